@@ -1,0 +1,111 @@
+# mohawk.h is one header: nothing here is needed to use it. This file builds the command line and the tests.
+# Needs a C compiler and GNU make. `make help` says what there is.
+
+CFLAGS ?= -O3
+CXX ?= c++
+PREFIX ?= /usr/local
+DESTDIR ?=
+BUILD ?= build
+PYTHON ?= python3
+JOBS ?= 2
+V ?= 0
+
+VERSION := $(shell sed -n 's/^.define MHK_VERSION "\(.*\)"/\1/p' mohawk.h 2>/dev/null)
+WARNINGS := -Wall -Wextra
+LIBS := -lm
+
+# OpenMP when the compiler has it together with its library; `make OPENMP=` builds without.
+ifeq ($(filter help clean uninstall,$(or $(MAKECMDGOALS),help)),)
+OPENMP := $(shell mkdir -p $(BUILD) && echo 'int omp_get_max_threads(void); int main(void) { return omp_get_max_threads() < 1; }' >$(BUILD)/openmp.c && \
+  $(CC) $(CFLAGS) -fopenmp $(BUILD)/openmp.c -o $(BUILD)/openmp.out >/dev/null 2>&1 && echo -fopenmp)
+endif
+
+TOOLS := $(filter-out tools/mohawk_impl.c,$(wildcard tools/*.c))
+TESTS := $(patsubst tests/%.c,%,$(wildcard tests/test_*.c))
+# these run once more with all arithmetic in double
+DOUBLE := $(filter test_golden test_ops test_distill,$(TESTS))
+PROGRAMS := $(TESTS:%=$(BUILD)/%) $(DOUBLE:%=$(BUILD)/%64)
+export CC CXX CFLAGS BUILD JOBS
+
+ifeq ($(V),1)
+show = @mkdir -p $(@D); echo '$(1)'; $(1)
+else
+show = @mkdir -p $(@D); if $(1); then printf 'building  %-18s %s ... ok\n' '$(@F)' '$(CC) $(CFLAGS) $(OPENMP)$(2)'; else \
+  printf 'building  %-18s %s ... failed\n' '$(@F)' '$(CC) $(CFLAGS) $(OPENMP)$(2)'; exit 1; fi
+endif
+
+.PHONY: help all demo test golden models bench interop install uninstall clean
+.DELETE_ON_ERROR:
+
+help:
+	@echo 'make demo              distil the bundled teacher into a state-space model, under 5 minutes'
+	@echo 'make all               build the command line: $(BUILD)/mohawk'
+	@echo 'make test              build and run all tests'
+	@echo 'make golden DIR=path   hold the header against reference numbers in path (default tests/golden)'
+	@echo 'make models DIR=path   hold it against model folders in path (default examples)'
+	@echo 'make bench             measure speed'
+	@echo 'make interop           compare with PyTorch (needs torch and transformers for $(PYTHON))'
+	@echo 'make install           header, pkg-config file, mohawk and its manual page; PREFIX=$(PREFIX) DESTDIR=$(DESTDIR)'
+	@echo 'make uninstall         remove what install put there'
+	@echo 'make clean             remove $(BUILD)'
+	@echo
+	@echo 'Variables: CC, CFLAGS (now $(CFLAGS)), OPENMP= for a build without OpenMP, V=1 to see the commands.'
+
+all: $(BUILD)/mohawk
+
+# The implementation, compiled once for each arithmetic and shared by the command line and the tests.
+$(BUILD)/mohawk.o: mohawk.h tools/mohawk_impl.c
+	$(call show,$(CC) $(WARNINGS) $(CFLAGS) $(OPENMP) -c tools/mohawk_impl.c -o $@)
+
+$(BUILD)/mohawk64.o: mohawk.h tools/mohawk_impl.c
+	$(call show,$(CC) $(WARNINGS) $(CFLAGS) $(OPENMP) -DMOHAWK_DOUBLE -c tools/mohawk_impl.c -o $@, -DMOHAWK_DOUBLE)
+
+$(BUILD)/mohawk: $(BUILD)/mohawk.o $(TOOLS) $(wildcard tools/*.h)
+	$(call show,$(CC) $(WARNINGS) $(CFLAGS) $(OPENMP) $(TOOLS) $(BUILD)/mohawk.o $(LIBS) -o $@)
+
+$(BUILD)/test_%64: tests/test_%.c $(BUILD)/mohawk64.o $(wildcard tests/*.h)
+	$(call show,$(CC) -std=gnu99 $(WARNINGS) $(CFLAGS) $(OPENMP) -DMOHAWK_DOUBLE $< $(BUILD)/mohawk64.o $(LIBS) -o $@, -DMOHAWK_DOUBLE)
+
+$(BUILD)/test_%: tests/test_%.c $(BUILD)/mohawk.o $(wildcard tests/*.h)
+	$(call show,$(CC) -std=gnu99 $(WARNINGS) $(CFLAGS) $(OPENMP) $< $(BUILD)/mohawk.o $(LIBS) -o $@)
+
+$(BUILD)/write_models: tests/write_models.c $(BUILD)/mohawk.o
+	$(call show,$(CC) -std=gnu99 $(WARNINGS) $(CFLAGS) $(OPENMP) $< $(BUILD)/mohawk.o $(LIBS) -o $@)
+
+demo: $(BUILD)/mohawk
+	@$(BUILD)/mohawk demo
+
+test:
+	@$(MAKE) --no-print-directory -j$(JOBS) $(PROGRAMS) $(BUILD)/mohawk $(BUILD)/write_models
+	@PYTHON='$(PYTHON)' sh tests/run.sh $(PROGRAMS) $(sort $(wildcard tests/test_*.sh)) tests/interop.py
+
+golden: $(BUILD)/test_golden $(BUILD)/test_golden64
+	@status=0; echo 'float32:'; $(BUILD)/test_golden --report --dir '$(or $(DIR),tests/golden)' || status=1; \
+	echo 'float64:'; $(BUILD)/test_golden64 --report --dir '$(or $(DIR),tests/golden)' || status=1; exit $$status
+
+models: $(BUILD)/test_sessions
+	@$(BUILD)/test_sessions --dir '$(or $(DIR),examples)'
+
+bench: $(BUILD)/mohawk
+	@$(BUILD)/mohawk bench
+
+interop: $(BUILD)/write_models
+	@$(PYTHON) tests/interop.py
+
+install: $(BUILD)/mohawk
+	@mkdir -p '$(DESTDIR)$(PREFIX)/include' '$(DESTDIR)$(PREFIX)/bin' '$(DESTDIR)$(PREFIX)/lib/pkgconfig' '$(DESTDIR)$(PREFIX)/share/man/man1'
+	@cp mohawk.h '$(DESTDIR)$(PREFIX)/include/mohawk.h'
+	@cp $(BUILD)/mohawk '$(DESTDIR)$(PREFIX)/bin/mohawk'
+	@cp tools/mohawk.1 '$(DESTDIR)$(PREFIX)/share/man/man1/mohawk.1'
+	@printf 'prefix=%s\nincludedir=$${prefix}/include\n\nName: mohawk\nDescription: distils Transformers into state-space models; single header\nVersion: %s\nCflags: -I$${includedir}\nLibs: -lm\n' \
+	  '$(PREFIX)' '$(VERSION)' >'$(DESTDIR)$(PREFIX)/lib/pkgconfig/mohawk.pc'
+	@chmod 644 '$(DESTDIR)$(PREFIX)/include/mohawk.h' '$(DESTDIR)$(PREFIX)/share/man/man1/mohawk.1' '$(DESTDIR)$(PREFIX)/lib/pkgconfig/mohawk.pc'
+	@echo 'installed mohawk.h, mohawk.pc, mohawk and mohawk.1 under $(DESTDIR)$(PREFIX)'
+
+uninstall:
+	@rm -f '$(DESTDIR)$(PREFIX)/include/mohawk.h' '$(DESTDIR)$(PREFIX)/bin/mohawk' '$(DESTDIR)$(PREFIX)/lib/pkgconfig/mohawk.pc' \
+	  '$(DESTDIR)$(PREFIX)/share/man/man1/mohawk.1'
+	@echo 'removed mohawk from $(DESTDIR)$(PREFIX)'
+
+clean:
+	@rm -rf '$(BUILD)'

@@ -1,0 +1,12349 @@
+#ifndef MHK__PASS
+#ifndef MOHAWK_H
+#define MOHAWK_H
+
+/* ====================================================================================================
+   INTERFACE                                                                            >>interface
+   ====================================================================================================
+   Shapes are written (slowest,...,fastest). B batch, T tokens, D d_model, H heads, P head size of the
+   values, G heads of B and C (or of keys and values), N d_state, V vocabulary, L layers.
+
+   Common to all functions: a context, and with it everything made from it, belongs to one thread at a
+   time. Functions given NULL, or whose context has failed, do nothing and return NULL, zero or the error,
+   so that a chain of calls is checked once at its end with mhk_failed(). */
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef MOHAWK_STATIC
+#define MHKDEF static
+#else
+#ifdef __cplusplus
+#define MHKDEF extern "C"
+#else
+#define MHKDEF extern
+#endif
+#endif
+
+#define MHK_VERSION_MAJOR 0
+#define MHK_VERSION_MINOR 1
+#define MHK_VERSION_PATCH 0
+#define MHK_VERSION "0.1.0"
+
+/* The arithmetic type: float, or double when MOHAWK_DOUBLE is defined (for checking; slow). It must be the same in
+   every file of a program. */
+#ifdef MOHAWK_DOUBLE
+typedef double mhk_real;
+#else
+typedef float mhk_real;
+#endif
+
+typedef ptrdiff_t mhk_index; /* sizes, positions and loop counters: signed, as wide as a pointer */
+
+typedef struct mhk_context mhk_context;
+typedef struct mhk_tape mhk_tape;
+typedef struct mhk_model mhk_model;
+typedef struct mhk_tokenizer mhk_tokenizer;
+typedef struct mhk_session mhk_session;
+typedef struct mhk_text mhk_text;
+typedef struct mhk_trainer mhk_trainer;
+
+/* ---------------------------------------------------------------------------------------- results */
+
+typedef enum mhk_result {
+  MHK_OK = 0,
+  MHK_ERROR_MEMORY = -1,      /* the allocator returned NULL, or a size does not fit the machine */
+  MHK_ERROR_ARGUMENT = -2,    /* a call makes no sense: NULL, out of range, missing */
+  MHK_ERROR_SHAPE = -3,       /* tensors do not fit each other */
+  MHK_ERROR_FILE = -4,        /* a file cannot be opened, read or written */
+  MHK_ERROR_FORMAT = -5,      /* a file was read and its content is wrong */
+  MHK_ERROR_CONFIG = -6,      /* a model configuration contradicts itself or the weights */
+  MHK_ERROR_UNSUPPORTED = -7, /* well-formed, but not something this version does */
+  MHK_ERROR_STATE = -8        /* right call, wrong time: a full cache, a finished trainer, diverged training */
+} mhk_result;
+
+/* The library's version as text, equal to MHK_VERSION of the header that was compiled. */
+MHKDEF const char *mhk_version(void);
+
+/* ---------------------------------------------------------------------------------------- context */
+
+/* Memory comes from here. alloc returns NULL when there is none; release gets the size back. Blocks need the
+   alignment of malloc only. Both are called from the thread that uses the context. */
+typedef struct mhk_allocator {
+  void *(*alloc)(void *user, size_t bytes);
+  void (*release)(void *user, void *block, size_t bytes);
+  void *user;
+} mhk_allocator;
+
+typedef enum mhk_log_level { MHK_LOG_ERROR = 1, MHK_LOG_WARNING = 2, MHK_LOG_INFO = 3 } mhk_log_level;
+typedef void (*mhk_log_fn)(void *user, mhk_log_level level, const char *message);
+
+/* Runs body(arg, task, worker) once for each task in [0,tasks), in any order, and returns when all are done; worker is
+   in [0,workers) and no two running bodies share one. */
+typedef void (*mhk_parallel_fn)(void *user, mhk_index tasks, void (*body)(void *arg, mhk_index task, int worker), void *arg);
+
+/* Instruction sets of the kernels. MHK_ISA_BEST asks for the best one that processor, compiler and build allow. */
+typedef enum mhk_isa { MHK_ISA_BEST = 0, MHK_ISA_SCALAR = 1, MHK_ISA_AVX2 = 2, MHK_ISA_AVX512 = 3, MHK_ISA_NEON = 4, MHK_ISA_WASM = 5 } mhk_isa;
+
+/* All zero is a good default. */
+typedef struct mhk_context_desc {
+  mhk_allocator allocator;      /* zero: MOHAWK_MALLOC / MOHAWK_FREE */
+  mhk_log_fn log;               /* warnings and notes; NULL: none */
+  void *log_user;
+  int threads;                  /* OpenMP threads; 0: one; -1: as many as OpenMP offers. Ignored without OpenMP. Results do not depend on it. */
+  mhk_parallel_fn parallel_for; /* the caller's own threads in place of OpenMP */
+  void *parallel_user;
+  int parallel_workers;         /* how many workers parallel_for has (needed with it) */
+  mhk_isa isa;                  /* 0: best. The environment variable MHK_ISA (scalar, avx2, avx512, neon, wasm) comes first. */
+} mhk_context_desc;
+
+/* A context: allocator, kernels, threads and the first error. desc may be NULL. Returns NULL only when not even the
+   context could be allocated; an impossible description gives a context that has failed and says why. */
+MHKDEF mhk_context *mhk_create(const mhk_context_desc *desc);
+/* Frees the context and everything made from it. */
+MHKDEF void mhk_destroy(mhk_context *ctx);
+
+/* Non-zero when ctx is NULL or an error happened since creation or mhk_clear_error(). */
+MHKDEF int mhk_failed(const mhk_context *ctx);
+MHKDEF mhk_result mhk_error(const mhk_context *ctx);
+/* The first error as one sentence naming the thing that is wrong and what would be right; "" when there is none.
+   Valid until the context is destroyed or the error cleared. */
+MHKDEF const char *mhk_message(const mhk_context *ctx);
+MHKDEF void mhk_clear_error(mhk_context *ctx);
+/* Makes ctx fail with the caller's own message (printf format), for user-defined ops and callbacks. Keeps an earlier error. Returns code. */
+MHKDEF mhk_result mhk_fail(mhk_context *ctx, mhk_result code, const char *format, ...)
+#if defined(__GNUC__) || defined(__clang__)
+    __attribute__((format(printf, 3, 4)))
+#endif
+    ;
+
+MHKDEF int mhk_threads(const mhk_context *ctx);                 /* workers in use */
+MHKDEF mhk_result mhk_set_threads(mhk_context *ctx, int threads); /* as mhk_context_desc.threads */
+MHKDEF const char *mhk_isa_name(const mhk_context *ctx);        /* "scalar", "avx2", ... in use */
+MHKDEF size_t mhk_memory_in_use(const mhk_context *ctx);        /* bytes the context holds of its allocator now */
+MHKDEF size_t mhk_memory_peak(const mhk_context *ctx);          /* the most it ever held */
+
+/* ---------------------------------------------------------------------------------------- tensors */
+
+#define MHK_MAX_RANK 5
+
+typedef enum mhk_dtype {
+  MHK_F32 = 1, MHK_F64, MHK_F16, MHK_BF16, MHK_I8, MHK_U8, MHK_I16, MHK_U16, MHK_I32, MHK_U32, MHK_I64, MHK_U64, MHK_BOOL
+} mhk_dtype;
+#ifdef MOHAWK_DOUBLE
+#define MHK_REAL MHK_F64
+#else
+#define MHK_REAL MHK_F32
+#endif
+MHKDEF size_t mhk_dtype_size(mhk_dtype dtype);      /* bytes of one element; 0 for an unknown type */
+MHKDEF const char *mhk_dtype_name(mhk_dtype dtype); /* as safetensors spells it: "F32", "BF16", ... */
+
+/* A contiguous row-major array. Read the fields freely; write only data and grad. Activations have dtype MHK_REAL;
+   frozen matrices of a model may stay in the type they were stored in. */
+typedef struct mhk_tensor {
+  void *data;                     /* count elements of dtype */
+  mhk_real *grad;                 /* count elements, or NULL before any gradient has arrived */
+  mhk_index shape[MHK_MAX_RANK];  /* shape[0..rank-1]; the rest is 1 */
+  mhk_index count;                /* product of the shape */
+  int rank;                       /* 0 (a scalar) to MHK_MAX_RANK */
+  mhk_dtype dtype;
+  int requires_grad;              /* gradients flow into it (parameters being trained, and all that depends on them) */
+  const char *name;               /* parameters: checkpoint name; else NULL */
+  mhk_context *ctx;
+  struct mhk_tensor *base;        /* views: the tensor whose memory this one shows */
+  mhk_index base_offset;          /* views: where in it, in elements */
+} mhk_tensor;
+
+/* data of a MHK_REAL tensor; NULL for NULL or another type */
+MHKDEF mhk_real *mhk_data(const mhk_tensor *x);
+/* a scalar's (or first element's) value; NaN for NULL */
+MHKDEF double mhk_value(const mhk_tensor *x);
+
+/* ---------------------------------------------------------------------------------------- tape */
+
+/* A tape owns the activations of a computation and what is needed to differentiate it. Ops run at once; while recording
+   is on and an input requires a gradient they also write themselves down. Everything made on a tape lives until the
+   tape is reset, rewound past it, or destroyed. Memory is kept for the next round: a loop of equal steps allocates only
+   in its first one. */
+MHKDEF mhk_tape *mhk_tape_create(mhk_context *ctx);
+MHKDEF void mhk_tape_destroy(mhk_tape *t);
+MHKDEF void mhk_tape_reset(mhk_tape *t);
+/* recording on (1, the default) or off (0, no-grad); returns what it was */
+MHKDEF int mhk_tape_record(mhk_tape *t, int on);
+/* a point to rewind to: tensors and records made after it are dropped, earlier ones stay */
+typedef struct mhk_tape_mark { size_t chunk, used; mhk_index records; } mhk_tape_mark;
+MHKDEF mhk_tape_mark mhk_tape_here(const mhk_tape *t);
+MHKDEF void mhk_tape_rewind(mhk_tape *t, mhk_tape_mark mark);
+MHKDEF mhk_context *mhk_tape_context(const mhk_tape *t);
+
+/* New tensors on the tape. values may be NULL for zeros; they are copied. */
+MHKDEF mhk_tensor *mhk_tensor_new(mhk_tape *t, int rank, const mhk_index *shape, const mhk_real *values);
+/* The same memory under another shape (same count), or rows [first,first+rows) of the first axis. Gradients are shared too. */
+MHKDEF mhk_tensor *mhk_reshape(mhk_tape *t, mhk_tensor *x, int rank, const mhk_index *shape);
+MHKDEF mhk_tensor *mhk_rows(mhk_tape *t, mhk_tensor *x, mhk_index first, mhk_index rows);
+/* x's values as a constant: no gradient flows back (shares the memory) */
+MHKDEF mhk_tensor *mhk_detach(mhk_tape *t, mhk_tensor *x);
+/* Marks a leaf as wanting a gradient and gives it a zeroed one. Returns x. */
+MHKDEF mhk_tensor *mhk_require_grad(mhk_tape *t, mhk_tensor *x);
+/* A parameter of the caller's own (not on the tape): lives as long as ctx, requires a gradient. values NULL: zeros. */
+MHKDEF mhk_tensor *mhk_parameter(mhk_context *ctx, const char *name, int rank, const mhk_index *shape, const mhk_real *values);
+MHKDEF void mhk_zero_grad(mhk_tensor *x);
+
+/* Adds d(loss)/dx to x->grad of every x that requires a gradient. loss must be a scalar. Runs each recorded op once, from
+   the last to the first; the records are then spent, the values stay. */
+MHKDEF mhk_result mhk_backward(mhk_tape *t, mhk_tensor *loss);
+/* the same from y of any shape and its cotangent (count of y) */
+MHKDEF mhk_result mhk_backward_from(mhk_tape *t, mhk_tensor *y, const mhk_real *cotangent);
+/* the same from several outputs at once */
+MHKDEF mhk_result mhk_backward_many(mhk_tape *t, int n, mhk_tensor *const *y, const mhk_real *const *cotangents);
+
+/* Runs f(t,user,x) without keeping its activations, and runs it again when the backward pass needs them: memory for time.
+   f must compute the same thing each time from x, parameters and user. */
+typedef mhk_tensor *(*mhk_block_fn)(mhk_tape *t, void *user, mhk_tensor *x);
+MHKDEF mhk_tensor *mhk_recompute(mhk_tape *t, mhk_block_fn f, void *user, mhk_tensor *x);
+
+/* An op of the caller's own. forward fills out->data; backward reads out->grad and adds to in[i]->grad where
+   mhk_wants_grad(t,in[i]) (which also makes the gradient's memory). user_size bytes of user are copied, so that a struct on the
+   stack serves. Returns the output, of the given shape. */
+typedef struct mhk_op {
+  mhk_tape *tape;
+  mhk_tensor *out;
+  mhk_tensor *const *in;
+  int inputs;
+  void *user;
+} mhk_op;
+MHKDEF mhk_tensor *mhk_custom(mhk_tape *t, int inputs, mhk_tensor *const *in, int rank, const mhk_index *shape, void (*forward)(const mhk_op *op),
+                              void (*backward)(const mhk_op *op), const void *user, size_t user_size);
+MHKDEF int mhk_wants_grad(mhk_tape *t, mhk_tensor *x);
+
+/* Compares the tape's gradient of f with respect to x with central finite differences, element by element (at most 256,
+   evenly spread). f builds a scalar from x and whatever else it likes. error is |analytic - numeric| over the largest |gradient|
+   seen; steps are 1e-2 of x's scale in float32, 1e-5 in float64. Returns the error of the worst element (NaN after a failure);
+   report may be NULL. x gets its values back; gradients it held are lost. */
+typedef struct mhk_gradient_report { double error, analytic, numeric; mhk_index at, checked; } mhk_gradient_report;
+MHKDEF double mhk_check_gradient(mhk_tape *t, mhk_tensor *(*f)(mhk_tape *t, void *user), void *user, mhk_tensor *x, mhk_gradient_report *report);
+
+/* ---------------------------------------------------------------------------------------- ops */
+
+/* Elementwise and reductions. a and b have the same shape, or b is a vector of a's last axis, or b is a scalar. */
+MHKDEF mhk_tensor *mhk_add(mhk_tape *t, mhk_tensor *a, mhk_tensor *b);
+MHKDEF mhk_tensor *mhk_sub(mhk_tape *t, mhk_tensor *a, mhk_tensor *b);
+MHKDEF mhk_tensor *mhk_mul(mhk_tape *t, mhk_tensor *a, mhk_tensor *b);
+MHKDEF mhk_tensor *mhk_scale(mhk_tape *t, mhk_tensor *x, double factor);
+MHKDEF mhk_tensor *mhk_square(mhk_tape *t, mhk_tensor *x);
+MHKDEF mhk_tensor *mhk_sqrt(mhk_tape *t, mhk_tensor *x);
+MHKDEF mhk_tensor *mhk_exp(mhk_tape *t, mhk_tensor *x);
+MHKDEF mhk_tensor *mhk_log(mhk_tape *t, mhk_tensor *x);
+MHKDEF mhk_tensor *mhk_sigmoid(mhk_tape *t, mhk_tensor *x);
+MHKDEF mhk_tensor *mhk_softplus(mhk_tape *t, mhk_tensor *x);
+MHKDEF mhk_tensor *mhk_silu(mhk_tape *t, mhk_tensor *x);
+MHKDEF mhk_tensor *mhk_gelu(mhk_tape *t, mhk_tensor *x); /* gelu_new, the tanh form Phi uses */
+MHKDEF mhk_tensor *mhk_sum(mhk_tape *t, mhk_tensor *x);  /* over everything: a scalar */
+MHKDEF mhk_tensor *mhk_mean(mhk_tape *t, mhk_tensor *x);
+MHKDEF mhk_tensor *mhk_sum_last(mhk_tape *t, mhk_tensor *x);  /* over the last axis: (...,n) -> (...) */
+MHKDEF mhk_tensor *mhk_softmax(mhk_tape *t, mhk_tensor *x);   /* over the last axis */
+/* (...,m,k) x (...,k,n) -> (...,m,n), leading axes equal; transpose_b: b is (...,n,k) */
+MHKDEF mhk_tensor *mhk_matmul(mhk_tape *t, mhk_tensor *a, mhk_tensor *b, int transpose_b);
+/* columns [first,first+width) of the last axis, as a copy */
+MHKDEF mhk_tensor *mhk_columns(mhk_tape *t, mhk_tensor *x, mhk_index first, mhk_index width);
+/* axes 1 and 2 exchanged, as a copy: (B,T,H,P) -> (B,H,T,P) */
+MHKDEF mhk_tensor *mhk_swap_heads(mhk_tape *t, mhk_tensor *x);
+
+/* weight (V,D), tokens B*T ids below V -> (B,T,D) */
+MHKDEF mhk_tensor *mhk_embedding(mhk_tape *t, mhk_tensor *weight, const int32_t *tokens, mhk_index B, mhk_index T);
+/* x (...,K), weight (N,K) as PyTorch's Linear, bias (N) or NULL -> (...,N). _gelu applies gelu_new; _add adds residual (...,N). */
+MHKDEF mhk_tensor *mhk_linear(mhk_tape *t, mhk_tensor *x, mhk_tensor *weight, mhk_tensor *bias);
+MHKDEF mhk_tensor *mhk_linear_gelu(mhk_tape *t, mhk_tensor *x, mhk_tensor *weight, mhk_tensor *bias);
+MHKDEF mhk_tensor *mhk_linear_add(mhk_tape *t, mhk_tensor *x, mhk_tensor *weight, mhk_tensor *bias, mhk_tensor *residual);
+/* over the last axis n: weight (n), bias (n) */
+MHKDEF mhk_tensor *mhk_layer_norm(mhk_tape *t, mhk_tensor *x, mhk_tensor *weight, mhk_tensor *bias, double eps);
+MHKDEF mhk_tensor *mhk_rms_norm(mhk_tape *t, mhk_tensor *x, mhk_tensor *weight, double eps);
+/* y * silu(z + z_bias): y, z (...,E), z_bias (E) or NULL */
+MHKDEF mhk_tensor *mhk_gate(mhk_tape *t, mhk_tensor *y, mhk_tensor *z, mhk_tensor *z_bias);
+
+/* Document boundaries of packed sequences: doc (B,T); a new document starts wherever the value differs from the token before
+   it. NULL: one document a row. Attention does not look across, states restart, rotary positions count from the start. The first
+   document of a row continues the given state; offset is the position of its first token. */
+
+/* Rotary embedding (half-split): x (B,T,H,P), feature i < dim/2 of each head turns with feature i + dim/2 by position * theta^(-2i/dim). */
+MHKDEF mhk_tensor *mhk_rotary(mhk_tape *t, mhk_tensor *x, int dim, double theta, const int32_t *doc, mhk_index offset);
+
+/* Keys and values of the tokens so far. The arrays are the caller's: (B,capacity,G,P) each. */
+typedef struct mhk_kv_cache { mhk_real *k, *v; mhk_index capacity, length; } mhk_kv_cache;
+
+/* Causal softmax attention: q (B,T,H,P), k and v (B,T,G,P), G divides H -> (B,T,H,P), scale 1/sqrt(P). Tiles with a running softmax:
+   no T*T memory. With a cache (no-grad only) k and v are appended to it first, and queries see all of it; error when it is full. */
+MHKDEF mhk_tensor *mhk_attention(mhk_tape *t, mhk_tensor *q, mhk_tensor *k, mhk_tensor *v, const int32_t *doc, mhk_kv_cache *cache);
+/* its matrix after softmax: (B,H,T,T), zeros above the diagonal */
+MHKDEF mhk_tensor *mhk_attention_matrix(mhk_tape *t, mhk_tensor *q, mhk_tensor *k, const int32_t *doc);
+
+/* Causal depthwise convolution: x (B,T,C), weight (C,1,W) with tap W-1 on the current token, bias (C) or NULL -> (B,T,C).
+   state (B,C,W-1), oldest first, holds the inputs before the first token and is updated (no-grad only); NULL: zeros. silu: applied after. */
+MHKDEF mhk_tensor *mhk_conv1d(mhk_tape *t, mhk_tensor *x, mhk_tensor *weight, mhk_tensor *bias, int silu, const int32_t *doc, mhk_real *state);
+/* the same with the channels handed out as n tensors of widths[i] channels, out[i] (B,T,widths[i]) */
+MHKDEF mhk_result mhk_conv1d_split(mhk_tape *t, mhk_tensor *x, mhk_tensor *weight, mhk_tensor *bias, int silu, const int32_t *doc, mhk_real *state, int n,
+                                   const mhk_index *widths, mhk_tensor **out);
+
+/* State-space duality (Dao & Gu 2024, arXiv 2405.21060): h_t = exp(log_a_t) h_{t-1} + x_t B_t^T, y_t = h_t C_t (+ D_h x_t).
+   x (B,T,H,P), log_a (B,T,H) <= 0, Bm and Cm (B,T,G,N), head h uses group h/(H/G) -> (B,T,H,P). */
+typedef enum mhk_ssd_form { MHK_SSD_AUTO = 0, MHK_SSD_CHUNKED = 1, MHK_SSD_RECURRENT = 2 } mhk_ssd_form;
+typedef struct mhk_ssd_desc {
+  mhk_tensor *D;             /* (H) or NULL */
+  mhk_tensor *initial_state; /* (B,H,P,N) or NULL for zeros; gets a gradient if it wants one */
+  mhk_tensor **final_state;  /* if not NULL receives the state (B,H,P,N) after the last token; gradients may flow into it */
+  const int32_t *doc;
+  mhk_index chunk;           /* tokens a chunk; 0: chosen by size. Results differ by rounding only. */
+  mhk_ssd_form form;         /* AUTO: recurrent for a few tokens without gradient, else chunked */
+} mhk_ssd_desc;
+MHKDEF mhk_tensor *mhk_ssd(mhk_tape *t, mhk_tensor *x, mhk_tensor *log_a, mhk_tensor *Bm, mhk_tensor *Cm, const mhk_ssd_desc *desc);
+/* its matrix (B,H,T,T): M[t,s] = (C_t . B_s) exp(log_a_{s+1} + ... + log_a_t) for s <= t, plus D_h (or NULL) on the diagonal */
+MHKDEF mhk_tensor *mhk_ssd_matrix(mhk_tape *t, mhk_tensor *log_a, mhk_tensor *Bm, mhk_tensor *Cm, mhk_tensor *D, const int32_t *doc);
+
+/* Losses: scalars. logits (...,V); labels one id a row, negative: the row does not count. Means over the rows that count. */
+MHKDEF mhk_tensor *mhk_cross_entropy(mhk_tape *t, mhk_tensor *logits, const int32_t *labels);
+/* cross-entropy of softmax(logits / temperature) against softmax(target_logits); the target gets no gradient */
+MHKDEF mhk_tensor *mhk_cross_entropy_soft(mhk_tape *t, mhk_tensor *logits, mhk_tensor *target_logits, double temperature);
+/* KL(softmax(target_logits) || softmax(logits)) */
+MHKDEF mhk_tensor *mhk_kl(mhk_tape *t, mhk_tensor *logits, mhk_tensor *target_logits);
+/* mean over rows of || x - target ||_2 over the last axis (MOHAWK stage 2); the target gets no gradient */
+MHKDEF mhk_tensor *mhk_hidden_distance(mhk_tape *t, mhk_tensor *x, mhk_tensor *target);
+/* mean over (B,H) of || x - target ||_F, both (B,H,T,T) (MOHAWK stage 1) */
+MHKDEF mhk_tensor *mhk_matrix_distance(mhk_tape *t, mhk_tensor *x, mhk_tensor *target);
+/* mhk_matrix_distance(mhk_ssd_matrix(log_a,Bm,Cm,D), mhk_attention_matrix(q,k)) without making either: memory in T, not T*T.
+   relative, if not NULL, receives per head || M_s - M_t ||_F / || M_t ||_F, mean over the batch (H values). q and k get no gradient. */
+MHKDEF mhk_tensor *mhk_matrix_orientation(mhk_tape *t, mhk_tensor *log_a, mhk_tensor *Bm, mhk_tensor *Cm, mhk_tensor *D, mhk_tensor *q, mhk_tensor *k,
+                                          const int32_t *doc, double *relative);
+
+/* ---------------------------------------------------------------------------------------- models */
+
+typedef enum mhk_arch { MHK_ARCH_PHI = 1, MHK_ARCH_PHI_MAMBA = 2, MHK_ARCH_MAMBA2 = 3 } mhk_arch;
+typedef enum mhk_mixer { MHK_MIXER_ATTENTION = 1, MHK_MIXER_DISCRETE_MAMBA2 = 2, MHK_MIXER_MAMBA2 = 3 } mhk_mixer;
+#define MHK_MAX_LAYERS 256
+
+/* What a model is. arch decides block form, names and config.json; mixer[l] the mixer of layer l. Fields that do not concern
+   the mixers in use are zero. */
+typedef struct mhk_config {
+  mhk_arch arch;
+  int n_layer, d_model, vocab_size;
+  int d_mlp;                     /* width of the MLP; 0 for Mamba-2 */
+  double norm_eps;
+  int tie_embeddings;            /* lm_head shares the embedding */
+  int max_position;              /* tokens the teacher was made for; a note, nothing stops there */
+  /* attention */
+  int n_head, n_kv_head, head_dim, rotary_dim, qk_layernorm;
+  double rope_theta;
+  /* state-space mixers */
+  int ssm_heads, ssm_groups, ssm_head_dim, d_state, d_conv, chunk_size; /* d_inner = ssm_heads * ssm_head_dim */
+  int ssm_rotary_dim;            /* discrete Mamba-2 only; 0: none */
+  int conv_silu;                 /* activation after the convolution: 0 identity, 1 silu */
+  int conv_bias, proj_bias;      /* Mamba-2: use_conv_bias, use_bias */
+  double dt_min, dt_max;         /* Mamba-2: time_step_limit; dt_max 0: none */
+  int pad_vocab_multiple;        /* phi-mamba: pad_vocab_size_multiple */
+  unsigned char mixer[MHK_MAX_LAYERS]; /* mhk_mixer of each layer */
+} mhk_config;
+
+/* Named shapes: "phi-1", "phi-1.5", "phi-2", "phi-mamba-1.5b", "hybrid-phi-mamba-1.5b", "mamba2-130m", "mamba2-1.3b". */
+MHKDEF mhk_result mhk_config_preset(mhk_context *ctx, const char *name, mhk_config *config);
+/* Checks that a configuration makes sense; the error is a sentence with the numbers in it. */
+MHKDEF mhk_result mhk_config_check(mhk_context *ctx, const mhk_config *config);
+/* config.json of PhiForCausalLM, phi-mamba (plain, or under one outer key "config") or Mamba2ForCausalLM. where names the text in errors. */
+MHKDEF mhk_result mhk_config_parse(mhk_context *ctx, const char *json, size_t length, const char *where, mhk_config *config);
+/* The same out again: writes at most capacity bytes with a terminating 0, returns the length without it (call with NULL, 0 to learn it). */
+MHKDEF size_t mhk_config_format(const mhk_config *config, char *json, size_t capacity);
+MHKDEF double mhk_config_parameters(const mhk_config *config); /* how many numbers the model has */
+
+/* Reads a model: a folder with config.json and model.safetensors (or shards with their index), and the tokenizer beside it if there is one; or
+   one .safetensors file that mhk_save() wrote, with both in its metadata. Weights are mapped and stay in their stored type: the model is frozen. */
+MHKDEF mhk_model *mhk_load(mhk_context *ctx, const char *path);
+/* A new model with weights drawn as PyTorch's layers draw them. Trainable. */
+MHKDEF mhk_model *mhk_model_create(mhk_context *ctx, const mhk_config *config, uint64_t seed);
+MHKDEF void mhk_model_destroy(mhk_model *m);
+/* Writes a folder: config.json, model.safetensors (dtype MHK_F32, MHK_F16, MHK_BF16; 0: MHK_F32), tokenizer.json when the model has one.
+   A path ending in .safetensors is one file with all three inside. Written under another name and renamed: never half a file. */
+MHKDEF mhk_result mhk_save(mhk_model *m, const char *path, mhk_dtype dtype);
+
+MHKDEF const mhk_config *mhk_model_config(const mhk_model *m);
+MHKDEF mhk_tokenizer *mhk_model_tokenizer(const mhk_model *m);             /* the model's, or NULL */
+MHKDEF mhk_result mhk_model_set_tokenizer(mhk_model *m, mhk_tokenizer *k); /* k must live as long as the model */
+MHKDEF int mhk_model_tensors(const mhk_model *m);
+MHKDEF mhk_tensor *mhk_model_tensor(const mhk_model *m, int i);
+MHKDEF mhk_tensor *mhk_model_find(const mhk_model *m, const char *name);   /* by checkpoint name; NULL if absent */
+/* Turns all parameters into trainable float32 (float64) copies. */
+MHKDEF mhk_result mhk_model_make_trainable(mhk_model *m);
+
+/* How a student's new mixers start (method: Bick et al. 2024 section 4; "The Mamba in the Llama", arXiv 2408.15237, for attention). */
+typedef enum mhk_init { MHK_INIT_DEFAULT = 0, MHK_INIT_IDENTITY = 1, MHK_INIT_ATTENTION = 2, MHK_INIT_RANDOM = 3 } mhk_init;
+typedef struct mhk_student_desc {
+  const int *keep_attention; /* layers that stay attention: a hybrid */
+  int n_keep_attention;
+  int d_state;               /* 0: the teacher's head size */
+  int rotary_dim;            /* rotary embedding on B and C; 0: the teacher's; -1: none (the released Phi-Mamba) */
+  mhk_init init;             /* 0: attention */
+  int chunk_size;            /* 0: 128 */
+  uint64_t seed;             /* 0: 1 */
+} mhk_student_desc;
+/* A Phi-Mamba student of a Phi teacher: takes over embedding, norms, MLPs, head and kept attention layers; its other mixers are new. desc may be NULL. */
+MHKDEF mhk_model *mhk_student_create(mhk_context *ctx, mhk_model *teacher, const mhk_student_desc *desc);
+/* The two halves of it, for models made otherwise. transfer copies every weight that both have and that is no state-space mixer's. */
+MHKDEF mhk_result mhk_model_transfer(mhk_model *student, mhk_model *teacher);
+MHKDEF mhk_result mhk_model_init_mixers(mhk_model *student, mhk_model *teacher, mhk_init init, uint64_t seed);
+
+/* The state of a running sequence batch: constant for state-space layers, growing to capacity for attention ones. */
+typedef struct mhk_state mhk_state;
+MHKDEF mhk_state *mhk_state_create(mhk_model *m, mhk_index batch, mhk_index capacity); /* capacity: tokens of key/value cache; unused without attention */
+MHKDEF void mhk_state_destroy(mhk_state *s);
+MHKDEF void mhk_state_reset(mhk_state *s);
+MHKDEF size_t mhk_state_bytes(const mhk_config *config, mhk_index batch, mhk_index capacity); /* bytes of such a state */
+MHKDEF mhk_index mhk_state_position(const mhk_state *s);                     /* tokens seen */
+MHKDEF mhk_real *mhk_state_conv(mhk_state *s, int layer); /* (B,channels,d_conv-1) of a state-space layer, else NULL */
+MHKDEF mhk_real *mhk_state_ssm(mhk_state *s, int layer);  /* (B,H,P,N) of a state-space layer, else NULL */
+
+typedef struct mhk_forward_desc {
+  const int32_t *doc; /* document of each token (B,T), or NULL */
+  mhk_state *state;   /* continue here and advance it (no-grad only), or NULL */
+  int recompute;      /* recompute each block in the backward pass instead of keeping its activations */
+  int last_only;      /* logits of the last token only: (B,1,V) */
+  mhk_tensor **residuals; /* if not NULL receives the L+1 residual streams: input of block 0..L-1 and the last block's output */
+} mhk_forward_desc;
+/* tokens (B,T) -> logits (B,T,V). desc may be NULL. */
+MHKDEF mhk_tensor *mhk_forward(mhk_tape *t, mhk_model *m, const int32_t *tokens, mhk_index B, mhk_index T, const mhk_forward_desc *desc);
+/* Its pieces. x (B,T,D) is the residual stream; u is x after the block's norm. */
+MHKDEF mhk_tensor *mhk_forward_embedding(mhk_tape *t, mhk_model *m, const int32_t *tokens, mhk_index B, mhk_index T);
+MHKDEF mhk_tensor *mhk_forward_norm(mhk_tape *t, mhk_model *m, int layer, mhk_tensor *x);
+MHKDEF mhk_tensor *mhk_forward_mixer(mhk_tape *t, mhk_model *m, int layer, mhk_tensor *u, const mhk_forward_desc *desc);
+MHKDEF mhk_tensor *mhk_forward_block(mhk_tape *t, mhk_model *m, int layer, mhk_tensor *x, const mhk_forward_desc *desc);
+MHKDEF mhk_tensor *mhk_forward_head(mhk_tape *t, mhk_model *m, mhk_tensor *x);
+/* the mixing matrix of a layer: (B,H,T,T) */
+MHKDEF mhk_tensor *mhk_forward_matrix(mhk_tape *t, mhk_model *m, int layer, mhk_tensor *u, const int32_t *doc);
+
+/* ---------------------------------------------------------------------------------------- files */
+
+/* safetensors (huggingface/safetensors, format of version 0.4): 8 bytes of header length, a JSON header, raw little-endian tensors. */
+typedef struct mhk_file mhk_file;
+typedef struct mhk_file_tensor {
+  const char *name;
+  mhk_dtype dtype;
+  int rank;
+  mhk_index shape[MHK_MAX_RANK];
+  mhk_index count;
+  const void *data; /* in the mapped file: little-endian, aligned to the element or not */
+  size_t bytes;
+} mhk_file_tensor;
+/* Opens a safetensors file, a folder's model.safetensors, or an index of shards. Everything is checked before it is believed. */
+MHKDEF mhk_file *mhk_file_open(mhk_context *ctx, const char *path);
+MHKDEF mhk_file *mhk_file_open_memory(mhk_context *ctx, const void *data, size_t bytes); /* data must stay */
+MHKDEF void mhk_file_close(mhk_file *f);
+MHKDEF int mhk_file_tensors(const mhk_file *f);
+MHKDEF const mhk_file_tensor *mhk_file_tensor_at(const mhk_file *f, int i);            /* sorted by name */
+MHKDEF const mhk_file_tensor *mhk_file_find(const mhk_file *f, const char *name);
+MHKDEF const char *mhk_file_metadata(const mhk_file *f, const char *key, size_t *length); /* text of __metadata__, or NULL; length may be NULL */
+MHKDEF mhk_result mhk_file_read(mhk_context *ctx, const mhk_file_tensor *x, mhk_real *out);     /* converts any number type */
+MHKDEF mhk_result mhk_file_read_i32(mhk_context *ctx, const mhk_file_tensor *x, int32_t *out);  /* integer types; error when one does not fit */
+/* Writing: describe all tensors, then write. data is in host byte order and dtype; metadata is n_metadata pairs key, value. */
+MHKDEF mhk_result mhk_file_write(mhk_context *ctx, const char *path, int n, const mhk_file_tensor *tensors, int n_metadata, const char *const *metadata);
+
+/* ---------------------------------------------------------------------------------------- tokenizer */
+
+/* Byte-level BPE as GPT-2 and Phi use it. path: a folder or file: tokenizer.json, or vocab.json with merges.txt (and added_tokens.json), or
+   encoder.json with vocab.bpe. */
+MHKDEF mhk_tokenizer *mhk_tokenizer_load(mhk_context *ctx, const char *path);
+MHKDEF mhk_tokenizer *mhk_tokenizer_parse(mhk_context *ctx, const char *json, size_t length); /* a tokenizer.json in memory */
+MHKDEF void mhk_tokenizer_destroy(mhk_tokenizer *k);
+/* Any bytes in, ids out: writes at most capacity, returns how many there are (call again with more room if larger); -1 on error. Added tokens found in
+   the text become their ids; none are put around it. Time is linear in length. mhk_decode() gives the bytes back (unless the tokenizer.json
+   asks for add_prefix_space, lstrip or rstrip, which change the text). */
+MHKDEF mhk_index mhk_encode(mhk_tokenizer *k, const char *text, size_t length, int32_t *ids, mhk_index capacity);
+/* The bytes of ids: writes at most capacity (no terminating 0), returns how many there are; -1 when an id does not exist. */
+MHKDEF mhk_index mhk_decode(mhk_tokenizer *k, const int32_t *ids, mhk_index n, char *text, size_t capacity);
+MHKDEF int mhk_tokenizer_size(const mhk_tokenizer *k);                    /* one more than the largest id */
+MHKDEF int32_t mhk_tokenizer_id(mhk_tokenizer *k, const char *token);     /* id of an added or special token ("<|endoftext|>"), -1 if absent */
+MHKDEF const char *mhk_token_bytes(mhk_tokenizer *k, int32_t id, size_t *length); /* bytes of one token, NULL if the id does not exist */
+MHKDEF int32_t mhk_tokenizer_end(const mhk_tokenizer *k);                 /* id of the end-of-text token, -1 if there is none */
+MHKDEF const char *mhk_tokenizer_json(mhk_tokenizer *k, size_t *length);  /* the tokenizer as a tokenizer.json; the tokenizer's memory */
+
+/* Streaming: gives back only whole UTF-8 characters, holding an unfinished one until the next call; bytes that can be no character become
+   U+FFFD, one for each longest start of a character that breaks off. */
+typedef struct mhk_stream { unsigned char held[4]; int n_held; } mhk_stream; /* zero to start */
+MHKDEF size_t mhk_stream_push(mhk_stream *s, const char *bytes, size_t length, char *out); /* returns bytes written; out has room for 3 * (length + 4) */
+MHKDEF size_t mhk_stream_finish(mhk_stream *s, char *out);                                 /* at the end: what is held, as U+FFFD (3 bytes) or nothing */
+
+/* ---------------------------------------------------------------------------------------- sessions */
+
+typedef struct mhk_session_desc {
+  mhk_index batch;    /* sequences that run in step; 0: 1 */
+  mhk_index capacity; /* tokens an attention layer's cache holds; 0: the model's max_position, or 2048 */
+} mhk_session_desc;
+typedef struct mhk_sampling {
+  double temperature; /* 0: 1; negative: greedy */
+  int top_k;          /* 0: all */
+  double top_p;       /* 0: 1 */
+  double min_p;       /* keep tokens at least this share of the most likely one's probability; 0: all */
+  uint64_t seed;      /* used when it differs from the session's last; 0: keep going */
+} mhk_sampling;
+/* Runs a model token by token; desc may be NULL. The session holds states and logits; the model must outlive it. */
+MHKDEF mhk_session *mhk_session_create(mhk_model *m, const mhk_session_desc *desc);
+MHKDEF void mhk_session_destroy(mhk_session *s);
+MHKDEF void mhk_session_reset(mhk_session *s);
+/* Prefill: n tokens for each sequence, (batch,n). Logits of the last one are then in mhk_logits(). */
+MHKDEF mhk_result mhk_feed(mhk_session *s, const int32_t *tokens, mhk_index n);
+/* Text through the model's tokenizer (batch 1). At the start of a sequence the end-of-text token goes first, as the teachers were trained. */
+MHKDEF mhk_result mhk_feed_text(mhk_session *s, const char *text);
+MHKDEF const mhk_real *mhk_logits(const mhk_session *s); /* (batch,V) after the last token fed; NULL before */
+/* Draws the next token of sequence 0 from the logits and feeds it. Returns it, or -1 at end of text or failure. sampling NULL: temperature 0.8, top_p 0.95. */
+MHKDEF int32_t mhk_sample(mhk_session *s, const mhk_sampling *sampling);
+/* the same for every sequence: tokens (batch); end-of-text is a token like any other */
+MHKDEF mhk_result mhk_sample_batch(mhk_session *s, const mhk_sampling *sampling, int32_t *tokens);
+MHKDEF const char *mhk_text_out(mhk_session *s);         /* whole characters that mhk_sample() finished in its last call; 0-terminated, session's memory */
+
+/* ---------------------------------------------------------------------------------------- text */
+
+/* Training text: one long row of tokens, documents each starting with the end-of-text token. */
+/* n files of text; documents are separated by the end-of-text token written out (<|endoftext|>). max_document > 0 cuts longer documents at line ends as soon
+   as they pass that many bytes. repeat[i] uses file i that many times (NULL: once). Documents are shuffled by seed (0: order kept). */
+typedef struct mhk_text_desc {
+  int n_files;
+  const char *const *files;
+  const int *repeat;
+  size_t max_document;
+  const size_t *max_document_of; /* per file, instead of max_document */
+  uint64_t seed;
+} mhk_text_desc;
+MHKDEF mhk_text *mhk_text_load(mhk_context *ctx, mhk_tokenizer *k, const mhk_text_desc *desc);
+/* The caller's tokens, copied; end: the id that starts a document, -1: none. */
+MHKDEF mhk_text *mhk_text_from_tokens(mhk_context *ctx, const int32_t *tokens, mhk_index n, int32_t end);
+/* Text that the model itself writes, document after document, at temperature 1: for distillation without a corpus. progress, if not NULL, is called
+   with tokens done and wanted; non-zero from it stops (the text then holds what there is). Depends on seed only, not on threads. */
+typedef int (*mhk_progress_fn)(void *user, mhk_index done, mhk_index total);
+MHKDEF mhk_text *mhk_text_sample(mhk_model *m, mhk_index tokens, uint64_t seed, mhk_progress_fn progress, void *user);
+MHKDEF void mhk_text_destroy(mhk_text *x);
+MHKDEF mhk_index mhk_text_tokens(const mhk_text *x, const int32_t **tokens);
+
+/* ---------------------------------------------------------------------------------------- distillation */
+
+typedef enum mhk_trains { MHK_TRAIN_DEFAULT = 0, MHK_TRAIN_MATRICES = 1, MHK_TRAIN_MIXERS = 2, MHK_TRAIN_ALL = 3 } mhk_trains;
+typedef enum mhk_decays { MHK_DECAY_ALL = 0, MHK_DECAY_MATRICES = 1 } mhk_decays; /* which trained tensors weight decay applies to */
+/* One stage. Zero means the default named here. */
+typedef struct mhk_stage_desc {
+  mhk_index tokens;      /* budget, rounded down to whole updates; 0: the stage is skipped */
+  double lr;             /* top learning rate; 0: by stage and d_model (mhk_distill_defaults) */
+  double lr_low;         /* where the decay ends; 0: 1e-8 */
+  double warmup;         /* share of updates; 0: 0.05; negative: none */
+  double decay;          /* share of updates; 0: 0.5; negative: none */
+  double weight_decay;   /* 0: 0.1; negative: none */
+  double clip;           /* global gradient norm; 0: 1 in stage 3, none else; negative: none */
+  double temperature;    /* stage 3, on the student's logits; 0: 1 */
+  double hard_labels;    /* stage 3: weight of cross-entropy against the text; 0: none */
+  double own_stream;     /* stage 3: lambda of own-stream alignment; 0: 0.03; negative: none */
+  mhk_trains trains;     /* 0: stage 1 in_proj, conv1d and D; stage 2 the mixers that are not kept attention; stage 3 everything */
+} mhk_stage_desc;
+
+typedef enum mhk_windows { MHK_WINDOWS_RANDOM = 0, MHK_WINDOWS_PACKED = 1 } mhk_windows; /* random places, or documents packed with boundaries in order */
+typedef struct mhk_distill_desc {
+  mhk_model *teacher;           /* frozen */
+  mhk_model *student;           /* trainable, from mhk_student_create(); NULL: made from the next line */
+  mhk_student_desc student_desc;
+  mhk_text *text;
+  mhk_stage_desc stages[3];     /* matrices, hidden states, predictions */
+  mhk_index batch, length;      /* sequences of how many tokens at once; 0: 8 and 256 */
+  mhk_index update_tokens;      /* tokens an update, by gradient accumulation; 0: batch * length */
+  mhk_windows windows;
+  double beta1, beta2, eps;     /* AdamW; 0: 0.9, 0.95, 1e-8 */
+  mhk_decays decays;
+  int recompute;                /* stage 3 recomputes blocks in the backward pass: less memory, a third more time */
+  uint64_t seed;                /* text windows; 0: 1 */
+  const char *out;              /* folder for checkpoints; NULL: none */
+  double checkpoint_seconds;    /* between checkpoints; 0: 60; negative: only at the end of a stage and on request */
+  int fresh;                    /* start over even if out holds a checkpoint */
+  /* Sums gradients over the workers of a data-parallel job: called once an update with all gradients of the stage (n numbers); returns non-zero to fail.
+     world and rank divide the batch's windows. */
+  int (*exchange)(void *user, mhk_real *gradients, size_t n);
+  void *exchange_user;
+  int world, rank;              /* 0: 1 worker */
+} mhk_distill_desc;
+
+/* What a description means after defaults. */
+MHKDEF mhk_distill_desc mhk_distill_defaults(const mhk_distill_desc *desc);
+/* Memory the run will hold at its peak beyond the teacher's file, in bytes (an estimate from above). */
+MHKDEF double mhk_distill_bytes(const mhk_distill_desc *desc);
+/* A trainer; resumes when out holds a checkpoint of the same run (a different description is an error that names the difference). */
+MHKDEF mhk_trainer *mhk_distill(mhk_context *ctx, const mhk_distill_desc *desc);
+MHKDEF void mhk_trainer_destroy(mhk_trainer *tr);
+/* One update. Returns 1 while there is more to do, 0 when done or failed. */
+MHKDEF int mhk_train_step(mhk_trainer *tr);
+/* One update of the given stage on the caller's tokens (B,T) at the caller's learning rate: the arithmetic of mhk_train_step() without schedule and
+   data, for tests and for loops of one's own. Returns the loss (NaN on failure). */
+MHKDEF double mhk_train_on(mhk_trainer *tr, int stage, const int32_t *tokens, mhk_index B, mhk_index T, const int32_t *doc, double lr);
+typedef struct mhk_progress_info {
+  int stage;                /* 1..3 */
+  int stage_done;           /* the last step ended its stage */
+  int resumed;              /* the run continued from a checkpoint */
+  mhk_index step, steps;    /* updates done in this stage, and its total */
+  mhk_index tokens, total_tokens; /* of this stage */
+  double loss;              /* of the last update */
+  double loss_average;      /* running mean over about the last 20 */
+  double lr, grad_norm;     /* grad_norm before clipping; 0 where not computed */
+  double seconds, tokens_per_second, seconds_left; /* this stage; left: this stage, from the rate so far */
+  const double *layer_loss; /* stages 1 and 2: L losses, 0 for kept attention; NULL in stage 3 */
+  const double *relative;   /* stage 1: (L,H) relative errors; else NULL */
+} mhk_progress_info;
+MHKDEF const mhk_progress_info *mhk_progress(mhk_trainer *tr);
+MHKDEF mhk_model *mhk_student(mhk_trainer *tr);
+/* Writes out/checkpoint.safetensors (new name, flushed, renamed). */
+MHKDEF mhk_result mhk_checkpoint(mhk_trainer *tr);
+/* Loss of a stage and its gradients (added to the parameters') without an update. layer_loss: L values or NULL. */
+MHKDEF double mhk_stage_loss(mhk_tape *t, mhk_model *student, mhk_model *teacher, int stage, const int32_t *tokens, mhk_index B, mhk_index T, const int32_t *doc,
+                             const mhk_stage_desc *desc, double *layer_loss, double *relative);
+/* The learning rate of update s of S: warm-up, stable, linear decay to low (Bick et al. 2024). */
+MHKDEF double mhk_learning_rate(double top, double low, mhk_index warmup, mhk_index decay, mhk_index s, mhk_index S);
+
+/* ---------------------------------------------------------------------------------------- evaluation */
+
+typedef struct mhk_evaluation {
+  mhk_index tokens;                            /* predictions that count */
+  double cross_entropy, cross_entropy_error;   /* nats a token, and its standard error over windows */
+  double kl, kl_error;                         /* KL(teacher || model); 0 without teacher */
+  double agreement, agreement_error;           /* share of tokens with the teacher's top-1 */
+} mhk_evaluation;
+/* Over the first windows windows (0: all) of length tokens each (0: 256); predictions inside a window only. teacher may be NULL. */
+MHKDEF mhk_result mhk_evaluate(mhk_model *m, mhk_model *teacher, mhk_text *text, mhk_index length, mhk_index windows, mhk_progress_fn progress, void *user,
+                               mhk_evaluation *result);
+
+#endif /* MOHAWK_H */
+#endif /* MHK__PASS */
+/* ====================================================================================================
+   IMPLEMENTATION
+   ==================================================================================================== */
+#if defined(MOHAWK_IMPLEMENTATION) && !defined(MHK__PASS)
+#ifdef MOHAWK__IMPLEMENTED
+#error "mohawk.h: the implementation was asked for twice in one file"
+#endif
+#define MOHAWK__IMPLEMENTED
+
+#if defined(__FAST_MATH__) && !defined(MOHAWK_ALLOW_FAST_MATH)
+#error "mohawk.h: -ffast-math breaks infinities and NaN checks that this code relies on; define MOHAWK_ALLOW_FAST_MATH to try anyway"
+#endif
+
+#include <errno.h>
+#include <float.h>
+#include <limits.h>
+#include <math.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+#if defined(__unix__) || defined(__APPLE__)
+#define MHK__POSIX
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/time.h>
+#include <unistd.h>
+#elif defined(_WIN32)
+#include <direct.h>
+#endif
+
+#if (defined(MOHAWK_MALLOC) || defined(MOHAWK_FREE)) && !(defined(MOHAWK_MALLOC) && defined(MOHAWK_FREE))
+#error "mohawk.h: define both of MOHAWK_MALLOC and MOHAWK_FREE, or neither"
+#endif
+#ifndef MOHAWK_MALLOC
+#define MOHAWK_MALLOC(bytes) malloc(bytes)
+#define MOHAWK_FREE(block) free(block)
+#endif
+#ifndef MOHAWK_ASSERT
+#define MOHAWK_ASSERT(condition) ((void)0)
+#endif
+/* the name under which this file includes itself to compile the kernels once per instruction set */
+#ifndef MOHAWK_HEADER_NAME
+#define MOHAWK_HEADER_NAME "mohawk.h"
+#endif
+
+#if defined(__SANITIZE_ADDRESS__)
+#define MHK__ASAN
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define MHK__ASAN
+#endif
+#endif
+
+#ifdef __cplusplus
+#define MHK__RESTRICT
+#elif defined(__GNUC__) || defined(__clang__) || defined(_MSC_VER)
+#define MHK__RESTRICT __restrict
+#else
+#define MHK__RESTRICT
+#endif
+
+/* ====================================================================================================
+   PLATFORM: CPU features, files, mapping, clock, parallel-for                            >>platform
+   ==================================================================================================== */
+
+static double mhk__seconds(void) {
+#ifdef MHK__POSIX
+  struct timeval now;
+  gettimeofday(&now, NULL);
+  return (double)now.tv_sec + 1e-6 * (double)now.tv_usec;
+#else
+  return (double)clock() / CLOCKS_PER_SEC;
+#endif
+}
+
+static int mhk__little_endian(void) {
+  const uint16_t one = 1;
+  unsigned char first;
+  memcpy(&first, &one, 1);
+  return first == 1;
+}
+
+#if defined(__STRICT_ANSI__) && defined(MHK__POSIX)
+#ifdef __cplusplus
+extern "C"
+#endif
+    int
+    fsync(int); /* strict C99 hides this POSIX declaration */
+#endif
+
+/* A file's bytes, mapped where the system can, read into memory elsewhere. */
+typedef struct mhk__bytes {
+  const unsigned char *data;
+  size_t size;
+  void *owned; /* what to unmap or free; NULL: nothing */
+} mhk__bytes;
+
+/* 0 or errno. Empty files have data "" and size 0. */
+static int mhk__bytes_open(const char *path, mhk__bytes *out) {
+  memset(out, 0, sizeof *out);
+  errno = 0;
+#ifdef MHK__POSIX
+  {
+    struct stat info;
+    void *map;
+    int fd = open(path, O_RDONLY), error;
+    if (fd < 0) return errno ? errno : EIO;
+    if (fstat(fd, &info) != 0 || !S_ISREG(info.st_mode)) {
+      error = errno ? errno : (S_ISDIR(info.st_mode) ? EISDIR : EINVAL);
+      close(fd);
+      return error;
+    }
+    out->data = (const unsigned char *)"";
+    if (info.st_size == 0) {
+      close(fd);
+      return 0;
+    }
+    if ((uintmax_t)info.st_size > (uintmax_t)PTRDIFF_MAX) {
+      close(fd);
+      return EFBIG;
+    }
+    map = mmap(NULL, (size_t)info.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
+    error = errno;
+    close(fd);
+    if (map == MAP_FAILED) return error ? error : ENOMEM;
+    out->data = (const unsigned char *)map;
+    out->size = (size_t)info.st_size;
+    out->owned = map;
+    return 0;
+  }
+#else
+  {
+    long size;
+    FILE *f = fopen(path, "rb");
+    if (!f) return errno ? errno : EIO;
+    out->data = (const unsigned char *)"";
+    if (fseek(f, 0, SEEK_END) != 0 || (size = ftell(f)) < 0 || fseek(f, 0, SEEK_SET) != 0) {
+      fclose(f);
+      return EIO;
+    }
+    if (size > 0) {
+      unsigned char *block = (unsigned char *)MOHAWK_MALLOC((size_t)size);
+      if (!block || fread(block, 1, (size_t)size, f) != (size_t)size) {
+        if (block) MOHAWK_FREE(block);
+        fclose(f);
+        return block ? EIO : ENOMEM;
+      }
+      out->data = block;
+      out->size = (size_t)size;
+      out->owned = block;
+    }
+    fclose(f);
+    return 0;
+  }
+#endif
+}
+
+static void mhk__bytes_close(mhk__bytes *b) {
+  if (b->owned) {
+#ifdef MHK__POSIX
+    munmap(b->owned, b->size);
+#else
+    MOHAWK_FREE(b->owned);
+#endif
+  }
+  memset(b, 0, sizeof *b);
+}
+
+/* A file being written: under a temporary name, flushed to the disk and renamed at the end, so that the old content stays until
+   the new one is complete. All calls keep the first errno in error. */
+typedef struct mhk__output {
+  FILE *file;
+  int error;
+  char temporary[1024];
+  const char *path;
+} mhk__output;
+
+static int mhk__output_open(mhk__output *o, const char *path) {
+  memset(o, 0, sizeof *o);
+  o->path = path;
+  if (strlen(path) + 5 > sizeof o->temporary) return o->error = ENAMETOOLONG;
+  strcpy(o->temporary, path);
+  strcat(o->temporary, ".new");
+  errno = 0;
+  o->file = fopen(o->temporary, "wb");
+  if (!o->file) o->error = errno ? errno : EIO;
+  return o->error;
+}
+
+static void mhk__output_write(mhk__output *o, const void *data, size_t bytes) {
+  errno = 0;
+  if (!o->error && bytes && fwrite(data, 1, bytes, o->file) != bytes) o->error = errno ? errno : EIO;
+}
+
+/* keep 0: throw the file away */
+static int mhk__output_close(mhk__output *o, int keep) {
+  if (!o->file) return o->error;
+  errno = 0;
+  if (fflush(o->file) != 0 && !o->error) o->error = errno ? errno : EIO;
+  if (fclose(o->file) != 0 && !o->error) o->error = errno ? errno : EIO;
+  o->file = NULL;
+#ifdef MHK__POSIX
+  if (keep && !o->error) { /* a second descriptor flushes the same file: fileno() is not to be had in strict C99 */
+    int fd = open(o->temporary, O_RDONLY);
+    if (fd < 0 || fsync(fd) != 0) o->error = errno ? errno : EIO;
+    if (fd >= 0) close(fd);
+  }
+#elif defined(_WIN32)
+  if (keep && !o->error) remove(o->path); /* rename does not replace there */
+#endif
+  if (keep && !o->error && rename(o->temporary, o->path) != 0) o->error = errno ? errno : EIO;
+  if (!keep || o->error) remove(o->temporary);
+  return o->error;
+}
+
+static int mhk__is_folder(const char *path) {
+#ifdef MHK__POSIX
+  struct stat info;
+  return stat(path, &info) == 0 && S_ISDIR(info.st_mode);
+#else
+  FILE *f = fopen(path, "rb");
+  if (f) fclose(f);
+  return !f && strrchr(path, '.') == NULL;
+#endif
+}
+
+static int mhk__is_file(const char *path) {
+#ifdef MHK__POSIX
+  struct stat info;
+  return stat(path, &info) == 0 && S_ISREG(info.st_mode);
+#else
+  FILE *f = fopen(path, "rb");
+  if (f) fclose(f);
+  return f != NULL;
+#endif
+}
+
+/* 0 when the folder is there afterwards, else errno. The parent must exist. */
+static int mhk__make_folder(const char *path) {
+  if (mhk__is_folder(path)) return 0;
+  errno = 0;
+#ifdef MHK__POSIX
+  if (mkdir(path, 0777) == 0) return 0;
+#elif defined(_WIN32)
+  if (_mkdir(path) == 0) return 0;
+#endif
+  return mhk__is_folder(path) ? 0 : errno ? errno : EIO;
+}
+
+/* dir/name into out; 0 when it does not fit */
+static int mhk__join_path(char *out, size_t capacity, const char *dir, const char *name) {
+  size_t n = strlen(dir), k = strlen(name);
+  int slash = n > 0 && dir[n - 1] != '/';
+  if (n + k + 2 > capacity) return 0;
+  memcpy(out, dir, n);
+  if (slash) out[n++] = '/';
+  memcpy(out + n, name, k + 1);
+  return 1;
+}
+
+/* What processor and system offer. x86: CPUID and the register state that the system saves (Intel SDM vol. 1, 13.2 and 15.2). */
+#if (defined(__x86_64__) || defined(__i386__)) && (defined(__GNUC__) || defined(__clang__))
+#define MHK__X86
+static void mhk__cpuid(unsigned leaf, unsigned sub, unsigned r[4]) {
+  __asm__ volatile("cpuid" : "=a"(r[0]), "=b"(r[1]), "=c"(r[2]), "=d"(r[3]) : "a"(leaf), "c"(sub));
+}
+#endif
+
+static mhk_isa mhk__cpu_best(void) {
+#ifdef MHK__X86
+  unsigned r[4], low, high;
+  mhk__cpuid(0, 0, r);
+  if (r[0] >= 7) {
+    mhk__cpuid(1, 0, r);
+    if ((r[2] & (1u << 27)) && (r[2] & (1u << 28)) && (r[2] & (1u << 12)) && (r[2] & (1u << 29))) { /* OSXSAVE, AVX, FMA, F16C */
+      __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+      (void)high;
+      mhk__cpuid(7, 0, r);
+      if ((low & 0x6u) == 0x6u && (r[1] & (1u << 5))) { /* AVX2 */
+        const unsigned need = (1u << 16) | (1u << 17) | (1u << 30) | (1u << 31); /* F, DQ, BW, VL */
+        if ((low & 0xE6u) == 0xE6u && (r[1] & need) == need) return MHK_ISA_AVX512;
+        return MHK_ISA_AVX2;
+      }
+    }
+  }
+  return MHK_ISA_SCALAR;
+#elif defined(__aarch64__)
+  return MHK_ISA_NEON;
+#elif defined(__wasm_simd128__)
+  return MHK_ISA_WASM;
+#else
+  return MHK_ISA_SCALAR;
+#endif
+}
+
+/* Random numbers: xoshiro256++ (Blackman & Vigna 2019, public domain), seeded by splitmix64. The state is a value: saved and restored with checkpoints. */
+typedef struct mhk__rng { uint64_t s[4]; } mhk__rng;
+
+static void mhk__rng_seed(mhk__rng *r, uint64_t seed) {
+  int i;
+  for (i = 0; i < 4; i++) {
+    uint64_t z = (seed += 0x9E3779B97F4A7C15u);
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
+    r->s[i] = z ^ (z >> 31);
+  }
+}
+
+static uint64_t mhk__rng_next(mhk__rng *r) {
+  uint64_t *s = r->s, sum = s[0] + s[3], out = ((sum << 23) | (sum >> 41)) + s[0], t = s[1] << 17;
+  s[2] ^= s[0];
+  s[3] ^= s[1];
+  s[1] ^= s[2];
+  s[0] ^= s[3];
+  s[2] ^= t;
+  s[3] = (s[3] << 45) | (s[3] >> 19);
+  return out;
+}
+
+/* uniform in [0,1) */
+static double mhk__rng_uniform(mhk__rng *r) { return (double)(mhk__rng_next(r) >> 11) * (1.0 / 9007199254740992.0); }
+
+/* uniform in [0,n), n > 0, without bias */
+static uint64_t mhk__rng_below(mhk__rng *r, uint64_t n) {
+  uint64_t limit = UINT64_MAX - UINT64_MAX % n, x;
+  do x = mhk__rng_next(r);
+  while (x >= limit);
+  return x % n;
+}
+
+/* standard normal (Box-Muller) */
+static double mhk__rng_normal(mhk__rng *r) {
+  double u = 1.0 - mhk__rng_uniform(r), v = mhk__rng_uniform(r);
+  return sqrt(-2.0 * log(u)) * cos(6.283185307179586 * v);
+}
+#endif /* MOHAWK_IMPLEMENTATION */
+#if defined(MOHAWK_IMPLEMENTATION) && !defined(MHK__PASS)
+/* ====================================================================================================
+   MEMORY: arenas, objects, contexts, errors                                                >>memory
+   ==================================================================================================== */
+
+#define MHK__ALIGN 64 /* a cache line, and the widest vector */
+
+typedef struct mhk__chunk {
+  struct mhk__chunk *next;
+  size_t bytes;  /* of the whole block, this header included */
+  size_t used;   /* from the first aligned byte on */
+  size_t room;
+} mhk__chunk;
+
+/* A list of blocks that is filled from the front. Rewinding keeps the blocks for the next round. */
+typedef struct mhk__arena {
+  mhk__chunk *first, *current;
+  size_t index; /* of current */
+} mhk__arena;
+
+typedef struct mhk__mark { size_t chunk, used; } mhk__mark;
+
+/* Everything a context makes starts with one of these, and lives in its own arena. */
+typedef struct mhk__object {
+  struct mhk__object *previous, *next;
+  mhk_context *ctx;
+  void (*destroy)(void *object); /* closes what is not memory; may be NULL */
+  mhk__arena arena;
+} mhk__object;
+
+typedef struct mhk__kernels mhk__kernels;
+
+struct mhk_context {
+  mhk_allocator allocator;
+  mhk_log_fn log;
+  void *log_user;
+  mhk_parallel_fn parallel_for;
+  void *parallel_user;
+  int workers;
+  mhk_isa isa;
+  const mhk__kernels *kernels;
+  mhk_result result;
+  mhk__object *objects;
+  mhk__arena scratch; /* rewound by every op that uses it */
+  size_t memory, peak;
+  char message[2048];
+};
+
+static void *mhk__default_alloc(void *user, size_t bytes) {
+  (void)user;
+  return MOHAWK_MALLOC(bytes);
+}
+
+static void mhk__default_release(void *user, void *block, size_t bytes) {
+  (void)user;
+  (void)bytes;
+  MOHAWK_FREE(block);
+}
+
+static mhk_result mhk__vfail(mhk_context *ctx, mhk_result code, const char *format, va_list args) {
+  if (!ctx) return MHK_ERROR_MEMORY;
+  if (ctx->result != MHK_OK) return ctx->result;
+  ctx->result = code;
+  vsnprintf(ctx->message, sizeof ctx->message, format, args);
+  if (ctx->log) ctx->log(ctx->log_user, MHK_LOG_ERROR, ctx->message);
+  return code;
+}
+
+MHKDEF mhk_result mhk_fail(mhk_context *ctx, mhk_result code, const char *format, ...) {
+  va_list args;
+  mhk_result r;
+  va_start(args, format);
+  r = mhk__vfail(ctx, code, format, args);
+  va_end(args);
+  return r;
+}
+
+#if defined(__GNUC__) || defined(__clang__)
+__attribute__((format(printf, 3, 4)))
+#endif
+static void mhk__note(mhk_context *ctx, mhk_log_level level, const char *format, ...) {
+  char text[1024];
+  va_list args;
+  if (!ctx || !ctx->log) return;
+  va_start(args, format);
+  vsnprintf(text, sizeof text, format, args);
+  va_end(args);
+  ctx->log(ctx->log_user, level, text);
+}
+
+/* a*b*c, or 0 with an error when that does not fit; none may be negative */
+static size_t mhk__size3(mhk_context *ctx, mhk_index a, mhk_index b, size_t c) {
+  if (a >= 0 && b >= 0) {
+    size_t x = (size_t)a, y = (size_t)b, most = (size_t)PTRDIFF_MAX;
+    if ((y == 0 || x <= most / y) && (c == 0 || x * y <= most / c)) return x * y * c;
+  }
+  mhk_fail(ctx, MHK_ERROR_MEMORY, "an array of %lld x %lld elements of %d bytes does not fit this machine's address space", (long long)a, (long long)b, (int)c);
+  return 0;
+}
+
+static void *mhk__raw_alloc(mhk_context *ctx, size_t bytes) {
+  void *p = bytes > (size_t)PTRDIFF_MAX ? NULL : ctx->allocator.alloc(ctx->allocator.user, bytes);
+  if (!p) {
+    mhk_fail(ctx, MHK_ERROR_MEMORY, "out of memory: %.1f MB more were needed, %.1f MB are in use", (double)bytes * 1e-6, (double)ctx->memory * 1e-6);
+    return NULL;
+  }
+  ctx->memory += bytes;
+  if (ctx->memory > ctx->peak) ctx->peak = ctx->memory;
+  return p;
+}
+
+static void mhk__raw_release(mhk_context *ctx, void *p, size_t bytes) {
+  ctx->memory -= bytes;
+  ctx->allocator.release(ctx->allocator.user, p, bytes);
+}
+
+static unsigned char *mhk__chunk_data(mhk__chunk *c) {
+  uintptr_t p = (uintptr_t)(c + 1);
+  return (unsigned char *)(c + 1) + ((MHK__ALIGN - p % MHK__ALIGN) % MHK__ALIGN);
+}
+
+static void mhk__chunks_release(mhk_context *ctx, mhk__chunk *c) {
+  while (c) {
+    mhk__chunk *next = c->next;
+    mhk__raw_release(ctx, c, c->bytes);
+    c = next;
+  }
+}
+
+static void mhk__arena_free(mhk_context *ctx, mhk__arena *a) {
+  mhk__chunks_release(ctx, a->first);
+  memset(a, 0, sizeof *a);
+}
+
+/* bytes of memory aligned to MHK__ALIGN, content undefined; NULL and an error when there is none */
+static void *mhk__arena_alloc(mhk_context *ctx, mhk__arena *a, size_t bytes) {
+  mhk__chunk *c, *last = NULL;
+  size_t index = a->index, need, room;
+  if (ctx->result != MHK_OK) return NULL;
+  if (bytes > (size_t)PTRDIFF_MAX - 4096) {
+    mhk_fail(ctx, MHK_ERROR_MEMORY, "out of memory: a block of %.1f MB cannot be had on this machine", (double)bytes * 1e-6);
+    return NULL;
+  }
+  need = (bytes + MHK__ALIGN - 1) / MHK__ALIGN * MHK__ALIGN;
+  if (need == 0) need = MHK__ALIGN;
+  for (c = a->current; c; last = c, c = c->next, index++)
+    if (c->room - c->used >= need) {
+      unsigned char *p = mhk__chunk_data(c) + c->used;
+      c->used += need;
+      a->current = c;
+      a->index = index;
+      return p;
+    }
+  /* blocks double, so that there are few; with the address sanitizer each allocation is a block, so that red zones work */
+#ifdef MHK__ASAN
+  room = need;
+#else
+  room = last ? (last->room < ((size_t)1 << 25) ? last->room * 2 : last->room) : 4096 - 2 * MHK__ALIGN - sizeof(mhk__chunk);
+  if (room < need) room = need;
+#endif
+  c = (mhk__chunk *)mhk__raw_alloc(ctx, sizeof(mhk__chunk) + MHK__ALIGN + room);
+  if (!c) return NULL;
+  c->next = NULL;
+  c->bytes = sizeof(mhk__chunk) + MHK__ALIGN + room;
+  c->room = room;
+  c->used = need;
+  if (last)
+    last->next = c;
+  else
+    a->first = c;
+  a->current = c;
+  a->index = last ? index : 0;
+  return mhk__chunk_data(c);
+}
+
+static mhk__mark mhk__arena_mark(const mhk__arena *a) {
+  mhk__mark m;
+  m.chunk = a->index;
+  m.used = a->current ? a->current->used : 0;
+  return m;
+}
+
+static void mhk__arena_rewind(mhk_context *ctx, mhk__arena *a, mhk__mark m) {
+  mhk__chunk *c = a->first, *keep = NULL;
+  size_t i = 0;
+  (void)ctx;
+  for (; c; c = c->next, i++) {
+    if (i == m.chunk) {
+      keep = c;
+      c->used = m.used;
+    } else if (i > m.chunk)
+      c->used = 0;
+  }
+  a->current = keep;
+  a->index = keep ? m.chunk : 0;
+#ifdef MHK__ASAN
+  if (m.used == 0 && m.chunk == 0) {
+    mhk__chunks_release(ctx, a->first);
+    memset(a, 0, sizeof *a);
+  } else if (keep) {
+    mhk__chunks_release(ctx, keep->next);
+    keep->next = NULL;
+  }
+#endif
+}
+
+/* count * size bytes of an arena, zeroed; every product checked */
+static void *mhk__arena_zeros(mhk_context *ctx, mhk__arena *a, mhk_index count, size_t size) {
+  size_t bytes = mhk__size3(ctx, count, 1, size);
+  void *p = mhk__arena_alloc(ctx, a, bytes);
+  if (p) memset(p, 0, bytes);
+  return p;
+}
+
+static char *mhk__arena_text(mhk_context *ctx, mhk__arena *a, const char *text, size_t length) {
+  char *p = (char *)mhk__arena_alloc(ctx, a, length + 1);
+  if (p) {
+    memcpy(p, text, length);
+    p[length] = 0;
+  }
+  return p;
+}
+
+/* Short-lived memory of an op: take a mark, allocate, rewind. */
+static mhk__mark mhk__scratch_mark(mhk_context *ctx) { return mhk__arena_mark(&ctx->scratch); }
+static void mhk__scratch_rewind(mhk_context *ctx, mhk__mark m) { mhk__arena_rewind(ctx, &ctx->scratch, m); }
+static void *mhk__scratch(mhk_context *ctx, mhk_index count, size_t size) {
+  size_t bytes = mhk__size3(ctx, count, 1, size);
+  return ctx->result == MHK_OK ? mhk__arena_alloc(ctx, &ctx->scratch, bytes) : NULL;
+}
+
+/* A new object of a context: zeroed, its first member a mhk__object. */
+static void *mhk__object_new(mhk_context *ctx, size_t bytes, void (*destroy)(void *object)) {
+  mhk__arena arena;
+  mhk__object *o;
+  if (!ctx || ctx->result != MHK_OK) return NULL;
+  memset(&arena, 0, sizeof arena);
+  o = (mhk__object *)mhk__arena_zeros(ctx, &arena, 1, bytes);
+  if (!o) return NULL;
+  o->ctx = ctx;
+  o->arena = arena;
+  o->destroy = destroy;
+  o->next = ctx->objects;
+  if (ctx->objects) ctx->objects->previous = o;
+  ctx->objects = o;
+  return o;
+}
+
+static void mhk__object_free(void *object) {
+  mhk__object *o = (mhk__object *)object;
+  mhk__arena arena;
+  mhk_context *ctx;
+  if (!o) return;
+  ctx = o->ctx;
+  if (o->destroy) o->destroy(object);
+  if (o->previous)
+    o->previous->next = o->next;
+  else
+    ctx->objects = o->next;
+  if (o->next) o->next->previous = o->previous;
+  arena = o->arena; /* the object lives in its own arena */
+  mhk__arena_free(ctx, &arena);
+}
+
+static void mhk__parallel(mhk_context *ctx, mhk_index tasks, void (*body)(void *arg, mhk_index task, int worker), void *arg) {
+  mhk_index i;
+  if (tasks > 1 && ctx->workers > 1) {
+    if (ctx->parallel_for) {
+      ctx->parallel_for(ctx->parallel_user, tasks, body, arg);
+      return;
+    }
+#ifdef _OPENMP
+    {
+      const int threads = ctx->workers < tasks ? ctx->workers : (int)tasks;
+#pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
+      for (i = 0; i < tasks; i++) body(arg, i, omp_get_thread_num());
+      return;
+    }
+#endif
+  }
+  for (i = 0; i < tasks; i++) body(arg, i, 0);
+}
+
+MHKDEF const char *mhk_version(void) { return MHK_VERSION; }
+
+MHKDEF int mhk_failed(const mhk_context *ctx) { return !ctx || ctx->result != MHK_OK; }
+MHKDEF mhk_result mhk_error(const mhk_context *ctx) { return ctx ? ctx->result : MHK_ERROR_MEMORY; }
+MHKDEF const char *mhk_message(const mhk_context *ctx) { return ctx ? ctx->message : "out of memory: not even a context could be made"; }
+MHKDEF void mhk_clear_error(mhk_context *ctx) {
+  if (!ctx) return;
+  ctx->result = MHK_OK;
+  ctx->message[0] = 0;
+}
+MHKDEF int mhk_threads(const mhk_context *ctx) { return ctx ? ctx->workers : 0; }
+MHKDEF mhk_result mhk_set_threads(mhk_context *ctx, int threads) {
+  if (!ctx) return MHK_ERROR_MEMORY;
+  if (ctx->parallel_for) return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "the number of threads cannot be set on a context with the caller's own parallel_for");
+  if (threads < -1 || threads > 4096) return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "%d threads make no sense: use 1 or more, or -1 for all", threads);
+#ifdef _OPENMP
+  ctx->workers = threads == -1 ? omp_get_max_threads() : threads == 0 ? 1 : threads;
+#else
+  ctx->workers = 1;
+#endif
+  return MHK_OK;
+}
+MHKDEF size_t mhk_memory_in_use(const mhk_context *ctx) { return ctx ? ctx->memory : 0; }
+MHKDEF size_t mhk_memory_peak(const mhk_context *ctx) { return ctx ? ctx->peak : 0; }
+#endif /* MOHAWK_IMPLEMENTATION */
+#if defined(MOHAWK_IMPLEMENTATION) && !defined(MHK__PASS)
+/* ====================================================================================================
+   KERNELS: products, attention, SSD, rows; compiled once per instruction set               >>kernels
+   ====================================================================================================
+   Every loop that costs time stands here. The middle part is a template over a small vector vocabulary (MHK__V and friends); the
+   header includes itself once per instruction set to compile it and each pass fills one table of functions. The drivers at the end
+   cut the work into tasks by the problem's size, never by the number of threads, so that results do not depend on it, and reach
+   the kernels through the context's table: OpenMP inside a function with its own target would lose the target on Clang. */
+
+#define MHK__R(x) ((mhk_real)(x))
+#ifdef MOHAWK_DOUBLE
+#define MHK__REXP exp
+#else
+#define MHK__REXP expf
+#endif
+
+static float mhk__bf16_to_f32(uint16_t h) {
+  uint32_t bits = (uint32_t)h << 16;
+  float f;
+  memcpy(&f, &bits, 4);
+  return f;
+}
+
+/* exact for subnormals too: the multiplication by 2^112 renormalises */
+static float mhk__f16_to_f32(uint16_t h) {
+  const uint32_t scale_bits = 0x77800000u;
+  uint32_t bits = ((uint32_t)h & 0x7FFFu) << 13, sign = ((uint32_t)h & 0x8000u) << 16;
+  float f, scale;
+  if (bits >= 0x0F800000u) {
+    bits |= 0x7F800000u;
+    memcpy(&f, &bits, 4);
+  } else {
+    memcpy(&f, &bits, 4);
+    memcpy(&scale, &scale_bits, 4);
+    f *= scale;
+  }
+  memcpy(&bits, &f, 4);
+  bits |= sign;
+  memcpy(&f, &bits, 4);
+  return f;
+}
+
+/* element i of an array of a floating-point dtype */
+static mhk_real mhk__element(const void *data, mhk_dtype dtype, mhk_index i) {
+  switch (dtype) {
+    case MHK_F32: return (mhk_real)((const float *)data)[i];
+    case MHK_F64: return (mhk_real)((const double *)data)[i];
+    case MHK_F16: return (mhk_real)mhk__f16_to_f32(((const uint16_t *)data)[i]);
+    default: return (mhk_real)mhk__bf16_to_f32(((const uint16_t *)data)[i]);
+  }
+}
+
+/* A matrix of any strides and stored type: element (i,j) at data[i * row + j * col]. */
+typedef struct mhk__matrix {
+  const void *data;
+  mhk_dtype dtype;
+  mhk_index row, col;
+} mhk__matrix;
+
+/* What happens to a product before it is stored, in this order. */
+typedef struct mhk__epilogue {
+  int accumulate;           /* c += product instead of c = product */
+  const mhk_real *bias;     /* (N), added to each row */
+  const mhk_real *residual; /* same layout as c, added */
+  mhk_real *before;         /* same layout as c: receives the value before gelu */
+  int gelu;
+} mhk__epilogue;
+
+/* Attention over (B,T,H,P) queries and (B,S,G,P) keys and values; query t stands at position offset + t. */
+typedef struct mhk__attention_args {
+  mhk_index B, T, S, H, G, P, offset;
+  mhk_index kv_batch;       /* elements between the batches of k and v */
+  const mhk_real *q, *k, *v;
+  const mhk_index *start;   /* (B,T) first key a query sees, or NULL */
+  mhk_real *y;              /* (B,T,H,P) */
+  mhk_real *lse;            /* (B,H,T): log of the softmax's denominator, scores scaled; NULL in no-grad */
+  const mhk_real *dy, *yy;  /* backward: cotangent and output */
+  mhk_real *dq, *dk, *dv;   /* added to; NULL: not wanted */
+} mhk__attention_args;
+
+/* SSD over x (B,T,H,P), log_a (B,T,H), b and c (B,T,G,N). */
+typedef struct mhk__ssd_args {
+  mhk_index B, T, H, G, P, N, Q;        /* Q: tokens a chunk */
+  const mhk_real *x, *log_a, *b, *c, *d;
+  const mhk_real *initial;              /* (B,H,P,N) or NULL */
+  const mhk_index *start;               /* (B,T) first token of the document, -1 for the first one, or NULL */
+  mhk_real *y;                          /* (B,T,H,P) */
+  mhk_real *states;                     /* (B,H,chunks,P,N) states before each chunk, or NULL */
+  mhk_real *final;                      /* (B,H,P,N) */
+  const mhk_real *dy, *dfinal;          /* backward */
+  mhk_real *dx, *dlog_a, *db, *dc, *dinitial; /* added to; NULL: not wanted */
+  mhk_real *dd;                         /* (B,H) written */
+} mhk__ssd_args;
+
+/* The stage-1 loss of one layer: the SSD matrix against the attention matrix, tile by tile. */
+typedef struct mhk__orientation_args {
+  mhk_index B, T, H, G, P, N, HT, GT, PT; /* ..T: the teacher's heads, key heads and head size; HT == H */
+  const mhk_real *log_a, *b, *c, *d, *q, *k;
+  const mhk_index *start;
+  mhk_real *lse;                 /* (B,H,T) written by forward, read by backward */
+  double *difference, *norm;     /* (B,H): sums of squares of M_s - M_t and of M_t */
+  double scale;                  /* backward: cotangent / (B H) */
+  mhk_real *dlog_a, *db, *dc;    /* added to; NULL: not wanted */
+  mhk_real *dd;                  /* (B,H) written */
+} mhk__orientation_args;
+
+/* Depthwise convolution of one run of channels: x rows have ldx columns, y rows ldy. */
+typedef struct mhk__conv_args {
+  mhk_index B, T, C, W;          /* C channels in x */
+  const mhk_real *x, *weight, *bias;
+  const mhk_index *start;
+  const mhk_real *state;         /* (B,C,W-1) or NULL */
+  int silu;
+  mhk_real *y;                   /* this run's output, its first channel at y[0] */
+  mhk_index ldy, first;          /* columns of y; first channel of the run in x */
+  mhk_real *before;              /* (B,T,C): pre-activation, silu only */
+  const mhk_real *dy;
+  mhk_real *dx, *dweight, *dbias; /* added to; NULL: not wanted */
+} mhk__conv_args;
+
+struct mhk__kernels {
+  int mr, nr; /* the register tile of products: rows of A, columns of B */
+  /* rows x k numbers, row i's element j at src[i * rs + j * cs], into panels of width rows, zero padded */
+  void (*pack)(mhk_real *dst, mhk_index width, mhk_index rows, mhk_index k, mhk__matrix src);
+  /* c (m,n) = or += packed a (m,k) times packed b (k,n) */
+  void (*product)(mhk_index m, mhk_index n, mhk_index k, const mhk_real *a, const mhk_real *b, mhk_real *c, mhk_index ldc, int accumulate);
+  void (*epilogue)(mhk_index m, mhk_index n, mhk_real *c, mhk_index ldc, mhk_index offset, const mhk__epilogue *e, mhk_index column);
+  /* y (m,n) = x (m,k) w(n,k)^T for few rows: streams w once */
+  void (*rows_times)(mhk_index m, mhk_index n, mhk_index k, const mhk_real *x, const void *w, mhk_dtype dtype, mhk_real *y, mhk_index ldy, mhk_real *work);
+  void (*attention)(const mhk__attention_args *a, mhk_index b, mhk_index h, mhk_real *work);
+  void (*attention_step)(const mhk__attention_args *a, mhk_index b, mhk_index h, mhk_real *work);
+  void (*attention_back)(const mhk__attention_args *a, mhk_index b, mhk_index g, mhk_real *work);
+  void (*ssd)(const mhk__ssd_args *a, mhk_index b, mhk_index h, mhk_real *work);
+  void (*ssd_step)(const mhk__ssd_args *a, mhk_index b, mhk_index h, mhk_real *work);
+  void (*ssd_back)(const mhk__ssd_args *a, mhk_index b, mhk_index g, mhk_real *work);
+  void (*orientation)(const mhk__orientation_args *a, mhk_index b, mhk_index h, mhk_real *work);
+  void (*orientation_back)(const mhk__orientation_args *a, mhk_index b, mhk_index g, mhk_real *work);
+  void (*conv)(const mhk__conv_args *a, mhk_index c0, mhk_index c1, mhk_real *work);
+  void (*conv_back)(const mhk__conv_args *a, mhk_index c0, mhk_index c1, mhk_real *work);
+  /* one row each */
+  void (*norm)(mhk_index n, const mhk_real *x, const mhk_real *w, const mhk_real *b, mhk_real eps, int centre, mhk_real *y, mhk_real *mean, mhk_real *rstd);
+  void (*norm_back)(mhk_index n, const mhk_real *x, const mhk_real *w, mhk_real mean, mhk_real rstd, int centre, const mhk_real *dy, mhk_real *dx);
+  void (*softmax)(mhk_index n, const mhk_real *x, mhk_real *y);
+  double (*log_sum_exp)(mhk_index n, const mhk_real *x, mhk_real scale);
+  double (*soft_dot)(mhk_index n, const mhk_real *logits, const mhk_real *target, mhk_real target_lse);
+  void (*soft_back)(mhk_index n, const mhk_real *logits, mhk_real inverse_temperature, mhk_real lse, const mhk_real *target, mhk_real target_lse, mhk_real g, mhk_real *d);
+  void (*gelu)(mhk_index n, const mhk_real *x, mhk_real *y);
+  void (*gelu_back)(mhk_index n, const mhk_real *x, const mhk_real *dy, mhk_real *dx);
+  void (*gate)(mhk_index n, const mhk_real *y, const mhk_real *z, const mhk_real *bias, mhk_real *out);
+  void (*gate_back)(mhk_index n, const mhk_real *y, const mhk_real *z, const mhk_real *bias, const mhk_real *g, mhk_real *dy, mhk_real *dz);
+  double (*distance)(mhk_index n, const mhk_real *x, const mhk_real *y);
+  void (*adamw)(mhk_index n, mhk_real *p, const mhk_real *g, mhk_real *m, mhk_real *v, const mhk_real *s);
+};
+
+/* room for a packed operand of that many rows or columns: every register tile divides into it */
+static mhk_index mhk__padded(mhk_index rows) { return rows + 32; }
+static mhk_index mhk__min(mhk_index a, mhk_index b) { return a < b ? a : b; }
+static mhk_index mhk__max(mhk_index a, mhk_index b) { return a > b ? a : b; }
+
+#define MHK__TILE 64 /* rows and columns of a tile of attention and stage-1 matrices */
+
+#define MHK__CONV_BLOCK 64 /* channels a task of the convolution takes */
+
+/* elements of work memory a kernel needs, the widest register tile allowed for */
+static mhk_index mhk__attention_work(mhk_index S, mhk_index P) {
+  const mhk_index n = mhk__padded(MHK__TILE), p = mhk__padded(P);
+  return 2 * (S + 64) * p + 8 * n * p + 4 * n * n + 8 * n + S + 64;
+}
+static mhk_index mhk__ssd_work(mhk_index Q, mhk_index N, mhk_index P) {
+  const mhk_index most = mhk__padded(mhk__max(Q, mhk__max(N, P)));
+  return 3 * Q * Q + 2 * most * most + Q * mhk__padded(P) + 3 * Q * mhk__max(N, P) + P * N + 8 * Q;
+}
+static mhk_index mhk__orientation_work(mhk_index T, mhk_index N, mhk_index P) {
+  const mhk_index n = mhk__padded(MHK__TILE), most = mhk__padded(mhk__max(MHK__TILE, mhk__max(N, P)));
+  return 4 * T + (T + 2 * n) * (N + P) + 3 * n * n + 2 * most * most;
+}
+static mhk_index mhk__conv_work(mhk_index W) { return (2 * W + 4) * MHK__CONV_BLOCK; }
+#endif /* MOHAWK_IMPLEMENTATION */
+
+#ifdef MHK__PASS
+/* ---- the template: MHK__PASS 1 scalar, 2 AVX2+FMA, 3 AVX-512, 4 NEON, 5 WASM SIMD128; MHK__SUFFIX names the pass ---- */
+#define MHK__JOIN2(a, b) a##b
+#define MHK__JOIN(a, b) MHK__JOIN2(a, b)
+#define MHK__N(name) MHK__JOIN(name, MHK__SUFFIX)
+#define MHK__PASS_DONE MHK_VERSION_MINOR
+
+/* The vocabulary: MHK__W numbers a vector. Products round once (fused) where the set has it. */
+#if MHK__PASS == 1
+#define MHK__W 1
+#define MHK__V mhk_real
+#define MHK__LOAD(p) (*(p))
+#define MHK__STORE(p, v) (*(p) = (v))
+#define MHK__SET(x) (x)
+#define MHK__FMA(a, b, c) ((a) * (b) + (c))
+#define MHK__MAX(a, b) ((a) > (b) ? (a) : (b))
+#define MHK__MR 4
+#define MHK__NV 4
+#elif MHK__PASS == 2
+#ifdef MOHAWK_DOUBLE
+#define MHK__W 4
+#define MHK__V __m256d
+#define MHK__LOAD(p) _mm256_loadu_pd(p)
+#define MHK__STORE(p, v) _mm256_storeu_pd(p, v)
+#define MHK__SET(x) _mm256_set1_pd(x)
+#define MHK__FMA(a, b, c) _mm256_fmadd_pd(a, b, c)
+#define MHK__MAX(a, b) _mm256_max_pd(a, b)
+#else
+#define MHK__W 8
+#define MHK__V __m256
+#define MHK__LOAD(p) _mm256_loadu_ps(p)
+#define MHK__STORE(p, v) _mm256_storeu_ps(p, v)
+#define MHK__SET(x) _mm256_set1_ps(x)
+#define MHK__FMA(a, b, c) _mm256_fmadd_ps(a, b, c)
+#define MHK__MAX(a, b) _mm256_max_ps(a, b)
+#define MHK__MIN(a, b) _mm256_min_ps(a, b)
+#define MHK__POWER2(n) _mm256_castsi256_ps(_mm256_add_epi32(_mm256_slli_epi32(_mm256_castps_si256(n), 23), _mm256_set1_epi32(0x3F800000)))
+#endif
+#define MHK__MR 6
+#define MHK__NV 2
+#elif MHK__PASS == 3
+#ifdef MOHAWK_DOUBLE
+#define MHK__W 8
+#define MHK__V __m512d
+#define MHK__LOAD(p) _mm512_loadu_pd(p)
+#define MHK__STORE(p, v) _mm512_storeu_pd(p, v)
+#define MHK__SET(x) _mm512_set1_pd(x)
+#define MHK__FMA(a, b, c) _mm512_fmadd_pd(a, b, c)
+#define MHK__MAX(a, b) _mm512_maskz_max_pd((__mmask8)0xFF, a, b)
+#else
+#define MHK__W 16
+#define MHK__V __m512
+#define MHK__LOAD(p) _mm512_loadu_ps(p)
+#define MHK__STORE(p, v) _mm512_storeu_ps(p, v)
+#define MHK__SET(x) _mm512_set1_ps(x)
+#define MHK__FMA(a, b, c) _mm512_fmadd_ps(a, b, c)
+#define MHK__MAX(a, b) _mm512_maskz_max_ps((__mmask16)0xFFFF, a, b) /* maskz: GCC 12's plain ones warn inside their own header */
+#define MHK__MIN(a, b) _mm512_maskz_min_ps((__mmask16)0xFFFF, a, b)
+#define MHK__POWER2(n) \
+  _mm512_castsi512_ps(_mm512_add_epi32(_mm512_maskz_slli_epi32((__mmask16)0xFFFF, _mm512_castps_si512(n), 23), _mm512_set1_epi32(0x3F800000)))
+#endif
+#define MHK__MR 14
+#define MHK__NV 2
+#elif MHK__PASS == 4
+#ifdef MOHAWK_DOUBLE
+#define MHK__W 2
+#define MHK__V float64x2_t
+#define MHK__LOAD(p) vld1q_f64(p)
+#define MHK__STORE(p, v) vst1q_f64(p, v)
+#define MHK__SET(x) vdupq_n_f64(x)
+#define MHK__FMA(a, b, c) vfmaq_f64(c, a, b)
+#define MHK__MAX(a, b) vmaxq_f64(a, b)
+#else
+#define MHK__W 4
+#define MHK__V float32x4_t
+#define MHK__LOAD(p) vld1q_f32(p)
+#define MHK__STORE(p, v) vst1q_f32(p, v)
+#define MHK__SET(x) vdupq_n_f32(x)
+#define MHK__FMA(a, b, c) vfmaq_f32(c, a, b)
+#define MHK__MAX(a, b) vmaxq_f32(a, b)
+#define MHK__MIN(a, b) vminq_f32(a, b)
+#define MHK__POWER2(n) vreinterpretq_f32_u32(vaddq_u32(vshlq_n_u32(vreinterpretq_u32_f32(n), 23), vdupq_n_u32(0x3F800000u)))
+#endif
+#define MHK__MR 8
+#define MHK__NV 3
+#elif MHK__PASS == 5
+#ifdef MOHAWK_DOUBLE
+#error "mohawk.h: the WASM kernels are float32 only; define MOHAWK_NO_SIMD with MOHAWK_DOUBLE"
+#endif
+#define MHK__W 4
+typedef float MHK__N(mhk__vector) __attribute__((vector_size(16)));
+#define MHK__V MHK__N(mhk__vector)
+#define MHK__LOAD(p) ((MHK__V)wasm_v128_load(p))
+#define MHK__STORE(p, v) wasm_v128_store(p, (v128_t)(v))
+#define MHK__SET(x) ((MHK__V)wasm_f32x4_splat(x))
+#define MHK__FMA(a, b, c) ((a) * (b) + (c))
+#define MHK__MAX(a, b) ((MHK__V)wasm_f32x4_max((v128_t)(a), (v128_t)(b)))
+#define MHK__MIN(a, b) ((MHK__V)wasm_f32x4_min((v128_t)(a), (v128_t)(b)))
+#define MHK__POWER2(n) ((MHK__V)wasm_i32x4_add(wasm_i32x4_shl((v128_t)(n), 23), wasm_i32x4_splat(0x3F800000)))
+#define MHK__MR 4
+#define MHK__NV 2
+#endif
+#define MHK__NR (MHK__NV * MHK__W)
+
+static inline mhk_real MHK__N(mhk__hsum)(MHK__V v) {
+  mhk_real lane[MHK__W], s = 0;
+  int i;
+  MHK__STORE(lane, v);
+  for (i = 0; i < MHK__W; i++) s += lane[i];
+  return s;
+}
+
+static inline mhk_real MHK__N(mhk__hmax)(MHK__V v) {
+  mhk_real lane[MHK__W], s;
+  int i;
+  MHK__STORE(lane, v);
+  s = lane[0];
+  for (i = 1; i < MHK__W; i++)
+    if (lane[i] > s) s = lane[i];
+  return s;
+}
+
+/* first n < MHK__W numbers, the rest fill */
+static inline MHK__V MHK__N(mhk__load_part)(const mhk_real *p, mhk_index n, mhk_real fill) {
+  mhk_real lane[MHK__W];
+  mhk_index i;
+  for (i = 0; i < MHK__W; i++) lane[i] = i < n ? p[i] : fill;
+  return MHK__LOAD(lane);
+}
+
+static inline void MHK__N(mhk__store_part)(mhk_real *p, MHK__V v, mhk_index n) {
+  mhk_real lane[MHK__W];
+  mhk_index i;
+  MHK__STORE(lane, v);
+  for (i = 0; i < n; i++) p[i] = lane[i];
+}
+#define MHK__LOADN(p, n) ((n) >= MHK__W ? MHK__LOAD(p) : MHK__N(mhk__load_part)(p, n, 0))
+#define MHK__STOREN(p, v, n) \
+  do { \
+    if ((n) >= MHK__W) \
+      MHK__STORE(p, v); \
+    else \
+      MHK__N(mhk__store_part)(p, v, n); \
+  } while (0)
+
+/* e^x. float32: 2^k times a polynomial of degree 7 (coefficients of Moshier's Cephes expf), about 1 ulp; arguments are kept within what float32
+   holds, so that e^-1000 is 1e-38, not 0. */
+static inline MHK__V MHK__N(mhk__vexp)(MHK__V x) {
+#if MHK__W == 1
+  return MHK__REXP(x);
+#elif defined(MOHAWK_DOUBLE)
+  mhk_real lane[MHK__W];
+  int i;
+  MHK__STORE(lane, x);
+  for (i = 0; i < MHK__W; i++) lane[i] = exp(lane[i]);
+  return MHK__LOAD(lane);
+#else
+  const MHK__V magic = MHK__SET(12582912.0f); /* 1.5 * 2^23: adding it rounds to an integer in the low bits */
+  MHK__V n, r, p;
+  x = MHK__MIN(MHK__SET(88.3f), MHK__MAX(MHK__SET(-87.3f), x)); /* this order lets NaN through */
+  n = MHK__FMA(x, MHK__SET(1.44269504f), magic);
+  r = n - magic;
+  p = MHK__FMA(r, MHK__SET(-0.693359375f), x);
+  p = MHK__FMA(r, MHK__SET(2.12194440e-4f), p);
+  r = MHK__FMA(MHK__SET(1.9875691500e-4f), p, MHK__SET(1.3981999507e-3f));
+  r = MHK__FMA(r, p, MHK__SET(8.3334519073e-3f));
+  r = MHK__FMA(r, p, MHK__SET(4.1665795894e-2f));
+  r = MHK__FMA(r, p, MHK__SET(1.6666665459e-1f));
+  r = MHK__FMA(r, p, MHK__SET(5.0000001201e-1f));
+  r = MHK__FMA(r, p * p, p + MHK__SET(1.0f));
+  return r * MHK__POWER2(n);
+#endif
+}
+
+static inline MHK__V MHK__N(mhk__vsigmoid)(MHK__V x) {
+  const MHK__V one = MHK__SET(MHK__R(1));
+  return one / (one + MHK__N(mhk__vexp)(MHK__SET(MHK__R(0)) - x));
+}
+
+/* ---- products ---- */
+
+static void MHK__N(mhk__pack)(mhk_real *dst, mhk_index width, mhk_index rows, mhk_index k, mhk__matrix src) {
+  mhk_index p, i, j;
+  for (p = 0; p < rows; p += width, dst += width * k) {
+    const mhk_index w = rows - p < width ? rows - p : width;
+    if (src.dtype == MHK_REAL) {
+      const mhk_real *MHK__RESTRICT s = (const mhk_real *)src.data + p * src.row;
+      mhk_real *MHK__RESTRICT d = dst;
+      if (src.row == 1 && w == width && width == MHK__NR) {
+        for (j = 0; j < k; j++)
+          for (i = 0; i < MHK__NR; i++) d[j * MHK__NR + i] = s[j * src.col + i];
+        continue;
+      }
+      if (src.row == 1 && w == width && width == MHK__MR) {
+        for (j = 0; j < k; j++)
+          for (i = 0; i < MHK__MR; i++) d[j * MHK__MR + i] = s[j * src.col + i];
+        continue;
+      }
+      if (src.col == 1 && w == width && width == MHK__MR) {
+        for (j = 0; j < k; j++)
+          for (i = 0; i < MHK__MR; i++) d[j * MHK__MR + i] = s[i * src.row + j];
+        continue;
+      }
+      for (i = 0; i < w; i++)
+        for (j = 0; j < k; j++) d[j * width + i] = s[i * src.row + j * src.col];
+    } else if (src.dtype == MHK_BF16) {
+      const uint16_t *MHK__RESTRICT s = (const uint16_t *)src.data + p * src.row;
+      for (i = 0; i < w; i++)
+        for (j = 0; j < k; j++) dst[j * width + i] = mhk__bf16_to_f32(s[i * src.row + j * src.col]);
+    } else {
+      for (i = 0; i < w; i++)
+        for (j = 0; j < k; j++) dst[j * width + i] = mhk__element(src.data, src.dtype, (p + i) * src.row + j * src.col);
+    }
+    if (w < width)
+      for (j = 0; j < k; j++)
+        for (i = w; i < width; i++) dst[j * width + i] = 0;
+  }
+}
+
+/* The register tile: MHK__MR x MHK__NR sums held in registers while k runs. Named variables, so that no compiler spills an array. */
+#if MHK__MR == 4
+#define MHK__EACH(M) M(0) M(1) M(2) M(3)
+#elif MHK__MR == 6
+#define MHK__EACH(M) M(0) M(1) M(2) M(3) M(4) M(5)
+#elif MHK__MR == 8
+#define MHK__EACH(M) M(0) M(1) M(2) M(3) M(4) M(5) M(6) M(7)
+#else
+#define MHK__EACH(M) M(0) M(1) M(2) M(3) M(4) M(5) M(6) M(7) M(8) M(9) M(10) M(11) M(12) M(13)
+#endif
+#if MHK__NV == 2
+#define MHK__DECLARE(i) MHK__V s##i##a = zero, s##i##b = zero;
+#define MHK__STEP(i) x = MHK__SET(a[i]); s##i##a = MHK__FMA(x, ba, s##i##a); s##i##b = MHK__FMA(x, bb, s##i##b);
+#define MHK__WRITE(i) MHK__STORE(c, s##i##a); MHK__STORE(c + MHK__W, s##i##b); c += ldc;
+#define MHK__ADD(i) MHK__STORE(c, MHK__LOAD(c) + s##i##a); MHK__STORE(c + MHK__W, MHK__LOAD(c + MHK__W) + s##i##b); c += ldc;
+#elif MHK__NV == 3
+#define MHK__DECLARE(i) MHK__V s##i##a = zero, s##i##b = zero, s##i##c = zero;
+#define MHK__STEP(i) x = MHK__SET(a[i]); s##i##a = MHK__FMA(x, ba, s##i##a); s##i##b = MHK__FMA(x, bb, s##i##b); s##i##c = MHK__FMA(x, bc, s##i##c);
+#define MHK__WRITE(i) MHK__STORE(c, s##i##a); MHK__STORE(c + MHK__W, s##i##b); MHK__STORE(c + 2 * MHK__W, s##i##c); c += ldc;
+#define MHK__ADD(i) \
+  MHK__STORE(c, MHK__LOAD(c) + s##i##a); MHK__STORE(c + MHK__W, MHK__LOAD(c + MHK__W) + s##i##b); \
+  MHK__STORE(c + 2 * MHK__W, MHK__LOAD(c + 2 * MHK__W) + s##i##c); c += ldc;
+#else
+#define MHK__DECLARE(i) MHK__V s##i##a = zero, s##i##b = zero, s##i##c = zero, s##i##d = zero;
+#define MHK__STEP(i) \
+  x = MHK__SET(a[i]); s##i##a = MHK__FMA(x, ba, s##i##a); s##i##b = MHK__FMA(x, bb, s##i##b); \
+  s##i##c = MHK__FMA(x, bc, s##i##c); s##i##d = MHK__FMA(x, bd, s##i##d);
+#define MHK__WRITE(i) \
+  MHK__STORE(c, s##i##a); MHK__STORE(c + MHK__W, s##i##b); MHK__STORE(c + 2 * MHK__W, s##i##c); MHK__STORE(c + 3 * MHK__W, s##i##d); c += ldc;
+#define MHK__ADD(i) \
+  MHK__STORE(c, MHK__LOAD(c) + s##i##a); MHK__STORE(c + MHK__W, MHK__LOAD(c + MHK__W) + s##i##b); \
+  MHK__STORE(c + 2 * MHK__W, MHK__LOAD(c + 2 * MHK__W) + s##i##c); MHK__STORE(c + 3 * MHK__W, MHK__LOAD(c + 3 * MHK__W) + s##i##d); c += ldc;
+#endif
+
+static void MHK__N(mhk__tile)(mhk_index k, const mhk_real *MHK__RESTRICT a, const mhk_real *MHK__RESTRICT b, mhk_real *c, mhk_index ldc, int accumulate) {
+  const MHK__V zero = MHK__SET(MHK__R(0));
+  MHK__V x, ba, bb;
+#if MHK__NV > 2
+  MHK__V bc;
+#endif
+#if MHK__NV > 3
+  MHK__V bd;
+#endif
+  MHK__EACH(MHK__DECLARE)
+  for (; k > 0; k--, a += MHK__MR, b += MHK__NR) {
+    ba = MHK__LOAD(b);
+    bb = MHK__LOAD(b + MHK__W);
+#if MHK__NV > 2
+    bc = MHK__LOAD(b + 2 * MHK__W);
+#endif
+#if MHK__NV > 3
+    bd = MHK__LOAD(b + 3 * MHK__W);
+#endif
+    MHK__EACH(MHK__STEP)
+  }
+  if (accumulate) {
+    MHK__EACH(MHK__ADD)
+  } else {
+    MHK__EACH(MHK__WRITE)
+  }
+}
+
+static void MHK__N(mhk__product)(mhk_index m, mhk_index n, mhk_index k, const mhk_real *a, const mhk_real *b, mhk_real *c, mhk_index ldc, int accumulate) {
+  mhk_index i, j, ii, jj;
+  for (j = 0; j < n; j += MHK__NR)
+    for (i = 0; i < m; i += MHK__MR) {
+      const mhk_index mm = m - i < MHK__MR ? m - i : MHK__MR, nn = n - j < MHK__NR ? n - j : MHK__NR;
+      if (mm == MHK__MR && nn == MHK__NR)
+        MHK__N(mhk__tile)(k, a + i * k, b + j * k, c + i * ldc + j, ldc, accumulate);
+      else {
+        mhk_real edge[MHK__MR * MHK__NR];
+        MHK__N(mhk__tile)(k, a + i * k, b + j * k, edge, MHK__NR, 0);
+        for (ii = 0; ii < mm; ii++)
+          for (jj = 0; jj < nn; jj++) {
+            mhk_real *to = c + (i + ii) * ldc + j + jj;
+            *to = accumulate ? *to + edge[ii * MHK__NR + jj] : edge[ii * MHK__NR + jj];
+          }
+      }
+    }
+}
+
+/* gelu_new(x) = x sigmoid(2u), u = sqrt(2/pi) (x + 0.044715 x^3): the tanh form without its cancellation */
+static inline MHK__V MHK__N(mhk__vgelu_gate)(MHK__V x) {
+  return MHK__N(mhk__vsigmoid)(x * MHK__FMA(x * x, MHK__SET(MHK__R(2 * 0.7978845608028654 * 0.044715)), MHK__SET(MHK__R(2 * 0.7978845608028654))));
+}
+
+static void MHK__N(mhk__gelu)(mhk_index n, const mhk_real *x, mhk_real *y) {
+  mhk_index i;
+  for (i = 0; i < n; i += MHK__W) {
+    const MHK__V v = MHK__LOADN(x + i, n - i);
+    MHK__STOREN(y + i, v * MHK__N(mhk__vgelu_gate)(v), n - i);
+  }
+}
+
+static void MHK__N(mhk__gelu_back)(mhk_index n, const mhk_real *x, const mhk_real *dy, mhk_real *dx) {
+  mhk_index i;
+  const MHK__V one = MHK__SET(MHK__R(1));
+  for (i = 0; i < n; i += MHK__W) {
+    const MHK__V v = MHK__LOADN(x + i, n - i), s = MHK__N(mhk__vgelu_gate)(v);
+    const MHK__V slope = MHK__FMA(v * v, MHK__SET(MHK__R(6 * 0.7978845608028654 * 0.044715)), MHK__SET(MHK__R(2 * 0.7978845608028654))); /* d(2u)/dx */
+    const MHK__V d = s * MHK__FMA(v * slope, one - s, one);
+    MHK__STOREN(dx + i, d * MHK__LOADN(dy + i, n - i), n - i);
+  }
+}
+
+static void MHK__N(mhk__epilogue_rows)(mhk_index m, mhk_index n, mhk_real *c, mhk_index ldc, mhk_index offset, const mhk__epilogue *e, mhk_index column) {
+  mhk_index i, j;
+  for (i = 0; i < m; i++) {
+    mhk_real *MHK__RESTRICT row = c + i * ldc;
+    if (e->bias)
+      for (j = 0; j < n; j++) row[j] += e->bias[column + j];
+    if (e->residual)
+      for (j = 0; j < n; j++) row[j] += e->residual[offset + i * ldc + j];
+    if (e->before) memcpy(e->before + offset + i * ldc, row, (size_t)n * sizeof(mhk_real));
+    if (e->gelu) MHK__N(mhk__gelu)(n, row, row);
+  }
+}
+
+/* dot products of each row of w with m rows of x; work holds k numbers */
+static void MHK__N(mhk__rows_times)(mhk_index m, mhk_index n, mhk_index k, const mhk_real *x, const void *w, mhk_dtype dtype, mhk_real *y, mhk_index ldy,
+                                    mhk_real *work) {
+  mhk_index i, j, p;
+  const mhk_index whole = k / (2 * MHK__W) * (2 * MHK__W);
+  for (j = 0; j < n; j++) {
+    const mhk_real *row = work;
+    if (dtype == MHK_REAL)
+      row = (const mhk_real *)w + j * k;
+    else if (dtype == MHK_BF16) {
+      const uint16_t *s = (const uint16_t *)w + j * k;
+      for (p = 0; p < k; p++) work[p] = mhk__bf16_to_f32(s[p]);
+    } else
+      for (p = 0; p < k; p++) work[p] = mhk__element(w, dtype, j * k + p);
+    for (i = 0; i < m; i++) {
+      const mhk_real *xi = x + i * k;
+      MHK__V s0 = MHK__SET(MHK__R(0)), s1 = s0;
+      mhk_real sum;
+      for (p = 0; p < whole; p += 2 * MHK__W) {
+        s0 = MHK__FMA(MHK__LOAD(row + p), MHK__LOAD(xi + p), s0);
+        s1 = MHK__FMA(MHK__LOAD(row + p + MHK__W), MHK__LOAD(xi + p + MHK__W), s1);
+      }
+      sum = MHK__N(mhk__hsum)(s0 + s1);
+      for (; p < k; p++) sum += row[p] * xi[p];
+      y[i * ldy + j] = sum;
+    }
+  }
+}
+
+/* the same from unpacked operands: a (m,k), b (k,n) by strides; pa and pb are work memory */
+static void MHK__N(mhk__multiply)(mhk_index m, mhk_index n, mhk_index k, const mhk_real *a, mhk_index ars, mhk_index acs, const mhk_real *b, mhk_index brs,
+                                  mhk_index bcs, mhk_real *c, mhk_index ldc, int accumulate, mhk_real *pa, mhk_real *pb) {
+  mhk__matrix s;
+  s.dtype = MHK_REAL;
+  if (a) {
+    s.data = a;
+    s.row = ars;
+    s.col = acs;
+    MHK__N(mhk__pack)(pa, MHK__MR, m, k, s);
+  }
+  if (b) {
+    s.data = b;
+    s.row = bcs;
+    s.col = brs;
+    MHK__N(mhk__pack)(pb, MHK__NR, n, k, s);
+  }
+  MHK__N(mhk__product)(m, n, k, pa, pb, c, ldc, accumulate);
+}
+
+/* ---- rows ---- */
+
+static inline mhk_real MHK__N(mhk__row_max)(mhk_index n, const mhk_real *x) {
+  mhk_index i;
+  MHK__V m;
+  mhk_real best;
+  if (n < MHK__W) {
+    best = x[0];
+    for (i = 1; i < n; i++) best = x[i] > best ? x[i] : best;
+    return best;
+  }
+  m = MHK__LOAD(x);
+  for (i = MHK__W; i + MHK__W <= n; i += MHK__W) m = MHK__MAX(m, MHK__LOAD(x + i));
+  m = MHK__MAX(m, MHK__LOAD(x + n - MHK__W));
+  return MHK__N(mhk__hmax)(m);
+}
+
+/* y = exp(x * scale - shift), returns the sum; x and y may be the same */
+static inline mhk_real MHK__N(mhk__row_exp)(mhk_index n, const mhk_real *x, mhk_real scale, mhk_real shift, mhk_real *y) {
+  mhk_index i;
+  const MHK__V f = MHK__SET(scale), s = MHK__SET(-shift);
+  MHK__V total = MHK__SET(MHK__R(0));
+  mhk_real rest = 0;
+  for (i = 0; i + MHK__W <= n; i += MHK__W) {
+    const MHK__V e = MHK__N(mhk__vexp)(MHK__FMA(MHK__LOAD(x + i), f, s));
+    MHK__STORE(y + i, e);
+    total = total + e;
+  }
+  if (i < n) {
+    mhk_real lane[MHK__W];
+    mhk_index j;
+    MHK__STORE(lane, MHK__N(mhk__vexp)(MHK__FMA(MHK__N(mhk__load_part)(x + i, n - i, 0), f, s)));
+    for (j = 0; j < n - i; j++) {
+      y[i + j] = lane[j];
+      rest += lane[j];
+    }
+  }
+  return MHK__N(mhk__hsum)(total) + rest;
+}
+
+static void MHK__N(mhk__softmax)(mhk_index n, const mhk_real *x, mhk_real *y) {
+  mhk_index i;
+  const mhk_real most = MHK__N(mhk__row_max)(n, x), f = MHK__R(1) / MHK__N(mhk__row_exp)(n, x, MHK__R(1), most, y);
+  for (i = 0; i < n; i++) y[i] *= f;
+}
+
+/* log sum exp(scale x); sums blocks of 256 in double so that a large vocabulary loses nothing */
+static double MHK__N(mhk__log_sum_exp)(mhk_index n, const mhk_real *x, mhk_real scale) {
+  mhk_index i;
+  const mhk_real most = MHK__N(mhk__row_max)(n, x) * scale;
+  double total = 0;
+  mhk_real block[256];
+  for (i = 0; i < n; i += 256) total += (double)MHK__N(mhk__row_exp)(n - i < 256 ? n - i : 256, x + i, scale, most, block);
+  return (double)most + log(total);
+}
+
+/* sum over i of exp(target_i - target_lse) logits_i */
+static double MHK__N(mhk__soft_dot)(mhk_index n, const mhk_real *logits, const mhk_real *target, mhk_real target_lse) {
+  mhk_index i, j;
+  double total = 0;
+  mhk_real p[256];
+  for (i = 0; i < n; i += 256) {
+    const mhk_index k = n - i < 256 ? n - i : 256;
+    mhk_real part[8], s = 0;
+    MHK__N(mhk__row_exp)(k, target + i, MHK__R(1), target_lse, p);
+    for (j = 0; j < 8; j++) part[j] = 0;
+    for (j = 0; j + 8 <= k; j += 8) {
+      mhk_index l;
+      for (l = 0; l < 8; l++) part[l] += p[j + l] * logits[i + j + l];
+    }
+    for (; j < k; j++) s += p[j] * logits[i + j];
+    for (j = 0; j < 8; j++) s += part[j];
+    total += (double)s;
+  }
+  return total;
+}
+
+/* d += g (softmax(logits * it) - softmax(target)) */
+static void MHK__N(mhk__soft_back)(mhk_index n, const mhk_real *logits, mhk_real it, mhk_real lse, const mhk_real *target, mhk_real target_lse, mhk_real g,
+                                   mhk_real *d) {
+  mhk_index i;
+  const MHK__V vit = MHK__SET(it), vl = MHK__SET(-lse), vt = MHK__SET(-target_lse), vg = MHK__SET(g), one = MHK__SET(MHK__R(1));
+  for (i = 0; i < n; i += MHK__W) {
+    MHK__V e = MHK__N(mhk__vexp)(MHK__FMA(MHK__LOADN(logits + i, n - i), vit, vl));
+    if (target) e = e - MHK__N(mhk__vexp)(MHK__FMA(MHK__LOADN(target + i, n - i), one, vt));
+    MHK__STOREN(d + i, MHK__FMA(vg, e, MHK__LOADN(d + i, n - i)), n - i);
+  }
+}
+
+static void MHK__N(mhk__norm)(mhk_index n, const mhk_real *x, const mhk_real *w, const mhk_real *b, mhk_real eps, int centre, mhk_real *y, mhk_real *mean,
+                              mhk_real *rstd) {
+  mhk_index i;
+  MHK__V total = MHK__SET(MHK__R(0)), vm;
+  mhk_real m = 0, r, rest = 0;
+  if (centre) {
+    for (i = 0; i + MHK__W <= n; i += MHK__W) total = total + MHK__LOAD(x + i);
+    for (; i < n; i++) rest += x[i];
+    m = (MHK__N(mhk__hsum)(total) + rest) / (mhk_real)n;
+  }
+  total = MHK__SET(MHK__R(0));
+  vm = MHK__SET(m);
+  rest = 0;
+  for (i = 0; i + MHK__W <= n; i += MHK__W) {
+    const MHK__V d = MHK__LOAD(x + i) - vm;
+    total = MHK__FMA(d, d, total);
+  }
+  for (; i < n; i++) rest += (x[i] - m) * (x[i] - m);
+  r = MHK__R(1) / MHK__R(sqrt((MHK__N(mhk__hsum)(total) + rest) / (mhk_real)n + eps));
+  if (b)
+    for (i = 0; i < n; i++) y[i] = (x[i] - m) * r * w[i] + b[i];
+  else
+    for (i = 0; i < n; i++) y[i] = (x[i] - m) * r * w[i];
+  *mean = m;
+  *rstd = r;
+}
+
+/* dx += r (g - mean(g) - xhat mean(g xhat)), g = dy w, xhat = (x - m) r; without centring the middle term is absent */
+static void MHK__N(mhk__norm_back)(mhk_index n, const mhk_real *x, const mhk_real *w, mhk_real m, mhk_real r, int centre, const mhk_real *dy, mhk_real *dx) {
+  mhk_index i;
+  MHK__V sg = MHK__SET(MHK__R(0)), sx = sg;
+  const MHK__V vm = MHK__SET(m), vr = MHK__SET(r);
+  mhk_real a = 0, c = 0;
+  for (i = 0; i + MHK__W <= n; i += MHK__W) {
+    const MHK__V g = MHK__LOAD(dy + i) * MHK__LOAD(w + i);
+    sg = sg + g;
+    sx = MHK__FMA(g, (MHK__LOAD(x + i) - vm) * vr, sx);
+  }
+  for (; i < n; i++) {
+    a += dy[i] * w[i];
+    c += dy[i] * w[i] * (x[i] - m) * r;
+  }
+  a = centre ? (a + MHK__N(mhk__hsum)(sg)) / (mhk_real)n : 0;
+  c = (c + MHK__N(mhk__hsum)(sx)) / (mhk_real)n;
+  for (i = 0; i < n; i++) dx[i] += r * (dy[i] * w[i] - a - (x[i] - m) * r * c);
+}
+
+static void MHK__N(mhk__gate)(mhk_index n, const mhk_real *y, const mhk_real *z, const mhk_real *bias, mhk_real *out) {
+  mhk_index i;
+  for (i = 0; i < n; i += MHK__W) {
+    MHK__V s = MHK__LOADN(z + i, n - i);
+    if (bias) s = s + MHK__LOADN(bias + i, n - i);
+    MHK__STOREN(out + i, MHK__LOADN(y + i, n - i) * s * MHK__N(mhk__vsigmoid)(s), n - i);
+  }
+}
+
+/* dy += g silu(s); dz = g y silu'(s): written, the caller adds it up */
+static void MHK__N(mhk__gate_back)(mhk_index n, const mhk_real *y, const mhk_real *z, const mhk_real *bias, const mhk_real *g, mhk_real *dy, mhk_real *dz) {
+  mhk_index i;
+  const MHK__V one = MHK__SET(MHK__R(1));
+  for (i = 0; i < n; i += MHK__W) {
+    const mhk_index left = n - i;
+    MHK__V s = MHK__LOADN(z + i, left), e, gi = MHK__LOADN(g + i, left);
+    if (bias) s = s + MHK__LOADN(bias + i, left);
+    e = MHK__N(mhk__vsigmoid)(s);
+    if (dy) MHK__STOREN(dy + i, MHK__FMA(gi, s * e, MHK__LOADN(dy + i, left)), left);
+    if (dz) MHK__STOREN(dz + i, gi * MHK__LOADN(y + i, left) * e * MHK__FMA(s, one - e, one), left);
+  }
+}
+
+/* || x - y ||^2 */
+static double MHK__N(mhk__distance)(mhk_index n, const mhk_real *x, const mhk_real *y) {
+  mhk_index i, k;
+  double total = 0;
+  for (k = 0; k < n; k += 1024) {
+    const mhk_index end = n - k < 1024 ? n : k + 1024;
+    MHK__V s = MHK__SET(MHK__R(0));
+    mhk_real rest = 0;
+    for (i = k; i + MHK__W <= end; i += MHK__W) {
+      const MHK__V d = MHK__LOAD(x + i) - MHK__LOAD(y + i);
+      s = MHK__FMA(d, d, s);
+    }
+    for (; i < end; i++) rest += (x[i] - y[i]) * (x[i] - y[i]);
+    total += (double)(MHK__N(mhk__hsum)(s) + rest);
+  }
+  return total;
+}
+
+/* AdamW (Loshchilov & Hutter, arXiv 1711.05101) in one pass. s: learning rate * decay, beta1, beta2, learning rate / (1 - beta1^t),
+   1 / sqrt(1 - beta2^t), eps, factor on the gradient */
+static void MHK__N(mhk__adamw)(mhk_index n, mhk_real *MHK__RESTRICT p, const mhk_real *MHK__RESTRICT g, mhk_real *MHK__RESTRICT m, mhk_real *MHK__RESTRICT v,
+                               const mhk_real *s) {
+  const mhk_real decay = s[0], b1 = s[1], b2 = s[2], rate = s[3], root = s[4], eps = s[5], factor = s[6];
+  mhk_index i;
+  for (i = 0; i < n; i++) {
+    const mhk_real gi = g[i] * factor, mi = m[i] + (gi - m[i]) * (MHK__R(1) - b1), vi = v[i] * b2 + gi * gi * (MHK__R(1) - b2);
+    m[i] = mi;
+    v[i] = vi;
+#ifdef MOHAWK_DOUBLE
+    p[i] = p[i] - p[i] * decay - rate * mi / (sqrt(vi) * root + eps);
+#else
+    p[i] = p[i] - p[i] * decay - rate * mi / (sqrtf(vi) * root + eps);
+#endif
+  }
+}
+
+/* ---- attention ---- */
+
+/* Keys and values of one (batch, head), packed once; then tiles of queries with a running maximum and sum (Dao et al., arXiv 2205.14135). */
+static void MHK__N(mhk__attention)(const mhk__attention_args *a, mhk_index b, mhk_index h, mhk_real *work) {
+  const mhk_index T = a->T, S = a->S, P = a->P, g = h / (a->H / a->G), kv = a->G * P, ldq = a->H * P, Q = MHK__TILE / MHK__MR * MHK__MR, K = MHK__TILE;
+  const mhk_real *q = a->q + (b * T * a->H + h) * P, *k = a->k + b * a->kv_batch + g * P, *v = a->v ? a->v + b * a->kv_batch + g * P : NULL;
+  const mhk_index *start = a->start ? a->start + b * T : NULL;
+  const mhk_real scale = MHK__R(1.0 / sqrt((double)P));
+  const mhk_index wide = (P + MHK__NR - 1) / MHK__NR * MHK__NR;
+  mhk_real *keys = work, *values = keys + (S + 64) * P, *pq = values + (S + 64) * wide, *s = pq + mhk__padded(Q) * P, *ps = s + Q * K, *o = ps + mhk__padded(Q) * K;
+  mhk_real *most = o + Q * P, *sum = most + Q;
+  mhk_index i0, j0, i, j;
+  mhk__matrix m;
+  m.dtype = MHK_REAL;
+  for (j0 = 0; j0 < S; j0 += K) {
+    const mhk_index n = S - j0 < K ? S - j0 : K;
+    m.data = k + j0 * kv;
+    m.row = kv;
+    m.col = 1;
+    MHK__N(mhk__pack)(keys + j0 * P, MHK__NR, n, P, m);
+    if (v) {
+      m.data = v + j0 * kv;
+      m.row = 1;
+      m.col = kv;
+      MHK__N(mhk__pack)(values + j0 * wide, MHK__NR, P, n, m);
+    }
+  }
+  for (i0 = 0; i0 < T; i0 += Q) {
+    const mhk_index rows = T - i0 < Q ? T - i0 : Q, last = a->offset + i0 + rows; /* keys before last are seen by some row */
+    mhk_index first = 0;
+    if (start) {
+      first = start[i0];
+      for (i = 1; i < rows; i++) first = start[i0 + i] < first ? start[i0 + i] : first;
+      if (first < 0) first = 0;
+      first = first / K * K;
+    }
+    m.data = q + i0 * ldq;
+    m.row = ldq;
+    m.col = 1;
+    MHK__N(mhk__pack)(pq, MHK__MR, rows, P, m);
+    for (i = 0; i < rows; i++) {
+      most[i] = MHK__R(-3e38);
+      sum[i] = 0;
+    }
+    for (i = 0; i < rows * P; i++) o[i] = 0;
+    for (j0 = first; j0 < last; j0 += K) {
+      const mhk_index n = last - j0 < K ? last - j0 : K;
+      MHK__N(mhk__product)(rows, n, P, pq, keys + j0 * P, s, K, 0);
+      for (i = 0; i < rows; i++) {
+        mhk_real *row = s + i * K, best, shift, f;
+        mhk_index from = start && start[i0 + i] > j0 ? start[i0 + i] - j0 : 0, to = a->offset + i0 + i + 1 - j0;
+        if (to > n) to = n;
+        if (from > n) from = n;
+        if (to <= from) {
+          for (j = 0; j < n; j++) row[j] = 0;
+          continue;
+        }
+        for (j = 0; j < from; j++) row[j] = 0;
+        for (j = to; j < n; j++) row[j] = 0;
+        best = MHK__N(mhk__row_max)(to - from, row + from) * scale;
+        shift = best > most[i] ? best : most[i];
+        f = sum[i] > 0 ? MHK__REXP(most[i] - shift) : 0;
+        sum[i] = sum[i] * f + MHK__N(mhk__row_exp)(to - from, row + from, scale, shift, row + from);
+        most[i] = shift;
+        if (f != MHK__R(1))
+          for (j = 0; j < P; j++) o[i * P + j] *= f;
+      }
+      if (!v) continue;
+      m.data = s;
+      m.row = K;
+      m.col = 1;
+      MHK__N(mhk__pack)(ps, MHK__MR, rows, n, m);
+      if (n == K || j0 + n == S)
+        MHK__N(mhk__product)(rows, P, n, ps, values + j0 * wide, o, P, 1);
+      else { /* the packed tile holds more keys than these rows see: the panels are longer than n */
+        const mhk_index whole = S - j0 < K ? S - j0 : K;
+        mhk_index p0;
+        for (p0 = 0; p0 < P; p0 += MHK__NR)
+          MHK__N(mhk__product)(rows, P - p0 < MHK__NR ? P - p0 : MHK__NR, n, ps,
+                               values + j0 * wide + p0 * whole, o + p0, P, 1);
+      }
+    }
+    for (i = 0; i < rows; i++) {
+      const mhk_real f = MHK__R(1) / sum[i];
+      if (a->y) {
+        mhk_real *y = a->y + ((b * T + i0 + i) * a->H + h) * P;
+        for (j = 0; j < P; j++) y[j] = o[i * P + j] * f;
+      }
+      if (a->lse) a->lse[(b * a->H + h) * T + i0 + i] = most[i] + MHK__R(log((double)sum[i]));
+    }
+  }
+}
+
+/* a few queries over many keys: decoding */
+static void MHK__N(mhk__attention_step)(const mhk__attention_args *a, mhk_index b, mhk_index h, mhk_real *s) {
+  const mhk_index P = a->P, g = h / (a->H / a->G), kv = a->G * P;
+  const mhk_real *k = a->k + b * a->kv_batch + g * P, *v = a->v + b * a->kv_batch + g * P, scale = MHK__R(1.0 / sqrt((double)P));
+  mhk_index t, j, p;
+  for (t = 0; t < a->T; t++) {
+    const mhk_real *q = a->q + ((b * a->T + t) * a->H + h) * P;
+    mhk_real *y = a->y + ((b * a->T + t) * a->H + h) * P, f;
+    const mhk_index first = a->start && a->start[b * a->T + t] > 0 ? a->start[b * a->T + t] : 0, last = a->offset + t + 1;
+    for (j = first; j < last; j++) {
+      const mhk_real *kj = k + j * kv;
+      MHK__V d = MHK__SET(MHK__R(0));
+      mhk_real rest = 0;
+      for (p = 0; p + MHK__W <= P; p += MHK__W) d = MHK__FMA(MHK__LOAD(q + p), MHK__LOAD(kj + p), d);
+      for (; p < P; p++) rest += q[p] * kj[p];
+      s[j - first] = MHK__N(mhk__hsum)(d) + rest;
+    }
+    f = MHK__N(mhk__row_max)(last - first, s) * scale;
+    f = MHK__R(1) / MHK__N(mhk__row_exp)(last - first, s, scale, f, s);
+    for (p = 0; p < P; p++) y[p] = 0;
+    for (j = first; j < last; j++) {
+      const mhk_real w = s[j - first] * f, *MHK__RESTRICT vj = v + j * kv;
+      for (p = 0; p < P; p++) y[p] += w * vj[p];
+    }
+  }
+}
+
+/* All query heads of one key/value head. p = exp(s - lse); dv += p^T dy; dp = dy v^T; ds = p (dp - sum(dy y)) scale; dq += ds k; dk += ds^T q. */
+static void MHK__N(mhk__attention_back)(const mhk__attention_args *a, mhk_index b, mhk_index g, mhk_real *work) {
+  const mhk_index T = a->T, P = a->P, kv = a->G * P, ld = a->H * P, Q = MHK__TILE, K = MHK__TILE, group = a->H / a->G, pn = mhk__padded(Q);
+  const mhk_real *k = a->k + b * a->kv_batch + g * P, *v = a->v + b * a->kv_batch + g * P, scale = MHK__R(1.0 / sqrt((double)P));
+  const mhk_index *start = a->start ? a->start + b * T : NULL;
+  const mhk_index wide = (P + MHK__NR - 1) / MHK__NR * MHK__NR;
+  mhk_real *keys = work, *values = keys + (T + 64) * P, *pq = values + (T + 64) * P, *pd = pq + pn * P, *bq = pd + pn * P, *bd = bq + Q * wide;
+  mhk_real *s = bd + Q * wide, *dp = s + Q * K, *pa = dp + Q * K, *pb = pa + pn * pn, *delta = pb + K * wide;
+  mhk_index i0, j0, i, j, h;
+  mhk__matrix m;
+  m.dtype = MHK_REAL;
+  m.row = kv;
+  m.col = 1;
+  for (j0 = 0; j0 < T; j0 += K) {
+    const mhk_index n = T - j0 < K ? T - j0 : K;
+    m.data = k + j0 * kv;
+    MHK__N(mhk__pack)(keys + j0 * P, MHK__NR, n, P, m);
+    m.data = v + j0 * kv;
+    MHK__N(mhk__pack)(values + j0 * P, MHK__NR, n, P, m);
+  }
+  for (h = g * group; h < (g + 1) * group; h++)
+    for (i0 = 0; i0 < T; i0 += Q) {
+      const mhk_index rows = T - i0 < Q ? T - i0 : Q, last = i0 + rows, at = ((b * T + i0) * a->H + h) * P;
+      const mhk_real *q = a->q + at, *dy = a->dy + at, *yy = a->yy + at, *lse = a->lse + (b * a->H + h) * T + i0;
+      mhk_index first = 0;
+      if (start) {
+        first = start[i0];
+        for (i = 1; i < rows; i++) first = start[i0 + i] < first ? start[i0 + i] : first;
+        first = first < 0 ? 0 : first / K * K;
+      }
+      for (i = 0; i < rows; i++) {
+        mhk_real sum = 0;
+        for (j = 0; j < P; j++) sum += dy[i * ld + j] * yy[i * ld + j];
+        delta[i] = sum;
+      }
+      m.row = ld;
+      m.col = 1;
+      m.data = q;
+      MHK__N(mhk__pack)(pq, MHK__MR, rows, P, m);
+      m.data = dy;
+      MHK__N(mhk__pack)(pd, MHK__MR, rows, P, m);
+      m.row = 1;
+      m.col = ld;
+      m.data = q;
+      MHK__N(mhk__pack)(bq, MHK__NR, P, rows, m);
+      m.data = dy;
+      MHK__N(mhk__pack)(bd, MHK__NR, P, rows, m);
+      for (j0 = first; j0 < last; j0 += K) {
+        const mhk_index n = last - j0 < K ? last - j0 : K;
+        MHK__N(mhk__product)(rows, n, P, pq, keys + j0 * P, s, K, 0);
+        MHK__N(mhk__product)(rows, n, P, pd, values + j0 * P, dp, K, 0);
+        for (i = 0; i < rows; i++) {
+          mhk_real *row = s + i * K, *drow = dp + i * K;
+          mhk_index from = start && start[i0 + i] > j0 ? start[i0 + i] - j0 : 0, to = i0 + i + 1 - j0;
+          if (to > n) to = n;
+          if (from > n) from = n;
+          if (to < from) to = from;
+          for (j = 0; j < from; j++) row[j] = drow[j] = 0;
+          for (j = to; j < n; j++) row[j] = drow[j] = 0;
+          if (to > from) MHK__N(mhk__row_exp)(to - from, row + from, scale, lse[i], row + from);
+          for (j = from; j < to; j++) drow[j] = row[j] * (drow[j] - delta[i]) * scale;
+        }
+        if (a->dv) MHK__N(mhk__multiply)(n, P, rows, s, 1, K, NULL, 0, 0, a->dv + b * a->kv_batch + j0 * kv + g * P, kv, 1, pa, bd);
+        if (a->dk) MHK__N(mhk__multiply)(n, P, rows, dp, 1, K, NULL, 0, 0, a->dk + b * a->kv_batch + j0 * kv + g * P, kv, 1, pa, bq);
+        if (a->dq) MHK__N(mhk__multiply)(rows, P, n, dp, K, 1, k + j0 * kv, kv, 1, a->dq + at, ld, 1, pa, pb);
+      }
+    }
+}
+
+/* ---- SSD ---- */
+
+/* decay[t][s] = exp(cum_t - cum_s) for s <= t inside the document, else 0 */
+static void MHK__N(mhk__decay_tile)(mhk_index n, const mhk_real *cum, const mhk_index *start, mhk_index t0, mhk_real *decay, mhk_index ld) {
+  mhk_index t, s;
+  for (t = 0; t < n; t++) {
+    const mhk_index from = start && start[t] > t0 ? start[t] - t0 : 0;
+    mhk_real *row = decay + t * ld;
+    for (s = 0; s < from; s++) row[s] = 0;
+    MHK__N(mhk__row_exp)(t + 1 - from, cum + from, MHK__R(-1), -cum[t], row + from);
+    for (s = t + 1; s < n; s++) row[s] = 0;
+  }
+}
+
+/* carry[t] = exp(cum_t) where the state from before the chunk is seen, else 0; tail[s] = exp(cum_last - cum_s) where the last token sees s */
+static void MHK__N(mhk__decay_edges)(mhk_index n, const mhk_real *cum, const mhk_index *start, mhk_index t0, mhk_real *carry, mhk_real *tail) {
+  mhk_index t;
+  const mhk_index open = start && start[n - 1] > t0 ? start[n - 1] - t0 : 0;
+  MHK__N(mhk__row_exp)(n, cum, MHK__R(1), 0, carry);
+  MHK__N(mhk__row_exp)(n, cum, MHK__R(-1), -cum[n - 1], tail);
+  for (t = 0; t < n; t++) {
+    if (start && start[t] >= t0) carry[t] = 0;
+    if (t < open) tail[t] = 0;
+  }
+}
+
+static void MHK__N(mhk__ssd)(const mhk__ssd_args *a, mhk_index b, mhk_index h, mhk_real *work) {
+  const mhk_index T = a->T, P = a->P, N = a->N, Q = a->Q, g = h / (a->H / a->G), ldx = a->H * P, ldb = a->G * N, chunks = (T + Q - 1) / Q;
+  const mhk_index most = mhk__padded(mhk__max(Q, mhk__max(N, P)));
+  const mhk_real *x = a->x + (b * T * a->H + h) * P, *bm = a->b + (b * T * a->G + g) * N, *cm = a->c + (b * T * a->G + g) * N, *la = a->log_a + b * T * a->H + h;
+  const mhk_index *start = a->start ? a->start + b * T : NULL;
+  mhk_real *y = a->y + (b * T * a->H + h) * P, *state = a->final + (b * a->H + h) * P * N;
+  mhk_real *decay = work, *s = decay + Q * Q, *pa = s + Q * Q, *pb = pa + most * most, *px = pb + most * most;
+  mhk_real *scaled = px + Q * mhk__padded(P), *cum = scaled + Q * N, *carry = cum + Q, *tail = carry + Q;
+  mhk_index c, t, i;
+  mhk__matrix m;
+  m.dtype = MHK_REAL;
+  if (a->initial)
+    memcpy(state, a->initial + (b * a->H + h) * P * N, (size_t)(P * N) * sizeof(mhk_real));
+  else
+    memset(state, 0, (size_t)(P * N) * sizeof(mhk_real));
+  for (c = 0; c < chunks; c++) {
+    const mhk_index t0 = c * Q, n = T - t0 < Q ? T - t0 : Q;
+    const mhk_index *st = start ? start + t0 : NULL;
+    const int seen = c > 0 || a->initial != NULL; /* is there a state at all? */
+    double sum = 0;
+    for (t = 0; t < n; t++) cum[t] = MHK__R(sum += (double)la[(t0 + t) * a->H]);
+    MHK__N(mhk__decay_tile)(n, cum, st, t0, decay, Q);
+    MHK__N(mhk__decay_edges)(n, cum, st, t0, carry, tail);
+    if (a->states) memcpy(a->states + (((b * a->H + h) * chunks) + c) * P * N, state, (size_t)(P * N) * sizeof(mhk_real));
+    /* inside the chunk: y = (C B^T o decay) x */
+    MHK__N(mhk__multiply)(n, n, N, cm + t0 * ldb, ldb, 1, bm + t0 * ldb, 1, ldb, s, Q, 0, pa, pb);
+    for (t = 0; t < n; t++)
+      for (i = 0; i < n; i++) s[t * Q + i] *= decay[t * Q + i];
+    m.data = x + t0 * ldx;
+    m.row = 1;
+    m.col = ldx;
+    MHK__N(mhk__pack)(px, MHK__NR, P, n, m);
+    MHK__N(mhk__multiply)(n, P, n, s, Q, 1, NULL, 0, 0, y + t0 * ldx, ldx, 0, pa, px);
+    /* from before the chunk: y += carry C state^T */
+    if (seen) {
+      for (t = 0; t < n; t++)
+        for (i = 0; i < N; i++) scaled[t * N + i] = cm[(t0 + t) * ldb + i] * carry[t];
+      MHK__N(mhk__multiply)(n, P, N, scaled, N, 1, state, 1, N, y + t0 * ldx, ldx, 1, pa, pb);
+    }
+    /* the state after it: carry_last state + x^T (tail B) */
+    for (t = 0; t < n; t++)
+      for (i = 0; i < N; i++) scaled[t * N + i] = bm[(t0 + t) * ldb + i] * tail[t];
+    for (i = 0; i < P * N; i++) state[i] *= carry[n - 1];
+    MHK__N(mhk__multiply)(P, N, n, x + t0 * ldx, 1, ldx, scaled, N, 1, state, N, 1, pa, pb);
+    if (a->d)
+      for (t = t0; t < t0 + n; t++)
+        for (i = 0; i < P; i++) y[t * ldx + i] += a->d[h] * x[t * ldx + i];
+  }
+}
+
+/* the recurrence itself, token by token */
+static void MHK__N(mhk__ssd_step)(const mhk__ssd_args *a, mhk_index b, mhk_index h, mhk_real *work) {
+  const mhk_index T = a->T, P = a->P, N = a->N, g = h / (a->H / a->G);
+  mhk_real *state = a->final + (b * a->H + h) * P * N;
+  mhk_index t, p, i;
+  (void)work;
+  if (a->initial)
+    memcpy(state, a->initial + (b * a->H + h) * P * N, (size_t)(P * N) * sizeof(mhk_real));
+  else
+    memset(state, 0, (size_t)(P * N) * sizeof(mhk_real));
+  for (t = 0; t < T; t++) {
+    const mhk_index at = (b * T + t) * a->H + h;
+    const mhk_real *x = a->x + at * P, *bt = a->b + ((b * T + t) * a->G + g) * N, *ct = a->c + ((b * T + t) * a->G + g) * N;
+    const mhk_real decay = a->start && a->start[b * T + t] == t ? 0 : MHK__REXP(a->log_a[at]);
+    mhk_real *y = a->y + at * P;
+    for (p = 0; p < P; p++) {
+      mhk_real *row = state + p * N, sum = 0;
+      MHK__V total = MHK__SET(MHK__R(0));
+      const MHK__V vd = MHK__SET(decay), vx = MHK__SET(x[p]);
+      for (i = 0; i + MHK__W <= N; i += MHK__W) {
+        const MHK__V hi = MHK__FMA(vx, MHK__LOAD(bt + i), vd * MHK__LOAD(row + i));
+        MHK__STORE(row + i, hi);
+        total = MHK__FMA(hi, MHK__LOAD(ct + i), total);
+      }
+      for (; i < N; i++) {
+        row[i] = decay * row[i] + x[p] * bt[i];
+        sum += row[i] * ct[i];
+      }
+      y[p] = sum + MHK__N(mhk__hsum)(total) + (a->d ? a->d[h] * x[p] : 0);
+    }
+  }
+}
+
+/* Chunks from the last to the first, all heads of one B/C group. With S = C B^T o decay, h0 the state before the chunk, hQ after it:
+   dG = dy x^T, dx = S^T dy + tail (B dhQ^T), dC = (dG o decay) B + carry (dy h0), dB = (dG o decay)^T C + tail (x dhQ),
+   dh0 = carry_last dhQ + (carry dy)^T C, and each log-decay gathers the products that it scales. */
+static void MHK__N(mhk__ssd_back)(const mhk__ssd_args *a, mhk_index b, mhk_index g, mhk_real *work) {
+  const mhk_index T = a->T, P = a->P, N = a->N, Q = a->Q, group = a->H / a->G, ldx = a->H * P, ldb = a->G * N, chunks = (T + Q - 1) / Q;
+  const mhk_index most = mhk__padded(mhk__max(Q, mhk__max(N, P)));
+  const mhk_real *bm = a->b + (b * T * a->G + g) * N, *cm = a->c + (b * T * a->G + g) * N;
+  const mhk_index *start = a->start ? a->start + b * T : NULL;
+  mhk_real *decay = work, *s = decay + Q * Q, *dg = s + Q * Q, *pa = dg + Q * Q, *pb = pa + most * most, *left = pb + most * most;
+  mhk_real *right = left + Q * mhk__max(N, P), *dstate = right + Q * mhk__max(N, P), *cum = dstate + P * N, *carry = cum + Q, *tail = carry + Q, *dcum = tail + Q;
+  mhk_index h, c, t, i;
+  for (h = g * group; h < (g + 1) * group; h++) {
+    const mhk_real *x = a->x + (b * T * a->H + h) * P, *dy = a->dy + (b * T * a->H + h) * P, *la = a->log_a + b * T * a->H + h;
+    double dd = 0;
+    if (a->dfinal)
+      memcpy(dstate, a->dfinal + (b * a->H + h) * P * N, (size_t)(P * N) * sizeof(mhk_real));
+    else
+      memset(dstate, 0, (size_t)(P * N) * sizeof(mhk_real));
+    for (c = chunks - 1; c >= 0; c--) {
+      const mhk_index t0 = c * Q, n = T - t0 < Q ? T - t0 : Q;
+      const mhk_index *st = start ? start + t0 : NULL;
+      const mhk_real *h0 = a->states + ((b * a->H + h) * chunks + c) * P * N, *xc = x + t0 * ldx, *dyc = dy + t0 * ldx, *bc = bm + t0 * ldb, *cc = cm + t0 * ldb;
+      const int before = c > 0 || a->initial != NULL, after = c < chunks - 1 || a->dfinal != NULL;
+      double sum = 0, last = 0;
+      for (t = 0; t < n; t++) cum[t] = MHK__R(sum += (double)la[(t0 + t) * a->H]);
+      MHK__N(mhk__decay_tile)(n, cum, st, t0, decay, Q);
+      MHK__N(mhk__decay_edges)(n, cum, st, t0, carry, tail);
+      for (t = 0; t < n; t++) dcum[t] = 0;
+      MHK__N(mhk__multiply)(n, n, N, cc, ldb, 1, bc, 1, ldb, s, Q, 0, pa, pb);
+      MHK__N(mhk__multiply)(n, n, P, dyc, ldx, 1, xc, 1, ldx, dg, Q, 0, pa, pb);
+      for (t = 0; t < n; t++) {
+        mhk_real row = 0;
+        for (i = 0; i <= t; i++) {
+          const mhk_real w = s[t * Q + i] * decay[t * Q + i], d = dg[t * Q + i] * decay[t * Q + i], r = w * dg[t * Q + i];
+          s[t * Q + i] = w;
+          dg[t * Q + i] = d;
+          row += r;
+          dcum[i] -= r;
+        }
+        for (; i < n; i++) s[t * Q + i] = dg[t * Q + i] = 0;
+        dcum[t] += row;
+      }
+      if (a->dx) MHK__N(mhk__multiply)(n, P, n, s, 1, Q, dyc, ldx, 1, a->dx + (b * T * a->H + h) * P + t0 * ldx, ldx, 1, pa, pb);
+      if (a->dc) MHK__N(mhk__multiply)(n, N, n, dg, Q, 1, bc, ldb, 1, a->dc + (b * T * a->G + g) * N + t0 * ldb, ldb, 1, pa, pb);
+      if (a->db) MHK__N(mhk__multiply)(n, N, n, dg, 1, Q, cc, ldb, 1, a->db + (b * T * a->G + g) * N + t0 * ldb, ldb, 1, pa, pb);
+      if (after) { /* through the state after the chunk */
+        MHK__N(mhk__multiply)(n, N, P, xc, ldx, 1, dstate, N, 1, left, N, 0, pa, pb);
+        for (t = 0; t < n; t++) {
+          mhk_real dot = 0;
+          for (i = 0; i < N; i++) {
+            left[t * N + i] *= tail[t];
+            dot += left[t * N + i] * bc[t * ldb + i];
+          }
+          dcum[t] -= dot;
+          last += (double)dot;
+        }
+        if (a->db)
+          for (t = 0; t < n; t++)
+            for (i = 0; i < N; i++) a->db[(b * T * a->G + g) * N + (t0 + t) * ldb + i] += left[t * N + i];
+        if (a->dx) {
+          for (t = 0; t < n; t++)
+            for (i = 0; i < N; i++) right[t * N + i] = bc[t * ldb + i] * tail[t];
+          MHK__N(mhk__multiply)(n, P, N, right, N, 1, dstate, 1, N, a->dx + (b * T * a->H + h) * P + t0 * ldx, ldx, 1, pa, pb);
+        }
+        if (before) {
+          mhk_real dot = 0;
+          for (i = 0; i < P * N; i++) dot += h0[i] * dstate[i];
+          last += (double)(dot * carry[n - 1]);
+        }
+      }
+      for (i = 0; i < P * N; i++) dstate[i] *= carry[n - 1];
+      if (before) { /* through the state before it */
+        MHK__N(mhk__multiply)(n, N, P, dyc, ldx, 1, h0, N, 1, left, N, 0, pa, pb);
+        for (t = 0; t < n; t++) {
+          mhk_real dot = 0;
+          for (i = 0; i < N; i++) {
+            left[t * N + i] *= carry[t];
+            dot += left[t * N + i] * cc[t * ldb + i];
+          }
+          dcum[t] += dot;
+        }
+        if (a->dc)
+          for (t = 0; t < n; t++)
+            for (i = 0; i < N; i++) a->dc[(b * T * a->G + g) * N + (t0 + t) * ldb + i] += left[t * N + i];
+        for (t = 0; t < n; t++)
+          for (i = 0; i < N; i++) right[t * N + i] = cc[t * ldb + i] * carry[t];
+        MHK__N(mhk__multiply)(P, N, n, dyc, 1, ldx, right, N, 1, dstate, N, 1, pa, pb);
+      }
+      dcum[n - 1] += MHK__R(last);
+      if (a->dlog_a) { /* log_a_r stands in every cum_t with t >= r */
+        double run = 0;
+        for (t = n - 1; t >= 0; t--) {
+          run += (double)dcum[t];
+          a->dlog_a[(b * T + t0 + t) * a->H + h] += MHK__R(run);
+        }
+      }
+      if (a->d)
+        for (t = 0; t < n; t++) {
+          mhk_real dot = 0;
+          for (i = 0; i < P; i++) dot += dyc[t * ldx + i] * xc[t * ldx + i];
+          dd += (double)dot;
+          if (a->dx)
+            for (i = 0; i < P; i++) a->dx[(b * T * a->H + h) * P + (t0 + t) * ldx + i] += a->d[h] * dyc[t * ldx + i];
+        }
+    }
+    if (a->dd) a->dd[b * a->H + h] = MHK__R(dd);
+    if (a->dinitial)
+      for (i = 0; i < P * N; i++) a->dinitial[(b * a->H + h) * P * N + i] += dstate[i];
+  }
+}
+
+/* ---- the stage-1 loss ---- */
+
+/* One tile of both matrices: rows i0.., columns j0... Off the diagonal the decay factors into one number a row and one a column around the tile's corner,
+   all at most 1. Writes the student's tile to s and the teacher's to p; u and v receive the factors, decay the diagonal tile's. */
+static void MHK__N(mhk__two_tiles)(const mhk__orientation_args *a, mhk_index h, const double *cum, const mhk_index *start, const mhk_real *lse, mhk_index i0,
+                                   mhk_index rows, mhk_index j0, mhk_index cols, const mhk_real *pc, const mhk_real *bcol, const mhk_real *pq,
+                                   const mhk_real *kcol, mhk_real *s, mhk_real *p, mhk_real *decay) {
+  const mhk_index K = MHK__TILE;
+  const mhk_real scale = MHK__R(1.0 / sqrt((double)a->PT));
+  mhk_real u[MHK__TILE] = {0}, v[MHK__TILE] = {0};
+  mhk_index i, j;
+  MHK__N(mhk__product)(rows, cols, a->N, pc, bcol, s, K, 0);
+  MHK__N(mhk__product)(rows, cols, a->PT, pq, kcol, p, K, 0);
+  if (i0 == j0) {
+    for (i = 0; i < rows; i++) u[i] = MHK__R(cum[i0 + i] - (i0 > 0 ? cum[i0 - 1] : 0.0));
+    MHK__N(mhk__decay_tile)(rows, u, start ? start + i0 : NULL, i0, decay, K);
+  } else {
+    for (i = 0; i < rows; i++) u[i] = MHK__R(cum[i0 + i] - cum[i0 - 1]);
+    for (j = 0; j < cols; j++) v[j] = MHK__R(cum[i0 - 1] - cum[j0 + j]);
+    MHK__N(mhk__row_exp)(rows, u, MHK__R(1), 0, u);
+    MHK__N(mhk__row_exp)(cols, v, MHK__R(1), 0, v);
+    for (i = 0; i < rows; i++) {
+      const mhk_index from = start && start[i0 + i] > j0 ? mhk__min(start[i0 + i] - j0, cols) : 0;
+      for (j = 0; j < from; j++) decay[i * K + j] = 0;
+      for (; j < cols; j++) decay[i * K + j] = u[i] * v[j];
+    }
+  }
+  for (i = 0; i < rows; i++) {
+    const mhk_index from = start && start[i0 + i] > j0 ? mhk__min(start[i0 + i] - j0, cols) : 0, to = mhk__max(from, mhk__min(cols, i0 + i + 1 - j0));
+    for (j = 0; j < from; j++) s[i * K + j] = p[i * K + j] = 0;
+    for (j = to; j < cols; j++) s[i * K + j] = p[i * K + j] = 0;
+    if (to > from) MHK__N(mhk__row_exp)(to - from, p + i * K + from, scale, lse[i0 + i], p + i * K + from);
+    for (j = from; j < to; j++) s[i * K + j] *= decay[i * K + j];
+    if (a->d && i0 == j0) s[i * K + i] += a->d[h];
+  }
+}
+
+/* packs what both passes need of one head: rows of C and q by tiles later, columns of B and k now */
+static void MHK__N(mhk__orientation_pack)(const mhk__orientation_args *a, mhk_index b, mhk_index h, mhk_real *bcol, mhk_real *kcol, double *cum) {
+  const mhk_index T = a->T, g = h / (a->H / a->G), gt = h / (a->HT / a->GT);
+  mhk_index j0, t;
+  double sum = 0;
+  mhk__matrix m;
+  m.dtype = MHK_REAL;
+  m.col = 1;
+  for (j0 = 0; j0 < T; j0 += MHK__TILE) {
+    const mhk_index n = T - j0 < MHK__TILE ? T - j0 : MHK__TILE;
+    m.data = a->b + ((b * T + j0) * a->G + g) * a->N;
+    m.row = a->G * a->N;
+    MHK__N(mhk__pack)(bcol + j0 * a->N, MHK__NR, n, a->N, m);
+    m.data = a->k + ((b * T + j0) * a->GT + gt) * a->PT;
+    m.row = a->GT * a->PT;
+    MHK__N(mhk__pack)(kcol + j0 * a->PT, MHK__NR, n, a->PT, m);
+  }
+  for (t = 0; t < T; t++) cum[t] = sum += (double)a->log_a[(b * T + t) * a->H + h];
+}
+
+static void MHK__N(mhk__orientation)(const mhk__orientation_args *a, mhk_index b, mhk_index h, mhk_real *work) {
+  const mhk_index T = a->T, K = MHK__TILE, g = h / (a->H / a->G), pn = mhk__padded(K);
+  const mhk_index *start = a->start ? a->start + b * T : NULL;
+  double *cum = (double *)work;
+  mhk_real *bcol = work + 2 * T, *kcol = bcol + (T + pn) * a->N, *pc = kcol + (T + pn) * a->PT, *pq = pc + pn * a->N, *s = pq + pn * a->PT, *p = s + K * K;
+  mhk_real *decay = p + K * K;
+  const mhk_real *lse = a->lse + (b * a->H + h) * T;
+  double difference = 0, norm = 0;
+  mhk_index i0, j0, i, j;
+  mhk__matrix m;
+  MHK__N(mhk__orientation_pack)(a, b, h, bcol, kcol, cum);
+  m.dtype = MHK_REAL;
+  m.col = 1;
+  for (i0 = 0; i0 < T; i0 += K) {
+    const mhk_index rows = T - i0 < K ? T - i0 : K;
+    m.data = a->c + ((b * T + i0) * a->G + g) * a->N;
+    m.row = a->G * a->N;
+    MHK__N(mhk__pack)(pc, MHK__MR, rows, a->N, m);
+    m.data = a->q + ((b * T + i0) * a->HT + h) * a->PT;
+    m.row = a->HT * a->PT;
+    MHK__N(mhk__pack)(pq, MHK__MR, rows, a->PT, m);
+    for (j0 = 0; j0 <= i0; j0 += K) {
+      const mhk_index cols = T - j0 < K ? T - j0 : K;
+      double dsum = 0, nsum = 0;
+      MHK__N(mhk__two_tiles)(a, h, cum, start, lse, i0, rows, j0, cols, pc, bcol + j0 * a->N, pq, kcol + j0 * a->PT, s, p, decay);
+      for (i = 0; i < rows; i++) {
+        mhk_real d2 = 0, n2 = 0;
+        const mhk_index to = mhk__min(cols, i0 + i + 1 - j0);
+        for (j = 0; j < to; j++) {
+          const mhk_real d = s[i * K + j] - p[i * K + j];
+          d2 += d * d;
+          n2 += p[i * K + j] * p[i * K + j];
+        }
+        dsum += (double)d2;
+        nsum += (double)n2;
+      }
+      difference += dsum;
+      norm += nsum;
+    }
+  }
+  a->difference[b * a->H + h] = difference;
+  a->norm[b * a->H + h] = norm;
+}
+
+static void MHK__N(mhk__orientation_back)(const mhk__orientation_args *a, mhk_index b, mhk_index g, mhk_real *work) {
+  const mhk_index T = a->T, K = MHK__TILE, N = a->N, group = a->H / a->G, pn = mhk__padded(K), ldb = a->G * N;
+  const mhk_index most = mhk__padded(mhk__max(K, N));
+  const mhk_index *start = a->start ? a->start + b * T : NULL;
+  double *cum = (double *)work, *dcum = cum + T;
+  mhk_real *bcol = work + 4 * T, *kcol = bcol + (T + pn) * N, *pc = kcol + (T + pn) * a->PT, *pq = pc + pn * N, *s = pq + pn * a->PT, *p = s + K * K;
+  mhk_real *decay = p + K * K, *pa = decay + K * K, *pb = pa + most * most;
+  mhk_index h, i0, j0, i, j;
+  mhk__matrix m;
+  m.dtype = MHK_REAL;
+  for (h = g * group; h < (g + 1) * group; h++) {
+    const double norm = sqrt(a->difference[b * a->H + h]);
+    const mhk_real f = norm > 0 ? MHK__R(a->scale / norm) : 0; /* equal matrices: the subgradient 0 */
+    const mhk_real *lse = a->lse + (b * a->H + h) * T;
+    double dd = 0;
+    MHK__N(mhk__orientation_pack)(a, b, h, bcol, kcol, cum);
+    for (i = 0; i < T; i++) dcum[i] = 0;
+    for (i0 = 0; i0 < T; i0 += K) {
+      const mhk_index rows = T - i0 < K ? T - i0 : K;
+      const mhk_real *cc = a->c + ((b * T + i0) * a->G + g) * N;
+      m.col = 1;
+      m.data = cc;
+      m.row = ldb;
+      MHK__N(mhk__pack)(pc, MHK__MR, rows, N, m);
+      m.data = a->q + ((b * T + i0) * a->HT + h) * a->PT;
+      m.row = a->HT * a->PT;
+      MHK__N(mhk__pack)(pq, MHK__MR, rows, a->PT, m);
+      for (j0 = 0; j0 <= i0; j0 += K) {
+        const mhk_index cols = T - j0 < K ? T - j0 : K;
+        mhk_real column[MHK__TILE];
+        MHK__N(mhk__two_tiles)(a, h, cum, start, lse, i0, rows, j0, cols, pc, bcol + j0 * N, pq, kcol + j0 * a->PT, s, p, decay);
+        for (j = 0; j < cols; j++) column[j] = 0;
+        for (i = 0; i < rows; i++) {
+          const mhk_index to = mhk__min(cols, i0 + i + 1 - j0);
+          mhk_real row = 0;
+          for (j = 0; j < to; j++) {
+            const mhk_real dm = f * (s[i * K + j] - p[i * K + j]);
+            mhk_real r = dm * s[i * K + j];
+            if (a->d && i0 == j0 && i == j) {
+              r = dm * (s[i * K + j] - a->d[h]);
+              dd += (double)dm;
+            }
+            row += r;
+            column[j] += r;
+            p[i * K + j] = dm * decay[i * K + j];
+          }
+          for (; j < cols; j++) p[i * K + j] = 0;
+          dcum[i0 + i] += (double)row;
+        }
+        for (j = 0; j < cols; j++) dcum[j0 + j] -= (double)column[j];
+        if (a->dc) MHK__N(mhk__multiply)(rows, N, cols, p, K, 1, a->b + ((b * T + j0) * a->G + g) * N, ldb, 1, a->dc + ((b * T + i0) * a->G + g) * N, ldb, 1, pa, pb);
+        if (a->db) MHK__N(mhk__multiply)(cols, N, rows, p, 1, K, cc, ldb, 1, a->db + ((b * T + j0) * a->G + g) * N, ldb, 1, pa, pb);
+      }
+    }
+    if (a->dlog_a) {
+      double run = 0;
+      for (i = T - 1; i >= 0; i--) {
+        run += dcum[i];
+        a->dlog_a[(b * T + i) * a->H + h] += MHK__R(run);
+      }
+    }
+    if (a->dd) a->dd[b * a->H + h] = MHK__R(dd);
+  }
+}
+
+/* ---- convolution: channels c0..c1 of one run, all tokens ---- */
+
+/* input of channel row at position t - back; out of the document: 0 or the state */
+static inline void MHK__N(mhk__conv_tap)(const mhk__conv_args *a, mhk_index b, mhk_index t, mhk_index back, mhk_index c0, mhk_index n, const mhk_real **row,
+                                         mhk_real *hold) {
+  const mhk_index s = t - back, from = a->start ? a->start[b * a->T + t] : -1;
+  mhk_index i;
+  if (s >= 0 && s >= from) {
+    *row = a->x + (b * a->T + s) * a->C + c0;
+    return;
+  }
+  *row = hold;
+  if (s < 0 && from < 0 && a->state) /* the state's last column is the token just before the first */
+    for (i = 0; i < n; i++) hold[i] = a->state[(b * a->C + c0 + i) * (a->W - 1) + a->W - 1 + s];
+  else
+    for (i = 0; i < n; i++) hold[i] = 0;
+}
+
+static void MHK__N(mhk__conv)(const mhk__conv_args *a, mhk_index c0, mhk_index c1, mhk_real *work) {
+  const mhk_index n = c1 - c0, W = a->W;
+  mhk_real *taps = work, *hold = taps + W * MHK__CONV_BLOCK;
+  mhk_index b, t, w, i;
+  for (w = 0; w < W; w++)
+    for (i = 0; i < n; i++) taps[w * n + i] = a->weight[(c0 + i) * W + w];
+  for (b = 0; b < a->B; b++)
+    for (t = 0; t < a->T; t++) {
+      mhk_real *MHK__RESTRICT y = a->y + (b * a->T + t) * a->ldy + c0 - a->first;
+      for (i = 0; i < n; i++) y[i] = a->bias ? a->bias[c0 + i] : 0;
+      for (w = 0; w < W; w++) {
+        const mhk_real *row, *k = taps + w * n;
+        MHK__N(mhk__conv_tap)(a, b, t, W - 1 - w, c0, n, &row, hold);
+        for (i = 0; i < n; i++) y[i] += k[i] * row[i];
+      }
+      if (a->before) memcpy(a->before + (b * a->T + t) * a->C + c0, y, (size_t)n * sizeof(mhk_real));
+      if (a->silu) {
+        for (i = 0; i < n; i += MHK__W) {
+          const MHK__V v = MHK__LOADN(y + i, n - i);
+          MHK__STOREN(y + i, v * MHK__N(mhk__vsigmoid)(v), n - i);
+        }
+      }
+    }
+}
+
+static void MHK__N(mhk__conv_back)(const mhk__conv_args *a, mhk_index c0, mhk_index c1, mhk_real *work) {
+  const mhk_index n = c1 - c0, W = a->W;
+  mhk_real *taps = work, *hold = taps + W * MHK__CONV_BLOCK, *dtaps = hold + MHK__CONV_BLOCK, *g = dtaps + (W + 1) * MHK__CONV_BLOCK;
+  mhk_index b, t, w, i;
+  for (w = 0; w < W; w++)
+    for (i = 0; i < n; i++) taps[w * n + i] = a->weight[(c0 + i) * W + w];
+  for (i = 0; i < (W + 1) * n; i++) dtaps[i] = 0;
+  for (b = 0; b < a->B; b++)
+    for (t = 0; t < a->T; t++) {
+      const mhk_index from = a->start ? a->start[b * a->T + t] : -1;
+      const mhk_real *dy = a->dy + (b * a->T + t) * a->ldy + c0 - a->first;
+      for (i = 0; i < n; i++) g[i] = dy[i];
+      if (a->silu) {
+        const mhk_real *z = a->before + (b * a->T + t) * a->C + c0;
+        const MHK__V one = MHK__SET(MHK__R(1));
+        for (i = 0; i < n; i += MHK__W) {
+          const MHK__V v = MHK__LOADN(z + i, n - i), e = MHK__N(mhk__vsigmoid)(v);
+          MHK__STOREN(g + i, MHK__LOADN(g + i, n - i) * e * MHK__FMA(v, one - e, one), n - i);
+        }
+      }
+      for (w = 0; w < W; w++) {
+        const mhk_index s = t - (W - 1 - w);
+        const mhk_real *row;
+        if (a->dx && s >= 0 && s >= from) {
+          mhk_real *MHK__RESTRICT dx = a->dx + (b * a->T + s) * a->C + c0;
+          for (i = 0; i < n; i++) dx[i] += taps[w * n + i] * g[i];
+        }
+        if (a->dweight) {
+          mhk_real *MHK__RESTRICT dk = dtaps + w * n;
+          MHK__N(mhk__conv_tap)(a, b, t, W - 1 - w, c0, n, &row, hold);
+          for (i = 0; i < n; i++) dk[i] += g[i] * row[i];
+        }
+      }
+      if (a->dbias)
+        for (i = 0; i < n; i++) dtaps[W * n + i] += g[i];
+    }
+  for (i = 0; i < n; i++) {
+    if (a->dweight)
+      for (w = 0; w < W; w++) a->dweight[(c0 + i) * W + w] += dtaps[w * n + i];
+    if (a->dbias) a->dbias[c0 + i] += dtaps[W * n + i];
+  }
+}
+
+static void MHK__N(mhk__fill)(mhk__kernels *k) {
+  k->mr = MHK__MR;
+  k->nr = MHK__NR;
+  k->pack = MHK__N(mhk__pack);
+  k->product = MHK__N(mhk__product);
+  k->epilogue = MHK__N(mhk__epilogue_rows);
+  k->rows_times = MHK__N(mhk__rows_times);
+  k->attention = MHK__N(mhk__attention);
+  k->attention_step = MHK__N(mhk__attention_step);
+  k->attention_back = MHK__N(mhk__attention_back);
+  k->ssd = MHK__N(mhk__ssd);
+  k->ssd_step = MHK__N(mhk__ssd_step);
+  k->ssd_back = MHK__N(mhk__ssd_back);
+  k->orientation = MHK__N(mhk__orientation);
+  k->orientation_back = MHK__N(mhk__orientation_back);
+  k->conv = MHK__N(mhk__conv);
+  k->conv_back = MHK__N(mhk__conv_back);
+  k->norm = MHK__N(mhk__norm);
+  k->norm_back = MHK__N(mhk__norm_back);
+  k->softmax = MHK__N(mhk__softmax);
+  k->log_sum_exp = MHK__N(mhk__log_sum_exp);
+  k->soft_dot = MHK__N(mhk__soft_dot);
+  k->soft_back = MHK__N(mhk__soft_back);
+  k->gelu = MHK__N(mhk__gelu);
+  k->gelu_back = MHK__N(mhk__gelu_back);
+  k->gate = MHK__N(mhk__gate);
+  k->gate_back = MHK__N(mhk__gate_back);
+  k->distance = MHK__N(mhk__distance);
+  k->adamw = MHK__N(mhk__adamw);
+}
+
+#undef MHK__JOIN2
+#undef MHK__JOIN
+#undef MHK__N
+#undef MHK__W
+#undef MHK__V
+#undef MHK__LOAD
+#undef MHK__STORE
+#undef MHK__SET
+#undef MHK__FMA
+#undef MHK__MAX
+#undef MHK__MIN
+#undef MHK__POWER2
+#undef MHK__MR
+#undef MHK__NV
+#undef MHK__NR
+#undef MHK__LOADN
+#undef MHK__STOREN
+#undef MHK__EACH
+#undef MHK__DECLARE
+#undef MHK__STEP
+#undef MHK__WRITE
+#undef MHK__ADD
+#endif /* MHK__PASS */
+
+#if defined(MOHAWK_IMPLEMENTATION) && !defined(MHK__PASS)
+#if !defined(MOHAWK_NO_SIMD) && defined(MHK__X86)
+#define MHK__HAS_X86_PASSES
+#include <immintrin.h>
+#elif !defined(MOHAWK_NO_SIMD) && defined(__aarch64__) && (defined(__GNUC__) || defined(__clang__))
+#define MHK__HAS_NEON_PASS
+#include <arm_neon.h>
+#elif !defined(MOHAWK_NO_SIMD) && defined(__wasm_simd128__)
+#define MHK__HAS_WASM_PASS
+#include <wasm_simd128.h>
+#endif
+
+/* Code for an instruction set the compiler was not told about. Clang knows no push_options, GCC no attribute push. */
+#if defined(__clang__)
+#define MHK__PRAGMA(x) _Pragma(#x)
+#define MHK__PUSH_AVX2 MHK__PRAGMA(clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function))
+#define MHK__PUSH_AVX512 MHK__PRAGMA(clang attribute push(__attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl"))), apply_to = function))
+#define MHK__POP MHK__PRAGMA(clang attribute pop)
+#else
+#define MHK__PRAGMA(x) _Pragma(#x)
+#define MHK__PUSH_AVX2 MHK__PRAGMA(GCC push_options) MHK__PRAGMA(GCC target("avx2,fma,f16c"))
+#define MHK__PUSH_AVX512 MHK__PRAGMA(GCC push_options) MHK__PRAGMA(GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl"))
+#define MHK__POP MHK__PRAGMA(GCC pop_options)
+#endif
+
+#define MHK__PASS 1
+#define MHK__SUFFIX _scalar
+#include MOHAWK_HEADER_NAME
+#if !defined(MHK__PASS_DONE) || MHK__PASS_DONE != MHK_VERSION_MINOR
+#error "mohawk.h: it must find itself to compile its kernels: #define MOHAWK_HEADER_NAME to the name it is included by, and use no #pragma once"
+#endif
+#undef MHK__PASS
+#undef MHK__SUFFIX
+#undef MHK__PASS_DONE
+#ifdef MHK__HAS_X86_PASSES
+MHK__PUSH_AVX2
+#define MHK__PASS 2
+#define MHK__SUFFIX _avx2
+#include MOHAWK_HEADER_NAME
+#undef MHK__PASS
+#undef MHK__SUFFIX
+#undef MHK__PASS_DONE
+MHK__POP
+MHK__PUSH_AVX512
+#define MHK__PASS 3
+#define MHK__SUFFIX _avx512
+#include MOHAWK_HEADER_NAME
+#undef MHK__PASS
+#undef MHK__SUFFIX
+#undef MHK__PASS_DONE
+MHK__POP
+#endif
+#ifdef MHK__HAS_NEON_PASS
+#define MHK__PASS 4
+#define MHK__SUFFIX _neon
+#include MOHAWK_HEADER_NAME
+#undef MHK__PASS
+#undef MHK__SUFFIX
+#undef MHK__PASS_DONE
+#endif
+#ifdef MHK__HAS_WASM_PASS
+#define MHK__PASS 5
+#define MHK__SUFFIX _wasm
+#include MOHAWK_HEADER_NAME
+#undef MHK__PASS
+#undef MHK__SUFFIX
+#undef MHK__PASS_DONE
+#endif
+
+static const char *mhk__isa_text(mhk_isa isa) {
+  switch (isa) {
+    case MHK_ISA_SCALAR: return "scalar";
+    case MHK_ISA_AVX2: return "avx2";
+    case MHK_ISA_AVX512: return "avx512";
+    case MHK_ISA_NEON: return "neon";
+    case MHK_ISA_WASM: return "wasm";
+    default: return "best";
+  }
+}
+
+/* the best set that both processor and build have */
+static mhk_isa mhk__isa_best(void) {
+  const mhk_isa cpu = mhk__cpu_best();
+#if defined(MHK__HAS_X86_PASSES) || defined(MHK__HAS_NEON_PASS) || defined(MHK__HAS_WASM_PASS)
+  return cpu;
+#else
+  (void)cpu;
+  return MHK_ISA_SCALAR;
+#endif
+}
+
+static int mhk__isa_fill(mhk_isa isa, mhk__kernels *k) {
+  const mhk_isa best = mhk__isa_best();
+  switch (isa) {
+    case MHK_ISA_SCALAR: mhk__fill_scalar(k); return 1;
+#ifdef MHK__HAS_X86_PASSES
+    case MHK_ISA_AVX2: mhk__fill_avx2(k); return best == MHK_ISA_AVX2 || best == MHK_ISA_AVX512;
+    case MHK_ISA_AVX512: mhk__fill_avx512(k); return best == MHK_ISA_AVX512;
+#endif
+#ifdef MHK__HAS_NEON_PASS
+    case MHK_ISA_NEON: mhk__fill_neon(k); return best == MHK_ISA_NEON;
+#endif
+#ifdef MHK__HAS_WASM_PASS
+    case MHK_ISA_WASM: mhk__fill_wasm(k); return best == MHK_ISA_WASM;
+#endif
+    default: (void)best; return 0;
+  }
+}
+
+/* ---- contexts: here, because they choose their kernels ---- */
+
+typedef struct mhk__context_block { mhk_context ctx; mhk__kernels kernels; } mhk__context_block;
+
+MHKDEF mhk_context *mhk_create(const mhk_context_desc *desc) {
+  mhk_context_desc d;
+  mhk__context_block *block;
+  mhk_context *ctx;
+  mhk_isa isa;
+  const char *forced = getenv("MHK_ISA");
+  memset(&d, 0, sizeof d);
+  if (desc) d = *desc;
+  if (!d.allocator.alloc || !d.allocator.release) {
+    d.allocator.alloc = mhk__default_alloc;
+    d.allocator.release = mhk__default_release;
+  }
+  block = (mhk__context_block *)d.allocator.alloc(d.allocator.user, sizeof *block);
+  if (!block) return NULL;
+  memset(block, 0, sizeof *block);
+  ctx = &block->ctx;
+  ctx->allocator = d.allocator;
+  ctx->log = d.log;
+  ctx->log_user = d.log_user;
+  ctx->kernels = &block->kernels;
+  ctx->memory = ctx->peak = sizeof *block;
+  ctx->workers = 1;
+  if (desc && (desc->allocator.alloc != NULL) != (desc->allocator.release != NULL))
+    mhk_fail(ctx, MHK_ERROR_ARGUMENT, "the allocator has only one of alloc and release: give both or neither");
+  if (d.parallel_for) {
+    ctx->parallel_for = d.parallel_for;
+    ctx->parallel_user = d.parallel_user;
+    ctx->workers = d.parallel_workers;
+    if (d.parallel_workers < 1) {
+      ctx->workers = 1;
+      mhk_fail(ctx, MHK_ERROR_ARGUMENT, "parallel_for was given with %d workers: parallel_workers must say how many it has", d.parallel_workers);
+    }
+  } else
+    mhk_set_threads(ctx, d.threads);
+  isa = d.isa == MHK_ISA_BEST ? mhk__isa_best() : d.isa;
+  if (forced && forced[0]) {
+    int i, found = 0;
+    for (i = MHK_ISA_SCALAR; i <= MHK_ISA_WASM; i++)
+      if (strcmp(forced, mhk__isa_text((mhk_isa)i)) == 0) {
+        isa = (mhk_isa)i;
+        found = 1;
+      }
+    if (!found) mhk_fail(ctx, MHK_ERROR_ARGUMENT, "MHK_ISA is \"%.40s\": it may be scalar, avx2, avx512, neon or wasm", forced);
+  }
+  if (!mhk__isa_fill(isa, &block->kernels)) {
+    mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "the instruction set %s is not to be had here: the best one is %s", mhk__isa_text(isa), mhk__isa_text(mhk__isa_best()));
+    isa = MHK_ISA_SCALAR;
+    mhk__isa_fill(isa, &block->kernels);
+  }
+  ctx->isa = isa;
+  return ctx;
+}
+
+MHKDEF void mhk_destroy(mhk_context *ctx) {
+  mhk_allocator allocator;
+  if (!ctx) return;
+  while (ctx->objects) mhk__object_free(ctx->objects);
+  mhk__arena_free(ctx, &ctx->scratch);
+  allocator = ctx->allocator;
+  allocator.release(allocator.user, ctx, sizeof(mhk__context_block));
+}
+
+MHKDEF const char *mhk_isa_name(const mhk_context *ctx) { return ctx ? mhk__isa_text(ctx->isa) : ""; }
+
+/* ---- drivers: cut work into tasks, give each worker its memory ---- */
+
+/* Runs body over tasks with per-worker work memory of the given number of elements. */
+typedef struct mhk__job {
+  mhk_context *ctx;
+  const void *args;
+  mhk_real *work;
+  mhk_index each; /* elements of work a worker */
+  mhk_index heads;
+} mhk__job;
+
+static void mhk__run(mhk_context *ctx, const void *args, mhk_index tasks, mhk_index heads, mhk_index work, void (*body)(void *arg, mhk_index task, int worker)) {
+  const mhk__mark mark = mhk__scratch_mark(ctx);
+  mhk__job job;
+  job.ctx = ctx;
+  job.args = args;
+  job.each = (work + 15) / 16 * 16;
+  job.heads = heads;
+  job.work = (mhk_real *)mhk__scratch(ctx, job.each * (ctx->workers + 1), sizeof(mhk_real));
+  if (job.work && tasks > 0) mhk__parallel(ctx, tasks, body, &job);
+  mhk__scratch_rewind(ctx, mark);
+}
+
+static mhk__matrix mhk__mat(const void *data, mhk_dtype dtype, mhk_index row, mhk_index col) {
+  mhk__matrix m;
+  m.data = data;
+  m.dtype = dtype;
+  m.row = row;
+  m.col = col;
+  return m;
+}
+
+static const void *mhk__mat_at(const mhk__matrix *m, mhk_index i, mhk_index j) {
+  return (const char *)m->data + (i * m->row + j * m->col) * (mhk_index)mhk_dtype_size(m->dtype);
+}
+
+typedef struct mhk__gemm_args {
+  mhk_index M, N, K, mc, kc, nc, j0, n; /* this round's columns j0..j0+n */
+  mhk__matrix a, b;
+  mhk_real *c, *packed;
+  mhk_index ldc;
+  const mhk__epilogue *e;
+} mhk__gemm_args;
+
+#define MHK__PACK_COLUMNS 64
+
+/* packs columns of B for one block of k: panels lie one after the other, blocks of k one after the other */
+static void mhk__gemm_pack(void *arg, mhk_index task, int worker) {
+  const mhk__job *job = (const mhk__job *)arg;
+  const mhk__gemm_args *g = (const mhk__gemm_args *)job->args;
+  const mhk__kernels *ks = job->ctx->kernels;
+  const mhk_index nr = ks->nr, step = MHK__PACK_COLUMNS / nr * nr > 0 ? MHK__PACK_COLUMNS / nr * nr : nr, groups = (g->n + step - 1) / step;
+  const mhk_index k0 = task / groups * g->kc, j = task % groups * step, k = mhk__min(g->kc, g->K - k0), wide = (g->n + nr - 1) / nr * nr;
+  (void)worker;
+  ks->pack(g->packed + wide * k0 + j * k, nr, mhk__min(step, g->n - j), k, mhk__mat(mhk__mat_at(&g->b, k0, g->j0 + j), g->b.dtype, g->b.col, g->b.row));
+}
+
+static void mhk__gemm_rows(void *arg, mhk_index task, int worker) {
+  const mhk__job *job = (const mhk__job *)arg;
+  const mhk__gemm_args *g = (const mhk__gemm_args *)job->args;
+  const mhk__kernels *ks = job->ctx->kernels;
+  const mhk_index i0 = task * g->mc, m = mhk__min(g->mc, g->M - i0), wide = (g->n + ks->nr - 1) / ks->nr * ks->nr;
+  mhk_real *pa = job->work + worker * job->each, *c = g->c + i0 * g->ldc + g->j0;
+  mhk_index k0;
+  for (k0 = 0; k0 < g->K; k0 += g->kc) {
+    const mhk_index k = mhk__min(g->kc, g->K - k0);
+    ks->pack(pa, ks->mr, m, k, mhk__mat(mhk__mat_at(&g->a, i0, k0), g->a.dtype, g->a.row, g->a.col));
+    ks->product(m, g->n, k, pa, g->packed + wide * k0, c, g->ldc, k0 > 0 || (g->e && g->e->accumulate));
+  }
+  if (g->e && (g->e->bias || g->e->residual || g->e->before || g->e->gelu))
+    ks->epilogue(m, g->n, c, g->ldc, i0 * g->ldc + g->j0, g->e, g->j0);
+}
+
+static void mhk__gemm_few(void *arg, mhk_index task, int worker) {
+  const mhk__job *job = (const mhk__job *)arg;
+  const mhk__gemm_args *g = (const mhk__gemm_args *)job->args;
+  const mhk__kernels *ks = job->ctx->kernels;
+  const mhk_index j = task * g->nc, n = mhk__min(g->nc, g->N - j);
+  ks->rows_times(g->M, n, g->K, (const mhk_real *)g->a.data, mhk__mat_at(&g->b, 0, j), g->b.dtype, g->c + j, g->ldc, job->work + worker * job->each);
+  if (g->e && (g->e->bias || g->e->residual || g->e->before || g->e->gelu)) ks->epilogue(g->M, n, g->c + j, g->ldc, j, g->e, j);
+}
+
+/* c (M,N) = a (M,K) b (K,N), then the epilogue (may be NULL). c's rows are ldc apart. */
+static void mhk__gemm(mhk_context *ctx, mhk_index M, mhk_index N, mhk_index K, mhk__matrix a, mhk__matrix b, mhk_real *c, mhk_index ldc, const mhk__epilogue *e) {
+  const mhk__kernels *ks = ctx->kernels;
+  mhk__gemm_args g;
+  mhk__mark mark;
+  if (ctx->result != MHK_OK || M <= 0 || N <= 0) return;
+  g.M = M;
+  g.N = N;
+  g.K = K;
+  g.a = a;
+  g.b = b;
+  g.c = c;
+  g.ldc = ldc;
+  g.e = e;
+  g.packed = NULL;
+  g.j0 = g.n = 0;
+  if (K <= 0) {
+    mhk_index i;
+    for (i = 0; i < M; i++) {
+      if (!(e && e->accumulate)) memset(c + i * ldc, 0, (size_t)N * sizeof(mhk_real));
+      if (e) ks->epilogue(1, N, c + i * ldc, ldc, i * ldc, e, 0);
+    }
+    return;
+  }
+  if (M <= 4 && b.row == 1 && b.col == K && a.col == 1 && (a.row == K || M == 1) && a.dtype == MHK_REAL && !(e && e->accumulate)) {
+    g.nc = mhk__max(16, mhk__min(256, 65536 / K));
+    g.mc = g.kc = 0;
+    mhk__run(ctx, &g, (N + g.nc - 1) / g.nc, 0, K, mhk__gemm_few);
+    return;
+  }
+  g.mc = mhk__min(168 / ks->mr * ks->mr, ((M + 15) / 16 + ks->mr - 1) / ks->mr * ks->mr);
+  g.kc = mhk__min(K, 384);
+  g.nc = mhk__max(ks->nr, mhk__min(N, ((mhk_index)1 << 22) / K) / ks->nr * ks->nr + ks->nr);
+  mark = mhk__scratch_mark(ctx);
+  g.packed = (mhk_real *)mhk__scratch(ctx, mhk__size3(ctx, g.nc + ks->nr, K, 1) > 0 ? (g.nc + ks->nr) * K : 0, sizeof(mhk_real));
+  for (; g.packed && g.j0 < N && ctx->result == MHK_OK; g.j0 += g.n) {
+    const mhk_index step = MHK__PACK_COLUMNS / ks->nr * ks->nr > 0 ? MHK__PACK_COLUMNS / ks->nr * ks->nr : ks->nr;
+    g.n = mhk__min(g.nc, N - g.j0);
+    mhk__run(ctx, &g, (K + g.kc - 1) / g.kc * ((g.n + step - 1) / step), 0, 1, mhk__gemm_pack);
+    mhk__run(ctx, &g, (M + g.mc - 1) / g.mc, 0, (g.mc + ks->mr) * g.kc, mhk__gemm_rows);
+  }
+  mhk__scratch_rewind(ctx, mark);
+}
+
+#define MHK__HEAD_TASK(name, type, kernel) \
+  static void name(void *arg, mhk_index task, int worker) { \
+    const mhk__job *job = (const mhk__job *)arg; \
+    job->ctx->kernels->kernel((const type *)job->args, task / job->heads, task % job->heads, job->work + worker * job->each); \
+  }
+MHK__HEAD_TASK(mhk__attention_task, mhk__attention_args, attention)
+MHK__HEAD_TASK(mhk__attention_step_task, mhk__attention_args, attention_step)
+MHK__HEAD_TASK(mhk__attention_back_task, mhk__attention_args, attention_back)
+MHK__HEAD_TASK(mhk__ssd_task, mhk__ssd_args, ssd)
+MHK__HEAD_TASK(mhk__ssd_step_task, mhk__ssd_args, ssd_step)
+MHK__HEAD_TASK(mhk__ssd_back_task, mhk__ssd_args, ssd_back)
+MHK__HEAD_TASK(mhk__orientation_task, mhk__orientation_args, orientation)
+MHK__HEAD_TASK(mhk__orientation_back_task, mhk__orientation_args, orientation_back)
+
+static void mhk__attention_forward(mhk_context *ctx, const mhk__attention_args *a) {
+  if (a->T <= 4 && a->y && !a->lse)
+    mhk__run(ctx, a, a->B * a->H, a->H, a->S + 16, mhk__attention_step_task);
+  else
+    mhk__run(ctx, a, a->B * a->H, a->H, mhk__attention_work(a->S, a->P), mhk__attention_task);
+}
+static void mhk__attention_backward(mhk_context *ctx, const mhk__attention_args *a) {
+  mhk__run(ctx, a, a->B * a->G, a->G, mhk__attention_work(a->T, a->P), mhk__attention_back_task);
+}
+static void mhk__ssd_forward(mhk_context *ctx, const mhk__ssd_args *a, int recurrent) {
+  mhk__run(ctx, a, a->B * a->H, a->H, recurrent ? 1 : mhk__ssd_work(a->Q, a->N, a->P), recurrent ? mhk__ssd_step_task : mhk__ssd_task);
+}
+static void mhk__ssd_backward(mhk_context *ctx, const mhk__ssd_args *a) {
+  mhk__run(ctx, a, a->B * a->G, a->G, mhk__ssd_work(a->Q, a->N, a->P), mhk__ssd_back_task);
+}
+
+static void mhk__conv_task(void *arg, mhk_index task, int worker) {
+  const mhk__job *job = (const mhk__job *)arg;
+  const mhk__conv_args *a = (const mhk__conv_args *)job->args;
+  const mhk_index c0 = a->first + task * MHK__CONV_BLOCK, c1 = mhk__min(c0 + MHK__CONV_BLOCK, a->first + a->ldy);
+  mhk_real *work = job->work + worker * job->each;
+  if (a->dy)
+    job->ctx->kernels->conv_back(a, c0, c1, work);
+  else
+    job->ctx->kernels->conv(a, c0, c1, work);
+}
+static void mhk__conv_run(mhk_context *ctx, const mhk__conv_args *a) {
+  mhk__run(ctx, a, (a->ldy + MHK__CONV_BLOCK - 1) / MHK__CONV_BLOCK, 0, mhk__conv_work(a->W), mhk__conv_task);
+}
+
+/* Rows and columns: body(args, first, last) over [0,n) in pieces of step. */
+typedef struct mhk__range {
+  mhk_context *ctx;
+  void (*body)(mhk_context *ctx, void *args, mhk_index first, mhk_index last);
+  void *args;
+  mhk_index n, step;
+} mhk__range;
+static void mhk__range_task(void *arg, mhk_index task, int worker) {
+  const mhk__range *r = (const mhk__range *)arg;
+  (void)worker;
+  r->body(r->ctx, r->args, task * r->step, mhk__min(r->n, (task + 1) * r->step));
+}
+static void mhk__over(mhk_context *ctx, mhk_index n, mhk_index step, void (*body)(mhk_context *ctx, void *args, mhk_index first, mhk_index last), void *args) {
+  mhk__range r;
+  if (n <= 0) return;
+  r.ctx = ctx;
+  r.body = body;
+  r.args = args;
+  r.n = n;
+  r.step = step < 1 ? 1 : step;
+  mhk__parallel(ctx, (n + r.step - 1) / r.step, mhk__range_task, &r);
+}
+#endif /* MOHAWK_IMPLEMENTATION */
+#if defined(MOHAWK_IMPLEMENTATION) && !defined(MHK__PASS)
+/* ====================================================================================================
+   TENSORS: types, shapes, parameters                                                      >>tensors
+   ==================================================================================================== */
+
+MHKDEF size_t mhk_dtype_size(mhk_dtype dtype) {
+  switch (dtype) {
+    case MHK_F64: case MHK_I64: case MHK_U64: return 8;
+    case MHK_F32: case MHK_I32: case MHK_U32: return 4;
+    case MHK_F16: case MHK_BF16: case MHK_I16: case MHK_U16: return 2;
+    case MHK_I8: case MHK_U8: case MHK_BOOL: return 1;
+    default: return 0;
+  }
+}
+
+MHKDEF const char *mhk_dtype_name(mhk_dtype dtype) {
+  switch (dtype) {
+    case MHK_F32: return "F32";
+    case MHK_F64: return "F64";
+    case MHK_F16: return "F16";
+    case MHK_BF16: return "BF16";
+    case MHK_I8: return "I8";
+    case MHK_U8: return "U8";
+    case MHK_I16: return "I16";
+    case MHK_U16: return "U16";
+    case MHK_I32: return "I32";
+    case MHK_U32: return "U32";
+    case MHK_I64: return "I64";
+    case MHK_U64: return "U64";
+    case MHK_BOOL: return "BOOL";
+    default: return "unknown type";
+  }
+}
+
+/* "(2,37,32)" */
+static const char *mhk__shape_text(int rank, const mhk_index *shape, char *out, size_t capacity) {
+  size_t n = 0;
+  int i;
+  if (capacity < 3) return "";
+  out[n++] = '(';
+  for (i = 0; i < rank && n + 24 < capacity; i++) n += (size_t)snprintf(out + n, capacity - n, i ? ",%lld" : "%lld", (long long)shape[i]);
+  out[n++] = ')';
+  out[n] = 0;
+  return out;
+}
+
+/* fills everything but data; 0 and an error for an impossible shape */
+static int mhk__shape_set(mhk_context *ctx, mhk_tensor *x, int rank, const mhk_index *shape) {
+  mhk_index count = 1;
+  int i;
+  if (rank < 0 || rank > MHK_MAX_RANK) {
+    mhk_fail(ctx, MHK_ERROR_SHAPE, "a tensor of rank %d: ranks go from 0 to %d", rank, MHK_MAX_RANK);
+    return 0;
+  }
+  for (i = 0; i < MHK_MAX_RANK; i++) {
+    const mhk_index n = i < rank ? shape[i] : 1;
+    if (n < 0) {
+      mhk_fail(ctx, MHK_ERROR_SHAPE, "axis %d of a new tensor has %lld elements", i, (long long)n);
+      return 0;
+    }
+    if (n > 0 && count > PTRDIFF_MAX / (mhk_index)sizeof(double) / n) {
+      mhk_fail(ctx, MHK_ERROR_MEMORY, "a tensor of %lld x %lld elements and more does not fit this machine", (long long)count, (long long)n);
+      return 0;
+    }
+    count *= n;
+    x->shape[i] = n;
+  }
+  x->rank = rank;
+  x->count = count;
+  x->dtype = MHK_REAL;
+  x->ctx = ctx;
+  return 1;
+}
+
+/* a tensor with undefined values in an arena */
+static mhk_tensor *mhk__tensor_in(mhk_context *ctx, mhk__arena *arena, int rank, const mhk_index *shape) {
+  mhk_tensor *x;
+  if (ctx->result != MHK_OK) return NULL;
+  x = (mhk_tensor *)mhk__arena_zeros(ctx, arena, 1, sizeof *x);
+  if (!x || !mhk__shape_set(ctx, x, rank, shape)) return NULL;
+  x->data = mhk__arena_alloc(ctx, arena, (size_t)x->count * sizeof(mhk_real));
+  return x->data ? x : NULL;
+}
+
+MHKDEF mhk_real *mhk_data(const mhk_tensor *x) { return x && x->dtype == MHK_REAL ? (mhk_real *)x->data : NULL; }
+MHKDEF double mhk_value(const mhk_tensor *x) { return x && x->data && x->count > 0 ? (double)mhk__element(x->data, x->dtype, 0) : (double)NAN; }
+
+MHKDEF mhk_tensor *mhk_parameter(mhk_context *ctx, const char *name, int rank, const mhk_index *shape, const mhk_real *values) {
+  mhk__object *p = (mhk__object *)mhk__object_new(ctx, sizeof(mhk__object), NULL);
+  mhk_tensor *x;
+  if (!p) return NULL;
+  x = mhk__tensor_in(ctx, &p->arena, rank, shape);
+  if (!x) return NULL;
+  x->grad = (mhk_real *)mhk__arena_zeros(ctx, &p->arena, x->count, sizeof(mhk_real));
+  x->name = name ? mhk__arena_text(ctx, &p->arena, name, strlen(name)) : NULL;
+  x->requires_grad = 1;
+  if (ctx->result != MHK_OK) return NULL;
+  if (values)
+    memcpy(x->data, values, (size_t)x->count * sizeof(mhk_real));
+  else
+    memset(x->data, 0, (size_t)x->count * sizeof(mhk_real));
+  return x;
+}
+
+MHKDEF void mhk_zero_grad(mhk_tensor *x) {
+  if (x && x->grad) memset(x->grad, 0, (size_t)x->count * sizeof(mhk_real));
+}
+
+/* ====================================================================================================
+   TAPE: records, backward, recomputation, gradient checks                                    >>tape
+   ==================================================================================================== */
+
+#define MHK__MAX_IN 8
+#define MHK__MAX_OUT 4
+
+typedef struct mhk__node mhk__node;
+struct mhk__node {
+  mhk__node *previous;
+  mhk_index index;
+  void (*backward)(mhk_tape *t, mhk__node *n);
+  mhk_tensor *in[MHK__MAX_IN], *out[MHK__MAX_OUT];
+  int inputs, outputs;
+  void *saved; /* what the op keeps for its backward pass */
+};
+
+struct mhk_tape {
+  mhk__object object;
+  mhk_context *ctx;
+  mhk__arena arena;
+  mhk__node *last;
+  mhk_index records;
+  int recording;
+};
+
+static void mhk__tape_close(void *object) {
+  mhk_tape *t = (mhk_tape *)object;
+  mhk__arena_free(t->ctx, &t->arena);
+}
+
+MHKDEF mhk_tape *mhk_tape_create(mhk_context *ctx) {
+  mhk_tape *t = (mhk_tape *)mhk__object_new(ctx, sizeof(mhk_tape), mhk__tape_close);
+  if (!t) return NULL;
+  t->ctx = ctx;
+  t->recording = 1;
+  return t;
+}
+MHKDEF void mhk_tape_destroy(mhk_tape *t) { mhk__object_free(t); }
+MHKDEF mhk_context *mhk_tape_context(const mhk_tape *t) { return t ? t->ctx : NULL; }
+
+MHKDEF int mhk_tape_record(mhk_tape *t, int on) {
+  const int was = t ? t->recording : 0;
+  if (t) t->recording = on != 0;
+  return was;
+}
+
+MHKDEF mhk_tape_mark mhk_tape_here(const mhk_tape *t) {
+  mhk_tape_mark m;
+  memset(&m, 0, sizeof m);
+  if (t) {
+    const mhk__mark a = mhk__arena_mark(&t->arena);
+    m.chunk = a.chunk;
+    m.used = a.used;
+    m.records = t->records;
+  }
+  return m;
+}
+
+MHKDEF void mhk_tape_rewind(mhk_tape *t, mhk_tape_mark mark) {
+  mhk__mark a;
+  if (!t) return;
+  while (t->last && t->last->index >= mark.records) t->last = t->last->previous;
+  t->records = mark.records;
+  a.chunk = mark.chunk;
+  a.used = mark.used;
+  mhk__arena_rewind(t->ctx, &t->arena, a);
+}
+
+MHKDEF void mhk_tape_reset(mhk_tape *t) {
+  mhk_tape_mark start;
+  memset(&start, 0, sizeof start);
+  mhk_tape_rewind(t, start);
+}
+
+static int mhk__tape_ready(const mhk_tape *t) { return t && t->ctx->result == MHK_OK; }
+
+/* the gradient of x, made and zeroed when it is not there yet; NULL only without memory */
+static mhk_real *mhk__grad(mhk_tape *t, mhk_tensor *x) {
+  if (x->grad) return x->grad;
+  if (x->base) {
+    mhk_real *g = mhk__grad(t, x->base);
+    x->grad = g ? g + x->base_offset : NULL;
+  } else
+    x->grad = (mhk_real *)mhk__arena_zeros(t->ctx, &t->arena, x->count, sizeof(mhk_real));
+  return x->grad;
+}
+
+MHKDEF int mhk_wants_grad(mhk_tape *t, mhk_tensor *x) { return mhk__tape_ready(t) && x && x->requires_grad && mhk__grad(t, x) != NULL; }
+
+static mhk_tensor *mhk__new(mhk_tape *t, int rank, const mhk_index *shape) { return mhk__tensor_in(t->ctx, &t->arena, rank, shape); }
+
+/* Writes an op down when something upstream wants a gradient; then the outputs want one too. NULL: nothing to record (or no memory). */
+static mhk__node *mhk__record(mhk_tape *t, void (*backward)(mhk_tape *t, mhk__node *n), int inputs, mhk_tensor *const *in, int outputs, mhk_tensor *const *out,
+                              size_t saved) {
+  mhk__node *n;
+  int i, wanted = 0;
+  if (!t->recording || t->ctx->result != MHK_OK) return NULL;
+  for (i = 0; i < inputs; i++) wanted |= in[i] && in[i]->requires_grad;
+  if (!wanted) return NULL;
+  n = (mhk__node *)mhk__arena_zeros(t->ctx, &t->arena, 1, sizeof *n);
+  if (n && saved) n->saved = mhk__arena_zeros(t->ctx, &t->arena, 1, saved);
+  if (!n || (saved && !n->saved)) return NULL;
+  n->backward = backward;
+  n->inputs = inputs;
+  n->outputs = outputs;
+  for (i = 0; i < inputs; i++) n->in[i] = in[i];
+  for (i = 0; i < outputs; i++) {
+    n->out[i] = out[i];
+    out[i]->requires_grad = 1;
+  }
+  n->index = t->records++;
+  n->previous = t->last;
+  t->last = n;
+  return n;
+}
+
+MHKDEF mhk_tensor *mhk_tensor_new(mhk_tape *t, int rank, const mhk_index *shape, const mhk_real *values) {
+  mhk_tensor *x;
+  if (!mhk__tape_ready(t) || (rank > 0 && !shape)) return NULL;
+  x = mhk__new(t, rank, shape);
+  if (!x) return NULL;
+  if (values)
+    memcpy(x->data, values, (size_t)x->count * sizeof(mhk_real));
+  else
+    memset(x->data, 0, (size_t)x->count * sizeof(mhk_real));
+  return x;
+}
+
+static mhk_tensor *mhk__view(mhk_tape *t, mhk_tensor *x, int rank, const mhk_index *shape, mhk_index offset) {
+  mhk_tensor *v = (mhk_tensor *)mhk__arena_zeros(t->ctx, &t->arena, 1, sizeof *v);
+  if (!v || !mhk__shape_set(t->ctx, v, rank, shape)) return NULL;
+  v->dtype = x->dtype;
+  v->data = (char *)x->data + offset * (mhk_index)mhk_dtype_size(x->dtype);
+  v->grad = x->grad ? x->grad + offset : NULL;
+  v->requires_grad = x->requires_grad;
+  v->base = x->base ? x->base : x;
+  v->base_offset = x->base ? x->base_offset + offset : offset;
+  v->name = x->name;
+  return v;
+}
+
+MHKDEF mhk_tensor *mhk_reshape(mhk_tape *t, mhk_tensor *x, int rank, const mhk_index *shape) {
+  mhk_tensor *v;
+  char from[128], to[128];
+  if (!mhk__tape_ready(t) || !x || (rank > 0 && !shape)) return NULL;
+  v = mhk__view(t, x, rank, shape, 0);
+  if (v && v->count != x->count) {
+    mhk_fail(t->ctx, MHK_ERROR_SHAPE, "reshape: %s has %lld elements, %s has %lld", mhk__shape_text(x->rank, x->shape, from, sizeof from), (long long)x->count,
+             mhk__shape_text(rank, shape, to, sizeof to), (long long)v->count);
+    return NULL;
+  }
+  return v;
+}
+
+MHKDEF mhk_tensor *mhk_rows(mhk_tape *t, mhk_tensor *x, mhk_index first, mhk_index rows) {
+  mhk_index shape[MHK_MAX_RANK];
+  int i;
+  if (!mhk__tape_ready(t) || !x) return NULL;
+  if (x->rank < 1 || first < 0 || rows < 0 || first > x->shape[0] || rows > x->shape[0] - first) {
+    mhk_fail(t->ctx, MHK_ERROR_SHAPE, "rows %lld to %lld of a tensor that has %lld", (long long)first, (long long)(first + rows),
+             (long long)(x->rank < 1 ? 0 : x->shape[0]));
+    return NULL;
+  }
+  for (i = 0; i < x->rank; i++) shape[i] = x->shape[i];
+  shape[0] = rows;
+  return mhk__view(t, x, x->rank, shape, x->shape[0] ? first * (x->count / x->shape[0]) : 0);
+}
+
+MHKDEF mhk_tensor *mhk_detach(mhk_tape *t, mhk_tensor *x) {
+  mhk_tensor *v;
+  if (!mhk__tape_ready(t) || !x) return NULL;
+  v = mhk__view(t, x, x->rank, x->shape, 0);
+  if (!v) return NULL;
+  v->base = NULL;
+  v->grad = NULL;
+  v->requires_grad = 0;
+  return v;
+}
+
+MHKDEF mhk_tensor *mhk_require_grad(mhk_tape *t, mhk_tensor *x) {
+  if (!mhk__tape_ready(t) || !x) return NULL;
+  if (x->dtype != MHK_REAL) {
+    mhk_fail(t->ctx, MHK_ERROR_ARGUMENT, "%s is stored as %s: only %s tensors can have a gradient", x->name ? x->name : "a tensor", mhk_dtype_name(x->dtype),
+             mhk_dtype_name(MHK_REAL));
+    return NULL;
+  }
+  x->requires_grad = 1;
+  return mhk__grad(t, x) ? x : NULL;
+}
+
+/* runs the records from the last one down to index stop */
+static void mhk__unwind(mhk_tape *t, mhk_index stop) {
+  const int was = t->recording;
+  t->recording = 0;
+  while (t->last && t->last->index >= stop && t->ctx->result == MHK_OK) {
+    mhk__node *n = t->last;
+    int i, reached = 0;
+    t->last = n->previous;
+    t->records = n->index;
+    for (i = 0; i < n->outputs; i++) reached |= n->out[i]->grad != NULL || (n->out[i]->base && mhk__grad(t, n->out[i]));
+    if (reached) n->backward(t, n);
+  }
+  t->recording = was;
+}
+
+MHKDEF mhk_result mhk_backward_many(mhk_tape *t, int n, mhk_tensor *const *y, const mhk_real *const *cotangents) {
+  int i;
+  mhk_index j;
+  if (!t) return MHK_ERROR_MEMORY;
+  if (t->ctx->result != MHK_OK) return t->ctx->result;
+  for (i = 0; i < n; i++) {
+    mhk_real *g;
+    if (!y[i] || !cotangents[i]) return mhk_fail(t->ctx, MHK_ERROR_ARGUMENT, "backward: output %d or its cotangent is missing", i);
+    if (!y[i]->requires_grad) return mhk_fail(t->ctx, MHK_ERROR_STATE, "backward: nothing that output %d depends on wants a gradient, or recording was off", i);
+    g = mhk__grad(t, y[i]);
+    if (!g) return t->ctx->result;
+    for (j = 0; j < y[i]->count; j++) g[j] += cotangents[i][j];
+  }
+  mhk__unwind(t, 0);
+  return t->ctx->result;
+}
+
+MHKDEF mhk_result mhk_backward_from(mhk_tape *t, mhk_tensor *y, const mhk_real *cotangent) { return mhk_backward_many(t, 1, &y, &cotangent); }
+
+MHKDEF mhk_result mhk_backward(mhk_tape *t, mhk_tensor *loss) {
+  const mhk_real one = 1;
+  const mhk_real *p = &one;
+  if (t && loss && loss->count != 1)
+    return mhk_fail(t->ctx, MHK_ERROR_SHAPE, "backward: the loss has %lld elements and must have one; mhk_backward_from() takes a cotangent", (long long)loss->count);
+  return mhk_backward_many(t, 1, &loss, &p);
+}
+
+typedef struct mhk__recompute_saved { mhk_block_fn f; void *user; } mhk__recompute_saved;
+
+static void mhk__recompute_back(mhk_tape *t, mhk__node *n) {
+  const mhk__recompute_saved *s = (const mhk__recompute_saved *)n->saved;
+  const mhk_tape_mark mark = mhk_tape_here(t);
+  mhk_tensor *x = n->in[0], *copy, *y;
+  mhk_real *g = NULL;
+  mhk_index i;
+  mhk_tape_mark inner = mark;
+  if (x->requires_grad) {
+    g = mhk__grad(t, x); /* before the mark, so that it stays */
+    inner = mhk_tape_here(t);
+  }
+  inner.records = t->records;
+  t->recording = 1;
+  copy = mhk_detach(t, x);
+  if (copy && g) { /* adds where x itself would: the same bits as without recomputation */
+    copy->requires_grad = 1;
+    copy->grad = g;
+  }
+  y = copy ? s->f(t, s->user, copy) : NULL;
+  if (y && y->requires_grad && y->count == n->out[0]->count) {
+    mhk_real *gy = mhk__grad(t, y);
+    if (gy) {
+      for (i = 0; i < y->count; i++) gy[i] += n->out[0]->grad[i];
+      mhk__unwind(t, inner.records);
+    }
+  } else if (y)
+    mhk_fail(t->ctx, MHK_ERROR_STATE, "recompute: the function built something else the second time");
+  t->recording = 0;
+  if (t->ctx->result == MHK_OK) mhk_tape_rewind(t, inner);
+}
+
+MHKDEF mhk_tensor *mhk_recompute(mhk_tape *t, mhk_block_fn f, void *user, mhk_tensor *x) {
+  mhk_tape_mark mark;
+  mhk__mark hold;
+  mhk_tensor *y, *out;
+  mhk_real *copy;
+  mhk_index shape[MHK_MAX_RANK], count;
+  mhk__node *n;
+  int was, rank, i;
+  if (!mhk__tape_ready(t) || !x || !f) return NULL;
+  if (!t->recording) return f(t, user, x);
+  mark = mhk_tape_here(t);
+  hold = mhk__scratch_mark(t->ctx);
+  was = mhk_tape_record(t, 0);
+  y = f(t, user, x);
+  mhk_tape_record(t, was);
+  if (!y) return NULL;
+  count = y->count;
+  rank = y->rank;
+  for (i = 0; i < MHK_MAX_RANK; i++) shape[i] = y->shape[i];
+  copy = (mhk_real *)mhk__scratch(t->ctx, count, sizeof(mhk_real));
+  if (copy) memcpy(copy, y->data, (size_t)count * sizeof(mhk_real));
+  mhk_tape_rewind(t, mark);
+  out = copy ? mhk_tensor_new(t, rank, shape, copy) : NULL;
+  mhk__scratch_rewind(t->ctx, hold);
+  if (!out) return NULL;
+  i = x->requires_grad;
+  x->requires_grad = 1; /* the parameters inside want gradients even where x does not */
+  n = mhk__record(t, mhk__recompute_back, 1, &x, 1, &out, sizeof(mhk__recompute_saved));
+  x->requires_grad = i;
+  if (!n) return NULL;
+  ((mhk__recompute_saved *)n->saved)->f = f;
+  ((mhk__recompute_saved *)n->saved)->user = user;
+  return out;
+}
+
+typedef struct mhk__custom_saved {
+  void (*backward)(const mhk_op *op);
+  void *user;
+} mhk__custom_saved;
+
+static void mhk__custom_back(mhk_tape *t, mhk__node *n) {
+  const mhk__custom_saved *s = (const mhk__custom_saved *)n->saved;
+  mhk_op op;
+  op.tape = t;
+  op.out = n->out[0];
+  op.in = n->in;
+  op.inputs = n->inputs;
+  op.user = s->user;
+  s->backward(&op);
+}
+
+MHKDEF mhk_tensor *mhk_custom(mhk_tape *t, int inputs, mhk_tensor *const *in, int rank, const mhk_index *shape, void (*forward)(const mhk_op *op),
+                              void (*backward)(const mhk_op *op), const void *user, size_t user_size) {
+  mhk_op op;
+  mhk__node *n;
+  void *copy = NULL;
+  int i;
+  if (!mhk__tape_ready(t) || !forward) return NULL;
+  if (inputs < 0 || inputs > MHK__MAX_IN) {
+    mhk_fail(t->ctx, MHK_ERROR_ARGUMENT, "a custom op of %d inputs: it may have up to %d", inputs, MHK__MAX_IN);
+    return NULL;
+  }
+  for (i = 0; i < inputs; i++)
+    if (!in[i]) return NULL;
+  op.out = mhk_tensor_new(t, rank, shape, NULL);
+  if (user_size) {
+    copy = mhk__arena_alloc(t->ctx, &t->arena, user_size);
+    if (copy) memcpy(copy, user, user_size);
+  }
+  if (!op.out || t->ctx->result != MHK_OK) return NULL;
+  op.tape = t;
+  op.in = in;
+  op.inputs = inputs;
+  op.user = user_size ? copy : NULL;
+  forward(&op);
+  n = backward ? mhk__record(t, mhk__custom_back, inputs, in, 1, &op.out, sizeof(mhk__custom_saved)) : NULL;
+  if (n) {
+    ((mhk__custom_saved *)n->saved)->backward = backward;
+    ((mhk__custom_saved *)n->saved)->user = op.user;
+  }
+  return t->ctx->result == MHK_OK ? op.out : NULL;
+}
+
+MHKDEF double mhk_check_gradient(mhk_tape *t, mhk_tensor *(*f)(mhk_tape *t, void *user), void *user, mhk_tensor *x, mhk_gradient_report *report) {
+  mhk_gradient_report r;
+  mhk_tape_mark mark;
+  mhk__mark hold;
+  mhk_real *analytic, *data;
+  mhk_tensor *y;
+  double scale = 0, largest = 0, step, worst = -1;
+  mhk_index i, k, n;
+  int was;
+  memset(&r, 0, sizeof r);
+  r.error = (double)NAN;
+  if (report) *report = r;
+  if (!mhk__tape_ready(t) || !f || !x || !mhk_require_grad(t, x)) return r.error;
+  data = (mhk_real *)x->data;
+  mark = mhk_tape_here(t);
+  hold = mhk__scratch_mark(t->ctx);
+  analytic = (mhk_real *)mhk__scratch(t->ctx, x->count, sizeof(mhk_real));
+  if (!analytic) return r.error;
+  mhk_zero_grad(x);
+  was = mhk_tape_record(t, 1);
+  y = f(t, user);
+  if (!y || mhk_backward(t, y) != MHK_OK) {
+    mhk_tape_record(t, was);
+    return r.error;
+  }
+  memcpy(analytic, x->grad, (size_t)x->count * sizeof(mhk_real));
+  mhk_zero_grad(x);
+  mhk_tape_rewind(t, mark);
+  mhk_tape_record(t, 0);
+  for (i = 0; i < x->count; i++) {
+    scale += (double)data[i] * (double)data[i];
+    if (fabs((double)analytic[i]) > largest) largest = fabs((double)analytic[i]);
+  }
+  scale = x->count ? sqrt(scale / (double)x->count) : 0;
+  step = (sizeof(mhk_real) == 4 ? 1e-2 : 1e-5) * (scale > 0 ? scale : 1);
+  n = x->count < 256 ? x->count : 256;
+  {
+    mhk_real *numeric = (mhk_real *)mhk__scratch(t->ctx, n, sizeof(mhk_real));
+    for (k = 0; numeric && k < n && t->ctx->result == MHK_OK; k++) {
+      const mhk_real keep = data[i = k * x->count / n];
+      double up, down;
+      data[i] = MHK__R((double)keep + step);
+      up = mhk_value(f(t, user));
+      mhk_tape_rewind(t, mark);
+      data[i] = MHK__R((double)keep - step);
+      down = mhk_value(f(t, user));
+      mhk_tape_rewind(t, mark);
+      numeric[k] = MHK__R((up - down) / ((double)MHK__R((double)keep + step) - (double)MHK__R((double)keep - step)));
+      data[i] = keep;
+      if (fabs((double)numeric[k]) > largest) largest = fabs((double)numeric[k]);
+    }
+    for (k = 0; numeric && k < n && t->ctx->result == MHK_OK; k++) {
+      const double e = fabs((double)analytic[i = k * x->count / n] - (double)numeric[k]) / (largest > 0 ? largest : 1);
+      if (!(e <= worst)) {
+        worst = e;
+        r.error = e;
+        r.analytic = (double)analytic[i];
+        r.numeric = (double)numeric[k];
+        r.at = i;
+      }
+    }
+  }
+  r.checked = n;
+  if (n == 0) r.error = 0;
+  mhk_tape_record(t, was);
+  mhk__scratch_rewind(t->ctx, hold);
+  if (t->ctx->result != MHK_OK) r.error = (double)NAN;
+  if (report) *report = r;
+  return r.error;
+}
+#endif /* MOHAWK_IMPLEMENTATION */
+#if defined(MOHAWK_IMPLEMENTATION) && !defined(MHK__PASS)
+/* ====================================================================================================
+   OPS: each forward pass next to its backward pass                                            >>ops
+   ====================================================================================================
+   A backward pass adds to the gradients of those inputs that want one; every sum over rows is cut into fixed pieces, so that the
+   order of additions never depends on the number of threads. */
+
+#define MHK__GRAIN 8192 /* elements a task of an elementwise op takes */
+
+static int mhk__op_ready(const mhk_tape *t, const mhk_tensor *a, const mhk_tensor *b) { return mhk__tape_ready(t) && a && b; }
+
+/* the op computes on the arithmetic type; stored types are for the weights of linear and embedding */
+static int mhk__is_real(mhk_tape *t, const char *op, const mhk_tensor *x) {
+  if (x->dtype == MHK_REAL) return 1;
+  mhk_fail(t->ctx, MHK_ERROR_ARGUMENT, "%s: %s is stored as %s; only the weights of linear and embedding may stay in a stored type", op,
+           x->name ? x->name : "an input", mhk_dtype_name(x->dtype));
+  return 0;
+}
+
+static mhk_tensor *mhk__shape_error(mhk_tape *t, const char *op, const mhk_tensor *a, const mhk_tensor *b, const char *want) {
+  char x[128], y[128];
+  mhk_fail(t->ctx, MHK_ERROR_SHAPE, "%s: %s%s%s and %s%s%s do not fit: %s", op, a->name ? a->name : "", a->name ? " " : "",
+           mhk__shape_text(a->rank, a->shape, x, sizeof x), b->name ? b->name : "", b->name ? " " : "", mhk__shape_text(b->rank, b->shape, y, sizeof y), want);
+  return NULL;
+}
+
+static int mhk__same_shape(const mhk_tensor *a, const mhk_tensor *b) {
+  int i;
+  if (a->rank != b->rank) return 0;
+  for (i = 0; i < a->rank; i++)
+    if (a->shape[i] != b->shape[i]) return 0;
+  return 1;
+}
+
+static mhk_index mhk__last(const mhk_tensor *x) { return x->rank > 0 ? x->shape[x->rank - 1] : 1; }
+static mhk_index mhk__row_count(const mhk_tensor *x) { return mhk__last(x) > 0 ? x->count / mhk__last(x) : 0; }
+static mhk_real *mhk__d(const mhk_tensor *x) { return (mhk_real *)x->data; }
+
+/* the gradient to add to, or NULL when x wants none */
+static mhk_real *mhk__into(mhk_tape *t, mhk_tensor *x) { return x && x->requires_grad ? mhk__grad(t, x) : NULL; }
+
+typedef struct mhk__axpy_args { mhk_real *y; const mhk_real *x; mhk_real f; } mhk__axpy_args;
+static void mhk__axpy_body(mhk_context *ctx, void *args, mhk_index first, mhk_index last) {
+  const mhk__axpy_args *a = (const mhk__axpy_args *)args;
+  mhk_real *MHK__RESTRICT y = a->y;
+  const mhk_real *MHK__RESTRICT x = a->x;
+  const mhk_real f = a->f;
+  mhk_index i;
+  (void)ctx;
+  for (i = first; i < last; i++) y[i] += f * x[i];
+}
+/* y += f x */
+static void mhk__axpy(mhk_context *ctx, mhk_index n, mhk_real f, const mhk_real *x, mhk_real *y) {
+  mhk__axpy_args a;
+  a.y = y;
+  a.x = x;
+  a.f = f;
+  mhk__over(ctx, n, MHK__GRAIN, mhk__axpy_body, &a);
+}
+
+typedef struct mhk__columns_args { const mhk_real *x, *y; mhk_real *out; mhk_index rows, cols; const mhk_real *mean, *rstd; } mhk__columns_args;
+static void mhk__column_sum_body(mhk_context *ctx, void *args, mhk_index first, mhk_index last) {
+  const mhk__columns_args *a = (const mhk__columns_args *)args;
+  mhk_real sum[64], *MHK__RESTRICT s = sum;
+  mhk_index r, j;
+  (void)ctx;
+  for (j = 0; j < last - first; j++) s[j] = 0;
+  for (r = 0; r < a->rows; r++) {
+    const mhk_real *x = a->x + r * a->cols + first;
+    for (j = 0; j < last - first; j++) s[j] += x[j];
+  }
+  for (j = first; j < last; j++) a->out[j] += s[j - first];
+}
+/* out (cols) += sum over rows of x */
+static void mhk__column_sum(mhk_context *ctx, mhk_index rows, mhk_index cols, const mhk_real *x, mhk_real *out) {
+  mhk__columns_args a;
+  memset(&a, 0, sizeof a);
+  a.x = x;
+  a.out = out;
+  a.rows = rows;
+  a.cols = cols;
+  mhk__over(ctx, cols, 64, mhk__column_sum_body, &a);
+}
+
+/* first token of each token's document, -1 for the first document of a row (it continues what came before); NULL without doc */
+static mhk_index *mhk__starts(mhk_tape *t, const int32_t *doc, mhk_index B, mhk_index T) {
+  mhk_index *start, b, i;
+  if (!doc) return NULL;
+  start = (mhk_index *)mhk__arena_zeros(t->ctx, &t->arena, B * T, sizeof(mhk_index));
+  if (!start) return NULL;
+  for (b = 0; b < B; b++)
+    for (i = 0; i < T; i++) start[b * T + i] = i == 0 ? -1 : doc[b * T + i] != doc[b * T + i - 1] ? i : start[b * T + i - 1];
+  return start;
+}
+
+/* ---- elementwise ---- */
+
+typedef enum mhk__binary_kind { MHK__ADD2, MHK__SUB2, MHK__MUL2 } mhk__binary_kind;
+typedef struct mhk__binary_saved { mhk__binary_kind kind; mhk_index wrap; } mhk__binary_saved; /* wrap: b's element of i is i % wrap */
+
+static void mhk__binary_back(mhk_tape *t, mhk__node *n) {
+  const mhk__binary_saved *s = (const mhk__binary_saved *)n->saved;
+  mhk_tensor *a = n->in[0], *b = n->in[1], *y = n->out[0];
+  mhk_real *da = mhk__into(t, a), *db = mhk__into(t, b);
+  mhk_index i, j;
+  if (da) {
+    if (s->kind == MHK__MUL2) {
+      for (i = 0; i < y->count; i += s->wrap)
+        for (j = 0; j < s->wrap; j++) da[i + j] += y->grad[i + j] * mhk__d(b)[j + (b->count == y->count ? i : 0)];
+    } else
+      mhk__axpy(t->ctx, y->count, MHK__R(1), y->grad, da);
+  }
+  if (!db) return;
+  if (b->count == y->count) {
+    if (s->kind == MHK__MUL2)
+      for (i = 0; i < y->count; i++) db[i] += y->grad[i] * mhk__d(a)[i];
+    else
+      mhk__axpy(t->ctx, y->count, s->kind == MHK__SUB2 ? MHK__R(-1) : MHK__R(1), y->grad, db);
+  } else
+    for (j = 0; j < s->wrap; j++) {
+      double sum = 0;
+      for (i = j; i < y->count; i += s->wrap) sum += (double)(s->kind == MHK__MUL2 ? y->grad[i] * mhk__d(a)[i] : y->grad[i]);
+      db[j] += MHK__R(s->kind == MHK__SUB2 ? -sum : sum);
+    }
+}
+
+static mhk_tensor *mhk__binary(mhk_tape *t, const char *name, mhk__binary_kind kind, mhk_tensor *a, mhk_tensor *b) {
+  mhk_tensor *y, *in[2];
+  mhk__node *n;
+  mhk_index i, j, wrap;
+  const mhk_real *x, *z;
+  if (!mhk__op_ready(t, a, b) || !mhk__is_real(t, name, a) || !mhk__is_real(t, name, b)) return NULL;
+  if (!mhk__same_shape(a, b) && b->count != 1 && !(b->rank == 1 && a->rank > 0 && b->count == mhk__last(a)))
+    return mhk__shape_error(t, name, a, b, "the second may have the shape of the first, of its last axis, or one element");
+  y = mhk__new(t, a->rank, a->shape);
+  if (!y) return NULL;
+  wrap = b->count > 0 ? b->count : 1;
+  x = mhk__d(a);
+  z = mhk__d(b);
+  for (i = 0; i < a->count; i += wrap)
+    for (j = 0; j < wrap; j++)
+      mhk__d(y)[i + j] = kind == MHK__ADD2 ? x[i + j] + z[j] : kind == MHK__SUB2 ? x[i + j] - z[j] : x[i + j] * z[j];
+  in[0] = a;
+  in[1] = b;
+  n = mhk__record(t, mhk__binary_back, 2, in, 1, &y, sizeof(mhk__binary_saved));
+  if (n) {
+    ((mhk__binary_saved *)n->saved)->kind = kind;
+    ((mhk__binary_saved *)n->saved)->wrap = wrap;
+  }
+  return y;
+}
+MHKDEF mhk_tensor *mhk_add(mhk_tape *t, mhk_tensor *a, mhk_tensor *b) { return mhk__binary(t, "add", MHK__ADD2, a, b); }
+MHKDEF mhk_tensor *mhk_sub(mhk_tape *t, mhk_tensor *a, mhk_tensor *b) { return mhk__binary(t, "sub", MHK__SUB2, a, b); }
+MHKDEF mhk_tensor *mhk_mul(mhk_tape *t, mhk_tensor *a, mhk_tensor *b) { return mhk__binary(t, "mul", MHK__MUL2, a, b); }
+
+typedef enum mhk__unary_kind { MHK__SCALE1, MHK__SQUARE1, MHK__SQRT1, MHK__EXP1, MHK__LOG1, MHK__SIGMOID1, MHK__SOFTPLUS1, MHK__SILU1, MHK__GELU1 } mhk__unary_kind;
+typedef struct mhk__unary_args { mhk__unary_kind kind; mhk_real factor; const mhk_real *x, *y, *dy; mhk_real *out; } mhk__unary_args;
+
+static mhk_real mhk__sigmoid1(mhk_real x) { return MHK__R(1) / (MHK__R(1) + MHK__REXP(-x)); }
+
+static void mhk__unary_body(mhk_context *ctx, void *args, mhk_index first, mhk_index last) {
+  const mhk__unary_args *a = (const mhk__unary_args *)args;
+  const mhk_real *x = a->x;
+  mhk_real *y = a->out, f = a->factor;
+  mhk_index i;
+  switch (a->kind) {
+    case MHK__SCALE1: for (i = first; i < last; i++) y[i] = x[i] * f; break;
+    case MHK__SQUARE1: for (i = first; i < last; i++) y[i] = x[i] * x[i]; break;
+    case MHK__SQRT1: for (i = first; i < last; i++) y[i] = MHK__R(sqrt(x[i])); break;
+    case MHK__EXP1: for (i = first; i < last; i++) y[i] = MHK__REXP(x[i]); break;
+    case MHK__LOG1: for (i = first; i < last; i++) y[i] = MHK__R(log(x[i])); break;
+    case MHK__SIGMOID1: for (i = first; i < last; i++) y[i] = mhk__sigmoid1(x[i]); break;
+    case MHK__SOFTPLUS1: for (i = first; i < last; i++) y[i] = (x[i] > 0 ? x[i] : 0) + MHK__R(log1p(exp(-fabs((double)x[i])))); break;
+    case MHK__SILU1: for (i = first; i < last; i++) y[i] = x[i] * mhk__sigmoid1(x[i]); break;
+    case MHK__GELU1: ctx->kernels->gelu(last - first, x + first, y + first); break;
+  }
+}
+
+static void mhk__unary_back_body(mhk_context *ctx, void *args, mhk_index first, mhk_index last) {
+  const mhk__unary_args *a = (const mhk__unary_args *)args;
+  const mhk_real *x = a->x, *y = a->y, *g = a->dy;
+  mhk_real *d = a->out, f = a->factor, s;
+  mhk_index i;
+  switch (a->kind) {
+    case MHK__SCALE1: for (i = first; i < last; i++) d[i] += g[i] * f; break;
+    case MHK__SQUARE1: for (i = first; i < last; i++) d[i] += g[i] * 2 * x[i]; break;
+    case MHK__SQRT1: for (i = first; i < last; i++) d[i] += y[i] > 0 ? g[i] / (2 * y[i]) : 0; break; /* at 0: the subgradient 0 */
+    case MHK__EXP1: for (i = first; i < last; i++) d[i] += g[i] * y[i]; break;
+    case MHK__LOG1: for (i = first; i < last; i++) d[i] += g[i] / x[i]; break;
+    case MHK__SIGMOID1: for (i = first; i < last; i++) d[i] += g[i] * y[i] * (1 - y[i]); break;
+    case MHK__SOFTPLUS1: for (i = first; i < last; i++) d[i] += g[i] * mhk__sigmoid1(x[i]); break;
+    case MHK__SILU1:
+      for (i = first; i < last; i++) {
+        s = mhk__sigmoid1(x[i]);
+        d[i] += g[i] * s * (1 + x[i] * (1 - s));
+      }
+      break;
+    case MHK__GELU1:
+      for (i = first; i < last;) {
+        mhk_real block[256];
+        const mhk_index k = mhk__min(256, last - i);
+        mhk_index j;
+        ctx->kernels->gelu_back(k, x + i, g + i, block);
+        for (j = 0; j < k; j++) d[i + j] += block[j];
+        i += k;
+      }
+      break;
+  }
+}
+
+static void mhk__unary_back(mhk_tape *t, mhk__node *n) {
+  mhk__unary_args a = *(const mhk__unary_args *)n->saved;
+  a.out = mhk__into(t, n->in[0]);
+  a.dy = n->out[0]->grad;
+  if (a.out) mhk__over(t->ctx, n->in[0]->count, MHK__GRAIN, mhk__unary_back_body, &a);
+}
+
+static mhk_tensor *mhk__unary(mhk_tape *t, const char *name, mhk__unary_kind kind, double factor, mhk_tensor *x) {
+  mhk__unary_args a;
+  mhk_tensor *y;
+  mhk__node *n;
+  if (!mhk__op_ready(t, x, x) || !mhk__is_real(t, name, x)) return NULL;
+  y = mhk__new(t, x->rank, x->shape);
+  if (!y) return NULL;
+  memset(&a, 0, sizeof a);
+  a.kind = kind;
+  a.factor = MHK__R(factor);
+  a.x = mhk__d(x);
+  a.y = a.out = mhk__d(y);
+  mhk__over(t->ctx, x->count, MHK__GRAIN, mhk__unary_body, &a);
+  n = mhk__record(t, mhk__unary_back, 1, &x, 1, &y, sizeof a);
+  if (n) *(mhk__unary_args *)n->saved = a;
+  return y;
+}
+MHKDEF mhk_tensor *mhk_scale(mhk_tape *t, mhk_tensor *x, double factor) { return mhk__unary(t, "scale", MHK__SCALE1, factor, x); }
+MHKDEF mhk_tensor *mhk_square(mhk_tape *t, mhk_tensor *x) { return mhk__unary(t, "square", MHK__SQUARE1, 0, x); }
+MHKDEF mhk_tensor *mhk_sqrt(mhk_tape *t, mhk_tensor *x) { return mhk__unary(t, "sqrt", MHK__SQRT1, 0, x); }
+MHKDEF mhk_tensor *mhk_exp(mhk_tape *t, mhk_tensor *x) { return mhk__unary(t, "exp", MHK__EXP1, 0, x); }
+MHKDEF mhk_tensor *mhk_log(mhk_tape *t, mhk_tensor *x) { return mhk__unary(t, "log", MHK__LOG1, 0, x); }
+MHKDEF mhk_tensor *mhk_sigmoid(mhk_tape *t, mhk_tensor *x) { return mhk__unary(t, "sigmoid", MHK__SIGMOID1, 0, x); }
+MHKDEF mhk_tensor *mhk_softplus(mhk_tape *t, mhk_tensor *x) { return mhk__unary(t, "softplus", MHK__SOFTPLUS1, 0, x); }
+MHKDEF mhk_tensor *mhk_silu(mhk_tape *t, mhk_tensor *x) { return mhk__unary(t, "silu", MHK__SILU1, 0, x); }
+MHKDEF mhk_tensor *mhk_gelu(mhk_tape *t, mhk_tensor *x) { return mhk__unary(t, "gelu", MHK__GELU1, 0, x); }
+
+/* ---- reductions and layout ---- */
+
+typedef struct mhk__sum_saved { mhk_real factor; } mhk__sum_saved;
+
+static void mhk__sum_back(mhk_tape *t, mhk__node *n) {
+  mhk_real *d = mhk__into(t, n->in[0]);
+  const mhk_real f = ((const mhk__sum_saved *)n->saved)->factor;
+  const mhk_index each = n->out[0]->count ? n->in[0]->count / n->out[0]->count : 0;
+  mhk_index i, j;
+  for (i = 0; d && i < n->out[0]->count; i++)
+    for (j = 0; j < each; j++) d[i * each + j] += f * n->out[0]->grad[i];
+}
+
+/* sums of runs of each elements, times factor */
+static mhk_tensor *mhk__sums(mhk_tape *t, const char *name, mhk_tensor *x, int rank, mhk_index each, double factor) {
+  mhk_tensor *y;
+  mhk__node *n;
+  mhk_index i, j;
+  if (!mhk__is_real(t, name, x)) return NULL;
+  y = mhk__new(t, rank, x->shape);
+  if (!y) return NULL;
+  for (i = 0; i < y->count; i++) {
+    double sum = 0;
+    for (j = 0; j < each; j++) sum += (double)mhk__d(x)[i * each + j];
+    mhk__d(y)[i] = MHK__R(sum * factor);
+  }
+  n = mhk__record(t, mhk__sum_back, 1, &x, 1, &y, sizeof(mhk__sum_saved));
+  if (n) ((mhk__sum_saved *)n->saved)->factor = MHK__R(factor);
+  return y;
+}
+MHKDEF mhk_tensor *mhk_sum(mhk_tape *t, mhk_tensor *x) { return mhk__op_ready(t, x, x) ? mhk__sums(t, "sum", x, 0, x->count, 1) : NULL; }
+MHKDEF mhk_tensor *mhk_mean(mhk_tape *t, mhk_tensor *x) {
+  return mhk__op_ready(t, x, x) ? mhk__sums(t, "mean", x, 0, x->count, x->count ? 1.0 / (double)x->count : 0) : NULL;
+}
+MHKDEF mhk_tensor *mhk_sum_last(mhk_tape *t, mhk_tensor *x) {
+  if (!mhk__op_ready(t, x, x)) return NULL;
+  return x->rank == 0 ? mhk__sums(t, "sum_last", x, 0, 1, 1) : mhk__sums(t, "sum_last", x, x->rank - 1, mhk__last(x), 1);
+}
+
+typedef struct mhk__rows_args {
+  mhk_index n;
+  const mhk_real *x, *w, *b, *dy, *y;
+  mhk_real *out, *mean, *rstd, *dx, *work;
+  mhk_real eps;
+  int centre;
+} mhk__rows_args;
+
+static void mhk__softmax_body(mhk_context *ctx, void *args, mhk_index first, mhk_index last) {
+  const mhk__rows_args *a = (const mhk__rows_args *)args;
+  for (; first < last; first++) ctx->kernels->softmax(a->n, a->x + first * a->n, a->out + first * a->n);
+}
+
+/* dx += p (dy - sum(p dy)) */
+static void mhk__softmax_row_back(mhk_index n, const mhk_real *p, const mhk_real *dy, mhk_real f, mhk_real *dx) {
+  mhk_index j;
+  double dot = 0;
+  for (j = 0; j < n; j++) dot += (double)(p[j] * dy[j]);
+  for (j = 0; j < n; j++) dx[j] += f * p[j] * (dy[j] - MHK__R(dot));
+}
+
+static void mhk__softmax_back(mhk_tape *t, mhk__node *n) {
+  mhk_real *d = mhk__into(t, n->in[0]);
+  const mhk_index k = mhk__last(n->in[0]), rows = mhk__row_count(n->in[0]);
+  mhk_index r;
+  for (r = 0; d && r < rows; r++) mhk__softmax_row_back(k, mhk__d(n->out[0]) + r * k, n->out[0]->grad + r * k, MHK__R(1), d + r * k);
+}
+
+MHKDEF mhk_tensor *mhk_softmax(mhk_tape *t, mhk_tensor *x) {
+  mhk__rows_args a;
+  mhk_tensor *y;
+  if (!mhk__op_ready(t, x, x) || !mhk__is_real(t, "softmax", x)) return NULL;
+  y = mhk__new(t, x->rank, x->shape);
+  if (!y) return NULL;
+  memset(&a, 0, sizeof a);
+  a.n = mhk__last(x);
+  a.x = mhk__d(x);
+  a.out = mhk__d(y);
+  mhk__over(t->ctx, mhk__row_count(x), MHK__GRAIN / (a.n + 1) + 1, mhk__softmax_body, &a);
+  mhk__record(t, mhk__softmax_back, 1, &x, 1, &y, 0);
+  return y;
+}
+
+static mhk__matrix mhk__real_mat(const mhk_real *data, mhk_index row, mhk_index col) { return mhk__mat(data, MHK_REAL, row, col); }
+
+static const mhk__epilogue *mhk__accumulate(mhk__epilogue *e) {
+  memset(e, 0, sizeof *e);
+  e->accumulate = 1;
+  return e;
+}
+
+typedef struct mhk__matmul_saved { mhk_index batch, m, n, k, brs, bcs; } mhk__matmul_saved;
+
+static void mhk__matmul_back(mhk_tape *t, mhk__node *node) {
+  const mhk__matmul_saved *s = (const mhk__matmul_saved *)node->saved;
+  mhk_real *da = mhk__into(t, node->in[0]), *db = mhk__into(t, node->in[1]);
+  mhk__epilogue e;
+  mhk_index i;
+  mhk__accumulate(&e);
+  for (i = 0; i < s->batch; i++) {
+    const mhk_real *g = node->out[0]->grad + i * s->m * s->n, *a = mhk__d(node->in[0]) + i * s->m * s->k, *b = mhk__d(node->in[1]) + i * s->k * s->n;
+    if (da) mhk__gemm(t->ctx, s->m, s->k, s->n, mhk__real_mat(g, s->n, 1), mhk__real_mat(b, s->bcs, s->brs), da + i * s->m * s->k, s->k, &e);
+    if (!db) continue;
+    if (s->bcs == 1) /* b is (k,n) */
+      mhk__gemm(t->ctx, s->k, s->n, s->m, mhk__real_mat(a, 1, s->k), mhk__real_mat(g, s->n, 1), db + i * s->k * s->n, s->n, &e);
+    else
+      mhk__gemm(t->ctx, s->n, s->k, s->m, mhk__real_mat(g, 1, s->n), mhk__real_mat(a, s->k, 1), db + i * s->k * s->n, s->k, &e);
+  }
+}
+
+MHKDEF mhk_tensor *mhk_matmul(mhk_tape *t, mhk_tensor *a, mhk_tensor *b, int transpose_b) {
+  mhk_index shape[MHK_MAX_RANK], i;
+  mhk__matmul_saved s;
+  mhk_tensor *y, *in[2];
+  mhk__node *node;
+  int r, fits;
+  if (!mhk__op_ready(t, a, b) || !mhk__is_real(t, "matmul", a) || !mhk__is_real(t, "matmul", b)) return NULL;
+  fits = a->rank >= 2 && b->rank == a->rank;
+  for (r = 0; fits && r < a->rank - 2; r++) fits = a->shape[r] == b->shape[r];
+  if (!fits || a->shape[a->rank - 1] != b->shape[b->rank - (transpose_b ? 1 : 2)])
+    return mhk__shape_error(t, "matmul", a, b, transpose_b ? "(...,m,k) and (...,n,k) are needed" : "(...,m,k) and (...,k,n) are needed");
+  for (r = 0; r < a->rank; r++) shape[r] = a->shape[r];
+  s.m = a->shape[a->rank - 2];
+  s.k = a->shape[a->rank - 1];
+  s.n = shape[a->rank - 1] = b->shape[b->rank - (transpose_b ? 2 : 1)];
+  s.brs = transpose_b ? 1 : s.n;
+  s.bcs = transpose_b ? s.k : 1;
+  y = mhk__new(t, a->rank, shape);
+  if (!y) return NULL;
+  for (s.batch = 1, r = 0; r < a->rank - 2; r++) s.batch *= a->shape[r];
+  for (i = 0; i < s.batch; i++)
+    mhk__gemm(t->ctx, s.m, s.n, s.k, mhk__real_mat(mhk__d(a) + i * s.m * s.k, s.k, 1), mhk__real_mat(mhk__d(b) + i * s.k * s.n, s.brs, s.bcs),
+              mhk__d(y) + i * s.m * s.n, s.n, NULL);
+  in[0] = a;
+  in[1] = b;
+  node = mhk__record(t, mhk__matmul_back, 2, in, 1, &y, sizeof s);
+  if (node) *(mhk__matmul_saved *)node->saved = s;
+  return t->ctx->result == MHK_OK ? y : NULL;
+}
+
+typedef struct mhk__slice_saved { mhk_index first; } mhk__slice_saved;
+
+static void mhk__slice_back(mhk_tape *t, mhk__node *n) {
+  mhk_real *d = mhk__into(t, n->in[0]);
+  const mhk_index first = ((const mhk__slice_saved *)n->saved)->first, wide = mhk__last(n->in[0]), w = mhk__last(n->out[0]), rows = mhk__row_count(n->out[0]);
+  mhk_index r, j;
+  for (r = 0; d && r < rows; r++)
+    for (j = 0; j < w; j++) d[r * wide + first + j] += n->out[0]->grad[r * w + j];
+}
+
+MHKDEF mhk_tensor *mhk_columns(mhk_tape *t, mhk_tensor *x, mhk_index first, mhk_index width) {
+  mhk_index shape[MHK_MAX_RANK], r, rows;
+  mhk_tensor *y;
+  mhk__node *n;
+  int i;
+  if (!mhk__op_ready(t, x, x) || !mhk__is_real(t, "columns", x)) return NULL;
+  if (x->rank < 1 || first < 0 || width < 0 || first > mhk__last(x) || width > mhk__last(x) - first) {
+    mhk_fail(t->ctx, MHK_ERROR_SHAPE, "columns %lld to %lld of a tensor whose last axis has %lld", (long long)first, (long long)(first + width), (long long)mhk__last(x));
+    return NULL;
+  }
+  for (i = 0; i < x->rank; i++) shape[i] = x->shape[i];
+  shape[x->rank - 1] = width;
+  y = mhk__new(t, x->rank, shape);
+  if (!y) return NULL;
+  rows = mhk__row_count(x);
+  for (r = 0; r < rows; r++) memcpy(mhk__d(y) + r * width, mhk__d(x) + r * mhk__last(x) + first, (size_t)width * sizeof(mhk_real));
+  n = mhk__record(t, mhk__slice_back, 1, &x, 1, &y, sizeof(mhk__slice_saved));
+  if (n) ((mhk__slice_saved *)n->saved)->first = first;
+  return y;
+}
+
+/* out (B,H,T,P) = or += in (B,T,H,P) */
+static void mhk__swap(const mhk_real *in, mhk_index B, mhk_index T, mhk_index H, mhk_index P, mhk_real *out, int add) {
+  mhk_index b, t, h, p;
+  for (b = 0; b < B; b++)
+    for (t = 0; t < T; t++)
+      for (h = 0; h < H; h++) {
+        const mhk_real *x = in + ((b * T + t) * H + h) * P;
+        mhk_real *y = out + ((b * H + h) * T + t) * P;
+        for (p = 0; p < P; p++) y[p] = add ? y[p] + x[p] : x[p];
+      }
+}
+
+static void mhk__swap_back(mhk_tape *t, mhk__node *n) {
+  mhk_real *d = mhk__into(t, n->in[0]);
+  const mhk_tensor *y = n->out[0];
+  if (d) mhk__swap(y->grad, y->shape[0], y->shape[1], y->shape[2], y->count ? y->count / (y->shape[0] * y->shape[1] * y->shape[2]) : 0, d, 1);
+}
+
+MHKDEF mhk_tensor *mhk_swap_heads(mhk_tape *t, mhk_tensor *x) {
+  mhk_index shape[MHK_MAX_RANK];
+  mhk_tensor *y;
+  int i;
+  if (!mhk__op_ready(t, x, x) || !mhk__is_real(t, "swap_heads", x)) return NULL;
+  if (x->rank < 3) {
+    mhk_fail(t->ctx, MHK_ERROR_SHAPE, "swap_heads: a tensor of rank %d has no axes 1 and 2 before its last one", x->rank);
+    return NULL;
+  }
+  for (i = 0; i < x->rank; i++) shape[i] = x->shape[i];
+  shape[1] = x->shape[2];
+  shape[2] = x->shape[1];
+  y = mhk__new(t, x->rank, shape);
+  if (!y) return NULL;
+  mhk__swap(mhk__d(x), x->shape[0], x->shape[1], x->shape[2], x->count ? x->count / (x->shape[0] * x->shape[1] * x->shape[2]) : 0, mhk__d(y), 0);
+  mhk__record(t, mhk__swap_back, 1, &x, 1, &y, 0);
+  return y;
+}
+
+/* ---- embedding and linear ---- */
+
+typedef struct mhk__embedding_saved { const int32_t *tokens; mhk_index rows, d; } mhk__embedding_saved;
+typedef struct mhk__embedding_args { mhk__embedding_saved s; const mhk_real *dy; mhk_real *dw; } mhk__embedding_args;
+
+static void mhk__embedding_back_body(mhk_context *ctx, void *args, mhk_index first, mhk_index last) {
+  const mhk__embedding_args *a = (const mhk__embedding_args *)args;
+  mhk_index r, j;
+  (void)ctx;
+  for (r = 0; r < a->s.rows; r++) {
+    const mhk_real *g = a->dy + r * a->s.d;
+    mhk_real *w = a->dw + a->s.tokens[r] * a->s.d;
+    for (j = first; j < last; j++) w[j] += g[j];
+  }
+}
+
+static void mhk__embedding_back(mhk_tape *t, mhk__node *n) {
+  mhk__embedding_args a;
+  a.s = *(const mhk__embedding_saved *)n->saved;
+  a.dw = mhk__into(t, n->in[0]);
+  a.dy = n->out[0]->grad;
+  if (a.dw) mhk__over(t->ctx, a.s.d, 64, mhk__embedding_back_body, &a);
+}
+
+MHKDEF mhk_tensor *mhk_embedding(mhk_tape *t, mhk_tensor *w, const int32_t *tokens, mhk_index B, mhk_index T) {
+  mhk_index shape[3], r, j;
+  mhk_tensor *y;
+  mhk__node *n;
+  if (!mhk__op_ready(t, w, w) || B < 0 || T < 0 || (!tokens && B * T > 0)) return NULL;
+  if (w->rank != 2) {
+    mhk_fail(t->ctx, MHK_ERROR_SHAPE, "embedding: the weight has rank %d and must be (vocabulary, d_model)", w->rank);
+    return NULL;
+  }
+  shape[0] = B;
+  shape[1] = T;
+  shape[2] = w->shape[1];
+  y = mhk__new(t, 3, shape);
+  if (!y) return NULL;
+  for (r = 0; r < B * T; r++) {
+    mhk_real *to = mhk__d(y) + r * w->shape[1];
+    if (tokens[r] < 0 || tokens[r] >= w->shape[0]) {
+      mhk_fail(t->ctx, MHK_ERROR_ARGUMENT, "token %lld of the input is %d: the vocabulary has ids 0 to %lld", (long long)r, (int)tokens[r], (long long)w->shape[0] - 1);
+      return NULL;
+    }
+    if (w->dtype == MHK_REAL)
+      memcpy(to, mhk__d(w) + tokens[r] * w->shape[1], (size_t)w->shape[1] * sizeof(mhk_real));
+    else
+      for (j = 0; j < w->shape[1]; j++) to[j] = mhk__element(w->data, w->dtype, tokens[r] * w->shape[1] + j);
+  }
+  n = mhk__record(t, mhk__embedding_back, 1, &w, 1, &y, sizeof(mhk__embedding_saved));
+  if (n) {
+    mhk__embedding_saved *s = (mhk__embedding_saved *)n->saved;
+    int32_t *copy = (int32_t *)mhk__arena_zeros(t->ctx, &t->arena, B * T, sizeof(int32_t));
+    if (!copy) return NULL;
+    if (B * T > 0) memcpy(copy, tokens, (size_t)(B * T) * sizeof(int32_t));
+    s->tokens = copy;
+    s->rows = B * T;
+    s->d = w->shape[1];
+  }
+  return y;
+}
+
+typedef struct mhk__linear_saved { mhk_real *before; } mhk__linear_saved; /* before gelu */
+typedef struct mhk__gelu_args { const mhk_real *x, *dy; mhk_real *dx; } mhk__gelu_args;
+
+static void mhk__gelu_back_body(mhk_context *ctx, void *args, mhk_index first, mhk_index last) {
+  const mhk__gelu_args *a = (const mhk__gelu_args *)args;
+  ctx->kernels->gelu_back(last - first, a->x + first, a->dy + first, a->dx + first);
+}
+
+static void mhk__linear_back(mhk_tape *t, mhk__node *n) {
+  const mhk__linear_saved *s = (const mhk__linear_saved *)n->saved;
+  mhk_context *ctx = t->ctx;
+  mhk_tensor *x = n->in[0], *w = n->in[1], *b = n->in[2], *residual = n->in[3], *y = n->out[0];
+  const mhk_index N = w->shape[0], K = w->shape[1], rows = N ? y->count / N : 0;
+  const mhk__mark mark = mhk__scratch_mark(ctx);
+  mhk_real *dx = mhk__into(t, x), *dw = mhk__into(t, w), *db = mhk__into(t, b), *dr = mhk__into(t, residual);
+  const mhk_real *g = y->grad;
+  mhk__epilogue e;
+  mhk__accumulate(&e);
+  if (s->before) {
+    mhk__gelu_args a;
+    a.x = s->before;
+    a.dy = g;
+    a.dx = (mhk_real *)mhk__scratch(ctx, y->count, sizeof(mhk_real));
+    if (!a.dx) return;
+    mhk__over(ctx, y->count, MHK__GRAIN, mhk__gelu_back_body, &a);
+    g = a.dx;
+  }
+  if (dr) mhk__axpy(ctx, y->count, MHK__R(1), g, dr);
+  if (db) mhk__column_sum(ctx, rows, N, g, db);
+  if (dw) mhk__gemm(ctx, N, K, rows, mhk__real_mat(g, 1, N), mhk__real_mat(mhk__d(x), K, 1), dw, K, &e);
+  if (dx) mhk__gemm(ctx, rows, K, N, mhk__real_mat(g, N, 1), mhk__mat(w->data, w->dtype, K, 1), dx, K, &e);
+  mhk__scratch_rewind(ctx, mark);
+}
+
+static mhk_tensor *mhk__linear(mhk_tape *t, const char *name, mhk_tensor *x, mhk_tensor *w, mhk_tensor *b, int gelu, mhk_tensor *residual) {
+  mhk_index shape[MHK_MAX_RANK], rows;
+  mhk_tensor *y, *in[4];
+  mhk_real *before = NULL;
+  mhk__epilogue e;
+  mhk__node *n;
+  int i;
+  if (!mhk__op_ready(t, x, w) || !mhk__is_real(t, name, x)) return NULL;
+  if (w->rank != 2 || x->rank < 1 || mhk__last(x) != w->shape[1]) return mhk__shape_error(t, name, x, w, "(...,K) and (N,K) are needed");
+  if (b && (b->rank != 1 || b->shape[0] != w->shape[0])) return mhk__shape_error(t, name, w, b, "the bias must have one number an output");
+  if (w->dtype != MHK_REAL && w->dtype != MHK_F32 && w->dtype != MHK_F64 && w->dtype != MHK_F16 && w->dtype != MHK_BF16) {
+    mhk_fail(t->ctx, MHK_ERROR_UNSUPPORTED, "%s: %s is stored as %s", name, w->name ? w->name : "the weight", mhk_dtype_name(w->dtype));
+    return NULL;
+  }
+  for (i = 0; i < x->rank; i++) shape[i] = x->shape[i];
+  shape[x->rank - 1] = w->shape[0];
+  y = mhk__new(t, x->rank, shape);
+  if (!y) return NULL;
+  if (residual && !mhk__same_shape(residual, y)) return mhk__shape_error(t, name, y, residual, "the residual must have the output's shape");
+  rows = mhk__row_count(x);
+  in[0] = x;
+  in[1] = w;
+  in[2] = b;
+  in[3] = residual;
+  n = mhk__record(t, mhk__linear_back, 4, in, 1, &y, sizeof(mhk__linear_saved));
+  if (n && gelu) {
+    before = (mhk_real *)mhk__arena_alloc(t->ctx, &t->arena, (size_t)y->count * sizeof(mhk_real));
+    if (!before) return NULL;
+    ((mhk__linear_saved *)n->saved)->before = before;
+  }
+  memset(&e, 0, sizeof e);
+  e.bias = b ? mhk__d(b) : NULL;
+  e.residual = residual ? mhk__d(residual) : NULL;
+  e.before = before;
+  e.gelu = gelu;
+  mhk__gemm(t->ctx, rows, w->shape[0], w->shape[1], mhk__real_mat(mhk__d(x), w->shape[1], 1), mhk__mat(w->data, w->dtype, 1, w->shape[1]), mhk__d(y), w->shape[0], &e);
+  return t->ctx->result == MHK_OK ? y : NULL;
+}
+MHKDEF mhk_tensor *mhk_linear(mhk_tape *t, mhk_tensor *x, mhk_tensor *w, mhk_tensor *b) { return mhk__linear(t, "linear", x, w, b, 0, NULL); }
+MHKDEF mhk_tensor *mhk_linear_gelu(mhk_tape *t, mhk_tensor *x, mhk_tensor *w, mhk_tensor *b) { return mhk__linear(t, "linear_gelu", x, w, b, 1, NULL); }
+MHKDEF mhk_tensor *mhk_linear_add(mhk_tape *t, mhk_tensor *x, mhk_tensor *w, mhk_tensor *b, mhk_tensor *residual) {
+  return residual ? mhk__linear(t, "linear_add", x, w, b, 0, residual) : NULL;
+}
+
+/* ---- norms and gate ---- */
+
+typedef struct mhk__norm_saved { mhk_real *mean, *rstd; int centre; } mhk__norm_saved;
+
+static void mhk__norm_body(mhk_context *ctx, void *args, mhk_index first, mhk_index last) {
+  const mhk__rows_args *a = (const mhk__rows_args *)args;
+  for (; first < last; first++)
+    ctx->kernels->norm(a->n, a->x + first * a->n, a->w, a->b, a->eps, a->centre, a->out + first * a->n, a->mean + first, a->rstd + first);
+}
+
+static void mhk__norm_back_body(mhk_context *ctx, void *args, mhk_index first, mhk_index last) {
+  const mhk__rows_args *a = (const mhk__rows_args *)args;
+  for (; first < last; first++)
+    ctx->kernels->norm_back(a->n, a->x + first * a->n, a->w, a->mean[first], a->rstd[first], a->centre, a->dy + first * a->n, a->dx + first * a->n);
+}
+
+/* dw += sum over rows of dy xhat */
+static void mhk__norm_weight_body(mhk_context *ctx, void *args, mhk_index first, mhk_index last) {
+  const mhk__columns_args *a = (const mhk__columns_args *)args;
+  mhk_real sum[64];
+  mhk_index r, j;
+  (void)ctx;
+  for (j = 0; j < last - first; j++) sum[j] = 0;
+  for (r = 0; r < a->rows; r++) {
+    const mhk_real *x = a->x + r * a->cols + first, *g = a->y + r * a->cols + first, m = a->mean[r], s = a->rstd[r];
+    for (j = 0; j < last - first; j++) sum[j] += g[j] * (x[j] - m) * s;
+  }
+  for (j = first; j < last; j++) a->out[j] += sum[j - first];
+}
+
+static void mhk__norm_back(mhk_tape *t, mhk__node *n) {
+  const mhk__norm_saved *s = (const mhk__norm_saved *)n->saved;
+  mhk_tensor *x = n->in[0], *w = n->in[1], *b = n->in[2], *y = n->out[0];
+  const mhk_index k = mhk__last(x), rows = mhk__row_count(x);
+  mhk_real *dw = mhk__into(t, w), *db = mhk__into(t, b);
+  mhk__rows_args a;
+  memset(&a, 0, sizeof a);
+  a.n = k;
+  a.x = mhk__d(x);
+  a.w = mhk__d(w);
+  a.mean = s->mean;
+  a.rstd = s->rstd;
+  a.centre = s->centre;
+  a.dy = y->grad;
+  a.dx = mhk__into(t, x);
+  if (a.dx) mhk__over(t->ctx, rows, MHK__GRAIN / (k + 1) + 1, mhk__norm_back_body, &a);
+  if (dw) {
+    mhk__columns_args c;
+    c.x = a.x;
+    c.y = y->grad;
+    c.out = dw;
+    c.rows = rows;
+    c.cols = k;
+    c.mean = s->mean;
+    c.rstd = s->rstd;
+    mhk__over(t->ctx, k, 64, mhk__norm_weight_body, &c);
+  }
+  if (db) mhk__column_sum(t->ctx, rows, k, y->grad, db);
+}
+
+static mhk_tensor *mhk__norm(mhk_tape *t, const char *name, mhk_tensor *x, mhk_tensor *w, mhk_tensor *b, double eps, int centre) {
+  mhk__rows_args a;
+  mhk_tensor *y, *in[3];
+  mhk__node *n;
+  mhk_index rows;
+  if (!mhk__op_ready(t, x, w) || !mhk__is_real(t, name, x) || !mhk__is_real(t, name, w)) return NULL;
+  if (w->rank != 1 || mhk__last(x) != w->shape[0] || mhk__last(x) < 1) return mhk__shape_error(t, name, x, w, "the weight must have the size of the last axis");
+  if (b && (b->rank != 1 || b->shape[0] != w->shape[0])) return mhk__shape_error(t, name, w, b, "weight and bias must have one size");
+  y = mhk__new(t, x->rank, x->shape);
+  if (!y) return NULL;
+  rows = mhk__row_count(x);
+  memset(&a, 0, sizeof a);
+  a.n = mhk__last(x);
+  a.x = mhk__d(x);
+  a.w = mhk__d(w);
+  a.b = b ? mhk__d(b) : NULL;
+  a.eps = MHK__R(eps);
+  a.centre = centre;
+  a.out = mhk__d(y);
+  a.mean = (mhk_real *)mhk__arena_zeros(t->ctx, &t->arena, rows, sizeof(mhk_real));
+  a.rstd = (mhk_real *)mhk__arena_zeros(t->ctx, &t->arena, rows, sizeof(mhk_real));
+  if (!a.mean || !a.rstd) return NULL;
+  mhk__over(t->ctx, rows, MHK__GRAIN / (a.n + 1) + 1, mhk__norm_body, &a);
+  in[0] = x;
+  in[1] = w;
+  in[2] = b;
+  n = mhk__record(t, mhk__norm_back, 3, in, 1, &y, sizeof(mhk__norm_saved));
+  if (n) {
+    ((mhk__norm_saved *)n->saved)->mean = a.mean;
+    ((mhk__norm_saved *)n->saved)->rstd = a.rstd;
+    ((mhk__norm_saved *)n->saved)->centre = centre;
+  }
+  return y;
+}
+MHKDEF mhk_tensor *mhk_layer_norm(mhk_tape *t, mhk_tensor *x, mhk_tensor *w, mhk_tensor *b, double eps) { return mhk__norm(t, "layer_norm", x, w, b, eps, 1); }
+MHKDEF mhk_tensor *mhk_rms_norm(mhk_tape *t, mhk_tensor *x, mhk_tensor *w, double eps) { return mhk__norm(t, "rms_norm", x, w, NULL, eps, 0); }
+
+typedef struct mhk__gate_args { mhk_index n; const mhk_real *y, *z, *bias, *g; mhk_real *out, *dy, *dz; } mhk__gate_args;
+
+static void mhk__gate_body(mhk_context *ctx, void *args, mhk_index first, mhk_index last) {
+  const mhk__gate_args *a = (const mhk__gate_args *)args;
+  for (; first < last; first++) ctx->kernels->gate(a->n, a->y + first * a->n, a->z + first * a->n, a->bias, a->out + first * a->n);
+}
+
+static void mhk__gate_back_body(mhk_context *ctx, void *args, mhk_index first, mhk_index last) {
+  const mhk__gate_args *a = (const mhk__gate_args *)args;
+  for (; first < last; first++) {
+    const mhk_index at = first * a->n;
+    ctx->kernels->gate_back(a->n, a->y + at, a->z + at, a->bias, a->g + at, a->dy ? a->dy + at : NULL, a->dz ? a->dz + at : NULL);
+  }
+}
+
+static void mhk__gate_back(mhk_tape *t, mhk__node *node) {
+  mhk_tensor *y = node->in[0], *z = node->in[1], *b = node->in[2];
+  const mhk__mark mark = mhk__scratch_mark(t->ctx);
+  mhk_real *dz = mhk__into(t, z), *db = mhk__into(t, b);
+  mhk__gate_args a;
+  a.n = mhk__last(y);
+  a.y = mhk__d(y);
+  a.z = mhk__d(z);
+  a.bias = b ? mhk__d(b) : NULL;
+  a.g = node->out[0]->grad;
+  a.out = NULL;
+  a.dy = mhk__into(t, y);
+  a.dz = dz || db ? (mhk_real *)mhk__scratch(t->ctx, y->count, sizeof(mhk_real)) : NULL;
+  if ((dz || db) && !a.dz) return;
+  mhk__over(t->ctx, mhk__row_count(y), MHK__GRAIN / (a.n + 1) + 1, mhk__gate_back_body, &a);
+  if (dz) mhk__axpy(t->ctx, z->count, MHK__R(1), a.dz, dz);
+  if (db) mhk__column_sum(t->ctx, mhk__row_count(y), a.n, a.dz, db);
+  mhk__scratch_rewind(t->ctx, mark);
+}
+
+MHKDEF mhk_tensor *mhk_gate(mhk_tape *t, mhk_tensor *y, mhk_tensor *z, mhk_tensor *b) {
+  mhk__gate_args a;
+  mhk_tensor *out, *in[3];
+  if (!mhk__op_ready(t, y, z) || !mhk__is_real(t, "gate", y) || !mhk__is_real(t, "gate", z)) return NULL;
+  if (!mhk__same_shape(y, z)) return mhk__shape_error(t, "gate", y, z, "both must have one shape");
+  if (b && (b->rank != 1 || b->shape[0] != mhk__last(y))) return mhk__shape_error(t, "gate", y, b, "the bias must have the size of the last axis");
+  out = mhk__new(t, y->rank, y->shape);
+  if (!out) return NULL;
+  memset(&a, 0, sizeof a);
+  a.n = mhk__last(y);
+  a.y = mhk__d(y);
+  a.z = mhk__d(z);
+  a.bias = b ? mhk__d(b) : NULL;
+  a.out = mhk__d(out);
+  mhk__over(t->ctx, mhk__row_count(y), MHK__GRAIN / (a.n + 1) + 1, mhk__gate_body, &a);
+  in[0] = y;
+  in[1] = z;
+  in[2] = b;
+  mhk__record(t, mhk__gate_back, 3, in, 1, &out, 0);
+  return out;
+}
+
+/* ---- rotary embedding ---- */
+
+typedef struct mhk__rotary_args {
+  mhk_index T, H, P, half;
+  const mhk_real *x, *cosine, *sine; /* (positions, half) */
+  const mhk_index *start;
+  mhk_real *y;
+  int back; /* turn the other way and add */
+} mhk__rotary_args;
+
+static void mhk__rotary_body(mhk_context *ctx, void *args, mhk_index first, mhk_index last) {
+  const mhk__rotary_args *a = (const mhk__rotary_args *)args;
+  mhk_index r, h, i;
+  (void)ctx;
+  for (r = first; r < last; r++) {
+    const mhk_index t = r % a->T, from = a->start ? a->start[r] : -1, at = from > 0 ? t - from + a->T : t; /* later documents count from 0: the table's second half */
+    const mhk_real *MHK__RESTRICT c = a->cosine + at * a->half, *MHK__RESTRICT s = a->sine + at * a->half;
+    for (h = 0; h < a->H; h++) {
+      const mhk_real *MHK__RESTRICT x = a->x + (r * a->H + h) * a->P;
+      mhk_real *MHK__RESTRICT y = a->y + (r * a->H + h) * a->P;
+      if (a->back) {
+        for (i = 0; i < a->half; i++) {
+          y[i] += x[i] * c[i] + x[i + a->half] * s[i];
+          y[i + a->half] += x[i + a->half] * c[i] - x[i] * s[i];
+        }
+        for (i = 2 * a->half; i < a->P; i++) y[i] += x[i];
+      } else {
+        for (i = 0; i < a->half; i++) {
+          y[i] = x[i] * c[i] - x[i + a->half] * s[i];
+          y[i + a->half] = x[i + a->half] * c[i] + x[i] * s[i];
+        }
+        for (i = 2 * a->half; i < a->P; i++) y[i] = x[i];
+      }
+    }
+  }
+}
+
+static void mhk__rotary_back(mhk_tape *t, mhk__node *n) {
+  mhk__rotary_args a = *(const mhk__rotary_args *)n->saved;
+  a.y = mhk__into(t, n->in[0]);
+  a.x = n->out[0]->grad;
+  a.back = 1;
+  if (a.y) mhk__over(t->ctx, n->in[0]->shape[0] * a.T, MHK__GRAIN / (a.H * a.P + 1) + 1, mhk__rotary_body, &a);
+}
+
+MHKDEF mhk_tensor *mhk_rotary(mhk_tape *t, mhk_tensor *x, int dim, double theta, const int32_t *doc, mhk_index offset) {
+  mhk__rotary_args a;
+  mhk_tensor *y;
+  mhk__node *n;
+  mhk_real *c, *s;
+  mhk_index i, j, positions;
+  if (!mhk__op_ready(t, x, x) || !mhk__is_real(t, "rotary", x)) return NULL;
+  if (x->rank != 4 || dim < 0 || dim % 2 || dim > x->shape[3]) {
+    char text[128];
+    mhk_fail(t->ctx, MHK_ERROR_SHAPE, "rotary: %d features of %s: (B,T,H,P) and an even number up to P are needed", dim, mhk__shape_text(x->rank, x->shape, text, sizeof text));
+    return NULL;
+  }
+  y = mhk__new(t, 4, x->shape);
+  if (!y) return NULL;
+  memset(&a, 0, sizeof a);
+  a.T = x->shape[1];
+  a.H = x->shape[2];
+  a.P = x->shape[3];
+  a.half = dim / 2;
+  a.x = mhk__d(x);
+  a.y = mhk__d(y);
+  a.start = mhk__starts(t, doc, x->shape[0], a.T);
+  positions = doc ? 2 * a.T : a.T;
+  c = (mhk_real *)mhk__arena_zeros(t->ctx, &t->arena, positions * a.half, sizeof(mhk_real));
+  s = (mhk_real *)mhk__arena_zeros(t->ctx, &t->arena, positions * a.half, sizeof(mhk_real));
+  if (!c || !s || (doc && !a.start)) return NULL;
+  for (j = 0; j < a.half; j++) {
+    const double turn = pow(theta, -2.0 * (double)j / dim);
+    for (i = 0; i < positions; i++) {
+      const double angle = (double)(i < a.T ? offset + i : i - a.T) * turn;
+      c[i * a.half + j] = MHK__R(cos(angle));
+      s[i * a.half + j] = MHK__R(sin(angle));
+    }
+  }
+  a.cosine = c;
+  a.sine = s;
+  mhk__over(t->ctx, x->shape[0] * a.T, MHK__GRAIN / (a.H * a.P + 1) + 1, mhk__rotary_body, &a);
+  n = mhk__record(t, mhk__rotary_back, 1, &x, 1, &y, sizeof a);
+  if (n) *(mhk__rotary_args *)n->saved = a;
+  return y;
+}
+
+/* ---- attention ---- */
+
+static void mhk__attention_op_back(mhk_tape *t, mhk__node *n) {
+  mhk__attention_args a = *(const mhk__attention_args *)n->saved;
+  a.dq = mhk__into(t, n->in[0]);
+  a.dk = mhk__into(t, n->in[1]);
+  a.dv = mhk__into(t, n->in[2]);
+  a.dy = n->out[0]->grad;
+  a.yy = mhk__d(n->out[0]);
+  mhk__attention_backward(t->ctx, &a);
+}
+
+/* checks q (B,T,H,P) against k (B,S,G,P) and fills the sizes */
+static int mhk__attention_sizes(mhk_tape *t, const char *name, const mhk_tensor *q, const mhk_tensor *k, mhk__attention_args *a) {
+  memset(a, 0, sizeof *a);
+  if (!mhk__is_real(t, name, q) || !mhk__is_real(t, name, k)) return 0;
+  if (q->rank != 4 || k->rank != 4 || q->shape[0] != k->shape[0] || q->shape[1] != k->shape[1] || q->shape[3] != k->shape[3] || k->shape[2] < 1 ||
+      q->shape[2] % k->shape[2]) {
+    mhk__shape_error(t, name, q, k, "(B,T,H,P) and (B,T,G,P) are needed, G dividing H");
+    return 0;
+  }
+  a->B = q->shape[0];
+  a->T = a->S = q->shape[1];
+  a->H = q->shape[2];
+  a->G = k->shape[2];
+  a->P = q->shape[3];
+  a->kv_batch = a->S * a->G * a->P;
+  a->q = mhk__d(q);
+  a->k = mhk__d(k);
+  return 1;
+}
+
+MHKDEF mhk_tensor *mhk_attention(mhk_tape *t, mhk_tensor *q, mhk_tensor *k, mhk_tensor *v, const int32_t *doc, mhk_kv_cache *cache) {
+  mhk__attention_args a;
+  mhk_index *start, b, i;
+  mhk_tensor *y, *in[3];
+  mhk__node *n;
+  if (!mhk__op_ready(t, q, k) || !v || !mhk__attention_sizes(t, "attention", q, k, &a) || !mhk__is_real(t, "attention", v)) return NULL;
+  if (!mhk__same_shape(k, v)) return mhk__shape_error(t, "attention", k, v, "keys and values must have one shape");
+  y = mhk__new(t, 4, q->shape);
+  start = mhk__starts(t, doc, a.B, a.T);
+  if (!y || (doc && !start)) return NULL;
+  a.v = mhk__d(v);
+  a.y = mhk__d(y);
+  a.start = start;
+  if (cache) {
+    const mhk_index row = a.G * a.P;
+    if (t->recording && (q->requires_grad || k->requires_grad || v->requires_grad)) {
+      mhk_fail(t->ctx, MHK_ERROR_STATE, "attention: a key/value cache serves inference; turn recording off");
+      return NULL;
+    }
+    if (cache->length < 0 || a.T > cache->capacity - cache->length) {
+      mhk_fail(t->ctx, MHK_ERROR_STATE, "the key/value cache is full: it holds %lld of %lld tokens and %lld more came; give the session a larger capacity",
+               (long long)cache->length, (long long)cache->capacity, (long long)a.T);
+      return NULL;
+    }
+    for (b = 0; b < a.B; b++) {
+      memcpy(cache->k + (b * cache->capacity + cache->length) * row, a.k + b * a.T * row, (size_t)(a.T * row) * sizeof(mhk_real));
+      memcpy(cache->v + (b * cache->capacity + cache->length) * row, a.v + b * a.T * row, (size_t)(a.T * row) * sizeof(mhk_real));
+    }
+    a.offset = cache->length;
+    cache->length += a.T;
+    a.S = cache->length;
+    a.k = cache->k;
+    a.v = cache->v;
+    a.kv_batch = cache->capacity * row;
+    for (i = 0; start && i < a.B * a.T; i++)
+      if (start[i] >= 0) start[i] += a.offset;
+    mhk__attention_forward(t->ctx, &a);
+    return t->ctx->result == MHK_OK ? y : NULL;
+  }
+  in[0] = q;
+  in[1] = k;
+  in[2] = v;
+  n = mhk__record(t, mhk__attention_op_back, 3, in, 1, &y, sizeof a);
+  if (n) {
+    a.lse = (mhk_real *)mhk__arena_zeros(t->ctx, &t->arena, a.B * a.H * a.T, sizeof(mhk_real));
+    if (!a.lse) return NULL;
+    *(mhk__attention_args *)n->saved = a;
+  }
+  mhk__attention_forward(t->ctx, &a);
+  return t->ctx->result == MHK_OK ? y : NULL;
+}
+
+typedef struct mhk__matrix_saved { mhk_index B, T, H, G, P; const mhk_index *start; double *cum; } mhk__matrix_saved;
+
+static void mhk__attention_matrix_back(mhk_tape *t, mhk__node *n) {
+  const mhk__matrix_saved *s = (const mhk__matrix_saved *)n->saved;
+  const mhk_index T = s->T, P = s->P;
+  const mhk_real scale = MHK__R(1.0 / sqrt((double)P));
+  const mhk__mark mark = mhk__scratch_mark(t->ctx);
+  mhk_real *dq = mhk__into(t, n->in[0]), *dk = mhk__into(t, n->in[1]), *ds = (mhk_real *)mhk__scratch(t->ctx, T * T, sizeof(mhk_real));
+  mhk__epilogue e;
+  mhk_index b, h, i;
+  mhk__accumulate(&e);
+  for (b = 0; ds && b < s->B; b++)
+    for (h = 0; h < s->H; h++) {
+      const mhk_index g = h / (s->H / s->G), atq = (b * T * s->H + h) * P, atk = (b * T * s->G + g) * P, at = (b * s->H + h) * T * T;
+      memset(ds, 0, (size_t)(T * T) * sizeof(mhk_real));
+      for (i = 0; i < T; i++) mhk__softmax_row_back(i + 1, mhk__d(n->out[0]) + at + i * T, n->out[0]->grad + at + i * T, scale, ds + i * T);
+      if (dq) mhk__gemm(t->ctx, T, P, T, mhk__real_mat(ds, T, 1), mhk__real_mat(mhk__d(n->in[1]) + atk, s->G * P, 1), dq + atq, s->H * P, &e);
+      if (dk) mhk__gemm(t->ctx, T, P, T, mhk__real_mat(ds, 1, T), mhk__real_mat(mhk__d(n->in[0]) + atq, s->H * P, 1), dk + atk, s->G * P, &e);
+    }
+  mhk__scratch_rewind(t->ctx, mark);
+}
+
+MHKDEF mhk_tensor *mhk_attention_matrix(mhk_tape *t, mhk_tensor *q, mhk_tensor *k, const int32_t *doc) {
+  mhk__attention_args a;
+  mhk__matrix_saved s;
+  mhk_index shape[4], b, h, i, j;
+  mhk_tensor *y, *in[2];
+  mhk__node *n;
+  if (!mhk__op_ready(t, q, k) || !mhk__attention_sizes(t, "attention_matrix", q, k, &a)) return NULL;
+  memset(&s, 0, sizeof s);
+  s.B = shape[0] = a.B;
+  s.H = shape[1] = a.H;
+  s.T = shape[2] = shape[3] = a.T;
+  s.G = a.G;
+  s.P = a.P;
+  y = mhk__new(t, 4, shape);
+  s.start = mhk__starts(t, doc, a.B, a.T);
+  if (!y || (doc && !s.start)) return NULL;
+  for (b = 0; b < a.B; b++)
+    for (h = 0; h < a.H; h++) {
+      mhk_real *m = mhk__d(y) + (b * a.H + h) * a.T * a.T;
+      mhk__gemm(t->ctx, a.T, a.T, a.P, mhk__real_mat(a.q + (b * a.T * a.H + h) * a.P, a.H * a.P, 1),
+                mhk__real_mat(a.k + (b * a.T * a.G + h / (a.H / a.G)) * a.P, 1, a.G * a.P), m, a.T, NULL);
+      for (i = 0; i < a.T; i++) {
+        mhk_real *row = m + i * a.T;
+        const mhk_index from = s.start && s.start[b * a.T + i] > 0 ? s.start[b * a.T + i] : 0;
+        for (j = 0; j <= i; j++) row[j] *= MHK__R(1.0 / sqrt((double)a.P));
+        for (j = 0; j < from; j++) row[j] = 0;
+        t->ctx->kernels->softmax(i + 1 - from, row + from, row + from);
+        for (j = i + 1; j < a.T; j++) row[j] = 0;
+      }
+    }
+  in[0] = q;
+  in[1] = k;
+  n = mhk__record(t, mhk__attention_matrix_back, 2, in, 1, &y, sizeof s);
+  if (n) *(mhk__matrix_saved *)n->saved = s;
+  return t->ctx->result == MHK_OK ? y : NULL;
+}
+
+/* ---- convolution ---- */
+
+static void mhk__conv_op_back(mhk_tape *t, mhk__node *n) {
+  mhk__conv_args a = *(const mhk__conv_args *)n->saved;
+  mhk_index first = 0;
+  int i;
+  a.dx = mhk__into(t, n->in[0]);
+  a.dweight = mhk__into(t, n->in[1]);
+  a.dbias = mhk__into(t, n->in[2]);
+  for (i = 0; i < n->outputs; i++) {
+    a.first = first;
+    a.ldy = mhk__last(n->out[i]);
+    first += a.ldy;
+    a.dy = n->out[i]->grad;
+    if (a.dy) mhk__conv_run(t->ctx, &a);
+  }
+}
+
+MHKDEF mhk_result mhk_conv1d_split(mhk_tape *t, mhk_tensor *x, mhk_tensor *w, mhk_tensor *bias, int silu, const int32_t *doc, mhk_real *state, int count,
+                                   const mhk_index *widths, mhk_tensor **out) {
+  mhk__conv_args a;
+  mhk_tensor *in[3];
+  mhk_index total = 0, shape[3];
+  mhk__node *n;
+  int i;
+  for (i = 0; out && i < count; i++) out[i] = NULL;
+  if (!mhk__op_ready(t, x, w) || !out || !widths) return t ? t->ctx->result : MHK_ERROR_MEMORY;
+  if (!mhk__is_real(t, "conv1d", x) || !mhk__is_real(t, "conv1d", w)) return t->ctx->result;
+  for (i = 0; i < count; i++) total += widths[i];
+  if (x->rank != 3 || w->rank != 3 || w->shape[0] != x->shape[2] || w->shape[1] != 1 || w->shape[2] < 1 || (bias && (bias->rank != 1 || bias->shape[0] != x->shape[2])) ||
+      total != x->shape[2] || count < 1 || count > MHK__MAX_OUT) {
+    mhk__shape_error(t, "conv1d", x, w, "(B,T,C) and (C,1,W) are needed, a bias of C, and widths that add up to C");
+    return t->ctx->result;
+  }
+  memset(&a, 0, sizeof a);
+  a.B = x->shape[0];
+  a.T = x->shape[1];
+  a.C = x->shape[2];
+  a.W = w->shape[2];
+  a.x = mhk__d(x);
+  a.weight = mhk__d(w);
+  a.bias = bias ? mhk__d(bias) : NULL;
+  a.silu = silu;
+  a.start = mhk__starts(t, doc, a.B, a.T);
+  a.state = state;
+  if (doc && !a.start) return t->ctx->result;
+  shape[0] = a.B;
+  shape[1] = a.T;
+  for (i = 0; i < count; i++) {
+    shape[2] = widths[i];
+    out[i] = mhk__new(t, 3, shape);
+    if (!out[i]) return t->ctx->result;
+  }
+  in[0] = x;
+  in[1] = w;
+  in[2] = bias;
+  if (state && t->recording && (x->requires_grad || w->requires_grad || (bias && bias->requires_grad)))
+    return mhk_fail(t->ctx, MHK_ERROR_STATE, "conv1d: a state that is updated serves inference; turn recording off");
+  n = mhk__record(t, mhk__conv_op_back, 3, in, count, out, sizeof a);
+  if (n && silu) {
+    a.before = (mhk_real *)mhk__arena_alloc(t->ctx, &t->arena, (size_t)x->count * sizeof(mhk_real));
+    if (!a.before) return t->ctx->result;
+  }
+  if (n) *(mhk__conv_args *)n->saved = a;
+  for (i = 0, total = 0; i < count; i++) {
+    a.first = total;
+    a.ldy = widths[i];
+    a.y = mhk__d(out[i]);
+    mhk__conv_run(t->ctx, &a);
+    total += widths[i];
+  }
+  if (state && a.W > 1) { /* the last W-1 inputs; tokens of an earlier document count as zeros for what follows */
+    mhk_index b, c, k;
+    for (b = 0; b < a.B; b++)
+      for (c = 0; c < a.C; c++) {
+        mhk_real *s = state + (b * a.C + c) * (a.W - 1);
+        const mhk_index from = a.start && a.T > 0 ? a.start[b * a.T + a.T - 1] : -1;
+        for (k = 0; k < a.W - 1; k++) {
+          const mhk_index at = a.T - (a.W - 1) + k;
+          s[k] = at < 0 ? (from < 0 ? s[k + a.T] : 0) : at < from ? 0 : a.x[(b * a.T + at) * a.C + c];
+        }
+      }
+  }
+  return t->ctx->result;
+}
+
+MHKDEF mhk_tensor *mhk_conv1d(mhk_tape *t, mhk_tensor *x, mhk_tensor *w, mhk_tensor *bias, int silu, const int32_t *doc, mhk_real *state) {
+  mhk_tensor *y = NULL;
+  mhk_index all = x ? mhk__last(x) : 0;
+  return mhk_conv1d_split(t, x, w, bias, silu, doc, state, 1, &all, &y) == MHK_OK ? y : NULL;
+}
+
+/* ---- SSD ---- */
+
+static void mhk__ssd_op_back(mhk_tape *t, mhk__node *n) {
+  mhk__ssd_args a = *(const mhk__ssd_args *)n->saved;
+  const mhk__mark mark = mhk__scratch_mark(t->ctx);
+  mhk_real *dd = mhk__into(t, n->in[4]);
+  mhk_index b, h;
+  a.dx = mhk__into(t, n->in[0]);
+  a.dlog_a = mhk__into(t, n->in[1]);
+  a.db = mhk__into(t, n->in[2]);
+  a.dc = mhk__into(t, n->in[3]);
+  a.dinitial = mhk__into(t, n->in[5]);
+  a.dy = mhk__grad(t, n->out[0]);
+  a.dfinal = n->out[1]->grad;
+  if (dd) a.dd = (mhk_real *)mhk__scratch(t->ctx, a.B * a.H, sizeof(mhk_real));
+  mhk__ssd_backward(t->ctx, &a);
+  if (dd && t->ctx->result == MHK_OK)
+    for (h = 0; h < a.H; h++)
+      for (b = 0; b < a.B; b++) dd[h] += a.dd[b * a.H + h];
+  mhk__scratch_rewind(t->ctx, mark);
+}
+
+/* log_a (B,T,H), b and c (B,T,G,N), d (H) or NULL */
+static int mhk__ssd_sizes(mhk_tape *t, const char *name, const mhk_tensor *la, const mhk_tensor *b, const mhk_tensor *c, const mhk_tensor *d, mhk__ssd_args *a) {
+  memset(a, 0, sizeof *a);
+  if (!mhk__is_real(t, name, la) || !mhk__is_real(t, name, b) || !mhk__is_real(t, name, c) || (d && !mhk__is_real(t, name, d))) return 0;
+  if (la->rank != 3 || b->rank != 4 || b->shape[0] != la->shape[0] || b->shape[1] != la->shape[1] || b->shape[2] < 1 || la->shape[2] % b->shape[2]) {
+    mhk__shape_error(t, name, la, b, "log_a (B,T,H) and B (B,T,G,N) are needed, G dividing H");
+    return 0;
+  }
+  if (!mhk__same_shape(b, c)) {
+    mhk__shape_error(t, name, b, c, "B and C must have one shape");
+    return 0;
+  }
+  if (d && (d->rank != 1 || d->shape[0] != la->shape[2])) {
+    mhk__shape_error(t, name, la, d, "D must have one number a head");
+    return 0;
+  }
+  a->B = la->shape[0];
+  a->T = la->shape[1];
+  a->H = la->shape[2];
+  a->G = b->shape[2];
+  a->N = b->shape[3];
+  a->log_a = mhk__d(la);
+  a->b = mhk__d(b);
+  a->c = mhk__d(c);
+  a->d = d ? mhk__d(d) : NULL;
+  return 1;
+}
+
+MHKDEF mhk_tensor *mhk_ssd(mhk_tape *t, mhk_tensor *x, mhk_tensor *la, mhk_tensor *b, mhk_tensor *c, const mhk_ssd_desc *desc) {
+  mhk_ssd_desc d;
+  mhk__ssd_args a;
+  mhk_tensor *in[6], *out[2];
+  mhk_index shape[4], chunks;
+  mhk__node *n;
+  int recurrent;
+  memset(&d, 0, sizeof d);
+  if (desc) d = *desc;
+  if (d.final_state) *d.final_state = NULL;
+  if (!mhk__op_ready(t, x, la) || !b || !c || !mhk__is_real(t, "ssd", x) || !mhk__ssd_sizes(t, "ssd", la, b, c, d.D, &a)) return NULL;
+  if (x->rank != 4 || x->shape[0] != a.B || x->shape[1] != a.T || x->shape[2] != a.H) return mhk__shape_error(t, "ssd", x, la, "x (B,T,H,P) and log_a (B,T,H) are needed");
+  a.P = x->shape[3];
+  shape[0] = a.B;
+  shape[1] = a.H;
+  shape[2] = a.P;
+  shape[3] = a.N;
+  out[0] = mhk__new(t, 4, x->shape);
+  out[1] = mhk__new(t, 4, shape);
+  a.start = mhk__starts(t, d.doc, a.B, a.T);
+  if (!out[0] || !out[1] || (d.doc && !a.start)) return NULL;
+  if (d.initial_state && !mhk__same_shape(d.initial_state, out[1])) return mhk__shape_error(t, "ssd", x, d.initial_state, "the initial state must be (B,H,P,N)");
+  a.x = mhk__d(x);
+  a.initial = d.initial_state ? mhk__d(d.initial_state) : NULL;
+  a.y = mhk__d(out[0]);
+  a.final = mhk__d(out[1]);
+  a.Q = d.chunk > 0 ? d.chunk : 64;
+  if (a.Q > a.T && a.T > 0) a.Q = a.T;
+  in[0] = x;
+  in[1] = la;
+  in[2] = b;
+  in[3] = c;
+  in[4] = d.D;
+  in[5] = d.initial_state;
+  n = mhk__record(t, mhk__ssd_op_back, 6, in, 2, out, sizeof a);
+  recurrent = d.form == MHK_SSD_RECURRENT || (d.form == MHK_SSD_AUTO && !n && a.T <= 8);
+  if (n) {
+    chunks = a.Q > 0 ? (a.T + a.Q - 1) / a.Q : 0;
+    a.states = (mhk_real *)mhk__arena_alloc(t->ctx, &t->arena, mhk__size3(t->ctx, a.B * a.H * chunks, a.P * a.N, sizeof(mhk_real)));
+    if (!a.states) return NULL;
+    if (recurrent) mhk__ssd_forward(t->ctx, &a, 0); /* the backward pass needs the states between chunks */
+    *(mhk__ssd_args *)n->saved = a;
+  }
+  mhk__ssd_forward(t->ctx, &a, recurrent);
+  if (d.final_state) *d.final_state = out[1];
+  return t->ctx->result == MHK_OK ? out[0] : NULL;
+}
+
+/* factor[t][s] = exp(cum_t - cum_s) for s <= t in one document, else 0; cum in double, so that long sequences lose nothing */
+static mhk_real mhk__decay(const double *cum, const mhk_index *start, mhk_index t, mhk_index s) {
+  if (s > t || (start && start[t] > s)) return 0;
+  return MHK__R(exp(cum[t] - cum[s]));
+}
+
+static void mhk__ssd_matrix_back(mhk_tape *t, mhk__node *n) {
+  const mhk__matrix_saved *s = (const mhk__matrix_saved *)n->saved;
+  const mhk_index T = s->T, N = s->P;
+  const mhk__mark mark = mhk__scratch_mark(t->ctx);
+  mhk_real *dla = mhk__into(t, n->in[0]), *db = mhk__into(t, n->in[1]), *dc = mhk__into(t, n->in[2]), *dd = mhk__into(t, n->in[3]);
+  const mhk_real *D = n->in[3] ? mhk__d(n->in[3]) : NULL;
+  mhk_real *ds = (mhk_real *)mhk__scratch(t->ctx, T * T, sizeof(mhk_real));
+  double *dcum = (double *)mhk__scratch(t->ctx, T, sizeof(double)), run;
+  mhk__epilogue e;
+  mhk_index b, h, i, j;
+  mhk__accumulate(&e);
+  if (!ds || !dcum) return;
+  for (b = 0; b < s->B; b++)
+    for (h = 0; h < s->H; h++) {
+      const mhk_index at = (b * s->H + h) * T * T, row = s->G * N, atg = (b * T * s->G + h / (s->H / s->G)) * N;
+      const mhk_real *m = mhk__d(n->out[0]) + at, *g = n->out[0]->grad + at;
+      const double *cum = s->cum + (b * s->H + h) * T;
+      for (i = 0; i < T; i++) dcum[i] = 0;
+      for (i = 0; i < T; i++)
+        for (j = 0; j < T; j++) {
+          const double r = j <= i ? (double)(g[i * T + j] * (m[i * T + j] - (D && i == j ? D[h] : 0))) : 0;
+          ds[i * T + j] = j <= i ? g[i * T + j] * mhk__decay(cum, s->start ? s->start + b * T : NULL, i, j) : 0;
+          dcum[i] += r;
+          dcum[j] -= r;
+        }
+      if (dc) mhk__gemm(t->ctx, T, N, T, mhk__real_mat(ds, T, 1), mhk__real_mat(mhk__d(n->in[1]) + atg, row, 1), dc + atg, row, &e);
+      if (db) mhk__gemm(t->ctx, T, N, T, mhk__real_mat(ds, 1, T), mhk__real_mat(mhk__d(n->in[2]) + atg, row, 1), db + atg, row, &e);
+      for (run = 0, i = T - 1; dla && i >= 0; i--) dla[(b * T + i) * s->H + h] += MHK__R(run += dcum[i]);
+      for (run = 0, i = 0; i < T; i++) run += (double)g[i * T + i];
+      if (dd) dd[h] += MHK__R(run);
+    }
+  mhk__scratch_rewind(t->ctx, mark);
+}
+
+MHKDEF mhk_tensor *mhk_ssd_matrix(mhk_tape *t, mhk_tensor *la, mhk_tensor *Bm, mhk_tensor *Cm, mhk_tensor *D, const int32_t *doc) {
+  mhk__ssd_args a;
+  mhk__matrix_saved s;
+  mhk_index shape[4], b, h, i, j;
+  mhk_tensor *y, *in[4];
+  mhk__node *n;
+  if (!mhk__op_ready(t, la, Bm) || !Cm || !mhk__ssd_sizes(t, "ssd_matrix", la, Bm, Cm, D, &a)) return NULL;
+  memset(&s, 0, sizeof s);
+  s.B = shape[0] = a.B;
+  s.H = shape[1] = a.H;
+  s.T = shape[2] = shape[3] = a.T;
+  s.G = a.G;
+  s.P = a.N;
+  y = mhk__new(t, 4, shape);
+  s.start = mhk__starts(t, doc, a.B, a.T);
+  s.cum = (double *)mhk__arena_zeros(t->ctx, &t->arena, a.B * a.H * a.T, sizeof(double));
+  if (!y || !s.cum || (doc && !s.start)) return NULL;
+  for (b = 0; b < a.B; b++)
+    for (h = 0; h < a.H; h++) {
+      mhk_real *m = mhk__d(y) + (b * a.H + h) * a.T * a.T;
+      const mhk_index at = (b * a.T * a.G + h / (a.H / a.G)) * a.N;
+      double *cum = s.cum + (b * a.H + h) * a.T, run = 0;
+      for (i = 0; i < a.T; i++) cum[i] = run += (double)a.log_a[(b * a.T + i) * a.H + h];
+      mhk__gemm(t->ctx, a.T, a.T, a.N, mhk__real_mat(a.c + at, a.G * a.N, 1), mhk__real_mat(a.b + at, 1, a.G * a.N), m, a.T, NULL);
+      for (i = 0; i < a.T; i++) {
+        for (j = 0; j < a.T; j++) m[i * a.T + j] *= mhk__decay(cum, s.start ? s.start + b * a.T : NULL, i, j);
+        if (a.d) m[i * a.T + i] += a.d[h];
+      }
+    }
+  in[0] = la;
+  in[1] = Bm;
+  in[2] = Cm;
+  in[3] = D;
+  n = mhk__record(t, mhk__ssd_matrix_back, 4, in, 1, &y, sizeof s);
+  if (n) *(mhk__matrix_saved *)n->saved = s;
+  return t->ctx->result == MHK_OK ? y : NULL;
+}
+
+/* ---- losses ---- */
+
+typedef struct mhk__xent_args {
+  mhk_index n, rows;
+  const mhk_real *x, *target;
+  const int32_t *labels;
+  mhk_real *lse, *target_lse, *d;
+  double *loss;
+  mhk_real it, g; /* 1 / temperature; cotangent over the rows that count */
+  int kl;
+} mhk__xent_args;
+
+static void mhk__xent_body(mhk_context *ctx, void *args, mhk_index first, mhk_index last) {
+  const mhk__xent_args *a = (const mhk__xent_args *)args;
+  mhk_index r;
+  for (r = first; r < last; r++) {
+    const mhk_real *x = a->x + r * a->n;
+    double lse;
+    a->loss[r] = 0;
+    if (a->labels && a->labels[r] < 0) continue;
+    lse = ctx->kernels->log_sum_exp(a->n, x, a->it);
+    a->lse[r] = MHK__R(lse);
+    if (a->labels)
+      a->loss[r] = lse - (double)(x[a->labels[r]] * a->it);
+    else {
+      const mhk_real *y = a->target + r * a->n;
+      const double target_lse = ctx->kernels->log_sum_exp(a->n, y, MHK__R(1));
+      a->target_lse[r] = MHK__R(target_lse);
+      a->loss[r] = lse - ctx->kernels->soft_dot(a->n, x, y, MHK__R(target_lse)) * (double)a->it;
+      if (a->kl) a->loss[r] -= target_lse - ctx->kernels->soft_dot(a->n, y, y, MHK__R(target_lse));
+    }
+  }
+}
+
+static void mhk__xent_back_body(mhk_context *ctx, void *args, mhk_index first, mhk_index last) {
+  const mhk__xent_args *a = (const mhk__xent_args *)args;
+  mhk_index r;
+  for (r = first; r < last; r++) {
+    if (a->labels && a->labels[r] < 0) continue;
+    ctx->kernels->soft_back(a->n, a->x + r * a->n, a->it, a->lse[r], a->labels ? NULL : a->target + r * a->n, a->labels ? 0 : a->target_lse[r], a->g, a->d + r * a->n);
+    if (a->labels) a->d[r * a->n + a->labels[r]] -= a->g;
+  }
+}
+
+static void mhk__xent_back(mhk_tape *t, mhk__node *n) {
+  mhk__xent_args a = *(const mhk__xent_args *)n->saved;
+  a.d = mhk__into(t, n->in[0]);
+  a.g *= n->out[0]->grad[0] * a.it;
+  if (a.d) mhk__over(t->ctx, a.rows, MHK__GRAIN / (a.n + 1) + 1, mhk__xent_back_body, &a);
+}
+
+/* mean over rows of cross-entropy against labels, or against a target's softmax */
+static mhk_tensor *mhk__xent(mhk_tape *t, const char *name, mhk_tensor *x, const int32_t *labels, mhk_tensor *target, double temperature, int kl) {
+  mhk__xent_args a;
+  mhk__mark mark;
+  mhk_tensor *y;
+  mhk__node *n;
+  mhk_index r, counted = 0;
+  double sum = 0;
+  if (!mhk__op_ready(t, x, x) || (!labels && !target) || !mhk__is_real(t, name, x)) return NULL;
+  if (target && !mhk__is_real(t, name, target)) return NULL;
+  if (target && (mhk__last(x) != mhk__last(target) || x->count != target->count)) return mhk__shape_error(t, name, x, target, "both logits must have one shape");
+  if (!(temperature > 0)) {
+    mhk_fail(t->ctx, MHK_ERROR_ARGUMENT, "%s: a temperature of %g; it must be above 0", name, temperature);
+    return NULL;
+  }
+  memset(&a, 0, sizeof a);
+  a.n = mhk__last(x);
+  a.rows = mhk__row_count(x);
+  a.x = mhk__d(x);
+  a.target = target ? mhk__d(target) : NULL;
+  a.it = MHK__R(1 / temperature);
+  a.kl = kl;
+  y = mhk__new(t, 0, NULL);
+  a.lse = (mhk_real *)mhk__arena_zeros(t->ctx, &t->arena, a.rows, sizeof(mhk_real));
+  a.target_lse = (mhk_real *)mhk__arena_zeros(t->ctx, &t->arena, target ? a.rows : 0, sizeof(mhk_real));
+  if (labels) {
+    int32_t *copy = (int32_t *)mhk__arena_zeros(t->ctx, &t->arena, a.rows, sizeof(int32_t));
+    for (r = 0; copy && r < a.rows; r++) {
+      if (labels[r] >= a.n) {
+        mhk_fail(t->ctx, MHK_ERROR_ARGUMENT, "%s: label %lld is %d: the vocabulary has ids 0 to %lld", name, (long long)r, (int)labels[r], (long long)a.n - 1);
+        return NULL;
+      }
+      copy[r] = labels[r];
+      counted += labels[r] >= 0;
+    }
+    a.labels = copy;
+  } else
+    counted = a.rows;
+  mark = mhk__scratch_mark(t->ctx);
+  a.loss = (double *)mhk__scratch(t->ctx, a.rows, sizeof(double));
+  if (!y || !a.loss || t->ctx->result != MHK_OK) return NULL;
+  mhk__over(t->ctx, a.rows, MHK__GRAIN / (a.n + 1) + 1, mhk__xent_body, &a);
+  for (r = 0; r < a.rows; r++) sum += a.loss[r];
+  mhk__scratch_rewind(t->ctx, mark);
+  mhk__d(y)[0] = MHK__R(counted ? sum / (double)counted : 0);
+  a.g = MHK__R(counted ? 1.0 / (double)counted : 0);
+  a.loss = NULL;
+  n = mhk__record(t, mhk__xent_back, 1, &x, 1, &y, sizeof a);
+  if (n) *(mhk__xent_args *)n->saved = a;
+  return y;
+}
+MHKDEF mhk_tensor *mhk_cross_entropy(mhk_tape *t, mhk_tensor *logits, const int32_t *labels) {
+  return labels ? mhk__xent(t, "cross_entropy", logits, labels, NULL, 1, 0) : NULL;
+}
+MHKDEF mhk_tensor *mhk_cross_entropy_soft(mhk_tape *t, mhk_tensor *logits, mhk_tensor *target, double temperature) {
+  return target ? mhk__xent(t, "cross_entropy_soft", logits, NULL, target, temperature, 0) : NULL;
+}
+MHKDEF mhk_tensor *mhk_kl(mhk_tape *t, mhk_tensor *logits, mhk_tensor *target) { return target ? mhk__xent(t, "kl", logits, NULL, target, 1, 1) : NULL; }
+
+typedef struct mhk__distance_args { mhk_index n, rows; const mhk_real *x, *y; double *norm; mhk_real *d, g; } mhk__distance_args;
+
+static void mhk__distance_body(mhk_context *ctx, void *args, mhk_index first, mhk_index last) {
+  const mhk__distance_args *a = (const mhk__distance_args *)args;
+  for (; first < last; first++) a->norm[first] = sqrt(ctx->kernels->distance(a->n, a->x + first * a->n, a->y + first * a->n));
+}
+
+static void mhk__distance_back_body(mhk_context *ctx, void *args, mhk_index first, mhk_index last) {
+  const mhk__distance_args *a = (const mhk__distance_args *)args;
+  mhk_index j;
+  (void)ctx;
+  for (; first < last; first++) {
+    const mhk_real f = a->norm[first] > 0 ? MHK__R((double)a->g / a->norm[first]) : 0; /* where both are equal: the subgradient 0 */
+    const mhk_real *x = a->x + first * a->n, *y = a->y + first * a->n;
+    mhk_real *d = a->d + first * a->n;
+    for (j = 0; j < a->n; j++) d[j] += f * (x[j] - y[j]);
+  }
+}
+
+static void mhk__distance_back(mhk_tape *t, mhk__node *n) {
+  mhk__distance_args a = *(const mhk__distance_args *)n->saved;
+  a.d = mhk__into(t, n->in[0]);
+  a.g *= n->out[0]->grad[0];
+  if (a.d) mhk__over(t->ctx, a.rows, MHK__GRAIN / (a.n + 1) + 1, mhk__distance_back_body, &a);
+}
+
+/* mean over rows of n elements of || x - target ||_2 */
+static mhk_tensor *mhk__mean_distance(mhk_tape *t, const char *name, mhk_tensor *x, mhk_tensor *target, mhk_index n) {
+  mhk__distance_args a;
+  mhk_tensor *y;
+  mhk__node *node;
+  mhk_index r;
+  double sum = 0;
+  if (!mhk__is_real(t, name, x) || !mhk__is_real(t, name, target)) return NULL;
+  if (!mhk__same_shape(x, target)) return mhk__shape_error(t, name, x, target, "both must have one shape");
+  memset(&a, 0, sizeof a);
+  a.n = n;
+  a.rows = n > 0 ? x->count / n : 0;
+  a.x = mhk__d(x);
+  a.y = mhk__d(target);
+  y = mhk__new(t, 0, NULL);
+  a.norm = (double *)mhk__arena_zeros(t->ctx, &t->arena, a.rows, sizeof(double));
+  if (!y || !a.norm) return NULL;
+  mhk__over(t->ctx, a.rows, MHK__GRAIN / (n + 1) + 1, mhk__distance_body, &a);
+  for (r = 0; r < a.rows; r++) sum += a.norm[r];
+  mhk__d(y)[0] = MHK__R(a.rows ? sum / (double)a.rows : 0);
+  a.g = MHK__R(a.rows ? 1.0 / (double)a.rows : 0);
+  node = mhk__record(t, mhk__distance_back, 1, &x, 1, &y, sizeof a);
+  if (node) *(mhk__distance_args *)node->saved = a;
+  return y;
+}
+MHKDEF mhk_tensor *mhk_hidden_distance(mhk_tape *t, mhk_tensor *x, mhk_tensor *target) {
+  return mhk__op_ready(t, x, target) ? mhk__mean_distance(t, "hidden_distance", x, target, mhk__last(x)) : NULL;
+}
+MHKDEF mhk_tensor *mhk_matrix_distance(mhk_tape *t, mhk_tensor *x, mhk_tensor *target) {
+  if (!mhk__op_ready(t, x, target)) return NULL;
+  if (x->rank < 2) return mhk__shape_error(t, "matrix_distance", x, target, "(...,T,T) is needed");
+  return mhk__mean_distance(t, "matrix_distance", x, target, x->shape[x->rank - 1] * x->shape[x->rank - 2]);
+}
+
+static void mhk__orientation_op_back(mhk_tape *t, mhk__node *n) {
+  mhk__orientation_args a = *(const mhk__orientation_args *)n->saved;
+  const mhk__mark mark = mhk__scratch_mark(t->ctx);
+  mhk_real *dd = mhk__into(t, n->in[3]);
+  mhk_index b, h;
+  a.dlog_a = mhk__into(t, n->in[0]);
+  a.db = mhk__into(t, n->in[1]);
+  a.dc = mhk__into(t, n->in[2]);
+  a.scale *= (double)n->out[0]->grad[0];
+  if (dd) a.dd = (mhk_real *)mhk__scratch(t->ctx, a.B * a.H, sizeof(mhk_real));
+  mhk__run(t->ctx, &a, a.B * a.G, a.G, mhk__orientation_work(a.T, a.N, a.PT), mhk__orientation_back_task);
+  if (dd && t->ctx->result == MHK_OK)
+    for (h = 0; h < a.H; h++)
+      for (b = 0; b < a.B; b++) dd[h] += a.dd[b * a.H + h];
+  mhk__scratch_rewind(t->ctx, mark);
+}
+
+MHKDEF mhk_tensor *mhk_matrix_orientation(mhk_tape *t, mhk_tensor *la, mhk_tensor *Bm, mhk_tensor *Cm, mhk_tensor *D, mhk_tensor *q, mhk_tensor *k,
+                                          const int32_t *doc, double *relative) {
+  mhk__ssd_args s;
+  mhk__attention_args q_args;
+  mhk__orientation_args a;
+  mhk_tensor *y, *in[4];
+  mhk__node *n;
+  mhk_index i, h, b;
+  double sum = 0;
+  if (!mhk__op_ready(t, la, Bm) || !Cm || !q || !k) return NULL;
+  if (!mhk__ssd_sizes(t, "matrix_orientation", la, Bm, Cm, D, &s) || !mhk__attention_sizes(t, "matrix_orientation", q, k, &q_args)) return NULL;
+  if (q_args.B != s.B || q_args.T != s.T || q_args.H != s.H) return mhk__shape_error(t, "matrix_orientation", la, q, "both mixers must have one batch, length and number of heads");
+  memset(&a, 0, sizeof a);
+  a.B = s.B;
+  a.T = s.T;
+  a.H = a.HT = s.H;
+  a.G = s.G;
+  a.N = s.N;
+  a.GT = q_args.G;
+  a.PT = q_args.P;
+  a.log_a = s.log_a;
+  a.b = s.b;
+  a.c = s.c;
+  a.d = s.d;
+  a.q = q_args.q;
+  a.k = q_args.k;
+  a.start = q_args.start = mhk__starts(t, doc, a.B, a.T);
+  y = mhk__new(t, 0, NULL);
+  a.lse = q_args.lse = (mhk_real *)mhk__arena_zeros(t->ctx, &t->arena, a.B * a.H * a.T, sizeof(mhk_real));
+  a.difference = (double *)mhk__arena_zeros(t->ctx, &t->arena, a.B * a.H, sizeof(double));
+  a.norm = (double *)mhk__arena_zeros(t->ctx, &t->arena, a.B * a.H, sizeof(double));
+  if (!y || !a.lse || !a.difference || !a.norm || (doc && !a.start)) return NULL;
+  mhk__attention_forward(t->ctx, &q_args); /* denominators only */
+  mhk__run(t->ctx, &a, a.B * a.H, a.H, mhk__orientation_work(a.T, a.N, a.PT), mhk__orientation_task);
+  if (t->ctx->result != MHK_OK) return NULL;
+  for (i = 0; i < a.B * a.H; i++) sum += sqrt(a.difference[i]);
+  a.scale = a.B * a.H > 0 ? 1.0 / (double)(a.B * a.H) : 0;
+  mhk__d(y)[0] = MHK__R(sum * a.scale);
+  for (h = 0; relative && h < a.H; h++)
+    for (relative[h] = 0, b = 0; b < a.B; b++) relative[h] += sqrt(a.difference[b * a.H + h] / a.norm[b * a.H + h]) / (double)a.B;
+  in[0] = la;
+  in[1] = Bm;
+  in[2] = Cm;
+  in[3] = D;
+  n = mhk__record(t, mhk__orientation_op_back, 4, in, 1, &y, sizeof a);
+  if (n) *(mhk__orientation_args *)n->saved = a;
+  return y;
+}
+#endif /* MOHAWK_IMPLEMENTATION */
+#if defined(MOHAWK_IMPLEMENTATION) && !defined(MHK__PASS)
+/* ====================================================================================================
+   FILES: JSON, numbers, safetensors                                                         >>files
+   ==================================================================================================== */
+
+/* ---- small helpers */
+
+/* Sorts n pointers in n log n whatever they hold; room has space for n more. compare as for qsort. */
+static void mhk__sort(const void **x, const void **room, mhk_index n, int (*compare)(const void *, const void *)) {
+  const void **from = x, **to = room, **swap;
+  mhk_index width, at;
+  for (width = 1; width < n; width *= 2) {
+    for (at = 0; at < n; at += 2 * width) {
+      mhk_index i = at, middle = n - at < width ? n : at + width, j = middle, end = n - at < 2 * width ? n : at + 2 * width, k;
+      for (k = at; k < end; k++) to[k] = i < middle && (j >= end || compare(from[i], from[j]) <= 0) ? from[i++] : from[j++];
+    }
+    swap = from;
+    from = to;
+    to = swap;
+    if (width > n / 2) break;
+  }
+  if (from != x) memcpy(x, from, (size_t)n * sizeof *x);
+}
+
+/* bytes of the valid UTF-8 character at the start of s; 0 if there is none */
+static size_t mhk__utf8_length(const unsigned char *s, size_t n) {
+  unsigned c;
+  size_t k, i;
+  if (n == 0) return 0;
+  c = s[0];
+  if (c < 0x80) return 1;
+  k = c >= 0xC2 && c < 0xE0 ? 2 : c >= 0xE0 && c < 0xF0 ? 3 : c >= 0xF0 && c < 0xF5 ? 4 : 0;
+  if (k == 0 || n < k) return 0;
+  for (i = 1; i < k; i++)
+    if ((s[i] & 0xC0) != 0x80) return 0;
+  if ((c == 0xE0 && s[1] < 0xA0) || (c == 0xED && s[1] > 0x9F) || (c == 0xF0 && s[1] < 0x90) || (c == 0xF4 && s[1] > 0x8F))
+    return 0; /* overlong, surrogate, too large */
+  return k;
+}
+
+static int mhk__utf8_valid(const char *text, size_t n) {
+  const unsigned char *s = (const unsigned char *)text;
+  size_t i = 0;
+  while (i < n) {
+    size_t k = mhk__utf8_length(s + i, n - i);
+    if (k == 0) return 0;
+    i += k;
+  }
+  return 1;
+}
+
+/* writes one code point, returns its bytes (1 to 4) */
+static size_t mhk__utf8_put(char *out, uint32_t c) {
+  if (c < 0x80) {
+    out[0] = (char)c;
+    return 1;
+  }
+  if (c < 0x800) {
+    out[0] = (char)(0xC0 | (c >> 6));
+    out[1] = (char)(0x80 | (c & 0x3F));
+    return 2;
+  }
+  if (c < 0x10000) {
+    out[0] = (char)(0xE0 | (c >> 12));
+    out[1] = (char)(0x80 | ((c >> 6) & 0x3F));
+    out[2] = (char)(0x80 | (c & 0x3F));
+    return 3;
+  }
+  out[0] = (char)(0xF0 | (c >> 18));
+  out[1] = (char)(0x80 | ((c >> 12) & 0x3F));
+  out[2] = (char)(0x80 | ((c >> 6) & 0x3F));
+  out[3] = (char)(0x80 | (c & 0x3F));
+  return 4;
+}
+
+/* the whole file, mapped, or an error that names it */
+static int mhk__bytes_open_or_fail(mhk_context *ctx, const char *path, mhk__bytes *out) {
+  int error;
+  memset(out, 0, sizeof *out);
+  if (mhk_failed(ctx)) return 0;
+  error = mhk__bytes_open(path, out);
+  if (error) mhk_fail(ctx, MHK_ERROR_FILE, "cannot read %s: %s", path, strerror(error));
+  return error == 0;
+}
+
+/* a whole file at once, under a temporary name first */
+static mhk_result mhk__write_file(mhk_context *ctx, const char *path, const void *data, size_t bytes) {
+  mhk__output out;
+  if (mhk_failed(ctx)) return mhk_error(ctx);
+  mhk__output_open(&out, path);
+  mhk__output_write(&out, data, bytes);
+  if (mhk__output_close(&out, 1)) return mhk_fail(ctx, MHK_ERROR_FILE, "cannot write %s: %s", path, strerror(out.error));
+  return MHK_OK;
+}
+
+static int mhk__ends_with(const char *text, const char *end) {
+  size_t n = strlen(text), k = strlen(end);
+  return n >= k && memcmp(text + n - k, end, k) == 0;
+}
+
+/* ---- numbers: text to double and back, whatever the locale says about decimal points */
+
+#define MHK__BIG_WORDS 136  /* 4352 bits: 800 digits over 10^1130, and 128 bits more */
+#define MHK__BIG_DIGITS 800 /* 767 decide every double; the rest is one digit that says "and a little more" */
+
+typedef struct mhk__big {
+  int n;
+  uint32_t w[MHK__BIG_WORDS];
+} mhk__big;
+
+static void mhk__big_muladd(mhk__big *x, uint32_t factor, uint32_t add) {
+  uint64_t carry = add;
+  int i;
+  for (i = 0; i < x->n; i++) {
+    carry += (uint64_t)x->w[i] * factor;
+    x->w[i] = (uint32_t)carry;
+    carry >>= 32;
+  }
+  if (carry && x->n < MHK__BIG_WORDS) x->w[x->n++] = (uint32_t)carry;
+}
+
+static int mhk__big_bits(const mhk__big *x) {
+  int bits;
+  uint32_t top;
+  if (x->n == 0) return 0;
+  bits = 32 * (x->n - 1);
+  for (top = x->w[x->n - 1]; top; top >>= 1) bits++;
+  return bits;
+}
+
+static void mhk__big_shift(mhk__big *x, int bits) {
+  int words = bits / 32, rest = bits % 32, i;
+  if (bits == 0 || x->n == 0) return;
+  for (i = x->n; i > 0; i--)
+    if (i - 1 + words < MHK__BIG_WORDS) x->w[i - 1 + words] = x->w[i - 1];
+  for (i = 0; i < words && i < MHK__BIG_WORDS; i++) x->w[i] = 0;
+  x->n = x->n + words < MHK__BIG_WORDS ? x->n + words : MHK__BIG_WORDS;
+  if (rest) mhk__big_muladd(x, (uint32_t)1 << rest, 0);
+}
+
+/* x -= y if x >= y; says whether it did */
+static int mhk__big_subtract(mhk__big *x, const mhk__big *y) {
+  uint64_t borrow = 0;
+  int i;
+  if (x->n < y->n) return 0;
+  if (x->n == y->n)
+    for (i = x->n - 1; i >= 0; i--) {
+      if (x->w[i] > y->w[i]) break;
+      if (x->w[i] < y->w[i]) return 0;
+    }
+  for (i = 0; i < x->n; i++) {
+    uint64_t less = (uint64_t)(i < y->n ? y->w[i] : 0) + borrow, have = x->w[i];
+    borrow = have < less;
+    x->w[i] = (uint32_t)(have - less);
+  }
+  while (x->n > 0 && x->w[x->n - 1] == 0) x->n--;
+  return 1;
+}
+
+/* digits * 10^exponent, correctly rounded, by exact long division */
+static double mhk__exact_double(const char *digits, int n, int exponent) {
+  mhk__big a, b;
+  uint64_t q = 0, rest, half;
+  int i, shift, bits, keep, drop, power;
+  a.n = 0;
+  b.n = 1;
+  b.w[0] = 1;
+  for (i = 0; i < n; i++) mhk__big_muladd(&a, 10, (uint32_t)(digits[i] - '0'));
+  for (i = 0; i < exponent; i++) mhk__big_muladd(&a, 10, 0);
+  for (i = 0; i > exponent; i--) mhk__big_muladd(&b, 10, 0);
+  shift = 63 - (mhk__big_bits(&a) - mhk__big_bits(&b)); /* q = a * 2^shift / b has 63 or 64 bits */
+  if (shift >= 0)
+    mhk__big_shift(&a, shift);
+  else
+    mhk__big_shift(&b, -shift);
+  mhk__big_shift(&b, 63);
+  for (i = 0; i < 64; i++) {
+    q = (q << 1) | (uint64_t)mhk__big_subtract(&a, &b);
+    mhk__big_shift(&a, 1);
+  }
+  bits = q >> 63 ? 64 : 63;
+  power = bits - 1 - shift; /* the value lies in [2^power, 2^(power+1)) */
+  keep = power >= -1022 ? 53 : 53 - (-1022 - power);
+  if (keep < 0) return 0.0;
+  drop = bits - keep;
+  rest = drop >= 64 ? q : q & (((uint64_t)1 << drop) - 1);
+  half = (uint64_t)1 << (drop - 1);
+  q = drop >= 64 ? 0 : q >> drop;
+  if (rest > half || (rest == half && (a.n > 0 || (q & 1)))) q++;
+  return ldexp((double)q, drop - shift);
+}
+
+/* The number at the start of text, in JSON's grammar; correctly rounded. */
+static double mhk__parse_double(const char *text, size_t length) {
+  char digits[MHK__BIG_DIGITS + 1];
+  int n = 0, negative = 0, started = 0, dropped = 0, exponent = 0, fraction = 0;
+  long written = 0;
+  uint64_t mantissa = 0;
+  size_t i = 0;
+  double x;
+  if (i < length && text[i] == '-') {
+    negative = 1;
+    i++;
+  }
+  if (length - i >= 8 && memcmp(text + i, "Infinity", 8) == 0) return negative ? -HUGE_VAL : HUGE_VAL;
+  for (; i < length; i++) {
+    char c = text[i];
+    if (c == '.' && !fraction) {
+      fraction = 1;
+      continue;
+    }
+    if (c < '0' || c > '9') break;
+    if (c != '0') started = 1;
+    if (started && n < MHK__BIG_DIGITS) {
+      digits[n++] = c;
+      if (n <= 19) mantissa = mantissa * 10 + (uint64_t)(c - '0');
+      if (fraction && exponent > -100000000) exponent--;
+    } else {
+      if (c != '0') dropped = 1;
+      if (!fraction && started && exponent < 100000000) exponent++;
+      if (fraction && !started && exponent > -100000000) exponent--;
+    }
+  }
+  if (i < length && (text[i] == 'e' || text[i] == 'E')) {
+    int minus = 0;
+    i++;
+    if (i < length && (text[i] == '-' || text[i] == '+')) minus = text[i++] == '-';
+    for (; i < length && text[i] >= '0' && text[i] <= '9'; i++)
+      if (written < 100000000) written = written * 10 + (text[i] - '0');
+    exponent += (int)(minus ? -written : written);
+  }
+  while (n > 1 && digits[n - 1] == '0' && !dropped) {
+    n--;
+    exponent++;
+    if (n < 19) mantissa /= 10;
+  }
+  if (n == 0)
+    x = 0.0;
+  else if (n + exponent > 310)
+    x = HUGE_VAL;
+  else if (n + exponent < -330)
+    x = 0.0;
+  else if (n <= 15 && exponent >= -22 && exponent <= 22) { /* both factors are exact, so one rounding is all there is */
+    double p = 1.0;
+    int k;
+    for (k = exponent < 0 ? -exponent : exponent; k > 0; k--) p *= 10.0;
+    x = exponent < 0 ? (double)mantissa / p : (double)mantissa * p;
+  } else {
+    if (dropped) {
+      digits[n++] = '1';
+      exponent--;
+    }
+    x = mhk__exact_double(digits, n, exponent);
+  }
+  return negative ? -x : x;
+}
+
+/* A double as text that reads back to the same bits, with few digits, as Python prints it: 1e-05, 0.1, 10000.0. Returns the length. */
+static size_t mhk__format_double(double value, char out[32]) {
+  char text[64], digits[20];
+  int precision, n = 0, power = 0, i;
+  size_t k = 0;
+  if (!(value - value == 0.0)) {
+    strcpy(out, value > 0 ? "Infinity" : value < 0 ? "-Infinity" : "NaN");
+    return strlen(out);
+  }
+  if (value < 0 || (value == 0 && 1 / value < 0)) out[k++] = '-';
+  if (value < 0) value = -value;
+  for (precision = 15; precision <= 17; precision++) {
+    const char *p = text;
+    int negative = 0;
+    snprintf(text, sizeof text, "%.*e", precision - 1, value);
+    for (n = 0; *p && *p != 'e'; p++) /* the decimal point may be anything */
+      if (*p >= '0' && *p <= '9' && n < 17) digits[n++] = *p;
+    power = 0;
+    if (*p == 'e') p++;
+    if (*p == '-' || *p == '+') negative = *p++ == '-';
+    for (; *p >= '0' && *p <= '9'; p++) power = power * 10 + (*p - '0');
+    if (negative) power = -power;
+    while (n > 1 && digits[n - 1] == '0') n--;
+    if (value == 0 || mhk__exact_double(digits, n, power - (n - 1)) == value) break;
+  }
+  if (power >= -4 && power < 16) {
+    if (power < 0) {
+      out[k++] = '0';
+      out[k++] = '.';
+      for (i = -1; i > power; i--) out[k++] = '0';
+    }
+    for (i = 0; i < n || i <= power; i++) {
+      if (power >= 0 && i == power + 1) out[k++] = '.';
+      out[k++] = i < n ? digits[i] : '0';
+    }
+    if (power >= 0 && n <= power + 1) {
+      out[k++] = '.';
+      out[k++] = '0';
+    }
+  } else {
+    int p = power < 0 ? -power : power;
+    for (i = 0; i < n; i++) {
+      if (i == 1) out[k++] = '.';
+      out[k++] = digits[i];
+    }
+    out[k++] = 'e';
+    out[k++] = power < 0 ? '-' : '+';
+    if (p >= 100) out[k++] = (char)('0' + p / 100);
+    out[k++] = (char)('0' + p / 10 % 10);
+    out[k++] = (char)('0' + p % 10);
+  }
+  out[k] = 0;
+  return k;
+}
+
+/* ---- JSON in: strict (RFC 8259), bounded, in one pass; a key that stands twice in an object is an error */
+
+typedef enum mhk__json_type {
+  MHK__JSON_NULL = 1,
+  MHK__JSON_FALSE,
+  MHK__JSON_TRUE,
+  MHK__JSON_NUMBER,
+  MHK__JSON_STRING,
+  MHK__JSON_ARRAY,
+  MHK__JSON_OBJECT
+} mhk__json_type;
+
+/* One value. Children of arrays and objects are a list in the order of the file: for (x = v->first; x; x = x->next). */
+typedef struct mhk__json {
+  struct mhk__json *next, *first;
+  const char *key;           /* members of objects: the key, UTF-8, 0-terminated; else NULL */
+  const char *text;          /* strings: the UTF-8 text; numbers: as written; both 0-terminated */
+  size_t key_length, length; /* bytes of key and text (a string may hold 0 bytes) */
+  size_t at;                 /* where in the text, in bytes */
+  mhk_index count;           /* arrays and objects: how many children */
+  mhk__json_type type;
+} mhk__json;
+
+#define MHK__JSON_DEPTH 100  /* brackets inside brackets */
+#define MHK__JSON_INFINITY 1 /* flag: the words Infinity and -Infinity are numbers, as Python writes them */
+
+typedef struct mhk__json_reader {
+  mhk_context *ctx;
+  mhk__arena *arena;
+  const unsigned char *s;
+  size_t n, at;
+  const char *where;
+  int flags;
+  char *pool;       /* unescaped text: never longer than what it was written as */
+  mhk__json *nodes; /* unused nodes of the last block */
+  int nodes_left, block;
+} mhk__json_reader;
+
+static void mhk__json_fail(mhk__json_reader *r, size_t at, const char *expected) {
+  char found[32];
+  size_t i;
+  long long line = 1;
+  for (i = 0; i < at && i < r->n; i++) line += r->s[i] == '\n';
+  if (at >= r->n)
+    strcpy(found, "the end of the text");
+  else if (r->s[at] > ' ' && r->s[at] < 0x7F)
+    snprintf(found, sizeof found, "'%c'", r->s[at]);
+  else
+    snprintf(found, sizeof found, "the byte 0x%02X", (unsigned)r->s[at]);
+  mhk_fail(r->ctx, MHK_ERROR_FORMAT, "%s, line %lld, byte %lld: expected %s, found %s", r->where, line, (long long)at, expected, found);
+}
+
+static void mhk__json_space(mhk__json_reader *r) {
+  while (r->at < r->n && (r->s[r->at] == ' ' || r->s[r->at] == '\n' || r->s[r->at] == '\r' || r->s[r->at] == '\t')) r->at++;
+}
+
+static int mhk__json_hex4(const mhk__json_reader *r, size_t at, uint32_t *out) {
+  uint32_t x = 0;
+  size_t i;
+  if (r->n - at < 4) return 0;
+  for (i = 0; i < 4; i++) {
+    unsigned c = r->s[at + i];
+    unsigned digit = c >= '0' && c <= '9' ? c - '0' : c >= 'a' && c <= 'f' ? c - 'a' + 10 : c >= 'A' && c <= 'F' ? c - 'A' + 10 : 16;
+    if (digit == 16) return 0;
+    x = x * 16 + digit;
+  }
+  *out = x;
+  return 1;
+}
+
+/* the string whose opening quote is at r->at */
+static int mhk__json_text(mhk__json_reader *r, const char **text, size_t *length) {
+  char *start = r->pool, *out = r->pool;
+  size_t i = r->at + 1;
+  for (;;) {
+    unsigned c;
+    if (i >= r->n) {
+      mhk__json_fail(r, i, "the closing quote of a string");
+      return 0;
+    }
+    c = r->s[i];
+    if (c == '"') break;
+    if (c < 0x20) {
+      mhk__json_fail(r, i, "no control character inside a string (it must be escaped)");
+      return 0;
+    }
+    if (c == '\\') {
+      uint32_t code = 0, low = 0;
+      unsigned e = i + 1 < r->n ? r->s[i + 1] : 0;
+      char plain = e == '"'    ? '"'
+                   : e == '\\' ? '\\'
+                   : e == '/'  ? '/'
+                   : e == 'b'  ? '\b'
+                   : e == 'f'  ? '\f'
+                   : e == 'n'  ? '\n'
+                   : e == 'r'  ? '\r'
+                   : e == 't'  ? '\t'
+                               : 0;
+      if (plain) {
+        *out++ = plain;
+        i += 2;
+        continue;
+      }
+      if (e != 'u' || !mhk__json_hex4(r, i + 2, &code)) {
+        mhk__json_fail(r, e == 'u' ? i + 2 : i + 1,
+                       e == 'u' ? "four hexadecimal digits after \\u" : "one of \"\\/bfnrtu after a backslash");
+        return 0;
+      }
+      i += 6;
+      if (code >= 0xDC00 && code < 0xE000) {
+        mhk__json_fail(r, i - 6, "no second half of a surrogate pair without its first");
+        return 0;
+      }
+      if (code >= 0xD800 && code < 0xDC00) {
+        if (r->n - i < 6 || r->s[i] != '\\' || r->s[i + 1] != 'u' || !mhk__json_hex4(r, i + 2, &low) || low < 0xDC00 || low > 0xDFFF) {
+          mhk__json_fail(r, i, "the second half of a surrogate pair");
+          return 0;
+        }
+        i += 6;
+        code = 0x10000 + ((code - 0xD800) << 10) + (low - 0xDC00);
+      }
+      out += mhk__utf8_put(out, code);
+    } else if (c < 0x80) {
+      *out++ = (char)c;
+      i++;
+    } else {
+      size_t k = mhk__utf8_length(r->s + i, r->n - i);
+      if (k == 0) {
+        mhk__json_fail(r, i, "valid UTF-8");
+        return 0;
+      }
+      memcpy(out, r->s + i, k);
+      out += k;
+      i += k;
+    }
+  }
+  *out = 0;
+  *text = start;
+  *length = (size_t)(out - start);
+  r->pool = out + 1;
+  r->at = i + 1;
+  return 1;
+}
+
+static size_t mhk__json_digits(const mhk__json_reader *r, size_t i) {
+  while (i < r->n && r->s[i] >= '0' && r->s[i] <= '9') i++;
+  return i;
+}
+
+static int mhk__json_read_number(mhk__json_reader *r, mhk__json *v) {
+  size_t i = r->at, start;
+  if (i < r->n && r->s[i] == '-') i++;
+  if ((r->flags & MHK__JSON_INFINITY) && r->n - i >= 8 && memcmp(r->s + i, "Infinity", 8) == 0)
+    i += 8;
+  else {
+    start = i;
+    i = mhk__json_digits(r, i);
+    if (i == start) {
+      mhk__json_fail(r, i, i == r->at ? "a value" : "a digit");
+      return 0;
+    }
+    if (r->s[start] == '0' && i > start + 1) {
+      mhk__json_fail(r, start + 1, "no digit after a leading zero");
+      return 0;
+    }
+    if (i < r->n && r->s[i] == '.') {
+      start = ++i;
+      i = mhk__json_digits(r, i);
+      if (i == start) {
+        mhk__json_fail(r, i, "a digit after the decimal point");
+        return 0;
+      }
+    }
+    if (i < r->n && (r->s[i] == 'e' || r->s[i] == 'E')) {
+      i++;
+      if (i < r->n && (r->s[i] == '+' || r->s[i] == '-')) i++;
+      start = i;
+      i = mhk__json_digits(r, i);
+      if (i == start) {
+        mhk__json_fail(r, i, "a digit of the exponent");
+        return 0;
+      }
+    }
+  }
+  v->type = MHK__JSON_NUMBER;
+  v->text = r->pool;
+  v->length = i - r->at;
+  memcpy(r->pool, r->s + r->at, v->length);
+  r->pool[v->length] = 0;
+  r->pool += v->length + 1;
+  r->at = i;
+  return 1;
+}
+
+static int mhk__json_word(mhk__json_reader *r, mhk__json *v, const char *word, mhk__json_type type) {
+  size_t k = strlen(word), i;
+  for (i = 0; i < k; i++)
+    if (r->at + i >= r->n || r->s[r->at + i] != (unsigned char)word[i]) {
+      char expected[32];
+      snprintf(expected, sizeof expected, "the word %s", word);
+      mhk__json_fail(r, r->at + i, expected);
+      return 0;
+    }
+  r->at += k;
+  v->type = type;
+  return 1;
+}
+
+static mhk__json *mhk__json_new(mhk__json_reader *r) {
+  mhk__json *v;
+  if (r->nodes_left == 0) {
+    r->block = r->block == 0 ? 16 : r->block < 4096 ? r->block * 2 : r->block;
+    r->nodes = (mhk__json *)mhk__arena_zeros(r->ctx, r->arena, r->block, sizeof(mhk__json));
+    if (!r->nodes) return NULL;
+    r->nodes_left = r->block;
+  }
+  v = r->nodes++;
+  r->nodes_left--;
+  return v;
+}
+
+static int mhk__text_order(const char *a, size_t a_length, const char *b, size_t b_length) {
+  int order = memcmp(a, b, a_length < b_length ? a_length : b_length);
+  return order ? order : a_length < b_length ? -1 : a_length > b_length;
+}
+
+static int mhk__json_key_order(const void *a, const void *b) {
+  const mhk__json *x = (const mhk__json *)a, *y = (const mhk__json *)b;
+  return mhk__text_order(x->key, x->key_length, y->key, y->key_length);
+}
+
+static int mhk__json_keys_differ(mhk__json_reader *r, const mhk__json *object) {
+  const mhk__json *x, *y, *twice = NULL;
+  if (object->count <= 16) {
+    for (x = object->first; x; x = x->next)
+      for (y = object->first; y != x; y = y->next)
+        if (mhk__json_key_order(x, y) == 0) twice = x;
+  } else {
+    mhk__mark mark = mhk__scratch_mark(r->ctx);
+    const void **keys = (const void **)mhk__scratch(r->ctx, object->count, 2 * sizeof(void *));
+    mhk_index i = 0;
+    if (!keys) return 0;
+    for (x = object->first; x; x = x->next) keys[i++] = x;
+    mhk__sort(keys, keys + object->count, object->count, mhk__json_key_order);
+    for (i = 1; i < object->count; i++)
+      if (mhk__json_key_order(keys[i - 1], keys[i]) == 0) twice = (const mhk__json *)keys[i];
+    mhk__scratch_rewind(r->ctx, mark);
+  }
+  if (twice) {
+    long long line = 1;
+    size_t i;
+    for (i = 0; i < twice->at && i < r->n; i++) line += r->s[i] == '\n';
+    mhk_fail(r->ctx, MHK_ERROR_FORMAT, "%s, line %lld, byte %lld: the key \"%.100s\" stands twice in one object", r->where, line,
+             (long long)twice->at, twice->key);
+  }
+  return twice == NULL;
+}
+
+/* The tree of a text, in the arena; it does not need the text any more. where names the text in errors. */
+static mhk__json *mhk__json_parse(mhk_context *ctx, mhk__arena *a, const char *json, size_t length, const char *where, int flags) {
+  mhk__json_reader r;
+  mhk__json *stack[MHK__JSON_DEPTH], *last[MHK__JSON_DEPTH], *root = NULL;
+  const char *key = NULL;
+  size_t key_length = 0;
+  int depth = 0;
+  if (mhk_failed(ctx)) return NULL;
+  memset(&r, 0, sizeof r);
+  r.ctx = ctx;
+  r.arena = a;
+  r.s = (const unsigned char *)json;
+  r.n = length;
+  r.where = where;
+  r.flags = flags;
+  if (length > (size_t)PTRDIFF_MAX - 1) {
+    mhk_fail(ctx, MHK_ERROR_FORMAT, "%s is too long", where);
+    return NULL;
+  }
+  r.pool = (char *)mhk__arena_alloc(ctx, a, length + 1);
+  if (!r.pool) return NULL;
+  for (;;) { /* one value a round, with what follows it */
+    mhk__json *v = mhk__json_new(&r);
+    int c, open = 0;
+    if (!v) return NULL;
+    mhk__json_space(&r);
+    v->at = r.at;
+    v->key = key;
+    v->key_length = key_length;
+    key = NULL;
+    key_length = 0;
+    if (depth == 0)
+      root = v;
+    else {
+      if (last[depth - 1])
+        last[depth - 1]->next = v;
+      else
+        stack[depth - 1]->first = v;
+      last[depth - 1] = v;
+      stack[depth - 1]->count++;
+    }
+    c = r.at < r.n ? r.s[r.at] : -1;
+    if (c == '{' || c == '[') {
+      if (depth == MHK__JSON_DEPTH) {
+        mhk__json_fail(&r, r.at, "no more than 100 nested brackets");
+        return NULL;
+      }
+      v->type = c == '{' ? MHK__JSON_OBJECT : MHK__JSON_ARRAY;
+      stack[depth] = v;
+      last[depth++] = NULL;
+      r.at++;
+      open = 1;
+    } else if (c == '"') {
+      v->type = MHK__JSON_STRING;
+      if (!mhk__json_text(&r, &v->text, &v->length)) return NULL;
+    } else if (c == 'n' || c == 't' || c == 'f') {
+      if (!mhk__json_word(&r, v,
+                          c == 'n'   ? "null"
+                          : c == 't' ? "true"
+                                     : "false",
+                          c == 'n'   ? MHK__JSON_NULL
+                          : c == 't' ? MHK__JSON_TRUE
+                                     : MHK__JSON_FALSE))
+        return NULL;
+    } else if (!mhk__json_read_number(&r, v))
+      return NULL;
+    while (depth > 0) { /* commas and closing brackets, up to where the next value begins */
+      const int object = stack[depth - 1]->type == MHK__JSON_OBJECT;
+      int comma = 0;
+      mhk__json_space(&r);
+      c = r.at < r.n ? r.s[r.at] : -1;
+      if (c == (object ? '}' : ']')) {
+        r.at++;
+        if (object && !mhk__json_keys_differ(&r, stack[depth - 1])) return NULL;
+        depth--;
+        open = 0;
+        continue;
+      }
+      if (!open) {
+        if (c != ',') {
+          mhk__json_fail(&r, r.at, object ? "',' or '}'" : "',' or ']'");
+          return NULL;
+        }
+        r.at++;
+        comma = 1;
+        mhk__json_space(&r);
+      }
+      if (object) {
+        if (r.at >= r.n || r.s[r.at] != '"') {
+          mhk__json_fail(&r, r.at, comma ? "a key in quotes" : "a key in quotes or '}'");
+          return NULL;
+        }
+        if (!mhk__json_text(&r, &key, &key_length)) return NULL;
+        mhk__json_space(&r);
+        if (r.at >= r.n || r.s[r.at] != ':') {
+          mhk__json_fail(&r, r.at, "':' after a key");
+          return NULL;
+        }
+        r.at++;
+      }
+      break;
+    }
+    if (depth == 0) break;
+  }
+  mhk__json_space(&r);
+  if (r.at < r.n) {
+    mhk__json_fail(&r, r.at, "nothing more after the value");
+    return NULL;
+  }
+  return root;
+}
+
+/* the member of an object, by linear search; NULL when object is NULL, something else, or has no such key */
+static const mhk__json *mhk__json_get(const mhk__json *object, const char *key) {
+  const mhk__json *x;
+  size_t n = strlen(key);
+  if (!object || object->type != MHK__JSON_OBJECT) return NULL;
+  for (x = object->first; x; x = x->next)
+    if (x->key_length == n && memcmp(x->key, key, n) == 0) return x;
+  return NULL;
+}
+
+static int mhk__json_is(const mhk__json *x, mhk__json_type type) { return x && x->type == type; }
+
+static int mhk__json_equals(const mhk__json *x, const char *text) {
+  return x && x->type == MHK__JSON_STRING && x->length == strlen(text) && memcmp(x->text, text, x->length) == 0;
+}
+
+static const char *mhk__json_string(const mhk__json *x) { return x && x->type == MHK__JSON_STRING ? x->text : NULL; }
+
+static double mhk__json_number(const mhk__json *x) {
+  return x && x->type == MHK__JSON_NUMBER ? mhk__parse_double(x->text, x->length) : (double)NAN;
+}
+
+/* 1: x is a whole number (2048, also 2048.0 or 2e3) that fits */
+static int mhk__json_integer(const mhk__json *x, int64_t *out) {
+  uint64_t value = 0, most = (uint64_t)INT64_MAX;
+  const char *p;
+  int negative;
+  double d;
+  if (!x || x->type != MHK__JSON_NUMBER) return 0;
+  p = x->text;
+  negative = *p == '-';
+  if (negative) p++;
+  for (; *p >= '0' && *p <= '9'; p++) {
+    unsigned digit = (unsigned)(*p - '0');
+    if (value > (most - digit) / 10) return 0;
+    value = value * 10 + digit;
+  }
+  if (*p) {
+    d = mhk__parse_double(x->text, x->length);
+    if (!(d >= -9007199254740992.0 && d <= 9007199254740992.0) || d != floor(d)) return 0;
+    *out = (int64_t)d;
+    return 1;
+  }
+  *out = negative ? -(int64_t)value : (int64_t)value;
+  return 1;
+}
+
+/* ---- text and JSON out: into an arena, growing, or into a caller's buffer as far as it goes while the length counts on */
+
+typedef struct mhk__writer {
+  mhk_context *ctx;
+  mhk__arena *arena;
+  char *data; /* always 0-terminated; NULL before the first byte and after a failure */
+  size_t length, room;
+  int depth, compact, fresh; /* of the JSON being written: brackets open, no spaces and line ends, nothing in this bracket yet */
+} mhk__writer;
+
+static void mhk__write_to(mhk__writer *w, mhk_context *ctx, mhk__arena *a) {
+  memset(w, 0, sizeof *w);
+  w->ctx = ctx;
+  w->arena = a;
+}
+
+static void mhk__write_into(mhk__writer *w, char *buffer, size_t room) {
+  memset(w, 0, sizeof *w);
+  w->data = room ? buffer : NULL;
+  w->room = buffer ? room : 0;
+  if (w->room) w->data[0] = 0;
+}
+
+static void mhk__write_bytes(mhk__writer *w, const char *text, size_t length) {
+  if (w->arena) {
+    if (mhk_failed(w->ctx)) return;
+    if (length >= w->room - w->length || !w->data) {
+      size_t room = w->room < 512 ? 1024 : w->room * 2;
+      char *data;
+      if (length > (size_t)PTRDIFF_MAX / 4 || w->length > (size_t)PTRDIFF_MAX / 4) {
+        mhk_fail(w->ctx, MHK_ERROR_MEMORY, "a text of %.0f bytes does not fit this machine's memory", (double)w->length + (double)length);
+        return;
+      }
+      if (room < w->length + length + 1) room = w->length + length + 1;
+      data = (char *)mhk__arena_alloc(w->ctx, w->arena, room);
+      if (!data) {
+        w->data = NULL;
+        return;
+      }
+      if (w->length) memcpy(data, w->data, w->length);
+      w->data = data;
+      w->room = room;
+    }
+    memcpy(w->data + w->length, text, length);
+    w->data[w->length + length] = 0;
+  } else if (w->room > w->length + 1) {
+    size_t n = w->room - w->length - 1 < length ? w->room - w->length - 1 : length;
+    memcpy(w->data + w->length, text, n);
+    w->data[w->length + n] = 0;
+  }
+  w->length += length;
+}
+
+static void mhk__write_text(mhk__writer *w, const char *text) { mhk__write_bytes(w, text, strlen(text)); }
+
+static void mhk__write_integer(mhk__writer *w, int64_t value) {
+  char text[24];
+  int n = 24;
+  uint64_t rest = value < 0 ? (uint64_t)0 - (uint64_t)value : (uint64_t)value;
+  do text[--n] = (char)('0' + (int)(rest % 10));
+  while ((rest /= 10) != 0);
+  if (value < 0) text[--n] = '-';
+  mhk__write_bytes(w, text + n, (size_t)(24 - n));
+}
+
+static void mhk__write_double(mhk__writer *w, double value) {
+  char text[32];
+  mhk__write_bytes(w, text, mhk__format_double(value, text));
+}
+
+/* quoted and escaped; bytes that are no UTF-8 become U+FFFD */
+static void mhk__write_string(mhk__writer *w, const char *text, size_t length) {
+  size_t i = 0, from = 0;
+  mhk__write_bytes(w, "\"", 1);
+  while (i < length) {
+    unsigned c = (unsigned char)text[i];
+    char escape[8];
+    size_t n = 2, k = mhk__utf8_length((const unsigned char *)text + i, length - i);
+    escape[0] = '\\';
+    if (c == '"' || c == '\\')
+      escape[1] = (char)c;
+    else if (c == '\n')
+      escape[1] = 'n';
+    else if (c == '\r')
+      escape[1] = 'r';
+    else if (c == '\t')
+      escape[1] = 't';
+    else if (c < 0x20)
+      n = (size_t)snprintf(escape, sizeof escape, "\\u%04x", c);
+    else if (k == 0)
+      n = mhk__utf8_put(escape, 0xFFFD);
+    else {
+      i += k;
+      continue;
+    }
+    mhk__write_bytes(w, text + from, i - from);
+    mhk__write_bytes(w, escape, n);
+    from = ++i;
+  }
+  mhk__write_bytes(w, text + from, length - from);
+  mhk__write_bytes(w, "\"", 1);
+}
+
+static void mhk__write_line(mhk__writer *w) {
+  int i;
+  if (w->compact) return;
+  mhk__write_bytes(w, "\n", 1);
+  for (i = 0; i < w->depth; i++) mhk__write_bytes(w, "  ", 2);
+}
+
+/* before each value of an array */
+static void mhk__write_item(mhk__writer *w) {
+  if (!w->fresh) mhk__write_bytes(w, ",", 1);
+  w->fresh = 0;
+  mhk__write_line(w);
+}
+
+/* before each value of an object */
+static void mhk__write_key(mhk__writer *w, const char *key) {
+  mhk__write_item(w);
+  mhk__write_string(w, key, strlen(key));
+  mhk__write_text(w, w->compact ? ":" : ": ");
+}
+
+/* open '{' or '[' as a value; close '}' or ']' */
+static void mhk__write_open(mhk__writer *w, char bracket) {
+  mhk__write_bytes(w, &bracket, 1);
+  w->depth++;
+  w->fresh = 1;
+}
+
+static void mhk__write_close(mhk__writer *w, char bracket) {
+  w->depth--;
+  if (!w->fresh) mhk__write_line(w);
+  mhk__write_bytes(w, &bracket, 1);
+  w->fresh = 0;
+}
+
+/* ---- 16-bit floats */
+
+static float mhk__bits_float(uint32_t bits) {
+  float x;
+  memcpy(&x, &bits, sizeof x);
+  return x;
+}
+
+static uint32_t mhk__float_bits(float x) {
+  uint32_t bits;
+  memcpy(&bits, &x, sizeof bits);
+  return bits;
+}
+
+/* round to nearest, ties to even; NaN stays NaN */
+static uint16_t mhk__pack_bf16(float x) {
+  uint32_t bits = mhk__float_bits(x);
+  if ((bits & 0x7FFFFFFFu) > 0x7F800000u) return (uint16_t)((bits >> 16) | 0x40u);
+  return (uint16_t)((bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16);
+}
+
+static uint16_t mhk__pack_f16(float x) {
+  uint32_t bits = mhk__float_bits(x), sign = (bits >> 16) & 0x8000u, rest, half, drop, out;
+  bits &= 0x7FFFFFFFu;
+  if (bits > 0x7F800000u) return (uint16_t)(sign | 0x7E00u);
+  if (bits >= 0x477FF000u) return (uint16_t)(sign | 0x7C00u); /* 65520 and more round to infinity */
+  if (bits >= 0x38800000u) {                                  /* normal */
+    out = (bits - 0x38000000u) >> 13;
+    rest = bits & 0x1FFFu;
+    half = 0x1000u;
+  } else if (bits >= 0x33000000u) { /* a multiple of 2^-24 */
+    drop = 126 - (bits >> 23);
+    bits = (bits & 0x7FFFFFu) | 0x800000u;
+    out = bits >> drop;
+    rest = bits & (((uint32_t)1 << drop) - 1);
+    half = (uint32_t)1 << (drop - 1);
+  } else
+    return (uint16_t)sign;
+  if (rest > half || (rest == half && (out & 1u))) out++;
+  return (uint16_t)(sign | out);
+}
+
+/* n elements of a little-endian array as mhk_real */
+static void mhk__unpack(mhk_dtype dtype, const void *data, mhk_index n, mhk_real *out) {
+  const unsigned char *p = (const unsigned char *)data;
+  const size_t size = mhk_dtype_size(dtype);
+  mhk_index i;
+  if (dtype == MHK_REAL && mhk__little_endian()) {
+    if (n) memcpy(out, p, (size_t)n * size);
+    return;
+  }
+  for (i = 0; i < n; i++, p += size) {
+    uint64_t bits = 0;
+    size_t k;
+    for (k = size; k > 0; k--) bits = (bits << 8) | p[k - 1];
+    switch (dtype) {
+      case MHK_F32: out[i] = (mhk_real)mhk__bits_float((uint32_t)bits); break;
+      case MHK_F64: {
+        double x;
+        memcpy(&x, &bits, sizeof x);
+        out[i] = (mhk_real)x;
+        break;
+      }
+      case MHK_F16: out[i] = (mhk_real)mhk__f16_to_f32((uint16_t)bits); break;
+      case MHK_BF16: out[i] = (mhk_real)mhk__bf16_to_f32((uint16_t)bits); break;
+      case MHK_I8: out[i] = (mhk_real)(bits & 0x80u ? (int)bits - 256 : (int)bits); break;
+      case MHK_I16: out[i] = (mhk_real)(bits & 0x8000u ? (int)bits - 65536 : (int)bits); break;
+      case MHK_I32: out[i] = (mhk_real)(bits & 0x80000000u ? (int64_t)bits - 4294967296 : (int64_t)bits); break;
+      case MHK_I64: out[i] = bits >> 63 ? -(mhk_real)(~bits + 1) : (mhk_real)bits; break;
+      default: out[i] = (mhk_real)bits; break;
+    }
+  }
+}
+
+/* the same from host memory (tensors in use) */
+static void mhk__unpack_host(mhk_dtype dtype, const void *data, mhk_index n, mhk_real *out) {
+  mhk_index i;
+  if (mhk__little_endian())
+    mhk__unpack(dtype, data, n, out);
+  else
+    for (i = 0; i < n; i++) {
+      const unsigned char *p = (const unsigned char *)data + (size_t)i * mhk_dtype_size(dtype);
+      unsigned char turned[8];
+      size_t size = mhk_dtype_size(dtype), k;
+      for (k = 0; k < size; k++) turned[k] = p[size - 1 - k];
+      mhk__unpack(dtype, turned, 1, out + i);
+    }
+}
+
+/* ---- safetensors in */
+
+#define MHK__HEADER_MOST 100000000 /* bytes, the limit of the reference implementation */
+
+typedef struct mhk__metadata {
+  struct mhk__metadata *next;
+  const char *key, *value;
+  size_t length;
+} mhk__metadata;
+
+typedef struct mhk__shard {
+  mhk__bytes bytes;
+  const char *path, *name; /* name: without folder */
+} mhk__shard;
+
+typedef struct mhk__stored {
+  mhk_file_tensor t; /* first: what the caller sees */
+  int shard;
+  size_t begin, end;
+} mhk__stored;
+
+struct mhk_file {
+  mhk__object object;
+  const char *path;
+  mhk__shard *shards;
+  int n_shards, n;
+  mhk__stored **sorted; /* by name */
+  mhk__metadata *metadata;
+};
+
+static void mhk__file_destroy(void *object) {
+  mhk_file *f = (mhk_file *)object;
+  int i;
+  for (i = 0; i < f->n_shards; i++) mhk__bytes_close(&f->shards[i].bytes);
+}
+
+static mhk_dtype mhk__dtype_named(const mhk__json *x) {
+  int d;
+  for (d = MHK_F32; d <= MHK_BOOL; d++)
+    if (mhk__json_equals(x, mhk_dtype_name((mhk_dtype)d))) return (mhk_dtype)d;
+  return (mhk_dtype)0;
+}
+
+static int mhk__stored_name_order(const void *a, const void *b) {
+  return strcmp(((const mhk__stored *)a)->t.name, ((const mhk__stored *)b)->t.name);
+}
+
+static int mhk__stored_place_order(const void *a, const void *b) {
+  const mhk__stored *x = (const mhk__stored *)a, *y = (const mhk__stored *)b;
+  if (x->begin != y->begin) return x->begin < y->begin ? -1 : 1;
+  return x->end < y->end ? -1 : x->end > y->end;
+}
+
+/* one entry of a header */
+static int mhk__read_entry(mhk_file *f, const char *path, const mhk__json *x, size_t room, mhk__stored *out) {
+  mhk_context *ctx = f->object.ctx;
+  const mhk__json *dtype = mhk__json_get(x, "dtype"), *shape = mhk__json_get(x, "shape"), *offsets = mhk__json_get(x, "data_offsets"), *s;
+  mhk_index count = 1;
+  int64_t begin, end, size;
+  size_t element;
+  int i = 0;
+  if (memchr(x->key, 0, x->key_length))
+    return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: the tensor name \"%.200s...\" holds a zero byte", path, x->key), 0;
+  if (!mhk__json_is(dtype, MHK__JSON_STRING) || !mhk__json_is(shape, MHK__JSON_ARRAY) || !mhk__json_is(offsets, MHK__JSON_ARRAY) ||
+      offsets->count != 2)
+    return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: tensor %.200s needs \"dtype\", \"shape\" and \"data_offsets\" of two numbers", path,
+                    x->key),
+           0;
+  out->t.dtype = mhk__dtype_named(dtype);
+  if (!out->t.dtype)
+    return mhk_fail(ctx, MHK_ERROR_UNSUPPORTED,
+                    "%s: tensor %.200s has the type %.40s; this version reads F64, F32, F16, BF16, BOOL and integers of 8 to 64 bits", path,
+                    x->key, dtype->text),
+           0;
+  if (shape->count > MHK_MAX_RANK)
+    return mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "%s: tensor %.200s has %lld axes; this version reads up to %d", path, x->key,
+                    (long long)shape->count, MHK_MAX_RANK),
+           0;
+  for (i = 0; i < MHK_MAX_RANK; i++) out->t.shape[i] = 1;
+  out->t.rank = (int)shape->count;
+  element = mhk_dtype_size(out->t.dtype);
+  for (s = shape->first, i = 0; s; s = s->next, i++) {
+    if (!mhk__json_integer(s, &size) || size < 0 || (uint64_t)size > (uint64_t)PTRDIFF_MAX ||
+        (size > 0 && count > PTRDIFF_MAX / (mhk_index)size / (mhk_index)element))
+      return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: axis %d of tensor %.200s has an impossible size", path, i, x->key), 0;
+    out->t.shape[i] = (mhk_index)size;
+    count *= (mhk_index)size;
+  }
+  if (!mhk__json_integer(offsets->first, &begin) || !mhk__json_integer(offsets->first->next, &end) || begin < 0 || end < begin ||
+      (uint64_t)end > (uint64_t)room)
+    return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: tensor %.200s claims bytes %.24s to %.24s of the data, which has %lld bytes", path, x->key,
+                    mhk__json_is(offsets->first, MHK__JSON_NUMBER) ? offsets->first->text : "?",
+                    mhk__json_is(offsets->first->next, MHK__JSON_NUMBER) ? offsets->first->next->text : "?", (long long)room),
+           0;
+  out->t.count = count;
+  out->t.bytes = (size_t)count * element;
+  if ((uint64_t)(end - begin) != (uint64_t)out->t.bytes) {
+    char text[160];
+    return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: tensor %.200s of shape %s and type %s needs %lld bytes, its data_offsets give %lld", path,
+                    x->key, mhk__shape_text(out->t.rank, out->t.shape, text, sizeof text), mhk_dtype_name(out->t.dtype),
+                    (long long)out->t.bytes, (long long)(end - begin)),
+           0;
+  }
+  out->begin = (size_t)begin;
+  out->end = (size_t)end;
+  out->t.name = mhk__arena_text(ctx, &f->object.arena, x->key, x->key_length);
+  return out->t.name != NULL;
+}
+
+/* Reads the header of a shard; its tensors go to *entries, *n of them. Scratch is the caller's to rewind. */
+static int mhk__read_header(mhk_file *f, int shard, mhk__stored **entries, int *n) {
+  mhk_context *ctx = f->object.ctx;
+  const char *path = f->shards[shard].path;
+  const mhk__bytes *b = &f->shards[shard].bytes;
+  const mhk__json *root, *x, *m;
+  uint64_t length = 0;
+  size_t room, at = 0;
+  mhk_index count, i = 0;
+  const void **order;
+  int k;
+  char where[512];
+  if (b->size < 8)
+    return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s has %lld bytes: a safetensors file starts with 8 bytes of header length", path,
+                    (long long)b->size),
+           0;
+  for (k = 7; k >= 0; k--) length = (length << 8) | b->data[k];
+  if (length > MHK__HEADER_MOST || length > b->size - 8)
+    return mhk_fail(ctx, MHK_ERROR_FORMAT,
+                    "%s is no safetensors file, or is cut off: its first 8 bytes announce a header of %llu bytes, the file has %lld bytes "
+                    "in all",
+                    path, (unsigned long long)length, (long long)b->size),
+           0;
+  room = b->size - 8 - (size_t)length;
+  snprintf(where, sizeof where, "the header of %.480s", path);
+  if (length == 0 || b->data[8] != '{') return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s does not start with '{'", where), 0;
+  root = mhk__json_parse(ctx, &ctx->scratch, (const char *)b->data + 8, (size_t)length, where, 0);
+  if (!root) return 0;
+  m = mhk__json_get(root, "__metadata__");
+  if (m) {
+    if (m->type != MHK__JSON_OBJECT) return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: __metadata__ must be an object of texts", where), 0;
+    for (x = m->first; x; x = x->next) {
+      mhk__metadata *y = (mhk__metadata *)mhk__arena_zeros(ctx, &f->object.arena, 1, sizeof *y), **end = &f->metadata;
+      if (!y) return 0;
+      if (x->type != MHK__JSON_STRING)
+        return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: the value of \"%.100s\" in __metadata__ must be a text", where, x->key), 0;
+      y->key = mhk__arena_text(ctx, &f->object.arena, x->key, x->key_length);
+      y->value = mhk__arena_text(ctx, &f->object.arena, x->text, x->length);
+      y->length = x->length;
+      if (!y->key || !y->value) return 0;
+      while (*end) end = &(*end)->next;
+      *end = y;
+    }
+  }
+  count = root->count - (m ? 1 : 0);
+  if (count > INT_MAX / 2) return mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "%s holds too many tensors", path), 0;
+  *entries = (mhk__stored *)mhk__arena_zeros(ctx, &f->object.arena, count, sizeof(mhk__stored));
+  order = (const void **)mhk__scratch(ctx, count, 2 * sizeof(void *));
+  if (!*entries || !order) return 0;
+  *n = (int)count;
+  for (x = root->first; x; x = x->next) {
+    mhk__stored *e = *entries + i;
+    if (x == m) continue;
+    if (!mhk__read_entry(f, path, x, room, e)) return 0;
+    e->shard = shard;
+    e->t.data = b->data + 8 + (size_t)length + e->begin;
+    order[i++] = e;
+  }
+  /* the tensors must cover the data without holes or overlaps: nothing hidden, nothing shared */
+  mhk__sort(order, order + count, count, mhk__stored_place_order);
+  for (i = 0; i < count; i++) {
+    const mhk__stored *e = (const mhk__stored *)order[i];
+    if (e->begin != at)
+      return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: tensor %.200s starts at byte %lld of the data, %lld expected: there is %s before it",
+                      path, e->t.name, (long long)e->begin, (long long)at, e->begin < at ? "an overlap" : "a hole"),
+             0;
+    at = e->end;
+  }
+  if (at != room)
+    return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s has %lld bytes of data, its tensors account for %lld", path, (long long)room, (long long)at),
+           0;
+  return 1;
+}
+
+static mhk_file *mhk__file_new(mhk_context *ctx, const char *path, mhk_index shards) {
+  mhk_file *f = (mhk_file *)mhk__object_new(ctx, sizeof *f, mhk__file_destroy);
+  if (!f) return NULL;
+  f->path = mhk__arena_text(ctx, &f->object.arena, path, strlen(path));
+  f->shards = (mhk__shard *)mhk__arena_zeros(ctx, &f->object.arena, shards, sizeof(mhk__shard));
+  if (!f->path || !f->shards) {
+    mhk__object_free(f);
+    return NULL;
+  }
+  f->n_shards = (int)shards;
+  return f;
+}
+
+/* All shards are mapped: reads their headers and sorts the names. Scratch is the caller's to rewind. */
+static int mhk__file_finish(mhk_file *f) {
+  mhk_context *ctx = f->object.ctx;
+  mhk__stored **lists = (mhk__stored **)mhk__scratch(ctx, f->n_shards, sizeof(void *));
+  int *counts = (int *)mhk__scratch(ctx, f->n_shards, sizeof(int)), i, j;
+  mhk_index total = 0;
+  const void **order;
+  if (!lists || !counts) return 0;
+  for (i = 0; i < f->n_shards; i++) {
+    if (!mhk__read_header(f, i, &lists[i], &counts[i])) return 0;
+    total += counts[i];
+  }
+  if (total > INT_MAX / 2) return mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "%s holds too many tensors", f->path), 0;
+  f->n = (int)total;
+  f->sorted = (mhk__stored **)mhk__arena_zeros(ctx, &f->object.arena, total, sizeof(void *));
+  order = (const void **)mhk__scratch(ctx, total, 2 * sizeof(void *));
+  if (!f->sorted || !order) return 0;
+  for (i = 0, total = 0; i < f->n_shards; i++)
+    for (j = 0; j < counts[i]; j++) order[total++] = lists[i] + j;
+  mhk__sort(order, order + total, total, mhk__stored_name_order);
+  if (total) memcpy(f->sorted, order, (size_t)total * sizeof(void *));
+  for (i = 1; i < f->n; i++)
+    if (strcmp(f->sorted[i - 1]->t.name, f->sorted[i]->t.name) == 0)
+      return mhk_fail(ctx, MHK_ERROR_FORMAT, "tensor %.200s stands twice: in %.500s and in %.500s", f->sorted[i]->t.name,
+                      f->shards[f->sorted[i - 1]->shard].path, f->shards[f->sorted[i]->shard].path),
+             0;
+  return 1;
+}
+
+static int mhk__shard_name_order(const void *a, const void *b) {
+  const mhk__json *x = (const mhk__json *)a, *y = (const mhk__json *)b;
+  return mhk__text_order(x->text, x->length, y->text, y->length);
+}
+
+/* A shard lies beside its index: a name that leads elsewhere is refused. */
+static int mhk__plain_name(const mhk__json *x) {
+  const char *s = mhk__json_string(x);
+  if (!s || x->length == 0 || strlen(s) != x->length || s[0] == '.') return 0;
+  return strpbrk(s, "/\\:") == NULL;
+}
+
+/* place of a tensor among the sorted ones; -1: absent */
+static int mhk__file_index(const mhk_file *f, const char *name) {
+  int low = 0, high = f->n;
+  while (low < high) {
+    int middle = low + (high - low) / 2, order = strcmp(name, f->sorted[middle]->t.name);
+    if (order == 0) return middle;
+    if (order < 0)
+      high = middle;
+    else
+      low = middle + 1;
+  }
+  return -1;
+}
+
+/* folder: where the index stands, "" for here */
+static mhk_file *mhk__file_open_index(mhk_context *ctx, const char *path, const char *folder) {
+  mhk__mark mark = mhk__scratch_mark(ctx);
+  mhk__bytes text;
+  const mhk__json *root, *map, *x;
+  const void **order;
+  mhk_index i, shards = 0;
+  mhk_file *f = NULL;
+  int ok = 0, s;
+  if (!mhk__bytes_open_or_fail(ctx, path, &text)) return NULL;
+  root = mhk__json_parse(ctx, &ctx->scratch, (const char *)text.data, text.size, path, MHK__JSON_INFINITY);
+  mhk__bytes_close(&text);
+  if (!root) goto done;
+  map = mhk__json_get(root, "weight_map");
+  if (!mhk__json_is(map, MHK__JSON_OBJECT) || map->count == 0) {
+    mhk_fail(ctx, MHK_ERROR_FORMAT, "%s has no \"weight_map\" that says which tensor is in which file", path);
+    goto done;
+  }
+  for (x = map->first; x; x = x->next)
+    if (!mhk__plain_name(x)) {
+      mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: the file of tensor %.200s must be the plain name of a file beside the index, it is \"%.200s\"",
+               path, x->key, mhk__json_string(x) ? x->text : "no text");
+      goto done;
+    }
+  order = (const void **)mhk__scratch(ctx, map->count, 2 * sizeof(void *));
+  if (!order) goto done;
+  for (x = map->first, i = 0; x; x = x->next) order[i++] = x;
+  mhk__sort(order, order + map->count, map->count, mhk__shard_name_order);
+  for (i = 0; i < map->count; i++)
+    if (i == 0 || mhk__shard_name_order(order[i - 1], order[i]) != 0) order[shards++] = order[i];
+  if (shards > 100000) {
+    mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "%s names %lld files: too many", path, (long long)shards);
+    goto done;
+  }
+  f = mhk__file_new(ctx, path, shards);
+  if (!f) goto done;
+  for (s = 0; s < f->n_shards; s++) {
+    char full[1200];
+    const mhk__json *name = (const mhk__json *)order[s];
+    if (!mhk__join_path(full, sizeof full, folder, name->text)) {
+      mhk_fail(ctx, MHK_ERROR_FILE, "%s: the path of %.200s is too long", path, name->text);
+      goto done;
+    }
+    f->shards[s].path = mhk__arena_text(ctx, &f->object.arena, full, strlen(full));
+    if (!f->shards[s].path) goto done;
+    f->shards[s].name = f->shards[s].path + strlen(full) - name->length;
+    if (!mhk__bytes_open_or_fail(ctx, full, &f->shards[s].bytes)) goto done;
+  }
+  if (!mhk__file_finish(f)) goto done;
+  /* index and shards must say the same */
+  for (x = map->first; x; x = x->next) {
+    const int at = memchr(x->key, 0, x->key_length) ? -1 : mhk__file_index(f, x->key);
+    if (at < 0 || strcmp(f->shards[f->sorted[at]->shard].name, x->text) != 0) {
+      mhk_fail(ctx, MHK_ERROR_FORMAT, "%s says that tensor %.200s is in %.200s, which does not hold it", path, x->key, x->text);
+      goto done;
+    }
+  }
+  if (map->count != f->n) {
+    const void **keys = (const void **)mhk__scratch(ctx, map->count, 2 * sizeof(void *));
+    if (!keys) goto done;
+    for (x = map->first, i = 0; x; x = x->next) keys[i++] = x;
+    mhk__sort(keys, keys + map->count, map->count, mhk__json_key_order);
+    for (i = 0; i < map->count && strcmp(((const mhk__json *)keys[i])->key, f->sorted[i]->t.name) == 0; i++) {
+    }
+    mhk_fail(ctx, MHK_ERROR_FORMAT, "%s does not name tensor %.200s, which is in %.500s", path, f->sorted[i]->t.name,
+             f->shards[f->sorted[i]->shard].path);
+    goto done;
+  }
+  ok = 1;
+done:
+  mhk__scratch_rewind(ctx, mark);
+  if (!ok) {
+    mhk_file_close(f);
+    return NULL;
+  }
+  return f;
+}
+
+/* one file, given as bytes that are mapped or the caller's */
+static mhk_file *mhk__file_open_single(mhk_context *ctx, const char *path, const void *data, size_t bytes) {
+  mhk__mark mark = mhk__scratch_mark(ctx);
+  mhk_file *f = mhk__file_new(ctx, path, 1);
+  int ok;
+  if (!f) return NULL;
+  f->shards[0].path = f->path;
+  f->shards[0].bytes.data = (const unsigned char *)data;
+  f->shards[0].bytes.size = bytes;
+  ok = (data || mhk__bytes_open_or_fail(ctx, path, &f->shards[0].bytes)) && mhk__file_finish(f);
+  mhk__scratch_rewind(ctx, mark);
+  if (ok) return f;
+  mhk_file_close(f);
+  return NULL;
+}
+
+/* the folder of a path, with its slash, or "" */
+static void mhk__folder_of(char *out, size_t room, const char *path) {
+  const char *end = strrchr(path, '/');
+  size_t n = end ? (size_t)(end - path) + 1 : 0;
+  if (n >= room) n = 0;
+  memcpy(out, path, n);
+  out[n] = 0;
+}
+
+#define MHK__PATH_MOST 1000 /* bytes of a path, so that names and endings can be put behind it */
+
+static int mhk__path_fits(mhk_context *ctx, const char *path) {
+  if (mhk_failed(ctx)) return 0;
+  if (!path || !path[0])
+    mhk_fail(ctx, MHK_ERROR_ARGUMENT, "a path is needed, none was given");
+  else if (strlen(path) > MHK__PATH_MOST)
+    mhk_fail(ctx, MHK_ERROR_ARGUMENT, "a path of %lld bytes is too long: %d is the most", (long long)strlen(path), MHK__PATH_MOST);
+  return !mhk_failed(ctx);
+}
+
+MHKDEF mhk_file *mhk_file_open(mhk_context *ctx, const char *path) {
+  char inside[MHK__PATH_MOST + 64], other[MHK__PATH_MOST + 64];
+  if (!mhk__path_fits(ctx, path)) return NULL;
+  if (mhk__is_folder(path)) {
+    mhk__join_path(inside, sizeof inside, path, "model.safetensors");
+    if (mhk__is_file(inside)) return mhk__file_open_single(ctx, inside, NULL, 0);
+    mhk__join_path(other, sizeof other, path, "model.safetensors.index.json");
+    if (mhk__is_file(other)) return mhk__file_open_index(ctx, other, path);
+    mhk__join_path(other, sizeof other, path, "pytorch_model.bin");
+    if (mhk__is_file(other))
+      mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "%s is not read by this version: save the model as model.safetensors", other);
+    else
+      mhk_fail(ctx, MHK_ERROR_FILE, "the folder %s holds neither model.safetensors nor model.safetensors.index.json", path);
+    return NULL;
+  }
+  if (mhk__ends_with(path, ".json")) {
+    mhk__folder_of(inside, sizeof inside, path);
+    return mhk__file_open_index(ctx, path, inside);
+  }
+  return mhk__file_open_single(ctx, path, NULL, 0);
+}
+
+MHKDEF mhk_file *mhk_file_open_memory(mhk_context *ctx, const void *data, size_t bytes) {
+  if (mhk_failed(ctx)) return NULL;
+  if (!data && bytes) {
+    mhk_fail(ctx, MHK_ERROR_ARGUMENT, "mhk_file_open_memory was given %lld bytes at NULL", (long long)bytes);
+    return NULL;
+  }
+  return mhk__file_open_single(ctx, "the file in memory", data ? data : "", bytes);
+}
+
+MHKDEF void mhk_file_close(mhk_file *f) { mhk__object_free(f); }
+
+MHKDEF int mhk_file_tensors(const mhk_file *f) { return f ? f->n : 0; }
+
+MHKDEF const mhk_file_tensor *mhk_file_tensor_at(const mhk_file *f, int i) { return f && i >= 0 && i < f->n ? &f->sorted[i]->t : NULL; }
+
+MHKDEF const mhk_file_tensor *mhk_file_find(const mhk_file *f, const char *name) {
+  return f && name ? mhk_file_tensor_at(f, mhk__file_index(f, name)) : NULL;
+}
+
+/* the file that a tensor of f is in */
+static const char *mhk__file_path_of(const mhk_file *f, const mhk_file_tensor *x) {
+  return f->shards[((const mhk__stored *)(const void *)x)->shard].path;
+}
+
+MHKDEF const char *mhk_file_metadata(const mhk_file *f, const char *key, size_t *length) {
+  const mhk__metadata *m;
+  if (length) *length = 0;
+  if (!f || !key) return NULL;
+  for (m = f->metadata; m; m = m->next)
+    if (strcmp(m->key, key) == 0) {
+      if (length) *length = m->length;
+      return m->value;
+    }
+  return NULL;
+}
+
+static int mhk__file_tensor_ok(mhk_context *ctx, const mhk_file_tensor *x, const void *out) {
+  if (mhk_failed(ctx)) return 0;
+  if (!x || !x->data || (!out && x->count)) {
+    mhk_fail(ctx, MHK_ERROR_ARGUMENT, "reading a tensor needs the tensor and room for it; %s is NULL",
+             x && x->data ? "the room" : "the tensor");
+    return 0;
+  }
+  if (mhk_dtype_size(x->dtype) == 0 || x->count < 0 || x->bytes / mhk_dtype_size(x->dtype) != (size_t)x->count) {
+    mhk_fail(ctx, MHK_ERROR_ARGUMENT, "tensor %.200s: %lld elements of type %d are not %lld bytes", x->name ? x->name : "?",
+             (long long)x->count, (int)x->dtype, (long long)x->bytes);
+    return 0;
+  }
+  return 1;
+}
+
+MHKDEF mhk_result mhk_file_read(mhk_context *ctx, const mhk_file_tensor *x, mhk_real *out) {
+  if (!mhk__file_tensor_ok(ctx, x, out)) return mhk_error(ctx);
+  mhk__unpack(x->dtype, x->data, x->count, out);
+  return MHK_OK;
+}
+
+MHKDEF mhk_result mhk_file_read_i32(mhk_context *ctx, const mhk_file_tensor *x, int32_t *out) {
+  const unsigned char *p;
+  mhk_index i;
+  size_t size;
+  int is_signed;
+  if (!mhk__file_tensor_ok(ctx, x, out)) return mhk_error(ctx);
+  if (x->dtype == MHK_F32 || x->dtype == MHK_F64 || x->dtype == MHK_F16 || x->dtype == MHK_BF16)
+    return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "tensor %.200s has the type %s; integers are wanted", x->name ? x->name : "?",
+                    mhk_dtype_name(x->dtype));
+  p = (const unsigned char *)x->data;
+  size = mhk_dtype_size(x->dtype);
+  is_signed = x->dtype == MHK_I8 || x->dtype == MHK_I16 || x->dtype == MHK_I32 || x->dtype == MHK_I64;
+  for (i = 0; i < x->count; i++, p += size) {
+    uint64_t bits = 0, magnitude;
+    int negative;
+    size_t k;
+    for (k = size; k > 0; k--) bits = (bits << 8) | p[k - 1];
+    negative = is_signed && (p[size - 1] & 0x80);
+    if (negative && size < 8) bits |= ~(uint64_t)0 << (8 * size);
+    magnitude = negative ? ~bits + 1 : bits;
+    if (magnitude > (negative ? (uint64_t)2147483648u : (uint64_t)2147483647u))
+      return mhk_fail(ctx, MHK_ERROR_FORMAT, "element %lld of tensor %.200s is %s%llu, which does not fit 32 bits", (long long)i,
+                      x->name ? x->name : "?", negative ? "-" : "", (unsigned long long)magnitude);
+    out[i] = negative ? (int32_t)(-(int64_t)magnitude) : (int32_t)magnitude;
+  }
+  return MHK_OK;
+}
+
+/* ---- safetensors out */
+
+/* A tensor to be written as type dtype from host memory that has the type from; they differ only when from is MHK_REAL or a
+   float type and dtype is F32, F16 or BF16. */
+typedef struct mhk__outgoing {
+  const char *name;
+  mhk_dtype dtype, from;
+  int rank;
+  const mhk_index *shape;
+  mhk_index count;
+  const void *data;
+} mhk__outgoing;
+
+/* large elements first, so that all of them are aligned; then by name */
+static int mhk__outgoing_order(const void *a, const void *b) {
+  const mhk__outgoing *x = (const mhk__outgoing *)a, *y = (const mhk__outgoing *)b;
+  size_t p = mhk_dtype_size(x->dtype), q = mhk_dtype_size(y->dtype);
+  return p != q ? (p > q ? -1 : 1) : strcmp(x->name, y->name);
+}
+
+static int mhk__outgoing_name_order(const void *a, const void *b) {
+  return strcmp(((const mhk__outgoing *)a)->name, ((const mhk__outgoing *)b)->name);
+}
+
+#define MHK__OUT_BLOCK 4096 /* elements converted at a time */
+
+static mhk_result mhk__write_outgoing(mhk_context *ctx, mhk__output *out, const mhk__outgoing *x) {
+  const size_t from = mhk_dtype_size(x->from), to = mhk_dtype_size(x->dtype);
+  const int turn = !mhk__little_endian();
+  mhk__mark mark = mhk__scratch_mark(ctx);
+  mhk_real *values;
+  unsigned char *bytes;
+  mhk_index at, i;
+  if (x->from == x->dtype && !turn) {
+    mhk__output_write(out, x->data, (size_t)x->count * to);
+    return MHK_OK;
+  }
+  values = (mhk_real *)mhk__scratch(ctx, MHK__OUT_BLOCK, sizeof(mhk_real));
+  bytes = (unsigned char *)mhk__scratch(ctx, MHK__OUT_BLOCK, 8);
+  for (at = 0; at < x->count && values && bytes && !out->error; at += MHK__OUT_BLOCK) {
+    const mhk_index n = x->count - at < MHK__OUT_BLOCK ? x->count - at : MHK__OUT_BLOCK;
+    const unsigned char *data = (const unsigned char *)x->data + (size_t)at * from;
+    if (x->from == x->dtype)
+      memcpy(bytes, data, (size_t)n * to);
+    else {
+      mhk__unpack_host(x->from, data, n, values);
+      for (i = 0; i < n; i++) {
+        const float v = (float)values[i];
+        const uint32_t wide = mhk__float_bits(v);
+        const uint16_t narrow = x->dtype == MHK_F16 ? mhk__pack_f16(v) : mhk__pack_bf16(v);
+        if (x->dtype == MHK_F32)
+          memcpy(bytes + 4 * (size_t)i, &wide, 4);
+        else
+          memcpy(bytes + 2 * (size_t)i, &narrow, 2);
+        if (values[i] - values[i] == 0 && (x->dtype == MHK_F32   ? (wide & 0x7F800000u) == 0x7F800000u
+                                           : x->dtype == MHK_F16 ? (narrow & 0x7C00u) == 0x7C00u
+                                                                 : (narrow & 0x7F80u) == 0x7F80u)) {
+          char number[32];
+          mhk__format_double((double)values[i], number);
+          mhk__scratch_rewind(ctx, mark);
+          return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "element %lld of %.200s is %s: too large for %s; write F32", (long long)(at + i),
+                          x->name, number, mhk_dtype_name(x->dtype));
+        }
+      }
+    }
+    if (turn)
+      for (i = 0; i < n; i++) {
+        unsigned char *p = bytes + (size_t)i * to;
+        size_t k;
+        for (k = 0; k < to / 2; k++) {
+          unsigned char swap = p[k];
+          p[k] = p[to - 1 - k];
+          p[to - 1 - k] = swap;
+        }
+      }
+    mhk__output_write(out, bytes, (size_t)n * to);
+  }
+  mhk__scratch_rewind(ctx, mark);
+  return mhk_error(ctx);
+}
+
+/* metadata: n_metadata pairs key, value; lengths of the values, or NULL for 0-terminated ones */
+static mhk_result mhk__file_write(mhk_context *ctx, const char *path, int n, const mhk__outgoing *tensors, int n_metadata,
+                                  const char *const *metadata, const size_t *lengths) {
+  mhk__mark mark;
+  mhk__output out;
+  mhk__writer w;
+  const void **order;
+  unsigned char size[8];
+  size_t at = 0;
+  int i, j;
+  if (!mhk__path_fits(ctx, path)) return mhk_error(ctx);
+  mark = mhk__scratch_mark(ctx);
+  order = (const void **)mhk__scratch(ctx, n, 2 * sizeof(void *));
+  if (!order) return mhk_error(ctx);
+  for (i = 0; i < n; i++) {
+    order[i] = &tensors[i];
+    if (!tensors[i].name[0] || strcmp(tensors[i].name, "__metadata__") == 0 || !mhk__utf8_valid(tensors[i].name, strlen(tensors[i].name)))
+      mhk_fail(ctx, MHK_ERROR_ARGUMENT, "tensor %d cannot be written: its name must be valid UTF-8, not empty and not __metadata__", i);
+  }
+  mhk__sort(order, order + n, n, mhk__outgoing_name_order);
+  for (i = 1; i < n; i++)
+    if (mhk__outgoing_name_order(order[i - 1], order[i]) == 0)
+      mhk_fail(ctx, MHK_ERROR_ARGUMENT, "two tensors to be written are called %.200s", ((const mhk__outgoing *)order[i])->name);
+  mhk__sort(order, order + n, n, mhk__outgoing_order);
+  mhk__write_to(&w, ctx, &ctx->scratch);
+  w.compact = 1;
+  mhk__write_open(&w, '{');
+  if (n_metadata > 0) {
+    mhk__write_key(&w, "__metadata__");
+    mhk__write_open(&w, '{');
+    for (i = 0; i < n_metadata; i++) {
+      const size_t length = lengths ? lengths[i] : strlen(metadata[2 * i + 1]);
+      for (j = 0; j < i; j++)
+        if (strcmp(metadata[2 * j], metadata[2 * i]) == 0)
+          mhk_fail(ctx, MHK_ERROR_ARGUMENT, "the metadata key \"%.100s\" is given twice", metadata[2 * i]);
+      if (!mhk__utf8_valid(metadata[2 * i], strlen(metadata[2 * i])) || !mhk__utf8_valid(metadata[2 * i + 1], length))
+        mhk_fail(ctx, MHK_ERROR_ARGUMENT, "the metadata \"%.100s\" is no valid UTF-8", metadata[2 * i]);
+      mhk__write_key(&w, metadata[2 * i]);
+      mhk__write_string(&w, metadata[2 * i + 1], length);
+    }
+    mhk__write_close(&w, '}');
+  }
+  for (i = 0; i < n; i++) {
+    const mhk__outgoing *x = (const mhk__outgoing *)order[i];
+    const size_t bytes = mhk__size3(ctx, x->count, 1, mhk_dtype_size(x->dtype));
+    mhk__write_key(&w, x->name);
+    mhk__write_open(&w, '{');
+    mhk__write_key(&w, "dtype");
+    mhk__write_string(&w, mhk_dtype_name(x->dtype), strlen(mhk_dtype_name(x->dtype)));
+    mhk__write_key(&w, "shape");
+    mhk__write_open(&w, '[');
+    for (j = 0; j < x->rank; j++) {
+      mhk__write_item(&w);
+      mhk__write_integer(&w, (int64_t)x->shape[j]);
+    }
+    mhk__write_close(&w, ']');
+    mhk__write_key(&w, "data_offsets");
+    mhk__write_open(&w, '[');
+    mhk__write_item(&w);
+    mhk__write_integer(&w, (int64_t)at);
+    at += bytes;
+    mhk__write_item(&w);
+    mhk__write_integer(&w, (int64_t)at);
+    mhk__write_close(&w, ']');
+    mhk__write_close(&w, '}');
+  }
+  mhk__write_close(&w, '}');
+  while (!mhk_failed(ctx) && w.length % 8 != 0) mhk__write_bytes(&w, " ", 1);
+  if (!mhk_failed(ctx) && w.length > MHK__HEADER_MOST)
+    mhk_fail(ctx, MHK_ERROR_ARGUMENT, "%s would need a header of %lld bytes; safetensors allows %d", path, (long long)w.length,
+             MHK__HEADER_MOST);
+  if (!mhk_failed(ctx)) {
+    for (i = 0; i < 8; i++) size[i] = (unsigned char)(((uint64_t)w.length >> (8 * i)) & 255u);
+    mhk__output_open(&out, path);
+    mhk__output_write(&out, size, 8);
+    mhk__output_write(&out, w.data, w.length);
+    for (i = 0; i < n && !out.error && !mhk_failed(ctx); i++) mhk__write_outgoing(ctx, &out, (const mhk__outgoing *)order[i]);
+    if (mhk__output_close(&out, !mhk_failed(ctx))) mhk_fail(ctx, MHK_ERROR_FILE, "cannot write %s: %s", path, strerror(out.error));
+  }
+  mhk__scratch_rewind(ctx, mark);
+  return mhk_error(ctx);
+}
+
+MHKDEF mhk_result mhk_file_write(mhk_context *ctx, const char *path, int n, const mhk_file_tensor *tensors, int n_metadata,
+                                 const char *const *metadata) {
+  mhk__mark mark;
+  mhk__outgoing *list;
+  int i, j;
+  if (mhk_failed(ctx)) return mhk_error(ctx);
+  if (n < 0 || n_metadata < 0 || (n && !tensors) || (n_metadata && !metadata))
+    return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "mhk_file_write was given %d tensors and %d metadata pairs without the arrays for them", n,
+                    n_metadata);
+  for (i = 0; i < 2 * n_metadata; i++)
+    if (!metadata[i]) return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "metadata text %d is NULL", i);
+  mark = mhk__scratch_mark(ctx);
+  list = (mhk__outgoing *)mhk__scratch(ctx, n, sizeof *list);
+  for (i = 0; i < n && list; i++) {
+    const mhk_file_tensor *x = &tensors[i];
+    mhk_index count = 1;
+    if (!x->name || mhk_dtype_size(x->dtype) == 0 || x->rank < 0 || x->rank > MHK_MAX_RANK || x->count < 0 || (!x->data && x->count)) {
+      mhk_fail(ctx, MHK_ERROR_ARGUMENT, "tensor %d (%.200s) cannot be written: name, type, rank (at most %d) and data are needed", i,
+               x->name ? x->name : "no name", MHK_MAX_RANK);
+      break;
+    }
+    for (j = 0; j < x->rank; j++) {
+      if (x->shape[j] < 0 || (x->shape[j] > 0 && count > PTRDIFF_MAX / x->shape[j])) break;
+      count *= x->shape[j];
+    }
+    if (j < x->rank || count != x->count) {
+      char text[160];
+      mhk_fail(ctx, MHK_ERROR_SHAPE, "tensor %.200s of shape %s cannot have %lld elements", x->name,
+               mhk__shape_text(x->rank, x->shape, text, sizeof text), (long long)x->count);
+      break;
+    }
+    list[i].name = x->name;
+    list[i].dtype = list[i].from = x->dtype;
+    list[i].rank = x->rank;
+    list[i].shape = x->shape;
+    list[i].count = x->count;
+    list[i].data = x->data;
+  }
+  if (!mhk_failed(ctx)) mhk__file_write(ctx, path, n, list, n_metadata, metadata, NULL);
+  mhk__scratch_rewind(ctx, mark);
+  return mhk_error(ctx);
+}
+#endif /* MOHAWK_IMPLEMENTATION */
+#if defined(MOHAWK_IMPLEMENTATION) && !defined(MHK__PASS)
+/* ====================================================================================================
+   TOKENIZER: byte-level BPE, Unicode classes, streaming decode                             >>tokenizer
+   ====================================================================================================
+   Byte-level BPE (Radford et al. 2019; merges: Sennrich et al. 2016). Text is cut at added tokens, the rest into words by the pattern
+     's|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+
+   and inside a word the pair of neighbours with the lowest rank is merged until none has a rank. Vocabulary files write bytes as
+   characters: printable Latin-1 as itself, the other 68 bytes as U+0100..U+0143 in order. */
+
+#define MHK__OTHER 0u
+#define MHK__LETTER 1u
+#define MHK__NUMBER 2u
+#define MHK__SPACE 3u
+
+/* Unicode 16.0: general categories L* and N*, and White_Space, as runs of code points from U+0000 on, each 4 * length + class. What comes
+   after the last run is MHK__OTHER. */
+static const uint16_t mhk__class_runs[] = {
+  36,23,72,7,60,42,28,105,24,105,40,7,104,7,36,5,28,10,4,5,12,6,5,4,14,4,93,4,125,4,1833,16,49,56,21,28,5,4,5,516,21,4,9,8,17,4,5,24,5,4,
+  13,4,5,4,81,4,333,4,557,32,665,4,153,8,5,24,165,284,109,16,17,180,173,84,42,16,9,4,397,4,5,60,9,28,9,42,13,8,5,64,5,4,121,116,357,44,5,
+  56,42,133,36,9,16,5,20,89,16,5,36,5,12,5,92,101,28,45,20,97,4,25,68,169,232,217,12,5,72,5,28,41,16,42,4,65,16,33,8,9,8,89,4,29,4,5,12,
+  17,12,5,64,5,52,9,4,13,16,42,9,8,26,8,5,32,25,16,9,8,89,4,29,4,9,4,9,4,9,124,17,4,5,28,42,8,13,64,37,4,13,4,89,4,29,4,9,4,21,12,5,72,5,
+  60,9,16,42,36,5,44,33,8,9,8,89,4,29,4,9,4,21,12,5,120,9,4,13,16,42,4,5,26,44,5,4,25,12,13,4,17,12,9,4,5,4,9,12,9,12,13,12,49,88,5,84,54,
+  72,33,4,13,4,93,4,65,12,5,104,13,8,5,8,9,16,42,32,30,4,5,16,33,4,13,4,93,4,41,4,21,12,5,124,9,4,9,16,42,4,9,68,37,4,13,4,165,8,5,64,5,
+  20,13,4,30,13,16,78,4,25,20,73,12,97,4,37,4,5,8,29,124,42,68,193,4,9,48,29,36,42,156,9,4,5,4,21,4,97,4,5,4,41,4,9,36,5,8,21,4,5,36,42,8,
+  17,128,5,124,82,48,33,4,145,108,21,460,173,80,5,42,24,25,16,17,12,5,12,9,28,13,16,53,48,5,4,42,24,153,4,5,20,5,8,173,4,1333,4,17,8,29,4,
+  5,4,17,8,165,4,17,8,133,4,17,8,29,4,5,4,17,8,61,4,229,4,17,8,269,56,82,12,65,64,345,8,25,12,2481,8,69,7,105,20,301,12,14,33,28,73,52,77,
+  56,73,56,53,4,13,60,209,140,5,16,5,12,42,24,42,88,42,24,357,28,21,8,137,4,5,20,281,40,125,156,42,121,8,21,44,177,16,105,24,46,148,93,36,
+  213,172,42,24,42,52,5,372,189,68,33,12,42,164,121,52,9,42,177,104,145,112,42,12,13,42,145,8,45,20,173,8,13,164,17,4,25,4,9,12,5,20,769,
+  256,1113,8,25,8,153,8,25,8,33,4,5,4,5,4,5,4,125,8,213,4,29,4,5,12,13,4,29,12,17,8,25,16,53,20,13,4,29,12,47,116,11,20,7,188,7,64,6,5,8,
+  26,20,5,42,24,53,404,5,16,5,8,41,4,5,12,21,24,5,4,5,4,5,4,17,4,45,8,17,20,21,16,5,4,206,9,22,2904,242,312,90,2520,122,4528,917,24,17,12,
+  9,36,6,8,153,4,5,20,5,8,225,28,5,64,93,36,29,4,29,4,29,4,29,4,29,4,29,4,29,4,29,320,5,1856,7,16,9,6,100,38,28,21,8,14,9,16,345,24,13,4,
+  361,4,17,20,173,4,377,12,18,40,129,192,65,128,42,120,34,4,62,128,42,156,62,1280,26369,256,65533,23097,268,185,8,1077,12,65,42,9,80,189,
+  64,125,8,281,42,156,37,8,413,8,269,8,9,4,5,4,33,84,65,4,13,4,17,4,93,52,26,40,209,56,201,112,42,96,25,12,5,4,9,4,42,113,40,93,100,117,
+  28,189,112,5,42,24,21,4,41,42,21,4,165,92,13,4,33,16,42,24,93,12,5,12,201,4,5,12,9,8,21,8,5,4,5,96,13,8,45,28,13,48,25,8,25,8,25,36,29,
+  4,29,4,173,4,57,24,461,52,42,24,44689,48,93,16,197,33808,1465,8,425,152,29,48,21,20,5,4,41,4,53,4,21,4,5,4,9,4,9,4,433,132,1453,72,257,
+  8,217,160,49,464,21,4,541,76,42,28,105,24,105,44,357,12,25,8,25,8,25,8,13,140,49,4,105,4,77,4,9,4,61,8,57,136,493,48,182,48,230,68,10,
+  976,117,12,197,64,110,16,129,18,36,81,6,33,6,20,153,40,121,8,145,16,33,4,22,168,633,8,42,24,145,16,145,16,161,32,209,48,45,4,61,4,29,4,
+  9,4,45,4,61,4,29,4,9,12,209,48,1245,36,89,40,33,96,25,4,169,4,37,276,25,8,5,4,177,4,9,12,5,8,93,8,34,93,8,30,125,32,38,192,77,4,9,20,22,
+  89,26,16,105,280,225,16,10,9,66,8,186,5,60,17,4,13,4,117,40,38,92,117,10,4,117,14,128,33,4,113,24,22,64,217,40,89,8,34,77,20,34,73,92,
+  30,320,293,220,205,52,205,28,26,145,48,42,24,42,113,36,93,872,126,4,169,24,9,64,13,236,117,42,5,32,89,44,18,108,73,184,85,30,80,93,48,
+  213,104,122,4,9,8,5,52,181,128,101,28,42,36,145,60,42,16,5,8,5,32,141,12,5,48,193,56,17,44,42,5,4,5,16,82,44,73,4,101,76,9,252,29,4,5,4,
+  17,4,61,4,41,28,189,68,42,44,33,8,9,8,89,4,29,4,9,4,21,12,5,72,5,48,21,120,41,4,5,8,5,4,153,4,5,100,5,4,5,176,213,72,17,20,42,20,13,120,
+  193,80,9,4,5,32,42,664,189,164,17,144,193,80,5,44,42,152,173,52,5,28,42,24,82,112,109,84,50,16,29,740,177,464,257,78,48,33,8,5,8,33,4,9,
+  4,97,60,5,4,5,56,42,280,33,8,157,64,5,4,5,112,5,40,161,28,5,84,5,44,185,76,5,72,293,796,133,60,42,24,37,4,149,68,5,60,118,20,121,448,29,
+  4,9,4,153,84,5,36,42,24,25,4,9,4,129,56,5,28,42,1240,77,60,5,4,53,4,137,112,42,344,5,60,86,172,3689,408,446,68,785,10544,389,60,4289,68,
+  25,100,15981,20,2333,27364,121,72,42,6936,2277,28,125,4,42,24,317,4,42,24,121,72,193,64,17,48,42,4,30,4,85,20,77,1728,181,12,42,792,257,
+  94,420,301,20,5,264,53,256,9,4,5,112,24545,32,4953,164,41,35740,17,4,29,4,9,4,1165,60,5,116,13,8,5,56,17,32,1585,9232,429,20,53,12,37,
+  28,41,16728,42,5912,82,48,82,432,102,540,341,4,285,4,9,8,5,8,9,8,17,4,49,4,5,4,29,4,261,4,17,8,33,4,29,4,113,4,17,4,21,4,5,12,29,4,1361,
+  8,101,4,101,4,125,4,101,4,125,4,101,4,125,4,101,4,125,4,101,4,33,8,202,7168,125,24,25,1044,249,584,181,40,29,8,42,16,5,1284,121,72,177,
+  16,42,1880,113,16,42,856,121,8,5,42,1940,29,4,17,4,9,4,61,4,789,8,38,192,273,28,5,16,42,3164,238,4,14,4,18,304,182,4,62,776,17,4,109,4,
+  9,4,5,8,5,4,41,4,17,4,5,4,5,24,5,16,5,4,5,4,5,4,13,4,9,4,5,8,5,4,5,4,5,4,5,4,5,4,9,4,5,8,17,4,29,4,17,4,17,4,5,4,41,4,69,20,13,4,21,4,
+  69,2320,54,11148,42,4120,65533,65533,39817,128,16617,24,889,8,23049,56,29893,60,2489,9864,2169,6024,19757,20,16769};
+
+/* the character at the start of n bytes and its length; 0 when there is no well-formed one */
+static size_t mhk__utf8_get(const unsigned char *p, size_t n, uint32_t *c) {
+  const size_t length = mhk__utf8_length(p, n);
+  if (length == 1) *c = p[0];
+  if (length == 2) *c = (p[0] & 0x1Fu) << 6 | (p[1] & 0x3Fu);
+  if (length == 3) *c = (p[0] & 0x0Fu) << 12 | (p[1] & 0x3Fu) << 6 | (p[2] & 0x3Fu);
+  if (length == 4) *c = (p[0] & 0x07u) << 18 | (p[1] & 0x3Fu) << 12 | (p[2] & 0x3Fu) << 6 | (p[3] & 0x3Fu);
+  return length;
+}
+
+/* the byte that a character of a vocabulary file stands for, or -1 */
+static int mhk__byte_of(uint32_t c) {
+  if ((c >= 33 && c <= 126) || (c >= 161 && c <= 255 && c != 173)) return (int)c;
+  if (c >= 256 && c <= 288) return (int)c - 256;
+  if (c >= 289 && c <= 322) return (int)c - 289 + 127;
+  return c == 323 ? 173 : -1;
+}
+
+/* the other way round, as UTF-8: one or two bytes */
+static size_t mhk__byte_character(unsigned char byte, char *out) {
+  uint32_t c = byte;
+  if (c <= 32)
+    c += 256;
+  else if (c >= 127 && c <= 160)
+    c += 289 - 127;
+  else if (c == 173)
+    c = 323;
+  return mhk__utf8_put(out, c);
+}
+
+/* ---------------------------------------------------------------------------------------- structures */
+
+/* what an id is: any of these; none: the id does not exist */
+#define MHK__TOKEN_VOCABULARY 1
+#define MHK__TOKEN_MAPPED 2 /* its text in the vocabulary stands for bytes; else the text is meant as it is, and no merge reaches it */
+#define MHK__TOKEN_ADDED 4
+
+typedef struct mhk__merge { uint32_t left, right, rank; } mhk__merge; /* a slot of the table; rank UINT32_MAX: empty */
+
+typedef struct mhk__added {
+  const char *text;
+  size_t length;
+  int32_t id;
+  unsigned char lstrip, rstrip, special, normalized;
+} mhk__added;
+
+/* Sorted by text; those that start with byte b are first[b] up to first[b + 1]. */
+typedef struct mhk__added_set {
+  const mhk__added **tokens;
+  mhk_index n;
+  mhk_index first[257];
+} mhk__added_set;
+
+/* words met before, with their ids: text is mostly made of few words */
+#define MHK__WORD_SLOTS 4096
+#define MHK__WORD_BYTES 16
+#define MHK__WORD_IDS 11
+typedef struct mhk__word {
+  unsigned char text[MHK__WORD_BYTES]; /* rest zero */
+  unsigned char length, n, unused[2];  /* length 0: empty */
+  int32_t ids[MHK__WORD_IDS];
+} mhk__word;
+
+struct mhk_tokenizer {
+  mhk__object object;
+  uint32_t *classes; /* starts of the runs of mhk__class_runs, each 4 * first code point + class */
+  mhk_index n_classes;
+  unsigned char ascii[128];
+  int size;             /* the largest id + 1 */
+  char *bytes;          /* all tokens, each followed by a 0 */
+  uint32_t *at, *length; /* by id */
+  unsigned char *kind;
+  int32_t *slots; /* the vocabulary hashed by bytes; -1: empty */
+  uint32_t slot_mask;
+  mhk__merge *merges;
+  uint32_t merge_mask, n_merges;
+  int32_t *merged; /* by rank */
+  uint32_t byte_ids[256];
+  mhk__added_set added[2]; /* those looked for first (not normalized), and the others, looked for in what is left */
+  mhk__word *words;
+  int prefix_space, use_regex, ignore_merges;
+  int32_t end;
+  const char *json;
+  size_t json_length;
+};
+
+/* ---------------------------------------------------------------------------------------- character classes */
+
+static int mhk__classes_make(mhk_tokenizer *k) {
+  mhk_context *ctx = k->object.ctx;
+  const mhk_index n = (mhk_index)(sizeof mhk__class_runs / sizeof *mhk__class_runs);
+  uint32_t at = 0, c;
+  mhk_index i, run = 0;
+  k->classes = (uint32_t *)mhk__arena_zeros(ctx, &k->object.arena, n + 1, sizeof(uint32_t));
+  if (!k->classes) return 0;
+  for (i = 0; i < n; i++) {
+    k->classes[i] = at << 2 | (mhk__class_runs[i] & 3u);
+    at += mhk__class_runs[i] >> 2;
+  }
+  k->classes[n] = at << 2 | MHK__OTHER;
+  k->n_classes = n + 1;
+  for (c = 0; c < 128; c++) {
+    while (k->classes[run + 1] >> 2 <= c) run++;
+    k->ascii[c] = (unsigned char)(k->classes[run] & 3u);
+  }
+  return 1;
+}
+
+/* The class of the character at the start of n > 0 bytes, and how long it is. A byte that is part of no character counts as one. */
+static unsigned mhk__class_at(const mhk_tokenizer *k, const unsigned char *p, size_t n, size_t *length) {
+  uint32_t c = 0;
+  mhk_index low = 0, high = k->n_classes;
+  if (*p < 128) {
+    *length = 1;
+    return k->ascii[*p];
+  }
+  *length = mhk__utf8_get(p, n, &c);
+  if (*length == 0) {
+    *length = 1;
+    return MHK__OTHER;
+  }
+  while (high - low > 1) { /* the last run that does not start behind c */
+    const mhk_index middle = low + (high - low) / 2;
+    if (k->classes[middle] >> 2 <= c)
+      low = middle;
+    else
+      high = middle;
+  }
+  return k->classes[low] & 3u;
+}
+
+/* ---------------------------------------------------------------------------------------- tables */
+
+static uint32_t mhk__hash_bytes(const char *p, size_t n) { /* FNV-1a, its halves folded */
+  uint64_t h = 0xCBF29CE484222325u;
+  size_t i;
+  for (i = 0; i < n; i++) h = (h ^ (unsigned char)p[i]) * 0x100000001B3u;
+  return (uint32_t)(h ^ h >> 32);
+}
+
+static uint32_t mhk__hash_pair(uint32_t left, uint32_t right) {
+  return (uint32_t)(((uint64_t)left << 32 | right) * 0x9E3779B97F4A7C15u >> 32);
+}
+
+/* a power of two with at least half of the slots left empty; 0 and an error when there are too many */
+static uint32_t mhk__table_size(mhk_context *ctx, mhk_index n, const char *where) {
+  uint32_t size = 16;
+  if (n > ((mhk_index)1 << 28)) {
+    mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "%s has %lld entries, more than this version reads", where, (long long)n);
+    return 0;
+  }
+  while (size < 2 * (uint32_t)n) size *= 2;
+  return size;
+}
+
+/* the id of a token of the vocabulary, or -1; *slot is where it is or would be */
+static int32_t mhk__vocabulary_find(const mhk_tokenizer *k, const char *bytes, size_t n, int mapped, uint32_t *slot) {
+  uint32_t s = mhk__hash_bytes(bytes, n) & k->slot_mask;
+  for (;; s = (s + 1) & k->slot_mask) {
+    const int32_t id = k->slots[s];
+    if (slot) *slot = s;
+    if (id < 0) return id;
+    if (k->length[id] == n && ((k->kind[id] & MHK__TOKEN_MAPPED) != 0) == mapped && memcmp(k->bytes + k->at[id], bytes, n) == 0) return id;
+  }
+}
+
+/* the rank of a pair, UINT32_MAX when it does not merge */
+static uint32_t mhk__merge_rank(const mhk_tokenizer *k, uint32_t left, uint32_t right) {
+  uint32_t s = mhk__hash_pair(left, right) & k->merge_mask;
+  for (;; s = (s + 1) & k->merge_mask) {
+    const mhk__merge *m = &k->merges[s];
+    if ((m->left == left && m->right == right) || m->rank == UINT32_MAX) return m->rank;
+  }
+}
+
+/* ---------------------------------------------------------------------------------------- reading */
+
+/* Where a tokenizer comes from. The vocabulary is an object of ids by text; added tokens an array of objects (tokenizer.json), an object
+   of ids by text (added_tokens.json), or not there; merges an array, or lines of text. */
+typedef struct mhk__token_source {
+  const char *where, *merges_where, *added_where; /* names in errors */
+  const mhk__json *vocabulary, *added, *merges;
+  const char *lines;
+  size_t lines_length;
+} mhk__token_source;
+
+/* how many of n bytes to show in a message: short, and whole characters (for "%.*s") */
+static int mhk__shown(const char *text, size_t n) {
+  size_t most = n < 60 ? n : 60;
+  if (most < n)
+    while (most > 0 && ((unsigned char)text[most] & 0xC0u) == 0x80) most--;
+  return (int)most;
+}
+
+/* A token's text as bytes: 1 when every character stands for one; 0: copied as it is. Never longer than the text. */
+static int mhk__token_map(const char *text, size_t n, char *out, size_t *length) {
+  size_t i = 0, step, used = 0;
+  while (i < n) {
+    uint32_t c = 0;
+    int byte = -1;
+    step = mhk__utf8_get((const unsigned char *)text + i, n - i, &c);
+    if (step) byte = mhk__byte_of(c);
+    if (byte < 0) {
+      memcpy(out, text, n);
+      *length = n;
+      return 0;
+    }
+    out[used++] = (char)(unsigned char)byte;
+    i += step;
+  }
+  *length = used;
+  return 1;
+}
+
+/* Text and id of an entry of the vocabulary or of the added tokens; 0 after an error. */
+static int mhk__token_entry(mhk_context *ctx, const mhk__json *x, const char *where, const char **text, size_t *length, int32_t *id) {
+  const mhk__json *value = x;
+  int64_t number = -1;
+  if (x->key) {
+    *text = x->key;
+    *length = x->key_length;
+  } else {
+    const mhk__json *content = mhk__json_get(x, "content");
+    value = mhk__json_get(x, "id");
+    if (!mhk__json_is(content, MHK__JSON_STRING)) {
+      mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: the added token at byte %lld has no text \"content\"", where, (long long)x->at);
+      return 0;
+    }
+    *text = content->text;
+    *length = content->length;
+  }
+  if (*length == 0 || memchr(*text, 0, *length)) {
+    mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: the token at byte %lld %s", where, (long long)x->at,
+             *length ? "has a zero character" : "is empty");
+    return 0;
+  }
+  if (!mhk__json_integer(value, &number) || number < 0 || number >= INT32_MAX) {
+    mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: the id of token \"%.*s\" should be a whole number from 0 to %ld", where,
+             mhk__shown(*text, *length), *text, (long)INT32_MAX - 1);
+    return 0;
+  }
+  *id = (int32_t)number;
+  return 1;
+}
+
+/* object[key] as 0 or 1; fallback when it is not there */
+static int mhk__token_flag(mhk_context *ctx, const mhk__json *object, const char *key, int fallback, const char *where) {
+  const mhk__json *x = mhk__json_get(object, key);
+  if (!x) return fallback;
+  if (!mhk__json_is(x, MHK__JSON_TRUE) && !mhk__json_is(x, MHK__JSON_FALSE))
+    mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: \"%s\" at byte %lld should be true or false", where, key, (long long)x->at);
+  return mhk__json_is(x, MHK__JSON_TRUE);
+}
+
+static int mhk__added_compare(const void *a, const void *b) {
+  const mhk__added *x = (const mhk__added *)a, *y = (const mhk__added *)b;
+  return mhk__text_order(x->text, x->length, y->text, y->length);
+}
+
+/* Ids, bytes and kinds of all tokens, and the vocabulary's table. */
+static int mhk__tokens_read(mhk_tokenizer *k, const mhk__token_source *source, size_t *longest) {
+  mhk_context *ctx = k->object.ctx;
+  mhk__arena *arena = &k->object.arena;
+  const mhk__json *x;
+  const char *text = NULL;
+  size_t length = 0, total = 0, used = 0;
+  uint32_t slots, slot = 0;
+  mhk_index count = source->vocabulary->count + (source->added ? source->added->count : 0);
+  int32_t id = 0, top = -1;
+  int pass;
+  for (pass = 0; pass < 2; pass++) {
+    const mhk__json *list = pass ? source->added : source->vocabulary;
+    for (x = list ? list->first : NULL; x; x = x->next) {
+      if (!mhk__token_entry(ctx, x, pass ? source->added_where : source->where, &text, &length, &id)) return 0;
+      if (id / 4 > count + 16384) {
+        mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: id %ld of token \"%.*s\" is far beyond the %lld tokens there are",
+                 pass ? source->added_where : source->where, (long)id, mhk__shown(text, length), text, (long long)count);
+        return 0;
+      }
+      if (id > top) top = id;
+      if (pass == 0 && length > *longest) *longest = length;
+      total += length + 1; /* cannot overflow: the text was in memory before */
+    }
+  }
+  if (total >= UINT32_MAX) {
+    mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "%s has %.0f MB of tokens, more than this version reads", source->where, (double)total * 1e-6);
+    return 0;
+  }
+  slots = mhk__table_size(ctx, source->vocabulary->count, source->where);
+  if (!slots) return 0;
+  k->size = (int)top + 1;
+  k->slot_mask = slots - 1;
+  k->bytes = (char *)mhk__arena_zeros(ctx, arena, (mhk_index)total, 1);
+  k->at = (uint32_t *)mhk__arena_zeros(ctx, arena, k->size, sizeof(uint32_t));
+  k->length = (uint32_t *)mhk__arena_zeros(ctx, arena, k->size, sizeof(uint32_t));
+  k->kind = (unsigned char *)mhk__arena_zeros(ctx, arena, k->size, 1);
+  k->slots = (int32_t *)mhk__arena_zeros(ctx, arena, (mhk_index)slots, sizeof(int32_t));
+  if (!k->slots) return 0;
+  memset(k->slots, 0xFF, slots * sizeof(int32_t));
+
+  for (x = source->vocabulary->first; x; x = x->next) {
+    int mapped;
+    if (!mhk__token_entry(ctx, x, source->where, &text, &length, &id)) return 0;
+    if (k->kind[id]) {
+      mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: id %ld is given to \"%.*s\", and to another token before it", source->where, (long)id,
+               mhk__shown(text, length), text);
+      return 0;
+    }
+    mapped = mhk__token_map(text, length, k->bytes + used, &length);
+    if (mhk__vocabulary_find(k, k->bytes + used, length, mapped, &slot) >= 0) {
+      mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: token \"%.*s\" is there twice", source->where, mhk__shown(text, x->key_length), text);
+      return 0;
+    }
+    k->slots[slot] = id;
+    k->at[id] = (uint32_t)used;
+    k->length[id] = (uint32_t)length;
+    k->kind[id] = (unsigned char)(MHK__TOKEN_VOCABULARY | (mapped ? MHK__TOKEN_MAPPED : 0));
+    used += length + 1;
+  }
+  for (x = source->added ? source->added->first : NULL; x; x = x->next) {
+    size_t mapped_length = 0;
+    int mapped;
+    int32_t there;
+    if (!mhk__token_entry(ctx, x, source->added_where, &text, &length, &id)) return 0;
+    mapped = mhk__token_map(text, length, k->bytes + used, &mapped_length);
+    there = mhk__vocabulary_find(k, k->bytes + used, mapped_length, mapped, NULL);
+    if (there >= 0 ? there != id : k->kind[id] != 0) {
+      mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: added token \"%.*s\" has id %ld, %s", source->added_where, mhk__shown(text, length), text,
+               (long)id, there >= 0 ? "and another one in the vocabulary" : "which another token has too");
+      return 0;
+    }
+    if (k->kind[id] & MHK__TOKEN_ADDED) {
+      mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: added token \"%.*s\" is there twice", source->added_where, mhk__shown(text, length), text);
+      return 0;
+    }
+    if (there < 0) { /* its bytes are its text, whatever the characters */
+      memcpy(k->bytes + used, text, length + 1);
+      k->at[id] = (uint32_t)used;
+      k->length[id] = (uint32_t)length;
+      used += length + 1;
+    }
+    k->kind[id] = (unsigned char)(k->kind[id] | MHK__TOKEN_ADDED);
+  }
+  return 1;
+}
+
+/* Added tokens as they are looked for in text. The end-of-text token of a bare vocabulary counts as one. */
+static int mhk__added_read(mhk_tokenizer *k, const mhk__token_source *source) {
+  mhk_context *ctx = k->object.ctx;
+  const mhk__json *x;
+  const char end_text[] = "<|endoftext|>";
+  const mhk_index most = 1 + (source->added ? source->added->count : 0);
+  const int bare = !mhk__json_is(source->added, MHK__JSON_ARRAY);
+  mhk__added *a = (mhk__added *)mhk__arena_zeros(ctx, &k->object.arena, most, sizeof(mhk__added));
+  mhk_index i;
+  int set;
+  for (set = 0; set < 2; set++) { /* twice the room: sorting wants it */
+    k->added[set].tokens = (const mhk__added **)mhk__arena_zeros(ctx, &k->object.arena, most, 2 * sizeof(mhk__added *));
+    if (!a || !k->added[set].tokens) return 0;
+  }
+  k->end = mhk__vocabulary_find(k, end_text, sizeof end_text - 1, 1, NULL);
+  for (x = source->added ? source->added->first : NULL; x; x = x->next, a++) {
+    if (!mhk__token_entry(ctx, x, source->added_where, &a->text, &a->length, &a->id)) return 0;
+    if (bare)
+      a->normalized = 1;
+    else {
+      a->normalized = (unsigned char)mhk__token_flag(ctx, x, "normalized", 0, source->added_where);
+      a->special = (unsigned char)mhk__token_flag(ctx, x, "special", 0, source->added_where);
+      a->lstrip = (unsigned char)mhk__token_flag(ctx, x, "lstrip", 0, source->added_where);
+      a->rstrip = (unsigned char)mhk__token_flag(ctx, x, "rstrip", 0, source->added_where);
+      if (mhk__token_flag(ctx, x, "single_word", 0, source->added_where))
+        mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "%s: added token \"%.*s\" has single_word set, which is not supported", source->added_where,
+                 mhk__shown(a->text, a->length), a->text);
+    }
+    if (a->length == sizeof end_text - 1 && memcmp(a->text, end_text, a->length) == 0) {
+      k->end = a->id;
+      if (bare) { /* special there as well */
+        a->normalized = 0;
+        a->special = 1;
+      }
+    }
+    a->text = mhk__arena_text(ctx, &k->object.arena, a->text, a->length);
+    if (!a->text) return 0;
+    k->added[a->normalized].tokens[k->added[a->normalized].n++] = a;
+  }
+  if (bare && k->end >= 0 && !(k->kind[k->end] & MHK__TOKEN_ADDED)) {
+    a->text = k->bytes + k->at[k->end];
+    a->length = sizeof end_text - 1;
+    a->id = k->end;
+    a->special = 1;
+    k->kind[k->end] = (unsigned char)(k->kind[k->end] | MHK__TOKEN_ADDED);
+    k->added[0].tokens[k->added[0].n++] = a;
+  }
+  for (set = 0; set < 2; set++) {
+    mhk__added_set *s = &k->added[set];
+    unsigned b = 0;
+    mhk__sort((const void **)s->tokens, (const void **)(s->tokens + most), s->n, mhk__added_compare);
+    for (i = 0; i < s->n; i++) {
+      const mhk__added *token = s->tokens[i];
+      if (i > 0 && mhk__added_compare(s->tokens[i - 1], token) == 0)
+        mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: added token \"%.*s\" is there twice", source->added_where,
+                 mhk__shown(token->text, token->length), token->text);
+      while (b <= (unsigned char)token->text[0]) s->first[b++] = i;
+    }
+    while (b <= 256) s->first[b++] = s->n;
+  }
+  return !mhk_failed(ctx);
+}
+
+/* One merge: both parts and the whole must be in the vocabulary. room has place for two tokens of the length longest. */
+static int mhk__merge_add(mhk_tokenizer *k, const mhk__token_source *source, const char *left, size_t n_left, const char *right,
+                          size_t n_right, char *room, size_t longest) {
+  mhk_context *ctx = k->object.ctx;
+  int32_t id[3] = {-1, -1, -1};
+  int mapped[2] = {0, 0};
+  size_t n[2] = {0, 0};
+  uint32_t s;
+  mhk__merge *m;
+  if (n_left <= longest && n_right <= longest) {
+    mapped[0] = mhk__token_map(left, n_left, room, &n[0]);
+    id[0] = mhk__vocabulary_find(k, room, n[0], mapped[0], NULL);
+    mapped[1] = mhk__token_map(right, n_right, room + n[0], &n[1]);
+    id[1] = mhk__vocabulary_find(k, room + n[0], n[1], mapped[1], NULL);
+    id[2] = mhk__vocabulary_find(k, room, n[0] + n[1], 1, NULL);
+  }
+  if (id[0] < 0 || id[1] < 0 || (id[2] < 0 && mapped[0] && mapped[1])) {
+    const char *shown = id[0] < 0 ? left : right;
+    const size_t length = id[0] < 0 ? n_left : n_right;
+    if (id[0] < 0 || id[1] < 0)
+      mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: merge %ld names \"%.*s\", which is not in the vocabulary", source->merges_where,
+               (long)k->n_merges + 1, mhk__shown(shown, length), shown);
+    else
+      mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: merge %ld makes a token out of \"%.*s\" and \"%.*s\" that is not in the vocabulary",
+               source->merges_where, (long)k->n_merges + 1, mhk__shown(left, n_left), left, mhk__shown(right, n_right), right);
+    return 0;
+  }
+  k->merged[k->n_merges] = id[2];
+  if (mapped[0] && mapped[1]) { /* other tokens do not come out of bytes, so there is nothing to merge */
+    for (s = mhk__hash_pair((uint32_t)id[0], (uint32_t)id[1]) & k->merge_mask;; s = (s + 1) & k->merge_mask) {
+      m = &k->merges[s];
+      if (m->rank == UINT32_MAX || (m->left == (uint32_t)id[0] && m->right == (uint32_t)id[1])) break;
+    }
+    m->left = (uint32_t)id[0];
+    m->right = (uint32_t)id[1];
+    m->rank = k->n_merges;
+  }
+  k->n_merges++;
+  return 1;
+}
+
+/* the two parts of "left right"; 0 when there are not two */
+static int mhk__merge_split(const char *line, size_t n, size_t *n_left) {
+  const char *space = (const char *)memchr(line, ' ', n);
+  if (!space || space == line) return 0;
+  *n_left = (size_t)(space - line);
+  return *n_left + 1 < n && !memchr(space + 1, ' ', n - *n_left - 1);
+}
+
+/* room: as for mhk__merge_add */
+static int mhk__merges_read(mhk_tokenizer *k, const mhk__token_source *source, char *room, size_t longest) {
+  mhk_context *ctx = k->object.ctx;
+  mhk_index count = 0, i;
+  size_t at, end, n_left = 0;
+  uint32_t slots;
+  if (source->merges)
+    count = source->merges->count;
+  else
+    for (at = 0; at < source->lines_length; at++) count += source->lines[at] == '\n' || at + 1 == source->lines_length;
+  slots = mhk__table_size(ctx, count, source->merges_where);
+  if (!slots) return 0;
+  k->merge_mask = slots - 1;
+  k->merges = (mhk__merge *)mhk__arena_zeros(ctx, &k->object.arena, (mhk_index)slots, sizeof(mhk__merge));
+  k->merged = (int32_t *)mhk__arena_zeros(ctx, &k->object.arena, count, sizeof(int32_t));
+  if (!k->merged || !k->merges) return 0;
+  memset(k->merges, 0xFF, slots * sizeof(mhk__merge));
+
+  if (source->merges) {
+    const mhk__json *x;
+    for (x = source->merges->first; x && !mhk_failed(ctx); x = x->next) {
+      const mhk__json *a = x->first, *b = a ? a->next : NULL;
+      if (mhk__json_is(x, MHK__JSON_STRING) && mhk__merge_split(x->text, x->length, &n_left))
+        mhk__merge_add(k, source, x->text, n_left, x->text + n_left + 1, x->length - n_left - 1, room, longest);
+      else if (mhk__json_is(x, MHK__JSON_ARRAY) && x->count == 2 && mhk__json_is(a, MHK__JSON_STRING) && mhk__json_is(b, MHK__JSON_STRING))
+        mhk__merge_add(k, source, a->text, a->length, b->text, b->length, room, longest);
+      else
+        mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: the merge at byte %lld should be \"left right\" or [\"left\",\"right\"]", source->merges_where,
+                 (long long)x->at);
+    }
+  } else
+    for (at = 0, i = 1; at < source->lines_length && !mhk_failed(ctx); at = end + 1, i++) {
+      const char *line = source->lines + at, *stop = (const char *)memchr(line, '\n', source->lines_length - at);
+      size_t n = stop ? (size_t)(stop - line) : source->lines_length - at;
+      end = at + n;
+      if (n > 0 && line[n - 1] == '\r') n--;
+      if (n == 0 || (n >= 8 && memcmp(line, "#version", 8) == 0)) continue;
+      if (mhk__merge_split(line, n, &n_left))
+        mhk__merge_add(k, source, line, n_left, line + n_left + 1, n - n_left - 1, room, longest);
+      else
+        mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: line %lld should be two tokens with a space between them", source->merges_where, (long long)i);
+    }
+  return !mhk_failed(ctx);
+}
+
+static int mhk__tokenizer_build(mhk_tokenizer *k, const mhk__token_source *source) {
+  mhk_context *ctx = k->object.ctx;
+  mhk__mark mark;
+  size_t longest = 1;
+  char *room;
+  int b, good;
+  if (!mhk__classes_make(k) || !mhk__tokens_read(k, source, &longest)) return 0;
+  for (b = 0; b < 256; b++) {
+    const char byte = (char)(unsigned char)b;
+    const int32_t id = mhk__vocabulary_find(k, &byte, 1, 1, NULL);
+    if (id < 0) {
+      char text[3] = {0, 0, 0};
+      mhk__byte_character((unsigned char)b, text);
+      mhk_fail(ctx, MHK_ERROR_FORMAT, "%s has no token for byte 0x%02X (\"%s\"): a byte-level vocabulary has one for each of the 256 bytes",
+               source->where, (unsigned)b, text);
+      return 0;
+    }
+    k->byte_ids[b] = (uint32_t)id;
+  }
+  if (!mhk__added_read(k, source)) return 0;
+  mark = mhk__scratch_mark(ctx);
+  room = (char *)mhk__scratch(ctx, (mhk_index)longest, 2);
+  good = room && mhk__merges_read(k, source, room, longest);
+  mhk__scratch_rewind(ctx, mark);
+  if (!good) return 0;
+  k->words = (mhk__word *)mhk__arena_zeros(ctx, &k->object.arena, MHK__WORD_SLOTS, sizeof(mhk__word));
+  return k->words != NULL;
+}
+
+/* A part of tokenizer.json by its type: NULL when it is null or not there; a sequence of one is that one. */
+static const mhk__json *mhk__token_part(const mhk__json *root, const char *name) {
+  const mhk__json *x = mhk__json_get(root, name);
+  if (!x || mhk__json_is(x, MHK__JSON_NULL)) return NULL;
+  if (mhk__json_equals(mhk__json_get(x, "type"), "Sequence")) {
+    static const char lists[3][16] = {"normalizers", "pretokenizers", "decoders"};
+    int i;
+    for (i = 0; i < 3; i++) {
+      const mhk__json *list = mhk__json_get(x, lists[i]);
+      if (mhk__json_is(list, MHK__JSON_ARRAY) && list->count <= 1) return list->first;
+    }
+  }
+  return x;
+}
+
+static void mhk__token_part_refused(mhk_context *ctx, const mhk__json *part, const char *name, const char *where) {
+  const char *type = mhk__json_string(mhk__json_get(part, "type"));
+  mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "%s: %s %.60s is not supported: this reads byte-level BPE with GPT-2's pattern and no normalizer",
+           where, name, type ? type : part ? "without a type" : "null");
+}
+
+/* Refuses what changes ids and is not done here. Padding, truncation and the tokens that a post-processor puts around a text are left to
+   the caller. */
+static int mhk__token_settings(mhk_tokenizer *k, const mhk__json *root, const mhk__json *model, const char *where) {
+  static const char affixes[2][32] = {"continuing_subword_prefix", "end_of_word_suffix"};
+  mhk_context *ctx = k->object.ctx;
+  const mhk__json *x = mhk__json_get(model, "type"), *list;
+  double dropout;
+  int i;
+  if (x && !mhk__json_equals(x, "BPE")) {
+    mhk__token_part_refused(ctx, model, "model", where);
+    return 0;
+  }
+  x = mhk__json_get(model, "dropout");
+  dropout = mhk__json_is(x, MHK__JSON_NUMBER) ? mhk__json_number(x) : 0;
+  if (mhk__token_flag(ctx, model, "byte_fallback", 0, where) || !(dropout <= 0)) {
+    mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "%s: BPE with byte_fallback or dropout is not supported", where);
+    return 0;
+  }
+  for (i = 0; i < 2; i++) {
+    x = mhk__json_get(model, affixes[i]);
+    if (x && !mhk__json_is(x, MHK__JSON_NULL) && !mhk__json_equals(x, "")) {
+      mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "%s: BPE with %s is not supported", where, affixes[i]);
+      return 0;
+    }
+  }
+  k->ignore_merges = mhk__token_flag(ctx, model, "ignore_merges", 0, where);
+
+  x = mhk__token_part(root, "normalizer");
+  if (x) {
+    mhk__token_part_refused(ctx, x, "normalizer", where);
+    return 0;
+  }
+  x = mhk__token_part(root, "decoder");
+  if (x && !mhk__json_equals(mhk__json_get(x, "type"), "ByteLevel")) {
+    mhk__token_part_refused(ctx, x, "decoder", where);
+    return 0;
+  }
+  x = mhk__token_part(root, "pre_tokenizer");
+  list = mhk__json_get(x, "pretokenizers");
+  if (mhk__json_is(list, MHK__JSON_ARRAY) && list->count == 2) { /* the pattern written out, then ByteLevel for the bytes only */
+    const mhk__json *split = list->first, *level = split->next;
+    if (mhk__json_equals(mhk__json_get(split, "type"), "Split") && mhk__json_equals(mhk__json_get(split, "behavior"), "Isolated") &&
+        !mhk__token_flag(ctx, split, "invert", 0, where) &&
+        mhk__json_equals(mhk__json_get(mhk__json_get(split, "pattern"), "Regex"),
+                         "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+") &&
+        mhk__json_equals(mhk__json_get(level, "type"), "ByteLevel") && !mhk__token_flag(ctx, level, "use_regex", 1, where) &&
+        !mhk__token_flag(ctx, level, "add_prefix_space", 0, where)) {
+      k->use_regex = 1;
+      return !mhk_failed(ctx);
+    }
+  }
+  if (!mhk__json_equals(mhk__json_get(x, "type"), "ByteLevel")) {
+    mhk__token_part_refused(ctx, x, "pre_tokenizer", where);
+    return 0;
+  }
+  k->use_regex = mhk__token_flag(ctx, x, "use_regex", 1, where);
+  k->prefix_space = mhk__token_flag(ctx, x, "add_prefix_space", 0, where);
+  return !mhk_failed(ctx);
+}
+
+static mhk_tokenizer *mhk__tokenizer_from_json(mhk_context *ctx, const char *json, size_t length, const char *where) {
+  mhk_tokenizer *k = (mhk_tokenizer *)mhk__object_new(ctx, sizeof(mhk_tokenizer), NULL);
+  const mhk__json *root, *model;
+  mhk__token_source source;
+  mhk__arena tree;
+  int good = 0;
+  if (!k) return NULL;
+  memset(&source, 0, sizeof source);
+  memset(&tree, 0, sizeof tree);
+  root = mhk__json_parse(ctx, &tree, json, length, where, 0);
+  if (root) {
+    model = mhk__json_get(root, "model");
+    source.where = source.merges_where = source.added_where = where;
+    source.vocabulary = mhk__json_get(model, "vocab");
+    source.merges = mhk__json_get(model, "merges");
+    source.added = mhk__json_get(root, "added_tokens");
+    if (mhk__json_is(source.added, MHK__JSON_NULL)) source.added = NULL;
+    if (!mhk__json_is(model, MHK__JSON_OBJECT))
+      mhk_fail(ctx, MHK_ERROR_FORMAT, "%s has no \"model\": it should be a tokenizer.json", where);
+    else if (mhk__token_settings(k, root, model, where)) {
+      if (!mhk__json_is(source.vocabulary, MHK__JSON_OBJECT) || !mhk__json_is(source.merges, MHK__JSON_ARRAY))
+        mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: \"model\" should have \"vocab\" {text: id, ...} and \"merges\" [...]", where);
+      else if (source.added && !mhk__json_is(source.added, MHK__JSON_ARRAY))
+        mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: \"added_tokens\" should be an array", where);
+      else if (mhk__tokenizer_build(k, &source)) {
+        k->json = mhk__arena_text(ctx, &k->object.arena, json, length);
+        k->json_length = length;
+        good = k->json != NULL;
+      }
+    }
+  }
+  mhk__arena_free(ctx, &tree);
+  if (good) return k;
+  mhk__object_free(k);
+  return NULL;
+}
+
+MHKDEF mhk_tokenizer *mhk_tokenizer_parse(mhk_context *ctx, const char *json, size_t length) {
+  if (mhk_failed(ctx)) return NULL;
+  if (!json) {
+    mhk_fail(ctx, MHK_ERROR_ARGUMENT, "mhk_tokenizer_parse was given no text");
+    return NULL;
+  }
+  return mhk__tokenizer_from_json(ctx, json, length, "the tokenizer.json in memory");
+}
+
+/* vocab.json with merges.txt and perhaps added_tokens.json, or encoder.json with vocab.bpe */
+static mhk_tokenizer *mhk__tokenizer_from_pair(mhk_context *ctx, const char *vocabulary, const char *merges, const char *added) {
+  mhk_tokenizer *k = (mhk_tokenizer *)mhk__object_new(ctx, sizeof(mhk_tokenizer), NULL);
+  mhk__token_source source;
+  mhk__bytes file[3];
+  mhk__arena tree;
+  int good = 0;
+  if (!k) return NULL;
+  memset(&source, 0, sizeof source);
+  memset(file, 0, sizeof file);
+  memset(&tree, 0, sizeof tree);
+  source.where = vocabulary;
+  source.merges_where = merges;
+  source.added_where = added;
+  if (mhk__bytes_open_or_fail(ctx, vocabulary, &file[0]) && mhk__bytes_open_or_fail(ctx, merges, &file[1]) &&
+      (!mhk__is_file(added) || mhk__bytes_open_or_fail(ctx, added, &file[2]))) {
+    source.vocabulary = mhk__json_parse(ctx, &tree, (const char *)file[0].data, file[0].size, vocabulary, 0);
+    source.lines = (const char *)file[1].data;
+    source.lines_length = file[1].size;
+    if (file[2].data) source.added = mhk__json_parse(ctx, &tree, (const char *)file[2].data, file[2].size, added, 0);
+    k->use_regex = 1;
+    if (!mhk_failed(ctx)) {
+      if (!mhk__json_is(source.vocabulary, MHK__JSON_OBJECT) || (source.added && !mhk__json_is(source.added, MHK__JSON_OBJECT)))
+        mhk_fail(ctx, MHK_ERROR_FORMAT, "%s should be one JSON object {text: id, ...}",
+                 mhk__json_is(source.vocabulary, MHK__JSON_OBJECT) ? added : vocabulary);
+      else
+        good = mhk__tokenizer_build(k, &source);
+    }
+  }
+  mhk__arena_free(ctx, &tree);
+  mhk__bytes_close(&file[0]);
+  mhk__bytes_close(&file[1]);
+  mhk__bytes_close(&file[2]);
+  if (good) return k;
+  mhk__object_free(k);
+  return NULL;
+}
+
+/* what layout a folder holds: 1 tokenizer.json, 2 vocab.json and merges.txt, 3 encoder.json and vocab.bpe, 0 none */
+static int mhk__tokenizer_layout(const char *folder) {
+  static const char names[3][16] = {"tokenizer.json", "vocab.json", "encoder.json"};
+  char path[MHK__PATH_MOST + 64];
+  int i;
+  for (i = 0; i < 3; i++)
+    if (mhk__join_path(path, sizeof path, folder, names[i]) && mhk__is_file(path)) return i + 1;
+  return 0;
+}
+
+MHKDEF mhk_tokenizer *mhk_tokenizer_load(mhk_context *ctx, const char *path) {
+  char folder[MHK__PATH_MOST + 64], first[MHK__PATH_MOST + 64], second[MHK__PATH_MOST + 64], third[MHK__PATH_MOST + 64];
+  int layout;
+  if (!mhk__path_fits(ctx, path)) return NULL;
+  if (mhk__is_folder(path)) {
+    layout = mhk__tokenizer_layout(path);
+    if (layout == 0) {
+      mhk_fail(ctx, MHK_ERROR_FILE, "%s holds no tokenizer.json, vocab.json with merges.txt, or encoder.json with vocab.bpe", path);
+      return NULL;
+    }
+    strcpy(folder, path);
+    mhk__join_path(first, sizeof first, folder, "tokenizer.json");
+  } else {
+    const char *name;
+    mhk__folder_of(folder, sizeof folder, path);
+    name = path + strlen(folder);
+    layout = 1;
+    if (!strcmp(name, "vocab.json") || !strcmp(name, "merges.txt")) layout = 2;
+    if (!strcmp(name, "encoder.json") || !strcmp(name, "vocab.bpe")) layout = 3;
+    strcpy(first, path);
+  }
+  if (layout == 1) {
+    mhk_tokenizer *k = NULL;
+    mhk__bytes file;
+    if (mhk__bytes_open_or_fail(ctx, first, &file)) {
+      k = mhk__tokenizer_from_json(ctx, (const char *)file.data, file.size, first);
+      mhk__bytes_close(&file);
+    }
+    return k;
+  }
+  mhk__join_path(first, sizeof first, folder, layout == 2 ? "vocab.json" : "encoder.json");
+  mhk__join_path(second, sizeof second, folder, layout == 2 ? "merges.txt" : "vocab.bpe");
+  mhk__join_path(third, sizeof third, folder, "added_tokens.json");
+  return mhk__tokenizer_from_pair(ctx, first, second, third);
+}
+
+MHKDEF void mhk_tokenizer_destroy(mhk_tokenizer *k) { mhk__object_free(k); }
+
+/* ---------------------------------------------------------------------------------------- text to ids */
+
+typedef struct mhk__ids {
+  int32_t *ids;
+  mhk_index capacity, n;
+} mhk__ids;
+
+static void mhk__ids_put(mhk__ids *out, int32_t id) {
+  if (out->n < out->capacity) out->ids[out->n] = id;
+  out->n++;
+}
+
+#define MHK__SHORT_WORD 32
+
+/* Short words: the lowest rank is searched for each time. */
+static void mhk__encode_short(const mhk_tokenizer *k, const unsigned char *word, size_t n, mhk__ids *out) {
+  uint32_t id[MHK__SHORT_WORD], rank[MHK__SHORT_WORD]; /* rank[i]: of the pair i, i + 1 */
+  size_t i, at;
+  for (i = 0; i < n; i++) id[i] = k->byte_ids[word[i]];
+  for (i = 0; i + 1 < n; i++) rank[i] = mhk__merge_rank(k, id[i], id[i + 1]);
+  for (;;) {
+    uint32_t best = UINT32_MAX;
+    for (at = i = 0; i + 1 < n; i++)
+      if (rank[i] < best) {
+        best = rank[i];
+        at = i;
+      }
+    if (best == UINT32_MAX) break;
+    id[at] = (uint32_t)k->merged[best];
+    n--;
+    for (i = at + 1; i < n; i++) id[i] = id[i + 1];
+    for (i = at + 1; i + 1 < n; i++) rank[i] = rank[i + 1];
+    if (at + 1 < n) rank[at] = mhk__merge_rank(k, id[at], id[at + 1]);
+    if (at > 0) rank[at - 1] = mhk__merge_rank(k, id[at - 1], id[at]);
+  }
+  for (i = 0; i < n; i++) mhk__ids_put(out, (int32_t)id[i]);
+}
+
+static void mhk__heap_down(uint64_t *heap, size_t n, size_t i) {
+  const uint64_t x = heap[i];
+  for (;;) {
+    size_t child = 2 * i + 1;
+    if (child >= n) break;
+    if (child + 1 < n && heap[child + 1] < heap[child]) child++;
+    if (x <= heap[child]) break;
+    heap[i] = heap[child];
+    i = child;
+  }
+  heap[i] = x;
+}
+
+static void mhk__heap_push(uint64_t *heap, size_t *n, uint64_t x) {
+  size_t i = (*n)++;
+  while (i > 0 && x < heap[(i - 1) / 2]) {
+    heap[i] = heap[(i - 1) / 2];
+    i = (i - 1) / 2;
+  }
+  heap[i] = x;
+}
+
+/* Long words: symbols in a linked list, pairs in a heap by rank and place: O(n log n). Entries of the heap that no longer hold are dropped
+   when they come up; each merge takes one out and puts at most two in, so that there are never more than 2 n. */
+static void mhk__encode_long(const mhk_tokenizer *k, const unsigned char *word, size_t n, mhk__ids *out) {
+  mhk_context *ctx = k->object.ctx;
+  mhk__mark mark = mhk__scratch_mark(ctx);
+  uint32_t *id, *rank, *previous, *next, i, after;
+  uint64_t *heap;
+  size_t entries = 0, h;
+  if (n >= UINT32_MAX) {
+    mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "a word of %.0f MB without a break is more than this version encodes", (double)n * 1e-6);
+    return;
+  }
+  id = (uint32_t *)mhk__scratch(ctx, (mhk_index)n, sizeof(uint32_t));
+  rank = (uint32_t *)mhk__scratch(ctx, (mhk_index)n, sizeof(uint32_t)); /* of the pair that starts here; UINT32_MAX: none, or no symbol */
+  previous = (uint32_t *)mhk__scratch(ctx, (mhk_index)n, sizeof(uint32_t));
+  next = (uint32_t *)mhk__scratch(ctx, (mhk_index)n, sizeof(uint32_t)); /* n: the end */
+  heap = (uint64_t *)mhk__scratch(ctx, (mhk_index)n, 2 * sizeof(uint64_t));
+  if (id && rank && previous && next && heap) {
+    const uint32_t end = (uint32_t)n;
+    for (i = 0; i < end; i++) {
+      id[i] = k->byte_ids[word[i]];
+      previous[i] = i - 1; /* of the first one: never used */
+      next[i] = i + 1;
+    }
+    for (i = 0; i < end; i++) {
+      rank[i] = i + 1 < end ? mhk__merge_rank(k, id[i], id[i + 1]) : UINT32_MAX;
+      if (rank[i] != UINT32_MAX) heap[entries++] = (uint64_t)rank[i] << 32 | i;
+    }
+    for (h = entries / 2; h > 0; h--) mhk__heap_down(heap, entries, h - 1);
+    while (entries > 0) {
+      const uint32_t r = (uint32_t)(heap[0] >> 32);
+      i = (uint32_t)(heap[0] & UINT32_MAX);
+      heap[0] = heap[--entries];
+      if (entries > 0) mhk__heap_down(heap, entries, 0);
+      if (rank[i] != r) continue; /* something was merged here meanwhile */
+      id[i] = (uint32_t)k->merged[r];
+      after = next[i];
+      rank[after] = UINT32_MAX;
+      after = next[i] = next[after];
+      rank[i] = UINT32_MAX;
+      if (after < end) {
+        previous[after] = i;
+        rank[i] = mhk__merge_rank(k, id[i], id[after]);
+        if (rank[i] != UINT32_MAX) mhk__heap_push(heap, &entries, (uint64_t)rank[i] << 32 | i);
+      }
+      if (i > 0) {
+        const uint32_t before = previous[i];
+        rank[before] = mhk__merge_rank(k, id[before], id[i]);
+        if (rank[before] != UINT32_MAX) mhk__heap_push(heap, &entries, (uint64_t)rank[before] << 32 | before);
+      }
+    }
+    for (i = 0; i < end; i = next[i]) mhk__ids_put(out, (int32_t)id[i]);
+  }
+  mhk__scratch_rewind(ctx, mark);
+}
+
+static void mhk__encode_word(mhk_tokenizer *k, const unsigned char *word, size_t n, mhk__ids *out) {
+  mhk__word *slot;
+  uint64_t key[2] = {0, 0};
+  mhk_index i;
+  if (n == 1) {
+    mhk__ids_put(out, (int32_t)k->byte_ids[word[0]]);
+    return;
+  }
+  if (n > MHK__WORD_BYTES) {
+    const int32_t whole = k->ignore_merges ? mhk__vocabulary_find(k, (const char *)word, n, 1, NULL) : -1;
+    if (whole >= 0)
+      mhk__ids_put(out, whole);
+    else if (n <= MHK__SHORT_WORD)
+      mhk__encode_short(k, word, n, out);
+    else
+      mhk__encode_long(k, word, n, out);
+    return;
+  }
+  memcpy(key, word, n);
+  slot = &k->words[((key[0] ^ (key[1] << 29 | key[1] >> 35)) * 0x9E3779B97F4A7C15u) >> 52];
+  if (slot->length != n || memcmp(slot->text, key, MHK__WORD_BYTES) != 0) {
+    int32_t ids[MHK__WORD_BYTES];
+    mhk__ids found;
+    const int32_t whole = k->ignore_merges ? mhk__vocabulary_find(k, (const char *)word, n, 1, NULL) : -1;
+    found.ids = ids;
+    found.capacity = MHK__WORD_BYTES;
+    found.n = 0;
+    if (whole >= 0)
+      mhk__ids_put(&found, whole);
+    else
+      mhk__encode_short(k, word, n, &found);
+    if (found.n > MHK__WORD_IDS) {
+      for (i = 0; i < found.n; i++) mhk__ids_put(out, ids[i]);
+      return;
+    }
+    memcpy(slot->text, key, MHK__WORD_BYTES);
+    slot->length = (unsigned char)n;
+    slot->n = (unsigned char)found.n;
+    memcpy(slot->ids, ids, (size_t)found.n * sizeof *ids);
+  }
+  for (i = 0; i < slot->n; i++) mhk__ids_put(out, slot->ids[i]);
+}
+
+/* Cuts text without added tokens into words. */
+static void mhk__encode_words(mhk_tokenizer *k, const unsigned char *text, size_t n, mhk__ids *out) {
+  size_t at = 0, end, step = 0, last;
+  if (!k->use_regex) {
+    mhk__encode_word(k, text, n, out);
+    return;
+  }
+  while (at < n && !mhk_failed(k->object.ctx)) {
+    unsigned kind = mhk__class_at(k, text + at, n - at, &step);
+    end = at + step;
+    if (text[at] == '\'' && end < n) { /* 's 't 'm 'd 're 've 'll */
+      const unsigned char a = text[end], b = end + 1 < n ? text[end + 1] : 0;
+      size_t more = a == 's' || a == 't' || a == 'm' || a == 'd' ? 1u : 0u;
+      if (((a == 'r' || a == 'v') && b == 'e') || (a == 'l' && b == 'l')) more = 2;
+      if (more) {
+        mhk__encode_word(k, text + at, 1 + more, out);
+        at = end + more;
+        continue;
+      }
+    }
+    if (text[at] == ' ' && end < n) { /* one space goes with what follows it */
+      const unsigned following = mhk__class_at(k, text + end, n - end, &step);
+      if (following != MHK__SPACE) {
+        kind = following;
+        end += step;
+      }
+    }
+    last = at; /* where the last character of the run starts */
+    while (end < n && mhk__class_at(k, text + end, n - end, &step) == kind) {
+      last = end;
+      end += step;
+    }
+    if (kind == MHK__SPACE && end < n && last > at) end = last; /* the last of several spaces is left for the next word */
+    mhk__encode_word(k, text + at, end - at, out);
+    at = end;
+  }
+}
+
+/* The longest added token that text starts with, or NULL. */
+static const mhk__added *mhk__added_at(const mhk__added_set *s, const unsigned char *text, size_t n) {
+  mhk_index low = s->first[*text], high = s->first[*text + 1];
+  const mhk__added *found = NULL;
+  size_t depth = 1;
+  while (low < high) { /* those between agree with the text in their first depth bytes */
+    if (s->tokens[low]->length == depth) found = s->tokens[low++];
+    if (depth >= n || low >= high) break;
+    if (high - low == 1) { /* the common case: one left */
+      const mhk__added *a = s->tokens[low];
+      return a->length <= n && memcmp(a->text + depth, text + depth, a->length - depth) == 0 ? a : found;
+    } else {
+      mhk_index side, a, b, bound[2] = {low, high};
+      for (side = 0; side < 2; side++) { /* the first with a byte not below text's, then the first above it */
+        for (a = bound[0], b = high; a < b;) {
+          const mhk_index middle = a + (b - a) / 2;
+          if ((unsigned char)s->tokens[middle]->text[depth] + (side ? 0 : 1) <= text[depth])
+            a = middle + 1;
+          else
+            b = middle;
+        }
+        bound[side] = a;
+      }
+      low = bound[0];
+      high = bound[1];
+      depth++;
+    }
+  }
+  return found;
+}
+
+/* how many bytes of white space text ends with */
+static size_t mhk__space_before(const mhk_tokenizer *k, const unsigned char *text, size_t n) {
+  size_t left = n;
+  while (left > 0) {
+    size_t start = left - 1, step = 0;
+    while (start > 0 && left - start < 4 && (text[start] & 0xC0u) == 0x80) start--;
+    if (mhk__class_at(k, text + start, left - start, &step) != MHK__SPACE || start + step != left) break;
+    left = start;
+  }
+  return n - left;
+}
+
+/* level 0, 1: cut at the added tokens of that set; 2: words */
+static void mhk__encode_span(mhk_tokenizer *k, const unsigned char *text, size_t n, int level, mhk__ids *out) {
+  const mhk__added_set *s;
+  size_t done = 0, at = 0;
+  if (n == 0) return;
+  if (level == 2) {
+    if (k->prefix_space && text[0] != ' ') {
+      mhk_context *ctx = k->object.ctx;
+      mhk__mark mark = mhk__scratch_mark(ctx);
+      unsigned char *copy = (unsigned char *)mhk__scratch(ctx, (mhk_index)n + 1, 1);
+      if (copy) {
+        copy[0] = ' ';
+        memcpy(copy + 1, text, n);
+        mhk__encode_words(k, copy, n + 1, out);
+      }
+      mhk__scratch_rewind(ctx, mark);
+    } else
+      mhk__encode_words(k, text, n, out);
+    return;
+  }
+  s = &k->added[level];
+  while (s->n > 0 && at < n) {
+    const mhk__added *a = s->first[text[at]] < s->first[text[at] + 1] ? mhk__added_at(s, text + at, n - at) : NULL;
+    size_t start = at, stop;
+    if (!a) {
+      at++;
+      continue;
+    }
+    stop = at + a->length;
+    if (a->lstrip) start -= mhk__space_before(k, text + done, at - done);
+    if (a->rstrip) {
+      size_t step = 0;
+      while (stop < n && mhk__class_at(k, text + stop, n - stop, &step) == MHK__SPACE) stop += step;
+    }
+    mhk__encode_span(k, text + done, start - done, level + 1, out);
+    mhk__ids_put(out, a->id);
+    done = at = stop;
+  }
+  mhk__encode_span(k, text + done, n - done, level + 1, out);
+}
+
+MHKDEF mhk_index mhk_encode(mhk_tokenizer *k, const char *text, size_t length, int32_t *ids, mhk_index capacity) {
+  mhk_context *ctx = k ? k->object.ctx : NULL;
+  mhk__ids out;
+  if (mhk_failed(ctx)) return -1;
+  if ((!text && length > 0) || length > (size_t)PTRDIFF_MAX || (!ids && capacity > 0)) {
+    mhk_fail(ctx, MHK_ERROR_ARGUMENT, "mhk_encode was given no %s", !ids && capacity > 0 ? "place for the ids" : "text");
+    return -1;
+  }
+  out.ids = ids;
+  out.capacity = capacity;
+  out.n = 0;
+  mhk__encode_span(k, (const unsigned char *)text, length, 0, &out);
+  return mhk_failed(ctx) ? -1 : out.n;
+}
+
+/* ---------------------------------------------------------------------------------------- ids to text */
+
+MHKDEF const char *mhk_token_bytes(mhk_tokenizer *k, int32_t id, size_t *length) {
+  if (length) *length = 0;
+  if (!k || id < 0 || id >= k->size || !k->kind[id]) return NULL;
+  if (length) *length = k->length[id];
+  return k->bytes + k->at[id];
+}
+
+MHKDEF mhk_index mhk_decode(mhk_tokenizer *k, const int32_t *ids, mhk_index n, char *text, size_t capacity) {
+  mhk_context *ctx = k ? k->object.ctx : NULL;
+  size_t total = 0, length = 0;
+  mhk_index i;
+  if (mhk_failed(ctx)) return -1;
+  if (n < 0 || (n > 0 && !ids) || (!text && capacity > 0)) {
+    mhk_fail(ctx, MHK_ERROR_ARGUMENT, "mhk_decode was given %s", n < 0 ? "a negative number of ids" : n > 0 && !ids ? "no ids" : "no room");
+    return -1;
+  }
+  for (i = 0; i < n; i++) {
+    const char *bytes = mhk_token_bytes(k, ids[i], &length);
+    if (!bytes) {
+      mhk_fail(ctx, MHK_ERROR_ARGUMENT, "id %ld at place %lld of %lld is no token: the vocabulary ends at %d%s", (long)ids[i], (long long)i,
+               (long long)n, k->size - 1, ids[i] >= 0 && ids[i] < k->size ? " and has a gap there" : "");
+      return -1;
+    }
+    if (total < capacity) memcpy(text + total, bytes, length < capacity - total ? length : capacity - total);
+    if (length > (size_t)PTRDIFF_MAX - total) {
+      mhk_fail(ctx, MHK_ERROR_MEMORY, "the text of %lld ids does not fit this machine's address space", (long long)n);
+      return -1;
+    }
+    total += length;
+  }
+  return (mhk_index)total;
+}
+
+MHKDEF int mhk_tokenizer_size(const mhk_tokenizer *k) { return k ? k->size : 0; }
+MHKDEF int32_t mhk_tokenizer_end(const mhk_tokenizer *k) { return k ? k->end : -1; }
+
+MHKDEF int32_t mhk_tokenizer_id(mhk_tokenizer *k, const char *token) {
+  size_t n;
+  int set;
+  if (!k || !token || !*token) return -1;
+  n = strlen(token);
+  for (set = 0; set < 2; set++) {
+    const mhk__added *a = mhk__added_at(&k->added[set], (const unsigned char *)token, n);
+    if (a && a->length == n) return a->id;
+  }
+  return -1;
+}
+
+/* ---------------------------------------------------------------------------------------- writing */
+
+/* a token's text as a vocabulary writes it, 0-terminated; room for twice its bytes + 1 */
+static size_t mhk__token_text(const mhk_tokenizer *k, int32_t id, char *out) {
+  const char *bytes = k->bytes + k->at[id];
+  size_t i, n = 0, length = k->length[id];
+  if (k->kind[id] & MHK__TOKEN_MAPPED)
+    for (i = 0; i < length; i++) n += mhk__byte_character((unsigned char)bytes[i], out + n);
+  else {
+    memcpy(out, bytes, length);
+    n = length;
+  }
+  out[n] = 0;
+  return n;
+}
+
+static void mhk__write_flag(mhk__writer *w, const char *key, int value) {
+  mhk__write_key(w, key);
+  mhk__write_text(w, value ? "true" : "false");
+}
+
+static void mhk__write_byte_level(mhk__writer *w, const char *key, int prefix_space, int use_regex) {
+  mhk__write_key(w, key);
+  mhk__write_open(w, '{');
+  mhk__write_key(w, "type");
+  mhk__write_text(w, "\"ByteLevel\"");
+  mhk__write_flag(w, "add_prefix_space", prefix_space);
+  mhk__write_flag(w, "trim_offsets", 1);
+  mhk__write_flag(w, "use_regex", use_regex);
+  mhk__write_close(w, '}');
+}
+
+/* added tokens in the order of their ids */
+static void mhk__write_added(mhk__writer *w, const mhk_tokenizer *k, const mhk__added **by_id) {
+  mhk_index i;
+  int set;
+  for (set = 0; set < 2; set++)
+    for (i = 0; i < k->added[set].n; i++) by_id[k->added[set].tokens[i]->id] = k->added[set].tokens[i];
+  mhk__write_key(w, "added_tokens");
+  mhk__write_open(w, '[');
+  for (i = 0; i < k->size; i++) {
+    const mhk__added *a = by_id[i];
+    if (!a) continue;
+    mhk__write_item(w);
+    mhk__write_open(w, '{');
+    mhk__write_key(w, "id");
+    mhk__write_integer(w, a->id);
+    mhk__write_key(w, "content");
+    mhk__write_string(w, a->text, a->length);
+    mhk__write_flag(w, "single_word", 0);
+    mhk__write_flag(w, "lstrip", a->lstrip);
+    mhk__write_flag(w, "rstrip", a->rstrip);
+    mhk__write_flag(w, "normalized", a->normalized);
+    mhk__write_flag(w, "special", a->special);
+    mhk__write_close(w, '}');
+  }
+  mhk__write_close(w, ']');
+}
+
+static void mhk__write_tokenizer(mhk__writer *w, const mhk_tokenizer *k, const mhk__added **by_id, const mhk__merge **by_rank, char *room) {
+  static const char absent[3][16] = {"truncation", "padding", "normalizer"};
+  static const char unset[4][32] = {"dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix"};
+  uint32_t s;
+  int32_t id;
+  int i;
+  mhk__write_open(w, '{');
+  mhk__write_key(w, "version");
+  mhk__write_text(w, "\"1.0\"");
+  for (i = 0; i < 3; i++) {
+    if (i == 2) mhk__write_added(w, k, by_id);
+    mhk__write_key(w, absent[i]);
+    mhk__write_text(w, "null");
+  }
+  mhk__write_byte_level(w, "pre_tokenizer", k->prefix_space, k->use_regex);
+  mhk__write_byte_level(w, "post_processor", 1, 1);
+  mhk__write_byte_level(w, "decoder", 1, 1);
+  mhk__write_key(w, "model");
+  mhk__write_open(w, '{');
+  mhk__write_key(w, "type");
+  mhk__write_text(w, "\"BPE\"");
+  for (i = 0; i < 4; i++) {
+    mhk__write_key(w, unset[i]);
+    mhk__write_text(w, "null");
+  }
+  mhk__write_flag(w, "fuse_unk", 0);
+  mhk__write_flag(w, "byte_fallback", 0);
+  mhk__write_flag(w, "ignore_merges", k->ignore_merges);
+  mhk__write_key(w, "vocab");
+  mhk__write_open(w, '{');
+  for (id = 0; id < k->size; id++)
+    if (k->kind[id] & MHK__TOKEN_VOCABULARY) {
+      mhk__token_text(k, id, room);
+      mhk__write_key(w, room);
+      mhk__write_integer(w, id);
+    }
+  mhk__write_close(w, '}');
+  mhk__write_key(w, "merges");
+  mhk__write_open(w, '[');
+  for (s = 0; s <= k->merge_mask; s++)
+    if (k->merges[s].rank != UINT32_MAX) by_rank[k->merges[s].rank] = &k->merges[s];
+  for (s = 0; s < k->n_merges; s++)
+    if (by_rank[s]) {
+      size_t n = mhk__token_text(k, (int32_t)by_rank[s]->left, room);
+      room[n++] = ' ';
+      n += mhk__token_text(k, (int32_t)by_rank[s]->right, room + n);
+      mhk__write_item(w);
+      mhk__write_string(w, room, n);
+    }
+  mhk__write_close(w, ']');
+  mhk__write_close(w, '}');
+  mhk__write_close(w, '}');
+}
+
+MHKDEF const char *mhk_tokenizer_json(mhk_tokenizer *k, size_t *length) {
+  mhk_context *ctx = k ? k->object.ctx : NULL;
+  if (length) *length = 0;
+  if (mhk_failed(ctx)) return NULL;
+  if (!k->json) { /* read from another layout: written at the first call */
+    mhk__mark mark = mhk__scratch_mark(ctx);
+    const mhk__added **by_id = (const mhk__added **)mhk__scratch(ctx, k->size, sizeof *by_id);
+    const mhk__merge **by_rank = (const mhk__merge **)mhk__scratch(ctx, (mhk_index)k->n_merges, sizeof *by_rank);
+    mhk__writer w;
+    size_t longest = 0;
+    char *room, *text = NULL;
+    int32_t id;
+    int pass;
+    for (id = 0; id < k->size; id++)
+      if (k->length[id] > longest) longest = k->length[id];
+    room = (char *)mhk__scratch(ctx, (mhk_index)longest + 1, 4);
+    for (pass = 0; pass < 2 && by_id && by_rank && room; pass++) { /* count, then write */
+      if (pass) text = (char *)mhk__arena_alloc(ctx, &k->object.arena, w.length + 1);
+      if (pass && !text) break;
+      memset(by_id, 0, (size_t)k->size * sizeof *by_id);
+      memset(by_rank, 0, k->n_merges * sizeof *by_rank);
+      mhk__write_into(&w, text, pass ? w.length + 1 : 0);
+      mhk__write_tokenizer(&w, k, by_id, by_rank, room);
+    }
+    if (text) {
+      k->json_length = w.length;
+      k->json = text;
+    }
+    mhk__scratch_rewind(ctx, mark);
+  }
+  if (length && k->json) *length = k->json_length;
+  return k->json;
+}
+
+/* ---------------------------------------------------------------------------------------- streaming */
+
+/* Could the byte follow the n held ones inside a well-formed character (Unicode 16.0, table 3-7)? */
+static int mhk__stream_fits(const unsigned char *held, int n, unsigned char byte) {
+  if ((byte & 0xC0u) != 0x80) return 0;
+  if (n > 1) return 1;
+  switch (held[0]) {
+    case 0xE0: return byte >= 0xA0;
+    case 0xED: return byte <= 0x9F;
+    case 0xF0: return byte >= 0x90;
+    case 0xF4: return byte <= 0x8F;
+    default: return 1;
+  }
+}
+
+/* The start of a character that does not go on becomes one U+FFFD, as does each byte that cannot start one. */
+MHKDEF size_t mhk_stream_push(mhk_stream *s, const char *bytes, size_t length, char *out) {
+  size_t i = 0, n = 0;
+  if (!s || !bytes || !out) return 0;
+  while (i < length) {
+    const unsigned char byte = (unsigned char)bytes[i];
+    if (s->n_held < 1 || s->n_held > 3) {
+      i++;
+      s->n_held = 0;
+      if (byte < 0x80)
+        out[n++] = (char)byte;
+      else if (byte >= 0xC2 && byte <= 0xF4)
+        s->held[s->n_held++] = byte;
+      else
+        n += mhk__utf8_put(out + n, 0xFFFD);
+    } else if (mhk__stream_fits(s->held, s->n_held, byte)) {
+      const int whole = s->held[0] < 0xE0 ? 2 : s->held[0] < 0xF0 ? 3 : 4;
+      i++;
+      s->held[s->n_held++] = byte;
+      if (s->n_held == whole) {
+        memcpy(out + n, s->held, (size_t)whole);
+        n += (size_t)whole;
+        s->n_held = 0;
+      }
+    } else { /* the byte is looked at again */
+      n += mhk__utf8_put(out + n, 0xFFFD);
+      s->n_held = 0;
+    }
+  }
+  return n;
+}
+
+MHKDEF size_t mhk_stream_finish(mhk_stream *s, char *out) {
+  size_t n;
+  if (!s || !out) return 0;
+  n = s->n_held > 0 ? mhk__utf8_put(out, 0xFFFD) : 0;
+  s->n_held = 0;
+  return n;
+}
+#endif /* MOHAWK_IMPLEMENTATION */
+#if defined(MOHAWK_IMPLEMENTATION) && !defined(MHK__PASS)
+/* ====================================================================================================
+   MODELS: configurations, weights, initialisation, transfer                                >>models
+   ==================================================================================================== */
+
+typedef struct mhk__layer {
+  mhk_mixer kind;
+  mhk_tensor *norm_w, *norm_b;                                       /* norm_b NULL: RMSNorm (Mamba-2) */
+  mhk_tensor *q_w, *q_b, *k_w, *k_b, *v_w, *v_b, *dense_w, *dense_b; /* attention */
+  mhk_tensor *qn_w, *qn_b, *kn_w, *kn_b;                             /* LayerNorm of queries and keys, or NULL */
+  mhk_tensor *in_w, *in_b, *z_bias, *conv_w, *conv_b, *dt_bias, *A_log, *D, *ssm_norm_w, *out_w, *out_b; /* state-space; absent ones NULL */
+  mhk_tensor *fc1_w, *fc1_b, *fc2_w, *fc2_b;                                                             /* MLP; NULL: none */
+} mhk__layer;
+
+struct mhk_model {
+  mhk__object object;
+  mhk_config config;
+  mhk_tokenizer *tokenizer;
+  mhk_file *file;                                            /* mapped weights, or NULL */
+  mhk_tensor *embedding, *norm_w, *norm_b, *head_w, *head_b; /* head_w == embedding when tied */
+  mhk__layer *layers;
+  mhk_tensor **tensors; /* all of them, in the order of the checkpoint */
+  int n_tensors;
+  int trainable;
+  int owns_tokenizer;
+};
+
+/* ---- which tensors a configuration asks for */
+
+typedef enum mhk__role {
+  MHK__EMBEDDING,
+  MHK__NORM_W,
+  MHK__NORM_B, /* from here on: of each layer */
+  MHK__Q_W,
+  MHK__Q_B,
+  MHK__K_W,
+  MHK__K_B,
+  MHK__V_W,
+  MHK__V_B,
+  MHK__DENSE_W,
+  MHK__DENSE_B,
+  MHK__QN_W,
+  MHK__QN_B,
+  MHK__KN_W,
+  MHK__KN_B,
+  MHK__IN_W,
+  MHK__IN_B,
+  MHK__Z_BIAS,
+  MHK__CONV_W,
+  MHK__CONV_B,
+  MHK__DT_BIAS,
+  MHK__A_LOG,
+  MHK__D,
+  MHK__SSM_NORM_W,
+  MHK__OUT_W,
+  MHK__OUT_B,
+  MHK__FC1_W,
+  MHK__FC1_B,
+  MHK__FC2_W,
+  MHK__FC2_B,
+  MHK__FINAL_W,
+  MHK__FINAL_B,
+  MHK__HEAD_W,
+  MHK__HEAD_B, /* of the model again */
+  MHK__ROLES
+} mhk__role;
+
+typedef struct mhk__spec {
+  char name[96];
+  mhk__role role;
+  int layer, rank;
+  mhk_index shape[3], count;
+} mhk__spec;
+
+static mhk_tensor **mhk__slot(mhk_model *m, int layer, mhk__role role) {
+  mhk__layer *y = &m->layers[layer];
+  switch (role) {
+    case MHK__EMBEDDING: return &m->embedding;
+    case MHK__FINAL_W: return &m->norm_w;
+    case MHK__FINAL_B: return &m->norm_b;
+    case MHK__HEAD_W: return &m->head_w;
+    case MHK__HEAD_B: return &m->head_b;
+    case MHK__NORM_W: return &y->norm_w;
+    case MHK__NORM_B: return &y->norm_b;
+    case MHK__Q_W: return &y->q_w;
+    case MHK__Q_B: return &y->q_b;
+    case MHK__K_W: return &y->k_w;
+    case MHK__K_B: return &y->k_b;
+    case MHK__V_W: return &y->v_w;
+    case MHK__V_B: return &y->v_b;
+    case MHK__DENSE_W: return &y->dense_w;
+    case MHK__DENSE_B: return &y->dense_b;
+    case MHK__QN_W: return &y->qn_w;
+    case MHK__QN_B: return &y->qn_b;
+    case MHK__KN_W: return &y->kn_w;
+    case MHK__KN_B: return &y->kn_b;
+    case MHK__IN_W: return &y->in_w;
+    case MHK__IN_B: return &y->in_b;
+    case MHK__Z_BIAS: return &y->z_bias;
+    case MHK__CONV_W: return &y->conv_w;
+    case MHK__CONV_B: return &y->conv_b;
+    case MHK__DT_BIAS: return &y->dt_bias;
+    case MHK__A_LOG: return &y->A_log;
+    case MHK__D: return &y->D;
+    case MHK__SSM_NORM_W: return &y->ssm_norm_w;
+    case MHK__OUT_W: return &y->out_w;
+    case MHK__OUT_B: return &y->out_b;
+    case MHK__FC1_W: return &y->fc1_w;
+    case MHK__FC1_B: return &y->fc1_b;
+    case MHK__FC2_W: return &y->fc2_w;
+    default: return &y->fc2_b;
+  }
+}
+
+/* matrices of linear and embedding: the ones that may stay in their stored type */
+static int mhk__role_is_matrix(mhk__role role) {
+  switch (role) {
+    case MHK__EMBEDDING:
+    case MHK__HEAD_W:
+    case MHK__Q_W:
+    case MHK__K_W:
+    case MHK__V_W:
+    case MHK__DENSE_W:
+    case MHK__IN_W:
+    case MHK__OUT_W:
+    case MHK__FC1_W:
+    case MHK__FC2_W: return 1;
+    default: return 0;
+  }
+}
+
+/* what a tensor is called behind "layers.3.", or in whole */
+static void mhk__role_name(const mhk_config *c, mhk__role role, char out[48]) {
+  static const char names[MHK__ROLES][32] = {"embed_tokens.weight",
+                                             "input_layernorm.weight",
+                                             "input_layernorm.bias",
+                                             "q_proj.weight",
+                                             "q_proj.bias",
+                                             "k_proj.weight",
+                                             "k_proj.bias",
+                                             "v_proj.weight",
+                                             "v_proj.bias",
+                                             "dense.weight",
+                                             "dense.bias",
+                                             "q_layernorm.weight",
+                                             "q_layernorm.bias",
+                                             "k_layernorm.weight",
+                                             "k_layernorm.bias",
+                                             "in_proj.weight",
+                                             "in_proj.bias",
+                                             "z_bias",
+                                             "conv1d.weight",
+                                             "conv1d.bias",
+                                             "dt_bias",
+                                             "A_log",
+                                             "D",
+                                             "norm.weight",
+                                             "out_proj.weight",
+                                             "out_proj.bias",
+                                             "fc1.weight",
+                                             "fc1.bias",
+                                             "fc2.weight",
+                                             "fc2.bias",
+                                             "final_layernorm.weight",
+                                             "final_layernorm.bias",
+                                             "lm_head.weight",
+                                             "lm_head.bias"};
+  const int attention = role >= MHK__Q_W && role <= MHK__KN_B, ssm = role >= MHK__IN_W && role <= MHK__OUT_B;
+  out[0] = 0;
+  if ((attention && c->arch == MHK_ARCH_PHI_MAMBA) || ssm) strcat(out, "mixer.");
+  if (attention) strcat(out, "self_attn.");
+  if (role >= MHK__FC1_W && role <= MHK__FC2_B) strcat(out, "mlp.");
+  if (role == MHK__EMBEDDING && c->arch != MHK_ARCH_PHI)
+    strcat(out, c->arch == MHK_ARCH_MAMBA2 ? "embeddings.weight" : "embedding.weight");
+  else if (c->arch == MHK_ARCH_MAMBA2 && (role == MHK__NORM_W || role == MHK__FINAL_W))
+    strcat(out, role == MHK__NORM_W ? "norm.weight" : "norm_f.weight");
+  else
+    strcat(out, names[role]);
+}
+
+/* The tensor of a role in a layer: name and shape. 0 when the model has none. */
+static int mhk__spec_of(const mhk_config *c, int layer, mhk__role role, mhk__spec *s) {
+  const mhk_index D = c->d_model, V = c->vocab_size, Q = (mhk_index)c->n_head * c->head_dim, K = (mhk_index)c->n_kv_head * c->head_dim,
+                  E = (mhk_index)c->ssm_heads * c->ssm_head_dim, S = E + 2 * (mhk_index)c->ssm_groups * c->d_state;
+  const int layered = role > MHK__EMBEDDING && role < MHK__FINAL_W, kind = layered ? c->mixer[layer] : 0,
+            attention = kind == MHK_MIXER_ATTENTION, discrete = kind == MHK_MIXER_DISCRETE_MAMBA2, mamba2 = kind == MHK_MIXER_MAMBA2,
+            phi = c->arch != MHK_ARCH_MAMBA2;
+  mhk_index a = 0, b = 0;
+  int has = 0, i;
+  char tail[48];
+  switch (role) {
+    case MHK__EMBEDDING: has = 1, a = V, b = D; break;
+    case MHK__FINAL_W:
+    case MHK__NORM_W: has = 1, a = D; break;
+    case MHK__FINAL_B:
+    case MHK__NORM_B: has = phi, a = D; break;
+    case MHK__HEAD_W: has = !c->tie_embeddings, a = V, b = D; break;
+    case MHK__HEAD_B: has = phi, a = V; break;
+    case MHK__Q_W: has = attention, a = Q, b = D; break;
+    case MHK__Q_B: has = attention, a = Q; break;
+    case MHK__K_W:
+    case MHK__V_W: has = attention, a = K, b = D; break;
+    case MHK__K_B:
+    case MHK__V_B: has = attention, a = K; break;
+    case MHK__DENSE_W: has = attention, a = D, b = Q; break;
+    case MHK__DENSE_B: has = attention, a = D; break;
+    case MHK__QN_W:
+    case MHK__QN_B:
+    case MHK__KN_W:
+    case MHK__KN_B: has = attention && c->qk_layernorm, a = c->head_dim; break;
+    case MHK__IN_W: has = discrete || mamba2, a = E + S + c->ssm_heads, b = D; break;
+    case MHK__IN_B: has = (discrete || mamba2) && c->proj_bias, a = E + S + c->ssm_heads; break;
+    case MHK__Z_BIAS: has = discrete, a = E; break;
+    case MHK__CONV_W: has = discrete || mamba2, a = S, b = 1; break;
+    case MHK__CONV_B: has = (discrete || mamba2) && c->conv_bias, a = S; break;
+    case MHK__DT_BIAS:
+    case MHK__A_LOG: has = mamba2, a = c->ssm_heads; break;
+    case MHK__D: has = discrete || mamba2, a = c->ssm_heads; break;
+    case MHK__SSM_NORM_W: has = mamba2, a = E; break;
+    case MHK__OUT_W: has = discrete || mamba2, a = D, b = E; break;
+    case MHK__OUT_B: has = (discrete || mamba2) && c->proj_bias, a = D; break;
+    case MHK__FC1_W: has = c->d_mlp > 0, a = c->d_mlp, b = D; break;
+    case MHK__FC1_B: has = c->d_mlp > 0, a = c->d_mlp; break;
+    case MHK__FC2_W: has = c->d_mlp > 0, a = D, b = c->d_mlp; break;
+    case MHK__FC2_B: has = c->d_mlp > 0, a = D; break;
+    default: break;
+  }
+  if (!has) return 0;
+  s->role = role;
+  s->layer = layer;
+  s->rank = role == MHK__CONV_W ? 3 : b ? 2 : 1;
+  s->shape[0] = a;
+  s->shape[1] = b ? b : 1;
+  s->shape[2] = role == MHK__CONV_W ? c->d_conv : 1;
+  for (i = 0, s->count = 1; i < 3; i++) s->count *= s->shape[i];
+  mhk__role_name(c, role, tail);
+  if (role == MHK__HEAD_W || role == MHK__HEAD_B)
+    strcpy(s->name, tail);
+  else if (layered)
+    snprintf(s->name, sizeof s->name, "%s.layers.%d.%s", c->arch == MHK_ARCH_PHI ? "model" : "backbone", layer, tail);
+  else
+    snprintf(s->name, sizeof s->name, "%s.%s", c->arch == MHK_ARCH_PHI ? "model" : "backbone", tail);
+  return 1;
+}
+
+/* All tensors one after another, in the order of the checkpoint: start with s->layer = -1 and go on until 0. */
+static int mhk__spec_next(const mhk_config *c, mhk__spec *s) {
+  int role = s->layer < 0 ? (int)MHK__EMBEDDING : (int)s->role + 1, layer = s->layer < 0 ? 0 : s->layer;
+  for (; role < (int)MHK__ROLES; role++) {
+    if (role == (int)MHK__FINAL_W && layer + 1 < c->n_layer) {
+      layer++;
+      role = (int)MHK__NORM_W;
+    }
+    if (mhk__spec_of(c, layer, (mhk__role)role, s)) return 1;
+  }
+  return 0;
+}
+
+/* the settings that decide a tensor's shape, for errors */
+static void mhk__spec_reason(const mhk_config *c, const mhk__spec *s, char *out, size_t room) {
+  const int pm = c->arch == MHK_ARCH_PHI_MAMBA, m2 = c->arch == MHK_ARCH_MAMBA2;
+  switch (s->role) {
+    case MHK__EMBEDDING:
+    case MHK__HEAD_W: snprintf(out, room, "vocab_size %d, %s %d", c->vocab_size, pm ? "d_model" : "hidden_size", c->d_model); break;
+    case MHK__HEAD_B: snprintf(out, room, "vocab_size %d", c->vocab_size); break;
+    case MHK__FC1_W:
+    case MHK__FC1_B:
+    case MHK__FC2_W: snprintf(out, room, "%s %d", pm ? "d_mlp" : "intermediate_size", c->d_mlp); break;
+    case MHK__Q_W:
+    case MHK__Q_B:
+    case MHK__DENSE_W: snprintf(out, room, "num_attention_heads %d of size %d", c->n_head, c->head_dim); break;
+    case MHK__K_W:
+    case MHK__K_B:
+    case MHK__V_W:
+    case MHK__V_B: snprintf(out, room, "num_key_value_heads %d of size %d", c->n_kv_head, c->head_dim); break;
+    case MHK__QN_W:
+    case MHK__QN_B:
+    case MHK__KN_W:
+    case MHK__KN_B: snprintf(out, room, "head size %d", c->head_dim); break;
+    case MHK__IN_W:
+    case MHK__IN_B:
+    case MHK__CONV_W:
+    case MHK__CONV_B:
+    case MHK__Z_BIAS:
+    case MHK__D:
+    case MHK__OUT_W:
+    case MHK__DT_BIAS:
+    case MHK__A_LOG:
+    case MHK__SSM_NORM_W:
+      snprintf(out, room,
+               m2 ? "num_heads %d, head_dim %d, n_groups %d, state_size %d, conv_kernel %d"
+                  : "n_v_heads %d of size %d, n_qk_heads %d, d_state %d, d_conv %d",
+               c->ssm_heads, c->ssm_head_dim, c->ssm_groups, c->d_state, c->d_conv);
+      break;
+    default: snprintf(out, room, "%s %d", pm ? "d_model" : "hidden_size", c->d_model); break;
+  }
+}
+
+MHKDEF double mhk_config_parameters(const mhk_config *config) {
+  mhk__spec s;
+  double n = 0;
+  if (!config || config->n_layer < 1 || config->n_layer > MHK_MAX_LAYERS) return 0;
+  memset(&s, 0, sizeof s);
+  s.layer = -1;
+  while (mhk__spec_next(config, &s)) n += (double)s.shape[0] * (double)s.shape[1] * (double)s.shape[2];
+  return n;
+}
+
+/* ---- configurations: presets, check */
+
+static int mhk__config_uses(const mhk_config *c, int mixer) {
+  int l;
+  for (l = 0; l < c->n_layer && l < MHK_MAX_LAYERS; l++)
+    if (c->mixer[l] == mixer) return 1;
+  return 0;
+}
+
+MHKDEF mhk_result mhk_config_preset(mhk_context *ctx, const char *name, mhk_config *config) {
+  mhk_config c;
+  int phi, mamba, l;
+  if (mhk_failed(ctx)) return mhk_error(ctx);
+  if (!name || !config) return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "mhk_config_preset needs a name and a place for the configuration");
+  memset(&c, 0, sizeof c);
+  phi = strcmp(name, "phi-1") == 0 || strcmp(name, "phi-1.5") == 0 || strcmp(name, "phi-2") == 0;
+  mamba = strcmp(name, "phi-mamba-1.5b") == 0 || strcmp(name, "hybrid-phi-mamba-1.5b") == 0;
+  c.norm_eps = 1e-5;
+  if (phi || mamba) {
+    const int two = strcmp(name, "phi-2") == 0, hybrid = strcmp(name, "hybrid-phi-mamba-1.5b") == 0;
+    c.arch = phi ? MHK_ARCH_PHI : MHK_ARCH_PHI_MAMBA;
+    c.n_layer = two ? 32 : 24;
+    c.d_model = two ? 2560 : 2048;
+    c.vocab_size = 51200;
+    c.d_mlp = 4 * c.d_model;
+    c.max_position = 2048;
+    if (phi || hybrid) {
+      c.n_head = c.n_kv_head = 32;
+      c.head_dim = c.d_model / 32;
+      c.rotary_dim = 32;
+      c.rope_theta = 10000.0;
+    }
+    if (mamba) {
+      c.ssm_heads = c.ssm_groups = 32;
+      c.ssm_head_dim = c.d_state = 64;
+      c.d_conv = 4;
+      c.chunk_size = 128;
+      c.conv_bias = 1;
+      c.pad_vocab_multiple = 8;
+    }
+    for (l = 0; l < c.n_layer; l++)
+      c.mixer[l] = phi || (hybrid && l % 6 == 4) ? MHK_MIXER_ATTENTION : MHK_MIXER_DISCRETE_MAMBA2; /* 4, 10, 16, 22 stay attention */
+  } else if (strcmp(name, "mamba2-130m") == 0 || strcmp(name, "mamba2-1.3b") == 0) {
+    const int small = strcmp(name, "mamba2-130m") == 0;
+    c.arch = MHK_ARCH_MAMBA2;
+    c.n_layer = small ? 24 : 48;
+    c.d_model = small ? 768 : 2048;
+    c.vocab_size = 50288;
+    c.tie_embeddings = 1;
+    c.ssm_heads = c.d_model / 32; /* expand 2, heads of 64 */
+    c.ssm_groups = 1;
+    c.ssm_head_dim = 64;
+    c.d_state = 128;
+    c.d_conv = 4;
+    c.chunk_size = 256;
+    c.conv_silu = c.conv_bias = 1;
+    for (l = 0; l < c.n_layer; l++) c.mixer[l] = MHK_MIXER_MAMBA2;
+  } else
+    return mhk_fail(
+        ctx, MHK_ERROR_ARGUMENT,
+        "there is no preset \"%.60s\": phi-1, phi-1.5, phi-2, phi-mamba-1.5b, hybrid-phi-mamba-1.5b, mamba2-130m and mamba2-1.3b are there",
+        name);
+  *config = c;
+  return MHK_OK;
+}
+
+#define MHK__SENTENCE 512
+
+#if defined(__GNUC__) || defined(__clang__)
+__attribute__((format(printf, 3, 4)))
+#endif
+static mhk_result mhk__say(char *out, mhk_result code, const char *format, ...) {
+  va_list args;
+  va_start(args, format);
+  vsnprintf(out, MHK__SENTENCE, format, args);
+  va_end(args);
+  return code;
+}
+
+static int mhk__in_range(char *out, const char *what, double value, double low, double high) {
+  if (value >= low && value <= high) return 1;
+  mhk__say(out, MHK_ERROR_CONFIG, "%s is %.0f: it must lie between %.0f and %.0f", what, value, low, high);
+  return 0;
+}
+
+static mhk_result mhk__check_rotary(char *out, int rotary, int size, double theta, int ssm) {
+  char factor[32], number[32];
+  mhk__format_double((double)rotary / size, factor);
+  mhk__format_double(theta, number);
+  if (rotary < 0 || rotary > size)
+    return mhk__say(out, MHK_ERROR_CONFIG, "%d rotary features do not fit %s of size %d", rotary, ssm ? "a state (d_state)" : "a head",
+                    size);
+  if (rotary % 2 && ssm) return mhk__say(out, MHK_ERROR_CONFIG, "rotary_dim %d of B and C is odd: features turn in pairs", rotary);
+  if (rotary % 2)
+    return mhk__say(out, MHK_ERROR_CONFIG, "%d rotary features per head is odd: partial_rotary_factor %s of head size %d", rotary, factor,
+                    size);
+  if (rotary > 0 && !(theta > 0 && theta <= 1e300)) return mhk__say(out, MHK_ERROR_CONFIG, "rope_theta is %s: it must be above 0", number);
+  return MHK_OK;
+}
+
+/* MHK_OK, or what is wrong as a sentence of at most MHK__SENTENCE bytes */
+static mhk_result mhk__config_wrong(char *out, const mhk_config *c) {
+  const double most = 1 << 24;
+  char number[32];
+  mhk__spec s;
+  int l;
+  if (c->arch != MHK_ARCH_PHI && c->arch != MHK_ARCH_PHI_MAMBA && c->arch != MHK_ARCH_MAMBA2)
+    return mhk__say(out, MHK_ERROR_CONFIG, "architecture %d is none of Phi (1), Phi-Mamba (2) and Mamba-2 (3)", (int)c->arch);
+  if (!mhk__in_range(out, "the number of layers", c->n_layer, 1, MHK_MAX_LAYERS)) return MHK_ERROR_CONFIG;
+  if (!mhk__in_range(out, c->arch == MHK_ARCH_PHI_MAMBA ? "d_model" : "hidden_size", c->d_model, 1, most)) return MHK_ERROR_CONFIG;
+  if (!mhk__in_range(out, "vocab_size", c->vocab_size, 1, most * 16)) return MHK_ERROR_CONFIG;
+  if (!mhk__in_range(out, "the width of the MLP", c->d_mlp, c->arch == MHK_ARCH_MAMBA2 ? 0 : 1, c->arch == MHK_ARCH_MAMBA2 ? 0 : most))
+    return MHK_ERROR_CONFIG;
+  mhk__format_double(c->norm_eps, number);
+  if (!(c->norm_eps > 0 && c->norm_eps < 1))
+    return mhk__say(out, MHK_ERROR_CONFIG, "the eps of the norms is %s: it must lie between 0 and 1, 1e-05 is usual", number);
+  for (l = 0; l < c->n_layer; l++) {
+    const int kind = c->mixer[l];
+    const int fits = c->arch == MHK_ARCH_PHI      ? kind == MHK_MIXER_ATTENTION
+                     : c->arch == MHK_ARCH_MAMBA2 ? kind == MHK_MIXER_MAMBA2
+                                                  : kind == MHK_MIXER_ATTENTION || kind == MHK_MIXER_DISCRETE_MAMBA2;
+    if (!fits)
+      return mhk__say(out, MHK_ERROR_CONFIG, "the mixer of layer %d is %d; %s", l, kind,
+                      c->arch == MHK_ARCH_PHI      ? "every layer of a Phi has attention (1)"
+                      : c->arch == MHK_ARCH_MAMBA2 ? "every layer of a Mamba-2 has MHK_MIXER_MAMBA2 (3)"
+                                                   : "layers of a Phi-Mamba have attention (1) or discrete Mamba-2 (2)");
+  }
+  if (mhk__config_uses(c, MHK_MIXER_ATTENTION)) {
+    if (!mhk__in_range(out, "num_attention_heads", c->n_head, 1, 65536)) return MHK_ERROR_CONFIG;
+    if (!mhk__in_range(out, "num_key_value_heads", c->n_kv_head, 1, 65536)) return MHK_ERROR_CONFIG;
+    if (!mhk__in_range(out, "the size of an attention head", c->head_dim, 1, 65536)) return MHK_ERROR_CONFIG;
+    if (!mhk__in_range(out, "num_attention_heads times their size", (double)c->n_head * c->head_dim, 1, most)) return MHK_ERROR_CONFIG;
+    if (c->n_head % c->n_kv_head)
+      return mhk__say(
+          out, MHK_ERROR_CONFIG,
+          "%d attention heads cannot share %d key/value heads evenly: num_attention_heads must be a multiple of num_key_value_heads",
+          c->n_head, c->n_kv_head);
+    if (mhk__check_rotary(out, c->rotary_dim, c->head_dim, c->rope_theta, 0)) return MHK_ERROR_CONFIG;
+  }
+  if (mhk__config_uses(c, MHK_MIXER_DISCRETE_MAMBA2) || mhk__config_uses(c, MHK_MIXER_MAMBA2)) {
+    if (!mhk__in_range(out, "the number of state-space heads", c->ssm_heads, 1, 65536)) return MHK_ERROR_CONFIG;
+    if (!mhk__in_range(out, "the number of groups of B and C", c->ssm_groups, 1, 65536)) return MHK_ERROR_CONFIG;
+    if (!mhk__in_range(out, "the size of a state-space head", c->ssm_head_dim, 1, 65536)) return MHK_ERROR_CONFIG;
+    if (!mhk__in_range(out, "d_state", c->d_state, 1, 65536)) return MHK_ERROR_CONFIG;
+    if (!mhk__in_range(out, "d_inner (heads times their size)", (double)c->ssm_heads * c->ssm_head_dim, 1, most)) return MHK_ERROR_CONFIG;
+    if (!mhk__in_range(out, "the width of B and C (groups times d_state)", (double)c->ssm_groups * c->d_state, 1, most))
+      return MHK_ERROR_CONFIG;
+    if (!mhk__in_range(out, "d_conv", c->d_conv, 1, 64)) return MHK_ERROR_CONFIG;
+    if (!mhk__in_range(out, "chunk_size", c->chunk_size, 1, most)) return MHK_ERROR_CONFIG;
+    if (c->ssm_heads % c->ssm_groups)
+      return mhk__say(
+          out, MHK_ERROR_CONFIG, "%d state-space heads cannot share %d groups of B and C evenly: %s", c->ssm_heads, c->ssm_groups,
+          c->arch == MHK_ARCH_MAMBA2 ? "num_heads must be a multiple of n_groups" : "n_v_heads must be a multiple of n_qk_heads");
+    if (c->ssm_rotary_dim && c->arch == MHK_ARCH_MAMBA2)
+      return mhk__say(out, MHK_ERROR_CONFIG, "rotary_dim %d: rotary features of B and C exist in Phi-Mamba only", c->ssm_rotary_dim);
+    if (mhk__check_rotary(out, c->ssm_rotary_dim, c->d_state, c->rope_theta, 1)) return MHK_ERROR_CONFIG;
+    if (!(c->dt_min >= 0 && c->dt_min < 1e300) || (c->dt_max != 0 && !(c->dt_max > c->dt_min))) {
+      char high[32];
+      mhk__format_double(c->dt_min, number);
+      mhk__format_double(c->dt_max, high);
+      return mhk__say(out, MHK_ERROR_CONFIG,
+                      "time_step_limit from %s to %s leaves no room: the first must not be negative, the second larger", number, high);
+    }
+  }
+  if (c->pad_vocab_multiple < 0 || (c->pad_vocab_multiple > 1 && c->vocab_size % c->pad_vocab_multiple))
+    return mhk__say(out, MHK_ERROR_CONFIG, "a vocabulary of %d is no multiple of pad_vocab_size_multiple %d", c->vocab_size,
+                    c->pad_vocab_multiple);
+  memset(&s, 0, sizeof s);
+  s.layer = -1;
+  while (mhk__spec_next(c, &s))
+    if ((double)s.shape[0] * (double)s.shape[1] * (double)s.shape[2] * 16.0 > (double)PTRDIFF_MAX)
+      return mhk__say(out, MHK_ERROR_CONFIG, "%s with %.0f elements does not fit this machine's address space", s.name,
+                      (double)s.shape[0] * (double)s.shape[1] * (double)s.shape[2]);
+  return MHK_OK;
+}
+
+MHKDEF mhk_result mhk_config_check(mhk_context *ctx, const mhk_config *config) {
+  char sentence[MHK__SENTENCE];
+  mhk_result code;
+  if (mhk_failed(ctx)) return mhk_error(ctx);
+  if (!config) return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "mhk_config_check needs a configuration");
+  code = mhk__config_wrong(sentence, config);
+  return code == MHK_OK ? code : mhk_fail(ctx, code, "%s", sentence);
+}
+
+/* ---- config.json in */
+
+typedef struct mhk__settings {
+  mhk_context *ctx;
+  const mhk__json *object;
+  const char *where, *part; /* the text, and which object of it ("" for the whole) */
+} mhk__settings;
+
+static mhk__settings mhk__settings_of(mhk_context *ctx, const mhk__json *object, const char *where, const char *part) {
+  mhk__settings s;
+  s.ctx = ctx;
+  s.object = object;
+  s.where = where;
+  s.part = part;
+  return s;
+}
+
+/* a setting that is there and not null */
+static const mhk__json *mhk__setting(const mhk__settings *s, const char *key) {
+  const mhk__json *x = mhk__json_get(s->object, key);
+  return mhk__json_is(x, MHK__JSON_NULL) ? NULL : x;
+}
+
+static void mhk__setting_wrong(const mhk__settings *s, const mhk__json *x, const char *key, const char *wanted) {
+  const char *found = !x                           ? "missing"
+                      : x->text                    ? x->text
+                      : x->type == MHK__JSON_TRUE  ? "true"
+                      : x->type == MHK__JSON_FALSE ? "false"
+                      : x->type == MHK__JSON_ARRAY ? "a list"
+                                                   : "an object";
+  mhk_fail(s->ctx, MHK_ERROR_CONFIG, "%s: %s%s%s must be %s, it is %.60s", s->where, s->part, s->part[0] ? "." : "", key, wanted, found);
+}
+
+/* a count; fallback -1: it must be there */
+static int mhk__setting_int(const mhk__settings *s, const char *key, int fallback) {
+  const mhk__json *x = mhk__setting(s, key);
+  int64_t value;
+  if (!x && fallback >= 0) return fallback;
+  if (!mhk__json_integer(x, &value) || value < 0 || value > INT_MAX) {
+    mhk__setting_wrong(s, x, key, "a whole number from 0 to 2147483647");
+    return 0;
+  }
+  return (int)value;
+}
+
+/* a number; infinities also as the library of Hugging Face wraps them: {"__float__": "Infinity"} */
+static double mhk__setting_value(const mhk__settings *s, const mhk__json *x, const char *key) {
+  const mhk__json *wrapped = mhk__json_get(x, "__float__");
+  if (mhk__json_is(x, MHK__JSON_NUMBER)) return mhk__json_number(x);
+  if (mhk__json_equals(wrapped, "Infinity")) return HUGE_VAL;
+  if (mhk__json_equals(wrapped, "-Infinity")) return -HUGE_VAL;
+  mhk__setting_wrong(s, x, key, "a number");
+  return 0;
+}
+
+static double mhk__setting_double(const mhk__settings *s, const char *key, double fallback) {
+  const mhk__json *x = mhk__setting(s, key);
+  return x ? mhk__setting_value(s, x, key) : fallback;
+}
+
+static int mhk__setting_flag(const mhk__settings *s, const char *key, int fallback) {
+  const mhk__json *x = mhk__setting(s, key);
+  if (!x) return fallback;
+  if (x->type != MHK__JSON_TRUE && x->type != MHK__JSON_FALSE) mhk__setting_wrong(s, x, key, "true or false");
+  return x->type == MHK__JSON_TRUE;
+}
+
+/* Things that would change what the model computes and are not done here: said, not ignored. */
+static void mhk__setting_refuse(const mhk__settings *s, const char *key, const char *value, const char *known) {
+  mhk_fail(s->ctx, MHK_ERROR_UNSUPPORTED, "%s: %s%s%s is \"%.60s\", which this version does not do; it knows %s", s->where, s->part,
+           s->part[0] ? "." : "", key, value, known);
+}
+
+static void mhk__refuse_quantized(const mhk__settings *s) {
+  if (mhk__setting(s, "quantization_config"))
+    mhk_fail(s->ctx, MHK_ERROR_UNSUPPORTED, "%s: quantization_config is set; this version reads weights of F32, F16 and BF16 only",
+             s->where);
+}
+
+/* rope_scaling and rope_parameters may say that nothing is scaled, in the words of either age of the library */
+static void mhk__refuse_scaled_rope(const mhk__settings *s, const char *key) {
+  const mhk__json *x = mhk__setting(s, key), *type = mhk__json_get(x, "rope_type");
+  if (!x) return;
+  if (x->type != MHK__JSON_OBJECT) {
+    mhk__setting_wrong(s, x, key, "an object");
+    return;
+  }
+  if (!type) type = mhk__json_get(x, "type");
+  if (type && !mhk__json_equals(type, "default"))
+    mhk__setting_refuse(s, key, type->text ? type->text : "?", "the plain rotary embedding (\"default\") only");
+  if (!type && mhk__json_get(x, "factor")) mhk__setting_refuse(s, key, "scaled", "the plain rotary embedding only");
+}
+
+/* the attention settings of a Phi, in config.json or in a phi_attention block */
+static void mhk__parse_attention(const mhk__settings *s, mhk_config *c) {
+  const mhk__json *rope = mhk__setting(s, "rope_parameters"), *head_dim = mhk__setting(s, "head_dim");
+  mhk__settings r = mhk__settings_of(s->ctx, rope, s->where, "rope_parameters");
+  double factor;
+  mhk__refuse_scaled_rope(s, "rope_scaling");
+  mhk__refuse_scaled_rope(s, "rope_parameters");
+  c->n_head = mhk__setting_int(s, "num_attention_heads", 32);
+  c->n_kv_head = mhk__setting_int(s, "num_key_value_heads", c->n_head);
+  c->qk_layernorm = mhk__setting_flag(s, "qk_layernorm", 0);
+  c->rope_theta = mhk__setting_double(s, "rope_theta", 10000.0);
+  if (mhk__setting(&r, "rope_theta")) c->rope_theta = mhk__setting_double(&r, "rope_theta", 0);
+  factor = mhk__setting_double(s, "partial_rotary_factor", 0.5);
+  if (mhk__setting(&r, "partial_rotary_factor")) factor = mhk__setting_double(&r, "partial_rotary_factor", 0);
+  if (head_dim)
+    c->head_dim = mhk__setting_int(s, "head_dim", -1);
+  else if (c->n_head < 1 || c->d_model % c->n_head)
+    mhk_fail(s->ctx, MHK_ERROR_CONFIG, "%s: hidden_size %d cannot be cut into %d attention heads (num_attention_heads)", s->where,
+             c->d_model, c->n_head);
+  else
+    c->head_dim = c->d_model / c->n_head;
+  if (!(factor >= 0 && factor <= 1)) {
+    char number[32];
+    mhk__format_double(factor, number);
+    mhk_fail(s->ctx, MHK_ERROR_CONFIG, "%s: partial_rotary_factor is %s: it must lie between 0 and 1", s->where, number);
+  } else
+    c->rotary_dim = (int)(factor * c->head_dim); /* cut off, as the library does */
+}
+
+static void mhk__parse_phi(const mhk__settings *s, mhk_config *c) {
+  const mhk__json *act = mhk__setting(s, "hidden_act");
+  int l;
+  c->arch = MHK_ARCH_PHI;
+  mhk__refuse_quantized(s);
+  c->n_layer = mhk__setting_int(s, "num_hidden_layers", -1);
+  c->d_model = mhk__setting_int(s, "hidden_size", -1);
+  c->vocab_size = mhk__setting_int(s, "vocab_size", -1);
+  c->d_mlp = mhk__setting_int(s, "intermediate_size", -1);
+  c->norm_eps = mhk__setting_double(s, "layer_norm_eps", 1e-5);
+  c->tie_embeddings = mhk__setting_flag(s, "tie_word_embeddings", 0);
+  c->max_position = mhk__setting_int(s, "max_position_embeddings", 2048);
+  if (act && !mhk__json_equals(act, "gelu_new") && !mhk__json_equals(act, "gelu_pytorch_tanh") && !mhk__json_equals(act, "gelu_fast"))
+    mhk__setting_refuse(s, "hidden_act", act->text ? act->text : "?", "\"gelu_new\"");
+  mhk__parse_attention(s, c);
+  for (l = 0; l < c->n_layer && l < MHK_MAX_LAYERS; l++) c->mixer[l] = MHK_MIXER_ATTENTION;
+}
+
+static void mhk__parse_mamba2(const mhk__settings *s, mhk_config *c) {
+  const mhk__json *act = mhk__setting(s, "hidden_act"), *limit = mhk__setting(s, "time_step_limit");
+  double expand;
+  int l;
+  c->arch = MHK_ARCH_MAMBA2;
+  mhk__refuse_quantized(s);
+  c->n_layer = mhk__setting_int(s, "num_hidden_layers", -1);
+  c->d_model = mhk__setting_int(s, "hidden_size", -1);
+  c->vocab_size = mhk__setting_int(s, "vocab_size", -1);
+  c->norm_eps = mhk__setting_double(s, "layer_norm_epsilon", 1e-5);
+  c->tie_embeddings = mhk__setting_flag(s, "tie_word_embeddings", 0);
+  c->ssm_heads = mhk__setting_int(s, "num_heads", 128);
+  c->ssm_head_dim = mhk__setting_int(s, "head_dim", 64);
+  c->ssm_groups = mhk__setting_int(s, "n_groups", 8);
+  c->d_state = mhk__setting_int(s, "state_size", 128);
+  c->d_conv = mhk__setting_int(s, "conv_kernel", 4);
+  c->chunk_size = mhk__setting_int(s, "chunk_size", 256);
+  c->conv_bias = mhk__setting_flag(s, "use_conv_bias", 1);
+  c->proj_bias = mhk__setting_flag(s, "use_bias", 0);
+  c->conv_silu = 1;
+  expand = mhk__setting_double(s, "expand", 2);
+  if (!(fabs(expand * c->d_model - (double)c->ssm_heads * c->ssm_head_dim) < 0.5)) {
+    char number[32];
+    mhk__format_double(expand, number);
+    mhk_fail(s->ctx, MHK_ERROR_CONFIG, "%s: expand %s of hidden_size %d is not num_heads %d times head_dim %d", s->where, number,
+             c->d_model, c->ssm_heads, c->ssm_head_dim);
+  }
+  if (act && !mhk__json_equals(act, "silu") && !mhk__json_equals(act, "swish"))
+    mhk__setting_refuse(s, "hidden_act", act->text ? act->text : "?", "\"silu\"");
+  if (!mhk__setting_flag(s, "rms_norm", 1)) mhk__setting_refuse(s, "rms_norm", "false", "true");
+  if (mhk__setting_flag(s, "norm_before_gate", 0)) mhk__setting_refuse(s, "norm_before_gate", "true", "false");
+  if (limit) {
+    if (limit->type != MHK__JSON_ARRAY || limit->count != 2)
+      mhk__setting_wrong(s, limit, "time_step_limit", "a list of two numbers");
+    else {
+      c->dt_min = mhk__setting_value(s, limit->first, "time_step_limit");
+      c->dt_max = mhk__setting_value(s, limit->first->next, "time_step_limit");
+      if (c->dt_max >= 1e300)
+        c->dt_max = 0;
+      else if (c->dt_max == 0)
+        mhk__setting_wrong(s, limit, "time_step_limit", "a list whose second number is above 0");
+    }
+  }
+  for (l = 0; l < c->n_layer && l < MHK_MAX_LAYERS; l++) c->mixer[l] = MHK_MIXER_MAMBA2;
+}
+
+/* settings of one block's core_input into c, whose other fields are those of the blocks before */
+static void mhk__parse_discrete(const mhk__settings *s, mhk_config *c) {
+  const mhk__json *act = mhk__setting(s, "activation"), *x;
+  const double expand = mhk__setting_double(s, "expand", 1);
+  double inner = expand * c->d_model;
+  static const char known[][16] = {"d_model",    "d_state", "n_v_heads",  "n_qk_heads", "d_conv",    "conv_bias", "expand", "chunk_size",
+                                   "activation", "bias",    "rotary_dim", "rope_theta", "layer_idx", "device",    "dtype"};
+  size_t i;
+  c->d_state = mhk__setting_int(s, "d_state", 64);
+  c->ssm_heads = mhk__setting_int(s, "n_v_heads", 32);
+  c->ssm_groups = mhk__setting_int(s, "n_qk_heads", 32);
+  c->d_conv = mhk__setting_int(s, "d_conv", 4);
+  c->chunk_size = mhk__setting_int(s, "chunk_size", 128);
+  c->conv_bias = mhk__setting_flag(s, "conv_bias", 1);
+  c->proj_bias = mhk__setting_flag(s, "bias", 0);
+  c->ssm_rotary_dim = mhk__setting_int(s, "rotary_dim", 0);
+  if (c->ssm_rotary_dim) c->rope_theta = mhk__setting_double(s, "rope_theta", 10000.0);
+  c->conv_silu = mhk__json_equals(act, "silu") || mhk__json_equals(act, "swish");
+  if (act && !c->conv_silu && !mhk__json_equals(act, "identity"))
+    mhk__setting_refuse(s, "activation", act->text ? act->text : "?", "\"identity\" and \"silu\"");
+  if (c->ssm_heads < 1 || !(inner >= 1 && inner < (1 << 24)) || fabs(inner - floor(inner + 0.5)) > 1e-6 ||
+      (int)(inner + 0.5) % c->ssm_heads) {
+    char number[32];
+    mhk__format_double(expand, number);
+    mhk_fail(s->ctx, MHK_ERROR_CONFIG, "%s: %s: expand %s of d_model %d cannot be cut into %d heads (n_v_heads)", s->where, s->part, number,
+             c->d_model, c->ssm_heads);
+  } else
+    c->ssm_head_dim = (int)(inner + 0.5) / c->ssm_heads;
+  for (x = s->object ? s->object->first : NULL; x; x = x->next) {
+    for (i = 0; i < sizeof known / sizeof known[0] && strcmp(known[i], x->key) != 0; i++) {
+    }
+    if (i == sizeof known / sizeof known[0])
+      mhk__note(s->ctx, MHK_LOG_WARNING, "%s: %s.%.60s is not known and has no effect", s->where, s->part, x->key);
+  }
+}
+
+static void mhk__parse_phi_mamba(mhk_context *ctx, const mhk__json *root, const char *where, mhk_config *c) {
+  const mhk__json *language = mhk__json_get(mhk__json_get(root, "LanguageModel"), "input"),
+                  *mixer = mhk__json_get(mhk__json_get(root, "MixerModel"), "input"), *b;
+  mhk__settings lm = mhk__settings_of(ctx, language, where, "LanguageModel.input"),
+                mm = mhk__settings_of(ctx, mixer, where, "MixerModel.input");
+  const mhk__json *prenorm = mhk__setting(&mm, "lm_head_prenorm");
+  mhk_config one, first_attention, first_ssm;
+  int have_attention = 0, have_ssm = 0, layers = 0, pad;
+  c->arch = MHK_ARCH_PHI_MAMBA;
+  c->vocab_size = mhk__setting_int(&lm, "vocab_size", -1);
+  pad = mhk__setting_int(&lm, "pad_vocab_size_multiple", 1);
+  c->pad_vocab_multiple = pad < 1 ? 1 : pad;
+  if (c->vocab_size > INT_MAX - c->pad_vocab_multiple)
+    mhk__setting_wrong(&lm, mhk__setting(&lm, "vocab_size"), "vocab_size", "a smaller number");
+  else
+    c->vocab_size = (c->vocab_size + c->pad_vocab_multiple - 1) / c->pad_vocab_multiple * c->pad_vocab_multiple;
+  c->tie_embeddings = mhk__setting_flag(&lm, "tie_embeddings", 0);
+  c->d_model = mhk__setting_int(&mm, "d_model", -1);
+  c->n_layer = mhk__setting_int(&mm, "n_layer", -1);
+  c->d_mlp = mhk__setting_int(&mm, "d_mlp", c->d_model <= INT_MAX / 4 ? 4 * c->d_model : 0);
+  c->norm_eps = mhk__setting_double(&mm, "layer_norm_eps", 1e-5);
+  c->max_position = mhk__setting_int(&mm, "max_position_embeddings", 0);
+  if (prenorm && !mhk__json_equals(prenorm, "layer"))
+    mhk__setting_refuse(&mm, "lm_head_prenorm", prenorm->text ? prenorm->text : "?", "\"layer\"");
+  if (mhk_failed(ctx)) return;
+  memset(&first_attention, 0, sizeof first_attention);
+  memset(&first_ssm, 0, sizeof first_ssm);
+  for (b = root->first; b; b = b->next) {
+    const mhk__json *core, *type;
+    mhk__settings block, input;
+    char part[64];
+    int n, attention;
+    if (strncmp(b->key, "Block", 5) != 0) continue;
+    block = mhk__settings_of(ctx, b, where, b->key);
+    core = mhk__setting(&block, "CoreType");
+    type = mhk__setting(&block, "BlockType");
+    snprintf(part, sizeof part, "%.40s.core_input", b->key);
+    input = mhk__settings_of(ctx, mhk__json_get(b, "core_input"), where, part);
+    n = mhk__setting_int(&block, "n_layers", 1);
+    attention = mhk__json_equals(core, "modules.mixers.phi_attention");
+    if (type && !mhk__json_equals(type, "modules.phi_block"))
+      mhk__setting_refuse(&block, "BlockType", type->text ? type->text : "?", "\"modules.phi_block\"");
+    if (!attention && !mhk__json_equals(core, "modules.mixers.discrete_mamba2"))
+      mhk__setting_refuse(&block, "CoreType", core && core->text ? core->text : "missing",
+                          "\"modules.mixers.discrete_mamba2\" and \"modules.mixers.phi_attention\"");
+    if (n > MHK_MAX_LAYERS - layers) mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "%s: more than %d layers", where, MHK_MAX_LAYERS);
+    if (mhk_failed(ctx)) return;
+    memset(&one, 0, sizeof one);
+    one.d_model = c->d_model;
+    if (attention) {
+      const int hidden = mhk__setting_int(&input, "hidden_size", c->d_model);
+      const double eps = mhk__setting_double(&input, "layer_norm_eps", c->norm_eps);
+      mhk__parse_attention(&input, &one);
+      if (hidden != c->d_model)
+        mhk_fail(ctx, MHK_ERROR_CONFIG, "%s: %s.hidden_size is %d, d_model is %d: they must be the same", where, part, hidden, c->d_model);
+      if (one.qk_layernorm && eps != c->norm_eps)
+        mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "%s: %s.layer_norm_eps differs from the other norms'", where, part);
+      if (!mhk__setting(&mm, "max_position_embeddings")) c->max_position = mhk__setting_int(&input, "max_position_embeddings", 0);
+      if (!have_attention) memcpy(&first_attention, &one, sizeof one); /* with its padding, for the comparison */
+      have_attention = 1;
+    } else {
+      mhk__parse_discrete(&input, &one);
+      if (!have_ssm) memcpy(&first_ssm, &one, sizeof one);
+      have_ssm = 1;
+    }
+    if (mhk_failed(ctx)) return;
+    if (memcmp(&one, attention ? &first_attention : &first_ssm, sizeof one) != 0) {
+      mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "%s: %s differs from an earlier block of its kind; this version has one setting for all of them",
+               where, part);
+      return;
+    }
+    while (n-- > 0) c->mixer[layers++] = attention ? MHK_MIXER_ATTENTION : MHK_MIXER_DISCRETE_MAMBA2;
+  }
+  if (layers != c->n_layer) {
+    mhk_fail(ctx, MHK_ERROR_CONFIG, "%s: the blocks have %d layers in all, MixerModel.input.n_layer is %d", where, layers, c->n_layer);
+    return;
+  }
+  if (have_attention) {
+    c->n_head = first_attention.n_head;
+    c->n_kv_head = first_attention.n_kv_head;
+    c->head_dim = first_attention.head_dim;
+    c->rotary_dim = first_attention.rotary_dim;
+    c->qk_layernorm = first_attention.qk_layernorm;
+    c->rope_theta = first_attention.rope_theta;
+  }
+  if (have_ssm) {
+    c->ssm_heads = first_ssm.ssm_heads;
+    c->ssm_groups = first_ssm.ssm_groups;
+    c->ssm_head_dim = first_ssm.ssm_head_dim;
+    c->d_state = first_ssm.d_state;
+    c->d_conv = first_ssm.d_conv;
+    c->chunk_size = first_ssm.chunk_size;
+    c->ssm_rotary_dim = first_ssm.ssm_rotary_dim;
+    c->conv_silu = first_ssm.conv_silu;
+    c->conv_bias = first_ssm.conv_bias;
+    c->proj_bias = first_ssm.proj_bias;
+    if (c->ssm_rotary_dim && have_attention && c->rotary_dim && first_ssm.rope_theta != c->rope_theta)
+      mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "%s: rope_theta of attention and of state-space blocks differ; this version has one for both",
+               where);
+    if (c->ssm_rotary_dim) c->rope_theta = first_ssm.rope_theta;
+  }
+}
+
+MHKDEF mhk_result mhk_config_parse(mhk_context *ctx, const char *json, size_t length, const char *where, mhk_config *config) {
+  mhk__mark mark;
+  const mhk__json *root, *outer, *type, *architecture;
+  mhk_config c;
+  char sentence[MHK__SENTENCE];
+  if (mhk_failed(ctx)) return mhk_error(ctx);
+  if (!json || !config) return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "mhk_config_parse needs a text and a place for the configuration");
+  if (!where) where = "config.json";
+  memset(&c, 0, sizeof c);
+  mark = mhk__scratch_mark(ctx);
+  root = mhk__json_parse(ctx, &ctx->scratch, json, length, where, MHK__JSON_INFINITY);
+  outer = mhk__json_get(root, "config");
+  if (mhk__json_is(outer, MHK__JSON_OBJECT) && !mhk__json_get(root, "model_type") && !mhk__json_get(root, "MixerModel")) root = outer;
+  if (root) {
+    const mhk__settings s = mhk__settings_of(ctx, root, where, "");
+    type = mhk__setting(&s, "model_type");
+    architecture = mhk__setting(&s, "architectures");
+    if (mhk__json_is(architecture, MHK__JSON_ARRAY)) architecture = architecture->first;
+    if (mhk__json_get(root, "MixerModel") || mhk__json_get(root, "Block1"))
+      mhk__parse_phi_mamba(ctx, root, where, &c);
+    else if (mhk__json_equals(architecture, "PhiForCausalLM") || (!architecture && mhk__json_equals(type, "phi")))
+      mhk__parse_phi(&s, &c);
+    else if (mhk__json_equals(architecture, "Mamba2ForCausalLM") || (!architecture && mhk__json_equals(type, "mamba2")))
+      mhk__parse_mamba2(&s, &c);
+    else {
+      const char *is = mhk__json_string(architecture) ? architecture->text : mhk__json_string(type) ? type->text : NULL;
+      mhk_fail(ctx, MHK_ERROR_UNSUPPORTED,
+               "%s describes %s%.60s%s; this version knows PhiForCausalLM, Mamba2ForCausalLM and phi-mamba (MixerModel, Block1, ...)",
+               where, is ? "\"" : "no model it names", is ? is : "", is ? "\"" : "");
+    }
+  }
+  mhk__scratch_rewind(ctx, mark);
+  if (!mhk_failed(ctx)) {
+    const mhk_result code = mhk__config_wrong(sentence, &c);
+    if (code != MHK_OK) return mhk_fail(ctx, code, "%s: %s", where, sentence);
+    *config = c;
+  }
+  return mhk_error(ctx);
+}
+
+/* ---- config.json out */
+
+static void mhk__write_int_key(mhk__writer *w, const char *key, int64_t value) {
+  mhk__write_key(w, key);
+  mhk__write_integer(w, value);
+}
+
+static void mhk__write_double_key(mhk__writer *w, const char *key, double value) {
+  mhk__write_key(w, key);
+  mhk__write_double(w, value);
+}
+
+static void mhk__write_word_key(mhk__writer *w, const char *key, const char *word) { /* true, false, null */
+  mhk__write_key(w, key);
+  mhk__write_text(w, word);
+}
+
+static void mhk__write_string_key(mhk__writer *w, const char *key, const char *text) {
+  mhk__write_key(w, key);
+  mhk__write_string(w, text, strlen(text));
+}
+
+static void mhk__write_flag_key(mhk__writer *w, const char *key, int on) { mhk__write_word_key(w, key, on ? "true" : "false"); }
+
+/* the share of a head that turns, such that cutting share * size off gives the number of features again */
+static double mhk__rotary_factor(int rotary, int size) {
+  double factor = (double)rotary / size;
+  while ((int)(factor * size) < rotary) factor *= 1 + DBL_EPSILON;
+  return factor;
+}
+
+static void mhk__write_expand(mhk__writer *w, const mhk_config *c) {
+  const int64_t inner = (int64_t)c->ssm_heads * c->ssm_head_dim;
+  mhk__write_key(w, "expand");
+  if (inner % c->d_model == 0)
+    mhk__write_integer(w, inner / c->d_model);
+  else
+    mhk__write_double(w, (double)inner / c->d_model);
+}
+
+static void mhk__write_phi_attention(mhk__writer *w, const mhk_config *c) {
+  mhk__write_int_key(w, "hidden_size", c->d_model);
+  mhk__write_int_key(w, "num_attention_heads", c->n_head);
+  mhk__write_int_key(w, "num_key_value_heads", c->n_kv_head);
+  if ((int64_t)c->n_head * c->head_dim != c->d_model) mhk__write_int_key(w, "head_dim", c->head_dim);
+  mhk__write_int_key(w, "max_position_embeddings", c->max_position > 0 ? c->max_position : 2048);
+  mhk__write_double_key(w, "layer_norm_eps", c->norm_eps);
+  mhk__write_flag_key(w, "qk_layernorm", c->qk_layernorm);
+  mhk__write_double_key(w, "attention_dropout", 0.0);
+  mhk__write_double_key(w, "rope_theta", c->rope_theta);
+  mhk__write_double_key(w, "partial_rotary_factor", mhk__rotary_factor(c->rotary_dim, c->head_dim));
+  mhk__write_word_key(w, "rope_scaling", "null");
+}
+
+static void mhk__write_blocks(mhk__writer *w, const mhk_config *c) {
+  int l = 0, block = 0;
+  while (l < c->n_layer) {
+    const int attention = c->mixer[l] == MHK_MIXER_ATTENTION;
+    int end = l;
+    char name[32];
+    while (end < c->n_layer && c->mixer[end] == c->mixer[l]) end++;
+    snprintf(name, sizeof name, "Block%d", ++block);
+    mhk__write_key(w, name);
+    mhk__write_open(w, '{');
+    mhk__write_int_key(w, "n_layers", end - l);
+    mhk__write_string_key(w, "BlockType", "modules.phi_block");
+    mhk__write_key(w, "block_input");
+    mhk__write_open(w, '{');
+    mhk__write_double_key(w, "resid_dropout", 0.0);
+    mhk__write_close(w, '}');
+    mhk__write_string_key(w, "CoreType", attention ? "modules.mixers.phi_attention" : "modules.mixers.discrete_mamba2");
+    mhk__write_key(w, "core_input");
+    mhk__write_open(w, '{');
+    if (attention) {
+      mhk__write_phi_attention(w, c);
+      mhk__write_string_key(w, "attn_type", "eager");
+    } else {
+      mhk__write_int_key(w, "d_state", c->d_state);
+      mhk__write_int_key(w, "n_v_heads", c->ssm_heads);
+      mhk__write_int_key(w, "n_qk_heads", c->ssm_groups);
+      mhk__write_int_key(w, "d_conv", c->d_conv);
+      mhk__write_flag_key(w, "conv_bias", c->conv_bias);
+      mhk__write_expand(w, c);
+      mhk__write_int_key(w, "chunk_size", c->chunk_size);
+      mhk__write_string_key(w, "activation", c->conv_silu ? "silu" : "identity");
+      mhk__write_flag_key(w, "bias", c->proj_bias);
+      if (c->ssm_rotary_dim) {
+        mhk__write_int_key(w, "rotary_dim", c->ssm_rotary_dim);
+        mhk__write_double_key(w, "rope_theta", c->rope_theta);
+      }
+    }
+    mhk__write_close(w, '}');
+    mhk__write_close(w, '}');
+    l = end;
+  }
+}
+
+/* dtype: of the weights beside it, 0 when not known; end: id of the end-of-text token, -1 for none */
+static void mhk__write_config(mhk__writer *w, const mhk_config *c, mhk_dtype dtype, int end) {
+  mhk__write_open(w, '{');
+  if (c->arch == MHK_ARCH_PHI_MAMBA) {
+    mhk__write_key(w, "LanguageModel");
+    mhk__write_open(w, '{');
+    mhk__write_key(w, "input");
+    mhk__write_open(w, '{');
+    mhk__write_int_key(w, "vocab_size", c->vocab_size);
+    mhk__write_int_key(w, "pad_vocab_size_multiple",
+                       c->pad_vocab_multiple > 0 && c->vocab_size % c->pad_vocab_multiple == 0 ? c->pad_vocab_multiple : 1);
+    if (c->tie_embeddings) mhk__write_flag_key(w, "tie_embeddings", 1);
+    mhk__write_close(w, '}');
+    mhk__write_close(w, '}');
+    mhk__write_key(w, "MixerModel");
+    mhk__write_open(w, '{');
+    mhk__write_key(w, "input");
+    mhk__write_open(w, '{');
+    mhk__write_int_key(w, "d_model", c->d_model);
+    mhk__write_int_key(w, "n_layer", c->n_layer);
+    mhk__write_string_key(w, "lm_head_prenorm", "layer");
+    /* what the authors' code fixes is written where it differs */
+    if (c->d_mlp != 4 * (int64_t)c->d_model) mhk__write_int_key(w, "d_mlp", c->d_mlp);
+    if (c->norm_eps < 1e-5 || c->norm_eps > 1e-5) mhk__write_double_key(w, "layer_norm_eps", c->norm_eps);
+    if (c->max_position > 0 && !mhk__config_uses(c, MHK_MIXER_ATTENTION)) mhk__write_int_key(w, "max_position_embeddings", c->max_position);
+    mhk__write_close(w, '}');
+    mhk__write_close(w, '}');
+    mhk__write_blocks(w, c);
+  } else {
+    const int phi = c->arch == MHK_ARCH_PHI;
+    mhk__write_key(w, "architectures");
+    mhk__write_open(w, '[');
+    mhk__write_item(w);
+    mhk__write_text(w, phi ? "\"PhiForCausalLM\"" : "\"Mamba2ForCausalLM\"");
+    mhk__write_close(w, ']');
+    mhk__write_string_key(w, "model_type", phi ? "phi" : "mamba2");
+    mhk__write_int_key(w, "vocab_size", c->vocab_size);
+    mhk__write_int_key(w, "num_hidden_layers", c->n_layer);
+    if (phi) {
+      mhk__write_phi_attention(w, c);
+      mhk__write_key(w, "rope_parameters"); /* the same for the library from version 5 on */
+      mhk__write_open(w, '{');
+      mhk__write_double_key(w, "partial_rotary_factor", mhk__rotary_factor(c->rotary_dim, c->head_dim));
+      mhk__write_double_key(w, "rope_theta", c->rope_theta);
+      mhk__write_string_key(w, "rope_type", "default");
+      mhk__write_close(w, '}');
+      mhk__write_int_key(w, "intermediate_size", c->d_mlp);
+      mhk__write_string_key(w, "hidden_act", "gelu_new");
+      mhk__write_double_key(w, "embd_pdrop", 0.0);
+      mhk__write_double_key(w, "resid_pdrop", 0.0);
+    } else {
+      mhk__write_int_key(w, "hidden_size", c->d_model);
+      mhk__write_int_key(w, "num_heads", c->ssm_heads);
+      mhk__write_int_key(w, "head_dim", c->ssm_head_dim);
+      mhk__write_int_key(w, "state_size", c->d_state);
+      mhk__write_int_key(w, "n_groups", c->ssm_groups);
+      mhk__write_expand(w, c);
+      mhk__write_int_key(w, "conv_kernel", c->d_conv);
+      mhk__write_int_key(w, "chunk_size", c->chunk_size);
+      mhk__write_flag_key(w, "use_bias", c->proj_bias);
+      mhk__write_flag_key(w, "use_conv_bias", c->conv_bias);
+      mhk__write_string_key(w, "hidden_act", "silu");
+      mhk__write_double_key(w, "layer_norm_epsilon", c->norm_eps);
+      mhk__write_flag_key(w, "rms_norm", 1);
+      if (c->dt_min > 0 || c->dt_max > 0) { /* 0 to infinity is what readers assume, and infinity is no JSON */
+        mhk__write_key(w, "time_step_limit");
+        mhk__write_open(w, '[');
+        mhk__write_item(w);
+        mhk__write_double(w, c->dt_min);
+        mhk__write_item(w);
+        mhk__write_double(w, c->dt_max > 0 ? c->dt_max : 1e300);
+        mhk__write_close(w, ']');
+      }
+    }
+    mhk__write_flag_key(w, "tie_word_embeddings", c->tie_embeddings);
+    if (end >= 0) {
+      mhk__write_int_key(w, "bos_token_id", end);
+      mhk__write_int_key(w, "eos_token_id", end);
+    }
+    if (dtype) mhk__write_string_key(w, "torch_dtype", dtype == MHK_F16 ? "float16" : dtype == MHK_BF16 ? "bfloat16" : "float32");
+  }
+  mhk__write_close(w, '}');
+  mhk__write_text(w, "\n");
+}
+
+MHKDEF size_t mhk_config_format(const mhk_config *config, char *json, size_t capacity) {
+  mhk__writer w;
+  mhk__write_into(&w, json, capacity);
+  if (config && config->d_model > 0 && config->n_layer >= 0 && config->n_layer <= MHK_MAX_LAYERS &&
+      (config->head_dim > 0 || !mhk__config_uses(config, MHK_MIXER_ATTENTION)))
+    mhk__write_config(&w, config, (mhk_dtype)0, -1);
+  return w.length;
+}
+
+/* ---- models: memory, creation */
+
+/* A model without weights: every tensor with its name and shape. */
+static mhk_model *mhk__model_new(mhk_context *ctx, const mhk_config *config) {
+  mhk_model *m = (mhk_model *)mhk__object_new(ctx, sizeof *m, NULL);
+  mhk_tensor *tensors;
+  mhk__spec s;
+  int l, i;
+  if (!m) return NULL;
+  m->config = *config;
+  memset(&s, 0, sizeof s);
+  s.layer = -1;
+  while (mhk__spec_next(config, &s)) m->n_tensors++;
+  m->layers = (mhk__layer *)mhk__arena_zeros(ctx, &m->object.arena, config->n_layer, sizeof(mhk__layer));
+  m->tensors = (mhk_tensor **)mhk__arena_zeros(ctx, &m->object.arena, m->n_tensors, sizeof(mhk_tensor *));
+  tensors = (mhk_tensor *)mhk__arena_zeros(ctx, &m->object.arena, m->n_tensors, sizeof(mhk_tensor));
+  for (l = 0; l < config->n_layer && m->layers; l++) m->layers[l].kind = (mhk_mixer)config->mixer[l];
+  s.layer = -1;
+  for (i = 0; !mhk_failed(ctx) && mhk__spec_next(config, &s); i++) {
+    mhk_tensor *x = m->tensors[i] = *mhk__slot(m, s.layer, s.role) = &tensors[i];
+    int k;
+    x->name = mhk__arena_text(ctx, &m->object.arena, s.name, strlen(s.name));
+    x->rank = s.rank;
+    for (k = 0; k < MHK_MAX_RANK; k++) x->shape[k] = k < 3 ? s.shape[k] : 1;
+    x->count = s.count;
+    x->dtype = MHK_REAL;
+    x->ctx = ctx;
+  }
+  if (mhk_failed(ctx)) {
+    mhk__object_free(m);
+    return NULL;
+  }
+  if (config->tie_embeddings) m->head_w = m->embedding;
+  return m;
+}
+
+/* Memory for all tensors as MHK_REAL and for their gradients, the gradients in one block in the order of the tensors.
+   data and grads receive what is to be put in place. */
+static int mhk__model_memory(mhk_model *m, mhk_real **data, mhk_real **grads) {
+  mhk_context *ctx = m->object.ctx;
+  mhk_index total = 0;
+  int i;
+  for (i = 0; i < m->n_tensors; i++) {
+    const mhk_index count = m->tensors[i]->count;
+    if (total > PTRDIFF_MAX - count)
+      return mhk_fail(ctx, MHK_ERROR_MEMORY, "the model's %.0f weights do not fit this machine", mhk_config_parameters(&m->config)), 0;
+    total += count;
+    data[i] = (mhk_real *)mhk__arena_zeros(ctx, &m->object.arena, count, sizeof(mhk_real));
+    if (!data[i]) return 0;
+  }
+  *grads = (mhk_real *)mhk__arena_zeros(ctx, &m->object.arena, total, sizeof(mhk_real));
+  return *grads != NULL;
+}
+
+static void mhk__model_train(mhk_model *m, mhk_real **data, mhk_real *grads) {
+  int i;
+  for (i = 0; i < m->n_tensors; i++) {
+    mhk_tensor *x = m->tensors[i];
+    x->data = data[i];
+    x->grad = grads;
+    x->dtype = MHK_REAL;
+    x->requires_grad = 1;
+    grads += x->count;
+  }
+  m->trainable = 1;
+}
+
+MHKDEF mhk_result mhk_model_make_trainable(mhk_model *m) {
+  mhk_context *ctx;
+  mhk__mark mark;
+  mhk_real **data, *grads;
+  int i;
+  if (!m) return MHK_ERROR_ARGUMENT;
+  ctx = m->object.ctx;
+  if (mhk_failed(ctx) || m->trainable) return mhk_error(ctx);
+  mark = mhk__scratch_mark(ctx);
+  data = (mhk_real **)mhk__scratch(ctx, m->n_tensors, sizeof(mhk_real *));
+  if (data && mhk__model_memory(m, data, &grads)) {
+    for (i = 0; i < m->n_tensors; i++) mhk__unpack_host(m->tensors[i]->dtype, m->tensors[i]->data, m->tensors[i]->count, data[i]);
+    mhk__model_train(m, data, grads);
+    mhk_file_close(m->file);
+    m->file = NULL;
+  }
+  mhk__scratch_rewind(ctx, mark);
+  return mhk_error(ctx);
+}
+
+static void mhk__fill(mhk_tensor *x, double value) {
+  mhk_index i;
+  if (x)
+    for (i = 0; i < x->count; i++) ((mhk_real *)x->data)[i] = (mhk_real)value;
+}
+
+/* rows [first,first+rows) of a matrix, or a vector's elements, uniform in +-bound */
+static void mhk__fill_uniform(mhk__rng *rng, mhk_tensor *x, mhk_index first, mhk_index rows, double bound) {
+  mhk_index row, i;
+  mhk_real *p;
+  if (!x) return;
+  row = x->count / x->shape[0];
+  p = (mhk_real *)x->data + first * row;
+  for (i = 0; i < rows * row; i++) p[i] = (mhk_real)((2.0 * mhk__rng_uniform(rng) - 1.0) * bound);
+}
+
+/* as PyTorch draws the weight (and bias) of a Linear: uniform in +-1/sqrt(inputs) */
+static void mhk__fill_linear(mhk__rng *rng, mhk_tensor *weight, mhk_tensor *bias) {
+  double bound;
+  if (!weight) return;
+  bound = 1.0 / sqrt((double)(weight->count / weight->shape[0]));
+  mhk__fill_uniform(rng, weight, 0, weight->shape[0], bound);
+  if (bias) mhk__fill_uniform(rng, bias, 0, bias->count, bound);
+}
+
+/* the state-space mixer of a layer drawn as its published code draws it */
+static void mhk__fill_mixer(mhk__rng *rng, mhk__layer *y) {
+  mhk_index i;
+  mhk__fill_linear(rng, y->in_w, y->in_b);
+  mhk__fill_linear(rng, y->conv_w, y->conv_b);
+  mhk__fill_linear(rng, y->out_w, y->out_b);
+  mhk__fill(y->z_bias, 0);
+  mhk__fill(y->D, 1);
+  mhk__fill(y->ssm_norm_w, 1);
+  if (y->A_log)
+    for (i = 0; i < y->A_log->count; i++) ((mhk_real *)y->A_log->data)[i] = (mhk_real)log(1.0 + 15.0 * mhk__rng_uniform(rng));
+  if (y->dt_bias) /* softplus of it is log-uniform in [0.001,0.1] */
+    for (i = 0; i < y->dt_bias->count; i++) {
+      const double dt = exp(log(0.001) + mhk__rng_uniform(rng) * (log(0.1) - log(0.001)));
+      ((mhk_real *)y->dt_bias->data)[i] = (mhk_real)(dt + log(-expm1(-dt)));
+    }
+}
+
+/* Linear layers and convolutions as PyTorch draws them, norms 1 and 0, the embedding normal with deviation 0.02 as language models
+   usually have it, state-space mixers as published. */
+MHKDEF mhk_model *mhk_model_create(mhk_context *ctx, const mhk_config *config, uint64_t seed) {
+  mhk_model *m;
+  mhk__mark mark;
+  mhk__rng rng;
+  mhk_real **data, *grads;
+  mhk_index i;
+  int l;
+  if (mhk_config_check(ctx, config) != MHK_OK) return NULL;
+  m = mhk__model_new(ctx, config);
+  if (!m) return NULL;
+  mark = mhk__scratch_mark(ctx);
+  data = (mhk_real **)mhk__scratch(ctx, m->n_tensors, sizeof(mhk_real *));
+  if (!data || !mhk__model_memory(m, data, &grads)) {
+    mhk__scratch_rewind(ctx, mark);
+    mhk__object_free(m);
+    return NULL;
+  }
+  mhk__model_train(m, data, grads);
+  mhk__scratch_rewind(ctx, mark);
+  mhk__rng_seed(&rng, seed);
+  for (i = 0; i < m->embedding->count; i++) ((mhk_real *)m->embedding->data)[i] = (mhk_real)(0.02 * mhk__rng_normal(&rng));
+  for (l = 0; l < config->n_layer; l++) {
+    mhk__layer *y = &m->layers[l];
+    mhk__fill(y->norm_w, 1);
+    mhk__fill_linear(&rng, y->q_w, y->q_b);
+    mhk__fill_linear(&rng, y->k_w, y->k_b);
+    mhk__fill_linear(&rng, y->v_w, y->v_b);
+    mhk__fill_linear(&rng, y->dense_w, y->dense_b);
+    mhk__fill(y->qn_w, 1);
+    mhk__fill(y->kn_w, 1);
+    mhk__fill_mixer(&rng, y);
+    mhk__fill_linear(&rng, y->fc1_w, y->fc1_b);
+    mhk__fill_linear(&rng, y->fc2_w, y->fc2_b);
+  }
+  mhk__fill(m->norm_w, 1);
+  if (m->head_w != m->embedding) mhk__fill_linear(&rng, m->head_w, m->head_b);
+  return m;
+}
+
+MHKDEF void mhk_model_destroy(mhk_model *m) {
+  if (!m) return;
+  if (m->owns_tokenizer) mhk_tokenizer_destroy(m->tokenizer);
+  mhk_file_close(m->file);
+  mhk__object_free(m);
+}
+
+MHKDEF const mhk_config *mhk_model_config(const mhk_model *m) { return m ? &m->config : NULL; }
+MHKDEF mhk_tokenizer *mhk_model_tokenizer(const mhk_model *m) { return m ? m->tokenizer : NULL; }
+MHKDEF int mhk_model_tensors(const mhk_model *m) { return m ? m->n_tensors : 0; }
+MHKDEF mhk_tensor *mhk_model_tensor(const mhk_model *m, int i) { return m && i >= 0 && i < m->n_tensors ? m->tensors[i] : NULL; }
+
+MHKDEF mhk_tensor *mhk_model_find(const mhk_model *m, const char *name) {
+  int i;
+  if (!m || !name) return NULL;
+  for (i = 0; i < m->n_tensors; i++)
+    if (strcmp(m->tensors[i]->name, name) == 0) return m->tensors[i];
+  if (m->config.tie_embeddings && strcmp(name, "lm_head.weight") == 0) return m->embedding;
+  return NULL;
+}
+
+static int mhk__tokenizer_fits(const mhk_model *m, const mhk_tokenizer *k, const char *where) {
+  if (mhk_tokenizer_size(k) <= m->config.vocab_size) return 1;
+  mhk_fail(m->object.ctx, MHK_ERROR_CONFIG, "%s: the tokenizer has ids up to %d, the model's vocabulary ends at %d", where,
+           mhk_tokenizer_size(k) - 1, m->config.vocab_size - 1);
+  return 0;
+}
+
+MHKDEF mhk_result mhk_model_set_tokenizer(mhk_model *m, mhk_tokenizer *k) {
+  if (!m) return MHK_ERROR_ARGUMENT;
+  if (mhk_failed(m->object.ctx)) return mhk_error(m->object.ctx);
+  if (k && !mhk__tokenizer_fits(m, k, "mhk_model_set_tokenizer")) return mhk_error(m->object.ctx);
+  if (m->owns_tokenizer && m->tokenizer != k) mhk_tokenizer_destroy(m->tokenizer);
+  if (m->tokenizer != k) m->owns_tokenizer = 0;
+  m->tokenizer = k;
+  return MHK_OK;
+}
+
+/* ---- loading */
+
+#define MHK__LIST_MOST 1500 /* bytes of a list of tensors in an error; the rest is counted */
+
+typedef struct mhk__list {
+  mhk__writer text;
+  int n, left_out;
+} mhk__list;
+
+static void mhk__list_start(mhk__list *list, mhk_context *ctx) {
+  memset(list, 0, sizeof *list);
+  mhk__write_to(&list->text, ctx, &ctx->scratch);
+}
+
+static int mhk__list_room(mhk__list *list) {
+  list->n++;
+  if (list->text.length > MHK__LIST_MOST / 3) return list->left_out++, 0;
+  if (list->n > 1) mhk__write_text(&list->text, "; ");
+  return 1;
+}
+
+static const char *mhk__list_end(mhk__list *list) {
+  if (list->left_out) {
+    mhk__write_text(&list->text, " and ");
+    mhk__write_integer(&list->text, list->left_out);
+    mhk__write_text(&list->text, " more");
+  }
+  return list->text.data ? list->text.data : "";
+}
+
+/* Old files hold constants that are computed here, and tied heads twice. */
+static int mhk__tensor_is_known_extra(const mhk_config *c, const char *name) {
+  return mhk__ends_with(name, "rotary_emb.inv_freq") || (c->tie_embeddings && strcmp(name, "lm_head.weight") == 0);
+}
+
+/* Holds the file's tensors against the model's; the error lists everything that does not fit. */
+static int mhk__match_tensors(mhk_model *m, const mhk_file *f, const char *path, const char *config_path) {
+  mhk_context *ctx = m->object.ctx;
+  mhk__mark mark = mhk__scratch_mark(ctx);
+  char *used = (char *)mhk__arena_zeros(ctx, &ctx->scratch, f->n, 1);
+  mhk__list shapes, missing, unexpected;
+  mhk__spec s;
+  int i, k, ok;
+  if (!used) return 0;
+  mhk__list_start(&shapes, ctx);
+  mhk__list_start(&missing, ctx);
+  mhk__list_start(&unexpected, ctx);
+  memset(&s, 0, sizeof s);
+  s.layer = -1;
+  while (mhk__spec_next(&m->config, &s)) {
+    const mhk_file_tensor *x;
+    char have[160], want[160], reason[160], line[700];
+    const char *shard;
+    i = mhk__file_index(f, s.name);
+    if (i < 0) {
+      if (mhk__list_room(&missing)) mhk__write_text(&missing.text, s.name);
+      continue;
+    }
+    used[i] = 1;
+    x = &f->sorted[i]->t;
+    for (k = 0, ok = x->rank == s.rank; k < s.rank && ok; k++) ok = x->shape[k] == s.shape[k];
+    if (ok && (x->dtype == MHK_F32 || x->dtype == MHK_F64 || x->dtype == MHK_F16 || x->dtype == MHK_BF16)) continue;
+    if (!mhk__list_room(&shapes)) continue;
+    shard = strrchr(mhk__file_path_of(f, x), '/');
+    shard = shard ? shard + 1 : mhk__file_path_of(f, x);
+    mhk__spec_reason(&m->config, &s, reason, sizeof reason);
+    if (ok)
+      snprintf(line, sizeof line, "%s has the type %s in %.200s, weights must be F32, F16, BF16 or F64", s.name, mhk_dtype_name(x->dtype),
+               shard);
+    else
+      snprintf(line, sizeof line, "%s is %s in %.200s, config.json asks for %s (%s)", s.name,
+               mhk__shape_text(x->rank, x->shape, have, sizeof have), shard, mhk__shape_text(s.rank, s.shape, want, sizeof want), reason);
+    mhk__write_text(&shapes.text, line);
+  }
+  for (i = 0; i < f->n; i++)
+    if (!used[i] && !mhk__tensor_is_known_extra(&m->config, f->sorted[i]->t.name) && mhk__list_room(&unexpected))
+      mhk__write_bytes(&unexpected.text, f->sorted[i]->t.name, strlen(f->sorted[i]->t.name) < 200 ? strlen(f->sorted[i]->t.name) : 200);
+  ok = shapes.n + missing.n + unexpected.n == 0;
+  if (!ok && !mhk_failed(ctx)) {
+    mhk__writer all;
+    mhk__write_to(&all, ctx, &ctx->scratch);
+    mhk__write_text(&all, mhk__list_end(&shapes));
+    if (missing.n) {
+      mhk__write_text(&all, all.length ? "; " : "");
+      mhk__write_integer(&all, missing.n);
+      mhk__write_text(&all, " missing: ");
+      mhk__write_text(&all, mhk__list_end(&missing));
+    }
+    if (unexpected.n) {
+      mhk__write_text(&all, all.length ? "; " : "");
+      mhk__write_integer(&all, unexpected.n);
+      mhk__write_text(&all, " unexpected: ");
+      mhk__write_text(&all, mhk__list_end(&unexpected));
+    }
+    if (all.data) mhk_fail(ctx, MHK_ERROR_CONFIG, "%.200s does not fit %.200s: %s", path, config_path, all.data);
+  }
+  mhk__scratch_rewind(ctx, mark);
+  return ok && !mhk_failed(ctx);
+}
+
+/* Puts one stored tensor in place: mapped where the layout of the file serves as it is, else copied. */
+static int mhk__place_tensor(mhk_model *m, mhk_tensor *x, const mhk_file_tensor *from, int matrix) {
+  mhk_context *ctx = m->object.ctx;
+  const size_t size = mhk_dtype_size(from->dtype);
+  if (matrix && mhk__little_endian() && from->dtype != MHK_F64) {
+    x->dtype = from->dtype;
+    if ((uintptr_t)from->data % size == 0) {
+      memcpy(&x->data, &from->data, sizeof x->data); /* frozen: nothing writes there */
+      return 1;
+    }
+    x->data = mhk__arena_zeros(ctx, &m->object.arena, x->count, size);
+    if (x->data) memcpy(x->data, from->data, (size_t)x->count * size);
+  } else {
+    x->dtype = MHK_REAL;
+    x->data = mhk__arena_zeros(ctx, &m->object.arena, x->count, sizeof(mhk_real));
+    if (x->data) mhk__unpack(from->dtype, from->data, x->count, (mhk_real *)x->data);
+  }
+  return x->data != NULL;
+}
+
+/* The model of a configuration with the weights of f, which it takes over (also when it fails). */
+static mhk_model *mhk__model_from_file(mhk_context *ctx, const mhk_config *config, mhk_file *f, const char *path, const char *config_path) {
+  mhk_model *m = mhk__model_new(ctx, config);
+  mhk__spec s;
+  int i;
+  if (!m) {
+    mhk_file_close(f);
+    return NULL;
+  }
+  m->file = f;
+  if (!mhk__match_tensors(m, f, path, config_path)) {
+    mhk_model_destroy(m);
+    return NULL;
+  }
+  memset(&s, 0, sizeof s);
+  s.layer = -1;
+  for (i = 0; mhk__spec_next(config, &s); i++)
+    if (!mhk__place_tensor(m, m->tensors[i], mhk_file_find(f, s.name), mhk__role_is_matrix(s.role))) {
+      mhk_model_destroy(m);
+      return NULL;
+    }
+  return m;
+}
+
+/* The tokenizer of a folder, if there is one. One of a kind that is not supported leaves the model without, with a warning. */
+static void mhk__pick_up_tokenizer(mhk_model *m, const char *folder) {
+  static const char names[][20] = {"tokenizer.json", "vocab.json", "encoder.json"};
+  mhk_context *ctx = m->object.ctx;
+  char path[MHK__PATH_MOST + 64];
+  int i;
+  for (i = 0; i < 3; i++)
+    if (mhk__join_path(path, sizeof path, folder, names[i]) && mhk__is_file(path)) {
+      m->tokenizer = mhk_tokenizer_load(ctx, folder[0] ? folder : ".");
+      m->owns_tokenizer = m->tokenizer != NULL;
+      if (m->tokenizer)
+        mhk__tokenizer_fits(m, m->tokenizer, path);
+      else if (mhk_error(ctx) == MHK_ERROR_UNSUPPORTED) {
+        mhk__note(ctx, MHK_LOG_WARNING, "the model is loaded without its tokenizer: %s", mhk_message(ctx));
+        mhk_clear_error(ctx);
+      }
+      return;
+    }
+}
+
+MHKDEF mhk_model *mhk_load(mhk_context *ctx, const char *path) {
+  char folder[MHK__PATH_MOST + 64], config_path[MHK__PATH_MOST + 64];
+  const char *text = NULL, *inside;
+  mhk_config config;
+  mhk_file *f;
+  mhk_model *m;
+  size_t length = 0;
+  if (!mhk__path_fits(ctx, path)) return NULL;
+  f = mhk_file_open(ctx, path);
+  if (!f) return NULL;
+  if (mhk__is_folder(path))
+    strcpy(folder, path);
+  else {
+    mhk__folder_of(folder, sizeof folder, path);
+    text = mhk_file_metadata(f, "config.json", &length);
+  }
+  inside = text;
+  if (inside) {
+    snprintf(config_path, sizeof config_path, "config.json in %s", path);
+    mhk_config_parse(ctx, text, length, config_path, &config);
+  } else {
+    mhk__bytes bytes;
+    mhk__join_path(config_path, sizeof config_path, folder, "config.json");
+    if (mhk__bytes_open_or_fail(ctx, config_path, &bytes)) {
+      mhk_config_parse(ctx, (const char *)bytes.data, bytes.size, config_path, &config);
+      mhk__bytes_close(&bytes);
+    }
+  }
+  if (mhk_failed(ctx)) {
+    mhk_file_close(f);
+    return NULL;
+  }
+  m = mhk__model_from_file(ctx, &config, f, path, config_path);
+  if (!m) return NULL;
+  if (inside) {
+    text = mhk_file_metadata(f, "tokenizer.json", &length);
+    if (text) {
+      m->tokenizer = mhk_tokenizer_parse(ctx, text, length);
+      m->owns_tokenizer = m->tokenizer != NULL;
+      if (m->tokenizer) mhk__tokenizer_fits(m, m->tokenizer, path);
+    }
+  } else
+    mhk__pick_up_tokenizer(m, folder);
+  if (mhk_failed(ctx)) {
+    mhk_model_destroy(m);
+    return NULL;
+  }
+  return m;
+}
+
+/* ---- saving */
+
+MHKDEF mhk_result mhk_save(mhk_model *m, const char *path, mhk_dtype dtype) {
+  mhk_context *ctx;
+  mhk__mark mark;
+  mhk__outgoing *list;
+  mhk__writer config;
+  char file[MHK__PATH_MOST + 64];
+  const char *metadata[6] = {"format", "pt", "config.json", NULL, "tokenizer.json", NULL}, *tokenizer = NULL;
+  size_t lengths[3] = {2, 0, 0}, tokenizer_length = 0;
+  int i, single;
+  if (!m) return MHK_ERROR_ARGUMENT;
+  ctx = m->object.ctx;
+  if (!mhk__path_fits(ctx, path)) return mhk_error(ctx);
+  if ((int)dtype == 0) dtype = MHK_F32;
+  if (dtype != MHK_F32 && dtype != MHK_F16 && dtype != MHK_BF16)
+    return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "a model can be saved as F32, F16 or BF16, not as %s",
+                    mhk_dtype_size(dtype) ? mhk_dtype_name(dtype) : "an unknown type");
+  single = mhk__ends_with(path, ".safetensors");
+  mark = mhk__scratch_mark(ctx);
+  if (m->tokenizer) tokenizer = mhk_tokenizer_json(m->tokenizer, &tokenizer_length);
+  mhk__write_to(&config, ctx, &ctx->scratch);
+  mhk__write_config(&config, &m->config, dtype, m->tokenizer ? (int)mhk_tokenizer_end(m->tokenizer) : -1);
+  list = (mhk__outgoing *)mhk__scratch(ctx, m->n_tensors, sizeof *list);
+  for (i = 0; i < m->n_tensors && list; i++) {
+    const mhk_tensor *x = m->tensors[i];
+    list[i].name = x->name;
+    list[i].dtype = dtype;
+    list[i].from = x->dtype;
+    list[i].rank = x->rank;
+    list[i].shape = x->shape;
+    list[i].count = x->count;
+    list[i].data = x->data;
+  }
+  if (!mhk_failed(ctx) && single) {
+    metadata[3] = config.data;
+    lengths[1] = config.length;
+    metadata[5] = tokenizer;
+    lengths[2] = tokenizer_length;
+    mhk__file_write(ctx, path, m->n_tensors, list, tokenizer ? 3 : 2, metadata, lengths);
+  } else if (!mhk_failed(ctx)) {
+    const int error = mhk__make_folder(path);
+    if (error) mhk_fail(ctx, MHK_ERROR_FILE, "cannot make the folder %s: %s", path, strerror(error));
+    mhk__join_path(file, sizeof file, path, "model.safetensors");
+    if (!mhk_failed(ctx)) mhk__file_write(ctx, file, m->n_tensors, list, 1, metadata, lengths);
+    mhk__join_path(file, sizeof file, path, "tokenizer.json");
+    if (tokenizer) mhk__write_file(ctx, file, tokenizer, tokenizer_length);
+    mhk__join_path(file, sizeof file, path, "config.json");
+    if (!mhk_failed(ctx)) mhk__write_file(ctx, file, config.data, config.length);
+  }
+  mhk__scratch_rewind(ctx, mark);
+  return mhk_error(ctx);
+}
+
+/* ---- students: weight transfer, initialisation */
+
+static int mhk__can_train(mhk_model *m, const char *what) {
+  if (m->trainable) return 1;
+  mhk_fail(m->object.ctx, MHK_ERROR_STATE, "%s changes the student's weights, which are frozen: call mhk_model_make_trainable() first",
+           what);
+  return 0;
+}
+
+/* 1 when both are absent, or copied; an error when the shapes differ */
+static int mhk__transfer(mhk_tensor *to, const mhk_tensor *from) {
+  char a[160], b[160];
+  if (!to || !from || to == from) return 1;
+  if (to->rank != from->rank || memcmp(to->shape, from->shape, sizeof to->shape) != 0) {
+    mhk_fail(to->ctx, MHK_ERROR_SHAPE, "weights cannot be transferred: %s of the student is %s, %s of the teacher %s", to->name,
+             mhk__shape_text(to->rank, to->shape, a, sizeof a), from->name, mhk__shape_text(from->rank, from->shape, b, sizeof b));
+    return 0;
+  }
+  mhk__unpack_host(from->dtype, from->data, from->count, (mhk_real *)to->data);
+  return 1;
+}
+
+static int mhk__same_depth(mhk_model *student, mhk_model *teacher) {
+  if (student->config.n_layer == teacher->config.n_layer) return 1;
+  mhk_fail(student->object.ctx, MHK_ERROR_CONFIG, "the student has %d layers, the teacher %d: they must be as many",
+           student->config.n_layer, teacher->config.n_layer);
+  return 0;
+}
+
+MHKDEF mhk_result mhk_model_transfer(mhk_model *student, mhk_model *teacher) {
+  int l;
+  if (!student || !teacher)
+    return student ? mhk_fail(student->object.ctx, MHK_ERROR_ARGUMENT, "mhk_model_transfer needs a teacher") : MHK_ERROR_ARGUMENT;
+  if (mhk_failed(student->object.ctx)) return mhk_error(student->object.ctx);
+  if (!mhk__can_train(student, "mhk_model_transfer") || !mhk__same_depth(student, teacher)) return mhk_error(student->object.ctx);
+  mhk__transfer(student->embedding, teacher->embedding);
+  mhk__transfer(student->norm_w, teacher->norm_w);
+  mhk__transfer(student->norm_b, teacher->norm_b);
+  if (student->head_w != student->embedding) mhk__transfer(student->head_w, teacher->head_w);
+  mhk__transfer(student->head_b, teacher->head_b);
+  for (l = 0; l < student->config.n_layer && !mhk_failed(student->object.ctx); l++) {
+    int role;
+    for (role = MHK__NORM_W; role <= (int)MHK__FC2_B; role++)
+      if (role < (int)MHK__IN_W || role > (int)MHK__OUT_B)
+        if (!mhk__transfer(*mhk__slot(student, l, (mhk__role)role), *mhk__slot(teacher, l, (mhk__role)role))) break;
+  }
+  return mhk_error(student->object.ctx);
+}
+
+/* Heads of a teacher's projection into rows [first,...) of to: heads rows blocks of size rows each; a teacher with fewer heads gives each to
+   several. 0, and nothing done, when the sizes do not match. */
+static int mhk__copy_heads(mhk_tensor *to, mhk_index first, int heads, int size, const mhk_tensor *from, int from_heads, int from_size) {
+  const mhk_index D = to->shape[1];
+  int h;
+  if (!from || size != from_size || from_heads < 1 || heads % from_heads || from->shape[1] != D) return 0;
+  for (h = 0; h < heads; h++) {
+    const mhk_index source = (mhk_index)(h / (heads / from_heads)) * size * D;
+    mhk__unpack_host(from->dtype, (const char *)from->data + (size_t)source * mhk_dtype_size(from->dtype), size * D,
+                     (mhk_real *)to->data + (first + (mhk_index)h * size) * D);
+  }
+  return 1;
+}
+
+#define MHK__OPEN_GATE 1.278464542761 /* silu of it is 1 */
+
+/* method: section 4 of Bick et al. 2024 (identity), and "The Mamba in the Llama" (attention) */
+static void mhk__init_mixer(mhk__rng *rng, const mhk_config *c, mhk__layer *y, const mhk__layer *teacher, const mhk_config *tc,
+                            int attention) {
+  const mhk_index E = (mhk_index)c->ssm_heads * c->ssm_head_dim, GN = (mhk_index)c->ssm_groups * c->d_state;
+  mhk_index i;
+  mhk__fill_linear(rng, y->in_w, NULL);
+  mhk__fill(y->in_b, 0);
+  mhk__fill_uniform(rng, y->in_w, E + 2 * GN, E, 0); /* z */
+  mhk__fill(y->z_bias, MHK__OPEN_GATE);
+  mhk__fill(y->conv_w, 0);
+  for (i = 0; i < y->conv_w->shape[0]; i++) ((mhk_real *)y->conv_w->data)[(i + 1) * c->d_conv - 1] = 1;
+  mhk__fill(y->conv_b, 0);
+  mhk__fill(y->D, 1);
+  mhk__fill_linear(rng, y->out_w, NULL);
+  mhk__fill(y->out_b, 0);
+  if (!attention || teacher->kind != MHK_MIXER_ATTENTION) return;
+  mhk__copy_heads(y->in_w, 0, c->ssm_heads, c->ssm_head_dim, teacher->v_w, tc->n_kv_head, tc->head_dim);
+  mhk__copy_heads(y->in_w, E, c->ssm_groups, c->d_state, teacher->k_w, tc->n_kv_head, tc->head_dim);
+  mhk__copy_heads(y->in_w, E + GN, c->ssm_groups, c->d_state, teacher->q_w, tc->n_head, tc->head_dim);
+  if (y->out_w->shape[0] == teacher->dense_w->shape[0] && y->out_w->shape[1] == teacher->dense_w->shape[1])
+    mhk__transfer(y->out_w, teacher->dense_w);
+}
+
+MHKDEF mhk_result mhk_model_init_mixers(mhk_model *student, mhk_model *teacher, mhk_init init, uint64_t seed) {
+  mhk_context *ctx;
+  mhk__rng rng;
+  int l;
+  if (!student) return MHK_ERROR_ARGUMENT;
+  ctx = student->object.ctx;
+  if (mhk_failed(ctx) || !mhk__can_train(student, "mhk_model_init_mixers")) return mhk_error(ctx);
+  if (init == MHK_INIT_DEFAULT) init = MHK_INIT_ATTENTION;
+  if (init != MHK_INIT_IDENTITY && init != MHK_INIT_ATTENTION && init != MHK_INIT_RANDOM)
+    return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "initialisation %d is none of identity (1), attention (2) and random (3)", (int)init);
+  if (init == MHK_INIT_ATTENTION && !teacher) return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "initialisation from attention needs the teacher");
+  if (init == MHK_INIT_ATTENTION && !mhk__same_depth(student, teacher)) return mhk_error(ctx);
+  mhk__rng_seed(&rng, seed);
+  for (l = 0; l < student->config.n_layer; l++) {
+    mhk__layer *y = &student->layers[l];
+    if (y->kind == MHK_MIXER_ATTENTION) continue;
+    if (y->kind == MHK_MIXER_MAMBA2 || init == MHK_INIT_RANDOM)
+      mhk__fill_mixer(&rng, y);
+    else
+      mhk__init_mixer(&rng, &student->config, y, teacher ? &teacher->layers[l] : NULL, teacher ? &teacher->config : NULL,
+                      init == MHK_INIT_ATTENTION);
+  }
+  return MHK_OK;
+}
+
+MHKDEF mhk_model *mhk_student_create(mhk_context *ctx, mhk_model *teacher, const mhk_student_desc *desc) {
+  mhk_student_desc d;
+  mhk_config c;
+  const mhk_config *t;
+  mhk_model *m;
+  int i, l;
+  if (mhk_failed(ctx)) return NULL;
+  if (!teacher || mhk_failed(teacher->object.ctx)) {
+    mhk_fail(ctx, MHK_ERROR_ARGUMENT, "mhk_student_create needs a teacher%s%s", teacher ? ": " : "",
+             teacher ? mhk_message(teacher->object.ctx) : "");
+    return NULL;
+  }
+  memset(&d, 0, sizeof d);
+  if (desc) d = *desc;
+  t = &teacher->config;
+  if (t->arch != MHK_ARCH_PHI) {
+    mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "a student can be made of a Phi teacher only; this one is a %s",
+             t->arch == MHK_ARCH_MAMBA2 ? "Mamba-2" : "Phi-Mamba");
+    return NULL;
+  }
+  if (d.n_keep_attention < 0 || (d.n_keep_attention > 0 && !d.keep_attention) || d.d_state < 0 || d.rotary_dim < -1 || d.chunk_size < 0) {
+    mhk_fail(ctx, MHK_ERROR_ARGUMENT, "a student cannot have n_keep_attention %d%s, d_state %d, rotary_dim %d, chunk_size %d",
+             d.n_keep_attention, d.n_keep_attention > 0 && !d.keep_attention ? " with no list" : "", d.d_state, d.rotary_dim, d.chunk_size);
+    return NULL;
+  }
+  memcpy(&c, t, sizeof c);
+  c.arch = MHK_ARCH_PHI_MAMBA;
+  c.tie_embeddings = 0;
+  c.pad_vocab_multiple = c.vocab_size % 8 == 0 ? 8 : 1; /* no padding: exactly the teacher's vocabulary */
+  for (l = 0; l < c.n_layer; l++) c.mixer[l] = MHK_MIXER_DISCRETE_MAMBA2;
+  for (i = 0; i < d.n_keep_attention; i++) {
+    l = d.keep_attention[i];
+    if (l < 0 || l >= c.n_layer) {
+      mhk_fail(ctx, MHK_ERROR_ARGUMENT, "attention cannot be kept in layer %d: the teacher has layers 0 to %d", l, c.n_layer - 1);
+      return NULL;
+    }
+    c.mixer[l] = MHK_MIXER_ATTENTION;
+  }
+  if (mhk__config_uses(&c, MHK_MIXER_DISCRETE_MAMBA2)) {
+    c.ssm_heads = c.ssm_groups = t->n_head;
+    c.ssm_head_dim = t->head_dim;
+    c.d_state = d.d_state ? d.d_state : t->head_dim;
+    c.d_conv = 4;
+    c.chunk_size = d.chunk_size ? d.chunk_size : 128;
+    c.conv_bias = 1;
+    c.ssm_rotary_dim = d.rotary_dim == -1           ? 0
+                       : d.rotary_dim               ? d.rotary_dim
+                       : t->rotary_dim <= c.d_state ? t->rotary_dim
+                                                    : c.d_state / 2 * 2;
+  }
+  if (!mhk__config_uses(&c, MHK_MIXER_ATTENTION)) {
+    c.n_head = c.n_kv_head = c.head_dim = c.rotary_dim = c.qk_layernorm = 0;
+    if (c.ssm_rotary_dim == 0) c.rope_theta = 0;
+  }
+  if (c.ssm_rotary_dim && t->rope_theta <= 0) c.rope_theta = 10000.0;
+  m = mhk_model_create(ctx, &c, d.seed ? d.seed : 1);
+  if (!m) return NULL;
+  mhk_model_transfer(m, teacher);
+  mhk_model_init_mixers(m, teacher, d.init, d.seed ? d.seed : 1);
+  if (teacher->tokenizer && !mhk_failed(ctx)) { /* its own copy, so that the teacher may go */
+    size_t length = 0;
+    const char *json = mhk_tokenizer_json(teacher->tokenizer, &length);
+    if (json) {
+      m->tokenizer = mhk_tokenizer_parse(ctx, json, length);
+      m->owns_tokenizer = m->tokenizer != NULL;
+    } else
+      mhk_fail(ctx, mhk_error(teacher->object.ctx), "the teacher's tokenizer cannot be copied: %s", mhk_message(teacher->object.ctx));
+  }
+  if (mhk_failed(ctx)) {
+    mhk_model_destroy(m);
+    return NULL;
+  }
+  return m;
+}
+#endif /* MOHAWK_IMPLEMENTATION */
+#if defined(MOHAWK_IMPLEMENTATION) && !defined(MHK__PASS)
+/* ====================================================================================================
+   LAYERS: mixers, blocks, whole forward passes, decoding state                              >>layers
+   ==================================================================================================== */
+
+typedef struct mhk__layer_state {
+  mhk_real *conv, *ssm; /* (B,channels,d_conv-1) and (B,H,P,N) */
+  mhk_kv_cache cache;
+  mhk_index position;   /* tokens this layer has seen */
+} mhk__layer_state;
+
+struct mhk_state {
+  mhk__object object;
+  const mhk_model *model;
+  mhk_index batch;
+  mhk__layer_state *layers;
+};
+
+static mhk_index mhk__d_inner(const mhk_config *c) { return (mhk_index)c->ssm_heads * c->ssm_head_dim; }
+static mhk_index mhk__conv_channels(const mhk_config *c) { return mhk__d_inner(c) + 2 * (mhk_index)c->ssm_groups * c->d_state; }
+
+MHKDEF size_t mhk_state_bytes(const mhk_config *c, mhk_index batch, mhk_index capacity) {
+  double numbers = 0;
+  int l;
+  if (!c || batch < 0 || capacity < 0) return 0;
+  for (l = 0; l < c->n_layer && l < MHK_MAX_LAYERS; l++)
+    numbers += c->mixer[l] == MHK_MIXER_ATTENTION ? 2.0 * (double)capacity * c->n_kv_head * c->head_dim
+                                                  : (double)mhk__conv_channels(c) * (c->d_conv - 1) + (double)mhk__d_inner(c) * c->d_state;
+  return (size_t)(numbers * (double)batch * (double)sizeof(mhk_real));
+}
+
+MHKDEF mhk_state *mhk_state_create(mhk_model *m, mhk_index batch, mhk_index capacity) {
+  mhk_state *s;
+  mhk_context *ctx;
+  mhk__arena *arena;
+  const mhk_config *c;
+  int l;
+  if (!m || m->object.ctx->result != MHK_OK) return NULL;
+  ctx = m->object.ctx;
+  if (batch < 1 || capacity < 0) {
+    mhk_fail(ctx, MHK_ERROR_ARGUMENT, "a state for %lld sequences of %lld tokens: at least one sequence is needed", (long long)batch, (long long)capacity);
+    return NULL;
+  }
+  s = (mhk_state *)mhk__object_new(ctx, sizeof *s, NULL);
+  if (!s) return NULL;
+  arena = &s->object.arena;
+  c = &m->config;
+  s->model = m;
+  s->batch = batch;
+  s->layers = (mhk__layer_state *)mhk__arena_zeros(ctx, arena, c->n_layer, sizeof(mhk__layer_state));
+  for (l = 0; s->layers && l < c->n_layer; l++) {
+    mhk__layer_state *y = s->layers + l;
+    if (c->mixer[l] == MHK_MIXER_ATTENTION) {
+      const mhk_index row = (mhk_index)c->n_kv_head * c->head_dim;
+      const size_t bytes = mhk__size3(ctx, batch * row, capacity, sizeof(mhk_real));
+      y->cache.k = (mhk_real *)mhk__arena_alloc(ctx, arena, bytes);
+      y->cache.v = (mhk_real *)mhk__arena_alloc(ctx, arena, bytes);
+      y->cache.capacity = capacity;
+    } else {
+      y->conv = (mhk_real *)mhk__arena_zeros(ctx, arena, batch * mhk__conv_channels(c) * (c->d_conv - 1), sizeof(mhk_real));
+      y->ssm = (mhk_real *)mhk__arena_zeros(ctx, arena, batch * mhk__d_inner(c) * c->d_state, sizeof(mhk_real));
+    }
+  }
+  if (ctx->result != MHK_OK) {
+    mhk__object_free(s);
+    return NULL;
+  }
+  return s;
+}
+MHKDEF void mhk_state_destroy(mhk_state *s) { mhk__object_free(s); }
+
+MHKDEF void mhk_state_reset(mhk_state *s) {
+  int l;
+  if (!s) return;
+  for (l = 0; l < s->model->config.n_layer; l++) {
+    const mhk_config *c = &s->model->config;
+    mhk__layer_state *y = s->layers + l;
+    y->position = y->cache.length = 0;
+    if (y->conv) memset(y->conv, 0, (size_t)(s->batch * mhk__conv_channels(c) * (c->d_conv - 1)) * sizeof(mhk_real));
+    if (y->ssm) memset(y->ssm, 0, (size_t)(s->batch * mhk__d_inner(c) * c->d_state) * sizeof(mhk_real));
+  }
+}
+MHKDEF mhk_index mhk_state_position(const mhk_state *s) { return s && s->model->config.n_layer > 0 ? s->layers[0].position : 0; }
+MHKDEF mhk_real *mhk_state_conv(mhk_state *s, int layer) { return s && layer >= 0 && layer < s->model->config.n_layer ? s->layers[layer].conv : NULL; }
+MHKDEF mhk_real *mhk_state_ssm(mhk_state *s, int layer) { return s && layer >= 0 && layer < s->model->config.n_layer ? s->layers[layer].ssm : NULL; }
+
+/* ---- pieces of a mixer ---- */
+
+/* What a mixer's core works on. State-space: x (B,T,H,P), log_a (B,T,H), Bm and Cm (B,T,G,N) after convolution and rotary, z (B,T,E), and for Mamba-2 the
+   step sizes dt (B,T,H). Attention: q, k, v (B,T,heads,P) after q/k norm and rotary. matrix_only leaves out what the mixing matrix does not need. */
+typedef struct mhk__parts {
+  int matrix_only;
+  mhk_tensor *x, *log_a, *Bm, *Cm, *z, *dt;
+  mhk_tensor *q, *k, *v;
+} mhk__parts;
+
+static mhk_tensor *mhk__heads(mhk_tape *t, mhk_tensor *x, mhk_index heads) {
+  mhk_index shape[4];
+  if (!x || heads < 1) return NULL;
+  shape[0] = x->shape[0];
+  shape[1] = x->shape[1];
+  shape[2] = heads;
+  shape[3] = x->shape[2] / heads;
+  return mhk_reshape(t, x, 4, shape);
+}
+
+static mhk_tensor *mhk__flat(mhk_tape *t, mhk_tensor *x) {
+  mhk_index shape[3];
+  if (!x) return NULL;
+  shape[0] = x->shape[0];
+  shape[1] = x->shape[1];
+  shape[2] = x->shape[2] * x->shape[3];
+  return mhk_reshape(t, x, 3, shape);
+}
+
+static mhk_tensor *mhk__linear_rows(mhk_tape *t, mhk_tensor *u, mhk_tensor *w, mhk_tensor *b, mhk_index first, mhk_index rows) {
+  return mhk_linear(t, u, mhk_rows(t, w, first, rows), b ? mhk_rows(t, b, first, rows) : NULL);
+}
+
+typedef struct mhk__clamp { mhk_real low, high; } mhk__clamp;
+static void mhk__clamp_forward(const mhk_op *op) {
+  const mhk__clamp *c = (const mhk__clamp *)op->user;
+  mhk_index i;
+  for (i = 0; i < op->out->count; i++) {
+    const mhk_real x = mhk__d(op->in[0])[i];
+    mhk__d(op->out)[i] = x < c->low ? c->low : x > c->high ? c->high : x;
+  }
+}
+static void mhk__clamp_back(const mhk_op *op) {
+  const mhk__clamp *c = (const mhk__clamp *)op->user;
+  mhk_index i;
+  if (!mhk_wants_grad(op->tape, op->in[0])) return;
+  for (i = 0; i < op->out->count; i++) {
+    const mhk_real x = mhk__d(op->in[0])[i];
+    if (x >= c->low && x <= c->high) op->in[0]->grad[i] += op->out->grad[i];
+  }
+}
+
+/* y (...,n) = x (...,n) times s, one number a row; s repeats when it is shorter (one a head) */
+static void mhk__scale_rows_forward(const mhk_op *op) {
+  const mhk_index n = mhk__last(op->out), rows = mhk__row_count(op->out), wrap = op->in[1]->count;
+  mhk_index r, j;
+  for (r = 0; r < rows; r++)
+    for (j = 0; j < n; j++) mhk__d(op->out)[r * n + j] = mhk__d(op->in[0])[r * n + j] * mhk__d(op->in[1])[r % wrap];
+}
+static void mhk__scale_rows_back(const mhk_op *op) {
+  const mhk_index n = mhk__last(op->out), rows = mhk__row_count(op->out), wrap = op->in[1]->count;
+  const int dx = mhk_wants_grad(op->tape, op->in[0]), ds = mhk_wants_grad(op->tape, op->in[1]);
+  mhk_index r, j;
+  for (r = 0; r < rows; r++) {
+    const mhk_real *g = op->out->grad + r * n, *x = mhk__d(op->in[0]) + r * n, s = mhk__d(op->in[1])[r % wrap];
+    double dot = 0;
+    for (j = 0; j < n; j++) {
+      dot += (double)(g[j] * x[j]);
+      if (dx) op->in[0]->grad[r * n + j] += g[j] * s;
+    }
+    if (ds) op->in[1]->grad[r % wrap] += MHK__R(dot);
+  }
+}
+static mhk_tensor *mhk__scale_rows(mhk_tape *t, mhk_tensor *x, mhk_tensor *s) {
+  mhk_tensor *in[2];
+  if (!x || !s) return NULL;
+  in[0] = x;
+  in[1] = s;
+  return mhk_custom(t, 2, in, x->rank, x->shape, mhk__scale_rows_forward, mhk__scale_rows_back, NULL, 0);
+}
+
+/* (B,T,G,N) -> (B,T,H,N): each group's row once for every head that uses it */
+static void mhk__spread_forward(const mhk_op *op) {
+  const mhk_index n = mhk__last(op->out), rows = mhk__row_count(op->out), each = op->out->shape[2] / op->in[0]->shape[2];
+  mhk_index r;
+  for (r = 0; r < rows; r++) memcpy(mhk__d(op->out) + r * n, mhk__d(op->in[0]) + r / each * n, (size_t)n * sizeof(mhk_real));
+}
+static void mhk__spread_back(const mhk_op *op) {
+  const mhk_index n = mhk__last(op->out), rows = mhk__row_count(op->out), each = op->out->shape[2] / op->in[0]->shape[2];
+  mhk_index r, j;
+  for (r = 0; mhk_wants_grad(op->tape, op->in[0]) && r < rows; r++)
+    for (j = 0; j < n; j++) op->in[0]->grad[r / each * n + j] += op->out->grad[r * n + j];
+}
+static mhk_tensor *mhk__spread(mhk_tape *t, mhk_tensor *x, mhk_index heads) {
+  mhk_index shape[4];
+  if (!x) return NULL;
+  memcpy(shape, x->shape, sizeof shape);
+  shape[2] = heads;
+  return mhk_custom(t, 1, &x, 4, shape, mhk__spread_forward, mhk__spread_back, NULL, 0);
+}
+
+static int mhk__layer_ready(mhk_tape *t, const mhk_model *m, int layer, const mhk_tensor *u, const mhk_forward_desc *d) {
+  if (!mhk__tape_ready(t) || !m || !u || m->object.ctx != t->ctx) return 0;
+  if (layer < 0 || layer >= m->config.n_layer) {
+    mhk_fail(t->ctx, MHK_ERROR_ARGUMENT, "layer %d of a model that has layers 0 to %d", layer, m->config.n_layer - 1);
+    return 0;
+  }
+  if (u->rank != 3 || u->shape[2] != m->config.d_model) {
+    char text[128];
+    mhk_fail(t->ctx, MHK_ERROR_SHAPE, "layer %d was given %s and takes (B,T,%d)", layer, mhk__shape_text(u->rank, u->shape, text, sizeof text), m->config.d_model);
+    return 0;
+  }
+  if (d && d->state && (d->state->model != m || d->state->batch != u->shape[0])) {
+    mhk_fail(t->ctx, MHK_ERROR_ARGUMENT, "the state is of another model or for %lld sequences, the input has %lld", (long long)d->state->batch, (long long)u->shape[0]);
+    return 0;
+  }
+  return 1;
+}
+
+/* Non-zero on success. Advances the convolution's state (and nothing else) when d has one. */
+static int mhk__mixer_parts(mhk_tape *t, mhk_model *m, int layer, mhk_tensor *u, const mhk_forward_desc *d, mhk__parts *out) {
+  const mhk_config *c = &m->config;
+  mhk__layer *y;
+  mhk__layer_state *s;
+  const int32_t *doc = d ? d->doc : NULL;
+  const int matrix_only = out->matrix_only;
+  mhk_index offset, E, GN, H;
+  memset(out, 0, sizeof *out);
+  out->matrix_only = matrix_only;
+  if (!mhk__layer_ready(t, m, layer, u, d)) return 0;
+  y = m->layers + layer;
+  s = d && d->state ? d->state->layers + layer : NULL;
+  offset = s ? s->position : 0;
+  if (y->kind == MHK_MIXER_ATTENTION) {
+    out->q = mhk__heads(t, mhk_linear(t, u, y->q_w, y->q_b), c->n_head);
+    out->k = mhk__heads(t, mhk_linear(t, u, y->k_w, y->k_b), c->n_kv_head);
+    if (!matrix_only) out->v = mhk__heads(t, mhk_linear(t, u, y->v_w, y->v_b), c->n_kv_head);
+    if (y->qn_w) {
+      out->q = mhk_layer_norm(t, out->q, y->qn_w, y->qn_b, c->norm_eps);
+      out->k = mhk_layer_norm(t, out->k, y->kn_w, y->kn_b, c->norm_eps);
+    }
+    out->q = mhk_rotary(t, out->q, c->rotary_dim, c->rope_theta, doc, offset);
+    out->k = mhk_rotary(t, out->k, c->rotary_dim, c->rope_theta, doc, offset);
+    return out->q && out->k && (matrix_only || out->v);
+  }
+  E = mhk__d_inner(c);
+  GN = (mhk_index)c->ssm_groups * c->d_state;
+  H = c->ssm_heads;
+  {
+    const int mamba2 = y->kind == MHK_MIXER_MAMBA2, skip_x = matrix_only && !s;
+    const mhk_index at_xbc = mamba2 ? E : 0, at_z = mamba2 ? 0 : E + 2 * GN, at_a = 2 * E + 2 * GN, first = skip_x ? E : 0, channels = E + 2 * GN - first;
+    mhk_index widths[3];
+    mhk_tensor *parts[3], *xbc = mhk__linear_rows(t, u, y->in_w, y->in_b, at_xbc + first, channels), *a;
+    widths[0] = E;
+    widths[1] = widths[2] = GN;
+    parts[0] = NULL;
+    mhk_conv1d_split(t, xbc, mhk_rows(t, y->conv_w, first, channels), y->conv_b ? mhk_rows(t, y->conv_b, first, channels) : NULL, c->conv_silu, doc,
+                     s ? s->conv : NULL, skip_x ? 2 : 3, skip_x ? widths + 1 : widths, skip_x ? parts + 1 : parts);
+    if (!xbc || t->ctx->result != MHK_OK) return 0;
+    a = mhk__linear_rows(t, u, y->in_w, y->in_b, at_a, H);
+    out->x = skip_x ? NULL : mhk__heads(t, parts[0], H);
+    out->Bm = mhk__heads(t, parts[1], c->ssm_groups);
+    out->Cm = mhk__heads(t, parts[2], c->ssm_groups);
+    if (!matrix_only) out->z = mhk__linear_rows(t, u, y->in_w, y->in_b, at_z, E);
+    if (mamba2) {
+      out->dt = mhk_softplus(t, mhk_add(t, a, y->dt_bias));
+      if (out->dt && (c->dt_min > 0 || c->dt_max > 0)) {
+        mhk__clamp limits;
+        limits.low = MHK__R(c->dt_min);
+        limits.high = c->dt_max > 0 ? MHK__R(c->dt_max) : MHK__R(FLT_MAX);
+        out->dt = mhk_custom(t, 1, &out->dt, out->dt->rank, out->dt->shape, mhk__clamp_forward, mhk__clamp_back, &limits, sizeof limits);
+      }
+      out->log_a = mhk_mul(t, out->dt, mhk_scale(t, mhk_exp(t, y->A_log), -1));
+    } else {
+      out->log_a = mhk_scale(t, mhk_softplus(t, a), -1);
+      if (c->ssm_rotary_dim > 0) {
+        out->Bm = mhk_rotary(t, out->Bm, c->ssm_rotary_dim, c->rope_theta, doc, offset);
+        out->Cm = mhk_rotary(t, out->Cm, c->ssm_rotary_dim, c->rope_theta, doc, offset);
+      }
+    }
+  }
+  return t->ctx->result == MHK_OK && out->log_a && out->Bm && out->Cm;
+}
+
+/* the mixer of a layer, plus residual when there is one (added by the output projection) */
+static mhk_tensor *mhk__mixer(mhk_tape *t, mhk_model *m, int layer, mhk_tensor *u, const mhk_forward_desc *d, mhk_tensor *residual) {
+  mhk__parts p;
+  mhk__layer *y;
+  mhk__layer_state *s;
+  mhk_tensor *o, *final_state = NULL, initial;
+  mhk_ssd_desc desc;
+  memset(&p, 0, sizeof p);
+  if (!mhk__mixer_parts(t, m, layer, u, d, &p)) return NULL;
+  y = m->layers + layer;
+  s = d && d->state ? d->state->layers + layer : NULL;
+  if (y->kind == MHK_MIXER_ATTENTION) {
+    o = mhk__flat(t, mhk_attention(t, p.q, p.k, p.v, d ? d->doc : NULL, s ? &s->cache : NULL));
+    if (s && o) s->position += u->shape[1];
+    return residual ? mhk_linear_add(t, o, y->dense_w, y->dense_b, residual) : mhk_linear(t, o, y->dense_w, y->dense_b);
+  }
+  memset(&desc, 0, sizeof desc);
+  desc.doc = d ? d->doc : NULL;
+  if (s) {
+    mhk_index shape[4];
+    shape[0] = d->state->batch;
+    shape[1] = m->config.ssm_heads;
+    shape[2] = m->config.ssm_head_dim;
+    shape[3] = m->config.d_state;
+    memset(&initial, 0, sizeof initial);
+    if (!mhk__shape_set(t->ctx, &initial, 4, shape)) return NULL;
+    initial.data = s->ssm;
+    desc.initial_state = &initial;
+    desc.final_state = &final_state;
+  }
+  if (y->kind == MHK_MIXER_MAMBA2) {
+    o = mhk_ssd(t, mhk__scale_rows(t, p.x, p.dt), p.log_a, p.Bm, p.Cm, &desc);
+    o = mhk_add(t, o, mhk__scale_rows(t, p.x, y->D));
+    o = mhk_rms_norm(t, mhk_gate(t, mhk__flat(t, o), p.z, NULL), y->ssm_norm_w, m->config.norm_eps);
+  } else {
+    desc.D = y->D;
+    o = mhk_gate(t, mhk__flat(t, mhk_ssd(t, p.x, p.log_a, p.Bm, p.Cm, &desc)), p.z, y->z_bias);
+  }
+  if (s && o) {
+    memcpy(s->ssm, final_state->data, (size_t)final_state->count * sizeof(mhk_real));
+    s->position += u->shape[1];
+  }
+  return residual ? mhk_linear_add(t, o, y->out_w, y->out_b, residual) : mhk_linear(t, o, y->out_w, y->out_b);
+}
+
+MHKDEF mhk_tensor *mhk_forward_mixer(mhk_tape *t, mhk_model *m, int layer, mhk_tensor *u, const mhk_forward_desc *d) { return mhk__mixer(t, m, layer, u, d, NULL); }
+
+MHKDEF mhk_tensor *mhk_forward_norm(mhk_tape *t, mhk_model *m, int layer, mhk_tensor *x) {
+  mhk__layer *y;
+  if (!mhk__layer_ready(t, m, layer, x, NULL)) return NULL;
+  y = m->layers + layer;
+  return y->norm_b ? mhk_layer_norm(t, x, y->norm_w, y->norm_b, m->config.norm_eps) : mhk_rms_norm(t, x, y->norm_w, m->config.norm_eps);
+}
+
+/* Phi and Phi-Mamba: x + mixer(norm(x)) + mlp(norm(x)), side by side. Mamba-2: x + mixer(norm(x)). */
+MHKDEF mhk_tensor *mhk_forward_block(mhk_tape *t, mhk_model *m, int layer, mhk_tensor *x, const mhk_forward_desc *d) {
+  mhk_tensor *u = mhk_forward_norm(t, m, layer, x);
+  mhk_tensor *y = mhk__mixer(t, m, layer, u, d, x);
+  mhk__layer *w;
+  if (!y) return NULL;
+  w = m->layers + layer;
+  return w->fc1_w ? mhk_linear_add(t, mhk_linear_gelu(t, u, w->fc1_w, w->fc1_b), w->fc2_w, w->fc2_b, y) : y;
+}
+
+MHKDEF mhk_tensor *mhk_forward_embedding(mhk_tape *t, mhk_model *m, const int32_t *tokens, mhk_index B, mhk_index T) {
+  if (!mhk__tape_ready(t) || !m) return NULL;
+  if (!tokens || B < 1 || T < 1) {
+    mhk_fail(t->ctx, MHK_ERROR_ARGUMENT, "a forward pass over %lld sequences of %lld tokens: at least one of each is needed", (long long)B, (long long)T);
+    return NULL;
+  }
+  return mhk_embedding(t, m->embedding, tokens, B, T);
+}
+
+MHKDEF mhk_tensor *mhk_forward_head(mhk_tape *t, mhk_model *m, mhk_tensor *x) {
+  if (!mhk__tape_ready(t) || !m || !x) return NULL;
+  x = m->norm_b ? mhk_layer_norm(t, x, m->norm_w, m->norm_b, m->config.norm_eps) : mhk_rms_norm(t, x, m->norm_w, m->config.norm_eps);
+  return mhk_linear(t, x, m->head_w, m->head_b);
+}
+
+MHKDEF mhk_tensor *mhk_forward_matrix(mhk_tape *t, mhk_model *m, int layer, mhk_tensor *u, const int32_t *doc) {
+  mhk__parts p;
+  mhk_forward_desc d;
+  memset(&p, 0, sizeof p);
+  memset(&d, 0, sizeof d);
+  d.doc = doc;
+  p.matrix_only = 1;
+  if (!mhk__mixer_parts(t, m, layer, u, &d, &p)) return NULL;
+  if (p.q) return mhk_attention_matrix(t, p.q, p.k, doc);
+  if (p.dt) { /* the step size scales what a token puts in */
+    p.Bm = mhk__scale_rows(t, mhk__spread(t, p.Bm, m->config.ssm_heads), p.dt);
+    p.Cm = mhk__spread(t, p.Cm, m->config.ssm_heads);
+  }
+  return mhk_ssd_matrix(t, p.log_a, p.Bm, p.Cm, m->layers[layer].D, doc);
+}
+
+typedef struct mhk__block_user { mhk_model *m; mhk_forward_desc d; int layer; } mhk__block_user;
+static mhk_tensor *mhk__block_again(mhk_tape *t, void *user, mhk_tensor *x) {
+  const mhk__block_user *b = (const mhk__block_user *)user;
+  return mhk_forward_block(t, b->m, b->layer, x, &b->d);
+}
+
+MHKDEF mhk_tensor *mhk_forward(mhk_tape *t, mhk_model *m, const int32_t *tokens, mhk_index B, mhk_index T, const mhk_forward_desc *desc) {
+  mhk_tensor *x = mhk_forward_embedding(t, m, tokens, B, T);
+  mhk_forward_desc d;
+  int l;
+  if (!x) return NULL;
+  memset(&d, 0, sizeof d);
+  if (desc) d = *desc;
+  if (d.state && t->recording && m->trainable) {
+    mhk_fail(t->ctx, MHK_ERROR_STATE, "a running state serves inference: turn the tape's recording off");
+    return NULL;
+  }
+  for (l = 0; x && l < m->config.n_layer; l++) {
+    if (d.residuals) d.residuals[l] = x;
+    if (d.recompute && t->recording) {
+      mhk__block_user *u = (mhk__block_user *)mhk__arena_zeros(t->ctx, &t->arena, 1, sizeof *u);
+      int32_t *doc = NULL;
+      if (u && d.doc) { /* the backward pass reads it again */
+        doc = (int32_t *)mhk__arena_zeros(t->ctx, &t->arena, B * T, sizeof(int32_t));
+        if (doc) memcpy(doc, d.doc, (size_t)(B * T) * sizeof(int32_t));
+      }
+      if (!u || (d.doc && !doc)) return NULL;
+      u->m = m;
+      u->layer = l;
+      u->d.doc = doc;
+      x = mhk_recompute(t, mhk__block_again, u, x);
+    } else
+      x = mhk_forward_block(t, m, l, x, &d);
+  }
+  if (x && d.residuals) d.residuals[m->config.n_layer] = x;
+  if (x && d.last_only && T > 1) {
+    mhk_index shape[3];
+    shape[0] = B;
+    shape[1] = T * m->config.d_model;
+    x = mhk_columns(t, mhk_reshape(t, x, 2, shape), (T - 1) * m->config.d_model, m->config.d_model);
+    shape[1] = 1;
+    shape[2] = m->config.d_model;
+    x = mhk_reshape(t, x, 3, shape);
+  }
+  return mhk_forward_head(t, m, x);
+}
+#endif /* MOHAWK_IMPLEMENTATION */
+#if defined(MOHAWK_IMPLEMENTATION) && !defined(MHK__PASS)
+/* ====================================================================================================
+   SESSIONS: prefill, step, sampling                                                       >>sessions
+   ==================================================================================================== */
+
+struct mhk_session {
+  mhk__object object;
+  mhk_model *model;
+  mhk_tape *tape;
+  mhk_state *state;
+  mhk_index batch, vocab;
+  mhk_real *logits;     /* (batch,V) */
+  int fed;              /* logits are there */
+  uint64_t seed;
+  mhk__rng rng;
+  int32_t *order;       /* V ids, for sampling */
+  double *weight;       /* V */
+  mhk_stream stream;
+  char *text;           /* what the last sample finished */
+  size_t text_room;
+};
+
+/* The tape and the state are objects of their own: mhk_destroy() frees them by itself, this function with the session. */
+MHKDEF void mhk_session_destroy(mhk_session *s) {
+  if (!s) return;
+  mhk_tape_destroy(s->tape);
+  mhk_state_destroy(s->state);
+  mhk__object_free(s);
+}
+
+MHKDEF mhk_session *mhk_session_create(mhk_model *m, const mhk_session_desc *desc) {
+  mhk_context *ctx;
+  mhk_session *s;
+  mhk_session_desc d;
+  if (!m || m->object.ctx->result != MHK_OK) return NULL;
+  ctx = m->object.ctx;
+  memset(&d, 0, sizeof d);
+  if (desc) d = *desc;
+  if (d.batch == 0) d.batch = 1;
+  if (d.capacity == 0) d.capacity = m->config.max_position > 0 ? m->config.max_position : 2048;
+  s = (mhk_session *)mhk__object_new(ctx, sizeof *s, NULL);
+  if (!s) return NULL;
+  s->model = m;
+  s->batch = d.batch;
+  s->vocab = m->config.vocab_size;
+  s->state = mhk_state_create(m, d.batch, d.capacity);
+  s->tape = s->state ? mhk_tape_create(ctx) : NULL;
+  mhk_tape_record(s->tape, 0);
+  s->logits = (mhk_real *)mhk__arena_zeros(ctx, &s->object.arena, d.batch * s->vocab, sizeof(mhk_real));
+  s->order = (int32_t *)mhk__arena_zeros(ctx, &s->object.arena, s->vocab, sizeof(int32_t));
+  s->weight = (double *)mhk__arena_zeros(ctx, &s->object.arena, s->vocab, sizeof(double));
+  if (ctx->result != MHK_OK) {
+    mhk_session_destroy(s);
+    return NULL;
+  }
+  mhk__rng_seed(&s->rng, 1);
+  return s;
+}
+
+MHKDEF void mhk_session_reset(mhk_session *s) {
+  if (!s) return;
+  mhk_state_reset(s->state);
+  s->fed = 0;
+  memset(&s->stream, 0, sizeof s->stream);
+  if (s->text) s->text[0] = 0;
+}
+
+MHKDEF mhk_result mhk_feed(mhk_session *s, const int32_t *tokens, mhk_index n) {
+  mhk_forward_desc d;
+  mhk_tensor *y;
+  if (!s) return MHK_ERROR_MEMORY;
+  if (n == 0) return s->object.ctx->result;
+  memset(&d, 0, sizeof d);
+  d.state = s->state;
+  d.last_only = 1;
+  mhk_tape_reset(s->tape);
+  y = mhk_forward(s->tape, s->model, tokens, s->batch, n, &d);
+  if (!y) return s->object.ctx->result;
+  memcpy(s->logits, y->data, (size_t)y->count * sizeof(mhk_real));
+  s->fed = 1;
+  return MHK_OK;
+}
+
+MHKDEF mhk_result mhk_feed_text(mhk_session *s, const char *text) {
+  mhk_context *ctx;
+  mhk_tokenizer *k;
+  mhk__mark mark;
+  int32_t *ids, end;
+  mhk_index n, lead;
+  mhk_result r;
+  if (!s || s->object.ctx->result != MHK_OK) return s ? s->object.ctx->result : MHK_ERROR_MEMORY;
+  ctx = s->object.ctx;
+  k = s->model->tokenizer;
+  if (!k) return mhk_fail(ctx, MHK_ERROR_STATE, "the model has no tokenizer: put a tokenizer.json beside it, or feed token ids");
+  if (!text) return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "feed_text was given no text");
+  if (s->batch != 1) return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "feed_text serves sessions of one sequence, this one has %lld: feed token ids", (long long)s->batch);
+  end = mhk_tokenizer_end(k);
+  lead = mhk_state_position(s->state) == 0 && end >= 0;
+  n = mhk_encode(k, text, strlen(text), NULL, 0);
+  if (n < 0) return ctx->result;
+  mark = mhk__scratch_mark(ctx);
+  ids = (int32_t *)mhk__scratch(ctx, n + lead, sizeof(int32_t));
+  if (!ids) return ctx->result;
+  if (lead) ids[0] = end;
+  n = mhk_encode(k, text, strlen(text), ids + lead, n);
+  r = n < 0 ? ctx->result : mhk_feed(s, ids, n + lead);
+  mhk__scratch_rewind(ctx, mark);
+  return r;
+}
+
+MHKDEF const mhk_real *mhk_logits(const mhk_session *s) { return s && s->fed ? s->logits : NULL; }
+MHKDEF const char *mhk_text_out(mhk_session *s) { return s && s->text ? s->text : ""; }
+
+/* one draw from a row of logits */
+static int32_t mhk__draw(mhk_session *s, const mhk_real *logits, const mhk_sampling *p, double uniform) {
+  const mhk_index V = s->vocab;
+  const double temperature = p->temperature == 0 ? 1 : p->temperature;
+  double *w = s->weight, total = 0, most, run = 0;
+  int32_t *order = s->order;
+  mhk_index i, kept = V, best = 0;
+  for (i = 1; i < V; i++)
+    if (logits[i] > logits[best]) best = i;
+  if (temperature < 0) return (int32_t)best;
+  most = (double)logits[best];
+  for (i = 0; i < V; i++) w[i] = exp(((double)logits[i] - most) / temperature);
+  if (p->top_k > 0 || (p->top_p > 0 && p->top_p < 1) || p->min_p > 0) {
+    /* heap sort of the ids by falling weight, equal ones by id: the same on every machine */
+    mhk_index start = V / 2, end = V;
+    for (i = 0; i < V; i++) order[i] = (int32_t)i;
+    while (end > 1) {
+      mhk_index root, child;
+      int32_t hold;
+      if (start > 0)
+        hold = order[--start];
+      else {
+        hold = order[--end];
+        order[end] = order[0];
+      }
+      root = start;
+      while ((child = 2 * root + 1) < end) {
+#define MHK__AFTER(a, b) (w[a] < w[b] || (!(w[a] > w[b]) && (a) > (b))) /* a comes after b in the result */
+        if (child + 1 < end && MHK__AFTER(order[child + 1], order[child])) child++;
+        if (!MHK__AFTER(order[child], hold)) break;
+        order[root] = order[child];
+        root = child;
+      }
+#undef MHK__AFTER
+      order[root] = hold;
+    }
+    for (i = 0; i < V; i++) total += w[i];
+    if (p->top_k > 0 && p->top_k < kept) kept = p->top_k;
+    if (p->min_p > 0)
+      while (kept > 1 && w[order[kept - 1]] < p->min_p) kept--;
+    if (p->top_p > 0 && p->top_p < 1)
+      for (i = 0, run = 0; i < kept; i++)
+        if ((run += w[order[i]]) >= p->top_p * total) {
+          kept = i + 1;
+          break;
+        }
+    for (total = 0, i = 0; i < kept; i++) total += w[order[i]];
+    for (run = 0, i = 0; i < kept; i++)
+      if ((run += w[order[i]]) > uniform * total) return order[i];
+    return order[0];
+  }
+  for (i = 0; i < V; i++) total += w[i];
+  for (i = 0; i < V; i++)
+    if ((run += w[i]) > uniform * total) return (int32_t)i;
+  return (int32_t)best;
+}
+
+static int mhk__draw_all(mhk_session *s, const mhk_sampling *sampling, int32_t *tokens) {
+  mhk_sampling p;
+  mhk_index b, i;
+  memset(&p, 0, sizeof p);
+  p.temperature = 0.8;
+  p.top_p = 0.95;
+  if (sampling) p = *sampling;
+  if (s->object.ctx->result != MHK_OK) return 0;
+  if (!s->fed) {
+    mhk_fail(s->object.ctx, MHK_ERROR_STATE, "sample: feed at least one token first");
+    return 0;
+  }
+  if (p.seed && p.seed != s->seed) {
+    s->seed = p.seed;
+    mhk__rng_seed(&s->rng, p.seed);
+  }
+  for (b = 0; b < s->batch; b++) {
+    const mhk_real *row = s->logits + b * s->vocab;
+    for (i = 0; i < s->vocab; i++)
+      if (!(fabs((double)row[i]) <= DBL_MAX)) {
+        mhk_fail(s->object.ctx, MHK_ERROR_STATE, "sample: logit %lld is not a number: the weights or the state are broken", (long long)i);
+        return 0;
+      }
+    tokens[b] = mhk__draw(s, row, &p, mhk__rng_uniform(&s->rng));
+  }
+  return 1;
+}
+
+MHKDEF mhk_result mhk_sample_batch(mhk_session *s, const mhk_sampling *sampling, int32_t *tokens) {
+  if (!s || !tokens) return MHK_ERROR_MEMORY;
+  if (!mhk__draw_all(s, sampling, tokens)) return s->object.ctx->result;
+  return mhk_feed(s, tokens, 1);
+}
+
+MHKDEF int32_t mhk_sample(mhk_session *s, const mhk_sampling *sampling) {
+  mhk_context *ctx;
+  mhk_tokenizer *k;
+  int32_t token;
+  size_t length = 0;
+  const char *bytes;
+  if (!s) return -1;
+  ctx = s->object.ctx;
+  k = s->model->tokenizer;
+  if (s->text) s->text[0] = 0;
+  if (s->batch != 1) {
+    mhk_fail(ctx, MHK_ERROR_ARGUMENT, "sample serves sessions of one sequence, this one has %lld: use mhk_sample_batch()", (long long)s->batch);
+    return -1;
+  }
+  if (!mhk__draw_all(s, sampling, &token)) return -1;
+  if (k && token == mhk_tokenizer_end(k)) {
+    if (s->text) s->text[mhk_stream_finish(&s->stream, s->text)] = 0;
+    return -1;
+  }
+  bytes = k ? mhk_token_bytes(k, token, &length) : NULL;
+  if (bytes) {
+    const size_t room = 3 * (length + 4) + 1;
+    if (room > s->text_room) {
+      char *text = (char *)mhk__arena_alloc(ctx, &s->object.arena, room < 256 ? 256 : room);
+      if (!text) return -1;
+      s->text = text;
+      s->text_room = room < 256 ? 256 : room;
+    }
+    s->text[mhk_stream_push(&s->stream, bytes, length, s->text)] = 0;
+  }
+  return mhk_feed(s, &token, 1) == MHK_OK ? token : -1;
+}
+#endif /* MOHAWK_IMPLEMENTATION */
+#if defined(MOHAWK_IMPLEMENTATION) && !defined(MHK__PASS)
+/* ====================================================================================================
+   MOHAWK: text, losses of the three stages, optimiser, schedule, trainer, checkpoints, evaluation  >>mohawk
+   ==================================================================================================== */
+
+#define MHK__END_TEXT "<|endoftext|>"
+#define MHK__UPDATE_BLOCK 16384 /* numbers a task of the optimiser handles: fixed, so that sums do not depend on the threads */
+#define MHK__SAMPLE_BATCH 64    /* sequences a model writes in step */
+#define MHK__LOGITS_PIECE ((mhk_index)1 << 21) /* logits that evaluation holds at once, of each model */
+
+static int mhk__is_finite(double x) { return x - x == 0.0; }
+
+/* FNV-1a, 64 bits: tells runs apart, no protection against intent */
+static uint64_t mhk__hash(uint64_t h, const void *data, size_t n) {
+  const unsigned char *p = (const unsigned char *)data;
+  size_t i;
+  for (i = 0; i < n; i++) h = (h ^ p[i]) * 1099511628211u;
+  return h;
+}
+#define MHK__HASH_START 14695981039346656037u
+
+/* ---------------------------------------------------------------------------------------- text */
+
+struct mhk_text {
+  mhk__object object;
+  int32_t *tokens;
+  mhk_index n;
+  mhk_index *start; /* n_documents + 1: where each document begins, and n */
+  mhk_index n_documents;
+  int32_t largest; /* token */
+};
+
+/* An array that grows, of the context's allocator; free it on every path. */
+typedef struct mhk__pile {
+  unsigned char *data;
+  mhk_index n, capacity;
+  size_t size; /* of one element */
+} mhk__pile;
+
+static void mhk__pile_free(mhk_context *ctx, mhk__pile *p) {
+  if (p->data) mhk__raw_release(ctx, p->data, (size_t)p->capacity * p->size);
+  p->data = NULL;
+  p->n = p->capacity = 0;
+}
+
+/* room for extra more elements; 0 when there is none */
+static int mhk__pile_room(mhk_context *ctx, mhk__pile *p, mhk_index extra) {
+  mhk_index capacity;
+  unsigned char *data;
+  size_t bytes;
+  if (ctx->result != MHK_OK) return 0;
+  if (extra <= p->capacity - p->n) return 1;
+  if (extra > PTRDIFF_MAX / 4 || p->capacity > PTRDIFF_MAX / 4) {
+    mhk_fail(ctx, MHK_ERROR_MEMORY, "out of memory: a list of more than %lld elements", (long long)p->capacity);
+    return 0;
+  }
+  capacity = p->capacity * 2 > p->n + extra ? p->capacity * 2 : p->n + extra;
+  if (capacity < 1024) capacity = 1024;
+  bytes = mhk__size3(ctx, capacity, 1, p->size);
+  data = ctx->result == MHK_OK ? (unsigned char *)mhk__raw_alloc(ctx, bytes) : NULL;
+  if (!data) return 0;
+  if (p->n) memcpy(data, p->data, (size_t)p->n * p->size);
+  if (p->data) mhk__raw_release(ctx, p->data, (size_t)p->capacity * p->size);
+  p->data = data;
+  p->capacity = capacity;
+  return 1;
+}
+
+static int mhk__is_blank(unsigned char c) { return c == ' ' || (c >= 9 && c <= 13) || (c >= 28 && c <= 31); }
+
+typedef struct mhk__text_build {
+  mhk_context *ctx;
+  mhk_tokenizer *tokenizer;
+  mhk__pile ids;    /* int32_t: every passage once */
+  mhk__pile pieces; /* mhk_index pairs: first, count of a document, as often as it is used */
+} mhk__text_build;
+
+/* One passage: blanks at both ends dropped, tokenised, noted repeat times. */
+static void mhk__text_passage(mhk__text_build *b, const unsigned char *text, size_t n, int repeat) {
+  mhk_index room, count, *piece;
+  int i;
+  while (n > 0 && mhk__is_blank(text[0])) text++, n--;
+  while (n > 0 && mhk__is_blank(text[n - 1])) n--;
+  if (n == 0) return;
+  room = (mhk_index)n; /* a byte-level token is a byte at least */
+  if (!mhk__pile_room(b->ctx, &b->ids, room) || !mhk__pile_room(b->ctx, &b->pieces, repeat)) return;
+  count = mhk_encode(b->tokenizer, (const char *)text, n, (int32_t *)(void *)b->ids.data + b->ids.n, b->ids.capacity - b->ids.n);
+  if (count > b->ids.capacity - b->ids.n) {
+    if (!mhk__pile_room(b->ctx, &b->ids, count)) return;
+    count = mhk_encode(b->tokenizer, (const char *)text, n, (int32_t *)(void *)b->ids.data + b->ids.n, b->ids.capacity - b->ids.n);
+  }
+  if (count <= 0) return;
+  for (i = 0; i < repeat; i++) {
+    piece = (mhk_index *)(void *)b->pieces.data + 2 * b->pieces.n++;
+    piece[0] = b->ids.n;
+    piece[1] = count;
+  }
+  b->ids.n += count;
+}
+
+/* One document; longest > 0: cut at line ends as soon as a passage is longer than that. */
+static void mhk__text_document(mhk__text_build *b, const unsigned char *text, size_t n, size_t longest, int repeat) {
+  size_t from = 0, i;
+  for (i = 0; longest > 0 && i < n && b->ctx->result == MHK_OK; i++)
+    if (text[i] == '\n' && i + 1 - from > longest) {
+      mhk__text_passage(b, text + from, i + 1 - from, repeat);
+      from = i + 1;
+    }
+  if (b->ctx->result == MHK_OK) mhk__text_passage(b, text + from, n - from, repeat);
+}
+
+static void mhk__text_file(mhk__text_build *b, const char *path, size_t longest, int repeat) {
+  const size_t mark = sizeof(MHK__END_TEXT) - 1;
+  mhk__bytes bytes;
+  size_t from = 0, i = 0;
+  int error = mhk__bytes_open(path, &bytes);
+  if (error) {
+    mhk_fail(b->ctx, MHK_ERROR_FILE, "the text %s cannot be read: %s", path, strerror(error));
+    return;
+  }
+  while (b->ctx->result == MHK_OK && i < bytes.size) {
+    const unsigned char *p = (const unsigned char *)memchr(bytes.data + i, '<', bytes.size - i);
+    if (!p) break;
+    i = (size_t)(p - bytes.data);
+    if (bytes.size - i >= mark && memcmp(p, MHK__END_TEXT, mark) == 0) {
+      mhk__text_document(b, bytes.data + from, i - from, longest, repeat);
+      from = i += mark;
+    } else
+      i++;
+  }
+  if (b->ctx->result == MHK_OK) mhk__text_document(b, bytes.data + from, bytes.size - from, longest, repeat);
+  mhk__bytes_close(&bytes);
+}
+
+/* tokens and documents of a new text; NULL with an error when they do not fit in memory */
+static mhk_text *mhk__text_new(mhk_context *ctx, mhk_index n, mhk_index documents) {
+  mhk_text *x = (mhk_text *)mhk__object_new(ctx, sizeof(mhk_text), NULL);
+  if (!x) return NULL;
+  x->tokens = (int32_t *)mhk__arena_alloc(ctx, &x->object.arena, mhk__size3(ctx, n, 1, sizeof(int32_t)));
+  x->start = (mhk_index *)mhk__arena_alloc(ctx, &x->object.arena, mhk__size3(ctx, documents + 1, 1, sizeof(mhk_index)));
+  if (ctx->result != MHK_OK) {
+    mhk__object_free(x);
+    return NULL;
+  }
+  x->n = n;
+  x->n_documents = documents;
+  return x;
+}
+
+MHKDEF mhk_text *mhk_text_load(mhk_context *ctx, mhk_tokenizer *k, const mhk_text_desc *desc) {
+  mhk__text_build b;
+  mhk_text *x = NULL;
+  mhk_index i, j, total = 0, at = 0, *piece;
+  int32_t end;
+  int f;
+  if (mhk_failed(ctx)) return NULL;
+  if (!k || !desc || desc->n_files <= 0 || !desc->files) {
+    mhk_fail(ctx, MHK_ERROR_ARGUMENT, "a text needs a tokenizer and at least one file");
+    return NULL;
+  }
+  memset(&b, 0, sizeof b);
+  b.ctx = ctx;
+  b.tokenizer = k;
+  b.ids.size = sizeof(int32_t);
+  b.pieces.size = 2 * sizeof(mhk_index);
+  end = mhk_tokenizer_end(k);
+  for (f = 0; f < desc->n_files && ctx->result == MHK_OK; f++) {
+    const int repeat = desc->repeat ? desc->repeat[f] : 1;
+    const size_t longest = desc->max_document_of ? desc->max_document_of[f] : desc->max_document;
+    if (!desc->files[f] || repeat < 0 || repeat > 1000000)
+      mhk_fail(ctx, MHK_ERROR_ARGUMENT, "file %d of a text: it needs a name and to be used between 0 and a million times, not %d", f,
+               repeat);
+    else if (repeat > 0)
+      mhk__text_file(&b, desc->files[f], longest, repeat);
+  }
+  if (ctx->result == MHK_OK && b.pieces.n == 0)
+    mhk_fail(ctx, MHK_ERROR_FORMAT, "there is no text in %s%s", desc->files[0], desc->n_files > 1 ? " and the files after it" : "");
+  piece = (mhk_index *)(void *)b.pieces.data;
+  if (ctx->result == MHK_OK && desc->seed) { /* Fisher & Yates */
+    mhk__rng r;
+    mhk__rng_seed(&r, desc->seed);
+    for (i = b.pieces.n - 1; i > 0; i--) {
+      const mhk_index o = (mhk_index)mhk__rng_below(&r, (uint64_t)i + 1), first = piece[2 * i], count = piece[2 * i + 1];
+      piece[2 * i] = piece[2 * o];
+      piece[2 * i + 1] = piece[2 * o + 1];
+      piece[2 * o] = first;
+      piece[2 * o + 1] = count;
+    }
+  }
+  for (i = 0; i < b.pieces.n && ctx->result == MHK_OK; i++) {
+    const mhk_index count = piece[2 * i + 1] + (end >= 0);
+    if (count > PTRDIFF_MAX - total) mhk_fail(ctx, MHK_ERROR_MEMORY, "the text has more tokens than this machine can count");
+    else total += count;
+  }
+  if (ctx->result == MHK_OK) x = mhk__text_new(ctx, total, b.pieces.n);
+  for (i = 0; x && i < b.pieces.n; i++) {
+    const int32_t *from = (const int32_t *)(const void *)b.ids.data + piece[2 * i];
+    x->start[i] = at;
+    if (end >= 0) x->tokens[at++] = end;
+    memcpy(x->tokens + at, from, (size_t)piece[2 * i + 1] * sizeof(int32_t));
+    at += piece[2 * i + 1];
+  }
+  if (x) {
+    x->start[x->n_documents] = total;
+    for (j = 0; j < total; j++)
+      if (x->tokens[j] > x->largest) x->largest = x->tokens[j];
+  }
+  mhk__pile_free(ctx, &b.ids);
+  mhk__pile_free(ctx, &b.pieces);
+  return x;
+}
+
+MHKDEF mhk_text *mhk_text_from_tokens(mhk_context *ctx, const int32_t *tokens, mhk_index n, int32_t end) {
+  mhk_text *x;
+  mhk_index i, documents = 1;
+  if (mhk_failed(ctx)) return NULL;
+  if (!tokens || n <= 0) {
+    mhk_fail(ctx, MHK_ERROR_ARGUMENT, "a text needs at least one token");
+    return NULL;
+  }
+  for (i = 0; i < n; i++) {
+    if (tokens[i] < 0) {
+      mhk_fail(ctx, MHK_ERROR_ARGUMENT, "token %lld of the text is %ld: tokens are not negative", (long long)i, (long)tokens[i]);
+      return NULL;
+    }
+    if (i > 0 && end >= 0 && tokens[i] == end) documents++;
+  }
+  x = mhk__text_new(ctx, n, documents);
+  if (!x) return NULL;
+  memcpy(x->tokens, tokens, (size_t)n * sizeof(int32_t));
+  documents = 0;
+  for (i = 0; i < n; i++) {
+    if (i == 0 || (end >= 0 && tokens[i] == end)) x->start[documents++] = i;
+    if (tokens[i] > x->largest) x->largest = tokens[i];
+  }
+  x->start[documents] = n;
+  return x;
+}
+
+/* Rounds of sequences in step, each from one end-of-text token on. A sequence that ends a document goes on with the next one, as in the
+   packed text that language models are trained on, so that no work is lost; after 256 to 384 tokens a new round starts afresh. */
+MHKDEF mhk_text *mhk_text_sample(mhk_model *m, mhk_index tokens, uint64_t seed, mhk_progress_fn progress, void *user) {
+  mhk_context *ctx;
+  mhk_session *s;
+  mhk_session_desc sd;
+  mhk_sampling how;
+  mhk__pile all, round;
+  mhk__rng r;
+  mhk_text *x = NULL;
+  mhk_index batch, longest, done = 0;
+  int32_t end, first[MHK__SAMPLE_BATCH];
+  int stop = 0, i;
+  if (!m || mhk_failed(ctx = m->object.ctx)) return NULL;
+  if (tokens <= 0 || tokens > PTRDIFF_MAX / 64) {
+    mhk_fail(ctx, MHK_ERROR_ARGUMENT, "%lld tokens of text cannot be sampled: ask for one or more", (long long)tokens);
+    return NULL;
+  }
+  end = m->tokenizer ? mhk_tokenizer_end(m->tokenizer) : -1;
+  if (end < 0 || end >= m->config.vocab_size) end = 0; /* no end-of-text token known: documents start with token 0 */
+  longest = m->config.max_position > 0 && m->config.max_position < 384 ? m->config.max_position : 384;
+  batch = (tokens + longest - 1) / longest < MHK__SAMPLE_BATCH ? (tokens + longest - 1) / longest : MHK__SAMPLE_BATCH;
+  memset(&all, 0, sizeof all);
+  memset(&round, 0, sizeof round);
+  all.size = round.size = sizeof(int32_t);
+  memset(&sd, 0, sizeof sd);
+  sd.batch = batch;
+  sd.capacity = longest + 1;
+  memset(&how, 0, sizeof how);
+  how.temperature = 1.0;
+  mhk__rng_seed(&r, seed);
+  for (i = 0; i < (int)batch; i++) first[i] = end;
+  s = mhk_session_create(m, &sd);
+  if (mhk__pile_room(ctx, &all, tokens) && mhk__pile_room(ctx, &round, batch * longest))
+    while (s && done < tokens && !stop && ctx->result == MHK_OK) {
+      const mhk_index low = longest * 2 / 3, left = (tokens - done + batch - 1) / batch;
+      const mhk_index drawn = low + (mhk_index)mhk__rng_below(&r, (uint64_t)(longest - low) + 1);
+      const mhk_index length = drawn < left ? drawn : left;
+      mhk_index step = 0, b, n;
+      int32_t *grid = (int32_t *)(void *)round.data; /* (length, batch) */
+      mhk_session_reset(s);
+      how.seed = mhk__rng_next(&r) | 1u;
+      memcpy(grid, first, (size_t)batch * sizeof(int32_t));
+      mhk_feed(s, first, 1);
+      for (step = 1; step < length && !stop && ctx->result == MHK_OK; step++) {
+        mhk_sample_batch(s, &how, grid + step * batch);
+        if (progress && step % 16 == 0) {
+          n = done + (step + 1) * batch;
+          stop = progress(user, n < tokens ? n : tokens, tokens);
+        }
+      }
+      if (ctx->result != MHK_OK) break;
+      for (b = 0; b < batch && done < tokens; b++)
+        for (n = 0; n < step && done < tokens; n++) ((int32_t *)(void *)all.data)[done++] = grid[n * batch + b];
+    }
+  if (progress && !stop && ctx->result == MHK_OK) progress(user, done, tokens);
+  if (s) mhk_session_destroy(s);
+  if (ctx->result == MHK_OK) x = mhk_text_from_tokens(ctx, (const int32_t *)(const void *)all.data, done, end);
+  mhk__pile_free(ctx, &all);
+  mhk__pile_free(ctx, &round);
+  return x;
+}
+
+MHKDEF void mhk_text_destroy(mhk_text *x) {
+  if (x) mhk__object_free(x);
+}
+
+MHKDEF mhk_index mhk_text_tokens(const mhk_text *x, const int32_t **tokens) {
+  if (tokens) *tokens = x ? x->tokens : NULL;
+  return x ? x->n : 0;
+}
+
+/* ---------------------------------------------------------------------------------------- stages: what they reach and train */
+
+static void mhk__flag(const mhk_model *m, const mhk_tensor *x, unsigned char *flags) {
+  int i;
+  if (!x) return;
+  for (i = 0; i < m->n_tensors; i++)
+    if (m->tensors[i] == x) flags[i] = 1;
+}
+
+/* flags[i] = 1 for each tensor of the student that the stage trains: never more than its loss reaches, so that all others stay untouched */
+static void mhk__stage_trains(const mhk_model *m, int stage, mhk_trains trains, unsigned char *flags) {
+  int l;
+  memset(flags, 0, (size_t)m->n_tensors);
+  if (trains == MHK_TRAIN_DEFAULT) trains = stage == 1 ? MHK_TRAIN_MATRICES : stage == 2 ? MHK_TRAIN_MIXERS : MHK_TRAIN_ALL;
+  if (stage == 3 && trains == MHK_TRAIN_ALL) {
+    memset(flags, 1, (size_t)m->n_tensors);
+    return;
+  }
+  for (l = 0; l < m->config.n_layer; l++) {
+    const mhk__layer *y = &m->layers[l];
+    if (y->kind == MHK_MIXER_ATTENTION) {
+      if (stage != 3 || trains != MHK_TRAIN_MIXERS) continue;
+      mhk__flag(m, y->q_w, flags), mhk__flag(m, y->q_b, flags), mhk__flag(m, y->k_w, flags), mhk__flag(m, y->k_b, flags);
+      mhk__flag(m, y->v_w, flags), mhk__flag(m, y->v_b, flags), mhk__flag(m, y->dense_w, flags), mhk__flag(m, y->dense_b, flags);
+      mhk__flag(m, y->qn_w, flags), mhk__flag(m, y->qn_b, flags), mhk__flag(m, y->kn_w, flags), mhk__flag(m, y->kn_b, flags);
+      continue;
+    }
+    mhk__flag(m, y->in_w, flags), mhk__flag(m, y->in_b, flags), mhk__flag(m, y->D, flags);
+    mhk__flag(m, y->conv_w, flags), mhk__flag(m, y->conv_b, flags);
+    if (trains == MHK_TRAIN_ALL) mhk__flag(m, y->norm_w, flags), mhk__flag(m, y->norm_b, flags);
+    if (stage == 1 || trains == MHK_TRAIN_MATRICES) continue;
+    mhk__flag(m, y->z_bias, flags), mhk__flag(m, y->dt_bias, flags), mhk__flag(m, y->A_log, flags), mhk__flag(m, y->ssm_norm_w, flags);
+    mhk__flag(m, y->out_w, flags), mhk__flag(m, y->out_b, flags);
+    if (trains == MHK_TRAIN_ALL)
+      mhk__flag(m, y->fc1_w, flags), mhk__flag(m, y->fc1_b, flags), mhk__flag(m, y->fc2_w, flags), mhk__flag(m, y->fc2_b, flags);
+  }
+}
+
+/* The teacher must be able to teach this student. stage 0: what holds for all of them. */
+static int mhk__pair_check(mhk_context *ctx, const mhk_model *s, const mhk_model *t, int stage) {
+  int l;
+  if (s->object.ctx != ctx || t->object.ctx != ctx) {
+    mhk_fail(ctx, MHK_ERROR_ARGUMENT, "teacher and student must be made from the same context as the training");
+    return 0;
+  }
+  if (s->config.n_layer != t->config.n_layer || s->config.d_model != t->config.d_model || s->config.vocab_size != t->config.vocab_size) {
+    mhk_fail(ctx, MHK_ERROR_CONFIG, "the student has %d layers, d_model %d and vocabulary %d, the teacher %d, %d and %d: they must be "
+             "equal", s->config.n_layer, s->config.d_model, s->config.vocab_size, t->config.n_layer, t->config.d_model,
+             t->config.vocab_size);
+    return 0;
+  }
+  for (l = 0; stage == 1 && l < s->config.n_layer; l++) {
+    if (s->layers[l].kind == MHK_MIXER_ATTENTION) continue;
+    if (s->layers[l].kind != MHK_MIXER_DISCRETE_MAMBA2 || t->layers[l].kind != MHK_MIXER_ATTENTION) {
+      mhk_fail(ctx, MHK_ERROR_CONFIG, "stage 1 compares a discrete Mamba-2 mixer with attention; layer %d has another pair: skip the "
+               "stage", l);
+      return 0;
+    }
+    if (s->config.ssm_heads != t->config.n_head) {
+      mhk_fail(ctx, MHK_ERROR_CONFIG, "stage 1 compares matrices head by head, but the student has %d heads and the teacher %d: make "
+               "them equal or skip the stage", s->config.ssm_heads, t->config.n_head);
+      return 0;
+    }
+  }
+  return 1;
+}
+
+#define MHK__SAME_NORM 1
+#define MHK__SAME_MLP 2
+
+/* 1 when a student's parameter has exactly the value of the teacher's, whatever type that is stored in */
+static int mhk__same_values(const mhk_tensor *a, const mhk_tensor *b) {
+  mhk_index i;
+  if (!a || !b) return a == b;
+  if (a->count != b->count || a->dtype != MHK_REAL) return 0;
+  if (b->dtype == MHK_REAL) return memcmp(a->data, b->data, (size_t)a->count * sizeof(mhk_real)) == 0;
+  for (i = 0; i < b->count; i++) {
+    const mhk_real value = mhk__element(b->data, b->dtype, i);
+    if (memcmp(&value, (const mhk_real *)a->data + i, sizeof value) != 0) return 0;
+  }
+  return 1;
+}
+
+/* Which layers still have the teacher's norm and MLP: there stages 1 and 2 can use the teacher's. */
+static void mhk__stage_same(const mhk_model *s, const mhk_model *t, unsigned char *same) {
+  int l;
+  for (l = 0; l < s->config.n_layer; l++) {
+    const mhk__layer *a = &s->layers[l], *b = &t->layers[l];
+    same[l] = 0;
+    if (a->kind == MHK_MIXER_ATTENTION || s->config.arch == MHK_ARCH_MAMBA2 || t->config.arch == MHK_ARCH_MAMBA2) continue;
+    if (s->config.norm_eps < t->config.norm_eps || s->config.norm_eps > t->config.norm_eps) continue;
+    if (mhk__same_values(a->norm_w, b->norm_w) && mhk__same_values(a->norm_b, b->norm_b)) same[l] |= MHK__SAME_NORM;
+    if (a->fc1_w && a->fc2_w && mhk__same_values(a->fc1_w, b->fc1_w) && mhk__same_values(a->fc1_b, b->fc1_b) &&
+        mhk__same_values(a->fc2_w, b->fc2_w) && mhk__same_values(a->fc2_b, b->fc2_b))
+      same[l] |= MHK__SAME_MLP;
+  }
+}
+
+static int mhk__trains(const mhk_tensor *x) { return x && x->requires_grad; }
+
+/* the block but for its mixer */
+static int mhk__trains_rest(const mhk__layer *y) {
+  return mhk__trains(y->norm_w) || mhk__trains(y->norm_b) || mhk__trains(y->fc1_w) || mhk__trains(y->fc1_b) || mhk__trains(y->fc2_w) ||
+         mhk__trains(y->fc2_b);
+}
+
+/* ---------------------------------------------------------------------------------------- stages: losses */
+
+/* One evaluation of a stage's loss with its gradients. */
+typedef struct mhk__stage_run {
+  mhk_tape *tape;
+  mhk_context *ctx;
+  mhk_model *student, *teacher;
+  const mhk_stage_desc *desc; /* defaults resolved */
+  const unsigned char *same;
+  const int32_t *tokens, *doc;
+  mhk_index B, T;
+  int record, recompute;
+  double *layer_loss; /* L or NULL */
+  double *relative;   /* L * heads or NULL */
+} mhk__stage_run;
+
+static int mhk__copy_values(mhk_tensor *to, const mhk_tensor *from) {
+  if (!to || !from || to->count != from->count) return 0;
+  memcpy(to->data, from->data, (size_t)to->count * sizeof(mhk_real));
+  return 1;
+}
+
+/* x + MLP(u) of a block */
+static mhk_tensor *mhk__mlp_add(mhk_tape *t, const mhk__layer *y, mhk_tensor *u, mhk_tensor *x) {
+  return mhk_linear_add(t, mhk_linear_gelu(t, u, y->fc1_w, y->fc1_b), y->fc2_w, y->fc2_b, x);
+}
+
+/* A scalar loss into its number, and its gradients into the parameters. */
+static double mhk__loss_take(mhk__stage_run *r, mhk_tensor *loss) {
+  const double value = mhk_value(loss);
+  if (loss && r->record && loss->requires_grad && mhk__is_finite(value)) mhk_backward(r->tape, loss);
+  return value;
+}
+
+/* Stage 1: mean over (batch, head) of the Frobenius distance of the mixing matrices, layer by layer along the teacher's stream. */
+static double mhk__stage_matrices(mhk__stage_run *r) {
+  mhk_tape *t = r->tape;
+  mhk_model *s = r->student, *m = r->teacher;
+  const int H = s->config.ssm_heads;
+  double total = 0.0;
+  int l, last = s->config.n_layer - 1;
+  mhk_forward_desc fd;
+  mhk_tensor *x;
+  while (last >= 0 && s->layers[last].kind == MHK_MIXER_ATTENTION) last--;
+  memset(&fd, 0, sizeof fd);
+  fd.doc = r->doc;
+  mhk_tape_record(t, 0);
+  x = mhk_forward_embedding(t, m, r->tokens, r->B, r->T);
+  for (l = 0; l <= last && r->ctx->result == MHK_OK; l++) {
+    const mhk_tape_mark mark = mhk_tape_here(t);
+    const mhk__layer *a = &s->layers[l], *b = &m->layers[l];
+    mhk_tensor *next = NULL;
+    if (a->kind == MHK_MIXER_ATTENTION)
+      next = mhk_forward_block(t, m, l, x, &fd);
+    else {
+      mhk_tensor *u = mhk_forward_norm(t, m, l, x), *loss, *own = u;
+      mhk_tape_mark inner;
+      mhk__parts tp, sp;
+      memset(&tp, 0, sizeof tp);
+      memset(&sp, 0, sizeof sp);
+      tp.matrix_only = l == last;
+      sp.matrix_only = 1;
+      mhk__mixer_parts(t, m, l, u, &fd, &tp);
+      inner = mhk_tape_here(t);
+      mhk_tape_record(t, r->record);
+      if (!(r->same[l] & MHK__SAME_NORM) || (r->record && (mhk__trains(a->norm_w) || mhk__trains(a->norm_b))))
+        own = mhk_forward_norm(t, s, l, x);
+      mhk__mixer_parts(t, s, l, own, &fd, &sp);
+      loss = mhk_matrix_orientation(t, sp.log_a, sp.Bm, sp.Cm, a->D, tp.q, tp.k, r->doc,
+                                    r->relative ? r->relative + (mhk_index)l * H : NULL);
+      {
+        const double value = mhk__loss_take(r, loss);
+        if (r->layer_loss) r->layer_loss[l] = value;
+        total += value;
+      }
+      mhk_tape_record(t, 0);
+      mhk_tape_rewind(t, inner);
+      if (l < last && r->ctx->result == MHK_OK) {
+        mhk_tensor *y = mhk_attention(t, tp.q, tp.k, tp.v, r->doc, NULL);
+        mhk_index shape[3];
+        shape[0] = r->B;
+        shape[1] = r->T;
+        shape[2] = y ? y->shape[2] * y->shape[3] : 0;
+        y = mhk_linear_add(t, mhk_reshape(t, y, 3, shape), b->dense_w, b->dense_b, x);
+        next = mhk__mlp_add(t, b, u, y);
+      }
+    }
+    if (l < last) mhk__copy_values(x, next);
+    mhk_tape_rewind(t, mark);
+  }
+  return total;
+}
+
+/* Stage 2: mean over (batch, token) of || block_student(X_l) - block_teacher(X_l) ||_2. While norm and MLP are the teacher's and
+   frozen they cancel in the difference, and the mixers alone are compared. */
+static double mhk__stage_hidden(mhk__stage_run *r) {
+  mhk_tape *t = r->tape;
+  mhk_model *s = r->student, *m = r->teacher;
+  double total = 0.0;
+  int l, last = s->config.n_layer - 1;
+  mhk_forward_desc fd, sd;
+  mhk_tensor *x, *target = NULL;
+  while (last >= 0 && s->layers[last].kind == MHK_MIXER_ATTENTION) last--;
+  memset(&fd, 0, sizeof fd);
+  fd.doc = r->doc;
+  sd = fd;
+  sd.recompute = r->recompute;
+  mhk_tape_record(t, 0);
+  x = mhk_forward_embedding(t, m, r->tokens, r->B, r->T);
+  if (x) target = mhk_tensor_new(t, x->rank, x->shape, NULL);
+  for (l = 0; l <= last && r->ctx->result == MHK_OK; l++) {
+    const mhk_tape_mark mark = mhk_tape_here(t);
+    const mhk__layer *a = &s->layers[l];
+    const int both = MHK__SAME_NORM | MHK__SAME_MLP;
+    const int train_rest = r->record && mhk__trains_rest(a);
+    double value = 0.0;
+    if (a->kind == MHK_MIXER_ATTENTION) {
+      if (l < last) mhk__copy_values(x, mhk_forward_block(t, m, l, x, &fd));
+    } else if ((r->same[l] & both) == both && !train_rest) {
+      mhk_tensor *u = mhk_forward_norm(t, m, l, x);
+      const mhk_tape_mark inner = mhk_tape_here(t);
+      mhk_tensor *y = mhk_forward_mixer(t, m, l, u, &fd);
+      mhk__copy_values(target, y);
+      mhk_tape_rewind(t, inner);
+      mhk_tape_record(t, r->record);
+      value = mhk__loss_take(r, mhk_hidden_distance(t, mhk_forward_mixer(t, s, l, u, &sd), target));
+      mhk_tape_record(t, 0);
+      mhk_tape_rewind(t, inner);
+      if (l < last) mhk__copy_values(x, mhk__mlp_add(t, &m->layers[l], u, mhk_add(t, x, target)));
+    } else {
+      mhk_tensor *swap;
+      mhk__copy_values(target, mhk_forward_block(t, m, l, x, &fd));
+      mhk_tape_rewind(t, mark);
+      mhk_tape_record(t, r->record);
+      value = mhk__loss_take(r, mhk_hidden_distance(t, mhk_forward_block(t, s, l, x, &sd), target));
+      mhk_tape_record(t, 0);
+      swap = x; /* the teacher's output is the next block's input */
+      x = target;
+      target = swap;
+    }
+    if (a->kind != MHK_MIXER_ATTENTION) {
+      if (r->layer_loss) r->layer_loss[l] = value;
+      total += value;
+    }
+    mhk_tape_rewind(t, mark);
+  }
+  return total;
+}
+
+/* A model's last residual stream without gradient: one block's activations at a time. keep, if not NULL, receives the L outputs of the
+   blocks. */
+static mhk_tensor *mhk__stream(mhk_tape *t, mhk_model *m, const int32_t *tokens, mhk_index B, mhk_index T, const int32_t *doc,
+                               mhk_tensor **keep) {
+  const int recording = mhk_tape_record(t, 0);
+  mhk_context *ctx = mhk_tape_context(t);
+  mhk_forward_desc fd;
+  mhk_tensor *x = mhk_forward_embedding(t, m, tokens, B, T);
+  int l;
+  memset(&fd, 0, sizeof fd);
+  fd.doc = doc;
+  for (l = 0; l < m->config.n_layer && x && ctx->result == MHK_OK; l++) {
+    mhk_tensor *to = x;
+    mhk_tape_mark mark;
+    if (keep) keep[l] = to = mhk_tensor_new(t, x->rank, x->shape, NULL);
+    mark = mhk_tape_here(t);
+    mhk__copy_values(to, mhk_forward_block(t, m, l, x, &fd));
+    mhk_tape_rewind(t, mark);
+    x = to;
+  }
+  mhk_tape_record(t, recording);
+  return ctx->result == MHK_OK ? x : NULL;
+}
+
+/* Stage 3: cross-entropy against the teacher's prediction end to end, and its two optional terms. */
+static double mhk__stage_predictions(mhk__stage_run *r) {
+  mhk_tape *t = r->tape;
+  mhk_model *s = r->student;
+  const int L = s->config.n_layer, align = r->desc->own_stream > 0.0;
+  const mhk__mark scratch = mhk__scratch_mark(r->ctx);
+  const mhk_index rows = r->B * r->T;
+  mhk_tensor **keep = NULL, **own = NULL, *target, *logits, *loss;
+  int32_t *labels = NULL;
+  double value;
+  mhk_forward_desc fd;
+  int l;
+  if (align) {
+    keep = (mhk_tensor **)mhk__scratch(r->ctx, L, sizeof *keep);
+    own = (mhk_tensor **)mhk__scratch(r->ctx, L + 1, sizeof *own);
+  }
+  if (r->desc->hard_labels > 0.0 && (labels = (int32_t *)mhk__scratch(r->ctx, rows, sizeof *labels)) != NULL) {
+    mhk_index i; /* the next token, within row and document */
+    for (i = 0; i < rows; i++) labels[i] = (i + 1) % r->T == 0 || (r->doc && r->doc[i + 1] != r->doc[i]) ? -1 : r->tokens[i + 1];
+  }
+  if (r->ctx->result != MHK_OK) {
+    mhk__scratch_rewind(r->ctx, scratch);
+    return NAN;
+  }
+  mhk_tape_record(t, 0);
+  target = mhk__stream(t, r->teacher, r->tokens, r->B, r->T, r->doc, keep);
+  target = mhk_forward_head(t, r->teacher, target);
+  mhk_tape_record(t, r->record);
+  memset(&fd, 0, sizeof fd);
+  fd.doc = r->doc;
+  fd.recompute = r->recompute;
+  fd.residuals = own;
+  logits = mhk_forward(t, s, r->tokens, r->B, r->T, &fd);
+  loss = mhk_cross_entropy_soft(t, logits, target, r->desc->temperature);
+  if (labels && r->ctx->result == MHK_OK) loss = mhk_add(t, loss, mhk_scale(t, mhk_cross_entropy(t, logits, labels), r->desc->hard_labels));
+  if (align && r->ctx->result == MHK_OK)
+    for (l = 0; l < L; l++) loss = mhk_add(t, loss, mhk_scale(t, mhk_hidden_distance(t, own[l + 1], keep[l]), r->desc->own_stream));
+  value = mhk__loss_take(r, loss);
+  mhk__scratch_rewind(r->ctx, scratch);
+  return value;
+}
+
+/* The loss of a stage; NaN on failure. The tape is left as it was found. */
+static double mhk__stage_loss(mhk__stage_run *r, int stage) {
+  const mhk_tape_mark mark = mhk_tape_here(r->tape);
+  const int recording = mhk_tape_record(r->tape, 0);
+  double value;
+  r->record = recording;
+  value = stage == 1 ? mhk__stage_matrices(r) : stage == 2 ? mhk__stage_hidden(r) : mhk__stage_predictions(r);
+  mhk_tape_record(r->tape, recording);
+  mhk_tape_rewind(r->tape, mark);
+  return r->ctx->result == MHK_OK ? value : (double)NAN;
+}
+
+/* ---------------------------------------------------------------------------------------- stages: description */
+
+static double mhk__or(double value, double otherwise) { return value < 0.0 || value > 0.0 ? value : otherwise; }
+
+/* Top learning rates that were measured: small teachers at d_model 128 and 256, and those of Bick et al. 2024 at 2048; between them
+   straight lines in the logarithms. */
+static double mhk__default_lr(int stage, int d_model) {
+  static const double at[3] = {128.0, 256.0, 2048.0};
+  static const double lr[3][3] = {{1e-2, 1e-2, 2e-4}, {5e-3, 3e-3, 1e-4}, {1e-3, 5e-4, 1e-4}};
+  const double d = (double)d_model;
+  const double *y = lr[stage - 1];
+  int i;
+  if (d <= at[0]) return y[0];
+  for (i = 0; i < 2; i++)
+    if (d <= at[i + 1]) {
+      const double w = (log(d) - log(at[i])) / (log(at[i + 1]) - log(at[i]));
+      return w >= 1.0 ? y[i + 1] : exp(log(y[i]) + w * (log(y[i + 1]) - log(y[i])));
+    }
+  return y[2];
+}
+
+static mhk_stage_desc mhk__stage_defaults(const mhk_stage_desc *desc, int stage, int d_model) {
+  mhk_stage_desc d;
+  if (desc)
+    d = *desc;
+  else
+    memset(&d, 0, sizeof d);
+  d.lr = mhk__or(d.lr, mhk__default_lr(stage, d_model));
+  d.lr_low = mhk__or(d.lr_low, 1e-8);
+  d.warmup = mhk__or(d.warmup, 0.05);
+  d.decay = mhk__or(d.decay, 0.5);
+  d.weight_decay = mhk__or(d.weight_decay, 0.1);
+  d.clip = mhk__or(d.clip, stage == 3 ? 1.0 : -1.0);
+  d.temperature = mhk__or(d.temperature, 1.0);
+  d.own_stream = mhk__or(d.own_stream, stage == 3 ? 0.03 : -1.0);
+  if (d.trains == MHK_TRAIN_DEFAULT) d.trains = stage == 1 ? MHK_TRAIN_MATRICES : stage == 2 ? MHK_TRAIN_MIXERS : MHK_TRAIN_ALL;
+  return d;
+}
+
+MHKDEF mhk_distill_desc mhk_distill_defaults(const mhk_distill_desc *desc) {
+  mhk_distill_desc d;
+  int i, d_model;
+  if (desc)
+    d = *desc;
+  else
+    memset(&d, 0, sizeof d);
+  d_model = d.teacher ? d.teacher->config.d_model : d.student ? d.student->config.d_model : 128;
+  for (i = 0; i < 3; i++) d.stages[i] = mhk__stage_defaults(&d.stages[i], i + 1, d_model);
+  if (d.batch == 0) d.batch = 8;
+  if (d.length == 0) d.length = 256;
+  if (d.update_tokens == 0 && d.batch > 0 && d.length > 0 && d.batch <= PTRDIFF_MAX / d.length) d.update_tokens = d.batch * d.length;
+  d.beta1 = mhk__or(d.beta1, 0.9);
+  d.beta2 = mhk__or(d.beta2, 0.95);
+  d.eps = mhk__or(d.eps, 1e-8);
+  if (d.seed == 0) d.seed = 1;
+  if (d.student_desc.init == MHK_INIT_DEFAULT) d.student_desc.init = MHK_INIT_ATTENTION;
+  if (d.student_desc.chunk_size == 0) d.student_desc.chunk_size = 128;
+  if (d.student_desc.seed == 0) d.student_desc.seed = 1;
+  d.checkpoint_seconds = mhk__or(d.checkpoint_seconds, 60.0);
+  if (d.world == 0) d.world = 1;
+  return d;
+}
+
+MHKDEF double mhk_learning_rate(double top, double low, mhk_index warmup, mhk_index decay, mhk_index s, mhk_index S) {
+  if (s < warmup) return top * (double)s / (double)warmup;
+  if (s < S - decay || decay <= 0) return top;
+  return (double)(S - s) / (double)decay * (top - low) + low;
+}
+
+MHKDEF double mhk_stage_loss(mhk_tape *t, mhk_model *student, mhk_model *teacher, int stage, const int32_t *tokens, mhk_index B, mhk_index T,
+                             const int32_t *doc, const mhk_stage_desc *desc, double *layer_loss, double *relative) {
+  mhk_context *ctx = t ? mhk_tape_context(t) : NULL;
+  mhk__stage_run r;
+  mhk_stage_desc d;
+  unsigned char same[MHK_MAX_LAYERS];
+  if (mhk_failed(ctx)) return NAN;
+  if (!student || !teacher || !tokens || stage < 1 || stage > 3 || B <= 0 || T <= 0) {
+    mhk_fail(ctx, MHK_ERROR_ARGUMENT, "the loss of a stage needs student, teacher, a stage from 1 to 3 (this is %d) and at least one "
+             "token", stage);
+    return NAN;
+  }
+  if (!mhk__pair_check(ctx, student, teacher, stage)) return NAN;
+  d = mhk__stage_defaults(desc, stage, student->config.d_model);
+  memset(&r, 0, sizeof r);
+  if (stage != 3) mhk__stage_same(student, teacher, same);
+  if (layer_loss) memset(layer_loss, 0, (size_t)student->config.n_layer * sizeof(double));
+  if (relative && stage == 1) memset(relative, 0, (size_t)student->config.n_layer * (size_t)student->config.ssm_heads * sizeof(double));
+  r.tape = t;
+  r.ctx = ctx;
+  r.student = student;
+  r.teacher = teacher;
+  r.desc = &d;
+  r.same = same;
+  r.tokens = tokens;
+  r.doc = doc;
+  r.B = B;
+  r.T = T;
+  r.layer_loss = layer_loss;
+  r.relative = stage == 1 ? relative : NULL;
+  return mhk__stage_loss(&r, stage);
+}
+
+/* ---------------------------------------------------------------------------------------- trainer */
+
+typedef struct mhk__update_block {
+  int tensor; /* in trained[] */
+  mhk_index first, n;
+} mhk__update_block;
+
+struct mhk_trainer {
+  mhk__object object;
+  mhk_distill_desc desc; /* defaults resolved */
+  mhk_model *student;
+  mhk_tape *tape;
+  char *path; /* of the checkpoint, or NULL */
+  char *run;  /* the description as text, one fact a line */
+  mhk_index S[3];      /* updates of each stage */
+  mhk_index micro;     /* batches an update */
+  mhk_index rows;      /* of this worker in a batch */
+  int stage, finished; /* stage: 1..3, the next update's */
+  mhk_index step;      /* updates done in it */
+  /* optimiser */
+  int optimizer_stage; /* the stage that moments belong to; 0: none */
+  mhk_index optimizer_step;
+  unsigned char *flags;    /* n_tensors: trained in this stage */
+  unsigned char *required; /* n_tensors: requires_grad as the caller left it */
+  mhk_tensor **trained;
+  mhk_index *moment_at; /* where each trained tensor's moments are */
+  int n_trained;
+  mhk_index trained_count, moment_room;
+  mhk_real *moment1, *moment2, *staging;
+  mhk__update_block *blocks;
+  double *block_sum;
+  mhk_index n_blocks, block_room;
+  unsigned char same[MHK_MAX_LAYERS];
+  mhk_real factors[2][7]; /* of the update under way, as the kernel wants them: with decay, and without */
+  /* data */
+  mhk__rng rng;
+  int32_t *window, *window_doc;
+  mhk_index *order; /* of documents in this epoch */
+  uint64_t epoch;
+  mhk_index document, offset; /* packed: next document and token of it */
+  /* progress */
+  mhk_progress_info info;
+  double *layer_loss, *relative, *layer_now, *relative_now;
+  double seconds_before, started_seconds; /* stage time of earlier processes; clock at the start of this one's first update */
+  mhk_index step_before;                  /* updates of this stage done by earlier processes */
+  double checkpoint_clock;
+};
+
+static mhk_context *mhk__trainer_context(const mhk_trainer *tr) { return tr ? tr->object.ctx : NULL; }
+
+static void mhk__shuffle_documents(mhk_trainer *tr) {
+  const mhk_index n = tr->desc.text->n_documents;
+  mhk__rng r;
+  mhk_index i;
+  mhk__rng_seed(&r, (tr->desc.seed ^ 0x5DEECE66Du) + tr->epoch * 0x9E3779B97F4A7C15u);
+  for (i = 0; i < n; i++) tr->order[i] = i;
+  for (i = n - 1; i > 0; i--) {
+    const mhk_index o = (mhk_index)mhk__rng_below(&r, (uint64_t)i + 1), keep = tr->order[i];
+    tr->order[i] = tr->order[o];
+    tr->order[o] = keep;
+  }
+}
+
+/* The next batch: every worker draws all of its windows and keeps its share, so that together they see the same text as one would. */
+static void mhk__next_batch(mhk_trainer *tr) {
+  const mhk_text *x = tr->desc.text;
+  const mhk_index T = tr->desc.length;
+  mhk_index row, mine = 0;
+  for (row = 0; row < tr->desc.batch; row++) {
+    const int keep = row / tr->rows == tr->desc.rank;
+    int32_t *to = tr->window + mine * T, *doc = tr->window_doc ? tr->window_doc + mine * T : NULL;
+    if (tr->desc.windows == MHK_WINDOWS_RANDOM) {
+      const mhk_index at = (mhk_index)mhk__rng_below(&tr->rng, (uint64_t)(x->n - T) + 1);
+      if (keep) memcpy(to, x->tokens + at, (size_t)T * sizeof(int32_t));
+    } else {
+      mhk_index filled = 0;
+      int32_t number = 0;
+      while (filled < T) {
+        const mhk_index d = tr->order[tr->document], from = x->start[d] + tr->offset, left = x->start[d + 1] - from;
+        const mhk_index n = left < T - filled ? left : T - filled;
+        mhk_index i;
+        if (keep) {
+          memcpy(to + filled, x->tokens + from, (size_t)n * sizeof(int32_t));
+          for (i = 0; i < n; i++) doc[filled + i] = number;
+        }
+        filled += n;
+        tr->offset += n;
+        number++;
+        if (n == left) {
+          tr->offset = 0;
+          if (++tr->document == x->n_documents) {
+            tr->document = 0;
+            tr->epoch++;
+            mhk__shuffle_documents(tr);
+          }
+        }
+      }
+    }
+    if (keep) mine++;
+  }
+}
+
+/* numbers and blocks a stage trains */
+static mhk_index mhk__stage_count(const mhk_model *m, const unsigned char *flags, mhk_index *blocks) {
+  mhk_index n = 0;
+  int i;
+  *blocks = 0;
+  for (i = 0; i < m->n_tensors; i++)
+    if (flags[i]) {
+      n += m->tensors[i]->count;
+      *blocks += (m->tensors[i]->count + MHK__UPDATE_BLOCK - 1) / MHK__UPDATE_BLOCK;
+    }
+  return n;
+}
+
+/* Memory of the optimiser for the largest of the stages asked for; what there is already is kept when it is enough. */
+static int mhk__optimizer_room(mhk_trainer *tr, mhk_index count, mhk_index blocks) {
+  mhk_context *ctx = tr->object.ctx;
+  mhk__arena *arena = &tr->object.arena;
+  if (count > tr->moment_room) {
+    tr->moment1 = (mhk_real *)mhk__arena_zeros(ctx, arena, count, sizeof(mhk_real));
+    tr->moment2 = (mhk_real *)mhk__arena_zeros(ctx, arena, count, sizeof(mhk_real));
+    tr->staging = tr->desc.exchange ? (mhk_real *)mhk__arena_zeros(ctx, arena, count, sizeof(mhk_real)) : NULL;
+    tr->moment_room = ctx->result == MHK_OK ? count : 0;
+  }
+  if (blocks > tr->block_room) {
+    tr->blocks = (mhk__update_block *)mhk__arena_zeros(ctx, arena, blocks, sizeof *tr->blocks);
+    tr->block_sum = (double *)mhk__arena_zeros(ctx, arena, blocks, sizeof(double));
+    tr->block_room = ctx->result == MHK_OK ? blocks : 0;
+  }
+  return ctx->result == MHK_OK;
+}
+
+/* A new optimiser for a stage: which tensors, zero moments. */
+static int mhk__optimizer_start(mhk_trainer *tr, int stage) {
+  mhk_model *m = tr->student;
+  mhk_index count, blocks, at = 0, n = 0, first;
+  int i;
+  tr->optimizer_stage = 0;
+  if (!mhk__pair_check(tr->object.ctx, m, tr->desc.teacher, stage)) return 0;
+  mhk__stage_trains(m, stage, tr->desc.stages[stage - 1].trains, tr->flags);
+  count = mhk__stage_count(m, tr->flags, &blocks);
+  if (!mhk__optimizer_room(tr, count, blocks)) return 0;
+  tr->n_trained = 0;
+  for (i = 0; i < m->n_tensors; i++)
+    if (tr->flags[i]) {
+      tr->trained[tr->n_trained] = m->tensors[i];
+      tr->moment_at[tr->n_trained] = at;
+      for (first = 0; first < m->tensors[i]->count; first += MHK__UPDATE_BLOCK) {
+        tr->blocks[n].tensor = tr->n_trained;
+        tr->blocks[n].first = first;
+        tr->blocks[n].n = m->tensors[i]->count - first < MHK__UPDATE_BLOCK ? m->tensors[i]->count - first : MHK__UPDATE_BLOCK;
+        n++;
+      }
+      at += m->tensors[i]->count;
+      tr->n_trained++;
+    }
+  tr->n_blocks = n;
+  tr->trained_count = at;
+  if (at > 0) {
+    memset(tr->moment1, 0, (size_t)at * sizeof(mhk_real));
+    memset(tr->moment2, 0, (size_t)at * sizeof(mhk_real));
+  }
+  if (stage != 3)
+    mhk__stage_same(m, tr->desc.teacher, tr->same);
+  else
+    memset(tr->same, 0, sizeof tr->same);
+  tr->optimizer_step = 0;
+  tr->optimizer_stage = stage;
+  return tr->object.ctx->result == MHK_OK;
+}
+
+static void mhk__zero_block(void *arg, mhk_index task, int worker) {
+  mhk_trainer *tr = (mhk_trainer *)arg;
+  const mhk__update_block *b = &tr->blocks[task];
+  (void)worker;
+  memset(tr->trained[b->tensor]->grad + b->first, 0, (size_t)b->n * sizeof(mhk_real));
+}
+
+static void mhk__square_block(void *arg, mhk_index task, int worker) {
+  mhk_trainer *tr = (mhk_trainer *)arg;
+  const mhk__update_block *b = &tr->blocks[task];
+  const mhk_real *g = tr->trained[b->tensor]->grad + b->first;
+  double sum[8];
+  mhk_index i, j;
+  (void)worker;
+  memset(sum, 0, sizeof sum);
+  for (i = 0; i + 8 <= b->n; i += 8)
+    for (j = 0; j < 8; j++) sum[j] += (double)g[i + j] * (double)g[i + j];
+  for (j = 0; i < b->n; i++, j++) sum[j] += (double)g[i] * (double)g[i];
+  tr->block_sum[task] = ((sum[0] + sum[1]) + (sum[2] + sum[3])) + ((sum[4] + sum[5]) + (sum[6] + sum[7]));
+}
+
+/* AdamW with decoupled decay, in the order of PyTorch's: decay, moments, step. */
+static void mhk__adamw_block(void *arg, mhk_index task, int worker) {
+  mhk_trainer *tr = (mhk_trainer *)arg;
+  const mhk__update_block *b = &tr->blocks[task];
+  const mhk_tensor *x = tr->trained[b->tensor];
+  const mhk_index at = tr->moment_at[b->tensor] + b->first;
+  const mhk_real *s = tr->factors[tr->desc.decays == MHK_DECAY_MATRICES && x->rank < 2];
+  (void)worker;
+  tr->object.ctx->kernels->adamw(b->n, (mhk_real *)x->data + b->first, x->grad + b->first, tr->moment1 + at, tr->moment2 + at, s);
+}
+
+/* Sums gradients over the workers, through one contiguous block. */
+static void mhk__exchange(mhk_trainer *tr) {
+  int i, answer;
+  for (i = 0; i < tr->n_trained; i++)
+    memcpy(tr->staging + tr->moment_at[i], tr->trained[i]->grad, (size_t)tr->trained[i]->count * sizeof(mhk_real));
+  answer = tr->desc.exchange(tr->desc.exchange_user, tr->staging, (size_t)tr->trained_count);
+  if (answer) {
+    mhk_fail(tr->object.ctx, MHK_ERROR_STATE, "the gradient exchange failed with %d in stage %d after %lld updates", answer,
+             tr->optimizer_stage, (long long)tr->optimizer_step);
+    return;
+  }
+  for (i = 0; i < tr->n_trained; i++)
+    memcpy(tr->trained[i]->grad, tr->staging + tr->moment_at[i], (size_t)tr->trained[i]->count * sizeof(mhk_real));
+}
+
+static void mhk__diverged(mhk_trainer *tr, double value, const char *what, double lr) {
+  mhk_fail(tr->object.ctx, MHK_ERROR_STATE, "stage %d diverged at update %lld: %s is %s at learning rate %g. The student keeps the "
+           "weights before this update; start again with a lower learning rate for this stage (stages[%d].lr, %g was the top), a longer "
+           "warm-up or a smaller clip", tr->optimizer_stage, (long long)tr->optimizer_step + 1, what,
+           value < 0.0 || value > 0.0 ? "infinite" : "not a number", lr, tr->optimizer_stage - 1,
+           tr->desc.stages[tr->optimizer_stage - 1].lr);
+}
+
+/* The step of the optimiser: gradients are sums over `parts` batches of mean losses. Returns their norm after averaging. */
+static double mhk__optimizer_step(mhk_trainer *tr, double loss, double lr, double parts) {
+  mhk_context *ctx = tr->object.ctx;
+  const mhk_stage_desc *d = &tr->desc.stages[tr->optimizer_stage - 1];
+  double norm = 0.0, t, scale;
+  mhk_real *f = tr->factors[0];
+  mhk_index i;
+  if (tr->desc.exchange) {
+    parts *= (double)tr->desc.world;
+    mhk__exchange(tr);
+    if (ctx->result != MHK_OK) return NAN;
+  }
+  mhk__parallel(ctx, tr->n_blocks, mhk__square_block, tr);
+  for (i = 0; i < tr->n_blocks; i++) norm += tr->block_sum[i];
+  norm = sqrt(norm) / parts;
+  if (!mhk__is_finite(loss)) {
+    mhk__diverged(tr, loss, "the loss", lr);
+    return NAN;
+  }
+  if (!mhk__is_finite(norm)) {
+    mhk__diverged(tr, norm, "the gradient", lr);
+    return NAN;
+  }
+  scale = 1.0 / parts;
+  if (d->clip > 0.0 && d->clip / (norm + 1e-6) < 1.0) scale *= d->clip / (norm + 1e-6);
+  t = (double)++tr->optimizer_step;
+  f[0] = MHK__R(d->weight_decay > 0.0 ? lr * d->weight_decay : 0.0);
+  f[1] = MHK__R(tr->desc.beta1);
+  f[2] = MHK__R(tr->desc.beta2);
+  f[3] = MHK__R(lr / (1.0 - pow(tr->desc.beta1, t)));
+  f[4] = MHK__R(1.0 / sqrt(1.0 - pow(tr->desc.beta2, t)));
+  f[5] = MHK__R(tr->desc.eps);
+  f[6] = MHK__R(scale);
+  memcpy(tr->factors[1], f, sizeof tr->factors[0]);
+  tr->factors[1][0] = 0;
+  mhk__parallel(ctx, tr->n_blocks, mhk__adamw_block, tr);
+  return norm;
+}
+
+/* One update of a stage: `micro` batches from the text, or one of the caller's. */
+static double mhk__update(mhk_trainer *tr, int stage, const int32_t *tokens, mhk_index B, mhk_index T, const int32_t *doc, mhk_index micro,
+                          double lr) {
+  mhk_context *ctx = tr->object.ctx;
+  mhk_model *m = tr->student;
+  const mhk_index L = m->config.n_layer, cells = L * (mhk_index)m->config.ssm_heads;
+  mhk__stage_run r;
+  double loss = 0.0, norm;
+  mhk_index k, j;
+  int i;
+  if (tr->optimizer_stage != stage && !mhk__optimizer_start(tr, stage)) return NAN;
+  for (j = 0; j < L; j++) tr->layer_loss[j] = 0.0;
+  for (j = 0; j < cells; j++) tr->relative[j] = 0.0;
+  for (i = 0; i < m->n_tensors; i++) {
+    tr->required[i] = (unsigned char)(m->tensors[i]->requires_grad != 0);
+    m->tensors[i]->requires_grad = tr->flags[i];
+  }
+  mhk__parallel(ctx, tr->n_blocks, mhk__zero_block, tr);
+  for (k = 0; k < micro && ctx->result == MHK_OK; k++) {
+    if (!tokens) mhk__next_batch(tr);
+    memset(&r, 0, sizeof r);
+    r.tape = tr->tape;
+    r.ctx = ctx;
+    r.student = m;
+    r.teacher = tr->desc.teacher;
+    r.desc = &tr->desc.stages[stage - 1];
+    r.same = tr->same;
+    r.tokens = tokens ? tokens : tr->window;
+    r.doc = tokens ? doc : tr->window_doc;
+    r.B = B;
+    r.T = T;
+    r.recompute = stage == 3 && tr->desc.recompute;
+    r.layer_loss = stage == 3 ? NULL : tr->layer_now;
+    r.relative = stage == 1 ? tr->relative_now : NULL;
+    for (j = 0; j < L; j++) tr->layer_now[j] = 0.0;
+    for (j = 0; j < cells; j++) tr->relative_now[j] = 0.0;
+    loss += mhk__stage_loss(&r, stage) / (double)micro;
+    mhk_tape_reset(tr->tape);
+    for (j = 0; j < L; j++) tr->layer_loss[j] += tr->layer_now[j] / (double)micro;
+    for (j = 0; j < cells; j++) tr->relative[j] += tr->relative_now[j] / (double)micro;
+  }
+  for (i = 0; i < m->n_tensors; i++) m->tensors[i]->requires_grad = tr->required[i];
+  if (ctx->result != MHK_OK) return NAN;
+  norm = mhk__optimizer_step(tr, loss, lr, (double)micro);
+  if (ctx->result != MHK_OK) return NAN;
+  tr->info.grad_norm = norm;
+  return loss;
+}
+
+static mhk_index mhk__share(double share, mhk_index S) {
+  const mhk_index n = share > 0.0 ? (mhk_index)((double)S * share * (1.0 + 1e-12)) : 0;
+  return share <= 0.0 ? 0 : n < 1 ? 1 : n > S ? S : n;
+}
+
+/* To the next stage with updates to do, from the present one on. */
+static void mhk__stage_seek(mhk_trainer *tr) {
+  while (tr->stage <= 3 && tr->step >= tr->S[tr->stage - 1]) {
+    tr->stage++;
+    tr->step = 0;
+    tr->optimizer_stage = 0;
+    tr->seconds_before = 0.0;
+    tr->step_before = 0;
+    tr->started_seconds = -1.0;
+    tr->info.loss_average = 0.0;
+  }
+  if (tr->stage > 3) {
+    tr->stage = 3;
+    tr->finished = 1;
+  }
+}
+
+static void mhk__progress_place(mhk_trainer *tr, int stage, mhk_index step) {
+  mhk_progress_info *p = &tr->info;
+  p->stage = stage;
+  p->step = step;
+  p->steps = tr->S[stage - 1];
+  p->tokens = step * tr->desc.update_tokens;
+  p->total_tokens = p->steps * tr->desc.update_tokens;
+  p->layer_loss = stage == 3 ? NULL : tr->layer_loss;
+  p->relative = stage == 1 ? tr->relative : NULL;
+}
+
+MHKDEF int mhk_train_step(mhk_trainer *tr) {
+  mhk_context *ctx = mhk__trainer_context(tr);
+  mhk_progress_info *p;
+  const mhk_stage_desc *d;
+  mhk_index S;
+  double lr, loss, now, average;
+  int stage;
+  if (mhk_failed(ctx)) return 0;
+  p = &tr->info;
+  p->stage_done = 0;
+  if (tr->finished) return 0;
+  if (!tr->desc.text) {
+    mhk_fail(ctx, MHK_ERROR_STATE, "this trainer has no text: give one in the description, or drive it with mhk_train_on()");
+    return 0;
+  }
+  stage = tr->stage;
+  S = tr->S[stage - 1];
+  d = &tr->desc.stages[stage - 1];
+  if (tr->started_seconds < 0.0) {
+    tr->started_seconds = mhk__seconds();
+    tr->step_before = tr->step;
+  }
+  lr = mhk_learning_rate(d->lr, d->lr_low, mhk__share(d->warmup, S), mhk__share(d->decay, S), tr->step, S);
+  average = p->loss_average;
+  loss = mhk__update(tr, stage, NULL, tr->rows, tr->desc.length, NULL, tr->micro, lr);
+  if (ctx->result != MHK_OK) return 0;
+  tr->step++;
+  now = mhk__seconds();
+  mhk__progress_place(tr, stage, tr->step);
+  p->loss = loss;
+  p->loss_average = average + (loss - average) / (double)(tr->step < 20 ? tr->step : 20);
+  p->lr = lr;
+  {
+    const double here = now > tr->started_seconds ? now - tr->started_seconds : 0.0;
+    const double tokens = (double)(tr->step - tr->step_before) * (double)tr->desc.update_tokens;
+    p->seconds = tr->seconds_before + here;
+    p->tokens_per_second = here > 0.0 ? tokens / here : 0.0;
+    p->seconds_left = p->tokens_per_second > 0.0 ? (double)(p->total_tokens - p->tokens) / p->tokens_per_second : 0.0;
+  }
+  if (tr->step >= S) {
+    average = p->loss_average;
+    p->stage_done = 1;
+    mhk__stage_seek(tr);
+    if (tr->path) mhk_checkpoint(tr);
+    p->loss_average = average; /* of the stage that ended; the next one starts from its first step */
+  } else if (tr->path && tr->desc.checkpoint_seconds > 0.0 && now - tr->checkpoint_clock >= tr->desc.checkpoint_seconds)
+    mhk_checkpoint(tr);
+  return ctx->result == MHK_OK;
+}
+
+MHKDEF double mhk_train_on(mhk_trainer *tr, int stage, const int32_t *tokens, mhk_index B, mhk_index T, const int32_t *doc, double lr) {
+  mhk_context *ctx = mhk__trainer_context(tr);
+  double loss;
+  if (mhk_failed(ctx)) return NAN;
+  if (stage < 1 || stage > 3 || !tokens || B <= 0 || T <= 0 || !(lr >= 0.0)) {
+    mhk_fail(ctx, MHK_ERROR_ARGUMENT, "an update needs a stage from 1 to 3 (this is %d), tokens, and a learning rate that is not "
+             "negative", stage);
+    return NAN;
+  }
+  loss = mhk__update(tr, stage, tokens, B, T, doc, 1, lr);
+  if (ctx->result != MHK_OK) return NAN;
+  tr->info.stage = stage;
+  tr->info.loss = loss;
+  tr->info.lr = lr;
+  tr->info.layer_loss = stage == 3 ? NULL : tr->layer_loss;
+  tr->info.relative = stage == 1 ? tr->relative : NULL;
+  return loss;
+}
+
+MHKDEF const mhk_progress_info *mhk_progress(mhk_trainer *tr) { return tr ? &tr->info : NULL; }
+MHKDEF mhk_model *mhk_student(mhk_trainer *tr) { return tr ? tr->student : NULL; }
+
+/* ---------------------------------------------------------------------------------------- checkpoints */
+
+/* "name: value", with the stage before it unless that is 0 */
+static void mhk__fact_name(mhk__writer *w, int stage, const char *name) {
+  if (stage) {
+    mhk__write_text(w, "stage ");
+    mhk__write_integer(w, stage);
+    mhk__write_text(w, " ");
+  }
+  mhk__write_text(w, name);
+  mhk__write_text(w, ": ");
+}
+
+static void mhk__fact_text(mhk__writer *w, int stage, const char *name, const char *value) {
+  mhk__fact_name(w, stage, name);
+  mhk__write_text(w, value);
+  mhk__write_text(w, "\n");
+}
+
+static void mhk__fact_integer(mhk__writer *w, int stage, const char *name, mhk_index value) {
+  mhk__fact_name(w, stage, name);
+  mhk__write_integer(w, (int64_t)value);
+  mhk__write_text(w, "\n");
+}
+
+static void mhk__fact_number(mhk__writer *w, int stage, const char *name, double value) {
+  mhk__fact_name(w, stage, name);
+  mhk__write_double(w, value);
+  mhk__write_text(w, "\n");
+}
+
+/* A teacher's mark: names, shapes and up to 256 values of each tensor. */
+static uint64_t mhk__model_hash(const mhk_model *m) {
+  uint64_t h = MHK__HASH_START;
+  int i;
+  for (i = 0; i < m->n_tensors; i++) {
+    const mhk_tensor *x = m->tensors[i];
+    const size_t size = mhk_dtype_size(x->dtype);
+    const mhk_index stride = x->count > 256 ? x->count / 256 : 1;
+    mhk_index j;
+    if (x->name) h = mhk__hash(h, x->name, strlen(x->name));
+    h = mhk__hash(h, x->shape, sizeof(mhk_index) * (size_t)x->rank);
+    for (j = 0; j < x->count; j += stride) h = mhk__hash(h, (const unsigned char *)x->data + (size_t)j * size, size);
+  }
+  return h;
+}
+
+static void mhk__hex(uint64_t v, char out[17]) {
+  int i;
+  for (i = 0; i < 16; i++) out[i] = "0123456789abcdef"[(v >> (60 - 4 * i)) & 15u];
+  out[16] = 0;
+}
+
+/* Everything that decides what a run computes, a fact a line. */
+static char *mhk__run_text(mhk_trainer *tr) {
+  mhk_context *ctx = tr->object.ctx;
+  const mhk_distill_desc *d = &tr->desc;
+  const size_t config = mhk_config_format(&tr->student->config, NULL, 0);
+  char hex[17], *json;
+  mhk__writer w;
+  int i;
+  mhk__write_to(&w, ctx, &tr->object.arena);
+  mhk__fact_text(&w, 0, "arithmetic", mhk_dtype_name(MHK_REAL));
+  mhk__hex(mhk__model_hash(d->teacher), hex);
+  mhk__fact_text(&w, 0, "teacher's weights", hex);
+  mhk__fact_integer(&w, 0, "tokens of text", d->text ? d->text->n : 0);
+  mhk__hex(d->text ? mhk__hash(MHK__HASH_START, d->text->tokens, (size_t)d->text->n * sizeof(int32_t)) : 0, hex);
+  mhk__fact_text(&w, 0, "text", hex);
+  for (i = 1; i <= 3; i++) {
+    const mhk_stage_desc *s = &d->stages[i - 1];
+    mhk__fact_integer(&w, i, "tokens", tr->S[i - 1] * d->update_tokens);
+    if (tr->S[i - 1] == 0) continue;
+    mhk__fact_number(&w, i, "learning rate", s->lr);
+    mhk__fact_number(&w, i, "lowest learning rate", s->lr_low);
+    mhk__fact_number(&w, i, "warm-up", s->warmup);
+    mhk__fact_number(&w, i, "decay", s->decay);
+    mhk__fact_number(&w, i, "weight decay", s->weight_decay);
+    mhk__fact_number(&w, i, "clip", s->clip);
+    mhk__fact_integer(&w, i, "trains", (mhk_index)s->trains);
+    if (i != 3) continue;
+    mhk__fact_number(&w, i, "temperature", s->temperature);
+    mhk__fact_number(&w, i, "hard labels", s->hard_labels);
+    mhk__fact_number(&w, i, "own-stream alignment", s->own_stream);
+  }
+  mhk__fact_integer(&w, 0, "batch", d->batch);
+  mhk__fact_integer(&w, 0, "length", d->length);
+  mhk__fact_integer(&w, 0, "tokens an update", d->update_tokens);
+  mhk__fact_text(&w, 0, "windows", d->windows == MHK_WINDOWS_PACKED ? "packed" : "random");
+  mhk__fact_number(&w, 0, "beta1", d->beta1);
+  mhk__fact_number(&w, 0, "beta2", d->beta2);
+  mhk__fact_number(&w, 0, "eps", d->eps);
+  mhk__fact_text(&w, 0, "weight decay on", d->decays == MHK_DECAY_MATRICES ? "matrices" : "everything trained");
+  mhk__hex(d->seed, hex);
+  mhk__fact_text(&w, 0, "seed", hex);
+  mhk__fact_integer(&w, 0, "workers", d->world);
+  if (!d->student) {
+    mhk__hex(d->student_desc.seed, hex);
+    mhk__fact_integer(&w, 0, "student's initialisation", (mhk_index)d->student_desc.init);
+    mhk__fact_text(&w, 0, "student's seed", hex);
+  }
+  json = (char *)mhk__arena_alloc(ctx, &tr->object.arena, config + 1);
+  if (!json) return NULL;
+  mhk_config_format(&tr->student->config, json, config + 1);
+  mhk__fact_text(&w, 0, "student", json);
+  return w.data;
+}
+
+/* length of the line at text, without its end */
+static int mhk__line_length(const char *text) {
+  int n = 0;
+  while (text[n] && text[n] != '\n' && n < 200) n++;
+  return n;
+}
+
+static const char *mhk__line_next(const char *text) {
+  while (*text && *text != '\n') text++;
+  return *text ? text + 1 : text;
+}
+
+static void mhk__run_differs(mhk_context *ctx, const char *path, const char *was, const char *is) {
+  while (*was && *is) {
+    const char *a = mhk__line_next(was), *b = mhk__line_next(is);
+    if (a - was != b - is || memcmp(was, is, (size_t)(a - was)) != 0) break;
+    was = a;
+    is = b;
+  }
+  mhk_fail(ctx, MHK_ERROR_STATE, "%s belongs to another run: it has \"%.*s\" where this one has \"%.*s\". Describe the run as it was, "
+           "use another folder, or set fresh to start over", path, mhk__line_length(was), was, mhk__line_length(is), is);
+}
+
+static uint64_t mhk__bits_of(double x) {
+  uint64_t v;
+  memcpy(&v, &x, sizeof v);
+  return v;
+}
+
+static double mhk__double_of(uint64_t v) {
+  double x;
+  memcpy(&x, &v, sizeof x);
+  return x;
+}
+
+#define MHK__SAVED 14 /* 64-bit values of a trainer's state, beside its tensors */
+
+static void mhk__saved_get(const mhk_trainer *tr, uint64_t v[MHK__SAVED]) {
+  const double here = tr->started_seconds >= 0.0 && tr->step > 0 ? mhk__seconds() - tr->started_seconds : 0.0;
+  int i;
+  v[0] = (uint64_t)tr->stage;
+  v[1] = (uint64_t)tr->step;
+  v[2] = (uint64_t)tr->finished;
+  v[3] = (uint64_t)tr->optimizer_stage;
+  v[4] = (uint64_t)tr->optimizer_step;
+  for (i = 0; i < 4; i++) v[5 + i] = tr->rng.s[i];
+  v[9] = tr->epoch;
+  v[10] = (uint64_t)tr->document;
+  v[11] = (uint64_t)tr->offset;
+  v[12] = mhk__bits_of(tr->info.loss_average);
+  v[13] = mhk__bits_of(tr->seconds_before + here);
+}
+
+MHKDEF mhk_result mhk_checkpoint(mhk_trainer *tr) {
+  mhk_context *ctx = mhk__trainer_context(tr);
+  mhk__mark mark;
+  mhk_file_tensor *list;
+  uint64_t saved[MHK__SAVED];
+  char state[MHK__SAVED * 17 + 1];
+  const char *metadata[6];
+  mhk_model *m;
+  mhk_index most;
+  int i, n = 0, moments;
+  if (mhk_failed(ctx)) return mhk_error(ctx);
+  if (!tr->path) return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "this trainer has no folder for checkpoints: name one in out");
+  tr->checkpoint_clock = mhk__seconds();
+  if (tr->desc.rank != 0) return MHK_OK; /* all workers hold the same: the first one writes */
+  m = tr->student;
+  moments = tr->optimizer_stage ? tr->n_trained : 0;
+  most = m->n_tensors + 2 * (mhk_index)moments;
+  mark = mhk__scratch_mark(ctx);
+  list = (mhk_file_tensor *)mhk__scratch(ctx, most, sizeof *list);
+  for (i = 0; list && i < m->n_tensors + 2 * moments && ctx->result == MHK_OK; i++) {
+    const int second = i >= m->n_tensors + moments, own = i < m->n_tensors;
+    const int at = own ? i : i - m->n_tensors - (second ? moments : 0);
+    const mhk_tensor *x = own ? m->tensors[i] : tr->trained[at];
+    mhk_file_tensor *f = &list[n++];
+    memset(f, 0, sizeof *f);
+    f->dtype = MHK_REAL;
+    f->rank = x->rank;
+    memcpy(f->shape, x->shape, sizeof f->shape);
+    f->count = x->count;
+    f->bytes = (size_t)x->count * sizeof(mhk_real);
+    f->name = x->name;
+    f->data = own ? x->data : (second ? tr->moment2 : tr->moment1) + tr->moment_at[at];
+    if (!own) {
+      const size_t room = strlen(x->name) + 20;
+      char *name = (char *)mhk__scratch(ctx, (mhk_index)room, 1);
+      if (name) snprintf(name, room, "optimizer.%s.%s", second ? "v" : "m", x->name);
+      f->name = name;
+    }
+  }
+  if (ctx->result == MHK_OK) {
+    mhk__saved_get(tr, saved);
+    for (i = 0; i < MHK__SAVED; i++) {
+      mhk__hex(saved[i], state + 17 * i);
+      state[17 * i + 16] = i + 1 < MHK__SAVED ? ' ' : 0;
+    }
+    metadata[0] = "format";
+    metadata[1] = "mohawk checkpoint 1";
+    metadata[2] = "state";
+    metadata[3] = state;
+    metadata[4] = "run";
+    metadata[5] = tr->run;
+    mhk_file_write(ctx, tr->path, n, list, 3, metadata);
+  }
+  mhk__scratch_rewind(ctx, mark);
+  tr->checkpoint_clock = mhk__seconds();
+  return ctx->result;
+}
+
+/* sixteen hexadecimal digits and a separator, MHK__SAVED times; 0 when the text is anything else */
+static int mhk__saved_parse(const char *text, size_t n, uint64_t v[MHK__SAVED]) {
+  size_t i;
+  if (!text || n != MHK__SAVED * 17 - 1) return 0;
+  for (i = 0; i < MHK__SAVED; i++) v[i] = 0;
+  for (i = 0; i < n; i++) {
+    const char c = text[i];
+    uint64_t digit;
+    if (i % 17 == 16) {
+      if (c != ' ') return 0;
+      continue;
+    }
+    if (c >= '0' && c <= '9')
+      digit = (uint64_t)(c - '0');
+    else if (c >= 'a' && c <= 'f')
+      digit = (uint64_t)(c - 'a') + 10u;
+    else
+      return 0;
+    v[i / 17] = v[i / 17] << 4 | digit;
+  }
+  return 1;
+}
+
+static void mhk__resume_tensor(mhk_context *ctx, const mhk_file *f, const char *path, const char *name, const mhk_tensor *x, mhk_real *to) {
+  const mhk_file_tensor *y = mhk_file_find(f, name);
+  int i, same = y && y->dtype == MHK_REAL && y->rank == x->rank;
+  for (i = 0; same && i < x->rank; i++) same = y->shape[i] == x->shape[i];
+  if (!same)
+    mhk_fail(ctx, MHK_ERROR_FORMAT, "the checkpoint %s %s tensor %s%s: set fresh, or remove the file, to start over", path,
+             y ? "has" : "lacks", name, y ? " in another shape or type" : "");
+  else
+    mhk_file_read(ctx, y, to);
+}
+
+static void mhk__resume_from(mhk_trainer *tr, mhk_file *f) {
+  mhk_context *ctx = tr->object.ctx;
+  mhk_model *m = tr->student;
+  const char *format = mhk_file_metadata(f, "format", NULL), *run = mhk_file_metadata(f, "run", NULL), *state;
+  uint64_t v[MHK__SAVED];
+  size_t n = 0;
+  int i;
+  state = mhk_file_metadata(f, "state", &n);
+  if (!format || strcmp(format, "mohawk checkpoint 1") != 0 || !run || !mhk__saved_parse(state, n, v)) {
+    mhk_fail(ctx, MHK_ERROR_FORMAT, "%s is no checkpoint of a training run that this version writes: set fresh, or remove the file, to "
+             "start over", tr->path);
+    return;
+  }
+  if (strcmp(run, tr->run) != 0) {
+    mhk__run_differs(ctx, tr->path, run, tr->run);
+    return;
+  }
+  if (v[0] < 1 || v[0] > 3 || v[1] > (uint64_t)tr->S[v[0] - 1] || v[2] > 1 || (v[3] != 0 && v[3] != v[0]) || v[4] > (uint64_t)PTRDIFF_MAX ||
+      (tr->order && (v[10] >= (uint64_t)tr->desc.text->n_documents || v[11] > (uint64_t)tr->desc.text->n))) {
+    mhk_fail(ctx, MHK_ERROR_FORMAT, "the checkpoint %s contradicts itself (its place in the run is impossible): set fresh, or remove the "
+             "file, to start over", tr->path);
+    return;
+  }
+  for (i = 0; i < m->n_tensors && ctx->result == MHK_OK; i++)
+    mhk__resume_tensor(ctx, f, tr->path, m->tensors[i]->name, m->tensors[i], (mhk_real *)m->tensors[i]->data);
+  if (ctx->result == MHK_OK && v[3] && mhk__optimizer_start(tr, (int)v[3])) {
+    for (i = 0; i < 2 * tr->n_trained && ctx->result == MHK_OK; i++) {
+      const int second = i >= tr->n_trained, at = second ? i - tr->n_trained : i;
+      const size_t room = strlen(tr->trained[at]->name) + 20;
+      const mhk__mark mark = mhk__scratch_mark(ctx);
+      char *name = (char *)mhk__scratch(ctx, (mhk_index)room, 1);
+      if (name) {
+        snprintf(name, room, "optimizer.%s.%s", second ? "v" : "m", tr->trained[at]->name);
+        mhk__resume_tensor(ctx, f, tr->path, name, tr->trained[at], (second ? tr->moment2 : tr->moment1) + tr->moment_at[at]);
+      }
+      mhk__scratch_rewind(ctx, mark);
+    }
+    tr->optimizer_step = (mhk_index)v[4];
+  }
+  if (ctx->result != MHK_OK) return;
+  tr->stage = (int)v[0];
+  tr->step = (mhk_index)v[1];
+  tr->finished = (int)v[2];
+  for (i = 0; i < 4; i++) tr->rng.s[i] = v[5 + i];
+  tr->epoch = v[9];
+  tr->document = (mhk_index)v[10];
+  tr->offset = (mhk_index)v[11];
+  if (tr->order) {
+    mhk__shuffle_documents(tr);
+    if (tr->offset >= tr->desc.text->start[tr->order[tr->document] + 1] - tr->desc.text->start[tr->order[tr->document]]) tr->offset = 0;
+  }
+  tr->info.loss_average = mhk__double_of(v[12]);
+  tr->seconds_before = mhk__double_of(v[13]);
+  tr->info.resumed = 1;
+  mhk__progress_place(tr, tr->stage, tr->finished ? tr->S[2] : tr->step);
+}
+
+/* Continues where a checkpoint stands. A file that cannot be read is an error that says what to do: starting over silently would cost
+   the run. */
+static void mhk__resume(mhk_trainer *tr) {
+  mhk_context *ctx = tr->object.ctx;
+  mhk_file *f;
+  if (!mhk__is_file(tr->path)) return;
+  f = mhk_file_open(ctx, tr->path);
+  if (f) {
+    mhk__resume_from(tr, f);
+    mhk_file_close(f);
+  } else if (ctx->result != MHK_OK && ctx->result != MHK_ERROR_MEMORY) {
+    char why[2048];
+    const mhk_result code = ctx->result;
+    snprintf(why, sizeof why, "%s", mhk_message(ctx));
+    mhk_clear_error(ctx);
+    mhk_fail(ctx, code, "the checkpoint cannot be resumed: %s. Set fresh, or remove the file, to start over", why);
+  }
+}
+
+/* ---------------------------------------------------------------------------------------- trainer: making one */
+
+static int mhk__distill_check(mhk_context *ctx, const mhk_distill_desc *d) {
+  int i;
+  if (!d->teacher) {
+    mhk_fail(ctx, MHK_ERROR_ARGUMENT, "distillation needs a teacher");
+    return 0;
+  }
+  if (d->student && !d->student->trainable) {
+    mhk_fail(ctx, MHK_ERROR_ARGUMENT, "the student is frozen: make it with mhk_student_create(), or call mhk_model_make_trainable() on "
+             "it");
+    return 0;
+  }
+  if (d->student == d->teacher) {
+    mhk_fail(ctx, MHK_ERROR_ARGUMENT, "teacher and student are the same model");
+    return 0;
+  }
+  if (d->batch < 1 || d->length < 2 || d->batch > PTRDIFF_MAX / 1024 / d->length) {
+    mhk_fail(ctx, MHK_ERROR_ARGUMENT, "batches of %lld sequences of %lld tokens cannot be trained on: at least 1 of 2",
+             (long long)d->batch, (long long)d->length);
+    return 0;
+  }
+  if (d->update_tokens < d->batch * d->length || d->update_tokens % (d->batch * d->length) != 0) {
+    mhk_fail(ctx, MHK_ERROR_ARGUMENT, "an update of %lld tokens is not a whole number of batches: batch %lld x length %lld is %lld",
+             (long long)d->update_tokens, (long long)d->batch, (long long)d->length, (long long)(d->batch * d->length));
+    return 0;
+  }
+  if (d->world < 1 || d->rank < 0 || d->rank >= d->world || d->batch % d->world != 0 || (d->world > 1 && !d->exchange)) {
+    mhk_fail(ctx, MHK_ERROR_ARGUMENT, "worker %d of %d with batch %lld: rank must be below world, world must divide the batch, and "
+             "several workers need an exchange", d->rank, d->world, (long long)d->batch);
+    return 0;
+  }
+  if (!(d->beta1 >= 0.0 && d->beta1 < 1.0 && d->beta2 >= 0.0 && d->beta2 < 1.0 && d->eps > 0.0)) {
+    mhk_fail(ctx, MHK_ERROR_ARGUMENT, "AdamW with beta1 %g, beta2 %g, eps %g: the betas lie in (0,1), eps is positive", d->beta1,
+             d->beta2, d->eps);
+    return 0;
+  }
+  for (i = 0; i < 3; i++) {
+    const mhk_stage_desc *s = &d->stages[i];
+    if (s->tokens < 0 || !(s->lr > 0.0) || !(s->warmup <= 1.0) || !(s->decay <= 1.0) || !(s->temperature > 0.0) ||
+        !(s->hard_labels >= 0.0) || (int)s->trains < (int)MHK_TRAIN_MATRICES || (int)s->trains > (int)MHK_TRAIN_ALL || !mhk__is_finite(s->lr)) {
+      mhk_fail(ctx, MHK_ERROR_ARGUMENT, "stage %d: %lld tokens, learning rate %g, warm-up %g, decay %g, temperature %g, hard labels %g, "
+               "trains %d: tokens and hard labels must not be negative, shares not above 1, learning rate and temperature positive, "
+               "trains one of mhk_trains", i + 1, (long long)s->tokens, s->lr, s->warmup, s->decay, s->temperature, s->hard_labels,
+               (int)s->trains);
+      return 0;
+    }
+    if (s->tokens > 0 && s->tokens < d->update_tokens) {
+      mhk_fail(ctx, MHK_ERROR_ARGUMENT, "stage %d has a budget of %lld tokens, less than one update of %lld: raise it, or set it to 0 to "
+               "skip the stage", i + 1, (long long)s->tokens, (long long)d->update_tokens);
+      return 0;
+    }
+    if (s->tokens > 0 && d->text && d->text->largest >= d->teacher->config.vocab_size) {
+      mhk_fail(ctx, MHK_ERROR_ARGUMENT, "the text has token %ld, the teacher's vocabulary ends at %d: was it made with another "
+               "tokenizer?", (long)d->text->largest, d->teacher->config.vocab_size - 1);
+      return 0;
+    }
+    if (s->tokens > 0 && d->text && d->windows == MHK_WINDOWS_RANDOM && d->text->n < d->length) {
+      mhk_fail(ctx, MHK_ERROR_ARGUMENT, "the text has %lld tokens, too few for one window of %lld", (long long)d->text->n,
+               (long long)d->length);
+      return 0;
+    }
+  }
+  return 1;
+}
+
+/* The parts of a trainer that need memory. */
+static void mhk__trainer_fill(mhk_trainer *tr, mhk_context *ctx) {
+  mhk__arena *arena = &tr->object.arena;
+  mhk_distill_desc *d = &tr->desc;
+  mhk_model *m = tr->student;
+  const mhk_index L = m->config.n_layer, cells = L * (mhk_index)m->config.ssm_heads + 1, window = tr->rows * d->length;
+  mhk_index count = 0, blocks = 0, c, b;
+  int i;
+  if (!mhk__pair_check(ctx, m, d->teacher, tr->S[0] > 0 ? 1 : 0)) return;
+  tr->flags = (unsigned char *)mhk__arena_zeros(ctx, arena, m->n_tensors, 1);
+  tr->required = (unsigned char *)mhk__arena_zeros(ctx, arena, m->n_tensors, 1);
+  tr->trained = (mhk_tensor **)mhk__arena_zeros(ctx, arena, m->n_tensors, sizeof(mhk_tensor *));
+  tr->moment_at = (mhk_index *)mhk__arena_zeros(ctx, arena, m->n_tensors, sizeof(mhk_index));
+  tr->layer_loss = (double *)mhk__arena_zeros(ctx, arena, L, sizeof(double));
+  tr->layer_now = (double *)mhk__arena_zeros(ctx, arena, L, sizeof(double));
+  tr->relative = (double *)mhk__arena_zeros(ctx, arena, cells, sizeof(double));
+  tr->relative_now = (double *)mhk__arena_zeros(ctx, arena, cells, sizeof(double));
+  tr->window = (int32_t *)mhk__arena_zeros(ctx, arena, window, sizeof(int32_t));
+  if (d->windows == MHK_WINDOWS_PACKED) {
+    tr->window_doc = (int32_t *)mhk__arena_zeros(ctx, arena, window, sizeof(int32_t));
+    if (d->text) tr->order = (mhk_index *)mhk__arena_zeros(ctx, arena, d->text->n_documents, sizeof(mhk_index));
+  }
+  if (ctx->result != MHK_OK) return;
+  for (i = 1; i <= 3; i++) { /* the optimiser of the largest stage, now rather than in the middle of the run */
+    if (tr->S[i - 1] == 0) continue;
+    mhk__stage_trains(m, i, d->stages[i - 1].trains, tr->flags);
+    c = mhk__stage_count(m, tr->flags, &b);
+    if (c > count) count = c;
+    if (b > blocks) blocks = b;
+  }
+  if (!mhk__optimizer_room(tr, count, blocks)) return;
+  mhk__rng_seed(&tr->rng, d->seed);
+  if (tr->order) mhk__shuffle_documents(tr);
+  tr->run = mhk__run_text(tr);
+  tr->tape = mhk_tape_create(ctx);
+  if (d->out && ctx->result == MHK_OK) {
+    const size_t room = strlen(d->out) + 32;
+    const int error = d->rank == 0 ? mhk__make_folder(d->out) : 0;
+    tr->path = (char *)mhk__arena_zeros(ctx, arena, (mhk_index)room, 1);
+    if (error)
+      mhk_fail(ctx, MHK_ERROR_FILE, "the folder %s for checkpoints cannot be made: %s", d->out, strerror(error));
+    else if (tr->path)
+      mhk__join_path(tr->path, room, d->out, "checkpoint.safetensors");
+  }
+}
+
+MHKDEF mhk_trainer *mhk_distill(mhk_context *ctx, const mhk_distill_desc *desc) {
+  mhk_trainer *tr;
+  mhk_distill_desc d;
+  int i, first = 0;
+  if (mhk_failed(ctx)) return NULL;
+  if (!desc) {
+    mhk_fail(ctx, MHK_ERROR_ARGUMENT, "distillation needs a description");
+    return NULL;
+  }
+  d = mhk_distill_defaults(desc);
+  if (!mhk__distill_check(ctx, &d)) return NULL;
+  tr = (mhk_trainer *)mhk__object_new(ctx, sizeof(mhk_trainer), NULL);
+  if (!tr) return NULL;
+  tr->desc = d;
+  tr->student = d.student ? d.student : mhk_student_create(ctx, d.teacher, &d.student_desc);
+  tr->micro = d.update_tokens / (d.batch * d.length);
+  tr->rows = d.batch / d.world;
+  for (i = 2; i >= 0; i--) {
+    tr->S[i] = d.stages[i].tokens / d.update_tokens;
+    if (tr->S[i] > 0) first = i + 1;
+  }
+  tr->stage = 1;
+  tr->started_seconds = -1.0;
+  if (tr->student) mhk__trainer_fill(tr, ctx);
+  if (ctx->result == MHK_OK) {
+    mhk__stage_seek(tr);
+    mhk__progress_place(tr, first ? first : 1, 0);
+    if (tr->path && !d.fresh) mhk__resume(tr);
+  }
+  tr->desc.out = NULL; /* the caller's memory; path is ours */
+  tr->desc.student_desc.keep_attention = NULL;
+  tr->desc.student_desc.n_keep_attention = 0;
+  tr->checkpoint_clock = mhk__seconds();
+  if (ctx->result != MHK_OK) {
+    mhk_model *made = d.student ? NULL : tr->student;
+    mhk_trainer_destroy(tr);
+    mhk_model_destroy(made);
+    return NULL;
+  }
+  return tr;
+}
+
+MHKDEF void mhk_trainer_destroy(mhk_trainer *tr) {
+  mhk_tape *tape;
+  if (!tr) return;
+  tape = tr->tape;
+  mhk__object_free(tr);
+  if (tape) mhk_tape_destroy(tape);
+}
+
+/* ---------------------------------------------------------------------------------------- trainer: memory beforehand */
+
+/* The student's configuration as far as memory depends on it, without making one. */
+static mhk_config mhk__student_shape(const mhk_distill_desc *d) {
+  mhk_config c = d->teacher->config;
+  const mhk_student_desc *s = &d->student_desc;
+  int l;
+  if (d->student) return d->student->config;
+  c.arch = MHK_ARCH_PHI_MAMBA;
+  c.tie_embeddings = 0;
+  c.conv_bias = 1;
+  c.ssm_heads = c.ssm_groups = c.n_head;
+  c.ssm_head_dim = c.head_dim;
+  c.d_state = s->d_state > 0 ? s->d_state : c.head_dim;
+  c.d_conv = 4;
+  c.chunk_size = s->chunk_size > 0 ? s->chunk_size : 128;
+  c.ssm_rotary_dim = s->rotary_dim >= 0 ? c.rotary_dim : 0;
+  for (l = 0; l < c.n_layer; l++) c.mixer[l] = MHK_MIXER_DISCRETE_MAMBA2;
+  for (l = 0; l < s->n_keep_attention && s->keep_attention; l++)
+    if (s->keep_attention[l] >= 0 && s->keep_attention[l] < c.n_layer) c.mixer[s->keep_attention[l]] = MHK_MIXER_ATTENTION;
+  return c;
+}
+
+/* Numbers a token that one block keeps for its backward pass. matrix: stage 1 needs B, C and the decay only. */
+static double mhk__block_numbers(const mhk_config *c, int attention, int matrix) {
+  const double D = c->d_model, E = (double)c->ssm_heads * c->ssm_head_dim, GN = (double)c->ssm_groups * c->d_state, H = c->ssm_heads;
+  const double A = (double)c->n_head * c->head_dim, KV = (double)c->n_kv_head * c->head_dim;
+  if (attention) return D + 2.0 * (A + KV) + KV + 2.0 * A + c->n_head + 2.0 * D + 2.0 * c->d_mlp;
+  if (matrix) return D + (2.0 * E + 2.0 * GN + H) + (2.0 * E + 4.0 * GN + H) + (E + 2.0 * GN) + 2.0 * GN + 3.0 * H;
+  return D + (2.0 * E + 2.0 * GN + H) + (2.0 * E + 2.0 * GN + H) + (E + 2.0 * GN) + 2.0 * GN + 3.0 * H +
+         E * (2.0 + (double)c->d_state / (c->chunk_size > 0 ? c->chunk_size : 64)) + 2.0 * D + 2.0 * c->d_mlp;
+}
+
+MHKDEF double mhk_distill_bytes(const mhk_distill_desc *desc) {
+  const double real = sizeof(mhk_real);
+  mhk_distill_desc d;
+  mhk_config c, t;
+  double rows, D, V, E, model, mixers = 0.0, trained = 0.0, tape = 0.0, stage, teacher_block, block = 0.0, all = 0.0, bytes, largest;
+  int l, i;
+  if (!desc || !desc->teacher) return 0.0;
+  d = mhk_distill_defaults(desc);
+  t = d.teacher->config;
+  c = mhk__student_shape(&d);
+  rows = (double)(d.batch / (d.world > 0 ? d.world : 1)) * (double)d.length;
+  D = c.d_model;
+  V = c.vocab_size;
+  E = (double)c.ssm_heads * c.ssm_head_dim;
+  model = mhk_config_parameters(&c);
+  for (l = 0; l < c.n_layer; l++) {
+    const int attention = c.mixer[l] == MHK_MIXER_ATTENTION;
+    const double n = mhk__block_numbers(&c, attention, 0);
+    if (!attention) mixers += (2.0 * E + 2.0 * (double)c.ssm_groups * c.d_state + c.ssm_heads + E) * D + 8.0 * (3.0 * E + c.ssm_heads);
+    all += n;
+    if (n > block) block = n;
+  }
+  teacher_block = mhk__block_numbers(&t, 1, 0);
+  for (i = 1; i <= 3; i++) {
+    double count = i == 3 && d.stages[2].trains == MHK_TRAIN_ALL ? model : d.stages[i - 1].trains == MHK_TRAIN_ALL ? model : mixers;
+    if (d.stages[i - 1].tokens == 0) continue;
+    if (count > model) count = model;
+    if (count > trained) trained = count;
+    if (i == 1)
+      stage = rows * (2.0 * D + teacher_block + 2.0 * mhk__block_numbers(&c, 0, 1));
+    else if (i == 2)
+      stage = rows * (3.0 * D + (teacher_block > 2.0 * block ? teacher_block : 2.0 * block));
+    else { /* the teacher's stream and logits stay; the student's activations and their gradients, then logits twice */
+      stage = rows * ((d.stages[2].own_stream > 0.0 ? c.n_layer * D : D) + 2.0 * D + 3.0 * V + 4.0 * D);
+      stage += rows * (d.recompute ? 2.0 * (block + c.n_layer * D) : 2.0 * all);
+      if (stage < rows * teacher_block) stage = rows * teacher_block;
+    }
+    if (stage > tape) tape = stage;
+  }
+  largest = V > 4.0 * D ? V * D : 4.0 * D * D; /* a matrix that a product packs */
+  bytes = real * (2.0 * model + (d.exchange ? 3.0 : 2.0) * trained + 1.2 * tape + 2.0 * largest);
+  if (d.text) bytes += 4.0 * (double)d.text->n + 8.0 * (double)d.text->n_documents * (d.windows == MHK_WINDOWS_PACKED ? 2.0 : 1.0);
+  return bytes + 4e6;
+}
+
+/* ---------------------------------------------------------------------------------------- evaluation */
+
+typedef struct mhk__scores {
+  const mhk__kernels *kernels;
+  const mhk_real *logits, *target; /* rows * V; target NULL: none */
+  const int32_t *labels;           /* rows */
+  mhk_index rows, V;
+  double *cross_entropy, *kl, *agree; /* rows */
+} mhk__scores;
+
+#define MHK__SCORE_ROWS 16
+
+static mhk_index mhk__largest(const mhk_real *x, mhk_index n) {
+  mhk_index i, at = 0;
+  for (i = 1; i < n; i++)
+    if (x[i] > x[at]) at = i;
+  return at;
+}
+
+static void mhk__score_rows(void *arg, mhk_index task, int worker) {
+  const mhk__scores *s = (const mhk__scores *)arg;
+  const mhk_index from = task * MHK__SCORE_ROWS, to = mhk__min(from + MHK__SCORE_ROWS, s->rows), V = s->V;
+  mhk_index r;
+  (void)worker;
+  for (r = from; r < to; r++) {
+    const mhk_real *x = s->logits + r * V, *y = s->target ? s->target + r * V : NULL;
+    const double z = s->kernels->log_sum_exp(V, x, 1);
+    s->cross_entropy[r] = z - (double)x[s->labels[r]];
+    s->kl[r] = s->agree[r] = 0.0;
+    if (y) { /* sum p (log p - log q), with log p = y - zy, log q = x - z */
+      const double zy = s->kernels->log_sum_exp(V, y, 1);
+      s->kl[r] = (s->kernels->soft_dot(V, y, y, MHK__R(zy)) - zy) - (s->kernels->soft_dot(V, x, y, MHK__R(zy)) - z);
+      s->agree[r] = mhk__largest(x, V) == mhk__largest(y, V) ? 1.0 : 0.0;
+    }
+  }
+}
+
+/* mean over windows, and the standard error of that mean */
+static void mhk__window_mean(const double *x, mhk_index n, double *mean, double *error) {
+  double sum = 0.0, square = 0.0;
+  mhk_index i;
+  for (i = 0; i < n; i++) sum += x[i];
+  *mean = n > 0 ? sum / (double)n : 0.0;
+  for (i = 0; i < n; i++) square += (x[i] - *mean) * (x[i] - *mean);
+  *error = n > 1 ? sqrt(square / (double)(n - 1) / (double)n) : 0.0;
+}
+
+MHKDEF mhk_result mhk_evaluate(mhk_model *m, mhk_model *teacher, mhk_text *text, mhk_index length, mhk_index windows,
+                               mhk_progress_fn progress, void *user, mhk_evaluation *result) {
+  mhk_context *ctx;
+  mhk_tape *t;
+  mhk__mark scratch;
+  mhk__scores s;
+  mhk_index batch, piece, w, rows, V, D, have, i;
+  double *window, *row;
+  int32_t *labels;
+  int stop = 0;
+  if (result) memset(result, 0, sizeof *result);
+  if (!m) return MHK_ERROR_ARGUMENT;
+  ctx = m->object.ctx;
+  if (ctx->result != MHK_OK) return ctx->result;
+  if (!text || !result || length < 0 || windows < 0 || length == 1)
+    return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "an evaluation needs a text, a place for the result, and windows of two tokens or more");
+  if (length == 0) length = 256;
+  if (teacher && teacher->config.vocab_size != m->config.vocab_size)
+    return mhk_fail(ctx, MHK_ERROR_CONFIG, "the model's vocabulary is %d, the teacher's %d: their predictions cannot be compared",
+                    m->config.vocab_size, teacher->config.vocab_size);
+  if (text->largest >= m->config.vocab_size)
+    return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "the text has token %ld, the model's vocabulary ends at %d: was it made with another "
+                    "tokenizer?", (long)text->largest, m->config.vocab_size - 1);
+  have = text->n / length;
+  if (have == 0)
+    return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "the text has %lld tokens, too few for one window of %lld", (long long)text->n,
+                    (long long)length);
+  if (windows == 0 || windows > have) windows = have;
+  V = m->config.vocab_size;
+  D = m->config.d_model;
+  batch = length >= 2048 ? 1 : 2048 / length;
+  if (batch > windows) batch = windows;
+  rows = batch * length;
+  piece = MHK__LOGITS_PIECE / V < 16 ? 16 : MHK__LOGITS_PIECE / V;
+  if (piece > rows) piece = rows;
+  scratch = mhk__scratch_mark(ctx);
+  window = (double *)mhk__scratch(ctx, 3 * windows, sizeof(double));
+  row = (double *)mhk__scratch(ctx, 3 * rows, sizeof(double));
+  labels = (int32_t *)mhk__scratch(ctx, rows, sizeof(int32_t));
+  t = mhk_tape_create(ctx);
+  if (t) mhk_tape_record(t, 0);
+  for (w = 0; w < windows && t && !stop && ctx->result == MHK_OK; w += batch) {
+    const mhk_index B = windows - w < batch ? windows - w : batch, n = B * length;
+    const int32_t *tokens = text->tokens + w * length;
+    mhk_index shape[3], from;
+    mhk_tensor *x, *y = NULL;
+    mhk_tape_reset(t);
+    for (i = 0; i < n; i++) labels[i] = (i + 1) % length ? tokens[i + 1] : tokens[i]; /* the last of a window does not count */
+    x = mhk__stream(t, m, tokens, B, length, NULL, NULL);
+    if (teacher) y = mhk__stream(t, teacher, tokens, B, length, NULL, NULL);
+    shape[0] = n;
+    shape[1] = D;
+    x = mhk_reshape(t, x, 2, shape);
+    if (teacher) {
+      shape[1] = teacher->config.d_model;
+      y = mhk_reshape(t, y, 2, shape);
+    }
+    for (from = 0; from < n && ctx->result == MHK_OK; from += piece) {
+      const mhk_index k = n - from < piece ? n - from : piece;
+      const mhk_tape_mark mark = mhk_tape_here(t);
+      mhk_tensor *a, *b = NULL;
+      shape[0] = 1;
+      shape[1] = k;
+      shape[2] = D;
+      a = mhk_forward_head(t, m, mhk_reshape(t, mhk_rows(t, x, from, k), 3, shape));
+      if (teacher) {
+        shape[2] = teacher->config.d_model;
+        b = mhk_forward_head(t, teacher, mhk_reshape(t, mhk_rows(t, y, from, k), 3, shape));
+      }
+      if (!a || (teacher && !b)) break;
+      s.kernels = ctx->kernels;
+      s.logits = mhk_data(a);
+      s.target = mhk_data(b);
+      s.labels = labels + from;
+      s.rows = k;
+      s.V = V;
+      s.cross_entropy = row + from;
+      s.kl = row + rows + from;
+      s.agree = row + 2 * rows + from;
+      mhk__parallel(ctx, (k + MHK__SCORE_ROWS - 1) / MHK__SCORE_ROWS, mhk__score_rows, &s);
+      mhk_tape_rewind(t, mark);
+    }
+    if (ctx->result != MHK_OK) break;
+    for (i = 0; i < B; i++) {
+      int kind;
+      for (kind = 0; kind < 3; kind++) {
+        const double *from_row = row + (mhk_index)kind * rows + i * length;
+        double sum = 0.0;
+        mhk_index j;
+        for (j = 0; j + 1 < length; j++) sum += from_row[j];
+        window[(mhk_index)kind * windows + w + i] = sum / (double)(length - 1);
+      }
+    }
+    if (progress) stop = progress(user, w + B, windows);
+  }
+  if (ctx->result == MHK_OK && t) {
+    const mhk_index done = w < windows ? w : windows;
+    result->tokens = done * (length - 1);
+    mhk__window_mean(window, done, &result->cross_entropy, &result->cross_entropy_error);
+    if (teacher) {
+      mhk__window_mean(window + windows, done, &result->kl, &result->kl_error);
+      mhk__window_mean(window + 2 * windows, done, &result->agreement, &result->agreement_error);
+    }
+  }
+  mhk_tape_destroy(t);
+  mhk__scratch_rewind(ctx, scratch);
+  return ctx->result;
+}
+#endif /* MOHAWK_IMPLEMENTATION */

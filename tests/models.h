@@ -1,0 +1,107 @@
+/* Small models of every kind, for tests. Sizes are odd where they may be. */
+#ifndef TEST_MODELS_H
+#define TEST_MODELS_H
+#include "test.h"
+
+enum { PHI, PHI_GROUPED, PHI_MAMBA, PHI_MAMBA_ROTARY, HYBRID, MAMBA2, MAMBA2_BIASES, MODEL_KINDS };
+
+static inline const char *model_kind_name(int kind) {
+  static const char *const names[] = {"phi", "phi, grouped heads", "phi-mamba", "phi-mamba, rotary", "hybrid", "mamba2", "mamba2, groups and biases"};
+  return names[kind];
+}
+
+static inline mhk_config model_config(int kind) {
+  mhk_config c;
+  int l;
+  memset(&c, 0, sizeof c);
+  c.n_layer = kind == HYBRID ? 3 : 2;
+  c.d_model = 24;
+  c.vocab_size = 31;
+  c.norm_eps = 1e-5;
+  c.max_position = 512;
+  if (kind == PHI || kind == PHI_GROUPED || kind == HYBRID) {
+    c.n_head = kind == PHI_GROUPED ? 4 : 3;
+    c.n_kv_head = kind == PHI_GROUPED ? 2 : 3;
+    c.head_dim = c.d_model / c.n_head;
+    c.rotary_dim = kind == PHI_GROUPED ? 2 : 4;
+    c.qk_layernorm = kind == PHI_GROUPED;
+    c.rope_theta = 10000;
+  }
+  if (kind < MAMBA2) c.d_mlp = kind == PHI_GROUPED ? 53 : 4 * c.d_model;
+  if (kind == PHI || kind == PHI_GROUPED)
+    c.arch = MHK_ARCH_PHI;
+  else if (kind < MAMBA2) {
+    c.arch = MHK_ARCH_PHI_MAMBA;
+    c.ssm_heads = 3;
+    c.ssm_groups = kind == PHI_MAMBA ? 1 : 3;
+    c.ssm_head_dim = 8;
+    c.d_state = kind == PHI_MAMBA ? 5 : 6;
+    c.d_conv = 4;
+    c.chunk_size = 16;
+    c.conv_bias = 1;
+    c.pad_vocab_multiple = 1;
+    if (kind == PHI_MAMBA_ROTARY) {
+      c.ssm_rotary_dim = 4;
+      c.rope_theta = 10000;
+    }
+  } else {
+    c.arch = MHK_ARCH_MAMBA2;
+    c.tie_embeddings = kind == MAMBA2;
+    c.ssm_heads = 6;
+    c.ssm_groups = kind == MAMBA2 ? 1 : 2;
+    c.ssm_head_dim = 8;
+    c.d_state = 5;
+    c.d_conv = 4;
+    c.chunk_size = 16;
+    c.conv_silu = 1;
+    c.conv_bias = 1;
+    c.proj_bias = kind == MAMBA2_BIASES;
+  }
+  for (l = 0; l < c.n_layer; l++)
+    c.mixer[l] = (unsigned char)(c.arch == MHK_ARCH_PHI || (kind == HYBRID && l == 1) ? MHK_MIXER_ATTENTION
+                                 : c.arch == MHK_ARCH_MAMBA2                          ? MHK_MIXER_MAMBA2
+                                                                                      : MHK_MIXER_DISCRETE_MAMBA2);
+  return c;
+}
+
+/* A trainable model whose biases and norms are not at their neutral values. */
+static inline mhk_model *model_new(mhk_context *ctx, int kind, uint64_t seed) {
+  const mhk_config c = model_config(kind);
+  mhk_model *m = mhk_model_create(ctx, &c, seed);
+  int i;
+  for (i = 0; i < mhk_model_tensors(m); i++) {
+    mhk_tensor *x = mhk_model_tensor(m, i);
+    mhk_index j;
+    uint64_t s = seed * 1000 + (uint64_t)i;
+    for (j = 0; j < x->count; j++) mhk_data(x)[j] += (mhk_real)(float)test_uniform(&s, -0.2, 0.2);
+  }
+  return m;
+}
+
+static inline void model_tokens(int32_t *tokens, mhk_index n, int vocabulary, uint64_t seed) {
+  mhk_index i;
+  for (i = 0; i < n; i++) tokens[i] = (int32_t)(test_random(&seed) % (uint64_t)vocabulary);
+}
+
+static inline void model_zero_grads(mhk_model *m) {
+  int i;
+  for (i = 0; i < mhk_model_tensors(m); i++) mhk_zero_grad(mhk_model_tensor(m, i));
+}
+
+/* all weights, or all gradients (zeros where there are none), one after another; the caller frees them */
+static inline mhk_real *model_numbers(const mhk_model *m, int gradients, mhk_index *count) {
+  mhk_index n = 0;
+  mhk_real *v;
+  int i;
+  for (i = 0; i < mhk_model_tensors(m); i++) n += mhk_model_tensor(m, i)->count;
+  v = (mhk_real *)calloc((size_t)n + 1, sizeof *v);
+  *count = n;
+  for (i = 0, n = 0; i < mhk_model_tensors(m); i++) {
+    const mhk_tensor *x = mhk_model_tensor(m, i);
+    const mhk_real *from = gradients ? x->grad : mhk_data(x);
+    if (from) memcpy(v + n, from, sizeof *v * (size_t)x->count);
+    n += x->count;
+  }
+  return v;
+}
+#endif

@@ -1,0 +1,252 @@
+/* A small test frame. A program lists its tests in main:
+
+     TEST(addition) { CHECK(1 + 1 == 2, "1 + 1 is %d", 1 + 1); }
+     int main(int argc, char **argv) {
+       test_begin(argc, argv);
+       RUN(addition);
+       return test_end();
+     }
+
+   Tests run in that order; `--filter text` runs those whose name contains text, `--list` names them. The last line is
+   `name: N passed, N failed` with the tests counted, and the exit code is 1 when one failed. Programs run from the top folder of
+   the project. Include mohawk.h (declarations) first or let this file do it. */
+#ifndef TEST_H
+#define TEST_H
+
+#include "../mohawk.h"
+#include <math.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define TEST(name) static void name##_test(void)
+#define RUN(name) test_run(#name, name##_test)
+/* CHECK goes on after a failure; REQUIRE leaves the function. Both print the message (printf format), its place and the condition. */
+#define CHECK(condition, ...) ((condition) ? test_one_more_check() : test_failure(__FILE__, __LINE__, #condition, __VA_ARGS__))
+#define REQUIRE(condition, ...)                                          \
+  do {                                                                   \
+    if (condition)                                                       \
+      test_one_more_check();                                             \
+    else {                                                               \
+      test_failure(__FILE__, __LINE__, #condition, __VA_ARGS__);         \
+      return;                                                            \
+    }                                                                    \
+  } while (0)
+/* the context has not failed; prints its message otherwise */
+#define CHECK_OK(ctx) CHECK(!mhk_failed(ctx), "%s", mhk_message(ctx))
+#define REQUIRE_OK(ctx) REQUIRE(!mhk_failed(ctx), "%s", mhk_message(ctx))
+/* the context has failed with the code and its message contains the text; the error is cleared */
+#define CHECK_FAILS(ctx, code, text) test_fails(__FILE__, __LINE__, ctx, code, text)
+/* n numbers within tolerance * max|want| of each other; what names them in the report */
+#define CHECK_CLOSE(what, got, want, n, tolerance) test_close(__FILE__, __LINE__, what, got, want, NULL, n, tolerance)
+#define CHECK_CLOSE_TO_DOUBLE(what, got, want, n, tolerance) test_close(__FILE__, __LINE__, what, got, NULL, want, n, tolerance)
+/* the same bytes */
+#define CHECK_SAME(what, got, want, n) test_same(__FILE__, __LINE__, what, got, want, n)
+
+typedef struct test_globals {
+  const char *program, *filter, *running;
+  int list, passed, failed, skipped, failures, verbose;
+  long checks;
+  double worst; /* largest error test_close() saw, in units of the tolerance; the program may reset it */
+} test_globals;
+static test_globals test_state;
+
+static inline void test_one_more_check(void) { test_state.checks++; }
+
+#if defined(__GNUC__)
+__attribute__((format(printf, 4, 5)))
+#endif
+static inline void test_failure(const char *file, int line, const char *condition, const char *format, ...) {
+  va_list args;
+  test_state.checks++;
+  if (++test_state.failures > 20) return; /* of one test: enough to see what is wrong */
+  printf("%s:%d: %s: ", file, line, test_state.running ? test_state.running : "");
+  va_start(args, format);
+  vprintf(format, args);
+  va_end(args);
+  printf("  [%s]\n", condition);
+  fflush(stdout);
+}
+
+static inline void test_begin(int argc, char **argv) {
+  int i;
+  const char *slash = strrchr(argv[0], '/');
+  memset(&test_state, 0, sizeof test_state);
+  test_state.program = slash ? slash + 1 : argv[0];
+  for (i = 1; i < argc; i++)
+    if (!strcmp(argv[i], "--filter") && i + 1 < argc)
+      test_state.filter = argv[++i];
+    else if (!strcmp(argv[i], "--list"))
+      test_state.list = 1;
+    else if (!strcmp(argv[i], "--verbose"))
+      test_state.verbose = 1;
+}
+
+static inline void test_run(const char *name, void (*body)(void)) {
+  if (test_state.filter && !strstr(name, test_state.filter)) return;
+  if (test_state.list) {
+    printf("%s\n", name);
+    return;
+  }
+  test_state.running = name;
+  test_state.failures = 0;
+  body();
+  if (test_state.failures) {
+    test_state.failed++;
+    printf("FAILED %s %s (%d checks)\n", test_state.program, name, test_state.failures);
+  } else
+    test_state.passed++;
+  if (test_state.verbose) printf("%s %s\n", test_state.failures ? "not ok" : "ok    ", name);
+  fflush(stdout);
+  test_state.running = NULL;
+}
+
+static inline int test_end(void) {
+  if (test_state.list) return 0;
+  printf("%s: %d passed, %d failed\n", test_state.program, test_state.passed, test_state.failed);
+  return test_state.failed != 0;
+}
+
+static inline void test_fails(const char *file, int line, mhk_context *ctx, mhk_result code, const char *text) {
+  if (mhk_error(ctx) != code)
+    test_failure(file, line, "mhk_error", "error %d with message \"%s\" instead of error %d", (int)mhk_error(ctx), mhk_message(ctx), (int)code);
+  else if (!strstr(mhk_message(ctx), text))
+    test_failure(file, line, "mhk_message", "the message \"%s\" does not contain \"%s\"", mhk_message(ctx), text);
+  else
+    test_one_more_check();
+  mhk_clear_error(ctx);
+}
+
+/* Returns the worst error relative to max|want| (NaN counts as infinite). */
+static inline double test_close(const char *file, int line, const char *what, const mhk_real *got, const mhk_real *want, const double *want_double, mhk_index n,
+                                double tolerance) {
+  double scale = 0, worst = 0;
+  mhk_index i, at = 0;
+  if (!got || (!want && !want_double)) {
+    test_failure(file, line, "not NULL", "%s: nothing to compare", what);
+    return INFINITY;
+  }
+  for (i = 0; i < n; i++) {
+    double w = fabs(want ? (double)want[i] : want_double[i]);
+    if (w > scale) scale = w;
+  }
+  for (i = 0; i < n; i++) {
+    double e = fabs((double)got[i] - (want ? (double)want[i] : want_double[i]));
+    if (!(e <= worst)) {
+      worst = e == e ? e : INFINITY;
+      at = i;
+      if (e != e) break;
+    }
+  }
+  if (worst > tolerance * scale)
+    test_failure(file, line, "close", "%s: element %lld of %lld is %.9g, should be %.9g: off by %.2e of the largest, %.2e is allowed", what, (long long)at,
+                 (long long)n, (double)got[at], want ? (double)want[at] : want_double[at], scale > 0 ? worst / scale : worst, tolerance);
+  else
+    test_one_more_check();
+  worst = scale > 0 ? worst / scale : worst;
+  if (tolerance > 0 && worst / tolerance > test_state.worst) test_state.worst = worst / tolerance;
+  return worst;
+}
+
+static inline void test_same(const char *file, int line, const char *what, const mhk_real *got, const mhk_real *want, mhk_index n) {
+  mhk_index i;
+  if (!got || !want) {
+    test_failure(file, line, "not NULL", "%s: nothing to compare", what);
+    return;
+  }
+  for (i = 0; i < n; i++)
+    if (memcmp(got + i, want + i, sizeof *got)) {
+      test_failure(file, line, "same bits", "%s: element %lld of %lld is %.17g, should be %.17g exactly", what, (long long)i, (long long)n, (double)got[i],
+                   (double)want[i]);
+      return;
+    }
+  test_one_more_check();
+}
+
+/* Random numbers for tests: splitmix64. */
+static inline uint64_t test_random(uint64_t *state) {
+  uint64_t z = (*state += UINT64_C(0x9E3779B97F4A7C15));
+  z = (z ^ (z >> 30)) * UINT64_C(0xBF58476D1CE4E5B9);
+  z = (z ^ (z >> 27)) * UINT64_C(0x94D049BB133111EB);
+  return z ^ (z >> 31);
+}
+/* uniform in [low,high) */
+static inline double test_uniform(uint64_t *state, double low, double high) {
+  return low + (high - low) * ((double)(test_random(state) >> 11) / 9007199254740992.0);
+}
+/* Fills x with numbers in [low,high) that float32 holds exactly. */
+static inline void test_fill(mhk_real *x, mhk_index n, double low, double high, uint64_t seed) {
+  mhk_index i;
+  for (i = 0; i < n; i++) x[i] = (mhk_real)(float)test_uniform(&seed, low, high);
+}
+
+/* A whole file with a 0 after its end, or NULL. The caller frees it. */
+static inline char *test_read_file(const char *path, size_t *length) {
+  FILE *f = fopen(path, "rb");
+  char *text = NULL;
+  long size;
+  if (!f) return NULL;
+  if (fseek(f, 0, SEEK_END) == 0 && (size = ftell(f)) >= 0 && fseek(f, 0, SEEK_SET) == 0) {
+    text = (char *)malloc((size_t)size + 1);
+    if (text) {
+      size_t n = fread(text, 1, (size_t)size, f);
+      text[n] = 0;
+      if (length) *length = n;
+    }
+  }
+  fclose(f);
+  return text;
+}
+static inline int test_write_file(const char *path, const void *data, size_t length) {
+  FILE *f = fopen(path, "wb");
+  size_t n = f ? fwrite(data, 1, length, f) : 0;
+  if (f) fclose(f);
+  return f && n == length;
+}
+/* build/test/PROGRAM/name, with the folder made: a place for files a test writes. Eight calls in turn may be in use at once. */
+static inline const char *test_path(const char *name) {
+  static char path[8][512];
+  static int made, turn;
+  char *p = path[turn++ % 8];
+  if (!made) {
+    snprintf(p, sizeof path[0], "mkdir -p build/test/%s", test_state.program);
+    made = system(p) == 0;
+  }
+  snprintf(p, sizeof path[0], "build/test/%s/%s", test_state.program, name);
+  return p;
+}
+
+/* An allocator that counts, and can fail: fail_at n makes the n-th allocation from now on (1 is the next) and all later ones return NULL;
+   0 never fails. */
+typedef struct test_memory {
+  long allocations, fail_at;
+  size_t bytes, blocks;
+  int wrong_size;
+} test_memory;
+typedef union test_block {
+  size_t bytes;
+  long double align_1;
+  void *align_2;
+} test_block;
+static inline void *test_alloc(void *user, size_t bytes) {
+  test_memory *m = (test_memory *)user;
+  test_block *b;
+  m->allocations++;
+  if (m->fail_at && m->allocations >= m->fail_at) return NULL;
+  b = (test_block *)malloc(sizeof *b + bytes);
+  if (!b) return NULL;
+  b->bytes = bytes;
+  m->bytes += bytes;
+  m->blocks++;
+  return b + 1;
+}
+static inline void test_release(void *user, void *block, size_t bytes) {
+  test_memory *m = (test_memory *)user;
+  test_block *b = (test_block *)block - 1;
+  if (b->bytes != bytes) m->wrong_size = 1;
+  m->bytes -= b->bytes;
+  m->blocks--;
+  free(b);
+}
+#endif

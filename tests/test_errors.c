@@ -1,0 +1,502 @@
+/* Errors are sentences that name the thing; functions given NULL, or whose context has failed, do nothing. */
+#include "models.h"
+
+static mhk_context *ctx;
+static mhk_tape *tape;
+
+static void start(void) {
+  ctx = mhk_create(NULL);
+  tape = mhk_tape_create(ctx);
+}
+static void finish(void) {
+  CHECK_OK(ctx);
+  mhk_destroy(ctx);
+}
+static mhk_tensor *zeros(int rank, mhk_index a, mhk_index b, mhk_index c, mhk_index d) {
+  mhk_index shape[4];
+  shape[0] = a, shape[1] = b, shape[2] = c, shape[3] = d;
+  return mhk_tensor_new(tape, rank, shape, NULL);
+}
+
+static char logged[4096];
+static int log_lines;
+static void log_to(void *user, mhk_log_level level, const char *message) {
+  (void)user;
+  if (level == MHK_LOG_ERROR) log_lines++;
+  snprintf(logged, sizeof logged, "%s", message);
+}
+
+TEST(first_error_stays) {
+  mhk_context_desc d;
+  memset(&d, 0, sizeof d);
+  d.log = log_to;
+  log_lines = 0;
+  ctx = mhk_create(&d);
+  CHECK(!mhk_failed(ctx) && mhk_error(ctx) == MHK_OK && !strcmp(mhk_message(ctx), ""), "a new context has an error: %s", mhk_message(ctx));
+  CHECK(mhk_fail(ctx, MHK_ERROR_STATE, "first %d", 1) == MHK_ERROR_STATE, "mhk_fail returns its code");
+  mhk_fail(ctx, MHK_ERROR_FILE, "second");
+  CHECK(mhk_failed(ctx) && mhk_error(ctx) == MHK_ERROR_STATE && !strcmp(mhk_message(ctx), "first 1"), "the first error was replaced by: %s", mhk_message(ctx));
+  CHECK(log_lines == 1 && !strcmp(logged, "first 1"), "%d lines in the log, the last is %s", log_lines, logged);
+  mhk_clear_error(ctx);
+  CHECK(!mhk_failed(ctx) && !strcmp(mhk_message(ctx), ""), "the error was not cleared");
+  mhk_destroy(ctx);
+}
+
+TEST(contexts) {
+  mhk_context_desc d;
+  CHECK(!strcmp(mhk_version(), MHK_VERSION), "%s is not %s", mhk_version(), MHK_VERSION);
+  memset(&d, 0, sizeof d);
+  d.parallel_workers = 0;
+  d.parallel_for = (mhk_parallel_fn)0;
+  d.threads = -7;
+  ctx = mhk_create(&d);
+  CHECK(ctx && mhk_failed(ctx), "-7 threads");
+  CHECK_FAILS(ctx, MHK_ERROR_ARGUMENT, "-7");
+  mhk_destroy(ctx);
+  d.threads = 0;
+  d.isa = (mhk_isa)77;
+  ctx = mhk_create(&d);
+  CHECK(ctx && (mhk_failed(ctx) || getenv("MHK_ISA")), "instruction set 77");
+  CHECK(getenv("MHK_ISA") || strlen(mhk_message(ctx)) > 10, "no message");
+  mhk_destroy(ctx);
+  d.isa = MHK_ISA_BEST;
+  d.allocator.alloc = test_alloc; /* without release */
+  ctx = mhk_create(&d);
+  CHECK(ctx == NULL || mhk_failed(ctx), "half an allocator was taken");
+  mhk_destroy(ctx);
+  ctx = mhk_create(NULL);
+  CHECK(mhk_threads(ctx) == 1, "%d threads by default", mhk_threads(ctx));
+  mhk_set_threads(ctx, 0);
+  CHECK(mhk_threads(ctx) == 1, "%d threads", mhk_threads(ctx));
+  mhk_set_threads(ctx, -3);
+  CHECK_FAILS(ctx, MHK_ERROR_ARGUMENT, "-3");
+  CHECK(strlen(mhk_isa_name(ctx)) > 3, "instruction set %s", mhk_isa_name(ctx));
+  mhk_destroy(ctx);
+}
+
+TEST(ops_name_the_shapes) {
+  const int32_t ids[4] = {0, 1, 9, 2};
+  mhk_tensor *a, *b;
+  start();
+  a = zeros(2, 3, 5, 1, 1), b = zeros(2, 3, 4, 1, 1);
+  CHECK(mhk_add(tape, a, b) == NULL, "3x5 + 3x4");
+  CHECK_FAILS(ctx, MHK_ERROR_SHAPE, "(3,5)");
+  CHECK(mhk_linear(tape, a, b, NULL) == NULL, "linear");
+  CHECK_FAILS(ctx, MHK_ERROR_SHAPE, "(3,4)");
+  CHECK(mhk_matmul(tape, a, b, 0) == NULL, "matmul");
+  CHECK_FAILS(ctx, MHK_ERROR_SHAPE, "(3,5)");
+  CHECK(mhk_layer_norm(tape, a, zeros(1, 4, 1, 1, 1), NULL, 1e-5) == NULL, "layer_norm");
+  CHECK(mhk_failed(ctx), "layer_norm");
+  mhk_clear_error(ctx);
+  CHECK(mhk_reshape(tape, a, 1, &a->shape[1]) == NULL, "reshape of 15 numbers to 5");
+  CHECK_FAILS(ctx, MHK_ERROR_SHAPE, "15");
+  CHECK(mhk_columns(tape, a, 3, 4) == NULL, "columns 3 to 7 of 5");
+  CHECK(mhk_failed(ctx), "columns");
+  mhk_clear_error(ctx);
+  CHECK(mhk_embedding(tape, a, ids, 2, 2) == NULL, "token 9 of 3");
+  CHECK_FAILS(ctx, MHK_ERROR_ARGUMENT, "9");
+  CHECK(mhk_cross_entropy(tape, b, ids) == NULL, "label 9 of 4");
+  CHECK_FAILS(ctx, MHK_ERROR_ARGUMENT, "9");
+  CHECK(mhk_attention(tape, zeros(4, 1, 3, 3, 4), zeros(4, 1, 3, 2, 4), zeros(4, 1, 3, 2, 4), NULL, NULL) == NULL, "3 heads in 2 groups");
+  CHECK(mhk_failed(ctx), "attention");
+  mhk_clear_error(ctx);
+  CHECK(mhk_ssd(tape, zeros(4, 1, 3, 3, 4), zeros(3, 1, 3, 3, 1), zeros(4, 1, 3, 2, 4), zeros(4, 1, 3, 2, 4), NULL) == NULL, "3 heads in 2 groups");
+  CHECK(mhk_failed(ctx), "ssd");
+  mhk_clear_error(ctx);
+  CHECK(mhk_rotary(tape, zeros(4, 1, 3, 2, 4), 3, 10000, NULL, 0) == NULL, "3 rotary features");
+  CHECK(mhk_failed(ctx), "rotary");
+  mhk_clear_error(ctx);
+  CHECK(mhk_rotary(tape, zeros(4, 1, 3, 2, 4), 6, 10000, NULL, 0) == NULL, "6 rotary features of 4");
+  CHECK(mhk_failed(ctx), "rotary");
+  mhk_clear_error(ctx);
+  CHECK(mhk_conv1d(tape, zeros(3, 1, 3, 5, 1), zeros(3, 4, 1, 4, 1), NULL, 0, NULL, NULL) == NULL, "conv1d of 5 channels with 4");
+  CHECK(mhk_failed(ctx), "conv1d");
+  mhk_clear_error(ctx);
+  CHECK(mhk_backward(tape, a) != MHK_OK, "backward from 15 numbers");
+  CHECK(mhk_failed(ctx), "backward");
+  mhk_clear_error(ctx);
+  {
+    const mhk_index huge[3] = {(mhk_index)1 << 40, (mhk_index)1 << 40, 7}, negative[1] = {-3};
+    CHECK(mhk_tensor_new(tape, 3, huge, NULL) == NULL && mhk_error(ctx) == MHK_ERROR_MEMORY, "2^80 numbers: %s", mhk_message(ctx));
+    mhk_clear_error(ctx);
+    CHECK(mhk_tensor_new(tape, 1, negative, NULL) == NULL && mhk_failed(ctx), "-3 numbers");
+    mhk_clear_error(ctx);
+    CHECK(mhk_tensor_new(tape, 6, huge, NULL) == NULL && mhk_failed(ctx), "rank 6");
+    mhk_clear_error(ctx);
+  }
+  finish();
+}
+
+static mhk_config changed(const char *preset) {
+  mhk_config c;
+  CHECK(mhk_config_preset(ctx, preset, &c) == MHK_OK, "%s: %s", preset, mhk_message(ctx));
+  return c;
+}
+
+TEST(configurations) {
+  mhk_config c;
+  static const char *const presets[] = {"phi-1", "phi-1.5", "phi-2", "phi-mamba-1.5b", "hybrid-phi-mamba-1.5b", "mamba2-130m", "mamba2-1.3b"};
+  static const double parameters[] = {1.418e9, 1.418e9, 2.780e9, 0, 0, 0.1289e9, 1.344e9};
+  size_t i;
+  start();
+  for (i = 0; i < sizeof presets / sizeof *presets; i++) {
+    char text[20000];
+    mhk_config back;
+    size_t n;
+    c = changed(presets[i]);
+    CHECK(mhk_config_check(ctx, &c) == MHK_OK, "%s: %s", presets[i], mhk_message(ctx));
+    if (parameters[i] > 0)
+      CHECK(fabs(mhk_config_parameters(&c) / parameters[i] - 1) < 0.002, "%s has %.0f parameters", presets[i], mhk_config_parameters(&c));
+    n = mhk_config_format(&c, NULL, 0);
+    CHECK(n > 100 && n < sizeof text && mhk_config_format(&c, text, sizeof text) == n && strlen(text) == n, "%s takes %lld bytes", presets[i], (long long)n);
+    memset(&back, 0, sizeof back);
+    CHECK(mhk_config_parse(ctx, text, n, presets[i], &back) == MHK_OK, "%s: %s", presets[i], mhk_message(ctx));
+    CHECK(back.arch == c.arch && back.n_layer == c.n_layer && back.d_model == c.d_model && back.vocab_size == c.vocab_size && back.d_mlp == c.d_mlp &&
+              back.n_head == c.n_head && back.n_kv_head == c.n_kv_head && back.head_dim == c.head_dim && back.rotary_dim == c.rotary_dim && back.rope_theta == c.rope_theta &&
+              back.ssm_heads == c.ssm_heads && back.ssm_groups == c.ssm_groups && back.ssm_head_dim == c.ssm_head_dim && back.d_state == c.d_state && back.d_conv == c.d_conv &&
+              back.conv_silu == c.conv_silu && back.norm_eps == c.norm_eps && back.tie_embeddings == c.tie_embeddings && !memcmp(back.mixer, c.mixer, (size_t)c.n_layer),
+          "%s does not survive its config.json: %s", presets[i], text);
+  }
+  CHECK(mhk_config_preset(ctx, "phi-99", &c) != MHK_OK, "phi-99");
+  CHECK_FAILS(ctx, MHK_ERROR_ARGUMENT, "phi-99");
+  c = changed("phi-1.5");
+  c.head_dim = 12, c.n_head = 4, c.n_kv_head = 4, c.d_model = 48, c.rotary_dim = 3;
+  CHECK(mhk_config_check(ctx, &c) == MHK_ERROR_CONFIG, "3 rotary features");
+  CHECK(strstr(mhk_message(ctx), "3 rotary features") && strstr(mhk_message(ctx), "12"), "%s", mhk_message(ctx));
+  mhk_clear_error(ctx);
+  c = changed("phi-1.5"), c.n_kv_head = 5;
+  mhk_config_check(ctx, &c);
+  CHECK_FAILS(ctx, MHK_ERROR_CONFIG, "5");
+  c = changed("phi-1.5"), c.n_layer = 0;
+  mhk_config_check(ctx, &c);
+  CHECK_FAILS(ctx, MHK_ERROR_CONFIG, "layer");
+  c = changed("phi-1.5"), c.n_layer = 1000;
+  mhk_config_check(ctx, &c);
+  CHECK_FAILS(ctx, MHK_ERROR_CONFIG, "1000");
+  c = changed("phi-mamba-1.5b"), c.ssm_groups = 7;
+  mhk_config_check(ctx, &c);
+  CHECK_FAILS(ctx, MHK_ERROR_CONFIG, "7");
+  c = changed("mamba2-130m"), c.d_model = -1;
+  mhk_config_check(ctx, &c);
+  CHECK_FAILS(ctx, MHK_ERROR_CONFIG, "-1");
+  c = changed("mamba2-130m"), c.mixer[3] = 99;
+  mhk_config_check(ctx, &c);
+  CHECK(mhk_error(ctx) == MHK_ERROR_CONFIG || mhk_error(ctx) == MHK_ERROR_UNSUPPORTED, "mixer 99: %s", mhk_message(ctx));
+  mhk_clear_error(ctx);
+  finish();
+}
+
+static void parse_fails(const char *json, mhk_result code, const char *text) {
+  mhk_config c;
+  if (mhk_config_parse(ctx, json, strlen(json), "that.json", &c) == MHK_OK)
+    CHECK(0, "taken: %s", json);
+  else if (code == MHK_OK)
+    CHECK(strstr(mhk_message(ctx), text) != NULL, "\"%s\" does not contain %s", mhk_message(ctx), text);
+  else
+    CHECK(mhk_error(ctx) == code && strstr(mhk_message(ctx), text), "error %d, \"%s\" does not contain %s", (int)mhk_error(ctx), mhk_message(ctx), text);
+  mhk_clear_error(ctx);
+}
+
+TEST(configurations_as_text) {
+  start();
+  parse_fails("", MHK_ERROR_FORMAT, "that.json");
+  parse_fails("{", MHK_ERROR_FORMAT, "that.json");
+  parse_fails("[1,2]", MHK_OK, "that.json");
+  parse_fails("{\"model_type\": \"phi\",}", MHK_ERROR_FORMAT, "that.json");
+  parse_fails("{\"model_type\": \"llama\"}", MHK_OK, "llama");
+  parse_fails("{\"model_type\": \"phi\"}", MHK_OK, "num_hidden_layers");
+  parse_fails("{\"model_type\": \"phi\", \"num_hidden_layers\": 2, \"hidden_size\": \"many\"}", MHK_OK, "hidden_size");
+  parse_fails("{\"model_type\": \"phi\", \"num_hidden_layers\": 2, \"hidden_size\": 1e99}", MHK_OK, "hidden_size");
+  finish();
+}
+
+static void replace(char *text, const char *from, const char *to) {
+  char *at = strstr(text, from);
+  if (at && strlen(from) == strlen(to)) memcpy(at, to, strlen(to));
+}
+
+TEST(models_that_do_not_fit) {
+  char *config, path[600];
+  size_t n;
+  mhk_model *m;
+  start();
+  CHECK(mhk_load(ctx, "build/test/there/is/no/such/model") == NULL, "loaded nothing");
+  CHECK_FAILS(ctx, MHK_ERROR_FILE, "build/test/there/is/no/such/model");
+  CHECK(mhk_load(ctx, "tests") == NULL, "loaded the tests");
+  CHECK(mhk_failed(ctx) && strstr(mhk_message(ctx), "tests"), "%s", mhk_message(ctx));
+  mhk_clear_error(ctx);
+  m = model_new(ctx, PHI, 3);
+  mhk_save(m, test_path("bad"), MHK_F32);
+  REQUIRE_OK(ctx);
+  snprintf(path, sizeof path, "%s/config.json", test_path("bad"));
+  config = test_read_file(path, &n);
+  REQUIRE(config != NULL, "no %s", path);
+  replace(config, "\"intermediate_size\": 96", "\"intermediate_size\": 80");
+  test_write_file(path, config, n);
+  CHECK(mhk_load(ctx, test_path("bad")) == NULL, "loaded with the wrong width");
+  CHECK(mhk_error(ctx) == MHK_ERROR_CONFIG || mhk_error(ctx) == MHK_ERROR_FORMAT, "error %d", (int)mhk_error(ctx));
+  CHECK(strstr(mhk_message(ctx), "mlp.fc1.weight") && strstr(mhk_message(ctx), "(96,24)") && strstr(mhk_message(ctx), "(80,24)"), "the message does not say what: %s",
+        mhk_message(ctx));
+  mhk_clear_error(ctx);
+  replace(config, "\"intermediate_size\": 80", "\"intermediate_size\": 96");
+  replace(config, "\"num_hidden_layers\": 2", "\"num_hidden_layers\": 3");
+  test_write_file(path, config, n);
+  CHECK(mhk_load(ctx, test_path("bad")) == NULL && strstr(mhk_message(ctx), "model.layers.2."), "a layer is missing: %s", mhk_message(ctx));
+  mhk_clear_error(ctx);
+  replace(config, "\"num_hidden_layers\": 3", "\"num_hidden_layers\": 1");
+  test_write_file(path, config, n);
+  CHECK(mhk_load(ctx, test_path("bad")) == NULL && strstr(mhk_message(ctx), "model.layers.1."), "a layer too many: %s", mhk_message(ctx));
+  mhk_clear_error(ctx);
+  free(config);
+  CHECK(mhk_save(m, "build/test/there/is/no/folder", MHK_F32) == MHK_ERROR_FILE, "saved nowhere");
+  CHECK_FAILS(ctx, MHK_ERROR_FILE, "build/test/there/is/no/folder");
+  CHECK(mhk_save(m, test_path("x"), MHK_I8) != MHK_OK, "saved as bytes");
+  CHECK(mhk_failed(ctx), "no error");
+  mhk_clear_error(ctx);
+  finish();
+}
+
+TEST(damaged_files) { /* cut anywhere, or with bytes changed anywhere: an error or a model, never a crash */
+  char *data;
+  size_t n, cut, header;
+  uint64_t seed = 5;
+  int i, loaded = 0;
+  start();
+  mhk_save(model_new(ctx, HYBRID, 3), test_path("whole.safetensors"), MHK_BF16);
+  data = test_read_file(test_path("whole.safetensors"), &n);
+  REQUIRE(data != NULL, "%s", mhk_message(ctx));
+  header = 8 + (size_t)((unsigned char)data[0] | (unsigned char)data[1] << 8 | (unsigned char)data[2] << 16);
+  for (i = 0; i < 60; i++) {
+    cut = i < 30 ? (size_t)i * header / 30 : header + (size_t)(i - 30) * (n - header - 1) / 30;
+    test_write_file(test_path("cut.safetensors"), data, cut);
+    CHECK(mhk_load(ctx, test_path("cut.safetensors")) == NULL && mhk_failed(ctx) && strstr(mhk_message(ctx), "cut.safetensors"), "cut to %lld bytes: %s", (long long)cut,
+          mhk_message(ctx));
+    mhk_clear_error(ctx);
+  }
+  for (i = 0; i < 600; i++) {
+    char *bad = (char *)malloc(n);
+    int changes = 1 + (int)(test_random(&seed) % 3);
+    mhk_model *m;
+    memcpy(bad, data, n);
+    while (changes--) bad[test_random(&seed) % header] = (char)test_random(&seed);
+    test_write_file(test_path("bad.safetensors"), bad, n);
+    m = mhk_load(ctx, test_path("bad.safetensors"));
+    CHECK(m || mhk_failed(ctx), "neither a model nor an error");
+    CHECK(m || strlen(mhk_message(ctx)) > 20, "the message is %s", mhk_message(ctx));
+    loaded += m != NULL;
+    mhk_clear_error(ctx);
+    mhk_model_destroy(m);
+    free(bad);
+  }
+  CHECK(loaded < 600, "nothing was noticed");
+  free(data);
+  finish();
+}
+
+TEST(distillation) {
+  mhk_distill_desc d;
+  int32_t tokens[100] = {0};
+  start();
+  memset(&d, 0, sizeof d);
+  CHECK(mhk_distill(ctx, &d) == NULL, "no teacher");
+  CHECK(mhk_failed(ctx) && strstr(mhk_message(ctx), "teacher"), "%s", mhk_message(ctx));
+  mhk_clear_error(ctx);
+  d.teacher = model_new(ctx, PHI_MAMBA, 3);
+  d.text = mhk_text_from_tokens(ctx, tokens, 100, -1);
+  d.stages[0].tokens = 100000;
+  CHECK(mhk_distill(ctx, &d) == NULL, "a teacher without attention");
+  CHECK(mhk_failed(ctx), "no error");
+  mhk_clear_error(ctx);
+  d.teacher = model_new(ctx, PHI, 3);
+  d.length = 200;
+  CHECK(mhk_distill(ctx, &d) == NULL, "windows of 200 from a text of 100");
+  CHECK(mhk_failed(ctx) && strstr(mhk_message(ctx), "200") && strstr(mhk_message(ctx), "100"), "%s", mhk_message(ctx));
+  mhk_clear_error(ctx);
+  d.length = 20;
+  d.batch = -1;
+  CHECK(mhk_distill(ctx, &d) == NULL && mhk_failed(ctx), "a batch of -1");
+  mhk_clear_error(ctx);
+  d.batch = 2;
+  d.world = 2;
+  d.rank = 2;
+  CHECK(mhk_distill(ctx, &d) == NULL && mhk_failed(ctx), "worker 2 of 0..1");
+  mhk_clear_error(ctx);
+  d.world = d.rank = 0;
+  {
+    int keep[1] = {2};
+    d.student_desc.keep_attention = keep;
+    d.student_desc.n_keep_attention = 1;
+    CHECK(mhk_distill(ctx, &d) == NULL && mhk_failed(ctx) && strstr(mhk_message(ctx), "2"), "layer 2 of 2 kept: %s", mhk_message(ctx));
+    mhk_clear_error(ctx);
+  }
+  finish();
+}
+
+TEST(diverged_training) { /* a learning rate that makes NaN stops with a sentence */
+  mhk_distill_desc d;
+  mhk_trainer *tr;
+  int32_t tokens[400];
+  int i;
+  start();
+  memset(&d, 0, sizeof d);
+  model_tokens(tokens, 400, 31, 3);
+  d.teacher = model_new(ctx, PHI, 3);
+  d.text = mhk_text_from_tokens(ctx, tokens, 400, -1);
+  d.batch = 2;
+  d.length = 16;
+  d.stages[2].tokens = 32 * 200;
+  d.stages[2].lr = 1e30;
+  d.stages[2].warmup = -1;
+  tr = mhk_distill(ctx, &d);
+  for (i = 0; i < 200 && mhk_train_step(tr); i++) {}
+  CHECK(mhk_failed(ctx), "training at a learning rate of 1e30 went well");
+  CHECK_FAILS(ctx, MHK_ERROR_STATE, "diverge");
+  finish();
+}
+
+/* Every public function, given nothing. A line each: a new function without one is found by tests/test_header.c. */
+static void all_null(mhk_context *c) {
+  mhk_tape *t = NULL;
+  mhk_tensor *x = NULL, *out[2];
+  mhk_model *m = NULL;
+  mhk_config config;
+  mhk_tape_mark mark;
+  mhk_distill_desc distill;
+  mhk_stream stream;
+  char buffer[16];
+  int32_t id = 0;
+  memset(&config, 0, sizeof config);
+  memset(&mark, 0, sizeof mark);
+  memset(&distill, 0, sizeof distill);
+  memset(&stream, 0, sizeof stream);
+  mhk_set_threads(c, 1);
+  mhk_threads(c), mhk_isa_name(c), mhk_memory_in_use(c), mhk_memory_peak(c);
+  mhk_clear_error(NULL), mhk_fail(NULL, MHK_ERROR_STATE, "x");
+  CHECK(mhk_failed(NULL) && mhk_error(NULL) != MHK_OK && mhk_message(NULL) != NULL, "no context is a failed context");
+  mhk_destroy(NULL);
+  CHECK(mhk_dtype_size((mhk_dtype)99) == 0 && mhk_dtype_name((mhk_dtype)99) != NULL, "an unknown type");
+  CHECK(mhk_data(NULL) == NULL && mhk_value(NULL) != mhk_value(NULL), "no tensor");
+  CHECK(mhk_tape_create(c) == NULL, "a tape");
+  mhk_tape_destroy(t), mhk_tape_reset(t), mhk_tape_record(t, 1), mhk_tape_rewind(t, mark);
+  mark = mhk_tape_here(t);
+  CHECK(mhk_tape_context(t) == NULL, "a context");
+  CHECK(!mhk_tensor_new(t, 0, NULL, NULL) && !mhk_reshape(t, x, 0, NULL) && !mhk_rows(t, x, 0, 1) && !mhk_detach(t, x), "views of nothing");
+  mhk_require_grad(t, x), mhk_zero_grad(x);
+  CHECK(!mhk_parameter(c, NULL, 0, NULL, NULL), "a parameter");
+  CHECK(mhk_backward(t, x) != MHK_OK && mhk_backward_from(t, x, NULL) != MHK_OK && mhk_backward_many(t, 1, out, NULL) != MHK_OK, "backward");
+  CHECK(!mhk_recompute(t, NULL, NULL, x) && !mhk_custom(t, 0, NULL, 0, NULL, NULL, NULL, NULL, 0) && !mhk_wants_grad(t, x), "custom");
+  CHECK(mhk_check_gradient(t, NULL, NULL, x, NULL) != 0, "a check of nothing passes");
+  CHECK(!mhk_add(t, x, x) && !mhk_sub(t, x, x) && !mhk_mul(t, x, x) && !mhk_scale(t, x, 1) && !mhk_square(t, x) && !mhk_sqrt(t, x) && !mhk_exp(t, x) && !mhk_log(t, x) &&
+            !mhk_sigmoid(t, x) && !mhk_softplus(t, x) && !mhk_silu(t, x) && !mhk_gelu(t, x) && !mhk_sum(t, x) && !mhk_mean(t, x) && !mhk_sum_last(t, x) && !mhk_softmax(t, x) &&
+            !mhk_matmul(t, x, x, 0) && !mhk_columns(t, x, 0, 0) && !mhk_swap_heads(t, x) && !mhk_embedding(t, x, NULL, 1, 1) && !mhk_linear(t, x, x, x) &&
+            !mhk_linear_gelu(t, x, x, x) && !mhk_linear_add(t, x, x, x, x) && !mhk_layer_norm(t, x, x, x, 1) && !mhk_rms_norm(t, x, x, 1) && !mhk_gate(t, x, x, x) &&
+            !mhk_rotary(t, x, 0, 1, NULL, 0) && !mhk_attention(t, x, x, x, NULL, NULL) && !mhk_attention_matrix(t, x, x, NULL) && !mhk_conv1d(t, x, x, x, 0, NULL, NULL) &&
+            mhk_conv1d_split(t, x, x, x, 0, NULL, NULL, 2, NULL, out) != MHK_OK && !mhk_ssd(t, x, x, x, x, NULL) && !mhk_ssd_matrix(t, x, x, x, x, NULL) &&
+            !mhk_cross_entropy(t, x, NULL) && !mhk_cross_entropy_soft(t, x, x, 1) && !mhk_kl(t, x, x) && !mhk_hidden_distance(t, x, x) && !mhk_matrix_distance(t, x, x) &&
+            !mhk_matrix_orientation(t, x, x, x, x, x, x, NULL, NULL),
+        "an op of nothing gave something");
+  CHECK(mhk_config_preset(c, NULL, &config) != MHK_OK && mhk_config_preset(c, "phi-2", NULL) != MHK_OK && mhk_config_check(c, NULL) != MHK_OK &&
+            mhk_config_parse(c, NULL, 0, NULL, NULL) != MHK_OK && mhk_config_format(NULL, NULL, 0) == 0 && mhk_config_parameters(NULL) == 0,
+        "a configuration of nothing");
+  CHECK(!mhk_load(c, NULL) && !mhk_model_create(c, NULL, 1) && mhk_save(m, NULL, MHK_F32) != MHK_OK && !mhk_model_config(m) && !mhk_model_tokenizer(m) &&
+            mhk_model_set_tokenizer(m, NULL) != MHK_OK && mhk_model_tensors(m) == 0 && !mhk_model_tensor(m, 0) && !mhk_model_find(m, NULL) &&
+            mhk_model_make_trainable(m) != MHK_OK && !mhk_student_create(c, NULL, NULL) && mhk_model_transfer(m, m) != MHK_OK &&
+            mhk_model_init_mixers(m, m, MHK_INIT_DEFAULT, 1) != MHK_OK,
+        "a model of nothing");
+  mhk_model_destroy(m);
+  CHECK(!mhk_state_create(m, 1, 1) && mhk_state_bytes(NULL, 1, 1) == 0 && mhk_state_position(NULL) == 0 && !mhk_state_conv(NULL, 0) && !mhk_state_ssm(NULL, 0), "a state");
+  mhk_state_destroy(NULL), mhk_state_reset(NULL);
+  CHECK(!mhk_forward(t, m, NULL, 1, 1, NULL) && !mhk_forward_embedding(t, m, NULL, 1, 1) && !mhk_forward_norm(t, m, 0, x) && !mhk_forward_mixer(t, m, 0, x, NULL) &&
+            !mhk_forward_block(t, m, 0, x, NULL) && !mhk_forward_head(t, m, x) && !mhk_forward_matrix(t, m, 0, x, NULL),
+        "a pass through nothing");
+  CHECK(!mhk_file_open(c, NULL) && !mhk_file_open_memory(c, NULL, 0) && mhk_file_tensors(NULL) == 0 && !mhk_file_tensor_at(NULL, 0) && !mhk_file_find(NULL, NULL) &&
+            !mhk_file_metadata(NULL, NULL, NULL) && mhk_file_read(c, NULL, NULL) != MHK_OK && mhk_file_read_i32(c, NULL, NULL) != MHK_OK &&
+            mhk_file_write(c, NULL, 0, NULL, 0, NULL) != MHK_OK,
+        "a file of nothing");
+  mhk_file_close(NULL);
+  CHECK(!mhk_tokenizer_load(c, NULL) && !mhk_tokenizer_parse(c, NULL, 0) && mhk_encode(NULL, NULL, 0, NULL, 0) <= 0 && mhk_decode(NULL, NULL, 0, NULL, 0) <= 0 &&
+            mhk_tokenizer_size(NULL) == 0 && mhk_tokenizer_id(NULL, NULL) == -1 && !mhk_token_bytes(NULL, 0, NULL) && mhk_tokenizer_end(NULL) == -1 && !mhk_tokenizer_json(NULL, NULL),
+        "a tokenizer of nothing");
+  mhk_tokenizer_destroy(NULL);
+  CHECK(mhk_stream_push(&stream, NULL, 0, buffer) == 0 && mhk_stream_finish(&stream, buffer) == 0 && mhk_stream_push(NULL, NULL, 0, NULL) == 0 &&
+            mhk_stream_finish(NULL, NULL) == 0,
+        "a stream of nothing");
+  CHECK(!mhk_session_create(m, NULL) && mhk_feed(NULL, NULL, 0) != MHK_OK && mhk_feed_text(NULL, NULL) != MHK_OK && !mhk_logits(NULL) && mhk_sample(NULL, NULL) == -1 &&
+            mhk_sample_batch(NULL, NULL, &id) != MHK_OK && mhk_text_out(NULL) != NULL,
+        "a session of nothing");
+  mhk_session_destroy(NULL), mhk_session_reset(NULL);
+  CHECK(!mhk_text_load(c, NULL, NULL) && !mhk_text_from_tokens(c, NULL, 3, -1) && !mhk_text_sample(m, 10, 1, NULL, NULL) && mhk_text_tokens(NULL, NULL) == 0, "a text of nothing");
+  mhk_text_destroy(NULL);
+  distill = mhk_distill_defaults(NULL);
+  CHECK(distill.batch > 0 && distill.length > 0, "defaults of nothing");
+  CHECK(mhk_distill_bytes(NULL) == 0 && !mhk_distill(c, NULL) && mhk_train_step(NULL) == 0 && !mhk_progress(NULL) && !mhk_student(NULL) && mhk_checkpoint(NULL) != MHK_OK,
+        "a trainer of nothing");
+  {
+    const double loss = mhk_train_on(NULL, 1, NULL, 1, 1, NULL, 1), other = mhk_stage_loss(t, m, m, 1, NULL, 1, 1, NULL, NULL, NULL, NULL);
+    CHECK(loss != loss && other != other, "the loss of nothing is %g, %g", loss, other);
+  }
+  mhk_trainer_destroy(NULL);
+  CHECK(mhk_learning_rate(1, 0, 0, 0, 0, 10) == 1, "the learning rate without warm-up and decay is %g", mhk_learning_rate(1, 0, 0, 0, 0, 10));
+  CHECK(mhk_evaluate(m, m, NULL, 0, 0, NULL, NULL, NULL) != MHK_OK, "an evaluation of nothing");
+}
+
+TEST(nothing_in_nothing_out) {
+  all_null(NULL);
+  ctx = mhk_create(NULL);
+  mhk_fail(ctx, MHK_ERROR_STATE, "already failed");
+  all_null(ctx);
+  CHECK(mhk_error(ctx) == MHK_ERROR_STATE && !strcmp(mhk_message(ctx), "already failed"), "the first error was replaced: %s", mhk_message(ctx));
+  mhk_destroy(ctx);
+}
+
+TEST(failed_contexts_do_nothing) {
+  mhk_model *m;
+  mhk_session *s;
+  mhk_tensor *x;
+  mhk_tape_mark before, after;
+  const int32_t tokens[3] = {1, 2, 3};
+  mhk_real logit;
+  size_t memory;
+  start();
+  m = model_new(ctx, HYBRID, 3);
+  s = mhk_session_create(m, NULL);
+  mhk_feed(s, tokens, 3);
+  logit = mhk_logits(s)[0];
+  x = zeros(2, 3, 5, 1, 1);
+  mhk_fail(ctx, MHK_ERROR_STATE, "already failed");
+  memory = mhk_memory_in_use(ctx);
+  before = mhk_tape_here(tape);
+  CHECK(!mhk_add(tape, x, x) && !mhk_forward(tape, m, tokens, 1, 3, NULL) && mhk_feed(s, tokens, 3) == MHK_ERROR_STATE && mhk_sample(s, NULL) == -1, "something was done");
+  CHECK(!mhk_load(ctx, "examples/tiny") && mhk_save(m, test_path("never"), MHK_F32) == MHK_ERROR_STATE && !mhk_student_create(ctx, m, NULL), "something was done");
+  CHECK(mhk_backward(tape, x) == MHK_ERROR_STATE && !mhk_tape_create(ctx) && !mhk_session_create(m, NULL), "something was done");
+  after = mhk_tape_here(tape);
+  CHECK(before.used == after.used && before.chunk == after.chunk && before.records == after.records && memory == mhk_memory_in_use(ctx), "memory was used");
+  {
+    FILE *f;
+    char path[600];
+    snprintf(path, sizeof path, "%s/config.json", test_path("never"));
+    f = fopen(path, "rb");
+    CHECK(!f, "a failed context saved a model");
+    if (f) fclose(f);
+  }
+  mhk_clear_error(ctx);
+  CHECK(mhk_logits(s)[0] == logit, "the session changed");
+  CHECK(mhk_feed(s, tokens, 3) == MHK_OK, "after clearing the error it goes on: %s", mhk_message(ctx));
+  finish();
+}
+
+int main(int argc, char **argv) {
+  test_begin(argc, argv);
+  RUN(first_error_stays);
+  RUN(contexts);
+  RUN(ops_name_the_shapes);
+  RUN(configurations);
+  RUN(configurations_as_text);
+  RUN(models_that_do_not_fit);
+  RUN(damaged_files);
+  RUN(distillation);
+  RUN(diverged_training);
+  RUN(nothing_in_nothing_out);
+  RUN(failed_contexts_do_nothing);
+  return test_end();
+}

@@ -1,0 +1,438 @@
+/* The header as a file: contents against banners, sections that only look upward, examples that compile as printed, what a program sees of
+   it after including it, and how it links. Needs a C compiler (CC) at run time; the C++ parts are skipped without one (CXX). */
+#include "test.h"
+#include <ctype.h>
+
+#define WARNINGS "-Wall -Wextra -Wpedantic -Wshadow -Wconversion -Wsign-conversion -Werror"
+
+static char *header, *plain; /* as it is; with comments and strings blanked, same length */
+static size_t length;
+
+static const char *compiler(void) { return getenv("CC") ? getenv("CC") : "cc"; }
+static const char *cxx_compiler(void) { return getenv("CXX") ? getenv("CXX") : "c++"; }
+
+/* Runs a command; on failure prints the start of what it said. */
+static int shell(const char *format, ...) {
+  char command[4096], full[5000];
+  const char *log = test_path("command.log");
+  va_list args;
+  int code;
+  va_start(args, format);
+  vsnprintf(command, sizeof command, format, args);
+  va_end(args);
+  snprintf(full, sizeof full, "(%s) >%s 2>&1 </dev/null", command, log);
+  code = system(full);
+  return code == 0;
+}
+static void show_log(void) {
+  char *text = test_read_file(test_path("command.log"), NULL);
+  if (text) printf("%.1500s\n", text);
+  free(text);
+}
+#define SHELL(...) (shell(__VA_ARGS__) ? test_one_more_check() : (show_log(), test_failure(__FILE__, __LINE__, "command succeeds", __VA_ARGS__)))
+
+static void write_text(const char *name, const char *text) { CHECK(test_write_file(test_path(name), text, strlen(text)), "cannot write %s", name); }
+
+static char *blanked(const char *text, size_t n) {
+  char *p = (char *)malloc(n + 1);
+  size_t i = 0;
+  memcpy(p, text, n + 1);
+  while (i < n) {
+    if (p[i] == '/' && p[i + 1] == '*') {
+      while (i < n && !(p[i] == '*' && p[i + 1] == '/')) {
+        if (p[i] != '\n') p[i] = ' ';
+        i++;
+        if (p[i] == '*' && p[i + 1] == '/') break;
+      }
+      if (i < n) p[i] = p[i + 1] = ' ', i += 2;
+    } else if (p[i] == '"' || p[i] == '\'') {
+      const char quote = p[i];
+      i++;
+      while (i < n && p[i] != quote && p[i] != '\n') {
+        if (p[i] == '\\') p[i++] = ' ';
+        p[i++] = ' ';
+      }
+      i++;
+    } else
+      i++;
+  }
+  return p;
+}
+
+static void load(void) {
+  if (header) return;
+  header = test_read_file("mohawk.h", &length);
+  if (!header) {
+    printf("mohawk.h is not here: run this from the top folder\n");
+    exit(1);
+  }
+  plain = blanked(header, length);
+}
+
+static int line_of(const char *at) {
+  int n = 1;
+  const char *p;
+  for (p = header; p < at; p++) n += *p == '\n';
+  return n;
+}
+
+TEST(lines_fit) {
+  const char *p = header, *end;
+  int n = 0;
+  for (; *p; p = *end ? end + 1 : end) {
+    end = p + strcspn(p, "\n");
+    n++;
+    CHECK(end - p <= 160, "line %d has %d columns", n, (int)(end - p));
+    CHECK(!memchr(p, '\t', (size_t)(end - p)), "line %d has a tab", n);
+    CHECK(end == p || (end[-1] != ' ' && end[-1] != '\r'), "line %d ends with a space", n);
+  }
+}
+
+TEST(version) {
+  char number[40];
+  snprintf(number, sizeof number, "%d.%d.%d", MHK_VERSION_MAJOR, MHK_VERSION_MINOR, MHK_VERSION_PATCH);
+  CHECK(!strcmp(number, MHK_VERSION), "MHK_VERSION is %s, the numbers say %s", MHK_VERSION, number);
+  CHECK(!strcmp(mhk_version(), MHK_VERSION), "mhk_version() is %s", mhk_version());
+  {
+    const char *first = header + strspn(header, " /*\n"), *end = first + strcspn(first, "\n"), *v;
+    for (v = first; v < end; v++)
+      if (*v == 'v' && isdigit((unsigned char)v[1])) CHECK(!strncmp(v + 1, MHK_VERSION, strlen(MHK_VERSION)), "the first line says %.10s", v);
+  }
+}
+
+/* ---------------------------------------------------------------------------------------- contents and sections */
+
+enum { MOST_SECTIONS = 64 };
+static struct section { char tag[40], title[40]; const char *at; } sections[MOST_SECTIONS];
+static int n_sections;
+
+static int read_tag(const char *at, char *tag) { /* at ">>" */
+  size_t n = 0;
+  for (at += 2; isalnum((unsigned char)*at) || *at == '_' || *at == '-'; at++)
+    if (n < 38) tag[n++] = *at;
+  tag[n] = 0;
+  return n > 0;
+}
+
+/* a banner is a comment whose first line is a rule and whose second holds TITLE: ... >>tag */
+static void find_sections(void) {
+  const char *p = header;
+  if (n_sections) return;
+  while ((p = strstr(p, "/* ====")) != NULL) {
+    const char *line = strchr(p, '\n'), *end, *mark;
+    if (!line) break;
+    line++;
+    end = line + strcspn(line, "\n");
+    for (mark = line; mark + 1 < end && !(mark[0] == '>' && mark[1] == '>'); mark++) {}
+    if (mark + 1 < end && n_sections < MOST_SECTIONS) {
+      struct section *s = &sections[n_sections];
+      size_t n = 0;
+      const char *t = line + strspn(line, " ");
+      while (n < 38 && (isupper((unsigned char)t[n]) || isdigit((unsigned char)t[n]) || t[n] == ' ' || t[n] == '-')) n++;
+      while (n && t[n - 1] == ' ') n--;
+      memcpy(s->title, t, n);
+      s->title[n] = 0;
+      s->at = p;
+      if (read_tag(mark, s->tag)) n_sections++;
+    }
+    p = end;
+  }
+}
+
+TEST(contents) {
+  const char *page_end, *p;
+  int listed = 0;
+  find_sections();
+  REQUIRE(n_sections > 5, "%d sections", n_sections);
+  page_end = sections[0].at;
+  for (p = header; (p = strstr(p, ">>")) != NULL && p < page_end; p += 2) {
+    char tag[40], line[300];
+    const char *start = p;
+    size_t n, i;
+    if (!read_tag(p, tag)) continue;
+    if (!strcmp(tag, "tag")) continue; /* how to search */
+    while (start > header && start[-1] != '\n') start--;
+    n = strcspn(start, "\n");
+    if (n >= sizeof line) n = sizeof line - 1;
+    for (i = 0; i < n; i++) line[i] = (char)toupper((unsigned char)start[i]);
+    line[n] = 0;
+    REQUIRE(listed < n_sections, "the contents list >>%s, there is no such section", tag);
+    CHECK(!strcmp(tag, sections[listed].tag), "the contents list >>%s where >>%s stands", tag, sections[listed].tag);
+    CHECK(strstr(line, sections[listed].title) != NULL, "the contents do not call >>%s %s", tag, sections[listed].title);
+    listed++;
+  }
+  CHECK(listed == n_sections, "%d sections, %d in the contents (the first missing is >>%s)", n_sections, listed, listed < n_sections ? sections[listed].tag : "");
+}
+
+static int is_word(char c) { return isalnum((unsigned char)c) || c == '_'; }
+static int section_of(const char *at_header) {
+  int s = n_sections;
+  while (s > 0 && sections[s - 1].at > at_header) s--;
+  return s - 1;
+}
+
+/* Where each function is defined (its section), then every call from a section above it. */
+TEST(sections_look_upward) {
+  static struct { char name[64]; int section; } defined[4096];
+  int n = 0, i, calls = 0;
+  const char *p = plain, *implementation;
+  find_sections();
+  for (i = 0; i < n_sections && strcmp(sections[i].tag, "platform"); i++) {}
+  REQUIRE(i < n_sections, "there is no section >>platform");
+  implementation = plain + (sections[i].at - header);
+  for (p = plain; *p; p += strcspn(p, "\n"), p += *p == '\n')
+    if (p > implementation && (!strncmp(p, "static ", 7) || !strncmp(p, "MHKDEF ", 7))) { /* a definition: the parameter list is followed by { */
+      const char *open = p, *name, *close;
+      int depth = 0;
+      while (*open && *open != '(' && *open != ';' && *open != '{' && *open != '=') open++;
+      if (*open != '(') continue;
+      for (name = open; name > p && is_word(name[-1]); name--) {}
+      for (close = open; *close; close++) {
+        depth += (*close == '(') - (*close == ')');
+        if (!depth) break;
+      }
+      close++;
+      while (isspace((unsigned char)*close)) close++;
+      if (*close != '{' || strncmp(name, "mhk_", 4) || open - name > 62 || n >= 4096) continue;
+      memcpy(defined[n].name, name, (size_t)(open - name));
+      defined[n].name[open - name] = 0;
+      defined[n].section = section_of(header + (name - plain));
+      n++;
+    }
+  CHECK(n > 200, "only %d functions were found", n);
+  for (p = implementation; *p; p++)
+    if (!is_word(p[-1]) && !strncmp(p, "mhk_", 4)) {
+      const char *end = p;
+      while (is_word(*end)) end++;
+      for (i = 0; i < n; i++)
+        if (strlen(defined[i].name) == (size_t)(end - p) && !memcmp(defined[i].name, p, (size_t)(end - p))) {
+          const int here = section_of(header + (p - plain));
+          calls++;
+          CHECK(defined[i].section <= here, "line %d, in >>%s, uses %s of >>%s below it", line_of(header + (p - plain)), sections[here].tag, defined[i].name,
+                sections[defined[i].section].tag);
+        }
+      p = end - 1;
+    }
+  CHECK(calls > 500, "only %d calls were found", calls);
+}
+
+/* every declared function is in some test */
+TEST(every_function_is_tested) {
+  char *tests[6];
+  static const char *const names[6] = {"tests/test_errors.c", "tests/test_ops.c", "tests/test_golden.c", "tests/test_sessions.c", "tests/test_determinism.c", "tests/test_memory.c"};
+  const char *p = plain, *end;
+  int i, n = 0;
+  for (i = 0; i < 6; i++) {
+    tests[i] = test_read_file(names[i], NULL);
+    REQUIRE(tests[i] != NULL, "no %s", names[i]);
+  }
+  end = strstr(plain, "#endif"); /* only declarations: before the implementation */
+  end = strstr(header, "IMPLEMENTATION\n   ===");
+  end = end ? plain + (end - header) : plain + length;
+  for (; (p = strstr(p, "MHKDEF ")) != NULL && p < end; p += 7) {
+    const char *open = strchr(p, '('), *name;
+    char function[80];
+    int found = 0;
+    if (!open || memchr(p, '\n', (size_t)(open - p))) continue;
+    for (name = open; is_word(name[-1]); name--) {}
+    snprintf(function, sizeof function, "%.*s(", (int)(open - name), name);
+    if (strncmp(function, "mhk_", 4)) continue;
+    for (i = 0; i < 6; i++) found |= strstr(tests[i], function) != NULL;
+    CHECK(found, "no test calls %s)", function);
+    n++;
+  }
+  CHECK(n > 100, "only %d functions were found", n);
+  for (i = 0; i < 6; i++) free(tests[i]);
+}
+
+/* ---------------------------------------------------------------------------------------- examples */
+
+/* The first complete program in text from `from` on: from its first #define or #include to the closing brace of main, indentation removed. */
+static char *program_in(const char *text, const char *from, const char *until) {
+  const char *define = strstr(from, "#define MOHAWK_IMPLEMENTATION"), *line, *p;
+  char *out;
+  size_t n = 0, indent;
+  if (!define || (until && define > until)) return NULL;
+  for (line = define; line > text && line[-1] != '\n'; line--) {}
+  indent = (size_t)(define - line);
+  out = (char *)malloc(strlen(line) + 2);
+  for (p = line; *p;) {
+    const size_t size = strcspn(p, "\n");
+    const size_t skip = strspn(p, " ") < indent ? strspn(p, " ") : indent;
+    memcpy(out + n, p + skip, size - skip);
+    n += size - skip;
+    out[n++] = '\n';
+    if (size - skip == 1 && p[skip] == '}') break; /* a brace in the first column ends main */
+    p += size + (p[size] == '\n');
+  }
+  out[n] = 0;
+  return out;
+}
+
+/* Compiles a program strictly and runs it where every path that it loads is the bundled model. */
+static void try_program(const char *name, const char *code, int run) {
+  char file[64];
+  const char *p;
+  snprintf(file, sizeof file, "%s.c", name);
+  write_text(file, code);
+  CHECK(strstr(code, "int main(") != NULL, "%s: no main", name);
+  SHELL("%s -std=c99 %s -O1 -I. %s -o %s -lm", compiler(), WARNINGS, test_path(file), test_path(name));
+  if (!run) return;
+  for (p = code; (p = strstr(p, "mhk_load(")) != NULL; p++) {
+    const char *quote = strchr(p, '"');
+    if (quote && quote - p < 40) {
+      const int size = (int)strcspn(quote + 1, "\"");
+      shell("cd %s && mkdir -p \"$(dirname '%.*s')\" && rm -rf '%.*s' && ln -s \"$OLDPWD/examples/tiny\" '%.*s'", test_path(""), size, quote + 1, size, quote + 1, size, quote + 1);
+    }
+  }
+  SHELL("cd %s && ./%s && ./%s | grep -q '[a-z]'", test_path(""), name, name);
+}
+
+TEST(quick_start) {
+  char *code;
+  find_sections();
+  REQUIRE(n_sections > 0, "no sections");
+  code = program_in(header, header, sections[0].at);
+  REQUIRE(code != NULL, "there is no quick start on the front page");
+  try_program("quick_start", code, 1);
+  free(code);
+}
+
+TEST(readme_examples) {
+  char *readme = test_read_file("README.md", NULL);
+  const char *p = readme;
+  int n = 0;
+  if (!readme) {
+    printf("skipped: there is no README.md\n");
+    return;
+  }
+  while ((p = strstr(p, "```c\n")) != NULL) {
+    const char *end = strstr(p + 5, "```");
+    char *code;
+    if (!end) break;
+    code = (char *)malloc((size_t)(end - p));
+    memcpy(code, p + 5, (size_t)(end - p - 5));
+    code[end - p - 5] = 0;
+    if (strstr(code, "int main(")) {
+      char name[32];
+      snprintf(name, sizeof name, "readme_%d", ++n);
+      try_program(name, code, 0);
+    }
+    free(code);
+    p = end + 3;
+  }
+  CHECK(n > 0, "README.md has no C example with a main");
+  free(readme);
+}
+
+TEST(example_programs) {
+  SHELL("for f in examples/*.c; do [ -e \"$f\" ] || continue; %s -std=c99 -Wall -Wextra -O1 -I. \"$f\" -o %s -lm || exit 1; done", compiler(), test_path("example"));
+}
+
+/* ---------------------------------------------------------------------------------------- what a program sees */
+
+TEST(compiles_strictly) {
+  static const char *const variants[] = {"", "-DMOHAWK_DOUBLE", "-DMOHAWK_STATIC"};
+  size_t i;
+  write_text("implementation.c", "#define MOHAWK_IMPLEMENTATION\n#include \"mohawk.h\"\n");
+  write_text("implementation.cc", "#define MOHAWK_IMPLEMENTATION\n#include \"mohawk.h\"\n");
+  write_text("declarations.c", "#include \"mohawk.h\"\n#include \"mohawk.h\"\nint main(void) { return mhk_create(NULL) == NULL; }\n");
+  for (i = 0; i < 3; i++) {
+    SHELL("%s -std=c99 %s %s -O1 -I. -c %s -o %s", compiler(), WARNINGS, variants[i], test_path("implementation.c"), test_path("strict.o"));
+    if (i < 2) SHELL("%s -std=c99 %s %s -O0 -I. -c %s -o %s", compiler(), WARNINGS, variants[i], test_path("declarations.c"), test_path("strict.o"));
+  }
+  if (!shell("%s --version", cxx_compiler())) {
+    printf("skipped: no C++ compiler (%s)\n", cxx_compiler());
+    return;
+  }
+  SHELL("%s -std=c++11 %s -O1 -I. -c %s -o %s", cxx_compiler(), WARNINGS, test_path("implementation.cc"), test_path("strict.o"));
+  SHELL("%s -std=c++11 %s -DMOHAWK_STATIC -DMOHAWK_DOUBLE -fsyntax-only -I. %s", cxx_compiler(), WARNINGS, test_path("implementation.cc"));
+}
+
+TEST(leaves_nothing_behind) {
+  char *before, *after;
+  const char *p;
+  write_text("implementation.c", "#define MOHAWK_IMPLEMENTATION\n#include \"mohawk.h\"\n");
+  write_text("empty.c", "int empty;\n");
+  SHELL("%s -std=c99 -O1 -I. -E -dM %s >%s", compiler(), test_path("implementation.c"), test_path("after.txt"));
+  SHELL("%s -std=c99 -O1 -I. -E -dM %s >%s", compiler(), test_path("empty.c"), test_path("before.txt"));
+  before = test_read_file(test_path("before.txt"), NULL);
+  after = test_read_file(test_path("after.txt"), NULL);
+  REQUIRE(before && after, "no list of macros");
+  for (p = after; (p = strstr(p, "#define MHK__")) != NULL; p++) CHECK(0, "left behind: %.60s", p + 8);
+  CHECK(strstr(after, "#define __AVX2__") == NULL || strstr(before, "#define __AVX2__") != NULL, "the instruction set stays switched");
+  free(before), free(after);
+  /* warnings switched off inside are on again after it */
+  write_text("pragmas.c", "#define MOHAWK_IMPLEMENTATION\n#define MOHAWK_STATIC\n#include \"mohawk.h\"\n"
+                          "static int nobody_calls_this(int x) { return x; }\nint main(void) { return 0; }\n");
+  CHECK(!shell("%s -std=c99 -Wall -Wextra -Werror -O0 -I. -c %s -o %s", compiler(), test_path("pragmas.c"), test_path("pragmas.o")),
+        "an unused function after the header gives no warning: a pragma was not popped");
+}
+
+/* ---------------------------------------------------------------------------------------- linking */
+
+#define PROGRAM_BODY                                                                                                                            \
+  "  mhk_context *ctx = mhk_create(NULL);\n  mhk_tape *t = mhk_tape_create(ctx);\n  const mhk_index n = 3;\n  mhk_real v[3] = {1, 2, 3};\n"          \
+  "  double s = mhk_value(mhk_sum(t, mhk_tensor_new(t, 1, &n, v)));\n  if (mhk_failed(ctx)) s = -1;\n  mhk_destroy(ctx);\n  return s;\n"
+
+TEST(links) {
+  const char *cc = compiler();
+  write_text("impl.c", "#define MOHAWK_IMPLEMENTATION\n#include \"mohawk.h\"\n");
+  write_text("one.c", "#include \"mohawk.h\"\ndouble one(void);\ndouble one(void) {\n" PROGRAM_BODY "}\n");
+  write_text("two.c", "#include \"mohawk.h\"\ndouble one(void);\nint main(void) { mhk_context *c = mhk_create(NULL); int bad = one() != 6; mhk_destroy(c); return bad; }\n");
+  SHELL("%s -std=c99 -O0 -I. -c %s -o %s && %s -std=c99 -O0 -I. %s %s %s -o %s -lm && %s", cc, test_path("impl.c"), test_path("impl.o"), cc, test_path("one.c"),
+        test_path("two.c"), test_path("impl.o"), test_path("several"), test_path("several"));
+  /* two private copies in one program */
+  write_text("s1.c", "#define MOHAWK_IMPLEMENTATION\n#define MOHAWK_STATIC\n#include \"mohawk.h\"\ndouble one(void);\ndouble one(void) {\n" PROGRAM_BODY "}\n");
+  write_text("s2.c", "#define MOHAWK_IMPLEMENTATION\n#define MOHAWK_STATIC\n#include \"mohawk.h\"\ndouble one(void);\nstatic double two(void) {\n" PROGRAM_BODY
+                     "}\nint main(void) { return one() != two(); }\n");
+  SHELL("%s -std=c99 -Wall -Wextra -Werror -O0 -I. %s %s -o %s -lm && %s", cc, test_path("s1.c"), test_path("s2.c"), test_path("static"), test_path("static"));
+  if (shell("%s --version", cxx_compiler())) { /* C++ that uses an implementation compiled as C */
+    write_text("plus.cc", "#include \"mohawk.h\"\nextern \"C\" double one(void);\nint main() { return one() != 6 || mhk_version()[0] == 0; }\n");
+    SHELL("%s -std=c99 -O0 -I. -c %s -o %s && %s -std=c++11 -O0 -I. %s %s %s -o %s -lm && %s", cc, test_path("one.c"), test_path("one.o"), cxx_compiler(), test_path("plus.cc"),
+          test_path("one.o"), test_path("impl.o"), test_path("plus"), test_path("plus"));
+  }
+}
+
+TEST(symbols) {
+  static const char *const never[] = {"printf", "puts", "putchar", "exit", "abort", "__assert_fail", "_exit", "system", "srand", "rand", "setlocale"};
+  char *text;
+  char *line;
+  size_t i;
+  if (!shell("nm --version")) {
+    printf("skipped: no nm\n");
+    return;
+  }
+  SHELL("nm %s >%s", test_path("impl.o"), test_path("symbols.txt"));
+  text = test_read_file(test_path("symbols.txt"), NULL);
+  REQUIRE(text != NULL, "no symbols");
+  for (line = strtok(text, "\n"); line; line = strtok(NULL, "\n")) {
+    char kind = 0, name[200] = "";
+    if (sscanf(line, "%*x %c %199s", &kind, name) != 2 && sscanf(line, " %c %199s", &kind, name) != 2) continue;
+    CHECK(!strchr("BbDdC", kind), "%s is a global that can change (%c)", name, kind);
+    if (kind == 'T') CHECK(!strncmp(name, "mhk_", 4) && strncmp(name, "mhk__", 5), "%s is visible from outside", name);
+    if (kind == 'U')
+      for (i = 0; i < sizeof never / sizeof *never; i++) CHECK(strcmp(name, never[i]), "the library calls %s", name);
+  }
+  free(text);
+}
+
+int main(int argc, char **argv) {
+  test_begin(argc, argv);
+  load();
+  RUN(lines_fit);
+  RUN(version);
+  RUN(contents);
+  RUN(sections_look_upward);
+  RUN(every_function_is_tested);
+  RUN(quick_start);
+  RUN(readme_examples);
+  RUN(example_programs);
+  RUN(compiles_strictly);
+  RUN(leaves_nothing_behind);
+  RUN(links);
+  RUN(symbols);
+  free(header);
+  free(plain);
+  return test_end();
+}

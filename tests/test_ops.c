@@ -1,0 +1,1674 @@
+/* Every op against plain loops in double, its gradient against finite differences, and the equalities that must hold between ops.
+   Built twice: float, and double where the bounds are tight. */
+#include "models.h"
+
+#define IS_DOUBLE (sizeof(mhk_real) == 8)
+#define CLOSE (IS_DOUBLE ? 1e-12 : 1e-5)    /* values */
+#define CLOSE_GRAD (IS_DOUBLE ? 1e-11 : 3e-5) /* gradients of two ways to compute the same */
+#define NUMERIC (IS_DOUBLE ? 1e-6 : 4e-2)     /* gradients against finite differences */
+
+static mhk_context *ctx;
+static mhk_tape *tape;
+
+static void start(void) {
+  ctx = mhk_create(NULL);
+  tape = mhk_tape_create(ctx);
+}
+static void finish(void) {
+  CHECK_OK(ctx);
+  mhk_destroy(ctx);
+  ctx = NULL;
+}
+
+static mhk_tensor *parameter5(int rank, mhk_index a, mhk_index b, mhk_index c, mhk_index d, double low, double high, uint64_t seed) {
+  mhk_index shape[5];
+  mhk_tensor *x;
+  shape[0] = a, shape[1] = b, shape[2] = c, shape[3] = d, shape[4] = 1;
+  x = mhk_parameter(ctx, "x", rank, shape, NULL);
+  if (x) test_fill(mhk_data(x), x->count, low, high, seed);
+  return x;
+}
+#define P1(a, seed) parameter5(1, a, 1, 1, 1, -1, 1, seed)
+#define P2(a, b, seed) parameter5(2, a, b, 1, 1, -1, 1, seed)
+#define P3(a, b, c, seed) parameter5(3, a, b, c, 1, -1, 1, seed)
+#define P4(a, b, c, d, seed) parameter5(4, a, b, c, d, -1, 1, seed)
+
+/* a random weight of x's shape, the same for the same shape: sum(x * weight) reaches every element */
+static mhk_tensor *weights_like(mhk_tape *t, const mhk_tensor *x, uint64_t seed) {
+  mhk_tensor *w = x ? mhk_tensor_new(t, x->rank, x->shape, NULL) : NULL;
+  if (w) test_fill(mhk_data(w), w->count, -1, 1, seed);
+  return w;
+}
+static mhk_tensor *weighted_sum(mhk_tape *t, mhk_tensor *x, uint64_t seed) { return mhk_sum(t, mhk_mul(t, x, weights_like(t, x, seed))); }
+
+/* ---------------------------------------------------------------------------------------- finite differences */
+
+typedef struct op_case op_case;
+struct op_case {
+  mhk_tensor *(*build)(mhk_tape *t, op_case *c);
+  mhk_tensor *in[8];
+  const int32_t *ids;
+  const int32_t *doc;
+  double number;
+  int flag;
+};
+
+static mhk_tensor *scalar_of(mhk_tape *t, void *user) {
+  op_case *c = (op_case *)user;
+  mhk_tensor *y = c->build(t, c);
+  return y && y->rank == 0 ? y : weighted_sum(t, y, 99);
+}
+
+static void check_gradients(const char *name, op_case *c) {
+  int i;
+  for (i = 0; i < 8; i++)
+    if (c->in[i] && c->in[i]->requires_grad) {
+      mhk_gradient_report r;
+      double error;
+      memset(&r, 0, sizeof r);
+      error = mhk_check_gradient(tape, scalar_of, c, c->in[i], &r);
+      CHECK(error <= NUMERIC, "%s, input %d: gradient of element %lld is %.9g, finite differences give %.9g (off by %.2e) %s", name, i, (long long)r.at,
+            r.analytic, r.numeric, error, mhk_message(ctx));
+      CHECK(r.checked > 0, "%s, input %d: nothing was checked", name, i);
+      mhk_tape_reset(tape);
+    }
+}
+
+#define BUILD(name, expression) \
+  static mhk_tensor *name(mhk_tape *t, op_case *c) { return expression; }
+BUILD(b_add, mhk_add(t, c->in[0], c->in[1]))
+BUILD(b_sub, mhk_sub(t, c->in[0], c->in[1]))
+BUILD(b_mul, mhk_mul(t, c->in[0], c->in[1]))
+BUILD(b_scale, mhk_scale(t, c->in[0], -1.7))
+BUILD(b_square, mhk_square(t, c->in[0]))
+BUILD(b_sqrt, mhk_sqrt(t, c->in[0]))
+BUILD(b_exp, mhk_exp(t, c->in[0]))
+BUILD(b_log, mhk_log(t, c->in[0]))
+BUILD(b_sigmoid, mhk_sigmoid(t, c->in[0]))
+BUILD(b_softplus, mhk_softplus(t, c->in[0]))
+BUILD(b_silu, mhk_silu(t, c->in[0]))
+BUILD(b_gelu, mhk_gelu(t, c->in[0]))
+BUILD(b_sum, mhk_square(t, mhk_sum(t, c->in[0])))
+BUILD(b_mean, mhk_square(t, mhk_mean(t, c->in[0])))
+BUILD(b_sum_last, mhk_sum_last(t, c->in[0]))
+BUILD(b_softmax, mhk_softmax(t, c->in[0]))
+BUILD(b_matmul, mhk_matmul(t, c->in[0], c->in[1], c->flag))
+BUILD(b_columns, mhk_columns(t, c->in[0], 2, 3))
+BUILD(b_swap, mhk_swap_heads(t, c->in[0]))
+BUILD(b_embedding, mhk_embedding(t, c->in[0], c->ids, 2, 5))
+BUILD(b_linear, mhk_linear(t, c->in[0], c->in[1], c->in[2]))
+BUILD(b_linear_gelu, mhk_linear_gelu(t, c->in[0], c->in[1], c->in[2]))
+BUILD(b_linear_add, mhk_linear_add(t, c->in[0], c->in[1], c->in[2], c->in[3]))
+BUILD(b_layer_norm, mhk_layer_norm(t, c->in[0], c->in[1], c->in[2], 1e-5))
+BUILD(b_rms_norm, mhk_rms_norm(t, c->in[0], c->in[1], 1e-5))
+BUILD(b_gate, mhk_gate(t, c->in[0], c->in[1], c->in[2]))
+BUILD(b_rotary, mhk_rotary(t, c->in[0], 4, 100, c->doc, 3))
+BUILD(b_attention, mhk_attention(t, c->in[0], c->in[1], c->in[2], c->doc, NULL))
+BUILD(b_attention_matrix, mhk_attention_matrix(t, c->in[0], c->in[1], c->doc))
+BUILD(b_conv, mhk_conv1d(t, c->in[0], c->in[1], c->in[2], c->flag, c->doc, NULL))
+BUILD(b_cross_entropy, mhk_cross_entropy(t, c->in[0], c->ids))
+BUILD(b_cross_entropy_soft, mhk_cross_entropy_soft(t, c->in[0], c->in[1], c->number))
+BUILD(b_kl, mhk_kl(t, c->in[0], c->in[1]))
+BUILD(b_hidden, mhk_hidden_distance(t, c->in[0], c->in[1]))
+BUILD(b_matrix_distance, mhk_matrix_distance(t, c->in[0], c->in[1]))
+BUILD(b_ssd_matrix, mhk_ssd_matrix(t, c->in[0], c->in[1], c->in[2], c->in[3], c->doc))
+BUILD(b_orientation, mhk_matrix_orientation(t, c->in[0], c->in[1], c->in[2], c->in[3], c->in[4], c->in[5], c->doc, NULL))
+BUILD(b_reshape, mhk_square(t, mhk_reshape(t, c->in[0], 1, &c->in[0]->count)))
+BUILD(b_rows, mhk_square(t, mhk_rows(t, c->in[0], 1, 2)))
+
+static mhk_tensor *b_conv_split(mhk_tape *t, op_case *c) {
+  static const mhk_index widths[3] = {2, 1, 4};
+  mhk_tensor *out[3];
+  int i;
+  mhk_tensor *sum = NULL;
+  if (mhk_conv1d_split(t, c->in[0], c->in[1], c->in[2], c->flag, c->doc, NULL, 3, widths, out) != MHK_OK) return NULL;
+  for (i = 0; i < 3; i++) {
+    mhk_tensor *s = weighted_sum(t, out[i], (uint64_t)(50 + i));
+    sum = sum ? mhk_add(t, sum, s) : s;
+  }
+  return sum;
+}
+
+/* y and the final state */
+static mhk_tensor *b_ssd(mhk_tape *t, op_case *c) {
+  mhk_ssd_desc d;
+  mhk_tensor *final_state = NULL, *y;
+  memset(&d, 0, sizeof d);
+  d.D = c->in[4];
+  d.initial_state = c->in[5];
+  d.final_state = &final_state;
+  d.doc = c->doc;
+  d.chunk = (mhk_index)c->number;
+  d.form = (mhk_ssd_form)c->flag;
+  y = mhk_ssd(t, c->in[0], c->in[1], c->in[2], c->in[3], &d);
+  return mhk_add(t, weighted_sum(t, y, 71), weighted_sum(t, final_state, 72));
+}
+
+static op_case op(mhk_tensor *(*build)(mhk_tape *, op_case *), mhk_tensor *a, mhk_tensor *b, mhk_tensor *c, mhk_tensor *d) {
+  op_case o;
+  memset(&o, 0, sizeof o);
+  o.build = build;
+  o.in[0] = a;
+  o.in[1] = b;
+  o.in[2] = c;
+  o.in[3] = d;
+  return o;
+}
+
+static void frozen(mhk_tensor *x) {
+  if (x) x->requires_grad = 0;
+}
+
+TEST(gradients_elementwise) {
+  op_case c;
+  mhk_tensor *scalar, *a;
+  start();
+  c = op(b_add, P3(2, 3, 5, 1), P3(2, 3, 5, 2), NULL, NULL), check_gradients("add", &c);
+  c = op(b_add, P3(2, 3, 5, 1), P1(5, 2), NULL, NULL), check_gradients("add a vector", &c);
+  scalar = parameter5(0, 1, 1, 1, 1, 0.5, 0.6, 3);
+  c = op(b_add, P3(2, 3, 5, 1), scalar, NULL, NULL), check_gradients("add a scalar", &c);
+  c = op(b_sub, P3(2, 3, 5, 1), P3(2, 3, 5, 2), NULL, NULL), check_gradients("sub", &c);
+  c = op(b_sub, P3(2, 3, 5, 1), P1(5, 2), NULL, NULL), check_gradients("sub a vector", &c);
+  c = op(b_sub, P3(2, 3, 5, 1), scalar, NULL, NULL), check_gradients("sub a scalar", &c);
+  c = op(b_mul, P3(2, 3, 5, 1), P3(2, 3, 5, 2), NULL, NULL), check_gradients("mul", &c);
+  c = op(b_mul, P3(2, 3, 5, 1), P1(5, 2), NULL, NULL), check_gradients("mul by a vector", &c);
+  c = op(b_mul, P3(2, 3, 5, 1), scalar, NULL, NULL), check_gradients("mul by a scalar", &c);
+  a = P3(2, 3, 5, 1);
+  c = op(b_mul, a, a, NULL, NULL), c.in[1] = a, check_gradients("mul by itself", &c);
+  c = op(b_scale, P3(2, 3, 5, 1), NULL, NULL, NULL), check_gradients("scale", &c);
+  c = op(b_square, P3(2, 3, 5, 1), NULL, NULL, NULL), check_gradients("square", &c);
+  c = op(b_exp, P3(2, 3, 5, 1), NULL, NULL, NULL), check_gradients("exp", &c);
+  c = op(b_sigmoid, P3(2, 3, 5, 1), NULL, NULL, NULL), check_gradients("sigmoid", &c);
+  c = op(b_softplus, parameter5(2, 7, 5, 1, 1, -4, 4, 1), NULL, NULL, NULL), check_gradients("softplus", &c);
+  c = op(b_silu, parameter5(2, 7, 5, 1, 1, -4, 4, 1), NULL, NULL, NULL), check_gradients("silu", &c);
+  c = op(b_gelu, parameter5(2, 7, 5, 1, 1, -4, 4, 1), NULL, NULL, NULL), check_gradients("gelu", &c);
+  c = op(b_sqrt, parameter5(2, 3, 5, 1, 1, 0.5, 2, 1), NULL, NULL, NULL), check_gradients("sqrt", &c);
+  c = op(b_log, parameter5(2, 3, 5, 1, 1, 0.5, 2, 1), NULL, NULL, NULL), check_gradients("log", &c);
+  c = op(b_sum, P3(2, 3, 5, 1), NULL, NULL, NULL), check_gradients("sum", &c);
+  c = op(b_mean, parameter5(3, 2, 3, 5, 1, 0, 1, 1), NULL, NULL, NULL), check_gradients("mean", &c);
+  c = op(b_sum_last, P3(2, 3, 5, 1), NULL, NULL, NULL), check_gradients("sum_last", &c);
+  c = op(b_softmax, P3(2, 3, 5, 1), NULL, NULL, NULL), check_gradients("softmax", &c);
+  c = op(b_columns, P3(2, 3, 7, 1), NULL, NULL, NULL), check_gradients("columns", &c);
+  c = op(b_swap, P4(2, 3, 4, 5, 1), NULL, NULL, NULL), check_gradients("swap_heads", &c);
+  c = op(b_reshape, P3(2, 3, 5, 1), NULL, NULL, NULL), check_gradients("reshape", &c);
+  c = op(b_rows, P3(4, 3, 5, 1), NULL, NULL, NULL), check_gradients("rows", &c);
+  finish();
+}
+
+TEST(gradients_products) {
+  static const int32_t ids[10] = {3, 0, 6, 3, 3, 1, 2, 6, 0, 5};
+  op_case c;
+  start();
+  c = op(b_matmul, P3(2, 3, 5, 1), P3(2, 5, 4, 2), NULL, NULL), check_gradients("matmul", &c);
+  c = op(b_matmul, P3(2, 3, 5, 1), P3(2, 4, 5, 2), NULL, NULL), c.flag = 1, check_gradients("matmul with b transposed", &c);
+  c = op(b_matmul, P2(3, 5, 1), P2(5, 17, 2), NULL, NULL), check_gradients("matmul, two axes", &c);
+  c = op(b_embedding, P2(7, 3, 1), NULL, NULL, NULL), c.ids = ids, check_gradients("embedding", &c);
+  c = op(b_linear, P3(2, 3, 7, 1), P2(5, 7, 2), P1(5, 3), NULL), check_gradients("linear", &c);
+  c = op(b_linear, P3(2, 3, 7, 1), P2(5, 7, 2), NULL, NULL), check_gradients("linear without bias", &c);
+  c = op(b_linear, P2(1, 7, 1), P2(1, 7, 2), P1(1, 3), NULL), check_gradients("linear of one row to one column", &c);
+  c = op(b_linear_gelu, P3(2, 3, 7, 1), P2(5, 7, 2), P1(5, 3), NULL), check_gradients("linear_gelu", &c);
+  c = op(b_linear_gelu, P3(2, 3, 7, 1), P2(5, 7, 2), NULL, NULL), check_gradients("linear_gelu without bias", &c);
+  c = op(b_linear_add, P3(2, 3, 7, 1), P2(5, 7, 2), P1(5, 3), P3(2, 3, 5, 4)), check_gradients("linear_add", &c);
+  c = op(b_linear_add, P3(2, 3, 7, 1), P2(5, 7, 2), NULL, P3(2, 3, 5, 4)), check_gradients("linear_add without bias", &c);
+  c = op(b_layer_norm, P3(2, 3, 7, 1), P1(7, 2), P1(7, 3), NULL), check_gradients("layer_norm", &c);
+  c = op(b_rms_norm, P3(2, 3, 7, 1), P1(7, 2), NULL, NULL), check_gradients("rms_norm", &c);
+  c = op(b_gate, P3(2, 3, 7, 1), P3(2, 3, 7, 2), P1(7, 3), NULL), check_gradients("gate", &c);
+  c = op(b_gate, P3(2, 3, 7, 1), P3(2, 3, 7, 2), NULL, NULL), check_gradients("gate without bias", &c);
+  finish();
+}
+
+static const int32_t doc_2x9[18] = {4, 4, 4, 7, 7, 4, 4, 4, 4, 0, 1, 1, 1, 1, 1, 1, 2, 3};
+
+TEST(gradients_mixers) {
+  op_case c;
+  int packed, form, chunk;
+  start();
+  for (packed = 0; packed < 2; packed++) {
+    const int32_t *doc = packed ? doc_2x9 : NULL;
+    c = op(b_rotary, P4(2, 9, 3, 6, 1), NULL, NULL, NULL), c.doc = doc, check_gradients("rotary", &c);
+    c = op(b_attention, P4(2, 9, 3, 5, 1), P4(2, 9, 3, 5, 2), P4(2, 9, 3, 5, 3), NULL), c.doc = doc, check_gradients("attention", &c);
+    c = op(b_attention, P4(2, 9, 4, 5, 1), P4(2, 9, 2, 5, 2), P4(2, 9, 2, 5, 3), NULL), c.doc = doc, check_gradients("attention, grouped", &c);
+    c = op(b_attention_matrix, P4(2, 9, 4, 5, 1), P4(2, 9, 2, 5, 2), NULL, NULL), c.doc = doc, check_gradients("attention_matrix", &c);
+    c = op(b_conv, P3(2, 9, 7, 1), P3(7, 1, 4, 2), P1(7, 3), NULL), c.doc = doc, check_gradients("conv1d", &c);
+    c.flag = 1, check_gradients("conv1d with silu", &c);
+    c = op(b_conv, P3(2, 9, 7, 1), P3(7, 1, 2, 2), NULL, NULL), c.doc = doc, check_gradients("conv1d of width 2 without bias", &c);
+    c = op(b_conv_split, P3(2, 9, 7, 1), P3(7, 1, 4, 2), P1(7, 3), NULL), c.doc = doc, c.flag = packed, check_gradients("conv1d_split", &c);
+    for (form = 0; form < 3; form++)
+      for (chunk = 0; chunk <= 4; chunk += 4) {
+        char name[80];
+        snprintf(name, sizeof name, "ssd, form %d, chunk %d, packed %d", form, chunk, packed);
+        memset(&c, 0, sizeof c);
+        c.build = b_ssd;
+        c.in[0] = P4(2, 9, 4, 3, 1);
+        c.in[1] = parameter5(3, 2, 9, 4, 1, -1.5, -0.05, 2);
+        c.in[2] = P4(2, 9, 2, 5, 3);
+        c.in[3] = P4(2, 9, 2, 5, 4);
+        c.in[4] = P1(4, 5);
+        c.in[5] = P4(2, 4, 3, 5, 6);
+        c.doc = doc;
+        c.number = chunk;
+        c.flag = form;
+        check_gradients(name, &c);
+      }
+    c = op(b_ssd_matrix, parameter5(3, 2, 9, 4, 1, -1.5, -0.05, 2), P4(2, 9, 2, 5, 3), P4(2, 9, 2, 5, 4), P1(4, 5)), c.doc = doc;
+    check_gradients("ssd_matrix", &c);
+    c.in[3] = NULL, check_gradients("ssd_matrix without D", &c);
+    c = op(b_orientation, parameter5(3, 2, 9, 4, 1, -1.5, -0.05, 2), P4(2, 9, 2, 5, 3), P4(2, 9, 2, 5, 4), P1(4, 5)), c.doc = doc;
+    c.in[4] = P4(2, 9, 4, 6, 7), c.in[5] = P4(2, 9, 2, 6, 8);
+    frozen(c.in[4]), frozen(c.in[5]);
+    check_gradients("matrix_orientation", &c);
+  }
+  finish();
+}
+
+TEST(gradients_losses) {
+  static const int32_t labels[6] = {2, -1, 0, 4, 4, -100};
+  op_case c;
+  start();
+  c = op(b_cross_entropy, parameter5(3, 2, 3, 5, 1, -3, 3, 1), NULL, NULL, NULL), c.ids = labels, check_gradients("cross_entropy", &c);
+  c = op(b_cross_entropy_soft, parameter5(3, 2, 3, 5, 1, -3, 3, 1), parameter5(3, 2, 3, 5, 1, -3, 3, 2), NULL, NULL);
+  frozen(c.in[1]);
+  c.number = 1, check_gradients("cross_entropy_soft", &c);
+  c.number = 2.5, check_gradients("cross_entropy_soft at a temperature", &c);
+  c = op(b_kl, parameter5(3, 2, 3, 5, 1, -3, 3, 1), parameter5(3, 2, 3, 5, 1, -3, 3, 2), NULL, NULL);
+  frozen(c.in[1]);
+  check_gradients("kl", &c);
+  c = op(b_hidden, P3(2, 3, 5, 1), P3(2, 3, 5, 2), NULL, NULL);
+  frozen(c.in[1]);
+  check_gradients("hidden_distance", &c);
+  c = op(b_matrix_distance, P4(2, 3, 5, 5, 1), P4(2, 3, 5, 5, 2), NULL, NULL);
+  frozen(c.in[1]);
+  check_gradients("matrix_distance", &c);
+  finish();
+}
+
+/* ---------------------------------------------------------------------------------------- values against plain loops */
+
+static double gelu_new(double x) { return 0.5 * x * (1 + tanh(0.7978845608028654 * (x + 0.044715 * x * x * x))); }
+static double silu(double x) { return x / (1 + exp(-x)); }
+static double *doubles(mhk_index n) { return (double *)calloc((size_t)n + 1, sizeof(double)); }
+
+typedef mhk_tensor *(*unary_op)(mhk_tape *, mhk_tensor *);
+static double f_sqrt(double x) { return sqrt(x); }
+static double f_square(double x) { return x * x; }
+static double f_exp(double x) { return exp(x); }
+static double f_log(double x) { return log(x); }
+static double f_sigmoid(double x) { return 1 / (1 + exp(-x)); }
+static double f_softplus(double x) { return x > 30 ? x + exp(-x) : log1p(exp(x)); }
+
+TEST(values_elementwise) {
+  static const unary_op ops[] = {mhk_square, mhk_exp, mhk_sigmoid, mhk_softplus, mhk_silu, mhk_gelu, mhk_sqrt, mhk_log};
+  static double (*const plain[])(double) = {f_square, f_exp, f_sigmoid, f_softplus, silu, gelu_new, f_sqrt, f_log};
+  static const char *const names[] = {"square", "exp", "sigmoid", "softplus", "silu", "gelu", "sqrt", "log"};
+  static const mhk_index sizes[] = {1, 2, 7, 8, 9, 31, 1000, 70001};
+  size_t s, o;
+  mhk_index i;
+  start();
+  mhk_tape_record(tape, 0);
+  for (s = 0; s < sizeof sizes / sizeof *sizes; s++) {
+    const mhk_index n = sizes[s];
+    mhk_tensor *a, *b, *x;
+    double *want = doubles(n);
+    mhk_tape_reset(tape);
+    a = mhk_tensor_new(tape, 1, &n, NULL);
+    b = mhk_tensor_new(tape, 1, &n, NULL);
+    test_fill(mhk_data(a), n, -9, 9, 1);
+    test_fill(mhk_data(b), n, 0.01, 9, 2);
+    for (o = 0; o < 8; o++) {
+      x = o < 6 ? a : b;
+      for (i = 0; i < n; i++) want[i] = plain[o]((double)mhk_data(x)[i]);
+      CHECK_CLOSE_TO_DOUBLE(names[o], mhk_data(ops[o](tape, x)), want, n, CLOSE);
+      /* each element for itself, so that a bad tail or a bad range cannot hide behind a large one */
+      {
+        const mhk_tensor *y = ops[o](tape, x);
+        for (i = 0; i < n && y; i++)
+          if (!(fabs((double)mhk_data(y)[i] - want[i]) <= 20 * CLOSE * (fabs(want[i]) + 1e-2))) break;
+        CHECK(!y || i == n, "%s of %.9g is %.9g, should be %.9g", names[o], (double)mhk_data(x)[i], (double)mhk_data(y)[i], want[i]);
+      }
+    }
+    for (i = 0; i < n; i++) want[i] = (double)mhk_data(a)[i] + (double)mhk_data(b)[i];
+    CHECK_CLOSE_TO_DOUBLE("add", mhk_data(mhk_add(tape, a, b)), want, n, CLOSE);
+    for (i = 0; i < n; i++) want[i] = (double)mhk_data(a)[i] - (double)mhk_data(b)[i];
+    CHECK_CLOSE_TO_DOUBLE("sub", mhk_data(mhk_sub(tape, a, b)), want, n, CLOSE);
+    for (i = 0; i < n; i++) want[i] = (double)mhk_data(a)[i] * (double)mhk_data(b)[i];
+    CHECK_CLOSE_TO_DOUBLE("mul", mhk_data(mhk_mul(tape, a, b)), want, n, CLOSE);
+    for (i = 0; i < n; i++) want[i] = (double)mhk_data(a)[i] * 0.3;
+    CHECK_CLOSE_TO_DOUBLE("scale", mhk_data(mhk_scale(tape, a, 0.3)), want, n, CLOSE);
+    for (i = 0, want[0] = 0; i < n; i++) want[0] += (double)mhk_data(b)[i];
+    CHECK_CLOSE_TO_DOUBLE("sum", mhk_data(mhk_sum(tape, b)), want, 1, CLOSE);
+    want[0] /= (double)n;
+    CHECK_CLOSE_TO_DOUBLE("mean", mhk_data(mhk_mean(tape, b)), want, 1, CLOSE);
+    free(want);
+  }
+  finish();
+}
+
+TEST(values_extremes) {
+  static const mhk_real values[] = {-1000, -100, -88, -30, -1e-6f, 0, 1e-6f, 30, 88, 100, 1000};
+  const mhk_index n = sizeof values / sizeof *values, row[2] = {1, sizeof values / sizeof *values};
+  mhk_tensor *x, *y;
+  mhk_index i;
+  int k;
+  double sum = 0;
+  const int32_t label = 10, other = 0;
+  start();
+  x = mhk_tensor_new(tape, 1, &n, values);
+  for (k = 0; k < 4; k++) {
+    const unary_op ops[] = {mhk_softplus, mhk_silu, mhk_gelu, mhk_sigmoid};
+    double (*const plain[])(double) = {f_softplus, silu, gelu_new, f_sigmoid};
+    y = ops[k](tape, x);
+    for (i = 0; i < n && y; i++) {
+      const double v = (double)values[i], want = k == 1 && v < -700 ? 0 : k == 3 && v < -700 ? 0 : plain[k](v);
+      CHECK(fabs((double)mhk_data(y)[i] - want) <= 1e-6 * fabs(want) + 1e-12, "function %d of %g is %g, should be %g", k, v, (double)mhk_data(y)[i], want);
+    }
+  }
+  y = mhk_softmax(tape, mhk_reshape(tape, x, 2, row));
+  for (i = 0; i < n && y; i++) sum += (double)mhk_data(y)[i];
+  CHECK(fabs(sum - 1) < 1e-6, "softmax over a wide range sums to %g", sum);
+  y = mhk_cross_entropy(tape, mhk_reshape(tape, x, 2, row), &label);
+  CHECK(fabs(mhk_value(y)) < 1e-6, "cross entropy of a sure thing is %g", mhk_value(y));
+  y = mhk_cross_entropy(tape, mhk_reshape(tape, x, 2, row), &other);
+  CHECK(fabs(mhk_value(y) - 2000) < 1e-3, "cross entropy of an impossible thing is %g", mhk_value(y));
+  {
+    const int32_t none = -1;
+    y = mhk_cross_entropy(tape, mhk_reshape(tape, x, 2, row), &none);
+    CHECK(mhk_value(y) == 0, "cross entropy of no rows is %g", mhk_value(y));
+  }
+  finish();
+}
+
+/* m rows of x (m,k) times w (n,k), plus bias */
+static void plain_linear(double *out, const mhk_real *x, const mhk_real *w, const mhk_real *bias, mhk_index m, mhk_index n, mhk_index k) {
+  mhk_index i, j, l;
+  for (i = 0; i < m; i++)
+    for (j = 0; j < n; j++) {
+      double s = bias ? (double)bias[j] : 0;
+      for (l = 0; l < k; l++) s += (double)x[i * k + l] * (double)w[j * k + l];
+      out[i * n + j] = s;
+    }
+}
+
+static uint16_t to_bf16(float f) {
+  uint32_t u;
+  memcpy(&u, &f, 4);
+  return (uint16_t)((u + 0x7FFF + ((u >> 16) & 1)) >> 16);
+}
+static float from_bf16(uint16_t h) {
+  const uint32_t u = (uint32_t)h << 16;
+  float f;
+  memcpy(&f, &u, 4);
+  return f;
+}
+/* exact for the multiples of 1/256 below 2 that the test uses */
+static uint16_t to_f16(float f) {
+  const int sign = f < 0;
+  int e = 0;
+  double a = fabs((double)f);
+  if (a == 0) return (uint16_t)(sign << 15);
+  while (a >= 2) a /= 2, e++;
+  while (a < 1 && e > -14) a *= 2, e--;
+  if (a < 1) return (uint16_t)(sign << 15 | (int)(a * 1024));
+  return (uint16_t)(sign << 15 | (e + 15) << 10 | (int)((a - 1) * 1024));
+}
+
+TEST(values_linear) {
+  static const mhk_index sizes[][3] = {{1, 1, 1}, {1, 5, 3}, {2, 7, 9}, {3, 1, 17}, {5, 33, 64}, {7, 16, 1}, {13, 130, 67}, {65, 31, 129}, {67, 97, 300}, {129, 257, 65}, {1, 301, 515}};
+  size_t s;
+  mhk_index i;
+  int kind, bias;
+  start();
+  mhk_tape_record(tape, 0);
+  for (s = 0; s < sizeof sizes / sizeof *sizes; s++) {
+    const mhk_index m = sizes[s][0], n = sizes[s][1], k = sizes[s][2];
+    double *want = doubles(m * n);
+    mhk_index shape[2];
+    for (kind = 0; kind < 4; kind++) /* MHK_REAL, F32, F16, BF16 */
+      for (bias = 0; bias < 2; bias++) {
+        mhk_tensor *x, *b, *w, *r, stored;
+        uint16_t *half = (uint16_t *)malloc(sizeof *half * (size_t)(n * k));
+        float *single = (float *)malloc(sizeof *single * (size_t)(n * k));
+        char name[80];
+        mhk_tape_reset(tape);
+        shape[0] = m, shape[1] = k;
+        x = mhk_tensor_new(tape, 2, shape, NULL);
+        shape[0] = n;
+        w = mhk_tensor_new(tape, 2, shape, NULL);
+        b = mhk_tensor_new(tape, 1, &n, NULL);
+        shape[0] = m, shape[1] = n;
+        r = mhk_tensor_new(tape, 2, shape, NULL);
+        test_fill(mhk_data(x), m * k, -1, 1, 1);
+        test_fill(mhk_data(w), n * k, -1, 1, 2);
+        test_fill(mhk_data(b), n, -1, 1, 3);
+        test_fill(mhk_data(r), m * n, -1, 1, 4);
+        stored = *w;
+        for (i = 0; i < n * k; i++) {
+          mhk_real *v = mhk_data(w) + i;
+          if (kind >= 2) *v = (mhk_real)(floor((double)*v * 256) / 256);
+          single[i] = (float)*v;
+          half[i] = kind == 2 ? to_f16((float)*v) : to_bf16((float)*v);
+          if (kind == 3) *v = (mhk_real)from_bf16(half[i]);
+        }
+        if (kind) {
+          stored.dtype = kind == 1 ? MHK_F32 : kind == 2 ? MHK_F16 : MHK_BF16;
+          stored.data = kind == 1 ? (void *)single : (void *)half;
+          stored.requires_grad = 0;
+        }
+        plain_linear(want, mhk_data(x), mhk_data(w), bias ? mhk_data(b) : NULL, m, n, k);
+        snprintf(name, sizeof name, "linear %lldx%lldx%lld, weights %s, bias %d", (long long)m, (long long)n, (long long)k, mhk_dtype_name(stored.dtype), bias);
+        CHECK_CLOSE_TO_DOUBLE(name, mhk_data(mhk_linear(tape, x, &stored, bias ? b : NULL)), want, m * n, CLOSE);
+        for (i = 0; i < m * n; i++) want[i] += (double)mhk_data(r)[i];
+        CHECK_CLOSE_TO_DOUBLE(name, mhk_data(mhk_linear_add(tape, x, &stored, bias ? b : NULL, r)), want, m * n, CLOSE);
+        for (i = 0; i < m * n; i++) want[i] = gelu_new(want[i] - (double)mhk_data(r)[i]);
+        CHECK_CLOSE_TO_DOUBLE(name, mhk_data(mhk_linear_gelu(tape, x, &stored, bias ? b : NULL)), want, m * n, CLOSE);
+        if (k > 1 && kind) { /* the gradient that goes through a stored weight to x */
+          mhk_tensor *y, *x2;
+          mhk_real *dy = (mhk_real *)malloc(sizeof *dy * (size_t)(m * n));
+          double *dx = doubles(m * k);
+          mhk_index j, l;
+          mhk_tape_record(tape, 1);
+          shape[1] = k;
+          x2 = mhk_require_grad(tape, mhk_tensor_new(tape, 2, shape, mhk_data(x)));
+          y = mhk_linear(tape, x2, &stored, bias ? b : NULL);
+          test_fill(dy, m * n, -1, 1, 5);
+          mhk_backward_from(tape, y, dy);
+          for (i = 0; i < m; i++)
+            for (j = 0; j < n; j++)
+              for (l = 0; l < k; l++) dx[i * k + l] += (double)dy[i * n + j] * (double)mhk_data(w)[j * k + l];
+          CHECK_CLOSE_TO_DOUBLE(name, x2 ? x2->grad : NULL, dx, m * k, CLOSE);
+          mhk_tape_record(tape, 0);
+          free(dy);
+          free(dx);
+        }
+        free(half);
+        free(single);
+      }
+    free(want);
+  }
+  finish();
+}
+
+TEST(values_linear_weight_gradient) {
+  static const mhk_index sizes[][3] = {{1, 3, 5}, {37, 19, 23}, {65, 130, 33}, {200, 17, 67}};
+  size_t s;
+  start();
+  for (s = 0; s < sizeof sizes / sizeof *sizes; s++) {
+    const mhk_index m = sizes[s][0], n = sizes[s][1], k = sizes[s][2];
+    mhk_tensor *x = P2(m, k, 1), *w = P2(n, k, 2), *b = P1(n, 3), *y;
+    double *dw = doubles(n * k), *db = doubles(n), *dx = doubles(m * k);
+    mhk_real *dy = (mhk_real *)malloc(sizeof *dy * (size_t)(m * n));
+    mhk_index i, j, l;
+    test_fill(dy, m * n, -1, 1, 4);
+    y = mhk_linear(tape, x, w, b);
+    mhk_backward_from(tape, y, dy);
+    y = mhk_linear(tape, x, w, b); /* gradients add up */
+    mhk_backward_from(tape, y, dy);
+    for (i = 0; i < m; i++)
+      for (j = 0; j < n; j++) {
+        db[j] += 2 * (double)dy[i * n + j];
+        for (l = 0; l < k; l++) {
+          dw[j * k + l] += 2 * (double)dy[i * n + j] * (double)mhk_data(x)[i * k + l];
+          dx[i * k + l] += 2 * (double)dy[i * n + j] * (double)mhk_data(w)[j * k + l];
+        }
+      }
+    CHECK_CLOSE_TO_DOUBLE("x", x->grad, dx, m * k, CLOSE);
+    CHECK_CLOSE_TO_DOUBLE("weight", w->grad, dw, n * k, CLOSE);
+    CHECK_CLOSE_TO_DOUBLE("bias", b->grad, db, n, CLOSE);
+    mhk_tape_reset(tape);
+    free(dw), free(db), free(dx), free(dy);
+  }
+  finish();
+}
+
+TEST(values_empty) { /* no rows: nothing to do, or an error that says so, but no crash */
+  const mhk_index none[2] = {0, 5}, w_shape[2] = {3, 5};
+  mhk_tensor *x, *w, *y;
+  start();
+  x = mhk_tensor_new(tape, 2, none, NULL);
+  w = mhk_tensor_new(tape, 2, w_shape, NULL);
+  y = mhk_linear(tape, x, w, NULL);
+  CHECK((y && y->count == 0 && y->shape[1] == 3) || mhk_failed(ctx), "a linear layer of no rows gave %lld numbers", (long long)(y ? y->count : -1));
+  mhk_clear_error(ctx);
+  finish();
+}
+
+TEST(values_products_and_norms) {
+  start();
+  mhk_tape_record(tape, 0);
+  {
+    static const mhk_index sizes[][4] = {{1, 1, 1, 1}, {2, 3, 5, 7}, {3, 17, 33, 9}, {1, 65, 66, 67}};
+    size_t s;
+    int transposed;
+    for (s = 0; s < 4; s++)
+      for (transposed = 0; transposed < 2; transposed++) {
+        const mhk_index b = sizes[s][0], m = sizes[s][1], n = sizes[s][2], k = sizes[s][3];
+        mhk_tensor *x = P3(b, m, k, 1), *w = transposed ? P3(b, n, k, 2) : P3(b, k, n, 2);
+        double *want = doubles(b * m * n);
+        mhk_index i, j, l, h;
+        for (h = 0; h < b; h++)
+          for (i = 0; i < m; i++)
+            for (j = 0; j < n; j++)
+              for (l = 0; l < k; l++)
+                want[(h * m + i) * n + j] += (double)mhk_data(x)[(h * m + i) * k + l] * (double)mhk_data(w)[h * k * n + (transposed ? j * k + l : l * n + j)];
+        CHECK_CLOSE_TO_DOUBLE("matmul", mhk_data(mhk_matmul(tape, x, w, transposed)), want, b * m * n, CLOSE);
+        free(want);
+      }
+  }
+  {
+    static const mhk_index widths[] = {1, 2, 7, 8, 33, 130};
+    size_t s;
+    for (s = 0; s < sizeof widths / sizeof *widths; s++) {
+      const mhk_index n = widths[s], rows = 11;
+      mhk_tensor *x = P2(rows, n, 1), *w = P1(n, 2), *b = P1(n, 3), *z = P2(rows, n, 4);
+      double *want = doubles(rows * n);
+      mhk_index i, j;
+      for (i = 0; i < rows; i++) {
+        double mean = 0, var = 0;
+        for (j = 0; j < n; j++) mean += (double)mhk_data(x)[i * n + j] / (double)n;
+        for (j = 0; j < n; j++) var += pow((double)mhk_data(x)[i * n + j] - mean, 2) / (double)n;
+        for (j = 0; j < n; j++) want[i * n + j] = ((double)mhk_data(x)[i * n + j] - mean) / sqrt(var + 1e-5) * (double)mhk_data(w)[j] + (double)mhk_data(b)[j];
+      }
+      CHECK_CLOSE_TO_DOUBLE("layer_norm", mhk_data(mhk_layer_norm(tape, x, w, b, 1e-5)), want, rows * n, n == 2 ? 20 * CLOSE : CLOSE);
+      for (i = 0; i < rows; i++) {
+        double square = 0;
+        for (j = 0; j < n; j++) square += pow((double)mhk_data(x)[i * n + j], 2) / (double)n;
+        for (j = 0; j < n; j++) want[i * n + j] = (double)mhk_data(x)[i * n + j] / sqrt(square + 1e-5) * (double)mhk_data(w)[j];
+      }
+      CHECK_CLOSE_TO_DOUBLE("rms_norm", mhk_data(mhk_rms_norm(tape, x, w, 1e-5)), want, rows * n, CLOSE);
+      for (i = 0; i < rows; i++) {
+        double top = -1e300, sum = 0;
+        for (j = 0; j < n; j++) top = fmax(top, (double)mhk_data(x)[i * n + j]);
+        for (j = 0; j < n; j++) sum += exp((double)mhk_data(x)[i * n + j] - top);
+        for (j = 0; j < n; j++) want[i * n + j] = exp((double)mhk_data(x)[i * n + j] - top) / sum;
+      }
+      CHECK_CLOSE_TO_DOUBLE("softmax", mhk_data(mhk_softmax(tape, x)), want, rows * n, CLOSE);
+      for (i = 0; i < rows; i++)
+        for (j = 0; j < n; j++) want[i * n + j] = (double)mhk_data(x)[i * n + j] * silu((double)mhk_data(z)[i * n + j] + (double)mhk_data(b)[j]);
+      CHECK_CLOSE_TO_DOUBLE("gate", mhk_data(mhk_gate(tape, x, z, b)), want, rows * n, CLOSE);
+      for (i = 0; i < rows; i++)
+        for (j = 0, want[i] = 0; j < n; j++) want[i] += (double)mhk_data(x)[i * n + j];
+      CHECK_CLOSE_TO_DOUBLE("sum_last", mhk_data(mhk_sum_last(tape, x)), want, rows, CLOSE);
+      free(want);
+    }
+  }
+  {
+    static const int32_t ids[6] = {4, 0, 2, 2, 3, 1};
+    mhk_tensor *x = P4(2, 3, 4, 5, 1), *y, *w = P2(5, 7, 2);
+    mhk_index b, i, h, p;
+    int wrong = 0;
+    y = mhk_swap_heads(tape, x);
+    for (b = 0; b < 2; b++)
+      for (i = 0; i < 3; i++)
+        for (h = 0; h < 4; h++)
+          for (p = 0; p < 5; p++) wrong += mhk_data(x)[((b * 3 + i) * 4 + h) * 5 + p] != mhk_data(y)[((b * 4 + h) * 3 + i) * 5 + p];
+    CHECK(!wrong, "swap_heads: %d wrong", wrong);
+    y = mhk_columns(tape, x, 1, 3);
+    for (i = 0, wrong = 0; i < 24; i++)
+      for (p = 0; p < 3; p++) wrong += mhk_data(x)[i * 5 + 1 + p] != mhk_data(y)[i * 3 + p];
+    CHECK(!wrong && y->shape[3] == 3, "columns: %d wrong", wrong);
+    y = mhk_embedding(tape, w, ids, 2, 3);
+    for (i = 0, wrong = 0; i < 6; i++)
+      for (p = 0; p < 7; p++) wrong += mhk_data(w)[ids[i] * 7 + p] != mhk_data(y)[i * 7 + p];
+    CHECK(!wrong && y->rank == 3, "embedding: %d wrong", wrong);
+  }
+  finish();
+}
+
+TEST(values_losses) {
+  static const int32_t labels[7] = {2, -1, 0, 4, 4, -100, 1};
+  const mhk_index rows = 7, V = 129;
+  mhk_tensor *x, *y;
+  double ce = 0, soft = 0, kl = 0, distance = 0, matrix = 0;
+  mhk_index i, j, counted = 0;
+  start();
+  mhk_tape_record(tape, 0);
+  x = parameter5(2, rows, V, 1, 1, -4, 4, 1);
+  y = parameter5(2, rows, V, 1, 1, -4, 4, 2);
+  for (i = 0; i < rows; i++) {
+    const mhk_real *a = mhk_data(x) + i * V, *b = mhk_data(y) + i * V;
+    double za = 0, zt = 0, zb = 0, d = 0;
+    for (j = 0; j < V; j++) za += exp((double)a[j]), zt += exp((double)a[j] / 2), zb += exp((double)b[j]), d += pow((double)a[j] - (double)b[j], 2);
+    if (labels[i] >= 0) ce += log(za) - (double)a[labels[i]], counted++;
+    for (j = 0; j < V; j++) {
+      const double p = exp((double)b[j]) / zb;
+      soft += p * (log(zt) - (double)a[j] / 2) / (double)rows;
+      kl += p * (log(p) - ((double)a[j] - log(za))) / (double)rows;
+    }
+    distance += sqrt(d) / (double)rows;
+  }
+  ce /= (double)counted;
+  CHECK(fabs(mhk_value(mhk_cross_entropy(tape, x, labels)) - ce) <= 10 * CLOSE * ce, "cross entropy %.9g", ce);
+  CHECK(fabs(mhk_value(mhk_cross_entropy_soft(tape, x, y, 2)) - soft) <= 10 * CLOSE * soft, "soft cross entropy %.9g", soft);
+  CHECK(fabs(mhk_value(mhk_kl(tape, x, y)) - kl) <= 10 * CLOSE * kl, "kl %.9g", kl);
+  CHECK(fabs(mhk_value(mhk_kl(tape, x, x))) <= 10 * CLOSE, "kl of a model with itself is %g", mhk_value(mhk_kl(tape, x, x)));
+  CHECK(fabs(mhk_value(mhk_hidden_distance(tape, x, y)) - distance) <= 10 * CLOSE * distance, "hidden distance %.9g", distance);
+  x = P4(2, 3, 9, 9, 1);
+  y = P4(2, 3, 9, 9, 2);
+  for (i = 0; i < 6; i++) {
+    double d = 0;
+    for (j = 0; j < 81; j++) d += pow((double)mhk_data(x)[i * 81 + j] - (double)mhk_data(y)[i * 81 + j], 2);
+    matrix += sqrt(d) / 6;
+  }
+  CHECK(fabs(mhk_value(mhk_matrix_distance(tape, x, y)) - matrix) <= 10 * CLOSE * matrix, "matrix distance %.9g", matrix);
+  /* no distance, no gradient: not NaN */
+  mhk_tape_record(tape, 1);
+  mhk_backward(tape, mhk_add(tape, mhk_matrix_distance(tape, x, mhk_detach(tape, x)), mhk_hidden_distance(tape, x, mhk_detach(tape, x))));
+  for (i = 0; x->grad && i < x->count; i++)
+    if (x->grad[i] != x->grad[i] || fabs((double)x->grad[i]) > 1) break;
+  CHECK(!x->grad || i == x->count, "the gradient of no distance is %g", (double)x->grad[i]);
+  finish();
+}
+
+/* where documents start; position of each token in its document, the first of a row counted from offset */
+static void plain_positions(const int32_t *doc, mhk_index B, mhk_index T, mhk_index offset, mhk_index *position, mhk_index *first) {
+  mhk_index b, i;
+  for (b = 0; b < B; b++)
+    for (i = 0; i < T; i++) {
+      const int starts = i && doc && doc[b * T + i] != doc[b * T + i - 1];
+      position[b * T + i] = i == 0 ? offset : starts ? 0 : position[b * T + i - 1] + 1;
+      first[b * T + i] = i == 0 ? 0 : starts ? i : first[b * T + i - 1];
+    }
+}
+
+/* documents of random lengths */
+static int32_t *random_documents(mhk_index B, mhk_index T, uint64_t seed) {
+  int32_t *doc = (int32_t *)malloc(sizeof *doc * (size_t)(B * T));
+  mhk_index b, i;
+  for (b = 0; b < B; b++)
+    for (i = 0; i < T; i++) doc[b * T + i] = i == 0 ? (int32_t)(test_random(&seed) % 3) : doc[b * T + i - 1] + (test_random(&seed) % 7 == 0);
+  return doc;
+}
+
+TEST(values_rotary) {
+  const mhk_index B = 2, T = 13, H = 3, P = 9;
+  const int dim = 6;
+  mhk_index position[26], first[26], b, i, h, p;
+  int packed;
+  start();
+  mhk_tape_record(tape, 0);
+  for (packed = 0; packed < 2; packed++) {
+    int32_t *doc = packed ? random_documents(B, T, 5) : NULL;
+    mhk_tensor *x = P4(B, T, H, P, 1), *y;
+    double *want = doubles(x->count);
+    plain_positions(doc, B, T, 1000, position, first);
+    for (b = 0; b < B; b++)
+      for (i = 0; i < T; i++)
+        for (h = 0; h < H; h++) {
+          const mhk_real *v = mhk_data(x) + ((b * T + i) * H + h) * P;
+          double *w = want + ((b * T + i) * H + h) * P;
+          for (p = 0; p < P; p++) w[p] = (double)v[p];
+          for (p = 0; p < dim / 2; p++) {
+            const double angle = (double)position[b * T + i] * pow(10000, -2.0 * (double)p / dim), c = cos(angle), s = sin(angle);
+            w[p] = (double)v[p] * c - (double)v[p + dim / 2] * s;
+            w[p + dim / 2] = (double)v[p + dim / 2] * c + (double)v[p] * s;
+          }
+        }
+    y = mhk_rotary(tape, x, dim, 10000, doc, 1000);
+    CHECK_CLOSE_TO_DOUBLE("rotary", mhk_data(y), want, x->count, IS_DOUBLE ? 1e-11 : 1e-5);
+    free(want);
+    free(doc);
+  }
+  finish();
+}
+
+/* the attention matrix (B,H,T,T) */
+static double *plain_attention_matrix(const mhk_tensor *q, const mhk_tensor *k, const int32_t *doc) {
+  const mhk_index B = q->shape[0], T = q->shape[1], H = q->shape[2], P = q->shape[3], G = k->shape[2];
+  double *m = doubles(B * H * T * T);
+  mhk_index *position = (mhk_index *)malloc(sizeof *position * (size_t)(B * T)), *first = (mhk_index *)malloc(sizeof *first * (size_t)(B * T)), b, h, i, j, p;
+  plain_positions(doc, B, T, 0, position, first);
+  for (b = 0; b < B; b++)
+    for (h = 0; h < H; h++)
+      for (i = 0; i < T; i++) {
+        double *row = m + ((b * H + h) * T + i) * T, top = -1e300, sum = 0;
+        for (j = first[b * T + i]; j <= i; j++) {
+          double s = 0;
+          for (p = 0; p < P; p++) s += (double)mhk_data(q)[((b * T + i) * H + h) * P + p] * (double)mhk_data(k)[((b * T + j) * G + h / (H / G)) * P + p];
+          row[j] = s / sqrt((double)P);
+          top = fmax(top, row[j]);
+        }
+        for (j = first[b * T + i]; j <= i; j++) sum += row[j] = exp(row[j] - top);
+        for (j = first[b * T + i]; j <= i; j++) row[j] /= sum;
+      }
+  free(position);
+  free(first);
+  return m;
+}
+
+/* matrix (B,H,T,T) times x (B,T,G,P), heads grouped -> (B,T,H,P) */
+static double *plain_mix(const double *m, const mhk_tensor *x, mhk_index H) {
+  const mhk_index B = x->shape[0], T = x->shape[1], G = x->shape[2], P = x->shape[3];
+  double *y = doubles(B * T * H * P);
+  mhk_index b, h, i, j, p;
+  for (b = 0; b < B; b++)
+    for (h = 0; h < H; h++)
+      for (i = 0; i < T; i++)
+        for (j = 0; j <= i; j++)
+          for (p = 0; p < P; p++)
+            y[((b * T + i) * H + h) * P + p] += m[((b * H + h) * T + i) * T + j] * (double)mhk_data(x)[((b * T + j) * G + h / (H / G)) * P + p];
+  return y;
+}
+
+TEST(values_attention) {
+  static const mhk_index lengths[] = {1, 2, 3, 17, 31, 32, 33, 63, 64, 65, 127, 128, 130, 200};
+  static const mhk_index heads[][3] = {{3, 3, 5}, {4, 2, 16}, {2, 1, 33}};
+  size_t s, g;
+  int packed;
+  start();
+  mhk_tape_record(tape, 0);
+  for (s = 0; s < sizeof lengths / sizeof *lengths; s++)
+    for (g = 0; g < 3; g++)
+      for (packed = 0; packed < 2; packed++) {
+        const mhk_index B = 2, T = lengths[s], H = heads[g][0], G = heads[g][1], P = heads[g][2];
+        int32_t *doc = packed ? random_documents(B, T, s) : NULL;
+        mhk_tensor *q = parameter5(4, B, T, H, P, -3, 3, 1), *k = parameter5(4, B, T, G, P, -3, 3, 2), *v = P4(B, T, G, P, 3);
+        double *m = plain_attention_matrix(q, k, doc), *y = plain_mix(m, v, H);
+        char name[80];
+        snprintf(name, sizeof name, "attention, T %d, heads %d/%d of %d, packed %d", (int)T, (int)H, (int)G, (int)P, packed);
+        CHECK_CLOSE_TO_DOUBLE(name, mhk_data(mhk_attention_matrix(tape, q, k, doc)), m, B * H * T * T, CLOSE);
+        CHECK_CLOSE_TO_DOUBLE(name, mhk_data(mhk_attention(tape, q, k, v, doc, NULL)), y, B * T * H * P, CLOSE);
+        mhk_tape_reset(tape);
+        free(m), free(y), free(doc);
+      }
+  finish();
+}
+
+/* attention's gradient in tiles against the matrix's: both ways on the tape */
+TEST(attention_is_its_matrix) {
+  static const mhk_index lengths[] = {1, 33, 64, 65, 130};
+  size_t s;
+  int packed;
+  start();
+  for (s = 0; s < sizeof lengths / sizeof *lengths; s++)
+    for (packed = 0; packed < 2; packed++) {
+      const mhk_index B = 2, T = lengths[s], H = 3, P = 7;
+      int32_t *doc = packed ? random_documents(B, T, 7) : NULL;
+      mhk_tensor *q = P4(B, T, H, P, 1), *k = P4(B, T, H, P, 2), *v = P4(B, T, H, P, 3), *in[3], *y, *m;
+      mhk_real *grads[3], *dy = (mhk_real *)malloc(sizeof *dy * (size_t)(B * T * H * P));
+      int i;
+      in[0] = q, in[1] = k, in[2] = v;
+      test_fill(dy, B * T * H * P, -1, 1, 4);
+      y = mhk_attention(tape, q, k, v, doc, NULL);
+      mhk_backward_from(tape, y, dy);
+      for (i = 0; i < 3; i++) {
+        grads[i] = (mhk_real *)malloc(sizeof **grads * (size_t)in[i]->count);
+        memcpy(grads[i], in[i]->grad, sizeof **grads * (size_t)in[i]->count);
+        mhk_zero_grad(in[i]);
+      }
+      m = mhk_attention_matrix(tape, q, k, doc);
+      y = mhk_swap_heads(tape, mhk_matmul(tape, m, mhk_swap_heads(tape, v), 0));
+      mhk_backward_from(tape, y, dy);
+      for (i = 0; i < 3; i++) CHECK_CLOSE("attention's gradient", grads[i], in[i]->grad, in[i]->count, CLOSE_GRAD);
+      for (i = 0; i < 3; i++) free(grads[i]);
+      free(dy), free(doc);
+      mhk_tape_reset(tape);
+    }
+  finish();
+}
+
+TEST(attention_cache) {
+  const mhk_index B = 2, T = 37, H = 4, G = 2, P = 5;
+  static const mhk_index steps[] = {1, 1, 7, 1, 20, 7};
+  mhk_tensor *q, *k, *v, *y;
+  mhk_kv_cache cache;
+  mhk_real *got;
+  mhk_index at = 0, b;
+  size_t s;
+  start();
+  mhk_tape_record(tape, 0);
+  q = P4(B, T, H, P, 1), k = P4(B, T, G, P, 2), v = P4(B, T, G, P, 3);
+  y = mhk_attention(tape, q, k, v, NULL, NULL);
+  memset(&cache, 0, sizeof cache);
+  cache.capacity = T;
+  cache.k = (mhk_real *)calloc((size_t)(B * T * G * P), sizeof *cache.k);
+  cache.v = (mhk_real *)calloc((size_t)(B * T * G * P), sizeof *cache.v);
+  got = (mhk_real *)calloc((size_t)(B * T * H * P), sizeof *got);
+  for (s = 0; s < sizeof steps / sizeof *steps; s++) {
+    const mhk_index n = steps[s], shape_q[4] = {B, n, H, P}, shape_k[4] = {B, n, G, P};
+    mhk_tensor *qs = mhk_tensor_new(tape, 4, shape_q, NULL), *ks = mhk_tensor_new(tape, 4, shape_k, NULL), *vs = mhk_tensor_new(tape, 4, shape_k, NULL), *ys;
+    for (b = 0; b < B; b++) {
+      memcpy(mhk_data(qs) + b * n * H * P, mhk_data(q) + (b * T + at) * H * P, sizeof *got * (size_t)(n * H * P));
+      memcpy(mhk_data(ks) + b * n * G * P, mhk_data(k) + (b * T + at) * G * P, sizeof *got * (size_t)(n * G * P));
+      memcpy(mhk_data(vs) + b * n * G * P, mhk_data(v) + (b * T + at) * G * P, sizeof *got * (size_t)(n * G * P));
+    }
+    ys = mhk_attention(tape, qs, ks, vs, NULL, &cache);
+    for (b = 0; b < B && ys; b++) memcpy(got + (b * T + at) * H * P, mhk_data(ys) + b * n * H * P, sizeof *got * (size_t)(n * H * P));
+    at += n;
+    CHECK(cache.length == at, "the cache holds %lld tokens, not %lld", (long long)cache.length, (long long)at);
+  }
+  CHECK_CLOSE("attention with a cache", got, mhk_data(y), B * T * H * P, CLOSE);
+  {
+    const mhk_index one_q[4] = {2, 1, 4, 5}, one_k[4] = {2, 1, 2, 5};
+    y = mhk_attention(tape, mhk_tensor_new(tape, 4, one_q, NULL), mhk_tensor_new(tape, 4, one_k, NULL), mhk_tensor_new(tape, 4, one_k, NULL), NULL, &cache);
+    CHECK(!y && mhk_failed(ctx), "a full cache took another token");
+    mhk_clear_error(ctx);
+  }
+  free(cache.k), free(cache.v), free(got);
+  finish();
+}
+
+static double *plain_conv(const mhk_tensor *x, const mhk_tensor *w, const mhk_tensor *bias, int with_silu, const int32_t *doc, const mhk_real *state) {
+  const mhk_index B = x->shape[0], T = x->shape[1], C = x->shape[2], W = w->shape[2];
+  double *y = doubles(x->count);
+  mhk_index *position = (mhk_index *)malloc(sizeof *position * (size_t)(B * T)), *first = (mhk_index *)malloc(sizeof *first * (size_t)(B * T)), b, i, c, j;
+  plain_positions(doc, B, T, 0, position, first);
+  for (b = 0; b < B; b++)
+    for (i = 0; i < T; i++)
+      for (c = 0; c < C; c++) {
+        double s = bias ? (double)mhk_data(bias)[c] : 0;
+        for (j = 0; j < W; j++) {
+          const mhk_index at = i - (W - 1) + j;
+          double v = 0;
+          if (at >= first[b * T + i])
+            v = (double)mhk_data(x)[(b * T + at) * C + c];
+          else if (at < 0 && first[b * T + i] == 0 && state)
+            v = (double)state[(b * C + c) * (W - 1) + (W - 1) + at];
+          s += v * (double)mhk_data(w)[c * W + j];
+        }
+        y[(b * T + i) * C + c] = with_silu ? silu(s) : s;
+      }
+  free(position);
+  free(first);
+  return y;
+}
+
+TEST(values_conv1d) {
+  static const mhk_index lengths[] = {1, 2, 3, 4, 19, 65};
+  size_t s;
+  mhk_index W;
+  int variant;
+  start();
+  mhk_tape_record(tape, 0);
+  for (s = 0; s < sizeof lengths / sizeof *lengths; s++)
+    for (W = 2; W <= 5; W++)
+      for (variant = 0; variant < 8; variant++) {
+        const mhk_index B = 2, T = lengths[s], C = 19;
+        static const mhk_index widths[3] = {11, 1, 7};
+        mhk_tensor *x = P3(B, T, C, 1), *w = P3(C, 1, W, 2), *b = variant & 1 ? P1(C, 3) : NULL, *y, *parts[3];
+        int32_t *doc = variant & 2 ? random_documents(B, T, 9) : NULL;
+        mhk_real *state = (mhk_real *)calloc((size_t)(B * C * (W - 1)), sizeof *state), *before;
+        double *want;
+        mhk_index bb, c, j, i;
+        int wrong = 0;
+        test_fill(state, B * C * (W - 1), -1, 1, 4);
+        want = plain_conv(x, w, b, variant >> 2, doc, state);
+        before = (mhk_real *)malloc(sizeof *state * (size_t)(B * C * (W - 1)));
+        memcpy(before, state, sizeof *state * (size_t)(B * C * (W - 1)));
+        y = mhk_conv1d(tape, x, w, b, variant >> 2, doc, state);
+        CHECK_CLOSE_TO_DOUBLE("conv1d with a state", mhk_data(y), want, B * T * C, CLOSE);
+        if (!doc)
+          for (bb = 0; bb < B; bb++)
+            for (c = 0; c < C; c++)
+              for (j = 0; j < W - 1; j++) {
+                const mhk_index at = T - (W - 1) + j;
+                wrong += state[(bb * C + c) * (W - 1) + j] !=
+                         (at >= 0 ? mhk_data(x)[(bb * T + at) * C + c] : before[(bb * C + c) * (W - 1) + (W - 1) + at]);
+              }
+        CHECK(!wrong, "conv1d leaves a wrong state behind (%d of T %d, W %d)", wrong, (int)T, (int)W);
+        free(want);
+        want = plain_conv(x, w, b, variant >> 2, doc, NULL);
+        y = mhk_conv1d(tape, x, w, b, variant >> 2, doc, NULL);
+        CHECK_CLOSE_TO_DOUBLE("conv1d", mhk_data(y), want, B * T * C, CLOSE);
+        mhk_conv1d_split(tape, x, w, b, variant >> 2, doc, NULL, 3, widths, parts);
+        for (j = 0, c = 0, wrong = 0; j < 3 && y; c += widths[j++])
+          for (i = 0; i < B * T; i++)
+            wrong += memcmp(mhk_data(parts[j]) + i * widths[j], mhk_data(y) + i * C + c, sizeof *state * (size_t)widths[j]) != 0;
+        CHECK(!wrong, "conv1d_split differs from conv1d in %d places", wrong);
+        mhk_tape_reset(tape);
+        free(want), free(state), free(before), free(doc);
+      }
+  finish();
+}
+
+/* ---------------------------------------------------------------------------------------- SSD */
+
+/* y (B,T,H,P) and the final state (B,H,P,N) by the recurrence */
+static void plain_ssd(const mhk_tensor *x, const mhk_tensor *a, const mhk_tensor *Bm, const mhk_tensor *Cm, const mhk_tensor *D, const mhk_tensor *h0, const int32_t *doc,
+                      double *y, double *state) {
+  const mhk_index B = x->shape[0], T = x->shape[1], H = x->shape[2], P = x->shape[3], G = Bm->shape[2], N = Bm->shape[3];
+  mhk_index b, h, i, p, n;
+  for (b = 0; b < B; b++)
+    for (h = 0; h < H; h++) {
+      double *s = state + (b * H + h) * P * N;
+      for (p = 0; p < P * N; p++) s[p] = h0 ? (double)mhk_data(h0)[(b * H + h) * P * N + p] : 0;
+      for (i = 0; i < T; i++) {
+        const mhk_real *bv = mhk_data(Bm) + ((b * T + i) * G + h / (H / G)) * N, *cv = mhk_data(Cm) + ((b * T + i) * G + h / (H / G)) * N;
+        const int starts = i && doc && doc[b * T + i] != doc[b * T + i - 1];
+        const double decay = starts ? 0 : exp((double)mhk_data(a)[(b * T + i) * H + h]);
+        for (p = 0; p < P; p++) {
+          const double v = (double)mhk_data(x)[((b * T + i) * H + h) * P + p];
+          double out = D ? (double)mhk_data(D)[h] * v : 0;
+          for (n = 0; n < N; n++) {
+            s[p * N + n] = decay * s[p * N + n] + v * (double)bv[n];
+            out += s[p * N + n] * (double)cv[n];
+          }
+          y[((b * T + i) * H + h) * P + p] = out;
+        }
+      }
+    }
+}
+
+TEST(ssd_is_its_matrix) {
+  static const mhk_index lengths[] = {1, 2, 3, 5, 7, 13, 15, 16, 17, 31, 53, 63, 64, 65, 97, 127, 128, 129};
+  static const mhk_index chunks[] = {0, 1, 3, 16, 64};
+  static const mhk_index shapes[][4] = {{3, 3, 5, 7}, {4, 2, 16, 16}, {4, 1, 3, 33}};
+  size_t s, g, c;
+  int variant;
+  start();
+  mhk_tape_record(tape, 0);
+  for (s = 0; s < sizeof lengths / sizeof *lengths; s++)
+    for (g = 0; g < 3; g++)
+      for (variant = 0; variant < 8; variant++) {
+        const mhk_index B = 2, T = lengths[s], H = shapes[g][0], G = shapes[g][1], P = shapes[g][2], N = shapes[g][3];
+        mhk_tensor *x = P4(B, T, H, P, 1), *a = parameter5(3, B, T, H, 1, -2, -0.001, 2), *Bm = P4(B, T, G, N, 3), *Cm = P4(B, T, G, N, 4);
+        mhk_tensor *D = variant & 1 ? P1(H, 5) : NULL, *h0 = variant & 2 ? P4(B, H, P, N, 6) : NULL, *final_state, *y;
+        int32_t *doc = variant & 4 ? random_documents(B, T, s) : NULL;
+        double *want = doubles(B * T * H * P), *state = doubles(B * H * P * N);
+        mhk_ssd_desc d;
+        char name[100];
+        plain_ssd(x, a, Bm, Cm, D, h0, doc, want, state);
+        memset(&d, 0, sizeof d);
+        d.D = D, d.initial_state = h0, d.final_state = &final_state, d.doc = doc;
+        for (c = 0; c <= sizeof chunks / sizeof *chunks; c++) {
+          const int recurrent = c == sizeof chunks / sizeof *chunks;
+          d.form = recurrent ? MHK_SSD_RECURRENT : c == 0 ? MHK_SSD_AUTO : MHK_SSD_CHUNKED;
+          d.chunk = recurrent ? 0 : chunks[c];
+          final_state = NULL;
+          y = mhk_ssd(tape, x, a, Bm, Cm, &d);
+          snprintf(name, sizeof name, "ssd, T %d, shape %d, variant %d, %s %d", (int)T, (int)g, variant, recurrent ? "recurrent" : "chunk", (int)d.chunk);
+          CHECK_CLOSE_TO_DOUBLE(name, mhk_data(y), want, B * T * H * P, CLOSE);
+          CHECK_CLOSE_TO_DOUBLE(name, mhk_data(final_state), state, B * H * P * N, CLOSE);
+        }
+        if (!h0) {
+          mhk_tensor *m = mhk_ssd_matrix(tape, a, Bm, Cm, D, doc);
+          mhk_index i;
+          double *md = doubles(B * H * T * T), *mixed;
+          for (i = 0; m && i < m->count; i++) md[i] = (double)mhk_data(m)[i];
+          mixed = plain_mix(md, x, H);
+          snprintf(name, sizeof name, "ssd_matrix, T %d, shape %d, variant %d", (int)T, (int)g, variant);
+          CHECK(m && m->count == B * H * T * T, "%s: wrong size", name);
+          for (i = 0; i < B * T * H * P; i++)
+            if (!(fabs(mixed[i] - want[i]) <= 40 * CLOSE)) break;
+          CHECK(i == B * T * H * P, "%s: M x is %.9g, should be %.9g (element %lld)", name, mixed[i], want[i], (long long)i);
+          for (i = 0; i < B * H * T * T; i++)
+            if (i % T > i / T % T && md[i] != 0) break;
+          CHECK(i == B * H * T * T, "%s: not lower triangular", name);
+          free(md), free(mixed);
+        }
+        mhk_tape_reset(tape);
+        free(want), free(state), free(doc);
+      }
+  finish();
+}
+
+/* gradients of the chunked and the recurrent form against the matrix's */
+TEST(ssd_gradients_agree) {
+  static const mhk_index lengths[] = {1, 15, 16, 17, 64, 65, 131};
+  size_t s;
+  int packed, form;
+  start();
+  for (s = 0; s < sizeof lengths / sizeof *lengths; s++)
+    for (packed = 0; packed < 2; packed++) {
+      const mhk_index B = 2, T = lengths[s], H = 4, G = 2, P = 5, N = 7;
+      int32_t *doc = packed ? random_documents(B, T, 3) : NULL;
+      mhk_tensor *in[5], *y, *m;
+      mhk_real *grads[3][5], *dy = (mhk_real *)malloc(sizeof *dy * (size_t)(B * T * H * P));
+      int i;
+      in[0] = P4(B, T, H, P, 1), in[1] = parameter5(3, B, T, H, 1, -1, -0.001, 2), in[2] = P4(B, T, G, N, 3), in[3] = P4(B, T, G, N, 4), in[4] = P1(H, 5);
+      test_fill(dy, B * T * H * P, -1, 1, 6);
+      for (form = 0; form < 3; form++) {
+        if (form < 2) {
+          mhk_ssd_desc d;
+          memset(&d, 0, sizeof d);
+          d.D = in[4], d.doc = doc, d.form = form ? MHK_SSD_RECURRENT : MHK_SSD_CHUNKED, d.chunk = 16;
+          y = mhk_ssd(tape, in[0], in[1], in[2], in[3], &d);
+        } else {
+          m = mhk_ssd_matrix(tape, in[1], in[2], in[3], in[4], doc);
+          y = mhk_swap_heads(tape, mhk_matmul(tape, m, mhk_swap_heads(tape, in[0]), 0));
+        }
+        mhk_backward_from(tape, y, dy);
+        for (i = 0; i < 5; i++) {
+          grads[form][i] = (mhk_real *)malloc(sizeof ***grads * (size_t)in[i]->count);
+          memcpy(grads[form][i], in[i]->grad, sizeof ***grads * (size_t)in[i]->count);
+          mhk_zero_grad(in[i]);
+        }
+      }
+      for (form = 0; form < 2; form++)
+        for (i = 0; i < 5; i++) {
+          char name[80];
+          snprintf(name, sizeof name, "gradient of input %d, T %d, %s", i, (int)T, form ? "recurrent" : "chunked");
+          CHECK_CLOSE(name, grads[form][i], grads[2][i], in[i]->count, CLOSE_GRAD);
+        }
+      for (form = 0; form < 3; form++)
+        for (i = 0; i < 5; i++) free(grads[form][i]);
+      free(dy), free(doc);
+      mhk_tape_reset(tape);
+    }
+  finish();
+}
+
+/* strong and absent decay over a long sequence: no overflow, no loss of precision */
+TEST(ssd_long) {
+  static const double decays[] = {0, -1e-5, -0.5, -30, -300};
+  const mhk_index B = 1, T = 3000, H = 2, P = 2, N = 3;
+  size_t s;
+  start();
+  mhk_tape_record(tape, 0);
+  for (s = 0; s < sizeof decays / sizeof *decays; s++) {
+    mhk_tensor *x = P4(B, T, H, P, 1), *a = parameter5(3, B, T, H, 1, 1.1 * decays[s], decays[s], 2), *Bm = P4(B, T, H, N, 3), *Cm = P4(B, T, H, N, 4), *y;
+    double *want = doubles(B * T * H * P), *state = doubles(B * H * P * N);
+    mhk_ssd_desc d;
+    plain_ssd(x, a, Bm, Cm, NULL, NULL, NULL, want, state);
+    memset(&d, 0, sizeof d);
+    d.form = MHK_SSD_CHUNKED;
+    y = mhk_ssd(tape, x, a, Bm, Cm, &d);
+    CHECK_CLOSE_TO_DOUBLE("long ssd", mhk_data(y), want, B * T * H * P, IS_DOUBLE ? 1e-11 : 2e-5);
+    mhk_tape_reset(tape);
+    free(want), free(state);
+  }
+  finish();
+}
+
+TEST(matrix_orientation_is_fused) {
+  static const mhk_index lengths[] = {1, 2, 31, 32, 33, 64, 65, 130, 200};
+  size_t s;
+  int variant;
+  start();
+  for (s = 0; s < sizeof lengths / sizeof *lengths; s++)
+    for (variant = 0; variant < 4; variant++) {
+      const mhk_index B = 2, T = lengths[s], H = 4, G = variant & 1 ? 2 : 4, N = 7, K = variant & 1 ? 2 : 4, P = 9;
+      int32_t *doc = variant & 2 ? random_documents(B, T, s) : NULL;
+      mhk_tensor *in[4], *q = P4(B, T, H, P, 7), *k = P4(B, T, K, P, 8), *loss, *student, *teacher;
+      mhk_real *grads[4];
+      double value, relative[4], plain_relative[4] = {0, 0, 0, 0};
+      mhk_index b, h, j;
+      int i;
+      in[0] = parameter5(3, B, T, H, 1, -1, -0.001, 2), in[1] = P4(B, T, G, N, 3), in[2] = P4(B, T, G, N, 4), in[3] = variant == 1 ? NULL : P1(H, 5);
+      frozen(q), frozen(k);
+      loss = mhk_matrix_orientation(tape, in[0], in[1], in[2], in[3], q, k, doc, relative);
+      value = mhk_value(loss);
+      mhk_backward(tape, loss);
+      for (i = 0; i < 4; i++) {
+        if (!in[i]) continue;
+        grads[i] = (mhk_real *)malloc(sizeof **grads * (size_t)in[i]->count);
+        memcpy(grads[i], in[i]->grad, sizeof **grads * (size_t)in[i]->count);
+        mhk_zero_grad(in[i]);
+      }
+      student = mhk_ssd_matrix(tape, in[0], in[1], in[2], in[3], doc);
+      teacher = mhk_attention_matrix(tape, q, k, doc);
+      loss = mhk_matrix_distance(tape, student, teacher);
+      CHECK(fabs(value - mhk_value(loss)) <= 10 * CLOSE * value, "T %d, variant %d: fused %.9g, from the matrices %.9g", (int)T, variant, value, mhk_value(loss));
+      mhk_backward(tape, loss);
+      for (i = 0; i < 4; i++)
+        if (in[i]) {
+          char name[80];
+          snprintf(name, sizeof name, "orientation's gradient of input %d, T %d, variant %d", i, (int)T, variant);
+          CHECK_CLOSE(name, grads[i], in[i]->grad, in[i]->count, CLOSE_GRAD);
+          free(grads[i]);
+        }
+      for (b = 0; b < B; b++)
+        for (h = 0; h < H; h++) {
+          double off = 0, size = 0;
+          for (j = 0; j < T * T; j++) {
+            const double x = (double)mhk_data(student)[(b * H + h) * T * T + j], y = (double)mhk_data(teacher)[(b * H + h) * T * T + j];
+            off += (x - y) * (x - y), size += y * y;
+          }
+          plain_relative[h] += sqrt(off / size) / (double)B;
+        }
+      for (h = 0; h < H; h++)
+        CHECK(fabs(relative[h] - plain_relative[h]) <= 20 * CLOSE * plain_relative[h], "relative error of head %d is %.9g, should be %.9g", (int)h, relative[h], plain_relative[h]);
+      free(doc);
+      mhk_tape_reset(tape);
+    }
+  finish();
+}
+
+/* ---------------------------------------------------------------------------------------- tape */
+
+typedef struct cube_user { double factor; } cube_user;
+static void cube_forward(const mhk_op *o) {
+  const double f = ((const cube_user *)o->user)->factor;
+  mhk_index i;
+  for (i = 0; i < o->out->count; i++) mhk_data(o->out)[i] = (mhk_real)(f * pow((double)mhk_data(o->in[0])[i], 3) + (double)mhk_data(o->in[1])[i]);
+}
+static void cube_backward(const mhk_op *o) {
+  const double f = ((const cube_user *)o->user)->factor;
+  mhk_index i;
+  if (mhk_wants_grad(o->tape, o->in[0]))
+    for (i = 0; i < o->out->count; i++) o->in[0]->grad[i] += (mhk_real)(3 * f * pow((double)mhk_data(o->in[0])[i], 2) * (double)o->out->grad[i]);
+  if (mhk_wants_grad(o->tape, o->in[1]))
+    for (i = 0; i < o->out->count; i++) o->in[1]->grad[i] += o->out->grad[i];
+}
+static mhk_tensor *cube(mhk_tape *t, mhk_tensor *a, mhk_tensor *b) {
+  mhk_tensor *in[2];
+  cube_user u; /* on the stack: copied */
+  u.factor = 1.5;
+  in[0] = a, in[1] = b;
+  return a ? mhk_custom(t, 2, in, a->rank, a->shape, cube_forward, cube_backward, &u, sizeof u) : NULL;
+}
+BUILD(b_cube, cube(t, c->in[0], c->in[1]))
+
+TEST(custom_ops) {
+  op_case c;
+  mhk_tensor *a, *b, *y;
+  start();
+  a = P2(3, 5, 1), b = P2(3, 5, 2);
+  c = op(b_cube, a, b, NULL, NULL), check_gradients("an op of one's own", &c);
+  y = cube(tape, a, mhk_detach(tape, b));
+  CHECK(y && fabs((double)mhk_data(y)[7] - (1.5 * pow((double)mhk_data(a)[7], 3) + (double)mhk_data(b)[7])) < 1e-6, "wrong value");
+  mhk_zero_grad(a), mhk_zero_grad(b);
+  mhk_backward(tape, mhk_sum(tape, y));
+  CHECK(a->grad && a->grad[3] != 0, "no gradient");
+  CHECK(!b->grad || b->grad[3] == 0, "a detached input got a gradient");
+  finish();
+}
+
+TEST(checker_sees_a_wrong_gradient) { /* the checker itself: a backward that is 1 % off is found, and where */
+  op_case c;
+  mhk_gradient_report r;
+  mhk_tensor *x;
+  mhk_real before[15];
+  start();
+  x = P3(1, 3, 5, 1);
+  memcpy(before, mhk_data(x), sizeof before);
+  c = op(b_square, x, NULL, NULL, NULL);
+  CHECK(mhk_check_gradient(tape, scalar_of, &c, x, &r) <= NUMERIC, "square: %g", r.error);
+  CHECK(r.checked == 15, "%lld of 15 checked", (long long)r.checked);
+  CHECK_SAME("x after the check", mhk_data(x), before, 15);
+  c = op(b_reshape, P3(20, 30, 2, 1), NULL, NULL, NULL);
+  mhk_check_gradient(tape, scalar_of, &c, c.in[0], &r);
+  CHECK(r.checked > 128 && r.checked <= 256, "%lld checked of 1200", (long long)r.checked);
+  finish();
+}
+
+static void wrong_backward(const mhk_op *o) {
+  mhk_index i;
+  if (mhk_wants_grad(o->tape, o->in[0]))
+    for (i = 0; i < o->out->count; i++) o->in[0]->grad[i] += (i == 4 ? (mhk_real)0.5 : (mhk_real)1) * o->out->grad[i];
+}
+static void copy_forward(const mhk_op *o) { memcpy(o->out->data, o->in[0]->data, sizeof(mhk_real) * (size_t)o->out->count); }
+BUILD(b_wrong, mhk_custom(t, 1, c->in, 1, c->in[0]->shape, copy_forward, wrong_backward, NULL, 0))
+TEST(checker_finds_the_element) {
+  op_case c;
+  mhk_gradient_report r;
+  start();
+  c = op(b_wrong, P1(9, 1), NULL, NULL, NULL);
+  CHECK(mhk_check_gradient(tape, scalar_of, &c, c.in[0], &r) > 0.01, "a wrong gradient passed with error %g", r.error);
+  CHECK(r.at == 4, "the worst element is %lld, not 4", (long long)r.at);
+  finish();
+}
+
+TEST(views) {
+  const mhk_index flat = 30, two[2] = {6, 5};
+  mhk_tensor *x, *a, *b;
+  mhk_index i;
+  int wrong = 0;
+  start();
+  x = P3(2, 3, 5, 1);
+  a = mhk_reshape(tape, x, 1, &flat);
+  b = mhk_rows(tape, mhk_reshape(tape, x, 2, two), 2, 3);
+  CHECK(a && a->data == x->data && a->count == 30, "a view shares the memory");
+  CHECK(b && mhk_data(b) == mhk_data(x) + 10 && b->shape[0] == 3 && b->base && mhk_data(b->base) + b->base_offset == mhk_data(b), "rows of a view");
+  mhk_backward(tape, mhk_add(tape, mhk_sum(tape, mhk_scale(tape, a, 2)), mhk_sum(tape, mhk_scale(tape, b, 3))));
+  for (i = 0; i < 30; i++) wrong += !x->grad || x->grad[i] != (i >= 10 && i < 25 ? 5 : 2);
+  CHECK(!wrong, "%d gradients are wrong", wrong);
+  CHECK(mhk_rows(tape, x, 1, 2) == NULL && mhk_failed(ctx), "rows out of range");
+  mhk_clear_error(ctx);
+  finish();
+}
+
+TEST(no_grad_makes_no_records) {
+  mhk_tensor *x, *w;
+  mhk_tape_mark before, after;
+  mhk_model *m;
+  int32_t tokens[10];
+  int i, recorded;
+  start();
+  x = P2(3, 5, 1), w = P2(4, 5, 2);
+  before = mhk_tape_here(tape);
+  recorded = mhk_tape_record(tape, 0);
+  CHECK(recorded == 1, "recording is on at first");
+  mhk_linear(tape, x, w, NULL);
+  after = mhk_tape_here(tape);
+  CHECK(after.records == before.records, "%lld records while recording is off", (long long)(after.records - before.records));
+  CHECK(mhk_tape_record(tape, 1) == 0, "recording was off");
+  frozen(x), frozen(w);
+  mhk_linear(tape, x, w, NULL);
+  after = mhk_tape_here(tape);
+  CHECK(after.records == before.records, "%lld records of constants", (long long)(after.records - before.records));
+  w->requires_grad = 1;
+  mhk_backward(tape, mhk_sum(tape, mhk_gelu(tape, mhk_linear(tape, x, w, NULL))));
+  CHECK(w->grad && w->grad[0] != 0, "the weight has a gradient");
+  CHECK(!x->grad || x->grad[0] == 0, "a constant got a gradient");
+  /* a saved and loaded model is frozen: no record at all, no gradient memory */
+  mhk_tape_reset(tape);
+  m = model_new(ctx, HYBRID, 3);
+  mhk_save(m, test_path("frozen"), MHK_F32);
+  m = mhk_load(ctx, test_path("frozen"));
+  REQUIRE_OK(ctx);
+  model_tokens(tokens, 10, 31, 1);
+  before = mhk_tape_here(tape);
+  mhk_forward(tape, m, tokens, 2, 5, NULL);
+  after = mhk_tape_here(tape);
+  CHECK(after.records == before.records, "a frozen model leaves %lld records", (long long)(after.records - before.records));
+  for (i = 0; i < mhk_model_tensors(m); i++) CHECK(!mhk_model_tensor(m, i)->grad && !mhk_model_tensor(m, i)->requires_grad, "%s is not frozen", mhk_model_tensor(m, i)->name);
+  finish();
+}
+
+TEST(frozen_parameters_get_no_gradient) {
+  mhk_model *m;
+  mhk_tensor *logits;
+  int32_t tokens[10], labels[10];
+  int i;
+  start();
+  m = model_new(ctx, HYBRID, 3);
+  for (i = 0; i < mhk_model_tensors(m); i += 2) mhk_model_tensor(m, i)->requires_grad = 0;
+  model_zero_grads(m);
+  model_tokens(tokens, 10, 31, 1);
+  model_tokens(labels, 10, 31, 2);
+  logits = mhk_forward(tape, m, tokens, 2, 5, NULL);
+  mhk_backward(tape, mhk_cross_entropy(tape, logits, labels));
+  REQUIRE_OK(ctx);
+  for (i = 0; i < mhk_model_tensors(m); i++) {
+    const mhk_tensor *x = mhk_model_tensor(m, i);
+    double sum = 0;
+    mhk_index j;
+    for (j = 0; x->grad && j < x->count; j++) sum += fabs((double)x->grad[j]);
+    if (i % 2 == 0)
+      CHECK(sum == 0, "%s is frozen and has a gradient", x->name);
+    else
+      CHECK(sum > 0 || strstr(x->name, "k_proj.bias"), "%s has no gradient", x->name);
+  }
+  finish();
+}
+
+TEST(marks) {
+  mhk_tensor *x, *y;
+  mhk_tape_mark mark;
+  int i;
+  start();
+  x = P2(3, 5, 1);
+  y = mhk_square(tape, x);
+  mark = mhk_tape_here(tape);
+  for (i = 0; i < 100; i++) {
+    mhk_tensor *z = mhk_exp(tape, mhk_scale(tape, y, 2));
+    CHECK(z != NULL, "%s", mhk_message(ctx));
+    mhk_tape_rewind(tape, mark);
+  }
+  mhk_backward(tape, mhk_sum(tape, y));
+  for (i = 0; i < 15; i++) CHECK(x->grad && fabs((double)x->grad[i] - 2 * (double)mhk_data(x)[i]) < 1e-6, "element %d", i);
+  CHECK(mhk_tape_context(tape) == ctx, "the tape's context");
+  finish();
+}
+
+static mhk_tensor *some_block(mhk_tape *t, void *user, mhk_tensor *x) {
+  mhk_tensor **p = (mhk_tensor **)user;
+  mhk_tensor *u = mhk_layer_norm(t, x, p[0], p[1], 1e-5);
+  return mhk_linear_add(t, mhk_linear_gelu(t, u, p[2], p[3]), p[4], NULL, x);
+}
+
+TEST(recompute_is_the_same) {
+  mhk_tensor *p[5], *x, *y, *in[6];
+  mhk_real *grads[6], value[21];
+  int i, pass;
+  start();
+  p[0] = P1(7, 1), p[1] = P1(7, 2), p[2] = P2(11, 7, 3), p[3] = P1(11, 4), p[4] = P2(7, 11, 5);
+  x = P2(3, 7, 6);
+  for (i = 0; i < 5; i++) in[i] = p[i];
+  in[5] = x;
+  for (pass = 0; pass < 2; pass++) {
+    y = x;
+    for (i = 0; i < 3; i++) y = pass ? mhk_recompute(tape, some_block, p, y) : some_block(tape, p, y);
+    if (pass)
+      CHECK_SAME("value", mhk_data(y), value, 21);
+    else
+      memcpy(value, mhk_data(y), sizeof value);
+    mhk_backward(tape, mhk_sum(tape, mhk_square(tape, y)));
+    for (i = 0; i < 6; i++)
+      if (pass) {
+        CHECK_SAME("gradient", in[i]->grad, grads[i], in[i]->count);
+        free(grads[i]);
+      } else {
+        grads[i] = (mhk_real *)malloc(sizeof **grads * (size_t)in[i]->count);
+        memcpy(grads[i], in[i]->grad, sizeof **grads * (size_t)in[i]->count);
+        mhk_zero_grad(in[i]);
+      }
+    mhk_tape_reset(tape);
+  }
+  finish();
+}
+
+/* ---------------------------------------------------------------------------------------- whole models */
+
+static mhk_real *forward_backward(mhk_tape *t, mhk_model *m, const int32_t *tokens, mhk_index B, mhk_index T, const mhk_forward_desc *desc, uint64_t seed, mhk_real **grads,
+                                  mhk_index *n_grads) {
+  mhk_tensor *logits;
+  mhk_real *out, *dy;
+  model_zero_grads(m);
+  logits = mhk_forward(t, m, tokens, B, T, desc);
+  if (!logits) return NULL;
+  out = (mhk_real *)malloc(sizeof *out * (size_t)logits->count);
+  memcpy(out, logits->data, sizeof *out * (size_t)logits->count);
+  dy = (mhk_real *)malloc(sizeof *dy * (size_t)logits->count);
+  test_fill(dy, logits->count, -1, 1, seed);
+  mhk_backward_from(t, logits, dy);
+  free(dy);
+  *grads = model_numbers(m, 1, n_grads);
+  mhk_tape_reset(t);
+  return out;
+}
+
+TEST(models_recompute) {
+  int kind;
+  start();
+  for (kind = 0; kind < MODEL_KINDS; kind++) {
+    mhk_model *m = model_new(ctx, kind, 3);
+    int32_t tokens[74];
+    mhk_real *a, *b, *ga, *gb;
+    mhk_index n;
+    mhk_forward_desc d;
+    memset(&d, 0, sizeof d);
+    model_tokens(tokens, 74, 31, 1);
+    a = forward_backward(tape, m, tokens, 2, 37, NULL, 7, &ga, &n);
+    d.recompute = 1;
+    b = forward_backward(tape, m, tokens, 2, 37, &d, 7, &gb, &n);
+    REQUIRE(a && b, "%s: %s", model_kind_name(kind), mhk_message(ctx));
+    CHECK_SAME(model_kind_name(kind), b, a, 74 * 31);
+    CHECK_SAME(model_kind_name(kind), gb, ga, n);
+    free(a), free(b), free(ga), free(gb);
+    mhk_model_destroy(m);
+  }
+  finish();
+}
+
+TEST(models_packed_is_separate) {
+  static const mhk_index lengths[] = {5, 1, 17, 2, 12}; /* 37 tokens */
+  int kind;
+  start();
+  for (kind = 0; kind < MODEL_KINDS; kind++) {
+    mhk_model *m = model_new(ctx, kind, 3);
+    int32_t tokens[37], doc[37];
+    mhk_real *packed, *grads, *sum, dy[37 * 31];
+    mhk_index n, i, at = 0;
+    size_t d;
+    mhk_forward_desc f;
+    memset(&f, 0, sizeof f);
+    model_tokens(tokens, 37, 31, 1);
+    for (d = 0, i = 0; d < 5; d++)
+      for (at = 0; at < lengths[d]; at++) doc[i++] = (int32_t)(d % 2);
+    f.doc = doc;
+    packed = forward_backward(tape, m, tokens, 1, 37, &f, 7, &grads, &n);
+    REQUIRE(packed != NULL, "%s: %s", model_kind_name(kind), mhk_message(ctx));
+    test_fill(dy, 37 * 31, -1, 1, 7);
+    model_zero_grads(m);
+    for (d = 0, at = 0; d < 5; at += lengths[d++]) {
+      mhk_tensor *logits = mhk_forward(tape, m, tokens + at, 1, lengths[d], NULL);
+      char name[100];
+      snprintf(name, sizeof name, "%s, document %d", model_kind_name(kind), (int)d);
+      CHECK_CLOSE(name, packed + at * 31, mhk_data(logits), lengths[d] * 31, CLOSE);
+      mhk_backward_from(tape, logits, dy + at * 31); /* adds to what is there */
+      mhk_tape_reset(tape);
+    }
+    sum = model_numbers(m, 1, &n);
+    CHECK_CLOSE(model_kind_name(kind), grads, sum, n, CLOSE_GRAD);
+    free(packed), free(grads), free(sum);
+    mhk_model_destroy(m);
+  }
+  finish();
+}
+
+TEST(models_steps_are_prefill) {
+  static const mhk_index plans[][6] = {{37, 0, 0, 0, 0, 0}, {1, 36, 0, 0, 0, 0}, {20, 1, 1, 1, 14, 0}, {16, 16, 5, 0, 0, 0}, {2, 1, 3, 30, 1, 0}};
+  int kind;
+  size_t p, s;
+  start();
+  mhk_tape_record(tape, 0);
+  for (kind = 0; kind < MODEL_KINDS; kind++) {
+    mhk_model *m = model_new(ctx, kind, 3);
+    int32_t tokens[74];
+    mhk_real *want;
+    mhk_tensor *logits;
+    mhk_state *state;
+    model_tokens(tokens, 74, 31, 1);
+    logits = mhk_forward(tape, m, tokens, 2, 37, NULL);
+    REQUIRE(logits != NULL, "%s: %s", model_kind_name(kind), mhk_message(ctx));
+    want = (mhk_real *)malloc(sizeof *want * 74 * 31);
+    memcpy(want, logits->data, sizeof *want * 74 * 31);
+    state = mhk_state_create(m, 2, 37);
+    for (p = 0; p < 6; p++) { /* the last plan: one by one */
+      mhk_index at = 0;
+      mhk_state_reset(state);
+      for (s = 0; at < 37; s++) {
+        const mhk_index n = p == 5 ? 1 : plans[p][s];
+        int32_t some[74];
+        mhk_forward_desc f;
+        mhk_index b, i;
+        char name[100];
+        for (b = 0; b < 2; b++)
+          for (i = 0; i < n; i++) some[b * n + i] = tokens[b * 37 + at + i];
+        memset(&f, 0, sizeof f);
+        f.state = state;
+        f.last_only = s % 2 == 1;
+        logits = mhk_forward(tape, m, some, 2, n, &f);
+        REQUIRE(logits != NULL, "%s: %s", model_kind_name(kind), mhk_message(ctx));
+        at += n;
+        CHECK(mhk_state_position(state) == at, "%s: position %lld after %lld tokens", model_kind_name(kind), (long long)mhk_state_position(state), (long long)at);
+        snprintf(name, sizeof name, "%s, plan %d, token %d", model_kind_name(kind), (int)p, (int)at);
+        for (b = 0; b < 2; b++) {
+          const mhk_index rows = f.last_only ? 1 : n;
+          CHECK(logits->shape[1] == rows, "%s: %lld rows of logits", name, (long long)logits->shape[1]);
+          CHECK_CLOSE(name, mhk_data(logits) + b * rows * 31, want + (b * 37 + at - rows) * 31, rows * 31, CLOSE);
+        }
+        mhk_tape_reset(tape);
+      }
+    }
+    mhk_state_destroy(state);
+    free(want);
+    mhk_model_destroy(m);
+  }
+  finish();
+}
+
+/* packed documents with a state: the first document continues it, and the state afterwards is the last document's */
+TEST(models_packed_with_state) {
+  int kind;
+  start();
+  mhk_tape_record(tape, 0);
+  for (kind = PHI_MAMBA; kind < MODEL_KINDS; kind++) {
+    mhk_model *m;
+    int32_t tokens[30], doc[20];
+    mhk_state *state, *other;
+    mhk_forward_desc f;
+    mhk_tensor *logits;
+    mhk_real after[31], first[7 * 31];
+    int i;
+    if (kind == HYBRID) continue; /* a key/value cache is not cut at document starts */
+    m = model_new(ctx, kind, 3);
+    model_tokens(tokens, 30, 31, 1);
+    for (i = 0; i < 20; i++) doc[i] = i >= 7;
+    state = mhk_state_create(m, 1, 40);
+    other = mhk_state_create(m, 1, 40);
+    memset(&f, 0, sizeof f);
+    f.state = state;
+    mhk_forward(tape, m, tokens, 1, 9, &f); /* 9 tokens, then 7 more of the same document and 13 of a new one */
+    f.doc = doc;
+    logits = mhk_forward(tape, m, tokens + 9, 1, 20, &f);
+    REQUIRE(logits != NULL, "%s: %s", model_kind_name(kind), mhk_message(ctx));
+    memcpy(first, logits->data, sizeof first);
+    f.doc = NULL;
+    logits = mhk_forward(tape, m, tokens + 29, 1, 1, &f);
+    memcpy(after, logits->data, sizeof after);
+    f.state = NULL;
+    logits = mhk_forward(tape, m, tokens, 1, 16, &f);
+    CHECK_CLOSE(model_kind_name(kind), first, mhk_data(logits) + 9 * 31, 7 * 31, CLOSE);
+    logits = mhk_forward(tape, m, tokens + 16, 1, 14, &f);
+    if (kind != PHI_MAMBA_ROTARY) CHECK_CLOSE(model_kind_name(kind), after, mhk_data(logits) + 13 * 31, 31, CLOSE);
+    mhk_tape_reset(tape);
+    mhk_state_destroy(state);
+    mhk_state_destroy(other);
+    mhk_model_destroy(m);
+  }
+  finish();
+}
+
+TEST(models_gradients) { /* the whole model against finite differences, a few parameters of each kind */
+  int kind, i;
+  start();
+  for (kind = 0; kind < MODEL_KINDS; kind++) {
+    mhk_model *m = model_new(ctx, kind, 3);
+    int32_t tokens[14], labels[14];
+    mhk_real *analytic;
+    mhk_index n, at = 0;
+    double worst = 0, scale = 0;
+    const char *worst_name = "";
+    model_tokens(tokens, 14, 31, 1);
+    model_tokens(labels, 14, 31, 2);
+    model_zero_grads(m);
+    mhk_backward(tape, mhk_cross_entropy(tape, mhk_forward(tape, m, tokens, 2, 7, NULL), labels));
+    analytic = model_numbers(m, 1, &n);
+    for (i = 0; i < n; i++) scale = fmax(scale, fabs((double)analytic[i]));
+    mhk_tape_reset(tape);
+    mhk_tape_record(tape, 0);
+    for (i = 0; i < mhk_model_tensors(m); at += mhk_model_tensor(m, i++)->count) {
+      mhk_tensor *x = mhk_model_tensor(m, i);
+      const mhk_index j = x->count / 3;
+      const double h = IS_DOUBLE ? 1e-5 : 2e-2;
+      const mhk_real old = mhk_data(x)[j];
+      double up, down, error;
+      mhk_data(x)[j] = (mhk_real)((double)old + h);
+      up = mhk_value(mhk_cross_entropy(tape, mhk_forward(tape, m, tokens, 2, 7, NULL), labels));
+      mhk_data(x)[j] = (mhk_real)((double)old - h);
+      down = mhk_value(mhk_cross_entropy(tape, mhk_forward(tape, m, tokens, 2, 7, NULL), labels));
+      mhk_data(x)[j] = old;
+      error = fabs((up - down) / (2 * h) - (double)analytic[at + j]) / scale;
+      if (error > worst || error != error) worst = error, worst_name = x->name;
+      mhk_tape_reset(tape);
+    }
+    mhk_tape_record(tape, 1);
+    CHECK(worst <= (IS_DOUBLE ? 1e-6 : 3e-2), "%s: %s is off by %.2e of the largest gradient", model_kind_name(kind), worst_name, worst);
+    free(analytic);
+    mhk_model_destroy(m);
+  }
+  finish();
+}
+
+TEST(residuals_and_pieces) { /* mhk_forward is its pieces */
+  int kind, l;
+  start();
+  mhk_tape_record(tape, 0);
+  for (kind = 0; kind < MODEL_KINDS; kind++) {
+    mhk_model *m = model_new(ctx, kind, 3);
+    const mhk_config *c = mhk_model_config(m);
+    int32_t tokens[14];
+    mhk_tensor *residuals[8], *x, *logits;
+    mhk_forward_desc f;
+    memset(&f, 0, sizeof f);
+    f.residuals = residuals;
+    model_tokens(tokens, 14, 31, 1);
+    logits = mhk_forward(tape, m, tokens, 2, 7, &f);
+    x = mhk_forward_embedding(tape, m, tokens, 2, 7);
+    REQUIRE(logits && x, "%s: %s", model_kind_name(kind), mhk_message(ctx));
+    for (l = 0; l < c->n_layer; l++) {
+      mhk_tensor *u, *y, *M;
+      CHECK_SAME(model_kind_name(kind), mhk_data(residuals[l]), mhk_data(x), x->count);
+      u = mhk_forward_norm(tape, m, l, x);
+      y = mhk_forward_mixer(tape, m, l, u, NULL);
+      REQUIRE(u && y, "%s: %s", model_kind_name(kind), mhk_message(ctx));
+      CHECK(y->rank == 3 && y->shape[2] == c->d_model, "%s: shape of the mixer's output", model_kind_name(kind));
+      M = mhk_forward_matrix(tape, m, l, u, NULL);
+      if (kind >= MAMBA2)
+        CHECK_FAILS(ctx, MHK_ERROR_UNSUPPORTED, "Mamba-2"); /* its matrix would hold the step sizes too */
+      else
+        CHECK(M && M->rank == 4 && M->shape[2] == 7 && M->shape[3] == 7, "%s: shape of the matrix: %s", model_kind_name(kind), mhk_message(ctx));
+      x = mhk_forward_block(tape, m, l, x, NULL);
+    }
+    CHECK_SAME(model_kind_name(kind), mhk_data(residuals[c->n_layer]), mhk_data(x), x->count);
+    CHECK_SAME(model_kind_name(kind), mhk_data(mhk_forward_head(tape, m, x)), mhk_data(logits), logits->count);
+    mhk_tape_reset(tape);
+    mhk_model_destroy(m);
+  }
+  finish();
+}
+
+/* ---------------------------------------------------------------------------------------- instruction sets */
+
+TEST(instruction_sets_agree) {
+  static const mhk_isa isas[] = {MHK_ISA_SCALAR, MHK_ISA_BEST, MHK_ISA_AVX2, MHK_ISA_AVX512, MHK_ISA_NEON, MHK_ISA_WASM};
+  mhk_real *want[MODEL_KINDS], *want_grads[MODEL_KINDS];
+  const char *forced = getenv("MHK_ISA");
+  size_t s;
+  int kind;
+  memset(want, 0, sizeof want);
+  for (s = 0; s < sizeof isas / sizeof *isas; s++) {
+    mhk_context_desc d;
+    memset(&d, 0, sizeof d);
+    d.isa = isas[s];
+    ctx = mhk_create(&d);
+    if (mhk_failed(ctx)) { /* this machine has not got it */
+      CHECK(s > 1, "even %s is missing: %s", s ? "the best" : "scalar", mhk_message(ctx));
+      CHECK(mhk_message(ctx)[0] != 0, "a context failed and does not say why");
+      mhk_destroy(ctx);
+      continue;
+    }
+    if (s == 0 && !forced) CHECK(!strcmp(mhk_isa_name(ctx), "scalar"), "scalar was asked for, %s came", mhk_isa_name(ctx));
+    tape = mhk_tape_create(ctx);
+    for (kind = 0; kind < MODEL_KINDS; kind++) {
+      mhk_model *m = model_new(ctx, kind, 3);
+      int32_t tokens[74];
+      mhk_real *a, *g;
+      mhk_index n;
+      model_tokens(tokens, 74, 31, 1);
+      a = forward_backward(tape, m, tokens, 2, 37, NULL, 7, &g, &n);
+      REQUIRE(a != NULL, "%s: %s", mhk_isa_name(ctx), mhk_message(ctx));
+      if (s == 0)
+        want[kind] = a, want_grads[kind] = g;
+      else {
+        CHECK_CLOSE(mhk_isa_name(ctx), a, want[kind], 74 * 31, CLOSE);
+        CHECK_CLOSE(mhk_isa_name(ctx), g, want_grads[kind], n, CLOSE_GRAD);
+        free(a), free(g);
+      }
+      mhk_model_destroy(m);
+    }
+    finish();
+  }
+  for (kind = 0; kind < MODEL_KINDS; kind++) free(want[kind]), free(want_grads[kind]);
+}
+
+int main(int argc, char **argv) {
+  test_begin(argc, argv);
+  RUN(gradients_elementwise);
+  RUN(gradients_products);
+  RUN(gradients_mixers);
+  RUN(gradients_losses);
+  RUN(values_elementwise);
+  RUN(values_extremes);
+  RUN(values_linear);
+  RUN(values_linear_weight_gradient);
+  RUN(values_empty);
+  RUN(values_products_and_norms);
+  RUN(values_losses);
+  RUN(values_rotary);
+  RUN(values_attention);
+  RUN(attention_is_its_matrix);
+  RUN(attention_cache);
+  RUN(values_conv1d);
+  RUN(ssd_is_its_matrix);
+  RUN(ssd_gradients_agree);
+  RUN(ssd_long);
+  RUN(matrix_orientation_is_fused);
+  RUN(custom_ops);
+  RUN(checker_sees_a_wrong_gradient);
+  RUN(checker_finds_the_element);
+  RUN(views);
+  RUN(no_grad_makes_no_records);
+  RUN(frozen_parameters_get_no_gradient);
+  RUN(marks);
+  RUN(recompute_is_the_same);
+  RUN(models_recompute);
+  RUN(models_packed_is_separate);
+  RUN(models_steps_are_prefill);
+  RUN(models_packed_with_state);
+  RUN(models_gradients);
+  RUN(residuals_and_pieces);
+  RUN(instruction_sets_agree);
+  return test_end();
+}

@@ -1,0 +1,522 @@
+/* Trained models against what PyTorch computed from the same weights (the bundled teacher, or any folder of model folders with --dir),
+   and the properties of sessions and sampling. */
+#include "json.h"
+#include "models.h"
+#include <dirent.h>
+#include <sys/stat.h>
+
+static const char *folder; /* --dir: only that */
+static int models_checked, models_skipped;
+
+static int exists(const char *dir, const char *name) {
+  char path[2048];
+  struct stat info;
+  snprintf(path, sizeof path, "%s/%s", dir, name);
+  return stat(path, &info) == 0;
+}
+
+static json *open_json(const char *dir, const char *name, char **text) {
+  char path[2048];
+  snprintf(path, sizeof path, "%s/%s", dir, name);
+  *text = test_read_file(path, NULL);
+  return *text ? json_parse(*text) : NULL;
+}
+
+/* rows of text, ids, decoded */
+static void check_tokens(mhk_context *ctx, mhk_tokenizer *k, const char *dir, const char *name) {
+  char *text;
+  json *j = open_json(dir, name, &text);
+  const json *row;
+  int rows = 0, wrong = 0;
+  if (!j) return;
+  for (row = json_at(j, "rows") ? json_at(j, "rows")->child : NULL; row; row = row->next, rows++) {
+    const json *t = json_at(row, "text"), *d = json_at(row, "decoded");
+    int n = 0;
+    int32_t *want = json_ids(json_at(row, "ids"), &n), *got = (int32_t *)malloc(sizeof *got * (t->length + 1));
+    const mhk_index count = mhk_encode(k, t->text, t->length, got, (mhk_index)t->length);
+    char *back = (char *)malloc(t->length * 4 + 16);
+    mhk_index bytes;
+    int same = count == n;
+    if (same && n) same = memcmp(got, want, sizeof *got * (size_t)n) == 0;
+    CHECK(same, "%s/%s, row %d: \"%.60s\" becomes %d ids, should be %d, or they differ %s", dir, name, rows, t->text, (int)count, n, mhk_message(ctx));
+    bytes = mhk_decode(k, want, n, back, t->length * 4 + 16);
+    if (d) {
+      same = bytes == (mhk_index)d->length && memcmp(back, d->text, d->length) == 0;
+      CHECK(same, "%s/%s, row %d: decodes to \"%.*s\", should be \"%.60s\"", dir, name, rows, bytes > 60 ? 60 : bytes > 0 ? (int)bytes : 0, back, d->text);
+    }
+    wrong += !same;
+    free(want), free(got), free(back);
+  }
+  CHECK(rows > 0, "%s/%s has no rows", dir, name);
+  printf("  %-22s %d of %d texts\n", name, rows - wrong, rows);
+  json_free(j);
+  free(text);
+}
+
+static int32_t argmax(const mhk_real *x, mhk_index n, double *gap) {
+  mhk_index i, best = 0;
+  double second = -INFINITY;
+  for (i = 1; i < n; i++)
+    if (x[i] > x[best]) best = i;
+  for (i = 0; i < n; i++)
+    if (i != best && (double)x[i] > second) second = (double)x[i];
+  if (gap) *gap = (double)x[best] - second;
+  return (int32_t)best;
+}
+
+/* greedy continuation; a different pick counts only where the best two are at least 1e-3 apart */
+static int check_greedy(mhk_context *ctx, mhk_model *m, const char *what, const int32_t *prompt, int n_prompt, const int32_t *want, int n, const char *text) {
+  mhk_session_desc d;
+  mhk_session *s;
+  mhk_sampling greedy;
+  char said[4096] = "";
+  int i, same = 1;
+  memset(&d, 0, sizeof d);
+  d.capacity = n_prompt + n + 1;
+  memset(&greedy, 0, sizeof greedy);
+  greedy.temperature = -1;
+  s = mhk_session_create(m, &d);
+  mhk_feed(s, prompt, n_prompt);
+  for (i = 0; i < n && same; i++) {
+    double gap = 0;
+    int32_t best, id;
+    if (!mhk_logits(s)) break;
+    best = argmax(mhk_logits(s), mhk_model_config(m)->vocab_size, &gap);
+    id = mhk_sample(s, &greedy);
+    CHECK(id == best || (id == -1 && best == mhk_tokenizer_end(mhk_model_tokenizer(m))), "%s: greedy sampling gave %d, the largest logit is %d's", what, (int)id, (int)best);
+    if (best != want[i]) {
+      CHECK(gap < 1e-3, "%s: token %d is %d, should be %d (the gap to the next is %g)", what, i, (int)best, (int)want[i], gap);
+      same = 0;
+    }
+    if (id < 0) break;
+    if (strlen(said) + strlen(mhk_text_out(s)) < sizeof said) strcat(said, mhk_text_out(s));
+  }
+  if (same && text && *text) CHECK(strncmp(said, text, strlen(said)) == 0 && strlen(said) + 4 >= strlen(text), "%s: says \"%s\", should be \"%s\"", what, said, text);
+  CHECK_OK(ctx);
+  mhk_session_destroy(s);
+  return same;
+}
+
+static void check_model(const char *dir) {
+  mhk_context_desc cd;
+  mhk_context *ctx;
+  mhk_model *m;
+  mhk_tokenizer *k;
+  mhk_tape *tape;
+  mhk_file *f;
+  char path[2048], *text;
+  json *j;
+  if (!exists(dir, "config.json")) {
+    if (exists(dir, "expected.json")) { /* a tokenizer alone */
+      printf("%s\n", dir);
+      ctx = mhk_create(NULL);
+      k = mhk_tokenizer_load(ctx, dir);
+      CHECK(k != NULL, "%s: %s", dir, mhk_message(ctx));
+      if (k) check_tokens(ctx, k, dir, "expected.json");
+      mhk_destroy(ctx);
+    }
+    return;
+  }
+  if (!exists(dir, "model.safetensors") && !exists(dir, "model.safetensors.index.json") && exists(dir, "pytorch_model.bin")) {
+    printf("%s: skipped: pytorch_model.bin comes later\n", dir);
+    models_skipped++;
+    return;
+  }
+  printf("%s\n", dir);
+  models_checked++;
+  memset(&cd, 0, sizeof cd);
+  cd.threads = -1;
+  ctx = mhk_create(&cd);
+  m = mhk_load(ctx, dir);
+  CHECK(m != NULL, "%s: %s", dir, mhk_message(ctx));
+  if (!m) {
+    mhk_destroy(ctx);
+    return;
+  }
+  k = mhk_model_tokenizer(m);
+  if (exists(dir, "tokenizer.json")) CHECK(k != NULL, "%s: the tokenizer beside the weights was not loaded", dir);
+  if (k) check_tokens(ctx, k, dir, "tokens.json");
+  tape = mhk_tape_create(ctx);
+  mhk_tape_record(tape, 0);
+  snprintf(path, sizeof path, "%s/expected.safetensors", dir);
+  if (exists(dir, "expected.safetensors")) {
+    const mhk_file_tensor *ft, *fl, *fn;
+    const mhk_index V = mhk_model_config(m)->vocab_size;
+    f = mhk_file_open(ctx, path);
+    ft = mhk_file_find(f, "tokens");
+    fl = mhk_file_find(f, "logits");
+    fn = mhk_file_find(f, "nll");
+    CHECK(ft != NULL, "%s has no tokens %s", path, mhk_message(ctx));
+    if (ft) {
+      const mhk_index rows = ft->shape[0], T = ft->shape[1], kept = fl ? fl->shape[1] : 0;
+      int32_t *tokens = (int32_t *)malloc(sizeof *tokens * (size_t)ft->count);
+      mhk_real *want = (mhk_real *)malloc(sizeof *want * (size_t)(fl ? fl->count : 1)), *nll = (mhk_real *)malloc(sizeof *nll * (size_t)(fn ? fn->count : 1));
+      mhk_index r, i, v;
+      double worst = 0, worst_nll = 0, mean = 0;
+      mhk_file_read_i32(ctx, ft, tokens);
+      if (fl) mhk_file_read(ctx, fl, want);
+      if (fn) mhk_file_read(ctx, fn, nll);
+      for (r = 0; r < rows; r++) {
+        const mhk_tensor *logits = mhk_forward(tape, m, tokens + r * T, 1, T, NULL);
+        CHECK(logits != NULL, "%s: %s", dir, mhk_message(ctx));
+        if (!logits) break;
+        if (fl && r < fl->shape[0]) {
+          const double e = CHECK_CLOSE("logits", mhk_data(logits) + (T - kept) * V, want + r * kept * V, kept * V, 5e-5);
+          worst = fmax(worst, e);
+        }
+        for (i = 0; fn && i < T - 1; i++) {
+          const mhk_real *row = mhk_data(logits) + i * V;
+          double top = -INFINITY, sum = 0, off;
+          for (v = 0; v < V; v++) top = fmax(top, (double)row[v]);
+          for (v = 0; v < V; v++) sum += exp((double)row[v] - top);
+          off = top + log(sum) - (double)row[tokens[r * T + i + 1]] - (double)nll[r * (T - 1) + i];
+          worst_nll = fmax(worst_nll, fabs(off));
+          mean += off / (double)(rows * (T - 1));
+        }
+        mhk_tape_reset(tape);
+      }
+      CHECK(worst_nll < 1e-3, "%s: a token's negative log-likelihood is off by %g", dir, worst_nll);
+      CHECK(fabs(mean) < 1e-5, "%s: the mean negative log-likelihood is off by %g", dir, mean);
+      printf("  %-22s logits within %.1e of the largest, nll within %.1e, its mean within %.1e\n", "expected.safetensors", worst, worst_nll, fabs(mean));
+      if ((fl = mhk_file_find(f, "one_token_logits")) != NULL && fl->count == V) {
+        const mhk_tensor *logits = mhk_forward(tape, m, tokens, 1, 1, NULL);
+        mhk_real *one = (mhk_real *)malloc(sizeof *one * (size_t)V);
+        mhk_file_read(ctx, fl, one);
+        CHECK_CLOSE("one_token_logits", mhk_data(logits), one, V, 5e-5);
+        free(one);
+        mhk_tape_reset(tape);
+      }
+      free(tokens), free(want), free(nll);
+    }
+    ft = mhk_file_find(f, "greedy_prompt");
+    fl = mhk_file_find(f, "greedy_continuation");
+    if (ft && fl) {
+      int32_t *prompt = (int32_t *)malloc(sizeof *prompt * (size_t)ft->count), *want = (int32_t *)malloc(sizeof *want * (size_t)fl->count);
+      mhk_file_read_i32(ctx, ft, prompt);
+      mhk_file_read_i32(ctx, fl, want);
+      check_greedy(ctx, m, "greedy_continuation", prompt, (int)ft->count, want, (int)fl->count, NULL);
+      free(prompt), free(want);
+    }
+  }
+  j = open_json(dir, "greedy.json", &text);
+  if (j) {
+    const json *g;
+    int same = 0, all = 0;
+    for (g = json_at(j, "greedy") ? json_at(j, "greedy")->child : NULL; g; g = g->next, all++) {
+      int n_prompt, n;
+      int32_t *prompt = json_ids(json_at(g, "prompt_ids"), &n_prompt), *want = json_ids(json_at(g, "continuation_ids"), &n);
+      if (k) { /* text goes in as the teachers were trained: after one end-of-text token */
+        const char *words = json_text(g, "prompt");
+        int32_t ids[512];
+        const mhk_index count = mhk_encode(k, words, strlen(words), ids, 512);
+        CHECK(count == n_prompt - 1 && prompt[0] == mhk_tokenizer_end(k) && !memcmp(ids, prompt + 1, sizeof *ids * (size_t)count), "the prompt's ids differ: %s", words);
+      }
+      same += check_greedy(ctx, m, json_text(g, "prompt"), prompt, n_prompt, want, n, json_text(g, "text"));
+      free(prompt), free(want);
+    }
+    printf("  %-22s %d of %d continuations to the last token\n", "greedy.json", same, all);
+    json_free(j);
+    free(text);
+  }
+  CHECK_OK(ctx);
+  mhk_destroy(ctx);
+}
+
+static int by_name(const void *a, const void *b) { return strcmp((const char *)a, (const char *)b); }
+
+TEST(models) {
+  const char *dir = folder ? folder : "examples";
+  char names[256][256], path[2048];
+  DIR *d;
+  struct dirent *e;
+  int n = 0, i;
+  if (exists(dir, "config.json")) {
+    check_model(dir);
+    return;
+  }
+  d = opendir(dir);
+  REQUIRE(d != NULL, "there is no folder %s", dir);
+  while ((e = readdir(d)) != NULL && n < 256)
+    if (e->d_name[0] != '.' && strlen(e->d_name) < 256) strcpy(names[n++], e->d_name);
+  closedir(d);
+  qsort(names, (size_t)n, sizeof *names, by_name);
+  for (i = 0; i < n; i++) {
+    snprintf(path, sizeof path, "%s/%s", dir, names[i]);
+    check_model(path);
+  }
+  printf("%d models checked, %d skipped\n", models_checked, models_skipped);
+  CHECK(models_checked + models_skipped > 0, "no model folders in %s", dir);
+}
+
+/* ---------------------------------------------------------------------------------------- sessions */
+
+static mhk_sampling sampling(double temperature, int top_k, double top_p, double min_p, uint64_t seed) {
+  mhk_sampling s;
+  s.temperature = temperature;
+  s.top_k = top_k;
+  s.top_p = top_p;
+  s.min_p = min_p;
+  s.seed = seed;
+  return s;
+}
+
+TEST(feeding_in_parts) {
+  static const int parts[] = {1, 5, 1, 30};
+  int kind;
+  for (kind = 0; kind < MODEL_KINDS; kind++) {
+    mhk_context *ctx = mhk_create(NULL);
+    mhk_model *m = model_new(ctx, kind, 5);
+    mhk_session_desc d;
+    mhk_session *a, *b;
+    int32_t tokens[74], some[74];
+    int i, at = 0, row, p;
+    memset(&d, 0, sizeof d);
+    d.batch = 2;
+    d.capacity = 64;
+    model_tokens(tokens, 74, 31, 9);
+    a = mhk_session_create(m, &d);
+    b = mhk_session_create(m, &d);
+    CHECK(mhk_logits(a) == NULL, "logits before any token");
+    mhk_feed(a, tokens, 37);
+    for (p = 0; p < 4; at += parts[p++]) {
+      for (row = 0; row < 2; row++)
+        for (i = 0; i < parts[p]; i++) some[row * parts[p] + i] = tokens[row * 37 + at + i];
+      mhk_feed(b, some, parts[p]);
+    }
+    REQUIRE_OK(ctx);
+    CHECK_CLOSE(model_kind_name(kind), mhk_logits(b), mhk_logits(a), 62, 2e-5);
+    mhk_session_reset(b);
+    mhk_feed(b, tokens, 37);
+    CHECK_SAME(model_kind_name(kind), mhk_logits(b), mhk_logits(a), 62);
+    CHECK_OK(ctx);
+    mhk_destroy(ctx);
+  }
+}
+
+TEST(a_full_cache_is_an_error) {
+  mhk_context *ctx = mhk_create(NULL);
+  mhk_session_desc d;
+  mhk_session *s;
+  int32_t tokens[8] = {1, 2, 3, 4, 5, 6, 7, 8};
+  memset(&d, 0, sizeof d);
+  d.capacity = 10;
+  s = mhk_session_create(model_new(ctx, PHI, 5), &d);
+  mhk_feed(s, tokens, 8);
+  REQUIRE_OK(ctx);
+  CHECK(mhk_feed(s, tokens, 8) == MHK_ERROR_STATE, "16 tokens fit a cache of 10");
+  CHECK_FAILS(ctx, MHK_ERROR_STATE, "10");
+  s = mhk_session_create(model_new(ctx, PHI_MAMBA, 5), &d); /* a state-space model has no such limit */
+  mhk_feed(s, tokens, 8);
+  mhk_feed(s, tokens, 8);
+  CHECK_OK(ctx);
+  tokens[3] = 31;
+  mhk_feed(s, tokens, 8);
+  CHECK_FAILS(ctx, MHK_ERROR_ARGUMENT, "31");
+  mhk_destroy(ctx);
+}
+
+static void draw(mhk_session *s, const int32_t *prompt, int n_prompt, const mhk_sampling *how, int32_t *out, int n) {
+  mhk_sampling h = *how;
+  int i;
+  mhk_session_reset(s);
+  mhk_feed(s, prompt, n_prompt);
+  for (i = 0; i < n; i++) {
+    out[i] = mhk_sample(s, &h);
+    h.seed = 0;
+  }
+}
+
+TEST(sampling_properties) {
+  mhk_context *ctx = mhk_create(NULL);
+  mhk_model *m = mhk_load(ctx, "examples/tiny");
+  mhk_session *s = mhk_session_create(m, NULL);
+  static const int32_t prompt[] = {0, 47, 78, 338, 697, 259, 554};
+  int32_t a[40], b[40], greedy[40];
+  mhk_sampling h;
+  int i, same;
+  REQUIRE_OK(ctx);
+  h = sampling(-1, 0, 0, 0, 0), draw(s, prompt, 7, &h, greedy, 40);
+  h = sampling(1, 1, 0, 0, 5), draw(s, prompt, 7, &h, a, 40);
+  CHECK(!memcmp(a, greedy, sizeof a), "top_k 1 is not greedy");
+  h = sampling(1, 0, 1e-9, 0, 5), draw(s, prompt, 7, &h, a, 40);
+  CHECK(!memcmp(a, greedy, sizeof a), "a tiny top_p is not greedy");
+  h = sampling(1, 0, 0, 1, 5), draw(s, prompt, 7, &h, a, 40);
+  CHECK(!memcmp(a, greedy, sizeof a), "min_p 1 is not greedy");
+  h = sampling(1e-4, 0, 0, 0, 5), draw(s, prompt, 7, &h, a, 40);
+  CHECK(!memcmp(a, greedy, sizeof a), "a temperature near zero is not greedy");
+  h = sampling(1, 0, 0, 0, 77), draw(s, prompt, 7, &h, a, 40);
+  h = sampling(1, 0, 0, 0, 77), draw(s, prompt, 7, &h, b, 40);
+  /* the seed counts when it differs from the session's last, so the second run goes on with the generator: begin anew */
+  mhk_session_destroy(s);
+  s = mhk_session_create(m, NULL);
+  h = sampling(1, 0, 0, 0, 77), draw(s, prompt, 7, &h, b, 40);
+  CHECK(!memcmp(a, b, sizeof a), "the same seed gave something else");
+  h = sampling(1, 0, 0, 0, 78), draw(s, prompt, 7, &h, b, 40);
+  CHECK(memcmp(a, b, sizeof a) != 0, "another seed gave the same 40 tokens");
+  for (i = same = 0; i < 40; i++) same += a[i] == greedy[i];
+  CHECK(same < 40, "sampling at temperature 1 is greedy");
+  /* top_k 5: every token among the five most likely */
+  mhk_session_reset(s);
+  mhk_feed(s, prompt, 7);
+  for (i = 0; i < 40; i++) {
+    mhk_real logits[1024];
+    int32_t id;
+    int v, better = 0;
+    memcpy(logits, mhk_logits(s), sizeof logits);
+    h = sampling(2, 5, 0, 0, 0);
+    id = mhk_sample(s, &h);
+    if (id < 0) break;
+    for (v = 0; v < 1024; v++) better += logits[v] > logits[id];
+    CHECK(better < 5, "token %d has rank %d", (int)id, better + 1);
+    CHECK(mhk_text_out(s) != NULL, "no text");
+  }
+  CHECK_OK(ctx);
+  mhk_destroy(ctx);
+}
+
+TEST(sampling_frequencies) { /* 6000 draws against the probabilities */
+  mhk_context *ctx = mhk_create(NULL);
+  mhk_model *m = model_new(ctx, PHI_MAMBA, 5);
+  mhk_session *s = mhk_session_create(m, NULL);
+  const int32_t prompt[2] = {3, 4};
+  mhk_sampling h = sampling(0.7, 0, 0, 0, 12345);
+  int count[31] = {0}, i, v;
+  double p[31], sum = 0, chi = 0;
+  mhk_feed(s, prompt, 2);
+  REQUIRE_OK(ctx);
+  for (v = 0; v < 31; v++) sum += p[v] = exp((double)mhk_logits(s)[v] / 0.7);
+  for (i = 0; i < 6000; i++) {
+    int32_t id;
+    mhk_session_reset(s);
+    mhk_feed(s, prompt, 2);
+    id = mhk_sample(s, &h);
+    h.seed = 0;
+    if (id >= 0 && id < 31) count[id]++;
+  }
+  for (v = 0; v < 31; v++) chi += pow(count[v] - 6000 * p[v] / sum, 2) / (6000 * p[v] / sum);
+  CHECK(chi < 70, "chi-square %g with 30 degrees of freedom", chi); /* p = 5e-5 */
+  CHECK_OK(ctx);
+  mhk_destroy(ctx);
+}
+
+TEST(batches) { /* each row as if it were alone */
+  mhk_context *ctx = mhk_create(NULL);
+  mhk_model *m = mhk_load(ctx, "examples/tiny");
+  static const int32_t prompts[3][3] = {{0, 47, 78}, {0, 332, 467}, {0, 712, 309}};
+  mhk_session_desc d;
+  mhk_session *all, *one;
+  mhk_sampling greedy = sampling(-1, 0, 0, 0, 0), random = sampling(1, 0, 0, 0, 9);
+  int32_t tokens[20][3];
+  int i, row;
+  memset(&d, 0, sizeof d);
+  d.batch = 3;
+  d.capacity = 64;
+  all = mhk_session_create(m, &d);
+  mhk_feed(all, &prompts[0][0], 3);
+  for (i = 0; i < 20; i++) mhk_sample_batch(all, &greedy, tokens[i]);
+  REQUIRE_OK(ctx);
+  d.batch = 1;
+  one = mhk_session_create(m, &d);
+  for (row = 0; row < 3; row++) {
+    mhk_session_reset(one);
+    mhk_feed(one, prompts[row], 3);
+    for (i = 0; i < 20; i++) {
+      int32_t id;
+      double gap;
+      argmax(mhk_logits(one), 1024, &gap);
+      mhk_sample_batch(one, &greedy, &id);
+      if (id != tokens[i][row]) {
+        CHECK(gap < 1e-3, "row %d, token %d: %d in a batch, %d alone", row, i, (int)tokens[i][row], (int)id);
+        break;
+      }
+    }
+  }
+  mhk_session_reset(all);
+  mhk_feed(all, &prompts[0][0], 3);
+  for (i = 0; i < 10; i++) mhk_sample_batch(all, &random, tokens[i]);
+  for (i = 0; i < 10; i++)
+    for (row = 0; row < 3; row++) CHECK(tokens[i][row] >= 0 && tokens[i][row] < 1024, "token %d", (int)tokens[i][row]);
+  CHECK_OK(ctx);
+  mhk_destroy(ctx);
+}
+
+TEST(text_in_text_out) {
+  mhk_context *ctx = mhk_create(NULL);
+  mhk_model *m = mhk_load(ctx, "examples/tiny");
+  mhk_session *a = mhk_session_create(m, NULL), *b = mhk_session_create(m, NULL);
+  mhk_tokenizer *k = mhk_model_tokenizer(m);
+  int32_t ids[32];
+  mhk_index n;
+  ids[0] = mhk_tokenizer_end(k);
+  n = mhk_encode(k, "Once upon a time", 16, ids + 1, 31);
+  mhk_feed(a, ids, n + 1);
+  mhk_feed_text(b, "Once upon a time");
+  REQUIRE_OK(ctx);
+  CHECK_SAME("logits of text and of its ids", mhk_logits(b), mhk_logits(a), 1024);
+  n = mhk_encode(k, ", there", 7, ids, 32);
+  mhk_feed(a, ids, n);
+  mhk_feed_text(b, ", there"); /* in the middle nothing is put before it */
+  CHECK_SAME("logits of more text", mhk_logits(b), mhk_logits(a), 1024);
+  CHECK_OK(ctx);
+  mhk_destroy(ctx);
+}
+
+TEST(end_of_text) { /* -1 when the end is drawn */
+  mhk_context *ctx = mhk_create(NULL);
+  mhk_model *m = mhk_load(ctx, "examples/tiny");
+  mhk_session *s = mhk_session_create(m, NULL);
+  mhk_sampling h = sampling(1.3, 0, 0, 0, 3);
+  int i, ended = 0;
+  REQUIRE_OK(ctx);
+  for (i = 0; i < 60 && !ended; i++) {
+    int n;
+    mhk_session_reset(s);
+    mhk_feed_text(s, "The end.\n");
+    for (n = 0; n < 30; n++) {
+      const int32_t id = mhk_sample(s, &h);
+      CHECK(id != mhk_tokenizer_end(mhk_model_tokenizer(m)), "the end-of-text token came out as a token");
+      h.seed = 0;
+      if (id < 0) {
+        ended = 1;
+        break;
+      }
+    }
+  }
+  CHECK(ended, "no story ever ended");
+  CHECK_OK(ctx);
+  mhk_destroy(ctx);
+}
+
+TEST(one_file) { /* a model, its configuration and its tokenizer in one file */
+  mhk_context *ctx = mhk_create(NULL);
+  mhk_model *m = mhk_load(ctx, "examples/tiny"), *n;
+  mhk_session *a, *b;
+  mhk_save(m, test_path("tiny.safetensors"), MHK_BF16);
+  n = mhk_load(ctx, test_path("tiny.safetensors"));
+  REQUIRE_OK(ctx);
+  a = mhk_session_create(m, NULL);
+  b = mhk_session_create(n, NULL);
+  mhk_feed_text(a, "It was a dark night");
+  mhk_feed_text(b, "It was a dark night");
+  REQUIRE_OK(ctx);
+  CHECK_SAME("logits", mhk_logits(b), mhk_logits(a), 1024);
+  mhk_destroy(ctx);
+}
+
+int main(int argc, char **argv) {
+  int i;
+  test_begin(argc, argv);
+  for (i = 1; i < argc; i++)
+    if (!strcmp(argv[i], "--dir") && i + 1 < argc) folder = argv[++i];
+  RUN(models);
+  if (folder) return test_end();
+  RUN(feeding_in_parts);
+  RUN(a_full_cache_is_an_error);
+  RUN(sampling_properties);
+  RUN(sampling_frequencies);
+  RUN(batches);
+  RUN(text_in_text_out);
+  RUN(end_of_text);
+  RUN(one_file);
+  return test_end();
+}

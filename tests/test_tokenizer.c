@@ -1,0 +1,746 @@
+/* The tokenizer: against Hugging Face's answers, against itself, and against files that are wrong. */
+#include "test.h"
+#include "json.h"
+#include <time.h>
+
+#define TINY "examples/tiny"
+
+/* ids of n bytes; the caller frees them */
+static int32_t *encode(mhk_tokenizer *k, const char *text, size_t n, mhk_index *count) {
+  int32_t *ids = (int32_t *)malloc((n + 2) * sizeof *ids);
+  *count = ids ? mhk_encode(k, text, n, ids, (mhk_index)n + 2) : -1;
+  return ids;
+}
+
+/* decode(encode(text)) is text */
+static void check_round_trip(mhk_tokenizer *k, const char *what, const char *text, size_t n) {
+  mhk_index count, bytes;
+  int32_t *ids = encode(k, text, n, &count);
+  char *back = (char *)malloc(n + 1);
+  CHECK(count >= 0 && count <= (mhk_index)n, "%s: %lld ids for %lld bytes", what, (long long)count, (long long)n);
+  bytes = mhk_decode(k, ids, count, back, n + 1);
+  CHECK(bytes == (mhk_index)n && !memcmp(back, text, n), "%s: %lld bytes came back as %lld, or as others", what, (long long)n, (long long)bytes);
+  free(back);
+  free(ids);
+}
+
+/* the same ids from two tokenizers */
+static void check_same_ids(const char *what, mhk_tokenizer *a, mhk_tokenizer *b, const char *text, size_t n) {
+  mhk_index i, count[2];
+  int32_t *x = encode(a, text, n, &count[0]), *y = encode(b, text, n, &count[1]);
+  for (i = 0; i < count[0] && i < count[1] && x[i] == y[i]; i++) continue;
+  CHECK(count[0] == count[1] && i == count[0], "%s: \"%.40s\": %lld and %lld ids, the first %lld the same", what, text, (long long)count[0],
+        (long long)count[1], (long long)i);
+  free(x);
+  free(y);
+}
+
+/* The rows of a file of Hugging Face's answers. */
+static void check_rows(mhk_tokenizer *k, const char *path, int least) {
+  size_t n = 0;
+  char *text = test_read_file(path, &n);
+  json *file;
+  const json *row;
+  int rows = 0;
+  REQUIRE(text, "%s cannot be read", path);
+  file = json_parse(text);
+  CHECK((int)json_number(file, "vocab_size", -1) == mhk_tokenizer_size(k), "%s: the vocabulary has %d ids", path, mhk_tokenizer_size(k));
+  row = json_at(file, "rows");
+  for (row = row ? row->child : NULL; row; row = row->next, rows++) {
+    const json *source = json_at(row, "text"), *decoded = json_at(row, "decoded");
+    int want_n, i = 0;
+    int32_t *want = json_ids(json_at(row, "ids"), &want_n);
+    mhk_index got_n, bytes;
+    int32_t *got = encode(k, source->text, source->length, &got_n);
+    char *back = (char *)malloc(decoded->length + 1);
+    while (i < want_n && i < got_n && got[i] == want[i]) i++;
+    CHECK(got_n == want_n && i == want_n, "%s, row %d \"%.40s\": %lld ids instead of %d, the first %d right", path, rows, source->text,
+          (long long)got_n, want_n, i);
+    bytes = mhk_decode(k, want, want_n, back, decoded->length + 1);
+    CHECK(bytes == (mhk_index)decoded->length && !memcmp(back, decoded->text, decoded->length), "%s, row %d \"%.40s\" is decoded differently",
+          path, rows, source->text);
+    check_round_trip(k, path, source->text, source->length);
+    free(back);
+    free(got);
+    free(want);
+  }
+  CHECK(rows >= least, "%s has %d rows", path, rows);
+  json_free(file);
+  free(text);
+}
+
+TEST(bundled) {
+  mhk_context *ctx = mhk_create(NULL);
+  mhk_tokenizer *k = mhk_tokenizer_load(ctx, TINY), *file = mhk_tokenizer_load(ctx, TINY "/tokenizer.json");
+  size_t n = 0, length = 0;
+  char *text = test_read_file(TINY "/tokenizer.json", &n);
+  const char *json_text;
+  REQUIRE_OK(ctx);
+  check_rows(k, TINY "/tokens.json", 40);
+  check_same_ids("folder and file", k, file, "The little rabbit ran home.", 27);
+  CHECK(mhk_tokenizer_size(k) == 1024 && mhk_tokenizer_end(k) == 0, "size %d, end %ld", mhk_tokenizer_size(k), (long)mhk_tokenizer_end(k));
+  CHECK(mhk_tokenizer_id(k, "<|endoftext|>") == 0 && mhk_tokenizer_id(k, "<|endoftext") == -1 && mhk_tokenizer_id(k, "") == -1, "ids of added tokens");
+  CHECK(!strcmp(mhk_token_bytes(k, 0, &length), "<|endoftext|>") && length == 13, "the bytes of token 0");
+  CHECK(!mhk_token_bytes(k, 1024, NULL) && !mhk_token_bytes(k, -1, NULL), "ids that do not exist");
+  json_text = mhk_tokenizer_json(k, &length);
+  CHECK(json_text && text && length == n && !memcmp(json_text, text, n), "the file is kept as it is");
+  free(text);
+  mhk_destroy(ctx);
+}
+
+/* Checks a tokenizer outside the project when it is there. */
+static void check_outside(const char *folder, const char *rows) {
+  const char *shared = getenv("MOHAWK_SHARED");
+  char path[600], expected[700];
+  mhk_context *ctx;
+  mhk_tokenizer *k, *again;
+  const char *json_text;
+  size_t length = 0;
+  FILE *f;
+  snprintf(path, sizeof path, "%s/%s", shared ? shared : "../shared", folder);
+  snprintf(expected, sizeof expected, "%s/%s", path, rows);
+  f = fopen(expected, "rb");
+  if (!f) {
+    printf("skipped: %s is not there\n", expected);
+    return;
+  }
+  fclose(f);
+  ctx = mhk_create(NULL);
+  k = mhk_tokenizer_load(ctx, path);
+  if (CHECK_OK(ctx), k) {
+    check_rows(k, expected, 40);
+    json_text = mhk_tokenizer_json(k, &length);
+    again = mhk_tokenizer_parse(ctx, json_text, length);
+    if (CHECK_OK(ctx), again) {
+      check_rows(again, expected, 40);
+      CHECK(mhk_tokenizer_end(again) == mhk_tokenizer_end(k) && mhk_tokenizer_end(k) >= 0, "the end-of-text token is lost on the way through tokenizer.json");
+    }
+  }
+  mhk_destroy(ctx);
+}
+
+TEST(gpt2_and_phi) {
+  check_outside("data/tokenizers/gpt2", "expected.json");
+  check_outside("data/tokenizers/phi", "expected.json");
+  check_outside("models/small", "tokens.json");
+}
+
+/* ---- small tokenizers made here */
+
+typedef struct text {
+  char *data;
+  size_t n, room;
+} text;
+
+static void put(text *t, const char *format, ...) {
+  va_list args;
+  int n;
+  va_start(args, format);
+  n = vsnprintf(NULL, 0, format, args);
+  va_end(args);
+  if (t->n + (size_t)n + 1 > t->room) {
+    t->room = 2 * (t->room + (size_t)n + 1);
+    t->data = (char *)realloc(t->data, t->room);
+  }
+  va_start(args, format);
+  vsnprintf(t->data + t->n, (size_t)n + 1, format, args);
+  va_end(args);
+  t->n += (size_t)n;
+}
+
+/* a byte as vocabularies write it, escaped for JSON */
+static const char *byte_text(int byte) {
+  static char out[4][8];
+  static int turn;
+  char *p = out[turn++ % 4];
+  int c = byte <= 32 ? byte + 256 : byte >= 127 && byte <= 160 ? byte - 127 + 289 : byte == 173 ? 323 : byte;
+  snprintf(p, 8, "\\u%04x", (unsigned)c);
+  return p;
+}
+
+/* A tokenizer.json with the 256 bytes as ids 0 to 255. NULL: nothing there. vocabulary, merges and added are what stands in the brackets. */
+static text make_tokenizer(const char *vocabulary, const char *merges, const char *added, const char *pre_tokenizer, const char *model, const char *root) {
+  text t = {NULL, 0, 0};
+  int b;
+  put(&t, "{\"added_tokens\": [%s], \"pre_tokenizer\": %s, %s \"model\": {\"type\": \"BPE\", %s \"vocab\": {", added ? added : "",
+      pre_tokenizer ? pre_tokenizer : "{\"type\": \"ByteLevel\", \"add_prefix_space\": false, \"trim_offsets\": true}", root ? root : "", model ? model : "");
+  for (b = 0; b < 256; b++) put(&t, "%s\"%s\": %d", b ? ", " : "", byte_text(b), b);
+  put(&t, "%s}, \"merges\": [%s]}}", vocabulary ? vocabulary : "", merges ? merges : "");
+  return t;
+}
+
+static mhk_tokenizer *parse_and_free(mhk_context *ctx, text t) {
+  mhk_tokenizer *k = mhk_tokenizer_parse(ctx, t.data, t.n);
+  free(t.data);
+  return k;
+}
+
+static void check_ids(mhk_tokenizer *k, const char *source, int n, const int *want) {
+  int32_t got[64];
+  mhk_index count = mhk_encode(k, source, strlen(source), got, 64);
+  int i = 0;
+  while (i < n && i < count && got[i] == want[i]) i++;
+  CHECK(count == n && i == n, "\"%s\" is %lld ids instead of %d; at %d %ld instead of %d", source, (long long)count, n, i, i < count ? (long)got[i] : -1L,
+        i < n ? want[i] : -1);
+}
+
+/* Every code point: a letter, a number, white space or something else? A vocabulary whose merges join a last byte with x, 1 or ! shows which of
+   them stays in one word with the character. The checksum is of Hugging Face's classes, which are those of Unicode 16.0. */
+TEST(classes) {
+  static const char next[] = "x1!";
+  mhk_context *ctx = mhk_create(NULL);
+  text vocabulary = {NULL, 0, 0}, merges = {NULL, 0, 0};
+  mhk_tokenizer *k;
+  uint64_t hash = UINT64_C(0xCBF29CE484222325);
+  long counts[4] = {0, 0, 0, 0};
+  uint32_t c;
+  int b, i;
+  for (b = 0; b < 256; b++)
+    for (i = 0; i < 3; i++) {
+      put(&vocabulary, ", \"%s%c\": %d", byte_text(b), next[i], 256 + 3 * b + i);
+      put(&merges, "%s[\"%s\", \"%c\"]", b || i ? ", " : "", byte_text(b), next[i]);
+    }
+  k = parse_and_free(ctx, make_tokenizer(vocabulary.data, merges.data, NULL, NULL, NULL, NULL));
+  free(vocabulary.data);
+  free(merges.data);
+  REQUIRE_OK(ctx);
+  for (c = 0; c < 0x110000; c++) {
+    char source[8];
+    size_t n = 0;
+    int joined = 0, with = 0;
+    if (c >= 0xD800 && c < 0xE000) continue;
+    if (c < 0x80)
+      source[n++] = (char)c;
+    else {
+      if (c < 0x800)
+        source[n++] = (char)(0xC0 | c >> 6);
+      else {
+        if (c < 0x10000)
+          source[n++] = (char)(0xE0 | c >> 12);
+        else {
+          source[n++] = (char)(0xF0 | c >> 18);
+          source[n++] = (char)(0x80 | (c >> 12 & 63));
+        }
+        source[n++] = (char)(0x80 | (c >> 6 & 63));
+      }
+      source[n++] = (char)(0x80 | (c & 63));
+    }
+    for (i = 0; i < 3; i++) {
+      source[n] = next[i];
+      if (mhk_encode(k, source, n + 1, NULL, 0) == (mhk_index)n) {
+        joined++;
+        with = i;
+      }
+    }
+    with = joined == 1 ? (with + 1) % 3 : 3; /* 0 other, 1 letter, 2 number; a space goes with all, other white space with none */
+    counts[with]++;
+    hash = (hash ^ (uint64_t)with) * UINT64_C(0x100000001B3);
+  }
+  CHECK(counts[1] == 141028 && counts[2] == 1911 && counts[3] == 25, "%ld letters, %ld numbers, %ld spaces", counts[1], counts[2], counts[3]);
+  CHECK(hash == UINT64_C(0x3E1EB78B22042D10), "the classes of some characters are wrong");
+  mhk_destroy(ctx);
+}
+
+/* Words and merges, on a vocabulary where they are easy to see. */
+TEST(words) {
+  static const char vocabulary[] =
+      ", \"ab\": 256, \"abc\": 257, \"bc\": 258, \"\\u0120a\": 259, \"'s\": 260, \"\\u0120\\u0120\": 261, \"s'\": 262, \"aa\": 263";
+  static const char merges[] = "\"a b\", \"ab c\", [\"b\", \"c\"], \"\\u0120 a\", \"' s\", \"\\u0120 \\u0120\", \"s '\", \"a a\"";
+  static const int abc[] = {257}, xbc[] = {'x', 258}, spaces[] = {261, 259}, two[] = {' ', '\n', 'a'}, s[] = {'a', 260, 260};
+  static const int quote[] = {'!', '\'', 's'}, bad[] = {0xC3, 'a', 0xE2, 0x82, 'b'}, aaa[] = {263, 'a'}, last[] = {'a', 261};
+  static const int first[] = {' ', 256}, none[] = {0}, all[] = {'x', 259, '!'};
+  mhk_context *ctx = mhk_create(NULL);
+  mhk_tokenizer *k = parse_and_free(ctx, make_tokenizer(vocabulary, merges, NULL, NULL, NULL, NULL)), *prefix, *whole, *ignore;
+  REQUIRE_OK(ctx);
+  check_ids(k, "", 0, none);
+  check_ids(k, "abc", 1, abc);
+  check_ids(k, "xbc", 2, xbc);
+  check_ids(k, "   a", 2, spaces); /* the last of several spaces goes with the word */
+  check_ids(k, " \na", 3, two);
+  check_ids(k, "a's's", 3, s);
+  check_ids(k, "!'s", 3, quote); /* the run of signs took the apostrophe */
+  check_ids(k, "\xC3" "a\xE2\x82" "b", 5, bad);
+  check_ids(k, "aaa", 2, aaa);
+  check_ids(k, "a  ", 2, last);
+  check_ids(k, "x a!", 3, all);
+  prefix = parse_and_free(ctx, make_tokenizer(vocabulary, merges, NULL, "{\"type\": \"ByteLevel\", \"add_prefix_space\": true}", NULL, NULL));
+  check_ids(prefix, "ab", 2, first); /* "ab" has the lower rank than " a" */
+  whole = parse_and_free(ctx, make_tokenizer(vocabulary, merges, NULL, "{\"type\": \"ByteLevel\", \"use_regex\": false}", NULL, NULL));
+  ignore = parse_and_free(ctx, make_tokenizer(", \"xyz\": 256", NULL, NULL, NULL, "\"ignore_merges\": true,", NULL));
+  REQUIRE_OK(ctx);
+  check_ids(whole, "!'s", 2, (const int[]){'!', 260});
+  check_ids(ignore, "xyz xyz", 5, (const int[]){256, ' ', 'x', 'y', 'z'});
+  mhk_destroy(ctx);
+}
+
+TEST(added_tokens) {
+#define ADDED(id, content, strip, normalized)                                                                        \
+  "{\"id\": " #id ", \"content\": \"" content "\", \"single_word\": false, \"lstrip\": " #strip ", \"rstrip\": " #strip \
+  ", \"normalized\": " #normalized ", \"special\": false}"
+  static const char added[] = ADDED(300, "<m>", true, false) ", " ADDED(301, "aa", false, false) ", " ADDED(302, "aaaa", false, false) ", "
+      ADDED(303, "aab", false, false) ", " ADDED(304, "x<", false, true) ", " ADDED(305, "\\u00e9\\u00e9", false, true);
+  mhk_context *ctx = mhk_create(NULL);
+  mhk_tokenizer *k = parse_and_free(ctx, make_tokenizer(NULL, NULL, added, NULL, NULL, NULL));
+  REQUIRE_OK(ctx);
+  check_ids(k, "aaa", 2, (const int[]){301, 'a'});
+  check_ids(k, "aaab", 3, (const int[]){301, 'a', 'b'}); /* leftmost first, then longest */
+  check_ids(k, "aaaaab", 3, (const int[]){302, 'a', 'b'});
+  check_ids(k, "baab", 2, (const int[]){'b', 303});
+  check_ids(k, "x<m>", 2, (const int[]){'x', 300}); /* tokens that are not normalized are looked for first */
+  check_ids(k, "x<y", 2, (const int[]){304, 'y'});
+  check_ids(k, "c \n<m>\xE3\x80\x80 d", 3, (const int[]){'c', 300, 'd'});
+  check_ids(k, "<m> <m>", 2, (const int[]){300, 300});
+  check_ids(k, "\xC3\xA9\xC3\xA9", 1, (const int[]){305});
+  check_round_trip(k, "added", "aaaab x< \xC3\xA9\xC3\xA9", 13);
+  CHECK(mhk_tokenizer_id(k, "x<") == 304 && mhk_tokenizer_id(k, "aa") == 301 && mhk_tokenizer_id(k, "x") == -1, "ids of added tokens");
+  CHECK(mhk_tokenizer_size(k) == 306 && mhk_tokenizer_end(k) == -1 && !mhk_token_bytes(k, 280, NULL), "size %d", mhk_tokenizer_size(k));
+  mhk_destroy(ctx);
+}
+
+/* vocab.json with merges.txt and added_tokens.json, encoder.json with vocab.bpe: made from the bundled tokenizer.json. */
+TEST(other_layouts) {
+  static const char source[] = "The little rabbit    said: <|endoftext|>it's \xE2\x82\xAC 5.\n\n  And\tthen?   ";
+  mhk_context *ctx = mhk_create(NULL);
+  mhk_tokenizer *k = mhk_tokenizer_load(ctx, TINY), *x, *again;
+  size_t n = 0, length = 0, good;
+  char *data = test_read_file(TINY "/tokenizer.json", &n), folder[512];
+  const char *vocabulary_path = test_path("vocab.json"), *merges_path = test_path("merges.txt"), *added_path = test_path("added_tokens.json");
+  const json *merge, *vocabulary;
+  json *file;
+  text merges = {NULL, 0, 0};
+  int32_t id;
+  REQUIRE_OK(ctx);
+  REQUIRE(data, "%s cannot be read", TINY "/tokenizer.json");
+  file = json_parse(data);
+  vocabulary = json_at(file, "model.vocab");
+  put(&merges, "#version: 0.2\n");
+  for (merge = json_at(file, "model.merges")->child; merge; merge = merge->next) put(&merges, "%s %s\r\n", json_text(merge, "0"), json_text(merge, "1"));
+  remove(added_path);
+  CHECK(test_write_file(vocabulary_path, vocabulary->start, (size_t)(vocabulary->end - vocabulary->start)) &&
+            test_write_file(merges_path, merges.data, merges.n),
+        "cannot write %s", vocabulary_path);
+  snprintf(folder, sizeof folder, "%.*s", (int)(strlen(vocabulary_path) - strlen("/vocab.json")), vocabulary_path);
+  x = mhk_tokenizer_load(ctx, folder);
+  REQUIRE_OK(ctx);
+  check_same_ids("vocab.json", k, x, source, sizeof source - 1);
+  CHECK(mhk_tokenizer_end(x) == 0 && mhk_tokenizer_id(x, "<|endoftext|>") == 0, "the end-of-text token");
+  check_rows(x, TINY "/tokens.json", 40);
+  again = mhk_tokenizer_parse(ctx, mhk_tokenizer_json(x, &length), strlen(mhk_tokenizer_json(x, NULL)));
+  check_same_ids("its tokenizer.json", x, again, source, sizeof source - 1);
+  CHECK(length == strlen(mhk_tokenizer_json(x, NULL)), "the length of the tokenizer.json is %lld", (long long)length);
+  CHECK_OK(ctx);
+
+  CHECK(test_write_file(added_path, "{\"    \": 1030, \"\\t\": 1024}", 26), "cannot write %s", added_path);
+  x = mhk_tokenizer_load(ctx, merges_path);
+  REQUIRE_OK(ctx);
+  CHECK(mhk_tokenizer_size(x) == 1031 && mhk_tokenizer_id(x, "    ") == 1030 && mhk_tokenizer_id(x, "\t") == 1024, "added tokens of added_tokens.json");
+  check_round_trip(x, "added_tokens.json", source, sizeof source - 1);
+  again = mhk_tokenizer_parse(ctx, mhk_tokenizer_json(x, &length), strlen(mhk_tokenizer_json(x, NULL)));
+  check_same_ids("its tokenizer.json", x, again, source, sizeof source - 1);
+  id = 1027;
+  CHECK(mhk_decode(x, &id, 1, NULL, 0) == -1, "a gap was decoded");
+  CHECK_FAILS(ctx, MHK_ERROR_ARGUMENT, "id 1027");
+  CHECK(test_write_file(added_path, "{\"    \": 7}", 11), "cannot write %s", added_path);
+  CHECK(!mhk_tokenizer_load(ctx, folder), "id 7 is taken");
+  CHECK_FAILS(ctx, MHK_ERROR_FORMAT, "added_tokens.json");
+  CHECK(test_write_file(added_path, "[]", 2) && !mhk_tokenizer_load(ctx, folder), "added_tokens.json should be an object");
+  CHECK_FAILS(ctx, MHK_ERROR_FORMAT, "added_tokens.json should be one JSON object");
+  remove(added_path);
+
+  good = merges.n;
+  put(&merges, "\nTt he\n");
+  CHECK(test_write_file(merges_path, merges.data, merges.n) && !mhk_tokenizer_load(ctx, folder), "a merge of unknown tokens");
+  CHECK_FAILS(ctx, MHK_ERROR_FORMAT, "\"Tt\", which is not in the vocabulary");
+  merges.n = good;
+  put(&merges, "t h e\n");
+  CHECK(test_write_file(merges_path, merges.data, merges.n) && !mhk_tokenizer_load(ctx, folder), "a merge of three");
+  CHECK_FAILS(ctx, MHK_ERROR_FORMAT, "should be two tokens");
+  remove(merges_path);
+  CHECK(!mhk_tokenizer_load(ctx, folder), "merges.txt is gone");
+  CHECK_FAILS(ctx, MHK_ERROR_FILE, "merges.txt");
+  remove(vocabulary_path);
+  CHECK(!mhk_tokenizer_load(ctx, folder), "nothing there");
+  CHECK_FAILS(ctx, MHK_ERROR_FILE, "encoder.json");
+  CHECK(test_write_file(test_path("encoder.json"), vocabulary->start, (size_t)(vocabulary->end - vocabulary->start)) &&
+            test_write_file(test_path("vocab.bpe"), merges.data, good),
+        "cannot write encoder.json");
+  x = mhk_tokenizer_load(ctx, test_path("vocab.bpe"));
+  CHECK_OK(ctx);
+  check_same_ids("encoder.json", k, x, source, sizeof source - 1);
+  remove(test_path("encoder.json"));
+  remove(test_path("vocab.bpe"));
+  free(merges.data);
+  json_free(file);
+  free(data);
+  mhk_destroy(ctx);
+}
+
+/* Any bytes come back; the parts before and after a random cut, decoded one by one, too. */
+TEST(any_bytes) {
+  mhk_context *ctx = mhk_create(NULL);
+  mhk_tokenizer *k = mhk_tokenizer_load(ctx, TINY);
+  uint64_t random = 7;
+  int round, i;
+  REQUIRE_OK(ctx);
+  for (round = 0; round < 600; round++) {
+    char bytes[300];
+    const int n = (int)(test_random(&random) % sizeof bytes), kind = round % 4;
+    for (i = 0; i < n; i++) {
+      const uint64_t r = test_random(&random);
+      switch (kind) {
+        case 0: bytes[i] = (char)(unsigned char)r; break;
+        case 1: bytes[i] = (char)(0x80 | (r & 0x7F)); break;
+        case 2: bytes[i] = "abe th\n'1 <|\xE2\x82\xAC"[r % 15]; break;
+        default: bytes[i] = "abcd"[r % 4];
+      }
+    }
+    check_round_trip(k, "random bytes", bytes, (size_t)n);
+  }
+  mhk_destroy(ctx);
+}
+
+/* Merging by hand, one pair at a time, for words short and long: the lowest rank first, the leftmost of them first. */
+TEST(merge_order) {
+  mhk_context *ctx = mhk_create(NULL);
+  mhk_tokenizer *k = mhk_tokenizer_load(ctx, TINY);
+  size_t n = 0;
+  char *data = test_read_file(TINY "/tokenizer.json", &n);
+  json *file;
+  const json *m;
+  int merges = 0, round, i, j;
+  int32_t(*pair)[3];
+  uint64_t random = 11;
+  REQUIRE_OK(ctx);
+  REQUIRE(data, "%s cannot be read", TINY "/tokenizer.json");
+  file = json_parse(data);
+  pair = (int32_t(*)[3])malloc((size_t)json_at(file, "model.merges")->n * sizeof *pair);
+  for (m = json_at(file, "model.merges")->child; m; m = m->next) {
+    char whole[64];
+    const json *id;
+    int part;
+    for (part = 0; part < 3; part++) {
+      snprintf(whole, sizeof whole, "%s%s", part == 1 ? "" : json_text(m, "0"), part == 0 ? "" : json_text(m, "1"));
+      for (id = json_at(file, "model.vocab")->child; id && strcmp(id->key, whole); id = id->next) continue;
+      pair[merges][part] = id ? (int32_t)id->number : -1;
+    }
+    merges++;
+  }
+  for (round = 0; round < 40; round++) {
+    char word[200];
+    int32_t ids[200], got[200];
+    int count = 2 + (int)(test_random(&random) % (round % 2 ? 30 : 190));
+    mhk_index got_n;
+    for (i = 0; i < count; i++) word[i] = "etaoinshrdlu"[test_random(&random) % (round % 3 ? 12 : 3)];
+    for (i = 0; i < count; i++) mhk_encode(k, word + i, 1, &ids[i], 1);
+    got_n = mhk_encode(k, word, (size_t)count, got, 200);
+    for (;;) {
+      int best = merges, at = 0;
+      for (i = 0; i + 1 < count; i++)
+        for (j = 0; j < best; j++)
+          if (pair[j][0] == ids[i] && pair[j][1] == ids[i + 1]) {
+            best = j;
+            at = i;
+          }
+      if (best == merges) break;
+      ids[at] = pair[best][2];
+      count--;
+      for (i = at + 1; i < count; i++) ids[i] = ids[i + 1];
+    }
+    CHECK(got_n == count && !memcmp(got, ids, (size_t)count * sizeof *ids), "round %d: %lld ids instead of %d, or others", round, (long long)got_n, count);
+  }
+  free(pair);
+  json_free(file);
+  free(data);
+  mhk_destroy(ctx);
+}
+
+/* A megabyte of several kinds. Nothing is timed against a limit: quadratic time would take hours. */
+TEST(megabyte) {
+  static const char *const parts[] = {"a",   "The little rabbit ran home, and then it's late. ", " ", "\n",
+                                      "the", "<|endoftext", "\xE6\x97\xA5\xE6\x9C\xAC", "\x80", "!?"};
+  mhk_context *ctx = mhk_create(NULL);
+  mhk_tokenizer *k = mhk_tokenizer_load(ctx, TINY);
+  const size_t n = 1000000;
+  char *big = (char *)malloc(n), what[64];
+  size_t i, p;
+  REQUIRE_OK(ctx);
+  for (p = 0; p < sizeof parts / sizeof *parts; p++) {
+    const size_t length = strlen(parts[p]);
+    const clock_t start = clock();
+    for (i = 0; i < n; i++) big[i] = parts[p][i % length];
+    snprintf(what, sizeof what, "a megabyte of \"%.12s\"", parts[p]);
+    check_round_trip(k, what, big, n);
+    if (test_state.verbose) printf("%s: %.2f s\n", what, (double)(clock() - start) / CLOCKS_PER_SEC);
+  }
+  CHECK_OK(ctx);
+  free(big);
+  mhk_destroy(ctx);
+}
+
+TEST(room) {
+  mhk_context *ctx = mhk_create(NULL);
+  mhk_tokenizer *k = mhk_tokenizer_load(ctx, TINY);
+  static const char source[] = "The little rabbit ran home.";
+  int32_t ids[32], some[32];
+  char out[64];
+  mhk_index n, bytes;
+  REQUIRE_OK(ctx);
+  n = mhk_encode(k, source, sizeof source - 1, ids, 32);
+  memset(some, 0xFF, sizeof some);
+  CHECK(mhk_encode(k, source, sizeof source - 1, some, 3) == n && some[2] == ids[2] && some[3] == -1, "only three ids fit");
+  CHECK(mhk_encode(k, source, sizeof source - 1, NULL, 0) == n, "counting ids");
+  memset(out, '#', sizeof out);
+  bytes = mhk_decode(k, ids, n, out, 5);
+  CHECK(bytes == (mhk_index)sizeof source - 1 && !memcmp(out, "The l#", 6), "only five bytes fit");
+  CHECK(mhk_decode(k, ids, n, NULL, 0) == bytes && mhk_decode(k, NULL, 0, NULL, 0) == 0, "counting bytes");
+  ids[1] = 5000;
+  CHECK(mhk_decode(k, ids, n, out, sizeof out) == -1, "id 5000 was decoded");
+  CHECK_FAILS(ctx, MHK_ERROR_ARGUMENT, "id 5000 at place 1");
+  CHECK(mhk_encode(NULL, source, 1, ids, 1) == -1 && mhk_decode(NULL, ids, 1, out, 1) == -1 && mhk_tokenizer_size(NULL) == 0 &&
+            mhk_tokenizer_end(NULL) == -1 && mhk_tokenizer_id(NULL, "a") == -1 && !mhk_token_bytes(NULL, 0, NULL) &&
+            !mhk_tokenizer_json(NULL, NULL) && !mhk_tokenizer_load(NULL, TINY) && !mhk_tokenizer_parse(NULL, "{}", 2),
+        "NULL");
+  mhk_tokenizer_destroy(NULL);
+  CHECK(mhk_encode(k, NULL, 1, ids, 1) == -1, "no text");
+  CHECK_FAILS(ctx, MHK_ERROR_ARGUMENT, "no text");
+  CHECK(!mhk_tokenizer_load(ctx, NULL) && mhk_encode(k, "a", 1, ids, 1) == -1, "a failed context does nothing");
+  CHECK_FAILS(ctx, MHK_ERROR_ARGUMENT, "path");
+  mhk_tokenizer_destroy(k);
+  mhk_destroy(ctx);
+}
+
+/* Pieces of a text, cut everywhere: always whole characters, and together what Python's decode(errors="replace") gives. */
+TEST(streaming) {
+  static const char source[] = "a\xC3\xA9\xE2\x82\xAC\xF0\x9F\x98\x80|\x80\xC0\xC3z\xE2\x82z\xF0\x9F\x98z\xED\xA0\x80\xE0\x80\xF4\x90\xF5\xFF\xF0\x9F";
+#define R "\xEF\xBF\xBD"
+  static const char want[] = "a\xC3\xA9\xE2\x82\xAC\xF0\x9F\x98\x80|" R R R "z" R "z" R "z" R R R R R R R R R R;
+  const size_t n = sizeof source - 1;
+  size_t step, i;
+  for (step = 1; step <= n; step++) {
+    mhk_stream s;
+    char out[256], *piece;
+    size_t used = 0;
+    memset(&s, 0, sizeof s);
+    for (i = 0; i < n; i += step) {
+      const size_t length = n - i < step ? n - i : step, room = 3 * (length + 4);
+      size_t got;
+      piece = (char *)malloc(room); /* of its own, so that the address sanitizer sees one byte too many */
+      got = mhk_stream_push(&s, source + i, length, piece);
+      CHECK(got <= room && (got == 0 || ((unsigned char)piece[0] & 0xC0) != 0x80), "a piece starts inside a character");
+      memcpy(out + used, piece, got);
+      used += got;
+      free(piece);
+    }
+    used += mhk_stream_finish(&s, out + used);
+    CHECK(used == sizeof want - 1 && !memcmp(out, want, used), "pieces of %lld bytes give other text (%lld bytes)", (long long)step, (long long)used);
+    CHECK(mhk_stream_finish(&s, out) == 0, "nothing is held after the end");
+  }
+  CHECK(mhk_stream_push(NULL, "a", 1, NULL) == 0 && mhk_stream_finish(NULL, NULL) == 0, "NULL");
+}
+
+TEST(wrong_files) {
+  static const struct wrong {
+    const char *vocabulary, *merges, *added, *pre_tokenizer, *model, *root;
+    mhk_result code;
+    const char *message;
+  } wrong[] = {
+      {", \"aa\": 5", NULL, NULL, NULL, NULL, NULL, MHK_ERROR_FORMAT, "id 5 is given to \"aa\""},
+      {", \"a\": 256", NULL, NULL, NULL, NULL, NULL, MHK_ERROR_FORMAT, "twice"},
+      {", \"aa\": -1", NULL, NULL, NULL, NULL, NULL, MHK_ERROR_FORMAT, "the id of token \"aa\""},
+      {", \"aa\": 1.5", NULL, NULL, NULL, NULL, NULL, MHK_ERROR_FORMAT, "the id of token \"aa\""},
+      {", \"aa\": \"256\"", NULL, NULL, NULL, NULL, NULL, MHK_ERROR_FORMAT, "the id of token \"aa\""},
+      {", \"aa\": 1e300", NULL, NULL, NULL, NULL, NULL, MHK_ERROR_FORMAT, "the id of token \"aa\""},
+      {", \"aa\": 2147483646", NULL, NULL, NULL, NULL, NULL, MHK_ERROR_FORMAT, "far beyond"},
+      {", \"aa\": 99999999999999999999", NULL, NULL, NULL, NULL, NULL, MHK_ERROR_FORMAT, "the id of token \"aa\""},
+      {", \"\": 256", NULL, NULL, NULL, NULL, NULL, MHK_ERROR_FORMAT, "empty"},
+      {", \"a\\u0000\": 256", NULL, NULL, NULL, NULL, NULL, MHK_ERROR_FORMAT, "zero character"},
+      {NULL, "\"a b\"", NULL, NULL, NULL, NULL, MHK_ERROR_FORMAT, "makes a token"},
+      {NULL, "\"a bb\"", NULL, NULL, NULL, NULL, MHK_ERROR_FORMAT, "names \"bb\""},
+      {NULL, "[\"aa\", \"b\"]", NULL, NULL, NULL, NULL, MHK_ERROR_FORMAT, "names \"aa\""},
+      {NULL, "\"ab\"", NULL, NULL, NULL, NULL, MHK_ERROR_FORMAT, "the merge at byte"},
+      {NULL, "\"a  b\"", NULL, NULL, NULL, NULL, MHK_ERROR_FORMAT, "the merge at byte"},
+      {NULL, "[\"a\"]", NULL, NULL, NULL, NULL, MHK_ERROR_FORMAT, "the merge at byte"},
+      {NULL, "[\"a\", 3]", NULL, NULL, NULL, NULL, MHK_ERROR_FORMAT, "the merge at byte"},
+      {NULL, "7", NULL, NULL, NULL, NULL, MHK_ERROR_FORMAT, "the merge at byte"},
+      {NULL, NULL, "{\"id\": 5, \"content\": \"<q>\"}", NULL, NULL, NULL, MHK_ERROR_FORMAT, "another token"},
+      {NULL, NULL, "{\"id\": 256, \"content\": \"a\"}", NULL, NULL, NULL, MHK_ERROR_FORMAT, "another one in the vocabulary"},
+      {NULL, NULL, "{\"id\": 256, \"content\": \"<q>\"}, {\"id\": 256, \"content\": \"<r>\"}", NULL, NULL, NULL, MHK_ERROR_FORMAT, "another token"},
+      {NULL, NULL, "{\"id\": 256, \"content\": \"<q>\"}, {\"id\": 257, \"content\": \"<q>\"}", NULL, NULL, NULL, MHK_ERROR_FORMAT, "twice"},
+      {NULL, NULL, "{\"id\": 97, \"content\": \"a\"}, {\"id\": 97, \"content\": \"a\"}", NULL, NULL, NULL, MHK_ERROR_FORMAT, "twice"},
+      {NULL, NULL, "{\"id\": 256}", NULL, NULL, NULL, MHK_ERROR_FORMAT, "no text"},
+      {NULL, NULL, "{\"content\": \"<q>\"}", NULL, NULL, NULL, MHK_ERROR_FORMAT, "the id of token"},
+      {NULL, NULL, "{\"id\": 256, \"content\": \"\"}", NULL, NULL, NULL, MHK_ERROR_FORMAT, "empty"},
+      {NULL, NULL, "{\"id\": 256, \"content\": \"<q>\", \"lstrip\": 1}", NULL, NULL, NULL, MHK_ERROR_FORMAT, "\"lstrip\""},
+      {NULL, NULL, "{\"id\": 256, \"content\": \"<q>\", \"single_word\": true}", NULL, NULL, NULL, MHK_ERROR_UNSUPPORTED, "single_word"},
+      {NULL, NULL, "3", NULL, NULL, NULL, MHK_ERROR_FORMAT, "no text"},
+      {NULL, NULL, NULL, "null", NULL, NULL, MHK_ERROR_UNSUPPORTED, "pre_tokenizer null"},
+      {NULL, NULL, NULL, "3", NULL, NULL, MHK_ERROR_UNSUPPORTED, "pre_tokenizer without a type"},
+      {NULL, NULL, NULL, "{\"type\": \"Whitespace\"}", NULL, NULL, MHK_ERROR_UNSUPPORTED, "pre_tokenizer Whitespace"},
+      {NULL, NULL, NULL, "{\"type\": \"Sequence\", \"pretokenizers\": [{\"type\": \"Digits\"}, {\"type\": \"ByteLevel\"}]}", NULL, NULL,
+       MHK_ERROR_UNSUPPORTED, "pre_tokenizer Sequence"},
+      {NULL, NULL, NULL, "{\"type\": \"ByteLevel\", \"use_regex\": 0}", NULL, NULL, MHK_ERROR_FORMAT, "\"use_regex\""},
+      {NULL, NULL, NULL, NULL, "\"byte_fallback\": true,", NULL, MHK_ERROR_UNSUPPORTED, "byte_fallback"},
+      {NULL, NULL, NULL, NULL, "\"dropout\": 0.1,", NULL, MHK_ERROR_UNSUPPORTED, "dropout"},
+      {NULL, NULL, NULL, NULL, "\"end_of_word_suffix\": \"</w>\",", NULL, MHK_ERROR_UNSUPPORTED, "end_of_word_suffix"},
+      {NULL, NULL, NULL, NULL, "\"continuing_subword_prefix\": \"##\",", NULL, MHK_ERROR_UNSUPPORTED, "continuing_subword_prefix"},
+      {NULL, NULL, NULL, NULL, NULL, "\"normalizer\": {\"type\": \"NFC\"},", MHK_ERROR_UNSUPPORTED, "normalizer NFC"},
+      {NULL, NULL, NULL, NULL, NULL, "\"decoder\": {\"type\": \"Metaspace\"},", MHK_ERROR_UNSUPPORTED, "decoder Metaspace"},
+  };
+  static const char *const texts[][2] = {{"", "value"}, {"{}", "no \"model\""}, {"[]", "no \"model\""}, {"{\"model\": {\"type\": \"Unigram\"}}", "Unigram"},
+                                         {"{\"pre_tokenizer\": {\"type\": \"ByteLevel\"}, \"model\": {\"vocab\": [], \"merges\": []}}", "\"vocab\""},
+                                         {"{\"pre_tokenizer\": {\"type\": \"ByteLevel\"}, \"model\": {\"vocab\": {}}}", "\"merges\""},
+                                         {"{\"pre_tokenizer\": {\"type\": \"ByteLevel\"}, \"model\": {\"vocab\": {}, \"merges\": []}}",
+                                          "no token for byte 0x00"},
+                                         {"{\"pre_tokenizer\": {\"type\": \"ByteLevel\"}, \"model\": {\"vocab\": {}, \"merges\": []}, \"added_tokens\": {}}",
+                                          "added_tokens"}};
+  test_memory memory;
+  mhk_context_desc desc;
+  mhk_context *ctx;
+  size_t i, before;
+  memset(&memory, 0, sizeof memory);
+  memset(&desc, 0, sizeof desc);
+  desc.allocator.alloc = test_alloc;
+  desc.allocator.release = test_release;
+  desc.allocator.user = &memory;
+  ctx = mhk_create(&desc);
+  for (i = 0; i < sizeof wrong / sizeof *wrong; i++) {
+    const struct wrong *w = &wrong[i];
+    mhk_tokenizer *k = parse_and_free(ctx, make_tokenizer(w->vocabulary, w->merges, w->added, w->pre_tokenizer, w->model, w->root));
+    CHECK(!k, "case %d was taken", (int)i);
+    CHECK_FAILS(ctx, w->code, w->message);
+    mhk_tokenizer_destroy(k);
+  }
+  for (i = 0; i < sizeof texts / sizeof *texts; i++) {
+    CHECK(!mhk_tokenizer_parse(ctx, texts[i][0], strlen(texts[i][0])), "\"%s\" was taken", texts[i][0]);
+    if (mhk_error(ctx) == MHK_ERROR_UNSUPPORTED)
+      CHECK_FAILS(ctx, MHK_ERROR_UNSUPPORTED, texts[i][1]);
+    else
+      CHECK_FAILS(ctx, MHK_ERROR_FORMAT, texts[i][1]);
+  }
+  CHECK(!mhk_tokenizer_parse(ctx, NULL, 0), "no text");
+  CHECK_FAILS(ctx, MHK_ERROR_ARGUMENT, "no text");
+  CHECK(!mhk_tokenizer_load(ctx, "no/such/folder"), "nothing there");
+  CHECK_FAILS(ctx, MHK_ERROR_FILE, "no/such/folder");
+  CHECK(!mhk_tokenizer_load(ctx, TINY "/config.json"), "that is no tokenizer");
+  CHECK_FAILS(ctx, MHK_ERROR_FORMAT, "no \"model\"");
+  before = memory.bytes;
+  CHECK(before < 4000000, "%lld bytes are held though no tokenizer was made", (long long)before);
+  mhk_destroy(ctx);
+  CHECK(memory.blocks == 0 && !memory.wrong_size, "%lld blocks leaked", (long long)memory.blocks);
+}
+
+/* Random damage: an error or a tokenizer that works, never a crash. */
+TEST(damaged_files) {
+  static const char source[] = "abc aa  ab's\n12 <q>  \xE2\x82\xAC\xFF zz";
+  mhk_context *ctx = mhk_create(NULL);
+  text t = make_tokenizer(", \"ab\": 256, \"abc\": 257, \"aa\": 258, \"\\u0120a\": 259", "\"a b\", [\"ab\", \"c\"], \"a a\", \"\\u0120 a\"",
+                          "{\"id\": 260, \"content\": \"<q>\", \"lstrip\": true, \"rstrip\": true, \"normalized\": false}, "
+                          "{\"id\": 261, \"content\": \"zz\"}",
+                          NULL, "\"dropout\": null, \"ignore_merges\": false,", "\"normalizer\": null, \"decoder\": {\"type\": \"ByteLevel\"},");
+  char *copy = (char *)malloc(2 * t.n);
+  uint64_t random = 3;
+  int round, good = 0;
+  for (round = 0; round < 3000; round++) {
+    size_t n = t.n, at, length;
+    int edits = 1 + (int)(test_random(&random) % 3);
+    mhk_tokenizer *k;
+    memcpy(copy, t.data, n);
+    while (edits-- > 0) {
+      at = (size_t)(test_random(&random) % n);
+      if (test_random(&random) % 2) at = (size_t)(test_random(&random) % 2 ? n - 1 - at % 200 : at % 400); /* more at both ends: the middle is dull */
+      length = (size_t)(test_random(&random) % 12);
+      if (length > n - at) length = n - at;
+      switch (test_random(&random) % 4) {
+        case 0: copy[at] = (char)test_random(&random); break;
+        case 1: copy[at] = "0123456789{}[]\",:\\ae"[test_random(&random) % 20]; break;
+        case 2:
+          memmove(copy + at, copy + at + length, n - at - length);
+          n -= length;
+          break;
+        default: memmove(copy + at, copy + (size_t)(test_random(&random) % (n - length)), length); break;
+      }
+    }
+    k = mhk_tokenizer_parse(ctx, copy, n);
+    CHECK((k != NULL) == !mhk_failed(ctx), "round %d: a result and an error, or neither", round);
+    if (k) {
+      int32_t ids[64];
+      mhk_index i, count = mhk_encode(k, source, sizeof source - 1, ids, 64);
+      CHECK(count > 0 && count < 64, "round %d: %lld ids", round, (long long)count);
+      for (i = 0; i < count; i++) CHECK(mhk_token_bytes(k, ids[i], NULL) != NULL, "round %d: id %ld does not exist", round, (long)ids[i]);
+      good++;
+    }
+    mhk_clear_error(ctx);
+    mhk_tokenizer_destroy(k);
+  }
+  CHECK(good > 50 && good < 2950, "%d of %d damaged files were taken", good, round);
+  free(copy);
+  free(t.data);
+  mhk_destroy(ctx);
+}
+
+/* The n-th allocation fails, for every n: an error, nothing leaked, nothing crashed. */
+TEST(out_of_memory) {
+  char word[200];
+  long fail_at;
+  int done = 0;
+  const char *vocabulary_path = test_path("memory/vocab.json"), *merges_path = test_path("memory/merges.txt");
+  char folder[512], command[600];
+  text t = make_tokenizer(", \"aa\": 256", "\"a a\"", "{\"id\": 257, \"content\": \"<q>\"}",
+                          "{\"type\": \"ByteLevel\", \"add_prefix_space\": true}", NULL, NULL);
+  const char *vocabulary = strstr(t.data, "\"vocab\": ") + 9;
+  snprintf(folder, sizeof folder, "%.*s", (int)(strlen(vocabulary_path) - strlen("/vocab.json")), vocabulary_path);
+  snprintf(command, sizeof command, "mkdir -p %s", folder);
+  REQUIRE(system(command) == 0 && test_write_file(vocabulary_path, vocabulary, (size_t)(strchr(vocabulary, '}') + 1 - vocabulary)) &&
+              test_write_file(merges_path, "a a\n", 4),
+          "cannot write %s", vocabulary_path);
+  memset(word, 'a', sizeof word);
+  for (fail_at = 1; !done && fail_at < 5000; fail_at++) {
+    test_memory memory;
+    mhk_context_desc desc;
+    mhk_context *ctx;
+    memset(&memory, 0, sizeof memory);
+    memset(&desc, 0, sizeof desc);
+    desc.allocator.alloc = test_alloc;
+    desc.allocator.release = test_release;
+    desc.allocator.user = &memory;
+    memory.fail_at = fail_at;
+    ctx = mhk_create(&desc);
+    if (ctx) {
+      mhk_tokenizer *k = mhk_tokenizer_parse(ctx, t.data, t.n), *pair = mhk_tokenizer_load(ctx, folder);
+      int32_t ids[256];
+      mhk_index n = mhk_encode(k, word, sizeof word, ids, 256);
+      const char *json_text = mhk_tokenizer_json(pair, NULL);
+      if (mhk_failed(ctx))
+        CHECK(mhk_error(ctx) == MHK_ERROR_MEMORY && (n == -1 || !json_text), "allocation %ld failed: %s", fail_at, mhk_message(ctx));
+      else {
+        CHECK(n == 101 && json_text, "%lld ids", (long long)n); /* the space and a hundred pairs */
+        done = 1;
+      }
+    }
+    mhk_destroy(ctx);
+    CHECK(memory.blocks == 0 && memory.bytes == 0 && !memory.wrong_size, "allocation %ld failed: %lld blocks leaked", fail_at, (long long)memory.blocks);
+  }
+  CHECK(done && fail_at > 10, "%ld allocations are not enough", fail_at);
+  remove(vocabulary_path);
+  remove(merges_path);
+  free(t.data);
+}
+
+int main(int argc, char **argv) {
+  test_begin(argc, argv);
+  RUN(bundled);
+  RUN(gpt2_and_phi);
+  RUN(classes);
+  RUN(words);
+  RUN(added_tokens);
+  RUN(other_layouts);
+  RUN(any_bytes);
+  RUN(merge_order);
+  RUN(megabyte);
+  RUN(room);
+  RUN(streaming);
+  RUN(wrong_files);
+  RUN(damaged_files);
+  RUN(out_of_memory);
+  return test_end();
+}

@@ -1,0 +1,696 @@
+/* cli.c: see cli.h */
+#include "cli.h"
+#include <ctype.h>
+#include <errno.h>
+#include <math.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#if defined(_WIN32)
+#include <direct.h>
+#include <io.h>
+#define isatty _isatty
+#define fileno _fileno
+#else
+#include <sys/ioctl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+#endif
+
+static struct {
+  const char *program;
+  int terminal;  /* stderr is one: lines may redraw themselves */
+  int line_open; /* a redrawn line is on the screen, not ended */
+  int quiet;
+  double every;
+} cli;
+
+static volatile sig_atomic_t cli_signalled;
+
+/* ---------------------------------------------------------------- messages */
+
+void cli_start(const char *program) {
+  const char *term = getenv("TERM");
+  cli.program = program;
+  cli.terminal = isatty(fileno(stderr)) && !(term && strcmp(term, "dumb") == 0);
+  cli.every = 10;
+}
+
+const char *cli_program(void) { return cli.program; }
+
+void cli_progress_clear(void) {
+  if (cli.line_open) fputs("\r\033[K", stderr);
+  cli.line_open = 0;
+}
+
+static void message(const char *start, const char *format, va_list args) {
+  cli_progress_clear();
+  fputs(start, stderr);
+  vfprintf(stderr, format, args);
+  fputc('\n', stderr);
+}
+
+int cli_error(const char *format, ...) {
+  va_list args;
+  va_start(args, format);
+  message("mohawk: ", format, args);
+  va_end(args);
+  return CLI_FAILED;
+}
+
+void cli_note(const char *format, ...) {
+  va_list args;
+  if (cli.quiet) return;
+  va_start(args, format);
+  message("mohawk: ", format, args);
+  va_end(args);
+}
+
+int cli_context_error(const mhk_context *ctx) { return cli_error("%s", mhk_message(ctx)); }
+
+static void log_message(void *user, mhk_log_level level, const char *text) {
+  (void)user;
+  if (level == MHK_LOG_WARNING) cli_note("%s", text); /* errors are told once, by who gives up */
+}
+
+mhk_context *cli_context(int threads) {
+  mhk_context_desc desc;
+  mhk_context *ctx;
+  memset(&desc, 0, sizeof desc);
+  desc.log = log_message;
+  desc.threads = threads == 0 ? -1 : threads;
+  ctx = mhk_create(&desc);
+  if (mhk_failed(ctx)) {
+    cli_context_error(ctx);
+    mhk_destroy(ctx);
+    return NULL;
+  }
+  return ctx;
+}
+
+static int colour(FILE *out) {
+  const char *no = getenv("NO_COLOR"), *term = getenv("TERM");
+  return !(no && *no) && isatty(fileno(out)) && !(term && strcmp(term, "dumb") == 0);
+}
+
+const char *cli_bold(FILE *out) { return colour(out) ? "\033[1m" : ""; }
+const char *cli_plain(FILE *out) { return colour(out) ? "\033[0m" : ""; }
+
+static void print_quoted(FILE *out, const char *word) {
+  const char *c;
+  int plain = *word != 0;
+  for (c = word; *c; c++)
+    if (!isalnum((unsigned char)*c) && !strchr("-_./,:=+@%", *c)) plain = 0;
+  if (plain) {
+    fputs(word, out);
+    return;
+  }
+  fputc('\'', out);
+  for (c = word; *c; c++) {
+    if (*c == '\'') fputs("'\\''", out);
+    else fputc(*c, out);
+  }
+  fputc('\'', out);
+}
+
+void cli_print_command(FILE *out, const char *command, int argc, char **argv, const char *without) {
+  int i;
+  print_quoted(out, cli.program);
+  fprintf(out, " %s", command);
+  for (i = 0; i < argc; i++) {
+    if (without && strcmp(argv[i], without) == 0) continue;
+    fputc(' ', out);
+    print_quoted(out, argv[i]);
+  }
+  fputc('\n', out);
+}
+
+/* ---------------------------------------------------------------- options */
+
+/* the least number of letters to insert, drop or exchange */
+static int edit_distance(const char *a, const char *b) {
+  int row[64], n = (int)strlen(b), i, j;
+  if (n > 62) return 99;
+  for (j = 0; j <= n; j++) row[j] = j;
+  for (i = 0; a[i]; i++) {
+    int diagonal = row[0];
+    row[0] = i + 1;
+    for (j = 0; j < n; j++) {
+      int up = row[j + 1], best = diagonal + (a[i] != b[j]);
+      if (up + 1 < best) best = up + 1;
+      if (row[j] + 1 < best) best = row[j] + 1;
+      row[j + 1] = best;
+      diagonal = up;
+    }
+  }
+  return row[n];
+}
+
+const char *cli_nearest(const char *typed, const char *const *list, int n) {
+  const char *best = NULL;
+  int i, least = (int)strlen(typed) / 2 + 1;
+  for (i = 0; i < n; i++) {
+    int d = edit_distance(typed, list[i]);
+    if (strncmp(list[i], typed, strlen(typed)) == 0) d = 0; /* the start of a longer word */
+    if (d < least) {
+      least = d;
+      best = list[i];
+    }
+  }
+  return best;
+}
+
+double cli_number_at(const cli_numbers *numbers, int i, double otherwise) {
+  double x = otherwise;
+  if (numbers->n == 1) x = numbers->value[0];
+  if (numbers->n > i) x = numbers->value[i];
+  return isnan(x) ? otherwise : x;
+}
+
+/* text wrapped at 96 columns, each line after the first indented */
+static void print_wrapped(FILE *out, const char *text, int indent) {
+  int column = indent, first = 1;
+  while (*text) {
+    int word = (int)strcspn(text, " ");
+    if (!first && column + 1 + word > 96) {
+      fprintf(out, "\n%*s", indent, "");
+      column = indent;
+    } else if (!first) {
+      fputc(' ', out);
+      column++;
+    }
+    fprintf(out, "%.*s", word, text);
+    column += word;
+    first = 0;
+    text += word + (text[word] == ' ');
+  }
+  fputc('\n', out);
+}
+
+static void print_option(FILE *out, const cli_option *o) {
+  int column;
+  if (o->kind == CLI_HEADING) {
+    fprintf(out, "\n%s%s%s\n", cli_bold(out), o->help, cli_plain(out));
+    return;
+  }
+  column = fprintf(out, "  --%s%s%s", o->name, o->argument ? " " : "", o->argument ? o->argument : "");
+  if (column > 27) {
+    fputc('\n', out);
+    column = 0;
+  }
+  fprintf(out, "%*s", 29 - column, "");
+  print_wrapped(out, o->help, 29);
+}
+
+static void print_command_help(FILE *out, const cli_command *c) {
+  int i;
+  fprintf(out, "usage: mohawk %s %s\n\n", c->name, c->synopsis);
+  print_wrapped(out, c->about, 0);
+  if (c->options[0].kind != CLI_HEADING) fprintf(out, "\n%soptions%s\n", cli_bold(out), cli_plain(out));
+  for (i = 0; i < c->n_options; i++) print_option(out, &c->options[i]);
+  fprintf(out, "  --help                     this text\n\n%sexample%s\n  %s\n", cli_bold(out), cli_plain(out),
+          c->example);
+}
+
+/* a number with an optional k, M or G; returns what follows it, or NULL */
+static const char *read_number(const char *text, double *value) {
+  char *end;
+  double x = strtod(text, &end);
+  if (end == text || !isfinite(x)) return NULL;
+  if (*end == 'k' || *end == 'K') {
+    x *= 1e3;
+    end++;
+  } else if (*end == 'M' || *end == 'm') {
+    x *= 1e6;
+    end++;
+  } else if (*end == 'G' || *end == 'g') {
+    x *= 1e9;
+    end++;
+  }
+  *value = x;
+  return end;
+}
+
+static int bad_value(const cli_option *o, const char *text) {
+  const char *what = o->kind == CLI_NUMBERS ? "a list of numbers" : o->kind == CLI_REAL ? "a number" : "a whole number";
+  if (o->kind == CLI_CHOICE) {
+    cli_error("--%s %s is not one of %s", o->name, text, o->argument);
+  } else if (o->high >= 1e5) { /* far beyond what anybody would type */
+    cli_error("--%s %s is not %s of %g or more", o->name, text, what, o->low);
+  } else {
+    cli_error("--%s %s is not %s from %g to %g", o->name, text, what, o->low, o->high);
+  }
+  return CLI_USAGE;
+}
+
+static int in_bounds(const cli_option *o, double x) {
+  return (o->low == 0 && o->high == 0) || (x >= o->low && x <= o->high);
+}
+
+static int set_numbers(const cli_option *o, const char *text) {
+  cli_numbers *list = (cli_numbers *)o->value;
+  const char *p = text;
+  list->n = 0;
+  for (;;) {
+    double x = NAN;
+    const char *end = *p == '-' && (p[1] == ',' || p[1] == 0) ? p + 1 : read_number(p, &x);
+    if (!end || (*end != ',' && *end != 0) || list->n == CLI_MAX_LIST || (!isnan(x) && !in_bounds(o, x)))
+      return bad_value(o, text);
+    list->value[list->n++] = x;
+    if (*end == 0) return CLI_GO;
+    p = end + 1;
+  }
+}
+
+static int set_choice(const cli_option *o, const char *text) {
+  const char *word = o->argument;
+  size_t n = strlen(text);
+  int i;
+  for (i = 0; *word; i++) {
+    size_t k = strcspn(word, "|");
+    if (k == n && strncmp(word, text, n) == 0) {
+      *(int *)o->value = i;
+      return CLI_GO;
+    }
+    word += k;
+    if (*word == '|') word++;
+  }
+  return bad_value(o, text);
+}
+
+static int set_number(const cli_option *o, const char *text) {
+  double x = 0;
+  const char *end = read_number(text, &x);
+  if (!end || *end || !in_bounds(o, x)) return bad_value(o, text);
+  if (o->kind == CLI_REAL) {
+    *(double *)o->value = x;
+  } else if (floor(x + 0.5) != x || fabs(x) > (o->kind == CLI_INT ? 2e9 : 9e15)) {
+    return bad_value(o, text);
+  } else if (o->kind == CLI_INT) {
+    *(int *)o->value = (int)x;
+  } else {
+    *(mhk_index *)o->value = (mhk_index)x;
+  }
+  return CLI_GO;
+}
+
+static int set_option(const cli_option *o, const char *text) {
+  switch (o->kind) {
+    case CLI_TEXT: *(const char **)o->value = text; return CLI_GO;
+    case CLI_NUMBERS: return set_numbers(o, text);
+    case CLI_CHOICE: return set_choice(o, text);
+    case CLI_INT:
+    case CLI_COUNT:
+    case CLI_REAL: return set_number(o, text);
+    case CLI_FILES:
+    case CLI_FLAG:
+    case CLI_HEADING: break;
+  }
+  return CLI_GO;
+}
+
+static int add_file(cli_files *files, const char *path, const char *what) {
+  if (files->n == CLI_MAX_LIST) {
+    cli_error("more than %d files for %s: join some of them", CLI_MAX_LIST, what);
+    return CLI_USAGE;
+  }
+  files->path[files->n++] = path;
+  return CLI_GO;
+}
+
+static int unknown_option(const cli_command *c, const char *typed, size_t length) {
+  const char *names[128], *near;
+  char word[128];
+  int i, n = 0;
+  for (i = 0; i < c->n_options && n < 127; i++)
+    if (c->options[i].name) names[n++] = c->options[i].name;
+  names[n++] = "help";
+  if (length >= sizeof word) length = sizeof word - 1;
+  memcpy(word, typed, length);
+  word[length] = 0;
+  near = cli_nearest(word, names, n);
+  if (near) {
+    cli_error("there is no option --%s: did you mean --%s?", word, near);
+  } else {
+    cli_error("there is no option --%s: `mohawk %s --help` lists them", word, c->name);
+  }
+  return CLI_USAGE;
+}
+
+int cli_missing(const cli_command *c, const char *option) {
+  cli_error("%s needs %s (`mohawk %s --help` explains)", c->name, option, c->name);
+  return CLI_USAGE;
+}
+
+/* argument i belongs to option o; value is what stood after "=", or NULL. Returns CLI_GO or the exit code; moves i on.
+   */
+static int take_option(const cli_option *o, const char *value, int argc, char **argv, int *i) {
+  if (o->kind == CLI_FLAG) {
+    if (value) {
+      cli_error("--%s takes no value", o->name);
+      return CLI_USAGE;
+    }
+    *(int *)o->value = 1;
+    return CLI_GO;
+  }
+  if (!value) {
+    if (*i + 1 >= argc || strncmp(argv[*i + 1], "--", 2) == 0) {
+      cli_error("--%s needs a value: --%s %s", o->name, o->name, o->argument);
+      return CLI_USAGE;
+    }
+    value = argv[++*i];
+  }
+  if (o->kind == CLI_FILES) {
+    int code = add_file((cli_files *)o->value, value, o->name);
+    while (code == CLI_GO && *i + 1 < argc && strncmp(argv[*i + 1], "--", 2) != 0)
+      code = add_file((cli_files *)o->value, argv[++*i], o->name);
+    return code;
+  }
+  return set_option(o, value);
+}
+
+int cli_parse(const cli_command *c, int argc, char **argv) {
+  int i, k, code, options = 1;
+  for (i = 0; i < argc; i++) {
+    const char *a = argv[i];
+    size_t length;
+    if (options && strcmp(a, "--") == 0) {
+      options = 0;
+      continue;
+    }
+    if (options && (strcmp(a, "--help") == 0 || strcmp(a, "-h") == 0)) {
+      print_command_help(stdout, c);
+      return CLI_OK;
+    }
+    if (!options || strncmp(a, "--", 2) != 0) {
+      if (!c->rest) {
+        cli_error("\"%s\" belongs to no option (`mohawk %s --help` explains)", a, c->name);
+        return CLI_USAGE;
+      }
+      code = add_file(c->rest, a, c->name);
+      if (code != CLI_GO) return code;
+      continue;
+    }
+    a += 2;
+    length = strcspn(a, "=");
+    for (k = 0; k < c->n_options; k++)
+      if (c->options[k].name && strlen(c->options[k].name) == length && strncmp(c->options[k].name, a, length) == 0)
+        break;
+    if (k == c->n_options) return unknown_option(c, a, length);
+    code = take_option(&c->options[k], a[length] == '=' ? a + length + 1 : NULL, argc, argv, &i);
+    if (code != CLI_GO) return code;
+  }
+  return CLI_GO;
+}
+
+/* ---------------------------------------------------------------- numbers */
+
+static const char *scaled(double n, const char *const *units, cli_buffer *b) {
+  int i = 0;
+  while (fabs(n) >= 999.5 && i < 4) {
+    n /= 1000;
+    i++;
+  }
+  snprintf(b->text, sizeof b->text, "%.*f%s", i == 0 ? 0 : fabs(n) < 9.995 ? 2 : fabs(n) < 99.95 ? 1 : 0, n, units[i]);
+  return b->text;
+}
+
+const char *cli_count(double n, cli_buffer *b) {
+  static const char *const units[] = {"", " k", " M", " G", " T"};
+  return scaled(n, units, b);
+}
+
+const char *cli_bytes(double n, cli_buffer *b) {
+  static const char *const units[] = {" bytes", " kB", " MB", " GB", " TB"};
+  return scaled(n, units, b);
+}
+
+const char *cli_time(double seconds, cli_buffer *b) {
+  double s = seconds > 0 ? floor(seconds + 0.5) : 0, h = floor(s / 3600), m = floor((s - h * 3600) / 60);
+  if (!(seconds < 3.6e7)) {
+    snprintf(b->text, sizeof b->text, "?");
+  } else if (h > 0) {
+    snprintf(b->text, sizeof b->text, "%.0f:%02.0f:%02.0f", h, m, s - h * 3600 - m * 60);
+  } else {
+    snprintf(b->text, sizeof b->text, "%.0f:%02.0f", m, s - m * 60);
+  }
+  return b->text;
+}
+
+/* ---------------------------------------------------------------- time, memory, files, signals */
+
+double cli_clock(void) {
+#if defined(_WIN32)
+  return (double)clock() / CLOCKS_PER_SEC;
+#else
+  struct timespec now;
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+#endif
+}
+
+/* the number after key in a file of lines, or -1 */
+static double number_in_file(const char *path, const char *key) {
+  char line[256];
+  double x = -1;
+  FILE *f = fopen(path, "r");
+  if (!f) return -1;
+  while (x < 0 && fgets(line, sizeof line, f))
+    if (strncmp(line, key, strlen(key)) == 0 && (isdigit((unsigned char)line[strlen(key)]) || line[strlen(key)] == ' '))
+      x = strtod(line + strlen(key), NULL);
+  fclose(f);
+  return x;
+}
+
+double cli_memory_free(void) {
+  double bytes = number_in_file("/proc/meminfo", "MemAvailable:") * 1024;
+  double limit = number_in_file("/sys/fs/cgroup/memory.max", ""),
+         used = number_in_file("/sys/fs/cgroup/memory.current", "");
+#if defined(_SC_PHYS_PAGES) && defined(_SC_PAGESIZE)
+  if (bytes < 0) bytes = (double)sysconf(_SC_PHYS_PAGES) * (double)sysconf(_SC_PAGESIZE);
+#endif
+  if (limit > 0 && used >= 0 && (bytes < 0 || limit - used < bytes)) bytes = limit - used;
+  return bytes > 0 ? bytes : 0;
+}
+
+int cli_exists(const char *path) {
+  FILE *f = fopen(path, "rb");
+  if (f) fclose(f);
+  return f != NULL;
+}
+
+static int make_folder(const char *path) {
+#if defined(_WIN32)
+  return _mkdir(path) == 0 || errno == EEXIST;
+#else
+  return mkdir(path, 0777) == 0 || errno == EEXIST;
+#endif
+}
+
+int cli_make_folders(const char *path) {
+  char part[1024];
+  size_t i, n = strlen(path);
+  if (n == 0 || n >= sizeof part) return cli_error("the folder name \"%.80s\" is %s", path, n ? "too long" : "empty");
+  for (i = 1; i <= n; i++) {
+    if (path[i] != '/' && path[i] != 0) continue;
+    memcpy(part, path, i);
+    part[i] = 0;
+    if (!make_folder(part)) return cli_error("the folder %s cannot be made: %s", part, strerror(errno));
+  }
+  return CLI_GO;
+}
+
+int cli_join(char *out, size_t capacity, const char *folder, const char *name) {
+  size_t n = strlen(folder);
+  int slash = n > 0 && folder[n - 1] != '/';
+  int length = snprintf(out, capacity, "%s%s%s", folder, slash ? "/" : "", name);
+  return length >= 0 && (size_t)length < capacity ? CLI_GO : cli_error("the path %s/%s is too long", folder, name);
+}
+
+int cli_output_open(cli_output *o, const char *path) {
+  if (strlen(path) >= sizeof o->path) return cli_error("the path %s is too long", path);
+  strcpy(o->path, path);
+  snprintf(o->temporary, sizeof o->temporary, "%s.new", path);
+  o->file = fopen(o->temporary, "wb");
+  return o->file ? CLI_GO : cli_error("%s cannot be written: %s", o->temporary, strerror(errno));
+}
+
+int cli_output_close(cli_output *o) {
+  int bad = ferror(o->file);
+  if (fclose(o->file) != 0) bad = 1;
+#if defined(_WIN32)
+  if (!bad) remove(o->path); /* rename does not replace there */
+#endif
+  if (!bad && rename(o->temporary, o->path) == 0) return CLI_GO;
+  cli_error("%s cannot be written: %s", o->path, strerror(errno));
+  remove(o->temporary);
+  return CLI_FAILED;
+}
+
+static void on_signal(int number) {
+  cli_signalled = 1;
+  signal(number, SIG_DFL); /* the second one ends the program */
+}
+
+void cli_catch_signals(void) {
+#if defined(_WIN32)
+  signal(SIGINT, on_signal);
+#else
+  struct sigaction action;
+  memset(&action, 0, sizeof action);
+  action.sa_handler = on_signal;
+  action.sa_flags = SA_RESTART;
+  sigemptyset(&action.sa_mask);
+  sigaction(SIGINT, &action, NULL);
+  sigaction(SIGTERM, &action, NULL);
+#endif
+}
+
+int cli_stopped(void) { return cli_signalled != 0; }
+
+/* ---------------------------------------------------------------- progress */
+
+void cli_quiet(int quiet) { cli.quiet = quiet; }
+void cli_every(double seconds) { cli.every = seconds; }
+
+static int screen_width(void) {
+  const char *columns = getenv("COLUMNS");
+  int width = columns ? atoi(columns) : 0;
+#if defined(TIOCGWINSZ)
+  struct winsize size;
+  if (ioctl(fileno(stderr), TIOCGWINSZ, &size) == 0 && size.ws_col > 0) width = size.ws_col;
+#endif
+  return width >= 20 ? width : 80;
+}
+
+int cli_progress_due(const cli_progress *p, int last) {
+  if (cli.quiet) return 0;
+  if (last || p->shown <= 0) return 1;
+  return cli_clock() - p->shown >= (cli.terminal ? 0.1 : cli.every);
+}
+
+void cli_progress_show(cli_progress *p, int last, const char *format, ...) {
+  char line[512];
+  va_list args;
+  if (!cli_progress_due(p, last)) return;
+  va_start(args, format);
+  vsnprintf(line, sizeof line, format, args);
+  va_end(args);
+  fflush(stdout); /* the lines of both streams in order */
+  if (cli.terminal) {
+    int width = screen_width() - 1;
+    if (!last && width < (int)sizeof line) line[width] = 0;
+    fprintf(stderr, "\r%s\033[K%s", line, last ? "\n" : "");
+  } else {
+    fprintf(stderr, "%s\n", line);
+  }
+  fflush(stderr);
+  cli.line_open = cli.terminal && !last;
+  p->shown = cli_clock();
+}
+
+const char *cli_bar(double share, cli_buffer *b) {
+  int i, n = (int)(20 * (share < 0 ? 0 : share > 1 ? 1 : share) + 1e-9);
+  for (i = 0; i < 20; i++) b->text[i] = i < n ? '#' : '-';
+  b->text[20] = 0;
+  return b->text;
+}
+
+void cli_task_start(cli_task *task, const char *title, const char *what, double each) {
+  memset(task, 0, sizeof *task);
+  task->title = title;
+  task->what = what;
+  task->started = cli_clock();
+  task->each = each;
+  task->first = -1;
+}
+
+int cli_task_report(void *user, mhk_index done, mhk_index total) {
+  cli_task *task = (cli_task *)user;
+  double seconds = cli_clock() - task->started, share = total > 0 ? (double)done / (double)total : 1, rate;
+  cli_buffer bar, speed, left;
+  if (task->first < 0) task->first = done;
+  if (cli_stopped()) return 1;
+  if (!cli_progress_due(&task->progress, 0)) return 0;
+  rate = seconds > 0 ? (double)(done - task->first) / seconds : 0;
+  if (rate <= 0) return 0;
+  cli_progress_show(&task->progress, 0, "%-9s %-15s %s  %3.0f %%   %s tokens/s   %s left", task->title, task->what,
+                    cli_bar(share, &bar), 100 * share, cli_count(rate * task->each, &speed),
+                    cli_time((double)(total - done) / rate, &left));
+  return 0;
+}
+
+/* ---------------------------------------------------------------- JSON */
+
+void json_start(cli_json *j, FILE *out, int lines) {
+  memset(j, 0, sizeof *j);
+  j->out = out;
+  j->lines = lines;
+}
+
+static void json_quoted(FILE *out, const char *text, size_t length) {
+  size_t i;
+  fputc('"', out);
+  for (i = 0; i < length; i++) {
+    unsigned char c = (unsigned char)text[i];
+    if (c == '"' || c == '\\') {
+      fprintf(out, "\\%c", c);
+    } else if (c < 0x20 || c == 0x7f) {
+      fprintf(out, "\\u%04x", (unsigned)c);
+    } else {
+      fputc(c, out);
+    }
+  }
+  fputc('"', out);
+}
+
+static void json_key(cli_json *j, const char *key) {
+  if (j->depth > 0) {
+    if (j->filled[j->depth]++) fputs(j->lines && j->depth == 1 ? "," : ", ", j->out);
+    if (j->lines && j->depth == 1) fputs("\n  ", j->out);
+  }
+  if (key) {
+    json_quoted(j->out, key, strlen(key));
+    fputs(": ", j->out);
+  }
+}
+
+void json_open(cli_json *j, const char *key, char bracket) {
+  json_key(j, key);
+  fputc(bracket, j->out);
+  if (j->depth < 15) j->depth++;
+  j->close[j->depth] = bracket == '{' ? '}' : ']';
+  j->filled[j->depth] = 0;
+}
+
+void json_close(cli_json *j) {
+  if (j->lines && j->depth == 1) fputc('\n', j->out);
+  fputc(j->close[j->depth], j->out);
+  if (--j->depth == 0) {
+    fputc('\n', j->out);
+    fflush(j->out);
+  }
+}
+
+void json_bytes(cli_json *j, const char *key, const char *text, size_t length) {
+  json_key(j, key);
+  json_quoted(j->out, text, length);
+}
+
+void json_text(cli_json *j, const char *key, const char *text) { json_bytes(j, key, text, strlen(text)); }
+
+void json_real(cli_json *j, const char *key, double value) {
+  json_key(j, key);
+  if (isfinite(value)) {
+    fprintf(j->out, "%.9g", value);
+  } else {
+    fputs("null", j->out);
+  }
+}
+
+void json_count(cli_json *j, const char *key, double value) {
+  json_key(j, key);
+  fprintf(j->out, "%.0f", value);
+}

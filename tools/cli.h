@@ -1,0 +1,154 @@
+/* cli.h: what the subcommands of mohawk share: options, messages, progress, JSON, files, signals. */
+#ifndef MOHAWK_CLI_H
+#define MOHAWK_CLI_H
+
+#ifndef _POSIX_C_SOURCE
+#define _POSIX_C_SOURCE 200809L /* isatty, sigaction, clock_gettime; this file therefore comes first */
+#endif
+
+#include "../mohawk.h"
+#include <stdio.h>
+
+#if defined(__GNUC__) || defined(__clang__)
+#define CLI_PRINTF(text, first) __attribute__((format(printf, text, first)))
+#else
+#define CLI_PRINTF(text, first)
+#endif
+
+/* ---- exit codes. CLI_GO: no reason to exit */
+enum { CLI_GO = -1, CLI_OK = 0, CLI_FAILED = 1, CLI_USAGE = 2 };
+
+/* ---- options */
+
+#define CLI_MAX_LIST 64
+typedef struct cli_files {
+  const char *path[CLI_MAX_LIST];
+  int n;
+} cli_files;
+typedef struct cli_numbers {
+  double value[CLI_MAX_LIST];
+  int n;
+} cli_numbers; /* NaN where "-" was written */
+
+typedef enum cli_kind {
+  CLI_HEADING, /* no option: a heading in the help */
+  CLI_FLAG,    /* int, becomes 1 */
+  CLI_TEXT,    /* const char * */
+  CLI_INT,     /* int */
+  CLI_COUNT,   /* mhk_index; k, M and G are understood in all numbers */
+  CLI_REAL,    /* double */
+  CLI_NUMBERS, /* cli_numbers, separated by commas */
+  CLI_CHOICE,  /* int: the place of the word in argument "a|b|c" */
+  CLI_FILES    /* cli_files: everything up to the next option */
+} cli_kind;
+
+typedef struct cli_option {
+  const char *name;     /* without the dashes */
+  const char *argument; /* as the help shows it; NULL: none */
+  cli_kind kind;
+  void *value;      /* holds the default when parsing starts */
+  double low, high; /* bounds of numbers; both 0: none */
+  const char *help;
+} cli_option;
+
+typedef struct cli_command {
+  const char *name, *synopsis, *about, *example;
+  const cli_option *options;
+  int n_options;
+  cli_files *rest; /* arguments that belong to no option; NULL: not allowed */
+} cli_command;
+
+/* Returns CLI_GO, CLI_OK after --help, CLI_USAGE after a mistake that has been explained. */
+int cli_parse(const cli_command *command, int argc, char **argv);
+/* Complains that an option is missing. Returns CLI_USAGE. */
+int cli_missing(const cli_command *command, const char *option);
+/* The word in list (n of them) nearest to what was typed, or NULL when none is near. */
+const char *cli_nearest(const char *typed, const char *const *list, int n);
+/* Entry i of numbers that are given once for all or once for each; otherwise where nothing was given. */
+double cli_number_at(const cli_numbers *numbers, int i, double otherwise);
+
+/* ---- messages, all on stderr as "mohawk: sentence" */
+void cli_start(const char *program);
+const char *cli_program(void);
+CLI_PRINTF(1, 2) int cli_error(const char *format, ...); /* returns CLI_FAILED */
+CLI_PRINTF(1, 2) void cli_note(const char *format, ...);
+int cli_context_error(const mhk_context *ctx); /* the context's sentence; returns CLI_FAILED */
+mhk_context *cli_context(int threads);         /* a context whose warnings go to stderr */
+const char *cli_bold(FILE *out);               /* "" where colour is not wanted */
+const char *cli_plain(FILE *out);
+/* The command line again, quoted for the shell, without the flag given in without. */
+void cli_print_command(FILE *out, const char *command, int argc, char **argv, const char *without);
+
+/* ---- numbers as people read them; all return text in buffer */
+typedef struct cli_buffer {
+  char text[64];
+} cli_buffer;
+const char *cli_count(double n, cli_buffer *b);      /* 1.06 M */
+const char *cli_bytes(double n, cli_buffer *b);      /* 31.2 GB */
+const char *cli_time(double seconds, cli_buffer *b); /* 1:02:03 */
+
+/* ---- time, memory, files, signals */
+double cli_clock(void);
+double cli_memory_free(void); /* bytes; 0: unknown */
+int cli_exists(const char *path);
+int cli_make_folders(const char *path); /* CLI_GO, or CLI_FAILED after a message */
+int cli_join(char *out, size_t capacity, const char *folder, const char *name); /* the same */
+/* A file that appears under its name when it is complete. */
+typedef struct cli_output {
+  FILE *file;
+  char path[1024], temporary[1040];
+} cli_output;
+int cli_output_open(cli_output *o, const char *path); /* CLI_GO, or CLI_FAILED after a message */
+int cli_output_close(cli_output *o);
+void cli_catch_signals(void); /* from now on Ctrl-C only sets cli_stopped(); a second one ends the program */
+int cli_stopped(void);
+
+/* ---- progress: one line that redraws itself on a terminal, a line every few seconds elsewhere */
+void cli_quiet(int quiet);      /* no progress at all (for --json) */
+void cli_every(double seconds); /* between plain lines */
+typedef struct cli_progress {
+  double shown;
+  int open;
+} cli_progress; /* zero to start */
+int cli_progress_due(const cli_progress *p, int last);
+CLI_PRINTF(3, 4) void cli_progress_show(cli_progress *p, int last, const char *format, ...);
+void cli_progress_clear(void);                    /* takes an unfinished line off the screen */
+const char *cli_bar(double share, cli_buffer *b); /* ################---- */
+
+/* A mhk_progress_fn and what it needs: shows tokens done, rate and time left; stops after Ctrl-C. */
+typedef struct cli_task {
+  const char *title, *what;
+  double started, each; /* each: tokens that one step of the count stands for */
+  mhk_index first;
+  cli_progress progress;
+} cli_task;
+void cli_task_start(cli_task *task, const char *title, const char *what, double each);
+int cli_task_report(void *task, mhk_index done, mhk_index total);
+
+/* ---- JSON, written as it comes */
+typedef struct cli_json {
+  FILE *out;
+  int depth, lines;
+  char close[16];
+  int filled[16];
+} cli_json;
+void json_start(cli_json *j, FILE *out, int lines); /* lines: each member of the outermost bracket on its own line */
+void json_open(cli_json *j, const char *key, char bracket); /* key NULL inside a list */
+void json_close(cli_json *j);
+void json_text(cli_json *j, const char *key, const char *text);
+void json_bytes(cli_json *j, const char *key, const char *text, size_t length);
+void json_real(cli_json *j, const char *key, double value);
+void json_count(cli_json *j, const char *key, double value);
+
+/* ---- the subcommands */
+int command_distill(int argc, char **argv);
+int command_generate(int argc, char **argv);
+int command_eval(int argc, char **argv);
+int command_inspect(int argc, char **argv);
+int command_matrix(int argc, char **argv);
+int command_demo(int argc, char **argv);
+int command_bench(int argc, char **argv);
+
+#define CLI_COUNT_OF(array) ((int)(sizeof(array) / sizeof((array)[0])))
+
+#endif

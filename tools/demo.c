@@ -1,0 +1,491 @@
+/* mohawk demo: a small trained Phi becomes a state-space model in three stages, measured and drawn. */
+#include "demo.h"
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* Budgets in tokens; --budget multiplies them. The student that distils alone and the hybrid get the same in all. */
+#define STAGE_1 100000
+#define STAGE_2 200000
+#define STAGE_3 300000
+#define TEXT_TOKENS 300000 /* sampled from the teacher to train on */
+#define EVAL_TOKENS 32768  /* sampled from the teacher to measure on */
+#define SHORT 0.04         /* what --short leaves of all of them */
+/* learning rates of the stages, and of distillation alone (the best of a search from 5e-4 to 4e-3) */
+#define LR_1 1e-2
+#define LR_2 5e-3
+#define LR_3 1e-3
+#define LR_ALONE 2e-3
+#define BATCH 4
+#define LENGTH 256
+#define HYBRID_LAYER 2 /* keeps its attention in the hybrid */
+#define PICTURE_LAYER 1
+#define PICTURE_HEAD 0
+#define PICTURE_TOKENS 64
+#define TRAIN_SEED 1
+#define EVAL_SEED 1000003
+#define SPEAK_TOKENS 60
+#define PROMPT "Once upon a time, there was a boy called"
+
+static const demo_entry entries[DEMO_MODELS] = {
+    {"teacher", "the Phi that all of it starts from", -1, 0},
+    {"untrained", "the teacher's embedding, MLPs, norms and head; mixers that start from its attention weights", -1, 0},
+    {"after stage 1", "mixing matrices matched, layer by layer", 0, 1},
+    {"after stage 2", "outputs of the blocks matched, layer by layer", 0, 2},
+    {"after stage 3", "the whole model distilled: the finished student", 0, 3},
+    {"distillation alone", "the same student and budget, all of it spent on the teacher's predictions", 1, 3},
+    {"hybrid", "the three stages with one layer left as attention", 2, 3},
+};
+enum { TEACHER, UNTRAINED, STUDENT = 4, HYBRID = 6 };
+
+typedef struct settings {
+  const char *teacher, *out, *story;
+  double budget;
+  int short_run, fresh, threads;
+} settings;
+
+typedef struct demo {
+  const settings *s;
+  mhk_context *ctx;
+  mhk_model *teacher;
+  mhk_model *model[DEMO_MODELS];
+  mhk_text *text, *samples, *story;
+  float *matrices[DEMO_PANELS];
+  const char *saving; /* folder of the run in progress */
+  double started;
+  demo_results r;
+} demo;
+
+static int parse(settings *s, int argc, char **argv) {
+  const cli_option options[] = {
+      {"teacher", "DIR", CLI_TEXT, &s->teacher, 0, 0, "a small Phi (default examples/tiny, the bundled one)"},
+      {"out", "DIR", CLI_TEXT, &s->out, 0, 0, "where everything goes (default build/demo)"},
+      {"story", "FILE", CLI_TEXT, &s->story, 0, 0, "text to measure on (default examples/story.txt)"},
+      {"short", NULL, CLI_FLAG, &s->short_run, 0, 0,
+       "a small fraction of the budget: shows that it runs, not what it can do"},
+      {"budget", "X", CLI_REAL, &s->budget, 0.01, 1000, "multiply the tokens of training by this (default 1)"},
+      {"fresh", NULL, CLI_FLAG, &s->fresh, 0, 0, "start over in place of going on"},
+      {"threads", "N", CLI_INT, &s->threads, 1, 4096,
+       "threads (default: all the machine has; results do not depend on it)"},
+  };
+  const cli_command c = {"demo",
+                         "[options]",
+                         "Distils the bundled teacher into a state-space student in three stages, into another by "
+                         "distillation "
+                         "alone and into a hybrid, measures "
+                         "all of them on text that none has seen, and writes a report. Ctrl-C saves; the same command "
+                         "goes on.",
+                         "make demo",
+                         options,
+                         CLI_COUNT_OF(options),
+                         NULL};
+  return cli_parse(&c, argc, argv);
+}
+
+static int out_path(const demo *d, char *path, size_t capacity, const char *name) {
+  return cli_join(path, capacity, d->s->out, name);
+}
+
+static double scale(const settings *s) { return s->budget * (s->short_run ? SHORT : 1); }
+
+/* ---------------------------------------------------------------- the plan */
+
+static int stage_path(char *path, size_t capacity, const char *folder, int stage) {
+  char name[32];
+  snprintf(name, sizeof name, "stage%d.safetensors", stage);
+  return cli_join(path, capacity, folder, name);
+}
+
+/* takes away what earlier calls trained */
+static void forget(const demo *d) {
+  char folder[1024], path[1024];
+  int i, k;
+  for (i = 0; i < DEMO_RUNS; i++) {
+    if (out_path(d, folder, sizeof folder, d->r.runs[i].folder) != CLI_GO) continue;
+    for (k = 1; k <= 3; k++)
+      if (stage_path(path, sizeof path, folder, k) == CLI_GO) remove(path);
+    if (cli_join(path, sizeof path, folder, "checkpoint.safetensors") == CLI_GO) remove(path);
+  }
+}
+
+/* What decides the results. When the folder holds results of another plan they are not used. */
+static int make_plan(demo *d) {
+  char path[1024], plan[512], found[512] = "";
+  const double *b = d->r.budget;
+  cli_output o;
+  size_t n = 0;
+  FILE *f;
+  snprintf(plan, sizeof plan,
+           "mohawk %s teacher %s tokens %.0f %.0f %.0f of %.0f, rates %g %g %g %g, batch %d x %d, attention in %d, "
+           "seed %d\n",
+           mhk_version(), d->s->teacher, b[0], b[1], b[2], d->r.text_tokens, LR_1, LR_2, LR_3, LR_ALONE, BATCH, LENGTH,
+           HYBRID_LAYER, TRAIN_SEED);
+  if (cli_make_folders(d->s->out) != CLI_GO || out_path(d, path, sizeof path, "plan.txt") != CLI_GO) return CLI_FAILED;
+  f = fopen(path, "rb");
+  if (f) {
+    n = fread(found, 1, sizeof found - 1, f);
+    fclose(f);
+  }
+  found[n] = 0;
+  if (!d->s->fresh && strcmp(plan, found) == 0) return CLI_GO;
+  forget(d);
+  if (cli_output_open(&o, path) != CLI_GO) return CLI_FAILED;
+  fputs(plan, o.file);
+  return cli_output_close(&o);
+}
+
+static void fill_run(const demo *d, int number, mhk_distill_desc *desc) {
+  static const int keep[] = {HYBRID_LAYER};
+  const double *b = d->r.budget, rates[3] = {LR_1, LR_2, LR_3};
+  int i;
+  memset(desc, 0, sizeof *desc);
+  desc->teacher = d->teacher;
+  desc->text = d->text;
+  desc->batch = BATCH;
+  desc->length = LENGTH;
+  desc->seed = TRAIN_SEED;
+  desc->student_desc.seed = TRAIN_SEED;
+  if (number == 1) {
+    desc->stages[2].tokens = (mhk_index)(b[0] + b[1] + b[2]);
+    desc->stages[2].lr = LR_ALONE;
+    desc->stages[2].own_stream = -1; /* predictions and nothing else */
+    return;
+  }
+  for (i = 0; i < 3; i++) {
+    desc->stages[i].tokens = (mhk_index)b[i];
+    desc->stages[i].lr = rates[i];
+  }
+  if (number == 2) {
+    desc->student_desc.keep_attention = keep;
+    desc->student_desc.n_keep_attention = 1;
+  }
+}
+
+/* ---------------------------------------------------------------- training */
+
+static run_result after_stage(void *user, int stage, mhk_model *student) {
+  demo *d = (demo *)user;
+  char path[1024];
+  if (stage_path(path, sizeof path, d->saving, stage) != CLI_GO) return RUN_FAILED;
+  if (mhk_save(student, path, MHK_F32) == MHK_OK) return RUN_DONE;
+  cli_context_error(d->ctx);
+  return RUN_FAILED;
+}
+
+/* every student that this run leaves behind is there */
+static int run_complete(const mhk_distill_desc *desc) {
+  char path[1024];
+  int i;
+  for (i = 0; i < 3; i++)
+    if (desc->stages[i].tokens > 0 && (stage_path(path, sizeof path, desc->out, i + 1) != CLI_GO || !cli_exists(path)))
+      return 0;
+  return 1;
+}
+
+static run_result train(demo *d, int number) {
+  char folder[1024];
+  run r;
+  mhk_trainer *trainer = NULL;
+  mhk_model *student;
+  run_result result;
+  memset(&r, 0, sizeof r);
+  fill_run(d, number, &r.desc);
+  if (out_path(d, folder, sizeof folder, d->r.runs[number].folder) != CLI_GO || cli_make_folders(folder) != CLI_GO)
+    return RUN_FAILED;
+  r.desc.out = d->saving = folder;
+  r.after_stage = after_stage;
+  r.user = d;
+  if (run_complete(&r.desc)) {
+    printf("          trained before, in %s\n", folder);
+    d->started = 0;
+    return RUN_DONE;
+  }
+  for (;;) {
+    result = run_distill(d->ctx, &r, &trainer);
+    if (trainer && mhk_progress(trainer)->resumed) d->started = 0;
+    student = mhk_student(trainer);
+    mhk_trainer_destroy(trainer);
+    mhk_model_destroy(student);
+    if (result != RUN_DONE || r.desc.fresh || run_complete(&r.desc)) return result;
+    r.desc.fresh = 1; /* a stage had ended and its student was not saved any more: once again from the start */
+  }
+}
+
+static int train_all(demo *d) {
+  char mixers[128];
+  cli_buffer n;
+  double all = d->r.budget[0] + d->r.budget[1] + d->r.budget[2];
+  run_result result = RUN_DONE;
+  int i;
+  for (i = 0; i < DEMO_RUNS && result == RUN_DONE; i++) {
+    const mhk_config *c = i == 2 ? d->r.hybrid : d->r.student;
+    if (i == 1) {
+      printf("alone     the same student, stage 3 only, %s tokens\n", cli_count(all, &n));
+    } else {
+      printf("%-9s %s, %d layers, %s parameters\n", i == 0 ? "student" : "hybrid", run_mixers(c, mixers, sizeof mixers),
+             c->n_layer, cli_count(mhk_config_parameters(c), &n));
+    }
+    result = train(d, i);
+  }
+  return result == RUN_DONE ? CLI_GO : CLI_FAILED;
+}
+
+/* ---------------------------------------------------------------- measuring */
+
+static mhk_model *load_stage(demo *d, const demo_entry *e) {
+  char folder[1024], path[1024];
+  mhk_model *m;
+  if (out_path(d, folder, sizeof folder, d->r.runs[e->run].folder) != CLI_GO ||
+      stage_path(path, sizeof path, folder, e->stage) != CLI_GO)
+    return NULL;
+  m = mhk_load(d->ctx, path);
+  if (!m) cli_context_error(d->ctx);
+  return m;
+}
+
+/* tokens that the model of an entry was trained on, of the whole updates that fit the budgets */
+static double trained_on(const demo *d, const demo_entry *e) {
+  mhk_distill_desc desc;
+  const double update = BATCH * LENGTH;
+  double tokens = 0;
+  int i;
+  if (e->run < 0) return 0;
+  fill_run(d, e->run, &desc);
+  for (i = 0; i < e->stage; i++) tokens += floor((double)desc.stages[i].tokens / update) * update;
+  return tokens;
+}
+
+static int measure_all(demo *d) {
+  int i;
+  for (i = 0; i < DEMO_MODELS; i++) {
+    demo_model *m = &d->r.models[i];
+    m->is = entries[i];
+    m->tokens = trained_on(d, &m->is);
+    if (m->is.run >= 0) d->model[i] = load_stage(d, &m->is);
+    if (!d->model[i]) return CLI_FAILED;
+    if (run_evaluate(d->ctx, d->model[i], d->teacher, d->samples, LENGTH, 0, m->is.name, &m->samples) != CLI_GO)
+      return CLI_FAILED;
+    if (run_evaluate(d->ctx, d->model[i], d->teacher, d->story, LENGTH, 0, m->is.name, &m->story) != CLI_GO)
+      return CLI_FAILED;
+    m->all = run_join(&m->samples, &m->story);
+  }
+  return CLI_GO;
+}
+
+static void print_table(const demo *d) {
+  int i;
+  cli_buffer a, b;
+  printf("\nmeasured on text that no student saw: %s tokens of the teacher's, %s of %s\n",
+         cli_count(d->r.sample_tokens, &a), cli_count(d->r.story_tokens, &b), d->s->story);
+  run_print_header(stdout);
+  for (i = 0; i < DEMO_MODELS; i++) run_print_row(stdout, d->r.models[i].is.name, &d->r.models[i].all, i > 0);
+}
+
+/* ---------------------------------------------------------------- speaking and drawing */
+
+static char *speak(mhk_model *m) {
+  enum { ROOM = SPEAK_TOKENS * 64 };
+  mhk_sampling sampling;
+  mhk_session *session = mhk_session_create(m, NULL);
+  char *text = (char *)calloc(1, ROOM);
+  size_t used = 0;
+  int i;
+  memset(&sampling, 0, sizeof sampling);
+  sampling.temperature = 0.7;
+  sampling.top_p = 0.9;
+  sampling.seed = 7;
+  mhk_feed_text(session, PROMPT);
+  for (i = 0; text && i < SPEAK_TOKENS && mhk_sample(session, &sampling) >= 0; i++) {
+    const char *more = mhk_text_out(session);
+    size_t n = strlen(more);
+    if (used + n >= ROOM) break;
+    memcpy(text + used, more, n);
+    used += n;
+  }
+  mhk_session_destroy(session);
+  return text;
+}
+
+/* on the screen: one line of text */
+static void print_spoken(const char *name, const char *text) {
+  printf("%-20s", name);
+  for (; text && *text; text++) fputc(*text == '\n' ? ' ' : *text, stdout);
+  fputc('\n', stdout);
+}
+
+static int speak_all(demo *d) {
+  int i;
+  printf("\n\"%s ...\"\n", PROMPT);
+  for (i = 0; i < DEMO_MODELS; i++) {
+    d->r.models[i].text = speak(d->model[i]);
+    if (mhk_failed(d->ctx)) return cli_context_error(d->ctx);
+    if (i == TEACHER || i >= STUDENT) print_spoken(d->r.models[i].is.name, d->r.models[i].text);
+  }
+  printf("\n");
+  return CLI_GO;
+}
+
+/* matrices of the teacher and of the student at three points of its life, and how far all their heads are from the
+   teacher's */
+static int draw(demo *d) {
+  static const char *const titles[DEMO_PANELS] = {"teacher", "student, untrained", "student, after stage 1",
+                                                  "student, after stage 3"};
+  static const int sources[DEMO_PANELS] = {TEACHER, UNTRAINED, 2, STUDENT};
+  const int layers = d->r.teacher->n_layer, heads = d->r.teacher->n_head;
+  const int32_t *tokens;
+  char path[1024];
+  cli_output o;
+  int i, l, h;
+  d->r.T = mhk_text_tokens(d->story, &tokens);
+  if (d->r.T > PICTURE_TOKENS) d->r.T = PICTURE_TOKENS;
+  d->r.distance = (double *)calloc((size_t)(DEMO_PANELS * layers * heads), sizeof *d->r.distance);
+  if (!d->r.distance) return cli_error("out of memory");
+  for (l = 0; l < layers; l++) {
+    float *m[DEMO_PANELS] = {NULL, NULL, NULL, NULL};
+    for (i = 0; i < DEMO_PANELS; i++) {
+      m[i] = picture_matrices(d->ctx, d->model[sources[i]], d->teacher, l, tokens, d->r.T);
+      for (h = 0; m[0] && m[i] && h < heads; h++)
+        d->r.distance[(i * layers + l) * heads + h] =
+            picture_distance(m[i] + h * d->r.T * d->r.T, m[0] + h * d->r.T * d->r.T, d->r.T);
+    }
+    for (i = 0; i < DEMO_PANELS; i++) {
+      if (l == d->r.layer) {
+        d->matrices[i] = m[i];
+      } else {
+        free(m[i]);
+      }
+    }
+  }
+  for (i = 0; i < DEMO_PANELS; i++) {
+    if (!d->matrices[i]) return CLI_FAILED;
+    d->r.panels[i].title = titles[i];
+    d->r.panels[i].matrix = d->matrices[i] + d->r.head * d->r.T * d->r.T;
+  }
+  if (out_path(d, path, sizeof path, "matrices.svg") != CLI_GO || cli_output_open(&o, path) != CLI_GO)
+    return CLI_FAILED;
+  picture_svg(o.file, d->r.panels, DEMO_PANELS, d->r.T);
+  return cli_output_close(&o);
+}
+
+/* ---------------------------------------------------------------- all of it */
+
+static int prepare(demo *d) {
+  static const char *const names[DEMO_RUNS] = {"three stages", "distillation alone", "hybrid"}, *const folders[] = {
+                                                                                                    "pure", "alone",
+                                                                                                    "hybrid"};
+  static const double budget[3] = {STAGE_1, STAGE_2, STAGE_3};
+  const double x = scale(d->s), update = BATCH * LENGTH;
+  mhk_distill_desc hybrid;
+  mhk_model *m;
+  cli_buffer n;
+  char mixers[64];
+  int i;
+  d->teacher = mhk_load(d->ctx, d->s->teacher);
+  if (!d->teacher) return cli_context_error(d->ctx);
+  d->r.out = d->s->out;
+  d->r.teacher_path = d->s->teacher;
+  d->r.prompt = PROMPT;
+  d->r.short_run = d->s->short_run;
+  d->r.window = LENGTH;
+  d->r.hybrid_layer = HYBRID_LAYER;
+  d->r.layer = PICTURE_LAYER;
+  d->r.head = PICTURE_HEAD;
+  d->r.teacher = mhk_model_config(d->teacher);
+  if (d->r.teacher->n_layer <= HYBRID_LAYER)
+    return cli_error("the demo needs a teacher of at least %d layers, %s has %d", HYBRID_LAYER + 1, d->s->teacher,
+                     d->r.teacher->n_layer);
+  for (i = 0; i < 3; i++) d->r.budget[i] = fmax(update, floor(budget[i] * x / update + 0.5) * update);
+  d->r.text_tokens = fmax(16 * LENGTH, floor(TEXT_TOKENS * x));
+  d->r.sample_tokens = fmax(8 * LENGTH, floor(EVAL_TOKENS * (d->s->short_run ? SHORT : 1)));
+  for (i = 0; i < DEMO_RUNS; i++) {
+    d->r.runs[i].name = names[i];
+    d->r.runs[i].folder = folders[i];
+  }
+  fill_run(d, 0, &hybrid);
+  d->model[TEACHER] = d->teacher;
+  d->model[UNTRAINED] = mhk_student_create(d->ctx, d->teacher, &hybrid.student_desc);
+  fill_run(d, 2, &hybrid);
+  m = mhk_student_create(d->ctx, d->teacher, &hybrid.student_desc);
+  if (mhk_failed(d->ctx)) return cli_context_error(d->ctx);
+  d->r.student = mhk_model_config(d->model[UNTRAINED]);
+  d->r.hybrid = mhk_model_config(m);
+  printf("teacher   %s, %d layers, d_model %d, %s parameters (%s)\n", run_mixers(d->r.teacher, mixers, sizeof mixers),
+         d->r.teacher->n_layer, d->r.teacher->d_model, cli_count(mhk_config_parameters(d->r.teacher), &n),
+         d->s->teacher);
+  return make_plan(d);
+}
+
+static int load_texts(demo *d) {
+  char path[1024];
+  mhk_text_desc desc;
+  memset(&desc, 0, sizeof desc);
+  desc.n_files = 1;
+  desc.files = &d->s->story;
+  d->story = run_load_text(d->ctx, d->teacher, NULL, &desc);
+  if (!d->story || out_path(d, path, sizeof path, "text.safetensors") != CLI_GO) return CLI_FAILED;
+  d->r.story_tokens = (double)mhk_text_tokens(d->story, NULL);
+  d->text = run_sampled_text(d->ctx, d->teacher, path, (mhk_index)d->r.text_tokens, TRAIN_SEED);
+  if (!d->text || out_path(d, path, sizeof path, "eval.safetensors") != CLI_GO) return CLI_FAILED;
+  d->samples = run_sampled_text(d->ctx, d->teacher, path, (mhk_index)d->r.sample_tokens, EVAL_SEED);
+  return d->samples ? CLI_GO : CLI_FAILED;
+}
+
+static int write_results(demo *d) {
+  char student[1024], json[1024], html[1024], folder[1024];
+  cli_buffer b;
+  int i;
+  if (out_path(d, student, sizeof student, "student") != CLI_GO ||
+      out_path(d, json, sizeof json, "results.json") != CLI_GO ||
+      out_path(d, html, sizeof html, "report.html") != CLI_GO)
+    return CLI_FAILED;
+  for (i = 0; i < DEMO_RUNS; i++) {
+    demo_training *t = &d->r.runs[i];
+    if (out_path(d, folder, sizeof folder, t->folder) != CLI_GO) return CLI_FAILED;
+    t->points = run_read_log(folder, 4, 0, &t->n_points);
+  }
+  if (d->started > 0) d->r.seconds = cli_clock() - d->started;
+  if (mhk_save(d->model[STUDENT], student, MHK_F32) != MHK_OK) return cli_context_error(d->ctx);
+  if (report_json(&d->r, json) != CLI_GO || report_html(&d->r, html) != CLI_GO) return CLI_FAILED;
+  printf("saved     %s (safetensors, config.json, tokenizer.json),\n          %s, %s, %s/matrices.svg\n", student, html,
+         json, d->s->out);
+  if (d->r.seconds > 0) printf("took      %s\n", cli_time(d->r.seconds, &b));
+  return CLI_GO;
+}
+
+static int run_demo(demo *d) {
+  if (prepare(d) != CLI_GO) return CLI_FAILED;
+  cli_catch_signals();
+  if (load_texts(d) != CLI_GO || train_all(d) != CLI_GO || measure_all(d) != CLI_GO) return CLI_FAILED;
+  print_table(d);
+  if (speak_all(d) != CLI_GO || draw(d) != CLI_GO || write_results(d) != CLI_GO) return CLI_FAILED;
+  return CLI_OK;
+}
+
+int command_demo(int argc, char **argv) {
+  settings s;
+  demo d;
+  int code, i;
+  memset(&s, 0, sizeof s);
+  s.teacher = "examples/tiny";
+  s.out = "build/demo";
+  s.story = "examples/story.txt";
+  s.budget = 1;
+  code = parse(&s, argc, argv);
+  if (code != CLI_GO) return code;
+  memset(&d, 0, sizeof d);
+  d.s = &s;
+  d.started = cli_clock();
+  d.ctx = cli_context(s.threads);
+  code = d.ctx ? run_demo(&d) : CLI_FAILED;
+  if (code != CLI_OK && cli_stopped()) {
+    cli_progress_clear();
+    fprintf(stderr, "mohawk: stopped; everything so far is saved in %s. This goes on:\n  ", s.out);
+    cli_print_command(stderr, "demo", argc, argv, "--fresh");
+  }
+  for (i = 0; i < DEMO_MODELS; i++) free(d.r.models[i].text);
+  for (i = 0; i < DEMO_RUNS; i++) free(d.r.runs[i].points);
+  for (i = 0; i < DEMO_PANELS; i++) free(d.matrices[i]);
+  free(d.r.distance);
+  mhk_destroy(d.ctx);
+  return code;
+}

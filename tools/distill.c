@@ -1,0 +1,405 @@
+/* mohawk distill: teacher in, state-space student out. */
+#include "run.h"
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+typedef struct settings {
+  const char *teacher, *out, *rotary;
+  cli_files text, eval;
+  cli_numbers keep, tokens, lr, warmup, decay, weight_decay, clip, repeat, max_document;
+  double temperature, hard_labels, own_stream, seconds, every;
+  mhk_index batch, length, update_tokens, sample_tokens, eval_windows, eval_length, eval_max_document;
+  int d_state, chunk, recipe, init, train, decays, windows, dtype, seed, threads;
+  int recompute, fresh, force, no_eval, json;
+} settings;
+
+/* a run being prepared and carried out */
+typedef struct distillation {
+  const settings *s;
+  mhk_context *ctx;
+  mhk_model *teacher;
+  mhk_text *eval_text;
+  int keep[CLI_MAX_LIST];
+  run r;
+  cli_json json;
+  mhk_evaluation after[4]; /* index: stage */
+  int measured[4];
+} distillation;
+
+static int parse(settings *s, int argc, char **argv) {
+  const cli_option options[] = {
+      {NULL, NULL, CLI_HEADING, NULL, 0, 0, "what"},
+      {"teacher", "DIR", CLI_TEXT, &s->teacher, 0, 0,
+       "the teacher: a folder with config.json, safetensors and tokenizer.json (required)"},
+      {"text", "FILE...", CLI_FILES, &s->text, 0, 0,
+       "training text; documents are separated by <|endoftext|>. Without it the teacher writes its own text, once"},
+      {"out", "DIR", CLI_TEXT, &s->out, 0, 0, "folder for checkpoints, log.csv and the student (default mohawk-out)"},
+      {"eval", "FILE...", CLI_FILES, &s->eval, 0, 0,
+       "held-out text, measured after each stage; without it the student is measured at the end on new samples of the "
+       "teacher"},
+      {"recipe", "best|paper", CLI_CHOICE, &s->recipe, 0, 0,
+       "best (default): attention initialisation, rotary B and C, own-stream alignment, half of each stage spent "
+       "decaying; paper: identity "
+       "initialisation, none of the extras, decay over the last tenth. Options below change single points"},
+      {NULL, NULL, CLI_HEADING, NULL, 0, 0, "student"},
+      {"keep-attention", "L,...", CLI_NUMBERS, &s->keep, 0, 255,
+       "layers, counted from 0, that stay attention: a hybrid"},
+      {"init", "default|identity|attention|random", CLI_CHOICE, &s->init, 0, 0,
+       "how new mixers start (default: as --recipe says)"},
+      {"rotary", "teacher|none|N", CLI_TEXT, &s->rotary, 0, 0,
+       "rotary embedding on the first N features of B and C (default: as --recipe says)"},
+      {"d-state", "N", CLI_INT, &s->d_state, 1, 4096, "state size (default: the teacher's head size)"},
+      {"chunk", "N", CLI_INT, &s->chunk, 1, 65536, "chunk_size written into the student's config.json (default 128)"},
+      {"dtype", "f32|f16|bf16", CLI_CHOICE, &s->dtype, 0, 0, "how the student is saved (default f32)"},
+      {NULL, NULL, CLI_HEADING, NULL, 0, 0, "stages; one value holds for all three, A,B,C for each, - is the default"},
+      {"tokens", "A,B,C", CLI_NUMBERS, &s->tokens, 0, 1e15,
+       "tokens for matrices, hidden states, predictions; 0 skips a stage (default 0.5M,1M,1.5M)"},
+      {"lr", "A,B,C", CLI_NUMBERS, &s->lr, 0, 10, "top learning rates (default by stage and model width)"},
+      {"warmup", "A,B,C", CLI_NUMBERS, &s->warmup, 0, 1, "share of a stage spent warming up (default 0.05)"},
+      {"decay", "A,B,C", CLI_NUMBERS, &s->decay, 0, 1, "share of a stage spent decaying linearly (default 0.5)"},
+      {"weight-decay", "A,B,C", CLI_NUMBERS, &s->weight_decay, 0, 10, "AdamW's weight decay (default 0.1)"},
+      {"weight-decay-on", "all|matrices", CLI_CHOICE, &s->decays, 0, 0, "which trained tensors decay (default all)"},
+      {"clip", "A,B,C", CLI_NUMBERS, &s->clip, 0, 1e9, "largest gradient norm; 0: none (default 0,0,1)"},
+      {"temperature", "X", CLI_REAL, &s->temperature, 0.01, 100,
+       "stage 3: temperature on the student's logits (default 1)"},
+      {"hard-labels", "X", CLI_REAL, &s->hard_labels, 0, 1000,
+       "stage 3: weight of cross-entropy against the text (default 0)"},
+      {"own-stream", "X", CLI_REAL, &s->own_stream, 0, 1000,
+       "stage 3: weight of own-stream alignment; 0: none (default 0.03)"},
+      {"train", "all|mixers", CLI_CHOICE, &s->train, 0, 0, "stage 3: what trains (default all)"},
+      {NULL, NULL, CLI_HEADING, NULL, 0, 0, "data"},
+      {"batch", "N", CLI_COUNT, &s->batch, 1, 1e6, "sequences at once (default 8)"},
+      {"length", "N", CLI_COUNT, &s->length, 2, 1e7, "tokens a sequence (default 256)"},
+      {"update-tokens", "N", CLI_COUNT, &s->update_tokens, 1, 1e12,
+       "tokens an update, by accumulating gradients (default batch x length)"},
+      {"windows", "random|packed", CLI_CHOICE, &s->windows, 0, 0,
+       "windows at random places, or documents packed in order with boundaries (default random)"},
+      {"repeat", "N,...", CLI_NUMBERS, &s->repeat, 1, 1000, "how many times each file of --text is used (default 1)"},
+      {"max-document", "BYTES,...", CLI_NUMBERS, &s->max_document, 0, 1e15,
+       "cut documents at line ends as soon as they pass this; one value for each file of --text, 0: never (default 0)"},
+      {"sample-tokens", "N", CLI_COUNT, &s->sample_tokens, 64, 1e12,
+       "tokens the teacher writes without --text (default: the budget, at most 2M)"},
+      {"eval-windows", "N", CLI_COUNT, &s->eval_windows, 0, 1e12, "windows measured; 0: all (default 128)"},
+      {"eval-length", "N", CLI_COUNT, &s->eval_length, 2, 1e7, "tokens a window measured (default: --length)"},
+      {"eval-max-document", "BYTES", CLI_COUNT, &s->eval_max_document, 0, 1e15,
+       "as --max-document, for --eval (default 0)"},
+      {"no-eval", NULL, CLI_FLAG, &s->no_eval, 0, 0, "measure nothing"},
+      {NULL, NULL, CLI_HEADING, NULL, 0, 0, "run"},
+      {"seed", "N", CLI_INT, &s->seed, 1, 2e9, "of the new mixers, the windows and the samples (default 1)"},
+      {"threads", "N", CLI_INT, &s->threads, 1, 4096,
+       "threads (default: all the machine has; results do not depend on it)"},
+      {"recompute", NULL, CLI_FLAG, &s->recompute, 0, 0,
+       "stage 3 computes blocks again in the backward pass: less memory, a third more time"},
+      {"checkpoint-seconds", "N", CLI_REAL, &s->seconds, 1, 1e9, "between two checkpoints (default 60)"},
+      {"fresh", NULL, CLI_FLAG, &s->fresh, 0, 0, "start over even if --out holds a checkpoint"},
+      {"force", NULL, CLI_FLAG, &s->force, 0, 0, "start even if the memory does not seem to suffice"},
+      {"every", "SECONDS", CLI_REAL, &s->every, 0.1, 1e6,
+       "between lines of progress when there is no terminal (default 10)"},
+      {"json", NULL, CLI_FLAG, &s->json, 0, 0, "JSON lines on standard output in place of text"},
+  };
+  const cli_command c = {"distill",
+                         "--teacher DIR [--text FILE...] [options]",
+                         "Distils a Phi checkpoint into a Phi-Mamba state-space model in MOHAWK's three stages. Ctrl-C "
+                         "saves; the "
+                         "same command goes on.",
+                         "mohawk distill --teacher phi-1_5/ --text corpus.txt --keep-attention 4,10,16,22 --out run1",
+                         options,
+                         CLI_COUNT_OF(options),
+                         NULL};
+  int code = cli_parse(&c, argc, argv);
+  if (code == CLI_GO && !s->teacher) code = cli_missing(&c, "--teacher DIR");
+  return code;
+}
+
+/* in a description 0 means default and negative none; at the command line 0 means 0 */
+static double given(const cli_numbers *numbers, int i) {
+  double x = cli_number_at(numbers, i, NAN);
+  return isnan(x) ? 0 : x > 0 ? x : -1;
+}
+
+static void fill_stage(const settings *s, int i, mhk_stage_desc *stage) {
+  static const double budget[] = {0.5e6, 1e6, 1.5e6};
+  stage->tokens = (mhk_index)cli_number_at(&s->tokens, i, budget[i]);
+  stage->lr = cli_number_at(&s->lr, i, 0);
+  stage->warmup = given(&s->warmup, i);
+  stage->decay = given(&s->decay, i);
+  if (s->recipe == 1 && stage->decay == 0) stage->decay = 0.1;
+  stage->weight_decay = given(&s->weight_decay, i);
+  stage->clip = given(&s->clip, i);
+  if (i < 2) return;
+  stage->temperature = s->temperature;
+  stage->hard_labels = s->hard_labels;
+  if (s->own_stream >= 0) stage->own_stream = s->own_stream > 0 ? s->own_stream : -1;
+  if (s->own_stream < 0 && s->recipe == 1) stage->own_stream = -1;
+  stage->trains = s->train == 1 ? MHK_TRAIN_MIXERS : MHK_TRAIN_DEFAULT;
+}
+
+static int fill_student(distillation *d, mhk_student_desc *student) {
+  const settings *s = d->s;
+  const mhk_config *teacher = mhk_model_config(d->teacher);
+  int i;
+  for (i = 0; i < s->keep.n; i++) {
+    d->keep[i] = (int)cli_number_at(&s->keep, i, -1);
+    if (d->keep[i] < 0 || d->keep[i] >= teacher->n_layer)
+      return cli_error("--keep-attention names layer %d: the teacher has layers 0 to %d", d->keep[i],
+                       teacher->n_layer - 1);
+  }
+  student->keep_attention = d->keep;
+  student->n_keep_attention = s->keep.n;
+  student->d_state = s->d_state;
+  student->chunk_size = s->chunk;
+  student->seed = (uint64_t)s->seed;
+  student->init = s->init ? (mhk_init)s->init : s->recipe == 1 ? MHK_INIT_IDENTITY : MHK_INIT_DEFAULT;
+  student->rotary_dim = s->recipe == 1 ? -1 : 0;
+  if (s->rotary && strcmp(s->rotary, "none") == 0) {
+    student->rotary_dim = -1;
+  } else if (s->rotary && strcmp(s->rotary, "teacher") == 0) {
+    student->rotary_dim = 0;
+  } else if (s->rotary) {
+    student->rotary_dim = atoi(s->rotary);
+    if (student->rotary_dim <= 0)
+      return cli_error("--rotary %s is neither teacher, none nor a number of features", s->rotary);
+  }
+  return CLI_GO;
+}
+
+static int fill(distillation *d) {
+  const settings *s = d->s;
+  mhk_distill_desc *desc = &d->r.desc;
+  int i;
+  desc->teacher = d->teacher;
+  for (i = 0; i < 3; i++) fill_stage(s, i, &desc->stages[i]);
+  desc->batch = s->batch;
+  desc->length = s->length;
+  desc->update_tokens = s->update_tokens;
+  desc->windows = (mhk_windows)s->windows;
+  desc->decays = (mhk_decays)s->decays;
+  desc->recompute = s->recompute;
+  desc->seed = (uint64_t)s->seed;
+  desc->out = s->out;
+  desc->checkpoint_seconds = s->seconds;
+  desc->fresh = s->fresh;
+  return fill_student(d, &desc->student_desc);
+}
+
+/* Says what the run needs; refuses, with the remedy, when the machine has less. */
+static int check_memory(const distillation *d) {
+  mhk_distill_desc smaller = mhk_distill_defaults(&d->r.desc);
+  const double need = mhk_distill_bytes(&d->r.desc), have = cli_memory_free();
+  cli_buffer a, b, c;
+  if (mhk_failed(d->ctx)) return cli_context_error(d->ctx);
+  if (have <= 0 || need <= have || d->s->force) {
+    cli_note("%s needs up to %s of memory%s%s", d->s->out, cli_bytes(need, &a),
+             have > 0 ? ", this machine has free: " : "", have > 0 ? cli_bytes(have, &b) : "");
+    return CLI_GO;
+  }
+  while (smaller.length > 32) {
+    smaller.length /= 2;
+    if (mhk_distill_bytes(&smaller) <= have)
+      return cli_error("%s needs %s of memory, this machine has %s free: try --length %lld (%s)", d->s->out,
+                       cli_bytes(need, &a), cli_bytes(have, &b), (long long)smaller.length,
+                       cli_bytes(mhk_distill_bytes(&smaller), &c));
+  }
+  smaller = mhk_distill_defaults(&d->r.desc);
+  smaller.recompute = 1;
+  while (smaller.batch > 1 && mhk_distill_bytes(&smaller) > have) smaller.batch /= 2;
+  if (mhk_distill_bytes(&smaller) <= have)
+    return cli_error("%s needs %s of memory, this machine has %s free: try --recompute --batch %lld (%s)", d->s->out,
+                     cli_bytes(need, &a), cli_bytes(have, &b), (long long)smaller.batch,
+                     cli_bytes(mhk_distill_bytes(&smaller), &c));
+  return cli_error("%s needs %s of memory, this machine has %s free, and no --length or --batch of this teacher fits",
+                   d->s->out, cli_bytes(need, &a), cli_bytes(have, &b));
+}
+
+static mhk_text *load_files(distillation *d) {
+  const settings *s = d->s;
+  mhk_text_desc desc;
+  int repeat[CLI_MAX_LIST], i;
+  size_t most[CLI_MAX_LIST];
+  if (s->repeat.n > s->text.n || s->max_document.n > s->text.n) {
+    cli_error("--text names %d files, --%s %d", s->text.n, s->repeat.n > s->text.n ? "repeat" : "max-document",
+              s->repeat.n > s->text.n ? s->repeat.n : s->max_document.n);
+    return NULL;
+  }
+  memset(&desc, 0, sizeof desc);
+  for (i = 0; i < s->text.n; i++) {
+    repeat[i] = (int)cli_number_at(&s->repeat, i, 1);
+    most[i] = (size_t)cli_number_at(&s->max_document, i, 0);
+  }
+  desc.n_files = s->text.n;
+  desc.files = s->text.path;
+  desc.repeat = repeat;
+  desc.max_document_of = most;
+  desc.seed = (uint64_t)s->seed;
+  return run_load_text(d->ctx, d->teacher, NULL, &desc);
+}
+
+static mhk_text *sample(distillation *d, const char *name, mhk_index tokens, uint64_t seed) {
+  char path[1024];
+  if (cli_join(path, sizeof path, d->s->out, name) != CLI_GO) return NULL;
+  return run_sampled_text(d->ctx, d->teacher, path, tokens, seed);
+}
+
+static int load_text(distillation *d) {
+  const settings *s = d->s;
+  mhk_distill_desc *desc = &d->r.desc;
+  mhk_text_desc eval;
+  cli_buffer amount;
+  double budget = 0;
+  int i;
+  for (i = 0; i < 3; i++) budget += (double)desc->stages[i].tokens;
+  if (s->text.n > 0) {
+    desc->text = load_files(d);
+    if (desc->text) cli_note("%s tokens of text", cli_count((double)mhk_text_tokens(desc->text, NULL), &amount));
+  } else {
+    mhk_index n = s->sample_tokens ? s->sample_tokens : (mhk_index)(budget < 2e6 ? budget : 2e6);
+    desc->text = sample(d, "text.safetensors", n, (uint64_t)s->seed);
+  }
+  if (!desc->text || s->no_eval) return desc->text ? CLI_GO : CLI_FAILED;
+  if (s->eval.n == 0) return CLI_GO;
+  memset(&eval, 0, sizeof eval);
+  eval.n_files = s->eval.n;
+  eval.files = s->eval.path;
+  eval.max_document = (size_t)s->eval_max_document;
+  d->eval_text = run_load_text(d->ctx, d->teacher, NULL, &eval);
+  return d->eval_text ? CLI_GO : CLI_FAILED;
+}
+
+static void print_measure(distillation *d, int stage) {
+  static const char *const names[] = {"untrained", "after stage 1", "after stage 2", "after stage 3"};
+  if (d->s->json) {
+    json_open(&d->json, NULL, '{');
+    json_text(&d->json, "event", "evaluation");
+    json_count(&d->json, "stage", stage);
+    run_json_evaluation(&d->json, &d->after[stage], 1);
+    json_close(&d->json);
+  } else {
+    run_print_row(stdout, names[stage], &d->after[stage], 1);
+    fflush(stdout);
+  }
+}
+
+static int measure(distillation *d, int stage, mhk_model *student) {
+  const settings *s = d->s;
+  mhk_index length = s->eval_length ? s->eval_length : mhk_distill_defaults(&d->r.desc).length;
+  if (run_evaluate(d->ctx, student, d->teacher, d->eval_text, length, s->eval_windows, "student", &d->after[stage]) !=
+      CLI_GO)
+    return CLI_FAILED;
+  if (!s->json && !d->measured[0] && !d->measured[1] && !d->measured[2]) run_print_header(stdout);
+  d->measured[stage] = 1;
+  print_measure(d, stage);
+  return CLI_GO;
+}
+
+static run_result after_stage(void *user, int stage, mhk_model *student) {
+  distillation *d = (distillation *)user;
+  if (!d->eval_text || measure(d, stage, student) == CLI_GO) return RUN_DONE;
+  return cli_stopped() ? RUN_STOPPED : RUN_FAILED;
+}
+
+static void say_resume(const distillation *d, int argc, char **argv) {
+  cli_progress_clear();
+  if (d->s->json) {
+    cli_json j = d->json;
+    json_open(&j, NULL, '{');
+    json_text(&j, "event", "stopped");
+    json_text(&j, "out", d->s->out);
+    json_close(&j);
+  }
+  fprintf(stderr, "mohawk: stopped; everything so far is saved in %s. This goes on:\n  ", d->s->out);
+  cli_print_command(stderr, "distill", argc, argv, "--fresh");
+}
+
+static int save(distillation *d, mhk_model *student) {
+  static const mhk_dtype types[] = {MHK_F32, MHK_F16, MHK_BF16};
+  char path[1024];
+  if (cli_join(path, sizeof path, d->s->out, "student") != CLI_GO) return CLI_FAILED;
+  if (mhk_save(student, path, types[d->s->dtype]) != MHK_OK) return cli_context_error(d->ctx);
+  if (d->s->json) {
+    json_open(&d->json, NULL, '{');
+    json_text(&d->json, "event", "saved");
+    json_text(&d->json, "path", path);
+    json_close(&d->json);
+  } else {
+    printf("saved     %s (safetensors, config.json, tokenizer.json)\n", path);
+  }
+  return CLI_OK;
+}
+
+/* from the last update to the saved student */
+static int finish(distillation *d, mhk_model *student) {
+  const mhk_stage_desc *stages = d->r.desc.stages;
+  int last = stages[2].tokens > 0 ? 3 : stages[1].tokens > 0 ? 2 : stages[0].tokens > 0 ? 1 : 0;
+  if (!d->eval_text && !d->s->no_eval) {
+    mhk_index length = mhk_distill_defaults(&d->r.desc).length;
+    d->eval_text = sample(d, "eval.safetensors", 32 * length, (uint64_t)d->s->seed + 1000003u);
+    if (!d->eval_text) return CLI_FAILED;
+  }
+  if (!d->s->no_eval && !d->measured[last] && measure(d, last, student) != CLI_GO) return CLI_FAILED;
+  return save(d, student);
+}
+
+static void json_begin(distillation *d) {
+  json_start(&d->json, stdout, 0);
+  d->r.json = &d->json;
+  json_open(&d->json, NULL, '{');
+  json_text(&d->json, "event", "start");
+  json_text(&d->json, "teacher", d->s->teacher);
+  json_text(&d->json, "out", d->s->out);
+  json_real(&d->json, "teacher_parameters", mhk_config_parameters(mhk_model_config(d->teacher)));
+  json_count(&d->json, "text_tokens", (double)mhk_text_tokens(d->r.desc.text, NULL));
+  json_real(&d->json, "memory_bytes", mhk_distill_bytes(&d->r.desc));
+  json_close(&d->json);
+}
+
+static int distill(distillation *d, int argc, char **argv) {
+  const settings *s = d->s;
+  mhk_trainer *trainer = NULL;
+  run_result result;
+  int code;
+  if (fill(d) != CLI_GO || check_memory(d) != CLI_GO || cli_make_folders(s->out) != CLI_GO) return CLI_FAILED;
+  cli_catch_signals();
+  if (load_text(d) != CLI_GO) {
+    if (cli_stopped()) say_resume(d, argc, argv);
+    return CLI_FAILED;
+  }
+  if (s->json) json_begin(d);
+  d->r.after_stage = after_stage;
+  d->r.user = d;
+  result = run_distill(d->ctx, &d->r, &trainer);
+  if (result == RUN_FAILED) return CLI_FAILED;
+  code = result == RUN_DONE ? finish(d, mhk_student(trainer)) : CLI_FAILED;
+  if (code != CLI_OK && cli_stopped()) say_resume(d, argc, argv);
+  return code;
+}
+
+int command_distill(int argc, char **argv) {
+  settings s;
+  distillation d;
+  cli_buffer n;
+  int code;
+  memset(&s, 0, sizeof s);
+  s.out = "mohawk-out";
+  s.own_stream = -1;
+  s.eval_windows = 128;
+  s.seed = 1;
+  s.every = 10;
+  code = parse(&s, argc, argv);
+  if (code != CLI_GO) return code;
+  cli_quiet(s.json);
+  cli_every(s.every);
+  memset(&d, 0, sizeof d);
+  d.s = &s;
+  d.ctx = cli_context(s.threads);
+  if (!d.ctx) return CLI_FAILED;
+  d.teacher = mhk_load(d.ctx, s.teacher);
+  if (d.teacher) {
+    cli_note("teacher %s, %s parameters", s.teacher, cli_count(mhk_config_parameters(mhk_model_config(d.teacher)), &n));
+    code = distill(&d, argc, argv);
+  } else {
+    code = cli_context_error(d.ctx);
+  }
+  mhk_destroy(d.ctx);
+  return code;
+}

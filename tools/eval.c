@@ -1,0 +1,95 @@
+/* mohawk eval: how well a model predicts text, and how close it is to its teacher. */
+#include "run.h"
+#include <math.h>
+#include <string.h>
+
+typedef struct settings {
+  const char *model, *teacher;
+  cli_files text;
+  mhk_index length, windows, max_document;
+  int threads, json;
+} settings;
+
+static int parse(settings *s, int argc, char **argv) {
+  const cli_option options[] = {
+      {"model", "PATH", CLI_TEXT, &s->model, 0, 0, "the model to measure: a folder or a .safetensors file (required)"},
+      {"text", "FILE...", CLI_FILES, &s->text, 0, 0,
+       "text to predict; documents are separated by <|endoftext|> (required)"},
+      {"teacher", "PATH", CLI_TEXT, &s->teacher, 0, 0,
+       "compare with this model: KL(teacher, model) and the share of equal next tokens"},
+      {"length", "N", CLI_COUNT, &s->length, 2, 1e7, "tokens a window (default 256)"},
+      {"windows", "N", CLI_COUNT, &s->windows, 0, 1e12,
+       "how many windows from the start of the text; 0: all (default 0)"},
+      {"max-document", "BYTES", CLI_COUNT, &s->max_document, 0, 1e15,
+       "cut documents at line ends as soon as they pass this; 0: never (default 0)"},
+      {"threads", "N", CLI_INT, &s->threads, 1, 4096, "threads (default: all the machine has)"},
+      {"json", NULL, CLI_FLAG, &s->json, 0, 0, "one JSON object in place of text"},
+  };
+  const cli_command c = {"eval",
+                         "--model PATH --text FILE... [options]",
+                         "Cross-entropy and perplexity on text, and with --teacher the distance from it, each with its "
+                         "standard "
+                         "error over windows.",
+                         "mohawk eval --model run1/student --teacher phi-1_5/ --text heldout.txt",
+                         options,
+                         CLI_COUNT_OF(options),
+                         NULL};
+  int code = cli_parse(&c, argc, argv);
+  if (code == CLI_GO && !s->model) code = cli_missing(&c, "--model PATH");
+  if (code == CLI_GO && s->text.n == 0) code = cli_missing(&c, "--text FILE");
+  return code;
+}
+
+static void print(const settings *s, const mhk_evaluation *e) {
+  const double perplexity = exp(e->cross_entropy);
+  printf("cross-entropy    %8.4f +- %.4f nats a token\n", e->cross_entropy, e->cross_entropy_error);
+  printf("perplexity       %8.3f +- %.3f\n", perplexity, perplexity * e->cross_entropy_error);
+  if (s->teacher) {
+    printf("KL to teacher    %8.4f +- %.4f nats a token\n", e->kl, e->kl_error);
+    printf("same next token  %8.2f +- %.2f %%\n", 100 * e->agreement, 100 * e->agreement_error);
+  }
+  printf("over             %8lld predictions in windows of %lld tokens\n", (long long)e->tokens, (long long)s->length);
+}
+
+static int evaluate(mhk_context *ctx, const settings *s) {
+  mhk_model *m = mhk_load(ctx, s->model), *teacher = s->teacher ? mhk_load(ctx, s->teacher) : NULL;
+  mhk_text_desc desc;
+  mhk_text *text;
+  mhk_evaluation e;
+  if (mhk_failed(ctx)) return cli_context_error(ctx);
+  memset(&desc, 0, sizeof desc);
+  desc.n_files = s->text.n;
+  desc.files = s->text.path;
+  desc.max_document = (size_t)s->max_document;
+  text = run_load_text(ctx, m, teacher, &desc);
+  if (!text || run_evaluate(ctx, m, teacher, text, s->length, s->windows, s->model, &e) != CLI_GO) return CLI_FAILED;
+  if (s->json) {
+    cli_json j;
+    json_start(&j, stdout, 0);
+    json_open(&j, NULL, '{');
+    json_text(&j, "model", s->model);
+    if (s->teacher) json_text(&j, "teacher", s->teacher);
+    run_json_evaluation(&j, &e, s->teacher != NULL);
+    json_count(&j, "length", (double)s->length);
+    json_close(&j);
+  } else {
+    print(s, &e);
+  }
+  return CLI_OK;
+}
+
+int command_eval(int argc, char **argv) {
+  settings s;
+  mhk_context *ctx;
+  int code;
+  memset(&s, 0, sizeof s);
+  s.length = 256;
+  code = parse(&s, argc, argv);
+  if (code != CLI_GO) return code;
+  cli_quiet(s.json);
+  cli_catch_signals();
+  ctx = cli_context(s.threads);
+  code = ctx ? evaluate(ctx, &s) : CLI_FAILED;
+  mhk_destroy(ctx);
+  return code;
+}

@@ -1,0 +1,303 @@
+/* mohawk inspect: what a checkpoint holds and what running it costs. */
+#include "run.h"
+#include <stdlib.h>
+#include <string.h>
+
+typedef struct settings {
+  cli_files paths;
+  mhk_index context;
+  int names, json;
+} settings;
+
+static int parse(settings *s, int argc, char **argv) {
+  const cli_option options[] = {
+      {"names", NULL, CLI_FLAG, &s->names, 0, 0, "also list every tensor with its shape and type"},
+      {"context", "T", CLI_COUNT, &s->context, 1, 1e12,
+       "tokens for which the memory of decoding is told (default: what the model was made for)"},
+      {"json", NULL, CLI_FLAG, &s->json, 0, 0, "one JSON object in place of text"},
+  };
+  const cli_command c = {"inspect",
+                         "PATH [options]",
+                         "Shows configuration, size, mixers and tensors of a model's folder or .safetensors file, and "
+                         "what it holds "
+                         "while decoding. PATH may "
+                         "also be the name of a known shape, such as phi-1.5, phi-2, phi-mamba-1.5b, mamba2-1.3b.",
+                         "mohawk inspect run1/student --names",
+                         options,
+                         CLI_COUNT_OF(options),
+                         &s->paths};
+  int code = cli_parse(&c, argc, argv);
+  if (code == CLI_GO && s->paths.n == 0) code = cli_missing(&c, "a PATH");
+  if (code == CLI_GO && s->paths.n > 1) {
+    cli_error("inspect takes one PATH, not %d", s->paths.n);
+    code = CLI_USAGE;
+  }
+  return code;
+}
+
+static const char *mixer_name(int kind) {
+  switch (kind) {
+    case MHK_MIXER_ATTENTION: return "attention";
+    case MHK_MIXER_DISCRETE_MAMBA2: return "discrete Mamba-2";
+    case MHK_MIXER_MAMBA2: return "Mamba-2";
+    default: return "?";
+  }
+}
+
+/* The same model with attention in every layer. */
+static mhk_config with_attention(const mhk_config *c) {
+  mhk_config a = *c;
+  int l;
+  if (a.n_head == 0) {
+    a.n_head = a.ssm_heads;
+    a.head_dim = a.ssm_head_dim;
+  }
+  if (a.n_kv_head == 0) a.n_kv_head = a.n_head;
+  for (l = 0; l < a.n_layer; l++) a.mixer[l] = MHK_MIXER_ATTENTION;
+  return a;
+}
+
+/* The same model with state-space mixers in every layer, as a student of default shape has them. */
+static mhk_config with_states(const mhk_config *c) {
+  mhk_config m = *c;
+  int l;
+  m.arch = MHK_ARCH_PHI_MAMBA;
+  m.ssm_heads = m.ssm_groups = c->n_head;
+  m.ssm_head_dim = m.d_state = c->head_dim;
+  m.d_conv = 4;
+  m.chunk_size = 128;
+  for (l = 0; l < m.n_layer; l++) m.mixer[l] = MHK_MIXER_DISCRETE_MAMBA2;
+  return m;
+}
+
+static double stored_bytes(const mhk_model *m) {
+  double bytes = 0;
+  int i;
+  for (i = 0; i < mhk_model_tensors(m); i++) {
+    const mhk_tensor *x = mhk_model_tensor(m, i);
+    bytes += (double)x->count * (double)mhk_dtype_size(x->dtype);
+  }
+  return bytes;
+}
+
+static mhk_index context_of(const settings *s, const mhk_config *c) {
+  return s->context ? s->context : c->max_position ? c->max_position : 2048;
+}
+
+static void print_mixers(const mhk_config *c) {
+  int l = 0;
+  printf("layers          %d\n", c->n_layer);
+  while (l < c->n_layer) {
+    int first = l;
+    while (l < c->n_layer && c->mixer[l] == c->mixer[first]) l++;
+    if (l - first == 1) {
+      printf("  %-13d %s\n", first, mixer_name(c->mixer[first]));
+    } else {
+      printf("  %2d to %-7d %s\n", first, l - 1, mixer_name(c->mixer[first]));
+    }
+  }
+}
+
+static void print_state(const settings *s, const mhk_config *c) {
+  const mhk_index T = context_of(s, c), contexts[2] = {T, 8 * T};
+  const mhk_config attention = with_attention(c), student = with_states(c);
+  cli_buffer here, there;
+  int i;
+  printf("memory of decoding (float32), one sequence\n");
+  for (i = 0; i < 2; i++) {
+    printf("  after %-7lld %10s", (long long)contexts[i], cli_bytes((double)mhk_state_bytes(c, 1, contexts[i]), &here));
+    if (c->arch == MHK_ARCH_PHI) {
+      printf("; as a Phi-Mamba student: %s\n", cli_bytes((double)mhk_state_bytes(&student, 1, contexts[i]), &there));
+    } else {
+      printf("; with attention in every layer: %s\n",
+             cli_bytes((double)mhk_state_bytes(&attention, 1, contexts[i]), &there));
+    }
+  }
+}
+
+static void print_config(const settings *s, const char *path, const mhk_config *c) {
+  char kind[256];
+  cli_buffer n, bytes;
+  printf("%s%s%s\n", cli_bold(stdout), path, cli_plain(stdout));
+  printf("model           %s\n", run_mixers(c, kind, sizeof kind));
+  printf("parameters      %s (%.0f), %s in float32\n", cli_count(mhk_config_parameters(c), &n),
+         mhk_config_parameters(c), cli_bytes(4 * mhk_config_parameters(c), &bytes));
+  printf("width           %d, vocabulary %d%s\n", c->d_model, c->vocab_size,
+         c->tie_embeddings ? ", head tied to the embedding" : "");
+  if (c->d_mlp) printf("MLP             %d wide\n", c->d_mlp);
+  if (c->n_head) {
+    printf("attention       %d heads of %d", c->n_head, c->head_dim);
+    if (c->n_kv_head != c->n_head) printf(", %d for keys and values", c->n_kv_head);
+    printf(", rotary on %d features, theta %g%s\n", c->rotary_dim, c->rope_theta,
+           c->qk_layernorm ? ", LayerNorm on q and k" : "");
+  }
+  if (c->ssm_heads) {
+    printf("state space     %d heads of %d, state %d, %d groups of B and C, convolution of %d%s", c->ssm_heads,
+           c->ssm_head_dim, c->d_state, c->ssm_groups, c->d_conv, c->conv_silu ? " with silu" : "");
+    if (c->ssm_rotary_dim) printf(", rotary on %d features", c->ssm_rotary_dim);
+    printf("\n");
+  }
+  if (c->max_position) printf("made for        %d tokens\n", c->max_position);
+  print_mixers(c);
+  print_state(s, c);
+}
+
+static void print_tensor(const char *name, mhk_dtype dtype, int rank, const mhk_index *shape) {
+  int i;
+  printf("  %-58s %-5s (", name, mhk_dtype_name(dtype));
+  for (i = 0; i < rank; i++) printf("%s%lld", i ? "," : "", (long long)shape[i]);
+  printf(")\n");
+}
+
+static void json_tensor(cli_json *j, const char *name, mhk_dtype dtype, int rank, const mhk_index *shape) {
+  int i;
+  json_open(j, NULL, '{');
+  json_text(j, "name", name);
+  json_text(j, "dtype", mhk_dtype_name(dtype));
+  json_open(j, "shape", '[');
+  for (i = 0; i < rank; i++) json_count(j, NULL, (double)shape[i]);
+  json_close(j);
+  json_close(j);
+}
+
+static void json_config(cli_json *j, const settings *s, const mhk_config *c) {
+  const mhk_config attention = with_attention(c);
+  const mhk_index T = context_of(s, c);
+  char kind[256];
+  int l;
+  json_text(j, "model", run_mixers(c, kind, sizeof kind));
+  json_count(j, "parameters", mhk_config_parameters(c));
+  json_count(j, "d_model", c->d_model);
+  json_count(j, "vocab_size", c->vocab_size);
+  json_count(j, "d_mlp", c->d_mlp);
+  json_count(j, "heads", c->n_head ? c->n_head : c->ssm_heads);
+  json_count(j, "head_dim", c->n_head ? c->head_dim : c->ssm_head_dim);
+  json_count(j, "d_state", c->d_state);
+  json_count(j, "max_position", c->max_position);
+  json_open(j, "mixers", '[');
+  for (l = 0; l < c->n_layer; l++) json_text(j, NULL, mixer_name(c->mixer[l]));
+  json_close(j);
+  json_count(j, "context", (double)T);
+  json_count(j, "state_bytes", (double)mhk_state_bytes(c, 1, T));
+  json_count(j, "attention_state_bytes", (double)mhk_state_bytes(&attention, 1, T));
+}
+
+static void json_begin(cli_json *j, const settings *s, const mhk_config *c) {
+  json_start(j, stdout, 0);
+  json_open(j, NULL, '{');
+  json_text(j, "path", s->paths.path[0]);
+  if (c) json_config(j, s, c);
+}
+
+static void show_model(const settings *s, const mhk_model *m) {
+  const mhk_config *c = mhk_model_config(m);
+  const mhk_tokenizer *k = mhk_model_tokenizer(m);
+  cli_buffer bytes;
+  cli_json j;
+  int i;
+  if (!s->json) {
+    print_config(s, s->paths.path[0], c);
+    printf("tensors         %d, %s as stored\n", mhk_model_tensors(m), cli_bytes(stored_bytes(m), &bytes));
+    if (k) {
+      printf("tokenizer       %d tokens\n", mhk_tokenizer_size(k));
+    } else {
+      printf("tokenizer       none\n");
+    }
+    for (i = 0; s->names && i < mhk_model_tensors(m); i++) {
+      const mhk_tensor *x = mhk_model_tensor(m, i);
+      print_tensor(x->name, x->dtype, x->rank, x->shape);
+    }
+    return;
+  }
+  json_begin(&j, s, c);
+  json_count(&j, "bytes", stored_bytes(m));
+  json_count(&j, "tokenizer_size", k ? mhk_tokenizer_size(k) : 0);
+  json_open(&j, "tensors", '[');
+  for (i = 0; i < mhk_model_tensors(m); i++) {
+    const mhk_tensor *x = mhk_model_tensor(m, i);
+    json_tensor(&j, x->name, x->dtype, x->rank, x->shape);
+  }
+  json_close(&j);
+  json_close(&j);
+}
+
+/* a safetensors file that is no model: its tensors */
+static void show_file(const settings *s, const mhk_file *f) {
+  double bytes = 0;
+  cli_buffer total;
+  cli_json j;
+  int i;
+  if (s->json) {
+    json_begin(&j, s, NULL);
+    json_open(&j, "tensors", '[');
+  }
+  for (i = 0; i < mhk_file_tensors(f); i++) {
+    const mhk_file_tensor *x = mhk_file_tensor_at(f, i);
+    bytes += (double)x->bytes;
+    if (s->json) {
+      json_tensor(&j, x->name, x->dtype, x->rank, x->shape);
+    } else {
+      print_tensor(x->name, x->dtype, x->rank, x->shape);
+    }
+  }
+  if (s->json) {
+    json_close(&j);
+    json_count(&j, "bytes", bytes);
+    json_close(&j);
+  } else {
+    printf("%d tensors, %s\n", mhk_file_tensors(f), cli_bytes(bytes, &total));
+  }
+}
+
+/* a known shape: nothing but its configuration */
+static void show_shape(const settings *s, const mhk_config *c) {
+  cli_json j;
+  if (!s->json) {
+    print_config(s, s->paths.path[0], c);
+    return;
+  }
+  json_begin(&j, s, c);
+  json_close(&j);
+}
+
+static int ends_with(const char *text, const char *end) {
+  size_t n = strlen(text), k = strlen(end);
+  return n >= k && strcmp(text + n - k, end) == 0;
+}
+
+static int inspect(mhk_context *ctx, const settings *s) {
+  const char *path = s->paths.path[0];
+  char first[2048];
+  mhk_config config;
+  mhk_model *m;
+  mhk_file *f;
+  if (!cli_exists(path) && mhk_config_preset(ctx, path, &config) == MHK_OK) {
+    show_shape(s, &config);
+    return CLI_OK;
+  }
+  mhk_clear_error(ctx);
+  m = mhk_load(ctx, path);
+  if (m) {
+    show_model(s, m);
+    return CLI_OK;
+  }
+  snprintf(first, sizeof first, "%s", mhk_message(ctx));
+  mhk_clear_error(ctx);
+  f = ends_with(path, ".safetensors") ? mhk_file_open(ctx, path) : NULL;
+  if (!f) return cli_error("%s", first);
+  show_file(s, f);
+  return CLI_OK;
+}
+
+int command_inspect(int argc, char **argv) {
+  settings s;
+  mhk_context *ctx;
+  int code;
+  memset(&s, 0, sizeof s);
+  code = parse(&s, argc, argv);
+  if (code != CLI_GO) return code;
+  ctx = cli_context(1);
+  code = ctx ? inspect(ctx, &s) : CLI_FAILED;
+  mhk_destroy(ctx);
+  return code;
+}

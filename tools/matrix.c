@@ -1,0 +1,175 @@
+/* mohawk matrix: one head's mixing matrix, teacher beside students. */
+#include "picture.h"
+#include "run.h"
+#include <stdlib.h>
+#include <string.h>
+
+typedef struct settings {
+  const char *teacher, *prompt, *out;
+  cli_files models, text;
+  int layer, head, scale, json;
+  mhk_index tokens;
+} settings;
+
+static int parse(settings *s, int argc, char **argv) {
+  const cli_option options[] = {
+      {"teacher", "PATH", CLI_TEXT, &s->teacher, 0, 0,
+       "the teacher (required); students see its residual stream, as in stage 1"},
+      {"model", "PATH...", CLI_FILES, &s->models, 0, 0, "students to show beside it"},
+      {"layer", "L", CLI_INT, &s->layer, 0, MHK_MAX_LAYERS - 1, "layer, counted from 0 (default 0)"},
+      {"head", "H", CLI_INT, &s->head, 0, 1e6, "head, counted from 0 (default 0)"},
+      {"prompt", "TEXT", CLI_TEXT, &s->prompt, 0, 0, "text whose tokens are mixed"},
+      {"text", "FILE", CLI_FILES, &s->text, 0, 0, "or the start of this file"},
+      {"tokens", "N", CLI_COUNT, &s->tokens, 2, 4096, "at most so many tokens of it (default 64)"},
+      {"out", "FILE", CLI_TEXT, &s->out, 0, 0,
+       "matrix.svg with axes and legend, or a .png of the bare matrices (default matrix.svg)"},
+      {"scale", "N", CLI_INT, &s->scale, 1, 64, "pixels an entry in a .png (default 4)"},
+      {"json", NULL, CLI_FLAG, &s->json, 0, 0, "the distances as one JSON object in place of text"},
+  };
+  const cli_command c = {"matrix",
+                         "--teacher PATH [--model PATH...] [options]",
+                         "Draws the mixing matrix of one head: each row is a token, each column a token it reads. For "
+                         "each model "
+                         "the distance to the "
+                         "teacher, ||M - M_teacher||_F / ||M_teacher||_F, is told.",
+                         "mohawk matrix --teacher examples/tiny --model build/demo/student --layer 1 --text "
+                         "examples/story.txt "
+                         "--out matrix.svg",
+                         options,
+                         CLI_COUNT_OF(options),
+                         NULL};
+  int code = cli_parse(&c, argc, argv);
+  if (code == CLI_GO && !s->teacher) code = cli_missing(&c, "--teacher PATH");
+  if (code == CLI_GO && !s->prompt && s->text.n == 0) code = cli_missing(&c, "--prompt TEXT or --text FILE");
+  return code;
+}
+
+/* the first tokens of the prompt or file, after one end-of-text token; 0 after a message */
+static mhk_index read_tokens(mhk_context *ctx, const settings *s, mhk_model *teacher, int32_t *ids) {
+  mhk_tokenizer *k = mhk_model_tokenizer(teacher);
+  mhk_index n = 0;
+  if (s->prompt && k) {
+    if (mhk_tokenizer_end(k) >= 0) ids[n++] = mhk_tokenizer_end(k);
+    n += mhk_encode(k, s->prompt, strlen(s->prompt), ids + n, s->tokens - n);
+  } else {
+    mhk_text_desc desc;
+    const int32_t *all;
+    mhk_text *text;
+    memset(&desc, 0, sizeof desc);
+    desc.n_files = s->text.n;
+    desc.files = s->text.path;
+    text = run_load_text(ctx, teacher, NULL, &desc);
+    if (!text) return 0;
+    n = mhk_text_tokens(text, &all);
+    memcpy(ids, all, (size_t)(n < s->tokens ? n : s->tokens) * sizeof *ids);
+  }
+  if (n > s->tokens) n = s->tokens;
+  if (n < 2) cli_error("that is no text to draw: at least two tokens are needed");
+  return n < 2 ? 0 : n;
+}
+
+static int write_picture(const settings *s, const picture_panel *panels, int n, mhk_index T) {
+  const size_t length = strlen(s->out);
+  cli_output o;
+  int drawn = 1;
+  if (cli_output_open(&o, s->out) != CLI_GO) return CLI_FAILED;
+  if (length > 4 && strcmp(s->out + length - 4, ".png") == 0) {
+    drawn = picture_png(o.file, panels, n, T, s->scale);
+  } else {
+    picture_svg(o.file, panels, n, T);
+  }
+  if (cli_output_close(&o) != CLI_GO) return CLI_FAILED;
+  return drawn ? CLI_GO : cli_error("out of memory for a picture of %lld x %lld tokens", (long long)T, (long long)T);
+}
+
+static void tell(const settings *s, const picture_panel *panels, int n, mhk_index T) {
+  cli_json j;
+  int i;
+  if (s->json) {
+    json_start(&j, stdout, 0);
+    json_open(&j, NULL, '{');
+    json_text(&j, "out", s->out);
+    json_count(&j, "tokens", (double)T);
+    json_open(&j, "relative_error", '{');
+    for (i = 1; i < n; i++) json_real(&j, panels[i].title, picture_distance(panels[i].matrix, panels[0].matrix, T));
+    json_close(&j);
+    json_close(&j);
+    return;
+  }
+  for (i = 1; i < n; i++)
+    printf("%-40s relative error %.3f\n", panels[i].title, picture_distance(panels[i].matrix, panels[0].matrix, T));
+  printf("saved     %s: layer %d, head %d, %lld tokens; rows read, columns are read\n", s->out, s->layer, s->head,
+         (long long)T);
+}
+
+/* the model i of the picture: 0 is the teacher; NULL after a message */
+static mhk_model *load(mhk_context *ctx, const settings *s, mhk_model *teacher, int i) {
+  const mhk_config *c = mhk_model_config(teacher), *mine;
+  mhk_model *m = i == 0 ? teacher : mhk_load(ctx, s->models.path[i - 1]);
+  if (!m) {
+    cli_context_error(ctx);
+    return NULL;
+  }
+  mine = mhk_model_config(m);
+  if (mine->n_layer == c->n_layer && mine->d_model == c->d_model) return m;
+  cli_error("%s is no student of this teacher: %d layers of width %d, not %d of %d", s->models.path[i - 1],
+            mine->n_layer, mine->d_model, c->n_layer, c->d_model);
+  return NULL;
+}
+
+enum { MOST = 8 };
+
+static int draw(mhk_context *ctx, const settings *s, mhk_model *teacher, const int32_t *ids, mhk_index T) {
+  picture_panel panels[MOST];
+  float *matrices[MOST];
+  int n, i, code = CLI_FAILED;
+  for (n = 0; n <= s->models.n; n++) {
+    mhk_model *m = load(ctx, s, teacher, n);
+    matrices[n] = m ? picture_matrices(ctx, m, teacher, s->layer, ids, T) : NULL;
+    if (!matrices[n]) break;
+    panels[n].title = n == 0 ? "teacher" : s->models.path[n - 1];
+    panels[n].matrix = matrices[n] + (mhk_index)s->head * T * T;
+  }
+  if (n == s->models.n + 1 && write_picture(s, panels, n, T) == CLI_GO) {
+    tell(s, panels, n, T);
+    code = CLI_OK;
+  }
+  for (i = 0; i < n; i++) free(matrices[i]);
+  return code;
+}
+
+static int matrix(mhk_context *ctx, const settings *s) {
+  mhk_model *teacher = mhk_load(ctx, s->teacher);
+  const mhk_config *c = mhk_model_config(teacher);
+  int32_t *ids;
+  mhk_index T;
+  int code = CLI_FAILED;
+  if (!teacher) return cli_context_error(ctx);
+  if (s->layer >= c->n_layer || s->head >= c->n_head)
+    return cli_error("layer %d, head %d: the teacher has layers 0 to %d and heads 0 to %d", s->layer, s->head,
+                     c->n_layer - 1, c->n_head - 1);
+  if (s->models.n >= MOST)
+    return cli_error("%d models are too many for one picture: %d at most", s->models.n, MOST - 1);
+  ids = (int32_t *)malloc((size_t)s->tokens * sizeof *ids);
+  if (!ids) return cli_error("out of memory for %lld tokens", (long long)s->tokens);
+  T = read_tokens(ctx, s, teacher, ids);
+  if (T > 0) code = draw(ctx, s, teacher, ids, T);
+  free(ids);
+  return code;
+}
+
+int command_matrix(int argc, char **argv) {
+  settings s;
+  mhk_context *ctx;
+  int code;
+  memset(&s, 0, sizeof s);
+  s.out = "matrix.svg";
+  s.tokens = 64;
+  s.scale = 4;
+  code = parse(&s, argc, argv);
+  if (code != CLI_GO) return code;
+  ctx = cli_context(0);
+  code = ctx ? matrix(ctx, &s) : CLI_FAILED;
+  mhk_destroy(ctx);
+  return code;
+}

@@ -1,0 +1,68 @@
+/* mohawk: distils Transformers into state-space models, runs them, measures them. One file a subcommand; this one
+   chooses. */
+#include "cli.h"
+#include <string.h>
+
+typedef struct command {
+  const char *name;
+  int (*run)(int argc, char **argv);
+  const char *help;
+} command;
+
+static const command commands[] = {
+    {"distill", command_distill, "turn a Phi checkpoint into a state-space model"},
+    {"generate", command_generate, "continue a prompt"},
+    {"eval", command_eval, "cross-entropy, perplexity, agreement and KL on text"},
+    {"inspect", command_inspect, "what a checkpoint holds and what it costs to run"},
+    {"matrix", command_matrix, "picture of one head's mixing matrix, teacher beside student"},
+    {"demo", command_demo, "all of it on a small teacher in a few minutes"},
+    {"bench", command_bench, "how fast this machine is at all of it"},
+};
+
+static void print_help(FILE *out) {
+  int i;
+  fprintf(out,
+          "usage: mohawk COMMAND [options]\n\nmohawk %s distils Transformers into state-space models on a "
+          "CPU.\n\n%scommands%s\n",
+          mhk_version(), cli_bold(out), cli_plain(out));
+  for (i = 0; i < CLI_COUNT_OF(commands); i++) fprintf(out, "  %-10s %s\n", commands[i].name, commands[i].help);
+  fprintf(out,
+          "\n`mohawk COMMAND --help` shows the options of a command, `mohawk --version` the version.\n\n%sstart "
+          "here%s\n"
+          "  mohawk distill --teacher phi-1_5/ --text corpus.txt --out run1\n"
+          "  mohawk generate --model run1/student --prompt \"The little rabbit\"\n",
+          cli_bold(out), cli_plain(out));
+}
+
+int main(int argc, char **argv) {
+  const char *names[CLI_COUNT_OF(commands)], *near;
+  int i;
+  cli_start(argc > 0 ? argv[0] : "mohawk");
+  if (argc < 2) {
+    print_help(stderr);
+    return CLI_USAGE;
+  }
+  for (i = 0; i < CLI_COUNT_OF(commands); i++) {
+    names[i] = commands[i].name;
+    if (strcmp(argv[1], commands[i].name) == 0) {
+      int code = commands[i].run(argc - 2, argv + 2);
+      if (fflush(stdout) != 0 || ferror(stdout)) code = cli_error("standard output could not be written");
+      return code;
+    }
+  }
+  if (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0 || strcmp(argv[1], "help") == 0) {
+    print_help(stdout);
+    return CLI_OK;
+  }
+  if (strcmp(argv[1], "--version") == 0) {
+    printf("mohawk %s\n", mhk_version());
+    return CLI_OK;
+  }
+  near = cli_nearest(argv[1], names, CLI_COUNT_OF(commands));
+  if (near) {
+    cli_error("there is no command \"%s\": did you mean \"%s\"?", argv[1], near);
+  } else {
+    cli_error("there is no command \"%s\": `mohawk --help` lists them", argv[1]);
+  }
+  return CLI_USAGE;
+}

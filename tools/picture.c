@@ -1,0 +1,450 @@
+/* picture.c: see picture.h */
+#include "picture.h"
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* ---------------------------------------------------------------- matrices */
+
+float *picture_matrices(mhk_context *ctx, mhk_model *m, mhk_model *teacher, int layer, const int32_t *tokens,
+                        mhk_index T) {
+  mhk_tensor *streams[MHK_MAX_LAYERS + 1], *u, *matrix;
+  mhk_forward_desc desc;
+  float *out = NULL;
+  mhk_tape *t = mhk_tape_create(ctx);
+  mhk_index i;
+  memset(&desc, 0, sizeof desc);
+  memset(streams, 0, sizeof streams);
+  desc.residuals = streams;
+  mhk_tape_record(t, 0);
+  mhk_forward(t, teacher, tokens, 1, T, &desc);
+  u = mhk_forward_norm(t, m, layer, streams[layer]);
+  matrix = mhk_forward_matrix(t, m, layer, u, NULL);
+  if (matrix && !mhk_failed(ctx)) {
+    out = (float *)malloc((size_t)matrix->count * sizeof *out);
+    if (!out)
+      cli_error("out of memory for %d matrices of %lld x %lld", (int)matrix->shape[1], (long long)T, (long long)T);
+    for (i = 0; out && i < matrix->count; i++) out[i] = (float)mhk_data(matrix)[i];
+  } else {
+    cli_context_error(ctx);
+  }
+  mhk_tape_destroy(t);
+  return out;
+}
+
+double picture_distance(const float *a, const float *b, mhk_index T) {
+  double difference = 0, size = 0;
+  mhk_index i;
+  for (i = 0; i < T * T; i++) {
+    difference += ((double)a[i] - (double)b[i]) * ((double)a[i] - (double)b[i]);
+    size += (double)b[i] * (double)b[i];
+  }
+  return sqrt(difference / size);
+}
+
+/* ---------------------------------------------------------------- colours */
+
+/* Entries are coloured by the signed root of their value, so that small weights stay visible: 0 is dark, 1 yellow,
+   negative ones turn red. Lightness grows evenly (OKLab, Ottosson 2020), so that the picture also reads without colour.
+   */
+enum { ZERO = 127, STEPS = 255, NOTHING = 255 };
+
+static int colour_index(double value) {
+  double u = value < 0 ? -sqrt(-value) : sqrt(value);
+  if (!(u > -1)) u = -1;
+  if (u > 1) u = 1;
+  return (int)floor(ZERO + ZERO * u + 0.5);
+}
+
+static unsigned char gamma_byte(double x) {
+  double y = x <= 0.0031308 ? 12.92 * x : 1.055 * pow(x, 1 / 2.4) - 0.055;
+  return (unsigned char)floor(255 * (y < 0 ? 0 : y > 1 ? 1 : y) + 0.5);
+}
+
+static void colour_of(int index, unsigned char rgb[3]) {
+  const double u = (double)(index - ZERO) / ZERO, s = fabs(u), degree = 0.017453292519943295;
+  const double lightness = u < 0 ? 0.21 + 0.52 * s : 0.21 + 0.74 * s;
+  const double chroma = u < 0 ? 0.07 + 0.13 * s : 0.07 + 0.08 * s;
+  const double hue = degree * (u < 0 ? 285 + 100 * s : 285 - 180 * s);
+  const double a = chroma * cos(hue), b = chroma * sin(hue);
+  const double l = pow(lightness + 0.3963377774 * a + 0.2158037573 * b, 3);
+  const double m = pow(lightness - 0.1055613458 * a - 0.0638541728 * b, 3);
+  const double k = pow(lightness - 0.0894841775 * a - 1.2914855480 * b, 3);
+  rgb[0] = gamma_byte(4.0767416621 * l - 3.3077115913 * m + 0.2309699292 * k);
+  rgb[1] = gamma_byte(-1.2684380046 * l + 2.6097574011 * m - 0.3413193965 * k);
+  rgb[2] = gamma_byte(-0.0041960863 * l - 0.7034186147 * m + 1.7076147010 * k);
+}
+
+/* ---------------------------------------------------------------- PNG: a palette, stored blocks, no compression */
+
+typedef struct bytes {
+  unsigned char *data;
+  size_t n;
+} bytes;
+
+static void put(bytes *b, const void *data, size_t n) {
+  memcpy(b->data + b->n, data, n);
+  b->n += n;
+}
+
+static void put32(bytes *b, unsigned long x) {
+  unsigned char four[4];
+  int i;
+  for (i = 0; i < 4; i++) four[i] = (unsigned char)(x >> (24 - 8 * i) & 255);
+  put(b, four, 4);
+}
+
+static unsigned long crc32_of(const unsigned char *p, size_t n) {
+  unsigned long c = 0xFFFFFFFFul;
+  size_t i;
+  int k;
+  for (i = 0; i < n; i++) {
+    c ^= p[i];
+    for (k = 0; k < 8; k++) c = c & 1 ? 0xEDB88320ul ^ c >> 1 : c >> 1;
+  }
+  return c ^ 0xFFFFFFFFul;
+}
+
+static size_t chunk_begin(bytes *b, const char *type) {
+  put32(b, 0);
+  put(b, type, 4);
+  return b->n;
+}
+
+static void chunk_end(bytes *b, size_t start) {
+  bytes length;
+  length.data = b->data + start - 8;
+  length.n = 0;
+  put32(&length, (unsigned long)(b->n - start));
+  put32(b, crc32_of(b->data + start - 4, b->n - start + 4));
+}
+
+/* raw scanlines as a zlib stream of stored blocks */
+static void put_stored(bytes *b, const unsigned char *raw, size_t n) {
+  unsigned long s1 = 1, s2 = 0;
+  size_t at, i;
+  put(b, "\x78\x01", 2);
+  for (at = 0; at < n; at += 65535) {
+    size_t k = n - at < 65535 ? n - at : 65535;
+    unsigned char head[5];
+    head[0] = at + k == n;
+    head[1] = (unsigned char)(k & 255);
+    head[2] = (unsigned char)(k >> 8);
+    head[3] = (unsigned char)~head[1];
+    head[4] = (unsigned char)~head[2];
+    put(b, head, 5);
+    put(b, raw + at, k);
+  }
+  for (i = 0; i < n; i++) {
+    s1 = (s1 + raw[i]) % 65521;
+    s2 = (s2 + s1) % 65521;
+  }
+  put32(b, s2 << 16 | s1);
+}
+
+/* colour indices (height,width) as a PNG in memory, malloc'ed; data NULL when there is none */
+static bytes encode_png(const unsigned char *index, size_t width, size_t height) {
+  const size_t n = height * (width + 1);
+  unsigned char *raw = (unsigned char *)malloc(n), rgb[3], alpha[256];
+  size_t start, y;
+  bytes b;
+  int i;
+  b.n = 0;
+  b.data = (unsigned char *)malloc(n + n / 65535 * 5 + 2048);
+  if (raw && b.data) {
+    for (y = 0; y < height; y++) {
+      raw[y * (width + 1)] = 0; /* no filter */
+      memcpy(raw + y * (width + 1) + 1, index + y * width, width);
+    }
+    put(&b, "\x89PNG\r\n\x1a\n", 8);
+    start = chunk_begin(&b, "IHDR");
+    put32(&b, (unsigned long)width);
+    put32(&b, (unsigned long)height);
+    put(&b, "\x08\x03\0\0\0", 5); /* 8 bits, palette */
+    chunk_end(&b, start);
+    start = chunk_begin(&b, "PLTE");
+    for (i = 0; i < 256; i++) {
+      colour_of(i < STEPS ? i : ZERO, rgb);
+      put(&b, rgb, 3);
+      alpha[i] = i == NOTHING ? 0 : 255;
+    }
+    chunk_end(&b, start);
+    start = chunk_begin(&b, "tRNS");
+    put(&b, alpha, 256);
+    chunk_end(&b, start);
+    start = chunk_begin(&b, "IDAT");
+    put_stored(&b, raw, n);
+    chunk_end(&b, start);
+    chunk_end(&b, chunk_begin(&b, "IEND"));
+  } else {
+    free(b.data);
+    b.data = NULL;
+  }
+  free(raw);
+  return b;
+}
+
+/* what a matrix looks like: nothing above the diagonal */
+static unsigned char pixel(const float *matrix, mhk_index T, mhk_index row, mhk_index column) {
+  return (unsigned char)(column > row ? NOTHING : colour_index((double)matrix[row * T + column]));
+}
+
+int picture_png(FILE *out, const picture_panel *panels, int n, mhk_index T, int scale) {
+  const size_t side = (size_t)T * (size_t)scale, gap = side / 16 + 1, width = (size_t)n * (side + gap) - gap;
+  unsigned char *index = (unsigned char *)malloc(width * side);
+  size_t x, y;
+  bytes png;
+  int p;
+  if (!index) return 0;
+  memset(index, NOTHING, width * side);
+  for (p = 0; p < n; p++)
+    for (y = 0; y < side; y++)
+      for (x = 0; x < side; x++)
+        index[y * width + (size_t)p * (side + gap) + x] =
+            pixel(panels[p].matrix, T, (mhk_index)y / scale, (mhk_index)x / scale);
+  png = encode_png(index, width, side);
+  if (png.data) fwrite(png.data, 1, png.n, out);
+  free(index);
+  free(png.data);
+  return png.data != NULL;
+}
+
+/* ---------------------------------------------------------------- SVG */
+
+void picture_escape(FILE *out, const char *text) {
+  for (; *text; text++) {
+    switch (*text) {
+      case '<': fputs("&lt;", out); break;
+      case '>': fputs("&gt;", out); break;
+      case '&': fputs("&amp;", out); break;
+      case '"': fputs("&quot;", out); break;
+      default: fputc(*text, out);
+    }
+  }
+}
+
+static void put_base64(FILE *out, const unsigned char *p, size_t n) {
+  static const char digits[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+  size_t i;
+  for (i = 0; i < n; i += 3) {
+    unsigned long x = (unsigned long)p[i] << 16 | (i + 1 < n ? (unsigned long)p[i + 1] << 8 : 0) |
+                      (i + 2 < n ? (unsigned long)p[i + 2] : 0);
+    fputc(digits[x >> 18], out);
+    fputc(digits[x >> 12 & 63], out);
+    fputc(i + 1 < n ? digits[x >> 6 & 63] : '=', out);
+    fputc(i + 2 < n ? digits[x & 63] : '=', out);
+  }
+}
+
+static void text_at(FILE *out, double x, double y, const char *anchor, const char *more, const char *text) {
+  fprintf(out, "<text x=\"%.1f\" y=\"%.1f\" text-anchor=\"%s\"%s>", x, y, anchor, more);
+  picture_escape(out, text);
+  fputs("</text>", out);
+}
+
+/* where things stand in a panel and in the legend, in SVG units */
+enum {
+  LEFT = 42,
+  TOP = 24,
+  SIDE = 200,
+  PANEL_WIDTH = LEFT + SIDE + 8,
+  PANEL_HEIGHT = TOP + SIDE + 38,
+  LEGEND_WIDTH = 320,
+  LEGEND_HEIGHT = 52
+};
+
+static void draw_image(FILE *out, const float *matrix, mhk_index T) {
+  unsigned char *index = (unsigned char *)malloc((size_t)T * (size_t)T);
+  bytes png;
+  mhk_index i;
+  if (!index) return;
+  for (i = 0; i < T * T; i++) index[i] = pixel(matrix, T, i / T, i % T);
+  png = encode_png(index, (size_t)T, (size_t)T);
+  if (png.data) {
+    fprintf(out,
+            "<image x=\"%d\" y=\"%d\" width=\"%d\" height=\"%d\" style=\"image-rendering:pixelated\" "
+            "href=\"data:image/png;base64,",
+            LEFT, TOP, SIDE, SIDE);
+    put_base64(out, png.data, png.n);
+    fputs("\"/>", out);
+  }
+  free(index);
+  free(png.data);
+}
+
+static void draw_panel(FILE *out, const picture_panel *panel, mhk_index T) {
+  char label[32], turn[64];
+  int i;
+  text_at(out, LEFT, 15, "start", " font-weight=\"600\" font-size=\"13\"", panel->title);
+  draw_image(out, panel->matrix, T);
+  fprintf(out, "<path d=\"M%d %dV%dH%d\" fill=\"none\" stroke=\"currentColor\" stroke-opacity=\".6\"/>", LEFT, TOP,
+          TOP + SIDE, LEFT + SIDE);
+  for (i = 0; i <= 4; i++) {
+    double at = SIDE * (double)i / 4;
+    snprintf(label, sizeof label, "%lld", (long long)(T * i / 4));
+    text_at(out, LEFT + at, TOP + SIDE + 14, i == 4 ? "end" : i ? "middle" : "start", "", label);
+    if (i) text_at(out, LEFT - 5, TOP + at + (i == 4 ? 0 : 4), "end", "", label);
+  }
+  text_at(out, LEFT + SIDE / 2, TOP + SIDE + 30, "middle", "", "token that is read");
+  snprintf(turn, sizeof turn, " transform=\"rotate(-90 %d %d)\"", 10, TOP + SIDE / 2);
+  text_at(out, 10, TOP + SIDE / 2 + 4, "middle", turn, "token that reads");
+}
+
+static void draw_legend(FILE *out) {
+  static const double ticks[] = {-0.5, -0.1, 0, 0.1, 0.5, 1};
+  const double low = -sqrt(0.5), x0 = 20, width = 280;
+  unsigned char rgb[3];
+  char label[32];
+  int i, n = 70;
+  for (i = 0; i < n; i++) {
+    double u = low + (1 - low) * (i + 0.5) / n;
+    colour_of((int)floor(ZERO + ZERO * u + 0.5), rgb);
+    fprintf(out, "<rect x=\"%.2f\" y=\"18\" width=\"%.2f\" height=\"12\" fill=\"#%02x%02x%02x\"/>", x0 + width * i / n,
+            width / n + 0.3, rgb[0], rgb[1], rgb[2]);
+  }
+  for (i = 0; i < CLI_COUNT_OF(ticks); i++) {
+    double u = ticks[i] < 0 ? -sqrt(-ticks[i]) : sqrt(ticks[i]), x = x0 + width * (u - low) / (1 - low);
+    fprintf(out, "<path d=\"M%.1f 30v4\" stroke=\"currentColor\"/>", x);
+    snprintf(label, sizeof label, "%g", ticks[i]);
+    text_at(out, x, 46, "middle", "", label);
+  }
+  text_at(out, x0, 12, "start", "", "weight of the token read");
+}
+
+static void svg_start(FILE *out, int width, int height, const char *label) {
+  fprintf(out, "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 %d %d\" role=\"img\" aria-label=\"", width,
+          height);
+  picture_escape(out, label);
+  fputs("\" font-family=\"system-ui,sans-serif\" font-size=\"11\" fill=\"currentColor\"", out);
+}
+
+void picture_panel_svg(FILE *out, const picture_panel *panel, mhk_index T) {
+  svg_start(out, PANEL_WIDTH, PANEL_HEIGHT, panel->title);
+  fputs(">", out);
+  draw_panel(out, panel, T);
+  fputs("</svg>\n", out);
+}
+
+void picture_legend_svg(FILE *out) {
+  svg_start(out, LEGEND_WIDTH, LEGEND_HEIGHT, "colours from -0.5 over 0 to 1");
+  fputs(">", out);
+  draw_legend(out);
+  fputs("</svg>\n", out);
+}
+
+void picture_svg(FILE *out, const picture_panel *panels, int n, mhk_index T) {
+  const int wide = n * PANEL_WIDTH > LEGEND_WIDTH ? n * PANEL_WIDTH : LEGEND_WIDTH;
+  int i;
+  svg_start(out, wide, PANEL_HEIGHT + LEGEND_HEIGHT + 8, "mixing matrices");
+  fprintf(out, " width=\"%d\" height=\"%d\">\n", wide, PANEL_HEIGHT + LEGEND_HEIGHT + 8);
+  fputs("<style>svg{color:#1f2328;background:#fff}@media(prefers-color-scheme:dark){svg{color:#e6e6e6;background:#"
+        "14161a}}</style>\n",
+        out);
+  for (i = 0; i < n; i++) {
+    fprintf(out, "<g transform=\"translate(%d 0)\">", i * PANEL_WIDTH);
+    draw_panel(out, &panels[i], T);
+    fputs("</g>\n", out);
+  }
+  fprintf(out, "<g transform=\"translate(%d %d)\">", LEFT - 20, PANEL_HEIGHT + 4);
+  draw_legend(out);
+  fputs("</g>\n</svg>\n", out);
+}
+
+/* ---------------------------------------------------------------- curves */
+
+enum { CHART_WIDTH = 420, CHART_HEIGHT = 264, CHART_LEFT = 46, CHART_TOP = 28, CHART_RIGHT = 408, CHART_BOTTOM = 208 };
+
+typedef struct chart {
+  double x0, x1, y0, y1;
+} chart;
+
+static double chart_x(const chart *c, double x) {
+  return CHART_LEFT + (CHART_RIGHT - CHART_LEFT) * (x - c->x0) / (c->x1 - c->x0);
+}
+static double chart_y(const chart *c, double y) {
+  return CHART_BOTTOM - (CHART_BOTTOM - CHART_TOP) * (y - c->y0) / (c->y1 - c->y0);
+}
+
+/* 1, 2 or 5 times a power of ten, about a quarter of the range */
+static double tick_step(double range) {
+  double power = pow(10, floor(log10(range / 4))), x = range / 4 / power;
+  return power * (x < 1.5 ? 1 : x < 3.5 ? 2 : x < 7.5 ? 5 : 10);
+}
+
+/* The range that shows every curve; the first tenth of the points may leave it at the top, for losses fall steeply at
+   first. */
+static chart chart_range(const picture_curve *curves, int n) {
+  chart c;
+  int i, k;
+  c.x0 = 0;
+  c.x1 = 1e-9;
+  c.y0 = INFINITY;
+  c.y1 = -INFINITY;
+  for (i = 0; i < n; i++)
+    for (k = 0; k < curves[i].n; k++) {
+      double y = curves[i].y[k];
+      if (!isfinite(y)) continue;
+      if (curves[i].x[k] > c.x1) c.x1 = curves[i].x[k];
+      if (y < c.y0) c.y0 = y;
+      if (y > c.y1 && k >= curves[i].n / 20) c.y1 = y;
+    }
+  if (!(c.y1 > c.y0)) {
+    c.y0 = isfinite(c.y0) ? c.y0 - 0.5 : 0;
+    c.y1 = c.y0 + 1;
+  }
+  c.y1 += 0.04 * (c.y1 - c.y0);
+  c.y0 -= 0.04 * (c.y1 - c.y0);
+  return c;
+}
+
+static void draw_grid(FILE *out, const chart *c, const char *x_label) {
+  const double dy = tick_step(c->y1 - c->y0), dx = tick_step(c->x1 - c->x0);
+  char label[64];
+  double v;
+  cli_buffer b;
+  for (v = ceil(c->y0 / dy) * dy; v <= c->y1; v += dy) {
+    fprintf(out, "<path d=\"M%d %.1fH%d\" stroke=\"currentColor\" stroke-opacity=\".15\"/>", CHART_LEFT, chart_y(c, v),
+            CHART_RIGHT);
+    snprintf(label, sizeof label, "%g", fabs(v) < dy * 1e-6 ? 0.0 : v);
+    text_at(out, CHART_LEFT - 6, chart_y(c, v) + 4, "end", "", label);
+  }
+  for (v = 0; v <= c->x1 * 1.0001; v += dx)
+    text_at(out, chart_x(c, v), CHART_BOTTOM + 15, v + dx > c->x1 && v > 0.97 * c->x1 ? "end" : "middle", "",
+            cli_count(v, &b));
+  fprintf(out, "<path d=\"M%d %dH%d\" stroke=\"currentColor\" stroke-opacity=\".6\"/>", CHART_LEFT, CHART_BOTTOM,
+          CHART_RIGHT);
+  text_at(out, (CHART_LEFT + CHART_RIGHT) / 2.0, CHART_BOTTOM + 30, "middle", "", x_label);
+}
+
+static void draw_curve(FILE *out, const chart *c, const picture_curve *curve, int number) {
+  int k, pen = 0;
+  fprintf(out,
+          "<path class=\"c%d\" fill=\"none\" stroke=\"currentColor\" stroke-width=\"1.8\" stroke-linejoin=\"round\" "
+          "d=\"",
+          number);
+  for (k = 0; k < curve->n; k++) {
+    double y = curve->y[k];
+    if (!isfinite(y)) continue;
+    fprintf(out, "%c%.1f %.1f", pen++ ? 'L' : 'M', chart_x(c, curve->x[k]), chart_y(c, y > c->y1 ? c->y1 : y));
+  }
+  fputs("\"/>", out);
+}
+
+void picture_curves_svg(FILE *out, const char *title, const char *x_label, const picture_curve *curves, int n) {
+  const chart c = chart_range(curves, n);
+  double x = CHART_LEFT;
+  int i;
+  svg_start(out, CHART_WIDTH, CHART_HEIGHT, title);
+  fputs(">", out);
+  text_at(out, CHART_LEFT, 16, "start", " font-weight=\"600\" font-size=\"13\"", title);
+  draw_grid(out, &c, x_label);
+  for (i = 0; i < n; i++) draw_curve(out, &c, &curves[i], i);
+  for (i = 0; n > 1 && i < n; i++) {
+    if (curves[i].n == 0) continue;
+    fprintf(out, "<path class=\"c%d\" d=\"M%.1f %dh16\" stroke=\"currentColor\" stroke-width=\"3\"/>", i, x,
+            CHART_HEIGHT - 10);
+    text_at(out, x + 20, CHART_HEIGHT - 6, "start", "", curves[i].name);
+    x += 34 + 6.2 * (double)strlen(curves[i].name);
+  }
+  fputs("</svg>\n", out);
+}

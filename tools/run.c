@@ -1,0 +1,365 @@
+/* run.c: see run.h */
+#include "run.h"
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* ---------------------------------------------------------------- text */
+
+enum { PIECE = 262144 }; /* tokens sampled between two saves; piece k has seed + k */
+
+/* a number that changes with the teacher's weights (FNV-1a over the first megabyte of its first tensor) */
+static unsigned long long fingerprint(mhk_model *teacher) {
+  const mhk_tensor *x = mhk_model_tensor(teacher, 0);
+  const unsigned char *p = (const unsigned char *)x->data;
+  size_t i, bytes = (size_t)x->count * mhk_dtype_size(x->dtype);
+  unsigned long long h = 1469598103934665603ull;
+  for (i = 0; i < bytes && i < 1000000; i++) h = (h ^ p[i]) * 1099511628211ull;
+  return h;
+}
+
+/* Reads what an earlier run sampled into ids; returns how many tokens of it are usable. */
+static mhk_index read_sampled(mhk_context *ctx, const char *path, const char *label, int32_t *ids, mhk_index wanted) {
+  mhk_index n = 0;
+  if (cli_exists(path)) {
+    mhk_file *f = mhk_file_open(ctx, path);
+    const mhk_file_tensor *x = f ? mhk_file_find(f, "tokens") : NULL;
+    const char *found = f ? mhk_file_metadata(f, "mohawk.sample", NULL) : NULL;
+    if (x && found && strcmp(found, label) == 0) {
+      int32_t *all = (int32_t *)malloc((size_t)x->count * sizeof *all + 1);
+      if (all && mhk_file_read_i32(ctx, x, all) == MHK_OK) {
+        n = x->count < wanted ? x->count / PIECE * PIECE : wanted;
+        memcpy(ids, all, (size_t)n * sizeof *ids);
+      }
+      free(all);
+    }
+    mhk_file_close(f);
+    mhk_clear_error(ctx); /* a file that cannot be read is written again */
+  }
+  return n;
+}
+
+static int write_sampled(mhk_context *ctx, const char *path, const char *label, const int32_t *ids, mhk_index n) {
+  const char *metadata[2];
+  mhk_file_tensor x;
+  memset(&x, 0, sizeof x);
+  metadata[0] = "mohawk.sample";
+  metadata[1] = label;
+  x.name = "tokens";
+  x.dtype = MHK_I32;
+  x.rank = 1;
+  x.shape[0] = n;
+  x.count = n;
+  x.data = ids;
+  x.bytes = (size_t)n * sizeof *ids;
+  return mhk_file_write(ctx, path, 1, &x, 1, metadata) == MHK_OK ? CLI_GO : cli_context_error(ctx);
+}
+
+/* One piece more. Returns its tokens, 0 after Ctrl-C, or -1 after a message. */
+static mhk_index sample_piece(mhk_context *ctx, mhk_model *teacher, int32_t *ids, mhk_index tokens, uint64_t seed,
+                              cli_task *task) {
+  mhk_text *piece = mhk_text_sample(teacher, tokens, seed, cli_task_report, task);
+  const int32_t *values;
+  mhk_index n = mhk_text_tokens(piece, &values);
+  if (!piece || mhk_failed(ctx)) {
+    cli_context_error(ctx);
+    return -1;
+  }
+  if (n > tokens) n = tokens;
+  if (cli_stopped()) n = 0;
+  if (n > 0) memcpy(ids, values, (size_t)n * sizeof *ids);
+  mhk_text_destroy(piece);
+  return n;
+}
+
+mhk_text *run_sampled_text(mhk_context *ctx, mhk_model *teacher, const char *path, mhk_index tokens, uint64_t seed) {
+  char label[96];
+  cli_task task;
+  cli_buffer amount, speed;
+  mhk_text *text = NULL;
+  mhk_index n, found;
+  int32_t *ids = (int32_t *)malloc((size_t)tokens * sizeof *ids + 1);
+  if (!ids) {
+    cli_error("out of memory for %s tokens of text", cli_count((double)tokens, &amount));
+    return NULL;
+  }
+  snprintf(label, sizeof label, "seed=%llu teacher=%016llx", (unsigned long long)seed, fingerprint(teacher));
+  n = found = read_sampled(ctx, path, label, ids, tokens);
+  cli_task_start(&task, "text", "sampling", 1);
+  while (n < tokens) {
+    mhk_index more = sample_piece(ctx, teacher, ids + n, tokens - n < PIECE ? tokens - n : PIECE,
+                                  seed + (uint64_t)(n / PIECE), &task);
+    if (more <= 0 || write_sampled(ctx, path, label, ids, n + more) != CLI_GO) {
+      free(ids);
+      return NULL;
+    }
+    n += more;
+  }
+  if (found == tokens) {
+    cli_progress_show(&task.progress, 1, "%-9s %s tokens that the teacher wrote, from %s", "text",
+                      cli_count((double)n, &amount), path);
+  } else {
+    cli_progress_show(&task.progress, 1, "%-9s %s tokens sampled from the teacher, %s tokens/s", "text",
+                      cli_count((double)n, &amount),
+                      cli_count((double)(n - found) / (cli_clock() - task.started), &speed));
+  }
+  text = mhk_text_from_tokens(ctx, ids, n, mhk_tokenizer_end(mhk_model_tokenizer(teacher)));
+  if (!text) cli_context_error(ctx);
+  free(ids);
+  return text;
+}
+
+mhk_text *run_load_text(mhk_context *ctx, mhk_model *model, mhk_model *other_model, const mhk_text_desc *desc) {
+  mhk_tokenizer *k = mhk_model_tokenizer(model);
+  mhk_text *text;
+  if (!k && other_model) k = mhk_model_tokenizer(other_model);
+  if (!k) {
+    cli_error("the model has no tokenizer: put the tokenizer.json of its teacher into its folder");
+    return NULL;
+  }
+  text = mhk_text_load(ctx, k, desc);
+  if (!text) cli_context_error(ctx);
+  return text;
+}
+
+/* ---------------------------------------------------------------- log */
+
+static const char log_header[] = "stage,step,tokens,loss,relative,learning_rate,grad_norm,tokens_per_second\n";
+
+static int log_path(char *path, size_t capacity, const char *folder) {
+  return cli_join(path, capacity, folder, "log.csv");
+}
+
+run_point *run_read_log(const char *folder, int stage, double step, int *n) {
+  char path[1024], line[512];
+  run_point *points = NULL;
+  int room = 0;
+  FILE *f;
+  *n = 0;
+  if (log_path(path, sizeof path, folder) != CLI_GO) return NULL;
+  f = fopen(path, "r");
+  while (f && fgets(line, sizeof line, f)) {
+    run_point p;
+    if (sscanf(line, "%d,%lf,%lf,%lf,%lf,%lf,%lf,%lf", &p.stage, &p.step, &p.tokens, &p.loss, &p.relative, &p.lr,
+               &p.grad_norm, &p.rate) != 8)
+      continue;
+    if (p.stage > stage || (p.stage == stage && p.step > step))
+      continue; /* written after the checkpoint that the run continues from */
+    if (*n == room) {
+      run_point *larger = (run_point *)realloc(points, (size_t)(room = room * 2 + 1024) * sizeof *points);
+      if (!larger) break;
+      points = larger;
+    }
+    points[(*n)++] = p;
+  }
+  if (f) fclose(f);
+  return points;
+}
+
+static void write_point(FILE *f, const run_point *p) {
+  fprintf(f, "%d,%.0f,%.0f,%.9g,%.6g,%.6g,%.6g,%.1f\n", p->stage, p->step, p->tokens, p->loss, p->relative, p->lr,
+          p->grad_norm, p->rate);
+}
+
+/* The log opened for more lines, without those that the resumed run will write again. */
+static FILE *open_log(const char *folder, const mhk_progress_info *at) {
+  char path[1024];
+  cli_output o;
+  int i, n = 0;
+  run_point *points;
+  if (log_path(path, sizeof path, folder) != CLI_GO || cli_output_open(&o, path) != CLI_GO) return NULL;
+  points = at->resumed ? run_read_log(folder, at->stage, (double)at->step, &n) : NULL;
+  fputs(log_header, o.file);
+  for (i = 0; i < n; i++) write_point(o.file, &points[i]);
+  free(points);
+  return cli_output_close(&o) == CLI_GO ? fopen(path, "a") : NULL;
+}
+
+/* ---------------------------------------------------------------- training */
+
+/* mean relative error of the matrices over all heads that train; NaN outside stage 1 */
+static double mean_relative(const mhk_progress_info *info, const mhk_config *c) {
+  double sum = 0;
+  int l, h, n = 0;
+  if (!info->relative) return NAN;
+  for (l = 0; l < c->n_layer; l++) {
+    if (c->mixer[l] == MHK_MIXER_ATTENTION) continue;
+    for (h = 0; h < c->ssm_heads; h++, n++) sum += info->relative[l * c->ssm_heads + h];
+  }
+  return n ? sum / n : NAN;
+}
+
+static void show_progress(cli_progress *line, const mhk_progress_info *info, double relative, int last) {
+  static const char *const names[] = {"", "matrices", "hidden states", "predictions"};
+  static const char *const losses[] = {"", "||dM||", "||dX||", "loss"};
+  cli_buffer bar, speed, left;
+  char closeness[48] = "";
+  double share = info->steps > 0 ? (double)info->step / (double)info->steps : 1;
+  if (!cli_progress_due(line, last)) return;
+  if (!isnan(relative)) snprintf(closeness, sizeof closeness, "   relative %.3f", relative);
+  cli_progress_show(line, last, "stage %d   %-15s %s  %3.0f %%   %s %-6.4g%s   %s tokens/s   %s %s", info->stage,
+                    names[info->stage], cli_bar(share, &bar), 100 * share, losses[info->stage], info->loss_average,
+                    closeness, cli_count(info->tokens_per_second, &speed),
+                    cli_time(last ? info->seconds : info->seconds_left, &left), last ? "in all" : "left");
+}
+
+static void json_progress(cli_json *j, const mhk_progress_info *info, double relative) {
+  json_open(j, NULL, '{');
+  json_text(j, "event", "progress");
+  json_count(j, "stage", info->stage);
+  json_count(j, "step", (double)info->step);
+  json_count(j, "steps", (double)info->steps);
+  json_count(j, "tokens", (double)info->tokens);
+  json_count(j, "total_tokens", (double)info->total_tokens);
+  json_real(j, "loss", info->loss);
+  json_real(j, "loss_average", info->loss_average);
+  if (!isnan(relative)) json_real(j, "relative_error", relative);
+  json_real(j, "learning_rate", info->lr);
+  json_real(j, "tokens_per_second", info->tokens_per_second);
+  json_real(j, "seconds_left", info->seconds_left);
+  json_close(j);
+}
+
+/* everything that one update leaves behind: the log, the progress line, the JSON line */
+typedef struct reporter {
+  FILE *log;
+  cli_progress line;
+  double json_shown;
+} reporter;
+
+static void report(reporter *p, const run *r, mhk_trainer *tr, const mhk_progress_info *info) {
+  double relative = mean_relative(info, mhk_model_config(mhk_student(tr)));
+  int last = info->stage_done || cli_stopped();
+  if (p->log) {
+    run_point point;
+    point.stage = info->stage;
+    point.step = (double)info->step;
+    point.tokens = (double)info->tokens;
+    point.loss = info->loss;
+    point.relative = relative;
+    point.lr = info->lr;
+    point.grad_norm = info->grad_norm;
+    point.rate = info->tokens_per_second;
+    write_point(p->log, &point);
+  }
+  show_progress(&p->line, info, relative, last);
+  if (r->json && (last || cli_clock() - p->json_shown >= 1)) {
+    json_progress(r->json, info, relative);
+    p->json_shown = cli_clock();
+  }
+  if (info->stage_done) memset(&p->line, 0, sizeof p->line);
+}
+
+run_result run_distill(mhk_context *ctx, const run *r, mhk_trainer **trainer) {
+  mhk_trainer *tr = *trainer = mhk_distill(ctx, &r->desc);
+  const mhk_progress_info *info = mhk_progress(tr);
+  run_result result = RUN_DONE;
+  reporter p;
+  mhk_index step;
+  int stage, more = 1;
+  memset(&p, 0, sizeof p);
+  if (!tr || !info || mhk_failed(ctx)) {
+    cli_context_error(ctx);
+    return RUN_FAILED;
+  }
+  if (info->resumed && info->step < info->steps)
+    cli_note("going on from the checkpoint in %s: stage %d, update %lld of %lld", r->desc.out, info->stage,
+             (long long)info->step, (long long)info->steps);
+  if (r->desc.out) p.log = open_log(r->desc.out, info);
+  while (more && result == RUN_DONE) {
+    stage = info->stage;
+    step = info->step;
+    more = mhk_train_step(tr);
+    info = mhk_progress(tr);
+    if (mhk_failed(ctx)) {
+      cli_context_error(ctx);
+      result = RUN_FAILED;
+    } else if (info->stage != stage || info->step != step) {
+      report(&p, r, tr, info);
+      if (info->stage_done && r->after_stage) result = r->after_stage(r->user, info->stage, mhk_student(tr));
+    }
+    if (result == RUN_DONE && more && cli_stopped()) result = RUN_STOPPED;
+    if (result == RUN_STOPPED && r->desc.out && mhk_checkpoint(tr) != MHK_OK) {
+      cli_context_error(ctx);
+      result = RUN_FAILED;
+    }
+  }
+  if (p.log) fclose(p.log);
+  return result;
+}
+
+/* ---------------------------------------------------------------- evaluation */
+
+int run_evaluate(mhk_context *ctx, mhk_model *m, mhk_model *teacher, mhk_text *text, mhk_index length,
+                 mhk_index windows, const char *title, mhk_evaluation *result) {
+  cli_task task;
+  cli_task_start(&task, "measuring", title, (double)length);
+  if (mhk_evaluate(m, teacher, text, length, windows, cli_task_report, &task, result) != MHK_OK)
+    return cli_context_error(ctx);
+  cli_progress_clear();
+  return cli_stopped() ? CLI_FAILED : CLI_GO;
+}
+
+/* the mean of two means over na and nb things, and its standard error */
+static void join(double na, double a, double ea, double nb, double b, double eb, double *mean, double *error) {
+  *mean = (na * a + nb * b) / (na + nb);
+  *error = sqrt(na * ea * na * ea + nb * eb * nb * eb) / (na + nb);
+}
+
+mhk_evaluation run_join(const mhk_evaluation *a, const mhk_evaluation *b) {
+  mhk_evaluation r;
+  double na = (double)a->tokens, nb = (double)b->tokens;
+  memset(&r, 0, sizeof r);
+  r.tokens = a->tokens + b->tokens;
+  join(na, a->cross_entropy, a->cross_entropy_error, nb, b->cross_entropy, b->cross_entropy_error, &r.cross_entropy,
+       &r.cross_entropy_error);
+  join(na, a->kl, a->kl_error, nb, b->kl, b->kl_error, &r.kl, &r.kl_error);
+  join(na, a->agreement, a->agreement_error, nb, b->agreement, b->agreement_error, &r.agreement, &r.agreement_error);
+  return r;
+}
+
+void run_print_header(FILE *out) {
+  fprintf(out, "%s%-24s %17s   %17s   %17s%s\n", cli_bold(out), "", "cross-entropy", "KL to teacher", "same next token",
+          cli_plain(out));
+}
+
+void run_print_row(FILE *out, const char *name, const mhk_evaluation *e, int with_teacher) {
+  fprintf(out, "%-24s %8.3f +- %5.3f", name, e->cross_entropy, e->cross_entropy_error);
+  if (with_teacher)
+    fprintf(out, "   %8.3f +- %5.3f   %6.1f +- %4.1f %%", e->kl, e->kl_error, 100 * e->agreement,
+            100 * e->agreement_error);
+  fputc('\n', out);
+}
+
+void run_json_evaluation(cli_json *j, const mhk_evaluation *e, int with_teacher) {
+  json_real(j, "cross_entropy", e->cross_entropy);
+  json_real(j, "cross_entropy_error", e->cross_entropy_error);
+  json_real(j, "perplexity", exp(e->cross_entropy));
+  json_real(j, "perplexity_error", exp(e->cross_entropy) * e->cross_entropy_error);
+  if (with_teacher) {
+    json_real(j, "kl", e->kl);
+    json_real(j, "kl_error", e->kl_error);
+    json_real(j, "agreement", e->agreement);
+    json_real(j, "agreement_error", e->agreement_error);
+  }
+  json_count(j, "predictions", (double)e->tokens);
+}
+
+const char *run_mixers(const mhk_config *c, char *text, size_t capacity) {
+  int l, kept = 0, said = 0;
+  size_t used;
+  for (l = 0; l < c->n_layer; l++) kept += c->mixer[l] == MHK_MIXER_ATTENTION;
+  snprintf(text, capacity, "%s",
+           c->arch == MHK_ARCH_PHI      ? "Phi"
+           : c->arch == MHK_ARCH_MAMBA2 ? "Mamba-2"
+                                        : "Phi-Mamba");
+  if (c->arch != MHK_ARCH_PHI_MAMBA || kept == 0) return text;
+  used = strlen(text);
+  used += (size_t)snprintf(text + used, capacity - used, " with attention in layer%s", kept > 1 ? "s" : "");
+  for (l = 0; l < c->n_layer && used < capacity; l++)
+    if (c->mixer[l] == MHK_MIXER_ATTENTION) {
+      said++;
+      used += (size_t)snprintf(text + used, capacity - used, "%s %d", said == 1 ? "" : said == kept ? " and" : ",", l);
+    }
+  return text;
+}
