@@ -1,3 +1,77 @@
+/* mohawk.h - v0.1.0 - turn a Transformer into a linear-time state-space model, and run it, in one C header
+   No warranty; use it under the MIT licence or as public domain, as you choose (text at the end of the file).
+
+   Tensor ops, a small autograd, the Phi attention layer, the Mamba-2 SSD layer, and MOHAWK: distillation of a Transformer into a
+   state-space model by matching first the mixing matrices, then the hidden states, then the predictions (Bick, Li, Xing, Kolter, Gu:
+   "Transformers to SSMs", arXiv 2408.10189). C99 or C++11, libc and libm, optionally OpenMP, nothing else.
+
+   QUICK START
+   In one file of a program define MOHAWK_IMPLEMENTATION before including this header; everywhere else include it plainly. A complete
+   program that loads a model and lets it write; build it with `cc -O2 app.c -lm`, add -fopenmp for threads:
+
+      #define MOHAWK_IMPLEMENTATION
+      #include "mohawk.h"
+      #include <stdio.h>
+
+      int main(void) {
+        mhk_context *ctx = mhk_create(NULL);             // best instruction set, one thread, malloc
+        mhk_model *m = mhk_load(ctx, "student");         // a folder: config.json, safetensors, tokenizer.json
+        mhk_session *s = mhk_session_create(m, NULL);
+        mhk_feed_text(s, "Once upon a time");
+        for (int i = 0; i < 100 && mhk_sample(s, NULL) >= 0; i++) fputs(mhk_text_out(s), stdout);
+        if (mhk_failed(ctx)) fprintf(stderr, "%s\n", mhk_message(ctx));   // one check at the end
+        mhk_destroy(ctx);                                // and everything made from it
+        return 0;
+      }
+
+   To distil, make a student of a teacher and step a trainer:
+
+      mhk_distill_desc d;
+      memset(&d, 0, sizeof d);
+      d.teacher = mhk_load(ctx, "phi-1_5");
+      d.text = text;                                     // from mhk_text_load() or mhk_text_sample()
+      d.out = "run1";                                    // checkpoints; the same call resumes
+      d.stages[0].tokens = 500000; d.stages[1].tokens = 1000000; d.stages[2].tokens = 1500000;
+      mhk_trainer *t = mhk_distill(ctx, &d);
+      while (mhk_train_step(t)) draw(mhk_progress(t));   // the caller owns the loop
+      mhk_save(mhk_student(t), "student", MHK_F32);      // PyTorch reads it
+
+   OPTIONS, defined before the include. None changes a struct or a signature, except MOHAWK_DOUBLE.
+      MOHAWK_IMPLEMENTATION       this file holds the code (one file of a program)
+      MOHAWK_STATIC               everything is static: several private copies in one program (every file)
+      MOHAWK_DOUBLE               arithmetic in double, for checking (every file)
+      MOHAWK_NO_SIMD              plain C kernels only                                              (implementation file only, like the rest)
+      MOHAWK_MALLOC(bytes), MOHAWK_FREE(block)   the default allocator, both or neither
+      MOHAWK_HEADER_NAME          how this file is found when it includes itself, if not as "mohawk.h"
+      MOHAWK_ALLOW_FAST_MATH      do not refuse -ffast-math
+
+   MEMORY. A context has one allocator, given at creation. Each object (model, tape, session, trainer...) lives in its own blocks of it
+   and dies with its destroy function or with the context. Weights of loaded models stay in the mapped file, in their stored type. A tape
+   keeps its memory between steps: loops allocate only in their first round. Sizes from outside are checked before they are used.
+
+   THREADS. Work is cut by the problem's size, never by the number of threads, and sums have a fixed order: the same build on the same
+   instruction set gives the same bits on any number of threads. Threads are OpenMP's when compiled with it, or the caller's own
+   (mhk_context_desc.parallel_for). Contexts share nothing; one context serves one thread at a time.
+
+   ERRORS. Nothing here prints, exits or aborts. The first error stays in its context as a code and a sentence; after it every call on the
+   context does nothing, so that one check at the end of a chain is enough.
+
+   CONTENTS (search for the tag)
+      Interface         >>interface     every declaration: shapes, ownership, errors
+      Platform          >>platform      CPU features, files, clock, random numbers
+      Memory            >>memory        arenas, objects, errors, parallel-for
+      Kernels           >>kernels       the hot loops, once per instruction set, and their drivers
+      Tensors           >>tensors       types and shapes
+      Tape              >>tape          autograd, recomputation, gradient checks
+      Ops               >>ops           forward and backward side by side
+      Files             >>files         JSON, safetensors
+      Tokenizer         >>tokenizer     byte-level BPE
+      Models            >>models        configurations, weights, initialisation
+      Layers            >>layers        mixers, blocks, forward passes, decoding state
+      Sessions          >>sessions      prefill, step, sampling
+      Mohawk            >>mohawk        text, the three stages, optimiser, trainer, evaluation
+   Each section uses only what stands above it. */
+
 #ifndef MHK__PASS
 #ifndef MOHAWK_H
 #define MOHAWK_H
@@ -16,7 +90,11 @@
 #include <stdint.h>
 
 #ifdef MOHAWK_STATIC
+#if defined(__GNUC__) || defined(__clang__)
+#define MHKDEF __attribute__((unused)) static
+#else
 #define MHKDEF static
+#endif
 #else
 #ifdef __cplusplus
 #define MHKDEF extern "C"
@@ -591,7 +669,8 @@ MHKDEF mhk_model *mhk_student(mhk_trainer *tr);
 /* Writes out/checkpoint.safetensors (new name, flushed, renamed). */
 MHKDEF mhk_result mhk_checkpoint(mhk_trainer *tr);
 /* Loss of a stage and its gradients (added to the parameters') without an update. layer_loss: L values or NULL. */
-MHKDEF double mhk_stage_loss(mhk_tape *t, mhk_model *student, mhk_model *teacher, int stage, const int32_t *tokens, mhk_index B, mhk_index T, const int32_t *doc,
+MHKDEF double mhk_stage_loss(mhk_tape *t, mhk_model *student, mhk_model *teacher, int stage, const int32_t *tokens, mhk_index B,
+                             mhk_index T, const int32_t *doc,
                              const mhk_stage_desc *desc, double *layer_loss, double *relative);
 /* The learning rate of update s of S: warm-up, stable, linear decay to low (Bick et al. 2024). */
 MHKDEF double mhk_learning_rate(double top, double low, mhk_index warmup, mhk_index decay, mhk_index s, mhk_index S);
@@ -1405,7 +1484,8 @@ struct mhk__kernels {
   void (*softmax)(mhk_index n, const mhk_real *x, mhk_real *y);
   double (*log_sum_exp)(mhk_index n, const mhk_real *x, mhk_real scale);
   double (*soft_dot)(mhk_index n, const mhk_real *logits, const mhk_real *target, mhk_real target_lse);
-  void (*soft_back)(mhk_index n, const mhk_real *logits, mhk_real inverse_temperature, mhk_real lse, const mhk_real *target, mhk_real target_lse, mhk_real g, mhk_real *d);
+  void (*soft_back)(mhk_index n, const mhk_real *logits, mhk_real inverse_temperature, mhk_real lse, const mhk_real *target,
+                    mhk_real target_lse, mhk_real g, mhk_real *d);
   void (*gelu)(mhk_index n, const mhk_real *x, mhk_real *y);
   void (*gelu_back)(mhk_index n, const mhk_real *x, const mhk_real *dy, mhk_real *dx);
   void (*gate)(mhk_index n, const mhk_real *y, const mhk_real *z, const mhk_real *bias, mhk_real *out);
@@ -2029,7 +2109,8 @@ static void MHK__N(mhk__attention)(const mhk__attention_args *a, mhk_index b, mh
   const mhk_index *start = a->start ? a->start + b * T : NULL;
   const mhk_real scale = MHK__R(1.0 / sqrt((double)P));
   const mhk_index wide = (P + MHK__NR - 1) / MHK__NR * MHK__NR;
-  mhk_real *keys = work, *values = keys + (S + 64) * P, *pq = values + (S + 64) * wide, *s = pq + mhk__padded(Q) * P, *ps = s + Q * K, *o = ps + mhk__padded(Q) * K;
+  mhk_real *keys = work, *values = keys + (S + 64) * P, *pq = values + (S + 64) * wide, *s = pq + mhk__padded(Q) * P, *ps = s + Q * K,
+      *o = ps + mhk__padded(Q) * K;
   mhk_real *most = o + Q * P, *sum = most + Q;
   mhk_index i0, j0, i, j;
   mhk__matrix m;
@@ -2238,7 +2319,8 @@ static void MHK__N(mhk__decay_edges)(mhk_index n, const mhk_real *cum, const mhk
 static void MHK__N(mhk__ssd)(const mhk__ssd_args *a, mhk_index b, mhk_index h, mhk_real *work) {
   const mhk_index T = a->T, P = a->P, N = a->N, Q = a->Q, g = h / (a->H / a->G), ldx = a->H * P, ldb = a->G * N, chunks = (T + Q - 1) / Q;
   const mhk_index most = mhk__padded(mhk__max(Q, mhk__max(N, P)));
-  const mhk_real *x = a->x + (b * T * a->H + h) * P, *bm = a->b + (b * T * a->G + g) * N, *cm = a->c + (b * T * a->G + g) * N, *la = a->log_a + b * T * a->H + h;
+  const mhk_real *x = a->x + (b * T * a->H + h) * P, *bm = a->b + (b * T * a->G + g) * N, *cm = a->c + (b * T * a->G + g) * N,
+      *la = a->log_a + b * T * a->H + h;
   const mhk_index *start = a->start ? a->start + b * T : NULL;
   mhk_real *y = a->y + (b * T * a->H + h) * P, *state = a->final + (b * a->H + h) * P * N;
   mhk_real *decay = work, *s = decay + Q * Q, *pa = s + Q * Q, *pb = pa + most * most, *px = pb + most * most;
@@ -2327,7 +2409,8 @@ static void MHK__N(mhk__ssd_back)(const mhk__ssd_args *a, mhk_index b, mhk_index
   const mhk_real *bm = a->b + (b * T * a->G + g) * N, *cm = a->c + (b * T * a->G + g) * N;
   const mhk_index *start = a->start ? a->start + b * T : NULL;
   mhk_real *decay = work, *s = decay + Q * Q, *dg = s + Q * Q, *pa = dg + Q * Q, *pb = pa + most * most, *left = pb + most * most;
-  mhk_real *right = left + Q * mhk__max(N, P), *dstate = right + Q * mhk__max(N, P), *cum = dstate + P * N, *carry = cum + Q, *tail = carry + Q, *dcum = tail + Q;
+  mhk_real *right = left + Q * mhk__max(N, P), *dstate = right + Q * mhk__max(N, P), *cum = dstate + P * N, *carry = cum + Q,
+      *tail = carry + Q, *dcum = tail + Q;
   mhk_index h, c, t, i;
   for (h = g * group; h < (g + 1) * group; h++) {
     const mhk_real *x = a->x + (b * T * a->H + h) * P, *dy = a->dy + (b * T * a->H + h) * P, *la = a->log_a + b * T * a->H + h;
@@ -2339,7 +2422,8 @@ static void MHK__N(mhk__ssd_back)(const mhk__ssd_args *a, mhk_index b, mhk_index
     for (c = chunks - 1; c >= 0; c--) {
       const mhk_index t0 = c * Q, n = T - t0 < Q ? T - t0 : Q;
       const mhk_index *st = start ? start + t0 : NULL;
-      const mhk_real *h0 = a->states + ((b * a->H + h) * chunks + c) * P * N, *xc = x + t0 * ldx, *dyc = dy + t0 * ldx, *bc = bm + t0 * ldb, *cc = cm + t0 * ldb;
+      const mhk_real *h0 = a->states + ((b * a->H + h) * chunks + c) * P * N, *xc = x + t0 * ldx, *dyc = dy + t0 * ldx,
+          *bc = bm + t0 * ldb, *cc = cm + t0 * ldb;
       const int before = c > 0 || a->initial != NULL, after = c < chunks - 1 || a->dfinal != NULL;
       double sum = 0, last = 0;
       for (t = 0; t < n; t++) cum[t] = MHK__R(sum += (double)la[(t0 + t) * a->H]);
@@ -2580,7 +2664,8 @@ static void MHK__N(mhk__orientation_back)(const mhk__orientation_args *a, mhk_in
           dcum[i0 + i] += (double)row;
         }
         for (j = 0; j < cols; j++) dcum[j0 + j] -= (double)column[j];
-        if (a->dc) MHK__N(mhk__multiply)(rows, N, cols, p, K, 1, a->b + ((b * T + j0) * a->G + g) * N, ldb, 1, a->dc + ((b * T + i0) * a->G + g) * N, ldb, 1, pa, pb);
+        if (a->dc) MHK__N(mhk__multiply)(rows, N, cols, p, K, 1, a->b + ((b * T + j0) * a->G + g) * N, ldb, 1,
+                                         a->dc + ((b * T + i0) * a->G + g) * N, ldb, 1, pa, pb);
         if (a->db) MHK__N(mhk__multiply)(cols, N, rows, p, 1, K, cc, ldb, 1, a->db + ((b * T + j0) * a->G + g) * N, ldb, 1, pa, pb);
       }
     }
@@ -2894,7 +2979,8 @@ MHKDEF mhk_context *mhk_create(const mhk_context_desc *desc) {
     if (!found) mhk_fail(ctx, MHK_ERROR_ARGUMENT, "MHK_ISA is \"%.40s\": it may be scalar, avx2, avx512, neon or wasm", forced);
   }
   if (!mhk__isa_fill(isa, &block->kernels)) {
-    mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "the instruction set %s is not to be had here: the best one is %s", mhk__isa_text(isa), mhk__isa_text(mhk__isa_best()));
+    mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "the instruction set %s is not to be had here: the best one is %s", mhk__isa_text(isa),
+             mhk__isa_text(mhk__isa_best()));
     isa = MHK_ISA_SCALAR;
     mhk__isa_fill(isa, &block->kernels);
   }
@@ -2913,6 +2999,16 @@ MHKDEF void mhk_destroy(mhk_context *ctx) {
 
 MHKDEF const char *mhk_isa_name(const mhk_context *ctx) { return ctx ? mhk__isa_text(ctx->isa) : ""; }
 
+MHKDEF size_t mhk_dtype_size(mhk_dtype dtype) {
+  switch (dtype) {
+    case MHK_F64: case MHK_I64: case MHK_U64: return 8;
+    case MHK_F32: case MHK_I32: case MHK_U32: return 4;
+    case MHK_F16: case MHK_BF16: case MHK_I16: case MHK_U16: return 2;
+    case MHK_I8: case MHK_U8: case MHK_BOOL: return 1;
+    default: return 0;
+  }
+}
+
 /* ---- drivers: cut work into tasks, give each worker its memory ---- */
 
 /* Runs body over tasks with per-worker work memory of the given number of elements. */
@@ -2924,7 +3020,8 @@ typedef struct mhk__job {
   mhk_index heads;
 } mhk__job;
 
-static void mhk__run(mhk_context *ctx, const void *args, mhk_index tasks, mhk_index heads, mhk_index work, void (*body)(void *arg, mhk_index task, int worker)) {
+static void mhk__run(mhk_context *ctx, const void *args, mhk_index tasks, mhk_index heads, mhk_index work,
+                     void (*body)(void *arg, mhk_index task, int worker)) {
   const mhk__mark mark = mhk__scratch_mark(ctx);
   mhk__job job;
   job.ctx = ctx;
@@ -2996,7 +3093,8 @@ static void mhk__gemm_few(void *arg, mhk_index task, int worker) {
 }
 
 /* c (M,N) = a (M,K) b (K,N), then the epilogue (may be NULL). c's rows are ldc apart. */
-static void mhk__gemm(mhk_context *ctx, mhk_index M, mhk_index N, mhk_index K, mhk__matrix a, mhk__matrix b, mhk_real *c, mhk_index ldc, const mhk__epilogue *e) {
+static void mhk__gemm(mhk_context *ctx, mhk_index M, mhk_index N, mhk_index K, mhk__matrix a, mhk__matrix b, mhk_real *c, mhk_index ldc,
+                      const mhk__epilogue *e) {
   const mhk__kernels *ks = ctx->kernels;
   mhk__gemm_args g;
   mhk__mark mark;
@@ -3027,7 +3125,7 @@ static void mhk__gemm(mhk_context *ctx, mhk_index M, mhk_index N, mhk_index K, m
   }
   g.mc = mhk__min(168 / ks->mr * ks->mr, ((M + 15) / 16 + ks->mr - 1) / ks->mr * ks->mr);
   g.kc = mhk__min(K, 384);
-  g.nc = mhk__max(ks->nr, mhk__min(N, ((mhk_index)1 << 22) / K) / ks->nr * ks->nr + ks->nr);
+  g.nc = mhk__max(ks->nr, mhk__min(N, ((mhk_index)1 << 20) / K) / ks->nr * ks->nr + ks->nr);
   mark = mhk__scratch_mark(ctx);
   g.packed = (mhk_real *)mhk__scratch(ctx, mhk__size3(ctx, g.nc + ks->nr, K, 1) > 0 ? (g.nc + ks->nr) * K : 0, sizeof(mhk_real));
   for (; g.packed && g.j0 < N && ctx->result == MHK_OK; g.j0 += g.n) {
@@ -3110,16 +3208,6 @@ static void mhk__over(mhk_context *ctx, mhk_index n, mhk_index step, void (*body
 /* ====================================================================================================
    TENSORS: types, shapes, parameters                                                      >>tensors
    ==================================================================================================== */
-
-MHKDEF size_t mhk_dtype_size(mhk_dtype dtype) {
-  switch (dtype) {
-    case MHK_F64: case MHK_I64: case MHK_U64: return 8;
-    case MHK_F32: case MHK_I32: case MHK_U32: return 4;
-    case MHK_F16: case MHK_BF16: case MHK_I16: case MHK_U16: return 2;
-    case MHK_I8: case MHK_U8: case MHK_BOOL: return 1;
-    default: return 0;
-  }
-}
 
 MHKDEF const char *mhk_dtype_name(mhk_dtype dtype) {
   switch (dtype) {
@@ -3443,7 +3531,8 @@ MHKDEF mhk_result mhk_backward(mhk_tape *t, mhk_tensor *loss) {
   const mhk_real one = 1;
   const mhk_real *p = &one;
   if (t && loss && loss->count != 1)
-    return mhk_fail(t->ctx, MHK_ERROR_SHAPE, "backward: the loss has %lld elements and must have one; mhk_backward_from() takes a cotangent", (long long)loss->count);
+    return mhk_fail(t->ctx, MHK_ERROR_SHAPE,
+                    "backward: the loss has %lld elements and must have one; mhk_backward_from() takes a cotangent", (long long)loss->count);
   return mhk_backward_many(t, 1, &loss, &p);
 }
 
@@ -3789,7 +3878,9 @@ MHKDEF mhk_tensor *mhk_add(mhk_tape *t, mhk_tensor *a, mhk_tensor *b) { return m
 MHKDEF mhk_tensor *mhk_sub(mhk_tape *t, mhk_tensor *a, mhk_tensor *b) { return mhk__binary(t, "sub", MHK__SUB2, a, b); }
 MHKDEF mhk_tensor *mhk_mul(mhk_tape *t, mhk_tensor *a, mhk_tensor *b) { return mhk__binary(t, "mul", MHK__MUL2, a, b); }
 
-typedef enum mhk__unary_kind { MHK__SCALE1, MHK__SQUARE1, MHK__SQRT1, MHK__EXP1, MHK__LOG1, MHK__SIGMOID1, MHK__SOFTPLUS1, MHK__SILU1, MHK__GELU1 } mhk__unary_kind;
+typedef enum mhk__unary_kind {
+  MHK__SCALE1, MHK__SQUARE1, MHK__SQRT1, MHK__EXP1, MHK__LOG1, MHK__SIGMOID1, MHK__SOFTPLUS1, MHK__SILU1, MHK__GELU1
+} mhk__unary_kind;
 typedef struct mhk__unary_args { mhk__unary_kind kind; mhk_real factor; const mhk_real *x, *y, *dy; mhk_real *out; } mhk__unary_args;
 
 static mhk_real mhk__sigmoid1(mhk_real x) { return MHK__R(1) / (MHK__R(1) + MHK__REXP(-x)); }
@@ -4034,7 +4125,8 @@ MHKDEF mhk_tensor *mhk_columns(mhk_tape *t, mhk_tensor *x, mhk_index first, mhk_
   int i;
   if (!mhk__op_ready(t, x, x) || !mhk__is_real(t, "columns", x)) return NULL;
   if (x->rank < 1 || first < 0 || width < 0 || first > mhk__last(x) || width > mhk__last(x) - first) {
-    mhk_fail(t->ctx, MHK_ERROR_SHAPE, "columns %lld to %lld of a tensor whose last axis has %lld", (long long)first, (long long)(first + width), (long long)mhk__last(x));
+    mhk_fail(t->ctx, MHK_ERROR_SHAPE, "columns %lld to %lld of a tensor whose last axis has %lld", (long long)first,
+             (long long)(first + width), (long long)mhk__last(x));
     return NULL;
   }
   for (i = 0; i < x->rank; i++) shape[i] = x->shape[i];
@@ -4126,7 +4218,8 @@ MHKDEF mhk_tensor *mhk_embedding(mhk_tape *t, mhk_tensor *w, const int32_t *toke
   for (r = 0; r < B * T; r++) {
     mhk_real *to = mhk__d(y) + r * w->shape[1];
     if (tokens[r] < 0 || tokens[r] >= w->shape[0]) {
-      mhk_fail(t->ctx, MHK_ERROR_ARGUMENT, "token %lld of the input is %d: the vocabulary has ids 0 to %lld", (long long)r, (int)tokens[r], (long long)w->shape[0] - 1);
+      mhk_fail(t->ctx, MHK_ERROR_ARGUMENT, "token %lld of the input is %d: the vocabulary has ids 0 to %lld", (long long)r, (int)tokens[r],
+               (long long)w->shape[0] - 1);
       return NULL;
     }
     if (w->dtype == MHK_REAL)
@@ -4216,7 +4309,8 @@ static mhk_tensor *mhk__linear(mhk_tape *t, const char *name, mhk_tensor *x, mhk
   e.residual = residual ? mhk__d(residual) : NULL;
   e.before = before;
   e.gelu = gelu;
-  mhk__gemm(t->ctx, rows, w->shape[0], w->shape[1], mhk__real_mat(mhk__d(x), w->shape[1], 1), mhk__mat(w->data, w->dtype, 1, w->shape[1]), mhk__d(y), w->shape[0], &e);
+  mhk__gemm(t->ctx, rows, w->shape[0], w->shape[1], mhk__real_mat(mhk__d(x), w->shape[1], 1), mhk__mat(w->data, w->dtype, 1, w->shape[1]),
+            mhk__d(y), w->shape[0], &e);
   return t->ctx->result == MHK_OK ? y : NULL;
 }
 MHKDEF mhk_tensor *mhk_linear(mhk_tape *t, mhk_tensor *x, mhk_tensor *w, mhk_tensor *b) { return mhk__linear(t, "linear", x, w, b, 0, NULL); }
@@ -4394,7 +4488,8 @@ static void mhk__rotary_body(mhk_context *ctx, void *args, mhk_index first, mhk_
   mhk_index r, h, i;
   (void)ctx;
   for (r = first; r < last; r++) {
-    const mhk_index t = r % a->T, from = a->start ? a->start[r] : -1, at = from > 0 ? t - from + a->T : t; /* later documents count from 0: the table's second half */
+    /* later documents count from 0: the table's second half */
+    const mhk_index t = r % a->T, from = a->start ? a->start[r] : -1, at = from > 0 ? t - from + a->T : t;
     const mhk_real *MHK__RESTRICT c = a->cosine + at * a->half, *MHK__RESTRICT s = a->sine + at * a->half;
     for (h = 0; h < a->H; h++) {
       const mhk_real *MHK__RESTRICT x = a->x + (r * a->H + h) * a->P;
@@ -4433,7 +4528,8 @@ MHKDEF mhk_tensor *mhk_rotary(mhk_tape *t, mhk_tensor *x, int dim, double theta,
   if (!mhk__op_ready(t, x, x) || !mhk__is_real(t, "rotary", x)) return NULL;
   if (x->rank != 4 || dim < 0 || dim % 2 || dim > x->shape[3]) {
     char text[128];
-    mhk_fail(t->ctx, MHK_ERROR_SHAPE, "rotary: %d features of %s: (B,T,H,P) and an even number up to P are needed", dim, mhk__shape_text(x->rank, x->shape, text, sizeof text));
+    mhk_fail(t->ctx, MHK_ERROR_SHAPE, "rotary: %d features of %s: (B,T,H,P) and an even number up to P are needed", dim,
+             mhk__shape_text(x->rank, x->shape, text, sizeof text));
     return NULL;
   }
   y = mhk__new(t, 4, x->shape);
@@ -4638,7 +4734,8 @@ MHKDEF mhk_result mhk_conv1d_split(mhk_tape *t, mhk_tensor *x, mhk_tensor *w, mh
   if (!mhk__op_ready(t, x, w) || !out || !widths) return t ? t->ctx->result : MHK_ERROR_MEMORY;
   if (!mhk__is_real(t, "conv1d", x) || !mhk__is_real(t, "conv1d", w)) return t->ctx->result;
   for (i = 0; i < count; i++) total += widths[i];
-  if (x->rank != 3 || w->rank != 3 || w->shape[0] != x->shape[2] || w->shape[1] != 1 || w->shape[2] < 1 || (bias && (bias->rank != 1 || bias->shape[0] != x->shape[2])) ||
+  if (x->rank != 3 || w->rank != 3 || w->shape[0] != x->shape[2] || w->shape[1] != 1 || w->shape[2] < 1 ||
+      (bias && (bias->rank != 1 || bias->shape[0] != x->shape[2])) ||
       total != x->shape[2] || count < 1 || count > MHK__MAX_OUT) {
     mhk__shape_error(t, "conv1d", x, w, "(B,T,C) and (C,1,W) are needed, a bias of C, and widths that add up to C");
     return t->ctx->result;
@@ -4724,7 +4821,8 @@ static void mhk__ssd_op_back(mhk_tape *t, mhk__node *n) {
 }
 
 /* log_a (B,T,H), b and c (B,T,G,N), d (H) or NULL */
-static int mhk__ssd_sizes(mhk_tape *t, const char *name, const mhk_tensor *la, const mhk_tensor *b, const mhk_tensor *c, const mhk_tensor *d, mhk__ssd_args *a) {
+static int mhk__ssd_sizes(mhk_tape *t, const char *name, const mhk_tensor *la, const mhk_tensor *b, const mhk_tensor *c,
+                          const mhk_tensor *d, mhk__ssd_args *a) {
   memset(a, 0, sizeof *a);
   if (!mhk__is_real(t, name, la) || !mhk__is_real(t, name, b) || !mhk__is_real(t, name, c) || (d && !mhk__is_real(t, name, d))) return 0;
   if (la->rank != 3 || b->rank != 4 || b->shape[0] != la->shape[0] || b->shape[1] != la->shape[1] || b->shape[2] < 1 || la->shape[2] % b->shape[2]) {
@@ -4762,7 +4860,8 @@ MHKDEF mhk_tensor *mhk_ssd(mhk_tape *t, mhk_tensor *x, mhk_tensor *la, mhk_tenso
   if (desc) d = *desc;
   if (d.final_state) *d.final_state = NULL;
   if (!mhk__op_ready(t, x, la) || !b || !c || !mhk__is_real(t, "ssd", x) || !mhk__ssd_sizes(t, "ssd", la, b, c, d.D, &a)) return NULL;
-  if (x->rank != 4 || x->shape[0] != a.B || x->shape[1] != a.T || x->shape[2] != a.H) return mhk__shape_error(t, "ssd", x, la, "x (B,T,H,P) and log_a (B,T,H) are needed");
+  if (x->rank != 4 || x->shape[0] != a.B || x->shape[1] != a.T || x->shape[2] != a.H)
+    return mhk__shape_error(t, "ssd", x, la, "x (B,T,H,P) and log_a (B,T,H) are needed");
   a.P = x->shape[3];
   shape[0] = a.B;
   shape[1] = a.H;
@@ -4772,7 +4871,8 @@ MHKDEF mhk_tensor *mhk_ssd(mhk_tape *t, mhk_tensor *x, mhk_tensor *la, mhk_tenso
   out[1] = mhk__new(t, 4, shape);
   a.start = mhk__starts(t, d.doc, a.B, a.T);
   if (!out[0] || !out[1] || (d.doc && !a.start)) return NULL;
-  if (d.initial_state && !mhk__same_shape(d.initial_state, out[1])) return mhk__shape_error(t, "ssd", x, d.initial_state, "the initial state must be (B,H,P,N)");
+  if (d.initial_state && !mhk__same_shape(d.initial_state, out[1]))
+    return mhk__shape_error(t, "ssd", x, d.initial_state, "the initial state must be (B,H,P,N)");
   a.x = mhk__d(x);
   a.initial = d.initial_state ? mhk__d(d.initial_state) : NULL;
   a.y = mhk__d(out[0]);
@@ -4916,7 +5016,8 @@ static void mhk__xent_back_body(mhk_context *ctx, void *args, mhk_index first, m
   mhk_index r;
   for (r = first; r < last; r++) {
     if (a->labels && a->labels[r] < 0) continue;
-    ctx->kernels->soft_back(a->n, a->x + r * a->n, a->it, a->lse[r], a->labels ? NULL : a->target + r * a->n, a->labels ? 0 : a->target_lse[r], a->g, a->d + r * a->n);
+    ctx->kernels->soft_back(a->n, a->x + r * a->n, a->it, a->lse[r], a->labels ? NULL : a->target + r * a->n,
+                            a->labels ? 0 : a->target_lse[r], a->g, a->d + r * a->n);
     if (a->labels) a->d[r * a->n + a->labels[r]] -= a->g;
   }
 }
@@ -4938,7 +5039,8 @@ static mhk_tensor *mhk__xent(mhk_tape *t, const char *name, mhk_tensor *x, const
   double sum = 0;
   if (!mhk__op_ready(t, x, x) || (!labels && !target) || !mhk__is_real(t, name, x)) return NULL;
   if (target && !mhk__is_real(t, name, target)) return NULL;
-  if (target && (mhk__last(x) != mhk__last(target) || x->count != target->count)) return mhk__shape_error(t, name, x, target, "both logits must have one shape");
+  if (target && (mhk__last(x) != mhk__last(target) || x->count != target->count))
+    return mhk__shape_error(t, name, x, target, "both logits must have one shape");
   if (!(temperature > 0)) {
     mhk_fail(t->ctx, MHK_ERROR_ARGUMENT, "%s: a temperature of %g; it must be above 0", name, temperature);
     return NULL;
@@ -5075,7 +5177,8 @@ MHKDEF mhk_tensor *mhk_matrix_orientation(mhk_tape *t, mhk_tensor *la, mhk_tenso
   double sum = 0;
   if (!mhk__op_ready(t, la, Bm) || !Cm || !q || !k) return NULL;
   if (!mhk__ssd_sizes(t, "matrix_orientation", la, Bm, Cm, D, &s) || !mhk__attention_sizes(t, "matrix_orientation", q, k, &q_args)) return NULL;
-  if (q_args.B != s.B || q_args.T != s.T || q_args.H != s.H) return mhk__shape_error(t, "matrix_orientation", la, q, "both mixers must have one batch, length and number of heads");
+  if (q_args.B != s.B || q_args.T != s.T || q_args.H != s.H)
+    return mhk__shape_error(t, "matrix_orientation", la, q, "both mixers must have one batch, length and number of heads");
   memset(&a, 0, sizeof a);
   a.B = s.B;
   a.T = s.T;
@@ -6096,7 +6199,7 @@ struct mhk_file {
   mhk__shard *shards;
   int n_shards, n;
   mhk__stored **sorted; /* by name */
-  mhk__metadata *metadata;
+  mhk__metadata *metadata, *last_metadata;
 };
 
 static void mhk__file_destroy(void *object) {
@@ -6210,7 +6313,7 @@ static int mhk__read_header(mhk_file *f, int shard, mhk__stored **entries, int *
   if (m) {
     if (m->type != MHK__JSON_OBJECT) return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: __metadata__ must be an object of texts", where), 0;
     for (x = m->first; x; x = x->next) {
-      mhk__metadata *y = (mhk__metadata *)mhk__arena_zeros(ctx, &f->object.arena, 1, sizeof *y), **end = &f->metadata;
+      mhk__metadata *y = (mhk__metadata *)mhk__arena_zeros(ctx, &f->object.arena, 1, sizeof *y);
       if (!y) return 0;
       if (x->type != MHK__JSON_STRING)
         return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: the value of \"%.100s\" in __metadata__ must be a text", where, x->key), 0;
@@ -6218,8 +6321,11 @@ static int mhk__read_header(mhk_file *f, int shard, mhk__stored **entries, int *
       y->value = mhk__arena_text(ctx, &f->object.arena, x->text, x->length);
       y->length = x->length;
       if (!y->key || !y->value) return 0;
-      while (*end) end = &(*end)->next;
-      *end = y;
+      if (f->last_metadata)
+        f->last_metadata->next = y;
+      else
+        f->metadata = y;
+      f->last_metadata = y;
     }
   }
   count = root->count - (m ? 1 : 0);
@@ -8125,39 +8231,11 @@ struct mhk_model {
 
 typedef enum mhk__role {
   MHK__EMBEDDING,
-  MHK__NORM_W,
-  MHK__NORM_B, /* from here on: of each layer */
-  MHK__Q_W,
-  MHK__Q_B,
-  MHK__K_W,
-  MHK__K_B,
-  MHK__V_W,
-  MHK__V_B,
-  MHK__DENSE_W,
-  MHK__DENSE_B,
-  MHK__QN_W,
-  MHK__QN_B,
-  MHK__KN_W,
-  MHK__KN_B,
-  MHK__IN_W,
-  MHK__IN_B,
-  MHK__Z_BIAS,
-  MHK__CONV_W,
-  MHK__CONV_B,
-  MHK__DT_BIAS,
-  MHK__A_LOG,
-  MHK__D,
-  MHK__SSM_NORM_W,
-  MHK__OUT_W,
-  MHK__OUT_B,
-  MHK__FC1_W,
-  MHK__FC1_B,
-  MHK__FC2_W,
-  MHK__FC2_B,
-  MHK__FINAL_W,
-  MHK__FINAL_B,
-  MHK__HEAD_W,
-  MHK__HEAD_B, /* of the model again */
+  MHK__NORM_W, MHK__NORM_B, /* from here on: of each layer */
+  MHK__Q_W, MHK__Q_B, MHK__K_W, MHK__K_B, MHK__V_W, MHK__V_B, MHK__DENSE_W, MHK__DENSE_B, MHK__QN_W, MHK__QN_B, MHK__KN_W, MHK__KN_B,
+  MHK__IN_W, MHK__IN_B, MHK__Z_BIAS, MHK__CONV_W, MHK__CONV_B, MHK__DT_BIAS, MHK__A_LOG, MHK__D, MHK__SSM_NORM_W, MHK__OUT_W, MHK__OUT_B,
+  MHK__FC1_W, MHK__FC1_B, MHK__FC2_W, MHK__FC2_B,
+  MHK__FINAL_W, MHK__FINAL_B, MHK__HEAD_W, MHK__HEAD_B, /* of the model again */
   MHK__ROLES
 } mhk__role;
 
@@ -8165,7 +8243,7 @@ typedef struct mhk__spec {
   char name[96];
   mhk__role role;
   int layer, rank;
-  mhk_index shape[3], count;
+  mhk_index shape[3];
 } mhk__spec;
 
 static mhk_tensor **mhk__slot(mhk_model *m, int layer, mhk__role role) {
@@ -8227,40 +8305,12 @@ static int mhk__role_is_matrix(mhk__role role) {
 
 /* what a tensor is called behind "layers.3.", or in whole */
 static void mhk__role_name(const mhk_config *c, mhk__role role, char out[48]) {
-  static const char names[MHK__ROLES][32] = {"embed_tokens.weight",
-                                             "input_layernorm.weight",
-                                             "input_layernorm.bias",
-                                             "q_proj.weight",
-                                             "q_proj.bias",
-                                             "k_proj.weight",
-                                             "k_proj.bias",
-                                             "v_proj.weight",
-                                             "v_proj.bias",
-                                             "dense.weight",
-                                             "dense.bias",
-                                             "q_layernorm.weight",
-                                             "q_layernorm.bias",
-                                             "k_layernorm.weight",
-                                             "k_layernorm.bias",
-                                             "in_proj.weight",
-                                             "in_proj.bias",
-                                             "z_bias",
-                                             "conv1d.weight",
-                                             "conv1d.bias",
-                                             "dt_bias",
-                                             "A_log",
-                                             "D",
-                                             "norm.weight",
-                                             "out_proj.weight",
-                                             "out_proj.bias",
-                                             "fc1.weight",
-                                             "fc1.bias",
-                                             "fc2.weight",
-                                             "fc2.bias",
-                                             "final_layernorm.weight",
-                                             "final_layernorm.bias",
-                                             "lm_head.weight",
-                                             "lm_head.bias"};
+  static const char names[MHK__ROLES][32] = {
+      "embed_tokens.weight", "input_layernorm.weight", "input_layernorm.bias", "q_proj.weight", "q_proj.bias", "k_proj.weight",
+      "k_proj.bias", "v_proj.weight", "v_proj.bias", "dense.weight", "dense.bias", "q_layernorm.weight", "q_layernorm.bias",
+      "k_layernorm.weight", "k_layernorm.bias", "in_proj.weight", "in_proj.bias", "z_bias", "conv1d.weight", "conv1d.bias", "dt_bias",
+      "A_log", "D", "norm.weight", "out_proj.weight", "out_proj.bias", "fc1.weight", "fc1.bias", "fc2.weight", "fc2.bias",
+      "final_layernorm.weight", "final_layernorm.bias", "lm_head.weight", "lm_head.bias"};
   const int attention = role >= MHK__Q_W && role <= MHK__KN_B, ssm = role >= MHK__IN_W && role <= MHK__OUT_B;
   out[0] = 0;
   if ((attention && c->arch == MHK_ARCH_PHI_MAMBA) || ssm) strcat(out, "mixer.");
@@ -8282,7 +8332,7 @@ static int mhk__spec_of(const mhk_config *c, int layer, mhk__role role, mhk__spe
             attention = kind == MHK_MIXER_ATTENTION, discrete = kind == MHK_MIXER_DISCRETE_MAMBA2, mamba2 = kind == MHK_MIXER_MAMBA2,
             phi = c->arch != MHK_ARCH_MAMBA2;
   mhk_index a = 0, b = 0;
-  int has = 0, i;
+  int has = 0;
   char tail[48];
   switch (role) {
     case MHK__EMBEDDING: has = 1, a = V, b = D; break;
@@ -8328,7 +8378,6 @@ static int mhk__spec_of(const mhk_config *c, int layer, mhk__role role, mhk__spe
   s->shape[0] = a;
   s->shape[1] = b ? b : 1;
   s->shape[2] = role == MHK__CONV_W ? c->d_conv : 1;
-  for (i = 0, s->count = 1; i < 3; i++) s->count *= s->shape[i];
   mhk__role_name(c, role, tail);
   if (role == MHK__HEAD_W || role == MHK__HEAD_B)
     strcpy(s->name, tail);
@@ -8390,16 +8439,6 @@ static void mhk__spec_reason(const mhk_config *c, const mhk__spec *s, char *out,
       break;
     default: snprintf(out, room, "%s %d", pm ? "d_model" : "hidden_size", c->d_model); break;
   }
-}
-
-MHKDEF double mhk_config_parameters(const mhk_config *config) {
-  mhk__spec s;
-  double n = 0;
-  if (!config || config->n_layer < 1 || config->n_layer > MHK_MAX_LAYERS) return 0;
-  memset(&s, 0, sizeof s);
-  s.layer = -1;
-  while (mhk__spec_next(config, &s)) n += (double)s.shape[0] * (double)s.shape[1] * (double)s.shape[2];
-  return n;
 }
 
 /* ---- configurations: presets, check */
@@ -8585,6 +8624,17 @@ MHKDEF mhk_result mhk_config_check(mhk_context *ctx, const mhk_config *config) {
   if (!config) return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "mhk_config_check needs a configuration");
   code = mhk__config_wrong(sentence, config);
   return code == MHK_OK ? code : mhk_fail(ctx, code, "%s", sentence);
+}
+
+MHKDEF double mhk_config_parameters(const mhk_config *config) {
+  char sentence[MHK__SENTENCE];
+  mhk__spec s;
+  double n = 0;
+  if (!config || mhk__config_wrong(sentence, config) != MHK_OK) return 0;
+  memset(&s, 0, sizeof s);
+  s.layer = -1;
+  while (mhk__spec_next(config, &s)) n += (double)s.shape[0] * (double)s.shape[1] * (double)s.shape[2];
+  return n;
 }
 
 /* ---- config.json in */
@@ -8778,8 +8828,9 @@ static void mhk__parse_discrete(const mhk__settings *s, mhk_config *c) {
   const mhk__json *act = mhk__setting(s, "activation"), *x;
   const double expand = mhk__setting_double(s, "expand", 1);
   double inner = expand * c->d_model;
-  static const char known[][16] = {"d_model",    "d_state", "n_v_heads",  "n_qk_heads", "d_conv",    "conv_bias", "expand", "chunk_size",
-                                   "activation", "bias",    "rotary_dim", "rope_theta", "layer_idx", "device",    "dtype"};
+  static const char known[][16] = {
+      "d_model", "d_state", "n_v_heads", "n_qk_heads", "d_conv", "conv_bias", "expand", "chunk_size", "activation", "bias", "rotary_dim",
+      "rope_theta", "layer_idx", "device", "dtype"};
   size_t i;
   c->d_state = mhk__setting_int(s, "d_state", 64);
   c->ssm_heads = mhk__setting_int(s, "n_v_heads", 32);
@@ -9167,7 +9218,7 @@ static mhk_model *mhk__model_new(mhk_context *ctx, const mhk_config *config) {
     x->name = mhk__arena_text(ctx, &m->object.arena, s.name, strlen(s.name));
     x->rank = s.rank;
     for (k = 0; k < MHK_MAX_RANK; k++) x->shape[k] = k < 3 ? s.shape[k] : 1;
-    x->count = s.count;
+    x->count = s.shape[0] * s.shape[1] * s.shape[2];
     x->dtype = MHK_REAL;
     x->ctx = ctx;
   }
@@ -9669,8 +9720,8 @@ MHKDEF mhk_result mhk_model_transfer(mhk_model *student, mhk_model *teacher) {
   return mhk_error(student->object.ctx);
 }
 
-/* Heads of a teacher's projection into rows [first,...) of to: heads rows blocks of size rows each; a teacher with fewer heads gives each to
-   several. 0, and nothing done, when the sizes do not match. */
+/* Heads of a teacher's projection into rows of to, from first on: heads blocks of size rows each. A teacher with fewer heads gives each
+   to several. 0, and nothing done, when the sizes do not match. */
 static int mhk__copy_heads(mhk_tensor *to, mhk_index first, int heads, int size, const mhk_tensor *from, int from_heads, int from_size) {
   const mhk_index D = to->shape[1];
   int h;
@@ -10003,11 +10054,13 @@ static int mhk__layer_ready(mhk_tape *t, const mhk_model *m, int layer, const mh
   }
   if (u->rank != 3 || u->shape[2] != m->config.d_model) {
     char text[128];
-    mhk_fail(t->ctx, MHK_ERROR_SHAPE, "layer %d was given %s and takes (B,T,%d)", layer, mhk__shape_text(u->rank, u->shape, text, sizeof text), m->config.d_model);
+    mhk_fail(t->ctx, MHK_ERROR_SHAPE, "layer %d was given %s and takes (B,T,%d)", layer,
+             mhk__shape_text(u->rank, u->shape, text, sizeof text), m->config.d_model);
     return 0;
   }
   if (d && d->state && (d->state->model != m || d->state->batch != u->shape[0])) {
-    mhk_fail(t->ctx, MHK_ERROR_ARGUMENT, "the state is of another model or for %lld sequences, the input has %lld", (long long)d->state->batch, (long long)u->shape[0]);
+    mhk_fail(t->ctx, MHK_ERROR_ARGUMENT, "the state is of another model or for %lld sequences, the input has %lld",
+             (long long)d->state->batch, (long long)u->shape[0]);
     return 0;
   }
   return 1;
@@ -10015,7 +10068,7 @@ static int mhk__layer_ready(mhk_tape *t, const mhk_model *m, int layer, const mh
 
 /* Non-zero on success. Advances the convolution's state (and nothing else) when d has one. */
 static int mhk__mixer_parts(mhk_tape *t, mhk_model *m, int layer, mhk_tensor *u, const mhk_forward_desc *d, mhk__parts *out) {
-  const mhk_config *c = &m->config;
+  const mhk_config *c;
   mhk__layer *y;
   mhk__layer_state *s;
   const int32_t *doc = d ? d->doc : NULL;
@@ -10024,6 +10077,7 @@ static int mhk__mixer_parts(mhk_tape *t, mhk_model *m, int layer, mhk_tensor *u,
   memset(out, 0, sizeof *out);
   out->matrix_only = matrix_only;
   if (!mhk__layer_ready(t, m, layer, u, d)) return 0;
+  c = &m->config;
   y = m->layers + layer;
   s = d && d->state ? d->state->layers + layer : NULL;
   offset = s ? s->position : 0;
@@ -10078,6 +10132,20 @@ static int mhk__mixer_parts(mhk_tape *t, mhk_model *m, int layer, mhk_tensor *u,
   return t->ctx->result == MHK_OK && out->log_a && out->Bm && out->Cm;
 }
 
+/* RMSNorm of each of the groups of the last axis for itself, as Mamba-2 has it */
+static mhk_tensor *mhk__group_norm(mhk_tape *t, mhk_tensor *x, mhk_tensor *w, mhk_index groups, double eps) {
+  mhk_index shape[2], i;
+  mhk_tensor *ones, *y;
+  if (!x || !w || groups <= 1) return mhk_rms_norm(t, x, w, eps);
+  shape[1] = mhk__last(x) / groups;
+  shape[0] = x->count / shape[1];
+  ones = mhk_tensor_new(t, 1, shape + 1, NULL);
+  if (!ones) return NULL;
+  for (i = 0; i < shape[1]; i++) mhk_data(ones)[i] = 1;
+  y = mhk_rms_norm(t, mhk_reshape(t, x, 2, shape), ones, eps);
+  return mhk_mul(t, y ? mhk_reshape(t, y, x->rank, x->shape) : NULL, w);
+}
+
 /* the mixer of a layer, plus residual when there is one (added by the output projection) */
 static mhk_tensor *mhk__mixer(mhk_tape *t, mhk_model *m, int layer, mhk_tensor *u, const mhk_forward_desc *d, mhk_tensor *residual) {
   mhk__parts p;
@@ -10111,7 +10179,7 @@ static mhk_tensor *mhk__mixer(mhk_tape *t, mhk_model *m, int layer, mhk_tensor *
   if (y->kind == MHK_MIXER_MAMBA2) {
     o = mhk_ssd(t, mhk__scale_rows(t, p.x, p.dt), p.log_a, p.Bm, p.Cm, &desc);
     o = mhk_add(t, o, mhk__scale_rows(t, p.x, y->D));
-    o = mhk_rms_norm(t, mhk_gate(t, mhk__flat(t, o), p.z, NULL), y->ssm_norm_w, m->config.norm_eps);
+    o = mhk__group_norm(t, mhk_gate(t, mhk__flat(t, o), p.z, NULL), y->ssm_norm_w, m->config.ssm_groups, m->config.norm_eps);
   } else {
     desc.D = y->D;
     o = mhk_gate(t, mhk__flat(t, mhk_ssd(t, p.x, p.log_a, p.Bm, p.Cm, &desc)), p.z, y->z_bias);
@@ -10123,7 +10191,9 @@ static mhk_tensor *mhk__mixer(mhk_tape *t, mhk_model *m, int layer, mhk_tensor *
   return residual ? mhk_linear_add(t, o, y->out_w, y->out_b, residual) : mhk_linear(t, o, y->out_w, y->out_b);
 }
 
-MHKDEF mhk_tensor *mhk_forward_mixer(mhk_tape *t, mhk_model *m, int layer, mhk_tensor *u, const mhk_forward_desc *d) { return mhk__mixer(t, m, layer, u, d, NULL); }
+MHKDEF mhk_tensor *mhk_forward_mixer(mhk_tape *t, mhk_model *m, int layer, mhk_tensor *u, const mhk_forward_desc *d) {
+  return mhk__mixer(t, m, layer, u, d, NULL);
+}
 
 MHKDEF mhk_tensor *mhk_forward_norm(mhk_tape *t, mhk_model *m, int layer, mhk_tensor *x) {
   mhk__layer *y;
@@ -10315,7 +10385,8 @@ MHKDEF mhk_result mhk_feed_text(mhk_session *s, const char *text) {
   k = s->model->tokenizer;
   if (!k) return mhk_fail(ctx, MHK_ERROR_STATE, "the model has no tokenizer: put a tokenizer.json beside it, or feed token ids");
   if (!text) return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "feed_text was given no text");
-  if (s->batch != 1) return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "feed_text serves sessions of one sequence, this one has %lld: feed token ids", (long long)s->batch);
+  if (s->batch != 1)
+    return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "feed_text serves sessions of one sequence, this one has %lld: feed token ids", (long long)s->batch);
   end = mhk_tokenizer_end(k);
   lead = mhk_state_position(s->state) == 0 && end >= 0;
   n = mhk_encode(k, text, strlen(text), NULL, 0);
@@ -12188,6 +12259,7 @@ MHKDEF double mhk_distill_bytes(const mhk_distill_desc *desc) {
   largest = V > 4.0 * D ? V * D : 4.0 * D * D; /* a matrix that a product packs */
   bytes = real * (2.0 * model + (d.exchange ? 3.0 : 2.0) * trained + 1.2 * tape + 2.0 * largest);
   if (d.text) bytes += 4.0 * (double)d.text->n + 8.0 * (double)d.text->n_documents * (d.windows == MHK_WINDOWS_PACKED ? 2.0 : 1.0);
+  bytes += real * tape < 64e6 ? real * tape : 64e6; /* an arena's blocks double up to that size, and the last one may be hardly used */
   return bytes + 4e6;
 }
 
@@ -12347,3 +12419,114 @@ MHKDEF mhk_result mhk_evaluate(mhk_model *m, mhk_model *teacher, mhk_text *text,
   return ctx->result;
 }
 #endif /* MOHAWK_IMPLEMENTATION */
+#if defined(MOHAWK_IMPLEMENTATION) && !defined(MHK__PASS)
+/* nothing private stays behind */
+#undef MHK__AFTER
+#undef MHK__ALIGN
+#undef MHK__ASAN
+#undef MHK__BIG_DIGITS
+#undef MHK__BIG_WORDS
+#undef MHK__CONV_BLOCK
+#undef MHK__END_TEXT
+#undef MHK__GRAIN
+#undef MHK__HASH_START
+#undef MHK__HAS_NEON_PASS
+#undef MHK__HAS_WASM_PASS
+#undef MHK__HAS_X86_PASSES
+#undef MHK__HEADER_MOST
+#undef MHK__HEAD_TASK
+#undef MHK__JSON_DEPTH
+#undef MHK__JSON_INFINITY
+#undef MHK__LETTER
+#undef MHK__LIST_MOST
+#undef MHK__LOGITS_PIECE
+#undef MHK__MAX_IN
+#undef MHK__MAX_OUT
+#undef MHK__NUMBER
+#undef MHK__OPEN_GATE
+#undef MHK__OTHER
+#undef MHK__OUT_BLOCK
+#undef MHK__PACK_COLUMNS
+#undef MHK__PATH_MOST
+#undef MHK__POP
+#undef MHK__POSIX
+#undef MHK__PRAGMA
+#undef MHK__PUSH_AVX2
+#undef MHK__PUSH_AVX512
+#undef MHK__R
+#undef MHK__RESTRICT
+#undef MHK__REXP
+#undef MHK__SAME_MLP
+#undef MHK__SAME_NORM
+#undef MHK__SAMPLE_BATCH
+#undef MHK__SAVED
+#undef MHK__SCORE_ROWS
+#undef MHK__SENTENCE
+#undef MHK__SHORT_WORD
+#undef MHK__SPACE
+#undef MHK__TILE
+#undef MHK__TOKEN_ADDED
+#undef MHK__TOKEN_MAPPED
+#undef MHK__TOKEN_VOCABULARY
+#undef MHK__UPDATE_BLOCK
+#undef MHK__WORD_BYTES
+#undef MHK__WORD_IDS
+#undef MHK__WORD_SLOTS
+#undef MHK__X86
+#endif /* MOHAWK_IMPLEMENTATION */
+
+#ifndef MHK__PASS
+/*
+   mohawk.h is available under two licences. Choose whichever you prefer.
+
+   ------------------------------------------------------------------------------
+   ALTERNATIVE A - MIT License
+
+   Copyright (c) 2026 mohawk.h contributors
+
+   Permission is hereby granted, free of charge, to any person obtaining a copy of
+   this software and associated documentation files (the "Software"), to deal in
+   the Software without restriction, including without limitation the rights to
+   use, copy, modify, merge, publish, distribute, sublicense, and/or sell copies
+   of the Software, and to permit persons to whom the Software is furnished to do
+   so, subject to the following conditions:
+
+   The above copyright notice and this permission notice shall be included in all
+   copies or substantial portions of the Software.
+
+   THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR
+   IMPLIED, INCLUDING BUT NOT LIMITED TO THE WARRANTIES OF MERCHANTABILITY,
+   FITNESS FOR A PARTICULAR PURPOSE AND NONINFRINGEMENT. IN NO EVENT SHALL THE
+   AUTHORS OR COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM, DAMAGES OR OTHER
+   LIABILITY, WHETHER IN AN ACTION OF CONTRACT, TORT OR OTHERWISE, ARISING FROM,
+   OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE
+   SOFTWARE.
+
+   ------------------------------------------------------------------------------
+   ALTERNATIVE B - Public Domain (www.unlicense.org)
+
+   This is free and unencumbered software released into the public domain.
+
+   Anyone is free to copy, modify, publish, use, compile, sell, or distribute this
+   software, either in source code form or as a compiled binary, for any purpose,
+   commercial or non-commercial, and by any means.
+
+   In jurisdictions that recognize copyright laws, the author or authors of this
+   software dedicate any and all copyright interest in the software to the public
+   domain. We make this dedication for the benefit of the public at large and to
+   the detriment of our heirs and successors. We intend this dedication to be an
+   overt act of relinquishment in perpetuity of all present and future rights to
+   this software under copyright law.
+
+   THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR
+   IMPLIED, INCLUDING BUT NOT LIMITED TO THE WARRANTIES OF MERCHANTABILITY,
+   FITNESS FOR A PARTICULAR PURPOSE AND NONINFRINGEMENT. IN NO EVENT SHALL THE
+   AUTHORS BE LIABLE FOR ANY CLAIM, DAMAGES OR OTHER LIABILITY, WHETHER IN AN
+   ACTION OF CONTRACT, TORT OR OTHERWISE, ARISING FROM, OUT OF OR IN CONNECTION
+   WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE SOFTWARE.
+
+   ------------------------------------------------------------------------------
+   The weights in examples/tiny come with a credit line of their own: see
+   examples/tiny/CREDITS.
+*/
+#endif

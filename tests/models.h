@@ -6,7 +6,8 @@
 enum { PHI, PHI_GROUPED, PHI_MAMBA, PHI_MAMBA_ROTARY, HYBRID, MAMBA2, MAMBA2_BIASES, MODEL_KINDS };
 
 static inline const char *model_kind_name(int kind) {
-  static const char *const names[] = {"phi", "phi, grouped heads", "phi-mamba", "phi-mamba, rotary", "hybrid", "mamba2", "mamba2, groups and biases"};
+  static const char *const names[] = {"phi",    "phi, grouped heads",       "phi-mamba", "phi-mamba, rotary", "hybrid",
+                                      "mamba2", "mamba2, groups and biases"};
   return names[kind];
 }
 

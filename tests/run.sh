@@ -2,6 +2,7 @@
 # Runs test programs, $JOBS at a time, prints what they print, and ends with one line `N passed, N failed`.
 # Each program ends with a line `name: N passed, N failed`; one that does not has crashed, which counts as a failure.
 build=${BUILD:-build}
+export OMP_WAIT_POLICY=passive # programs run side by side: waiting threads should not spin
 mkdir -p "$build/test"
 run_one() {
   name=$(basename "$1")

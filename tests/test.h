@@ -24,15 +24,17 @@
 #define RUN(name) test_run(#name, name##_test)
 /* CHECK goes on after a failure; REQUIRE leaves the function. Both print the message (printf format), its place and the condition. */
 #define CHECK(condition, ...) ((condition) ? test_one_more_check() : test_failure(__FILE__, __LINE__, #condition, __VA_ARGS__))
-#define REQUIRE(condition, ...)                                          \
-  do {                                                                   \
-    if (condition)                                                       \
-      test_one_more_check();                                             \
-    else {                                                               \
-      test_failure(__FILE__, __LINE__, #condition, __VA_ARGS__);         \
-      return;                                                            \
-    }                                                                    \
+#define REQUIRE(condition, ...)                                  \
+  do {                                                           \
+    if (condition)                                               \
+      test_one_more_check();                                     \
+    else {                                                       \
+      test_failure(__FILE__, __LINE__, #condition, __VA_ARGS__); \
+      return;                                                    \
+    }                                                            \
   } while (0)
+/* says why the running test is not one: it counts as skipped unless a check fails */
+#define SKIP(...) (test_state.skipping = 1, printf("skipped: " __VA_ARGS__), printf("\n"))
 /* the context has not failed; prints its message otherwise */
 #define CHECK_OK(ctx) CHECK(!mhk_failed(ctx), "%s", mhk_message(ctx))
 #define REQUIRE_OK(ctx) REQUIRE(!mhk_failed(ctx), "%s", mhk_message(ctx))
@@ -46,7 +48,7 @@
 
 typedef struct test_globals {
   const char *program, *filter, *running;
-  int list, passed, failed, skipped, failures, verbose;
+  int list, passed, failed, skipped, skipping, failures, verbose;
   long checks;
   double worst; /* largest error test_close() saw, in units of the tolerance; the program may reset it */
 } test_globals;
@@ -91,11 +93,14 @@ static inline void test_run(const char *name, void (*body)(void)) {
   }
   test_state.running = name;
   test_state.failures = 0;
+  test_state.skipping = 0;
   body();
   if (test_state.failures) {
     test_state.failed++;
     printf("FAILED %s %s (%d checks)\n", test_state.program, name, test_state.failures);
-  } else
+  } else if (test_state.skipping)
+    test_state.skipped++;
+  else
     test_state.passed++;
   if (test_state.verbose) printf("%s %s\n", test_state.failures ? "not ok" : "ok    ", name);
   fflush(stdout);
@@ -104,13 +109,16 @@ static inline void test_run(const char *name, void (*body)(void)) {
 
 static inline int test_end(void) {
   if (test_state.list) return 0;
-  printf("%s: %d passed, %d failed\n", test_state.program, test_state.passed, test_state.failed);
+  printf("%s: %d passed, %d failed", test_state.program, test_state.passed, test_state.failed);
+  if (test_state.skipped) printf(" (%d skipped)", test_state.skipped);
+  printf("\n");
   return test_state.failed != 0;
 }
 
 static inline void test_fails(const char *file, int line, mhk_context *ctx, mhk_result code, const char *text) {
   if (mhk_error(ctx) != code)
-    test_failure(file, line, "mhk_error", "error %d with message \"%s\" instead of error %d", (int)mhk_error(ctx), mhk_message(ctx), (int)code);
+    test_failure(file, line, "mhk_error", "error %d with message \"%s\" instead of error %d", (int)mhk_error(ctx), mhk_message(ctx),
+                 (int)code);
   else if (!strstr(mhk_message(ctx), text))
     test_failure(file, line, "mhk_message", "the message \"%s\" does not contain \"%s\"", mhk_message(ctx), text);
   else
@@ -119,8 +127,8 @@ static inline void test_fails(const char *file, int line, mhk_context *ctx, mhk_
 }
 
 /* Returns the worst error relative to max|want| (NaN counts as infinite). */
-static inline double test_close(const char *file, int line, const char *what, const mhk_real *got, const mhk_real *want, const double *want_double, mhk_index n,
-                                double tolerance) {
+static inline double test_close(const char *file, int line, const char *what, const mhk_real *got, const mhk_real *want,
+                                const double *want_double, mhk_index n, double tolerance) {
   double scale = 0, worst = 0;
   mhk_index i, at = 0;
   if (!got || (!want && !want_double)) {
@@ -140,8 +148,9 @@ static inline double test_close(const char *file, int line, const char *what, co
     }
   }
   if (worst > tolerance * scale)
-    test_failure(file, line, "close", "%s: element %lld of %lld is %.9g, should be %.9g: off by %.2e of the largest, %.2e is allowed", what, (long long)at,
-                 (long long)n, (double)got[at], want ? (double)want[at] : want_double[at], scale > 0 ? worst / scale : worst, tolerance);
+    test_failure(file, line, "close", "%s: element %lld of %lld is %.9g, should be %.9g: off by %.2e of the largest, %.2e is allowed", what,
+                 (long long)at, (long long)n, (double)got[at], want ? (double)want[at] : want_double[at], scale > 0 ? worst / scale : worst,
+                 tolerance);
   else
     test_one_more_check();
   worst = scale > 0 ? worst / scale : worst;
@@ -157,8 +166,8 @@ static inline void test_same(const char *file, int line, const char *what, const
   }
   for (i = 0; i < n; i++)
     if (memcmp(got + i, want + i, sizeof *got)) {
-      test_failure(file, line, "same bits", "%s: element %lld of %lld is %.17g, should be %.17g exactly", what, (long long)i, (long long)n, (double)got[i],
-                   (double)want[i]);
+      test_failure(file, line, "same bits", "%s: element %lld of %lld is %.17g, should be %.17g exactly", what, (long long)i, (long long)n,
+                   (double)got[i], (double)want[i]);
       return;
     }
   test_one_more_check();

@@ -35,7 +35,8 @@ TEST(first_error_stays) {
   CHECK(!mhk_failed(ctx) && mhk_error(ctx) == MHK_OK && !strcmp(mhk_message(ctx), ""), "a new context has an error: %s", mhk_message(ctx));
   CHECK(mhk_fail(ctx, MHK_ERROR_STATE, "first %d", 1) == MHK_ERROR_STATE, "mhk_fail returns its code");
   mhk_fail(ctx, MHK_ERROR_FILE, "second");
-  CHECK(mhk_failed(ctx) && mhk_error(ctx) == MHK_ERROR_STATE && !strcmp(mhk_message(ctx), "first 1"), "the first error was replaced by: %s", mhk_message(ctx));
+  CHECK(mhk_failed(ctx) && mhk_error(ctx) == MHK_ERROR_STATE && !strcmp(mhk_message(ctx), "first 1"), "the first error was replaced by: %s",
+        mhk_message(ctx));
   CHECK(log_lines == 1 && !strcmp(logged, "first 1"), "%d lines in the log, the last is %s", log_lines, logged);
   mhk_clear_error(ctx);
   CHECK(!mhk_failed(ctx) && !strcmp(mhk_message(ctx), ""), "the error was not cleared");
@@ -100,7 +101,8 @@ TEST(ops_name_the_shapes) {
   CHECK(mhk_attention(tape, zeros(4, 1, 3, 3, 4), zeros(4, 1, 3, 2, 4), zeros(4, 1, 3, 2, 4), NULL, NULL) == NULL, "3 heads in 2 groups");
   CHECK(mhk_failed(ctx), "attention");
   mhk_clear_error(ctx);
-  CHECK(mhk_ssd(tape, zeros(4, 1, 3, 3, 4), zeros(3, 1, 3, 3, 1), zeros(4, 1, 3, 2, 4), zeros(4, 1, 3, 2, 4), NULL) == NULL, "3 heads in 2 groups");
+  CHECK(mhk_ssd(tape, zeros(4, 1, 3, 3, 4), zeros(3, 1, 3, 3, 1), zeros(4, 1, 3, 2, 4), zeros(4, 1, 3, 2, 4), NULL) == NULL,
+        "3 heads in 2 groups");
   CHECK(mhk_failed(ctx), "ssd");
   mhk_clear_error(ctx);
   CHECK(mhk_rotary(tape, zeros(4, 1, 3, 2, 4), 3, 10000, NULL, 0) == NULL, "3 rotary features");
@@ -135,7 +137,8 @@ static mhk_config changed(const char *preset) {
 
 TEST(configurations) {
   mhk_config c;
-  static const char *const presets[] = {"phi-1", "phi-1.5", "phi-2", "phi-mamba-1.5b", "hybrid-phi-mamba-1.5b", "mamba2-130m", "mamba2-1.3b"};
+  static const char *const presets[] = {"phi-1",       "phi-1.5",    "phi-2", "phi-mamba-1.5b", "hybrid-phi-mamba-1.5b",
+                                        "mamba2-130m", "mamba2-1.3b"};
   static const double parameters[] = {1.418e9, 1.418e9, 2.780e9, 0, 0, 0.1289e9, 1.344e9};
   size_t i;
   start();
@@ -148,13 +151,16 @@ TEST(configurations) {
     if (parameters[i] > 0)
       CHECK(fabs(mhk_config_parameters(&c) / parameters[i] - 1) < 0.002, "%s has %.0f parameters", presets[i], mhk_config_parameters(&c));
     n = mhk_config_format(&c, NULL, 0);
-    CHECK(n > 100 && n < sizeof text && mhk_config_format(&c, text, sizeof text) == n && strlen(text) == n, "%s takes %lld bytes", presets[i], (long long)n);
+    CHECK(n > 100 && n < sizeof text && mhk_config_format(&c, text, sizeof text) == n && strlen(text) == n, "%s takes %lld bytes",
+          presets[i], (long long)n);
     memset(&back, 0, sizeof back);
     CHECK(mhk_config_parse(ctx, text, n, presets[i], &back) == MHK_OK, "%s: %s", presets[i], mhk_message(ctx));
-    CHECK(back.arch == c.arch && back.n_layer == c.n_layer && back.d_model == c.d_model && back.vocab_size == c.vocab_size && back.d_mlp == c.d_mlp &&
-              back.n_head == c.n_head && back.n_kv_head == c.n_kv_head && back.head_dim == c.head_dim && back.rotary_dim == c.rotary_dim && back.rope_theta == c.rope_theta &&
-              back.ssm_heads == c.ssm_heads && back.ssm_groups == c.ssm_groups && back.ssm_head_dim == c.ssm_head_dim && back.d_state == c.d_state && back.d_conv == c.d_conv &&
-              back.conv_silu == c.conv_silu && back.norm_eps == c.norm_eps && back.tie_embeddings == c.tie_embeddings && !memcmp(back.mixer, c.mixer, (size_t)c.n_layer),
+    CHECK(back.arch == c.arch && back.n_layer == c.n_layer && back.d_model == c.d_model && back.vocab_size == c.vocab_size &&
+              back.d_mlp == c.d_mlp && back.n_head == c.n_head && back.n_kv_head == c.n_kv_head && back.head_dim == c.head_dim &&
+              back.rotary_dim == c.rotary_dim && back.rope_theta == c.rope_theta && back.ssm_heads == c.ssm_heads &&
+              back.ssm_groups == c.ssm_groups && back.ssm_head_dim == c.ssm_head_dim && back.d_state == c.d_state &&
+              back.d_conv == c.d_conv && back.conv_silu == c.conv_silu && back.norm_eps == c.norm_eps &&
+              back.tie_embeddings == c.tie_embeddings && !memcmp(back.mixer, c.mixer, (size_t)c.n_layer),
           "%s does not survive its config.json: %s", presets[i], text);
   }
   CHECK(mhk_config_preset(ctx, "phi-99", &c) != MHK_OK, "phi-99");
@@ -193,7 +199,8 @@ static void parse_fails(const char *json, mhk_result code, const char *text) {
   else if (code == MHK_OK)
     CHECK(strstr(mhk_message(ctx), text) != NULL, "\"%s\" does not contain %s", mhk_message(ctx), text);
   else
-    CHECK(mhk_error(ctx) == code && strstr(mhk_message(ctx), text), "error %d, \"%s\" does not contain %s", (int)mhk_error(ctx), mhk_message(ctx), text);
+    CHECK(mhk_error(ctx) == code && strstr(mhk_message(ctx), text), "error %d, \"%s\" does not contain %s", (int)mhk_error(ctx),
+          mhk_message(ctx), text);
   mhk_clear_error(ctx);
 }
 
@@ -235,8 +242,8 @@ TEST(models_that_do_not_fit) {
   test_write_file(path, config, n);
   CHECK(mhk_load(ctx, test_path("bad")) == NULL, "loaded with the wrong width");
   CHECK(mhk_error(ctx) == MHK_ERROR_CONFIG || mhk_error(ctx) == MHK_ERROR_FORMAT, "error %d", (int)mhk_error(ctx));
-  CHECK(strstr(mhk_message(ctx), "mlp.fc1.weight") && strstr(mhk_message(ctx), "(96,24)") && strstr(mhk_message(ctx), "(80,24)"), "the message does not say what: %s",
-        mhk_message(ctx));
+  CHECK(strstr(mhk_message(ctx), "mlp.fc1.weight") && strstr(mhk_message(ctx), "(96,24)") && strstr(mhk_message(ctx), "(80,24)"),
+        "the message does not say what: %s", mhk_message(ctx));
   mhk_clear_error(ctx);
   replace(config, "\"intermediate_size\": 80", "\"intermediate_size\": 96");
   replace(config, "\"num_hidden_layers\": 2", "\"num_hidden_layers\": 3");
@@ -269,8 +276,8 @@ TEST(damaged_files) { /* cut anywhere, or with bytes changed anywhere: an error 
   for (i = 0; i < 60; i++) {
     cut = i < 30 ? (size_t)i * header / 30 : header + (size_t)(i - 30) * (n - header - 1) / 30;
     test_write_file(test_path("cut.safetensors"), data, cut);
-    CHECK(mhk_load(ctx, test_path("cut.safetensors")) == NULL && mhk_failed(ctx) && strstr(mhk_message(ctx), "cut.safetensors"), "cut to %lld bytes: %s", (long long)cut,
-          mhk_message(ctx));
+    CHECK(mhk_load(ctx, test_path("cut.safetensors")) == NULL && mhk_failed(ctx) && strstr(mhk_message(ctx), "cut.safetensors"),
+          "cut to %lld bytes: %s", (long long)cut, mhk_message(ctx));
     mhk_clear_error(ctx);
   }
   for (i = 0; i < 600; i++) {
@@ -383,60 +390,73 @@ static void all_null(mhk_context *c) {
   CHECK(!mhk_tensor_new(t, 0, NULL, NULL) && !mhk_reshape(t, x, 0, NULL) && !mhk_rows(t, x, 0, 1) && !mhk_detach(t, x), "views of nothing");
   mhk_require_grad(t, x), mhk_zero_grad(x);
   CHECK(!mhk_parameter(c, NULL, 0, NULL, NULL), "a parameter");
-  CHECK(mhk_backward(t, x) != MHK_OK && mhk_backward_from(t, x, NULL) != MHK_OK && mhk_backward_many(t, 1, out, NULL) != MHK_OK, "backward");
+  CHECK(mhk_backward(t, x) != MHK_OK && mhk_backward_from(t, x, NULL) != MHK_OK && mhk_backward_many(t, 1, out, NULL) != MHK_OK,
+        "backward");
   CHECK(!mhk_recompute(t, NULL, NULL, x) && !mhk_custom(t, 0, NULL, 0, NULL, NULL, NULL, NULL, 0) && !mhk_wants_grad(t, x), "custom");
   CHECK(mhk_check_gradient(t, NULL, NULL, x, NULL) != 0, "a check of nothing passes");
-  CHECK(!mhk_add(t, x, x) && !mhk_sub(t, x, x) && !mhk_mul(t, x, x) && !mhk_scale(t, x, 1) && !mhk_square(t, x) && !mhk_sqrt(t, x) && !mhk_exp(t, x) && !mhk_log(t, x) &&
-            !mhk_sigmoid(t, x) && !mhk_softplus(t, x) && !mhk_silu(t, x) && !mhk_gelu(t, x) && !mhk_sum(t, x) && !mhk_mean(t, x) && !mhk_sum_last(t, x) && !mhk_softmax(t, x) &&
-            !mhk_matmul(t, x, x, 0) && !mhk_columns(t, x, 0, 0) && !mhk_swap_heads(t, x) && !mhk_embedding(t, x, NULL, 1, 1) && !mhk_linear(t, x, x, x) &&
-            !mhk_linear_gelu(t, x, x, x) && !mhk_linear_add(t, x, x, x, x) && !mhk_layer_norm(t, x, x, x, 1) && !mhk_rms_norm(t, x, x, 1) && !mhk_gate(t, x, x, x) &&
-            !mhk_rotary(t, x, 0, 1, NULL, 0) && !mhk_attention(t, x, x, x, NULL, NULL) && !mhk_attention_matrix(t, x, x, NULL) && !mhk_conv1d(t, x, x, x, 0, NULL, NULL) &&
-            mhk_conv1d_split(t, x, x, x, 0, NULL, NULL, 2, NULL, out) != MHK_OK && !mhk_ssd(t, x, x, x, x, NULL) && !mhk_ssd_matrix(t, x, x, x, x, NULL) &&
-            !mhk_cross_entropy(t, x, NULL) && !mhk_cross_entropy_soft(t, x, x, 1) && !mhk_kl(t, x, x) && !mhk_hidden_distance(t, x, x) && !mhk_matrix_distance(t, x, x) &&
+  CHECK(!mhk_add(t, x, x) && !mhk_sub(t, x, x) && !mhk_mul(t, x, x) && !mhk_scale(t, x, 1) && !mhk_square(t, x) && !mhk_sqrt(t, x) &&
+            !mhk_exp(t, x) && !mhk_log(t, x) && !mhk_sigmoid(t, x) && !mhk_softplus(t, x) && !mhk_silu(t, x) && !mhk_gelu(t, x) &&
+            !mhk_sum(t, x) && !mhk_mean(t, x) && !mhk_sum_last(t, x) && !mhk_softmax(t, x) && !mhk_matmul(t, x, x, 0) &&
+            !mhk_columns(t, x, 0, 0) && !mhk_swap_heads(t, x) && !mhk_embedding(t, x, NULL, 1, 1) && !mhk_linear(t, x, x, x) &&
+            !mhk_linear_gelu(t, x, x, x) && !mhk_linear_add(t, x, x, x, x) && !mhk_layer_norm(t, x, x, x, 1) && !mhk_rms_norm(t, x, x, 1) &&
+            !mhk_gate(t, x, x, x) && !mhk_rotary(t, x, 0, 1, NULL, 0) && !mhk_attention(t, x, x, x, NULL, NULL) &&
+            !mhk_attention_matrix(t, x, x, NULL) && !mhk_conv1d(t, x, x, x, 0, NULL, NULL) &&
+            mhk_conv1d_split(t, x, x, x, 0, NULL, NULL, 2, NULL, out) != MHK_OK && !mhk_ssd(t, x, x, x, x, NULL) &&
+            !mhk_ssd_matrix(t, x, x, x, x, NULL) && !mhk_cross_entropy(t, x, NULL) && !mhk_cross_entropy_soft(t, x, x, 1) &&
+            !mhk_kl(t, x, x) && !mhk_hidden_distance(t, x, x) && !mhk_matrix_distance(t, x, x) &&
             !mhk_matrix_orientation(t, x, x, x, x, x, x, NULL, NULL),
         "an op of nothing gave something");
-  CHECK(mhk_config_preset(c, NULL, &config) != MHK_OK && mhk_config_preset(c, "phi-2", NULL) != MHK_OK && mhk_config_check(c, NULL) != MHK_OK &&
-            mhk_config_parse(c, NULL, 0, NULL, NULL) != MHK_OK && mhk_config_format(NULL, NULL, 0) == 0 && mhk_config_parameters(NULL) == 0,
+  CHECK(mhk_config_preset(c, NULL, &config) != MHK_OK && mhk_config_preset(c, "phi-2", NULL) != MHK_OK &&
+            mhk_config_check(c, NULL) != MHK_OK && mhk_config_parse(c, NULL, 0, NULL, NULL) != MHK_OK &&
+            mhk_config_format(NULL, NULL, 0) == 0 && mhk_config_parameters(NULL) == 0,
         "a configuration of nothing");
-  CHECK(!mhk_load(c, NULL) && !mhk_model_create(c, NULL, 1) && mhk_save(m, NULL, MHK_F32) != MHK_OK && !mhk_model_config(m) && !mhk_model_tokenizer(m) &&
-            mhk_model_set_tokenizer(m, NULL) != MHK_OK && mhk_model_tensors(m) == 0 && !mhk_model_tensor(m, 0) && !mhk_model_find(m, NULL) &&
-            mhk_model_make_trainable(m) != MHK_OK && !mhk_student_create(c, NULL, NULL) && mhk_model_transfer(m, m) != MHK_OK &&
-            mhk_model_init_mixers(m, m, MHK_INIT_DEFAULT, 1) != MHK_OK,
+  CHECK(!mhk_load(c, NULL) && !mhk_model_create(c, NULL, 1) && mhk_save(m, NULL, MHK_F32) != MHK_OK && !mhk_model_config(m) &&
+            !mhk_model_tokenizer(m) && mhk_model_set_tokenizer(m, NULL) != MHK_OK && mhk_model_tensors(m) == 0 && !mhk_model_tensor(m, 0) &&
+            !mhk_model_find(m, NULL) && mhk_model_make_trainable(m) != MHK_OK && !mhk_student_create(c, NULL, NULL) &&
+            mhk_model_transfer(m, m) != MHK_OK && mhk_model_init_mixers(m, m, MHK_INIT_DEFAULT, 1) != MHK_OK,
         "a model of nothing");
   mhk_model_destroy(m);
-  CHECK(!mhk_state_create(m, 1, 1) && mhk_state_bytes(NULL, 1, 1) == 0 && mhk_state_position(NULL) == 0 && !mhk_state_conv(NULL, 0) && !mhk_state_ssm(NULL, 0), "a state");
+  CHECK(!mhk_state_create(m, 1, 1) && mhk_state_bytes(NULL, 1, 1) == 0 && mhk_state_position(NULL) == 0 && !mhk_state_conv(NULL, 0) &&
+            !mhk_state_ssm(NULL, 0),
+        "a state");
   mhk_state_destroy(NULL), mhk_state_reset(NULL);
-  CHECK(!mhk_forward(t, m, NULL, 1, 1, NULL) && !mhk_forward_embedding(t, m, NULL, 1, 1) && !mhk_forward_norm(t, m, 0, x) && !mhk_forward_mixer(t, m, 0, x, NULL) &&
-            !mhk_forward_block(t, m, 0, x, NULL) && !mhk_forward_head(t, m, x) && !mhk_forward_matrix(t, m, 0, x, NULL),
+  CHECK(!mhk_forward(t, m, NULL, 1, 1, NULL) && !mhk_forward_embedding(t, m, NULL, 1, 1) && !mhk_forward_norm(t, m, 0, x) &&
+            !mhk_forward_mixer(t, m, 0, x, NULL) && !mhk_forward_block(t, m, 0, x, NULL) && !mhk_forward_head(t, m, x) &&
+            !mhk_forward_matrix(t, m, 0, x, NULL),
         "a pass through nothing");
-  CHECK(!mhk_file_open(c, NULL) && !mhk_file_open_memory(c, NULL, 0) && mhk_file_tensors(NULL) == 0 && !mhk_file_tensor_at(NULL, 0) && !mhk_file_find(NULL, NULL) &&
-            !mhk_file_metadata(NULL, NULL, NULL) && mhk_file_read(c, NULL, NULL) != MHK_OK && mhk_file_read_i32(c, NULL, NULL) != MHK_OK &&
-            mhk_file_write(c, NULL, 0, NULL, 0, NULL) != MHK_OK,
+  CHECK(!mhk_file_open(c, NULL) && !mhk_file_open_memory(c, NULL, 0) && mhk_file_tensors(NULL) == 0 && !mhk_file_tensor_at(NULL, 0) &&
+            !mhk_file_find(NULL, NULL) && !mhk_file_metadata(NULL, NULL, NULL) && mhk_file_read(c, NULL, NULL) != MHK_OK &&
+            mhk_file_read_i32(c, NULL, NULL) != MHK_OK && mhk_file_write(c, NULL, 0, NULL, 0, NULL) != MHK_OK,
         "a file of nothing");
   mhk_file_close(NULL);
-  CHECK(!mhk_tokenizer_load(c, NULL) && !mhk_tokenizer_parse(c, NULL, 0) && mhk_encode(NULL, NULL, 0, NULL, 0) <= 0 && mhk_decode(NULL, NULL, 0, NULL, 0) <= 0 &&
-            mhk_tokenizer_size(NULL) == 0 && mhk_tokenizer_id(NULL, NULL) == -1 && !mhk_token_bytes(NULL, 0, NULL) && mhk_tokenizer_end(NULL) == -1 && !mhk_tokenizer_json(NULL, NULL),
+  CHECK(!mhk_tokenizer_load(c, NULL) && !mhk_tokenizer_parse(c, NULL, 0) && mhk_encode(NULL, NULL, 0, NULL, 0) <= 0 &&
+            mhk_decode(NULL, NULL, 0, NULL, 0) <= 0 && mhk_tokenizer_size(NULL) == 0 && mhk_tokenizer_id(NULL, NULL) == -1 &&
+            !mhk_token_bytes(NULL, 0, NULL) && mhk_tokenizer_end(NULL) == -1 && !mhk_tokenizer_json(NULL, NULL),
         "a tokenizer of nothing");
   mhk_tokenizer_destroy(NULL);
-  CHECK(mhk_stream_push(&stream, NULL, 0, buffer) == 0 && mhk_stream_finish(&stream, buffer) == 0 && mhk_stream_push(NULL, NULL, 0, NULL) == 0 &&
-            mhk_stream_finish(NULL, NULL) == 0,
+  CHECK(mhk_stream_push(&stream, NULL, 0, buffer) == 0 && mhk_stream_finish(&stream, buffer) == 0 &&
+            mhk_stream_push(NULL, NULL, 0, NULL) == 0 && mhk_stream_finish(NULL, NULL) == 0,
         "a stream of nothing");
-  CHECK(!mhk_session_create(m, NULL) && mhk_feed(NULL, NULL, 0) != MHK_OK && mhk_feed_text(NULL, NULL) != MHK_OK && !mhk_logits(NULL) && mhk_sample(NULL, NULL) == -1 &&
-            mhk_sample_batch(NULL, NULL, &id) != MHK_OK && mhk_text_out(NULL) != NULL,
+  CHECK(!mhk_session_create(m, NULL) && mhk_feed(NULL, NULL, 0) != MHK_OK && mhk_feed_text(NULL, NULL) != MHK_OK && !mhk_logits(NULL) &&
+            mhk_sample(NULL, NULL) == -1 && mhk_sample_batch(NULL, NULL, &id) != MHK_OK && mhk_text_out(NULL) != NULL,
         "a session of nothing");
   mhk_session_destroy(NULL), mhk_session_reset(NULL);
-  CHECK(!mhk_text_load(c, NULL, NULL) && !mhk_text_from_tokens(c, NULL, 3, -1) && !mhk_text_sample(m, 10, 1, NULL, NULL) && mhk_text_tokens(NULL, NULL) == 0, "a text of nothing");
+  CHECK(!mhk_text_load(c, NULL, NULL) && !mhk_text_from_tokens(c, NULL, 3, -1) && !mhk_text_sample(m, 10, 1, NULL, NULL) &&
+            mhk_text_tokens(NULL, NULL) == 0,
+        "a text of nothing");
   mhk_text_destroy(NULL);
   distill = mhk_distill_defaults(NULL);
   CHECK(distill.batch > 0 && distill.length > 0, "defaults of nothing");
-  CHECK(mhk_distill_bytes(NULL) == 0 && !mhk_distill(c, NULL) && mhk_train_step(NULL) == 0 && !mhk_progress(NULL) && !mhk_student(NULL) && mhk_checkpoint(NULL) != MHK_OK,
+  CHECK(mhk_distill_bytes(NULL) == 0 && !mhk_distill(c, NULL) && mhk_train_step(NULL) == 0 && !mhk_progress(NULL) && !mhk_student(NULL) &&
+            mhk_checkpoint(NULL) != MHK_OK,
         "a trainer of nothing");
   {
     const double loss = mhk_train_on(NULL, 1, NULL, 1, 1, NULL, 1), other = mhk_stage_loss(t, m, m, 1, NULL, 1, 1, NULL, NULL, NULL, NULL);
     CHECK(loss != loss && other != other, "the loss of nothing is %g, %g", loss, other);
   }
   mhk_trainer_destroy(NULL);
-  CHECK(mhk_learning_rate(1, 0, 0, 0, 0, 10) == 1, "the learning rate without warm-up and decay is %g", mhk_learning_rate(1, 0, 0, 0, 0, 10));
+  CHECK(mhk_learning_rate(1, 0, 0, 0, 0, 10) == 1, "the learning rate without warm-up and decay is %g",
+        mhk_learning_rate(1, 0, 0, 0, 0, 10));
   CHECK(mhk_evaluate(m, m, NULL, 0, 0, NULL, NULL, NULL) != MHK_OK, "an evaluation of nothing");
 }
 
@@ -445,7 +465,8 @@ TEST(nothing_in_nothing_out) {
   ctx = mhk_create(NULL);
   mhk_fail(ctx, MHK_ERROR_STATE, "already failed");
   all_null(ctx);
-  CHECK(mhk_error(ctx) == MHK_ERROR_STATE && !strcmp(mhk_message(ctx), "already failed"), "the first error was replaced: %s", mhk_message(ctx));
+  CHECK(mhk_error(ctx) == MHK_ERROR_STATE && !strcmp(mhk_message(ctx), "already failed"), "the first error was replaced: %s",
+        mhk_message(ctx));
   mhk_destroy(ctx);
 }
 
@@ -466,11 +487,15 @@ TEST(failed_contexts_do_nothing) {
   mhk_fail(ctx, MHK_ERROR_STATE, "already failed");
   memory = mhk_memory_in_use(ctx);
   before = mhk_tape_here(tape);
-  CHECK(!mhk_add(tape, x, x) && !mhk_forward(tape, m, tokens, 1, 3, NULL) && mhk_feed(s, tokens, 3) == MHK_ERROR_STATE && mhk_sample(s, NULL) == -1, "something was done");
-  CHECK(!mhk_load(ctx, "examples/tiny") && mhk_save(m, test_path("never"), MHK_F32) == MHK_ERROR_STATE && !mhk_student_create(ctx, m, NULL), "something was done");
+  CHECK(!mhk_add(tape, x, x) && !mhk_forward(tape, m, tokens, 1, 3, NULL) && mhk_feed(s, tokens, 3) == MHK_ERROR_STATE &&
+            mhk_sample(s, NULL) == -1,
+        "something was done");
+  CHECK(!mhk_load(ctx, "examples/tiny") && mhk_save(m, test_path("never"), MHK_F32) == MHK_ERROR_STATE && !mhk_student_create(ctx, m, NULL),
+        "something was done");
   CHECK(mhk_backward(tape, x) == MHK_ERROR_STATE && !mhk_tape_create(ctx) && !mhk_session_create(m, NULL), "something was done");
   after = mhk_tape_here(tape);
-  CHECK(before.used == after.used && before.chunk == after.chunk && before.records == after.records && memory == mhk_memory_in_use(ctx), "memory was used");
+  CHECK(before.used == after.used && before.chunk == after.chunk && before.records == after.records && memory == mhk_memory_in_use(ctx),
+        "memory was used");
   {
     FILE *f;
     char path[600];

@@ -29,9 +29,12 @@ static void show_log(void) {
   if (text) printf("%.1500s\n", text);
   free(text);
 }
-#define SHELL(...) (shell(__VA_ARGS__) ? test_one_more_check() : (show_log(), test_failure(__FILE__, __LINE__, "command succeeds", __VA_ARGS__)))
+#define SHELL(...) \
+  (shell(__VA_ARGS__) ? test_one_more_check() : (show_log(), test_failure(__FILE__, __LINE__, "command succeeds", __VA_ARGS__)))
 
-static void write_text(const char *name, const char *text) { CHECK(test_write_file(test_path(name), text, strlen(text)), "cannot write %s", name); }
+static void write_text(const char *name, const char *text) {
+  CHECK(test_write_file(test_path(name), text, strlen(text)), "cannot write %s", name);
+}
 
 static char *blanked(const char *text, size_t n) {
   char *p = (char *)malloc(n + 1);
@@ -96,14 +99,18 @@ TEST(version) {
   {
     const char *first = header + strspn(header, " /*\n"), *end = first + strcspn(first, "\n"), *v;
     for (v = first; v < end; v++)
-      if (*v == 'v' && isdigit((unsigned char)v[1])) CHECK(!strncmp(v + 1, MHK_VERSION, strlen(MHK_VERSION)), "the first line says %.10s", v);
+      if (*v == 'v' && isdigit((unsigned char)v[1]))
+        CHECK(!strncmp(v + 1, MHK_VERSION, strlen(MHK_VERSION)), "the first line says %.10s", v);
   }
 }
 
 /* ---------------------------------------------------------------------------------------- contents and sections */
 
 enum { MOST_SECTIONS = 64 };
-static struct section { char tag[40], title[40]; const char *at; } sections[MOST_SECTIONS];
+static struct section {
+  char tag[40], title[40];
+  const char *at;
+} sections[MOST_SECTIONS];
 static int n_sections;
 
 static int read_tag(const char *at, char *tag) { /* at ">>" */
@@ -161,7 +168,8 @@ TEST(contents) {
     CHECK(strstr(line, sections[listed].title) != NULL, "the contents do not call >>%s %s", tag, sections[listed].title);
     listed++;
   }
-  CHECK(listed == n_sections, "%d sections, %d in the contents (the first missing is >>%s)", n_sections, listed, listed < n_sections ? sections[listed].tag : "");
+  CHECK(listed == n_sections, "%d sections, %d in the contents (the first missing is >>%s)", n_sections, listed,
+        listed < n_sections ? sections[listed].tag : "");
 }
 
 static int is_word(char c) { return isalnum((unsigned char)c) || c == '_'; }
@@ -173,7 +181,10 @@ static int section_of(const char *at_header) {
 
 /* Where each function is defined (its section), then every call from a section above it. */
 TEST(sections_look_upward) {
-  static struct { char name[64]; int section; } defined[4096];
+  static struct {
+    char name[64];
+    int section;
+  } defined[4096];
   int n = 0, i, calls = 0;
   const char *p = plain, *implementation;
   find_sections();
@@ -181,7 +192,8 @@ TEST(sections_look_upward) {
   REQUIRE(i < n_sections, "there is no section >>platform");
   implementation = plain + (sections[i].at - header);
   for (p = plain; *p; p += strcspn(p, "\n"), p += *p == '\n')
-    if (p > implementation && (!strncmp(p, "static ", 7) || !strncmp(p, "MHKDEF ", 7))) { /* a definition: the parameter list is followed by { */
+    if (p > implementation &&
+        (!strncmp(p, "static ", 7) || !strncmp(p, "MHKDEF ", 7))) { /* a definition: the parameter list is followed by { */
       const char *open = p, *name, *close;
       int depth = 0;
       while (*open && *open != '(' && *open != ';' && *open != '{' && *open != '=') open++;
@@ -201,15 +213,15 @@ TEST(sections_look_upward) {
     }
   CHECK(n > 200, "only %d functions were found", n);
   for (p = implementation; *p; p++)
-    if (!is_word(p[-1]) && !strncmp(p, "mhk_", 4)) {
+    if (!is_word(p[-1]) && !strncmp(p, "mhk_", 4) && strncmp(p - 7, "MHK__N(", 7)) { /* MHK__N() makes a kernel's name of another */
       const char *end = p;
       while (is_word(*end)) end++;
       for (i = 0; i < n; i++)
         if (strlen(defined[i].name) == (size_t)(end - p) && !memcmp(defined[i].name, p, (size_t)(end - p))) {
           const int here = section_of(header + (p - plain));
           calls++;
-          CHECK(defined[i].section <= here, "line %d, in >>%s, uses %s of >>%s below it", line_of(header + (p - plain)), sections[here].tag, defined[i].name,
-                sections[defined[i].section].tag);
+          CHECK(defined[i].section <= here, "line %d, in >>%s, uses %s of >>%s below it", line_of(header + (p - plain)), sections[here].tag,
+                defined[i].name, sections[defined[i].section].tag);
         }
       p = end - 1;
     }
@@ -219,15 +231,15 @@ TEST(sections_look_upward) {
 /* every declared function is in some test */
 TEST(every_function_is_tested) {
   char *tests[6];
-  static const char *const names[6] = {"tests/test_errors.c", "tests/test_ops.c", "tests/test_golden.c", "tests/test_sessions.c", "tests/test_determinism.c", "tests/test_memory.c"};
+  static const char *const names[6] = {"tests/test_errors.c",   "tests/test_ops.c",         "tests/test_golden.c",
+                                       "tests/test_sessions.c", "tests/test_determinism.c", "tests/test_memory.c"};
   const char *p = plain, *end;
   int i, n = 0;
   for (i = 0; i < 6; i++) {
     tests[i] = test_read_file(names[i], NULL);
     REQUIRE(tests[i] != NULL, "no %s", names[i]);
   }
-  end = strstr(plain, "#endif"); /* only declarations: before the implementation */
-  end = strstr(header, "IMPLEMENTATION\n   ===");
+  end = strstr(header, "IMPLEMENTATION\n   ==="); /* declarations end there */
   end = end ? plain + (end - header) : plain + length;
   for (; (p = strstr(p, "MHKDEF ")) != NULL && p < end; p += 7) {
     const char *open = strchr(p, '('), *name;
@@ -247,7 +259,8 @@ TEST(every_function_is_tested) {
 
 /* ---------------------------------------------------------------------------------------- examples */
 
-/* The first complete program in text from `from` on: from its first #define or #include to the closing brace of main, indentation removed. */
+/* The first complete program in text from `from` on: from its first #define or #include to the closing brace of main, indentation removed.
+ */
 static char *program_in(const char *text, const char *from, const char *until) {
   const char *define = strstr(from, "#define MOHAWK_IMPLEMENTATION"), *line, *p;
   char *out;
@@ -276,13 +289,14 @@ static void try_program(const char *name, const char *code, int run) {
   snprintf(file, sizeof file, "%s.c", name);
   write_text(file, code);
   CHECK(strstr(code, "int main(") != NULL, "%s: no main", name);
-  SHELL("%s -std=c99 %s -O1 -I. %s -o %s -lm", compiler(), WARNINGS, test_path(file), test_path(name));
+  SHELL("%s -std=c99 %s -O0 -I. %s -o %s -lm", compiler(), WARNINGS, test_path(file), test_path(name));
   if (!run) return;
   for (p = code; (p = strstr(p, "mhk_load(")) != NULL; p++) {
     const char *quote = strchr(p, '"');
     if (quote && quote - p < 40) {
       const int size = (int)strcspn(quote + 1, "\"");
-      shell("cd %s && mkdir -p \"$(dirname '%.*s')\" && rm -rf '%.*s' && ln -s \"$OLDPWD/examples/tiny\" '%.*s'", test_path(""), size, quote + 1, size, quote + 1, size, quote + 1);
+      shell("cd %s && mkdir -p \"$(dirname '%.*s')\" && rm -rf '%.*s' && ln -s \"$OLDPWD/examples/tiny\" '%.*s'", test_path(""), size,
+            quote + 1, size, quote + 1, size, quote + 1);
     }
   }
   SHELL("cd %s && ./%s && ./%s | grep -q '[a-z]'", test_path(""), name, name);
@@ -303,7 +317,7 @@ TEST(readme_examples) {
   const char *p = readme;
   int n = 0;
   if (!readme) {
-    printf("skipped: there is no README.md\n");
+    SKIP("there is no README.md");
     return;
   }
   while ((p = strstr(p, "```c\n")) != NULL) {
@@ -326,27 +340,25 @@ TEST(readme_examples) {
 }
 
 TEST(example_programs) {
-  SHELL("for f in examples/*.c; do [ -e \"$f\" ] || continue; %s -std=c99 -Wall -Wextra -O1 -I. \"$f\" -o %s -lm || exit 1; done", compiler(), test_path("example"));
+  SHELL("for f in examples/*.c; do [ -e \"$f\" ] || continue; %s -std=c99 -Wall -Wextra -O0 -I. \"$f\" -o %s -lm || exit 1; done",
+        compiler(), test_path("example"));
 }
 
 /* ---------------------------------------------------------------------------------------- what a program sees */
 
-TEST(compiles_strictly) {
+TEST(compiles_strictly) { /* .ci/run does it for more compilers and with their optimisers' warnings */
   static const char *const variants[] = {"", "-DMOHAWK_DOUBLE", "-DMOHAWK_STATIC"};
   size_t i;
   write_text("implementation.c", "#define MOHAWK_IMPLEMENTATION\n#include \"mohawk.h\"\n");
   write_text("implementation.cc", "#define MOHAWK_IMPLEMENTATION\n#include \"mohawk.h\"\n");
   write_text("declarations.c", "#include \"mohawk.h\"\n#include \"mohawk.h\"\nint main(void) { return mhk_create(NULL) == NULL; }\n");
-  for (i = 0; i < 3; i++) {
-    SHELL("%s -std=c99 %s %s -O1 -I. -c %s -o %s", compiler(), WARNINGS, variants[i], test_path("implementation.c"), test_path("strict.o"));
-    if (i < 2) SHELL("%s -std=c99 %s %s -O0 -I. -c %s -o %s", compiler(), WARNINGS, variants[i], test_path("declarations.c"), test_path("strict.o"));
-  }
+  for (i = 0; i < 3; i++) SHELL("%s -std=c99 %s %s -fsyntax-only -I. %s", compiler(), WARNINGS, variants[i], test_path("implementation.c"));
+  SHELL("%s -std=c99 %s -fsyntax-only -I. %s", compiler(), WARNINGS, test_path("declarations.c"));
   if (!shell("%s --version", cxx_compiler())) {
-    printf("skipped: no C++ compiler (%s)\n", cxx_compiler());
+    printf("C++ is skipped: no compiler (%s)\n", cxx_compiler());
     return;
   }
-  SHELL("%s -std=c++11 %s -O1 -I. -c %s -o %s", cxx_compiler(), WARNINGS, test_path("implementation.cc"), test_path("strict.o"));
-  SHELL("%s -std=c++11 %s -DMOHAWK_STATIC -DMOHAWK_DOUBLE -fsyntax-only -I. %s", cxx_compiler(), WARNINGS, test_path("implementation.cc"));
+  SHELL("%s -std=c++11 %s -fsyntax-only -I. %s", cxx_compiler(), WARNINGS, test_path("implementation.cc"));
 }
 
 TEST(leaves_nothing_behind) {
@@ -354,8 +366,8 @@ TEST(leaves_nothing_behind) {
   const char *p;
   write_text("implementation.c", "#define MOHAWK_IMPLEMENTATION\n#include \"mohawk.h\"\n");
   write_text("empty.c", "int empty;\n");
-  SHELL("%s -std=c99 -O1 -I. -E -dM %s >%s", compiler(), test_path("implementation.c"), test_path("after.txt"));
-  SHELL("%s -std=c99 -O1 -I. -E -dM %s >%s", compiler(), test_path("empty.c"), test_path("before.txt"));
+  SHELL("%s -std=c99 -I. -E -dM %s >%s", compiler(), test_path("implementation.c"), test_path("after.txt"));
+  SHELL("%s -std=c99 -I. -E -dM %s >%s", compiler(), test_path("empty.c"), test_path("before.txt"));
   before = test_read_file(test_path("before.txt"), NULL);
   after = test_read_file(test_path("after.txt"), NULL);
   REQUIRE(before && after, "no list of macros");
@@ -371,36 +383,46 @@ TEST(leaves_nothing_behind) {
 
 /* ---------------------------------------------------------------------------------------- linking */
 
-#define PROGRAM_BODY                                                                                                                            \
-  "  mhk_context *ctx = mhk_create(NULL);\n  mhk_tape *t = mhk_tape_create(ctx);\n  const mhk_index n = 3;\n  mhk_real v[3] = {1, 2, 3};\n"          \
+#define PROGRAM_BODY                                                                                                                        \
+  "  mhk_context *ctx = mhk_create(NULL);\n  mhk_tape *t = mhk_tape_create(ctx);\n  const mhk_index n = 3;\n  mhk_real v[3] = {1, 2, 3};\n" \
   "  double s = mhk_value(mhk_sum(t, mhk_tensor_new(t, 1, &n, v)));\n  if (mhk_failed(ctx)) s = -1;\n  mhk_destroy(ctx);\n  return s;\n"
 
 TEST(links) {
   const char *cc = compiler();
   write_text("impl.c", "#define MOHAWK_IMPLEMENTATION\n#include \"mohawk.h\"\n");
   write_text("one.c", "#include \"mohawk.h\"\ndouble one(void);\ndouble one(void) {\n" PROGRAM_BODY "}\n");
-  write_text("two.c", "#include \"mohawk.h\"\ndouble one(void);\nint main(void) { mhk_context *c = mhk_create(NULL); int bad = one() != 6; mhk_destroy(c); return bad; }\n");
-  SHELL("%s -std=c99 -O0 -I. -c %s -o %s && %s -std=c99 -O0 -I. %s %s %s -o %s -lm && %s", cc, test_path("impl.c"), test_path("impl.o"), cc, test_path("one.c"),
-        test_path("two.c"), test_path("impl.o"), test_path("several"), test_path("several"));
+  write_text(
+      "two.c",
+      "#include \"mohawk.h\"\ndouble one(void);\nint main(void) { mhk_context *c = mhk_create(NULL); int bad = one() != 6; mhk_destroy(c); return bad; }\n");
+  SHELL("%s -std=c99 -O0 -I. -c %s -o %s && %s -std=c99 -O0 -I. %s %s %s -o %s -lm && %s", cc, test_path("impl.c"), test_path("impl.o"), cc,
+        test_path("one.c"), test_path("two.c"), test_path("impl.o"), test_path("several"), test_path("several"));
   /* two private copies in one program */
-  write_text("s1.c", "#define MOHAWK_IMPLEMENTATION\n#define MOHAWK_STATIC\n#include \"mohawk.h\"\ndouble one(void);\ndouble one(void) {\n" PROGRAM_BODY "}\n");
-  write_text("s2.c", "#define MOHAWK_IMPLEMENTATION\n#define MOHAWK_STATIC\n#include \"mohawk.h\"\ndouble one(void);\nstatic double two(void) {\n" PROGRAM_BODY
-                     "}\nint main(void) { return one() != two(); }\n");
-  SHELL("%s -std=c99 -Wall -Wextra -Werror -O0 -I. %s %s -o %s -lm && %s", cc, test_path("s1.c"), test_path("s2.c"), test_path("static"), test_path("static"));
+  write_text(
+      "s1.c",
+      "#define MOHAWK_IMPLEMENTATION\n#define MOHAWK_STATIC\n#include \"mohawk.h\"\ndouble one(void);\ndouble one(void) {\n" PROGRAM_BODY
+      "}\n");
+  write_text(
+      "s2.c",
+      "#define MOHAWK_IMPLEMENTATION\n#define MOHAWK_STATIC\n#include \"mohawk.h\"\ndouble one(void);\nstatic double two(void) {\n" PROGRAM_BODY
+      "}\nint main(void) { return one() != two(); }\n");
+  SHELL("%s -std=c99 -Wall -Wextra -Werror -O0 -I. %s %s -o %s -lm && %s", cc, test_path("s1.c"), test_path("s2.c"), test_path("static"),
+        test_path("static"));
   if (shell("%s --version", cxx_compiler())) { /* C++ that uses an implementation compiled as C */
-    write_text("plus.cc", "#include \"mohawk.h\"\nextern \"C\" double one(void);\nint main() { return one() != 6 || mhk_version()[0] == 0; }\n");
-    SHELL("%s -std=c99 -O0 -I. -c %s -o %s && %s -std=c++11 -O0 -I. %s %s %s -o %s -lm && %s", cc, test_path("one.c"), test_path("one.o"), cxx_compiler(), test_path("plus.cc"),
-          test_path("one.o"), test_path("impl.o"), test_path("plus"), test_path("plus"));
+    write_text("plus.cc",
+               "#include \"mohawk.h\"\nextern \"C\" double one(void);\nint main() { return one() != 6 || mhk_version()[0] == 0; }\n");
+    SHELL("%s -std=c99 -O0 -I. -c %s -o %s && %s -std=c++11 -O0 -I. %s %s %s -o %s -lm && %s", cc, test_path("one.c"), test_path("one.o"),
+          cxx_compiler(), test_path("plus.cc"), test_path("one.o"), test_path("impl.o"), test_path("plus"), test_path("plus"));
   }
 }
 
 TEST(symbols) {
-  static const char *const never[] = {"printf", "puts", "putchar", "exit", "abort", "__assert_fail", "_exit", "system", "srand", "rand", "setlocale"};
+  static const char *const never[] = {"printf", "puts",   "putchar", "exit", "abort",    "__assert_fail",
+                                      "_exit",  "system", "srand",   "rand", "setlocale"};
   char *text;
   char *line;
   size_t i;
   if (!shell("nm --version")) {
-    printf("skipped: no nm\n");
+    SKIP("no nm");
     return;
   }
   SHELL("nm %s >%s", test_path("impl.o"), test_path("symbols.txt"));

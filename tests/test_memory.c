@@ -1,5 +1,5 @@
-/* Memory: whatever the allocator refuses, and whenever, becomes an error, leaks nothing and crashes nothing; equal steps allocate only once;
-   what is counted is what is held. */
+/* Memory: whatever the allocator refuses, and whenever, becomes an error, leaks nothing and crashes nothing; equal steps allocate only
+   once; what is counted is what is held. */
 #include "models.h"
 
 typedef int (*scenario)(mhk_context *ctx); /* may stop anywhere once the context has failed */
@@ -87,7 +87,8 @@ static int evaluation(mhk_context *ctx) {
   mhk_evaluation e;
   int32_t tokens[100];
   model_tokens(tokens, 100, 31, 5);
-  return mhk_evaluate(mhk_load(ctx, test_path("m4")), mhk_load(ctx, test_path("m0")), mhk_text_from_tokens(ctx, tokens, 100, -1), 20, 0, NULL, NULL, &e) == MHK_OK;
+  return mhk_evaluate(mhk_load(ctx, test_path("m4")), mhk_load(ctx, test_path("m0")), mhk_text_from_tokens(ctx, tokens, 100, -1), 20, 0,
+                      NULL, NULL, &e) == MHK_OK;
 }
 static int sampled_text(mhk_context *ctx) { return mhk_text_sample(mhk_load(ctx, test_path("m2")), 40, 3, NULL, NULL) != NULL; }
 
@@ -110,15 +111,18 @@ static void fail_everywhere(const char *name, scenario run) {
       if (memory.allocations >= n) {
         failures++;
         CHECK(!done, "%s: allocation %ld failed and nobody noticed", name, n);
-        CHECK(mhk_error(ctx) == MHK_ERROR_MEMORY, "%s: allocation %ld failed with error %d: %s", name, n, (int)mhk_error(ctx), mhk_message(ctx));
+        CHECK(mhk_error(ctx) == MHK_ERROR_MEMORY, "%s: allocation %ld failed with error %d: %s", name, n, (int)mhk_error(ctx),
+              mhk_message(ctx));
         CHECK(strstr(mhk_message(ctx), "memory") != NULL, "%s: \"%s\" does not speak of memory", name, mhk_message(ctx));
       } else
         CHECK(done && !mhk_failed(ctx), "%s fails with all the memory it wants: %s", name, mhk_message(ctx));
-      CHECK(mhk_memory_in_use(ctx) == memory.bytes, "%s: the context counts %lld bytes, it holds %lld", name, (long long)mhk_memory_in_use(ctx), (long long)memory.bytes);
+      CHECK(mhk_memory_in_use(ctx) == memory.bytes, "%s: the context counts %lld bytes, it holds %lld", name,
+            (long long)mhk_memory_in_use(ctx), (long long)memory.bytes);
     } else
       CHECK(memory.allocations >= n, "%s: no context", name);
     mhk_destroy(ctx);
-    CHECK(memory.blocks == 0 && memory.bytes == 0, "%s: after failure %ld %lld bytes in %lld blocks are left", name, n, (long long)memory.bytes, (long long)memory.blocks);
+    CHECK(memory.blocks == 0 && memory.bytes == 0, "%s: after failure %ld %lld bytes in %lld blocks are left", name, n,
+          (long long)memory.bytes, (long long)memory.blocks);
     CHECK(!memory.wrong_size, "%s: a block was released with another size", name);
     total = memory.allocations;
     if (total < n) break;
@@ -323,12 +327,15 @@ TEST(peak_and_estimate) {
   tr = mhk_distill(ctx, &run);
   while (mhk_train_step(tr)) {}
   CHECK_OK(ctx);
-  CHECK(mhk_memory_peak(ctx) == peak_seen, "the context says its peak was %lld bytes, it was %lld", (long long)mhk_memory_peak(ctx), (long long)peak_seen);
+  CHECK(mhk_memory_peak(ctx) == peak_seen, "the context says its peak was %lld bytes, it was %lld", (long long)mhk_memory_peak(ctx),
+        (long long)peak_seen);
   CHECK(mhk_memory_in_use(ctx) == peak_memory.bytes, "in use");
 #ifndef ONE_BLOCK_EACH
-  CHECK(estimate >= (double)(peak_seen - before), "the run was estimated at %.2f MB and took %.2f", estimate * 1e-6, (double)(peak_seen - before) * 1e-6);
+  CHECK(estimate >= (double)(peak_seen - before), "the run was estimated at %.2f MB and took %.2f", estimate * 1e-6,
+        (double)(peak_seen - before) * 1e-6);
 #endif
-  CHECK(estimate <= 4 * (double)(peak_seen - before), "the run was estimated at %.2f MB and took only %.2f", estimate * 1e-6, (double)(peak_seen - before) * 1e-6);
+  CHECK(estimate <= 4 * (double)(peak_seen - before), "the run was estimated at %.2f MB and took only %.2f", estimate * 1e-6,
+        (double)(peak_seen - before) * 1e-6);
   mhk_destroy(ctx);
 }
 
@@ -342,7 +349,8 @@ TEST(a_model_costs_its_file) { /* loading maps: almost nothing is allocated */
   CHECK(memory.bytes - before < 300000, "a small model took %lld bytes", (long long)(memory.bytes - before));
   mhk_config_preset(ctx, "phi-mamba-1.5b", &c);
   CHECK(mhk_state_bytes(&c, 1, 10) == mhk_state_bytes(&c, 1, 100000), "the state of a state-space model grows");
-  CHECK(fabs((double)mhk_state_bytes(&c, 1, 10) - 24 * (32. * 64 * 64 + 3 * 2048. * 3) * sizeof(mhk_real)) < 0.1 * (double)mhk_state_bytes(&c, 1, 10),
+  CHECK(fabs((double)mhk_state_bytes(&c, 1, 10) - 24 * (32. * 64 * 64 + 3 * 2048. * 3) * sizeof(mhk_real)) <
+            0.1 * (double)mhk_state_bytes(&c, 1, 10),
         "a phi-mamba-1.5b sequence has %lld bytes of state", (long long)mhk_state_bytes(&c, 1, 10));
   CHECK_OK(ctx);
   mhk_destroy(ctx);

@@ -583,7 +583,7 @@ TEST(students_of_grouped_and_frozen_teachers) {
 /* ---- files that lie, memory that runs out */
 
 TEST(changed_models) {
-  size_t weights, text, n;
+  size_t weights = 0, text = 0, n;
   char *w = test_read_file(test_path("model3/model.safetensors"), &weights), *t = test_read_file(test_path("model3/config.json"), &text), *changed;
   uint64_t random = 17;
   char command[600];

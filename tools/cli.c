@@ -616,7 +616,7 @@ int cli_task_report(void *user, mhk_index done, mhk_index total) {
   if (!cli_progress_due(&task->progress, 0)) return 0;
   rate = seconds > 0 ? (double)(done - task->first) / seconds : 0;
   if (rate <= 0) return 0;
-  cli_progress_show(&task->progress, 0, "%-9s %-15s %s  %3.0f %%   %s tokens/s   %s left", task->title, task->what,
+  cli_progress_show(&task->progress, 0, "%-9s %-18s %s  %3.0f %%   %s tokens/s   %s left", task->title, task->what,
                     cli_bar(share, &bar), 100 * share, cli_count(rate * task->each, &speed),
                     cli_time((double)(total - done) / rate, &left));
   return 0;

@@ -19,8 +19,8 @@
 #define BATCH 4
 #define LENGTH 256
 #define HYBRID_LAYER 2 /* keeps its attention in the hybrid */
-#define PICTURE_LAYER 1
-#define PICTURE_HEAD 0
+#define PICTURE_LAYER 0
+#define PICTURE_HEAD 1
 #define PICTURE_TOKENS 64
 #define TRAIN_SEED 1
 #define EVAL_SEED 1000003
@@ -200,15 +200,12 @@ static run_result train(demo *d, int number) {
     d->started = 0;
     return RUN_DONE;
   }
-  for (;;) {
-    result = run_distill(d->ctx, &r, &trainer);
-    if (trainer && mhk_progress(trainer)->resumed) d->started = 0;
-    student = mhk_student(trainer);
-    mhk_trainer_destroy(trainer);
-    mhk_model_destroy(student);
-    if (result != RUN_DONE || r.desc.fresh || run_complete(&r.desc)) return result;
-    r.desc.fresh = 1; /* a stage had ended and its student was not saved any more: once again from the start */
-  }
+  result = run_distill(d->ctx, &r, &trainer);
+  if (trainer && mhk_progress(trainer)->resumed) d->started = 0;
+  student = mhk_student(trainer);
+  mhk_trainer_destroy(trainer);
+  mhk_model_destroy(student);
+  return result;
 }
 
 static int train_all(demo *d) {

@@ -190,8 +190,8 @@ static int check_memory(const distillation *d) {
   cli_buffer a, b, c;
   if (mhk_failed(d->ctx)) return cli_context_error(d->ctx);
   if (have <= 0 || need <= have || d->s->force) {
-    cli_note("%s needs up to %s of memory%s%s", d->s->out, cli_bytes(need, &a),
-             have > 0 ? ", this machine has free: " : "", have > 0 ? cli_bytes(have, &b) : "");
+    cli_note("%s needs up to %s of memory; %s free here", d->s->out, cli_bytes(need, &a),
+             have > 0 ? cli_bytes(have, &b) : "it is not known how much is");
     return CLI_GO;
   }
   while (smaller.length > 32) {

@@ -15,7 +15,7 @@ static int parse(settings *s, int argc, char **argv) {
       {"model", "PATH", CLI_TEXT, &s->model, 0, 0,
        "a model's folder, or one .safetensors file that holds all of it (required)"},
       {"prompt", "TEXT", CLI_TEXT, &s->prompt, 0, 0,
-       "what to continue; - reads standard input (default: nothing, the start of a text)"},
+       "what to continue; - reads standard input without its last line end (default: nothing, the start of a text)"},
       {"tokens", "N", CLI_COUNT, &s->tokens, 1, 1e12,
        "tokens at most (default 200); the model may end its text earlier"},
       {"temperature", "X", CLI_REAL, &s->sampling.temperature, 0, 100, "0: greedy (default 0.8)"},
@@ -66,6 +66,7 @@ static int read_input(growing *g) {
   size_t n;
   while ((n = fread(part, 1, sizeof part, stdin)) > 0)
     if (grow(g, part, n) != CLI_GO) return CLI_FAILED;
+  if (g->length > 0 && g->text[g->length - 1] == '\n') g->text[--g->length] = 0; /* the one that ends the input */
   return ferror(stdin) ? cli_error("standard input could not be read") : CLI_GO;
 }
 

@@ -117,6 +117,13 @@ static mhk_model *load(mhk_context *ctx, const settings *s, mhk_model *teacher, 
   return NULL;
 }
 
+/* the end of a path, as much of it as fits over a panel */
+static const char *short_name(const char *path) {
+  const char *slash;
+  while (strlen(path) > 26 && (slash = strchr(path, '/')) != NULL && slash[1] != 0) path = slash + 1;
+  return path;
+}
+
 enum { MOST = 8 };
 
 static int draw(mhk_context *ctx, const settings *s, mhk_model *teacher, const int32_t *ids, mhk_index T) {
@@ -127,7 +134,7 @@ static int draw(mhk_context *ctx, const settings *s, mhk_model *teacher, const i
     mhk_model *m = load(ctx, s, teacher, n);
     matrices[n] = m ? picture_matrices(ctx, m, teacher, s->layer, ids, T) : NULL;
     if (!matrices[n]) break;
-    panels[n].title = n == 0 ? "teacher" : s->models.path[n - 1];
+    panels[n].title = n == 0 ? "teacher" : short_name(s->models.path[n - 1]);
     panels[n].matrix = matrices[n] + (mhk_index)s->head * T * T;
   }
   if (n == s->models.n + 1 && write_picture(s, panels, n, T) == CLI_GO) {

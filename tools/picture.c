@@ -354,15 +354,18 @@ void picture_svg(FILE *out, const picture_panel *panels, int n, mhk_index T) {
 
 enum { CHART_WIDTH = 420, CHART_HEIGHT = 264, CHART_LEFT = 46, CHART_TOP = 28, CHART_RIGHT = 408, CHART_BOTTOM = 208 };
 
+/* logarithmic: y0 and y1 are powers of ten */
 typedef struct chart {
   double x0, x1, y0, y1;
+  int logarithmic;
 } chart;
 
 static double chart_x(const chart *c, double x) {
   return CHART_LEFT + (CHART_RIGHT - CHART_LEFT) * (x - c->x0) / (c->x1 - c->x0);
 }
 static double chart_y(const chart *c, double y) {
-  return CHART_BOTTOM - (CHART_BOTTOM - CHART_TOP) * (y - c->y0) / (c->y1 - c->y0);
+  const double v = c->logarithmic ? log10(y) : y;
+  return CHART_BOTTOM - (CHART_BOTTOM - CHART_TOP) * ((v < c->y1 ? v : c->y1) - c->y0) / (c->y1 - c->y0);
 }
 
 /* 1, 2 or 5 times a power of ten, about a quarter of the range */
@@ -371,12 +374,13 @@ static double tick_step(double range) {
   return power * (x < 1.5 ? 1 : x < 3.5 ? 2 : x < 7.5 ? 5 : 10);
 }
 
-/* The range that shows every curve; the first tenth of the points may leave it at the top, for losses fall steeply at
-   first. */
+/* The range that shows every curve, logarithmic where it is wide. On a linear scale the first points may leave it at
+   the top, for losses fall steeply at first. */
 static chart chart_range(const picture_curve *curves, int n) {
+  double top = -INFINITY;
   chart c;
   int i, k;
-  c.x0 = 0;
+  c.x0 = INFINITY;
   c.x1 = 1e-9;
   c.y0 = INFINITY;
   c.y1 = -INFINITY;
@@ -384,33 +388,61 @@ static chart chart_range(const picture_curve *curves, int n) {
     for (k = 0; k < curves[i].n; k++) {
       double y = curves[i].y[k];
       if (!isfinite(y)) continue;
+      if (curves[i].x[k] < c.x0) c.x0 = curves[i].x[k];
       if (curves[i].x[k] > c.x1) c.x1 = curves[i].x[k];
+      if (y > top) top = y;
       if (y < c.y0) c.y0 = y;
       if (y > c.y1 && k >= curves[i].n / 20) c.y1 = y;
     }
+  if (!(c.x0 > 0.2 * c.x1 && c.x0 < c.x1)) c.x0 = 0;
   if (!(c.y1 > c.y0)) {
     c.y0 = isfinite(c.y0) ? c.y0 - 0.5 : 0;
     c.y1 = c.y0 + 1;
+  }
+  c.logarithmic = c.y0 > 0 && top > 8 * c.y0;
+  if (c.logarithmic) {
+    c.y0 = log10(c.y0);
+    c.y1 = log10(top);
   }
   c.y1 += 0.04 * (c.y1 - c.y0);
   c.y0 -= 0.04 * (c.y1 - c.y0);
   return c;
 }
 
+/* 250000 as "250 k" */
+static void round_number(char *text, size_t capacity, double v) {
+  const int power = v >= 999999.5 ? 2 : v >= 999.5 ? 1 : 0;
+  static const char *const units[] = {"", " k", " M"};
+  snprintf(text, capacity, "%g%s", v / pow(1000, power), units[power]);
+}
+
+/* a line across the chart at y */
+static void draw_line(FILE *out, const chart *c, double y) {
+  char label[32];
+  fprintf(out, "<path d=\"M%d %.1fH%d\" stroke=\"currentColor\" stroke-opacity=\".15\"/>", CHART_LEFT, chart_y(c, y),
+          CHART_RIGHT);
+  snprintf(label, sizeof label, "%g", y);
+  text_at(out, CHART_LEFT - 6, chart_y(c, y) + 4, "end", "", label);
+}
+
 static void draw_grid(FILE *out, const chart *c, const char *x_label) {
   const double dy = tick_step(c->y1 - c->y0), dx = tick_step(c->x1 - c->x0);
+  static const double steps[3] = {1, 2, 5};
   char label[64];
   double v;
-  cli_buffer b;
-  for (v = ceil(c->y0 / dy) * dy; v <= c->y1; v += dy) {
-    fprintf(out, "<path d=\"M%d %.1fH%d\" stroke=\"currentColor\" stroke-opacity=\".15\"/>", CHART_LEFT, chart_y(c, v),
-            CHART_RIGHT);
-    snprintf(label, sizeof label, "%g", fabs(v) < dy * 1e-6 ? 0.0 : v);
-    text_at(out, CHART_LEFT - 6, chart_y(c, v) + 4, "end", "", label);
+  int i;
+  if (c->logarithmic) {
+    for (i = 3 * (int)floor(c->y0); i <= 3 * (int)ceil(c->y1); i++) {
+      v = steps[(i % 3 + 3) % 3] * pow(10, floor(i / 3.0));
+      if (log10(v) >= c->y0 && log10(v) <= c->y1) draw_line(out, c, v);
+    }
+  } else {
+    for (v = ceil(c->y0 / dy) * dy; v <= c->y1; v += dy) draw_line(out, c, fabs(v) < dy * 1e-6 ? 0 : v);
   }
-  for (v = 0; v <= c->x1 * 1.0001; v += dx)
-    text_at(out, chart_x(c, v), CHART_BOTTOM + 15, v + dx > c->x1 && v > 0.97 * c->x1 ? "end" : "middle", "",
-            cli_count(v, &b));
+  for (v = ceil(c->x0 / dx) * dx; v <= c->x1 * 1.0001; v += dx) {
+    round_number(label, sizeof label, v);
+    text_at(out, chart_x(c, v), CHART_BOTTOM + 15, v > 0.97 * c->x1 ? "end" : "middle", "", label);
+  }
   fprintf(out, "<path d=\"M%d %dH%d\" stroke=\"currentColor\" stroke-opacity=\".6\"/>", CHART_LEFT, CHART_BOTTOM,
           CHART_RIGHT);
   text_at(out, (CHART_LEFT + CHART_RIGHT) / 2.0, CHART_BOTTOM + 30, "middle", "", x_label);
@@ -425,7 +457,7 @@ static void draw_curve(FILE *out, const chart *c, const picture_curve *curve, in
   for (k = 0; k < curve->n; k++) {
     double y = curve->y[k];
     if (!isfinite(y)) continue;
-    fprintf(out, "%c%.1f %.1f", pen++ ? 'L' : 'M', chart_x(c, curve->x[k]), chart_y(c, y > c->y1 ? c->y1 : y));
+    fprintf(out, "%c%.1f %.1f", pen++ ? 'L' : 'M', chart_x(c, curve->x[k]), chart_y(c, y));
   }
   fputs("\"/>", out);
 }

@@ -184,7 +184,7 @@ static void write_chart(FILE *f, const demo_results *r, const char *title, int s
     curves[i].name = r->runs[i].name;
     curves[i].x = x[i];
     curves[i].y = y[i];
-    curves[i].n = bin_curve(&r->runs[i], stage, what, x[i], y[i]);
+    curves[i].n = i == 1 ? 0 : bin_curve(&r->runs[i], stage, what, x[i], y[i]); /* run 1 has another loss */
   }
   picture_curves_svg(f, title, "tokens trained on", curves, DEMO_RUNS);
 }
@@ -197,12 +197,12 @@ static void write_curves(FILE *f, const demo_results *r) {
   write_chart(f, r, "Stage 3: loss", 3, LOSS);
   fprintf(f,
           "</div><figcaption>Each point is a mean over updates. Stages 1 and 2 sum over the layers that learn, three "
-          "of %d in the hybrid, so its curves lie "
-          "lower for that alone. In stage 3 the loss of the three stages and of the hybrid holds, beside the "
-          "cross-entropy to the teacher's "
-          "predictions, the distance of the residual streams (own-stream alignment, weight 0.03), which distillation "
-          "alone goes without: compare the table, not these "
-          "heights. A curve may leave the top of its chart during its first updates.</figcaption></figure>\n",
+          "of %d in "
+          "the hybrid, so its curves lie lower for that alone. Stage 3 adds the distance of the residual streams, "
+          "weighted "
+          "0.03, to the cross-entropy. Distillation alone goes without that term, so that its loss cannot stand in the "
+          "same "
+          "chart. A curve may leave the top of its chart during its first updates.</figcaption></figure>\n",
           r->teacher->n_layer);
 }
 

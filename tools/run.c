@@ -55,10 +55,22 @@ static int write_sampled(mhk_context *ctx, const char *path, const char *label, 
   return mhk_file_write(ctx, path, 1, &x, 1, metadata) == MHK_OK ? CLI_GO : cli_context_error(ctx);
 }
 
+/* progress of one piece as progress of all of them */
+typedef struct sampling {
+  cli_task task;
+  mhk_index before, total;
+} sampling;
+
+static int report_piece(void *user, mhk_index done, mhk_index total) {
+  sampling *s = (sampling *)user;
+  (void)total;
+  return cli_task_report(&s->task, s->before + done, s->total);
+}
+
 /* One piece more. Returns its tokens, 0 after Ctrl-C, or -1 after a message. */
 static mhk_index sample_piece(mhk_context *ctx, mhk_model *teacher, int32_t *ids, mhk_index tokens, uint64_t seed,
-                              cli_task *task) {
-  mhk_text *piece = mhk_text_sample(teacher, tokens, seed, cli_task_report, task);
+                              sampling *all) {
+  mhk_text *piece = mhk_text_sample(teacher, tokens, seed, report_piece, all);
   const int32_t *values;
   mhk_index n = mhk_text_tokens(piece, &values);
   if (!piece || mhk_failed(ctx)) {
@@ -74,7 +86,7 @@ static mhk_index sample_piece(mhk_context *ctx, mhk_model *teacher, int32_t *ids
 
 mhk_text *run_sampled_text(mhk_context *ctx, mhk_model *teacher, const char *path, mhk_index tokens, uint64_t seed) {
   char label[96];
-  cli_task task;
+  sampling all;
   cli_buffer amount, speed;
   mhk_text *text = NULL;
   mhk_index n, found;
@@ -85,10 +97,13 @@ mhk_text *run_sampled_text(mhk_context *ctx, mhk_model *teacher, const char *pat
   }
   snprintf(label, sizeof label, "seed=%llu teacher=%016llx", (unsigned long long)seed, fingerprint(teacher));
   n = found = read_sampled(ctx, path, label, ids, tokens);
-  cli_task_start(&task, "text", "sampling", 1);
+  cli_task_start(&all.task, "text", "sampling", 1);
+  all.total = tokens;
   while (n < tokens) {
-    mhk_index more = sample_piece(ctx, teacher, ids + n, tokens - n < PIECE ? tokens - n : PIECE,
-                                  seed + (uint64_t)(n / PIECE), &task);
+    mhk_index more;
+    all.before = n;
+    more = sample_piece(ctx, teacher, ids + n, tokens - n < PIECE ? tokens - n : PIECE, seed + (uint64_t)(n / PIECE),
+                        &all);
     if (more <= 0 || write_sampled(ctx, path, label, ids, n + more) != CLI_GO) {
       free(ids);
       return NULL;
@@ -96,12 +111,12 @@ mhk_text *run_sampled_text(mhk_context *ctx, mhk_model *teacher, const char *pat
     n += more;
   }
   if (found == tokens) {
-    cli_progress_show(&task.progress, 1, "%-9s %s tokens that the teacher wrote, from %s", "text",
+    cli_progress_show(&all.task.progress, 1, "%-9s %s tokens that the teacher wrote, from %s", "text",
                       cli_count((double)n, &amount), path);
   } else {
-    cli_progress_show(&task.progress, 1, "%-9s %s tokens sampled from the teacher, %s tokens/s", "text",
+    cli_progress_show(&all.task.progress, 1, "%-9s %s tokens sampled from the teacher, %s tokens/s", "text",
                       cli_count((double)n, &amount),
-                      cli_count((double)(n - found) / (cli_clock() - task.started), &speed));
+                      cli_count((double)(n - found) / (cli_clock() - all.task.started), &speed));
   }
   text = mhk_text_from_tokens(ctx, ids, n, mhk_tokenizer_end(mhk_model_tokenizer(teacher)));
   if (!text) cli_context_error(ctx);
@@ -197,7 +212,7 @@ static void show_progress(cli_progress *line, const mhk_progress_info *info, dou
   double share = info->steps > 0 ? (double)info->step / (double)info->steps : 1;
   if (!cli_progress_due(line, last)) return;
   if (!isnan(relative)) snprintf(closeness, sizeof closeness, "   relative %.3f", relative);
-  cli_progress_show(line, last, "stage %d   %-15s %s  %3.0f %%   %s %-6.4g%s   %s tokens/s   %s %s", info->stage,
+  cli_progress_show(line, last, "stage %d   %-18s %s  %3.0f %%   %s %-6.4g%s   %s tokens/s   %s %s", info->stage,
                     names[info->stage], cli_bar(share, &bar), 100 * share, losses[info->stage], info->loss_average,
                     closeness, cli_count(info->tokens_per_second, &speed),
                     cli_time(last ? info->seconds : info->seconds_left, &left), last ? "in all" : "left");
@@ -241,6 +256,7 @@ static void report(reporter *p, const run *r, mhk_trainer *tr, const mhk_progres
     point.grad_norm = info->grad_norm;
     point.rate = info->tokens_per_second;
     write_point(p->log, &point);
+    fflush(p->log); /* a checkpoint may follow at any time */
   }
   show_progress(&p->line, info, relative, last);
   if (r->json && (last || cli_clock() - p->json_shown >= 1)) {
@@ -248,6 +264,16 @@ static void report(reporter *p, const run *r, mhk_trainer *tr, const mhk_progres
     p->json_shown = cli_clock();
   }
   if (info->stage_done) memset(&p->line, 0, sizeof p->line);
+}
+
+/* The stage that had just ended when the checkpoint was written that the run goes on from; 0: none had. */
+static int stage_before(const run *r, const mhk_progress_info *info) {
+  int stage = info->stage;
+  if (!info->resumed || (info->step > 0 && info->step < info->steps)) return 0;
+  if (info->step > 0) return stage;
+  for (stage--; stage > 0 && r->desc.stages[stage - 1].tokens == 0; stage--) {
+  }
+  return stage;
 }
 
 run_result run_distill(mhk_context *ctx, const run *r, mhk_trainer **trainer) {
@@ -266,6 +292,8 @@ run_result run_distill(mhk_context *ctx, const run *r, mhk_trainer **trainer) {
     cli_note("going on from the checkpoint in %s: stage %d, update %lld of %lld", r->desc.out, info->stage,
              (long long)info->step, (long long)info->steps);
   if (r->desc.out) p.log = open_log(r->desc.out, info);
+  stage = stage_before(r, info); /* what follows a stage may not have happened: do it again */
+  if (stage > 0 && r->after_stage) result = r->after_stage(r->user, stage, mhk_student(tr));
   while (more && result == RUN_DONE) {
     stage = info->stage;
     step = info->step;

@@ -1,0 +1,126 @@
+#!/usr/bin/env python3
+"""Reads models that mohawk wrote with PyTorch and compares logits: PhiForCausalLM and Mamba2ForCausalLM through transformers, Phi-Mamba and
+its hybrid through the plain model below. Needs torch, safetensors and, for the first two, transformers; says so and ends well without."""
+import json
+import math
+import os
+import pathlib
+import subprocess
+import sys
+
+BUILD = os.environ.get("BUILD", "build")
+NAME = "interop.py"
+
+
+def skip(why):
+    print(f"{NAME}: 0 passed, 0 failed (skipped: {why})")
+    sys.exit(0)
+
+
+try:
+    import torch
+    from safetensors.torch import load_file
+except ImportError as error:
+    skip(f"no {error.name}")
+
+F = torch.nn.functional
+
+
+def rotate(x, features, theta):
+    """Half-split rotary embedding of the first features of x (B,T,H,P)."""
+    if not features:
+        return x
+    half = features // 2
+    angle = torch.arange(x.shape[1]).double()[:, None] * theta ** (-torch.arange(half).double() * 2 / features)
+    cos, sin = angle.cos().to(x)[:, None], angle.sin().to(x)[:, None]
+    a, b, rest = x[..., :half], x[..., half:features], x[..., features:]
+    return torch.cat([a * cos - b * sin, b * cos + a * sin, rest], -1)
+
+
+def phi_mamba(config, w, tokens):
+    """Logits of a Phi-Mamba or hybrid: a parallel block with one LayerNorm, the mixer a recurrence over tokens."""
+    blocks = [b for key in config if key.startswith("Block") for b in [config[key]] * config[key]["n_layers"]]
+    x = w["backbone.embedding.weight"][tokens]
+    B, T, D = x.shape
+    for i, block in enumerate(blocks):
+        p = f"backbone.layers.{i}."
+        c = block["core_input"]
+        u = F.layer_norm(x, (D,), w[p + "input_layernorm.weight"], w[p + "input_layernorm.bias"], 1e-5)
+        if block["CoreType"].endswith("phi_attention"):
+            a = p + "mixer.self_attn."
+            H = c["num_attention_heads"]
+            q, k, v = (F.linear(u, w[a + n + "_proj.weight"], w[a + n + "_proj.bias"]).view(B, T, H, -1) for n in "qkv")
+            P = q.shape[-1]
+            R = int(c["partial_rotary_factor"] * P)
+            q, k = rotate(q, R, c["rope_theta"]), rotate(k, R, c["rope_theta"])
+            s = torch.einsum("bthp,bshp->bhts", q, k) / math.sqrt(P)
+            s = s.masked_fill(torch.ones(T, T).triu(1).bool(), -torch.inf).softmax(-1)
+            y = torch.einsum("bhts,bshp->bthp", s, v).reshape(B, T, D)
+            y = F.linear(y, w[a + "dense.weight"], w[a + "dense.bias"])
+        else:
+            m = p + "mixer."
+            H, G, N = c["n_v_heads"], c["n_qk_heads"], c["d_state"]
+            E = int(c["expand"] * D)
+            xbc, z, a_log = F.linear(u, w[m + "in_proj.weight"]).split([E + 2 * G * N, E, H], -1)
+            xbc = F.conv1d(F.pad(xbc.transpose(1, 2), (c["d_conv"] - 1, 0)), w[m + "conv1d.weight"], w[m + "conv1d.bias"], groups=xbc.shape[-1]).transpose(1, 2)
+            if c["activation"] in ("silu", "swish"):
+                xbc = F.silu(xbc)
+            v, b, cc = xbc.split([E, G * N, G * N], -1)
+            v, b, cc = v.view(B, T, H, -1), b.view(B, T, G, N), cc.view(B, T, G, N)
+            R = c.get("rotary_dim", 0)
+            b, cc = (rotate(t, R, c.get("rope_theta", 10000.0)).repeat_interleave(H // G, 2) for t in (b, cc))
+            decay = torch.sigmoid(-a_log)
+            state = torch.zeros(B, H, v.shape[-1], N, dtype=x.dtype)
+            steps = []
+            for t in range(T):
+                state = decay[:, t, :, None, None] * state + v[:, t, :, :, None] * b[:, t, :, None, :]
+                steps.append(torch.einsum("bhpn,bhn->bhp", state, cc[:, t]) + w[m + "D"][:, None] * v[:, t])
+            y = torch.stack(steps, 1).reshape(B, T, E)
+            y = F.linear(y * F.silu(z + w[m + "z_bias"]), w[m + "out_proj.weight"])
+        h = F.gelu(F.linear(u, w[p + "mlp.fc1.weight"], w[p + "mlp.fc1.bias"]), approximate="tanh")
+        x = x + y + F.linear(h, w[p + "mlp.fc2.weight"], w[p + "mlp.fc2.bias"])
+    x = F.layer_norm(x, (D,), w["backbone.final_layernorm.weight"], w["backbone.final_layernorm.bias"], 1e-5)
+    return F.linear(x, w["lm_head.weight"], w["lm_head.bias"])
+
+
+def transformers_model(folder):
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    config = json.loads((folder / "config.json").read_text())
+    kind = {"phi": "PhiForCausalLM", "mamba2": "Mamba2ForCausalLM"}[config["model_type"]]
+    model, report = getattr(transformers, kind).from_pretrained(folder, torch_dtype=torch.float32, output_loading_info=True)
+    assert not report["missing_keys"] and not report["unexpected_keys"] and not report["mismatched_keys"], report
+    return model.eval()
+
+
+def main():
+    folder = pathlib.Path(BUILD) / "interop"
+    folder.mkdir(parents=True, exist_ok=True)
+    subprocess.run([f"{BUILD}/write_models", str(folder)], check=True)
+    passed = failed = skipped = 0
+    for path in sorted(p for p in folder.iterdir() if (p / "logits.safetensors").exists()):
+        config = json.loads((path / "config.json").read_text())
+        expected = load_file(path / "logits.safetensors")
+        tokens, want = expected["tokens"].long(), expected["logits"].double()
+        try:
+            with torch.no_grad():
+                if "model_type" in config and config["model_type"] in ("phi", "mamba2"):
+                    got = transformers_model(path)(tokens, use_cache=False).logits
+                else:
+                    weights = {k: v.double() for k, v in load_file(path / "model.safetensors").items()}
+                    got = phi_mamba(config.get("config", config), weights, tokens)[..., : want.shape[-1]]
+        except ImportError as error:
+            print(f"  {path.name:20s} skipped: no {error.name}")
+            skipped += 1
+            continue
+        off = ((got.double() - want).abs().max() / want.abs().max()).item()
+        good = off < 2e-5
+        print(f"  {path.name:20s} logits within {off:.1e} of the largest{'' if good else '  TOO FAR'}")
+        passed, failed = passed + good, failed + (not good)
+    print(f"{NAME}: {passed} passed, {failed} failed" + (f" ({skipped} skipped)" if skipped else ""))
+    sys.exit(failed != 0)
+
+
+main()

@@ -1,0 +1,77 @@
+#!/bin/sh
+# The command line: help, mistakes, the manual page, one small run of everything, Ctrl-C and going on.
+mohawk=${BUILD:-build}/mohawk
+tiny=examples/tiny
+work=${BUILD:-build}/test/command
+passed=0 failed=0
+rm -rf "$work"
+mkdir -p "$work"
+
+# check WHAT COMMAND...: the command must succeed
+check() {
+  what=$1
+  shift
+  if "$@" >"$work/output" 2>&1; then passed=$((passed + 1)); else
+    failed=$((failed + 1))
+    echo "test_command: $what: $* ended with $?:"
+    head -n 5 "$work/output"
+  fi
+}
+# code N WHAT COMMAND...: the command must end with exit code N
+code() {
+  want=$1 what=$2
+  shift 2
+  "$@" >"$work/output" 2>&1
+  got=$?
+  check "$what (exit code $got, not $want)" [ "$got" -eq "$want" ]
+}
+says() { check "it says \"$1\"" grep -qF -- "$1" "$work/said"; }
+
+# help and the manual page name the same options
+for command in distill generate eval inspect matrix demo bench; do
+  check "$command --help" "$mohawk" "$command" --help
+  for option in $("$mohawk" "$command" --help | sed -n 's/^  --\([a-z0-9-]*\).*/\1/p' | grep -vx help); do
+    check "mohawk.1: $command --$option" sh -c "sed -n '/^\\.Ss $command\$/,/^\\.S[sh] /p;' tools/mohawk.1 |
+      sed 's/\\\\-/-/g' | grep -qE -- '^\\.It Fl -$option( |\$)'"
+  done
+done
+
+# mistakes
+code 2 "no command" "$mohawk"
+code 2 "wrong command" "$mohawk" distil
+code 2 "wrong option" "$mohawk" distill --techer "$tiny"
+code 2 "missing option" "$mohawk" eval --model "$tiny"
+code 2 "not a number" "$mohawk" generate --model "$tiny" --tokens many
+code 1 "no such model" "$mohawk" generate --model "$work/nothing"
+"$mohawk" distill --techer "$tiny" >"$work/said" 2>&1
+says "did you mean --teacher"
+"$mohawk" distill --teacher "$tiny" --length 4M --batch 64 --out "$work/big" >"$work/said" 2>&1
+says "try --length"
+
+# looking and speaking
+check inspect "$mohawk" inspect "$tiny" --names
+check "inspect of a known shape" "$mohawk" inspect phi-1.5 --json
+"$mohawk" generate --model "$tiny" --prompt "Once upon a time" --tokens 12 --greedy --json >"$work/said"
+says '"stopped": "tokens"'
+"$mohawk" eval --model "$tiny" --teacher "$tiny" --text examples/story.txt --windows 2 --json >"$work/said"
+says '"kl": 0,'
+says '"agreement": 1,'
+
+# a run in one piece and one that is stopped end with the same bits
+run="$mohawk distill --teacher $tiny --text examples/story.txt --tokens 3k,3k,6k --batch 2 --length 64 --keep-attention 2 --no-eval --every 0.1"
+check "a small run" $run --out "$work/whole"
+$run --out "$work/stopped" >"$work/said" 2>&1 &
+process=$!
+sleep 0.3
+kill -INT $process 2>/dev/null
+wait $process
+check "the same in two pieces" $run --out "$work/stopped"
+check "the same bits" cmp "$work/whole/student/model.safetensors" "$work/stopped/student/model.safetensors"
+check "the same log" sh -c "cut -d, -f1-7 '$work/whole/log.csv' >'$work/a'; cut -d, -f1-7 '$work/stopped/log.csv' | cmp - '$work/a'"
+code 1 "another run in that folder" $run --out "$work/whole" --lr 1e-4
+check "a model of mohawk's" "$mohawk" eval --model "$work/whole/student" --teacher "$tiny" --text examples/story.txt --windows 1
+check "pictures" "$mohawk" matrix --teacher "$tiny" --model "$work/whole/student" --text examples/story.txt --out "$work/matrix.svg"
+check "a picture as PNG" "$mohawk" matrix --teacher "$tiny" --prompt "Once upon a time" --out "$work/matrix.png"
+
+echo "test_command: $passed passed, $failed failed"
+[ "$failed" -eq 0 ]
