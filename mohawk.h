@@ -1536,6 +1536,7 @@ static mhk_index mhk__conv_work(mhk_index W) { return (2 * W + 4) * MHK__CONV_BL
 #define MHK__FMA(a, b, c) ((a) * (b) + (c))
 #define MHK__MAX(a, b) ((a) > (b) ? (a) : (b))
 #define MHK__MR 4
+#define MHK__HALF 2
 #define MHK__NV 4
 #elif MHK__PASS == 2
 #ifdef MOHAWK_DOUBLE
@@ -1555,9 +1556,13 @@ static mhk_index mhk__conv_work(mhk_index W) { return (2 * W + 4) * MHK__CONV_BL
 #define MHK__FMA(a, b, c) _mm256_fmadd_ps(a, b, c)
 #define MHK__MAX(a, b) _mm256_max_ps(a, b)
 #define MHK__MIN(a, b) _mm256_min_ps(a, b)
+#define MHK__MASK(n) _mm256_cmpgt_epi32(_mm256_set1_epi32((int)(n)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7))
+#define MHK__LOAD_FIRST(p, n) _mm256_maskload_ps(p, MHK__MASK(n))
+#define MHK__STORE_FIRST(p, v, n) _mm256_maskstore_ps(p, MHK__MASK(n), v)
 #define MHK__POWER2(n) _mm256_castsi256_ps(_mm256_add_epi32(_mm256_slli_epi32(_mm256_castps_si256(n), 23), _mm256_set1_epi32(0x3F800000)))
 #endif
 #define MHK__MR 6
+#define MHK__HALF 4 /* rows of the smaller register tile, for what is left at the end */
 #define MHK__NV 2
 #elif MHK__PASS == 3
 #ifdef MOHAWK_DOUBLE
@@ -1577,10 +1582,14 @@ static mhk_index mhk__conv_work(mhk_index W) { return (2 * W + 4) * MHK__CONV_BL
 #define MHK__FMA(a, b, c) _mm512_fmadd_ps(a, b, c)
 #define MHK__MAX(a, b) _mm512_maskz_max_ps((__mmask16)0xFFFF, a, b) /* maskz: GCC 12's plain ones warn inside their own header */
 #define MHK__MIN(a, b) _mm512_maskz_min_ps((__mmask16)0xFFFF, a, b)
+#define MHK__MASK(n) ((__mmask16)((1u << (n)) - 1u))
+#define MHK__LOAD_FIRST(p, n) _mm512_maskz_loadu_ps(MHK__MASK(n), p)
+#define MHK__STORE_FIRST(p, v, n) _mm512_mask_storeu_ps(p, MHK__MASK(n), v)
 #define MHK__POWER2(n) \
   _mm512_castsi512_ps(_mm512_add_epi32(_mm512_maskz_slli_epi32((__mmask16)0xFFFF, _mm512_castps_si512(n), 23), _mm512_set1_epi32(0x3F800000)))
 #endif
 #define MHK__MR 14
+#define MHK__HALF 8
 #define MHK__NV 2
 #elif MHK__PASS == 4
 #ifdef MOHAWK_DOUBLE
@@ -1603,7 +1612,7 @@ static mhk_index mhk__conv_work(mhk_index W) { return (2 * W + 4) * MHK__CONV_BL
 #define MHK__POWER2(n) vreinterpretq_f32_u32(vaddq_u32(vshlq_n_u32(vreinterpretq_u32_f32(n), 23), vdupq_n_u32(0x3F800000u)))
 #endif
 #define MHK__MR 8
-#define MHK__NV 3
+#define MHK__NV 2 /* MHK__TILE must be a multiple of MHK__NR */
 #elif MHK__PASS == 5
 #ifdef MOHAWK_DOUBLE
 #error "mohawk.h: the WASM kernels are float32 only; define MOHAWK_NO_SIMD with MOHAWK_DOUBLE"
@@ -1619,9 +1628,31 @@ typedef float MHK__N(mhk__vector) __attribute__((vector_size(16)));
 #define MHK__MIN(a, b) ((MHK__V)wasm_f32x4_min((v128_t)(a), (v128_t)(b)))
 #define MHK__POWER2(n) ((MHK__V)wasm_i32x4_add(wasm_i32x4_shl((v128_t)(n), 23), wasm_i32x4_splat(0x3F800000)))
 #define MHK__MR 4
+#define MHK__HALF 2
 #define MHK__NV 2
 #endif
 #define MHK__NR (MHK__NV * MHK__W)
+#if MHK__TILE % (MHK__NV * MHK__W) != 0
+#error "mohawk.h: packed columns of one tile would run into the next"
+#endif
+
+/* the first n < MHK__W numbers, the rest 0; and the first n only */
+#ifndef MHK__LOAD_FIRST
+static inline MHK__V MHK__N(mhk__load_first)(const mhk_real *p, mhk_index n) {
+  mhk_real lane[MHK__W];
+  mhk_index i;
+  for (i = 0; i < MHK__W; i++) lane[i] = i < n ? p[i] : 0;
+  return MHK__LOAD(lane);
+}
+static inline void MHK__N(mhk__store_first)(mhk_real *p, MHK__V v, mhk_index n) {
+  mhk_real lane[MHK__W];
+  mhk_index i;
+  MHK__STORE(lane, v);
+  for (i = 0; i < n; i++) p[i] = lane[i];
+}
+#define MHK__LOAD_FIRST(p, n) MHK__N(mhk__load_first)(p, n)
+#define MHK__STORE_FIRST(p, v, n) MHK__N(mhk__store_first)(p, v, n)
+#endif
 
 static inline mhk_real MHK__N(mhk__hsum)(MHK__V v) {
   mhk_real lane[MHK__W], s = 0;
@@ -1641,27 +1672,13 @@ static inline mhk_real MHK__N(mhk__hmax)(MHK__V v) {
   return s;
 }
 
-/* first n < MHK__W numbers, the rest fill */
-static inline MHK__V MHK__N(mhk__load_part)(const mhk_real *p, mhk_index n, mhk_real fill) {
-  mhk_real lane[MHK__W];
-  mhk_index i;
-  for (i = 0; i < MHK__W; i++) lane[i] = i < n ? p[i] : fill;
-  return MHK__LOAD(lane);
-}
-
-static inline void MHK__N(mhk__store_part)(mhk_real *p, MHK__V v, mhk_index n) {
-  mhk_real lane[MHK__W];
-  mhk_index i;
-  MHK__STORE(lane, v);
-  for (i = 0; i < n; i++) p[i] = lane[i];
-}
-#define MHK__LOADN(p, n) ((n) >= MHK__W ? MHK__LOAD(p) : MHK__N(mhk__load_part)(p, n, 0))
+#define MHK__LOADN(p, n) ((n) >= MHK__W ? MHK__LOAD(p) : MHK__LOAD_FIRST(p, n))
 #define MHK__STOREN(p, v, n) \
   do { \
     if ((n) >= MHK__W) \
       MHK__STORE(p, v); \
     else \
-      MHK__N(mhk__store_part)(p, v, n); \
+      MHK__STORE_FIRST(p, v, n); \
   } while (0)
 
 /* e^x. float32: 2^k times a polynomial of degree 7 (coefficients of Moshier's Cephes expf), about 1 ulp; arguments are kept within what float32
@@ -1700,31 +1717,129 @@ static inline MHK__V MHK__N(mhk__vsigmoid)(MHK__V x) {
 
 /* ---- products ---- */
 
+/* W rows of W numbers, row stride rs, transposed: column j goes to dst + j * width, its first n numbers */
+#if MHK__PASS == 2 && !defined(MOHAWK_DOUBLE)
+#define MHK__TRANSPOSES
+static inline void MHK__N(mhk__transpose)(const mhk_real *src, mhk_index rs, mhk_index rows, mhk_real *dst, mhk_index width, mhk_index n) {
+  const __m256 zero = _mm256_setzero_ps();
+  __m256 r0, r1, r2, r3, r4, r5, r6, r7, t0, t1, t2, t3, t4, t5, t6, t7;
+#define MHK__ROW(i) ((i) < rows ? _mm256_loadu_ps(src + (i) * rs) : zero)
+#define MHK__OUT(j, v) \
+  if (n >= 8) \
+    _mm256_storeu_ps(dst + (j) * width, v); \
+  else \
+    MHK__STORE_FIRST(dst + (j) * width, v, n)
+#define MHK__PAIR(lo, hi, a, b) \
+  lo = _mm256_unpacklo_ps(a, b); \
+  hi = _mm256_unpackhi_ps(a, b);
+  r0 = MHK__ROW(0); r1 = MHK__ROW(1); r2 = MHK__ROW(2); r3 = MHK__ROW(3);
+  r4 = MHK__ROW(4); r5 = MHK__ROW(5); r6 = MHK__ROW(6); r7 = MHK__ROW(7);
+  MHK__PAIR(t0, t1, r0, r1) MHK__PAIR(t2, t3, r2, r3) MHK__PAIR(t4, t5, r4, r5) MHK__PAIR(t6, t7, r6, r7)
+  r0 = _mm256_shuffle_ps(t0, t2, 0x44); r1 = _mm256_shuffle_ps(t0, t2, 0xEE); r2 = _mm256_shuffle_ps(t1, t3, 0x44); r3 = _mm256_shuffle_ps(t1, t3, 0xEE);
+  r4 = _mm256_shuffle_ps(t4, t6, 0x44); r5 = _mm256_shuffle_ps(t4, t6, 0xEE); r6 = _mm256_shuffle_ps(t5, t7, 0x44); r7 = _mm256_shuffle_ps(t5, t7, 0xEE);
+  MHK__OUT(0, _mm256_permute2f128_ps(r0, r4, 0x20)); MHK__OUT(1, _mm256_permute2f128_ps(r1, r5, 0x20));
+  MHK__OUT(2, _mm256_permute2f128_ps(r2, r6, 0x20)); MHK__OUT(3, _mm256_permute2f128_ps(r3, r7, 0x20));
+  MHK__OUT(4, _mm256_permute2f128_ps(r0, r4, 0x31)); MHK__OUT(5, _mm256_permute2f128_ps(r1, r5, 0x31));
+  MHK__OUT(6, _mm256_permute2f128_ps(r2, r6, 0x31)); MHK__OUT(7, _mm256_permute2f128_ps(r3, r7, 0x31));
+#undef MHK__ROW
+#undef MHK__OUT
+#undef MHK__PAIR
+}
+#elif MHK__PASS == 3 && !defined(MOHAWK_DOUBLE)
+#define MHK__TRANSPOSES
+static inline void MHK__N(mhk__transpose)(const mhk_real *src, mhk_index rs, mhk_index rows, mhk_real *dst, mhk_index width, mhk_index n) {
+  const __mmask16 all = (__mmask16)0xFFFF, keep = n >= 16 ? all : MHK__MASK(n);
+  const __m512 zero = _mm512_setzero_ps();
+  __m512 a, b, c, d;
+#define MHK__ROW(i) ((i) < rows ? _mm512_loadu_ps(src + (i) * rs) : zero)
+#define MHK__LO(x, y) _mm512_maskz_unpacklo_ps(all, x, y)
+#define MHK__HI(x, y) _mm512_maskz_unpackhi_ps(all, x, y)
+#define MHK__LO2(x, y) _mm512_castpd_ps(_mm512_maskz_unpacklo_pd((__mmask8)0xFF, _mm512_castps_pd(x), _mm512_castps_pd(y)))
+#define MHK__HI2(x, y) _mm512_castpd_ps(_mm512_maskz_unpackhi_pd((__mmask8)0xFF, _mm512_castps_pd(x), _mm512_castps_pd(y)))
+#define MHK__QUAD(i, u0, u1, u2, u3) \
+  __m512 u0, u1, u2, u3; \
+  a = MHK__ROW(i); b = MHK__ROW(i + 1); c = MHK__ROW(i + 2); d = MHK__ROW(i + 3); \
+  u0 = MHK__LO(a, b); u1 = MHK__LO(c, d); u2 = MHK__HI(a, b); u3 = MHK__HI(c, d); \
+  a = MHK__LO2(u0, u1); b = MHK__HI2(u0, u1); c = MHK__LO2(u2, u3); d = MHK__HI2(u2, u3); \
+  u0 = a; u1 = b; u2 = c; u3 = d;
+#define MHK__LANES(x, y, k) _mm512_maskz_shuffle_f32x4(all, x, y, k)
+#define MHK__OUT(j, v) _mm512_mask_storeu_ps(dst + (j) * width, keep, v)
+#define MHK__FOUR(j, x0, x1, x2, x3) \
+  a = MHK__LANES(x0, x1, 0x88); b = MHK__LANES(x2, x3, 0x88); c = MHK__LANES(x0, x1, 0xDD); d = MHK__LANES(x2, x3, 0xDD); \
+  MHK__OUT(j, MHK__LANES(a, b, 0x88)); MHK__OUT((j) + 4, MHK__LANES(c, d, 0x88)); \
+  MHK__OUT((j) + 8, MHK__LANES(a, b, 0xDD)); MHK__OUT((j) + 12, MHK__LANES(c, d, 0xDD));
+  MHK__QUAD(0, p0, p1, p2, p3)
+  MHK__QUAD(4, q0, q1, q2, q3)
+  MHK__QUAD(8, r0, r1, r2, r3)
+  MHK__QUAD(12, s0, s1, s2, s3)
+  MHK__FOUR(0, p0, q0, r0, s0)
+  MHK__FOUR(1, p1, q1, r1, s1)
+  MHK__FOUR(2, p2, q2, r2, s2)
+  MHK__FOUR(3, p3, q3, r3, s3)
+#undef MHK__ROW
+#undef MHK__LO
+#undef MHK__HI
+#undef MHK__LO2
+#undef MHK__HI2
+#undef MHK__QUAD
+#undef MHK__LANES
+#undef MHK__OUT
+#undef MHK__FOUR
+}
+#elif MHK__PASS == 4 && !defined(MOHAWK_DOUBLE)
+#define MHK__TRANSPOSES
+static inline void MHK__N(mhk__transpose)(const mhk_real *src, mhk_index rs, mhk_index rows, mhk_real *dst, mhk_index width, mhk_index n) {
+  const float32x4_t zero = vdupq_n_f32(0);
+  const float32x4x2_t a = vzipq_f32(rows > 0 ? vld1q_f32(src) : zero, rows > 2 ? vld1q_f32(src + 2 * rs) : zero);
+  const float32x4x2_t b = vzipq_f32(rows > 1 ? vld1q_f32(src + rs) : zero, rows > 3 ? vld1q_f32(src + 3 * rs) : zero);
+  const float32x4x2_t c = vzipq_f32(a.val[0], b.val[0]), d = vzipq_f32(a.val[1], b.val[1]);
+  if (n >= 4) {
+    vst1q_f32(dst, c.val[0]);
+    vst1q_f32(dst + width, c.val[1]);
+    vst1q_f32(dst + 2 * width, d.val[0]);
+    vst1q_f32(dst + 3 * width, d.val[1]);
+  } else {
+    MHK__STORE_FIRST(dst, c.val[0], n);
+    MHK__STORE_FIRST(dst + width, c.val[1], n);
+    MHK__STORE_FIRST(dst + 2 * width, d.val[0], n);
+    MHK__STORE_FIRST(dst + 3 * width, d.val[1], n);
+  }
+}
+#endif
+
+/* one panel: w of its width rows are there, the rest becomes zero */
+static void MHK__N(mhk__pack_panel)(mhk_real *MHK__RESTRICT dst, mhk_index width, mhk_index w, mhk_index k, const mhk_real *MHK__RESTRICT s, mhk_index row,
+                                    mhk_index col) {
+  mhk_index i, j = 0;
+  if (row == 1) {
+    if (w == width) {
+      for (; j < k; j++) {
+        for (i = 0; i + MHK__W <= width; i += MHK__W) MHK__STORE(dst + j * width + i, MHK__LOAD(s + j * col + i));
+        if (i < width) MHK__STORE_FIRST(dst + j * width + i, MHK__LOAD_FIRST(s + j * col + i, width - i), width - i);
+      }
+      return;
+    }
+  }
+#ifdef MHK__TRANSPOSES
+  else if (col == 1)
+    for (; j + MHK__W <= k; j += MHK__W)
+      for (i = 0; i < width; i += MHK__W) MHK__N(mhk__transpose)(s + i * row + j, row, w - i, dst + j * width + i, width, width - i);
+#endif
+  for (; j < k; j++) {
+    for (i = 0; i < w; i++) dst[j * width + i] = s[i * row + j * col];
+    for (; i < width; i++) dst[j * width + i] = 0;
+  }
+}
+
 static void MHK__N(mhk__pack)(mhk_real *dst, mhk_index width, mhk_index rows, mhk_index k, mhk__matrix src) {
   mhk_index p, i, j;
   for (p = 0; p < rows; p += width, dst += width * k) {
     const mhk_index w = rows - p < width ? rows - p : width;
     if (src.dtype == MHK_REAL) {
-      const mhk_real *MHK__RESTRICT s = (const mhk_real *)src.data + p * src.row;
-      mhk_real *MHK__RESTRICT d = dst;
-      if (src.row == 1 && w == width && width == MHK__NR) {
-        for (j = 0; j < k; j++)
-          for (i = 0; i < MHK__NR; i++) d[j * MHK__NR + i] = s[j * src.col + i];
-        continue;
-      }
-      if (src.row == 1 && w == width && width == MHK__MR) {
-        for (j = 0; j < k; j++)
-          for (i = 0; i < MHK__MR; i++) d[j * MHK__MR + i] = s[j * src.col + i];
-        continue;
-      }
-      if (src.col == 1 && w == width && width == MHK__MR) {
-        for (j = 0; j < k; j++)
-          for (i = 0; i < MHK__MR; i++) d[j * MHK__MR + i] = s[i * src.row + j];
-        continue;
-      }
-      for (i = 0; i < w; i++)
-        for (j = 0; j < k; j++) d[j * width + i] = s[i * src.row + j * src.col];
-    } else if (src.dtype == MHK_BF16) {
+      MHK__N(mhk__pack_panel)(dst, width, w, k, (const mhk_real *)src.data + p * src.row, src.row, src.col);
+      continue;
+    }
+    if (src.dtype == MHK_BF16) {
       const uint16_t *MHK__RESTRICT s = (const uint16_t *)src.data + p * src.row;
       for (i = 0; i < w; i++)
         for (j = 0; j < k; j++) dst[j * width + i] = mhk__bf16_to_f32(s[i * src.row + j * src.col]);
@@ -1739,15 +1854,12 @@ static void MHK__N(mhk__pack)(mhk_real *dst, mhk_index width, mhk_index rows, mh
 }
 
 /* The register tile: MHK__MR x MHK__NR sums held in registers while k runs. Named variables, so that no compiler spills an array. */
-#if MHK__MR == 4
-#define MHK__EACH(M) M(0) M(1) M(2) M(3)
-#elif MHK__MR == 6
-#define MHK__EACH(M) M(0) M(1) M(2) M(3) M(4) M(5)
-#elif MHK__MR == 8
-#define MHK__EACH(M) M(0) M(1) M(2) M(3) M(4) M(5) M(6) M(7)
-#else
-#define MHK__EACH(M) M(0) M(1) M(2) M(3) M(4) M(5) M(6) M(7) M(8) M(9) M(10) M(11) M(12) M(13)
-#endif
+#define MHK__EACH2(M) M(0) M(1)
+#define MHK__EACH4(M) MHK__EACH2(M) M(2) M(3)
+#define MHK__EACH6(M) MHK__EACH4(M) M(4) M(5)
+#define MHK__EACH8(M) MHK__EACH6(M) M(6) M(7)
+#define MHK__EACH14(M) MHK__EACH8(M) M(8) M(9) M(10) M(11) M(12) M(13)
+#define MHK__EACH(rows, M) MHK__JOIN(MHK__EACH, rows)(M)
 #if MHK__NV == 2
 #define MHK__DECLARE(i) MHK__V s##i##a = zero, s##i##b = zero;
 #define MHK__STEP(i) x = MHK__SET(a[i]); s##i##a = MHK__FMA(x, ba, s##i##a); s##i##b = MHK__FMA(x, bb, s##i##b);
@@ -1772,51 +1884,75 @@ static void MHK__N(mhk__pack)(mhk_real *dst, mhk_index width, mhk_index rows, mh
   MHK__STORE(c + 2 * MHK__W, MHK__LOAD(c + 2 * MHK__W) + s##i##c); MHK__STORE(c + 3 * MHK__W, MHK__LOAD(c + 3 * MHK__W) + s##i##d); c += ldc;
 #endif
 
-static void MHK__N(mhk__tile)(mhk_index k, const mhk_real *MHK__RESTRICT a, const mhk_real *MHK__RESTRICT b, mhk_real *c, mhk_index ldc, int accumulate) {
-  const MHK__V zero = MHK__SET(MHK__R(0));
-  MHK__V x, ba, bb;
-#if MHK__NV > 2
-  MHK__V bc;
+#if MHK__NV == 2
+#define MHK__MORE_B
+#define MHK__LOAD_B
+#elif MHK__NV == 3
+#define MHK__MORE_B MHK__V bc;
+#define MHK__LOAD_B bc = MHK__LOAD(b + 2 * MHK__W);
+#else
+#define MHK__MORE_B MHK__V bc, bd;
+#define MHK__LOAD_B bc = MHK__LOAD(b + 2 * MHK__W); bd = MHK__LOAD(b + 3 * MHK__W);
 #endif
-#if MHK__NV > 3
-  MHK__V bd;
-#endif
-  MHK__EACH(MHK__DECLARE)
-  for (; k > 0; k--, a += MHK__MR, b += MHK__NR) {
-    ba = MHK__LOAD(b);
-    bb = MHK__LOAD(b + MHK__W);
-#if MHK__NV > 2
-    bc = MHK__LOAD(b + 2 * MHK__W);
-#endif
-#if MHK__NV > 3
-    bd = MHK__LOAD(b + 3 * MHK__W);
-#endif
-    MHK__EACH(MHK__STEP)
+/* one height of the tile; panels of a are MHK__MR wide whatever the height */
+#define MHK__TILE_OF(name, rows) \
+  static void MHK__N(name)(mhk_index k, const mhk_real *MHK__RESTRICT a, const mhk_real *MHK__RESTRICT b, mhk_real *c, mhk_index ldc, int accumulate) { \
+    const MHK__V zero = MHK__SET(MHK__R(0)); \
+    MHK__V x, ba, bb; \
+    MHK__MORE_B \
+    MHK__EACH(rows, MHK__DECLARE) \
+    for (; k > 0; k--, a += MHK__MR, b += MHK__NR) { \
+      ba = MHK__LOAD(b); \
+      bb = MHK__LOAD(b + MHK__W); \
+      MHK__LOAD_B \
+      MHK__EACH(rows, MHK__STEP) \
+    } \
+    if (accumulate) { \
+      MHK__EACH(rows, MHK__ADD) \
+    } else { \
+      MHK__EACH(rows, MHK__WRITE) \
+    } \
   }
-  if (accumulate) {
-    MHK__EACH(MHK__ADD)
-  } else {
-    MHK__EACH(MHK__WRITE)
-  }
-}
+MHK__TILE_OF(mhk__tile, MHK__MR)
+MHK__TILE_OF(mhk__tile_half, MHK__HALF)
 
-static void MHK__N(mhk__product)(mhk_index m, mhk_index n, mhk_index k, const mhk_real *a, const mhk_real *b, mhk_real *c, mhk_index ldc, int accumulate) {
+/* Which part of a product is wanted or not zero: everything; c on and below its diagonal; a lower triangular; a upper triangular. Whole register tiles are
+   left out, what they would have held is not touched. */
+enum { MHK__N(mhk__whole), MHK__N(mhk__lower_c), MHK__N(mhk__lower_a), MHK__N(mhk__upper_a) };
+
+static void MHK__N(mhk__product_of)(mhk_index m, mhk_index n, mhk_index k, const mhk_real *a, const mhk_real *b, mhk_real *c, mhk_index ldc, int accumulate,
+                                    int part) {
   mhk_index i, j, ii, jj;
   for (j = 0; j < n; j += MHK__NR)
     for (i = 0; i < m; i += MHK__MR) {
       const mhk_index mm = m - i < MHK__MR ? m - i : MHK__MR, nn = n - j < MHK__NR ? n - j : MHK__NR;
-      if (mm == MHK__MR && nn == MHK__NR)
-        MHK__N(mhk__tile)(k, a + i * k, b + j * k, c + i * ldc + j, ldc, accumulate);
+      const mhk_index from = part == MHK__N(mhk__upper_a) ? i : 0, to = part == MHK__N(mhk__lower_a) && i + mm < k ? i + mm : k;
+      const mhk_real *pa = a + i * k + from * MHK__MR, *pb = b + j * k + from * MHK__NR;
+      mhk_real *to_c = c + i * ldc + j;
+      if (part == MHK__N(mhk__lower_c) && j > i + mm - 1) continue;
+      if (nn == MHK__NR && mm == MHK__MR)
+        MHK__N(mhk__tile)(to - from, pa, pb, to_c, ldc, accumulate);
+      else if (nn == MHK__NR && mm == MHK__HALF)
+        MHK__N(mhk__tile_half)(to - from, pa, pb, to_c, ldc, accumulate);
       else {
         mhk_real edge[MHK__MR * MHK__NR];
-        MHK__N(mhk__tile)(k, a + i * k, b + j * k, edge, MHK__NR, 0);
+        if (mm <= MHK__HALF)
+          MHK__N(mhk__tile_half)(to - from, pa, pb, edge, MHK__NR, 0);
+        else
+          MHK__N(mhk__tile)(to - from, pa, pb, edge, MHK__NR, 0);
         for (ii = 0; ii < mm; ii++)
-          for (jj = 0; jj < nn; jj++) {
-            mhk_real *to = c + (i + ii) * ldc + j + jj;
-            *to = accumulate ? *to + edge[ii * MHK__NR + jj] : edge[ii * MHK__NR + jj];
+          for (jj = 0; jj < nn; jj += MHK__W) {
+            mhk_real *at = to_c + ii * ldc + jj;
+            MHK__V v = MHK__LOAD(edge + ii * MHK__NR + jj);
+            if (accumulate) v = v + MHK__LOADN(at, nn - jj);
+            MHK__STOREN(at, v, nn - jj);
           }
       }
     }
+}
+
+static void MHK__N(mhk__product)(mhk_index m, mhk_index n, mhk_index k, const mhk_real *a, const mhk_real *b, mhk_real *c, mhk_index ldc, int accumulate) {
+  MHK__N(mhk__product_of)(m, n, k, a, b, c, ldc, accumulate, MHK__N(mhk__whole));
 }
 
 /* gelu_new(x) = x sigmoid(2u), u = sqrt(2/pi) (x + 0.044715 x^3): the tanh form without its cancellation */
@@ -1887,7 +2023,7 @@ static void MHK__N(mhk__rows_times)(mhk_index m, mhk_index n, mhk_index k, const
 
 /* the same from unpacked operands: a (m,k), b (k,n) by strides; pa and pb are work memory */
 static void MHK__N(mhk__multiply)(mhk_index m, mhk_index n, mhk_index k, const mhk_real *a, mhk_index ars, mhk_index acs, const mhk_real *b, mhk_index brs,
-                                  mhk_index bcs, mhk_real *c, mhk_index ldc, int accumulate, mhk_real *pa, mhk_real *pb) {
+                                  mhk_index bcs, mhk_real *c, mhk_index ldc, int accumulate, mhk_real *pa, mhk_real *pb, int part) {
   mhk__matrix s;
   s.dtype = MHK_REAL;
   if (a) {
@@ -1902,7 +2038,7 @@ static void MHK__N(mhk__multiply)(mhk_index m, mhk_index n, mhk_index k, const m
     s.col = brs;
     MHK__N(mhk__pack)(pb, MHK__NR, n, k, s);
   }
-  MHK__N(mhk__product)(m, n, k, pa, pb, c, ldc, accumulate);
+  MHK__N(mhk__product_of)(m, n, k, pa, pb, c, ldc, accumulate, part);
 }
 
 /* ---- rows ---- */
@@ -1934,13 +2070,10 @@ static inline mhk_real MHK__N(mhk__row_exp)(mhk_index n, const mhk_real *x, mhk_
     total = total + e;
   }
   if (i < n) {
-    mhk_real lane[MHK__W];
+    const mhk_index k = n - i;
     mhk_index j;
-    MHK__STORE(lane, MHK__N(mhk__vexp)(MHK__FMA(MHK__N(mhk__load_part)(x + i, n - i, 0), f, s)));
-    for (j = 0; j < n - i; j++) {
-      y[i + j] = lane[j];
-      rest += lane[j];
-    }
+    MHK__STORE_FIRST(y + i, MHK__N(mhk__vexp)(MHK__FMA(MHK__LOAD_FIRST(x + i, k), f, s)), k);
+    for (j = i; j < n; j++) rest += y[j];
   }
   return MHK__N(mhk__hsum)(total) + rest;
 }
@@ -2213,10 +2346,20 @@ static void MHK__N(mhk__attention_step)(const mhk__attention_args *a, mhk_index 
     }
     f = MHK__N(mhk__row_max)(last - first, s) * scale;
     f = MHK__R(1) / MHK__N(mhk__row_exp)(last - first, s, scale, f, s);
-    for (p = 0; p < P; p++) y[p] = 0;
-    for (j = first; j < last; j++) {
-      const mhk_real w = s[j - first] * f, *MHK__RESTRICT vj = v + j * kv;
-      for (p = 0; p < P; p++) y[p] += w * vj[p];
+    for (p = 0; p + 2 * MHK__W <= P; p += 2 * MHK__W) {
+      MHK__V s0 = MHK__SET(MHK__R(0)), s1 = s0;
+      for (j = first; j < last; j++) {
+        const MHK__V w = MHK__SET(s[j - first]);
+        s0 = MHK__FMA(w, MHK__LOAD(v + j * kv + p), s0);
+        s1 = MHK__FMA(w, MHK__LOAD(v + j * kv + p + MHK__W), s1);
+      }
+      MHK__STORE(y + p, s0 * MHK__SET(f));
+      MHK__STORE(y + p + MHK__W, s1 * MHK__SET(f));
+    }
+    for (; p < P; p++) {
+      mhk_real sum = 0;
+      for (j = first; j < last; j++) sum += s[j - first] * v[j * kv + p];
+      y[p] = sum * f;
     }
   }
 }
@@ -2283,9 +2426,9 @@ static void MHK__N(mhk__attention_back)(const mhk__attention_args *a, mhk_index 
           if (to > from) MHK__N(mhk__row_exp)(to - from, row + from, scale, lse[i], row + from);
           for (j = from; j < to; j++) drow[j] = row[j] * (drow[j] - delta[i]) * scale;
         }
-        if (a->dv) MHK__N(mhk__multiply)(n, P, rows, s, 1, K, NULL, 0, 0, a->dv + b * a->kv_batch + j0 * kv + g * P, kv, 1, pa, bd);
-        if (a->dk) MHK__N(mhk__multiply)(n, P, rows, dp, 1, K, NULL, 0, 0, a->dk + b * a->kv_batch + j0 * kv + g * P, kv, 1, pa, bq);
-        if (a->dq) MHK__N(mhk__multiply)(rows, P, n, dp, K, 1, k + j0 * kv, kv, 1, a->dq + at, ld, 1, pa, pb);
+        if (a->dv) MHK__N(mhk__multiply)(n, P, rows, s, 1, K, NULL, 0, 0, a->dv + b * a->kv_batch + j0 * kv + g * P, kv, 1, pa, bd, MHK__N(mhk__whole));
+        if (a->dk) MHK__N(mhk__multiply)(n, P, rows, dp, 1, K, NULL, 0, 0, a->dk + b * a->kv_batch + j0 * kv + g * P, kv, 1, pa, bq, MHK__N(mhk__whole));
+        if (a->dq) MHK__N(mhk__multiply)(rows, P, n, dp, K, 1, k + j0 * kv, kv, 1, a->dq + at, ld, 1, pa, pb, MHK__N(mhk__whole));
       }
     }
 }
@@ -2342,25 +2485,27 @@ static void MHK__N(mhk__ssd)(const mhk__ssd_args *a, mhk_index b, mhk_index h, m
     MHK__N(mhk__decay_edges)(n, cum, st, t0, carry, tail);
     if (a->states) memcpy(a->states + (((b * a->H + h) * chunks) + c) * P * N, state, (size_t)(P * N) * sizeof(mhk_real));
     /* inside the chunk: y = (C B^T o decay) x */
-    MHK__N(mhk__multiply)(n, n, N, cm + t0 * ldb, ldb, 1, bm + t0 * ldb, 1, ldb, s, Q, 0, pa, pb);
-    for (t = 0; t < n; t++)
-      for (i = 0; i < n; i++) s[t * Q + i] *= decay[t * Q + i];
+    MHK__N(mhk__multiply)(n, n, N, cm + t0 * ldb, ldb, 1, bm + t0 * ldb, 1, ldb, s, Q, 0, pa, pb, MHK__N(mhk__lower_c));
+    for (t = 0; t < n; t++) {
+      for (i = 0; i <= t; i++) s[t * Q + i] *= decay[t * Q + i];
+      for (; i < n; i++) s[t * Q + i] = 0;
+    }
     m.data = x + t0 * ldx;
     m.row = 1;
     m.col = ldx;
     MHK__N(mhk__pack)(px, MHK__NR, P, n, m);
-    MHK__N(mhk__multiply)(n, P, n, s, Q, 1, NULL, 0, 0, y + t0 * ldx, ldx, 0, pa, px);
+    MHK__N(mhk__multiply)(n, P, n, s, Q, 1, NULL, 0, 0, y + t0 * ldx, ldx, 0, pa, px, MHK__N(mhk__lower_a));
     /* from before the chunk: y += carry C state^T */
     if (seen) {
       for (t = 0; t < n; t++)
         for (i = 0; i < N; i++) scaled[t * N + i] = cm[(t0 + t) * ldb + i] * carry[t];
-      MHK__N(mhk__multiply)(n, P, N, scaled, N, 1, state, 1, N, y + t0 * ldx, ldx, 1, pa, pb);
+      MHK__N(mhk__multiply)(n, P, N, scaled, N, 1, state, 1, N, y + t0 * ldx, ldx, 1, pa, pb, MHK__N(mhk__whole));
     }
     /* the state after it: carry_last state + x^T (tail B) */
     for (t = 0; t < n; t++)
       for (i = 0; i < N; i++) scaled[t * N + i] = bm[(t0 + t) * ldb + i] * tail[t];
     for (i = 0; i < P * N; i++) state[i] *= carry[n - 1];
-    MHK__N(mhk__multiply)(P, N, n, x + t0 * ldx, 1, ldx, scaled, N, 1, state, N, 1, pa, pb);
+    MHK__N(mhk__multiply)(P, N, n, x + t0 * ldx, 1, ldx, scaled, N, 1, state, N, 1, pa, pb, MHK__N(mhk__whole));
     if (a->d)
       for (t = t0; t < t0 + n; t++)
         for (i = 0; i < P; i++) y[t * ldx + i] += a->d[h] * x[t * ldx + i];
@@ -2430,8 +2575,8 @@ static void MHK__N(mhk__ssd_back)(const mhk__ssd_args *a, mhk_index b, mhk_index
       MHK__N(mhk__decay_tile)(n, cum, st, t0, decay, Q);
       MHK__N(mhk__decay_edges)(n, cum, st, t0, carry, tail);
       for (t = 0; t < n; t++) dcum[t] = 0;
-      MHK__N(mhk__multiply)(n, n, N, cc, ldb, 1, bc, 1, ldb, s, Q, 0, pa, pb);
-      MHK__N(mhk__multiply)(n, n, P, dyc, ldx, 1, xc, 1, ldx, dg, Q, 0, pa, pb);
+      MHK__N(mhk__multiply)(n, n, N, cc, ldb, 1, bc, 1, ldb, s, Q, 0, pa, pb, MHK__N(mhk__lower_c));
+      MHK__N(mhk__multiply)(n, n, P, dyc, ldx, 1, xc, 1, ldx, dg, Q, 0, pa, pb, MHK__N(mhk__lower_c));
       for (t = 0; t < n; t++) {
         mhk_real row = 0;
         for (i = 0; i <= t; i++) {
@@ -2444,11 +2589,11 @@ static void MHK__N(mhk__ssd_back)(const mhk__ssd_args *a, mhk_index b, mhk_index
         for (; i < n; i++) s[t * Q + i] = dg[t * Q + i] = 0;
         dcum[t] += row;
       }
-      if (a->dx) MHK__N(mhk__multiply)(n, P, n, s, 1, Q, dyc, ldx, 1, a->dx + (b * T * a->H + h) * P + t0 * ldx, ldx, 1, pa, pb);
-      if (a->dc) MHK__N(mhk__multiply)(n, N, n, dg, Q, 1, bc, ldb, 1, a->dc + (b * T * a->G + g) * N + t0 * ldb, ldb, 1, pa, pb);
-      if (a->db) MHK__N(mhk__multiply)(n, N, n, dg, 1, Q, cc, ldb, 1, a->db + (b * T * a->G + g) * N + t0 * ldb, ldb, 1, pa, pb);
+      if (a->dx) MHK__N(mhk__multiply)(n, P, n, s, 1, Q, dyc, ldx, 1, a->dx + (b * T * a->H + h) * P + t0 * ldx, ldx, 1, pa, pb, MHK__N(mhk__upper_a));
+      if (a->dc) MHK__N(mhk__multiply)(n, N, n, dg, Q, 1, bc, ldb, 1, a->dc + (b * T * a->G + g) * N + t0 * ldb, ldb, 1, pa, pb, MHK__N(mhk__lower_a));
+      if (a->db) MHK__N(mhk__multiply)(n, N, n, dg, 1, Q, cc, ldb, 1, a->db + (b * T * a->G + g) * N + t0 * ldb, ldb, 1, pa, pb, MHK__N(mhk__upper_a));
       if (after) { /* through the state after the chunk */
-        MHK__N(mhk__multiply)(n, N, P, xc, ldx, 1, dstate, N, 1, left, N, 0, pa, pb);
+        MHK__N(mhk__multiply)(n, N, P, xc, ldx, 1, dstate, N, 1, left, N, 0, pa, pb, MHK__N(mhk__whole));
         for (t = 0; t < n; t++) {
           mhk_real dot = 0;
           for (i = 0; i < N; i++) {
@@ -2464,7 +2609,7 @@ static void MHK__N(mhk__ssd_back)(const mhk__ssd_args *a, mhk_index b, mhk_index
         if (a->dx) {
           for (t = 0; t < n; t++)
             for (i = 0; i < N; i++) right[t * N + i] = bc[t * ldb + i] * tail[t];
-          MHK__N(mhk__multiply)(n, P, N, right, N, 1, dstate, 1, N, a->dx + (b * T * a->H + h) * P + t0 * ldx, ldx, 1, pa, pb);
+          MHK__N(mhk__multiply)(n, P, N, right, N, 1, dstate, 1, N, a->dx + (b * T * a->H + h) * P + t0 * ldx, ldx, 1, pa, pb, MHK__N(mhk__whole));
         }
         if (before) {
           mhk_real dot = 0;
@@ -2474,7 +2619,7 @@ static void MHK__N(mhk__ssd_back)(const mhk__ssd_args *a, mhk_index b, mhk_index
       }
       for (i = 0; i < P * N; i++) dstate[i] *= carry[n - 1];
       if (before) { /* through the state before it */
-        MHK__N(mhk__multiply)(n, N, P, dyc, ldx, 1, h0, N, 1, left, N, 0, pa, pb);
+        MHK__N(mhk__multiply)(n, N, P, dyc, ldx, 1, h0, N, 1, left, N, 0, pa, pb, MHK__N(mhk__whole));
         for (t = 0; t < n; t++) {
           mhk_real dot = 0;
           for (i = 0; i < N; i++) {
@@ -2488,7 +2633,7 @@ static void MHK__N(mhk__ssd_back)(const mhk__ssd_args *a, mhk_index b, mhk_index
             for (i = 0; i < N; i++) a->dc[(b * T * a->G + g) * N + (t0 + t) * ldb + i] += left[t * N + i];
         for (t = 0; t < n; t++)
           for (i = 0; i < N; i++) right[t * N + i] = cc[t * ldb + i] * carry[t];
-        MHK__N(mhk__multiply)(P, N, n, dyc, 1, ldx, right, N, 1, dstate, N, 1, pa, pb);
+        MHK__N(mhk__multiply)(P, N, n, dyc, 1, ldx, right, N, 1, dstate, N, 1, pa, pb, MHK__N(mhk__whole));
       }
       dcum[n - 1] += MHK__R(last);
       if (a->dlog_a) { /* log_a_r stands in every cum_t with t >= r */
@@ -2665,8 +2810,8 @@ static void MHK__N(mhk__orientation_back)(const mhk__orientation_args *a, mhk_in
         }
         for (j = 0; j < cols; j++) dcum[j0 + j] -= (double)column[j];
         if (a->dc) MHK__N(mhk__multiply)(rows, N, cols, p, K, 1, a->b + ((b * T + j0) * a->G + g) * N, ldb, 1,
-                                         a->dc + ((b * T + i0) * a->G + g) * N, ldb, 1, pa, pb);
-        if (a->db) MHK__N(mhk__multiply)(cols, N, rows, p, 1, K, cc, ldb, 1, a->db + ((b * T + j0) * a->G + g) * N, ldb, 1, pa, pb);
+                                         a->dc + ((b * T + i0) * a->G + g) * N, ldb, 1, pa, pb, MHK__N(mhk__whole));
+        if (a->db) MHK__N(mhk__multiply)(cols, N, rows, p, 1, K, cc, ldb, 1, a->db + ((b * T + j0) * a->G + g) * N, ldb, 1, pa, pb, MHK__N(mhk__whole));
       }
     }
     if (a->dlog_a) {
@@ -2809,6 +2954,19 @@ static void MHK__N(mhk__fill)(mhk__kernels *k) {
 #undef MHK__MAX
 #undef MHK__MIN
 #undef MHK__POWER2
+#undef MHK__MASK
+#undef MHK__LOAD_FIRST
+#undef MHK__STORE_FIRST
+#undef MHK__TRANSPOSES
+#undef MHK__EACH2
+#undef MHK__EACH4
+#undef MHK__EACH6
+#undef MHK__EACH8
+#undef MHK__EACH14
+#undef MHK__MORE_B
+#undef MHK__LOAD_B
+#undef MHK__TILE_OF
+#undef MHK__HALF
 #undef MHK__MR
 #undef MHK__NV
 #undef MHK__NR
@@ -3011,7 +3169,9 @@ MHKDEF size_t mhk_dtype_size(mhk_dtype dtype) {
 
 /* ---- drivers: cut work into tasks, give each worker its memory ---- */
 
-/* Runs body over tasks with per-worker work memory of the given number of elements. */
+#define MHK__SMALL 1e5 /* multiply-adds that are done before other threads have woken up */
+
+/* Runs body over tasks with per-worker work memory of the given number of elements; cost is about how many multiply-adds all tasks take. */
 typedef struct mhk__job {
   mhk_context *ctx;
   const void *args;
@@ -3020,7 +3180,7 @@ typedef struct mhk__job {
   mhk_index heads;
 } mhk__job;
 
-static void mhk__run(mhk_context *ctx, const void *args, mhk_index tasks, mhk_index heads, mhk_index work,
+static void mhk__run(mhk_context *ctx, const void *args, mhk_index tasks, mhk_index heads, mhk_index work, double cost,
                      void (*body)(void *arg, mhk_index task, int worker)) {
   const mhk__mark mark = mhk__scratch_mark(ctx);
   mhk__job job;
@@ -3029,7 +3189,13 @@ static void mhk__run(mhk_context *ctx, const void *args, mhk_index tasks, mhk_in
   job.each = (work + 15) / 16 * 16;
   job.heads = heads;
   job.work = (mhk_real *)mhk__scratch(ctx, job.each * (ctx->workers + 1), sizeof(mhk_real));
-  if (job.work && tasks > 0) mhk__parallel(ctx, tasks, body, &job);
+  if (job.work && tasks > 0) {
+    if (cost < MHK__SMALL) {
+      mhk_index i;
+      for (i = 0; i < tasks; i++) body(&job, i, 0);
+    } else
+      mhk__parallel(ctx, tasks, body, &job);
+  }
   mhk__scratch_rewind(ctx, mark);
 }
 
@@ -3118,9 +3284,9 @@ static void mhk__gemm(mhk_context *ctx, mhk_index M, mhk_index N, mhk_index K, m
     return;
   }
   if (M <= 4 && b.row == 1 && b.col == K && a.col == 1 && (a.row == K || M == 1) && a.dtype == MHK_REAL && !(e && e->accumulate)) {
-    g.nc = mhk__max(16, mhk__min(256, 65536 / K));
+    g.nc = mhk__max(16, 262144 / (K * M));
     g.mc = g.kc = 0;
-    mhk__run(ctx, &g, (N + g.nc - 1) / g.nc, 0, K, mhk__gemm_few);
+    mhk__run(ctx, &g, (N + g.nc - 1) / g.nc, 0, K, (double)M * (double)N * (double)K, mhk__gemm_few);
     return;
   }
   g.mc = mhk__min(168 / ks->mr * ks->mr, ((M + 15) / 16 + ks->mr - 1) / ks->mr * ks->mr);
@@ -3131,8 +3297,8 @@ static void mhk__gemm(mhk_context *ctx, mhk_index M, mhk_index N, mhk_index K, m
   for (; g.packed && g.j0 < N && ctx->result == MHK_OK; g.j0 += g.n) {
     const mhk_index step = MHK__PACK_COLUMNS / ks->nr * ks->nr > 0 ? MHK__PACK_COLUMNS / ks->nr * ks->nr : ks->nr;
     g.n = mhk__min(g.nc, N - g.j0);
-    mhk__run(ctx, &g, (K + g.kc - 1) / g.kc * ((g.n + step - 1) / step), 0, 1, mhk__gemm_pack);
-    mhk__run(ctx, &g, (M + g.mc - 1) / g.mc, 0, (g.mc + ks->mr) * g.kc, mhk__gemm_rows);
+    mhk__run(ctx, &g, (K + g.kc - 1) / g.kc * ((g.n + step - 1) / step), 0, 1, (double)g.n * (double)K, mhk__gemm_pack);
+    mhk__run(ctx, &g, (M + g.mc - 1) / g.mc, 0, (g.mc + ks->mr) * g.kc, (double)M * (double)g.n * (double)K, mhk__gemm_rows);
   }
   mhk__scratch_rewind(ctx, mark);
 }
@@ -3151,20 +3317,22 @@ MHK__HEAD_TASK(mhk__ssd_back_task, mhk__ssd_args, ssd_back)
 MHK__HEAD_TASK(mhk__orientation_task, mhk__orientation_args, orientation)
 MHK__HEAD_TASK(mhk__orientation_back_task, mhk__orientation_args, orientation_back)
 
+static double mhk__attention_cost(const mhk__attention_args *a) { return (double)(a->B * a->H * a->P) * (double)(a->T * a->S); }
 static void mhk__attention_forward(mhk_context *ctx, const mhk__attention_args *a) {
   if (a->T <= 4 && a->y && !a->lse)
-    mhk__run(ctx, a, a->B * a->H, a->H, a->S + 16, mhk__attention_step_task);
+    mhk__run(ctx, a, a->B * a->H, a->H, a->S + 16, mhk__attention_cost(a), mhk__attention_step_task);
   else
-    mhk__run(ctx, a, a->B * a->H, a->H, mhk__attention_work(a->S, a->P), mhk__attention_task);
+    mhk__run(ctx, a, a->B * a->H, a->H, mhk__attention_work(a->S, a->P), mhk__attention_cost(a), mhk__attention_task);
 }
 static void mhk__attention_backward(mhk_context *ctx, const mhk__attention_args *a) {
-  mhk__run(ctx, a, a->B * a->G, a->G, mhk__attention_work(a->T, a->P), mhk__attention_back_task);
+  mhk__run(ctx, a, a->B * a->G, a->G, mhk__attention_work(a->T, a->P), mhk__attention_cost(a), mhk__attention_back_task);
 }
+static double mhk__ssd_cost(const mhk__ssd_args *a) { return 2.0 * (double)(a->B * a->T * a->H) * (double)(a->P * a->N); }
 static void mhk__ssd_forward(mhk_context *ctx, const mhk__ssd_args *a, int recurrent) {
-  mhk__run(ctx, a, a->B * a->H, a->H, recurrent ? 1 : mhk__ssd_work(a->Q, a->N, a->P), recurrent ? mhk__ssd_step_task : mhk__ssd_task);
+  mhk__run(ctx, a, a->B * a->H, a->H, recurrent ? 1 : mhk__ssd_work(a->Q, a->N, a->P), mhk__ssd_cost(a), recurrent ? mhk__ssd_step_task : mhk__ssd_task);
 }
 static void mhk__ssd_backward(mhk_context *ctx, const mhk__ssd_args *a) {
-  mhk__run(ctx, a, a->B * a->G, a->G, mhk__ssd_work(a->Q, a->N, a->P), mhk__ssd_back_task);
+  mhk__run(ctx, a, a->B * a->G, a->G, mhk__ssd_work(a->Q, a->N, a->P), mhk__ssd_cost(a), mhk__ssd_back_task);
 }
 
 static void mhk__conv_task(void *arg, mhk_index task, int worker) {
@@ -3178,7 +3346,8 @@ static void mhk__conv_task(void *arg, mhk_index task, int worker) {
     job->ctx->kernels->conv(a, c0, c1, work);
 }
 static void mhk__conv_run(mhk_context *ctx, const mhk__conv_args *a) {
-  mhk__run(ctx, a, (a->ldy + MHK__CONV_BLOCK - 1) / MHK__CONV_BLOCK, 0, mhk__conv_work(a->W), mhk__conv_task);
+  mhk__run(ctx, a, (a->ldy + MHK__CONV_BLOCK - 1) / MHK__CONV_BLOCK, 0, mhk__conv_work(a->W), (double)(a->B * a->T * a->W) * (double)a->ldy,
+          mhk__conv_task);
 }
 
 /* Rows and columns: body(args, first, last) over [0,n) in pieces of step. */
@@ -5159,7 +5328,8 @@ static void mhk__orientation_op_back(mhk_tape *t, mhk__node *n) {
   a.dc = mhk__into(t, n->in[2]);
   a.scale *= (double)n->out[0]->grad[0];
   if (dd) a.dd = (mhk_real *)mhk__scratch(t->ctx, a.B * a.H, sizeof(mhk_real));
-  mhk__run(t->ctx, &a, a.B * a.G, a.G, mhk__orientation_work(a.T, a.N, a.PT), mhk__orientation_back_task);
+  mhk__run(t->ctx, &a, a.B * a.G, a.G, mhk__orientation_work(a.T, a.N, a.PT), (double)(a.B * a.H * a.N) * (double)(a.T * a.T),
+           mhk__orientation_back_task);
   if (dd && t->ctx->result == MHK_OK)
     for (h = 0; h < a.H; h++)
       for (b = 0; b < a.B; b++) dd[h] += a.dd[b * a.H + h];
@@ -5200,7 +5370,7 @@ MHKDEF mhk_tensor *mhk_matrix_orientation(mhk_tape *t, mhk_tensor *la, mhk_tenso
   a.norm = (double *)mhk__arena_zeros(t->ctx, &t->arena, a.B * a.H, sizeof(double));
   if (!y || !a.lse || !a.difference || !a.norm || (doc && !a.start)) return NULL;
   mhk__attention_forward(t->ctx, &q_args); /* denominators only */
-  mhk__run(t->ctx, &a, a.B * a.H, a.H, mhk__orientation_work(a.T, a.N, a.PT), mhk__orientation_task);
+  mhk__run(t->ctx, &a, a.B * a.H, a.H, mhk__orientation_work(a.T, a.N, a.PT), (double)(a.B * a.H * a.N) * (double)(a.T * a.T), mhk__orientation_task);
   if (t->ctx->result != MHK_OK) return NULL;
   for (i = 0; i < a.B * a.H; i++) sum += sqrt(a.difference[i]);
   a.scale = a.B * a.H > 0 ? 1.0 / (double)(a.B * a.H) : 0;
@@ -10768,7 +10938,7 @@ MHKDEF mhk_text *mhk_text_from_tokens(mhk_context *ctx, const int32_t *tokens, m
 }
 
 /* Rounds of sequences in step, each from one end-of-text token on. A sequence that ends a document goes on with the next one, as in the
-   packed text that language models are trained on, so that no work is lost; after 256 to 384 tokens a new round starts afresh. */
+   packed text that language models are trained on, so that no work is lost; after about 210 to 320 tokens a new round starts afresh. */
 MHKDEF mhk_text *mhk_text_sample(mhk_model *m, mhk_index tokens, uint64_t seed, mhk_progress_fn progress, void *user) {
   mhk_context *ctx;
   mhk_session *s;
@@ -10787,7 +10957,7 @@ MHKDEF mhk_text *mhk_text_sample(mhk_model *m, mhk_index tokens, uint64_t seed, 
   }
   end = m->tokenizer ? mhk_tokenizer_end(m->tokenizer) : -1;
   if (end < 0 || end >= m->config.vocab_size) end = 0; /* no end-of-text token known: documents start with token 0 */
-  longest = m->config.max_position > 0 && m->config.max_position < 384 ? m->config.max_position : 384;
+  longest = m->config.max_position > 1 && m->config.max_position < 320 ? m->config.max_position : 320;
   batch = (tokens + longest - 1) / longest < MHK__SAMPLE_BATCH ? (tokens + longest - 1) / longest : MHK__SAMPLE_BATCH;
   memset(&all, 0, sizeof all);
   memset(&round, 0, sizeof round);
@@ -12211,17 +12381,26 @@ static mhk_config mhk__student_shape(const mhk_distill_desc *d) {
 static double mhk__block_numbers(const mhk_config *c, int attention, int matrix) {
   const double D = c->d_model, E = (double)c->ssm_heads * c->ssm_head_dim, GN = (double)c->ssm_groups * c->d_state, H = c->ssm_heads;
   const double A = (double)c->n_head * c->head_dim, KV = (double)c->n_kv_head * c->head_dim;
-  if (attention) return D + 2.0 * (A + KV) + KV + 2.0 * A + c->n_head + 2.0 * D + 2.0 * c->d_mlp;
-  if (matrix) return D + (2.0 * E + 2.0 * GN + H) + (2.0 * E + 4.0 * GN + H) + (E + 2.0 * GN) + 2.0 * GN + 3.0 * H;
-  return D + (2.0 * E + 2.0 * GN + H) + (2.0 * E + 2.0 * GN + H) + (E + 2.0 * GN) + 2.0 * GN + 3.0 * H +
-         E * (2.0 + (double)c->d_state / (c->chunk_size > 0 ? c->chunk_size : 64)) + 2.0 * D + 2.0 * c->d_mlp;
+  if (attention) return D + 2.0 * (A + KV) + KV + A + c->n_head + 2.0 * D + 2.0 * c->d_mlp;
+  if (matrix) return D + 6.0 * GN + 4.0 * H; /* projected, convolved, turned */
+  return D + (2.0 * E + 2.0 * GN + H) + (E + 2.0 * GN) + 2.0 * GN + 2.0 * H + E * (2.0 + (double)c->d_state / 64.0) + 2.0 * D +
+         2.0 * c->d_mlp;
+}
+
+/* what an arena takes for so many bytes: its blocks double up to 32 MB, then stay that large */
+static double mhk__arena_bytes(double bytes) {
+  const double most = 33554432.0;
+  double room = 65536.0;
+  if (bytes >= most) return ceil(bytes / most) * most;
+  while (room < bytes) room *= 2.0;
+  return room;
 }
 
 MHKDEF double mhk_distill_bytes(const mhk_distill_desc *desc) {
   const double real = sizeof(mhk_real);
   mhk_distill_desc d;
   mhk_config c, t;
-  double rows, D, V, E, model, mixers = 0.0, trained = 0.0, tape = 0.0, stage, teacher_block, block = 0.0, all = 0.0, bytes, largest;
+  double rows, D, V, E, model, teacher_block, mixers = 0.0, trained = 0.0, tape = 0.0, scratch, block = 0.0, all = 0.0, bytes;
   int l, i;
   if (!desc || !desc->teacher) return 0.0;
   d = mhk_distill_defaults(desc);
@@ -12240,27 +12419,29 @@ MHKDEF double mhk_distill_bytes(const mhk_distill_desc *desc) {
     if (n > block) block = n;
   }
   teacher_block = mhk__block_numbers(&t, 1, 0);
+  scratch = V * D + 4.0 * D * D + rows * D; /* a packed matrix, and what ops put aside */
   for (i = 1; i <= 3; i++) {
-    double count = i == 3 && d.stages[2].trains == MHK_TRAIN_ALL ? model : d.stages[i - 1].trains == MHK_TRAIN_ALL ? model : mixers;
+    double count = d.stages[i - 1].trains == MHK_TRAIN_ALL ? model : mixers, stage;
     if (d.stages[i - 1].tokens == 0) continue;
     if (count > model) count = model;
     if (count > trained) trained = count;
-    if (i == 1)
-      stage = rows * (2.0 * D + teacher_block + 2.0 * mhk__block_numbers(&c, 0, 1));
-    else if (i == 2)
-      stage = rows * (3.0 * D + (teacher_block > 2.0 * block ? teacher_block : 2.0 * block));
-    else { /* the teacher's stream and logits stay; the student's activations and their gradients, then logits twice */
-      stage = rows * ((d.stages[2].own_stream > 0.0 ? c.n_layer * D : D) + 2.0 * D + 3.0 * V + 4.0 * D);
-      stage += rows * (d.recompute ? 2.0 * (block + c.n_layer * D) : 2.0 * all);
-      if (stage < rows * teacher_block) stage = rows * teacher_block;
+    if (i == 1) {
+      stage = 2.0 * D + (double)(t.n_head + 2 * t.n_kv_head) * t.head_dim * 2.0 + 2.0 * mhk__block_numbers(&c, 0, 1);
+      if (stage < 2.0 * D + teacher_block) stage = 2.0 * D + teacher_block;
+    } else if (i == 2) {
+      stage = 3.0 * D + (teacher_block > 2.0 * block ? teacher_block : 2.0 * block);
+    } else { /* the teacher's stream and logits stay; the student's activations and logits come twice, with their gradients */
+      stage = (d.stages[2].own_stream > 0.0 ? c.n_layer * D : D) + 6.0 * D + 3.0 * V;
+      stage += d.recompute ? 2.6 * block + 2.0 * c.n_layer * D : 2.0 * all;
+      if (stage < teacher_block) stage = teacher_block;
+      scratch += 2.0 * rows * V;
     }
     if (stage > tape) tape = stage;
   }
-  largest = V > 4.0 * D ? V * D : 4.0 * D * D; /* a matrix that a product packs */
-  bytes = real * (2.0 * model + (d.exchange ? 3.0 : 2.0) * trained + 1.2 * tape + 2.0 * largest);
+  bytes = mhk__arena_bytes(2.0 * model * real) + mhk__arena_bytes((d.exchange ? 3.0 : 2.0) * trained * real);
+  bytes += mhk__arena_bytes(1.1 * tape * rows * real) + mhk__arena_bytes(scratch * real);
   if (d.text) bytes += 4.0 * (double)d.text->n + 8.0 * (double)d.text->n_documents * (d.windows == MHK_WINDOWS_PACKED ? 2.0 : 1.0);
-  bytes += real * tape < 64e6 ? real * tape : 64e6; /* an arena's blocks double up to that size, and the last one may be hardly used */
-  return bytes + 4e6;
+  return bytes + 2e6;
 }
 
 /* ---------------------------------------------------------------------------------------- evaluation */

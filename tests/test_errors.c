@@ -494,7 +494,7 @@ TEST(failed_contexts_do_nothing) {
         "something was done");
   CHECK(mhk_backward(tape, x) == MHK_ERROR_STATE && !mhk_tape_create(ctx) && !mhk_session_create(m, NULL), "something was done");
   after = mhk_tape_here(tape);
-  CHECK(before.used == after.used && before.chunk == after.chunk && before.records == after.records && memory == mhk_memory_in_use(ctx),
+  CHECK(before.used == after.used && before.chunk == after.chunk && before.records == after.records && mhk_memory_in_use(ctx) <= memory,
         "memory was used");
   {
     FILE *f;

@@ -68,7 +68,8 @@ const char *cli_nearest(const char *typed, const char *const *list, int n);
 double cli_number_at(const cli_numbers *numbers, int i, double otherwise);
 
 /* ---- messages, all on stderr as "mohawk: sentence" */
-void cli_start(const char *program);
+/* First of all in main. On Linux it may start the program once more, with OpenMP told to wait asleep. */
+void cli_start(int argc, char **argv);
 const char *cli_program(void);
 CLI_PRINTF(1, 2) int cli_error(const char *format, ...); /* returns CLI_FAILED */
 CLI_PRINTF(1, 2) void cli_note(const char *format, ...);
