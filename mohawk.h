@@ -2843,10 +2843,101 @@ static inline void MHK__N(mhk__conv_tap)(const mhk__conv_args *a, mhk_index b, m
     for (i = 0; i < n; i++) hold[i] = 0;
 }
 
+/* One vector of channels over one sequence, up to four taps and no documents: the last inputs stay in registers. k[0..3] are the taps, unused ones 0. */
+static inline MHK__V MHK__N(mhk__silu_of)(MHK__V v) { return v * MHK__N(mhk__vsigmoid)(v); }
+
+static void MHK__N(mhk__conv_run4)(const mhk__conv_args *a, mhk_index b, mhk_index c, mhk_index n, const MHK__V *k) {
+  const mhk_real *x = a->x + b * a->T * a->C + c;
+  mhk_real *y = a->y + b * a->T * a->ldy + c - a->first, hold[3][MHK__W];
+  const MHK__V bias = a->bias ? MHK__LOADN(a->bias + c, n) : MHK__SET(MHK__R(0)), k0 = k[0], k1 = k[1], k2 = k[2], k3 = k[3];
+  MHK__V x0, x1, x2;
+  mhk_index t, i, j;
+  for (j = 0; j < 3; j++) /* what came before: the state's columns, oldest first, or zeros */
+    for (i = 0; i < MHK__W; i++) {
+      const mhk_index column = j - 3 + a->W - 1;
+      hold[j][i] = a->state && i < n && column >= 0 ? a->state[(b * a->C + c + i) * (a->W - 1) + column] : 0;
+    }
+  x0 = MHK__LOAD(hold[0]);
+  x1 = MHK__LOAD(hold[1]);
+  x2 = MHK__LOAD(hold[2]);
+  for (t = 0; t < a->T; t++, x += a->C, y += a->ldy) {
+    const MHK__V x3 = MHK__LOADN(x, n);
+    MHK__V v = MHK__FMA(k3, x3, MHK__FMA(k2, x2, MHK__FMA(k1, x1, MHK__FMA(k0, x0, bias))));
+    if (a->before) {
+      mhk_real *z = a->before + (b * a->T + t) * a->C + c;
+      MHK__STOREN(z, v, n);
+    }
+    if (a->silu) v = MHK__N(mhk__silu_of)(v);
+    MHK__STOREN(y, v, n);
+    x0 = x1;
+    x1 = x2;
+    x2 = x3;
+  }
+}
+
+/* dx_s = sum over j of k[3-j] g_{s+j}; sums[w] += g_t x_{t-3+w}; sums[4] += g_t */
+static void MHK__N(mhk__conv_back4)(const mhk__conv_args *a, mhk_index b, mhk_index c, mhk_index n, const MHK__V *k, MHK__V *sums) {
+  const MHK__V zero = MHK__SET(MHK__R(0)), one = MHK__SET(MHK__R(1)), k0 = k[0], k1 = k[1], k2 = k[2], k3 = k[3];
+  const mhk_real *x = a->x + b * a->T * a->C + c, *dy = a->dy + b * a->T * a->ldy + c - a->first;
+  MHK__V g0 = zero, g1 = zero, g2 = zero, x0 = zero, x1 = zero, x2 = zero, s0 = sums[0], s1 = sums[1], s2 = sums[2], s3 = sums[3], s4 = sums[4];
+  mhk_index t;
+  for (t = 0; t < a->T + 3; t++) {
+    MHK__V g = zero;
+    if (t < a->T) {
+      const MHK__V x3 = MHK__LOADN(x + t * a->C, n);
+      g = MHK__LOADN(dy + t * a->ldy, n);
+      if (a->silu) {
+        const MHK__V v = MHK__LOADN(a->before + (b * a->T + t) * a->C + c, n), e = MHK__N(mhk__vsigmoid)(v);
+        g = g * e * MHK__FMA(v, one - e, one);
+      }
+      s0 = MHK__FMA(g, x0, s0);
+      s1 = MHK__FMA(g, x1, s1);
+      s2 = MHK__FMA(g, x2, s2);
+      s3 = MHK__FMA(g, x3, s3);
+      s4 = s4 + g;
+      x0 = x1;
+      x1 = x2;
+      x2 = x3;
+    }
+    if (a->dx && t >= 3) {
+      mhk_real *dx = a->dx + (b * a->T + t - 3) * a->C + c;
+      const MHK__V v = MHK__FMA(k3, g0, MHK__FMA(k2, g1, MHK__FMA(k1, g2, MHK__FMA(k0, g, MHK__LOADN(dx, n)))));
+      MHK__STOREN(dx, v, n);
+    }
+    g0 = g1;
+    g1 = g2;
+    g2 = g;
+  }
+  sums[0] = s0;
+  sums[1] = s1;
+  sums[2] = s2;
+  sums[3] = s3;
+  sums[4] = s4;
+}
+
+/* the taps of MHK__W channels, right-aligned to four */
+static void MHK__N(mhk__conv_taps4)(const mhk__conv_args *a, mhk_index c, mhk_index n, MHK__V *k) {
+  mhk_real lane[MHK__W];
+  mhk_index w, i;
+  for (w = 0; w < 4; w++) {
+    const mhk_index tap = w - 4 + a->W;
+    for (i = 0; i < MHK__W; i++) lane[i] = i < n && tap >= 0 ? a->weight[(c + i) * a->W + tap] : 0;
+    k[w] = MHK__LOAD(lane);
+  }
+}
+
 static void MHK__N(mhk__conv)(const mhk__conv_args *a, mhk_index c0, mhk_index c1, mhk_real *work) {
   const mhk_index n = c1 - c0, W = a->W;
   mhk_real *taps = work, *hold = taps + W * MHK__CONV_BLOCK;
   mhk_index b, t, w, i;
+  if (W <= 4 && !a->start) {
+    for (i = c0; i < c1; i += MHK__W) {
+      MHK__V k[4];
+      MHK__N(mhk__conv_taps4)(a, i, c1 - i, k);
+      for (b = 0; b < a->B; b++) MHK__N(mhk__conv_run4)(a, b, i, c1 - i, k);
+    }
+    return;
+  }
   for (w = 0; w < W; w++)
     for (i = 0; i < n; i++) taps[w * n + i] = a->weight[(c0 + i) * W + w];
   for (b = 0; b < a->B; b++)
@@ -2872,6 +2963,25 @@ static void MHK__N(mhk__conv_back)(const mhk__conv_args *a, mhk_index c0, mhk_in
   const mhk_index n = c1 - c0, W = a->W;
   mhk_real *taps = work, *hold = taps + W * MHK__CONV_BLOCK, *dtaps = hold + MHK__CONV_BLOCK, *g = dtaps + (W + 1) * MHK__CONV_BLOCK;
   mhk_index b, t, w, i;
+  if (W <= 4 && !a->start && !a->state) {
+    for (i = c0; i < c1; i += MHK__W) {
+      const mhk_index m = c1 - i < MHK__W ? c1 - i : MHK__W;
+      MHK__V k[4], sums[5];
+      mhk_index j;
+      MHK__N(mhk__conv_taps4)(a, i, m, k);
+      for (w = 0; w < 5; w++) sums[w] = MHK__SET(MHK__R(0));
+      for (b = 0; b < a->B; b++) MHK__N(mhk__conv_back4)(a, b, i, m, k, sums);
+      for (w = 0; w < 5; w++) {
+        mhk_real lane[MHK__W];
+        MHK__STORE(lane, sums[w]);
+        if (w == 4 && a->dbias)
+          for (j = 0; j < m; j++) a->dbias[i + j] += lane[j];
+        if (w < 4 && w >= 4 - W && a->dweight)
+          for (j = 0; j < m; j++) a->dweight[(i + j) * W + w - 4 + W] += lane[j];
+      }
+    }
+    return;
+  }
   for (w = 0; w < W; w++)
     for (i = 0; i < n; i++) taps[w * n + i] = a->weight[(c0 + i) * W + w];
   for (i = 0; i < (W + 1) * n; i++) dtaps[i] = 0;
@@ -12644,6 +12754,7 @@ MHKDEF mhk_result mhk_evaluate(mhk_model *m, mhk_model *teacher, mhk_text *text,
 #undef MHK__SCORE_ROWS
 #undef MHK__SENTENCE
 #undef MHK__SHORT_WORD
+#undef MHK__SMALL
 #undef MHK__SPACE
 #undef MHK__TILE
 #undef MHK__TOKEN_ADDED

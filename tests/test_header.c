@@ -415,6 +415,22 @@ TEST(links) {
   }
 }
 
+TEST(options) {
+  const char *cc = compiler();
+  write_text("allocator.c", "#include <stdlib.h>\nstatic int blocks, calls;\nstatic void *my_malloc(size_t n) { blocks++, calls++; return malloc(n); }\n"
+                            "static void my_free(void *p) { blocks--; free(p); }\n#define MOHAWK_MALLOC(n) my_malloc(n)\n#define MOHAWK_FREE(p) my_free(p)\n"
+                            "#define MOHAWK_NO_SIMD\n#define MOHAWK_IMPLEMENTATION\n#include \"mohawk.h\"\nstatic double one(void) {\n" PROGRAM_BODY
+                            "}\nint main(void) { return one() != 6 || blocks != 0 || calls == 0; }\n");
+  SHELL("%s -std=c99 -O0 -I. %s -o %s -lm && %s", cc, test_path("allocator.c"), test_path("allocator"), test_path("allocator"));
+  /* the header under another name, found because it is told; and a warning sign where it is not */
+  SHELL("cp mohawk.h %s", test_path("renamed.h"));
+  write_text("renamed.c", "#define MOHAWK_HEADER_NAME \"renamed.h\"\n#define MOHAWK_IMPLEMENTATION\n#include \"renamed.h\"\n");
+  SHELL("%s -std=c99 -fsyntax-only %s", cc, test_path("renamed.c"));
+  write_text("fast.c", "#define MOHAWK_IMPLEMENTATION\n#include \"mohawk.h\"\n");
+  CHECK(!shell("%s -std=c99 -ffast-math -fsyntax-only -I. %s", cc, test_path("fast.c")), "-ffast-math was taken without a word");
+  SHELL("%s -std=c99 -ffast-math -DMOHAWK_ALLOW_FAST_MATH -fsyntax-only -I. %s", cc, test_path("fast.c"));
+}
+
 TEST(symbols) {
   static const char *const never[] = {"printf", "puts",   "putchar", "exit", "abort",    "__assert_fail",
                                       "_exit",  "system", "srand",   "rand", "setlocale"};
@@ -453,6 +469,7 @@ int main(int argc, char **argv) {
   RUN(compiles_strictly);
   RUN(leaves_nothing_behind);
   RUN(links);
+  RUN(options);
   RUN(symbols);
   free(header);
   free(plain);

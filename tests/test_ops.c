@@ -1624,6 +1624,76 @@ TEST(residuals_and_pieces) { /* mhk_forward is its pieces */
   finish();
 }
 
+static mhk_tensor *layer_tensor(mhk_model *m, int layer, const char *name) {
+  const int attention = mhk_model_config(m)->mixer[layer] == MHK_MIXER_ATTENTION;
+  char full[160];
+  if (mhk_model_config(m)->arch == MHK_ARCH_PHI)
+    snprintf(full, sizeof full, "model.layers.%d.self_attn.%s", layer, name);
+  else
+    snprintf(full, sizeof full, "backbone.layers.%d.mixer.%s%s", layer, attention ? "self_attn." : "", name);
+  return mhk_model_find(m, full);
+}
+
+TEST(mixers_are_their_matrices) { /* a mixer's output from its matrix and public ops alone */
+  const mhk_index B = 2, T = 19;
+  int kind, l;
+  start();
+  mhk_tape_record(tape, 0);
+  for (kind = 0; kind < MODEL_KINDS; kind++) {
+    mhk_model *m = model_new(ctx, kind, 3);
+    const mhk_config *c = mhk_model_config(m);
+    for (l = 0; l < c->n_layer; l++) {
+      const int attention = c->mixer[l] == MHK_MIXER_ATTENTION, mamba2 = c->mixer[l] == MHK_MIXER_MAMBA2;
+      const mhk_index E = (mhk_index)c->ssm_heads * c->ssm_head_dim, GN = (mhk_index)c->ssm_groups * c->d_state;
+      mhk_tensor *u = P3(B, T, c->d_model, 40 + l), *M = mhk_forward_matrix(tape, m, l, u, NULL), *x, *z = NULL, *y, *out;
+      mhk_index shape[4], i, j;
+      double *md, *mixed;
+      REQUIRE(M != NULL, "%s: %s", model_kind_name(kind), mhk_message(ctx));
+      shape[0] = B, shape[1] = T, shape[2] = attention ? c->n_kv_head : c->ssm_heads, shape[3] = attention ? c->head_dim : c->ssm_head_dim;
+      if (attention)
+        x = mhk_linear(tape, u, layer_tensor(m, l, "v_proj.weight"), layer_tensor(m, l, "v_proj.bias"));
+      else {
+        mhk_tensor *p = mhk_linear(tape, u, layer_tensor(m, l, "in_proj.weight"), layer_tensor(m, l, "in_proj.bias"));
+        z = mhk_columns(tape, p, mamba2 ? 0 : E + 2 * GN, E);
+        x = mhk_conv1d(tape, mhk_columns(tape, p, mamba2 ? E : 0, E + 2 * GN), layer_tensor(m, l, "conv1d.weight"),
+                       layer_tensor(m, l, "conv1d.bias"), c->conv_silu, NULL, NULL);
+        x = mhk_columns(tape, x, 0, E);
+      }
+      x = mhk_reshape(tape, x, 4, shape);
+      REQUIRE(x != NULL, "%s: %s", model_kind_name(kind), mhk_message(ctx));
+      md = doubles(M->count);
+      for (i = 0; i < M->count; i++) md[i] = (double)mhk_data(M)[i];
+      mixed = plain_mix(md, x, M->shape[1]);
+      shape[2] = M->shape[1] * shape[3];
+      y = mhk_tensor_new(tape, 3, shape, NULL);
+      for (i = 0; y && i < y->count; i++) mhk_data(y)[i] = (mhk_real)mixed[i];
+      if (attention)
+        out = mhk_linear(tape, y, layer_tensor(m, l, "dense.weight"), layer_tensor(m, l, "dense.bias"));
+      else {
+        y = mhk_gate(tape, y, z, layer_tensor(m, l, "z_bias"));
+        if (mamba2 && y) { /* RMSNorm of each group for itself */
+          const mhk_index n = E / c->ssm_groups;
+          mhk_real *v = mhk_data(y);
+          for (i = 0; i < y->count; i += n) {
+            double square = 0;
+            for (j = 0; j < n; j++) square += (double)v[i + j] * (double)v[i + j] / (double)n;
+            for (j = 0; j < n; j++)
+              v[i + j] = (mhk_real)((double)v[i + j] / sqrt(square + c->norm_eps) *
+                                    (double)mhk_data(layer_tensor(m, l, "norm.weight"))[i % E + j]);
+          }
+        }
+        out = mhk_linear(tape, y, layer_tensor(m, l, "out_proj.weight"), layer_tensor(m, l, "out_proj.bias"));
+      }
+      REQUIRE(out != NULL, "%s: %s", model_kind_name(kind), mhk_message(ctx));
+      CHECK_CLOSE(model_kind_name(kind), mhk_data(mhk_forward_mixer(tape, m, l, u, NULL)), mhk_data(out), out->count, 2 * CLOSE);
+      free(md), free(mixed);
+    }
+    mhk_tape_reset(tape);
+    mhk_model_destroy(m);
+  }
+  finish();
+}
+
 /* ---------------------------------------------------------------------------------------- instruction sets */
 
 TEST(instruction_sets_agree) {
@@ -1704,6 +1774,7 @@ int main(int argc, char **argv) {
   RUN(models_packed_with_state);
   RUN(models_gradients);
   RUN(residuals_and_pieces);
+  RUN(mixers_are_their_matrices);
   RUN(instruction_sets_agree);
   return test_end();
 }

@@ -1,0 +1,50 @@
+/* bench.h: what `mohawk bench` measures (bench_cases.c) and what the machine could do at most (bench_limits.c). */
+#ifndef MOHAWK_BENCH_H
+#define MOHAWK_BENCH_H
+
+#include "cli.h"
+
+typedef enum bench_kind {
+  BENCH_LINEAR,      /* m rows, k inputs, n outputs; back: 1 the gradient of the input, 2 of the weights */
+  BENCH_MATMUL,      /* m products of n x n x n */
+  BENCH_GEMV,        /* one row through weights that are not in cache; wide: float32, else bfloat16 */
+  BENCH_CORE,        /* 32 heads of 64, m tokens; wide: attention, else state space; back: with gradients */
+  BENCH_MIXER,       /* one mixer layer at Phi-1.5's size, the same fields */
+  BENCH_STEP,        /* one training step of six layers */
+  BENCH_STAGE1,      /* one stage-1 loss and its gradients, m tokens */
+  BENCH_DISTILL,     /* the updates of one small distillation, from one update of each stage */
+  BENCH_MODEL        /* of a given teacher and its student: m 0 to 4, see bench_cases.c */
+} bench_kind;
+
+typedef struct bench_case {
+  char name[48];
+  bench_kind kind;
+  mhk_index m, n, k;
+  int back, wide;
+  double flop;     /* products only, causal ones counted half; 0: not counted */
+  double bytes;    /* weights read, where reading is what takes the time */
+  char other[48];  /* a case of ours to compare with in the same rounds; "": none */
+  double scale;    /* that case's time is multiplied by this */
+  const char *why; /* what the other one is, as its peer is named */
+} bench_case;
+
+#define BENCH_MAX_CASES 160
+/* All cases; model NULL leaves out those that need a teacher. Returns how many. */
+int bench_list(bench_case *list, const char *model);
+const bench_case *bench_find(const bench_case *list, int n, const char *name);
+
+/* A case that is ready to run: its own context, inputs made. NULL after a message. */
+typedef struct bench_work bench_work;
+bench_work *bench_open(const bench_case *c, int threads, mhk_isa isa, const char *model);
+double bench_run(bench_work *w); /* once: seconds of the part that counts, negative after a message */
+int bench_threads(bench_work *w, int threads); /* from now on; returns how many there are */
+const char *bench_isa(const bench_work *w);
+double bench_memory(const bench_work *w); /* bytes at most, beyond weights and inputs */
+void bench_close(bench_work *w);
+
+/* The most this machine does, the best seen by this process so far; each call measures again for some hundredths of a
+   second. FLOP/s of independent multiply-adds with the instruction set's own registers; bytes/s of plain reads. */
+double bench_limit_fma(const char *isa, int threads);
+double bench_limit_read(int threads);
+
+#endif

@@ -1,0 +1,229 @@
+/* bench_limits.c: the machine's own limits, measured without the library: multiply-adds that never leave the registers,
+   and reads of more memory than any cache holds. See bench.h. */
+#include "bench.h"
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#if (defined(__x86_64__) || defined(__i386__)) && (defined(__GNUC__) || defined(__clang__))
+#define BENCH_X86
+#include <immintrin.h>
+#elif defined(__aarch64__) && (defined(__GNUC__) || defined(__clang__))
+#define BENCH_NEON
+#include <arm_neon.h>
+#endif
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+#define TWELVE(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11)
+#define TWENTYFOUR(X) TWELVE(X) X(12) X(13) X(14) X(15) X(16) X(17) X(18) X(19) X(20) X(21) X(22) X(23)
+
+/* Each runs rounds rounds of independent multiply-adds and returns something that depends on all of them. The numbers
+   stay near 1: no denormals, no infinities. */
+typedef float (*fma_loop)(long rounds, float start);
+
+static float fma_plain(long rounds, float start) {
+  float a[16], sum = 0;
+  long r;
+  int i;
+  for (i = 0; i < 16; i++) a[i] = start + (float)i;
+  for (r = 0; r < rounds; r++)
+    for (i = 0; i < 16; i++) a[i] = a[i] * 0.999f + 0.001f;
+  for (i = 0; i < 16; i++) sum += a[i];
+  return sum;
+}
+
+#ifdef BENCH_X86
+#define MAKE(i) __m128 a##i = _mm_set1_ps(start + (float)i);
+#define STEP(i) a##i = _mm_add_ps(_mm_mul_ps(a##i, x), y);
+#define SUM(i) sum = _mm_add_ps(sum, a##i);
+static float fma_sse(long rounds, float start) {
+  const __m128 x = _mm_set1_ps(0.999f), y = _mm_set1_ps(0.001f);
+  __m128 sum = _mm_setzero_ps();
+  float out[4];
+  long r;
+  TWELVE(MAKE)
+  for (r = 0; r < rounds; r++) {
+    TWELVE(STEP)
+  }
+  TWELVE(SUM)
+  _mm_storeu_ps(out, sum);
+  return out[0] + out[3];
+}
+#undef MAKE
+#undef STEP
+#undef SUM
+#define MAKE(i) __m256 a##i = _mm256_set1_ps(start + (float)i);
+#define STEP(i) a##i = _mm256_fmadd_ps(a##i, x, y);
+#define SUM(i) sum = _mm256_add_ps(sum, a##i);
+__attribute__((target("avx2,fma"))) static float fma_avx2(long rounds, float start) {
+  const __m256 x = _mm256_set1_ps(0.999f), y = _mm256_set1_ps(0.001f);
+  __m256 sum = _mm256_setzero_ps();
+  float out[8];
+  long r;
+  TWELVE(MAKE)
+  for (r = 0; r < rounds; r++) {
+    TWELVE(STEP)
+  }
+  TWELVE(SUM)
+  _mm256_storeu_ps(out, sum);
+  return out[0] + out[7];
+}
+#undef MAKE
+#undef STEP
+#undef SUM
+#define MAKE(i) __m512 a##i = _mm512_set1_ps(start + (float)i);
+#define STEP(i) a##i = _mm512_fmadd_ps(a##i, x, y);
+#define SUM(i) sum = _mm512_add_ps(sum, a##i);
+__attribute__((target("avx512f"))) static float fma_avx512(long rounds, float start) {
+  const __m512 x = _mm512_set1_ps(0.999f), y = _mm512_set1_ps(0.001f);
+  __m512 sum = _mm512_setzero_ps();
+  float out[16];
+  long r;
+  TWENTYFOUR(MAKE)
+  for (r = 0; r < rounds; r++) {
+    TWENTYFOUR(STEP)
+  }
+  TWENTYFOUR(SUM)
+  _mm512_storeu_ps(out, sum);
+  return out[0] + out[15];
+}
+#undef MAKE
+#undef STEP
+#undef SUM
+#endif
+
+#ifdef BENCH_NEON
+#define MAKE(i) float32x4_t a##i = vdupq_n_f32(start + (float)i);
+#define STEP(i) a##i = vfmaq_f32(y, a##i, x);
+#define SUM(i) sum = vaddq_f32(sum, a##i);
+static float fma_neon(long rounds, float start) {
+  const float32x4_t x = vdupq_n_f32(0.999f), y = vdupq_n_f32(0.001f);
+  float32x4_t sum = vdupq_n_f32(0);
+  long r;
+  TWENTYFOUR(MAKE)
+  for (r = 0; r < rounds; r++) {
+    TWENTYFOUR(STEP)
+  }
+  TWENTYFOUR(SUM)
+  return vgetq_lane_f32(sum, 0) + vgetq_lane_f32(sum, 3);
+}
+#undef MAKE
+#undef STEP
+#undef SUM
+#endif
+
+/* the loop of an instruction set, its multiply-adds a round, and where its best is kept */
+static fma_loop choose(const char *isa, double *flop, int *place) {
+  *flop = 2.0 * 16;
+  *place = 0;
+#ifdef BENCH_X86
+  if (strcmp(isa, "avx512") == 0) {
+    *flop = 2.0 * 24 * 16;
+    *place = 1;
+    return fma_avx512;
+  }
+  if (strcmp(isa, "avx2") == 0) {
+    *flop = 2.0 * 12 * 8;
+    *place = 2;
+    return fma_avx2;
+  }
+  *flop = 2.0 * 12 * 4;
+  *place = 3;
+  return fma_sse;
+#endif
+#ifdef BENCH_NEON
+  if (strcmp(isa, "neon") == 0) {
+    *flop = 2.0 * 24 * 4;
+    *place = 1;
+    return fma_neon;
+  }
+#endif
+#ifndef BENCH_X86
+  (void)isa;
+  return fma_plain;
+#endif
+}
+
+static volatile float kept;
+
+static double fma_seconds(fma_loop loop, long rounds, int threads) {
+  double start = cli_clock();
+  float sum = 0;
+#ifdef _OPENMP
+#pragma omp parallel num_threads(threads) reduction(+ : sum)
+#endif
+  sum += loop(rounds, 1.0f + kept * 1e-30f);
+#ifndef _OPENMP
+  (void)threads;
+#endif
+  kept = sum;
+  return cli_clock() - start;
+}
+
+#define MAX_THREADS 256
+
+double bench_limit_fma(const char *isa, int threads) {
+  static double best[4][MAX_THREADS + 1];
+  double flop, seconds;
+  int place, i;
+  long rounds = 1000;
+  fma_loop loop = choose(isa, &flop, &place);
+  (void)fma_plain;
+  if (threads < 1 || threads > MAX_THREADS) threads = 1;
+  while ((seconds = fma_seconds(loop, rounds, threads)) < 0.004) rounds *= 2;
+  for (i = 0; i < 6; i++) {
+    double rate = flop * (double)rounds * threads / seconds;
+    if (rate > best[place][threads]) best[place][threads] = rate;
+    seconds = fma_seconds(loop, rounds, threads);
+  }
+  return best[place][threads];
+}
+
+/* ---- reading */
+
+#define READ_BYTES ((size_t)512 << 20)
+
+/* one worker's share as streams streams side by side, with the lines ahead asked for or not */
+static uint64_t read_share(const uint64_t *p, size_t words, int streams, size_t ahead) {
+  const size_t each = words / (size_t)streams / 8 * 8;
+  uint64_t s[8] = {0, 0, 0, 0, 0, 0, 0, 0}, sum = 0;
+  size_t i;
+  int j, k;
+  for (i = 0; i < each; i += 8)
+    for (k = 0; k < streams; k++) {
+      const uint64_t *q = p + (size_t)k * each + i;
+#if defined(__GNUC__) || defined(__clang__)
+      if (ahead) __builtin_prefetch(q + ahead);
+#endif
+      for (j = 0; j < 8; j++) s[j] += q[j];
+    }
+  for (j = 0; j < 8; j++) sum += s[j];
+  return sum;
+}
+
+double bench_limit_read(int threads) {
+  static double best[MAX_THREADS + 1];
+  static const int streams[] = {1, 2, 4, 1, 2, 4};
+  const size_t words = READ_BYTES / sizeof(uint64_t);
+  uint64_t *memory = (uint64_t *)malloc(READ_BYTES), sum = 0;
+  int i;
+  if (threads < 1 || threads > MAX_THREADS) threads = 1;
+  if (!memory) return best[threads];
+  memset(memory, 1, READ_BYTES);
+  for (i = 0; i < 12; i++) {
+    const int n = streams[i % 6];
+    const size_t ahead = i % 6 < 3 ? 0 : 128, share = words / (size_t)threads;
+    double start = cli_clock(), rate;
+    int w;
+#ifdef _OPENMP
+#pragma omp parallel for num_threads(threads) schedule(static, 1) reduction(+ : sum)
+#endif
+    for (w = 0; w < threads; w++) sum += read_share(memory + (size_t)w * share, share, n, ahead);
+    rate = (double)READ_BYTES / (cli_clock() - start);
+    if (rate > best[threads]) best[threads] = rate;
+  }
+  kept = (float)(sum % 3);
+  free(memory);
+  return best[threads];
+}
