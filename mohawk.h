@@ -1426,7 +1426,7 @@ typedef struct mhk__ssd_args {
   const mhk_real *initial;              /* (B,H,P,N) or NULL */
   const mhk_index *start;               /* (B,T) first token of the document, -1 for the first one, or NULL */
   mhk_real *y;                          /* (B,T,H,P) */
-  mhk_real *states;                     /* (B,H,chunks,P,N) states before each chunk, or NULL */
+  mhk_real *states;                     /* (B,H,chunks,N,P) states before each chunk, turned, or NULL */
   mhk_real *final;                      /* (B,H,P,N) */
   const mhk_real *dy, *dfinal;          /* backward */
   mhk_real *dx, *dlog_a, *db, *dc, *dinitial; /* added to; NULL: not wanted */
@@ -1509,8 +1509,8 @@ static mhk_index mhk__attention_work(mhk_index S, mhk_index P) {
   return 2 * (S + 64) * p + 8 * n * p + 4 * n * n + 8 * n + S + 64;
 }
 static mhk_index mhk__ssd_work(mhk_index Q, mhk_index N, mhk_index P) {
-  const mhk_index most = mhk__padded(mhk__max(Q, mhk__max(N, P)));
-  return 3 * Q * Q + 2 * most * most + Q * mhk__padded(P) + 3 * Q * mhk__max(N, P) + P * N + 8 * Q;
+  const mhk_index q = mhk__padded(Q), n = mhk__padded(N), p = mhk__padded(P), most = mhk__max(q, mhk__max(n, p));
+  return 3 * Q * Q + q * mhk__max(Q, N) + q * (2 * N + P) + (q + most) * mhk__max(N, P) + 3 * Q * n + Q * mhk__max(N, Q) + 2 * Q * p + 2 * n * p + 4 * Q + 64;
 }
 static mhk_index mhk__orientation_work(mhk_index T, mhk_index N, mhk_index P) {
   const mhk_index n = mhk__padded(MHK__TILE), most = mhk__padded(mhk__max(MHK__TILE, mhk__max(N, P)));
@@ -1612,6 +1612,7 @@ static mhk_index mhk__conv_work(mhk_index W) { return (2 * W + 4) * MHK__CONV_BL
 #define MHK__POWER2(n) vreinterpretq_f32_u32(vaddq_u32(vshlq_n_u32(vreinterpretq_u32_f32(n), 23), vdupq_n_u32(0x3F800000u)))
 #endif
 #define MHK__MR 8
+#define MHK__HALF 4
 #define MHK__NV 2 /* MHK__TILE must be a multiple of MHK__NR */
 #elif MHK__PASS == 5
 #ifdef MOHAWK_DOUBLE
@@ -1807,26 +1808,25 @@ static inline void MHK__N(mhk__transpose)(const mhk_real *src, mhk_index rs, mhk
 }
 #endif
 
-/* one panel: w of its width rows are there, the rest becomes zero */
-static void MHK__N(mhk__pack_panel)(mhk_real *MHK__RESTRICT dst, mhk_index width, mhk_index w, mhk_index k, const mhk_real *MHK__RESTRICT s, mhk_index row,
-                                    mhk_index col) {
+/* one panel: w of its width rows are there, the rest becomes zero; scale, if given, multiplies column j by scale[j] */
+static void MHK__N(mhk__pack_panel)(mhk_real *MHK__RESTRICT dst, mhk_index width, mhk_index w, mhk_index k, const mhk_real *MHK__RESTRICT s,
+                                    mhk_index row, mhk_index col, const mhk_real *scale) {
   mhk_index i, j = 0;
   if (row == 1) {
-    if (w == width) {
+    if (w == width)
       for (; j < k; j++) {
-        for (i = 0; i + MHK__W <= width; i += MHK__W) MHK__STORE(dst + j * width + i, MHK__LOAD(s + j * col + i));
-        if (i < width) MHK__STORE_FIRST(dst + j * width + i, MHK__LOAD_FIRST(s + j * col + i, width - i), width - i);
+        const MHK__V f = MHK__SET(scale ? scale[j] : MHK__R(1));
+        for (i = 0; i + MHK__W <= width; i += MHK__W) MHK__STORE(dst + j * width + i, MHK__LOAD(s + j * col + i) * f);
+        if (i < width) MHK__STORE_FIRST(dst + j * width + i, MHK__LOAD_FIRST(s + j * col + i, width - i) * f, width - i);
       }
-      return;
-    }
   }
 #ifdef MHK__TRANSPOSES
-  else if (col == 1)
+  else if (col == 1 && !scale)
     for (; j + MHK__W <= k; j += MHK__W)
       for (i = 0; i < width; i += MHK__W) MHK__N(mhk__transpose)(s + i * row + j, row, w - i, dst + j * width + i, width, width - i);
 #endif
   for (; j < k; j++) {
-    for (i = 0; i < w; i++) dst[j * width + i] = s[i * row + j * col];
+    for (i = 0; i < w; i++) dst[j * width + i] = scale ? s[i * row + j * col] * scale[j] : s[i * row + j * col];
     for (; i < width; i++) dst[j * width + i] = 0;
   }
 }
@@ -1836,7 +1836,7 @@ static void MHK__N(mhk__pack)(mhk_real *dst, mhk_index width, mhk_index rows, mh
   for (p = 0; p < rows; p += width, dst += width * k) {
     const mhk_index w = rows - p < width ? rows - p : width;
     if (src.dtype == MHK_REAL) {
-      MHK__N(mhk__pack_panel)(dst, width, w, k, (const mhk_real *)src.data + p * src.row, src.row, src.col);
+      MHK__N(mhk__pack_panel)(dst, width, w, k, (const mhk_real *)src.data + p * src.row, src.row, src.col, NULL);
       continue;
     }
     if (src.dtype == MHK_BF16) {
@@ -2023,7 +2023,7 @@ static void MHK__N(mhk__rows_times)(mhk_index m, mhk_index n, mhk_index k, const
 
 /* the same from unpacked operands: a (m,k), b (k,n) by strides; pa and pb are work memory */
 static void MHK__N(mhk__multiply)(mhk_index m, mhk_index n, mhk_index k, const mhk_real *a, mhk_index ars, mhk_index acs, const mhk_real *b, mhk_index brs,
-                                  mhk_index bcs, mhk_real *c, mhk_index ldc, int accumulate, mhk_real *pa, mhk_real *pb, int part) {
+                                  mhk_index bcs, mhk_real *c, mhk_index ldc, int accumulate, mhk_real *pa, mhk_real *pb) {
   mhk__matrix s;
   s.dtype = MHK_REAL;
   if (a) {
@@ -2038,7 +2038,7 @@ static void MHK__N(mhk__multiply)(mhk_index m, mhk_index n, mhk_index k, const m
     s.col = brs;
     MHK__N(mhk__pack)(pb, MHK__NR, n, k, s);
   }
-  MHK__N(mhk__product_of)(m, n, k, pa, pb, c, ldc, accumulate, part);
+  MHK__N(mhk__product)(m, n, k, pa, pb, c, ldc, accumulate);
 }
 
 /* ---- rows ---- */
@@ -2426,9 +2426,9 @@ static void MHK__N(mhk__attention_back)(const mhk__attention_args *a, mhk_index 
           if (to > from) MHK__N(mhk__row_exp)(to - from, row + from, scale, lse[i], row + from);
           for (j = from; j < to; j++) drow[j] = row[j] * (drow[j] - delta[i]) * scale;
         }
-        if (a->dv) MHK__N(mhk__multiply)(n, P, rows, s, 1, K, NULL, 0, 0, a->dv + b * a->kv_batch + j0 * kv + g * P, kv, 1, pa, bd, MHK__N(mhk__whole));
-        if (a->dk) MHK__N(mhk__multiply)(n, P, rows, dp, 1, K, NULL, 0, 0, a->dk + b * a->kv_batch + j0 * kv + g * P, kv, 1, pa, bq, MHK__N(mhk__whole));
-        if (a->dq) MHK__N(mhk__multiply)(rows, P, n, dp, K, 1, k + j0 * kv, kv, 1, a->dq + at, ld, 1, pa, pb, MHK__N(mhk__whole));
+        if (a->dv) MHK__N(mhk__multiply)(n, P, rows, s, 1, K, NULL, 0, 0, a->dv + b * a->kv_batch + j0 * kv + g * P, kv, 1, pa, bd);
+        if (a->dk) MHK__N(mhk__multiply)(n, P, rows, dp, 1, K, NULL, 0, 0, a->dk + b * a->kv_batch + j0 * kv + g * P, kv, 1, pa, bq);
+        if (a->dq) MHK__N(mhk__multiply)(rows, P, n, dp, K, 1, k + j0 * kv, kv, 1, a->dq + at, ld, 1, pa, pb);
       }
     }
 }
@@ -2459,57 +2459,78 @@ static void MHK__N(mhk__decay_edges)(mhk_index n, const mhk_real *cum, const mhk
   }
 }
 
+/* packs a matrix of rows x k by strides as the left operand (rows of A) or the right one (columns of B) */
+static void MHK__N(mhk__pack_by)(mhk_real *dst, mhk_index width, mhk_index rows, mhk_index k, const mhk_real *src, mhk_index row, mhk_index col,
+                                 const mhk_real *scale) {
+  mhk_index p;
+  for (p = 0; p < rows; p += width, dst += width * k)
+    MHK__N(mhk__pack_panel)(dst, width, rows - p < width ? rows - p : width, k, src + p * row, row, col, scale);
+}
+
+/* row i of a packed left operand times f[i] */
+static void MHK__N(mhk__scale_packed)(mhk_real *MHK__RESTRICT dst, mhk_index rows, mhk_index k, const mhk_real *f) {
+  mhk_index p, i, j;
+  for (p = 0; p < rows; p += MHK__MR, dst += MHK__MR * k) {
+    mhk_real each[MHK__MR];
+    for (i = 0; i < MHK__MR; i++) each[i] = p + i < rows ? f[p + i] : 0;
+    for (j = 0; j < k; j++)
+      for (i = 0; i < MHK__MR; i++) dst[j * MHK__MR + i] *= each[i];
+  }
+}
+
+/* to (cols,rows) = from (rows,cols)^T, or zeros */
+static void MHK__N(mhk__turn)(mhk_index rows, mhk_index cols, const mhk_real *from, mhk_real *to) {
+  mhk_index i, j;
+  for (j = 0; j < cols; j++)
+    for (i = 0; i < rows; i++) to[j * rows + i] = from ? from[i * cols + j] : 0;
+}
+
+/* The state is kept turned, (N,P): then only C, B and the chunk's own matrix need packing across their rows. */
 static void MHK__N(mhk__ssd)(const mhk__ssd_args *a, mhk_index b, mhk_index h, mhk_real *work) {
   const mhk_index T = a->T, P = a->P, N = a->N, Q = a->Q, g = h / (a->H / a->G), ldx = a->H * P, ldb = a->G * N, chunks = (T + Q - 1) / Q;
-  const mhk_index most = mhk__padded(mhk__max(Q, mhk__max(N, P)));
-  const mhk_real *x = a->x + (b * T * a->H + h) * P, *bm = a->b + (b * T * a->G + g) * N, *cm = a->c + (b * T * a->G + g) * N,
-      *la = a->log_a + b * T * a->H + h;
+  const mhk_index q = mhk__padded(Q), wide_n = mhk__padded(N), wide_p = mhk__padded(P);
+  const mhk_real *x = a->x + (b * T * a->H + h) * P, *bm = a->b + (b * T * a->G + g) * N, *cm = a->c + (b * T * a->G + g) * N;
+  const mhk_real *la = a->log_a + b * T * a->H + h;
   const mhk_index *start = a->start ? a->start + b * T : NULL;
-  mhk_real *y = a->y + (b * T * a->H + h) * P, *state = a->final + (b * a->H + h) * P * N;
-  mhk_real *decay = work, *s = decay + Q * Q, *pa = s + Q * Q, *pb = pa + most * most, *px = pb + most * most;
-  mhk_real *scaled = px + Q * mhk__padded(P), *cum = scaled + Q * N, *carry = cum + Q, *tail = carry + Q;
+  mhk_real *y = a->y + (b * T * a->H + h) * P;
+  mhk_real *decay = work, *s = decay + Q * Q, *left = s + Q * Q, *pc = left + q * mhk__max(Q, N), *pb = pc + q * N, *px = pb + q * N;
+  mhk_real *ps = px + Q * wide_p, *pw = ps + N * wide_p, *state = pw + wide_n * Q, *cum = state + N * P, *carry = cum + Q, *tail = carry + Q;
   mhk_index c, t, i;
-  mhk__matrix m;
-  m.dtype = MHK_REAL;
-  if (a->initial)
-    memcpy(state, a->initial + (b * a->H + h) * P * N, (size_t)(P * N) * sizeof(mhk_real));
-  else
-    memset(state, 0, (size_t)(P * N) * sizeof(mhk_real));
+  MHK__N(mhk__turn)(P, N, a->initial ? a->initial + (b * a->H + h) * P * N : NULL, state);
   for (c = 0; c < chunks; c++) {
     const mhk_index t0 = c * Q, n = T - t0 < Q ? T - t0 : Q;
     const mhk_index *st = start ? start + t0 : NULL;
-    const int seen = c > 0 || a->initial != NULL; /* is there a state at all? */
     double sum = 0;
     for (t = 0; t < n; t++) cum[t] = MHK__R(sum += (double)la[(t0 + t) * a->H]);
     MHK__N(mhk__decay_tile)(n, cum, st, t0, decay, Q);
     MHK__N(mhk__decay_edges)(n, cum, st, t0, carry, tail);
-    if (a->states) memcpy(a->states + (((b * a->H + h) * chunks) + c) * P * N, state, (size_t)(P * N) * sizeof(mhk_real));
+    if (a->states) memcpy(a->states + ((b * a->H + h) * chunks + c) * P * N, state, (size_t)(P * N) * sizeof(mhk_real));
     /* inside the chunk: y = (C B^T o decay) x */
-    MHK__N(mhk__multiply)(n, n, N, cm + t0 * ldb, ldb, 1, bm + t0 * ldb, 1, ldb, s, Q, 0, pa, pb, MHK__N(mhk__lower_c));
+    MHK__N(mhk__pack_by)(pc, MHK__MR, n, N, cm + t0 * ldb, ldb, 1, NULL);
+    MHK__N(mhk__pack_by)(pb, MHK__NR, n, N, bm + t0 * ldb, ldb, 1, NULL);
+    MHK__N(mhk__pack_by)(px, MHK__NR, P, n, x + t0 * ldx, 1, ldx, NULL);
+    MHK__N(mhk__product_of)(n, n, N, pc, pb, s, Q, 0, MHK__N(mhk__lower_c));
     for (t = 0; t < n; t++) {
       for (i = 0; i <= t; i++) s[t * Q + i] *= decay[t * Q + i];
       for (; i < n; i++) s[t * Q + i] = 0;
     }
-    m.data = x + t0 * ldx;
-    m.row = 1;
-    m.col = ldx;
-    MHK__N(mhk__pack)(px, MHK__NR, P, n, m);
-    MHK__N(mhk__multiply)(n, P, n, s, Q, 1, NULL, 0, 0, y + t0 * ldx, ldx, 0, pa, px, MHK__N(mhk__lower_a));
-    /* from before the chunk: y += carry C state^T */
-    if (seen) {
-      for (t = 0; t < n; t++)
-        for (i = 0; i < N; i++) scaled[t * N + i] = cm[(t0 + t) * ldb + i] * carry[t];
-      MHK__N(mhk__multiply)(n, P, N, scaled, N, 1, state, 1, N, y + t0 * ldx, ldx, 1, pa, pb, MHK__N(mhk__whole));
+    MHK__N(mhk__pack_by)(left, MHK__MR, n, n, s, Q, 1, NULL);
+    MHK__N(mhk__product_of)(n, P, n, left, px, y + t0 * ldx, ldx, 0, MHK__N(mhk__lower_a));
+    /* from before the chunk: y += carry C state */
+    if (c > 0 || a->initial) {
+      MHK__N(mhk__scale_packed)(pc, n, N, carry);
+      MHK__N(mhk__pack_by)(ps, MHK__NR, P, N, state, 1, P, NULL);
+      MHK__N(mhk__product)(n, P, N, pc, ps, y + t0 * ldx, ldx, 1);
     }
-    /* the state after it: carry_last state + x^T (tail B) */
-    for (t = 0; t < n; t++)
-      for (i = 0; i < N; i++) scaled[t * N + i] = bm[(t0 + t) * ldb + i] * tail[t];
+    /* the state after it: carry_last state + (tail B)^T x */
     for (i = 0; i < P * N; i++) state[i] *= carry[n - 1];
-    MHK__N(mhk__multiply)(P, N, n, x + t0 * ldx, 1, ldx, scaled, N, 1, state, N, 1, pa, pb, MHK__N(mhk__whole));
+    MHK__N(mhk__pack_by)(pw, MHK__MR, N, n, bm + t0 * ldb, 1, ldb, tail);
+    MHK__N(mhk__product)(N, P, n, pw, px, state, P, 1);
     if (a->d)
       for (t = t0; t < t0 + n; t++)
         for (i = 0; i < P; i++) y[t * ldx + i] += a->d[h] * x[t * ldx + i];
   }
+  MHK__N(mhk__turn)(N, P, state, a->final + (b * a->H + h) * P * N);
 }
 
 /* the recurrence itself, token by token */
@@ -2550,66 +2571,86 @@ static void MHK__N(mhk__ssd_step)(const mhk__ssd_args *a, mhk_index b, mhk_index
    dh0 = carry_last dhQ + (carry dy)^T C, and each log-decay gathers the products that it scales. */
 static void MHK__N(mhk__ssd_back)(const mhk__ssd_args *a, mhk_index b, mhk_index g, mhk_real *work) {
   const mhk_index T = a->T, P = a->P, N = a->N, Q = a->Q, group = a->H / a->G, ldx = a->H * P, ldb = a->G * N, chunks = (T + Q - 1) / Q;
-  const mhk_index most = mhk__padded(mhk__max(Q, mhk__max(N, P)));
+  const mhk_index q = mhk__padded(Q), wide_n = mhk__padded(N), wide_p = mhk__padded(P);
   const mhk_real *bm = a->b + (b * T * a->G + g) * N, *cm = a->c + (b * T * a->G + g) * N;
   const mhk_index *start = a->start ? a->start + b * T : NULL;
-  mhk_real *decay = work, *s = decay + Q * Q, *dg = s + Q * Q, *pa = dg + Q * Q, *pb = pa + most * most, *left = pb + most * most;
-  mhk_real *right = left + Q * mhk__max(N, P), *dstate = right + Q * mhk__max(N, P), *cum = dstate + P * N, *carry = cum + Q,
-      *tail = carry + Q, *dcum = tail + Q;
+  mhk_real *decay = work, *s = decay + Q * Q, *dg = s + Q * Q, *left = dg + Q * Q, *pc = left + q * Q, *pdy = pc + q * N, *pt = pdy + q * P;
+  mhk_real *right = pt + q * mhk__max(N, P), *rb = right + mhk__max(q, mhk__max(wide_n, wide_p)) * mhk__max(N, P), *rc = rb + Q * wide_n;
+  mhk_real *rdy = rc + Q * wide_n, *pw = rdy + Q * wide_p, *sums = pw + wide_n * Q, *dstate = sums + Q * mhk__max(N, Q), *cum = dstate + N * P;
+  mhk_real *carry = cum + Q, *tail = carry + Q, *dcum = tail + Q;
   mhk_index h, c, t, i;
   for (h = g * group; h < (g + 1) * group; h++) {
     const mhk_real *x = a->x + (b * T * a->H + h) * P, *dy = a->dy + (b * T * a->H + h) * P, *la = a->log_a + b * T * a->H + h;
     double dd = 0;
-    if (a->dfinal)
-      memcpy(dstate, a->dfinal + (b * a->H + h) * P * N, (size_t)(P * N) * sizeof(mhk_real));
-    else
-      memset(dstate, 0, (size_t)(P * N) * sizeof(mhk_real));
+    MHK__N(mhk__turn)(P, N, a->dfinal ? a->dfinal + (b * a->H + h) * P * N : NULL, dstate);
     for (c = chunks - 1; c >= 0; c--) {
       const mhk_index t0 = c * Q, n = T - t0 < Q ? T - t0 : Q;
       const mhk_index *st = start ? start + t0 : NULL;
-      const mhk_real *h0 = a->states + ((b * a->H + h) * chunks + c) * P * N, *xc = x + t0 * ldx, *dyc = dy + t0 * ldx,
-          *bc = bm + t0 * ldb, *cc = cm + t0 * ldb;
+      const mhk_real *h0 = a->states + ((b * a->H + h) * chunks + c) * P * N, *xc = x + t0 * ldx, *dyc = dy + t0 * ldx;
+      const mhk_real *bc = bm + t0 * ldb, *cc = cm + t0 * ldb;
+      mhk_real *dx = a->dx ? a->dx + (b * T * a->H + h) * P + t0 * ldx : NULL;
+      mhk_real *db = a->db ? a->db + (b * T * a->G + g) * N + t0 * ldb : NULL, *dc = a->dc ? a->dc + (b * T * a->G + g) * N + t0 * ldb : NULL;
       const int before = c > 0 || a->initial != NULL, after = c < chunks - 1 || a->dfinal != NULL;
       double sum = 0, last = 0;
       for (t = 0; t < n; t++) cum[t] = MHK__R(sum += (double)la[(t0 + t) * a->H]);
       MHK__N(mhk__decay_tile)(n, cum, st, t0, decay, Q);
       MHK__N(mhk__decay_edges)(n, cum, st, t0, carry, tail);
       for (t = 0; t < n; t++) dcum[t] = 0;
-      MHK__N(mhk__multiply)(n, n, N, cc, ldb, 1, bc, 1, ldb, s, Q, 0, pa, pb, MHK__N(mhk__lower_c));
-      MHK__N(mhk__multiply)(n, n, P, dyc, ldx, 1, xc, 1, ldx, dg, Q, 0, pa, pb, MHK__N(mhk__lower_c));
+      MHK__N(mhk__pack_by)(pc, MHK__MR, n, N, cc, ldb, 1, NULL);
+      MHK__N(mhk__pack_by)(right, MHK__NR, n, N, bc, ldb, 1, NULL);
+      MHK__N(mhk__product_of)(n, n, N, pc, right, s, Q, 0, MHK__N(mhk__lower_c));
+      MHK__N(mhk__pack_by)(pdy, MHK__MR, n, P, dyc, ldx, 1, NULL);
+      MHK__N(mhk__pack_by)(right, MHK__NR, n, P, xc, ldx, 1, NULL);
+      MHK__N(mhk__product_of)(n, n, P, pdy, right, dg, Q, 0, MHK__N(mhk__lower_c));
       for (t = 0; t < n; t++) {
-        mhk_real row = 0;
+        mhk_real *MHK__RESTRICT srow = s + t * Q, *MHK__RESTRICT drow = dg + t * Q, *MHK__RESTRICT r = sums, row = 0;
+        const mhk_real *MHK__RESTRICT l = decay + t * Q;
         for (i = 0; i <= t; i++) {
-          const mhk_real w = s[t * Q + i] * decay[t * Q + i], d = dg[t * Q + i] * decay[t * Q + i], r = w * dg[t * Q + i];
-          s[t * Q + i] = w;
-          dg[t * Q + i] = d;
-          row += r;
-          dcum[i] -= r;
+          const mhk_real w = srow[i] * l[i], d = drow[i];
+          srow[i] = w;
+          drow[i] = d * l[i];
+          r[i] = w * d;
+          dcum[i] -= r[i];
         }
-        for (; i < n; i++) s[t * Q + i] = dg[t * Q + i] = 0;
+        for (i = 0; i <= t; i++) row += r[i];
+        for (; i < n; i++) srow[i] = drow[i] = 0;
         dcum[t] += row;
       }
-      if (a->dx) MHK__N(mhk__multiply)(n, P, n, s, 1, Q, dyc, ldx, 1, a->dx + (b * T * a->H + h) * P + t0 * ldx, ldx, 1, pa, pb, MHK__N(mhk__upper_a));
-      if (a->dc) MHK__N(mhk__multiply)(n, N, n, dg, Q, 1, bc, ldb, 1, a->dc + (b * T * a->G + g) * N + t0 * ldb, ldb, 1, pa, pb, MHK__N(mhk__lower_a));
-      if (a->db) MHK__N(mhk__multiply)(n, N, n, dg, 1, Q, cc, ldb, 1, a->db + (b * T * a->G + g) * N + t0 * ldb, ldb, 1, pa, pb, MHK__N(mhk__upper_a));
+      MHK__N(mhk__pack_by)(rdy, MHK__NR, P, n, dyc, 1, ldx, NULL);
+      if (dx) {
+        MHK__N(mhk__pack_by)(left, MHK__MR, n, n, s, 1, Q, NULL);
+        MHK__N(mhk__product_of)(n, P, n, left, rdy, dx, ldx, 1, MHK__N(mhk__upper_a));
+      }
+      if (dc) {
+        MHK__N(mhk__pack_by)(left, MHK__MR, n, n, dg, Q, 1, NULL);
+        MHK__N(mhk__pack_by)(rb, MHK__NR, N, n, bc, 1, ldb, NULL);
+        MHK__N(mhk__product_of)(n, N, n, left, rb, dc, ldb, 1, MHK__N(mhk__lower_a));
+      }
+      if (db) {
+        MHK__N(mhk__pack_by)(left, MHK__MR, n, n, dg, 1, Q, NULL);
+        MHK__N(mhk__pack_by)(rc, MHK__NR, N, n, cc, 1, ldb, NULL);
+        MHK__N(mhk__product_of)(n, N, n, left, rc, db, ldb, 1, MHK__N(mhk__upper_a));
+      }
       if (after) { /* through the state after the chunk */
-        MHK__N(mhk__multiply)(n, N, P, xc, ldx, 1, dstate, N, 1, left, N, 0, pa, pb, MHK__N(mhk__whole));
+        MHK__N(mhk__pack_by)(pt, MHK__MR, n, P, xc, ldx, 1, NULL);
+        MHK__N(mhk__pack_by)(right, MHK__NR, N, P, dstate, P, 1, NULL);
+        MHK__N(mhk__product)(n, N, P, pt, right, sums, N, 0);
         for (t = 0; t < n; t++) {
           mhk_real dot = 0;
           for (i = 0; i < N; i++) {
-            left[t * N + i] *= tail[t];
-            dot += left[t * N + i] * bc[t * ldb + i];
+            sums[t * N + i] *= tail[t];
+            dot += sums[t * N + i] * bc[t * ldb + i];
           }
           dcum[t] -= dot;
           last += (double)dot;
+          if (db)
+            for (i = 0; i < N; i++) db[t * ldb + i] += sums[t * N + i];
         }
-        if (a->db)
-          for (t = 0; t < n; t++)
-            for (i = 0; i < N; i++) a->db[(b * T * a->G + g) * N + (t0 + t) * ldb + i] += left[t * N + i];
-        if (a->dx) {
-          for (t = 0; t < n; t++)
-            for (i = 0; i < N; i++) right[t * N + i] = bc[t * ldb + i] * tail[t];
-          MHK__N(mhk__multiply)(n, P, N, right, N, 1, dstate, 1, N, a->dx + (b * T * a->H + h) * P + t0 * ldx, ldx, 1, pa, pb, MHK__N(mhk__whole));
+        if (dx) {
+          MHK__N(mhk__pack_by)(pt, MHK__MR, n, N, bc, ldb, 1, NULL);
+          MHK__N(mhk__scale_packed)(pt, n, N, tail);
+          MHK__N(mhk__pack_by)(right, MHK__NR, P, N, dstate, 1, P, NULL);
+          MHK__N(mhk__product)(n, P, N, pt, right, dx, ldx, 1);
         }
         if (before) {
           mhk_real dot = 0;
@@ -2619,21 +2660,20 @@ static void MHK__N(mhk__ssd_back)(const mhk__ssd_args *a, mhk_index b, mhk_index
       }
       for (i = 0; i < P * N; i++) dstate[i] *= carry[n - 1];
       if (before) { /* through the state before it */
-        MHK__N(mhk__multiply)(n, N, P, dyc, ldx, 1, h0, N, 1, left, N, 0, pa, pb, MHK__N(mhk__whole));
+        MHK__N(mhk__pack_by)(right, MHK__NR, N, P, h0, P, 1, NULL);
+        MHK__N(mhk__product)(n, N, P, pdy, right, sums, N, 0);
         for (t = 0; t < n; t++) {
           mhk_real dot = 0;
           for (i = 0; i < N; i++) {
-            left[t * N + i] *= carry[t];
-            dot += left[t * N + i] * cc[t * ldb + i];
+            sums[t * N + i] *= carry[t];
+            dot += sums[t * N + i] * cc[t * ldb + i];
           }
           dcum[t] += dot;
+          if (dc)
+            for (i = 0; i < N; i++) dc[t * ldb + i] += sums[t * N + i];
         }
-        if (a->dc)
-          for (t = 0; t < n; t++)
-            for (i = 0; i < N; i++) a->dc[(b * T * a->G + g) * N + (t0 + t) * ldb + i] += left[t * N + i];
-        for (t = 0; t < n; t++)
-          for (i = 0; i < N; i++) right[t * N + i] = cc[t * ldb + i] * carry[t];
-        MHK__N(mhk__multiply)(P, N, n, dyc, 1, ldx, right, N, 1, dstate, N, 1, pa, pb, MHK__N(mhk__whole));
+        MHK__N(mhk__pack_by)(pw, MHK__MR, N, n, cc, 1, ldb, carry);
+        MHK__N(mhk__product)(N, P, n, pw, rdy, dstate, P, 1);
       }
       dcum[n - 1] += MHK__R(last);
       if (a->dlog_a) { /* log_a_r stands in every cum_t with t >= r */
@@ -2648,13 +2688,14 @@ static void MHK__N(mhk__ssd_back)(const mhk__ssd_args *a, mhk_index b, mhk_index
           mhk_real dot = 0;
           for (i = 0; i < P; i++) dot += dyc[t * ldx + i] * xc[t * ldx + i];
           dd += (double)dot;
-          if (a->dx)
-            for (i = 0; i < P; i++) a->dx[(b * T * a->H + h) * P + (t0 + t) * ldx + i] += a->d[h] * dyc[t * ldx + i];
+          if (dx)
+            for (i = 0; i < P; i++) dx[t * ldx + i] += a->d[h] * dyc[t * ldx + i];
         }
     }
     if (a->dd) a->dd[b * a->H + h] = MHK__R(dd);
     if (a->dinitial)
-      for (i = 0; i < P * N; i++) a->dinitial[(b * a->H + h) * P * N + i] += dstate[i];
+      for (i = 0; i < P; i++)
+        for (t = 0; t < N; t++) a->dinitial[((b * a->H + h) * P + i) * N + t] += dstate[t * P + i];
   }
 }
 
@@ -2810,8 +2851,8 @@ static void MHK__N(mhk__orientation_back)(const mhk__orientation_args *a, mhk_in
         }
         for (j = 0; j < cols; j++) dcum[j0 + j] -= (double)column[j];
         if (a->dc) MHK__N(mhk__multiply)(rows, N, cols, p, K, 1, a->b + ((b * T + j0) * a->G + g) * N, ldb, 1,
-                                         a->dc + ((b * T + i0) * a->G + g) * N, ldb, 1, pa, pb, MHK__N(mhk__whole));
-        if (a->db) MHK__N(mhk__multiply)(cols, N, rows, p, 1, K, cc, ldb, 1, a->db + ((b * T + j0) * a->G + g) * N, ldb, 1, pa, pb, MHK__N(mhk__whole));
+                                         a->dc + ((b * T + i0) * a->G + g) * N, ldb, 1, pa, pb);
+        if (a->db) MHK__N(mhk__multiply)(cols, N, rows, p, 1, K, cc, ldb, 1, a->db + ((b * T + j0) * a->G + g) * N, ldb, 1, pa, pb);
       }
     }
     if (a->dlog_a) {

@@ -1,141 +1,402 @@
-/* mohawk bench: how fast the parts are on this machine, at the shapes of one model. */
-#include "run.h"
+/* mohawk bench: how fast the parts are, next to what the machine can do at all. tools/bench/peers.py compares with
+   other programs through --serve. */
+#include "bench.h"
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
+#define MAX_ROUNDS 1000
+
 typedef struct settings {
-  const char *model;
-  mhk_index batch, length;
+  const char *filter, *isa, *out, *model;
+  cli_numbers threads;
   double seconds;
-  int threads, json;
+  int json, list, serve;
 } settings;
+
+typedef struct row {
+  const bench_case *c;
+  int threads, rounds;
+  char isa[16];
+  double ms[MAX_ROUNDS], other[MAX_ROUNDS]; /* other: of c->other, times c->scale, in the same rounds */
+  double memory, fma, read;
+} row;
 
 typedef struct bench {
   const settings *s;
-  mhk_context *ctx;
-  mhk_model *teacher, *student;
-  mhk_tape *tape;
-  int32_t *tokens;
-  cli_json json;
+  bench_case list[BENCH_MAX_CASES];
+  int n;
+  const char *model;
+  FILE *table; /* NULL: none */
+  cli_json file, lines;
+  int printed;
 } bench;
 
 static int parse(settings *s, int argc, char **argv) {
   const cli_option options[] = {
-      {"model", "DIR", CLI_TEXT, &s->model, 0, 0, "a Phi teacher (default examples/tiny)"},
-      {"batch", "N", CLI_COUNT, &s->batch, 1, 1e6, "sequences at once (default 8)"},
-      {"length", "N", CLI_COUNT, &s->length, 2, 1e6, "tokens a sequence (default 256)"},
-      {"seconds", "X", CLI_REAL, &s->seconds, 0.01, 1000, "for each row (default 1)"},
-      {"threads", "N", CLI_INT, &s->threads, 1, 4096, "threads (default: all the machine has)"},
-      {"json", NULL, CLI_FLAG, &s->json, 0, 0, "one JSON object a row in place of text"},
+      {"filter", "TEXT,...", CLI_TEXT, &s->filter, 0, 0, "only cases whose name contains one of these"},
+      {"threads", "N,...", CLI_NUMBERS, &s->threads, 1, 256, "thread counts (default: 1 and all the machine has)"},
+      {"isa", "NAME,...", CLI_TEXT, &s->isa, 0, 0,
+       "instruction sets: best, scalar, avx2, avx512, neon, wasm (default best); MHK_ISA comes first"},
+      {"seconds", "X", CLI_REAL, &s->seconds, 0.001, 1000, "for each row, at least three rounds (default 1)"},
+      {"model", "DIR", CLI_TEXT, &s->model, 0, 0, "a Phi teacher for the last cases (default examples/tiny)"},
+      {"out", "FILE", CLI_TEXT, &s->out, 0, 0, "where the results go as JSON (default build/bench.json)"},
+      {"json", NULL, CLI_FLAG, &s->json, 0, 0, "one JSON object a row in place of the table"},
+      {"list", NULL, CLI_FLAG, &s->list, 0, 0, "name the cases and measure nothing"},
+      {"serve", NULL, CLI_FLAG, &s->serve, 0, 0,
+       "read lines \"CASE THREADS ROUNDS\", answer each with a JSON object: to be measured in turns with others"},
   };
   const cli_command c = {"bench",
                          "[options]",
-                         "Measures forward passes, the three stages and decoding with a teacher and its student. Each "
-                         "row is the "
-                         "fastest of several repetitions.",
-                         "mohawk bench --model examples/tiny --threads 2",
+                         "Measures products, cores, layers, training steps and a small model, each next to its share "
+                         "of what the machine can do at most: multiply-adds, or reading memory. Times are medians; "
+                         "thread counts take turns. `make bench-peers` compares with other libraries.",
+                         "mohawk bench --filter sgemm,core --threads 1,2",
                          options,
                          CLI_COUNT_OF(options),
                          NULL};
   return cli_parse(&c, argc, argv);
 }
 
-/* one repetition; returns the tokens it handled */
-typedef mhk_index (*bench_fn)(bench *b, int what);
+/* ---------------------------------------------------------------- names */
 
-static mhk_index forward(bench *b, int what) {
-  mhk_tape_reset(b->tape);
-  mhk_tape_record(b->tape, 0);
-  mhk_forward(b->tape, what == 0 ? b->teacher : b->student, b->tokens, b->s->batch, b->s->length, NULL);
-  return b->s->batch * b->s->length;
-}
-
-static mhk_index stage(bench *b, int what) {
-  mhk_tape_reset(b->tape);
-  mhk_tape_record(b->tape, 1);
-  mhk_stage_loss(b->tape, b->student, b->teacher, what, b->tokens, b->s->batch, b->s->length, NULL, NULL, NULL, NULL);
-  return b->s->batch * b->s->length;
-}
-
-static mhk_index decode(bench *b, int what) {
-  mhk_session_desc desc;
-  mhk_session *session;
-  mhk_index i;
-  desc.batch = 1;
-  desc.capacity = 256;
-  session = mhk_session_create(what == 0 ? b->teacher : b->student, &desc);
-  for (i = 0; i < 128; i++) mhk_feed(session, b->tokens + i % b->s->length, 1);
-  mhk_session_destroy(session);
-  return 128;
-}
-
-static void row(bench *b, const char *name, bench_fn f, int what) {
-  double best = INFINITY, started = cli_clock();
-  mhk_index tokens = 0;
-  int repetitions = 0;
-  cli_buffer speed;
-  while ((repetitions < 3 || cli_clock() - started < b->s->seconds) && !mhk_failed(b->ctx)) {
-    double start = cli_clock(), seconds;
-    tokens = f(b, what);
-    seconds = cli_clock() - start;
-    if (repetitions++ > 0 && seconds < best) best = seconds; /* the first one allocates */
+/* whether name contains one of the words of a list separated by commas */
+static int matches(const char *name, const char *words) {
+  while (words && *words) {
+    char word[64];
+    size_t n = strcspn(words, ",");
+    snprintf(word, sizeof word, "%.*s", n > 63 ? 63 : (int)n, words);
+    if (n > 0 && strstr(name, word)) return 1;
+    words += n + (words[n] == ',');
   }
-  if (mhk_failed(b->ctx)) return;
-  if (b->s->json) {
-    json_open(&b->json, NULL, '{');
-    json_text(&b->json, "name", name);
-    json_real(&b->json, "tokens_per_second", (double)tokens / best);
-    json_real(&b->json, "seconds", best);
-    json_close(&b->json);
+  return 0;
+}
+
+/* the next instruction set of the list, or -1 after a message; 0 at the end */
+static int next_isa(const char **words, mhk_isa *isa) {
+  static const char *const names[] = {"best", "scalar", "avx2", "avx512", "neon", "wasm"};
+  const char *near;
+  char word[32];
+  size_t n = strcspn(*words, ",");
+  int i;
+  if (n == 0) return 0;
+  snprintf(word, sizeof word, "%.*s", n > 31 ? 31 : (int)n, *words);
+  *words += n + ((*words)[n] == ',');
+  for (i = 0; i < CLI_COUNT_OF(names); i++)
+    if (strcmp(word, names[i]) == 0) {
+      *isa = (mhk_isa)i;
+      return 1;
+    }
+  near = cli_nearest(word, names, CLI_COUNT_OF(names));
+  cli_error("--isa %s is none of best, scalar, avx2, avx512, neon, wasm%s%s%s", word, near ? ": did you mean " : "",
+            near ? near : "", near ? "?" : "");
+  return -1;
+}
+
+/* ---------------------------------------------------------------- numbers */
+
+static int compare(const void *a, const void *b) {
+  const double x = *(const double *)a, y = *(const double *)b;
+  return (x > y) - (x < y);
+}
+
+static double median(const double *x, int n) {
+  double *sorted = (double *)malloc((size_t)n * sizeof *sorted), m = NAN;
+  if (sorted && n > 0) {
+    memcpy(sorted, x, (size_t)n * sizeof *sorted);
+    qsort(sorted, (size_t)n, sizeof *sorted, compare);
+    m = n % 2 ? sorted[n / 2] : 0.5 * (sorted[n / 2 - 1] + sorted[n / 2]);
+  }
+  free(sorted);
+  return m;
+}
+
+static double least(const double *x, int n) {
+  double m = INFINITY;
+  int i;
+  for (i = 0; i < n; i++) m = fmin(m, x[i]);
+  return m;
+}
+
+static double ratio_of(const row *r) {
+  double each[MAX_ROUNDS];
+  int i;
+  if (!r->c->other[0]) return NAN;
+  for (i = 0; i < r->rounds; i++) each[i] = r->other[i] / r->ms[i];
+  return median(each, r->rounds);
+}
+
+/* ---------------------------------------------------------------- output */
+
+static void json_word(cli_json *j, const char *key, const char *word) {
+  if (word) {
+    json_text(j, key, word);
   } else {
-    printf("%-34s %9s tokens/s   %9.2f ms\n", name, cli_count((double)tokens / best, &speed), 1000 * best);
-    fflush(stdout);
+    json_real(j, key, NAN);
   }
+}
+
+static void json_row(cli_json *j, const row *r) {
+  const bench_case *c = r->c;
+  const double ms = median(r->ms, r->rounds);
+  const int compared = c->other[0] != 0;
+  double limit = c->bytes > 0 ? r->read : r->fma, reached = (c->bytes > 0 ? c->bytes : c->flop) / (1e-3 * ms);
+  json_open(j, NULL, '{');
+  json_text(j, "case", c->name);
+  json_count(j, "threads", r->threads);
+  json_text(j, "isa", r->isa);
+  json_real(j, "ours_ms", ms);
+  json_word(j, "peer", compared ? c->why : NULL);
+  json_real(j, "peer_ms", compared ? median(r->other, r->rounds) : NAN);
+  json_real(j, "ratio", ratio_of(r));
+  json_real(j, "gflops", c->flop > 0 ? c->flop / (1e6 * ms) : NAN);
+  json_real(j, "percent_of_limit", c->flop > 0 ? 100 * reached / limit : NAN);
+  json_word(j, "limit", c->flop <= 0 ? NULL : c->bytes > 0 ? "read" : "fma");
+  json_real(j, "limit_rate", c->flop > 0 ? 1e-9 * limit : NAN); /* GB/s or GFLOP/s */
+  json_real(j, "ours_min_ms", least(r->ms, r->rounds));
+  json_count(j, "rounds", r->rounds);
+  json_count(j, "ours_memory", r->memory); /* bytes beyond weights and inputs */
+  json_close(j);
+}
+
+static void print_row(bench *b, const row *r) {
+  const bench_case *c = r->c;
+  const double ms = median(r->ms, r->rounds);
+  if (b->printed++ == 0)
+    fprintf(b->table, "%s%-30s %3s %-7s %11s %9s %9s  %-16s %6s%s\n", cli_bold(b->table), "case", "thr", "isa", "ms",
+            "GFLOP/s", "of limit", "peer", "ratio", cli_plain(b->table));
+  fprintf(b->table, "%-30s %3d %-7s %11.3f", c->name, r->threads, r->isa, ms);
+  if (c->flop > 0) {
+    const double share = c->bytes > 0 ? c->bytes / (1e-3 * ms) / r->read : c->flop / (1e-3 * ms) / r->fma;
+    fprintf(b->table, " %9.1f %4.0f %% %s", c->flop / (1e6 * ms), 100 * share, c->bytes > 0 ? "rd" : "  ");
+  } else {
+    fprintf(b->table, " %9s %9s", "-", "-");
+  }
+  if (c->other[0]) {
+    fprintf(b->table, "  %-16s %6.2f\n", c->why, ratio_of(r));
+  } else {
+    fprintf(b->table, "  %-16s %6s\n", "-", "-");
+  }
+  fflush(b->table);
+}
+
+/* ---------------------------------------------------------------- measuring */
+
+static int limits(row *r) {
+  r->fma = bench_limit_fma(r->isa, r->threads);
+  if (r->c->bytes > 0) r->read = bench_limit_read(r->threads);
+  return 1;
+}
+
+/* one round of a row, into place r->rounds; CLI_GO or CLI_FAILED */
+static int round_of(row *r, bench_work *ours, bench_work *other) {
+  double a, b = 0;
+  bench_threads(ours, r->threads);
+  a = bench_run(ours);
+  if (other) {
+    bench_threads(other, r->threads);
+    b = bench_run(other);
+  }
+  if (a < 0 || b < 0) return CLI_FAILED;
+  r->ms[r->rounds] = 1e3 * a;
+  r->other[r->rounds] = 1e3 * b * r->c->scale;
+  return CLI_GO;
+}
+
+/* The memory a case may take is only known well for those that take much. */
+static int fits(const bench_case *c) {
+  const double need = c->kind == BENCH_CORE ? (double)c->m * 32 * 64 * 4 * (c->back ? 16 : 8) : 0;
+  const double there = cli_memory_free();
+  if (there <= 0 || need < 0.8 * there) return 1;
+  cli_note("%s is left out: it needs more memory than is free", c->name);
+  return 0;
+}
+
+static int measure_case(bench *b, const bench_case *c, mhk_isa isa, row *rows, int n_rows) {
+  bench_work *ours, *other = NULL;
+  int i, code = CLI_GO, more = 1, rounds = 0;
+  double started;
+  if (!fits(c)) return CLI_GO;
+  ours = bench_open(c, (int)b->s->threads.value[0], isa, b->model);
+  if (!ours) return CLI_FAILED;
+  if (c->other[0]) {
+    const bench_case *o = bench_find(b->list, b->n, c->other);
+    other = o ? bench_open(o, 1, isa, b->model) : NULL;
+    if (!other) {
+      bench_close(ours);
+      return CLI_FAILED;
+    }
+  }
+  for (i = 0; i < n_rows && code == CLI_GO; i++) { /* once for nothing: memory is allocated, caches fill */
+    memset(&rows[i], 0, sizeof rows[i]);
+    rows[i].c = c;
+    rows[i].threads = bench_threads(ours, (int)b->s->threads.value[i]);
+    snprintf(rows[i].isa, sizeof rows[i].isa, "%s", bench_isa(ours));
+    limits(&rows[i]);
+    started = cli_clock();
+    code = round_of(&rows[i], ours, other);
+    if (cli_clock() - started > 4 * b->s->seconds) rows[i].rounds = 1; /* too long to throw away */
+  }
+  started = cli_clock();
+  while (more && code == CLI_GO && !cli_stopped() && rounds < MAX_ROUNDS - 1) {
+    const double spent = cli_clock() - started, budget = b->s->seconds * n_rows;
+    if ((rounds >= 3 && spent > budget) || (rounds >= 1 && spent > 4 * budget)) break;
+    if (rows[0].rounds > 0 && rounds == 0 && n_rows * rows[0].ms[0] > 16e3 * budget) break;
+    for (i = 0; i < n_rows && code == CLI_GO; i++) {
+      code = round_of(&rows[i], ours, other);
+      if (code == CLI_GO) rows[i].rounds++;
+    }
+    rounds++;
+  }
+  for (i = 0; i < n_rows && code == CLI_GO; i++) {
+    rows[i].memory = bench_memory(ours);
+    if (rows[i].rounds == 0) continue;
+    limits(&rows[i]);
+    json_row(&b->file, &rows[i]);
+    if (b->table) {
+      print_row(b, &rows[i]);
+    } else {
+      json_row(&b->lines, &rows[i]);
+    }
+  }
+  bench_close(ours);
+  bench_close(other);
+  return code;
 }
 
 static int measure(bench *b) {
   const settings *s = b->s;
-  const mhk_config *c;
-  mhk_index i;
-  b->teacher = mhk_load(b->ctx, s->model);
-  b->student = mhk_student_create(b->ctx, b->teacher, NULL);
-  b->tape = mhk_tape_create(b->ctx);
-  b->tokens = (int32_t *)malloc((size_t)s->batch * (size_t)s->length * sizeof *b->tokens);
-  if (mhk_failed(b->ctx)) return cli_context_error(b->ctx);
-  if (!b->tokens) return cli_error("out of memory for %lld tokens", (long long)(s->batch * s->length));
-  c = mhk_model_config(b->teacher);
-  for (i = 0; i < s->batch * s->length; i++) b->tokens[i] = (int32_t)((i * 7919 + i / 13) % c->vocab_size);
-  json_start(&b->json, stdout, 0);
-  if (!s->json)
-    printf("%s, %lld x %lld tokens, %d threads, %s\n", s->model, (long long)s->batch, (long long)s->length,
-           mhk_threads(b->ctx), mhk_isa_name(b->ctx));
-  row(b, "teacher, forward", forward, 0);
-  row(b, "student, forward", forward, 1);
-  row(b, "stage 1, loss and gradient", stage, 1);
-  row(b, "stage 2, loss and gradient", stage, 2);
-  row(b, "stage 3, loss and gradient", stage, 3);
-  row(b, "teacher, decoding, one sequence", decode, 0);
-  row(b, "student, decoding, one sequence", decode, 1);
-  return mhk_failed(b->ctx) ? cli_context_error(b->ctx) : CLI_OK;
+  row *rows = (row *)malloc((size_t)s->threads.n * sizeof *rows);
+  int i, code = CLI_GO, found = 0;
+  if (!rows) return cli_error("out of memory");
+  for (i = 0; i < b->n && code == CLI_GO && !cli_stopped(); i++) {
+    const char *words = s->isa;
+    mhk_isa isa;
+    int more;
+    if (s->filter && !matches(b->list[i].name, s->filter)) continue;
+    found++;
+    while (code == CLI_GO && (more = next_isa(&words, &isa)) != 0)
+      code = more < 0 ? CLI_USAGE : measure_case(b, &b->list[i], isa, rows, s->threads.n);
+  }
+  free(rows);
+  if (!found) {
+    cli_error("--filter %s matches no case: --list names them", s->filter);
+    return CLI_USAGE;
+  }
+  if (code == CLI_GO && cli_stopped()) return CLI_FAILED;
+  return code;
+}
+
+/* Answers lines until there are no more. The last case stays open: the next line may ask for it again. */
+static int serve(bench *b) {
+  char line[256], name[64];
+  const char *words = b->s->isa;
+  bench_work *w = NULL;
+  mhk_isa isa;
+  row *r = (row *)calloc(1, sizeof *r);
+  int more = r ? next_isa(&words, &isa) : -1;
+  while (more > 0 && fgets(line, sizeof line, stdin)) {
+    int threads = 0, rounds = 0, fresh, code = CLI_GO;
+    const bench_case *c = NULL;
+    if (sscanf(line, "%63s %d %d", name, &threads, &rounds) == 3) c = bench_find(b->list, b->n, name);
+    if (!c || threads < 1 || threads > 256 || rounds < 1 || rounds > MAX_ROUNDS || !fits(c)) {
+      json_open(&b->lines, NULL, '{');
+      json_text(&b->lines, "unsupported", name);
+      json_close(&b->lines);
+      continue;
+    }
+    fresh = !w || r->c != c;
+    if (fresh) {
+      bench_close(w);
+      w = bench_open(c, threads, isa, b->model);
+      if (!w) break;
+    }
+    fresh |= r->threads != threads;
+    r->c = c;
+    r->threads = bench_threads(w, threads);
+    r->rounds = 0;
+    snprintf(r->isa, sizeof r->isa, "%s", bench_isa(w));
+    limits(r);
+    if (fresh) code = round_of(r, w, NULL);
+    while (code == CLI_GO && r->rounds < rounds) {
+      code = round_of(r, w, NULL);
+      if (code == CLI_GO) r->rounds++;
+    }
+    if (code != CLI_GO) break;
+    r->memory = bench_memory(w);
+    json_row(&b->lines, r);
+  }
+  bench_close(w);
+  free(r);
+  return more > 0 && feof(stdin) ? CLI_OK : more < 0 ? CLI_USAGE : CLI_FAILED;
+}
+
+/* 1 and all that there are, unless given */
+static int choose_threads(settings *s) {
+  mhk_context *ctx = cli_context(0);
+  int all = mhk_threads(ctx), i;
+  if (!ctx) return CLI_FAILED;
+  mhk_destroy(ctx);
+  if (s->threads.n == 0) {
+    s->threads.value[0] = 1;
+    s->threads.value[1] = all;
+    s->threads.n = all > 1 ? 2 : 1;
+  }
+  for (i = 0; i < s->threads.n; i++)
+    if (!(s->threads.value[i] >= 1)) s->threads.value[i] = 1;
+  return CLI_GO;
+}
+
+static int to_file(bench *b) {
+  char folder[1024];
+  const char *slash = strrchr(b->s->out, '/');
+  cli_output out;
+  int code;
+  if (slash && slash != b->s->out) {
+    snprintf(folder, sizeof folder, "%.*s", (int)(slash - b->s->out), b->s->out);
+    code = cli_make_folders(folder);
+    if (code != CLI_GO) return code;
+  }
+  code = cli_output_open(&out, b->s->out);
+  if (code != CLI_GO) return code;
+  cli_catch_signals();
+  json_start(&b->file, out.file, 1);
+  json_open(&b->file, NULL, '[');
+  code = measure(b);
+  json_close(&b->file);
+  if (cli_output_close(&out) != CLI_GO) return CLI_FAILED;
+  if (b->table && code == CLI_GO) fprintf(b->table, "written: %s\n", b->s->out);
+  return code == CLI_GO ? CLI_OK : code;
 }
 
 int command_bench(int argc, char **argv) {
   settings s;
-  bench b;
-  int code;
+  bench *b;
+  int code, i;
   memset(&s, 0, sizeof s);
+  s.isa = "best";
+  s.out = "build/bench.json";
   s.model = "examples/tiny";
-  s.batch = 8;
-  s.length = 256;
   s.seconds = 1;
   code = parse(&s, argc, argv);
+  if (code == CLI_GO) code = choose_threads(&s);
   if (code != CLI_GO) return code;
-  memset(&b, 0, sizeof b);
-  b.s = &s;
-  b.ctx = cli_context(s.threads);
-  code = b.ctx ? measure(&b) : CLI_FAILED;
-  free(b.tokens);
-  mhk_destroy(b.ctx);
+  b = (bench *)calloc(1, sizeof *b);
+  if (!b) return cli_error("out of memory");
+  b->s = &s;
+  {
+    char config[1024];
+    if (cli_join(config, sizeof config, s.model, "config.json") == CLI_GO && cli_exists(config)) b->model = s.model;
+  }
+  b->n = bench_list(b->list, b->model);
+  b->table = s.json ? NULL : stdout;
+  json_start(&b->lines, stdout, 0);
+  if (s.list) {
+    for (i = 0; i < b->n; i++) printf("%s\n", b->list[i].name);
+    code = CLI_OK;
+  } else {
+    code = s.serve ? serve(b) : to_file(b);
+  }
+  free(b);
   return code;
 }

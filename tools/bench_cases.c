@@ -1,0 +1,546 @@
+/* bench_cases.c: the cases of `mohawk bench`, all through the public interface of mohawk.h. See bench.h. */
+#include "bench.h"
+#include <math.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define HEADS 32 /* of Phi-1.5 */
+#define HEAD 64
+#define MAX_COPIES 64
+#define COLD_BYTES ((double)((size_t)512 << 20)) /* more weights than a cache holds */
+
+struct bench_work {
+  bench_case c;
+  mhk_context *ctx;
+  mhk_tape *tape;
+  mhk_tape_mark start;       /* inputs lie before it, results after it */
+  mhk_tensor *in[4];
+  mhk_tensor frozen[MAX_COPIES]; /* weights without gradient */
+  int copies;
+  void *memory;              /* of frozen */
+  mhk_real *cotangent;
+  mhk_model *teacher, *student;
+  mhk_trainer *trainer;
+  int32_t *tokens;
+  mhk_real *moments;         /* AdamW's, two for each parameter */
+  double updates;            /* done with them */
+  size_t base;               /* bytes held when all is made */
+};
+
+/* ---------------------------------------------------------------- the list */
+
+CLI_PRINTF(4, 5)
+static bench_case *add(bench_case *list, int *n, bench_kind kind, const char *format, ...) {
+  bench_case *c = &list[*n];
+  va_list args;
+  if (*n >= BENCH_MAX_CASES) return c - 1;
+  memset(c, 0, sizeof *c);
+  va_start(args, format);
+  vsnprintf(c->name, sizeof c->name, format, args);
+  va_end(args);
+  c->kind = kind;
+  ++*n;
+  return c;
+}
+
+/* products of T tokens of a core with 32 heads of 64, attention or state space in chunks of 64 */
+static double core_flop(int attention, double T) {
+  return attention ? 2 * T * T * HEAD * HEADS : 2 * T * HEADS * (32.0 * (HEAD + HEAD) + 2.0 * HEAD * HEAD);
+}
+
+static double mixer_flop(int attention, double T) {
+  const double D = HEADS * HEAD;
+  return 2 * T * D * (attention ? 4 * D : 5 * D + HEADS) + core_flop(attention, T);
+}
+
+/* a training step of 4 x 512 tokens through 6 layers of width 256 with 8 heads of 32 */
+static double step_flop(int attention) {
+  const double D = 256, H = 8, L = 6, V = 4096, B = 4, T = 512;
+  const double lin = 2 * D * (L * (attention ? 12 * D : 11 * D + 2 * H * 64 + H) + V);
+  const double core = L * (attention ? 2 * T * D : 2 * (32.0 * (64 + 32) + 2 * 64 * 32) * H);
+  return 3 * B * T * (lin + core);
+}
+
+static void list_products(bench_case *list, int *n) {
+  static const int shapes[][3] = {{512, 1024, 256}, {2048, 2048, 2048}, {512, 8192, 2048}, {512, 2048, 8192}};
+  static const char *const names[] = {"sgemm", "sgemm_dx", "sgemm_dw"};
+  static const int rows[] = {2048, 8192};
+  int i, back, wide;
+  for (back = 0; back < 3; back++)
+    for (i = 0; i < CLI_COUNT_OF(shapes); i++) {
+      const int *s = shapes[i];
+      bench_case *c = add(list, n, BENCH_LINEAR, "%s_%d_%d_%d", names[back], s[0], s[1], s[2]);
+      c->m = s[0];
+      c->n = s[1];
+      c->k = s[2];
+      c->back = back;
+      c->flop = 2.0 * s[0] * s[1] * s[2];
+    }
+  {
+    bench_case *c = add(list, n, BENCH_MATMUL, "batch_64_of_64_64_64");
+    c->m = c->n = 64;
+    c->flop = 2.0 * 64 * 64 * 64 * 64;
+  }
+  for (wide = 1; wide >= 0; wide--)
+    for (i = 0; i < 2; i++) {
+      bench_case *c = add(list, n, BENCH_GEMV, "gemv_%s_%d_2048", wide ? "f32" : "bf16", rows[i]);
+      c->n = rows[i];
+      c->k = 2048;
+      c->wide = wide;
+      c->flop = 2.0 * rows[i] * 2048;
+      c->bytes = (wide ? 4.0 : 2.0) * rows[i] * 2048;
+    }
+}
+
+static void list_layers(bench_case *list, int *n) {
+  static const char *const kinds[] = {"ssd", "attention"}, *const ways[] = {"forward", "backward"};
+  int T, back, wide;
+  for (back = 0; back < 2; back++)
+    for (wide = 1; wide >= 0; wide--)
+      for (T = 512; T <= 8192; T *= 2) {
+        bench_case *c = add(list, n, BENCH_CORE, "core_%s_%s_%d", kinds[wide], ways[back], T);
+        c->m = T;
+        c->back = back;
+        c->wide = wide;
+        c->flop = (back ? 3 : 1) * core_flop(wide, T);
+      }
+  for (T = 512; T <= 8192; T *= 4)
+    for (back = 0; back < (T <= 2048 ? 2 : 1); back++)
+      for (wide = 1; wide >= 0; wide--) {
+        bench_case *c = add(list, n, BENCH_MIXER, "mixer_%s_%s_%d", kinds[wide], ways[back], T);
+        c->m = T;
+        c->back = back;
+        c->wide = wide;
+        c->flop = (back ? 3 : 1) * mixer_flop(wide, T);
+      }
+  for (wide = 1; wide >= 0; wide--) {
+    bench_case *c = add(list, n, BENCH_STEP, wide ? "step_phi" : "step_phi_mamba");
+    c->wide = wide;
+    c->flop = step_flop(wide);
+  }
+  for (T = 512; T <= 2048; T *= 4) add(list, n, BENCH_STAGE1, "stage1_layer_%d", T)->m = T;
+}
+
+/* cases of ours against cases of ours */
+static void list_comparisons(bench_case *list, int *n) {
+  int T;
+  for (T = 128; T <= 8192; T *= 2) {
+    bench_case *c = add(list, n, BENCH_CORE, "ssd_or_attention_%d", T);
+    c->m = T;
+    c->flop = core_flop(0, T);
+    snprintf(c->other, sizeof c->other, "core_attention_forward_%d", T);
+    c->scale = 1;
+    c->why = "mohawk attention";
+  }
+  for (T = 512; T <= 65536; T *= 2) {
+    bench_case *c = add(list, n, BENCH_CORE, "ssd_flat_%d", T);
+    c->m = T;
+    c->flop = core_flop(0, T);
+    strcpy(c->other, "core_ssd_forward_2048");
+    c->scale = T / 2048.0;
+    c->why = "mohawk at T 2048";
+  }
+}
+
+int bench_list(bench_case *list, const char *model) {
+  static const char *const parts[] = {"model_forward_teacher", "model_forward_student", "model_decode_teacher",
+                                      "model_decode_student"};
+  int n = 0, i;
+  list_products(list, &n);
+  list_layers(list, &n);
+  list_comparisons(list, &n);
+  if (!model) return n;
+  add(list, &n, BENCH_DISTILL, "distill_tiny");
+  for (i = 0; i < CLI_COUNT_OF(parts); i++) add(list, &n, BENCH_MODEL, "%s", parts[i])->m = i;
+  return n;
+}
+
+const bench_case *bench_find(const bench_case *list, int n, const char *name) {
+  static bench_case made;
+  int i, T = 0;
+  for (i = 0; i < n; i++)
+    if (strcmp(list[i].name, name) == 0) return &list[i];
+  if (sscanf(name, "core_attention_forward_%d", &T) == 1 && T > 0) { /* shorter ones than the list has */
+    memset(&made, 0, sizeof made);
+    snprintf(made.name, sizeof made.name, "core_attention_forward_%d", T);
+    made.kind = BENCH_CORE;
+    made.m = T;
+    made.wide = 1;
+    made.flop = core_flop(1, T);
+    return &made;
+  }
+  return NULL;
+}
+
+/* ---------------------------------------------------------------- inputs */
+
+static uint32_t draw_state = 1;
+
+/* evenly from -0.5 to 0.5 */
+static double draw(void) {
+  draw_state = draw_state * 1664525u + 1013904223u;
+  return (double)(draw_state >> 8) / 16777216.0 - 0.5;
+}
+
+static void fill(mhk_real *x, mhk_index n) {
+  mhk_index i;
+  if (x)
+    for (i = 0; i < n; i++) x[i] = (mhk_real)draw();
+}
+
+static mhk_tensor *input(bench_work *w, int place, int rank, mhk_index a, mhk_index b, mhk_index c, mhk_index d) {
+  mhk_index shape[4];
+  mhk_tensor *x;
+  shape[0] = a;
+  shape[1] = b;
+  shape[2] = c;
+  shape[3] = d;
+  x = mhk_tensor_new(w->tape, rank, shape, NULL);
+  if (x) fill(mhk_data(x), x->count);
+  return w->in[place] = x;
+}
+
+/* weights (n,k) that want no gradient, in copies behind each other */
+static int freeze(bench_work *w, mhk_index n, mhk_index k, mhk_dtype dtype, int copies) {
+  const size_t size = mhk_dtype_size(dtype), each = (size_t)(n * k) * size;
+  mhk_index i;
+  int c;
+  w->copies = copies;
+  w->memory = malloc(each * (size_t)copies + 64);
+  if (!w->memory) return 0;
+  {
+    char *first = (char *)w->memory + (64 - ((uintptr_t)w->memory & 63)) % 64;
+    for (i = 0; i < n * k; i++) {
+      const float x = (float)draw();
+      uint32_t bits;
+      memcpy(&bits, &x, sizeof bits);
+      if (dtype == MHK_BF16) {
+        ((uint16_t *)(void *)first)[i] = (uint16_t)(bits >> 16);
+      } else {
+        ((mhk_real *)(void *)first)[i] = (mhk_real)x;
+      }
+    }
+    for (c = 0; c < copies; c++) {
+      mhk_tensor *t = &w->frozen[c];
+      if (c > 0) memcpy(first + (size_t)c * each, first, each);
+      t->data = first + (size_t)c * each;
+      t->rank = 2;
+      for (i = 0; i < MHK_MAX_RANK; i++) t->shape[i] = i == 0 ? n : i == 1 ? k : 1;
+      t->count = n * k;
+      t->dtype = dtype;
+      t->ctx = w->ctx;
+    }
+  }
+  return 1;
+}
+
+static int cotangent(bench_work *w, mhk_index n) {
+  w->cotangent = (mhk_real *)malloc((size_t)n * sizeof(mhk_real));
+  fill(w->cotangent, n);
+  return w->cotangent != NULL;
+}
+
+static int tokens(bench_work *w, mhk_index n, int vocabulary) {
+  mhk_index i;
+  w->tokens = (int32_t *)malloc((size_t)n * sizeof *w->tokens);
+  if (w->tokens)
+    for (i = 0; i < n; i++) w->tokens[i] = (int32_t)((draw() + 0.5) * vocabulary) % vocabulary;
+  return w->tokens != NULL;
+}
+
+static mhk_model *model(bench_work *w, int attention, int layers, int width, int heads, int mlp, int vocabulary) {
+  mhk_config c;
+  int l;
+  if (mhk_config_preset(w->ctx, attention ? "phi-1.5" : "phi-mamba-1.5b", &c) != MHK_OK) return NULL;
+  c.n_layer = layers;
+  c.d_model = width;
+  c.d_mlp = mlp;
+  c.vocab_size = vocabulary;
+  for (l = layers; l < MHK_MAX_LAYERS; l++) c.mixer[l] = 0;
+  if (attention) {
+    c.n_head = c.n_kv_head = heads;
+    c.head_dim = width / heads;
+    c.rotary_dim = c.head_dim / 2;
+  } else {
+    c.ssm_heads = c.ssm_groups = heads;
+    c.ssm_head_dim = width / heads;
+    c.d_state = 64;
+  }
+  return mhk_model_create(w->ctx, &c, 1);
+}
+
+static int prepare_linear(bench_work *w) {
+  const bench_case *c = &w->c;
+  mhk_index shape[2];
+  input(w, 0, 2, c->m, c->k, 1, 1);
+  if (c->back == 1) mhk_require_grad(w->tape, w->in[0]);
+  if (c->back == 2) {
+    shape[0] = c->n;
+    shape[1] = c->k;
+    w->in[1] = mhk_parameter(w->ctx, "weight", 2, shape, NULL);
+    if (w->in[1]) fill(mhk_data(w->in[1]), w->in[1]->count);
+  } else {
+    if (!freeze(w, c->n, c->k, MHK_REAL, 1)) return 0;
+    w->in[1] = &w->frozen[0];
+  }
+  return cotangent(w, c->m * c->n);
+}
+
+static int prepare_core(bench_work *w) {
+  const mhk_index T = w->c.m;
+  int i, n = w->c.wide ? 3 : 4;
+  input(w, 0, 4, 1, T, HEADS, HEAD);
+  if (w->c.wide) {
+    input(w, 1, 4, 1, T, HEADS, HEAD);
+  } else {
+    mhk_tensor *a = input(w, 1, 3, 1, T, HEADS, 1);
+    mhk_index j;
+    if (a)
+      for (j = 0; j < a->count; j++) mhk_data(a)[j] = (mhk_real)-log1p(exp(3 * (double)mhk_data(a)[j]));
+  }
+  input(w, 2, 4, 1, T, HEADS, HEAD);
+  if (!w->c.wide) input(w, 3, 4, 1, T, HEADS, HEAD);
+  if (!w->c.back) return 1;
+  for (i = 0; i < n; i++) mhk_require_grad(w->tape, w->in[i]);
+  return cotangent(w, T * HEADS * HEAD);
+}
+
+static int prepare_distill(bench_work *w, const char *path) {
+  mhk_distill_desc d;
+  w->teacher = mhk_load(w->ctx, path);
+  if (!w->teacher || !tokens(w, 8 * 256, mhk_model_config(w->teacher)->vocab_size)) return 0;
+  memset(&d, 0, sizeof d);
+  d.teacher = w->teacher;
+  d.stages[0].tokens = 500000;
+  d.stages[1].tokens = 1000000;
+  d.stages[2].tokens = 1500000;
+  w->trainer = mhk_distill(w->ctx, &d);
+  return 1;
+}
+
+static int prepare(bench_work *w, const char *path) {
+  const bench_case *c = &w->c;
+  mhk_student_desc s;
+  switch (c->kind) {
+    case BENCH_LINEAR: return prepare_linear(w);
+    case BENCH_MATMUL:
+      input(w, 0, 3, c->m, c->n, c->n, 1);
+      input(w, 1, 3, c->m, c->n, c->n, 1);
+      return 1;
+    case BENCH_GEMV:
+      input(w, 0, 2, 1, c->k, 1, 1);
+      return freeze(w, c->n, c->k, c->wide ? MHK_REAL : MHK_BF16, (int)fmin(MAX_COPIES, COLD_BYTES / c->bytes));
+    case BENCH_CORE: return prepare_core(w);
+    case BENCH_MIXER:
+      w->student = model(w, c->wide, 1, HEADS * HEAD, HEADS, 64, 64);
+      input(w, 0, 3, 1, c->m, HEADS * HEAD, 1);
+      if (c->back) mhk_require_grad(w->tape, w->in[0]);
+      return cotangent(w, c->m * HEADS * HEAD);
+    case BENCH_STEP:
+      w->student = model(w, c->wide, 6, 256, 8, 1024, 4096);
+      if (w->student)
+        w->moments = (mhk_real *)calloc((size_t)(2 * mhk_config_parameters(mhk_model_config(w->student))) + 65536,
+                                        sizeof(mhk_real));
+      return w->moments && tokens(w, 2 * 4 * 512, 4096);
+    case BENCH_STAGE1:
+      w->teacher = model(w, 1, 1, HEADS * HEAD, HEADS, 64, 64);
+      memset(&s, 0, sizeof s);
+      s.d_state = 64;
+      s.rotary_dim = -1;
+      w->student = mhk_student_create(w->ctx, w->teacher, &s);
+      return tokens(w, c->m, 64);
+    case BENCH_DISTILL: return prepare_distill(w, path);
+    case BENCH_MODEL:
+      w->teacher = mhk_load(w->ctx, path);
+      w->student = mhk_student_create(w->ctx, w->teacher, NULL);
+      return w->teacher && tokens(w, 8 * 256, mhk_model_config(w->teacher)->vocab_size);
+  }
+  return 0;
+}
+
+bench_work *bench_open(const bench_case *c, int threads, mhk_isa isa, const char *path) {
+  bench_work *w = (bench_work *)calloc(1, sizeof *w);
+  mhk_context_desc desc;
+  if (!w) {
+    cli_error("out of memory");
+    return NULL;
+  }
+  memset(&desc, 0, sizeof desc);
+  desc.threads = threads;
+  desc.isa = isa;
+  draw_state = 1;
+  w->c = *c;
+  w->ctx = mhk_create(&desc);
+  w->tape = mhk_tape_create(w->ctx);
+  if (!prepare(w, path) || mhk_failed(w->ctx)) {
+    if (mhk_failed(w->ctx)) {
+      cli_error("%s: %s", c->name, mhk_message(w->ctx));
+    } else {
+      cli_error("%s: out of memory", c->name);
+    }
+    bench_close(w);
+    return NULL;
+  }
+  w->start = mhk_tape_here(w->tape);
+  w->base = mhk_memory_in_use(w->ctx);
+  return w;
+}
+
+void bench_close(bench_work *w) {
+  if (!w) return;
+  mhk_destroy(w->ctx);
+  free(w->memory);
+  free(w->cotangent);
+  free(w->tokens);
+  free(w->moments);
+  free(w);
+}
+
+int bench_threads(bench_work *w, int threads) {
+  mhk_set_threads(w->ctx, threads);
+  return mhk_threads(w->ctx);
+}
+
+const char *bench_isa(const bench_work *w) { return mhk_isa_name(w->ctx); }
+
+double bench_memory(const bench_work *w) {
+  const size_t peak = mhk_memory_peak(w->ctx);
+  return peak > w->base ? (double)(peak - w->base) : 0;
+}
+
+/* ---------------------------------------------------------------- one repetition */
+
+/* AdamW over a model's parameters, gradients zeroed on the way. The trainer's own is only reached through
+   distillation, which has a teacher to run; this one is what a caller would write. */
+static void adamw(bench_work *w) {
+  const mhk_real b1 = (mhk_real)0.9, b2 = (mhk_real)0.95, lr = (mhk_real)1e-4, decay = (mhk_real)(1 - 1e-4 * 0.1);
+  const double n = ++w->updates;
+  const mhk_real c1 = (mhk_real)(1 / (1 - pow(0.9, n))), c2 = (mhk_real)(1 / (1 - pow(0.95, n)));
+  const mhk_real eps = (mhk_real)1e-8;
+  mhk_real *m = w->moments;
+  int i, threads = mhk_threads(w->ctx);
+  (void)threads;
+  for (i = 0; i < mhk_model_tensors(w->student); i++) {
+    mhk_tensor *x = mhk_model_tensor(w->student, i);
+    mhk_real *p = mhk_data(x), *g = x->grad, *v = m + x->count;
+    mhk_index j, count = x->count;
+#ifdef _OPENMP
+#pragma omp parallel for simd num_threads(threads) if (count > 50000)
+#endif
+    for (j = 0; j < count; j++) {
+      m[j] = b1 * m[j] + (1 - b1) * g[j];
+      v[j] = b2 * v[j] + (1 - b2) * g[j] * g[j];
+      p[j] = decay * p[j] - lr * c1 * m[j] / ((mhk_real)sqrtf((float)(c2 * v[j])) + eps);
+      g[j] = 0;
+    }
+    m += 2 * count;
+  }
+}
+
+static double run_linear(bench_work *w) {
+  double start = cli_clock();
+  mhk_tensor *y;
+  mhk_tape_record(w->tape, w->c.back != 0);
+  y = mhk_linear(w->tape, w->in[0], w->in[1], NULL);
+  if (w->c.back) {
+    start = cli_clock();
+    mhk_backward_from(w->tape, y, w->cotangent);
+  }
+  return cli_clock() - start;
+}
+
+static double run_gemv(bench_work *w) {
+  double start = cli_clock();
+  int i;
+  mhk_tape_record(w->tape, 0);
+  for (i = 0; i < w->copies; i++) {
+    mhk_linear(w->tape, w->in[0], &w->frozen[i], NULL);
+    mhk_tape_rewind(w->tape, w->start);
+  }
+  return (cli_clock() - start) / w->copies;
+}
+
+static double run_layer(bench_work *w) {
+  double start = cli_clock();
+  mhk_tensor *y;
+  mhk_tape_record(w->tape, w->c.back);
+  if (w->c.kind == BENCH_MATMUL) {
+    y = mhk_matmul(w->tape, w->in[0], w->in[1], 0);
+  } else if (w->c.kind == BENCH_MIXER) {
+    y = mhk_forward_mixer(w->tape, w->student, 0, w->in[0], NULL);
+  } else if (w->c.wide) {
+    y = mhk_attention(w->tape, w->in[0], w->in[1], w->in[2], NULL, NULL);
+  } else {
+    y = mhk_ssd(w->tape, w->in[0], w->in[1], w->in[2], w->in[3], NULL);
+  }
+  if (w->c.back) mhk_backward_from(w->tape, y, w->cotangent);
+  return cli_clock() - start;
+}
+
+static double run_step(bench_work *w) {
+  double start = cli_clock();
+  mhk_tensor *logits = mhk_forward(w->tape, w->student, w->tokens, 4, 512, NULL);
+  mhk_backward(w->tape, mhk_cross_entropy(w->tape, logits, w->tokens + 4 * 512));
+  adamw(w);
+  return cli_clock() - start;
+}
+
+/* all updates of 0.5 + 1 + 1.5 M tokens, as long as one of each stage times their number */
+static double run_distill(bench_work *w) {
+  static const double tokens_of[] = {0.5e6, 1e6, 1.5e6};
+  double seconds = 0;
+  int stage;
+  for (stage = 1; stage <= 3; stage++) {
+    double start = cli_clock();
+    mhk_train_on(w->trainer, stage, w->tokens, 8, 256, NULL, 1e-4);
+    seconds += (cli_clock() - start) * floor(tokens_of[stage - 1] / (8 * 256));
+  }
+  return seconds;
+}
+
+/* 0 and 1: logits of 8 x 256 tokens by teacher and student; 2 and 3: 128 tokens one by one */
+static double run_model(bench_work *w) {
+  mhk_model *m = w->c.m % 2 ? w->student : w->teacher;
+  double start = cli_clock();
+  mhk_session_desc desc;
+  mhk_session *session;
+  mhk_index i;
+  mhk_tape_record(w->tape, 0);
+  if (w->c.m < 2) {
+    mhk_forward(w->tape, m, w->tokens, 8, 256, NULL);
+    return cli_clock() - start;
+  }
+  desc.batch = 1;
+  desc.capacity = 256;
+  session = mhk_session_create(m, &desc);
+  start = cli_clock();
+  for (i = 0; i < 128; i++) mhk_feed(session, w->tokens + i, 1);
+  start = cli_clock() - start;
+  mhk_session_destroy(session);
+  return start;
+}
+
+double bench_run(bench_work *w) {
+  double seconds = 0, start;
+  mhk_tape_rewind(w->tape, w->start);
+  switch (w->c.kind) {
+    case BENCH_LINEAR: seconds = run_linear(w); break;
+    case BENCH_GEMV: seconds = run_gemv(w); break;
+    case BENCH_MATMUL:
+    case BENCH_CORE:
+    case BENCH_MIXER: seconds = run_layer(w); break;
+    case BENCH_STEP: seconds = run_step(w); break;
+    case BENCH_STAGE1:
+      start = cli_clock();
+      mhk_stage_loss(w->tape, w->student, w->teacher, 1, w->tokens, 1, w->c.m, NULL, NULL, NULL, NULL);
+      seconds = cli_clock() - start;
+      break;
+    case BENCH_DISTILL: seconds = run_distill(w); break;
+    case BENCH_MODEL: seconds = run_model(w); break;
+  }
+  mhk_tape_rewind(w->tape, w->start);
+  if (!mhk_failed(w->ctx)) return seconds;
+  cli_error("%s: %s", w->c.name, mhk_message(w->ctx));
+  return -1;
+}
