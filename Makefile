@@ -23,7 +23,7 @@ endif
 TOOLS := $(filter-out tools/mohawk_impl.c,$(wildcard tools/*.c))
 TESTS := $(patsubst tests/%.c,%,$(wildcard tests/test_*.c))
 # these run once more with all arithmetic in double
-DOUBLE := $(filter test_golden test_ops test_distill,$(TESTS))
+DOUBLE := $(filter test_golden test_ops test_kernels test_distill,$(TESTS))
 PROGRAMS := $(TESTS:%=$(BUILD)/%) $(DOUBLE:%=$(BUILD)/%64)
 export CC CXX CFLAGS BUILD JOBS
 
@@ -34,7 +34,7 @@ show = @mkdir -p $(@D); if $(1); then printf 'building  %-18s %s ... ok\n' '$(@F
   printf 'building  %-18s %s ... failed\n' '$(@F)' '$(CC) $(CFLAGS) $(OPENMP)$(2)'; exit 1; fi
 endif
 
-.PHONY: help all demo test golden models bench interop install uninstall clean
+.PHONY: help all demo test golden models bench bench-peers interop install uninstall clean
 .DELETE_ON_ERROR:
 
 help:
@@ -43,7 +43,9 @@ help:
 	@echo 'make test              build and run all tests'
 	@echo 'make golden DIR=path   hold the header against reference numbers in path (default tests/golden)'
 	@echo 'make models DIR=path   hold it against model folders in path (default examples)'
-	@echo 'make bench             measure speed'
+	@echo 'make bench             measure speed, next to what the machine can do at most: $(BUILD)/bench.json'
+	@echo 'make bench-peers       the same in turns with OpenBLAS, oneDNN, PyTorch, and ggml where GGML_DIR is its source;'
+	@echo '                       installs them where it can. ARGS="--filter core,step --threads 1" for either'
 	@echo 'make interop           compare with PyTorch (needs torch and transformers for $(PYTHON))'
 	@echo 'make install           header, pkg-config file, mohawk and its manual page; PREFIX=$(PREFIX) DESTDIR=$(DESTDIR)'
 	@echo 'make uninstall         remove what install put there'
@@ -86,8 +88,12 @@ golden: $(BUILD)/test_golden $(BUILD)/test_golden64
 models: $(BUILD)/test_sessions
 	@$(BUILD)/test_sessions --dir '$(or $(DIR),examples)'
 
+# threads spin for about 0.1 ms before they sleep: enough from one loop to the next, not ruinous on a busy machine
 bench: $(BUILD)/mohawk
-	@$(BUILD)/mohawk bench
+	@GOMP_SPINCOUNT=$${GOMP_SPINCOUNT-5000} $(BUILD)/mohawk bench --out $(BUILD)/bench.json $(ARGS)
+
+bench-peers: $(BUILD)/mohawk
+	@$(PYTHON) tools/bench/peers.py $(ARGS)
 
 interop: $(BUILD)/write_models
 	@$(PYTHON) tests/interop.py

@@ -646,7 +646,7 @@ MHKDEF double mhk_distill_bytes(const mhk_distill_desc *desc);
 /* A trainer; resumes when out holds a checkpoint of the same run (a different description is an error that names the difference). */
 MHKDEF mhk_trainer *mhk_distill(mhk_context *ctx, const mhk_distill_desc *desc);
 MHKDEF void mhk_trainer_destroy(mhk_trainer *tr);
-/* One update. Returns 1 while there is more to do, 0 when done or failed. */
+/* One update. Returns 1 when it made one, so that a loop sees the last one too; 0 when there was nothing left to do, or on failure. */
 MHKDEF int mhk_train_step(mhk_trainer *tr);
 /* One update of the given stage on the caller's tokens (B,T) at the caller's learning rate: the arithmetic of mhk_train_step() without schedule and
    data, for tests and for loops of one's own. Returns the loss (NaN on failure). */
@@ -665,7 +665,7 @@ typedef struct mhk_progress_info {
   const double *relative;   /* stage 1: (L,H) relative errors; else NULL */
 } mhk_progress_info;
 MHKDEF const mhk_progress_info *mhk_progress(mhk_trainer *tr);
-MHKDEF mhk_model *mhk_student(mhk_trainer *tr);
+MHKDEF mhk_model *mhk_student(mhk_trainer *tr); /* stays with the context when the trainer is destroyed; one of the caller's own must outlive it */
 /* Writes out/checkpoint.safetensors (new name, flushed, renamed). */
 MHKDEF mhk_result mhk_checkpoint(mhk_trainer *tr);
 /* Loss of a stage and its gradients (added to the parameters') without an update. layer_loss: L values or NULL. */
@@ -11562,8 +11562,8 @@ MHKDEF double mhk_learning_rate(double top, double low, mhk_index warmup, mhk_in
   return (double)(S - s) / (double)decay * (top - low) + low;
 }
 
-MHKDEF double mhk_stage_loss(mhk_tape *t, mhk_model *student, mhk_model *teacher, int stage, const int32_t *tokens, mhk_index B, mhk_index T,
-                             const int32_t *doc, const mhk_stage_desc *desc, double *layer_loss, double *relative) {
+MHKDEF double mhk_stage_loss(mhk_tape *t, mhk_model *student, mhk_model *teacher, int stage, const int32_t *tokens, mhk_index B,
+                             mhk_index T, const int32_t *doc, const mhk_stage_desc *desc, double *layer_loss, double *relative) {
   mhk_context *ctx = t ? mhk_tape_context(t) : NULL;
   mhk__stage_run r;
   mhk_stage_desc d;
@@ -12383,7 +12383,8 @@ static int mhk__distill_check(mhk_context *ctx, const mhk_distill_desc *d) {
   for (i = 0; i < 3; i++) {
     const mhk_stage_desc *s = &d->stages[i];
     if (s->tokens < 0 || !(s->lr > 0.0) || !(s->warmup <= 1.0) || !(s->decay <= 1.0) || !(s->temperature > 0.0) ||
-        !(s->hard_labels >= 0.0) || (int)s->trains < (int)MHK_TRAIN_MATRICES || (int)s->trains > (int)MHK_TRAIN_ALL || !mhk__is_finite(s->lr)) {
+        !(s->hard_labels >= 0.0) || (int)s->trains < (int)MHK_TRAIN_MATRICES || (int)s->trains > (int)MHK_TRAIN_ALL ||
+        !mhk__is_finite(s->lr)) {
       mhk_fail(ctx, MHK_ERROR_ARGUMENT, "stage %d: %lld tokens, learning rate %g, warm-up %g, decay %g, temperature %g, hard labels %g, "
                "trains %d: tokens and hard labels must not be negative, shares not above 1, learning rate and temperature positive, "
                "trains one of mhk_trains", i + 1, (long long)s->tokens, s->lr, s->warmup, s->decay, s->temperature, s->hard_labels,

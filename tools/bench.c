@@ -267,24 +267,33 @@ static int measure_case(bench *b, const bench_case *c, mhk_isa isa, row *rows, i
 static int measure(bench *b) {
   const settings *s = b->s;
   row *rows = (row *)malloc((size_t)s->threads.n * sizeof *rows);
-  int i, code = CLI_GO, found = 0;
+  int i, code = CLI_GO;
   if (!rows) return cli_error("out of memory");
   for (i = 0; i < b->n && code == CLI_GO && !cli_stopped(); i++) {
     const char *words = s->isa;
     mhk_isa isa;
-    int more;
     if (s->filter && !matches(b->list[i].name, s->filter)) continue;
-    found++;
-    while (code == CLI_GO && (more = next_isa(&words, &isa)) != 0)
-      code = more < 0 ? CLI_USAGE : measure_case(b, &b->list[i], isa, rows, s->threads.n);
+    while (code == CLI_GO && next_isa(&words, &isa) > 0)
+      code = measure_case(b, &b->list[i], isa, rows, s->threads.n);
   }
   free(rows);
-  if (!found) {
-    cli_error("--filter %s matches no case: --list names them", s->filter);
-    return CLI_USAGE;
-  }
   if (code == CLI_GO && cli_stopped()) return CLI_FAILED;
   return code;
+}
+
+/* whether --filter and --isa name things that exist */
+static int check_names(const bench *b) {
+  const char *words = b->s->isa;
+  mhk_isa isa;
+  int i, more;
+  while ((more = next_isa(&words, &isa)) > 0) {
+  }
+  if (more < 0) return CLI_USAGE;
+  if (!b->s->filter) return CLI_GO;
+  for (i = 0; i < b->n; i++)
+    if (matches(b->list[i].name, b->s->filter)) return CLI_GO;
+  cli_error("--filter %s matches no case: --list names them", b->s->filter);
+  return CLI_USAGE;
 }
 
 /* Answers lines until there are no more. The last case stays open: the next line may ask for it again. */
@@ -351,7 +360,8 @@ static int to_file(bench *b) {
   char folder[1024];
   const char *slash = strrchr(b->s->out, '/');
   cli_output out;
-  int code;
+  int code = check_names(b);
+  if (code != CLI_GO) return code;
   if (slash && slash != b->s->out) {
     snprintf(folder, sizeof folder, "%.*s", (int)(slash - b->s->out), b->s->out);
     code = cli_make_folders(folder);

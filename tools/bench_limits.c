@@ -171,11 +171,11 @@ double bench_limit_fma(const char *isa, int threads) {
   fma_loop loop = choose(isa, &flop, &place);
   (void)fma_plain;
   if (threads < 1 || threads > MAX_THREADS) threads = 1;
-  while ((seconds = fma_seconds(loop, rounds, threads)) < 0.004) rounds *= 2;
+  while (fma_seconds(loop, rounds, 1) < 0.004) rounds *= 2; /* alone: threads may have to wait for each other */
   for (i = 0; i < 6; i++) {
-    double rate = flop * (double)rounds * threads / seconds;
-    if (rate > best[place][threads]) best[place][threads] = rate;
     seconds = fma_seconds(loop, rounds, threads);
+    if (flop * (double)rounds * threads / seconds > best[place][threads])
+      best[place][threads] = flop * (double)rounds * threads / seconds;
   }
   return best[place][threads];
 }

@@ -37,7 +37,8 @@ static volatile sig_atomic_t cli_signalled;
 static void wait_asleep(char **argv) {
 #if defined(__linux__) && defined(_OPENMP)
   if (getenv("OMP_WAIT_POLICY") || getenv("GOMP_SPINCOUNT") || getenv("KMP_BLOCKTIME")) return;
-  if (setenv("OMP_WAIT_POLICY", "passive", 1) == 0) execv("/proc/self/exe", argv); /* returns only if it fails */
+  if (setenv("GOMP_SPINCOUNT", "20000", 1) == 0 && setenv("KMP_BLOCKTIME", "1", 1) == 0)
+    execv("/proc/self/exe", argv); /* returns only if it fails */
 #else
   (void)argv;
 #endif

@@ -17,7 +17,15 @@
 #define PEER_MAX_COPIES 64
 #define PEER_MAX_ROUNDS 1000
 
-typedef enum peer_kind { PEER_LINEAR, PEER_DX, PEER_DW, PEER_BATCH, PEER_GEMV } peer_kind;
+typedef enum peer_kind {
+  PEER_LINEAR,
+  PEER_DX,
+  PEER_DW,
+  PEER_BATCH,
+  PEER_GEMV,
+  PEER_ATTENTION, /* 32 heads of 64, m tokens, forward; the program makes its own inputs */
+  PEER_SSD
+} peer_kind;
 
 /* y (m,n) = x (m,k) times the transpose of w (n,k); dx: y times w; dw: the transpose of y times x */
 typedef struct peer_case {
@@ -54,7 +62,7 @@ static float *peer_numbers(size_t n) {
 }
 
 static int peer_parse(peer_case *c) {
-  int m, n, k, end = 0;
+  int m = 1, n = 0, k = 0, end = 0;
   if (sscanf(c->name, "sgemm_%d_%d_%d%n", &m, &n, &k, &end) == 3) {
     c->kind = PEER_LINEAR;
   } else if (sscanf(c->name, "sgemm_dx_%d_%d_%d%n", &m, &n, &k, &end) == 3) {
@@ -65,11 +73,13 @@ static int peer_parse(peer_case *c) {
     c->kind = PEER_BATCH;
   } else if (sscanf(c->name, "gemv_f32_%d_%d%n", &n, &k, &end) == 2) {
     c->kind = PEER_GEMV;
-    m = 1;
   } else if (sscanf(c->name, "gemv_bf16_%d_%d%n", &n, &k, &end) == 2) {
     c->kind = PEER_GEMV;
     c->bf16 = 1;
-    m = 1;
+  } else if (sscanf(c->name, "core_attention_forward_%d%n", &m, &end) == 1) {
+    c->kind = PEER_ATTENTION;
+  } else if (sscanf(c->name, "core_ssd_forward_%d%n", &m, &end) == 1) {
+    c->kind = PEER_SSD;
   } else {
     return 0;
   }
@@ -87,6 +97,7 @@ static int peer_parse(peer_case *c) {
 static int peer_open(peer_case *c) {
   const size_t batch = c->kind == PEER_BATCH ? 64 : 1, m = (size_t)c->m, n = (size_t)c->n, k = (size_t)c->k;
   size_t i;
+  if (c->kind == PEER_ATTENTION || c->kind == PEER_SSD) return peer_prepare(c);
   c->x = peer_numbers(batch * m * k);
   c->y = peer_numbers(batch * m * n);
   c->w = peer_numbers(batch * n * k);

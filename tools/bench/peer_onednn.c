@@ -71,6 +71,7 @@ static int peer_prepare(peer_case *c) {
   float *in = c->x, *weights = c->w, *result = c->y;
   int i;
   omp_set_num_threads(c->threads);
+  if (c->kind > PEER_GEMV) return 0;
   if (packed && (c->kind == PEER_DW || c->kind == PEER_BATCH)) return 0; /* nothing there stays the same */
   if (!dnn.engine) {
     must(dnnl_engine_create(&dnn.engine, dnnl_cpu, 0), "the engine");

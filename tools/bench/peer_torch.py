@@ -2,7 +2,7 @@
 """PyTorch on the cases of `mohawk bench`.
 
 Reads lines "CASE THREADS ROUNDS [MODE]" from standard input, MODE eager or compile, and answers each with one line of
-JSON: the median time of ROUNDS rounds after two that do not count, or that there is no such case.
+JSON: the median time of ROUNDS rounds after one or two that do not count, or that there is no such case.
 """
 import json
 import math
@@ -63,19 +63,27 @@ def state_space(x, log_a, b, c, chunk=64):
 class Attention(nn.Module):
     def __init__(self, width, n, rotary):
         super().__init__()
-        self.n, self.rotary = n, rotary
+        self.n, self.rotary, self.keep, self.kept = n, rotary, False, None
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
 
     def project(self, u):
         q, k, v = (heads(z, self.n) for z in self.qkv(u).chunk(3, -1))
         return turn(q, self.rotary), turn(k, self.rotary), v
 
+    def weights(self, q, k):
+        return (q @ k.mT / math.sqrt(q.shape[-1])).masked_fill(above(q.shape[2]), -math.inf).softmax(-1)
+
     def matrix(self, u):
         q, k, _ = self.project(u)
-        return (q @ k.mT / math.sqrt(q.shape[-1])).masked_fill(above(u.shape[1]), -math.inf).softmax(-1)
+        return self.weights(q, k)
 
     def forward(self, u):
-        y = F.scaled_dot_product_attention(*self.project(u), is_causal=True)
+        q, k, v = self.project(u)
+        if self.keep:
+            self.kept = self.weights(q, k)
+            y = self.kept @ v
+        else:
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         return self.out(y.transpose(1, 2).flatten(2))
 
 
@@ -133,14 +141,14 @@ class Model(nn.Module):
         self.blocks = nn.ModuleList(Block(mixer(), width) for _ in range(layers))
         self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, vocabulary)
 
-    def forward(self, tokens):
+    def forward(self, tokens, head=True):
         """logits, the stream before each block and after the last, the mixers' outputs"""
         x, outputs = [self.embedding(tokens)], []
         for block in self.blocks:
             after, y = block(x[-1])
             x.append(after)
             outputs.append(y)
-        return self.head(self.norm(x[-1])), x, outputs
+        return self.head(self.norm(x[-1])) if head else None, x, outputs
 
 
 # ---- cases: each returns a function that does one round, and by what to divide its time
@@ -277,9 +285,11 @@ def distill(f):
             for p in train[stage]:
                 p.requires_grad_(True)
             with torch.no_grad():
-                logits, stream, outputs = teacher(tokens)
+                for b in teacher.blocks:
+                    b.mixer.keep = stage == 1
+                logits, stream, outputs = teacher(tokens, stage == 3)
                 if stage == 1:
-                    outputs = [b.mixer.matrix(b.norm(x)) for b, x in zip(teacher.blocks, stream)]
+                    outputs = [b.mixer.kept for b in teacher.blocks]
             optimiser[stage].zero_grad(set_to_none=True)
             fast(stage, logits, stream, outputs).backward()
             if stage == 3:
@@ -354,10 +364,10 @@ def main():
                 if made:
                     run, divide = made
                     before = memory("VmRSS")
-                    forget_peak()
                     run()
                     if mode == "compile":
                         run()
+                    forget_peak()
             except Exception as error:  # a mode that does not work here is no peer
                 print(f"peer_torch: {name} {mode}: {str(error).splitlines()[0][:200]}", file=sys.stderr)
                 made = None

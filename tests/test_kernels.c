@@ -1,0 +1,1494 @@
+/* Every kernel of every instruction set this machine offers, against plain loops in double written here, and against the scalar kernels:
+   at sizes around the vector width and the register tile, at odd strides, at pointers no vector is aligned to. Every array lies between
+   guards of NaN: a number read from outside poisons the result, a number written there is found (and so is one written between the rows
+   of a result). Work memory has the size the drivers give it, is full of NaN at the start and has guards too. Under the address
+   sanitizer the guards are poisoned for it as well. */
+#define MOHAWK_IMPLEMENTATION
+#define MOHAWK_STATIC
+#include "test.h"
+#if defined(__SANITIZE_ADDRESS__)
+#define POISON
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define POISON
+#endif
+#endif
+#ifdef POISON
+#include <sanitizer/asan_interface.h>
+#else
+#define ASAN_POISON_MEMORY_REGION(p, n) ((void)0)
+#define ASAN_UNPOISON_MEMORY_REGION(p, n) ((void)0)
+#endif
+
+#ifdef MOHAWK_DOUBLE
+#define EPS 1e-15 /* the reference is no better */
+#else
+#define EPS 1.2e-7
+#endif
+
+/* ---- the machines: one context for each instruction set, the scalar one first ---- */
+
+static mhk_context *contexts[8];
+static mhk__kernels tables[8];
+static int n_machines;
+static const mhk__kernels *ks; /* the one under test */
+static int machine;
+#define EACH_MACHINE for (machine = 0; begin_machine(); machine++)
+
+/* ---- memory between guards ---- */
+
+enum { GUARD = 384, WIDE_GUARD = 16384, MOST_BLOCKS = 512 }; /* bytes */
+typedef struct block {
+  char *base, *data;
+  size_t bytes, all;
+  size_t step; /* of the guards: a hole() in each element, or, where elements are no mhk_real, bytes of all ones */
+} block;
+static block blocks[MOST_BLOCKS];
+static int n_blocks;
+static char at[256]; /* what is being tested, for messages */
+
+static mhk_real hole(void) { /* the NaN that fills guards and gaps */
+#ifdef MOHAWK_DOUBLE
+  const uint64_t bits = UINT64_C(0x7FF8A5A5A5A5A5A5);
+#else
+  const uint32_t bits = 0x7FC5A5A5u;
+#endif
+  mhk_real x;
+  memcpy(&x, &bits, sizeof x);
+  return x;
+}
+static int is_hole(mhk_real x) {
+  const mhk_real h = hole();
+  return memcmp(&x, &h, sizeof x) == 0;
+}
+
+/* n elements of a size, at an odd multiple of it from an aligned address (or aligned), between guards */
+static void *raw_room(mhk_index n, size_t size, int aligned) {
+  static unsigned turn;
+  block *b = &blocks[n_blocks++];
+  const size_t skew = aligned ? 0 : (turn++ * 6 % 16 + 1) * size, guard = GUARD, behind = aligned && size == sizeof(mhk_real) ? WIDE_GUARD : GUARD;
+  if (n_blocks > MOST_BLOCKS) exit(3);
+  b->bytes = (size_t)n * size;
+  b->all = guard + behind + b->bytes + skew + 64;
+  b->base = (char *)malloc(b->all);
+  if (!b->base) exit(3);
+  b->data = b->base + (64 - (uintptr_t)b->base % 64) % 64 + guard + skew;
+  b->step = size == sizeof(mhk_real) ? size : 1;
+  memset(b->base, 0xFF, b->all);
+  if (b->step > 1) {
+    const mhk_real h = hole();
+    char *p = b->data - (size_t)(b->data - b->base) / size * size;
+    for (; p + size <= b->base + b->all; p += size) memcpy(p, &h, size);
+  }
+  ASAN_POISON_MEMORY_REGION(b->base, (size_t)(b->data - b->base));
+  ASAN_POISON_MEMORY_REGION(b->data + b->bytes, (size_t)(b->base + b->all - b->data) - b->bytes);
+  return b->data;
+}
+static mhk_real *room(mhk_index n) { return (mhk_real *)raw_room(n, sizeof(mhk_real), 0); }
+static mhk_real *work_room(mhk_index n) { return (mhk_real *)raw_room(n, sizeof(mhk_real), 1); }
+static uint64_t seed;
+static mhk_real *random_room(mhk_index n, double low, double high) {
+  mhk_real *x = room(n);
+  test_fill(x, n, low, high, ++seed);
+  return x;
+}
+static mhk_real *copy_room(const mhk_real *x, mhk_index n) {
+  mhk_real *y = room(n);
+  memcpy(y, x, (size_t)n * sizeof *x);
+  return y;
+}
+/* plain memory, zeroed */
+static double *doubles(mhk_index n) {
+  double *x = (double *)raw_room(n > 0 ? n : 1, sizeof(double), 1);
+  mhk_index i;
+  for (i = 0; i < n; i++) x[i] = 0;
+  return x;
+}
+static double *as_doubles(const mhk_real *x, mhk_index n) {
+  double *y = doubles(n);
+  mhk_index i;
+  for (i = 0; i < n; i++) y[i] = (double)x[i];
+  return y;
+}
+
+/* is the memory from p to end full of what guards hold? */
+static int guard_is_whole(const char *p, const char *end, size_t step) {
+  const mhk_real h = hole();
+  const unsigned char ones = 0xFF;
+  return p >= end || (memcmp(p, step > 1 ? (const void *)&h : (const void *)&ones, step) == 0 && memcmp(p, p + step, (size_t)(end - p) - step) == 0);
+}
+/* The guards of all blocks from one on are whole; they are freed. */
+static void release_from(int first) {
+  int i;
+  for (i = first; i < n_blocks; i++) {
+    block *b = &blocks[i];
+    const size_t n = b->step, before = (size_t)(b->data - b->base) / n * n, after = (b->all - (size_t)(b->data - b->base) - b->bytes) / n * n;
+    const char *end = b->data + b->bytes;
+    long long j;
+    ASAN_UNPOISON_MEMORY_REGION(b->base, b->all);
+    if (!guard_is_whole(b->data - before, b->data, n) || !guard_is_whole(end, end + after, n)) {
+      for (j = -(long long)(before / n); j < 0 && guard_is_whole(b->data + j * (long long)n, b->data + (j + 1) * (long long)n, n);) j++;
+      if (j == 0)
+        for (j = (long long)(b->bytes / n); guard_is_whole(b->data + j * (long long)n, b->data + (j + 1) * (long long)n, n);) j++;
+      CHECK(0, "%s: written to element %lld of an array of %lld (number %d of this case)", at, j, (long long)(b->bytes / n), i - first);
+    }
+    free(b->base);
+  }
+  CHECK(1, "guards");
+  n_blocks = first;
+}
+static void release(void) { release_from(0); }
+
+/* ---- results: against the reference, and against what the scalar kernels gave at the same place of the same test ---- */
+
+static mhk_real *scalar_log;
+static size_t log_n, log_at, log_room;
+
+static void set_at(const char *format, ...) {
+  va_list args;
+  const int n = snprintf(at, sizeof at, "%s ", machine < 8 && contexts[machine] ? mhk_isa_name(contexts[machine]) : "");
+  va_start(args, format);
+  vsnprintf(at + n, sizeof at - (size_t)n, format, args);
+  va_end(args);
+}
+
+static double worst_of_test;
+static void result(const char *name, const mhk_real *got, const double *want, mhk_index n, double tolerance) {
+  char what[320];
+  double w;
+  if (n <= 0) return;
+  snprintf(what, sizeof what, "%s: %s", at, name);
+  test_state.worst = 0;
+  CHECK_CLOSE_TO_DOUBLE(what, got, want, n, tolerance);
+  w = test_state.worst;
+  if (w > worst_of_test && w < 1e300) {
+    worst_of_test = w;
+    if (test_state.verbose > 0 && w > 0.5) printf("       %.2f of the tolerance %.1e: %s\n", w, tolerance, what);
+  }
+  if (machine == 0) {
+    if (log_n + (size_t)n > log_room) {
+      log_room = 2 * log_room + (size_t)n;
+      scalar_log = (mhk_real *)realloc(scalar_log, log_room * sizeof *scalar_log);
+      if (!scalar_log) exit(3);
+    }
+    memcpy(scalar_log + log_n, got, (size_t)n * sizeof *got);
+    log_n += (size_t)n;
+  } else {
+    if (log_at + (size_t)n > log_n)
+      CHECK(0, "%s: the scalar kernels have no such result", what);
+    else {
+      snprintf(what, sizeof what, "%s: %s, scalar", at, name);
+      CHECK_CLOSE(what, got, scalar_log + log_at, n, tolerance);
+    }
+    log_at += (size_t)n;
+  }
+}
+static void result_number(const char *name, double got, double want, double scale, double tolerance) {
+  CHECK(fabs(got - want) <= tolerance * scale, "%s: %s is %.12g, should be %.12g", at, name, got, want);
+}
+
+static int begin_machine(void) {
+  release();
+  if (machine == 0) log_n = 0;
+  log_at = 0;
+  if (machine >= n_machines) return 0;
+  ks = &tables[machine];
+  seed = 1000;
+  set_at("start");
+  return 1;
+}
+
+/* rows of n numbers, ld apart, as one dense array; the gaps must not have been written */
+static mhk_real *dense(const mhk_real *x, mhk_index m, mhk_index n, mhk_index ld) {
+  mhk_real *y = room(m * n);
+  mhk_index i, j;
+  for (i = 0; i < m; i++) {
+    for (j = 0; j < n; j++) y[i * n + j] = x[i * ld + j];
+    if (i + 1 < m)
+      for (; j < ld; j++)
+        if (!is_hole(x[i * ld + j])) {
+          CHECK(0, "%s: written between the rows, at column %lld of row %lld of %lld x %lld", at, (long long)j, (long long)i, (long long)m, (long long)n);
+          return y;
+        }
+  }
+  return y;
+}
+static mhk_real *rows_room(mhk_index m, mhk_index ld, mhk_index n) { return room(m > 0 ? (m - 1) * ld + n : 0); }
+
+/* starts of documents as the kernels want them: kind 0 none (NULL), 1 one document since before the first token, 2 several, the first one
+   begun before, 3 several, the first one begins here, 4 a new document at every token */
+static mhk_index *documents(int kind, mhk_index B, mhk_index T) {
+  mhk_index *start, b, t;
+  if (kind == 0) return NULL;
+  start = (mhk_index *)raw_room(B * T, sizeof *start, 1);
+  for (b = 0; b < B; b++) {
+    mhk_index now = kind >= 3 ? 0 : -1;
+    for (t = 0; t < T; t++) {
+      if (kind == 4 || (kind >= 2 && t > 0 && test_random(&seed) % 23 == 0)) now = t;
+      start[b * T + t] = now;
+    }
+  }
+  return start;
+}
+
+/* ---- numbers stored in other types ---- */
+
+static double half_value(uint16_t h) {
+  const int e = (h >> 10) & 31, m = h & 1023;
+  const double v = e == 0 ? ldexp(m, -24) : e == 31 ? (m ? NAN : INFINITY) : ldexp(1024 + m, e - 25);
+  return h & 0x8000 ? -v : v;
+}
+static double bfloat_value(uint16_t h) {
+  const int e = (h >> 7) & 255, m = h & 127;
+  const double v = e == 0 ? ldexp(m, -133) : e == 255 ? (m ? NAN : INFINITY) : ldexp(128 + m, e - 134);
+  return h & 0x8000 ? -v : v;
+}
+
+/* n numbers of a type in about [-2,2], and what they are */
+static void *stored(mhk_dtype dtype, mhk_index n, double **values) {
+  const size_t size = dtype == MHK_F64 ? 8 : dtype == MHK_F32 ? 4 : 2;
+  void *data = raw_room(n, size, 0);
+  mhk_index i;
+  *values = doubles(n);
+  for (i = 0; i < n; i++) {
+    const double x = test_uniform(&seed, -2, 2);
+    if (dtype == MHK_F64) {
+      ((double *)data)[i] = x;
+      (*values)[i] = x;
+    } else if (dtype == MHK_F32) {
+      ((float *)data)[i] = (float)x;
+      (*values)[i] = (double)(float)x;
+    } else {
+      uint16_t h;
+      do
+        h = (uint16_t)test_random(&seed);
+      while (!(fabs(dtype == MHK_F16 ? half_value(h) : bfloat_value(h)) < 2));
+      ((uint16_t *)data)[i] = h;
+      (*values)[i] = dtype == MHK_F16 ? half_value(h) : bfloat_value(h);
+    }
+  }
+  return data;
+}
+static const char *type_name(mhk_dtype d) { return d == MHK_F64 ? "F64" : d == MHK_F32 ? "F32" : d == MHK_F16 ? "F16" : "BF16"; }
+
+static mhk__matrix matrix(const void *data, mhk_dtype dtype, mhk_index row, mhk_index col) {
+  mhk__matrix m;
+  m.data = data;
+  m.dtype = dtype;
+  m.row = row;
+  m.col = col;
+  return m;
+}
+
+#define COUNT(list) ((int)(sizeof(list) / sizeof *(list)))
+/* around every width (1, 2, 4, 8, 16), every register tile (4, 6, 8, 14; 4, 8, 16, 32, 48), and some primes */
+static const mhk_index tile_sizes[] = {1,  2,  3,  4,  5,  6,  7,  8,  9,  11, 13, 14, 15, 16, 17, 23, 27, 28, 29,
+                                       31, 32, 33, 41, 42, 43, 47, 48, 49, 55, 56, 57, 63, 64, 65, 95, 96, 97, 131};
+static const mhk_index row_sizes[] = {0,  1,  2,  3,  4,  5,  6,  7,  8,  9,  10, 11,  12,  13,  14,  15,  16,  17,  18,  19,  23,  24,  25,   29,
+                                      31, 32, 33, 37, 47, 48, 49, 63, 64, 65, 97, 127, 128, 129, 255, 256, 257, 263, 511, 513, 1023, 1024, 1025, 1031, 2053};
+
+/* ---- products ---- */
+
+/* what a packed operand must be; a panel holds width rows */
+static void check_packed(const mhk_real *got, mhk_index width, mhk_index rows, mhk_index k, const double *values, mhk_index row, mhk_index col) {
+  mhk_index p, i, j;
+  for (p = 0; p < rows; p += width)
+    for (j = 0; j < k; j++)
+      for (i = 0; i < width; i++) {
+        const mhk_real want = p + i < rows ? (mhk_real)values[(p + i) * row + j * col] : 0;
+        const mhk_real g = got[p * k + j * width + i];
+        if (!(g == want || (g != g && want != want))) {
+          CHECK(0, "%s: row %lld, column %lld is %.9g, should be %.9g", at, (long long)(p + i), (long long)j, (double)g, (double)want);
+          return;
+        }
+      }
+  CHECK(1, "packed");
+}
+
+TEST(pack) {
+  static const mhk_dtype types[] = {MHK_F32, MHK_F64, MHK_F16, MHK_BF16};
+  EACH_MACHINE {
+    int way, r, c, side, type;
+    for (type = 0; type < 4; type++)
+      for (side = 0; side < 2; side++)
+        for (way = 0; way < 4; way++)
+          for (r = -1; r < COUNT(tile_sizes); r++)
+            for (c = r & 3; c < COUNT(tile_sizes); c += types[type] == MHK_REAL ? 4 : 9) {
+              const mhk_index width = side ? ks->nr : ks->mr, rows = r < 0 ? 0 : tile_sizes[r], k = c == 0 ? 0 : tile_sizes[c];
+              const mhk_index row = way == 0 ? k : way == 1 ? k + 5 : way == 2 ? 1 : 3, col = way < 2 ? 1 : way == 2 ? rows + 3 : 3 * rows + 2;
+              double *values;
+              void *data = stored(types[type], rows * k > 0 ? (rows - 1) * row + (k - 1) * col + 1 : 0, &values);
+              mhk_real *to = room((rows + width - 1) / width * width * k);
+              set_at("pack %s, panels of %lld, %lld x %lld, strides %lld and %lld", type_name(types[type]), (long long)width, (long long)rows,
+                     (long long)k, (long long)row, (long long)col);
+              ks->pack(to, width, rows, k, matrix(data, types[type], row, col));
+              check_packed(to, width, rows, k, values, row, col);
+              release();
+            }
+  }
+}
+
+/* every number of 16 bits there is */
+TEST(stored_types) {
+  EACH_MACHINE {
+    int type, col;
+    for (type = 0; type < 2; type++)
+      for (col = 1; col <= 256; col += 255) {
+        const mhk_dtype dtype = type ? MHK_BF16 : MHK_F16;
+        double *values = doubles(65536);
+        uint16_t *data = (uint16_t *)raw_room(65536, 2, 0);
+        mhk_real *to = room((256 + ks->nr) * 256);
+        mhk_index i;
+        for (i = 0; i < 65536; i++) {
+          data[i] = (uint16_t)i;
+          values[i] = type ? bfloat_value((uint16_t)i) : half_value((uint16_t)i);
+        }
+        set_at("pack %s, all numbers", type_name(dtype));
+        ks->pack(to, ks->nr, 256, 256, matrix(data, dtype, 256 / col, col));
+        check_packed(to, ks->nr, 256, 256, values, 256 / col, col);
+        release();
+      }
+  }
+}
+
+TEST(product) {
+  enum { MOST = 131 };
+  static const mhk_index depths[] = {0, 1, 2, 7, 64};
+  EACH_MACHINE {
+    mhk_real *a = random_room(MOST * MOST, -1, 1), *b = random_room(MOST * MOST, -1, 1);
+    const int kept = n_blocks;
+    int d;
+    for (d = 0; d < COUNT(depths); d++) {
+      const mhk_index k = depths[d];
+      static double want[MOST * MOST];
+      mhk_index i, j, p;
+      int r, c;
+      for (i = 0; i < MOST; i++)
+        for (j = 0; j < MOST; j++) {
+          double sum = 0;
+          for (p = 0; p < k; p++) sum += (double)a[i * MOST + p] * (double)b[j * MOST + p];
+          want[i * MOST + j] = sum;
+        }
+      for (r = 0; r < COUNT(tile_sizes); r++)
+        for (c = k == 7 ? 0 : r % 3; c < COUNT(tile_sizes); c += k == 7 ? 1 : 3) {
+          const mhk_index m = tile_sizes[r], n = tile_sizes[c], ldc = n + (r + c) % 2 * 3;
+          const int accumulate = (r + c / 3) & 1;
+          mhk_real *pa = room((m + ks->mr - 1) / ks->mr * ks->mr * k), *pb = room((n + ks->nr - 1) / ks->nr * ks->nr * k);
+          mhk_real *to = rows_room(m, ldc, n);
+          double *exact = doubles(m * n);
+          set_at("product %lld x %lld x %lld, %s", (long long)m, (long long)n, (long long)k, accumulate ? "added" : "written");
+          ks->pack(pa, ks->mr, m, k, matrix(a, MHK_REAL, MOST, 1));
+          ks->pack(pb, ks->nr, n, k, matrix(b, MHK_REAL, MOST, 1));
+          for (i = 0; i < m; i++)
+            for (j = 0; j < n; j++) {
+              if (accumulate) to[i * ldc + j] = (mhk_real)(i % 7 - 3);
+              exact[i * n + j] = want[i * MOST + j] + (accumulate ? (double)(i % 7 - 3) : 0);
+            }
+          ks->product(m, n, k, pa, pb, to, ldc, accumulate);
+          result("c", dense(to, m, n, ldc), exact, m * n, 8 * EPS);
+          release_from(kept);
+        }
+    }
+    { /* nothing to do */
+      mhk_real *none = room(0);
+      set_at("product of nothing");
+      ks->product(0, 5, 3, a, b, none, 5, 0);
+      ks->product(5, 0, 3, a, b, none, 5, 1);
+    }
+  }
+}
+
+static double gelu_new(double x) { return 0.5 * x * (1 + tanh(0.7978845608028654 * (x + 0.044715 * x * x * x))); }
+static double sigmoid(double x) { return 1 / (1 + exp(-x)); }
+
+TEST(epilogue) {
+  EACH_MACHINE {
+    int i, kind;
+    for (i = 0; i < COUNT(tile_sizes); i++)
+      for (kind = 0; kind < 16; kind++) {
+        const mhk_index n = tile_sizes[i], m = 1 + kind % 4, ldc = n + 3, offset = kind % 3 * (ldc + 1), column = kind % 5;
+        const mhk_index all = offset + (m - 1) * ldc + n;
+        mhk_real *c = rows_room(m, ldc, n), *bias = random_room(column + n, -1, 1), *residual = random_room(all, -1, 1), *before = room(all);
+        double *want = doubles(m * n), *want_before = doubles(m * n);
+        mhk__epilogue e;
+        mhk_index r, j;
+        set_at("epilogue %d of %lld x %lld", kind, (long long)m, (long long)n);
+        memset(&e, 0, sizeof e);
+        e.bias = kind & 1 ? bias : NULL;
+        e.residual = kind & 2 ? residual : NULL;
+        e.before = kind & 4 ? before : NULL;
+        e.gelu = kind >> 3;
+        for (r = 0; r < m; r++)
+          for (j = 0; j < n; j++) {
+            double x;
+            c[r * ldc + j] = (mhk_real)(float)test_uniform(&seed, -2, 2);
+            x = (double)c[r * ldc + j];
+            if (e.bias) x += (double)bias[column + j];
+            if (e.residual) x += (double)residual[offset + r * ldc + j];
+            want_before[r * n + j] = x;
+            want[r * n + j] = e.gelu ? gelu_new(x) : x;
+          }
+        ks->epilogue(m, n, c, ldc, offset, &e, column);
+        result("c", dense(c, m, n, ldc), want, m * n, 6 * EPS);
+        if (e.before) result("before", dense(before + offset, m, n, ldc), want_before, m * n, 2 * EPS);
+        release();
+      }
+  }
+}
+
+TEST(rows_times) {
+  static const mhk_dtype types[] = {MHK_F32, MHK_F64, MHK_F16, MHK_BF16};
+  static const mhk_index depths[] = {1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129, 131, 255, 257, 1031};
+  EACH_MACHINE {
+    int type, d;
+    mhk_index m;
+    for (type = 0; type < 4; type++)
+      for (m = 1; m <= 4; m++)
+        for (d = 0; d < COUNT(depths); d++) {
+          const mhk_index k = depths[d], n = 1 + (d * 5 + m * 3) % 19, ldy = n + 5;
+          double *w;
+          void *data = stored(types[type], n * k, &w);
+          mhk_real *x = random_room(m * k, -1, 1), *y = rows_room(m, ldy, n), *work = work_room(k);
+          double *want = doubles(m * n);
+          mhk_index i, j, p;
+          set_at("rows_times %s %lld x %lld x %lld", type_name(types[type]), (long long)m, (long long)n, (long long)k);
+          for (i = 0; i < m; i++)
+            for (j = 0; j < n; j++) {
+              double sum = 0;
+              for (p = 0; p < k; p++) sum += (double)x[i * k + p] * w[j * k + p];
+              want[i * n + j] = sum;
+            }
+          ks->rows_times(m, n, k, x, data, types[type], y, ldy, work);
+          result("y", dense(y, m, n, ldy), want, m * n, (k > 64 ? 14 : 9) * EPS);
+          release();
+        }
+  }
+}
+
+/* the driver, with all ways the operands may lie and everything that may follow */
+TEST(gemm) {
+  static const mhk_index sizes[][3] = {{0, 3, 3},     {3, 0, 3},    {3, 5, 0},    {1, 1, 1},    {1, 7, 5},     {1, 65, 131},  {2, 33, 64},  {3, 17, 97},   {4, 129, 65},
+                                       {5, 5, 5},     {7, 31, 383}, {13, 33, 2},  {14, 32, 384}, {15, 31, 385}, {16, 16, 769}, {64, 64, 64}, {65, 63, 67},  {167, 13, 11},
+                                       {169, 65, 29}, {337, 31, 7}, {97, 257, 41}, {1, 1031, 16}, {4, 37, 1031}};
+  static const mhk_dtype types[] = {MHK_F32, MHK_BF16, MHK_F16, MHK_F64};
+  EACH_MACHINE {
+    mhk_context *ctx = contexts[machine];
+    int s, way, threads;
+    for (s = 0; s < COUNT(sizes); s++)
+      for (way = 0; way < 8; way++) {
+        const mhk_index M = sizes[s][0], N = sizes[s][1], K = sizes[s][2], gap = way >= 4 ? 3 : 0, ldc = N + gap;
+        const mhk_index ar = way & 1 ? 1 : K + gap, ac = way & 1 ? M + gap : 1, br = way & 2 ? 1 : N + gap, bc = way & 2 ? K + gap : 1;
+        const mhk_dtype type = way == 2 ? types[s % 4] : types[(s + way) % 4];
+        const mhk_index na = M * K > 0 ? (M - 1) * ar + (K - 1) * ac + 1 : 0, nb = N * K > 0 ? (N - 1) * bc + (K - 1) * br + 1 : 0;
+        double *values;
+        void *b = stored(type, nb, &values);
+        mhk_real *a = random_room(na, -1, 1), *bias = random_room(N, -1, 1), *residual = random_room(M * ldc, -1, 1), *first = NULL;
+        double *want = doubles(M * N), *want_before = doubles(M * N);
+        mhk__epilogue e;
+        mhk_index i, j, p;
+        const int kind = (s + 5 * way) % 11;
+        memset(&e, 0, sizeof e);
+        e.accumulate = kind & 1;
+        e.bias = kind & 2 ? bias : NULL;
+        e.residual = kind & 4 ? residual : NULL;
+        e.gelu = kind >> 3;
+        set_at("gemm %lld x %lld x %lld, %s, way %d, epilogue %d", (long long)M, (long long)N, (long long)K, type_name(type), way, kind);
+        for (i = 0; i < M; i++)
+          for (j = 0; j < N; j++) {
+            double sum = e.accumulate ? (double)(j % 5 - 2) : 0;
+            for (p = 0; p < K; p++) sum += (double)a[i * ar + p * ac] * (double)(mhk_real)values[p * br + j * bc];
+            if (e.bias) sum += (double)bias[j];
+            if (e.residual) sum += (double)residual[i * ldc + j];
+            want_before[i * N + j] = sum;
+            want[i * N + j] = e.gelu ? gelu_new(sum) : sum;
+          }
+        for (threads = 1; threads <= 3; threads += 2) {
+          mhk_real *c = rows_room(M, ldc, N), *before = e.gelu ? rows_room(M, ldc, N) : NULL, *got;
+          if (e.accumulate)
+            for (i = 0; i < M; i++)
+              for (j = 0; j < N; j++) c[i * ldc + j] = (mhk_real)(j % 5 - 2);
+          e.before = before;
+          mhk_set_threads(ctx, threads);
+          mhk__gemm(ctx, M, N, K, matrix(a, MHK_REAL, ar, ac), matrix(b, type, br, bc), c, ldc, kind == 0 ? NULL : &e);
+          CHECK_OK(ctx);
+          got = dense(c, M, N, ldc);
+          if (threads == 1) {
+            result("c", got, want, M * N, 10 * EPS);
+            if (before) result("before", dense(before, M, N, ldc), want_before, M * N, 10 * EPS);
+            first = got;
+          } else if (M * N > 0)
+            CHECK_SAME("gemm on other numbers of threads", got, first, M * N);
+        }
+        mhk_set_threads(ctx, 1);
+        release();
+      }
+  }
+}
+
+/* ---- attention ---- */
+
+typedef struct attention_case {
+  mhk_index B, T, S, H, G, P, offset;
+  int documents;
+  double scale; /* of queries */
+} attention_case;
+
+/* y, lse and the softmax's numbers p (B,H,T,S), 0 where masked */
+static void attention_reference(const mhk__attention_args *a, double *y, double *lse, double *probability) {
+  mhk_index b, h, t, s, p;
+  for (b = 0; b < a->B; b++)
+    for (h = 0; h < a->H; h++)
+      for (t = 0; t < a->T; t++) {
+        const mhk_index g = h / (a->H / a->G), at_q = ((b * a->T + t) * a->H + h) * a->P, last = a->offset + t;
+        const mhk_index first = a->start && a->start[b * a->T + t] > 0 ? a->start[b * a->T + t] : 0;
+        double *row = probability + ((b * a->H + h) * a->T + t) * a->S, most = -INFINITY, sum = 0;
+        for (s = 0; s < a->S; s++) row[s] = 0;
+        for (s = first; s <= last; s++) {
+          for (p = 0; p < a->P; p++) row[s] += (double)a->q[at_q + p] * (double)a->k[b * a->kv_batch + (s * a->G + g) * a->P + p];
+          row[s] /= sqrt((double)a->P);
+          if (row[s] > most) most = row[s];
+        }
+        for (s = first; s <= last; s++) sum += exp(row[s] - most);
+        for (s = first; s <= last; s++) row[s] = exp(row[s] - most) / sum;
+        if (lse) lse[(b * a->H + h) * a->T + t] = most + log(sum);
+        if (y)
+          for (p = 0; p < a->P; p++) {
+            y[at_q + p] = 0;
+            for (s = first; s <= last; s++) y[at_q + p] += row[s] * (double)a->v[b * a->kv_batch + (s * a->G + g) * a->P + p];
+          }
+      }
+}
+
+static void attention_make(mhk__attention_args *a, const attention_case *c) {
+  mhk_index b, i;
+  memset(a, 0, sizeof *a);
+  a->B = c->B;
+  a->T = c->T;
+  a->S = c->S;
+  a->H = c->H;
+  a->G = c->G;
+  a->P = c->P;
+  a->offset = c->offset;
+  a->kv_batch = c->S * c->G * c->P + (c->B > 1 ? 5 : 0);
+  a->q = random_room(c->B * c->T * c->H * c->P, -c->scale, c->scale);
+  {
+    const mhk_index n = (c->B - 1) * a->kv_batch + c->S * c->G * c->P, used = (c->offset + c->T) * c->G * c->P;
+    mhk_real *k = random_room(n, -1, 1), *v = random_room(n, -1, 1);
+    for (b = 0; b < c->B; b++) /* keys nobody sees yet, and what lies between the batches, are not numbers */
+      for (i = used; i < a->kv_batch && b * a->kv_batch + i < n; i++) k[b * a->kv_batch + i] = v[b * a->kv_batch + i] = hole();
+    a->k = k;
+    a->v = v;
+  }
+  {
+    mhk_index *start = documents(c->documents, c->B, c->T);
+    if (start)
+      for (i = 0; i < c->B * c->T; i++) /* positions among the keys */
+        start[i] = start[i] < 0 ? -1 : start[i] + c->offset;
+    if (start && c->documents == 2)
+      for (b = 0; b < c->B; b++) /* the first document may have begun among the cached keys */
+        for (i = 0; i < c->T && start[b * c->T + i] < 0; i++) start[b * c->T + i] = c->offset * 2 / 3;
+    a->start = start;
+  }
+  set_at("B %lld, T %lld, S %lld, H %lld, G %lld, P %lld, offset %lld, documents %d, scale %g", (long long)c->B, (long long)c->T, (long long)c->S,
+         (long long)c->H, (long long)c->G, (long long)c->P, (long long)c->offset, c->documents, c->scale);
+}
+
+static const mhk_index attention_lengths[] = {1, 2, 5, 6, 7, 13, 14, 15, 16, 17, 55, 56, 57, 59, 60, 61, 63, 64, 65, 97, 127, 128, 129, 131};
+static const mhk_index head_sizes[] = {1, 2, 3, 4, 5, 7, 8, 9, 13, 15, 16, 17, 31, 32, 33, 47, 48, 49, 63, 64, 65, 80};
+
+static void attention_forward_case(const attention_case *c) {
+  mhk__attention_args a;
+  const mhk_index ny = c->B * c->T * c->H * c->P, nl = c->B * c->H * c->T;
+  double *y, *lse, *probability;
+  mhk_index b, h;
+  int kind;
+  attention_make(&a, c);
+  y = doubles(ny);
+  lse = doubles(nl);
+  probability = doubles(nl * c->S);
+  attention_reference(&a, y, lse, probability);
+  for (kind = 0; kind < 3; kind++) { /* all, only the result, only the sums */
+    const mhk_real *v = a.v;
+    a.y = kind != 2 ? room(ny) : NULL;
+    a.lse = kind != 1 ? room(nl) : NULL;
+    if (kind == 2) a.v = NULL;
+    for (b = c->B - 1; b >= 0; b--) /* from the last to the first, so that what is written too far shows */
+      for (h = c->H - 1; h >= 0; h--) {
+        const int kept = n_blocks;
+        ks->attention(&a, b, h, work_room(mhk__attention_work(c->S, c->P)));
+        release_from(kept);
+      }
+    if (a.y) result("attention y", a.y, y, ny, 10 * EPS * (1 + c->scale));
+    if (a.lse) result("attention lse", a.lse, lse, nl, 6 * EPS);
+    a.v = v;
+  }
+  release();
+}
+
+TEST(attention) {
+  EACH_MACHINE {
+    int i;
+    for (i = 0; i < 2 * COUNT(attention_lengths); i++) {
+      attention_case c;
+      c.B = 1 + i % 2;
+      c.T = c.S = attention_lengths[i % COUNT(attention_lengths)];
+      c.H = i % 3 == 0 ? 4 : 2;
+      c.G = i % 3 == 0 ? 2 : i % 3;
+      c.P = head_sizes[(i * 5 + 3) % COUNT(head_sizes)];
+      c.offset = 0;
+      c.documents = (i + i / 5) % 5;
+      c.scale = i % 7 == 0 ? 40 : 1;
+      attention_forward_case(&c);
+      if (c.T > 65) continue;
+      c.offset = 1 + i * 7 % 70; /* a cache with room left */
+      c.S = c.offset + c.T + i % 4 * 9;
+      attention_forward_case(&c);
+    }
+    for (i = 0; i < COUNT(head_sizes); i++) {
+      attention_case c;
+      c.B = 1;
+      c.T = 17;
+      c.S = 80;
+      c.H = c.G = 1;
+      c.P = head_sizes[i];
+      c.offset = 50 + i % 13;
+      c.documents = i % 4;
+      c.scale = 2;
+      attention_forward_case(&c);
+    }
+  }
+}
+
+TEST(attention_step) {
+  EACH_MACHINE {
+    int i;
+    mhk_index b, h;
+    for (i = 0; i < 4 * COUNT(head_sizes); i++) {
+      attention_case c;
+      mhk__attention_args a;
+      mhk_index ny;
+      double *y, *probability;
+      c.B = 1 + i % 2;
+      c.T = 1 + i / COUNT(head_sizes);
+      c.offset = i % 5 == 0 ? 0 : row_sizes[1 + i * 3 % 41];
+      c.S = c.offset + c.T + i % 3 * 7;
+      c.H = 6;
+      c.G = i % 3 + 1;
+      c.P = head_sizes[i % COUNT(head_sizes)];
+      c.documents = i % 7 < 5 ? i % 7 : 0;
+      c.scale = i % 6 == 0 ? 40 : 1;
+      attention_make(&a, &c);
+      ny = c.B * c.T * c.H * c.P;
+      y = doubles(ny);
+      probability = doubles(c.B * c.H * c.T * c.S);
+      attention_reference(&a, y, NULL, probability);
+      a.y = room(ny);
+      for (b = c.B - 1; b >= 0; b--)
+        for (h = c.H - 1; h >= 0; h--) {
+          const int kept = n_blocks;
+          ks->attention_step(&a, b, h, work_room(c.S + 16));
+          release_from(kept);
+        }
+      result("step y", a.y, y, ny, 10 * EPS * (1 + c.scale));
+      release();
+    }
+  }
+}
+
+TEST(attention_back) {
+  EACH_MACHINE {
+    int i;
+    for (i = 0; i < 2 * COUNT(attention_lengths); i++) {
+      attention_case c;
+      mhk__attention_args a;
+      mhk_index ny, nk, nl, b, h, g, t, s, p, j;
+      double *y, *lse, *probability, *dq, *dk, *dv;
+      mhk_real *yy, *rlse, *q0, *k0, *v0;
+      const int without = i % 4; /* which gradient is not wanted */
+      c.B = 1 + i % 2;
+      c.T = c.S = attention_lengths[i % COUNT(attention_lengths)];
+      c.H = i % 3 == 0 ? 4 : 2;
+      c.G = i % 3 == 0 ? 2 : i % 3;
+      c.P = head_sizes[(i * 7 + 5) % COUNT(head_sizes)];
+      c.offset = 0;
+      c.documents = (i + i / 5) % 5;
+      c.scale = 1;
+      attention_make(&a, &c);
+      ny = c.B * c.T * c.H * c.P;
+      nk = (c.B - 1) * a.kv_batch + c.T * c.G * c.P;
+      nl = c.B * c.H * c.T;
+      y = doubles(ny);
+      lse = doubles(nl);
+      probability = doubles(nl * c.S);
+      attention_reference(&a, y, lse, probability);
+      yy = room(ny);
+      for (j = 0; j < ny; j++) yy[j] = (mhk_real)y[j];
+      rlse = room(nl);
+      for (j = 0; j < nl; j++) rlse[j] = (mhk_real)lse[j];
+      a.yy = yy;
+      a.lse = rlse;
+      a.dy = random_room(ny, -1, 1);
+      q0 = random_room(ny, -1, 1);
+      k0 = random_room(nk, -1, 1);
+      v0 = random_room(nk, -1, 1);
+      dq = as_doubles(q0, ny);
+      dk = as_doubles(k0, nk);
+      dv = as_doubles(v0, nk);
+      for (b = 0; b < c.B; b++)
+        for (h = 0; h < c.H; h++)
+          for (t = 0; t < c.T; t++) {
+            const mhk_index at_q = ((b * c.T + t) * c.H + h) * c.P, at_k = b * a.kv_batch + h / (c.H / c.G) * c.P;
+            const double *row = probability + ((b * c.H + h) * c.T + t) * c.S;
+            double delta = 0;
+            for (p = 0; p < c.P; p++) delta += (double)a.dy[at_q + p] * y[at_q + p];
+            for (s = 0; s <= t; s++) {
+              const mhk_index kk = at_k + s * c.G * c.P;
+              double dp = 0, ds;
+              if (row[s] == 0) continue;
+              for (p = 0; p < c.P; p++) dp += (double)a.dy[at_q + p] * (double)a.v[kk + p];
+              ds = row[s] * (dp - delta) / sqrt((double)c.P);
+              for (p = 0; p < c.P; p++) {
+                dv[kk + p] += row[s] * (double)a.dy[at_q + p];
+                dq[at_q + p] += ds * (double)a.k[kk + p];
+                dk[kk + p] += ds * (double)a.q[at_q + p];
+              }
+            }
+          }
+      a.dq = without == 1 ? NULL : copy_room(q0, ny);
+      a.dk = without == 2 ? NULL : copy_room(k0, nk);
+      a.dv = without == 3 ? NULL : copy_room(v0, nk);
+      for (b = c.B - 1; b >= 0; b--)
+        for (g = c.G - 1; g >= 0; g--) {
+          const int kept = n_blocks;
+          ks->attention_back(&a, b, g, work_room(mhk__attention_work(c.T, c.P)));
+          release_from(kept);
+        }
+      if (a.dq) result("dq", a.dq, dq, ny, 10 * EPS);
+      if (a.dk) result("dk", a.dk, dk, nk, 10 * EPS);
+      if (a.dv) result("dv", a.dv, dv, nk, 10 * EPS);
+      release();
+    }
+  }
+}
+
+/* ---- SSD ---- */
+
+typedef struct ssd_case {
+  mhk_index B, T, H, G, P, N, Q;
+  int documents, initial, skip;
+  double decay; /* log_a lies in (-decay,0] */
+} ssd_case;
+
+static void ssd_make(mhk__ssd_args *a, const ssd_case *c) {
+  memset(a, 0, sizeof *a);
+  a->B = c->B;
+  a->T = c->T;
+  a->H = c->H;
+  a->G = c->G;
+  a->P = c->P;
+  a->N = c->N;
+  a->Q = c->Q;
+  a->x = random_room(c->B * c->T * c->H * c->P, -1, 1);
+  a->log_a = random_room(c->B * c->T * c->H, -c->decay, 0);
+  a->b = random_room(c->B * c->T * c->G * c->N, -1, 1);
+  a->c = random_room(c->B * c->T * c->G * c->N, -1, 1);
+  a->d = c->skip ? random_room(c->H, -1, 1) : NULL;
+  a->initial = c->initial ? random_room(c->B * c->H * c->P * c->N, -1, 1) : NULL;
+  a->start = documents(c->documents, c->B, c->T);
+  set_at("B %lld, T %lld, H %lld, G %lld, P %lld, N %lld, chunk %lld, documents %d, initial %d, decay %g", (long long)c->B, (long long)c->T,
+         (long long)c->H, (long long)c->G, (long long)c->P, (long long)c->N, (long long)c->Q, c->documents, c->initial, c->decay);
+}
+
+/* the recurrence; all (B,H,T+1,P,N) states when states is given, else the last one in final */
+static void ssd_reference(const mhk__ssd_args *a, double *y, double *states, double *final) {
+  const mhk_index one = a->P * a->N;
+  mhk_index b, h, t, p, n;
+  for (b = 0; b < a->B; b++)
+    for (h = 0; h < a->H; h++) {
+      const mhk_index g = h / (a->H / a->G);
+      double *state = final + (b * a->H + h) * one;
+      for (p = 0; p < one; p++) state[p] = a->initial ? (double)a->initial[(b * a->H + h) * one + p] : 0;
+      if (states) memcpy(states + (b * a->H + h) * (a->T + 1) * one, state, (size_t)one * sizeof *state);
+      for (t = 0; t < a->T; t++) {
+        const mhk_index i = (b * a->T + t) * a->H + h, j = ((b * a->T + t) * a->G + g) * a->N;
+        const double decay = a->start && a->start[b * a->T + t] == t ? 0 : exp((double)a->log_a[i]);
+        for (p = 0; p < a->P; p++) {
+          const double x = (double)a->x[i * a->P + p];
+          double sum = a->d ? (double)a->d[h] * x : 0;
+          for (n = 0; n < a->N; n++) {
+            state[p * a->N + n] = decay * state[p * a->N + n] + x * (double)a->b[j + n];
+            sum += state[p * a->N + n] * (double)a->c[j + n];
+          }
+          y[i * a->P + p] = sum;
+        }
+        if (states) memcpy(states + ((b * a->H + h) * (a->T + 1) + t + 1) * one, state, (size_t)one * sizeof *state);
+      }
+    }
+}
+
+static const mhk_index chunk_sizes[] = {1, 7, 16, 64, 100};
+static const mhk_index state_sizes[][2] = {{1, 1}, {3, 5}, {8, 16}, {17, 4}, {7, 33}, {16, 15}, {33, 8}, {13, 17}, {32, 31}, {64, 64}, {5, 65}, {9, 1}};
+
+/* the cases of SSD, numbered; 0 after the last */
+static int ssd_number(int i, ssd_case *c) {
+  const int q = i % COUNT(chunk_sizes), l = i / COUNT(chunk_sizes) % 6, round = i / (COUNT(chunk_sizes) * 6);
+  const int s = (i * 5 + round) % COUNT(state_sizes);
+  const mhk_index Q = chunk_sizes[q];
+  if (round >= 3) return 0;
+  c->B = 1 + (i + round) % 2;
+  c->T = l == 0 ? 1 : l == 1 ? (Q > 1 ? Q - 1 : 3) : l == 2 ? Q : l == 3 ? Q + 1 : l == 4 ? 2 * Q + 3 : 131;
+  c->H = round == 1 ? 4 : round == 2 ? 3 : 2;
+  c->G = round == 1 ? 2 : round == 2 ? 1 : 2;
+  c->P = state_sizes[s][0];
+  c->N = state_sizes[s][1];
+  c->Q = Q;
+  c->documents = (i + round + i / 5) % 5;
+  c->initial = (i / 2 + round) % 2;
+  c->skip = (i / 3 + round) % 2;
+  c->decay = i % 11 == 10 ? 12 : 0.3;
+  return 1;
+}
+
+/* Sums of logarithms over a chunk are kept in mhk_real: where they are large their rounding shows. */
+static double ssd_tolerance(const ssd_case *c) { return (16 + 0.2 * c->decay * (double)mhk__min(c->Q, c->T)) * EPS; }
+
+/* states between chunks are kept as (N,P), all others as (P,N) */
+static mhk_index turned(mhk_index i, const ssd_case *c) { return i % c->N * c->P + i / c->N; }
+
+static void ssd_forward_case(const ssd_case *c, int recurrent) {
+  const mhk_index one = c->P * c->N, ny = c->B * c->T * c->H * c->P, chunks = (c->T + c->Q - 1) / c->Q, bh = c->B * c->H;
+  mhk__ssd_args a;
+  const double tolerance = recurrent ? 16 * EPS : ssd_tolerance(c);
+  double *y, *final, *states, *want;
+  mhk_index b, h, i, k, j;
+  int with;
+  ssd_make(&a, c);
+  y = doubles(ny);
+  final = doubles(bh * one);
+  states = doubles(bh * (c->T + 1) * one);
+  want = doubles(bh * chunks * one);
+  ssd_reference(&a, y, states, final);
+  for (i = 0; i < bh; i++)
+    for (k = 0; k < chunks; k++)
+      for (j = 0; j < one; j++) want[(i * chunks + k) * one + turned(j, c)] = states[(i * (c->T + 1) + k * c->Q) * one + j];
+  for (with = 0; with < (recurrent ? 1 : 2); with++) {
+    a.y = room(ny);
+    a.final = room(bh * one);
+    a.states = with ? room(bh * chunks * one) : NULL;
+    for (b = c->B - 1; b >= 0; b--)
+      for (h = c->H - 1; h >= 0; h--) {
+        const int kept = n_blocks;
+        if (recurrent)
+          ks->ssd_step(&a, b, h, work_room(1));
+        else
+          ks->ssd(&a, b, h, work_room(mhk__ssd_work(c->Q, c->N, c->P)));
+        release_from(kept);
+      }
+    result("ssd y", a.y, y, ny, tolerance);
+    result("ssd final", a.final, final, bh * one, tolerance);
+    if (with) result("ssd states", a.states, want, bh * chunks * one, tolerance);
+  }
+  release();
+}
+
+TEST(ssd) {
+  EACH_MACHINE {
+    ssd_case c;
+    int i;
+    for (i = 0; ssd_number(i, &c); i++) ssd_forward_case(&c, 0);
+  }
+}
+
+TEST(ssd_step) {
+  EACH_MACHINE {
+    ssd_case c;
+    int i;
+    for (i = 0; ssd_number(i, &c); i++) ssd_forward_case(&c, 1);
+  }
+}
+
+TEST(ssd_back) {
+  EACH_MACHINE {
+    ssd_case c;
+    int i;
+    for (i = 0; ssd_number(i, &c); i++) {
+      const mhk_index one = c.P * c.N, ny = c.B * c.T * c.H * c.P, nb = c.B * c.T * c.G * c.N, chunks = (c.T + c.Q - 1) / c.Q, bh = c.B * c.H;
+      const int without = i % 7; /* 1 dx, 2 dlog_a, 3 db, 4 dc, 5 dinitial is not wanted */
+      const double tolerance = ssd_tolerance(&c);
+      mhk__ssd_args a;
+      double *y, *final, *states, *dx, *dl, *db, *dc, *di, *dd, *dh;
+      mhk_real *dx0, *dl0, *db0, *dc0, *di0, *st;
+      mhk_index b, h, g, t, p, n, k, j;
+      ssd_make(&a, &c);
+      y = doubles(ny);
+      final = doubles(bh * one);
+      states = doubles(bh * (c.T + 1) * one);
+      ssd_reference(&a, y, states, final);
+      st = room(bh * chunks * one);
+      for (j = 0; j < bh; j++)
+        for (k = 0; k < chunks; k++)
+          for (n = 0; n < one; n++) st[(j * chunks + k) * one + turned(n, &c)] = (mhk_real)states[(j * (c.T + 1) + k * c.Q) * one + n];
+      a.states = st;
+      a.dy = random_room(ny, -1, 1);
+      a.dfinal = i % 3 ? random_room(bh * one, -1, 1) : NULL;
+      dx0 = random_room(ny, -1, 1);
+      dl0 = random_room(c.B * c.T * c.H, -1, 1);
+      db0 = random_room(nb, -1, 1);
+      dc0 = random_room(nb, -1, 1);
+      di0 = random_room(bh * one, -1, 1);
+      dx = as_doubles(dx0, ny);
+      dl = as_doubles(dl0, c.B * c.T * c.H);
+      db = as_doubles(db0, nb);
+      dc = as_doubles(dc0, nb);
+      di = as_doubles(di0, bh * one);
+      dd = doubles(bh);
+      dh = doubles(one);
+      for (b = 0; b < c.B; b++)
+        for (h = 0; h < c.H; h++) {
+          g = h / (c.H / c.G);
+          for (n = 0; n < one; n++) dh[n] = a.dfinal ? (double)a.dfinal[(b * c.H + h) * one + n] : 0;
+          for (t = c.T - 1; t >= 0; t--) {
+            const mhk_index xi = (b * c.T + t) * c.H + h, bi = ((b * c.T + t) * c.G + g) * c.N;
+            const double *now = states + ((b * c.H + h) * (c.T + 1) + t + 1) * one, *past = now - one;
+            const double decay = a.start && a.start[b * c.T + t] == t ? 0 : exp((double)a.log_a[xi]);
+            double dot = 0;
+            for (p = 0; p < c.P; p++) {
+              const double dy = (double)a.dy[xi * c.P + p], x = (double)a.x[xi * c.P + p];
+              double sum = 0;
+              for (n = 0; n < c.N; n++) {
+                double *d = &dh[p * c.N + n];
+                *d += dy * (double)a.c[bi + n];
+                dc[bi + n] += dy * now[p * c.N + n];
+                sum += *d * (double)a.b[bi + n];
+                db[bi + n] += *d * x;
+                dot += *d * past[p * c.N + n];
+                *d *= decay;
+              }
+              if (a.d) {
+                sum += dy * (double)a.d[h];
+                dd[b * c.H + h] += dy * x;
+              }
+              dx[xi * c.P + p] += sum;
+            }
+            dl[xi] += decay * dot;
+          }
+          for (n = 0; n < one; n++) di[(b * c.H + h) * one + n] += dh[n];
+        }
+      a.dx = without == 1 ? NULL : copy_room(dx0, ny);
+      a.dlog_a = without == 2 ? NULL : copy_room(dl0, c.B * c.T * c.H);
+      a.db = without == 3 ? NULL : copy_room(db0, nb);
+      a.dc = without == 4 ? NULL : copy_room(dc0, nb);
+      a.dinitial = without == 5 || !a.initial ? NULL : copy_room(di0, bh * one);
+      a.dd = a.d ? room(bh) : NULL;
+      for (b = c.B - 1; b >= 0; b--)
+        for (g = c.G - 1; g >= 0; g--) {
+          const int kept = n_blocks;
+          ks->ssd_back(&a, b, g, work_room(mhk__ssd_work(c.Q, c.N, c.P)));
+          release_from(kept);
+        }
+      if (a.dx) result("dx", a.dx, dx, ny, tolerance);
+      if (a.dlog_a) result("dlog_a", a.dlog_a, dl, c.B * c.T * c.H, 3 * tolerance);
+      if (a.db) result("db", a.db, db, nb, tolerance);
+      if (a.dc) result("dc", a.dc, dc, nb, tolerance);
+      if (a.dinitial) result("dinitial", a.dinitial, di, bh * one, tolerance);
+      if (a.dd) result("dd", a.dd, dd, bh, 3 * tolerance);
+      release();
+    }
+  }
+}
+
+/* ---- the stage-1 loss ---- */
+
+TEST(orientation) {
+  static const mhk_index lengths[] = {1, 2, 7, 14, 15, 17, 63, 64, 65, 97, 127, 128, 129, 131};
+  EACH_MACHINE {
+    int i;
+    for (i = 0; i < 2 * COUNT(lengths); i++) {
+      mhk__orientation_args a;
+      attention_case c;
+      mhk__attention_args at_args;
+      mhk_index nb, nl, b, h, g, t, s, n;
+      double *lse, *probability, *difference, *norm, *dl, *db, *dc, *dd, *got_difference, *got_norm, *cum, *student, *dcum;
+      mhk_real *rlse, *dl0, *db0, *dc0, *d;
+      const int without = i % 5; /* 1 dlog_a, 2 db, 3 dc is not wanted */
+      memset(&a, 0, sizeof a);
+      a.B = c.B = 1 + i % 2;
+      a.T = c.T = c.S = lengths[i % COUNT(lengths)];
+      a.H = a.HT = c.H = i % 3 == 0 ? 4 : 2;
+      a.GT = c.G = i % 2 ? 2 : 1;
+      a.G = i % 3 == 0 ? 2 : i % 3;
+      a.PT = c.P = head_sizes[(i * 5 + 2) % COUNT(head_sizes)];
+      a.P = 4;
+      a.N = head_sizes[(i * 3 + 1) % COUNT(head_sizes)];
+      a.P = a.PT;
+      c.offset = 0;
+      c.documents = (i + i / 5) % 5;
+      c.scale = 2;
+      attention_make(&at_args, &c);
+      at_args.kv_batch = c.T * c.G * c.P;
+      at_args.k = random_room(c.B * c.T * c.G * c.P, -1, 1);
+      set_at("stage 1: B %lld, T %lld, H %lld, G %lld, N %lld, teacher G %lld, P %lld, documents %d", (long long)a.B, (long long)a.T, (long long)a.H,
+             (long long)a.G, (long long)a.N, (long long)a.GT, (long long)a.PT, c.documents);
+      nl = a.B * a.H * a.T;
+      nb = a.B * a.T * a.G * a.N;
+      lse = doubles(nl);
+      probability = doubles(nl * a.T);
+      attention_reference(&at_args, NULL, lse, probability);
+      rlse = room(nl);
+      for (n = 0; n < nl; n++) rlse[n] = (mhk_real)lse[n];
+      a.q = at_args.q;
+      a.k = at_args.k;
+      a.start = at_args.start;
+      a.lse = rlse;
+      a.log_a = random_room(a.B * a.T * a.H, i % 9 == 8 ? -9 : -0.3, 0);
+      a.b = random_room(nb, -0.5, 0.5);
+      a.c = random_room(nb, -0.5, 0.5);
+      d = random_room(a.H, -0.5, 0.5);
+      a.d = i % 4 == 3 ? NULL : d;
+      a.difference = got_difference = doubles(a.B * a.H);
+      a.norm = got_norm = doubles(a.B * a.H);
+      a.scale = 0.7 / (double)(a.B * a.H);
+      dl0 = random_room(a.B * a.T * a.H, -0.1, 0.1);
+      db0 = random_room(nb, -0.1, 0.1);
+      dc0 = random_room(nb, -0.1, 0.1);
+      dl = as_doubles(dl0, a.B * a.T * a.H);
+      db = as_doubles(db0, nb);
+      dc = as_doubles(dc0, nb);
+      dd = doubles(a.B * a.H);
+      difference = doubles(a.B * a.H);
+      norm = doubles(a.B * a.H);
+      cum = doubles(a.T);
+      dcum = doubles(a.T);
+      student = doubles(a.T * a.T);
+      for (b = 0; b < a.B; b++)
+        for (h = 0; h < a.H; h++) {
+          const double *p = probability + (b * a.H + h) * a.T * a.T;
+          double f, sum = 0, diff2 = 0, norm2 = 0;
+          g = h / (a.H / a.G);
+          for (t = 0; t < a.T; t++) cum[t] = sum += (double)a.log_a[(b * a.T + t) * a.H + h];
+          for (t = 0; t < a.T; t++)
+            for (s = 0; s <= t; s++) {
+              const double *row = p + t * a.T;
+              const mhk_index from = a.start ? a.start[b * a.T + t] : 0;
+              double dot = 0, all;
+              for (n = 0; n < a.N; n++) dot += (double)a.c[((b * a.T + t) * a.G + g) * a.N + n] * (double)a.b[((b * a.T + s) * a.G + g) * a.N + n];
+              student[t * a.T + s] = s >= from ? dot * exp(cum[t] - cum[s]) : 0;
+              all = student[t * a.T + s] + (s == t && a.d ? (double)a.d[h] : 0) - row[s];
+              diff2 += all * all;
+              norm2 += row[s] * row[s];
+            }
+          difference[b * a.H + h] = diff2;
+          norm[b * a.H + h] = norm2;
+          f = diff2 > 0 ? a.scale / sqrt(diff2) : 0;
+          for (t = 0; t < a.T; t++) dcum[t] = 0;
+          for (t = 0; t < a.T; t++)
+            for (s = 0; s <= t; s++) {
+              const double dm = f * (student[t * a.T + s] + (s == t && a.d ? (double)a.d[h] : 0) - p[t * a.T + s]);
+              const mhk_index from = a.start ? a.start[b * a.T + t] : 0, ct = ((b * a.T + t) * a.G + g) * a.N, bs = ((b * a.T + s) * a.G + g) * a.N;
+              const double decay = s >= from ? exp(cum[t] - cum[s]) : 0;
+              dcum[t] += dm * student[t * a.T + s];
+              dcum[s] -= dm * student[t * a.T + s];
+              if (s == t && a.d) dd[b * a.H + h] += dm;
+              for (n = 0; n < a.N; n++) {
+                dc[ct + n] += dm * decay * (double)a.b[bs + n];
+                db[bs + n] += dm * decay * (double)a.c[ct + n];
+              }
+            }
+          for (sum = 0, t = a.T - 1; t >= 0; t--) {
+            sum += dcum[t];
+            dl[(b * a.T + t) * a.H + h] += sum;
+          }
+        }
+      for (b = a.B - 1; b >= 0; b--)
+        for (h = a.H - 1; h >= 0; h--) {
+          const int kept = n_blocks;
+          ks->orientation(&a, b, h, work_room(mhk__orientation_work(a.T, a.N, a.PT)));
+          release_from(kept);
+        }
+      for (n = 0; n < a.B * a.H; n++) {
+        result_number("difference", got_difference[n], difference[n], difference[n] + 1e-3 * norm[n], 20 * EPS);
+        result_number("norm", got_norm[n], norm[n], norm[n], 20 * EPS);
+      }
+      a.dlog_a = without == 1 ? NULL : copy_room(dl0, a.B * a.T * a.H);
+      a.db = without == 2 ? NULL : copy_room(db0, nb);
+      a.dc = without == 3 ? NULL : copy_room(dc0, nb);
+      a.dd = a.d ? room(a.B * a.H) : NULL;
+      for (b = a.B - 1; b >= 0; b--)
+        for (g = a.G - 1; g >= 0; g--) {
+          const int kept = n_blocks;
+          ks->orientation_back(&a, b, g, work_room(mhk__orientation_work(a.T, a.N, a.PT)));
+          release_from(kept);
+        }
+      if (a.dlog_a) result("dlog_a", a.dlog_a, dl, a.B * a.T * a.H, 20 * EPS);
+      if (a.db) result("db", a.db, db, nb, 20 * EPS);
+      if (a.dc) result("dc", a.dc, dc, nb, 20 * EPS);
+      if (a.dd) result("dd", a.dd, dd, a.B * a.H, 20 * EPS);
+      release();
+    }
+  }
+}
+
+/* ---- convolution ---- */
+
+enum { CHANNELS = 64 }; /* of one call, as the driver cuts them */
+
+TEST(conv) {
+  EACH_MACHINE {
+    static const mhk_index runs[] = {1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 33, 63, 64, 65, 129};
+    int i;
+    for (i = 0; i < 5 * COUNT(runs); i++) {
+      mhk__conv_args a;
+      const mhk_index n = runs[i % COUNT(runs)], W = 1 + (i + i / COUNT(runs)) % 5, T = 1 + i * 7 % 23, B = 1 + i % 2, first = i % 3 * 5, C = first + n + i % 4;
+      const mhk_index ny = B * T * n, nx = B * T * C;
+      mhk_real *x = random_room(nx, -1, 1), *dx0 = random_room(nx, -1, 1), *before, *given_before, *dw0, *db0, *state;
+      mhk_real *weight = random_room(C * W, -1, 1), *bias = random_room(C, -1, 1), *dy = random_room(ny, -1, 1);
+      double *y = doubles(ny), *z = doubles(nx), *dx, *dw, *db;
+      mhk_index b, t, w, c, k;
+      const int without = i % 5; /* 1 dx, 2 dweight, 3 dbias is not wanted */
+      memset(&a, 0, sizeof a);
+      state = random_room(B * C * (W - 1), -1, 1);
+      before = room(nx);
+      given_before = room(nx);
+      a.B = B;
+      a.T = T;
+      a.C = C;
+      a.W = W;
+      a.ldy = n;
+      a.first = first;
+      a.silu = i / 2 % 2;
+      set_at("conv B %lld, T %lld, channels %lld..%lld of %lld, width %lld, silu %d", (long long)B, (long long)T, (long long)first, (long long)(first + n),
+             (long long)C, (long long)W, a.silu);
+      for (k = 0; k < B * T; k++) /* the other channels are none of its business */
+        for (c = 0; c < C; c++)
+          if (c < first || c >= first + n) x[k * C + c] = hole();
+      dw0 = random_room(C * W, -1, 1);
+      db0 = random_room(C, -1, 1);
+      dx = as_doubles(dx0, nx);
+      dw = as_doubles(dw0, C * W);
+      db = as_doubles(db0, C);
+      a.x = x;
+      a.weight = weight;
+      a.bias = i % 3 ? bias : NULL;
+      a.start = documents(i % 5, B, T);
+      a.state = i / 4 % 2 ? state : NULL;
+      for (b = 0; b < B; b++)
+        for (t = 0; t < T; t++)
+          for (c = first; c < first + n; c++) {
+            const mhk_index from = a.start ? a.start[b * T + t] : -1;
+            const mhk_index yi = (b * T + t) * n + c - first;
+            double sum = a.bias ? (double)bias[c] : 0, sig, slope;
+            for (w = 0; w < W; w++) {
+              const mhk_index s = t - (W - 1 - w);
+              if (s >= 0 && s >= from) sum += (double)weight[c * W + w] * (double)x[(b * T + s) * C + c];
+              if (s < 0 && from < 0 && a.state) sum += (double)weight[c * W + w] * (double)state[(b * C + c) * (W - 1) + W - 1 + s];
+            }
+            sig = sigmoid(sum);
+            z[(b * T + t) * C + c] = sum;
+            given_before[(b * T + t) * C + c] = (mhk_real)sum;
+            y[yi] = a.silu ? sum * sig : sum;
+            slope = (a.silu ? sig * (1 + sum * (1 - sig)) : 1) * (double)dy[yi];
+            for (w = 0; w < W; w++) {
+              const mhk_index s = t - (W - 1 - w);
+              if (s >= 0 && s >= from) {
+                dx[(b * T + s) * C + c] += slope * (double)weight[c * W + w];
+                dw[c * W + w] += slope * (double)x[(b * T + s) * C + c];
+              }
+              if (s < 0 && from < 0 && a.state) dw[c * W + w] += slope * (double)state[(b * C + c) * (W - 1) + W - 1 + s];
+            }
+            db[c] += slope;
+          }
+      a.y = room(ny);
+      a.before = a.silu ? before : NULL;
+      for (k = (n - 1) / CHANNELS; k >= 0; k--) {
+        const mhk_index c0 = first + k * CHANNELS, c1 = mhk__min(c0 + CHANNELS, first + n);
+        const int kept = n_blocks;
+        ks->conv(&a, c0, c1, work_room(mhk__conv_work(W)));
+        release_from(kept);
+      }
+      result("y", a.y, y, ny, 6 * EPS);
+      if (a.before)
+        for (k = 0; k < B * T; k++) {
+          for (c = 0; c < C; c++)
+            if ((c < first || c >= first + n) && !is_hole(before[k * C + c])) CHECK(0, "%s: before is written in channel %lld", at, (long long)c);
+          result("before", before + k * C + first, z + k * C + first, n, 6 * EPS);
+        }
+      a.y = NULL;
+      a.before = a.silu ? given_before : NULL;
+      a.dy = dy;
+      a.dx = without == 1 ? NULL : copy_room(dx0, nx);
+      a.dweight = without == 2 ? NULL : copy_room(dw0, C * W);
+      a.dbias = without == 3 ? NULL : copy_room(db0, C);
+      for (k = (n - 1) / CHANNELS; k >= 0; k--) {
+        const mhk_index c0 = first + k * CHANNELS, c1 = mhk__min(c0 + CHANNELS, first + n);
+        const int kept = n_blocks;
+        ks->conv_back(&a, c0, c1, work_room(mhk__conv_work(W)));
+        release_from(kept);
+      }
+      if (a.dx) result("dx", a.dx, dx, nx, 8 * EPS);
+      if (a.dweight) result("dweight", a.dweight, dw, C * W, 10 * EPS);
+      if (a.dbias) result("dbias", a.dbias, db, C, 10 * EPS);
+      release();
+    }
+  }
+}
+
+/* ---- rows ---- */
+
+TEST(norm) {
+  EACH_MACHINE {
+    int i, kind;
+    for (i = 1; i < COUNT(row_sizes); i++)
+      for (kind = 0; kind < 4; kind++) {
+        const mhk_index n = row_sizes[i];
+        const int centre = kind & 1;
+        const double few = (n < 8 && centre ? 300 : 24) * EPS; /* few numbers less their mean are little more than noise */
+        mhk_real *x = random_room(n, kind & 2 ? 2 : -2, kind & 2 ? 3 : 2), *w = random_room(n, 0.5, 1.5), *b = kind >= 1 ? random_room(n, -1, 1) : NULL;
+        mhk_real *dy = random_room(n, -1, 1), *y = room(n), *dx = random_room(n, -1, 1), *mean = room(1), *rstd = room(1);
+        double *want = doubles(n), *dwant = as_doubles(dx, n), m = 0, v = 0, r, sg = 0, sx = 0;
+        mhk_index j;
+        set_at("norm of %lld, centre %d", (long long)n, centre);
+        for (j = 0; j < n; j++) m += (double)x[j] / (double)n;
+        if (!centre) m = 0;
+        for (j = 0; j < n; j++) v += ((double)x[j] - m) * ((double)x[j] - m) / (double)n;
+        r = 1 / sqrt(v + 1e-3);
+        for (j = 0; j < n; j++) {
+          const double g = (double)dy[j] * (double)w[j], xhat = ((double)x[j] - m) * r;
+          want[j] = xhat * (double)w[j] + (b ? (double)b[j] : 0);
+          sg += centre ? g / (double)n : 0;
+          sx += g * xhat / (double)n;
+        }
+        for (j = 0; j < n; j++) dwant[j] += r * ((double)dy[j] * (double)w[j] - sg - ((double)x[j] - m) * r * sx);
+        ks->norm(n, x, w, b, (mhk_real)1e-3, centre, y, mean, rstd);
+        result("y", y, want, n, few);
+        CHECK(fabs((double)*mean - m) <= 8 * EPS * 3, "%s: mean %.9g, should be %.9g", at, (double)*mean, m);
+        CHECK(fabs((double)*rstd - r) <= 16 * EPS * r, "%s: rstd %.9g, should be %.9g", at, (double)*rstd, r);
+        *mean = (mhk_real)m;
+        *rstd = (mhk_real)r;
+        ks->norm_back(n, x, w, *mean, *rstd, centre, dy, dx);
+        result("dx", dx, dwant, n, few);
+        release();
+      }
+  }
+}
+
+TEST(softmax) {
+  EACH_MACHINE {
+    int i, kind;
+    for (i = 1; i < COUNT(row_sizes); i++)
+      for (kind = 0; kind < 3; kind++) {
+        const mhk_index n = row_sizes[i];
+        const double range = kind == 0 ? 3 : kind == 1 ? 60 : 1000;
+        mhk_real *x = random_room(n, -range, range), *target = random_room(n, -4, 4), *y = room(n), *same = copy_room(x, n), *d = random_room(n, -1, 1);
+        double *want = doubles(n), *dwant = as_doubles(d, n), most = -INFINITY, sum = 0, tsum = 0, dot = 0, scaled = 0, lse, tlse, got;
+        mhk_index j;
+        set_at("softmax of %lld in +-%g", (long long)n, range);
+        for (j = 0; j < n; j++) most = (double)x[j] > most ? (double)x[j] : most;
+        for (j = 0; j < n; j++) sum += exp((double)x[j] - most), scaled += exp(((double)x[j] - most) * 0.75), tsum += exp((double)target[j]);
+        for (j = 0; j < n; j++) want[j] = exp((double)x[j] - most) / sum;
+        lse = most + log(sum);
+        tlse = log(tsum);
+        ks->softmax(n, x, y);
+        result("y", y, want, n, 14 * EPS);
+        ks->softmax(n, same, same);
+        result("y in place", same, want, n, 14 * EPS);
+        got = ks->log_sum_exp(n, x, 1);
+        CHECK(fabs(got - lse) <= 4 * EPS * (1 + fabs(most)), "%s: log_sum_exp is %.12g, should be %.12g", at, got, lse);
+        got = ks->log_sum_exp(n, x, (mhk_real)0.75);
+        CHECK(fabs(got - (0.75 * most + log(scaled))) <= 4 * EPS * (1 + fabs(most)), "%s: log_sum_exp with a scale is %.12g, should be %.12g", at, got,
+              0.75 * most + log(scaled));
+        for (j = 0; j < n; j++) dot += exp((double)target[j] - tlse) * (double)x[j];
+        got = ks->soft_dot(n, x, target, (mhk_real)tlse);
+        CHECK(fabs(got - dot) <= 12 * EPS * range, "%s: soft_dot is %.12g, should be %.12g", at, got, dot);
+        if (kind == 0) {
+          /* the sums over the row come rounded to mhk_real, as the callers keep them */
+          const double it = 0.5, l = (double)(mhk_real)(log(2.0) + lse * it), tl = (double)(mhk_real)tlse;
+          mhk_real *d2 = copy_room(d, n);
+          double *dwant2 = as_doubles(d, n);
+          for (j = 0; j < n; j++) {
+            const double e = exp((double)x[j] * it - l);
+            dwant[j] += 0.3 * (e - exp((double)target[j] - tl));
+            dwant2[j] += 0.3 * e;
+          }
+          ks->soft_back(n, x, (mhk_real)it, (mhk_real)l, target, (mhk_real)tl, (mhk_real)0.3, d);
+          result("soft_back", d, dwant, n, 10 * EPS);
+          ks->soft_back(n, x, (mhk_real)it, (mhk_real)l, NULL, 0, (mhk_real)0.3, d2);
+          result("soft_back without target", d2, dwant2, n, 10 * EPS);
+        }
+        release();
+      }
+    ks->soft_back(0, NULL, 1, 0, NULL, 0, 1, NULL);
+    CHECK(ks->soft_dot(0, NULL, NULL, 0) == 0, "nothing");
+  }
+}
+
+TEST(gelu_and_gate) {
+  EACH_MACHINE {
+    int i, kind;
+    for (i = 0; i < COUNT(row_sizes); i++)
+      for (kind = 0; kind < 6; kind++) {
+        const mhk_index n = row_sizes[i];
+        const double range = kind < 2 ? 4 : kind < 4 ? 20 : 1000;
+        mhk_real *x = random_room(n, -range, range), *z = random_room(n, -range, range), *bias = kind & 1 ? random_room(n, -1, 1) : NULL;
+        mhk_real *dy = random_room(n, -1, 1), *y = room(n), *dx = room(n), *same = copy_room(x, n), *dy0 = random_room(n, -1, 1), *dz = room(n), *d;
+        double *want = doubles(n), *dwant = doubles(n), *gwant = doubles(n), *dywant = as_doubles(dy0, n), *dzwant = doubles(n);
+        mhk_index j;
+        set_at("gelu and gate of %lld in +-%g", (long long)n, range);
+        if (n > 0) x[0] = z[0] = same[0] = (mhk_real)1.5; /* tolerances go by the largest result: let there be one that is not tiny */
+        for (j = 0; j < n; j++) {
+          const double v = (double)x[j], u = 0.7978845608028654 * (v + 0.044715 * v * v * v), s = (double)z[j] + (bias ? (double)bias[j] : 0);
+          const double sig = sigmoid(2 * u), gate = sigmoid(s);
+          want[j] = v * sig;
+          dwant[j] = (double)dy[j] * (sig + v * sig * (1 - sig) * 2 * 0.7978845608028654 * (1 + 3 * 0.044715 * v * v));
+          gwant[j] = v * s * gate;
+          dywant[j] += (double)dy[j] * s * gate;
+          dzwant[j] = (double)dy[j] * v * gate * (1 + s * (1 - gate));
+        }
+        ks->gelu(n, x, y);
+        result("gelu", y, want, n, 4 * EPS);
+        ks->gelu(n, same, same);
+        result("gelu in place", same, want, n, 4 * EPS);
+        ks->gelu_back(n, x, dy, dx);
+        result("gelu_back", dx, dwant, n, 20 * EPS);
+        y = room(n);
+        ks->gate(n, x, z, bias, y);
+        result("gate", y, gwant, n, 4 * EPS);
+        d = copy_room(dy0, n);
+        ks->gate_back(n, x, z, bias, dy, d, dz);
+        result("gate_back dy", d, dywant, n, 4 * EPS);
+        result("gate_back dz", dz, dzwant, n, 12 * EPS);
+        dz = room(n);
+        ks->gate_back(n, x, z, bias, dy, NULL, dz);
+        result("gate_back dz alone", dz, dzwant, n, 12 * EPS);
+        d = copy_room(dy0, n);
+        ks->gate_back(n, x, z, bias, dy, d, NULL);
+        result("gate_back dy alone", d, dywant, n, 4 * EPS);
+        release();
+      }
+  }
+}
+
+/* what is no number stays none, and infinities do what they should */
+TEST(not_numbers) {
+  EACH_MACHINE {
+    mhk_index n, i;
+    for (n = 1; n <= 35; n++)
+      for (i = 0; i < n; i++) {
+        mhk_real *x = random_room(n, -1, 1), *y = room(n), *one = room(n);
+        mhk_index j;
+        int bad = 0;
+        for (j = 0; j < n; j++) one[j] = 1;
+        set_at("NaN at %lld of %lld", (long long)i, (long long)n);
+        x[i] = (mhk_real)NAN;
+        ks->gelu(n, x, y);
+        for (j = 0; j < n; j++) bad |= (y[j] != y[j]) != (i == j);
+        CHECK(!bad, "%s: gelu", at);
+        ks->gate(n, one, x, NULL, y);
+        for (bad = 0, j = 0; j < n; j++) bad |= (y[j] != y[j]) != (i == j);
+        CHECK(!bad, "%s: gate", at);
+        ks->softmax(n, x, y);
+        CHECK(y[i] != y[i], "%s: softmax makes it %g", at, (double)y[i]);
+        CHECK(isnan(ks->log_sum_exp(n, x, 1)), "%s: log_sum_exp", at);
+        CHECK(isnan(ks->distance(n, x, one)), "%s: distance", at);
+        x[i] = (mhk_real)INFINITY;
+        ks->gelu(n, x, y);
+        CHECK(y[i] == (mhk_real)INFINITY, "%s: gelu of infinity is %g", at, (double)y[i]);
+        release();
+      }
+  }
+}
+
+TEST(distance) {
+  EACH_MACHINE {
+    int i;
+    for (i = 0; i < COUNT(row_sizes); i++) {
+      const mhk_index n = row_sizes[i];
+      mhk_real *x = random_room(n, -1, 1), *y = random_room(n, -1, 1);
+      double want = 0;
+      mhk_index j;
+      set_at("distance of %lld", (long long)n);
+      for (j = 0; j < n; j++) want += ((double)x[j] - (double)y[j]) * ((double)x[j] - (double)y[j]);
+      result_number("distance", ks->distance(n, x, y), want, want, 8 * EPS);
+      release();
+    }
+  }
+}
+
+TEST(adamw) {
+  EACH_MACHINE {
+    int i, step;
+    for (i = 0; i < COUNT(row_sizes); i++) {
+      const mhk_index n = row_sizes[i];
+      mhk_real *p = random_room(n, -1, 1), *g = random_room(n, -1, 1), *m = random_room(n, -0.1, 0.1), *v = random_room(n, 0, 0.1), *s = room(7);
+      double *wp = as_doubles(p, n), *wm = as_doubles(m, n), *wv = as_doubles(v, n);
+      mhk_index j;
+      set_at("adamw of %lld", (long long)n);
+      for (step = 1; step <= 3; step++) {
+        s[0] = (mhk_real)(1e-2 * 0.1);
+        s[1] = (mhk_real)0.9;
+        s[2] = (mhk_real)0.95;
+        s[3] = (mhk_real)(1e-2 / (1 - pow(0.9, step)));
+        s[4] = (mhk_real)(1 / sqrt(1 - pow(0.95, step)));
+        s[5] = (mhk_real)1e-8;
+        s[6] = (mhk_real)0.6;
+        for (j = 0; j < n; j++) {
+          const double gi = (double)g[j] * (double)s[6];
+          wm[j] = wm[j] * (double)s[1] + gi * (1 - (double)s[1]);
+          wv[j] = wv[j] * (double)s[2] + gi * gi * (1 - (double)s[2]);
+          wp[j] += -wp[j] * (double)s[0] - (double)s[3] * wm[j] / (sqrt(wv[j]) * (double)s[4] + (double)s[5]);
+        }
+        ks->adamw(n, p, g, m, v, s);
+      }
+      result("p", p, wp, n, 8 * EPS);
+      result("m", m, wm, n, 8 * EPS);
+      result("v", v, wv, n, 8 * EPS);
+      release();
+    }
+  }
+}
+
+int main(int argc, char **argv) {
+  int isa;
+  test_begin(argc, argv);
+#ifndef _WIN32
+  unsetenv("MHK_ISA"); /* all of them are tested, whatever it says */
+#endif
+  for (isa = MHK_ISA_SCALAR; isa <= MHK_ISA_WASM; isa++) {
+    mhk_context_desc d;
+    mhk_context *ctx;
+    memset(&d, 0, sizeof d);
+    d.isa = (mhk_isa)isa;
+    d.threads = 1;
+    ctx = mhk_create(&d);
+    if (!ctx) return 3;
+    if (mhk_failed(ctx)) {
+      mhk_destroy(ctx);
+      continue;
+    }
+    contexts[n_machines] = ctx;
+    tables[n_machines++] = *ctx->kernels;
+    if (test_state.verbose) printf("%s: register tile %d x %d\n", mhk_isa_name(ctx), ctx->kernels->mr, ctx->kernels->nr);
+  }
+  RUN(pack);
+  RUN(stored_types);
+  RUN(product);
+  RUN(epilogue);
+  RUN(rows_times);
+  RUN(gemm);
+  RUN(attention);
+  RUN(attention_step);
+  RUN(attention_back);
+  RUN(ssd);
+  RUN(ssd_step);
+  RUN(ssd_back);
+  RUN(orientation);
+  RUN(conv);
+  RUN(norm);
+  RUN(softmax);
+  RUN(gelu_and_gate);
+  RUN(not_numbers);
+  RUN(distance);
+  RUN(adamw);
+  for (isa = 0; isa < n_machines; isa++) mhk_destroy(contexts[isa]);
+  free(scalar_log);
+  return test_end();
+}

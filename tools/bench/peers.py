@@ -1,0 +1,310 @@
+#!/usr/bin/env python3
+"""mohawk against other libraries, measured in turns: `make bench-peers`.
+
+usage: peers.py [--filter TEXT,...] [--threads 1,2] [--isa NAME] [--pairs 5] [--seconds 2] [--no-install] [--no-compile]
+                [--out FILE]
+
+Peers: OpenBLAS and oneDNN (Debian packages libopenblas-dev and libdnnl-dev), PyTorch (of this Python, or installed into
+build/venv), and ggml where GGML_DIR names its source tree. Those that cannot be installed or built are left out. Each
+case first runs with every peer and mode; then ours, the best of the first three and ggml take turns, and a ratio is
+the median over these rounds of the peer's time over ours: above 1, mohawk is faster. Results go to build/bench.json,
+one row a peer, with the cases that have none.
+"""
+import argparse
+import atexit
+import glob
+import json
+import os
+import select
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+ROOT = os.path.dirname(os.path.dirname(HERE))
+BUILD = os.path.join(ROOT, os.environ.get("BUILD", "build"))
+TORCH = "2.13.0"
+# what holds the peers to a lower instruction set
+LOWER = {"avx2": {"OPENBLAS_CORETYPE": "Haswell", "ONEDNN_MAX_CPU_ISA": "AVX2", "DNNL_MAX_CPU_ISA": "AVX2",
+                  "ATEN_CPU_CAPABILITY": "avx2"}}
+
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+parser.add_argument("--filter", default="")
+parser.add_argument("--threads", default="")
+parser.add_argument("--isa", default="best")
+parser.add_argument("--pairs", type=int, default=5)
+parser.add_argument("--seconds", type=float, default=2.0, help="for the pairs of a row, at least two of them")
+parser.add_argument("--limit", type=float, default=300.0, help="seconds that a peer may take to answer")
+parser.add_argument("--no-install", action="store_true")
+parser.add_argument("--no-compile", action="store_true", help="PyTorch without torch.compile")
+parser.add_argument("--out", default=os.path.join(BUILD, "bench.json"))
+args = parser.parse_args()
+
+
+def say(text):
+    print("peers.py: " + text, file=sys.stderr, flush=True)
+
+
+def quiet(command, **more):
+    try:
+        return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **more)
+    except OSError as error:
+        return subprocess.CompletedProcess(command, 1, str(error))
+
+
+# ---- what is there
+
+
+def install_packages():
+    if args.no_install or not shutil.which("apt-get") or not shutil.which("dpkg"):
+        return
+    wanted = [p for p in ("libopenblas-dev", "libdnnl-dev") if quiet(["dpkg", "-s", p]).returncode != 0]
+    if not wanted:
+        return
+    say("installing " + " and ".join(wanted))
+    sudo = [] if os.geteuid() == 0 or not shutil.which("sudo") else ["sudo", "-n"]
+    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    install = sudo + ["apt-get", "install", "-y", "--no-install-recommends"] + wanted
+    if quiet(install, env=environment).returncode != 0:
+        quiet(sudo + ["apt-get", "update"], env=environment)
+        result = quiet(install, env=environment)
+        if result.returncode != 0:
+            say("they could not be installed: " + (result.stdout.strip().splitlines() or ["?"])[-1])
+
+
+def python_with_torch():
+    for python in (sys.executable, os.path.join(BUILD, "venv/bin/python"), "/usr/bin/python3"):
+        if os.path.exists(python) and quiet([python, "-c", "import torch; torch.compile"]).returncode == 0:
+            return python
+    if args.no_install:
+        return None
+    say(f"installing torch {TORCH} into {BUILD}/venv")
+    quiet([sys.executable, "-m", "venv", os.path.join(BUILD, "venv")])
+    python = os.path.join(BUILD, "venv/bin/python")
+    result = quiet([python, "-m", "pip", "install", "-q", f"torch=={TORCH}", "numpy"])
+    if result.returncode == 0:
+        return python
+    say("torch could not be installed: " + (result.stdout.strip().splitlines() or ["?"])[-1])
+    return None
+
+
+def build(name, source, *flags):
+    """a peer's program, or None"""
+    out = os.path.join(BUILD, "peers", name)
+    os.makedirs(os.path.dirname(out), exist_ok=True)
+    compiler = os.environ.get("CXX", "c++") if source.endswith("cpp") else os.environ.get("CC", "cc")
+    result = quiet([*compiler.split(), "-O2", os.path.join(HERE, source), "-o", out, *flags, "-lm"])
+    if result.returncode == 0:
+        return out
+    say(f"{name} is left out, its program does not build: " + (result.stdout.strip().splitlines() or ["?"])[0])
+    return None
+
+
+def build_ggml():
+    source = os.environ.get("GGML_DIR")
+    if not source:
+        return None
+    work = os.path.join(BUILD, "peers", "ggml")
+    for command in (["cmake", "-S", source, "-B", work, "-DCMAKE_BUILD_TYPE=Release", "-DGGML_NATIVE=ON",
+                     "-DGGML_LLAMAFILE=ON", "-DBUILD_SHARED_LIBS=OFF", "-DGGML_BUILD_TESTS=OFF",
+                     "-DGGML_BUILD_EXAMPLES=OFF"], ["cmake", "--build", work, "--target", "ggml"]):
+        result = quiet(command)
+        if result.returncode != 0:
+            say("ggml is left out: " + (result.stdout.strip().splitlines() or ["?"])[-1])
+            return None
+    libraries = glob.glob(work + "/**/libggml*.a", recursive=True)
+    return build("peer_ggml", "peer_ggml.cpp", "-I" + os.path.join(source, "include"), "-Wl,--start-group", *libraries,
+                 "-Wl,--end-group", "-fopenmp", "-lpthread", "-ldl")
+
+
+# ---- programs that answer lines
+
+
+class Program:
+    def __init__(self, name, command, modes, environment):
+        self.name, self.command, self.modes, self.environment = name, command, modes, environment
+        self.process = None
+
+    def stop(self):
+        if self.process:
+            self.process.kill()
+            self.process.wait()
+        self.process = None
+
+    def ask(self, case, threads, rounds, mode=""):
+        """the answer, or None where there is none"""
+        if not self.process:
+            self.process = subprocess.Popen(self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                                            cwd=ROOT, env=self.environment)
+        try:
+            self.process.stdin.write(f"{case} {threads} {rounds} {mode}\n")
+            self.process.stdin.flush()
+        except OSError:
+            self.stop()
+            return None
+        if not select.select([self.process.stdout], [], [], args.limit)[0]:
+            say(f"{self.name} {mode} took too long for {case} and is left out there")
+            self.stop()
+            return None
+        line = self.process.stdout.readline()
+        if not line:
+            self.stop()
+            return None
+        answer = json.loads(line)
+        return None if "unsupported" in answer else answer
+
+
+def programs(environment):
+    install_packages()
+    found = []
+    multiarch = [f"-I{p}" for p in glob.glob("/usr/include/*/openblas*")]
+    blas = build("peer_openblas", "peer_openblas.c", "-lopenblas", *multiarch)
+    if blas:
+        found.append(Program("OpenBLAS", [blas], [""], environment))
+    dnn = build("peer_onednn", "peer_onednn.c", "-fopenmp", "-ldnnl")
+    if dnn:
+        found.append(Program("oneDNN", [dnn], ["plain", "packed"], environment))
+    python = python_with_torch()
+    if python:
+        modes = ["eager"] if args.no_compile else ["eager", "compile"]
+        found.append(Program("PyTorch", [python, os.path.join(HERE, "peer_torch.py")], modes, environment))
+    ggml = build_ggml()
+    if ggml:
+        found.append(Program("ggml", [ggml], [""], environment))
+    return found
+
+
+# ---- measuring
+
+FORMAT = "{:<30} {:>3} {:<7} {:>11} {:>9} {:>9}  {:<18} {:>11} {:>6}"
+
+
+def show(row):
+    def number(x, text):
+        return "-" if x is None else text.format(x)
+
+    share = number(row["percent_of_limit"], "{:.0f} %") + (" rd" if row["limit"] == "read" else "   ")
+    print(FORMAT.format(row["case"], row["threads"], row["isa"], f"{row['ours_ms']:.3f}",
+                        number(row["gflops"], "{:.1f}"), share, row["peer"] or "-", number(row["peer_ms"], "{:.3f}"),
+                        number(row["ratio"], "{:.2f}")), flush=True)
+
+
+def fastest(case, threads, peers):
+    """every peer and mode once: {(peer, mode): ms} of those that have the case"""
+    first = {}
+    for peer in peers:
+        for mode in peer.modes:
+            answer = peer.ask(case, threads, 1, mode)
+            if answer and answer["ms"] < 300:
+                answer = peer.ask(case, threads, 5, mode) or answer
+            if answer:
+                first[peer, mode] = answer["min_ms"]
+        peer.stop()
+    return first
+
+
+def compare(case, threads, ours, peers):
+    """rows against the best library, and against ggml where it has the case; none where no peer does"""
+    first = fastest(case, threads, peers)
+    groups = [[k for k in first if (k[0].name == "ggml") == ggml] for ggml in (False, True)]
+    chosen = [min(group, key=first.get) for group in groups if group]
+    row = ours.ask(case, threads, 1) if chosen else None
+    if not row:
+        return []
+
+    def count(ms):  # a turn lasts a few hundredths of a second: many rounds of what is short
+        return max(1, min(50, int(40 / ms)))
+
+    for peer, mode in chosen:
+        peer.ask(case, threads, 1, mode)
+    mine, theirs, started = [], [[] for _ in chosen], time.perf_counter()
+    while len(mine) < args.pairs or time.perf_counter() - started < args.seconds:
+        if len(mine) >= 200 or (len(mine) >= 2 and time.perf_counter() - started > 5 * args.seconds):
+            break
+        row = ours.ask(case, threads, count(row["ours_ms"]))
+        answers = [p.ask(case, threads, count(first[p, mode]), mode) for p, mode in chosen]
+        if not row or not all(answers):
+            break
+        mine.append(row)
+        for their, answer in zip(theirs, answers):
+            their.append(answer)
+    for peer, _ in chosen:
+        peer.stop()
+    return [summary(mine, their, peer, mode, first) for their, (peer, mode) in zip(theirs, chosen)] if mine else []
+
+
+def summary(mine, theirs, peer, mode, first):
+    row = dict(mine[-1])
+    share = row["percent_of_limit"] and row["percent_of_limit"] * row["ours_ms"]
+    work = row["gflops"] and row["gflops"] * row["ours_ms"]
+    row["ours_ms"] = statistics.median(r["ours_ms"] for r in mine)
+    row["gflops"], row["percent_of_limit"] = work and work / row["ours_ms"], share and share / row["ours_ms"]
+    row["peer"] = (peer.name + " " + mode).strip()
+    row["peer_ms"] = statistics.median(r["ms"] for r in theirs)
+    row["ratio"] = statistics.median(b["ms"] / a["ours_ms"] for a, b in zip(mine, theirs))
+    row["ours_min_ms"], row["rounds"] = min(r["ours_min_ms"] for r in mine), len(mine)
+    row["peers_min_ms"] = {(p.name + " " + m).strip(): round(ms, 4) for (p, m), ms in first.items()}
+    if "memory" in theirs[-1]:
+        row["peer_memory"] = max(r["memory"] for r in theirs)
+        if row["peer_memory"] > 0 and row["ours_memory"] > 0:
+            row["memory_ratio"] = row["ours_memory"] / row["peer_memory"]
+    return row
+
+
+def main():
+    # threads of all programs spin for about 0.1 ms before they sleep: enough from one loop to the next, and not ruinous
+    # on a machine that has other work
+    environment = {"GOMP_SPINCOUNT": "5000", "PYTHONWARNINGS": "ignore", **os.environ, **LOWER.get(args.isa, {})}
+    environment.pop("OMP_WAIT_POLICY", None)
+    mohawk = os.path.join(BUILD, "mohawk")
+    names = subprocess.run([mohawk, "bench", "--list"], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True,
+                           check=True).stdout.split()
+    words = [w for w in args.filter.split(",") if w]
+    names = [n for n in names if not words or any(w in n for w in words)]
+    threads = [int(x) for x in args.threads.split(",") if x] or sorted({1, min(2, os.cpu_count() or 1)})
+    peers = programs(environment)
+    ours = Program("mohawk", [mohawk, "bench", "--serve", "--isa", args.isa], [""], environment)
+    for p in [ours, *peers]:
+        atexit.register(p.stop)
+    rows, alone = [], []
+    print(FORMAT.format("case", "thr", "isa", "ms", "GFLOP/s", "of limit   ", "best peer", "ms", "ratio"))
+    for name in names:
+        if name.startswith(("ssd_", "model_")):
+            alone.append(name)
+            continue
+        for n in threads:
+            found = compare(name, n, ours, peers)
+            for row in found:
+                rows.append(row)
+                show(row)
+            if not found and name not in alone:
+                alone.append(name)
+        ours.stop()
+    for p in [ours, *peers]:
+        p.stop()
+    if alone:
+        part = args.out + ".alone"
+        command = [mohawk, "bench", "--filter", ",".join(alone), "--threads", ",".join(map(str, threads))]
+        command += ["--isa", args.isa, "--out", part, "--json"]
+        subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, check=True)
+        with open(part) as file:
+            more = [r for r in json.load(file) if r["case"] in alone]
+        os.remove(part)
+        done = {(r["case"], r["threads"]) for r in rows}
+        for row in more:
+            if (row["case"], row["threads"]) not in done:
+                rows.append(row)
+                show(row)
+    with open(args.out + ".new", "w") as file:
+        file.write("[\n" + ",\n".join("  " + json.dumps(r) for r in rows) + "\n]\n")
+    os.replace(args.out + ".new", args.out)
+    print("written: " + os.path.relpath(args.out))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit(1)
