@@ -1510,7 +1510,7 @@ static mhk_index mhk__attention_work(mhk_index S, mhk_index P) {
 }
 static mhk_index mhk__ssd_work(mhk_index Q, mhk_index N, mhk_index P) {
   const mhk_index q = mhk__padded(Q), n = mhk__padded(N), p = mhk__padded(P), most = mhk__max(q, mhk__max(n, p));
-  return 3 * Q * Q + q * mhk__max(Q, N) + q * (2 * N + P) + (q + most) * mhk__max(N, P) + 3 * Q * n + Q * mhk__max(N, Q) + 2 * Q * p + 2 * n * p + 4 * Q + 64;
+  return 3 * Q * Q + q * mhk__max(Q, N) + q * (2 * N + P) + (q + most) * mhk__max(N, P) + 3 * Q * n + Q * mhk__max(N, Q) + 2 * Q * p + 2 * n * p + 6 * Q + 64;
 }
 static mhk_index mhk__orientation_work(mhk_index T, mhk_index N, mhk_index P) {
   const mhk_index n = mhk__padded(MHK__TILE), most = mhk__padded(mhk__max(MHK__TILE, mhk__max(N, P)));
@@ -2435,24 +2435,30 @@ static void MHK__N(mhk__attention_back)(const mhk__attention_args *a, mhk_index 
 
 /* ---- SSD ---- */
 
-/* decay[t][s] = exp(cum_t - cum_s) for s <= t inside the document, else 0 */
-static void MHK__N(mhk__decay_tile)(mhk_index n, const mhk_real *cum, const mhk_index *start, mhk_index t0, mhk_real *decay, mhk_index ld) {
+/* decay[t][s] = exp(cum_t - cum_s) for s <= t inside the document, else 0. Sums and differences in double: after a strong decay a float sum has no digits left
+   for the weak ones that follow. */
+static void MHK__N(mhk__decay_tile)(mhk_index n, const double *cum, const mhk_index *start, mhk_index t0, mhk_real *decay, mhk_index ld) {
   mhk_index t, s;
   for (t = 0; t < n; t++) {
     const mhk_index from = start && start[t] > t0 ? start[t] - t0 : 0;
     mhk_real *row = decay + t * ld;
     for (s = 0; s < from; s++) row[s] = 0;
-    MHK__N(mhk__row_exp)(t + 1 - from, cum + from, MHK__R(-1), -cum[t], row + from);
+    for (s = from; s <= t; s++) row[s] = MHK__R(cum[t] - cum[s]);
+    MHK__N(mhk__row_exp)(t + 1 - from, row + from, MHK__R(1), 0, row + from);
     for (s = t + 1; s < n; s++) row[s] = 0;
   }
 }
 
 /* carry[t] = exp(cum_t) where the state from before the chunk is seen, else 0; tail[s] = exp(cum_last - cum_s) where the last token sees s */
-static void MHK__N(mhk__decay_edges)(mhk_index n, const mhk_real *cum, const mhk_index *start, mhk_index t0, mhk_real *carry, mhk_real *tail) {
+static void MHK__N(mhk__decay_edges)(mhk_index n, const double *cum, const mhk_index *start, mhk_index t0, mhk_real *carry, mhk_real *tail) {
   mhk_index t;
   const mhk_index open = start && start[n - 1] > t0 ? start[n - 1] - t0 : 0;
-  MHK__N(mhk__row_exp)(n, cum, MHK__R(1), 0, carry);
-  MHK__N(mhk__row_exp)(n, cum, MHK__R(-1), -cum[n - 1], tail);
+  for (t = 0; t < n; t++) {
+    carry[t] = MHK__R(cum[t]);
+    tail[t] = MHK__R(cum[n - 1] - cum[t]);
+  }
+  MHK__N(mhk__row_exp)(n, carry, MHK__R(1), 0, carry);
+  MHK__N(mhk__row_exp)(n, tail, MHK__R(1), 0, tail);
   for (t = 0; t < n; t++) {
     if (start && start[t] >= t0) carry[t] = 0;
     if (t < open) tail[t] = 0;
@@ -2493,15 +2499,16 @@ static void MHK__N(mhk__ssd)(const mhk__ssd_args *a, mhk_index b, mhk_index h, m
   const mhk_real *la = a->log_a + b * T * a->H + h;
   const mhk_index *start = a->start ? a->start + b * T : NULL;
   mhk_real *y = a->y + (b * T * a->H + h) * P;
-  mhk_real *decay = work, *s = decay + Q * Q, *left = s + Q * Q, *pc = left + q * mhk__max(Q, N), *pb = pc + q * N, *px = pb + q * N;
-  mhk_real *ps = px + Q * wide_p, *pw = ps + N * wide_p, *state = pw + wide_n * Q, *cum = state + N * P, *carry = cum + Q, *tail = carry + Q;
+  double *cum = (double *)work;
+  mhk_real *decay = work + 2 * Q, *s = decay + Q * Q, *left = s + Q * Q, *pc = left + q * mhk__max(Q, N), *pb = pc + q * N, *px = pb + q * N;
+  mhk_real *ps = px + Q * wide_p, *pw = ps + N * wide_p, *state = pw + wide_n * Q, *carry = state + N * P, *tail = carry + Q;
   mhk_index c, t, i;
   MHK__N(mhk__turn)(P, N, a->initial ? a->initial + (b * a->H + h) * P * N : NULL, state);
   for (c = 0; c < chunks; c++) {
     const mhk_index t0 = c * Q, n = T - t0 < Q ? T - t0 : Q;
     const mhk_index *st = start ? start + t0 : NULL;
     double sum = 0;
-    for (t = 0; t < n; t++) cum[t] = MHK__R(sum += (double)la[(t0 + t) * a->H]);
+    for (t = 0; t < n; t++) cum[t] = sum += (double)la[(t0 + t) * a->H];
     MHK__N(mhk__decay_tile)(n, cum, st, t0, decay, Q);
     MHK__N(mhk__decay_edges)(n, cum, st, t0, carry, tail);
     if (a->states) memcpy(a->states + ((b * a->H + h) * chunks + c) * P * N, state, (size_t)(P * N) * sizeof(mhk_real));
@@ -2574,10 +2581,11 @@ static void MHK__N(mhk__ssd_back)(const mhk__ssd_args *a, mhk_index b, mhk_index
   const mhk_index q = mhk__padded(Q), wide_n = mhk__padded(N), wide_p = mhk__padded(P);
   const mhk_real *bm = a->b + (b * T * a->G + g) * N, *cm = a->c + (b * T * a->G + g) * N;
   const mhk_index *start = a->start ? a->start + b * T : NULL;
-  mhk_real *decay = work, *s = decay + Q * Q, *dg = s + Q * Q, *left = dg + Q * Q, *pc = left + q * Q, *pdy = pc + q * N, *pt = pdy + q * P;
+  double *cum = (double *)work;
+  mhk_real *decay = work + 2 * Q, *s = decay + Q * Q, *dg = s + Q * Q, *left = dg + Q * Q, *pc = left + q * Q, *pdy = pc + q * N, *pt = pdy + q * P;
   mhk_real *right = pt + q * mhk__max(N, P), *rb = right + mhk__max(q, mhk__max(wide_n, wide_p)) * mhk__max(N, P), *rc = rb + Q * wide_n;
-  mhk_real *rdy = rc + Q * wide_n, *pw = rdy + Q * wide_p, *sums = pw + wide_n * Q, *dstate = sums + Q * mhk__max(N, Q), *cum = dstate + N * P;
-  mhk_real *carry = cum + Q, *tail = carry + Q, *dcum = tail + Q;
+  mhk_real *rdy = rc + Q * wide_n, *pw = rdy + Q * wide_p, *sums = pw + wide_n * Q, *dstate = sums + Q * mhk__max(N, Q);
+  mhk_real *carry = dstate + N * P, *tail = carry + Q, *dcum = tail + Q;
   mhk_index h, c, t, i;
   for (h = g * group; h < (g + 1) * group; h++) {
     const mhk_real *x = a->x + (b * T * a->H + h) * P, *dy = a->dy + (b * T * a->H + h) * P, *la = a->log_a + b * T * a->H + h;
@@ -2592,7 +2600,7 @@ static void MHK__N(mhk__ssd_back)(const mhk__ssd_args *a, mhk_index b, mhk_index
       mhk_real *db = a->db ? a->db + (b * T * a->G + g) * N + t0 * ldb : NULL, *dc = a->dc ? a->dc + (b * T * a->G + g) * N + t0 * ldb : NULL;
       const int before = c > 0 || a->initial != NULL, after = c < chunks - 1 || a->dfinal != NULL;
       double sum = 0, last = 0;
-      for (t = 0; t < n; t++) cum[t] = MHK__R(sum += (double)la[(t0 + t) * a->H]);
+      for (t = 0; t < n; t++) cum[t] = sum += (double)la[(t0 + t) * a->H];
       MHK__N(mhk__decay_tile)(n, cum, st, t0, decay, Q);
       MHK__N(mhk__decay_edges)(n, cum, st, t0, carry, tail);
       for (t = 0; t < n; t++) dcum[t] = 0;
@@ -2713,8 +2721,7 @@ static void MHK__N(mhk__two_tiles)(const mhk__orientation_args *a, mhk_index h, 
   MHK__N(mhk__product)(rows, cols, a->N, pc, bcol, s, K, 0);
   MHK__N(mhk__product)(rows, cols, a->PT, pq, kcol, p, K, 0);
   if (i0 == j0) {
-    for (i = 0; i < rows; i++) u[i] = MHK__R(cum[i0 + i] - (i0 > 0 ? cum[i0 - 1] : 0.0));
-    MHK__N(mhk__decay_tile)(rows, u, start ? start + i0 : NULL, i0, decay, K);
+    MHK__N(mhk__decay_tile)(rows, cum + i0, start ? start + i0 : NULL, i0, decay, K);
   } else {
     for (i = 0; i < rows; i++) u[i] = MHK__R(cum[i0 + i] - cum[i0 - 1]);
     for (j = 0; j < cols; j++) v[j] = MHK__R(cum[i0 - 1] - cum[j0 + j]);
@@ -3452,6 +3459,39 @@ static void mhk__gemm(mhk_context *ctx, mhk_index M, mhk_index N, mhk_index K, m
     mhk__run(ctx, &g, (M + g.mc - 1) / g.mc, 0, (g.mc + ks->mr) * g.kc, (double)M * (double)g.n * (double)K, mhk__gemm_rows);
   }
   mhk__scratch_rewind(ctx, mark);
+}
+
+/* Many small products: one task each, so that threads meet once. Matrix i of the batch lies i * step_x elements further. */
+typedef struct mhk__batch_args {
+  mhk_index M, N, K, step_a, step_b, step_c, ldc;
+  mhk__matrix a, b;
+  mhk_real *c;
+  int accumulate;
+} mhk__batch_args;
+
+static void mhk__batch_task(void *arg, mhk_index task, int worker) {
+  const mhk__job *job = (const mhk__job *)arg;
+  const mhk__batch_args *g = (const mhk__batch_args *)job->args;
+  const mhk__kernels *ks = job->ctx->kernels;
+  mhk_real *pb = job->work + worker * job->each, *pa = pb + mhk__padded(g->N) * g->K;
+  ks->pack(pa, ks->mr, g->M, g->K, mhk__mat((const mhk_real *)g->a.data + task * g->step_a, MHK_REAL, g->a.row, g->a.col));
+  ks->pack(pb, ks->nr, g->N, g->K, mhk__mat((const mhk_real *)g->b.data + task * g->step_b, MHK_REAL, g->b.col, g->b.row));
+  ks->product(g->M, g->N, g->K, pa, pb, g->c + task * g->step_c, g->ldc, g->accumulate);
+}
+
+/* c_i = or += a_i b_i for each i of the batch, all of dtype MHK_REAL */
+static void mhk__gemm_batch(mhk_context *ctx, mhk_index batch, const mhk__batch_args *g) {
+  mhk__epilogue e;
+  mhk_index i;
+  if (batch > 1 && g->K > 0 && (g->M + g->N) * g->K <= 262144) {
+    mhk__run(ctx, g, batch, 0, (mhk__padded(g->M) + mhk__padded(g->N)) * g->K, (double)batch * (double)(g->M * g->N) * (double)g->K, mhk__batch_task);
+    return;
+  }
+  memset(&e, 0, sizeof e);
+  e.accumulate = g->accumulate;
+  for (i = 0; i < batch; i++)
+    mhk__gemm(ctx, g->M, g->N, g->K, mhk__mat((const mhk_real *)g->a.data + i * g->step_a, MHK_REAL, g->a.row, g->a.col),
+              mhk__mat((const mhk_real *)g->b.data + i * g->step_b, MHK_REAL, g->b.row, g->b.col), g->c + i * g->step_c, g->ldc, &e);
 }
 
 #define MHK__HEAD_TASK(name, type, kernel) \
@@ -4381,25 +4421,32 @@ static const mhk__epilogue *mhk__accumulate(mhk__epilogue *e) {
 
 typedef struct mhk__matmul_saved { mhk_index batch, m, n, k, brs, bcs; } mhk__matmul_saved;
 
+static void mhk__products(mhk_context *ctx, mhk_index batch, mhk_index M, mhk_index N, mhk_index K, mhk__matrix a, mhk__matrix b, mhk_real *c, int accumulate) {
+  mhk__batch_args g;
+  g.M = M;
+  g.N = g.ldc = N;
+  g.K = K;
+  g.step_a = M * K;
+  g.step_b = K * N;
+  g.step_c = M * N;
+  g.a = a;
+  g.b = b;
+  g.c = c;
+  g.accumulate = accumulate;
+  mhk__gemm_batch(ctx, batch, &g);
+}
+
 static void mhk__matmul_back(mhk_tape *t, mhk__node *node) {
   const mhk__matmul_saved *s = (const mhk__matmul_saved *)node->saved;
+  const mhk_real *g = node->out[0]->grad, *a = mhk__d(node->in[0]), *b = mhk__d(node->in[1]);
   mhk_real *da = mhk__into(t, node->in[0]), *db = mhk__into(t, node->in[1]);
-  mhk__epilogue e;
-  mhk_index i;
-  mhk__accumulate(&e);
-  for (i = 0; i < s->batch; i++) {
-    const mhk_real *g = node->out[0]->grad + i * s->m * s->n, *a = mhk__d(node->in[0]) + i * s->m * s->k, *b = mhk__d(node->in[1]) + i * s->k * s->n;
-    if (da) mhk__gemm(t->ctx, s->m, s->k, s->n, mhk__real_mat(g, s->n, 1), mhk__real_mat(b, s->bcs, s->brs), da + i * s->m * s->k, s->k, &e);
-    if (!db) continue;
-    if (s->bcs == 1) /* b is (k,n) */
-      mhk__gemm(t->ctx, s->k, s->n, s->m, mhk__real_mat(a, 1, s->k), mhk__real_mat(g, s->n, 1), db + i * s->k * s->n, s->n, &e);
-    else
-      mhk__gemm(t->ctx, s->n, s->k, s->m, mhk__real_mat(g, 1, s->n), mhk__real_mat(a, s->k, 1), db + i * s->k * s->n, s->k, &e);
-  }
+  if (da) mhk__products(t->ctx, s->batch, s->m, s->k, s->n, mhk__real_mat(g, s->n, 1), mhk__real_mat(b, s->bcs, s->brs), da, 1);
+  if (db && s->bcs == 1) mhk__products(t->ctx, s->batch, s->k, s->n, s->m, mhk__real_mat(a, 1, s->k), mhk__real_mat(g, s->n, 1), db, 1); /* b is (k,n) */
+  if (db && s->bcs != 1) mhk__products(t->ctx, s->batch, s->n, s->k, s->m, mhk__real_mat(g, 1, s->n), mhk__real_mat(a, s->k, 1), db, 1);
 }
 
 MHKDEF mhk_tensor *mhk_matmul(mhk_tape *t, mhk_tensor *a, mhk_tensor *b, int transpose_b) {
-  mhk_index shape[MHK_MAX_RANK], i;
+  mhk_index shape[MHK_MAX_RANK];
   mhk__matmul_saved s;
   mhk_tensor *y, *in[2];
   mhk__node *node;
@@ -4418,9 +4465,7 @@ MHKDEF mhk_tensor *mhk_matmul(mhk_tape *t, mhk_tensor *a, mhk_tensor *b, int tra
   y = mhk__new(t, a->rank, shape);
   if (!y) return NULL;
   for (s.batch = 1, r = 0; r < a->rank - 2; r++) s.batch *= a->shape[r];
-  for (i = 0; i < s.batch; i++)
-    mhk__gemm(t->ctx, s.m, s.n, s.k, mhk__real_mat(mhk__d(a) + i * s.m * s.k, s.k, 1), mhk__real_mat(mhk__d(b) + i * s.k * s.n, s.brs, s.bcs),
-              mhk__d(y) + i * s.m * s.n, s.n, NULL);
+  mhk__products(t->ctx, s.batch, s.m, s.n, s.k, mhk__real_mat(mhk__d(a), s.k, 1), mhk__real_mat(mhk__d(b), s.brs, s.bcs), mhk__d(y), 0);
   in[0] = a;
   in[1] = b;
   node = mhk__record(t, mhk__matmul_back, 2, in, 1, &y, sizeof s);
