@@ -1459,6 +1459,10 @@ typedef struct mhk__conv_args {
   mhk_real *dx, *dweight, *dbias; /* added to; NULL: not wanted */
 } mhk__conv_args;
 
+/* Which part of a product is wanted or not zero: everything; c on and below its diagonal; a lower triangular; a upper triangular. Whole register tiles are
+   left out, what they would have held is not touched. */
+enum { mhk__whole, mhk__lower_c, mhk__lower_a, mhk__upper_a };
+
 struct mhk__kernels {
   int mr, nr; /* the register tile of products: rows of A, columns of B */
   /* rows x k numbers, row i's element j at src[i * rs + j * cs], into panels of width rows, zero padded */
@@ -1721,6 +1725,8 @@ static inline MHK__V MHK__N(mhk__vsigmoid)(MHK__V x) {
   return one / (one + MHK__N(mhk__vexp)(MHK__SET(MHK__R(0)) - x));
 }
 
+static inline MHK__V MHK__N(mhk__silu_of)(MHK__V v) { return v * MHK__N(mhk__vsigmoid)(v); }
+
 /* ---- products ---- */
 
 /* W rows of W numbers, row stride rs, transposed: column j goes to dst + j * width, its first n numbers */
@@ -1836,14 +1842,22 @@ static void MHK__N(mhk__pack_panel)(mhk_real *MHK__RESTRICT dst, mhk_index width
   }
 }
 
+/* packs a matrix of rows x k by strides as the left operand (rows of A) or the right one (columns of B) */
+static void MHK__N(mhk__pack_by)(mhk_real *dst, mhk_index width, mhk_index rows, mhk_index k, const mhk_real *src, mhk_index row, mhk_index col,
+                                 const mhk_real *scale) {
+  mhk_index p;
+  for (p = 0; p < rows; p += width, dst += width * k)
+    MHK__N(mhk__pack_panel)(dst, width, rows - p < width ? rows - p : width, k, src + p * row, row, col, scale);
+}
+
 static void MHK__N(mhk__pack)(mhk_real *dst, mhk_index width, mhk_index rows, mhk_index k, mhk__matrix src) {
   mhk_index p, i, j;
+  if (src.dtype == MHK_REAL) {
+    MHK__N(mhk__pack_by)(dst, width, rows, k, (const mhk_real *)src.data, src.row, src.col, NULL);
+    return;
+  }
   for (p = 0; p < rows; p += width, dst += width * k) {
     const mhk_index w = rows - p < width ? rows - p : width;
-    if (src.dtype == MHK_REAL) {
-      MHK__N(mhk__pack_panel)(dst, width, w, k, (const mhk_real *)src.data + p * src.row, src.row, src.col, NULL);
-      continue;
-    }
     if (src.dtype == MHK_BF16) {
       const uint16_t *MHK__RESTRICT s = (const uint16_t *)src.data + p * src.row;
       for (i = 0; i < w; i++)
@@ -1921,20 +1935,16 @@ static void MHK__N(mhk__pack)(mhk_real *dst, mhk_index width, mhk_index rows, mh
 MHK__TILE_OF(mhk__tile, MHK__MR)
 MHK__TILE_OF(mhk__tile_half, MHK__HALF)
 
-/* Which part of a product is wanted or not zero: everything; c on and below its diagonal; a lower triangular; a upper triangular. Whole register tiles are
-   left out, what they would have held is not touched. */
-enum { MHK__N(mhk__whole), MHK__N(mhk__lower_c), MHK__N(mhk__lower_a), MHK__N(mhk__upper_a) };
-
 static void MHK__N(mhk__product_of)(mhk_index m, mhk_index n, mhk_index k, const mhk_real *a, const mhk_real *b, mhk_real *c, mhk_index ldc, int accumulate,
                                     int part) {
   mhk_index i, j, ii, jj;
   for (j = 0; j < n; j += MHK__NR)
     for (i = 0; i < m; i += MHK__MR) {
       const mhk_index mm = m - i < MHK__MR ? m - i : MHK__MR, nn = n - j < MHK__NR ? n - j : MHK__NR;
-      const mhk_index from = part == MHK__N(mhk__upper_a) ? i : 0, to = part == MHK__N(mhk__lower_a) && i + mm < k ? i + mm : k;
+      const mhk_index from = part == mhk__upper_a ? i : 0, to = part == mhk__lower_a && i + mm < k ? i + mm : k;
       const mhk_real *pa = a + i * k + from * MHK__MR, *pb = b + j * k + from * MHK__NR;
       mhk_real *to_c = c + i * ldc + j;
-      if (part == MHK__N(mhk__lower_c) && j > i + mm - 1) continue;
+      if (part == mhk__lower_c && j > i + mm - 1) continue;
       if (nn == MHK__NR && mm == MHK__MR)
         MHK__N(mhk__tile)(to - from, pa, pb, to_c, ldc, accumulate);
       else if (nn == MHK__NR && mm == MHK__HALF)
@@ -1957,7 +1967,7 @@ static void MHK__N(mhk__product_of)(mhk_index m, mhk_index n, mhk_index k, const
 }
 
 static void MHK__N(mhk__product)(mhk_index m, mhk_index n, mhk_index k, const mhk_real *a, const mhk_real *b, mhk_real *c, mhk_index ldc, int accumulate) {
-  MHK__N(mhk__product_of)(m, n, k, a, b, c, ldc, accumulate, MHK__N(mhk__whole));
+  MHK__N(mhk__product_of)(m, n, k, a, b, c, ldc, accumulate, mhk__whole);
 }
 
 /* gelu_new(x) = x sigmoid(2u), u = sqrt(2/pi) (x + 0.044715 x^3): the tanh form without its cancellation */
@@ -2514,14 +2524,6 @@ static void MHK__N(mhk__decay_edges)(mhk_index n, const double *cum, const mhk_i
   }
 }
 
-/* packs a matrix of rows x k by strides as the left operand (rows of A) or the right one (columns of B) */
-static void MHK__N(mhk__pack_by)(mhk_real *dst, mhk_index width, mhk_index rows, mhk_index k, const mhk_real *src, mhk_index row, mhk_index col,
-                                 const mhk_real *scale) {
-  mhk_index p;
-  for (p = 0; p < rows; p += width, dst += width * k)
-    MHK__N(mhk__pack_panel)(dst, width, rows - p < width ? rows - p : width, k, src + p * row, row, col, scale);
-}
-
 /* row i of a packed left operand times f[i] */
 static void MHK__N(mhk__scale_packed)(mhk_real *MHK__RESTRICT dst, mhk_index rows, mhk_index k, const mhk_real *f) {
   mhk_index p, i, j;
@@ -2565,13 +2567,13 @@ static void MHK__N(mhk__ssd)(const mhk__ssd_args *a, mhk_index b, mhk_index h, m
     MHK__N(mhk__pack_by)(pc, MHK__MR, n, N, cm + t0 * ldb, ldb, 1, NULL);
     MHK__N(mhk__pack_by)(pb, MHK__NR, n, N, bm + t0 * ldb, ldb, 1, NULL);
     MHK__N(mhk__pack_by)(px, MHK__NR, P, n, x + t0 * ldx, 1, ldx, NULL);
-    MHK__N(mhk__product_of)(n, n, N, pc, pb, s, Q, 0, MHK__N(mhk__lower_c));
+    MHK__N(mhk__product_of)(n, n, N, pc, pb, s, Q, 0, mhk__lower_c);
     for (t = 0; t < n; t++) {
       for (i = 0; i <= t; i++) s[t * Q + i] *= decay[t * Q + i];
       for (; i < n; i++) s[t * Q + i] = 0;
     }
     MHK__N(mhk__pack_by)(left, MHK__MR, n, n, s, Q, 1, NULL);
-    MHK__N(mhk__product_of)(n, P, n, left, px, y + t0 * ldx, ldx, 0, MHK__N(mhk__lower_a));
+    MHK__N(mhk__product_of)(n, P, n, left, px, y + t0 * ldx, ldx, 0, mhk__lower_a);
     /* from before the chunk: y += carry C state */
     if (c > 0 || a->initial) {
       MHK__N(mhk__scale_packed)(pc, n, N, carry);
@@ -2655,10 +2657,10 @@ static void MHK__N(mhk__ssd_back)(const mhk__ssd_args *a, mhk_index b, mhk_index
       for (t = 0; t < n; t++) dcum[t] = 0;
       MHK__N(mhk__pack_by)(pc, MHK__MR, n, N, cc, ldb, 1, NULL);
       MHK__N(mhk__pack_by)(right, MHK__NR, n, N, bc, ldb, 1, NULL);
-      MHK__N(mhk__product_of)(n, n, N, pc, right, s, Q, 0, MHK__N(mhk__lower_c));
+      MHK__N(mhk__product_of)(n, n, N, pc, right, s, Q, 0, mhk__lower_c);
       MHK__N(mhk__pack_by)(pdy, MHK__MR, n, P, dyc, ldx, 1, NULL);
       MHK__N(mhk__pack_by)(right, MHK__NR, n, P, xc, ldx, 1, NULL);
-      MHK__N(mhk__product_of)(n, n, P, pdy, right, dg, Q, 0, MHK__N(mhk__lower_c));
+      MHK__N(mhk__product_of)(n, n, P, pdy, right, dg, Q, 0, mhk__lower_c);
       for (t = 0; t < n; t++) {
         mhk_real *MHK__RESTRICT srow = s + t * Q, *MHK__RESTRICT drow = dg + t * Q, *MHK__RESTRICT r = sums, row = 0;
         const mhk_real *MHK__RESTRICT l = decay + t * Q;
@@ -2676,17 +2678,17 @@ static void MHK__N(mhk__ssd_back)(const mhk__ssd_args *a, mhk_index b, mhk_index
       MHK__N(mhk__pack_by)(rdy, MHK__NR, P, n, dyc, 1, ldx, NULL);
       if (dx) {
         MHK__N(mhk__pack_by)(left, MHK__MR, n, n, s, 1, Q, NULL);
-        MHK__N(mhk__product_of)(n, P, n, left, rdy, dx, ldx, 1, MHK__N(mhk__upper_a));
+        MHK__N(mhk__product_of)(n, P, n, left, rdy, dx, ldx, 1, mhk__upper_a);
       }
       if (dc) {
         MHK__N(mhk__pack_by)(left, MHK__MR, n, n, dg, Q, 1, NULL);
         MHK__N(mhk__pack_by)(rb, MHK__NR, N, n, bc, 1, ldb, NULL);
-        MHK__N(mhk__product_of)(n, N, n, left, rb, dc, ldb, 1, MHK__N(mhk__lower_a));
+        MHK__N(mhk__product_of)(n, N, n, left, rb, dc, ldb, 1, mhk__lower_a);
       }
       if (db) {
         MHK__N(mhk__pack_by)(left, MHK__MR, n, n, dg, 1, Q, NULL);
         MHK__N(mhk__pack_by)(rc, MHK__NR, N, n, cc, 1, ldb, NULL);
-        MHK__N(mhk__product_of)(n, N, n, left, rc, db, ldb, 1, MHK__N(mhk__upper_a));
+        MHK__N(mhk__product_of)(n, N, n, left, rc, db, ldb, 1, mhk__upper_a);
       }
       if (after) { /* through the state after the chunk */
         MHK__N(mhk__pack_by)(pt, MHK__MR, n, P, xc, ldx, 1, NULL);
@@ -2941,8 +2943,6 @@ static inline void MHK__N(mhk__conv_tap)(const mhk__conv_args *a, mhk_index b, m
 }
 
 /* One vector of channels over one sequence, up to four taps and no documents: the last inputs stay in registers. k[0..3] are the taps, unused ones 0. */
-static inline MHK__V MHK__N(mhk__silu_of)(MHK__V v) { return v * MHK__N(mhk__vsigmoid)(v); }
-
 static void MHK__N(mhk__conv_run4)(const mhk__conv_args *a, mhk_index b, mhk_index c, mhk_index n, const MHK__V *k) {
   const mhk_real *x = a->x + b * a->T * a->C + c;
   mhk_real *y = a->y + b * a->T * a->ldy + c - a->first, hold[3][MHK__W];
@@ -3050,7 +3050,7 @@ static void MHK__N(mhk__conv)(const mhk__conv_args *a, mhk_index c0, mhk_index c
       if (a->silu) {
         for (i = 0; i < n; i += MHK__W) {
           const MHK__V v = MHK__LOADN(y + i, n - i);
-          MHK__STOREN(y + i, v * MHK__N(mhk__vsigmoid)(v), n - i);
+          MHK__STOREN(y + i, MHK__N(mhk__silu_of)(v), n - i);
         }
       }
     }
@@ -3424,11 +3424,14 @@ static const void *mhk__mat_at(const mhk__matrix *m, mhk_index i, mhk_index j) {
 
 typedef struct mhk__gemm_args {
   mhk_index M, N, K, mc, kc, nc, j0, n; /* this round's columns j0..j0+n */
+  mhk_index step;                       /* columns a task packs: whole panels */
   mhk__matrix a, b;
   mhk_real *c, *packed;
   mhk_index ldc;
   const mhk__epilogue *e;
 } mhk__gemm_args;
+
+static int mhk__epilogue_works(const mhk__epilogue *e) { return e && (e->bias || e->residual || e->before || e->gelu); }
 
 #define MHK__PACK_COLUMNS 64
 
@@ -3437,7 +3440,7 @@ static void mhk__gemm_pack(void *arg, mhk_index task, int worker) {
   const mhk__job *job = (const mhk__job *)arg;
   const mhk__gemm_args *g = (const mhk__gemm_args *)job->args;
   const mhk__kernels *ks = job->ctx->kernels;
-  const mhk_index nr = ks->nr, step = MHK__PACK_COLUMNS / nr * nr > 0 ? MHK__PACK_COLUMNS / nr * nr : nr, groups = (g->n + step - 1) / step;
+  const mhk_index nr = ks->nr, step = g->step, groups = (g->n + step - 1) / step;
   const mhk_index k0 = task / groups * g->kc, j = task % groups * step, k = mhk__min(g->kc, g->K - k0), wide = (g->n + nr - 1) / nr * nr;
   (void)worker;
   ks->pack(g->packed + wide * k0 + j * k, nr, mhk__min(step, g->n - j), k, mhk__mat(mhk__mat_at(&g->b, k0, g->j0 + j), g->b.dtype, g->b.col, g->b.row));
@@ -3455,7 +3458,7 @@ static void mhk__gemm_rows(void *arg, mhk_index task, int worker) {
     ks->pack(pa, ks->mr, m, k, mhk__mat(mhk__mat_at(&g->a, i0, k0), g->a.dtype, g->a.row, g->a.col));
     ks->product(m, g->n, k, pa, g->packed + wide * k0, c, g->ldc, k0 > 0 || (g->e && g->e->accumulate));
   }
-  if (g->e && (g->e->bias || g->e->residual || g->e->before || g->e->gelu))
+  if (mhk__epilogue_works(g->e))
     ks->epilogue(m, g->n, c, g->ldc, i0 * g->ldc + g->j0, g->e, g->j0);
 }
 
@@ -3465,7 +3468,7 @@ static void mhk__gemm_few(void *arg, mhk_index task, int worker) {
   const mhk__kernels *ks = job->ctx->kernels;
   const mhk_index j = task * g->nc, n = mhk__min(g->nc, g->N - j);
   ks->rows_times(g->M, n, g->K, (const mhk_real *)g->a.data, mhk__mat_at(&g->b, 0, j), g->b.dtype, g->c + j, g->ldc, job->work + worker * job->each);
-  if (g->e && (g->e->bias || g->e->residual || g->e->before || g->e->gelu)) ks->epilogue(g->M, n, g->c + j, g->ldc, j, g->e, j);
+  if (mhk__epilogue_works(g->e)) ks->epilogue(g->M, n, g->c + j, g->ldc, j, g->e, j);
 }
 
 /* c (M,N) = a (M,K) b (K,N), then the epilogue (may be NULL). c's rows are ldc apart. */
@@ -3501,13 +3504,13 @@ static void mhk__gemm(mhk_context *ctx, mhk_index M, mhk_index N, mhk_index K, m
   }
   g.mc = mhk__min(168 / ks->mr * ks->mr, ((M + 15) / 16 + ks->mr - 1) / ks->mr * ks->mr);
   g.kc = mhk__min(K, 384);
+  g.step = MHK__PACK_COLUMNS / ks->nr * ks->nr;
   g.nc = mhk__max(ks->nr, mhk__min(N, ((mhk_index)1 << 20) / K) / ks->nr * ks->nr + ks->nr);
   mark = mhk__scratch_mark(ctx);
   g.packed = (mhk_real *)mhk__scratch(ctx, mhk__size3(ctx, g.nc + ks->nr, K, 1) > 0 ? (g.nc + ks->nr) * K : 0, sizeof(mhk_real));
   for (; g.packed && g.j0 < N && ctx->result == MHK_OK; g.j0 += g.n) {
-    const mhk_index step = MHK__PACK_COLUMNS / ks->nr * ks->nr > 0 ? MHK__PACK_COLUMNS / ks->nr * ks->nr : ks->nr;
     g.n = mhk__min(g.nc, N - g.j0);
-    mhk__run(ctx, &g, (K + g.kc - 1) / g.kc * ((g.n + step - 1) / step), 0, 1, (double)g.n * (double)K, mhk__gemm_pack);
+    mhk__run(ctx, &g, (K + g.kc - 1) / g.kc * ((g.n + g.step - 1) / g.step), 0, 1, (double)g.n * (double)K, mhk__gemm_pack);
     mhk__run(ctx, &g, (M + g.mc - 1) / g.mc, 0, (g.mc + ks->mr) * g.kc, (double)M * (double)g.n * (double)K, mhk__gemm_rows);
   }
   mhk__scratch_rewind(ctx, mark);
@@ -3802,6 +3805,9 @@ static mhk_real *mhk__grad(mhk_tape *t, mhk_tensor *x) {
   return x->grad;
 }
 
+/* the gradient to add to, or NULL when x wants none */
+static mhk_real *mhk__into(mhk_tape *t, mhk_tensor *x) { return x && x->requires_grad ? mhk__grad(t, x) : NULL; }
+
 MHKDEF int mhk_wants_grad(mhk_tape *t, mhk_tensor *x) { return mhk__tape_ready(t) && x && x->requires_grad && mhk__grad(t, x) != NULL; }
 
 static mhk_tensor *mhk__new(mhk_tape *t, int rank, const mhk_index *shape) { return mhk__tensor_in(t->ctx, &t->arena, rank, shape); }
@@ -3952,16 +3958,10 @@ typedef struct mhk__recompute_saved { mhk_block_fn f; void *user; } mhk__recompu
 
 static void mhk__recompute_back(mhk_tape *t, mhk__node *n) {
   const mhk__recompute_saved *s = (const mhk__recompute_saved *)n->saved;
-  const mhk_tape_mark mark = mhk_tape_here(t);
   mhk_tensor *x = n->in[0], *copy, *y;
-  mhk_real *g = NULL;
+  mhk_real *g = mhk__into(t, x); /* before the mark, so that it stays */
+  const mhk_tape_mark inner = mhk_tape_here(t);
   mhk_index i;
-  mhk_tape_mark inner = mark;
-  if (x->requires_grad) {
-    g = mhk__grad(t, x); /* before the mark, so that it stays */
-    inner = mhk_tape_here(t);
-  }
-  inner.records = t->records;
   t->recording = 1;
   copy = mhk_detach(t, x);
   if (copy && g) { /* adds where x itself would: the same bits as without recomputation */
@@ -4172,9 +4172,6 @@ static int mhk__same_shape(const mhk_tensor *a, const mhk_tensor *b) {
 static mhk_index mhk__last(const mhk_tensor *x) { return x->rank > 0 ? x->shape[x->rank - 1] : 1; }
 static mhk_index mhk__row_count(const mhk_tensor *x) { return mhk__last(x) > 0 ? x->count / mhk__last(x) : 0; }
 static mhk_real *mhk__d(const mhk_tensor *x) { return (mhk_real *)x->data; }
-
-/* the gradient to add to, or NULL when x wants none */
-static mhk_real *mhk__into(mhk_tape *t, mhk_tensor *x) { return x && x->requires_grad ? mhk__grad(t, x) : NULL; }
 
 typedef struct mhk__axpy_args { mhk_real *y; const mhk_real *x; mhk_real f; } mhk__axpy_args;
 static void mhk__axpy_body(mhk_context *ctx, void *args, mhk_index first, mhk_index last) {

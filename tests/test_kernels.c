@@ -271,15 +271,6 @@ static void *stored(mhk_dtype dtype, mhk_index n, double **values) {
 }
 static const char *type_name(mhk_dtype d) { return d == MHK_F64 ? "F64" : d == MHK_F32 ? "F32" : d == MHK_F16 ? "F16" : "BF16"; }
 
-static mhk__matrix matrix(const void *data, mhk_dtype dtype, mhk_index row, mhk_index col) {
-  mhk__matrix m;
-  m.data = data;
-  m.dtype = dtype;
-  m.row = row;
-  m.col = col;
-  return m;
-}
-
 #define COUNT(list) ((int)(sizeof(list) / sizeof *(list)))
 /* around every width (1, 2, 4, 8, 16), every register tile (4, 6, 8, 14; 4, 8, 16, 32, 48), and some primes */
 static const mhk_index tile_sizes[] = {1,  2,  3,  4,  5,  6,  7,  8,  9,  11, 13, 14, 15, 16, 17, 23, 27, 28, 29,
@@ -321,7 +312,7 @@ TEST(pack) {
               mhk_real *to = room((rows + width - 1) / width * width * k);
               set_at("pack %s, panels of %lld, %lld x %lld, strides %lld and %lld", type_name(types[type]), (long long)width, (long long)rows,
                      (long long)k, (long long)row, (long long)col);
-              ks->pack(to, width, rows, k, matrix(data, types[type], row, col));
+              ks->pack(to, width, rows, k, mhk__mat(data, types[type], row, col));
               check_packed(to, width, rows, k, values, row, col);
               release();
             }
@@ -344,7 +335,7 @@ TEST(stored_types) {
           values[i] = type ? bfloat_value((uint16_t)i) : half_value((uint16_t)i);
         }
         set_at("pack %s, all numbers", type_name(dtype));
-        ks->pack(to, ks->nr, 256, 256, matrix(data, dtype, 256 / col, col));
+        ks->pack(to, ks->nr, 256, 256, mhk__mat(data, dtype, 256 / col, col));
         check_packed(to, ks->nr, 256, 256, values, 256 / col, col);
         release();
       }
@@ -377,8 +368,8 @@ TEST(product) {
           mhk_real *to = rows_room(m, ldc, n);
           double *exact = doubles(m * n);
           set_at("product %lld x %lld x %lld, %s", (long long)m, (long long)n, (long long)k, accumulate ? "added" : "written");
-          ks->pack(pa, ks->mr, m, k, matrix(a, MHK_REAL, MOST, 1));
-          ks->pack(pb, ks->nr, n, k, matrix(b, MHK_REAL, MOST, 1));
+          ks->pack(pa, ks->mr, m, k, mhk__mat(a, MHK_REAL, MOST, 1));
+          ks->pack(pb, ks->nr, n, k, mhk__mat(b, MHK_REAL, MOST, 1));
           for (i = 0; i < m; i++)
             for (j = 0; j < n; j++) {
               if (accumulate) to[i * ldc + j] = (mhk_real)(i % 7 - 3);
@@ -509,7 +500,7 @@ TEST(gemm) {
               for (j = 0; j < N; j++) c[i * ldc + j] = (mhk_real)(j % 5 - 2);
           e.before = before;
           mhk_set_threads(ctx, threads);
-          mhk__gemm(ctx, M, N, K, matrix(a, MHK_REAL, ar, ac), matrix(b, type, br, bc), c, ldc, kind == 0 ? NULL : &e);
+          mhk__gemm(ctx, M, N, K, mhk__mat(a, MHK_REAL, ar, ac), mhk__mat(b, type, br, bc), c, ldc, kind == 0 ? NULL : &e);
           CHECK_OK(ctx);
           got = dense(c, M, N, ldc);
           if (threads == 1) {
