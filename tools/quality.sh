@@ -1,6 +1,6 @@
 #!/bin/sh
 # Reruns rows of the quality table with `mohawk distill` and prints what they reach next to the numbers to reach: KL divergences
-# measured with the method in PyTorch. One seed each, 3 M tokens each.
+# measured with the method in PyTorch. 3 M tokens a row and seed; with several seeds the table shows mean and range.
 #
 #   tools/quality.sh TEACHER_DIR DATA_DIR [OUT_DIR]
 #
@@ -8,12 +8,14 @@
 # text/children_valid.txt; OUT_DIR (default build/quality) receives a folder a row. Stopped with Ctrl-C, the same command goes on.
 #
 # Variables: ROWS    which rows, of: alone staged staged-high attention rotary hybrid hybrid-best
+#            SEEDS   which seeds (default "1 2 3")
+#            JOBS    how many runs at once, each on THREADS threads (default 1 run on all the machine has)
 #            MOHAWK  the program (default build/mohawk)
 #            SCALE   tokens of each stage in thousands are 500, 1000, 1500 times this over 100 (default 100)
 set -eu
 
 if [ $# -lt 2 ] || [ $# -gt 3 ]; then
-  sed -n '2,13s/^# \{0,1\}//p' "$0" >&2
+  sed -n '2,15s/^# \{0,1\}//p' "$0" >&2
   exit 2
 fi
 teacher=$1
@@ -22,6 +24,9 @@ out=${3:-build/quality}
 rows=${ROWS:-alone staged attention rotary hybrid}
 mohawk=${MOHAWK:-build/mohawk}
 scale=${SCALE:-100}
+seeds=${SEEDS:-1 2 3}
+jobs=${JOBS:-1}
+threads=${THREADS:-}
 
 for file in stories_train children_train children_valid; do
   if [ ! -f "$data/text/$file.txt" ]; then
@@ -48,27 +53,52 @@ row() {
   esac
 }
 
-# number after a key in one line of JSON
-value() { printf '%s\n' "$1" | sed -n "s/.*\"$2\": \([-0-9.eE]*\).*/\1/p"; }
+# one row and seed, into $out/ROW-SEED
+run() {
+  options=$(row "$1" | cut -d'|' -f2)
+  echo "quality.sh: $1, seed $2: $options" >&2
+  # shellcheck disable=SC2086 # the options are words
+  "$mohawk" distill --teacher "$teacher" --out "$out/$1-$2" $options --seed "$2" ${threads:+--threads $threads} --batch 8 --length 256 --windows random \
+    --text "$data/text/stories_train.txt" "$data/text/children_train.txt" --repeat 4,1 --max-document 0,1500 \
+    --eval "$data/text/children_valid.txt" --eval-windows 128 --eval-length 256 --json >"$out/$1-$2.jsonl" || {
+    echo "quality.sh: $1, seed $2, did not finish" >&2
+    return 1
+  }
+}
 
 for name in $rows; do row "$name" >/dev/null; done
 mkdir -p "$out"
+running=0
 for name in $rows; do
-  options=$(row "$name" | cut -d'|' -f2)
-  echo "quality.sh: $name: $options" >&2
-  # shellcheck disable=SC2086 # the options are words
-  "$mohawk" distill --teacher "$teacher" --out "$out/$name" $options --batch 8 --length 256 --windows random \
-    --text "$data/text/stories_train.txt" "$data/text/children_train.txt" --repeat 4,1 --max-document 0,1500 \
-    --eval "$data/text/children_valid.txt" --eval-windows 128 --eval-length 256 --json >"$out/$name.jsonl" || {
-    echo "quality.sh: $name did not finish" >&2
-    exit 1
-  }
+  for seed in $seeds; do
+    run "$name" "$seed" &
+    running=$((running + 1))
+    if [ $running -ge "$jobs" ]; then
+      wait
+      running=0
+    fi
+  done
 done
+wait
 
-echo '| recipe | cross-entropy | to reach | KL to teacher | to reach | difference | same next token | to reach |'
+# the last evaluation of each seed of a row: "cross-entropy KL agreement", a line each
+reached() {
+  for seed in $seeds; do
+    grep '"event": "evaluation"' "$out/$1-$seed.jsonl" | tail -n 1 |
+      sed -n 's/.*"cross_entropy": \([-0-9.eE]*\).*"kl": \([-0-9.eE]*\).*"agreement": \([-0-9.eE]*\).*/\1 \2 \3/p'
+  done
+}
+
+echo '| recipe | seeds | cross-entropy | to reach | KL to teacher | to reach | same next token | to reach |'
 echo '|---|---|---|---|---|---|---|---|'
 for name in $rows; do
-  line=$(grep '"event": "evaluation"' "$out/$name.jsonl" | tail -n 1)
-  row "$name" | awk -F'|' -v ce="$(value "$line" cross_entropy)" -v kl="$(value "$line" kl)" -v same="$(value "$line" agreement)" \
-    '{ printf "| %s | %.3f | %s | %.4f | %s | %+.1f %% | %.3f | %s |\n", $1, ce, $3, kl, $4, 100 * (kl / $4 - 1), same, $5 }'
+  reached "$name" | awk -v what="$(row "$name" | cut -d'|' -f1,3-)" '
+    function span(c) { return low[c] == high[c] ? "" : sprintf(" (%.3f to %.3f)", low[c], high[c]) }
+    { for (c = 1; c <= 3; c++) { sum[c] += $c; if (NR == 1 || $c < low[c]) low[c] = $c; if (NR == 1 || $c > high[c]) high[c] = $c } }
+    END {
+      split(what, want, "|")
+      if (NR == 0) { print "| " want[1] " | 0 | no run finished |"; exit 1 }
+      printf "| %s | %d | %.3f%s | %s | %.3f%s | %s | %.3f%s | %s |\n", want[1], NR, sum[1] / NR, span(1), want[2], sum[2] / NR, span(2), want[3],
+        sum[3] / NR, span(3), want[4]
+    }'
 done
