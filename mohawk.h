@@ -64,7 +64,7 @@
       Tensors           >>tensors       types and shapes
       Tape              >>tape          autograd, recomputation, gradient checks
       Ops               >>ops           forward and backward side by side
-      Files             >>files         JSON, safetensors
+      Files             >>files         JSON, safetensors, PyTorch's archives
       Tokenizer         >>tokenizer     byte-level BPE
       Models            >>models        configurations, weights, initialisation
       Layers            >>layers        mixers, blocks, forward passes, decoding state
@@ -430,7 +430,7 @@ MHKDEF mhk_result mhk_config_parse(mhk_context *ctx, const char *json, size_t le
 MHKDEF size_t mhk_config_format(const mhk_config *config, char *json, size_t capacity);
 MHKDEF double mhk_config_parameters(const mhk_config *config); /* how many numbers the model has */
 
-/* Reads a model: a folder with config.json and model.safetensors (or shards with their index), and the tokenizer beside it if there is one; or
+/* Reads a model: a folder with config.json and what mhk_file_open() finds there, and the tokenizer beside it if there is one; or
    one .safetensors file that mhk_save() wrote, with both in its metadata. Weights are mapped and stay in their stored type: the model is frozen. */
 MHKDEF mhk_model *mhk_load(mhk_context *ctx, const char *path);
 /* A new model with weights drawn as PyTorch's layers draw them. Trainable. */
@@ -496,7 +496,9 @@ MHKDEF mhk_tensor *mhk_forward_matrix(mhk_tape *t, mhk_model *m, int layer, mhk_
 
 /* ---------------------------------------------------------------------------------------- files */
 
-/* safetensors (huggingface/safetensors, format of version 0.4): 8 bytes of header length, a JSON header, raw little-endian tensors. */
+/* safetensors (huggingface/safetensors, format of version 0.4): 8 bytes of header length, a JSON header, raw little-endian tensors.
+   PyTorch's own files (torch.save of a state dict, PyTorch 1.6 and later: pytorch_model.bin): a zip archive of raw tensors and a pickle that
+   describes them, which is read as data: nothing it names is ever run, and what a state dict does not need is refused. */
 typedef struct mhk_file mhk_file;
 typedef struct mhk_file_tensor {
   const char *name;
@@ -507,7 +509,8 @@ typedef struct mhk_file_tensor {
   const void *data; /* in the mapped file: little-endian, aligned to the element or not */
   size_t bytes;
 } mhk_file_tensor;
-/* Opens a safetensors file, a folder's model.safetensors, or an index of shards. Everything is checked before it is believed. */
+/* Opens a file of either kind, an index of shards, or what a folder holds: model.safetensors, its index, pytorch_model.bin, its index,
+   the first of them that is there. Everything is checked before it is believed, but for the checksums of mapped tensors. */
 MHKDEF mhk_file *mhk_file_open(mhk_context *ctx, const char *path);
 MHKDEF mhk_file *mhk_file_open_memory(mhk_context *ctx, const void *data, size_t bytes); /* data must stay */
 MHKDEF void mhk_file_close(mhk_file *f);
@@ -5633,7 +5636,7 @@ MHKDEF mhk_tensor *mhk_matrix_orientation(mhk_tape *t, mhk_tensor *la, mhk_tenso
 #endif /* MOHAWK_IMPLEMENTATION */
 #if defined(MOHAWK_IMPLEMENTATION) && !defined(MHK__PASS)
 /* ====================================================================================================
-   FILES: JSON, numbers, safetensors                                                         >>files
+   FILES: JSON, numbers, safetensors, PyTorch's archives                                      >>files
    ==================================================================================================== */
 
 /* ---- small helpers */
@@ -6540,6 +6543,13 @@ static uint16_t mhk__pack_f16(float x) {
   return (uint16_t)(sign | out);
 }
 
+/* a little-endian whole number of up to 8 bytes */
+static uint64_t mhk__little(const unsigned char *p, size_t bytes) {
+  uint64_t x = 0;
+  while (bytes > 0) x = (x << 8) | p[--bytes];
+  return x;
+}
+
 /* n elements of a little-endian array as mhk_real */
 static void mhk__unpack(mhk_dtype dtype, const void *data, mhk_index n, mhk_real *out) {
   const unsigned char *p = (const unsigned char *)data;
@@ -6550,9 +6560,7 @@ static void mhk__unpack(mhk_dtype dtype, const void *data, mhk_index n, mhk_real
     return;
   }
   for (i = 0; i < n; i++, p += size) {
-    uint64_t bits = 0;
-    size_t k;
-    for (k = size; k > 0; k--) bits = (bits << 8) | p[k - 1];
+    const uint64_t bits = mhk__little(p, size);
     switch (dtype) {
       case MHK_F32: out[i] = (mhk_real)mhk__bits_float((uint32_t)bits); break;
       case MHK_F64: {
@@ -6702,21 +6710,20 @@ static int mhk__read_header(mhk_file *f, int shard, mhk__stored **entries, int *
   const char *path = f->shards[shard].path;
   const mhk__bytes *b = &f->shards[shard].bytes;
   const mhk__json *root, *x, *m;
-  uint64_t length = 0;
+  uint64_t length;
   size_t room, at = 0;
   mhk_index count, i = 0;
   const void **order;
-  int k;
   char where[512];
   if (b->size < 8)
     return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s has %lld bytes: a safetensors file starts with 8 bytes of header length", path,
                     (long long)b->size),
            0;
-  for (k = 7; k >= 0; k--) length = (length << 8) | b->data[k];
+  length = mhk__little(b->data, 8);
   if (length > MHK__HEADER_MOST || length > b->size - 8)
     return mhk_fail(ctx, MHK_ERROR_FORMAT,
-                    "%s is no safetensors file, or is cut off: its first 8 bytes announce a header of %llu bytes, the file has %lld bytes "
-                    "in all",
+                    "%s is no safetensors file (nor one of PyTorch 1.6 or later), or is cut off: its first 8 bytes announce a header of %llu "
+                    "bytes, the file has %lld bytes in all",
                     path, (unsigned long long)length, (long long)b->size),
            0;
   room = b->size - 8 - (size_t)length;
@@ -6773,6 +6780,719 @@ static int mhk__read_header(mhk_file *f, int shard, mhk__stored **entries, int *
   return 1;
 }
 
+/* ---- PyTorch's files in: a zip archive of raw tensors, and a pickle that describes them
+
+   The pickle is a program for a stack machine. This reader knows the 31 instructions that torch.save needs for a dictionary of tensors
+   (protocol 2), and the names of its storages and of four functions, which stand for what is done here; nothing is looked up or called.
+   Its memory and time grow with the bytes of the pickle, whatever these say: no shared value is ever unfolded. */
+
+#define MHK__ZIP_ENTRY 0x04034B50u    /* signatures of APPNOTE.TXT 6.3: a local header, */
+#define MHK__ZIP_DIRECTORY 0x02014B50u /* an entry of the directory, */
+#define MHK__ZIP_END 0x06054B50u       /* its end, */
+#define MHK__ZIP_END64 0x06064B50u     /* its end with sizes of 64 bits */
+#define MHK__ZIP_LOCATOR 0x07064B50u   /* and where that is */
+#define MHK__PICKLE_MOST ((size_t)1 << 23) /* bytes: room for about 50000 tensors */
+
+typedef struct mhk__packed {
+  const unsigned char *name;
+  size_t name_length, header, begin, bytes; /* header: where the entry starts; begin: where its bytes do */
+  uint32_t crc;                             /* 0: unknown */
+} mhk__packed;
+
+static int mhk__packed_place_order(const void *a, const void *b) {
+  const mhk__packed *x = (const mhk__packed *)a, *y = (const mhk__packed *)b;
+  return x->header < y->header ? -1 : x->header > y->header;
+}
+
+static int mhk__packed_name_order(const void *a, const void *b) {
+  const mhk__packed *x = (const mhk__packed *)a, *y = (const mhk__packed *)b;
+  return mhk__text_order((const char *)x->name, x->name_length, (const char *)y->name, y->name_length);
+}
+
+/* text from a file as part of a message: what is not printable becomes '?' */
+static const char *mhk__printable(const unsigned char *text, size_t length, char out[64]) {
+  size_t i, n = length < 60 ? length : 60;
+  for (i = 0; i < n; i++) out[i] = (char)(text[i] >= 0x20 && text[i] < 0x7F ? text[i] : '?');
+  strcpy(out + n, length > n ? "..." : "");
+  return out;
+}
+
+/* one entry of the directory, `left` bytes before its end; the bytes it takes, or 0 */
+static size_t mhk__zip_entry(mhk_context *ctx, const char *path, const mhk__bytes *b, size_t directory, const unsigned char *p, size_t left, mhk__packed *out) {
+  uint64_t packed, bytes, header;
+  size_t name, extra, whole, at;
+  const unsigned char *x, *local;
+  unsigned flags, method;
+  char shown[64];
+  if (left < 46 || mhk__little(p, 4) != MHK__ZIP_DIRECTORY) return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: its zip directory is damaged", path), (size_t)0;
+  flags = (unsigned)mhk__little(p + 8, 2);
+  method = (unsigned)mhk__little(p + 10, 2);
+  packed = mhk__little(p + 20, 4);
+  bytes = mhk__little(p + 24, 4);
+  header = mhk__little(p + 42, 4);
+  name = (size_t)mhk__little(p + 28, 2);
+  extra = (size_t)mhk__little(p + 30, 2);
+  whole = 46 + name + extra + (size_t)mhk__little(p + 32, 2);
+  if (whole > left) return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: its zip directory is damaged", path), (size_t)0;
+  mhk__printable(p + 46, name, shown);
+  for (x = p + 46 + name, at = 0; extra - at >= 4;) { /* sizes that need 64 bits stand in the field of id 1, in this order */
+    const size_t id = (size_t)mhk__little(x + at, 2), end = at + 4 + (size_t)mhk__little(x + at + 2, 2);
+    if (end > extra) break;
+    at += 4;
+    if (id == 1) {
+      uint64_t *fields[3];
+      int i;
+      fields[0] = &bytes, fields[1] = &packed, fields[2] = &header;
+      for (i = 0; i < 3; i++)
+        if (*fields[i] == 0xFFFFFFFFu && end - at >= 8) {
+          *fields[i] = mhk__little(x + at, 8);
+          at += 8;
+        }
+    }
+    at = end;
+  }
+  if (flags & 1) return mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "%s: its entry %s is encrypted", path, shown), (size_t)0;
+  if (method != 0)
+    return mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "%s: its entry %s is compressed (zip method %u); torch.save stores tensors as they are, and only that is read",
+                    path, shown, method),
+           (size_t)0;
+  local = b->data + (header <= directory ? (size_t)header : 0);
+  if (header > directory || directory - (size_t)header < 30 || mhk__little(local, 4) != MHK__ZIP_ENTRY || mhk__little(local + 8, 2) != 0 ||
+      mhk__little(local + 26, 2) != name)
+    return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: its zip directory says that %s starts at byte %llu, where it does not", path, shown,
+                    (unsigned long long)header),
+           (size_t)0;
+  out->header = (size_t)header;
+  out->begin = 30 + name + (size_t)mhk__little(local + 28, 2);
+  if (out->begin > directory - out->header || packed != bytes || bytes > directory - out->header - out->begin)
+    return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: its entry %s claims %llu bytes from byte %llu on; the file has %lld bytes", path, shown,
+                    (unsigned long long)bytes, (unsigned long long)(out->header + out->begin), (long long)b->size),
+           (size_t)0;
+  if (memcmp(local + 30, p + 46, name) != 0)
+    return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: its entry %s has another name in the zip directory", path, shown), (size_t)0;
+  out->begin += out->header;
+  out->bytes = (size_t)bytes;
+  out->name = p + 46;
+  out->name_length = name;
+  out->crc = (uint32_t)mhk__little(p + 16, 4);
+  return whole;
+}
+
+/* The entries of an archive, sorted by name, none twice, none over another. In scratch. */
+static const mhk__packed **mhk__zip_entries(mhk_context *ctx, const char *path, const mhk__bytes *b, mhk_index *count) {
+  const size_t least = b->size > 65557 ? b->size - 65557 : 0;
+  size_t end, at, size, whole;
+  uint64_t n, start, length;
+  const unsigned char *p;
+  mhk__packed *entries;
+  const void **order;
+  mhk_index i;
+  char shown[64];
+  for (end = b->size >= 22 ? b->size - 22 : 0; b->size >= 22; end--) { /* a comment of any length may stand behind it */
+    if (mhk__little(b->data + end, 4) == MHK__ZIP_END && mhk__little(b->data + end + 20, 2) == b->size - end - 22) break;
+    if (end == least) break;
+  }
+  p = b->data + end;
+  if (b->size < 22 || mhk__little(p, 4) != MHK__ZIP_END || mhk__little(p + 20, 2) != b->size - end - 22)
+    return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s starts like a zip archive and has no directory at its end: it is cut off", path), (const mhk__packed **)NULL;
+  n = mhk__little(p + 10, 2);
+  length = mhk__little(p + 12, 4);
+  start = mhk__little(p + 16, 4);
+  if (end >= 20 && mhk__little(p - 20, 4) == MHK__ZIP_LOCATOR) {
+    const uint64_t record = mhk__little(p - 12, 8);
+    if (end < 76 || record > end - 76 || mhk__little(b->data + (size_t)record, 4) != MHK__ZIP_END64)
+      return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: the end of its zip directory is damaged", path), (const mhk__packed **)NULL;
+    end = (size_t)record;
+    n = mhk__little(b->data + end + 32, 8);
+    length = mhk__little(b->data + end + 40, 8);
+    start = mhk__little(b->data + end + 48, 8);
+  }
+  if (start > end || length != end - start || n > length / 46)
+    return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: its zip directory of %llu entries cannot be the %llu bytes from byte %llu on", path, (unsigned long long)n,
+                    (unsigned long long)length, (unsigned long long)start),
+           (const mhk__packed **)NULL;
+  *count = (mhk_index)n;
+  entries = (mhk__packed *)mhk__scratch(ctx, *count, sizeof *entries);
+  order = (const void **)mhk__scratch(ctx, *count, 2 * sizeof(void *));
+  if (!entries || !order) return NULL;
+  for (i = 0, at = (size_t)start, size = (size_t)length; i < *count; i++, at += whole, size -= whole) {
+    whole = mhk__zip_entry(ctx, path, b, (size_t)start, b->data + at, size, &entries[i]);
+    if (whole == 0) return NULL;
+    order[i] = &entries[i];
+  }
+  if (size != 0) return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: its zip directory is damaged", path), (const mhk__packed **)NULL;
+  mhk__sort(order, order + *count, *count, mhk__packed_place_order);
+  for (i = 1; i < *count; i++) {
+    const mhk__packed *x = (const mhk__packed *)order[i - 1], *y = (const mhk__packed *)order[i];
+    if (x->begin + x->bytes > y->header)
+      return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: its entry %s overlaps the one before it", path, mhk__printable(y->name, y->name_length, shown)),
+             (const mhk__packed **)NULL;
+  }
+  mhk__sort(order, order + *count, *count, mhk__packed_name_order);
+  for (i = 1; i < *count; i++)
+    if (mhk__packed_name_order(order[i - 1], order[i]) == 0)
+      return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: its entry %s stands twice", path,
+                      mhk__printable(((const mhk__packed *)order[i])->name, ((const mhk__packed *)order[i])->name_length, shown)),
+             (const mhk__packed **)NULL;
+  return (const mhk__packed **)order;
+}
+
+/* CRC-32 as zip has it (ISO 3309) */
+static uint32_t mhk__crc32(const unsigned char *p, size_t n) {
+  uint32_t table[16], crc = 0xFFFFFFFFu, i;
+  size_t at;
+  for (i = 0; i < 16; i++) {
+    uint32_t x = i;
+    int bit;
+    for (bit = 0; bit < 4; bit++) x = x & 1 ? (x >> 1) ^ 0xEDB88320u : x >> 1;
+    table[i] = x;
+  }
+  for (at = 0; at < n; at++) {
+    crc ^= p[at];
+    crc = (crc >> 4) ^ table[crc & 15];
+    crc = (crc >> 4) ^ table[crc & 15];
+  }
+  return crc ^ 0xFFFFFFFFu;
+}
+
+typedef enum mhk__pickled_type {
+  MHK__PICKLED_OTHER = 1, /* None, lists, floats: what tensors do not need */
+  MHK__PICKLED_MARK,
+  MHK__PICKLED_BOOL,
+  MHK__PICKLED_INTEGER,
+  MHK__PICKLED_TEXT,
+  MHK__PICKLED_TUPLE,
+  MHK__PICKLED_DICTIONARY,
+  MHK__PICKLED_PAIR, /* of a dictionary */
+  MHK__PICKLED_STORAGE_TYPE,
+  MHK__PICKLED_ORDERED_DICTIONARY, /* functions */
+  MHK__PICKLED_REBUILD_TENSOR,
+  MHK__PICKLED_REBUILD_PARAMETER,
+  MHK__PICKLED_STORAGE,
+  MHK__PICKLED_TENSOR
+} mhk__pickled_type;
+
+typedef struct mhk__pickled {
+  mhk__pickled_type type;
+  mhk_dtype dtype;              /* storages and their types, tensors */
+  int64_t n;                    /* the integer; bytes of the text; items of the tuple; elements of the storage */
+  const unsigned char *bytes;   /* text; storage; first element of the tensor */
+  struct mhk__pickled **items;  /* of the tuple */
+  struct mhk__pickled *first, *last, *next; /* pairs of the dictionary */
+  struct mhk__pickled *key, *value;         /* of the pair */
+  mhk_index shape[MHK_MAX_RANK], stride[MHK_MAX_RANK], count; /* tensors; strides in elements */
+  int rank, gather;             /* gather: the elements do not stand in order */
+} mhk__pickled;
+
+typedef struct mhk__unpickler {
+  mhk_context *ctx;
+  const char *path;
+  const mhk__bytes *file;
+  const mhk__packed *const *entries;
+  mhk_index n_entries;
+  const unsigned char *prefix; /* of all entries' names */
+  size_t prefix_length;
+  const unsigned char *p;
+  size_t n, at, op; /* op: where the instruction stands */
+  mhk__pickled **stack, **memo;
+  size_t depth, stack_room, memo_room;
+  mhk__pickled *spare;
+  int spares;
+} mhk__unpickler;
+
+#if defined(__GNUC__) || defined(__clang__)
+__attribute__((format(printf, 3, 4)))
+#endif
+static int mhk__pickle_fail(mhk__unpickler *r, mhk_result code, const char *format, ...) {
+  char text[512];
+  va_list args;
+  va_start(args, format);
+  vsnprintf(text, sizeof text, format, args);
+  va_end(args);
+  mhk_fail(r->ctx, code, "%s, byte %lld of its pickle: %s", r->path, (long long)r->op, text);
+  return 0;
+}
+
+static mhk__pickled *mhk__pickle_node(mhk__unpickler *r, mhk__pickled_type type) {
+  mhk__pickled *x;
+  if (r->spares == 0) {
+    r->spare = (mhk__pickled *)mhk__arena_zeros(r->ctx, &r->ctx->scratch, 64, sizeof *x);
+    if (!r->spare) return NULL;
+    r->spares = 64;
+  }
+  x = r->spare++;
+  r->spares--;
+  x->type = type;
+  return x;
+}
+
+/* room for `need` pointers in a list */
+static int mhk__pickle_room(mhk__unpickler *r, mhk__pickled ***list, size_t *room, size_t need) {
+  size_t more = *room ? *room : 64;
+  mhk__pickled **larger;
+  if (need <= *room) return 1;
+  while (more < need) more *= 2;
+  larger = (mhk__pickled **)mhk__arena_zeros(r->ctx, &r->ctx->scratch, (mhk_index)more, sizeof *larger);
+  if (!larger) return 0;
+  if (*room) memcpy(larger, *list, *room * sizeof *larger);
+  *list = larger;
+  *room = more;
+  return 1;
+}
+
+static int mhk__pickle_push(mhk__unpickler *r, mhk__pickled *x) {
+  if (!x || !mhk__pickle_room(r, &r->stack, &r->stack_room, r->depth + 1)) return 0;
+  r->stack[r->depth++] = x;
+  return 1;
+}
+
+/* the value on top, which must be of a type (0: any but a mark) */
+static mhk__pickled *mhk__pickle_top(mhk__unpickler *r, int type, const char *what) {
+  mhk__pickled *x = r->depth ? r->stack[r->depth - 1] : NULL;
+  if (x && (type ? (int)x->type == type : x->type != MHK__PICKLED_MARK)) return x;
+  mhk__pickle_fail(r, MHK_ERROR_FORMAT, "the instruction needs %s and finds %s", what, x ? "something else" : "nothing");
+  return NULL;
+}
+
+static mhk__pickled *mhk__pickle_pop(mhk__unpickler *r, int type, const char *what) {
+  mhk__pickled *x = mhk__pickle_top(r, type, what);
+  if (x) r->depth--;
+  return x;
+}
+
+/* takes off everything down to the last mark, and the mark; what was taken stays at *items until something is pushed */
+static int mhk__pickle_marked(mhk__unpickler *r, mhk__pickled ***items, size_t *n) {
+  size_t at = r->depth;
+  while (at > 0 && r->stack[at - 1]->type != MHK__PICKLED_MARK) at--;
+  if (at == 0) return mhk__pickle_fail(r, MHK_ERROR_FORMAT, "the instruction needs a mark and finds none");
+  *items = r->stack + at;
+  *n = r->depth - at;
+  r->depth = at - 1;
+  return 1;
+}
+
+static int mhk__pickle_tuple(mhk__unpickler *r, mhk__pickled **items, size_t n) {
+  mhk__pickled *x = mhk__pickle_node(r, MHK__PICKLED_TUPLE);
+  if (!x) return 0;
+  x->n = (int64_t)n;
+  if (n) {
+    x->items = (mhk__pickled **)mhk__scratch(r->ctx, (mhk_index)n, sizeof *items);
+    if (!x->items) return 0;
+    memcpy(x->items, items, n * sizeof *items);
+  }
+  return mhk__pickle_push(r, x);
+}
+
+static int mhk__pickle_pair(mhk__unpickler *r, mhk__pickled *dictionary, mhk__pickled *key, mhk__pickled *value) {
+  mhk__pickled *x = mhk__pickle_node(r, MHK__PICKLED_PAIR);
+  if (!x) return 0;
+  x->key = key;
+  x->value = value;
+  if (dictionary->last)
+    dictionary->last->next = x;
+  else
+    dictionary->first = x;
+  dictionary->last = x;
+  return 1;
+}
+
+static int mhk__pickled_is(const mhk__pickled *x, const char *text) {
+  return x->type == MHK__PICKLED_TEXT && (size_t)x->n == strlen(text) && memcmp(x->bytes, text, (size_t)x->n) == 0;
+}
+
+static int mhk__pickle_global(mhk__unpickler *r) {
+  static const struct {
+    char name[40]; /* module and name, as they stand in the file */
+    mhk__pickled_type type;
+    mhk_dtype dtype;
+  } known[] = {{"collections\nOrderedDict\n", MHK__PICKLED_ORDERED_DICTIONARY, MHK_F32},
+               {"torch._utils\n_rebuild_tensor_v2\n", MHK__PICKLED_REBUILD_TENSOR, MHK_F32},
+               {"torch._utils\n_rebuild_parameter\n", MHK__PICKLED_REBUILD_PARAMETER, MHK_F32},
+               {"torch\nFloatStorage\n", MHK__PICKLED_STORAGE_TYPE, MHK_F32},
+               {"torch\nHalfStorage\n", MHK__PICKLED_STORAGE_TYPE, MHK_F16},
+               {"torch\nBFloat16Storage\n", MHK__PICKLED_STORAGE_TYPE, MHK_BF16},
+               {"torch\nDoubleStorage\n", MHK__PICKLED_STORAGE_TYPE, MHK_F64},
+               {"torch\nCharStorage\n", MHK__PICKLED_STORAGE_TYPE, MHK_I8},
+               {"torch\nByteStorage\n", MHK__PICKLED_STORAGE_TYPE, MHK_U8},
+               {"torch\nShortStorage\n", MHK__PICKLED_STORAGE_TYPE, MHK_I16},
+               {"torch\nIntStorage\n", MHK__PICKLED_STORAGE_TYPE, MHK_I32},
+               {"torch\nLongStorage\n", MHK__PICKLED_STORAGE_TYPE, MHK_I64},
+               {"torch\nBoolStorage\n", MHK__PICKLED_STORAGE_TYPE, MHK_BOOL}};
+  size_t length = 0, lines, i;
+  char shown[64], *c;
+  for (lines = 0; lines < 2; length++) {
+    if (r->at + length >= r->n) return mhk__pickle_fail(r, MHK_ERROR_FORMAT, "a name without its end");
+    if (r->p[r->at + length] == '\n') lines++;
+  }
+  for (i = 0; i < sizeof known / sizeof known[0]; i++)
+    if (length == strlen(known[i].name) && memcmp(r->p + r->at, known[i].name, length) == 0) {
+      mhk__pickled *x = mhk__pickle_node(r, known[i].type);
+      if (!x) return 0;
+      x->dtype = known[i].dtype;
+      r->at += length;
+      return mhk__pickle_push(r, x);
+    }
+  mhk__printable(r->p + r->at, length - 1, shown);
+  for (c = shown; *c; c++)
+    if (*c == '?') *c = '.';
+  return mhk__pickle_fail(r, MHK_ERROR_UNSUPPORTED, "it names %s, which a dictionary of tensors does not need: refused", shown);
+}
+
+/* ("storage", type, key, location, elements): the bytes of the entry data/key */
+static int mhk__pickle_storage(mhk__unpickler *r) {
+  mhk__pickled *args = mhk__pickle_pop(r, MHK__PICKLED_TUPLE, "a tuple that describes a storage"), **x, *out;
+  char name[300], shown[64];
+  const mhk__packed *found = NULL;
+  mhk__packed wanted;
+  mhk_index low = 0, high = r->n_entries;
+  size_t size;
+  if (!args) return 0;
+  x = args->items;
+  if (args->n != 5 || !mhk__pickled_is(x[0], "storage") || x[1]->type != MHK__PICKLED_STORAGE_TYPE || x[2]->type != MHK__PICKLED_TEXT ||
+      x[3]->type != MHK__PICKLED_TEXT || x[4]->type != MHK__PICKLED_INTEGER)
+    return mhk__pickle_fail(r, MHK_ERROR_FORMAT, "this does not describe a storage: (\"storage\", type, key, location, elements) is needed");
+  if (r->prefix_length + (size_t)x[2]->n > sizeof name - 8) return mhk__pickle_fail(r, MHK_ERROR_FORMAT, "the key of a storage is too long");
+  memcpy(name, r->prefix, r->prefix_length);
+  memcpy(name + r->prefix_length, "data/", 5);
+  memcpy(name + r->prefix_length + 5, x[2]->bytes, (size_t)x[2]->n);
+  wanted.name = (const unsigned char *)name;
+  wanted.name_length = r->prefix_length + 5 + (size_t)x[2]->n;
+  while (low < high) {
+    const mhk_index middle = low + (high - low) / 2;
+    const int order = mhk__packed_name_order(&wanted, r->entries[middle]);
+    if (order == 0) {
+      found = r->entries[middle];
+      break;
+    }
+    if (order < 0)
+      high = middle;
+    else
+      low = middle + 1;
+  }
+  if (!found)
+    return mhk__pickle_fail(r, MHK_ERROR_FORMAT, "the storage %s is not in the archive", mhk__printable(wanted.name, wanted.name_length, shown));
+  size = mhk_dtype_size(x[1]->dtype);
+  if (x[4]->n < 0 || (uint64_t)x[4]->n > (uint64_t)(found->bytes / size) || (size_t)x[4]->n * size != found->bytes)
+    return mhk__pickle_fail(r, MHK_ERROR_FORMAT, "the storage %s should have %lld elements of type %s, its entry has %lld bytes",
+                            mhk__printable(wanted.name, wanted.name_length, shown), (long long)x[4]->n, mhk_dtype_name(x[1]->dtype),
+                            (long long)found->bytes);
+  out = mhk__pickle_node(r, MHK__PICKLED_STORAGE);
+  if (!out) return 0;
+  out->dtype = x[1]->dtype;
+  out->n = x[4]->n;
+  out->bytes = r->file->data + found->begin;
+  return mhk__pickle_push(r, out);
+}
+
+/* (storage, offset, shape, strides, requires_grad, hooks) */
+static int mhk__pickle_tensor(mhk__unpickler *r, const mhk__pickled *args) {
+  mhk__pickled **x = args->items, *out;
+  int64_t last, next = 1, count = 1, whole = 1;
+  int i, empty = 0;
+  if (args->n != 6 || x[0]->type != MHK__PICKLED_STORAGE || x[1]->type != MHK__PICKLED_INTEGER || x[2]->type != MHK__PICKLED_TUPLE ||
+      x[3]->type != MHK__PICKLED_TUPLE || x[2]->n != x[3]->n || x[4]->type != MHK__PICKLED_BOOL || x[5]->type != MHK__PICKLED_DICTIONARY)
+    return mhk__pickle_fail(r, MHK_ERROR_FORMAT, "this does not describe a tensor: (storage, offset, shape, strides, requires_grad, hooks) is needed");
+  if (x[2]->n > MHK_MAX_RANK)
+    return mhk__pickle_fail(r, MHK_ERROR_UNSUPPORTED, "a tensor with %lld axes; this version reads up to %d", (long long)x[2]->n, MHK_MAX_RANK);
+  out = mhk__pickle_node(r, MHK__PICKLED_TENSOR);
+  if (!out) return 0;
+  out->dtype = x[0]->dtype;
+  out->rank = (int)x[2]->n;
+  for (i = 0; i < MHK_MAX_RANK; i++) out->shape[i] = 1;
+  last = x[1]->n;
+  if (last < 0 || last > x[0]->n) return mhk__pickle_fail(r, MHK_ERROR_FORMAT, "a tensor that starts outside its storage of %lld elements", (long long)x[0]->n);
+  for (i = 0; i < out->rank; i++) {
+    const mhk__pickled *size = x[2]->items[i], *stride = x[3]->items[i];
+    if (size->type != MHK__PICKLED_INTEGER || stride->type != MHK__PICKLED_INTEGER || size->n < 0 || stride->n < 0 || size->n > PTRDIFF_MAX ||
+        stride->n > PTRDIFF_MAX)
+      return mhk__pickle_fail(r, MHK_ERROR_FORMAT, "axis %d of a tensor has an impossible size or stride", i);
+    out->shape[i] = (mhk_index)size->n;
+    out->stride[i] = (mhk_index)stride->n;
+    empty |= size->n == 0;
+    if (size->n > 0 && whole > PTRDIFF_MAX / size->n) return mhk__pickle_fail(r, MHK_ERROR_FORMAT, "axis %d of a tensor has an impossible size or stride", i);
+    if (size->n > 0) whole *= size->n;
+  }
+  for (i = out->rank - 1; i >= 0 && !empty; i--) {
+    const int64_t steps = (int64_t)out->shape[i] - 1, stride = (int64_t)out->stride[i];
+    if (steps > 0 && stride > (x[0]->n - last) / steps)
+      return mhk__pickle_fail(r, MHK_ERROR_FORMAT, "a tensor that reaches outside its storage of %lld elements", (long long)x[0]->n);
+    last += steps * stride;
+    out->gather |= steps > 0 && stride != next;
+    if ((int64_t)out->shape[i] > x[0]->n / count)
+      return mhk__pickle_fail(r, MHK_ERROR_UNSUPPORTED, "a tensor of more elements than its storage has (%lld): it shows some twice", (long long)x[0]->n);
+    count *= (int64_t)out->shape[i];
+    next = count;
+  }
+  if (!empty && last >= x[0]->n)
+    return mhk__pickle_fail(r, MHK_ERROR_FORMAT, "a tensor that reaches outside its storage of %lld elements", (long long)x[0]->n);
+  out->count = empty ? 0 : (mhk_index)count;
+  out->bytes = x[0]->bytes + (size_t)x[1]->n * mhk_dtype_size(out->dtype);
+  return mhk__pickle_push(r, out);
+}
+
+static int mhk__pickle_reduce(mhk__unpickler *r) {
+  const mhk__pickled *args = mhk__pickle_pop(r, MHK__PICKLED_TUPLE, "a tuple of arguments"), *function;
+  if (!args) return 0;
+  function = mhk__pickle_pop(r, 0, "a function");
+  if (!function) return 0;
+  switch (function->type) {
+    case MHK__PICKLED_REBUILD_TENSOR: return mhk__pickle_tensor(r, args);
+    case MHK__PICKLED_ORDERED_DICTIONARY:
+      if (args->n == 0) return mhk__pickle_push(r, mhk__pickle_node(r, MHK__PICKLED_DICTIONARY));
+      return mhk__pickle_fail(r, MHK_ERROR_UNSUPPORTED, "an OrderedDict made from arguments");
+    case MHK__PICKLED_REBUILD_PARAMETER: /* (tensor, requires_grad, hooks) */
+      if (args->n == 3 && args->items[0]->type == MHK__PICKLED_TENSOR) return mhk__pickle_push(r, args->items[0]);
+      return mhk__pickle_fail(r, MHK_ERROR_FORMAT, "this does not describe a parameter: (tensor, requires_grad, hooks) is needed");
+    default: return mhk__pickle_fail(r, MHK_ERROR_FORMAT, "something is called that is no function");
+  }
+}
+
+/* reads the next n bytes: where they stand */
+static const unsigned char *mhk__pickle_take(mhk__unpickler *r, uint64_t n) {
+  const unsigned char *p = r->p + r->at;
+  if (n > r->n - r->at) {
+    mhk__pickle_fail(r, MHK_ERROR_FORMAT, "the instruction needs %llu bytes, %lld are left", (unsigned long long)n, (long long)(r->n - r->at));
+    return NULL;
+  }
+  r->at += (size_t)n;
+  return p;
+}
+
+static int mhk__pickle_integer(mhk__unpickler *r, size_t bytes, int is_signed) {
+  const unsigned char *p = mhk__pickle_take(r, bytes);
+  mhk__pickled *x;
+  uint64_t bits;
+  if (!p) return 0;
+  if (bytes > 8) return mhk__pickle_fail(r, MHK_ERROR_UNSUPPORTED, "a whole number of %lld bytes", (long long)bytes);
+  x = mhk__pickle_node(r, MHK__PICKLED_INTEGER);
+  if (!x) return 0;
+  bits = mhk__little(p, bytes);
+  if (is_signed && bytes > 0 && (p[bytes - 1] & 0x80)) {
+    if (bytes < 8) bits |= ~(uint64_t)0 << (8 * bytes);
+    x->n = -(int64_t)(~bits) - 1;
+  } else
+    x->n = (int64_t)bits;
+  return mhk__pickle_push(r, x);
+}
+
+static int mhk__pickle_memo(mhk__unpickler *r, size_t bytes, int put) {
+  const unsigned char *p = mhk__pickle_take(r, bytes);
+  size_t at;
+  if (!p) return 0;
+  at = (size_t)mhk__little(p, bytes);
+  if (put) { /* places are numbered as they are used, so a number is never above that of the bytes read */
+    mhk__pickled *x = mhk__pickle_top(r, 0, "a value to keep");
+    if (!x) return 0;
+    if (at >= r->at) return mhk__pickle_fail(r, MHK_ERROR_FORMAT, "a value is kept in place %llu, far above those in use", (unsigned long long)at);
+    if (!mhk__pickle_room(r, &r->memo, &r->memo_room, at + 1)) return 0;
+    r->memo[at] = x;
+    return 1;
+  }
+  if (at >= r->memo_room || !r->memo[at]) return mhk__pickle_fail(r, MHK_ERROR_FORMAT, "nothing is kept in place %llu", (unsigned long long)at);
+  return mhk__pickle_push(r, r->memo[at]);
+}
+
+/* one instruction: 1 to go on, 0 on errors */
+static int mhk__pickle_step(mhk__unpickler *r, int code) {
+  mhk__pickled *x, *y, **items;
+  const unsigned char *p;
+  size_t n, i;
+  switch (code) {
+    case '(': return mhk__pickle_push(r, mhk__pickle_node(r, MHK__PICKLED_MARK));
+    case '}': return mhk__pickle_push(r, mhk__pickle_node(r, MHK__PICKLED_DICTIONARY));
+    case ']':
+    case 'N': return mhk__pickle_push(r, mhk__pickle_node(r, MHK__PICKLED_OTHER));
+    case 'G': return mhk__pickle_take(r, 8) && mhk__pickle_push(r, mhk__pickle_node(r, MHK__PICKLED_OTHER));
+    case 0x88:
+    case 0x89: return mhk__pickle_push(r, mhk__pickle_node(r, MHK__PICKLED_BOOL));
+    case 'K': return mhk__pickle_integer(r, 1, 0);
+    case 'M': return mhk__pickle_integer(r, 2, 0);
+    case 'J': return mhk__pickle_integer(r, 4, 1);
+    case 0x8A: return (p = mhk__pickle_take(r, 1)) != NULL && mhk__pickle_integer(r, *p, 1);
+    case 'X':
+      if ((p = mhk__pickle_take(r, 4)) == NULL || (x = mhk__pickle_node(r, MHK__PICKLED_TEXT)) == NULL) return 0;
+      x->n = (int64_t)mhk__little(p, 4);
+      x->bytes = mhk__pickle_take(r, (uint64_t)x->n);
+      return x->bytes && mhk__pickle_push(r, x);
+    case ')': return mhk__pickle_tuple(r, NULL, 0);
+    case 0x85:
+    case 0x86:
+    case 0x87:
+      n = (size_t)(code - 0x84);
+      for (i = 0; i < n; i++)
+        if (i >= r->depth || r->stack[r->depth - 1 - i]->type == MHK__PICKLED_MARK)
+          return mhk__pickle_fail(r, MHK_ERROR_FORMAT, "the instruction needs %d values and finds %d", (int)n, (int)i);
+      r->depth -= n;
+      return mhk__pickle_tuple(r, r->stack + r->depth, n);
+    case 't': return mhk__pickle_marked(r, &items, &n) && mhk__pickle_tuple(r, items, n);
+    case 'a': return mhk__pickle_pop(r, 0, "a value") && mhk__pickle_top(r, MHK__PICKLED_OTHER, "a list");
+    case 'e': return mhk__pickle_marked(r, &items, &n) && mhk__pickle_top(r, MHK__PICKLED_OTHER, "a list");
+    case 's':
+      if ((y = mhk__pickle_pop(r, 0, "a value")) == NULL || (x = mhk__pickle_pop(r, 0, "a key")) == NULL) return 0;
+      return mhk__pickle_top(r, MHK__PICKLED_DICTIONARY, "a dictionary") && mhk__pickle_pair(r, r->stack[r->depth - 1], x, y);
+    case 'u':
+      if (!mhk__pickle_marked(r, &items, &n) || (x = mhk__pickle_top(r, MHK__PICKLED_DICTIONARY, "a dictionary")) == NULL) return 0;
+      if (n % 2) return mhk__pickle_fail(r, MHK_ERROR_FORMAT, "a key without a value");
+      for (i = 0; i < n; i += 2)
+        if (!mhk__pickle_pair(r, x, items[i], items[i + 1])) return 0;
+      return 1;
+    case 'q': return mhk__pickle_memo(r, 1, 1);
+    case 'r': return mhk__pickle_memo(r, 4, 1);
+    case 'h': return mhk__pickle_memo(r, 1, 0);
+    case 'j': return mhk__pickle_memo(r, 4, 0);
+    case 'c': return mhk__pickle_global(r);
+    case 'Q': return mhk__pickle_storage(r);
+    case 'R': return mhk__pickle_reduce(r);
+    case 'b': /* attributes of an OrderedDict: versions of modules */
+      return mhk__pickle_pop(r, 0, "attributes") && mhk__pickle_top(r, MHK__PICKLED_DICTIONARY, "a dictionary that gets attributes");
+    default: return mhk__pickle_fail(r, MHK_ERROR_UNSUPPORTED, "the instruction 0x%02X, which a dictionary of tensors does not need: refused", (unsigned)code);
+  }
+}
+
+/* what the pickle makes, or NULL */
+static mhk__pickled *mhk__unpickle(mhk__unpickler *r) {
+  if (r->n < 2 || r->p[0] != 0x80 || r->p[1] != 2) {
+    mhk__pickle_fail(r, MHK_ERROR_UNSUPPORTED, "only protocol 2 is read, which torch.save writes");
+    return NULL;
+  }
+  for (r->at = 2;;) {
+    int code;
+    r->op = r->at;
+    if (r->at >= r->n) {
+      mhk__pickle_fail(r, MHK_ERROR_FORMAT, "it ends without its last instruction");
+      return NULL;
+    }
+    code = r->p[r->at++];
+    if (code == '.') break;
+    if (!mhk__pickle_step(r, code)) return NULL;
+  }
+  if (r->depth != 1 || r->at != r->n) {
+    mhk__pickle_fail(r, MHK_ERROR_FORMAT, "it ends with %lld values on its stack and %lld bytes behind it; it should be 1 and 0",
+                     (long long)r->depth, (long long)(r->n - r->at));
+    return NULL;
+  }
+  return mhk__pickle_top(r, MHK__PICKLED_DICTIONARY, "a dictionary of tensors");
+}
+
+/* pairs by key; the same key again is found at once, so that time does not grow with what is shared */
+static int mhk__pickled_key_order(const void *a, const void *b) {
+  const mhk__pickled *x = ((const mhk__pickled *)a)->key, *y = ((const mhk__pickled *)b)->key;
+  return x == y ? 0 : mhk__text_order((const char *)x->bytes, (size_t)x->n, (const char *)y->bytes, (size_t)y->n);
+}
+
+/* the elements of a tensor in order, copied into the file's memory */
+static const void *mhk__pickled_gather(mhk_file *f, const mhk__pickled *x) {
+  const size_t size = mhk_dtype_size(x->dtype);
+  unsigned char *out = (unsigned char *)mhk__arena_zeros(f->object.ctx, &f->object.arena, x->count, size), *to = out;
+  mhk_index at[MHK_MAX_RANK] = {0}, from = 0, i;
+  int k;
+  for (i = 0; i < x->count && out; i++, to += size) {
+    memcpy(to, x->bytes + (size_t)from * size, size);
+    for (k = x->rank - 1; k >= 0; k--) {
+      from += x->stride[k];
+      if (++at[k] < x->shape[k]) break;
+      from -= at[k] * x->stride[k];
+      at[k] = 0;
+    }
+  }
+  return out;
+}
+
+/* Reads an archive of PyTorch as mhk__read_header() reads a header. Scratch is the caller's to rewind. */
+static int mhk__read_archive(mhk_file *f, int shard, mhk__stored **entries, int *n) {
+  mhk_context *ctx = f->object.ctx;
+  const char *path = f->shards[shard].path;
+  const mhk__bytes *b = &f->shards[shard].bytes;
+  const mhk__packed *pickle = NULL;
+  const mhk__pickled *root, *x, *inner = NULL;
+  mhk__unpickler r;
+  const void **order;
+  mhk_index i, count = 0;
+  size_t copied = 0;
+  char shown[64];
+  memset(&r, 0, sizeof r);
+  r.ctx = ctx;
+  r.path = path;
+  r.file = b;
+  r.entries = mhk__zip_entries(ctx, path, b, &r.n_entries);
+  if (!r.entries) return 0;
+  for (i = 0; i < r.n_entries; i++) {
+    const mhk__packed *e = r.entries[i];
+    if (e->name_length < 8 || memcmp(e->name + e->name_length - 8, "data.pkl", 8) != 0) continue;
+    if (e->name_length > 8 && e->name[e->name_length - 9] != '/') continue;
+    if (pickle) return mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "%s holds several pickles: one state dict is read", path), 0;
+    pickle = e;
+  }
+  if (!pickle) return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s is a zip archive without data.pkl: not one that torch.save wrote", path), 0;
+  if (pickle->bytes > MHK__PICKLE_MOST)
+    return mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "%s: its pickle has %lld bytes; up to %lld are read", path, (long long)pickle->bytes,
+                    (long long)MHK__PICKLE_MOST),
+           0;
+  r.prefix = pickle->name;
+  r.prefix_length = pickle->name_length - 8;
+  r.p = b->data + pickle->begin;
+  r.n = pickle->bytes;
+  if (pickle->crc && pickle->crc != mhk__crc32(r.p, r.n))
+    return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: its pickle does not have the checksum that the archive gives: the file is damaged", path), 0;
+  for (i = 0; i < r.n_entries; i++) {
+    const mhk__packed *e = r.entries[i];
+    if (e->name_length == r.prefix_length + 9 && memcmp(e->name, r.prefix, r.prefix_length) == 0 && memcmp(e->name + r.prefix_length, "byteorder", 9) == 0 &&
+        (e->bytes != 6 || memcmp(b->data + e->begin, "little", 6) != 0))
+      return mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "%s was written with the byte order \"%s\"; only little is read", path,
+                      mhk__printable(b->data + e->begin, e->bytes, shown)),
+             0;
+  }
+  root = mhk__unpickle(&r);
+  if (!root) return 0;
+  for (x = root->first; x; x = x->next) {
+    if (x->value->type == MHK__PICKLED_DICTIONARY && x->value->first && x->key->type == MHK__PICKLED_TEXT && !inner) inner = x;
+    count += x->value->type == MHK__PICKLED_TENSOR;
+  }
+  if (count == 0 && inner)
+    return mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "%s holds no tensors by name, but a dictionary \"%s\": save that alone", path,
+                    mhk__printable(inner->key->bytes, (size_t)inner->key->n, shown)),
+           0;
+  if (count > INT_MAX / 2) return mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "%s holds too many tensors", path), 0;
+  order = (const void **)mhk__scratch(ctx, count, 2 * sizeof(void *));
+  if (!order) return 0;
+  for (x = root->first, i = 0; x; x = x->next) {
+    if (x->value->type != MHK__PICKLED_TENSOR) continue; /* a step counter or the like */
+    if (x->key->type != MHK__PICKLED_TEXT || x->key->n == 0 || x->key->n > 4096 || memchr(x->key->bytes, 0, (size_t)x->key->n) ||
+        !mhk__utf8_valid((const char *)x->key->bytes, (size_t)x->key->n))
+      return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: tensor %lld has no usable name", path, (long long)i), 0;
+    order[i++] = x;
+  }
+  mhk__sort(order, order + count, count, mhk__pickled_key_order);
+  for (i = 1; i < count; i++)
+    if (mhk__pickled_key_order(order[i - 1], order[i]) == 0)
+      return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: tensor %s stands twice", path,
+                      mhk__printable(((const mhk__pickled *)order[i])->key->bytes, (size_t)((const mhk__pickled *)order[i])->key->n, shown)),
+             0;
+  *entries = (mhk__stored *)mhk__arena_zeros(ctx, &f->object.arena, count, sizeof(mhk__stored));
+  if (!*entries) return 0;
+  *n = (int)count;
+  for (i = 0; i < count; i++) {
+    const mhk__pickled *key = ((const mhk__pickled *)order[i])->key, *t = ((const mhk__pickled *)order[i])->value;
+    mhk__stored *e = *entries + i;
+    e->shard = shard;
+    e->t.name = mhk__arena_text(ctx, &f->object.arena, (const char *)key->bytes, (size_t)key->n);
+    e->t.dtype = t->dtype;
+    e->t.rank = t->rank;
+    memcpy(e->t.shape, t->shape, sizeof t->shape);
+    e->t.count = t->count;
+    e->t.bytes = (size_t)t->count * mhk_dtype_size(t->dtype);
+    e->t.data = t->bytes;
+    if (t->gather) {
+      if (e->t.bytes > b->size - copied)
+        return mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "%s: its transposed tensors together are larger than the file", path), 0;
+      copied += e->t.bytes;
+      e->t.data = mhk__pickled_gather(f, t);
+    }
+    if (!e->t.name || !e->t.data) return 0;
+  }
+  return 1;
+}
+
 static mhk_file *mhk__file_new(mhk_context *ctx, const char *path, mhk_index shards) {
   mhk_file *f = (mhk_file *)mhk__object_new(ctx, sizeof *f, mhk__file_destroy);
   if (!f) return NULL;
@@ -6795,7 +7515,10 @@ static int mhk__file_finish(mhk_file *f) {
   const void **order;
   if (!lists || !counts) return 0;
   for (i = 0; i < f->n_shards; i++) {
-    if (!mhk__read_header(f, i, &lists[i], &counts[i])) return 0;
+    const mhk__bytes *b = &f->shards[i].bytes;
+    const int ok = b->size >= 4 && mhk__little(b->data, 4) == MHK__ZIP_ENTRY ? mhk__read_archive(f, i, &lists[i], &counts[i])
+                                                                             : mhk__read_header(f, i, &lists[i], &counts[i]);
+    if (!ok) return 0;
     total += counts[i];
   }
   if (total > INT_MAX / 2) return mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "%s holds too many tensors", f->path), 0;
@@ -6956,18 +7679,16 @@ static int mhk__path_fits(mhk_context *ctx, const char *path) {
 }
 
 MHKDEF mhk_file *mhk_file_open(mhk_context *ctx, const char *path) {
-  char inside[MHK__PATH_MOST + 64], other[MHK__PATH_MOST + 64];
+  char inside[MHK__PATH_MOST + 64];
   if (!mhk__path_fits(ctx, path)) return NULL;
   if (mhk__is_folder(path)) {
-    mhk__join_path(inside, sizeof inside, path, "model.safetensors");
-    if (mhk__is_file(inside)) return mhk__file_open_single(ctx, inside, NULL, 0);
-    mhk__join_path(other, sizeof other, path, "model.safetensors.index.json");
-    if (mhk__is_file(other)) return mhk__file_open_index(ctx, other, path);
-    mhk__join_path(other, sizeof other, path, "pytorch_model.bin");
-    if (mhk__is_file(other))
-      mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "%s is not read by this version: save the model as model.safetensors", other);
-    else
-      mhk_fail(ctx, MHK_ERROR_FILE, "the folder %s holds neither model.safetensors nor model.safetensors.index.json", path);
+    static const char names[][32] = {"model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json"};
+    int i;
+    for (i = 0; i < 4; i++) {
+      mhk__join_path(inside, sizeof inside, path, names[i]);
+      if (mhk__is_file(inside)) return i % 2 ? mhk__file_open_index(ctx, inside, path) : mhk__file_open_single(ctx, inside, NULL, 0);
+    }
+    mhk_fail(ctx, MHK_ERROR_FILE, "the folder %s holds neither model.safetensors nor pytorch_model.bin, nor the index of either", path);
     return NULL;
   }
   if (mhk__ends_with(path, ".json")) {
@@ -7047,10 +7768,8 @@ MHKDEF mhk_result mhk_file_read_i32(mhk_context *ctx, const mhk_file_tensor *x, 
   size = mhk_dtype_size(x->dtype);
   is_signed = x->dtype == MHK_I8 || x->dtype == MHK_I16 || x->dtype == MHK_I32 || x->dtype == MHK_I64;
   for (i = 0; i < x->count; i++, p += size) {
-    uint64_t bits = 0, magnitude;
+    uint64_t bits = mhk__little(p, size), magnitude;
     int negative;
-    size_t k;
-    for (k = size; k > 0; k--) bits = (bits << 8) | p[k - 1];
     negative = is_signed && (p[size - 1] & 0x80);
     if (negative && size < 8) bits |= ~(uint64_t)0 << (8 * size);
     magnitude = negative ? ~bits + 1 : bits;

@@ -28,7 +28,7 @@ code() {
 says() { check "it says \"$1\"" grep -qF -- "$1" "$work/said"; }
 
 # help and the manual page name the same options
-for command in distill generate eval inspect matrix demo bench; do
+for command in distill generate eval inspect matrix convert demo bench; do
   check "$command --help" "$mohawk" "$command" --help
   for option in $("$mohawk" "$command" --help | sed -n 's/^  --\([a-z0-9-]*\).*/\1/p' | grep -vx help); do
     check "mohawk.1: $command --$option" sh -c "sed -n '/^\\.Ss $command\$/,/^\\.S[sh] /p;' tools/mohawk.1 |
@@ -56,6 +56,18 @@ says '"stopped": "tokens"'
 "$mohawk" eval --model "$tiny" --teacher "$tiny" --text examples/story.txt --windows 2 --json >"$work/said"
 says '"kl": 0,'
 says '"agreement": 1,'
+
+# other layouts: the same model after every conversion
+check "convert to one file" "$mohawk" convert --model "$tiny" --out "$work/one.safetensors"
+check "convert to a folder, widened" "$mohawk" convert --model "$work/one.safetensors" --out "$work/wide" --dtype f32
+check "convert and narrow again" "$mohawk" convert --model "$work/wide/model.safetensors" --out "$work/again.safetensors" --dtype bf16
+check "bf16 to f32 and back is the same file" cmp "$work/one.safetensors" "$work/again.safetensors"
+check "convert to f16" "$mohawk" convert --model "$tiny" --out "$work/half.safetensors" --dtype f16
+check "convert onto itself" "$mohawk" convert --model "$work/again.safetensors" --out "$work/again.safetensors"
+check "it is still there" "$mohawk" eval --model "$work/again.safetensors" --teacher "$tiny" --text examples/story.txt --windows 1
+check "inspect of a PyTorch file" "$mohawk" inspect tests/golden/pytorch_model.bin
+code 1 "convert a file that is no model" "$mohawk" convert --model tests/golden/pytorch_model.bin --out "$work/no"
+code 2 "convert to what it cannot" "$mohawk" convert --model "$tiny" --out "$work/no" --dtype f8
 
 # a run in one piece and one that is stopped end with the same bits
 run="$mohawk distill --teacher $tiny --text examples/story.txt --tokens 3k,3k,6k --batch 2 --length 64 --keep-attention 2 --no-eval --every 0.1"

@@ -653,10 +653,10 @@ TEST(shards) {
   snprintf(command, sizeof command, "rm -rf %s && mkdir -p %s", test_path("shards"), test_path("shards"));
   REQUIRE(system(command) == 0, "no folder");
   CHECK(!mhk_file_open(ctx, test_path("shards")), "an empty folder was opened");
-  CHECK_FAILS(ctx, MHK_ERROR_FILE, "holds neither model.safetensors nor model.safetensors.index.json");
-  text_file("shards/pytorch_model.bin", "PK");
+  CHECK_FAILS(ctx, MHK_ERROR_FILE, "holds neither model.safetensors nor pytorch_model.bin, nor the index of either");
+  text_file("shards/pytorch_model.bin", "not an archive");
   CHECK(!mhk_file_open(ctx, test_path("shards")), "a pickle was opened");
-  CHECK_FAILS(ctx, MHK_ERROR_UNSUPPORTED, "pytorch_model.bin is not read by this version");
+  CHECK_FAILS(ctx, MHK_ERROR_FORMAT, "pytorch_model.bin is no safetensors file (nor one of PyTorch 1.6 or later)");
   shard("shards/s1.safetensors", "a", "c");
   shard("shards/s2.safetensors", "b", NULL);
   shard("secret.safetensors", "b", NULL);

@@ -221,7 +221,7 @@ static void show_model(const settings *s, const mhk_model *m) {
   json_close(&j);
 }
 
-/* a safetensors file that is no model: its tensors */
+/* a safetensors or PyTorch file that is no model: its tensors */
 static void show_file(const settings *s, const mhk_file *f) {
   double bytes = 0;
   cli_buffer total;
@@ -283,7 +283,7 @@ static int inspect(mhk_context *ctx, const settings *s) {
   }
   snprintf(first, sizeof first, "%s", mhk_message(ctx));
   mhk_clear_error(ctx);
-  f = ends_with(path, ".safetensors") ? mhk_file_open(ctx, path) : NULL;
+  f = ends_with(path, ".safetensors") || ends_with(path, ".bin") ? mhk_file_open(ctx, path) : NULL;
   if (!f) return cli_error("%s", first);
   show_file(s, f);
   return CLI_OK;

@@ -15,6 +15,7 @@ static const command commands[] = {
     {"eval", command_eval, "cross-entropy, perplexity, agreement and KL on text"},
     {"inspect", command_inspect, "what a checkpoint holds and what it costs to run"},
     {"matrix", command_matrix, "picture of one head's mixing matrix, teacher beside student"},
+    {"convert", command_convert, "any checkpoint that is read, as safetensors"},
     {"demo", command_demo, "all of it on a small teacher in a few minutes"},
     {"bench", command_bench, "how fast this machine is at all of it"},
 };

@@ -1,0 +1,597 @@
+/* PyTorch's own files: what torch.save wrote, and archives and pickles that lie. */
+#include "test.h"
+
+static mhk_context *ctx;
+
+#define FIXTURE "tests/golden/pytorch_model.bin"
+
+/* ---- what torch.save wrote */
+
+static void values(const mhk_file *f, const char *name, mhk_dtype dtype, int rank, mhk_index first, mhk_index n, const double *want) {
+  const mhk_file_tensor *x = mhk_file_find(f, name);
+  mhk_real got[64];
+  mhk_index i;
+  REQUIRE(x && n <= 64, "%s is missing", name);
+  REQUIRE(x->dtype == dtype && x->rank == rank && x->count == n && (rank == 0 || x->shape[0] == first), "%s: %s, %d axes, %lld elements", name,
+          mhk_dtype_name(x->dtype), x->rank, (long long)x->count);
+  CHECK(x->bytes == (size_t)n * mhk_dtype_size(dtype), "%s has %lld bytes", name, (long long)x->bytes);
+  mhk_file_read(ctx, x, got);
+  CHECK_OK(ctx);
+  for (i = 0; i < n; i++) CHECK(got[i] == (mhk_real)want[i], "%s[%lld] is %.17g, should be %.17g", name, (long long)i, (double)got[i], want[i]);
+}
+
+static void fixture(const mhk_file *f) {
+  static const double f32[] = {-2.5, -1.5, -0.5, 0.5, 1.5, 2.5}, turned[] = {-2.5, 0.5, -1.5, 1.5, -0.5, 2.5}, f64[] = {0.1, -1e300};
+  static const double f16[] = {0.5, -1, 65504, 5.9604644775390625e-08}, i8[] = {-128, 127}, u8[] = {0, 255}, i16[] = {-32768, 32767};
+  static const double i32[] = {-2147483648.0, 2147483647.0}, i64[] = {1099511627776.0, -1}, truth[] = {1, 0}, seven = 7, scalar = 3.25;
+  const mhk_file_tensor *x, *y;
+  mhk_real got[40], bf16[3];
+  char name[256] = "a_long_name.";
+  int i, j, k;
+  REQUIRE(f, "%s", mhk_message(ctx));
+  CHECK(mhk_file_tensors(f) == 17, "%d tensors", mhk_file_tensors(f)); /* and a number, a list and None, which are none */
+  values(f, "f32", MHK_F32, 2, 2, 6, f32);
+  values(f, "turned", MHK_F32, 2, 3, 6, turned);
+  values(f, "row", MHK_F32, 1, 3, 3, f32 + 3);
+  values(f, "f16", MHK_F16, 2, 2, 4, f16);
+  values(f, "i8", MHK_I8, 1, 2, 2, i8);
+  values(f, "u8", MHK_U8, 1, 2, 2, u8);
+  values(f, "i16", MHK_I16, 1, 2, 2, i16);
+  values(f, "i32", MHK_I32, 1, 2, 2, i32);
+  values(f, "i64", MHK_I64, 1, 2, 2, i64);
+  values(f, "bool", MHK_BOOL, 1, 2, 2, truth);
+  values(f, "parameter", MHK_F32, 1, 1, 1, &seven);
+  values(f, "scalar", MHK_F32, 0, 0, 1, &scalar);
+  values(f, "nothing", MHK_F32, 2, 0, 0, &seven);
+  if (sizeof(mhk_real) == sizeof(double)) values(f, "f64", MHK_F64, 1, 2, 2, f64);
+  x = mhk_file_find(f, "bf16");
+  mhk_file_read(ctx, x, bf16);
+  CHECK(bf16[0] == (mhk_real)1.5 && fabs((double)bf16[1] / -3e38 - 1) < 4e-3 && fabs((double)bf16[2] / 1e-40 - 1) < 0.1, "bf16 %g %g %g", (double)bf16[0],
+        (double)bf16[1], (double)bf16[2]);
+  memset(name + 12, 'x', 200);
+  CHECK(mhk_file_find(f, name) != NULL, "a long name is missing");
+  x = mhk_file_find(f, "wide"); /* (2,4,5) seen as (5,2,4) */
+  REQUIRE(x && x->rank == 3 && x->shape[0] == 5 && x->shape[1] == 2 && x->shape[2] == 4, "wide");
+  mhk_file_read(ctx, x, got);
+  for (i = 0; i < 5; i++)
+    for (j = 0; j < 2; j++)
+      for (k = 0; k < 4; k++) CHECK(got[(i * 2 + j) * 4 + k] == (mhk_real)((j * 4 + k) * 5 + i), "wide (%d,%d,%d)", i, j, k);
+  x = mhk_file_find(f, "f32");
+  y = mhk_file_find(f, "row");
+  CHECK((const char *)y->data == (const char *)x->data + 12, "a part of a tensor was copied");
+  CHECK((uintptr_t)x->data % 16 == 0, "tensors are not aligned as they are in the file");
+  CHECK(mhk_file_metadata(f, "format", NULL) == NULL, "metadata from nowhere");
+}
+
+TEST(what_torch_saved) {
+  mhk_file *f = mhk_file_open(ctx, FIXTURE);
+  fixture(f);
+  mhk_file_close(f);
+  CHECK_OK(ctx);
+}
+
+TEST(folders_and_shards) {
+  size_t n = 0;
+  char *bytes = test_read_file(FIXTURE, &n), text[2000], *end = text;
+  mhk_file *f = mhk_file_open(ctx, FIXTURE);
+  int i;
+  REQUIRE(bytes && f, "%s", mhk_message(ctx));
+  end += sprintf(end, "{\"weight_map\":{");
+  for (i = 0; i < mhk_file_tensors(f); i++)
+    end += sprintf(end, "%s\"%s\":\"pytorch_model-00001-of-00002.bin\"", i ? "," : "", mhk_file_tensor_at(f, i)->name);
+  mhk_file_close(f);
+  sprintf(end, ",\"other\":\"pytorch_model-00002-of-00002.bin\"}}");
+  CHECK(test_write_file(test_path("pytorch_model-00001-of-00002.bin"), bytes, n), "cannot write");
+  free(bytes);
+  remove(test_path("pytorch_model.bin"));
+  { /* shards of both kinds under one index */
+    static const float one = 1;
+    mhk_file_tensor x;
+    memset(&x, 0, sizeof x);
+    x.name = "other";
+    x.dtype = MHK_F32;
+    x.count = 1;
+    x.data = &one;
+    mhk_file_write(ctx, test_path("pytorch_model-00002-of-00002.bin"), 1, &x, 0, NULL);
+  }
+  CHECK(test_write_file(test_path("pytorch_model.bin.index.json"), text, strlen(text)), "cannot write");
+  f = mhk_file_open(ctx, test_path(""));
+  CHECK(mhk_file_tensors(f) == 18 && mhk_file_find(f, "other") && mhk_file_find(f, "turned"), "%d tensors: %s", mhk_file_tensors(f), mhk_message(ctx));
+  mhk_file_close(f);
+  CHECK_OK(ctx);
+}
+
+/* ---- archives made here */
+
+typedef struct part {
+  const char *name;
+  const void *data;
+  size_t n;
+} part;
+
+static unsigned char made[1 << 16];
+static size_t made_n, directory; /* where the directory starts */
+
+static void put(const void *data, size_t n) {
+  if (made_n + n > sizeof made) abort();
+  if (n) memcpy(made + made_n, data, n);
+  made_n += n;
+}
+static void number(uint64_t x, int bytes) {
+  unsigned char b;
+  while (bytes-- > 0) b = (unsigned char)(x & 255), put(&b, 1), x >>= 8;
+}
+static uint32_t crc(const unsigned char *p, size_t n) {
+  uint32_t c = ~(uint32_t)0;
+  int k;
+  while (n--)
+    for (c ^= *p++, k = 0; k < 8; k++) c = c & 1 ? (c >> 1) ^ 0xEDB88320u : c >> 1;
+  return ~c;
+}
+
+/* wide: all sizes in zip64 fields */
+static void archive(int n, const part *parts, int wide) {
+  size_t at[16];
+  int i;
+  made_n = 0;
+  for (i = 0; i < n; i++) {
+    at[i] = made_n;
+    number(0x04034B50u, 4), number(0, 2), number(0x0808, 2), number(0, 2), number(0, 4);
+    number(0, 4), number(0, 4), number(0, 4); /* known only behind the data */
+    number(strlen(parts[i].name), 2), number(5, 2);
+    put(parts[i].name, strlen(parts[i].name));
+    put("FB\1\0Z", 5); /* padding, as torch.save does it */
+    put(parts[i].data, parts[i].n);
+    number(0x08074B50u, 4), number(crc((const unsigned char *)parts[i].data, parts[i].n), 4), number(parts[i].n, 4), number(parts[i].n, 4);
+  }
+  directory = made_n;
+  for (i = 0; i < n; i++) {
+    const uint64_t size = wide ? 0xFFFFFFFFu : parts[i].n;
+    number(0x02014B50u, 4), number(0, 4), number(0x0808, 2), number(0, 2), number(0, 4);
+    number(crc((const unsigned char *)parts[i].data, parts[i].n), 4), number(size, 4), number(size, 4);
+    number(strlen(parts[i].name), 2), number(wide ? 33 : 0, 2), number(0, 2), number(0, 8), number(wide ? 0xFFFFFFFFu : at[i], 4);
+    put(parts[i].name, strlen(parts[i].name));
+    if (wide) put("XY\1\0Z", 5), number(1, 2), number(24, 2), number(parts[i].n, 8), number(parts[i].n, 8), number(at[i], 8);
+  }
+  if (wide) {
+    const size_t end = made_n;
+    number(0x06064B50u, 4), number(44, 8), number(0, 4), number(0, 8), number((uint64_t)n, 8), number((uint64_t)n, 8);
+    number(end - directory, 8), number(directory, 8);
+    number(0x07064B50u, 4), number(0, 4), number(end, 8), number(1, 4);
+    number(0x06054B50u, 4), number(0, 4), number(0xFFFF, 2), number(0xFFFF, 2), number(0xFFFFFFFFu, 4), number(0xFFFFFFFFu, 4), number(0, 2);
+  } else {
+    const size_t end = made_n;
+    number(0x06054B50u, 4), number(0, 4), number((uint64_t)n, 2), number((uint64_t)n, 2), number(end - directory, 4), number(directory, 4), number(0, 2);
+  }
+}
+
+static mhk_file *opened;
+
+/* opens the archive that was made from memory of exactly its size */
+static mhk_file *reopen(void) {
+  static unsigned char *exact;
+  mhk_file_close(opened);
+  free(exact);
+  exact = (unsigned char *)malloc(made_n ? made_n : 1);
+  memcpy(exact, made, made_n);
+  opened = mhk_file_open_memory(ctx, exact, made_n);
+  return opened;
+}
+
+static const unsigned char numbers[24] = {0, 0, 0x80, 0x3F, 0, 0, 0, 0x40, 0, 0, 0x40, 0x40, 0, 0, 0x80, 0x40, 0, 0, 0xA0, 0x40, 0, 0, 0xC0, 0x40}; /* 1 to 6 */
+
+static mhk_file *pickled(const char *pickle, size_t n) {
+  part parts[4] = {{"x/data.pkl", NULL, 0}, {"x/byteorder", "little", 6}, {"x/data/0", numbers, 24}, {"x/version", "3\n", 2}};
+  parts[0].data = pickle;
+  parts[0].n = n;
+  archive(4, parts, 0);
+  return reopen();
+}
+
+#define START "\x80\x02}("
+#define TEXT(length, text) "X" length "\0\0\0" text
+#define STORAGE(type, key, count) "(" TEXT("\7", "storage") "ctorch\n" type "\n" TEXT("\1", key) TEXT("\3", "cpu") count "tQ"
+#define FLOATS STORAGE("FloatStorage", "0", "K\6")
+#define HOOKS "ccollections\nOrderedDict\n)R"
+#define REBUILD "ctorch._utils\n_rebuild_tensor_v2\n"
+#define TENSOR_OF(storage, offset, shape, strides) REBUILD "(" storage offset shape strides "\x89" HOOKS "tR"
+#define TENSOR TENSOR_OF(FLOATS, "K\0", "K\2K\3\x86", "K\3K\1\x86")
+#define PICKLE(text) pickled(text, sizeof text - 1)
+
+static void refused(int line, const char *text, size_t n, mhk_result code, const char *message) {
+  mhk_file *f = pickled(text, n);
+  CHECK(!f && mhk_error(ctx) == code && strstr(mhk_message(ctx), message), "line %d: result %d, \"%s\" does not contain \"%s\"", line, (int)mhk_error(ctx),
+        mhk_message(ctx), message);
+  mhk_clear_error(ctx);
+}
+#define REFUSED(text, code, message) refused(__LINE__, text, sizeof text - 1, code, message)
+#define F MHK_ERROR_FORMAT
+#define U MHK_ERROR_UNSUPPORTED
+
+TEST(pickles_that_are_right) {
+  static const double all[] = {1, 2, 3, 4, 5, 6}, column[] = {2, 5}, rest[] = {3, 4, 5};
+  const mhk_file *f = PICKLE(START TEXT("\1", "a") TENSOR "u.");
+  values(f, "a", MHK_F32, 2, 2, 6, all);
+  f = PICKLE("\x80\x02}" TEXT("\1", "a") TENSOR "s.");
+  values(f, "a", MHK_F32, 2, 2, 6, all);
+  f = PICKLE("\x80\x02" HOOKS "(" TEXT("\1", "a") "ctorch._utils\n_rebuild_parameter\n" TENSOR "\x88" HOOKS "\x87R" "u}" TEXT("\1", "m") "Nsb.");
+  values(f, "a", MHK_F32, 2, 2, 6, all);
+  f = PICKLE(START TEXT("\1", "a") TENSOR_OF(FLOATS, "K\1", "K\2\x85", "K\3\x85") TEXT("\1", "b") TENSOR_OF(FLOATS, "K\2", "K\3\x85", "K\1\x85") "u.");
+  values(f, "a", MHK_F32, 1, 2, 2, column);
+  values(f, "b", MHK_F32, 1, 3, 3, rest);
+  /* an axis of one element may have any stride; kept and recalled values; whole numbers of every width; lists and floats that are no tensors */
+  f = PICKLE(START TEXT("\1", "a") "q\0" TENSOR_OF(FLOATS "r\1\0\0\0", "\x8a\0", "M\1\0J\6\0\0\0\x86", "\x8a\x02\0\1\x8a\1\1\x86") TEXT("\1", "b") REBUILD
+             "(j\1\0\0\0K\0K\3\x85K\1\x85\x88" HOOKS "tR" TEXT("\1", "l") "](K\1h\0e" TEXT("\1", "m") "]K\1a" TEXT("\1", "f") "G?\xf0\0\0\0\0\0\0K\5Nu.");
+  values(f, "a", MHK_F32, 2, 1, 6, all);
+  values(f, "b", MHK_F32, 1, 3, 3, all);
+  CHECK(mhk_file_tensors(f) == 2, "%d tensors", mhk_file_tensors(f));
+  f = PICKLE("\x80\x02}.");
+  CHECK(f && mhk_file_tensors(f) == 0, "an empty dictionary: %s", mhk_message(ctx));
+  CHECK_OK(ctx);
+}
+
+TEST(pickles_that_are_wrong) {
+  /* what would be run elsewhere */
+  REFUSED("\x80\x02" "cos\nsystem\n" TEXT("\2", "ls") "\x85R.", U, "byte 2 of its pickle: it names os.system, which a dictionary of tensors does not need: refused");
+  REFUSED("\x80\x02" "c__builtin__\neval\n.", U, "__builtin__.eval");
+  REFUSED("\x80\x02" "ctorch\nFloatStorage2\n.", U, "torch.FloatStorage2");
+  REFUSED("\x80\x02" "ctorch.FloatStorage\n\n.", U, "torch.FloatStorage.");
+  REFUSED("\x80\x02" "c\xff\x01\n\n.", U, "it names ...");
+  REFUSED("\x80\x02" "cos\nsystem", F, "a name without its end");
+  REFUSED("\x80\x02(S'os'\nios\nsystem\n.", U, "the instruction 0x53, which a dictionary of tensors does not need: refused");
+  REFUSED("\x80\x02(ios\nsystem\n.", U, "the instruction 0x69");
+  REFUSED("\x80\x02(cos\nsystem\no.", U, "os.system");
+  REFUSED("\x80\x02}(o.", U, "the instruction 0x6F");
+  REFUSED("\x80\x02)\x81.", U, "0x81");
+  REFUSED("\x80\x02" "Pid\n.", U, "0x50");
+  REFUSED("\x80\x02" "\x82\1.", U, "0x82");
+  REFUSED("\x80\x02" "\x93.", U, "0x93");
+  REFUSED("\x80\x02" "\x80\x02}.", U, "0x80");
+  REFUSED("\x80\x04\x95\0\0\0\0\0\0\0\0.", U, "byte 0 of its pickle: only protocol 2");
+  REFUSED("", U, "only protocol 2");
+  REFUSED("}.", U, "only protocol 2");
+  /* a machine that is fed nonsense */
+  REFUSED("\x80\x02", F, "byte 2 of its pickle: it ends without its last instruction");
+  REFUSED("\x80\x02.", F, "0 values on its stack");
+  REFUSED("\x80\x02}}.", F, "2 values");
+  REFUSED("\x80\x02}.}", F, "1 bytes behind it");
+  REFUSED("\x80\x02N.", F, "needs a dictionary of tensors and finds something else");
+  REFUSED("\x80\x02(.", F, "needs a dictionary of tensors");
+  REFUSED("\x80\x02t.", F, "needs a mark and finds none");
+  REFUSED("\x80\x02u.", F, "needs a mark");
+  REFUSED("\x80\x02" "e.", F, "needs a mark");
+  REFUSED("\x80\x02(Nu.", F, "needs a dictionary and finds nothing");
+  REFUSED("\x80\x02N(NNu.", F, "needs a dictionary and finds something else");
+  REFUSED("\x80\x02}(Nu.", F, "a key without a value");
+  REFUSED("\x80\x02}Ns.", F, "needs a dictionary and finds nothing");
+  REFUSED("\x80\x02}(Ns.", F, "needs a key and finds something else");
+  REFUSED("\x80\x02}Ne.", F, "needs a mark");
+  REFUSED("\x80\x02}Na.", F, "needs a list");
+  REFUSED("\x80\x02N\x86.", F, "needs 2 values and finds 1");
+  REFUSED("\x80\x02NN(N\x87.", F, "needs 3 values and finds 1");
+  REFUSED("\x80\x02R.", F, "needs a tuple of arguments and finds nothing");
+  REFUSED("\x80\x02)R.", F, "needs a function and finds nothing");
+  REFUSED("\x80\x02})R.", F, "something is called that is no function");
+  REFUSED("\x80\x02" "ctorch\nFloatStorage\n)R.", F, "no function");
+  REFUSED("\x80\x02" "ccollections\nOrderedDict\n]\x85R.", U, "OrderedDict made from arguments");
+  REFUSED("\x80\x02Q.", F, "needs a tuple");
+  REFUSED("\x80\x02]Nb.", F, "a dictionary that gets attributes");
+  REFUSED("\x80\x02h\0.", F, "nothing is kept in place 0");
+  REFUSED("\x80\x02}q\1h\2.", F, "nothing is kept in place 2");
+  REFUSED("\x80\x02}j\xff\xff\xff\xff.", F, "nothing is kept in place 4294967295");
+  REFUSED("\x80\x02}r\xff\xff\xff\xff.", F, "a value is kept in place 4294967295, far above");
+  REFUSED("\x80\x02(q\0.", F, "needs a value to keep");
+  REFUSED("\x80\x02X\xff\xff\xff\xff.", F, "needs 4294967295 bytes, 1 are left");
+  REFUSED("\x80\x02X\1\0.", F, "needs 4 bytes");
+  REFUSED("\x80\x02K", F, "needs 1 bytes");
+  REFUSED("\x80\x02G1234567", F, "needs 8 bytes, 7");
+  REFUSED("\x80\x02\x8a\x09" "123456789.", U, "a whole number of 9 bytes");
+  REFUSED("\x80\x02\x8a\xff.", F, "needs 255 bytes");
+}
+
+TEST(tensors_that_are_wrong) {
+  /* storages */
+  REFUSED(START TEXT("\1", "a") TENSOR_OF(STORAGE("FloatStorage", "1", "K\6"), "K\0", "K\6\x85", "K\1\x85") "u.", F, "the storage x/data/1 is not in the archive");
+  REFUSED(START TEXT("\1", "a") TENSOR_OF(STORAGE("FloatStorage", "0", "K\7"), "K\0", "K\6\x85", "K\1\x85") "u.", F, "7 elements of type F32, its entry has 24 bytes");
+  REFUSED(START TEXT("\1", "a") TENSOR_OF(STORAGE("FloatStorage", "0", "K\5"), "K\0", "K\5\x85", "K\1\x85") "u.", F, "5 elements of type F32");
+  REFUSED(START TEXT("\1", "a") TENSOR_OF(STORAGE("HalfStorage", "0", "K\6"), "K\0", "K\6\x85", "K\1\x85") "u.", F, "6 elements of type F16");
+  REFUSED(START TEXT("\1", "a") TENSOR_OF(STORAGE("FloatStorage", "0", "J\xff\xff\xff\xff"), "K\0", "K\6\x85", "K\1\x85") "u.", F, "-1 elements");
+  REFUSED(START TEXT("\1", "a") TENSOR_OF(STORAGE("FloatStorage", "0", "\x8a\x08\xff\xff\xff\xff\xff\xff\xff\x7f"), "K\0", "K\6\x85", "K\1\x85") "u.", F,
+          "9223372036854775807 elements");
+  REFUSED(START TEXT("\1", "a") TENSOR_OF(STORAGE("FloatStorage", "0", "\x8a\x08\6\0\0\0\0\0\0\x40"), "K\0", "K\6\x85", "K\1\x85") "u.", F, "4611686018427387910 elements");
+  REFUSED(START "(" TEXT("\7", "storagx") "ctorch\nFloatStorage\n" TEXT("\1", "0") TEXT("\3", "cpu") "K\6tQNu.", F, "does not describe a storage");
+  REFUSED(START "(" TEXT("\7", "storage") "N" TEXT("\1", "0") TEXT("\3", "cpu") "K\6tQNu.", F, "does not describe a storage");
+  REFUSED(START "(" TEXT("\7", "storage") "ctorch\nFloatStorage\nK\0" TEXT("\3", "cpu") "K\6tQNu.", F, "does not describe a storage");
+  REFUSED(START "(" TEXT("\7", "storage") "ctorch\nFloatStorage\n" TEXT("\1", "0") TEXT("\3", "cpu") "tQNu.", F, "does not describe a storage");
+  REFUSED(START ")QNu.", F, "does not describe a storage");
+  /* tensors of a storage of 6 elements */
+  REFUSED(START TEXT("\1", "a") TENSOR_OF(FLOATS, "K\1", "K\6\x85", "K\1\x85") "u.", F, "reaches outside its storage of 6 elements");
+  REFUSED(START TEXT("\1", "a") TENSOR_OF(FLOATS, "K\0", "K\6\x85", "K\2\x85") "u.", F, "reaches outside");
+  REFUSED(START TEXT("\1", "a") TENSOR_OF(FLOATS, "K\6", "K\1\x85", "K\1\x85") "u.", F, "reaches outside");
+  REFUSED(START TEXT("\1", "a") TENSOR_OF(FLOATS, "K\6", ")", ")") "u.", F, "reaches outside");
+  REFUSED(START TEXT("\1", "a") TENSOR_OF(FLOATS, "K\7", "K\0\x85", "K\1\x85") "u.", F, "starts outside");
+  REFUSED(START TEXT("\1", "a") TENSOR_OF(FLOATS, "J\xff\xff\xff\xff", "K\1\x85", "K\1\x85") "u.", F, "starts outside");
+  REFUSED(START TEXT("\1", "a") TENSOR_OF(FLOATS, "K\0", "J\xff\xff\xff\xff\x85", "K\1\x85") "u.", F, "impossible size or stride");
+  REFUSED(START TEXT("\1", "a") TENSOR_OF(FLOATS, "K\0", "K\2\x85", "J\xff\xff\xff\xff\x85") "u.", F, "impossible size or stride");
+  REFUSED(START TEXT("\1", "a") TENSOR_OF(FLOATS, "K\0", "K\2\x85", "\x8a\x08\xff\xff\xff\xff\xff\xff\xff\x7f\x85") "u.", F, "");
+  REFUSED(START TEXT("\1", "a") TENSOR_OF(FLOATS, "K\0", "\x8a\x08\xff\xff\xff\xff\xff\xff\xff\x3fK\5\x86", "K\1K\1\x86") "u.", F, "");
+  REFUSED(START TEXT("\1", "a") TENSOR_OF(FLOATS, "K\0", "K\0\x8a\x08\xff\xff\xff\xff\xff\xff\xff\x3f\x8a\x08\xff\xff\xff\xff\xff\xff\xff\x3f\x87", "K\1K\1K\1\x87") "u.", F,
+          "impossible size");
+  REFUSED(START TEXT("\1", "a") TENSOR_OF(FLOATS, "K\0", "M\0\x10M\0\x10\x86", "K\0K\0\x86") "u.", U, "more elements than its storage has (6): it shows some twice");
+  REFUSED(START TEXT("\1", "a") TENSOR_OF(FLOATS, "K\0", "K\7\x85", "K\0\x85") "u.", U, "shows some twice");
+  REFUSED(START TEXT("\1", "a") TENSOR_OF(FLOATS, "K\0", "(K\1K\1K\1K\1K\1K\1t", "(K\1K\1K\1K\1K\1K\1t") "u.", U, "6 axes");
+  REFUSED(START TEXT("\1", "a") TENSOR_OF(FLOATS, "K\0", "K\6\x85", "K\6K\1\x86") "u.", F, "does not describe a tensor");
+  REFUSED(START TEXT("\1", "a") TENSOR_OF(FLOATS, "K\0", "K\6", "K\1") "u.", F, "does not describe a tensor");
+  REFUSED(START TEXT("\1", "a") TENSOR_OF("N", "K\0", "K\6\x85", "K\1\x85") "u.", F, "does not describe a tensor");
+  REFUSED(START TEXT("\1", "a") TENSOR_OF(FLOATS, "N", "K\6\x85", "K\1\x85") "u.", F, "does not describe a tensor");
+  REFUSED(START TEXT("\1", "a") TENSOR_OF(FLOATS, "K\0", "N\x85", "K\1\x85") "u.", F, "impossible size or stride");
+  REFUSED(START TEXT("\1", "a") REBUILD ")Ru.", F, "does not describe a tensor");
+  REFUSED(START TEXT("\1", "a") "ctorch._utils\n_rebuild_parameter\n)Ru.", F, "does not describe a parameter");
+  REFUSED(START TEXT("\1", "a") "ctorch._utils\n_rebuild_parameter\n(NNNtRu.", F, "does not describe a parameter");
+  /* names */
+  REFUSED(START TEXT("\1", "a") TENSOR TEXT("\1", "a") TENSOR "u.", F, "tensor a stands twice");
+  REFUSED(START TEXT("\0", "") TENSOR "u.", F, "tensor 0 has no usable name");
+  REFUSED(START TEXT("\1", "\xff") TENSOR "u.", F, "no usable name");
+  REFUSED(START TEXT("\1", "\0") TENSOR "u.", F, "no usable name");
+  REFUSED(START "K\1" TENSOR "u.", F, "no usable name");
+  REFUSED(START TEXT("\5", "model") "}" TEXT("\1", "a") TENSOR "su.", U, "holds no tensors by name, but a dictionary \"model\": save that alone");
+}
+
+/* many kept values used many times over: neither memory nor time may grow with what they would unfold to */
+TEST(bombs) {
+  static char text[60000];
+  size_t n = 0, i;
+  test_memory memory;
+  mhk_context_desc d;
+  mhk_context *kept = ctx;
+  memset(&memory, 0, sizeof memory);
+  memset(&d, 0, sizeof d);
+  d.allocator.alloc = test_alloc;
+  d.allocator.release = test_release;
+  d.allocator.user = &memory;
+  mhk_file_close(opened);
+  opened = NULL;
+  ctx = mhk_create(&d);
+  memcpy(text, "\x80\x02}N\x85q\0", 7), n = 7; /* tuples of tuples: 2^120 leaves */
+  for (i = 1; i <= 120; i++, n += 7) text[n] = 'h', text[n + 1] = (char)(i - 1), text[n + 2] = 'h', text[n + 3] = (char)(i - 1), text[n + 4] = '\x86', text[n + 5] = 'q', text[n + 6] = (char)i;
+  CHECK(!pickled(text, n) && mhk_error(ctx) == F, "opened");
+  mhk_clear_error(ctx);
+  memcpy(text, "\x80\x02}", 3), n = 3;
+  memset(text + n, '(', 50000), n += 50000; /* marks upon marks */
+  text[n++] = '.';
+  CHECK(!pickled(text, n) && mhk_error(ctx) == F, "opened");
+  mhk_clear_error(ctx);
+  /* one long name for thousands of tensors */
+  memcpy(text, "\x80\x02}X\xa0\x0f\0\0", 8), n = 8;
+  memset(text + n, 'x', 4000), n += 4000;
+  memcpy(text + n, "q\0", 2), n += 2;
+  memcpy(text + n, TENSOR "q\1s(", sizeof TENSOR + 3), n += sizeof TENSOR + 3;
+  for (i = 0; i < 10000; i++) memcpy(text + n, "h\0h\1", 4), n += 4;
+  memcpy(text + n, "u.", 2), n += 2;
+  CHECK(!pickled(text, n) && strstr(mhk_message(ctx), "stands twice"), "%s", mhk_message(ctx));
+  mhk_clear_error(ctx);
+  /* the same elements turned again and again: copies larger than the file are refused */
+  memcpy(text, START, 4), n = 4;
+  memcpy(text + n, TEXT("\1", "a") TENSOR_OF(FLOATS, "K\0", "K\3K\2\x86", "K\1K\3\x86") "q\1", sizeof(TEXT("\1", "a") TENSOR_OF(FLOATS, "K\0", "K\3K\2\x86", "K\1K\3\x86") "q\1") - 1);
+  n += sizeof(TEXT("\1", "a") TENSOR_OF(FLOATS, "K\0", "K\3K\2\x86", "K\1K\3\x86") "q\1") - 1;
+  for (i = 0; i < 2000; i++) n += (size_t)sprintf(text + n, "X%c", 4), memcpy(text + n, "\0\0\0", 3), n += 3, n += (size_t)sprintf(text + n, "%04dh\1", (int)i);
+  memcpy(text + n, "u.", 2), n += 2;
+  CHECK(!pickled(text, n) && strstr(mhk_message(ctx), "transposed tensors together are larger than the file"), "%s", mhk_message(ctx));
+  CHECK(mhk_memory_peak(ctx) < 20000000, "%.1f MB were used", (double)mhk_memory_peak(ctx) * 1e-6);
+  mhk_destroy(ctx);
+  opened = NULL;
+  CHECK(memory.bytes == 0, "%lld bytes are left", (long long)memory.bytes);
+  ctx = kept;
+}
+
+/* ---- the archive itself */
+
+static void archive_refused(int line, mhk_result code, const char *message) {
+  mhk_file *f = reopen();
+  CHECK(!f && mhk_error(ctx) == code && strstr(mhk_message(ctx), message), "line %d: result %d, \"%s\" does not contain \"%s\"", line, (int)mhk_error(ctx),
+        mhk_message(ctx), message);
+  mhk_clear_error(ctx);
+}
+#define ARCHIVE_REFUSED(code, message) archive_refused(__LINE__, code, message)
+
+static unsigned char *entry_of(int i) { /* in the directory */
+  unsigned char *p = made + directory;
+  while (i-- > 0) p += 46 + p[28] + p[30] + p[32];
+  return p;
+}
+
+TEST(archives_that_are_right) {
+  static const double all[] = {1, 2, 3, 4, 5, 6};
+  static const char pickle[] = START TEXT("\1", "a") TENSOR "u.";
+  const part flat[2] = {{"data.pkl", pickle, sizeof pickle - 1}, {"data/0", numbers, 24}};
+  const part deep[2] = {{"a/b/data.pkl", pickle, sizeof pickle - 1}, {"a/b/data/0", numbers, 24}};
+  archive(2, flat, 0);
+  values(reopen(), "a", MHK_F32, 2, 2, 6, all);
+  archive(2, deep, 1);
+  values(reopen(), "a", MHK_F32, 2, 2, 6, all);
+  archive(2, flat, 0); /* a comment behind the directory */
+  made[made_n - 2] = 3;
+  put("abc", 3);
+  values(reopen(), "a", MHK_F32, 2, 2, 6, all);
+  archive(2, flat, 0); /* checksums that were not computed (torch.serialization.set_crc32_options) */
+  memset(entry_of(0) + 16, 0, 4);
+  values(reopen(), "a", MHK_F32, 2, 2, 6, all);
+}
+
+TEST(archives_that_are_wrong) {
+  static const char pickle[] = START TEXT("\1", "a") TENSOR "u.";
+  const part parts[3] = {{"x/data.pkl", pickle, sizeof pickle - 1}, {"x/data/0", numbers, 24}, {"x/byteorder", "little", 6}};
+  const part big[3] = {{"x/data.pkl", pickle, sizeof pickle - 1}, {"x/data/0", numbers, 24}, {"x/byteorder", "big", 3}};
+  const part twice[3] = {{"x/data.pkl", pickle, sizeof pickle - 1}, {"x/data/0", numbers, 24}, {"x/data/0", numbers, 24}};
+  const part two[3] = {{"x/data.pkl", pickle, sizeof pickle - 1}, {"x/data/0", numbers, 24}, {"y/data.pkl", pickle, sizeof pickle - 1}};
+  unsigned char *end;
+  int wide;
+  archive(3, big, 0);
+  ARCHIVE_REFUSED(U, "the byte order \"big\"; only little is read");
+  archive(3, twice, 0);
+  ARCHIVE_REFUSED(F, "its entry x/data/0 stands twice");
+  archive(3, two, 0);
+  ARCHIVE_REFUSED(U, "several pickles");
+  archive(2, parts + 1, 0);
+  ARCHIVE_REFUSED(F, "a zip archive without data.pkl");
+  archive(3, parts, 0), made[made_n - 10 - 4]--, made_n--; /* cut */
+  ARCHIVE_REFUSED(F, "it is cut off");
+  archive(3, parts, 0), made_n = 40;
+  ARCHIVE_REFUSED(F, "it is cut off");
+  archive(3, parts, 0), made_n = 4;
+  ARCHIVE_REFUSED(F, "it is cut off");
+  archive(3, parts, 0), made_n = 3; /* no archive at all */
+  ARCHIVE_REFUSED(F, "has 3 bytes");
+  archive(3, parts, 0), entry_of(0)[16] ^= 1;
+  ARCHIVE_REFUSED(F, "does not have the checksum");
+  archive(3, parts, 0), made[60] ^= 1;
+  ARCHIVE_REFUSED(F, "does not have the checksum");
+  archive(3, parts, 0), entry_of(1)[8] |= 1;
+  ARCHIVE_REFUSED(U, "x/data/0 is encrypted");
+  archive(3, parts, 0), entry_of(1)[10] = 8;
+  ARCHIVE_REFUSED(U, "x/data/0 is compressed (zip method 8)");
+  archive(3, parts, 0), made[8] = 8; /* only the local header says so */
+  ARCHIVE_REFUSED(F, "x/data.pkl starts at byte 0, where it does not");
+  archive(3, parts, 0), made[30] = 'y';
+  ARCHIVE_REFUSED(F, "x/data.pkl has another name in the zip directory");
+  archive(3, parts, 0), entry_of(1)[20]++;
+  ARCHIVE_REFUSED(F, "its entry x/data/0 claims 24 bytes");
+  archive(3, parts, 0), entry_of(1)[20] = entry_of(1)[24] = 255, entry_of(1)[21] = entry_of(1)[25] = 255;
+  ARCHIVE_REFUSED(F, "its entry x/data/0 claims 65535 bytes");
+  archive(3, parts, 0), entry_of(0)[20] += 40, entry_of(0)[24] += 40;
+  ARCHIVE_REFUSED(F, "its entry x/data/0 overlaps the one before it");
+  archive(3, parts, 0), entry_of(1)[42] += 1;
+  ARCHIVE_REFUSED(F, "says that x/data/0 starts at byte");
+  archive(3, parts, 0), memset(entry_of(1) + 42, 255, 4);
+  ARCHIVE_REFUSED(F, "says that x/data/0 starts at byte 4294967295");
+  archive(3, parts, 0), entry_of(1)[0] = 0;
+  ARCHIVE_REFUSED(F, "directory is damaged");
+  archive(3, parts, 0), memset(entry_of(2) + 28, 255, 2);
+  ARCHIVE_REFUSED(F, "directory is damaged");
+  archive(3, parts, 0), memset(entry_of(2) + 30, 255, 2);
+  ARCHIVE_REFUSED(F, "directory is damaged");
+  archive(3, parts, 0), made[made_n - 12] = 2; /* an entry that is not counted */
+  ARCHIVE_REFUSED(F, "directory is damaged");
+  archive(3, parts, 0), made[made_n - 12] = 4;
+  ARCHIVE_REFUSED(F, "cannot be the");
+  archive(3, parts, 0), made[made_n - 11] = 99; /* thousands of them */
+  ARCHIVE_REFUSED(F, "cannot be the");
+  archive(3, parts, 0), memset(made + made_n - 10, 255, 4);
+  ARCHIVE_REFUSED(F, "cannot be the 4294967295 bytes");
+  archive(3, parts, 0), memset(made + made_n - 6, 255, 4);
+  ARCHIVE_REFUSED(F, "bytes from byte 4294967295 on");
+  archive(3, parts, 0), made[made_n - 6]++;
+  ARCHIVE_REFUSED(F, "cannot be the");
+  archive(3, parts, 1), memset(made + made_n - 22 - 12, 255, 8); /* where the wide end is */
+  ARCHIVE_REFUSED(F, "the end of its zip directory is damaged");
+  archive(3, parts, 1), made[made_n - 22 - 12]++;
+  ARCHIVE_REFUSED(F, "the end of its zip directory is damaged");
+  archive(3, parts, 1), memset(made + made_n - 22 - 20 - 8, 255, 8); /* the directory's place */
+  ARCHIVE_REFUSED(F, "bytes from byte 18446744073709551615 on");
+  archive(3, parts, 1), memset(made + made_n - 22 - 20 - 24, 255, 8); /* entries */
+  ARCHIVE_REFUSED(F, "its zip directory of 18446744073709551615 entries");
+  for (wide = 0; wide < 3; wide++) { /* zip64 fields: size, packed size, place */
+    archive(3, parts, 1);
+    end = entry_of(1);
+    memset(end + 46 + end[28] + 5 + 4 + 8 * wide, 255, 8);
+    ARCHIVE_REFUSED(F, wide == 2 ? "starts at byte 18446744073709551615" : "its entry x/data/0 claims");
+  }
+  archive(3, parts, 1), entry_of(1)[46 + 8 + 5 + 2] = 8; /* a field too short for three sizes leaves 0xFFFFFFFF */
+  ARCHIVE_REFUSED(F, "x/data/0");
+}
+
+/* every cut and many changed bytes: an error or tensors within the file, never a read outside */
+TEST(cut_and_changed) {
+  size_t n = 0, i;
+  unsigned char *bytes = (unsigned char *)test_read_file(FIXTURE, &n);
+  uint64_t random = 3;
+  int k, good = 0;
+  mhk_real *room = (mhk_real *)malloc(sizeof *room * 4096);
+  REQUIRE(bytes && n < sizeof made, "no fixture");
+  memcpy(made, bytes, n);
+  for (made_n = n - 1; made_n > 0; made_n -= made_n > 64 ? 61 : 1) {
+    CHECK(!reopen() && (mhk_error(ctx) == F || mhk_error(ctx) == U), "cut to %d bytes: %s", (int)made_n, mhk_message(ctx));
+    mhk_clear_error(ctx);
+  }
+  for (k = 0; k < 4000; k++) {
+    const int changes = 1 + (int)(test_random(&random) % 3);
+    mhk_file *f;
+    memcpy(made, bytes, n);
+    made_n = n;
+    for (i = 0; i < (size_t)changes; i++) {
+      /* mostly in the pickle and the directory, where the meaning is */
+      const size_t at = (size_t)(test_random(&random) % (i % 2 ? n : 2400));
+      made[k % 2 ? n - 1 - at : at] = (unsigned char)test_random(&random);
+    }
+    if (k % 2 == 0) { /* with its checksum unknown the pickle is read however it looks */
+      size_t e;
+      for (e = n - 46; e > 0; e--)
+        if (memcmp(bytes + e, "PK\1\2", 4) == 0 && e + 60 < n && memcmp(bytes + e + 46, "pytorch_model/data.pkl", 22) == 0) memset(made + e + 16, 0, 4);
+    }
+    f = reopen();
+    if (f) {
+      int t;
+      good++;
+      for (t = 0; t < mhk_file_tensors(f); t++) {
+        const mhk_file_tensor *x = mhk_file_tensor_at(f, t);
+        if (x->count <= 4096) mhk_file_read(ctx, x, room);
+      }
+      CHECK_OK(ctx);
+    } else
+      CHECK(mhk_error(ctx) == F || mhk_error(ctx) == U, "change %d: %s", k, mhk_message(ctx));
+    mhk_clear_error(ctx);
+  }
+  CHECK(good > 100 && good < 3900, "%d of 4000 changed files were opened", good);
+  free(room);
+  free(bytes);
+}
+
+/* an allocator that fails at the n-th call, for every n: an error, no leak */
+TEST(allocations_that_fail) {
+  long n;
+  int done = 0;
+  size_t length = 0;
+  char *bytes = test_read_file(FIXTURE, &length);
+  for (n = 1; n < 500 && !done; n++) {
+    test_memory memory;
+    mhk_context_desc desc;
+    mhk_context *c;
+    memset(&memory, 0, sizeof memory);
+    memset(&desc, 0, sizeof desc);
+    memory.fail_at = n;
+    desc.allocator.alloc = test_alloc;
+    desc.allocator.release = test_release;
+    desc.allocator.user = &memory;
+    c = mhk_create(&desc);
+    if (c) {
+      mhk_file *f = mhk_file_open_memory(c, bytes, length);
+      done = mhk_file_tensors(f) == 17;
+      CHECK(done || mhk_error(c) == MHK_ERROR_MEMORY, "call %ld: %s", n, mhk_message(c));
+      mhk_file_close(f);
+      mhk_destroy(c);
+    }
+    CHECK(memory.bytes == 0 && memory.blocks == 0 && !memory.wrong_size, "call %ld leaks %ld bytes", n, (long)memory.bytes);
+  }
+  CHECK(done && n > 3, "%ld calls", n);
+  free(bytes);
+}
+
+int main(int argc, char **argv) {
+  int result;
+  test_begin(argc, argv);
+  ctx = mhk_create(NULL);
+  RUN(what_torch_saved);
+  RUN(folders_and_shards);
+  RUN(pickles_that_are_right);
+  RUN(pickles_that_are_wrong);
+  RUN(tensors_that_are_wrong);
+  RUN(bombs);
+  RUN(archives_that_are_right);
+  RUN(archives_that_are_wrong);
+  RUN(cut_and_changed);
+  RUN(allocations_that_fail);
+  mhk_file_close(opened);
+  result = test_end();
+  mhk_destroy(ctx);
+  return result;
+}
