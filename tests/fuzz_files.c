@@ -1,0 +1,51 @@
+/* Files under libFuzzer: clang -g -O1 -fsanitize=fuzzer,address,undefined tests/fuzz_files.c, then run it on a folder of seeds.
+   What the bytes start with chooses the reader: '{' configuration and tokenizer, 0x80 a pickle (which is put into an archive here), everything
+   else safetensors or an archive. Whatever is opened is read to its last byte. */
+#define MOHAWK_IMPLEMENTATION
+#include "../mohawk.h"
+#include "archive.h"
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+
+static void read_all(mhk_context *ctx, const mhk_file *f) {
+  static mhk_real values[1 << 16];
+  static int32_t numbers[1 << 16];
+  int i;
+  for (i = 0; i < mhk_file_tensors(f); i++) {
+    const mhk_file_tensor *x = mhk_file_tensor_at(f, i);
+    if (mhk_file_find(f, x->name) != x) abort();
+    if (x->count > 1 << 16) continue;
+    if (mhk_file_read(ctx, x, values) != MHK_OK) abort();
+    mhk_file_read_i32(ctx, x, numbers); /* may be of another type */
+    mhk_clear_error(ctx);
+  }
+}
+
+static void read_tokenizer(mhk_tokenizer *k, const char *text, mhk_index n) {
+  int32_t ids[256];
+  char back[256];
+  mhk_index count;
+  if (!k) return;
+  if (n > 256) n = 256;
+  count = mhk_encode(k, text, (size_t)n, ids, 256);
+  if (count > 256) count = 256;
+  if (count >= 0) mhk_decode(k, ids, count, back, sizeof back);
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
+  static const unsigned char storage[64] = {1, 2, 3};
+  mhk_context *ctx = mhk_create(NULL);
+  if (size > 0 && data[0] == '{') {
+    mhk_config config;
+    mhk_config_parse(ctx, (const char *)data, size, "the text", &config);
+    mhk_clear_error(ctx);
+    read_tokenizer(mhk_tokenizer_parse(ctx, (const char *)data, size), (const char *)data, (mhk_index)size);
+  } else if (size > 0 && data[0] == 0x80 && size < sizeof made / 2) {
+    const part parts[4] = {{"x/data.pkl", data, size}, {"x/data/0", storage, 64}, {"x/data/1", storage, 24}, {"x/data/2", storage, 0}};
+    archive(4, parts, size % 2 != 0);
+    read_all(ctx, mhk_file_open_memory(ctx, made, made_n));
+  } else
+    read_all(ctx, mhk_file_open_memory(ctx, data, size));
+  mhk_destroy(ctx);
+  return 0;
+}
