@@ -67,7 +67,7 @@
       Files             >>files         JSON, safetensors, PyTorch's archives
       Tokenizer         >>tokenizer     byte-level BPE
       Models            >>models        configurations, weights, initialisation
-      Layers            >>layers        mixers, blocks, forward passes, decoding state
+      Layers            >>layers        mixers, blocks, forward passes on a tape
       Sessions          >>sessions      prefill, step, sampling
       Mohawk            >>mohawk        text, the three stages, optimiser, trainer, evaluation
    Each section uses only what stands above it. */
@@ -429,6 +429,8 @@ MHKDEF mhk_result mhk_config_parse(mhk_context *ctx, const char *json, size_t le
 /* The same out again: writes at most capacity bytes with a terminating 0, returns the length without it (call with NULL, 0 to learn it). */
 MHKDEF size_t mhk_config_format(const mhk_config *config, char *json, size_t capacity);
 MHKDEF double mhk_config_parameters(const mhk_config *config); /* how many numbers the model has */
+/* Bytes of a sequence's state after so many tokens: constant for state-space layers, keys and values of every token for attention ones. */
+MHKDEF double mhk_config_state_bytes(const mhk_config *config, mhk_index tokens);
 
 /* Reads a model: a folder with config.json and what mhk_file_open() finds there, and the tokenizer beside it if there is one; or
    one .safetensors file that mhk_save() wrote, with both in its metadata. Weights are mapped and stay in their stored type: the model is frozen. */
@@ -466,19 +468,8 @@ MHKDEF mhk_model *mhk_student_create(mhk_context *ctx, mhk_model *teacher, const
 MHKDEF mhk_result mhk_model_transfer(mhk_model *student, mhk_model *teacher);
 MHKDEF mhk_result mhk_model_init_mixers(mhk_model *student, mhk_model *teacher, mhk_init init, uint64_t seed);
 
-/* The state of a running sequence batch: constant for state-space layers, growing to capacity for attention ones. */
-typedef struct mhk_state mhk_state;
-MHKDEF mhk_state *mhk_state_create(mhk_model *m, mhk_index batch, mhk_index capacity); /* capacity: tokens of key/value cache; unused without attention */
-MHKDEF void mhk_state_destroy(mhk_state *s);
-MHKDEF void mhk_state_reset(mhk_state *s);
-MHKDEF size_t mhk_state_bytes(const mhk_config *config, mhk_index batch, mhk_index capacity); /* bytes of such a state */
-MHKDEF mhk_index mhk_state_position(const mhk_state *s);                     /* tokens seen */
-MHKDEF mhk_real *mhk_state_conv(mhk_state *s, int layer); /* (B,channels,d_conv-1) of a state-space layer, else NULL */
-MHKDEF mhk_real *mhk_state_ssm(mhk_state *s, int layer);  /* (B,H,P,N) of a state-space layer, else NULL */
-
 typedef struct mhk_forward_desc {
   const int32_t *doc; /* document of each token (B,T), or NULL */
-  mhk_state *state;   /* continue here and advance it (no-grad only), or NULL */
   int recompute;      /* recompute each block in the backward pass instead of keeping its activations */
   int last_only;      /* logits of the last token only: (B,1,V) */
   mhk_tensor **residuals; /* if not NULL receives the L+1 residual streams: input of block 0..L-1 and the last block's output */
@@ -550,10 +541,50 @@ MHKDEF size_t mhk_stream_finish(mhk_stream *s, char *out);                      
 
 /* ---------------------------------------------------------------------------------------- sessions */
 
+/* A session runs a model for inference: one or more sequences of tokens, each at its own position. State-space layers keep a state of constant size,
+   attention layers the keys and values of the tokens so far. All its memory is one block, whose size mhk_session_size() tells beforehand: after creation
+   nothing more is asked of the allocator. Sequences are numbered from 0. What a sequence answers does not depend on the others of its session (products
+   of a few rows are summed in another order than those of many: rounding differs). Zero means the default named here. */
 typedef struct mhk_session_desc {
-  mhk_index batch;    /* sequences that run in step; 0: 1 */
-  mhk_index capacity; /* tokens an attention layer's cache holds; 0: the model's max_position, or 2048 */
+  mhk_index batch;          /* sequences; 0: 1 */
+  mhk_index capacity;       /* tokens an attention layer holds of each sequence; 0: the model's max_position, or 2048. Of no meaning without attention. */
+  mhk_index window;         /* attention layers see a token and the window - 1 before it, forget the rest, and are never full (capacity then has no
+                               meaning; positions go on counting). 0: everything */
+  mhk_index chunk;          /* tokens of a sequence computed together; more is faster and takes more memory; 0: 256 */
+  mhk_index snapshots;      /* states of each sequence kept to rewind to: the newest ones */
+  mhk_index snapshot_every; /* tokens between those that are kept by themselves; 0: only mhk_session_snapshot() keeps them */
+  void *memory;             /* the caller's block to live in, which must outlast the session; NULL: from the context's allocator */
+  size_t memory_bytes;      /* its size: at least mhk_session_size(), aligned or not */
 } mhk_session_desc;
+/* Bytes of the block that a session of this description takes with this context's threads (fewer later are fine, more stay unused). 0 on error. */
+MHKDEF size_t mhk_session_size(const mhk_model *m, const mhk_session_desc *desc);
+/* desc may be NULL. The model must outlive the session; its tokenizer, if text is wanted, must be there by now. */
+MHKDEF mhk_session *mhk_session_create(mhk_model *m, const mhk_session_desc *desc);
+MHKDEF void mhk_session_destroy(mhk_session *s);
+/* All sequences, or one of them, to the start: no tokens seen, no snapshots. */
+MHKDEF void mhk_session_reset(mhk_session *s);
+MHKDEF mhk_result mhk_session_reset_one(mhk_session *s, mhk_index sequence);
+MHKDEF mhk_index mhk_session_position(const mhk_session *s, mhk_index sequence); /* tokens seen; 0 for a sequence that is not there */
+
+/* Prefill: n tokens for each sequence, (batch,n). Logits of the last one are then in mhk_logits(). A wrong token or a full cache is found before anything is
+   done: the session stays as it was. */
+MHKDEF mhk_result mhk_feed(mhk_session *s, const int32_t *tokens, mhk_index n);
+/* lengths[b] tokens at tokens[b] for each sequence b; 0: that one stays as it is. Nothing is padded: the work is that of the tokens. */
+MHKDEF mhk_result mhk_feed_many(mhk_session *s, const int32_t *const *tokens, const mhk_index *lengths);
+/* The same, and take receives the logits (V) after token index of a sequence wherever wanted[sequence][index] is not 0; wanted NULL, or NULL for a sequence:
+   after each. A sequence's come in order. logits are gone when take returns; take must not use the session. */
+typedef void (*mhk_logits_fn)(void *user, mhk_index sequence, mhk_index index, const mhk_real *logits);
+MHKDEF mhk_result mhk_feed_logits(mhk_session *s, const int32_t *const *tokens, const mhk_index *lengths, const unsigned char *const *wanted,
+                                  mhk_logits_fn take, void *user);
+/* Feeds n tokens to one sequence and tells how likely each was after those before it: n natural logarithms of probabilities. The sequence must have
+   seen a token (text: the end-of-text token). */
+MHKDEF mhk_result mhk_score(mhk_session *s, mhk_index sequence, const int32_t *tokens, mhk_index n, double *log_probabilities);
+/* Text through the model's tokenizer (batch 1). At the start of a sequence the end-of-text token goes first, as the teachers were trained. A single word
+   (a run without a break) of more than 1024 bytes is an error: mhk_encode() takes it. */
+MHKDEF mhk_result mhk_feed_text(mhk_session *s, const char *text);
+MHKDEF const mhk_real *mhk_logits(const mhk_session *s); /* (batch,V) after the last token each was fed; NULL while a sequence has none */
+MHKDEF const mhk_real *mhk_logits_of(const mhk_session *s, mhk_index sequence); /* (V) of one sequence; NULL while it has none */
+
 typedef struct mhk_sampling {
   double temperature; /* 0: 1; negative: greedy */
   int top_k;          /* 0: all */
@@ -561,20 +592,33 @@ typedef struct mhk_sampling {
   double min_p;       /* keep tokens at least this share of the most likely one's probability; 0: all */
   uint64_t seed;      /* used when it differs from the session's last; 0: keep going */
 } mhk_sampling;
-/* Runs a model token by token; desc may be NULL. The session holds states and logits; the model must outlive it. */
-MHKDEF mhk_session *mhk_session_create(mhk_model *m, const mhk_session_desc *desc);
-MHKDEF void mhk_session_destroy(mhk_session *s);
-MHKDEF void mhk_session_reset(mhk_session *s);
-/* Prefill: n tokens for each sequence, (batch,n). Logits of the last one are then in mhk_logits(). */
-MHKDEF mhk_result mhk_feed(mhk_session *s, const int32_t *tokens, mhk_index n);
-/* Text through the model's tokenizer (batch 1). At the start of a sequence the end-of-text token goes first, as the teachers were trained. */
-MHKDEF mhk_result mhk_feed_text(mhk_session *s, const char *text);
-MHKDEF const mhk_real *mhk_logits(const mhk_session *s); /* (batch,V) after the last token fed; NULL before */
 /* Draws the next token of sequence 0 from the logits and feeds it. Returns it, or -1 at end of text or failure. sampling NULL: temperature 0.8, top_p 0.95. */
 MHKDEF int32_t mhk_sample(mhk_session *s, const mhk_sampling *sampling);
 /* the same for every sequence: tokens (batch); end-of-text is a token like any other */
 MHKDEF mhk_result mhk_sample_batch(mhk_session *s, const mhk_sampling *sampling, int32_t *tokens);
 MHKDEF const char *mhk_text_out(mhk_session *s);         /* whole characters that mhk_sample() finished in its last call; 0-terminated, session's memory */
+
+/* The state of a sequence as a value: what it has seen, its logits, and the start of an unfinished character of text; not the random numbers of sampling.
+   As bytes it starts with a version and a fingerprint of the model (configuration and samples of all weights: to catch mistakes, no proof), and is the
+   same on every machine whose mhk_real has one size. */
+MHKDEF size_t mhk_session_state_size(const mhk_session *s, mhk_index sequence); /* bytes now: constant without attention, else growing with the position */
+MHKDEF mhk_result mhk_session_save(mhk_session *s, mhk_index sequence, void *state, size_t bytes); /* bytes: room, at least that size */
+/* Everything is checked before the sequence is touched: state of another model, damaged, or longer than the capacity are refused. */
+MHKDEF mhk_result mhk_session_load(mhk_session *s, mhk_index sequence, const void *state, size_t bytes);
+MHKDEF mhk_result mhk_session_save_file(mhk_session *s, mhk_index sequence, const char *path); /* written under another name and renamed */
+MHKDEF mhk_result mhk_session_load_file(mhk_session *s, mhk_index sequence, const char *path);
+/* Makes a sequence a copy of another one, of the same session or another of the same model object: one prompt, many continuations. */
+MHKDEF mhk_result mhk_session_copy(mhk_session *to, mhk_index to_sequence, const mhk_session *from, mhk_index from_sequence);
+/* Keeps the state as it is now (in place of the oldest one when all slots are taken). */
+MHKDEF mhk_result mhk_session_snapshot(mhk_session *s, mhk_index sequence);
+/* Goes back to the latest kept state at or before position and returns where that is, so that the caller feeds what came between again; with no such snapshot
+   that is 0, the start. A model of attention layers only (without window) needs no snapshots: it goes back to position itself. Logits are gone until the next
+   token. -1 on error. */
+MHKDEF mhk_index mhk_session_rewind(mhk_session *s, mhk_index sequence, mhk_index position);
+/* The recurrent numbers themselves: a state-space layer's last inputs of the convolution (d_conv-1,channels), oldest first, and its state (H,P,N); NULL for
+   other layers. Read or write them between calls. */
+MHKDEF mhk_real *mhk_session_conv(mhk_session *s, mhk_index sequence, int layer);
+MHKDEF mhk_real *mhk_session_ssm(mhk_session *s, mhk_index sequence, int layer);
 
 /* ---------------------------------------------------------------------------------------- text */
 
@@ -1033,6 +1077,25 @@ static double mhk__rng_normal(mhk__rng *r) {
   double u = 1.0 - mhk__rng_uniform(r), v = mhk__rng_uniform(r);
   return sqrt(-2.0 * log(u)) * cos(6.283185307179586 * v);
 }
+
+/* the n low bytes of v, little-endian, out and in */
+static void mhk__put_bytes(unsigned char *to, uint64_t v, int n) {
+  for (; n > 0; n--, v >>= 8) *to++ = (unsigned char)(v & 255u);
+}
+static uint64_t mhk__get_bytes(const unsigned char *from, int n) {
+  uint64_t v = 0;
+  while (n > 0) v = v << 8 | from[--n];
+  return v;
+}
+
+/* FNV-1a, 64 bits: tells runs and models apart, no protection against intent */
+static uint64_t mhk__hash(uint64_t h, const void *data, size_t n) {
+  const unsigned char *p = (const unsigned char *)data;
+  size_t i;
+  for (i = 0; i < n; i++) h = (h ^ p[i]) * 1099511628211u;
+  return h;
+}
+#define MHK__HASH_START 14695981039346656037u
 #endif /* MOHAWK_IMPLEMENTATION */
 #if defined(MOHAWK_IMPLEMENTATION) && !defined(MHK__PASS)
 /* ====================================================================================================
@@ -1048,10 +1111,15 @@ typedef struct mhk__chunk {
   size_t room;
 } mhk__chunk;
 
+/* How an arena gets its memory: blocks as they are needed; one block of somebody else's and never more; none at all: what would be used is counted
+   in that block's header, what it hands out must not be touched. */
+typedef enum mhk__arena_kind { MHK__GROWS, MHK__FIXED, MHK__COUNTS } mhk__arena_kind;
+
 /* A list of blocks that is filled from the front. Rewinding keeps the blocks for the next round. */
 typedef struct mhk__arena {
   mhk__chunk *first, *current;
   size_t index; /* of current */
+  mhk__arena_kind kind;
 } mhk__arena;
 
 typedef struct mhk__mark { size_t chunk, used; } mhk__mark;
@@ -1179,6 +1247,12 @@ static void *mhk__arena_alloc(mhk_context *ctx, mhk__arena *a, size_t bytes) {
   }
   need = (bytes + MHK__ALIGN - 1) / MHK__ALIGN * MHK__ALIGN;
   if (need == 0) need = MHK__ALIGN;
+  if (a->kind == MHK__COUNTS) {
+    c = a->current;
+    c->used += need;
+    if (c->used > c->room) c->room = c->used;
+    return c;
+  }
   for (c = a->current; c; last = c, c = c->next, index++)
     if (c->room - c->used >= need) {
       unsigned char *p = mhk__chunk_data(c) + c->used;
@@ -1187,6 +1261,10 @@ static void *mhk__arena_alloc(mhk_context *ctx, mhk__arena *a, size_t bytes) {
       a->index = index;
       return p;
     }
+  if (a->kind == MHK__FIXED) {
+    mhk_fail(ctx, MHK_ERROR_MEMORY, "a session's block has %.0f bytes for work and %.0f more were needed", (double)a->first->room, (double)need);
+    return NULL;
+  }
   /* blocks double, so that there are few; with the address sanitizer each allocation is a block, so that red zones work */
 #ifdef MHK__ASAN
   room = need;
@@ -1230,6 +1308,7 @@ static void mhk__arena_rewind(mhk_context *ctx, mhk__arena *a, mhk__mark m) {
   a->current = keep;
   a->index = keep ? m.chunk : 0;
 #ifdef MHK__ASAN
+  if (a->kind != MHK__GROWS) return;
   if (m.used == 0 && m.chunk == 0) {
     mhk__chunks_release(ctx, a->first);
     memset(a, 0, sizeof *a);
@@ -1265,20 +1344,25 @@ static void *mhk__scratch(mhk_context *ctx, mhk_index count, size_t size) {
   return ctx->result == MHK_OK ? mhk__arena_alloc(ctx, &ctx->scratch, bytes) : NULL;
 }
 
-/* A new object of a context: zeroed, its first member a mhk__object. */
-static void *mhk__object_new(mhk_context *ctx, size_t bytes, void (*destroy)(void *object)) {
-  mhk__arena arena;
-  mhk__object *o;
-  if (!ctx || ctx->result != MHK_OK) return NULL;
-  memset(&arena, 0, sizeof arena);
-  o = (mhk__object *)mhk__arena_zeros(ctx, &arena, 1, bytes);
-  if (!o) return NULL;
+/* Makes zeroed memory, which starts with a mhk__object and goes with the arena, an object of the context. */
+static void mhk__object_join(mhk_context *ctx, void *object, mhk__arena arena, void (*destroy)(void *object)) {
+  mhk__object *o = (mhk__object *)object;
   o->ctx = ctx;
   o->arena = arena;
   o->destroy = destroy;
   o->next = ctx->objects;
   if (ctx->objects) ctx->objects->previous = o;
   ctx->objects = o;
+}
+
+/* A new object of a context: zeroed, its first member a mhk__object. */
+static void *mhk__object_new(mhk_context *ctx, size_t bytes, void (*destroy)(void *object)) {
+  mhk__arena arena;
+  void *o;
+  if (!ctx || ctx->result != MHK_OK) return NULL;
+  memset(&arena, 0, sizeof arena);
+  o = mhk__arena_zeros(ctx, &arena, 1, bytes);
+  if (o) mhk__object_join(ctx, o, arena, destroy);
   return o;
 }
 
@@ -1462,6 +1546,16 @@ typedef struct mhk__conv_args {
   mhk_real *dx, *dweight, *dbias; /* added to; NULL: not wanted */
 } mhk__conv_args;
 
+/* The convolution in inference: T tokens of one sequence. x rows have ldx columns, channels lie side by side everywhere. */
+typedef struct mhk__stream_args {
+  mhk_index T, W, C, ldx, ldy;
+  const mhk_real *x, *taps, *bias; /* taps (W,C), the last one on the token itself */
+  mhk_real *state;                 /* (W-1,C) the inputs before, oldest first: moved on */
+  int silu;
+  mhk_real *y;                     /* channel c goes to column c - first */
+  mhk_index first;
+} mhk__stream_args;
+
 /* Which part of a product is wanted or not zero: everything; c on and below its diagonal; a lower triangular; a upper triangular. Whole register tiles are
    left out, what they would have held is not touched. */
 enum { mhk__whole, mhk__lower_c, mhk__lower_a, mhk__upper_a };
@@ -1485,6 +1579,7 @@ struct mhk__kernels {
   void (*orientation_back)(const mhk__orientation_args *a, mhk_index b, mhk_index g, mhk_real *work);
   void (*conv)(const mhk__conv_args *a, mhk_index c0, mhk_index c1, mhk_real *work);
   void (*conv_back)(const mhk__conv_args *a, mhk_index c0, mhk_index c1, mhk_real *work);
+  void (*conv_stream)(const mhk__stream_args *a, mhk_index c0, mhk_index c1);
   /* one row each */
   void (*norm)(mhk_index n, const mhk_real *x, const mhk_real *w, const mhk_real *b, mhk_real eps, int centre, mhk_real *y, mhk_real *mean, mhk_real *rstd);
   void (*norm_back)(mhk_index n, const mhk_real *x, const mhk_real *w, mhk_real mean, mhk_real rstd, int centre, const mhk_real *dy, mhk_real *dx);
@@ -1509,6 +1604,9 @@ static mhk_index mhk__max(mhk_index a, mhk_index b) { return a > b ? a : b; }
 #define MHK__TILE 64 /* rows and columns of a tile of attention and stage-1 matrices */
 
 #define MHK__CONV_BLOCK 64 /* channels a task of the convolution takes */
+
+#define MHK__SSD_CHUNK 64 /* tokens of a chunk of the SSD form, unless the caller says */
+#define MHK__STEPS 8      /* so many tokens go through the recurrence one by one rather than as a chunk */
 
 /* elements of work memory a kernel needs, the widest register tile allowed for */
 static mhk_index mhk__attention_work(mhk_index S, mhk_index P) {
@@ -2600,9 +2698,9 @@ static void MHK__N(mhk__ssd_step)(const mhk__ssd_args *a, mhk_index b, mhk_index
   mhk_real *state = a->final + (b * a->H + h) * P * N;
   mhk_index t, p, i;
   (void)work;
-  if (a->initial)
+  if (a->initial && a->initial != a->final) /* the state may be moved on in place */
     memcpy(state, a->initial + (b * a->H + h) * P * N, (size_t)(P * N) * sizeof(mhk_real));
-  else
+  else if (!a->initial)
     memset(state, 0, (size_t)(P * N) * sizeof(mhk_real));
   for (t = 0; t < T; t++) {
     const mhk_index at = (b * T + t) * a->H + h;
@@ -3121,6 +3219,35 @@ static void MHK__N(mhk__conv_back)(const mhk__conv_args *a, mhk_index c0, mhk_in
   }
 }
 
+/* input of channels c.. at token t: of this run or from the state */
+static inline const mhk_real *MHK__N(mhk__stream_row)(const mhk__stream_args *a, mhk_index t, mhk_index c) {
+  return t < 0 ? a->state + (t + a->W - 1) * a->C + c : a->x + t * a->ldx + c;
+}
+
+static void MHK__N(mhk__conv_stream)(const mhk__stream_args *a, mhk_index c0, mhk_index c1) {
+  const mhk_index T = a->T, W = a->W;
+  mhk_index c, t, w;
+  for (c = c0; c < c1; c += MHK__W) {
+    const mhk_index n = c1 - c;
+    const MHK__V bias = a->bias ? MHK__LOADN(a->bias + c, n) : MHK__SET(MHK__R(0));
+    mhk_real *y = a->y + c - a->first;
+    for (t = 0; t < T; t++, y += a->ldy) {
+      MHK__V v = bias;
+      for (w = 0; w < W; w++) {
+        const mhk_real *x = MHK__N(mhk__stream_row)(a, t - W + 1 + w, c);
+        v = MHK__FMA(MHK__LOADN(a->taps + w * a->C + c, n), MHK__LOADN(x, n), v);
+      }
+      if (a->silu) v = MHK__N(mhk__silu_of)(v);
+      MHK__STOREN(y, v, n);
+    }
+    for (w = 0; w + 1 < W; w++) {
+      const mhk_real *x = MHK__N(mhk__stream_row)(a, T - W + 1 + w, c);
+      const MHK__V v = MHK__LOADN(x, n);
+      MHK__STOREN(a->state + w * a->C + c, v, n);
+    }
+  }
+}
+
 static void MHK__N(mhk__fill)(mhk__kernels *k) {
   k->mr = MHK__MR;
   k->nr = MHK__NR;
@@ -3138,6 +3265,7 @@ static void MHK__N(mhk__fill)(mhk__kernels *k) {
   k->orientation_back = MHK__N(mhk__orientation_back);
   k->conv = MHK__N(mhk__conv);
   k->conv_back = MHK__N(mhk__conv_back);
+  k->conv_stream = MHK__N(mhk__conv_stream);
   k->norm = MHK__N(mhk__norm);
   k->norm_back = MHK__N(mhk__norm_back);
   k->softmax = MHK__N(mhk__softmax);
@@ -3402,7 +3530,7 @@ static void mhk__run(mhk_context *ctx, const void *args, mhk_index tasks, mhk_in
   job.each = (work + 15) / 16 * 16;
   job.heads = heads;
   job.work = (mhk_real *)mhk__scratch(ctx, job.each * (ctx->workers + 1), sizeof(mhk_real));
-  if (job.work && tasks > 0) {
+  if (job.work && tasks > 0 && ctx->scratch.kind != MHK__COUNTS) {
     if (cost < MHK__SMALL) {
       mhk_index i;
       for (i = 0; i < tasks; i++) body(&job, i, 0);
@@ -5294,7 +5422,7 @@ MHKDEF mhk_tensor *mhk_ssd(mhk_tape *t, mhk_tensor *x, mhk_tensor *la, mhk_tenso
   a.initial = d.initial_state ? mhk__d(d.initial_state) : NULL;
   a.y = mhk__d(out[0]);
   a.final = mhk__d(out[1]);
-  a.Q = d.chunk > 0 ? d.chunk : 64;
+  a.Q = d.chunk > 0 ? d.chunk : MHK__SSD_CHUNK;
   if (a.Q > a.T && a.T > 0) a.Q = a.T;
   in[0] = x;
   in[1] = la;
@@ -5303,7 +5431,7 @@ MHKDEF mhk_tensor *mhk_ssd(mhk_tape *t, mhk_tensor *x, mhk_tensor *la, mhk_tenso
   in[4] = d.D;
   in[5] = d.initial_state;
   n = mhk__record(t, mhk__ssd_op_back, 6, in, 2, out, sizeof a);
-  recurrent = d.form == MHK_SSD_RECURRENT || (d.form == MHK_SSD_AUTO && !n && a.T <= 8);
+  recurrent = d.form == MHK_SSD_RECURRENT || (d.form == MHK_SSD_AUTO && !n && a.T <= MHK__STEPS);
   if (n) {
     chunks = a.Q > 0 ? (a.T + a.Q - 1) / a.Q : 0;
     a.states = (mhk_real *)mhk__arena_alloc(t->ctx, &t->arena, mhk__size3(t->ctx, a.B * a.H * chunks, a.P * a.N, sizeof(mhk_real)));
@@ -8788,17 +8916,25 @@ MHKDEF void mhk_tokenizer_destroy(mhk_tokenizer *k) { mhk__object_free(k); }
 
 /* ---------------------------------------------------------------------------------------- text to ids */
 
+/* Where ids go: what does not fit is only counted, unless full() takes what there is and makes room. */
 typedef struct mhk__ids {
   int32_t *ids;
   mhk_index capacity, n;
+  void (*full)(void *user, const int32_t *ids, mhk_index n);
+  void *user;
 } mhk__ids;
 
 static void mhk__ids_put(mhk__ids *out, int32_t id) {
+  if (out->full && out->n == out->capacity) {
+    out->full(out->user, out->ids, out->n);
+    out->n = 0;
+  }
   if (out->n < out->capacity) out->ids[out->n] = id;
   out->n++;
 }
 
 #define MHK__SHORT_WORD 32
+#define MHK__TEXT_WORD 1024 /* bytes of the longest word that is encoded in a session's own memory */
 
 /* Short words: the lowest rank is searched for each time. */
 static void mhk__encode_short(const mhk_tokenizer *k, const unsigned char *word, size_t n, mhk__ids *out) {
@@ -8854,6 +8990,11 @@ static void mhk__encode_long(const mhk_tokenizer *k, const unsigned char *word, 
   uint32_t *id, *rank, *previous, *next, i, after;
   uint64_t *heap;
   size_t entries = 0, h;
+  if (ctx->scratch.kind == MHK__FIXED && n > MHK__TEXT_WORD) {
+    mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "a word of %.0f bytes without a break is more than a session's memory is made for, %d: use mhk_encode()", (double)n,
+             MHK__TEXT_WORD);
+    return;
+  }
   if (n >= UINT32_MAX) {
     mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "a word of %.0f MB without a break is more than this version encodes", (double)n * 1e-6);
     return;
@@ -8929,6 +9070,7 @@ static void mhk__encode_word(mhk_tokenizer *k, const unsigned char *word, size_t
     found.ids = ids;
     found.capacity = MHK__WORD_BYTES;
     found.n = 0;
+    found.full = NULL;
     if (whole >= 0)
       mhk__ids_put(&found, whole);
     else
@@ -9071,13 +9213,13 @@ MHKDEF mhk_index mhk_encode(mhk_tokenizer *k, const char *text, size_t length, i
   mhk_context *ctx = k ? k->object.ctx : NULL;
   mhk__ids out;
   if (mhk_failed(ctx)) return -1;
+  memset(&out, 0, sizeof out);
   if ((!text && length > 0) || length > (size_t)PTRDIFF_MAX || (!ids && capacity > 0)) {
     mhk_fail(ctx, MHK_ERROR_ARGUMENT, "mhk_encode was given no %s", !ids && capacity > 0 ? "place for the ids" : "text");
     return -1;
   }
   out.ids = ids;
   out.capacity = capacity;
-  out.n = 0;
   mhk__encode_span(k, (const unsigned char *)text, length, 0, &out);
   return mhk_failed(ctx) ? -1 : out.n;
 }
@@ -9758,6 +9900,18 @@ MHKDEF mhk_result mhk_config_check(mhk_context *ctx, const mhk_config *config) {
   if (!config) return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "mhk_config_check needs a configuration");
   code = mhk__config_wrong(sentence, config);
   return code == MHK_OK ? code : mhk_fail(ctx, code, "%s", sentence);
+}
+
+static mhk_index mhk__d_inner(const mhk_config *c) { return (mhk_index)c->ssm_heads * c->ssm_head_dim; }
+static mhk_index mhk__conv_channels(const mhk_config *c) { return mhk__d_inner(c) + 2 * (mhk_index)c->ssm_groups * c->d_state; }
+
+MHKDEF double mhk_config_state_bytes(const mhk_config *c, mhk_index tokens) {
+  double numbers = 0;
+  int l;
+  for (l = 0; c && l < c->n_layer && l < MHK_MAX_LAYERS; l++)
+    numbers += c->mixer[l] == MHK_MIXER_ATTENTION ? 2.0 * (double)tokens * c->n_kv_head * c->head_dim
+                                                  : (double)mhk__conv_channels(c) * (c->d_conv - 1) + (double)mhk__d_inner(c) * c->d_state;
+  return numbers * (double)sizeof(mhk_real);
 }
 
 MHKDEF double mhk_config_parameters(const mhk_config *config) {
@@ -10751,6 +10905,47 @@ MHKDEF mhk_model *mhk_load(mhk_context *ctx, const char *path) {
   return m;
 }
 
+/* A model's mark: its configuration, and of each tensor name, shape and up to 256 values, the same on every machine. No more than samples: a large
+   file is not read through for it. */
+static uint64_t mhk__model_hash(const mhk_model *m) {
+  const mhk_config *c = &m->config;
+  const int numbers[] = {(int)c->arch,    c->n_layer,   c->d_model,   c->vocab_size,     c->d_mlp,    c->tie_embeddings, c->n_head,         c->n_kv_head,
+                         c->head_dim,     c->rotary_dim, c->qk_layernorm, c->ssm_heads,  c->ssm_groups, c->ssm_head_dim, c->d_state,        c->d_conv,
+                         c->ssm_rotary_dim, c->conv_silu, c->conv_bias, c->proj_bias};
+  const double reals[] = {c->norm_eps, c->rope_theta, c->dt_min, c->dt_max};
+  unsigned char bytes[8];
+  uint64_t h = MHK__HASH_START, bits;
+  size_t n, k;
+  int i;
+  for (n = 0; n < sizeof numbers / sizeof *numbers; n++) {
+    mhk__put_bytes(bytes, (uint64_t)(int64_t)numbers[n], 8);
+    h = mhk__hash(h, bytes, 8);
+  }
+  for (n = 0; n < sizeof reals / sizeof *reals; n++) {
+    memcpy(&bits, &reals[n], sizeof bits);
+    mhk__put_bytes(bytes, bits, 8);
+    h = mhk__hash(h, bytes, 8);
+  }
+  h = mhk__hash(h, c->mixer, (size_t)c->n_layer);
+  for (i = 0; i < m->n_tensors; i++) {
+    const mhk_tensor *x = m->tensors[i];
+    const size_t size = mhk_dtype_size(x->dtype);
+    const mhk_index stride = x->count > 256 ? x->count / 256 : 1;
+    mhk_index j;
+    if (x->name) h = mhk__hash(h, x->name, strlen(x->name));
+    for (j = 0; j < x->rank; j++) {
+      mhk__put_bytes(bytes, (uint64_t)x->shape[j], 8);
+      h = mhk__hash(h, bytes, 8);
+    }
+    for (j = 0; j < x->count; j += stride) {
+      const unsigned char *at = (const unsigned char *)x->data + (size_t)j * size;
+      for (k = 0; k < size; k++) bytes[k] = at[mhk__little_endian() ? k : size - 1 - k];
+      h = mhk__hash(h, bytes, size);
+    }
+  }
+  return h;
+}
+
 /* ---- saving */
 
 MHKDEF mhk_result mhk_save(mhk_model *m, const char *path, mhk_dtype dtype) {
@@ -10995,89 +11190,8 @@ MHKDEF mhk_model *mhk_student_create(mhk_context *ctx, mhk_model *teacher, const
 #endif /* MOHAWK_IMPLEMENTATION */
 #if defined(MOHAWK_IMPLEMENTATION) && !defined(MHK__PASS)
 /* ====================================================================================================
-   LAYERS: mixers, blocks, whole forward passes, decoding state                              >>layers
+   LAYERS: mixers, blocks, whole forward passes                                              >>layers
    ==================================================================================================== */
-
-typedef struct mhk__layer_state {
-  mhk_real *conv, *ssm; /* (B,channels,d_conv-1) and (B,H,P,N) */
-  mhk_kv_cache cache;
-  mhk_index position;   /* tokens this layer has seen */
-} mhk__layer_state;
-
-struct mhk_state {
-  mhk__object object;
-  const mhk_model *model;
-  mhk_index batch;
-  mhk__layer_state *layers;
-};
-
-static mhk_index mhk__d_inner(const mhk_config *c) { return (mhk_index)c->ssm_heads * c->ssm_head_dim; }
-static mhk_index mhk__conv_channels(const mhk_config *c) { return mhk__d_inner(c) + 2 * (mhk_index)c->ssm_groups * c->d_state; }
-
-MHKDEF size_t mhk_state_bytes(const mhk_config *c, mhk_index batch, mhk_index capacity) {
-  double numbers = 0;
-  int l;
-  if (!c || batch < 0 || capacity < 0) return 0;
-  for (l = 0; l < c->n_layer && l < MHK_MAX_LAYERS; l++)
-    numbers += c->mixer[l] == MHK_MIXER_ATTENTION ? 2.0 * (double)capacity * c->n_kv_head * c->head_dim
-                                                  : (double)mhk__conv_channels(c) * (c->d_conv - 1) + (double)mhk__d_inner(c) * c->d_state;
-  return (size_t)(numbers * (double)batch * (double)sizeof(mhk_real));
-}
-
-MHKDEF mhk_state *mhk_state_create(mhk_model *m, mhk_index batch, mhk_index capacity) {
-  mhk_state *s;
-  mhk_context *ctx;
-  mhk__arena *arena;
-  const mhk_config *c;
-  int l;
-  if (!m || m->object.ctx->result != MHK_OK) return NULL;
-  ctx = m->object.ctx;
-  if (batch < 1 || capacity < 0) {
-    mhk_fail(ctx, MHK_ERROR_ARGUMENT, "a state for %lld sequences of %lld tokens: at least one sequence is needed", (long long)batch, (long long)capacity);
-    return NULL;
-  }
-  s = (mhk_state *)mhk__object_new(ctx, sizeof *s, NULL);
-  if (!s) return NULL;
-  arena = &s->object.arena;
-  c = &m->config;
-  s->model = m;
-  s->batch = batch;
-  s->layers = (mhk__layer_state *)mhk__arena_zeros(ctx, arena, c->n_layer, sizeof(mhk__layer_state));
-  for (l = 0; s->layers && l < c->n_layer; l++) {
-    mhk__layer_state *y = s->layers + l;
-    if (c->mixer[l] == MHK_MIXER_ATTENTION) {
-      const mhk_index row = (mhk_index)c->n_kv_head * c->head_dim;
-      const size_t bytes = mhk__size3(ctx, batch * row, capacity, sizeof(mhk_real));
-      y->cache.k = (mhk_real *)mhk__arena_alloc(ctx, arena, bytes);
-      y->cache.v = (mhk_real *)mhk__arena_alloc(ctx, arena, bytes);
-      y->cache.capacity = capacity;
-    } else {
-      y->conv = (mhk_real *)mhk__arena_zeros(ctx, arena, batch * mhk__conv_channels(c) * (c->d_conv - 1), sizeof(mhk_real));
-      y->ssm = (mhk_real *)mhk__arena_zeros(ctx, arena, batch * mhk__d_inner(c) * c->d_state, sizeof(mhk_real));
-    }
-  }
-  if (ctx->result != MHK_OK) {
-    mhk__object_free(s);
-    return NULL;
-  }
-  return s;
-}
-MHKDEF void mhk_state_destroy(mhk_state *s) { mhk__object_free(s); }
-
-MHKDEF void mhk_state_reset(mhk_state *s) {
-  int l;
-  if (!s) return;
-  for (l = 0; l < s->model->config.n_layer; l++) {
-    const mhk_config *c = &s->model->config;
-    mhk__layer_state *y = s->layers + l;
-    y->position = y->cache.length = 0;
-    if (y->conv) memset(y->conv, 0, (size_t)(s->batch * mhk__conv_channels(c) * (c->d_conv - 1)) * sizeof(mhk_real));
-    if (y->ssm) memset(y->ssm, 0, (size_t)(s->batch * mhk__d_inner(c) * c->d_state) * sizeof(mhk_real));
-  }
-}
-MHKDEF mhk_index mhk_state_position(const mhk_state *s) { return s && s->model->config.n_layer > 0 ? s->layers[0].position : 0; }
-MHKDEF mhk_real *mhk_state_conv(mhk_state *s, int layer) { return s && layer >= 0 && layer < s->model->config.n_layer ? s->layers[layer].conv : NULL; }
-MHKDEF mhk_real *mhk_state_ssm(mhk_state *s, int layer) { return s && layer >= 0 && layer < s->model->config.n_layer ? s->layers[layer].ssm : NULL; }
 
 /* ---- pieces of a mixer ---- */
 
@@ -11180,7 +11294,7 @@ static mhk_tensor *mhk__spread(mhk_tape *t, mhk_tensor *x, mhk_index heads) {
   return mhk_custom(t, 1, &x, 4, shape, mhk__spread_forward, mhk__spread_back, NULL, 0);
 }
 
-static int mhk__layer_ready(mhk_tape *t, const mhk_model *m, int layer, const mhk_tensor *u, const mhk_forward_desc *d) {
+static int mhk__layer_ready(mhk_tape *t, const mhk_model *m, int layer, const mhk_tensor *u) {
   if (!mhk__tape_ready(t) || !m || !u || m->object.ctx != t->ctx) return 0;
   if (layer < 0 || layer >= m->config.n_layer) {
     mhk_fail(t->ctx, MHK_ERROR_ARGUMENT, "layer %d of a model that has layers 0 to %d", layer, m->config.n_layer - 1);
@@ -11192,29 +11306,20 @@ static int mhk__layer_ready(mhk_tape *t, const mhk_model *m, int layer, const mh
              mhk__shape_text(u->rank, u->shape, text, sizeof text), m->config.d_model);
     return 0;
   }
-  if (d && d->state && (d->state->model != m || d->state->batch != u->shape[0])) {
-    mhk_fail(t->ctx, MHK_ERROR_ARGUMENT, "the state is of another model or for %lld sequences, the input has %lld",
-             (long long)d->state->batch, (long long)u->shape[0]);
-    return 0;
-  }
   return 1;
 }
 
-/* Non-zero on success. Advances the convolution's state (and nothing else) when d has one. */
-static int mhk__mixer_parts(mhk_tape *t, mhk_model *m, int layer, mhk_tensor *u, const mhk_forward_desc *d, mhk__parts *out) {
+/* Non-zero on success. */
+static int mhk__mixer_parts(mhk_tape *t, mhk_model *m, int layer, mhk_tensor *u, const int32_t *doc, mhk__parts *out) {
   const mhk_config *c;
   mhk__layer *y;
-  mhk__layer_state *s;
-  const int32_t *doc = d ? d->doc : NULL;
   const int matrix_only = out->matrix_only;
-  mhk_index offset, E, GN, H;
+  mhk_index E, GN, H;
   memset(out, 0, sizeof *out);
   out->matrix_only = matrix_only;
-  if (!mhk__layer_ready(t, m, layer, u, d)) return 0;
+  if (!mhk__layer_ready(t, m, layer, u)) return 0;
   c = &m->config;
   y = m->layers + layer;
-  s = d && d->state ? d->state->layers + layer : NULL;
-  offset = s ? s->position : 0;
   if (y->kind == MHK_MIXER_ATTENTION) {
     out->q = mhk__heads(t, mhk_linear(t, u, y->q_w, y->q_b), c->n_head);
     out->k = mhk__heads(t, mhk_linear(t, u, y->k_w, y->k_b), c->n_kv_head);
@@ -11223,15 +11328,15 @@ static int mhk__mixer_parts(mhk_tape *t, mhk_model *m, int layer, mhk_tensor *u,
       out->q = mhk_layer_norm(t, out->q, y->qn_w, y->qn_b, c->norm_eps);
       out->k = mhk_layer_norm(t, out->k, y->kn_w, y->kn_b, c->norm_eps);
     }
-    out->q = mhk_rotary(t, out->q, c->rotary_dim, c->rope_theta, doc, offset);
-    out->k = mhk_rotary(t, out->k, c->rotary_dim, c->rope_theta, doc, offset);
+    out->q = mhk_rotary(t, out->q, c->rotary_dim, c->rope_theta, doc, 0);
+    out->k = mhk_rotary(t, out->k, c->rotary_dim, c->rope_theta, doc, 0);
     return out->q && out->k && (matrix_only || out->v);
   }
   E = mhk__d_inner(c);
   GN = (mhk_index)c->ssm_groups * c->d_state;
   H = c->ssm_heads;
   {
-    const int mamba2 = y->kind == MHK_MIXER_MAMBA2, skip_x = matrix_only && !s;
+    const int mamba2 = y->kind == MHK_MIXER_MAMBA2, skip_x = matrix_only;
     const mhk_index at_xbc = mamba2 ? E : 0, at_z = mamba2 ? 0 : E + 2 * GN, at_a = 2 * E + 2 * GN, first = skip_x ? E : 0, channels = E + 2 * GN - first;
     mhk_index widths[3];
     mhk_tensor *parts[3], *xbc = mhk__linear_rows(t, u, y->in_w, y->in_b, at_xbc + first, channels), *a;
@@ -11239,7 +11344,7 @@ static int mhk__mixer_parts(mhk_tape *t, mhk_model *m, int layer, mhk_tensor *u,
     widths[1] = widths[2] = GN;
     parts[0] = NULL;
     mhk_conv1d_split(t, xbc, mhk_rows(t, y->conv_w, first, channels), y->conv_b ? mhk_rows(t, y->conv_b, first, channels) : NULL, c->conv_silu, doc,
-                     s ? s->conv : NULL, skip_x ? 2 : 3, skip_x ? widths + 1 : widths, skip_x ? parts + 1 : parts);
+                     NULL, skip_x ? 2 : 3, skip_x ? widths + 1 : widths, skip_x ? parts + 1 : parts);
     if (!xbc || t->ctx->result != MHK_OK) return 0;
     a = mhk__linear_rows(t, u, y->in_w, y->in_b, at_a, H);
     out->x = skip_x ? NULL : mhk__heads(t, parts[0], H);
@@ -11258,8 +11363,8 @@ static int mhk__mixer_parts(mhk_tape *t, mhk_model *m, int layer, mhk_tensor *u,
     } else {
       out->log_a = mhk_scale(t, mhk_softplus(t, a), -1);
       if (c->ssm_rotary_dim > 0) {
-        out->Bm = mhk_rotary(t, out->Bm, c->ssm_rotary_dim, c->rope_theta, doc, offset);
-        out->Cm = mhk_rotary(t, out->Cm, c->ssm_rotary_dim, c->rope_theta, doc, offset);
+        out->Bm = mhk_rotary(t, out->Bm, c->ssm_rotary_dim, c->rope_theta, doc, 0);
+        out->Cm = mhk_rotary(t, out->Cm, c->ssm_rotary_dim, c->rope_theta, doc, 0);
       }
     }
   }
@@ -11281,35 +11386,20 @@ static mhk_tensor *mhk__group_norm(mhk_tape *t, mhk_tensor *x, mhk_tensor *w, mh
 }
 
 /* the mixer of a layer, plus residual when there is one (added by the output projection) */
-static mhk_tensor *mhk__mixer(mhk_tape *t, mhk_model *m, int layer, mhk_tensor *u, const mhk_forward_desc *d, mhk_tensor *residual) {
+static mhk_tensor *mhk__mixer(mhk_tape *t, mhk_model *m, int layer, mhk_tensor *u, const int32_t *doc, mhk_tensor *residual) {
   mhk__parts p;
   mhk__layer *y;
-  mhk__layer_state *s;
-  mhk_tensor *o, *final_state = NULL, initial;
+  mhk_tensor *o;
   mhk_ssd_desc desc;
   memset(&p, 0, sizeof p);
-  if (!mhk__mixer_parts(t, m, layer, u, d, &p)) return NULL;
+  if (!mhk__mixer_parts(t, m, layer, u, doc, &p)) return NULL;
   y = m->layers + layer;
-  s = d && d->state ? d->state->layers + layer : NULL;
   if (y->kind == MHK_MIXER_ATTENTION) {
-    o = mhk__flat(t, mhk_attention(t, p.q, p.k, p.v, d ? d->doc : NULL, s ? &s->cache : NULL));
-    if (s && o) s->position += u->shape[1];
+    o = mhk__flat(t, mhk_attention(t, p.q, p.k, p.v, doc, NULL));
     return residual ? mhk_linear_add(t, o, y->dense_w, y->dense_b, residual) : mhk_linear(t, o, y->dense_w, y->dense_b);
   }
   memset(&desc, 0, sizeof desc);
-  desc.doc = d ? d->doc : NULL;
-  if (s) {
-    mhk_index shape[4];
-    shape[0] = d->state->batch;
-    shape[1] = m->config.ssm_heads;
-    shape[2] = m->config.ssm_head_dim;
-    shape[3] = m->config.d_state;
-    memset(&initial, 0, sizeof initial);
-    if (!mhk__shape_set(t->ctx, &initial, 4, shape)) return NULL;
-    initial.data = s->ssm;
-    desc.initial_state = &initial;
-    desc.final_state = &final_state;
-  }
+  desc.doc = doc;
   if (y->kind == MHK_MIXER_MAMBA2) {
     o = mhk_ssd(t, mhk__scale_rows(t, p.x, p.dt), p.log_a, p.Bm, p.Cm, &desc);
     o = mhk_add(t, o, mhk__scale_rows(t, p.x, y->D));
@@ -11318,20 +11408,16 @@ static mhk_tensor *mhk__mixer(mhk_tape *t, mhk_model *m, int layer, mhk_tensor *
     desc.D = y->D;
     o = mhk_gate(t, mhk__flat(t, mhk_ssd(t, p.x, p.log_a, p.Bm, p.Cm, &desc)), p.z, y->z_bias);
   }
-  if (s && o) {
-    memcpy(s->ssm, final_state->data, (size_t)final_state->count * sizeof(mhk_real));
-    s->position += u->shape[1];
-  }
   return residual ? mhk_linear_add(t, o, y->out_w, y->out_b, residual) : mhk_linear(t, o, y->out_w, y->out_b);
 }
 
 MHKDEF mhk_tensor *mhk_forward_mixer(mhk_tape *t, mhk_model *m, int layer, mhk_tensor *u, const mhk_forward_desc *d) {
-  return mhk__mixer(t, m, layer, u, d, NULL);
+  return mhk__mixer(t, m, layer, u, d ? d->doc : NULL, NULL);
 }
 
 MHKDEF mhk_tensor *mhk_forward_norm(mhk_tape *t, mhk_model *m, int layer, mhk_tensor *x) {
   mhk__layer *y;
-  if (!mhk__layer_ready(t, m, layer, x, NULL)) return NULL;
+  if (!mhk__layer_ready(t, m, layer, x)) return NULL;
   y = m->layers + layer;
   return y->norm_b ? mhk_layer_norm(t, x, y->norm_w, y->norm_b, m->config.norm_eps) : mhk_rms_norm(t, x, y->norm_w, m->config.norm_eps);
 }
@@ -11339,7 +11425,7 @@ MHKDEF mhk_tensor *mhk_forward_norm(mhk_tape *t, mhk_model *m, int layer, mhk_te
 /* Phi and Phi-Mamba: x + mixer(norm(x)) + mlp(norm(x)), side by side. Mamba-2: x + mixer(norm(x)). */
 MHKDEF mhk_tensor *mhk_forward_block(mhk_tape *t, mhk_model *m, int layer, mhk_tensor *x, const mhk_forward_desc *d) {
   mhk_tensor *u = mhk_forward_norm(t, m, layer, x);
-  mhk_tensor *y = mhk__mixer(t, m, layer, u, d, x);
+  mhk_tensor *y = mhk__mixer(t, m, layer, u, d ? d->doc : NULL, x);
   mhk__layer *w;
   if (!y) return NULL;
   w = m->layers + layer;
@@ -11363,12 +11449,9 @@ MHKDEF mhk_tensor *mhk_forward_head(mhk_tape *t, mhk_model *m, mhk_tensor *x) {
 
 MHKDEF mhk_tensor *mhk_forward_matrix(mhk_tape *t, mhk_model *m, int layer, mhk_tensor *u, const int32_t *doc) {
   mhk__parts p;
-  mhk_forward_desc d;
   memset(&p, 0, sizeof p);
-  memset(&d, 0, sizeof d);
-  d.doc = doc;
   p.matrix_only = 1;
-  if (!mhk__mixer_parts(t, m, layer, u, &d, &p)) return NULL;
+  if (!mhk__mixer_parts(t, m, layer, u, doc, &p)) return NULL;
   if (p.q) return mhk_attention_matrix(t, p.q, p.k, doc);
   if (p.dt) { /* the step size scales what a token puts in */
     p.Bm = mhk__scale_rows(t, mhk__spread(t, p.Bm, m->config.ssm_heads), p.dt);
@@ -11390,10 +11473,6 @@ MHKDEF mhk_tensor *mhk_forward(mhk_tape *t, mhk_model *m, const int32_t *tokens,
   if (!x) return NULL;
   memset(&d, 0, sizeof d);
   if (desc) d = *desc;
-  if (d.state && t->recording && m->trainable) {
-    mhk_fail(t->ctx, MHK_ERROR_STATE, "a running state serves inference: turn the tape's recording off");
-    return NULL;
-  }
   for (l = 0; x && l < m->config.n_layer; l++) {
     if (d.residuals) d.residuals[l] = x;
     if (d.recompute && t->recording) {
@@ -11429,114 +11508,1356 @@ MHKDEF mhk_tensor *mhk_forward(mhk_tape *t, mhk_model *m, const int32_t *tokens,
    SESSIONS: prefill, step, sampling                                                       >>sessions
    ==================================================================================================== */
 
+/* What a session makes of a layer's weights once: the taps of the convolution turned, (W,C), and -exp(A_log) of Mamba-2. */
+typedef struct mhk__prepared { mhk_real *taps, *rate; } mhk__prepared;
+
+/* A stored state of a sequence: the recurrent numbers, and with a window the keys and values that the next tokens see. */
+typedef struct mhk__snapshot {
+  mhk_index position, rows; /* rows: of each cache; position 0: the slot is free */
+  mhk_real *numbers;
+} mhk__snapshot;
+
+/* A sequence. Its caches hold the keys and values of positions first, first + 1, ... position - 1. */
+typedef struct mhk__sequence {
+  mhk_index position, first;
+  int fed;           /* its logits are there */
+  mhk_real *state;   /* of each state-space layer: inputs of the convolution (W-1,C), then the state (H,P,N) */
+  mhk_real *cache;   /* of each attention layer: keys (rows,G,P), then values */
+  mhk__snapshot *snapshots;
+} mhk__sequence;
+
+/* n tokens of a sequence that are computed together; their activations start at a row. */
+typedef struct mhk__span {
+  mhk_index sequence, row, n;
+  const int32_t *tokens;
+} mhk__span;
+
 struct mhk_session {
   mhk__object object;
   mhk_model *model;
-  mhk_tape *tape;
-  mhk_state *state;
-  mhk_index batch, vocab;
-  mhk_real *logits;     /* (batch,V) */
-  int fed;              /* logits are there */
+  mhk_index batch, vocab, rows, chunk, capacity, window, snapshots, snapshot_every;
+  mhk_index piece, cache_rows;                 /* tokens that a cache takes in at once; rows of each */
+  mhk_index state_numbers, kept_numbers;       /* of a sequence; of a snapshot */
+  int attention_layers, state_layers, workers; /* workers: the work memory is made for */
+  mhk__sequence *sequences;
+  mhk__span *spans;
+  mhk_index *fed;                              /* of each sequence, while feeding */
+  mhk_index *lengths;
+  const int32_t **tokens;
+  mhk__prepared *layers;
+  mhk__arena work;                             /* serves in place of the context's scratch memory */
+  mhk_real *x, *y, *u;                         /* (rows,D): residual stream, the same after the mixer, its norm */
+  mhk_real *wide;                              /* all that lives inside a block; then logits of many tokens */
+  mhk_index wide_numbers;
+  double *turn[2];                             /* rotary angles a position: of attention, of B and C */
+  mhk_real *turned[2];                         /* (rows,dim): cosines, then sines */
+  mhk_index *starts;                           /* (rows): the first key a token sees, with a window */
+  mhk_real *logits;                            /* (batch,V) */
+  /* sampling and text */
   uint64_t seed;
   mhk__rng rng;
-  int32_t *order;       /* V ids, for sampling */
-  double *weight;       /* V */
+  int32_t *order;                              /* V ids, for sampling */
+  double *weight;                              /* V */
+  int32_t *ids;                                /* (chunk) of text being fed; NULL: no tokenizer */
   mhk_stream stream;
-  char *text;           /* what the last sample finished */
-  size_t text_room;
+  char *text;                                  /* what the last sample finished */
 };
 
-/* The tape and the state are objects of their own: mhk_destroy() frees them by itself, this function with the session. */
-MHKDEF void mhk_session_destroy(mhk_session *s) {
-  if (!s) return;
-  mhk_tape_destroy(s->tape);
-  mhk_state_destroy(s->state);
-  mhk__object_free(s);
+/* ---- memory: one block, laid out by the same code that counts it ---- */
+
+typedef struct mhk__layout { unsigned char *base; size_t used; int fits; } mhk__layout;
+
+/* a * b * size bytes of the block, aligned; NULL while counting */
+static void *mhk__place(mhk__layout *p, mhk_index a, mhk_index b, size_t size) {
+  const size_t most = (size_t)PTRDIFF_MAX / 2 - p->used - MHK__ALIGN;
+  void *at = p->base ? p->base + p->used : NULL;
+  if (!p->fits || a < 0 || b < 0 || (b > 0 && (size_t)a > most / (size_t)b) || (size_t)(a * b) > most / size) {
+    p->fits = 0;
+    return NULL;
+  }
+  p->used += ((size_t)(a * b) * size + MHK__ALIGN - 1) / MHK__ALIGN * MHK__ALIGN;
+  return at;
+}
+
+/* numbers an activation row takes inside a block, each of up to eight parts aligned */
+static mhk_index mhk__wide_row(const mhk_config *c, int mixer) {
+  if (mixer == MHK_MIXER_ATTENTION) return 2 * (mhk_index)c->head_dim * (c->n_head + c->n_kv_head);
+  return 4 * mhk__d_inner(c) + mhk__d_inner(c) + 4 * (mhk_index)c->ssm_groups * c->d_state + 2 * (mhk_index)c->ssm_heads;
+}
+
+static mhk__matrix mhk__weight(const mhk_tensor *w) { return mhk__mat(w->data, w->dtype, 1, w->shape[1]); }
+
+/* y (rows,N) = x (rows,K) w^T + bias, then gelu or plus residual */
+static void mhk__apply(mhk_context *ctx, mhk_index rows, const mhk_real *x, const mhk_tensor *w, const mhk_tensor *bias, int gelu,
+                       const mhk_real *residual, mhk_real *y) {
+  mhk__epilogue e;
+  memset(&e, 0, sizeof e);
+  e.bias = bias ? mhk_data(bias) : NULL;
+  e.gelu = gelu;
+  e.residual = residual;
+  mhk__gemm(ctx, rows, w->shape[0], w->shape[1], mhk__mat(x, MHK_REAL, w->shape[1], 1), mhk__weight(w), y, w->shape[0], &e);
+}
+
+static mhk_index mhk__span_heads_work(const mhk_session *s) { /* elements of work a head's kernel may need */
+  const mhk_config *c = &s->model->config;
+  mhk_index most = 1;
+  if (s->attention_layers) {
+    most = s->cache_rows + 16;
+    if (s->rows > 4) most = mhk__max(most, mhk__attention_work(s->cache_rows, c->head_dim));
+  }
+  if (s->state_layers && s->rows > MHK__STEPS) most = mhk__max(most, mhk__ssd_work(MHK__SSD_CHUNK, c->d_state, c->ssm_head_dim));
+  return most;
+}
+
+/* Bytes of scratch memory that the drivers take for this session: they are called for each number of rows on a context whose scratch memory
+   only counts. What is passed to them there is not touched. */
+static size_t mhk__session_work(const mhk_session *s) {
+  const mhk_model *m = s->model;
+  mhk_context probe = *m->object.ctx;
+  mhk__chunk count;
+  mhk_index rows;
+  int l;
+  memset(&count, 0, sizeof count);
+  memset(&probe.scratch, 0, sizeof probe.scratch);
+  probe.scratch.kind = MHK__COUNTS;
+  probe.scratch.first = probe.scratch.current = &count;
+  for (rows = 1; rows <= s->rows; rows++) {
+    const mhk__layer *before = NULL;
+    for (l = 0; l < m->config.n_layer; l++) {
+      const mhk__layer *y = m->layers + l;
+      if (before && before->kind == y->kind && l > 1 && (y->in_w ? y->in_w->dtype == before->in_w->dtype && y->out_w->dtype == before->out_w->dtype
+                                                                : y->q_w->dtype == before->q_w->dtype && y->k_w->dtype == before->k_w->dtype &&
+                                                                      y->v_w->dtype == before->v_w->dtype && y->dense_w->dtype == before->dense_w->dtype) &&
+          (!y->fc1_w || (y->fc1_w->dtype == before->fc1_w->dtype && y->fc2_w->dtype == before->fc2_w->dtype)))
+        continue; /* the same products as in the layer before */
+      before = y;
+      if (y->in_w) {
+        mhk__apply(&probe, rows, NULL, y->in_w, y->in_b, 0, NULL, NULL);
+        mhk__apply(&probe, rows, NULL, y->out_w, y->out_b, 0, NULL, NULL);
+      } else {
+        mhk__apply(&probe, rows, NULL, y->q_w, y->q_b, 0, NULL, NULL);
+        mhk__apply(&probe, rows, NULL, y->k_w, y->k_b, 0, NULL, NULL);
+        mhk__apply(&probe, rows, NULL, y->v_w, y->v_b, 0, NULL, NULL);
+        mhk__apply(&probe, rows, NULL, y->dense_w, y->dense_b, 0, NULL, NULL);
+      }
+      if (y->fc1_w) {
+        mhk__apply(&probe, rows, NULL, y->fc1_w, y->fc1_b, 1, NULL, NULL);
+        mhk__apply(&probe, rows, NULL, y->fc2_w, y->fc2_b, 0, NULL, NULL);
+      }
+    }
+    mhk__apply(&probe, rows, NULL, m->head_w, m->head_b, 0, NULL, NULL);
+  }
+  mhk__run(&probe, NULL, 1, 1, mhk__span_heads_work(s), 0, NULL);
+  if (m->tokenizer) { /* a long word on top of it: tokens are fed from inside the tokenizer */
+    const size_t word = 32 * MHK__TEXT_WORD + 8 * MHK__ALIGN;
+    count.room += word;
+  }
+  return count.room;
+}
+
+/* Sets the sizes of a session of a description and lays it out behind itself; base NULL: only counts. */
+static void mhk__session_layout(mhk_session *s, mhk__layout *p, size_t work) {
+  const mhk_config *c = &s->model->config;
+  const mhk_index D = c->d_model, kv = (mhk_index)c->n_kv_head * c->head_dim;
+  mhk__chunk *chunk;
+  mhk_index b, i;
+  int l;
+  mhk__place(p, 1, 1, sizeof *s);
+  s->sequences = (mhk__sequence *)mhk__place(p, s->batch, 1, sizeof *s->sequences);
+  s->spans = (mhk__span *)mhk__place(p, s->batch, 1, sizeof *s->spans);
+  s->fed = (mhk_index *)mhk__place(p, s->batch, 1, sizeof *s->fed);
+  s->lengths = (mhk_index *)mhk__place(p, s->batch, 1, sizeof *s->lengths);
+  s->tokens = (const int32_t **)mhk__place(p, s->batch, 1, sizeof *s->tokens);
+  s->layers = (mhk__prepared *)mhk__place(p, c->n_layer, 1, sizeof *s->layers);
+  for (l = 0; l < c->n_layer; l++) {
+    mhk_real *taps = NULL, *rate = NULL;
+    if (c->mixer[l] != MHK_MIXER_ATTENTION) taps = (mhk_real *)mhk__place(p, c->d_conv, mhk__conv_channels(c), sizeof(mhk_real));
+    if (c->mixer[l] == MHK_MIXER_MAMBA2) rate = (mhk_real *)mhk__place(p, c->ssm_heads, 1, sizeof(mhk_real));
+    if (p->base) {
+      s->layers[l].taps = taps;
+      s->layers[l].rate = rate;
+    }
+  }
+  for (b = 0; b < s->batch; b++) {
+    mhk__snapshot *kept = (mhk__snapshot *)mhk__place(p, s->snapshots, 1, sizeof *kept);
+    mhk_real *state = (mhk_real *)mhk__place(p, s->state_numbers, 1, sizeof(mhk_real));
+    mhk_real *cache = (mhk_real *)mhk__place(p, s->cache_rows * 2, s->attention_layers * kv, sizeof(mhk_real));
+    for (i = 0; i < s->snapshots && p->fits; i++) {
+      mhk_real *numbers = (mhk_real *)mhk__place(p, s->kept_numbers, 1, sizeof(mhk_real));
+      if (p->base) {
+        kept[i].position = kept[i].rows = 0;
+        kept[i].numbers = numbers;
+      }
+    }
+    if (p->base) {
+      memset(s->sequences + b, 0, sizeof *s->sequences);
+      s->sequences[b].state = state;
+      s->sequences[b].cache = cache;
+      s->sequences[b].snapshots = kept;
+      if (s->state_numbers) memset(state, 0, (size_t)s->state_numbers * sizeof(mhk_real));
+    }
+    if (!p->fits) return;
+  }
+  s->x = (mhk_real *)mhk__place(p, s->rows, D, sizeof(mhk_real));
+  s->y = (mhk_real *)mhk__place(p, s->rows, D, sizeof(mhk_real));
+  s->u = (mhk_real *)mhk__place(p, s->rows, D, sizeof(mhk_real));
+  s->wide = (mhk_real *)mhk__place(p, s->wide_numbers, 1, sizeof(mhk_real));
+  for (i = 0; i < 2; i++) {
+    const int dim = i ? c->ssm_rotary_dim : c->rotary_dim, used = i ? s->state_layers > 0 : s->attention_layers > 0;
+    s->turn[i] = (double *)mhk__place(p, used ? dim / 2 : 0, 1, sizeof(double));
+    s->turned[i] = (mhk_real *)mhk__place(p, s->rows, used ? dim : 0, sizeof(mhk_real));
+  }
+  s->starts = (mhk_index *)mhk__place(p, s->window ? s->rows : 0, 1, sizeof *s->starts);
+  s->logits = (mhk_real *)mhk__place(p, s->batch, s->vocab, sizeof(mhk_real));
+  s->order = (int32_t *)mhk__place(p, s->vocab, 1, sizeof *s->order);
+  s->weight = (double *)mhk__place(p, s->vocab, 1, sizeof *s->weight);
+  if (s->model->tokenizer) {
+    size_t longest = 0, length;
+    for (i = 0; i < mhk_tokenizer_size(s->model->tokenizer); i++)
+      if (mhk_token_bytes(s->model->tokenizer, (int32_t)i, &length) && length > longest) longest = length;
+    s->ids = (int32_t *)mhk__place(p, s->chunk, 1, sizeof *s->ids);
+    s->text = (char *)mhk__place(p, 3 * ((mhk_index)longest + 4) + 1, 1, 1);
+    if (p->base) s->text[0] = 0;
+  }
+  chunk = (mhk__chunk *)mhk__place(p, 1, 1, sizeof *chunk + MHK__ALIGN);
+  mhk__place(p, (mhk_index)work, 1, 1);
+  if (p->base) {
+    memset(chunk, 0, sizeof *chunk);
+    chunk->room = work;
+    s->work.first = s->work.current = chunk;
+    s->work.kind = MHK__FIXED;
+  }
+}
+
+static mhk_index mhk__at_most(double numbers) { return numbers < (double)(PTRDIFF_MAX / 64) ? (mhk_index)numbers : -1; }
+
+/* Fills s with what a description means and returns the bytes of the block that a session of it takes, 0 and an error when it makes no sense. */
+static size_t mhk__session_plan(const mhk_model *m, const mhk_session_desc *desc, mhk_session *s, size_t *work) {
+  mhk_context *ctx = m->object.ctx;
+  const mhk_config *c = &m->config;
+  mhk_session_desc d;
+  mhk__layout p;
+  mhk_index wide = c->d_mlp;
+  double state;
+  int l;
+  memset(&d, 0, sizeof d);
+  memset(s, 0, sizeof *s);
+  if (desc) d = *desc;
+  if (d.batch < 0 || d.capacity < 0 || d.window < 0 || d.chunk < 0 || d.snapshots < 0 || d.snapshot_every < 0 || d.batch > INT32_MAX ||
+      d.snapshots > INT32_MAX || d.chunk > INT32_MAX) {
+    mhk_fail(ctx, MHK_ERROR_ARGUMENT,
+             "a session cannot have batch %lld, capacity %lld, window %lld, chunk %lld, snapshots %lld, snapshot_every %lld: "
+             "none may be negative or beyond 2^31",
+             (long long)d.batch, (long long)d.capacity, (long long)d.window, (long long)d.chunk, (long long)d.snapshots, (long long)d.snapshot_every);
+    return 0;
+  }
+  /* the session only reads the weights, except that a caller may write its own state */
+  memcpy(&s->model, &m, sizeof m);
+  s->workers = ctx->workers;
+  s->batch = d.batch ? d.batch : 1;
+  s->vocab = c->vocab_size;
+  for (l = 0; l < c->n_layer; l++) {
+    if (c->mixer[l] == MHK_MIXER_ATTENTION)
+      s->attention_layers++;
+    else
+      s->state_layers++;
+    wide = mhk__max(wide, mhk__wide_row(c, c->mixer[l]));
+  }
+  s->chunk = d.chunk ? d.chunk : 256;
+  if (s->attention_layers) {
+    s->window = d.window;
+    s->capacity = d.capacity ? d.capacity : c->max_position > 0 ? c->max_position : 2048;
+    if (s->window)
+      s->piece = mhk__min(s->chunk, mhk__max(32, s->window));
+    else
+      s->chunk = mhk__min(s->chunk, s->capacity);
+    s->cache_rows = s->window ? s->window - 1 + s->piece : s->capacity;
+  }
+  if (!s->piece) s->piece = s->chunk;
+  s->rows = mhk__max(s->chunk, s->batch);
+  state = (double)s->state_layers * ((double)mhk__conv_channels(c) * (c->d_conv - 1) + (double)mhk__d_inner(c) * c->d_state);
+  s->state_numbers = s->state_layers ? mhk__at_most(state) : 0;
+  s->snapshots = s->state_layers || s->window ? d.snapshots : 0;
+  s->snapshot_every = s->snapshots ? d.snapshot_every : 0;
+  s->kept_numbers =
+      mhk__at_most((double)s->state_numbers + (s->window ? 2.0 * (double)(s->window - 1) * s->attention_layers * c->n_kv_head * c->head_dim : 0));
+  s->wide_numbers = mhk__at_most((double)s->rows * ((double)wide + 1) + 16 * 8);
+  if (s->wide_numbers >= 0) s->wide_numbers = mhk__max(s->wide_numbers, s->vocab);
+  memset(&p, 0, sizeof p);
+  p.fits = s->state_numbers >= 0 && s->kept_numbers >= 0 && s->wide_numbers >= 0 && s->cache_rows < PTRDIFF_MAX / 64 &&
+           (double)s->rows * (double)wide < (double)(PTRDIFF_MAX / 64);
+  *work = p.fits ? mhk__session_work(s) : 0;
+  if (p.fits) mhk__session_layout(s, &p, *work);
+  if (!p.fits) {
+    mhk_fail(ctx, MHK_ERROR_MEMORY, "a session of %lld sequences with %lld tokens of cache and chunks of %lld does not fit this machine's address space",
+             (long long)s->batch, (long long)s->cache_rows, (long long)s->chunk);
+    return 0;
+  }
+  return sizeof(mhk__chunk) + MHK__ALIGN + p.used;
+}
+
+MHKDEF size_t mhk_session_size(const mhk_model *m, const mhk_session_desc *desc) {
+  mhk_session s;
+  size_t work;
+  return m && m->object.ctx->result == MHK_OK ? mhk__session_plan(m, desc, &s, &work) : 0;
+}
+
+static void mhk__session_prepare(mhk_session *s) {
+  const mhk_config *c = &s->model->config;
+  mhk_index i, w;
+  int l;
+  for (l = 0; l < c->n_layer; l++) {
+    const mhk__layer *y = s->model->layers + l;
+    const mhk_index C = mhk__conv_channels(c);
+    if (y->kind == MHK_MIXER_ATTENTION) continue;
+    for (w = 0; w < c->d_conv; w++)
+      for (i = 0; i < C; i++) s->layers[l].taps[w * C + i] = mhk_data(y->conv_w)[i * c->d_conv + w];
+    for (i = 0; y->kind == MHK_MIXER_MAMBA2 && i < c->ssm_heads; i++) s->layers[l].rate[i] = MHK__R(-exp((double)mhk_data(y->A_log)[i]));
+  }
 }
 
 MHKDEF mhk_session *mhk_session_create(mhk_model *m, const mhk_session_desc *desc) {
   mhk_context *ctx;
-  mhk_session *s;
-  mhk_session_desc d;
+  mhk_session plan, *s;
+  mhk__arena arena;
+  mhk__layout p;
+  size_t bytes, work;
+  unsigned char *block;
+  const int given = desc && desc->memory;
+  int i, j;
   if (!m || m->object.ctx->result != MHK_OK) return NULL;
   ctx = m->object.ctx;
-  memset(&d, 0, sizeof d);
-  if (desc) d = *desc;
-  if (d.batch == 0) d.batch = 1;
-  if (d.capacity == 0) d.capacity = m->config.max_position > 0 ? m->config.max_position : 2048;
-  s = (mhk_session *)mhk__object_new(ctx, sizeof *s, NULL);
-  if (!s) return NULL;
-  s->model = m;
-  s->batch = d.batch;
-  s->vocab = m->config.vocab_size;
-  s->state = mhk_state_create(m, d.batch, d.capacity);
-  s->tape = s->state ? mhk_tape_create(ctx) : NULL;
-  mhk_tape_record(s->tape, 0);
-  s->logits = (mhk_real *)mhk__arena_zeros(ctx, &s->object.arena, d.batch * s->vocab, sizeof(mhk_real));
-  s->order = (int32_t *)mhk__arena_zeros(ctx, &s->object.arena, s->vocab, sizeof(int32_t));
-  s->weight = (double *)mhk__arena_zeros(ctx, &s->object.arena, s->vocab, sizeof(double));
-  if (ctx->result != MHK_OK) {
-    mhk_session_destroy(s);
-    return NULL;
+  bytes = mhk__session_plan(m, desc, &plan, &work);
+  if (!bytes) return NULL;
+  memset(&arena, 0, sizeof arena);
+  if (given) {
+    if (desc->memory_bytes < bytes) {
+      mhk_fail(ctx, MHK_ERROR_MEMORY, "the session was given a block of %.0f bytes and takes %.0f", (double)desc->memory_bytes, (double)bytes);
+      return NULL;
+    }
+    block = (unsigned char *)desc->memory;
+    block += (MHK__ALIGN - (uintptr_t)block % MHK__ALIGN) % MHK__ALIGN;
+  } else {
+    mhk__chunk *chunk = (mhk__chunk *)mhk__raw_alloc(ctx, bytes);
+    if (!chunk) return NULL;
+    memset(chunk, 0, sizeof *chunk);
+    chunk->bytes = bytes;
+    arena.first = arena.current = chunk;
+    block = mhk__chunk_data(chunk);
   }
+  s = (mhk_session *)(void *)block;
+  *s = plan;
+  memset(&p, 0, sizeof p);
+  p.fits = 1;
+  p.base = block;
+  mhk__session_layout(s, &p, work);
+  mhk__object_join(ctx, s, arena, NULL);
+  for (i = 0; i < 2; i++) {
+    const int dim = i ? m->config.ssm_rotary_dim : m->config.rotary_dim, used = i ? s->state_layers > 0 : s->attention_layers > 0;
+    for (j = 0; used && j < dim / 2; j++) s->turn[i][j] = pow(m->config.rope_theta, -2.0 * (double)j / dim);
+  }
+  mhk__session_prepare(s);
   mhk__rng_seed(&s->rng, 1);
   return s;
 }
 
+MHKDEF void mhk_session_destroy(mhk_session *s) { mhk__object_free(s); }
+
+static int mhk__sequence_there(const mhk_session *s, mhk_index sequence) {
+  if (!s || s->object.ctx->result != MHK_OK) return 0;
+  if (sequence >= 0 && sequence < s->batch) return 1;
+  mhk_fail(s->object.ctx, MHK_ERROR_ARGUMENT, "sequence %lld of a session that has sequences 0 to %lld", (long long)sequence, (long long)s->batch - 1);
+  return 0;
+}
+
+static void mhk__sequence_reset(mhk_session *s, mhk_index sequence) {
+  mhk__sequence *q = s->sequences + sequence;
+  mhk_index i;
+  q->position = q->first = 0;
+  q->fed = 0;
+  if (s->state_numbers) memset(q->state, 0, (size_t)s->state_numbers * sizeof(mhk_real));
+  for (i = 0; i < s->snapshots; i++) q->snapshots[i].position = 0;
+  if (sequence == 0) {
+    memset(&s->stream, 0, sizeof s->stream);
+    if (s->text) s->text[0] = 0;
+  }
+}
+
 MHKDEF void mhk_session_reset(mhk_session *s) {
-  if (!s) return;
-  mhk_state_reset(s->state);
-  s->fed = 0;
-  memset(&s->stream, 0, sizeof s->stream);
-  if (s->text) s->text[0] = 0;
+  mhk_index b;
+  for (b = 0; s && b < s->batch; b++) mhk__sequence_reset(s, b);
+}
+MHKDEF mhk_result mhk_session_reset_one(mhk_session *s, mhk_index sequence) {
+  if (mhk__sequence_there(s, sequence)) mhk__sequence_reset(s, sequence);
+  return s ? s->object.ctx->result : MHK_ERROR_MEMORY;
+}
+MHKDEF mhk_index mhk_session_position(const mhk_session *s, mhk_index sequence) {
+  return s && sequence >= 0 && sequence < s->batch ? s->sequences[sequence].position : 0;
+}
+
+/* where a state-space layer's numbers start among its sequence's; -1: none */
+static mhk_index mhk__state_at(const mhk_session *s, int layer) {
+  const mhk_config *c = &s->model->config;
+  const mhk_index each = mhk__conv_channels(c) * (c->d_conv - 1) + mhk__d_inner(c) * c->d_state;
+  mhk_index at = 0;
+  int l;
+  if (layer < 0 || layer >= c->n_layer || c->mixer[layer] == MHK_MIXER_ATTENTION) return -1;
+  for (l = 0; l < layer; l++)
+    if (c->mixer[l] != MHK_MIXER_ATTENTION) at += each;
+  return at;
+}
+MHKDEF mhk_real *mhk_session_conv(mhk_session *s, mhk_index sequence, int layer) {
+  const mhk_index at = s && sequence >= 0 && sequence < s->batch ? mhk__state_at(s, layer) : -1;
+  return at < 0 ? NULL : s->sequences[sequence].state + at;
+}
+MHKDEF mhk_real *mhk_session_ssm(mhk_session *s, mhk_index sequence, int layer) {
+  mhk_real *conv = mhk_session_conv(s, sequence, layer);
+  return conv ? conv + mhk__conv_channels(&s->model->config) * (s->model->config.d_conv - 1) : NULL;
+}
+
+/* ---- a pass: all layers over the rows of some spans ---- */
+
+/* While a session computes, its own memory serves as the context's scratch memory, and no more workers run than that was made for. */
+typedef struct mhk__entered { mhk__arena scratch; int workers; } mhk__entered;
+static mhk__entered mhk__session_enter(mhk_session *s) {
+  mhk_context *ctx = s->object.ctx;
+  mhk__entered e;
+  e.scratch = ctx->scratch;
+  e.workers = ctx->workers;
+  ctx->scratch = s->work;
+  if (ctx->workers > s->workers) ctx->workers = s->workers;
+  return e;
+}
+static void mhk__session_leave(mhk_session *s, mhk__entered e) {
+  mhk_context *ctx = s->object.ctx;
+  ctx->scratch = e.scratch;
+  ctx->workers = e.workers;
+}
+
+typedef struct mhk__pass {
+  mhk_session *s;
+  const mhk__layer *layer;
+  const mhk__prepared *prepared;
+  mhk_index spans, rows, state_at, from, part; /* from: of each span, tokens that are through the attention; part: the next ones at most */
+  int attention_index;
+  mhk_real *q, *k, *v, *o;                       /* attention */
+  mhk_real *in, *xs, *bm, *cm, *decay, *out, *scaled; /* state-space: the projection; x, B, C after the convolution; log-decays; y; x times dt */
+  mhk_index width, at_xbc, at_z, at_a;           /* columns of in */
+  const mhk_real *norm_x, *norm_w, *norm_b;
+  mhk_real *norm_y;
+} mhk__pass;
+
+#define MHK__ROWS_TASK 8    /* rows a task of elementwise work takes */
+#define MHK__STREAM_BLOCK 256 /* channels a task of the convolution takes */
+
+static void mhk__pass_rows(mhk_context *ctx, const mhk__pass *p, double cost, void (*body)(void *arg, mhk_index task, int worker)) {
+  mhk__run(ctx, p, (p->rows + MHK__ROWS_TASK - 1) / MHK__ROWS_TASK, 1, 1, cost * (double)p->rows, body);
+}
+
+static void mhk__norm_task(void *arg, mhk_index task, int worker) {
+  const mhk__job *job = (const mhk__job *)arg;
+  const mhk__pass *p = (const mhk__pass *)job->args;
+  const mhk_index D = p->s->model->config.d_model, last = mhk__min(p->rows, (task + 1) * MHK__ROWS_TASK);
+  mhk_index r;
+  mhk_real mean, rstd;
+  (void)worker;
+  for (r = task * MHK__ROWS_TASK; r < last; r++)
+    job->ctx->kernels->norm(D, p->norm_x + r * D, p->norm_w, p->norm_b, MHK__R(p->s->model->config.norm_eps), p->norm_b != NULL, p->norm_y + r * D, &mean,
+                            &rstd);
+}
+
+static void mhk__pass_norm(mhk_context *ctx, mhk__pass *p, const mhk_real *x, const mhk_tensor *w, const mhk_tensor *b, mhk_real *y) {
+  p->norm_x = x;
+  p->norm_w = mhk_data(w);
+  p->norm_b = b ? mhk_data(b) : NULL;
+  p->norm_y = y;
+  mhk__pass_rows(ctx, p, 4.0 * (double)p->s->model->config.d_model, mhk__norm_task);
+}
+
+/* turns the first dim features of each of n heads of P, in place; t: dim/2 cosines, then sines */
+static void mhk__turn_heads(mhk_index n, mhk_index P, int dim, const mhk_real *t, mhk_real *x) {
+  const mhk_index half = dim / 2;
+  const mhk_real *MHK__RESTRICT c = t, *MHK__RESTRICT s = t + half;
+  mhk_index h, i;
+  for (h = 0; h < n; h++, x += P) {
+    mhk_real *MHK__RESTRICT low = x, *MHK__RESTRICT high = x + half;
+    for (i = 0; i < half; i++) {
+      const mhk_real a = low[i], b = high[i];
+      low[i] = a * c[i] - b * s[i];
+      high[i] = b * c[i] + a * s[i];
+    }
+  }
+}
+
+/* angles of all rows, in double: one table serves all layers */
+static void mhk__pass_turns(const mhk__pass *p) {
+  mhk_session *s = p->s;
+  mhk_index i, t, j;
+  int kind;
+  for (kind = 0; kind < 2; kind++) {
+    const mhk_index dim = kind ? s->model->config.ssm_rotary_dim : s->model->config.rotary_dim;
+    if (dim < 2 || !(kind ? s->state_layers : s->attention_layers)) continue;
+    for (i = 0; i < p->spans; i++)
+      for (t = 0; t < s->spans[i].n; t++) {
+        const double position = (double)(s->sequences[s->spans[i].sequence].position + t);
+        mhk_real *row = s->turned[kind] + (s->spans[i].row + t) * dim;
+        for (j = 0; j < dim / 2; j++) {
+          row[j] = MHK__R(cos(position * s->turn[kind][j]));
+          row[j + dim / 2] = MHK__R(sin(position * s->turn[kind][j]));
+        }
+      }
+  }
+}
+
+static mhk_real *mhk__take_part(mhk_real **at, mhk_index numbers) {
+  mhk_real *part = *at;
+  *at += (numbers + 15) / 16 * 16;
+  return part;
+}
+
+/* attention: norms of queries and keys, rotary */
+static void mhk__queries_task(void *arg, mhk_index task, int worker) {
+  const mhk__job *job = (const mhk__job *)arg;
+  const mhk__pass *p = (const mhk__pass *)job->args;
+  const mhk_config *c = &p->s->model->config;
+  const mhk_index P = c->head_dim, last = mhk__min(p->rows, (task + 1) * MHK__ROWS_TASK);
+  mhk_index r, h;
+  mhk_real mean, rstd;
+  (void)worker;
+  for (r = task * MHK__ROWS_TASK; r < last; r++) {
+    mhk_real *q = p->q + r * c->n_head * P, *k = p->k + r * c->n_kv_head * P;
+    if (p->layer->qn_w) {
+      for (h = 0; h < c->n_head; h++)
+        job->ctx->kernels->norm(P, q + h * P, mhk_data(p->layer->qn_w), mhk_data(p->layer->qn_b), MHK__R(c->norm_eps), 1, q + h * P, &mean, &rstd);
+      for (h = 0; h < c->n_kv_head; h++)
+        job->ctx->kernels->norm(P, k + h * P, mhk_data(p->layer->kn_w), mhk_data(p->layer->kn_b), MHK__R(c->norm_eps), 1, k + h * P, &mean, &rstd);
+    }
+    if (c->rotary_dim > 1) {
+      mhk__turn_heads(c->n_head, P, c->rotary_dim, p->s->turned[0] + r * c->rotary_dim, q);
+      mhk__turn_heads(c->n_kv_head, P, c->rotary_dim, p->s->turned[0] + r * c->rotary_dim, k);
+    }
+  }
+}
+
+/* the caches of an attention layer: keys; values follow after cache_rows rows */
+static mhk_real *mhk__cache_of(const mhk_session *s, mhk_index sequence, int attention_index) {
+  const mhk_index kv = (mhk_index)s->model->config.n_kv_head * s->model->config.head_dim;
+  return s->sequences[sequence].cache + 2 * s->cache_rows * kv * attention_index;
+}
+
+/* With a window: the position of the first row that stays when n tokens come to a cache that holds first .. position - 1. */
+static mhk_index mhk__window_first(const mhk_session *s, mhk_index first, mhk_index position, mhk_index n) {
+  if (!s->window || position - first + n <= s->cache_rows) return first;
+  return mhk__max(first, position - (s->window - 1));
+}
+
+/* first row of a span's cache after from tokens of it: what mhk__window_first() came to, part by part */
+static mhk_index mhk__first_after(const mhk_session *s, const mhk__span *span, mhk_index from) {
+  const mhk__sequence *q = s->sequences + span->sequence;
+  mhk_index first = q->first, t;
+  for (t = 0; s->window && t < from; t += s->piece) first = mhk__window_first(s, first, q->position + t, mhk__min(s->piece, span->n - t));
+  return first;
+}
+
+/* one head of one span's part */
+static void mhk__attend_task(void *arg, mhk_index task, int worker) {
+  const mhk__job *job = (const mhk__job *)arg;
+  const mhk__pass *p = (const mhk__pass *)job->args;
+  const mhk_session *s = p->s;
+  const mhk_config *c = &s->model->config;
+  const mhk__span *span = s->spans + task / c->n_head;
+  const mhk_index n = mhk__min(p->part, span->n - p->from), row = span->row + p->from, kv = (mhk_index)c->n_kv_head * c->head_dim;
+  mhk__attention_args a;
+  if (n <= 0) return;
+  memset(&a, 0, sizeof a);
+  a.B = 1;
+  a.T = n;
+  a.H = c->n_head;
+  a.G = c->n_kv_head;
+  a.P = c->head_dim;
+  a.offset = s->sequences[span->sequence].position + p->from - mhk__first_after(s, span, p->from + n);
+  a.S = a.offset + n;
+  a.q = p->q + row * a.H * a.P;
+  a.y = p->o + row * a.H * a.P;
+  a.k = mhk__cache_of(s, span->sequence, p->attention_index);
+  a.v = a.k + s->cache_rows * kv;
+  a.kv_batch = s->cache_rows * kv;
+  a.start = s->window ? s->starts + row : NULL;
+  if (n <= 4)
+    job->ctx->kernels->attention_step(&a, 0, task % c->n_head, job->work + worker * job->each);
+  else
+    job->ctx->kernels->attention(&a, 0, task % c->n_head, job->work + worker * job->each);
+}
+
+static void mhk__pass_attention(mhk_context *ctx, mhk__pass *p) {
+  mhk_session *s = p->s;
+  const mhk_config *c = &s->model->config;
+  const mhk__layer *y = p->layer;
+  const mhk_index rows = p->rows, kv = (mhk_index)c->n_kv_head * c->head_dim, wide = (mhk_index)c->n_head * c->head_dim;
+  mhk_real *at = s->wide;
+  mhk_index i, t, longest = 0;
+  p->q = mhk__take_part(&at, rows * wide);
+  p->k = mhk__take_part(&at, rows * kv);
+  p->v = mhk__take_part(&at, rows * kv);
+  p->o = mhk__take_part(&at, rows * wide);
+  mhk__apply(ctx, rows, s->u, y->q_w, y->q_b, 0, NULL, p->q);
+  mhk__apply(ctx, rows, s->u, y->k_w, y->k_b, 0, NULL, p->k);
+  mhk__apply(ctx, rows, s->u, y->v_w, y->v_b, 0, NULL, p->v);
+  mhk__pass_rows(ctx, p, 2.0 * (double)(wide + kv), mhk__queries_task);
+  for (i = 0; i < p->spans; i++) longest = mhk__max(longest, s->spans[i].n);
+  p->part = s->window ? s->piece : s->rows;
+  for (p->from = 0; p->from < longest; p->from += p->part) {
+    double cost = 0;
+    for (i = 0; i < p->spans; i++) {
+      const mhk__span *span = s->spans + i;
+      const mhk_index n = mhk__min(p->part, span->n - p->from), position = s->sequences[span->sequence].position + p->from, row = span->row + p->from;
+      mhk_real *keys = mhk__cache_of(s, span->sequence, p->attention_index), *values = keys + s->cache_rows * kv;
+      mhk_index before, first;
+      if (n <= 0) continue;
+      before = mhk__first_after(s, span, p->from);
+      first = mhk__window_first(s, before, position, n);
+      if (first > before && position > first) { /* make room: what the window has left behind goes */
+        memmove(keys, keys + (first - before) * kv, (size_t)((position - first) * kv) * sizeof(mhk_real));
+        memmove(values, values + (first - before) * kv, (size_t)((position - first) * kv) * sizeof(mhk_real));
+      }
+      memcpy(keys + (position - first) * kv, p->k + row * kv, (size_t)(n * kv) * sizeof(mhk_real));
+      memcpy(values + (position - first) * kv, p->v + row * kv, (size_t)(n * kv) * sizeof(mhk_real));
+      for (t = 0; s->window && t < n; t++) s->starts[row + t] = mhk__max(0, position + t - (s->window - 1) - first);
+      cost += (double)(n * (position - first + n)) * (double)wide;
+    }
+    mhk__run(ctx, p, p->spans * c->n_head, 1, mhk__span_heads_work(s), cost, mhk__attend_task);
+  }
+  mhk__apply(ctx, rows, p->o, y->dense_w, y->dense_b, 0, s->x, s->y);
+}
+
+static void mhk__stream_task(void *arg, mhk_index task, int worker) {
+  const mhk__job *job = (const mhk__job *)arg;
+  const mhk__pass *p = (const mhk__pass *)job->args;
+  const mhk_session *s = p->s;
+  const mhk_config *c = &s->model->config;
+  const mhk_index E = mhk__d_inner(c), GN = (mhk_index)c->ssm_groups * c->d_state, blocks = (E + 2 * GN + MHK__STREAM_BLOCK - 1) / MHK__STREAM_BLOCK;
+  const mhk__span *span = s->spans + task / blocks;
+  const mhk_index c0 = task % blocks * MHK__STREAM_BLOCK, c1 = mhk__min(E + 2 * GN, c0 + MHK__STREAM_BLOCK);
+  mhk_index run, at = 0;
+  mhk__stream_args a;
+  (void)worker;
+  a.T = span->n;
+  a.W = c->d_conv;
+  a.C = E + 2 * GN;
+  a.ldx = p->width;
+  a.x = p->in + span->row * p->width + p->at_xbc;
+  a.taps = p->prepared->taps;
+  a.bias = p->layer->conv_b ? mhk_data(p->layer->conv_b) : NULL;
+  a.state = s->sequences[span->sequence].state + p->state_at;
+  a.silu = c->conv_silu;
+  for (run = 0; run < 3; run++) { /* x, B, C go to arrays of their own */
+    const mhk_index end = at + (run ? GN : E);
+    a.ldy = end - at;
+    a.first = at;
+    a.y = (run == 0 ? p->xs : run == 1 ? p->bm : p->cm) + span->row * a.ldy;
+    if (mhk__max(c0, at) < mhk__min(c1, end)) job->ctx->kernels->conv_stream(&a, mhk__max(c0, at), mhk__min(c1, end));
+    at = end;
+  }
+}
+
+static mhk_real mhk__softplus(mhk_real x) { return (x > 0 ? x : 0) + MHK__R(log1p(exp(-fabs((double)x)))); }
+
+/* state-space: log-decays, rotary of B and C, step sizes */
+static void mhk__decays_task(void *arg, mhk_index task, int worker) {
+  const mhk__job *job = (const mhk__job *)arg;
+  const mhk__pass *p = (const mhk__pass *)job->args;
+  const mhk_config *c = &p->s->model->config;
+  const mhk_index H = c->ssm_heads, P = c->ssm_head_dim, N = c->d_state, last = mhk__min(p->rows, (task + 1) * MHK__ROWS_TASK);
+  const mhk_real low = MHK__R(c->dt_min), high = c->dt_max > 0 ? MHK__R(c->dt_max) : MHK__R(FLT_MAX);
+  mhk_index r, h, i;
+  (void)worker;
+  for (r = task * MHK__ROWS_TASK; r < last; r++) {
+    const mhk_real *a = p->in + r * p->width + p->at_a;
+    if (p->layer->kind == MHK_MIXER_MAMBA2) {
+      for (h = 0; h < H; h++) {
+        const mhk_real free = mhk__softplus(a[h] + mhk_data(p->layer->dt_bias)[h]), dt = free < low ? low : free > high ? high : free;
+        p->decay[r * H + h] = dt * p->prepared->rate[h];
+        for (i = 0; i < P; i++) p->scaled[(r * H + h) * P + i] = p->xs[(r * H + h) * P + i] * dt;
+      }
+    } else {
+      for (h = 0; h < H; h++) p->decay[r * H + h] = -mhk__softplus(a[h]);
+      if (c->ssm_rotary_dim > 1) {
+        mhk__turn_heads(c->ssm_groups, N, c->ssm_rotary_dim, p->s->turned[1] + r * c->ssm_rotary_dim, p->bm + r * c->ssm_groups * N);
+        mhk__turn_heads(c->ssm_groups, N, c->ssm_rotary_dim, p->s->turned[1] + r * c->ssm_rotary_dim, p->cm + r * c->ssm_groups * N);
+      }
+    }
+  }
+}
+
+/* one head of one span */
+static void mhk__scan_task(void *arg, mhk_index task, int worker) {
+  const mhk__job *job = (const mhk__job *)arg;
+  const mhk__pass *p = (const mhk__pass *)job->args;
+  const mhk_session *s = p->s;
+  const mhk_config *c = &s->model->config;
+  const mhk__span *span = s->spans + task / c->ssm_heads;
+  const mhk_index E = mhk__d_inner(c), GN = (mhk_index)c->ssm_groups * c->d_state;
+  mhk__ssd_args a;
+  memset(&a, 0, sizeof a);
+  a.B = 1;
+  a.T = span->n;
+  a.H = c->ssm_heads;
+  a.G = c->ssm_groups;
+  a.P = c->ssm_head_dim;
+  a.N = c->d_state;
+  a.Q = mhk__min(MHK__SSD_CHUNK, span->n);
+  a.x = (p->scaled ? p->scaled : p->xs) + span->row * E;
+  a.log_a = p->decay + span->row * a.H;
+  a.b = p->bm + span->row * GN;
+  a.c = p->cm + span->row * GN;
+  a.d = p->scaled ? NULL : mhk_data(p->layer->D);
+  a.final = s->sequences[span->sequence].state + p->state_at + mhk__conv_channels(c) * (c->d_conv - 1);
+  a.initial = a.final;
+  a.y = p->out + span->row * E;
+  if (span->n <= MHK__STEPS)
+    job->ctx->kernels->ssd_step(&a, 0, task % a.H, job->work + worker * job->each);
+  else
+    job->ctx->kernels->ssd(&a, 0, task % a.H, job->work + worker * job->each);
+}
+
+/* state-space: D of Mamba-2, gate, its norm */
+static void mhk__gate_task(void *arg, mhk_index task, int worker) {
+  const mhk__job *job = (const mhk__job *)arg;
+  const mhk__pass *p = (const mhk__pass *)job->args;
+  const mhk_config *c = &p->s->model->config;
+  const mhk_index H = c->ssm_heads, P = c->ssm_head_dim, E = H * P, each = E / c->ssm_groups, last = mhk__min(p->rows, (task + 1) * MHK__ROWS_TASK);
+  const mhk_real *bias = p->layer->z_bias ? mhk_data(p->layer->z_bias) : NULL;
+  mhk_index r, h, i;
+  mhk_real mean, rstd;
+  (void)worker;
+  for (r = task * MHK__ROWS_TASK; r < last; r++) {
+    mhk_real *y = p->out + r * E;
+    if (p->scaled)
+      for (h = 0; h < H; h++)
+        for (i = 0; i < P; i++) y[h * P + i] += mhk_data(p->layer->D)[h] * p->xs[(r * H + h) * P + i];
+    job->ctx->kernels->gate(E, y, p->in + r * p->width + p->at_z, bias, y);
+    for (i = 0; p->layer->ssm_norm_w && i < c->ssm_groups; i++)
+      job->ctx->kernels->norm(each, y + i * each, mhk_data(p->layer->ssm_norm_w) + i * each, NULL, MHK__R(c->norm_eps), 0, y + i * each, &mean, &rstd);
+  }
+}
+
+static void mhk__pass_scan(mhk_context *ctx, mhk__pass *p) {
+  mhk_session *s = p->s;
+  const mhk_config *c = &s->model->config;
+  const mhk__layer *y = p->layer;
+  const mhk_index rows = p->rows, E = mhk__d_inner(c), GN = (mhk_index)c->ssm_groups * c->d_state, H = c->ssm_heads;
+  const int mamba2 = y->kind == MHK_MIXER_MAMBA2;
+  mhk_real *at = s->wide;
+  p->width = 2 * E + 2 * GN + H;
+  p->at_xbc = mamba2 ? E : 0;
+  p->at_z = mamba2 ? 0 : E + 2 * GN;
+  p->at_a = 2 * E + 2 * GN;
+  p->in = mhk__take_part(&at, rows * p->width);
+  p->xs = mhk__take_part(&at, rows * E);
+  p->bm = mhk__take_part(&at, rows * GN);
+  p->cm = mhk__take_part(&at, rows * GN);
+  p->decay = mhk__take_part(&at, rows * H);
+  p->out = mhk__take_part(&at, rows * E);
+  p->scaled = mamba2 ? mhk__take_part(&at, rows * E) : NULL;
+  mhk__apply(ctx, rows, s->u, y->in_w, y->in_b, 0, NULL, p->in);
+  mhk__run(ctx, p, p->spans * ((E + 2 * GN + MHK__STREAM_BLOCK - 1) / MHK__STREAM_BLOCK), 1, 1, (double)(rows * c->d_conv) * (double)(E + 2 * GN),
+           mhk__stream_task);
+  mhk__pass_rows(ctx, p, 2.0 * (double)(E + GN), mhk__decays_task);
+  mhk__run(ctx, p, p->spans * H, 1, mhk__span_heads_work(s), 2.0 * (double)(rows * E) * c->d_state, mhk__scan_task);
+  mhk__pass_rows(ctx, p, 8.0 * (double)E, mhk__gate_task);
+  mhk__apply(ctx, rows, p->out, y->out_w, y->out_b, 0, s->x, s->y);
+}
+
+/* All layers over the rows of the first spans; s->x then holds the residual stream. Moves states and caches on, not yet the positions. */
+static void mhk__pass_layers(mhk_session *s, mhk_index spans, mhk_index rows) {
+  mhk_context *ctx = s->object.ctx;
+  const mhk_model *m = s->model;
+  const mhk_index D = m->config.d_model, each = mhk__conv_channels(&m->config) * (m->config.d_conv - 1) + mhk__d_inner(&m->config) * m->config.d_state;
+  mhk__pass p;
+  mhk_index i, t;
+  int l;
+  memset(&p, 0, sizeof p);
+  p.s = s;
+  p.spans = spans;
+  p.rows = rows;
+  for (i = 0; i < spans; i++)
+    for (t = 0; t < s->spans[i].n; t++) {
+      const mhk__matrix row = mhk__weight(m->embedding);
+      mhk__unpack_host(m->embedding->dtype, mhk__mat_at(&row, 0, s->spans[i].tokens[t]), D, s->x + (s->spans[i].row + t) * D);
+    }
+  mhk__pass_turns(&p);
+  for (l = 0; l < m->config.n_layer && ctx->result == MHK_OK; l++) {
+    const mhk__layer *y = m->layers + l;
+    p.layer = y;
+    p.prepared = s->layers + l;
+    mhk__pass_norm(ctx, &p, s->x, y->norm_w, y->norm_b, s->u);
+    if (y->kind == MHK_MIXER_ATTENTION) {
+      mhk__pass_attention(ctx, &p);
+      p.attention_index++;
+    } else {
+      mhk__pass_scan(ctx, &p);
+      p.state_at += each;
+    }
+    if (y->fc1_w) {
+      mhk__apply(ctx, rows, s->u, y->fc1_w, y->fc1_b, 1, NULL, s->wide);
+      mhk__apply(ctx, rows, s->wide, y->fc2_w, y->fc2_b, 0, s->y, s->x);
+    } else {
+      mhk_real *x = s->x;
+      s->x = s->y;
+      s->y = x;
+    }
+  }
+}
+
+/* ---- logits ---- */
+
+typedef struct mhk__take {
+  const unsigned char *const *wanted;
+  mhk_logits_fn take;
+  void *user;
+} mhk__take;
+
+static int mhk__wants(const mhk__take *take, mhk_index sequence, mhk_index index) {
+  return take && (!take->wanted || !take->wanted[sequence] || take->wanted[sequence][index]);
+}
+
+/* norm and head of n rows of x: logits (n,V) */
+static void mhk__pass_head(mhk_session *s, mhk_index n, const mhk_real *x, mhk_real *logits) {
+  const mhk_model *m = s->model;
+  mhk__pass p;
+  memset(&p, 0, sizeof p);
+  p.s = s;
+  p.rows = n;
+  mhk__pass_norm(s->object.ctx, &p, x, m->norm_w, m->norm_b, s->u);
+  mhk__apply(s->object.ctx, n, s->u, m->head_w, m->head_b, 0, NULL, logits);
+}
+
+/* Walks the rows of a pass whose logits somebody wants, from (*i,*t) on; 0 at the end. done[b]: tokens of the feed before this pass. */
+static int mhk__next_wanted(const mhk_session *s, mhk_index spans, const mhk__take *take, mhk_index *i, mhk_index *t) {
+  for (; *i < spans; (*i)++, *t = 0)
+    for (; *t < s->spans[*i].n; (*t)++) {
+      const mhk_index b = s->spans[*i].sequence, index = s->fed[b] + *t;
+      if (index + 1 == s->lengths[b] || mhk__wants(take, b, index)) return 1;
+    }
+  return 0;
+}
+
+/* Logits of a pass: of each feed's last token, and of those that take wants, as many at a time as the block has room for. */
+static void mhk__pass_logits(mhk_session *s, mhk_index spans, const mhk__take *take) {
+  const mhk_index D = s->model->config.d_model, V = s->vocab, room = mhk__min(s->rows, s->wide_numbers / V);
+  mhk_index i = 0, t = 0;
+  while (s->object.ctx->result == MHK_OK && mhk__next_wanted(s, spans, take, &i, &t)) {
+    mhk_index i0 = i, t0 = t, n = 0, b = s->spans[i].sequence;
+    mhk_real *logits = s->wide;
+    while (n < room && mhk__next_wanted(s, spans, take, &i, &t)) {
+      if (!take && s->spans[i].sequence != b + n) break;
+      memcpy(s->y + n++ * D, s->x + (s->spans[i].row + t) * D, (size_t)D * sizeof(mhk_real));
+      t++;
+    }
+    if (!take) logits = s->logits + b * V; /* last tokens of neighbours: straight to their place */
+    mhk__pass_head(s, n, s->y, logits);
+    for (n = 0; mhk__next_wanted(s, spans, take, &i0, &t0) && (i0 < i || (i0 == i && t0 < t)); n++, t0++) {
+      const mhk_index index = s->fed[s->spans[i0].sequence] + t0;
+      b = s->spans[i0].sequence;
+      if (index + 1 == s->lengths[b]) {
+        if (take) memcpy(s->logits + b * V, logits + n * V, (size_t)V * sizeof(mhk_real));
+        s->sequences[b].fed = 1;
+      }
+      if (mhk__wants(take, b, index)) take->take(take->user, b, index, logits + n * V);
+    }
+  }
+}
+
+/* ---- feeding ---- */
+
+static void mhk__keep(mhk_session *s, mhk_index sequence);
+
+/* Everything that can be wrong with a feed, before anything is done. */
+static int mhk__feed_makes_sense(mhk_session *s) {
+  mhk_context *ctx = s->object.ctx;
+  const mhk_index known = s->model->embedding->shape[0];
+  mhk_index b, i;
+  for (b = 0; b < s->batch; b++) {
+    const mhk__sequence *q = s->sequences + b;
+    if (s->lengths[b] < 0 || (s->lengths[b] > 0 && !s->tokens[b])) {
+      mhk_fail(ctx, MHK_ERROR_ARGUMENT, "sequence %lld was fed %lld tokens%s", (long long)b, (long long)s->lengths[b], s->lengths[b] > 0 ? " at NULL" : "");
+      return 0;
+    }
+    if (s->attention_layers && !s->window && s->lengths[b] > s->capacity - q->position) {
+      mhk_fail(ctx, MHK_ERROR_STATE,
+               "the key/value cache of sequence %lld is full: it holds %lld of %lld tokens and %lld more came; give the session a larger capacity or a window",
+               (long long)b, (long long)q->position, (long long)s->capacity, (long long)s->lengths[b]);
+      return 0;
+    }
+    if (s->lengths[b] > PTRDIFF_MAX / 64 - q->position) {
+      mhk_fail(ctx, MHK_ERROR_STATE, "sequence %lld cannot count beyond %lld tokens", (long long)b, (long long)(PTRDIFF_MAX / 64));
+      return 0;
+    }
+    for (i = 0; i < s->lengths[b]; i++)
+      if (s->tokens[b][i] < 0 || s->tokens[b][i] >= known) {
+        mhk_fail(ctx, MHK_ERROR_ARGUMENT, "token %lld of sequence %lld is %d: the vocabulary has ids 0 to %lld", (long long)i, (long long)b,
+                 (int)s->tokens[b][i], (long long)known - 1);
+        return 0;
+      }
+  }
+  return 1;
+}
+
+/* Feeds s->lengths tokens at s->tokens. A sequence goes in pieces that depend on itself only (chunk, snapshots), so that its numbers do not
+   depend on its neighbours; a pass takes as many whole pieces as fit. */
+static mhk_result mhk__feed(mhk_session *s, const mhk__take *take) {
+  mhk_context *ctx = s->object.ctx;
+  mhk__entered entered;
+  mhk_index b, i, spans, rows;
+  if (!mhk__feed_makes_sense(s)) return ctx->result;
+  if (s->model->trainable) mhk__session_prepare(s);
+  entered = mhk__session_enter(s);
+  for (b = 0; b < s->batch; b++) s->fed[b] = 0;
+  for (;;) {
+    spans = rows = 0;
+    for (b = 0; b < s->batch; b++) {
+      const mhk_index left = s->lengths[b] - s->fed[b];
+      mhk_index n = mhk__min(left, s->chunk);
+      if (s->snapshot_every) n = mhk__min(n, s->snapshot_every - s->sequences[b].position % s->snapshot_every);
+      if (n == 0 || rows + n > s->rows) continue;
+      s->spans[spans].sequence = b;
+      s->spans[spans].row = rows;
+      s->spans[spans].n = n;
+      s->spans[spans++].tokens = s->tokens[b] + s->fed[b];
+      rows += n;
+    }
+    if (spans == 0) break;
+    mhk__pass_layers(s, spans, rows);
+    mhk__pass_logits(s, spans, take);
+    for (i = 0; i < spans; i++) {
+      mhk__sequence *q = s->sequences + s->spans[i].sequence;
+      q->first = mhk__first_after(s, s->spans + i, s->spans[i].n);
+      q->position += s->spans[i].n;
+      s->fed[s->spans[i].sequence] += s->spans[i].n;
+      if (s->snapshot_every && q->position % s->snapshot_every == 0) mhk__keep(s, s->spans[i].sequence);
+    }
+    if (ctx->result != MHK_OK) break;
+  }
+  mhk__session_leave(s, entered);
+  return ctx->result;
 }
 
 MHKDEF mhk_result mhk_feed(mhk_session *s, const int32_t *tokens, mhk_index n) {
-  mhk_forward_desc d;
-  mhk_tensor *y;
-  if (!s) return MHK_ERROR_MEMORY;
-  if (n == 0) return s->object.ctx->result;
-  memset(&d, 0, sizeof d);
-  d.state = s->state;
-  d.last_only = 1;
-  mhk_tape_reset(s->tape);
-  y = mhk_forward(s->tape, s->model, tokens, s->batch, n, &d);
-  if (!y) return s->object.ctx->result;
-  memcpy(s->logits, y->data, (size_t)y->count * sizeof(mhk_real));
-  s->fed = 1;
-  return MHK_OK;
+  mhk_index b;
+  if (!s || s->object.ctx->result != MHK_OK) return s ? s->object.ctx->result : MHK_ERROR_MEMORY;
+  for (b = 0; b < s->batch; b++) {
+    s->tokens[b] = tokens ? tokens + b * n : NULL;
+    s->lengths[b] = n;
+  }
+  return mhk__feed(s, NULL);
 }
+
+static int mhk__many(mhk_session *s, const int32_t *const *tokens, const mhk_index *lengths) {
+  mhk_index b;
+  if (!s || s->object.ctx->result != MHK_OK) return 0;
+  if (!tokens || !lengths) {
+    mhk_fail(s->object.ctx, MHK_ERROR_ARGUMENT, "feeding many sequences takes tokens and lengths of each");
+    return 0;
+  }
+  for (b = 0; b < s->batch; b++) {
+    s->tokens[b] = tokens[b];
+    s->lengths[b] = lengths[b];
+  }
+  return 1;
+}
+
+MHKDEF mhk_result mhk_feed_many(mhk_session *s, const int32_t *const *tokens, const mhk_index *lengths) {
+  return mhk__many(s, tokens, lengths) ? mhk__feed(s, NULL) : s ? s->object.ctx->result : MHK_ERROR_MEMORY;
+}
+
+MHKDEF mhk_result mhk_feed_logits(mhk_session *s, const int32_t *const *tokens, const mhk_index *lengths, const unsigned char *const *wanted,
+                                  mhk_logits_fn take, void *user) {
+  mhk__take t;
+  t.wanted = wanted;
+  t.take = take;
+  t.user = user;
+  return mhk__many(s, tokens, lengths) ? mhk__feed(s, take ? &t : NULL) : s ? s->object.ctx->result : MHK_ERROR_MEMORY;
+}
+
+typedef struct mhk__scoring { const mhk_session *s; const int32_t *tokens; mhk_index n; double *out; } mhk__scoring;
+
+static void mhk__score_next(const mhk__scoring *x, mhk_index next, const mhk_real *logits) {
+  x->out[next] = (double)logits[x->tokens[next]] - x->s->object.ctx->kernels->log_sum_exp(x->s->vocab, logits, MHK__R(1));
+}
+static void mhk__score_take(void *user, mhk_index sequence, mhk_index index, const mhk_real *logits) {
+  const mhk__scoring *x = (const mhk__scoring *)user;
+  (void)sequence;
+  if (index + 1 < x->n) mhk__score_next(x, index + 1, logits);
+}
+
+MHKDEF mhk_result mhk_score(mhk_session *s, mhk_index sequence, const int32_t *tokens, mhk_index n, double *log_probabilities) {
+  mhk__scoring x;
+  mhk__take take;
+  mhk_index b;
+  if (!mhk__sequence_there(s, sequence)) return s ? s->object.ctx->result : MHK_ERROR_MEMORY;
+  if (n < 0 || (n > 0 && (!tokens || !log_probabilities)))
+    return mhk_fail(s->object.ctx, MHK_ERROR_ARGUMENT, "scoring %lld tokens takes the tokens and room for as many numbers", (long long)n);
+  if (n == 0) return MHK_OK;
+  if (!s->sequences[sequence].fed)
+    return mhk_fail(s->object.ctx, MHK_ERROR_STATE, "score: feed sequence %lld at least one token first", (long long)sequence);
+  for (b = 0; b < s->batch; b++) {
+    s->tokens[b] = tokens;
+    s->lengths[b] = b == sequence ? n : 0;
+  }
+  if (!mhk__feed_makes_sense(s)) return s->object.ctx->result;
+  x.s = s;
+  x.tokens = tokens;
+  x.n = n;
+  x.out = log_probabilities;
+  if (tokens[0] < s->vocab) mhk__score_next(&x, 0, s->logits + sequence * s->vocab);
+  take.wanted = NULL;
+  take.take = mhk__score_take;
+  take.user = &x;
+  return mhk__feed(s, &take);
+}
+
+/* ids that the tokenizer has filled the buffer with */
+static void mhk__feed_ids(void *user, const int32_t *ids, mhk_index n) { mhk_feed((mhk_session *)user, ids, n); }
 
 MHKDEF mhk_result mhk_feed_text(mhk_session *s, const char *text) {
   mhk_context *ctx;
   mhk_tokenizer *k;
-  mhk__mark mark;
-  int32_t *ids, end;
-  mhk_index n, lead;
-  mhk_result r;
+  mhk__entered entered;
+  mhk__ids out;
+  int32_t end;
   if (!s || s->object.ctx->result != MHK_OK) return s ? s->object.ctx->result : MHK_ERROR_MEMORY;
   ctx = s->object.ctx;
   k = s->model->tokenizer;
   if (!k) return mhk_fail(ctx, MHK_ERROR_STATE, "the model has no tokenizer: put a tokenizer.json beside it, or feed token ids");
+  if (!s->ids) return mhk_fail(ctx, MHK_ERROR_STATE, "the model was given its tokenizer after this session was made: make the session after it");
   if (!text) return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "feed_text was given no text");
   if (s->batch != 1)
     return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "feed_text serves sessions of one sequence, this one has %lld: feed token ids", (long long)s->batch);
+  if (k->object.ctx != ctx) return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "the tokenizer is of another context: encode the text there and feed token ids");
+  memset(&out, 0, sizeof out);
+  out.ids = s->ids;
+  out.capacity = s->chunk;
+  out.full = mhk__feed_ids;
+  out.user = s;
   end = mhk_tokenizer_end(k);
-  lead = mhk_state_position(s->state) == 0 && end >= 0;
-  n = mhk_encode(k, text, strlen(text), NULL, 0);
-  if (n < 0) return ctx->result;
-  mark = mhk__scratch_mark(ctx);
-  ids = (int32_t *)mhk__scratch(ctx, n + lead, sizeof(int32_t));
-  if (!ids) return ctx->result;
-  if (lead) ids[0] = end;
-  n = mhk_encode(k, text, strlen(text), ids + lead, n);
-  r = n < 0 ? ctx->result : mhk_feed(s, ids, n + lead);
-  mhk__scratch_rewind(ctx, mark);
-  return r;
+  if (s->sequences[0].position == 0 && end >= 0) mhk__ids_put(&out, end);
+  entered = mhk__session_enter(s);
+  mhk__encode_span(k, (const unsigned char *)text, strlen(text), 0, &out);
+  if (out.n > 0 && ctx->result == MHK_OK) mhk__feed_ids(s, s->ids, out.n);
+  mhk__session_leave(s, entered);
+  return ctx->result;
 }
 
-MHKDEF const mhk_real *mhk_logits(const mhk_session *s) { return s && s->fed ? s->logits : NULL; }
+MHKDEF const mhk_real *mhk_logits_of(const mhk_session *s, mhk_index sequence) {
+  return s && sequence >= 0 && sequence < s->batch && s->sequences[sequence].fed ? s->logits + sequence * s->vocab : NULL;
+}
+MHKDEF const mhk_real *mhk_logits(const mhk_session *s) {
+  mhk_index b;
+  for (b = 0; s && b < s->batch; b++)
+    if (!s->sequences[b].fed) return NULL;
+  return s ? s->logits : NULL;
+}
 MHKDEF const char *mhk_text_out(mhk_session *s) { return s && s->text ? s->text : ""; }
+
+/* ---- snapshots ---- */
+
+/* a copy of numbers that the next tokens see of a cache with a window: rows of keys and of values of each attention layer */
+static mhk_index mhk__kept_rows(const mhk_session *s, const mhk__sequence *q) {
+  return s->window ? mhk__min(q->position - q->first, s->window - 1) : 0;
+}
+
+static void mhk__keep(mhk_session *s, mhk_index sequence) {
+  mhk__sequence *q = s->sequences + sequence;
+  const mhk_index kv = (mhk_index)s->model->config.n_kv_head * s->model->config.head_dim, rows = mhk__kept_rows(s, q);
+  mhk__snapshot *slot = NULL;
+  mhk_real *to;
+  mhk_index i;
+  int l;
+  if (q->position == 0) return; /* the start needs no slot */
+  for (i = 0; i < s->snapshots; i++) { /* the same place again, else a free one, else the oldest */
+    mhk__snapshot *x = q->snapshots + i;
+    if (x->position == q->position) {
+      slot = x;
+      break;
+    }
+    if (!slot || x->position < slot->position) slot = x;
+  }
+  if (!slot) return;
+  slot->position = q->position;
+  slot->rows = rows;
+  to = slot->numbers;
+  if (s->state_numbers) memcpy(to, q->state, (size_t)s->state_numbers * sizeof(mhk_real));
+  to += s->state_numbers;
+  for (l = 0; rows && l < 2 * s->attention_layers; l++, to += rows * kv)
+    memcpy(to, q->cache + (s->cache_rows * l + q->position - q->first - rows) * kv, (size_t)(rows * kv) * sizeof(mhk_real));
+}
+
+MHKDEF mhk_result mhk_session_snapshot(mhk_session *s, mhk_index sequence) {
+  if (!mhk__sequence_there(s, sequence)) return s ? s->object.ctx->result : MHK_ERROR_MEMORY;
+  if (s->snapshots == 0 && (s->state_layers || s->window))
+    return mhk_fail(s->object.ctx, MHK_ERROR_STATE, "the session was made without snapshots: mhk_session_desc.snapshots says how many it keeps");
+  mhk__keep(s, sequence);
+  return MHK_OK;
+}
+
+MHKDEF mhk_index mhk_session_rewind(mhk_session *s, mhk_index sequence, mhk_index position) {
+  mhk__sequence *q;
+  const mhk__snapshot *best = NULL;
+  mhk_index i, kv;
+  int l;
+  if (!mhk__sequence_there(s, sequence)) return -1;
+  q = s->sequences + sequence;
+  if (position < 0 || position > q->position) {
+    mhk_fail(s->object.ctx, MHK_ERROR_ARGUMENT, "sequence %lld cannot go back to %lld: it is at %lld", (long long)sequence, (long long)position,
+             (long long)q->position);
+    return -1;
+  }
+  if (position == q->position) return position;
+  q->fed = 0;
+  if (!s->state_layers && !s->window) return q->position = position;
+  for (i = 0; i < s->snapshots; i++) {
+    mhk__snapshot *x = q->snapshots + i;
+    if (x->position > position)
+      x->position = 0; /* of a past that is given up */
+    else if (x->position > 0 && (!best || x->position > best->position))
+      best = x;
+  }
+  if (!best) {
+    mhk__sequence_reset(s, sequence);
+    return 0;
+  }
+  q->position = best->position;
+  if (s->state_numbers) memcpy(q->state, best->numbers, (size_t)s->state_numbers * sizeof(mhk_real));
+  kv = (mhk_index)s->model->config.n_kv_head * s->model->config.head_dim;
+  if (s->window) q->first = best->position - best->rows;
+  for (l = 0; best->rows && l < 2 * s->attention_layers; l++)
+    memcpy(q->cache + s->cache_rows * l * kv, best->numbers + s->state_numbers + best->rows * l * kv, (size_t)(best->rows * kv) * sizeof(mhk_real));
+  return q->position;
+}
+
+/* ---- the state as a value ---- */
+
+/* positions of keys and values that the next tokens of a sequence at position see: the last ones */
+static mhk_index mhk__rows_needed(const mhk_session *s, mhk_index position) {
+  return !s->attention_layers ? 0 : s->window ? mhk__min(position, s->window - 1) : position;
+}
+
+/* Whether a state at position with its last rows of keys and values can become a sequence of s. */
+static int mhk__state_fits(mhk_session *s, mhk_index position, mhk_index rows) {
+  const mhk_index needed = mhk__rows_needed(s, position);
+  if (s->attention_layers && !s->window && position > s->capacity) {
+    mhk_fail(s->object.ctx, MHK_ERROR_STATE, "the state has seen %lld tokens and the session's cache takes %lld", (long long)position, (long long)s->capacity);
+    return 0;
+  }
+  if (rows < needed) {
+    mhk_fail(s->object.ctx, MHK_ERROR_STATE,
+             "the state holds keys and values of the last %lld tokens and this session's attention sees %lld: it was made with a smaller window",
+             (long long)rows, (long long)needed);
+    return 0;
+  }
+  return 1;
+}
+
+MHKDEF mhk_result mhk_session_copy(mhk_session *to, mhk_index to_sequence, const mhk_session *from, mhk_index from_sequence) {
+  const mhk__sequence *a;
+  mhk__sequence *b;
+  mhk_index kv, rows, needed;
+  int l;
+  if (!mhk__sequence_there(to, to_sequence)) return to ? to->object.ctx->result : MHK_ERROR_MEMORY;
+  if (!from || from_sequence < 0 || from_sequence >= from->batch)
+    return mhk_fail(to->object.ctx, MHK_ERROR_ARGUMENT, "there is no sequence %lld to copy", (long long)from_sequence);
+  if (from->model != to->model) return mhk_fail(to->object.ctx, MHK_ERROR_STATE, "a sequence can be copied between sessions of one model only");
+  a = from->sequences + from_sequence;
+  b = to->sequences + to_sequence;
+  if (a == b) return MHK_OK;
+  rows = from->attention_layers ? a->position - a->first : 0;
+  if (!mhk__state_fits(to, a->position, rows)) return to->object.ctx->result;
+  needed = mhk__rows_needed(to, a->position);
+  mhk__sequence_reset(to, to_sequence);
+  b->position = a->position;
+  b->first = a->position - needed;
+  b->fed = a->fed;
+  if (to->state_numbers) memcpy(b->state, a->state, (size_t)to->state_numbers * sizeof(mhk_real));
+  kv = (mhk_index)to->model->config.n_kv_head * to->model->config.head_dim;
+  for (l = 0; needed && l < 2 * to->attention_layers; l++)
+    memcpy(b->cache + to->cache_rows * l * kv, a->cache + (from->cache_rows * l + rows - needed) * kv, (size_t)(needed * kv) * sizeof(mhk_real));
+  if (a->fed) memcpy(to->logits + to_sequence * to->vocab, from->logits + from_sequence * from->vocab, (size_t)to->vocab * sizeof(mhk_real));
+  if (to_sequence == 0 && from_sequence == 0) to->stream = from->stream;
+  return MHK_OK;
+}
+
+#define MHK__STATE_HEAD 64 /* bytes; then state numbers, keys and values, logits, and 8 bytes of checksum */
+#define MHK__STATE_VERSION 1
+
+/* Where a state is written to: memory or a file, with the checksum so far. */
+typedef struct mhk__state_out {
+  unsigned char *to;
+  mhk__output *file;
+  uint64_t sum;
+} mhk__state_out;
+
+static void mhk__state_put(mhk__state_out *o, const void *bytes, size_t n) {
+  o->sum = mhk__hash(o->sum, bytes, n);
+  if (o->file)
+    mhk__output_write(o->file, bytes, n);
+  else {
+    memcpy(o->to, bytes, n);
+    o->to += n;
+  }
+}
+
+static void mhk__state_put_numbers(mhk__state_out *o, const mhk_real *x, mhk_index n) {
+  unsigned char turned[64 * sizeof(mhk_real)];
+  mhk_index i, j;
+  if (mhk__little_endian()) {
+    if (n > 0) mhk__state_put(o, x, (size_t)n * sizeof(mhk_real));
+    return;
+  }
+  for (i = 0; i < n; i += 64) {
+    const mhk_index some = mhk__min(64, n - i);
+    for (j = 0; j < some; j++) {
+      const unsigned char *p = (const unsigned char *)(x + i + j);
+      size_t k;
+      for (k = 0; k < sizeof(mhk_real); k++) turned[(size_t)j * sizeof(mhk_real) + k] = p[sizeof(mhk_real) - 1 - k];
+    }
+    mhk__state_put(o, turned, (size_t)some * sizeof(mhk_real));
+  }
+}
+
+/* bytes of a state with that many rows of keys and values; a double, for numbers out of files */
+static double mhk__state_bytes(const mhk_session *s, double rows) {
+  const mhk_config *c = &s->model->config;
+  return MHK__STATE_HEAD + 8 +
+         ((double)s->state_numbers + 2.0 * rows * s->attention_layers * c->n_kv_head * c->head_dim + (double)s->vocab) * (double)sizeof(mhk_real);
+}
+
+MHKDEF size_t mhk_session_state_size(const mhk_session *s, mhk_index sequence) {
+  if (!s || sequence < 0 || sequence >= s->batch) return 0;
+  return (size_t)mhk__state_bytes(s, (double)mhk__rows_needed(s, s->sequences[sequence].position));
+}
+
+static void mhk__state_write(const mhk_session *s, mhk_index sequence, mhk__state_out *o) {
+  const mhk__sequence *q = s->sequences + sequence;
+  const mhk_index rows = mhk__rows_needed(s, q->position), kv = (mhk_index)s->model->config.n_kv_head * s->model->config.head_dim;
+  unsigned char head[MHK__STATE_HEAD];
+  mhk_index i;
+  int l;
+  memset(head, 0, sizeof head);
+  memcpy(head, "MHKSTATE", 8);
+  mhk__put_bytes(head + 8, MHK__STATE_VERSION, 4);
+  mhk__put_bytes(head + 12, sizeof(mhk_real), 4);
+  mhk__put_bytes(head + 16, mhk__model_hash(s->model), 8);
+  mhk__put_bytes(head + 24, (uint64_t)q->position, 8);
+  mhk__put_bytes(head + 32, (uint64_t)rows, 8);
+  head[40] = q->fed != 0;
+  if (sequence == 0) {
+    head[41] = (unsigned char)s->stream.n_held;
+    memcpy(head + 42, s->stream.held, 4);
+  }
+  o->sum = MHK__HASH_START;
+  mhk__state_put(o, head, sizeof head);
+  mhk__state_put_numbers(o, q->state, s->state_numbers);
+  for (l = 0; rows && l < 2 * s->attention_layers; l++)
+    mhk__state_put_numbers(o, q->cache + (s->cache_rows * l + q->position - q->first - rows) * kv, rows * kv);
+  if (q->fed)
+    mhk__state_put_numbers(o, s->logits + sequence * s->vocab, s->vocab);
+  else
+    for (i = 0; i < s->vocab; i++) {
+      const mhk_real zero = 0;
+      mhk__state_put_numbers(o, &zero, 1);
+    }
+  mhk__put_bytes(head, o->sum, 8);
+  mhk__state_put(o, head, 8);
+}
+
+MHKDEF mhk_result mhk_session_save(mhk_session *s, mhk_index sequence, void *state, size_t bytes) {
+  mhk__state_out o;
+  if (!mhk__sequence_there(s, sequence)) return s ? s->object.ctx->result : MHK_ERROR_MEMORY;
+  if (!state || bytes < mhk_session_state_size(s, sequence))
+    return mhk_fail(s->object.ctx, MHK_ERROR_ARGUMENT, "the state of sequence %lld takes %.0f bytes, there is room for %.0f", (long long)sequence,
+                    (double)mhk_session_state_size(s, sequence), state ? (double)bytes : 0.0);
+  memset(&o, 0, sizeof o);
+  o.to = (unsigned char *)state;
+  mhk__state_write(s, sequence, &o);
+  return MHK_OK;
+}
+
+static mhk_result mhk__state_load(mhk_session *s, mhk_index sequence, const void *state, size_t bytes, const char *where) {
+  mhk_context *ctx = s->object.ctx;
+  const unsigned char *p = (const unsigned char *)state;
+  const mhk_index kv = (mhk_index)s->model->config.n_kv_head * s->model->config.head_dim;
+  mhk__sequence *q = s->sequences + sequence;
+  uint64_t position, rows;
+  mhk_index needed;
+  int l;
+  if (!state || bytes < MHK__STATE_HEAD + 8 || memcmp(p, "MHKSTATE", 8) != 0)
+    return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s is no session's state: it does not start like one", where);
+  if (mhk__get_bytes(p + 8, 4) != MHK__STATE_VERSION)
+    return mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "%s has version %.0f of a session's state and this is %d", where, (double)mhk__get_bytes(p + 8, 4),
+                    MHK__STATE_VERSION);
+  if (mhk__get_bytes(p + 12, 4) != sizeof(mhk_real))
+    return mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "%s holds numbers of %.0f bytes and this build computes with %d", where, (double)mhk__get_bytes(p + 12, 4),
+                    (int)sizeof(mhk_real));
+  if (mhk__get_bytes(p + 16, 8) != mhk__model_hash(s->model))
+    return mhk_fail(ctx, MHK_ERROR_STATE, "%s is the state of another model, or of this one with other weights", where);
+  position = mhk__get_bytes(p + 24, 8);
+  rows = mhk__get_bytes(p + 32, 8);
+  if (position > (uint64_t)(PTRDIFF_MAX / 64) || rows > position || (double)bytes < mhk__state_bytes(s, (double)rows) ||
+      (double)bytes > mhk__state_bytes(s, (double)rows))
+    return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s is damaged: it has %.0f bytes, and after %.0f tokens with keys and values of %.0f it should have %.0f", where,
+                    (double)bytes, (double)position, (double)rows, mhk__state_bytes(s, (double)rows));
+  if (mhk__get_bytes(p + bytes - 8, 8) != mhk__hash(MHK__HASH_START, p, bytes - 8))
+    return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s is damaged: its checksum is wrong", where);
+  if (p[40] > 1 || p[41] > 3)
+    return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s is damaged: it claims %d logits and %d bytes of an unfinished character", where, p[40], p[41]);
+  if (!mhk__state_fits(s, (mhk_index)position, (mhk_index)rows)) return ctx->result;
+  needed = mhk__rows_needed(s, (mhk_index)position);
+  mhk__sequence_reset(s, sequence);
+  q->position = (mhk_index)position;
+  q->first = q->position - needed;
+  q->fed = p[40];
+  if (sequence == 0) {
+    s->stream.n_held = p[41];
+    memcpy(s->stream.held, p + 42, 4);
+  }
+  p += MHK__STATE_HEAD;
+  mhk__unpack(MHK_REAL, p, s->state_numbers, q->state);
+  p += (size_t)s->state_numbers * sizeof(mhk_real);
+  for (l = 0; rows && l < 2 * s->attention_layers; l++, p += (size_t)((mhk_index)rows * kv) * sizeof(mhk_real))
+    mhk__unpack(MHK_REAL, p + (size_t)(((mhk_index)rows - needed) * kv) * sizeof(mhk_real), needed * kv, q->cache + s->cache_rows * l * kv);
+  mhk__unpack(MHK_REAL, p, s->vocab, s->logits + sequence * s->vocab);
+  return MHK_OK;
+}
+
+MHKDEF mhk_result mhk_session_load(mhk_session *s, mhk_index sequence, const void *state, size_t bytes) {
+  if (!mhk__sequence_there(s, sequence)) return s ? s->object.ctx->result : MHK_ERROR_MEMORY;
+  return mhk__state_load(s, sequence, state, bytes, "the block");
+}
+
+MHKDEF mhk_result mhk_session_save_file(mhk_session *s, mhk_index sequence, const char *path) {
+  mhk__output file;
+  mhk__state_out o;
+  int error;
+  if (!mhk__sequence_there(s, sequence)) return s ? s->object.ctx->result : MHK_ERROR_MEMORY;
+  if (!mhk__path_fits(s->object.ctx, path)) return s->object.ctx->result;
+  error = mhk__output_open(&file, path);
+  if (!error) {
+    memset(&o, 0, sizeof o);
+    o.file = &file;
+    mhk__state_write(s, sequence, &o);
+    error = mhk__output_close(&file, !file.error);
+  }
+  return error ? mhk_fail(s->object.ctx, MHK_ERROR_FILE, "cannot write %s: %s", path, strerror(error)) : MHK_OK;
+}
+
+MHKDEF mhk_result mhk_session_load_file(mhk_session *s, mhk_index sequence, const char *path) {
+  mhk__bytes bytes;
+  if (!mhk__sequence_there(s, sequence)) return s ? s->object.ctx->result : MHK_ERROR_MEMORY;
+  if (!mhk__path_fits(s->object.ctx, path) || !mhk__bytes_open_or_fail(s->object.ctx, path, &bytes)) return s->object.ctx->result;
+  mhk__state_load(s, sequence, bytes.data, bytes.size, path);
+  mhk__bytes_close(&bytes);
+  return s->object.ctx->result;
+}
 
 /* one draw from a row of logits */
 static int32_t mhk__draw(mhk_session *s, const mhk_real *logits, const mhk_sampling *p, double uniform) {
@@ -11603,7 +12924,7 @@ static int mhk__draw_all(mhk_session *s, const mhk_sampling *sampling, int32_t *
   p.top_p = 0.95;
   if (sampling) p = *sampling;
   if (s->object.ctx->result != MHK_OK) return 0;
-  if (!s->fed) {
+  if (!mhk_logits(s)) {
     mhk_fail(s->object.ctx, MHK_ERROR_STATE, "sample: feed at least one token first");
     return 0;
   }
@@ -11649,14 +12970,7 @@ MHKDEF int32_t mhk_sample(mhk_session *s, const mhk_sampling *sampling) {
     return -1;
   }
   bytes = k ? mhk_token_bytes(k, token, &length) : NULL;
-  if (bytes) {
-    const size_t room = 3 * (length + 4) + 1;
-    if (room > s->text_room) {
-      char *text = (char *)mhk__arena_alloc(ctx, &s->object.arena, room < 256 ? 256 : room);
-      if (!text) return -1;
-      s->text = text;
-      s->text_room = room < 256 ? 256 : room;
-    }
+  if (bytes && s->text) {
     s->text[mhk_stream_push(&s->stream, bytes, length, s->text)] = 0;
   }
   return mhk_feed(s, &token, 1) == MHK_OK ? token : -1;
@@ -11673,15 +12987,6 @@ MHKDEF int32_t mhk_sample(mhk_session *s, const mhk_sampling *sampling) {
 #define MHK__LOGITS_PIECE ((mhk_index)1 << 21) /* logits that evaluation holds at once, of each model */
 
 static int mhk__is_finite(double x) { return x - x == 0.0; }
-
-/* FNV-1a, 64 bits: tells runs apart, no protection against intent */
-static uint64_t mhk__hash(uint64_t h, const void *data, size_t n) {
-  const unsigned char *p = (const unsigned char *)data;
-  size_t i;
-  for (i = 0; i < n; i++) h = (h ^ p[i]) * 1099511628211u;
-  return h;
-}
-#define MHK__HASH_START 14695981039346656037u
 
 /* ---------------------------------------------------------------------------------------- text */
 
@@ -12141,12 +13446,12 @@ static double mhk__stage_matrices(mhk__stage_run *r) {
       memset(&sp, 0, sizeof sp);
       tp.matrix_only = l == last;
       sp.matrix_only = 1;
-      mhk__mixer_parts(t, m, l, u, &fd, &tp);
+      mhk__mixer_parts(t, m, l, u, r->doc, &tp);
       inner = mhk_tape_here(t);
       mhk_tape_record(t, r->record);
       if (!(r->same[l] & MHK__SAME_NORM) || (r->record && (mhk__trains(a->norm_w) || mhk__trains(a->norm_b))))
         own = mhk_forward_norm(t, s, l, x);
-      mhk__mixer_parts(t, s, l, own, &fd, &sp);
+      mhk__mixer_parts(t, s, l, own, r->doc, &sp);
       loss = mhk_matrix_orientation(t, sp.log_a, sp.Bm, sp.Cm, a->D, tp.q, tp.k, r->doc,
                                     r->relative ? r->relative + (mhk_index)l * H : NULL);
       {
@@ -12857,22 +14162,6 @@ static void mhk__fact_number(mhk__writer *w, int stage, const char *name, double
   mhk__fact_name(w, stage, name);
   mhk__write_double(w, value);
   mhk__write_text(w, "\n");
-}
-
-/* A teacher's mark: names, shapes and up to 256 values of each tensor. */
-static uint64_t mhk__model_hash(const mhk_model *m) {
-  uint64_t h = MHK__HASH_START;
-  int i;
-  for (i = 0; i < m->n_tensors; i++) {
-    const mhk_tensor *x = m->tensors[i];
-    const size_t size = mhk_dtype_size(x->dtype);
-    const mhk_index stride = x->count > 256 ? x->count / 256 : 1;
-    mhk_index j;
-    if (x->name) h = mhk__hash(h, x->name, strlen(x->name));
-    h = mhk__hash(h, x->shape, sizeof(mhk_index) * (size_t)x->rank);
-    for (j = 0; j < x->count; j += stride) h = mhk__hash(h, (const unsigned char *)x->data + (size_t)j * size, size);
-  }
-  return h;
 }
 
 static void mhk__hex(uint64_t v, char out[17]) {
@@ -13602,6 +14891,7 @@ MHKDEF mhk_result mhk_evaluate(mhk_model *m, mhk_model *teacher, mhk_text *text,
 #undef MHK__R
 #undef MHK__RESTRICT
 #undef MHK__REXP
+#undef MHK__ROWS_TASK
 #undef MHK__SAME_MLP
 #undef MHK__SAME_NORM
 #undef MHK__SAMPLE_BATCH
@@ -13611,6 +14901,12 @@ MHKDEF mhk_result mhk_evaluate(mhk_model *m, mhk_model *teacher, mhk_text *text,
 #undef MHK__SHORT_WORD
 #undef MHK__SMALL
 #undef MHK__SPACE
+#undef MHK__SSD_CHUNK
+#undef MHK__STATE_HEAD
+#undef MHK__STATE_VERSION
+#undef MHK__STEPS
+#undef MHK__STREAM_BLOCK
+#undef MHK__TEXT_WORD
 #undef MHK__TILE
 #undef MHK__TOKEN_ADDED
 #undef MHK__TOKEN_MAPPED

@@ -408,7 +408,7 @@ static void all_null(mhk_context *c) {
         "an op of nothing gave something");
   CHECK(mhk_config_preset(c, NULL, &config) != MHK_OK && mhk_config_preset(c, "phi-2", NULL) != MHK_OK &&
             mhk_config_check(c, NULL) != MHK_OK && mhk_config_parse(c, NULL, 0, NULL, NULL) != MHK_OK &&
-            mhk_config_format(NULL, NULL, 0) == 0 && mhk_config_parameters(NULL) == 0,
+            mhk_config_format(NULL, NULL, 0) == 0 && mhk_config_parameters(NULL) == 0 && mhk_config_state_bytes(NULL, 3) == 0,
         "a configuration of nothing");
   CHECK(!mhk_load(c, NULL) && !mhk_model_create(c, NULL, 1) && mhk_save(m, NULL, MHK_F32) != MHK_OK && !mhk_model_config(m) &&
             !mhk_model_tokenizer(m) && mhk_model_set_tokenizer(m, NULL) != MHK_OK && mhk_model_tensors(m) == 0 && !mhk_model_tensor(m, 0) &&
@@ -416,10 +416,6 @@ static void all_null(mhk_context *c) {
             mhk_model_transfer(m, m) != MHK_OK && mhk_model_init_mixers(m, m, MHK_INIT_DEFAULT, 1) != MHK_OK,
         "a model of nothing");
   mhk_model_destroy(m);
-  CHECK(!mhk_state_create(m, 1, 1) && mhk_state_bytes(NULL, 1, 1) == 0 && mhk_state_position(NULL) == 0 && !mhk_state_conv(NULL, 0) &&
-            !mhk_state_ssm(NULL, 0),
-        "a state");
-  mhk_state_destroy(NULL), mhk_state_reset(NULL);
   CHECK(!mhk_forward(t, m, NULL, 1, 1, NULL) && !mhk_forward_embedding(t, m, NULL, 1, 1) && !mhk_forward_norm(t, m, 0, x) &&
             !mhk_forward_mixer(t, m, 0, x, NULL) && !mhk_forward_block(t, m, 0, x, NULL) && !mhk_forward_head(t, m, x) &&
             !mhk_forward_matrix(t, m, 0, x, NULL),
@@ -440,6 +436,14 @@ static void all_null(mhk_context *c) {
   CHECK(!mhk_session_create(m, NULL) && mhk_feed(NULL, NULL, 0) != MHK_OK && mhk_feed_text(NULL, NULL) != MHK_OK && !mhk_logits(NULL) &&
             mhk_sample(NULL, NULL) == -1 && mhk_sample_batch(NULL, NULL, &id) != MHK_OK && mhk_text_out(NULL) != NULL,
         "a session of nothing");
+  CHECK(mhk_session_size(m, NULL) == 0 && mhk_session_position(NULL, 0) == 0 && mhk_session_reset_one(NULL, 0) != MHK_OK && !mhk_logits_of(NULL, 0) &&
+            mhk_feed_many(NULL, NULL, NULL) != MHK_OK && mhk_feed_logits(NULL, NULL, NULL, NULL, NULL, NULL) != MHK_OK &&
+            mhk_score(NULL, 0, &id, 1, NULL) != MHK_OK && mhk_session_state_size(NULL, 0) == 0 && mhk_session_save(NULL, 0, NULL, 0) != MHK_OK &&
+            mhk_session_load(NULL, 0, NULL, 0) != MHK_OK && mhk_session_save_file(NULL, 0, NULL) != MHK_OK &&
+            mhk_session_load_file(NULL, 0, NULL) != MHK_OK && mhk_session_copy(NULL, 0, NULL, 0) != MHK_OK &&
+            mhk_session_snapshot(NULL, 0) != MHK_OK && mhk_session_rewind(NULL, 0, 0) == -1 && !mhk_session_conv(NULL, 0, 0) &&
+            !mhk_session_ssm(NULL, 0, 0),
+        "the states of nothing");
   mhk_session_destroy(NULL), mhk_session_reset(NULL);
   CHECK(!mhk_text_load(c, NULL, NULL) && !mhk_text_from_tokens(c, NULL, 3, -1) && !mhk_text_sample(m, 10, 1, NULL, NULL) &&
             mhk_text_tokens(NULL, NULL) == 0,

@@ -391,18 +391,138 @@ static void compare_grad_u(golden *g, const char *name, const mhk_file_tensor *f
   free(padded);
 }
 
+/* A session runs whole models. One whose only layer is the mixer of m, around it nothing that matters: the stream is [u, -u, y, -y], token i has row i of
+   u, norms divide by the square root of their epsilon (next to it the variance vanishes) and multiply by it, the MLP is zero, the head reads y. */
+#define SMALL 1e-4
+static mhk_model *carrier(golden *g, const mhk_model *m, const mhk_real *u, mhk_index rows) {
+  mhk_config c = *mhk_model_config(m);
+  const mhk_index D = c.d_model;
+  const char *const plain[] = {"z_bias", "conv1d.weight", "conv1d.bias", "D"};
+  mhk_model *n;
+  mhk_real *in, *out, *embedding, *head;
+  const mhk_real *in1, *out1;
+  mhk_index i, j, E;
+  size_t k;
+  c.d_model = (int)(4 * D);
+  c.d_mlp = 1;
+  c.norm_eps = 0.999;
+  c.vocab_size = (int)(rows > D ? rows : D);
+  n = mhk_model_create(g->ctx, &c, 1);
+  if (!n) return NULL;
+  for (i = 0; i < mhk_model_tensors(n); i++) {
+    mhk_tensor *x = mhk_model_tensor(n, (int)i);
+    for (j = 0; j < x->count; j++) mhk_data(x)[j] = strstr(x->name, "norm.weight") ? (mhk_real)(sqrt(c.norm_eps) / SMALL) : 0;
+  }
+  for (k = 0; k < sizeof plain / sizeof *plain; k++) {
+    char full[128];
+    snprintf(full, sizeof full, "backbone.layers.0.mixer.%s", plain[k]);
+    memcpy(mhk_data(mhk_model_find(n, full)), mhk_data(mhk_model_find(m, full)), sizeof *u * (size_t)mhk_model_find(m, full)->count);
+  }
+  E = mhk_model_find(m, "backbone.layers.0.mixer.out_proj.weight")->shape[1];
+  in = mhk_data(mhk_model_find(n, "backbone.layers.0.mixer.in_proj.weight"));
+  in1 = mhk_data(mhk_model_find(m, "backbone.layers.0.mixer.in_proj.weight"));
+  out = mhk_data(mhk_model_find(n, "backbone.layers.0.mixer.out_proj.weight"));
+  out1 = mhk_data(mhk_model_find(m, "backbone.layers.0.mixer.out_proj.weight"));
+  embedding = mhk_data(mhk_model_tensor(n, 0));
+  head = mhk_data(mhk_model_find(n, "lm_head.weight"));
+  CHECK(strstr(mhk_model_tensor(n, 0)->name, "embedding") && head && in && out, "the carrier has other names");
+  for (i = 0; i < mhk_model_find(m, "backbone.layers.0.mixer.in_proj.weight")->shape[0]; i++)
+    for (j = 0; j < D; j++) in[i * 4 * D + j] = in1[i * D + j];
+  for (i = 0; i < D; i++)
+    for (j = 0; j < E; j++) {
+      out[(2 * D + i) * E + j] = (mhk_real)SMALL * out1[i * E + j];
+      out[(3 * D + i) * E + j] = -(mhk_real)SMALL * out1[i * E + j];
+    }
+  for (i = 0; i < rows; i++)
+    for (j = 0; j < D; j++) {
+      embedding[i * 4 * D + j] = (mhk_real)SMALL * u[i * D + j];
+      embedding[i * 4 * D + D + j] = -(mhk_real)SMALL * u[i * D + j];
+    }
+  for (i = 0; i < D; i++) head[i * 4 * D + 2 * D + i] = 1;
+  return n;
+}
+
+typedef struct carried { mhk_real *y; mhk_index rows, D, first; } carried;
+static void carry(void *user, mhk_index sequence, mhk_index index, const mhk_real *logits) {
+  const carried *c = (const carried *)user;
+  memcpy(c->y + ((sequence * c->rows) + c->first + index) * c->D, logits, sizeof *logits * (size_t)c->D);
+}
+
+/* the states of all sequences, the convolution's as (B,channels,d_conv-1) */
+static void compare_states(golden *g, mhk_session *s, const mhk_config *c, mhk_index B, const char *conv_name, const char *ssm_name) {
+  const mhk_index channels = (mhk_index)c->ssm_heads * c->ssm_head_dim + 2 * (mhk_index)c->ssm_groups * c->d_state, W = c->d_conv - 1;
+  const mhk_index each = (mhk_index)c->ssm_heads * c->ssm_head_dim * c->d_state;
+  mhk_real *conv = (mhk_real *)calloc((size_t)(B * channels * W), sizeof *conv), *ssm = (mhk_real *)calloc((size_t)(B * each), sizeof *ssm);
+  mhk_index b, i, w;
+  for (b = 0; b < B && mhk_session_conv(s, b, 0); b++) {
+    for (i = 0; i < channels; i++)
+      for (w = 0; w < W; w++) conv[(b * channels + i) * W + w] = mhk_session_conv(s, b, 0)[w * channels + i];
+    memcpy(ssm + b * each, mhk_session_ssm(s, b, 0), sizeof *ssm * (size_t)each);
+  }
+  compare(g, "", conv_name, conv, B * channels * W);
+  compare(g, "", ssm_name, ssm, B * each);
+  free(conv);
+  free(ssm);
+}
+
+/* the mixer in a session: a prefill, then single steps */
+static void session_of_mixer(golden *g, const mhk_model *m, const mhk_real *u, mhk_index B, mhk_index prefill, mhk_index steps) {
+  const mhk_index T = prefill + steps, D = mhk_model_config(m)->d_model;
+  const int32_t *at[16];
+  mhk_index lengths[16], b, i;
+  int32_t *tokens = (int32_t *)malloc(sizeof *tokens * (size_t)(B * T));
+  mhk_real *y = (mhk_real *)calloc((size_t)(B * T * D), sizeof *y), *stepped = (mhk_real *)calloc((size_t)(B * steps * D), sizeof *y);
+  mhk_session_desc d;
+  mhk_session *s;
+  carried c;
+  memset(&d, 0, sizeof d);
+  d.batch = B;
+  s = mhk_session_create(carrier(g, m, u, B * T), &d);
+  CHECK(s != NULL && B <= 16, "no session: %s", mhk_message(g->ctx));
+  for (i = 0; i < B * T; i++) tokens[i] = (int32_t)i;
+  for (b = 0; b < B; b++) {
+    at[b] = tokens + b * T;
+    lengths[b] = prefill;
+  }
+  c.y = y;
+  c.D = D;
+  c.rows = prefill;
+  c.first = 0;
+  mhk_feed_logits(s, at, lengths, NULL, carry, &c);
+  group(g, "session, prefill", TOLERANCE);
+  compare(g, "", "output", y, B * prefill * D);
+  group(g, "session, states after the prefill", TOLERANCE);
+  compare_states(g, s, mhk_model_config(m), B, "conv_state", "ssm_state");
+  c.y = stepped;
+  c.rows = steps;
+  for (i = 0; i < steps; i++) {
+    for (b = 0; b < B; b++) {
+      at[b] = tokens + b * T + prefill + i;
+      lengths[b] = 1;
+    }
+    c.first = i;
+    mhk_feed_logits(s, at, lengths, NULL, carry, &c);
+  }
+  group(g, "session, single steps", TOLERANCE);
+  compare(g, "", "step_output", stepped, B * steps * D);
+  compare_states(g, s, mhk_model_config(m), B, "step_conv_state", "step_ssm_state");
+  CHECK_OK(g->ctx);
+  free(tokens);
+  free(y);
+  free(stepped);
+}
+
 static void discrete_mamba2(const char *name) {
   static const char *const names[] = {"in_proj.weight", "z_bias", "conv1d.weight", "conv1d.bias", "D", "out_proj.weight"};
   golden g;
   mhk_config config;
   mhk_model *m;
   const mhk_file_tensor *fu;
-  mhk_real *v, *cotangent, *steps_out;
+  mhk_real *v, *cotangent;
   mhk_tensor *u, *y;
-  mhk_state *state;
   mhk_forward_desc forward;
   int32_t *doc;
-  mhk_index B, D, prefill, steps, s, b;
+  mhk_index B, prefill, steps;
   size_t i;
   if (!open_golden(&g, name)) return;
   memset(&config, 0, sizeof config);
@@ -430,7 +550,6 @@ static void discrete_mamba2(const char *name) {
   }
   v = values(&g, "", "u", NULL);
   B = fu->shape[0];
-  D = fu->shape[2];
   prefill = (mhk_index)json_number(g.settings, "prefill", 0);
   steps = (mhk_index)json_number(g.settings, "steps", 0);
   CHECK(prefill + steps == fu->shape[1], "u holds %lld tokens, prefill and steps are %lld", (long long)fu->shape[1],
@@ -470,28 +589,7 @@ static void discrete_mamba2(const char *name) {
     compare_tensor(&g, "", "packed_output", mhk_forward_mixer(g.tape, m, 0, part(&g, fu, v, 0, prefill), &forward));
   }
 
-  memset(&forward, 0, sizeof forward);
-  state = mhk_state_create(m, B, prefill + steps);
-  forward.state = state;
-  group(&g, "prefill with state", TOLERANCE);
-  compare_tensor(&g, "", "output", mhk_forward_mixer(g.tape, m, 0, part(&g, fu, v, 0, prefill), &forward));
-  group(&g, "states after the prefill", TOLERANCE);
-  {
-    const mhk_index channels = (mhk_index)config.ssm_heads * config.ssm_head_dim + 2 * (mhk_index)config.ssm_groups * config.d_state;
-    const mhk_index n_conv = B * channels * (config.d_conv - 1), n_ssm = B * config.ssm_heads * config.ssm_head_dim * config.d_state;
-    compare(&g, "", "conv_state", mhk_state_conv(state, 0), n_conv);
-    compare(&g, "", "ssm_state", mhk_state_ssm(state, 0), n_ssm);
-    steps_out = (mhk_real *)calloc((size_t)(B * steps * D + 1), sizeof *steps_out);
-    for (s = 0; s < steps; s++) {
-      y = mhk_forward_mixer(g.tape, m, 0, part(&g, fu, v, prefill + s, 1), &forward);
-      for (b = 0; y && b < B; b++) memcpy(steps_out + (b * steps + s) * D, mhk_data(y) + b * D, sizeof *steps_out * (size_t)D);
-    }
-    group(&g, "single steps", TOLERANCE);
-    compare(&g, "", "step_output", steps_out, B * steps * D);
-    compare(&g, "", "step_conv_state", mhk_state_conv(state, 0), n_conv);
-    compare(&g, "", "step_ssm_state", mhk_state_ssm(state, 0), n_ssm);
-    free(steps_out);
-  }
+  session_of_mixer(&g, m, v, B, prefill, steps);
   free(doc);
   free(v);
   close_golden(&g);

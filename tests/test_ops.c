@@ -1451,102 +1451,6 @@ TEST(models_packed_is_separate) {
   finish();
 }
 
-TEST(models_steps_are_prefill) {
-  static const mhk_index plans[][6] = {
-      {37, 0, 0, 0, 0, 0}, {1, 36, 0, 0, 0, 0}, {20, 1, 1, 1, 14, 0}, {16, 16, 5, 0, 0, 0}, {2, 1, 3, 30, 1, 0}};
-  int kind;
-  size_t p, s;
-  start();
-  mhk_tape_record(tape, 0);
-  for (kind = 0; kind < MODEL_KINDS; kind++) {
-    mhk_model *m = model_new(ctx, kind, 3);
-    int32_t tokens[74];
-    mhk_real *want;
-    mhk_tensor *logits;
-    mhk_state *state;
-    model_tokens(tokens, 74, 31, 1);
-    logits = mhk_forward(tape, m, tokens, 2, 37, NULL);
-    REQUIRE(logits != NULL, "%s: %s", model_kind_name(kind), mhk_message(ctx));
-    want = (mhk_real *)malloc(sizeof *want * 74 * 31);
-    memcpy(want, logits->data, sizeof *want * 74 * 31);
-    state = mhk_state_create(m, 2, 37);
-    for (p = 0; p < 6; p++) { /* the last plan: one by one */
-      mhk_index at = 0;
-      mhk_state_reset(state);
-      for (s = 0; at < 37; s++) {
-        const mhk_index n = p == 5 ? 1 : plans[p][s];
-        int32_t some[74];
-        mhk_forward_desc f;
-        mhk_index b, i;
-        char name[100];
-        for (b = 0; b < 2; b++)
-          for (i = 0; i < n; i++) some[b * n + i] = tokens[b * 37 + at + i];
-        memset(&f, 0, sizeof f);
-        f.state = state;
-        f.last_only = s % 2 == 1;
-        logits = mhk_forward(tape, m, some, 2, n, &f);
-        REQUIRE(logits != NULL, "%s: %s", model_kind_name(kind), mhk_message(ctx));
-        at += n;
-        CHECK(mhk_state_position(state) == at, "%s: position %lld after %lld tokens", model_kind_name(kind),
-              (long long)mhk_state_position(state), (long long)at);
-        snprintf(name, sizeof name, "%s, plan %d, token %d", model_kind_name(kind), (int)p, (int)at);
-        for (b = 0; b < 2; b++) {
-          const mhk_index rows = f.last_only ? 1 : n;
-          CHECK(logits->shape[1] == rows, "%s: %lld rows of logits", name, (long long)logits->shape[1]);
-          CHECK_CLOSE(name, mhk_data(logits) + b * rows * 31, want + (b * 37 + at - rows) * 31, rows * 31, CLOSE);
-        }
-        mhk_tape_reset(tape);
-      }
-    }
-    mhk_state_destroy(state);
-    free(want);
-    mhk_model_destroy(m);
-  }
-  finish();
-}
-
-/* packed documents with a state: the first document continues it, and the state afterwards is the last document's */
-TEST(models_packed_with_state) {
-  int kind;
-  start();
-  mhk_tape_record(tape, 0);
-  for (kind = PHI_MAMBA; kind < MODEL_KINDS; kind++) {
-    mhk_model *m;
-    int32_t tokens[30], doc[20];
-    mhk_state *state, *other;
-    mhk_forward_desc f;
-    mhk_tensor *logits;
-    mhk_real after[31], first[7 * 31];
-    int i;
-    if (kind == HYBRID) continue; /* a key/value cache is not cut at document starts */
-    m = model_new(ctx, kind, 3);
-    model_tokens(tokens, 30, 31, 1);
-    for (i = 0; i < 20; i++) doc[i] = i >= 7;
-    state = mhk_state_create(m, 1, 40);
-    other = mhk_state_create(m, 1, 40);
-    memset(&f, 0, sizeof f);
-    f.state = state;
-    mhk_forward(tape, m, tokens, 1, 9, &f); /* 9 tokens, then 7 more of the same document and 13 of a new one */
-    f.doc = doc;
-    logits = mhk_forward(tape, m, tokens + 9, 1, 20, &f);
-    REQUIRE(logits != NULL, "%s: %s", model_kind_name(kind), mhk_message(ctx));
-    memcpy(first, logits->data, sizeof first);
-    f.doc = NULL;
-    logits = mhk_forward(tape, m, tokens + 29, 1, 1, &f);
-    memcpy(after, logits->data, sizeof after);
-    f.state = NULL;
-    logits = mhk_forward(tape, m, tokens, 1, 16, &f);
-    CHECK_CLOSE(model_kind_name(kind), first, mhk_data(logits) + 9 * 31, 7 * 31, CLOSE);
-    logits = mhk_forward(tape, m, tokens + 16, 1, 14, &f);
-    if (kind != PHI_MAMBA_ROTARY) CHECK_CLOSE(model_kind_name(kind), after, mhk_data(logits) + 13 * 31, 31, CLOSE);
-    mhk_tape_reset(tape);
-    mhk_state_destroy(state);
-    mhk_state_destroy(other);
-    mhk_model_destroy(m);
-  }
-  finish();
-}
-
 TEST(models_gradients) { /* the whole model against finite differences, a few parameters of each kind */
   int kind, i;
   start();
@@ -1770,8 +1674,6 @@ int main(int argc, char **argv) {
   RUN(recompute_is_the_same);
   RUN(models_recompute);
   RUN(models_packed_is_separate);
-  RUN(models_steps_are_prefill);
-  RUN(models_packed_with_state);
   RUN(models_gradients);
   RUN(residuals_and_pieces);
   RUN(mixers_are_their_matrices);

@@ -105,12 +105,12 @@ static void print_state(const settings *s, const mhk_config *c) {
   int i;
   printf("memory of decoding (float32), one sequence\n");
   for (i = 0; i < 2; i++) {
-    printf("  after %-7lld %10s", (long long)contexts[i], cli_bytes((double)mhk_state_bytes(c, 1, contexts[i]), &here));
+    printf("  after %-7lld %10s", (long long)contexts[i], cli_bytes(mhk_config_state_bytes(c, contexts[i]), &here));
     if (c->arch == MHK_ARCH_PHI) {
-      printf("; as a Phi-Mamba student: %s\n", cli_bytes((double)mhk_state_bytes(&student, 1, contexts[i]), &there));
+      printf("; as a Phi-Mamba student: %s\n", cli_bytes(mhk_config_state_bytes(&student, contexts[i]), &there));
     } else {
       printf("; with attention in every layer: %s\n",
-             cli_bytes((double)mhk_state_bytes(&attention, 1, contexts[i]), &there));
+             cli_bytes(mhk_config_state_bytes(&attention, contexts[i]), &there));
     }
   }
 }
@@ -178,8 +178,8 @@ static void json_config(cli_json *j, const settings *s, const mhk_config *c) {
   for (l = 0; l < c->n_layer; l++) json_text(j, NULL, mixer_name(c->mixer[l]));
   json_close(j);
   json_count(j, "context", (double)T);
-  json_count(j, "state_bytes", (double)mhk_state_bytes(c, 1, T));
-  json_count(j, "attention_state_bytes", (double)mhk_state_bytes(&attention, 1, T));
+  json_count(j, "state_bytes", mhk_config_state_bytes(c, T));
+  json_count(j, "attention_state_bytes", mhk_config_state_bytes(&attention, T));
 }
 
 static void json_begin(cli_json *j, const settings *s, const mhk_config *c) {

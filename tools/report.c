@@ -271,9 +271,9 @@ static void write_end(FILE *f, const demo_results *r) {
         f);
   for (i = 0; i < 3; i++)
     fprintf(f, "<tr><td>%lld tokens</td><td>%s</td><td>%s</td><td>%s</td></tr>\n", (long long)contexts[i],
-            cli_bytes((double)mhk_state_bytes(r->teacher, 1, contexts[i]), &a),
-            cli_bytes((double)mhk_state_bytes(r->student, 1, contexts[i]), &b),
-            cli_bytes((double)mhk_state_bytes(r->hybrid, 1, contexts[i]), &c));
+            cli_bytes(mhk_config_state_bytes(r->teacher, contexts[i]), &a),
+            cli_bytes(mhk_config_state_bytes(r->student, contexts[i]), &b),
+            cli_bytes(mhk_config_state_bytes(r->hybrid, contexts[i]), &c));
   fputs("</tbody></table></div><figcaption>Computed from the shapes, one sequence, float32.</figcaption></figure>\n",
         f);
   fprintf(f,
