@@ -163,6 +163,12 @@ typedef void (*mhk_parallel_fn)(void *user, mhk_index tasks, void (*body)(void *
 /* Instruction sets of the kernels. MHK_ISA_BEST asks for the best one that processor, compiler and build allow. */
 typedef enum mhk_isa { MHK_ISA_BEST = 0, MHK_ISA_SCALAR = 1, MHK_ISA_AVX2 = 2, MHK_ISA_AVX512 = 3, MHK_ISA_NEON = 4, MHK_ISA_WASM = 5 } mhk_isa;
 
+/* What multiplies numbers of bfloat16 (see mhk_set_precision): the instruction set's own multiply-adds on operands that were rounded before, AVX512-BF16's
+   VDPBF16PS, or the tiles of AMX. BEST: AMX where processor, system (Linux) and compiler have it, else VDPBF16PS on AMD's processors, where it does twice
+   the multiply-adds of float32 (on Intel's it does half as many), else PLAIN. All three round the operands alike and sum in float32; PLAIN gives
+   VDPBF16PS's very bits under the AVX-512 kernels (subnormal sums excepted), AMX sums in another order. */
+typedef enum mhk_bf16_unit { MHK_BF16_BEST = 0, MHK_BF16_PLAIN = 1, MHK_BF16_AVX512 = 2, MHK_BF16_AMX = 3 } mhk_bf16_unit;
+
 /* All zero is a good default. */
 typedef struct mhk_context_desc {
   mhk_allocator allocator;      /* zero: MOHAWK_MALLOC / MOHAWK_FREE */
@@ -173,6 +179,7 @@ typedef struct mhk_context_desc {
   void *parallel_user;
   int parallel_workers;         /* how many workers parallel_for has (needed with it) */
   mhk_isa isa;                  /* 0: best. The environment variable MHK_ISA (scalar, avx2, avx512, neon, wasm) comes first. */
+  mhk_bf16_unit bf16_unit;      /* 0: best. The environment variable MHK_BF16_UNIT (plain, avx512, amx) comes first. */
 } mhk_context_desc;
 
 /* A context: allocator, kernels, threads and the first error. desc may be NULL. Returns NULL only when not even the
@@ -198,8 +205,17 @@ MHKDEF mhk_result mhk_fail(mhk_context *ctx, mhk_result code, const char *format
 MHKDEF int mhk_threads(const mhk_context *ctx);                 /* workers in use */
 MHKDEF mhk_result mhk_set_threads(mhk_context *ctx, int threads); /* as mhk_context_desc.threads */
 MHKDEF const char *mhk_isa_name(const mhk_context *ctx);        /* "scalar", "avx2", ... in use */
+MHKDEF const char *mhk_bf16_name(const mhk_context *ctx);       /* what multiplies numbers of bfloat16: "plain", "avx512", "amx" */
 MHKDEF size_t mhk_memory_in_use(const mhk_context *ctx);        /* bytes the context holds of its allocator now */
 MHKDEF size_t mhk_memory_peak(const mhk_context *ctx);          /* the most it ever held */
+
+/* How the products of linear layers (mhk_linear and its kin) are made from now on, forward and backward. BF16: both operands are rounded to bfloat16 on
+   their way into the product (to nearest, ties to even, subnormal numbers to zero), the sums are float32; parameters, activations and gradients stay
+   what they are, and so does everything else. For training, where it is faster on processors that have an instruction for it and gives the same numbers,
+   slower, elsewhere. Products of up to four rows (decoding) stay as they are: there reading the weights takes the time. Ops remember for their backward
+   pass what was set when they ran. Returns what was set before. */
+typedef enum mhk_precision { MHK_PRECISION_FULL = 0, MHK_PRECISION_BF16 = 1 } mhk_precision;
+MHKDEF mhk_precision mhk_set_precision(mhk_context *ctx, mhk_precision precision);
 
 /* ---------------------------------------------------------------------------------------- tensors */
 
@@ -675,6 +691,7 @@ typedef struct mhk_distill_desc {
   double beta1, beta2, eps;     /* AdamW; 0: 0.9, 0.95, 1e-8 */
   mhk_decays decays;
   int recompute;                /* stage 3 recomputes blocks in the backward pass: less memory, a third more time */
+  mhk_precision precision;      /* of the products in updates; BF16: see mhk_set_precision. Evaluation and checkpoints are float32 either way. */
   uint64_t seed;                /* text windows; 0: 1 */
   const char *out;              /* folder for checkpoints; NULL: none */
   double checkpoint_seconds;    /* between checkpoints; 0: 60; negative: only at the end of a stage and on request */
@@ -1037,6 +1054,31 @@ static mhk_isa mhk__cpu_best(void) {
 #endif
 }
 
+/* Units beyond the instruction set: AVX512-BF16 (CPUID 7.1, EAX bit 5), AMX with bfloat16 (7.0, EDX bits 24 and 22; tile state in XCR0 bits 17 and 18). */
+enum { mhk__cpu_avx512_bf16 = 1, mhk__cpu_amx_bf16 = 2, mhk__cpu_amd = 4 };
+static int mhk__cpu_units(void) {
+  int units = 0;
+#if defined(MHK__X86) && defined(__x86_64__)
+  unsigned r[4], low, high, subleaves, amx;
+  if (mhk__cpu_best() != MHK_ISA_AVX512) return 0;
+  mhk__cpuid(0, 0, r);
+  if ((r[1] == 0x68747541u && r[3] == 0x69746E65u && r[2] == 0x444D4163u) || /* AuthenticAMD */
+      (r[1] == 0x6F677948u && r[3] == 0x6E65476Eu && r[2] == 0x656E6975u))   /* HygonGenuine */
+    units |= mhk__cpu_amd;
+  __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  (void)high;
+  mhk__cpuid(7, 0, r);
+  subleaves = r[0];
+  amx = r[3];
+  if (subleaves >= 1) {
+    mhk__cpuid(7, 1, r);
+    if (r[0] & (1u << 5)) units |= mhk__cpu_avx512_bf16;
+  }
+  if ((amx & (1u << 22)) && (amx & (1u << 24)) && (low & 0x60000u) == 0x60000u) units |= mhk__cpu_amx_bf16;
+#endif
+  return units;
+}
+
 /* Random numbers: xoshiro256++ (Blackman & Vigna 2019, public domain), seeded by splitmix64. The state is a value: saved and restored with checkpoints. */
 typedef struct mhk__rng { uint64_t s[4]; } mhk__rng;
 
@@ -1142,6 +1184,8 @@ struct mhk_context {
   void *parallel_user;
   int workers;
   mhk_isa isa;
+  mhk_bf16_unit bf16_unit;
+  mhk_precision precision;
   const mhk__kernels *kernels;
   mhk_result result;
   mhk__object *objects;
@@ -1449,6 +1493,16 @@ static float mhk__bf16_to_f32(uint16_t h) {
   return f;
 }
 
+/* x rounded to bfloat16, as VCVTNE2PS2BF16 does it: to nearest, ties to even, subnormal numbers to zero, NaN stays NaN */
+static uint16_t mhk__bf16_round(mhk_real x) {
+  const float f = (float)x;
+  uint32_t bits;
+  memcpy(&bits, &f, 4);
+  if ((bits & 0x7F800000u) == 0) return (uint16_t)((bits >> 16) & 0x8000u);
+  if ((bits & 0x7FFFFFFFu) > 0x7F800000u) return (uint16_t)((bits >> 16) | 0x40u);
+  return (uint16_t)((bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16);
+}
+
 /* exact for subnormals too: the multiplication by 2^112 renormalises */
 static float mhk__f16_to_f32(uint16_t h) {
   const uint32_t scale_bits = 0x77800000u;
@@ -1484,6 +1538,15 @@ typedef struct mhk__matrix {
   mhk_dtype dtype;
   mhk_index row, col;
 } mhk__matrix;
+
+static mhk__matrix mhk__mat(const void *data, mhk_dtype dtype, mhk_index row, mhk_index col) {
+  mhk__matrix m;
+  m.data = data;
+  m.dtype = dtype;
+  m.row = row;
+  m.col = col;
+  return m;
+}
 
 /* What happens to a product before it is stored, in this order. */
 typedef struct mhk__epilogue {
@@ -1560,8 +1623,18 @@ typedef struct mhk__stream_args {
    left out, what they would have held is not touched. */
 enum { mhk__whole, mhk__lower_c, mhk__lower_a, mhk__upper_a };
 
+/* Products of bfloat16 numbers: packed numbers take size bytes each, k counts in steps of kr (padded with zeros), tiles are mr x nr. pack_a takes rows x k
+   numbers as ks->pack does, pack_b the columns of the right operand; product is ks->product on them. */
+typedef struct mhk__narrow {
+  int mr, nr, kr, size;
+  void (*pack_a)(void *dst, mhk_index rows, mhk_index k, mhk__matrix src);
+  void (*pack_b)(void *dst, mhk_index columns, mhk_index k, mhk__matrix src);
+  void (*product)(mhk_index m, mhk_index n, mhk_index k, const void *a, const void *b, mhk_real *c, mhk_index ldc, int accumulate);
+} mhk__narrow;
+
 struct mhk__kernels {
   int mr, nr; /* the register tile of products: rows of A, columns of B */
+  mhk__narrow narrow;
   /* rows x k numbers, row i's element j at src[i * rs + j * cs], into panels of width rows, zero padded */
   void (*pack)(mhk_real *dst, mhk_index width, mhk_index rows, mhk_index k, mhk__matrix src);
   /* c (m,n) = or += packed a (m,k) times packed b (k,n) */
@@ -1600,6 +1673,7 @@ struct mhk__kernels {
 static mhk_index mhk__padded(mhk_index rows) { return rows + 32; }
 static mhk_index mhk__min(mhk_index a, mhk_index b) { return a < b ? a : b; }
 static mhk_index mhk__max(mhk_index a, mhk_index b) { return a > b ? a : b; }
+static mhk_index mhk__up(mhk_index n, mhk_index step) { return (n + step - 1) / step * step; }
 
 #define MHK__TILE 64 /* rows and columns of a tile of attention and stage-1 matrices */
 
@@ -2199,6 +2273,38 @@ static void MHK__N(mhk__multiply)(mhk_index m, mhk_index n, mhk_index k, const m
     MHK__N(mhk__pack)(pb, MHK__NR, n, k, s);
   }
   MHK__N(mhk__product)(m, n, k, pa, pb, c, ldc, accumulate);
+}
+
+/* Products of bfloat16 numbers on registers that know none: packed as ever, then rounded in place. The numbers of a pair along k change places, since
+   VDPBF16PS adds the second product first. */
+static void MHK__N(mhk__narrow_pack)(mhk_real *dst, mhk_index width, mhk_index rows, mhk_index k, mhk__matrix src) {
+  mhk_index p, i, j;
+  MHK__N(mhk__pack)(dst, width, rows, k, src);
+  for (p = 0; p < rows; p += width, dst += width * k)
+    for (j = 0; j < k; j += 2) {
+      mhk_real *MHK__RESTRICT x = dst + j * width, *MHK__RESTRICT y = x + width;
+      if (j + 1 == k) {
+        for (i = 0; i < width; i++) x[i] = (mhk_real)mhk__bf16_to_f32(mhk__bf16_round(x[i]));
+        break;
+      }
+      for (i = 0; i < width; i++) {
+        const mhk_real first = (mhk_real)mhk__bf16_to_f32(mhk__bf16_round(x[i]));
+        x[i] = (mhk_real)mhk__bf16_to_f32(mhk__bf16_round(y[i]));
+        y[i] = first;
+      }
+    }
+}
+
+static void MHK__N(mhk__narrow_pack_a)(void *dst, mhk_index rows, mhk_index k, mhk__matrix src) {
+  MHK__N(mhk__narrow_pack)((mhk_real *)dst, MHK__MR, rows, k, src);
+}
+
+static void MHK__N(mhk__narrow_pack_b)(void *dst, mhk_index columns, mhk_index k, mhk__matrix src) {
+  MHK__N(mhk__narrow_pack)((mhk_real *)dst, MHK__NR, columns, k, src);
+}
+
+static void MHK__N(mhk__narrow_product)(mhk_index m, mhk_index n, mhk_index k, const void *a, const void *b, mhk_real *c, mhk_index ldc, int accumulate) {
+  MHK__N(mhk__product)(m, n, k, (const mhk_real *)a, (const mhk_real *)b, c, ldc, accumulate);
 }
 
 /* ---- rows ---- */
@@ -3251,6 +3357,13 @@ static void MHK__N(mhk__conv_stream)(const mhk__stream_args *a, mhk_index c0, mh
 static void MHK__N(mhk__fill)(mhk__kernels *k) {
   k->mr = MHK__MR;
   k->nr = MHK__NR;
+  k->narrow.mr = MHK__MR;
+  k->narrow.nr = MHK__NR;
+  k->narrow.kr = 1;
+  k->narrow.size = (int)sizeof(mhk_real);
+  k->narrow.pack_a = MHK__N(mhk__narrow_pack_a);
+  k->narrow.pack_b = MHK__N(mhk__narrow_pack_b);
+  k->narrow.product = MHK__N(mhk__narrow_product);
   k->pack = MHK__N(mhk__pack);
   k->product = MHK__N(mhk__product);
   k->epilogue = MHK__N(mhk__epilogue_rows);
@@ -3389,6 +3502,328 @@ MHK__POP
 #undef MHK__PASS_DONE
 #endif
 
+/* ---- units for bfloat16: AVX512-BF16 and AMX, beside the AVX-512 kernels ---- */
+
+#if defined(MHK__HAS_X86_PASSES) && defined(__x86_64__) && !defined(MOHAWK_DOUBLE)
+#if defined(__clang__)
+#if __clang_major__ >= 9
+#define MHK__HAS_BF16_DOT
+#endif
+#if __clang_major__ >= 12 && defined(__linux__) && !defined(__ILP32__)
+#define MHK__HAS_AMX
+#endif
+#define MHK__PUSH_BF16 \
+  MHK__PRAGMA(clang attribute push(__attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16"))), apply_to = function))
+#define MHK__PUSH_AMX MHK__PRAGMA(clang attribute push(__attribute__((target("avx512f,amx-tile,amx-bf16"))), apply_to = function))
+#else
+#if __GNUC__ >= 10
+#define MHK__HAS_BF16_DOT
+#endif
+#if __GNUC__ >= 11 && defined(__linux__) && !defined(__ILP32__)
+#define MHK__HAS_AMX
+#endif
+#define MHK__PUSH_BF16 MHK__PRAGMA(GCC push_options) MHK__PRAGMA(GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16"))
+#define MHK__PUSH_AMX MHK__PRAGMA(GCC push_options) MHK__PRAGMA(GCC target("avx512f,amx-tile,amx-bf16"))
+#endif
+#endif
+
+#ifdef MHK__HAS_BF16_DOT
+MHK__PUSH_BF16
+/* Packed operands are words of two numbers that follow each other along k, the first in the low half: word (p,i) of a panel belongs to row (or column) i and
+   to k = 2p and 2p + 1. */
+
+/* the first n of 16 numbers in a row, the rest 0 */
+static inline __m512 mhk__bf16_floats(const void *p, mhk_dtype dtype, mhk_index n) {
+  const __mmask16 mask = n >= 16 ? (__mmask16)0xFFFF : n <= 0 ? (__mmask16)0 : (__mmask16)((1u << n) - 1u);
+  if (dtype == MHK_F32) return _mm512_maskz_loadu_ps(mask, p);
+  if (dtype == MHK_BF16)
+    return _mm512_castsi512_ps(_mm512_maskz_slli_epi32(mask, _mm512_maskz_cvtepu16_epi32(mask, _mm256_maskz_loadu_epi16(mask, p)), 16));
+  return _mm512_maskz_cvtph_ps(mask, _mm256_maskz_loadu_epi16(mask, p));
+}
+
+/* the words of the first n of 32 numbers in a row */
+static inline __m512i mhk__bf16_words(const void *p, mhk_dtype dtype, mhk_index n) {
+  const char *second = (const char *)p + 16 * (dtype == MHK_F32 ? 4 : 2);
+  if (n <= 0) return _mm512_setzero_si512();
+  if (dtype == MHK_BF16) return _mm512_maskz_loadu_epi16(n >= 32 ? (__mmask32)0xFFFFFFFFu : (__mmask32)((1u << n) - 1u), p);
+  return (__m512i)_mm512_cvtne2ps_pbh(n > 16 ? mhk__bf16_floats(second, dtype, n - 16) : _mm512_setzero_ps(), mhk__bf16_floats(p, dtype, n));
+}
+
+/* the words of 16 rows, n of them there, from two lines of numbers: k even and odd */
+static inline __m512i mhk__bf16_lines(const void *even, const void *odd, mhk_dtype dtype, mhk_index n) {
+  const __m512i zip = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+  const __m512 x = mhk__bf16_floats(even, dtype, n), y = odd ? mhk__bf16_floats(odd, dtype, n) : _mm512_setzero_ps();
+  return _mm512_maskz_permutexvar_epi16((__mmask32)0xFFFFFFFFu, zip, (__m512i)_mm512_cvtne2ps_pbh(y, x));
+}
+
+/* 16 x 16 words transposed: column j of src goes to dst + j * stride, its words of the mask only, for the first n columns */
+static void mhk__bf16_turn(const uint32_t *src, uint32_t *dst, mhk_index stride, __mmask16 mask, mhk_index n) {
+  const __mmask16 all = (__mmask16)0xFFFF;
+  __m512i a, b, c, d;
+#define MHK__ROW(i) _mm512_load_si512(src + (i) * 16)
+#define MHK__PAIRS(part, x, y) _mm512_maskz_unpack##part##_epi32(all, x, y)
+#define MHK__QUADS(part, x, y) _mm512_maskz_unpack##part##_epi64((__mmask8)0xFF, x, y)
+#define MHK__LANES(x, y, k) _mm512_maskz_shuffle_i32x4(all, x, y, k)
+#define MHK__QUAD(i, x) \
+  __m512i x##0, x##1, x##2, x##3; \
+  a = MHK__PAIRS(lo, MHK__ROW(i), MHK__ROW(i + 1)); b = MHK__PAIRS(lo, MHK__ROW(i + 2), MHK__ROW(i + 3)); \
+  c = MHK__PAIRS(hi, MHK__ROW(i), MHK__ROW(i + 1)); d = MHK__PAIRS(hi, MHK__ROW(i + 2), MHK__ROW(i + 3)); \
+  x##0 = MHK__QUADS(lo, a, b); x##1 = MHK__QUADS(hi, a, b); x##2 = MHK__QUADS(lo, c, d); x##3 = MHK__QUADS(hi, c, d);
+#define MHK__OUT(j, v) \
+  if ((j) < n) _mm512_mask_storeu_epi32(dst + (j) * stride, mask, v)
+#define MHK__FOUR(j) \
+  a = MHK__LANES(p##j, q##j, 0x88); b = MHK__LANES(r##j, s##j, 0x88); c = MHK__LANES(p##j, q##j, 0xDD); d = MHK__LANES(r##j, s##j, 0xDD); \
+  MHK__OUT(j, MHK__LANES(a, b, 0x88)); MHK__OUT(j + 4, MHK__LANES(c, d, 0x88)); \
+  MHK__OUT(j + 8, MHK__LANES(a, b, 0xDD)); MHK__OUT(j + 12, MHK__LANES(c, d, 0xDD));
+  MHK__QUAD(0, p)
+  MHK__QUAD(4, q)
+  MHK__QUAD(8, r)
+  MHK__QUAD(12, s)
+  MHK__FOUR(0)
+  MHK__FOUR(1)
+  MHK__FOUR(2)
+  MHK__FOUR(3)
+#undef MHK__ROW
+#undef MHK__PAIRS
+#undef MHK__QUADS
+#undef MHK__LANES
+#undef MHK__QUAD
+#undef MHK__OUT
+#undef MHK__FOUR
+}
+
+/* A block of 16 rows x 16 words, from row i and k = 2p on: rows of the source one after the other, or (lines) words of the same k. */
+static inline void mhk__bf16_rows(uint32_t *block, const char *s, mhk_index size, mhk__matrix src, mhk_index rows, mhk_index k) {
+  mhk_index q;
+  for (q = 0; q < 16; q++)
+    _mm512_store_si512(block + 16 * q, q < rows ? mhk__bf16_words(s + q * src.row * size, src.dtype, k) : _mm512_setzero_si512());
+}
+static inline __m512i mhk__bf16_line(const char *s, mhk_index size, mhk__matrix src, mhk_index rows, mhk_index k) {
+  return k > 0 ? mhk__bf16_lines(s, k > 1 ? s + src.col * size : NULL, src.dtype, rows) : _mm512_setzero_si512();
+}
+
+/* The same for strides and types that the vector code does not know. */
+static void mhk__bf16_any(uint32_t *block, mhk__matrix src, mhk_index rows, mhk_index k) {
+  mhk_index i, p;
+  for (i = 0; i < 16; i++)
+    for (p = 0; p < 16; p++) {
+      uint32_t word = 0;
+      if (i < rows && 2 * p < k) word = mhk__bf16_round(mhk__element(src.data, src.dtype, i * src.row + 2 * p * src.col));
+      if (i < rows && 2 * p + 1 < k) word |= (uint32_t)mhk__bf16_round(mhk__element(src.data, src.dtype, i * src.row + (2 * p + 1) * src.col)) << 16;
+      block[16 * i + p] = word;
+    }
+}
+
+static inline int mhk__bf16_plain(const mhk__matrix *src) { return (src->row == 1 || src->col == 1) && src->dtype != MHK_F64; }
+
+/* panels of width rows: word p of all rows, then word p + 1; words: of k, padded */
+static inline void mhk__bf16_panels(uint32_t *dst, mhk_index width, mhk_index rows, mhk_index k, mhk_index words, mhk__matrix src) {
+  const mhk_index size = (mhk_index)mhk_dtype_size(src.dtype);
+  uint32_t room[16 * 16 + 16], *block = room + (64 - (uintptr_t)room % 64) % 64 / 4;
+  mhk_index i0, i, p;
+  for (i0 = 0; i0 < rows; i0 += width, dst += width * words)
+    for (i = 0; i < width; i += 16) {
+      const __mmask16 mask = width - i >= 16 ? (__mmask16)0xFFFF : (__mmask16)((1u << (width - i)) - 1u);
+      const mhk_index n = mhk__min(rows - i0, width) - i;
+      const char *s = (const char *)src.data + (n > 0 ? i0 + i : 0) * src.row * size;
+      if (src.row == 1 && mhk__bf16_plain(&src)) {
+        for (p = 0; p < words; p++)
+          _mm512_mask_storeu_epi32(dst + p * width + i, mask, mhk__bf16_line(s + 2 * p * src.col * size, size, src, n, k - 2 * p));
+        continue;
+      }
+      for (p = 0; p < words; p += 16) {
+        if (mhk__bf16_plain(&src))
+          mhk__bf16_rows(block, s + 2 * p * size, size, src, n, k - 2 * p);
+        else
+          mhk__bf16_any(block, mhk__mat(s + 2 * p * src.col * size, src.dtype, src.row, src.col), n, k - 2 * p);
+        mhk__bf16_turn(block, dst + p * width + i, width, mask, words - p);
+      }
+    }
+}
+
+#define MHK__DOT_ROWS 14
+#define MHK__DOT_COLUMNS 32
+static void mhk__dot_pack_a(void *dst, mhk_index rows, mhk_index k, mhk__matrix src) {
+  mhk__bf16_panels((uint32_t *)dst, MHK__DOT_ROWS, rows, k, (k + 1) / 2, src);
+}
+static void mhk__dot_pack_b(void *dst, mhk_index columns, mhk_index k, mhk__matrix src) {
+  mhk__bf16_panels((uint32_t *)dst, MHK__DOT_COLUMNS, columns, k, (k + 1) / 2, src);
+}
+
+/* the register tile: each word of a against 32 of b */
+#define MHK__EACH(M) M(0) M(1) M(2) M(3) M(4) M(5) M(6) M(7) M(8) M(9) M(10) M(11) M(12) M(13)
+#define MHK__DECLARE(i) __m512 s##i = _mm512_setzero_ps(), t##i = _mm512_setzero_ps();
+#define MHK__STEP(i) \
+  x = (__m512bh)_mm512_set1_epi32((int)a[i]); \
+  s##i = _mm512_dpbf16_ps(s##i, x, p); \
+  t##i = _mm512_dpbf16_ps(t##i, x, q);
+#define MHK__WRITE(i) _mm512_storeu_ps(c, s##i); _mm512_storeu_ps(c + 16, t##i); c += ldc;
+#define MHK__ADD(i) _mm512_storeu_ps(c, _mm512_loadu_ps(c) + s##i); _mm512_storeu_ps(c + 16, _mm512_loadu_ps(c + 16) + t##i); c += ldc;
+static void mhk__dot_tile(mhk_index words, const uint32_t *MHK__RESTRICT a, const uint32_t *MHK__RESTRICT b, float *c, mhk_index ldc, int accumulate) {
+  __m512bh x, p, q;
+  MHK__EACH(MHK__DECLARE)
+  for (; words > 0; words--, a += MHK__DOT_ROWS, b += MHK__DOT_COLUMNS) {
+    p = (__m512bh)_mm512_loadu_si512(b);
+    q = (__m512bh)_mm512_loadu_si512(b + 16);
+    MHK__EACH(MHK__STEP)
+  }
+  if (accumulate) {
+    MHK__EACH(MHK__ADD)
+  } else {
+    MHK__EACH(MHK__WRITE)
+  }
+}
+#undef MHK__EACH
+#undef MHK__DECLARE
+#undef MHK__STEP
+#undef MHK__WRITE
+#undef MHK__ADD
+
+/* m x n of a tile's sums, 32 to a row, into c */
+static void mhk__bf16_edge(const float *tile, mhk_index m, mhk_index n, float *c, mhk_index ldc, int accumulate) {
+  mhk_index i, j;
+  for (i = 0; i < m; i++)
+    for (j = 0; j < n; j += 16) {
+      const __mmask16 mask = n - j >= 16 ? (__mmask16)0xFFFF : (__mmask16)((1u << (n - j)) - 1u);
+      __m512 v = _mm512_loadu_ps(tile + 32 * i + j);
+      if (accumulate) v = v + _mm512_maskz_loadu_ps(mask, c + i * ldc + j);
+      _mm512_mask_storeu_ps(c + i * ldc + j, mask, v);
+    }
+}
+
+static void mhk__dot_product(mhk_index m, mhk_index n, mhk_index k, const void *a, const void *b, float *c, mhk_index ldc, int accumulate) {
+  const mhk_index words = (k + 1) / 2;
+  mhk_index i, j;
+  for (j = 0; j < n; j += MHK__DOT_COLUMNS)
+    for (i = 0; i < m; i += MHK__DOT_ROWS) {
+      const uint32_t *pa = (const uint32_t *)a + i * words, *pb = (const uint32_t *)b + j * words;
+      if (m - i >= MHK__DOT_ROWS && n - j >= MHK__DOT_COLUMNS)
+        mhk__dot_tile(words, pa, pb, c + i * ldc + j, ldc, accumulate);
+      else {
+        float edge[MHK__DOT_ROWS * MHK__DOT_COLUMNS];
+        mhk__dot_tile(words, pa, pb, edge, MHK__DOT_COLUMNS, 0);
+        mhk__bf16_edge(edge, mhk__min(m - i, MHK__DOT_ROWS), mhk__min(n - j, MHK__DOT_COLUMNS), c + i * ldc + j, ldc, accumulate);
+      }
+    }
+}
+
+static void mhk__dot_fill(mhk__narrow *u) {
+  u->mr = MHK__DOT_ROWS;
+  u->nr = MHK__DOT_COLUMNS;
+  u->kr = 2;
+  u->size = 2;
+  u->pack_a = mhk__dot_pack_a;
+  u->pack_b = mhk__dot_pack_b;
+  u->product = mhk__dot_product;
+}
+
+#ifdef MHK__HAS_AMX
+/* AMX takes 16 words of k at once: rows of the left operand as they are, 16 rows a tile of 1 KB, two such for 32 rows; columns as above. */
+#define MHK__AMX_K 32
+static void mhk__amx_pack_a(void *to, mhk_index rows, mhk_index k, mhk__matrix src) {
+  const mhk_index size = (mhk_index)mhk_dtype_size(src.dtype), words = mhk__up(k, MHK__AMX_K) / 2;
+  uint32_t room[16 * 16 + 16], *block = room + (64 - (uintptr_t)room % 64) % 64 / 4, *dst = (uint32_t *)to;
+  mhk_index i, p, q;
+  for (i = 0; i < mhk__up(rows, 32); i += 16)
+    for (p = 0; p < words; p += 16, dst += 16 * 16) {
+      const char *s = (const char *)src.data + (i < rows ? i * src.row + 2 * p * src.col : 0) * size;
+      if (!mhk__bf16_plain(&src))
+        mhk__bf16_any(dst, mhk__mat(s, src.dtype, src.row, src.col), rows - i, k - 2 * p);
+      else if (src.col == 1)
+        mhk__bf16_rows(dst, s, size, src, rows - i, k - 2 * p);
+      else {
+        for (q = 0; q < 16; q++)
+          _mm512_store_si512(block + 16 * q, mhk__bf16_line(s + 2 * q * src.col * size, size, src, rows - i, k - 2 * (p + q)));
+        mhk__bf16_turn(block, dst, 16, (__mmask16)0xFFFF, 16);
+      }
+    }
+}
+static void mhk__amx_pack_b(void *dst, mhk_index columns, mhk_index k, mhk__matrix src) {
+  mhk__bf16_panels((uint32_t *)dst, 32, columns, k, mhk__up(k, MHK__AMX_K) / 2, src);
+}
+#endif
+MHK__POP
+#endif
+
+#ifdef MHK__HAS_AMX
+/* Linux lets a process use the tile registers only after it has asked: arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA), a system call that libc does not
+   wrap. Every thread of the process has them from then on. */
+static int mhk__amx_permission(void) {
+  long result;
+  __asm__ volatile("syscall" : "=a"(result) : "a"(158L), "D"(0x1023L), "S"(18L) : "rcx", "r11", "memory");
+  return result == 0;
+}
+
+MHK__PUSH_AMX
+/* c (32,32), rows ldc apart: four tiles of sums, two of each operand */
+static void mhk__amx_tile(mhk_index words, const uint32_t *a, const uint32_t *b, float *c, mhk_index ldc, int accumulate) {
+  const uint32_t *lower = a + 16 * words; /* rows 16 to 31 */
+  const size_t row = (size_t)ldc * sizeof(float);
+  if (accumulate) {
+    _tile_loadd(0, c, row);
+    _tile_loadd(1, c + 16, row);
+    _tile_loadd(2, c + 16 * ldc, row);
+    _tile_loadd(3, c + 16 * ldc + 16, row);
+  } else {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+  }
+  for (; words > 0; words -= 16, a += 256, lower += 256, b += 16 * 32) {
+    _tile_loadd(4, a, 64);
+    _tile_loadd(6, b, 128);
+    _tile_loadd(7, b + 16, 128);
+    _tile_loadd(5, lower, 64);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_dpbf16ps(1, 4, 7);
+    _tile_dpbf16ps(2, 5, 6);
+    _tile_dpbf16ps(3, 5, 7);
+  }
+  _tile_stored(0, c, row);
+  _tile_stored(1, c + 16, row);
+  _tile_stored(2, c + 16 * ldc, row);
+  _tile_stored(3, c + 16 * ldc + 16, row);
+}
+
+static void mhk__amx_product(mhk_index m, mhk_index n, mhk_index k, const void *a, const void *b, float *c, mhk_index ldc, int accumulate) {
+  const mhk_index words = mhk__up(k, MHK__AMX_K) / 2;
+  struct { uint8_t palette, start, reserved[14]; uint16_t bytes[16]; uint8_t rows[16]; } shape; /* of the eight tiles: all 16 rows of 64 bytes */
+  mhk_index i, j;
+  memset(&shape, 0, sizeof shape);
+  shape.palette = 1;
+  for (i = 0; i < 8; i++) {
+    shape.bytes[i] = 64;
+    shape.rows[i] = 16;
+  }
+  __asm__ volatile("" : : "r"(&shape) : "memory"); /* GCC 12 believes that only 8 bytes of it are read, and leaves the rest unwritten */
+  _tile_loadconfig(&shape);
+  for (j = 0; j < n; j += 32)
+    for (i = 0; i < m; i += 32) {
+      const uint32_t *pa = (const uint32_t *)a + i * words, *pb = (const uint32_t *)b + j * words;
+      if (m - i >= 32 && n - j >= 32)
+        mhk__amx_tile(words, pa, pb, c + i * ldc + j, ldc, accumulate);
+      else {
+        float edge[32 * 32];
+        mhk__amx_tile(words, pa, pb, edge, 32, 0);
+        mhk__bf16_edge(edge, mhk__min(m - i, 32), mhk__min(n - j, 32), c + i * ldc + j, ldc, accumulate);
+      }
+    }
+  _tile_release();
+}
+
+MHK__POP
+
+static void mhk__amx_fill(mhk__narrow *u) {
+  u->mr = u->nr = 32;
+  u->kr = MHK__AMX_K;
+  u->size = 2;
+  u->pack_a = mhk__amx_pack_a;
+  u->pack_b = mhk__amx_pack_b;
+  u->product = mhk__amx_product;
+}
+#endif
+
 static const char *mhk__isa_text(mhk_isa isa) {
   switch (isa) {
     case MHK_ISA_SCALAR: return "scalar";
@@ -3429,9 +3864,62 @@ static int mhk__isa_fill(mhk_isa isa, mhk__kernels *k) {
   }
 }
 
+static const char *mhk__bf16_text(mhk_bf16_unit unit) {
+  return unit == MHK_BF16_PLAIN ? "plain" : unit == MHK_BF16_AVX512 ? "avx512" : unit == MHK_BF16_AMX ? "amx" : "best";
+}
+
+/* Puts a unit for bfloat16 into a table that has the plain one. Returns 0 where there is none such; AMX asks the system last. */
+static int mhk__bf16_fill(mhk_isa isa, mhk_bf16_unit unit, mhk__kernels *k) {
+  const int units = isa == MHK_ISA_AVX512 ? mhk__cpu_units() : 0;
+  (void)units;
+  (void)k;
+  switch (unit) {
+    case MHK_BF16_PLAIN: return 1;
+#ifdef MHK__HAS_BF16_DOT
+    case MHK_BF16_AVX512:
+      if (!(units & mhk__cpu_avx512_bf16)) return 0;
+      mhk__dot_fill(&k->narrow);
+      return 1;
+#endif
+#ifdef MHK__HAS_AMX
+    case MHK_BF16_AMX:
+      if (!(units & mhk__cpu_amx_bf16) || !(units & mhk__cpu_avx512_bf16) || !mhk__amx_permission()) return 0;
+      mhk__amx_fill(&k->narrow);
+      return 1;
+#endif
+    default: return 0;
+  }
+}
+
+static mhk_bf16_unit mhk__bf16_best(mhk_isa isa, mhk__kernels *k) {
+  if (mhk__bf16_fill(isa, MHK_BF16_AMX, k)) return MHK_BF16_AMX;
+  if ((mhk__cpu_units() & mhk__cpu_amd) && mhk__bf16_fill(isa, MHK_BF16_AVX512, k)) return MHK_BF16_AVX512;
+  return MHK_BF16_PLAIN;
+}
+
 /* ---- contexts: here, because they choose their kernels ---- */
 
 typedef struct mhk__context_block { mhk_context ctx; mhk__kernels kernels; } mhk__context_block;
+
+static void mhk__context_bf16(mhk_context *ctx, mhk_bf16_unit unit, mhk__kernels *kernels) {
+  const char *forced = getenv("MHK_BF16_UNIT");
+  if (forced && forced[0]) {
+    int i = MHK_BF16_PLAIN;
+    while (i <= MHK_BF16_AMX && strcmp(forced, mhk__bf16_text((mhk_bf16_unit)i)) != 0) i++;
+    if (i > MHK_BF16_AMX)
+      mhk_fail(ctx, MHK_ERROR_ARGUMENT, "MHK_BF16_UNIT is \"%.40s\": it may be plain, avx512 or amx", forced);
+    else
+      unit = (mhk_bf16_unit)i;
+  }
+  ctx->bf16_unit = unit;
+  if (unit == MHK_BF16_BEST)
+    ctx->bf16_unit = mhk__bf16_best(ctx->isa, kernels);
+  else if (!mhk__bf16_fill(ctx->isa, unit, kernels)) {
+    ctx->bf16_unit = MHK_BF16_PLAIN;
+    mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "the bfloat16 unit %s is not to be had here with the instruction set %s: the best one is %s", mhk__bf16_text(unit),
+             mhk__isa_text(ctx->isa), mhk__bf16_text(mhk__bf16_best(ctx->isa, kernels)));
+  }
+}
 
 MHKDEF mhk_context *mhk_create(const mhk_context_desc *desc) {
   mhk_context_desc d;
@@ -3484,6 +3972,7 @@ MHKDEF mhk_context *mhk_create(const mhk_context_desc *desc) {
     mhk__isa_fill(isa, &block->kernels);
   }
   ctx->isa = isa;
+  mhk__context_bf16(ctx, d.bf16_unit, &block->kernels);
   return ctx;
 }
 
@@ -3497,6 +3986,17 @@ MHKDEF void mhk_destroy(mhk_context *ctx) {
 }
 
 MHKDEF const char *mhk_isa_name(const mhk_context *ctx) { return ctx ? mhk__isa_text(ctx->isa) : ""; }
+MHKDEF const char *mhk_bf16_name(const mhk_context *ctx) { return ctx ? mhk__bf16_text(ctx->bf16_unit) : ""; }
+MHKDEF mhk_precision mhk_set_precision(mhk_context *ctx, mhk_precision precision) {
+  mhk_precision before;
+  if (mhk_failed(ctx)) return MHK_PRECISION_FULL;
+  before = ctx->precision;
+  if (precision != MHK_PRECISION_FULL && precision != MHK_PRECISION_BF16)
+    mhk_fail(ctx, MHK_ERROR_ARGUMENT, "precision %d is none: 0 is full, 1 bfloat16", (int)precision);
+  else
+    ctx->precision = precision;
+  return before;
+}
 
 MHKDEF size_t mhk_dtype_size(mhk_dtype dtype) {
   switch (dtype) {
@@ -3538,15 +4038,6 @@ static void mhk__run(mhk_context *ctx, const void *args, mhk_index tasks, mhk_in
       mhk__parallel(ctx, tasks, body, &job);
   }
   mhk__scratch_rewind(ctx, mark);
-}
-
-static mhk__matrix mhk__mat(const void *data, mhk_dtype dtype, mhk_index row, mhk_index col) {
-  mhk__matrix m;
-  m.data = data;
-  m.dtype = dtype;
-  m.row = row;
-  m.col = col;
-  return m;
 }
 
 static const void *mhk__mat_at(const mhk__matrix *m, mhk_index i, mhk_index j) {
@@ -3643,6 +4134,81 @@ static void mhk__gemm(mhk_context *ctx, mhk_index M, mhk_index N, mhk_index K, m
     g.n = mhk__min(g.nc, N - g.j0);
     mhk__run(ctx, &g, (K + g.kc - 1) / g.kc * ((g.n + g.step - 1) / g.step), 0, 1, (double)g.n * (double)K, mhk__gemm_pack);
     mhk__run(ctx, &g, (M + g.mc - 1) / g.mc, 0, (g.mc + ks->mr) * g.kc, (double)M * (double)g.n * (double)K, mhk__gemm_rows);
+  }
+  mhk__scratch_rewind(ctx, mark);
+}
+
+/* The same with both operands rounded to bfloat16. Packed numbers are half as large where a unit for them exists, and B comes in larger blocks. */
+typedef struct mhk__narrow_args {
+  mhk_index M, N, K, mc, nc, j0, n; /* this round's columns j0..j0+n */
+  mhk__matrix a, b;
+  mhk_real *c;
+  unsigned char *packed;
+  mhk_index ldc;
+  const mhk__epilogue *e;
+} mhk__narrow_args;
+
+#define MHK__NARROW_K 512 /* numbers of a block along k; every kr divides it */
+
+/* bytes of packed rows (or columns) x k, rows counted in whole tiles */
+static mhk_index mhk__narrow_bytes(const mhk__narrow *u, mhk_index rows, mhk_index k) { return rows * mhk__up(k, u->kr) * u->size; }
+
+static void mhk__narrow_columns(void *arg, mhk_index task, int worker) {
+  const mhk__job *job = (const mhk__job *)arg;
+  const mhk__narrow_args *g = (const mhk__narrow_args *)job->args;
+  const mhk__narrow *u = &job->ctx->kernels->narrow;
+  const mhk_index step = mhk__up(MHK__PACK_COLUMNS, u->nr), groups = (g->n + step - 1) / step;
+  const mhk_index k0 = task / groups * MHK__NARROW_K, j = task % groups * step, k = mhk__min(MHK__NARROW_K, g->K - k0);
+  (void)worker;
+  u->pack_b(g->packed + mhk__narrow_bytes(u, mhk__up(g->n, u->nr), k0) + mhk__narrow_bytes(u, j, k), mhk__min(step, g->n - j), k,
+            mhk__mat(mhk__mat_at(&g->b, k0, g->j0 + j), g->b.dtype, g->b.col, g->b.row));
+}
+
+static void mhk__narrow_rows(void *arg, mhk_index task, int worker) {
+  const mhk__job *job = (const mhk__job *)arg;
+  const mhk__narrow_args *g = (const mhk__narrow_args *)job->args;
+  const mhk__kernels *ks = job->ctx->kernels;
+  const mhk__narrow *u = &ks->narrow;
+  const mhk_index i0 = task * g->mc, m = mhk__min(g->mc, g->M - i0);
+  mhk_real *pa = job->work + worker * job->each, *c = g->c + i0 * g->ldc + g->j0;
+  mhk_index k0;
+  for (k0 = 0; k0 < g->K; k0 += MHK__NARROW_K) {
+    const mhk_index k = mhk__min(MHK__NARROW_K, g->K - k0);
+    u->pack_a(pa, m, k, mhk__mat(mhk__mat_at(&g->a, i0, k0), g->a.dtype, g->a.row, g->a.col));
+    u->product(m, g->n, k, pa, g->packed + mhk__narrow_bytes(u, mhk__up(g->n, u->nr), k0), c, g->ldc, k0 > 0 || (g->e && g->e->accumulate));
+  }
+  if (mhk__epilogue_works(g->e)) ks->epilogue(m, g->n, c, g->ldc, i0 * g->ldc + g->j0, g->e, g->j0);
+}
+
+static void mhk__gemm_narrow(mhk_context *ctx, mhk_index M, mhk_index N, mhk_index K, mhk__matrix a, mhk__matrix b, mhk_real *c, mhk_index ldc,
+                             const mhk__epilogue *e) {
+  const mhk__narrow *u = &ctx->kernels->narrow;
+  const mhk_index real = (mhk_index)sizeof(mhk_real);
+  mhk__narrow_args g;
+  mhk__mark mark;
+  if (M <= 4 || N <= 0 || K <= 0) {
+    mhk__gemm(ctx, M, N, K, a, b, c, ldc, e);
+    return;
+  }
+  if (ctx->result != MHK_OK) return;
+  g.M = M;
+  g.N = N;
+  g.K = K;
+  g.a = a;
+  g.b = b;
+  g.c = c;
+  g.ldc = ldc;
+  g.e = e;
+  g.j0 = g.n = 0;
+  g.mc = mhk__min(192 / u->mr * u->mr, mhk__up((M + 15) / 16, u->mr));
+  g.nc = mhk__up(mhk__max(1, mhk__min(N, ((mhk_index)1 << 21) / K)), u->nr);
+  mark = mhk__scratch_mark(ctx);
+  g.packed = (unsigned char *)mhk__scratch(ctx, mhk__size3(ctx, g.nc, mhk__up(K, u->kr), 1) > 0 ? mhk__narrow_bytes(u, g.nc, K) : 0, 1);
+  for (; g.packed && g.j0 < N && ctx->result == MHK_OK; g.j0 += g.n) {
+    const mhk_index blocks = (K + MHK__NARROW_K - 1) / MHK__NARROW_K, step = mhk__up(MHK__PACK_COLUMNS, u->nr);
+    g.n = mhk__min(g.nc, N - g.j0);
+    mhk__run(ctx, &g, blocks * ((g.n + step - 1) / step), 0, 1, (double)g.n * (double)K, mhk__narrow_columns);
+    mhk__run(ctx, &g, (M + g.mc - 1) / g.mc, 0, mhk__narrow_bytes(u, g.mc, MHK__NARROW_K) / real, (double)M * (double)g.n * (double)K, mhk__narrow_rows);
   }
   mhk__scratch_rewind(ctx, mark);
 }
@@ -4785,7 +5351,19 @@ MHKDEF mhk_tensor *mhk_embedding(mhk_tape *t, mhk_tensor *w, const int32_t *toke
   return y;
 }
 
-typedef struct mhk__linear_saved { mhk_real *before; } mhk__linear_saved; /* before gelu */
+typedef struct mhk__linear_saved {
+  mhk_real *before; /* gelu */
+  mhk_precision precision;
+} mhk__linear_saved;
+
+static void mhk__linear_product(mhk_context *ctx, mhk_precision precision, mhk_index M, mhk_index N, mhk_index K, mhk__matrix a, mhk__matrix b, mhk_real *c,
+                                const mhk__epilogue *e) {
+  if (precision == MHK_PRECISION_BF16)
+    mhk__gemm_narrow(ctx, M, N, K, a, b, c, N, e);
+  else
+    mhk__gemm(ctx, M, N, K, a, b, c, N, e);
+}
+
 typedef struct mhk__gelu_args { const mhk_real *x, *dy; mhk_real *dx; } mhk__gelu_args;
 
 static void mhk__gelu_back_body(mhk_context *ctx, void *args, mhk_index first, mhk_index last) {
@@ -4814,8 +5392,8 @@ static void mhk__linear_back(mhk_tape *t, mhk__node *n) {
   }
   if (dr) mhk__axpy(ctx, y->count, MHK__R(1), g, dr);
   if (db) mhk__column_sum(ctx, rows, N, g, db);
-  if (dw) mhk__gemm(ctx, N, K, rows, mhk__real_mat(g, 1, N), mhk__real_mat(mhk__d(x), K, 1), dw, K, &e);
-  if (dx) mhk__gemm(ctx, rows, K, N, mhk__real_mat(g, N, 1), mhk__mat(w->data, w->dtype, K, 1), dx, K, &e);
+  if (dw) mhk__linear_product(ctx, s->precision, N, K, rows, mhk__real_mat(g, 1, N), mhk__real_mat(mhk__d(x), K, 1), dw, &e);
+  if (dx) mhk__linear_product(ctx, s->precision, rows, K, N, mhk__real_mat(g, N, 1), mhk__mat(w->data, w->dtype, K, 1), dx, &e);
   mhk__scratch_rewind(ctx, mark);
 }
 
@@ -4844,6 +5422,7 @@ static mhk_tensor *mhk__linear(mhk_tape *t, const char *name, mhk_tensor *x, mhk
   in[2] = b;
   in[3] = residual;
   n = mhk__record(t, mhk__linear_back, 4, in, 1, &y, sizeof(mhk__linear_saved));
+  if (n) ((mhk__linear_saved *)n->saved)->precision = t->ctx->precision;
   if (n && gelu) {
     before = (mhk_real *)mhk__arena_alloc(t->ctx, &t->arena, (size_t)y->count * sizeof(mhk_real));
     if (!before) return NULL;
@@ -4854,8 +5433,8 @@ static mhk_tensor *mhk__linear(mhk_tape *t, const char *name, mhk_tensor *x, mhk
   e.residual = residual ? mhk__d(residual) : NULL;
   e.before = before;
   e.gelu = gelu;
-  mhk__gemm(t->ctx, rows, w->shape[0], w->shape[1], mhk__real_mat(mhk__d(x), w->shape[1], 1), mhk__mat(w->data, w->dtype, 1, w->shape[1]),
-            mhk__d(y), w->shape[0], &e);
+  mhk__linear_product(t->ctx, t->ctx->precision, rows, w->shape[0], w->shape[1], mhk__real_mat(mhk__d(x), w->shape[1], 1),
+                      mhk__mat(w->data, w->dtype, 1, w->shape[1]), mhk__d(y), &e);
   return t->ctx->result == MHK_OK ? y : NULL;
 }
 MHKDEF mhk_tensor *mhk_linear(mhk_tape *t, mhk_tensor *x, mhk_tensor *w, mhk_tensor *b) { return mhk__linear(t, "linear", x, w, b, 0, NULL); }
@@ -13986,6 +14565,7 @@ static double mhk__update(mhk_trainer *tr, int stage, const int32_t *tokens, mhk
   mhk_model *m = tr->student;
   const mhk_index L = m->config.n_layer, cells = L * (mhk_index)m->config.ssm_heads;
   mhk__stage_run r;
+  mhk_precision before;
   double loss = 0.0, norm;
   mhk_index k, j;
   int i;
@@ -14015,7 +14595,9 @@ static double mhk__update(mhk_trainer *tr, int stage, const int32_t *tokens, mhk
     r.relative = stage == 1 ? tr->relative_now : NULL;
     for (j = 0; j < L; j++) tr->layer_now[j] = 0.0;
     for (j = 0; j < cells; j++) tr->relative_now[j] = 0.0;
+    before = mhk_set_precision(ctx, tr->desc.precision);
     loss += mhk__stage_loss(&r, stage) / (double)micro;
+    ctx->precision = before;
     mhk_tape_reset(tr->tape);
     for (j = 0; j < L; j++) tr->layer_loss[j] += tr->layer_now[j] / (double)micro;
     for (j = 0; j < cells; j++) tr->relative[j] += tr->relative_now[j] / (double)micro;
@@ -14170,6 +14752,12 @@ static void mhk__hex(uint64_t v, char out[17]) {
   out[16] = 0;
 }
 
+#ifdef MOHAWK_DOUBLE
+#define MHK__REAL_TEXT "F64"
+#else
+#define MHK__REAL_TEXT "F32"
+#endif
+
 /* Everything that decides what a run computes, a fact a line. */
 static char *mhk__run_text(mhk_trainer *tr) {
   mhk_context *ctx = tr->object.ctx;
@@ -14179,7 +14767,7 @@ static char *mhk__run_text(mhk_trainer *tr) {
   mhk__writer w;
   int i;
   mhk__write_to(&w, ctx, &tr->object.arena);
-  mhk__fact_text(&w, 0, "arithmetic", mhk_dtype_name(MHK_REAL));
+  mhk__fact_text(&w, 0, "arithmetic", d->precision == MHK_PRECISION_BF16 ? MHK__REAL_TEXT " with products of BF16" : MHK__REAL_TEXT);
   mhk__hex(mhk__model_hash(d->teacher), hex);
   mhk__fact_text(&w, 0, "teacher's weights", hex);
   mhk__fact_integer(&w, 0, "tokens of text", d->text ? d->text->n : 0);
@@ -14480,6 +15068,10 @@ static int mhk__distill_check(mhk_context *ctx, const mhk_distill_desc *d) {
   if (!(d->beta1 >= 0.0 && d->beta1 < 1.0 && d->beta2 >= 0.0 && d->beta2 < 1.0 && d->eps > 0.0)) {
     mhk_fail(ctx, MHK_ERROR_ARGUMENT, "AdamW with beta1 %g, beta2 %g, eps %g: the betas lie in (0,1), eps is positive", d->beta1,
              d->beta2, d->eps);
+    return 0;
+  }
+  if (d->precision != MHK_PRECISION_FULL && d->precision != MHK_PRECISION_BF16) {
+    mhk_fail(ctx, MHK_ERROR_ARGUMENT, "precision %d is none: 0 is full, 1 bfloat16", (int)d->precision);
     return 0;
   }
   for (i = 0; i < 3; i++) {
@@ -14858,13 +15450,18 @@ MHKDEF mhk_result mhk_evaluate(mhk_model *m, mhk_model *teacher, mhk_text *text,
 /* nothing private stays behind */
 #undef MHK__AFTER
 #undef MHK__ALIGN
+#undef MHK__AMX_K
 #undef MHK__ASAN
 #undef MHK__BIG_DIGITS
 #undef MHK__BIG_WORDS
 #undef MHK__CONV_BLOCK
+#undef MHK__DOT_COLUMNS
+#undef MHK__DOT_ROWS
 #undef MHK__END_TEXT
 #undef MHK__GRAIN
 #undef MHK__HASH_START
+#undef MHK__HAS_AMX
+#undef MHK__HAS_BF16_DOT
 #undef MHK__HAS_NEON_PASS
 #undef MHK__HAS_WASM_PASS
 #undef MHK__HAS_X86_PASSES
@@ -14877,6 +15474,7 @@ MHKDEF mhk_result mhk_evaluate(mhk_model *m, mhk_model *teacher, mhk_text *text,
 #undef MHK__LOGITS_PIECE
 #undef MHK__MAX_IN
 #undef MHK__MAX_OUT
+#undef MHK__NARROW_K
 #undef MHK__NUMBER
 #undef MHK__OPEN_GATE
 #undef MHK__OTHER
@@ -14886,9 +15484,12 @@ MHKDEF mhk_result mhk_evaluate(mhk_model *m, mhk_model *teacher, mhk_text *text,
 #undef MHK__POP
 #undef MHK__POSIX
 #undef MHK__PRAGMA
+#undef MHK__PUSH_AMX
 #undef MHK__PUSH_AVX2
 #undef MHK__PUSH_AVX512
+#undef MHK__PUSH_BF16
 #undef MHK__R
+#undef MHK__REAL_TEXT
 #undef MHK__RESTRICT
 #undef MHK__REXP
 #undef MHK__ROWS_TASK

@@ -230,12 +230,13 @@ TEST(sections_look_upward) {
 
 /* every declared function is in some test */
 TEST(every_function_is_tested) {
-  char *tests[6];
-  static const char *const names[6] = {"tests/test_errors.c",   "tests/test_ops.c",         "tests/test_golden.c",
-                                       "tests/test_sessions.c", "tests/test_determinism.c", "tests/test_memory.c"};
+  static const char *const names[] = {"tests/test_errors.c",      "tests/test_ops.c",    "tests/test_golden.c",   "tests/test_sessions.c",
+                                      "tests/test_determinism.c", "tests/test_memory.c", "tests/test_precision.c"};
+  enum { FILES = sizeof names / sizeof *names };
+  char *tests[FILES];
   const char *p = plain, *end;
   int i, n = 0;
-  for (i = 0; i < 6; i++) {
+  for (i = 0; i < FILES; i++) {
     tests[i] = test_read_file(names[i], NULL);
     REQUIRE(tests[i] != NULL, "no %s", names[i]);
   }
@@ -249,12 +250,12 @@ TEST(every_function_is_tested) {
     for (name = open; is_word(name[-1]); name--) {}
     snprintf(function, sizeof function, "%.*s(", (int)(open - name), name);
     if (strncmp(function, "mhk_", 4)) continue;
-    for (i = 0; i < 6; i++) found |= strstr(tests[i], function) != NULL;
+    for (i = 0; i < FILES; i++) found |= strstr(tests[i], function) != NULL;
     CHECK(found, "no test calls %s)", function);
     n++;
   }
   CHECK(n > 100, "only %d functions were found", n);
-  for (i = 0; i < 6; i++) free(tests[i]);
+  for (i = 0; i < FILES; i++) free(tests[i]);
 }
 
 /* ---------------------------------------------------------------------------------------- examples */

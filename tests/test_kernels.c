@@ -516,6 +516,221 @@ TEST(gemm) {
   }
 }
 
+/* ---- products of bfloat16 numbers ---- */
+
+/* contexts of all units that go with the instruction set of the machine under test; NULL: not to be had here */
+static mhk_context *units[MHK_BF16_AMX + 1];
+static void units_close(void) {
+  int i;
+  for (i = 0; i < COUNT(units); i++) {
+    mhk_destroy(units[i]);
+    units[i] = NULL;
+  }
+}
+static void units_open(void) {
+  int i;
+  for (i = MHK_BF16_PLAIN; i < COUNT(units); i++) {
+    mhk_context_desc d;
+    memset(&d, 0, sizeof d);
+    d.isa = contexts[machine]->isa;
+    d.bf16_unit = (mhk_bf16_unit)i;
+    units[i] = mhk_create(&d);
+    if (!units[i]) exit(3);
+    CHECK(strcmp(mhk_bf16_name(units[i]), i == MHK_BF16_AVX512 && !mhk_failed(units[i]) ? "avx512" : i == MHK_BF16_AMX && !mhk_failed(units[i]) ? "amx" : "plain") == 0,
+          "unit %d is called %s", i, mhk_bf16_name(units[i]));
+    if (!mhk_failed(units[i])) continue;
+    CHECK_FAILS(units[i], MHK_ERROR_UNSUPPORTED, "not to be had here");
+    mhk_destroy(units[i]);
+    units[i] = NULL;
+  }
+  CHECK(units[MHK_BF16_PLAIN] != NULL, "the plain unit is to be had everywhere");
+}
+#define EACH_UNIT for (unit = MHK_BF16_PLAIN; unit < COUNT(units); unit++)
+
+/* the nearest number with 8 significant bits, ties to the even one; 0 for what is subnormal in float32 */
+static double rounded(double x) {
+  int e;
+  const double m = frexp((double)(float)x, &e), scaled = ldexp(m, 8), down = floor(scaled), part = scaled - down;
+  const double up = part > 0.5 || (part == 0.5 && fmod(down, 2) != 0) ? 1 : 0;
+  return fabs((double)(float)x) < ldexp(1, -126) ? 0 : ldexp(down + up, e - 8);
+}
+
+/* Every pattern of the upper half with the lower halves around a tie, through both sides of a product with the identity. */
+TEST(narrow_rounding) {
+  enum { K = 96, M = 4096 };
+  static const uint32_t lower[] = {0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF};
+  EACH_MACHINE {
+    int unit;
+    units_open();
+    EACH_UNIT {
+      mhk_context *ctx = units[unit];
+      mhk_real *x, *identity, *c;
+      mhk_index i;
+      int way;
+      if (!ctx) continue;
+      x = room(M * K);
+      identity = room(K * K);
+      c = room(M * K);
+      for (i = 0; i < M * K; i++) {
+        const uint32_t high = (uint32_t)(i / 6), bits = high << 16 | lower[i % 6];
+        float f;
+        memcpy(&f, &bits, sizeof f);
+        x[i] = (high & 0x7F80) == 0x7F80 || ((high & 0x7FFF) == 0x7F7F && lower[i % 6] >= 0x8000) ? 1 : (mhk_real)f; /* infinite then */
+      }
+      for (i = 0; i < K * K; i++) identity[i] = i / K == i % K ? 1 : 0;
+      for (way = 0; way < 4; way++) {
+        const mhk_index row = way & 1 ? 1 : K, col = way & 1 ? M : 1; /* x as it lies, or its K x M numbers as columns */
+        set_at("rounding by %s, way %d", mhk_bf16_name(ctx), way);
+        if (way < 2)
+          mhk__gemm_narrow(ctx, M, K, K, mhk__mat(x, MHK_REAL, row, col), mhk__mat(identity, MHK_REAL, K, 1), c, K, NULL);
+        else
+          mhk__gemm_narrow(ctx, K, M, K, mhk__mat(identity, MHK_REAL, K, 1), mhk__mat(x, MHK_REAL, col, row), c, M, NULL);
+        CHECK_OK(ctx);
+        for (i = 0; i < M * K; i++) {
+          const mhk_index at_x = way < 2 ? i / K * row + i % K * col : i / M * col + i % M * row;
+          const double want = rounded((double)x[at_x]);
+          if ((double)c[i] != want) {
+            CHECK(0, "%s: %.9g becomes %.9g, should be %.9g", at, (double)x[at_x], (double)c[i], want);
+            break;
+          }
+        }
+      }
+      release();
+    }
+    units_close();
+  }
+}
+
+/* the kernels alone, packed operands exactly as large as they must be */
+TEST(narrow_product) {
+  enum { MOST = 131 };
+  static const mhk_index depths[] = {1, 2, 7, 31, 64, 97};
+  EACH_MACHINE {
+    double *values;
+    mhk_real *a = random_room(MOST * MOST, -1, 1);
+    void *half = stored(MHK_BF16, MOST * MOST, &values);
+    const int kept = n_blocks;
+    int d;
+    units_open();
+    for (d = 0; d < COUNT(depths); d++) {
+      const mhk_index k = depths[d];
+      static double want[MOST * MOST];
+      static mhk_real plain[MOST * MOST];
+      mhk_index i, j, p;
+      int r, c, unit;
+      for (i = 0; i < MOST; i++)
+        for (j = 0; j < MOST; j++) {
+          double sum = 0;
+          for (p = 0; p < k; p++) sum += rounded((double)a[i * MOST + p]) * values[j * MOST + p];
+          want[i * MOST + j] = sum;
+        }
+      for (r = 0; r < COUNT(tile_sizes); r++)
+        for (c = k == 7 ? 0 : r % 3; c < COUNT(tile_sizes); c += k == 7 ? 1 : 3)
+          EACH_UNIT {
+            mhk_context *ctx = units[unit];
+            const mhk_index m = tile_sizes[r], n = tile_sizes[c], ldc = n + (r + c) % 2 * 3;
+            const int accumulate = (r + c / 3) & 1;
+            const mhk__narrow *u;
+            mhk_real *to;
+            void *pa, *pb;
+            double *exact;
+            if (!ctx) continue;
+            u = &ctx->kernels->narrow;
+            pa = raw_room(mhk__narrow_bytes(u, mhk__up(m, u->mr), k) / u->size, (size_t)u->size, 1);
+            pb = raw_room(mhk__narrow_bytes(u, mhk__up(n, u->nr), k) / u->size, (size_t)u->size, 1);
+            to = rows_room(m, ldc, n);
+            exact = doubles(m * n);
+            set_at("narrow product by %s, %lld x %lld x %lld, %s", mhk_bf16_name(ctx), (long long)m, (long long)n, (long long)k,
+                   accumulate ? "added" : "written");
+            u->pack_a(pa, m, k, mhk__mat(a, MHK_REAL, MOST, 1));
+            u->pack_b(pb, n, k, mhk__mat(half, MHK_BF16, MOST, 1));
+            for (i = 0; i < m; i++)
+              for (j = 0; j < n; j++) {
+                if (accumulate) to[i * ldc + j] = (mhk_real)(i % 7 - 3);
+                exact[i * n + j] = want[i * MOST + j] + (accumulate ? (double)(i % 7 - 3) : 0);
+              }
+            u->product(m, n, k, pa, pb, to, ldc, accumulate);
+            to = dense(to, m, n, ldc);
+            CHECK_CLOSE_TO_DOUBLE(at, to, exact, m * n, 10 * EPS);
+            for (i = 0; i < m * n; i++) /* the instruction makes no subnormal numbers */
+              if (fabs((double)to[i]) < 1e-30) to[i] = 0;
+            if (unit == MHK_BF16_PLAIN) memcpy(plain, to, (size_t)(m * n) * sizeof *to);
+            if (unit == MHK_BF16_AVX512) CHECK_SAME("VDPBF16PS beside float32 multiply-adds on rounded numbers", to, plain, m * n);
+            release_from(kept);
+          }
+    }
+    units_close();
+  }
+}
+
+/* the driver, with all ways the operands may lie, beyond one block in every direction */
+TEST(narrow_gemm) {
+  static const mhk_index sizes[][3] = {{0, 3, 3},    {5, 0, 3},    {6, 5, 0},     {4, 65, 131}, {5, 5, 5},     {7, 31, 383},  {13, 33, 2},   {14, 32, 384},
+                                       {15, 31, 511}, {16, 16, 512}, {64, 64, 513}, {65, 63, 67}, {167, 13, 1031}, {193, 65, 29}, {337, 31, 7}, {97, 257, 41}, {33, 2100, 1025}};
+  static const mhk_dtype types[] = {MHK_F32, MHK_BF16, MHK_F16, MHK_F64};
+  EACH_MACHINE {
+    int s, way, threads, unit;
+    units_open();
+    EACH_UNIT {
+      mhk_context *ctx = units[unit];
+      if (!ctx) continue;
+      for (s = 0; s < COUNT(sizes); s++)
+        for (way = 0; way < 8; way++) {
+          const mhk_index M = sizes[s][0], N = sizes[s][1], K = sizes[s][2], gap = way >= 4 ? 3 : 0, ldc = N + gap;
+          const mhk_index ar = way & 1 ? 1 : K + gap, ac = way & 1 ? M + gap : 1;
+          const mhk_index br = way & 2 ? 1 : N + gap, bc = way & 2 ? K + gap : 1;
+          const mhk_dtype type = types[(s + way) % 4];
+          const mhk_index na = M * K > 0 ? (M - 1) * ar + (K - 1) * ac + 1 : 0, nb = N * K > 0 ? (N - 1) * bc + (K - 1) * br + 1 : 0;
+          const int kind = (s + 5 * way) % 11;
+          double *values;
+          void *b = stored(type, nb, &values);
+          mhk_real *a = random_room(na, -1, 1), *bias = random_room(N, -1, 1), *residual = random_room(M * ldc, -1, 1), *first = NULL;
+          double *want = doubles(M * N), *ra = doubles(na), *rb = doubles(nb);
+          mhk__epilogue e;
+          mhk_index i, j, p;
+          if (M * N * K > 20000000 && way % 4 != 2) {
+            release();
+            continue;
+          }
+          for (i = 0; i < na; i++) ra[i] = M > 4 ? rounded((double)a[i]) : (double)a[i];
+          for (i = 0; i < nb; i++) rb[i] = M > 4 ? rounded(values[i]) : (double)(mhk_real)values[i];
+          memset(&e, 0, sizeof e);
+          e.accumulate = kind & 1;
+          e.bias = kind & 2 ? bias : NULL;
+          e.residual = kind & 4 ? residual : NULL;
+          e.gelu = kind >> 3;
+          set_at("narrow gemm by %s, %lld x %lld x %lld, %s, way %d, epilogue %d", mhk_bf16_name(ctx), (long long)M, (long long)N, (long long)K,
+                 type_name(type), way, kind);
+          for (i = 0; i < M; i++)
+            for (j = 0; j < N; j++) {
+              double sum = e.accumulate ? (double)(j % 5 - 2) : 0;
+              for (p = 0; p < K; p++) sum += ra[i * ar + p * ac] * rb[p * br + j * bc];
+              if (e.bias) sum += (double)bias[j];
+              if (e.residual) sum += (double)residual[i * ldc + j];
+              want[i * N + j] = e.gelu ? gelu_new(sum) : sum;
+            }
+          for (threads = 1; threads <= 3; threads += 2) {
+            mhk_real *c = rows_room(M, ldc, N), *got;
+            if (e.accumulate)
+              for (i = 0; i < M; i++)
+                for (j = 0; j < N; j++) c[i * ldc + j] = (mhk_real)(j % 5 - 2);
+            mhk_set_threads(ctx, threads);
+            mhk__gemm_narrow(ctx, M, N, K, mhk__mat(a, MHK_REAL, ar, ac), mhk__mat(b, type, br, bc), c, ldc, kind == 0 ? NULL : &e);
+            CHECK_OK(ctx);
+            got = dense(c, M, N, ldc);
+            if (threads == 1) {
+              CHECK_CLOSE_TO_DOUBLE(at, got, want, M * N, 10 * EPS);
+              first = got;
+            } else if (M * N > 0)
+              CHECK_SAME("narrow gemm on other numbers of threads", got, first, M * N);
+          }
+          release();
+        }
+    }
+    units_close();
+  }
+}
+
 /* ---- attention ---- */
 
 typedef struct attention_case {
@@ -1441,7 +1656,8 @@ int main(int argc, char **argv) {
   int isa;
   test_begin(argc, argv);
 #ifndef _WIN32
-  unsetenv("MHK_ISA"); /* all of them are tested, whatever it says */
+  unsetenv("MHK_ISA"); /* all of them are tested, whatever these say */
+  unsetenv("MHK_BF16_UNIT");
 #endif
   for (isa = MHK_ISA_SCALAR; isa <= MHK_ISA_WASM; isa++) {
     mhk_context_desc d;
@@ -1465,6 +1681,9 @@ int main(int argc, char **argv) {
   RUN(epilogue);
   RUN(rows_times);
   RUN(gemm);
+  RUN(narrow_rounding);
+  RUN(narrow_product);
+  RUN(narrow_gemm);
   RUN(attention);
   RUN(attention_step);
   RUN(attention_back);

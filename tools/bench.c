@@ -17,7 +17,7 @@ typedef struct settings {
 typedef struct row {
   const bench_case *c;
   int threads, rounds;
-  char isa[16];
+  char isa[16], unit[16];
   double ms[MAX_ROUNDS], other[MAX_ROUNDS]; /* other: of c->other, times c->scale, in the same rounds */
   double memory, fma, read;
 } row;
@@ -151,7 +151,7 @@ static void json_row(cli_json *j, const row *r) {
   json_real(j, "ratio", ratio_of(r));
   json_real(j, "gflops", c->flop > 0 ? c->flop / (1e6 * ms) : NAN);
   json_real(j, "percent_of_limit", c->flop > 0 ? 100 * reached / limit : NAN);
-  json_word(j, "limit", c->flop <= 0 ? NULL : c->bytes > 0 ? "read" : "fma");
+  json_word(j, "limit", c->flop <= 0 ? NULL : c->bytes > 0 ? "read" : strcmp(r->unit, r->isa) == 0 ? "fma" : r->unit);
   json_real(j, "limit_rate", c->flop > 0 ? 1e-9 * limit : NAN); /* GB/s or GFLOP/s */
   json_real(j, "ours_min_ms", least(r->ms, r->rounds));
   json_count(j, "rounds", r->rounds);
@@ -183,7 +183,7 @@ static void print_row(bench *b, const row *r) {
 /* ---------------------------------------------------------------- measuring */
 
 static int limits(row *r) {
-  r->fma = bench_limit_fma(r->isa, r->threads);
+  r->fma = bench_limit_fma(r->unit, r->threads);
   if (r->c->bytes > 0) r->read = bench_limit_read(r->threads);
   return 1;
 }
@@ -232,6 +232,7 @@ static int measure_case(bench *b, const bench_case *c, mhk_isa isa, row *rows, i
     rows[i].c = c;
     rows[i].threads = bench_threads(ours, (int)b->s->threads.value[i]);
     snprintf(rows[i].isa, sizeof rows[i].isa, "%s", bench_isa(ours));
+    snprintf(rows[i].unit, sizeof rows[i].unit, "%s", bench_unit(ours));
     limits(&rows[i]);
     started = cli_clock();
     code = round_of(&rows[i], ours, other);
@@ -325,6 +326,7 @@ static int serve(bench *b) {
     r->threads = bench_threads(w, threads);
     r->rounds = 0;
     snprintf(r->isa, sizeof r->isa, "%s", bench_isa(w));
+    snprintf(r->unit, sizeof r->unit, "%s", bench_unit(w));
     limits(r);
     if (fresh) code = round_of(r, w, NULL);
     while (code == CLI_GO && r->rounds < rounds) {

@@ -21,6 +21,7 @@ typedef struct bench_case {
   bench_kind kind;
   mhk_index m, n, k;
   int back, wide;
+  int narrow;      /* linear layers with bfloat16 operands */
   double flop;     /* products only, causal ones counted half; 0: not counted */
   double bytes;    /* weights read, where reading is what takes the time */
   char other[48];  /* a case of ours to compare with in the same rounds; "": none */
@@ -39,12 +40,14 @@ bench_work *bench_open(const bench_case *c, int threads, mhk_isa isa, const char
 double bench_run(bench_work *w); /* once: seconds of the part that counts, negative after a message */
 int bench_threads(bench_work *w, int threads); /* from now on; returns how many there are */
 const char *bench_isa(const bench_work *w);
+const char *bench_unit(const bench_work *w); /* what its products could do at most: bench_isa, or "bf16-..." for narrow cases */
 double bench_memory(const bench_work *w); /* bytes at most, beyond weights and inputs */
 void bench_close(bench_work *w);
 
 /* The most this machine does, the best seen by this process so far; each call measures again for some hundredths of a
-   second. FLOP/s of independent multiply-adds with the instruction set's own registers; bytes/s of plain reads. */
-double bench_limit_fma(const char *isa, int threads);
+   second. FLOP/s of independent multiply-adds with the registers of an instruction set or of a unit for bfloat16;
+   bytes/s of plain reads. */
+double bench_limit_fma(const char *unit, int threads);
 double bench_limit_read(int threads);
 
 #endif

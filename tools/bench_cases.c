@@ -93,6 +93,31 @@ static void list_products(bench_case *list, int *n) {
     }
 }
 
+/* with bfloat16 operands, next to float32 */
+static void list_narrow(bench_case *list, int *n) {
+  static const char *const names[][2] = {{"bf16gemm_512_1024_256", "sgemm_512_1024_256"},
+                                         {"bf16gemm_2048_2048_2048", "sgemm_2048_2048_2048"},
+                                         {"bf16gemm_dx_2048_2048_2048", "sgemm_dx_2048_2048_2048"},
+                                         {"bf16gemm_dw_2048_2048_2048", "sgemm_dw_2048_2048_2048"},
+                                         {"step_phi_bf16", "step_phi"},
+                                         {"step_phi_mamba_bf16", "step_phi_mamba"}};
+  int i;
+  for (i = 0; i < CLI_COUNT_OF(names); i++) {
+    const bench_case *wide = bench_find(list, *n, names[i][1]);
+    bench_case *c = add(list, n, wide->kind, "%s", names[i][0]);
+    c->m = wide->m;
+    c->n = wide->n;
+    c->k = wide->k;
+    c->back = wide->back;
+    c->wide = wide->wide;
+    c->flop = wide->flop;
+    c->narrow = 1;
+    strcpy(c->other, names[i][1]);
+    c->scale = 1;
+    c->why = "mohawk float32";
+  }
+}
+
 static void list_layers(bench_case *list, int *n) {
   static const char *const kinds[] = {"ssd", "attention"}, *const ways[] = {"forward", "backward"};
   int T, back, wide;
@@ -149,6 +174,7 @@ int bench_list(bench_case *list, const char *model) {
   int n = 0, i;
   list_products(list, &n);
   list_layers(list, &n);
+  list_narrow(list, &n);
   list_comparisons(list, &n);
   if (!model) return n;
   add(list, &n, BENCH_DISTILL, "distill_tiny");
@@ -372,6 +398,7 @@ bench_work *bench_open(const bench_case *c, int threads, mhk_isa isa, const char
   draw_state = 1;
   w->c = *c;
   w->ctx = mhk_create(&desc);
+  mhk_set_precision(w->ctx, c->narrow ? MHK_PRECISION_BF16 : MHK_PRECISION_FULL);
   w->tape = mhk_tape_create(w->ctx);
   if (!prepare(w, path) || mhk_failed(w->ctx)) {
     if (mhk_failed(w->ctx)) {
@@ -403,6 +430,12 @@ int bench_threads(bench_work *w, int threads) {
 }
 
 const char *bench_isa(const bench_work *w) { return mhk_isa_name(w->ctx); }
+
+const char *bench_unit(const bench_work *w) {
+  const char *unit = mhk_bf16_name(w->ctx);
+  if (!w->c.narrow || strcmp(unit, "plain") == 0) return mhk_isa_name(w->ctx);
+  return strcmp(unit, "amx") == 0 ? "bf16-amx" : "bf16-avx512";
+}
 
 double bench_memory(const bench_work *w) {
   const size_t peak = mhk_memory_peak(w->ctx);

@@ -88,8 +88,62 @@ __attribute__((target("avx512f"))) static float fma_avx512(long rounds, float st
   _mm512_storeu_ps(out, sum);
   return out[0] + out[15];
 }
-#undef MAKE
 #undef STEP
+#if defined(__x86_64__) && (defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11)
+#define BENCH_BF16
+#define STEP(i) a##i = _mm512_dpbf16_ps(a##i, x, x);
+__attribute__((target("avx512f,avx512bw,avx512bf16"))) static float dot_avx512(long rounds, float start) {
+  const __m512bh x = _mm512_cvtne2ps_pbh(_mm512_setzero_ps(), _mm512_set1_ps(1e-6f));
+  __m512 sum = _mm512_setzero_ps();
+  float out[16];
+  long r;
+  TWENTYFOUR(MAKE)
+  for (r = 0; r < rounds; r++) {
+    TWENTYFOUR(STEP)
+  }
+  TWENTYFOUR(SUM)
+  _mm512_storeu_ps(out, sum);
+  return out[0] + out[15];
+}
+#undef STEP
+/* four tiles of sums from two of each operand; the library has asked the system for the tiles before */
+__attribute__((target("avx512f,amx-tile,amx-bf16"))) static float dot_amx(long rounds, float start) {
+  struct {
+    uint8_t palette, first, reserved[14];
+    uint16_t bytes[16];
+    uint8_t rows[16];
+  } shape;
+  float out[16 * 16];
+  long r;
+  int i;
+  memset(&shape, 0, sizeof shape);
+  shape.palette = 1;
+  for (i = 0; i < 8; i++) {
+    shape.bytes[i] = 64;
+    shape.rows[i] = 16;
+  }
+  __asm__ volatile("" : : "r"(&shape) : "memory");
+  _tile_loadconfig(&shape);
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+  _tile_zero(4);
+  _tile_zero(5);
+  _tile_zero(6);
+  _tile_zero(7);
+  for (r = 0; r < rounds; r++) {
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_dpbf16ps(1, 4, 7);
+    _tile_dpbf16ps(2, 5, 6);
+    _tile_dpbf16ps(3, 5, 7);
+  }
+  _tile_stored(0, out, 64);
+  _tile_release();
+  return start + out[0];
+}
+#endif
+#undef MAKE
 #undef SUM
 #endif
 
@@ -117,6 +171,18 @@ static float fma_neon(long rounds, float start) {
 static fma_loop choose(const char *isa, double *flop, int *place) {
   *flop = 2.0 * 16;
   *place = 0;
+#ifdef BENCH_BF16
+  if (strcmp(isa, "bf16-amx") == 0) {
+    *flop = 2.0 * 4 * 16 * 16 * 32;
+    *place = 4;
+    return dot_amx;
+  }
+  if (strcmp(isa, "bf16-avx512") == 0) {
+    *flop = 2.0 * 24 * 32;
+    *place = 5;
+    return dot_avx512;
+  }
+#endif
 #ifdef BENCH_X86
   if (strcmp(isa, "avx512") == 0) {
     *flop = 2.0 * 24 * 16;
@@ -164,7 +230,7 @@ static double fma_seconds(fma_loop loop, long rounds, int threads) {
 #define MAX_THREADS 256
 
 double bench_limit_fma(const char *isa, int threads) {
-  static double best[4][MAX_THREADS + 1];
+  static double best[6][MAX_THREADS + 1];
   double flop, seconds;
   int place, i;
   long rounds = 1000;

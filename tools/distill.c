@@ -11,7 +11,7 @@ typedef struct settings {
   double temperature, hard_labels, own_stream, seconds, every;
   mhk_index batch, length, update_tokens, sample_tokens, eval_windows, eval_length, eval_max_document;
   int d_state, chunk, recipe, init, train, decays, windows, dtype, seed, threads;
-  int recompute, fresh, force, no_eval, json;
+  int precision, recompute, fresh, force, no_eval, json;
 } settings;
 
 /* a run being prepared and carried out */
@@ -89,6 +89,9 @@ static int parse(settings *s, int argc, char **argv) {
       {"seed", "N", CLI_INT, &s->seed, 1, 2e9, "of the new mixers, the windows and the samples (default 1)"},
       {"threads", "N", CLI_INT, &s->threads, 1, 4096,
        "threads (default: all the machine has; results do not depend on it)"},
+      {"precision", "f32|bf16", CLI_CHOICE, &s->precision, 0, 0,
+       "operands of the linear layers' products while training; bf16 is faster where the processor has AVX512-BF16 (AMD) "
+       "or AMX, slower elsewhere; sums, weights and all else stay float32 (default f32)"},
       {"recompute", NULL, CLI_FLAG, &s->recompute, 0, 0,
        "stage 3 computes blocks again in the backward pass: less memory, a third more time"},
       {"checkpoint-seconds", "N", CLI_REAL, &s->seconds, 1, 1e9, "between two checkpoints (default 60)"},
@@ -176,6 +179,7 @@ static int fill(distillation *d) {
   desc->windows = (mhk_windows)s->windows;
   desc->decays = (mhk_decays)s->decays;
   desc->recompute = s->recompute;
+  desc->precision = (mhk_precision)s->precision;
   desc->seed = (uint64_t)s->seed;
   desc->out = s->out;
   desc->checkpoint_seconds = s->seconds;

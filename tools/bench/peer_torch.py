@@ -216,16 +216,19 @@ def mixer(f, kind, way, tokens):
     return rounds(f(m), [u], [u, *m.parameters()], torch.randn(1, tokens, 2048), back)
 
 
-def step(f, kind):
+def step(f, kind, narrow):
     make = (lambda: Attention(256, 8, 16)) if kind == "phi" else (lambda: StateSpace(256, 8, 64))
     m = Model(make, 6, 256, 4096)
     tokens, labels = torch.randint(0, 4096, (2, 4, 512))
     loss = f(lambda: F.cross_entropy(m(tokens)[0].flatten(0, 1), labels.flatten()))
+    cast = torch.autocast("cpu", torch.bfloat16, enabled=bool(narrow))
     best = torch.optim.AdamW(m.parameters(), lr=1e-4, fused=True)
 
     def run():
         best.zero_grad(set_to_none=True)
-        loss().backward()
+        with cast:
+            value = loss()
+        value.backward()
         best.step()
 
     return run, 1
@@ -307,7 +310,7 @@ CASES = [
     (r"gemv_(f32|bf16)_(\d+)_(\d+)", lambda f, *a: gemv(*a), ("eager",)),
     (r"core_(attention|ssd)_(forward|backward)_(\d+)", core, ("eager", "compile")),
     (r"mixer_(attention|ssd)_(forward|backward)_(\d+)", mixer, ("eager", "compile")),
-    (r"step_(phi|phi_mamba)", step, ("eager", "compile")),
+    (r"step_(phi|phi_mamba)(_bf16)?", step, ("eager", "compile")),
     (r"stage1_layer_(\d+)", stage1, ("eager", "compile")),
     (r"distill_tiny", distill, ("eager", "compile")),
 ]
@@ -318,7 +321,7 @@ def prepare(name, mode):
         found = re.fullmatch(pattern, name)
         if found and mode in modes:
             fast = (lambda f: torch.compile(f, dynamic=False)) if mode == "compile" else (lambda f: f)
-            return make(fast, *(int(x) if x.isdigit() else x for x in found.groups()))
+            return make(fast, *(int(x) if x and x.isdigit() else x for x in found.groups()))
     return None
 
 
