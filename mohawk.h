@@ -7287,17 +7287,33 @@ static void mhk__unpack(mhk_dtype dtype, const void *data, mhk_index n, mhk_real
   }
 }
 
+/* n elements from the host's byte order to little-endian, or back; out may be data */
+static void mhk__turn(const void *data, mhk_index n, size_t size, void *out) {
+  const unsigned char *from = (const unsigned char *)data;
+  unsigned char *to = (unsigned char *)out;
+  mhk_index i;
+  size_t k;
+  if (mhk__little_endian() || size == 1) {
+    if (n && out != data) memcpy(out, data, (size_t)n * size);
+    return;
+  }
+  for (i = 0; i < n; i++, from += size, to += size) {
+    unsigned char turned[8];
+    for (k = 0; k < size; k++) turned[k] = from[size - 1 - k];
+    memcpy(to, turned, size);
+  }
+}
+
 /* the same from host memory (tensors in use) */
 static void mhk__unpack_host(mhk_dtype dtype, const void *data, mhk_index n, mhk_real *out) {
+  const size_t size = mhk_dtype_size(dtype);
   mhk_index i;
   if (mhk__little_endian())
     mhk__unpack(dtype, data, n, out);
   else
     for (i = 0; i < n; i++) {
-      const unsigned char *p = (const unsigned char *)data + (size_t)i * mhk_dtype_size(dtype);
       unsigned char turned[8];
-      size_t size = mhk_dtype_size(dtype), k;
-      for (k = 0; k < size; k++) turned[k] = p[size - 1 - k];
+      mhk__turn((const unsigned char *)data + (size_t)i * size, 1, size, turned);
       mhk__unpack(dtype, turned, 1, out + i);
     }
 }
@@ -8516,12 +8532,11 @@ static int mhk__outgoing_name_order(const void *a, const void *b) {
 
 static mhk_result mhk__write_outgoing(mhk_context *ctx, mhk__output *out, const mhk__outgoing *x) {
   const size_t from = mhk_dtype_size(x->from), to = mhk_dtype_size(x->dtype);
-  const int turn = !mhk__little_endian();
   mhk__mark mark = mhk__scratch_mark(ctx);
   mhk_real *values;
   unsigned char *bytes;
   mhk_index at, i;
-  if (x->from == x->dtype && !turn) {
+  if (x->from == x->dtype && mhk__little_endian()) {
     mhk__output_write(out, x->data, (size_t)x->count * to);
     return MHK_OK;
   }
@@ -8553,16 +8568,7 @@ static mhk_result mhk__write_outgoing(mhk_context *ctx, mhk__output *out, const 
         }
       }
     }
-    if (turn)
-      for (i = 0; i < n; i++) {
-        unsigned char *p = bytes + (size_t)i * to;
-        size_t k;
-        for (k = 0; k < to / 2; k++) {
-          unsigned char swap = p[k];
-          p[k] = p[to - 1 - k];
-          p[to - 1 - k] = swap;
-        }
-      }
+    mhk__turn(bytes, n, to, bytes);
     mhk__output_write(out, bytes, (size_t)n * to);
   }
   mhk__scratch_rewind(ctx, mark);
@@ -11374,14 +11380,14 @@ static int mhk__match_tensors(mhk_model *m, const mhk_file *f, const char *path,
 static int mhk__place_tensor(mhk_model *m, mhk_tensor *x, const mhk_file_tensor *from, int matrix) {
   mhk_context *ctx = m->object.ctx;
   const size_t size = mhk_dtype_size(from->dtype);
-  if (matrix && mhk__little_endian() && from->dtype != MHK_F64) {
+  if (matrix && from->dtype != MHK_F64) {
     x->dtype = from->dtype;
-    if ((uintptr_t)from->data % size == 0) {
+    if (mhk__little_endian() && (uintptr_t)from->data % size == 0) {
       memcpy(&x->data, &from->data, sizeof x->data); /* frozen: nothing writes there */
       return 1;
     }
     x->data = mhk__arena_zeros(ctx, &m->object.arena, x->count, size);
-    if (x->data) memcpy(x->data, from->data, (size_t)x->count * size);
+    if (x->data) mhk__turn(from->data, x->count, size, x->data);
   } else {
     x->dtype = MHK_REAL;
     x->data = mhk__arena_zeros(ctx, &m->object.arena, x->count, sizeof(mhk_real));

@@ -259,8 +259,8 @@ TEST(headers_that_are_wrong) {
   header_bad("{" T("a", "F32", "[1,1,1,1,1,1]", 0, 4) "}", 4, U, "tensor a has 6 axes; this version reads up to 5");
   header_bad("{" T("a", "F32", "[-1]", 0, 4) "}", 4, F, "axis 0 of tensor a has an impossible size");
   header_bad("{" T("a", "F32", "[1.5]", 0, 4) "}", 4, F, "axis 0 of tensor a");
-  header_bad("{" T("a", "F32", "[4294967296,4294967296,4]", 0, 4) "}", 4, F, "axis 1 of tensor a has an impossible size");
-  header_bad("{" T("a", "U8", "[9223372036854775807,2]", 0, 4) "}", 4, F, "axis 1 of tensor a");
+  header_bad("{" T("a", "F32", "[4294967296,4294967296,4]", 0, 4) "}", 4, F, "of tensor a has an impossible size");
+  header_bad("{" T("a", "U8", "[9223372036854775807,2]", 0, 4) "}", 4, F, "of tensor a has an impossible size");
   header_bad("{" T("a", "U8", "[18446744073709551617]", 0, 1) "}", 1, F, "axis 0 of tensor a");
   header_bad("{" T("a", "F64", "[2305843009213693952]", 0, 0) "}", 0, F, "axis 0 of tensor a");
   header_bad("{" T("a", "F32", "{}", 0, 4) "}", 4, F, "tensor a needs \"dtype\", \"shape\" and \"data_offsets\"");
@@ -496,6 +496,17 @@ TEST(integers_must_fit) {
 
 /* ---- out and in again */
 
+/* what stands little-endian in a file is what was given in the machine's own order */
+static int same_values(const mhk_file_tensor *x, const void *given) {
+  const unsigned char *a = (const unsigned char *)x->data, *b = (const unsigned char *)given;
+  const size_t size = mhk_dtype_size(x->dtype);
+  const uint16_t one = 1;
+  size_t i;
+  for (i = 0; i < x->bytes; i++)
+    if (a[i] != b[*(const unsigned char *)&one ? i : i - i % size + size - 1 - i % size]) return 0;
+  return 1;
+}
+
 TEST(written_and_read) {
   enum { N = 17 };
   unsigned char data[13][8 * N];
@@ -538,7 +549,7 @@ TEST(written_and_read) {
     CHECK(y->dtype == x[i].dtype && y->rank == x[i].rank && y->count == x[i].count && memcmp(y->shape, x[i].shape, sizeof y->shape) == 0, "%s has changed",
           x[i].name);
     CHECK((uintptr_t)y->data % mhk_dtype_size(y->dtype) == 0, "%s is not aligned", x[i].name);
-    CHECK(y->bytes == (size_t)y->count * mhk_dtype_size(y->dtype) && memcmp(y->data, x[i].data, y->bytes) == 0, "%s has other bits", x[i].name);
+    CHECK(y->bytes == (size_t)y->count * mhk_dtype_size(y->dtype) && same_values(y, x[i].data), "%s has other bits", x[i].name);
     if (i > 0) CHECK(strcmp(mhk_file_tensor_at(f, i - 1)->name, mhk_file_tensor_at(f, i)->name) < 0, "not sorted by name");
   }
   CHECK(!mhk_file_find(f, "f3") && !mhk_file_find(f, "") && !mhk_file_find(f, "zzz") && !mhk_file_find(NULL, "f32"), "something is found that is not there");

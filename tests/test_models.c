@@ -591,7 +591,7 @@ TEST(changed_models) {
   REQUIRE(w && t, "no model to change");
   snprintf(command, sizeof command, "mkdir -p %s", test_path("changed"));
   REQUIRE(system(command) == 0, "%s", command);
-  memcpy(&n, w, sizeof n);
+  for (i = 7, n = 0; i >= 0; i--) n = n << 8 | (unsigned char)w[i];
   for (i = 0; i < 400; i++) { /* config.json or the header of the weights */
     mhk_model *m;
     const size_t span = i % 2 ? text : n + 8;
