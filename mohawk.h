@@ -1576,11 +1576,12 @@ typedef struct mhk__ssd_args {
   const mhk_real *initial;              /* (B,H,P,N) or NULL */
   const mhk_index *start;               /* (B,T) first token of the document, -1 for the first one, or NULL */
   mhk_real *y;                          /* (B,T,H,P) */
-  mhk_real *states;                     /* (B,H,chunks,N,P) states before each chunk, turned, or NULL */
+  mhk_real *states;                     /* (B,H,chunks,P,N) states before each chunk, or NULL */
   mhk_real *final;                      /* (B,H,P,N) */
   const mhk_real *dy, *dfinal;          /* backward */
   mhk_real *dx, *dlog_a, *db, *dc, *dinitial; /* added to; NULL: not wanted */
   mhk_real *dd;                         /* (B,H) written */
+  mhk_index span;                       /* heads of a task forward, groups backward */
 } mhk__ssd_args;
 
 /* The stage-1 loss of one layer: the SSD matrix against the attention matrix, tile by tile. */
@@ -1619,9 +1620,40 @@ typedef struct mhk__stream_args {
   mhk_index first;
 } mhk__stream_args;
 
-/* Which part of a product is wanted or not zero: everything; c on and below its diagonal; a lower triangular; a upper triangular. Whole register tiles are
-   left out, what they would have held is not touched. */
-enum { mhk__whole, mhk__lower_c, mhk__lower_a, mhk__upper_a };
+/* Which part of a product is wanted or not zero: everything; c on and below, or on and above its diagonal; a lower or upper triangular. Whole register tiles
+   are left out, what they would have held is not touched. */
+enum { mhk__whole, mhk__lower_c, mhk__upper_c, mhk__lower_a, mhk__upper_a };
+
+/* Rows that are wanted soon, to be asked for while there is something else to do. Rows of one head lie pages apart, where no hardware looks ahead. */
+typedef struct mhk__ahead {
+  struct { const mhk_real *at; mhk_index ld, w, rows; } part[8];
+  int parts, now;
+} mhk__ahead;
+
+static void mhk__look_ahead(mhk__ahead *a, const mhk_real *at, mhk_index ld, mhk_index w, mhk_index rows) {
+  if (!at || rows < 1) return;
+  a->part[a->parts].at = at;
+  a->part[a->parts].ld = ld;
+  a->part[a->parts].w = w;
+  a->part[a->parts].rows = rows;
+  a->parts++;
+}
+
+/* A product of operands as they lie in work memory: c = f (c0 + a1 b1) + a2 b2, row i of it by f[i * fs]. The left operands are stored with their columns
+   as rows (element (i,k) at a[k * lda + i]), so that a row tile of any height reads neighbours; the right ones row by row. Nothing is packed twice for two uses, and
+   edges need no code of their own: rows of b and c are padded to MHK__LD numbers, what a's padding holds only reaches padding of c. */
+typedef struct mhk__block {
+  const mhk_real *a1, *b1, *a2, *b2; /* a1 or a2 NULL: that product is absent */
+  mhk_index k1, k2, lda, ldb;
+  const mhk_real *c0;                /* same layout as c, may be c; NULL: zeros */
+  const mhk_real *f;                 /* NULL: ones */
+  mhk_index fs;
+  mhk_real *c;
+  mhk_index ldc;
+  mhk__ahead *ahead;                 /* or NULL */
+} mhk__block;
+#define MHK__LD(n) (((n) + 15) / 16 * 16) /* numbers in a padded row: whole vectors of every instruction set */
+#define MHK__OVER 8                       /* rows that a tile may reach beyond the last one */
 
 /* Products of bfloat16 numbers: packed numbers take size bytes each, k counts in steps of kr (padded with zeros), tiles are mr x nr. pack_a takes rows x k
    numbers as ks->pack does, pack_b the columns of the right operand; product is ks->product on them. */
@@ -1679,7 +1711,7 @@ static mhk_index mhk__up(mhk_index n, mhk_index step) { return (n + step - 1) / 
 
 #define MHK__CONV_BLOCK 64 /* channels a task of the convolution takes */
 
-#define MHK__SSD_CHUNK 64 /* tokens of a chunk of the SSD form, unless the caller says */
+#define MHK__SSD_CHUNK 32 /* tokens of a chunk of the SSD form, unless the caller says */
 #define MHK__STEPS 8      /* so many tokens go through the recurrence one by one rather than as a chunk */
 
 /* elements of work memory a kernel needs, the widest register tile allowed for */
@@ -1687,9 +1719,9 @@ static mhk_index mhk__attention_work(mhk_index S, mhk_index P) {
   const mhk_index n = mhk__padded(MHK__TILE), p = mhk__padded(P);
   return 2 * (S + 64) * p + 8 * n * p + 4 * n * n + 8 * n + S + 64;
 }
-static mhk_index mhk__ssd_work(mhk_index Q, mhk_index N, mhk_index P) {
-  const mhk_index q = mhk__padded(Q), n = mhk__padded(N), p = mhk__padded(P), most = mhk__max(q, mhk__max(n, p));
-  return 3 * Q * Q + q * mhk__max(Q, N) + q * (2 * N + P) + (q + most) * mhk__max(N, P) + 3 * Q * n + Q * mhk__max(N, Q) + 2 * Q * p + 2 * n * p + 6 * Q + 64;
+static mhk_index mhk__ssd_work(mhk_index Q, mhk_index N, mhk_index P, mhk_index heads) { /* heads of one task */
+  const mhk_index q = MHK__LD(Q), n = MHK__LD(N), p = MHK__LD(P), over = Q + MHK__OVER;
+  return 9 * q + 4 * over * q + 2 * (N + P) * q + 5 * over * n + 3 * over * p + 2 * P * n + heads * (N + MHK__OVER) * p + q * 16 + 16 * MHK__OVER;
 }
 static mhk_index mhk__orientation_work(mhk_index T, mhk_index N, mhk_index P) {
   const mhk_index n = mhk__padded(MHK__TILE), most = mhk__padded(mhk__max(MHK__TILE, mhk__max(N, P)));
@@ -1714,9 +1746,11 @@ static mhk_index mhk__conv_work(mhk_index W) { return (2 * W + 4) * MHK__CONV_BL
 #define MHK__SET(x) (x)
 #define MHK__FMA(a, b, c) ((a) * (b) + (c))
 #define MHK__MAX(a, b) ((a) > (b) ? (a) : (b))
+#define MHK__FROM(v, w, d) ((d) <= 0 ? (v) : (w))
 #define MHK__MR 4
 #define MHK__HALF 2
 #define MHK__NV 4
+#define MHK__TALL 8 /* rows of the register tile that needs no packing */
 #elif MHK__PASS == 2
 #ifdef MOHAWK_DOUBLE
 #define MHK__W 4
@@ -1739,9 +1773,12 @@ static mhk_index mhk__conv_work(mhk_index W) { return (2 * W + 4) * MHK__CONV_BL
 #define MHK__MASK(n) _mm256_cmpgt_epi32(_mm256_set1_epi32((int)(n)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7))
 #define MHK__LOAD_FIRST(p, n) _mm256_maskload_ps(p, MHK__MASK(n))
 #define MHK__STORE_FIRST(p, v, n) _mm256_maskstore_ps(p, MHK__MASK(n), v)
+#define MHK__FROM(v, w, d) \
+  _mm256_blendv_ps(v, w, _mm256_castsi256_ps(_mm256_cmpgt_epi32(_mm256_set1_epi32((int)(d)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7))))
 #define MHK__POWER2(n) _mm256_castsi256_ps(_mm256_add_epi32(_mm256_slli_epi32(_mm256_castps_si256(n), 23), _mm256_set1_epi32(0x3F800000)))
 #endif
 #define MHK__MR 6
+#define MHK__TALL 6
 #define MHK__HALF 4 /* rows of the smaller register tile, for what is left at the end */
 #define MHK__NV 2
 #elif MHK__PASS == 3
@@ -1766,12 +1803,14 @@ static mhk_index mhk__conv_work(mhk_index W) { return (2 * W + 4) * MHK__CONV_BL
   _mm512_castsi512_ps(_mm512_maskz_slli_epi32( \
       (__mmask16)0xFFFF, _mm512_maskz_cvtepu16_epi32((__mmask16)0xFFFF, _mm256_loadu_si256((const __m256i *)(const void *)(p))), 16))
 #define MHK__MASK(n) ((__mmask16)((1u << (n)) - 1u))
+#define MHK__FROM(v, w, d) _mm512_mask_mov_ps(w, (__mmask16)((d) <= 0 ? 0xFFFFu : (d) >= 16 ? 0u : 0xFFFFu << (d)), v)
 #define MHK__LOAD_FIRST(p, n) _mm512_maskz_loadu_ps(MHK__MASK(n), p)
 #define MHK__STORE_FIRST(p, v, n) _mm512_mask_storeu_ps(p, MHK__MASK(n), v)
 #define MHK__POWER2(n) \
   _mm512_castsi512_ps(_mm512_add_epi32(_mm512_maskz_slli_epi32((__mmask16)0xFFFF, _mm512_castps_si512(n), 23), _mm512_set1_epi32(0x3F800000)))
 #endif
 #define MHK__MR 14
+#define MHK__TALL 8
 #define MHK__HALF 8
 #define MHK__NV 2
 #elif MHK__PASS == 4
@@ -1793,9 +1832,12 @@ static mhk_index mhk__conv_work(mhk_index W) { return (2 * W + 4) * MHK__CONV_BL
 #define MHK__MAX(a, b) vmaxq_f32(a, b)
 #define MHK__MIN(a, b) vminq_f32(a, b)
 #define MHK__LOAD_BF16(p) vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p), 16))
+#define MHK__FROM(v, w, d) \
+  vbslq_f32(vcgtq_s32(vdupq_n_s32((int32_t)(d)), vcombine_s32(vcreate_s32(0x0000000100000000u), vcreate_s32(0x0000000300000002u))), w, v)
 #define MHK__POWER2(n) vreinterpretq_f32_u32(vaddq_u32(vshlq_n_u32(vreinterpretq_u32_f32(n), 23), vdupq_n_u32(0x3F800000u)))
 #endif
 #define MHK__MR 8
+#define MHK__TALL 8
 #define MHK__HALF 4
 #define MHK__NV 2 /* MHK__TILE must be a multiple of MHK__NR */
 #elif MHK__PASS == 5
@@ -1811,10 +1853,12 @@ typedef float MHK__N(mhk__vector) __attribute__((vector_size(16)));
 #define MHK__FMA(a, b, c) ((a) * (b) + (c))
 #define MHK__MAX(a, b) ((MHK__V)wasm_f32x4_max((v128_t)(a), (v128_t)(b)))
 #define MHK__MIN(a, b) ((MHK__V)wasm_f32x4_min((v128_t)(a), (v128_t)(b)))
+#define MHK__FROM(v, w, d) ((MHK__V)wasm_v128_bitselect((v128_t)(w), (v128_t)(v), wasm_i32x4_gt(wasm_i32x4_splat((int)(d)), wasm_i32x4_make(0, 1, 2, 3))))
 #define MHK__POWER2(n) ((MHK__V)wasm_i32x4_add(wasm_i32x4_shl((v128_t)(n), 23), wasm_i32x4_splat(0x3F800000)))
 #define MHK__MR 4
 #define MHK__HALF 2
 #define MHK__NV 2
+#define MHK__TALL 6
 #endif
 #define MHK__NR (MHK__NV * MHK__W)
 #if MHK__TILE % (MHK__NV * MHK__W) != 0
@@ -1837,6 +1881,19 @@ static inline void MHK__N(mhk__store_first)(mhk_real *p, MHK__V v, mhk_index n) 
 }
 #define MHK__LOAD_FIRST(p, n) MHK__N(mhk__load_first)(p, n)
 #define MHK__STORE_FIRST(p, v, n) MHK__N(mhk__store_first)(p, v, n)
+#endif
+
+/* lanes d and up of v, those below of w */
+#ifndef MHK__FROM
+static inline MHK__V MHK__N(mhk__from)(MHK__V v, MHK__V w, mhk_index d) {
+  mhk_real a[MHK__W], b[MHK__W];
+  mhk_index i;
+  MHK__STORE(a, v);
+  MHK__STORE(b, w);
+  for (i = 0; i < MHK__W && i < d; i++) a[i] = b[i];
+  return MHK__LOAD(a);
+}
+#define MHK__FROM(v, w, d) MHK__N(mhk__from)(v, w, d)
 #endif
 
 static inline mhk_real MHK__N(mhk__hsum)(MHK__V v) {
@@ -2143,6 +2200,216 @@ static void MHK__N(mhk__product_of)(mhk_index m, mhk_index n, mhk_index k, const
 
 static void MHK__N(mhk__product)(mhk_index m, mhk_index n, mhk_index k, const mhk_real *a, const mhk_real *b, mhk_real *c, mhk_index ldc, int accumulate) {
   MHK__N(mhk__product_of)(m, n, k, a, b, c, ldc, accumulate, mhk__whole);
+}
+
+/* ---- products of operands that need no packing (mhk__block) ---- */
+
+/* MHK__TALL rows by two vectors of sums, or by one. Named variables, as above. */
+#define MHK__SUM2(i) MHK__V s##i##a = zero, s##i##b = zero;
+#define MHK__TAKE2(i) s##i##a = MHK__LOAD(from + (i) * ldc); s##i##b = MHK__LOAD(from + (i) * ldc + MHK__W);
+#define MHK__TIMES2(i) x = MHK__SET(f[(i) * fs]); s##i##a = s##i##a * x; s##i##b = s##i##b * x;
+#define MHK__GO2(i) x = MHK__SET(a[i]); s##i##a = MHK__FMA(x, ba, s##i##a); s##i##b = MHK__FMA(x, bb, s##i##b);
+#define MHK__PUT2(i) MHK__STORE(c + (i) * ldc, s##i##a); MHK__STORE(c + (i) * ldc + MHK__W, s##i##b);
+#define MHK__B2 ba = MHK__LOAD(b); bb = MHK__LOAD(b + MHK__W);
+#define MHK__SUM1(i) MHK__V s##i##a = zero;
+#define MHK__TAKE1(i) s##i##a = MHK__LOAD(from + (i) * ldc);
+#define MHK__TIMES1(i) s##i##a = s##i##a * MHK__SET(f[(i) * fs]);
+#define MHK__GO1(i) s##i##a = MHK__FMA(MHK__SET(a[i]), ba, s##i##a);
+#define MHK__PUT1(i) MHK__STORE(c + (i) * ldc, s##i##a);
+#define MHK__B1 ba = MHK__LOAD(b);
+/* k: the range of the second product */
+#define MHK__BLOCK_OF(name, rows, v, VARS) \
+  static void MHK__N(name)(const mhk__block *p, mhk_index i, mhk_index j, mhk_index k0, mhk_index k1) { \
+    const MHK__V zero = MHK__SET(MHK__R(0)); \
+    const mhk_index lda = p->lda, ldb = p->ldb, ldc = p->ldc; \
+    const mhk_real *MHK__RESTRICT a, *MHK__RESTRICT b; \
+    mhk_real *c = p->c + i * ldc + j; \
+    mhk_index k; \
+    VARS; \
+    MHK__EACH(rows, MHK__JOIN(MHK__SUM, v)) \
+    if (p->c0) { \
+      const mhk_real *from = p->c0 + i * ldc + j; \
+      MHK__EACH(rows, MHK__JOIN(MHK__TAKE, v)) \
+    } \
+    if (p->a1) \
+      for (k = p->k1, a = p->a1 + i, b = p->b1 + j; k > 0; k--, a += lda, b += ldb) { \
+        MHK__JOIN(MHK__B, v) \
+        MHK__EACH(rows, MHK__JOIN(MHK__GO, v)) \
+      } \
+    if (p->f) { \
+      const mhk_index fs = p->fs; \
+      const mhk_real *f = p->f + i * fs; \
+      MHK__EACH(rows, MHK__JOIN(MHK__TIMES, v)) \
+    } \
+    for (k = k1 - k0, a = p->a2 + k0 * lda + i, b = p->b2 + k0 * ldb + j; k > 0; k--, a += lda, b += ldb) { \
+      MHK__JOIN(MHK__B, v) \
+      MHK__EACH(rows, MHK__JOIN(MHK__GO, v)) \
+    } \
+    MHK__EACH(rows, MHK__JOIN(MHK__PUT, v)) \
+  }
+#define MHK__VARS2 MHK__V x, ba, bb
+#define MHK__VARS1 MHK__V ba
+MHK__BLOCK_OF(mhk__block_tall2, MHK__TALL, 2, MHK__VARS2)
+MHK__BLOCK_OF(mhk__block_tall1, MHK__TALL, 1, MHK__VARS1)
+MHK__BLOCK_OF(mhk__block_low2, 4, 2, MHK__VARS2)
+MHK__BLOCK_OF(mhk__block_low1, 4, 1, MHK__VARS1)
+
+#if (defined(__GNUC__) || defined(__clang__)) && MHK__PASS != 1 && MHK__PASS != 5
+#define MHK__FETCH(p) __builtin_prefetch(p, 0, 2)
+#else
+#define MHK__FETCH(p) ((void)(p))
+#endif
+static void MHK__N(mhk__fetch)(mhk__ahead *a, mhk_index rows) {
+  for (; rows > 0 && a->now < a->parts; rows--) {
+    const mhk_real *at = a->part[a->now].at;
+    mhk_index j;
+    for (j = 0; j < a->part[a->now].w; j += 64 / (mhk_index)sizeof(mhk_real)) MHK__FETCH(at + j);
+    a->part[a->now].at = at + a->part[a->now].ld;
+    if (--a->part[a->now].rows == 0) a->now++;
+  }
+}
+
+/* m rows of whole vectors that hold n columns */
+static void MHK__N(mhk__blocks)(const mhk__block *p, mhk_index m, mhk_index n, int part) {
+  mhk_index i, j, tall;
+  for (i = 0; i < m; i += tall ? MHK__TALL : 4) {
+    mhk_index first = 0, last = n, from = 0, to = p->a2 ? p->k2 : 0;
+    tall = m - i >= MHK__TALL ? m - i != 8 || MHK__TALL == 8 : m - i > 4;
+    if (part == mhk__lower_c) last = mhk__min(n, i + (tall ? MHK__TALL : 4));
+    if (part == mhk__upper_c) first = i / MHK__W * MHK__W;
+    if (part == mhk__lower_a) to = mhk__min(to, i + (tall ? MHK__TALL : 4));
+    if (part == mhk__upper_a) from = i;
+    if (p->ahead) MHK__N(mhk__fetch)(p->ahead, 16); /* more would fill the queue of misses, fewer come too late */
+    for (j = first; j + MHK__W < last; j += 2 * MHK__W)
+      if (tall)
+        MHK__N(mhk__block_tall2)(p, i, j, from, to);
+      else
+        MHK__N(mhk__block_low2)(p, i, j, from, to);
+    if (j < last) {
+      if (tall)
+        MHK__N(mhk__block_tall1)(p, i, j, from, to);
+      else
+        MHK__N(mhk__block_low1)(p, i, j, from, to);
+    }
+  }
+}
+
+/* n rows of w numbers, ld apart, to rows of MHK__LD(w), each times its factor if there are any; the padding becomes zero */
+static void MHK__N(mhk__rows_in)(mhk_index n, mhk_index w, const mhk_real *src, mhk_index ld, const mhk_real *f, mhk_real *dst) {
+  mhk_index i, j;
+  for (i = 0; i < n; i++, src += ld) {
+    const MHK__V x = MHK__SET(f ? f[i] : MHK__R(1));
+    for (j = 0; j + MHK__W <= w; j += MHK__W, dst += MHK__W) MHK__STORE(dst, MHK__LOAD(src + j) * x);
+    if (j < w) {
+      MHK__STORE(dst, MHK__LOAD_FIRST(src + j, w - j) * x);
+      j += MHK__W;
+      dst += MHK__W;
+    }
+    for (; j < MHK__LD(w); j += MHK__W, dst += MHK__W) MHK__STORE(dst, MHK__SET(MHK__R(0)));
+  }
+}
+
+/* the same turned: w rows of MHK__LD(n) */
+static void MHK__N(mhk__turned_in)(mhk_index n, mhk_index w, const mhk_real *src, mhk_index ld, mhk_real *dst) {
+  const mhk_index wide = MHK__LD(n);
+  mhk_index i, j = 0;
+#ifdef MHK__TRANSPOSES
+  for (i = 0; i < wide; i += MHK__W)
+    for (j = 0; j + MHK__W <= w; j += MHK__W) MHK__N(mhk__transpose)(src + i * ld + j, ld, n - i, dst + j * wide + i, wide, MHK__W);
+#endif
+  for (; j < w; j++) {
+    for (i = 0; i < n; i++) dst[j * wide + i] = src[i * ld + j];
+    for (; i < wide; i++) dst[j * wide + i] = 0;
+  }
+}
+
+/* n padded rows of w numbers, turned: to w rows of n */
+static void MHK__N(mhk__turned_out)(mhk_index n, mhk_index w, const mhk_real *src, mhk_real *dst) {
+  const mhk_index ld = MHK__LD(w);
+  mhk_index i = 0, j;
+#ifdef MHK__TRANSPOSES
+  for (; i + MHK__W <= n; i += MHK__W) {
+    for (j = 0; j + MHK__W <= w; j += MHK__W) MHK__N(mhk__transpose)(src + i * ld + j, ld, MHK__W, dst + j * n + i, n, MHK__W);
+    for (; j < w; j++) {
+      mhk_index l;
+      for (l = i; l < i + MHK__W; l++) dst[j * n + l] = src[l * ld + j];
+    }
+  }
+#endif
+  for (; i < n; i++)
+    for (j = 0; j < w; j++) dst[j * n + i] = src[i * ld + j];
+}
+
+/* n padded rows of w numbers to rows ld apart, added to what is there or not: row i of src times f[i], or plus f[i] times row i of plus */
+static void MHK__N(mhk__rows_out)(mhk_index n, mhk_index w, const mhk_real *src, const mhk_real *f, const mhk_real *plus, mhk_real *dst, mhk_index ld,
+                                int add) {
+  mhk_index i, j;
+  for (i = 0; i < n; i++, src += MHK__LD(w), dst += ld) {
+    const MHK__V x = MHK__SET(f ? f[i] : MHK__R(1));
+    for (j = 0; j < w; j += MHK__W) {
+      MHK__V v = MHK__LOAD(src + j);
+      if (plus)
+        v = MHK__FMA(x, MHK__LOAD(plus + i * MHK__LD(w) + j), v);
+      else
+        v = v * x;
+      if (add) v = v + MHK__LOADN(dst + j, w - j);
+      MHK__STOREN(dst + j, v, w - j);
+    }
+  }
+}
+
+/* one square of MHK__W, turned */
+static inline void MHK__N(mhk__turn_tile)(const mhk_real *src, mhk_index ld, mhk_real *dst, mhk_index wide) {
+#ifdef MHK__TRANSPOSES
+  MHK__N(mhk__transpose)(src, ld, MHK__W, dst, wide, MHK__W);
+#else
+  mhk_index i, j;
+  for (i = 0; i < MHK__W; i++)
+    for (j = 0; j < MHK__W; j++) dst[j * wide + i] = src[i * ld + j];
+#endif
+}
+
+static inline mhk_real MHK__N(mhk__dot)(mhk_index n, const mhk_real *x, const mhk_real *y) {
+  MHK__V sum = MHK__SET(MHK__R(0));
+  mhk_real rest = 0;
+  mhk_index i;
+  for (i = 0; i + MHK__W <= n; i += MHK__W) sum = MHK__FMA(MHK__LOAD(x + i), MHK__LOAD(y + i), sum);
+  for (; i < n; i++) rest += x[i] * y[i];
+  return MHK__N(mhk__hsum)(sum) + rest;
+}
+
+/* out[i] = sum over j of x_ij y_ij (- u_ij v_ij if u), all rows padded with zeros */
+static void MHK__N(mhk__row_dots)(mhk_index n, mhk_index w, const mhk_real *x, const mhk_real *y, const mhk_real *u, const mhk_real *v, mhk_real *out) {
+  mhk_real part[MHK__W * MHK__W];
+  mhk_index i, j, l;
+  for (i = 0; i < n; i += MHK__W) {
+    const mhk_index rows = mhk__min(MHK__W, n - i);
+    MHK__V sum;
+    for (l = 0; l < rows; l++) {
+      sum = MHK__SET(MHK__R(0));
+      for (j = 0; j < w; j += MHK__W) {
+        const mhk_index at = (i + l) * MHK__LD(w) + j;
+        sum = MHK__FMA(MHK__LOAD(x + at), MHK__LOAD(y + at), sum);
+        if (u) sum = sum - MHK__LOAD(u + at) * MHK__LOAD(v + at);
+      }
+      MHK__STORE(part + l * MHK__W, sum);
+    }
+#ifdef MHK__TRANSPOSES
+    {
+      mhk_real turned[MHK__W * MHK__W];
+      MHK__N(mhk__transpose)(part, MHK__W, rows, turned, MHK__W, MHK__W);
+      sum = MHK__LOAD(turned);
+      for (l = 1; l < MHK__W; l++) sum = sum + MHK__LOAD(turned + l * MHK__W);
+      MHK__STOREN(out + i, sum, rows);
+    }
+#else
+    for (l = 0; l < rows; l++) {
+      mhk_real total = 0;
+      for (j = 0; j < MHK__W; j++) total += part[l * MHK__W + j];
+      out[i + l] = total;
+    }
+#endif
+  }
 }
 
 /* gelu_new(x) = x sigmoid(2u), u = sqrt(2/pi) (x + 0.044715 x^3): the tanh form without its cancellation */
@@ -2701,17 +2968,60 @@ static void MHK__N(mhk__attention_back)(const mhk__attention_args *a, mhk_index 
 
 /* ---- SSD ---- */
 
-/* decay[t][s] = exp(cum_t - cum_s) for s <= t inside the document, else 0. Sums and differences in double: after a strong decay a float sum has no digits left
-   for the weak ones that follow. */
-static void MHK__N(mhk__decay_tile)(mhk_index n, const double *cum, const mhk_index *start, mhk_index t0, mhk_real *decay, mhk_index ld) {
-  mhk_index t, s;
-  for (t = 0; t < n; t++) {
-    const mhk_index from = start && start[t] > t0 ? start[t] - t0 : 0;
-    mhk_real *row = decay + t * ld;
-    for (s = 0; s < from; s++) row[s] = 0;
-    for (s = from; s <= t; s++) row[s] = MHK__R(cum[t] - cum[s]);
-    MHK__N(mhk__row_exp)(t + 1 - from, row + from, MHK__R(1), 0, row + from);
-    for (s = t + 1; s < n; s++) row[s] = 0;
+/* decay[t][s] = exp(cum_t - cum_s) for s <= t inside the document, else 0, in rows of ld; turned: [s][t]. Rows are written as far as any register tile of the
+   triangle reaches. Sums and differences in double: after a strong decay a float sum has no digits left for the weak ones that follow. Where
+   the tile spans less than e^60 the exponentials factor into one number a token, exp(cum_t) and exp(-cum_s) around cum_0, each with the float rounding of its
+   argument put right: 2 n exponentials in place of n * n / 2, and as exact. */
+static void MHK__N(mhk__decay_tile)(mhk_index n, const double *cum, const mhk_index *start, mhk_index t0, int turned, mhk_real *hold, mhk_real *decay,
+                                    mhk_index ld) {
+  const MHK__V zero = MHK__SET(MHK__R(0));
+  const mhk_index wide = MHK__LD(n);
+  mhk_real *row = hold, *lane = hold + wide;
+  double least = cum[0], most = cum[0];
+  mhk_index i, j;
+  int near;
+  for (i = 1; i < n; i++) {
+    least = cum[i] < least ? cum[i] : least;
+    most = cum[i] > most ? cum[i] : most;
+  }
+  near = most - least < 60;
+  if (near) {
+    for (i = 0; i < n; i++) {
+      const double x = cum[i] - cum[0];
+      row[i] = MHK__R(x);
+      lane[i] = MHK__R(x - (double)row[i]);
+    }
+    for (; i < wide; i++) row[i] = lane[i] = 0;
+    for (i = 0; i < wide; i += MHK__W) {
+      const MHK__V x = MHK__LOAD(row + i), rest = MHK__LOAD(lane + i), up = MHK__N(mhk__vexp)(x), down = MHK__N(mhk__vexp)(zero - x);
+      const MHK__V grow = MHK__FMA(up, rest, up), fall = MHK__FMA(zero - down, rest, down);
+      MHK__STORE((turned ? lane : row) + i, grow);
+      MHK__STORE((turned ? row : lane) + i, fall);
+    }
+  }
+  for (i = 0; i < n; i++, decay += ld) {
+    const mhk_index first = turned ? mhk__max(0, i - MHK__OVER + 1) / MHK__W * MHK__W : 0, last = turned ? n : mhk__min(n, i + MHK__OVER);
+    const MHK__V x = MHK__SET(near ? row[i] : MHK__R(0));
+    if (!near)
+      for (j = first; j < last; j++) lane[j] = MHK__R(turned ? cum[j] - cum[i] : cum[i] - cum[j]);
+    for (j = first; j < last; j += MHK__W) {
+      MHK__V v = MHK__LOAD(lane + j);
+      if (near)
+        v = x * v;
+      else
+        v = MHK__N(mhk__vexp)(v);
+      if (turned)
+        v = MHK__FROM(v, zero, i - j);
+      else
+        v = MHK__FROM(zero, v, i + 1 - j);
+      MHK__STORE(decay + j, v);
+    }
+    decay[i] = 1;
+    if (start && !turned)
+      for (j = 0; j < start[i] - t0; j++) decay[j] = 0;
+    if (start && turned)
+      for (j = i + 1; j < n; j++)
+        if (start[j] - t0 > i) decay[j] = 0;
   }
 }
 
@@ -2731,71 +3041,97 @@ static void MHK__N(mhk__decay_edges)(mhk_index n, const double *cum, const mhk_i
   }
 }
 
-/* row i of a packed left operand times f[i] */
-static void MHK__N(mhk__scale_packed)(mhk_real *MHK__RESTRICT dst, mhk_index rows, mhk_index k, const mhk_real *f) {
-  mhk_index p, i, j;
-  for (p = 0; p < rows; p += MHK__MR, dst += MHK__MR * k) {
-    mhk_real each[MHK__MR];
-    for (i = 0; i < MHK__MR; i++) each[i] = p + i < rows ? f[p + i] : 0;
-    for (j = 0; j < k; j++)
-      for (i = 0; i < MHK__MR; i++) dst[j * MHK__MR + i] *= each[i];
-  }
-}
-
-/* to (cols,rows) = from (rows,cols)^T, or zeros */
-static void MHK__N(mhk__turn)(mhk_index rows, mhk_index cols, const mhk_real *from, mhk_real *to) {
-  mhk_index i, j;
-  for (j = 0; j < cols; j++)
-    for (i = 0; i < rows; i++) to[j * rows + i] = from ? from[i * cols + j] : 0;
-}
-
-/* The state is kept turned, (N,P): then only C, B and the chunk's own matrix need packing across their rows. */
-static void MHK__N(mhk__ssd)(const mhk__ssd_args *a, mhk_index b, mhk_index h, mhk_real *work) {
-  const mhk_index T = a->T, P = a->P, N = a->N, Q = a->Q, g = h / (a->H / a->G), ldx = a->H * P, ldb = a->G * N, chunks = (T + Q - 1) / Q;
-  const mhk_index q = mhk__padded(Q), wide_n = mhk__padded(N), wide_p = mhk__padded(P);
-  const mhk_real *x = a->x + (b * T * a->H + h) * P, *bm = a->b + (b * T * a->G + g) * N, *cm = a->c + (b * T * a->G + g) * N;
-  const mhk_real *la = a->log_a + b * T * a->H + h;
+/* Chunk by chunk, the heads of one task in turn: their rows lie side by side, and heads of one B/C group share what is made of B and C.
+   The state is kept turned, (N,P), as the right operand it is. G = C B^T is made turned too, which makes it the left operand of G x. */
+static void MHK__N(mhk__ssd)(const mhk__ssd_args *a, mhk_index b, mhk_index task, mhk_real *work) {
+  const mhk_index T = a->T, P = a->P, N = a->N, Q = a->Q, group = a->H / a->G, ldx = a->H * P, ldb = a->G * N, chunks = (T + Q - 1) / Q;
+  const mhk_index q = MHK__LD(Q), wide_n = MHK__LD(N), wide_p = MHK__LD(P), first = task * a->span, last = mhk__min(a->H, first + a->span);
   const mhk_index *start = a->start ? a->start + b * T : NULL;
-  mhk_real *y = a->y + (b * T * a->H + h) * P;
   double *cum = (double *)work;
-  mhk_real *decay = work + 2 * Q, *s = decay + Q * Q, *left = s + Q * Q, *pc = left + q * mhk__max(Q, N), *pb = pc + q * N, *px = pb + q * N;
-  mhk_real *ps = px + Q * wide_p, *pw = ps + N * wide_p, *state = pw + wide_n * Q, *carry = state + N * P, *tail = carry + Q;
-  mhk_index c, t, i;
-  MHK__N(mhk__turn)(P, N, a->initial ? a->initial + (b * a->H + h) * P * N : NULL, state);
-  for (c = 0; c < chunks; c++) {
-    const mhk_index t0 = c * Q, n = T - t0 < Q ? T - t0 : Q;
-    const mhk_index *st = start ? start + t0 : NULL;
-    double sum = 0;
-    for (t = 0; t < n; t++) cum[t] = sum += (double)la[(t0 + t) * a->H];
-    MHK__N(mhk__decay_tile)(n, cum, st, t0, decay, Q);
-    MHK__N(mhk__decay_edges)(n, cum, st, t0, carry, tail);
-    if (a->states) memcpy(a->states + ((b * a->H + h) * chunks + c) * P * N, state, (size_t)(P * N) * sizeof(mhk_real));
-    /* inside the chunk: y = (C B^T o decay) x */
-    MHK__N(mhk__pack_by)(pc, MHK__MR, n, N, cm + t0 * ldb, ldb, 1, NULL);
-    MHK__N(mhk__pack_by)(pb, MHK__NR, n, N, bm + t0 * ldb, ldb, 1, NULL);
-    MHK__N(mhk__pack_by)(px, MHK__NR, P, n, x + t0 * ldx, 1, ldx, NULL);
-    MHK__N(mhk__product_of)(n, n, N, pc, pb, s, Q, 0, mhk__lower_c);
-    for (t = 0; t < n; t++) {
-      for (i = 0; i <= t; i++) s[t * Q + i] *= decay[t * Q + i];
-      for (; i < n; i++) s[t * Q + i] = 0;
-    }
-    MHK__N(mhk__pack_by)(left, MHK__MR, n, n, s, Q, 1, NULL);
-    MHK__N(mhk__product_of)(n, P, n, left, px, y + t0 * ldx, ldx, 0, mhk__lower_a);
-    /* from before the chunk: y += carry C state */
-    if (c > 0 || a->initial) {
-      MHK__N(mhk__scale_packed)(pc, n, N, carry);
-      MHK__N(mhk__pack_by)(ps, MHK__NR, P, N, state, 1, P, NULL);
-      MHK__N(mhk__product)(n, P, N, pc, ps, y + t0 * ldx, ldx, 1);
-    }
-    /* the state after it: carry_last state + (tail B)^T x */
-    for (i = 0; i < P * N; i++) state[i] *= carry[n - 1];
-    MHK__N(mhk__pack_by)(pw, MHK__MR, N, n, bm + t0 * ldb, 1, ldb, tail);
-    MHK__N(mhk__product)(N, P, n, pw, px, state, P, 1);
-    if (a->d)
-      for (t = t0; t < t0 + n; t++)
-        for (i = 0; i < P; i++) y[t * ldx + i] += a->d[h] * x[t * ldx + i];
+  mhk_real *carry = work + 2 * q, *tail = carry + q, *hold = tail + q, *ct = hold + 2 * q, *bt = ct + N * q + MHK__OVER, *cb = bt + N * q + MHK__OVER;
+  mhk_real *s = cb + (Q + MHK__OVER) * q, *bs = s + (Q + MHK__OVER) * q, *xr = bs + Q * wide_n + MHK__OVER, *yr = xr + Q * wide_p;
+  mhk_real *states = yr + (Q + MHK__OVER) * wide_p;
+  const mhk_index each = (N + MHK__OVER) * wide_p;
+  mhk_index c, h, t, i, j;
+  for (h = first; h < last; h++) {
+    mhk_real *state = states + (h - first) * each;
+    if (a->initial)
+      MHK__N(mhk__turned_in)(P, N, a->initial + (b * a->H + h) * P * N, N, state);
+    else
+      memset(state, 0, (size_t)(N * wide_p) * sizeof(mhk_real));
   }
-  MHK__N(mhk__turn)(N, P, state, a->final + (b * a->H + h) * P * N);
+  for (c = 0; c < chunks; c++) {
+    const mhk_index t0 = c * Q, n = T - t0 < Q ? T - t0 : Q, lda = MHK__LD(n);
+    mhk__block k;
+    memset(&k, 0, sizeof k);
+    for (h = first; h < last; h++) {
+      const mhk_index g = h / group;
+      const mhk_real *x = a->x + ((b * T + t0) * a->H + h) * P, *la = a->log_a + (b * T + t0) * a->H + h;
+      const mhk_real *bm = a->b + ((b * T + t0) * a->G + g) * N, *cm = a->c + ((b * T + t0) * a->G + g) * N;
+      mhk_real *state = states + (h - first) * each;
+      double sum = 0;
+      mhk__ahead ahead;
+      { /* the next head's rows, or the next chunk's */
+        const mhk_index h2 = h + 1 < last ? h + 1 : first, t2 = h + 1 < last ? t0 : t0 + Q, n2 = mhk__min(Q, T - t2), at = (b * T + t2) * a->H + h2;
+        ahead.parts = ahead.now = 0;
+        if (t2 > t0 || h2 % group == 0) {
+          mhk__look_ahead(&ahead, n2 > 0 ? a->c + ((b * T + t2) * a->G + h2 / group) * N : NULL, ldb, N, n2);
+          mhk__look_ahead(&ahead, n2 > 0 ? a->b + ((b * T + t2) * a->G + h2 / group) * N : NULL, ldb, N, n2);
+        }
+        mhk__look_ahead(&ahead, n2 > 0 ? a->x + at * P : NULL, ldx, P, n2);
+        mhk__look_ahead(&ahead, n2 > 0 ? a->y + at * P : NULL, ldx, P, n2);
+        k.ahead = &ahead;
+      }
+      for (t = 0; t < n; t++) cum[t] = sum += (double)la[t * a->H];
+      MHK__N(mhk__decay_tile)(n, cum, start ? start + t0 : NULL, t0, 1, hold, s, lda);
+      MHK__N(mhk__decay_edges)(n, cum, start ? start + t0 : NULL, t0, carry, tail);
+      if (h == first || h % group == 0) {
+        MHK__N(mhk__turned_in)(n, N, cm, ldb, ct);
+        MHK__N(mhk__turned_in)(n, N, bm, ldb, bt);
+        k.a1 = k.c0 = k.f = NULL;
+        k.a2 = bt;
+        k.b2 = ct;
+        k.k2 = N;
+        k.lda = k.ldb = k.ldc = lda;
+        k.c = cb;
+        MHK__N(mhk__blocks)(&k, n, n, mhk__upper_c);
+      }
+      MHK__N(mhk__rows_in)(n, P, x, ldx, NULL, xr);
+      MHK__N(mhk__rows_in)(n, N, bm, ldb, tail, bs);
+      for (i = 0; i < n; i++) {
+        for (j = i / MHK__W * MHK__W; j < n; j += MHK__W) MHK__STORE(s + i * lda + j, MHK__LOAD(s + i * lda + j) * MHK__LOAD(cb + i * lda + j));
+        if (a->d) s[i * lda + i] += a->d[h]; /* y_t += D x_t comes with the product */
+      }
+      if (a->states) { /* (P,N) */
+        mhk_real *to = a->states + ((b * a->H + h) * chunks + c) * P * N;
+        MHK__N(mhk__turned_out)(N, P, state, to);
+      }
+      /* y = carry C state + (C B^T o decay + D) x */
+      k.a1 = c > 0 || a->initial ? ct : NULL;
+      k.b1 = state;
+      k.k1 = N;
+      k.c0 = NULL;
+      k.f = carry;
+      k.fs = 1;
+      k.a2 = s;
+      k.b2 = xr;
+      k.k2 = n;
+      k.lda = lda;
+      k.ldb = k.ldc = wide_p;
+      k.c = yr;
+      MHK__N(mhk__blocks)(&k, n, P, mhk__lower_a);
+      MHK__N(mhk__rows_out)(n, P, yr, NULL, NULL, a->y + ((b * T + t0) * a->H + h) * P, ldx, 0);
+      /* the state after the chunk: carry_last state + (tail B)^T x */
+      k.a1 = NULL;
+      k.c0 = k.c = state;
+      k.f = carry + n - 1;
+      k.fs = 0;
+      k.a2 = bs;
+      k.lda = wide_n;
+      MHK__N(mhk__blocks)(&k, N, P, mhk__whole);
+    }
+  }
+  for (h = first; h < last; h++) MHK__N(mhk__turned_out)(N, P, states + (h - first) * each, a->final + (b * a->H + h) * P * N);
 }
 
 /* the recurrence itself, token by token */
@@ -2831,138 +3167,173 @@ static void MHK__N(mhk__ssd_step)(const mhk__ssd_args *a, mhk_index b, mhk_index
   }
 }
 
-/* Chunks from the last to the first, all heads of one B/C group. With S = C B^T o decay, h0 the state before the chunk, hQ after it:
-   dG = dy x^T, dx = S^T dy + tail (B dhQ^T), dC = (dG o decay) B + carry (dy h0), dB = (dG o decay)^T C + tail (x dhQ),
-   dh0 = carry_last dhQ + (carry dy)^T C, and each log-decay gathers the products that it scales. */
-static void MHK__N(mhk__ssd_back)(const mhk__ssd_args *a, mhk_index b, mhk_index g, mhk_real *work) {
+/* Chunks from the last to the first; the heads of one B/C group in turn. With L the decays, S = C B^T o L, h0 the state before the chunk, hQ after it:
+   dG = dy x^T o L, dx = (S + D)^T dy + tail B dhQ, dC = dG B + carry dy h0^T, dB = dG^T C + tail x dhQ^T, dh0 = carry_last dhQ + (carry C)^T dy.
+   exp(cum_t) only comes with C_t, exp(-cum_s) with B_s and exp(cum_last) with hQ: dcum_t = C_t dC_t - B_t dB_t, and dhQ . hQ for the last token. What a token
+   gives itself is in both and left out of both until the rows are written: a decay that nothing passes has the gradient 0. */
+static void MHK__N(mhk__ssd_back)(const mhk__ssd_args *a, mhk_index b, mhk_index task, mhk_real *work) {
   const mhk_index T = a->T, P = a->P, N = a->N, Q = a->Q, group = a->H / a->G, ldx = a->H * P, ldb = a->G * N, chunks = (T + Q - 1) / Q;
-  const mhk_index q = mhk__padded(Q), wide_n = mhk__padded(N), wide_p = mhk__padded(P);
-  const mhk_real *bm = a->b + (b * T * a->G + g) * N, *cm = a->c + (b * T * a->G + g) * N;
+  const mhk_index q = MHK__LD(Q), wide_n = MHK__LD(N), wide_p = MHK__LD(P), first = task * a->span, last = mhk__min(a->G, first + a->span);
   const mhk_index *start = a->start ? a->start + b * T : NULL;
   double *cum = (double *)work;
-  mhk_real *decay = work + 2 * Q, *s = decay + Q * Q, *dg = s + Q * Q, *left = dg + Q * Q, *pc = left + q * Q, *pdy = pc + q * N, *pt = pdy + q * P;
-  mhk_real *right = pt + q * mhk__max(N, P), *rb = right + mhk__max(q, mhk__max(wide_n, wide_p)) * mhk__max(N, P), *rc = rb + Q * wide_n;
-  mhk_real *rdy = rc + Q * wide_n, *pw = rdy + Q * wide_p, *sums = pw + wide_n * Q, *dstate = sums + Q * mhk__max(N, Q);
-  mhk_real *carry = dstate + N * P, *tail = carry + Q, *dcum = tail + Q;
-  mhk_index h, c, t, i;
-  for (h = g * group; h < (g + 1) * group; h++) {
-    const mhk_real *x = a->x + (b * T * a->H + h) * P, *dy = a->dy + (b * T * a->H + h) * P, *la = a->log_a + b * T * a->H + h;
-    double dd = 0;
-    MHK__N(mhk__turn)(P, N, a->dfinal ? a->dfinal + (b * a->H + h) * P * N : NULL, dstate);
-    for (c = chunks - 1; c >= 0; c--) {
-      const mhk_index t0 = c * Q, n = T - t0 < Q ? T - t0 : Q;
-      const mhk_index *st = start ? start + t0 : NULL;
-      const mhk_real *h0 = a->states + ((b * a->H + h) * chunks + c) * P * N, *xc = x + t0 * ldx, *dyc = dy + t0 * ldx;
-      const mhk_real *bc = bm + t0 * ldb, *cc = cm + t0 * ldb;
-      mhk_real *dx = a->dx ? a->dx + (b * T * a->H + h) * P + t0 * ldx : NULL;
-      mhk_real *db = a->db ? a->db + (b * T * a->G + g) * N + t0 * ldb : NULL, *dc = a->dc ? a->dc + (b * T * a->G + g) * N + t0 * ldb : NULL;
-      const int before = c > 0 || a->initial != NULL, after = c < chunks - 1 || a->dfinal != NULL;
-      double sum = 0, last = 0;
-      for (t = 0; t < n; t++) cum[t] = sum += (double)la[(t0 + t) * a->H];
-      MHK__N(mhk__decay_tile)(n, cum, st, t0, decay, Q);
-      MHK__N(mhk__decay_edges)(n, cum, st, t0, carry, tail);
-      for (t = 0; t < n; t++) dcum[t] = 0;
-      MHK__N(mhk__pack_by)(pc, MHK__MR, n, N, cc, ldb, 1, NULL);
-      MHK__N(mhk__pack_by)(right, MHK__NR, n, N, bc, ldb, 1, NULL);
-      MHK__N(mhk__product_of)(n, n, N, pc, right, s, Q, 0, mhk__lower_c);
-      MHK__N(mhk__pack_by)(pdy, MHK__MR, n, P, dyc, ldx, 1, NULL);
-      MHK__N(mhk__pack_by)(right, MHK__NR, n, P, xc, ldx, 1, NULL);
-      MHK__N(mhk__product_of)(n, n, P, pdy, right, dg, Q, 0, mhk__lower_c);
-      for (t = 0; t < n; t++) {
-        mhk_real *MHK__RESTRICT srow = s + t * Q, *MHK__RESTRICT drow = dg + t * Q, *MHK__RESTRICT r = sums, row = 0;
-        const mhk_real *MHK__RESTRICT l = decay + t * Q;
-        for (i = 0; i <= t; i++) {
-          const mhk_real w = srow[i] * l[i], d = drow[i];
-          srow[i] = w;
-          drow[i] = d * l[i];
-          r[i] = w * d;
-          dcum[i] -= r[i];
-        }
-        for (i = 0; i <= t; i++) row += r[i];
-        for (; i < n; i++) srow[i] = drow[i] = 0;
-        dcum[t] += row;
-      }
-      MHK__N(mhk__pack_by)(rdy, MHK__NR, P, n, dyc, 1, ldx, NULL);
-      if (dx) {
-        MHK__N(mhk__pack_by)(left, MHK__MR, n, n, s, 1, Q, NULL);
-        MHK__N(mhk__product_of)(n, P, n, left, rdy, dx, ldx, 1, mhk__upper_a);
-      }
-      if (dc) {
-        MHK__N(mhk__pack_by)(left, MHK__MR, n, n, dg, Q, 1, NULL);
-        MHK__N(mhk__pack_by)(rb, MHK__NR, N, n, bc, 1, ldb, NULL);
-        MHK__N(mhk__product_of)(n, N, n, left, rb, dc, ldb, 1, mhk__lower_a);
-      }
-      if (db) {
-        MHK__N(mhk__pack_by)(left, MHK__MR, n, n, dg, 1, Q, NULL);
-        MHK__N(mhk__pack_by)(rc, MHK__NR, N, n, cc, 1, ldb, NULL);
-        MHK__N(mhk__product_of)(n, N, n, left, rc, db, ldb, 1, mhk__upper_a);
-      }
-      if (after) { /* through the state after the chunk */
-        MHK__N(mhk__pack_by)(pt, MHK__MR, n, P, xc, ldx, 1, NULL);
-        MHK__N(mhk__pack_by)(right, MHK__NR, N, P, dstate, P, 1, NULL);
-        MHK__N(mhk__product)(n, N, P, pt, right, sums, N, 0);
-        for (t = 0; t < n; t++) {
-          mhk_real dot = 0;
-          for (i = 0; i < N; i++) {
-            sums[t * N + i] *= tail[t];
-            dot += sums[t * N + i] * bc[t * ldb + i];
-          }
-          dcum[t] -= dot;
-          last += (double)dot;
-          if (db)
-            for (i = 0; i < N; i++) db[t * ldb + i] += sums[t * N + i];
-        }
-        if (dx) {
-          MHK__N(mhk__pack_by)(pt, MHK__MR, n, N, bc, ldb, 1, NULL);
-          MHK__N(mhk__scale_packed)(pt, n, N, tail);
-          MHK__N(mhk__pack_by)(right, MHK__NR, P, N, dstate, 1, P, NULL);
-          MHK__N(mhk__product)(n, P, N, pt, right, dx, ldx, 1);
-        }
-        if (before) {
-          mhk_real dot = 0;
-          for (i = 0; i < P * N; i++) dot += h0[i] * dstate[i];
-          last += (double)(dot * carry[n - 1]);
-        }
-      }
-      for (i = 0; i < P * N; i++) dstate[i] *= carry[n - 1];
-      if (before) { /* through the state before it */
-        MHK__N(mhk__pack_by)(right, MHK__NR, N, P, h0, P, 1, NULL);
-        MHK__N(mhk__product)(n, N, P, pdy, right, sums, N, 0);
-        for (t = 0; t < n; t++) {
-          mhk_real dot = 0;
-          for (i = 0; i < N; i++) {
-            sums[t * N + i] *= carry[t];
-            dot += sums[t * N + i] * cc[t * ldb + i];
-          }
-          dcum[t] += dot;
-          if (dc)
-            for (i = 0; i < N; i++) dc[t * ldb + i] += sums[t * N + i];
-        }
-        MHK__N(mhk__pack_by)(pw, MHK__MR, N, n, cc, 1, ldb, carry);
-        MHK__N(mhk__product)(N, P, n, pw, rdy, dstate, P, 1);
-      }
-      dcum[n - 1] += MHK__R(last);
-      if (a->dlog_a) { /* log_a_r stands in every cum_t with t >= r */
-        double run = 0;
-        for (t = n - 1; t >= 0; t--) {
-          run += (double)dcum[t];
-          a->dlog_a[(b * T + t0 + t) * a->H + h] += MHK__R(run);
-        }
-      }
-      if (a->d)
-        for (t = 0; t < n; t++) {
-          mhk_real dot = 0;
-          for (i = 0; i < P; i++) dot += dyc[t * ldx + i] * xc[t * ldx + i];
-          dd += (double)dot;
-          if (dx)
-            for (i = 0; i < P; i++) dx[t * ldx + i] += a->d[h] * dyc[t * ldx + i];
-        }
-    }
-    if (a->dd) a->dd[b * a->H + h] = MHK__R(dd);
-    if (a->dinitial)
-      for (i = 0; i < P; i++)
-        for (t = 0; t < N; t++) a->dinitial[((b * a->H + h) * P + i) * N + t] += dstate[t * P + i];
+  mhk_real *carry = work + 2 * q, *tail = carry + q, *hold = tail + q, *ct = hold + 2 * q, *bt = ct + N * q + MHK__OVER, *dyt = bt + N * q + MHK__OVER;
+  mhk_real *xt = dyt + P * q + MHK__OVER, *br = xt + P * q + MHK__OVER, *cr = br + Q * wide_n, *cs = cr + Q * wide_n, *dyr = cs + Q * wide_n + MHK__OVER;
+  mhk_real *cb = dyr + Q * wide_p, *s = cb + (Q + MHK__OVER) * q, *dg = s + (Q + MHK__OVER) * q, *dgt = dg + (Q + MHK__OVER) * q;
+  mhk_real *ht = dgt + q * q + MHK__OVER, *dht = ht + P * wide_n, *dxr = dht + P * wide_n, *dbr = dxr + (Q + MHK__OVER) * wide_p;
+  mhk_real *dcr = dbr + (Q + MHK__OVER) * wide_n, *dcum = dcr + (Q + MHK__OVER) * wide_n, *same = dcum + q, *dstates = same + q;
+  const mhk_index each = (N + MHK__OVER) * wide_p;
+  mhk_index c, g, h, t, i, j;
+  for (h = first * group; h < last * group; h++) {
+    mhk_real *dstate = dstates + (h - first * group) * each;
+    if (a->dfinal)
+      MHK__N(mhk__turned_in)(P, N, a->dfinal + (b * a->H + h) * P * N, N, dstate);
+    else
+      memset(dstate, 0, (size_t)(N * wide_p) * sizeof(mhk_real));
+    if (a->dd) a->dd[b * a->H + h] = 0;
   }
+  for (c = chunks - 1; c >= 0; c--) {
+    const mhk_index t0 = c * Q, n = T - t0 < Q ? T - t0 : Q, lda = MHK__LD(n);
+    const int before = c > 0 || a->initial != NULL, after = c < chunks - 1 || a->dfinal != NULL;
+    mhk__block k;
+    memset(&k, 0, sizeof k);
+    for (g = first; g < last; g++) {
+      const mhk_index bc = ((b * T + t0) * a->G + g) * N;
+      MHK__N(mhk__turned_in)(n, N, a->c + bc, ldb, ct);
+      MHK__N(mhk__turned_in)(n, N, a->b + bc, ldb, bt);
+      MHK__N(mhk__rows_in)(n, N, a->c + bc, ldb, NULL, cr);
+      MHK__N(mhk__rows_in)(n, N, a->b + bc, ldb, NULL, br);
+      k.a1 = k.c0 = k.f = NULL;
+      k.a2 = ct;
+      k.b2 = bt;
+      k.k2 = N;
+      k.lda = k.ldb = k.ldc = lda;
+      k.c = cb;
+      MHK__N(mhk__blocks)(&k, n, n, mhk__lower_c);
+      for (h = g * group; h < (g + 1) * group; h++) {
+        const mhk_index xy = ((b * T + t0) * a->H + h) * P;
+        const mhk_real *la = a->log_a + (b * T + t0) * a->H + h, *after_h;
+        mhk_real *dstate = dstates + (h - first * group) * each;
+        double sum = 0, run = 0;
+        mhk__ahead ahead;
+        {
+          const mhk_index next = h + 1 < last * group, h2 = next ? h + 1 : first * group, t2 = next ? t0 : t0 - Q, n2 = t2 < 0 ? 0 : mhk__min(Q, T - t2);
+          const mhk_index at = ((b * T + t2) * a->H + h2) * P, gt = ((b * T + t2) * a->G + h2 / group) * N;
+          ahead.parts = ahead.now = 0;
+          if (n2 > 0 && (!next || h2 % group == 0)) {
+            mhk__look_ahead(&ahead, a->c + gt, ldb, N, n2);
+            mhk__look_ahead(&ahead, a->b + gt, ldb, N, n2);
+          }
+          if (n2 > 0) {
+            mhk__look_ahead(&ahead, a->dy + at, ldx, P, n2);
+            mhk__look_ahead(&ahead, a->x + at, ldx, P, n2);
+            mhk__look_ahead(&ahead, a->dx ? a->dx + at : NULL, ldx, P, n2);
+            mhk__look_ahead(&ahead, a->dc ? a->dc + gt : NULL, ldb, N, n2);
+            mhk__look_ahead(&ahead, a->db ? a->db + gt : NULL, ldb, N, n2);
+          }
+          k.ahead = &ahead;
+        }
+        for (t = 0; t < n; t++) cum[t] = sum += (double)la[t * a->H];
+        MHK__N(mhk__decay_tile)(n, cum, start ? start + t0 : NULL, t0, 0, hold, s, lda);
+        MHK__N(mhk__decay_edges)(n, cum, start ? start + t0 : NULL, t0, carry, tail);
+        MHK__N(mhk__turned_in)(n, P, a->dy + xy, ldx, dyt);
+        MHK__N(mhk__turned_in)(n, P, a->x + xy, ldx, xt);
+        MHK__N(mhk__rows_in)(n, P, a->dy + xy, ldx, NULL, dyr);
+        k.a1 = k.c0 = k.f = NULL;
+        k.a2 = dyt;
+        k.b2 = xt;
+        k.k2 = P;
+        k.lda = k.ldb = k.ldc = lda;
+        k.c = dg;
+        MHK__N(mhk__blocks)(&k, n, n, mhk__lower_c);
+        for (i = 0; i < n; i++) { /* to the end of the tile that row i belongs to */
+          for (j = 0; j < mhk__min(n, i + MHK__OVER); j += MHK__W) {
+            const MHK__V l = MHK__LOAD(s + i * lda + j);
+            MHK__STORE(s + i * lda + j, l * MHK__LOAD(cb + i * lda + j));
+            MHK__STORE(dg + i * lda + j, l * MHK__LOAD(dg + i * lda + j));
+          }
+          if (a->d) s[i * lda + i] += a->d[h];
+          same[i] = dg[i * lda + i];
+          dg[i * lda + i] = 0;
+          if (a->dd) a->dd[b * a->H + h] += same[i];
+        }
+        k.lda = lda;
+        if (a->dx) {
+          k.a1 = after ? bt : NULL;
+          k.b1 = dstate;
+          k.k1 = N;
+          k.f = tail;
+          k.fs = 1;
+          k.a2 = s;
+          k.b2 = dyr;
+          k.k2 = n;
+          k.ldb = k.ldc = wide_p;
+          k.c = dxr;
+          MHK__N(mhk__blocks)(&k, n, P, mhk__upper_a);
+          MHK__N(mhk__rows_out)(n, P, dxr, NULL, NULL, a->dx + xy, ldx, 1);
+        }
+        if (a->dc || a->db || a->dlog_a) {
+          for (i = 0; i < n; i += MHK__W) /* dG turned, as far as a tile's rows reach */
+            for (j = 0; j < mhk__min(n, i + MHK__W + (MHK__W % MHK__TALL ? MHK__OVER : 0)); j += MHK__W)
+              MHK__N(mhk__turn_tile)(dg + i * lda + j, lda, dgt + j * lda + i, lda);
+          k.a1 = before ? dyt : NULL;
+          if (before) MHK__N(mhk__rows_in)(P, N, a->states + ((b * a->H + h) * chunks + c) * P * N, N, NULL, ht);
+          k.b1 = ht;
+          k.k1 = P;
+          k.f = carry;
+          k.fs = 1;
+          k.a2 = dgt;
+          k.b2 = br;
+          k.k2 = n;
+          k.ldb = k.ldc = wide_n;
+          k.c = dcr;
+          MHK__N(mhk__blocks)(&k, n, N, mhk__lower_a);
+          k.a1 = after ? xt : NULL;
+          if (after) MHK__N(mhk__turned_in)(N, P, dstate, wide_p, dht);
+          k.b1 = dht;
+          k.f = tail;
+          k.a2 = dg;
+          k.b2 = cr;
+          k.c = dbr;
+          MHK__N(mhk__blocks)(&k, n, N, mhk__upper_a);
+          if (a->dc) MHK__N(mhk__rows_out)(n, N, dcr, same, br, a->dc + bc, ldb, 1);
+          if (a->db) MHK__N(mhk__rows_out)(n, N, dbr, same, cr, a->db + bc, ldb, 1);
+        }
+        if (a->dlog_a) { /* log_a_r stands in every cum_t with t >= r */
+          mhk_real *to = a->dlog_a + (b * T + t0) * a->H + h;
+          MHK__N(mhk__row_dots)(n, N, cr, dcr, br, dbr, dcum);
+          if (after) {
+            after_h = c + 1 < chunks ? a->states + ((b * a->H + h) * chunks + c + 1) * P * N : a->final + (b * a->H + h) * P * N;
+            for (i = 0; i < P; i++) run += (double)MHK__N(mhk__dot)(N, after_h + i * N, dht + i * wide_n);
+          }
+          for (t = n - 1; t >= 0; t--) {
+            run += (double)dcum[t];
+            to[t * a->H] += MHK__R(run);
+          }
+        }
+        if (before || a->dinitial) { /* c == 0 without an initial state: its gradient is not wanted */
+          MHK__N(mhk__rows_in)(n, N, a->c + bc, ldb, carry, cs);
+          k.a1 = NULL;
+          k.c0 = k.c = dstate;
+          k.f = carry + n - 1;
+          k.fs = 0;
+          k.a2 = cs;
+          k.lda = wide_n;
+          k.b2 = dyr;
+          k.k2 = n;
+          k.ldb = k.ldc = wide_p;
+          MHK__N(mhk__blocks)(&k, N, P, mhk__whole);
+          k.c0 = NULL;
+          k.lda = lda;
+        }
+      }
+    }
+  }
+  if (a->dinitial)
+    for (h = first * group; h < last * group; h++) {
+      const mhk_real *dstate = dstates + (h - first * group) * each;
+      for (i = 0; i < P; i++)
+        for (t = 0; t < N; t++) a->dinitial[((b * a->H + h) * P + i) * N + t] += dstate[t * wide_p + i];
+    }
 }
 
 /* ---- the stage-1 loss ---- */
@@ -2979,7 +3350,8 @@ static void MHK__N(mhk__two_tiles)(const mhk__orientation_args *a, mhk_index h, 
   MHK__N(mhk__product)(rows, cols, a->N, pc, bcol, s, K, 0);
   MHK__N(mhk__product)(rows, cols, a->PT, pq, kcol, p, K, 0);
   if (i0 == j0) {
-    MHK__N(mhk__decay_tile)(rows, cum + i0, start ? start + i0 : NULL, i0, decay, K);
+    mhk_real hold[2 * MHK__TILE];
+    MHK__N(mhk__decay_tile)(rows, cum + i0, start ? start + i0 : NULL, i0, 0, hold, decay, K);
   } else {
     for (i = 0; i < rows; i++) u[i] = MHK__R(cum[i0 + i] - cum[i0 - 1]);
     for (j = 0; j < cols; j++) v[j] = MHK__R(cum[i0 - 1] - cum[j0 + j]);
@@ -3412,6 +3784,24 @@ static void MHK__N(mhk__fill)(mhk__kernels *k) {
 #undef MHK__LOAD_FIRST
 #undef MHK__STORE_FIRST
 #undef MHK__TRANSPOSES
+#undef MHK__FETCH
+#undef MHK__FROM
+#undef MHK__TALL
+#undef MHK__SUM2
+#undef MHK__TAKE2
+#undef MHK__TIMES2
+#undef MHK__GO2
+#undef MHK__PUT2
+#undef MHK__B2
+#undef MHK__SUM1
+#undef MHK__TAKE1
+#undef MHK__TIMES1
+#undef MHK__GO1
+#undef MHK__PUT1
+#undef MHK__B1
+#undef MHK__BLOCK_OF
+#undef MHK__VARS2
+#undef MHK__VARS1
 #undef MHK__EACH2
 #undef MHK__EACH4
 #undef MHK__EACH6
@@ -4271,11 +4661,23 @@ static void mhk__attention_backward(mhk_context *ctx, const mhk__attention_args 
   mhk__run(ctx, a, a->B * a->G, a->G, mhk__attention_work(a->T, a->P), mhk__attention_cost(a), mhk__attention_back_task);
 }
 static double mhk__ssd_cost(const mhk__ssd_args *a) { return 2.0 * (double)(a->B * a->T * a->H) * (double)(a->P * a->N); }
-static void mhk__ssd_forward(mhk_context *ctx, const mhk__ssd_args *a, int recurrent) {
-  mhk__run(ctx, a, a->B * a->H, a->H, recurrent ? 1 : mhk__ssd_work(a->Q, a->N, a->P), mhk__ssd_cost(a), recurrent ? mhk__ssd_step_task : mhk__ssd_task);
+/* Heads, or groups with their heads, side by side in one task: up to 8, where 8 tasks are left. At T 8192 (1,T,32,64) takes 15 % longer with two, and with 64
+   tokens a chunk in place of 32, which do more products; a chunk of 16 gains nothing more. */
+static mhk_index mhk__ssd_span(mhk_index B, mhk_index n) { return mhk__max(1, mhk__min(8, B * n / 8)); }
+static void mhk__ssd_forward(mhk_context *ctx, const mhk__ssd_args *args, int recurrent) {
+  mhk__ssd_args a = *args;
+  mhk_index tasks;
+  a.span = recurrent ? 1 : mhk__ssd_span(a.B, a.H);
+  tasks = (a.H + a.span - 1) / a.span;
+  mhk__run(ctx, &a, a.B * tasks, tasks, recurrent ? 1 : mhk__ssd_work(a.Q, a.N, a.P, a.span), mhk__ssd_cost(&a),
+           recurrent ? mhk__ssd_step_task : mhk__ssd_task);
 }
-static void mhk__ssd_backward(mhk_context *ctx, const mhk__ssd_args *a) {
-  mhk__run(ctx, a, a->B * a->G, a->G, mhk__ssd_work(a->Q, a->N, a->P), mhk__ssd_cost(a), mhk__ssd_back_task);
+static void mhk__ssd_backward(mhk_context *ctx, const mhk__ssd_args *args) {
+  mhk__ssd_args a = *args;
+  mhk_index tasks;
+  a.span = mhk__ssd_span(a.B, a.G);
+  tasks = (a.G + a.span - 1) / a.span;
+  mhk__run(ctx, &a, a.B * tasks, tasks, mhk__ssd_work(a.Q, a.N, a.P, a.span * (a.H / a.G)), mhk__ssd_cost(&a), mhk__ssd_back_task);
 }
 
 static void mhk__conv_task(void *arg, mhk_index task, int worker) {
@@ -12190,7 +12592,7 @@ static mhk_index mhk__span_heads_work(const mhk_session *s) { /* elements of wor
     most = s->cache_rows + 16;
     if (s->rows > 4) most = mhk__max(most, mhk__attention_work(s->cache_rows, c->head_dim));
   }
-  if (s->state_layers && s->rows > MHK__STEPS) most = mhk__max(most, mhk__ssd_work(MHK__SSD_CHUNK, c->d_state, c->ssm_head_dim));
+  if (s->state_layers && s->rows > MHK__STEPS) most = mhk__max(most, mhk__ssd_work(MHK__SSD_CHUNK, c->d_state, c->ssm_head_dim, 1));
   return most;
 }
 
@@ -12791,6 +13193,7 @@ static void mhk__scan_task(void *arg, mhk_index task, int worker) {
   a.P = c->ssm_head_dim;
   a.N = c->d_state;
   a.Q = mhk__min(MHK__SSD_CHUNK, span->n);
+  a.span = 1;
   a.x = (p->scaled ? p->scaled : p->xs) + span->row * E;
   a.log_a = p->decay + span->row * a.H;
   a.b = p->bm + span->row * GN;
@@ -15509,6 +15912,8 @@ MHKDEF mhk_result mhk_evaluate(mhk_model *m, mhk_model *teacher, mhk_text *text,
 #undef MHK__SMALL
 #undef MHK__SPACE
 #undef MHK__SSD_CHUNK
+#undef MHK__LD
+#undef MHK__OVER
 #undef MHK__STATE_HEAD
 #undef MHK__STATE_VERSION
 #undef MHK__STEPS

@@ -983,9 +983,12 @@ typedef struct ssd_case {
   mhk_index B, T, H, G, P, N, Q;
   int documents, initial, skip;
   double decay; /* log_a lies in (-decay,0] */
+  int strong;   /* every strong-th token forgets with e^-50; 0: none */
+  mhk_index span;
 } ssd_case;
 
 static void ssd_make(mhk__ssd_args *a, const ssd_case *c) {
+  mhk_index i;
   memset(a, 0, sizeof *a);
   a->B = c->B;
   a->T = c->T;
@@ -995,14 +998,20 @@ static void ssd_make(mhk__ssd_args *a, const ssd_case *c) {
   a->N = c->N;
   a->Q = c->Q;
   a->x = random_room(c->B * c->T * c->H * c->P, -1, 1);
-  a->log_a = random_room(c->B * c->T * c->H, -c->decay, 0);
+  {
+    mhk_real *la = random_room(c->B * c->T * c->H, -c->decay, 0);
+    for (i = 0; c->strong && i < c->B * c->T * c->H; i += c->strong) la[i] = -50;
+    a->log_a = la;
+  }
   a->b = random_room(c->B * c->T * c->G * c->N, -1, 1);
   a->c = random_room(c->B * c->T * c->G * c->N, -1, 1);
+  a->span = c->span;
   a->d = c->skip ? random_room(c->H, -1, 1) : NULL;
   a->initial = c->initial ? random_room(c->B * c->H * c->P * c->N, -1, 1) : NULL;
   a->start = documents(c->documents, c->B, c->T);
-  set_at("B %lld, T %lld, H %lld, G %lld, P %lld, N %lld, chunk %lld, documents %d, initial %d, decay %g", (long long)c->B, (long long)c->T,
-         (long long)c->H, (long long)c->G, (long long)c->P, (long long)c->N, (long long)c->Q, c->documents, c->initial, c->decay);
+  set_at("B %lld, T %lld, H %lld, G %lld, P %lld, N %lld, chunk %lld, documents %d, initial %d, decay %g, strong %d, span %lld", (long long)c->B, (long long)c->T,
+         (long long)c->H, (long long)c->G, (long long)c->P, (long long)c->N, (long long)c->Q, c->documents, c->initial, c->decay,
+         c->strong, (long long)c->span);
 }
 
 /* the recurrence; all (B,H,T+1,P,N) states when states is given, else the last one in final */
@@ -1032,7 +1041,7 @@ static void ssd_reference(const mhk__ssd_args *a, double *y, double *states, dou
     }
 }
 
-static const mhk_index chunk_sizes[] = {1, 7, 16, 64, 100};
+static const mhk_index chunk_sizes[] = {1, 7, 16, 32, 64, 100};
 static const mhk_index state_sizes[][2] = {{1, 1}, {3, 5}, {8, 16}, {17, 4}, {7, 33}, {16, 15}, {33, 8}, {13, 17}, {32, 31}, {64, 64}, {5, 65}, {9, 1}};
 
 /* the cases of SSD, numbered; 0 after the last */
@@ -1051,15 +1060,14 @@ static int ssd_number(int i, ssd_case *c) {
   c->documents = (i + round + i / 5) % 5;
   c->initial = (i / 2 + round) % 2;
   c->skip = (i / 3 + round) % 2;
-  c->decay = i % 11 == 10 ? 12 : 0.3;
+  c->decay = i % 11 == 10 ? 12 : i % 11 == 4 ? 2 : 0.3;
+  c->strong = i % 4 == 1 ? 1 + i % 9 : 0;
+  c->span = 1 + i % 3;
   return 1;
 }
 
 /* whatever the decay: its logarithms are summed in double */
 #define SSD_TOLERANCE (32 * EPS)
-
-/* states between chunks are kept as (N,P), all others as (P,N) */
-static mhk_index turned(mhk_index i, const ssd_case *c) { return i % c->N * c->P + i / c->N; }
 
 static void ssd_forward_case(const ssd_case *c, int recurrent) {
   const mhk_index one = c->P * c->N, ny = c->B * c->T * c->H * c->P, chunks = (c->T + c->Q - 1) / c->Q, bh = c->B * c->H;
@@ -1076,18 +1084,18 @@ static void ssd_forward_case(const ssd_case *c, int recurrent) {
   ssd_reference(&a, y, states, final);
   for (i = 0; i < bh; i++)
     for (k = 0; k < chunks; k++)
-      for (j = 0; j < one; j++) want[(i * chunks + k) * one + turned(j, c)] = states[(i * (c->T + 1) + k * c->Q) * one + j];
+      for (j = 0; j < one; j++) want[(i * chunks + k) * one + j] = states[(i * (c->T + 1) + k * c->Q) * one + j];
   for (with = 0; with < (recurrent ? 1 : 2); with++) {
     a.y = room(ny);
     a.final = room(bh * one);
     a.states = with ? room(bh * chunks * one) : NULL;
     for (b = c->B - 1; b >= 0; b--)
-      for (h = c->H - 1; h >= 0; h--) {
+      for (h = recurrent ? c->H - 1 : (c->H - 1) / c->span; h >= 0; h--) {
         const int kept = n_blocks;
         if (recurrent)
           ks->ssd_step(&a, b, h, work_room(1));
         else
-          ks->ssd(&a, b, h, work_room(mhk__ssd_work(c->Q, c->N, c->P)));
+          ks->ssd(&a, b, h, work_room(mhk__ssd_work(c->Q, c->N, c->P, c->span)));
         release_from(kept);
       }
     result("ssd y", a.y, y, ny, tolerance);
@@ -1131,9 +1139,11 @@ TEST(ssd_back) {
       states = doubles(bh * (c.T + 1) * one);
       ssd_reference(&a, y, states, final);
       st = room(bh * chunks * one);
+      a.final = room(bh * one); /* as the forward pass left it */
+      for (j = 0; j < bh * one; j++) a.final[j] = (mhk_real)final[j];
       for (j = 0; j < bh; j++)
         for (k = 0; k < chunks; k++)
-          for (n = 0; n < one; n++) st[(j * chunks + k) * one + turned(n, &c)] = (mhk_real)states[(j * (c.T + 1) + k * c.Q) * one + n];
+          for (n = 0; n < one; n++) st[(j * chunks + k) * one + n] = (mhk_real)states[(j * (c.T + 1) + k * c.Q) * one + n];
       a.states = st;
       a.dy = random_room(ny, -1, 1);
       a.dfinal = i % 3 ? random_room(bh * one, -1, 1) : NULL;
@@ -1187,9 +1197,9 @@ TEST(ssd_back) {
       a.dinitial = without == 5 || !a.initial ? NULL : copy_room(di0, bh * one);
       a.dd = a.d ? room(bh) : NULL;
       for (b = c.B - 1; b >= 0; b--)
-        for (g = c.G - 1; g >= 0; g--) {
+        for (g = (c.G - 1) / c.span; g >= 0; g--) {
           const int kept = n_blocks;
-          ks->ssd_back(&a, b, g, work_room(mhk__ssd_work(c.Q, c.N, c.P)));
+          ks->ssd_back(&a, b, g, work_room(mhk__ssd_work(c.Q, c.N, c.P, c.span * (c.H / c.G))));
           release_from(kept);
         }
       if (a.dx) result("dx", a.dx, dx, ny, tolerance);

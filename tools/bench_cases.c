@@ -44,9 +44,9 @@ static bench_case *add(bench_case *list, int *n, bench_kind kind, const char *fo
   return c;
 }
 
-/* products of T tokens of a core with 32 heads of 64, attention or state space in chunks of 64 */
+/* products of T tokens of a core with 32 heads of 64, attention or state space in chunks of 32, what is causal counted half */
 static double core_flop(int attention, double T) {
-  return attention ? 2 * T * T * HEAD * HEADS : 2 * T * HEADS * (32.0 * (HEAD + HEAD) + 2.0 * HEAD * HEAD);
+  return attention ? 2 * T * T * HEAD * HEADS : 2 * T * HEADS * (16.0 * (HEAD + HEAD) + 2.0 * HEAD * HEAD);
 }
 
 static double mixer_flop(int attention, double T) {
@@ -58,7 +58,7 @@ static double mixer_flop(int attention, double T) {
 static double step_flop(int attention) {
   const double D = 256, H = 8, L = 6, V = 4096, B = 4, T = 512;
   const double lin = 2 * D * (L * (attention ? 12 * D : 11 * D + 2 * H * 64 + H) + V);
-  const double core = L * (attention ? 2 * T * D : 2 * (32.0 * (64 + 32) + 2 * 64 * 32) * H);
+  const double core = L * (attention ? 2 * T * D : 2 * (16.0 * (64 + 32) + 2 * 64 * 32) * H);
   return 3 * B * T * (lin + core);
 }
 
