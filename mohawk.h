@@ -1640,8 +1640,8 @@ static void mhk__look_ahead(mhk__ahead *a, const mhk_real *at, mhk_index ld, mhk
 }
 
 /* A product of operands as they lie in work memory: c = f (c0 + a1 b1) + a2 b2, row i of it by f[i * fs]. The left operands are stored with their columns
-   as rows (element (i,k) at a[k * lda + i]), so that a row tile of any height reads neighbours; the right ones row by row. Nothing is packed twice for two uses, and
-   edges need no code of their own: rows of b and c are padded to MHK__LD numbers, what a's padding holds only reaches padding of c. */
+   as rows (element (i,k) at a[k * lda + i]), so that a row tile of any height reads neighbours; the right ones row by row. Nothing is packed twice for two
+   uses, and edges need no code of their own: rows of b and c are padded to MHK__LD numbers, what a's padding holds only reaches padding of c. */
 typedef struct mhk__block {
   const mhk_real *a1, *b1, *a2, *b2; /* a1 or a2 NULL: that product is absent */
   mhk_index k1, k2, lda, ldb;
@@ -1716,8 +1716,12 @@ static mhk_index mhk__up(mhk_index n, mhk_index step) { return (n + step - 1) / 
 
 /* elements of work memory a kernel needs, the widest register tile allowed for */
 static mhk_index mhk__attention_work(mhk_index S, mhk_index P) {
-  const mhk_index n = mhk__padded(MHK__TILE), p = mhk__padded(P);
-  return 2 * (S + 64) * p + 8 * n * p + 4 * n * n + 8 * n + S + 64;
+  const mhk_index K = MHK__TILE, over = K + MHK__OVER, p = MHK__LD(P);
+  return (S + 2 * K) * (P + p) + over * (K + p) + 3 * K + 64;
+}
+static mhk_index mhk__attention_back_work(mhk_index T, mhk_index P) {
+  const mhk_index K = MHK__TILE, over = K + MHK__OVER, p = MHK__LD(P);
+  return (T + K) * (2 * P + 3 * p) + 2 * K * (P + p) + 3 * over * K + over * p + K + 64;
 }
 static mhk_index mhk__ssd_work(mhk_index Q, mhk_index N, mhk_index P, mhk_index heads) { /* heads of one task */
   const mhk_index q = MHK__LD(Q), n = MHK__LD(N), p = MHK__LD(P), over = Q + MHK__OVER;
@@ -2768,95 +2772,106 @@ static void MHK__N(mhk__adamw)(mhk_index n, mhk_real *MHK__RESTRICT p, const mhk
 
 /* ---- attention ---- */
 
-/* Keys and values of one (batch, head), packed once; then tiles of queries with a running maximum and sum (Dao et al., arXiv 2205.14135). */
+/* Tiles of queries with a running maximum and sum (Dao et al., arXiv 2205.14135). Scores are made turned, keys by queries: maximum and sum then run down the
+   rows, a vector of queries at once, and the tile is the left operand of the product with the values as it stands. Keys and values are copied in once,
+   when the first tile of queries reaches them. */
 static void MHK__N(mhk__attention)(const mhk__attention_args *a, mhk_index b, mhk_index h, mhk_real *work) {
-  const mhk_index T = a->T, S = a->S, P = a->P, g = h / (a->H / a->G), kv = a->G * P, ldq = a->H * P, Q = MHK__TILE / MHK__MR * MHK__MR, K = MHK__TILE;
+  const mhk_index T = a->T, S = a->S, P = a->P, g = h / (a->H / a->G), kv = a->G * P, ldq = a->H * P, K = MHK__TILE, wide = MHK__LD(P);
   const mhk_real *q = a->q + (b * T * a->H + h) * P, *k = a->k + b * a->kv_batch + g * P, *v = a->v ? a->v + b * a->kv_batch + g * P : NULL;
   const mhk_index *start = a->start ? a->start + b * T : NULL;
-  const mhk_real scale = MHK__R(1.0 / sqrt((double)P));
-  const mhk_index wide = (P + MHK__NR - 1) / MHK__NR * MHK__NR;
-  mhk_real *keys = work, *values = keys + (S + 64) * P, *pq = values + (S + 64) * wide, *s = pq + mhk__padded(Q) * P, *ps = s + Q * K,
-      *o = ps + mhk__padded(Q) * K;
-  mhk_real *most = o + Q * P, *sum = most + Q;
-  mhk_index i0, j0, i, j;
-  mhk__matrix m;
-  m.dtype = MHK_REAL;
-  for (j0 = 0; j0 < S; j0 += K) {
-    const mhk_index n = S - j0 < K ? S - j0 : K;
-    m.data = k + j0 * kv;
-    m.row = kv;
-    m.col = 1;
-    MHK__N(mhk__pack)(keys + j0 * P, MHK__NR, n, P, m);
-    if (v) {
-      m.data = v + j0 * kv;
-      m.row = 1;
-      m.col = kv;
-      MHK__N(mhk__pack)(values + j0 * wide, MHK__NR, P, n, m);
+  const MHK__V zero = MHK__SET(MHK__R(0)), lowest = MHK__SET(MHK__R(-3e38)), scale = MHK__SET(MHK__R(1.0 / sqrt((double)P)));
+  mhk_real *keys = work, *values = keys + (S + K) * P + MHK__OVER, *qt = values + (S + K) * wide, *s = qt + P * K, *o = s + (K + MHK__OVER) * K;
+  mhk_real *most = o + (K + MHK__OVER) * wide, *sum = most + K, *f = sum + K;
+  mhk_index i0, i1, j0, i, j, ready = 0, until[MHK__TILE];
+  mhk__ahead ahead;
+  mhk__block p;
+  memset(&p, 0, sizeof p);
+  p.ahead = &ahead;
+  for (i0 = 0; i0 < T; i0 = i1) {
+    /* tiles of queries end where tiles of keys do */
+    const mhk_index rows = mhk__min(T - i0, K - (a->offset + i0) % K), wide_q = MHK__LD(rows), last = a->offset + i0 + rows, after = last + K;
+    mhk_index first = start && start[i0] > 0 ? start[i0] / K * K : 0;
+    i1 = i0 + rows;
+    ahead.parts = ahead.now = 0;
+    for (; ready < last; ready += K) {
+      const mhk_index n = mhk__min(K, S - ready);
+      if (ready + K <= first) continue;
+      MHK__N(mhk__turned_in)(n, P, k + ready * kv, kv, keys + ready * P);
+      if (v) MHK__N(mhk__rows_in)(n, P, v + ready * kv, kv, NULL, values + ready * wide);
     }
-  }
-  for (i0 = 0; i0 < T; i0 += Q) {
-    const mhk_index rows = T - i0 < Q ? T - i0 : Q, last = a->offset + i0 + rows; /* keys before last are seen by some row */
-    mhk_index first = 0;
-    if (start) {
-      first = start[i0];
-      for (i = 1; i < rows; i++) first = start[i0 + i] < first ? start[i0 + i] : first;
-      if (first < 0) first = 0;
-      first = first / K * K;
+    MHK__N(mhk__turned_in)(rows, P, q + i0 * ldq, ldq, qt);
+    mhk__look_ahead(&ahead, q + i1 * ldq, ldq, P, mhk__min(K, T - i1));
+    mhk__look_ahead(&ahead, k + last * kv, kv, P, mhk__min(after, S) - last);
+    mhk__look_ahead(&ahead, v ? v + last * kv : NULL, kv, P, mhk__min(after, S) - last);
+    mhk__look_ahead(&ahead, a->y ? a->y + ((b * T + i0) * a->H + h) * P : NULL, ldq, P, rows);
+    for (i = 0; i < wide_q; i += MHK__W) {
+      MHK__STORE(most + i, lowest);
+      MHK__STORE(sum + i, zero);
     }
-    m.data = q + i0 * ldq;
-    m.row = ldq;
-    m.col = 1;
-    MHK__N(mhk__pack)(pq, MHK__MR, rows, P, m);
-    for (i = 0; i < rows; i++) {
-      most[i] = MHK__R(-3e38);
-      sum[i] = 0;
-    }
-    for (i = 0; i < rows * P; i++) o[i] = 0;
     for (j0 = first; j0 < last; j0 += K) {
-      const mhk_index n = last - j0 < K ? last - j0 : K;
-      MHK__N(mhk__product)(rows, n, P, pq, keys + j0 * P, s, K, 0);
-      for (i = 0; i < rows; i++) {
-        mhk_real *row = s + i * K, best, shift, f;
-        mhk_index from = start && start[i0 + i] > j0 ? start[i0 + i] - j0 : 0, to = a->offset + i0 + i + 1 - j0;
-        if (to > n) to = n;
-        if (from > n) from = n;
-        if (to <= from) {
-          for (j = 0; j < n; j++) row[j] = 0;
-          continue;
+      const mhk_index n = mhk__min(K, last - j0), before = a->offset + i0 - j0; /* query i sees key j <= before + i of the tile */
+      const int corner = before == 0, cut = start && start[i1 - 1] > j0;
+      if (cut)
+        for (j = 0, i = 0; j < n; j++) { /* and only queries before until[j] see key j: documents follow each other */
+          while (i < rows && start[i0 + i] <= j0 + j) i++;
+          until[j] = i;
         }
-        for (j = 0; j < from; j++) row[j] = 0;
-        for (j = to; j < n; j++) row[j] = 0;
-        best = MHK__N(mhk__row_max)(to - from, row + from) * scale;
-        shift = best > most[i] ? best : most[i];
-        f = sum[i] > 0 ? MHK__REXP(most[i] - shift) : 0;
-        sum[i] = sum[i] * f + MHK__N(mhk__row_exp)(to - from, row + from, scale, shift, row + from);
-        most[i] = shift;
-        if (f != MHK__R(1))
-          for (j = 0; j < P; j++) o[i * P + j] *= f;
+      p.a1 = p.c0 = p.f = NULL;
+      p.a2 = keys + j0 * P;
+      p.b2 = qt;
+      p.k2 = P;
+      p.lda = MHK__LD(mhk__min(K, S - j0));
+      p.ldb = p.ldc = wide_q;
+      p.c = s;
+      MHK__N(mhk__blocks)(&p, n, rows, corner ? mhk__upper_c : mhk__whole);
+      for (i = 0; i < rows; i += MHK__W) {
+        const mhk_index to = mhk__min(n, before + i + MHK__W), sure = cut ? 0 : mhk__min(n, before + i + 1); /* rows before sure are seen by all */
+        mhk_real *at = s + i;
+        MHK__V best = lowest, e, total, old = MHK__LOAD(most + i);
+        for (j = 0; j < sure; j++) best = MHK__MAX(best, MHK__LOAD(at + j * wide_q));
+        for (; j < to; j++) {
+          e = MHK__FROM(MHK__LOAD(at + j * wide_q), lowest, j - before - i);
+          if (cut) e = MHK__FROM(lowest, e, until[j] - i);
+          best = MHK__MAX(best, e);
+        }
+        best = MHK__MAX(old, best * scale);
+        MHK__STORE(most + i, best);
+        old = MHK__N(mhk__vexp)(old - best);
+        MHK__STORE(f + i, old);
+        total = MHK__LOAD(sum + i) * old;
+        best = zero - best;
+        for (j = 0; j < sure; j++) {
+          e = MHK__N(mhk__vexp)(MHK__FMA(MHK__LOAD(at + j * wide_q), scale, best));
+          MHK__STORE(at + j * wide_q, e);
+          total = total + e;
+        }
+        for (; j < to; j++) {
+          e = MHK__FROM(MHK__N(mhk__vexp)(MHK__FMA(MHK__LOAD(at + j * wide_q), scale, best)), zero, j - before - i);
+          if (cut) e = MHK__FROM(zero, e, until[j] - i);
+          MHK__STORE(at + j * wide_q, e);
+          total = total + e;
+        }
+        for (; j < n; j++) MHK__STORE(at + j * wide_q, zero);
+        MHK__STORE(sum + i, total);
       }
       if (!v) continue;
-      m.data = s;
-      m.row = K;
-      m.col = 1;
-      MHK__N(mhk__pack)(ps, MHK__MR, rows, n, m);
-      if (n == K || j0 + n == S)
-        MHK__N(mhk__product)(rows, P, n, ps, values + j0 * wide, o, P, 1);
-      else { /* the packed tile holds more keys than these rows see: the panels are longer than n */
-        const mhk_index whole = S - j0 < K ? S - j0 : K;
-        mhk_index p0;
-        for (p0 = 0; p0 < P; p0 += MHK__NR)
-          MHK__N(mhk__product)(rows, P - p0 < MHK__NR ? P - p0 : MHK__NR, n, ps,
-                               values + j0 * wide + p0 * whole, o + p0, P, 1);
-      }
+      p.c0 = j0 > first ? o : NULL;
+      p.f = j0 > first ? f : NULL;
+      p.fs = 1;
+      p.a2 = s;
+      p.b2 = values + j0 * wide;
+      p.k2 = n;
+      p.lda = wide_q;
+      p.ldb = p.ldc = wide;
+      p.c = o;
+      MHK__N(mhk__blocks)(&p, rows, P, corner ? mhk__lower_a : mhk__whole);
     }
-    for (i = 0; i < rows; i++) {
-      const mhk_real f = MHK__R(1) / sum[i];
-      if (a->y) {
-        mhk_real *y = a->y + ((b * T + i0 + i) * a->H + h) * P;
-        for (j = 0; j < P; j++) y[j] = o[i * P + j] * f;
-      }
-      if (a->lse) a->lse[(b * a->H + h) * T + i0 + i] = most[i] + MHK__R(log((double)sum[i]));
+    if (a->y) {
+      for (i = 0; i < rows; i++) f[i] = MHK__R(1) / sum[i];
+      MHK__N(mhk__rows_out)(rows, P, o, f, NULL, a->y + ((b * T + i0) * a->H + h) * P, ldq, 0);
     }
+    if (a->lse)
+      for (i = 0; i < rows; i++) a->lse[(b * a->H + h) * T + i0 + i] = most[i] + MHK__R(log((double)sum[i]));
   }
 }
 
@@ -2897,73 +2912,112 @@ static void MHK__N(mhk__attention_step)(const mhk__attention_args *a, mhk_index 
   }
 }
 
-/* All query heads of one key/value head. p = exp(s - lse); dv += p^T dy; dp = dy v^T; ds = p (dp - sum(dy y)) scale; dq += ds k; dk += ds^T q. */
+/* All query heads of one key/value head. p = exp(s - lse); dv += p^T dy; dp = dy v^T; ds = p (dp - sum(dy y)) scale; dq += ds k; dk += ds^T q. Here tiles stand
+   queries by keys: the left operands of dv and dk; ds is turned once for dq. */
 static void MHK__N(mhk__attention_back)(const mhk__attention_args *a, mhk_index b, mhk_index g, mhk_real *work) {
-  const mhk_index T = a->T, P = a->P, kv = a->G * P, ld = a->H * P, Q = MHK__TILE, K = MHK__TILE, group = a->H / a->G, pn = mhk__padded(Q);
-  const mhk_real *k = a->k + b * a->kv_batch + g * P, *v = a->v + b * a->kv_batch + g * P, scale = MHK__R(1.0 / sqrt((double)P));
+  const mhk_index T = a->T, P = a->P, kv = a->G * P, ld = a->H * P, K = MHK__TILE, group = a->H / a->G, wide = MHK__LD(P), from_k = b * a->kv_batch + g * P;
+  const mhk_real *k = a->k + from_k, *v = a->v + from_k;
   const mhk_index *start = a->start ? a->start + b * T : NULL;
-  const mhk_index wide = (P + MHK__NR - 1) / MHK__NR * MHK__NR;
-  mhk_real *keys = work, *values = keys + (T + 64) * P, *pq = values + (T + 64) * P, *pd = pq + pn * P, *bq = pd + pn * P, *bd = bq + Q * wide;
-  mhk_real *s = bd + Q * wide, *dp = s + Q * K, *pa = dp + Q * K, *pb = pa + pn * pn, *delta = pb + K * wide;
+  const MHK__V zero = MHK__SET(MHK__R(0)), scale = MHK__SET(MHK__R(1.0 / sqrt((double)P)));
+  mhk_real *kt = work, *vt = kt + (T + K) * P + MHK__OVER, *kr = vt + (T + K) * P + MHK__OVER, *dk = kr + (T + K) * wide, *dv = dk + (T + K) * wide;
+  mhk_real *qt = dv + (T + K) * wide, *dyt = qt + P * K + MHK__OVER, *qr = dyt + P * K + MHK__OVER, *dyr = qr + K * wide, *s = dyr + K * wide;
+  mhk_real *ds = s + (K + MHK__OVER) * K, *dst = ds + (K + MHK__OVER) * K, *dq = dst + K * K + MHK__OVER, *delta = dq + (K + MHK__OVER) * wide;
   mhk_index i0, j0, i, j, h;
-  mhk__matrix m;
-  m.dtype = MHK_REAL;
-  m.row = kv;
-  m.col = 1;
-  for (j0 = 0; j0 < T; j0 += K) {
-    const mhk_index n = T - j0 < K ? T - j0 : K;
-    m.data = k + j0 * kv;
-    MHK__N(mhk__pack)(keys + j0 * P, MHK__NR, n, P, m);
-    m.data = v + j0 * kv;
-    MHK__N(mhk__pack)(values + j0 * P, MHK__NR, n, P, m);
-  }
+  mhk__ahead ahead;
+  mhk__block p;
+  memset(&p, 0, sizeof p);
+  p.ahead = &ahead;
   for (h = g * group; h < (g + 1) * group; h++)
-    for (i0 = 0; i0 < T; i0 += Q) {
-      const mhk_index rows = T - i0 < Q ? T - i0 : Q, last = i0 + rows, at = ((b * T + i0) * a->H + h) * P;
-      const mhk_real *q = a->q + at, *dy = a->dy + at, *yy = a->yy + at, *lse = a->lse + (b * a->H + h) * T + i0;
-      mhk_index first = 0;
-      if (start) {
-        first = start[i0];
-        for (i = 1; i < rows; i++) first = start[i0 + i] < first ? start[i0 + i] : first;
-        first = first < 0 ? 0 : first / K * K;
+    for (i0 = 0; i0 < T; i0 += K) {
+      const mhk_index rows = mhk__min(K, T - i0), wide_q = MHK__LD(rows), last = i0 + rows, at = ((b * T + i0) * a->H + h) * P, next = mhk__min(K, T - last);
+      const mhk_index first = start && start[i0] > 0 ? start[i0] / K * K : 0;
+      const mhk_real *lse = a->lse + (b * a->H + h) * T + i0;
+      if (h == g * group) {
+        MHK__N(mhk__turned_in)(rows, P, k + i0 * kv, kv, kt + i0 * P);
+        MHK__N(mhk__turned_in)(rows, P, v + i0 * kv, kv, vt + i0 * P);
+        MHK__N(mhk__rows_in)(rows, P, k + i0 * kv, kv, NULL, kr + i0 * wide);
       }
-      for (i = 0; i < rows; i++) {
-        mhk_real sum = 0;
-        for (j = 0; j < P; j++) sum += dy[i * ld + j] * yy[i * ld + j];
-        delta[i] = sum;
+      MHK__N(mhk__turned_in)(rows, P, a->q + at, ld, qt);
+      MHK__N(mhk__turned_in)(rows, P, a->dy + at, ld, dyt);
+      MHK__N(mhk__rows_in)(rows, P, a->q + at, ld, NULL, qr);
+      MHK__N(mhk__rows_in)(rows, P, a->dy + at, ld, NULL, dyr);
+      MHK__N(mhk__rows_in)(rows, P, a->yy + at, ld, NULL, dq);
+      MHK__N(mhk__row_dots)(rows, P, dyr, dq, NULL, NULL, delta);
+      ahead.parts = ahead.now = 0;
+      mhk__look_ahead(&ahead, a->dq ? a->dq + at : NULL, ld, P, rows);
+      mhk__look_ahead(&ahead, a->q + at + rows * ld, ld, P, next);
+      mhk__look_ahead(&ahead, a->dy + at + rows * ld, ld, P, next);
+      mhk__look_ahead(&ahead, a->yy + at + rows * ld, ld, P, next);
+      if (h == g * group) {
+        mhk__look_ahead(&ahead, k + last * kv, kv, P, next);
+        mhk__look_ahead(&ahead, v + last * kv, kv, P, next);
       }
-      m.row = ld;
-      m.col = 1;
-      m.data = q;
-      MHK__N(mhk__pack)(pq, MHK__MR, rows, P, m);
-      m.data = dy;
-      MHK__N(mhk__pack)(pd, MHK__MR, rows, P, m);
-      m.row = 1;
-      m.col = ld;
-      m.data = q;
-      MHK__N(mhk__pack)(bq, MHK__NR, P, rows, m);
-      m.data = dy;
-      MHK__N(mhk__pack)(bd, MHK__NR, P, rows, m);
       for (j0 = first; j0 < last; j0 += K) {
-        const mhk_index n = last - j0 < K ? last - j0 : K;
-        MHK__N(mhk__product)(rows, n, P, pq, keys + j0 * P, s, K, 0);
-        MHK__N(mhk__product)(rows, n, P, pd, values + j0 * P, dp, K, 0);
-        for (i = 0; i < rows; i++) {
-          mhk_real *row = s + i * K, *drow = dp + i * K;
-          mhk_index from = start && start[i0 + i] > j0 ? start[i0 + i] - j0 : 0, to = i0 + i + 1 - j0;
-          if (to > n) to = n;
-          if (from > n) from = n;
-          if (to < from) to = from;
-          for (j = 0; j < from; j++) row[j] = drow[j] = 0;
-          for (j = to; j < n; j++) row[j] = drow[j] = 0;
-          if (to > from) MHK__N(mhk__row_exp)(to - from, row + from, scale, lse[i], row + from);
-          for (j = from; j < to; j++) drow[j] = row[j] * (drow[j] - delta[i]) * scale;
+        const mhk_index n = mhk__min(K, T - j0), wide_k = MHK__LD(n), turn = MHK__W + (MHK__W % MHK__TALL ? MHK__OVER : 0);
+        const int corner = i0 == j0, fresh = corner && h == g * group, cut = start && start[last - 1] > j0;
+        p.a1 = p.c0 = p.f = NULL;
+        p.a2 = qt;
+        p.b2 = kt + j0 * P;
+        p.k2 = P;
+        p.lda = wide_q;
+        p.ldb = p.ldc = wide_k;
+        p.c = s;
+        MHK__N(mhk__blocks)(&p, rows, n, corner ? mhk__lower_c : mhk__whole);
+        p.a2 = dyt;
+        p.b2 = vt + j0 * P;
+        p.c = ds;
+        MHK__N(mhk__blocks)(&p, rows, n, corner ? mhk__lower_c : mhk__whole);
+        for (i = 0; i < rows; i++) { /* in the corner to the end of the row's tile */
+          const MHK__V shift = MHK__SET(-lse[i]), less = MHK__SET(delta[i]);
+          const mhk_index to = corner ? mhk__min(n, i + MHK__OVER) : n;
+          mhk_real *row = s + i * wide_k, *drow = ds + i * wide_k;
+          for (j = 0; j < to; j += MHK__W) {
+            MHK__V e = MHK__N(mhk__vexp)(MHK__FMA(MHK__LOAD(row + j), scale, shift)), d;
+            if (corner && j + MHK__W > i) e = MHK__FROM(zero, e, i + 1 - j);
+            if (cut) e = MHK__FROM(e, zero, start[i0 + i] - j0 - j);
+            d = e * (MHK__LOAD(drow + j) - less) * scale;
+            MHK__STORE(row + j, e);
+            MHK__STORE(drow + j, d);
+          }
         }
-        if (a->dv) MHK__N(mhk__multiply)(n, P, rows, s, 1, K, NULL, 0, 0, a->dv + b * a->kv_batch + j0 * kv + g * P, kv, 1, pa, bd);
-        if (a->dk) MHK__N(mhk__multiply)(n, P, rows, dp, 1, K, NULL, 0, 0, a->dk + b * a->kv_batch + j0 * kv + g * P, kv, 1, pa, bq);
-        if (a->dq) MHK__N(mhk__multiply)(rows, P, n, dp, K, 1, k + j0 * kv, kv, 1, a->dq + at, ld, 1, pa, pb);
+        if (a->dv) {
+          p.a2 = s;
+          p.b2 = dyr;
+          p.k2 = rows;
+          p.lda = wide_k;
+          p.ldb = p.ldc = wide;
+          p.c = dv + j0 * wide;
+          p.c0 = fresh ? NULL : p.c;
+          MHK__N(mhk__blocks)(&p, n, P, corner ? mhk__upper_a : mhk__whole);
+        }
+        if (a->dk) {
+          p.a2 = ds;
+          p.b2 = qr;
+          p.k2 = rows;
+          p.lda = wide_k;
+          p.ldb = p.ldc = wide;
+          p.c = dk + j0 * wide;
+          p.c0 = fresh ? NULL : p.c;
+          MHK__N(mhk__blocks)(&p, n, P, corner ? mhk__upper_a : mhk__whole);
+        }
+        if (a->dq) {
+          for (i = 0; i < rows; i += MHK__W)
+            for (j = 0; j < (corner ? mhk__min(n, i + turn) : n); j += MHK__W)
+              MHK__N(mhk__turn_tile)(ds + i * wide_k + j, wide_k, dst + j * wide_q + i, wide_q);
+          p.a2 = dst;
+          p.b2 = kr + j0 * wide;
+          p.k2 = n;
+          p.lda = wide_q;
+          p.ldb = p.ldc = wide;
+          p.c = dq;
+          p.c0 = j0 > first ? dq : NULL;
+          MHK__N(mhk__blocks)(&p, rows, P, corner ? mhk__lower_a : mhk__whole);
+        }
       }
+      if (a->dq) MHK__N(mhk__rows_out)(rows, P, dq, NULL, NULL, a->dq + at, ld, 1);
     }
+  if (a->dk) MHK__N(mhk__rows_out)(T, P, dk, NULL, NULL, a->dk + from_k, kv, 1);
+  if (a->dv) MHK__N(mhk__rows_out)(T, P, dv, NULL, NULL, a->dv + from_k, kv, 1);
 }
 
 /* ---- SSD ---- */
@@ -4658,7 +4712,7 @@ static void mhk__attention_forward(mhk_context *ctx, const mhk__attention_args *
     mhk__run(ctx, a, a->B * a->H, a->H, mhk__attention_work(a->S, a->P), mhk__attention_cost(a), mhk__attention_task);
 }
 static void mhk__attention_backward(mhk_context *ctx, const mhk__attention_args *a) {
-  mhk__run(ctx, a, a->B * a->G, a->G, mhk__attention_work(a->T, a->P), mhk__attention_cost(a), mhk__attention_back_task);
+  mhk__run(ctx, a, a->B * a->G, a->G, mhk__attention_back_work(a->T, a->P), mhk__attention_cost(a), mhk__attention_back_task);
 }
 static double mhk__ssd_cost(const mhk__ssd_args *a) { return 2.0 * (double)(a->B * a->T * a->H) * (double)(a->P * a->N); }
 /* Heads, or groups with their heads, side by side in one task: up to 8, where 8 tasks are left. At T 8192 (1,T,32,64) takes 15 % longer with two, and with 64

@@ -966,7 +966,7 @@ TEST(attention_back) {
       for (b = c.B - 1; b >= 0; b--)
         for (g = c.G - 1; g >= 0; g--) {
           const int kept = n_blocks;
-          ks->attention_back(&a, b, g, work_room(mhk__attention_work(c.T, c.P)));
+          ks->attention_back(&a, b, g, work_room(mhk__attention_back_work(c.T, c.P)));
           release_from(kept);
         }
       if (a.dq) result("dq", a.dq, dq, ny, 10 * EPS);
