@@ -1738,7 +1738,9 @@ static mhk_index mhk__conv_work(mhk_index W) { return (2 * W + 4) * MHK__CONV_BL
 /* ---- the template: MHK__PASS 1 scalar, 2 AVX2+FMA, 3 AVX-512, 4 NEON, 5 WASM SIMD128; MHK__SUFFIX names the pass ---- */
 #define MHK__JOIN2(a, b) a##b
 #define MHK__JOIN(a, b) MHK__JOIN2(a, b)
-#define MHK__N(name) MHK__JOIN(name, MHK__SUFFIX)
+#define MHK__N3(a, b) a##b /* no MHK__JOIN: names stand inside of its arguments too, and a macro does not expand within itself */
+#define MHK__N2(a, b) MHK__N3(a, b)
+#define MHK__N(name) MHK__N2(name, MHK__SUFFIX)
 #define MHK__PASS_DONE MHK_VERSION_MINOR
 
 /* The vocabulary: MHK__W numbers a vector. Products round once (fused) where the set has it. */
@@ -3822,6 +3824,8 @@ static void MHK__N(mhk__fill)(mhk__kernels *k) {
 #undef MHK__JOIN2
 #undef MHK__JOIN
 #undef MHK__N
+#undef MHK__N2
+#undef MHK__N3
 #undef MHK__W
 #undef MHK__V
 #undef MHK__LOAD

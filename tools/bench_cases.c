@@ -544,7 +544,7 @@ static double run_model(bench_work *w) {
     mhk_forward(w->tape, m, w->tokens, 8, 256, NULL);
     return cli_clock() - start;
   }
-  desc.batch = 1;
+  memset(&desc, 0, sizeof desc);
   desc.capacity = 256;
   session = mhk_session_create(m, &desc);
   start = cli_clock();

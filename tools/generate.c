@@ -95,7 +95,7 @@ static int generate(mhk_context *ctx, const settings *s, const char *prompt, gro
   mhk_index n = 0;
   if (!m) return cli_context_error(ctx);
   if (!k) return cli_error("%s has no tokenizer.json: put the teacher's beside it", s->model);
-  desc.batch = 1;
+  memset(&desc, 0, sizeof desc);
   desc.capacity = mhk_encode(k, prompt, strlen(prompt), NULL, 0) + s->tokens + 2;
   session = mhk_session_create(m, &desc);
   if (!s->json) fputs(prompt, stdout);
