@@ -34,7 +34,7 @@ show = @mkdir -p $(@D); if $(1); then printf 'building  %-18s %s ... ok\n' '$(@F
   printf 'building  %-18s %s ... failed\n' '$(@F)' '$(CC) $(CFLAGS) $(OPENMP)$(2)'; exit 1; fi
 endif
 
-.PHONY: help all demo test golden models bench bench-peers interop install uninstall clean
+.PHONY: help all demo test golden models bench bench-peers interop web test-web install uninstall clean
 .DELETE_ON_ERROR:
 
 help:
@@ -47,6 +47,8 @@ help:
 	@echo 'make bench-peers       the same in turns with OpenBLAS, oneDNN, PyTorch, and ggml where GGML_DIR is its source;'
 	@echo '                       installs them where it can. ARGS="--filter core,step --threads 1" for either'
 	@echo 'make interop           compare with PyTorch (needs torch and transformers for $(PYTHON))'
+	@echo 'make web               the page of examples/web, ready to serve: $(WEB) (needs emscripten)'
+	@echo 'make test-web          drive that page in a headless Chromium'
 	@echo 'make install           header, pkg-config file, mohawk and its manual page; PREFIX=$(PREFIX) DESTDIR=$(DESTDIR)'
 	@echo 'make uninstall         remove what install put there'
 	@echo 'make clean             remove $(BUILD)'
@@ -97,6 +99,31 @@ bench-peers: $(BUILD)/mohawk
 
 interop: $(BUILD)/write_models
 	@$(PYTHON) tests/interop.py
+
+# The page: one folder for any static server. Its student is distilled here, from a text that the teacher writes.
+EMCC ?= emcc
+EMFLAGS := -O3 -msimd128 -std=gnu99 -sMODULARIZE=1 -sEXPORT_NAME=createMohawk -sENVIRONMENT=worker -sALLOW_MEMORY_GROWTH=1 -sFORCE_FILESYSTEM=1 \
+  -sDYNAMIC_EXECUTION=0 -sEXPORTED_FUNCTIONS=_malloc,_free -sEXPORTED_RUNTIME_METHODS=UTF8ToString,FS
+WEB := $(BUILD)/web
+web: $(WEB)/mohawk.js $(WEB)/student/model.safetensors
+	@mkdir -p $(WEB)/teacher
+	@cp examples/web/index.html examples/web/app.css examples/web/app.js examples/web/worker.js $(WEB)
+	@cp examples/tiny/config.json examples/tiny/model.safetensors examples/tiny/tokenizer.json $(WEB)/teacher
+	@echo "serve it: $(PYTHON) -m http.server --directory $(WEB) 8000, then open http://localhost:8000"
+
+test-web: $(BUILD)/mohawk web
+	@BUILD='$(BUILD)' $(PYTHON) tests/web.py
+
+# NODE_PATH: where Debian keeps the modules that its emcc asks node for
+$(WEB)/mohawk.js: mohawk.h examples/web/web.c
+	@mkdir -p $(WEB)
+	NODE_PATH=$${NODE_PATH-/usr/share/nodejs} $(EMCC) $(WARNINGS) $(EMFLAGS) examples/web/web.c $(LIBS) -o $@
+
+$(WEB)/student/model.safetensors: examples/tiny/model.safetensors | $(BUILD)/mohawk
+	@mkdir -p $(WEB)
+	$(BUILD)/mohawk distill --teacher examples/tiny --out $(BUILD)/web-run --tokens 60k,100k,80k --lr -,-,3e-4 --batch 1 --length 128 --sample-tokens 64k \
+	  --threads 1 --dtype bf16 --no-eval
+	@rm -rf $(WEB)/student && cp -R $(BUILD)/web-run/student $(WEB)/student
 
 install: $(BUILD)/mohawk
 	@mkdir -p '$(DESTDIR)$(PREFIX)/include' '$(DESTDIR)$(PREFIX)/bin' '$(DESTDIR)$(PREFIX)/lib/pkgconfig' '$(DESTDIR)$(PREFIX)/share/man/man1'
