@@ -36,10 +36,13 @@
       while (mhk_train_step(t)) draw(mhk_progress(t));   // the caller owns the loop
       mhk_save(mhk_student(t), "student", MHK_F32);      // PyTorch reads it
 
-   OPTIONS, defined before the include. None changes a struct or a signature, except MOHAWK_DOUBLE.
+   OPTIONS, defined before the include. None changes a struct or a signature, except MOHAWK_DOUBLE; what an option leaves out is not
+   declared either.
       MOHAWK_IMPLEMENTATION       this file holds the code (one file of a program)
       MOHAWK_STATIC               everything is static: several private copies in one program (every file)
       MOHAWK_DOUBLE               arithmetic in double, for checking (every file)
+      MOHAWK_NO_TRAINING          inference only: no tape, no ops, no making of models, no distillation, no evaluation (every file)
+      MOHAWK_NO_STDIO             no files, no environment, no stdio.h: models come from memory, mhk_load_memory() (every file)
       MOHAWK_NO_SIMD              plain C kernels only                                              (implementation file only, like the rest)
       MOHAWK_MALLOC(bytes), MOHAWK_FREE(block)   the default allocator, both or neither
       MOHAWK_HEADER_NAME          how this file is found when it includes itself, if not as "mohawk.h"
@@ -195,7 +198,7 @@ MHKDEF mhk_result mhk_error(const mhk_context *ctx);
    Valid until the context is destroyed or the error cleared. */
 MHKDEF const char *mhk_message(const mhk_context *ctx);
 MHKDEF void mhk_clear_error(mhk_context *ctx);
-/* Makes ctx fail with the caller's own message (printf format), for user-defined ops and callbacks. Keeps an earlier error. Returns code. */
+/* Makes ctx fail with the caller's own message (printf format, conversions d i u x X c s e f g p), for user-defined ops and callbacks. Keeps an earlier error. Returns code. */
 MHKDEF mhk_result mhk_fail(mhk_context *ctx, mhk_result code, const char *format, ...)
 #if defined(__GNUC__) || defined(__clang__)
     __attribute__((format(printf, 3, 4)))
@@ -253,6 +256,7 @@ MHKDEF mhk_real *mhk_data(const mhk_tensor *x);
 /* a scalar's (or first element's) value; NaN for NULL */
 MHKDEF double mhk_value(const mhk_tensor *x);
 
+#ifndef MOHAWK_NO_TRAINING
 /* ---------------------------------------------------------------------------------------- tape */
 
 /* A tape owns the activations of a computation and what is needed to differentiate it. Ops run at once; while recording
@@ -407,6 +411,7 @@ MHKDEF mhk_tensor *mhk_matrix_distance(mhk_tape *t, mhk_tensor *x, mhk_tensor *t
    relative, if not NULL, receives per head || M_s - M_t ||_F / || M_t ||_F, mean over the batch (H values). q and k get no gradient. */
 MHKDEF mhk_tensor *mhk_matrix_orientation(mhk_tape *t, mhk_tensor *log_a, mhk_tensor *Bm, mhk_tensor *Cm, mhk_tensor *D, mhk_tensor *q, mhk_tensor *k,
                                           const int32_t *doc, double *relative);
+#endif
 
 /* ---------------------------------------------------------------------------------------- models */
 
@@ -448,15 +453,24 @@ MHKDEF double mhk_config_parameters(const mhk_config *config); /* how many numbe
 /* Bytes of a sequence's state after so many tokens: constant for state-space layers, keys and values of every token for attention ones. */
 MHKDEF double mhk_config_state_bytes(const mhk_config *config, mhk_index tokens);
 
+#ifndef MOHAWK_NO_STDIO
 /* Reads a model: a folder with config.json and what mhk_file_open() finds there, and the tokenizer beside it if there is one; or
    one .safetensors file that mhk_save() wrote, with both in its metadata. Weights are mapped and stay in their stored type: the model is frozen. */
 MHKDEF mhk_model *mhk_load(mhk_context *ctx, const char *path);
+#endif
+/* The same from a .safetensors file that mhk_save() wrote, in memory: weights stay where they are (data must outlive the model), as far as they are aligned to
+   their type. */
+MHKDEF mhk_model *mhk_load_memory(mhk_context *ctx, const void *data, size_t bytes);
+#ifndef MOHAWK_NO_TRAINING
 /* A new model with weights drawn as PyTorch's layers draw them. Trainable. */
 MHKDEF mhk_model *mhk_model_create(mhk_context *ctx, const mhk_config *config, uint64_t seed);
+#endif
 MHKDEF void mhk_model_destroy(mhk_model *m);
+#ifndef MOHAWK_NO_STDIO
 /* Writes a folder: config.json, model.safetensors (dtype MHK_F32, MHK_F16, MHK_BF16; 0: MHK_F32), tokenizer.json when the model has one.
    A path ending in .safetensors is one file with all three inside. Written under another name and renamed: never half a file. */
 MHKDEF mhk_result mhk_save(mhk_model *m, const char *path, mhk_dtype dtype);
+#endif
 
 MHKDEF const mhk_config *mhk_model_config(const mhk_model *m);
 MHKDEF mhk_tokenizer *mhk_model_tokenizer(const mhk_model *m);             /* the model's, or NULL */
@@ -464,6 +478,7 @@ MHKDEF mhk_result mhk_model_set_tokenizer(mhk_model *m, mhk_tokenizer *k); /* k 
 MHKDEF int mhk_model_tensors(const mhk_model *m);
 MHKDEF mhk_tensor *mhk_model_tensor(const mhk_model *m, int i);
 MHKDEF mhk_tensor *mhk_model_find(const mhk_model *m, const char *name);   /* by checkpoint name; NULL if absent */
+#ifndef MOHAWK_NO_TRAINING
 /* Turns all parameters into trainable float32 (float64) copies. */
 MHKDEF mhk_result mhk_model_make_trainable(mhk_model *m);
 
@@ -500,6 +515,7 @@ MHKDEF mhk_tensor *mhk_forward_block(mhk_tape *t, mhk_model *m, int layer, mhk_t
 MHKDEF mhk_tensor *mhk_forward_head(mhk_tape *t, mhk_model *m, mhk_tensor *x);
 /* the mixing matrix of a layer: (B,H,T,T) */
 MHKDEF mhk_tensor *mhk_forward_matrix(mhk_tape *t, mhk_model *m, int layer, mhk_tensor *u, const int32_t *doc);
+#endif
 
 /* ---------------------------------------------------------------------------------------- files */
 
@@ -516,10 +532,12 @@ typedef struct mhk_file_tensor {
   const void *data; /* in the mapped file: little-endian, aligned to the element or not */
   size_t bytes;
 } mhk_file_tensor;
+#ifndef MOHAWK_NO_STDIO
 /* Opens a file of either kind, an index of shards, or what a folder holds: model.safetensors, its index, pytorch_model.bin, its index,
    the first of them that is there. Everything is checked before it is believed, but for the checksums of mapped tensors. */
 MHKDEF mhk_file *mhk_file_open(mhk_context *ctx, const char *path);
-MHKDEF mhk_file *mhk_file_open_memory(mhk_context *ctx, const void *data, size_t bytes); /* data must stay */
+#endif
+MHKDEF mhk_file *mhk_file_open_memory(mhk_context *ctx, const void *data, size_t bytes); /* data must stay; without stdio: safetensors only */
 MHKDEF void mhk_file_close(mhk_file *f);
 MHKDEF int mhk_file_tensors(const mhk_file *f);
 MHKDEF const mhk_file_tensor *mhk_file_tensor_at(const mhk_file *f, int i);            /* sorted by name */
@@ -527,14 +545,18 @@ MHKDEF const mhk_file_tensor *mhk_file_find(const mhk_file *f, const char *name)
 MHKDEF const char *mhk_file_metadata(const mhk_file *f, const char *key, size_t *length); /* text of __metadata__, or NULL; length may be NULL */
 MHKDEF mhk_result mhk_file_read(mhk_context *ctx, const mhk_file_tensor *x, mhk_real *out);     /* converts any number type */
 MHKDEF mhk_result mhk_file_read_i32(mhk_context *ctx, const mhk_file_tensor *x, int32_t *out);  /* integer types; error when one does not fit */
+#ifndef MOHAWK_NO_STDIO
 /* Writing: describe all tensors, then write. data is in host byte order and dtype; metadata is n_metadata pairs key, value. */
 MHKDEF mhk_result mhk_file_write(mhk_context *ctx, const char *path, int n, const mhk_file_tensor *tensors, int n_metadata, const char *const *metadata);
+#endif
 
 /* ---------------------------------------------------------------------------------------- tokenizer */
 
 /* Byte-level BPE as GPT-2 and Phi use it. path: a folder or file: tokenizer.json, or vocab.json with merges.txt (and added_tokens.json), or
    encoder.json with vocab.bpe. */
+#ifndef MOHAWK_NO_STDIO
 MHKDEF mhk_tokenizer *mhk_tokenizer_load(mhk_context *ctx, const char *path);
+#endif
 MHKDEF mhk_tokenizer *mhk_tokenizer_parse(mhk_context *ctx, const char *json, size_t length); /* a tokenizer.json in memory */
 MHKDEF void mhk_tokenizer_destroy(mhk_tokenizer *k);
 /* Any bytes in, ids out: writes at most capacity, returns how many there are (call again with more room if larger); -1 on error. Added tokens found in
@@ -621,8 +643,10 @@ MHKDEF size_t mhk_session_state_size(const mhk_session *s, mhk_index sequence); 
 MHKDEF mhk_result mhk_session_save(mhk_session *s, mhk_index sequence, void *state, size_t bytes); /* bytes: room, at least that size */
 /* Everything is checked before the sequence is touched: state of another model, damaged, or longer than the capacity are refused. */
 MHKDEF mhk_result mhk_session_load(mhk_session *s, mhk_index sequence, const void *state, size_t bytes);
+#ifndef MOHAWK_NO_STDIO
 MHKDEF mhk_result mhk_session_save_file(mhk_session *s, mhk_index sequence, const char *path); /* written under another name and renamed */
 MHKDEF mhk_result mhk_session_load_file(mhk_session *s, mhk_index sequence, const char *path);
+#endif
 /* Makes a sequence a copy of another one, of the same session or another of the same model object: one prompt, many continuations. */
 MHKDEF mhk_result mhk_session_copy(mhk_session *to, mhk_index to_sequence, const mhk_session *from, mhk_index from_sequence);
 /* Keeps the state as it is now (in place of the oldest one when all slots are taken). */
@@ -636,6 +660,7 @@ MHKDEF mhk_index mhk_session_rewind(mhk_session *s, mhk_index sequence, mhk_inde
 MHKDEF mhk_real *mhk_session_conv(mhk_session *s, mhk_index sequence, int layer);
 MHKDEF mhk_real *mhk_session_ssm(mhk_session *s, mhk_index sequence, int layer);
 
+#ifndef MOHAWK_NO_TRAINING
 /* ---------------------------------------------------------------------------------------- text */
 
 /* Training text: one long row of tokens, documents each starting with the end-of-text token. */
@@ -649,7 +674,9 @@ typedef struct mhk_text_desc {
   const size_t *max_document_of; /* per file, instead of max_document */
   uint64_t seed;
 } mhk_text_desc;
+#ifndef MOHAWK_NO_STDIO
 MHKDEF mhk_text *mhk_text_load(mhk_context *ctx, mhk_tokenizer *k, const mhk_text_desc *desc);
+#endif
 /* The caller's tokens, copied; end: the id that starts a document, -1: none. */
 MHKDEF mhk_text *mhk_text_from_tokens(mhk_context *ctx, const int32_t *tokens, mhk_index n, int32_t end);
 /* Text that the model itself writes, document after document, at temperature 1: for distillation without a corpus. progress, if not NULL, is called
@@ -730,8 +757,10 @@ typedef struct mhk_progress_info {
 } mhk_progress_info;
 MHKDEF const mhk_progress_info *mhk_progress(mhk_trainer *tr);
 MHKDEF mhk_model *mhk_student(mhk_trainer *tr); /* stays with the context when the trainer is destroyed; one of the caller's own must outlive it */
+#ifndef MOHAWK_NO_STDIO
 /* Writes out/checkpoint.safetensors (new name, flushed, renamed). */
 MHKDEF mhk_result mhk_checkpoint(mhk_trainer *tr);
+#endif
 /* Loss of a stage and its gradients (added to the parameters') without an update. layer_loss: L values or NULL. */
 MHKDEF double mhk_stage_loss(mhk_tape *t, mhk_model *student, mhk_model *teacher, int stage, const int32_t *tokens, mhk_index B,
                              mhk_index T, const int32_t *doc,
@@ -750,6 +779,7 @@ typedef struct mhk_evaluation {
 /* Over the first windows windows (0: all) of length tokens each (0: 256); predictions inside a window only. teacher may be NULL. */
 MHKDEF mhk_result mhk_evaluate(mhk_model *m, mhk_model *teacher, mhk_text *text, mhk_index length, mhk_index windows, mhk_progress_fn progress, void *user,
                                mhk_evaluation *result);
+#endif
 
 #endif /* MOHAWK_H */
 #endif /* MHK__PASS */
@@ -766,26 +796,37 @@ MHKDEF mhk_result mhk_evaluate(mhk_model *m, mhk_model *teacher, mhk_text *text,
 #error "mohawk.h: -ffast-math breaks infinities and NaN checks that this code relies on; define MOHAWK_ALLOW_FAST_MATH to try anyway"
 #endif
 
-#include <errno.h>
 #include <float.h>
 #include <limits.h>
 #include <math.h>
 #include <stdarg.h>
+#include <string.h>
+#ifndef MOHAWK_MALLOC
+#include <stdlib.h>
+#endif
+#ifndef MOHAWK_NO_TRAINING
+#include <time.h>
+#endif
+#ifndef MOHAWK_NO_STDIO
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
-#include <time.h>
+#endif
 #ifdef _OPENMP
 #include <omp.h>
 #endif
 #if defined(__unix__) || defined(__APPLE__)
 #define MHK__POSIX
+#ifndef MOHAWK_NO_TRAINING
+#include <sys/time.h>
+#endif
+#ifndef MOHAWK_NO_STDIO
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
-#include <sys/time.h>
 #include <unistd.h>
-#elif defined(_WIN32)
+#endif
+#elif defined(_WIN32) && !defined(MOHAWK_NO_STDIO)
 #include <direct.h>
 #endif
 
@@ -824,6 +865,7 @@ MHKDEF mhk_result mhk_evaluate(mhk_model *m, mhk_model *teacher, mhk_text *text,
    PLATFORM: CPU features, files, mapping, clock, parallel-for                            >>platform
    ==================================================================================================== */
 
+#ifndef MOHAWK_NO_TRAINING
 static double mhk__seconds(void) {
 #ifdef MHK__POSIX
   struct timeval now;
@@ -832,6 +874,219 @@ static double mhk__seconds(void) {
 #else
   return (double)clock() / CLOCKS_PER_SEC;
 #endif
+}
+#endif
+
+/* ---- text from values: the printf family without stdio and without locales ---- */
+
+#define MHK__DIGITS 800 /* room for every decimal digit of a double */
+
+/* All digits of a finite number above 0, exactly: x = d.ddd * 10^exponent. Returns how many. */
+static int mhk__decimal(double x, char digits[MHK__DIGITS], int *exponent) {
+  uint32_t w[96]; /* base 10^9, lowest first */
+  uint64_t m;
+  int e, n = 0, i, count = 0, shift;
+  m = (uint64_t)ldexp(frexp(x, &e), 53);
+  for (e -= 53; e < 0 && m % 2 == 0; e++) m /= 2;
+  for (; m; m /= 1000000000u) w[n++] = (uint32_t)(m % 1000000000u);
+  for (shift = e; shift != 0;) { /* times 2^e, or 5^-e for the digits of x * 10^-e */
+    const int step = shift > 0 ? (shift < 29 ? shift : 29) : (shift > -12 ? -shift : 12);
+    uint64_t factor = 1, carry = 0;
+    for (i = 0; i < step; i++) factor *= shift > 0 ? 2u : 5u;
+    for (i = 0; i < n; i++) {
+      carry += factor * w[i];
+      w[i] = (uint32_t)(carry % 1000000000u);
+      carry /= 1000000000u;
+    }
+    if (carry) w[n++] = (uint32_t)carry;
+    shift += shift > 0 ? -step : step;
+  }
+  for (i = n - 1; i >= 0; i--) {
+    uint32_t place = 100000000u;
+    for (; place; place /= 10)
+      if (count || w[i] / place % 10) digits[count++] = (char)('0' + w[i] / place % 10);
+  }
+  *exponent = count - 1 + (e < 0 ? e : 0);
+  return count;
+}
+
+/* Rounds to the first n digits, ties to even; with n <= 0 to nothing or a one before them. Returns how many are left. */
+static int mhk__round_decimal(char *digits, int count, int n, int *exponent) {
+  int i, up;
+  if (n >= count) return count;
+  if (n < 0) return 0;
+  up = digits[n] > '5';
+  if (digits[n] == '5') {
+    for (i = n + 1; !up && i < count; i++) up = digits[i] != '0';
+    if (!up) up = n > 0 && (digits[n - 1] - '0') % 2;
+  }
+  for (i = n; up && i > 0; i--) {
+    if (digits[i - 1] < '9') {
+      digits[i - 1]++;
+      up = 0;
+    } else
+      digits[i - 1] = '0';
+  }
+  if (up) {
+    memmove(digits + 1, digits, (size_t)n);
+    digits[0] = '1';
+    ++*exponent;
+    if (n == 0) n = 1;
+  }
+  return n;
+}
+
+typedef struct mhk__printed { char *out; size_t room, n; } mhk__printed;
+
+static void mhk__put_text(mhk__printed *p, const char *text, size_t n) {
+  for (; n > 0; n--, p->n++)
+    if (p->n + 1 < p->room) p->out[p->n] = *text++;
+}
+static void mhk__put_times(mhk__printed *p, char c, int n) {
+  for (; n > 0; n--) mhk__put_text(p, &c, 1);
+}
+
+/* form e, f or g */
+static void mhk__put_double(mhk__printed *p, double x, char form, int precision) {
+  char digits[MHK__DIGITS], text[8];
+  int count = 0, exponent = 0, i, strip = 0, n = 0, last;
+  if (x < 0) {
+    mhk__put_text(p, "-", 1);
+    x = -x;
+  }
+  if (!(x <= DBL_MAX)) {
+    mhk__put_text(p, x > 0 ? "inf" : "nan", 3);
+    return;
+  }
+  if (precision < 0) precision = 6;
+  if (x > 0) count = mhk__decimal(x, digits, &exponent);
+  if (form == 'g') {
+    if (precision == 0) precision = 1;
+    count = mhk__round_decimal(digits, count, precision, &exponent);
+    form = exponent < -4 || exponent >= precision ? 'e' : 'f';
+    precision -= form == 'e' ? 1 : 1 + exponent;
+    strip = 1;
+  }
+  count = mhk__round_decimal(digits, count, form == 'e' ? precision + 1 : exponent + 1 + precision, &exponent);
+  if (count == 0) exponent = 0;
+  while (strip && precision > 0 && (form == 'e' ? precision : exponent + precision) >= count) precision--; /* zeros at the end */
+  while (strip && precision > 0 && digits[form == 'e' ? precision : exponent + precision] == '0') precision--;
+  last = form == 'e' ? 0 : exponent; /* place of the digit before the point */
+  for (i = form == 'e' || exponent > 0 ? 0 : last; i <= last + precision; i++) {
+    const char c = i >= 0 && i < count ? digits[i] : '0';
+    mhk__put_text(p, &c, 1);
+    if (i == last && precision > 0) mhk__put_text(p, ".", 1);
+  }
+  if (form != 'e') return;
+  text[n++] = 'e';
+  text[n++] = exponent < 0 ? '-' : '+';
+  if (exponent < 0) exponent = -exponent;
+  if (exponent >= 100) text[n++] = (char)('0' + exponent / 100);
+  text[n++] = (char)('0' + exponent / 10 % 10);
+  text[n++] = (char)('0' + exponent % 10);
+  mhk__put_text(p, text, (size_t)n);
+}
+
+/* vsnprintf, except that there are the conversions d i u x X c s e f g p and %, the flags - and 0, and no wide characters. Returns the length. */
+static size_t mhk__vprint(char *out, size_t room, const char *format, va_list args) {
+  mhk__printed p;
+  p.out = out;
+  p.room = room;
+  p.n = 0;
+  for (; *format; format++) {
+    const size_t start = p.n;
+    char number[24];
+    int left = 0, zero = 0, width = 0, precision = -1, size = 0, negative = 0, n = 0;
+    uint64_t v = 0;
+    if (*format != '%') {
+      mhk__put_text(&p, format, 1);
+      continue;
+    }
+    for (format++; *format == '-' || *format == '0'; format++) {
+      left |= *format == '-';
+      zero |= *format == '0';
+    }
+    if (*format == '*') {
+      width = va_arg(args, int);
+      format++;
+    } else
+      for (; *format >= '0' && *format <= '9'; format++) width = width * 10 + (*format - '0');
+    if (*format == '.') {
+      precision = 0;
+      if (*++format == '*') {
+        precision = va_arg(args, int);
+        format++;
+      } else
+        for (; *format >= '0' && *format <= '9'; format++) precision = precision * 10 + (*format - '0');
+    }
+    for (; *format == 'l' || *format == 'z' || *format == 't' || *format == 'j' || *format == 'h'; format++)
+      size = *format == 'l' ? size + 1 : *format == 'h' ? 0 : *format == 'j' ? 2 : 3;
+    switch (*format) {
+      case 'd':
+      case 'i': {
+        const int64_t x = size == 0   ? (int64_t)va_arg(args, int)
+                          : size == 1 ? (int64_t)va_arg(args, long)
+                          : size == 2 ? (int64_t)va_arg(args, long long)
+                                      : (int64_t)va_arg(args, ptrdiff_t);
+        negative = x < 0;
+        v = negative ? (uint64_t)0 - (uint64_t)x : (uint64_t)x;
+        break;
+      }
+      case 'u':
+      case 'x':
+      case 'X':
+        v = size == 0   ? (uint64_t)va_arg(args, unsigned)
+            : size == 1 ? (uint64_t)va_arg(args, unsigned long)
+            : size == 2 ? (uint64_t)va_arg(args, unsigned long long)
+                        : (uint64_t)va_arg(args, size_t);
+        break;
+      case 'p': v = (uint64_t)(uintptr_t)va_arg(args, void *); break;
+      case 'c': number[0] = (char)va_arg(args, int); break;
+      case 's': {
+        const char *text = va_arg(args, const char *);
+        size_t length = 0;
+        if (!text) text = "(null)";
+        while ((precision < 0 || length < (size_t)precision) && text[length]) length++;
+        if (!left) mhk__put_times(&p, ' ', width - (int)length);
+        mhk__put_text(&p, text, length);
+        break;
+      }
+      case 'e':
+      case 'f':
+      case 'g': mhk__put_double(&p, va_arg(args, double), *format, precision); break;
+      case 0: format--; break;
+      default: mhk__put_text(&p, format, 1); break; /* %% and what is not known */
+    }
+    if (*format && strchr("diuxXpc", *format)) {
+      const unsigned base = *format == 'd' || *format == 'i' || *format == 'u' ? 10 : 16;
+      if (*format == 'c')
+        n = 1;
+      else {
+        do number[23 - n++] = (*format == 'X' ? "0123456789ABCDEF" : "0123456789abcdef")[v % base];
+        while ((v /= base) != 0);
+        memmove(number, number + 24 - n, (size_t)n);
+      }
+      if (!left && !zero) mhk__put_times(&p, ' ', width - n - negative);
+      if (negative) mhk__put_text(&p, "-", 1);
+      if (!left && zero) mhk__put_times(&p, '0', width - n - negative);
+      mhk__put_text(&p, number, (size_t)n);
+    }
+    if (left || *format == 'e' || *format == 'f' || *format == 'g') mhk__put_times(&p, ' ', width - (int)(p.n - start));
+  }
+  if (room > 0) out[p.n < room ? p.n : room - 1] = 0;
+  return p.n;
+}
+
+#if defined(__GNUC__) || defined(__clang__)
+__attribute__((format(printf, 3, 4)))
+#endif
+static size_t mhk__print(char *out, size_t room, const char *format, ...) {
+  va_list args;
+  size_t n;
+  va_start(args, format);
+  n = mhk__vprint(out, room, format, args);
+  va_end(args);
+  return n;
 }
 
 static int mhk__little_endian(void) {
@@ -1209,7 +1464,7 @@ static mhk_result mhk__vfail(mhk_context *ctx, mhk_result code, const char *form
   if (!ctx) return MHK_ERROR_MEMORY;
   if (ctx->result != MHK_OK) return ctx->result;
   ctx->result = code;
-  vsnprintf(ctx->message, sizeof ctx->message, format, args);
+  mhk__vprint(ctx->message, sizeof ctx->message, format, args);
   if (ctx->log) ctx->log(ctx->log_user, MHK_LOG_ERROR, ctx->message);
   return code;
 }
@@ -1231,7 +1486,7 @@ static void mhk__note(mhk_context *ctx, mhk_log_level level, const char *format,
   va_list args;
   if (!ctx || !ctx->log) return;
   va_start(args, format);
-  vsnprintf(text, sizeof text, format, args);
+  mhk__vprint(text, sizeof text, format, args);
   va_end(args);
   ctx->log(ctx->log_user, level, text);
 }
@@ -4806,7 +5061,7 @@ static const char *mhk__shape_text(int rank, const mhk_index *shape, char *out, 
   int i;
   if (capacity < 3) return "";
   out[n++] = '(';
-  for (i = 0; i < rank && n + 24 < capacity; i++) n += (size_t)snprintf(out + n, capacity - n, i ? ",%lld" : "%lld", (long long)shape[i]);
+  for (i = 0; i < rank && n + 24 < capacity; i++) n += mhk__print(out + n, capacity - n, i ? ",%lld" : "%lld", (long long)shape[i]);
   out[n++] = ')';
   out[n] = 0;
   return out;
@@ -7072,7 +7327,7 @@ static size_t mhk__format_double(double value, char out[32]) {
   for (precision = 15; precision <= 17; precision++) {
     const char *p = text;
     int negative = 0;
-    snprintf(text, sizeof text, "%.*e", precision - 1, value);
+    mhk__print(text, sizeof text, "%.*e", precision - 1, value);
     for (n = 0; *p && *p != 'e'; p++) /* the decimal point may be anything */
       if (*p >= '0' && *p <= '9' && n < 17) digits[n++] = *p;
     power = 0;
@@ -7159,9 +7414,9 @@ static void mhk__json_fail(mhk__json_reader *r, size_t at, const char *expected)
   if (at >= r->n)
     strcpy(found, "the end of the text");
   else if (r->s[at] > ' ' && r->s[at] < 0x7F)
-    snprintf(found, sizeof found, "'%c'", r->s[at]);
+    mhk__print(found, sizeof found, "'%c'", r->s[at]);
   else
-    snprintf(found, sizeof found, "the byte 0x%02X", (unsigned)r->s[at]);
+    mhk__print(found, sizeof found, "the byte 0x%02X", (unsigned)r->s[at]);
   mhk_fail(r->ctx, MHK_ERROR_FORMAT, "%s, line %lld, byte %lld: expected %s, found %s", r->where, line, (long long)at, expected, found);
 }
 
@@ -7312,7 +7567,7 @@ static int mhk__json_word(mhk__json_reader *r, mhk__json *v, const char *word, m
   for (i = 0; i < k; i++)
     if (r->at + i >= r->n || r->s[r->at + i] != (unsigned char)word[i]) {
       char expected[32];
-      snprintf(expected, sizeof expected, "the word %s", word);
+      mhk__print(expected, sizeof expected, "the word %s", word);
       mhk__json_fail(r, r->at + i, expected);
       return 0;
     }
@@ -7618,7 +7873,7 @@ static void mhk__write_string(mhk__writer *w, const char *text, size_t length) {
     else if (c == '\t')
       escape[1] = 't';
     else if (c < 0x20)
-      n = (size_t)snprintf(escape, sizeof escape, "\\u%04x", c);
+      n = mhk__print(escape, sizeof escape, "\\u%04x", c);
     else if (k == 0)
       n = mhk__utf8_put(escape, 0xFFFD);
     else {
@@ -7910,7 +8165,7 @@ static int mhk__read_header(mhk_file *f, int shard, mhk__stored **entries, int *
                     path, (unsigned long long)length, (long long)b->size),
            0;
   room = b->size - 8 - (size_t)length;
-  snprintf(where, sizeof where, "the header of %.480s", path);
+  mhk__print(where, sizeof where, "the header of %.480s", path);
   if (length == 0 || b->data[8] != '{') return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s does not start with '{'", where), 0;
   root = mhk__json_parse(ctx, &ctx->scratch, (const char *)b->data + 8, (size_t)length, where, 0);
   if (!root) return 0;
@@ -8190,7 +8445,7 @@ static int mhk__pickle_fail(mhk__unpickler *r, mhk_result code, const char *form
   char text[512];
   va_list args;
   va_start(args, format);
-  vsnprintf(text, sizeof text, format, args);
+  mhk__vprint(text, sizeof text, format, args);
   va_end(args);
   mhk_fail(r->ctx, code, "%s, byte %lld of its pickle: %s", r->path, (long long)r->op, text);
   return 0;
@@ -10703,9 +10958,9 @@ static int mhk__spec_of(const mhk_config *c, int layer, mhk__role role, mhk__spe
   if (role == MHK__HEAD_W || role == MHK__HEAD_B)
     strcpy(s->name, tail);
   else if (layered)
-    snprintf(s->name, sizeof s->name, "%s.layers.%d.%s", c->arch == MHK_ARCH_PHI ? "model" : "backbone", layer, tail);
+    mhk__print(s->name, sizeof s->name, "%s.layers.%d.%s", c->arch == MHK_ARCH_PHI ? "model" : "backbone", layer, tail);
   else
-    snprintf(s->name, sizeof s->name, "%s.%s", c->arch == MHK_ARCH_PHI ? "model" : "backbone", tail);
+    mhk__print(s->name, sizeof s->name, "%s.%s", c->arch == MHK_ARCH_PHI ? "model" : "backbone", tail);
   return 1;
 }
 
@@ -10727,22 +10982,22 @@ static void mhk__spec_reason(const mhk_config *c, const mhk__spec *s, char *out,
   const int pm = c->arch == MHK_ARCH_PHI_MAMBA, m2 = c->arch == MHK_ARCH_MAMBA2;
   switch (s->role) {
     case MHK__EMBEDDING:
-    case MHK__HEAD_W: snprintf(out, room, "vocab_size %d, %s %d", c->vocab_size, pm ? "d_model" : "hidden_size", c->d_model); break;
-    case MHK__HEAD_B: snprintf(out, room, "vocab_size %d", c->vocab_size); break;
+    case MHK__HEAD_W: mhk__print(out, room, "vocab_size %d, %s %d", c->vocab_size, pm ? "d_model" : "hidden_size", c->d_model); break;
+    case MHK__HEAD_B: mhk__print(out, room, "vocab_size %d", c->vocab_size); break;
     case MHK__FC1_W:
     case MHK__FC1_B:
-    case MHK__FC2_W: snprintf(out, room, "%s %d", pm ? "d_mlp" : "intermediate_size", c->d_mlp); break;
+    case MHK__FC2_W: mhk__print(out, room, "%s %d", pm ? "d_mlp" : "intermediate_size", c->d_mlp); break;
     case MHK__Q_W:
     case MHK__Q_B:
-    case MHK__DENSE_W: snprintf(out, room, "num_attention_heads %d of size %d", c->n_head, c->head_dim); break;
+    case MHK__DENSE_W: mhk__print(out, room, "num_attention_heads %d of size %d", c->n_head, c->head_dim); break;
     case MHK__K_W:
     case MHK__K_B:
     case MHK__V_W:
-    case MHK__V_B: snprintf(out, room, "num_key_value_heads %d of size %d", c->n_kv_head, c->head_dim); break;
+    case MHK__V_B: mhk__print(out, room, "num_key_value_heads %d of size %d", c->n_kv_head, c->head_dim); break;
     case MHK__QN_W:
     case MHK__QN_B:
     case MHK__KN_W:
-    case MHK__KN_B: snprintf(out, room, "head size %d", c->head_dim); break;
+    case MHK__KN_B: mhk__print(out, room, "head size %d", c->head_dim); break;
     case MHK__IN_W:
     case MHK__IN_B:
     case MHK__CONV_W:
@@ -10753,12 +11008,12 @@ static void mhk__spec_reason(const mhk_config *c, const mhk__spec *s, char *out,
     case MHK__DT_BIAS:
     case MHK__A_LOG:
     case MHK__SSM_NORM_W:
-      snprintf(out, room,
+      mhk__print(out, room,
                m2 ? "num_heads %d, head_dim %d, n_groups %d, state_size %d, conv_kernel %d"
                   : "n_v_heads %d of size %d, n_qk_heads %d, d_state %d, d_conv %d",
                c->ssm_heads, c->ssm_head_dim, c->ssm_groups, c->d_state, c->d_conv);
       break;
-    default: snprintf(out, room, "%s %d", pm ? "d_model" : "hidden_size", c->d_model); break;
+    default: mhk__print(out, room, "%s %d", pm ? "d_model" : "hidden_size", c->d_model); break;
   }
 }
 
@@ -10836,7 +11091,7 @@ __attribute__((format(printf, 3, 4)))
 static mhk_result mhk__say(char *out, mhk_result code, const char *format, ...) {
   va_list args;
   va_start(args, format);
-  vsnprintf(out, MHK__SENTENCE, format, args);
+  mhk__vprint(out, MHK__SENTENCE, format, args);
   va_end(args);
   return code;
 }
@@ -11229,7 +11484,7 @@ static void mhk__parse_phi_mamba(mhk_context *ctx, const mhk__json *root, const 
     block = mhk__settings_of(ctx, b, where, b->key);
     core = mhk__setting(&block, "CoreType");
     type = mhk__setting(&block, "BlockType");
-    snprintf(part, sizeof part, "%.40s.core_input", b->key);
+    mhk__print(part, sizeof part, "%.40s.core_input", b->key);
     input = mhk__settings_of(ctx, mhk__json_get(b, "core_input"), where, part);
     n = mhk__setting_int(&block, "n_layers", 1);
     attention = mhk__json_equals(core, "modules.mixers.phi_attention");
@@ -11397,7 +11652,7 @@ static void mhk__write_blocks(mhk__writer *w, const mhk_config *c) {
     int end = l;
     char name[32];
     while (end < c->n_layer && c->mixer[end] == c->mixer[l]) end++;
-    snprintf(name, sizeof name, "Block%d", ++block);
+    mhk__print(name, sizeof name, "Block%d", ++block);
     mhk__write_key(w, name);
     mhk__write_open(w, '{');
     mhk__write_int_key(w, "n_layers", end - l);
@@ -11803,10 +12058,10 @@ static int mhk__match_tensors(mhk_model *m, const mhk_file *f, const char *path,
     shard = shard ? shard + 1 : mhk__file_path_of(f, x);
     mhk__spec_reason(&m->config, &s, reason, sizeof reason);
     if (ok)
-      snprintf(line, sizeof line, "%s has the type %s in %.200s, weights must be F32, F16, BF16 or F64", s.name, mhk_dtype_name(x->dtype),
+      mhk__print(line, sizeof line, "%s has the type %s in %.200s, weights must be F32, F16, BF16 or F64", s.name, mhk_dtype_name(x->dtype),
                shard);
     else
-      snprintf(line, sizeof line, "%s is %s in %.200s, config.json asks for %s (%s)", s.name,
+      mhk__print(line, sizeof line, "%s is %s in %.200s, config.json asks for %s (%s)", s.name,
                mhk__shape_text(x->rank, x->shape, have, sizeof have), shard, mhk__shape_text(s.rank, s.shape, want, sizeof want), reason);
     mhk__write_text(&shapes.text, line);
   }
@@ -11918,7 +12173,7 @@ MHKDEF mhk_model *mhk_load(mhk_context *ctx, const char *path) {
   }
   inside = text;
   if (inside) {
-    snprintf(config_path, sizeof config_path, "config.json in %s", path);
+    mhk__print(config_path, sizeof config_path, "config.json in %s", path);
     mhk_config_parse(ctx, text, length, config_path, &config);
   } else {
     mhk__bytes bytes;
@@ -15367,7 +15622,7 @@ MHKDEF mhk_result mhk_checkpoint(mhk_trainer *tr) {
     if (!own) {
       const size_t room = strlen(x->name) + 20;
       char *name = (char *)mhk__scratch(ctx, (mhk_index)room, 1);
-      if (name) snprintf(name, room, "optimizer.%s.%s", second ? "v" : "m", x->name);
+      if (name) mhk__print(name, room, "optimizer.%s.%s", second ? "v" : "m", x->name);
       f->name = name;
     }
   }
@@ -15456,7 +15711,7 @@ static void mhk__resume_from(mhk_trainer *tr, mhk_file *f) {
       const mhk__mark mark = mhk__scratch_mark(ctx);
       char *name = (char *)mhk__scratch(ctx, (mhk_index)room, 1);
       if (name) {
-        snprintf(name, room, "optimizer.%s.%s", second ? "v" : "m", tr->trained[at]->name);
+        mhk__print(name, room, "optimizer.%s.%s", second ? "v" : "m", tr->trained[at]->name);
         mhk__resume_tensor(ctx, f, tr->path, name, tr->trained[at], (second ? tr->moment2 : tr->moment1) + tr->moment_at[at]);
       }
       mhk__scratch_rewind(ctx, mark);
@@ -15494,7 +15749,7 @@ static void mhk__resume(mhk_trainer *tr) {
   } else if (ctx->result != MHK_OK && ctx->result != MHK_ERROR_MEMORY) {
     char why[2048];
     const mhk_result code = ctx->result;
-    snprintf(why, sizeof why, "%s", mhk_message(ctx));
+    mhk__print(why, sizeof why, "%s", mhk_message(ctx));
     mhk_clear_error(ctx);
     mhk_fail(ctx, code, "the checkpoint cannot be resumed: %s. Set fresh, or remove the file, to start over", why);
   }
@@ -15922,6 +16177,7 @@ MHKDEF mhk_result mhk_evaluate(mhk_model *m, mhk_model *teacher, mhk_text *text,
 #undef MHK__BIG_DIGITS
 #undef MHK__BIG_WORDS
 #undef MHK__CONV_BLOCK
+#undef MHK__DIGITS
 #undef MHK__DOT_COLUMNS
 #undef MHK__DOT_ROWS
 #undef MHK__END_TEXT
