@@ -198,7 +198,8 @@ MHKDEF mhk_result mhk_error(const mhk_context *ctx);
    Valid until the context is destroyed or the error cleared. */
 MHKDEF const char *mhk_message(const mhk_context *ctx);
 MHKDEF void mhk_clear_error(mhk_context *ctx);
-/* Makes ctx fail with the caller's own message (printf format, conversions d i u x X c s e f g p), for user-defined ops and callbacks. Keeps an earlier error. Returns code. */
+/* Makes ctx fail with the caller's own message (printf format, conversions d i u x X c s e f g p), for user-defined ops and callbacks. Keeps an earlier
+   error. Returns code. */
 MHKDEF mhk_result mhk_fail(mhk_context *ctx, mhk_result code, const char *format, ...)
 #if defined(__GNUC__) || defined(__clang__)
     __attribute__((format(printf, 3, 4)))
@@ -1053,7 +1054,15 @@ static size_t mhk__vprint(char *out, size_t room, const char *format, va_list ar
       }
       case 'e':
       case 'f':
-      case 'g': mhk__put_double(&p, va_arg(args, double), *format, precision); break;
+      case 'g': {
+        const double x = va_arg(args, double);
+        mhk__printed length;
+        memset(&length, 0, sizeof length); /* only counts */
+        if (width > 0 && !left) mhk__put_double(&length, x, *format, precision);
+        if (length.n > 0) mhk__put_times(&p, ' ', width - (int)length.n);
+        mhk__put_double(&p, x, *format, precision);
+        break;
+      }
       case 0: format--; break;
       default: mhk__put_text(&p, format, 1); break; /* %% and what is not known */
     }
@@ -1071,7 +1080,7 @@ static size_t mhk__vprint(char *out, size_t room, const char *format, va_list ar
       if (!left && zero) mhk__put_times(&p, '0', width - n - negative);
       mhk__put_text(&p, number, (size_t)n);
     }
-    if (left || *format == 'e' || *format == 'f' || *format == 'g') mhk__put_times(&p, ' ', width - (int)(p.n - start));
+    if (left) mhk__put_times(&p, ' ', width - (int)(p.n - start));
   }
   if (room > 0) out[p.n < room ? p.n : room - 1] = 0;
   return p.n;
@@ -1096,12 +1105,14 @@ static int mhk__little_endian(void) {
   return first == 1;
 }
 
+#ifndef MOHAWK_NO_STDIO
 #if defined(__STRICT_ANSI__) && defined(MHK__POSIX)
 #ifdef __cplusplus
 extern "C"
 #endif
     int
     fsync(int); /* strict C99 hides this POSIX declaration */
+#endif
 #endif
 
 /* A file's bytes, mapped where the system can, read into memory elsewhere. */
@@ -1111,6 +1122,7 @@ typedef struct mhk__bytes {
   void *owned; /* what to unmap or free; NULL: nothing */
 } mhk__bytes;
 
+#ifndef MOHAWK_NO_STDIO
 /* 0 or errno. Empty files have data "" and size 0. */
 static int mhk__bytes_open(const char *path, mhk__bytes *out) {
   memset(out, 0, sizeof *out);
@@ -1273,6 +1285,18 @@ static int mhk__join_path(char *out, size_t capacity, const char *dir, const cha
   memcpy(out + n, name, k + 1);
   return 1;
 }
+#else
+static void mhk__bytes_close(mhk__bytes *b) { memset(b, 0, sizeof *b); }
+#endif
+
+static const char *mhk__environment(const char *name) {
+#ifndef MOHAWK_NO_STDIO
+  return getenv(name);
+#else
+  (void)name;
+  return NULL;
+#endif
+}
 
 /* What processor and system offer. x86: CPUID and the register state that the system saves (Intel SDM vol. 1, 13.2 and 15.2). */
 #if (defined(__x86_64__) || defined(__i386__)) && (defined(__GNUC__) || defined(__clang__))
@@ -1311,6 +1335,7 @@ static mhk_isa mhk__cpu_best(void) {
 
 /* Units beyond the instruction set: AVX512-BF16 (CPUID 7.1, EAX bit 5), AMX with bfloat16 (7.0, EDX bits 24 and 22; tile state in XCR0 bits 17 and 18). */
 enum { mhk__cpu_avx512_bf16 = 1, mhk__cpu_amx_bf16 = 2, mhk__cpu_amd = 4 };
+#ifndef MOHAWK_NO_TRAINING
 static int mhk__cpu_units(void) {
   int units = 0;
 #if defined(MHK__X86) && defined(__x86_64__)
@@ -1333,6 +1358,7 @@ static int mhk__cpu_units(void) {
 #endif
   return units;
 }
+#endif
 
 /* Random numbers: xoshiro256++ (Blackman & Vigna 2019, public domain), seeded by splitmix64. The state is a value: saved and restored with checkpoints. */
 typedef struct mhk__rng { uint64_t s[4]; } mhk__rng;
@@ -1361,6 +1387,7 @@ static uint64_t mhk__rng_next(mhk__rng *r) {
 /* uniform in [0,1) */
 static double mhk__rng_uniform(mhk__rng *r) { return (double)(mhk__rng_next(r) >> 11) * (1.0 / 9007199254740992.0); }
 
+#ifndef MOHAWK_NO_TRAINING
 /* uniform in [0,n), n > 0, without bias */
 static uint64_t mhk__rng_below(mhk__rng *r, uint64_t n) {
   uint64_t limit = UINT64_MAX - UINT64_MAX % n, x;
@@ -1374,6 +1401,7 @@ static double mhk__rng_normal(mhk__rng *r) {
   double u = 1.0 - mhk__rng_uniform(r), v = mhk__rng_uniform(r);
   return sqrt(-2.0 * log(u)) * cos(6.283185307179586 * v);
 }
+#endif
 
 /* the n low bytes of v, little-endian, out and in */
 static void mhk__put_bytes(unsigned char *to, uint64_t v, int n) {
@@ -1748,6 +1776,7 @@ static float mhk__bf16_to_f32(uint16_t h) {
   return f;
 }
 
+#ifndef MOHAWK_NO_TRAINING
 /* x rounded to bfloat16, as VCVTNE2PS2BF16 does it: to nearest, ties to even, subnormal numbers to zero, NaN stays NaN */
 static uint16_t mhk__bf16_round(mhk_real x) {
   const float f = (float)x;
@@ -1757,6 +1786,7 @@ static uint16_t mhk__bf16_round(mhk_real x) {
   if ((bits & 0x7FFFFFFFu) > 0x7F800000u) return (uint16_t)((bits >> 16) | 0x40u);
   return (uint16_t)((bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16);
 }
+#endif
 
 /* exact for subnormals too: the multiplication by 2^112 renormalises */
 static float mhk__f16_to_f32(uint16_t h) {
@@ -1921,7 +1951,9 @@ typedef struct mhk__narrow {
 
 struct mhk__kernels {
   int mr, nr; /* the register tile of products: rows of A, columns of B */
+#ifndef MOHAWK_NO_TRAINING
   mhk__narrow narrow;
+#endif
   /* rows x k numbers, row i's element j at src[i * rs + j * cs], into panels of width rows, zero padded */
   void (*pack)(mhk_real *dst, mhk_index width, mhk_index rows, mhk_index k, mhk__matrix src);
   /* c (m,n) = or += packed a (m,k) times packed b (k,n) */
@@ -1956,11 +1988,15 @@ struct mhk__kernels {
   void (*adamw)(mhk_index n, mhk_real *p, const mhk_real *g, mhk_real *m, mhk_real *v, const mhk_real *s);
 };
 
+#ifndef MOHAWK_NO_TRAINING
 /* room for a packed operand of that many rows or columns: every register tile divides into it */
 static mhk_index mhk__padded(mhk_index rows) { return rows + 32; }
+#endif
 static mhk_index mhk__min(mhk_index a, mhk_index b) { return a < b ? a : b; }
 static mhk_index mhk__max(mhk_index a, mhk_index b) { return a > b ? a : b; }
+#ifndef MOHAWK_NO_TRAINING
 static mhk_index mhk__up(mhk_index n, mhk_index step) { return (n + step - 1) / step * step; }
+#endif
 
 #define MHK__TILE 64 /* rows and columns of a tile of attention and stage-1 matrices */
 
@@ -1974,19 +2010,23 @@ static mhk_index mhk__attention_work(mhk_index S, mhk_index P) {
   const mhk_index K = MHK__TILE, over = K + MHK__OVER, p = MHK__LD(P);
   return (S + 2 * K) * (P + p) + over * (K + p) + 3 * K + 64;
 }
+#ifndef MOHAWK_NO_TRAINING
 static mhk_index mhk__attention_back_work(mhk_index T, mhk_index P) {
   const mhk_index K = MHK__TILE, over = K + MHK__OVER, p = MHK__LD(P);
   return (T + K) * (2 * P + 3 * p) + 2 * K * (P + p) + 3 * over * K + over * p + K + 64;
 }
+#endif
 static mhk_index mhk__ssd_work(mhk_index Q, mhk_index N, mhk_index P, mhk_index heads) { /* heads of one task */
   const mhk_index q = MHK__LD(Q), n = MHK__LD(N), p = MHK__LD(P), over = Q + MHK__OVER;
   return 9 * q + 4 * over * q + 2 * (N + P) * q + 5 * over * n + 3 * over * p + 2 * P * n + heads * (N + MHK__OVER) * p + q * 16 + 16 * MHK__OVER;
 }
+#ifndef MOHAWK_NO_TRAINING
 static mhk_index mhk__orientation_work(mhk_index T, mhk_index N, mhk_index P) {
   const mhk_index n = mhk__padded(MHK__TILE), most = mhk__padded(mhk__max(MHK__TILE, mhk__max(N, P)));
   return 4 * T + (T + 2 * n) * (N + P) + 3 * n * n + 2 * most * most;
 }
 static mhk_index mhk__conv_work(mhk_index W) { return (2 * W + 4) * MHK__CONV_BLOCK; }
+#endif
 #endif /* MOHAWK_IMPLEMENTATION */
 
 #ifdef MHK__PASS
@@ -2639,6 +2679,7 @@ static inline mhk_real MHK__N(mhk__dot)(mhk_index n, const mhk_real *x, const mh
   return MHK__N(mhk__hsum)(sum) + rest;
 }
 
+#ifndef MOHAWK_NO_TRAINING
 /* out[i] = sum over j of x_ij y_ij (- u_ij v_ij if u), all rows padded with zeros */
 static void MHK__N(mhk__row_dots)(mhk_index n, mhk_index w, const mhk_real *x, const mhk_real *y, const mhk_real *u, const mhk_real *v, mhk_real *out) {
   mhk_real part[MHK__W * MHK__W];
@@ -2672,6 +2713,7 @@ static void MHK__N(mhk__row_dots)(mhk_index n, mhk_index w, const mhk_real *x, c
 #endif
   }
 }
+#endif
 
 /* gelu_new(x) = x sigmoid(2u), u = sqrt(2/pi) (x + 0.044715 x^3): the tanh form without its cancellation */
 static inline MHK__V MHK__N(mhk__vgelu_gate)(MHK__V x) {
@@ -2686,6 +2728,7 @@ static void MHK__N(mhk__gelu)(mhk_index n, const mhk_real *x, mhk_real *y) {
   }
 }
 
+#ifndef MOHAWK_NO_TRAINING
 static void MHK__N(mhk__gelu_back)(mhk_index n, const mhk_real *x, const mhk_real *dy, mhk_real *dx) {
   mhk_index i;
   const MHK__V one = MHK__SET(MHK__R(1));
@@ -2696,6 +2739,7 @@ static void MHK__N(mhk__gelu_back)(mhk_index n, const mhk_real *x, const mhk_rea
     MHK__STOREN(dx + i, d * MHK__LOADN(dy + i, n - i), n - i);
   }
 }
+#endif
 
 static void MHK__N(mhk__epilogue_rows)(mhk_index m, mhk_index n, mhk_real *c, mhk_index ldc, mhk_index offset, const mhk__epilogue *e, mhk_index column) {
   mhk_index i, j;
@@ -2783,6 +2827,7 @@ static void MHK__N(mhk__rows_times)(mhk_index m, mhk_index n, mhk_index k, const
   }
 }
 
+#ifndef MOHAWK_NO_TRAINING
 /* the same from unpacked operands: a (m,k), b (k,n) by strides; pa and pb are work memory */
 static void MHK__N(mhk__multiply)(mhk_index m, mhk_index n, mhk_index k, const mhk_real *a, mhk_index ars, mhk_index acs, const mhk_real *b, mhk_index brs,
                                   mhk_index bcs, mhk_real *c, mhk_index ldc, int accumulate, mhk_real *pa, mhk_real *pb) {
@@ -2834,6 +2879,7 @@ static void MHK__N(mhk__narrow_pack_b)(void *dst, mhk_index columns, mhk_index k
 static void MHK__N(mhk__narrow_product)(mhk_index m, mhk_index n, mhk_index k, const void *a, const void *b, mhk_real *c, mhk_index ldc, int accumulate) {
   MHK__N(mhk__product)(m, n, k, (const mhk_real *)a, (const mhk_real *)b, c, ldc, accumulate);
 }
+#endif
 
 /* ---- rows ---- */
 
@@ -2872,11 +2918,13 @@ static inline mhk_real MHK__N(mhk__row_exp)(mhk_index n, const mhk_real *x, mhk_
   return MHK__N(mhk__hsum)(total) + rest;
 }
 
+#ifndef MOHAWK_NO_TRAINING
 static void MHK__N(mhk__softmax)(mhk_index n, const mhk_real *x, mhk_real *y) {
   mhk_index i;
   const mhk_real most = MHK__N(mhk__row_max)(n, x), f = MHK__R(1) / MHK__N(mhk__row_exp)(n, x, MHK__R(1), most, y);
   for (i = 0; i < n; i++) y[i] *= f;
 }
+#endif
 
 /* log sum exp(scale x); sums blocks of 256 in double so that a large vocabulary loses nothing */
 static double MHK__N(mhk__log_sum_exp)(mhk_index n, const mhk_real *x, mhk_real scale) {
@@ -2888,6 +2936,7 @@ static double MHK__N(mhk__log_sum_exp)(mhk_index n, const mhk_real *x, mhk_real 
   return (double)most + log(total);
 }
 
+#ifndef MOHAWK_NO_TRAINING
 /* sum over i of exp(target_i - target_lse) logits_i */
 static double MHK__N(mhk__soft_dot)(mhk_index n, const mhk_real *logits, const mhk_real *target, mhk_real target_lse) {
   mhk_index i, j;
@@ -2920,6 +2969,7 @@ static void MHK__N(mhk__soft_back)(mhk_index n, const mhk_real *logits, mhk_real
     MHK__STOREN(d + i, MHK__FMA(vg, e, MHK__LOADN(d + i, n - i)), n - i);
   }
 }
+#endif
 
 static void MHK__N(mhk__norm)(mhk_index n, const mhk_real *x, const mhk_real *w, const mhk_real *b, mhk_real eps, int centre, mhk_real *y, mhk_real *mean,
                               mhk_real *rstd) {
@@ -2948,6 +2998,7 @@ static void MHK__N(mhk__norm)(mhk_index n, const mhk_real *x, const mhk_real *w,
   *rstd = r;
 }
 
+#ifndef MOHAWK_NO_TRAINING
 /* dx += r (g - mean(g) - xhat mean(g xhat)), g = dy w, xhat = (x - m) r; without centring the middle term is absent */
 static void MHK__N(mhk__norm_back)(mhk_index n, const mhk_real *x, const mhk_real *w, mhk_real m, mhk_real r, int centre, const mhk_real *dy, mhk_real *dx) {
   mhk_index i;
@@ -2967,6 +3018,7 @@ static void MHK__N(mhk__norm_back)(mhk_index n, const mhk_real *x, const mhk_rea
   c = (c + MHK__N(mhk__hsum)(sx)) / (mhk_real)n;
   for (i = 0; i < n; i++) dx[i] += r * (dy[i] * w[i] - a - (x[i] - m) * r * c);
 }
+#endif
 
 static void MHK__N(mhk__gate)(mhk_index n, const mhk_real *y, const mhk_real *z, const mhk_real *bias, mhk_real *out) {
   mhk_index i;
@@ -2977,6 +3029,7 @@ static void MHK__N(mhk__gate)(mhk_index n, const mhk_real *y, const mhk_real *z,
   }
 }
 
+#ifndef MOHAWK_NO_TRAINING
 /* dy += g silu(s); dz = g y silu'(s): written, the caller adds it up */
 static void MHK__N(mhk__gate_back)(mhk_index n, const mhk_real *y, const mhk_real *z, const mhk_real *bias, const mhk_real *g, mhk_real *dy, mhk_real *dz) {
   mhk_index i;
@@ -3026,6 +3079,7 @@ static void MHK__N(mhk__adamw)(mhk_index n, mhk_real *MHK__RESTRICT p, const mhk
 #endif
   }
 }
+#endif
 
 /* ---- attention ---- */
 
@@ -3169,6 +3223,7 @@ static void MHK__N(mhk__attention_step)(const mhk__attention_args *a, mhk_index 
   }
 }
 
+#ifndef MOHAWK_NO_TRAINING
 /* All query heads of one key/value head. p = exp(s - lse); dv += p^T dy; dp = dy v^T; ds = p (dp - sum(dy y)) scale; dq += ds k; dk += ds^T q. Here tiles stand
    queries by keys: the left operands of dv and dk; ds is turned once for dq. */
 static void MHK__N(mhk__attention_back)(const mhk__attention_args *a, mhk_index b, mhk_index g, mhk_real *work) {
@@ -3276,6 +3331,7 @@ static void MHK__N(mhk__attention_back)(const mhk__attention_args *a, mhk_index 
   if (a->dk) MHK__N(mhk__rows_out)(T, P, dk, NULL, NULL, a->dk + from_k, kv, 1);
   if (a->dv) MHK__N(mhk__rows_out)(T, P, dv, NULL, NULL, a->dv + from_k, kv, 1);
 }
+#endif
 
 /* ---- SSD ---- */
 
@@ -3478,6 +3534,7 @@ static void MHK__N(mhk__ssd_step)(const mhk__ssd_args *a, mhk_index b, mhk_index
   }
 }
 
+#ifndef MOHAWK_NO_TRAINING
 /* Chunks from the last to the first; the heads of one B/C group in turn. With L the decays, S = C B^T o L, h0 the state before the chunk, hQ after it:
    dG = dy x^T o L, dx = (S + D)^T dy + tail B dhQ, dC = dG B + carry dy h0^T, dB = dG^T C + tail x dhQ^T, dh0 = carry_last dhQ + (carry C)^T dy.
    exp(cum_t) only comes with C_t, exp(-cum_s) with B_s and exp(cum_last) with hQ: dcum_t = C_t dC_t - B_t dB_t, and dhQ . hQ for the last token. What a token
@@ -4007,6 +4064,7 @@ static void MHK__N(mhk__conv_back)(const mhk__conv_args *a, mhk_index c0, mhk_in
     if (a->dbias) a->dbias[c0 + i] += dtaps[W * n + i];
   }
 }
+#endif
 
 /* input of channels c.. at token t: of this run or from the state */
 static inline const mhk_real *MHK__N(mhk__stream_row)(const mhk__stream_args *a, mhk_index t, mhk_index c) {
@@ -4040,6 +4098,20 @@ static void MHK__N(mhk__conv_stream)(const mhk__stream_args *a, mhk_index c0, mh
 static void MHK__N(mhk__fill)(mhk__kernels *k) {
   k->mr = MHK__MR;
   k->nr = MHK__NR;
+  k->pack = MHK__N(mhk__pack);
+  k->product = MHK__N(mhk__product);
+  k->epilogue = MHK__N(mhk__epilogue_rows);
+  k->rows_times = MHK__N(mhk__rows_times);
+  k->attention = MHK__N(mhk__attention);
+  k->attention_step = MHK__N(mhk__attention_step);
+  k->ssd = MHK__N(mhk__ssd);
+  k->ssd_step = MHK__N(mhk__ssd_step);
+  k->conv_stream = MHK__N(mhk__conv_stream);
+  k->norm = MHK__N(mhk__norm);
+  k->log_sum_exp = MHK__N(mhk__log_sum_exp);
+  k->gelu = MHK__N(mhk__gelu);
+  k->gate = MHK__N(mhk__gate);
+#ifndef MOHAWK_NO_TRAINING
   k->narrow.mr = MHK__MR;
   k->narrow.nr = MHK__NR;
   k->narrow.kr = 1;
@@ -4047,33 +4119,21 @@ static void MHK__N(mhk__fill)(mhk__kernels *k) {
   k->narrow.pack_a = MHK__N(mhk__narrow_pack_a);
   k->narrow.pack_b = MHK__N(mhk__narrow_pack_b);
   k->narrow.product = MHK__N(mhk__narrow_product);
-  k->pack = MHK__N(mhk__pack);
-  k->product = MHK__N(mhk__product);
-  k->epilogue = MHK__N(mhk__epilogue_rows);
-  k->rows_times = MHK__N(mhk__rows_times);
-  k->attention = MHK__N(mhk__attention);
-  k->attention_step = MHK__N(mhk__attention_step);
   k->attention_back = MHK__N(mhk__attention_back);
-  k->ssd = MHK__N(mhk__ssd);
-  k->ssd_step = MHK__N(mhk__ssd_step);
   k->ssd_back = MHK__N(mhk__ssd_back);
   k->orientation = MHK__N(mhk__orientation);
   k->orientation_back = MHK__N(mhk__orientation_back);
   k->conv = MHK__N(mhk__conv);
   k->conv_back = MHK__N(mhk__conv_back);
-  k->conv_stream = MHK__N(mhk__conv_stream);
-  k->norm = MHK__N(mhk__norm);
   k->norm_back = MHK__N(mhk__norm_back);
   k->softmax = MHK__N(mhk__softmax);
-  k->log_sum_exp = MHK__N(mhk__log_sum_exp);
   k->soft_dot = MHK__N(mhk__soft_dot);
   k->soft_back = MHK__N(mhk__soft_back);
-  k->gelu = MHK__N(mhk__gelu);
   k->gelu_back = MHK__N(mhk__gelu_back);
-  k->gate = MHK__N(mhk__gate);
   k->gate_back = MHK__N(mhk__gate_back);
   k->distance = MHK__N(mhk__distance);
   k->adamw = MHK__N(mhk__adamw);
+#endif
 }
 
 #undef MHK__JOIN2
@@ -4207,7 +4267,7 @@ MHK__POP
 
 /* ---- units for bfloat16: AVX512-BF16 and AMX, beside the AVX-512 kernels ---- */
 
-#if defined(MHK__HAS_X86_PASSES) && defined(__x86_64__) && !defined(MOHAWK_DOUBLE)
+#if defined(MHK__HAS_X86_PASSES) && defined(__x86_64__) && !defined(MOHAWK_DOUBLE) && !defined(MOHAWK_NO_TRAINING)
 #if defined(__clang__)
 #if __clang_major__ >= 9
 #define MHK__HAS_BF16_DOT
@@ -4567,6 +4627,7 @@ static int mhk__isa_fill(mhk_isa isa, mhk__kernels *k) {
   }
 }
 
+#ifndef MOHAWK_NO_TRAINING
 static const char *mhk__bf16_text(mhk_bf16_unit unit) {
   return unit == MHK_BF16_PLAIN ? "plain" : unit == MHK_BF16_AVX512 ? "avx512" : unit == MHK_BF16_AMX ? "amx" : "best";
 }
@@ -4599,13 +4660,15 @@ static mhk_bf16_unit mhk__bf16_best(mhk_isa isa, mhk__kernels *k) {
   if ((mhk__cpu_units() & mhk__cpu_amd) && mhk__bf16_fill(isa, MHK_BF16_AVX512, k)) return MHK_BF16_AVX512;
   return MHK_BF16_PLAIN;
 }
+#endif
 
 /* ---- contexts: here, because they choose their kernels ---- */
 
 typedef struct mhk__context_block { mhk_context ctx; mhk__kernels kernels; } mhk__context_block;
 
+#ifndef MOHAWK_NO_TRAINING
 static void mhk__context_bf16(mhk_context *ctx, mhk_bf16_unit unit, mhk__kernels *kernels) {
-  const char *forced = getenv("MHK_BF16_UNIT");
+  const char *forced = mhk__environment("MHK_BF16_UNIT");
   if (forced && forced[0]) {
     int i = MHK_BF16_PLAIN;
     while (i <= MHK_BF16_AMX && strcmp(forced, mhk__bf16_text((mhk_bf16_unit)i)) != 0) i++;
@@ -4623,13 +4686,14 @@ static void mhk__context_bf16(mhk_context *ctx, mhk_bf16_unit unit, mhk__kernels
              mhk__isa_text(ctx->isa), mhk__bf16_text(mhk__bf16_best(ctx->isa, kernels)));
   }
 }
+#endif
 
 MHKDEF mhk_context *mhk_create(const mhk_context_desc *desc) {
   mhk_context_desc d;
   mhk__context_block *block;
   mhk_context *ctx;
   mhk_isa isa;
-  const char *forced = getenv("MHK_ISA");
+  const char *forced = mhk__environment("MHK_ISA");
   memset(&d, 0, sizeof d);
   if (desc) d = *desc;
   if (!d.allocator.alloc || !d.allocator.release) {
@@ -4675,7 +4739,9 @@ MHKDEF mhk_context *mhk_create(const mhk_context_desc *desc) {
     mhk__isa_fill(isa, &block->kernels);
   }
   ctx->isa = isa;
+#ifndef MOHAWK_NO_TRAINING
   mhk__context_bf16(ctx, d.bf16_unit, &block->kernels);
+#endif
   return ctx;
 }
 
@@ -4689,6 +4755,7 @@ MHKDEF void mhk_destroy(mhk_context *ctx) {
 }
 
 MHKDEF const char *mhk_isa_name(const mhk_context *ctx) { return ctx ? mhk__isa_text(ctx->isa) : ""; }
+#ifndef MOHAWK_NO_TRAINING
 MHKDEF const char *mhk_bf16_name(const mhk_context *ctx) { return ctx ? mhk__bf16_text(ctx->bf16_unit) : ""; }
 MHKDEF mhk_precision mhk_set_precision(mhk_context *ctx, mhk_precision precision) {
   mhk_precision before;
@@ -4700,6 +4767,7 @@ MHKDEF mhk_precision mhk_set_precision(mhk_context *ctx, mhk_precision precision
     ctx->precision = precision;
   return before;
 }
+#endif
 
 MHKDEF size_t mhk_dtype_size(mhk_dtype dtype) {
   switch (dtype) {
@@ -4841,6 +4909,7 @@ static void mhk__gemm(mhk_context *ctx, mhk_index M, mhk_index N, mhk_index K, m
   mhk__scratch_rewind(ctx, mark);
 }
 
+#ifndef MOHAWK_NO_TRAINING
 /* The same with both operands rounded to bfloat16. Packed numbers are half as large where a unit for them exists, and B comes in larger blocks. */
 typedef struct mhk__narrow_args {
   mhk_index M, N, K, mc, nc, j0, n; /* this round's columns j0..j0+n */
@@ -5030,6 +5099,7 @@ static void mhk__over(mhk_context *ctx, mhk_index n, mhk_index step, void (*body
   r.step = step < 1 ? 1 : step;
   mhk__parallel(ctx, (n + r.step - 1) / r.step, mhk__range_task, &r);
 }
+#endif
 #endif /* MOHAWK_IMPLEMENTATION */
 #if defined(MOHAWK_IMPLEMENTATION) && !defined(MHK__PASS)
 /* ====================================================================================================
@@ -5067,6 +5137,7 @@ static const char *mhk__shape_text(int rank, const mhk_index *shape, char *out, 
   return out;
 }
 
+#ifndef MOHAWK_NO_TRAINING
 /* fills everything but data; 0 and an error for an impossible shape */
 static int mhk__shape_set(mhk_context *ctx, mhk_tensor *x, int rank, const mhk_index *shape) {
   mhk_index count = 1;
@@ -5104,10 +5175,12 @@ static mhk_tensor *mhk__tensor_in(mhk_context *ctx, mhk__arena *arena, int rank,
   x->data = mhk__arena_alloc(ctx, arena, (size_t)x->count * sizeof(mhk_real));
   return x->data ? x : NULL;
 }
+#endif
 
 MHKDEF mhk_real *mhk_data(const mhk_tensor *x) { return x && x->dtype == MHK_REAL ? (mhk_real *)x->data : NULL; }
 MHKDEF double mhk_value(const mhk_tensor *x) { return x && x->data && x->count > 0 ? (double)mhk__element(x->data, x->dtype, 0) : (double)NAN; }
 
+#ifndef MOHAWK_NO_TRAINING
 MHKDEF mhk_tensor *mhk_parameter(mhk_context *ctx, const char *name, int rank, const mhk_index *shape, const mhk_real *values) {
   mhk__object *p = (mhk__object *)mhk__object_new(ctx, sizeof(mhk__object), NULL);
   mhk_tensor *x;
@@ -5128,7 +5201,9 @@ MHKDEF mhk_tensor *mhk_parameter(mhk_context *ctx, const char *name, int rank, c
 MHKDEF void mhk_zero_grad(mhk_tensor *x) {
   if (x && x->grad) memset(x->grad, 0, (size_t)x->count * sizeof(mhk_real));
 }
-
+#endif
+#endif /* MOHAWK_IMPLEMENTATION */
+#if defined(MOHAWK_IMPLEMENTATION) && !defined(MHK__PASS) && !defined(MOHAWK_NO_TRAINING)
 /* ====================================================================================================
    TAPE: records, backward, recomputation, gradient checks                                    >>tape
    ==================================================================================================== */
@@ -5547,7 +5622,7 @@ MHKDEF double mhk_check_gradient(mhk_tape *t, mhk_tensor *(*f)(mhk_tape *t, void
   return r.error;
 }
 #endif /* MOHAWK_IMPLEMENTATION */
-#if defined(MOHAWK_IMPLEMENTATION) && !defined(MHK__PASS)
+#if defined(MOHAWK_IMPLEMENTATION) && !defined(MHK__PASS) && !defined(MOHAWK_NO_TRAINING)
 /* ====================================================================================================
    OPS: each forward pass next to its backward pass                                            >>ops
    ====================================================================================================
@@ -7096,6 +7171,7 @@ static size_t mhk__utf8_length(const unsigned char *s, size_t n) {
   return k;
 }
 
+#ifndef MOHAWK_NO_STDIO
 static int mhk__utf8_valid(const char *text, size_t n) {
   const unsigned char *s = (const unsigned char *)text;
   size_t i = 0;
@@ -7106,6 +7182,7 @@ static int mhk__utf8_valid(const char *text, size_t n) {
   }
   return 1;
 }
+#endif
 
 /* writes one code point, returns its bytes (1 to 4) */
 static size_t mhk__utf8_put(char *out, uint32_t c) {
@@ -7131,6 +7208,7 @@ static size_t mhk__utf8_put(char *out, uint32_t c) {
   return 4;
 }
 
+#ifndef MOHAWK_NO_STDIO
 /* the whole file, mapped, or an error that names it */
 static int mhk__bytes_open_or_fail(mhk_context *ctx, const char *path, mhk__bytes *out) {
   int error;
@@ -7150,6 +7228,7 @@ static mhk_result mhk__write_file(mhk_context *ctx, const char *path, const void
   if (mhk__output_close(&out, 1)) return mhk_fail(ctx, MHK_ERROR_FILE, "cannot write %s: %s", path, strerror(out.error));
   return MHK_OK;
 }
+#endif
 
 static int mhk__ends_with(const char *text, const char *end) {
   size_t n = strlen(text), k = strlen(end);
@@ -7931,6 +8010,7 @@ static float mhk__bits_float(uint32_t bits) {
   return x;
 }
 
+#ifndef MOHAWK_NO_STDIO
 static uint32_t mhk__float_bits(float x) {
   uint32_t bits;
   memcpy(&bits, &x, sizeof bits);
@@ -7964,6 +8044,7 @@ static uint16_t mhk__pack_f16(float x) {
   if (rest > half || (rest == half && (out & 1u))) out++;
   return (uint16_t)(sign | out);
 }
+#endif
 
 /* a little-endian whole number of up to 8 bytes */
 static uint64_t mhk__little(const unsigned char *p, size_t bytes) {
@@ -8218,6 +8299,7 @@ static int mhk__read_header(mhk_file *f, int shard, mhk__stored **entries, int *
   return 1;
 }
 
+#ifndef MOHAWK_NO_STDIO
 /* ---- PyTorch's files in: a zip archive of raw tensors, and a pickle that describes them
 
    The pickle is a program for a stack machine. This reader knows the 31 instructions that torch.save needs for a dictionary of tensors
@@ -8732,9 +8814,9 @@ static int mhk__pickle_memo(mhk__unpickler *r, size_t bytes, int put) {
 
 /* one instruction: 1 to go on, 0 on errors */
 static int mhk__pickle_step(mhk__unpickler *r, int code) {
-  mhk__pickled *x, *y, **items;
+  mhk__pickled *x, *y, **items = NULL;
   const unsigned char *p;
-  size_t n, i;
+  size_t n = 0, i;
   switch (code) {
     case '(': return mhk__pickle_push(r, mhk__pickle_node(r, MHK__PICKLED_MARK));
     case '}': return mhk__pickle_push(r, mhk__pickle_node(r, MHK__PICKLED_DICTIONARY));
@@ -8930,6 +9012,7 @@ static int mhk__read_archive(mhk_file *f, int shard, mhk__stored **entries, int 
   }
   return 1;
 }
+#endif
 
 static mhk_file *mhk__file_new(mhk_context *ctx, const char *path, mhk_index shards) {
   mhk_file *f = (mhk_file *)mhk__object_new(ctx, sizeof *f, mhk__file_destroy);
@@ -8953,9 +9036,13 @@ static int mhk__file_finish(mhk_file *f) {
   const void **order;
   if (!lists || !counts) return 0;
   for (i = 0; i < f->n_shards; i++) {
+#ifndef MOHAWK_NO_STDIO
     const mhk__bytes *b = &f->shards[i].bytes;
     const int ok = b->size >= 4 && mhk__little(b->data, 4) == MHK__ZIP_ENTRY ? mhk__read_archive(f, i, &lists[i], &counts[i])
                                                                              : mhk__read_header(f, i, &lists[i], &counts[i]);
+#else
+    const int ok = mhk__read_header(f, i, &lists[i], &counts[i]);
+#endif
     if (!ok) return 0;
     total += counts[i];
   }
@@ -8976,6 +9063,7 @@ static int mhk__file_finish(mhk_file *f) {
   return 1;
 }
 
+#ifndef MOHAWK_NO_STDIO
 static int mhk__shard_name_order(const void *a, const void *b) {
   const mhk__json *x = (const mhk__json *)a, *y = (const mhk__json *)b;
   return mhk__text_order(x->text, x->length, y->text, y->length);
@@ -8987,6 +9075,7 @@ static int mhk__plain_name(const mhk__json *x) {
   if (!s || x->length == 0 || strlen(s) != x->length || s[0] == '.') return 0;
   return strpbrk(s, "/\\:") == NULL;
 }
+#endif
 
 /* place of a tensor among the sorted ones; -1: absent */
 static int mhk__file_index(const mhk_file *f, const char *name) {
@@ -9002,6 +9091,7 @@ static int mhk__file_index(const mhk_file *f, const char *name) {
   return -1;
 }
 
+#ifndef MOHAWK_NO_STDIO
 /* folder: where the index stands, "" for here */
 static mhk_file *mhk__file_open_index(mhk_context *ctx, const char *path, const char *folder) {
   mhk__mark mark = mhk__scratch_mark(ctx);
@@ -9079,6 +9169,9 @@ done:
   }
   return f;
 }
+#endif
+
+#define MHK__PATH_MOST 1000 /* bytes of a path, so that names and endings can be put behind it */
 
 /* one file, given as bytes that are mapped or the caller's */
 static mhk_file *mhk__file_open_single(mhk_context *ctx, const char *path, const void *data, size_t bytes) {
@@ -9089,13 +9182,17 @@ static mhk_file *mhk__file_open_single(mhk_context *ctx, const char *path, const
   f->shards[0].path = f->path;
   f->shards[0].bytes.data = (const unsigned char *)data;
   f->shards[0].bytes.size = bytes;
-  ok = (data || mhk__bytes_open_or_fail(ctx, path, &f->shards[0].bytes)) && mhk__file_finish(f);
+#ifndef MOHAWK_NO_STDIO
+  if (!data) mhk__bytes_open_or_fail(ctx, path, &f->shards[0].bytes);
+#endif
+  ok = !mhk_failed(ctx) && mhk__file_finish(f);
   mhk__scratch_rewind(ctx, mark);
   if (ok) return f;
   mhk_file_close(f);
   return NULL;
 }
 
+#ifndef MOHAWK_NO_STDIO
 /* the folder of a path, with its slash, or "" */
 static void mhk__folder_of(char *out, size_t room, const char *path) {
   const char *end = strrchr(path, '/');
@@ -9104,8 +9201,6 @@ static void mhk__folder_of(char *out, size_t room, const char *path) {
   memcpy(out, path, n);
   out[n] = 0;
 }
-
-#define MHK__PATH_MOST 1000 /* bytes of a path, so that names and endings can be put behind it */
 
 static int mhk__path_fits(mhk_context *ctx, const char *path) {
   if (mhk_failed(ctx)) return 0;
@@ -9135,6 +9230,7 @@ MHKDEF mhk_file *mhk_file_open(mhk_context *ctx, const char *path) {
   }
   return mhk__file_open_single(ctx, path, NULL, 0);
 }
+#endif
 
 MHKDEF mhk_file *mhk_file_open_memory(mhk_context *ctx, const void *data, size_t bytes) {
   if (mhk_failed(ctx)) return NULL;
@@ -9219,6 +9315,7 @@ MHKDEF mhk_result mhk_file_read_i32(mhk_context *ctx, const mhk_file_tensor *x, 
   return MHK_OK;
 }
 
+#ifndef MOHAWK_NO_STDIO
 /* ---- safetensors out */
 
 /* A tensor to be written as type dtype from host memory that has the type from; they differ only when from is MHK_REAL or a
@@ -9415,6 +9512,7 @@ MHKDEF mhk_result mhk_file_write(mhk_context *ctx, const char *path, int n, cons
   mhk__scratch_rewind(ctx, mark);
   return mhk_error(ctx);
 }
+#endif
 #endif /* MOHAWK_IMPLEMENTATION */
 #if defined(MOHAWK_IMPLEMENTATION) && !defined(MHK__PASS)
 /* ====================================================================================================
@@ -10128,6 +10226,7 @@ MHKDEF mhk_tokenizer *mhk_tokenizer_parse(mhk_context *ctx, const char *json, si
   return mhk__tokenizer_from_json(ctx, json, length, "the tokenizer.json in memory");
 }
 
+#ifndef MOHAWK_NO_STDIO
 /* vocab.json with merges.txt and perhaps added_tokens.json, or encoder.json with vocab.bpe */
 static mhk_tokenizer *mhk__tokenizer_from_pair(mhk_context *ctx, const char *vocabulary, const char *merges, const char *added) {
   mhk_tokenizer *k = (mhk_tokenizer *)mhk__object_new(ctx, sizeof(mhk_tokenizer), NULL);
@@ -10211,6 +10310,7 @@ MHKDEF mhk_tokenizer *mhk_tokenizer_load(mhk_context *ctx, const char *path) {
   mhk__join_path(third, sizeof third, folder, "added_tokens.json");
   return mhk__tokenizer_from_pair(ctx, first, second, third);
 }
+#endif
 
 MHKDEF void mhk_tokenizer_destroy(mhk_tokenizer *k) { mhk__object_free(k); }
 
@@ -11818,6 +11918,7 @@ static mhk_model *mhk__model_new(mhk_context *ctx, const mhk_config *config) {
   return m;
 }
 
+#ifndef MOHAWK_NO_TRAINING
 /* Memory for all tensors as MHK_REAL and for their gradients, the gradients in one block in the order of the tensors.
    data and grads receive what is to be put in place. */
 static int mhk__model_memory(mhk_model *m, mhk_real **data, mhk_real **grads) {
@@ -11952,6 +12053,7 @@ MHKDEF mhk_model *mhk_model_create(mhk_context *ctx, const mhk_config *config, u
   if (m->head_w != m->embedding) mhk__fill_linear(&rng, m->head_w, m->head_b);
   return m;
 }
+#endif
 
 MHKDEF void mhk_model_destroy(mhk_model *m) {
   if (!m) return;
@@ -12135,6 +12237,7 @@ static mhk_model *mhk__model_from_file(mhk_context *ctx, const mhk_config *confi
   return m;
 }
 
+#ifndef MOHAWK_NO_STDIO
 /* The tokenizer of a folder, if there is one. One of a kind that is not supported leaves the model without, with a warning. */
 static void mhk__pick_up_tokenizer(mhk_model *m, const char *folder) {
   static const char names[][20] = {"tokenizer.json", "vocab.json", "encoder.json"};
@@ -12154,34 +12257,69 @@ static void mhk__pick_up_tokenizer(mhk_model *m, const char *folder) {
       return;
     }
 }
+#endif
 
-MHKDEF mhk_model *mhk_load(mhk_context *ctx, const char *path) {
-  char folder[MHK__PATH_MOST + 64], config_path[MHK__PATH_MOST + 64];
-  const char *text = NULL, *inside;
+/* The model of a file that has its configuration, and perhaps its tokenizer, among its metadata; takes the file over. NULL without an error: it has none. */
+static mhk_model *mhk__model_in_one(mhk_context *ctx, mhk_file *f, const char *path) {
+  char where[MHK__PATH_MOST + 64];
   mhk_config config;
-  mhk_file *f;
   mhk_model *m;
   size_t length = 0;
+  const char *text = mhk_file_metadata(f, "config.json", &length);
+  if (!text) return NULL;
+  mhk__print(where, sizeof where, "config.json in %s", path);
+  if (mhk_config_parse(ctx, text, length, where, &config) != MHK_OK) {
+    mhk_file_close(f);
+    return NULL;
+  }
+  m = mhk__model_from_file(ctx, &config, f, path, where);
+  text = m ? mhk_file_metadata(f, "tokenizer.json", &length) : NULL;
+  if (text) {
+    m->tokenizer = mhk_tokenizer_parse(ctx, text, length);
+    m->owns_tokenizer = m->tokenizer != NULL;
+    if (m->tokenizer) mhk__tokenizer_fits(m, m->tokenizer, path);
+  }
+  if (m && mhk_failed(ctx)) {
+    mhk_model_destroy(m);
+    return NULL;
+  }
+  return m;
+}
+
+MHKDEF mhk_model *mhk_load_memory(mhk_context *ctx, const void *data, size_t bytes) {
+  static const char name[] = "the file in memory";
+  mhk_file *f = mhk_file_open_memory(ctx, data, bytes);
+  mhk_model *m;
+  if (!f) return NULL;
+  m = mhk__model_in_one(ctx, f, name);
+  if (!m && !mhk_failed(ctx)) {
+    mhk_file_close(f);
+    mhk_fail(ctx, MHK_ERROR_FORMAT, "%s has no config.json in its metadata: it is no model that mhk_save() wrote as one file", name);
+  }
+  return m;
+}
+
+#ifndef MOHAWK_NO_STDIO
+MHKDEF mhk_model *mhk_load(mhk_context *ctx, const char *path) {
+  char folder[MHK__PATH_MOST + 64], config_path[MHK__PATH_MOST + 64];
+  mhk_config config;
+  mhk__bytes bytes;
+  mhk_file *f;
+  mhk_model *m;
   if (!mhk__path_fits(ctx, path)) return NULL;
   f = mhk_file_open(ctx, path);
   if (!f) return NULL;
   if (mhk__is_folder(path))
     strcpy(folder, path);
   else {
+    m = mhk__model_in_one(ctx, f, path);
+    if (m || mhk_failed(ctx)) return m;
     mhk__folder_of(folder, sizeof folder, path);
-    text = mhk_file_metadata(f, "config.json", &length);
   }
-  inside = text;
-  if (inside) {
-    mhk__print(config_path, sizeof config_path, "config.json in %s", path);
-    mhk_config_parse(ctx, text, length, config_path, &config);
-  } else {
-    mhk__bytes bytes;
-    mhk__join_path(config_path, sizeof config_path, folder, "config.json");
-    if (mhk__bytes_open_or_fail(ctx, config_path, &bytes)) {
-      mhk_config_parse(ctx, (const char *)bytes.data, bytes.size, config_path, &config);
-      mhk__bytes_close(&bytes);
-    }
+  mhk__join_path(config_path, sizeof config_path, folder, "config.json");
+  if (mhk__bytes_open_or_fail(ctx, config_path, &bytes)) {
+    mhk_config_parse(ctx, (const char *)bytes.data, bytes.size, config_path, &config);
+    mhk__bytes_close(&bytes);
   }
   if (mhk_failed(ctx)) {
     mhk_file_close(f);
@@ -12189,21 +12327,14 @@ MHKDEF mhk_model *mhk_load(mhk_context *ctx, const char *path) {
   }
   m = mhk__model_from_file(ctx, &config, f, path, config_path);
   if (!m) return NULL;
-  if (inside) {
-    text = mhk_file_metadata(f, "tokenizer.json", &length);
-    if (text) {
-      m->tokenizer = mhk_tokenizer_parse(ctx, text, length);
-      m->owns_tokenizer = m->tokenizer != NULL;
-      if (m->tokenizer) mhk__tokenizer_fits(m, m->tokenizer, path);
-    }
-  } else
-    mhk__pick_up_tokenizer(m, folder);
+  mhk__pick_up_tokenizer(m, folder);
   if (mhk_failed(ctx)) {
     mhk_model_destroy(m);
     return NULL;
   }
   return m;
 }
+#endif
 
 /* A model's mark: its configuration, and of each tensor name, shape and up to 256 values, the same on every machine. No more than samples: a large
    file is not read through for it. */
@@ -12248,6 +12379,7 @@ static uint64_t mhk__model_hash(const mhk_model *m) {
 
 /* ---- saving */
 
+#ifndef MOHAWK_NO_STDIO
 MHKDEF mhk_result mhk_save(mhk_model *m, const char *path, mhk_dtype dtype) {
   mhk_context *ctx;
   mhk__mark mark;
@@ -12299,7 +12431,9 @@ MHKDEF mhk_result mhk_save(mhk_model *m, const char *path, mhk_dtype dtype) {
   mhk__scratch_rewind(ctx, mark);
   return mhk_error(ctx);
 }
+#endif
 
+#ifndef MOHAWK_NO_TRAINING
 /* ---- students: weight transfer, initialisation */
 
 static int mhk__can_train(mhk_model *m, const char *what) {
@@ -12487,8 +12621,9 @@ MHKDEF mhk_model *mhk_student_create(mhk_context *ctx, mhk_model *teacher, const
   }
   return m;
 }
+#endif
 #endif /* MOHAWK_IMPLEMENTATION */
-#if defined(MOHAWK_IMPLEMENTATION) && !defined(MHK__PASS)
+#if defined(MOHAWK_IMPLEMENTATION) && !defined(MHK__PASS) && !defined(MOHAWK_NO_TRAINING)
 /* ====================================================================================================
    LAYERS: mixers, blocks, whole forward passes                                              >>layers
    ==================================================================================================== */
@@ -13993,18 +14128,22 @@ MHKDEF mhk_result mhk_session_copy(mhk_session *to, mhk_index to_sequence, const
 /* Where a state is written to: memory or a file, with the checksum so far. */
 typedef struct mhk__state_out {
   unsigned char *to;
+#ifndef MOHAWK_NO_STDIO
   mhk__output *file;
+#endif
   uint64_t sum;
 } mhk__state_out;
 
 static void mhk__state_put(mhk__state_out *o, const void *bytes, size_t n) {
   o->sum = mhk__hash(o->sum, bytes, n);
-  if (o->file)
+#ifndef MOHAWK_NO_STDIO
+  if (o->file) {
     mhk__output_write(o->file, bytes, n);
-  else {
-    memcpy(o->to, bytes, n);
-    o->to += n;
+    return;
   }
+#endif
+  memcpy(o->to, bytes, n);
+  o->to += n;
 }
 
 static void mhk__state_put_numbers(mhk__state_out *o, const mhk_real *x, mhk_index n) {
@@ -14135,6 +14274,7 @@ MHKDEF mhk_result mhk_session_load(mhk_session *s, mhk_index sequence, const voi
   return mhk__state_load(s, sequence, state, bytes, "the block");
 }
 
+#ifndef MOHAWK_NO_STDIO
 MHKDEF mhk_result mhk_session_save_file(mhk_session *s, mhk_index sequence, const char *path) {
   mhk__output file;
   mhk__state_out o;
@@ -14159,6 +14299,7 @@ MHKDEF mhk_result mhk_session_load_file(mhk_session *s, mhk_index sequence, cons
   mhk__bytes_close(&bytes);
   return s->object.ctx->result;
 }
+#endif
 
 /* one draw from a row of logits */
 static int32_t mhk__draw(mhk_session *s, const mhk_real *logits, const mhk_sampling *p, double uniform) {
@@ -14277,7 +14418,7 @@ MHKDEF int32_t mhk_sample(mhk_session *s, const mhk_sampling *sampling) {
   return mhk_feed(s, &token, 1) == MHK_OK ? token : -1;
 }
 #endif /* MOHAWK_IMPLEMENTATION */
-#if defined(MOHAWK_IMPLEMENTATION) && !defined(MHK__PASS)
+#if defined(MOHAWK_IMPLEMENTATION) && !defined(MHK__PASS) && !defined(MOHAWK_NO_TRAINING)
 /* ====================================================================================================
    MOHAWK: text, losses of the three stages, optimiser, schedule, trainer, checkpoints, evaluation  >>mohawk
    ==================================================================================================== */
@@ -14336,7 +14477,9 @@ static int mhk__pile_room(mhk_context *ctx, mhk__pile *p, mhk_index extra) {
   return 1;
 }
 
+#ifndef MOHAWK_NO_STDIO
 static int mhk__is_blank(unsigned char c) { return c == ' ' || (c >= 9 && c <= 13) || (c >= 28 && c <= 31); }
+#endif
 
 typedef struct mhk__text_build {
   mhk_context *ctx;
@@ -14345,6 +14488,7 @@ typedef struct mhk__text_build {
   mhk__pile pieces; /* mhk_index pairs: first, count of a document, as often as it is used */
 } mhk__text_build;
 
+#ifndef MOHAWK_NO_STDIO
 /* One passage: blanks at both ends dropped, tokenised, noted repeat times. */
 static void mhk__text_passage(mhk__text_build *b, const unsigned char *text, size_t n, int repeat) {
   mhk_index room, count, *piece;
@@ -14401,6 +14545,7 @@ static void mhk__text_file(mhk__text_build *b, const char *path, size_t longest,
   if (b->ctx->result == MHK_OK) mhk__text_document(b, bytes.data + from, bytes.size - from, longest, repeat);
   mhk__bytes_close(&bytes);
 }
+#endif
 
 /* tokens and documents of a new text; NULL with an error when they do not fit in memory */
 static mhk_text *mhk__text_new(mhk_context *ctx, mhk_index n, mhk_index documents) {
@@ -14417,6 +14562,7 @@ static mhk_text *mhk__text_new(mhk_context *ctx, mhk_index n, mhk_index document
   return x;
 }
 
+#ifndef MOHAWK_NO_STDIO
 MHKDEF mhk_text *mhk_text_load(mhk_context *ctx, mhk_tokenizer *k, const mhk_text_desc *desc) {
   mhk__text_build b;
   mhk_text *x = NULL;
@@ -14479,6 +14625,7 @@ MHKDEF mhk_text *mhk_text_load(mhk_context *ctx, mhk_tokenizer *k, const mhk_tex
   mhk__pile_free(ctx, &b.pieces);
   return x;
 }
+#endif
 
 MHKDEF mhk_text *mhk_text_from_tokens(mhk_context *ctx, const int32_t *tokens, mhk_index n, int32_t end) {
   mhk_text *x;
@@ -15408,10 +15555,11 @@ MHKDEF int mhk_train_step(mhk_trainer *tr) {
     average = p->loss_average;
     p->stage_done = 1;
     mhk__stage_seek(tr);
-    if (tr->path) mhk_checkpoint(tr);
-    p->loss_average = average; /* of the stage that ended; the next one starts from its first step */
-  } else if (tr->path && tr->desc.checkpoint_seconds > 0.0 && now - tr->checkpoint_clock >= tr->desc.checkpoint_seconds)
-    mhk_checkpoint(tr);
+  }
+#ifndef MOHAWK_NO_STDIO
+  if (tr->path && (p->stage_done || (tr->desc.checkpoint_seconds > 0.0 && now - tr->checkpoint_clock >= tr->desc.checkpoint_seconds))) mhk_checkpoint(tr);
+#endif
+  if (p->stage_done) p->loss_average = average; /* of the stage that ended; the next one starts from its first step */
   return ctx->result == MHK_OK;
 }
 
@@ -15534,6 +15682,7 @@ static char *mhk__run_text(mhk_trainer *tr) {
   return w.data;
 }
 
+#ifndef MOHAWK_NO_STDIO
 /* length of the line at text, without its end */
 static int mhk__line_length(const char *text) {
   int n = 0;
@@ -15568,9 +15717,11 @@ static double mhk__double_of(uint64_t v) {
   memcpy(&x, &v, sizeof x);
   return x;
 }
+#endif
 
 #define MHK__SAVED 14 /* 64-bit values of a trainer's state, beside its tensors */
 
+#ifndef MOHAWK_NO_STDIO
 static void mhk__saved_get(const mhk_trainer *tr, uint64_t v[MHK__SAVED]) {
   const double here = tr->started_seconds >= 0.0 && tr->step > 0 ? mhk__seconds() - tr->started_seconds : 0.0;
   int i;
@@ -15754,6 +15905,7 @@ static void mhk__resume(mhk_trainer *tr) {
     mhk_fail(ctx, code, "the checkpoint cannot be resumed: %s. Set fresh, or remove the file, to start over", why);
   }
 }
+#endif
 
 /* ---------------------------------------------------------------------------------------- trainer: making one */
 
@@ -15763,6 +15915,12 @@ static int mhk__distill_check(mhk_context *ctx, const mhk_distill_desc *d) {
     mhk_fail(ctx, MHK_ERROR_ARGUMENT, "distillation needs a teacher");
     return 0;
   }
+#ifdef MOHAWK_NO_STDIO
+  if (d->out) {
+    mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "checkpoints in %.200s cannot be had: this program was built without files", d->out);
+    return 0;
+  }
+#endif
   if (d->student && !d->student->trainable) {
     mhk_fail(ctx, MHK_ERROR_ARGUMENT, "the student is frozen: make it with mhk_student_create(), or call mhk_model_make_trainable() on "
              "it");
@@ -15861,6 +16019,7 @@ static void mhk__trainer_fill(mhk_trainer *tr, mhk_context *ctx) {
   if (tr->order) mhk__shuffle_documents(tr);
   tr->run = mhk__run_text(tr);
   tr->tape = mhk_tape_create(ctx);
+#ifndef MOHAWK_NO_STDIO
   if (d->out && ctx->result == MHK_OK) {
     const size_t room = strlen(d->out) + 32;
     const int error = d->rank == 0 ? mhk__make_folder(d->out) : 0;
@@ -15870,6 +16029,7 @@ static void mhk__trainer_fill(mhk_trainer *tr, mhk_context *ctx) {
     else if (tr->path)
       mhk__join_path(tr->path, room, d->out, "checkpoint.safetensors");
   }
+#endif
 }
 
 MHKDEF mhk_trainer *mhk_distill(mhk_context *ctx, const mhk_distill_desc *desc) {
@@ -15899,7 +16059,9 @@ MHKDEF mhk_trainer *mhk_distill(mhk_context *ctx, const mhk_distill_desc *desc) 
   if (ctx->result == MHK_OK) {
     mhk__stage_seek(tr);
     mhk__progress_place(tr, first ? first : 1, 0);
+#ifndef MOHAWK_NO_STDIO
     if (tr->path && !d.fresh) mhk__resume(tr);
+#endif
   }
   tr->desc.out = NULL; /* the caller's memory; path is ours */
   tr->desc.student_desc.keep_attention = NULL;
@@ -16204,6 +16366,7 @@ MHKDEF mhk_result mhk_evaluate(mhk_model *m, mhk_model *teacher, mhk_text *text,
 #undef MHK__OUT_BLOCK
 #undef MHK__PACK_COLUMNS
 #undef MHK__PATH_MOST
+#undef MHK__PICKLE_MOST
 #undef MHK__POP
 #undef MHK__POSIX
 #undef MHK__PRAGMA
@@ -16242,6 +16405,11 @@ MHKDEF mhk_result mhk_evaluate(mhk_model *m, mhk_model *teacher, mhk_text *text,
 #undef MHK__WORD_IDS
 #undef MHK__WORD_SLOTS
 #undef MHK__X86
+#undef MHK__ZIP_DIRECTORY
+#undef MHK__ZIP_END
+#undef MHK__ZIP_END64
+#undef MHK__ZIP_ENTRY
+#undef MHK__ZIP_LOCATOR
 #endif /* MOHAWK_IMPLEMENTATION */
 
 #ifndef MHK__PASS

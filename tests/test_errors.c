@@ -514,6 +514,38 @@ TEST(failed_contexts_do_nothing) {
   finish();
 }
 
+/* Messages come from a formatter of the header's own: it must say what printf says. */
+#define SAYS(...)                                                                                               \
+  do {                                                                                                          \
+    char want[800];                                                                                             \
+    snprintf(want, sizeof want, __VA_ARGS__);                                                                   \
+    mhk_fail(ctx, MHK_ERROR_ARGUMENT, __VA_ARGS__);                                                             \
+    CHECK(!strcmp(mhk_message(ctx), want), "\"%s\" instead of \"%s\"", mhk_message(ctx), want);                 \
+    mhk_clear_error(ctx);                                                                                       \
+  } while (0)
+TEST(messages_are_printf) {
+  static const double numbers[] = {0,     1,    -1,    0.5,   1.5,    2.5,      0.1,       1e300,   -1e-300, 5e-324, 1.7976931348623157e308, 1e15,  1e16,
+                                   99995, 1e-5, 0.999, 1e9,   3.14159, 999999.5, 9.9999995, 1.234e-5, 1e-4,   1e22,   0.25,                   12345.678};
+  mhk_context *ctx = mhk_create(NULL);
+  uint64_t seed = 3;
+  size_t i;
+  SAYS("%d %i %u %x %X %c %s %%", -5, INT32_MIN, 7u, 0xabcu, 0xABCu, 'q', "text");
+  SAYS("%lld %ld %zu %td %llu %lu", (long long)INT64_MIN, -3L, (size_t)-1, (ptrdiff_t)-9, ~0ull, 8ul);
+  SAYS("[%5d] [%-5d] [%05d] [%5s] [%-5s] [%.2s] [%.*s] [%*d] [%02X] [%04x]", 42, 42, -42, "ab", "ab", "abcdef", 3, "abcdef", 7, -1, 5u, 31u);
+  SAYS("%g %g %g %f", INFINITY, -INFINITY, -0.25, 1e10);
+  for (i = 0; i < sizeof numbers / sizeof *numbers; i++)
+    SAYS("%g %.1f %.0f %.3g %.17g %e %.16e %.0e [%12.3g] [%-12.3g]", numbers[i], numbers[i], numbers[i], numbers[i], numbers[i], numbers[i], numbers[i],
+         numbers[i], numbers[i], numbers[i]);
+  for (i = 0; i < 3000; i++) {
+    const double x = ldexp((double)(int64_t)test_random(&seed), -(int)(test_random(&seed) % 900));
+    SAYS("%.*e %.*g %g", (int)(i % 18), x, (int)(i % 17) + 1, x, x);
+    if (fabs(x) < 1e200) SAYS("%.*f", (int)(i % 9), x);
+  }
+  mhk_fail(ctx, MHK_ERROR_ARGUMENT, "%03000d", 7); /* longer than the message's room */
+  CHECK(strlen(mhk_message(ctx)) > 1000 && strlen(mhk_message(ctx)) < 3000, "%d characters", (int)strlen(mhk_message(ctx)));
+  mhk_destroy(ctx);
+}
+
 int main(int argc, char **argv) {
   test_begin(argc, argv);
   RUN(first_error_stays);
@@ -527,5 +559,6 @@ int main(int argc, char **argv) {
   RUN(diverged_training);
   RUN(nothing_in_nothing_out);
   RUN(failed_contexts_do_nothing);
+  RUN(messages_are_printf);
   return test_end();
 }

@@ -231,7 +231,8 @@ TEST(sections_look_upward) {
 /* every declared function is in some test */
 TEST(every_function_is_tested) {
   static const char *const names[] = {"tests/test_errors.c",      "tests/test_ops.c",    "tests/test_golden.c",   "tests/test_sessions.c",
-                                      "tests/test_determinism.c", "tests/test_memory.c", "tests/test_precision.c"};
+                                      "tests/test_determinism.c", "tests/test_memory.c", "tests/test_precision.c",
+                                      "tests/test_inference.c"};
   enum { FILES = sizeof names / sizeof *names };
   char *tests[FILES];
   const char *p = plain, *end;
@@ -432,8 +433,59 @@ TEST(options) {
   SHELL("%s -std=c99 -ffast-math -DMOHAWK_ALLOW_FAST_MATH -fsyntax-only -I. %s", cc, test_path("fast.c"));
 }
 
+/* Inference only, without files, both: no warning, nothing of libc but memory, strings and numbers, and the same tokens as the whole header. */
+TEST(small_builds) {
+  static const char *const variants[] = {"-DMOHAWK_NO_TRAINING", "-DMOHAWK_NO_STDIO", "-DMOHAWK_NO_TRAINING -DMOHAWK_NO_STDIO"};
+  static const char *const allowed[] = {"memchr", "memcmp", "memcpy", "memmove", "memset", "strcat", "strchr", "strcmp", "strcpy", "strlen", "strncmp", "strrchr",
+                                        "cos",    "exp",    "expf",   "floor",   "frexp",   "ldexp",  "log",    "log1p",  "pow",    "sin",    "sqrt",   "sqrtf"};
+  const char *cc = compiler();
+  mhk_context *ctx = mhk_create(NULL);
+  mhk_session *s;
+  mhk_sampling greedy;
+  char want[400] = "", *text, *line;
+  size_t i, k;
+  write_text("small.c", "static unsigned char my_heap[1 << 16];\n#define MOHAWK_MALLOC(n) ((n) ? (void *)my_heap : (void *)0)\n#define MOHAWK_FREE(p) ((void)(p))\n"
+                        "#define MOHAWK_IMPLEMENTATION\n#include \"mohawk.h\"\n");
+  for (i = 0; i < 3; i++)
+    SHELL("%s -std=c99 %s %s -O0 -I. -c %s -o %s", cc, WARNINGS, variants[i], test_path("small.c"), test_path("small.o"));
+  if (shell("nm --version")) {
+    SHELL("nm -u %s >%s", test_path("small.o"), test_path("symbols.txt"));
+    text = test_read_file(test_path("symbols.txt"), NULL);
+    REQUIRE(text != NULL, "no symbols");
+    for (line = strtok(text, "\n"); line; line = strtok(NULL, "\n")) {
+      char name[200] = "";
+      if (sscanf(line, " U %199s", name) != 1 || !strncmp(name, "__stack_chk", 11) || !strcmp(name, "_GLOBAL_OFFSET_TABLE_")) continue;
+      for (k = 0; k < sizeof allowed / sizeof *allowed && strcmp(name, allowed[k]); k++) {}
+      CHECK(k < sizeof allowed / sizeof *allowed, "inference from memory calls %s", name);
+    }
+    free(text);
+  }
+  mhk_save(mhk_load(ctx, "examples/tiny"), test_path("tiny.safetensors"), MHK_BF16);
+  memset(&greedy, 0, sizeof greedy);
+  greedy.temperature = -1;
+  s = mhk_session_create(mhk_load(ctx, test_path("tiny.safetensors")), NULL);
+  mhk_feed_text(s, "Once upon a time");
+  for (i = 0; i < 20; i++) sprintf(want + strlen(want), "%d ", (int)mhk_sample(s, &greedy));
+  REQUIRE(!mhk_failed(ctx), "%s", mhk_message(ctx));
+  write_text("small_main.c",
+             "#define MOHAWK_IMPLEMENTATION\n#include \"mohawk.h\"\n#include <stdio.h>\n"
+             "int main(int argc, char **argv) {\n  FILE *f = argc > 1 ? fopen(argv[1], \"rb\") : NULL;\n  static unsigned char data[4000000];\n"
+             "  const size_t bytes = f ? fread(data, 1, sizeof data, f) : 0;\n  mhk_context *ctx = mhk_create(NULL);\n  mhk_sampling greedy;\n  int i;\n"
+             "  mhk_session *s = mhk_session_create(mhk_load_memory(ctx, data, bytes), NULL);\n  memset(&greedy, 0, sizeof greedy);\n  greedy.temperature = -1;\n"
+             "  mhk_feed_text(s, \"Once upon a time\");\n  for (i = 0; i < 20; i++) printf(\"%d \", (int)mhk_sample(s, &greedy));\n"
+             "  if (mhk_failed(ctx)) printf(\"%s\", mhk_message(ctx));\n  mhk_destroy(ctx);\n  return 0;\n}\n");
+  for (i = 0; i < 3; i++) {
+    SHELL("%s -std=c99 %s -O1 -I. %s -o %s -lm && %s %s >%s", cc, variants[i], test_path("small_main.c"), test_path("small"), test_path("small"),
+          test_path("tiny.safetensors"), test_path("small.txt"));
+    text = test_read_file(test_path("small.txt"), NULL);
+    CHECK(text && !strcmp(text, want), "%s: %s instead of %s", variants[i], text ? text : "nothing", want);
+    free(text);
+  }
+  mhk_destroy(ctx);
+}
+
 TEST(symbols) {
-  static const char *const never[] = {"printf", "puts",   "putchar", "exit", "abort",    "__assert_fail",
+  static const char *const never[] = {"printf", "snprintf", "puts",   "putchar", "exit", "abort",    "__assert_fail",
                                       "_exit",  "system", "srand",   "rand", "setlocale"};
   char *text;
   char *line;
@@ -471,6 +523,7 @@ int main(int argc, char **argv) {
   RUN(leaves_nothing_behind);
   RUN(links);
   RUN(options);
+  RUN(small_builds);
   RUN(symbols);
   free(header);
   free(plain);

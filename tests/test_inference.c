@@ -790,6 +790,45 @@ TEST(a_model_in_training) { /* a session sees the weights as they are when it is
   mhk_destroy(ctx);
 }
 
+TEST(from_memory) { /* a file in the caller's memory, aligned or not: the same numbers, nothing copied that need not be */
+  mhk_context *ctx = mhk_create(NULL);
+  mhk_model *m = model_new(ctx, HYBRID, 3), *n;
+  size_t size, i;
+  char *bytes, *moved;
+  int t;
+  mhk_save(m, test_path("one.safetensors"), MHK_BF16);
+  m = mhk_load(ctx, test_path("one.safetensors"));
+  bytes = test_read_file(test_path("one.safetensors"), &size);
+  REQUIRE(m && bytes, "%s", mhk_message(ctx));
+  moved = (char *)malloc(size + 1);
+  memcpy(moved + 1, bytes, size);
+  for (i = 0; i < 2; i++) {
+    n = mhk_load_memory(ctx, i ? moved + 1 : bytes, size);
+    REQUIRE(n != NULL, "%s", mhk_message(ctx));
+    for (t = 0; t < mhk_model_tensors(m); t++) {
+      const mhk_tensor *a = mhk_model_tensor(m, t), *b = mhk_model_tensor(n, t);
+      const size_t each = mhk_dtype_size(a->dtype);
+      CHECK(a->dtype == b->dtype && !memcmp(a->data, b->data, (size_t)a->count * each), "%s differs", a->name);
+      if (i == 0 && a->dtype == MHK_BF16) CHECK((const char *)b->data >= bytes && (const char *)b->data < bytes + size, "%s was copied", a->name);
+    }
+    mhk_model_destroy(n);
+  }
+  for (i = 0; i < size; i += i < 64 ? 1 : 509) {
+    CHECK(!mhk_load_memory(ctx, bytes, i), "%d of %d bytes are a model", (int)i, (int)size);
+    mhk_clear_error(ctx);
+  }
+  free(bytes);
+  CHECK(!mhk_load_memory(ctx, NULL, 10), "a model at NULL");
+  CHECK_FAILS(ctx, MHK_ERROR_ARGUMENT, "NULL");
+  mhk_save(m, test_path("folder"), MHK_F32);
+  bytes = test_read_file(test_path("folder/model.safetensors"), &size);
+  CHECK(!mhk_load_memory(ctx, bytes, size), "a file without a configuration is a model");
+  CHECK_FAILS(ctx, MHK_ERROR_FORMAT, "config.json");
+  free(bytes);
+  free(moved);
+  mhk_destroy(ctx);
+}
+
 int main(int argc, char **argv) {
   test_begin(argc, argv);
   RUN(the_tape_in_any_cut);
@@ -807,5 +846,6 @@ int main(int argc, char **argv) {
   RUN(snapshots_and_rewinding);
   RUN(threads_change_no_bit);
   RUN(a_model_in_training);
+  RUN(from_memory);
   return test_end();
 }
