@@ -4377,33 +4377,38 @@ static void mhk__bf16_any(uint32_t *block, mhk__matrix src, mhk_index rows, mhk_
     }
 }
 
-static inline int mhk__bf16_plain(const mhk__matrix *src) { return (src->row == 1 || src->col == 1) && src->dtype != MHK_F64; }
-
 /* panels of width rows: word p of all rows, then word p + 1; words: of k, padded */
 static inline void mhk__bf16_panels(uint32_t *dst, mhk_index width, mhk_index rows, mhk_index k, mhk_index words, mhk__matrix src) {
-  const mhk_index size = (mhk_index)mhk_dtype_size(src.dtype);
+  const mhk_index size = (mhk_index)mhk_dtype_size(src.dtype), wide = mhk__up(width, 16);
+  const __mmask16 last = (__mmask16)(0xFFFFu >> (wide - width));
   uint32_t room[16 * 16 + 16], *block = room + (64 - (uintptr_t)room % 64) % 64 / 4;
-  mhk_index i0, i, p;
-  for (i0 = 0; i0 < rows; i0 += width, dst += width * words)
+  mhk_index i, p;
+  if (src.row == 1 && src.dtype != MHK_F64) { /* along the lines: each is fetched once, however far the next one is */
+    for (p = 0; p < words; p++) {
+      const char *s = (const char *)src.data + (2 * p < k ? 2 * p * src.col * size : 0);
+      uint32_t *to = dst + p * width;
+      mhk_index i0;
+      for (i0 = 0; i0 < rows; i0 += width, to += width * words)
+        for (i = 0; i < width; i += 16) {
+          const mhk_index n = mhk__min(rows - i0, width) - i;
+          _mm512_mask_storeu_epi32(to + i, i + 16 < wide ? (__mmask16)0xFFFF : last, mhk__bf16_line(s + (n > 0 ? i0 + i : 0) * size, size, src, n, k - 2 * p));
+        }
+    }
+    return;
+  }
+  for (; rows > 0; rows -= width, dst += width * words, src.data = (const char *)src.data + width * src.row * size)
     for (i = 0; i < width; i += 16) {
-      const __mmask16 mask = width - i >= 16 ? (__mmask16)0xFFFF : (__mmask16)((1u << (width - i)) - 1u);
-      const mhk_index n = mhk__min(rows - i0, width) - i;
-      const char *s = (const char *)src.data + (n > 0 ? i0 + i : 0) * src.row * size;
-      if (src.row == 1 && mhk__bf16_plain(&src)) {
-        for (p = 0; p < words; p++)
-          _mm512_mask_storeu_epi32(dst + p * width + i, mask, mhk__bf16_line(s + 2 * p * src.col * size, size, src, n, k - 2 * p));
-        continue;
-      }
+      const mhk_index n = mhk__min(rows, width) - i;
+      const char *s = (const char *)src.data + (n > 0 ? i * src.row * size : 0);
       for (p = 0; p < words; p += 16) {
-        if (mhk__bf16_plain(&src))
+        if (src.col == 1 && src.dtype != MHK_F64)
           mhk__bf16_rows(block, s + 2 * p * size, size, src, n, k - 2 * p);
         else
           mhk__bf16_any(block, mhk__mat(s + 2 * p * src.col * size, src.dtype, src.row, src.col), n, k - 2 * p);
-        mhk__bf16_turn(block, dst + p * width + i, width, mask, words - p);
+        mhk__bf16_turn(block, dst + p * width + i, width, i + 16 < wide ? (__mmask16)0xFFFF : last, words - p);
       }
     }
 }
-
 #define MHK__DOT_ROWS 14
 #define MHK__DOT_COLUMNS 32
 static void mhk__dot_pack_a(void *dst, mhk_index rows, mhk_index k, mhk__matrix src) {
@@ -4490,7 +4495,7 @@ static void mhk__amx_pack_a(void *to, mhk_index rows, mhk_index k, mhk__matrix s
   for (i = 0; i < mhk__up(rows, 32); i += 16)
     for (p = 0; p < words; p += 16, dst += 16 * 16) {
       const char *s = (const char *)src.data + (i < rows ? i * src.row + 2 * p * src.col : 0) * size;
-      if (!mhk__bf16_plain(&src))
+      if ((src.row != 1 && src.col != 1) || src.dtype == MHK_F64)
         mhk__bf16_any(dst, mhk__mat(s, src.dtype, src.row, src.col), rows - i, k - 2 * p);
       else if (src.col == 1)
         mhk__bf16_rows(dst, s, size, src, rows - i, k - 2 * p);
@@ -5294,6 +5299,15 @@ static mhk_real *mhk__grad(mhk_tape *t, mhk_tensor *x) {
 
 /* the gradient to add to, or NULL when x wants none */
 static mhk_real *mhk__into(mhk_tape *t, mhk_tensor *x) { return x && x->requires_grad ? mhk__grad(t, x) : NULL; }
+/* The same for an op that can write all of it: *add is 0 when nothing has arrived before, and what is there then is no number. Call it after
+   mhk__into() of the op's other inputs: one of them may be the same tensor, or a view of it. */
+static mhk_real *mhk__into_all(mhk_tape *t, mhk_tensor *x, int *add) {
+  *add = 1;
+  if (!x || !x->requires_grad || x->grad || x->base || x->count == 0) return mhk__into(t, x);
+  *add = 0;
+  x->grad = (mhk_real *)mhk__arena_alloc(t->ctx, &t->arena, (size_t)x->count * sizeof(mhk_real));
+  return x->grad;
+}
 
 MHKDEF int mhk_wants_grad(mhk_tape *t, mhk_tensor *x) { return mhk__tape_ready(t) && x && x->requires_grad && mhk__grad(t, x) != NULL; }
 
@@ -6167,9 +6181,11 @@ static void mhk__linear_back(mhk_tape *t, mhk__node *n) {
   mhk_tensor *x = n->in[0], *w = n->in[1], *b = n->in[2], *residual = n->in[3], *y = n->out[0];
   const mhk_index N = w->shape[0], K = w->shape[1], rows = N ? y->count / N : 0;
   const mhk__mark mark = mhk__scratch_mark(ctx);
-  mhk_real *dx = mhk__into(t, x), *dw = mhk__into(t, w), *db = mhk__into(t, b), *dr = mhk__into(t, residual);
+  mhk_real *dw = mhk__into(t, w), *db = mhk__into(t, b), *dr = mhk__into(t, residual), *dx;
   const mhk_real *g = y->grad;
   mhk__epilogue e;
+  int add = 1;
+  dx = rows > 0 ? mhk__into_all(t, x, &add) : NULL;
   mhk__accumulate(&e);
   if (s->before) {
     mhk__gelu_args a;
@@ -6183,6 +6199,7 @@ static void mhk__linear_back(mhk_tape *t, mhk__node *n) {
   if (dr) mhk__axpy(ctx, y->count, MHK__R(1), g, dr);
   if (db) mhk__column_sum(ctx, rows, N, g, db);
   if (dw) mhk__linear_product(ctx, s->precision, N, K, rows, mhk__real_mat(g, 1, N), mhk__real_mat(mhk__d(x), K, 1), dw, &e);
+  e.accumulate = add;
   if (dx) mhk__linear_product(ctx, s->precision, rows, K, N, mhk__real_mat(g, N, 1), mhk__mat(w->data, w->dtype, K, 1), dx, &e);
   mhk__scratch_rewind(ctx, mark);
 }
