@@ -827,8 +827,20 @@ MHKDEF mhk_result mhk_evaluate(mhk_model *m, mhk_model *teacher, mhk_text *text,
 #include <sys/stat.h>
 #include <unistd.h>
 #endif
-#elif defined(_WIN32) && !defined(MOHAWK_NO_STDIO)
-#include <direct.h>
+#elif defined(_WIN32)
+#define MHK__WINDOWS
+#ifndef WIN32_LEAN_AND_MEAN
+#define WIN32_LEAN_AND_MEAN
+#endif
+#ifndef NOMINMAX
+#define NOMINMAX
+#endif
+#ifndef MOHAWK_NO_STDIO
+#include <io.h>
+#endif
+#if !defined(MOHAWK_NO_STDIO) || !defined(MOHAWK_NO_TRAINING)
+#include <windows.h>
+#endif
 #endif
 
 #if (defined(MOHAWK_MALLOC) || defined(MOHAWK_FREE)) && !(defined(MOHAWK_MALLOC) && defined(MOHAWK_FREE))
@@ -872,6 +884,10 @@ static double mhk__seconds(void) {
   struct timeval now;
   gettimeofday(&now, NULL);
   return (double)now.tv_sec + 1e-6 * (double)now.tv_usec;
+#elif defined(MHK__WINDOWS)
+  LARGE_INTEGER ticks, rate;
+  if (!QueryPerformanceCounter(&ticks) || !QueryPerformanceFrequency(&rate)) return 0.0;
+  return (double)ticks.QuadPart / (double)rate.QuadPart;
 #else
   return (double)clock() / CLOCKS_PER_SEC;
 #endif
@@ -1098,6 +1114,17 @@ static size_t mhk__print(char *out, size_t room, const char *format, ...) {
   return n;
 }
 
+/* the end of the folder in a path, its slash included */
+static size_t mhk__folder_length(const char *path) {
+  size_t n = strlen(path);
+#ifdef MHK__WINDOWS
+  while (n > 0 && !strchr("/\\:", path[n - 1])) n--;
+#else
+  while (n > 0 && path[n - 1] != '/') n--;
+#endif
+  return n;
+}
+
 static int mhk__little_endian(void) {
   const uint16_t one = 1;
   unsigned char first;
@@ -1113,7 +1140,60 @@ extern "C"
     int
     fsync(int); /* strict C99 hides this POSIX declaration */
 #endif
+
+#ifdef MHK__WINDOWS
+/* Paths are UTF-8 here and UTF-16 there. 0 and a reason in errno when this one is neither. */
+#define MHK__WIDE_PATH 1200
+static int mhk__wide(const char *path, wchar_t out[MHK__WIDE_PATH]) {
+  if (MultiByteToWideChar(CP_UTF8, MB_ERR_INVALID_CHARS, path, -1, out, MHK__WIDE_PATH) > 0) return 1;
+  errno = ENOENT;
+  return 0;
+}
+
+/* the last error of the system as errno has it; never 0 */
+static int mhk__windows_errno(void) {
+  switch (GetLastError()) {
+    case ERROR_FILE_NOT_FOUND:
+    case ERROR_PATH_NOT_FOUND:
+    case ERROR_INVALID_NAME: return ENOENT;
+    case ERROR_ACCESS_DENIED:
+    case ERROR_SHARING_VIOLATION:
+    case ERROR_LOCK_VIOLATION: return EACCES;
+    case ERROR_NOT_ENOUGH_MEMORY:
+    case ERROR_OUTOFMEMORY: return ENOMEM;
+    case ERROR_HANDLE_DISK_FULL:
+    case ERROR_DISK_FULL: return ENOSPC;
+    case ERROR_ALREADY_EXISTS:
+    case ERROR_FILE_EXISTS: return EEXIST;
+    default: return EIO;
+  }
+}
+
+static DWORD mhk__attributes(const char *path) {
+  wchar_t wide[MHK__WIDE_PATH];
+  return mhk__wide(path, wide) ? GetFileAttributesW(wide) : INVALID_FILE_ATTRIBUTES;
+}
+
+/* Puts a file in the place of another, 0 or errno. One that a program has mapped cannot be replaced there, but it can be moved: it then stays
+   as path.old until nobody maps it and the next one is written. */
+static int mhk__replace(const char *from, const char *to) {
+  wchar_t a[MHK__WIDE_PATH], b[MHK__WIDE_PATH], old[MHK__WIDE_PATH + 4];
+  if (!mhk__wide(from, a) || !mhk__wide(to, b)) return errno;
+  wcscpy(old, b);
+  wcscat(old, L".old");
+  if (!MoveFileExW(a, b, MOVEFILE_REPLACE_EXISTING)) {
+    if (!MoveFileExW(b, old, MOVEFILE_REPLACE_EXISTING)) return mhk__windows_errno();
+    if (!MoveFileExW(a, b, 0)) {
+      const int error = mhk__windows_errno();
+      MoveFileExW(old, b, 0);
+      return error;
+    }
+  }
+  DeleteFileW(old);
+  return 0;
+}
 #endif
+#endif /* MOHAWK_NO_STDIO */
 
 /* A file's bytes, mapped where the system can, read into memory elsewhere. */
 typedef struct mhk__bytes {
@@ -1156,6 +1236,36 @@ static int mhk__bytes_open(const char *path, mhk__bytes *out) {
     out->owned = map;
     return 0;
   }
+#elif defined(MHK__WINDOWS)
+  {
+    wchar_t wide[MHK__WIDE_PATH];
+    LARGE_INTEGER size;
+    HANDLE file, map;
+    int error = 0;
+    if (!mhk__wide(path, wide)) return errno;
+    file = CreateFileW(wide, GENERIC_READ, FILE_SHARE_READ | FILE_SHARE_WRITE | FILE_SHARE_DELETE, NULL, OPEN_EXISTING, FILE_ATTRIBUTE_NORMAL, NULL);
+    if (file == INVALID_HANDLE_VALUE) return mhk__windows_errno();
+    out->data = (const unsigned char *)"";
+    if (!GetFileSizeEx(file, &size))
+      error = mhk__windows_errno();
+    else if ((uint64_t)size.QuadPart > (uint64_t)PTRDIFF_MAX)
+      error = EFBIG;
+    else if (size.QuadPart > 0) {
+      map = CreateFileMappingW(file, NULL, PAGE_READONLY, 0, 0, NULL);
+      if (map) {
+        out->owned = MapViewOfFile(map, FILE_MAP_READ, 0, 0, 0);
+        if (!out->owned) error = mhk__windows_errno();
+        CloseHandle(map); /* the view keeps what it needs */
+      } else
+        error = mhk__windows_errno();
+    }
+    CloseHandle(file);
+    if (out->owned) {
+      out->data = (const unsigned char *)out->owned;
+      out->size = (size_t)size.QuadPart;
+    }
+    return error;
+  }
 #else
   {
     long size;
@@ -1187,6 +1297,8 @@ static void mhk__bytes_close(mhk__bytes *b) {
   if (b->owned) {
 #ifdef MHK__POSIX
     munmap(b->owned, b->size);
+#elif defined(MHK__WINDOWS)
+    UnmapViewOfFile(b->owned);
 #else
     MOHAWK_FREE(b->owned);
 #endif
@@ -1210,7 +1322,14 @@ static int mhk__output_open(mhk__output *o, const char *path) {
   strcpy(o->temporary, path);
   strcat(o->temporary, ".new");
   errno = 0;
+#ifdef MHK__WINDOWS
+  {
+    wchar_t wide[MHK__WIDE_PATH];
+    o->file = mhk__wide(o->temporary, wide) ? _wfopen(wide, L"wb") : NULL;
+  }
+#else
   o->file = fopen(o->temporary, "wb");
+#endif
   if (!o->file) o->error = errno ? errno : EIO;
   return o->error;
 }
@@ -1225,6 +1344,9 @@ static int mhk__output_close(mhk__output *o, int keep) {
   if (!o->file) return o->error;
   errno = 0;
   if (fflush(o->file) != 0 && !o->error) o->error = errno ? errno : EIO;
+#ifdef MHK__WINDOWS
+  if (keep && !o->error && _commit(_fileno(o->file)) != 0) o->error = errno ? errno : EIO;
+#endif
   if (fclose(o->file) != 0 && !o->error) o->error = errno ? errno : EIO;
   o->file = NULL;
 #ifdef MHK__POSIX
@@ -1233,11 +1355,17 @@ static int mhk__output_close(mhk__output *o, int keep) {
     if (fd < 0 || fsync(fd) != 0) o->error = errno ? errno : EIO;
     if (fd >= 0) close(fd);
   }
-#elif defined(_WIN32)
-  if (keep && !o->error) remove(o->path); /* rename does not replace there */
 #endif
+#ifdef MHK__WINDOWS
+  if (keep && !o->error) o->error = mhk__replace(o->temporary, o->path);
+  if (!keep || o->error) {
+    wchar_t wide[MHK__WIDE_PATH];
+    if (mhk__wide(o->temporary, wide)) DeleteFileW(wide);
+  }
+#else
   if (keep && !o->error && rename(o->temporary, o->path) != 0) o->error = errno ? errno : EIO;
   if (!keep || o->error) remove(o->temporary);
+#endif
   return o->error;
 }
 
@@ -1245,6 +1373,9 @@ static int mhk__is_folder(const char *path) {
 #ifdef MHK__POSIX
   struct stat info;
   return stat(path, &info) == 0 && S_ISDIR(info.st_mode);
+#elif defined(MHK__WINDOWS)
+  const DWORD found = mhk__attributes(path);
+  return found != INVALID_FILE_ATTRIBUTES && (found & FILE_ATTRIBUTE_DIRECTORY);
 #else
   FILE *f = fopen(path, "rb");
   if (f) fclose(f);
@@ -1256,6 +1387,9 @@ static int mhk__is_file(const char *path) {
 #ifdef MHK__POSIX
   struct stat info;
   return stat(path, &info) == 0 && S_ISREG(info.st_mode);
+#elif defined(MHK__WINDOWS)
+  const DWORD found = mhk__attributes(path);
+  return found != INVALID_FILE_ATTRIBUTES && !(found & FILE_ATTRIBUTE_DIRECTORY);
 #else
   FILE *f = fopen(path, "rb");
   if (f) fclose(f);
@@ -1269,8 +1403,12 @@ static int mhk__make_folder(const char *path) {
   errno = 0;
 #ifdef MHK__POSIX
   if (mkdir(path, 0777) == 0) return 0;
-#elif defined(_WIN32)
-  if (_mkdir(path) == 0) return 0;
+#elif defined(MHK__WINDOWS)
+  {
+    wchar_t wide[MHK__WIDE_PATH];
+    if (mhk__wide(path, wide) && CreateDirectoryW(wide, NULL)) return 0;
+    errno = mhk__windows_errno();
+  }
 #endif
   return mhk__is_folder(path) ? 0 : errno ? errno : EIO;
 }
@@ -1278,7 +1416,7 @@ static int mhk__make_folder(const char *path) {
 /* dir/name into out; 0 when it does not fit */
 static int mhk__join_path(char *out, size_t capacity, const char *dir, const char *name) {
   size_t n = strlen(dir), k = strlen(name);
-  int slash = n > 0 && dir[n - 1] != '/';
+  int slash = n > 0 && mhk__folder_length(dir) != n;
   if (n + k + 2 > capacity) return 0;
   memcpy(out, dir, n);
   if (slash) out[n++] = '/';
@@ -9212,8 +9350,7 @@ static mhk_file *mhk__file_open_single(mhk_context *ctx, const char *path, const
 #ifndef MOHAWK_NO_STDIO
 /* the folder of a path, with its slash, or "" */
 static void mhk__folder_of(char *out, size_t room, const char *path) {
-  const char *end = strrchr(path, '/');
-  size_t n = end ? (size_t)(end - path) + 1 : 0;
+  size_t n = mhk__folder_length(path);
   if (n >= room) n = 0;
   memcpy(out, path, n);
   out[n] = 0;
@@ -12173,8 +12310,8 @@ static int mhk__match_tensors(mhk_model *m, const mhk_file *f, const char *path,
     for (k = 0, ok = x->rank == s.rank; k < s.rank && ok; k++) ok = x->shape[k] == s.shape[k];
     if (ok && (x->dtype == MHK_F32 || x->dtype == MHK_F64 || x->dtype == MHK_F16 || x->dtype == MHK_BF16)) continue;
     if (!mhk__list_room(&shapes)) continue;
-    shard = strrchr(mhk__file_path_of(f, x), '/');
-    shard = shard ? shard + 1 : mhk__file_path_of(f, x);
+    shard = mhk__file_path_of(f, x);
+    shard += mhk__folder_length(shard);
     mhk__spec_reason(&m->config, &s, reason, sizeof reason);
     if (ok)
       mhk__print(line, sizeof line, "%s has the type %s in %.200s, weights must be F32, F16, BF16 or F64", s.name, mhk_dtype_name(x->dtype),

@@ -19,6 +19,12 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#ifdef _WIN32
+#include <direct.h>
+#define mkdir(path, mode) _mkdir(path)
+#else
+#include <sys/stat.h>
+#endif
 
 #define TEST(name) static void name##_test(void)
 #define RUN(name) test_run(#name, name##_test)
@@ -73,9 +79,10 @@ static inline void test_failure(const char *file, int line, const char *conditio
 
 static inline void test_begin(int argc, char **argv) {
   int i;
-  const char *slash = strrchr(argv[0], '/');
+  const char *name = argv[0], *slash;
+  while ((slash = strpbrk(name, "/\\")) != NULL) name = slash + 1;
   memset(&test_state, 0, sizeof test_state);
-  test_state.program = slash ? slash + 1 : argv[0];
+  test_state.program = name;
   for (i = 1; i < argc; i++)
     if (!strcmp(argv[i], "--filter") && i + 1 < argc)
       test_state.filter = argv[++i];
@@ -213,14 +220,26 @@ static inline int test_write_file(const char *path, const void *data, size_t len
   if (f) fclose(f);
   return f && n == length;
 }
+/* Makes a folder and those above it. */
+static inline void test_make_folder(const char *path) {
+  char part[600];
+  size_t i;
+  for (i = 1; i <= strlen(path) && i < sizeof part; i++)
+    if (path[i] == '/' || path[i] == 0) {
+      memcpy(part, path, i);
+      part[i] = 0;
+      mkdir(part, 0777);
+    }
+}
 /* build/test/PROGRAM/name, with the folder made: a place for files a test writes. Eight calls in turn may be in use at once. */
 static inline const char *test_path(const char *name) {
   static char path[8][512];
   static int made, turn;
   char *p = path[turn++ % 8];
   if (!made) {
-    snprintf(p, sizeof path[0], "mkdir -p build/test/%s", test_state.program);
-    made = system(p) == 0;
+    snprintf(p, sizeof path[0], "build/test/%s", test_state.program);
+    test_make_folder(p);
+    made = 1;
   }
   snprintf(p, sizeof path[0], "build/test/%s/%s", test_state.program, name);
   return p;

@@ -660,9 +660,8 @@ TEST(shards) {
   const mhk_result F = MHK_ERROR_FORMAT;
   const char *good = "{\"metadata\":{\"total_size\":36},\"weight_map\":{\"a\":\"s1.safetensors\",\"b\":\"s2.safetensors\",\"c\":\"s1.safetensors\"}}";
   mhk_file *f;
-  char command[600];
-  snprintf(command, sizeof command, "rm -rf %s && mkdir -p %s", test_path("shards"), test_path("shards"));
-  REQUIRE(system(command) == 0, "no folder");
+  test_make_folder(test_path("shards"));
+  remove(test_path("shards/pytorch_model.bin")), remove(test_path("shards/model.safetensors")), remove(test_path(INDEX)); /* of an earlier run */
   CHECK(!mhk_file_open(ctx, test_path("shards")), "an empty folder was opened");
   CHECK_FAILS(ctx, MHK_ERROR_FILE, "holds neither model.safetensors nor pytorch_model.bin, nor the index of either");
   text_file("shards/pytorch_model.bin", "not an archive");

@@ -684,13 +684,13 @@ TEST(out_of_memory) {
   long fail_at;
   int done = 0;
   const char *vocabulary_path = test_path("memory/vocab.json"), *merges_path = test_path("memory/merges.txt");
-  char folder[512], command[600];
+  char folder[512];
   text t = make_tokenizer(", \"aa\": 256", "\"a a\"", "{\"id\": 257, \"content\": \"<q>\"}",
                           "{\"type\": \"ByteLevel\", \"add_prefix_space\": true}", NULL, NULL);
   const char *vocabulary = strstr(t.data, "\"vocab\": ") + 9;
   snprintf(folder, sizeof folder, "%.*s", (int)(strlen(vocabulary_path) - strlen("/vocab.json")), vocabulary_path);
-  snprintf(command, sizeof command, "mkdir -p %s", folder);
-  REQUIRE(system(command) == 0 && test_write_file(vocabulary_path, vocabulary, (size_t)(strchr(vocabulary, '}') + 1 - vocabulary)) &&
+  test_make_folder(folder);
+  REQUIRE(test_write_file(vocabulary_path, vocabulary, (size_t)(strchr(vocabulary, '}') + 1 - vocabulary)) &&
               test_write_file(merges_path, "a a\n", 4),
           "cannot write %s", vocabulary_path);
   memset(word, 'a', sizeof word);
