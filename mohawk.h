@@ -3484,13 +3484,13 @@ static void MHK__N(mhk__decay_tile)(mhk_index n, const double *cum, const mhk_in
   mhk_real *row = hold, *lane = hold + wide;
   double least = cum[0], most = cum[0];
   mhk_index i, j;
-  int near;
+  int nearby;
   for (i = 1; i < n; i++) {
     least = cum[i] < least ? cum[i] : least;
     most = cum[i] > most ? cum[i] : most;
   }
-  near = most - least < 60;
-  if (near) {
+  nearby = most - least < 60;
+  if (nearby) {
     for (i = 0; i < n; i++) {
       const double x = cum[i] - cum[0];
       row[i] = MHK__R(x);
@@ -3506,12 +3506,12 @@ static void MHK__N(mhk__decay_tile)(mhk_index n, const double *cum, const mhk_in
   }
   for (i = 0; i < n; i++, decay += ld) {
     const mhk_index first = turned ? mhk__max(0, i - MHK__OVER + 1) / MHK__W * MHK__W : 0, last = turned ? n : mhk__min(n, i + MHK__OVER);
-    const MHK__V x = MHK__SET(near ? row[i] : MHK__R(0));
-    if (!near)
+    const MHK__V x = MHK__SET(nearby ? row[i] : MHK__R(0));
+    if (!nearby)
       for (j = first; j < last; j++) lane[j] = MHK__R(turned ? cum[j] - cum[i] : cum[i] - cum[j]);
     for (j = first; j < last; j += MHK__W) {
       MHK__V v = MHK__LOAD(lane + j);
-      if (near)
+      if (nearby)
         v = x * v;
       else
         v = MHK__N(mhk__vexp)(v);

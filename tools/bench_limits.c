@@ -89,7 +89,7 @@ __attribute__((target("avx512f"))) static float fma_avx512(long rounds, float st
   return out[0] + out[15];
 }
 #undef STEP
-#if defined(__x86_64__) && (defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11)
+#if defined(__x86_64__) && defined(__linux__) && (defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11)
 #define BENCH_BF16
 #define STEP(i) a##i = _mm512_dpbf16_ps(a##i, x, x);
 __attribute__((target("avx512f,avx512bw,avx512bf16"))) static float dot_avx512(long rounds, float start) {
