@@ -102,13 +102,11 @@ interop: $(BUILD)/write_models
 
 # The page: one folder for any static server. Its student is distilled here, from a text that the teacher writes.
 EMCC ?= emcc
-EMFLAGS := -O3 -msimd128 -std=gnu99 -sMODULARIZE=1 -sEXPORT_NAME=createMohawk -sENVIRONMENT=worker -sALLOW_MEMORY_GROWTH=1 -sFORCE_FILESYSTEM=1 \
-  -sDYNAMIC_EXECUTION=0 -sEXPORTED_FUNCTIONS=_malloc,_free -sEXPORTED_RUNTIME_METHODS=UTF8ToString,FS
+EMFLAGS := -O3 -msimd128 -std=gnu99 -sMODULARIZE=1 -sEXPORT_NAME=createMohawk -sENVIRONMENT=worker -sALLOW_MEMORY_GROWTH=1 -sFILESYSTEM=0 \
+  -sDYNAMIC_EXECUTION=0 -sEXPORTED_FUNCTIONS=_malloc,_free -sEXPORTED_RUNTIME_METHODS=UTF8ToString
 WEB := $(BUILD)/web
-web: $(WEB)/mohawk.js $(WEB)/student/model.safetensors
-	@mkdir -p $(WEB)/teacher
+web: $(WEB)/mohawk.js $(WEB)/teacher.safetensors $(WEB)/student.safetensors
 	@cp examples/web/index.html examples/web/app.css examples/web/app.js examples/web/worker.js $(WEB)
-	@cp examples/tiny/config.json examples/tiny/model.safetensors examples/tiny/tokenizer.json $(WEB)/teacher
 	@echo "serve it: $(PYTHON) -m http.server --directory $(WEB) 8000, then open http://localhost:8000"
 
 test-web: $(BUILD)/mohawk web
@@ -119,11 +117,15 @@ $(WEB)/mohawk.js: mohawk.h examples/web/web.c
 	@mkdir -p $(WEB)
 	NODE_PATH=$${NODE_PATH-/usr/share/nodejs} $(EMCC) $(WARNINGS) $(EMFLAGS) examples/web/web.c $(LIBS) -o $@
 
-$(WEB)/student/model.safetensors: examples/tiny/model.safetensors | $(BUILD)/mohawk
+$(WEB)/teacher.safetensors: examples/tiny/model.safetensors | $(BUILD)/mohawk
+	@mkdir -p $(WEB)
+	$(BUILD)/mohawk convert --model examples/tiny --out $@
+
+$(WEB)/student.safetensors: examples/tiny/model.safetensors | $(BUILD)/mohawk
 	@mkdir -p $(WEB)
 	$(BUILD)/mohawk distill --teacher examples/tiny --out $(BUILD)/web-run --tokens 60k,100k,80k --lr -,-,3e-4 --batch 1 --length 128 --sample-tokens 64k \
-	  --threads 1 --dtype bf16 --no-eval
-	@rm -rf $(WEB)/student && cp -R $(BUILD)/web-run/student $(WEB)/student
+	  --threads 1 --no-eval --fresh
+	$(BUILD)/mohawk convert --model $(BUILD)/web-run/student --out $@ --dtype bf16
 
 install: $(BUILD)/mohawk
 	@mkdir -p '$(DESTDIR)$(PREFIX)/include' '$(DESTDIR)$(PREFIX)/bin' '$(DESTDIR)$(PREFIX)/lib/pkgconfig' '$(DESTDIR)$(PREFIX)/share/man/man1'

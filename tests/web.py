@@ -43,7 +43,7 @@ def fill(b, name, text):
 
 
 def native(model, prompt, tokens):
-    run = subprocess.run([os.path.join(BUILD, "mohawk"), "generate", "--model", os.path.join(WEB, model), "--prompt", prompt, "--tokens", str(tokens), "--greedy", "--json"],
+    run = subprocess.run([os.path.join(BUILD, "mohawk"), "generate", "--model", os.path.join(WEB, model + ".safetensors"), "--prompt", prompt, "--tokens", str(tokens), "--greedy", "--json"],
                          stdout=subprocess.PIPE, check=True, timeout=120)
     return json.loads(run.stdout)["text"]
 
@@ -227,9 +227,12 @@ def main():
         check("both models load within half a minute", b.wait("window.mohawk && mohawk.ready", 30) is not None, b.value("document.body.innerText"))
         looking(b)
         reaching(b)
-        for part in (writing, measuring, distilling, looking):
+        for width, part in ((390, writing), (390, measuring), (1280, distilling), (1280, looking)):
+            b.size(width, 900)
+            b.value("window.shift = 0")
             part(b)
-        check("the layout does not jump", b.value("window.shift") < 0.1, b.value("window.shift"))
+            if part != looking:
+                check("the layout does not jump, %s at %d px" % (part.__name__, width), b.value("window.shift") < 0.02, b.value("window.shift"))
         check("no trouble is shown", b.value("mohawk.errors.length") == 0, b.value("mohawk.errors"))
         check("the console is empty", b.console == [] and b.errors == [], b.console, b.errors)
         away = sorted({u for u in b.requests if not u.startswith((server.url, "data:", "blob:"))})

@@ -81,9 +81,8 @@ const writer = start(['teacher', 'student'], {
   written({ stopped, ended }) {
     for (const name of ['teacher', 'student']) $(`${name}-text`).removeAttribute('aria-busy');
     const { teacher, student } = shared.write;
-    let told = `${stopped ? 'Stopped' : 'Done'}: the teacher wrote ${teacher.ids.length} tokens, the student ${student.ids.length}.`;
-    if (ended.length) told += ` ${ended.length === 2 ? 'Both' : ended[0] === 'teacher' ? 'The teacher' : 'The student'} came to the end of the text.`;
-    say('write-status', told);
+    const who = ended.length === 2 ? 'both' : ended[0] === 'teacher' ? 'the teacher' : 'the student';
+    say('write-status', `${stopped ? 'Stopped' : 'Done'}: ${teacher.ids.length} tokens by the teacher, ${student.ids.length} by the student${ended.length ? `; ${who} ended the text` : ''}.`);
     shared.write.done = true;
     busy = null;
     update();
@@ -94,7 +93,7 @@ const writer = start(['teacher', 'student'], {
     drawCost();
   },
   'measuring done'({ stopped }) {
-    say('cost-status', stopped ? 'Stopped.' : costSummary());
+    say('cost-status', stopped ? 'Stopped.' : costInShort());
     shared.cost.done = true;
     busy = null;
     update();
@@ -235,6 +234,10 @@ function costSummary() {
     return `${name}: ${speed(a.speed)} tokens/s and ${bytes(a.bytes)} at ${count.format(a.tokens)}, ${speed(b.speed)} tokens/s and ${bytes(b.bytes)} at ${count.format(b.tokens)}`;
   };
   return `${tell('Teacher', teacher)}. ${tell('Student', student)}.`;
+}
+function costInShort() {
+  const { teacher: [...t], student: [...s] } = shared.cost, a = t.pop(), b = s.pop();
+  return `At ${count.format(a.tokens)} tokens the teacher writes ${speed(a.speed)} tokens/s and keeps ${bytes(a.bytes)}, the student ${speed(b.speed)} and ${bytes(b.bytes)}.`;
 }
 press('cost-start', () => {
   shared.cost = { teacher: [], student: [], done: false };

@@ -1,9 +1,9 @@
 /* web.c: what the page and its worker call. Everything goes through the interface of mohawk.h; the page holds contexts, models, sessions
    and trainers as plain numbers (addresses in the module's memory) and asks web_message() after each call. `make web` compiles it. */
 #define MOHAWK_IMPLEMENTATION
+#define MOHAWK_NO_STDIO
 #include "../../mohawk.h"
 #include <emscripten.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -16,7 +16,7 @@ EXPORT const char *web_message(mhk_context *ctx) {
   static char text[1024];
   text[0] = 0;
   if (mhk_failed(ctx)) {
-    snprintf(text, sizeof text, "%s", ctx ? mhk_message(ctx) : "out of memory");
+    strncpy(text, ctx ? mhk_message(ctx) : "out of memory", sizeof text - 1);
     mhk_clear_error(ctx);
   }
   return text;
@@ -26,7 +26,8 @@ EXPORT const char *web_isa(mhk_context *ctx) { return mhk_isa_name(ctx); }
 
 /* ---------------------------------------------------------------- models */
 
-EXPORT mhk_model *web_load(mhk_context *ctx, const char *path) { return mhk_load(ctx, path); }
+/* a .safetensors file with everything in it; data stays where it is as long as the model */
+EXPORT mhk_model *web_load(mhk_context *ctx, const void *data, size_t bytes) { return mhk_load_memory(ctx, data, bytes); }
 EXPORT int web_layers(mhk_model *m) { return mhk_model_config(m)->n_layer; }
 EXPORT int web_heads(mhk_model *m) { return mhk_model_config(m)->n_head; }
 EXPORT double web_parameters(mhk_model *m) { return mhk_config_parameters(mhk_model_config(m)); }

@@ -46,19 +46,16 @@ async function bytesOf(url) {
   return new Uint8Array(await answer.arrayBuffer());
 }
 
+/* one file a model, which stays in the module's memory */
 async function load(names) {
   wasm = await createMohawk();
   context = wasm._web_create();
   for (const name of names) {
-    let size = 0;
-    wasm.FS.mkdir('/' + name);
-    for (const file of ['config.json', 'model.safetensors', 'tokenizer.json']) {
-      const bytes = await bytesOf(`${name}/${file}`);
-      wasm.FS.writeFile(`/${name}/${file}`, bytes);
-      size += bytes.length;
-    }
-    const model = models[name] = call('load', context, '/' + name);
-    about[name] = { parameters: call('parameters', model), layers: call('layers', model), heads: call('heads', model), vocabulary: call('vocabulary', model), bytes: size };
+    const bytes = await bytesOf(`${name}.safetensors`), at = wasm._malloc(bytes.length);
+    if (!at) throw new Error(`there is no memory for the ${name}`);
+    wasm.HEAPU8.set(bytes, at);
+    const model = models[name] = call('load', context, at, bytes.length);
+    about[name] = { parameters: call('parameters', model), layers: call('layers', model), heads: call('heads', model), vocabulary: call('vocabulary', model), bytes: bytes.length };
   }
   postMessage({ type: 'loaded', models: about, isa: text(call('isa', context)) });
 }
