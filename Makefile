@@ -43,6 +43,7 @@ help:
 	@echo 'make test              build and run all tests'
 	@echo 'make golden DIR=path   hold the header against reference numbers in path (default tests/golden)'
 	@echo 'make models DIR=path   hold it against model folders in path (default examples)'
+	@echo 'make $(BUILD)/libmohawk.so   a shared library, for Python (examples/python.py) and other languages'
 	@echo 'make bench             measure speed, next to what the machine can do at most: $(BUILD)/bench.json'
 	@echo 'make bench-peers       the same in turns with OpenBLAS, oneDNN, PyTorch, and ggml where GGML_DIR is its source;'
 	@echo '                       installs them where it can. ARGS="--filter core,step --threads 1" for either'
@@ -63,6 +64,10 @@ $(BUILD)/mohawk.o: mohawk.h tools/mohawk_impl.c
 
 $(BUILD)/mohawk64.o: mohawk.h tools/mohawk_impl.c
 	$(call show,$(CC) $(WARNINGS) $(CFLAGS) $(OPENMP) -DMOHAWK_DOUBLE -c tools/mohawk_impl.c -o $@, -DMOHAWK_DOUBLE)
+
+# For other languages: a library that exports the functions of the interface and nothing else.
+$(BUILD)/libmohawk.so: mohawk.h tools/mohawk_impl.c
+	$(call show,$(CC) $(WARNINGS) $(CFLAGS) $(OPENMP) -fPIC -shared tools/mohawk_impl.c $(LIBS) -o $@)
 
 $(BUILD)/mohawk: $(BUILD)/mohawk.o $(TOOLS) $(wildcard tools/*.h)
 	$(call show,$(CC) $(WARNINGS) $(CFLAGS) $(OPENMP) $(TOOLS) $(BUILD)/mohawk.o $(LIBS) -o $@)
