@@ -288,18 +288,6 @@ MHKDEF mhk_tensor *mhk_require_grad(mhk_tape *t, mhk_tensor *x);
 MHKDEF mhk_tensor *mhk_parameter(mhk_context *ctx, const char *name, int rank, const mhk_index *shape, const mhk_real *values);
 MHKDEF void mhk_zero_grad(mhk_tensor *x);
 
-/* One update of AdamW (Loshchilov & Hutter, arXiv 1711.05101) over n parameters, each element read and written once, for training loops of one's own; an
-   mhk_trainer has its own. Parameters without a gradient stay as they are. moments belongs to the caller: two numbers for each element of all n, zeros
-   before the first step, used with the same list every time. step counts from 1. Gradients are zeroed for the next round unless keep_grad. */
-typedef struct mhk_adamw_desc {
-  double lr;                /* learning rate, as it is */
-  double beta1, beta2, eps; /* 0: 0.9, 0.999, 1e-8 */
-  double weight_decay;      /* decoupled: x loses lr * weight_decay * x */
-  double scale;             /* on the gradients: 1 / batches, a clip; 0: 1 */
-  int keep_grad;
-} mhk_adamw_desc;
-MHKDEF mhk_result mhk_adamw(mhk_context *ctx, int n, mhk_tensor *const *x, mhk_real *moments, int64_t step, const mhk_adamw_desc *desc);
-
 /* Adds d(loss)/dx to x->grad of every x that requires a gradient. loss must be a scalar. Runs each recorded op once, from
    the last to the first; the records are then spent, the values stay. */
 MHKDEF mhk_result mhk_backward(mhk_tape *t, mhk_tensor *loss);
@@ -604,6 +592,8 @@ typedef struct mhk_session_desc {
   mhk_index chunk;          /* tokens of a sequence computed together; more is faster and takes more memory; 0: 256 */
   mhk_index snapshots;      /* states of each sequence kept to rewind to: the newest ones */
   mhk_index snapshot_every; /* tokens between those that are kept by themselves; 0: only mhk_session_snapshot() keeps them */
+  mhk_index recent;         /* last tokens of each sequence remembered for the penalties of mhk_sampling; 0: 256 */
+  size_t stop_bytes;        /* bytes of the longest stop string of mhk_sampling; 0: 64 */
   void *memory;             /* the caller's block to live in, which must outlast the session; NULL: from the context's allocator */
   size_t memory_bytes;      /* its size: at least mhk_session_size(), aligned or not */
 } mhk_session_desc;
@@ -636,22 +626,53 @@ MHKDEF mhk_result mhk_feed_text(mhk_session *s, const char *text);
 MHKDEF const mhk_real *mhk_logits(const mhk_session *s); /* (batch,V) after the last token each was fed; NULL while a sequence has none */
 MHKDEF const mhk_real *mhk_logits_of(const mhk_session *s, mhk_index sequence); /* (V) of one sequence; NULL while it has none */
 
+typedef struct mhk_token_bias { int32_t token; double value; } mhk_token_bias; /* added to the token's logit; -INFINITY forbids it */
+
+/* How the next token is chosen. All zero draws from the model's own distribution. What is asked for happens in this order, each filter on the
+   probabilities that the one before left, scaled to sum to 1 again: bias, penalties, temperature, top_k, top_p, min_p, typical. Where tokens are
+   equally good the smaller id comes first. The order and each rule are those of Hugging Face's transformers, where it has them. */
 typedef struct mhk_sampling {
-  double temperature; /* 0: 1; negative: greedy */
-  int top_k;          /* 0: all */
-  double top_p;       /* 0: 1 */
+  double temperature; /* logits are divided by it; 0: 1; negative: greedy, the likeliest token after bias and penalties */
+  int top_k;          /* keep the k likeliest; 0: all */
+  double top_p;       /* keep the likeliest that together reach this probability (Holtzman et al. 2019); 0: 1 */
   double min_p;       /* keep tokens at least this share of the most likely one's probability; 0: all */
   uint64_t seed;      /* used when it differs from the session's last; 0: keep going */
+  double typical;     /* keep the tokens whose -log p is nearest to its mean, that together reach this probability (Meister et al. 2022); 0: 1 */
+  double repetition;  /* a token seen: its logit is divided by this if positive, else multiplied (Keskar et al. 2019); 0: 1 */
+  double frequency;   /* a token's logit loses this each time it was seen, */
+  double presence;    /* and this if it was seen at all */
+  int penalty_tokens; /* how many of the last tokens count as seen, the prompt's too; 0: all that are remembered (mhk_session_desc.recent) */
+  const mhk_token_bias *bias;
+  int n_bias;
+  const int32_t *stop_tokens; /* mhk_sample() ends at these as at the end-of-text token */
+  int n_stop_tokens;
+  const char *const *stop_strings; /* mhk_sample() ends where the text shows one of these. mhk_text_out() never shows it nor what follows: text that may yet
+                                      become one is held back. */
+  int n_stop_strings;
 } mhk_sampling;
-/* Draws the next token of sequence 0 from the logits and feeds it. Returns it, or -1 at end of text or failure. sampling NULL: temperature 0.8, top_p 0.95. */
+
+/* The distribution that sampling draws from, for logits (V) of the caller's own: probabilities p (V), zero for tokens filtered out, sum 1. how NULL: as
+   mhk_sample(). recent: the tokens that penalties count (penalty_tokens takes the last of them), may be NULL if n_recent is 0. scratch (V).
+   A logit of -INFINITY is a token that cannot be. Returns how many tokens are left; 0 when a logit is NaN or too large, none is possible, or how is wrong. */
+MHKDEF mhk_index mhk_probabilities(const mhk_real *logits, mhk_index V, const mhk_sampling *how, const int32_t *recent, mhk_index n_recent, double *p,
+                                   int32_t *scratch);
+/* The token where the running sum of p (V), by id, passes uniform, which the caller draws from [0,1). */
+MHKDEF int32_t mhk_draw(const double *p, mhk_index V, double uniform);
+
+/* Draws the next token from the logits and feeds it (batch 1). Returns it, or -1 at a stop (which is not fed) or failure.
+   sampling NULL: temperature 0.8, top_p 0.95. */
 MHKDEF int32_t mhk_sample(mhk_session *s, const mhk_sampling *sampling);
-/* the same for every sequence: tokens (batch); end-of-text is a token like any other */
+/* the same for every sequence: tokens (batch); end-of-text and stops are tokens like any other */
 MHKDEF mhk_result mhk_sample_batch(mhk_session *s, const mhk_sampling *sampling, int32_t *tokens);
 MHKDEF const char *mhk_text_out(mhk_session *s);         /* whole characters that mhk_sample() finished in its last call; 0-terminated, session's memory */
+MHKDEF const char *mhk_text_rest(mhk_session *s);        /* when the caller ends the text: what is still held back; then in mhk_text_out() too */
+/* why the last mhk_sample() returned -1 (MHK_STOP_NONE: it did not, or it failed) */
+typedef enum mhk_stop { MHK_STOP_NONE = 0, MHK_STOP_END = 1, MHK_STOP_TOKEN = 2, MHK_STOP_STRING = 3 } mhk_stop;
+MHKDEF mhk_stop mhk_stopped(const mhk_session *s);
 
 /* The state of a sequence as a value: what it has seen, its logits, and the start of an unfinished character of text; not the random numbers of sampling.
-   As bytes it starts with a version and a fingerprint of the model (configuration and samples of all weights: to catch mistakes, no proof), and is the
-   same on every machine whose mhk_real has one size. */
+   A copy has the text that is held back and the tokens that penalties count too, saved bytes have not. As bytes it starts with a version and a fingerprint
+   of the model (configuration and samples of all weights: to catch mistakes, no proof), and is the same on every machine whose mhk_real has one size. */
 MHKDEF size_t mhk_session_state_size(const mhk_session *s, mhk_index sequence); /* bytes now: constant without attention, else growing with the position */
 MHKDEF mhk_result mhk_session_save(mhk_session *s, mhk_index sequence, void *state, size_t bytes); /* bytes: room, at least that size */
 /* Everything is checked before the sequence is touched: state of another model, damaged, or longer than the capacity are refused. */
@@ -2172,8 +2193,8 @@ static mhk_index mhk__ssd_work(mhk_index Q, mhk_index N, mhk_index P, mhk_index 
 }
 #ifndef MOHAWK_NO_TRAINING
 static mhk_index mhk__orientation_work(mhk_index T, mhk_index N, mhk_index P) {
-  const mhk_index K = MHK__TILE, over = K + MHK__OVER, n = MHK__LD(N);
-  return 4 * MHK__LD(T) + (T + K) * (N + P + 2 * n) + K * (N + P) + (K + over) * n + 4 * over * K + 24 * K;
+  const mhk_index n = mhk__padded(MHK__TILE), most = mhk__padded(mhk__max(MHK__TILE, mhk__max(N, P)));
+  return 4 * T + (T + 2 * n) * (N + P) + 3 * n * n + 2 * most * most;
 }
 static mhk_index mhk__conv_work(mhk_index W) { return (2 * W + 4) * MHK__CONV_BLOCK; }
 #endif
@@ -2198,11 +2219,6 @@ static mhk_index mhk__conv_work(mhk_index W) { return (2 * W + 4) * MHK__CONV_BL
 #define MHK__FMA(a, b, c) ((a) * (b) + (c))
 #define MHK__MAX(a, b) ((a) > (b) ? (a) : (b))
 #define MHK__FROM(v, w, d) ((d) <= 0 ? (v) : (w))
-#ifdef MOHAWK_DOUBLE
-#define MHK__SQRT(v) sqrt(v)
-#else
-#define MHK__SQRT(v) sqrtf(v)
-#endif
 #define MHK__MR 4
 #define MHK__HALF 2
 #define MHK__NV 4
@@ -2216,7 +2232,6 @@ static mhk_index mhk__conv_work(mhk_index W) { return (2 * W + 4) * MHK__CONV_BL
 #define MHK__SET(x) _mm256_set1_pd(x)
 #define MHK__FMA(a, b, c) _mm256_fmadd_pd(a, b, c)
 #define MHK__MAX(a, b) _mm256_max_pd(a, b)
-#define MHK__SQRT(v) _mm256_sqrt_pd(v)
 #else
 #define MHK__W 8
 #define MHK__V __m256
@@ -2225,7 +2240,6 @@ static mhk_index mhk__conv_work(mhk_index W) { return (2 * W + 4) * MHK__CONV_BL
 #define MHK__SET(x) _mm256_set1_ps(x)
 #define MHK__FMA(a, b, c) _mm256_fmadd_ps(a, b, c)
 #define MHK__MAX(a, b) _mm256_max_ps(a, b)
-#define MHK__SQRT(v) _mm256_sqrt_ps(v)
 #define MHK__MIN(a, b) _mm256_min_ps(a, b)
 #define MHK__LOAD_BF16(p) _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(const void *)(p))), 16))
 #define MHK__MASK(n) _mm256_cmpgt_epi32(_mm256_set1_epi32((int)(n)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7))
@@ -2248,7 +2262,6 @@ static mhk_index mhk__conv_work(mhk_index W) { return (2 * W + 4) * MHK__CONV_BL
 #define MHK__SET(x) _mm512_set1_pd(x)
 #define MHK__FMA(a, b, c) _mm512_fmadd_pd(a, b, c)
 #define MHK__MAX(a, b) _mm512_maskz_max_pd((__mmask8)0xFF, a, b)
-#define MHK__SQRT(v) _mm512_maskz_sqrt_pd((__mmask8)0xFF, v)
 #else
 #define MHK__W 16
 #define MHK__V __m512
@@ -2257,7 +2270,6 @@ static mhk_index mhk__conv_work(mhk_index W) { return (2 * W + 4) * MHK__CONV_BL
 #define MHK__SET(x) _mm512_set1_ps(x)
 #define MHK__FMA(a, b, c) _mm512_fmadd_ps(a, b, c)
 #define MHK__MAX(a, b) _mm512_maskz_max_ps((__mmask16)0xFFFF, a, b) /* maskz: GCC 12's plain ones warn inside their own header */
-#define MHK__SQRT(v) _mm512_maskz_sqrt_ps((__mmask16)0xFFFF, v)
 #define MHK__MIN(a, b) _mm512_maskz_min_ps((__mmask16)0xFFFF, a, b)
 #define MHK__LOAD_BF16(p) \
   _mm512_castsi512_ps(_mm512_maskz_slli_epi32( \
@@ -2282,7 +2294,6 @@ static mhk_index mhk__conv_work(mhk_index W) { return (2 * W + 4) * MHK__CONV_BL
 #define MHK__SET(x) vdupq_n_f64(x)
 #define MHK__FMA(a, b, c) vfmaq_f64(c, a, b)
 #define MHK__MAX(a, b) vmaxq_f64(a, b)
-#define MHK__SQRT(v) vsqrtq_f64(v)
 #else
 #define MHK__W 4
 #define MHK__V float32x4_t
@@ -2291,7 +2302,6 @@ static mhk_index mhk__conv_work(mhk_index W) { return (2 * W + 4) * MHK__CONV_BL
 #define MHK__SET(x) vdupq_n_f32(x)
 #define MHK__FMA(a, b, c) vfmaq_f32(c, a, b)
 #define MHK__MAX(a, b) vmaxq_f32(a, b)
-#define MHK__SQRT(v) vsqrtq_f32(v)
 #define MHK__MIN(a, b) vminq_f32(a, b)
 #define MHK__LOAD_BF16(p) vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p), 16))
 #define MHK__FROM(v, w, d) \
@@ -2314,7 +2324,6 @@ typedef float MHK__N(mhk__vector) __attribute__((vector_size(16)));
 #define MHK__SET(x) ((MHK__V)wasm_f32x4_splat(x))
 #define MHK__FMA(a, b, c) ((a) * (b) + (c))
 #define MHK__MAX(a, b) ((MHK__V)wasm_f32x4_max((v128_t)(a), (v128_t)(b)))
-#define MHK__SQRT(v) ((MHK__V)wasm_f32x4_sqrt((v128_t)(v)))
 #define MHK__MIN(a, b) ((MHK__V)wasm_f32x4_min((v128_t)(a), (v128_t)(b)))
 #define MHK__FROM(v, w, d) ((MHK__V)wasm_v128_bitselect((v128_t)(w), (v128_t)(v), wasm_i32x4_gt(wasm_i32x4_splat((int)(d)), wasm_i32x4_make(0, 1, 2, 3))))
 #define MHK__POWER2(n) ((MHK__V)wasm_i32x4_add(wasm_i32x4_shl((v128_t)(n), 23), wasm_i32x4_splat(0x3F800000)))
@@ -2821,7 +2830,6 @@ static void MHK__N(mhk__rows_out)(mhk_index n, mhk_index w, const mhk_real *src,
   }
 }
 
-#ifndef MOHAWK_NO_TRAINING
 /* one square of MHK__W, turned */
 static inline void MHK__N(mhk__turn_tile)(const mhk_real *src, mhk_index ld, mhk_real *dst, mhk_index wide) {
 #ifdef MHK__TRANSPOSES
@@ -2842,36 +2850,38 @@ static inline mhk_real MHK__N(mhk__dot)(mhk_index n, const mhk_real *x, const mh
   return MHK__N(mhk__hsum)(sum) + rest;
 }
 
-/* out[i] = sum of the n rows of one vector each */
-static void MHK__N(mhk__row_sums)(mhk_index n, const mhk_real *part, mhk_real *out) {
-  mhk_index i, l;
-  for (i = 0; i < n; i += MHK__W, part += MHK__W * MHK__W) {
-    const mhk_index rows = mhk__min(MHK__W, n - i);
-    mhk_real turned[MHK__W * MHK__W];
-    MHK__V sum;
-    MHK__N(mhk__turn_tile)(part, MHK__W, turned, MHK__W);
-    sum = MHK__LOAD(turned);
-    for (l = 1; l < MHK__W; l++) sum = sum + MHK__LOAD(turned + l * MHK__W);
-    MHK__STOREN(out + i, sum, rows);
-  }
-}
-
+#ifndef MOHAWK_NO_TRAINING
 /* out[i] = sum over j of x_ij y_ij (- u_ij v_ij if u), all rows padded with zeros */
 static void MHK__N(mhk__row_dots)(mhk_index n, mhk_index w, const mhk_real *x, const mhk_real *y, const mhk_real *u, const mhk_real *v, mhk_real *out) {
   mhk_real part[MHK__W * MHK__W];
   mhk_index i, j, l;
   for (i = 0; i < n; i += MHK__W) {
     const mhk_index rows = mhk__min(MHK__W, n - i);
-    for (l = 0; l < MHK__W; l++) {
-      MHK__V sum = MHK__SET(MHK__R(0));
-      for (j = 0; l < rows && j < w; j += MHK__W) {
+    MHK__V sum;
+    for (l = 0; l < rows; l++) {
+      sum = MHK__SET(MHK__R(0));
+      for (j = 0; j < w; j += MHK__W) {
         const mhk_index at = (i + l) * MHK__LD(w) + j;
         sum = MHK__FMA(MHK__LOAD(x + at), MHK__LOAD(y + at), sum);
         if (u) sum = sum - MHK__LOAD(u + at) * MHK__LOAD(v + at);
       }
       MHK__STORE(part + l * MHK__W, sum);
     }
-    MHK__N(mhk__row_sums)(rows, part, out + i);
+#ifdef MHK__TRANSPOSES
+    {
+      mhk_real turned[MHK__W * MHK__W];
+      MHK__N(mhk__transpose)(part, MHK__W, rows, turned, MHK__W, MHK__W);
+      sum = MHK__LOAD(turned);
+      for (l = 1; l < MHK__W; l++) sum = sum + MHK__LOAD(turned + l * MHK__W);
+      MHK__STOREN(out + i, sum, rows);
+    }
+#else
+    for (l = 0; l < rows; l++) {
+      mhk_real total = 0;
+      for (j = 0; j < MHK__W; j++) total += part[l * MHK__W + j];
+      out[i + l] = total;
+    }
+#endif
   }
 }
 #endif
@@ -2989,6 +2999,26 @@ static void MHK__N(mhk__rows_times)(mhk_index m, mhk_index n, mhk_index k, const
 }
 
 #ifndef MOHAWK_NO_TRAINING
+/* the same from unpacked operands: a (m,k), b (k,n) by strides; pa and pb are work memory */
+static void MHK__N(mhk__multiply)(mhk_index m, mhk_index n, mhk_index k, const mhk_real *a, mhk_index ars, mhk_index acs, const mhk_real *b, mhk_index brs,
+                                  mhk_index bcs, mhk_real *c, mhk_index ldc, int accumulate, mhk_real *pa, mhk_real *pb) {
+  mhk__matrix s;
+  s.dtype = MHK_REAL;
+  if (a) {
+    s.data = a;
+    s.row = ars;
+    s.col = acs;
+    MHK__N(mhk__pack)(pa, MHK__MR, m, k, s);
+  }
+  if (b) {
+    s.data = b;
+    s.row = bcs;
+    s.col = brs;
+    MHK__N(mhk__pack)(pb, MHK__NR, n, k, s);
+  }
+  MHK__N(mhk__product)(m, n, k, pa, pb, c, ldc, accumulate);
+}
+
 /* Products of bfloat16 numbers on registers that know none: packed as ever, then rounded in place. The numbers of a pair along k change places, since
    VDPBF16PS adds the second product first. */
 static void MHK__N(mhk__narrow_pack)(mhk_real *dst, mhk_index width, mhk_index rows, mhk_index k, mhk__matrix src) {
@@ -3062,9 +3092,8 @@ static inline mhk_real MHK__N(mhk__row_exp)(mhk_index n, const mhk_real *x, mhk_
 #ifndef MOHAWK_NO_TRAINING
 static void MHK__N(mhk__softmax)(mhk_index n, const mhk_real *x, mhk_real *y) {
   mhk_index i;
-  const mhk_real most = MHK__N(mhk__row_max)(n, x);
-  const MHK__V f = MHK__SET(MHK__R(1) / MHK__N(mhk__row_exp)(n, x, MHK__R(1), most, y));
-  for (i = 0; i < n; i += MHK__W) MHK__STOREN(y + i, MHK__LOADN(y + i, n - i) * f, n - i);
+  const mhk_real most = MHK__N(mhk__row_max)(n, x), f = MHK__R(1) / MHK__N(mhk__row_exp)(n, x, MHK__R(1), most, y);
+  for (i = 0; i < n; i++) y[i] *= f;
 }
 #endif
 
@@ -3079,17 +3108,23 @@ static double MHK__N(mhk__log_sum_exp)(mhk_index n, const mhk_real *x, mhk_real 
 }
 
 #ifndef MOHAWK_NO_TRAINING
-/* sum over i of exp(target_i - target_lse) logits_i, blocks of 1024 summed in double */
+/* sum over i of exp(target_i - target_lse) logits_i */
 static double MHK__N(mhk__soft_dot)(mhk_index n, const mhk_real *logits, const mhk_real *target, mhk_real target_lse) {
-  const MHK__V shift = MHK__SET(-target_lse), one = MHK__SET(MHK__R(1)), zero = MHK__SET(MHK__R(0));
-  mhk_index i, k;
+  mhk_index i, j;
   double total = 0;
-  for (k = 0; k < n; k += 1024) {
-    const mhk_index end = mhk__min(n, k + 1024);
-    MHK__V s = zero;
-    for (i = k; i < end; i += MHK__W)
-      s = MHK__FMA(MHK__N(mhk__vexp)(MHK__FMA(MHK__LOADN(target + i, end - i), one, shift)), MHK__LOADN(logits + i, end - i), s);
-    total += (double)MHK__N(mhk__hsum)(s);
+  mhk_real p[256];
+  for (i = 0; i < n; i += 256) {
+    const mhk_index k = n - i < 256 ? n - i : 256;
+    mhk_real part[8], s = 0;
+    MHK__N(mhk__row_exp)(k, target + i, MHK__R(1), target_lse, p);
+    for (j = 0; j < 8; j++) part[j] = 0;
+    for (j = 0; j + 8 <= k; j += 8) {
+      mhk_index l;
+      for (l = 0; l < 8; l++) part[l] += p[j + l] * logits[i + j + l];
+    }
+    for (; j < k; j++) s += p[j] * logits[i + j];
+    for (j = 0; j < 8; j++) s += part[j];
+    total += (double)s;
   }
   return total;
 }
@@ -3126,12 +3161,10 @@ static void MHK__N(mhk__norm)(mhk_index n, const mhk_real *x, const mhk_real *w,
   }
   for (; i < n; i++) rest += (x[i] - m) * (x[i] - m);
   r = MHK__R(1) / MHK__R(sqrt((MHK__N(mhk__hsum)(total) + rest) / (mhk_real)n + eps));
-  total = MHK__SET(r);
-  for (i = 0; i < n; i += MHK__W) {
-    MHK__V v = (MHK__LOADN(x + i, n - i) - vm) * total * MHK__LOADN(w + i, n - i);
-    if (b) v = v + MHK__LOADN(b + i, n - i);
-    MHK__STOREN(y + i, v, n - i);
-  }
+  if (b)
+    for (i = 0; i < n; i++) y[i] = (x[i] - m) * r * w[i] + b[i];
+  else
+    for (i = 0; i < n; i++) y[i] = (x[i] - m) * r * w[i];
   *mean = m;
   *rstd = r;
 }
@@ -3154,12 +3187,7 @@ static void MHK__N(mhk__norm_back)(mhk_index n, const mhk_real *x, const mhk_rea
   }
   a = centre ? (a + MHK__N(mhk__hsum)(sg)) / (mhk_real)n : 0;
   c = (c + MHK__N(mhk__hsum)(sx)) / (mhk_real)n;
-  sg = MHK__SET(a);
-  sx = MHK__SET(c);
-  for (i = 0; i < n; i += MHK__W) {
-    const MHK__V g = MHK__LOADN(dy + i, n - i) * MHK__LOADN(w + i, n - i), d = (MHK__LOADN(x + i, n - i) - vm) * vr;
-    MHK__STOREN(dx + i, MHK__FMA(vr, g - sg - d * sx, MHK__LOADN(dx + i, n - i)), n - i);
-  }
+  for (i = 0; i < n; i++) dx[i] += r * (dy[i] * w[i] - a - (x[i] - m) * r * c);
 }
 #endif
 
@@ -3209,16 +3237,17 @@ static double MHK__N(mhk__distance)(mhk_index n, const mhk_real *x, const mhk_re
    1 / sqrt(1 - beta2^t), eps, factor on the gradient */
 static void MHK__N(mhk__adamw)(mhk_index n, mhk_real *MHK__RESTRICT p, const mhk_real *MHK__RESTRICT g, mhk_real *MHK__RESTRICT m, mhk_real *MHK__RESTRICT v,
                                const mhk_real *s) {
-  const MHK__V decay = MHK__SET(s[0]), b2 = MHK__SET(s[2]), rest1 = MHK__SET(MHK__R(1) - s[1]), rest2 = MHK__SET(MHK__R(1) - s[2]), rate = MHK__SET(s[3]);
-  const MHK__V root = MHK__SET(s[4]), eps = MHK__SET(s[5]), factor = MHK__SET(s[6]);
+  const mhk_real decay = s[0], b1 = s[1], b2 = s[2], rate = s[3], root = s[4], eps = s[5], factor = s[6];
   mhk_index i;
-  for (i = 0; i < n; i += MHK__W) {
-    const mhk_index k = n - i;
-    const MHK__V pi = MHK__LOADN(p + i, k), gi = MHK__LOADN(g + i, k) * factor, mi = MHK__LOADN(m + i, k), mj = MHK__FMA(gi - mi, rest1, mi);
-    const MHK__V vi = MHK__FMA(gi * gi, rest2, MHK__LOADN(v + i, k) * b2);
-    MHK__STOREN(m + i, mj, k);
-    MHK__STOREN(v + i, vi, k);
-    MHK__STOREN(p + i, pi - pi * decay - rate * mj / MHK__FMA(MHK__SQRT(vi), root, eps), k);
+  for (i = 0; i < n; i++) {
+    const mhk_real gi = g[i] * factor, mi = m[i] + (gi - m[i]) * (MHK__R(1) - b1), vi = v[i] * b2 + gi * gi * (MHK__R(1) - b2);
+    m[i] = mi;
+    v[i] = vi;
+#ifdef MOHAWK_DOUBLE
+    p[i] = p[i] - p[i] * decay - rate * mi / (sqrt(vi) * root + eps);
+#else
+    p[i] = p[i] - p[i] * decay - rate * mi / (sqrtf(vi) * root + eps);
+#endif
   }
 }
 #endif
@@ -3848,96 +3877,99 @@ static void MHK__N(mhk__ssd_back)(const mhk__ssd_args *a, mhk_index b, mhk_index
 
 /* ---- the stage-1 loss ---- */
 
-/* One tile of both matrices: rows i0.., columns j0... On the diagonal decay is a tile, off it u_i v_j: the factors around the tile's corner, all at most 1.
-   Writes the student's tile to s and the teacher's to p, on the diagonal each row to the end of its register tile. */
+/* One tile of both matrices: rows i0.., columns j0... Off the diagonal the decay factors into one number a row and one a column around the tile's corner,
+   all at most 1. Writes the student's tile to s and the teacher's to p; u and v receive the factors, decay the diagonal tile's. */
 static void MHK__N(mhk__two_tiles)(const mhk__orientation_args *a, mhk_index h, const double *cum, const mhk_index *start, const mhk_real *lse, mhk_index i0,
-                                   mhk_index rows, mhk_index j0, mhk_index cols, const mhk_real *ct, const mhk_real *bt, const mhk_real *qt,
-                                   const mhk_real *kt, mhk_real *s, mhk_real *p, mhk_real *decay, mhk_real *u, mhk_real *v) {
-  const MHK__V zero = MHK__SET(MHK__R(0)), scale = MHK__SET(MHK__R(1.0 / sqrt((double)a->PT)));
-  const int corner = i0 == j0, cut = start && start[i0 + rows - 1] > j0;
+                                   mhk_index rows, mhk_index j0, mhk_index cols, const mhk_real *pc, const mhk_real *bcol, const mhk_real *pq,
+                                   const mhk_real *kcol, mhk_real *s, mhk_real *p, mhk_real *decay) {
+  const mhk_index K = MHK__TILE;
+  const mhk_real scale = MHK__R(1.0 / sqrt((double)a->PT));
+  mhk_real u[MHK__TILE] = {0}, v[MHK__TILE] = {0};
   mhk_index i, j;
-  mhk__block k;
-  memset(&k, 0, sizeof k);
-  k.a2 = ct;
-  k.b2 = bt;
-  k.k2 = a->N;
-  k.lda = MHK__LD(rows);
-  k.ldb = MHK__LD(cols);
-  k.ldc = MHK__TILE;
-  k.c = s;
-  MHK__N(mhk__blocks)(&k, rows, cols, corner ? mhk__lower_c : mhk__whole);
-  k.a2 = qt;
-  k.b2 = kt;
-  k.k2 = a->PT;
-  k.c = p;
-  MHK__N(mhk__blocks)(&k, rows, cols, corner ? mhk__lower_c : mhk__whole);
-  if (corner) {
+  MHK__N(mhk__product)(rows, cols, a->N, pc, bcol, s, K, 0);
+  MHK__N(mhk__product)(rows, cols, a->PT, pq, kcol, p, K, 0);
+  if (i0 == j0) {
     mhk_real hold[2 * MHK__TILE];
-    MHK__N(mhk__decay_tile)(rows, cum + i0, start ? start + i0 : NULL, i0, 0, hold, decay, MHK__TILE);
-    for (i = 0; a->d && i < rows; i++) s[i * MHK__TILE + i] += a->d[h];
+    MHK__N(mhk__decay_tile)(rows, cum + i0, start ? start + i0 : NULL, i0, 0, hold, decay, K);
   } else {
     for (i = 0; i < rows; i++) u[i] = MHK__R(cum[i0 + i] - cum[i0 - 1]);
     for (j = 0; j < cols; j++) v[j] = MHK__R(cum[i0 - 1] - cum[j0 + j]);
     MHK__N(mhk__row_exp)(rows, u, MHK__R(1), 0, u);
     MHK__N(mhk__row_exp)(cols, v, MHK__R(1), 0, v);
+    for (i = 0; i < rows; i++) {
+      const mhk_index from = start && start[i0 + i] > j0 ? mhk__min(start[i0 + i] - j0, cols) : 0;
+      for (j = 0; j < from; j++) decay[i * K + j] = 0;
+      for (; j < cols; j++) decay[i * K + j] = u[i] * v[j];
+    }
   }
   for (i = 0; i < rows; i++) {
-    const MHK__V shift = MHK__SET(-lse[i0 + i]), ui = MHK__SET(corner ? MHK__R(1) : u[i]);
-    const mhk_real *factor = corner ? decay + i * MHK__TILE : v;
-    const mhk_index to = corner ? mhk__min(cols, i + MHK__OVER) : cols;
-    for (j = 0; j < to; j += MHK__W) {
-      mhk_real *at = s + i * MHK__TILE + j, *to_p = p + i * MHK__TILE + j;
-      MHK__V ms = MHK__LOAD(at) * ui * MHK__LOAD(factor + j), mt = MHK__N(mhk__vexp)(MHK__FMA(MHK__LOAD(to_p), scale, shift));
-      if (corner) mt = MHK__FROM(zero, mt, i + 1 - j);
-      if (cut) {
-        ms = MHK__FROM(ms, zero, start[i0 + i] - j0 - j);
-        mt = MHK__FROM(mt, zero, start[i0 + i] - j0 - j);
-      }
-      MHK__STORE(at, ms);
-      MHK__STORE(to_p, mt);
-    }
+    const mhk_index from = start && start[i0 + i] > j0 ? mhk__min(start[i0 + i] - j0, cols) : 0, to = mhk__max(from, mhk__min(cols, i0 + i + 1 - j0));
+    for (j = 0; j < from; j++) s[i * K + j] = p[i * K + j] = 0;
+    for (j = to; j < cols; j++) s[i * K + j] = p[i * K + j] = 0;
+    if (to > from) MHK__N(mhk__row_exp)(to - from, p + i * K + from, scale, lse[i0 + i], p + i * K + from);
+    for (j = from; j < to; j++) s[i * K + j] *= decay[i * K + j];
+    if (a->d && i0 == j0) s[i * K + i] += a->d[h];
   }
 }
 
-/* what both passes need of one head: columns of B and k in tiles, sums of the log-decays */
-static void MHK__N(mhk__orientation_pack)(const mhk__orientation_args *a, mhk_index b, mhk_index h, mhk_real *bt, mhk_real *kt, double *cum) {
+/* packs what both passes need of one head: rows of C and q by tiles later, columns of B and k now */
+static void MHK__N(mhk__orientation_pack)(const mhk__orientation_args *a, mhk_index b, mhk_index h, mhk_real *bcol, mhk_real *kcol, double *cum) {
   const mhk_index T = a->T, g = h / (a->H / a->G), gt = h / (a->HT / a->GT);
   mhk_index j0, t;
   double sum = 0;
+  mhk__matrix m;
+  m.dtype = MHK_REAL;
+  m.col = 1;
   for (j0 = 0; j0 < T; j0 += MHK__TILE) {
-    const mhk_index n = mhk__min(MHK__TILE, T - j0);
-    MHK__N(mhk__turned_in)(n, a->N, a->b + ((b * T + j0) * a->G + g) * a->N, a->G * a->N, bt + j0 * a->N);
-    MHK__N(mhk__turned_in)(n, a->PT, a->k + ((b * T + j0) * a->GT + gt) * a->PT, a->GT * a->PT, kt + j0 * a->PT);
+    const mhk_index n = T - j0 < MHK__TILE ? T - j0 : MHK__TILE;
+    m.data = a->b + ((b * T + j0) * a->G + g) * a->N;
+    m.row = a->G * a->N;
+    MHK__N(mhk__pack)(bcol + j0 * a->N, MHK__NR, n, a->N, m);
+    m.data = a->k + ((b * T + j0) * a->GT + gt) * a->PT;
+    m.row = a->GT * a->PT;
+    MHK__N(mhk__pack)(kcol + j0 * a->PT, MHK__NR, n, a->PT, m);
   }
   for (t = 0; t < T; t++) cum[t] = sum += (double)a->log_a[(b * T + t) * a->H + h];
 }
 
 static void MHK__N(mhk__orientation)(const mhk__orientation_args *a, mhk_index b, mhk_index h, mhk_real *work) {
-  const mhk_index T = a->T, K = MHK__TILE, g = h / (a->H / a->G), over = K + MHK__OVER;
+  const mhk_index T = a->T, K = MHK__TILE, g = h / (a->H / a->G), pn = mhk__padded(K);
   const mhk_index *start = a->start ? a->start + b * T : NULL;
   double *cum = (double *)work;
-  mhk_real *bt = work + 2 * MHK__LD(T), *kt = bt + (T + K) * a->N, *ct = kt + (T + K) * a->PT, *qt = ct + K * a->N + MHK__OVER;
-  mhk_real *s = qt + K * a->PT + MHK__OVER, *p = s + over * K, *decay = p + over * K, *u = decay + over * K, *v = u + K;
+  mhk_real *bcol = work + 2 * T, *kcol = bcol + (T + pn) * a->N, *pc = kcol + (T + pn) * a->PT, *pq = pc + pn * a->N, *s = pq + pn * a->PT, *p = s + K * K;
+  mhk_real *decay = p + K * K;
   const mhk_real *lse = a->lse + (b * a->H + h) * T;
   double difference = 0, norm = 0;
   mhk_index i0, j0, i, j;
-  MHK__N(mhk__orientation_pack)(a, b, h, bt, kt, cum);
+  mhk__matrix m;
+  MHK__N(mhk__orientation_pack)(a, b, h, bcol, kcol, cum);
+  m.dtype = MHK_REAL;
+  m.col = 1;
   for (i0 = 0; i0 < T; i0 += K) {
-    const mhk_index rows = mhk__min(K, T - i0);
-    MHK__N(mhk__turned_in)(rows, a->N, a->c + ((b * T + i0) * a->G + g) * a->N, a->G * a->N, ct);
-    MHK__N(mhk__turned_in)(rows, a->PT, a->q + ((b * T + i0) * a->HT + h) * a->PT, a->HT * a->PT, qt);
+    const mhk_index rows = T - i0 < K ? T - i0 : K;
+    m.data = a->c + ((b * T + i0) * a->G + g) * a->N;
+    m.row = a->G * a->N;
+    MHK__N(mhk__pack)(pc, MHK__MR, rows, a->N, m);
+    m.data = a->q + ((b * T + i0) * a->HT + h) * a->PT;
+    m.row = a->HT * a->PT;
+    MHK__N(mhk__pack)(pq, MHK__MR, rows, a->PT, m);
     for (j0 = 0; j0 <= i0; j0 += K) {
-      const mhk_index cols = mhk__min(K, T - j0);
-      MHK__V d2 = MHK__SET(MHK__R(0)), n2 = d2;
-      MHK__N(mhk__two_tiles)(a, h, cum, start, lse, i0, rows, j0, cols, ct, bt + j0 * a->N, qt, kt + j0 * a->PT, s, p, decay, u, v);
-      for (i = 0; i < rows; i++)
-        for (j = 0; j < (i0 == j0 ? i + 1 : cols); j += MHK__W) {
-          const MHK__V t = MHK__LOAD(p + i * K + j), d = MHK__LOAD(s + i * K + j) - t;
-          d2 = MHK__FMA(d, d, d2);
-          n2 = MHK__FMA(t, t, n2);
+      const mhk_index cols = T - j0 < K ? T - j0 : K;
+      double dsum = 0, nsum = 0;
+      MHK__N(mhk__two_tiles)(a, h, cum, start, lse, i0, rows, j0, cols, pc, bcol + j0 * a->N, pq, kcol + j0 * a->PT, s, p, decay);
+      for (i = 0; i < rows; i++) {
+        mhk_real d2 = 0, n2 = 0;
+        const mhk_index to = mhk__min(cols, i0 + i + 1 - j0);
+        for (j = 0; j < to; j++) {
+          const mhk_real d = s[i * K + j] - p[i * K + j];
+          d2 += d * d;
+          n2 += p[i * K + j] * p[i * K + j];
         }
-      difference += (double)MHK__N(mhk__hsum)(d2);
-      norm += (double)MHK__N(mhk__hsum)(n2);
+        dsum += (double)d2;
+        nsum += (double)n2;
+      }
+      difference += dsum;
+      norm += nsum;
     }
   }
   a->difference[b * a->H + h] = difference;
@@ -3945,79 +3977,59 @@ static void MHK__N(mhk__orientation)(const mhk__orientation_args *a, mhk_index b
 }
 
 static void MHK__N(mhk__orientation_back)(const mhk__orientation_args *a, mhk_index b, mhk_index g, mhk_real *work) {
-  const mhk_index T = a->T, K = MHK__TILE, N = a->N, group = a->H / a->G, ldb = a->G * N, over = K + MHK__OVER, wide = MHK__LD(N);
+  const mhk_index T = a->T, K = MHK__TILE, N = a->N, group = a->H / a->G, pn = mhk__padded(K), ldb = a->G * N;
+  const mhk_index most = mhk__padded(mhk__max(K, N));
   const mhk_index *start = a->start ? a->start + b * T : NULL;
   double *cum = (double *)work, *dcum = cum + T;
-  mhk_real *bt = work + 4 * MHK__LD(T), *kt = bt + (T + K) * N, *br = kt + (T + K) * a->PT, *db = br + T * wide, *ct = db + (T + K) * wide;
-  mhk_real *qt = ct + K * N + MHK__OVER, *cr = qt + K * a->PT + MHK__OVER, *dc = cr + K * wide, *s = dc + over * wide, *p = s + over * K;
-  mhk_real *decay = p + over * K, *turned = decay + over * K, *u = turned + over * K, *v = u + K, *row = v + K, *column = row + K;
-  mhk_real *part = column + K;
+  mhk_real *bcol = work + 4 * T, *kcol = bcol + (T + pn) * N, *pc = kcol + (T + pn) * a->PT, *pq = pc + pn * N, *s = pq + pn * a->PT, *p = s + K * K;
+  mhk_real *decay = p + K * K, *pa = decay + K * K, *pb = pa + most * most;
   mhk_index h, i0, j0, i, j;
-  mhk__block k;
-  memset(&k, 0, sizeof k);
-  k.ldb = k.ldc = wide;
-  MHK__N(mhk__rows_in)(T, N, a->b + (b * T * a->G + g) * N, ldb, NULL, br);
+  mhk__matrix m;
+  m.dtype = MHK_REAL;
   for (h = g * group; h < (g + 1) * group; h++) {
     const double norm = sqrt(a->difference[b * a->H + h]);
     const mhk_real f = norm > 0 ? MHK__R(a->scale / norm) : 0; /* equal matrices: the subgradient 0 */
     const mhk_real *lse = a->lse + (b * a->H + h) * T;
-    const MHK__V zero = MHK__SET(MHK__R(0)), vf = MHK__SET(f);
     double dd = 0;
-    MHK__N(mhk__orientation_pack)(a, b, h, bt, kt, cum);
+    MHK__N(mhk__orientation_pack)(a, b, h, bcol, kcol, cum);
     for (i = 0; i < T; i++) dcum[i] = 0;
     for (i0 = 0; i0 < T; i0 += K) {
-      const mhk_index rows = mhk__min(K, T - i0), wide_q = MHK__LD(rows);
+      const mhk_index rows = T - i0 < K ? T - i0 : K;
       const mhk_real *cc = a->c + ((b * T + i0) * a->G + g) * N;
-      MHK__N(mhk__turned_in)(rows, N, cc, ldb, ct);
-      MHK__N(mhk__turned_in)(rows, a->PT, a->q + ((b * T + i0) * a->HT + h) * a->PT, a->HT * a->PT, qt);
-      MHK__N(mhk__rows_in)(rows, N, cc, ldb, NULL, cr);
+      m.col = 1;
+      m.data = cc;
+      m.row = ldb;
+      MHK__N(mhk__pack)(pc, MHK__MR, rows, N, m);
+      m.data = a->q + ((b * T + i0) * a->HT + h) * a->PT;
+      m.row = a->HT * a->PT;
+      MHK__N(mhk__pack)(pq, MHK__MR, rows, a->PT, m);
       for (j0 = 0; j0 <= i0; j0 += K) {
-        const mhk_index cols = mhk__min(K, T - j0), turn = MHK__W + (MHK__W % MHK__TALL ? MHK__OVER : 0);
-        const int corner = i0 == j0;
-        MHK__N(mhk__two_tiles)(a, h, cum, start, lse, i0, rows, j0, cols, ct, bt + j0 * N, qt, kt + j0 * a->PT, s, p, decay, u, v);
-        for (j = 0; j < MHK__LD(cols); j += MHK__W) MHK__STORE(column + j, zero);
+        const mhk_index cols = T - j0 < K ? T - j0 : K;
+        mhk_real column[MHK__TILE];
+        MHK__N(mhk__two_tiles)(a, h, cum, start, lse, i0, rows, j0, cols, pc, bcol + j0 * N, pq, kcol + j0 * a->PT, s, p, decay);
+        for (j = 0; j < cols; j++) column[j] = 0;
         for (i = 0; i < rows; i++) {
-          const MHK__V ui = MHK__SET(corner ? MHK__R(1) : u[i]);
-          const mhk_real *factor = corner ? decay + i * K : v;
-          const mhk_index to = corner ? mhk__min(cols, i + MHK__OVER) : cols;
-          MHK__V sum = zero;
-          for (j = 0; j < to; j += MHK__W) { /* what stands on the diagonal no decay passes */
-            const MHK__V ms = MHK__LOAD(s + i * K + j), dm = vf * (ms - MHK__LOAD(p + i * K + j));
-            MHK__V x = dm * ms;
-            if (corner) x = MHK__FROM(zero, x, i - j);
-            sum = sum + x;
-            MHK__STORE(column + j, MHK__LOAD(column + j) + x);
-            MHK__STORE(p + i * K + j, dm * ui * MHK__LOAD(factor + j));
+          const mhk_index to = mhk__min(cols, i0 + i + 1 - j0);
+          mhk_real row = 0;
+          for (j = 0; j < to; j++) {
+            const mhk_real dm = f * (s[i * K + j] - p[i * K + j]);
+            mhk_real r = dm * s[i * K + j];
+            if (a->d && i0 == j0 && i == j) {
+              r = dm * (s[i * K + j] - a->d[h]);
+              dd += (double)dm;
+            }
+            row += r;
+            column[j] += r;
+            p[i * K + j] = dm * decay[i * K + j];
           }
-          MHK__STORE(part + i * MHK__W, sum);
-          if (corner) dd += (double)p[i * K + i];
+          for (; j < cols; j++) p[i * K + j] = 0;
+          dcum[i0 + i] += (double)row;
         }
-        MHK__N(mhk__row_sums)(rows, part, row);
-        for (i = 0; i < rows; i++) dcum[i0 + i] += (double)row[i];
         for (j = 0; j < cols; j++) dcum[j0 + j] -= (double)column[j];
-        if (a->db) {
-          k.a2 = p;
-          k.b2 = cr;
-          k.k2 = rows;
-          k.lda = K;
-          k.c = db + j0 * wide;
-          k.c0 = corner && h == g * group ? NULL : k.c;
-          MHK__N(mhk__blocks)(&k, cols, N, corner ? mhk__upper_a : mhk__whole);
-        }
-        if (a->dc) {
-          for (i = 0; i < rows; i += MHK__W)
-            for (j = 0; j < (corner ? mhk__min(cols, i + turn) : cols); j += MHK__W)
-              MHK__N(mhk__turn_tile)(p + i * K + j, K, turned + j * wide_q + i, wide_q);
-          k.a2 = turned;
-          k.b2 = br + j0 * wide;
-          k.k2 = cols;
-          k.lda = wide_q;
-          k.c = dc;
-          k.c0 = j0 > 0 ? dc : NULL;
-          MHK__N(mhk__blocks)(&k, rows, N, corner ? mhk__lower_a : mhk__whole);
-        }
+        if (a->dc) MHK__N(mhk__multiply)(rows, N, cols, p, K, 1, a->b + ((b * T + j0) * a->G + g) * N, ldb, 1,
+                                         a->dc + ((b * T + i0) * a->G + g) * N, ldb, 1, pa, pb);
+        if (a->db) MHK__N(mhk__multiply)(cols, N, rows, p, 1, K, cc, ldb, 1, a->db + ((b * T + j0) * a->G + g) * N, ldb, 1, pa, pb);
       }
-      if (a->dc) MHK__N(mhk__rows_out)(rows, N, dc, NULL, NULL, a->dc + ((b * T + i0) * a->G + g) * N, ldb, 1);
     }
     if (a->dlog_a) {
       double run = 0;
@@ -4028,7 +4040,6 @@ static void MHK__N(mhk__orientation_back)(const mhk__orientation_args *a, mhk_in
     }
     if (a->dd) a->dd[b * a->H + h] = MHK__R(dd);
   }
-  if (a->db) MHK__N(mhk__rows_out)(T, N, db, NULL, NULL, a->db + (b * T * a->G + g) * N, ldb, 1);
 }
 
 /* ---- convolution: channels c0..c1 of one run, all tokens ---- */
@@ -4308,7 +4319,6 @@ static void MHK__N(mhk__fill)(mhk__kernels *k) {
 #undef MHK__SET
 #undef MHK__FMA
 #undef MHK__MAX
-#undef MHK__SQRT
 #undef MHK__MIN
 #undef MHK__POWER2
 #undef MHK__MASK
@@ -7239,65 +7249,6 @@ MHKDEF mhk_tensor *mhk_matrix_distance(mhk_tape *t, mhk_tensor *x, mhk_tensor *t
   if (!mhk__op_ready(t, x, target)) return NULL;
   if (x->rank < 2) return mhk__shape_error(t, "matrix_distance", x, target, "(...,T,T) is needed");
   return mhk__mean_distance(t, "matrix_distance", x, target, x->shape[x->rank - 1] * x->shape[x->rank - 2]);
-}
-
-/* ---- AdamW ---- */
-
-/* the numbers the kernel wants, at update `step` */
-static void mhk__adamw_factors(double lr, double decay, double beta1, double beta2, double eps, double scale, double step, mhk_real *s) {
-  s[0] = MHK__R(lr * decay);
-  s[1] = MHK__R(beta1);
-  s[2] = MHK__R(beta2);
-  s[3] = MHK__R(lr / (1.0 - pow(beta1, step)));
-  s[4] = MHK__R(1.0 / sqrt(1.0 - pow(beta2, step)));
-  s[5] = MHK__R(eps);
-  s[6] = MHK__R(scale);
-}
-
-typedef struct mhk__adamw_args { int n, keep; mhk_tensor *const *x; mhk_real *moments, s[7]; } mhk__adamw_args;
-
-/* elements first to last of all parameters behind each other */
-static void mhk__adamw_body(mhk_context *ctx, void *args, mhk_index first, mhk_index last) {
-  const mhk__adamw_args *a = (const mhk__adamw_args *)args;
-  mhk_index at = 0;
-  int i;
-  for (i = 0; i < a->n && at < last; at += a->x[i++]->count) {
-    mhk_tensor *x = a->x[i];
-    const mhk_index from = mhk__max(first - at, 0), n = mhk__min(last - at, x->count) - from;
-    mhk_real *m = a->moments + 2 * at + from;
-    if (n <= 0 || !x->grad) continue;
-    ctx->kernels->adamw(n, mhk_data(x) + from, x->grad + from, m, m + x->count, a->s);
-    if (!a->keep) memset(x->grad + from, 0, (size_t)n * sizeof(mhk_real));
-  }
-}
-
-MHKDEF mhk_result mhk_adamw(mhk_context *ctx, int n, mhk_tensor *const *x, mhk_real *moments, int64_t step, const mhk_adamw_desc *desc) {
-  mhk__adamw_args a;
-  mhk_adamw_desc d;
-  mhk_index total = 0;
-  int i;
-  if (!ctx) return MHK_ERROR_MEMORY;
-  if (ctx->result != MHK_OK) return ctx->result;
-  if (n < 0 || (n > 0 && (!x || !moments)) || !desc) return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "adamw: parameters, moments and a description are needed");
-  d = *desc;
-  if (!(d.beta1 > 0)) d.beta1 = d.beta1 == 0 ? 0.9 : -1;
-  if (!(d.beta2 > 0)) d.beta2 = d.beta2 == 0 ? 0.999 : -1;
-  if (!(d.eps > 0)) d.eps = d.eps == 0 ? 1e-8 : -1;
-  if (d.scale == 0) d.scale = 1;
-  if (step < 1 || !(d.beta1 > 0 && d.beta1 < 1 && d.beta2 > 0 && d.beta2 < 1 && d.eps > 0))
-    return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "adamw: step %lld, betas %g and %g, eps %g; steps count from 1, betas lie in (0,1), eps above 0", (long long)step,
-                    desc->beta1, desc->beta2, desc->eps);
-  for (i = 0; i < n; i++) {
-    if (!x[i] || x[i]->dtype != MHK_REAL) return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "adamw: parameter %d of %d is not one of mhk_real", i, n);
-    total += x[i]->count;
-  }
-  a.n = n;
-  a.keep = d.keep_grad;
-  a.x = x;
-  a.moments = moments;
-  mhk__adamw_factors(d.lr, d.weight_decay, d.beta1, d.beta2, d.eps, d.scale, (double)step, a.s);
-  mhk__over(ctx, total, 4 * MHK__GRAIN, mhk__adamw_body, &a);
-  return ctx->result;
 }
 
 static void mhk__orientation_op_back(mhk_tape *t, mhk__node *n) {
@@ -13203,6 +13154,356 @@ typedef struct mhk__span {
   const int32_t *tokens;
 } mhk__span;
 
+/* ---- sampling: what a session keeps for it, in one piece of memory of known size */
+typedef struct mhk__sampler {
+  uint64_t seed;
+  mhk__rng rng;
+  mhk_index rows, vocab, window; /* window: tokens remembered of each row */
+  double *p;                     /* (V) */
+  mhk_index *n_recent;           /* (rows) */
+  int32_t *order;                /* (V) */
+  int32_t *recent;               /* (rows,2*window): the last window of n_recent[row] tokens count; room for twice as many moves them rarely */
+  char *text;                    /* what the last sample finished, 0, what is held back */
+  size_t text_room, stop_bytes, held_at, held;
+  mhk_stream stream;
+  mhk_stop stop;
+} mhk__sampler;
+
+/* a new sequence in a row: nothing was seen, no text is held; random numbers go on */
+static void mhk__sampler_reset(mhk__sampler *s, mhk_index row) {
+  s->n_recent[row] = 0;
+  if (row > 0) return;
+  memset(&s->stream, 0, sizeof s->stream);
+  s->held_at = s->held = 0;
+  s->stop = MHK_STOP_NONE;
+  if (s->text) s->text[0] = 0;
+}
+
+/* Bytes of a sampler's memory; with memory (aligned for double), also puts the sampler there. 0: too large. longest: bytes of the longest token, 0: no text. */
+static size_t mhk__sampler_place(mhk__sampler *s, void *memory, mhk_index rows, mhk_index V, mhk_index window, size_t longest, size_t stop_bytes) {
+  const size_t text = longest > 0 ? stop_bytes + 3 * (longest + 4) + 2 : 0;
+  const double bytes = 12.0 * (double)V + (double)rows * (8.0 + 8.0 * (double)window) + (double)text;
+  char *at = (char *)memory;
+  mhk_index row;
+  if (rows < 1 || V < 1 || window < 1 || bytes > (double)PTRDIFF_MAX / 2 || longest > SIZE_MAX / 8 || stop_bytes > SIZE_MAX / 8) return 0;
+  if (s && at) {
+    memset(s, 0, sizeof *s);
+    s->rows = rows;
+    s->vocab = V;
+    s->window = window;
+    s->p = (double *)(void *)at;
+    s->n_recent = (mhk_index *)(void *)(at += (size_t)V * sizeof(double));
+    s->order = (int32_t *)(void *)(at += (size_t)rows * sizeof(mhk_index));
+    s->recent = (int32_t *)(void *)(at += (size_t)V * sizeof(int32_t));
+    s->text = text ? at + (size_t)rows * 2 * (size_t)window * sizeof(int32_t) : NULL;
+    s->text_room = text;
+    s->stop_bytes = stop_bytes;
+    mhk__rng_seed(&s->rng, 1);
+    for (row = 0; row < rows; row++) mhk__sampler_reset(s, row);
+  }
+  return (size_t)V * (sizeof(double) + sizeof(int32_t)) + (size_t)rows * (sizeof(mhk_index) + 2 * (size_t)window * sizeof(int32_t)) + text;
+}
+
+/* bytes of a tokenizer's longest token: room that text needs */
+static size_t mhk__longest_token(mhk_tokenizer *k) {
+  size_t longest = 0, length;
+  int32_t id;
+  for (id = 0; id < mhk_tokenizer_size(k); id++)
+    if (mhk_token_bytes(k, id, &length) && length > longest) longest = length;
+  return longest;
+}
+
+/* the last n tokens of a row were not fed after all */
+static void mhk__sampler_forget(mhk__sampler *s, mhk_index row, mhk_index n) { s->n_recent[row] -= mhk__min(n, s->n_recent[row]); }
+
+/* tokens that a row was fed */
+static void mhk__sampler_fed(mhk__sampler *s, mhk_index row, const int32_t *tokens, mhk_index n) {
+  int32_t *recent = s->recent + row * 2 * s->window;
+  mhk_index *have = s->n_recent + row, keep;
+  if (n > s->window) {
+    tokens += n - s->window;
+    n = s->window;
+  }
+  if (*have + n > 2 * s->window) {
+    keep = s->window - n;
+    memmove(recent, recent + *have - keep, (size_t)keep * sizeof(int32_t));
+    *have = keep;
+  }
+  memcpy(recent + *have, tokens, (size_t)n * sizeof(int32_t));
+  *have += n;
+}
+
+/* the tokens that a row remembers, *n of them */
+static const int32_t *mhk__sampler_seen(const mhk__sampler *s, mhk_index row, mhk_index *n) {
+  *n = mhk__min(s->n_recent[row], s->window);
+  return s->recent + row * 2 * s->window + s->n_recent[row] - *n;
+}
+
+/* a row becomes a copy of another one, without what its memory does not hold */
+static void mhk__sampler_copy(mhk__sampler *to, mhk_index to_row, const mhk__sampler *from, mhk_index from_row) {
+  mhk_index n;
+  const int32_t *seen = mhk__sampler_seen(from, from_row, &n);
+  to->n_recent[to_row] = 0;
+  mhk__sampler_fed(to, to_row, seen, n);
+  if (to_row > 0 || from_row > 0) return;
+  to->stream = from->stream;
+  to->held = to->text && from->held < to->stop_bytes ? from->held : 0;
+  to->held_at = 1;
+  if (to->held) memcpy(to->text + 1, from->text + from->held_at, to->held);
+}
+
+static const mhk_sampling *mhk__sampling_or(const mhk_sampling *how, mhk_sampling *room) {
+  if (how) return how;
+  memset(room, 0, sizeof *room);
+  room->temperature = 0.8;
+  room->top_p = 0.95;
+  return room;
+}
+
+/* what makes a description of sampling senseless, or NULL */
+static const char *mhk__sampling_wrong(const mhk_sampling *how, mhk_index V) {
+  int i;
+  if (!(how->temperature <= DBL_MAX) || how->top_p != how->top_p || how->min_p != how->min_p || how->typical != how->typical)
+    return "a setting is not a number";
+  if (!(how->repetition >= 0 && how->repetition <= DBL_MAX) || !(fabs(how->frequency) <= DBL_MAX) || !(fabs(how->presence) <= DBL_MAX))
+    return "a penalty is not a number, or repetition is negative";
+  if (how->penalty_tokens < 0) return "penalty_tokens is negative";
+  if (how->n_bias < 0 || (how->n_bias > 0 && !how->bias) || how->n_stop_tokens < 0 || (how->n_stop_tokens > 0 && !how->stop_tokens) ||
+      how->n_stop_strings < 0 || (how->n_stop_strings > 0 && !how->stop_strings))
+    return "a list of bias, stop tokens or stop strings is missing";
+  for (i = 0; i < how->n_bias; i++) {
+    if (how->bias[i].token < 0 || how->bias[i].token >= V) return "bias names a token that the vocabulary does not have";
+    if (!(how->bias[i].value <= DBL_MAX)) return "a bias is not a number or too large";
+  }
+  for (i = 0; i < how->n_stop_strings; i++)
+    if (!how->stop_strings[i] || !how->stop_strings[i][0]) return "a stop string is empty";
+  return NULL;
+}
+
+static int mhk__sampling_penalises(const mhk_sampling *how) {
+  return (how->repetition > 0 && (how->repetition < 1 || how->repetition > 1)) || fabs(how->frequency) > 0 || fabs(how->presence) > 0;
+}
+
+/* x = logits with bias and penalties; count (V) is scratch */
+static void mhk__penalise(const mhk_real *logits, mhk_index V, const mhk_sampling *how, const int32_t *recent, mhk_index n, double *x, int32_t *count) {
+  mhk_index i;
+  for (i = 0; i < V; i++) x[i] = (double)logits[i];
+  for (i = 0; i < how->n_bias; i++) x[how->bias[i].token] += how->bias[i].value;
+  if (!mhk__sampling_penalises(how)) return;
+  if (how->penalty_tokens > 0 && how->penalty_tokens < n) {
+    recent += n - how->penalty_tokens;
+    n = how->penalty_tokens;
+  }
+  for (i = 0; i < n; i++)
+    if (recent[i] >= 0 && recent[i] < V) count[recent[i]] = 0;
+  for (i = 0; i < n; i++)
+    if (recent[i] >= 0 && recent[i] < V) count[recent[i]]++;
+  for (i = 0; i < n; i++)
+    if (recent[i] >= 0 && recent[i] < V && count[recent[i]] > 0) {
+      double *y = x + recent[i];
+      if (how->repetition > 0) *y = *y > 0 ? *y / how->repetition : *y * how->repetition;
+      *y -= how->frequency * count[recent[i]] + how->presence;
+      count[recent[i]] = 0;
+    }
+}
+
+/* Moves the best of ids[0..n) to the front, as few as together weigh at least mass, at most most of them, and returns how many that are. mass < 0: by
+   their number alone. Good is a large w, or, with a centre, one whose ratio to it is near 1. Quickselect: linear time. */
+static mhk_index mhk__keep_best(const double *w, int32_t *ids, mhk_index n, mhk_index most, double mass, double centre) {
+#define MHK__GOOD(id) (centre > 0 ? (w[id] < centre ? w[id] / centre : centre / w[id]) : w[id])
+  const int by_mass = mass >= 0;
+  mhk_index low = 0, high = n; /* ids before low are kept, those from high on are not */
+  uint64_t turn = 1;
+  while (low < high && low < most && (!by_mass || mass > 0)) {
+    mhk_index i, m = low;
+    int32_t pivot;
+    double good, sum = 0;
+    turn = turn * 6364136223846793005u + 1442695040888963407u; /* no input is slow by design */
+    i = low + (mhk_index)((turn >> 33) % (uint64_t)(high - low));
+    pivot = ids[i];
+    ids[i] = ids[high - 1];
+    good = MHK__GOOD(pivot);
+    for (i = low; i < high - 1; i++) {
+      const int32_t id = ids[i];
+      const double g = MHK__GOOD(id);
+      if (g > good || (g >= good && id < pivot)) {
+        sum += w[id];
+        ids[i] = ids[m];
+        ids[m++] = id;
+      }
+    }
+    ids[high - 1] = ids[m];
+    ids[m] = pivot;
+    if (m >= most || (by_mass && sum >= mass)) /* enough without the pivot */
+      high = m;
+    else {
+      low = m + 1;
+      if (by_mass && (mass -= sum + w[pivot]) < 0) mass = 0;
+    }
+  }
+#undef MHK__GOOD
+  return low;
+}
+
+/* the k largest of x (V) to the front of ids (V), the others behind them */
+static void mhk__top_k(const double *x, mhk_index V, mhk_index k, int32_t *ids) {
+  mhk_index i, n, width = V / 4 / k;
+  double least = x[0];
+  if (width < 4) { /* not worth a look ahead */
+    for (i = 0; i < V; i++) ids[i] = (int32_t)i;
+    mhk__keep_best(x, ids, V, k, -1, 0);
+    return;
+  }
+  for (n = 0; n < 4 * k; n++) { /* the largest of each stretch; the k best of these are k numbers, so what is below them all is out */
+    const mhk_index first = n * width, end = n + 1 < 4 * k ? first + width : V;
+    double most = x[first];
+    ids[n] = (int32_t)first;
+    for (i = first + 1; i < end; i++)
+      if (x[i] > most) {
+        most = x[i];
+        ids[n] = (int32_t)i;
+      }
+  }
+  mhk__keep_best(x, ids, n, k, -1, 0);
+  for (least = x[ids[0]], i = 1; i < k; i++)
+    if (x[ids[i]] < least) least = x[ids[i]];
+  for (i = n = 0; i < V; i++)
+    if (x[i] >= least) ids[n++] = (int32_t)i;
+  mhk__keep_best(x, ids, n, k, -1, 0);
+  for (i = 0; i < V; i++)
+    if (!(x[i] >= least)) ids[n++] = (int32_t)i;
+}
+
+MHKDEF mhk_index mhk_probabilities(const mhk_real *logits, mhk_index V, const mhk_sampling *how, const int32_t *recent, mhk_index n_recent, double *p,
+                                   int32_t *scratch) {
+  mhk_sampling usual;
+  mhk_index i, n = V, kept = 0, best = 0;
+  int32_t *ids = scratch;
+  int listed = 0; /* the tokens left are ids[0..n), all others have p = 0 */
+  double temperature, most, total = 0;
+  how = mhk__sampling_or(how, &usual);
+  if (!logits || V < 1 || V > INT32_MAX || !p || !scratch || (n_recent > 0 && !recent) || mhk__sampling_wrong(how, V)) return 0;
+  mhk__penalise(logits, V, how, recent, n_recent, p, scratch);
+  for (i = 0; i < V; i++) {
+    if (!(p[i] <= DBL_MAX)) return 0;
+    if (p[i] > p[best]) best = i;
+  }
+  most = p[best];
+  if (most < -DBL_MAX) return 0;
+  temperature = how->temperature > 0 || how->temperature < 0 ? how->temperature : 1;
+  if (temperature < 0) {
+    memset(p, 0, (size_t)V * sizeof *p);
+    p[best] = 1;
+    return 1;
+  }
+  if (how->top_k > 0 && how->top_k < V) { /* before the exponentials, which then are few */
+    mhk__top_k(p, V, n = how->top_k, ids);
+    listed = 1;
+    for (i = n; i < V; i++) p[ids[i]] = 0;
+    for (i = 0; i < n; i++) total += p[ids[i]] = exp((p[ids[i]] - most) / temperature);
+  } else
+    for (i = 0; i < V; i++) total += p[i] = exp((p[i] - most) / temperature);
+  if ((how->top_p > 0 && how->top_p < 1) || how->min_p > 0 || (how->typical > 0 && how->typical < 1)) {
+    const double top_p = how->top_p > 0 && how->top_p < 1 ? how->top_p : 1;
+    /* Tokens so small that all of them weigh less than what top_p drops can be dropped unseen. The likeliest has weight 1. */
+    const double drop = (1 - top_p) * total / (double)(n + 1), least = how->min_p > drop ? (how->min_p < 1 ? how->min_p : 1) : drop;
+    for (i = 0; i < n; i++) {
+      const int32_t id = listed ? ids[i] : (int32_t)i;
+      if (p[id] > 0 && p[id] >= least)
+        ids[kept++] = id;
+      else
+        p[id] = 0;
+    }
+    n = kept;
+    listed = 1;
+    if (top_p < 1) {
+      kept = mhk__keep_best(p, ids, n, n, top_p * total, 0);
+      for (; n > kept; n--) p[ids[n - 1]] = 0;
+    }
+    for (total = 0, i = 0; i < n; i++) total += p[ids[i]];
+    if (how->typical > 0 && how->typical < 1) {
+      double centre = 0; /* the weight whose -log p is the entropy: the weighted geometric mean */
+      for (i = 0; i < n; i++) centre += p[ids[i]] * log(p[ids[i]]);
+      kept = mhk__keep_best(p, ids, n, n, how->typical * total, exp(centre / total));
+      for (; n > kept; n--) p[ids[n - 1]] = 0;
+      for (total = 0, i = 0; i < n; i++) total += p[ids[i]];
+    }
+  }
+  for (i = kept = 0; i < n; i++) {
+    double *y = p + (listed ? ids[i] : (int32_t)i);
+    *y /= total;
+    kept += *y > 0;
+  }
+  return kept;
+}
+
+MHKDEF int32_t mhk_draw(const double *p, mhk_index V, double uniform) {
+  mhk_index i, j;
+  double run = 0;
+  if (!p) return -1;
+  for (i = 0; i < V; i += 16) {
+    const double *x = p + i;
+    if (V - i >= 16) { /* stretches that do not hold it by their sums */
+      const double sum = (((x[0] + x[1]) + (x[2] + x[3])) + ((x[4] + x[5]) + (x[6] + x[7]))) +
+                         (((x[8] + x[9]) + (x[10] + x[11])) + ((x[12] + x[13]) + (x[14] + x[15])));
+      if (run + sum <= uniform) {
+        run += sum;
+        continue;
+      }
+    }
+    for (j = 0; j < 16 && i + j < V; j++)
+      if (x[j] > 0 && (run += x[j]) > uniform) return (int32_t)(i + j);
+  }
+  for (i = V; i-- > 0;) /* rounding left a little of 1 over */
+    if (p[i] > 0) return (int32_t)i;
+  return -1;
+}
+
+/* One draw from a row of logits; -1 when it has no possible token. Greedy without more to it needs no distribution. */
+static int32_t mhk__sampler_draw(mhk__sampler *s, mhk_index row, const mhk_real *logits, const mhk_sampling *how, double uniform) {
+  mhk_index i, best = 0, n;
+  const int32_t *recent = mhk__sampler_seen(s, row, &n);
+  if (how->temperature < 0 && how->n_bias == 0 && !mhk__sampling_penalises(how)) {
+    for (i = 0; i < s->vocab; i++) {
+      if (!(fabs((double)logits[i]) <= DBL_MAX)) return -1;
+      if (logits[i] > logits[best]) best = i;
+    }
+    return (int32_t)best;
+  }
+  return mhk_probabilities(logits, s->vocab, how, recent, n, s->p, s->order) > 0 ? mhk_draw(s->p, s->vocab, uniform) : -1;
+}
+
+/* Takes the bytes of one more token into the text, at the end of the text what is held back too. Returns whether a stop string ended it. */
+static int mhk__sampler_text(mhk__sampler *s, const mhk_sampling *how, const char *bytes, size_t length, int end) {
+  size_t n = s->held, out, i;
+  int k, found = 0;
+  if (!s->text) return 0;
+  memmove(s->text, s->text + s->held_at, n);
+  n += mhk_stream_push(&s->stream, bytes, length, s->text + n);
+  if (end) n += mhk_stream_finish(&s->stream, s->text + n);
+  out = n;
+  for (k = 0; how && k < how->n_stop_strings; k++) {
+    const char *stop = how->stop_strings[k];
+    const size_t m = strlen(stop);
+    for (i = 0; i < out && i + m <= n; i++)
+      if (!memcmp(s->text + i, stop, m)) {
+        out = i;
+        found = 1;
+      }
+  }
+  for (k = 0; how && !found && !end && k < how->n_stop_strings; k++) {
+    const char *stop = how->stop_strings[k];
+    const size_t m = strlen(stop);
+    for (i = n >= m ? n - m + 1 : 0; i < out; i++) /* the start of a stop at the end of the text */
+      if (!memcmp(s->text + i, stop, n - i)) out = i;
+  }
+  s->held = found ? 0 : n - out;
+  s->held_at = out + 1;
+  memmove(s->text + s->held_at, s->text + out, s->held);
+  s->text[out] = 0;
+  return found;
+}
+
 struct mhk_session {
   mhk__object object;
   mhk_model *model;
@@ -13224,14 +13525,10 @@ struct mhk_session {
   mhk_real *turned[2];                         /* (rows,dim): cosines, then sines */
   mhk_index *starts;                           /* (rows): the first key a token sees, with a window */
   mhk_real *logits;                            /* (batch,V) */
-  /* sampling and text */
-  uint64_t seed;
-  mhk__rng rng;
-  int32_t *order;                              /* V ids, for sampling */
-  double *weight;                              /* V */
   int32_t *ids;                                /* (chunk) of text being fed; NULL: no tokenizer */
-  mhk_stream stream;
-  char *text;                                  /* what the last sample finished */
+  mhk_index recent;
+  size_t stop_bytes;
+  mhk__sampler sampler;
 };
 
 /* ---- memory: one block, laid out by the same code that counts it ---- */
@@ -13332,6 +13629,8 @@ static void mhk__session_layout(mhk_session *s, mhk__layout *p, size_t work) {
   const mhk_index D = c->d_model, kv = (mhk_index)c->n_kv_head * c->head_dim;
   mhk__chunk *chunk;
   mhk_index b, i;
+  size_t longest = 0, bytes;
+  void *sampler;
   int l;
   mhk__place(p, 1, 1, sizeof *s);
   s->sequences = (mhk__sequence *)mhk__place(p, s->batch, 1, sizeof *s->sequences);
@@ -13380,16 +13679,14 @@ static void mhk__session_layout(mhk_session *s, mhk__layout *p, size_t work) {
   }
   s->starts = (mhk_index *)mhk__place(p, s->window ? s->rows : 0, 1, sizeof *s->starts);
   s->logits = (mhk_real *)mhk__place(p, s->batch, s->vocab, sizeof(mhk_real));
-  s->order = (int32_t *)mhk__place(p, s->vocab, 1, sizeof *s->order);
-  s->weight = (double *)mhk__place(p, s->vocab, 1, sizeof *s->weight);
   if (s->model->tokenizer) {
-    size_t longest = 0, length;
-    for (i = 0; i < mhk_tokenizer_size(s->model->tokenizer); i++)
-      if (mhk_token_bytes(s->model->tokenizer, (int32_t)i, &length) && length > longest) longest = length;
+    longest = mhk__longest_token(s->model->tokenizer);
     s->ids = (int32_t *)mhk__place(p, s->chunk, 1, sizeof *s->ids);
-    s->text = (char *)mhk__place(p, 3 * ((mhk_index)longest + 4) + 1, 1, 1);
-    if (p->base) s->text[0] = 0;
   }
+  bytes = mhk__sampler_place(NULL, NULL, s->batch, s->vocab, s->recent, longest, s->stop_bytes);
+  if (!bytes) p->fits = 0;
+  sampler = mhk__place(p, (mhk_index)bytes, 1, 1);
+  if (sampler) mhk__sampler_place(&s->sampler, sampler, s->batch, s->vocab, s->recent, longest, s->stop_bytes);
   chunk = (mhk__chunk *)mhk__place(p, 1, 1, sizeof *chunk + MHK__ALIGN);
   mhk__place(p, (mhk_index)work, 1, 1);
   if (p->base) {
@@ -13414,12 +13711,13 @@ static size_t mhk__session_plan(const mhk_model *m, const mhk_session_desc *desc
   memset(&d, 0, sizeof d);
   memset(s, 0, sizeof *s);
   if (desc) d = *desc;
-  if (d.batch < 0 || d.capacity < 0 || d.window < 0 || d.chunk < 0 || d.snapshots < 0 || d.snapshot_every < 0 || d.batch > INT32_MAX ||
-      d.snapshots > INT32_MAX || d.chunk > INT32_MAX) {
+  if (d.batch < 0 || d.capacity < 0 || d.window < 0 || d.chunk < 0 || d.snapshots < 0 || d.snapshot_every < 0 || d.recent < 0 ||
+      d.batch > INT32_MAX || d.snapshots > INT32_MAX || d.chunk > INT32_MAX || d.recent > INT32_MAX) {
     mhk_fail(ctx, MHK_ERROR_ARGUMENT,
-             "a session cannot have batch %lld, capacity %lld, window %lld, chunk %lld, snapshots %lld, snapshot_every %lld: "
+             "a session cannot have batch %lld, capacity %lld, window %lld, chunk %lld, snapshots %lld, snapshot_every %lld, recent %lld: "
              "none may be negative or beyond 2^31",
-             (long long)d.batch, (long long)d.capacity, (long long)d.window, (long long)d.chunk, (long long)d.snapshots, (long long)d.snapshot_every);
+             (long long)d.batch, (long long)d.capacity, (long long)d.window, (long long)d.chunk, (long long)d.snapshots, (long long)d.snapshot_every,
+             (long long)d.recent);
     return 0;
   }
   /* the session only reads the weights, except that a caller may write its own state */
@@ -13434,6 +13732,8 @@ static size_t mhk__session_plan(const mhk_model *m, const mhk_session_desc *desc
       s->state_layers++;
     wide = mhk__max(wide, mhk__wide_row(c, c->mixer[l]));
   }
+  s->recent = d.recent ? d.recent : 256;
+  s->stop_bytes = d.stop_bytes ? d.stop_bytes : 64;
   s->chunk = d.chunk ? d.chunk : 256;
   if (s->attention_layers) {
     s->window = d.window;
@@ -13528,7 +13828,6 @@ MHKDEF mhk_session *mhk_session_create(mhk_model *m, const mhk_session_desc *des
     for (j = 0; used && j < dim / 2; j++) s->turn[i][j] = pow(m->config.rope_theta, -2.0 * (double)j / dim);
   }
   mhk__session_prepare(s);
-  mhk__rng_seed(&s->rng, 1);
   return s;
 }
 
@@ -13548,10 +13847,7 @@ static void mhk__sequence_reset(mhk_session *s, mhk_index sequence) {
   q->fed = 0;
   if (s->state_numbers) memset(q->state, 0, (size_t)s->state_numbers * sizeof(mhk_real));
   for (i = 0; i < s->snapshots; i++) q->snapshots[i].position = 0;
-  if (sequence == 0) {
-    memset(&s->stream, 0, sizeof s->stream);
-    if (s->text) s->text[0] = 0;
-  }
+  mhk__sampler_reset(&s->sampler, sequence);
 }
 
 MHKDEF void mhk_session_reset(mhk_session *s) {
@@ -14106,6 +14402,7 @@ static mhk_result mhk__feed(mhk_session *s, const mhk__take *take) {
       q->first = mhk__first_after(s, s->spans + i, s->spans[i].n);
       q->position += s->spans[i].n;
       s->fed[s->spans[i].sequence] += s->spans[i].n;
+      mhk__sampler_fed(&s->sampler, s->spans[i].sequence, s->spans[i].tokens, s->spans[i].n);
       if (s->snapshot_every && q->position % s->snapshot_every == 0) mhk__keep(s, s->spans[i].sequence);
     }
     if (ctx->result != MHK_OK) break;
@@ -14229,7 +14526,6 @@ MHKDEF const mhk_real *mhk_logits(const mhk_session *s) {
     if (!s->sequences[b].fed) return NULL;
   return s ? s->logits : NULL;
 }
-MHKDEF const char *mhk_text_out(mhk_session *s) { return s && s->text ? s->text : ""; }
 
 /* ---- snapshots ---- */
 
@@ -14286,7 +14582,10 @@ MHKDEF mhk_index mhk_session_rewind(mhk_session *s, mhk_index sequence, mhk_inde
   }
   if (position == q->position) return position;
   q->fed = 0;
-  if (!s->state_layers && !s->window) return q->position = position;
+  if (!s->state_layers && !s->window) {
+    mhk__sampler_forget(&s->sampler, sequence, q->position - position);
+    return q->position = position;
+  }
   for (i = 0; i < s->snapshots; i++) {
     mhk__snapshot *x = q->snapshots + i;
     if (x->position > position)
@@ -14298,6 +14597,7 @@ MHKDEF mhk_index mhk_session_rewind(mhk_session *s, mhk_index sequence, mhk_inde
     mhk__sequence_reset(s, sequence);
     return 0;
   }
+  mhk__sampler_forget(&s->sampler, sequence, q->position - best->position);
   q->position = best->position;
   if (s->state_numbers) memcpy(q->state, best->numbers, (size_t)s->state_numbers * sizeof(mhk_real));
   kv = (mhk_index)s->model->config.n_kv_head * s->model->config.head_dim;
@@ -14354,7 +14654,7 @@ MHKDEF mhk_result mhk_session_copy(mhk_session *to, mhk_index to_sequence, const
   for (l = 0; needed && l < 2 * to->attention_layers; l++)
     memcpy(b->cache + to->cache_rows * l * kv, a->cache + (from->cache_rows * l + rows - needed) * kv, (size_t)(needed * kv) * sizeof(mhk_real));
   if (a->fed) memcpy(to->logits + to_sequence * to->vocab, from->logits + from_sequence * from->vocab, (size_t)to->vocab * sizeof(mhk_real));
-  if (to_sequence == 0 && from_sequence == 0) to->stream = from->stream;
+  mhk__sampler_copy(&to->sampler, to_sequence, &from->sampler, from_sequence);
   return MHK_OK;
 }
 
@@ -14427,8 +14727,8 @@ static void mhk__state_write(const mhk_session *s, mhk_index sequence, mhk__stat
   mhk__put_bytes(head + 32, (uint64_t)rows, 8);
   head[40] = q->fed != 0;
   if (sequence == 0) {
-    head[41] = (unsigned char)s->stream.n_held;
-    memcpy(head + 42, s->stream.held, 4);
+    head[41] = (unsigned char)s->sampler.stream.n_held;
+    memcpy(head + 42, s->sampler.stream.held, 4);
   }
   o->sum = MHK__HASH_START;
   mhk__state_put(o, head, sizeof head);
@@ -14493,8 +14793,8 @@ static mhk_result mhk__state_load(mhk_session *s, mhk_index sequence, const void
   q->first = q->position - needed;
   q->fed = p[40];
   if (sequence == 0) {
-    s->stream.n_held = p[41];
-    memcpy(s->stream.held, p + 42, 4);
+    s->sampler.stream.n_held = p[41];
+    memcpy(s->sampler.stream.held, p + 42, 4);
   }
   p += MHK__STATE_HEAD;
   mhk__unpack(MHK_REAL, p, s->state_numbers, q->state);
@@ -14537,120 +14837,94 @@ MHKDEF mhk_result mhk_session_load_file(mhk_session *s, mhk_index sequence, cons
 }
 #endif
 
-/* one draw from a row of logits */
-static int32_t mhk__draw(mhk_session *s, const mhk_real *logits, const mhk_sampling *p, double uniform) {
-  const mhk_index V = s->vocab;
-  const double temperature = p->temperature == 0 ? 1 : p->temperature;
-  double *w = s->weight, total = 0, most, run = 0;
-  int32_t *order = s->order;
-  mhk_index i, kept = V, best = 0;
-  for (i = 1; i < V; i++)
-    if (logits[i] > logits[best]) best = i;
-  if (temperature < 0) return (int32_t)best;
-  most = (double)logits[best];
-  for (i = 0; i < V; i++) w[i] = exp(((double)logits[i] - most) / temperature);
-  if (p->top_k > 0 || (p->top_p > 0 && p->top_p < 1) || p->min_p > 0) {
-    /* heap sort of the ids by falling weight, equal ones by id: the same on every machine */
-    mhk_index start = V / 2, end = V;
-    for (i = 0; i < V; i++) order[i] = (int32_t)i;
-    while (end > 1) {
-      mhk_index root, child;
-      int32_t hold;
-      if (start > 0)
-        hold = order[--start];
-      else {
-        hold = order[--end];
-        order[end] = order[0];
-      }
-      root = start;
-      while ((child = 2 * root + 1) < end) {
-#define MHK__AFTER(a, b) (w[a] < w[b] || (!(w[a] > w[b]) && (a) > (b))) /* a comes after b in the result */
-        if (child + 1 < end && MHK__AFTER(order[child + 1], order[child])) child++;
-        if (!MHK__AFTER(order[child], hold)) break;
-        order[root] = order[child];
-        root = child;
-      }
-#undef MHK__AFTER
-      order[root] = hold;
-    }
-    for (i = 0; i < V; i++) total += w[i];
-    if (p->top_k > 0 && p->top_k < kept) kept = p->top_k;
-    if (p->min_p > 0)
-      while (kept > 1 && w[order[kept - 1]] < p->min_p) kept--;
-    if (p->top_p > 0 && p->top_p < 1)
-      for (i = 0, run = 0; i < kept; i++)
-        if ((run += w[order[i]]) >= p->top_p * total) {
-          kept = i + 1;
-          break;
-        }
-    for (total = 0, i = 0; i < kept; i++) total += w[order[i]];
-    for (run = 0, i = 0; i < kept; i++)
-      if ((run += w[order[i]]) > uniform * total) return order[i];
-    return order[0];
-  }
-  for (i = 0; i < V; i++) total += w[i];
-  for (i = 0; i < V; i++)
-    if ((run += w[i]) > uniform * total) return (int32_t)i;
-  return (int32_t)best;
+MHKDEF const char *mhk_text_out(mhk_session *s) { return s && s->sampler.text ? s->sampler.text : ""; }
+MHKDEF mhk_stop mhk_stopped(const mhk_session *s) { return s ? s->sampler.stop : MHK_STOP_NONE; }
+
+MHKDEF const char *mhk_text_rest(mhk_session *s) {
+  if (s) mhk__sampler_text(&s->sampler, NULL, "", 0, 1);
+  return mhk_text_out(s);
 }
 
-static int mhk__draw_all(mhk_session *s, const mhk_sampling *sampling, int32_t *tokens) {
-  mhk_sampling p;
+/* a draw for each row; how has been filled in */
+static int mhk__draw_all(mhk_session *s, const mhk_sampling *how, int32_t *tokens) {
+  mhk_context *ctx = s->object.ctx;
+  const char *wrong;
   mhk_index b, i;
-  memset(&p, 0, sizeof p);
-  p.temperature = 0.8;
-  p.top_p = 0.95;
-  if (sampling) p = *sampling;
-  if (s->object.ctx->result != MHK_OK) return 0;
+  int k;
+  if (ctx->result != MHK_OK) return 0;
   if (!mhk_logits(s)) {
-    mhk_fail(s->object.ctx, MHK_ERROR_STATE, "sample: feed at least one token first");
+    mhk_fail(ctx, MHK_ERROR_STATE, "sample: feed at least one token first");
     return 0;
   }
-  if (p.seed && p.seed != s->seed) {
-    s->seed = p.seed;
-    mhk__rng_seed(&s->rng, p.seed);
+  wrong = mhk__sampling_wrong(how, s->vocab);
+  if (!wrong && how->penalty_tokens > s->sampler.window) wrong = "penalty_tokens is more than the session remembers (recent of mhk_session_desc)";
+  for (k = 0; !wrong && k < how->n_stop_strings; k++)
+    if (strlen(how->stop_strings[k]) > s->sampler.stop_bytes) wrong = "a stop string is longer than the session was made for (stop_bytes of mhk_session_desc)";
+  if (wrong) {
+    mhk_fail(ctx, MHK_ERROR_ARGUMENT, "sample: %s", wrong);
+    return 0;
+  }
+  if (how->seed && how->seed != s->sampler.seed) {
+    s->sampler.seed = how->seed;
+    mhk__rng_seed(&s->sampler.rng, how->seed);
   }
   for (b = 0; b < s->batch; b++) {
     const mhk_real *row = s->logits + b * s->vocab;
+    tokens[b] = mhk__sampler_draw(&s->sampler, b, row, how, mhk__rng_uniform(&s->sampler.rng));
+    if (tokens[b] >= 0) continue;
     for (i = 0; i < s->vocab; i++)
-      if (!(fabs((double)row[i]) <= DBL_MAX)) {
-        mhk_fail(s->object.ctx, MHK_ERROR_STATE, "sample: logit %lld is not a number: the weights or the state are broken", (long long)i);
-        return 0;
-      }
-    tokens[b] = mhk__draw(s, row, &p, mhk__rng_uniform(&s->rng));
+      if (!(fabs((double)row[i]) <= DBL_MAX)) break;
+    if (i < s->vocab)
+      mhk_fail(ctx, MHK_ERROR_STATE, "sample: logit %lld is not a number: the weights or the state are broken", (long long)i);
+    else
+      mhk_fail(ctx, MHK_ERROR_ARGUMENT, "sample: bias and penalties leave no token possible");
+    return 0;
   }
   return 1;
 }
 
 MHKDEF mhk_result mhk_sample_batch(mhk_session *s, const mhk_sampling *sampling, int32_t *tokens) {
+  mhk_sampling usual;
   if (!s || !tokens) return MHK_ERROR_MEMORY;
-  if (!mhk__draw_all(s, sampling, tokens)) return s->object.ctx->result;
+  if (!mhk__draw_all(s, mhk__sampling_or(sampling, &usual), tokens)) return s->object.ctx->result;
   return mhk_feed(s, tokens, 1);
 }
 
-MHKDEF int32_t mhk_sample(mhk_session *s, const mhk_sampling *sampling) {
-  mhk_context *ctx;
-  mhk_tokenizer *k;
-  int32_t token;
+/* Takes a drawn token into the text: returns 0 where the text ends. */
+static int mhk__session_say(mhk_session *s, const mhk_sampling *how, int32_t token) {
+  mhk_tokenizer *k = s->model->tokenizer;
   size_t length = 0;
   const char *bytes;
-  if (!s) return -1;
-  ctx = s->object.ctx;
-  k = s->model->tokenizer;
-  if (s->text) s->text[0] = 0;
-  if (s->batch != 1) {
-    mhk_fail(ctx, MHK_ERROR_ARGUMENT, "sample serves sessions of one sequence, this one has %lld: use mhk_sample_batch()", (long long)s->batch);
-    return -1;
-  }
-  if (!mhk__draw_all(s, sampling, &token)) return -1;
-  if (k && token == mhk_tokenizer_end(k)) {
-    if (s->text) s->text[mhk_stream_finish(&s->stream, s->text)] = 0;
-    return -1;
+  int i;
+  if (k && token == mhk_tokenizer_end(k)) s->sampler.stop = MHK_STOP_END;
+  for (i = 0; i < how->n_stop_tokens && s->sampler.stop == MHK_STOP_NONE; i++)
+    if (how->stop_tokens[i] == token) s->sampler.stop = MHK_STOP_TOKEN;
+  if (s->sampler.stop != MHK_STOP_NONE) {
+    mhk__sampler_text(&s->sampler, how, "", 0, 1);
+    return 0;
   }
   bytes = k ? mhk_token_bytes(k, token, &length) : NULL;
-  if (bytes && s->text) {
-    s->text[mhk_stream_push(&s->stream, bytes, length, s->text)] = 0;
+  if (!bytes) return 1;
+  if (s->sampler.stop_bytes + 3 * (length + 4) + 2 > s->sampler.text_room) {
+    mhk_fail(s->object.ctx, MHK_ERROR_STATE, "sample: token %d is longer than those of the tokenizer that the session was made with", (int)token);
+    return 0;
   }
+  if (mhk__sampler_text(&s->sampler, how, bytes, length, 0)) s->sampler.stop = MHK_STOP_STRING;
+  return s->sampler.stop == MHK_STOP_NONE;
+}
+
+MHKDEF int32_t mhk_sample(mhk_session *s, const mhk_sampling *sampling) {
+  mhk_sampling usual;
+  int32_t token;
+  if (!s) return -1;
+  s->sampler.stop = MHK_STOP_NONE;
+  if (s->sampler.text) s->sampler.text[0] = 0;
+  if (s->batch != 1) {
+    mhk_fail(s->object.ctx, MHK_ERROR_ARGUMENT, "sample serves sessions of one sequence, this one has %lld: use mhk_sample_batch()", (long long)s->batch);
+    return -1;
+  }
+  sampling = mhk__sampling_or(sampling, &usual);
+  if (!mhk__draw_all(s, sampling, &token) || !mhk__session_say(s, sampling, token)) return -1;
   return mhk_feed(s, &token, 1) == MHK_OK ? token : -1;
 }
 #endif /* MOHAWK_IMPLEMENTATION */
@@ -15650,7 +15924,13 @@ static double mhk__optimizer_step(mhk_trainer *tr, double loss, double lr, doubl
   scale = 1.0 / parts;
   if (d->clip > 0.0 && d->clip / (norm + 1e-6) < 1.0) scale *= d->clip / (norm + 1e-6);
   t = (double)++tr->optimizer_step;
-  mhk__adamw_factors(lr, d->weight_decay > 0.0 ? d->weight_decay : 0.0, tr->desc.beta1, tr->desc.beta2, tr->desc.eps, scale, t, f);
+  f[0] = MHK__R(d->weight_decay > 0.0 ? lr * d->weight_decay : 0.0);
+  f[1] = MHK__R(tr->desc.beta1);
+  f[2] = MHK__R(tr->desc.beta2);
+  f[3] = MHK__R(lr / (1.0 - pow(tr->desc.beta1, t)));
+  f[4] = MHK__R(1.0 / sqrt(1.0 - pow(tr->desc.beta2, t)));
+  f[5] = MHK__R(tr->desc.eps);
+  f[6] = MHK__R(scale);
   memcpy(tr->factors[1], f, sizeof tr->factors[0]);
   tr->factors[1][0] = 0;
   mhk__parallel(ctx, tr->n_blocks, mhk__adamw_block, tr);

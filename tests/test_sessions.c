@@ -259,6 +259,7 @@ TEST(models) {
 
 static mhk_sampling sampling(double temperature, int top_k, double top_p, double min_p, uint64_t seed) {
   mhk_sampling s;
+  memset(&s, 0, sizeof s);
   s.temperature = temperature;
   s.top_k = top_k;
   s.top_p = top_p;

@@ -1,0 +1,590 @@
+/* Sampling: distributions held against a plain reference in double, penalties, stops, text that streams, errors. */
+#include "models.h"
+
+enum { MOST = 1024 };
+
+static mhk_sampling plain(double temperature) {
+  mhk_sampling s;
+  memset(&s, 0, sizeof s);
+  s.temperature = temperature;
+  return s;
+}
+
+/* ---------------------------------------------------------------------------------------- the reference: sort everything */
+
+static const double *ordered_by;
+static int by_value(const void *a, const void *b) { /* falling; equal ones by id */
+  const int x = *(const int *)a, y = *(const int *)b;
+  if (ordered_by[x] > ordered_by[y]) return -1;
+  if (ordered_by[x] < ordered_by[y]) return 1;
+  return x < y ? -1 : x > y;
+}
+
+static void scale_to_one(double *p, int V) {
+  double sum = 0;
+  int i;
+  for (i = 0; i < V; i++) sum += p[i];
+  for (i = 0; i < V; i++) p[i] /= sum;
+}
+
+/* zeroes all but the first of order whose probabilities together reach share, at least one */
+static void keep_share(double *p, const int *order, int V, double share) {
+  double run = 0;
+  int i;
+  for (i = 0; i < V; i++) {
+    if (i > 0 && run >= share) p[order[i]] = 0;
+    run += p[order[i]];
+  }
+  scale_to_one(p, V);
+}
+
+static int reference(const mhk_real *logits, int V, const mhk_sampling *s, const int32_t *recent, int n, double *p) {
+  static double x[MOST], key[MOST];
+  static int order[MOST];
+  int i, j, k, left = 0;
+  for (i = 0; i < V; i++) x[i] = (double)logits[i];
+  for (i = 0; i < s->n_bias; i++) x[s->bias[i].token] += s->bias[i].value;
+  for (i = 0; i < V; i++) { /* each token: how often is it among the last ones? */
+    int seen = 0;
+    for (j = 0; j < n; j++)
+      if (recent[j] == i && (s->penalty_tokens == 0 || j >= n - s->penalty_tokens)) seen++;
+    if (seen && s->repetition > 0) x[i] = x[i] < 0 ? x[i] * s->repetition : x[i] / s->repetition;
+    if (seen) x[i] -= s->presence;
+    x[i] -= seen * s->frequency;
+    order[i] = i;
+  }
+  ordered_by = x;
+  qsort(order, (size_t)V, sizeof *order, by_value);
+  for (i = 0; i < V; i++) p[i] = s->temperature < 0 ? i == order[0] : exp((x[i] - x[order[0]]) / (s->temperature > 0 ? s->temperature : 1));
+  if (s->temperature < 0) return 1;
+  for (i = s->top_k; s->top_k > 0 && i < V; i++) p[order[i]] = 0;
+  scale_to_one(p, V);
+  if (s->top_p > 0 && s->top_p < 1) keep_share(p, order, V, s->top_p);
+  if (s->min_p > 0)
+    for (i = V - 1; i > 0; i--)
+      if (p[order[i]] < s->min_p * p[order[0]]) p[order[i]] = 0;
+  scale_to_one(p, V);
+  if (s->typical > 0 && s->typical < 1) {
+    double entropy = 0;
+    for (i = 0; i < V; i++)
+      if (p[i] > 0) entropy -= p[i] * log(p[i]);
+    for (i = 0; i < V; i++) key[i] = p[i] > 0 ? -fabs(-log(p[i]) - entropy) : -1e300;
+    ordered_by = key;
+    for (k = 0; k < V; k++) order[k] = k;
+    qsort(order, (size_t)V, sizeof *order, by_value);
+    keep_share(p, order, V, s->typical);
+  }
+  for (i = 0; i < V; i++) left += p[i] > 0;
+  return left;
+}
+
+static void hold_against_reference(const char *what, const mhk_real *logits, int V, const mhk_sampling *s, const int32_t *recent, int n) {
+  static double p[MOST + 2], want[MOST];
+  static int32_t scratch[MOST + 2];
+  double sum = 0;
+  mhk_index left;
+  int i, wanted;
+  p[V] = p[V + 1] = 77;
+  scratch[V] = scratch[V + 1] = 77;
+  left = mhk_probabilities(logits, V, s, recent, n, p, scratch);
+  wanted = reference(logits, V, s, recent, n, want);
+  CHECK(left == wanted, "%s, %d tokens: %d are left, should be %d", what, V, (int)left, wanted);
+  for (i = 0; i < V; i++) {
+    sum += p[i];
+    if (!(fabs(p[i] - want[i]) <= 1e-12) || (p[i] > 0) != (want[i] > 0)) {
+      CHECK(0, "%s, %d tokens: p[%d] is %.17g, should be %.17g", what, V, i, p[i], want[i]);
+      break;
+    }
+  }
+  CHECK(fabs(sum - 1) < 1e-12, "%s: the sum is %.17g", what, sum);
+  CHECK(p[V] == 77 && p[V + 1] == 77 && scratch[V] == 77 && scratch[V + 1] == 77, "%s: written past the end", what);
+}
+
+TEST(distributions) {
+  static const int sizes[] = {1, 2, 3, 16, 17, 301, 1024};
+  static const double temperatures[] = {0, 0.6, 1.7, -1};
+  static mhk_real logits[MOST];
+  int32_t recent[40];
+  uint64_t seed = 11;
+  int round, v;
+  for (round = 0; round < 400; round++) {
+    const int V = sizes[round % 7];
+    const uint64_t with = test_random(&seed);
+    mhk_token_bias bias[3];
+    mhk_sampling s = plain(temperatures[with % 4]);
+    char what[200];
+    int i;
+    test_fill(logits, V, -9, 9, 100 + (uint64_t)round);
+    if (with & 16) s.top_k = (int)(test_random(&seed) % (uint64_t)(V + 2));
+    if (with & 32) s.top_p = test_uniform(&seed, 0.01, 1.05);
+    if (with & 64) s.min_p = test_uniform(&seed, 0.0001, 0.3);
+    if (with & 128) s.typical = test_uniform(&seed, 0.01, 1.05);
+    if (with & 256) s.repetition = test_uniform(&seed, 0.7, 1.5);
+    if (with & 512) s.frequency = test_uniform(&seed, -0.5, 1);
+    if (with & 1024) s.presence = test_uniform(&seed, -0.5, 1);
+    if (with & 2048) s.penalty_tokens = 1 + (int)(test_random(&seed) % 45);
+    for (i = 0; i < 40; i++) recent[i] = (int32_t)(test_random(&seed) % (uint64_t)(V < 20 ? V : 20));
+    for (i = 0; i < 3; i++) {
+      bias[i].token = (int32_t)(test_random(&seed) % (uint64_t)V);
+      bias[i].value = i == 2 && V > 1 ? -INFINITY : test_uniform(&seed, -3, 3);
+    }
+    s.bias = bias;
+    s.n_bias = (int)(with >> 20 & 3);
+    snprintf(what, sizeof what, "temperature %g, top_k %d, top_p %g, min_p %g, typical %g, penalties %g %g %g over %d, bias %d", s.temperature, s.top_k, s.top_p,
+             s.min_p, s.typical, s.repetition, s.frequency, s.presence, s.penalty_tokens, s.n_bias);
+    hold_against_reference(what, logits, V, &s, recent, 40);
+  }
+  /* equally good tokens: the smaller ids stay */
+  for (v = 0; v < 64; v++) logits[v] = 2;
+  for (round = 1; round < 64; round++) {
+    mhk_sampling s = plain(1);
+    s.top_k = round;
+    hold_against_reference("all equal, top_k", logits, 64, &s, NULL, 0);
+    s.top_k = 0;
+    s.top_p = round / 64.0;
+    hold_against_reference("all equal, top_p", logits, 64, &s, NULL, 0);
+    s.top_p = 0;
+    s.typical = round / 64.0;
+    hold_against_reference("all equal, typical", logits, 64, &s, NULL, 0);
+  }
+  { /* far apart: exponentials that are zero */
+    mhk_sampling s = plain(0.001);
+    s.top_p = 0.999999;
+    s.typical = 0.9;
+    test_fill(logits, 301, -90, 90, 5);
+    hold_against_reference("cold", logits, 301, &s, NULL, 0);
+  }
+}
+
+TEST(impossible_distributions) {
+  mhk_real logits[8] = {0, 1, 2, 3, 4, 5, 6, 7};
+  const mhk_token_bias far = {8, 1}, nan_bias = {1, NAN}, all[2] = {{0, -INFINITY}, {1, -INFINITY}};
+  mhk_sampling s = plain(1);
+  double p[8];
+  int32_t scratch[8];
+  const int32_t strange[4] = {-1, 8, 2000000000, 7};
+  CHECK(mhk_probabilities(NULL, 8, &s, NULL, 0, p, scratch) == 0 && mhk_probabilities(logits, 0, &s, NULL, 0, p, scratch) == 0 &&
+            mhk_probabilities(logits, 8, &s, NULL, 0, NULL, scratch) == 0 && mhk_probabilities(logits, 8, &s, NULL, 0, p, NULL) == 0 &&
+            mhk_probabilities(logits, 8, &s, NULL, 3, p, scratch) == 0,
+        "something was made of nothing");
+  s.bias = &far, s.n_bias = 1;
+  CHECK(mhk_probabilities(logits, 8, &s, NULL, 0, p, scratch) == 0, "bias of a token outside");
+  s.bias = &nan_bias;
+  CHECK(mhk_probabilities(logits, 8, &s, NULL, 0, p, scratch) == 0, "bias that is no number");
+  s.bias = all, s.n_bias = 2;
+  CHECK(mhk_probabilities(logits, 2, &s, NULL, 0, p, scratch) == 0, "all tokens are forbidden");
+  CHECK(mhk_probabilities(logits, 3, &s, NULL, 0, p, scratch) == 1 && p[2] == 1, "one token is left");
+  s = plain(NAN);
+  CHECK(mhk_probabilities(logits, 8, &s, NULL, 0, p, scratch) == 0, "temperature that is no number");
+  s = plain(1);
+  s.penalty_tokens = -1;
+  CHECK(mhk_probabilities(logits, 8, &s, NULL, 0, p, scratch) == 0, "negative penalty_tokens");
+  s = plain(1);
+  s.presence = 100;
+  CHECK(mhk_probabilities(logits, 8, &s, strange, 4, p, scratch) == 8 && p[7] < 1e-30, "ids outside the vocabulary among the recent ones");
+  logits[3] = (mhk_real)NAN;
+  CHECK(mhk_probabilities(logits, 8, &s, NULL, 0, p, scratch) == 0, "a logit that is no number");
+  logits[3] = (mhk_real)INFINITY;
+  CHECK(mhk_probabilities(logits, 8, &s, NULL, 0, p, scratch) == 0, "an infinite logit");
+  logits[3] = (mhk_real)-INFINITY;
+  CHECK(mhk_probabilities(logits, 8, &s, NULL, 0, p, scratch) > 0 && p[3] == 0, "a token that cannot be");
+}
+
+TEST(draws) { /* every token is drawn in its own stretch of [0,1), and no other */
+  static const int sizes[] = {1, 2, 15, 16, 17, 32, 45, 301};
+  double p[302];
+  uint64_t seed = 3;
+  int c, i;
+  for (c = 0; c < 8; c++) {
+    const int V = sizes[c];
+    double run = 0;
+    int last = 0, first = -1;
+    for (i = 0; i < V; i++) p[i] = test_random(&seed) % 3 == 0 && i != V / 2 ? 0 : test_uniform(&seed, 0.01, 1);
+    p[V] = 1e9;
+    scale_to_one(p, V);
+    for (i = 0; i < V; i++) {
+      if (p[i] > 0) {
+        CHECK(mhk_draw(p, V, run + p[i] * 0.5) == i, "%d tokens: %d in place of %d", V, (int)mhk_draw(p, V, run + p[i] * 0.5), i);
+        last = i;
+        if (first < 0) first = i;
+      }
+      run += p[i];
+    }
+    CHECK(mhk_draw(p, V, 0) == first && mhk_draw(p, V, 1 - 1.0 / 9007199254740992.0) == last && mhk_draw(p, V, 1) == last, "the ends of %d", V);
+  }
+  p[0] = 0;
+  CHECK(mhk_draw(p, 1, 0.5) == -1 && mhk_draw(p, 0, 0.5) == -1 && mhk_draw(NULL, 3, 0.5) == -1, "a draw from nothing");
+}
+
+TEST(the_same_everywhere) { /* what these logits and this seed give, on every machine */
+  static const int32_t want[24] = {184, 32, 90, 42, 249, 168, 45, 178, 55, 132, 142, 252, 255, 200, 42, 210, 294, 100, 236, 129, 152, 194, 77, 132};
+  mhk_real logits[300];
+  double p[300];
+  int32_t scratch[300], got[24];
+  uint64_t seed = 2024;
+  int i;
+  mhk_sampling s = plain(1.3);
+  s.top_k = 90, s.top_p = 0.97, s.min_p = 0.001, s.typical = 0.95, s.repetition = 1.1, s.frequency = 0.25, s.penalty_tokens = 10;
+  for (i = 0; i < 300; i++) logits[i] = (mhk_real)((i * 7919) % 301) / 32;
+  for (i = 0; i < 24; i++) {
+    CHECK(mhk_probabilities(logits, 300, &s, got, i, p, scratch) > 0, "no distribution");
+    got[i] = mhk_draw(p, 300, test_uniform(&seed, 0, 1));
+    CHECK(got[i] == want[i], "draw %d is %d, should be %d", i, (int)got[i], (int)want[i]);
+  }
+}
+
+/* ---------------------------------------------------------------------------------------- in a session */
+
+TEST(frequencies) { /* 6000 draws of a session with everything on, against the reference */
+  mhk_context *ctx = mhk_create(NULL);
+  mhk_session *s = mhk_session_create(model_new(ctx, HYBRID, 5), NULL);
+  const int32_t prompt[4] = {3, 4, 3, 9};
+  const mhk_token_bias bias[2] = {{7, 1.5}, {11, -INFINITY}};
+  mhk_sampling h = plain(3);
+  double p[31], chi = 0;
+  int count[31] = {0}, i, v, cells;
+  h.top_k = 25, h.top_p = 0.9, h.min_p = 0.02, h.typical = 0.9, h.repetition = 1.2, h.frequency = 0.1, h.presence = 0.2, h.bias = bias, h.n_bias = 2, h.seed = 99;
+  mhk_feed(s, prompt, 4);
+  REQUIRE_OK(ctx);
+  cells = reference(mhk_logits(s), 31, &h, prompt, 4, p);
+  for (i = 0; i < 6000; i++) {
+    int32_t id;
+    mhk_session_reset(s);
+    mhk_feed(s, prompt, 4);
+    id = mhk_sample(s, &h);
+    h.seed = 0;
+    if (id >= 0 && id < 31) count[id]++;
+  }
+  for (v = 0; v < 31; v++) {
+    if (p[v] > 0) chi += pow(count[v] - 6000 * p[v], 2) / (6000 * p[v]);
+    CHECK(p[v] > 0 || count[v] == 0, "token %d was filtered out and drawn %d times", v, count[v]);
+  }
+  CHECK(cells > 4 && chi < cells + 4.5 * sqrt(2.0 * cells) + 5, "chi-square %g with %d degrees of freedom", chi, cells - 1);
+  CHECK_OK(ctx);
+  mhk_destroy(ctx);
+}
+
+TEST(what_penalties_remember) { /* the last tokens of each row, prompt and drawn ones, through a buffer that is moved now and then */
+  mhk_context *ctx = mhk_create(NULL);
+  mhk_session_desc d;
+  mhk_session *s;
+  mhk_sampling h = plain(-1);
+  double p[31];
+  int32_t seen[2][80], prompt[18], token[2];
+  int i, row, n = 0;
+  memset(&d, 0, sizeof d);
+  d.batch = 2;
+  d.recent = 7;
+  d.capacity = 100;
+  h.presence = 3, h.frequency = 1;
+  s = mhk_session_create(model_new(ctx, PHI, 6), &d);
+  model_tokens(prompt, 18, 31, 8);
+  mhk_feed(s, prompt, 9); /* more than is remembered */
+  REQUIRE_OK(ctx);
+  for (row = 0; row < 2; row++) memcpy(seen[row], prompt + 9 * row, 9 * sizeof(int32_t));
+  for (n = 9, i = 0; i < 40; i++, n++) {
+    int32_t want[2];
+    h.penalty_tokens = i % 8;
+    for (row = 0; row < 2; row++) {
+      int v;
+      reference(mhk_logits(s) + 31 * row, 31, &h, seen[row] + n - 7, 7, p);
+      for (v = 0; v < 31; v++)
+        if (p[v] > 0) want[row] = v;
+    }
+    mhk_sample_batch(s, &h, token);
+    REQUIRE_OK(ctx);
+    for (row = 0; row < 2; row++) {
+      CHECK(token[row] == want[row], "row %d, draw %d: %d, should be %d", row, i, (int)token[row], (int)want[row]);
+      seen[row][n] = token[row];
+    }
+  }
+  mhk_session_reset(s); /* forgets them */
+  mhk_feed(s, prompt, 1);
+  h.penalty_tokens = 0;
+  for (row = 0; row < 2; row++) {
+    int v, want = 0;
+    reference(mhk_logits(s) + 31 * row, 31, &h, prompt + row, 1, p);
+    for (v = 0; v < 31; v++)
+      if (p[v] > 0) want = v;
+    seen[row][0] = want;
+  }
+  mhk_sample_batch(s, &h, token);
+  CHECK(token[0] == seen[0][0] && token[1] == seen[1][0], "after a reset %d, %d, should be %d, %d", (int)token[0], (int)token[1], (int)seen[0][0], (int)seen[1][0]);
+  CHECK_OK(ctx);
+  mhk_destroy(ctx);
+}
+
+/* the greedy token under penalties on what was seen, by the reference */
+static int32_t penalised(const mhk_session *s, const mhk_sampling *h, const int32_t *seen, int n) {
+  double p[31];
+  int v;
+  reference(mhk_logits_of(s, 0), 31, h, seen, n, p);
+  for (v = 0; v < 30 && p[v] <= 0;) v++;
+  return v;
+}
+
+TEST(penalties_follow_the_state) { /* back in time and into another session */
+  static const int kinds[2] = {PHI, HYBRID};
+  int c;
+  for (c = 0; c < 2; c++) {
+    mhk_context *ctx = mhk_create(NULL);
+    mhk_model *m = model_new(ctx, kinds[c], 6);
+    mhk_session_desc d;
+    mhk_session *s, *other;
+    mhk_sampling h = plain(-1);
+    const int32_t prompt[8] = {5, 6, 7, 8, 9, 10, 11, 12};
+    int32_t want;
+    h.presence = 30; /* nothing that was seen comes again */
+    memset(&d, 0, sizeof d);
+    d.snapshots = 2;
+    s = mhk_session_create(m, &d);
+    mhk_feed(s, prompt, 3);
+    mhk_session_snapshot(s, 0);
+    mhk_feed(s, prompt + 3, 5);
+    CHECK(mhk_session_rewind(s, 0, 3) == 3, "no way back");
+    mhk_feed(s, prompt, 1);
+    want = penalised(s, &h, prompt, 3);
+    CHECK(mhk_sample(s, &h) == want, "after going back what came later counts");
+    d.batch = 2, d.recent = 4;
+    other = mhk_session_create(m, &d);
+    mhk_session_reset(s);
+    mhk_feed(s, prompt, 8);
+    mhk_session_copy(other, 0, s, 0);
+    mhk_session_copy(other, 1, other, 0);
+    want = penalised(s, &h, prompt + 4, 4);
+    {
+      int32_t token[2] = {-1, -1};
+      mhk_sample_batch(other, &h, token);
+      CHECK(token[0] == want && token[1] == want, "copies remember something else: %d, %d, should be %d", (int)token[0], (int)token[1], (int)want);
+    }
+    CHECK_OK(ctx);
+    mhk_destroy(ctx);
+  }
+}
+
+/* ---------------------------------------------------------------------------------------- text */
+
+/* Makes the session say text, token by token, by a bias nothing can resist; appends what comes out to said. Returns how many tokens were taken. */
+static int say(mhk_session *s, mhk_tokenizer *k, const char *text, const mhk_sampling *how, char *said) {
+  int32_t ids[256];
+  const mhk_index n = mhk_encode(k, text, strlen(text), ids, 256);
+  int i;
+  for (i = 0; i < n; i++) {
+    mhk_token_bias force;
+    mhk_sampling h = *how;
+    force.token = ids[i], force.value = 1e6;
+    h.bias = &force, h.n_bias = 1, h.temperature = -1;
+    if (mhk_sample(s, &h) != ids[i]) {
+      strcat(said, mhk_text_out(s));
+      break;
+    }
+    strcat(said, mhk_text_out(s));
+  }
+  return i;
+}
+
+TEST(stop_strings) {
+  static const char text[] = "The na\xC3\xAFve dragon \xF0\x9F\x90\x89 said: stop. Don't stop!\n\nUser: why?\nThe end";
+  static const char *const single[] = {"stop!", ".", "ve dr", "\xF0\x9F\x90\x89", "T", "end", "\n\nUser:", "nothing of it", "The end.", "e"};
+  mhk_context *ctx = mhk_create(NULL);
+  mhk_model *m = mhk_load(ctx, "examples/tiny");
+  mhk_tokenizer *k = mhk_model_tokenizer(m);
+  mhk_session *s = mhk_session_create(m, NULL);
+  mhk_sampling h = plain(1);
+  int32_t ids[256];
+  const int n = (int)mhk_encode(k, text, strlen(text), ids, 256);
+  int i;
+  REQUIRE_OK(ctx);
+  for (i = 0; i < 11; i++) {
+    const char *stop = i < 10 ? single[i] : "";
+    const char *found = i < 10 ? strstr(text, stop) : NULL;
+    char said[512] = "", want[512];
+    int taken;
+    mhk_session_reset(s);
+    mhk_feed_text(s, "Once");
+    h.stop_strings = &stop;
+    h.n_stop_strings = i < 10;
+    taken = say(s, k, text, &h, said);
+    REQUIRE_OK(ctx);
+    strcpy(want, text);
+    if (found) want[found - text] = 0;
+    CHECK(found || !strncmp(text, said, strlen(said)), "\"%s\" is no start of the text", said);
+    CHECK(strlen(text) - strlen(said) < strlen(stop) + 1 || found, "%d bytes are held back", (int)(strlen(text) - strlen(said)));
+    CHECK((taken < n) == !!found && (mhk_stopped(s) == MHK_STOP_STRING) == !!found, "\"%s\": %d of %d tokens, reason %d", stop, taken, n, (int)mhk_stopped(s));
+    strcat(said, mhk_text_rest(s));
+    CHECK(!strcmp(mhk_text_rest(s), ""), "the rest comes twice");
+    CHECK(!strcmp(said, want), "stop \"%s\": \"%s\", should be \"%s\"", stop, said, want);
+  }
+  { /* several: where the first one is complete */
+    static const char *const several[] = {"zzz", "said: stop. D", "aid"};
+    char said[512] = "";
+    mhk_session_reset(s);
+    mhk_feed_text(s, "Once");
+    h.stop_strings = several, h.n_stop_strings = 3;
+    say(s, k, text, &h, said);
+    CHECK(!strcmp(said, "The na\xC3\xAFve dragon \xF0\x9F\x90\x89 s") || !strcmp(said, "The na\xC3\xAFve dragon \xF0\x9F\x90\x89 "), "\"%s\"", said);
+  }
+  CHECK_OK(ctx);
+  mhk_destroy(ctx);
+}
+
+TEST(stop_tokens) {
+  mhk_context *ctx = mhk_create(NULL);
+  mhk_model *m = mhk_load(ctx, "examples/tiny");
+  mhk_tokenizer *k = mhk_model_tokenizer(m);
+  mhk_session *s = mhk_session_create(m, NULL), *other;
+  mhk_sampling h = plain(-1);
+  static const char *const waits[] = {" a time there"};
+  mhk_token_bias end;
+  int32_t stops[2], ids[8];
+  char said[256] = "";
+  mhk_real before[1024];
+  h.stop_tokens = stops, h.n_stop_tokens = 2;
+  stops[0] = 3;
+  mhk_encode(k, ".", 1, stops + 1, 1);
+  REQUIRE(mhk_encode(k, ".", 1, ids, 8) == 1, "a full stop is not one token");
+  mhk_feed_text(s, "Once");
+  CHECK(say(s, k, " upon a time.", &h, said) == (int)mhk_encode(k, " upon a time", 12, ids, 8), "it did not stop at the full stop");
+  CHECK(!strcmp(said, " upon a time") && mhk_stopped(s) == MHK_STOP_TOKEN, "\"%s\", reason %d", said, (int)mhk_stopped(s));
+  mhk_session_reset(s);
+  h.n_stop_tokens = 0;
+  h.stop_strings = waits, h.n_stop_strings = 1;
+  said[0] = 0;
+  mhk_feed_text(s, "Once");
+  say(s, k, " upon a time", &h, said);
+  CHECK(!strcmp(said, " upon"), "\"%s\" with the rest held back", said);
+  other = mhk_session_create(m, NULL);
+  mhk_session_copy(other, 0, s, 0);
+  CHECK(!strcmp(mhk_text_out(other), "") && !strcmp(mhk_text_rest(other), " a time"), "a copy holds back \"%s\"", mhk_text_out(other));
+  memcpy(before, mhk_logits(s), sizeof before);
+  end.token = mhk_tokenizer_end(k), end.value = 1e6;
+  h.bias = &end, h.n_bias = 1;
+  CHECK(mhk_sample(s, &h) == -1 && mhk_stopped(s) == MHK_STOP_END && !strcmp(mhk_text_out(s), " a time"), "the end brings \"%s\"", mhk_text_out(s));
+  CHECK_SAME("logits after the end, which is not fed", mhk_logits(s), before, 1024);
+  CHECK_OK(ctx);
+  mhk_destroy(ctx);
+}
+
+TEST(characters_stay_whole) { /* every way a text with long characters splits into tokens; a broken one at the end */
+  static const char text[] = "\xC3\xA9\xE2\x82\xAC\xF0\x9F\x98\x80 \xE6\xBC\xA2\xE5\xAD\x97\xF0\x9F\xA6\x89.";
+  mhk_context *ctx = mhk_create(NULL);
+  mhk_model *m = mhk_load(ctx, "examples/tiny");
+  mhk_tokenizer *k = mhk_model_tokenizer(m);
+  mhk_session *s = mhk_session_create(m, NULL);
+  mhk_sampling h = plain(-1);
+  int32_t ids[64];
+  const int n = (int)mhk_encode(k, text, strlen(text), ids, 64);
+  char said[256] = "";
+  int i;
+  REQUIRE(n > 14, "the text is only %d tokens", n);
+  mhk_feed_text(s, "Once");
+  for (i = 0; i < n; i++) {
+    mhk_token_bias force;
+    const char *out;
+    force.token = ids[i], force.value = 1e6;
+    h.bias = &force, h.n_bias = 1;
+    REQUIRE(mhk_sample(s, &h) == ids[i], "token %d was not drawn", (int)ids[i]);
+    out = mhk_text_out(s);
+    CHECK(((unsigned char)out[0] & 0xC0) != 0x80, "token %d starts inside a character", i);
+    strcat(said, out);
+  }
+  CHECK(!strcmp(said, text), "\"%s\"", said);
+  say(s, k, "\xE2\x82", &h, said);
+  CHECK(!strcmp(said, text), "\"%s\" shows half a character", said);
+  CHECK(!strcmp(mhk_text_rest(s), "\xEF\xBF\xBD"), "the rest is \"%s\"", mhk_text_rest(s));
+  CHECK_OK(ctx);
+  mhk_destroy(ctx);
+}
+
+TEST(mistakes) {
+  mhk_context *ctx = mhk_create(NULL);
+  mhk_session_desc d;
+  mhk_model *m = model_new(ctx, PHI_MAMBA, 5);
+  mhk_session *s = mhk_session_create(m, NULL);
+  const int32_t prompt[2] = {3, 4};
+  const char *too_long = "0123456789012345678901234567890123456789012345678901234567890123456789", *empty = "";
+  const mhk_token_bias outside = {31, 1};
+  mhk_token_bias none[31];
+  mhk_sampling h = plain(1);
+  int i;
+  mhk_feed(s, prompt, 2);
+  h.penalty_tokens = 257;
+  CHECK(mhk_sample(s, &h) == -1, "more tokens than are remembered");
+  CHECK_FAILS(ctx, MHK_ERROR_ARGUMENT, "recent");
+  h = plain(1), h.stop_strings = &too_long, h.n_stop_strings = 1;
+  CHECK(mhk_sample(s, &h) == -1, "a long stop string");
+  CHECK_FAILS(ctx, MHK_ERROR_ARGUMENT, "stop_bytes");
+  h.stop_strings = &empty;
+  CHECK(mhk_sample(s, &h) == -1, "an empty stop string");
+  CHECK_FAILS(ctx, MHK_ERROR_ARGUMENT, "empty");
+  h = plain(1), h.bias = &outside, h.n_bias = 1;
+  CHECK(mhk_sample(s, &h) == -1, "bias outside");
+  CHECK_FAILS(ctx, MHK_ERROR_ARGUMENT, "vocabulary");
+  for (i = 0; i < 31; i++) none[i].token = i, none[i].value = -INFINITY;
+  h.bias = none, h.n_bias = 31;
+  CHECK(mhk_sample(s, &h) == -1, "no token is possible");
+  CHECK_FAILS(ctx, MHK_ERROR_ARGUMENT, "no token");
+  CHECK(mhk_sample(s, NULL) >= 0, "the session does not go on");
+  CHECK_OK(ctx);
+  CHECK(mhk_stopped(NULL) == MHK_STOP_NONE && !strcmp(mhk_text_rest(NULL), "") && !strcmp(mhk_text_rest(s), ""), "NULL");
+  memset(&d, 0, sizeof d);
+  d.recent = -1;
+  CHECK(!mhk_session_create(m, &d), "a negative memory");
+  CHECK_FAILS(ctx, MHK_ERROR_ARGUMENT, "recent");
+  d.recent = PTRDIFF_MAX / 8;
+  CHECK(!mhk_session_create(m, &d), "an endless memory");
+  CHECK(mhk_failed(ctx), "no error");
+  mhk_clear_error(ctx);
+  mhk_destroy(ctx);
+}
+
+TEST(no_allocation) { /* with everything on, after the first draw */
+  test_memory memory;
+  mhk_context_desc cd;
+  mhk_context *ctx;
+  mhk_session *s;
+  const mhk_token_bias bias = {7, 1.5};
+  const int32_t stop_token = 1;
+  const char *stop = "no such words";
+  mhk_sampling h = plain(0.9);
+  long before = 0;
+  int i;
+  memset(&memory, 0, sizeof memory);
+  memset(&cd, 0, sizeof cd);
+  cd.allocator.alloc = test_alloc;
+  cd.allocator.release = test_release;
+  cd.allocator.user = &memory;
+  ctx = mhk_create(&cd);
+  s = mhk_session_create(mhk_load(ctx, "examples/tiny"), NULL);
+  h.top_k = 200, h.top_p = 0.95, h.min_p = 0.001, h.typical = 0.9, h.repetition = 1.1, h.frequency = 0.1, h.bias = &bias, h.n_bias = 1;
+  h.stop_tokens = &stop_token, h.n_stop_tokens = 1, h.stop_strings = &stop, h.n_stop_strings = 1;
+  mhk_feed_text(s, "Once upon a time");
+  for (i = 0; i < 300; i++) {
+    if (mhk_sample(s, &h) < 0) {
+      mhk_session_reset(s);
+      mhk_feed(s, &bias.token, 1);
+    }
+    if (i == 2) before = memory.allocations;
+  }
+  CHECK(memory.allocations == before, "300 draws took %ld allocations", memory.allocations - before);
+  CHECK_OK(ctx);
+  mhk_destroy(ctx);
+  CHECK(memory.blocks == 0 && !memory.wrong_size, "memory is left");
+}
+
+int main(int argc, char **argv) {
+  test_begin(argc, argv);
+  RUN(distributions);
+  RUN(impossible_distributions);
+  RUN(draws);
+  RUN(the_same_everywhere);
+  RUN(frequencies);
+  RUN(what_penalties_remember);
+  RUN(penalties_follow_the_state);
+  RUN(stop_strings);
+  RUN(stop_tokens);
+  RUN(characters_stay_whole);
+  RUN(mistakes);
+  RUN(no_allocation);
+  return test_end();
+}
