@@ -906,6 +906,11 @@ MHKDEF mhk_result mhk_evaluate(mhk_model *m, mhk_model *teacher, mhk_text *text,
 #else
 #define MHK__RESTRICT
 #endif
+#if defined(__GNUC__) || defined(__clang__)
+#define MHK__PREFETCH(p) __builtin_prefetch(p, 0, 2) /* for the L2 cache */
+#else
+#define MHK__PREFETCH(p) ((void)0)
+#endif
 
 /* ====================================================================================================
    PLATFORM: CPU features, files, mapping, clock, parallel-for                            >>platform
@@ -2130,7 +2135,7 @@ struct mhk__kernels {
   /* c (m,n) = or += packed a (m,k) times packed b (k,n) */
   void (*product)(mhk_index m, mhk_index n, mhk_index k, const mhk_real *a, const mhk_real *b, mhk_real *c, mhk_index ldc, int accumulate);
   void (*epilogue)(mhk_index m, mhk_index n, mhk_real *c, mhk_index ldc, mhk_index offset, const mhk__epilogue *e, mhk_index column);
-  /* y (m,n) = x (m,k) w(n,k)^T for few rows: streams w once */
+  /* y (m,n) = x (m,k) w(n,k)^T for few rows: streams w once; work holds (m + 1) k numbers */
   void (*rows_times)(mhk_index m, mhk_index n, mhk_index k, const mhk_real *x, const void *w, mhk_dtype dtype, mhk_real *y, mhk_index ldy, mhk_real *work);
   void (*attention)(const mhk__attention_args *a, mhk_index b, mhk_index h, mhk_real *work);
   void (*attention_step)(const mhk__attention_args *a, mhk_index b, mhk_index h, mhk_real *work);
@@ -2242,6 +2247,11 @@ static mhk_index mhk__conv_work(mhk_index W) { return (2 * W + 4) * MHK__CONV_BL
 #define MHK__MAX(a, b) _mm256_max_ps(a, b)
 #define MHK__MIN(a, b) _mm256_min_ps(a, b)
 #define MHK__LOAD_BF16(p) _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(const void *)(p))), 16))
+#define MHK__LOAD_F16(p) _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)(p)))
+#define MHK__WORDS __m256i
+#define MHK__LOAD_WORDS(p) _mm256_loadu_si256((const __m256i *)(const void *)(p))
+#define MHK__EVEN_BF16(words) _mm256_castsi256_ps(_mm256_slli_epi32(words, 16))
+#define MHK__ODD_BF16(words) _mm256_castsi256_ps(_mm256_and_si256(words, _mm256_set1_epi32(-65536)))
 #define MHK__MASK(n) _mm256_cmpgt_epi32(_mm256_set1_epi32((int)(n)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7))
 #define MHK__LOAD_FIRST(p, n) _mm256_maskload_ps(p, MHK__MASK(n))
 #define MHK__STORE_FIRST(p, v, n) _mm256_maskstore_ps(p, MHK__MASK(n), v)
@@ -2274,6 +2284,11 @@ static mhk_index mhk__conv_work(mhk_index W) { return (2 * W + 4) * MHK__CONV_BL
 #define MHK__LOAD_BF16(p) \
   _mm512_castsi512_ps(_mm512_maskz_slli_epi32( \
       (__mmask16)0xFFFF, _mm512_maskz_cvtepu16_epi32((__mmask16)0xFFFF, _mm256_loadu_si256((const __m256i *)(const void *)(p))), 16))
+#define MHK__LOAD_F16(p) _mm512_maskz_cvtph_ps((__mmask16)0xFFFF, _mm256_loadu_si256((const __m256i *)(const void *)(p)))
+#define MHK__WORDS __m512i
+#define MHK__LOAD_WORDS(p) _mm512_loadu_si512(p)
+#define MHK__EVEN_BF16(words) _mm512_castsi512_ps(_mm512_maskz_slli_epi32((__mmask16)0xFFFF, words, 16))
+#define MHK__ODD_BF16(words) _mm512_castsi512_ps(_mm512_and_si512(words, _mm512_set1_epi32(-65536)))
 #define MHK__MASK(n) ((__mmask16)((1u << (n)) - 1u))
 #define MHK__FROM(v, w, d) _mm512_mask_mov_ps(w, (__mmask16)((d) <= 0 ? 0xFFFFu : (d) >= 16 ? 0u : 0xFFFFu << (d)), v)
 #define MHK__LOAD_FIRST(p, n) _mm512_maskz_loadu_ps(MHK__MASK(n), p)
@@ -2306,6 +2321,11 @@ static mhk_index mhk__conv_work(mhk_index W) { return (2 * W + 4) * MHK__CONV_BL
 #define MHK__LOAD_BF16(p) vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p), 16))
 #define MHK__FROM(v, w, d) \
   vbslq_f32(vcgtq_s32(vdupq_n_s32((int32_t)(d)), vcombine_s32(vcreate_s32(0x0000000100000000u), vcreate_s32(0x0000000300000002u))), w, v)
+#define MHK__LOAD_F16(p) vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p)))
+#define MHK__WORDS uint32x4_t
+#define MHK__LOAD_WORDS(p) vreinterpretq_u32_u16(vld1q_u16(p))
+#define MHK__EVEN_BF16(words) vreinterpretq_f32_u32(vshlq_n_u32(words, 16))
+#define MHK__ODD_BF16(words) vreinterpretq_f32_u32(vandq_u32(words, vdupq_n_u32(0xFFFF0000u)))
 #define MHK__POWER2(n) vreinterpretq_f32_u32(vaddq_u32(vshlq_n_u32(vreinterpretq_u32_f32(n), 23), vdupq_n_u32(0x3F800000u)))
 #endif
 #define MHK__MR 8
@@ -2327,6 +2347,19 @@ typedef float MHK__N(mhk__vector) __attribute__((vector_size(16)));
 #define MHK__MIN(a, b) ((MHK__V)wasm_f32x4_min((v128_t)(a), (v128_t)(b)))
 #define MHK__FROM(v, w, d) ((MHK__V)wasm_v128_bitselect((v128_t)(w), (v128_t)(v), wasm_i32x4_gt(wasm_i32x4_splat((int)(d)), wasm_i32x4_make(0, 1, 2, 3))))
 #define MHK__POWER2(n) ((MHK__V)wasm_i32x4_add(wasm_i32x4_shl((v128_t)(n), 23), wasm_i32x4_splat(0x3F800000)))
+#define MHK__LOAD_BF16(p) ((MHK__V)wasm_i32x4_shl(wasm_u32x4_load16x4(p), 16))
+#define MHK__LOAD_F16(p) MHK__N(mhk__load_f16)(p)
+#define MHK__WORDS v128_t
+#define MHK__LOAD_WORDS(p) wasm_v128_load(p)
+#define MHK__EVEN_BF16(words) ((MHK__V)wasm_i32x4_shl(words, 16))
+#define MHK__ODD_BF16(words) ((MHK__V)wasm_v128_and(words, wasm_i32x4_splat(-65536)))
+/* as mhk__f16_to_f32 */
+static inline MHK__V MHK__N(mhk__load_f16)(const uint16_t *p) {
+  const v128_t h = wasm_u32x4_load16x4(p), bits = wasm_i32x4_shl(wasm_v128_and(h, wasm_i32x4_splat(0x7FFF)), 13);
+  const v128_t top = wasm_v128_and(wasm_i32x4_ge(bits, wasm_i32x4_splat(0x0F800000)), wasm_i32x4_splat(0x7F800000));
+  const v128_t f = wasm_v128_or(wasm_f32x4_mul(bits, wasm_i32x4_splat(0x77800000)), top);
+  return (MHK__V)wasm_v128_or(f, wasm_i32x4_shl(wasm_v128_and(h, wasm_i32x4_splat(0x8000)), 16));
+}
 #define MHK__MR 4
 #define MHK__HALF 2
 #define MHK__NV 2
@@ -2925,76 +2958,141 @@ static void MHK__N(mhk__epilogue_rows)(mhk_index m, mhk_index n, mhk_real *c, mh
   }
 }
 
-/* One vector x against n rows of w, four at a time: more streams from memory at once. Every row is summed in the same order. */
-#define MHK__ROW_TIMES(name, type, load, number) \
-  static void MHK__N(name)(mhk_index n, mhk_index k, const mhk_real *x, const type *w, mhk_real *y) { \
-    const mhk_index whole = k / (2 * MHK__W) * (2 * MHK__W); \
-    mhk_index j, p, r; \
-    for (j = 0; j < n; j += 4) { \
-      const mhk_index rows = n - j < 4 ? n - j : 4; \
-      const type *w0 = w + j * k, *w1 = rows > 1 ? w0 + k : w0, *w2 = rows > 2 ? w1 + k : w0, *w3 = rows > 3 ? w2 + k : w0; \
+/* ---- few rows of x against rows of w: as fast as w comes from memory ---- */
+
+/* n numbers of a stored type, one after the other */
+static void MHK__N(mhk__widen)(mhk_index n, const void *src, mhk_dtype dtype, mhk_real *MHK__RESTRICT dst) {
+  mhk_index i = 0;
+#ifdef MHK__LOAD_F16
+  if (dtype == MHK_BF16)
+    for (; i + MHK__W <= n; i += MHK__W) MHK__STORE(dst + i, MHK__LOAD_BF16((const uint16_t *)src + i));
+  else if (dtype == MHK_F16)
+    for (; i + MHK__W <= n; i += MHK__W) MHK__STORE(dst + i, MHK__LOAD_F16((const uint16_t *)src + i));
+#endif
+  if (dtype == MHK_F32)
+    for (; i < n; i++) dst[i] = (mhk_real)((const float *)src)[i];
+  else
+    for (; i < n; i++) dst[i] = mhk__element(src, dtype, i);
+}
+
+/* Sums of products of rows of w (n,k) with m rows of x. Four streams of w, each running straight through its share of the rows, two where registers
+   are few: it takes that many to read at full rate, and lines asked for ahead carry them over page borders. xs holds x in the order in which pairs of
+   vectors of w are loaded; what is left of k after the pairs is read from x. Every sum is made in the same order, wherever its row stands. */
+#define MHK__FEW_ROWS(name, type, pair, number, m, each_row, streams, each_stream) \
+  static void MHK__N(name)(mhk_index n, mhk_index k, const mhk_real *x, const mhk_real *xs, const type *w, mhk_real *y, mhk_index ldy) { \
+    const mhk_index whole = k / (2 * MHK__W) * (2 * MHK__W), each = (n + streams - 1) / streams, ahead = (m > 1 ? 2048 : 1024) / sizeof *w; \
+    mhk_index t, p, r, i; \
+    for (t = 0; t < each; t++) { \
       const MHK__V zero = MHK__SET(MHK__R(0)); \
-      MHK__V a0 = zero, a1 = zero, a2 = zero, a3 = zero, b0 = zero, b1 = zero, b2 = zero, b3 = zero; \
-      mhk_real sum[4]; \
-      for (p = 0; p < whole; p += 2 * MHK__W) { \
-        const MHK__V xa = MHK__LOAD(x + p), xb = MHK__LOAD(x + p + MHK__W); \
-        a0 = MHK__FMA(load(w0 + p), xa, a0); b0 = MHK__FMA(load(w0 + p + MHK__W), xb, b0); \
-        a1 = MHK__FMA(load(w1 + p), xa, a1); b1 = MHK__FMA(load(w1 + p + MHK__W), xb, b1); \
-        a2 = MHK__FMA(load(w2 + p), xa, a2); b2 = MHK__FMA(load(w2 + p + MHK__W), xb, b2); \
-        a3 = MHK__FMA(load(w3 + p), xa, a3); b3 = MHK__FMA(load(w3 + p + MHK__W), xb, b3); \
-      } \
-      sum[0] = MHK__N(mhk__hsum)(a0 + b0); \
-      sum[1] = MHK__N(mhk__hsum)(a1 + b1); \
-      sum[2] = MHK__N(mhk__hsum)(a2 + b2); \
-      sum[3] = MHK__N(mhk__hsum)(a3 + b3); \
-      for (r = 0; r < rows; r++) { \
-        for (p = whole; p < k; p++) sum[r] += number(w[(j + r) * k + p]) * x[p]; \
-        y[j + r] = sum[r]; \
-      } \
+      MHK__V wa, wb; \
+      mhk_real sum[streams][m]; \
+      each_stream(MHK__STREAM_START, type, each_row) \
+      for (p = 0; p < whole; p += 2 * MHK__W) { each_stream(MHK__STREAM_STEP, pair, each_row) } \
+      each_stream(MHK__STREAM_END, type, each_row) \
+      for (r = 0; r < streams && t + r * each < n; r++) \
+        for (i = 0; i < m; i++) { \
+          for (p = whole; p < k; p++) sum[r][i] += number(w[(t + r * each) * k + p]) * x[i * k + p]; \
+          y[i * ldy + t + r * each] = sum[r][i]; \
+        } \
     } \
   }
+#define MHK__STREAM_START(r, type, each_row) \
+  const type *w##r = w + (t + r * each < n ? t + r * each : t) * k; \
+  each_row(MHK__SUM_START, r)
+#define MHK__STREAM_STEP(r, pair, each_row) \
+  if (sizeof *w * 2 * MHK__W >= 32) MHK__PREFETCH(w##r + p + ahead); \
+  if (sizeof *w * 2 * MHK__W > 64) MHK__PREFETCH(w##r + p + ahead + MHK__W); \
+  pair(w##r + p, wa, wb) \
+  each_row(MHK__SUM_STEP, r)
+#define MHK__STREAM_END(r, type, each_row) each_row(MHK__SUM_END, r)
+#define MHK__SUM_START(r, i) MHK__V s##r##i = zero;
+#define MHK__SUM_STEP(r, i) \
+  s##r##i = MHK__FMA(wa, MHK__LOAD(xs + i * k + p), s##r##i); \
+  s##r##i = MHK__FMA(wb, MHK__LOAD(xs + i * k + p + MHK__W), s##r##i);
+#define MHK__SUM_END(r, i) sum[r][i] = MHK__N(mhk__hsum)(s##r##i);
+#define MHK__THREE_STREAMS(M, a, b) M(0, a, b) M(1, a, b) M(2, a, b)
+#define MHK__FOUR_STREAMS(M, a, b) M(0, a, b) M(1, a, b) M(2, a, b) M(3, a, b)
+#define MHK__ROWS1(M, r) M(r, 0)
+#define MHK__ROWS2(M, r) M(r, 0) M(r, 1)
+#define MHK__ROWS3(M, r) M(r, 0) M(r, 1) M(r, 2)
+#define MHK__ROWS4(M, r) M(r, 0) M(r, 1) M(r, 2) M(r, 3)
+#if MHK__PASS == 3 || MHK__PASS == 4
+#define MHK__FEW_ROWS4(name, type, pair, number) MHK__FEW_ROWS(name, type, pair, number, 4, MHK__ROWS4, 4, MHK__FOUR_STREAMS)
+#else
+#define MHK__FEW_ROWS4(name, type, pair, number) MHK__FEW_ROWS(name, type, pair, number, 4, MHK__ROWS4, 3, MHK__THREE_STREAMS)
+#endif
+#define MHK__FEW_ROWS_OF(name, type, pair, number) \
+  MHK__FEW_ROWS(MHK__JOIN2(name, 1), type, pair, number, 1, MHK__ROWS1, 4, MHK__FOUR_STREAMS) \
+  MHK__FEW_ROWS(MHK__JOIN2(name, 2), type, pair, number, 2, MHK__ROWS2, 4, MHK__FOUR_STREAMS) \
+  MHK__FEW_ROWS(MHK__JOIN2(name, 3), type, pair, number, 3, MHK__ROWS3, 4, MHK__FOUR_STREAMS) \
+  MHK__FEW_ROWS4(MHK__JOIN2(name, 4), type, pair, number) \
+  static void MHK__N(name)(mhk_index m, mhk_index n, mhk_index k, const mhk_real *x, const mhk_real *xs, const type *w, mhk_real *y, mhk_index ldy) { \
+    for (; m > 4; m -= 4, x += 4 * k, xs += 4 * k, y += 4 * ldy) MHK__N(MHK__JOIN2(name, 4))(n, k, x, xs, w, y, ldy); \
+    if (m == 1) MHK__N(MHK__JOIN2(name, 1))(n, k, x, xs, w, y, ldy); \
+    if (m == 2) MHK__N(MHK__JOIN2(name, 2))(n, k, x, xs, w, y, ldy); \
+    if (m == 3) MHK__N(MHK__JOIN2(name, 3))(n, k, x, xs, w, y, ldy); \
+    if (m == 4) MHK__N(MHK__JOIN2(name, 4))(n, k, x, xs, w, y, ldy); \
+  }
 #define MHK__PLAIN(v) (v)
-MHK__ROW_TIMES(mhk__row_times, mhk_real, MHK__LOAD, MHK__PLAIN)
-#ifdef MHK__LOAD_BF16
-MHK__ROW_TIMES(mhk__row_times_bf16, uint16_t, MHK__LOAD_BF16, mhk__bf16_to_f32)
+#define MHK__PAIR(p, a, b) \
+  a = MHK__LOAD(p); \
+  b = MHK__LOAD(p + MHK__W);
+MHK__FEW_ROWS_OF(mhk__few_rows, mhk_real, MHK__PAIR, MHK__PLAIN)
+#if MHK__W == 1
+#define MHK__PAIR_BF16(p, a, b) \
+  a = mhk__bf16_to_f32((p)[0]); \
+  b = mhk__bf16_to_f32((p)[1]);
+#define MHK__PAIR_F16(p, a, b) \
+  a = mhk__f16_to_f32((p)[0]); \
+  b = mhk__f16_to_f32((p)[1]);
+#elif defined(MHK__LOAD_F16)
+/* both numbers of each 32-bit word at once: one load and two cheap operations for two vectors, the even numbers and the odd ones */
+#define MHK__PAIR_BF16(p, a, b) { \
+  const MHK__WORDS words = MHK__LOAD_WORDS(p); \
+  a = MHK__EVEN_BF16(words); \
+  b = MHK__ODD_BF16(words); \
+}
+#define MHK__PAIR_F16(p, a, b) \
+  a = MHK__LOAD_F16(p); \
+  b = MHK__LOAD_F16(p + MHK__W);
+#endif
+#ifdef MHK__PAIR_F16
+MHK__FEW_ROWS_OF(mhk__few_rows_bf16, uint16_t, MHK__PAIR_BF16, mhk__bf16_to_f32)
+MHK__FEW_ROWS_OF(mhk__few_rows_f16, uint16_t, MHK__PAIR_F16, mhk__f16_to_f32)
 #endif
 
-/* dot products of each row of w with m rows of x; work holds k numbers */
+/* y (m,n) = x (m,k) times rows of w (n,k); work holds (m + 1) k numbers */
 static void MHK__N(mhk__rows_times)(mhk_index m, mhk_index n, mhk_index k, const mhk_real *x, const void *w, mhk_dtype dtype, mhk_real *y, mhk_index ldy,
                                     mhk_real *work) {
-  mhk_index i, j, p;
-  const mhk_index whole = k / (2 * MHK__W) * (2 * MHK__W);
-  if (m == 1 && dtype == MHK_REAL) {
-    MHK__N(mhk__row_times)(n, k, x, (const mhk_real *)w, y);
+  mhk_index j;
+  if (dtype == MHK_REAL) {
+    MHK__N(mhk__few_rows)(m, n, k, x, x, (const mhk_real *)w, y, ldy);
     return;
   }
-#ifdef MHK__LOAD_BF16
-  if (m == 1 && dtype == MHK_BF16) {
-    MHK__N(mhk__row_times_bf16)(n, k, x, (const uint16_t *)w, y);
+#ifdef MHK__PAIR_F16
+  if (dtype == MHK_F16) {
+    MHK__N(mhk__few_rows_f16)(m, n, k, x, x, (const uint16_t *)w, y, ldy);
+    return;
+  }
+  if (dtype == MHK_BF16) {
+    const mhk_real *from = x;
+#if MHK__W > 1
+    mhk_index i, p, l;
+    for (i = 0; i < m; i++)
+      for (p = 0; p + 2 * MHK__W <= k; p += 2 * MHK__W)
+        for (l = 0; l < MHK__W; l++) {
+          work[i * k + p + l] = x[i * k + p + 2 * l];
+          work[i * k + p + MHK__W + l] = x[i * k + p + 2 * l + 1];
+        }
+    from = work;
+#endif
+    MHK__N(mhk__few_rows_bf16)(m, n, k, x, from, (const uint16_t *)w, y, ldy);
     return;
   }
 #endif
   for (j = 0; j < n; j++) {
-    const mhk_real *row = work;
-    if (dtype == MHK_REAL)
-      row = (const mhk_real *)w + j * k;
-    else if (dtype == MHK_BF16) {
-      const uint16_t *s = (const uint16_t *)w + j * k;
-      for (p = 0; p < k; p++) work[p] = mhk__bf16_to_f32(s[p]);
-    } else
-      for (p = 0; p < k; p++) work[p] = mhk__element(w, dtype, j * k + p);
-    for (i = 0; i < m; i++) {
-      const mhk_real *xi = x + i * k;
-      MHK__V s0 = MHK__SET(MHK__R(0)), s1 = s0;
-      mhk_real sum;
-      for (p = 0; p < whole; p += 2 * MHK__W) {
-        s0 = MHK__FMA(MHK__LOAD(row + p), MHK__LOAD(xi + p), s0);
-        s1 = MHK__FMA(MHK__LOAD(row + p + MHK__W), MHK__LOAD(xi + p + MHK__W), s1);
-      }
-      sum = MHK__N(mhk__hsum)(s0 + s1);
-      for (; p < k; p++) sum += row[p] * xi[p];
-      y[i * ldy + j] = sum;
-    }
+    MHK__N(mhk__widen)(k, (const char *)w + j * k * (mhk_index)mhk_dtype_size(dtype), dtype, work);
+    MHK__N(mhk__few_rows)(m, 1, k, x, x, work, y + j, ldy);
   }
 }
 
@@ -4323,8 +4421,30 @@ static void MHK__N(mhk__fill)(mhk__kernels *k) {
 #undef MHK__POWER2
 #undef MHK__MASK
 #undef MHK__LOAD_BF16
-#undef MHK__ROW_TIMES
+#undef MHK__LOAD_F16
+#undef MHK__WORDS
+#undef MHK__LOAD_WORDS
+#undef MHK__EVEN_BF16
+#undef MHK__ODD_BF16
+#undef MHK__FEW_ROWS
+#undef MHK__FEW_ROWS4
+#undef MHK__FEW_ROWS_OF
+#undef MHK__STREAM_START
+#undef MHK__STREAM_STEP
+#undef MHK__STREAM_END
+#undef MHK__SUM_START
+#undef MHK__SUM_STEP
+#undef MHK__SUM_END
+#undef MHK__THREE_STREAMS
+#undef MHK__FOUR_STREAMS
+#undef MHK__ROWS1
+#undef MHK__ROWS2
+#undef MHK__ROWS3
+#undef MHK__ROWS4
 #undef MHK__PLAIN
+#undef MHK__PAIR
+#undef MHK__PAIR_BF16
+#undef MHK__PAIR_F16
 #undef MHK__LOAD_FIRST
 #undef MHK__STORE_FIRST
 #undef MHK__TRANSPOSES
@@ -5068,7 +5188,7 @@ static void mhk__gemm(mhk_context *ctx, mhk_index M, mhk_index N, mhk_index K, m
   if (M <= 4 && b.row == 1 && b.col == K && a.col == 1 && (a.row == K || M == 1) && a.dtype == MHK_REAL && !(e && e->accumulate)) {
     g.nc = mhk__max(16, 262144 / (K * M));
     g.mc = g.kc = 0;
-    mhk__run(ctx, &g, (N + g.nc - 1) / g.nc, 0, K, (double)M * (double)N * (double)K, mhk__gemm_few);
+    mhk__run(ctx, &g, (N + g.nc - 1) / g.nc, 0, (M + 1) * K, (double)M * (double)N * (double)K, mhk__gemm_few);
     return;
   }
   g.mc = mhk__min(168 / ks->mr * ks->mr, ((M + 15) / 16 + ks->mr - 1) / ks->mr * ks->mr);
@@ -16887,6 +17007,7 @@ MHKDEF mhk_result mhk_evaluate(mhk_model *m, mhk_model *teacher, mhk_text *text,
 #undef MHK__R
 #undef MHK__REAL_TEXT
 #undef MHK__RESTRICT
+#undef MHK__PREFETCH
 #undef MHK__REXP
 #undef MHK__ROWS_TASK
 #undef MHK__SAME_MLP
