@@ -35,6 +35,10 @@ function trouble(message) {
   say('trouble', message);
 }
 function start(names, listeners) {
+  if (location.protocol === 'file:') {
+    listeners.failed({ message: 'This page must come from a server: run python3 -m http.server in its folder and open http://localhost:8000.' });
+    return null;
+  }
   const worker = new Worker('worker.js');
   worker.onmessage = ({ data }) => listeners[data.type](data);
   worker.onerror = (event) => listeners.failed({ message: event.message || 'the worker could not start' });
@@ -142,7 +146,7 @@ function add(parent, tag, attributes, content) {
   parent.append(node);
   return node;
 }
-/* round numbers from low to high, about n of them; on a logarithmic axis the steps 1-2-5, 1-3 or 1 of each power of ten */
+/* round numbers from low to high, about n of them; on a logarithmic axis the steps 1-2-5, 1-3 or 1 of each power of ten, unless these are few */
 function evenTicks([low, high], n) {
   const raw = (high - low) / n, power = 10 ** Math.floor(Math.log10(raw)), step = [1, 2, 5, 10].find((s) => s * power >= raw * 0.999) * power;
   const ticks = [];
@@ -153,9 +157,9 @@ function logTicks([low, high], n) {
   for (const steps of [[1, 2, 5], [1, 3], [1]]) {
     const ticks = [];
     for (let e = Math.floor(Math.log10(low)); e <= Math.log10(high); e++) for (const s of steps) if (s * 10 ** e >= low * 0.999 && s * 10 ** e <= high * 1.001) ticks.push(s * 10 ** e);
+    if (ticks.length < 3) return evenTicks([low, high], 5);
     if (ticks.length <= n || steps.length === 1) return ticks;
   }
-  return [];
 }
 /* spec: x and y {domain, ticks, log, label, format}, series [{model, name, points [[x, y]], faint, dots}], empty: words when there is nothing to draw */
 function chart(id, spec) {
