@@ -670,6 +670,26 @@ MHKDEF const char *mhk_text_rest(mhk_session *s);        /* when the caller ends
 typedef enum mhk_stop { MHK_STOP_NONE = 0, MHK_STOP_END = 1, MHK_STOP_TOKEN = 2, MHK_STOP_STRING = 3 } mhk_stop;
 MHKDEF mhk_stop mhk_stopped(const mhk_session *s);
 
+/* Speculative decoding (Leviathan et al. 2023, Chen et al. 2023): a draft session, of a student say, proposes tokens, and the target judges all of them in
+   one pass. What comes out has the distribution of mhk_sample() on the target alone, whatever the draft, under every kind of sampling; greedy, it is the
+   same text. It pays where a pass of the target over several tokens costs little more than over one, and drafting costs much less: a large target whose
+   weights come from memory, a quantised student, a long context. Both sessions are of one context, hold one sequence without a window, and have been fed
+   the same text; they belong to the speculation until it is finished or destroyed. */
+typedef struct mhk_speculation mhk_speculation;
+typedef struct mhk_speculation_desc {
+  mhk_session *target, *draft;
+  int tokens; /* drafted for each pass of the target; 0: by how many were accepted before, from 1 to 16 */
+} mhk_speculation_desc;
+typedef struct mhk_speculation_counts { mhk_index tokens, passes, drafted, accepted; } mhk_speculation_counts; /* tokens drawn, passes of the target */
+MHKDEF mhk_speculation *mhk_speculation_create(const mhk_speculation_desc *desc);
+MHKDEF void mhk_speculation_destroy(mhk_speculation *x); /* the sessions stay, as mhk_speculation_finish() leaves them */
+/* As mhk_sample() on the target: its text and reason to stop are the target's. After -1 the speculation is finished. sampling may change between calls, except
+   that tokens already judged stand. */
+MHKDEF int32_t mhk_speculate(mhk_speculation *x, const mhk_sampling *sampling);
+/* Brings both sessions to what was returned so far, logits included: they can be used by themselves, and the speculation goes on after them. */
+MHKDEF mhk_result mhk_speculation_finish(mhk_speculation *x);
+MHKDEF mhk_speculation_counts mhk_speculation_count(const mhk_speculation *x);
+
 /* The state of a sequence as a value: what it has seen, its logits, and the start of an unfinished character of text; not the random numbers of sampling.
    A copy has the text that is held back and the tokens that penalties count too, saved bytes have not. As bytes it starts with a version and a fingerprint
    of the model (configuration and samples of all weights: to catch mistakes, no proof), and is the same on every machine whose mhk_real has one size. */
@@ -13275,6 +13295,10 @@ typedef struct mhk__span {
 } mhk__span;
 
 /* ---- sampling: what a session keeps for it, in one piece of memory of known size */
+
+/* Room for remembered tokens: rarely moved, and after some that were fed last are taken back the window is still full. */
+#define MHK__RECENT_ROOM(window) (2 * (window) + 32)
+
 typedef struct mhk__sampler {
   uint64_t seed;
   mhk__rng rng;
@@ -13282,7 +13306,7 @@ typedef struct mhk__sampler {
   double *p;                     /* (V) */
   mhk_index *n_recent;           /* (rows) */
   int32_t *order;                /* (V) */
-  int32_t *recent;               /* (rows,2*window): the last window of n_recent[row] tokens count; room for twice as many moves them rarely */
+  int32_t *recent;               /* (rows,MHK__RECENT_ROOM): the last window of n_recent[row] tokens count */
   char *text;                    /* what the last sample finished, 0, what is held back */
   size_t text_room, stop_bytes, held_at, held;
   mhk_stream stream;
@@ -13302,7 +13326,7 @@ static void mhk__sampler_reset(mhk__sampler *s, mhk_index row) {
 /* Bytes of a sampler's memory; with memory (aligned for double), also puts the sampler there. 0: too large. longest: bytes of the longest token, 0: no text. */
 static size_t mhk__sampler_place(mhk__sampler *s, void *memory, mhk_index rows, mhk_index V, mhk_index window, size_t longest, size_t stop_bytes) {
   const size_t text = longest > 0 ? stop_bytes + 3 * (longest + 4) + 2 : 0;
-  const double bytes = 12.0 * (double)V + (double)rows * (8.0 + 8.0 * (double)window) + (double)text;
+  const double bytes = 12.0 * (double)V + (double)rows * (8.0 + 4.0 * (double)MHK__RECENT_ROOM(window)) + (double)text;
   char *at = (char *)memory;
   mhk_index row;
   if (rows < 1 || V < 1 || window < 1 || bytes > (double)PTRDIFF_MAX / 2 || longest > SIZE_MAX / 8 || stop_bytes > SIZE_MAX / 8) return 0;
@@ -13315,13 +13339,13 @@ static size_t mhk__sampler_place(mhk__sampler *s, void *memory, mhk_index rows, 
     s->n_recent = (mhk_index *)(void *)(at += (size_t)V * sizeof(double));
     s->order = (int32_t *)(void *)(at += (size_t)rows * sizeof(mhk_index));
     s->recent = (int32_t *)(void *)(at += (size_t)V * sizeof(int32_t));
-    s->text = text ? at + (size_t)rows * 2 * (size_t)window * sizeof(int32_t) : NULL;
+    s->text = text ? at + (size_t)rows * (size_t)MHK__RECENT_ROOM(window) * sizeof(int32_t) : NULL;
     s->text_room = text;
     s->stop_bytes = stop_bytes;
     mhk__rng_seed(&s->rng, 1);
     for (row = 0; row < rows; row++) mhk__sampler_reset(s, row);
   }
-  return (size_t)V * (sizeof(double) + sizeof(int32_t)) + (size_t)rows * (sizeof(mhk_index) + 2 * (size_t)window * sizeof(int32_t)) + text;
+  return (size_t)V * (sizeof(double) + sizeof(int32_t)) + (size_t)rows * (sizeof(mhk_index) + (size_t)MHK__RECENT_ROOM(window) * sizeof(int32_t)) + text;
 }
 
 /* bytes of a tokenizer's longest token: room that text needs */
@@ -13338,16 +13362,16 @@ static void mhk__sampler_forget(mhk__sampler *s, mhk_index row, mhk_index n) { s
 
 /* tokens that a row was fed */
 static void mhk__sampler_fed(mhk__sampler *s, mhk_index row, const int32_t *tokens, mhk_index n) {
-  int32_t *recent = s->recent + row * 2 * s->window;
-  mhk_index *have = s->n_recent + row, keep;
-  if (n > s->window) {
-    tokens += n - s->window;
-    n = s->window;
+  int32_t *recent = s->recent + row * MHK__RECENT_ROOM(s->window);
+  mhk_index *have = s->n_recent + row;
+  const mhk_index most = MHK__RECENT_ROOM(s->window) - s->window;
+  if (n > most) {
+    tokens += n - most;
+    n = most;
   }
-  if (*have + n > 2 * s->window) {
-    keep = s->window - n;
-    memmove(recent, recent + *have - keep, (size_t)keep * sizeof(int32_t));
-    *have = keep;
+  if (*have + n > most + s->window) {
+    memmove(recent, recent + *have - s->window, (size_t)s->window * sizeof(int32_t));
+    *have = s->window;
   }
   memcpy(recent + *have, tokens, (size_t)n * sizeof(int32_t));
   *have += n;
@@ -13356,7 +13380,7 @@ static void mhk__sampler_fed(mhk__sampler *s, mhk_index row, const int32_t *toke
 /* the tokens that a row remembers, *n of them */
 static const int32_t *mhk__sampler_seen(const mhk__sampler *s, mhk_index row, mhk_index *n) {
   *n = mhk__min(s->n_recent[row], s->window);
-  return s->recent + row * 2 * s->window + s->n_recent[row] - *n;
+  return s->recent + row * MHK__RECENT_ROOM(s->window) + s->n_recent[row] - *n;
 }
 
 /* a row becomes a copy of another one, without what its memory does not hold */
@@ -14965,11 +14989,10 @@ MHKDEF const char *mhk_text_rest(mhk_session *s) {
   return mhk_text_out(s);
 }
 
-/* a draw for each row; how has been filled in */
-static int mhk__draw_all(mhk_session *s, const mhk_sampling *how, int32_t *tokens) {
+/* Before draws: whether the settings make sense for the session, which then has its seed. */
+static int mhk__draw_ready(mhk_session *s, const mhk_sampling *how) {
   mhk_context *ctx = s->object.ctx;
   const char *wrong;
-  mhk_index b, i;
   int k;
   if (ctx->result != MHK_OK) return 0;
   if (!mhk_logits(s)) {
@@ -14988,17 +15011,29 @@ static int mhk__draw_all(mhk_session *s, const mhk_sampling *how, int32_t *token
     s->sampler.seed = how->seed;
     mhk__rng_seed(&s->sampler.rng, how->seed);
   }
+  return 1;
+}
+
+/* says why nothing can be drawn from logits; returns 0 */
+static int mhk__draw_fails(mhk_session *s, const mhk_real *logits) {
+  mhk_index i;
+  for (i = 0; i < s->vocab; i++)
+    if (!(fabs((double)logits[i]) <= DBL_MAX)) break;
+  if (i < s->vocab)
+    mhk_fail(s->object.ctx, MHK_ERROR_STATE, "sample: logit %lld is not a number: the weights or the state are broken", (long long)i);
+  else
+    mhk_fail(s->object.ctx, MHK_ERROR_ARGUMENT, "sample: bias and penalties leave no token possible");
+  return 0;
+}
+
+/* a draw for each row; how has been filled in */
+static int mhk__draw_all(mhk_session *s, const mhk_sampling *how, int32_t *tokens) {
+  mhk_index b;
+  if (!mhk__draw_ready(s, how)) return 0;
   for (b = 0; b < s->batch; b++) {
     const mhk_real *row = s->logits + b * s->vocab;
     tokens[b] = mhk__sampler_draw(&s->sampler, b, row, how, mhk__rng_uniform(&s->sampler.rng));
-    if (tokens[b] >= 0) continue;
-    for (i = 0; i < s->vocab; i++)
-      if (!(fabs((double)row[i]) <= DBL_MAX)) break;
-    if (i < s->vocab)
-      mhk_fail(ctx, MHK_ERROR_STATE, "sample: logit %lld is not a number: the weights or the state are broken", (long long)i);
-    else
-      mhk_fail(ctx, MHK_ERROR_ARGUMENT, "sample: bias and penalties leave no token possible");
-    return 0;
+    if (tokens[b] < 0) return mhk__draw_fails(s, row);
   }
   return 1;
 }
@@ -15008,6 +15043,11 @@ MHKDEF mhk_result mhk_sample_batch(mhk_session *s, const mhk_sampling *sampling,
   if (!s || !tokens) return MHK_ERROR_MEMORY;
   if (!mhk__draw_all(s, mhk__sampling_or(sampling, &usual), tokens)) return s->object.ctx->result;
   return mhk_feed(s, tokens, 1);
+}
+
+static void mhk__say_nothing(mhk_session *s) {
+  s->sampler.stop = MHK_STOP_NONE;
+  if (s->sampler.text) s->sampler.text[0] = 0;
 }
 
 /* Takes a drawn token into the text: returns 0 where the text ends. */
@@ -15037,8 +15077,7 @@ MHKDEF int32_t mhk_sample(mhk_session *s, const mhk_sampling *sampling) {
   mhk_sampling usual;
   int32_t token;
   if (!s) return -1;
-  s->sampler.stop = MHK_STOP_NONE;
-  if (s->sampler.text) s->sampler.text[0] = 0;
+  mhk__say_nothing(s);
   if (s->batch != 1) {
     mhk_fail(s->object.ctx, MHK_ERROR_ARGUMENT, "sample serves sessions of one sequence, this one has %lld: use mhk_sample_batch()", (long long)s->batch);
     return -1;
@@ -15046,6 +15085,254 @@ MHKDEF int32_t mhk_sample(mhk_session *s, const mhk_sampling *sampling) {
   sampling = mhk__sampling_or(sampling, &usual);
   if (!mhk__draw_all(s, sampling, &token) || !mhk__session_say(s, sampling, token)) return -1;
   return mhk_feed(s, &token, 1) == MHK_OK ? token : -1;
+}
+
+/* ---- speculative decoding ---- */
+
+#define MHK__MOST_DRAFTED 16
+
+/* A round starts with the sessions at the tokens before round[0], which was returned last (pending); the draft also lacks the lead tokens before it. The
+   draft then writes round[1..drafted], the target judges them, and round[1..n) are what is accepted and one token more, drawn by the target. */
+struct mhk_speculation {
+  mhk__object object;
+  mhk_session *target, *draft;
+  int fixed, next, lead;                        /* lead: 0 or 1 */
+  int n, said;                                  /* tokens of the round; how many of them were returned, the pending one among them; n 0: no round */
+  int accepted, broken;                         /* of this round; broken: a token had no distribution */
+  int32_t before, round[MHK__MOST_DRAFTED + 2]; /* before: the lead token */
+  mhk_index target_at, draft_at;                /* positions at the start of the round */
+  mhk_real *target_state, *draft_states;        /* recurrent numbers at the start of the round; of the draft after each of its tokens too */
+  double *q;                                    /* (MOST_DRAFTED,V): what the draft drew from */
+  int32_t *seen;                                /* the target's tokens for penalties at the start, then the round's */
+  mhk_index n_seen;
+  const mhk_sampling *how;                      /* while a round is computed */
+  int drafted;
+  mhk_speculation_counts counts;
+};
+
+MHKDEF mhk_speculation *mhk_speculation_create(const mhk_speculation_desc *desc) {
+  mhk_speculation *x;
+  mhk_context *ctx;
+  mhk__arena *arena;
+  mhk_session *t, *d;
+  mhk_index slots;
+  if (!desc || !desc->target || mhk_failed(ctx = desc->target->object.ctx)) return NULL;
+  t = desc->target;
+  d = desc->draft;
+  if (!d || d->object.ctx != ctx || d == t || t->batch != 1 || d->batch != 1 || t->window || d->window || t->vocab != d->vocab || desc->tokens < 0 ||
+      desc->tokens > MHK__MOST_DRAFTED) {
+    mhk_fail(ctx, MHK_ERROR_ARGUMENT,
+             "speculation takes two sessions of one context, each of one sequence without a window, with the same vocabulary, and drafts of up to %d tokens",
+             MHK__MOST_DRAFTED);
+    return NULL;
+  }
+  x = (mhk_speculation *)mhk__object_new(ctx, sizeof *x, NULL);
+  if (!x) return NULL;
+  arena = &x->object.arena;
+  x->target = t;
+  x->draft = d;
+  x->fixed = desc->tokens;
+  x->next = desc->tokens ? desc->tokens : 4;
+  slots = x->fixed ? x->fixed : MHK__MOST_DRAFTED;
+  x->target_state = (mhk_real *)mhk__arena_zeros(ctx, arena, t->state_numbers + 1, sizeof(mhk_real));
+  x->draft_states = d->state_numbers < PTRDIFF_MAX / 32 ? (mhk_real *)mhk__arena_zeros(ctx, arena, d->state_numbers * slots + 1, sizeof(mhk_real)) : NULL;
+  x->q = (double *)mhk__arena_zeros(ctx, arena, t->vocab * slots, sizeof(double));
+  x->seen = (int32_t *)mhk__arena_zeros(ctx, arena, t->sampler.window + MHK__MOST_DRAFTED + 2, sizeof(int32_t));
+  if (ctx->result != MHK_OK) {
+    mhk__object_free(x);
+    return NULL;
+  }
+  return x;
+}
+
+MHKDEF mhk_speculation_counts mhk_speculation_count(const mhk_speculation *x) {
+  mhk_speculation_counts none;
+  memset(&none, 0, sizeof none);
+  return x ? x->counts : none;
+}
+
+/* Takes a session back to a position that it has passed, where its recurrent numbers were state. */
+static void mhk__step_back(mhk_session *s, mhk_index position, const mhk_real *state) {
+  mhk__sequence *q = s->sequences;
+  mhk_index i;
+  if (q->position == position) return;
+  mhk__sampler_forget(&s->sampler, 0, q->position - position);
+  for (i = 0; i < s->snapshots; i++)
+    if (q->snapshots[i].position > position) q->snapshots[i].position = 0;
+  q->position = position;
+  q->fed = 0;
+  if (s->state_numbers) memcpy(q->state, state, (size_t)s->state_numbers * sizeof(mhk_real));
+}
+
+static void mhk__keep_state(const mhk_session *s, mhk_real *state) {
+  if (s->state_numbers) memcpy(state, s->sequences[0].state, (size_t)s->state_numbers * sizeof(mhk_real));
+}
+
+MHKDEF mhk_result mhk_speculation_finish(mhk_speculation *x) {
+  int32_t tokens[MHK__MOST_DRAFTED + 3];
+  int n;
+  if (!x) return MHK_ERROR_MEMORY;
+  if (x->object.ctx->result != MHK_OK || x->n == 0) return x->object.ctx->result;
+  n = x->said;
+  x->n = 0;
+  tokens[0] = x->before;
+  memcpy(tokens + 1, x->round, (size_t)n * sizeof *tokens);
+  mhk__step_back(x->target, x->target_at, x->target_state);
+  mhk__step_back(x->draft, x->draft_at, x->draft_states);
+  mhk_feed(x->target, tokens + 1, n);
+  return mhk_feed(x->draft, tokens + 1 - x->lead, n + x->lead);
+}
+
+MHKDEF void mhk_speculation_destroy(mhk_speculation *x) {
+  if (!x) return;
+  mhk_speculation_finish(x);
+  mhk__object_free(x);
+}
+
+/* probabilities of the token that follows round[0..n] */
+static int mhk__speculation_p(mhk_speculation *x, mhk_session *s, const mhk_real *logits, int n, double *p) {
+  const mhk_index have = x->n_seen + n + 1, some = mhk__min(have, x->target->sampler.window);
+  return mhk_probabilities(logits, s->vocab, x->how, x->seen + have - some, some, p, s->sampler.order) > 0 || mhk__draw_fails(s, logits);
+}
+
+/* The target's logits after round[index]: accepts the drafted token that follows with probability min(1, p/q), else draws from what p has more than q. */
+static void mhk__judge(void *user, mhk_index sequence, mhk_index index, const mhk_real *logits) {
+  mhk_speculation *x = (mhk_speculation *)user;
+  mhk_session *t = x->target;
+  double *p = t->sampler.p, *q = x->q + index * t->vocab, left = 0;
+  mhk_index i;
+  (void)sequence;
+  if (x->broken || index > x->accepted) return; /* a token before this one was refused */
+  if (!mhk__speculation_p(x, t, logits, (int)index, p)) {
+    x->broken = 1;
+    return;
+  }
+  if (index < x->drafted) {
+    const int32_t token = x->round[index + 1];
+    if (mhk__rng_uniform(&t->sampler.rng) * q[token] < p[token]) {
+      x->accepted++;
+      return;
+    }
+    for (i = 0; i < t->vocab; i++) {
+      q[i] = p[i] > q[i] ? p[i] - q[i] : 0;
+      left += q[i];
+    }
+    if (left > 0) p = q; /* else the two differ by rounding only */
+  }
+  x->round[x->accepted + 1] = mhk_draw(p, t->vocab, mhk__rng_uniform(&t->sampler.rng) * (p == q ? left : 1));
+}
+
+/* a round: drafts after the pending token, and has them judged */
+static int mhk__speculation_round(mhk_speculation *x, const mhk_sampling *how) {
+  mhk_session *t = x->target, *d = x->draft;
+  const mhk_index room = t->attention_layers ? t->capacity - t->sequences[0].position : PTRDIFF_MAX;
+  const mhk_index draft_room = d->attention_layers ? d->capacity - d->sequences[0].position : PTRDIFF_MAX;
+  const int32_t *tokens = x->round, *seen;
+  mhk_index length;
+  mhk__take take;
+  int i;
+  x->drafted = (int)mhk__min(x->next, mhk__max(0, mhk__min(room - 1, draft_room - x->lead)));
+  x->how = how;
+  x->accepted = x->broken = 0;
+  x->said = 1;
+  x->target_at = t->sequences[0].position;
+  x->draft_at = d->sequences[0].position;
+  mhk__keep_state(t, x->target_state);
+  seen = mhk__sampler_seen(&t->sampler, 0, &x->n_seen);
+  memcpy(x->seen, seen, (size_t)x->n_seen * sizeof *seen);
+  x->seen[x->n_seen] = x->round[0];
+  for (i = 0; i < x->drafted; i++) { /* the last token is not fed: it may be refused */
+    double *q = x->q + i * t->vocab;
+    int32_t some[2];
+    mhk__keep_state(d, x->draft_states + i * d->state_numbers);
+    some[0] = x->before;
+    some[1] = x->round[i];
+    if (mhk_feed(d, i ? some + 1 : some + 1 - x->lead, i ? 1 : 1 + x->lead) != MHK_OK) return 0;
+    if (!mhk__speculation_p(x, d, d->logits, i, q)) return 0;
+    x->round[i + 1] = mhk_draw(q, t->vocab, mhk__rng_uniform(&t->sampler.rng));
+    x->seen[x->n_seen + 1 + i] = x->round[i + 1];
+  }
+  take.wanted = NULL;
+  take.take = mhk__judge;
+  take.user = x;
+  length = x->drafted + 1;
+  if (!mhk__many(t, &tokens, &length)) return 0;
+  if (x->drafted) {
+    if (mhk__feed(t, &take) != MHK_OK) return 0;
+  } else if (mhk__feed(t, NULL) == MHK_OK)
+    mhk__judge(x, 0, 0, t->logits);
+  if (x->broken || x->object.ctx->result != MHK_OK) return 0;
+  x->n = x->accepted + 2;
+  x->counts.passes++;
+  x->counts.drafted += x->drafted;
+  x->counts.accepted += x->accepted;
+  if (!x->fixed && x->drafted) x->next = x->accepted == x->drafted ? (int)mhk__min(x->next + 2, MHK__MOST_DRAFTED) : (int)mhk__max(x->next - 1, 1);
+  return 1;
+}
+
+/* What a round has said becomes the sessions' past: both at the tokens before the last one, which is pending now. */
+static void mhk__speculation_settle(mhk_speculation *x) {
+  mhk_session *t = x->target, *d = x->draft;
+  const int known = x->n - 1; /* tokens of the round that the target keeps */
+  const int lead = x->lead;
+  if (t->state_numbers && x->accepted < x->drafted) { /* recurrent numbers cannot be taken back in part */
+    mhk__step_back(t, x->target_at, x->target_state);
+    mhk_feed(t, x->round, known);
+  } else
+    mhk__step_back(t, x->target_at + known, x->target_state); /* nothing of the recurrent numbers: there are none, or all is accepted */
+  if (x->drafted == 0) { /* no room to draft: the draft keeps up */
+    if (lead) mhk_feed(d, &x->before, 1);
+    mhk_feed(d, x->round, 1);
+    x->lead = 0;
+  } else if (x->accepted < x->drafted) {
+    mhk__step_back(d, x->draft_at + lead + known, x->draft_states + known * d->state_numbers);
+    x->lead = 0;
+  } else {
+    x->before = x->round[x->drafted];
+    x->lead = 1;
+  }
+  x->round[0] = x->round[known];
+}
+
+MHKDEF int32_t mhk_speculate(mhk_speculation *x, const mhk_sampling *sampling) {
+  mhk_sampling usual;
+  mhk_session *t;
+  int32_t token;
+  if (!x) return -1;
+  t = x->target;
+  mhk__say_nothing(t);
+  if (x->object.ctx->result != MHK_OK) return -1;
+  sampling = mhk__sampling_or(sampling, &usual);
+  if (x->n == 0) { /* the first token comes from logits that are there already */
+    if (!t->sequences[0].fed || !x->draft->sequences[0].fed) {
+      mhk_fail(x->object.ctx, MHK_ERROR_STATE, "speculate: feed both sessions the same tokens first, at least one");
+      return -1;
+    }
+    if (!mhk__draw_all(t, sampling, &token)) return -1;
+    if (!mhk__session_say(t, sampling, token)) return -1;
+    x->counts.tokens++;
+    x->round[0] = token;
+    x->lead = 0;
+    x->n = x->said = 1;
+    x->target_at = t->sequences[0].position;
+    x->draft_at = x->draft->sequences[0].position;
+    mhk__keep_state(t, x->target_state);
+    mhk__keep_state(x->draft, x->draft_states);
+    return token;
+  }
+  if (x->said == x->n) {
+    if (!mhk__draw_ready(t, sampling)) return -1;
+    if (x->n > 1) mhk__speculation_settle(x);
+    if (!mhk__speculation_round(x, sampling)) return -1;
+  }
+  token = x->round[x->said];
+  if (!mhk__session_say(t, sampling, token)) {
+    mhk_speculation_finish(x);
+    return -1;
+  }
+  x->said++;
+  x->counts.tokens++;
+  return token;
 }
 #endif /* MOHAWK_IMPLEMENTATION */
 #if defined(MOHAWK_IMPLEMENTATION) && !defined(MHK__PASS) && !defined(MOHAWK_NO_TRAINING)

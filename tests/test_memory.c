@@ -33,6 +33,22 @@ static int session(mhk_context *ctx) {
   s = mhk_session_create(mhk_load(ctx, test_path("m4")), &d);
   return mhk_feed(s, tokens, 6) == MHK_OK && mhk_sample(s, NULL) != -2 && !mhk_failed(ctx);
 }
+static int speculation(mhk_context *ctx) {
+  static const int32_t tokens[6] = {1, 2, 3, 4, 5, 6};
+  mhk_model *m = mhk_load(ctx, test_path("m4"));
+  mhk_speculation_desc d;
+  int i, n = 0;
+  d.target = mhk_session_create(m, NULL);
+  d.draft = mhk_session_create(m, NULL);
+  d.tokens = 3;
+  mhk_feed(d.target, tokens, 6);
+  mhk_feed(d.draft, tokens, 6);
+  {
+    mhk_speculation *x = mhk_speculation_create(&d);
+    for (i = 0; i < 5; i++) n += mhk_speculate(x, NULL) >= 0;
+  }
+  return n == 5 && !mhk_failed(ctx);
+}
 static int text(mhk_context *ctx) {
   mhk_text_desc d;
   const char *files[1];
@@ -152,6 +168,7 @@ TEST(failing_saves) {
 }
 TEST(failing_sessions) {
   fail_everywhere("session", session);
+  fail_everywhere("speculation", speculation);
   fail_everywhere("evaluation", evaluation);
   fail_everywhere("sampled text", sampled_text);
 }

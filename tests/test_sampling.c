@@ -496,6 +496,289 @@ TEST(characters_stay_whole) { /* every way a text with long characters splits in
   mhk_destroy(ctx);
 }
 
+/* ---------------------------------------------------------------------------------------- speculative decoding */
+
+static mhk_speculation *speculate(mhk_session *target, mhk_session *draft, int tokens) {
+  mhk_speculation_desc d;
+  d.target = target;
+  d.draft = draft;
+  d.tokens = tokens;
+  return mhk_speculation_create(&d);
+}
+
+/* n greedy tokens and their text after a prompt, by the target alone; returns how many came */
+static int alone(mhk_session *s, const char *prompt, const mhk_sampling *h, int32_t *out, int n, char *text) {
+  int i;
+  text[0] = 0;
+  mhk_session_reset(s);
+  mhk_feed_text(s, prompt);
+  for (i = 0; i < n && (out[i] = mhk_sample(s, h)) >= 0; i++) strcat(text, mhk_text_out(s));
+  return i;
+}
+
+TEST(greedy_speculation) { /* token for token what the target writes alone: attention, state-space and hybrid targets, good drafts and bad ones */
+  enum { N = 90 };
+  static const int lengths[] = {1, 3, 0, 16};
+  static const char prompt[] = "Once upon a time there was";
+  mhk_context *ctx = mhk_create(NULL);
+  mhk_model *m[4];
+  mhk_student_desc sd;
+  mhk_session_desc d;
+  const int keep[2] = {1, 2};
+  int i, j, c;
+  memset(&sd, 0, sizeof sd);
+  memset(&d, 0, sizeof d);
+  d.capacity = 160;
+  m[0] = mhk_load(ctx, "examples/tiny");
+  m[1] = mhk_student_create(ctx, m[0], NULL);
+  sd.keep_attention = keep, sd.n_keep_attention = 2;
+  m[2] = mhk_student_create(ctx, m[0], &sd);
+  sd.init = MHK_INIT_RANDOM, sd.seed = 3;
+  m[3] = mhk_student_create(ctx, m[0], &sd); /* another mind */
+  REQUIRE_OK(ctx);
+  for (i = 0; i < 3; i++) {
+    mhk_session *target = mhk_session_create(m[i], &d), *plain_one = mhk_session_create(m[i], &d);
+    int32_t want[N + 8];
+    static char text[4000], said[4000];
+    mhk_sampling h = plain(-1);
+    int n = alone(plain_one, prompt, &h, want, N, text);
+    for (j = 0; j < 4; j++) {
+      mhk_session *draft = mhk_session_create(m[j], &d);
+      for (c = 0; c < 4; c++) {
+        mhk_speculation *x;
+        mhk_speculation_counts count;
+        int k, same = 1;
+        mhk_session_reset(target);
+        mhk_session_reset(draft);
+        mhk_feed_text(target, prompt);
+        mhk_feed_text(draft, prompt);
+        x = speculate(target, draft, lengths[c]);
+        REQUIRE_OK(ctx);
+        said[0] = 0;
+        for (k = 0; k < n && same; k++) {
+          const int32_t id = mhk_speculate(x, &h);
+          same = id == want[k];
+          CHECK(same, "target %d, draft %d, %d tokens: token %d is %d, should be %d", i, j, lengths[c], k, (int)id, (int)want[k]);
+          strcat(said, mhk_text_out(target));
+          if (k == 40) mhk_speculation_finish(x); /* and on again */
+        }
+        REQUIRE_OK(ctx);
+        CHECK(!strcmp(said, text), "target %d, draft %d: another text", i, j);
+        count = mhk_speculation_count(x);
+        CHECK(count.tokens == n && count.accepted <= count.drafted && count.passes <= n && count.passes + count.accepted >= n - 2, "%d tokens in %d passes",
+              (int)count.tokens, (int)count.passes);
+        if (i == j) CHECK(count.accepted > count.drafted - 3 && count.passes < (lengths[c] == 1 ? n * 2 / 3 : n / 2), "%d of %d accepted in %d passes by itself", (int)count.accepted, (int)count.drafted, (int)count.passes);
+        if (lengths[c] == 0) CHECK(i == j || count.drafted < 16 * count.passes, "bad drafts do not get shorter");
+        mhk_speculation_destroy(x); /* the sessions go on by themselves, both from here */
+        CHECK(mhk_session_position(target, 0) == mhk_session_position(plain_one, 0) && mhk_session_position(draft, 0) == mhk_session_position(target, 0),
+              "positions %d and %d, should be %d", (int)mhk_session_position(target, 0), (int)mhk_session_position(draft, 0), (int)mhk_session_position(plain_one, 0));
+        CHECK_CLOSE("logits after speculation", mhk_logits(target), mhk_logits(plain_one), 1024, 1e-4);
+        CHECK(mhk_logits(draft) != NULL, "the draft has no logits");
+      }
+      mhk_session_destroy(draft);
+    }
+    mhk_session_destroy(target);
+    mhk_session_destroy(plain_one);
+  }
+  CHECK_OK(ctx);
+  mhk_destroy(ctx);
+}
+
+/* Feeds path (n tokens) after the prompt and gives the distribution of the next token by the reference. */
+static void next_after(mhk_session *s, const int32_t *path, int n, const mhk_sampling *h, double *p) {
+  mhk_session_reset(s);
+  mhk_feed(s, path, n);
+  reference(mhk_logits(s), 31, h, path, n, p);
+}
+
+static double chi_square(const int *count, const double *p, int n, int draws, int *cells) {
+  double chi = 0, rest = 0;
+  int i, others = 0;
+  *cells = 0;
+  for (i = 0; i < n; i++) {
+    if (p[i] * draws >= 5) {
+      chi += pow(count[i] - p[i] * draws, 2) / (p[i] * draws);
+      ++*cells;
+    } else {
+      others += count[i];
+      rest += p[i] * draws;
+    }
+  }
+  return chi + pow(others - rest, 2) / (rest + 1);
+}
+
+TEST(speculation_is_exact) { /* pairs of tokens of one round, 4000 times, against all that can happen */
+  enum { DRAWS = 4000, WAYS = 6 };
+  static const int targets[3] = {PHI, PHI_MAMBA, HYBRID}, drafts[3] = {PHI_MAMBA, HYBRID, PHI_MAMBA_ROTARY};
+  int c;
+  for (c = 0; c < 3; c++) {
+    mhk_context *ctx = mhk_create(NULL);
+    mhk_session *target = mhk_session_create(model_new(ctx, targets[c], 5), NULL);
+    mhk_session *draft = mhk_session_create(model_new(ctx, drafts[c], 9), NULL);
+    mhk_speculation *x = speculate(target, draft, 3);
+    const mhk_token_bias bias = {7, 0.5};
+    int32_t path[7] = {3, 4, 9};
+    static double pair[31 * 31], by_draft[31], p1[31], p2[31], p3[31], p4[31], third[31];
+    static int counts[31 * 31], thirds[31];
+    mhk_sampling h = plain(4);
+    int i, a, b, e, v, cells;
+    double chi;
+    memset(pair, 0, sizeof pair), memset(third, 0, sizeof third), memset(counts, 0, sizeof counts), memset(thirds, 0, sizeof thirds);
+    memset(by_draft, 0, sizeof by_draft);
+    h.seed = 4 + (uint64_t)c;
+    h.top_k = WAYS;
+    if (c == 1) h.top_p = 0.9, h.frequency = 0.5, h.presence = 0.2, h.repetition = 1.1;
+    if (c == 2) h.typical = 0.9, h.min_p = 0.02, h.bias = &bias, h.n_bias = 1, h.presence = 0.5, h.penalty_tokens = 2;
+    next_after(target, path, 3, &h, p1); /* the first token is the target's own; the next three are drafted */
+    for (a = 0; a < 31; a++) {
+      if (p1[a] <= 0) continue;
+      path[3] = a;
+      next_after(draft, path, 4, &h, p2);
+      for (v = 0; v < 31; v++) by_draft[v] += p1[a] * p2[v];
+      next_after(target, path, 4, &h, p2);
+      for (b = 0; b < 31; b++) {
+        if (p2[b] <= 0) continue;
+        path[4] = b;
+        next_after(target, path, 5, &h, p3);
+        for (e = 0; e < 31; e++) {
+          if (p3[e] <= 0) continue;
+          pair[31 * b + e] += p1[a] * p2[b] * p3[e];
+          path[5] = e;
+          next_after(target, path, 6, &h, p4);
+          for (v = 0; v < 31; v++) third[v] += p1[a] * p2[b] * p3[e] * p4[v];
+        }
+      }
+    }
+    REQUIRE_OK(ctx);
+    for (i = 0; i < DRAWS; i++) {
+      int32_t got[4];
+      mhk_session_reset(target);
+      mhk_session_reset(draft);
+      mhk_feed(target, path, 3);
+      mhk_feed(draft, path, 3);
+      for (v = 0; v < 4; v++) {
+        got[v] = mhk_speculate(x, &h);
+        h.seed = 0;
+        REQUIRE(got[v] >= 0 && got[v] < 31, "nothing was drawn: %s", mhk_message(ctx));
+      }
+      CHECK(pair[31 * got[1] + got[2]] > 0 && third[got[3]] > 0, "%d, %d, %d cannot be", (int)got[1], (int)got[2], (int)got[3]);
+      counts[31 * got[1] + got[2]]++;
+      thirds[got[3]]++;
+      mhk_speculation_finish(x);
+    }
+    chi = chi_square(counts, pair, 31 * 31, DRAWS, &cells);
+    CHECK(cells > 8 && chi < cells + 4.5 * sqrt(2.0 * cells) + 3, "case %d: chi-square of the pairs %g with %d cells", c, chi, cells);
+    chi = chi_square(thirds, third, 31, DRAWS, &cells);
+    CHECK(cells > 4 && chi < cells + 4.5 * sqrt(2.0 * cells) + 3, "case %d: chi-square of the third %g with %d cells", c, chi, cells);
+    { /* the draft alone would not pass */
+      int firsts[31] = {0};
+      for (b = 0; b < 31; b++)
+        for (e = 0; e < 31; e++) firsts[b] += counts[31 * b + e];
+      chi = chi_square(firsts, by_draft, 31, DRAWS, &cells);
+      CHECK(chi > 5 * (cells + 20), "case %d: the draft has the same distribution: chi-square %g", c, chi);
+    }
+    {
+      const mhk_speculation_counts n = mhk_speculation_count(x);
+      CHECK(n.accepted > n.drafted / 20 && n.accepted < n.drafted * 19 / 20, "case %d: %d of %d accepted", c, (int)n.accepted, (int)n.drafted);
+    }
+    CHECK_OK(ctx);
+    mhk_destroy(ctx);
+  }
+}
+
+TEST(speculation_stops) { /* in the middle of a round, as alone; the sessions then are where the text is */
+  mhk_context *ctx = mhk_create(NULL);
+  mhk_model *teacher = mhk_load(ctx, "examples/tiny"), *student = mhk_student_create(ctx, teacher, NULL);
+  mhk_session *target = mhk_session_create(teacher, NULL), *draft = mhk_session_create(student, NULL), *one = mhk_session_create(teacher, NULL);
+  mhk_speculation *x = speculate(target, draft, 6);
+  mhk_sampling h = plain(-1);
+  int32_t ids[80];
+  static char text[4000], said[4000], all[4000];
+  int at;
+  REQUIRE_OK(ctx);
+  alone(one, "The rabbit", &h, ids, 60, all);
+  for (at = 20; at + 12 < (int)strlen(all) && at < 80; at += 7) {
+    char stop[8];
+    const char *stops = stop;
+    int32_t stop_token = ids[at / 4];
+    int n, k = 0;
+    memcpy(stop, all + at, 7), stop[7] = 0;
+    h = plain(-1);
+    if (at % 2) h.stop_strings = &stops, h.n_stop_strings = 1;
+    else h.stop_tokens = &stop_token, h.n_stop_tokens = 1;
+    n = alone(one, "The rabbit", &h, ids, 60, text);
+    strcat(text, mhk_text_out(one));
+    mhk_session_reset(target);
+    mhk_session_reset(draft);
+    mhk_feed_text(target, "The rabbit");
+    mhk_feed_text(draft, "The rabbit");
+    said[0] = 0;
+    while (k < 60 && mhk_speculate(x, &h) >= 0) {
+      strcat(said, mhk_text_out(target));
+      k++;
+    }
+    strcat(said, mhk_text_out(target));
+    REQUIRE_OK(ctx);
+    CHECK(k == n && n < 60 && !strcmp(said, text) && mhk_stopped(target) == mhk_stopped(one), "%d tokens in place of %d: \"%s\" in place of \"%s\"", k, n, said, text);
+    CHECK(mhk_session_position(target, 0) == mhk_session_position(one, 0) && mhk_session_position(draft, 0) == mhk_session_position(one, 0), "another place");
+    CHECK_CLOSE("logits where it stopped", mhk_logits(target), mhk_logits(one), 1024, 1e-4);
+  }
+  CHECK_OK(ctx);
+  mhk_destroy(ctx);
+}
+
+TEST(speculation_at_the_edges) {
+  test_memory memory;
+  mhk_context_desc cd;
+  mhk_context *ctx;
+  mhk_model *phi, *mamba;
+  mhk_session_desc d;
+  mhk_session *target, *draft, *wide;
+  mhk_speculation *x;
+  mhk_sampling h = plain(1);
+  const int32_t prompt[5] = {3, 4, 5, 6, 7};
+  long before = 0;
+  int i;
+  memset(&memory, 0, sizeof memory);
+  memset(&cd, 0, sizeof cd);
+  cd.allocator.alloc = test_alloc;
+  cd.allocator.release = test_release;
+  cd.allocator.user = &memory;
+  ctx = mhk_create(&cd);
+  phi = model_new(ctx, PHI, 5), mamba = model_new(ctx, PHI_MAMBA, 6);
+  memset(&d, 0, sizeof d);
+  d.capacity = 30;
+  target = mhk_session_create(phi, &d);
+  draft = mhk_session_create(mamba, NULL);
+  d.batch = 2;
+  wide = mhk_session_create(phi, &d);
+  CHECK(!speculate(target, target, 0) && mhk_error(ctx) == MHK_ERROR_ARGUMENT, "a session with itself");
+  mhk_clear_error(ctx);
+  CHECK(!speculate(wide, draft, 0) && mhk_error(ctx) == MHK_ERROR_ARGUMENT, "two sequences");
+  mhk_clear_error(ctx);
+  CHECK(!speculate(target, draft, 17), "17 tokens");
+  CHECK_FAILS(ctx, MHK_ERROR_ARGUMENT, "16");
+  CHECK(!speculate(NULL, draft, 3) && !mhk_speculation_create(NULL) && mhk_speculate(NULL, &h) == -1 && mhk_speculation_finish(NULL) != MHK_OK &&
+            mhk_speculation_count(NULL).tokens == 0,
+        "NULL");
+  mhk_speculation_destroy(NULL);
+  x = speculate(target, draft, 4);
+  CHECK(mhk_speculate(x, &h) == -1, "before any token");
+  CHECK_FAILS(ctx, MHK_ERROR_STATE, "feed");
+  mhk_feed(target, prompt, 5);
+  mhk_feed(draft, prompt, 5);
+  for (i = 0; i < 26; i++) { /* a cache of 30 is full when 25 more tokens are in it; drafts get shorter before that */
+    CHECK(mhk_speculate(x, &h) >= 0, "token %d: %s", i, mhk_message(ctx));
+    if (i == 3) before = memory.allocations;
+  }
+  CHECK(memory.allocations == before, "%ld allocations while speculating", memory.allocations - before);
+  CHECK_OK(ctx);
+  CHECK(mhk_speculate(x, &h) == -1, "a 32nd token fits a cache of 30");
+  CHECK_FAILS(ctx, MHK_ERROR_STATE, "30");
+  mhk_destroy(ctx);
+  CHECK(memory.blocks == 0 && !memory.wrong_size, "memory is left");
+}
+
 TEST(mistakes) {
   mhk_context *ctx = mhk_create(NULL);
   mhk_session_desc d;
@@ -584,6 +867,10 @@ int main(int argc, char **argv) {
   RUN(stop_strings);
   RUN(stop_tokens);
   RUN(characters_stay_whole);
+  RUN(greedy_speculation);
+  RUN(speculation_is_exact);
+  RUN(speculation_stops);
+  RUN(speculation_at_the_edges);
   RUN(mistakes);
   RUN(no_allocation);
   return test_end();
