@@ -288,6 +288,18 @@ MHKDEF mhk_tensor *mhk_require_grad(mhk_tape *t, mhk_tensor *x);
 MHKDEF mhk_tensor *mhk_parameter(mhk_context *ctx, const char *name, int rank, const mhk_index *shape, const mhk_real *values);
 MHKDEF void mhk_zero_grad(mhk_tensor *x);
 
+/* One update of AdamW (Loshchilov & Hutter, arXiv 1711.05101) over n parameters, each element read and written once, for training loops of one's own; an
+   mhk_trainer has its own. Parameters without a gradient stay as they are. moments belongs to the caller: two numbers for each element of all n, zeros
+   before the first step, used with the same list every time. step counts from 1. Gradients are zeroed for the next round unless keep_grad. */
+typedef struct mhk_adamw_desc {
+  double lr;                /* learning rate, as it is */
+  double beta1, beta2, eps; /* 0: 0.9, 0.999, 1e-8 */
+  double weight_decay;      /* decoupled: x loses lr * weight_decay * x */
+  double scale;             /* on the gradients: 1 / batches, a clip; 0: 1 */
+  int keep_grad;
+} mhk_adamw_desc;
+MHKDEF mhk_result mhk_adamw(mhk_context *ctx, int n, mhk_tensor *const *x, mhk_real *moments, int64_t step, const mhk_adamw_desc *desc);
+
 /* Adds d(loss)/dx to x->grad of every x that requires a gradient. loss must be a scalar. Runs each recorded op once, from
    the last to the first; the records are then spent, the values stay. */
 MHKDEF mhk_result mhk_backward(mhk_tape *t, mhk_tensor *loss);
@@ -2218,8 +2230,8 @@ static mhk_index mhk__ssd_work(mhk_index Q, mhk_index N, mhk_index P, mhk_index 
 }
 #ifndef MOHAWK_NO_TRAINING
 static mhk_index mhk__orientation_work(mhk_index T, mhk_index N, mhk_index P) {
-  const mhk_index n = mhk__padded(MHK__TILE), most = mhk__padded(mhk__max(MHK__TILE, mhk__max(N, P)));
-  return 4 * T + (T + 2 * n) * (N + P) + 3 * n * n + 2 * most * most;
+  const mhk_index K = MHK__TILE, over = K + MHK__OVER, n = MHK__LD(N);
+  return 4 * MHK__LD(T) + (T + K) * (N + P + 2 * n) + K * (N + P) + (K + over) * n + 4 * over * K + 24 * K;
 }
 static mhk_index mhk__conv_work(mhk_index W) { return (2 * W + 4) * MHK__CONV_BLOCK; }
 #endif
@@ -2244,6 +2256,11 @@ static mhk_index mhk__conv_work(mhk_index W) { return (2 * W + 4) * MHK__CONV_BL
 #define MHK__FMA(a, b, c) ((a) * (b) + (c))
 #define MHK__MAX(a, b) ((a) > (b) ? (a) : (b))
 #define MHK__FROM(v, w, d) ((d) <= 0 ? (v) : (w))
+#ifdef MOHAWK_DOUBLE
+#define MHK__SQRT(v) sqrt(v)
+#else
+#define MHK__SQRT(v) sqrtf(v)
+#endif
 #define MHK__MR 4
 #define MHK__HALF 2
 #define MHK__NV 4
@@ -2257,6 +2274,7 @@ static mhk_index mhk__conv_work(mhk_index W) { return (2 * W + 4) * MHK__CONV_BL
 #define MHK__SET(x) _mm256_set1_pd(x)
 #define MHK__FMA(a, b, c) _mm256_fmadd_pd(a, b, c)
 #define MHK__MAX(a, b) _mm256_max_pd(a, b)
+#define MHK__SQRT(v) _mm256_sqrt_pd(v)
 #else
 #define MHK__W 8
 #define MHK__V __m256
@@ -2265,6 +2283,7 @@ static mhk_index mhk__conv_work(mhk_index W) { return (2 * W + 4) * MHK__CONV_BL
 #define MHK__SET(x) _mm256_set1_ps(x)
 #define MHK__FMA(a, b, c) _mm256_fmadd_ps(a, b, c)
 #define MHK__MAX(a, b) _mm256_max_ps(a, b)
+#define MHK__SQRT(v) _mm256_sqrt_ps(v)
 #define MHK__MIN(a, b) _mm256_min_ps(a, b)
 #define MHK__LOAD_BF16(p) _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(const void *)(p))), 16))
 #define MHK__LOAD_F16(p) _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)(p)))
@@ -2292,6 +2311,7 @@ static mhk_index mhk__conv_work(mhk_index W) { return (2 * W + 4) * MHK__CONV_BL
 #define MHK__SET(x) _mm512_set1_pd(x)
 #define MHK__FMA(a, b, c) _mm512_fmadd_pd(a, b, c)
 #define MHK__MAX(a, b) _mm512_maskz_max_pd((__mmask8)0xFF, a, b)
+#define MHK__SQRT(v) _mm512_maskz_sqrt_pd((__mmask8)0xFF, v)
 #else
 #define MHK__W 16
 #define MHK__V __m512
@@ -2300,6 +2320,7 @@ static mhk_index mhk__conv_work(mhk_index W) { return (2 * W + 4) * MHK__CONV_BL
 #define MHK__SET(x) _mm512_set1_ps(x)
 #define MHK__FMA(a, b, c) _mm512_fmadd_ps(a, b, c)
 #define MHK__MAX(a, b) _mm512_maskz_max_ps((__mmask16)0xFFFF, a, b) /* maskz: GCC 12's plain ones warn inside their own header */
+#define MHK__SQRT(v) _mm512_maskz_sqrt_ps((__mmask16)0xFFFF, v)
 #define MHK__MIN(a, b) _mm512_maskz_min_ps((__mmask16)0xFFFF, a, b)
 #define MHK__LOAD_BF16(p) \
   _mm512_castsi512_ps(_mm512_maskz_slli_epi32( \
@@ -2329,6 +2350,7 @@ static mhk_index mhk__conv_work(mhk_index W) { return (2 * W + 4) * MHK__CONV_BL
 #define MHK__SET(x) vdupq_n_f64(x)
 #define MHK__FMA(a, b, c) vfmaq_f64(c, a, b)
 #define MHK__MAX(a, b) vmaxq_f64(a, b)
+#define MHK__SQRT(v) vsqrtq_f64(v)
 #else
 #define MHK__W 4
 #define MHK__V float32x4_t
@@ -2337,6 +2359,7 @@ static mhk_index mhk__conv_work(mhk_index W) { return (2 * W + 4) * MHK__CONV_BL
 #define MHK__SET(x) vdupq_n_f32(x)
 #define MHK__FMA(a, b, c) vfmaq_f32(c, a, b)
 #define MHK__MAX(a, b) vmaxq_f32(a, b)
+#define MHK__SQRT(v) vsqrtq_f32(v)
 #define MHK__MIN(a, b) vminq_f32(a, b)
 #define MHK__LOAD_BF16(p) vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p), 16))
 #define MHK__FROM(v, w, d) \
@@ -2364,6 +2387,7 @@ typedef float MHK__N(mhk__vector) __attribute__((vector_size(16)));
 #define MHK__SET(x) ((MHK__V)wasm_f32x4_splat(x))
 #define MHK__FMA(a, b, c) ((a) * (b) + (c))
 #define MHK__MAX(a, b) ((MHK__V)wasm_f32x4_max((v128_t)(a), (v128_t)(b)))
+#define MHK__SQRT(v) ((MHK__V)wasm_f32x4_sqrt((v128_t)(v)))
 #define MHK__MIN(a, b) ((MHK__V)wasm_f32x4_min((v128_t)(a), (v128_t)(b)))
 #define MHK__FROM(v, w, d) ((MHK__V)wasm_v128_bitselect((v128_t)(w), (v128_t)(v), wasm_i32x4_gt(wasm_i32x4_splat((int)(d)), wasm_i32x4_make(0, 1, 2, 3))))
 #define MHK__POWER2(n) ((MHK__V)wasm_i32x4_add(wasm_i32x4_shl((v128_t)(n), 23), wasm_i32x4_splat(0x3F800000)))
@@ -2883,6 +2907,7 @@ static void MHK__N(mhk__rows_out)(mhk_index n, mhk_index w, const mhk_real *src,
   }
 }
 
+#ifndef MOHAWK_NO_TRAINING
 /* one square of MHK__W, turned */
 static inline void MHK__N(mhk__turn_tile)(const mhk_real *src, mhk_index ld, mhk_real *dst, mhk_index wide) {
 #ifdef MHK__TRANSPOSES
@@ -2903,38 +2928,36 @@ static inline mhk_real MHK__N(mhk__dot)(mhk_index n, const mhk_real *x, const mh
   return MHK__N(mhk__hsum)(sum) + rest;
 }
 
-#ifndef MOHAWK_NO_TRAINING
+/* out[i] = sum of the n rows of one vector each */
+static void MHK__N(mhk__row_sums)(mhk_index n, const mhk_real *part, mhk_real *out) {
+  mhk_index i, l;
+  for (i = 0; i < n; i += MHK__W, part += MHK__W * MHK__W) {
+    const mhk_index rows = mhk__min(MHK__W, n - i);
+    mhk_real turned[MHK__W * MHK__W];
+    MHK__V sum;
+    MHK__N(mhk__turn_tile)(part, MHK__W, turned, MHK__W);
+    sum = MHK__LOAD(turned);
+    for (l = 1; l < MHK__W; l++) sum = sum + MHK__LOAD(turned + l * MHK__W);
+    MHK__STOREN(out + i, sum, rows);
+  }
+}
+
 /* out[i] = sum over j of x_ij y_ij (- u_ij v_ij if u), all rows padded with zeros */
 static void MHK__N(mhk__row_dots)(mhk_index n, mhk_index w, const mhk_real *x, const mhk_real *y, const mhk_real *u, const mhk_real *v, mhk_real *out) {
   mhk_real part[MHK__W * MHK__W];
   mhk_index i, j, l;
   for (i = 0; i < n; i += MHK__W) {
     const mhk_index rows = mhk__min(MHK__W, n - i);
-    MHK__V sum;
-    for (l = 0; l < rows; l++) {
-      sum = MHK__SET(MHK__R(0));
-      for (j = 0; j < w; j += MHK__W) {
+    for (l = 0; l < MHK__W; l++) {
+      MHK__V sum = MHK__SET(MHK__R(0));
+      for (j = 0; l < rows && j < w; j += MHK__W) {
         const mhk_index at = (i + l) * MHK__LD(w) + j;
         sum = MHK__FMA(MHK__LOAD(x + at), MHK__LOAD(y + at), sum);
         if (u) sum = sum - MHK__LOAD(u + at) * MHK__LOAD(v + at);
       }
       MHK__STORE(part + l * MHK__W, sum);
     }
-#ifdef MHK__TRANSPOSES
-    {
-      mhk_real turned[MHK__W * MHK__W];
-      MHK__N(mhk__transpose)(part, MHK__W, rows, turned, MHK__W, MHK__W);
-      sum = MHK__LOAD(turned);
-      for (l = 1; l < MHK__W; l++) sum = sum + MHK__LOAD(turned + l * MHK__W);
-      MHK__STOREN(out + i, sum, rows);
-    }
-#else
-    for (l = 0; l < rows; l++) {
-      mhk_real total = 0;
-      for (j = 0; j < MHK__W; j++) total += part[l * MHK__W + j];
-      out[i + l] = total;
-    }
-#endif
+    MHK__N(mhk__row_sums)(rows, part, out + i);
   }
 }
 #endif
@@ -3117,26 +3140,6 @@ static void MHK__N(mhk__rows_times)(mhk_index m, mhk_index n, mhk_index k, const
 }
 
 #ifndef MOHAWK_NO_TRAINING
-/* the same from unpacked operands: a (m,k), b (k,n) by strides; pa and pb are work memory */
-static void MHK__N(mhk__multiply)(mhk_index m, mhk_index n, mhk_index k, const mhk_real *a, mhk_index ars, mhk_index acs, const mhk_real *b, mhk_index brs,
-                                  mhk_index bcs, mhk_real *c, mhk_index ldc, int accumulate, mhk_real *pa, mhk_real *pb) {
-  mhk__matrix s;
-  s.dtype = MHK_REAL;
-  if (a) {
-    s.data = a;
-    s.row = ars;
-    s.col = acs;
-    MHK__N(mhk__pack)(pa, MHK__MR, m, k, s);
-  }
-  if (b) {
-    s.data = b;
-    s.row = bcs;
-    s.col = brs;
-    MHK__N(mhk__pack)(pb, MHK__NR, n, k, s);
-  }
-  MHK__N(mhk__product)(m, n, k, pa, pb, c, ldc, accumulate);
-}
-
 /* Products of bfloat16 numbers on registers that know none: packed as ever, then rounded in place. The numbers of a pair along k change places, since
    VDPBF16PS adds the second product first. */
 static void MHK__N(mhk__narrow_pack)(mhk_real *dst, mhk_index width, mhk_index rows, mhk_index k, mhk__matrix src) {
@@ -3210,8 +3213,9 @@ static inline mhk_real MHK__N(mhk__row_exp)(mhk_index n, const mhk_real *x, mhk_
 #ifndef MOHAWK_NO_TRAINING
 static void MHK__N(mhk__softmax)(mhk_index n, const mhk_real *x, mhk_real *y) {
   mhk_index i;
-  const mhk_real most = MHK__N(mhk__row_max)(n, x), f = MHK__R(1) / MHK__N(mhk__row_exp)(n, x, MHK__R(1), most, y);
-  for (i = 0; i < n; i++) y[i] *= f;
+  const mhk_real most = MHK__N(mhk__row_max)(n, x);
+  const MHK__V f = MHK__SET(MHK__R(1) / MHK__N(mhk__row_exp)(n, x, MHK__R(1), most, y));
+  for (i = 0; i < n; i += MHK__W) MHK__STOREN(y + i, MHK__LOADN(y + i, n - i) * f, n - i);
 }
 #endif
 
@@ -3226,23 +3230,17 @@ static double MHK__N(mhk__log_sum_exp)(mhk_index n, const mhk_real *x, mhk_real 
 }
 
 #ifndef MOHAWK_NO_TRAINING
-/* sum over i of exp(target_i - target_lse) logits_i */
+/* sum over i of exp(target_i - target_lse) logits_i, blocks of 1024 summed in double */
 static double MHK__N(mhk__soft_dot)(mhk_index n, const mhk_real *logits, const mhk_real *target, mhk_real target_lse) {
-  mhk_index i, j;
+  const MHK__V shift = MHK__SET(-target_lse), one = MHK__SET(MHK__R(1)), zero = MHK__SET(MHK__R(0));
+  mhk_index i, k;
   double total = 0;
-  mhk_real p[256];
-  for (i = 0; i < n; i += 256) {
-    const mhk_index k = n - i < 256 ? n - i : 256;
-    mhk_real part[8], s = 0;
-    MHK__N(mhk__row_exp)(k, target + i, MHK__R(1), target_lse, p);
-    for (j = 0; j < 8; j++) part[j] = 0;
-    for (j = 0; j + 8 <= k; j += 8) {
-      mhk_index l;
-      for (l = 0; l < 8; l++) part[l] += p[j + l] * logits[i + j + l];
-    }
-    for (; j < k; j++) s += p[j] * logits[i + j];
-    for (j = 0; j < 8; j++) s += part[j];
-    total += (double)s;
+  for (k = 0; k < n; k += 1024) {
+    const mhk_index end = mhk__min(n, k + 1024);
+    MHK__V s = zero;
+    for (i = k; i < end; i += MHK__W)
+      s = MHK__FMA(MHK__N(mhk__vexp)(MHK__FMA(MHK__LOADN(target + i, end - i), one, shift)), MHK__LOADN(logits + i, end - i), s);
+    total += (double)MHK__N(mhk__hsum)(s);
   }
   return total;
 }
@@ -3279,10 +3277,12 @@ static void MHK__N(mhk__norm)(mhk_index n, const mhk_real *x, const mhk_real *w,
   }
   for (; i < n; i++) rest += (x[i] - m) * (x[i] - m);
   r = MHK__R(1) / MHK__R(sqrt((MHK__N(mhk__hsum)(total) + rest) / (mhk_real)n + eps));
-  if (b)
-    for (i = 0; i < n; i++) y[i] = (x[i] - m) * r * w[i] + b[i];
-  else
-    for (i = 0; i < n; i++) y[i] = (x[i] - m) * r * w[i];
+  total = MHK__SET(r);
+  for (i = 0; i < n; i += MHK__W) {
+    MHK__V v = (MHK__LOADN(x + i, n - i) - vm) * total * MHK__LOADN(w + i, n - i);
+    if (b) v = v + MHK__LOADN(b + i, n - i);
+    MHK__STOREN(y + i, v, n - i);
+  }
   *mean = m;
   *rstd = r;
 }
@@ -3305,7 +3305,12 @@ static void MHK__N(mhk__norm_back)(mhk_index n, const mhk_real *x, const mhk_rea
   }
   a = centre ? (a + MHK__N(mhk__hsum)(sg)) / (mhk_real)n : 0;
   c = (c + MHK__N(mhk__hsum)(sx)) / (mhk_real)n;
-  for (i = 0; i < n; i++) dx[i] += r * (dy[i] * w[i] - a - (x[i] - m) * r * c);
+  sg = MHK__SET(a);
+  sx = MHK__SET(c);
+  for (i = 0; i < n; i += MHK__W) {
+    const MHK__V g = MHK__LOADN(dy + i, n - i) * MHK__LOADN(w + i, n - i), d = (MHK__LOADN(x + i, n - i) - vm) * vr;
+    MHK__STOREN(dx + i, MHK__FMA(vr, g - sg - d * sx, MHK__LOADN(dx + i, n - i)), n - i);
+  }
 }
 #endif
 
@@ -3355,17 +3360,16 @@ static double MHK__N(mhk__distance)(mhk_index n, const mhk_real *x, const mhk_re
    1 / sqrt(1 - beta2^t), eps, factor on the gradient */
 static void MHK__N(mhk__adamw)(mhk_index n, mhk_real *MHK__RESTRICT p, const mhk_real *MHK__RESTRICT g, mhk_real *MHK__RESTRICT m, mhk_real *MHK__RESTRICT v,
                                const mhk_real *s) {
-  const mhk_real decay = s[0], b1 = s[1], b2 = s[2], rate = s[3], root = s[4], eps = s[5], factor = s[6];
+  const MHK__V decay = MHK__SET(s[0]), b2 = MHK__SET(s[2]), rest1 = MHK__SET(MHK__R(1) - s[1]), rest2 = MHK__SET(MHK__R(1) - s[2]), rate = MHK__SET(s[3]);
+  const MHK__V root = MHK__SET(s[4]), eps = MHK__SET(s[5]), factor = MHK__SET(s[6]);
   mhk_index i;
-  for (i = 0; i < n; i++) {
-    const mhk_real gi = g[i] * factor, mi = m[i] + (gi - m[i]) * (MHK__R(1) - b1), vi = v[i] * b2 + gi * gi * (MHK__R(1) - b2);
-    m[i] = mi;
-    v[i] = vi;
-#ifdef MOHAWK_DOUBLE
-    p[i] = p[i] - p[i] * decay - rate * mi / (sqrt(vi) * root + eps);
-#else
-    p[i] = p[i] - p[i] * decay - rate * mi / (sqrtf(vi) * root + eps);
-#endif
+  for (i = 0; i < n; i += MHK__W) {
+    const mhk_index k = n - i;
+    const MHK__V pi = MHK__LOADN(p + i, k), gi = MHK__LOADN(g + i, k) * factor, mi = MHK__LOADN(m + i, k), mj = MHK__FMA(gi - mi, rest1, mi);
+    const MHK__V vi = MHK__FMA(gi * gi, rest2, MHK__LOADN(v + i, k) * b2);
+    MHK__STOREN(m + i, mj, k);
+    MHK__STOREN(v + i, vi, k);
+    MHK__STOREN(p + i, pi - pi * decay - rate * mj / MHK__FMA(MHK__SQRT(vi), root, eps), k);
   }
 }
 #endif
@@ -3995,99 +3999,96 @@ static void MHK__N(mhk__ssd_back)(const mhk__ssd_args *a, mhk_index b, mhk_index
 
 /* ---- the stage-1 loss ---- */
 
-/* One tile of both matrices: rows i0.., columns j0... Off the diagonal the decay factors into one number a row and one a column around the tile's corner,
-   all at most 1. Writes the student's tile to s and the teacher's to p; u and v receive the factors, decay the diagonal tile's. */
+/* One tile of both matrices: rows i0.., columns j0... On the diagonal decay is a tile, off it u_i v_j: the factors around the tile's corner, all at most 1.
+   Writes the student's tile to s and the teacher's to p, on the diagonal each row to the end of its register tile. */
 static void MHK__N(mhk__two_tiles)(const mhk__orientation_args *a, mhk_index h, const double *cum, const mhk_index *start, const mhk_real *lse, mhk_index i0,
-                                   mhk_index rows, mhk_index j0, mhk_index cols, const mhk_real *pc, const mhk_real *bcol, const mhk_real *pq,
-                                   const mhk_real *kcol, mhk_real *s, mhk_real *p, mhk_real *decay) {
-  const mhk_index K = MHK__TILE;
-  const mhk_real scale = MHK__R(1.0 / sqrt((double)a->PT));
-  mhk_real u[MHK__TILE] = {0}, v[MHK__TILE] = {0};
+                                   mhk_index rows, mhk_index j0, mhk_index cols, const mhk_real *ct, const mhk_real *bt, const mhk_real *qt,
+                                   const mhk_real *kt, mhk_real *s, mhk_real *p, mhk_real *decay, mhk_real *u, mhk_real *v) {
+  const MHK__V zero = MHK__SET(MHK__R(0)), scale = MHK__SET(MHK__R(1.0 / sqrt((double)a->PT)));
+  const int corner = i0 == j0, cut = start && start[i0 + rows - 1] > j0;
   mhk_index i, j;
-  MHK__N(mhk__product)(rows, cols, a->N, pc, bcol, s, K, 0);
-  MHK__N(mhk__product)(rows, cols, a->PT, pq, kcol, p, K, 0);
-  if (i0 == j0) {
+  mhk__block k;
+  memset(&k, 0, sizeof k);
+  k.a2 = ct;
+  k.b2 = bt;
+  k.k2 = a->N;
+  k.lda = MHK__LD(rows);
+  k.ldb = MHK__LD(cols);
+  k.ldc = MHK__TILE;
+  k.c = s;
+  MHK__N(mhk__blocks)(&k, rows, cols, corner ? mhk__lower_c : mhk__whole);
+  k.a2 = qt;
+  k.b2 = kt;
+  k.k2 = a->PT;
+  k.c = p;
+  MHK__N(mhk__blocks)(&k, rows, cols, corner ? mhk__lower_c : mhk__whole);
+  if (corner) {
     mhk_real hold[2 * MHK__TILE];
-    MHK__N(mhk__decay_tile)(rows, cum + i0, start ? start + i0 : NULL, i0, 0, hold, decay, K);
+    MHK__N(mhk__decay_tile)(rows, cum + i0, start ? start + i0 : NULL, i0, 0, hold, decay, MHK__TILE);
+    for (i = 0; a->d && i < rows; i++) s[i * MHK__TILE + i] += a->d[h];
   } else {
     for (i = 0; i < rows; i++) u[i] = MHK__R(cum[i0 + i] - cum[i0 - 1]);
     for (j = 0; j < cols; j++) v[j] = MHK__R(cum[i0 - 1] - cum[j0 + j]);
     MHK__N(mhk__row_exp)(rows, u, MHK__R(1), 0, u);
     MHK__N(mhk__row_exp)(cols, v, MHK__R(1), 0, v);
-    for (i = 0; i < rows; i++) {
-      const mhk_index from = start && start[i0 + i] > j0 ? mhk__min(start[i0 + i] - j0, cols) : 0;
-      for (j = 0; j < from; j++) decay[i * K + j] = 0;
-      for (; j < cols; j++) decay[i * K + j] = u[i] * v[j];
-    }
   }
   for (i = 0; i < rows; i++) {
-    const mhk_index from = start && start[i0 + i] > j0 ? mhk__min(start[i0 + i] - j0, cols) : 0, to = mhk__max(from, mhk__min(cols, i0 + i + 1 - j0));
-    for (j = 0; j < from; j++) s[i * K + j] = p[i * K + j] = 0;
-    for (j = to; j < cols; j++) s[i * K + j] = p[i * K + j] = 0;
-    if (to > from) MHK__N(mhk__row_exp)(to - from, p + i * K + from, scale, lse[i0 + i], p + i * K + from);
-    for (j = from; j < to; j++) s[i * K + j] *= decay[i * K + j];
-    if (a->d && i0 == j0) s[i * K + i] += a->d[h];
+    const MHK__V shift = MHK__SET(-lse[i0 + i]), ui = MHK__SET(corner ? MHK__R(1) : u[i]);
+    const mhk_real *factor = corner ? decay + i * MHK__TILE : v;
+    const mhk_index to = corner ? mhk__min(cols, i + MHK__OVER) : cols;
+    for (j = 0; j < to; j += MHK__W) {
+      mhk_real *at = s + i * MHK__TILE + j, *to_p = p + i * MHK__TILE + j;
+      MHK__V ms = MHK__LOAD(at) * ui * MHK__LOAD(factor + j), mt = MHK__N(mhk__vexp)(MHK__FMA(MHK__LOAD(to_p), scale, shift));
+      if (corner) mt = MHK__FROM(zero, mt, i + 1 - j);
+      if (cut) {
+        ms = MHK__FROM(ms, zero, start[i0 + i] - j0 - j);
+        mt = MHK__FROM(mt, zero, start[i0 + i] - j0 - j);
+      }
+      MHK__STORE(at, ms);
+      MHK__STORE(to_p, mt);
+    }
   }
 }
 
-/* packs what both passes need of one head: rows of C and q by tiles later, columns of B and k now */
-static void MHK__N(mhk__orientation_pack)(const mhk__orientation_args *a, mhk_index b, mhk_index h, mhk_real *bcol, mhk_real *kcol, double *cum) {
+/* what both passes need of one head: columns of B and k in tiles, sums of the log-decays */
+static void MHK__N(mhk__orientation_pack)(const mhk__orientation_args *a, mhk_index b, mhk_index h, mhk_real *bt, mhk_real *kt, double *cum) {
   const mhk_index T = a->T, g = h / (a->H / a->G), gt = h / (a->HT / a->GT);
   mhk_index j0, t;
   double sum = 0;
-  mhk__matrix m;
-  m.dtype = MHK_REAL;
-  m.col = 1;
   for (j0 = 0; j0 < T; j0 += MHK__TILE) {
-    const mhk_index n = T - j0 < MHK__TILE ? T - j0 : MHK__TILE;
-    m.data = a->b + ((b * T + j0) * a->G + g) * a->N;
-    m.row = a->G * a->N;
-    MHK__N(mhk__pack)(bcol + j0 * a->N, MHK__NR, n, a->N, m);
-    m.data = a->k + ((b * T + j0) * a->GT + gt) * a->PT;
-    m.row = a->GT * a->PT;
-    MHK__N(mhk__pack)(kcol + j0 * a->PT, MHK__NR, n, a->PT, m);
+    const mhk_index n = mhk__min(MHK__TILE, T - j0);
+    MHK__N(mhk__turned_in)(n, a->N, a->b + ((b * T + j0) * a->G + g) * a->N, a->G * a->N, bt + j0 * a->N);
+    MHK__N(mhk__turned_in)(n, a->PT, a->k + ((b * T + j0) * a->GT + gt) * a->PT, a->GT * a->PT, kt + j0 * a->PT);
   }
   for (t = 0; t < T; t++) cum[t] = sum += (double)a->log_a[(b * T + t) * a->H + h];
 }
 
 static void MHK__N(mhk__orientation)(const mhk__orientation_args *a, mhk_index b, mhk_index h, mhk_real *work) {
-  const mhk_index T = a->T, K = MHK__TILE, g = h / (a->H / a->G), pn = mhk__padded(K);
+  const mhk_index T = a->T, K = MHK__TILE, g = h / (a->H / a->G), over = K + MHK__OVER;
   const mhk_index *start = a->start ? a->start + b * T : NULL;
   double *cum = (double *)work;
-  mhk_real *bcol = work + 2 * T, *kcol = bcol + (T + pn) * a->N, *pc = kcol + (T + pn) * a->PT, *pq = pc + pn * a->N, *s = pq + pn * a->PT, *p = s + K * K;
-  mhk_real *decay = p + K * K;
+  mhk_real *bt = work + 2 * MHK__LD(T), *kt = bt + (T + K) * a->N, *ct = kt + (T + K) * a->PT, *qt = ct + K * a->N + MHK__OVER;
+  mhk_real *s = qt + K * a->PT + MHK__OVER, *p = s + over * K, *decay = p + over * K, *u = decay + over * K, *v = u + K;
   const mhk_real *lse = a->lse + (b * a->H + h) * T;
   double difference = 0, norm = 0;
   mhk_index i0, j0, i, j;
-  mhk__matrix m;
-  MHK__N(mhk__orientation_pack)(a, b, h, bcol, kcol, cum);
-  m.dtype = MHK_REAL;
-  m.col = 1;
+  MHK__N(mhk__orientation_pack)(a, b, h, bt, kt, cum);
   for (i0 = 0; i0 < T; i0 += K) {
-    const mhk_index rows = T - i0 < K ? T - i0 : K;
-    m.data = a->c + ((b * T + i0) * a->G + g) * a->N;
-    m.row = a->G * a->N;
-    MHK__N(mhk__pack)(pc, MHK__MR, rows, a->N, m);
-    m.data = a->q + ((b * T + i0) * a->HT + h) * a->PT;
-    m.row = a->HT * a->PT;
-    MHK__N(mhk__pack)(pq, MHK__MR, rows, a->PT, m);
+    const mhk_index rows = mhk__min(K, T - i0);
+    MHK__N(mhk__turned_in)(rows, a->N, a->c + ((b * T + i0) * a->G + g) * a->N, a->G * a->N, ct);
+    MHK__N(mhk__turned_in)(rows, a->PT, a->q + ((b * T + i0) * a->HT + h) * a->PT, a->HT * a->PT, qt);
     for (j0 = 0; j0 <= i0; j0 += K) {
-      const mhk_index cols = T - j0 < K ? T - j0 : K;
-      double dsum = 0, nsum = 0;
-      MHK__N(mhk__two_tiles)(a, h, cum, start, lse, i0, rows, j0, cols, pc, bcol + j0 * a->N, pq, kcol + j0 * a->PT, s, p, decay);
-      for (i = 0; i < rows; i++) {
-        mhk_real d2 = 0, n2 = 0;
-        const mhk_index to = mhk__min(cols, i0 + i + 1 - j0);
-        for (j = 0; j < to; j++) {
-          const mhk_real d = s[i * K + j] - p[i * K + j];
-          d2 += d * d;
-          n2 += p[i * K + j] * p[i * K + j];
+      const mhk_index cols = mhk__min(K, T - j0);
+      MHK__V d2 = MHK__SET(MHK__R(0)), n2 = d2;
+      MHK__N(mhk__two_tiles)(a, h, cum, start, lse, i0, rows, j0, cols, ct, bt + j0 * a->N, qt, kt + j0 * a->PT, s, p, decay, u, v);
+      for (i = 0; i < rows; i++)
+        for (j = 0; j < (i0 == j0 ? i + 1 : cols); j += MHK__W) {
+          const MHK__V t = MHK__LOAD(p + i * K + j), d = MHK__LOAD(s + i * K + j) - t;
+          d2 = MHK__FMA(d, d, d2);
+          n2 = MHK__FMA(t, t, n2);
         }
-        dsum += (double)d2;
-        nsum += (double)n2;
-      }
-      difference += dsum;
-      norm += nsum;
+      difference += (double)MHK__N(mhk__hsum)(d2);
+      norm += (double)MHK__N(mhk__hsum)(n2);
     }
   }
   a->difference[b * a->H + h] = difference;
@@ -4095,59 +4096,79 @@ static void MHK__N(mhk__orientation)(const mhk__orientation_args *a, mhk_index b
 }
 
 static void MHK__N(mhk__orientation_back)(const mhk__orientation_args *a, mhk_index b, mhk_index g, mhk_real *work) {
-  const mhk_index T = a->T, K = MHK__TILE, N = a->N, group = a->H / a->G, pn = mhk__padded(K), ldb = a->G * N;
-  const mhk_index most = mhk__padded(mhk__max(K, N));
+  const mhk_index T = a->T, K = MHK__TILE, N = a->N, group = a->H / a->G, ldb = a->G * N, over = K + MHK__OVER, wide = MHK__LD(N);
   const mhk_index *start = a->start ? a->start + b * T : NULL;
   double *cum = (double *)work, *dcum = cum + T;
-  mhk_real *bcol = work + 4 * T, *kcol = bcol + (T + pn) * N, *pc = kcol + (T + pn) * a->PT, *pq = pc + pn * N, *s = pq + pn * a->PT, *p = s + K * K;
-  mhk_real *decay = p + K * K, *pa = decay + K * K, *pb = pa + most * most;
+  mhk_real *bt = work + 4 * MHK__LD(T), *kt = bt + (T + K) * N, *br = kt + (T + K) * a->PT, *db = br + T * wide, *ct = db + (T + K) * wide;
+  mhk_real *qt = ct + K * N + MHK__OVER, *cr = qt + K * a->PT + MHK__OVER, *dc = cr + K * wide, *s = dc + over * wide, *p = s + over * K;
+  mhk_real *decay = p + over * K, *turned = decay + over * K, *u = turned + over * K, *v = u + K, *row = v + K, *column = row + K;
+  mhk_real *part = column + K;
   mhk_index h, i0, j0, i, j;
-  mhk__matrix m;
-  m.dtype = MHK_REAL;
+  mhk__block k;
+  memset(&k, 0, sizeof k);
+  k.ldb = k.ldc = wide;
+  MHK__N(mhk__rows_in)(T, N, a->b + (b * T * a->G + g) * N, ldb, NULL, br);
   for (h = g * group; h < (g + 1) * group; h++) {
     const double norm = sqrt(a->difference[b * a->H + h]);
     const mhk_real f = norm > 0 ? MHK__R(a->scale / norm) : 0; /* equal matrices: the subgradient 0 */
     const mhk_real *lse = a->lse + (b * a->H + h) * T;
+    const MHK__V zero = MHK__SET(MHK__R(0)), vf = MHK__SET(f);
     double dd = 0;
-    MHK__N(mhk__orientation_pack)(a, b, h, bcol, kcol, cum);
+    MHK__N(mhk__orientation_pack)(a, b, h, bt, kt, cum);
     for (i = 0; i < T; i++) dcum[i] = 0;
     for (i0 = 0; i0 < T; i0 += K) {
-      const mhk_index rows = T - i0 < K ? T - i0 : K;
+      const mhk_index rows = mhk__min(K, T - i0), wide_q = MHK__LD(rows);
       const mhk_real *cc = a->c + ((b * T + i0) * a->G + g) * N;
-      m.col = 1;
-      m.data = cc;
-      m.row = ldb;
-      MHK__N(mhk__pack)(pc, MHK__MR, rows, N, m);
-      m.data = a->q + ((b * T + i0) * a->HT + h) * a->PT;
-      m.row = a->HT * a->PT;
-      MHK__N(mhk__pack)(pq, MHK__MR, rows, a->PT, m);
+      MHK__N(mhk__turned_in)(rows, N, cc, ldb, ct);
+      MHK__N(mhk__turned_in)(rows, a->PT, a->q + ((b * T + i0) * a->HT + h) * a->PT, a->HT * a->PT, qt);
+      MHK__N(mhk__rows_in)(rows, N, cc, ldb, NULL, cr);
       for (j0 = 0; j0 <= i0; j0 += K) {
-        const mhk_index cols = T - j0 < K ? T - j0 : K;
-        mhk_real column[MHK__TILE];
-        MHK__N(mhk__two_tiles)(a, h, cum, start, lse, i0, rows, j0, cols, pc, bcol + j0 * N, pq, kcol + j0 * a->PT, s, p, decay);
-        for (j = 0; j < cols; j++) column[j] = 0;
+        const mhk_index cols = mhk__min(K, T - j0), turn = MHK__W + (MHK__W % MHK__TALL ? MHK__OVER : 0);
+        const int corner = i0 == j0;
+        MHK__N(mhk__two_tiles)(a, h, cum, start, lse, i0, rows, j0, cols, ct, bt + j0 * N, qt, kt + j0 * a->PT, s, p, decay, u, v);
+        for (j = 0; j < MHK__LD(cols); j += MHK__W) MHK__STORE(column + j, zero);
         for (i = 0; i < rows; i++) {
-          const mhk_index to = mhk__min(cols, i0 + i + 1 - j0);
-          mhk_real row = 0;
-          for (j = 0; j < to; j++) {
-            const mhk_real dm = f * (s[i * K + j] - p[i * K + j]);
-            mhk_real r = dm * s[i * K + j];
-            if (a->d && i0 == j0 && i == j) {
-              r = dm * (s[i * K + j] - a->d[h]);
-              dd += (double)dm;
-            }
-            row += r;
-            column[j] += r;
-            p[i * K + j] = dm * decay[i * K + j];
+          const MHK__V ui = MHK__SET(corner ? MHK__R(1) : u[i]);
+          const mhk_real *factor = corner ? decay + i * K : v;
+          const mhk_index to = corner ? mhk__min(cols, i + MHK__OVER) : cols;
+          MHK__V sum = zero;
+          for (j = 0; j < to; j += MHK__W) { /* what stands on the diagonal no decay passes */
+            const MHK__V ms = MHK__LOAD(s + i * K + j), dm = vf * (ms - MHK__LOAD(p + i * K + j));
+            MHK__V x = dm * ms;
+            if (corner) x = MHK__FROM(zero, x, i - j);
+            sum = sum + x;
+            MHK__STORE(column + j, MHK__LOAD(column + j) + x);
+            MHK__STORE(p + i * K + j, dm * ui * MHK__LOAD(factor + j));
           }
-          for (; j < cols; j++) p[i * K + j] = 0;
-          dcum[i0 + i] += (double)row;
+          MHK__STORE(part + i * MHK__W, sum);
+          if (corner) dd += (double)p[i * K + i];
         }
+        MHK__N(mhk__row_sums)(rows, part, row);
+        for (i = 0; i < rows; i++) dcum[i0 + i] += (double)row[i];
         for (j = 0; j < cols; j++) dcum[j0 + j] -= (double)column[j];
-        if (a->dc) MHK__N(mhk__multiply)(rows, N, cols, p, K, 1, a->b + ((b * T + j0) * a->G + g) * N, ldb, 1,
-                                         a->dc + ((b * T + i0) * a->G + g) * N, ldb, 1, pa, pb);
-        if (a->db) MHK__N(mhk__multiply)(cols, N, rows, p, 1, K, cc, ldb, 1, a->db + ((b * T + j0) * a->G + g) * N, ldb, 1, pa, pb);
+        if (a->db) {
+          k.a2 = p;
+          k.b2 = cr;
+          k.k2 = rows;
+          k.lda = K;
+          k.c = db + j0 * wide;
+          k.c0 = corner && h == g * group ? NULL : k.c;
+          MHK__N(mhk__blocks)(&k, cols, N, corner ? mhk__upper_a : mhk__whole);
+        }
+        if (a->dc) {
+          for (i = 0; i < rows; i += MHK__W)
+            for (j = 0; j < (corner ? mhk__min(cols, i + turn) : cols); j += MHK__W)
+              MHK__N(mhk__turn_tile)(p + i * K + j, K, turned + j * wide_q + i, wide_q);
+          k.a2 = turned;
+          k.b2 = br + j0 * wide;
+          k.k2 = cols;
+          k.lda = wide_q;
+          k.c = dc;
+          k.c0 = j0 > 0 ? dc : NULL;
+          MHK__N(mhk__blocks)(&k, rows, N, corner ? mhk__lower_a : mhk__whole);
+        }
       }
+      if (a->dc) MHK__N(mhk__rows_out)(rows, N, dc, NULL, NULL, a->dc + ((b * T + i0) * a->G + g) * N, ldb, 1);
     }
     if (a->dlog_a) {
       double run = 0;
@@ -4158,6 +4179,7 @@ static void MHK__N(mhk__orientation_back)(const mhk__orientation_args *a, mhk_in
     }
     if (a->dd) a->dd[b * a->H + h] = MHK__R(dd);
   }
+  if (a->db) MHK__N(mhk__rows_out)(T, N, db, NULL, NULL, a->db + (b * T * a->G + g) * N, ldb, 1);
 }
 
 /* ---- convolution: channels c0..c1 of one run, all tokens ---- */
@@ -4437,6 +4459,7 @@ static void MHK__N(mhk__fill)(mhk__kernels *k) {
 #undef MHK__SET
 #undef MHK__FMA
 #undef MHK__MAX
+#undef MHK__SQRT
 #undef MHK__MIN
 #undef MHK__POWER2
 #undef MHK__MASK
@@ -7389,6 +7412,65 @@ MHKDEF mhk_tensor *mhk_matrix_distance(mhk_tape *t, mhk_tensor *x, mhk_tensor *t
   if (!mhk__op_ready(t, x, target)) return NULL;
   if (x->rank < 2) return mhk__shape_error(t, "matrix_distance", x, target, "(...,T,T) is needed");
   return mhk__mean_distance(t, "matrix_distance", x, target, x->shape[x->rank - 1] * x->shape[x->rank - 2]);
+}
+
+/* ---- AdamW ---- */
+
+/* the numbers the kernel wants, at update `step` */
+static void mhk__adamw_factors(double lr, double decay, double beta1, double beta2, double eps, double scale, double step, mhk_real *s) {
+  s[0] = MHK__R(lr * decay);
+  s[1] = MHK__R(beta1);
+  s[2] = MHK__R(beta2);
+  s[3] = MHK__R(lr / (1.0 - pow(beta1, step)));
+  s[4] = MHK__R(1.0 / sqrt(1.0 - pow(beta2, step)));
+  s[5] = MHK__R(eps);
+  s[6] = MHK__R(scale);
+}
+
+typedef struct mhk__adamw_args { int n, keep; mhk_tensor *const *x; mhk_real *moments, s[7]; } mhk__adamw_args;
+
+/* elements first to last of all parameters behind each other */
+static void mhk__adamw_body(mhk_context *ctx, void *args, mhk_index first, mhk_index last) {
+  const mhk__adamw_args *a = (const mhk__adamw_args *)args;
+  mhk_index at = 0;
+  int i;
+  for (i = 0; i < a->n && at < last; at += a->x[i++]->count) {
+    mhk_tensor *x = a->x[i];
+    const mhk_index from = mhk__max(first - at, 0), n = mhk__min(last - at, x->count) - from;
+    mhk_real *m = a->moments + 2 * at + from;
+    if (n <= 0 || !x->grad) continue;
+    ctx->kernels->adamw(n, mhk_data(x) + from, x->grad + from, m, m + x->count, a->s);
+    if (!a->keep) memset(x->grad + from, 0, (size_t)n * sizeof(mhk_real));
+  }
+}
+
+MHKDEF mhk_result mhk_adamw(mhk_context *ctx, int n, mhk_tensor *const *x, mhk_real *moments, int64_t step, const mhk_adamw_desc *desc) {
+  mhk__adamw_args a;
+  mhk_adamw_desc d;
+  mhk_index total = 0;
+  int i;
+  if (!ctx) return MHK_ERROR_MEMORY;
+  if (ctx->result != MHK_OK) return ctx->result;
+  if (n < 0 || (n > 0 && (!x || !moments)) || !desc) return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "adamw: parameters, moments and a description are needed");
+  d = *desc;
+  if (!(d.beta1 > 0)) d.beta1 = d.beta1 == 0 ? 0.9 : -1;
+  if (!(d.beta2 > 0)) d.beta2 = d.beta2 == 0 ? 0.999 : -1;
+  if (!(d.eps > 0)) d.eps = d.eps == 0 ? 1e-8 : -1;
+  if (d.scale == 0) d.scale = 1;
+  if (step < 1 || !(d.beta1 > 0 && d.beta1 < 1 && d.beta2 > 0 && d.beta2 < 1 && d.eps > 0))
+    return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "adamw: step %lld, betas %g and %g, eps %g; steps count from 1, betas lie in (0,1), eps above 0", (long long)step,
+                    desc->beta1, desc->beta2, desc->eps);
+  for (i = 0; i < n; i++) {
+    if (!x[i] || x[i]->dtype != MHK_REAL) return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "adamw: parameter %d of %d is not one of mhk_real", i, n);
+    total += x[i]->count;
+  }
+  a.n = n;
+  a.keep = d.keep_grad;
+  a.x = x;
+  a.moments = moments;
+  mhk__adamw_factors(d.lr, d.weight_decay, d.beta1, d.beta2, d.eps, d.scale, (double)step, a.s);
+  mhk__over(ctx, total, 4 * MHK__GRAIN, mhk__adamw_body, &a);
+  return ctx->result;
 }
 
 static void mhk__orientation_op_back(mhk_tape *t, mhk__node *n) {
@@ -16331,13 +16413,7 @@ static double mhk__optimizer_step(mhk_trainer *tr, double loss, double lr, doubl
   scale = 1.0 / parts;
   if (d->clip > 0.0 && d->clip / (norm + 1e-6) < 1.0) scale *= d->clip / (norm + 1e-6);
   t = (double)++tr->optimizer_step;
-  f[0] = MHK__R(d->weight_decay > 0.0 ? lr * d->weight_decay : 0.0);
-  f[1] = MHK__R(tr->desc.beta1);
-  f[2] = MHK__R(tr->desc.beta2);
-  f[3] = MHK__R(lr / (1.0 - pow(tr->desc.beta1, t)));
-  f[4] = MHK__R(1.0 / sqrt(1.0 - pow(tr->desc.beta2, t)));
-  f[5] = MHK__R(tr->desc.eps);
-  f[6] = MHK__R(scale);
+  mhk__adamw_factors(lr, d->weight_decay > 0.0 ? d->weight_decay : 0.0, tr->desc.beta1, tr->desc.beta2, tr->desc.eps, scale, t, f);
   memcpy(tr->factors[1], f, sizeof tr->factors[0]);
   tr->factors[1][0] = 0;
   mhk__parallel(ctx, tr->n_blocks, mhk__adamw_block, tr);

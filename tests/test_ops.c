@@ -1642,8 +1642,78 @@ TEST(instruction_sets_agree) {
   for (kind = 0; kind < MODEL_KINDS; kind++) free(want[kind]), free(want_grads[kind]);
 }
 
+/* three parameters of which one has no gradient, on one thread and on three, against the formula in double */
+TEST(adamw) {
+  enum { MANY = 70001, FEW = 5, STILL = 3, ALL = MANY + FEW + STILL };
+  static mhk_real first[ALL];
+  mhk_index sizes[3] = {MANY, STILL, FEW};
+  int threads, i, keep;
+  for (threads = 1; threads <= 3; threads += 2)
+    for (keep = 0; keep < 2; keep++) {
+      mhk_context *ctx = mhk_create(NULL);
+      mhk_tensor *x[3];
+      mhk_adamw_desc d;
+      mhk_real *moments = (mhk_real *)calloc(2 * ALL, sizeof *moments);
+      double *p = (double *)malloc(3 * ALL * sizeof *p), *m = p + ALL, *v = m + ALL;
+      mhk_index at = 0, j;
+      int64_t step;
+      uint64_t seed = 7;
+      if (!moments || !p) exit(3);
+      mhk_set_threads(ctx, threads);
+      memset(&d, 0, sizeof d);
+      d.lr = 0.01;
+      d.beta2 = 0.95;
+      d.weight_decay = 0.1;
+      d.scale = 0.5;
+      d.keep_grad = keep;
+      for (i = 0; i < 3; at += sizes[i++]) {
+        x[i] = mhk_parameter(ctx, "x", 1, &sizes[i], NULL);
+        for (j = 0; j < sizes[i]; j++) {
+          mhk_data(x[i])[j] = (mhk_real)test_uniform(&seed, -1, 1);
+          p[at + j] = (double)mhk_data(x[i])[j];
+          m[at + j] = v[at + j] = 0;
+          if (i != 1) x[i]->grad[j] = (mhk_real)(0.25 + (double)((i + j) % 5));
+        }
+      }
+      x[1]->grad = NULL;
+      for (step = 1; step <= 3; step++) {
+        for (i = 0, at = 0; i < 3; at += sizes[i++])
+          for (j = 0; i != 1 && j < sizes[i]; j++) {
+            const double g = 0.5 * (double)x[i]->grad[j];
+            m[at + j] = 0.9 * m[at + j] + 0.1 * g;
+            v[at + j] = 0.95 * v[at + j] + 0.05 * g * g;
+            p[at + j] -= 0.01 * (0.1 * p[at + j] + m[at + j] / (1 - pow(0.9, (double)step)) / (sqrt(v[at + j] / (1 - pow(0.95, (double)step))) + 1e-8));
+          }
+        CHECK(mhk_adamw(ctx, 3, x, moments, step, &d) == MHK_OK, "%s", mhk_message(ctx));
+        for (i = 0, at = 0; i < 3; i += 2) /* gradients are zeros afterwards, or as they were */
+          for (j = 0; j < sizes[i]; j++) at += (double)x[i]->grad[j] != (keep ? 0.25 + (double)((i + j) % 5) : 0);
+        CHECK(at == 0, "%lld gradients are not what they should be", (long long)at);
+      }
+      for (i = 0, at = 0; i < 3; at += sizes[i++]) {
+        CHECK_CLOSE_TO_DOUBLE("adamw", mhk_data(x[i]), p + at, sizes[i], 1e-6);
+        if (keep == 0 && threads == 1) memcpy(first + at, mhk_data(x[i]), (size_t)sizes[i] * sizeof(mhk_real));
+        if (keep == 0 && threads > 1) CHECK_SAME("adamw on three threads", mhk_data(x[i]), first + at, sizes[i]);
+      }
+      CHECK(mhk_adamw(ctx, 0, NULL, NULL, 1, &d) == MHK_OK, "%s", mhk_message(ctx));
+      CHECK(mhk_adamw(ctx, 3, x, moments, 0, &d) == MHK_ERROR_ARGUMENT, "%s", mhk_message(ctx));
+      mhk_clear_error(ctx);
+      d.beta1 = 1;
+      CHECK(mhk_adamw(ctx, 3, x, moments, 1, &d) == MHK_ERROR_ARGUMENT, "%s", mhk_message(ctx));
+      mhk_clear_error(ctx);
+      d.beta1 = 0;
+      CHECK(mhk_adamw(ctx, 3, x, NULL, 1, &d) == MHK_ERROR_ARGUMENT, "%s", mhk_message(ctx));
+      mhk_clear_error(ctx);
+      x[2] = NULL;
+      CHECK(mhk_adamw(ctx, 3, x, moments, 1, &d) == MHK_ERROR_ARGUMENT, "%s", mhk_message(ctx));
+      mhk_destroy(ctx);
+      free(moments);
+      free(p);
+    }
+}
+
 int main(int argc, char **argv) {
   test_begin(argc, argv);
+  RUN(adamw);
   RUN(gradients_elementwise);
   RUN(gradients_products);
   RUN(gradients_mixers);

@@ -8,6 +8,7 @@
 #define HEADS 32 /* of Phi-1.5 */
 #define HEAD 64
 #define MAX_COPIES 64
+#define MAX_TENSORS 256 /* of the models made here */
 #define COLD_BYTES ((double)((size_t)512 << 20)) /* more weights than a cache holds */
 
 struct bench_work {
@@ -24,7 +25,7 @@ struct bench_work {
   mhk_trainer *trainer;
   int32_t *tokens;
   mhk_real *moments;         /* AdamW's, two for each parameter */
-  double updates;            /* done with them */
+  int64_t updates;           /* done with them */
   size_t base;               /* bytes held when all is made */
 };
 
@@ -444,31 +445,18 @@ double bench_memory(const bench_work *w) {
 
 /* ---------------------------------------------------------------- one repetition */
 
-/* AdamW over a model's parameters, gradients zeroed on the way. The trainer's own is only reached through
-   distillation, which has a teacher to run; this one is what a caller would write. */
+/* AdamW over a model's parameters, gradients zeroed on the way */
 static void adamw(bench_work *w) {
-  const mhk_real b1 = (mhk_real)0.9, b2 = (mhk_real)0.95, lr = (mhk_real)1e-4, decay = (mhk_real)(1 - 1e-4 * 0.1);
-  const double n = ++w->updates;
-  const mhk_real c1 = (mhk_real)(1 / (1 - pow(0.9, n))), c2 = (mhk_real)(1 / (1 - pow(0.95, n)));
-  const mhk_real eps = (mhk_real)1e-8;
-  mhk_real *m = w->moments;
-  int i, threads = mhk_threads(w->ctx);
-  (void)threads;
-  for (i = 0; i < mhk_model_tensors(w->student); i++) {
-    mhk_tensor *x = mhk_model_tensor(w->student, i);
-    mhk_real *p = mhk_data(x), *g = x->grad, *v = m + x->count;
-    mhk_index j, count = x->count;
-#ifdef _OPENMP
-#pragma omp parallel for simd num_threads(threads) if (count > 50000)
-#endif
-    for (j = 0; j < count; j++) {
-      m[j] = b1 * m[j] + (1 - b1) * g[j];
-      v[j] = b2 * v[j] + (1 - b2) * g[j] * g[j];
-      p[j] = decay * p[j] - lr * c1 * m[j] / ((mhk_real)sqrtf((float)(c2 * v[j])) + eps);
-      g[j] = 0;
-    }
-    m += 2 * count;
-  }
+  mhk_tensor *x[MAX_TENSORS];
+  mhk_adamw_desc d;
+  const int n = mhk_model_tensors(w->student);
+  int i;
+  for (i = 0; i < n && i < MAX_TENSORS; i++) x[i] = mhk_model_tensor(w->student, i);
+  memset(&d, 0, sizeof d);
+  d.lr = 1e-4;
+  d.beta2 = 0.95;
+  d.weight_decay = 0.1;
+  mhk_adamw(w->ctx, i, x, w->moments, ++w->updates, &d);
 }
 
 static double run_linear(bench_work *w) {
