@@ -2132,12 +2132,13 @@ static void mhk__look_ahead(mhk__ahead *a, const mhk_real *at, mhk_index ld, mhk
   a->parts++;
 }
 
-/* A product of operands as they lie in work memory: c = f (c0 + a1 b1) + a2 b2, row i of it by f[i * fs]. The left operands are stored with their columns
-   as rows (element (i,k) at a[k * lda + i]), so that a row tile of any height reads neighbours; the right ones row by row. Nothing is packed twice for two
-   uses, and edges need no code of their own: rows of b and c are padded to MHK__LD numbers, what a's padding holds only reaches padding of c. */
+/* A product of operands as they lie in work memory: c = f (c0 + a1 b1) + a2 b2, row i of it by f[i * fs]. Element (i,k) of a left operand is at
+   a[i * row + k * col]: its numbers are broadcast one by one, so that it may lie either way; only the right ones must lie row by row. Nothing is packed for
+   one use alone, and edges need no code of their own: rows of b and c are padded to MHK__LD numbers, and what is read beyond a's rows only reaches rows of
+   c beyond its own. */
 typedef struct mhk__block {
-  const mhk_real *a1, *b1, *a2, *b2; /* a1 or a2 NULL: that product is absent */
-  mhk_index k1, k2, lda, ldb;
+  const mhk_real *a1, *b1, *a2, *b2; /* a1 NULL: that product is absent */
+  mhk_index k1, row1, col1, k2, row2, col2, ldb;
   const mhk_real *c0;                /* same layout as c, may be c; NULL: zeros */
   const mhk_real *f;                 /* NULL: ones */
   mhk_index fs;
@@ -2216,22 +2217,22 @@ static mhk_index mhk__up(mhk_index n, mhk_index step) { return (n + step - 1) / 
 /* elements of work memory a kernel needs, the widest register tile allowed for */
 static mhk_index mhk__attention_work(mhk_index S, mhk_index P) {
   const mhk_index K = MHK__TILE, over = K + MHK__OVER, p = MHK__LD(P);
-  return (S + 2 * K) * (P + p) + over * (K + p) + 3 * K + 64;
+  return 2 * (S + K) * p + P * K + over * (K + p) + 3 * K + 64;
 }
 #ifndef MOHAWK_NO_TRAINING
 static mhk_index mhk__attention_back_work(mhk_index T, mhk_index P) {
   const mhk_index K = MHK__TILE, over = K + MHK__OVER, p = MHK__LD(P);
-  return (T + K) * (2 * P + 3 * p) + 2 * K * (P + p) + 3 * over * K + over * p + K + 64;
+  return (T + K) * (2 * P + 3 * p) + over * (3 * p + 2 * K) + 2 * K + 64;
 }
 #endif
 static mhk_index mhk__ssd_work(mhk_index Q, mhk_index N, mhk_index P, mhk_index heads) { /* heads of one task */
   const mhk_index q = MHK__LD(Q), n = MHK__LD(N), p = MHK__LD(P), over = Q + MHK__OVER;
-  return 9 * q + 4 * over * q + 2 * (N + P) * q + 5 * over * n + 3 * over * p + 2 * P * n + heads * (N + MHK__OVER) * p + q * 16 + 16 * MHK__OVER;
+  return (8 + N + P + 3 * over) * q + over * 4 * (n + p) + 2 * P * n + heads * (N + MHK__OVER) * p + 64;
 }
 #ifndef MOHAWK_NO_TRAINING
 static mhk_index mhk__orientation_work(mhk_index T, mhk_index N, mhk_index P) {
   const mhk_index K = MHK__TILE, over = K + MHK__OVER, n = MHK__LD(N);
-  return 4 * MHK__LD(T) + (T + K) * (N + P + 2 * n) + K * (N + P) + (K + over) * n + 4 * over * K + 24 * K;
+  return 4 * MHK__LD(T) + (T + K) * (N + P + 2 * n) + over * (2 * n + MHK__LD(P) + 3 * K) + 20 * K + 64;
 }
 static mhk_index mhk__conv_work(mhk_index W) { return (2 * W + 4) * MHK__CONV_BLOCK; }
 #endif
@@ -2757,20 +2758,21 @@ static void MHK__N(mhk__product)(mhk_index m, mhk_index n, mhk_index k, const mh
 #define MHK__SUM2(i) MHK__V s##i##a = zero, s##i##b = zero;
 #define MHK__TAKE2(i) s##i##a = MHK__LOAD(from + (i) * ldc); s##i##b = MHK__LOAD(from + (i) * ldc + MHK__W);
 #define MHK__TIMES2(i) x = MHK__SET(f[(i) * fs]); s##i##a = s##i##a * x; s##i##b = s##i##b * x;
-#define MHK__GO2(i) x = MHK__SET(a[i]); s##i##a = MHK__FMA(x, ba, s##i##a); s##i##b = MHK__FMA(x, bb, s##i##b);
+#define MHK__GO2(i) x = MHK__SET(a[(i) * row]); s##i##a = MHK__FMA(x, ba, s##i##a); s##i##b = MHK__FMA(x, bb, s##i##b);
 #define MHK__PUT2(i) MHK__STORE(c + (i) * ldc, s##i##a); MHK__STORE(c + (i) * ldc + MHK__W, s##i##b);
 #define MHK__B2 ba = MHK__LOAD(b); bb = MHK__LOAD(b + MHK__W);
 #define MHK__SUM1(i) MHK__V s##i##a = zero;
 #define MHK__TAKE1(i) s##i##a = MHK__LOAD(from + (i) * ldc);
 #define MHK__TIMES1(i) s##i##a = s##i##a * MHK__SET(f[(i) * fs]);
-#define MHK__GO1(i) s##i##a = MHK__FMA(MHK__SET(a[i]), ba, s##i##a);
+#define MHK__GO1(i) s##i##a = MHK__FMA(MHK__SET(a[(i) * row]), ba, s##i##a);
 #define MHK__PUT1(i) MHK__STORE(c + (i) * ldc, s##i##a);
 #define MHK__B1 ba = MHK__LOAD(b);
 /* k: the range of the second product */
 #define MHK__BLOCK_OF(name, rows, v, VARS) \
   static void MHK__N(name)(const mhk__block *p, mhk_index i, mhk_index j, mhk_index k0, mhk_index k1) { \
     const MHK__V zero = MHK__SET(MHK__R(0)); \
-    const mhk_index lda = p->lda, ldb = p->ldb, ldc = p->ldc; \
+    const mhk_index ldb = p->ldb, ldc = p->ldc; \
+    mhk_index row, col; \
     const mhk_real *MHK__RESTRICT a, *MHK__RESTRICT b; \
     mhk_real *c = p->c + i * ldc + j; \
     mhk_index k; \
@@ -2780,17 +2782,22 @@ static void MHK__N(mhk__product)(mhk_index m, mhk_index n, mhk_index k, const mh
       const mhk_real *from = p->c0 + i * ldc + j; \
       MHK__EACH(rows, MHK__JOIN(MHK__TAKE, v)) \
     } \
-    if (p->a1) \
-      for (k = p->k1, a = p->a1 + i, b = p->b1 + j; k > 0; k--, a += lda, b += ldb) { \
+    if (p->a1) { \
+      row = p->row1; \
+      col = p->col1; \
+      for (k = p->k1, a = p->a1 + i * row, b = p->b1 + j; k > 0; k--, a += col, b += ldb) { \
         MHK__JOIN(MHK__B, v) \
         MHK__EACH(rows, MHK__JOIN(MHK__GO, v)) \
       } \
+    } \
     if (p->f) { \
       const mhk_index fs = p->fs; \
       const mhk_real *f = p->f + i * fs; \
       MHK__EACH(rows, MHK__JOIN(MHK__TIMES, v)) \
     } \
-    for (k = k1 - k0, a = p->a2 + k0 * lda + i, b = p->b2 + k0 * ldb + j; k > 0; k--, a += lda, b += ldb) { \
+    row = p->row2; \
+    col = p->col2; \
+    for (k = k1 - k0, a = p->a2 + k0 * col + i * row, b = p->b2 + k0 * ldb + j; k > 0; k--, a += col, b += ldb) { \
       MHK__JOIN(MHK__B, v) \
       MHK__EACH(rows, MHK__JOIN(MHK__GO, v)) \
     } \
@@ -2822,7 +2829,7 @@ static void MHK__N(mhk__fetch)(mhk__ahead *a, mhk_index rows) {
 static void MHK__N(mhk__blocks)(const mhk__block *p, mhk_index m, mhk_index n, int part) {
   mhk_index i, j, tall;
   for (i = 0; i < m; i += tall ? MHK__TALL : 4) {
-    mhk_index first = 0, last = n, from = 0, to = p->a2 ? p->k2 : 0;
+    mhk_index first = 0, last = n, from = 0, to = p->k2;
     tall = m - i >= MHK__TALL ? m - i != 8 || MHK__TALL == 8 : m - i > 4;
     if (part == mhk__lower_c) last = mhk__min(n, i + (tall ? MHK__TALL : 4));
     if (part == mhk__upper_c) first = i / MHK__W * MHK__W;
@@ -2864,7 +2871,11 @@ static void MHK__N(mhk__turned_in)(mhk_index n, mhk_index w, const mhk_real *src
   mhk_index i, j = 0;
 #ifdef MHK__TRANSPOSES
   for (i = 0; i < wide; i += MHK__W)
-    for (j = 0; j + MHK__W <= w; j += MHK__W) MHK__N(mhk__transpose)(src + i * ld + j, ld, n - i, dst + j * wide + i, wide, MHK__W);
+    for (j = 0; j + MHK__W <= w; j += MHK__W)
+      if (n - i >= MHK__W)
+        MHK__N(mhk__transpose)(src + i * ld + j, ld, MHK__W, dst + j * wide + i, wide, MHK__W);
+      else
+        MHK__N(mhk__transpose)(src + i * ld + j, ld, n - i, dst + j * wide + i, wide, MHK__W);
 #endif
   for (; j < w; j++) {
     for (i = 0; i < n; i++) dst[j * wide + i] = src[i * ld + j];
@@ -3384,7 +3395,7 @@ static void MHK__N(mhk__attention)(const mhk__attention_args *a, mhk_index b, mh
   const mhk_real *q = a->q + (b * T * a->H + h) * P, *k = a->k + b * a->kv_batch + g * P, *v = a->v ? a->v + b * a->kv_batch + g * P : NULL;
   const mhk_index *start = a->start ? a->start + b * T : NULL;
   const MHK__V zero = MHK__SET(MHK__R(0)), lowest = MHK__SET(MHK__R(-3e38)), scale = MHK__SET(MHK__R(1.0 / sqrt((double)P)));
-  mhk_real *keys = work, *values = keys + (S + K) * P + MHK__OVER, *qt = values + (S + K) * wide, *s = qt + P * K, *o = s + (K + MHK__OVER) * K;
+  mhk_real *keys = work, *values = keys + (S + K) * wide, *qt = values + (S + K) * wide, *s = qt + P * K, *o = s + (K + MHK__OVER) * K;
   mhk_real *most = o + (K + MHK__OVER) * wide, *sum = most + K, *f = sum + K;
   mhk_index i0, i1, j0, i, j, ready = 0, until[MHK__TILE];
   mhk__ahead ahead;
@@ -3400,7 +3411,7 @@ static void MHK__N(mhk__attention)(const mhk__attention_args *a, mhk_index b, mh
     for (; ready < last; ready += K) {
       const mhk_index n = mhk__min(K, S - ready);
       if (ready + K <= first) continue;
-      MHK__N(mhk__turned_in)(n, P, k + ready * kv, kv, keys + ready * P);
+      MHK__N(mhk__rows_in)(n, P, k + ready * kv, kv, NULL, keys + ready * wide);
       if (v) MHK__N(mhk__rows_in)(n, P, v + ready * kv, kv, NULL, values + ready * wide);
     }
     MHK__N(mhk__turned_in)(rows, P, q + i0 * ldq, ldq, qt);
@@ -3420,11 +3431,12 @@ static void MHK__N(mhk__attention)(const mhk__attention_args *a, mhk_index b, mh
           while (i < rows && start[i0 + i] <= j0 + j) i++;
           until[j] = i;
         }
-      p.a1 = p.c0 = p.f = NULL;
-      p.a2 = keys + j0 * P;
+      p.c0 = p.f = NULL;
+      p.a2 = keys + j0 * wide;
       p.b2 = qt;
       p.k2 = P;
-      p.lda = MHK__LD(mhk__min(K, S - j0));
+      p.row2 = wide;
+      p.col2 = 1;
       p.ldb = p.ldc = wide_q;
       p.c = s;
       MHK__N(mhk__blocks)(&p, n, rows, corner ? mhk__upper_c : mhk__whole);
@@ -3465,7 +3477,8 @@ static void MHK__N(mhk__attention)(const mhk__attention_args *a, mhk_index b, mh
       p.a2 = s;
       p.b2 = values + j0 * wide;
       p.k2 = n;
-      p.lda = wide_q;
+      p.row2 = 1;
+      p.col2 = wide_q;
       p.ldb = p.ldc = wide;
       p.c = o;
       MHK__N(mhk__blocks)(&p, rows, P, corner ? mhk__lower_a : mhk__whole);
@@ -3518,15 +3531,15 @@ static void MHK__N(mhk__attention_step)(const mhk__attention_args *a, mhk_index 
 
 #ifndef MOHAWK_NO_TRAINING
 /* All query heads of one key/value head. p = exp(s - lse); dv += p^T dy; dp = dy v^T; ds = p (dp - sum(dy y)) scale; dq += ds k; dk += ds^T q. Here tiles stand
-   queries by keys: the left operands of dv and dk; ds is turned once for dq. */
+   queries by keys. */
 static void MHK__N(mhk__attention_back)(const mhk__attention_args *a, mhk_index b, mhk_index g, mhk_real *work) {
   const mhk_index T = a->T, P = a->P, kv = a->G * P, ld = a->H * P, K = MHK__TILE, group = a->H / a->G, wide = MHK__LD(P), from_k = b * a->kv_batch + g * P;
   const mhk_real *k = a->k + from_k, *v = a->v + from_k;
   const mhk_index *start = a->start ? a->start + b * T : NULL;
   const MHK__V zero = MHK__SET(MHK__R(0)), scale = MHK__SET(MHK__R(1.0 / sqrt((double)P)));
   mhk_real *kt = work, *vt = kt + (T + K) * P + MHK__OVER, *kr = vt + (T + K) * P + MHK__OVER, *dk = kr + (T + K) * wide, *dv = dk + (T + K) * wide;
-  mhk_real *qt = dv + (T + K) * wide, *dyt = qt + P * K + MHK__OVER, *qr = dyt + P * K + MHK__OVER, *dyr = qr + K * wide, *s = dyr + K * wide;
-  mhk_real *ds = s + (K + MHK__OVER) * K, *dst = ds + (K + MHK__OVER) * K, *dq = dst + K * K + MHK__OVER, *delta = dq + (K + MHK__OVER) * wide;
+  mhk_real *qr = dv + (T + K) * wide, *dyr = qr + (K + MHK__OVER) * wide, *s = dyr + (K + MHK__OVER) * wide;
+  mhk_real *ds = s + (K + MHK__OVER) * K, *dq = ds + (K + MHK__OVER) * K, *delta = dq + (K + MHK__OVER) * wide;
   mhk_index i0, j0, i, j, h;
   mhk__ahead ahead;
   mhk__block p;
@@ -3534,7 +3547,7 @@ static void MHK__N(mhk__attention_back)(const mhk__attention_args *a, mhk_index 
   p.ahead = &ahead;
   for (h = g * group; h < (g + 1) * group; h++)
     for (i0 = 0; i0 < T; i0 += K) {
-      const mhk_index rows = mhk__min(K, T - i0), wide_q = MHK__LD(rows), last = i0 + rows, at = ((b * T + i0) * a->H + h) * P, next = mhk__min(K, T - last);
+      const mhk_index rows = mhk__min(K, T - i0), last = i0 + rows, at = ((b * T + i0) * a->H + h) * P, next = mhk__min(K, T - last);
       const mhk_index first = start && start[i0] > 0 ? start[i0] / K * K : 0;
       const mhk_real *lse = a->lse + (b * a->H + h) * T + i0;
       if (h == g * group) {
@@ -3542,8 +3555,6 @@ static void MHK__N(mhk__attention_back)(const mhk__attention_args *a, mhk_index 
         MHK__N(mhk__turned_in)(rows, P, v + i0 * kv, kv, vt + i0 * P);
         MHK__N(mhk__rows_in)(rows, P, k + i0 * kv, kv, NULL, kr + i0 * wide);
       }
-      MHK__N(mhk__turned_in)(rows, P, a->q + at, ld, qt);
-      MHK__N(mhk__turned_in)(rows, P, a->dy + at, ld, dyt);
       MHK__N(mhk__rows_in)(rows, P, a->q + at, ld, NULL, qr);
       MHK__N(mhk__rows_in)(rows, P, a->dy + at, ld, NULL, dyr);
       MHK__N(mhk__rows_in)(rows, P, a->yy + at, ld, NULL, dq);
@@ -3558,17 +3569,18 @@ static void MHK__N(mhk__attention_back)(const mhk__attention_args *a, mhk_index 
         mhk__look_ahead(&ahead, v + last * kv, kv, P, next);
       }
       for (j0 = first; j0 < last; j0 += K) {
-        const mhk_index n = mhk__min(K, T - j0), wide_k = MHK__LD(n), turn = MHK__W + (MHK__W % MHK__TALL ? MHK__OVER : 0);
+        const mhk_index n = mhk__min(K, T - j0), wide_k = MHK__LD(n);
         const int corner = i0 == j0, fresh = corner && h == g * group, cut = start && start[last - 1] > j0;
-        p.a1 = p.c0 = p.f = NULL;
-        p.a2 = qt;
+        p.c0 = NULL;
+        p.a2 = qr;
         p.b2 = kt + j0 * P;
         p.k2 = P;
-        p.lda = wide_q;
+        p.row2 = wide;
+        p.col2 = 1;
         p.ldb = p.ldc = wide_k;
         p.c = s;
         MHK__N(mhk__blocks)(&p, rows, n, corner ? mhk__lower_c : mhk__whole);
-        p.a2 = dyt;
+        p.a2 = dyr;
         p.b2 = vt + j0 * P;
         p.c = ds;
         MHK__N(mhk__blocks)(&p, rows, n, corner ? mhk__lower_c : mhk__whole);
@@ -3589,7 +3601,8 @@ static void MHK__N(mhk__attention_back)(const mhk__attention_args *a, mhk_index 
           p.a2 = s;
           p.b2 = dyr;
           p.k2 = rows;
-          p.lda = wide_k;
+          p.row2 = 1;
+          p.col2 = wide_k;
           p.ldb = p.ldc = wide;
           p.c = dv + j0 * wide;
           p.c0 = fresh ? NULL : p.c;
@@ -3599,20 +3612,19 @@ static void MHK__N(mhk__attention_back)(const mhk__attention_args *a, mhk_index 
           p.a2 = ds;
           p.b2 = qr;
           p.k2 = rows;
-          p.lda = wide_k;
+          p.row2 = 1;
+          p.col2 = wide_k;
           p.ldb = p.ldc = wide;
           p.c = dk + j0 * wide;
           p.c0 = fresh ? NULL : p.c;
           MHK__N(mhk__blocks)(&p, n, P, corner ? mhk__upper_a : mhk__whole);
         }
         if (a->dq) {
-          for (i = 0; i < rows; i += MHK__W)
-            for (j = 0; j < (corner ? mhk__min(n, i + turn) : n); j += MHK__W)
-              MHK__N(mhk__turn_tile)(ds + i * wide_k + j, wide_k, dst + j * wide_q + i, wide_q);
-          p.a2 = dst;
+          p.a2 = ds;
           p.b2 = kr + j0 * wide;
           p.k2 = n;
-          p.lda = wide_q;
+          p.row2 = wide_k;
+          p.col2 = 1;
           p.ldb = p.ldc = wide;
           p.c = dq;
           p.c0 = j0 > first ? dq : NULL;
@@ -3702,14 +3714,14 @@ static void MHK__N(mhk__decay_edges)(mhk_index n, const double *cum, const mhk_i
 }
 
 /* Chunk by chunk, the heads of one task in turn: their rows lie side by side, and heads of one B/C group share what is made of B and C.
-   The state is kept turned, (N,P), as the right operand it is. G = C B^T is made turned too, which makes it the left operand of G x. */
+   The state is kept turned, (N,P), as the right operand it is; G = C B^T is made turned too, for which only C must be. */
 static void MHK__N(mhk__ssd)(const mhk__ssd_args *a, mhk_index b, mhk_index task, mhk_real *work) {
   const mhk_index T = a->T, P = a->P, N = a->N, Q = a->Q, group = a->H / a->G, ldx = a->H * P, ldb = a->G * N, chunks = (T + Q - 1) / Q;
   const mhk_index q = MHK__LD(Q), wide_n = MHK__LD(N), wide_p = MHK__LD(P), first = task * a->span, last = mhk__min(a->H, first + a->span);
   const mhk_index *start = a->start ? a->start + b * T : NULL;
   double *cum = (double *)work;
-  mhk_real *carry = work + 2 * q, *tail = carry + q, *hold = tail + q, *ct = hold + 2 * q, *bt = ct + N * q + MHK__OVER, *cb = bt + N * q + MHK__OVER;
-  mhk_real *s = cb + (Q + MHK__OVER) * q, *bs = s + (Q + MHK__OVER) * q, *xr = bs + Q * wide_n + MHK__OVER, *yr = xr + Q * wide_p;
+  mhk_real *carry = work + 2 * q, *tail = carry + q, *hold = tail + q, *ct = hold + 2 * q, *br = ct + N * q, *cb = br + (Q + MHK__OVER) * wide_n;
+  mhk_real *s = cb + (Q + MHK__OVER) * q, *xr = s + (Q + MHK__OVER) * q, *xs = xr + Q * wide_p, *yr = xs + Q * wide_p;
   mhk_real *states = yr + (Q + MHK__OVER) * wide_p;
   const mhk_index each = (N + MHK__OVER) * wide_p;
   mhk_index c, h, t, i, j;
@@ -3722,15 +3734,16 @@ static void MHK__N(mhk__ssd)(const mhk__ssd_args *a, mhk_index b, mhk_index task
   }
   for (c = 0; c < chunks; c++) {
     const mhk_index t0 = c * Q, n = T - t0 < Q ? T - t0 : Q, lda = MHK__LD(n);
+    mhk__ahead ahead;
     mhk__block k;
     memset(&k, 0, sizeof k);
+    k.ahead = &ahead;
     for (h = first; h < last; h++) {
       const mhk_index g = h / group;
       const mhk_real *x = a->x + ((b * T + t0) * a->H + h) * P, *la = a->log_a + (b * T + t0) * a->H + h;
       const mhk_real *bm = a->b + ((b * T + t0) * a->G + g) * N, *cm = a->c + ((b * T + t0) * a->G + g) * N;
       mhk_real *state = states + (h - first) * each;
       double sum = 0;
-      mhk__ahead ahead;
       { /* the next head's rows, or the next chunk's */
         const mhk_index h2 = h + 1 < last ? h + 1 : first, t2 = h + 1 < last ? t0 : t0 + Q, n2 = mhk__min(Q, T - t2), at = (b * T + t2) * a->H + h2;
         ahead.parts = ahead.now = 0;
@@ -3740,24 +3753,25 @@ static void MHK__N(mhk__ssd)(const mhk__ssd_args *a, mhk_index b, mhk_index task
         }
         mhk__look_ahead(&ahead, n2 > 0 ? a->x + at * P : NULL, ldx, P, n2);
         mhk__look_ahead(&ahead, n2 > 0 ? a->y + at * P : NULL, ldx, P, n2);
-        k.ahead = &ahead;
       }
       for (t = 0; t < n; t++) cum[t] = sum += (double)la[t * a->H];
       MHK__N(mhk__decay_tile)(n, cum, start ? start + t0 : NULL, t0, 1, hold, s, lda);
       MHK__N(mhk__decay_edges)(n, cum, start ? start + t0 : NULL, t0, carry, tail);
       if (h == first || h % group == 0) {
         MHK__N(mhk__turned_in)(n, N, cm, ldb, ct);
-        MHK__N(mhk__turned_in)(n, N, bm, ldb, bt);
+        MHK__N(mhk__rows_in)(n, N, bm, ldb, NULL, br);
         k.a1 = k.c0 = k.f = NULL;
-        k.a2 = bt;
+        k.a2 = br;
+        k.row2 = wide_n;
+        k.col2 = 1;
         k.b2 = ct;
         k.k2 = N;
-        k.lda = k.ldb = k.ldc = lda;
+        k.ldb = k.ldc = lda;
         k.c = cb;
         MHK__N(mhk__blocks)(&k, n, n, mhk__upper_c);
       }
       MHK__N(mhk__rows_in)(n, P, x, ldx, NULL, xr);
-      MHK__N(mhk__rows_in)(n, N, bm, ldb, tail, bs);
+      MHK__N(mhk__rows_in)(n, P, x, ldx, tail, xs);
       for (i = 0; i < n; i++) {
         for (j = i / MHK__W * MHK__W; j < n; j += MHK__W) MHK__STORE(s + i * lda + j, MHK__LOAD(s + i * lda + j) * MHK__LOAD(cb + i * lda + j));
         if (a->d) s[i * lda + i] += a->d[h]; /* y_t += D x_t comes with the product */
@@ -3770,24 +3784,26 @@ static void MHK__N(mhk__ssd)(const mhk__ssd_args *a, mhk_index b, mhk_index task
       k.a1 = c > 0 || a->initial ? ct : NULL;
       k.b1 = state;
       k.k1 = N;
+      k.row1 = k.row2 = 1;
+      k.col1 = k.col2 = lda;
       k.c0 = NULL;
       k.f = carry;
       k.fs = 1;
       k.a2 = s;
       k.b2 = xr;
       k.k2 = n;
-      k.lda = lda;
       k.ldb = k.ldc = wide_p;
       k.c = yr;
       MHK__N(mhk__blocks)(&k, n, P, mhk__lower_a);
       MHK__N(mhk__rows_out)(n, P, yr, NULL, NULL, a->y + ((b * T + t0) * a->H + h) * P, ldx, 0);
-      /* the state after the chunk: carry_last state + (tail B)^T x */
+      /* the state after the chunk: carry_last state + B^T (tail x) */
       k.a1 = NULL;
       k.c0 = k.c = state;
       k.f = carry + n - 1;
       k.fs = 0;
-      k.a2 = bs;
-      k.lda = wide_n;
+      k.a2 = br;
+      k.col2 = wide_n;
+      k.b2 = xs;
       MHK__N(mhk__blocks)(&k, N, P, mhk__whole);
     }
   }
@@ -3837,11 +3853,12 @@ static void MHK__N(mhk__ssd_back)(const mhk__ssd_args *a, mhk_index b, mhk_index
   const mhk_index q = MHK__LD(Q), wide_n = MHK__LD(N), wide_p = MHK__LD(P), first = task * a->span, last = mhk__min(a->G, first + a->span);
   const mhk_index *start = a->start ? a->start + b * T : NULL;
   double *cum = (double *)work;
-  mhk_real *carry = work + 2 * q, *tail = carry + q, *hold = tail + q, *ct = hold + 2 * q, *bt = ct + N * q + MHK__OVER, *dyt = bt + N * q + MHK__OVER;
-  mhk_real *xt = dyt + P * q + MHK__OVER, *br = xt + P * q + MHK__OVER, *cr = br + Q * wide_n, *cs = cr + Q * wide_n, *dyr = cs + Q * wide_n + MHK__OVER;
-  mhk_real *cb = dyr + Q * wide_p, *s = cb + (Q + MHK__OVER) * q, *dg = s + (Q + MHK__OVER) * q, *dgt = dg + (Q + MHK__OVER) * q;
-  mhk_real *ht = dgt + q * q + MHK__OVER, *dht = ht + P * wide_n, *dxr = dht + P * wide_n, *dbr = dxr + (Q + MHK__OVER) * wide_p;
-  mhk_real *dcr = dbr + (Q + MHK__OVER) * wide_n, *dcum = dcr + (Q + MHK__OVER) * wide_n, *same = dcum + q, *dstates = same + q;
+  const mhk_index over = Q + MHK__OVER;
+  mhk_real *carry = work + 2 * q, *tail = carry + q, *hold = tail + q, *bt = hold + 2 * q, *xt = bt + N * q, *br = xt + P * q, *cr = br + over * wide_n;
+  mhk_real *xr = cr + over * wide_n, *dyr = xr + over * wide_p, *dys = dyr + over * wide_p;
+  mhk_real *cb = dys + Q * wide_p, *s = cb + over * q, *dg = s + over * q;
+  mhk_real *ht = dg + over * q, *dht = ht + P * wide_n, *dxr = dht + P * wide_n, *dbr = dxr + over * wide_p;
+  mhk_real *dcr = dbr + over * wide_n, *dcum = dcr + over * wide_n, *same = dcum + q, *dstates = same + q;
   const mhk_index each = (N + MHK__OVER) * wide_p;
   mhk_index c, g, h, t, i, j;
   for (h = first * group; h < last * group; h++) {
@@ -3855,27 +3872,30 @@ static void MHK__N(mhk__ssd_back)(const mhk__ssd_args *a, mhk_index b, mhk_index
   for (c = chunks - 1; c >= 0; c--) {
     const mhk_index t0 = c * Q, n = T - t0 < Q ? T - t0 : Q, lda = MHK__LD(n);
     const int before = c > 0 || a->initial != NULL, after = c < chunks - 1 || a->dfinal != NULL;
+    mhk__ahead ahead;
     mhk__block k;
     memset(&k, 0, sizeof k);
+    k.ahead = &ahead;
+    ahead.parts = ahead.now = 0;
     for (g = first; g < last; g++) {
       const mhk_index bc = ((b * T + t0) * a->G + g) * N;
-      MHK__N(mhk__turned_in)(n, N, a->c + bc, ldb, ct);
       MHK__N(mhk__turned_in)(n, N, a->b + bc, ldb, bt);
       MHK__N(mhk__rows_in)(n, N, a->c + bc, ldb, NULL, cr);
       MHK__N(mhk__rows_in)(n, N, a->b + bc, ldb, NULL, br);
       k.a1 = k.c0 = k.f = NULL;
-      k.a2 = ct;
+      k.a2 = cr;
+      k.row2 = wide_n;
+      k.col2 = 1;
       k.b2 = bt;
       k.k2 = N;
-      k.lda = k.ldb = k.ldc = lda;
+      k.ldb = k.ldc = lda;
       k.c = cb;
       MHK__N(mhk__blocks)(&k, n, n, mhk__lower_c);
       for (h = g * group; h < (g + 1) * group; h++) {
         const mhk_index xy = ((b * T + t0) * a->H + h) * P;
         const mhk_real *la = a->log_a + (b * T + t0) * a->H + h, *after_h;
         mhk_real *dstate = dstates + (h - first * group) * each;
-        double sum = 0, run = 0;
-        mhk__ahead ahead;
+        double sum = 0, run = 0, dd = 0;
         {
           const mhk_index next = h + 1 < last * group, h2 = next ? h + 1 : first * group, t2 = next ? t0 : t0 - Q, n2 = t2 < 0 ? 0 : mhk__min(Q, T - t2);
           const mhk_index at = ((b * T + t2) * a->H + h2) * P, gt = ((b * T + t2) * a->G + h2 / group) * N;
@@ -3891,19 +3911,20 @@ static void MHK__N(mhk__ssd_back)(const mhk__ssd_args *a, mhk_index b, mhk_index
             mhk__look_ahead(&ahead, a->dc ? a->dc + gt : NULL, ldb, N, n2);
             mhk__look_ahead(&ahead, a->db ? a->db + gt : NULL, ldb, N, n2);
           }
-          k.ahead = &ahead;
         }
         for (t = 0; t < n; t++) cum[t] = sum += (double)la[t * a->H];
         MHK__N(mhk__decay_tile)(n, cum, start ? start + t0 : NULL, t0, 0, hold, s, lda);
         MHK__N(mhk__decay_edges)(n, cum, start ? start + t0 : NULL, t0, carry, tail);
-        MHK__N(mhk__turned_in)(n, P, a->dy + xy, ldx, dyt);
         MHK__N(mhk__turned_in)(n, P, a->x + xy, ldx, xt);
+        MHK__N(mhk__rows_in)(n, P, a->x + xy, ldx, NULL, xr);
         MHK__N(mhk__rows_in)(n, P, a->dy + xy, ldx, NULL, dyr);
         k.a1 = k.c0 = k.f = NULL;
-        k.a2 = dyt;
+        k.a2 = dyr;
+        k.row2 = wide_p;
+        k.col2 = 1;
         k.b2 = xt;
         k.k2 = P;
-        k.lda = k.ldb = k.ldc = lda;
+        k.ldb = k.ldc = lda;
         k.c = dg;
         MHK__N(mhk__blocks)(&k, n, n, mhk__lower_c);
         for (i = 0; i < n; i++) { /* to the end of the tile that row i belongs to */
@@ -3915,16 +3936,20 @@ static void MHK__N(mhk__ssd_back)(const mhk__ssd_args *a, mhk_index b, mhk_index
           if (a->d) s[i * lda + i] += a->d[h];
           same[i] = dg[i * lda + i];
           dg[i * lda + i] = 0;
-          if (a->dd) a->dd[b * a->H + h] += same[i];
+          dd += (double)same[i];
         }
-        k.lda = lda;
+        if (a->dd) a->dd[b * a->H + h] += MHK__R(dd);
+        k.col1 = 1;
+        k.fs = 1;
         if (a->dx) {
-          k.a1 = after ? bt : NULL;
+          k.a1 = after ? br : NULL;
+          k.row1 = wide_n;
           k.b1 = dstate;
           k.k1 = N;
           k.f = tail;
-          k.fs = 1;
           k.a2 = s;
+          k.row2 = 1;
+          k.col2 = lda;
           k.b2 = dyr;
           k.k2 = n;
           k.ldb = k.ldc = wide_p;
@@ -3933,26 +3958,26 @@ static void MHK__N(mhk__ssd_back)(const mhk__ssd_args *a, mhk_index b, mhk_index
           MHK__N(mhk__rows_out)(n, P, dxr, NULL, NULL, a->dx + xy, ldx, 1);
         }
         if (a->dc || a->db || a->dlog_a) {
-          for (i = 0; i < n; i += MHK__W) /* dG turned, as far as a tile's rows reach */
-            for (j = 0; j < mhk__min(n, i + MHK__W + (MHK__W % MHK__TALL ? MHK__OVER : 0)); j += MHK__W)
-              MHK__N(mhk__turn_tile)(dg + i * lda + j, lda, dgt + j * lda + i, lda);
-          k.a1 = before ? dyt : NULL;
+          k.a1 = before ? dyr : NULL;
+          k.row1 = wide_p;
           if (before) MHK__N(mhk__rows_in)(P, N, a->states + ((b * a->H + h) * chunks + c) * P * N, N, NULL, ht);
           k.b1 = ht;
           k.k1 = P;
           k.f = carry;
-          k.fs = 1;
-          k.a2 = dgt;
+          k.a2 = dg;
+          k.row2 = lda;
+          k.col2 = 1;
           k.b2 = br;
           k.k2 = n;
           k.ldb = k.ldc = wide_n;
           k.c = dcr;
           MHK__N(mhk__blocks)(&k, n, N, mhk__lower_a);
-          k.a1 = after ? xt : NULL;
+          k.a1 = after ? xr : NULL;
           if (after) MHK__N(mhk__turned_in)(N, P, dstate, wide_p, dht);
           k.b1 = dht;
           k.f = tail;
-          k.a2 = dg;
+          k.row2 = 1;
+          k.col2 = lda;
           k.b2 = cr;
           k.c = dbr;
           MHK__N(mhk__blocks)(&k, n, N, mhk__upper_a);
@@ -3972,19 +3997,19 @@ static void MHK__N(mhk__ssd_back)(const mhk__ssd_args *a, mhk_index b, mhk_index
           }
         }
         if (before || a->dinitial) { /* c == 0 without an initial state: its gradient is not wanted */
-          MHK__N(mhk__rows_in)(n, N, a->c + bc, ldb, carry, cs);
+          MHK__N(mhk__rows_in)(n, P, a->dy + xy, ldx, carry, dys);
           k.a1 = NULL;
           k.c0 = k.c = dstate;
           k.f = carry + n - 1;
           k.fs = 0;
-          k.a2 = cs;
-          k.lda = wide_n;
-          k.b2 = dyr;
+          k.a2 = cr;
+          k.row2 = 1;
+          k.col2 = wide_n;
+          k.b2 = dys;
           k.k2 = n;
           k.ldb = k.ldc = wide_p;
           MHK__N(mhk__blocks)(&k, N, P, mhk__whole);
           k.c0 = NULL;
-          k.lda = lda;
         }
       }
     }
@@ -4002,22 +4027,24 @@ static void MHK__N(mhk__ssd_back)(const mhk__ssd_args *a, mhk_index b, mhk_index
 /* One tile of both matrices: rows i0.., columns j0... On the diagonal decay is a tile, off it u_i v_j: the factors around the tile's corner, all at most 1.
    Writes the student's tile to s and the teacher's to p, on the diagonal each row to the end of its register tile. */
 static void MHK__N(mhk__two_tiles)(const mhk__orientation_args *a, mhk_index h, const double *cum, const mhk_index *start, const mhk_real *lse, mhk_index i0,
-                                   mhk_index rows, mhk_index j0, mhk_index cols, const mhk_real *ct, const mhk_real *bt, const mhk_real *qt,
+                                   mhk_index rows, mhk_index j0, mhk_index cols, const mhk_real *cr, const mhk_real *bt, const mhk_real *qr,
                                    const mhk_real *kt, mhk_real *s, mhk_real *p, mhk_real *decay, mhk_real *u, mhk_real *v) {
   const MHK__V zero = MHK__SET(MHK__R(0)), scale = MHK__SET(MHK__R(1.0 / sqrt((double)a->PT)));
   const int corner = i0 == j0, cut = start && start[i0 + rows - 1] > j0;
   mhk_index i, j;
   mhk__block k;
   memset(&k, 0, sizeof k);
-  k.a2 = ct;
+  k.a2 = cr;
   k.b2 = bt;
   k.k2 = a->N;
-  k.lda = MHK__LD(rows);
+  k.row2 = MHK__LD(a->N);
+  k.col2 = 1;
   k.ldb = MHK__LD(cols);
   k.ldc = MHK__TILE;
   k.c = s;
   MHK__N(mhk__blocks)(&k, rows, cols, corner ? mhk__lower_c : mhk__whole);
-  k.a2 = qt;
+  k.a2 = qr;
+  k.row2 = MHK__LD(a->PT);
   k.b2 = kt;
   k.k2 = a->PT;
   k.c = p;
@@ -4067,20 +4094,20 @@ static void MHK__N(mhk__orientation)(const mhk__orientation_args *a, mhk_index b
   const mhk_index T = a->T, K = MHK__TILE, g = h / (a->H / a->G), over = K + MHK__OVER;
   const mhk_index *start = a->start ? a->start + b * T : NULL;
   double *cum = (double *)work;
-  mhk_real *bt = work + 2 * MHK__LD(T), *kt = bt + (T + K) * a->N, *ct = kt + (T + K) * a->PT, *qt = ct + K * a->N + MHK__OVER;
-  mhk_real *s = qt + K * a->PT + MHK__OVER, *p = s + over * K, *decay = p + over * K, *u = decay + over * K, *v = u + K;
+  mhk_real *bt = work + 2 * MHK__LD(T), *kt = bt + (T + K) * a->N, *cr = kt + (T + K) * a->PT, *qr = cr + over * MHK__LD(a->N);
+  mhk_real *s = qr + over * MHK__LD(a->PT), *p = s + over * K, *decay = p + over * K, *u = decay + over * K, *v = u + K;
   const mhk_real *lse = a->lse + (b * a->H + h) * T;
   double difference = 0, norm = 0;
   mhk_index i0, j0, i, j;
   MHK__N(mhk__orientation_pack)(a, b, h, bt, kt, cum);
   for (i0 = 0; i0 < T; i0 += K) {
     const mhk_index rows = mhk__min(K, T - i0);
-    MHK__N(mhk__turned_in)(rows, a->N, a->c + ((b * T + i0) * a->G + g) * a->N, a->G * a->N, ct);
-    MHK__N(mhk__turned_in)(rows, a->PT, a->q + ((b * T + i0) * a->HT + h) * a->PT, a->HT * a->PT, qt);
+    MHK__N(mhk__rows_in)(rows, a->N, a->c + ((b * T + i0) * a->G + g) * a->N, a->G * a->N, NULL, cr);
+    MHK__N(mhk__rows_in)(rows, a->PT, a->q + ((b * T + i0) * a->HT + h) * a->PT, a->HT * a->PT, NULL, qr);
     for (j0 = 0; j0 <= i0; j0 += K) {
       const mhk_index cols = mhk__min(K, T - j0);
       MHK__V d2 = MHK__SET(MHK__R(0)), n2 = d2;
-      MHK__N(mhk__two_tiles)(a, h, cum, start, lse, i0, rows, j0, cols, ct, bt + j0 * a->N, qt, kt + j0 * a->PT, s, p, decay, u, v);
+      MHK__N(mhk__two_tiles)(a, h, cum, start, lse, i0, rows, j0, cols, cr, bt + j0 * a->N, qr, kt + j0 * a->PT, s, p, decay, u, v);
       for (i = 0; i < rows; i++)
         for (j = 0; j < (i0 == j0 ? i + 1 : cols); j += MHK__W) {
           const MHK__V t = MHK__LOAD(p + i * K + j), d = MHK__LOAD(s + i * K + j) - t;
@@ -4099,9 +4126,9 @@ static void MHK__N(mhk__orientation_back)(const mhk__orientation_args *a, mhk_in
   const mhk_index T = a->T, K = MHK__TILE, N = a->N, group = a->H / a->G, ldb = a->G * N, over = K + MHK__OVER, wide = MHK__LD(N);
   const mhk_index *start = a->start ? a->start + b * T : NULL;
   double *cum = (double *)work, *dcum = cum + T;
-  mhk_real *bt = work + 4 * MHK__LD(T), *kt = bt + (T + K) * N, *br = kt + (T + K) * a->PT, *db = br + T * wide, *ct = db + (T + K) * wide;
-  mhk_real *qt = ct + K * N + MHK__OVER, *cr = qt + K * a->PT + MHK__OVER, *dc = cr + K * wide, *s = dc + over * wide, *p = s + over * K;
-  mhk_real *decay = p + over * K, *turned = decay + over * K, *u = turned + over * K, *v = u + K, *row = v + K, *column = row + K;
+  mhk_real *bt = work + 4 * MHK__LD(T), *kt = bt + (T + K) * N, *br = kt + (T + K) * a->PT, *db = br + T * wide, *cr = db + (T + K) * wide;
+  mhk_real *qr = cr + over * wide, *dc = qr + over * MHK__LD(a->PT), *s = dc + over * wide, *p = s + over * K;
+  mhk_real *decay = p + over * K, *u = decay + over * K, *v = u + K, *row = v + K, *column = row + K;
   mhk_real *part = column + K;
   mhk_index h, i0, j0, i, j;
   mhk__block k;
@@ -4117,15 +4144,14 @@ static void MHK__N(mhk__orientation_back)(const mhk__orientation_args *a, mhk_in
     MHK__N(mhk__orientation_pack)(a, b, h, bt, kt, cum);
     for (i = 0; i < T; i++) dcum[i] = 0;
     for (i0 = 0; i0 < T; i0 += K) {
-      const mhk_index rows = mhk__min(K, T - i0), wide_q = MHK__LD(rows);
+      const mhk_index rows = mhk__min(K, T - i0);
       const mhk_real *cc = a->c + ((b * T + i0) * a->G + g) * N;
-      MHK__N(mhk__turned_in)(rows, N, cc, ldb, ct);
-      MHK__N(mhk__turned_in)(rows, a->PT, a->q + ((b * T + i0) * a->HT + h) * a->PT, a->HT * a->PT, qt);
+      MHK__N(mhk__rows_in)(rows, a->PT, a->q + ((b * T + i0) * a->HT + h) * a->PT, a->HT * a->PT, NULL, qr);
       MHK__N(mhk__rows_in)(rows, N, cc, ldb, NULL, cr);
       for (j0 = 0; j0 <= i0; j0 += K) {
-        const mhk_index cols = mhk__min(K, T - j0), turn = MHK__W + (MHK__W % MHK__TALL ? MHK__OVER : 0);
+        const mhk_index cols = mhk__min(K, T - j0);
         const int corner = i0 == j0;
-        MHK__N(mhk__two_tiles)(a, h, cum, start, lse, i0, rows, j0, cols, ct, bt + j0 * N, qt, kt + j0 * a->PT, s, p, decay, u, v);
+        MHK__N(mhk__two_tiles)(a, h, cum, start, lse, i0, rows, j0, cols, cr, bt + j0 * N, qr, kt + j0 * a->PT, s, p, decay, u, v);
         for (j = 0; j < MHK__LD(cols); j += MHK__W) MHK__STORE(column + j, zero);
         for (i = 0; i < rows; i++) {
           const MHK__V ui = MHK__SET(corner ? MHK__R(1) : u[i]);
@@ -4150,19 +4176,18 @@ static void MHK__N(mhk__orientation_back)(const mhk__orientation_args *a, mhk_in
           k.a2 = p;
           k.b2 = cr;
           k.k2 = rows;
-          k.lda = K;
+          k.row2 = 1;
+          k.col2 = K;
           k.c = db + j0 * wide;
           k.c0 = corner && h == g * group ? NULL : k.c;
           MHK__N(mhk__blocks)(&k, cols, N, corner ? mhk__upper_a : mhk__whole);
         }
         if (a->dc) {
-          for (i = 0; i < rows; i += MHK__W)
-            for (j = 0; j < (corner ? mhk__min(cols, i + turn) : cols); j += MHK__W)
-              MHK__N(mhk__turn_tile)(p + i * K + j, K, turned + j * wide_q + i, wide_q);
-          k.a2 = turned;
+          k.a2 = p;
           k.b2 = br + j0 * wide;
           k.k2 = cols;
-          k.lda = wide_q;
+          k.row2 = K;
+          k.col2 = 1;
           k.c = dc;
           k.c0 = j0 > 0 ? dc : NULL;
           MHK__N(mhk__blocks)(&k, rows, N, corner ? mhk__lower_a : mhk__whole);
