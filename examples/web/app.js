@@ -57,7 +57,8 @@ function update() {
   enabled('cost-stop', busy === 'cost');
 }
 
-const describe = (m, kind) => `${kind}, ${m.layers} layers, ${scaled(m.parameters, '')} parameters, ${bytes(m.bytes)}`;
+const WEIGHTS = { F32: 'float32', F16: 'float16', BF16: 'bfloat16', Q8: 'int8', Q4: 'int4' };
+const describe = (m, kind) => `${kind}, ${m.layers} layers, ${scaled(m.parameters, '')} parameters, ${WEIGHTS[m.weights] || m.weights}, ${bytes(m.bytes)}`;
 
 const writer = start(['teacher', 'student'], {
   loaded({ models, isa }) {

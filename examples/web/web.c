@@ -30,6 +30,14 @@ EXPORT const char *web_isa(mhk_context *ctx) { return mhk_isa_name(ctx); }
 EXPORT mhk_model *web_load(mhk_context *ctx, const void *data, size_t bytes) { return mhk_load_memory(ctx, data, bytes); }
 EXPORT int web_layers(mhk_model *m) { return mhk_model_config(m)->n_layer; }
 EXPORT int web_heads(mhk_model *m) { return mhk_model_config(m)->n_head; }
+/* type of the weights: of the largest tensor's */
+EXPORT const char *web_weights(mhk_model *m) {
+  const mhk_tensor *most = mhk_model_tensor(m, 0);
+  int i;
+  for (i = 1; i < mhk_model_tensors(m); i++)
+    if (mhk_model_tensor(m, i)->count > most->count) most = mhk_model_tensor(m, i);
+  return mhk_dtype_name(most->dtype);
+}
 EXPORT double web_parameters(mhk_model *m) { return mhk_config_parameters(mhk_model_config(m)); }
 EXPORT int web_vocabulary(mhk_model *m) { return mhk_model_config(m)->vocab_size; }
 

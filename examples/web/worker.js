@@ -59,7 +59,14 @@ async function load(names) {
     if (!at) throw new Error(`there is no memory for the ${name}`);
     wasm.HEAPU8.set(bytes, at);
     const model = models[name] = call('load', context, at, bytes.length);
-    about[name] = { parameters: call('parameters', model), layers: call('layers', model), heads: call('heads', model), vocabulary: call('vocabulary', model), bytes: bytes.length };
+    about[name] = {
+      parameters: call('parameters', model),
+      layers: call('layers', model),
+      heads: call('heads', model),
+      vocabulary: call('vocabulary', model),
+      weights: text(call('weights', model)),
+      bytes: bytes.length,
+    };
   }
   postMessage({ type: 'loaded', models: about, isa: text(call('isa', context)) });
 }
