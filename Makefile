@@ -27,6 +27,7 @@ DOUBLE := $(filter test_golden test_ops test_kernels test_distill,$(TESTS))
 PROGRAMS := $(TESTS:%=$(BUILD)/%) $(DOUBLE:%=$(BUILD)/%64)
 export CC CXX CFLAGS BUILD JOBS
 
+comma := ,
 ifeq ($(V),1)
 show = @mkdir -p $(@D); echo '$(1)'; $(1)
 else
@@ -34,7 +35,7 @@ show = @mkdir -p $(@D); if $(1); then printf 'building  %-18s %s ... ok\n' '$(@F
   printf 'building  %-18s %s ... failed\n' '$(@F)' '$(CC) $(CFLAGS) $(OPENMP)$(2)'; exit 1; fi
 endif
 
-.PHONY: help all demo test golden models bench bench-peers interop web test-web install uninstall clean
+.PHONY: help all demo test golden models bench bench-peers interop mcu web test-web install uninstall clean
 .DELETE_ON_ERROR:
 
 help:
@@ -48,6 +49,7 @@ help:
 	@echo 'make bench-peers       the same in turns with OpenBLAS, oneDNN, PyTorch, and ggml where GGML_DIR is its source;'
 	@echo '                       installs them where it can. ARGS="--filter core,step --threads 1" for either'
 	@echo 'make interop           compare with PyTorch (needs torch and transformers for $(PYTHON))'
+	@echo 'make mcu               the example for a microcontroller, run in qemu-system-arm (needs gcc-arm-none-eabi)'
 	@echo 'make web               the page of examples/web, ready to serve: $(WEB) (needs emscripten)'
 	@echo 'make test-web          drive that page in a headless Chromium'
 	@echo 'make install           header, pkg-config file, mohawk and its manual page; PREFIX=$(PREFIX) DESTDIR=$(DESTDIR)'
@@ -131,6 +133,28 @@ $(WEB)/student.safetensors: examples/tiny/model.safetensors | $(BUILD)/mohawk
 	$(BUILD)/mohawk distill --teacher examples/tiny --out $(BUILD)/web-run --tokens 60k,100k,80k --lr -,-,3e-4 --batch 1 --length 128 --sample-tokens 64k \
 	  --threads 1 --no-eval --fresh
 	$(BUILD)/mohawk convert --model $(BUILD)/web-run/student --out $@ --dtype bf16
+
+# The microcontroller: the same program for a Cortex-M7, run in QEMU, and for this computer, to compare with.
+ARM_CC ?= arm-none-eabi-gcc
+ARM_FLAGS := -mcpu=cortex-m7 -mfpu=fpv5-d16 -mfloat-abi=hard -mthumb -std=gnu99 -O2 -ffunction-sections -fdata-sections
+QEMU_ARM ?= qemu-system-arm
+MCU := $(BUILD)/mcu
+MCU_MODEL ?= $(WEB)/student.safetensors
+mcu: $(MCU)/mohawk.elf
+	@$(QEMU_ARM) -M mps2-an500 -nographic -semihosting -kernel $<
+
+$(MCU)/array: examples/mcu/array.c
+	$(call show,$(CC) $(WARNINGS) $(CFLAGS) $< -o $@)
+
+$(MCU)/model.c: $(MCU_MODEL) $(MCU)/array
+	@$(MCU)/array $(MCU_MODEL) >$@
+
+$(MCU)/mohawk.elf: $(MCU)/model.c $(wildcard examples/mcu/*) mohawk.h
+	$(call show,$(ARM_CC) $(ARM_FLAGS) $(WARNINGS) -I. -Iexamples/mcu -Wl$(comma)--gc-sections -nostartfiles -T examples/mcu/an500.ld \
+	  examples/mcu/main.c examples/mcu/board_an500.c $(MCU)/model.c -lm -o $@)
+
+$(MCU)/host: $(MCU)/model.c $(wildcard examples/mcu/*) mohawk.h
+	$(call show,$(CC) $(WARNINGS) -std=gnu99 -O2 -I. -Iexamples/mcu examples/mcu/main.c examples/mcu/board_host.c $(MCU)/model.c $(LIBS) -o $@)
 
 install: $(BUILD)/mohawk
 	@mkdir -p '$(DESTDIR)$(PREFIX)/include' '$(DESTDIR)$(PREFIX)/bin' '$(DESTDIR)$(PREFIX)/lib/pkgconfig' '$(DESTDIR)$(PREFIX)/share/man/man1'

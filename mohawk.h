@@ -1800,9 +1800,12 @@ static void *mhk__arena_alloc(mhk_context *ctx, mhk__arena *a, size_t bytes) {
     mhk_fail(ctx, MHK_ERROR_MEMORY, "a session's block has %.0f bytes for work and %.0f more were needed", (double)a->first->room, (double)need);
     return NULL;
   }
-  /* blocks double, so that there are few; with the address sanitizer each allocation is a block, so that red zones work */
+  /* blocks double, so that there are few, but where memory is dear; with the address sanitizer each allocation is a block, so that red zones work */
 #ifdef MHK__ASAN
   room = need;
+#elif defined(MOHAWK_NO_TRAINING)
+  room = 4096 - 2 * MHK__ALIGN - sizeof(mhk__chunk);
+  if (room < need) room = need;
 #else
   room = last ? (last->room < ((size_t)1 << 25) ? last->room * 2 : last->room) : 4096 - 2 * MHK__ALIGN - sizeof(mhk__chunk);
   if (room < need) room = need;
@@ -10055,7 +10058,12 @@ typedef struct mhk__added_set {
 } mhk__added_set;
 
 /* words met before, with their ids: text is mostly made of few words */
-#define MHK__WORD_SLOTS 4096
+#ifdef MOHAWK_NO_TRAINING
+#define MHK__WORD_BITS 6 /* prompts are short: 4 kB instead of 256 */
+#else
+#define MHK__WORD_BITS 12
+#endif
+#define MHK__WORD_SLOTS (1 << MHK__WORD_BITS)
 #define MHK__WORD_BYTES 16
 #define MHK__WORD_IDS 11
 typedef struct mhk__word {
@@ -10896,7 +10904,7 @@ static void mhk__encode_word(mhk_tokenizer *k, const unsigned char *word, size_t
     return;
   }
   memcpy(key, word, n);
-  slot = &k->words[((key[0] ^ (key[1] << 29 | key[1] >> 35)) * 0x9E3779B97F4A7C15u) >> 52];
+  slot = &k->words[((key[0] ^ (key[1] << 29 | key[1] >> 35)) * 0x9E3779B97F4A7C15u) >> (64 - MHK__WORD_BITS)];
   if (slot->length != n || memcmp(slot->text, key, MHK__WORD_BYTES) != 0) {
     int32_t ids[MHK__WORD_BYTES];
     mhk__ids found;
@@ -17377,6 +17385,7 @@ MHKDEF mhk_result mhk_evaluate(mhk_model *m, mhk_model *teacher, mhk_text *text,
 #undef MHK__LOGITS_PIECE
 #undef MHK__MAX_IN
 #undef MHK__MAX_OUT
+#undef MHK__MOST_DRAFTED
 #undef MHK__NARROW_K
 #undef MHK__NUMBER
 #undef MHK__OPEN_GATE
@@ -17394,6 +17403,7 @@ MHKDEF mhk_result mhk_evaluate(mhk_model *m, mhk_model *teacher, mhk_text *text,
 #undef MHK__PUSH_BF16
 #undef MHK__R
 #undef MHK__REAL_TEXT
+#undef MHK__RECENT_ROOM
 #undef MHK__RESTRICT
 #undef MHK__PREFETCH
 #undef MHK__REXP
@@ -17420,8 +17430,11 @@ MHKDEF mhk_result mhk_evaluate(mhk_model *m, mhk_model *teacher, mhk_text *text,
 #undef MHK__TOKEN_MAPPED
 #undef MHK__TOKEN_VOCABULARY
 #undef MHK__UPDATE_BLOCK
+#undef MHK__WIDE_PATH
+#undef MHK__WINDOWS
 #undef MHK__WORD_BYTES
 #undef MHK__WORD_IDS
+#undef MHK__WORD_BITS
 #undef MHK__WORD_SLOTS
 #undef MHK__X86
 #undef MHK__ZIP_DIRECTORY

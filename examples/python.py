@@ -10,9 +10,25 @@ import sys
 LIBRARY = os.environ.get("MOHAWK_LIBRARY", "build/libmohawk.so")
 
 
-class Sampling(ctypes.Structure):  # mhk_sampling: the fields in their order
-    _fields_ = [("temperature", ctypes.c_double), ("top_k", ctypes.c_int), ("top_p", ctypes.c_double), ("min_p", ctypes.c_double),
-                ("seed", ctypes.c_uint64)]
+class Sampling(ctypes.Structure):  # mhk_sampling, all of its fields in their order: zero is a good default for each
+    _fields_ = [
+        ("temperature", ctypes.c_double),
+        ("top_k", ctypes.c_int),
+        ("top_p", ctypes.c_double),
+        ("min_p", ctypes.c_double),
+        ("seed", ctypes.c_uint64),
+        ("typical", ctypes.c_double),
+        ("repetition", ctypes.c_double),
+        ("frequency", ctypes.c_double),
+        ("presence", ctypes.c_double),
+        ("penalty_tokens", ctypes.c_int),
+        ("bias", ctypes.c_void_p),
+        ("n_bias", ctypes.c_int),
+        ("stop_tokens", ctypes.POINTER(ctypes.c_int32)),
+        ("n_stop_tokens", ctypes.c_int),
+        ("stop_strings", ctypes.POINTER(ctypes.c_char_p)),
+        ("n_stop_strings", ctypes.c_int),
+    ]
 
 
 def load(path=LIBRARY):
