@@ -2720,26 +2720,23 @@ static void MHK__N(mhk__pack)(mhk_real *dst, mhk_index width, mhk_index rows, mh
 MHK__TILE_OF(mhk__tile, MHK__MR)
 MHK__TILE_OF(mhk__tile_half, MHK__HALF)
 
-static void MHK__N(mhk__product_of)(mhk_index m, mhk_index n, mhk_index k, const mhk_real *a, const mhk_real *b, mhk_real *c, mhk_index ldc, int accumulate,
-                                    int part) {
+static void MHK__N(mhk__product)(mhk_index m, mhk_index n, mhk_index k, const mhk_real *a, const mhk_real *b, mhk_real *c, mhk_index ldc, int accumulate) {
   mhk_index i, j, ii, jj;
   for (j = 0; j < n; j += MHK__NR)
     for (i = 0; i < m; i += MHK__MR) {
       const mhk_index mm = m - i < MHK__MR ? m - i : MHK__MR, nn = n - j < MHK__NR ? n - j : MHK__NR;
-      const mhk_index from = part == mhk__upper_a ? i : 0, to = part == mhk__lower_a && i + mm < k ? i + mm : k;
-      const mhk_real *pa = a + i * k + from * MHK__MR, *pb = b + j * k + from * MHK__NR;
+      const mhk_real *pa = a + i * k, *pb = b + j * k;
       mhk_real *to_c = c + i * ldc + j;
-      if (part == mhk__lower_c && j > i + mm - 1) continue;
       if (nn == MHK__NR && mm == MHK__MR)
-        MHK__N(mhk__tile)(to - from, pa, pb, to_c, ldc, accumulate);
+        MHK__N(mhk__tile)(k, pa, pb, to_c, ldc, accumulate);
       else if (nn == MHK__NR && mm == MHK__HALF)
-        MHK__N(mhk__tile_half)(to - from, pa, pb, to_c, ldc, accumulate);
+        MHK__N(mhk__tile_half)(k, pa, pb, to_c, ldc, accumulate);
       else {
         mhk_real edge[MHK__MR * MHK__NR];
         if (mm <= MHK__HALF)
-          MHK__N(mhk__tile_half)(to - from, pa, pb, edge, MHK__NR, 0);
+          MHK__N(mhk__tile_half)(k, pa, pb, edge, MHK__NR, 0);
         else
-          MHK__N(mhk__tile)(to - from, pa, pb, edge, MHK__NR, 0);
+          MHK__N(mhk__tile)(k, pa, pb, edge, MHK__NR, 0);
         for (ii = 0; ii < mm; ii++)
           for (jj = 0; jj < nn; jj += MHK__W) {
             mhk_real *at = to_c + ii * ldc + jj;
@@ -2749,10 +2746,6 @@ static void MHK__N(mhk__product_of)(mhk_index m, mhk_index n, mhk_index k, const
           }
       }
     }
-}
-
-static void MHK__N(mhk__product)(mhk_index m, mhk_index n, mhk_index k, const mhk_real *a, const mhk_real *b, mhk_real *c, mhk_index ldc, int accumulate) {
-  MHK__N(mhk__product_of)(m, n, k, a, b, c, ldc, accumulate, mhk__whole);
 }
 
 /* ---- products of operands that need no packing (mhk__block) ---- */
@@ -2851,6 +2844,21 @@ static void MHK__N(mhk__blocks)(const mhk__block *p, mhk_index m, mhk_index n, i
         MHK__N(mhk__block_low1)(p, i, j, from, to);
     }
   }
+}
+
+/* c (m,n) = f (c0 + a1 b1) + a b with what the block says of c0, a1 and f, which are then forgotten; a (m,k) by strides, rows of b and c ldb and ldc apart */
+static void MHK__N(mhk__multiply)(mhk__block *p, mhk_index m, mhk_index n, mhk_index k, const mhk_real *a, mhk_index row, mhk_index col, const mhk_real *b,
+                                  mhk_index ldb, mhk_real *c, mhk_index ldc, int part) {
+  p->k2 = k;
+  p->a2 = a;
+  p->row2 = row;
+  p->col2 = col;
+  p->b2 = b;
+  p->ldb = ldb;
+  p->c = c;
+  p->ldc = ldc;
+  MHK__N(mhk__blocks)(p, m, n, part);
+  p->c0 = p->a1 = p->f = NULL;
 }
 
 /* n rows of w numbers, ld apart, to rows of MHK__LD(w), each times its factor if there are any; the padding becomes zero */
@@ -3434,15 +3442,7 @@ static void MHK__N(mhk__attention)(const mhk__attention_args *a, mhk_index b, mh
           while (i < rows && start[i0 + i] <= j0 + j) i++;
           until[j] = i;
         }
-      p.c0 = p.f = NULL;
-      p.a2 = keys + j0 * wide;
-      p.b2 = qt;
-      p.k2 = P;
-      p.row2 = wide;
-      p.col2 = 1;
-      p.ldb = p.ldc = wide_q;
-      p.c = s;
-      MHK__N(mhk__blocks)(&p, n, rows, corner ? mhk__upper_c : mhk__whole);
+      MHK__N(mhk__multiply)(&p, n, rows, P, keys + j0 * wide, wide, 1, qt, wide_q, s, wide_q, corner ? mhk__upper_c : mhk__whole);
       for (i = 0; i < rows; i += MHK__W) {
         const mhk_index to = mhk__min(n, before + i + MHK__W), sure = cut ? 0 : mhk__min(n, before + i + 1); /* rows before sure are seen by all */
         mhk_real *at = s + i;
@@ -3477,14 +3477,7 @@ static void MHK__N(mhk__attention)(const mhk__attention_args *a, mhk_index b, mh
       p.c0 = j0 > first ? o : NULL;
       p.f = j0 > first ? f : NULL;
       p.fs = 1;
-      p.a2 = s;
-      p.b2 = values + j0 * wide;
-      p.k2 = n;
-      p.row2 = 1;
-      p.col2 = wide_q;
-      p.ldb = p.ldc = wide;
-      p.c = o;
-      MHK__N(mhk__blocks)(&p, rows, P, corner ? mhk__lower_a : mhk__whole);
+      MHK__N(mhk__multiply)(&p, rows, P, n, s, 1, wide_q, values + j0 * wide, wide, o, wide, corner ? mhk__lower_a : mhk__whole);
     }
     if (a->y) {
       for (i = 0; i < rows; i++) f[i] = MHK__R(1) / sum[i];
@@ -3574,19 +3567,8 @@ static void MHK__N(mhk__attention_back)(const mhk__attention_args *a, mhk_index 
       for (j0 = first; j0 < last; j0 += K) {
         const mhk_index n = mhk__min(K, T - j0), wide_k = MHK__LD(n);
         const int corner = i0 == j0, fresh = corner && h == g * group, cut = start && start[last - 1] > j0;
-        p.c0 = NULL;
-        p.a2 = qr;
-        p.b2 = kt + j0 * P;
-        p.k2 = P;
-        p.row2 = wide;
-        p.col2 = 1;
-        p.ldb = p.ldc = wide_k;
-        p.c = s;
-        MHK__N(mhk__blocks)(&p, rows, n, corner ? mhk__lower_c : mhk__whole);
-        p.a2 = dyr;
-        p.b2 = vt + j0 * P;
-        p.c = ds;
-        MHK__N(mhk__blocks)(&p, rows, n, corner ? mhk__lower_c : mhk__whole);
+        MHK__N(mhk__multiply)(&p, rows, n, P, qr, wide, 1, kt + j0 * P, wide_k, s, wide_k, corner ? mhk__lower_c : mhk__whole);
+        MHK__N(mhk__multiply)(&p, rows, n, P, dyr, wide, 1, vt + j0 * P, wide_k, ds, wide_k, corner ? mhk__lower_c : mhk__whole);
         for (i = 0; i < rows; i++) { /* in the corner to the end of the row's tile */
           const MHK__V shift = MHK__SET(-lse[i]), less = MHK__SET(delta[i]);
           const mhk_index to = corner ? mhk__min(n, i + MHK__OVER) : n;
@@ -3601,37 +3583,16 @@ static void MHK__N(mhk__attention_back)(const mhk__attention_args *a, mhk_index 
           }
         }
         if (a->dv) {
-          p.a2 = s;
-          p.b2 = dyr;
-          p.k2 = rows;
-          p.row2 = 1;
-          p.col2 = wide_k;
-          p.ldb = p.ldc = wide;
-          p.c = dv + j0 * wide;
-          p.c0 = fresh ? NULL : p.c;
-          MHK__N(mhk__blocks)(&p, n, P, corner ? mhk__upper_a : mhk__whole);
+          p.c0 = fresh ? NULL : dv + j0 * wide;
+          MHK__N(mhk__multiply)(&p, n, P, rows, s, 1, wide_k, dyr, wide, dv + j0 * wide, wide, corner ? mhk__upper_a : mhk__whole);
         }
         if (a->dk) {
-          p.a2 = ds;
-          p.b2 = qr;
-          p.k2 = rows;
-          p.row2 = 1;
-          p.col2 = wide_k;
-          p.ldb = p.ldc = wide;
-          p.c = dk + j0 * wide;
-          p.c0 = fresh ? NULL : p.c;
-          MHK__N(mhk__blocks)(&p, n, P, corner ? mhk__upper_a : mhk__whole);
+          p.c0 = fresh ? NULL : dk + j0 * wide;
+          MHK__N(mhk__multiply)(&p, n, P, rows, ds, 1, wide_k, qr, wide, dk + j0 * wide, wide, corner ? mhk__upper_a : mhk__whole);
         }
         if (a->dq) {
-          p.a2 = ds;
-          p.b2 = kr + j0 * wide;
-          p.k2 = n;
-          p.row2 = wide_k;
-          p.col2 = 1;
-          p.ldb = p.ldc = wide;
-          p.c = dq;
           p.c0 = j0 > first ? dq : NULL;
-          MHK__N(mhk__blocks)(&p, rows, P, corner ? mhk__lower_a : mhk__whole);
+          MHK__N(mhk__multiply)(&p, rows, P, n, ds, wide_k, 1, kr + j0 * wide, wide, dq, wide, corner ? mhk__lower_a : mhk__whole);
         }
       }
       if (a->dq) MHK__N(mhk__rows_out)(rows, P, dq, NULL, NULL, a->dq + at, ld, 1);
@@ -3763,15 +3724,7 @@ static void MHK__N(mhk__ssd)(const mhk__ssd_args *a, mhk_index b, mhk_index task
       if (h == first || h % group == 0) {
         MHK__N(mhk__turned_in)(n, N, cm, ldb, ct);
         MHK__N(mhk__rows_in)(n, N, bm, ldb, NULL, br);
-        k.a1 = k.c0 = k.f = NULL;
-        k.a2 = br;
-        k.row2 = wide_n;
-        k.col2 = 1;
-        k.b2 = ct;
-        k.k2 = N;
-        k.ldb = k.ldc = lda;
-        k.c = cb;
-        MHK__N(mhk__blocks)(&k, n, n, mhk__upper_c);
+        MHK__N(mhk__multiply)(&k, n, n, N, br, wide_n, 1, ct, lda, cb, lda, mhk__upper_c);
       }
       MHK__N(mhk__rows_in)(n, P, x, ldx, NULL, xr);
       MHK__N(mhk__rows_in)(n, P, x, ldx, tail, xs);
@@ -3784,30 +3737,22 @@ static void MHK__N(mhk__ssd)(const mhk__ssd_args *a, mhk_index b, mhk_index task
         MHK__N(mhk__turned_out)(N, P, state, to);
       }
       /* y = carry C state + (C B^T o decay + D) x */
-      k.a1 = c > 0 || a->initial ? ct : NULL;
-      k.b1 = state;
-      k.k1 = N;
-      k.row1 = k.row2 = 1;
-      k.col1 = k.col2 = lda;
-      k.c0 = NULL;
-      k.f = carry;
-      k.fs = 1;
-      k.a2 = s;
-      k.b2 = xr;
-      k.k2 = n;
-      k.ldb = k.ldc = wide_p;
-      k.c = yr;
-      MHK__N(mhk__blocks)(&k, n, P, mhk__lower_a);
+      if (c > 0 || a->initial) {
+        k.k1 = N;
+        k.a1 = ct;
+        k.row1 = 1;
+        k.col1 = lda;
+        k.b1 = state;
+        k.f = carry;
+        k.fs = 1;
+      }
+      MHK__N(mhk__multiply)(&k, n, P, n, s, 1, lda, xr, wide_p, yr, wide_p, mhk__lower_a);
       MHK__N(mhk__rows_out)(n, P, yr, NULL, NULL, a->y + ((b * T + t0) * a->H + h) * P, ldx, 0);
       /* the state after the chunk: carry_last state + B^T (tail x) */
-      k.a1 = NULL;
-      k.c0 = k.c = state;
+      k.c0 = state;
       k.f = carry + n - 1;
       k.fs = 0;
-      k.a2 = br;
-      k.col2 = wide_n;
-      k.b2 = xs;
-      MHK__N(mhk__blocks)(&k, N, P, mhk__whole);
+      MHK__N(mhk__multiply)(&k, N, P, n, br, 1, wide_n, xs, wide_p, state, wide_p, mhk__whole);
     }
   }
   for (h = first; h < last; h++) MHK__N(mhk__turned_out)(N, P, states + (h - first) * each, a->final + (b * a->H + h) * P * N);
@@ -3885,15 +3830,7 @@ static void MHK__N(mhk__ssd_back)(const mhk__ssd_args *a, mhk_index b, mhk_index
       MHK__N(mhk__turned_in)(n, N, a->b + bc, ldb, bt);
       MHK__N(mhk__rows_in)(n, N, a->c + bc, ldb, NULL, cr);
       MHK__N(mhk__rows_in)(n, N, a->b + bc, ldb, NULL, br);
-      k.a1 = k.c0 = k.f = NULL;
-      k.a2 = cr;
-      k.row2 = wide_n;
-      k.col2 = 1;
-      k.b2 = bt;
-      k.k2 = N;
-      k.ldb = k.ldc = lda;
-      k.c = cb;
-      MHK__N(mhk__blocks)(&k, n, n, mhk__lower_c);
+      MHK__N(mhk__multiply)(&k, n, n, N, cr, wide_n, 1, bt, lda, cb, lda, mhk__lower_c);
       for (h = g * group; h < (g + 1) * group; h++) {
         const mhk_index xy = ((b * T + t0) * a->H + h) * P;
         const mhk_real *la = a->log_a + (b * T + t0) * a->H + h, *after_h;
@@ -3921,15 +3858,7 @@ static void MHK__N(mhk__ssd_back)(const mhk__ssd_args *a, mhk_index b, mhk_index
         MHK__N(mhk__turned_in)(n, P, a->x + xy, ldx, xt);
         MHK__N(mhk__rows_in)(n, P, a->x + xy, ldx, NULL, xr);
         MHK__N(mhk__rows_in)(n, P, a->dy + xy, ldx, NULL, dyr);
-        k.a1 = k.c0 = k.f = NULL;
-        k.a2 = dyr;
-        k.row2 = wide_p;
-        k.col2 = 1;
-        k.b2 = xt;
-        k.k2 = P;
-        k.ldb = k.ldc = lda;
-        k.c = dg;
-        MHK__N(mhk__blocks)(&k, n, n, mhk__lower_c);
+        MHK__N(mhk__multiply)(&k, n, n, P, dyr, wide_p, 1, xt, lda, dg, lda, mhk__lower_c);
         for (i = 0; i < n; i++) { /* to the end of the tile that row i belongs to */
           for (j = 0; j < mhk__min(n, i + MHK__OVER); j += MHK__W) {
             const MHK__V l = MHK__LOAD(s + i * lda + j);
@@ -3945,45 +3874,27 @@ static void MHK__N(mhk__ssd_back)(const mhk__ssd_args *a, mhk_index b, mhk_index
         k.col1 = 1;
         k.fs = 1;
         if (a->dx) {
+          k.k1 = N;
           k.a1 = after ? br : NULL;
           k.row1 = wide_n;
           k.b1 = dstate;
-          k.k1 = N;
           k.f = tail;
-          k.a2 = s;
-          k.row2 = 1;
-          k.col2 = lda;
-          k.b2 = dyr;
-          k.k2 = n;
-          k.ldb = k.ldc = wide_p;
-          k.c = dxr;
-          MHK__N(mhk__blocks)(&k, n, P, mhk__upper_a);
+          MHK__N(mhk__multiply)(&k, n, P, n, s, 1, lda, dyr, wide_p, dxr, wide_p, mhk__upper_a);
           MHK__N(mhk__rows_out)(n, P, dxr, NULL, NULL, a->dx + xy, ldx, 1);
         }
         if (a->dc || a->db || a->dlog_a) {
+          if (before) MHK__N(mhk__rows_in)(P, N, a->states + ((b * a->H + h) * chunks + c) * P * N, N, NULL, ht);
+          k.k1 = P;
           k.a1 = before ? dyr : NULL;
           k.row1 = wide_p;
-          if (before) MHK__N(mhk__rows_in)(P, N, a->states + ((b * a->H + h) * chunks + c) * P * N, N, NULL, ht);
           k.b1 = ht;
-          k.k1 = P;
           k.f = carry;
-          k.a2 = dg;
-          k.row2 = lda;
-          k.col2 = 1;
-          k.b2 = br;
-          k.k2 = n;
-          k.ldb = k.ldc = wide_n;
-          k.c = dcr;
-          MHK__N(mhk__blocks)(&k, n, N, mhk__lower_a);
-          k.a1 = after ? xr : NULL;
+          MHK__N(mhk__multiply)(&k, n, N, n, dg, lda, 1, br, wide_n, dcr, wide_n, mhk__lower_a);
           if (after) MHK__N(mhk__turned_in)(N, P, dstate, wide_p, dht);
+          k.a1 = after ? xr : NULL;
           k.b1 = dht;
           k.f = tail;
-          k.row2 = 1;
-          k.col2 = lda;
-          k.b2 = cr;
-          k.c = dbr;
-          MHK__N(mhk__blocks)(&k, n, N, mhk__upper_a);
+          MHK__N(mhk__multiply)(&k, n, N, n, dg, 1, lda, cr, wide_n, dbr, wide_n, mhk__upper_a);
           if (a->dc) MHK__N(mhk__rows_out)(n, N, dcr, same, br, a->dc + bc, ldb, 1);
           if (a->db) MHK__N(mhk__rows_out)(n, N, dbr, same, cr, a->db + bc, ldb, 1);
         }
@@ -4001,18 +3912,10 @@ static void MHK__N(mhk__ssd_back)(const mhk__ssd_args *a, mhk_index b, mhk_index
         }
         if (before || a->dinitial) { /* c == 0 without an initial state: its gradient is not wanted */
           MHK__N(mhk__rows_in)(n, P, a->dy + xy, ldx, carry, dys);
-          k.a1 = NULL;
-          k.c0 = k.c = dstate;
+          k.c0 = dstate;
           k.f = carry + n - 1;
           k.fs = 0;
-          k.a2 = cr;
-          k.row2 = 1;
-          k.col2 = wide_n;
-          k.b2 = dys;
-          k.k2 = n;
-          k.ldb = k.ldc = wide_p;
-          MHK__N(mhk__blocks)(&k, N, P, mhk__whole);
-          k.c0 = NULL;
+          MHK__N(mhk__multiply)(&k, N, P, n, cr, 1, wide_n, dys, wide_p, dstate, wide_p, mhk__whole);
         }
       }
     }
@@ -4037,21 +3940,8 @@ static void MHK__N(mhk__two_tiles)(const mhk__orientation_args *a, mhk_index h, 
   mhk_index i, j;
   mhk__block k;
   memset(&k, 0, sizeof k);
-  k.a2 = cr;
-  k.b2 = bt;
-  k.k2 = a->N;
-  k.row2 = MHK__LD(a->N);
-  k.col2 = 1;
-  k.ldb = MHK__LD(cols);
-  k.ldc = MHK__TILE;
-  k.c = s;
-  MHK__N(mhk__blocks)(&k, rows, cols, corner ? mhk__lower_c : mhk__whole);
-  k.a2 = qr;
-  k.row2 = MHK__LD(a->PT);
-  k.b2 = kt;
-  k.k2 = a->PT;
-  k.c = p;
-  MHK__N(mhk__blocks)(&k, rows, cols, corner ? mhk__lower_c : mhk__whole);
+  MHK__N(mhk__multiply)(&k, rows, cols, a->N, cr, MHK__LD(a->N), 1, bt, MHK__LD(cols), s, MHK__TILE, corner ? mhk__lower_c : mhk__whole);
+  MHK__N(mhk__multiply)(&k, rows, cols, a->PT, qr, MHK__LD(a->PT), 1, kt, MHK__LD(cols), p, MHK__TILE, corner ? mhk__lower_c : mhk__whole);
   if (corner) {
     mhk_real hold[2 * MHK__TILE];
     MHK__N(mhk__decay_tile)(rows, cum + i0, start ? start + i0 : NULL, i0, 0, hold, decay, MHK__TILE);
@@ -4136,7 +4026,6 @@ static void MHK__N(mhk__orientation_back)(const mhk__orientation_args *a, mhk_in
   mhk_index h, i0, j0, i, j;
   mhk__block k;
   memset(&k, 0, sizeof k);
-  k.ldb = k.ldc = wide;
   MHK__N(mhk__rows_in)(T, N, a->b + (b * T * a->G + g) * N, ldb, NULL, br);
   for (h = g * group; h < (g + 1) * group; h++) {
     const double norm = sqrt(a->difference[b * a->H + h]);
@@ -4176,24 +4065,12 @@ static void MHK__N(mhk__orientation_back)(const mhk__orientation_args *a, mhk_in
         for (i = 0; i < rows; i++) dcum[i0 + i] += (double)row[i];
         for (j = 0; j < cols; j++) dcum[j0 + j] -= (double)column[j];
         if (a->db) {
-          k.a2 = p;
-          k.b2 = cr;
-          k.k2 = rows;
-          k.row2 = 1;
-          k.col2 = K;
-          k.c = db + j0 * wide;
-          k.c0 = corner && h == g * group ? NULL : k.c;
-          MHK__N(mhk__blocks)(&k, cols, N, corner ? mhk__upper_a : mhk__whole);
+          k.c0 = corner && h == g * group ? NULL : db + j0 * wide;
+          MHK__N(mhk__multiply)(&k, cols, N, rows, p, 1, K, cr, wide, db + j0 * wide, wide, corner ? mhk__upper_a : mhk__whole);
         }
         if (a->dc) {
-          k.a2 = p;
-          k.b2 = br + j0 * wide;
-          k.k2 = cols;
-          k.row2 = K;
-          k.col2 = 1;
-          k.c = dc;
           k.c0 = j0 > 0 ? dc : NULL;
-          MHK__N(mhk__blocks)(&k, rows, N, corner ? mhk__lower_a : mhk__whole);
+          MHK__N(mhk__multiply)(&k, rows, N, cols, p, K, 1, br + j0 * wide, wide, dc, wide, corner ? mhk__lower_a : mhk__whole);
         }
       }
       if (a->dc) MHK__N(mhk__rows_out)(rows, N, dc, NULL, NULL, a->dc + ((b * T + i0) * a->G + g) * N, ldb, 1);
