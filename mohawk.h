@@ -226,20 +226,35 @@ MHKDEF mhk_precision mhk_set_precision(mhk_context *ctx, mhk_precision precision
 #define MHK_MAX_RANK 5
 
 typedef enum mhk_dtype {
-  MHK_F32 = 1, MHK_F64, MHK_F16, MHK_BF16, MHK_I8, MHK_U8, MHK_I16, MHK_U16, MHK_I32, MHK_U32, MHK_I64, MHK_U64, MHK_BOOL
+  MHK_F32 = 1, MHK_F64, MHK_F16, MHK_BF16, MHK_I8, MHK_U8, MHK_I16, MHK_U16, MHK_I32, MHK_U32, MHK_I64, MHK_U64, MHK_BOOL,
+  MHK_Q8, MHK_Q4 /* quantised matrices of a model: see mhk_quantised */
 } mhk_dtype;
 #ifdef MOHAWK_DOUBLE
 #define MHK_REAL MHK_F64
 #else
 #define MHK_REAL MHK_F32
 #endif
-MHKDEF size_t mhk_dtype_size(mhk_dtype dtype);      /* bytes of one element; 0 for an unknown type */
-MHKDEF const char *mhk_dtype_name(mhk_dtype dtype); /* as safetensors spells it: "F32", "BF16", ... */
+MHKDEF size_t mhk_dtype_size(mhk_dtype dtype);      /* bytes of one element; 0 for quantised and unknown types */
+MHKDEF const char *mhk_dtype_name(mhk_dtype dtype); /* as safetensors spells it: "F32", "BF16", ...; "Q8", "Q4" */
+
+/* A quantised matrix (N,K), symmetric: element (n,k) is scale * q, with one scale for each group of 32 or 64 neighbours k of a row. Rows lie in
+   blocks of 16, filled up with zeros, so that one vector of a kernel holds the same k of many rows and a block is one stretch of memory:
+     MHK_Q8   q (blocks,K/4,16,4) signed bytes -128..127; byte (b,c,r,j) is q of row 16 b + r, k = 4 c + j
+     MHK_Q4   q (blocks,K/8,16,4) bytes; the low half of byte (b,c,r,j) is q + 8 of row 16 b + r, k = 8 c + j, the high half that of k = 8 c + 4 + j
+     scale    (blocks,K/group,16) half-precision numbers
+   The last N - rows rows may stay numbers, as the A_log rows of a state-space mixer do. */
+typedef struct mhk_quantised {
+  const void *q;
+  const uint16_t *scale;   /* host byte order */
+  const mhk_real *rest;    /* (N-rows,K), or NULL */
+  mhk_index rows;          /* how many rows are quantised: N, or fewer */
+  int group;               /* 32 or 64; divides K */
+} mhk_quantised;
 
 /* A contiguous row-major array. Read the fields freely; write only data and grad. Activations have dtype MHK_REAL;
    frozen matrices of a model may stay in the type they were stored in. */
 typedef struct mhk_tensor {
-  void *data;                     /* count elements of dtype */
+  void *data;                     /* count elements of dtype; of a quantised one quantised->q */
   mhk_real *grad;                 /* count elements, or NULL before any gradient has arrived */
   mhk_index shape[MHK_MAX_RANK];  /* shape[0..rank-1]; the rest is 1 */
   mhk_index count;                /* product of the shape */
@@ -250,12 +265,16 @@ typedef struct mhk_tensor {
   mhk_context *ctx;
   struct mhk_tensor *base;        /* views: the tensor whose memory this one shows */
   mhk_index base_offset;          /* views: where in it, in elements */
+  const mhk_quantised *quantised; /* what a tensor (or the tensor a view shows) of dtype MHK_Q8 or MHK_Q4 consists of, else NULL */
 } mhk_tensor;
 
 /* data of a MHK_REAL tensor; NULL for NULL or another type */
 MHKDEF mhk_real *mhk_data(const mhk_tensor *x);
 /* a scalar's (or first element's) value; NaN for NULL */
 MHKDEF double mhk_value(const mhk_tensor *x);
+/* elements [first,first+n) of a tensor of any floating-point or quantised type, as numbers */
+MHKDEF mhk_result mhk_tensor_read(const mhk_tensor *x, mhk_index first, mhk_index n, mhk_real *out);
+MHKDEF size_t mhk_tensor_bytes(const mhk_tensor *x); /* what its data takes, in its type */
 
 #ifndef MOHAWK_NO_TRAINING
 /* ---------------------------------------------------------------------------------------- tape */
@@ -481,8 +500,23 @@ MHKDEF mhk_model *mhk_model_create(mhk_context *ctx, const mhk_config *config, u
 MHKDEF void mhk_model_destroy(mhk_model *m);
 #ifndef MOHAWK_NO_STDIO
 /* Writes a folder: config.json, model.safetensors (dtype MHK_F32, MHK_F16, MHK_BF16; 0: MHK_F32), tokenizer.json when the model has one.
-   A path ending in .safetensors is one file with all three inside. Written under another name and renamed: never half a file. */
+   A path ending in .safetensors is one file with all three inside. Written under another name and renamed: never half a file.
+   dtype MHK_Q8 or MHK_Q4: a model that is quantised is written as it is, bit for bit, any other as mhk_quantise() makes it by default; everything
+   that is not quantised as MHK_F32. The quantised matrix NAME (N,K) is then stored as NAME of type I8 (MHK_Q8) or U8 (MHK_Q4), NAME_scale of type F16,
+   and NAME_rest of type F32 with the rows that stay numbers, if any; shapes and order are those of mhk_quantised. */
 MHKDEF mhk_result mhk_save(mhk_model *m, const char *path, mhk_dtype dtype);
+#endif
+
+#if !defined(MOHAWK_NO_STDIO) || !defined(MOHAWK_NO_TRAINING)
+typedef struct mhk_quantise_desc {
+  mhk_dtype type;  /* MHK_Q8 or MHK_Q4; 0: MHK_Q8 */
+  int group;       /* 32 or 64 neighbours share a scale; 0: 64 for MHK_Q8, 32 for MHK_Q4 */
+  mhk_dtype ends;  /* type of embedding and head; 0: as type */
+} mhk_quantise_desc;
+/* A frozen copy of m whose embedding, head and projections are quantised; desc may be NULL. Scales are chosen from the weights alone, group by group:
+   for MHK_Q8 the largest weight over 127, for MHK_Q4 the scale of least squared error. Norms, convolutions, biases and all other vectors become
+   MHK_REAL, as do the rows of in_proj that set the decay (A_log of discrete Mamba-2, dt of Mamba-2) and matrices whose rows no group divides. */
+MHKDEF mhk_model *mhk_quantise(mhk_model *m, const mhk_quantise_desc *desc);
 #endif
 
 MHKDEF const mhk_config *mhk_model_config(const mhk_model *m);
@@ -1999,23 +2033,14 @@ static uint16_t mhk__bf16_round(mhk_real x) {
 }
 #endif
 
-/* exact for subnormals too: the multiplication by 2^112 renormalises */
+/* exact for subnormals too: the multiplication by 2^112 renormalises, and leaves infinity and NaN what they are */
 static float mhk__f16_to_f32(uint16_t h) {
-  const uint32_t scale_bits = 0x77800000u;
-  uint32_t bits = ((uint32_t)h & 0x7FFFu) << 13, sign = ((uint32_t)h & 0x8000u) << 16;
-  float f, scale;
-  if (bits >= 0x0F800000u) {
-    bits |= 0x7F800000u;
-    memcpy(&f, &bits, 4);
-  } else {
-    memcpy(&f, &bits, 4);
-    memcpy(&scale, &scale_bits, 4);
-    f *= scale;
-  }
-  memcpy(&bits, &f, 4);
-  bits |= sign;
+  uint32_t bits = ((uint32_t)h & 0x7FFFu) << 13;
+  float f;
+  if (bits >= 0x0F800000u) bits |= 0x7F800000u;
   memcpy(&f, &bits, 4);
-  return f;
+  f *= 5192296858534827628530496329220096.0f;
+  return h & 0x8000u ? -f : f;
 }
 
 /* element i of an array of a floating-point dtype */
@@ -2028,11 +2053,34 @@ static mhk_real mhk__element(const void *data, mhk_dtype dtype, mhk_index i) {
   }
 }
 
-/* A matrix of any strides and stored type: element (i,j) at data[i * row + j * col]. */
+/* Quantised matrices, see mhk_quantised. */
+#define MHK__Q_ROWS 16 /* rows a block */
+static int mhk__is_quantised(mhk_dtype dtype) { return dtype == MHK_Q8 || dtype == MHK_Q4; }
+static mhk_index mhk__q_blocks(mhk_index rows) { return (rows + MHK__Q_ROWS - 1) / MHK__Q_ROWS; }
+static mhk_index mhk__q_block_bytes(mhk_dtype dtype, mhk_index k) { return dtype == MHK_Q8 ? MHK__Q_ROWS * k : MHK__Q_ROWS * k / 2; }
+
+/* element (n,k) of such a matrix with rows of K */
+static mhk_real mhk__q_element(const mhk_quantised *q, mhk_dtype dtype, mhk_index K, mhk_index n, mhk_index k) {
+  const mhk_index b = n / MHK__Q_ROWS, r = n % MHK__Q_ROWS;
+  int value;
+  if (n >= q->rows) return q->rest[(n - q->rows) * K + k];
+  if (dtype == MHK_Q8)
+    value = ((const signed char *)q->q)[((b * (K / 4) + k / 4) * MHK__Q_ROWS + r) * 4 + k % 4];
+  else {
+    const int both = ((const unsigned char *)q->q)[((b * (K / 8) + k / 8) * MHK__Q_ROWS + r) * 4 + k % 4];
+    value = (k & 4 ? both >> 4 : both & 15) - 8;
+  }
+  return (mhk_real)value * (mhk_real)mhk__f16_to_f32(q->scale[(b * (K / q->group) + k / q->group) * MHK__Q_ROWS + r]);
+}
+
+/* A matrix of any strides and stored type: element (i,j) at data[i * row + j * col]. A quantised one lies as q says and has all its columns: one of
+   the strides is 1, the other its rows' length; its rows start at row n0 of q, its columns at k0. */
 typedef struct mhk__matrix {
   const void *data;
   mhk_dtype dtype;
   mhk_index row, col;
+  const mhk_quantised *q;
+  mhk_index n0, k0;
 } mhk__matrix;
 
 static mhk__matrix mhk__mat(const void *data, mhk_dtype dtype, mhk_index row, mhk_index col) {
@@ -2041,8 +2089,29 @@ static mhk__matrix mhk__mat(const void *data, mhk_dtype dtype, mhk_index row, mh
   m.dtype = dtype;
   m.row = row;
   m.col = col;
+  m.q = NULL;
+  m.n0 = m.k0 = 0;
   return m;
 }
+
+/* y (M,N) = x (M,K) w^T for few rows x, w rows n0.. of a quantised matrix. Each group of x is brought to 16-bit integers, so that its dot product with
+   the integers of w is exact; the groups' products are summed in float32 in their order. The integers are off by at most 2^-16 of the
+   group's largest number. */
+typedef struct mhk__q_args {
+  mhk_index M, N, K;
+  const mhk_quantised *q;
+  mhk_dtype dtype;
+  mhk_index n0;
+  const mhk_real *x;       /* (M,K) */
+  int16_t *digits;         /* (M,K), each four in the order 0 2 1 3: the lanes a vector of bytes falls into when its 16-bit words are shifted */
+  float *scale;            /* (M,K/group) */
+  int32_t *offset;         /* (M,K/group): what the 8 in the halves of MHK_Q4 adds, negated */
+  mhk_real *y;
+  mhk_index ldy;
+} mhk__q_args;
+
+#define MHK__Q_LIMIT 32512 /* largest integer of x: times 16 words of 15 * 256 it stays below 2^31, and it is two signed bytes */
+#define MHK__Q_TINY 1e-30f /* groups of x that are smaller count as zero */
 
 /* What happens to a product before it is stored, in this order. */
 typedef struct mhk__epilogue {
@@ -2173,6 +2242,8 @@ struct mhk__kernels {
   void (*epilogue)(mhk_index m, mhk_index n, mhk_real *c, mhk_index ldc, mhk_index offset, const mhk__epilogue *e, mhk_index column);
   /* y (m,n) = x (m,k) w(n,k)^T for few rows: streams w once; work holds (m + 1) k numbers */
   void (*rows_times)(mhk_index m, mhk_index n, mhk_index k, const mhk_real *x, const void *w, mhk_dtype dtype, mhk_real *y, mhk_index ldy, mhk_real *work);
+  void (*q_prepare)(const mhk__q_args *a, mhk_index row);                    /* fills digits, scale and offset of one row of x */
+  void (*q_times)(const mhk__q_args *a, mhk_index first, mhk_index last); /* blocks [first,last) of w, which reach into the rows wanted */
   void (*attention)(const mhk__attention_args *a, mhk_index b, mhk_index h, mhk_real *work);
   void (*attention_step)(const mhk__attention_args *a, mhk_index b, mhk_index h, mhk_real *work);
   void (*attention_back)(const mhk__attention_args *a, mhk_index b, mhk_index g, mhk_real *work);
@@ -2635,8 +2706,64 @@ static void MHK__N(mhk__pack_by)(mhk_real *dst, mhk_index width, mhk_index rows,
     MHK__N(mhk__pack_panel)(dst, width, rows - p < width ? rows - p : width, k, src + p * row, row, col, scale);
 }
 
+/* the same from a quantised matrix */
+static void MHK__N(mhk__pack_quantised)(mhk_real *dst, mhk_index width, mhk_index rows, mhk_index k, mhk__matrix src) {
+  const mhk_quantised *q = src.q;
+  const mhk_index K = src.col == 1 ? src.row : src.col, each = src.dtype == MHK_Q8 ? 4 : 8;
+  mhk_index p, i, j, r;
+  for (p = 0; p < rows; p += width, dst += width * k) {
+    const mhk_index w = rows - p < width ? rows - p : width;
+    if (src.col != 1) {
+      for (j = 0; j < k; j++)
+        for (i = 0; i < w; i++) dst[j * width + i] = mhk__q_element(q, src.dtype, K, src.n0 + j, src.k0 + p + i);
+    } else if (src.k0 % 8 || k % 8) {
+      for (j = 0; j < k; j++)
+        for (i = 0; i < w; i++) dst[j * width + i] = mhk__q_element(q, src.dtype, K, src.n0 + p + i, src.k0 + j);
+    } else
+      for (i = 0; i < w; i += r) { /* the rows of one block at a time */
+        const mhk_index n = src.n0 + p + i, b = n / MHK__Q_ROWS, first = n % MHK__Q_ROWS, c0 = b * (K / each) + src.k0 / each;
+        const unsigned char *from = (const unsigned char *)q->q + (c0 * MHK__Q_ROWS + first) * 4;
+        const uint16_t *scale = q->scale + b * (K / q->group) * MHK__Q_ROWS + first;
+        mhk_real *to = dst + i;
+        mhk_real s[MHK__Q_ROWS];
+        mhk_index in, group = -1;
+        r = w - i < MHK__Q_ROWS - first ? w - i : MHK__Q_ROWS - first;
+        for (j = 0; j < k; j += each, from += MHK__Q_ROWS * 4, to += each * width) {
+          if ((src.k0 + j) / q->group != group) {
+            group = (src.k0 + j) / q->group;
+            for (in = 0; in < r; in++) s[in] = (mhk_real)mhk__f16_to_f32(scale[group * MHK__Q_ROWS + in]);
+          }
+          if (src.dtype == MHK_Q8)
+            for (in = 0; in < r; in++) {
+              const signed char *four = (const signed char *)from + 4 * in;
+              to[in] = (mhk_real)four[0] * s[in];
+              to[in + width] = (mhk_real)four[1] * s[in];
+              to[in + 2 * width] = (mhk_real)four[2] * s[in];
+              to[in + 3 * width] = (mhk_real)four[3] * s[in];
+            }
+          else
+            for (in = 0; in < r; in++) {
+              const unsigned char *four = from + 4 * in;
+              mhk_index at;
+              for (at = 0; at < 4; at++) {
+                to[in + at * width] = (mhk_real)((four[at] & 15) - 8) * s[in];
+                to[in + (at + 4) * width] = (mhk_real)((four[at] >> 4) - 8) * s[in];
+              }
+            }
+        }
+      }
+    if (w < width)
+      for (j = 0; j < k; j++)
+        for (i = w; i < width; i++) dst[j * width + i] = 0;
+  }
+}
+
 static void MHK__N(mhk__pack)(mhk_real *dst, mhk_index width, mhk_index rows, mhk_index k, mhk__matrix src) {
   mhk_index p, i, j;
+  if (mhk__is_quantised(src.dtype)) {
+    MHK__N(mhk__pack_quantised)(dst, width, rows, k, src);
+    return;
+  }
   if (src.dtype == MHK_REAL) {
     MHK__N(mhk__pack_by)(dst, width, rows, k, (const mhk_real *)src.data, src.row, src.col, NULL);
     return;
@@ -3159,6 +3286,73 @@ static void MHK__N(mhk__rows_times)(mhk_index m, mhk_index n, mhk_index k, const
     MHK__N(mhk__widen)(k, (const char *)w + j * k * (mhk_index)mhk_dtype_size(dtype), dtype, work);
     MHK__N(mhk__few_rows)(m, 1, k, x, x, work, y + j, ldy);
   }
+}
+
+/* ---- few rows against quantised weights */
+
+/* y of rows [16 block, 16 block + 16) of w, as far as they are wanted, for rows [i, i + m) of x */
+static void MHK__N(mhk__q_store)(const mhk__q_args *a, mhk_index block, mhk_index i, mhk_index m, const float *sums) {
+  const mhk_index n = block * MHK__Q_ROWS - a->n0, from = n < 0 ? -n : 0, to = a->N - n < MHK__Q_ROWS ? a->N - n : MHK__Q_ROWS;
+  mhk_index r, row;
+  for (row = 0; row < m; row++)
+    for (r = from; r < to; r++) a->y[(i + row) * a->ldy + n + r] = sums[row * MHK__Q_ROWS + r];
+}
+
+static void MHK__N(mhk__q_prepare)(const mhk__q_args *a, mhk_index row) {
+  const mhk_index group = a->q->group;
+  const mhk_real *x = a->x + row * a->K;
+  int16_t *to = a->digits + row * a->K;
+  mhk_index g, j;
+  for (g = 0; g < a->K / group; g++, x += group, to += group) {
+    float most = 0, up;
+    int32_t sum = 0;
+    int bad = 0;
+    for (j = 0; j < group; j++) {
+      const float size = fabsf((float)x[j]);
+      if (size > most) most = size;
+      if (!(size <= FLT_MAX)) bad = 1;
+    }
+    up = most > MHK__Q_TINY && !bad ? MHK__Q_LIMIT / most : 0;
+    for (j = 0; j < group; j++) {
+      const float v = bad ? 0 : (float)x[j] * up;
+      const int32_t digit = (int32_t)(v < 0 ? v - 0.5f : v + 0.5f);
+      to[(j & ~(mhk_index)3) + ((j & 1) << 1) + ((j >> 1) & 1)] = (int16_t)digit;
+      sum += digit;
+    }
+    a->scale[row * (a->K / group) + g] = bad ? (float)NAN : most > MHK__Q_TINY ? most / MHK__Q_LIMIT : 0;
+    a->offset[row * (a->K / group) + g] = -8 * sum;
+  }
+}
+
+static void MHK__N(mhk__q_times)(const mhk__q_args *a, mhk_index first, mhk_index last) {
+  const mhk_index K = a->K, groups = K / a->q->group, chunks = a->q->group / (a->dtype == MHK_Q8 ? 4 : 8);
+  mhk_index b, i, g, c, r;
+  for (b = first; b < last; b++)
+    for (i = 0; i < a->M; i++) {
+      const signed char *p = (const signed char *)a->q->q + b * mhk__q_block_bytes(a->dtype, K);
+      const uint16_t *scale = a->q->scale + b * groups * MHK__Q_ROWS;
+      const int16_t *x = a->digits + i * K;
+      float sums[MHK__Q_ROWS];
+      for (r = 0; r < MHK__Q_ROWS; r++) sums[r] = 0;
+      for (g = 0; g < groups; g++) {
+        int32_t dot[MHK__Q_ROWS];
+        const float by = a->scale[i * groups + g];
+        for (r = 0; r < MHK__Q_ROWS; r++) dot[r] = a->dtype == MHK_Q8 ? 0 : a->offset[i * groups + g];
+        for (c = 0; c < chunks; c++, p += 4 * MHK__Q_ROWS) {
+          for (r = 0; r < MHK__Q_ROWS; r++) {
+            const signed char *w = p + 4 * r;
+            if (a->dtype == MHK_Q8)
+              dot[r] += w[0] * x[0] + w[1] * x[2] + w[2] * x[1] + w[3] * x[3];
+            else
+              dot[r] += (w[0] & 15) * x[0] + (w[1] & 15) * x[2] + (w[2] & 15) * x[1] + (w[3] & 15) * x[3] + ((w[0] >> 4) & 15) * x[4] +
+                        ((w[1] >> 4) & 15) * x[6] + ((w[2] >> 4) & 15) * x[5] + ((w[3] >> 4) & 15) * x[7];
+          }
+          x += a->dtype == MHK_Q8 ? 4 : 8;
+        }
+        for (r = 0; r < MHK__Q_ROWS; r++) sums[r] += (float)dot[r] * (mhk__f16_to_f32(*scale++) * by);
+      }
+      MHK__N(mhk__q_store)(a, b, i, 1, sums);
+    }
 }
 
 #ifndef MOHAWK_NO_TRAINING
@@ -4318,6 +4512,8 @@ static void MHK__N(mhk__fill)(mhk__kernels *k) {
   k->product = MHK__N(mhk__product);
   k->epilogue = MHK__N(mhk__epilogue_rows);
   k->rows_times = MHK__N(mhk__rows_times);
+  k->q_prepare = MHK__N(mhk__q_prepare);
+  k->q_times = MHK__N(mhk__q_times);
   k->attention = MHK__N(mhk__attention);
   k->attention_step = MHK__N(mhk__attention_step);
   k->ssd = MHK__N(mhk__ssd);
@@ -5055,8 +5251,32 @@ static void mhk__run(mhk_context *ctx, const void *args, mhk_index tasks, mhk_in
   mhk__scratch_rewind(ctx, mark);
 }
 
-static const void *mhk__mat_at(const mhk__matrix *m, mhk_index i, mhk_index j) {
-  return (const char *)m->data + (i * m->row + j * m->col) * (mhk_index)mhk_dtype_size(m->dtype);
+/* the matrix that starts at element (i,j) of m */
+static mhk__matrix mhk__mat_from(const mhk__matrix *m, mhk_index i, mhk_index j) {
+  mhk__matrix at = *m;
+  if (m->q) {
+    at.n0 += m->col == 1 ? i : j;
+    at.k0 += m->col == 1 ? j : i;
+  } else
+    at.data = (const char *)m->data + (i * m->row + j * m->col) * (mhk_index)mhk_dtype_size(m->dtype);
+  return at;
+}
+
+static mhk__matrix mhk__mat_turned(mhk__matrix m) {
+  const mhk_index row = m.row;
+  m.row = m.col;
+  m.col = row;
+  return m;
+}
+
+/* A weight (N,K), or its transpose (K,N) as products take it. */
+static mhk__matrix mhk__mat_weight(const mhk_tensor *w, int turned) {
+  mhk__matrix m = mhk__mat(w->data, w->dtype, w->shape[1], 1);
+  if (w->quantised) {
+    m.q = w->quantised;
+    m.n0 = w->base_offset / w->shape[1];
+  }
+  return turned ? mhk__mat_turned(m) : m;
 }
 
 typedef struct mhk__gemm_args {
@@ -5080,7 +5300,7 @@ static void mhk__gemm_pack(void *arg, mhk_index task, int worker) {
   const mhk_index nr = ks->nr, step = g->step, groups = (g->n + step - 1) / step;
   const mhk_index k0 = task / groups * g->kc, j = task % groups * step, k = mhk__min(g->kc, g->K - k0), wide = (g->n + nr - 1) / nr * nr;
   (void)worker;
-  ks->pack(g->packed + wide * k0 + j * k, nr, mhk__min(step, g->n - j), k, mhk__mat(mhk__mat_at(&g->b, k0, g->j0 + j), g->b.dtype, g->b.col, g->b.row));
+  ks->pack(g->packed + wide * k0 + j * k, nr, mhk__min(step, g->n - j), k, mhk__mat_turned(mhk__mat_from(&g->b, k0, g->j0 + j)));
 }
 
 static void mhk__gemm_rows(void *arg, mhk_index task, int worker) {
@@ -5092,7 +5312,7 @@ static void mhk__gemm_rows(void *arg, mhk_index task, int worker) {
   mhk_index k0;
   for (k0 = 0; k0 < g->K; k0 += g->kc) {
     const mhk_index k = mhk__min(g->kc, g->K - k0);
-    ks->pack(pa, ks->mr, m, k, mhk__mat(mhk__mat_at(&g->a, i0, k0), g->a.dtype, g->a.row, g->a.col));
+    ks->pack(pa, ks->mr, m, k, mhk__mat_from(&g->a, i0, k0));
     ks->product(m, g->n, k, pa, g->packed + wide * k0, c, g->ldc, k0 > 0 || (g->e && g->e->accumulate));
   }
   if (mhk__epilogue_works(g->e))
@@ -5104,17 +5324,110 @@ static void mhk__gemm_few(void *arg, mhk_index task, int worker) {
   const mhk__gemm_args *g = (const mhk__gemm_args *)job->args;
   const mhk__kernels *ks = job->ctx->kernels;
   const mhk_index j = task * g->nc, n = mhk__min(g->nc, g->N - j);
-  ks->rows_times(g->M, n, g->K, (const mhk_real *)g->a.data, mhk__mat_at(&g->b, 0, j), g->b.dtype, g->c + j, g->ldc, job->work + worker * job->each);
+  ks->rows_times(g->M, n, g->K, (const mhk_real *)g->a.data, mhk__mat_from(&g->b, 0, j).data, g->b.dtype, g->c + j, g->ldc, job->work + worker * job->each);
   if (mhk__epilogue_works(g->e)) ks->epilogue(g->M, n, g->c + j, g->ldc, j, g->e, j);
 }
 
-/* c (M,N) = a (M,K) b (K,N), then the epilogue (may be NULL). c's rows are ldc apart. */
+#ifndef MOHAWK_DOUBLE
+typedef struct mhk__q_job { mhk__q_args args; const mhk__epilogue *e; mhk_index step; } mhk__q_job;
+
+static void mhk__q_prepare_task(void *arg, mhk_index task, int worker) {
+  const mhk__job *job = (const mhk__job *)arg;
+  (void)worker;
+  job->ctx->kernels->q_prepare(&((const mhk__q_job *)job->args)->args, task);
+}
+
+static void mhk__q_task(void *arg, mhk_index task, int worker) {
+  const mhk__job *job = (const mhk__job *)arg;
+  const mhk__q_job *g = (const mhk__q_job *)job->args;
+  const mhk__q_args *a = &g->args;
+  const mhk__kernels *ks = job->ctx->kernels;
+  const mhk_index first = a->n0 / MHK__Q_ROWS + task * g->step, last = mhk__min(first + g->step, mhk__q_blocks(a->n0 + a->N));
+  const mhk_index from = mhk__max(0, first * MHK__Q_ROWS - a->n0), n = mhk__min(a->N, last * MHK__Q_ROWS - a->n0) - from;
+  (void)worker;
+  ks->q_times(a, first, last);
+  if (mhk__epilogue_works(g->e)) ks->epilogue(a->M, n, a->y + from, a->ldy, from, g->e, from);
+}
+
+#define MHK__Q_FEW 8 /* rows up to which quantised weights are used as integers */
+
+/* c (M,N) = x (M,K) times the transpose of N quantised rows of w */
+static void mhk__q_gemm(mhk_context *ctx, mhk_index M, mhk_index N, mhk_index K, const mhk_real *x, mhk__matrix w, mhk_real *c, mhk_index ldc,
+                        const mhk__epilogue *e) {
+  const mhk__mark mark = mhk__scratch_mark(ctx);
+  mhk__q_job g;
+  g.args.M = M;
+  g.args.N = N;
+  g.args.K = K;
+  g.args.q = w.q;
+  g.args.dtype = w.dtype;
+  g.args.n0 = w.n0;
+  g.args.x = x;
+  g.args.y = c;
+  g.args.ldy = ldc;
+  g.args.digits = (int16_t *)mhk__scratch(ctx, M * K, sizeof(int16_t));
+  g.args.scale = (float *)mhk__scratch(ctx, M * (K / w.q->group), sizeof(float));
+  g.args.offset = (int32_t *)mhk__scratch(ctx, M * (K / w.q->group), sizeof(int32_t));
+  g.e = e;
+  g.step = mhk__max(1, 131072 / mhk__q_block_bytes(w.dtype, K));
+  if (g.args.digits && g.args.scale && g.args.offset) {
+    const mhk_index blocks = mhk__q_blocks(w.n0 + N) - w.n0 / MHK__Q_ROWS;
+    mhk__run(ctx, &g, M, 0, 1, (double)M * (double)K, mhk__q_prepare_task);
+    mhk__run(ctx, &g, (blocks + g.step - 1) / g.step, 0, 1, (double)M * (double)N * (double)K, mhk__q_task);
+  }
+  mhk__scratch_rewind(ctx, mark);
+}
+#endif
+
+static void mhk__gemm(mhk_context *ctx, mhk_index M, mhk_index N, mhk_index K, mhk__matrix a, mhk__matrix b, mhk_real *c, mhk_index ldc,
+                      const mhk__epilogue *e);
+
+/* mhk__gemm for a b whose rows from `have` on are not quantised: two products, side by side or one added to the other */
+static void mhk__gemm_mixed(mhk_context *ctx, mhk_index M, mhk_index N, mhk_index K, mhk__matrix a, mhk__matrix b, mhk_real *c, mhk_index ldc,
+                            const mhk__epilogue *e, mhk_index have) {
+  const mhk_index length = b.col == 1 ? b.row : b.col, skip = mhk__max(0, b.n0 - b.q->rows);
+  const mhk__matrix rest = mhk__mat(b.q->rest + skip * length + b.k0, MHK_REAL, b.row, b.col);
+  mhk__epilogue part;
+  memset(&part, 0, sizeof part);
+  if (e) part = *e;
+  if (b.row == 1) {
+    if (have > 0) mhk__gemm(ctx, M, have, K, a, b, c, ldc, e);
+    if (part.bias) part.bias += have;
+    if (part.residual) part.residual += have;
+    if (part.before) part.before += have;
+    mhk__gemm(ctx, M, N - have, K, a, rest, c ? c + have : NULL, ldc, &part);
+  } else {
+    mhk__epilogue first;
+    memset(&first, 0, sizeof first);
+    first.accumulate = part.accumulate;
+    if (have > 0) {
+      mhk__gemm(ctx, M, N, have, a, b, c, ldc, &first);
+      part.accumulate = 1;
+    }
+    mhk__gemm(ctx, M, N, K - have, mhk__mat_from(&a, 0, have), rest, c, ldc, &part);
+  }
+}
+
+/* c (M,N) = a (M,K) b (K,N), then the epilogue (may be NULL). c's rows are ldc apart. b may be quantised, a not. */
 static void mhk__gemm(mhk_context *ctx, mhk_index M, mhk_index N, mhk_index K, mhk__matrix a, mhk__matrix b, mhk_real *c, mhk_index ldc,
                       const mhk__epilogue *e) {
   const mhk__kernels *ks = ctx->kernels;
   mhk__gemm_args g;
   mhk__mark mark;
   if (ctx->result != MHK_OK || M <= 0 || N <= 0) return;
+  if (b.q) {
+    const mhk_index rows = b.row == 1 ? N : K, have = mhk__max(0, mhk__min(rows, b.q->rows - b.n0));
+    if (have < rows) {
+      mhk__gemm_mixed(ctx, M, N, K, a, b, c, ldc, e, have);
+      return;
+    }
+#ifndef MOHAWK_DOUBLE
+    if (M <= MHK__Q_FEW && b.row == 1 && a.col == 1 && (a.row == K || M == 1) && a.dtype == MHK_REAL && !(e && e->accumulate)) {
+      mhk__q_gemm(ctx, M, N, K, (const mhk_real *)a.data, b, c, ldc, e);
+      return;
+    }
+#endif
+  }
   g.M = M;
   g.N = N;
   g.K = K;
@@ -5133,7 +5446,7 @@ static void mhk__gemm(mhk_context *ctx, mhk_index M, mhk_index N, mhk_index K, m
     }
     return;
   }
-  if (M <= 4 && b.row == 1 && b.col == K && a.col == 1 && (a.row == K || M == 1) && a.dtype == MHK_REAL && !(e && e->accumulate)) {
+  if (M <= 4 && !b.q && b.row == 1 && b.col == K && a.col == 1 && (a.row == K || M == 1) && a.dtype == MHK_REAL && !(e && e->accumulate)) {
     g.nc = mhk__max(16, 262144 / (K * M));
     g.mc = g.kc = 0;
     mhk__run(ctx, &g, (N + g.nc - 1) / g.nc, 0, (M + 1) * K, (double)M * (double)N * (double)K, mhk__gemm_few);
@@ -5177,7 +5490,7 @@ static void mhk__narrow_columns(void *arg, mhk_index task, int worker) {
   const mhk_index k0 = task / groups * MHK__NARROW_K, j = task % groups * step, k = mhk__min(MHK__NARROW_K, g->K - k0);
   (void)worker;
   u->pack_b(g->packed + mhk__narrow_bytes(u, mhk__up(g->n, u->nr), k0) + mhk__narrow_bytes(u, j, k), mhk__min(step, g->n - j), k,
-            mhk__mat(mhk__mat_at(&g->b, k0, g->j0 + j), g->b.dtype, g->b.col, g->b.row));
+            mhk__mat_turned(mhk__mat_from(&g->b, k0, g->j0 + j)));
 }
 
 static void mhk__narrow_rows(void *arg, mhk_index task, int worker) {
@@ -5190,7 +5503,7 @@ static void mhk__narrow_rows(void *arg, mhk_index task, int worker) {
   mhk_index k0;
   for (k0 = 0; k0 < g->K; k0 += MHK__NARROW_K) {
     const mhk_index k = mhk__min(MHK__NARROW_K, g->K - k0);
-    u->pack_a(pa, m, k, mhk__mat(mhk__mat_at(&g->a, i0, k0), g->a.dtype, g->a.row, g->a.col));
+    u->pack_a(pa, m, k, mhk__mat_from(&g->a, i0, k0));
     u->product(m, g->n, k, pa, g->packed + mhk__narrow_bytes(u, mhk__up(g->n, u->nr), k0), c, g->ldc, k0 > 0 || (g->e && g->e->accumulate));
   }
   if (mhk__epilogue_works(g->e)) ks->epilogue(m, g->n, c, g->ldc, i0 * g->ldc + g->j0, g->e, g->j0);
@@ -5202,7 +5515,7 @@ static void mhk__gemm_narrow(mhk_context *ctx, mhk_index M, mhk_index N, mhk_ind
   const mhk_index real = (mhk_index)sizeof(mhk_real);
   mhk__narrow_args g;
   mhk__mark mark;
-  if (M <= 4 || N <= 0 || K <= 0) {
+  if (M <= 4 || N <= 0 || K <= 0 || b.q) {
     mhk__gemm(ctx, M, N, K, a, b, c, ldc, e);
     return;
   }
@@ -5365,6 +5678,8 @@ MHKDEF const char *mhk_dtype_name(mhk_dtype dtype) {
     case MHK_I64: return "I64";
     case MHK_U64: return "U64";
     case MHK_BOOL: return "BOOL";
+    case MHK_Q8: return "Q8";
+    case MHK_Q4: return "Q4";
     default: return "unknown type";
   }
 }
@@ -5422,7 +5737,43 @@ static mhk_tensor *mhk__tensor_in(mhk_context *ctx, mhk__arena *arena, int rank,
 #endif
 
 MHKDEF mhk_real *mhk_data(const mhk_tensor *x) { return x && x->dtype == MHK_REAL ? (mhk_real *)x->data : NULL; }
-MHKDEF double mhk_value(const mhk_tensor *x) { return x && x->data && x->count > 0 ? (double)mhk__element(x->data, x->dtype, 0) : (double)NAN; }
+
+/* element i of a tensor of any type that holds real numbers */
+static mhk_real mhk__tensor_element(const mhk_tensor *x, mhk_index i) {
+  if (!x->quantised) return mhk__element(x->data, x->dtype, i);
+  i += x->base_offset;
+  return mhk__q_element(x->quantised, x->dtype, x->shape[1], i / x->shape[1], i % x->shape[1]);
+}
+
+MHKDEF double mhk_value(const mhk_tensor *x) { return x && x->data && x->count > 0 ? (double)mhk__tensor_element(x, 0) : (double)NAN; }
+
+MHKDEF mhk_result mhk_tensor_read(const mhk_tensor *x, mhk_index first, mhk_index n, mhk_real *out) {
+  mhk_index i;
+  if (!x) return MHK_ERROR_ARGUMENT;
+  if (mhk_failed(x->ctx)) return mhk_error(x->ctx);
+  if (first < 0 || n < 0 || first > x->count || n > x->count - first || (n && (!x->data || !out)))
+    return mhk_fail(x->ctx, MHK_ERROR_ARGUMENT, "elements %lld to %lld of %s, which has %lld, or no room for them", (long long)first,
+                    (long long)first + (long long)n, x->name ? x->name : "a tensor", (long long)x->count);
+  if (x->dtype == MHK_REAL) {
+    if (n) memcpy(out, (const mhk_real *)x->data + first, (size_t)n * sizeof(mhk_real));
+  } else if (mhk__is_quantised(x->dtype) || x->dtype == MHK_F32 || x->dtype == MHK_F64 || x->dtype == MHK_F16 || x->dtype == MHK_BF16)
+    for (i = 0; i < n; i++) out[i] = mhk__tensor_element(x, first + i);
+  else
+    return mhk_fail(x->ctx, MHK_ERROR_UNSUPPORTED, "%s is stored as %s: there are no real numbers to read", x->name ? x->name : "a tensor",
+                    mhk_dtype_name(x->dtype));
+  return MHK_OK;
+}
+
+MHKDEF size_t mhk_tensor_bytes(const mhk_tensor *x) {
+  const mhk_quantised *q = x ? x->quantised : NULL;
+  mhk_index K, blocks, rows;
+  if (!x) return 0;
+  if (!q) return (size_t)x->count * mhk_dtype_size(x->dtype);
+  K = x->shape[1];
+  rows = mhk__max(0, mhk__min(x->shape[0], q->rows - x->base_offset / K));
+  blocks = mhk__q_blocks(rows);
+  return (size_t)(blocks * (mhk__q_block_bytes(x->dtype, K) + K / q->group * MHK__Q_ROWS * 2)) + (size_t)((x->shape[0] - rows) * K) * sizeof(mhk_real);
+}
 
 #ifndef MOHAWK_NO_TRAINING
 MHKDEF mhk_tensor *mhk_parameter(mhk_context *ctx, const char *name, int rank, const mhk_index *shape, const mhk_real *values) {
@@ -5594,10 +5945,11 @@ static mhk_tensor *mhk__view(mhk_tape *t, mhk_tensor *x, int rank, const mhk_ind
   if (!v || !mhk__shape_set(t->ctx, v, rank, shape)) return NULL;
   v->dtype = x->dtype;
   v->data = (char *)x->data + offset * (mhk_index)mhk_dtype_size(x->dtype);
+  v->quantised = x->quantised;
   v->grad = x->grad ? x->grad + offset : NULL;
   v->requires_grad = x->requires_grad;
   v->base = x->base ? x->base : x;
-  v->base_offset = x->base ? x->base_offset + offset : offset;
+  v->base_offset = x->base || x->quantised ? x->base_offset + offset : offset;
   v->name = x->name;
   return v;
 }
@@ -5610,6 +5962,10 @@ MHKDEF mhk_tensor *mhk_reshape(mhk_tape *t, mhk_tensor *x, int rank, const mhk_i
   if (v && v->count != x->count) {
     mhk_fail(t->ctx, MHK_ERROR_SHAPE, "reshape: %s has %lld elements, %s has %lld", mhk__shape_text(x->rank, x->shape, from, sizeof from), (long long)x->count,
              mhk__shape_text(rank, shape, to, sizeof to), (long long)v->count);
+    return NULL;
+  }
+  if (v && v->quantised && (rank != 2 || shape[1] != x->shape[1])) {
+    mhk_fail(t->ctx, MHK_ERROR_UNSUPPORTED, "reshape: %s is quantised row by row", x->name ? x->name : "a tensor");
     return NULL;
   }
   return v;
@@ -6356,7 +6712,7 @@ static void mhk__embedding_back(mhk_tape *t, mhk__node *n) {
 }
 
 MHKDEF mhk_tensor *mhk_embedding(mhk_tape *t, mhk_tensor *w, const int32_t *tokens, mhk_index B, mhk_index T) {
-  mhk_index shape[3], r, j;
+  mhk_index shape[3], r;
   mhk_tensor *y;
   mhk__node *n;
   if (!mhk__op_ready(t, w, w) || B < 0 || T < 0 || (!tokens && B * T > 0)) return NULL;
@@ -6376,10 +6732,7 @@ MHKDEF mhk_tensor *mhk_embedding(mhk_tape *t, mhk_tensor *w, const int32_t *toke
                (long long)w->shape[0] - 1);
       return NULL;
     }
-    if (w->dtype == MHK_REAL)
-      memcpy(to, mhk__d(w) + tokens[r] * w->shape[1], (size_t)w->shape[1] * sizeof(mhk_real));
-    else
-      for (j = 0; j < w->shape[1]; j++) to[j] = mhk__element(w->data, w->dtype, tokens[r] * w->shape[1] + j);
+    mhk_tensor_read(w, tokens[r] * w->shape[1], w->shape[1], to);
   }
   n = mhk__record(t, mhk__embedding_back, 1, &w, 1, &y, sizeof(mhk__embedding_saved));
   if (n) {
@@ -6439,7 +6792,7 @@ static void mhk__linear_back(mhk_tape *t, mhk__node *n) {
   if (db) mhk__column_sum(ctx, rows, N, g, db);
   if (dw) mhk__linear_product(ctx, s->precision, N, K, rows, mhk__real_mat(g, 1, N), mhk__real_mat(mhk__d(x), K, 1), dw, &e);
   e.accumulate = add;
-  if (dx) mhk__linear_product(ctx, s->precision, rows, K, N, mhk__real_mat(g, N, 1), mhk__mat(w->data, w->dtype, K, 1), dx, &e);
+  if (dx) mhk__linear_product(ctx, s->precision, rows, K, N, mhk__real_mat(g, N, 1), mhk__mat_weight(w, 0), dx, &e);
   mhk__scratch_rewind(ctx, mark);
 }
 
@@ -6453,7 +6806,7 @@ static mhk_tensor *mhk__linear(mhk_tape *t, const char *name, mhk_tensor *x, mhk
   if (!mhk__op_ready(t, x, w) || !mhk__is_real(t, name, x)) return NULL;
   if (w->rank != 2 || x->rank < 1 || mhk__last(x) != w->shape[1]) return mhk__shape_error(t, name, x, w, "(...,K) and (N,K) are needed");
   if (b && (b->rank != 1 || b->shape[0] != w->shape[0])) return mhk__shape_error(t, name, w, b, "the bias must have one number an output");
-  if (w->dtype != MHK_REAL && w->dtype != MHK_F32 && w->dtype != MHK_F64 && w->dtype != MHK_F16 && w->dtype != MHK_BF16) {
+  if (w->dtype != MHK_REAL && w->dtype != MHK_F32 && w->dtype != MHK_F64 && w->dtype != MHK_F16 && w->dtype != MHK_BF16 && !w->quantised) {
     mhk_fail(t->ctx, MHK_ERROR_UNSUPPORTED, "%s: %s is stored as %s", name, w->name ? w->name : "the weight", mhk_dtype_name(w->dtype));
     return NULL;
   }
@@ -6480,7 +6833,7 @@ static mhk_tensor *mhk__linear(mhk_tape *t, const char *name, mhk_tensor *x, mhk
   e.before = before;
   e.gelu = gelu;
   mhk__linear_product(t->ctx, t->ctx->precision, rows, w->shape[0], w->shape[1], mhk__real_mat(mhk__d(x), w->shape[1], 1),
-                      mhk__mat(w->data, w->dtype, 1, w->shape[1]), mhk__d(y), &e);
+                      mhk__mat_weight(w, 1), mhk__d(y), &e);
   return t->ctx->result == MHK_OK ? y : NULL;
 }
 MHKDEF mhk_tensor *mhk_linear(mhk_tape *t, mhk_tensor *x, mhk_tensor *w, mhk_tensor *b) { return mhk__linear(t, "linear", x, w, b, 0, NULL); }
@@ -8325,13 +8678,13 @@ static float mhk__bits_float(uint32_t bits) {
   return x;
 }
 
-#ifndef MOHAWK_NO_STDIO
 static uint32_t mhk__float_bits(float x) {
   uint32_t bits;
   memcpy(&bits, &x, sizeof bits);
   return bits;
 }
 
+#ifndef MOHAWK_NO_STDIO
 /* round to nearest, ties to even; NaN stays NaN */
 static uint16_t mhk__pack_bf16(float x) {
   uint32_t bits = mhk__float_bits(x);
@@ -8339,6 +8692,9 @@ static uint16_t mhk__pack_bf16(float x) {
   return (uint16_t)((bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16);
 }
 
+#endif
+
+#if !defined(MOHAWK_NO_STDIO) || !defined(MOHAWK_NO_TRAINING)
 static uint16_t mhk__pack_f16(float x) {
   uint32_t bits = mhk__float_bits(x), sign = (bits >> 16) & 0x8000u, rest, half, drop, out;
   bits &= 0x7FFFFFFFu;
@@ -9632,8 +9988,8 @@ MHKDEF mhk_result mhk_file_read_i32(mhk_context *ctx, const mhk_file_tensor *x, 
 #ifndef MOHAWK_NO_STDIO
 /* ---- safetensors out */
 
-/* A tensor to be written as type dtype from host memory that has the type from; they differ only when from is MHK_REAL or a
-   float type and dtype is F32, F16 or BF16. */
+/* A tensor to be written as type dtype from host memory that has the type from; they differ only when from is MHK_REAL, a float type or a
+   quantised one (data is then the mhk_tensor), and dtype is F32, F16 or BF16. */
 typedef struct mhk__outgoing {
   const char *name;
   mhk_dtype dtype, from;
@@ -9643,11 +9999,25 @@ typedef struct mhk__outgoing {
   const void *data;
 } mhk__outgoing;
 
-/* large elements first, so that all of them are aligned; then by name */
+static void mhk__outgoing_set(mhk__outgoing *o, const char *name, mhk_dtype dtype, mhk_dtype from, int rank, const mhk_index *shape, const void *data) {
+  int i;
+  o->name = name;
+  o->dtype = dtype;
+  o->from = from;
+  o->rank = rank;
+  o->shape = shape;
+  o->count = 1;
+  for (i = 0; i < rank; i++) o->count *= shape[i];
+  o->data = data;
+}
+
+/* first the tensors that fill whole cache lines, so that all of them start at one; then large elements before small ones, so that each is aligned
+   to its element; then by name */
 static int mhk__outgoing_order(const void *a, const void *b) {
   const mhk__outgoing *x = (const mhk__outgoing *)a, *y = (const mhk__outgoing *)b;
-  size_t p = mhk_dtype_size(x->dtype), q = mhk_dtype_size(y->dtype);
-  return p != q ? (p > q ? -1 : 1) : strcmp(x->name, y->name);
+  const size_t p = mhk_dtype_size(x->dtype), q = mhk_dtype_size(y->dtype);
+  const int odd = (size_t)x->count * p % MHK__ALIGN != 0, odd_y = (size_t)y->count * q % MHK__ALIGN != 0;
+  return odd != odd_y ? odd - odd_y : p != q ? (p > q ? -1 : 1) : strcmp(x->name, y->name);
 }
 
 static int mhk__outgoing_name_order(const void *a, const void *b) {
@@ -9674,7 +10044,10 @@ static mhk_result mhk__write_outgoing(mhk_context *ctx, mhk__output *out, const 
     if (x->from == x->dtype)
       memcpy(bytes, data, (size_t)n * to);
     else {
-      mhk__unpack_host(x->from, data, n, values);
+      if (mhk__is_quantised(x->from))
+        mhk_tensor_read((const mhk_tensor *)x->data, at, n, values);
+      else
+        mhk__unpack_host(x->from, data, n, values);
       for (i = 0; i < n; i++) {
         const float v = (float)values[i];
         const uint32_t wide = mhk__float_bits(v);
@@ -9768,7 +10141,7 @@ static mhk_result mhk__file_write(mhk_context *ctx, const char *path, int n, con
     mhk__write_close(&w, '}');
   }
   mhk__write_close(&w, '}');
-  while (!mhk_failed(ctx) && w.length % 8 != 0) mhk__write_bytes(&w, " ", 1);
+  while (!mhk_failed(ctx) && (w.length + 8) % MHK__ALIGN != 0) mhk__write_bytes(&w, " ", 1);
   if (!mhk_failed(ctx) && w.length > MHK__HEADER_MOST)
     mhk_fail(ctx, MHK_ERROR_ARGUMENT, "%s would need a header of %lld bytes; safetensors allows %d", path, (long long)w.length,
              MHK__HEADER_MOST);
@@ -9815,12 +10188,7 @@ MHKDEF mhk_result mhk_file_write(mhk_context *ctx, const char *path, int n, cons
                mhk__shape_text(x->rank, x->shape, text, sizeof text), (long long)x->count);
       break;
     }
-    list[i].name = x->name;
-    list[i].dtype = list[i].from = x->dtype;
-    list[i].rank = x->rank;
-    list[i].shape = x->shape;
-    list[i].count = x->count;
-    list[i].data = x->data;
+    mhk__outgoing_set(list + i, x->name, x->dtype, x->dtype, x->rank, x->shape, x->data);
   }
   if (!mhk_failed(ctx)) mhk__file_write(ctx, path, n, list, n_metadata, metadata, NULL);
   mhk__scratch_rewind(ctx, mark);
@@ -12263,6 +12631,7 @@ static void mhk__model_train(mhk_model *m, mhk_real **data, mhk_real *grads) {
     x->data = data[i];
     x->grad = grads;
     x->dtype = MHK_REAL;
+    x->quantised = NULL;
     x->requires_grad = 1;
     grads += x->count;
   }
@@ -12280,7 +12649,7 @@ MHKDEF mhk_result mhk_model_make_trainable(mhk_model *m) {
   mark = mhk__scratch_mark(ctx);
   data = (mhk_real **)mhk__scratch(ctx, m->n_tensors, sizeof(mhk_real *));
   if (data && mhk__model_memory(m, data, &grads)) {
-    for (i = 0; i < m->n_tensors; i++) mhk__unpack_host(m->tensors[i]->dtype, m->tensors[i]->data, m->tensors[i]->count, data[i]);
+    for (i = 0; i < m->n_tensors; i++) mhk_tensor_read(m->tensors[i], 0, m->tensors[i]->count, data[i]);
     mhk__model_train(m, data, grads);
     mhk_file_close(m->file);
     m->file = NULL;
@@ -12447,6 +12816,47 @@ static int mhk__tensor_is_known_extra(const mhk_config *c, const char *name) {
   return mhk__ends_with(name, "rotary_emb.inv_freq") || (c->tie_embeddings && strcmp(name, "lm_head.weight") == 0);
 }
 
+/* The parts of a quantised matrix in a file: NAME, NAME_scale and perhaps NAME_rest. */
+typedef struct mhk__q_parts { const mhk_file_tensor *q, *scale, *rest; } mhk__q_parts;
+
+static const mhk_file_tensor *mhk__file_part(const mhk_file *f, const char *name, const char *part) {
+  char whole[128];
+  mhk__print(whole, sizeof whole, "%s_%s", name, part);
+  return mhk_file_find(f, whole);
+}
+
+static int mhk__has_shape(const mhk_file_tensor *x, mhk_dtype dtype, int rank, mhk_index a, mhk_index b, mhk_index c, mhk_index d) {
+  return x && x->dtype == dtype && x->rank == rank && x->shape[0] == a && x->shape[1] == b && x->shape[2] == c && x->shape[3] == d;
+}
+
+/* Whether the file's tensor of s is quantised (see mhk_quantised). If it is but its parts do not fit, wrong says how. */
+static int mhk__find_quantised(const mhk_file *f, const mhk__spec *s, mhk__q_parts *p, char *wrong, size_t room) {
+  const mhk_index N = s->shape[0], K = s->shape[1];
+  mhk_index blocks, each, groups, rest;
+  wrong[0] = 0;
+  memset(p, 0, sizeof *p);
+  p->q = mhk_file_find(f, s->name);
+  if (!p->q || (p->q->dtype != MHK_I8 && p->q->dtype != MHK_U8) || p->q->rank != 4 || !mhk__role_is_matrix(s->role)) return 0;
+  p->scale = mhk__file_part(f, s->name, "scale");
+  p->rest = mhk__file_part(f, s->name, "rest");
+  rest = p->rest ? p->rest->shape[0] : 0;
+  each = p->q->dtype == MHK_I8 ? 4 : 8;
+  groups = p->scale ? p->scale->shape[1] : 0;
+  blocks = rest < N ? mhk__q_blocks(N - rest) : 0;
+  if (p->rest && (rest >= N || !mhk__has_shape(p->rest, MHK_F32, 2, rest, K, 1, 1)))
+    mhk__print(wrong, room, "%s_rest must be F32 with fewer than %lld rows of %lld", s->name, (long long)N, (long long)K);
+  else if (groups < 1 || K % groups || (K / groups != 32 && K / groups != 64) || !mhk__has_shape(p->scale, MHK_F16, 3, blocks, groups, MHK__Q_ROWS, 1))
+    mhk__print(wrong, room, "%s is quantised and needs %s_scale of type F16 and shape (%lld,%lld / 32 or 64,%d)", s->name, s->name, (long long)blocks,
+             (long long)K, MHK__Q_ROWS);
+  else if (!mhk__has_shape(p->q, p->q->dtype, 4, blocks, K / each, MHK__Q_ROWS, 4))
+    mhk__print(wrong, room, "%s is quantised and must have the shape (%lld,%lld,%d,4)", s->name, (long long)blocks, (long long)(K / each), MHK__Q_ROWS);
+  return 1;
+}
+
+static void mhk__mark_used(const mhk_file *f, const mhk_file_tensor *x, char *used) {
+  if (x) used[mhk__file_index(f, x->name)] = 1;
+}
+
 /* Holds the file's tensors against the model's; the error lists everything that does not fit. */
 static int mhk__match_tensors(mhk_model *m, const mhk_file *f, const char *path, const char *config_path) {
   mhk_context *ctx = m->object.ctx;
@@ -12463,6 +12873,7 @@ static int mhk__match_tensors(mhk_model *m, const mhk_file *f, const char *path,
   s.layer = -1;
   while (mhk__spec_next(&m->config, &s)) {
     const mhk_file_tensor *x;
+    mhk__q_parts parts;
     char have[160], want[160], reason[160], line[700];
     const char *shard;
     i = mhk__file_index(f, s.name);
@@ -12472,6 +12883,12 @@ static int mhk__match_tensors(mhk_model *m, const mhk_file *f, const char *path,
     }
     used[i] = 1;
     x = &f->sorted[i]->t;
+    if (mhk__find_quantised(f, &s, &parts, line, sizeof line)) {
+      mhk__mark_used(f, parts.scale, used);
+      mhk__mark_used(f, parts.rest, used);
+      if (line[0] && mhk__list_room(&shapes)) mhk__write_text(&shapes.text, line);
+      continue;
+    }
     for (k = 0, ok = x->rank == s.rank; k < s.rank && ok; k++) ok = x->shape[k] == s.shape[k];
     if (ok && (x->dtype == MHK_F32 || x->dtype == MHK_F64 || x->dtype == MHK_F16 || x->dtype == MHK_BF16)) continue;
     if (!mhk__list_room(&shapes)) continue;
@@ -12532,6 +12949,38 @@ static int mhk__place_tensor(mhk_model *m, mhk_tensor *x, const mhk_file_tensor 
   return x->data != NULL;
 }
 
+/* the same of a quantised matrix: integers are used where they lie, scales and numbers too where the machine's layout is the file's */
+static int mhk__place_quantised(mhk_model *m, mhk_tensor *x, const mhk__q_parts *p) {
+  mhk_context *ctx = m->object.ctx;
+  mhk_quantised *q = (mhk_quantised *)mhk__arena_zeros(ctx, &m->object.arena, 1, sizeof *q);
+  if (!q) return 0;
+  q->q = p->q->data;
+  q->group = (int)(x->shape[1] / p->scale->shape[1]);
+  q->rows = x->shape[0] - (p->rest ? p->rest->shape[0] : 0);
+  if (mhk__little_endian() && (uintptr_t)p->scale->data % 2 == 0)
+    q->scale = (const uint16_t *)p->scale->data;
+  else {
+    const unsigned char *from = (const unsigned char *)p->scale->data;
+    uint16_t *copy = (uint16_t *)mhk__arena_zeros(ctx, &m->object.arena, p->scale->count, sizeof *copy);
+    mhk_index i;
+    if (!copy) return 0;
+    for (i = 0; i < p->scale->count; i++) copy[i] = (uint16_t)(from[2 * i] | from[2 * i + 1] << 8);
+    q->scale = copy;
+  }
+  if (p->rest && mhk__little_endian() && MHK_REAL == MHK_F32 && (uintptr_t)p->rest->data % sizeof(mhk_real) == 0)
+    q->rest = (const mhk_real *)p->rest->data;
+  else if (p->rest) {
+    mhk_real *copy = (mhk_real *)mhk__arena_zeros(ctx, &m->object.arena, p->rest->count, sizeof *copy);
+    if (!copy) return 0;
+    mhk__unpack(MHK_F32, p->rest->data, p->rest->count, copy);
+    q->rest = copy;
+  }
+  x->dtype = p->q->dtype == MHK_I8 ? MHK_Q8 : MHK_Q4;
+  x->quantised = q;
+  memcpy(&x->data, &q->q, sizeof x->data); /* frozen: nothing writes there */
+  return 1;
+}
+
 /* The model of a configuration with the weights of f, which it takes over (also when it fails). */
 static mhk_model *mhk__model_from_file(mhk_context *ctx, const mhk_config *config, mhk_file *f, const char *path, const char *config_path) {
   mhk_model *m = mhk__model_new(ctx, config);
@@ -12548,11 +12997,15 @@ static mhk_model *mhk__model_from_file(mhk_context *ctx, const mhk_config *confi
   }
   memset(&s, 0, sizeof s);
   s.layer = -1;
-  for (i = 0; mhk__spec_next(config, &s); i++)
-    if (!mhk__place_tensor(m, m->tensors[i], mhk_file_find(f, s.name), mhk__role_is_matrix(s.role))) {
+  for (i = 0; mhk__spec_next(config, &s); i++) {
+    mhk__q_parts parts;
+    char wrong[700];
+    if (mhk__find_quantised(f, &s, &parts, wrong, sizeof wrong) ? !mhk__place_quantised(m, m->tensors[i], &parts)
+                                                                : !mhk__place_tensor(m, m->tensors[i], parts.q, mhk__role_is_matrix(s.role))) {
       mhk_model_destroy(m);
       return NULL;
     }
+  }
   return m;
 }
 
@@ -12689,6 +13142,11 @@ static uint64_t mhk__model_hash(const mhk_model *m) {
     }
     for (j = 0; j < x->count; j += stride) {
       const unsigned char *at = (const unsigned char *)x->data + (size_t)j * size;
+      if (x->quantised) {
+        mhk__put_bytes(bytes, mhk__float_bits((float)mhk__tensor_element(x, j)), 4);
+        h = mhk__hash(h, bytes, 4);
+        continue;
+      }
       for (k = 0; k < size; k++) bytes[k] = at[mhk__little_endian() ? k : size - 1 - k];
       h = mhk__hash(h, bytes, size);
     }
@@ -12696,9 +13154,203 @@ static uint64_t mhk__model_hash(const mhk_model *m) {
   return h;
 }
 
-/* ---- saving */
+#if !defined(MOHAWK_NO_STDIO) || !defined(MOHAWK_NO_TRAINING)
+/* ---- quantising */
+
+static float mhk__half_of(float v, uint16_t *half) {
+  *half = mhk__pack_f16(v);
+  return mhk__f16_to_f32(*half);
+}
+
+static int mhk__round_within(float v, int low, int high) {
+  const float limited = v < (float)low ? (float)low : v > (float)high ? (float)high : v;
+  return (int)(limited < 0 ? limited - 0.5f : limited + 0.5f);
+}
+
+/* The scale of a group of n weights, and their integers; infinite when a weight is not finite. For MHK_Q4 the extreme weight is tried at many places
+   between 5.5 and 8.5 on either side; for the integers each gives, the scale of least squared error is known, and the error with it:
+   sum x^2 - (sum x q)^2 / sum q^2. */
+static uint16_t mhk__q_group(mhk_dtype dtype, int n, const mhk_real *x, signed char *out) {
+  const int low = dtype == MHK_Q8 ? -127 : -8, high = dtype == MHK_Q8 ? 127 : 7;
+  float extreme = 0, scale;
+  uint16_t half;
+  int i;
+  for (i = 0; i < n; i++) {
+    if (fabsf((float)x[i]) > fabsf(extreme)) extreme = (float)x[i];
+    out[i] = 0;
+    if (!(x[i] - x[i] == 0)) return 0x7C00u;
+  }
+  scale = fabsf(extreme) / 127.0f;
+  if (dtype == MHK_Q4 && fabsf(extreme) > 0) {
+    float best = -1, at;
+    int side;
+    scale = -extreme / 8.0f;
+    for (side = -1; side <= 1; side += 2)
+      for (at = 5.5f; at <= 8.5f; at += 0.25f) {
+        const float up = (float)side * at / extreme;
+        float xq = 0, qq = 0;
+        for (i = 0; i < n; i++) {
+          const float q = (float)mhk__round_within((float)x[i] * up, low, high);
+          xq += (float)x[i] * q;
+          qq += q * q;
+        }
+        if (qq > 0 && xq * xq / qq > best) {
+          best = xq * xq / qq;
+          scale = xq / qq;
+        }
+      }
+  }
+  scale = mhk__half_of(scale, &half);
+  for (i = 0; i < n && scale != 0; i++) out[i] = (signed char)mhk__round_within((float)x[i] / scale, low, high);
+  return half;
+}
+
+typedef struct mhk__q_making { const mhk_tensor *from; mhk_dtype dtype; mhk_index rows; int group; unsigned char *q; uint16_t *scale; } mhk__q_making;
+
+/* one block of 16 rows; work holds a row and the integers of a group */
+static void mhk__q_make_block(void *arg, mhk_index block, int worker) {
+  const mhk__job *job = (const mhk__job *)arg;
+  const mhk__q_making *a = (const mhk__q_making *)job->args;
+  const mhk_index K = a->from->shape[1], groups = K / a->group;
+  mhk_real *row = job->work + worker * job->each;
+  mhk_index r, g, k;
+  for (r = 0; r < MHK__Q_ROWS; r++) {
+    const mhk_index n = block * MHK__Q_ROWS + r;
+    for (k = 0; k < K; k++) row[k] = n < a->rows ? mhk__tensor_element(a->from, n * K + k) : 0;
+    for (g = 0; g < groups; g++) {
+      signed char q[64];
+      a->scale[(block * groups + g) * MHK__Q_ROWS + r] = mhk__q_group(a->dtype, a->group, row + g * a->group, q);
+      for (k = 0; k < a->group; k++) {
+        const mhk_index at = g * a->group + k;
+        if (a->dtype == MHK_Q8)
+          a->q[((block * (K / 4) + at / 4) * MHK__Q_ROWS + r) * 4 + at % 4] = (unsigned char)q[k];
+        else if (at & 4)
+          a->q[((block * (K / 8) + at / 8) * MHK__Q_ROWS + r) * 4 + at % 4] |= (unsigned char)((q[k] + 8) << 4);
+        else
+          a->q[((block * (K / 8) + at / 8) * MHK__Q_ROWS + r) * 4 + at % 4] = (unsigned char)(q[k] + 8);
+      }
+    }
+  }
+}
+
+/* x becomes from with its first rows quantised */
+static int mhk__q_make(mhk_model *m, mhk_tensor *x, const mhk_tensor *from, mhk_dtype dtype, int group, mhk_index rows) {
+  mhk_context *ctx = m->object.ctx;
+  const mhk_index N = x->shape[0], K = x->shape[1], blocks = mhk__q_blocks(rows), scales = blocks * (K / group) * MHK__Q_ROWS;
+  mhk_quantised *q = (mhk_quantised *)mhk__arena_zeros(ctx, &m->object.arena, 1, sizeof *q);
+  mhk_real *rest = rows < N ? (mhk_real *)mhk__arena_zeros(ctx, &m->object.arena, (N - rows) * K, sizeof *rest) : NULL;
+  mhk__q_making a;
+  mhk_index i;
+  a.from = from;
+  a.dtype = dtype;
+  a.rows = rows;
+  a.group = group;
+  a.q = (unsigned char *)mhk__arena_zeros(ctx, &m->object.arena, blocks * mhk__q_block_bytes(dtype, K), 1);
+  a.scale = (uint16_t *)mhk__arena_zeros(ctx, &m->object.arena, scales, sizeof *a.scale);
+  if (!q || !a.q || !a.scale || (rows < N && !rest)) return 0;
+  mhk__run(ctx, &a, blocks, 0, K, (double)rows * (double)K * 16, mhk__q_make_block);
+  for (i = 0; i < scales; i++)
+    if ((a.scale[i] & 0x7C00u) == 0x7C00u)
+      return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "%s cannot be quantised: a weight of row %lld is not finite, or too large for a half-precision scale",
+                      x->name, (long long)(i / MHK__Q_ROWS / (K / group) * MHK__Q_ROWS + i % MHK__Q_ROWS)),
+             0;
+  if (rest) mhk_tensor_read(from, rows * K, (N - rows) * K, rest);
+  q->q = a.q;
+  q->scale = a.scale;
+  q->rest = rest;
+  q->rows = rows;
+  q->group = group;
+  x->dtype = dtype;
+  x->data = a.q;
+  x->quantised = q;
+  return !mhk_failed(ctx);
+}
+
+MHKDEF mhk_model *mhk_quantise(mhk_model *m, const mhk_quantise_desc *desc) {
+  mhk_context *ctx;
+  mhk_quantise_desc d;
+  mhk_model *out;
+  mhk__spec s;
+  size_t length = 0;
+  const char *text;
+  int i, ok = 1;
+  if (!m) return NULL;
+  ctx = m->object.ctx;
+  if (mhk_failed(ctx)) return NULL;
+  memset(&d, 0, sizeof d);
+  if (desc) d = *desc;
+  if ((int)d.type == 0) d.type = MHK_Q8;
+  if ((int)d.ends == 0) d.ends = d.type;
+  if (!mhk__is_quantised(d.type) || !mhk__is_quantised(d.ends) || (d.group != 0 && d.group != 32 && d.group != 64)) {
+    mhk_fail(ctx, MHK_ERROR_ARGUMENT, "weights are quantised as Q8 or Q4 in groups of 32 or 64, not as %s and %s in groups of %d", mhk_dtype_name(d.type),
+             mhk_dtype_name(d.ends), d.group);
+    return NULL;
+  }
+  out = mhk__model_new(ctx, &m->config);
+  if (!out) return NULL;
+  memset(&s, 0, sizeof s);
+  s.layer = -1;
+  for (i = 0; ok && mhk__spec_next(&m->config, &s); i++) {
+    const mhk_tensor *from = m->tensors[i];
+    mhk_tensor *x = out->tensors[i];
+    const mhk_dtype type = s.role == MHK__EMBEDDING || s.role == MHK__HEAD_W ? d.ends : d.type;
+    const mhk_index rows = s.shape[0] - (s.role == MHK__IN_W ? m->config.ssm_heads : 0);
+    int group = d.group ? d.group : type == MHK_Q8 ? 64 : 32;
+    if (mhk__role_is_matrix(s.role) && s.shape[1] % group) group = 32;
+    if (mhk__role_is_matrix(s.role) && s.shape[1] % group == 0 && s.shape[1] > 0 && rows > 0)
+      ok = mhk__q_make(out, x, from, type, group, rows);
+    else {
+      x->dtype = MHK_REAL;
+      x->data = mhk__arena_zeros(ctx, &out->object.arena, x->count, sizeof(mhk_real));
+      ok = x->data && mhk_tensor_read(from, 0, x->count, (mhk_real *)x->data) == MHK_OK;
+    }
+  }
+  text = ok && m->tokenizer ? mhk_tokenizer_json(m->tokenizer, &length) : NULL;
+  if (text) out->tokenizer = mhk_tokenizer_parse(ctx, text, length);
+  out->owns_tokenizer = out->tokenizer != NULL;
+  if (!ok || mhk_failed(ctx)) {
+    mhk_model_destroy(out);
+    return NULL;
+  }
+  return out;
+}
+
+#endif
 
 #ifndef MOHAWK_NO_STDIO
+static int mhk__any_quantised(const mhk_model *m) {
+  int i;
+  for (i = 0; i < m->n_tensors; i++)
+    if (m->tensors[i]->quantised) return 1;
+  return 0;
+}
+
+/* ---- saving */
+
+/* a quantised matrix as it is; returns how many of the three entries are used */
+static int mhk__outgoing_quantised(mhk_context *ctx, mhk__outgoing *o, const mhk_tensor *x) {
+  const mhk_quantised *q = x->quantised;
+  const mhk_index K = x->shape[1], blocks = mhk__q_blocks(q->rows);
+  const size_t room = strlen(x->name) + 8;
+  mhk_index *shape = (mhk_index *)mhk__scratch(ctx, 9, sizeof *shape);
+  char *names = (char *)mhk__scratch(ctx, (mhk_index)(2 * room), 1);
+  if (!shape || !names) return 0;
+  shape[0] = shape[4] = blocks;
+  shape[1] = x->dtype == MHK_Q8 ? K / 4 : K / 8;
+  shape[2] = shape[6] = MHK__Q_ROWS;
+  shape[3] = 4;
+  shape[5] = K / q->group;
+  shape[7] = x->shape[0] - q->rows;
+  shape[8] = K;
+  mhk__print(names, room, "%s_scale", x->name);
+  mhk__print(names + room, room, "%s_rest", x->name);
+  mhk__outgoing_set(o, x->name, x->dtype == MHK_Q8 ? MHK_I8 : MHK_U8, x->dtype == MHK_Q8 ? MHK_I8 : MHK_U8, 4, shape, q->q);
+  mhk__outgoing_set(o + 1, names, MHK_F16, MHK_F16, 3, shape + 4, q->scale);
+  if (!q->rest) return 2;
+  mhk__outgoing_set(o + 2, names + room, MHK_F32, MHK_REAL, 2, shape + 7, q->rest);
+  return 3;
+}
+
 MHKDEF mhk_result mhk_save(mhk_model *m, const char *path, mhk_dtype dtype) {
   mhk_context *ctx;
   mhk__mark mark;
@@ -12707,41 +13359,49 @@ MHKDEF mhk_result mhk_save(mhk_model *m, const char *path, mhk_dtype dtype) {
   char file[MHK__PATH_MOST + 64];
   const char *metadata[6] = {"format", "pt", "config.json", NULL, "tokenizer.json", NULL}, *tokenizer = NULL;
   size_t lengths[3] = {2, 0, 0}, tokenizer_length = 0;
-  int i, single;
+  int i, n = 0, single;
   if (!m) return MHK_ERROR_ARGUMENT;
   ctx = m->object.ctx;
   if (!mhk__path_fits(ctx, path)) return mhk_error(ctx);
   if ((int)dtype == 0) dtype = MHK_F32;
-  if (dtype != MHK_F32 && dtype != MHK_F16 && dtype != MHK_BF16)
-    return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "a model can be saved as F32, F16 or BF16, not as %s",
+  if (dtype != MHK_F32 && dtype != MHK_F16 && dtype != MHK_BF16 && !mhk__is_quantised(dtype))
+    return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "a model can be saved as F32, F16, BF16, Q8 or Q4, not as %s",
                     mhk_dtype_size(dtype) ? mhk_dtype_name(dtype) : "an unknown type");
+  if (mhk__is_quantised(dtype) && !mhk__any_quantised(m)) {
+    mhk_quantise_desc desc;
+    mhk_model *q;
+    memset(&desc, 0, sizeof desc);
+    desc.type = dtype;
+    q = mhk_quantise(m, &desc);
+    if (q) mhk_save(q, path, dtype);
+    mhk_model_destroy(q);
+    return mhk_error(ctx);
+  }
   single = mhk__ends_with(path, ".safetensors");
   mark = mhk__scratch_mark(ctx);
   if (m->tokenizer) tokenizer = mhk_tokenizer_json(m->tokenizer, &tokenizer_length);
   mhk__write_to(&config, ctx, &ctx->scratch);
   mhk__write_config(&config, &m->config, dtype, m->tokenizer ? (int)mhk_tokenizer_end(m->tokenizer) : -1);
-  list = (mhk__outgoing *)mhk__scratch(ctx, m->n_tensors, sizeof *list);
+  list = (mhk__outgoing *)mhk__scratch(ctx, 3 * (mhk_index)m->n_tensors, sizeof *list);
   for (i = 0; i < m->n_tensors && list; i++) {
     const mhk_tensor *x = m->tensors[i];
-    list[i].name = x->name;
-    list[i].dtype = dtype;
-    list[i].from = x->dtype;
-    list[i].rank = x->rank;
-    list[i].shape = x->shape;
-    list[i].count = x->count;
-    list[i].data = x->data;
+    if (x->quantised && mhk__is_quantised(dtype))
+      n += mhk__outgoing_quantised(ctx, list + n, x);
+    else
+      mhk__outgoing_set(list + n++, x->name, mhk__is_quantised(dtype) ? MHK_F32 : dtype, x->dtype, x->rank, x->shape,
+                        x->quantised ? (const void *)x : x->data);
   }
   if (!mhk_failed(ctx) && single) {
     metadata[3] = config.data;
     lengths[1] = config.length;
     metadata[5] = tokenizer;
     lengths[2] = tokenizer_length;
-    mhk__file_write(ctx, path, m->n_tensors, list, tokenizer ? 3 : 2, metadata, lengths);
+    mhk__file_write(ctx, path, n, list, tokenizer ? 3 : 2, metadata, lengths);
   } else if (!mhk_failed(ctx)) {
     const int error = mhk__make_folder(path);
     if (error) mhk_fail(ctx, MHK_ERROR_FILE, "cannot make the folder %s: %s", path, strerror(error));
     mhk__join_path(file, sizeof file, path, "model.safetensors");
-    if (!mhk_failed(ctx)) mhk__file_write(ctx, file, m->n_tensors, list, 1, metadata, lengths);
+    if (!mhk_failed(ctx)) mhk__file_write(ctx, file, n, list, 1, metadata, lengths);
     mhk__join_path(file, sizeof file, path, "tokenizer.json");
     if (tokenizer) mhk__write_file(ctx, file, tokenizer, tokenizer_length);
     mhk__join_path(file, sizeof file, path, "config.json");
@@ -12771,8 +13431,7 @@ static int mhk__transfer(mhk_tensor *to, const mhk_tensor *from) {
              mhk__shape_text(to->rank, to->shape, a, sizeof a), from->name, mhk__shape_text(from->rank, from->shape, b, sizeof b));
     return 0;
   }
-  mhk__unpack_host(from->dtype, from->data, from->count, (mhk_real *)to->data);
-  return 1;
+  return mhk_tensor_read(from, 0, from->count, (mhk_real *)to->data) == MHK_OK;
 }
 
 static int mhk__same_depth(mhk_model *student, mhk_model *teacher) {
@@ -12810,8 +13469,7 @@ static int mhk__copy_heads(mhk_tensor *to, mhk_index first, int heads, int size,
   if (!from || size != from_size || from_heads < 1 || heads % from_heads || from->shape[1] != D) return 0;
   for (h = 0; h < heads; h++) {
     const mhk_index source = (mhk_index)(h / (heads / from_heads)) * size * D;
-    mhk__unpack_host(from->dtype, (const char *)from->data + (size_t)source * mhk_dtype_size(from->dtype), size * D,
-                     (mhk_real *)to->data + (first + (mhk_index)h * size) * D);
+    mhk_tensor_read(from, source, size * D, (mhk_real *)to->data + (first + (mhk_index)h * size) * D);
   }
   return 1;
 }
@@ -13689,7 +14347,6 @@ static mhk_index mhk__wide_row(const mhk_config *c, int mixer) {
   return 4 * mhk__d_inner(c) + mhk__d_inner(c) + 4 * (mhk_index)c->ssm_groups * c->d_state + 2 * (mhk_index)c->ssm_heads;
 }
 
-static mhk__matrix mhk__weight(const mhk_tensor *w) { return mhk__mat(w->data, w->dtype, 1, w->shape[1]); }
 
 /* y (rows,N) = x (rows,K) w^T + bias, then gelu or plus residual */
 static void mhk__apply(mhk_context *ctx, mhk_index rows, const mhk_real *x, const mhk_tensor *w, const mhk_tensor *bias, int gelu,
@@ -13699,7 +14356,7 @@ static void mhk__apply(mhk_context *ctx, mhk_index rows, const mhk_real *x, cons
   e.bias = bias ? mhk_data(bias) : NULL;
   e.gelu = gelu;
   e.residual = residual;
-  mhk__gemm(ctx, rows, w->shape[0], w->shape[1], mhk__mat(x, MHK_REAL, w->shape[1], 1), mhk__weight(w), y, w->shape[0], &e);
+  mhk__gemm(ctx, rows, w->shape[0], w->shape[1], mhk__mat(x, MHK_REAL, w->shape[1], 1), mhk__mat_weight(w, 1), y, w->shape[0], &e);
 }
 
 static mhk_index mhk__span_heads_work(const mhk_session *s) { /* elements of work a head's kernel may need */
@@ -13711,6 +14368,12 @@ static mhk_index mhk__span_heads_work(const mhk_session *s) { /* elements of wor
   }
   if (s->state_layers && s->rows > MHK__STEPS) most = mhk__max(most, mhk__ssd_work(MHK__SSD_CHUNK, c->d_state, c->ssm_head_dim, 1));
   return most;
+}
+
+/* two weights of the same role are stored alike */
+static int mhk__alike(const mhk_tensor *x, const mhk_tensor *y) {
+  if (!x || !y) return x == y;
+  return x->dtype == y->dtype && (!x->quantised || (x->quantised->rows == y->quantised->rows && x->quantised->group == y->quantised->group));
 }
 
 /* Bytes of scratch memory that the drivers take for this session: they are called for each number of rows on a context whose scratch memory
@@ -13729,10 +14392,9 @@ static size_t mhk__session_work(const mhk_session *s) {
     const mhk__layer *before = NULL;
     for (l = 0; l < m->config.n_layer; l++) {
       const mhk__layer *y = m->layers + l;
-      if (before && before->kind == y->kind && l > 1 && (y->in_w ? y->in_w->dtype == before->in_w->dtype && y->out_w->dtype == before->out_w->dtype
-                                                                : y->q_w->dtype == before->q_w->dtype && y->k_w->dtype == before->k_w->dtype &&
-                                                                      y->v_w->dtype == before->v_w->dtype && y->dense_w->dtype == before->dense_w->dtype) &&
-          (!y->fc1_w || (y->fc1_w->dtype == before->fc1_w->dtype && y->fc2_w->dtype == before->fc2_w->dtype)))
+      if (before && before->kind == y->kind && l > 1 && mhk__alike(y->in_w, before->in_w) && mhk__alike(y->out_w, before->out_w) &&
+          mhk__alike(y->q_w, before->q_w) && mhk__alike(y->k_w, before->k_w) && mhk__alike(y->v_w, before->v_w) &&
+          mhk__alike(y->dense_w, before->dense_w) && mhk__alike(y->fc1_w, before->fc1_w) && mhk__alike(y->fc2_w, before->fc2_w))
         continue; /* the same products as in the layer before */
       before = y;
       if (y->in_w) {
@@ -14385,10 +15047,7 @@ static void mhk__pass_layers(mhk_session *s, mhk_index spans, mhk_index rows) {
   p.spans = spans;
   p.rows = rows;
   for (i = 0; i < spans; i++)
-    for (t = 0; t < s->spans[i].n; t++) {
-      const mhk__matrix row = mhk__weight(m->embedding);
-      mhk__unpack_host(m->embedding->dtype, mhk__mat_at(&row, 0, s->spans[i].tokens[t]), D, s->x + (s->spans[i].row + t) * D);
-    }
+    for (t = 0; t < s->spans[i].n; t++) mhk_tensor_read(m->embedding, s->spans[i].tokens[t] * D, D, s->x + (s->spans[i].row + t) * D);
   mhk__pass_turns(&p);
   for (l = 0; l < m->config.n_layer && ctx->result == MHK_OK; l++) {
     const mhk__layer *y = m->layers + l;
@@ -15712,7 +16371,7 @@ static int mhk__same_values(const mhk_tensor *a, const mhk_tensor *b) {
   if (a->count != b->count || a->dtype != MHK_REAL) return 0;
   if (b->dtype == MHK_REAL) return memcmp(a->data, b->data, (size_t)a->count * sizeof(mhk_real)) == 0;
   for (i = 0; i < b->count; i++) {
-    const mhk_real value = mhk__element(b->data, b->dtype, i);
+    const mhk_real value = mhk__tensor_element(b, i);
     if (memcmp(&value, (const mhk_real *)a->data + i, sizeof value) != 0) return 0;
   }
   return 1;
@@ -17269,6 +17928,10 @@ MHKDEF mhk_result mhk_evaluate(mhk_model *m, mhk_model *teacher, mhk_text *text,
 #undef MHK__OTHER
 #undef MHK__OUT_BLOCK
 #undef MHK__PACK_COLUMNS
+#undef MHK__Q_FEW
+#undef MHK__Q_LIMIT
+#undef MHK__Q_ROWS
+#undef MHK__Q_TINY
 #undef MHK__PATH_MOST
 #undef MHK__PICKLE_MOST
 #undef MHK__POP
