@@ -3324,6 +3324,89 @@ static void MHK__N(mhk__q_prepare)(const mhk__q_args *a, mhk_index row) {
   }
 }
 
+#if (MHK__PASS == 2 || MHK__PASS == 3) && !defined(MOHAWK_DOUBLE)
+#if MHK__PASS == 2
+#define MHK__I __m256i
+#define MHK__I_LOAD(p) _mm256_loadu_si256((const __m256i *)(const void *)(p))
+#define MHK__I_SET(x) _mm256_set1_epi32(x)
+#define MHK__I_AND(a, b) _mm256_and_si256(a, b)
+#define MHK__I_LEFT(a, n) _mm256_slli_epi16(a, n)
+#define MHK__I_RIGHT(a, n) _mm256_srai_epi16(a, n)
+#define MHK__I_DOWN(a, n) _mm256_srli_epi16(a, n)
+#define MHK__I_DOT(sum, a, b) _mm256_add_epi32(sum, _mm256_madd_epi16(a, b))
+#define MHK__I_ADD(a, b) _mm256_add_epi32(a, b)
+#define MHK__I_REAL(a) _mm256_cvtepi32_ps(a)
+#define MHK__HALVES(p) _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)(p)))
+#else
+#define MHK__I __m512i
+#define MHK__I_LOAD(p) _mm512_loadu_si512((const void *)(p))
+#define MHK__I_SET(x) _mm512_set1_epi32(x)
+#define MHK__I_AND(a, b) _mm512_maskz_and_epi32((__mmask16)0xFFFF, a, b)
+#define MHK__I_LEFT(a, n) _mm512_slli_epi16(a, n)
+#define MHK__I_RIGHT(a, n) _mm512_srai_epi16(a, n)
+#define MHK__I_DOWN(a, n) _mm512_srli_epi16(a, n)
+#define MHK__I_DOT(sum, a, b) _mm512_add_epi32(sum, _mm512_madd_epi16(a, b))
+#define MHK__I_ADD(a, b) _mm512_add_epi32(a, b)
+#define MHK__I_REAL(a) _mm512_maskz_cvtepi32_ps((__mmask16)0xFFFF, a)
+#define MHK__HALVES(p) _mm512_maskz_cvtph_ps((__mmask16)0xFFFF, _mm256_loadu_si256((const __m256i *)(const void *)(p)))
+#endif
+/* two integers of x, in every lane */
+static inline MHK__I MHK__N(mhk__q_pair)(const int16_t *x) {
+  int32_t both;
+  memcpy(&both, x, sizeof both);
+  return MHK__I_SET(both);
+}
+
+/* A lane is a row: 16-bit words of its four bytes, made by shifts, against pairs of x. The same integers as the plain loop below. */
+static void MHK__N(mhk__q_times)(const mhk__q_args *a, mhk_index first, mhk_index last) {
+  const mhk_index K = a->K, groups = K / a->q->group, chunks = a->q->group / (a->dtype == MHK_Q8 ? 4 : 8);
+  const MHK__I low = MHK__I_SET(0x000F000F), none = MHK__I_SET(0);
+  mhk_index b, i, g, c, v;
+  for (b = first; b < last; b++)
+    for (i = 0; i < a->M; i++) {
+      float sums[MHK__Q_ROWS];
+      for (v = 0; v < MHK__Q_ROWS; v += MHK__W) {
+        const signed char *p = (const signed char *)a->q->q + b * mhk__q_block_bytes(a->dtype, K) + 4 * v;
+        const uint16_t *scale = a->q->scale + b * groups * MHK__Q_ROWS + v;
+        const int16_t *x = a->digits + i * K;
+        MHK__V sum = MHK__SET(0.0f);
+        for (g = 0; g < groups; g++, scale += MHK__Q_ROWS) {
+          MHK__I dot = none, dot2 = none;
+          if (a->dtype == MHK_Q8)
+            for (c = 0; c < chunks; c++, p += 4 * MHK__Q_ROWS, x += 4) {
+              const MHK__I w = MHK__I_LOAD(p);
+              dot = MHK__I_DOT(dot, MHK__I_RIGHT(MHK__I_LEFT(w, 8), 8), MHK__N(mhk__q_pair)(x));
+              dot2 = MHK__I_DOT(dot2, MHK__I_RIGHT(w, 8), MHK__N(mhk__q_pair)(x + 2));
+            }
+          else {
+            dot = MHK__I_SET(a->offset[i * groups + g]);
+            for (c = 0; c < chunks; c++, p += 4 * MHK__Q_ROWS, x += 8) {
+              const MHK__I w = MHK__I_LOAD(p);
+              dot = MHK__I_DOT(dot, MHK__I_AND(w, low), MHK__N(mhk__q_pair)(x));
+              dot2 = MHK__I_DOT(dot2, MHK__I_AND(MHK__I_DOWN(w, 8), low), MHK__N(mhk__q_pair)(x + 2));
+              dot = MHK__I_DOT(dot, MHK__I_AND(MHK__I_DOWN(w, 4), low), MHK__N(mhk__q_pair)(x + 4));
+              dot2 = MHK__I_DOT(dot2, MHK__I_DOWN(w, 12), MHK__N(mhk__q_pair)(x + 6));
+            }
+          }
+          sum = MHK__FMA(MHK__I_REAL(MHK__I_ADD(dot, dot2)), MHK__HALVES(scale) * MHK__SET(a->scale[i * groups + g]), sum);
+        }
+        MHK__STORE(sums + v, sum);
+      }
+      MHK__N(mhk__q_store)(a, b, i, 1, sums);
+    }
+}
+#undef MHK__I
+#undef MHK__I_LOAD
+#undef MHK__I_SET
+#undef MHK__I_AND
+#undef MHK__I_LEFT
+#undef MHK__I_RIGHT
+#undef MHK__I_DOWN
+#undef MHK__I_DOT
+#undef MHK__I_ADD
+#undef MHK__I_REAL
+#undef MHK__HALVES
+#else
 static void MHK__N(mhk__q_times)(const mhk__q_args *a, mhk_index first, mhk_index last) {
   const mhk_index K = a->K, groups = K / a->q->group, chunks = a->q->group / (a->dtype == MHK_Q8 ? 4 : 8);
   mhk_index b, i, g, c, r;
@@ -3354,6 +3437,7 @@ static void MHK__N(mhk__q_times)(const mhk__q_args *a, mhk_index first, mhk_inde
       MHK__N(mhk__q_store)(a, b, i, 1, sums);
     }
 }
+#endif
 
 #ifndef MOHAWK_NO_TRAINING
 /* Products of bfloat16 numbers on registers that know none: packed as ever, then rounded in place. The numbers of a pair along k change places, since
