@@ -422,7 +422,7 @@ typedef struct mhk_ssd_desc {
   mhk_tensor *initial_state; /* (B,H,P,N) or NULL for zeros; gets a gradient if it wants one */
   mhk_tensor **final_state;  /* if not NULL receives the state (B,H,P,N) after the last token; gradients may flow into it */
   const int32_t *doc;
-  mhk_index chunk;           /* tokens a chunk; 0: chosen by size. Results differ by rounding only. */
+  mhk_index chunk;           /* tokens a chunk; 0: 32. Results differ by rounding only. */
   mhk_ssd_form form;         /* AUTO: recurrent for a few tokens without gradient, else chunked */
 } mhk_ssd_desc;
 MHKDEF mhk_tensor *mhk_ssd(mhk_tape *t, mhk_tensor *x, mhk_tensor *log_a, mhk_tensor *Bm, mhk_tensor *Cm, const mhk_ssd_desc *desc);
