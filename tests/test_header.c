@@ -344,6 +344,11 @@ TEST(readme_examples) {
 TEST(example_programs) {
   SHELL("for f in examples/*.c; do [ -e \"$f\" ] || continue; %s -std=c99 -Wall -Wextra -O0 -I. \"$f\" -o %s -lm || exit 1; done",
         compiler(), test_path("example"));
+  /* one prompt, its state copied, saved and loaded: the greedy continuation is that of the prompt itself */
+  SHELL("%s -std=c99 -O1 -I. examples/prefix.c -o %s -lm && %s examples/tiny 'Once upon a time' %s >%s", compiler(), test_path("prefix"), test_path("prefix"),
+        test_path("prefix.state"), test_path("prefix.txt"));
+  SHELL("grep -q '^1: ...' %s && grep -q '^3: ...' %s && grep -q '^loaded: ....*[a-z]' %s && grep -q 'tokens: fed in' %s", test_path("prefix.txt"),
+        test_path("prefix.txt"), test_path("prefix.txt"), test_path("prefix.txt"));
 }
 
 /* ---------------------------------------------------------------------------------------- what a program sees */

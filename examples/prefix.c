@@ -1,0 +1,81 @@
+/* prefix.c: a prompt read once, continued several ways, kept for tomorrow.
+
+     cc -O3 -I. examples/prefix.c -lm -o prefix
+     ./prefix build/demo/student "Once upon a time there was a fox who could not sleep."
+
+   A session's state is a value. Here sequence 0 of a session reads the prompt; its state is copied into three others, which go their own ways in
+   step; then it is saved to a file and loaded into a new session, as a program would do that starts again with the same long prompt.
+   Everything runs in two blocks of memory whose size is known beforehand. */
+#define MOHAWK_IMPLEMENTATION
+#include "mohawk.h"
+#include <stdio.h>
+#include <time.h>
+
+enum { WAYS = 3, TOKENS = 24 };
+
+static double milliseconds(clock_t since) { return 1e3 * (double)(clock() - since) / CLOCKS_PER_SEC; }
+
+int main(int argc, char **argv) {
+  const char *prompt = argc > 2 ? argv[2] : "Once upon a time there was a little fox who could not sleep. Every night he went to the river and";
+  const char *file = argc > 3 ? argv[3] : "prefix.state";
+  mhk_context *ctx = mhk_create(NULL);
+  mhk_model *model = mhk_load(ctx, argc > 1 ? argv[1] : "build/demo/student");
+  mhk_tokenizer *tokenizer = mhk_model_tokenizer(model);
+  mhk_session_desc desc;
+  mhk_session *session, *reader;
+  mhk_sampling sampling;
+  int32_t tokens[TOKENS][WAYS], token;
+  char text[64];
+  clock_t start;
+  double fed, copied, saved, loaded;
+  mhk_index n;
+  int i, way, failed;
+
+  memset(&desc, 0, sizeof desc);
+  desc.capacity = 512;                           /* of no meaning for a state-space model */
+  reader = mhk_session_create(model, &desc);     /* one sequence, for text */
+  desc.batch = WAYS;
+  session = mhk_session_create(model, &desc);    /* three in step */
+  printf("sessions: %.0f KB\n", 1e-3 * (double)(mhk_session_size(model, &desc)));
+
+  start = clock();
+  mhk_feed_text(reader, prompt);
+  fed = milliseconds(start);
+  n = mhk_session_position(reader, 0);
+
+  start = clock();
+  for (way = 0; way < WAYS; way++) mhk_session_copy(session, way, reader, 0);
+  copied = milliseconds(start);
+  start = clock();
+  mhk_session_save_file(reader, 0, file);
+  saved = milliseconds(start);
+
+  memset(&sampling, 0, sizeof sampling);
+  sampling.temperature = 0.9;
+  sampling.seed = 7;
+  for (i = 0; i < TOKENS; i++) mhk_sample_batch(session, &sampling, tokens[i]);
+  for (way = 0; way < WAYS && !mhk_failed(ctx); way++) {
+    printf("%d: ...", way + 1);
+    for (i = 0; i < TOKENS; i++) {
+      const mhk_index bytes = mhk_decode(tokenizer, &tokens[i][way], 1, text, sizeof text);
+      fwrite(text, 1, bytes > 0 && bytes < (mhk_index)sizeof text ? (size_t)bytes : 0, stdout);
+    }
+    putchar('\n');
+  }
+
+  /* the next day: no token of the prompt is computed again */
+  mhk_session_reset(reader);
+  start = clock();
+  mhk_session_load_file(reader, 0, file);
+  loaded = milliseconds(start);
+  sampling.temperature = -1; /* greedy: what the prompt alone would be continued with */
+  printf("loaded: ...");
+  for (i = 0; i < TOKENS && (token = mhk_sample(reader, &sampling)) >= 0; i++) fputs(mhk_text_out(reader), stdout);
+  printf("\n%lld tokens: fed in %.2f ms, copied %d times in %.2f ms, saved (%.0f KB) in %.2f ms, loaded in %.2f ms\n", (long long)n, fed, WAYS, copied,
+         1e-3 * (double)mhk_session_state_size(reader, 0), saved, loaded);
+
+  failed = mhk_failed(ctx);
+  if (failed) fprintf(stderr, "%s\n", mhk_message(ctx));
+  mhk_destroy(ctx);
+  return failed;
+}
