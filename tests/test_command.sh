@@ -28,7 +28,7 @@ code() {
 says() { check "it says \"$1\"" grep -qF -- "$1" "$work/said"; }
 
 # help and the manual page name the same options
-for command in distill generate eval inspect matrix convert demo bench; do
+for command in distill generate eval inspect matrix convert quantize demo bench; do
   check "$command --help" "$mohawk" "$command" --help
   for option in $("$mohawk" "$command" --help | sed -n 's/^  --\([a-z0-9-]*\).*/\1/p' | grep -vx help); do
     check "mohawk.1: $command --$option" sh -c "sed -n '/^\\.Ss $command\$/,/^\\.S[sh] /p;' tools/mohawk.1 |
@@ -66,6 +66,17 @@ check "convert to f16" "$mohawk" convert --model "$tiny" --out "$work/half.safet
 check "convert onto itself" "$mohawk" convert --model "$work/again.safetensors" --out "$work/again.safetensors"
 check "it is still there" "$mohawk" eval --model "$work/again.safetensors" --teacher "$tiny" --text examples/story.txt --windows 1
 check "inspect of a PyTorch file" "$mohawk" inspect tests/golden/pytorch_model.bin
+"$mohawk" quantize --model "$tiny" --out "$work/q8.safetensors" --text examples/story.txt --windows 2 >"$work/said"
+says "KL to the model"
+says "Q8/64  off by 0.00"
+check "quantize to int4" "$mohawk" quantize --model "$tiny" --out "$work/q4.safetensors" --type int4 --group 64 --ends int8
+"$mohawk" inspect "$work/q4.safetensors" --names >"$work/said"
+says "Q4"
+says "Q8"
+"$mohawk" generate --model "$work/q8.safetensors" --prompt "Once upon a time" --tokens 12 --greedy --json >"$work/said"
+says '"stopped": "tokens"'
+code 2 "quantize in groups of 48" "$mohawk" quantize --model "$tiny" --out "$work/no" --group 48
+code 2 "quantize to what it cannot" "$mohawk" quantize --model "$tiny" --out "$work/no" --type int3
 code 1 "convert a file that is no model" "$mohawk" convert --model tests/golden/pytorch_model.bin --out "$work/no"
 code 2 "convert to what it cannot" "$mohawk" convert --model "$tiny" --out "$work/no" --dtype f8
 

@@ -74,8 +74,7 @@ static double stored_bytes(const mhk_model *m) {
   double bytes = 0;
   int i;
   for (i = 0; i < mhk_model_tensors(m); i++) {
-    const mhk_tensor *x = mhk_model_tensor(m, i);
-    bytes += (double)x->count * (double)mhk_dtype_size(x->dtype);
+    bytes += (double)mhk_tensor_bytes(mhk_model_tensor(m, i));
   }
   return bytes;
 }

@@ -1,0 +1,129 @@
+/* mohawk quantize: a model with its matrices in 8 or 4 bits, in one file that maps. */
+#include "run.h"
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+typedef struct settings {
+  const char *model, *out;
+  cli_files text;
+  int type, ends, group, threads;
+  mhk_index length, windows;
+} settings;
+
+static const mhk_dtype types[] = {MHK_Q8, MHK_Q4};
+
+static int parse(settings *s, int argc, char **argv) {
+  const cli_option options[] = {
+      {"model", "PATH", CLI_TEXT, &s->model, 0, 0, "the model to quantise: a folder or a file (required)"},
+      {"out", "PATH", CLI_TEXT, &s->out, 0, 0,
+       "ending in .safetensors: one file with configuration and tokenizer inside; else a folder (required)"},
+      {"type", "int8|int4", CLI_CHOICE, &s->type, 0, 0, "bits of a weight (default int8)"},
+      {"ends", "int8|int4", CLI_CHOICE, &s->ends, 0, 0, "the same for embedding and head (default: as --type)"},
+      {"group", "N", CLI_INT, &s->group, 32, 64,
+       "neighbours of a row that share a scale: 32 or 64 (default 64 for int8, 32 for int4)"},
+      {"text", "FILE...", CLI_FILES, &s->text, 0, 0,
+       "held-out text: measure cross-entropy before and after, and KL between the two"},
+      {"length", "N", CLI_COUNT, &s->length, 2, 1e7, "tokens a window of it (default 256)"},
+      {"windows", "N", CLI_COUNT, &s->windows, 0, 1e12, "how many windows from its start; 0: all (default 128)"},
+      {"threads", "N", CLI_INT, &s->threads, 1, 4096, "threads (default: all the machine has)"},
+  };
+  const cli_command c = {"quantize",
+                         "--model PATH --out PATH [--type int8|int4] [--group 32|64] [--text FILE...]",
+                         "Writes a model with embedding, head and projections as integers of 8 or 4 bits and a scale a "
+                         "group, chosen from the weights alone, and tells how far each matrix is off: the root of the "
+                         "squared error over that of the squared weights.",
+                         "mohawk quantize --model run1/student --out student.safetensors --type int8 --text heldout.txt",
+                         options,
+                         CLI_COUNT_OF(options),
+                         NULL};
+  int code = cli_parse(&c, argc, argv);
+  if (code == CLI_GO && !s->model) code = cli_missing(&c, "--model PATH");
+  if (code == CLI_GO && !s->out) code = cli_missing(&c, "--out PATH");
+  if (code == CLI_GO && s->group && s->group != 32 && s->group != 64) {
+    cli_error("--group is %d: it may be 32 or 64", s->group);
+    code = CLI_USAGE;
+  }
+  return code;
+}
+
+/* root of sum (x - y)^2 over sum x^2; negative when there is no memory */
+static double relative_error(const mhk_tensor *x, const mhk_tensor *y) {
+  const mhk_index K = x->shape[1];
+  mhk_real *v = (mhk_real *)malloc(2 * (size_t)K * sizeof *v);
+  double off = 0, size = 0;
+  mhk_index n, k;
+  for (n = 0; v && n < x->shape[0]; n++) {
+    mhk_tensor_read(x, n * K, K, v);
+    mhk_tensor_read(y, n * K, K, v + K);
+    for (k = 0; k < K; k++) {
+      off += (double)(v[k] - v[K + k]) * (double)(v[k] - v[K + k]);
+      size += (double)v[k] * (double)v[k];
+    }
+  }
+  if (!v) return -1;
+  free(v);
+  return size > 0 ? sqrt(off / size) : 0;
+}
+
+static int measure(mhk_context *ctx, const settings *s, mhk_model *m, mhk_model *q) {
+  mhk_text_desc desc;
+  mhk_text *text;
+  mhk_evaluation before, after;
+  memset(&desc, 0, sizeof desc);
+  desc.n_files = s->text.n;
+  desc.files = s->text.path;
+  text = run_load_text(ctx, m, NULL, &desc);
+  if (!text || run_evaluate(ctx, m, NULL, text, s->length, s->windows, "before", &before) != CLI_GO ||
+      run_evaluate(ctx, q, m, text, s->length, s->windows, "after", &after) != CLI_GO)
+    return CLI_FAILED;
+  printf("cross-entropy    %8.4f +- %.4f nats a token, before %.4f: %+.4f\n", after.cross_entropy,
+         after.cross_entropy_error, before.cross_entropy, after.cross_entropy - before.cross_entropy);
+  printf("KL to the model  %8.5f +- %.5f nats a token\n", after.kl, after.kl_error);
+  printf("same next token  %8.2f +- %.2f %%\n", 100 * after.agreement, 100 * after.agreement_error);
+  printf("over             %8lld predictions in windows of %lld tokens\n", (long long)after.tokens, (long long)s->length);
+  return CLI_OK;
+}
+
+static int quantise(mhk_context *ctx, const settings *s) {
+  mhk_model *m = mhk_load(ctx, s->model), *q;
+  mhk_quantise_desc d;
+  double before = 0, after = 0;
+  cli_buffer a, b;
+  int i;
+  memset(&d, 0, sizeof d);
+  d.type = types[s->type];
+  if (s->ends >= 0) d.ends = types[s->ends];
+  d.group = s->group;
+  q = mhk_quantise(m, &d);
+  if (!q || mhk_save(q, s->out, d.type) != MHK_OK) return cli_context_error(ctx);
+  for (i = 0; i < mhk_model_tensors(m); i++) {
+    const mhk_tensor *x = mhk_model_tensor(m, i), *y = mhk_model_tensor(q, i);
+    before += (double)mhk_tensor_bytes(x);
+    after += (double)mhk_tensor_bytes(y);
+    if (y->quantised) {
+      const double error = relative_error(x, y);
+      if (error < 0) return cli_error("not enough memory for a row of %s", x->name), CLI_FAILED;
+      printf("  %-58s %s/%d  off by %.5f\n", y->name, mhk_dtype_name(y->dtype), y->quantised->group, error);
+    }
+  }
+  printf("saved     %s: %s of weights, before %s\n", s->out, cli_bytes(after, &a), cli_bytes(before, &b));
+  return s->text.n ? measure(ctx, s, m, q) : CLI_OK;
+}
+
+int command_quantise(int argc, char **argv) {
+  settings s;
+  mhk_context *ctx;
+  int code;
+  memset(&s, 0, sizeof s);
+  s.ends = -1;
+  s.length = 256;
+  s.windows = 128;
+  code = parse(&s, argc, argv);
+  if (code != CLI_GO) return code;
+  cli_catch_signals();
+  ctx = cli_context(s.threads);
+  code = ctx ? quantise(ctx, &s) : CLI_FAILED;
+  mhk_destroy(ctx);
+  return code;
+}
