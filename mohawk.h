@@ -8855,6 +8855,7 @@ static void mhk__turn(const void *data, mhk_index n, size_t size, void *out) {
   }
 }
 
+#ifndef MOHAWK_NO_STDIO
 /* the same from host memory (tensors in use) */
 static void mhk__unpack_host(mhk_dtype dtype, const void *data, mhk_index n, mhk_real *out) {
   const size_t size = mhk_dtype_size(dtype);
@@ -8868,6 +8869,7 @@ static void mhk__unpack_host(mhk_dtype dtype, const void *data, mhk_index n, mhk
       mhk__unpack(dtype, turned, 1, out + i);
     }
 }
+#endif
 
 /* ---- safetensors in */
 
