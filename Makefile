@@ -146,8 +146,9 @@ mcu: $(MCU)/mohawk.elf
 $(MCU)/array: examples/mcu/array.c
 	$(call show,$(CC) $(WARNINGS) $(CFLAGS) $< -o $@)
 
-$(MCU)/model.c: $(MCU_MODEL) $(MCU)/array
-	@$(MCU)/array $(MCU_MODEL) >$@
+$(MCU)/model.c: $(MCU_MODEL) $(MCU)/array | $(BUILD)/mohawk
+	$(BUILD)/mohawk quantize --model $(MCU_MODEL) --out $(MCU)/model.safetensors --type int8
+	@$(MCU)/array $(MCU)/model.safetensors >$@
 
 $(MCU)/mohawk.elf: $(MCU)/model.c $(wildcard examples/mcu/*) mohawk.h
 	$(call show,$(ARM_CC) $(ARM_FLAGS) $(WARNINGS) -I. -Iexamples/mcu -Wl$(comma)--gc-sections -nostartfiles -T examples/mcu/an500.ld \

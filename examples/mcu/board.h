@@ -4,7 +4,7 @@
 #include <stddef.h>
 
 #ifndef MCU_MEMORY
-#define MCU_MEMORY (sizeof(void *) * 208 * 1024) /* bytes for everything but weights and stack */
+#define MCU_MEMORY (sizeof(void *) * 168 * 1024) /* bytes for everything but weights and stack */
 #endif
 #ifndef TOKENS
 #define TOKENS 40
