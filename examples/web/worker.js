@@ -111,7 +111,7 @@ async function write({ prompt, temperature, seed, tokens }) {
 /* Speed: the fastest of many short runs at each length. Bytes: what the session has to keep by then; whole: all that a session made for that
    length takes, with its work space. */
 async function measure({ contexts }) {
-  const TOKENS = 8, RUNS = 24;
+  const TOKENS = 16, RUNS = 16;
   const readers = Object.keys(models).map((name) => ({ name, at: call('session', models[name], contexts[contexts.length - 1] + TOKENS * RUNS + 1), read: 0 }));
   try {
     for (const length of contexts) {
