@@ -132,7 +132,7 @@ $(WEB)/student.safetensors: examples/tiny/model.safetensors | $(BUILD)/mohawk
 	@mkdir -p $(WEB)
 	$(BUILD)/mohawk distill --teacher examples/tiny --out $(BUILD)/web-run --tokens 60k,100k,80k --lr -,-,3e-4 --batch 1 --length 128 --sample-tokens 64k \
 	  --threads 1 --no-eval --fresh
-	$(BUILD)/mohawk convert --model $(BUILD)/web-run/student --out $@ --dtype bf16
+	$(BUILD)/mohawk quantize --model $(BUILD)/web-run/student --out $@
 
 # The microcontroller: the same program for a Cortex-M7, run in QEMU, and for this computer, to compare with.
 ARM_CC ?= arm-none-eabi-gcc

@@ -3324,7 +3324,7 @@ static void MHK__N(mhk__q_prepare)(const mhk__q_args *a, mhk_index row) {
   }
 }
 
-#if (MHK__PASS == 2 || MHK__PASS == 3) && !defined(MOHAWK_DOUBLE)
+#if (MHK__PASS == 2 || MHK__PASS == 3 || MHK__PASS == 5) && !defined(MOHAWK_DOUBLE)
 #if MHK__PASS == 2
 #define MHK__I __m256i
 #define MHK__I_LOAD(p) _mm256_loadu_si256((const __m256i *)(const void *)(p))
@@ -3337,6 +3337,18 @@ static void MHK__N(mhk__q_prepare)(const mhk__q_args *a, mhk_index row) {
 #define MHK__I_ADD(a, b) _mm256_add_epi32(a, b)
 #define MHK__I_REAL(a) _mm256_cvtepi32_ps(a)
 #define MHK__HALVES(p) _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)(p)))
+#elif MHK__PASS == 5
+#define MHK__I v128_t
+#define MHK__I_LOAD(p) wasm_v128_load(p)
+#define MHK__I_SET(x) wasm_i32x4_splat(x)
+#define MHK__I_AND(a, b) wasm_v128_and(a, b)
+#define MHK__I_LEFT(a, n) wasm_i16x8_shl(a, n)
+#define MHK__I_RIGHT(a, n) wasm_i16x8_shr(a, n)
+#define MHK__I_DOWN(a, n) wasm_u16x8_shr(a, n)
+#define MHK__I_DOT(sum, a, b) wasm_i32x4_add(sum, wasm_i32x4_dot_i16x8(a, b))
+#define MHK__I_ADD(a, b) wasm_i32x4_add(a, b)
+#define MHK__I_REAL(a) ((MHK__V)wasm_f32x4_convert_i32x4(a))
+#define MHK__HALVES(p) MHK__LOAD_F16(p)
 #else
 #define MHK__I __m512i
 #define MHK__I_LOAD(p) _mm512_loadu_si512((const void *)(p))

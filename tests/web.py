@@ -225,6 +225,8 @@ def main():
         b.call("Page.addScriptToEvaluateOnNewDocument", source="window.shift = 0; new PerformanceObserver((l) => l.getEntries().forEach((e) => { if (!e.hadRecentInput) window.shift += e.value; })).observe({type: 'layout-shift', buffered: true});")
         b.open(server.url)
         check("both models load within half a minute", b.wait("window.mohawk && mohawk.ready", 30) is not None, b.value("document.body.innerText"))
+        weights = [b.value("mohawk.models.%s.weights" % m) for m in MODELS]
+        check("the student is quantised", weights == ["BF16", "Q8"], weights)
         looking(b)
         reaching(b)
         for width, part in ((390, writing), (390, measuring), (1280, distilling), (1280, looking)):
