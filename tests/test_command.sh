@@ -53,6 +53,18 @@ check inspect "$mohawk" inspect "$tiny" --names
 check "inspect of a known shape" "$mohawk" inspect phi-1.5 --json
 "$mohawk" generate --model "$tiny" --prompt "Once upon a time" --tokens 12 --greedy --json >"$work/said"
 says '"stopped": "tokens"'
+said=$(sed -n 's/.*"text": "\([^"]*\)".*/\1/p' "$work/said")
+stop=$(printf '%s' "$said" | cut -c 6-11)
+"$mohawk" generate --model "$tiny" --prompt "Once upon a time" --tokens 12 --greedy --json --stop "$stop" nonsense >"$work/said"
+says '"stopped": "stop text"'
+says "\"text\": \"$(printf '%s' "$said" | cut -c 1-5)\""
+"$mohawk" generate --model "$tiny" --tokens 12 --greedy --json --bias 17:1e4 --stop-token 3,17 >"$work/said"
+says '"stopped": "stop token"'
+"$mohawk" generate --model "$tiny" --tokens 20 --json --top-k 50 --typical 0.9 --repetition 1.2 --frequency 0.1 --presence 0.1 --penalty-tokens 300 \
+  --bias 17:-inf,20:1 >"$work/said"
+says '"tokens": 20'
+code 2 "a bias that is none" "$mohawk" generate --model "$tiny" --bias 17
+code 2 "a stop token that is none" "$mohawk" generate --model "$tiny" --stop-token -4
 "$mohawk" eval --model "$tiny" --teacher "$tiny" --text examples/story.txt --windows 2 --json >"$work/said"
 says '"kl": 0,'
 says '"agreement": 1,'
@@ -91,6 +103,9 @@ wait $process
 check "the same in two pieces" $run --out "$work/stopped"
 check "the same bits" cmp "$work/whole/student/model.safetensors" "$work/stopped/student/model.safetensors"
 check "the same log" sh -c "cut -d, -f1-7 '$work/whole/log.csv' >'$work/a'; cut -d, -f1-7 '$work/stopped/log.csv' | cmp - '$work/a'"
+"$mohawk" generate --model "$tiny" --prompt "Once upon a time" --tokens 12 --greedy --json --draft "$work/whole/student" >"$work/said"
+says "\"text\": \"$said\""
+says '"acceptance":'
 code 1 "another run in that folder" $run --out "$work/whole" --lr 1e-4
 check "a model of mohawk's" "$mohawk" eval --model "$work/whole/student" --teacher "$tiny" --text examples/story.txt --windows 1
 check "pictures" "$mohawk" matrix --teacher "$tiny" --model "$work/whole/student" --text examples/story.txt --out "$work/matrix.svg"

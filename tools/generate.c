@@ -4,11 +4,52 @@
 #include <string.h>
 
 typedef struct settings {
-  const char *model, *prompt;
+  const char *model, *prompt, *bias_text, *draft;
   mhk_index tokens;
   mhk_sampling sampling;
-  int seed, greedy, threads, json;
+  mhk_token_bias bias[CLI_MAX_LIST];
+  cli_numbers stop_numbers;
+  int32_t stop_tokens[CLI_MAX_LIST];
+  cli_files stops; /* not files: texts */
+  int seed, greedy, draft_tokens, threads, json, verbose;
 } settings;
+
+/* ID:VALUE,... */
+static int parse_bias(settings *s) {
+  const char *text = s->bias_text;
+  for (; *text && s->sampling.n_bias < CLI_MAX_LIST; s->sampling.n_bias++) {
+    mhk_token_bias *b = s->bias + s->sampling.n_bias;
+    char *end;
+    const long id = strtol(text, &end, 10);
+    if (end == text || *end != ':' || id < 0 || id > INT32_MAX) break;
+    b->token = (int32_t)id;
+    text = end + 1;
+    b->value = strtod(text, &end);
+    if (end == text || (*end && *end != ',')) break;
+    text = *end ? end + 1 : end;
+  }
+  s->sampling.bias = s->bias;
+  if (!*text) return CLI_GO;
+  cli_error("--bias %s: write token ids and what to add to their logits, as 17:-2.5,300:-inf (%d at most)", s->bias_text, CLI_MAX_LIST);
+  return CLI_USAGE;
+}
+
+static int lists(settings *s) {
+  int i;
+  for (i = 0; i < s->stop_numbers.n; i++) {
+    const double x = s->stop_numbers.value[i];
+    if (!(x >= 0 && x <= INT32_MAX)) {
+      cli_error("--stop-token takes ids of tokens");
+      return CLI_USAGE;
+    }
+    s->stop_tokens[i] = (int32_t)x;
+  }
+  s->sampling.stop_tokens = s->stop_tokens;
+  s->sampling.n_stop_tokens = s->stop_numbers.n;
+  s->sampling.stop_strings = s->stops.path;
+  s->sampling.n_stop_strings = s->stops.n;
+  return s->bias_text ? parse_bias(s) : CLI_GO;
+}
 
 static int parse(settings *s, int argc, char **argv) {
   const cli_option options[] = {
@@ -24,10 +65,28 @@ static int parse(settings *s, int argc, char **argv) {
        "draw from the most likely tokens that make up this probability (default 0.95)"},
       {"min-p", "X", CLI_REAL, &s->sampling.min_p, 0, 1,
        "drop tokens below this share of the most likely one's probability (default 0)"},
+      {"typical", "X", CLI_REAL, &s->sampling.typical, 1e-6, 1,
+       "draw from the tokens of nearly average surprise that make up this probability (default 1)"},
+      {"repetition", "X", CLI_REAL, &s->sampling.repetition, 1e-3, 100,
+       "divide the logits of tokens seen lately by this, or multiply them if negative (default 1)"},
+      {"frequency", "X", CLI_REAL, &s->sampling.frequency, -100, 100,
+       "take this from a token's logit for each time it was seen lately (default 0)"},
+      {"presence", "X", CLI_REAL, &s->sampling.presence, -100, 100,
+       "take this from the logits of tokens seen lately (default 0)"},
+      {"penalty-tokens", "N", CLI_INT, &s->sampling.penalty_tokens, 1, 1e9,
+       "lately: among this many last tokens, the prompt's too (default 256)"},
+      {"bias", "ID:X,...", CLI_TEXT, &s->bias_text, 0, 0, "add X to the logit of token ID; -inf forbids it"},
+      {"stop", "TEXT...", CLI_FILES, &s->stops, 0, 0, "end before the first of these texts; none of it is shown"},
+      {"stop-token", "ID,...", CLI_NUMBERS, &s->stop_numbers, 0, 0, "end at these tokens"},
       {"seed", "N", CLI_INT, &s->seed, 1, 2e9, "of the random numbers (default 1)"},
       {"greedy", NULL, CLI_FLAG, &s->greedy, 0, 0, "always the most likely token"},
+      {"draft", "PATH", CLI_TEXT, &s->draft, 0, 0,
+       "a student that proposes tokens for the model to judge several at a time: the same text in distribution"},
+      {"draft-tokens", "N", CLI_INT, &s->draft_tokens, 1, 16,
+       "tokens it proposes at a time (default: as many as have been accepted lately)"},
       {"threads", "N", CLI_INT, &s->threads, 1, 4096, "threads (default: all the machine has)"},
       {"json", NULL, CLI_FLAG, &s->json, 0, 0, "one JSON object at the end in place of text as it comes"},
+      {"verbose", NULL, CLI_FLAG, &s->verbose, 0, 0, "say at the end how fast it was, with --draft also against the model alone"},
   };
   const cli_command c = {"generate",
                          "--model PATH [--prompt TEXT] [options]",
@@ -38,7 +97,7 @@ static int parse(settings *s, int argc, char **argv) {
                          NULL};
   int code = cli_parse(&c, argc, argv);
   if (code == CLI_GO && !s->model) code = cli_missing(&c, "--model PATH");
-  return code;
+  return code == CLI_GO ? lists(s) : code;
 }
 
 /* text that grows */
@@ -70,60 +129,124 @@ static int read_input(growing *g) {
   return ferror(stdin) ? cli_error("standard input could not be read") : CLI_GO;
 }
 
-static void print_json(const settings *s, const char *prompt, const growing *out, mhk_index tokens, double seconds,
-                       const char *reason) {
+/* what a generation came to */
+typedef struct outcome {
+  mhk_index tokens;
+  double seconds, seconds_alone; /* seconds_alone: of the model without its draft, for as many tokens */
+  const char *reason;
+  mhk_speculation_counts counts;
+} outcome;
+
+static double share(mhk_index part, mhk_index of) { return of > 0 ? (double)part / (double)of : 0; }
+
+static void print_json(const settings *s, const char *prompt, const growing *out, const outcome *o) {
   cli_json j;
   json_start(&j, stdout, 0);
   json_open(&j, NULL, '{');
   json_text(&j, "model", s->model);
   json_text(&j, "prompt", prompt);
   json_bytes(&j, "text", out->text ? out->text : "", out->length);
-  json_count(&j, "tokens", (double)tokens);
-  json_text(&j, "stopped", reason);
-  json_real(&j, "seconds", seconds);
-  json_real(&j, "tokens_per_second", seconds > 0 ? (double)tokens / seconds : 0);
+  json_count(&j, "tokens", (double)o->tokens);
+  json_text(&j, "stopped", o->reason);
+  json_real(&j, "seconds", o->seconds);
+  json_real(&j, "tokens_per_second", o->seconds > 0 ? (double)o->tokens / o->seconds : 0);
+  if (s->draft) {
+    json_text(&j, "draft", s->draft);
+    json_count(&j, "passes", (double)o->counts.passes);
+    json_count(&j, "drafted", (double)o->counts.drafted);
+    json_count(&j, "accepted", (double)o->counts.accepted);
+    json_real(&j, "acceptance", share(o->counts.accepted, o->counts.drafted));
+    json_real(&j, "tokens_per_pass", share(o->counts.tokens, o->counts.passes));
+    json_real(&j, "seconds_alone", o->seconds_alone);
+    json_real(&j, "speedup", o->seconds > 0 ? o->seconds_alone / o->seconds : 0);
+  }
   json_close(&j);
 }
 
+static void print_speed(const settings *s, const outcome *o) {
+  cli_note("%lld tokens in %.2f s: %.1f a second", (long long)o->tokens, o->seconds, o->seconds > 0 ? (double)o->tokens / o->seconds : 0);
+  if (s->draft)
+    cli_note("%lld of %lld drafted tokens accepted (%.0f %%), %.2f tokens a pass of the model; alone it takes %.2f s: %.2f times as fast with the draft",
+             (long long)o->counts.accepted, (long long)o->counts.drafted, 100 * share(o->counts.accepted, o->counts.drafted),
+             share(o->counts.tokens, o->counts.passes), o->seconds_alone, o->seconds > 0 ? o->seconds_alone / o->seconds : 0);
+}
+
+/* the next token of either way to draw */
+static int32_t next_token(mhk_session *session, mhk_speculation *x, const mhk_sampling *how) {
+  return x ? mhk_speculate(x, how) : mhk_sample(session, how);
+}
+
+/* text as it came: shown, or kept for JSON */
+static int show(const settings *s, const char *text, growing *out) {
+  if (s->json) return grow(out, text, strlen(text));
+  fputs(text, stdout);
+  fflush(stdout);
+  return CLI_GO;
+}
+
 static int generate(mhk_context *ctx, const settings *s, const char *prompt, growing *out) {
-  mhk_model *m = mhk_load(ctx, s->model);
+  static const char *const reasons[] = {"failure", "end of text", "stop token", "stop text"};
+  mhk_model *m = mhk_load(ctx, s->model), *student = s->draft ? mhk_load(ctx, s->draft) : NULL;
   mhk_tokenizer *k = mhk_model_tokenizer(m);
   mhk_session_desc desc;
   mhk_session *session;
-  const char *reason = "tokens";
+  mhk_speculation *x = NULL;
+  outcome o;
   double start;
-  mhk_index n = 0;
-  if (!m) return cli_context_error(ctx);
+  int i;
+  if (!m || (s->draft && !student)) return cli_context_error(ctx);
   if (!k) return cli_error("%s has no tokenizer.json: put the teacher's beside it", s->model);
+  memset(&o, 0, sizeof o);
+  o.reason = "tokens";
   memset(&desc, 0, sizeof desc);
   desc.capacity = mhk_encode(k, prompt, strlen(prompt), NULL, 0) + s->tokens + 2;
+  desc.recent = s->sampling.penalty_tokens > 256 ? s->sampling.penalty_tokens : 256;
+  for (i = 0; i < s->stops.n; i++)
+    if (strlen(s->stops.path[i]) > desc.stop_bytes) desc.stop_bytes = strlen(s->stops.path[i]);
   session = mhk_session_create(m, &desc);
+  if (student) {
+    mhk_speculation_desc d;
+    d.target = session;
+    d.tokens = s->draft_tokens;
+    mhk_model_set_tokenizer(student, k); /* the text is the same for both, whatever lies beside the student */
+    d.draft = mhk_session_create(student, &desc);
+    x = mhk_speculation_create(&d);
+    mhk_feed_text(d.draft, prompt);
+  }
   if (!s->json) fputs(prompt, stdout);
   mhk_feed_text(session, prompt);
   start = cli_clock();
-  for (; n < s->tokens; n++) {
-    if (mhk_sample(session, &s->sampling) < 0) {
-      reason = "end of text";
+  while (o.tokens < s->tokens) {
+    const int32_t token = next_token(session, x, &s->sampling);
+    if (show(s, mhk_text_out(session), out) != CLI_GO) return CLI_FAILED;
+    if (token < 0) {
+      o.reason = reasons[mhk_stopped(session)];
       break;
     }
+    o.tokens++;
     if (cli_stopped()) {
-      reason = "interrupt";
+      o.reason = "interrupt";
       break;
     }
-    if (s->json) {
-      const char *text = mhk_text_out(session);
-      if (grow(out, text, strlen(text)) != CLI_GO) return CLI_FAILED;
-    } else {
-      fputs(mhk_text_out(session), stdout);
-      fflush(stdout);
-    }
   }
+  o.seconds = cli_clock() - start;
   if (mhk_failed(ctx)) return cli_context_error(ctx);
-  if (s->json) {
-    print_json(s, prompt, out, n, cli_clock() - start, reason);
-  } else {
-    fputc('\n', stdout);
+  if (show(s, mhk_text_rest(session), out) != CLI_GO) return CLI_FAILED;
+  if (!s->json) fputc('\n', stdout);
+  if (x && (s->verbose || s->json)) {
+    mhk_index n;
+    o.counts = mhk_speculation_count(x);
+    mhk_speculation_finish(x);
+    mhk_session_reset(session);
+    mhk_feed_text(session, prompt);
+    start = cli_clock();
+    for (n = 0; n < o.tokens && !cli_stopped(); n++)
+      if (mhk_sample(session, &s->sampling) < 0) break;
+    o.seconds_alone = n > 0 ? (cli_clock() - start) / (double)n * (double)o.tokens : 0;
+    if (mhk_failed(ctx)) return cli_context_error(ctx);
   }
+  if (s->verbose) print_speed(s, &o);
+  if (s->json) print_json(s, prompt, out, &o);
   return CLI_OK;
 }
 
