@@ -5,10 +5,10 @@
 #include <string.h>
 
 /* Budgets in tokens; --budget multiplies them. The student that distils alone and the hybrid get the same in all. */
-#define STAGE_1 100000
-#define STAGE_2 200000
-#define STAGE_3 300000
-#define TEXT_TOKENS 300000 /* sampled from the teacher to train on */
+#define STAGE_1 150000
+#define STAGE_2 300000
+#define STAGE_3 450000
+#define TEXT_TOKENS 450000 /* sampled from the teacher to train on */
 #define EVAL_TOKENS 32768  /* sampled from the teacher to measure on */
 #define SHORT 0.04         /* what --short leaves of all of them */
 /* learning rates of the stages, and of distillation alone (the best of a search from 5e-4 to 4e-3) */
