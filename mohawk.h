@@ -974,8 +974,10 @@ MHKDEF mhk_result mhk_evaluate(mhk_model *m, mhk_model *teacher, mhk_text *text,
 #endif
 #if defined(__GNUC__) || defined(__clang__)
 #define MHK__PREFETCH(p) __builtin_prefetch(p, 0, 2) /* for the L2 cache */
+#define MHK__PREFETCH_WRITE(p) __builtin_prefetch(p, 1)
 #else
-#define MHK__PREFETCH(p) ((void)0)
+#define MHK__PREFETCH(p) ((void)(p))
+#define MHK__PREFETCH_WRITE(p) ((void)(p))
 #endif
 
 /* ====================================================================================================
@@ -2593,7 +2595,7 @@ static inline void MHK__N(mhk__transpose)(const mhk_real *src, mhk_index rs, mhk
   __m256 r0, r1, r2, r3, r4, r5, r6, r7, t0, t1, t2, t3, t4, t5, t6, t7;
 #define MHK__ROW(i) ((i) < rows ? _mm256_loadu_ps(src + (i) * rs) : zero)
 #define MHK__OUT(j, v) \
-  if (n >= 8) \
+  if (n >= 8 || (j) < 7) \
     _mm256_storeu_ps(dst + (j) * width, v); \
   else \
     MHK__STORE_FIRST(dst + (j) * width, v, n)
@@ -2675,6 +2677,23 @@ static inline void MHK__N(mhk__transpose)(const mhk_real *src, mhk_index rs, mhk
 }
 #endif
 
+/* n numbers of a stored type, one after the other */
+static void MHK__N(mhk__widen)(mhk_index n, const void *src, mhk_dtype dtype, mhk_real *MHK__RESTRICT dst) {
+  mhk_index i = 0;
+#ifdef MHK__LOAD_F16
+  if (dtype == MHK_BF16)
+    for (; i + MHK__W <= n; i += MHK__W) MHK__STORE(dst + i, MHK__LOAD_BF16((const uint16_t *)src + i));
+  else if (dtype == MHK_F16)
+    for (; i + MHK__W <= n; i += MHK__W) MHK__STORE(dst + i, MHK__LOAD_F16((const uint16_t *)src + i));
+#endif
+  if (dtype == MHK_F32)
+    for (; i < n; i++) dst[i] = (mhk_real)((const float *)src)[i];
+  else
+    for (; i < n; i++) dst[i] = mhk__element(src, dtype, i);
+}
+
+#define MHK__WIDEN 64 /* numbers of a row made wide at once */
+
 /* one panel: w of its width rows are there, the rest becomes zero; scale, if given, multiplies column j by scale[j] */
 static void MHK__N(mhk__pack_panel)(mhk_real *MHK__RESTRICT dst, mhk_index width, mhk_index w, mhk_index k, const mhk_real *MHK__RESTRICT s,
                                     mhk_index row, mhk_index col, const mhk_real *scale) {
@@ -2684,7 +2703,13 @@ static void MHK__N(mhk__pack_panel)(mhk_real *MHK__RESTRICT dst, mhk_index width
       for (; j < k; j++) {
         const MHK__V f = MHK__SET(scale ? scale[j] : MHK__R(1));
         for (i = 0; i + MHK__W <= width; i += MHK__W) MHK__STORE(dst + j * width + i, MHK__LOAD(s + j * col + i) * f);
-        if (i < width) MHK__STORE_FIRST(dst + j * width + i, MHK__LOAD_FIRST(s + j * col + i, width - i) * f, width - i);
+        if (i < width) {
+          const MHK__V v = MHK__LOAD_FIRST(s + j * col + i, width - i) * f;
+          if (j + 1 < k) /* what is written too far is written again: a masked store of AVX2 is slow */
+            MHK__STORE(dst + j * width + i, v);
+          else
+            MHK__STORE_FIRST(dst + j * width + i, v, width - i);
+        }
       }
   }
 #ifdef MHK__TRANSPOSES
@@ -2759,7 +2784,8 @@ static void MHK__N(mhk__pack_quantised)(mhk_real *dst, mhk_index width, mhk_inde
 }
 
 static void MHK__N(mhk__pack)(mhk_real *dst, mhk_index width, mhk_index rows, mhk_index k, mhk__matrix src) {
-  mhk_index p, i, j;
+  const mhk_index size = (mhk_index)mhk_dtype_size(src.dtype);
+  mhk_index p, i, j, n;
   if (mhk__is_quantised(src.dtype)) {
     MHK__N(mhk__pack_quantised)(dst, width, rows, k, src);
     return;
@@ -2770,17 +2796,22 @@ static void MHK__N(mhk__pack)(mhk_real *dst, mhk_index width, mhk_index rows, mh
   }
   for (p = 0; p < rows; p += width, dst += width * k) {
     const mhk_index w = rows - p < width ? rows - p : width;
-    if (src.dtype == MHK_BF16) {
-      const uint16_t *MHK__RESTRICT s = (const uint16_t *)src.data + p * src.row;
-      for (i = 0; i < w; i++)
-        for (j = 0; j < k; j++) dst[j * width + i] = mhk__bf16_to_f32(s[i * src.row + j * src.col]);
-    } else {
-      for (i = 0; i < w; i++)
-        for (j = 0; j < k; j++) dst[j * width + i] = mhk__element(src.data, src.dtype, (p + i) * src.row + j * src.col);
-    }
-    if (w < width)
-      for (j = 0; j < k; j++)
+    const char *from = (const char *)src.data + p * src.row * size;
+    if (src.col == 1) /* some columns of all rows, made wide in the first-level cache and packed from there */
+      for (j = 0; j < k; j += n) {
+        mhk_real wide[(MHK__NR > MHK__MR ? MHK__NR : MHK__MR) * MHK__WIDEN];
+        n = k - j < MHK__WIDEN ? k - j : MHK__WIDEN;
+        for (i = 0; i < w; i++) MHK__N(mhk__widen)(n, from + (i * src.row + j) * size, src.dtype, wide + i * MHK__WIDEN);
+        MHK__N(mhk__pack_panel)(dst + j * width, width, w, n, wide, MHK__WIDEN, 1, NULL);
+      }
+    else
+      for (j = 0; j < k; j++) {
+        if (src.row == 1)
+          MHK__N(mhk__widen)(w, from + j * src.col * size, src.dtype, dst + j * width);
+        else
+          for (i = 0; i < w; i++) dst[j * width + i] = mhk__element(from, src.dtype, i * src.row + j * src.col);
         for (i = w; i < width; i++) dst[j * width + i] = 0;
+      }
   }
 }
 
@@ -2825,6 +2856,8 @@ static void MHK__N(mhk__pack)(mhk_real *dst, mhk_index width, mhk_index rows, mh
 #define MHK__MORE_B MHK__V bc, bd;
 #define MHK__LOAD_B bc = MHK__LOAD(b + 2 * MHK__W); bd = MHK__LOAD(b + 3 * MHK__W);
 #endif
+/* c is asked for before it is needed: 3 to 8 % of large products */
+#define MHK__WANT_C(i) MHK__PREFETCH_WRITE(c + i * ldc); MHK__PREFETCH_WRITE(c + i * ldc + MHK__NR - 1);
 /* one height of the tile; panels of a are MHK__MR wide whatever the height */
 #define MHK__TILE_OF(name, rows) \
   static void MHK__N(name)(mhk_index k, const mhk_real *MHK__RESTRICT a, const mhk_real *MHK__RESTRICT b, mhk_real *c, mhk_index ldc, int accumulate) { \
@@ -2832,6 +2865,7 @@ static void MHK__N(mhk__pack)(mhk_real *dst, mhk_index width, mhk_index rows, mh
     MHK__V x, ba, bb; \
     MHK__MORE_B \
     MHK__EACH(rows, MHK__DECLARE) \
+    MHK__EACH(rows, MHK__WANT_C) \
     for (; k > 0; k--, a += MHK__MR, b += MHK__NR) { \
       ba = MHK__LOAD(b); \
       bb = MHK__LOAD(b + MHK__W); \
@@ -2933,8 +2967,8 @@ MHK__BLOCK_OF(mhk__block_tall1, MHK__TALL, 1, MHK__VARS1)
 MHK__BLOCK_OF(mhk__block_low2, 4, 2, MHK__VARS2)
 MHK__BLOCK_OF(mhk__block_low1, 4, 1, MHK__VARS1)
 
-#if (defined(__GNUC__) || defined(__clang__)) && MHK__PASS != 1 && MHK__PASS != 5
-#define MHK__FETCH(p) __builtin_prefetch(p, 0, 2)
+#if MHK__PASS != 1 && MHK__PASS != 5
+#define MHK__FETCH(p) MHK__PREFETCH(p)
 #else
 #define MHK__FETCH(p) ((void)(p))
 #endif
@@ -3151,21 +3185,6 @@ static void MHK__N(mhk__epilogue_rows)(mhk_index m, mhk_index n, mhk_real *c, mh
 }
 
 /* ---- few rows of x against rows of w: as fast as w comes from memory ---- */
-
-/* n numbers of a stored type, one after the other */
-static void MHK__N(mhk__widen)(mhk_index n, const void *src, mhk_dtype dtype, mhk_real *MHK__RESTRICT dst) {
-  mhk_index i = 0;
-#ifdef MHK__LOAD_F16
-  if (dtype == MHK_BF16)
-    for (; i + MHK__W <= n; i += MHK__W) MHK__STORE(dst + i, MHK__LOAD_BF16((const uint16_t *)src + i));
-  else if (dtype == MHK_F16)
-    for (; i + MHK__W <= n; i += MHK__W) MHK__STORE(dst + i, MHK__LOAD_F16((const uint16_t *)src + i));
-#endif
-  if (dtype == MHK_F32)
-    for (; i < n; i++) dst[i] = (mhk_real)((const float *)src)[i];
-  else
-    for (; i < n; i++) dst[i] = mhk__element(src, dtype, i);
-}
 
 /* Sums of products of rows of w (n,k) with m rows of x. Four streams of w, each running straight through its share of the rows, two where registers
    are few: it takes that many to read at full rate, and lines asked for ahead carry them over page borders. xs holds x in the order in which pairs of
@@ -4662,6 +4681,8 @@ static void MHK__N(mhk__fill)(mhk__kernels *k) {
 #undef MHK__MASK
 #undef MHK__LOAD_BF16
 #undef MHK__LOAD_F16
+#undef MHK__WIDEN
+#undef MHK__FETCH
 #undef MHK__WORDS
 #undef MHK__LOAD_WORDS
 #undef MHK__EVEN_BF16
@@ -4688,7 +4709,7 @@ static void MHK__N(mhk__fill)(mhk__kernels *k) {
 #undef MHK__LOAD_FIRST
 #undef MHK__STORE_FIRST
 #undef MHK__TRANSPOSES
-#undef MHK__FETCH
+#undef MHK__WANT_C
 #undef MHK__FROM
 #undef MHK__TALL
 #undef MHK__SUM2
@@ -5376,8 +5397,9 @@ static mhk__matrix mhk__mat_weight(const mhk_tensor *w, int turned) {
 }
 
 typedef struct mhk__gemm_args {
-  mhk_index M, N, K, mc, kc, nc, j0, n; /* this round's columns j0..j0+n */
-  mhk_index step;                       /* columns a task packs: whole panels */
+  mhk_index M, N, K, kc, nc;    /* a block of B is kc x nc */
+  mhk_index i0, m, k0, k;       /* this round's rows and part of K: what is packed of A */
+  mhk_index rows;               /* of a task; all divide into panels */
   mhk__matrix a, b;
   mhk_real *c, *packed;
   mhk_index ldc;
@@ -5387,32 +5409,41 @@ typedef struct mhk__gemm_args {
 static int mhk__epilogue_works(const mhk__epilogue *e) { return e && (e->bias || e->residual || e->before || e->gelu); }
 
 #define MHK__PACK_COLUMNS 64
+#define MHK__ROW_BLOCK 84 /* rows of A, MHK__GEMM_K long, that stay in the second-level cache while the columns of a task pass: 168 gain nothing */
+#define MHK__GEMM_K 512   /* with 256 and 384 the sums in C cost 2 to 8 %; with 768 the caches are too small for the blocks */
+#define MHK__GEMM_N 256
 
-/* packs columns of B for one block of k: panels lie one after the other, blocks of k one after the other */
+/* packs rows of A for one block of k: panels lie one after the other, blocks of k one after the other */
 static void mhk__gemm_pack(void *arg, mhk_index task, int worker) {
   const mhk__job *job = (const mhk__job *)arg;
   const mhk__gemm_args *g = (const mhk__gemm_args *)job->args;
   const mhk__kernels *ks = job->ctx->kernels;
-  const mhk_index nr = ks->nr, step = g->step, groups = (g->n + step - 1) / step;
-  const mhk_index k0 = task / groups * g->kc, j = task % groups * step, k = mhk__min(g->kc, g->K - k0), wide = (g->n + nr - 1) / nr * nr;
+  const mhk_index step = mhk__up(MHK__PACK_COLUMNS, ks->mr), groups = (g->m + step - 1) / step;
+  const mhk_index k0 = task / groups * g->kc, i = task % groups * step, k = mhk__min(g->kc, g->k - k0);
   (void)worker;
-  ks->pack(g->packed + wide * k0 + j * k, nr, mhk__min(step, g->n - j), k, mhk__mat_turned(mhk__mat_from(&g->b, k0, g->j0 + j)));
+  ks->pack(g->packed + mhk__up(g->m, ks->mr) * k0 + i * k, ks->mr, mhk__min(step, g->m - i), k,
+           mhk__mat_from(&g->a, g->i0 + i, g->k0 + k0));
 }
 
-static void mhk__gemm_rows(void *arg, mhk_index task, int worker) {
+/* some columns of some of the packed rows: packs its own block of B, which then stays in the second-level cache */
+static void mhk__gemm_block(void *arg, mhk_index task, int worker) {
   const mhk__job *job = (const mhk__job *)arg;
   const mhk__gemm_args *g = (const mhk__gemm_args *)job->args;
   const mhk__kernels *ks = job->ctx->kernels;
-  const mhk_index i0 = task * g->mc, m = mhk__min(g->mc, g->M - i0), wide = (g->n + ks->nr - 1) / ks->nr * ks->nr;
-  mhk_real *pa = job->work + worker * job->each, *c = g->c + i0 * g->ldc + g->j0;
-  mhk_index k0;
-  for (k0 = 0; k0 < g->K; k0 += g->kc) {
-    const mhk_index k = mhk__min(g->kc, g->K - k0);
-    ks->pack(pa, ks->mr, m, k, mhk__mat_from(&g->a, i0, k0));
-    ks->product(m, g->n, k, pa, g->packed + wide * k0, c, g->ldc, k0 > 0 || (g->e && g->e->accumulate));
+  const mhk_index parts = (g->m + g->rows - 1) / g->rows, j0 = task / parts * g->nc, n = mhk__min(g->nc, g->N - j0);
+  const mhk_index from = task % parts * g->rows, to = mhk__min(g->m, from + g->rows), step = MHK__ROW_BLOCK / ks->mr * ks->mr;
+  mhk_real *pb = job->work + worker * job->each;
+  mhk_index k0, i;
+  for (k0 = 0; k0 < g->k; k0 += g->kc) {
+    const mhk_index k = mhk__min(g->kc, g->k - k0);
+    const mhk_real *pa = g->packed + mhk__up(g->m, ks->mr) * k0;
+    ks->pack(pb, ks->nr, n, k, mhk__mat_turned(mhk__mat_from(&g->b, g->k0 + k0, j0)));
+    for (i = from; i < to; i += step) {
+      const mhk_index m = mhk__min(step, to - i), at = (g->i0 + i) * g->ldc + j0;
+      ks->product(m, n, k, pa + i * k, pb, g->c + at, g->ldc, g->k0 + k0 > 0 || (g->e && g->e->accumulate));
+      if (g->k0 + k0 + k == g->K && mhk__epilogue_works(g->e)) ks->epilogue(m, n, g->c + at, g->ldc, at, g->e, j0);
+    }
   }
-  if (mhk__epilogue_works(g->e))
-    ks->epilogue(m, g->n, c, g->ldc, i0 * g->ldc + g->j0, g->e, g->j0);
 }
 
 static void mhk__gemm_few(void *arg, mhk_index task, int worker) {
@@ -5508,6 +5539,7 @@ static void mhk__gemm_mixed(mhk_context *ctx, mhk_index M, mhk_index N, mhk_inde
 static void mhk__gemm(mhk_context *ctx, mhk_index M, mhk_index N, mhk_index K, mhk__matrix a, mhk__matrix b, mhk_real *c, mhk_index ldc,
                       const mhk__epilogue *e) {
   const mhk__kernels *ks = ctx->kernels;
+  mhk_index m, k, columns;
   mhk__gemm_args g;
   mhk__mark mark;
   if (ctx->result != MHK_OK || M <= 0 || N <= 0) return;
@@ -5532,8 +5564,6 @@ static void mhk__gemm(mhk_context *ctx, mhk_index M, mhk_index N, mhk_index K, m
   g.c = c;
   g.ldc = ldc;
   g.e = e;
-  g.packed = NULL;
-  g.j0 = g.n = 0;
   if (K <= 0) {
     mhk_index i;
     for (i = 0; i < M; i++) {
@@ -5544,20 +5574,28 @@ static void mhk__gemm(mhk_context *ctx, mhk_index M, mhk_index N, mhk_index K, m
   }
   if (M <= 4 && !b.q && b.row == 1 && b.col == K && a.col == 1 && (a.row == K || M == 1) && a.dtype == MHK_REAL && !(e && e->accumulate)) {
     g.nc = mhk__max(16, 262144 / (K * M));
-    g.mc = g.kc = 0;
     mhk__run(ctx, &g, (N + g.nc - 1) / g.nc, 0, (M + 1) * K, (double)M * (double)N * (double)K, mhk__gemm_few);
     return;
   }
-  g.mc = mhk__min(168 / ks->mr * ks->mr, ((M + 15) / 16 + ks->mr - 1) / ks->mr * ks->mr);
-  g.kc = mhk__min(K, 384);
-  g.step = MHK__PACK_COLUMNS / ks->nr * ks->nr;
-  g.nc = mhk__max(ks->nr, mhk__min(N, ((mhk_index)1 << 20) / K) / ks->nr * ks->nr + ks->nr);
+  /* A is packed once for all, in rounds of at most 4 MiB that stay in the last cache, B by the task that uses it: 16 tasks or more where there is work for
+     them. A longer kc reads and writes C less often, a shorter one leaves more room in the caches. Blocks begin at multiples of 64: groups of quantised weights. */
+  g.kc = mhk__up((K + (K + MHK__GEMM_K - 1) / MHK__GEMM_K - 1) / ((K + MHK__GEMM_K - 1) / MHK__GEMM_K), 64);
+  g.nc = mhk__up(mhk__max(64, mhk__min(MHK__GEMM_N, N / 16)), 64);
+  m = mhk__min(M, 2048 / ks->mr * ks->mr);
+  k = mhk__min(K, mhk__max(1, ((mhk_index)1 << 20) / m / g.kc) * g.kc);
+  columns = (N + g.nc - 1) / g.nc;
+  g.rows = mhk__up(mhk__max(256, (m * columns + 15) / 16), ks->mr);
   mark = mhk__scratch_mark(ctx);
-  g.packed = (mhk_real *)mhk__scratch(ctx, mhk__size3(ctx, g.nc + ks->nr, K, 1) > 0 ? (g.nc + ks->nr) * K : 0, sizeof(mhk_real));
-  for (; g.packed && g.j0 < N && ctx->result == MHK_OK; g.j0 += g.n) {
-    g.n = mhk__min(g.nc, N - g.j0);
-    mhk__run(ctx, &g, (K + g.kc - 1) / g.kc * ((g.n + g.step - 1) / g.step), 0, 1, (double)g.n * (double)K, mhk__gemm_pack);
-    mhk__run(ctx, &g, (M + g.mc - 1) / g.mc, 0, (g.mc + ks->mr) * g.kc, (double)M * (double)g.n * (double)K, mhk__gemm_rows);
+  g.packed = (mhk_real *)mhk__scratch(ctx, mhk__up(m, ks->mr) * k, sizeof(mhk_real));
+  for (g.i0 = 0; g.packed && g.i0 < M; g.i0 += g.m) {
+    g.m = mhk__min(m, M - g.i0);
+    for (g.k0 = 0; g.k0 < K && ctx->result == MHK_OK; g.k0 += g.k) {
+      const mhk_index step = mhk__up(MHK__PACK_COLUMNS, ks->mr);
+      g.k = mhk__min(k, K - g.k0);
+      mhk__run(ctx, &g, (g.k + g.kc - 1) / g.kc * ((g.m + step - 1) / step), 0, 1, (double)g.m * (double)g.k, mhk__gemm_pack);
+      mhk__run(ctx, &g, columns * ((g.m + g.rows - 1) / g.rows), 0, mhk__up(mhk__min(g.nc, N), ks->nr) * g.kc,
+               (double)g.m * (double)N * (double)g.k, mhk__gemm_block);
+    }
   }
   mhk__scratch_rewind(ctx, mark);
 }
@@ -18044,6 +18082,7 @@ MHKDEF mhk_result mhk_evaluate(mhk_model *m, mhk_model *teacher, mhk_text *text,
 #undef MHK__RECENT_ROOM
 #undef MHK__RESTRICT
 #undef MHK__PREFETCH
+#undef MHK__PREFETCH_WRITE
 #undef MHK__REXP
 #undef MHK__ROWS_TASK
 #undef MHK__SAME_MLP
