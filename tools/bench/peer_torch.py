@@ -23,10 +23,10 @@ COLD = 512 << 20  # bytes of weights read in turn: no cache holds them
 # ---- layers
 
 
-def turn(x, dim):
-    """rotary embedding of the first dim features of each head; x (batch, heads, tokens, features)"""
+def turn(x, dim, first=0):
+    """rotary embedding of the first dim features of each head; x (batch, heads, tokens from first on, features)"""
     half = dim // 2
-    angle = torch.arange(x.shape[-2])[:, None] * 10000.0 ** (torch.arange(half) * (-1.0 / half))
+    angle = torch.arange(first, first + x.shape[-2])[:, None] * 10000.0 ** (torch.arange(half) * (-1.0 / half))
     cos, sin = angle.cos(), angle.sin()
     a, b = x[..., :half], x[..., half:dim]
     return torch.cat((a * cos - b * sin, b * cos + a * sin, x[..., dim:]), -1)
@@ -104,6 +104,18 @@ class StateSpace(nn.Module):
         if self.rotary:
             b, c = turn(b, self.rotary), turn(c, self.rotary)
         return x, -F.softplus(a).mT, b, c, z
+
+    def step(self, u, window, state, position):
+        """one token u (width): its output, the last inputs of the convolution, the state (heads, d_state, features)"""
+        xbc, z, a = self.into(u).split([sum(self.split), len(u), self.n])
+        window = torch.cat((window[:, 1:], xbc[:, None]), 1)
+        xbc = (window * self.conv.weight[:, 0]).sum(1) + self.conv.bias
+        x, b, c = (t.view(self.n, 1, -1) for t in xbc.split(self.split))
+        if self.rotary:
+            b, c = turn(b, self.rotary, position), turn(c, self.rotary, position)
+        state = (-F.softplus(a)).exp()[:, None, None] * state + b.mT * x
+        y = c @ state + self.skip[:, None, None] * x
+        return self.out(y.flatten() * F.silu(z + self.bias)), window, state
 
     def mix(self, log_a, b, c):
         diagonal = torch.diag_embed(self.skip[:, None].expand(-1, b.shape[2]))
@@ -248,15 +260,58 @@ def stage1(f, tokens):
     return run, 1
 
 
-def distill(f):
-    """the updates of 0.5 + 1 + 1.5 M tokens of a small distillation, as long as one of each stage times their number"""
-    with open(os.path.join(HERE, "../../examples/tiny/config.json")) as file:
+TINY = os.path.join(HERE, "../../examples/tiny/config.json")
+
+
+def tiny():
+    """a teacher and a student of the bundled teacher's shape, and its vocabulary"""
+    with open(TINY) as file:
         c = json.load(file)
     width, layers, n, vocabulary = (c[k] for k in ("hidden_size", "num_hidden_layers", "num_attention_heads",
                                                    "vocab_size"))
     rotary = int(width // n * c["partial_rotary_factor"])
     teacher = Model(lambda: Attention(width, n, rotary), layers, width, vocabulary).requires_grad_(False)
     student = Model(lambda: StateSpace(width, n, width // n, rotary), layers, width, vocabulary)
+    return teacher, student, vocabulary
+
+
+def decode_teacher(f):
+    """128 tokens one by one by transformers' own model, with its cache; random weights"""
+    from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
+    m = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(os.path.dirname(TINY)), dtype=torch.float32).eval()
+    tokens = torch.randint(0, m.config.vocab_size, (128, 1, 1))
+
+    def decode():
+        cache = DynamicCache(config=m.config)
+        for token in tokens:
+            m(token, past_key_values=cache, use_cache=True)
+
+    return no_grad(decode), 1
+
+
+def decode_steps(m, tokens):
+    """logits of the last of tokens, fed one by one to a student; random weights"""
+    mixers = [b.mixer for b in m.blocks]
+    kept = [(torch.zeros(sum(x.split), 4), torch.zeros(x.n, x.split[1] // x.n, x.split[0] // x.n)) for x in mixers]
+    for position, token in enumerate(tokens):
+        x = m.embedding(token)
+        for i, b in enumerate(m.blocks):
+            u = b.norm(x)
+            y, *kept[i] = b.mixer.step(u, *kept[i], position)
+            x = x + y + b.down(F.gelu(b.up(u), approximate="tanh"))
+        logits = m.head(m.norm(x))
+    return logits
+
+
+def decode_student(f):
+    _, m, vocabulary = tiny()
+    tokens = torch.randint(0, vocabulary, (128,))
+    return no_grad(lambda: decode_steps(m, tokens)), 1
+
+
+def distill(f):
+    """the updates of 0.5 + 1 + 1.5 M tokens of a small distillation, as long as one of each stage times their number"""
+    teacher, student, vocabulary = tiny()
     tokens = torch.randint(0, vocabulary, (8, 256))
 
     def loss(stage, logits, stream, outputs):
@@ -313,6 +368,8 @@ CASES = [
     (r"step_(phi|phi_mamba)(_bf16)?", step, ("eager", "compile")),
     (r"stage1_layer_(\d+)", stage1, ("eager", "compile")),
     (r"distill_tiny", distill, ("eager", "compile")),
+    (r"model_decode_teacher", decode_teacher, ("eager",)),
+    (r"model_decode_student", decode_student, ("eager",)),
 ]
 
 
@@ -342,7 +399,7 @@ def forget_peak():
 
 
 def check():
-    """the chunked form against the recurrence"""
+    """the chunked form against the recurrence, a student token by token against all at once"""
     x, b, c = torch.randn(3, 1, 2, 128, 8).unbind(0)
     log_a = -F.softplus(torch.randn(1, 2, 128))
     state, y = torch.zeros(1, 2, 8, 8), []
@@ -350,6 +407,10 @@ def check():
         state = log_a[:, :, t].exp()[..., None, None] * state + b[:, :, t, :, None] * x[:, :, t, None]
         y.append((c[:, :, t, None] @ state)[:, :, 0])
     assert (torch.stack(y, 2) - state_space(x, log_a, b, c)).abs().max() < 1e-3, "the chunked form is wrong"
+    with torch.no_grad():
+        _, m, vocabulary = tiny()
+        tokens = torch.randint(0, vocabulary, (9,))
+        assert (decode_steps(m, tokens) - m(tokens[None])[0][0, -1]).abs().max() < 1e-3, "token by token is wrong"
 
 
 def main():

@@ -271,7 +271,7 @@ def main():
     rows, alone = [], []
     print(FORMAT.format("case", "thr", "isa", "ms", "GFLOP/s", "of limit   ", "best peer", "ms", "ratio"))
     for name in names:
-        if name.startswith(("ssd_", "model_")):
+        if name.startswith(("ssd_", "model_forward_")):
             alone.append(name)
             continue
         for n in threads:
