@@ -5535,6 +5535,8 @@ static void mhk__gemm_mixed(mhk_context *ctx, mhk_index M, mhk_index N, mhk_inde
   }
 }
 
+#define MHK__FEW 8 /* so many rows are done sooner by streaming the weights, four rows at a time, than by packing them */
+
 /* c (M,N) = a (M,K) b (K,N), then the epilogue (may be NULL). c's rows are ldc apart. b may be quantised, a not. */
 static void mhk__gemm(mhk_context *ctx, mhk_index M, mhk_index N, mhk_index K, mhk__matrix a, mhk__matrix b, mhk_real *c, mhk_index ldc,
                       const mhk__epilogue *e) {
@@ -5572,7 +5574,7 @@ static void mhk__gemm(mhk_context *ctx, mhk_index M, mhk_index N, mhk_index K, m
     }
     return;
   }
-  if (M <= 4 && !b.q && b.row == 1 && b.col == K && a.col == 1 && (a.row == K || M == 1) && a.dtype == MHK_REAL && !(e && e->accumulate)) {
+  if (M <= MHK__FEW && !b.q && b.row == 1 && b.col == K && a.col == 1 && (a.row == K || M == 1) && a.dtype == MHK_REAL && !(e && e->accumulate)) {
     g.nc = mhk__max(16, 262144 / (K * M));
     mhk__run(ctx, &g, (N + g.nc - 1) / g.nc, 0, (M + 1) * K, (double)M * (double)N * (double)K, mhk__gemm_few);
     return;
@@ -18064,6 +18066,7 @@ MHKDEF mhk_result mhk_evaluate(mhk_model *m, mhk_model *teacher, mhk_text *text,
 #undef MHK__OTHER
 #undef MHK__OUT_BLOCK
 #undef MHK__PACK_COLUMNS
+#undef MHK__FEW
 #undef MHK__Q_FEW
 #undef MHK__Q_LIMIT
 #undef MHK__Q_ROWS
