@@ -2241,6 +2241,9 @@ struct mhk__kernels {
   void (*pack)(mhk_real *dst, mhk_index width, mhk_index rows, mhk_index k, mhk__matrix src);
   /* c (m,n) = or += packed a (m,k) times packed b (k,n) */
   void (*product)(mhk_index m, mhk_index n, mhk_index k, const mhk_real *a, const mhk_real *b, mhk_real *c, mhk_index ldc, int accumulate);
+  /* the same of operands as they lie, where they divide into whole tiles; 0: they do not, nothing was done */
+  int (*product_plain)(mhk_index m, mhk_index n, mhk_index k, const mhk_real *a, mhk_index row, mhk_index col, const mhk_real *b, mhk_index ldb,
+                       mhk_real *c, mhk_index ldc, int accumulate);
   void (*epilogue)(mhk_index m, mhk_index n, mhk_real *c, mhk_index ldc, mhk_index offset, const mhk__epilogue *e, mhk_index column);
   /* y (m,n) = x (m,k) w(n,k)^T for few rows: streams w once; work holds (m + 1) k numbers */
   void (*rows_times)(mhk_index m, mhk_index n, mhk_index k, const mhk_real *x, const void *w, mhk_dtype dtype, mhk_real *y, mhk_index ldy, mhk_real *work);
@@ -2277,11 +2280,9 @@ struct mhk__kernels {
 /* room for a packed operand of that many rows or columns: every register tile divides into it */
 static mhk_index mhk__padded(mhk_index rows) { return rows + 32; }
 #endif
+static mhk_index mhk__up(mhk_index n, mhk_index step) { return (n + step - 1) / step * step; }
 static mhk_index mhk__min(mhk_index a, mhk_index b) { return a < b ? a : b; }
 static mhk_index mhk__max(mhk_index a, mhk_index b) { return a > b ? a : b; }
-#ifndef MOHAWK_NO_TRAINING
-static mhk_index mhk__up(mhk_index n, mhk_index step) { return (n + step - 1) / step * step; }
-#endif
 
 #define MHK__TILE 64 /* rows and columns of a tile of attention and stage-1 matrices */
 
@@ -3020,6 +3021,18 @@ static void MHK__N(mhk__multiply)(mhk__block *p, mhk_index m, mhk_index n, mhk_i
   p->ldc = ldc;
   MHK__N(mhk__blocks)(p, m, n, part);
   p->c0 = p->a1 = p->f = NULL;
+}
+
+/* Rows go in tiles of MHK__TALL and of 4 (see mhk__blocks), columns in vectors: nothing may be left over, as c has no room for it. */
+static int MHK__N(mhk__product_plain)(mhk_index m, mhk_index n, mhk_index k, const mhk_real *a, mhk_index row, mhk_index col, const mhk_real *b,
+                                      mhk_index ldb, mhk_real *c, mhk_index ldc, int accumulate) {
+  const mhk_index rest = m % MHK__TALL;
+  mhk__block p;
+  if (n % MHK__W != 0 || (rest != 0 && rest != 4 && (m < MHK__TALL || rest + MHK__TALL != 8))) return 0;
+  memset(&p, 0, sizeof p);
+  if (accumulate) p.c0 = c;
+  MHK__N(mhk__multiply)(&p, m, n, k, a, row, col, b, ldb, c, ldc, mhk__whole);
+  return 1;
 }
 
 /* n rows of w numbers, ld apart, to rows of MHK__LD(w), each times its factor if there are any; the padding becomes zero */
@@ -4625,6 +4638,7 @@ static void MHK__N(mhk__fill)(mhk__kernels *k) {
   k->nr = MHK__NR;
   k->pack = MHK__N(mhk__pack);
   k->product = MHK__N(mhk__product);
+  k->product_plain = MHK__N(mhk__product_plain);
   k->epilogue = MHK__N(mhk__epilogue_rows);
   k->rows_times = MHK__N(mhk__rows_times);
   k->q_prepare = MHK__N(mhk__q_prepare);
@@ -5574,13 +5588,15 @@ static void mhk__gemm(mhk_context *ctx, mhk_index M, mhk_index N, mhk_index K, m
     }
     return;
   }
-  if (M <= MHK__FEW && !b.q && b.row == 1 && b.col == K && a.col == 1 && (a.row == K || M == 1) && a.dtype == MHK_REAL && !(e && e->accumulate)) {
+  if (M <= MHK__FEW && !b.q && b.row == 1 && b.col == K && a.col == 1 && (a.row == K || M == 1) && a.dtype == MHK_REAL &&
+      !(e && e->accumulate)) {
     g.nc = mhk__max(16, 262144 / (K * M));
     mhk__run(ctx, &g, (N + g.nc - 1) / g.nc, 0, (M + 1) * K, (double)M * (double)N * (double)K, mhk__gemm_few);
     return;
   }
   /* A is packed once for all, in rounds of at most 4 MiB that stay in the last cache, B by the task that uses it: 16 tasks or more where there is work for
-     them. A longer kc reads and writes C less often, a shorter one leaves more room in the caches. Blocks begin at multiples of 64: groups of quantised weights. */
+     them. A longer kc reads and writes C less often, a shorter one leaves more room in the caches. Blocks begin at multiples of 64, as groups of quantised
+     weights do. */
   g.kc = mhk__up((K + (K + MHK__GEMM_K - 1) / MHK__GEMM_K - 1) / ((K + MHK__GEMM_K - 1) / MHK__GEMM_K), 64);
   g.nc = mhk__up(mhk__max(64, mhk__min(MHK__GEMM_N, N / 16)), 64);
   m = mhk__min(M, 2048 / ks->mr * ks->mr);
@@ -5691,6 +5707,9 @@ static void mhk__batch_task(void *arg, mhk_index task, int worker) {
   const mhk__batch_args *g = (const mhk__batch_args *)job->args;
   const mhk__kernels *ks = job->ctx->kernels;
   mhk_real *pb = job->work + worker * job->each, *pa = pb + mhk__padded(g->N) * g->K;
+  if (g->b.col == 1 && ks->product_plain(g->M, g->N, g->K, (const mhk_real *)g->a.data + task * g->step_a, g->a.row, g->a.col,
+                                         (const mhk_real *)g->b.data + task * g->step_b, g->b.row, g->c + task * g->step_c, g->ldc, g->accumulate))
+    return;
   ks->pack(pa, ks->mr, g->M, g->K, mhk__mat((const mhk_real *)g->a.data + task * g->step_a, MHK_REAL, g->a.row, g->a.col));
   ks->pack(pb, ks->nr, g->N, g->K, mhk__mat((const mhk_real *)g->b.data + task * g->step_b, MHK_REAL, g->b.col, g->b.row));
   ks->product(g->M, g->N, g->K, pa, pb, g->c + task * g->step_c, g->ldc, g->accumulate);
@@ -18067,6 +18086,9 @@ MHKDEF mhk_result mhk_evaluate(mhk_model *m, mhk_model *teacher, mhk_text *text,
 #undef MHK__OUT_BLOCK
 #undef MHK__PACK_COLUMNS
 #undef MHK__FEW
+#undef MHK__GEMM_N
+#undef MHK__GEMM_K
+#undef MHK__ROW_BLOCK
 #undef MHK__Q_FEW
 #undef MHK__Q_LIMIT
 #undef MHK__Q_ROWS

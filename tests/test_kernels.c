@@ -461,6 +461,40 @@ TEST(rows_times) {
   }
 }
 
+/* operands as they lie: the same where they divide into tiles, and nothing touched where they do not */
+TEST(product_plain) {
+  static const mhk_index rows[] = {1, 2, 3, 4, 5, 6, 7, 8, 10, 11, 12, 14, 16, 18, 20, 30, 64}, depths[] = {1, 2, 31, 64};
+  EACH_MACHINE {
+    const mhk__kernels *ks = contexts[machine]->kernels;
+    int r, d, way, taken = 0;
+    mhk_index n;
+    for (r = 0; r < COUNT(rows); r++)
+      for (d = 0; d < COUNT(depths); d++)
+        for (n = 8; n <= 64; n += n == 8 ? 9 : n == 17 ? 15 : 32)
+          for (way = 0; way < 4; way++) {
+            const mhk_index m = rows[r], k = depths[d], ar = way & 1 ? 1 : k + 2, ac = way & 1 ? m + 3 : 1, ldb = n + 1, ldc = n + 5;
+            mhk_real *a = random_room(m * (k + 2) + k * (m + 3), -1, 1), *b = random_room(k * ldb, -1, 1), *c = rows_room(m, ldc, n);
+            double *want = doubles(m * n);
+            mhk_index i, j, p;
+            int done;
+            set_at("product_plain %lld x %lld x %lld, way %d", (long long)m, (long long)n, (long long)k, way);
+            for (i = 0; i < m; i++)
+              for (j = 0; j < n; j++) {
+                if (way & 2) c[i * ldc + j] = (mhk_real)0.25;
+                want[i * n + j] = way & 2 ? 0.25 : 0;
+                for (p = 0; p < k; p++) want[i * n + j] += (double)a[i * ar + p * ac] * (double)b[p * ldb + j];
+              }
+            done = ks->product_plain(m, n, k, a, ar, ac, b, ldb, c, ldc, way & 2);
+            taken += done;
+            if (done) CHECK_CLOSE_TO_DOUBLE(at, dense(c, m, n, ldc), want, m * n, 20 * EPS);
+            else if (way & 2)
+              for (i = 0; i < m * n; i++) CHECK(c[i / n * ldc + i % n] == (mhk_real)0.25, "element %lld was touched", (long long)i);
+            release();
+          }
+    CHECK(taken > 0, "no sizes divide into tiles");
+  }
+}
+
 /* the driver, with all ways the operands may lie and everything that may follow */
 TEST(gemm) {
   static const mhk_index sizes[][3] = {{0, 3, 3},     {3, 0, 3},    {3, 5, 0},    {1, 1, 1},    {1, 7, 5},     {1, 65, 131},  {2, 33, 64},  {3, 17, 97},   {4, 129, 65},
@@ -1696,6 +1730,7 @@ int main(int argc, char **argv) {
   RUN(product);
   RUN(epilogue);
   RUN(rows_times);
+  RUN(product_plain);
   RUN(gemm);
   RUN(narrow_rounding);
   RUN(narrow_product);
