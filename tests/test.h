@@ -231,17 +231,20 @@ static inline void test_make_folder(const char *path) {
       mkdir(part, 0777);
     }
 }
-/* build/test/PROGRAM/name, with the folder made: a place for files a test writes. Eight calls in turn may be in use at once. */
+/* $BUILD/test/PROGRAM/name (BUILD: build if unset), with the folder made: a place for files a test writes, of this build alone. Eight calls in turn may be in
+   use at once. */
 static inline const char *test_path(const char *name) {
   static char path[8][512];
   static int made, turn;
+  const char *build = getenv("BUILD");
   char *p = path[turn++ % 8];
+  if (!build || !build[0]) build = "build";
   if (!made) {
-    snprintf(p, sizeof path[0], "build/test/%s", test_state.program);
+    snprintf(p, sizeof path[0], "%s/test/%s", build, test_state.program);
     test_make_folder(p);
     made = 1;
   }
-  snprintf(p, sizeof path[0], "build/test/%s/%s", test_state.program, name);
+  snprintf(p, sizeof path[0], "%s/test/%s/%s", build, test_state.program, name);
   return p;
 }
 
