@@ -8,6 +8,7 @@ typedef enum bench_kind {
   BENCH_LINEAR,      /* m rows, k inputs, n outputs; back: 1 the gradient of the input, 2 of the weights */
   BENCH_MATMUL,      /* m products of n x n x n */
   BENCH_GEMV,        /* one row through weights that are not in cache; wide: float32, else bfloat16 */
+  BENCH_DECODE,      /* one token through the matrices of Phi-Mamba 1.5B, not in cache, in the given type */
   BENCH_CORE,        /* 32 heads of 64, m tokens; wide: attention, else state space; back: with gradients */
   BENCH_MIXER,       /* one mixer layer at Phi-1.5's size, the same fields */
   BENCH_STEP,        /* one training step of six layers */
@@ -22,6 +23,7 @@ typedef struct bench_case {
   mhk_index m, n, k;
   int back, wide;
   int narrow;      /* linear layers with bfloat16 operands */
+  mhk_dtype type;  /* of the weights, BENCH_DECODE */
   double flop;     /* products only, causal ones counted half; 0: not counted */
   double bytes;    /* weights read, where reading is what takes the time */
   char other[48];  /* a case of ours to compare with in the same rounds; "": none */

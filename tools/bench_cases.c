@@ -11,6 +11,12 @@
 #define MAX_TENSORS 256 /* of the models made here */
 #define COLD_BYTES ((double)((size_t)512 << 20)) /* more weights than a cache holds */
 
+/* the matrices of Phi-Mamba 1.5B: those of a layer, then the head. One token reads LAYERS layers, which a few stand for in turn. */
+static const struct { int n, k, rest; } decode_shapes[] = {{10272, 2048, 32}, {2048, 2048, 0}, {8192, 2048, 0}, {2048, 8192, 0}, {51200, 2048, 0}};
+#define LAYERS 24
+#define LAYERS_HELD 3
+#define GROUP(type) ((type) == MHK_Q8 ? 64 : 32) /* as mhk_quantise() has it by default */
+
 struct bench_work {
   bench_case c;
   mhk_context *ctx;
@@ -18,6 +24,7 @@ struct bench_work {
   mhk_tape_mark start;       /* inputs lie before it, results after it */
   mhk_tensor *in[4];
   mhk_tensor frozen[MAX_COPIES]; /* weights without gradient */
+  mhk_quantised quantised[MAX_COPIES]; /* what they consist of */
   int copies;
   void *memory;              /* of frozen */
   mhk_real *cotangent;
@@ -92,6 +99,31 @@ static void list_products(bench_case *list, int *n) {
       c->flop = 2.0 * rows[i] * 2048;
       c->bytes = (wide ? 4.0 : 2.0) * rows[i] * 2048;
     }
+}
+
+/* bytes of matrix i of decode_shapes: its elements, the scales of quantised ones, the rows that stay numbers */
+static void decode_bytes(mhk_dtype type, int i, size_t part[3]) {
+  const size_t quantised = type == MHK_Q8 || type == MHK_Q4, n = (size_t)decode_shapes[i].n, k = (size_t)decode_shapes[i].k;
+  const size_t rest = quantised ? (size_t)decode_shapes[i].rest : 0, count = (n - rest) * k;
+  part[0] = quantised ? count / (type == MHK_Q8 ? 1 : 2) : count * mhk_dtype_size(type);
+  part[1] = quantised ? count / GROUP(type) * 2 : 0;
+  part[2] = rest * k * sizeof(mhk_real);
+}
+
+static void list_decoding(bench_case *list, int *n) {
+  static const struct { const char *name; mhk_dtype type; } types[] = {{"f32", MHK_REAL}, {"bf16", MHK_BF16}, {"q8", MHK_Q8}, {"q4", MHK_Q4}};
+  int i, j;
+  for (i = 0; i < CLI_COUNT_OF(types); i++) {
+    bench_case *c = add(list, n, BENCH_DECODE, "decode_%s", types[i].name);
+    c->type = types[i].type;
+    for (j = 0; j < CLI_COUNT_OF(decode_shapes); j++) {
+      const double times = j < CLI_COUNT_OF(decode_shapes) - 1 ? LAYERS : 1;
+      size_t part[3];
+      decode_bytes(c->type, j, part);
+      c->flop += times * 2.0 * decode_shapes[j].n * decode_shapes[j].k;
+      c->bytes += times * (double)(part[0] + part[1] + part[2]);
+    }
+  }
 }
 
 /* with bfloat16 operands, next to float32 */
@@ -174,6 +206,7 @@ int bench_list(bench_case *list, const char *model) {
                                       "model_decode_student"};
   int n = 0, i;
   list_products(list, &n);
+  list_decoding(list, &n);
   list_layers(list, &n);
   list_narrow(list, &n);
   list_comparisons(list, &n);
@@ -228,36 +261,47 @@ static mhk_tensor *input(bench_work *w, int place, int rank, mhk_index a, mhk_in
   return w->in[place] = x;
 }
 
+static void describe(bench_work *w, mhk_tensor *t, void *data, mhk_index n, mhk_index k, mhk_dtype dtype) {
+  mhk_index i;
+  t->data = data;
+  t->rank = 2;
+  for (i = 0; i < MHK_MAX_RANK; i++) t->shape[i] = i == 0 ? n : i == 1 ? k : 1;
+  t->count = n * k;
+  t->dtype = dtype;
+  t->ctx = w->ctx;
+}
+
+/* size bytes that begin at a cache line, w->memory */
+static char *hold(bench_work *w, size_t size) {
+  w->memory = malloc(size + 64);
+  return w->memory ? (char *)w->memory + (64 - ((uintptr_t)w->memory & 63)) % 64 : NULL;
+}
+
+static void fill_bf16(uint16_t *x, mhk_index n) {
+  mhk_index i;
+  for (i = 0; i < n; i++) {
+    const float number = (float)draw();
+    uint32_t bits;
+    memcpy(&bits, &number, sizeof bits);
+    x[i] = (uint16_t)(bits >> 16);
+  }
+}
+
 /* weights (n,k) that want no gradient, in copies behind each other */
 static int freeze(bench_work *w, mhk_index n, mhk_index k, mhk_dtype dtype, int copies) {
   const size_t size = mhk_dtype_size(dtype), each = (size_t)(n * k) * size;
-  mhk_index i;
+  char *first = hold(w, each * (size_t)copies);
   int c;
   w->copies = copies;
-  w->memory = malloc(each * (size_t)copies + 64);
-  if (!w->memory) return 0;
-  {
-    char *first = (char *)w->memory + (64 - ((uintptr_t)w->memory & 63)) % 64;
-    for (i = 0; i < n * k; i++) {
-      const float x = (float)draw();
-      uint32_t bits;
-      memcpy(&bits, &x, sizeof bits);
-      if (dtype == MHK_BF16) {
-        ((uint16_t *)(void *)first)[i] = (uint16_t)(bits >> 16);
-      } else {
-        ((mhk_real *)(void *)first)[i] = (mhk_real)x;
-      }
-    }
-    for (c = 0; c < copies; c++) {
-      mhk_tensor *t = &w->frozen[c];
-      if (c > 0) memcpy(first + (size_t)c * each, first, each);
-      t->data = first + (size_t)c * each;
-      t->rank = 2;
-      for (i = 0; i < MHK_MAX_RANK; i++) t->shape[i] = i == 0 ? n : i == 1 ? k : 1;
-      t->count = n * k;
-      t->dtype = dtype;
-      t->ctx = w->ctx;
-    }
+  if (!first) return 0;
+  if (dtype == MHK_BF16) {
+    fill_bf16((uint16_t *)(void *)first, n * k);
+  } else {
+    fill((mhk_real *)(void *)first, n * k);
+  }
+  for (c = 0; c < copies; c++) {
+    if (c > 0) memcpy(first + (size_t)c * each, first, each);
+    describe(w, &w->frozen[c], first + (size_t)c * each, n, k, dtype);
   }
   return 1;
 }
@@ -333,6 +377,54 @@ static int prepare_core(bench_work *w) {
   return cotangent(w, T * HEADS * HEAD);
 }
 
+/* The head comes first and is random; the layers are copies of its beginning. */
+static int prepare_decode(bench_work *w) {
+  const mhk_dtype type = w->c.type;
+  const int kinds = CLI_COUNT_OF(decode_shapes), head = kinds - 1;
+  size_t part[3], whole = 0;
+  char *at, *first;
+  int i;
+  input(w, 0, 2, 1, 2048, 1, 1);
+  input(w, 1, 2, 1, 8192, 1, 1);
+  w->copies = LAYERS_HELD * (kinds - 1) + 1;
+  for (i = 0; i < w->copies; i++) {
+    decode_bytes(type, i ? (i - 1) % (kinds - 1) : head, part);
+    whole += part[0] + part[1] + part[2];
+  }
+  first = at = hold(w, whole);
+  if (!at) return 0;
+  for (i = 0; i < w->copies; i++) {
+    const int shape = i ? (i - 1) % (kinds - 1) : head;
+    mhk_quantised *q = &w->quantised[i];
+    decode_bytes(type, shape, part);
+    describe(w, &w->frozen[i], at, decode_shapes[shape].n, decode_shapes[shape].k, type);
+    if (i > 0) {
+      memcpy(at, first, part[0]);
+    } else if (type == MHK_BF16) {
+      fill_bf16((uint16_t *)(void *)at, w->frozen[i].count);
+    } else if (type == MHK_REAL) {
+      fill((mhk_real *)(void *)at, w->frozen[i].count);
+    } else {
+      size_t j;
+      for (j = 0; j < part[0]; j++) at[j] = (char)(unsigned char)((draw() + 0.5) * 256);
+    }
+    if (part[1] > 0) {
+      uint16_t *scale = (uint16_t *)(void *)(at + part[0]);
+      size_t j;
+      for (j = 0; j < part[1] / 2; j++) scale[j] = (uint16_t)(0x1C00 + j % 1024); /* from 2^-8 */
+      fill((mhk_real *)(void *)(at + part[0] + part[1]), (mhk_index)(part[2] / sizeof(mhk_real)));
+      q->q = at;
+      q->scale = scale;
+      q->rest = part[2] ? (const mhk_real *)(const void *)(at + part[0] + part[1]) : NULL;
+      q->rows = decode_shapes[shape].n - (q->rest ? decode_shapes[shape].rest : 0);
+      q->group = GROUP(type);
+      w->frozen[i].quantised = q;
+    }
+    at += part[0] + part[1] + part[2];
+  }
+  return 1;
+}
+
 static int prepare_distill(bench_work *w, const char *path) {
   mhk_distill_desc d;
   w->teacher = mhk_load(w->ctx, path);
@@ -358,6 +450,7 @@ static int prepare(bench_work *w, const char *path) {
     case BENCH_GEMV:
       input(w, 0, 2, 1, c->k, 1, 1);
       return freeze(w, c->n, c->k, c->wide ? MHK_REAL : MHK_BF16, (int)fmin(MAX_COPIES, COLD_BYTES / c->bytes));
+    case BENCH_DECODE: return prepare_decode(w);
     case BENCH_CORE: return prepare_core(w);
     case BENCH_MIXER:
       w->student = model(w, c->wide, 1, HEADS * HEAD, HEADS, 64, 64);
@@ -482,6 +575,19 @@ static double run_gemv(bench_work *w) {
   return (cli_clock() - start) / w->copies;
 }
 
+static double run_decode(bench_work *w) {
+  const int kinds = CLI_COUNT_OF(decode_shapes) - 1;
+  double start = cli_clock();
+  int i;
+  mhk_tape_record(w->tape, 0);
+  for (i = 0; i <= LAYERS * kinds; i++) {
+    mhk_tensor *matrix = &w->frozen[i < LAYERS * kinds ? 1 + i % (LAYERS_HELD * kinds) : 0];
+    mhk_linear(w->tape, w->in[matrix->shape[1] == 8192], matrix, NULL);
+    mhk_tape_rewind(w->tape, w->start);
+  }
+  return cli_clock() - start;
+}
+
 static double run_layer(bench_work *w) {
   double start = cli_clock();
   mhk_tensor *y;
@@ -548,6 +654,7 @@ double bench_run(bench_work *w) {
   switch (w->c.kind) {
     case BENCH_LINEAR: seconds = run_linear(w); break;
     case BENCH_GEMV: seconds = run_gemv(w); break;
+    case BENCH_DECODE: seconds = run_decode(w); break;
     case BENCH_MATMUL:
     case BENCH_CORE:
     case BENCH_MIXER: seconds = run_layer(w); break;

@@ -23,6 +23,7 @@ typedef enum peer_kind {
   PEER_DW,
   PEER_BATCH,
   PEER_GEMV,
+  PEER_DECODE, /* one token through the matrices of Phi-Mamba 1.5B; the program makes its own */
   PEER_ATTENTION, /* 32 heads of 64, m tokens, forward; the program makes its own inputs */
   PEER_SSD
 } peer_kind;
@@ -32,7 +33,7 @@ typedef struct peer_case {
   peer_kind kind;
   int m, n, k, bf16, copies; /* copies of w, used in turn */
   int threads;
-  char name[64], mode[32];
+  char name[64], mode[32], type[8]; /* type of the weights, PEER_DECODE: f32, bf16, q8, q4 */
   float *x, *y, *w;
 } peer_case;
 
@@ -76,6 +77,8 @@ static int peer_parse(peer_case *c) {
   } else if (sscanf(c->name, "gemv_bf16_%d_%d%n", &n, &k, &end) == 2) {
     c->kind = PEER_GEMV;
     c->bf16 = 1;
+  } else if (sscanf(c->name, "decode_%7[a-z0-9]%n", c->type, &end) == 1) {
+    c->kind = PEER_DECODE;
   } else if (sscanf(c->name, "core_attention_forward_%d%n", &m, &end) == 1) {
     c->kind = PEER_ATTENTION;
   } else if (sscanf(c->name, "core_ssd_forward_%d%n", &m, &end) == 1) {
@@ -97,7 +100,7 @@ static int peer_parse(peer_case *c) {
 static int peer_open(peer_case *c) {
   const size_t batch = c->kind == PEER_BATCH ? 64 : 1, m = (size_t)c->m, n = (size_t)c->n, k = (size_t)c->k;
   size_t i;
-  if (c->kind == PEER_ATTENTION || c->kind == PEER_SSD) return peer_prepare(c);
+  if (c->kind == PEER_ATTENTION || c->kind == PEER_SSD || c->kind == PEER_DECODE) return peer_prepare(c);
   c->x = peer_numbers(batch * m * k);
   c->y = peer_numbers(batch * m * n);
   c->w = peer_numbers(batch * n * k);

@@ -172,7 +172,7 @@ def programs(environment):
         found.append(Program("PyTorch", [python, os.path.join(HERE, "peer_torch.py")], modes, environment))
     ggml = build_ggml()
     if ggml:
-        found.append(Program("ggml", [ggml], [""], environment))
+        found.append(Program("ggml", [ggml], ["plain", "packed"], environment))
     return found
 
 
