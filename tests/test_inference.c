@@ -791,6 +791,8 @@ TEST(a_model_in_training) { /* a session sees the weights as they are when it is
 }
 
 TEST(from_memory) { /* a file in the caller's memory, aligned or not: the same numbers, nothing copied that need not be */
+  const uint16_t one = 1;
+  const int little_endian = *(const unsigned char *)&one;
   mhk_context *ctx = mhk_create(NULL);
   mhk_model *m = model_new(ctx, HYBRID, 3), *n;
   size_t size, i;
@@ -809,7 +811,7 @@ TEST(from_memory) { /* a file in the caller's memory, aligned or not: the same n
       const mhk_tensor *a = mhk_model_tensor(m, t), *b = mhk_model_tensor(n, t);
       const size_t each = mhk_dtype_size(a->dtype);
       CHECK(a->dtype == b->dtype && !memcmp(a->data, b->data, (size_t)a->count * each), "%s differs", a->name);
-      if (i == 0 && a->dtype == MHK_BF16) CHECK((const char *)b->data >= bytes && (const char *)b->data < bytes + size, "%s was copied", a->name);
+      if (little_endian && i == 0 && a->dtype == MHK_BF16) CHECK((const char *)b->data >= bytes && (const char *)b->data < bytes + size, "%s was copied", a->name);
     }
     mhk_model_destroy(n);
   }
