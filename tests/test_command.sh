@@ -2,29 +2,11 @@
 # The command line: help, mistakes, the manual page, one small run of everything, Ctrl-C and going on.
 mohawk=${BUILD:-build}/mohawk
 tiny=examples/tiny
-work=${BUILD:-build}/test/command
-passed=0 failed=0
+name=test_command work=${BUILD:-build}/test/command
 rm -rf "$work"
 mkdir -p "$work"
+. tests/check.sh
 
-# check WHAT COMMAND...: the command must succeed
-check() {
-  what=$1
-  shift
-  if "$@" >"$work/output" 2>&1; then passed=$((passed + 1)); else
-    failed=$((failed + 1))
-    echo "test_command: $what: $* ended with $?:"
-    head -n 5 "$work/output"
-  fi
-}
-# code N WHAT COMMAND...: the command must end with exit code N
-code() {
-  want=$1 what=$2
-  shift 2
-  "$@" >"$work/output" 2>&1
-  got=$?
-  check "$what (exit code $got, not $want)" [ "$got" -eq "$want" ]
-}
 says() { check "it says \"$1\"" grep -qF -- "$1" "$work/said"; }
 
 # help and the manual page name the same options
@@ -111,5 +93,5 @@ check "a model of mohawk's" "$mohawk" eval --model "$work/whole/student" --teach
 check "pictures" "$mohawk" matrix --teacher "$tiny" --model "$work/whole/student" --text examples/story.txt --out "$work/matrix.svg"
 check "a picture as PNG" "$mohawk" matrix --teacher "$tiny" --prompt "Once upon a time" --out "$work/matrix.png"
 
-echo "test_command: $passed passed, $failed failed"
+echo "$name: $passed passed, $failed failed"
 [ "$failed" -eq 0 ]

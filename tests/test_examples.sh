@@ -1,27 +1,16 @@
 #!/bin/sh
 # The examples in other surroundings: a C++ application, Python through the shared library, a microcontroller. (test_header builds those in C.)
 build=${BUILD:-build}
-work=$build/test/examples
-passed=0 failed=0 skipped=""
+name=test_examples work=$build/test/examples skipped=""
 case ${CFLAGS-} in
 *sanitize*)
-  echo "test_examples: 0 passed, 0 failed (skipped: they are built without sanitizers)"
+  echo "$name: 0 passed, 0 failed (skipped: they are built without sanitizers)"
   exit 0
   ;;
 esac
 rm -rf "$work"
 mkdir -p "$work"
-
-# check WHAT COMMAND...: the command must succeed
-check() {
-  what=$1
-  shift
-  if "$@" >"$work/output" 2>&1; then passed=$((passed + 1)); else
-    failed=$((failed + 1))
-    echo "test_examples: $what: $* ended with $?:"
-    head -n 5 "$work/output"
-  fi
-}
+. tests/check.sh
 
 # the same prompt, sampling and seed give the same text in every language
 cxx=${CXX:-c++}
@@ -67,5 +56,5 @@ else
   skipped="$skipped, no arm-none-eabi-gcc with qemu-system-arm"
 fi
 
-echo "test_examples: $passed passed, $failed failed${skipped:+ (skipped:${skipped#,})}"
+echo "$name: $passed passed, $failed failed${skipped:+ (skipped:${skipped#,})}"
 [ "$failed" -eq 0 ]
