@@ -736,9 +736,10 @@ MHKDEF int32_t mhk_speculate(mhk_speculation *x, const mhk_sampling *sampling);
 MHKDEF mhk_result mhk_speculation_finish(mhk_speculation *x);
 MHKDEF mhk_speculation_counts mhk_speculation_count(const mhk_speculation *x);
 
-/* The state of a sequence as a value: what it has seen, its logits, and the start of an unfinished character of text; not the random numbers of sampling.
-   A copy has the text that is held back and the tokens that penalties count too, saved bytes have not. As bytes it starts with a version and a fingerprint
-   of the model (configuration and samples of all weights: to catch mistakes, no proof), and is the same on every machine whose mhk_real has one size. */
+/* The state of a sequence as a value: what it has seen, its logits, the tokens that penalties count, and the start of an unfinished character of text; not
+   the random numbers of sampling. A copy has the text that is held back for stop strings too, saved bytes have not. As bytes it starts with a version and a
+   fingerprint of the model (configuration and samples of all weights: to catch mistakes, no proof), and is the same on every machine whose mhk_real has one
+   size. A session with a smaller `recent` keeps the last of the tokens that penalties count. */
 MHKDEF size_t mhk_session_state_size(const mhk_session *s, mhk_index sequence); /* bytes now: constant without attention, else growing with the position */
 MHKDEF mhk_result mhk_session_save(mhk_session *s, mhk_index sequence, void *state, size_t bytes); /* bytes: room, at least that size */
 /* Everything is checked before the sequence is touched: state of another model, damaged, or longer than the capacity are refused. */
@@ -15610,8 +15611,8 @@ MHKDEF mhk_result mhk_session_copy(mhk_session *to, mhk_index to_sequence, const
   return MHK_OK;
 }
 
-#define MHK__STATE_HEAD 64 /* bytes; then state numbers, keys and values, logits, and 8 bytes of checksum */
-#define MHK__STATE_VERSION 1
+#define MHK__STATE_HEAD 64 /* bytes; then state numbers, keys and values, logits, tokens that penalties count, and 8 bytes of checksum */
+#define MHK__STATE_VERSION 2
 
 /* Where a state is written to: memory or a file, with the checksum so far. */
 typedef struct mhk__state_out {
@@ -15652,23 +15653,24 @@ static void mhk__state_put_numbers(mhk__state_out *o, const mhk_real *x, mhk_ind
   }
 }
 
-/* bytes of a state with that many rows of keys and values; a double, for numbers out of files */
-static double mhk__state_bytes(const mhk_session *s, double rows) {
+/* bytes of a state with that many rows of keys and values and that much room for tokens; a double, for numbers out of files */
+static double mhk__state_bytes(const mhk_session *s, double rows, double tokens) {
   const mhk_config *c = &s->model->config;
-  return MHK__STATE_HEAD + 8 +
+  return MHK__STATE_HEAD + 8 + 4.0 * tokens +
          ((double)s->state_numbers + 2.0 * rows * s->attention_layers * c->n_kv_head * c->head_dim + (double)s->vocab) * (double)sizeof(mhk_real);
 }
 
 MHKDEF size_t mhk_session_state_size(const mhk_session *s, mhk_index sequence) {
   if (!s || sequence < 0 || sequence >= s->batch) return 0;
-  return (size_t)mhk__state_bytes(s, (double)mhk__rows_needed(s, s->sequences[sequence].position));
+  return (size_t)mhk__state_bytes(s, (double)mhk__rows_needed(s, s->sequences[sequence].position), (double)s->recent);
 }
 
 static void mhk__state_write(const mhk_session *s, mhk_index sequence, mhk__state_out *o) {
   const mhk__sequence *q = s->sequences + sequence;
   const mhk_index rows = mhk__rows_needed(s, q->position), kv = (mhk_index)s->model->config.n_kv_head * s->model->config.head_dim;
   unsigned char head[MHK__STATE_HEAD];
-  mhk_index i;
+  mhk_index i, n_seen;
+  const int32_t *seen = mhk__sampler_seen(&s->sampler, sequence, &n_seen);
   int l;
   memset(head, 0, sizeof head);
   memcpy(head, "MHKSTATE", 8);
@@ -15682,6 +15684,8 @@ static void mhk__state_write(const mhk_session *s, mhk_index sequence, mhk__stat
     head[41] = (unsigned char)s->sampler.stream.n_held;
     memcpy(head + 42, s->sampler.stream.held, 4);
   }
+  mhk__put_bytes(head + 48, (uint64_t)s->recent, 8);
+  mhk__put_bytes(head + 56, (uint64_t)n_seen, 8);
   o->sum = MHK__HASH_START;
   mhk__state_put(o, head, sizeof head);
   mhk__state_put_numbers(o, q->state, s->state_numbers);
@@ -15694,6 +15698,10 @@ static void mhk__state_write(const mhk_session *s, mhk_index sequence, mhk__stat
       const mhk_real zero = 0;
       mhk__state_put_numbers(o, &zero, 1);
     }
+  for (i = 0; i < s->recent; i++) {
+    mhk__put_bytes(head, i < n_seen ? (uint32_t)seen[i] : 0, 4);
+    mhk__state_put(o, head, 4);
+  }
   mhk__put_bytes(head, o->sum, 8);
   mhk__state_put(o, head, 8);
 }
@@ -15715,8 +15723,8 @@ static mhk_result mhk__state_load(mhk_session *s, mhk_index sequence, const void
   const unsigned char *p = (const unsigned char *)state;
   const mhk_index kv = (mhk_index)s->model->config.n_kv_head * s->model->config.head_dim;
   mhk__sequence *q = s->sequences + sequence;
-  uint64_t position, rows;
-  mhk_index needed;
+  uint64_t position, rows, room, seen;
+  mhk_index needed, i;
   int l;
   if (!state || bytes < MHK__STATE_HEAD + 8 || memcmp(p, "MHKSTATE", 8) != 0)
     return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s is no session's state: it does not start like one", where);
@@ -15730,10 +15738,13 @@ static mhk_result mhk__state_load(mhk_session *s, mhk_index sequence, const void
     return mhk_fail(ctx, MHK_ERROR_STATE, "%s is the state of another model, or of this one with other weights", where);
   position = mhk__get_bytes(p + 24, 8);
   rows = mhk__get_bytes(p + 32, 8);
-  if (position > (uint64_t)(PTRDIFF_MAX / 64) || rows > position || (double)bytes < mhk__state_bytes(s, (double)rows) ||
-      (double)bytes > mhk__state_bytes(s, (double)rows))
-    return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s is damaged: it has %.0f bytes, and after %.0f tokens with keys and values of %.0f it should have %.0f", where,
-                    (double)bytes, (double)position, (double)rows, mhk__state_bytes(s, (double)rows));
+  room = mhk__get_bytes(p + 48, 8);
+  seen = mhk__get_bytes(p + 56, 8);
+  if (position > (uint64_t)(PTRDIFF_MAX / 64) || rows > position || seen > position || seen > room ||
+      (double)bytes < mhk__state_bytes(s, (double)rows, (double)room) || (double)bytes > mhk__state_bytes(s, (double)rows, (double)room))
+    return mhk_fail(ctx, MHK_ERROR_FORMAT,
+                    "%s is damaged: it has %.0f bytes, and after %.0f tokens with keys and values of %.0f and %.0f remembered it should have %.0f", where,
+                    (double)bytes, (double)position, (double)rows, (double)seen, mhk__state_bytes(s, (double)rows, (double)room));
   if (mhk__get_bytes(p + bytes - 8, 8) != mhk__hash(MHK__HASH_START, p, bytes - 8))
     return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s is damaged: its checksum is wrong", where);
   if (p[40] > 1 || p[41] > 3)
@@ -15754,6 +15765,11 @@ static mhk_result mhk__state_load(mhk_session *s, mhk_index sequence, const void
   for (l = 0; rows && l < 2 * s->attention_layers; l++, p += (size_t)((mhk_index)rows * kv) * sizeof(mhk_real))
     mhk__unpack(MHK_REAL, p + (size_t)(((mhk_index)rows - needed) * kv) * sizeof(mhk_real), needed * kv, q->cache + s->cache_rows * l * kv);
   mhk__unpack(MHK_REAL, p, s->vocab, s->logits + sequence * s->vocab);
+  p += (size_t)s->vocab * sizeof(mhk_real);
+  for (i = 0; i < (mhk_index)seen; i++, p += 4) {
+    const int32_t token = (int32_t)mhk__get_bytes(p, 4);
+    mhk__sampler_fed(&s->sampler, sequence, &token, 1);
+  }
   return MHK_OK;
 }
 

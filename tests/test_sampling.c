@@ -357,6 +357,21 @@ TEST(penalties_follow_the_state) { /* back in time and into another session */
       mhk_sample_batch(other, &h, token);
       CHECK(token[0] == want && token[1] == want, "copies remember something else: %d, %d, should be %d", (int)token[0], (int)token[1], (int)want);
     }
+    { /* as bytes: into a session that remembers as much, and one that remembers less */
+      const size_t bytes = mhk_session_state_size(s, 0);
+      unsigned char *state = (unsigned char *)malloc(bytes);
+      const int32_t all = penalised(s, &h, prompt, 8);
+      int32_t token[2] = {-1, -1};
+      REQUIRE(state != NULL && mhk_session_save(s, 0, state, bytes) == MHK_OK, "%s", mhk_message(ctx));
+      mhk_session_reset(s);
+      mhk_session_load(s, 0, state, bytes);
+      CHECK(mhk_sample(s, &h) == all, "a state loaded remembers something else");
+      mhk_session_load(other, 0, state, bytes);
+      mhk_session_load(other, 1, state, bytes);
+      mhk_sample_batch(other, &h, token);
+      CHECK(token[0] == want && token[1] == want, "loaded into less room: %d, %d, should be %d", (int)token[0], (int)token[1], (int)want);
+      free(state);
+    }
     CHECK_OK(ctx);
     mhk_destroy(ctx);
   }
