@@ -2695,6 +2695,7 @@ static void MHK__N(mhk__widen)(mhk_index n, const void *src, mhk_dtype dtype, mh
 }
 
 #define MHK__WIDEN 64 /* numbers of a row made wide at once */
+#define MHK__ROWS_AHEAD 16 /* at which lines are asked for where rows are copied */
 
 /* one panel: w of its width rows are there, the rest becomes zero; scale, if given, multiplies column j by scale[j] */
 static void MHK__N(mhk__pack_panel)(mhk_real *MHK__RESTRICT dst, mhk_index width, mhk_index w, mhk_index k, const mhk_real *MHK__RESTRICT s,
@@ -2704,6 +2705,8 @@ static void MHK__N(mhk__pack_panel)(mhk_real *MHK__RESTRICT dst, mhk_index width
     if (w == width)
       for (; j < k; j++) {
         const MHK__V f = MHK__SET(scale ? scale[j] : MHK__R(1));
+        MHK__PREFETCH(s + (j + MHK__ROWS_AHEAD) * col);
+        MHK__PREFETCH(s + (j + MHK__ROWS_AHEAD) * col + width - 1);
         for (i = 0; i + MHK__W <= width; i += MHK__W) MHK__STORE(dst + j * width + i, MHK__LOAD(s + j * col + i) * f);
         if (i < width) {
           const MHK__V v = MHK__LOAD_FIRST(s + j * col + i, width - i) * f;
@@ -2717,7 +2720,11 @@ static void MHK__N(mhk__pack_panel)(mhk_real *MHK__RESTRICT dst, mhk_index width
 #ifdef MHK__TRANSPOSES
   else if (col == 1 && !scale)
     for (; j + MHK__W <= k; j += MHK__W)
-      for (i = 0; i < width; i += MHK__W) MHK__N(mhk__transpose)(s + i * row + j, row, w - i, dst + j * width + i, width, width - i);
+      for (i = 0; i < width; i += MHK__W) {
+        mhk_index r;
+        for (r = i; r < i + MHK__W && r < width; r++) MHK__PREFETCH(s + (width + r) * row + j);
+        MHK__N(mhk__transpose)(s + i * row + j, row, w - i, dst + j * width + i, width, width - i);
+      }
 #endif
   for (; j < k; j++) {
     for (i = 0; i < w; i++) dst[j * width + i] = scale ? s[i * row + j * col] * scale[j] : s[i * row + j * col];
@@ -2864,6 +2871,7 @@ static void MHK__N(mhk__pack)(mhk_real *dst, mhk_index width, mhk_index rows, mh
 #define MHK__TILE_OF(name, rows) \
   static void MHK__N(name)(mhk_index k, const mhk_real *MHK__RESTRICT a, const mhk_real *MHK__RESTRICT b, mhk_real *c, mhk_index ldc, int accumulate) { \
     const MHK__V zero = MHK__SET(MHK__R(0)); \
+    const mhk_index next = k * MHK__MR; \
     MHK__V x, ba, bb; \
     MHK__MORE_B \
     MHK__EACH(rows, MHK__DECLARE) \
@@ -2872,6 +2880,7 @@ static void MHK__N(mhk__pack)(mhk_real *dst, mhk_index width, mhk_index rows, mh
       ba = MHK__LOAD(b); \
       bb = MHK__LOAD(b + MHK__W); \
       MHK__LOAD_B \
+      MHK__PREFETCH(a + next); \
       MHK__EACH(rows, MHK__STEP) \
     } \
     if (accumulate) { \
@@ -6178,18 +6187,31 @@ static void mhk__unwind(mhk_tape *t, mhk_index stop) {
   t->recording = was;
 }
 
+#define MHK__GRAIN 8192 /* elements a task of an elementwise op takes */
+
+typedef struct mhk__copy_args { const mhk_real *x; mhk_real *y; int add; } mhk__copy_args;
+static void mhk__copy_body(mhk_context *ctx, void *args, mhk_index first, mhk_index last) {
+  const mhk__copy_args *a = (const mhk__copy_args *)args;
+  mhk_index i;
+  (void)ctx;
+  if (a->add)
+    for (i = first; i < last; i++) a->y[i] += a->x[i];
+  else
+    memcpy(a->y + first, a->x + first, (size_t)(last - first) * sizeof(mhk_real));
+}
+
 MHKDEF mhk_result mhk_backward_many(mhk_tape *t, int n, mhk_tensor *const *y, const mhk_real *const *cotangents) {
   int i;
-  mhk_index j;
+  mhk__copy_args a;
   if (!t) return MHK_ERROR_MEMORY;
   if (t->ctx->result != MHK_OK) return t->ctx->result;
   for (i = 0; i < n; i++) {
-    mhk_real *g;
     if (!y[i] || !cotangents[i]) return mhk_fail(t->ctx, MHK_ERROR_ARGUMENT, "backward: output %d or its cotangent is missing", i);
     if (!y[i]->requires_grad) return mhk_fail(t->ctx, MHK_ERROR_STATE, "backward: nothing that output %d depends on wants a gradient, or recording was off", i);
-    g = mhk__grad(t, y[i]);
-    if (!g) return t->ctx->result;
-    for (j = 0; j < y[i]->count; j++) g[j] += cotangents[i][j];
+    a.x = cotangents[i];
+    a.y = mhk__into_all(t, y[i], &a.add);
+    if (!a.y) return t->ctx->result;
+    mhk__over(t->ctx, y[i]->count, MHK__GRAIN, mhk__copy_body, &a);
   }
   mhk__unwind(t, 0);
   return t->ctx->result;
@@ -6394,7 +6416,6 @@ MHKDEF double mhk_check_gradient(mhk_tape *t, mhk_tensor *(*f)(mhk_tape *t, void
    A backward pass adds to the gradients of those inputs that want one; every sum over rows is cut into fixed pieces, so that the
    order of additions never depends on the number of threads. */
 
-#define MHK__GRAIN 8192 /* elements a task of an elementwise op takes */
 
 static int mhk__op_ready(const mhk_tape *t, const mhk_tensor *a, const mhk_tensor *b) { return mhk__tape_ready(t) && a && b; }
 
