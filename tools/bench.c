@@ -19,7 +19,8 @@ typedef struct row {
   int threads, rounds;
   char isa[16], unit[16];
   double ms[MAX_ROUNDS], other[MAX_ROUNDS]; /* other: of c->other, times c->scale, in the same rounds */
-  double memory, fma, read;
+  double bytes[MAX_ROUNDS];                 /* a second of plain reads, in the same rounds where c->bytes says so */
+  double memory, fma;
 } row;
 
 typedef struct bench {
@@ -126,6 +127,8 @@ static double ratio_of(const row *r) {
   return median(each, r->rounds);
 }
 
+static double limit_of(const row *r) { return r->c->bytes > 0 ? median(r->bytes, r->rounds) : r->fma; }
+
 /* ---------------------------------------------------------------- output */
 
 static void json_word(cli_json *j, const char *key, const char *word) {
@@ -140,7 +143,7 @@ static void json_row(cli_json *j, const row *r) {
   const bench_case *c = r->c;
   const double ms = median(r->ms, r->rounds);
   const int compared = c->other[0] != 0;
-  double limit = c->bytes > 0 ? r->read : r->fma, reached = (c->bytes > 0 ? c->bytes : c->flop) / (1e-3 * ms);
+  const double limit = limit_of(r), reached = (c->bytes > 0 ? c->bytes : c->flop) / (1e-3 * ms);
   json_open(j, NULL, '{');
   json_text(j, "case", c->name);
   json_count(j, "threads", r->threads);
@@ -167,7 +170,7 @@ static void print_row(bench *b, const row *r) {
             "GFLOP/s", "of limit", "peer", "ratio", cli_plain(b->table));
   fprintf(b->table, "%-30s %3d %-7s %11.3f", c->name, r->threads, r->isa, ms);
   if (c->flop > 0) {
-    const double share = c->bytes > 0 ? c->bytes / (1e-3 * ms) / r->read : c->flop / (1e-3 * ms) / r->fma;
+    const double share = (c->bytes > 0 ? c->bytes : c->flop) / (1e-3 * ms) / limit_of(r);
     fprintf(b->table, " %9.1f %4.0f %% %s", c->flop / (1e6 * ms), 100 * share, c->bytes > 0 ? "rd" : "  ");
   } else {
     fprintf(b->table, " %9s %9s", "-", "-");
@@ -182,12 +185,6 @@ static void print_row(bench *b, const row *r) {
 
 /* ---------------------------------------------------------------- measuring */
 
-static int limits(row *r) {
-  r->fma = bench_limit_fma(r->unit, r->threads);
-  if (r->c->bytes > 0) r->read = bench_limit_read(r->threads);
-  return 1;
-}
-
 /* one round of a row, into place r->rounds; CLI_GO or CLI_FAILED */
 static int round_of(row *r, bench_work *ours, bench_work *other) {
   double a, b = 0;
@@ -198,6 +195,7 @@ static int round_of(row *r, bench_work *ours, bench_work *other) {
     b = bench_run(other);
   }
   if (a < 0 || b < 0) return CLI_FAILED;
+  if (r->c->bytes > 0) r->bytes[r->rounds] = bench_limit_read(r->threads);
   r->ms[r->rounds] = 1e3 * a;
   r->other[r->rounds] = 1e3 * b * r->c->scale;
   return CLI_GO;
@@ -233,7 +231,7 @@ static int measure_case(bench *b, const bench_case *c, mhk_isa isa, row *rows, i
     rows[i].threads = bench_threads(ours, (int)b->s->threads.value[i]);
     snprintf(rows[i].isa, sizeof rows[i].isa, "%s", bench_isa(ours));
     snprintf(rows[i].unit, sizeof rows[i].unit, "%s", bench_unit(ours));
-    limits(&rows[i]);
+    rows[i].fma = bench_limit_fma(rows[i].unit, rows[i].threads);
     started = cli_clock();
     code = round_of(&rows[i], ours, other);
     if (cli_clock() - started > 4 * b->s->seconds) rows[i].rounds = 1; /* too long to throw away */
@@ -252,7 +250,7 @@ static int measure_case(bench *b, const bench_case *c, mhk_isa isa, row *rows, i
   for (i = 0; i < n_rows && code == CLI_GO; i++) {
     rows[i].memory = bench_memory(ours);
     if (rows[i].rounds == 0) continue;
-    limits(&rows[i]);
+    rows[i].fma = bench_limit_fma(rows[i].unit, rows[i].threads);
     json_row(&b->file, &rows[i]);
     if (b->table) {
       print_row(b, &rows[i]);
@@ -327,7 +325,7 @@ static int serve(bench *b) {
     r->rounds = 0;
     snprintf(r->isa, sizeof r->isa, "%s", bench_isa(w));
     snprintf(r->unit, sizeof r->unit, "%s", bench_unit(w));
-    limits(r);
+    r->fma = bench_limit_fma(r->unit, r->threads);
     if (fresh) code = round_of(r, w, NULL);
     while (code == CLI_GO && r->rounds < rounds) {
       code = round_of(r, w, NULL);

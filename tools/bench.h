@@ -46,9 +46,10 @@ const char *bench_unit(const bench_work *w); /* what its products could do at mo
 double bench_memory(const bench_work *w); /* bytes at most, beyond weights and inputs */
 void bench_close(bench_work *w);
 
-/* The most this machine does, the best seen by this process so far; each call measures again for some hundredths of a
-   second. FLOP/s of independent multiply-adds with the registers of an instruction set or of a unit for bfloat16;
-   bytes/s of plain reads. */
+/* The most this machine does. FLOP/s of independent multiply-adds with the registers of an instruction set or of a unit
+   for bfloat16: the best seen by this process so far, each call measures again for some hundredths of a second. bytes/s
+   of plain reads: one pass over 512 MiB by what was the fastest of 18 loops at this thread count. It is made in every
+   round, as the bandwidth of a shared machine changes from second to second; a row's limit is the median. 0: no memory. */
 double bench_limit_fma(const char *unit, int threads);
 double bench_limit_read(int threads);
 

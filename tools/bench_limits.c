@@ -250,8 +250,12 @@ double bench_limit_fma(const char *isa, int threads) {
 
 #define READ_BYTES ((size_t)512 << 20)
 
-/* one worker's share as streams streams side by side, with the lines ahead asked for or not */
-static uint64_t read_share(const uint64_t *p, size_t words, int streams, size_t ahead) {
+#define READ_PIECE ((size_t)1 << 20) /* as the tasks of a product with few rows are */
+
+typedef struct read_way { int streams, in_pieces; size_t ahead; } read_way;
+
+/* words from p on as streams side by side, with the lines ahead asked for or not */
+static uint64_t read_words(const uint64_t *p, size_t words, int streams, size_t ahead) {
   const size_t each = words / (size_t)streams / 8 * 8;
   uint64_t s[8] = {0, 0, 0, 0, 0, 0, 0, 0}, sum = 0;
   size_t i;
@@ -260,7 +264,7 @@ static uint64_t read_share(const uint64_t *p, size_t words, int streams, size_t 
     for (k = 0; k < streams; k++) {
       const uint64_t *q = p + (size_t)k * each + i;
 #if defined(__GNUC__) || defined(__clang__)
-      if (ahead) __builtin_prefetch(q + ahead);
+      if (ahead) __builtin_prefetch(q + ahead, 0, 2);
 #endif
       for (j = 0; j < 8; j++) s[j] += q[j];
     }
@@ -268,29 +272,50 @@ static uint64_t read_share(const uint64_t *p, size_t words, int streams, size_t 
   return sum;
 }
 
-double bench_limit_read(int threads) {
-  static double best[MAX_THREADS + 1];
-  static const int streams[] = {2, 4, 8};
-  static const size_t aheads[] = {0, 64, 128}; /* words: 512 bytes is best on AMD Zen 4, 1024 on Intel Sapphire Rapids */
-  const size_t words = READ_BYTES / sizeof(uint64_t);
-  uint64_t *memory = (uint64_t *)malloc(READ_BYTES), sum = 0;
-  int i;
-  if (threads < 1 || threads > MAX_THREADS) threads = 1;
-  if (!memory) return best[threads];
-  memset(memory, 1, READ_BYTES);
-  for (i = 0; i < 18; i++) {
-    const int n = streams[i % 3];
-    const size_t ahead = aheads[i / 3 % 3], share = words / (size_t)threads;
-    double start = cli_clock(), rate;
-    int w;
+/* bytes a second of one pass over the memory, each thread through a part of its own */
+static double read_rate(const uint64_t *memory, int threads, const read_way *way) {
+  const size_t share = READ_BYTES / sizeof *memory / (size_t)threads / 8 * 8;
+  const size_t piece = way->in_pieces && share > READ_PIECE / sizeof *memory ? READ_PIECE / sizeof *memory : share;
+  const double start = cli_clock();
+  uint64_t sum = 0;
+  int w;
 #ifdef _OPENMP
 #pragma omp parallel for num_threads(threads) schedule(static, 1) reduction(+ : sum)
 #endif
-    for (w = 0; w < threads; w++) sum += read_share(memory + (size_t)w * share, share, n, ahead);
-    rate = (double)READ_BYTES / (cli_clock() - start);
-    if (rate > best[threads]) best[threads] = rate;
+  for (w = 0; w < threads; w++) {
+    size_t at;
+    for (at = 0; at + piece <= share; at += piece)
+      sum += read_words(memory + (size_t)w * share + at, piece, way->streams, way->ahead);
   }
   kept = (float)(sum % 3);
-  free(memory);
-  return best[threads];
+  return (double)(share / piece * piece * sizeof *memory) * threads / (cli_clock() - start);
+}
+
+double bench_limit_read(int threads) {
+  static const int streams[] = {2, 4, 8};
+  static const size_t aheads[] = {0, 64, 128}; /* words: 512 bytes is best on AMD Zen 4, 1024 on Intel Sapphire Rapids */
+  static uint64_t *memory;
+  static read_way chosen[MAX_THREADS + 1];
+  double best = 0;
+  int i;
+  if (threads < 1 || threads > MAX_THREADS) threads = 1;
+  if (!memory) {
+    memory = (uint64_t *)malloc(READ_BYTES);
+    if (!memory) return 0;
+    memset(memory, 1, READ_BYTES);
+  }
+  for (i = 0; i < 18 && chosen[threads].streams == 0; i++) {
+    read_way way;
+    double rate;
+    way.streams = streams[i % 3];
+    way.ahead = aheads[i / 3 % 3];
+    way.in_pieces = i / 9;
+    rate = read_rate(memory, threads, &way);
+    if (rate > best) {
+      best = rate;
+      chosen[0] = way;
+    }
+  }
+  if (chosen[threads].streams == 0) chosen[threads] = chosen[0];
+  return read_rate(memory, threads, &chosen[threads]);
 }
