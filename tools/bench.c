@@ -40,7 +40,8 @@ static int parse(settings *s, int argc, char **argv) {
       {"isa", "NAME,...", CLI_TEXT, &s->isa, 0, 0,
        "instruction sets: best, scalar, avx2, avx512, neon, wasm (default best); MHK_ISA comes first"},
       {"seconds", "X", CLI_REAL, &s->seconds, 0.001, 1000, "for each row, at least three rounds (default 1)"},
-      {"model", "DIR", CLI_TEXT, &s->model, 0, 0, "a Phi teacher for the last cases (default examples/tiny)"},
+      {"model", "PATH", CLI_TEXT, &s->model, 0, 0,
+       "a Phi teacher for the last cases (default examples/tiny); start_model takes any model, a quantised file too"},
       {"out", "FILE", CLI_TEXT, &s->out, 0, 0, "where the results go as JSON (default build/bench.json)"},
       {"json", NULL, CLI_FLAG, &s->json, 0, 0, "one JSON object a row in place of the table"},
       {"list", NULL, CLI_FLAG, &s->list, 0, 0, "name the cases and measure nothing"},
@@ -396,7 +397,12 @@ int command_bench(int argc, char **argv) {
   b->s = &s;
   {
     char config[1024];
-    if (cli_join(config, sizeof config, s.model, "config.json") == CLI_GO && cli_exists(config)) b->model = s.model;
+    const size_t n = strlen(s.model);
+    if (n > 12 && strcmp(s.model + n - 12, ".safetensors") == 0) {
+      if (cli_exists(s.model)) b->model = s.model;
+    } else if (cli_join(config, sizeof config, s.model, "config.json") == CLI_GO && cli_exists(config)) {
+      b->model = s.model;
+    }
   }
   b->n = bench_list(b->list, b->model);
   b->table = s.json ? NULL : stdout;

@@ -11,6 +11,8 @@ typedef enum bench_kind {
   BENCH_DECODE,      /* one token through the matrices of Phi-Mamba 1.5B, not in cache, in the given type */
   BENCH_CORE,        /* 32 heads of 64, m tokens; wide: attention, else state space; back: with gradients */
   BENCH_MIXER,       /* one mixer layer at Phi-1.5's size, the same fields */
+  BENCH_PREFILL,     /* m tokens of a prompt through a session of Phi-Mamba 1.5B */
+  BENCH_START,       /* from nothing to the first token of a given model: context, file, session, a prompt of one word */
   BENCH_STEP,        /* one training step of six layers */
   BENCH_STAGE1,      /* one stage-1 loss and its gradients, m tokens */
   BENCH_DISTILL,     /* the updates of one small distillation, from one update of each stage */

@@ -15,6 +15,7 @@
 static const struct { int n, k, rest; } decode_shapes[] = {{10272, 2048, 32}, {2048, 2048, 0}, {8192, 2048, 0}, {2048, 8192, 0}, {51200, 2048, 0}};
 #define LAYERS 24
 #define LAYERS_HELD 3
+#define LAYERS_FED 2 /* of a prompt's, which the others cost as much as; its embedding and head are left out */
 #define GROUP(type) ((type) == MHK_Q8 ? 64 : 32) /* as mhk_quantise() has it by default */
 
 struct bench_work {
@@ -30,6 +31,9 @@ struct bench_work {
   mhk_real *cotangent;
   mhk_model *teacher, *student;
   mhk_trainer *trainer;
+  mhk_session *session;
+  const char *path;          /* of BENCH_START */
+  mhk_isa isa;
   int32_t *tokens;
   mhk_real *moments;         /* AdamW's, two for each parameter */
   int64_t updates;           /* done with them */
@@ -172,6 +176,11 @@ static void list_layers(bench_case *list, int *n) {
         c->wide = wide;
         c->flop = (back ? 3 : 1) * mixer_flop(wide, T);
       }
+  {
+    bench_case *c = add(list, n, BENCH_PREFILL, "prefill_2048");
+    c->m = 2048;
+    c->flop = LAYERS * (mixer_flop(0, 2048) + 2.0 * 2048 * 2 * 8192 * HEADS * HEAD);
+  }
   for (wide = 1; wide >= 0; wide--) {
     bench_case *c = add(list, n, BENCH_STEP, wide ? "step_phi" : "step_phi_mamba");
     c->wide = wide;
@@ -211,6 +220,7 @@ int bench_list(bench_case *list, const char *model) {
   list_narrow(list, &n);
   list_comparisons(list, &n);
   if (!model) return n;
+  add(list, &n, BENCH_START, "start_model");
   add(list, &n, BENCH_DISTILL, "distill_tiny");
   for (i = 0; i < CLI_COUNT_OF(parts); i++) add(list, &n, BENCH_MODEL, "%s", parts[i])->m = i;
   return n;
@@ -438,6 +448,14 @@ static int prepare_distill(bench_work *w, const char *path) {
   return 1;
 }
 
+static int prepare_prefill(bench_work *w) {
+  mhk_session_desc d;
+  w->student = model(w, 0, LAYERS_FED, HEADS * HEAD, HEADS, 8192, 64);
+  memset(&d, 0, sizeof d);
+  w->session = mhk_session_create(w->student, &d);
+  return tokens(w, w->c.m, 64);
+}
+
 static int prepare(bench_work *w, const char *path) {
   const bench_case *c = &w->c;
   mhk_student_desc s;
@@ -457,6 +475,8 @@ static int prepare(bench_work *w, const char *path) {
       input(w, 0, 3, 1, c->m, HEADS * HEAD, 1);
       if (c->back) mhk_require_grad(w->tape, w->in[0]);
       return cotangent(w, c->m * HEADS * HEAD);
+    case BENCH_PREFILL: return prepare_prefill(w);
+    case BENCH_START: w->path = path; return 1;
     case BENCH_STEP:
       w->student = model(w, c->wide, 6, 256, 8, 1024, 4096);
       if (w->student)
@@ -491,6 +511,7 @@ bench_work *bench_open(const bench_case *c, int threads, mhk_isa isa, const char
   desc.isa = isa;
   draw_state = 1;
   w->c = *c;
+  w->isa = isa;
   w->ctx = mhk_create(&desc);
   mhk_set_precision(w->ctx, c->narrow ? MHK_PRECISION_BF16 : MHK_PRECISION_FULL);
   w->tape = mhk_tape_create(w->ctx);
@@ -648,6 +669,32 @@ static double run_model(bench_work *w) {
   return start;
 }
 
+static double run_prefill(bench_work *w) {
+  double start;
+  mhk_session_reset(w->session);
+  start = cli_clock();
+  mhk_feed(w->session, w->tokens, w->c.m);
+  return (cli_clock() - start) * LAYERS / LAYERS_FED;
+}
+
+/* in a context of its own, as a program does it; what the system does to start a process is not in it */
+static double run_start(bench_work *w) {
+  mhk_context_desc d;
+  double start = cli_clock();
+  mhk_context *ctx;
+  mhk_session *s;
+  memset(&d, 0, sizeof d);
+  d.threads = mhk_threads(w->ctx);
+  d.isa = w->isa;
+  ctx = mhk_create(&d);
+  s = mhk_session_create(mhk_load(ctx, w->path), NULL);
+  mhk_feed_text(s, "x");
+  start = cli_clock() - start; /* its logits are there; choosing a token feeds it, which is the next token's time */
+  if (mhk_failed(ctx)) mhk_fail(w->ctx, mhk_error(ctx), "%s", mhk_message(ctx));
+  mhk_destroy(ctx);
+  return start;
+}
+
 double bench_run(bench_work *w) {
   double seconds = 0, start;
   mhk_tape_rewind(w->tape, w->start);
@@ -658,6 +705,8 @@ double bench_run(bench_work *w) {
     case BENCH_MATMUL:
     case BENCH_CORE:
     case BENCH_MIXER: seconds = run_layer(w); break;
+    case BENCH_PREFILL: seconds = run_prefill(w); break;
+    case BENCH_START: seconds = run_start(w); break;
     case BENCH_STEP: seconds = run_step(w); break;
     case BENCH_STAGE1:
       start = cli_clock();

@@ -228,6 +228,19 @@ def mixer(f, kind, way, tokens):
     return rounds(f(m), [u], [u, *m.parameters()], torch.randn(1, tokens, 2048), back)
 
 
+def prefill(f, tokens):
+    """two of the 24 layers of Phi-Mamba 1.5B stand for all; the same is left out on both sides: embedding and head"""
+    blocks = [f(Block(StateSpace(2048, 32, 64), 2048)) for _ in range(2)]
+    u = torch.randn(1, tokens, 2048)
+
+    def run():
+        x = u
+        for block in blocks:
+            x = block(x)[0]
+
+    return no_grad(run), 2 / 24
+
+
 def step(f, kind, narrow):
     make = (lambda: Attention(256, 8, 16)) if kind == "phi" else (lambda: StateSpace(256, 8, 64))
     m = Model(make, 6, 256, 4096)
@@ -365,6 +378,7 @@ CASES = [
     (r"gemv_(f32|bf16)_(\d+)_(\d+)", lambda f, *a: gemv(*a), ("eager",)),
     (r"core_(attention|ssd)_(forward|backward)_(\d+)", core, ("eager", "compile")),
     (r"mixer_(attention|ssd)_(forward|backward)_(\d+)", mixer, ("eager", "compile")),
+    (r"prefill_(\d+)", prefill, ("eager", "compile")),
     (r"step_(phi|phi_mamba)(_bf16)?", step, ("eager", "compile")),
     (r"stage1_layer_(\d+)", stage1, ("eager", "compile")),
     (r"distill_tiny", distill, ("eager", "compile")),
