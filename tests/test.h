@@ -280,4 +280,16 @@ static inline void test_release(void *user, void *block, size_t bytes) {
   m->blocks--;
   free(b);
 }
+/* a context with such an allocator, counting from 0; NULL when that fails before there is one */
+static inline mhk_context *test_context(test_memory *m, long fail_at, int threads) {
+  mhk_context_desc d;
+  memset(m, 0, sizeof *m);
+  memset(&d, 0, sizeof d);
+  m->fail_at = fail_at;
+  d.allocator.alloc = test_alloc;
+  d.allocator.release = test_release;
+  d.allocator.user = m;
+  d.threads = threads;
+  return mhk_create(&d);
+}
 #endif

@@ -485,7 +485,7 @@ TEST(cut_and_changed) {
   free(bytes);
 }
 
-/* an allocator that fails at the n-th call, for every n: an error, no leak */
+/* the n-th allocation fails, for every n: an error, no leak */
 TEST(allocations_that_fail) {
   long n;
   int done = 0;
@@ -493,15 +493,7 @@ TEST(allocations_that_fail) {
   char *bytes = test_read_file(FIXTURE, &length);
   for (n = 1; n < 500 && !done; n++) {
     test_memory memory;
-    mhk_context_desc desc;
-    mhk_context *c;
-    memset(&memory, 0, sizeof memory);
-    memset(&desc, 0, sizeof desc);
-    memory.fail_at = n;
-    desc.allocator.alloc = test_alloc;
-    desc.allocator.release = test_release;
-    desc.allocator.user = &memory;
-    c = mhk_create(&desc);
+    mhk_context *c = test_context(&memory, n, 0);
     if (c) {
       mhk_file *f = mhk_file_open_memory(c, bytes, length);
       done = mhk_file_tensors(f) == 17;

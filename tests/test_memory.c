@@ -112,17 +112,8 @@ static void fail_everywhere(const char *name, scenario run) {
   long n, step = 1, total = 0, failures = 0;
   for (n = 1;; n += step) {
     test_memory memory;
-    mhk_context_desc d;
-    mhk_context *ctx;
-    int done;
-    memset(&memory, 0, sizeof memory);
-    memset(&d, 0, sizeof d);
-    memory.fail_at = n;
-    d.allocator.alloc = test_alloc;
-    d.allocator.release = test_release;
-    d.allocator.user = &memory;
-    ctx = mhk_create(&d);
-    done = ctx && run(ctx);
+    mhk_context *ctx = test_context(&memory, n, 0);
+    const int done = ctx && run(ctx);
     if (ctx) {
       if (memory.allocations >= n) {
         failures++;
@@ -181,17 +172,10 @@ TEST(failing_training) {
 
 TEST(going_on_after_a_failure) { /* the error cleared and memory back, the same context works */
   test_memory memory;
-  mhk_context_desc d;
   mhk_context *ctx;
   long n;
   for (n = 2; n < 12; n++) {
-    memset(&memory, 0, sizeof memory);
-    memset(&d, 0, sizeof d);
-    d.allocator.alloc = test_alloc;
-    d.allocator.release = test_release;
-    d.allocator.user = &memory;
-    memory.fail_at = n;
-    ctx = mhk_create(&d);
+    ctx = test_context(&memory, n, 0);
     if (!ctx || mhk_failed(ctx)) {
       mhk_destroy(ctx);
       continue;
@@ -207,17 +191,6 @@ TEST(going_on_after_a_failure) { /* the error cleared and memory back, the same 
   }
 }
 
-static mhk_context *counting(test_memory *memory) {
-  mhk_context_desc d;
-  memset(memory, 0, sizeof *memory);
-  memset(&d, 0, sizeof d);
-  d.allocator.alloc = test_alloc;
-  d.allocator.release = test_release;
-  d.allocator.user = memory;
-  d.threads = 2;
-  return mhk_create(&d);
-}
-
 #if defined(__SANITIZE_ADDRESS__)
 #define ONE_BLOCK_EACH 1
 #elif defined(__has_feature)
@@ -228,7 +201,7 @@ static mhk_context *counting(test_memory *memory) {
 #ifndef ONE_BLOCK_EACH /* with the address sanitizer arenas give their blocks back, so that it sees stale pointers */
 TEST(equal_steps_allocate_once) {
   test_memory memory;
-  mhk_context *ctx = counting(&memory);
+  mhk_context *ctx = test_context(&memory, 0, 2);
   mhk_distill_desc d = small_run(ctx, NULL);
   mhk_trainer *tr;
   int stage, i;
@@ -249,7 +222,7 @@ TEST(sessions_do_not_grow) {
   int kind;
   for (kind = 0; kind < MODEL_KINDS; kind++) {
     test_memory memory;
-    mhk_context *ctx = counting(&memory);
+    mhk_context *ctx = test_context(&memory, 0, 2);
     char name[20];
     mhk_session_desc d;
     mhk_session *s;
@@ -276,7 +249,7 @@ TEST(sessions_do_not_grow) {
 
 TEST(objects_give_their_memory_back) {
   test_memory memory;
-  mhk_context *ctx = counting(&memory);
+  mhk_context *ctx = test_context(&memory, 0, 2);
   int round;
   size_t before = 0;
   for (round = 0; round < 4; round++) {
@@ -356,7 +329,7 @@ TEST(peak_and_estimate) {
 
 TEST(a_model_costs_its_file) { /* loading maps: almost nothing is allocated */
   test_memory memory;
-  mhk_context *ctx = counting(&memory);
+  mhk_context *ctx = test_context(&memory, 0, 2);
   mhk_config c;
   const size_t before = memory.bytes;
   mhk_model *m = mhk_load(ctx, test_path("m4"));

@@ -620,15 +620,7 @@ TEST(allocations_that_fail) {
   int done = 0;
   for (n = 1; n < 3000 && !done; n++) {
     test_memory memory;
-    mhk_context_desc desc;
-    mhk_context *c;
-    memset(&memory, 0, sizeof memory);
-    memset(&desc, 0, sizeof desc);
-    memory.fail_at = n;
-    desc.allocator.alloc = test_alloc;
-    desc.allocator.release = test_release;
-    desc.allocator.user = &memory;
-    c = mhk_create(&desc);
+    mhk_context *c = test_context(&memory, n, 0);
     if (c) {
       mhk_model *teacher = mhk_load(c, test_path("model1")), *s = mhk_student_create(c, teacher, NULL);
       mhk_model_make_trainable(teacher);

@@ -681,7 +681,6 @@ TEST(files_that_lie) {
 /* every allocation may fail */
 TEST(no_memory) {
   test_memory memory;
-  mhk_context_desc d;
   char path[512];
   long n = 0, step;
   int done = 0;
@@ -695,12 +694,7 @@ TEST(no_memory) {
   for (step = 1; !done; step++) {
     mhk_context *ctx;
     mhk_model *m, *q;
-    memset(&memory, 0, sizeof memory);
-    memset(&d, 0, sizeof d);
-    d.allocator.alloc = test_alloc;
-    d.allocator.release = test_release;
-    d.allocator.user = &memory;
-    ctx = mhk_create(&d);
+    ctx = test_context(&memory, 0, 0);
     m = mhk_load(ctx, path);
     REQUIRE_OK(ctx);
     memory.allocations = 0;

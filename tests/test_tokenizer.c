@@ -696,15 +696,7 @@ TEST(out_of_memory) {
   memset(word, 'a', sizeof word);
   for (fail_at = 1; !done && fail_at < 5000; fail_at++) {
     test_memory memory;
-    mhk_context_desc desc;
-    mhk_context *ctx;
-    memset(&memory, 0, sizeof memory);
-    memset(&desc, 0, sizeof desc);
-    desc.allocator.alloc = test_alloc;
-    desc.allocator.release = test_release;
-    desc.allocator.user = &memory;
-    memory.fail_at = fail_at;
-    ctx = mhk_create(&desc);
+    mhk_context *ctx = test_context(&memory, fail_at, 0);
     if (ctx) {
       mhk_tokenizer *k = mhk_tokenizer_parse(ctx, t.data, t.n), *pair = mhk_tokenizer_load(ctx, folder);
       int32_t ids[256];
