@@ -724,7 +724,7 @@ MHKDEF mhk_stop mhk_stopped(const mhk_session *s);
 typedef struct mhk_speculation mhk_speculation;
 typedef struct mhk_speculation_desc {
   mhk_session *target, *draft;
-  int tokens; /* drafted for each pass of the target; 0: by how many were accepted before, from 1 to 16 */
+  int tokens; /* drafted for each pass of the target; 0: by how many were accepted before, from 1 to 7: up to 8 rows are cheap, see MHK__FEW */
 } mhk_speculation_desc;
 typedef struct mhk_speculation_counts { mhk_index tokens, passes, drafted, accepted; } mhk_speculation_counts; /* tokens drawn, passes of the target */
 MHKDEF mhk_speculation *mhk_speculation_create(const mhk_speculation_desc *desc);
@@ -3820,16 +3820,105 @@ static void MHK__N(mhk__attention)(const mhk__attention_args *a, mhk_index b, mh
   }
 }
 
+#define MHK__AHEAD_ROWS 16 /* rows of keys and values asked for beforehand: those of one head lie kv numbers apart, too far for the processor's own guesses */
+
+/* y (P) = f times the sum of n rows of v, kv apart, by the weights s */
+static void MHK__N(mhk__weighted_rows)(mhk_index n, mhk_index P, const mhk_real *s, const mhk_real *v, mhk_index kv, mhk_real f, mhk_real *y) {
+  const MHK__V zero = MHK__SET(MHK__R(0)), scale = MHK__SET(f);
+  const mhk_index ahead = MHK__AHEAD_ROWS * kv;
+  mhk_index j, p = 0;
+  for (; p + 4 * MHK__W <= P; p += 4 * MHK__W) { /* two rows at a time in sums of their own: eight chains of multiply-adds */
+    MHK__V a0 = zero, a1 = zero, a2 = zero, a3 = zero, b0 = zero, b1 = zero, b2 = zero, b3 = zero;
+    for (j = 0; j + 2 <= n; j += 2) {
+      const mhk_real *x = v + j * kv + p, *z = x + kv;
+      const MHK__V w = MHK__SET(s[j]), u = MHK__SET(s[j + 1]);
+      MHK__PREFETCH(x + ahead);
+      MHK__PREFETCH(x + ahead + 2 * MHK__W);
+      MHK__PREFETCH(z + ahead);
+      MHK__PREFETCH(z + ahead + 2 * MHK__W);
+      a0 = MHK__FMA(w, MHK__LOAD(x), a0);
+      a1 = MHK__FMA(w, MHK__LOAD(x + MHK__W), a1);
+      a2 = MHK__FMA(w, MHK__LOAD(x + 2 * MHK__W), a2);
+      a3 = MHK__FMA(w, MHK__LOAD(x + 3 * MHK__W), a3);
+      b0 = MHK__FMA(u, MHK__LOAD(z), b0);
+      b1 = MHK__FMA(u, MHK__LOAD(z + MHK__W), b1);
+      b2 = MHK__FMA(u, MHK__LOAD(z + 2 * MHK__W), b2);
+      b3 = MHK__FMA(u, MHK__LOAD(z + 3 * MHK__W), b3);
+    }
+    if (j < n) {
+      const mhk_real *x = v + j * kv + p;
+      const MHK__V w = MHK__SET(s[j]);
+      a0 = MHK__FMA(w, MHK__LOAD(x), a0);
+      a1 = MHK__FMA(w, MHK__LOAD(x + MHK__W), a1);
+      a2 = MHK__FMA(w, MHK__LOAD(x + 2 * MHK__W), a2);
+      a3 = MHK__FMA(w, MHK__LOAD(x + 3 * MHK__W), a3);
+    }
+    MHK__STORE(y + p, (a0 + b0) * scale);
+    MHK__STORE(y + p + MHK__W, (a1 + b1) * scale);
+    MHK__STORE(y + p + 2 * MHK__W, (a2 + b2) * scale);
+    MHK__STORE(y + p + 3 * MHK__W, (a3 + b3) * scale);
+  }
+  for (; p + MHK__W <= P; p += MHK__W) {
+    MHK__V a = zero, b = zero, c = zero, d = zero;
+    for (j = 0; j + 4 <= n; j += 4) {
+      const mhk_real *x = v + j * kv + p;
+      MHK__PREFETCH(x + ahead);
+      MHK__PREFETCH(x + ahead + kv);
+      MHK__PREFETCH(x + ahead + 2 * kv);
+      MHK__PREFETCH(x + ahead + 3 * kv);
+      a = MHK__FMA(MHK__SET(s[j]), MHK__LOAD(x), a);
+      b = MHK__FMA(MHK__SET(s[j + 1]), MHK__LOAD(x + kv), b);
+      c = MHK__FMA(MHK__SET(s[j + 2]), MHK__LOAD(x + 2 * kv), c);
+      d = MHK__FMA(MHK__SET(s[j + 3]), MHK__LOAD(x + 3 * kv), d);
+    }
+    for (; j < n; j++) a = MHK__FMA(MHK__SET(s[j]), MHK__LOAD(v + j * kv + p), a);
+    MHK__STORE(y + p, ((a + b) + (c + d)) * scale);
+  }
+  for (; p < P; p++) {
+    mhk_real sum = 0;
+    for (j = 0; j < n; j++) sum += s[j] * v[j * kv + p];
+    y[p] = sum * f;
+  }
+}
+
 /* a few queries over many keys: decoding */
 static void MHK__N(mhk__attention_step)(const mhk__attention_args *a, mhk_index b, mhk_index h, mhk_real *s) {
-  const mhk_index P = a->P, g = h / (a->H / a->G), kv = a->G * P;
+  const mhk_index P = a->P, g = h / (a->H / a->G), kv = a->G * P, ahead = MHK__AHEAD_ROWS * kv, line = 64 / (mhk_index)sizeof(mhk_real);
   const mhk_real *k = a->k + b * a->kv_batch + g * P, *v = a->v + b * a->kv_batch + g * P, scale = MHK__R(1.0 / sqrt((double)P));
   mhk_index t, j, p;
   for (t = 0; t < a->T; t++) {
     const mhk_real *q = a->q + ((b * a->T + t) * a->H + h) * P;
     mhk_real *y = a->y + ((b * a->T + t) * a->H + h) * P, f;
     const mhk_index first = a->start && a->start[b * a->T + t] > 0 ? a->start[b * a->T + t] : 0, last = a->offset + t + 1;
-    for (j = first; j < last; j++) {
+    for (j = first; j + 4 <= last; j += 4) { /* the sums of four keys do not wait for each other */
+      const mhk_real *k0 = k + j * kv, *k1 = k0 + kv, *k2 = k1 + kv, *k3 = k2 + kv;
+      MHK__V d0 = MHK__SET(MHK__R(0)), d1 = d0, d2 = d0, d3 = d0;
+      mhk_real r0 = 0, r1 = 0, r2 = 0, r3 = 0;
+      for (p = 0; p < P; p += line) {
+        MHK__PREFETCH(k0 + ahead + p);
+        MHK__PREFETCH(k1 + ahead + p);
+        MHK__PREFETCH(k2 + ahead + p);
+        MHK__PREFETCH(k3 + ahead + p);
+      }
+      for (p = 0; p + MHK__W <= P; p += MHK__W) {
+        const MHK__V x = MHK__LOAD(q + p);
+        d0 = MHK__FMA(x, MHK__LOAD(k0 + p), d0);
+        d1 = MHK__FMA(x, MHK__LOAD(k1 + p), d1);
+        d2 = MHK__FMA(x, MHK__LOAD(k2 + p), d2);
+        d3 = MHK__FMA(x, MHK__LOAD(k3 + p), d3);
+      }
+      for (; p < P; p++) {
+        r0 += q[p] * k0[p];
+        r1 += q[p] * k1[p];
+        r2 += q[p] * k2[p];
+        r3 += q[p] * k3[p];
+      }
+      s[j - first] = MHK__N(mhk__hsum)(d0) + r0;
+      s[j - first + 1] = MHK__N(mhk__hsum)(d1) + r1;
+      s[j - first + 2] = MHK__N(mhk__hsum)(d2) + r2;
+      s[j - first + 3] = MHK__N(mhk__hsum)(d3) + r3;
+    }
+    for (; j < last; j++) {
       const mhk_real *kj = k + j * kv;
       MHK__V d = MHK__SET(MHK__R(0));
       mhk_real rest = 0;
@@ -3839,23 +3928,10 @@ static void MHK__N(mhk__attention_step)(const mhk__attention_args *a, mhk_index 
     }
     f = MHK__N(mhk__row_max)(last - first, s) * scale;
     f = MHK__R(1) / MHK__N(mhk__row_exp)(last - first, s, scale, f, s);
-    for (p = 0; p + 2 * MHK__W <= P; p += 2 * MHK__W) {
-      MHK__V s0 = MHK__SET(MHK__R(0)), s1 = s0;
-      for (j = first; j < last; j++) {
-        const MHK__V w = MHK__SET(s[j - first]);
-        s0 = MHK__FMA(w, MHK__LOAD(v + j * kv + p), s0);
-        s1 = MHK__FMA(w, MHK__LOAD(v + j * kv + p + MHK__W), s1);
-      }
-      MHK__STORE(y + p, s0 * MHK__SET(f));
-      MHK__STORE(y + p + MHK__W, s1 * MHK__SET(f));
-    }
-    for (; p < P; p++) {
-      mhk_real sum = 0;
-      for (j = first; j < last; j++) sum += s[j - first] * v[j * kv + p];
-      y[p] = sum * f;
-    }
+    MHK__N(mhk__weighted_rows)(last - first, P, s, v + first * kv, kv, f, y);
   }
 }
+#undef MHK__AHEAD_ROWS
 
 #ifndef MOHAWK_NO_TRAINING
 /* All query heads of one key/value head. p = exp(s - lse); dv += p^T dy; dp = dy v^T; ds = p (dp - sum(dy y)) scale; dq += ds k; dk += ds^T q. Here tiles stand
@@ -16111,7 +16187,7 @@ static int mhk__speculation_round(mhk_speculation *x, const mhk_sampling *how) {
   x->counts.passes++;
   x->counts.drafted += x->drafted;
   x->counts.accepted += x->accepted;
-  if (!x->fixed && x->drafted) x->next = x->accepted == x->drafted ? (int)mhk__min(x->next + 2, MHK__MOST_DRAFTED) : (int)mhk__max(x->next - 1, 1);
+  if (!x->fixed && x->drafted) x->next = x->accepted == x->drafted ? (int)mhk__min(x->next + 2, MHK__FEW - 1) : (int)mhk__max(x->next - 1, 1);
   return 1;
 }
 

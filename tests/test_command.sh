@@ -91,6 +91,8 @@ says '"acceptance":'
 code 1 "another run in that folder" $run --out "$work/whole" --lr 1e-4
 check "a model of mohawk's" "$mohawk" eval --model "$work/whole/student" --teacher "$tiny" --text examples/story.txt --windows 1
 check "pictures" "$mohawk" matrix --teacher "$tiny" --model "$work/whole/student" --text examples/story.txt --out "$work/matrix.svg"
+check "what a context costs" "$mohawk" bench --context "$work/context.svg" --context-most 1024 --threads 1
+check "drawn" grep -q 'class="c1"' "$work/context.svg"
 check "a picture as PNG" "$mohawk" matrix --teacher "$tiny" --prompt "Once upon a time" --out "$work/matrix.png"
 
 echo "$name: $passed passed, $failed failed"

@@ -8,9 +8,9 @@
 #define MAX_ROUNDS 1000
 
 typedef struct settings {
-  const char *filter, *isa, *out, *model;
+  const char *filter, *isa, *out, *model, *context;
   cli_numbers threads;
-  double seconds;
+  double seconds, most;
   int json, list, serve;
 } settings;
 
@@ -43,6 +43,9 @@ static int parse(settings *s, int argc, char **argv) {
       {"model", "PATH", CLI_TEXT, &s->model, 0, 0,
        "a Phi teacher for the last cases (default examples/tiny); start_model takes any model, a quantised file too"},
       {"out", "FILE", CLI_TEXT, &s->out, 0, 0, "where the results go as JSON (default build/bench.json)"},
+      {"context", "FILE", CLI_TEXT, &s->context, 0, 0,
+       "instead: draw what a token costs and its context takes as that grows, of the model and a student of its shape (SVG)"},
+      {"context-most", "N", CLI_REAL, &s->most, 256, 1 << 26, "the longest context of it (default 1M)"},
       {"json", NULL, CLI_FLAG, &s->json, 0, 0, "one JSON object a row in place of the table"},
       {"list", NULL, CLI_FLAG, &s->list, 0, 0, "name the cases and measure nothing"},
       {"serve", NULL, CLI_FLAG, &s->serve, 0, 0,
@@ -102,7 +105,7 @@ static int compare(const void *a, const void *b) {
   return (x > y) - (x < y);
 }
 
-static double median(const double *x, int n) {
+double bench_median(const double *x, int n) {
   double *sorted = (double *)malloc((size_t)n * sizeof *sorted), m = NAN;
   if (sorted && n > 0) {
     memcpy(sorted, x, (size_t)n * sizeof *sorted);
@@ -125,10 +128,10 @@ static double ratio_of(const row *r) {
   int i;
   if (!r->c->other[0]) return NAN;
   for (i = 0; i < r->rounds; i++) each[i] = r->other[i] / r->ms[i];
-  return median(each, r->rounds);
+  return bench_median(each, r->rounds);
 }
 
-static double limit_of(const row *r) { return r->c->bytes > 0 ? median(r->bytes, r->rounds) : r->fma; }
+static double limit_of(const row *r) { return r->c->bytes > 0 ? bench_median(r->bytes, r->rounds) : r->fma; }
 
 /* ---------------------------------------------------------------- output */
 
@@ -142,7 +145,7 @@ static void json_word(cli_json *j, const char *key, const char *word) {
 
 static void json_row(cli_json *j, const row *r) {
   const bench_case *c = r->c;
-  const double ms = median(r->ms, r->rounds);
+  const double ms = bench_median(r->ms, r->rounds);
   const int compared = c->other[0] != 0;
   const double limit = limit_of(r), reached = (c->bytes > 0 ? c->bytes : c->flop) / (1e-3 * ms);
   json_open(j, NULL, '{');
@@ -151,7 +154,7 @@ static void json_row(cli_json *j, const row *r) {
   json_text(j, "isa", r->isa);
   json_real(j, "ours_ms", ms);
   json_word(j, "peer", compared ? c->why : NULL);
-  json_real(j, "peer_ms", compared ? median(r->other, r->rounds) : NAN);
+  json_real(j, "peer_ms", compared ? bench_median(r->other, r->rounds) : NAN);
   json_real(j, "ratio", ratio_of(r));
   json_real(j, "gflops", c->flop > 0 ? c->flop / (1e6 * ms) : NAN);
   json_real(j, "percent_of_limit", c->flop > 0 ? 100 * reached / limit : NAN);
@@ -165,7 +168,7 @@ static void json_row(cli_json *j, const row *r) {
 
 static void print_row(bench *b, const row *r) {
   const bench_case *c = r->c;
-  const double ms = median(r->ms, r->rounds);
+  const double ms = bench_median(r->ms, r->rounds);
   if (b->printed++ == 0)
     fprintf(b->table, "%s%-30s %3s %-7s %11s %9s %9s  %-16s %6s%s\n", cli_bold(b->table), "case", "thr", "isa", "ms",
             "GFLOP/s", "of limit", "peer", "ratio", cli_plain(b->table));
@@ -389,9 +392,11 @@ int command_bench(int argc, char **argv) {
   s.out = "build/bench.json";
   s.model = "examples/tiny";
   s.seconds = 1;
+  s.most = 1 << 20;
   code = parse(&s, argc, argv);
   if (code == CLI_GO) code = choose_threads(&s);
   if (code != CLI_GO) return code;
+  if (s.context) return bench_context(s.context, s.model, (int)s.threads.value[0], s.most, s.json);
   b = (bench *)calloc(1, sizeof *b);
   if (!b) return cli_error("out of memory");
   b->s = &s;

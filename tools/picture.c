@@ -332,14 +332,19 @@ void picture_legend_svg(FILE *out) {
   fputs("</svg>\n", out);
 }
 
-void picture_svg(FILE *out, const picture_panel *panels, int n, mhk_index T) {
-  const int wide = n * PANEL_WIDTH > LEGEND_WIDTH ? n * PANEL_WIDTH : LEGEND_WIDTH;
-  int i;
-  svg_start(out, wide, PANEL_HEIGHT + LEGEND_HEIGHT + 8, "mixing matrices");
-  fprintf(out, " width=\"%d\" height=\"%d\">\n", wide, PANEL_HEIGHT + LEGEND_HEIGHT + 8);
+/* the start of a file of its own, readable on light and dark */
+static void file_start(FILE *out, int wide, int high, const char *title) {
+  svg_start(out, wide, high, title);
+  fprintf(out, " width=\"%d\" height=\"%d\">\n", wide, high);
   fputs("<style>svg{color:#1f2328;background:#fff}@media(prefers-color-scheme:dark){svg{color:#e6e6e6;background:#"
         "14161a}}</style>\n",
         out);
+}
+
+void picture_svg(FILE *out, const picture_panel *panels, int n, mhk_index T) {
+  const int wide = n * PANEL_WIDTH > LEGEND_WIDTH ? n * PANEL_WIDTH : LEGEND_WIDTH;
+  int i;
+  file_start(out, wide, PANEL_HEIGHT + LEGEND_HEIGHT + 8, "mixing matrices");
   for (i = 0; i < n; i++) {
     fprintf(out, "<g transform=\"translate(%d 0)\">", i * PANEL_WIDTH);
     draw_panel(out, &panels[i], T);
@@ -354,14 +359,14 @@ void picture_svg(FILE *out, const picture_panel *panels, int n, mhk_index T) {
 
 enum { CHART_WIDTH = 420, CHART_HEIGHT = 264, CHART_LEFT = 46, CHART_TOP = 28, CHART_RIGHT = 408, CHART_BOTTOM = 208 };
 
-/* logarithmic: y0 and y1 are powers of ten */
+/* logarithmic: y0 and y1 are powers of ten; log_x: x0 and x1 are powers of two */
 typedef struct chart {
   double x0, x1, y0, y1;
-  int logarithmic;
+  int logarithmic, log_x;
 } chart;
 
 static double chart_x(const chart *c, double x) {
-  return CHART_LEFT + (CHART_RIGHT - CHART_LEFT) * (x - c->x0) / (c->x1 - c->x0);
+  return CHART_LEFT + (CHART_RIGHT - CHART_LEFT) * ((c->log_x ? log2(x) : x) - c->x0) / (c->x1 - c->x0);
 }
 static double chart_y(const chart *c, double y) {
   const double v = c->logarithmic ? log10(y) : y;
@@ -376,7 +381,7 @@ static double tick_step(double range) {
 
 /* The range that shows every curve, logarithmic where it is wide. On a linear scale the first points may leave it at
    the top, for losses fall steeply at first. */
-static chart chart_range(const picture_curve *curves, int n) {
+static chart chart_range(const picture_curve *curves, int n, int log_x) {
   double top = -INFINITY;
   chart c;
   int i, k;
@@ -394,7 +399,14 @@ static chart chart_range(const picture_curve *curves, int n) {
       if (y < c.y0) c.y0 = y;
       if (y > c.y1 && k >= curves[i].n / 20) c.y1 = y;
     }
-  if (!(c.x0 > 0.2 * c.x1 && c.x0 < c.x1)) c.x0 = 0;
+  c.log_x = log_x;
+  if (log_x) {
+    c.x0 = log2(c.x0);
+    c.x1 = log2(c.x1);
+    if (!(c.x1 > c.x0)) c.x0 = c.x1 - 1;
+  } else if (!(c.x0 > 0.2 * c.x1 && c.x0 < c.x1)) {
+    c.x0 = 0;
+  }
   if (!(c.y1 > c.y0)) {
     c.y0 = isfinite(c.y0) ? c.y0 - 0.5 : 0;
     c.y1 = c.y0 + 1;
@@ -409,11 +421,16 @@ static chart chart_range(const picture_curve *curves, int n) {
   return c;
 }
 
-/* 250000 as "250 k" */
-static void round_number(char *text, size_t capacity, double v) {
-  const int power = v >= 999999.5 ? 2 : v >= 999.5 ? 1 : 0;
+/* 250000 as "250 k", by thousands or by 1024 */
+static void round_number(char *text, size_t capacity, double v, double thousand) {
+  const int power = v >= thousand * thousand - 0.5 ? 2 : v >= thousand - 0.5 ? 1 : 0;
   static const char *const units[] = {"", " k", " M"};
-  snprintf(text, capacity, "%g%s", v / pow(1000, power), units[power]);
+  snprintf(text, capacity, "%g%s", v / pow(thousand, power), units[power]);
+}
+
+static void draw_mark(FILE *out, const chart *c, double v, const char *label) {
+  const double at = chart_x(c, v);
+  text_at(out, at, CHART_BOTTOM + 15, at > CHART_RIGHT - 12 ? "end" : "middle", "", label);
 }
 
 /* a line across the chart at y */
@@ -439,9 +456,16 @@ static void draw_grid(FILE *out, const chart *c, const char *x_label) {
   } else {
     for (v = ceil(c->y0 / dy) * dy; v <= c->y1; v += dy) draw_line(out, c, fabs(v) < dy * 1e-6 ? 0 : v);
   }
-  for (v = ceil(c->x0 / dx) * dx; v <= c->x1 * 1.0001; v += dx) {
-    round_number(label, sizeof label, v);
-    text_at(out, chart_x(c, v), CHART_BOTTOM + 15, v > 0.97 * c->x1 ? "end" : "middle", "", label);
+  if (c->log_x) {
+    for (i = (int)ceil(c->x0 / 2); i <= (int)floor(c->x1 / 2); i++) {
+      round_number(label, sizeof label, pow(4, i), 1024);
+      draw_mark(out, c, pow(4, i), label);
+    }
+  } else {
+    for (v = ceil(c->x0 / dx) * dx; v <= c->x1 * 1.0001; v += dx) {
+      round_number(label, sizeof label, v, 1000);
+      draw_mark(out, c, v, label);
+    }
   }
   fprintf(out, "<path d=\"M%d %dH%d\" stroke=\"currentColor\" stroke-opacity=\".6\"/>", CHART_LEFT, CHART_BOTTOM,
           CHART_RIGHT);
@@ -462,21 +486,44 @@ static void draw_curve(FILE *out, const chart *c, const picture_curve *curve, in
   fputs("\"/>", out);
 }
 
-void picture_curves_svg(FILE *out, const char *title, const char *x_label, const picture_curve *curves, int n) {
-  const chart c = chart_range(curves, n);
+static void draw_chart(FILE *out, const picture_chart *p, int log_x) {
+  const chart c = chart_range(p->curves, p->n, log_x);
   double x = CHART_LEFT;
   int i;
-  svg_start(out, CHART_WIDTH, CHART_HEIGHT, title);
-  fputs(">", out);
-  text_at(out, CHART_LEFT, 16, "start", " font-weight=\"600\" font-size=\"13\"", title);
-  draw_grid(out, &c, x_label);
-  for (i = 0; i < n; i++) draw_curve(out, &c, &curves[i], i);
-  for (i = 0; n > 1 && i < n; i++) {
-    if (curves[i].n == 0) continue;
+  text_at(out, CHART_LEFT, 16, "start", " font-weight=\"600\" font-size=\"13\"", p->title);
+  draw_grid(out, &c, p->x_label);
+  for (i = 0; i < p->n; i++) draw_curve(out, &c, &p->curves[i], i);
+  for (i = 0; p->n > 1 && i < p->n; i++) {
+    if (p->curves[i].n == 0) continue;
     fprintf(out, "<path class=\"c%d\" d=\"M%.1f %dh16\" stroke=\"currentColor\" stroke-width=\"3\"/>", i, x,
             CHART_HEIGHT - 10);
-    text_at(out, x + 20, CHART_HEIGHT - 6, "start", "", curves[i].name);
-    x += 34 + 6.2 * (double)strlen(curves[i].name);
+    text_at(out, x + 20, CHART_HEIGHT - 6, "start", "", p->curves[i].name);
+    x += 34 + 6.2 * (double)strlen(p->curves[i].name);
+  }
+}
+
+void picture_curves_svg(FILE *out, const char *title, const char *x_label, const picture_curve *curves, int n) {
+  picture_chart p;
+  p.title = title;
+  p.x_label = x_label;
+  p.curves = curves;
+  p.n = n;
+  svg_start(out, CHART_WIDTH, CHART_HEIGHT, title);
+  fputs(">", out);
+  draw_chart(out, &p, 0);
+  fputs("</svg>\n", out);
+}
+
+void picture_charts_svg(FILE *out, const picture_chart *charts, int n) {
+  int i;
+  file_start(out, n * CHART_WIDTH, CHART_HEIGHT, charts[0].title);
+  fputs("<style>.c0{color:#8250df}.c1{color:#0969da}@media(prefers-color-scheme:dark){.c0{color:#c297ff}.c1{color:#6cb6ff}}"
+        "</style>\n",
+        out);
+  for (i = 0; i < n; i++) {
+    fprintf(out, "<g transform=\"translate(%d 0)\">", i * CHART_WIDTH);
+    draw_chart(out, &charts[i], 1);
+    fputs("</g>\n", out);
   }
   fputs("</svg>\n", out);
 }

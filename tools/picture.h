@@ -34,6 +34,15 @@ typedef struct picture_curve {
    out. */
 void picture_curves_svg(FILE *out, const char *title, const char *x_label, const picture_curve *curves, int n);
 
+typedef struct picture_chart {
+  const char *title, *x_label;
+  const picture_curve *curves;
+  int n;
+} picture_chart;
+/* Charts beside each other as a file of its own, readable on light and dark. x is above 0 and drawn to a logarithmic
+   scale, with marks at powers of four: 64, 256, 1k, ... */
+void picture_charts_svg(FILE *out, const picture_chart *charts, int n);
+
 void picture_escape(FILE *out, const char *text); /* for XML and HTML */
 
 #endif
