@@ -3033,12 +3033,16 @@ static void MHK__N(mhk__multiply)(mhk__block *p, mhk_index m, mhk_index n, mhk_i
   p->c0 = p->a1 = p->f = NULL;
 }
 
-/* Rows go in tiles of MHK__TALL and of 4 (see mhk__blocks), columns in vectors: nothing may be left over, as c has no room for it. */
+/* Rows go in tiles of MHK__TALL and of 4 (see mhk__blocks), columns in vectors: is nothing left over, so that c needs no room for it? */
+static int MHK__N(mhk__fits)(mhk_index m, mhk_index n) {
+  const mhk_index rest = m % MHK__TALL;
+  return n % MHK__W == 0 && (rest == 0 || rest == 4 || (m >= MHK__TALL && rest + MHK__TALL == 8));
+}
+
 static int MHK__N(mhk__product_plain)(mhk_index m, mhk_index n, mhk_index k, const mhk_real *a, mhk_index row, mhk_index col, const mhk_real *b,
                                       mhk_index ldb, mhk_real *c, mhk_index ldc, int accumulate) {
-  const mhk_index rest = m % MHK__TALL;
   mhk__block p;
-  if (n % MHK__W != 0 || (rest != 0 && rest != 4 && (m < MHK__TALL || rest + MHK__TALL != 8))) return 0;
+  if (!MHK__N(mhk__fits)(m, n)) return 0;
   memset(&p, 0, sizeof p);
   if (accumulate) p.c0 = c;
   MHK__N(mhk__multiply)(&p, m, n, k, a, row, col, b, ldb, c, ldc, mhk__whole);
@@ -3057,6 +3061,29 @@ static void MHK__N(mhk__rows_in)(mhk_index n, mhk_index w, const mhk_real *src, 
       dst += MHK__W;
     }
     for (; j < MHK__LD(w); j += MHK__W, dst += MHK__W) MHK__STORE(dst, MHK__SET(MHK__R(0)));
+  }
+}
+
+/* both at once, plain and times f: rows that lie a multiple of the page apart share few places of the nearest cache and may be gone when read again */
+static void MHK__N(mhk__rows_in_twice)(mhk_index n, mhk_index w, const mhk_real *src, mhk_index ld, const mhk_real *f, mhk_real *dst, mhk_real *scaled) {
+  mhk_index i, j;
+  for (i = 0; i < n; i++, src += ld, dst += MHK__LD(w), scaled += MHK__LD(w)) {
+    const MHK__V x = MHK__SET(f[i]);
+    for (j = 0; j + MHK__W <= w; j += MHK__W) {
+      const MHK__V v = MHK__LOAD(src + j);
+      MHK__STORE(dst + j, v);
+      MHK__STORE(scaled + j, v * x);
+    }
+    if (j < w) {
+      const MHK__V v = MHK__LOAD_FIRST(src + j, w - j);
+      MHK__STORE(dst + j, v);
+      MHK__STORE(scaled + j, v * x);
+      j += MHK__W;
+    }
+    for (; j < MHK__LD(w); j += MHK__W) {
+      MHK__STORE(dst + j, MHK__SET(MHK__R(0)));
+      MHK__STORE(scaled + j, MHK__SET(MHK__R(0)));
+    }
   }
 }
 
@@ -4134,8 +4161,7 @@ static void MHK__N(mhk__ssd)(const mhk__ssd_args *a, mhk_index b, mhk_index task
         MHK__N(mhk__rows_in)(n, N, bm, ldb, NULL, br);
         MHK__N(mhk__multiply)(&k, n, n, N, br, wide_n, 1, ct, lda, cb, lda, mhk__upper_c);
       }
-      MHK__N(mhk__rows_in)(n, P, x, ldx, NULL, xr);
-      MHK__N(mhk__rows_in)(n, P, x, ldx, tail, xs);
+      MHK__N(mhk__rows_in_twice)(n, P, x, ldx, tail, xr, xs);
       for (i = 0; i < n; i++) {
         for (j = i / MHK__W * MHK__W; j < n; j += MHK__W) MHK__STORE(s + i * lda + j, MHK__LOAD(s + i * lda + j) * MHK__LOAD(cb + i * lda + j));
         if (a->d) s[i * lda + i] += a->d[h]; /* y_t += D x_t comes with the product */
@@ -4154,8 +4180,12 @@ static void MHK__N(mhk__ssd)(const mhk__ssd_args *a, mhk_index b, mhk_index task
         k.f = carry;
         k.fs = 1;
       }
-      MHK__N(mhk__multiply)(&k, n, P, n, s, 1, lda, xr, wide_p, yr, wide_p, mhk__lower_a);
-      MHK__N(mhk__rows_out)(n, P, yr, NULL, NULL, a->y + ((b * T + t0) * a->H + h) * P, ldx, 0);
+      if (MHK__N(mhk__fits)(n, P)) {
+        MHK__N(mhk__multiply)(&k, n, P, n, s, 1, lda, xr, wide_p, a->y + ((b * T + t0) * a->H + h) * P, ldx, mhk__lower_a);
+      } else {
+        MHK__N(mhk__multiply)(&k, n, P, n, s, 1, lda, xr, wide_p, yr, wide_p, mhk__lower_a);
+        MHK__N(mhk__rows_out)(n, P, yr, NULL, NULL, a->y + ((b * T + t0) * a->H + h) * P, ldx, 0);
+      }
       /* the state after the chunk: carry_last state + B^T (tail x) */
       k.c0 = state;
       k.f = carry + n - 1;
