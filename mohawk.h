@@ -3436,7 +3436,7 @@ static void MHK__N(mhk__q_prepare)(const mhk__q_args *a, mhk_index row) {
   }
 }
 
-#if (MHK__PASS == 2 || MHK__PASS == 5) && !defined(MOHAWK_DOUBLE)
+#if (MHK__PASS == 2 || MHK__PASS == 4 || MHK__PASS == 5) && !defined(MOHAWK_DOUBLE)
 #if MHK__PASS == 2
 #define MHK__I __m256i
 #define MHK__I_LOAD(p) _mm256_loadu_si256((const __m256i *)(const void *)(p))
@@ -3449,6 +3449,27 @@ static void MHK__N(mhk__q_prepare)(const mhk__q_args *a, mhk_index row) {
 #define MHK__I_ADD(a, b) _mm256_add_epi32(a, b)
 #define MHK__I_REAL(a) _mm256_cvtepi32_ps(a)
 #define MHK__HALVES(p) _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)(p)))
+#elif MHK__PASS == 4
+#define MHK__I int32x4_t
+#define MHK__I_LOAD(p) vreinterpretq_s32_s8(vld1q_s8((const int8_t *)(p)))
+#define MHK__I_SET(x) vdupq_n_s32(x)
+#define MHK__I_AND(a, b) vandq_s32(a, b)
+#define MHK__I_LEFT(a, n) vreinterpretq_s32_s16(vshlq_n_s16(vreinterpretq_s16_s32(a), n))
+#define MHK__I_RIGHT(a, n) vreinterpretq_s32_s16(vshrq_n_s16(vreinterpretq_s16_s32(a), n))
+#define MHK__I_DOWN(a, n) vreinterpretq_s32_u16(vshrq_n_u16(vreinterpretq_u16_s32(a), n))
+#define MHK__I_ADD(a, b) vaddq_s32(a, b)
+#define MHK__I_REAL(a) ((MHK__V)vcvtq_f32_s32(a))
+#define MHK__HALVES(p) MHK__LOAD_F16(p)
+/* products of words are added to neighbours once a group, not at every step */
+#define MHK__DOTS int32x4x2_t
+#define MHK__NO_DOTS(sum) sum.val[0] = sum.val[1] = none;
+#define MHK__I_DOT(sum, a, b) mhk__neon_dot(sum, vreinterpretq_s16_s32(a), vreinterpretq_s16_s32(b))
+#define MHK__I_TOTAL(a, b) vpaddq_s32(vaddq_s32(a.val[0], b.val[0]), vaddq_s32(a.val[1], b.val[1]))
+static inline int32x4x2_t mhk__neon_dot(int32x4x2_t sum, int16x8_t a, int16x8_t b) {
+  sum.val[0] = vmlal_s16(sum.val[0], vget_low_s16(a), vget_low_s16(b));
+  sum.val[1] = vmlal_high_s16(sum.val[1], a, b);
+  return sum;
+}
 #else
 #define MHK__I v128_t
 #define MHK__I_LOAD(p) wasm_v128_load(p)
@@ -3461,6 +3482,11 @@ static void MHK__N(mhk__q_prepare)(const mhk__q_args *a, mhk_index row) {
 #define MHK__I_ADD(a, b) wasm_i32x4_add(a, b)
 #define MHK__I_REAL(a) ((MHK__V)wasm_f32x4_convert_i32x4(a))
 #define MHK__HALVES(p) MHK__LOAD_F16(p)
+#endif
+#ifndef MHK__DOTS
+#define MHK__DOTS MHK__I
+#define MHK__NO_DOTS(sum) sum = none;
+#define MHK__I_TOTAL(a, b) MHK__I_ADD(a, b)
 #endif
 /* two integers of x, in every lane */
 static inline MHK__I MHK__N(mhk__q_pair)(const int16_t *x) {
@@ -3483,15 +3509,17 @@ static void MHK__N(mhk__q_times)(const mhk__q_args *a, mhk_index first, mhk_inde
         const int16_t *x = a->digits + i * K;
         MHK__V sum = MHK__SET(0.0f);
         for (g = 0; g < groups; g++, scale += MHK__Q_ROWS) {
-          MHK__I dot = none, dot2 = none;
+          MHK__DOTS dot, dot2;
+          MHK__I total;
+          MHK__NO_DOTS(dot)
+          MHK__NO_DOTS(dot2)
           if (a->dtype == MHK_Q8)
             for (c = 0; c < chunks; c++, p += 4 * MHK__Q_ROWS, x += 4) {
               const MHK__I w = MHK__I_LOAD(p);
               dot = MHK__I_DOT(dot, MHK__I_RIGHT(MHK__I_LEFT(w, 8), 8), MHK__N(mhk__q_pair)(x));
               dot2 = MHK__I_DOT(dot2, MHK__I_RIGHT(w, 8), MHK__N(mhk__q_pair)(x + 2));
             }
-          else {
-            dot = MHK__I_SET(a->offset[i * groups + g]);
+          else
             for (c = 0; c < chunks; c++, p += 4 * MHK__Q_ROWS, x += 8) {
               const MHK__I w = MHK__I_LOAD(p);
               dot = MHK__I_DOT(dot, MHK__I_AND(w, low), MHK__N(mhk__q_pair)(x));
@@ -3499,8 +3527,8 @@ static void MHK__N(mhk__q_times)(const mhk__q_args *a, mhk_index first, mhk_inde
               dot = MHK__I_DOT(dot, MHK__I_AND(MHK__I_DOWN(w, 4), low), MHK__N(mhk__q_pair)(x + 4));
               dot2 = MHK__I_DOT(dot2, MHK__I_DOWN(w, 12), MHK__N(mhk__q_pair)(x + 6));
             }
-          }
-          sum = MHK__FMA(MHK__I_REAL(MHK__I_ADD(dot, dot2)), MHK__HALVES(scale) * MHK__SET(a->scale[i * groups + g]), sum);
+          total = MHK__I_ADD(MHK__I_TOTAL(dot, dot2), MHK__I_SET(a->dtype == MHK_Q8 ? 0 : a->offset[i * groups + g]));
+          sum = MHK__FMA(MHK__I_REAL(total), MHK__HALVES(scale) * MHK__SET(a->scale[i * groups + g]), sum);
         }
         MHK__STORE(sums + v, sum);
       }
@@ -3517,6 +3545,9 @@ static void MHK__N(mhk__q_times)(const mhk__q_args *a, mhk_index first, mhk_inde
 #undef MHK__I_DOT
 #undef MHK__I_ADD
 #undef MHK__I_REAL
+#undef MHK__I_TOTAL
+#undef MHK__DOTS
+#undef MHK__NO_DOTS
 #undef MHK__HALVES
 #else
 static void MHK__N(mhk__q_times)(const mhk__q_args *a, mhk_index first, mhk_index last) {
