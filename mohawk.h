@@ -18464,6 +18464,7 @@ MHKDEF mhk_result mhk_evaluate(mhk_model *m, mhk_model *teacher, mhk_text *text,
 #undef MHK__PUSH_AVX2
 #undef MHK__PUSH_AVX512
 #undef MHK__PUSH_BF16
+#undef MHK__PUSH_VNNI
 #undef MHK__R
 #undef MHK__REAL_TEXT
 #undef MHK__RECENT_ROOM
@@ -18471,6 +18472,7 @@ MHKDEF mhk_result mhk_evaluate(mhk_model *m, mhk_model *teacher, mhk_text *text,
 #undef MHK__PREFETCH
 #undef MHK__PREFETCH_WRITE
 #undef MHK__REXP
+#undef MHK__ROWS_AHEAD
 #undef MHK__ROWS_TASK
 #undef MHK__SAME_MLP
 #undef MHK__SAME_NORM
