@@ -26,17 +26,18 @@ static mhk_result feed(costs *c, const int32_t *tokens, mhk_index until) {
    after an error. */
 static double cost_at(costs *c, const int32_t *tokens, mhk_index n, int i) {
   const double started = cli_clock();
+  const int steps = n < STEPS ? (int)n : STEPS;
   double ms[STEPS], filled;
   int k;
-  if (feed(c, tokens, n - STEPS / 2) != MHK_OK) return -1;
+  if (feed(c, tokens, n - steps / 2) != MHK_OK) return -1;
   filled = cli_clock() - started;
-  for (k = 0; k < STEPS; k++) { /* from just before n to just behind it */
+  for (k = 0; k < steps; k++) { /* from just before n to just behind it */
     const double before = cli_clock();
     if (mhk_feed(c->session, tokens + k, 1) != MHK_OK) return -1;
     ms[k] = 1e3 * (cli_clock() - before);
-    if (k == STEPS / 2) c->bytes[i] = (double)mhk_session_state_size(c->session, 0);
+    if (k == steps / 2) c->bytes[i] = (double)mhk_session_state_size(c->session, 0);
   }
-  c->ms[i] = bench_median(ms, STEPS);
+  c->ms[i] = bench_median(ms, steps);
   return filled;
 }
 
@@ -116,7 +117,7 @@ int bench_context(const char *path, const char *model, int threads, double most,
   mhk_model *teacher, *student;
   int i, n = 0, code;
   if (!ctx) return CLI_FAILED;
-  for (at = FIRST * 4; at <= most && n < MOST_CONTEXTS; at *= 4) contexts[n++] = at;
+  for (at = FIRST; at <= most * 1.05 && n < MOST_CONTEXTS; at *= 4) contexts[n++] = at; /* 1M, read as 1e6, takes in 2^20 */
   memset(&d, 0, sizeof d);
   memset(c, 0, sizeof c);
   teacher = mhk_load(ctx, model);
