@@ -2696,7 +2696,7 @@ static void MHK__N(mhk__widen)(mhk_index n, const void *src, mhk_dtype dtype, mh
 }
 
 #define MHK__WIDEN 64 /* numbers of a row made wide at once */
-#define MHK__ROWS_AHEAD 16 /* at which lines are asked for where rows are copied */
+#define MHK__ROWS_AHEAD 16 /* at which lines are asked for where rows lie too far apart for the processor's own guesses */
 
 /* one panel: w of its width rows are there, the rest becomes zero; scale, if given, multiplies column j by scale[j] */
 static void MHK__N(mhk__pack_panel)(mhk_real *MHK__RESTRICT dst, mhk_index width, mhk_index w, mhk_index k, const mhk_real *MHK__RESTRICT s,
@@ -3141,6 +3141,15 @@ static void MHK__N(mhk__rows_out)(mhk_index n, mhk_index w, const mhk_real *src,
   }
 }
 
+static inline mhk_real MHK__N(mhk__dot)(mhk_index n, const mhk_real *x, const mhk_real *y) {
+  MHK__V sum = MHK__SET(MHK__R(0));
+  mhk_real rest = 0;
+  mhk_index i;
+  for (i = 0; i + MHK__W <= n; i += MHK__W) sum = MHK__FMA(MHK__LOAD(x + i), MHK__LOAD(y + i), sum);
+  for (; i < n; i++) rest += x[i] * y[i];
+  return MHK__N(mhk__hsum)(sum) + rest;
+}
+
 #ifndef MOHAWK_NO_TRAINING
 /* one square of MHK__W, turned */
 static inline void MHK__N(mhk__turn_tile)(const mhk_real *src, mhk_index ld, mhk_real *dst, mhk_index wide) {
@@ -3151,15 +3160,6 @@ static inline void MHK__N(mhk__turn_tile)(const mhk_real *src, mhk_index ld, mhk
   for (i = 0; i < MHK__W; i++)
     for (j = 0; j < MHK__W; j++) dst[j * wide + i] = src[i * ld + j];
 #endif
-}
-
-static inline mhk_real MHK__N(mhk__dot)(mhk_index n, const mhk_real *x, const mhk_real *y) {
-  MHK__V sum = MHK__SET(MHK__R(0));
-  mhk_real rest = 0;
-  mhk_index i;
-  for (i = 0; i + MHK__W <= n; i += MHK__W) sum = MHK__FMA(MHK__LOAD(x + i), MHK__LOAD(y + i), sum);
-  for (; i < n; i++) rest += x[i] * y[i];
-  return MHK__N(mhk__hsum)(sum) + rest;
 }
 
 /* out[i] = sum of the n rows of one vector each */
@@ -3910,12 +3910,10 @@ static void MHK__N(mhk__attention)(const mhk__attention_args *a, mhk_index b, mh
   }
 }
 
-#define MHK__AHEAD_ROWS 16 /* rows of keys and values asked for beforehand: those of one head lie kv numbers apart, too far for the processor's own guesses */
-
 /* y (P) = f times the sum of n rows of v, kv apart, by the weights s */
 static void MHK__N(mhk__weighted_rows)(mhk_index n, mhk_index P, const mhk_real *s, const mhk_real *v, mhk_index kv, mhk_real f, mhk_real *y) {
   const MHK__V zero = MHK__SET(MHK__R(0)), scale = MHK__SET(f);
-  const mhk_index ahead = MHK__AHEAD_ROWS * kv;
+  const mhk_index ahead = MHK__ROWS_AHEAD * kv;
   mhk_index j, p = 0;
   for (; p + 4 * MHK__W <= P; p += 4 * MHK__W) { /* two rows at a time in sums of their own: eight chains of multiply-adds */
     MHK__V a0 = zero, a1 = zero, a2 = zero, a3 = zero, b0 = zero, b1 = zero, b2 = zero, b3 = zero;
@@ -3973,7 +3971,7 @@ static void MHK__N(mhk__weighted_rows)(mhk_index n, mhk_index P, const mhk_real 
 
 /* a few queries over many keys: decoding */
 static void MHK__N(mhk__attention_step)(const mhk__attention_args *a, mhk_index b, mhk_index h, mhk_real *s) {
-  const mhk_index P = a->P, g = h / (a->H / a->G), kv = a->G * P, ahead = MHK__AHEAD_ROWS * kv, line = 64 / (mhk_index)sizeof(mhk_real);
+  const mhk_index P = a->P, g = h / (a->H / a->G), kv = a->G * P, ahead = MHK__ROWS_AHEAD * kv, line = 64 / (mhk_index)sizeof(mhk_real);
   const mhk_real *k = a->k + b * a->kv_batch + g * P, *v = a->v + b * a->kv_batch + g * P, scale = MHK__R(1.0 / sqrt((double)P));
   mhk_index t, j, p;
   for (t = 0; t < a->T; t++) {
@@ -4008,20 +4006,12 @@ static void MHK__N(mhk__attention_step)(const mhk__attention_args *a, mhk_index 
       s[j - first + 2] = MHK__N(mhk__hsum)(d2) + r2;
       s[j - first + 3] = MHK__N(mhk__hsum)(d3) + r3;
     }
-    for (; j < last; j++) {
-      const mhk_real *kj = k + j * kv;
-      MHK__V d = MHK__SET(MHK__R(0));
-      mhk_real rest = 0;
-      for (p = 0; p + MHK__W <= P; p += MHK__W) d = MHK__FMA(MHK__LOAD(q + p), MHK__LOAD(kj + p), d);
-      for (; p < P; p++) rest += q[p] * kj[p];
-      s[j - first] = MHK__N(mhk__hsum)(d) + rest;
-    }
+    for (; j < last; j++) s[j - first] = MHK__N(mhk__dot)(P, q, k + j * kv);
     f = MHK__N(mhk__row_max)(last - first, s) * scale;
     f = MHK__R(1) / MHK__N(mhk__row_exp)(last - first, s, scale, f, s);
     MHK__N(mhk__weighted_rows)(last - first, P, s, v + first * kv, kv, f, y);
   }
 }
-#undef MHK__AHEAD_ROWS
 
 #ifndef MOHAWK_NO_TRAINING
 /* All query heads of one key/value head. p = exp(s - lse); dv += p^T dy; dp = dy v^T; ds = p (dp - sum(dy y)) scale; dq += ds k; dk += ds^T q. Here tiles stand
@@ -4204,7 +4194,8 @@ static void MHK__N(mhk__ssd)(const mhk__ssd_args *a, mhk_index b, mhk_index task
       const mhk_index g = h / group;
       const mhk_real *x = a->x + ((b * T + t0) * a->H + h) * P, *la = a->log_a + (b * T + t0) * a->H + h;
       const mhk_real *bm = a->b + ((b * T + t0) * a->G + g) * N, *cm = a->c + ((b * T + t0) * a->G + g) * N;
-      mhk_real *state = states + (h - first) * each;
+      mhk_real *state = states + (h - first) * each, *y = a->y + ((b * T + t0) * a->H + h) * P;
+      const int direct = MHK__N(mhk__fits)(n, P);
       double sum = 0;
       { /* the next head's rows, or the next chunk's */
         const mhk_index h2 = h + 1 < last ? h + 1 : first, t2 = h + 1 < last ? t0 : t0 + Q, n2 = mhk__min(Q, T - t2), at = (b * T + t2) * a->H + h2;
@@ -4243,12 +4234,8 @@ static void MHK__N(mhk__ssd)(const mhk__ssd_args *a, mhk_index b, mhk_index task
         k.f = carry;
         k.fs = 1;
       }
-      if (MHK__N(mhk__fits)(n, P)) {
-        MHK__N(mhk__multiply)(&k, n, P, n, s, 1, lda, xr, wide_p, a->y + ((b * T + t0) * a->H + h) * P, ldx, mhk__lower_a);
-      } else {
-        MHK__N(mhk__multiply)(&k, n, P, n, s, 1, lda, xr, wide_p, yr, wide_p, mhk__lower_a);
-        MHK__N(mhk__rows_out)(n, P, yr, NULL, NULL, a->y + ((b * T + t0) * a->H + h) * P, ldx, 0);
-      }
+      MHK__N(mhk__multiply)(&k, n, P, n, s, 1, lda, xr, wide_p, direct ? y : yr, direct ? ldx : wide_p, mhk__lower_a);
+      if (!direct) MHK__N(mhk__rows_out)(n, P, yr, NULL, NULL, y, ldx, 0);
       /* the state after the chunk: carry_last state + B^T (tail x) */
       k.c0 = state;
       k.f = carry + n - 1;
@@ -6513,29 +6500,46 @@ static void mhk__unwind(mhk_tape *t, mhk_index stop) {
 
 #define MHK__GRAIN 8192 /* elements a task of an elementwise op takes */
 
-typedef struct mhk__copy_args { const mhk_real *x; mhk_real *y; int add; } mhk__copy_args;
-static void mhk__copy_body(mhk_context *ctx, void *args, mhk_index first, mhk_index last) {
-  const mhk__copy_args *a = (const mhk__copy_args *)args;
+typedef struct mhk__axpy_args { mhk_real *y; const mhk_real *x; mhk_real f; } mhk__axpy_args;
+static void mhk__axpy_body(mhk_context *ctx, void *args, mhk_index first, mhk_index last) {
+  const mhk__axpy_args *a = (const mhk__axpy_args *)args;
+  mhk_real *MHK__RESTRICT y = a->y;
+  const mhk_real *MHK__RESTRICT x = a->x;
+  const mhk_real f = a->f;
   mhk_index i;
   (void)ctx;
-  if (a->add)
-    for (i = first; i < last; i++) a->y[i] += a->x[i];
-  else
-    memcpy(a->y + first, a->x + first, (size_t)(last - first) * sizeof(mhk_real));
+  for (i = first; i < last; i++) y[i] += f * x[i];
+}
+/* y += f x */
+static void mhk__axpy(mhk_context *ctx, mhk_index n, mhk_real f, const mhk_real *x, mhk_real *y) {
+  mhk__axpy_args a;
+  a.y = y;
+  a.x = x;
+  a.f = f;
+  mhk__over(ctx, n, MHK__GRAIN, mhk__axpy_body, &a);
+}
+
+/* y = x */
+static void mhk__copy_body(mhk_context *ctx, void *args, mhk_index first, mhk_index last) {
+  const mhk__axpy_args *a = (const mhk__axpy_args *)args;
+  (void)ctx;
+  memcpy(a->y + first, a->x + first, (size_t)(last - first) * sizeof(mhk_real));
 }
 
 MHKDEF mhk_result mhk_backward_many(mhk_tape *t, int n, mhk_tensor *const *y, const mhk_real *const *cotangents) {
   int i;
-  mhk__copy_args a;
   if (!t) return MHK_ERROR_MEMORY;
   if (t->ctx->result != MHK_OK) return t->ctx->result;
   for (i = 0; i < n; i++) {
+    mhk__axpy_args a;
+    int add;
     if (!y[i] || !cotangents[i]) return mhk_fail(t->ctx, MHK_ERROR_ARGUMENT, "backward: output %d or its cotangent is missing", i);
     if (!y[i]->requires_grad) return mhk_fail(t->ctx, MHK_ERROR_STATE, "backward: nothing that output %d depends on wants a gradient, or recording was off", i);
     a.x = cotangents[i];
-    a.y = mhk__into_all(t, y[i], &a.add);
+    a.y = mhk__into_all(t, y[i], &add);
+    a.f = 1;
     if (!a.y) return t->ctx->result;
-    mhk__over(t->ctx, y[i]->count, MHK__GRAIN, mhk__copy_body, &a);
+    mhk__over(t->ctx, y[i]->count, MHK__GRAIN, add ? mhk__axpy_body : mhk__copy_body, &a);
   }
   mhk__unwind(t, 0);
   return t->ctx->result;
@@ -6740,7 +6744,6 @@ MHKDEF double mhk_check_gradient(mhk_tape *t, mhk_tensor *(*f)(mhk_tape *t, void
    A backward pass adds to the gradients of those inputs that want one; every sum over rows is cut into fixed pieces, so that the
    order of additions never depends on the number of threads. */
 
-
 static int mhk__op_ready(const mhk_tape *t, const mhk_tensor *a, const mhk_tensor *b) { return mhk__tape_ready(t) && a && b; }
 
 /* the op computes on the arithmetic type; stored types are for the weights of linear and embedding */
@@ -6769,25 +6772,6 @@ static int mhk__same_shape(const mhk_tensor *a, const mhk_tensor *b) {
 static mhk_index mhk__last(const mhk_tensor *x) { return x->rank > 0 ? x->shape[x->rank - 1] : 1; }
 static mhk_index mhk__row_count(const mhk_tensor *x) { return mhk__last(x) > 0 ? x->count / mhk__last(x) : 0; }
 static mhk_real *mhk__d(const mhk_tensor *x) { return (mhk_real *)x->data; }
-
-typedef struct mhk__axpy_args { mhk_real *y; const mhk_real *x; mhk_real f; } mhk__axpy_args;
-static void mhk__axpy_body(mhk_context *ctx, void *args, mhk_index first, mhk_index last) {
-  const mhk__axpy_args *a = (const mhk__axpy_args *)args;
-  mhk_real *MHK__RESTRICT y = a->y;
-  const mhk_real *MHK__RESTRICT x = a->x;
-  const mhk_real f = a->f;
-  mhk_index i;
-  (void)ctx;
-  for (i = first; i < last; i++) y[i] += f * x[i];
-}
-/* y += f x */
-static void mhk__axpy(mhk_context *ctx, mhk_index n, mhk_real f, const mhk_real *x, mhk_real *y) {
-  mhk__axpy_args a;
-  a.y = y;
-  a.x = x;
-  a.f = f;
-  mhk__over(ctx, n, MHK__GRAIN, mhk__axpy_body, &a);
-}
 
 typedef struct mhk__columns_args { const mhk_real *x, *y; mhk_real *out; mhk_index rows, cols; const mhk_real *mean, *rstd; } mhk__columns_args;
 static void mhk__column_sum_body(mhk_context *ctx, void *args, mhk_index first, mhk_index last) {
