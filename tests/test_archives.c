@@ -281,16 +281,10 @@ TEST(bombs) {
   static char text[60000];
   size_t n = 0, i;
   test_memory memory;
-  mhk_context_desc d;
   mhk_context *kept = ctx;
-  memset(&memory, 0, sizeof memory);
-  memset(&d, 0, sizeof d);
-  d.allocator.alloc = test_alloc;
-  d.allocator.release = test_release;
-  d.allocator.user = &memory;
   mhk_file_close(opened);
   opened = NULL;
-  ctx = mhk_create(&d);
+  ctx = test_context(&memory, 0, 0);
   memcpy(text, "\x80\x02}N\x85q\0", 7), n = 7; /* tuples of tuples: 2^120 leaves */
   for (i = 1; i <= 120; i++, n += 7) text[n] = 'h', text[n + 1] = (char)(i - 1), text[n + 2] = 'h', text[n + 3] = (char)(i - 1), text[n + 4] = '\x86', text[n + 5] = 'q', text[n + 6] = (char)i;
   CHECK(!pickled(text, n) && mhk_error(ctx) == F, "opened");

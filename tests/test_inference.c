@@ -421,8 +421,7 @@ TEST(one_block_known_beforehand) {
     for (threads = 1; threads < 4; threads += 2)
       for (given = 0; given < 2; given++) {
         test_memory memory;
-        mhk_context_desc cd;
-        mhk_context *ctx;
+        mhk_context *ctx = test_context(&memory, 0, threads);
         mhk_model *m;
         mhk_session_desc d;
         mhk_session *s, *other;
@@ -435,15 +434,8 @@ TEST(one_block_known_beforehand) {
         mhk_index n[3] = {41, 3, 17};
         double scores[20];
         int i;
-        memset(&memory, 0, sizeof memory);
-        memset(&cd, 0, sizeof cd);
         memset(&d, 0, sizeof d);
         memset(&how, 0, sizeof how);
-        cd.allocator.user = &memory;
-        cd.allocator.alloc = test_alloc;
-        cd.allocator.release = test_release;
-        cd.threads = threads;
-        ctx = mhk_create(&cd);
         m = text_too(kind) ? mhk_load(ctx, "examples/tiny") : model_new(ctx, kind, 5);
         model_tokens(tokens, 60, V, 2);
         at[0] = at[1] = at[2] = tokens;

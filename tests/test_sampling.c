@@ -745,8 +745,7 @@ TEST(speculation_stops) { /* in the middle of a round, as alone; the sessions th
 
 TEST(speculation_at_the_edges) {
   test_memory memory;
-  mhk_context_desc cd;
-  mhk_context *ctx;
+  mhk_context *ctx = test_context(&memory, 0, 0);
   mhk_model *phi, *mamba;
   mhk_session_desc d;
   mhk_session *target, *draft, *wide;
@@ -755,12 +754,6 @@ TEST(speculation_at_the_edges) {
   const int32_t prompt[5] = {3, 4, 5, 6, 7};
   long before = 0;
   int i;
-  memset(&memory, 0, sizeof memory);
-  memset(&cd, 0, sizeof cd);
-  cd.allocator.alloc = test_alloc;
-  cd.allocator.release = test_release;
-  cd.allocator.user = &memory;
-  ctx = mhk_create(&cd);
   phi = model_new(ctx, PHI, 5), mamba = model_new(ctx, PHI_MAMBA, 6);
   memset(&d, 0, sizeof d);
   d.capacity = 30;
@@ -839,8 +832,7 @@ TEST(mistakes) {
 
 TEST(no_allocation) { /* with everything on, after the first draw */
   test_memory memory;
-  mhk_context_desc cd;
-  mhk_context *ctx;
+  mhk_context *ctx = test_context(&memory, 0, 0);
   mhk_session *s;
   const mhk_token_bias bias = {7, 1.5};
   const int32_t stop_token = 1;
@@ -848,12 +840,6 @@ TEST(no_allocation) { /* with everything on, after the first draw */
   mhk_sampling h = plain(0.9);
   long before = 0;
   int i;
-  memset(&memory, 0, sizeof memory);
-  memset(&cd, 0, sizeof cd);
-  cd.allocator.alloc = test_alloc;
-  cd.allocator.release = test_release;
-  cd.allocator.user = &memory;
-  ctx = mhk_create(&cd);
   s = mhk_session_create(mhk_load(ctx, "examples/tiny"), NULL);
   h.top_k = 200, h.top_p = 0.95, h.min_p = 0.001, h.typical = 0.9, h.repetition = 1.1, h.frequency = 0.1, h.bias = &bias, h.n_bias = 1;
   h.stop_tokens = &stop_token, h.n_stop_tokens = 1, h.stop_strings = &stop, h.n_stop_strings = 1;

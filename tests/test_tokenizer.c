@@ -594,15 +594,8 @@ TEST(wrong_files) {
                                          {"{\"pre_tokenizer\": {\"type\": \"ByteLevel\"}, \"model\": {\"vocab\": {}, \"merges\": []}, \"added_tokens\": {}}",
                                           "added_tokens"}};
   test_memory memory;
-  mhk_context_desc desc;
-  mhk_context *ctx;
+  mhk_context *ctx = test_context(&memory, 0, 0);
   size_t i, before;
-  memset(&memory, 0, sizeof memory);
-  memset(&desc, 0, sizeof desc);
-  desc.allocator.alloc = test_alloc;
-  desc.allocator.release = test_release;
-  desc.allocator.user = &memory;
-  ctx = mhk_create(&desc);
   for (i = 0; i < sizeof wrong / sizeof *wrong; i++) {
     const struct wrong *w = &wrong[i];
     mhk_tokenizer *k = parse_and_free(ctx, make_tokenizer(w->vocabulary, w->merges, w->added, w->pre_tokenizer, w->model, w->root));
