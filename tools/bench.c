@@ -402,8 +402,7 @@ int command_bench(int argc, char **argv) {
   b->s = &s;
   {
     char config[1024];
-    const size_t n = strlen(s.model);
-    if (n > 12 && strcmp(s.model + n - 12, ".safetensors") == 0) {
+    if (cli_ends_with(s.model, ".safetensors")) {
       if (cli_exists(s.model)) b->model = s.model;
     } else if (cli_join(config, sizeof config, s.model, "config.json") == CLI_GO && cli_exists(config)) {
       b->model = s.model;

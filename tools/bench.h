@@ -56,7 +56,7 @@ double bench_limit_fma(const char *unit, int threads);
 double bench_limit_read(int threads);
 
 double bench_median(const double *x, int n); /* NAN where there is nothing or no memory */
-/* Milliseconds for one more token and bytes of a sequence's state at contexts 256, 1024, ... up to most, of a teacher and
+/* Milliseconds for one more token and bytes of a sequence's state at contexts 64, 256, ... up to most, of a teacher and
    a student of its shape: a table or JSON lines, and a picture of both at path. Ends with an exit code. */
 int bench_context(const char *path, const char *model, int threads, double most, int json);
 

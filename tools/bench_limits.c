@@ -304,18 +304,18 @@ double bench_limit_read(int threads) {
     if (!memory) return 0;
     memset(memory, 1, READ_BYTES);
   }
-  for (i = 0; i < 18 && chosen[threads].streams == 0; i++) {
-    read_way way;
-    double rate;
-    way.streams = streams[i % 3];
-    way.ahead = aheads[i / 3 % 3];
-    way.in_pieces = i / 9;
-    rate = read_rate(memory, threads, &way);
-    if (rate > best) {
-      best = rate;
-      chosen[0] = way;
+  if (chosen[threads].streams == 0)
+    for (i = 0; i < 18; i++) {
+      read_way way;
+      double rate;
+      way.streams = streams[i % 3];
+      way.ahead = aheads[i / 3 % 3];
+      way.in_pieces = i / 9;
+      rate = read_rate(memory, threads, &way);
+      if (rate > best) {
+        best = rate;
+        chosen[threads] = way;
+      }
     }
-  }
-  if (chosen[threads].streams == 0) chosen[threads] = chosen[0];
   return read_rate(memory, threads, &chosen[threads]);
 }

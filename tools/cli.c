@@ -495,6 +495,11 @@ int cli_exists(const char *path) {
   return f != NULL;
 }
 
+int cli_ends_with(const char *text, const char *end) {
+  size_t n = strlen(text), k = strlen(end);
+  return n >= k && strcmp(text + n - k, end) == 0;
+}
+
 static int make_folder(const char *path) {
 #if defined(_WIN32)
   return _mkdir(path) == 0 || errno == EEXIST;

@@ -92,6 +92,7 @@ const char *cli_time(double seconds, cli_buffer *b); /* 1:02:03 */
 double cli_clock(void);
 double cli_memory_free(void); /* bytes; 0: unknown */
 int cli_exists(const char *path);
+int cli_ends_with(const char *text, const char *end);
 int cli_make_folders(const char *path); /* CLI_GO, or CLI_FAILED after a message */
 int cli_join(char *out, size_t capacity, const char *folder, const char *name); /* the same */
 /* A file that appears under its name when it is complete. */

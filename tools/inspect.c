@@ -259,11 +259,6 @@ static void show_shape(const settings *s, const mhk_config *c) {
   json_close(&j);
 }
 
-static int ends_with(const char *text, const char *end) {
-  size_t n = strlen(text), k = strlen(end);
-  return n >= k && strcmp(text + n - k, end) == 0;
-}
-
 static int inspect(mhk_context *ctx, const settings *s) {
   const char *path = s->paths.path[0];
   char first[2048];
@@ -282,7 +277,7 @@ static int inspect(mhk_context *ctx, const settings *s) {
   }
   snprintf(first, sizeof first, "%s", mhk_message(ctx));
   mhk_clear_error(ctx);
-  f = ends_with(path, ".safetensors") || ends_with(path, ".bin") ? mhk_file_open(ctx, path) : NULL;
+  f = cli_ends_with(path, ".safetensors") || cli_ends_with(path, ".bin") ? mhk_file_open(ctx, path) : NULL;
   if (!f) return cli_error("%s", first);
   show_file(s, f);
   return CLI_OK;
