@@ -1569,7 +1569,7 @@ static mhk_isa mhk__cpu_best(void) {
     }
   }
   return MHK_ISA_SCALAR;
-#elif defined(__aarch64__)
+#elif defined(__AARCH64EL__)
   return MHK_ISA_NEON;
 #elif defined(__wasm_simd128__)
   return MHK_ISA_WASM;
@@ -4937,7 +4937,7 @@ static void MHK__N(mhk__fill)(mhk__kernels *k) {
 #define MHK__HAS_VNNI
 #endif
 #include <immintrin.h>
-#elif !defined(MOHAWK_NO_SIMD) && defined(__aarch64__) && (defined(__GNUC__) || defined(__clang__))
+#elif !defined(MOHAWK_NO_SIMD) && defined(__AARCH64EL__) && (defined(__GNUC__) || defined(__clang__))
 #define MHK__HAS_NEON_PASS
 #include <arm_neon.h>
 #elif !defined(MOHAWK_NO_SIMD) && defined(__wasm_simd128__)
