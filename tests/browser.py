@@ -4,7 +4,7 @@ import base64, functools, http.server, json, os, select, shutil, signal, subproc
 PROGRAMS = ["chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome"]
 # key: (code, number, text)
 KEYS = {"Tab": ("Tab", 9, ""), "Enter": ("Enter", 13, "\r"), " ": ("Space", 32, " "), "ArrowRight": ("ArrowRight", 39, ""), "ArrowLeft": ("ArrowLeft", 37, ""),
-        "ArrowDown": ("ArrowDown", 40, ""), "Home": ("Home", 36, ""), "Backspace": ("Backspace", 8, "")}
+        "ArrowDown": ("ArrowDown", 40, ""), "Home": ("Home", 36, ""), "End": ("End", 35, ""), "Backspace": ("Backspace", 8, "")}
 
 
 def program():

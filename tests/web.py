@@ -1,5 +1,7 @@
 #!/usr/bin/env python3
-"""The page of examples/web in a headless Chromium, judged by the page's own numbers. `make test-web` builds what it needs."""
+"""The page of examples/web in a headless Chromium, judged by the page's own numbers. `make test-web` builds what it needs.
+
+usage: web.py [quick|normal|long]: how far contexts are measured, see READS in app.js."""
 import json, math, os, subprocess, sys
 import browser
 
@@ -93,19 +95,67 @@ def writing(b):
     check("a stopped button keeps the focus", focused(b) == "write-stop", focused(b))
 
 
+CONTEXTS = [64, 256, 1024, 4096, 16384, 65536, 262144, 1048576]
+UNTIL = {"quick": (4096, 65536), "normal": (16384, 1048576), "long": (65536, 1048576)}
+
+
+def native_bytes():
+    """bytes of the contexts of the teacher and of a student of its shape, by the native build"""
+    run = subprocess.run([os.path.join(BUILD, "mohawk"), "bench", "--context", os.path.join(BUILD, "web-run", "context.svg"), "--context-most", "1024", "--threads", "1", "--json"],
+                         stdout=subprocess.PIPE, check=True, timeout=120)
+    rows = [json.loads(line) for line in run.stdout.splitlines()]
+    return {m: {r["context"]: r[m + "_bytes"] for r in rows} for m in MODELS}
+
+
 def measuring(b):
+    run = sys.argv[1] if len(sys.argv) > 1 else "quick"
+    seconds = {"quick": 120, "normal": 900, "long": 3600}[run]
+    tab_to(b, "cost-run")
+    b.key("Home")
+    for _ in range(list(UNTIL).index(run)):
+        b.key("ArrowDown")
+    check("the run is chosen by key", b.value("document.getElementById('cost-run').value") == run)
     press(b, "cost-start")
-    check("measuring ends within two minutes", b.wait("mohawk.cost && mohawk.cost.done", 120) is not None)
+    check("measuring ends within %d s" % seconds, b.wait("mohawk.cost && mohawk.cost.done", seconds) is not None, b.value("document.getElementById('cost-status').textContent"))
+    cost, native = b.value("mohawk.cost"), native_bytes()
+    for model, until, each in zip(MODELS, UNTIL[run], (4 * 2 * 128 * 4, 0)):  # of each token: keys and values of 4 layers of 128 floats; nothing
+        points, computed = cost[model], cost["computed"][model]
+        check("the %s is measured as far as was asked" % model, [p["tokens"] for p in points] == [n for n in CONTEXTS if n <= until], points)
+        check("and its memory computed from there to a million", [p["tokens"] for p in computed] == [n for n in CONTEXTS if n > until] and not any("ms" in p for p in computed), computed)
+        expected = [native[model][64] + each * (n - 64) for n in CONTEXTS]
+        check("the %s's memory is the native build's" % model, native[model] == dict(zip(CONTEXTS[:3], expected)), native[model], expected)
+        check("at every context, read or computed", [p["bytes"] for p in points + computed] == expected, points, computed, expected)
+        check("times are numbers", all(p["ms"] > 0 and math.isfinite(p["ms"]) for p in points), points)
+        check("all of it was read", b.value("document.getElementById('read-%s').value" % model) == 1)
+        shape = "circle" if model == "teacher" else "rect"
+        for chart, open_dots in (("ms", 0), ("bytes", len(computed))):
+            dots = [b.value("document.querySelectorAll('#chart-%s %s.dot%s').length" % (chart, shape, kind)) for kind in (":not(.open)", ".open")]
+            check("a mark for each in the chart of %s, open where computed" % chart, dots == [len(points), open_dots], model, dots)
+    teacher, student = (cost["whole"][m] for m in MODELS)
+    check("a student's session, work space and all, is the same at every context", len(set(student)) == 1 and student[0] > cost["student"][0]["bytes"], student)
+    check("a teacher's grows by what its tokens take, at least, and at a million is more than there are addresses",
+          teacher[7] == 0 and min(teacher[:6]) > 0 and all(b - a >= 4096 * (n - m) for a, b, m, n in zip(teacher, teacher[1:6], CONTEXTS, CONTEXTS[1:])), teacher)
+    for chart in ("ms", "bytes"):
+        labels = b.value("[...document.querySelectorAll('#chart-%s text')].map((t) => t.textContent.replace(/\\u00a0/g, ' '))" % chart)
+        check("the axis of %s goes from 64 to a million" % chart, [t for t in labels if t in ("64", "4 k", "64 k", "1 M")] == ["64", "4 k", "64 k", "1 M"], labels)
+    table = b.value("[...document.querySelectorAll('#cost-table tr')].map((r) => [...r.cells].map((c) => c.textContent.replace(/\\u00a0/g, ' ')))")
+    check("a row for each context in the table", [r[0] for r in table] == ["{:,}".format(n) for n in CONTEXTS], table)
+    check("which says what was not read and what was computed", [r[1] == "n/a" for r in table] == [n > UNTIL[run][0] for n in CONTEXTS] and table[7][3] == "(4.29 GB)" and table[7][5] == "n/a", table)
+    if run != "quick":
+        return
+    b.key("Tab")
+    b.key("Tab", shift=True)
+    b.key("Tab", shift=True)
+    check("before Measure stands the choice", focused(b) == "cost-run", focused(b))
+    b.key("End")
+    press(b, "cost-start")
+    b.wait("mohawk.cost.student.length >= 2 && mohawk.cost.teacher.length >= 2", 60)
+    b.key("Tab")
+    b.key("Enter")
+    check("Stop ends the measuring", focused(b) == "cost-stop" and b.wait("mohawk.cost.done", 30) is not None, focused(b))
     cost = b.value("mohawk.cost")
-    (teacher, teacher_whole), (student, student_whole) = [[[p[key] for p in cost[m]] for key in ("bytes", "whole")] for m in MODELS]
-    tokens = [p["tokens"] for p in cost["teacher"]]
-    check("both are measured from 64 to 8192 tokens", tokens[0] == 64 and tokens[-1] == 8192 and tokens == [p["tokens"] for p in cost["student"]], tokens)
-    check("the student's memory is the same at every context", len(set(student)) == 1 and student[0] > 0, student)
-    check("the teacher's grows with it", all(y > x for x, y in zip(teacher, teacher[1:])) and teacher[-1] > 50 * teacher[0], teacher)
-    check("so do their sessions, work space and all", len(set(student_whole)) == 1 and teacher_whole[-1] - teacher_whole[0] > 0.9 * (teacher[-1] - teacher[0]), student_whole, teacher_whole)
-    check("speeds are numbers", all(p["speed"] > 0 and math.isfinite(p["speed"]) for m in MODELS for p in cost[m]))
-    check("a line of points for each model in both charts", b.value("[...document.querySelectorAll('#cost .chart')].every((c) => c.querySelectorAll('circle').length === 6 && c.querySelectorAll('rect').length === 6)"))
-    check("and a row for each length in the table", b.value("document.querySelectorAll('#cost-table tr').length") == 6)
+    check("on the way, and keeps what is there", cost["stopped"] and all(2 <= len(cost[m]) < 8 and len(cost[m]) + len(cost["computed"][m]) == 8 for m in MODELS), cost)
+    check("the button keeps the focus", focused(b) == "cost-stop", focused(b))
 
 
 def picture(b, canvas):
@@ -201,7 +251,7 @@ def reaching(b):
         ring = b.value("(() => { const e = document.activeElement, c = e.type === 'radio' ? e.parentElement : e, s = getComputedStyle(c); return s.outlineStyle !== 'none' && parseFloat(s.outlineWidth) >= 2 })()")
         if not ring:
             bare.append(name)
-    wanted = ["#write", "#write", "#cost", "#distil", "prompt", "temperature", "seed", "tokens", "write-start", "write-stop", "teacher-text", "student-text", "cost-start", "cost-stop",
+    wanted = ["#write", "#write", "#cost", "#distil", "prompt", "temperature", "seed", "tokens", "write-start", "write-stop", "teacher-text", "student-text", "cost-run", "cost-start", "cost-stop",
               "SUMMARY", "run", "distil-start", "distil-pause", "distil-stop", "1"]
     check("Tab goes through the page in reading order", [n for n in order if n in wanted] == wanted, order)
     check("what has the focus is outlined", bare == [], bare)

@@ -30,10 +30,11 @@ static double cost_at(costs *c, const int32_t *tokens, mhk_index n, int i) {
   if (!feed(c, tokens, n - steps / 2)) return -1;
   filled = cli_clock() - started;
   for (k = 0; k < steps; k++) { /* from just before n to just behind it */
-    const double before = cli_clock();
+    double before;
+    if (k == steps / 2) c->bytes[i] = (double)mhk_session_state_size(c->session, 0);
+    before = cli_clock();
     if (mhk_feed(c->session, tokens + k, 1) != MHK_OK) return -1;
     ms[k] = 1e3 * (cli_clock() - before);
-    if (k == steps / 2) c->bytes[i] = (double)mhk_session_state_size(c->session, 0);
   }
   c->ms[i] = bench_median(ms, steps);
   return filled;

@@ -92,15 +92,25 @@ const writer = start(['teacher', 'student'], {
     busy = null;
     update();
   },
-  measured(point) {
-    shared.cost[point.name].push({ tokens: point.tokens, speed: point.speed, bytes: point.bytes, whole: point.whole });
-    say('cost-status', `Measured at ${count.format(point.tokens)} tokens.`);
+  sizes({ name, sizes }) {
+    shared.cost.whole[name] = sizes;
+  },
+  reading({ name, done, total, left }) {
+    $(`read-${name}`).value = done / total;
+    say(`read-${name}-words`, `${count.format(done)} of ${count.format(total)} tokens${left > 0 ? `, ${clock(left)} left` : ''}`);
+  },
+  measured({ name, tokens, ms, bytes: size }) {
+    shared.cost[name].push({ tokens, ms, bytes: size });
+    say('cost-status', `Measured the ${name} at ${count.format(tokens)} tokens.`);
     drawCost();
   },
   'measuring done'({ stopped }) {
-    say('cost-status', stopped ? 'Stopped.' : costInShort());
+    for (const name of ['teacher', 'student']) shared.cost.computed[name] = computedSizes(shared.cost[name]);
+    say('cost-status', stopped ? `Stopped. ${costInShort()}` : costInShort());
+    shared.cost.stopped = stopped;
     shared.cost.done = true;
     busy = null;
+    drawCost();
     update();
   },
   failed({ message }) {
@@ -162,7 +172,8 @@ function logTicks([low, high], n) {
     if (ticks.length <= n || steps.length === 1) return ticks;
   }
 }
-/* spec: x and y {domain, ticks, log, label, format}, series [{model, name, points [[x, y]], faint, dots}], empty: words when there is nothing to draw */
+/* spec: x and y {domain, ticks, log, label, format}, series [{model, points [[x, y]], faint, dots, computed: points that go on dashed, with open dots}], empty:
+   words when there is nothing to draw */
 function chart(id, spec) {
   const box = $(id), width = box.clientWidth, height = box.clientHeight;
   const left = 52, right = 14, top = 12, bottom = 40;
@@ -188,13 +199,18 @@ function chart(id, spec) {
   if (spec.series.every((s) => s.points.length === 0)) {
     add(svg, 'text', { class: 'empty', x: (left + width - right) / 2, y: (top + height - bottom) / 2, 'text-anchor': 'middle' }, spec.empty);
   }
+  const path = (points) => points.map(([a, b], i) => `${i ? 'L' : 'M'}${x(a).toFixed(1)} ${y(b).toFixed(1)}`).join('');
   for (const s of spec.series) {
     const group = add(svg, 'g', { class: s.model });
-    if (s.points.length) add(group, 'path', { class: s.faint ? 'line faint' : 'line', d: s.points.map(([a, b], i) => `${i ? 'L' : 'M'}${x(a).toFixed(1)} ${y(b).toFixed(1)}`).join('') });
+    if (s.points.length) add(group, 'path', { class: s.faint ? 'line faint' : 'line', d: path(s.points) });
+    const computed = s.computed || [];
+    if (computed.length) add(group, 'path', { class: 'line dashed', d: path([...s.points.slice(-1), ...computed]) });
     if (s.dots) {
-      for (const [a, b] of s.points) {
-        if (s.model === 'teacher') add(group, 'circle', { class: 'dot', cx: x(a), cy: y(b), r: 4.5 });
-        else add(group, 'rect', { class: 'dot', x: x(a) - 4, y: y(b) - 4, width: 8, height: 8 });
+      for (const [points, look] of [[s.points, 'dot'], [computed, 'dot open']]) {
+        for (const [a, b] of points) {
+          if (s.model === 'teacher') add(group, 'circle', { class: look, cx: x(a), cy: y(b), r: 4.5 });
+          else add(group, 'rect', { class: look, x: x(a) - 4, y: y(b) - 4, width: 8, height: 8 });
+        }
       }
     }
   }
@@ -204,53 +220,82 @@ function chart(id, spec) {
 
 /* ---------------------------------------------------------------- cost of context */
 
-const CONTEXTS = [64, 256, 1024, 2048, 4096, 8192];
-const named = (key, dots) => ['teacher', 'student'].map((model) => ({ model, dots, points: (shared.cost ? shared.cost[model] : []).map((p) => [p.tokens, p[key]]) }));
-/* whole powers of ten that hold all values */
-function decades(series, otherwise) {
-  const all = series.flatMap((s) => s.points.map((p) => p[1]));
-  return all.length ? [10 ** Math.floor(Math.log10(Math.min(...all))), 10 ** Math.ceil(Math.log10(Math.max(...all) * 1.0001))] : otherwise;
+const CONTEXTS = [64, 256, 1024, 4096, 16384, 65536, 262144, 1048576];
+/* how far each model reads: a token costs the teacher's attention more the further it is, the whole way the square of it */
+const READS = {
+  quick: { teacher: 4096, student: 65536 },
+  normal: { teacher: 16384, student: 1048576 },
+  long: { teacher: 65536, student: 1048576 },
+};
+const binary = (n) => (n >= 1048576 ? `${n / 1048576}\u00a0M` : n >= 1024 ? `${n / 1024}\u00a0k` : String(n));
+/* Bytes at the contexts that were not reached. Each token adds the same to what is kept: nothing to a state. */
+function computedSizes(points) {
+  if (points.length < 2) return [];
+  const [first] = points, last = points[points.length - 1], each = (last.bytes - first.bytes) / (last.tokens - first.tokens);
+  return CONTEXTS.filter((n) => n > last.tokens).map((tokens) => ({ tokens, bytes: last.bytes + (tokens - last.tokens) * each }));
+}
+const line = (points, key) => points.filter((p) => key in p).map((p) => [p.tokens, p[key]]);
+const lines = (key) => ['teacher', 'student'].map((model) => ({ model, dots: true, points: shared.cost ? line(shared.cost[model], key) : [], computed: shared.cost ? line(shared.cost.computed[model], key) : [] }));
+/* whole powers of ten that hold all values, and these at least: the axis seldom moves */
+function decades(series, atLeast) {
+  const all = [...atLeast, ...series.flatMap((s) => [...s.points, ...s.computed].map((p) => p[1]))];
+  return [10 ** Math.floor(Math.log10(Math.min(...all)) + 1e-9), 10 ** Math.ceil(Math.log10(Math.max(...all)) - 1e-9)];
 }
 function drawCost() {
-  const narrow = $('chart-speed').clientWidth < 380;
-  const x = { domain: [64, 8192], log: true, ticks: narrow ? [64, 256, 1024, 8192] : [64, 128, 256, 512, 1024, 2048, 4096, 8192], label: 'tokens of context', format: (v) => count.format(v) };
-  const rates = named('speed', true), sizes = named('bytes', true);
-  const rateDomain = decades(rates, [100, 10000]), sizeDomain = decades(sizes, [1e4, 1e8]);
-  chart('chart-speed', { x, y: { domain: rateDomain, log: true, ticks: logTicks(rateDomain, 7), format: (v) => speed(v) }, series: rates, empty: 'press Measure', summary: `Tokens per second against tokens of context. ${costSummary()}` });
-  chart('chart-bytes', { x, y: { domain: sizeDomain, log: true, ticks: logTicks(sizeDomain, 7), format: (v) => bytes(v) }, series: sizes, empty: 'press Measure', summary: `Memory against tokens of context. ${costSummary()}` });
+  const x = { domain: [64, 1048576], log: true, ticks: [64, 4096, 65536, 1048576], label: 'tokens of context', format: binary };
+  const times = lines('ms'), sizes = lines('bytes');
+  const timeDomain = decades(times, [0.01, 10]), sizeDomain = decades(sizes, [1e4, 1e10]);
+  chart('chart-ms', { x, y: { domain: timeDomain, log: true, ticks: logTicks(timeDomain, 7), format: (v) => three.format(v) }, series: times, empty: 'press Measure', summary: `Milliseconds for one more token against tokens of context. ${costSummary()}` });
+  chart('chart-bytes', { x, y: { domain: sizeDomain, log: true, ticks: logTicks(sizeDomain, 7), format: bytes }, series: sizes, empty: 'press Measure', summary: `Memory against tokens of context. ${costSummary()}` });
   if (!shared.cost) return;
-  $('cost-table').replaceChildren(...CONTEXTS.map((tokens) => {
-    const row = document.createElement('tr'), at = (name) => shared.cost[name].find((p) => p.tokens === tokens);
-    const cells = [count.format(tokens), ...['speed', 'bytes', 'whole'].flatMap((key) => ['teacher', 'student'].map((name) => (at(name) ? (key === 'speed' ? speed : bytes)(at(name)[key]) : '\u2013')))];
-    cells.forEach((value, i) => {
-      const cell = document.createElement(i ? 'td' : 'th');
-      if (!i) cell.scope = 'row';
+  $('cost-table').replaceChildren(...CONTEXTS.map((tokens, i) => {
+    const row = document.createElement('tr'), at = (list, name) => list[name].find((p) => p.tokens === tokens);
+    const models = ['teacher', 'student'], cost = shared.cost;
+    const cells = [
+      count.format(tokens),
+      ...models.map((name) => (at(cost, name) ? three.format(at(cost, name).ms) : 'n/a')),
+      ...models.map((name) => (at(cost, name) ? bytes(at(cost, name).bytes) : at(cost.computed, name) ? `(${bytes(at(cost.computed, name).bytes)})` : 'n/a')),
+      ...models.map((name) => (cost.whole[name][i] ? bytes(cost.whole[name][i]) : 'n/a')),
+    ];
+    cells.forEach((value, k) => {
+      const cell = document.createElement(k ? 'td' : 'th');
+      if (!k) cell.scope = 'row';
       cell.textContent = value;
       row.append(cell);
     });
     return row;
   }));
 }
+const ends = (name) => {
+  const list = (shared.cost && shared.cost[name]) || [];
+  return list.length < 2 ? null : [list[0], list[list.length - 1]];
+};
 function costSummary() {
-  const { teacher = [], student = [] } = shared.cost || {};
-  if (!teacher.length || !student.length) return 'Not measured yet.';
-  const tell = (name, list) => {
-    const a = list[0], b = list[list.length - 1];
-    return `${name}: ${speed(a.speed)} tokens/s and ${bytes(a.bytes)} at ${count.format(a.tokens)}, ${speed(b.speed)} tokens/s and ${bytes(b.bytes)} at ${count.format(b.tokens)}`;
+  const tell = (name) => {
+    const found = ends(name);
+    return found && `${name}: ${found.map((p) => `${three.format(p.ms)} ms and ${bytes(p.bytes)} at ${count.format(p.tokens)}`).join(', ')}`;
   };
-  return `${tell('Teacher', teacher)}. ${tell('Student', student)}.`;
+  const told = [tell('teacher'), tell('student')].filter(Boolean);
+  return told.length ? `${told.join('. ')}.` : 'Not measured yet.';
 }
 function costInShort() {
-  const { teacher: [...t], student: [...s] } = shared.cost, a = t.pop(), b = s.pop();
-  return `At ${count.format(a.tokens)} tokens the teacher writes ${speed(a.speed)} tokens/s and keeps ${bytes(a.bytes)}, the student ${speed(b.speed)} and ${bytes(b.bytes)}.`;
+  const t = ends('teacher'), s = ends('student');
+  if (!t || !s) return 'Too little was read to compare.';
+  const all = shared.cost.student.map((p) => p.ms), apart = Math.max(...all) / Math.min(...all) - 1;
+  return `Teacher, 64 to ${binary(t[1].tokens)} tokens: ${three.format(t[0].ms)} to ${three.format(t[1].ms)}\u00a0ms, ${bytes(t[1].bytes)}. Student, 64 to ${binary(s[1].tokens)}: ${three.format(s[1].ms)}\u00a0ms within ${(100 * apart).toFixed(1)}\u00a0%, ${bytes(s[1].bytes)}.`;
 }
 press('cost-start', () => {
-  shared.cost = { teacher: [], student: [], done: false };
+  const until = READS[$('cost-run').value];
+  shared.cost = { teacher: [], student: [], computed: { teacher: [], student: [] }, whole: { teacher: [], student: [] }, until, done: false };
   busy = 'cost';
   say('cost-status', 'Reading.');
+  for (const name of ['teacher', 'student']) {
+    $(`read-${name}`).value = 0;
+    say(`read-${name}-words`, `0 of ${count.format(until[name])} tokens`);
+  }
   update();
   drawCost();
-  writer.postMessage({ job: 'measure', contexts: CONTEXTS });
+  writer.postMessage({ job: 'measure', contexts: CONTEXTS, until });
 });
 press('cost-stop', () => writer.postMessage({ job: 'stop' }));
 

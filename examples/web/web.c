@@ -21,7 +21,6 @@ EXPORT const char *web_message(mhk_context *ctx) {
   }
   return text;
 }
-EXPORT double web_memory(mhk_context *ctx) { return (double)mhk_memory_in_use(ctx); }
 EXPORT const char *web_isa(mhk_context *ctx) { return mhk_isa_name(ctx); }
 
 /* ---------------------------------------------------------------- models */
@@ -43,13 +42,28 @@ EXPORT int web_vocabulary(mhk_model *m) { return mhk_model_config(m)->vocab_size
 
 /* ---------------------------------------------------------------- writing */
 
-/* capacity: tokens that attention layers can remember; a state-space model ignores it */
-EXPORT mhk_session *web_session(mhk_model *m, int capacity) {
+/* capacity: tokens that attention layers can remember; a state-space model ignores it. snapshots: states to go back to */
+static mhk_session_desc session_desc(int capacity, int snapshots) {
   mhk_session_desc d;
   memset(&d, 0, sizeof d);
   d.capacity = capacity;
+  d.snapshots = snapshots;
+  return d;
+}
+EXPORT mhk_session *web_session(mhk_model *m, int capacity, int snapshots) {
+  const mhk_session_desc d = session_desc(capacity, snapshots);
   return mhk_session_create(m, &d);
 }
+/* bytes of a session, work space and all, without making it; 0: more than there are addresses */
+EXPORT double web_session_size(mhk_context *ctx, mhk_model *m, int capacity) {
+  const mhk_session_desc d = session_desc(capacity, 0);
+  const size_t size = mhk_session_size(m, &d);
+  if (size == 0) mhk_clear_error(ctx);
+  return (double)size;
+}
+/* keeps the state as it is now, and goes back to it */
+EXPORT void web_keep(mhk_session *s) { mhk_session_snapshot(s, 0); }
+EXPORT void web_back(mhk_session *s, int position) { mhk_session_rewind(s, 0, position); }
 /* bytes of what the session has to keep of the tokens so far: constant for a state-space model */
 EXPORT double web_state(mhk_session *s) { return (double)mhk_session_state_size(s, 0); }
 /* how many tokens a text has */

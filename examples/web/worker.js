@@ -76,7 +76,7 @@ async function load(names) {
 /* Each model writes for a frame's time in turn; its speed counts its own time only. */
 async function write({ prompt, temperature, seed, tokens }) {
   const writers = Object.keys(models).map((name) => {
-    const at = call('session', models[name], call('count', models[name], prompt) + tokens + 2);
+    const at = call('session', models[name], call('count', models[name], prompt) + tokens + 2, 0);
     return { name, at, ids: [], seconds: 0, done: false };
   });
   try {
@@ -108,34 +108,58 @@ async function write({ prompt, temperature, seed, tokens }) {
 
 /* ---------------------------------------------------------------- measuring */
 
-/* Speed: the fastest of many short runs at each length. Bytes: what the session has to keep by then; whole: all that a session made for that
-   length takes, with its work space. */
-async function measure({ contexts }) {
-  const TOKENS = 16, RUNS = 16;
-  const readers = Object.keys(models).map((name) => ({ name, at: call('session', models[name], contexts[contexts.length - 1] + TOKENS * RUNS + 1), read: 0 }));
+/* Each model reads on to every context of its own, until[name] at most. There, the tokens around that context are written one by one, again and again from
+   a kept state: the time of a token is the mean over the fastest quarter of these runs, since a page's clock has steps of a tenth of a millisecond. */
+async function measure({ contexts, until }) {
+  const TOKENS = 64, RUNS = 64, RUN_MS = 250, ALL_MS = 1500, WARM_MS = 700; // browsers compile what runs often once more
+  const readers = Object.keys(models).map((name) => ({ name, at: call('session', models[name], until[name] + TOKENS, 1), read: 0, part: 256 }));
+  let told = 0;
+  async function read(r, to) {
+    while (r.read < to && !stop) {
+      const n = Math.min(r.part, to - r.read), start = performance.now();
+      call('read', r.at, n, about[r.name].vocabulary);
+      const now = performance.now(), each = (now - start) / n, end = until[r.name];
+      r.read += n;
+      if (now - start > 150 && r.part > 32) r.part /= 2; // Stop should not wait long
+      if (now - told > 250 || r.read >= end) {
+        /* a token's time grows as the context of attention does, and not at all with a state */
+        const left = r.name === 'student' ? each * (end - r.read) : r.read < 2048 ? NaN : each * (end * end - r.read * r.read) / (2 * r.read);
+        postMessage({ type: 'reading', name: r.name, done: r.read, total: end, left: left / 1000 });
+        told = now;
+      }
+      await turn();
+    }
+  }
+  /* milliseconds a token; the session is back at from then */
+  async function run(r, from) {
+    const start = performance.now();
+    let n = 0, took = 0;
+    while (n < TOKENS && took < RUN_MS) {
+      call('read', r.at, 1, about[r.name].vocabulary);
+      n++;
+      took = performance.now() - start;
+    }
+    call('back', r.at, from);
+    await turn();
+    return took / n;
+  }
   try {
+    for (const r of readers) postMessage({ type: 'sizes', name: r.name, sizes: contexts.map((n) => call('session_size', context, models[r.name], n)) });
     for (const length of contexts) {
-      for (const r of readers) {
-        while (r.read < length && !stop) {
-          const n = Math.min(256, length - r.read);
-          call('read', r.at, n, about[r.name].vocabulary);
-          r.read += n;
-          await turn();
-        }
-        const bytes = call('state', r.at);
-        let best = Infinity;
-        for (let run = 0; run < RUNS && !stop; run++) {
-          const start = performance.now();
-          for (let i = 0; i < TOKENS; i++) call('read', r.at, 1, about[r.name].vocabulary);
-          best = Math.min(best, performance.now() - start);
-          r.read += TOKENS;
-          await turn();
-        }
+      for (const r of readers.filter(({ name }) => length <= until[name])) {
+        const from = length - TOKENS / 2;
+        let times = [], began = performance.now();
+        await read(r, from);
         if (stop) break;
-        const before = call('memory', context), s = call('session', models[r.name], length);
-        const whole = call('memory', context) - before;
-        wasm._web_session_end(s);
-        postMessage({ type: 'measured', name: r.name, tokens: length, speed: TOKENS / best * 1000, bytes, whole });
+        call('keep', r.at);
+        if (length === contexts[0]) while (!stop && performance.now() - began < WARM_MS) await run(r, from);
+        began = performance.now();
+        while (!stop && (times.length < 3 || (times.length < RUNS && performance.now() - began < ALL_MS))) times.push(await run(r, from));
+        if (stop) break;
+        r.read = from;
+        await read(r, length);
+        times = times.sort((a, b) => a - b).slice(0, Math.ceil(times.length / 4));
+        postMessage({ type: 'measured', name: r.name, tokens: length, ms: times.reduce((a, b) => a + b) / times.length, bytes: call('state', r.at) });
       }
       if (stop) break;
     }
@@ -173,7 +197,7 @@ function showMatrices() {
 }
 
 function sample(model) {
-  const s = call('session', model, 128);
+  const s = call('session', model, 128, 0);
   let out = '';
   call('prompt', s, run.prompt);
   for (let i = 0; i < 28 && call('next', s, 0.7, 0.9, 7) >= 0; i++) out += text(call('text', s));
