@@ -93,6 +93,14 @@ check "a model of mohawk's" "$mohawk" eval --model "$work/whole/student" --teach
 check "pictures" "$mohawk" matrix --teacher "$tiny" --model "$work/whole/student" --text examples/story.txt --out "$work/matrix.svg"
 check "what a context costs" "$mohawk" bench --context "$work/context.svg" --context-most 1024 --threads 1
 check "drawn" grep -q 'class="c1"' "$work/context.svg"
+"$mohawk" bench --context "$work/context.svg" --context-most 64 --threads 1 --isa scalar --json >"$work/said"
+says '"isa": "scalar"'
+code 2 "contexts on two sets" "$mohawk" bench --context "$work/context.svg" --context-most 64 --isa scalar,best
+code 2 "contexts on a set that there is not" "$mohawk" bench --context "$work/context.svg" --context-most 64 --isa scalr
+"$mohawk" bench --list --model "$tiny,$work/nothing,$work/whole/student" >"$work/said"
+says "model_forward_teacher"
+says "model_decode_student_student"
+check "decoding of a second model" sh -c "$mohawk bench --model $tiny,$tiny/ --filter model_decode_teacher_tiny --threads 1 --seconds 0.01 --json --out $work/bench.json | grep -q '\"case\": \"model_decode_teacher_tiny\"'"
 check "a picture as PNG" "$mohawk" matrix --teacher "$tiny" --prompt "Once upon a time" --out "$work/matrix.png"
 
 echo "$name: $passed passed, $failed failed"

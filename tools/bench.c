@@ -6,6 +6,7 @@
 #include <string.h>
 
 #define MAX_ROUNDS 1000
+#define MAX_MODELS 8
 
 typedef struct settings {
   const char *filter, *isa, *out, *model, *context;
@@ -26,8 +27,9 @@ typedef struct row {
 typedef struct bench {
   const settings *s;
   bench_case list[BENCH_MAX_CASES];
-  int n;
-  const char *model;
+  int n, n_models;
+  char paths[MAX_MODELS][1024];
+  const char *models[MAX_MODELS]; /* those of paths that are there */
   FILE *table; /* NULL: none */
   cli_json file, lines;
   int printed;
@@ -40,11 +42,11 @@ static int parse(settings *s, int argc, char **argv) {
       {"isa", "NAME,...", CLI_TEXT, &s->isa, 0, 0,
        "instruction sets: best, scalar, avx2, avx512, neon, wasm (default best); MHK_ISA comes first"},
       {"seconds", "X", CLI_REAL, &s->seconds, 0.001, 1000, "for each row, at least three rounds (default 1)"},
-      {"model", "PATH", CLI_TEXT, &s->model, 0, 0,
-       "a Phi teacher for the last cases (default examples/tiny); start_model takes any model, a quantised file too"},
+      {"model", "PATH,...", CLI_TEXT, &s->model, 0, 0,
+       "Phi teachers (default examples/tiny): the first for the last cases, of the others decoding only; start_model takes any model, a quantised file too"},
       {"out", "FILE", CLI_TEXT, &s->out, 0, 0, "where the results go as JSON (default build/bench.json)"},
       {"context", "FILE", CLI_TEXT, &s->context, 0, 0,
-       "instead: draw what a token costs and its context takes as that grows, of the model and a student of its shape (SVG)"},
+       "instead: draw what a token costs and its context takes as that grows, of the first model and a student of its shape (SVG)"},
       {"context-most", "N", CLI_REAL, &s->most, 64, 1 << 26, "the longest context of it (default 1M)"},
       {"json", NULL, CLI_FLAG, &s->json, 0, 0, "one JSON object a row in place of the table"},
       {"list", NULL, CLI_FLAG, &s->list, 0, 0, "name the cases and measure nothing"},
@@ -219,11 +221,11 @@ static int measure_case(bench *b, const bench_case *c, mhk_isa isa, row *rows, i
   int i, code = CLI_GO, more = 1, rounds = 0;
   double started;
   if (!fits(c)) return CLI_GO;
-  ours = bench_open(c, (int)b->s->threads.value[0], isa, b->model);
+  ours = bench_open(c, (int)b->s->threads.value[0], isa);
   if (!ours) return CLI_FAILED;
   if (c->other[0]) {
     const bench_case *o = bench_find(b->list, b->n, c->other);
-    other = o ? bench_open(o, 1, isa, b->model) : NULL;
+    other = o ? bench_open(o, 1, isa) : NULL;
     if (!other) {
       bench_close(ours);
       return CLI_FAILED;
@@ -320,7 +322,7 @@ static int serve(bench *b) {
     fresh = !w || r->c != c;
     if (fresh) {
       bench_close(w);
-      w = bench_open(c, threads, isa, b->model);
+      w = bench_open(c, threads, isa);
       if (!w) break;
     }
     fresh |= r->threads != threads;
@@ -383,6 +385,31 @@ static int to_file(bench *b) {
   return code == CLI_GO ? CLI_OK : code;
 }
 
+static void find_models(bench *b) {
+  const char *at = b->s->model;
+  int i;
+  for (i = 0; i < MAX_MODELS && *at; i++) {
+    const size_t n = strcspn(at, ",");
+    char *path = b->paths[i], config[1024];
+    snprintf(path, sizeof b->paths[i], "%.*s", n > 1023 ? 1023 : (int)n, at);
+    at += n + (at[n] == ',');
+    if (cli_ends_with(path, ".safetensors") ? cli_exists(path) : cli_join(config, sizeof config, path, "config.json") == CLI_GO && cli_exists(config))
+      b->models[b->n_models++] = path;
+  }
+}
+
+static int context(const bench *b) {
+  const settings *s = b->s;
+  const char *words = s->isa;
+  mhk_isa isa;
+  if (next_isa(&words, &isa) < 0) return CLI_USAGE;
+  if (*words) {
+    cli_error("--context takes one instruction set, not --isa %s", s->isa);
+    return CLI_USAGE;
+  }
+  return bench_context(s->context, b->n_models ? b->models[0] : s->model, (int)s->threads.value[0], isa, s->most, s->json);
+}
+
 int command_bench(int argc, char **argv) {
   settings s;
   bench *b;
@@ -396,19 +423,16 @@ int command_bench(int argc, char **argv) {
   code = parse(&s, argc, argv);
   if (code == CLI_GO) code = choose_threads(&s);
   if (code != CLI_GO) return code;
-  if (s.context) return bench_context(s.context, s.model, (int)s.threads.value[0], s.most, s.json);
   b = (bench *)calloc(1, sizeof *b);
   if (!b) return cli_error("out of memory");
   b->s = &s;
-  {
-    char config[1024];
-    if (cli_ends_with(s.model, ".safetensors")) {
-      if (cli_exists(s.model)) b->model = s.model;
-    } else if (cli_join(config, sizeof config, s.model, "config.json") == CLI_GO && cli_exists(config)) {
-      b->model = s.model;
-    }
+  find_models(b);
+  if (s.context) {
+    code = context(b);
+    free(b);
+    return code;
   }
-  b->n = bench_list(b->list, b->model);
+  b->n = bench_list(b->list, b->models, b->n_models);
   b->table = s.json ? NULL : stdout;
   json_start(&b->lines, stdout, 0);
   if (s.list) {

@@ -31,16 +31,17 @@ typedef struct bench_case {
   char other[48];  /* a case of ours to compare with in the same rounds; "": none */
   double scale;    /* that case's time is multiplied by this */
   const char *why; /* what the other one is, as its peer is named */
+  const char *model; /* the given one that the last cases are of */
 } bench_case;
 
 #define BENCH_MAX_CASES 160
-/* All cases; model NULL leaves out those that need a teacher. Returns how many. */
-int bench_list(bench_case *list, const char *model);
+/* All cases: those that need a model with the first of n of them, decoding with the others too. Returns how many. */
+int bench_list(bench_case *list, const char *const *models, int n);
 const bench_case *bench_find(const bench_case *list, int n, const char *name);
 
 /* A case that is ready to run: its own context, inputs made. NULL after a message. */
 typedef struct bench_work bench_work;
-bench_work *bench_open(const bench_case *c, int threads, mhk_isa isa, const char *model);
+bench_work *bench_open(const bench_case *c, int threads, mhk_isa isa);
 double bench_run(bench_work *w); /* once: seconds of the part that counts, negative after a message */
 int bench_threads(bench_work *w, int threads); /* from now on; returns how many there are */
 const char *bench_isa(const bench_work *w);
@@ -58,6 +59,6 @@ double bench_limit_read(int threads);
 double bench_median(const double *x, int n); /* NAN where there is nothing or no memory */
 /* Milliseconds for one more token and bytes of a sequence's state at contexts 64, 256, ... up to most, of a teacher and
    a student of its shape: a table or JSON lines, and a picture of both at path. Ends with an exit code. */
-int bench_context(const char *path, const char *model, int threads, double most, int json);
+int bench_context(const char *path, const char *model, int threads, mhk_isa isa, double most, int json);
 
 #endif

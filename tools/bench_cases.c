@@ -1,5 +1,6 @@
 /* bench_cases.c: the cases of `mohawk bench`, all through the public interface of mohawk.h. See bench.h. */
 #include "bench.h"
+#include <ctype.h>
 #include <math.h>
 #include <stdarg.h>
 #include <stdlib.h>
@@ -32,7 +33,6 @@ struct bench_work {
   mhk_model *teacher, *student;
   mhk_trainer *trainer;
   mhk_session *session;
-  const char *path;          /* of BENCH_START */
   mhk_isa isa;
   int32_t *tokens;
   mhk_real *moments;         /* AdamW's, two for each parameter */
@@ -210,19 +210,38 @@ static void list_comparisons(bench_case *list, int *n) {
   }
 }
 
-int bench_list(bench_case *list, const char *model) {
+/* the last part of a path, without .safetensors, of letters, digits and _ only */
+static void short_name(const char *path, char *name, size_t size) {
+  size_t n = strlen(path), from, i;
+  while (n > 1 && path[n - 1] == '/') n--;
+  for (from = n; from > 0 && path[from - 1] != '/';) from--;
+  if (cli_ends_with(path, ".safetensors")) n -= strlen(".safetensors");
+  for (i = 0; i + 1 < size && from + i < n; i++) name[i] = isalnum((unsigned char)path[from + i]) ? path[from + i] : '_';
+  name[i] = 0;
+}
+
+int bench_list(bench_case *list, const char *const *models, int n_models) {
   static const char *const parts[] = {"model_forward_teacher", "model_forward_student", "model_decode_teacher",
                                       "model_decode_student"};
-  int n = 0, i;
+  int n = 0, i, k, given;
   list_products(list, &n);
   list_decoding(list, &n);
   list_layers(list, &n);
   list_narrow(list, &n);
   list_comparisons(list, &n);
-  if (!model) return n;
-  add(list, &n, BENCH_START, "start_model");
-  add(list, &n, BENCH_DISTILL, "distill_tiny");
-  for (i = 0; i < CLI_COUNT_OF(parts); i++) add(list, &n, BENCH_MODEL, "%s", parts[i])->m = i;
+  for (k = 0; k < n_models; k++) {
+    char name[24];
+    given = n;
+    if (k == 0) {
+      add(list, &n, BENCH_START, "start_model");
+      add(list, &n, BENCH_DISTILL, "distill_tiny");
+      for (i = 0; i < CLI_COUNT_OF(parts); i++) add(list, &n, BENCH_MODEL, "%s", parts[i])->m = i;
+    } else {
+      short_name(models[k], name, sizeof name);
+      for (i = 2; i < CLI_COUNT_OF(parts); i++) add(list, &n, BENCH_MODEL, "%s_%s", parts[i], name)->m = i;
+    }
+    for (; given < n; given++) list[given].model = models[k];
+  }
   return n;
 }
 
@@ -435,9 +454,9 @@ static int prepare_decode(bench_work *w) {
   return 1;
 }
 
-static int prepare_distill(bench_work *w, const char *path) {
+static int prepare_distill(bench_work *w) {
   mhk_distill_desc d;
-  w->teacher = mhk_load(w->ctx, path);
+  w->teacher = mhk_load(w->ctx, w->c.model);
   if (!w->teacher || !tokens(w, 8 * 256, mhk_model_config(w->teacher)->vocab_size)) return 0;
   memset(&d, 0, sizeof d);
   d.teacher = w->teacher;
@@ -456,7 +475,7 @@ static int prepare_prefill(bench_work *w) {
   return tokens(w, w->c.m, 64);
 }
 
-static int prepare(bench_work *w, const char *path) {
+static int prepare(bench_work *w) {
   const bench_case *c = &w->c;
   mhk_student_desc s;
   switch (c->kind) {
@@ -476,7 +495,7 @@ static int prepare(bench_work *w, const char *path) {
       if (c->back) mhk_require_grad(w->tape, w->in[0]);
       return cotangent(w, c->m * HEADS * HEAD);
     case BENCH_PREFILL: return prepare_prefill(w);
-    case BENCH_START: w->path = path; return 1;
+    case BENCH_START: return 1;
     case BENCH_STEP:
       w->student = model(w, c->wide, 6, 256, 8, 1024, 4096);
       if (w->student)
@@ -490,16 +509,16 @@ static int prepare(bench_work *w, const char *path) {
       s.rotary_dim = -1;
       w->student = mhk_student_create(w->ctx, w->teacher, &s);
       return tokens(w, c->m, 64);
-    case BENCH_DISTILL: return prepare_distill(w, path);
+    case BENCH_DISTILL: return prepare_distill(w);
     case BENCH_MODEL:
-      w->teacher = mhk_load(w->ctx, path);
+      w->teacher = mhk_load(w->ctx, w->c.model);
       w->student = mhk_student_create(w->ctx, w->teacher, NULL);
       return w->teacher && tokens(w, 8 * 256, mhk_model_config(w->teacher)->vocab_size);
   }
   return 0;
 }
 
-bench_work *bench_open(const bench_case *c, int threads, mhk_isa isa, const char *path) {
+bench_work *bench_open(const bench_case *c, int threads, mhk_isa isa) {
   bench_work *w = (bench_work *)calloc(1, sizeof *w);
   mhk_context_desc desc;
   if (!w) {
@@ -515,7 +534,7 @@ bench_work *bench_open(const bench_case *c, int threads, mhk_isa isa, const char
   w->ctx = mhk_create(&desc);
   mhk_set_precision(w->ctx, c->narrow ? MHK_PRECISION_BF16 : MHK_PRECISION_FULL);
   w->tape = mhk_tape_create(w->ctx);
-  if (!prepare(w, path) || mhk_failed(w->ctx)) {
+  if (!prepare(w) || mhk_failed(w->ctx)) {
     if (mhk_failed(w->ctx)) {
       cli_error("%s: %s", c->name, mhk_message(w->ctx));
     } else {
@@ -687,7 +706,7 @@ static double run_start(bench_work *w) {
   d.threads = mhk_threads(w->ctx);
   d.isa = w->isa;
   ctx = mhk_create(&d);
-  s = mhk_session_create(mhk_load(ctx, w->path), NULL);
+  s = mhk_session_create(mhk_load(ctx, w->c.model), NULL);
   mhk_feed_text(s, "x");
   start = cli_clock() - start; /* its logits are there; choosing a token feeds it, which is the next token's time */
   if (mhk_failed(ctx)) mhk_fail(w->ctx, mhk_error(ctx), "%s", mhk_message(ctx));

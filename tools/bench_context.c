@@ -63,7 +63,7 @@ static int draw(const char *path, const double *contexts, costs *c, int n) {
   return cli_output_close(&out);
 }
 
-static int measure(const char *path, const double *contexts, int n, costs *c, const int32_t *tokens, int json) {
+static int measure(const char *path, const char *isa, const double *contexts, int n, costs *c, const int32_t *tokens, int json) {
   cli_json lines;
   int i, k, more[2] = {1, 1};
   json_start(&lines, stdout, 0);
@@ -82,6 +82,7 @@ static int measure(const char *path, const double *contexts, int n, costs *c, co
     if (json) {
       json_open(&lines, NULL, '{');
       json_count(&lines, "context", contexts[k]);
+      json_text(&lines, "isa", isa);
       json_real(&lines, "teacher_ms", c[0].ms[k]);
       json_real(&lines, "student_ms", c[1].ms[k]);
       json_real(&lines, "teacher_bytes", c[0].bytes[k]);
@@ -107,8 +108,8 @@ static int measure(const char *path, const double *contexts, int n, costs *c, co
   return CLI_OK;
 }
 
-int bench_context(const char *path, const char *model, int threads, double most, int json) {
-  mhk_context *ctx = cli_context(threads);
+int bench_context(const char *path, const char *model, int threads, mhk_isa isa, double most, int json) {
+  mhk_context *ctx = cli_context_on(threads, isa);
   mhk_session_desc d;
   double contexts[MOST_CONTEXTS], at;
   costs c[2];
@@ -129,7 +130,7 @@ int bench_context(const char *path, const char *model, int threads, double most,
   c[0].session = mhk_session_create(teacher, &d);
   c[1].session = mhk_session_create(student, &d);
   cli_catch_signals();
-  code = mhk_failed(ctx) ? CLI_FAILED : measure(path, contexts, n, c, tokens, json);
+  code = mhk_failed(ctx) ? CLI_FAILED : measure(path, mhk_isa_name(ctx), contexts, n, c, tokens, json);
   if (mhk_failed(ctx)) cli_error("%s", mhk_message(ctx));
   mhk_destroy(ctx);
   return code;

@@ -89,12 +89,15 @@ static void log_message(void *user, mhk_log_level level, const char *text) {
   if (level == MHK_LOG_WARNING) cli_note("%s", text); /* errors are told once, by who gives up */
 }
 
-mhk_context *cli_context(int threads) {
+mhk_context *cli_context(int threads) { return cli_context_on(threads, MHK_ISA_BEST); }
+
+mhk_context *cli_context_on(int threads, mhk_isa isa) {
   mhk_context_desc desc;
   mhk_context *ctx;
   memset(&desc, 0, sizeof desc);
   desc.log = log_message;
   desc.threads = threads == 0 ? -1 : threads;
+  desc.isa = isa;
   ctx = mhk_create(&desc);
   if (mhk_failed(ctx)) {
     cli_context_error(ctx);

@@ -75,6 +75,7 @@ CLI_PRINTF(1, 2) int cli_error(const char *format, ...); /* returns CLI_FAILED *
 CLI_PRINTF(1, 2) void cli_note(const char *format, ...);
 int cli_context_error(const mhk_context *ctx); /* the context's sentence; returns CLI_FAILED */
 mhk_context *cli_context(int threads);         /* a context whose warnings go to stderr */
+mhk_context *cli_context_on(int threads, mhk_isa isa);
 const char *cli_bold(FILE *out);               /* "" where colour is not wanted */
 const char *cli_plain(FILE *out);
 /* The command line again, quoted for the shell, without the flag given in without. */

@@ -119,11 +119,12 @@ async function measure({ contexts, until }) {
       const n = Math.min(r.part, to - r.read), start = performance.now();
       call('read', r.at, n, about[r.name].vocabulary);
       const now = performance.now(), each = (now - start) / n, end = until[r.name];
+      r.each = r.each ? 0.9 * r.each + 0.1 * Math.min(each, 4 * r.each) : each; // a pause of the machine counts little
       r.read += n;
       if (now - start > 150 && r.part > 32) r.part /= 2; // Stop should not wait long
       if (now - told > 250 || r.read >= end) {
         /* a token's time grows as the context of attention does, and not at all with a state */
-        const left = r.name === 'student' ? each * (end - r.read) : r.read < 2048 ? NaN : each * (end * end - r.read * r.read) / (2 * r.read);
+        const left = r.name === 'student' ? r.each * (end - r.read) : r.read < 2048 ? NaN : r.each * (end * end - r.read * r.read) / (2 * r.read);
         postMessage({ type: 'reading', name: r.name, done: r.read, total: end, left: left / 1000 });
         told = now;
       }

@@ -1,6 +1,8 @@
 #!/usr/bin/env python3
 """PyTorch on the cases of `mohawk bench`.
 
+usage: peer_torch.py [MODEL ...]: folders of Phi teachers, the first for all cases of one, the others for decoding.
+
 Reads lines "CASE THREADS ROUNDS [MODE]" from standard input, MODE eager or compile, and answers each with one line of
 JSON: the median time of ROUNDS rounds after one or two that do not count, or that there is no such case.
 """
@@ -273,12 +275,18 @@ def stage1(f, tokens):
     return run, 1
 
 
-TINY = os.path.join(HERE, "../../examples/tiny/config.json")
+MODELS = sys.argv[1:] or [os.path.join(HERE, "../../examples/tiny")]
 
 
-def tiny():
-    """a teacher and a student of the bundled teacher's shape, and its vocabulary"""
-    with open(TINY) as file:
+def folder(name):
+    """of the first model, or of another one as mohawk bench names it"""
+    short = lambda path: re.sub("[^A-Za-z0-9]", "_", os.path.basename(path.rstrip("/")))
+    return MODELS[0] if not name else next(path for path in MODELS[1:] if short(path) == name)
+
+
+def pair(name=None):
+    """a teacher and a student of a given teacher's shape, and its vocabulary"""
+    with open(os.path.join(folder(name), "config.json")) as file:
         c = json.load(file)
     width, layers, n, vocabulary = (c[k] for k in ("hidden_size", "num_hidden_layers", "num_attention_heads",
                                                    "vocab_size"))
@@ -288,10 +296,10 @@ def tiny():
     return teacher, student, vocabulary
 
 
-def decode_teacher(f):
+def decode_teacher(f, name):
     """128 tokens one by one by transformers' own model, with its cache; random weights"""
     from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
-    m = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(os.path.dirname(TINY)), dtype=torch.float32).eval()
+    m = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder(name)), dtype=torch.float32).eval()
     tokens = torch.randint(0, m.config.vocab_size, (128, 1, 1))
 
     def decode():
@@ -316,15 +324,15 @@ def decode_steps(m, tokens):
     return logits
 
 
-def decode_student(f):
-    _, m, vocabulary = tiny()
+def decode_student(f, name):
+    _, m, vocabulary = pair(name)
     tokens = torch.randint(0, vocabulary, (128,))
     return no_grad(lambda: decode_steps(m, tokens)), 1
 
 
 def distill(f):
     """the updates of 0.5 + 1 + 1.5 M tokens of a small distillation, as long as one of each stage times their number"""
-    teacher, student, vocabulary = tiny()
+    teacher, student, vocabulary = pair()
     tokens = torch.randint(0, vocabulary, (8, 256))
 
     def loss(stage, logits, stream, outputs):
@@ -382,8 +390,8 @@ CASES = [
     (r"step_(phi|phi_mamba)(_bf16)?", step, ("eager", "compile")),
     (r"stage1_layer_(\d+)", stage1, ("eager", "compile")),
     (r"distill_tiny", distill, ("eager", "compile")),
-    (r"model_decode_teacher", decode_teacher, ("eager",)),
-    (r"model_decode_student", decode_student, ("eager",)),
+    (r"model_decode_teacher(?:_(\w+))?", decode_teacher, ("eager",)),
+    (r"model_decode_student(?:_(\w+))?", decode_student, ("eager",)),
 ]
 
 
@@ -422,7 +430,7 @@ def check():
         y.append((c[:, :, t, None] @ state)[:, :, 0])
     assert (torch.stack(y, 2) - state_space(x, log_a, b, c)).abs().max() < 1e-3, "the chunked form is wrong"
     with torch.no_grad():
-        _, m, vocabulary = tiny()
+        _, m, vocabulary = pair()
         tokens = torch.randint(0, vocabulary, (9,))
         assert (decode_steps(m, tokens) - m(tokens[None])[0][0, -1]).abs().max() < 1e-3, "token by token is wrong"
 

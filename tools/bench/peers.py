@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """mohawk against other libraries, measured in turns: `make bench-peers`.
 
-usage: peers.py [--filter TEXT,...] [--threads 1,2] [--isa NAME] [--pairs 5] [--seconds 2] [--no-install] [--no-compile]
-                [--out FILE]
+usage: peers.py [--filter TEXT,...] [--threads 1,2] [--isa NAME] [--model PATH,...] [--pairs 5] [--seconds 2]
+                [--no-install] [--no-compile] [--out FILE]
 
 Peers: OpenBLAS and oneDNN (Debian packages libopenblas-dev and libdnnl-dev), PyTorch (of this Python, or installed into
 build/venv), and ggml where GGML_DIR names its source tree. Those that cannot be installed or built are left out. Each
@@ -34,6 +34,7 @@ parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.R
 parser.add_argument("--filter", default="")
 parser.add_argument("--threads", default="")
 parser.add_argument("--isa", default="best")
+parser.add_argument("--model", default="examples/tiny", help="Phi teachers, as for mohawk bench")
 parser.add_argument("--pairs", type=int, default=5)
 parser.add_argument("--seconds", type=float, default=2.0, help="for the pairs of a row, at least two of them")
 parser.add_argument("--limit", type=float, default=300.0, help="seconds that a peer may take to answer")
@@ -169,7 +170,7 @@ def programs(environment):
     python = python_with_torch()
     if python:
         modes = ["eager"] if args.no_compile else ["eager", "compile"]
-        found.append(Program("PyTorch", [python, os.path.join(HERE, "peer_torch.py")], modes, environment))
+        found.append(Program("PyTorch", [python, os.path.join(HERE, "peer_torch.py"), *args.model.split(",")], modes, environment))
     ggml = build_ggml()
     if ggml:
         found.append(Program("ggml", [ggml], ["plain", "packed"], environment))
@@ -259,13 +260,13 @@ def main():
     environment = {"GOMP_SPINCOUNT": "5000", "PYTHONWARNINGS": "ignore", **os.environ, **LOWER.get(args.isa, {})}
     environment.pop("OMP_WAIT_POLICY", None)
     mohawk = os.path.join(BUILD, "mohawk")
-    names = subprocess.run([mohawk, "bench", "--list"], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True,
+    names = subprocess.run([mohawk, "bench", "--list", "--model", args.model], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True,
                            check=True).stdout.split()
     words = [w for w in args.filter.split(",") if w]
     names = [n for n in names if not words or any(w in n for w in words)]
     threads = [int(x) for x in args.threads.split(",") if x] or sorted({1, min(2, os.cpu_count() or 1)})
     peers = programs(environment)
-    ours = Program("mohawk", [mohawk, "bench", "--serve", "--isa", args.isa], [""], environment)
+    ours = Program("mohawk", [mohawk, "bench", "--serve", "--isa", args.isa, "--model", args.model], [""], environment)
     for p in [ours, *peers]:
         atexit.register(p.stop)
     rows, alone = [], []
@@ -287,7 +288,7 @@ def main():
     if alone:
         part = args.out + ".alone"
         command = [mohawk, "bench", "--filter", ",".join(alone), "--threads", ",".join(map(str, threads))]
-        command += ["--isa", args.isa, "--out", part, "--json"]
+        command += ["--isa", args.isa, "--model", args.model, "--out", part, "--json"]
         subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, check=True)
         with open(part) as file:
             more = [r for r in json.load(file) if r["case"] in alone]
