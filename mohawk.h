@@ -4281,6 +4281,7 @@ static void MHK__N(mhk__ssd)(const mhk__ssd_args *a, mhk_index b, mhk_index task
         }
         mhk__look_ahead(&ahead, n2 > 0 ? a->x + at * P : NULL, ldx, P, n2);
         mhk__look_ahead(&ahead, n2 > 0 ? a->y + at * P : NULL, ldx, P, n2);
+        mhk__look_ahead(&ahead, n2 > 0 && a->states ? a->states + ((b * a->H + h2) * chunks + t2 / Q) * P * N : NULL, N, N, P);
       }
       for (t = 0; t < n; t++) cum[t] = sum += (double)la[t * a->H];
       MHK__N(mhk__decay_tile)(n, cum, start ? start + t0 : NULL, t0, 1, hold, s, lda);
@@ -4390,9 +4391,10 @@ static void MHK__N(mhk__ssd_back)(const mhk__ssd_args *a, mhk_index b, mhk_index
     ahead.parts = ahead.now = 0;
     for (g = first; g < last; g++) {
       const mhk_index bc = ((b * T + t0) * a->G + g) * N;
-      MHK__N(mhk__turned_in)(n, N, a->b + bc, ldb, bt);
+      /* turned from the copy: see mhk__rows_in_twice */
       MHK__N(mhk__rows_in)(n, N, a->c + bc, ldb, NULL, cr);
       MHK__N(mhk__rows_in)(n, N, a->b + bc, ldb, NULL, br);
+      MHK__N(mhk__turned_in)(n, N, br, wide_n, bt);
       MHK__N(mhk__multiply)(&k, n, n, N, cr, wide_n, 1, bt, lda, cb, lda, mhk__lower_c);
       for (h = g * group; h < (g + 1) * group; h++) {
         const mhk_index xy = ((b * T + t0) * a->H + h) * P;
@@ -4413,14 +4415,15 @@ static void MHK__N(mhk__ssd_back)(const mhk__ssd_args *a, mhk_index b, mhk_index
             mhk__look_ahead(&ahead, a->dx ? a->dx + at : NULL, ldx, P, n2);
             mhk__look_ahead(&ahead, a->dc ? a->dc + gt : NULL, ldb, N, n2);
             mhk__look_ahead(&ahead, a->db ? a->db + gt : NULL, ldb, N, n2);
+            mhk__look_ahead(&ahead, t2 > 0 || a->initial ? a->states + ((b * a->H + h2) * chunks + t2 / Q) * P * N : NULL, N, N, P);
           }
         }
         for (t = 0; t < n; t++) cum[t] = sum += (double)la[t * a->H];
         MHK__N(mhk__decay_tile)(n, cum, start ? start + t0 : NULL, t0, 0, hold, s, lda);
         MHK__N(mhk__decay_edges)(n, cum, start ? start + t0 : NULL, t0, carry, tail);
-        MHK__N(mhk__turned_in)(n, P, a->x + xy, ldx, xt);
         MHK__N(mhk__rows_in)(n, P, a->x + xy, ldx, NULL, xr);
-        MHK__N(mhk__rows_in)(n, P, a->dy + xy, ldx, NULL, dyr);
+        MHK__N(mhk__turned_in)(n, P, xr, wide_p, xt);
+        MHK__N(mhk__rows_in_twice)(n, P, a->dy + xy, ldx, carry, dyr, dys);
         MHK__N(mhk__multiply)(&k, n, n, P, dyr, wide_p, 1, xt, lda, dg, lda, mhk__lower_c);
         for (i = 0; i < n; i++) { /* to the end of the tile that row i belongs to */
           for (j = 0; j < mhk__min(n, i + MHK__OVER); j += MHK__W) {
@@ -4446,11 +4449,15 @@ static void MHK__N(mhk__ssd_back)(const mhk__ssd_args *a, mhk_index b, mhk_index
           MHK__N(mhk__rows_out)(n, P, dxr, NULL, NULL, a->dx + xy, ldx, 1);
         }
         if (a->dc || a->db || a->dlog_a) {
-          if (before) MHK__N(mhk__rows_in)(P, N, a->states + ((b * a->H + h) * chunks + c) * P * N, N, NULL, ht);
+          const mhk_real *before_h = a->states + ((b * a->H + h) * chunks + c) * P * N;
+          if (before && N != wide_n) {
+            MHK__N(mhk__rows_in)(P, N, before_h, N, NULL, ht);
+            before_h = ht;
+          }
           k.k1 = P;
           k.a1 = before ? dyr : NULL;
           k.row1 = wide_p;
-          k.b1 = ht;
+          k.b1 = before_h;
           k.f = carry;
           MHK__N(mhk__multiply)(&k, n, N, n, dg, lda, 1, br, wide_n, dcr, wide_n, mhk__lower_a);
           if (after) MHK__N(mhk__turned_in)(N, P, dstate, wide_p, dht);
@@ -4474,7 +4481,6 @@ static void MHK__N(mhk__ssd_back)(const mhk__ssd_args *a, mhk_index b, mhk_index
           }
         }
         if (before || a->dinitial) { /* c == 0 without an initial state: its gradient is not wanted */
-          MHK__N(mhk__rows_in)(n, P, a->dy + xy, ldx, carry, dys);
           k.c0 = dstate;
           k.f = carry + n - 1;
           k.fs = 0;
