@@ -3419,8 +3419,7 @@ static inline void MHK__N(mhk__q_round)(const mhk__q_args *a, mhk_index row, mhk
 
 #endif
 
-#if MHK__PASS == 3
-#ifdef MHK__HAS_VNNI
+#if (MHK__PASS == 3 && defined(MHK__HAS_VNNI)) || (MHK__PASS == 4 && defined(MHK__HAS_SDOT))
 static void MHK__N(mhk__q_prepare_bytes)(const mhk__q_args *a, mhk_index row) {
   const mhk_index group = a->q->group;
   signed char *MHK__RESTRICT to = (signed char *)(a->digits + row * a->K);
@@ -3435,7 +3434,8 @@ static void MHK__N(mhk__q_prepare_bytes)(const mhk__q_args *a, mhk_index row) {
   }
 }
 #endif
-#else
+
+#if MHK__PASS != 3
 static void MHK__N(mhk__q_prepare)(const mhk__q_args *a, mhk_index row) {
   const mhk_index group = a->q->group;
   int16_t *MHK__RESTRICT to = a->digits + row * a->K;
@@ -5021,6 +5021,25 @@ static void MHK__N(mhk__fill)(mhk__kernels *k) {
 #elif !defined(MOHAWK_NO_SIMD) && defined(__AARCH64EL__) && (defined(__GNUC__) || defined(__clang__))
 #define MHK__HAS_NEON_PASS
 #include <arm_neon.h>
+/* the dot product of bytes that ARMv8.2 brought; Clang's arm_neon.h offers it to single functions from version 16 on */
+#if defined(MOHAWK_DOUBLE)
+#elif defined(__ARM_FEATURE_DOTPROD)
+#define MHK__HAS_SDOT
+#define MHK__TARGET_SDOT
+#elif defined(__clang__) && __clang_major__ >= 16
+#define MHK__HAS_SDOT
+#define MHK__TARGET_SDOT __attribute__((target("dotprod")))
+#elif !defined(__clang__) && __GNUC__ >= 8
+#define MHK__HAS_SDOT
+#define MHK__TARGET_SDOT __attribute__((target("arch=armv8.2-a+dotprod")))
+#endif
+#if defined(MHK__HAS_SDOT) && !defined(__ARM_FEATURE_DOTPROD)
+#if defined(__linux__)
+#include <sys/auxv.h>
+#elif defined(__APPLE__)
+#include <sys/sysctl.h>
+#endif
+#endif
 #elif !defined(MOHAWK_NO_SIMD) && defined(__wasm_simd128__)
 #define MHK__HAS_WASM_PASS
 #include <wasm_simd128.h>
@@ -5212,6 +5231,138 @@ static void mhk__q_times_vnni(const mhk__q_args *a, mhk_index first, mhk_index l
 #undef MHK__OPEN_Q4
 #undef MHK__TILE_Q
 MHK__POP
+#endif
+
+/* ---- dot products of bytes: SDOT, beside the NEON kernels ---- */
+
+#ifdef MHK__HAS_SDOT
+/* Both signed bytes of x against the signed bytes of w as they lie (MHK_Q4: its halves, which are 8 too large), the same integers as everywhere. A lane is
+   a row of w; four bytes of x are chosen by their place in a vector of 16. l<r><v> and h<r><v> add up the low and the high bytes of row r against vector v
+   of a block. Four rows take half a block at a time: their integers fill the registers, their sums wait in memory. */
+#define MHK__EACH1(f, v, x, n) f(0, v, x, n)
+#define MHK__EACH2(f, v, x, n) f(0, v, x, n) f(1, v, x, n)
+#define MHK__EACH4(f, v, x, n) f(0, v, x, n) f(1, v, x, n) f(2, v, x, n) f(3, v, x, n)
+#define MHK__VECTORS1(f, n) f(1, 0, n) f(1, 1, n) f(1, 2, n) f(1, 3, n)
+#define MHK__VECTORS2(f, n) f(2, 0, n) f(2, 1, n) f(2, 2, n) f(2, 3, n)
+#define MHK__VECTORS4(f, n) f(4, 0, n) f(4, 1, n)
+#define MHK__NONE(r, v, x, n) int32x4_t l##r##v = vdupq_n_s32(less * offset[r * groups]), h##r##v = vdupq_n_s32(0);
+#define MHK__NONES(R, v, n) MHK__EACH##R(MHK__NONE, v, x, n)
+#define MHK__TAKE(r, v, x, at) const int8x16_t xl##r = vld1q_s8(x + r * 2 * K + at), xh##r = vld1q_s8(x + r * 2 * K + at + 32);
+#define MHK__DOT(r, v, w, n) \
+  l##r##v = vdotq_laneq_s32(l##r##v, w, xl##r, n); \
+  h##r##v = vdotq_laneq_s32(h##r##v, w, xh##r, n);
+#define MHK__FOUR_Q8(R, v, n) { \
+  const int8x16_t w = vld1q_s8(p + 64 * n + 16 * v); \
+  MHK__EACH##R(MHK__DOT, v, w, n) }
+#define MHK__EIGHT_Q4(R, v, n) { \
+  const int8x16_t w = vld1q_s8(p + 64 * n + 16 * v), even = vandq_s8(w, low), odd = vreinterpretq_s8_u8(vshrq_n_u8(vreinterpretq_u8_s8(w), 4)); \
+  MHK__EACH##R(MHK__DOT, v, even, 2 * n) \
+  MHK__EACH##R(MHK__DOT, v, odd, 2 * n + 1) }
+/* 16 of k, of which lines of the weights are asked for ahead */
+#define MHK__SIXTEEN(type, R, lines, at) { \
+  MHK__EACH##R(MHK__TAKE, 0, x, at) \
+  if (R > 1 || lines < 4) \
+    for (n = 0; n < (R < 4 ? lines : lines / 2); n++) MHK__PREFETCH_L1(p + MHK__Q_AHEAD + 64 * (half * (lines / 2) + n)); \
+  MHK__SIXTEEN_##type(R) \
+  p += 64 * lines; }
+#define MHK__SIXTEEN_Q8(R) \
+  MHK__VECTORS##R(MHK__FOUR_Q8, 0) MHK__VECTORS##R(MHK__FOUR_Q8, 1) MHK__VECTORS##R(MHK__FOUR_Q8, 2) MHK__VECTORS##R(MHK__FOUR_Q8, 3)
+#define MHK__SIXTEEN_Q4(R) MHK__VECTORS##R(MHK__EIGHT_Q4, 0) MHK__VECTORS##R(MHK__EIGHT_Q4, 1)
+#define MHK__END(r, v, by, n) \
+  sum[4 * r + n + v] = vfmaq_f32(sum[4 * r + n + v], vcvtq_f32_s32(vaddq_s32(vshlq_n_s32(h##r##v, 8), l##r##v)), vmulq_n_f32(by, size[r * groups]));
+#define MHK__ENDS(R, v, n) { \
+  const float32x4_t by = vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(scale + 4 * (n + v)))); \
+  MHK__EACH##R(MHK__END, v, by, n) }
+#define MHK__START(r, v, x, n) sum[4 * r] = sum[4 * r + 1] = sum[4 * r + 2] = sum[4 * r + 3] = vdupq_n_f32(0);
+#define MHK__SUM(r, v, x, n) \
+  vst1q_f32(sums + 16 * r, sum[4 * r]); \
+  vst1q_f32(sums + 16 * r + 4, sum[4 * r + 1]); \
+  vst1q_f32(sums + 16 * r + 8, sum[4 * r + 2]); \
+  vst1q_f32(sums + 16 * r + 12, sum[4 * r + 3]);
+/* rows [i, i + R) of x against the 16 of block b */
+#define MHK__TILE_Q(type, lines, factor, R) \
+  MHK__TARGET_SDOT static void mhk__sdot_##type##_##R(const mhk__q_args *a, mhk_index b, mhk_index i) { \
+    const mhk_index K = a->K, group = a->q->group, groups = K / group; \
+    const signed char *from = (const signed char *)a->q->q + b * mhk__q_block_bytes(a->dtype, K); \
+    const uint16_t *scale = a->q->scale + b * groups * MHK__Q_ROWS; \
+    const int32_t less = factor, *offset = a->offset + i * groups; \
+    const signed char *xs = (const signed char *)(a->digits + i * K); \
+    const float *size = a->scale + i * groups; \
+    const int8x16_t low = vdupq_n_s8(15); \
+    float32x4_t sum[4 * R]; \
+    float sums[R * MHK__Q_ROWS]; \
+    mhk_index g, j; \
+    int half, n; \
+    (void)low; \
+    MHK__EACH##R(MHK__START, 0, 0, 0) \
+    for (g = 0; g < groups; g++, scale += MHK__Q_ROWS, size++, offset++, from += group * 4 * lines, xs += 2 * group) \
+      for (half = 0; half < (R < 4 ? 1 : 2); half++) { \
+        const signed char *p = from + 32 * half, *x = xs; \
+        MHK__VECTORS##R(MHK__NONES, 0) \
+        for (j = 0; j < group; j += 32, x += 64) { \
+          MHK__SIXTEEN(type, R, lines, 0) \
+          MHK__SIXTEEN(type, R, lines, 16) \
+        } \
+        MHK__VECTORS##R(MHK__ENDS, (R < 4 ? 0 : 2 * half)) \
+      } \
+    MHK__EACH##R(MHK__SUM, 0, 0, 0) \
+    mhk__q_store_neon(a, b, i, R, sums); \
+  }
+MHK__TILE_Q(Q8, 4, 0, 1)
+MHK__TILE_Q(Q8, 4, 0, 2)
+MHK__TILE_Q(Q8, 4, 0, 4)
+MHK__TILE_Q(Q4, 2, 1, 1)
+MHK__TILE_Q(Q4, 2, 1, 2)
+MHK__TILE_Q(Q4, 2, 1, 4)
+static void mhk__q_times_sdot(const mhk__q_args *a, mhk_index first, mhk_index last) {
+  const int q8 = a->dtype == MHK_Q8;
+  mhk_index b, i;
+  for (b = first; b < last; b++) {
+    for (i = 0; a->M - i >= 4; i += 4) (q8 ? mhk__sdot_Q8_4 : mhk__sdot_Q4_4)(a, b, i);
+    if (a->M - i >= 2) {
+      (q8 ? mhk__sdot_Q8_2 : mhk__sdot_Q4_2)(a, b, i);
+      i += 2;
+    }
+    if (i < a->M) (q8 ? mhk__sdot_Q8_1 : mhk__sdot_Q4_1)(a, b, i);
+  }
+}
+#undef MHK__EACH1
+#undef MHK__EACH2
+#undef MHK__EACH4
+#undef MHK__VECTORS1
+#undef MHK__VECTORS2
+#undef MHK__VECTORS4
+#undef MHK__NONE
+#undef MHK__NONES
+#undef MHK__TAKE
+#undef MHK__DOT
+#undef MHK__FOUR_Q8
+#undef MHK__EIGHT_Q4
+#undef MHK__SIXTEEN
+#undef MHK__SIXTEEN_Q8
+#undef MHK__SIXTEEN_Q4
+#undef MHK__END
+#undef MHK__ENDS
+#undef MHK__START
+#undef MHK__SUM
+#undef MHK__TILE_Q
+
+/* Told to the compiler, or asked from the system. Where neither is known to answer, the plain kernels run. */
+static int mhk__cpu_sdot(void) {
+#if defined(__ARM_FEATURE_DOTPROD)
+  return 1;
+#elif defined(__linux__)
+  return (getauxval(16) & (1ul << 20)) != 0; /* AT_HWCAP, HWCAP_ASIMDDP */
+#elif defined(__APPLE__)
+  int has = 0;
+  size_t bytes = sizeof has;
+  return sysctlbyname("hw.optional.arm.FEAT_DotProd", &has, &bytes, NULL, 0) == 0 && has;
+#elif defined(MHK__WINDOWS) && (!defined(MOHAWK_NO_STDIO) || !defined(MOHAWK_NO_TRAINING))
+  return IsProcessorFeaturePresent(43) != 0; /* PF_ARM_V82_DP_INSTRUCTIONS_AVAILABLE */
+#else
+  return 0;
+#endif
+}
 #endif
 
 /* ---- units for bfloat16: AVX512-BF16 and AMX, beside the AVX-512 kernels ---- */
@@ -5591,7 +5742,15 @@ static int mhk__isa_fill(mhk_isa isa, mhk__kernels *k) {
       return best == MHK_ISA_AVX512;
 #endif
 #ifdef MHK__HAS_NEON_PASS
-    case MHK_ISA_NEON: mhk__fill_neon(k); return best == MHK_ISA_NEON;
+    case MHK_ISA_NEON:
+      mhk__fill_neon(k);
+#ifdef MHK__HAS_SDOT
+      if (mhk__cpu_sdot()) {
+        k->q_prepare = mhk__q_prepare_bytes_neon;
+        k->q_times = mhk__q_times_sdot;
+      }
+#endif
+      return best == MHK_ISA_NEON;
 #endif
 #ifdef MHK__HAS_WASM_PASS
     case MHK_ISA_WASM: mhk__fill_wasm(k); return best == MHK_ISA_WASM;
@@ -18493,6 +18652,7 @@ MHKDEF mhk_result mhk_evaluate(mhk_model *m, mhk_model *teacher, mhk_text *text,
 #undef MHK__HAS_AMX
 #undef MHK__HAS_BF16_DOT
 #undef MHK__HAS_NEON_PASS
+#undef MHK__HAS_SDOT
 #undef MHK__HAS_WASM_PASS
 #undef MHK__HAS_X86_PASSES
 #undef MHK__HAS_VNNI
@@ -18558,6 +18718,7 @@ MHKDEF mhk_result mhk_evaluate(mhk_model *m, mhk_model *teacher, mhk_text *text,
 #undef MHK__STATE_VERSION
 #undef MHK__STEPS
 #undef MHK__STREAM_BLOCK
+#undef MHK__TARGET_SDOT
 #undef MHK__TEXT_WORD
 #undef MHK__TILE
 #undef MHK__TOKEN_ADDED

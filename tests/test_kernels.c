@@ -461,6 +461,122 @@ TEST(rows_times) {
   }
 }
 
+#ifndef MOHAWK_DOUBLE
+/* ---- quantised weights: the same bits of every set with vectors, and of the kernels that one chooses by the processor besides those it would do with */
+
+typedef struct q_kernels {
+  const char *name;
+  void (*prepare)(const mhk__q_args *a, mhk_index row);
+  void (*times)(const mhk__q_args *a, mhk_index first, mhk_index last);
+  int exact; /* its sums are those of all the others */
+} q_kernels;
+
+static int q_all(q_kernels *all) {
+  int i, n = 0;
+  for (i = 0; i < n_machines; i++, n++) {
+    all[n].name = mhk_isa_name(contexts[i]);
+    all[n].prepare = tables[i].q_prepare;
+    all[n].times = tables[i].q_times;
+    all[n].exact = contexts[i]->isa != MHK_ISA_SCALAR;
+#if defined(__AARCH64EL__) && !defined(MOHAWK_NO_SIMD)
+    if (contexts[i]->isa == MHK_ISA_NEON) {
+      all[n + 1] = all[n];
+      n++;
+      all[n].name = "neon without dot products of bytes";
+      all[n].prepare = mhk__q_prepare_neon;
+      all[n].times = mhk__q_times_neon;
+#if defined(__linux__) && !defined(__clang__)
+      CHECK((all[n - 1].times != all[n].times) == ((getauxval(16) & (1ul << 20)) != 0), "dot products of bytes: the processor and the kernels disagree");
+#endif
+      if (test_state.verbose) printf("neon: dot products of bytes are %sused\n", all[n - 1].times != all[n].times ? "" : "not ");
+    }
+#endif
+  }
+  return n;
+}
+
+/* way 0: numbers of all sizes, 1: the largest ones, whose sums are the largest integers, 2: integers of x whose bytes turn over */
+static void q_case(const q_kernels *all, int n_all, mhk_dtype dtype, int group, mhk_index n0, mhk_index N, mhk_index K, mhk_index M, int way) {
+  const mhk_index blocks = mhk__q_blocks(n0 + N), first = n0 / 16, bytes = mhk__q_block_bytes(dtype, K), groups = K / group, ldy = N + 3;
+  unsigned char *w = (unsigned char *)raw_room(blocks * bytes, 1, 0);
+  uint16_t *scale = (uint16_t *)raw_room(blocks * groups * 16, 2, 0);
+  mhk_real *x = random_room(M * K, -3, 3), *same = NULL;
+  double *want = doubles(M * N), most = 0, off = 0;
+  mhk_quantised q;
+  mhk__q_args a;
+  mhk_index i, j, k, p;
+  int v;
+  for (i = 0; i < blocks * bytes; i++) w[i] = (unsigned char)(way == 1 ? dtype == MHK_Q8 ? 0x80 : 0xFF : test_random(&seed));
+  for (i = 0; i < blocks * groups * 16; i++) scale[i] = (uint16_t)((test_random(&seed) & 0x83FF) | (uint64_t)(8 + test_random(&seed) % 6) << 10);
+  for (i = 0; i < M * K; i++) {
+    if (way == 0) x[i] *= (mhk_real)ldexp(1, (int)(test_random(&seed) % 12) - 6);
+    if (way == 1) x[i] = i / K % 2 ? -2 : 2;
+    if (way == 2) x[i] = i % group == 0 ? 32512 : (mhk_real)((int)(test_random(&seed) % 255 - 127) * 256 + (int)(test_random(&seed) % 3) + 126);
+  }
+  memset(&q, 0, sizeof q);
+  q.q = w;
+  q.scale = scale;
+  q.rows = blocks * 16;
+  q.group = group;
+  memset(&a, 0, sizeof a);
+  a.M = M;
+  a.N = N;
+  a.K = K;
+  a.q = &q;
+  a.dtype = dtype;
+  a.n0 = n0;
+  a.x = x;
+  a.ldy = ldy;
+  for (i = 0; i < M; i++)
+    for (j = 0; j < N; j++) {
+      double room_for = 0, size = 0, largest = 0;
+      for (k = 0; k < K; k++) {
+        const double e = (double)mhk__q_element(&q, dtype, K, n0 + j, k);
+        if (k % group == 0)
+          for (largest = 0, p = k; p < k + group; p++)
+            if (fabs((double)x[i * K + p]) > largest) largest = fabs((double)x[i * K + p]);
+        want[i * N + j] += e * (double)x[i * K + k];
+        size += fabs(e * (double)x[i * K + k]);
+        room_for += fabs(e) * largest * 0.51 / 32512;
+      }
+      if (fabs(want[i * N + j]) > most) most = fabs(want[i * N + j]);
+      if (room_for + 4 * EPS * size > off) off = room_for + 4 * EPS * size;
+    }
+  for (v = 0; v < n_all; v++) {
+    mhk_real *y = rows_room(M, ldy, N), *rows;
+    a.y = y;
+    a.digits = (int16_t *)raw_room(M * K, sizeof *a.digits, 0);
+    a.scale = (float *)raw_room(M * groups, sizeof *a.scale, 0);
+    a.offset = (int32_t *)raw_room(M * groups, sizeof *a.offset, 1);
+    machine = 8;
+    set_at("%s, %s in groups of %d, %lld x %lld x %lld from %lld, way %d", all[v].name, dtype == MHK_Q8 ? "int8" : "int4", group, (long long)M, (long long)N,
+           (long long)K, (long long)n0, way);
+    for (i = 0; i < M; i++) all[v].prepare(&a, i);
+    all[v].times(&a, first, blocks);
+    rows = dense(y, M, N, ldy);
+    CHECK_CLOSE_TO_DOUBLE(at, rows, want, M * N, off / most);
+    if (all[v].exact && same) CHECK_SAME(at, rows, same, M * N);
+    if (all[v].exact && !same) same = rows;
+  }
+  release();
+}
+
+TEST(quantised) {
+  static const mhk_index depths[] = {32, 64, 96, 128, 320}, widths[] = {1, 15, 16, 17, 40}, firsts[] = {0, 0, 5, 16, 30};
+  q_kernels all[16];
+  const int n_all = q_all(all);
+  int d, n, way, group, type;
+  mhk_index m;
+  for (d = 0; d < COUNT(depths); d++)
+    for (n = 0; n < COUNT(widths); n++)
+      for (m = 1; m <= 9; m++)
+        for (group = 32; group <= 64; group += 32)
+          for (type = MHK_Q8; type <= MHK_Q4; type++)
+            for (way = 0; way < 3; way++)
+              if (depths[d] % group == 0) q_case(all, n_all, (mhk_dtype)type, group, firsts[(d + n) % COUNT(firsts)], widths[n], depths[d], m, way);
+}
+#endif
+
 /* operands as they lie: the same where they divide into tiles, and nothing touched where they do not */
 TEST(product_plain) {
   static const mhk_index rows[] = {1, 2, 3, 4, 5, 6, 7, 8, 10, 11, 12, 14, 16, 18, 20, 30, 64}, depths[] = {1, 2, 31, 64};
@@ -1730,6 +1846,9 @@ int main(int argc, char **argv) {
   RUN(product);
   RUN(epilogue);
   RUN(rows_times);
+#ifndef MOHAWK_DOUBLE
+  RUN(quantised);
+#endif
   RUN(product_plain);
   RUN(gemm);
   RUN(narrow_rounding);
