@@ -863,6 +863,28 @@ TEST(attention_cache) {
     CHECK(!y && mhk_failed(ctx), "a full cache took another token");
     mhk_clear_error(ctx);
   }
+  { /* documents among tokens that come to a cache: the first goes on from what is there, the next see only themselves */
+    const mhk_index n = 20, before = 10, cut = 23, shape_q[4] = {1, 20, 4, 5}, shape_k[4] = {1, 20, 2, 5}, whole_q[4] = {1, 30, 4, 5}, whole_k[4] = {1, 30, 2, 5};
+    mhk_tensor *part[3], *all[3];
+    int32_t doc[30];
+    mhk_index i;
+    for (i = 0; i < 30; i++) doc[i] = i >= cut;
+    for (i = 0; i < 3; i++) {
+      const mhk_tensor *from = i == 0 ? q : i == 1 ? k : v; /* its first sequence */
+      const mhk_index row = i == 0 ? H * P : G * P;
+      part[i] = mhk_tensor_new(tape, 4, i == 0 ? shape_q : shape_k, NULL);
+      all[i] = mhk_tensor_new(tape, 4, i == 0 ? whole_q : whole_k, NULL);
+      memcpy(mhk_data(part[i]), mhk_data(from) + before * row, sizeof *got * (size_t)(n * row));
+      memcpy(mhk_data(all[i]), mhk_data(from), sizeof *got * (size_t)((before + n) * row));
+    }
+    cache.length = before; /* of the tokens above the first sequence's ten are still there */
+    y = mhk_attention(tape, part[0], part[1], part[2], doc + before, &cache);
+    CHECK_CLOSE("documents with a cache", mhk_data(y), mhk_data(mhk_attention(tape, all[0], all[1], all[2], doc, NULL)) + before * H * P, n * H * P, CLOSE);
+    cache.length = before;
+    mhk_tape_record(tape, 1);
+    CHECK(!mhk_attention(tape, q, k, v, NULL, &cache) && mhk_error(ctx) == MHK_ERROR_STATE && cache.length == before, "a cache in a recording");
+    mhk_clear_error(ctx);
+  }
   free(cache.k), free(cache.v), free(got);
   finish();
 }
@@ -939,6 +961,12 @@ TEST(values_conv1d) {
         mhk_tape_reset(tape);
         free(want), free(state), free(before), free(doc);
       }
+  {
+    mhk_real state[6] = {1, 2, 3, 4, 5, 6};
+    mhk_tape_record(tape, 1);
+    CHECK(!mhk_conv1d(tape, P3(1, 5, 2, 1), P3(2, 1, 4, 2), NULL, 0, NULL, state) && mhk_error(ctx) == MHK_ERROR_STATE && state[5] == 6, "a state in a recording");
+    mhk_clear_error(ctx);
+  }
   finish();
 }
 
