@@ -99,7 +99,7 @@ code 2 "contexts on two sets" "$mohawk" bench --context "$work/context.svg" --co
 code 2 "contexts on a set that there is not" "$mohawk" bench --context "$work/context.svg" --context-most 64 --isa scalr
 "$mohawk" bench --list --model "$tiny,$work/nothing,$work/whole/student" >"$work/said"
 says "model_forward_teacher"
-says "model_decode_student_student"
+says "model_decode_student_int8_student"
 check "decoding of a second model" sh -c "$mohawk bench --model $tiny,$tiny/ --filter model_decode_teacher_tiny --threads 1 --seconds 0.01 --json --out $work/bench.json | grep -q '\"case\": \"model_decode_teacher_tiny\"'"
 check "a picture as PNG" "$mohawk" matrix --teacher "$tiny" --prompt "Once upon a time" --out "$work/matrix.png"
 

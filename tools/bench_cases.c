@@ -222,7 +222,7 @@ static void short_name(const char *path, char *name, size_t size) {
 
 int bench_list(bench_case *list, const char *const *models, int n_models) {
   static const char *const parts[] = {"model_forward_teacher", "model_forward_student", "model_decode_teacher",
-                                      "model_decode_student"};
+                                      "model_decode_student",  "model_decode_student_int8"};
   int n = 0, i, k, given;
   list_products(list, &n);
   list_decoding(list, &n);
@@ -513,6 +513,7 @@ static int prepare(bench_work *w) {
     case BENCH_MODEL:
       w->teacher = mhk_load(w->ctx, w->c.model);
       w->student = mhk_student_create(w->ctx, w->teacher, NULL);
+      if (c->m == 4) w->student = mhk_quantise(w->student, NULL);
       return w->teacher && tokens(w, 8 * 256, mhk_model_config(w->teacher)->vocab_size);
   }
   return 0;
@@ -666,9 +667,9 @@ static double run_distill(bench_work *w) {
   return seconds;
 }
 
-/* 0 and 1: logits of 8 x 256 tokens by teacher and student; 2 and 3: 128 tokens one by one */
+/* 0 and 1: logits of 8 x 256 tokens by teacher and student; 2 and 3: 128 tokens one by one; 4: by the student in int8 */
 static double run_model(bench_work *w) {
-  mhk_model *m = w->c.m % 2 ? w->student : w->teacher;
+  mhk_model *m = w->c.m == 0 || w->c.m == 2 ? w->teacher : w->student;
   double start = cli_clock();
   mhk_session_desc desc;
   mhk_session *session;

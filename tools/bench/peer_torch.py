@@ -391,7 +391,7 @@ CASES = [
     (r"stage1_layer_(\d+)", stage1, ("eager", "compile")),
     (r"distill_tiny", distill, ("eager", "compile")),
     (r"model_decode_teacher(?:_(\w+))?", decode_teacher, ("eager",)),
-    (r"model_decode_student(?:_(\w+))?", decode_student, ("eager",)),
+    (r"model_decode_student(?:_int8)?(?:_(\w+))?", decode_student, ("eager",)),
 ]
 
 
