@@ -3985,6 +3985,7 @@ static void MHK__N(mhk__attention)(const mhk__attention_args *a, mhk_index b, mh
   }
 }
 
+#if MHK__PASS != 3 /* AVX-512 decodes with AVX2: sums across more lanes cost more than they save (1.2 to 1.6 times the time, keys in the caches) */
 /* y (P) = f times the sum of n rows of v, kv apart, by the weights s */
 static void MHK__N(mhk__weighted_rows)(mhk_index n, mhk_index P, const mhk_real *s, const mhk_real *v, mhk_index kv, mhk_real f, mhk_real *y) {
   const MHK__V zero = MHK__SET(MHK__R(0)), scale = MHK__SET(f);
@@ -4087,6 +4088,7 @@ static void MHK__N(mhk__attention_step)(const mhk__attention_args *a, mhk_index 
     MHK__N(mhk__weighted_rows)(last - first, P, s, v + first * kv, kv, f, y);
   }
 }
+#endif
 
 #ifndef MOHAWK_NO_TRAINING
 /* All query heads of one key/value head. p = exp(s - lse); dv += p^T dy; dp = dy v^T; ds = p (dp - sum(dy y)) scale; dq += ds k; dk += ds^T q. Here tiles stand
@@ -4891,9 +4893,9 @@ static void MHK__N(mhk__fill)(mhk__kernels *k) {
 #if MHK__PASS != 3
   k->q_prepare = MHK__N(mhk__q_prepare);
   k->q_times = MHK__N(mhk__q_times);
+  k->attention_step = MHK__N(mhk__attention_step);
 #endif
   k->attention = MHK__N(mhk__attention);
-  k->attention_step = MHK__N(mhk__attention_step);
   k->ssd = MHK__N(mhk__ssd);
   k->ssd_step = MHK__N(mhk__ssd_step);
   k->conv_stream = MHK__N(mhk__conv_stream);
@@ -5736,6 +5738,7 @@ static int mhk__isa_fill(mhk_isa isa, mhk__kernels *k) {
       mhk__fill_avx512(k);
       k->q_prepare = mhk__q_prepare_avx2;
       k->q_times = mhk__q_times_avx2;
+      k->attention_step = mhk__attention_step_avx2;
 #ifdef MHK__HAS_VNNI
       if (best == MHK_ISA_AVX512 && mhk__cpu_vnni()) {
         k->q_prepare = mhk__q_prepare_bytes_avx512;
