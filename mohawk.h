@@ -163,7 +163,8 @@ typedef void (*mhk_log_fn)(void *user, mhk_log_level level, const char *message)
    in [0,workers) and no two running bodies share one. */
 typedef void (*mhk_parallel_fn)(void *user, mhk_index tasks, void (*body)(void *arg, mhk_index task, int worker), void *arg);
 
-/* Instruction sets of the kernels. MHK_ISA_BEST asks for the best one that processor, compiler and build allow. */
+/* Instruction sets of the kernels. MHK_ISA_BEST asks for the best one that processor, compiler and build allow. Where the processor has dot products of bytes
+   besides (AVX512-VNNI, ARMv8.2's SDOT), products with quantised weights use them; they give the bits of the set's other kernels. */
 typedef enum mhk_isa { MHK_ISA_BEST = 0, MHK_ISA_SCALAR = 1, MHK_ISA_AVX2 = 2, MHK_ISA_AVX512 = 3, MHK_ISA_NEON = 4, MHK_ISA_WASM = 5 } mhk_isa;
 
 /* What multiplies numbers of bfloat16 (see mhk_set_precision): the instruction set's own multiply-adds on operands that were rounded before, AVX512-BF16's
