@@ -47,7 +47,7 @@ help:
 	@echo 'make $(BUILD)/libmohawk.so   a shared library, for Python (examples/python.py) and other languages'
 	@echo 'make bench             measure speed, next to what the machine can do at most: $(BUILD)/bench.json'
 	@echo 'make bench-peers       the same in turns with OpenBLAS, oneDNN, PyTorch, and ggml where GGML_DIR is its source;'
-	@echo '                       installs them where it can. ARGS="--filter core,step --threads 1" for either'
+	@echo '                       installs them where it can. ARGS="--filter core,step --threads 1" and MODELS="DIR ..." for either'
 	@echo 'make interop           compare with PyTorch (needs torch and transformers for $(PYTHON))'
 	@echo 'make mcu               the example for a microcontroller, run in qemu-system-arm (needs gcc-arm-none-eabi)'
 	@echo 'make web               the page of examples/web, ready to serve: $(WEB) (needs emscripten)'
