@@ -3568,30 +3568,23 @@ static inline MHK__I MHK__N(mhk__q_pair)(const int16_t *x) {
     MHK__Q_VECTORS(MHK__Q_STORE, R) \
     MHK__N(mhk__q_store)(a, b, i, R, sums); \
   }
-#if MHK__W == 8 /* the registers of fewer lanes do not hold the sums of four rows */
-#define MHK__TILES_Q MHK__TILES_Q2 MHK__TILE_Q(Q8, 4, 0, 4) MHK__TILE_Q(Q4, 8, 1, 4) MHK__TIMES_Q(4)
-#else
-#define MHK__TILES_Q MHK__TILES_Q2 MHK__TIMES_Q(2)
+MHK__TILE_Q(Q8, 4, 0, 1)
+MHK__TILE_Q(Q8, 4, 0, 2)
+MHK__TILE_Q(Q4, 8, 1, 1)
+MHK__TILE_Q(Q4, 8, 1, 2)
+#if MHK__W == 8
+MHK__TILE_Q(Q8, 4, 0, 4)
+MHK__TILE_Q(Q4, 8, 1, 4)
+#define MHK__Q_FOUR(type) MHK__N(mhk__##type##_4)
+#else /* the registers of fewer lanes do not hold the sums of four rows */
+#define MHK__Q_FOUR(type) NULL
 #endif
-#define MHK__TILES_Q2 \
-  MHK__TILE_Q(Q8, 4, 0, 1) MHK__TILE_Q(Q4, 8, 1, 1) MHK__TILE_Q(Q8, 4, 0, 2) MHK__TILE_Q(Q4, 8, 1, 2)
-#define MHK__TIMES_Q(most) \
-  static void MHK__N(mhk__q_times)(const mhk__q_args *a, mhk_index first, mhk_index last) { \
-    const int q8 = a->dtype == MHK_Q8; \
-    mhk_index b, i; \
-    for (b = first; b < last; b++) { \
-      for (i = 0; a->M - i >= most; i += most) \
-        if (q8) MHK__N(mhk__Q8_##most)(a, b, i); else MHK__N(mhk__Q4_##most)(a, b, i); \
-      if (most > 2 && a->M - i >= 2) { \
-        if (q8) MHK__N(mhk__Q8_2)(a, b, i); else MHK__N(mhk__Q4_2)(a, b, i); \
-        i += 2; \
-      } \
-      if (i < a->M) { \
-        if (q8) MHK__N(mhk__Q8_1)(a, b, i); else MHK__N(mhk__Q4_1)(a, b, i); \
-      } \
-    } \
-  }
-MHK__TILES_Q
+static void MHK__N(mhk__q_times)(const mhk__q_args *a, mhk_index first, mhk_index last) {
+  if (a->dtype == MHK_Q8)
+    mhk__q_tiles(a, first, last, MHK__N(mhk__Q8_1), MHK__N(mhk__Q8_2), MHK__Q_FOUR(Q8));
+  else
+    mhk__q_tiles(a, first, last, MHK__N(mhk__Q4_1), MHK__N(mhk__Q4_2), MHK__Q_FOUR(Q4));
+}
 #undef MHK__I
 #undef MHK__I_LOAD
 #undef MHK__I_SET
@@ -3606,6 +3599,7 @@ MHK__TILES_Q
 #undef MHK__DOTS
 #undef MHK__NO_DOTS
 #undef MHK__HALVES
+#undef MHK__Q_FOUR
 #undef MHK__Q_VECTORS
 #undef MHK__Q_ROWS_1
 #undef MHK__Q_ROWS_2
@@ -3624,9 +3618,6 @@ MHK__TILES_Q
 #undef MHK__Q4_STEP
 #undef MHK__Q4_ROW
 #undef MHK__TILE_Q
-#undef MHK__TILES_Q
-#undef MHK__TILES_Q2
-#undef MHK__TIMES_Q
 #else
 static void MHK__N(mhk__q_times)(const mhk__q_args *a, mhk_index first, mhk_index last) {
   const mhk_index K = a->K, groups = K / a->q->group, chunks = a->q->group / (a->dtype == MHK_Q8 ? 4 : 8);
@@ -5063,6 +5054,19 @@ static void MHK__N(mhk__fill)(mhk__kernels *k) {
 #define MHK__POP MHK__PRAGMA(GCC pop_options)
 #endif
 
+#if (defined(MHK__HAS_X86_PASSES) || defined(MHK__HAS_NEON_PASS) || defined(MHK__HAS_WASM_PASS)) && !defined(MOHAWK_DOUBLE)
+/* blocks [first,last) of quantised weights by tiles of one row of x, of two, and of four where there is one */
+typedef void (*mhk__q_tile)(const mhk__q_args *a, mhk_index b, mhk_index i);
+static void mhk__q_tiles(const mhk__q_args *a, mhk_index first, mhk_index last, mhk__q_tile one, mhk__q_tile two, mhk__q_tile four) {
+  mhk_index b, i;
+  for (b = first; b < last; b++) {
+    for (i = 0; four && a->M - i >= 4; i += 4) four(a, b, i);
+    for (; a->M - i >= 2; i += 2) two(a, b, i);
+    if (i < a->M) one(a, b, i);
+  }
+}
+#endif
+
 #define MHK__PASS 1
 #define MHK__SUFFIX _scalar
 #include MOHAWK_HEADER_NAME
@@ -5108,22 +5112,6 @@ MHK__POP
 #endif
 
 /* ---- dot products of bytes: beside the AVX-512 kernels and those of NEON ---- */
-
-#if defined(MHK__HAS_VNNI) || defined(MHK__HAS_SDOT)
-/* blocks [first,last) of w by tiles of one, two and four rows of x */
-typedef void (*mhk__q_tile)(const mhk__q_args *a, mhk_index b, mhk_index i);
-static void mhk__q_tiles(const mhk__q_args *a, mhk_index first, mhk_index last, mhk__q_tile one, mhk__q_tile two, mhk__q_tile four) {
-  mhk_index b, i;
-  for (b = first; b < last; b++) {
-    for (i = 0; a->M - i >= 4; i += 4) four(a, b, i);
-    if (a->M - i >= 2) {
-      two(a, b, i);
-      i += 2;
-    }
-    if (i < a->M) one(a, b, i);
-  }
-}
-#endif
 
 #ifdef MHK__HAS_VNNI
 #if defined(__clang__)
