@@ -210,7 +210,6 @@ MHKDEF mhk_result mhk_fail(mhk_context *ctx, mhk_result code, const char *format
 MHKDEF int mhk_threads(const mhk_context *ctx);                 /* workers in use */
 MHKDEF mhk_result mhk_set_threads(mhk_context *ctx, int threads); /* as mhk_context_desc.threads */
 MHKDEF const char *mhk_isa_name(const mhk_context *ctx);        /* "scalar", "avx2", ... in use */
-MHKDEF const char *mhk_bf16_name(const mhk_context *ctx);       /* what multiplies numbers of bfloat16: "plain", "avx512", "amx" */
 MHKDEF size_t mhk_memory_in_use(const mhk_context *ctx);        /* bytes the context holds of its allocator now */
 MHKDEF size_t mhk_memory_peak(const mhk_context *ctx);          /* the most it ever held */
 
@@ -220,7 +219,10 @@ MHKDEF size_t mhk_memory_peak(const mhk_context *ctx);          /* the most it e
    slower, elsewhere. Products of up to four rows (decoding) stay as they are: there reading the weights takes the time. Ops remember for their backward
    pass what was set when they ran. Returns what was set before. */
 typedef enum mhk_precision { MHK_PRECISION_FULL = 0, MHK_PRECISION_BF16 = 1 } mhk_precision;
+#ifndef MOHAWK_NO_TRAINING
 MHKDEF mhk_precision mhk_set_precision(mhk_context *ctx, mhk_precision precision);
+MHKDEF const char *mhk_bf16_name(const mhk_context *ctx); /* what multiplies numbers of bfloat16: "plain", "avx512", "amx" */
+#endif
 
 /* ---------------------------------------------------------------------------------------- tensors */
 
@@ -2113,9 +2115,9 @@ static mhk__matrix mhk__mat(const void *data, mhk_dtype dtype, mhk_index row, mh
   return m;
 }
 
-/* y (M,N) = x (M,K) w^T for few rows x, w rows n0.. of a quantised matrix. Each group of x is brought to 16-bit integers, so that its dot product with
-   the integers of w is exact; the groups' products are summed in float32 in their order. The integers are off by at most 2^-16 of the
-   group's largest number. */
+/* y (M,N) = x (M,K) w^T for rows n0.. of a quantised matrix w, of up to q_rows (see the kernels) rows of x. Each group of x is brought to 16-bit integers,
+   so that its dot product with the integers of w is exact; the groups' products are summed in float32 in their order. The integers are off by at most 2^-16
+   of the group's largest number. */
 typedef struct mhk__q_args {
   mhk_index M, N, K;
   const mhk_quantised *q;
@@ -2125,7 +2127,7 @@ typedef struct mhk__q_args {
   int16_t *digits;         /* (M,K), each four in the order 0 2 1 3: the lanes a vector of bytes falls into when its 16-bit words are shifted. Of kernels
                               that multiply bytes: of 32 integers 256 h + l first the signed bytes l, then h */
   float *scale;            /* (M,K/group) */
-  int32_t *offset;         /* (M,K/group): what the 8 in the halves of MHK_Q4 adds, negated */
+  int32_t *offset;         /* (M,K/group): what the 8 in the halves of MHK_Q4 adds, negated; of kernels that multiply bytes for MHK_Q8 what 128 adds */
   mhk_real *y;
   mhk_index ldy;
 } mhk__q_args;
@@ -2133,6 +2135,7 @@ typedef struct mhk__q_args {
 /* Bytes of weights to ask for ahead. Left to the processor, one row of MHK_Q8 on Zen 4 reads 22 to 36 GB/s, by where in the program the loop happens to
    lie; so it is 33. */
 #define MHK__Q_AHEAD 4096
+#define MHK__Q_SLAB 131072 /* bytes of x as integers that pass over the blocks of a task together */
 #define MHK__Q_LIMIT 32512 /* largest integer of x: times 16 words of 15 * 256 it stays below 2^31, and it is two signed bytes */
 #define MHK__Q_TINY 1e-30f /* groups of x that are smaller count as zero */
 
@@ -2270,6 +2273,7 @@ struct mhk__kernels {
   void (*rows_times)(mhk_index m, mhk_index n, mhk_index k, const mhk_real *x, const void *w, mhk_dtype dtype, mhk_real *y, mhk_index ldy, mhk_real *work);
   void (*q_prepare)(const mhk__q_args *a, mhk_index row);                    /* fills digits, scale and offset of one row of x */
   void (*q_times)(const mhk__q_args *a, mhk_index first, mhk_index last); /* blocks [first,last) of w, which reach into the rows wanted */
+  mhk_index q_rows; /* rows of x up to which that is faster than float products of weights made wide: all, where dot products of bytes do twice the work */
   void (*attention)(const mhk__attention_args *a, mhk_index b, mhk_index h, mhk_real *work);
   void (*attention_step)(const mhk__attention_args *a, mhk_index b, mhk_index h, mhk_real *work);
   void (*attention_back)(const mhk__attention_args *a, mhk_index b, mhk_index g, mhk_real *work);
@@ -3377,7 +3381,7 @@ static void MHK__N(mhk__rows_times)(mhk_index m, mhk_index n, mhk_index k, const
   }
 }
 
-/* ---- few rows against quantised weights: with AVX-512 by the kernels of AVX2, or by those for AVX512-VNNI further down */
+/* ---- rows against quantised weights: with AVX-512 by the kernels of AVX2, or by those for AVX512-VNNI further down */
 
 #if MHK__PASS != 3 || defined(MHK__HAS_VNNI)
 /* y of rows [16 block, 16 block + 16) of w, as far as they are wanted, for rows [i, i + m) of x */
@@ -3434,6 +3438,7 @@ static void MHK__N(mhk__q_prepare_bytes)(const mhk__q_args *a, mhk_index row) {
       for (j = 0; j < 32; j++) to[j] = (signed char)(((digits[i + j] + 128) & 255) - 128);
       for (j = 0; j < 32; j++) to[32 + j] = (signed char)((digits[i + j] + 128) >> 8);
     }
+    if (a->dtype == MHK_Q8) a->offset[row * (a->K / group) + g] *= 16;
   }
 }
 #endif
@@ -3581,9 +3586,9 @@ MHK__TILE_Q(Q4, 8, 1, 4)
 #endif
 static void MHK__N(mhk__q_times)(const mhk__q_args *a, mhk_index first, mhk_index last) {
   if (a->dtype == MHK_Q8)
-    mhk__q_tiles(a, first, last, MHK__N(mhk__Q8_1), MHK__N(mhk__Q8_2), MHK__Q_FOUR(Q8));
+    mhk__q_tiles(a, first, last, MHK__N(mhk__Q8_1), MHK__N(mhk__Q8_2), MHK__Q_FOUR(Q8), NULL);
   else
-    mhk__q_tiles(a, first, last, MHK__N(mhk__Q4_1), MHK__N(mhk__Q4_2), MHK__Q_FOUR(Q4));
+    mhk__q_tiles(a, first, last, MHK__N(mhk__Q4_1), MHK__N(mhk__Q4_2), MHK__Q_FOUR(Q4), NULL);
 }
 #undef MHK__I
 #undef MHK__I_LOAD
@@ -4885,6 +4890,7 @@ static void MHK__N(mhk__fill)(mhk__kernels *k) {
   k->epilogue = MHK__N(mhk__epilogue_rows);
   k->rows_times = MHK__N(mhk__rows_times);
 #if MHK__PASS != 3
+  k->q_rows = MHK__PASS == 1 ? 8 : 64;
   k->q_prepare = MHK__N(mhk__q_prepare);
   k->q_times = MHK__N(mhk__q_times);
   k->attention_step = MHK__N(mhk__attention_step);
@@ -5055,14 +5061,26 @@ static void MHK__N(mhk__fill)(mhk__kernels *k) {
 #endif
 
 #if (defined(MHK__HAS_X86_PASSES) || defined(MHK__HAS_NEON_PASS) || defined(MHK__HAS_WASM_PASS)) && !defined(MOHAWK_DOUBLE)
-/* blocks [first,last) of quantised weights by tiles of one row of x, of two, and of four where there is one */
+/* Blocks [first,last) of quantised weights by tiles of one row of x, of two, and where there are such of four, against one block or against two. The rows
+   go in slabs that stay in the second-level cache while the blocks pass. */
 typedef void (*mhk__q_tile)(const mhk__q_args *a, mhk_index b, mhk_index i);
-static void mhk__q_tiles(const mhk__q_args *a, mhk_index first, mhk_index last, mhk__q_tile one, mhk__q_tile two, mhk__q_tile four) {
-  mhk_index b, i;
-  for (b = first; b < last; b++) {
-    for (i = 0; four && a->M - i >= 4; i += 4) four(a, b, i);
-    for (; a->M - i >= 2; i += 2) two(a, b, i);
-    if (i < a->M) one(a, b, i);
+static void mhk__q_tiles(const mhk__q_args *a, mhk_index first, mhk_index last, mhk__q_tile one, mhk__q_tile two, mhk__q_tile four, mhk__q_tile wide) {
+  const mhk_index slab = mhk__max(8, MHK__Q_SLAB / (a->K * (mhk_index)sizeof(int16_t)) / 4 * 4);
+  mhk_index at, b, i, both;
+  for (at = 0; at < a->M; at += slab) {
+    const mhk_index end = mhk__min(a->M, at + slab);
+    for (b = first; b < last; b += both + 1) {
+      both = wide && last - b > 1 && end - at >= 4;
+      for (i = at; four && end - i >= 4; i += 4) (both ? wide : four)(a, b, i);
+      for (; end - i >= 2; i += 2) {
+        two(a, b, i);
+        if (both) two(a, b + 1, i);
+      }
+      if (i < end) {
+        one(a, b, i);
+        if (both) one(a, b + 1, i);
+      }
+    }
   }
 }
 #endif
@@ -5131,51 +5149,53 @@ static inline __m512i mhk__q_four(const signed char *x) {
 }
 #define MHK__NEXT(p) MHK__PREFETCH_L1((p) + MHK__Q_AHEAD);
 #define MHK__ALL ((__mmask16)0xFFFF)
+/* l and h: what the low and the high bytes of x give; "odd" of one row alone has sums of its own, for there the sums would wait for each other */
 #define MHK__STEP(s, r, w, at) \
   l##s = _mm512_dpbusd_epi32(l##s, w, mhk__q_four(x + (r) * 2 * K + (at))); \
   h##s = _mm512_dpbusd_epi32(h##s, w, mhk__q_four(x + (r) * 2 * K + (at) + 32));
+#define MHK__ROWS4(f, w, at) f(0, 0, w, at) f(1, 1, w, at) f(2, 2, w, at) f(3, 3, w, at)
 #define MHK__STEPS1(at) MHK__STEP(0, 0, even, at) MHK__STEP(1, 0, odd, (at) + 4)
 #define MHK__STEPS2(at) MHK__STEP(0, 0, even, at) MHK__STEP(1, 1, even, at) MHK__STEP(0, 0, odd, (at) + 4) MHK__STEP(1, 1, odd, (at) + 4)
-#define MHK__STEPS4(at) \
-  MHK__STEP(0, 0, even, at) MHK__STEP(1, 1, even, at) MHK__STEP(2, 2, even, at) MHK__STEP(3, 3, even, at) \
-  MHK__STEP(0, 0, odd, (at) + 4) MHK__STEP(1, 1, odd, (at) + 4) MHK__STEP(2, 2, odd, (at) + 4) MHK__STEP(3, 3, odd, (at) + 4)
-#define MHK__NONE1 MHK__NONE(0) MHK__NONE(1)
-#define MHK__NONE2 MHK__NONE(0) MHK__NONE(1)
-#define MHK__NONE4 MHK__NONE(0) MHK__NONE(1) MHK__NONE(2) MHK__NONE(3)
-#define MHK__NONE(s) __m512i l##s = _mm512_setzero_si512(), h##s = l##s;
-#define MHK__END(r, low, high) \
-  sum##r = _mm512_fmadd_ps(_mm512_maskz_cvtepi32_ps(MHK__ALL, _mm512_add_epi32(_mm512_add_epi32(_mm512_maskz_slli_epi32(MHK__ALL, high, 8), low), \
-                                                                              _mm512_set1_epi32(offset[(r) * groups] * less))), \
-                           by * _mm512_set1_ps(size[(r) * groups]), sum##r);
-#define MHK__ENDS1 MHK__END(0, _mm512_add_epi32(l0, l1), _mm512_add_epi32(h0, h1))
-#define MHK__ENDS2 MHK__END(0, l0, h0) MHK__END(1, l1, h1)
-#define MHK__ENDS4 MHK__ENDS2 MHK__END(2, l2, h2) MHK__END(3, l3, h3)
+#define MHK__STEPS4(at) MHK__ROWS4(MHK__STEP, even, at) MHK__ROWS4(MHK__STEP, odd, (at) + 4)
+#define MHK__NONE(s, r, unused, plus) __m512i l##s = _mm512_set1_epi32(plus), h##s = _mm512_setzero_si512();
+#define MHK__NONE1 MHK__NONE(0, 0, , offset[0]) MHK__NONE(1, 0, , 0)
+#define MHK__NONE2 MHK__NONE(0, 0, , offset[0]) MHK__NONE(1, 1, , offset[groups])
+#define MHK__NONE4 MHK__NONE2 MHK__NONE(2, 2, , offset[2 * groups]) MHK__NONE(3, 3, , offset[3 * groups])
+#define MHK__END(s, r, by, unused) \
+  sum##s = _mm512_fmadd_ps(_mm512_maskz_cvtepi32_ps(MHK__ALL, _mm512_add_epi32(_mm512_maskz_slli_epi32(MHK__ALL, h##s, 8), l##s)), \
+                           _mm512_mul_ps(by, _mm512_set1_ps(size[(r) * groups])), sum##s);
+#define MHK__ENDS1 \
+  l0 = _mm512_add_epi32(l0, l1); \
+  h0 = _mm512_add_epi32(h0, h1); \
+  MHK__END(0, 0, by, )
+#define MHK__ENDS2 MHK__END(0, 0, by, ) MHK__END(1, 1, by, )
+#define MHK__ENDS4 MHK__ROWS4(MHK__END, by, )
 #define MHK__SUMS1 _mm512_storeu_ps(sums, sum0);
 #define MHK__SUMS2 MHK__SUMS1 _mm512_storeu_ps(sums + 16, sum1);
 #define MHK__SUMS4 MHK__SUMS2 _mm512_storeu_ps(sums + 32, sum2); _mm512_storeu_ps(sums + 48, sum3);
 #define MHK__START1 __m512 sum0 = _mm512_setzero_ps();
 #define MHK__START2 MHK__START1 __m512 sum1 = sum0;
 #define MHK__START4 MHK__START2 __m512 sum2 = sum0, sum3 = sum0;
-#define MHK__OPEN_Q8 \
+#define MHK__OPEN_Q8(p, even, odd) \
   MHK__NEXT(p) \
   MHK__NEXT(p + 64) \
   even = _mm512_xor_si512(_mm512_loadu_si512(p), constant); \
   odd = _mm512_xor_si512(_mm512_loadu_si512(p + 64), constant); \
   p += 128;
-#define MHK__OPEN_Q4 \
+#define MHK__OPEN_Q4(p, even, odd) \
   MHK__NEXT(p) \
   odd = _mm512_loadu_si512(p); \
   even = _mm512_and_si512(odd, constant); \
   odd = _mm512_and_si512(_mm512_srli_epi16(odd, 4), constant); \
   p += 64;
 /* rows [i, i + R) of x against the 16 of block b */
-#define MHK__TILE_Q(type, value, factor, R) \
+#define MHK__TILE_Q(type, value, R) \
   static void mhk__vnni_##type##_##R(const mhk__q_args *a, mhk_index b, mhk_index i) { \
     const mhk_index K = a->K, group = a->q->group, groups = K / group; \
     const unsigned char *p = (const unsigned char *)a->q->q + b * mhk__q_block_bytes(a->dtype, K); \
     const uint16_t *scale = a->q->scale + b * groups * MHK__Q_ROWS; \
     const __m512i constant = _mm512_set1_epi32(value); \
-    const int32_t less = factor, *offset = a->offset + i * groups; \
+    const int32_t *offset = a->offset + i * groups; \
     const signed char *x = (const signed char *)(a->digits + i * K); \
     const float *size = a->scale + i * groups; \
     float sums[R * MHK__Q_ROWS]; \
@@ -5186,31 +5206,78 @@ static inline __m512i mhk__q_four(const signed char *x) {
       MHK__NONE##R \
       for (j = 0; j < group; j += 32, x += 64) { \
         __m512i even, odd; \
-        MHK__OPEN_##type MHK__STEPS##R(0) \
-        MHK__OPEN_##type MHK__STEPS##R(8) \
-        MHK__OPEN_##type MHK__STEPS##R(16) \
-        MHK__OPEN_##type MHK__STEPS##R(24) \
+        MHK__OPEN_##type(p, even, odd) MHK__STEPS##R(0) \
+        MHK__OPEN_##type(p, even, odd) MHK__STEPS##R(8) \
+        MHK__OPEN_##type(p, even, odd) MHK__STEPS##R(16) \
+        MHK__OPEN_##type(p, even, odd) MHK__STEPS##R(24) \
       } \
       MHK__ENDS##R \
     } \
     MHK__SUMS##R \
     mhk__q_store_avx512(a, b, i, R, sums); \
   }
-MHK__TILE_Q(Q8, (int)0x80808080u, 16, 1)
-MHK__TILE_Q(Q8, (int)0x80808080u, 16, 2)
-MHK__TILE_Q(Q8, (int)0x80808080u, 16, 4)
-MHK__TILE_Q(Q4, 0x0F0F0F0F, 1, 1)
-MHK__TILE_Q(Q4, 0x0F0F0F0F, 1, 2)
-MHK__TILE_Q(Q4, 0x0F0F0F0F, 1, 4)
+/* four rows against blocks b and b + 1, for which what is read of x serves twice */
+#define MHK__OTHER(f, w, at) f(4, 0, w, at) f(5, 1, w, at) f(6, 2, w, at) f(7, 3, w, at)
+#define MHK__EIGHT(type, at) \
+  MHK__OPEN_##type(p, even, odd) \
+  MHK__OPEN_##type(p2, even2, odd2) \
+  MHK__ROWS4(MHK__STEP, even, at) MHK__OTHER(MHK__STEP, even2, at) \
+  MHK__ROWS4(MHK__STEP, odd, (at) + 4) MHK__OTHER(MHK__STEP, odd2, (at) + 4)
+#define MHK__WIDE_Q(type, value) \
+  static void mhk__vnni_##type##_wide(const mhk__q_args *a, mhk_index b, mhk_index i) { \
+    const mhk_index K = a->K, group = a->q->group, groups = K / group; \
+    const unsigned char *p = (const unsigned char *)a->q->q + b * mhk__q_block_bytes(a->dtype, K), *p2 = p + mhk__q_block_bytes(a->dtype, K); \
+    const uint16_t *scale = a->q->scale + b * groups * MHK__Q_ROWS; \
+    const __m512i constant = _mm512_set1_epi32(value); \
+    const int32_t *offset = a->offset + i * groups; \
+    const signed char *x = (const signed char *)(a->digits + i * K); \
+    const float *size = a->scale + i * groups; \
+    float sums[4 * MHK__Q_ROWS]; \
+    mhk_index g, j; \
+    MHK__START4 \
+    __m512 sum4 = sum0, sum5 = sum0, sum6 = sum0, sum7 = sum0; \
+    for (g = 0; g < groups; g++, scale += MHK__Q_ROWS, size++, offset++) { \
+      const __m512 by = _mm512_maskz_cvtph_ps(MHK__ALL, _mm256_loadu_si256((const __m256i *)(const void *)scale)); \
+      const __m512 by2 = _mm512_maskz_cvtph_ps(MHK__ALL, _mm256_loadu_si256((const __m256i *)(const void *)(scale + groups * MHK__Q_ROWS))); \
+      MHK__NONE4 \
+      MHK__NONE(4, 0, , offset[0]) MHK__NONE(5, 1, , offset[groups]) MHK__NONE(6, 2, , offset[2 * groups]) MHK__NONE(7, 3, , offset[3 * groups]) \
+      for (j = 0; j < group; j += 32, x += 64) { \
+        __m512i even, odd, even2, odd2; \
+        MHK__EIGHT(type, 0) MHK__EIGHT(type, 8) MHK__EIGHT(type, 16) MHK__EIGHT(type, 24) \
+      } \
+      MHK__ENDS4 \
+      MHK__OTHER(MHK__END, by2, ) \
+    } \
+    MHK__SUMS4 \
+    mhk__q_store_avx512(a, b, i, 4, sums); \
+    sum0 = sum4; \
+    sum1 = sum5; \
+    sum2 = sum6; \
+    sum3 = sum7; \
+    MHK__SUMS4 \
+    mhk__q_store_avx512(a, b + 1, i, 4, sums); \
+  }
+MHK__TILE_Q(Q8, (int)0x80808080u, 1)
+MHK__TILE_Q(Q8, (int)0x80808080u, 2)
+MHK__TILE_Q(Q8, (int)0x80808080u, 4)
+MHK__WIDE_Q(Q8, (int)0x80808080u)
+MHK__TILE_Q(Q4, 0x0F0F0F0F, 1)
+MHK__TILE_Q(Q4, 0x0F0F0F0F, 2)
+MHK__TILE_Q(Q4, 0x0F0F0F0F, 4)
+MHK__WIDE_Q(Q4, 0x0F0F0F0F)
 static void mhk__q_times_vnni(const mhk__q_args *a, mhk_index first, mhk_index last) {
   if (a->dtype == MHK_Q8)
-    mhk__q_tiles(a, first, last, mhk__vnni_Q8_1, mhk__vnni_Q8_2, mhk__vnni_Q8_4);
+    mhk__q_tiles(a, first, last, mhk__vnni_Q8_1, mhk__vnni_Q8_2, mhk__vnni_Q8_4, mhk__vnni_Q8_wide);
   else
-    mhk__q_tiles(a, first, last, mhk__vnni_Q4_1, mhk__vnni_Q4_2, mhk__vnni_Q4_4);
+    mhk__q_tiles(a, first, last, mhk__vnni_Q4_1, mhk__vnni_Q4_2, mhk__vnni_Q4_4, mhk__vnni_Q4_wide);
 }
 #undef MHK__NEXT
 #undef MHK__ALL
 #undef MHK__STEP
+#undef MHK__ROWS4
+#undef MHK__OTHER
+#undef MHK__EIGHT
+#undef MHK__WIDE_Q
 #undef MHK__STEPS1
 #undef MHK__STEPS2
 #undef MHK__STEPS4
@@ -5315,9 +5382,9 @@ MHK__TILE_Q(Q4, 2, 1, 2)
 MHK__TILE_Q(Q4, 2, 1, 4)
 static void mhk__q_times_sdot(const mhk__q_args *a, mhk_index first, mhk_index last) {
   if (a->dtype == MHK_Q8)
-    mhk__q_tiles(a, first, last, mhk__sdot_Q8_1, mhk__sdot_Q8_2, mhk__sdot_Q8_4);
+    mhk__q_tiles(a, first, last, mhk__sdot_Q8_1, mhk__sdot_Q8_2, mhk__sdot_Q8_4, NULL);
   else
-    mhk__q_tiles(a, first, last, mhk__sdot_Q4_1, mhk__sdot_Q4_2, mhk__sdot_Q4_4);
+    mhk__q_tiles(a, first, last, mhk__sdot_Q4_1, mhk__sdot_Q4_2, mhk__sdot_Q4_4, NULL);
 }
 #undef MHK__EACH1
 #undef MHK__EACH2
@@ -5724,6 +5791,7 @@ static int mhk__isa_fill(mhk_isa isa, mhk__kernels *k) {
     case MHK_ISA_AVX2: mhk__fill_avx2(k); return best == MHK_ISA_AVX2 || best == MHK_ISA_AVX512;
     case MHK_ISA_AVX512:
       mhk__fill_avx512(k);
+      k->q_rows = 64;
       k->q_prepare = mhk__q_prepare_avx2;
       k->q_times = mhk__q_times_avx2;
       k->attention_step = mhk__attention_step_avx2;
@@ -5731,6 +5799,7 @@ static int mhk__isa_fill(mhk_isa isa, mhk__kernels *k) {
       if (best == MHK_ISA_AVX512 && mhk__cpu_vnni()) {
         k->q_prepare = mhk__q_prepare_bytes_avx512;
         k->q_times = mhk__q_times_vnni;
+        k->q_rows = PTRDIFF_MAX;
       }
 #endif
       return best == MHK_ISA_AVX512;
@@ -5742,6 +5811,7 @@ static int mhk__isa_fill(mhk_isa isa, mhk__kernels *k) {
       if (mhk__cpu_sdot()) {
         k->q_prepare = mhk__q_prepare_bytes_neon;
         k->q_times = mhk__q_times_sdot;
+        k->q_rows = PTRDIFF_MAX;
       }
 #endif
       return best == MHK_ISA_NEON;
@@ -6025,7 +6095,11 @@ static void mhk__gemm_few(void *arg, mhk_index task, int worker) {
 }
 
 #ifndef MOHAWK_DOUBLE
-typedef struct mhk__q_job { mhk__q_args args; const mhk__epilogue *e; mhk_index step; } mhk__q_job;
+typedef struct mhk__q_job {
+  mhk__q_args args;
+  const mhk__epilogue *e;
+  mhk_index step, first; /* blocks a task; the first of this round's rows */
+} mhk__q_job;
 
 static void mhk__q_prepare_task(void *arg, mhk_index task, int worker) {
   const mhk__job *job = (const mhk__job *)arg;
@@ -6042,34 +6116,34 @@ static void mhk__q_task(void *arg, mhk_index task, int worker) {
   const mhk_index from = mhk__max(0, first * MHK__Q_ROWS - a->n0), n = mhk__min(a->N, last * MHK__Q_ROWS - a->n0) - from;
   (void)worker;
   ks->q_times(a, first, last);
-  if (mhk__epilogue_works(g->e)) ks->epilogue(a->M, n, a->y + from, a->ldy, from, g->e, from);
+  if (mhk__epilogue_works(g->e)) ks->epilogue(a->M, n, a->y + from, a->ldy, g->first * a->ldy + from, g->e, from);
 }
 
-#define MHK__Q_FEW 8 /* rows up to which quantised weights are used as integers */
+#define MHK__Q_ROUND 512 /* rows of x made integers at once: the weights are read again for the next */
 
 /* c (M,N) = x (M,K) times the transpose of N quantised rows of w */
 static void mhk__q_gemm(mhk_context *ctx, mhk_index M, mhk_index N, mhk_index K, const mhk_real *x, mhk__matrix w, mhk_real *c, mhk_index ldc,
                         const mhk__epilogue *e) {
   const mhk__mark mark = mhk__scratch_mark(ctx);
+  const mhk_index most = mhk__min(M, MHK__Q_ROUND), blocks = mhk__q_blocks(w.n0 + N) - w.n0 / MHK__Q_ROWS, bytes = mhk__q_block_bytes(w.dtype, K);
   mhk__q_job g;
-  g.args.M = M;
   g.args.N = N;
   g.args.K = K;
   g.args.q = w.q;
   g.args.dtype = w.dtype;
   g.args.n0 = w.n0;
-  g.args.x = x;
-  g.args.y = c;
   g.args.ldy = ldc;
-  g.args.digits = (int16_t *)mhk__scratch(ctx, M * K, sizeof(int16_t));
-  g.args.scale = (float *)mhk__scratch(ctx, M * (K / w.q->group), sizeof(float));
-  g.args.offset = (int32_t *)mhk__scratch(ctx, M * (K / w.q->group), sizeof(int32_t));
+  g.args.digits = (int16_t *)mhk__scratch(ctx, most * K, sizeof(int16_t));
+  g.args.scale = (float *)mhk__scratch(ctx, most * (K / w.q->group), sizeof(float));
+  g.args.offset = (int32_t *)mhk__scratch(ctx, most * (K / w.q->group), sizeof(int32_t));
   g.e = e;
-  g.step = mhk__max(1, 65536 / mhk__q_block_bytes(w.dtype, K));
-  if (g.args.digits && g.args.scale && g.args.offset) {
-    const mhk_index blocks = mhk__q_blocks(w.n0 + N) - w.n0 / MHK__Q_ROWS;
-    mhk__run(ctx, &g, M, 0, 1, (double)M * (double)K, mhk__q_prepare_task);
-    mhk__run(ctx, &g, (blocks + g.step - 1) / g.step, 0, 1, (double)M * (double)N * (double)K, mhk__q_task);
+  g.step = M > 8 ? mhk__max(4, 262144 / bytes) : mhk__max(1, 65536 / bytes); /* many rows are read again by every task */
+  for (g.first = 0; g.args.digits && g.args.scale && g.args.offset && g.first < M; g.first += most) {
+    g.args.M = mhk__min(most, M - g.first);
+    g.args.x = x + g.first * K;
+    g.args.y = c + g.first * ldc;
+    mhk__run(ctx, &g, g.args.M, 0, 1, (double)g.args.M * (double)K, mhk__q_prepare_task);
+    mhk__run(ctx, &g, (blocks + g.step - 1) / g.step, 0, 1, (double)g.args.M * (double)N * (double)K, mhk__q_task);
   }
   mhk__scratch_rewind(ctx, mark);
 }
@@ -6121,7 +6195,7 @@ static void mhk__gemm(mhk_context *ctx, mhk_index M, mhk_index N, mhk_index K, m
       return;
     }
 #ifndef MOHAWK_DOUBLE
-    if (M <= MHK__Q_FEW && b.row == 1 && a.col == 1 && (a.row == K || M == 1) && a.dtype == MHK_REAL && !(e && e->accumulate)) {
+    if (M <= ks->q_rows && b.row == 1 && a.col == 1 && (a.row == K || M == 1) && a.dtype == MHK_REAL && !(e && e->accumulate)) {
       mhk__q_gemm(ctx, M, N, K, (const mhk_real *)a.data, b, c, ldc, e);
       return;
     }
@@ -18671,8 +18745,9 @@ MHKDEF mhk_result mhk_evaluate(mhk_model *m, mhk_model *teacher, mhk_text *text,
 #undef MHK__GEMM_N
 #undef MHK__GEMM_K
 #undef MHK__ROW_BLOCK
-#undef MHK__Q_FEW
+#undef MHK__Q_ROUND
 #undef MHK__Q_AHEAD
+#undef MHK__Q_SLAB
 #undef MHK__Q_LIMIT
 #undef MHK__Q_ROWS
 #undef MHK__Q_TINY

@@ -452,8 +452,10 @@ TEST(small_builds) {
   size_t i, k;
   write_text("small.c", "static unsigned char my_heap[1 << 16];\n#define MOHAWK_MALLOC(n) ((n) ? (void *)my_heap : (void *)0)\n#define MOHAWK_FREE(p) ((void)(p))\n"
                         "#define MOHAWK_IMPLEMENTATION\n#include \"mohawk.h\"\n");
-  for (i = 0; i < 3; i++)
+  for (i = 0; i < 3; i++) {
+    SHELL("%s -std=c99 %s %s -DMOHAWK_STATIC -fsyntax-only -I. %s", cc, WARNINGS, variants[i], test_path("small.c"));
     SHELL("%s -std=c99 %s %s -O0 -I. -c %s -o %s", cc, WARNINGS, variants[i], test_path("small.c"), test_path("small.o"));
+  }
   if (shell("nm --version")) {
     SHELL("nm -u %s >%s", test_path("small.o"), test_path("symbols.txt"));
     text = test_read_file(test_path("symbols.txt"), NULL);

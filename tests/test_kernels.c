@@ -555,6 +555,17 @@ static void q_case(const q_kernels *all, int n_all, mhk_dtype dtype, int group, 
     all[v].times(&a, first, blocks);
     rows = dense(y, M, N, ldy);
     CHECK_CLOSE_TO_DOUBLE(at, rows, want, M * N, off / most);
+    if (M > 1) { /* a row alone has the same bits, whatever tile it was in */
+      mhk_real *alone = rows_room(1, ldy, N);
+      mhk__q_args b = a;
+      b.M = 1;
+      b.y = alone;
+      b.digits = a.digits + (M - 1) * K;
+      b.scale = a.scale + (M - 1) * groups;
+      b.offset = a.offset + (M - 1) * groups;
+      all[v].times(&b, first, blocks);
+      CHECK_SAME("the last row alone", dense(alone, 1, N, ldy), rows + (M - 1) * N, N);
+    }
     if (all[v].exact && same) CHECK_SAME(at, rows, same, M * N);
     if (all[v].exact && !same) same = rows;
   }
@@ -574,6 +585,10 @@ TEST(quantised) {
           for (type = MHK_Q8; type <= MHK_Q4; type++)
             for (way = 0; way < 3; way++)
               if (depths[d] % group == 0) q_case(all, n_all, (mhk_dtype)type, group, firsts[(d + n) % COUNT(firsts)], widths[n], depths[d], m, way);
+  for (type = MHK_Q8; type <= MHK_Q4; type++) { /* more rows than pass over the blocks together */
+    q_case(all, n_all, (mhk_dtype)type, 32, 5, 50, 8192, 13, 0);
+    q_case(all, n_all, (mhk_dtype)type, 64, 0, 33, 1024, 131, 2);
+  }
 }
 #endif
 

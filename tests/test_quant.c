@@ -104,8 +104,9 @@ static mhk_real *rows_new(mhk_index M, mhk_index K, uint64_t seed) {
   return x;
 }
 
-static const mhk_real *product(mhk_context *ctx, mhk_tape *t, const matrix *w, mhk_index first, mhk_index N, mhk_index M, const mhk_real *x, const mhk_real *bias) {
-  const mhk_index shape[2] = {M, w->t.shape[1]};
+static const mhk_real *product(mhk_context *ctx, mhk_tape *t, const matrix *w, mhk_index first, mhk_index N, mhk_index M, const mhk_real *x, const mhk_real *bias,
+                               const mhk_real *residual) {
+  const mhk_index shape[2] = {M, w->t.shape[1]}, out[2] = {M, N};
   mhk_tensor wt = w->t, *view, *in, *b;
   wt.ctx = ctx;
   mhk_tape_reset(t);
@@ -113,25 +114,25 @@ static const mhk_real *product(mhk_context *ctx, mhk_tape *t, const matrix *w, m
   in = mhk_tensor_new(t, 2, shape, x);
   b = bias ? mhk_tensor_new(t, 1, &N, bias) : NULL;
   view = mhk_rows(t, &wt, first, N);
-  return mhk_data(mhk_linear(t, in, view, b));
+  return mhk_data(residual ? mhk_linear_add(t, in, view, b, mhk_tensor_new(t, 2, out, residual)) : mhk_linear(t, in, view, b));
 }
 
 static void check_product(mhk_context *ctx, mhk_context *two, mhk_tape *t, mhk_tape *t2, mhk_dtype type, int group, mhk_index N, mhk_index K, mhk_index rest,
                           mhk_index first, mhk_index M) {
   matrix w;
   const mhk_index rows = N - first;
-  mhk_real *x = rows_new(M, K, (uint64_t)(N * K + M)), bias[256];
+  mhk_real *x = rows_new(M, K, (uint64_t)(N * K + M)), *residual = rows_new(M, rows, 7), bias[256];
   const mhk_real *y, *y2;
   mhk_index i, n, k, g;
-  if (!matrix_new(&w, ctx, type, group, N, K, rest, (uint64_t)(N + 3 * K)) || !x) return;
+  if (!matrix_new(&w, ctx, type, group, N, K, rest, (uint64_t)(N + 3 * K)) || !x || !residual) return;
   test_fill(bias, rows, -1, 1, 3);
-  y = product(ctx, t, &w, first, rows, M, x, bias);
-  y2 = product(two, t2, &w, first, rows, M, x, bias);
+  y = product(ctx, t, &w, first, rows, M, x, bias, residual);
+  y2 = product(two, t2, &w, first, rows, M, x, bias, residual);
   CHECK_OK(ctx);
   for (i = 0; i < M && y; i++)
     for (n = 0; n < rows; n++) {
       const double *v = w.values + (first + n) * K;
-      double sum = (double)bias[n], size = fabs(sum), room = 0;
+      double sum = (double)bias[n] + (double)residual[i * rows + n], size = fabs(sum), room = 0;
       for (g = 0; g < K; g += group) {
         double most = 0, weight = 0;
         for (k = g; k < g + group; k++) {
@@ -150,6 +151,7 @@ static void check_product(mhk_context *ctx, mhk_context *two, mhk_tape *t, mhk_t
   if (M && y) CHECK_SAME("four threads", y2, y, M * rows);
   matrix_free(&w);
   free(x);
+  free(residual);
 }
 
 TEST(products) {
@@ -175,6 +177,10 @@ TEST(products) {
               }
             }
         }
+    for (n = 0; ctx && n < 2; n++) { /* about as many rows as are made integers at once, or as are still worth it */
+      check_product(ctx, two, t, t2, n ? MHK_Q4 : MHK_Q8, 32, 40, 64, 3, 5, 65);
+      check_product(ctx, two, t, t2, n ? MHK_Q4 : MHK_Q8, 32, 40, 64, 3, 5, 515);
+    }
     mhk_destroy(ctx);
     mhk_destroy(two);
   }
@@ -197,7 +203,7 @@ TEST(numbers_that_are_none) {
         REQUIRE(matrix_new(&w, ctx, (mhk_dtype)type, 32, 16, 64, 0, 9) && x, "memory");
         w.scales[GUARD / 2] = 0x3C00;
         x[64 + 7] = (mhk_real)bad[i];
-        y = product(ctx, t, &w, 0, 16, 3, x, NULL);
+        y = product(ctx, t, &w, 0, 16, 3, x, NULL, NULL);
         REQUIRE_OK(ctx);
         for (n = 0; n < 16; n++) {
           CHECK(y[n] - y[n] == 0 && y[32 + n] - y[32 + n] == 0, "rows beside %g have %g and %g", bad[i], (double)y[n], (double)y[32 + n]);

@@ -176,10 +176,11 @@ static void list_layers(bench_case *list, int *n) {
         c->wide = wide;
         c->flop = (back ? 3 : 1) * mixer_flop(wide, T);
       }
-  {
-    bench_case *c = add(list, n, BENCH_PREFILL, "prefill_2048");
+  for (wide = 0; wide < 2; wide++) {
+    bench_case *c = add(list, n, BENCH_PREFILL, wide ? "prefill_2048_int8" : "prefill_2048");
     c->m = 2048;
-    c->flop = LAYERS * (mixer_flop(0, 2048) + 2.0 * 2048 * 2 * 8192 * HEADS * HEAD);
+    c->wide = !wide;
+    if (c->wide) c->flop = LAYERS * (mixer_flop(0, 2048) + 2.0 * 2048 * 2 * 8192 * HEADS * HEAD);
   }
   for (wide = 1; wide >= 0; wide--) {
     bench_case *c = add(list, n, BENCH_STEP, wide ? "step_phi" : "step_phi_mamba");
@@ -470,6 +471,7 @@ static int prepare_distill(bench_work *w) {
 static int prepare_prefill(bench_work *w) {
   mhk_session_desc d;
   w->student = model(w, 0, LAYERS_FED, HEADS * HEAD, HEADS, 8192, 64);
+  if (!w->c.wide) w->student = mhk_quantise(w->student, NULL);
   memset(&d, 0, sizeof d);
   w->session = mhk_session_create(w->student, &d);
   return tokens(w, w->c.m, 64);

@@ -386,7 +386,7 @@ CASES = [
     (r"gemv_(f32|bf16)_(\d+)_(\d+)", lambda f, *a: gemv(*a), ("eager",)),
     (r"core_(attention|ssd)_(forward|backward)_(\d+)", core, ("eager", "compile")),
     (r"mixer_(attention|ssd)_(forward|backward)_(\d+)", mixer, ("eager", "compile")),
-    (r"prefill_(\d+)", prefill, ("eager", "compile")),
+    (r"prefill_(\d+)(?:_int8)?", prefill, ("eager", "compile")),
     (r"step_(phi|phi_mamba)(_bf16)?", step, ("eager", "compile")),
     (r"stage1_layer_(\d+)", stage1, ("eager", "compile")),
     (r"distill_tiny", distill, ("eager", "compile")),
