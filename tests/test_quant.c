@@ -465,8 +465,8 @@ TEST(descriptions) {
   CHECK(mhk_model_find(r, "lm_head.weight")->dtype == MHK_Q8 && mhk_model_find(r, "backbone.embedding.weight")->dtype == MHK_Q8 &&
             mhk_model_find(r, "backbone.layers.0.mlp.fc1.weight")->dtype == MHK_Q4 && mhk_model_find(r, "backbone.layers.0.mlp.fc1.weight")->quantised->group == 32,
         "Q4 with ends of Q8 is something else");
-  CHECK(mhk_tensor_bytes(mhk_model_find(r, "backbone.layers.0.mlp.fc1.weight")) == 768 * 192 / 2 + 768 * 6 * 2, "%zu bytes",
-        mhk_tensor_bytes(mhk_model_find(r, "backbone.layers.0.mlp.fc1.weight")));
+  CHECK(mhk_tensor_bytes(mhk_model_find(r, "backbone.layers.0.mlp.fc1.weight")) == 768 * 192 / 2 + 768 * 6 * 2, "%lld bytes",
+        (long long)mhk_tensor_bytes(mhk_model_find(r, "backbone.layers.0.mlp.fc1.weight")));
   save_and_load(ctx, r, MHK_Q4);
   mhk_model_destroy(r);
   r = mhk_quantise(q, NULL); /* numbers that are multiples of a scale stay */
@@ -711,7 +711,7 @@ TEST(no_memory) {
     else CHECK(mhk_error(ctx) == MHK_ERROR_MEMORY, "allocation %ld failed: %s", step, mhk_message(ctx));
     n = step;
     mhk_destroy(ctx);
-    CHECK(memory.blocks == 0 && !memory.wrong_size, "allocation %ld failed: %zu blocks are left", step, memory.blocks);
+    CHECK(memory.blocks == 0 && !memory.wrong_size, "allocation %ld failed: %d blocks are left", step, (int)memory.blocks);
   }
   CHECK(n > 5, "quantising and saving made %ld allocations", n - 1);
 }
