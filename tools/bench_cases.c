@@ -33,6 +33,7 @@ struct bench_work {
   mhk_model *teacher, *student;
   mhk_trainer *trainer;
   mhk_session *session;
+  int session_threads;
   mhk_isa isa;
   int32_t *tokens;
   mhk_real *moments;         /* AdamW's, two for each parameter */
@@ -469,11 +470,8 @@ static int prepare_distill(bench_work *w) {
 }
 
 static int prepare_prefill(bench_work *w) {
-  mhk_session_desc d;
   w->student = model(w, 0, LAYERS_FED, HEADS * HEAD, HEADS, 8192, 64);
   if (!w->c.wide) w->student = mhk_quantise(w->student, NULL);
-  memset(&d, 0, sizeof d);
-  w->session = mhk_session_create(w->student, &d);
   return tokens(w, w->c.m, 64);
 }
 
@@ -693,6 +691,11 @@ static double run_model(bench_work *w) {
 
 static double run_prefill(bench_work *w) {
   double start;
+  if (!w->session || w->session_threads != mhk_threads(w->ctx)) { /* a session has memory for the threads there were when it was made */
+    mhk_session_destroy(w->session);
+    w->session = mhk_session_create(w->student, NULL);
+    w->session_threads = mhk_threads(w->ctx);
+  }
   mhk_session_reset(w->session);
   start = cli_clock();
   mhk_feed(w->session, w->tokens, w->c.m);
