@@ -2441,7 +2441,8 @@ static mhk_index mhk__conv_work(mhk_index W) { return (2 * W + 4) * MHK__CONV_BL
   _mm512_castsi512_ps(_mm512_add_epi32(_mm512_maskz_slli_epi32((__mmask16)0xFFFF, _mm512_castps_si512(n), 23), _mm512_set1_epi32(0x3F800000)))
 #endif
 #define MHK__MR 14
-#define MHK__TALL 8
+#define MHK__TALL 6
+#define MHK__BROAD
 #define MHK__HALF 8
 #define MHK__NV 2
 #elif MHK__PASS == 4
@@ -2946,13 +2947,19 @@ static void MHK__N(mhk__product)(mhk_index m, mhk_index n, mhk_index k, const mh
 
 /* ---- products of operands that need no packing (mhk__block) ---- */
 
-/* MHK__TALL rows by two vectors of sums, or by one. Named variables, as above. */
+/* MHK__TALL rows by two vectors of sums, or by one, with many registers (MHK__BROAD) by four: fewer loads for as many sums. Named variables, as above. */
 #define MHK__SUM2(i) MHK__V s##i##a = zero, s##i##b = zero;
 #define MHK__TAKE2(i) s##i##a = MHK__LOAD(from + (i) * ldc); s##i##b = MHK__LOAD(from + (i) * ldc + MHK__W);
 #define MHK__TIMES2(i) x = MHK__SET(f[(i) * fs]); s##i##a = s##i##a * x; s##i##b = s##i##b * x;
 #define MHK__GO2(i) x = MHK__SET(a[(i) * row]); s##i##a = MHK__FMA(x, ba, s##i##a); s##i##b = MHK__FMA(x, bb, s##i##b);
 #define MHK__PUT2(i) MHK__STORE(c + (i) * ldc, s##i##a); MHK__STORE(c + (i) * ldc + MHK__W, s##i##b);
 #define MHK__B2 ba = MHK__LOAD(b); bb = MHK__LOAD(b + MHK__W);
+#define MHK__SUM4(i) MHK__SUM2(i) MHK__V s##i##c = zero, s##i##d = zero;
+#define MHK__TAKE4(i) MHK__TAKE2(i) s##i##c = MHK__LOAD(from + (i) * ldc + 2 * MHK__W); s##i##d = MHK__LOAD(from + (i) * ldc + 3 * MHK__W);
+#define MHK__TIMES4(i) MHK__TIMES2(i) s##i##c = s##i##c * x; s##i##d = s##i##d * x;
+#define MHK__GO4(i) MHK__GO2(i) s##i##c = MHK__FMA(x, bc, s##i##c); s##i##d = MHK__FMA(x, bd, s##i##d);
+#define MHK__PUT4(i) MHK__PUT2(i) MHK__STORE(c + (i) * ldc + 2 * MHK__W, s##i##c); MHK__STORE(c + (i) * ldc + 3 * MHK__W, s##i##d);
+#define MHK__B4 MHK__B2 bc = MHK__LOAD(b + 2 * MHK__W); bd = MHK__LOAD(b + 3 * MHK__W);
 #define MHK__SUM1(i) MHK__V s##i##a = zero;
 #define MHK__TAKE1(i) s##i##a = MHK__LOAD(from + (i) * ldc);
 #define MHK__TIMES1(i) s##i##a = s##i##a * MHK__SET(f[(i) * fs]);
@@ -2995,8 +3002,13 @@ static void MHK__N(mhk__product)(mhk_index m, mhk_index n, mhk_index k, const mh
     } \
     MHK__EACH(rows, MHK__JOIN(MHK__PUT, v)) \
   }
+#define MHK__VARS4 MHK__V x, ba, bb, bc, bd
 #define MHK__VARS2 MHK__V x, ba, bb
 #define MHK__VARS1 MHK__V ba
+#ifdef MHK__BROAD
+MHK__BLOCK_OF(mhk__block_tall4, MHK__TALL, 4, MHK__VARS4)
+MHK__BLOCK_OF(mhk__block_low4, 4, 4, MHK__VARS4)
+#endif
 MHK__BLOCK_OF(mhk__block_tall2, MHK__TALL, 2, MHK__VARS2)
 MHK__BLOCK_OF(mhk__block_tall1, MHK__TALL, 1, MHK__VARS1)
 MHK__BLOCK_OF(mhk__block_low2, 4, 2, MHK__VARS2)
@@ -3028,7 +3040,15 @@ static void MHK__N(mhk__blocks)(const mhk__block *p, mhk_index m, mhk_index n, i
     if (part == mhk__lower_a) to = mhk__min(to, i + (tall ? MHK__TALL : 4));
     if (part == mhk__upper_a) from = i;
     if (p->ahead) MHK__N(mhk__fetch)(p->ahead, 16); /* more would fill the queue of misses, fewer come too late */
-    for (j = first; j + MHK__W < last; j += 2 * MHK__W)
+    j = first;
+#ifdef MHK__BROAD
+    for (; j + 3 * MHK__W < last; j += 4 * MHK__W)
+      if (tall)
+        MHK__N(mhk__block_tall4)(p, i, j, from, to);
+      else
+        MHK__N(mhk__block_low4)(p, i, j, from, to);
+#endif
+    for (; j + MHK__W < last; j += 2 * MHK__W)
       if (tall)
         MHK__N(mhk__block_tall2)(p, i, j, from, to);
       else
@@ -4977,11 +4997,18 @@ static void MHK__N(mhk__fill)(mhk__kernels *k) {
 #undef MHK__WANT_C
 #undef MHK__FROM
 #undef MHK__TALL
+#undef MHK__BROAD
+#undef MHK__SUM4
 #undef MHK__SUM2
+#undef MHK__TAKE4
 #undef MHK__TAKE2
+#undef MHK__TIMES4
 #undef MHK__TIMES2
+#undef MHK__GO4
 #undef MHK__GO2
+#undef MHK__PUT4
 #undef MHK__PUT2
+#undef MHK__B4
 #undef MHK__B2
 #undef MHK__SUM1
 #undef MHK__TAKE1
@@ -4990,6 +5017,7 @@ static void MHK__N(mhk__fill)(mhk__kernels *k) {
 #undef MHK__PUT1
 #undef MHK__B1
 #undef MHK__BLOCK_OF
+#undef MHK__VARS4
 #undef MHK__VARS2
 #undef MHK__VARS1
 #undef MHK__EACH2
