@@ -4909,8 +4909,8 @@ static void MHK__N(mhk__fill)(mhk__kernels *k) {
   k->product_plain = MHK__N(mhk__product_plain);
   k->epilogue = MHK__N(mhk__epilogue_rows);
   k->rows_times = MHK__N(mhk__rows_times);
-#if MHK__PASS != 3
   k->q_rows = MHK__PASS == 1 ? 8 : 64;
+#if MHK__PASS != 3
   k->q_prepare = MHK__N(mhk__q_prepare);
   k->q_times = MHK__N(mhk__q_times);
   k->attention_step = MHK__N(mhk__attention_step);
@@ -5177,154 +5177,137 @@ static inline __m512i mhk__q_four(const signed char *x) {
 }
 #define MHK__NEXT(p) MHK__PREFETCH_L1((p) + MHK__Q_AHEAD);
 #define MHK__ALL ((__mmask16)0xFFFF)
-/* l and h: what the low and the high bytes of x give; "odd" of one row alone has sums of its own, for there the sums would wait for each other */
+/* l<s> and h<s> add up what the low and the high bytes of row r give for sum s. One row alone has two of each, which would wait for each other. */
 #define MHK__STEP(s, r, w, at) \
   l##s = _mm512_dpbusd_epi32(l##s, w, mhk__q_four(x + (r) * 2 * K + (at))); \
   h##s = _mm512_dpbusd_epi32(h##s, w, mhk__q_four(x + (r) * 2 * K + (at) + 32));
-#define MHK__ROWS4(f, w, at) f(0, 0, w, at) f(1, 1, w, at) f(2, 2, w, at) f(3, 3, w, at)
-#define MHK__STEPS1(at) MHK__STEP(0, 0, even, at) MHK__STEP(1, 0, odd, (at) + 4)
-#define MHK__STEPS2(at) MHK__STEP(0, 0, even, at) MHK__STEP(1, 1, even, at) MHK__STEP(0, 0, odd, (at) + 4) MHK__STEP(1, 1, odd, (at) + 4)
-#define MHK__STEPS4(at) MHK__ROWS4(MHK__STEP, even, at) MHK__ROWS4(MHK__STEP, odd, (at) + 4)
-#define MHK__NONE(s, r, unused, plus) __m512i l##s = _mm512_set1_epi32(plus), h##s = _mm512_setzero_si512();
-#define MHK__NONE1 MHK__NONE(0, 0, , offset[0]) MHK__NONE(1, 0, , 0)
-#define MHK__NONE2 MHK__NONE(0, 0, , offset[0]) MHK__NONE(1, 1, , offset[groups])
-#define MHK__NONE4 MHK__NONE2 MHK__NONE(2, 2, , offset[2 * groups]) MHK__NONE(3, 3, , offset[3 * groups])
-#define MHK__END(s, r, by, unused) \
+#define MHK__ROWS2(f, w, at) f(0, 0, w, at) f(1, 1, w, at)
+#define MHK__ROWS4(f, w, at) MHK__ROWS2(f, w, at) f(2, 2, w, at) f(3, 3, w, at)
+#define MHK__OTHER4(f, w, at) f(4, 0, w, at) f(5, 1, w, at) f(6, 2, w, at) f(7, 3, w, at)
+#define MHK__STEPS1(at) MHK__STEP(0, 0, even[0], at) MHK__STEP(1, 0, odd[0], (at) + 4)
+#define MHK__STEPS2(at) MHK__ROWS2(MHK__STEP, even[0], at) MHK__ROWS2(MHK__STEP, odd[0], (at) + 4)
+#define MHK__STEPS4(at) MHK__ROWS4(MHK__STEP, even[0], at) MHK__ROWS4(MHK__STEP, odd[0], (at) + 4)
+#define MHK__STEPS8(at) \
+  MHK__ROWS4(MHK__STEP, even[0], at) MHK__OTHER4(MHK__STEP, even[1], at) \
+  MHK__ROWS4(MHK__STEP, odd[0], (at) + 4) MHK__OTHER4(MHK__STEP, odd[1], (at) + 4)
+#define MHK__NONE(s, r, w, at) __m512i l##s = _mm512_set1_epi32(offset[(r) * groups]), h##s = _mm512_setzero_si512();
+#define MHK__NONE1 MHK__NONE(0, 0, 0, 0) __m512i l1 = _mm512_setzero_si512(), h1 = l1;
+#define MHK__NONE2 MHK__ROWS2(MHK__NONE, 0, 0)
+#define MHK__NONE4 MHK__ROWS4(MHK__NONE, 0, 0)
+#define MHK__NONE8 MHK__NONE4 MHK__OTHER4(MHK__NONE, 0, 0)
+#define MHK__BY(block) _mm512_maskz_cvtph_ps(MHK__ALL, _mm256_loadu_si256((const __m256i *)(const void *)(scale + (block) * groups * MHK__Q_ROWS)))
+#define MHK__END(s, r, w, at) \
   sum##s = _mm512_fmadd_ps(_mm512_maskz_cvtepi32_ps(MHK__ALL, _mm512_add_epi32(_mm512_maskz_slli_epi32(MHK__ALL, h##s, 8), l##s)), \
                            _mm512_mul_ps(by, _mm512_set1_ps(size[(r) * groups])), sum##s);
 #define MHK__ENDS1 \
   l0 = _mm512_add_epi32(l0, l1); \
   h0 = _mm512_add_epi32(h0, h1); \
-  MHK__END(0, 0, by, )
-#define MHK__ENDS2 MHK__END(0, 0, by, ) MHK__END(1, 1, by, )
-#define MHK__ENDS4 MHK__ROWS4(MHK__END, by, )
-#define MHK__SUMS1 _mm512_storeu_ps(sums, sum0);
-#define MHK__SUMS2 MHK__SUMS1 _mm512_storeu_ps(sums + 16, sum1);
-#define MHK__SUMS4 MHK__SUMS2 _mm512_storeu_ps(sums + 32, sum2); _mm512_storeu_ps(sums + 48, sum3);
-#define MHK__START1 __m512 sum0 = _mm512_setzero_ps();
-#define MHK__START2 MHK__START1 __m512 sum1 = sum0;
-#define MHK__START4 MHK__START2 __m512 sum2 = sum0, sum3 = sum0;
-#define MHK__OPEN_Q8(p, even, odd) \
-  MHK__NEXT(p) \
-  MHK__NEXT(p + 64) \
-  even = _mm512_xor_si512(_mm512_loadu_si512(p), constant); \
-  odd = _mm512_xor_si512(_mm512_loadu_si512(p + 64), constant); \
-  p += 128;
-#define MHK__OPEN_Q4(p, even, odd) \
-  MHK__NEXT(p) \
-  odd = _mm512_loadu_si512(p); \
-  even = _mm512_and_si512(odd, constant); \
-  odd = _mm512_and_si512(_mm512_srli_epi16(odd, 4), constant); \
-  p += 64;
-/* rows [i, i + R) of x against the 16 of block b */
-#define MHK__TILE_Q(type, value, R) \
-  static void mhk__vnni_##type##_##R(const mhk__q_args *a, mhk_index b, mhk_index i) { \
+  MHK__END(0, 0, 0, 0)
+#define MHK__ENDS2 MHK__ROWS2(MHK__END, 0, 0)
+#define MHK__ENDS4 MHK__ROWS4(MHK__END, 0, 0)
+#define MHK__ENDS8 MHK__ENDS4 by = MHK__BY(1); MHK__OTHER4(MHK__END, 0, 0)
+#define MHK__SUM(s, r, w, at) _mm512_storeu_ps(sums + (s) * MHK__Q_ROWS, sum##s);
+#define MHK__SUMS1 MHK__SUM(0, 0, 0, 0)
+#define MHK__SUMS2 MHK__ROWS2(MHK__SUM, 0, 0)
+#define MHK__SUMS4 MHK__ROWS4(MHK__SUM, 0, 0)
+#define MHK__SUMS8 MHK__SUMS4 MHK__OTHER4(MHK__SUM, 0, 0)
+#define MHK__START(s, r, w, at) __m512 sum##s = _mm512_setzero_ps();
+#define MHK__START1 MHK__START(0, 0, 0, 0)
+#define MHK__START2 MHK__ROWS2(MHK__START, 0, 0)
+#define MHK__START4 MHK__ROWS4(MHK__START, 0, 0)
+#define MHK__START8 MHK__START4 MHK__OTHER4(MHK__START, 0, 0)
+#define MHK__OPEN_Q8(block) \
+  MHK__NEXT(p[block]) \
+  MHK__NEXT(p[block] + 64) \
+  even[block] = _mm512_xor_si512(_mm512_loadu_si512(p[block]), constant); \
+  odd[block] = _mm512_xor_si512(_mm512_loadu_si512(p[block] + 64), constant); \
+  p[block] += 128;
+#define MHK__OPEN_Q4(block) \
+  MHK__NEXT(p[block]) \
+  odd[block] = _mm512_loadu_si512(p[block]); \
+  even[block] = _mm512_and_si512(odd[block], constant); \
+  odd[block] = _mm512_and_si512(_mm512_srli_epi16(odd[block], 4), constant); \
+  p[block] += 64;
+#define MHK__OPEN1(type) MHK__OPEN_##type(0)
+#define MHK__OPEN2(type) MHK__OPEN_##type(0) MHK__OPEN_##type(1)
+/* rows [i, i + R) of x against the 16 of each of the blocks from b on: of one, or of two, for which what is read of x serves twice. n: R * blocks */
+#define MHK__TILE_Q(type, value, n, R, blocks) \
+  static void mhk__vnni_##type##_##n(const mhk__q_args *a, mhk_index b, mhk_index i) { \
     const mhk_index K = a->K, group = a->q->group, groups = K / group; \
-    const unsigned char *p = (const unsigned char *)a->q->q + b * mhk__q_block_bytes(a->dtype, K); \
     const uint16_t *scale = a->q->scale + b * groups * MHK__Q_ROWS; \
     const __m512i constant = _mm512_set1_epi32(value); \
     const int32_t *offset = a->offset + i * groups; \
     const signed char *x = (const signed char *)(a->digits + i * K); \
     const float *size = a->scale + i * groups; \
-    float sums[R * MHK__Q_ROWS]; \
+    const unsigned char *p[blocks]; \
+    float sums[n * MHK__Q_ROWS]; \
     mhk_index g, j; \
-    MHK__START##R \
+    MHK__START##n \
+    for (j = 0; j < blocks; j++) p[j] = (const unsigned char *)a->q->q + (b + j) * mhk__q_block_bytes(a->dtype, K); \
     for (g = 0; g < groups; g++, scale += MHK__Q_ROWS, size++, offset++) { \
-      const __m512 by = _mm512_maskz_cvtph_ps(MHK__ALL, _mm256_loadu_si256((const __m256i *)(const void *)scale)); \
-      MHK__NONE##R \
+      __m512 by = MHK__BY(0); \
+      MHK__NONE##n \
       for (j = 0; j < group; j += 32, x += 64) { \
-        __m512i even, odd; \
-        MHK__OPEN_##type(p, even, odd) MHK__STEPS##R(0) \
-        MHK__OPEN_##type(p, even, odd) MHK__STEPS##R(8) \
-        MHK__OPEN_##type(p, even, odd) MHK__STEPS##R(16) \
-        MHK__OPEN_##type(p, even, odd) MHK__STEPS##R(24) \
+        __m512i even[blocks], odd[blocks]; \
+        MHK__OPEN##blocks(type) MHK__STEPS##n(0) \
+        MHK__OPEN##blocks(type) MHK__STEPS##n(8) \
+        MHK__OPEN##blocks(type) MHK__STEPS##n(16) \
+        MHK__OPEN##blocks(type) MHK__STEPS##n(24) \
       } \
-      MHK__ENDS##R \
+      MHK__ENDS##n \
     } \
-    MHK__SUMS##R \
-    mhk__q_store_avx512(a, b, i, R, sums); \
+    MHK__SUMS##n \
+    for (j = 0; j < blocks; j++) mhk__q_store_avx512(a, b + j, i, R, sums + j * R * MHK__Q_ROWS); \
   }
-/* four rows against blocks b and b + 1, for which what is read of x serves twice */
-#define MHK__OTHER(f, w, at) f(4, 0, w, at) f(5, 1, w, at) f(6, 2, w, at) f(7, 3, w, at)
-#define MHK__EIGHT(type, at) \
-  MHK__OPEN_##type(p, even, odd) \
-  MHK__OPEN_##type(p2, even2, odd2) \
-  MHK__ROWS4(MHK__STEP, even, at) MHK__OTHER(MHK__STEP, even2, at) \
-  MHK__ROWS4(MHK__STEP, odd, (at) + 4) MHK__OTHER(MHK__STEP, odd2, (at) + 4)
-#define MHK__WIDE_Q(type, value) \
-  static void mhk__vnni_##type##_wide(const mhk__q_args *a, mhk_index b, mhk_index i) { \
-    const mhk_index K = a->K, group = a->q->group, groups = K / group; \
-    const unsigned char *p = (const unsigned char *)a->q->q + b * mhk__q_block_bytes(a->dtype, K), *p2 = p + mhk__q_block_bytes(a->dtype, K); \
-    const uint16_t *scale = a->q->scale + b * groups * MHK__Q_ROWS; \
-    const __m512i constant = _mm512_set1_epi32(value); \
-    const int32_t *offset = a->offset + i * groups; \
-    const signed char *x = (const signed char *)(a->digits + i * K); \
-    const float *size = a->scale + i * groups; \
-    float sums[4 * MHK__Q_ROWS]; \
-    mhk_index g, j; \
-    MHK__START4 \
-    __m512 sum4 = sum0, sum5 = sum0, sum6 = sum0, sum7 = sum0; \
-    for (g = 0; g < groups; g++, scale += MHK__Q_ROWS, size++, offset++) { \
-      const __m512 by = _mm512_maskz_cvtph_ps(MHK__ALL, _mm256_loadu_si256((const __m256i *)(const void *)scale)); \
-      const __m512 by2 = _mm512_maskz_cvtph_ps(MHK__ALL, _mm256_loadu_si256((const __m256i *)(const void *)(scale + groups * MHK__Q_ROWS))); \
-      MHK__NONE4 \
-      MHK__NONE(4, 0, , offset[0]) MHK__NONE(5, 1, , offset[groups]) MHK__NONE(6, 2, , offset[2 * groups]) MHK__NONE(7, 3, , offset[3 * groups]) \
-      for (j = 0; j < group; j += 32, x += 64) { \
-        __m512i even, odd, even2, odd2; \
-        MHK__EIGHT(type, 0) MHK__EIGHT(type, 8) MHK__EIGHT(type, 16) MHK__EIGHT(type, 24) \
-      } \
-      MHK__ENDS4 \
-      MHK__OTHER(MHK__END, by2, ) \
-    } \
-    MHK__SUMS4 \
-    mhk__q_store_avx512(a, b, i, 4, sums); \
-    sum0 = sum4; \
-    sum1 = sum5; \
-    sum2 = sum6; \
-    sum3 = sum7; \
-    MHK__SUMS4 \
-    mhk__q_store_avx512(a, b + 1, i, 4, sums); \
-  }
-MHK__TILE_Q(Q8, (int)0x80808080u, 1)
-MHK__TILE_Q(Q8, (int)0x80808080u, 2)
-MHK__TILE_Q(Q8, (int)0x80808080u, 4)
-MHK__WIDE_Q(Q8, (int)0x80808080u)
-MHK__TILE_Q(Q4, 0x0F0F0F0F, 1)
-MHK__TILE_Q(Q4, 0x0F0F0F0F, 2)
-MHK__TILE_Q(Q4, 0x0F0F0F0F, 4)
-MHK__WIDE_Q(Q4, 0x0F0F0F0F)
+MHK__TILE_Q(Q8, (int)0x80808080u, 1, 1, 1)
+MHK__TILE_Q(Q8, (int)0x80808080u, 2, 2, 1)
+MHK__TILE_Q(Q8, (int)0x80808080u, 4, 4, 1)
+MHK__TILE_Q(Q8, (int)0x80808080u, 8, 4, 2)
+MHK__TILE_Q(Q4, 0x0F0F0F0F, 1, 1, 1)
+MHK__TILE_Q(Q4, 0x0F0F0F0F, 2, 2, 1)
+MHK__TILE_Q(Q4, 0x0F0F0F0F, 4, 4, 1)
+MHK__TILE_Q(Q4, 0x0F0F0F0F, 8, 4, 2)
 static void mhk__q_times_vnni(const mhk__q_args *a, mhk_index first, mhk_index last) {
   if (a->dtype == MHK_Q8)
-    mhk__q_tiles(a, first, last, mhk__vnni_Q8_1, mhk__vnni_Q8_2, mhk__vnni_Q8_4, mhk__vnni_Q8_wide);
+    mhk__q_tiles(a, first, last, mhk__vnni_Q8_1, mhk__vnni_Q8_2, mhk__vnni_Q8_4, mhk__vnni_Q8_8);
   else
-    mhk__q_tiles(a, first, last, mhk__vnni_Q4_1, mhk__vnni_Q4_2, mhk__vnni_Q4_4, mhk__vnni_Q4_wide);
+    mhk__q_tiles(a, first, last, mhk__vnni_Q4_1, mhk__vnni_Q4_2, mhk__vnni_Q4_4, mhk__vnni_Q4_8);
 }
 #undef MHK__NEXT
 #undef MHK__ALL
 #undef MHK__STEP
+#undef MHK__ROWS2
 #undef MHK__ROWS4
-#undef MHK__OTHER
-#undef MHK__EIGHT
-#undef MHK__WIDE_Q
+#undef MHK__OTHER4
 #undef MHK__STEPS1
 #undef MHK__STEPS2
 #undef MHK__STEPS4
+#undef MHK__STEPS8
 #undef MHK__NONE
 #undef MHK__NONE1
 #undef MHK__NONE2
 #undef MHK__NONE4
+#undef MHK__NONE8
+#undef MHK__BY
 #undef MHK__END
 #undef MHK__ENDS1
 #undef MHK__ENDS2
 #undef MHK__ENDS4
+#undef MHK__ENDS8
+#undef MHK__SUM
 #undef MHK__SUMS1
 #undef MHK__SUMS2
 #undef MHK__SUMS4
+#undef MHK__SUMS8
+#undef MHK__START
 #undef MHK__START1
 #undef MHK__START2
 #undef MHK__START4
+#undef MHK__START8
 #undef MHK__OPEN_Q8
 #undef MHK__OPEN_Q4
+#undef MHK__OPEN1
+#undef MHK__OPEN2
 #undef MHK__TILE_Q
 MHK__POP
 #endif
@@ -5819,7 +5802,6 @@ static int mhk__isa_fill(mhk_isa isa, mhk__kernels *k) {
     case MHK_ISA_AVX2: mhk__fill_avx2(k); return best == MHK_ISA_AVX2 || best == MHK_ISA_AVX512;
     case MHK_ISA_AVX512:
       mhk__fill_avx512(k);
-      k->q_rows = 64;
       k->q_prepare = mhk__q_prepare_avx2;
       k->q_times = mhk__q_times_avx2;
       k->attention_step = mhk__attention_step_avx2;

@@ -33,7 +33,6 @@ struct bench_work {
   mhk_model *teacher, *student;
   mhk_trainer *trainer;
   mhk_session *session;
-  int session_threads;
   mhk_isa isa;
   int32_t *tokens;
   mhk_real *moments;         /* AdamW's, two for each parameter */
@@ -177,11 +176,11 @@ static void list_layers(bench_case *list, int *n) {
         c->wide = wide;
         c->flop = (back ? 3 : 1) * mixer_flop(wide, T);
       }
-  for (wide = 0; wide < 2; wide++) {
-    bench_case *c = add(list, n, BENCH_PREFILL, wide ? "prefill_2048_int8" : "prefill_2048");
+  for (wide = 1; wide >= 0; wide--) {
+    bench_case *c = add(list, n, BENCH_PREFILL, wide ? "prefill_2048" : "prefill_2048_int8");
     c->m = 2048;
-    c->wide = !wide;
-    if (c->wide) c->flop = LAYERS * (mixer_flop(0, 2048) + 2.0 * 2048 * 2 * 8192 * HEADS * HEAD);
+    c->wide = wide;
+    if (wide) c->flop = LAYERS * (mixer_flop(0, 2048) + 2.0 * 2048 * 2 * 8192 * HEADS * HEAD);
   }
   for (wide = 1; wide >= 0; wide--) {
     bench_case *c = add(list, n, BENCH_STEP, wide ? "step_phi" : "step_phi_mamba");
@@ -560,7 +559,12 @@ void bench_close(bench_work *w) {
 }
 
 int bench_threads(bench_work *w, int threads) {
+  const int before = mhk_threads(w->ctx);
   mhk_set_threads(w->ctx, threads);
+  if (mhk_threads(w->ctx) != before) { /* a session has memory for the threads there were when it was made */
+    mhk_session_destroy(w->session);
+    w->session = NULL;
+  }
   return mhk_threads(w->ctx);
 }
 
@@ -691,11 +695,7 @@ static double run_model(bench_work *w) {
 
 static double run_prefill(bench_work *w) {
   double start;
-  if (!w->session || w->session_threads != mhk_threads(w->ctx)) { /* a session has memory for the threads there were when it was made */
-    mhk_session_destroy(w->session);
-    w->session = mhk_session_create(w->student, NULL);
-    w->session_threads = mhk_threads(w->ctx);
-  }
+  if (!w->session) w->session = mhk_session_create(w->student, NULL);
   mhk_session_reset(w->session);
   start = cli_clock();
   mhk_feed(w->session, w->tokens, w->c.m);
