@@ -35,7 +35,7 @@ show = @mkdir -p $(@D); if $(1); then printf 'building  %-18s %s ... ok\n' '$(@F
   printf 'building  %-18s %s ... failed\n' '$(@F)' '$(CC) $(CFLAGS) $(OPENMP)$(2)'; exit 1; fi
 endif
 
-.PHONY: help all demo test golden models bench bench-peers interop mcu web test-web install uninstall clean
+.PHONY: help all demo test golden models bench bench-peers bits interop mcu web test-web install uninstall clean
 .DELETE_ON_ERROR:
 
 help:
@@ -48,6 +48,7 @@ help:
 	@echo 'make bench             measure speed, next to what the machine can do at most: $(BUILD)/bench.json'
 	@echo 'make bench-peers       the same in turns with OpenBLAS, oneDNN, PyTorch, and ggml where GGML_DIR is its source;'
 	@echo '                       installs them where it can. ARGS="--filter core,step --threads 1" and MODELS="DIR ..." for either'
+	@echo 'make bits BASE=rev     compare hashes of all results with those of the header at that revision'
 	@echo 'make interop           compare with PyTorch (needs torch and transformers for $(PYTHON))'
 	@echo 'make mcu               the example for a microcontroller, run in qemu-system-arm (needs gcc-arm-none-eabi)'
 	@echo 'make web               the page of examples/web, ready to serve: $(WEB) (needs emscripten)'
@@ -108,6 +109,10 @@ bench: $(BUILD)/mohawk
 
 bench-peers: $(BUILD)/mohawk
 	@$(PYTHON) tools/bench/peers.py $(WITH_MODELS) $(ARGS)
+
+# the same bits as the header of another revision of this repository: make bits BASE=HEAD~3
+bits:
+	@mkdir -p $(BUILD) && OPENMP='$(OPENMP)' sh tests/bits.sh $(BASE)
 
 interop: $(BUILD)/write_models
 	@$(PYTHON) tests/interop.py
