@@ -518,7 +518,8 @@ typedef struct mhk_quantise_desc {
 } mhk_quantise_desc;
 /* A frozen copy of m whose embedding, head and projections are quantised; desc may be NULL. Scales are chosen from the weights alone, group by group:
    for MHK_Q8 the largest weight over 127, for MHK_Q4 the scale of least squared error. Norms, convolutions, biases and all other vectors become
-   MHK_REAL, as do the rows of in_proj that set the decay (A_log of discrete Mamba-2, dt of Mamba-2) and matrices whose rows no group divides. */
+   MHK_REAL, as do the rows of in_proj that set the decay (A_log of discrete Mamba-2, dt of Mamba-2) and matrices whose rows no group divides; a model
+   that has no others comes back as numbers, with a warning. */
 MHKDEF mhk_model *mhk_quantise(mhk_model *m, const mhk_quantise_desc *desc);
 #endif
 
@@ -14071,6 +14072,13 @@ static int mhk__q_make(mhk_model *m, mhk_tensor *x, const mhk_tensor *from, mhk_
   return !mhk_failed(ctx);
 }
 
+static int mhk__any_quantised(const mhk_model *m) {
+  int i;
+  for (i = 0; i < m->n_tensors; i++)
+    if (m->tensors[i]->quantised) return 1;
+  return 0;
+}
+
 MHKDEF mhk_model *mhk_quantise(mhk_model *m, const mhk_quantise_desc *desc) {
   mhk_context *ctx;
   mhk_quantise_desc d;
@@ -14117,19 +14125,13 @@ MHKDEF mhk_model *mhk_quantise(mhk_model *m, const mhk_quantise_desc *desc) {
     mhk_model_destroy(out);
     return NULL;
   }
+  if (!mhk__any_quantised(out))
+    mhk__note(ctx, MHK_LOG_WARNING, "nothing of the model is quantised: 32 does not divide the rows of any of its matrices");
   return out;
 }
-
 #endif
 
 #ifndef MOHAWK_NO_STDIO
-static int mhk__any_quantised(const mhk_model *m) {
-  int i;
-  for (i = 0; i < m->n_tensors; i++)
-    if (m->tensors[i]->quantised) return 1;
-  return 0;
-}
-
 /* ---- saving */
 
 /* a quantised matrix as it is; returns how many of the three entries are used */
@@ -14164,6 +14166,7 @@ MHKDEF mhk_result mhk_save(mhk_model *m, const char *path, mhk_dtype dtype) {
   char file[MHK__PATH_MOST + 64];
   const char *metadata[6] = {"format", "pt", "config.json", NULL, "tokenizer.json", NULL}, *tokenizer = NULL;
   size_t lengths[3] = {2, 0, 0}, tokenizer_length = 0;
+  mhk_model *made = NULL;
   int i, n = 0, single;
   if (!m) return MHK_ERROR_ARGUMENT;
   ctx = m->object.ctx;
@@ -14174,13 +14177,10 @@ MHKDEF mhk_result mhk_save(mhk_model *m, const char *path, mhk_dtype dtype) {
                     mhk_dtype_size(dtype) ? mhk_dtype_name(dtype) : "an unknown type");
   if (mhk__is_quantised(dtype) && !mhk__any_quantised(m)) {
     mhk_quantise_desc desc;
-    mhk_model *q;
     memset(&desc, 0, sizeof desc);
     desc.type = dtype;
-    q = mhk_quantise(m, &desc);
-    if (q) mhk_save(q, path, dtype);
-    mhk_model_destroy(q);
-    return mhk_error(ctx);
+    m = made = mhk_quantise(m, &desc);
+    if (!made) return mhk_error(ctx);
   }
   single = mhk__ends_with(path, ".safetensors");
   mark = mhk__scratch_mark(ctx);
@@ -14213,6 +14213,7 @@ MHKDEF mhk_result mhk_save(mhk_model *m, const char *path, mhk_dtype dtype) {
     if (!mhk_failed(ctx)) mhk__write_file(ctx, file, config.data, config.length);
   }
   mhk__scratch_rewind(ctx, mark);
+  mhk_model_destroy(made);
   return mhk_error(ctx);
 }
 #endif

@@ -684,6 +684,42 @@ TEST(files_that_lie) {
   mhk_destroy(ctx);
 }
 
+static void count_warnings(void *user, mhk_log_level level, const char *text) {
+  if (level == MHK_LOG_WARNING && strstr(text, "nothing of the model is quantised")) ++*(int *)user;
+}
+
+TEST(a_model_without_rows_to_quantise_is_saved_as_numbers) {
+  static const char *const names[] = {"narrow", "narrow.safetensors"};
+  mhk_context_desc d;
+  mhk_context *ctx;
+  mhk_model *m;
+  mhk_index n, k;
+  mhk_real *want;
+  int warned = 0, i;
+  memset(&d, 0, sizeof d);
+  d.log = count_warnings;
+  d.log_user = &warned;
+  ctx = mhk_create(&d);
+  m = model_new(ctx, PHI_GROUPED, 3); /* rows of 24 and 53 */
+  want = model_numbers(m, 0, &n);
+  for (i = 0; i < 4; i++) {
+    mhk_model *back;
+    mhk_real *got;
+    CHECK(mhk_save(m, test_path(names[i / 2]), i % 2 ? MHK_Q4 : MHK_Q8) == MHK_OK, "%s", mhk_message(ctx));
+    CHECK(warned == i + 1, "%d warnings after %d saves", warned, i + 1);
+    back = mhk_load(ctx, test_path(names[i / 2]));
+    REQUIRE_OK(ctx);
+    mhk_model_make_trainable(back);
+    got = model_numbers(back, 0, &k);
+    CHECK(k == n, "%lld numbers came back, not %lld", (long long)k, (long long)n);
+    CHECK_SAME(names[i / 2], got, want, n);
+    free(got);
+    mhk_model_destroy(back);
+  }
+  free(want);
+  mhk_destroy(ctx);
+}
+
 /* every allocation may fail */
 TEST(no_memory) {
   test_memory memory;
@@ -726,6 +762,7 @@ int main(int argc, char **argv) {
   RUN(steps_and_prefill);
   RUN(predictions);
   RUN(files_that_lie);
+  RUN(a_model_without_rows_to_quantise_is_saved_as_numbers);
   RUN(no_memory);
   return test_end();
 }
