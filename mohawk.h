@@ -5795,25 +5795,28 @@ static mhk_isa mhk__isa_best(void) {
 #endif
 }
 
+/* Puts the kernels of a set into a table. Returns 0 where there is no such set; then nothing of it
+   has run, not even what fills its table: that is compiled for the set as well. */
 static int mhk__isa_fill(mhk_isa isa, mhk__kernels *k) {
   const mhk_isa best = mhk__isa_best();
+  if (isa != MHK_ISA_SCALAR && isa != best && !(isa == MHK_ISA_AVX2 && best == MHK_ISA_AVX512)) return 0;
   switch (isa) {
     case MHK_ISA_SCALAR: mhk__fill_scalar(k); return 1;
 #ifdef MHK__HAS_X86_PASSES
-    case MHK_ISA_AVX2: mhk__fill_avx2(k); return best == MHK_ISA_AVX2 || best == MHK_ISA_AVX512;
+    case MHK_ISA_AVX2: mhk__fill_avx2(k); return 1;
     case MHK_ISA_AVX512:
       mhk__fill_avx512(k);
       k->q_prepare = mhk__q_prepare_avx2;
       k->q_times = mhk__q_times_avx2;
       k->attention_step = mhk__attention_step_avx2;
 #ifdef MHK__HAS_VNNI
-      if (best == MHK_ISA_AVX512 && mhk__cpu_vnni()) {
+      if (mhk__cpu_vnni()) {
         k->q_prepare = mhk__q_prepare_bytes_avx512;
         k->q_times = mhk__q_times_vnni;
         k->q_rows = PTRDIFF_MAX;
       }
 #endif
-      return best == MHK_ISA_AVX512;
+      return 1;
 #endif
 #ifdef MHK__HAS_NEON_PASS
     case MHK_ISA_NEON:
@@ -5825,12 +5828,12 @@ static int mhk__isa_fill(mhk_isa isa, mhk__kernels *k) {
         k->q_rows = PTRDIFF_MAX;
       }
 #endif
-      return best == MHK_ISA_NEON;
+      return 1;
 #endif
 #ifdef MHK__HAS_WASM_PASS
-    case MHK_ISA_WASM: mhk__fill_wasm(k); return best == MHK_ISA_WASM;
+    case MHK_ISA_WASM: mhk__fill_wasm(k); return 1;
 #endif
-    default: (void)best; return 0;
+    default: return 0;
   }
 }
 

@@ -57,6 +57,7 @@ typedef struct test_globals {
   const char *program, *filter, *running;
   int list, passed, failed, skipped, skipping, failures, verbose;
   long checks;
+  char missing[120]; /* what test_machine() was asked for and this machine has not got */
   double worst; /* largest error test_close() saw, in units of the tolerance; the program may reset it */
 } test_globals;
 static test_globals test_state;
@@ -131,6 +132,7 @@ static inline void test_run(const char *name, void (*body)(void)) {
 
 static inline int test_end(void) {
   if (test_state.list) return 0;
+  if (test_state.missing[0]) printf("%s: not here, so not tested:%s\n", test_state.program, test_state.missing);
   printf("%s: %d passed, %d failed", test_state.program, test_state.passed, test_state.failed);
   if (test_state.skipped) printf(" (%d skipped)", test_state.skipped);
   printf("\n");
@@ -306,5 +308,58 @@ static inline mhk_context *test_context(test_memory *m, long fail_at, int thread
   d.allocator.user = m;
   d.threads = threads;
   return mhk_create(&d);
+}
+
+/* An environment variable for what follows; NULL removes it. */
+static inline void test_environment(const char *name, const char *value) {
+#ifdef _WIN32
+  _putenv_s(name, value ? value : "");
+#else
+  if (value)
+    setenv(name, value, 1);
+  else
+    unsetenv(name);
+#endif
+}
+
+/* A context on an instruction set with a unit for bfloat16, for tests that walk all of them, whatever
+   MHK_ISA and MHK_BF16_UNIT say; NULL where this machine or build has not got it, which the program
+   says at its end. */
+static inline mhk_context *test_machine(mhk_isa isa, mhk_bf16_unit unit, int threads) {
+  static const char *const isas[] = {"", "scalar", "avx2", "avx512", "neon", "wasm"};
+  static const char *const units[] = {"", "plain", "AVX512-BF16", "AMX"};
+  static const char *const variables[] = {"MHK_ISA", "MHK_BF16_UNIT"};
+  const char *what;
+  char saved[2][40];
+  mhk_context_desc d;
+  mhk_context *ctx;
+  int i;
+  for (i = 0; i < 2; i++) {
+    const char *value = getenv(variables[i]);
+    snprintf(saved[i], sizeof saved[i], "%s", value ? value : "");
+    if (value && (i == 0 ? isa != MHK_ISA_BEST : unit != MHK_BF16_BEST)) test_environment(variables[i], NULL);
+  }
+  memset(&d, 0, sizeof d);
+  d.isa = isa;
+  d.bf16_unit = unit;
+  d.threads = threads;
+  ctx = mhk_create(&d);
+  for (i = 0; i < 2; i++)
+    if (saved[i][0]) test_environment(variables[i], saved[i]);
+  if (!ctx) exit(3);
+  if (!mhk_failed(ctx)) {
+    const char *came = mhk_isa_name(ctx);
+    CHECK(isa == MHK_ISA_BEST || !strcmp(came, isas[isa]), "%s was asked for, %s came", isas[isa], came);
+    return ctx;
+  }
+  CHECK(isa > MHK_ISA_SCALAR || unit > MHK_BF16_PLAIN, "the scalar and the best set are everywhere: %s", mhk_message(ctx));
+  if (isa != MHK_ISA_BEST && strcmp(mhk_isa_name(ctx), isas[isa]) != 0)
+    what = isas[isa];
+  else
+    what = isa == MHK_ISA_BEST || isa == MHK_ISA_AVX512 ? units[unit] : "";
+  if (!strstr(test_state.missing, what)) strcat(strcat(test_state.missing, " "), what);
+  CHECK_FAILS(ctx, MHK_ERROR_UNSUPPORTED, "is not to be had here");
+  mhk_destroy(ctx);
+  return NULL;
 }
 #endif

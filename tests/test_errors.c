@@ -55,11 +55,6 @@ TEST(contexts) {
   CHECK_FAILS(ctx, MHK_ERROR_ARGUMENT, "-7");
   mhk_destroy(ctx);
   d.threads = 0;
-  d.isa = (mhk_isa)77;
-  ctx = mhk_create(&d);
-  CHECK(ctx && (mhk_failed(ctx) || getenv("MHK_ISA")), "instruction set 77");
-  CHECK(getenv("MHK_ISA") || strlen(mhk_message(ctx)) > 10, "no message");
-  mhk_destroy(ctx);
   d.isa = MHK_ISA_BEST;
   d.allocator.alloc = test_alloc; /* without release */
   ctx = mhk_create(&d);
@@ -73,6 +68,63 @@ TEST(contexts) {
   CHECK_FAILS(ctx, MHK_ERROR_ARGUMENT, "-3");
   CHECK(strlen(mhk_isa_name(ctx)) > 3, "instruction set %s", mhk_isa_name(ctx));
   mhk_destroy(ctx);
+}
+
+/* A context has what was asked for, or a sentence that names it and what there is. Asked by the
+   description or by the environment, which comes first. No code of a missing set has run: that
+   would have ended this program. */
+static void ask(int isa, int unit, int by_environment) {
+  static const char *const isas[] = {"", "scalar", "avx2", "avx512", "neon", "wasm"};
+  static const char *const units[] = {"", "plain", "avx512", "amx"};
+  const char *name = isa <= MHK_ISA_WASM ? isas[isa] : "best";
+  const char *unit_name = unit <= MHK_BF16_AMX ? units[unit] : "best";
+  char message[200];
+  mhk_context_desc d;
+  memset(&d, 0, sizeof d);
+  test_environment("MHK_ISA", by_environment ? name : NULL);
+  test_environment("MHK_BF16_UNIT", by_environment ? unit_name : NULL);
+  d.isa = (mhk_isa)(by_environment ? MHK_ISA_SCALAR : isa);
+  d.bf16_unit = (mhk_bf16_unit)(by_environment ? MHK_BF16_PLAIN : unit);
+  ctx = mhk_create(&d);
+  REQUIRE(ctx != NULL, "no context");
+  if (!mhk_failed(ctx)) {
+    CHECK(!name[0] || !strcmp(mhk_isa_name(ctx), name), "%s was asked for, %s came", name, mhk_isa_name(ctx));
+    CHECK(!unit_name[0] || !strcmp(mhk_bf16_name(ctx), unit_name), "%s was asked for, %s came", unit_name,
+          mhk_bf16_name(ctx));
+  } else {
+    if (name[0] && strcmp(mhk_isa_name(ctx), name) != 0)
+      snprintf(message, sizeof message, "the instruction set %s is not to be had here: the best one is ", name);
+    else
+      snprintf(message, sizeof message, "the bfloat16 unit %s is not to be had here with the instruction set %s: the ",
+               unit_name, mhk_isa_name(ctx));
+    CHECK(isa > MHK_ISA_SCALAR || unit > MHK_BF16_PLAIN, "%s", mhk_message(ctx));
+    CHECK_FAILS(ctx, MHK_ERROR_UNSUPPORTED, message);
+    CHECK(!strcmp(mhk_bf16_name(ctx), "plain"), "after the error the unit is %s", mhk_bf16_name(ctx));
+  }
+  mhk_destroy(ctx);
+}
+TEST(asking_for_what_the_processor_lacks) {
+  static const char *const variables[] = {"MHK_ISA", "MHK_BF16_UNIT"};
+  char saved[2][40];
+  int isa, unit, i;
+  for (i = 0; i < 2; i++) {
+    const char *value = getenv(variables[i]);
+    snprintf(saved[i], sizeof saved[i], "%s", value ? value : "");
+  }
+  for (isa = 0; isa <= MHK_ISA_WASM; isa++)
+    for (unit = 0; unit <= MHK_BF16_AMX; unit++)
+      for (i = 0; i < 2; i++) ask(isa, unit, i);
+  ask(77, 0, 0);
+  ask(0, 77, 0);
+  for (i = 0; i < 2; i++) { /* words that name nothing */
+    test_environment("MHK_ISA", i ? "scalar" : "sse2");
+    test_environment("MHK_BF16_UNIT", i ? "vnni" : "plain");
+    ctx = mhk_create(NULL);
+    CHECK_FAILS(ctx, MHK_ERROR_ARGUMENT,
+                i ? "MHK_BF16_UNIT is \"vnni\": it may be plain, avx512 or amx" : "MHK_ISA is \"sse2\": it may be scalar");
+    mhk_destroy(ctx);
+  }
+  for (i = 0; i < 2; i++) test_environment(variables[i], saved[i][0] ? saved[i] : NULL);
 }
 
 TEST(ops_name_the_shapes) {
@@ -550,6 +602,7 @@ int main(int argc, char **argv) {
   test_begin(argc, argv);
   RUN(first_error_stays);
   RUN(contexts);
+  RUN(asking_for_what_the_processor_lacks);
   RUN(ops_name_the_shapes);
   RUN(configurations);
   RUN(configurations_as_text);

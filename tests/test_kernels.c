@@ -701,18 +701,9 @@ static void units_close(void) {
 static void units_open(void) {
   int i;
   for (i = MHK_BF16_PLAIN; i < COUNT(units); i++) {
-    mhk_context_desc d;
-    memset(&d, 0, sizeof d);
-    d.isa = contexts[machine]->isa;
-    d.bf16_unit = (mhk_bf16_unit)i;
-    units[i] = mhk_create(&d);
-    if (!units[i]) exit(3);
-    CHECK(strcmp(mhk_bf16_name(units[i]), i == MHK_BF16_AVX512 && !mhk_failed(units[i]) ? "avx512" : i == MHK_BF16_AMX && !mhk_failed(units[i]) ? "amx" : "plain") == 0,
-          "unit %d is called %s", i, mhk_bf16_name(units[i]));
-    if (!mhk_failed(units[i])) continue;
-    CHECK_FAILS(units[i], MHK_ERROR_UNSUPPORTED, "not to be had here");
-    mhk_destroy(units[i]);
-    units[i] = NULL;
+    static const char *const names[] = {"", "plain", "avx512", "amx"};
+    units[i] = test_machine(contexts[machine]->isa, (mhk_bf16_unit)i, 0);
+    if (units[i]) CHECK(strcmp(mhk_bf16_name(units[i]), names[i]) == 0, "unit %d is called %s", i, mhk_bf16_name(units[i]));
   }
   CHECK(units[MHK_BF16_PLAIN] != NULL, "the plain unit is to be had everywhere");
 }
@@ -1836,22 +1827,9 @@ TEST(adamw) {
 int main(int argc, char **argv) {
   int isa;
   test_begin(argc, argv);
-#ifndef _WIN32
-  unsetenv("MHK_ISA"); /* all of them are tested, whatever these say */
-  unsetenv("MHK_BF16_UNIT");
-#endif
   for (isa = MHK_ISA_SCALAR; isa <= MHK_ISA_WASM; isa++) {
-    mhk_context_desc d;
-    mhk_context *ctx;
-    memset(&d, 0, sizeof d);
-    d.isa = (mhk_isa)isa;
-    d.threads = 1;
-    ctx = mhk_create(&d);
-    if (!ctx) return 3;
-    if (mhk_failed(ctx)) {
-      mhk_destroy(ctx);
-      continue;
-    }
+    mhk_context *ctx = test_machine((mhk_isa)isa, MHK_BF16_BEST, 1);
+    if (!ctx) continue;
     contexts[n_machines] = ctx;
     tables[n_machines++] = *ctx->kernels;
     if (test_state.verbose) printf("%s: register tile %d x %d\n", mhk_isa_name(ctx), ctx->kernels->mr, ctx->kernels->nr);

@@ -3,21 +3,6 @@
 
 static const mhk_isa sets[] = {MHK_ISA_SCALAR, MHK_ISA_AVX2, MHK_ISA_AVX512, MHK_ISA_NEON, MHK_ISA_WASM};
 
-/* a context of a set and a number of threads, NULL where the machine lacks the set */
-static mhk_context *context(mhk_isa isa, int threads) {
-  mhk_context_desc d;
-  mhk_context *ctx;
-  memset(&d, 0, sizeof d);
-  d.isa = isa;
-  d.threads = threads;
-  ctx = mhk_create(&d);
-  if (mhk_error(ctx) == MHK_ERROR_UNSUPPORTED) {
-    mhk_destroy(ctx);
-    return NULL;
-  }
-  return ctx;
-}
-
 /* ---- a quantised matrix of random bytes, and the numbers it stands for, told from the documented layout alone */
 
 typedef struct matrix {
@@ -158,7 +143,7 @@ TEST(products) {
   static const mhk_index Ns[] = {1, 15, 16, 17, 40, 130}, Ks[] = {32, 64, 96, 192, 1088}, Ms[] = {0, 1, 2, 3, 4, 5, 7, 8, 9, 20};
   size_t s, n, k, m;
   for (s = 0; s < sizeof sets / sizeof *sets; s++) {
-    mhk_context *ctx = context(sets[s], 1), *two = context(sets[s], 4);
+    mhk_context *ctx = test_machine(sets[s], MHK_BF16_BEST, 1), *two = test_machine(sets[s], MHK_BF16_BEST, 4);
     mhk_tape *t = mhk_tape_create(ctx), *t2 = mhk_tape_create(two);
     for (n = 0; ctx && n < sizeof Ns / sizeof *Ns; n++)
       for (k = 0; k < sizeof Ks / sizeof *Ks; k++)
@@ -191,7 +176,7 @@ TEST(numbers_that_are_none) {
   static const double bad[] = {NAN, INFINITY, -INFINITY, 3e38, 1e-38};
   size_t s, i;
   for (s = 0; s < sizeof sets / sizeof *sets; s++) {
-    mhk_context *ctx = context(sets[s], 1);
+    mhk_context *ctx = test_machine(sets[s], MHK_BF16_BEST, 1);
     mhk_tape *t = mhk_tape_create(ctx);
     int type;
     for (type = MHK_Q8; ctx && type <= MHK_Q4; type++)
@@ -223,7 +208,7 @@ TEST(elements_and_gradients) {
   size_t s;
   int type, group;
   for (s = 0; s < sizeof sets / sizeof *sets; s++) {
-    mhk_context *ctx = context(sets[s], 1);
+    mhk_context *ctx = test_machine(sets[s], MHK_BF16_BEST, 1);
     mhk_tape *t = mhk_tape_create(ctx);
     for (type = MHK_Q8; ctx && type <= MHK_Q4; type++)
       for (group = 32; group <= 64; group += 32) {
