@@ -20,10 +20,11 @@ OPENMP := $(shell mkdir -p $(BUILD) && echo 'int omp_get_max_threads(void); int 
   $(CC) $(CFLAGS) -fopenmp $(BUILD)/openmp.c -o $(BUILD)/openmp.out >/dev/null 2>&1 && echo -fopenmp)
 endif
 
-TOOLS := $(filter-out tools/mohawk_impl.c,$(wildcard tools/*.c))
+# the command line; tools/bench/peer_* are programs of their own, which peers.py builds
+TOOLS := $(filter-out tools/mohawk_impl.c,$(wildcard tools/*.c)) $(filter-out tools/bench/peer_%,$(wildcard tools/bench/*.c))
 TESTS := $(patsubst tests/%.c,%,$(wildcard tests/test_*.c))
 # these run once more with all arithmetic in double
-DOUBLE := $(filter test_golden test_ops test_kernels test_distill,$(TESTS))
+DOUBLE := $(filter test_golden test_ops test_kernels,$(TESTS))
 PROGRAMS := $(TESTS:%=$(BUILD)/%) $(DOUBLE:%=$(BUILD)/%64)
 export CC CXX CFLAGS BUILD JOBS
 
@@ -72,7 +73,7 @@ $(BUILD)/mohawk64.o: mohawk.h tools/mohawk_impl.c
 $(BUILD)/libmohawk.so: mohawk.h tools/mohawk_impl.c
 	$(call show,$(CC) $(WARNINGS) $(CFLAGS) $(OPENMP) -fPIC -shared tools/mohawk_impl.c $(LIBS) -o $@)
 
-$(BUILD)/mohawk: $(BUILD)/mohawk.o $(TOOLS) $(wildcard tools/*.h)
+$(BUILD)/mohawk: $(BUILD)/mohawk.o $(TOOLS) $(wildcard tools/*.h tools/bench/*.h)
 	$(call show,$(CC) $(WARNINGS) $(CFLAGS) $(OPENMP) $(TOOLS) $(BUILD)/mohawk.o $(LIBS) -o $@)
 
 $(BUILD)/test_%64: tests/test_%.c $(BUILD)/mohawk64.o $(wildcard tests/*.h)
@@ -99,10 +100,9 @@ models: $(BUILD)/test_sessions
 	@$(BUILD)/test_sessions --dir '$(or $(DIR),examples)'
 
 # threads spin for about 0.1 ms before they sleep: enough from one loop to the next, not ruinous on a busy machine
-# teachers: the bundled one and, where it lies beside this folder, a larger one
-comma := ,
+# teachers that are measured: MODELS="examples/tiny DIR ..."
 empty :=
-MODELS ?= examples/tiny $(wildcard ../shared/models/small)
+MODELS ?= examples/tiny
 WITH_MODELS = --model '$(subst $(empty) $(empty),$(comma),$(strip $(MODELS)))'
 bench: $(BUILD)/mohawk
 	@GOMP_SPINCOUNT=$${GOMP_SPINCOUNT-5000} $(BUILD)/mohawk bench --out $(BUILD)/bench.json $(WITH_MODELS) $(ARGS)

@@ -1,6 +1,6 @@
 /* mohawk bench --context: what one more token costs, and what its context takes, as the context grows. */
 #include "bench.h"
-#include "picture.h"
+#include "../picture.h"
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>

@@ -1,4 +1,4 @@
-/* bench_cases.c: the cases of `mohawk bench`, all through the public interface of mohawk.h. See bench.h. */
+/* cases.c: the cases of `mohawk bench`, all through the public interface of mohawk.h. See bench.h. */
 #include "bench.h"
 #include <ctype.h>
 #include <math.h>

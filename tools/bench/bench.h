@@ -1,8 +1,8 @@
-/* bench.h: what `mohawk bench` measures (bench_cases.c) and what the machine could do at most (bench_limits.c). */
+/* bench.h: what `mohawk bench` measures (cases.c) and what the machine could do at most (limits.c). */
 #ifndef MOHAWK_BENCH_H
 #define MOHAWK_BENCH_H
 
-#include "cli.h"
+#include "../cli.h"
 
 typedef enum bench_kind {
   BENCH_LINEAR,      /* m rows, k inputs, n outputs; back: 1 the gradient of the input, 2 of the weights */
@@ -16,7 +16,7 @@ typedef enum bench_kind {
   BENCH_STEP,        /* one training step of six layers */
   BENCH_STAGE1,      /* one stage-1 loss and its gradients, m tokens */
   BENCH_DISTILL,     /* the updates of one small distillation, from one update of each stage */
-  BENCH_MODEL        /* of a given teacher and its student: m 0 to 4, see bench_cases.c */
+  BENCH_MODEL        /* of a given teacher and its student: m 0 to 4, see cases.c */
 } bench_kind;
 
 typedef struct bench_case {

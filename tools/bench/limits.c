@@ -1,6 +1,7 @@
-/* bench_limits.c: the machine's own limits, measured without the library: multiply-adds that never leave the registers,
-   and reads of more memory than any cache holds. See bench.h. */
+/* limits.c: the machine's own limits, measured without the library: multiply-adds that never leave the registers,
+   reads of more memory than any cache holds, and the median of what was measured. See bench.h. */
 #include "bench.h"
+#include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -318,4 +319,22 @@ double bench_limit_read(int threads) {
       }
     }
   return read_rate(memory, threads, &chosen[threads]);
+}
+
+/* ---------------------------------------------------------------- medians */
+
+static int compare(const void *a, const void *b) {
+  const double x = *(const double *)a, y = *(const double *)b;
+  return (x > y) - (x < y);
+}
+
+double bench_median(const double *x, int n) {
+  double *sorted = (double *)malloc((size_t)n * sizeof *sorted), m = NAN;
+  if (sorted && n > 0) {
+    memcpy(sorted, x, (size_t)n * sizeof *sorted);
+    qsort(sorted, (size_t)n, sizeof *sorted, compare);
+    m = n % 2 ? sorted[n / 2] : 0.5 * (sorted[n / 2 - 1] + sorted[n / 2]);
+  }
+  free(sorted);
+  return m;
 }

@@ -102,22 +102,6 @@ static int next_isa(const char **words, mhk_isa *isa) {
 
 /* ---------------------------------------------------------------- numbers */
 
-static int compare(const void *a, const void *b) {
-  const double x = *(const double *)a, y = *(const double *)b;
-  return (x > y) - (x < y);
-}
-
-double bench_median(const double *x, int n) {
-  double *sorted = (double *)malloc((size_t)n * sizeof *sorted), m = NAN;
-  if (sorted && n > 0) {
-    memcpy(sorted, x, (size_t)n * sizeof *sorted);
-    qsort(sorted, (size_t)n, sizeof *sorted, compare);
-    m = n % 2 ? sorted[n / 2] : 0.5 * (sorted[n / 2 - 1] + sorted[n / 2]);
-  }
-  free(sorted);
-  return m;
-}
-
 static double least(const double *x, int n) {
   double m = INFINITY;
   int i;
