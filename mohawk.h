@@ -490,8 +490,16 @@ MHKDEF double mhk_config_state_bytes(const mhk_config *config, mhk_index tokens)
 
 #ifndef MOHAWK_NO_STDIO
 /* Reads a model: a folder with config.json and what mhk_file_open() finds there, and the tokenizer beside it if there is one; or
-   one .safetensors file that mhk_save() wrote, with both in its metadata. Weights are mapped and stay in their stored type: the model is frozen. */
+   one .safetensors file that mhk_save() wrote, with both in its metadata. Weights are mapped and stay in their stored type: the model is frozen. A mapped
+   file must not change while the model lives: where its bytes go away (it is cut, its disk fails), the system ends a program that touches them (SIGBUS), and
+   bytes that are written over are weights at once. Files that others write are replaced whole by rename, as mhk_save() does it, or read. */
 MHKDEF mhk_model *mhk_load(mhk_context *ctx, const char *path);
+typedef struct mhk_load_desc {
+  int strict; /* what would be a warning is an error: tensors that the model does not use, settings without effect, a tokenizer that cannot be used... */
+  int read;   /* files are read into memory of the context in place of being mapped: nothing that happens to them later reaches the model */
+} mhk_load_desc;
+/* The same as desc says it; desc may be NULL. */
+MHKDEF mhk_model *mhk_load_with(mhk_context *ctx, const char *path, const mhk_load_desc *desc);
 #endif
 /* The same from a .safetensors file that mhk_save() wrote, in memory: weights stay where they are (data must outlive the model), as far as they are aligned to
    their type. */
@@ -1319,94 +1327,138 @@ typedef struct mhk__bytes {
 } mhk__bytes;
 
 #ifndef MOHAWK_NO_STDIO
-/* 0 or errno. Empty files have data "" and size 0. */
-static int mhk__bytes_open(const char *path, mhk__bytes *out) {
-  memset(out, 0, sizeof *out);
+#define MHK__NOT_REGULAR (-1) /* beside the errors of errno: a pipe, a device, a socket */
+
+static const char *mhk__file_reason(int error) {
+  return error == MHK__NOT_REGULAR ? "it is not a regular file" : strerror(error);
+}
+
+/* A regular file open for reading; opening anything else fails at once and waits for nobody. */
+typedef struct mhk__input {
+#ifdef MHK__POSIX
+  int file;
+#elif defined(MHK__WINDOWS)
+  HANDLE file;
+#else
+  FILE *file;
+#endif
+  size_t size;
+} mhk__input;
+
+static void mhk__input_close(mhk__input *in) {
+#ifdef MHK__POSIX
+  close(in->file);
+#elif defined(MHK__WINDOWS)
+  CloseHandle(in->file);
+#else
+  fclose(in->file);
+#endif
+}
+
+/* 0 or what is wrong */
+static int mhk__input_open(const char *path, mhk__input *in) {
+  int error = 0;
+  memset(in, 0, sizeof *in);
   errno = 0;
 #ifdef MHK__POSIX
   {
     struct stat info;
-    void *map;
-    int fd = open(path, O_RDONLY), error;
-    if (fd < 0) return errno ? errno : EIO;
-    if (fstat(fd, &info) != 0 || !S_ISREG(info.st_mode)) {
-      error = errno ? errno : (S_ISDIR(info.st_mode) ? EISDIR : EINVAL);
-      close(fd);
-      return error;
-    }
-    out->data = (const unsigned char *)"";
-    if (info.st_size == 0) {
-      close(fd);
-      return 0;
-    }
-    if ((uintmax_t)info.st_size > (uintmax_t)PTRDIFF_MAX) {
-      close(fd);
-      return EFBIG;
-    }
-    map = mmap(NULL, (size_t)info.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
-    error = errno;
-    close(fd);
-    if (map == MAP_FAILED) return error ? error : ENOMEM;
-    out->data = (const unsigned char *)map;
-    out->size = (size_t)info.st_size;
-    out->owned = map;
-    return 0;
+    in->file = open(path, O_RDONLY | O_NONBLOCK);
+    if (in->file < 0) return errno == ENXIO ? MHK__NOT_REGULAR : errno ? errno : EIO; /* ENXIO: a socket */
+    if (fstat(in->file, &info) != 0)
+      error = errno ? errno : EIO;
+    else if (!S_ISREG(info.st_mode))
+      error = S_ISDIR(info.st_mode) ? EISDIR : MHK__NOT_REGULAR;
+    else if ((uintmax_t)info.st_size > (uintmax_t)PTRDIFF_MAX)
+      error = EFBIG;
+    else
+      in->size = (size_t)info.st_size;
   }
 #elif defined(MHK__WINDOWS)
   {
     wchar_t wide[MHK__WIDE_PATH];
     LARGE_INTEGER size;
-    HANDLE file, map;
-    int error = 0;
     if (!mhk__wide(path, wide)) return errno;
-    file = CreateFileW(wide, GENERIC_READ, FILE_SHARE_READ | FILE_SHARE_WRITE | FILE_SHARE_DELETE, NULL, OPEN_EXISTING, FILE_ATTRIBUTE_NORMAL, NULL);
-    if (file == INVALID_HANDLE_VALUE) return mhk__windows_errno();
-    out->data = (const unsigned char *)"";
-    if (!GetFileSizeEx(file, &size))
+    in->file = CreateFileW(wide, GENERIC_READ, FILE_SHARE_READ | FILE_SHARE_WRITE | FILE_SHARE_DELETE, NULL, OPEN_EXISTING, FILE_ATTRIBUTE_NORMAL, NULL);
+    if (in->file == INVALID_HANDLE_VALUE) return mhk__windows_errno();
+    if (GetFileType(in->file) != FILE_TYPE_DISK)
+      error = MHK__NOT_REGULAR;
+    else if (!GetFileSizeEx(in->file, &size))
       error = mhk__windows_errno();
     else if ((uint64_t)size.QuadPart > (uint64_t)PTRDIFF_MAX)
       error = EFBIG;
-    else if (size.QuadPart > 0) {
-      map = CreateFileMappingW(file, NULL, PAGE_READONLY, 0, 0, NULL);
-      if (map) {
-        out->owned = MapViewOfFile(map, FILE_MAP_READ, 0, 0, 0);
-        if (!out->owned) error = mhk__windows_errno();
-        CloseHandle(map); /* the view keeps what it needs */
-      } else
-        error = mhk__windows_errno();
-    }
-    CloseHandle(file);
-    if (out->owned) {
-      out->data = (const unsigned char *)out->owned;
-      out->size = (size_t)size.QuadPart;
-    }
-    return error;
+    else
+      in->size = (size_t)size.QuadPart;
   }
 #else
   {
-    long size;
-    FILE *f = fopen(path, "rb");
-    if (!f) return errno ? errno : EIO;
-    out->data = (const unsigned char *)"";
-    if (fseek(f, 0, SEEK_END) != 0 || (size = ftell(f)) < 0 || fseek(f, 0, SEEK_SET) != 0) {
-      fclose(f);
-      return EIO;
-    }
-    if (size > 0) {
-      unsigned char *block = (unsigned char *)MOHAWK_MALLOC((size_t)size);
-      if (!block || fread(block, 1, (size_t)size, f) != (size_t)size) {
-        if (block) MOHAWK_FREE(block);
-        fclose(f);
-        return block ? EIO : ENOMEM;
-      }
-      out->data = block;
-      out->size = (size_t)size;
-      out->owned = block;
-    }
-    fclose(f);
-    return 0;
+    long size = -1;
+    in->file = fopen(path, "rb");
+    if (!in->file) return errno ? errno : EIO;
+    if (fseek(in->file, 0, SEEK_END) != 0 || (size = ftell(in->file)) < 0 || fseek(in->file, 0, SEEK_SET) != 0) error = EIO;
+    else in->size = (size_t)size;
   }
 #endif
+  if (error) mhk__input_close(in);
+  return error;
+}
+
+/* The whole file into out, which has room for its size; 0 or errno, EIO when the file has become shorter. */
+static int mhk__input_read(mhk__input *in, unsigned char *out) {
+  size_t at = 0;
+  while (at < in->size) {
+#ifdef MHK__WINDOWS
+    DWORD n = 0;
+    if (!ReadFile(in->file, out + at, in->size - at < (1u << 30) ? (DWORD)(in->size - at) : 1u << 30, &n, NULL)) return mhk__windows_errno();
+    if (n == 0) return EIO;
+#elif defined(MHK__POSIX)
+    const ssize_t n = read(in->file, out + at, in->size - at < ((size_t)1 << 30) ? in->size - at : (size_t)1 << 30);
+    if (n < 0 && errno == EINTR) continue;
+    if (n <= 0) return n < 0 && errno ? errno : EIO;
+#else
+    const size_t n = fread(out + at, 1, in->size - at, in->file);
+    if (n == 0) return EIO;
+#endif
+    at += (size_t)n;
+  }
+  return 0;
+}
+
+/* 0 or what is wrong. Empty files have data "" and size 0. */
+static int mhk__bytes_open(const char *path, mhk__bytes *out) {
+  mhk__input in;
+  int error;
+  memset(out, 0, sizeof *out);
+  error = mhk__input_open(path, &in);
+  if (error) return error;
+  out->data = (const unsigned char *)"";
+  if (in.size > 0) {
+#ifdef MHK__POSIX
+    void *map = mmap(NULL, in.size, PROT_READ, MAP_PRIVATE, in.file, 0);
+    if (map == MAP_FAILED)
+      error = errno ? errno : ENOMEM;
+    else
+      out->owned = map;
+#elif defined(MHK__WINDOWS)
+    HANDLE map = CreateFileMappingW(in.file, NULL, PAGE_READONLY, 0, 0, NULL);
+    if (map) out->owned = MapViewOfFile(map, FILE_MAP_READ, 0, 0, 0);
+    if (!out->owned) error = mhk__windows_errno();
+    if (map) CloseHandle(map); /* the view keeps what it needs */
+#else
+    out->owned = MOHAWK_MALLOC(in.size);
+    error = out->owned ? mhk__input_read(&in, (unsigned char *)out->owned) : ENOMEM;
+    if (error && out->owned) {
+      MOHAWK_FREE(out->owned);
+      out->owned = NULL;
+    }
+#endif
+  }
+  mhk__input_close(&in);
+  if (out->owned) {
+    out->data = (const unsigned char *)out->owned;
+    out->size = in.size;
+  }
+  return error;
 }
 
 static void mhk__bytes_close(mhk__bytes *b) {
@@ -1725,6 +1777,7 @@ struct mhk_context {
   mhk_precision precision;
   const mhk__kernels *kernels;
   mhk_result result;
+  int strict; /* while a model is loaded that way: warnings are errors */
   mhk__object *objects;
   mhk__arena scratch; /* rewound by every op that uses it */
   size_t memory, peak;
@@ -1774,13 +1827,17 @@ MHKDEF mhk_result mhk_fail(mhk_context *ctx, mhk_result code, const char *format
 __attribute__((format(printf, 3, 4)))
 #endif
 static void mhk__note(mhk_context *ctx, mhk_log_level level, const char *format, ...) {
-  char text[1024];
+  char text[2048];
   va_list args;
-  if (!ctx || !ctx->log) return;
+  const int refused = ctx && ctx->strict && level == MHK_LOG_WARNING;
+  if (!ctx || (!ctx->log && !refused)) return;
   va_start(args, format);
   mhk__vprint(text, sizeof text, format, args);
   va_end(args);
-  ctx->log(ctx->log_user, level, text);
+  if (refused)
+    mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "%s (refused because loading is strict)", text);
+  else
+    ctx->log(ctx->log_user, level, text);
 }
 
 /* a*b*c, or 0 with an error when that does not fit; none may be negative */
@@ -8690,8 +8747,27 @@ static int mhk__bytes_open_or_fail(mhk_context *ctx, const char *path, mhk__byte
   memset(out, 0, sizeof *out);
   if (mhk_failed(ctx)) return 0;
   error = mhk__bytes_open(path, out);
-  if (error) mhk_fail(ctx, MHK_ERROR_FILE, "cannot read %s: %s", path, strerror(error));
+  if (error) mhk_fail(ctx, MHK_ERROR_FILE, "cannot read %s: %s", path, mhk__file_reason(error));
   return error == 0;
+}
+
+/* the same, read into memory of an arena */
+static int mhk__bytes_read_or_fail(mhk_context *ctx, mhk__arena *a, const char *path, mhk__bytes *out) {
+  mhk__input in;
+  unsigned char *block = NULL;
+  int error;
+  memset(out, 0, sizeof *out);
+  if (mhk_failed(ctx)) return 0;
+  error = mhk__input_open(path, &in);
+  if (!error) {
+    block = (unsigned char *)mhk__arena_alloc(ctx, a, in.size + 1);
+    if (block) error = mhk__input_read(&in, block);
+    mhk__input_close(&in);
+  }
+  if (error) mhk_fail(ctx, MHK_ERROR_FILE, "cannot read %s: %s", path, mhk__file_reason(error));
+  out->data = block;
+  out->size = in.size;
+  return !mhk_failed(ctx);
 }
 
 /* a whole file at once, under a temporary name first */
@@ -10572,8 +10648,14 @@ static int mhk__file_index(const mhk_file *f, const char *name) {
 }
 
 #ifndef MOHAWK_NO_STDIO
-/* folder: where the index stands, "" for here */
-static mhk_file *mhk__file_open_index(mhk_context *ctx, const char *path, const char *folder) {
+static int mhk__shard_open(mhk_file *f, int shard, int read) {
+  mhk__shard *x = &f->shards[shard];
+  mhk_context *ctx = f->object.ctx;
+  return read ? mhk__bytes_read_or_fail(ctx, &f->object.arena, x->path, &x->bytes) : mhk__bytes_open_or_fail(ctx, x->path, &x->bytes);
+}
+
+/* folder: where the index stands, "" for here; read: shards are read, not mapped */
+static mhk_file *mhk__file_open_index(mhk_context *ctx, const char *path, const char *folder, int read) {
   mhk__mark mark = mhk__scratch_mark(ctx);
   mhk__bytes text;
   const mhk__json *root, *map, *x;
@@ -10618,7 +10700,7 @@ static mhk_file *mhk__file_open_index(mhk_context *ctx, const char *path, const 
     f->shards[s].path = mhk__arena_text(ctx, &f->object.arena, full, strlen(full));
     if (!f->shards[s].path) goto done;
     f->shards[s].name = f->shards[s].path + strlen(full) - name->length;
-    if (!mhk__bytes_open_or_fail(ctx, full, &f->shards[s].bytes)) goto done;
+    if (!mhk__shard_open(f, s, read)) goto done;
   }
   if (!mhk__file_finish(f)) goto done;
   /* index and shards must say the same */
@@ -10653,18 +10735,20 @@ done:
 
 #define MHK__PATH_MOST 1000 /* bytes of a path, so that names and endings can be put behind it */
 
-/* one file, given as bytes that are mapped or the caller's */
+/* one file, given as the caller's bytes, or data NULL: mapped, or read where bytes is not 0 */
 static mhk_file *mhk__file_open_single(mhk_context *ctx, const char *path, const void *data, size_t bytes) {
   mhk__mark mark = mhk__scratch_mark(ctx);
   mhk_file *f = mhk__file_new(ctx, path, 1);
   int ok;
   if (!f) return NULL;
   f->shards[0].path = f->path;
-  f->shards[0].bytes.data = (const unsigned char *)data;
-  f->shards[0].bytes.size = bytes;
 #ifndef MOHAWK_NO_STDIO
-  if (!data) mhk__bytes_open_or_fail(ctx, path, &f->shards[0].bytes);
+  if (!data) mhk__shard_open(f, 0, bytes != 0);
 #endif
+  if (data) {
+    f->shards[0].bytes.data = (const unsigned char *)data;
+    f->shards[0].bytes.size = bytes;
+  }
   ok = !mhk_failed(ctx) && mhk__file_finish(f);
   mhk__scratch_rewind(ctx, mark);
   if (ok) return f;
@@ -10690,7 +10774,7 @@ static int mhk__path_fits(mhk_context *ctx, const char *path) {
   return !mhk_failed(ctx);
 }
 
-MHKDEF mhk_file *mhk_file_open(mhk_context *ctx, const char *path) {
+static mhk_file *mhk__file_open(mhk_context *ctx, const char *path, int read) {
   char inside[MHK__PATH_MOST + 64];
   if (!mhk__path_fits(ctx, path)) return NULL;
   if (mhk__is_folder(path)) {
@@ -10698,17 +10782,20 @@ MHKDEF mhk_file *mhk_file_open(mhk_context *ctx, const char *path) {
     int i;
     for (i = 0; i < 4; i++) {
       mhk__join_path(inside, sizeof inside, path, names[i]);
-      if (mhk__is_file(inside)) return i % 2 ? mhk__file_open_index(ctx, inside, path) : mhk__file_open_single(ctx, inside, NULL, 0);
+      if (mhk__is_file(inside))
+        return i % 2 ? mhk__file_open_index(ctx, inside, path, read) : mhk__file_open_single(ctx, inside, NULL, read != 0);
     }
     mhk_fail(ctx, MHK_ERROR_FILE, "the folder %s holds neither model.safetensors nor pytorch_model.bin, nor the index of either", path);
     return NULL;
   }
   if (mhk__ends_with(path, ".json")) {
     mhk__folder_of(inside, sizeof inside, path);
-    return mhk__file_open_index(ctx, path, inside);
+    return mhk__file_open_index(ctx, path, inside, read);
   }
-  return mhk__file_open_single(ctx, path, NULL, 0);
+  return mhk__file_open_single(ctx, path, NULL, read != 0);
 }
+
+MHKDEF mhk_file *mhk_file_open(mhk_context *ctx, const char *path) { return mhk__file_open(ctx, path, 0); }
 #endif
 
 MHKDEF mhk_file *mhk_file_open_memory(mhk_context *ctx, const void *data, size_t bytes) {
@@ -13881,14 +13968,13 @@ MHKDEF mhk_model *mhk_load_memory(mhk_context *ctx, const void *data, size_t byt
 }
 
 #ifndef MOHAWK_NO_STDIO
-MHKDEF mhk_model *mhk_load(mhk_context *ctx, const char *path) {
+static mhk_model *mhk__load(mhk_context *ctx, const char *path, int read) {
   char folder[MHK__PATH_MOST + 64], config_path[MHK__PATH_MOST + 64];
   mhk_config config;
+  mhk__mark mark;
   mhk__bytes bytes;
-  mhk_file *f;
+  mhk_file *f = mhk__file_open(ctx, path, read);
   mhk_model *m;
-  if (!mhk__path_fits(ctx, path)) return NULL;
-  f = mhk_file_open(ctx, path);
   if (!f) return NULL;
   if (mhk__is_folder(path))
     strcpy(folder, path);
@@ -13898,10 +13984,10 @@ MHKDEF mhk_model *mhk_load(mhk_context *ctx, const char *path) {
     mhk__folder_of(folder, sizeof folder, path);
   }
   mhk__join_path(config_path, sizeof config_path, folder, "config.json");
-  if (mhk__bytes_open_or_fail(ctx, config_path, &bytes)) {
+  mark = mhk__scratch_mark(ctx);
+  if (mhk__bytes_read_or_fail(ctx, &ctx->scratch, config_path, &bytes))
     mhk_config_parse(ctx, (const char *)bytes.data, bytes.size, config_path, &config);
-    mhk__bytes_close(&bytes);
-  }
+  mhk__scratch_rewind(ctx, mark);
   if (mhk_failed(ctx)) {
     mhk_file_close(f);
     return NULL;
@@ -13915,6 +14001,17 @@ MHKDEF mhk_model *mhk_load(mhk_context *ctx, const char *path) {
   }
   return m;
 }
+
+MHKDEF mhk_model *mhk_load_with(mhk_context *ctx, const char *path, const mhk_load_desc *desc) {
+  mhk_model *m;
+  if (!mhk__path_fits(ctx, path)) return NULL;
+  ctx->strict = desc && desc->strict;
+  m = mhk__load(ctx, path, desc && desc->read);
+  ctx->strict = 0;
+  return m;
+}
+
+MHKDEF mhk_model *mhk_load(mhk_context *ctx, const char *path) { return mhk_load_with(ctx, path, NULL); }
 #endif
 
 /* A model's mark: its configuration, and of each tensor name, shape and up to 256 values, the same on every machine. No more than samples: a large
@@ -16921,7 +17018,7 @@ static void mhk__text_file(mhk__text_build *b, const char *path, size_t longest,
   size_t from = 0, i = 0;
   int error = mhk__bytes_open(path, &bytes);
   if (error) {
-    mhk_fail(b->ctx, MHK_ERROR_FILE, "the text %s cannot be read: %s", path, strerror(error));
+    mhk_fail(b->ctx, MHK_ERROR_FILE, "the text %s cannot be read: %s", path, mhk__file_reason(error));
     return;
   }
   while (b->ctx->result == MHK_OK && i < bytes.size) {
@@ -18745,6 +18842,7 @@ MHKDEF mhk_result mhk_evaluate(mhk_model *m, mhk_model *teacher, mhk_text *text,
 #undef MHK__JSON_INFINITY
 #undef MHK__LETTER
 #undef MHK__LIST_MOST
+#undef MHK__NOT_REGULAR
 #undef MHK__LOGITS_PIECE
 #undef MHK__MAX_IN
 #undef MHK__MAX_OUT

@@ -24,6 +24,7 @@ static struct {
   int terminal;  /* stderr is one: lines may redraw themselves */
   int line_open; /* a redrawn line is on the screen, not ended */
   int quiet;
+  int strict;
   double every;
 } cli;
 
@@ -86,7 +87,7 @@ int cli_context_error(const mhk_context *ctx) { return cli_error("%s", mhk_messa
 
 static void log_message(void *user, mhk_log_level level, const char *text) {
   (void)user;
-  if (level == MHK_LOG_WARNING) cli_note("%s", text); /* errors are told once, by who gives up */
+  if (level == MHK_LOG_WARNING) cli_error("warning: %s", text); /* errors are told once, by who gives up */
 }
 
 mhk_context *cli_context(int threads) { return cli_context_on(threads, MHK_ISA_BEST); }
@@ -105,6 +106,15 @@ mhk_context *cli_context_on(int threads, mhk_isa isa) {
     return NULL;
   }
   return ctx;
+}
+
+int *cli_strict(void) { return &cli.strict; }
+
+mhk_model *cli_load(mhk_context *ctx, const char *path) {
+  mhk_load_desc desc;
+  memset(&desc, 0, sizeof desc);
+  desc.strict = cli.strict;
+  return mhk_load_with(ctx, path, &desc);
 }
 
 static int colour(FILE *out) {
@@ -493,9 +503,14 @@ double cli_memory_free(void) {
 }
 
 int cli_exists(const char *path) {
+#if defined(_WIN32)
   FILE *f = fopen(path, "rb");
   if (f) fclose(f);
   return f != NULL;
+#else
+  struct stat info; /* opening a pipe to see whether it is there would wait for its writer */
+  return stat(path, &info) == 0;
+#endif
 }
 
 int cli_ends_with(const char *text, const char *end) {

@@ -76,6 +76,11 @@ CLI_PRINTF(1, 2) void cli_note(const char *format, ...);
 int cli_context_error(const mhk_context *ctx); /* the context's sentence; returns CLI_FAILED */
 mhk_context *cli_context(int threads);         /* a context whose warnings go to stderr */
 mhk_context *cli_context_on(int threads, mhk_isa isa);
+/* mhk_load, as --strict says: every command that loads models has that option */
+mhk_model *cli_load(mhk_context *ctx, const char *path);
+int *cli_strict(void);
+#define CLI_STRICT \
+  {"strict", NULL, CLI_FLAG, cli_strict(), 0, 0, "refuse a model that would load with a warning: what it brings and is not used"}
 const char *cli_bold(FILE *out);               /* "" where colour is not wanted */
 const char *cli_plain(FILE *out);
 /* The command line again, quoted for the shell, without the flag given in without. */

@@ -17,6 +17,7 @@ static int parse(settings *s, int argc, char **argv) {
       {"dtype", "f32|f16|bf16", CLI_CHOICE, &s->dtype, 0, 0, "how weights are stored (default: as they are in the model)"},
       {"tokenizer", "PATH", CLI_TEXT, &s->tokenizer, 0, 0,
        "put in the tokenizer of this folder, when the model comes without"},
+      CLI_STRICT,
   };
   const cli_command c = {"convert",
                          "--model PATH --out PATH [--dtype f32|f16|bf16]",
@@ -43,7 +44,7 @@ static mhk_dtype stored_type(const mhk_model *m) {
 }
 
 static int convert(mhk_context *ctx, const settings *s) {
-  mhk_model *m = mhk_load(ctx, s->model);
+  mhk_model *m = cli_load(ctx, s->model);
   mhk_dtype dtype;
   double parameters = 0;
   cli_buffer count;

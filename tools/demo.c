@@ -64,6 +64,7 @@ static int parse(settings *s, int argc, char **argv) {
       {"short", NULL, CLI_FLAG, &s->short_run, 0, 0,
        "a small fraction of the budget: shows that it runs, not what it can do"},
       {"budget", "X", CLI_REAL, &s->budget, 0.01, 1000, "multiply the tokens of training by this (default 1)"},
+      CLI_STRICT,
       {"fresh", NULL, CLI_FLAG, &s->fresh, 0, 0, "start over in place of going on"},
       {"threads", "N", CLI_INT, &s->threads, 1, 4096,
        "threads (default: all the machine has; results do not depend on it)"},
@@ -235,7 +236,7 @@ static mhk_model *load_stage(demo *d, const demo_entry *e) {
   if (out_path(d, folder, sizeof folder, d->r.runs[e->run].folder) != CLI_GO ||
       stage_path(path, sizeof path, folder, e->stage) != CLI_GO)
     return NULL;
-  m = mhk_load(d->ctx, path);
+  m = cli_load(d->ctx, path);
   if (!m) cli_context_error(d->ctx);
   return m;
 }
@@ -377,7 +378,7 @@ static int prepare(demo *d) {
   cli_buffer n;
   char mixers[64];
   int i;
-  d->teacher = mhk_load(d->ctx, d->s->teacher);
+  d->teacher = cli_load(d->ctx, d->s->teacher);
   if (!d->teacher) return cli_context_error(d->ctx);
   d->r.out = d->s->out;
   d->r.teacher_path = d->s->teacher;

@@ -99,6 +99,7 @@ static int parse(settings *s, int argc, char **argv) {
       {"force", NULL, CLI_FLAG, &s->force, 0, 0, "start even if the memory does not seem to suffice"},
       {"every", "SECONDS", CLI_REAL, &s->every, 0.1, 1e6,
        "between lines of progress when there is no terminal (default 10)"},
+      CLI_STRICT,
       {"json", NULL, CLI_FLAG, &s->json, 0, 0, "JSON lines on standard output in place of text"},
   };
   const cli_command c = {"distill",
@@ -397,7 +398,7 @@ int command_distill(int argc, char **argv) {
   d.s = &s;
   d.ctx = cli_context(s.threads);
   if (!d.ctx) return CLI_FAILED;
-  d.teacher = mhk_load(d.ctx, s.teacher);
+  d.teacher = cli_load(d.ctx, s.teacher);
   if (d.teacher) {
     cli_note("teacher %s, %s parameters", s.teacher, cli_count(mhk_config_parameters(mhk_model_config(d.teacher)), &n));
     code = distill(&d, argc, argv);

@@ -23,6 +23,7 @@ static int parse(settings *s, int argc, char **argv) {
       {"max-document", "BYTES", CLI_COUNT, &s->max_document, 0, 1e15,
        "cut documents at line ends as soon as they pass this; 0: never (default 0)"},
       {"threads", "N", CLI_INT, &s->threads, 1, 4096, "threads (default: all the machine has)"},
+      CLI_STRICT,
       {"json", NULL, CLI_FLAG, &s->json, 0, 0, "one JSON object in place of text"},
   };
   const cli_command c = {"eval",
@@ -52,7 +53,7 @@ static void print(const settings *s, const mhk_evaluation *e) {
 }
 
 static int evaluate(mhk_context *ctx, const settings *s) {
-  mhk_model *m = mhk_load(ctx, s->model), *teacher = s->teacher ? mhk_load(ctx, s->teacher) : NULL;
+  mhk_model *m = cli_load(ctx, s->model), *teacher = s->teacher ? cli_load(ctx, s->teacher) : NULL;
   mhk_text_desc desc;
   mhk_text *text;
   mhk_evaluation e;

@@ -85,6 +85,7 @@ static int parse(settings *s, int argc, char **argv) {
       {"draft-tokens", "N", CLI_INT, &s->draft_tokens, 1, 16,
        "tokens it proposes at a time (default: as many as have been accepted lately)"},
       {"threads", "N", CLI_INT, &s->threads, 1, 4096, "threads (default: all the machine has)"},
+      CLI_STRICT,
       {"json", NULL, CLI_FLAG, &s->json, 0, 0, "one JSON object at the end in place of text as it comes"},
       {"verbose", NULL, CLI_FLAG, &s->verbose, 0, 0, "say at the end how fast it was, with --draft also against the model alone"},
   };
@@ -186,7 +187,7 @@ static int show(const settings *s, const char *text, growing *out) {
 
 static int generate(mhk_context *ctx, const settings *s, const char *prompt, growing *out) {
   static const char *const reasons[] = {"failure", "end of text", "stop token", "stop text"};
-  mhk_model *m = mhk_load(ctx, s->model), *student = s->draft ? mhk_load(ctx, s->draft) : NULL;
+  mhk_model *m = cli_load(ctx, s->model), *student = s->draft ? cli_load(ctx, s->draft) : NULL;
   mhk_tokenizer *k = mhk_model_tokenizer(m);
   mhk_session_desc desc;
   mhk_session *session;

@@ -14,6 +14,7 @@ static int parse(settings *s, int argc, char **argv) {
       {"names", NULL, CLI_FLAG, &s->names, 0, 0, "also list every tensor with its shape and type"},
       {"context", "T", CLI_COUNT, &s->context, 1, 1e12,
        "tokens for which the memory of decoding is told (default: what the model was made for)"},
+      CLI_STRICT,
       {"json", NULL, CLI_FLAG, &s->json, 0, 0, "one JSON object in place of text"},
   };
   const cli_command c = {"inspect",
@@ -270,7 +271,7 @@ static int inspect(mhk_context *ctx, const settings *s) {
     return CLI_OK;
   }
   mhk_clear_error(ctx);
-  m = mhk_load(ctx, path);
+  m = cli_load(ctx, path);
   if (m) {
     show_model(s, m);
     return CLI_OK;
@@ -278,7 +279,7 @@ static int inspect(mhk_context *ctx, const settings *s) {
   snprintf(first, sizeof first, "%s", mhk_message(ctx));
   mhk_clear_error(ctx);
   f = cli_ends_with(path, ".safetensors") || cli_ends_with(path, ".bin") ? mhk_file_open(ctx, path) : NULL;
-  if (!f) return cli_error("%s", first);
+  if (!f || *cli_strict()) return cli_error("%s", first);
   show_file(s, f);
   return CLI_OK;
 }

@@ -24,6 +24,7 @@ static int parse(settings *s, int argc, char **argv) {
       {"out", "FILE", CLI_TEXT, &s->out, 0, 0,
        "matrix.svg with axes and legend, or a .png of the bare matrices (default matrix.svg)"},
       {"scale", "N", CLI_INT, &s->scale, 1, 64, "pixels an entry in a .png (default 4)"},
+      CLI_STRICT,
       {"json", NULL, CLI_FLAG, &s->json, 0, 0, "the distances as one JSON object in place of text"},
   };
   const cli_command c = {"matrix",
@@ -105,7 +106,7 @@ static void tell(const settings *s, const picture_panel *panels, int n, mhk_inde
 /* the model i of the picture: 0 is the teacher; NULL after a message */
 static mhk_model *load(mhk_context *ctx, const settings *s, mhk_model *teacher, int i) {
   const mhk_config *c = mhk_model_config(teacher), *mine;
-  mhk_model *m = i == 0 ? teacher : mhk_load(ctx, s->models.path[i - 1]);
+  mhk_model *m = i == 0 ? teacher : cli_load(ctx, s->models.path[i - 1]);
   if (!m) {
     cli_context_error(ctx);
     return NULL;
@@ -146,7 +147,7 @@ static int draw(mhk_context *ctx, const settings *s, mhk_model *teacher, const i
 }
 
 static int matrix(mhk_context *ctx, const settings *s) {
-  mhk_model *teacher = mhk_load(ctx, s->teacher);
+  mhk_model *teacher = cli_load(ctx, s->teacher);
   const mhk_config *c = mhk_model_config(teacher);
   int32_t *ids;
   mhk_index T;

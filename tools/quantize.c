@@ -27,6 +27,7 @@ static int parse(settings *s, int argc, char **argv) {
       {"length", "N", CLI_COUNT, &s->length, 2, 1e7, "tokens a window of it (default 256)"},
       {"windows", "N", CLI_COUNT, &s->windows, 0, 1e12, "how many windows from its start; 0: all (default 128)"},
       {"threads", "N", CLI_INT, &s->threads, 1, 4096, "threads (default: all the machine has)"},
+      CLI_STRICT,
   };
   const cli_command c = {"quantize",
                          "--model PATH --out PATH [--type int8|int4] [--group 32|64] [--text FILE...]",
@@ -86,7 +87,7 @@ static int measure(mhk_context *ctx, const settings *s, mhk_model *m, mhk_model 
 }
 
 static int quantise(mhk_context *ctx, const settings *s) {
-  mhk_model *m = mhk_load(ctx, s->model), *q;
+  mhk_model *m = cli_load(ctx, s->model), *q;
   mhk_quantise_desc d;
   double before = 0, after = 0;
   cli_buffer a, b;

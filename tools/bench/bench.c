@@ -48,6 +48,7 @@ static int parse(settings *s, int argc, char **argv) {
       {"context", "FILE", CLI_TEXT, &s->context, 0, 0,
        "instead: draw what a token costs and its context takes as that grows, of the first model and a student of its shape (SVG)"},
       {"context-most", "N", CLI_REAL, &s->most, 64, 1 << 26, "the longest context of it (default 1M)"},
+      CLI_STRICT,
       {"json", NULL, CLI_FLAG, &s->json, 0, 0, "one JSON object a row in place of the table"},
       {"list", NULL, CLI_FLAG, &s->list, 0, 0, "name the cases and measure nothing"},
       {"serve", NULL, CLI_FLAG, &s->serve, 0, 0,

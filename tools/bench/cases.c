@@ -457,7 +457,7 @@ static int prepare_decode(bench_work *w) {
 
 static int prepare_distill(bench_work *w) {
   mhk_distill_desc d;
-  w->teacher = mhk_load(w->ctx, w->c.model);
+  w->teacher = cli_load(w->ctx, w->c.model);
   if (!w->teacher || !tokens(w, 8 * 256, mhk_model_config(w->teacher)->vocab_size)) return 0;
   memset(&d, 0, sizeof d);
   d.teacher = w->teacher;
@@ -510,7 +510,7 @@ static int prepare(bench_work *w) {
       return tokens(w, c->m, 64);
     case BENCH_DISTILL: return prepare_distill(w);
     case BENCH_MODEL:
-      w->teacher = mhk_load(w->ctx, w->c.model);
+      w->teacher = cli_load(w->ctx, w->c.model);
       w->student = mhk_student_create(w->ctx, w->teacher, NULL);
       if (c->m == 4) w->student = mhk_quantise(w->student, NULL);
       return w->teacher && tokens(w, 8 * 256, mhk_model_config(w->teacher)->vocab_size);
@@ -712,7 +712,7 @@ static double run_start(bench_work *w) {
   d.threads = mhk_threads(w->ctx);
   d.isa = w->isa;
   ctx = mhk_create(&d);
-  s = mhk_session_create(mhk_load(ctx, w->c.model), NULL);
+  s = mhk_session_create(cli_load(ctx, w->c.model), NULL);
   mhk_feed_text(s, "x");
   start = cli_clock() - start; /* its logits are there; choosing a token feeds it, which is the next token's time */
   if (mhk_failed(ctx)) mhk_fail(w->ctx, mhk_error(ctx), "%s", mhk_message(ctx));

@@ -120,7 +120,7 @@ int bench_context(const char *path, const char *model, int threads, mhk_isa isa,
   for (at = FIRST; at <= most * 1.05 && n < MOST_CONTEXTS; at *= 4) contexts[n++] = at; /* 1M, read as 1e6, takes in 2^20 */
   memset(&d, 0, sizeof d);
   memset(c, 0, sizeof c);
-  teacher = mhk_load(ctx, model);
+  teacher = cli_load(ctx, model);
   student = mhk_student_create(ctx, teacher, NULL); /* its weights do not matter here */
   for (i = 0; i < TOKENS; i++)
     tokens[i] = (int32_t)(i * 7919 % (teacher ? mhk_model_config(teacher)->vocab_size : 1));
