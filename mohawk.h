@@ -611,7 +611,7 @@ MHKDEF mhk_result mhk_file_write(mhk_context *ctx, const char *path, int n, cons
 
 /* ---------------------------------------------------------------------------------------- tokenizer */
 
-/* Byte-level BPE as GPT-2 and Phi use it. path: a folder or file: tokenizer.json, or vocab.json with merges.txt (and added_tokens.json), or
+/* Byte-level BPE as GPT-2, Phi and GPT-NeoX (with NFC, which the Mamba-2 models have) use it. path: a folder or file: tokenizer.json, or vocab.json with merges.txt (and added_tokens.json), or
    encoder.json with vocab.bpe. */
 #ifndef MOHAWK_NO_STDIO
 MHKDEF mhk_tokenizer *mhk_tokenizer_load(mhk_context *ctx, const char *path);
@@ -620,7 +620,7 @@ MHKDEF mhk_tokenizer *mhk_tokenizer_parse(mhk_context *ctx, const char *json, si
 MHKDEF void mhk_tokenizer_destroy(mhk_tokenizer *k);
 /* Any bytes in, ids out: writes at most capacity, returns how many there are (call again with more room if larger); -1 on error. Added tokens found in
    the text become their ids; none are put around it. Time is linear in length. mhk_decode() gives the bytes back (unless the tokenizer.json
-   asks for add_prefix_space, lstrip or rstrip, which change the text). */
+   asks for NFC, add_prefix_space, lstrip or rstrip, which change the text). */
 MHKDEF mhk_index mhk_encode(mhk_tokenizer *k, const char *text, size_t length, int32_t *ids, mhk_index capacity);
 /* The bytes of ids: writes at most capacity (no terminating 0), returns how many there are; -1 when an id does not exist. */
 MHKDEF mhk_index mhk_decode(mhk_tokenizer *k, const int32_t *ids, mhk_index n, char *text, size_t capacity);
@@ -11098,7 +11098,8 @@ MHKDEF mhk_result mhk_file_write(mhk_context *ctx, const char *path, int n, cons
    ====================================================================================================
    Byte-level BPE (Radford et al. 2019; merges: Sennrich et al. 2016). Text is cut at added tokens, the rest into words by the pattern
      's|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+
-   and inside a word the pair of neighbours with the lowest rank is merged until none has a rank. Vocabulary files write bytes as
+   and inside a word the pair of neighbours with the lowest rank is merged until none has a rank. Between the added tokens that are
+   looked for in raw text and those that are looked for in normalized text, it may be normalized (NFC). Vocabulary files write bytes as
    characters: printable Latin-1 as itself, the other 68 bytes as U+0100..U+0143 in order. */
 
 #define MHK__OTHER 0u
@@ -11145,6 +11146,82 @@ static const uint16_t mhk__class_runs[] = {
   9,4,5,8,5,4,41,4,17,4,5,4,5,24,5,16,5,4,5,4,5,4,13,4,9,4,5,8,5,4,5,4,5,4,5,4,5,4,9,4,5,8,17,4,29,4,17,4,17,4,5,4,41,4,69,20,13,4,21,4,
   69,2320,54,11148,42,4120,65533,65533,39817,128,16617,24,889,8,23049,56,29893,60,2489,9864,2169,6024,19757,20,16769};
 
+/* Unicode 9.0, whose rules are those of Hugging Face's tokenizers; characters that came later stay as
+   they are. Numbers below 2^21, low digits first: digits 45 to 89 are 0 to 44 with more to follow.
+   0 is '#'; '?' and '\\' are left out.
+   pairs: how many second parts of decompositions there are; each, from the one before. Then twice (pairs
+   that are composed again, others): how many; of each 2 * number of the second part + (code points are
+   left out), how many if so, the first part from that of the pair before.
+   rest: how many characters stand for one other; of each 2 * that one from the one before + (code points
+   are left out), how many if so. How many runs of one combining class there are; of each the code points
+   left out before, its length - 1, its class from the one before. "From" means 2 x, or -2 x - 1 below 0. */
+static const char mhk__nfc_pairs[] =
+  "y$YF$T&q%fi.gi.Y%_%c$Q$6+p%u%/a$cA{@^$,+&]$|i$hj'nT)zX&Y`+ci.%cIfPXu$M9ayl%cZk%]GbB}f%ohh$jrT$%twj%z)U$T4[)w8{X&56"
+  "_A7%bmh$kW$fmi$'vJV$R4S$V$a.q(Kn)a(D{4'^+Yo%+%jWi$V$u26=~qS$%%z7&]'z%##7#=#)#]$#C$'%'##7#)#%+##7#)#>$-%%##7#=#)#&%"
+  "/##7#)##+&%3##7#=#)#]$#C$'%'##7#)#%+##7#)#>$-%%##7#=#)#&%/##7#)##+*$#1g%1e$9d$9e$V$d$V$e$#`$#e$7d$7e$-d$-e$5d$5e$5"
+  "b$5e$2%b$1e$9d$9e$-d$-e$V$d$V$e$5d$5e$7`$7e$9d$9e$-d$-e$Bd$Be$7b$7e$>%b$=e$1d$1e$9d$9e$V$d$V$e$-d$8&%7e$Bb$Be$$$b$"
+  "#e$Bd$Be$5d$5e$$'`$#e$Bd$Be$5d$5e$2&b$1e$9d$9e$_$d$_$e$$%^$#e$Bd$Be$5d$5e$#b$#e$7d$7e$Bd$Be$5d$5e$Bb$Be$5d$5e$>%b$"
+  "=e$1d$1e$9d$9e$]$d$]$e$_$d$_$e$V$d$V$e$7`$7e$7`$7e$)d$#%#e$-d$-e$5d$5e$h$Ez$g$e$h$0W$g$e$6@_%5e$5S$5e$5W$5e$5W$5e$"
+  "1l'1e$#d$#e$5d$5e$%d$%e$2$g%1e$1`11%1p21e$6%S*5e$5[$5e$V$[$V$e$1x31%5_%5s,5i;$&j$#e$&%U$%e$#y&#e$#b$#e$#>#e$JV+Je$"
+  "Nd$Ne$J[$Je$Nd$Ne$J[$Je$Nd$Ne$JW$Je$Nd$Ne$J^$Je$Nd$Ne$J^$Je$Nd$Ne$i$h$i$e$i$b$i$e$6%|$5e$.)r$-e$B[$Be$1R(1e$1f$1e$"
+  "-b*-e$1y61%1y71e$$h*U%#VE$$+#'#'$$/$$/#+#g$*<X%);#;#+#'#'#H*<G);#.#/#+$'5)#&O~%)#$$&*&<$'L%&99:-8:Ce$&9()#$$&*&k$$"
+  "'[$%&99K:Y%J%:n$Z'9e$:0p$9e$)d$)e$:%Y$9e$*%]*)%)o+)e$)b$)e$2%b$1e$)d$)e$)W$)e$*%k*)%)a+)e$1x$1e$)d$)e$_$d$_$e$)[$)"
+  "e$*%[$)e$k%l)X8a$#a$g$l%f$a$k$b$d&Y)b$$Kb$3FS$^0l=S$*3S$%)o%a&l)p%#s%e+T4u%%#v%#~$l$a&R%Y$`%Q%%}$$y%s%q(p$o%c(p$)1"
+  "z%#}%$#o$+T%v%i(S%%~%$V%W&j)S&$#U%)T&([&}/W=U$xb$ss%U$$'U$$'U$$'U$$'U$&+U$Lw$U$$'U$%'T$%U$$)Z%k2[w)Y%e$-b$-e$3d$3e"
+  "$Fd$Fe$#h'#e$-[*-e$3d$3e$Fd$Fe$Bd$Be$Pd$Pe$%s*%%#$#%PW,Pe$e$d$e$e$9S79%-f8-e$1b$1e$-b$-e$3d$3e$)d$)e$Bd$Be$[%d$[%e"
+  "$e$b$e$e$#j'#e$#^*#e$3d$3e$Fd$Fe$3b$3e$1|i*1%Fck*Fe$Pd$Pe$#b$#e$-d$-e$3d$3e$-b$-e$3d$3e$Fd$Fe$Pd$Pe$#l'#e$)d$)e$%y"
+  "&%%#$#%#[.#e$-d$-e$-`$-e$3d$3e$1^k*1%Frl*Fe$-b$-e$3d$3e$-^--%---%-Qa*-%-~l*-e$3d$3e$Fd$Fe$Pd$Pe$^%b$^%e$e$d$e$e$Pd"
+  "$Pe$#v-#%)%)%=_/=e$3d$3e$%b$%e$#d$#e$)d$)e$-d$-e$3d$3e$-b$-e$)d$)e$-b$-e$7b$7e$3d$3e$Fd$Fe$FG);]$)]$'.$o.4'V13e$@d"
+  "$@e$#`'#e$%d$%e$@d$@e$=d$=e$7di*7%#Qh*#%%$%%@$@%=$=%9|g*9%3dp*3e$@d$@e$=d$=e$#h'#e$%d$%e$@d$@e$=d$=e$7Vj*7%@_q*@e$"
+  "3d$3e$3W$3e$@d$@e$#h'#e$%d$%e$@d$@e$=d$=e$7kj*7%#|b*#%%$%%@$@%=$=%3$3%3s13e$@d$@e$#}0#%%$%%@$@%=$=%3$3%%[2%e$3d$3e"
+  "$@d$@e$=d$=e$M)nHH#%rz)%%#$#%;$;%LX|)H#%h|)%%#$#%;$;%L{z)H#%]{)%%#$#%M%q|)H#%R})%%#$#%M%j{)H#%y{)%%#$#%;$;%L`})H#%"
+  "o})%%#$#%;$;%LX|)H#%h|)%%#$#%;$;%L|})H#%^~)%%#$#%;$;%Lm|)H#%||)%%#$#%M%c~)H#%r~)%%#$#%M%S})H#%c})%%#$#%;$;%I$w~)&$"
+  "ZQ*$$#<$#Ll})H#%{})%%#$#%;$;%LbQ*H#%qQ*%%#$#%;$;%%bQ*&$+&$'&$'&$/&$/&$+(&oy)'%'%'%'%'%'%'%'%'%'%'%'%'%'%'%'F'%'%'%"
+  "'%'%'%'%'%'%'%'%'%'%'%'%'Y%'%'%'%'%'%'%'%'%'%'%'%'%'%'%'%9nQ*1#'qQ*'pQ*',<$-'vT*9ZV*1#%#($#<'UE'du*'lQ*'4<$5']U*%s"
+  "V*&$'($#%bV*##;#9wT*1#%F<&E;F9X%1#%#&%TY*##;#9UW*1#%/M$6H#;+;/9p$1#%#I$*%vE('tu*'WQ*'-<$,'lV*%eX*&$7($#0Y,[k*/'05'"
+  "0Bp%/+/&0X$Y%0'-0%)0:T$0$'0=R$0%10%'0$)09`m+0$fn+0-K/lm+/'/jn+/%0%=/%0%)/%0))/%0%1/%0%)/%0FZ$///%/'0T$T%/%/L/%0)e$"
+  "/%/%/%,Sq$le&,$',$',$',$',$',$',$',$',$',$',$',%),$',$',)1Z$#,$)Z$#,$)Z$#,$)Z$#,$)Z$#,9a%,,y&,0@,$',$',$',$',$',$'"
+  ",$',$',$',$',$',%),$',$',)1Z$#,$)Z$#,$)Z$#,$)Z$#,$)Z$#,9a%,%]&+%+%+%,&9v$T^@Yj]$v$$'v$17g%z%[)f%%d&~.q:e&#h&W+f3i&"
+  "#l&$#i%l(a.h%%z$$k5hFS$kFxi$R$%R$%R$-R$-R$%R$5R$+n$t%T(m$%n$$=d$x$w(d$%/d$Fh$c$%c$-d$%B|$n(|-{$%Y$X9|R$Y$,7Y$'-Y$'"
+  "-Y$'-X%/Y$W&,Y%Y&$#q$z%r$$%r$+{%Y$4g$Y$,7Y$'-Y$'-Y$'-X%/Y$0be&nz)^&r`=Wb,a%$V$c%-4d%#b%wRc$d%#`%{Sc$_&#D#D%D%D%D%D"
+  "%D%E$'D%D%D%D%E$'E$'D%E$'D%E$'D%D%D%D%a&Ms$*s$7s$5l$tS>iXl%k$%w$1y$#m&#o&#q&#l${$Q'k$%w$%w$%y$$y$%";
+static const char mhk__nfc_rest[] =
+  "Q:_i$g5'n$$~*T$q]$,S.+`h$ui&($($($m%$($($c)b$k'%a'-($A*:*d&*Q&*G%il$Zm$,0$}e$$cw2%'Wa1h)mq$&x-hz:`.'WoR$gR>cy5hW7o"
+  "Q$wW2^h3qy%|^J#ijGqk@ygBez$ic'aa-_m'Td&qE^@rw&Zh6hk$Xz$ri$j^+wo)S`'hWJnh%U{.al&rW-vU/ntDcd,}S.qv$fi6tq2xX&hz7zY'{Y"
+  "&tv%lT2gQEyU$[=_S,yS&ro&Wf%Vm'~R&o*bw&tp'fW%y^$q{5m8}T%YV&lq*]v(a|,|]<wU&Ux1qT%RW*u[&dU-^X(kdCju$k{)}z$g>eW*g:{X/a"
+  "VFfV:^m:c$ac7pw$TW&ab,_j({k7wn&lp3vrB_{)xU%tw,gOkb4[X6^x7WS+pz+oj2rq&h}.c{7v`%Xh2[r)X[&}n2`Y5}t4Rw'}V3iv2b~+|k6Wc$"
+  "j+~g.Y`-yu%x['Rj&YuCmAWn%jt%wf&nX(rn'vd1wc%RV%z'{iJ|Y-tb%aX5cs;tk$},Z`$s`(zT$}n$ko%tU%f]$xe*hX(Rp(sl$m}Df/wS$WY1mV"
+  "/cOfY9p=Yu$lW'zb+ye'Sh5{T'Yh%iM[Z$qz,^3po(_2QT,^d%_*h5zpHx_8pW/Wj%V[>o^,~X$Um(Z*vr'b[%e|&a]%Vf*qv(xm*gw@^U;]ZFnl-p"
+  "-rp%xBgs%yAyj$qa%av0^yG]g+ye=qjG[j)ph+nv3mT;ZK_f&^u(bq4mkFZOqZ'^z'Q@tBfW%[m&`N[x'fr'm$|h'sk%TZFaz0kf0wQ2_d$ku+Ve+u"
+  "y%{W$[w>XW&qX-wl&k*zDe}'|T$ni0vnBui=nt;h'Zc)RV%{W0Ux3fz+{[&[h7sh&pT*^f)Sm8xx)d^%[`$%{V*$ed-%qw3hw$o[$R&@s&mS2Vf0Yi"
+  "$VZ&$hg%$ho%%i4wQ'&X${&g_%Sh)T}%d{Gw>T,uEd%q,^X$a,r+}M],~y$LdU%x5c&z+jq$T0k2fPjh%h1g:^X$v3rPz[%c2P%D;@^''w2u(b@WV$"
+  "y$~'V>T0cOf/#hNgc%{.^D~'fHr'~a$k.sb&]<a(VZ@|}d(g}R(R^=%~u$v)aO^L](TAj'Qa$b)S)h)Y]${*z/e$Q;m4cx$@v/S)l=h-Y){.S'~/y("
+  "kGw*v'V:e<h13](WU%u(tFfHc$s*d9yAmW&ys%x-|-TA]0r'U7+Z2i$[%o*JZGVOU;n3{6m0aAq4Vp$}0ju$jLW)e$d=T(}&v'-g$t)Z*}EuU${>[="
+  "o6kR%X,[-w.Z&T$^'ne$__%okd'9Zx(s}o(}]%|%yR}(k`(}Y4phc(p)cVMhbe$5H{zy'bay'|)X$`)p-t%|)U%g]1Zf[(f|z'@e$q$a_z'awZ(nh1"
+  "c&kaz'n`z'X$pe$ef$H|ag)Z[g)]$Ts1Ux1P{&7lx1sQ2+d%}$P'i$f'DH[%L+##`w{'qYm'yg1y$e]|'`[|';y$i0R,e$x%X(g*`%}(e$|%#y$m$D"
+  "a$[BW;^;k4V&p[%Th&k<c&[%i.x1%|-fn~'Yh~'7a$u$Dq(fXQ(y(QRQ(Y'T$~)n/T|4]$^[5v'#]vQ(cjQ(y$a$T$RVR({TR(@Vp$lm$gi5Ro5]$_"
+  "*h'~ZS(txR(~xR(VuR(-i$~+'wS6^V6w&y${&_[6dah(S_h(a`6//u$Qqi)ali)SpT(#_}p'gn4#tc6~wp(jw:~Wu(Htg6~k6j'LR&U/sx6n%W}6rq"
+  "U(WmU(g.3+)U'u$Z&Z$PY'u$3`%Py(g*V&R.hfV(WhV(s(m,d%n+qmV(WhV([+f%y}7~a8y$t%a&p]8{p8l%U{W(gpW(n;i2rw8X~8nQ9X&Ug./cw-"
+  "x+XY0WtB}v43;e(NiwX(mUp(~l9b-[5j'ekX(ljX(w,u8j~9pT:n+`)z3VmX(jhX(So:`u:[cY(o^Y(Qu:rw:Q'd%'sRZ(e{1XW2`}Y(bxZ(^nZ(]$"
+  "R,k2k&T(t'k&a$X$eeZ(llZ(`9m([z;jT<1goZ(sS[(XEXmZ(^'kiZ([-b%-kj<un<j'9v'{ij'b[j'QZ[([R[(ep[(|c[(X$d%Zi](zd](y$w}](w"
+  "6]}](i$Ts=eu=`t=#tT>y$y$u$W)kW>m`>gZ_(VX_(aa_(x[_(kiv'_Zv'^g`(S%f/_W|(T$ut>Sq`(%g&`%}r`('#w&Rx>x}>o|>V*Zu}(]ma(i(q"
+  "([^@po~(UVb(fab(w&X`b(Y+~p@lx@L7{_c(l=#`lc(]u@tyR)[pc(/eWAd[S)akc([eA[gA5l%UQe(]vd(hiAerA](}(SyAZkU)t%njU)owU)aee("
+  "bne({ke(~+PnXf(h)~Vf(xcf(cbf(X|y'[lk(~tBZ*awBn|Bxg6efz(]$^b=Hz]y'/iy)XRJ[eC9m$^[;U^;+Lo&b|g(d|g(~'[)l)[/q0s&},T:l-"
+  "+e$r|g(g>_0c}Y)Z]D+V&]Xk(^Qk(]ph(YS[)3q_[)q<fx[)rvDT$P+q(z%{.y&e0X*}(d%nZEtcEx%jcERlE/mvj(]lj(@xqEctERmNT^i)b3ii`)"
+  "H{_Fx)}0S5W~k(fvk(}$Q+Y+ypl(q]a$n]]'_$n'tm]'fX]'z+~Wo(d%din(^+x%yzn(|yn(a<W1'W+yEh%dvo(VTo(hdJfhJVso(`Ti)TyJjx@VSA"
+  "a|p(|5sWk)DmWKk}q(u~k)^^l)WXr(#p%Vpr(n_r(q^KSeKZ.d%a(XjK]So)g}s(x=v3ljLt%_qL^nu(j_q)gdq)k:o.Uxu(WXMq^M7@L@_&z`w(d*"
+  "T47[-##'#&:##;##C#'+#$G#&H#$G#-H#'r,#&s,#*7##7##6#%6#%7#$6$%7#&6##7##'#$:##7##)#$%##$#$%##$#/(V)'#z(#6#&7##6#%7##2"
+  "##&#(7#(6#$7##6#$7##2##/##'##t,##%##%##%##%##%##%##%##%#$%##%##%##%$#%$#%##%$#V,##6$#}+m$*e,##y+##%##%T$#,##%##%##"
+  "%##%##%##%##%#$r+#$6#'7##6#$7##63#Z+]%)p+%&###6##7%$#$#6#$7##6G#X+B#n+##6#$7##6#$7#%6##7#$6##7##6#%7##6##7##6##7##"
+  "6##7##6#$7k&)###6##7F&#$+#$%#$'#O%6p%07$#6#$7##6#$7##6#%7#%6##k+##%##%#%|+##6#$7#$6#'7a$#z,3#'&#w,##6#$7_%#z,3#'f%"
+  "#&3#'f%#&3#'f%#&3#'w%##w%##*#a&##1]%#r&3#'w%##t%##e%$Y'##X'0&b'd%$91&+q$$b'>##$##$#*[$#x&##%$#'(&&%##$$f'##v,$$w,c"
+  "$#6h%#f,$$'w$#c,~2%7T8#v,C##h&##-#w,i'#&Y&#.##3##6y'#7##6l$#b,7*w,%#6T$'7#(6#$7##6n%#f,2#'J#w,##6#)7Z$$v,_$#&.$'h$"
+  "#&c&%{,$#X-#'s,#$7#&6##7$)X-'#s,)#7&$#d'$###6#)7##6#$7##+##K##/##G#H]$(####)##<##7##6Q3$7#$X-#&Y-#%X-#$Y-'##&$X-##"
+  "Y-##6##7#$X-#&s,##7[i$%#W&#v,W%Cw,`/#:##7##+##6#$'a%$l,`z1#y,',#D$#u$$#W)#v,Z'##>4w,^$%6I#b,V%#&/#'`(#w,$$###6%$7("
+  "$#$##X$#v,g(##hQ-#FU4)T,#)6#$7n8#6R(##`&'7cI#6$#7L####X-##s,'#b,p&#w,##6kB#b,]$##^$####&j$%{,T$$v,c$#&q$#',#&b%#'#"
+  "#&}&####'v$#&3#';)w,&'#k'#v,&#&s%#'##&l(#'##&v%#'n%####&k%#'y@##o|,'2`$)Y-U_-#X-Yn%$k,#%j,&#Q-#'6+*+%'7#$6B&7_&%#V"
+  "s$)#$3#%)#$$#$'#YU$)6e%(7##z,";
+
 /* the character at the start of n bytes and its length; 0 when there is no well-formed one */
 static size_t mhk__utf8_get(const unsigned char *p, size_t n, uint32_t *c) {
   const size_t length = mhk__utf8_length(p, n);
@@ -11185,9 +11262,10 @@ static size_t mhk__byte_character(unsigned char byte, char *out) {
 typedef struct mhk__merge { uint32_t left, right, rank; } mhk__merge; /* a slot of the table; rank UINT32_MAX: empty */
 
 typedef struct mhk__added {
-  const char *text;
-  size_t length;
-  int32_t id;
+  const char *text; /* as it is looked for: what is matched in normalized text is normalized itself */
+  const char *content;
+  size_t length, content_length;
+  int32_t id; /* -1: another of this text counts */
   unsigned char lstrip, rstrip, special, normalized;
 } mhk__added;
 
@@ -11213,6 +11291,21 @@ typedef struct mhk__word {
   int32_t ids[MHK__WORD_IDS];
 } mhk__word;
 
+/* Normalization to NFC. A character's entry: combining class; MHK__NFC_PART times 1 + the number of its
+   decomposition; whether it may join with a character before it; whether it never stays. */
+#define MHK__NFC_CLASS 0xFFu
+#define MHK__NFC_PART 0x100u
+#define MHK__NFC_JOINS 0x100000u
+#define MHK__NFC_GOES 0x200000u
+#define MHK__NFC_END 0x30000u /* no entries from here on */
+#define MHK__NFC_HASH 2048u
+typedef struct mhk__nfc {
+  unsigned char page[MHK__NFC_END / 64];
+  uint32_t (*entries)[64];    /* page 0 is empty */
+  uint32_t (*parts)[3];       /* a character and what it stands for; [2] 0: one character */
+  uint16_t *pairs;            /* numbers + 1 of what composes, hashed by both parts; 0: empty */
+} mhk__nfc;
+
 struct mhk_tokenizer {
   mhk__object object;
   uint32_t *classes; /* starts of the runs of mhk__class_runs, each 4 * first code point + class */
@@ -11230,7 +11323,9 @@ struct mhk_tokenizer {
   uint32_t byte_ids[256];
   mhk__added_set added[2]; /* those looked for first (not normalized), and the others, looked for in what is left */
   mhk__word *words;
+  mhk__nfc *nfc; /* NULL: text is taken as it is */
   int prefix_space, use_regex, ignore_merges;
+  int cuts; /* text may be cut before any space that follows something else */
   int32_t end;
   const char *json;
   size_t json_length;
@@ -11325,6 +11420,211 @@ static uint32_t mhk__merge_rank(const mhk_tokenizer *k, uint32_t left, uint32_t 
   }
 }
 
+/* ---------------------------------------------------------------------------------------- normalization */
+
+static uint32_t mhk__nfc_number(const char **p) {
+  uint32_t value = 0, scale = 1, digit;
+  do {
+    const uint32_t c = (unsigned char)*(*p)++;
+    digit = c - 35 - (c > 63) - (c > 92);
+    value += digit % 45 * scale;
+    scale *= 45;
+  } while (digit >= 45);
+  return value;
+}
+
+static uint32_t mhk__nfc_from(uint32_t before, uint32_t x) { return x & 1 ? before - (x + 1) / 2 : before + x / 2; }
+
+static uint32_t mhk__nfc_at(const mhk__nfc *f, uint32_t c) {
+  return c < MHK__NFC_END ? f->entries[f->page[c / 64]][c % 64] : 0;
+}
+
+/* the entry of a character, to be changed */
+static uint32_t *mhk__nfc_entry(mhk_tokenizer *k, uint32_t c, uint32_t *pages) {
+  unsigned char *page = &k->nfc->page[c / 64];
+  if (!*page) *page = (unsigned char)(*pages)++;
+  return &k->nfc->entries[*page][c % 64];
+}
+
+static void mhk__nfc_pair(mhk__nfc *f, uint32_t number) {
+  uint32_t slot = mhk__hash_pair(f->parts[number][1], f->parts[number][2]) % MHK__NFC_HASH;
+  while (f->pairs[slot]) slot = (slot + 1) % MHK__NFC_HASH;
+  f->pairs[slot] = (uint16_t)(number + 1);
+}
+
+/* Unpacks the tables above. */
+static int mhk__nfc_make(mhk_tokenizer *k) {
+  mhk_context *ctx = k->object.ctx;
+  mhk__arena *arena = &k->object.arena;
+  uint32_t second[96], seconds, pages = 1, list, i, j, n, code, first, x, number = 0, kind = 0;
+  const char *p = mhk__nfc_pairs;
+  k->nfc = (mhk__nfc *)mhk__arena_zeros(ctx, arena, 1, sizeof *k->nfc);
+  if (!k->nfc) return 0;
+  k->nfc->entries = (uint32_t(*)[64])mhk__arena_zeros(ctx, arena, 163, sizeof *k->nfc->entries);
+  k->nfc->parts = (uint32_t(*)[3])mhk__arena_zeros(ctx, arena, 2060, sizeof *k->nfc->parts);
+  k->nfc->pairs = (uint16_t *)mhk__arena_zeros(ctx, arena, MHK__NFC_HASH, sizeof *k->nfc->pairs);
+  if (mhk_failed(ctx)) return 0;
+  seconds = mhk__nfc_number(&p);
+  for (i = 0; i < seconds; i++) second[i] = mhk__nfc_from(i ? second[i - 1] : 0, mhk__nfc_number(&p));
+  for (list = 0; list < 3; list++) {
+    if (list == 2) p = mhk__nfc_rest;
+    n = mhk__nfc_number(&p);
+    for (code = first = i = 0; i < n; i++, number++) {
+      uint32_t *part = k->nfc->parts[number];
+      x = mhk__nfc_number(&p);
+      code += list < 2 && (x & 1) ? 1 + mhk__nfc_number(&p) : 1;
+      first = mhk__nfc_from(first, list < 2 ? mhk__nfc_number(&p) : x / 2);
+      if (list == 2 && (x & 1)) code += mhk__nfc_number(&p);
+      part[0] = code;
+      part[1] = first;
+      if (list < 2) part[2] = second[x / 2];
+      *mhk__nfc_entry(k, code, &pages) |= MHK__NFC_PART * (number + 1) | (list ? MHK__NFC_GOES : 0);
+      if (list == 0) {
+        *mhk__nfc_entry(k, part[2], &pages) |= MHK__NFC_JOINS;
+        mhk__nfc_pair(k->nfc, number);
+      }
+    }
+  }
+  n = mhk__nfc_number(&p);
+  for (code = i = 0; i < n; i++) {
+    code += mhk__nfc_number(&p);
+    x = mhk__nfc_number(&p) + 1;
+    kind = mhk__nfc_from(kind, mhk__nfc_number(&p));
+    for (j = 0; j < x; j++) *mhk__nfc_entry(k, code++, &pages) |= kind;
+  }
+  for (code = 0x1161; code < 0x11C3; code++) /* Hangul: vowels, and consonants after them */
+    if (code < 0x1176 || code > 0x11A7) *mhk__nfc_entry(k, code, &pages) |= MHK__NFC_JOINS;
+  for (i = 0; i < number; i++) /* some stand for marks only, which move */
+    if (mhk__nfc_at(k->nfc, k->nfc->parts[i][1]) & MHK__NFC_CLASS) *mhk__nfc_entry(k, k->nfc->parts[i][0], &pages) |= MHK__NFC_JOINS;
+  return 1;
+}
+
+/* Is the text known to be NFC? The quick check of Unicode's annex 15; a maybe counts as no. */
+static int mhk__nfc_fine(const mhk__nfc *f, const unsigned char *text, size_t n) {
+  size_t at = 0, step;
+  uint32_t last = 0, c = 0, e;
+  for (; at < n; at += step) {
+    step = 1;
+    e = 0;
+    if (text[at] >= 0xCC) { /* U+0300 is the first of interest */
+      step = mhk__utf8_get(text + at, n - at, &c);
+      if (step == 0)
+        step = 1;
+      else
+        e = mhk__nfc_at(f, c);
+    }
+    if (e & (MHK__NFC_JOINS | MHK__NFC_GOES)) return 0;
+    e &= MHK__NFC_CLASS;
+    if (e && e < last) return 0;
+    last = e;
+  }
+  return 1;
+}
+
+/* Decomposes c into out, at most four characters; returns how many. */
+static size_t mhk__nfc_parts_of(const mhk__nfc *f, uint32_t c, uint32_t *out) {
+  size_t n = 0, i;
+  uint32_t second[4], e;
+  if (c >= 0xAC00 && c < 0xD7A4) {
+    c -= 0xAC00;
+    out[0] = 0x1100 + c / 588;
+    out[1] = 0x1161 + c % 588 / 28;
+    out[2] = 0x11A7 + c % 28;
+    return c % 28 ? 3 : 2;
+  }
+  while ((e = mhk__nfc_at(f, c) / MHK__NFC_PART & 0xFFF) != 0) { /* second parts never come apart */
+    c = f->parts[e - 1][1];
+    if (f->parts[e - 1][2]) second[n++] = f->parts[e - 1][2];
+  }
+  out[0] = c;
+  for (i = 0; i < n; i++) out[1 + i] = second[n - 1 - i];
+  return n + 1;
+}
+
+/* what two characters become, or 0 */
+static uint32_t mhk__nfc_join(const mhk__nfc *f, uint32_t a, uint32_t b) {
+  uint32_t slot = mhk__hash_pair(a, b) % MHK__NFC_HASH, number;
+  if (a >= 0x1100 && a < 0x1113 && b >= 0x1161 && b < 0x1176) return 0xAC00 + ((a - 0x1100) * 21 + b - 0x1161) * 28;
+  if (a >= 0xAC00 && a < 0xD7A4 && (a - 0xAC00) % 28 == 0 && b > 0x11A7 && b < 0x11C3) return a + b - 0x11A7;
+  for (; (number = f->pairs[slot]) != 0; slot = (slot + 1) % MHK__NFC_HASH)
+    if (f->parts[number - 1][1] == a && f->parts[number - 1][2] == b) return f->parts[number - 1][0];
+  return 0;
+}
+
+/* Marks in the order of their classes, those of one class as they were: a round over them for each class that there is. */
+static void mhk__nfc_order(const mhk__nfc *f, const uint32_t *in, size_t n, uint32_t *out) {
+  uint32_t class_now = 0, class_next;
+  size_t i;
+  do {
+    class_next = 256;
+    for (i = 0; i < n; i++) {
+      const uint32_t e = mhk__nfc_at(f, in[i]) & MHK__NFC_CLASS;
+      if (e == class_now)
+        *out++ = in[i];
+      else if (e > class_now && e < class_next)
+        class_next = e;
+    }
+    class_now = class_next;
+  } while (class_now < 256);
+}
+
+/* A character and what joins with it or is ordered after it: n bytes of well-formed text. Returns the bytes written. */
+static size_t mhk__nfc_run(mhk_context *ctx, const mhk__nfc *f, const unsigned char *text, size_t n, char *out) {
+  mhk__mark mark = mhk__scratch_mark(ctx);
+  uint32_t *a, *b, c = 0, last = 0;
+  size_t characters = 0, used = 0, i, j, kept = 0, starter = 0, started = 0;
+  for (i = 0; i < n; i++) characters += (text[i] & 0xC0u) != 0x80;
+  a = (uint32_t *)mhk__scratch(ctx, (mhk_index)characters, 4 * sizeof *a);
+  b = (uint32_t *)mhk__scratch(ctx, (mhk_index)characters, 4 * sizeof *b);
+  if (a && b) {
+    for (i = 0; i < n; i += mhk__utf8_get(text + i, n - i, &c), used += mhk__nfc_parts_of(f, c, a + used)) mhk__utf8_get(text + i, n - i, &c);
+    for (i = 0; i < used; i = j) {
+      for (j = i; j < used && (mhk__nfc_at(f, a[j]) & MHK__NFC_CLASS) != 0; j++) continue;
+      if (j > i) mhk__nfc_order(f, a + i, j - i, b + i);
+      if (j < used) b[j] = a[j], j++;
+    }
+    for (i = 0; i < used; i++) { /* what is kept goes back into a */
+      const uint32_t e = mhk__nfc_at(f, b[i]) & MHK__NFC_CLASS;
+      const uint32_t joined = started && (kept == starter + 1 || last < e) ? mhk__nfc_join(f, a[starter], b[i]) : 0;
+      if (joined) {
+        a[starter] = joined;
+        continue;
+      }
+      if (e == 0) {
+        starter = kept;
+        started = 1;
+      }
+      last = e;
+      a[kept++] = b[i];
+    }
+    for (used = i = 0; i < kept; i++) used += mhk__utf8_put(out + used, a[i]);
+  } else
+    used = 0;
+  mhk__scratch_rewind(ctx, mark);
+  return used;
+}
+
+/* The NFC of n bytes, at most 3 n. What is no character stays, and nothing joins with it. */
+static size_t mhk__nfc_text(mhk_tokenizer *k, const unsigned char *text, size_t n, char *out) {
+  const mhk__nfc *f = k->nfc;
+  size_t at = 0, end, step, used = 0;
+  uint32_t c = 0;
+  while (at < n && !mhk_failed(k->object.ctx)) {
+    step = mhk__utf8_get(text + at, n - at, &c);
+    end = at + (step ? step : 1);
+    if (step)
+      while (end < n && (step = mhk__utf8_get(text + end, n - end, &c)) != 0 && (mhk__nfc_at(f, c) & (MHK__NFC_CLASS | MHK__NFC_JOINS)) != 0)
+        end += step;
+    if (mhk__nfc_fine(f, text + at, end - at)) {
+      memcpy(out + used, text + at, end - at);
+      used += end - at;
+    } else
+      used += mhk__nfc_run(k->object.ctx, f, text + at, end - at, out + used);
+    at = end;
+  }
+  return used;
+}
+
 /* ---------------------------------------------------------------------------------------- reading */
 
 /* Where a tokenizer comes from. The vocabulary is an object of ids by text; added tokens an array of objects (tokenizer.json), an object
@@ -11381,7 +11681,7 @@ static int mhk__token_entry(mhk_context *ctx, const mhk__json *x, const char *wh
     *text = content->text;
     *length = content->length;
   }
-  if (*length == 0 || memchr(*text, 0, *length)) {
+  if (x->key && (*length == 0 || memchr(*text, 0, *length))) {
     mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: the token at byte %lld %s", where, (long long)x->at,
              *length ? "has a zero character" : "is empty");
     return 0;
@@ -11409,22 +11709,25 @@ static int mhk__added_compare(const void *a, const void *b) {
   return mhk__text_order(x->text, x->length, y->text, y->length);
 }
 
+/* Can an id be that of one among count tokens? There may be gaps. */
+static int mhk__id_plausible(int32_t id, mhk_index count) { return id / 4 <= count + 16384; }
+
 /* Ids, bytes and kinds of all tokens, and the vocabulary's table. */
-static int mhk__tokens_read(mhk_tokenizer *k, const mhk__token_source *source, size_t *longest) {
+static int mhk__tokens_read(mhk_tokenizer *k, const mhk__token_source *source, size_t *longest, size_t *used) {
   mhk_context *ctx = k->object.ctx;
   mhk__arena *arena = &k->object.arena;
   const mhk__json *x;
   const char *text = NULL;
-  size_t length = 0, total = 0, used = 0;
+  size_t length = 0, total = 0;
   uint32_t slots, slot = 0;
-  mhk_index count = source->vocabulary->count + (source->added ? source->added->count : 0);
+  const mhk_index n_added = source->added ? source->added->count : 0, count = source->vocabulary->count + n_added;
   int32_t id = 0, top = -1;
   int pass;
   for (pass = 0; pass < 2; pass++) {
     const mhk__json *list = pass ? source->added : source->vocabulary;
     for (x = list ? list->first : NULL; x; x = x->next) {
       if (!mhk__token_entry(ctx, x, pass ? source->added_where : source->where, &text, &length, &id)) return 0;
-      if (id / 4 > count + 16384) {
+      if (!mhk__id_plausible(id, count)) {
         mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: id %ld of token \"%.*s\" is far beyond the %lld tokens there are",
                  pass ? source->added_where : source->where, (long)id, mhk__shown(text, length), text, (long long)count);
         return 0;
@@ -11440,12 +11743,12 @@ static int mhk__tokens_read(mhk_tokenizer *k, const mhk__token_source *source, s
   }
   slots = mhk__table_size(ctx, source->vocabulary->count, source->where);
   if (!slots) return 0;
-  k->size = (int)top + 1;
   k->slot_mask = slots - 1;
+  /* added tokens whose id is taken go behind all others */
   k->bytes = (char *)mhk__arena_zeros(ctx, arena, (mhk_index)total, 1);
-  k->at = (uint32_t *)mhk__arena_zeros(ctx, arena, k->size, sizeof(uint32_t));
-  k->length = (uint32_t *)mhk__arena_zeros(ctx, arena, k->size, sizeof(uint32_t));
-  k->kind = (unsigned char *)mhk__arena_zeros(ctx, arena, k->size, 1);
+  k->at = (uint32_t *)mhk__arena_zeros(ctx, arena, top + 1 + n_added, sizeof(uint32_t));
+  k->length = (uint32_t *)mhk__arena_zeros(ctx, arena, top + 1 + n_added, sizeof(uint32_t));
+  k->kind = (unsigned char *)mhk__arena_zeros(ctx, arena, top + 1 + n_added, 1);
   k->slots = (int32_t *)mhk__arena_zeros(ctx, arena, (mhk_index)slots, sizeof(int32_t));
   if (!k->slots) return 0;
   memset(k->slots, 0xFF, slots * sizeof(int32_t));
@@ -11458,104 +11761,156 @@ static int mhk__tokens_read(mhk_tokenizer *k, const mhk__token_source *source, s
                mhk__shown(text, length), text);
       return 0;
     }
-    mapped = mhk__token_map(text, length, k->bytes + used, &length);
-    if (mhk__vocabulary_find(k, k->bytes + used, length, mapped, &slot) >= 0) {
+    mapped = mhk__token_map(text, length, k->bytes + *used, &length);
+    if (mhk__vocabulary_find(k, k->bytes + *used, length, mapped, &slot) >= 0) {
       mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: token \"%.*s\" is there twice", source->where, mhk__shown(text, x->key_length), text);
       return 0;
     }
     k->slots[slot] = id;
-    k->at[id] = (uint32_t)used;
+    k->at[id] = (uint32_t)*used;
     k->length[id] = (uint32_t)length;
     k->kind[id] = (unsigned char)(MHK__TOKEN_VOCABULARY | (mapped ? MHK__TOKEN_MAPPED : 0));
-    used += length + 1;
-  }
-  for (x = source->added ? source->added->first : NULL; x; x = x->next) {
-    size_t mapped_length = 0;
-    int mapped;
-    int32_t there;
-    if (!mhk__token_entry(ctx, x, source->added_where, &text, &length, &id)) return 0;
-    mapped = mhk__token_map(text, length, k->bytes + used, &mapped_length);
-    there = mhk__vocabulary_find(k, k->bytes + used, mapped_length, mapped, NULL);
-    if (there >= 0 ? there != id : k->kind[id] != 0) {
-      mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: added token \"%.*s\" has id %ld, %s", source->added_where, mhk__shown(text, length), text,
-               (long)id, there >= 0 ? "and another one in the vocabulary" : "which another token has too");
-      return 0;
-    }
-    if (k->kind[id] & MHK__TOKEN_ADDED) {
-      mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: added token \"%.*s\" is there twice", source->added_where, mhk__shown(text, length), text);
-      return 0;
-    }
-    if (there < 0) { /* its bytes are its text, whatever the characters */
-      memcpy(k->bytes + used, text, length + 1);
-      k->at[id] = (uint32_t)used;
-      k->length[id] = (uint32_t)length;
-      used += length + 1;
-    }
-    k->kind[id] = (unsigned char)(k->kind[id] | MHK__TOKEN_ADDED);
+    *used += length + 1;
+    if (id >= k->size) k->size = (int)id + 1;
   }
   return 1;
 }
 
+/* The id of an added token, whose bytes are noted when it is new. One that the vocabulary has keeps that id, as with Hugging Face's
+   tokenizers; so does one whose id is taken get the next free one. Other programs number ids by the file, so a warning tells. */
+static void mhk__added_place(mhk_tokenizer *k, const mhk__token_source *source, mhk__added *a, size_t *used) {
+  mhk_context *ctx = k->object.ctx;
+  size_t length = 0;
+  const int mapped = mhk__token_map(a->content, a->content_length, k->bytes + *used, &length);
+  const int32_t there = mhk__vocabulary_find(k, k->bytes + *used, length, mapped, NULL), named = a->id;
+  const int taken = there < 0 && k->kind[named] != 0;
+  if (taken)
+    a->id = (int32_t)k->size;
+  else if (there >= 0)
+    a->id = there;
+  if (a->id != named) {
+    const char *why = taken ? "which another token has" : "and another one in the vocabulary";
+    if (!mhk__json_is(source->added, MHK__JSON_ARRAY)) { /* nobody else reads such a file either */
+      mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: added token \"%.*s\" has id %ld, %s", source->added_where,
+               mhk__shown(a->content, a->content_length), a->content, (long)named, why);
+      return;
+    }
+    mhk__note(ctx, MHK_LOG_WARNING, "%s: added token \"%.*s\" has id %ld, %s: it becomes %ld, as with Hugging Face's tokenizers",
+              source->added_where, mhk__shown(a->content, a->content_length), a->content, (long)named, why, (long)a->id);
+  }
+  if (there < 0) { /* its bytes are its text, whatever the characters */
+    memcpy(k->bytes + *used, a->content, a->content_length);
+    k->bytes[*used + a->content_length] = 0;
+    k->at[a->id] = (uint32_t)*used;
+    k->length[a->id] = (uint32_t)a->content_length;
+    *used += a->content_length + 1;
+  }
+  k->kind[a->id] = (unsigned char)(k->kind[a->id] | MHK__TOKEN_ADDED);
+  if (a->id >= k->size) k->size = (int)a->id + 1;
+}
+
+static void mhk__added_flags(mhk_context *ctx, const mhk__json *x, const char *where, mhk__added *a) {
+  a->normalized = (unsigned char)mhk__token_flag(ctx, x, "normalized", 0, where);
+  a->special = (unsigned char)mhk__token_flag(ctx, x, "special", 0, where);
+  a->lstrip = (unsigned char)mhk__token_flag(ctx, x, "lstrip", 0, where);
+  a->rstrip = (unsigned char)mhk__token_flag(ctx, x, "rstrip", 0, where);
+  if (mhk__token_flag(ctx, x, "single_word", 0, where))
+    mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "%s: added token \"%.*s\" has single_word set, which is not supported", where,
+             mhk__shown(a->content, a->content_length), a->content);
+}
+
+/* One of the two sets that are looked for: sorted, no text twice. Room for as many pointers again stands behind them. */
+static void mhk__added_sort(mhk__added_set *s, mhk_index room) {
+  mhk_index i, n = 0;
+  unsigned b = 0;
+  mhk__sort((const void **)s->tokens, (const void **)(s->tokens + room), s->n, mhk__added_compare);
+  for (i = 0; i < s->n; i++) {
+    if (n > 0 && mhk__added_compare(s->tokens[n - 1], s->tokens[i]) == 0) continue; /* normalized they are the same */
+    while (b <= (unsigned char)s->tokens[i]->text[0]) s->first[b++] = n;
+    s->tokens[n++] = s->tokens[i];
+  }
+  s->n = n;
+  while (b <= 256) s->first[b++] = n;
+}
+
+/* What is looked for in normalized text. Does it allow cuts before spaces? */
+static int mhk__added_normalize(mhk_tokenizer *k, mhk__added *a) {
+  size_t i;
+  if (k->nfc) {
+    char *text = (char *)mhk__arena_alloc(k->object.ctx, &k->object.arena, 3 * a->length + 1);
+    if (!text) return 0;
+    a->length = mhk__nfc_text(k, (const unsigned char *)a->content, a->length, text);
+    text[a->length] = 0;
+    a->text = text;
+  }
+  if (a->rstrip) k->cuts = 0;
+  for (i = 1; i < a->length; i++)
+    if (a->text[i] == ' ' && a->text[i - 1] != ' ') k->cuts = 0;
+  return 1;
+}
+
 /* Added tokens as they are looked for in text. The end-of-text token of a bare vocabulary counts as one. */
-static int mhk__added_read(mhk_tokenizer *k, const mhk__token_source *source) {
+static int mhk__added_read(mhk_tokenizer *k, const mhk__token_source *source, size_t used) {
   mhk_context *ctx = k->object.ctx;
   const mhk__json *x;
   const char end_text[] = "<|endoftext|>";
   const mhk_index most = 1 + (source->added ? source->added->count : 0);
   const int bare = !mhk__json_is(source->added, MHK__JSON_ARRAY);
-  mhk__added *a = (mhk__added *)mhk__arena_zeros(ctx, &k->object.arena, most, sizeof(mhk__added));
-  mhk_index i;
+  mhk__added *all = (mhk__added *)mhk__arena_zeros(ctx, &k->object.arena, most, sizeof(mhk__added)), *a = all, *kept = NULL;
+  mhk__added **order;
+  mhk_index i, n = 0;
   int set;
   for (set = 0; set < 2; set++) { /* twice the room: sorting wants it */
     k->added[set].tokens = (const mhk__added **)mhk__arena_zeros(ctx, &k->object.arena, most, 2 * sizeof(mhk__added *));
-    if (!a || !k->added[set].tokens) return 0;
+    if (!all || !k->added[set].tokens) return 0;
   }
+  order = (mhk__added **)(void *)k->added[0].tokens;
+  for (x = source->added ? source->added->first : NULL; x; x = x->next) {
+    if (!mhk__token_entry(ctx, x, source->added_where, &a->content, &a->content_length, &a->id)) return 0;
+    if (a->content_length == 0) continue; /* as Hugging Face's tokenizers do */
+    a->normalized = 1;
+    if (!bare) mhk__added_flags(ctx, x, source->added_where, a);
+    a->content = mhk__arena_text(ctx, &k->object.arena, a->content, a->content_length);
+    if (!a->content || mhk_failed(ctx)) return 0;
+    a->text = a->content;
+    a->length = a->content_length;
+    order[n++] = a++;
+  }
+  mhk__sort((const void **)(void *)order, (const void **)(void *)(order + most), n, mhk__added_compare);
+  for (i = 0; i < n; i++)
+    if (kept && mhk__added_compare(kept, order[i]) == 0) { /* once more: the first one's id, the last one's flags */
+      const int32_t id = kept->id;
+      const char *text = kept->content;
+      *kept = *order[i];
+      kept->id = id;
+      kept->text = kept->content = text;
+      order[i]->id = -1;
+    } else
+      kept = order[i];
   k->end = mhk__vocabulary_find(k, end_text, sizeof end_text - 1, 1, NULL);
-  for (x = source->added ? source->added->first : NULL; x; x = x->next, a++) {
-    if (!mhk__token_entry(ctx, x, source->added_where, &a->text, &a->length, &a->id)) return 0;
-    if (bare)
-      a->normalized = 1;
-    else {
-      a->normalized = (unsigned char)mhk__token_flag(ctx, x, "normalized", 0, source->added_where);
-      a->special = (unsigned char)mhk__token_flag(ctx, x, "special", 0, source->added_where);
-      a->lstrip = (unsigned char)mhk__token_flag(ctx, x, "lstrip", 0, source->added_where);
-      a->rstrip = (unsigned char)mhk__token_flag(ctx, x, "rstrip", 0, source->added_where);
-      if (mhk__token_flag(ctx, x, "single_word", 0, source->added_where))
-        mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "%s: added token \"%.*s\" has single_word set, which is not supported", source->added_where,
-                 mhk__shown(a->text, a->length), a->text);
+  for (a = all; n > 0; a++, n--) {
+    const int is_end = a->length == sizeof end_text - 1 && memcmp(a->text, end_text, a->length) == 0;
+    if (a->id < 0) continue;
+    mhk__added_place(k, source, a, &used);
+    if (is_end) k->end = a->id;
+    if (is_end && bare) { /* special there as well */
+      a->normalized = 0;
+      a->special = 1;
     }
-    if (a->length == sizeof end_text - 1 && memcmp(a->text, end_text, a->length) == 0) {
-      k->end = a->id;
-      if (bare) { /* special there as well */
-        a->normalized = 0;
-        a->special = 1;
-      }
-    }
-    a->text = mhk__arena_text(ctx, &k->object.arena, a->text, a->length);
-    if (!a->text) return 0;
-    k->added[a->normalized].tokens[k->added[a->normalized].n++] = a;
+    if (mhk_failed(ctx) || (a->normalized && !mhk__added_normalize(k, a))) return 0;
   }
+  n = a - all;
   if (bare && k->end >= 0 && !(k->kind[k->end] & MHK__TOKEN_ADDED)) {
-    a->text = k->bytes + k->at[k->end];
-    a->length = sizeof end_text - 1;
+    a->text = a->content = k->bytes + k->at[k->end];
+    a->length = a->content_length = sizeof end_text - 1;
     a->id = k->end;
     a->special = 1;
     k->kind[k->end] = (unsigned char)(k->kind[k->end] | MHK__TOKEN_ADDED);
-    k->added[0].tokens[k->added[0].n++] = a;
+    n++;
   }
-  for (set = 0; set < 2; set++) {
-    mhk__added_set *s = &k->added[set];
-    unsigned b = 0;
-    mhk__sort((const void **)s->tokens, (const void **)(s->tokens + most), s->n, mhk__added_compare);
-    for (i = 0; i < s->n; i++) {
-      const mhk__added *token = s->tokens[i];
-      if (i > 0 && mhk__added_compare(s->tokens[i - 1], token) == 0)
-        mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: added token \"%.*s\" is there twice", source->added_where,
-                 mhk__shown(token->text, token->length), token->text);
-      while (b <= (unsigned char)token->text[0]) s->first[b++] = i;
-    }
-    while (b <= 256) s->first[b++] = s->n;
-  }
+  for (i = 0; i < n; i++)
+    if (all[i].id >= 0) k->added[all[i].normalized].tokens[k->added[all[i].normalized].n++] = all + i;
+  for (set = 0; set < 2; set++) mhk__added_sort(&k->added[set], most);
   return !mhk_failed(ctx);
 }
 
@@ -11656,10 +12011,11 @@ static int mhk__merges_read(mhk_tokenizer *k, const mhk__token_source *source, c
 static int mhk__tokenizer_build(mhk_tokenizer *k, const mhk__token_source *source) {
   mhk_context *ctx = k->object.ctx;
   mhk__mark mark;
-  size_t longest = 1;
+  size_t longest = 1, used = 0;
   char *room;
   int b, good;
-  if (!mhk__classes_make(k) || !mhk__tokens_read(k, source, &longest)) return 0;
+  k->cuts = k->use_regex;
+  if (!mhk__classes_make(k) || !mhk__tokens_read(k, source, &longest, &used)) return 0;
   for (b = 0; b < 256; b++) {
     const char byte = (char)(unsigned char)b;
     const int32_t id = mhk__vocabulary_find(k, &byte, 1, 1, NULL);
@@ -11672,7 +12028,7 @@ static int mhk__tokenizer_build(mhk_tokenizer *k, const mhk__token_source *sourc
     }
     k->byte_ids[b] = (uint32_t)id;
   }
-  if (!mhk__added_read(k, source)) return 0;
+  if (!mhk__added_read(k, source, used)) return 0;
   mark = mhk__scratch_mark(ctx);
   room = (char *)mhk__scratch(ctx, (mhk_index)longest, 2);
   good = room && mhk__merges_read(k, source, room, longest);
@@ -11699,7 +12055,7 @@ static const mhk__json *mhk__token_part(const mhk__json *root, const char *name)
 
 static void mhk__token_part_refused(mhk_context *ctx, const mhk__json *part, const char *name, const char *where) {
   const char *type = mhk__json_string(mhk__json_get(part, "type"));
-  mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "%s: %s %.60s is not supported: this reads byte-level BPE with GPT-2's pattern and no normalizer",
+  mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "%s: %s %.60s is not supported: this reads byte-level BPE with GPT-2's pattern and no normalizer but NFC",
            where, name, type ? type : part ? "without a type" : "null");
 }
 
@@ -11731,10 +12087,11 @@ static int mhk__token_settings(mhk_tokenizer *k, const mhk__json *root, const mh
   k->ignore_merges = mhk__token_flag(ctx, model, "ignore_merges", 0, where);
 
   x = mhk__token_part(root, "normalizer");
-  if (x) {
+  if (x && !mhk__json_equals(mhk__json_get(x, "type"), "NFC")) {
     mhk__token_part_refused(ctx, x, "normalizer", where);
     return 0;
   }
+  if (x && !mhk__nfc_make(k)) return 0;
   x = mhk__token_part(root, "decoder");
   if (x && !mhk__json_equals(mhk__json_get(x, "type"), "ByteLevel")) {
     mhk__token_part_refused(ctx, x, "decoder", where);
@@ -11905,7 +12262,38 @@ typedef struct mhk__ids {
   mhk_index capacity, n;
   void (*full)(void *user, const int32_t *ids, mhk_index n);
   void *user;
+  size_t longest; /* bytes of text that the scratch memory is made for at a time; 0: any number */
+  int grows;      /* longer ones take the allocator's, for as long as they need it */
 } mhk__ids;
+
+/* Scratch memory for work on n bytes of text, from mhk__room_open() to mhk__room_close(). */
+typedef struct mhk__room {
+  mhk__arena kept;
+  mhk__mark mark;
+  int grown;
+} mhk__room;
+
+static int mhk__room_open(mhk_context *ctx, const mhk__ids *out, size_t n, mhk__room *room) {
+  room->grown = out->longest > 0 && n > out->longest;
+  if (room->grown && !out->grows) {
+    mhk_fail(ctx, MHK_ERROR_MEMORY, "%.0f bytes of text without a break are more than the session's block was made for, %.0f: "
+             "mhk_session_desc.word_bytes asks for more", (double)n, (double)out->longest);
+    return 0;
+  }
+  if (room->grown) {
+    room->kept = ctx->scratch;
+    memset(&ctx->scratch, 0, sizeof ctx->scratch);
+  }
+  room->mark = mhk__scratch_mark(ctx);
+  return 1;
+}
+
+static void mhk__room_close(mhk_context *ctx, mhk__room *room) {
+  mhk__scratch_rewind(ctx, room->mark);
+  if (!room->grown) return;
+  mhk__arena_free(ctx, &ctx->scratch);
+  ctx->scratch = room->kept;
+}
 
 static void mhk__ids_put(mhk__ids *out, int32_t id) {
   if (out->full && out->n == out->capacity) {
@@ -11917,7 +12305,7 @@ static void mhk__ids_put(mhk__ids *out, int32_t id) {
 }
 
 #define MHK__SHORT_WORD 32
-#define MHK__TEXT_WORD 1024 /* bytes of the longest word that is encoded in a session's own memory */
+#define MHK__TEXT_WORD 1024 /* bytes of the longest word that is encoded in a session's own memory, if it does not say */
 
 /* Short words: the lowest rank is searched for each time. */
 static void mhk__encode_short(const mhk_tokenizer *k, const unsigned char *word, size_t n, mhk__ids *out) {
@@ -11969,19 +12357,15 @@ static void mhk__heap_push(uint64_t *heap, size_t *n, uint64_t x) {
    when they come up; each merge takes one out and puts at most two in, so that there are never more than 2 n. */
 static void mhk__encode_long(const mhk_tokenizer *k, const unsigned char *word, size_t n, mhk__ids *out) {
   mhk_context *ctx = k->object.ctx;
-  mhk__mark mark = mhk__scratch_mark(ctx);
+  mhk__room room;
   uint32_t *id, *rank, *previous, *next, i, after;
   uint64_t *heap;
   size_t entries = 0, h;
-  if (ctx->scratch.kind == MHK__FIXED && n > MHK__TEXT_WORD) {
-    mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "a word of %.0f bytes without a break is more than a session's memory is made for, %d: use mhk_encode()", (double)n,
-             MHK__TEXT_WORD);
-    return;
-  }
   if (n >= UINT32_MAX) {
     mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "a word of %.0f MB without a break is more than this version encodes", (double)n * 1e-6);
     return;
   }
+  if (!mhk__room_open(ctx, out, n, &room)) return;
   id = (uint32_t *)mhk__scratch(ctx, (mhk_index)n, sizeof(uint32_t));
   rank = (uint32_t *)mhk__scratch(ctx, (mhk_index)n, sizeof(uint32_t)); /* of the pair that starts here; UINT32_MAX: none, or no symbol */
   previous = (uint32_t *)mhk__scratch(ctx, (mhk_index)n, sizeof(uint32_t));
@@ -12023,7 +12407,7 @@ static void mhk__encode_long(const mhk_tokenizer *k, const unsigned char *word, 
     }
     for (i = 0; i < end; i = next[i]) mhk__ids_put(out, (int32_t)id[i]);
   }
-  mhk__scratch_rewind(ctx, mark);
+  mhk__room_close(ctx, &room);
 }
 
 static void mhk__encode_word(mhk_tokenizer *k, const unsigned char *word, size_t n, mhk__ids *out) {
@@ -12139,36 +12523,90 @@ static const mhk__added *mhk__added_at(const mhk__added_set *s, const unsigned c
   return found;
 }
 
+/* bytes of the white space character that text ends with, 0: it ends with another one */
+static size_t mhk__one_space_before(const mhk_tokenizer *k, const unsigned char *text, size_t n) {
+  size_t start = n, step = 0;
+  if (n == 0) return 0;
+  for (start--; start > 0 && n - start < 4 && (text[start] & 0xC0u) == 0x80; start--) continue;
+  return mhk__class_at(k, text + start, n - start, &step) == MHK__SPACE && start + step == n ? step : 0;
+}
+
 /* how many bytes of white space text ends with */
 static size_t mhk__space_before(const mhk_tokenizer *k, const unsigned char *text, size_t n) {
-  size_t left = n;
-  while (left > 0) {
-    size_t start = left - 1, step = 0;
-    while (start > 0 && left - start < 4 && (text[start] & 0xC0u) == 0x80) start--;
-    if (mhk__class_at(k, text + start, left - start, &step) != MHK__SPACE || start + step != left) break;
-    left = start;
-  }
+  size_t left = n, step;
+  while ((step = mhk__one_space_before(k, text, left)) != 0) left -= step;
   return n - left;
+}
+
+/* The first place at or after least where text can be cut and its parts encoded one by one: before a space that follows something else.
+   A word never crosses it, and nothing joins across it. n: there is none. */
+static size_t mhk__cut(const mhk_tokenizer *k, const unsigned char *text, size_t n, size_t least) {
+  if (!k->use_regex) return n;
+  for (; least < n; least++)
+    if (text[least] == ' ' && text[least - 1] != ' ' && !mhk__one_space_before(k, text, least)) return least;
+  return n;
+}
+
+static void mhk__encode_span(mhk_tokenizer *k, const unsigned char *text, size_t n, int level, mhk__ids *out);
+
+/* Text between added tokens that are looked for first: normalized, if that changes anything, a part at a time. */
+static void mhk__encode_normalized(mhk_tokenizer *k, const unsigned char *text, size_t n, mhk__ids *out) {
+  mhk_context *ctx = k->object.ctx;
+  const size_t least = out->longest > 0 && out->longest < 1024 ? out->longest / 2 : 512;
+  size_t at, end;
+  if (mhk__nfc_fine(k->nfc, text, n)) {
+    mhk__encode_span(k, text, n, 1, out);
+    return;
+  }
+  for (at = 0; at < n && !mhk_failed(ctx); at = end) {
+    mhk__room room;
+    char *normal;
+    end = k->cuts && n - at > least ? at + mhk__cut(k, text + at, n - at, least) : n;
+    if (!mhk__room_open(ctx, out, end - at, &room)) return;
+    normal = (char *)mhk__scratch(ctx, (mhk_index)(end - at), 3);
+    if (normal) {
+      const size_t length = mhk__nfc_text(k, text + at, end - at, normal);
+      mhk__encode_span(k, (const unsigned char *)normal, length, 1, out);
+    }
+    mhk__room_close(ctx, &room);
+  }
+}
+
+/* Text between added tokens: words, perhaps with a space put before them. */
+static void mhk__encode_prefixed(mhk_tokenizer *k, const unsigned char *text, size_t n, mhk__ids *out) {
+  size_t first = 0;
+  if (k->prefix_space && text[0] != ' ') {
+    mhk_context *ctx = k->object.ctx;
+    mhk__room room;
+    unsigned char *copy;
+    first = mhk__cut(k, text, n, 1);
+    if (!mhk__room_open(ctx, out, first, &room)) return;
+    copy = (unsigned char *)mhk__scratch(ctx, (mhk_index)first + 1, 1);
+    if (copy) {
+      copy[0] = ' ';
+      memcpy(copy + 1, text, first);
+      mhk__encode_words(k, copy, first + 1, out);
+    }
+    mhk__room_close(ctx, &room);
+  }
+  mhk__encode_words(k, text + first, n - first, out);
+}
+
+/* text without the added tokens of a level */
+static void mhk__encode_between(mhk_tokenizer *k, const unsigned char *text, size_t n, int level, mhk__ids *out) {
+  if (level == 0 && k->nfc)
+    mhk__encode_normalized(k, text, n, out);
+  else
+    mhk__encode_span(k, text, n, level + 1, out);
 }
 
 /* level 0, 1: cut at the added tokens of that set; 2: words */
 static void mhk__encode_span(mhk_tokenizer *k, const unsigned char *text, size_t n, int level, mhk__ids *out) {
   const mhk__added_set *s;
   size_t done = 0, at = 0;
-  if (n == 0) return;
+  if (n == 0 || mhk_failed(k->object.ctx)) return;
   if (level == 2) {
-    if (k->prefix_space && text[0] != ' ') {
-      mhk_context *ctx = k->object.ctx;
-      mhk__mark mark = mhk__scratch_mark(ctx);
-      unsigned char *copy = (unsigned char *)mhk__scratch(ctx, (mhk_index)n + 1, 1);
-      if (copy) {
-        copy[0] = ' ';
-        memcpy(copy + 1, text, n);
-        mhk__encode_words(k, copy, n + 1, out);
-      }
-      mhk__scratch_rewind(ctx, mark);
-    } else
-      mhk__encode_words(k, text, n, out);
+    mhk__encode_prefixed(k, text, n, out);
     return;
   }
   s = &k->added[level];
@@ -12185,11 +12623,11 @@ static void mhk__encode_span(mhk_tokenizer *k, const unsigned char *text, size_t
       size_t step = 0;
       while (stop < n && mhk__class_at(k, text + stop, n - stop, &step) == MHK__SPACE) stop += step;
     }
-    mhk__encode_span(k, text + done, start - done, level + 1, out);
+    mhk__encode_between(k, text + done, start - done, level, out);
     mhk__ids_put(out, a->id);
     done = at = stop;
   }
-  mhk__encode_span(k, text + done, n - done, level + 1, out);
+  mhk__encode_between(k, text + done, n - done, level, out);
 }
 
 MHKDEF mhk_index mhk_encode(mhk_tokenizer *k, const char *text, size_t length, int32_t *ids, mhk_index capacity) {
@@ -12247,13 +12685,15 @@ MHKDEF int32_t mhk_tokenizer_end(const mhk_tokenizer *k) { return k ? k->end : -
 
 MHKDEF int32_t mhk_tokenizer_id(mhk_tokenizer *k, const char *token) {
   size_t n;
+  mhk_index i;
   int set;
   if (!k || !token || !*token) return -1;
   n = strlen(token);
-  for (set = 0; set < 2; set++) {
-    const mhk__added *a = mhk__added_at(&k->added[set], (const unsigned char *)token, n);
-    if (a && a->length == n) return a->id;
-  }
+  for (set = 0; set < 2; set++)
+    for (i = 0; i < k->added[set].n; i++) {
+      const mhk__added *a = k->added[set].tokens[i];
+      if (a->content_length == n && memcmp(a->content, token, n) == 0) return a->id;
+    }
   return -1;
 }
 
@@ -12305,7 +12745,7 @@ static void mhk__write_added(mhk__writer *w, const mhk_tokenizer *k, const mhk__
     mhk__write_key(w, "id");
     mhk__write_integer(w, a->id);
     mhk__write_key(w, "content");
-    mhk__write_string(w, a->text, a->length);
+    mhk__write_string(w, a->content, a->content_length);
     mhk__write_flag(w, "single_word", 0);
     mhk__write_flag(w, "lstrip", a->lstrip);
     mhk__write_flag(w, "rstrip", a->rstrip);

@@ -129,7 +129,7 @@ mhk_text *run_load_text(mhk_context *ctx, mhk_model *model, mhk_model *other_mod
   mhk_text *text;
   if (!k && other_model) k = mhk_model_tokenizer(other_model);
   if (!k) {
-    cli_error("the model has no tokenizer: put the tokenizer.json of its teacher into its folder");
+    cli_error("the model has no tokenizer that can be used: put the tokenizer.json of its teacher beside it");
     return NULL;
   }
   text = mhk_text_load(ctx, k, desc);
