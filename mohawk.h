@@ -584,9 +584,9 @@ MHKDEF mhk_tensor *mhk_forward_matrix(mhk_tape *t, mhk_model *m, int layer, mhk_
 typedef struct mhk_file mhk_file;
 typedef struct mhk_file_tensor {
   const char *name;
-  mhk_dtype dtype;
+  mhk_dtype dtype; /* 0: a type that is not read here (F8_E4M3, C64...), whose bytes are there all the same */
   int rank;
-  mhk_index shape[MHK_MAX_RANK];
+  mhk_index shape[MHK_MAX_RANK]; /* axes beyond the last of these are folded into it */
   mhk_index count;
   const void *data; /* in the mapped file: little-endian, aligned to the element or not */
   size_t bytes;
@@ -9687,6 +9687,7 @@ typedef struct mhk__shard {
 
 typedef struct mhk__stored {
   mhk_file_tensor t; /* first: what the caller sees */
+  const char *type;  /* as the file spells it, where t.dtype is 0 */
   int shard;
   size_t begin, end;
 } mhk__stored;
@@ -9739,23 +9740,16 @@ static int mhk__read_entry(mhk_file *f, const char *path, const mhk__json *x, si
                     x->key),
            0;
   out->t.dtype = mhk__dtype_named(dtype);
-  if (!out->t.dtype)
-    return mhk_fail(ctx, MHK_ERROR_UNSUPPORTED,
-                    "%s: tensor %.200s has the type %.40s; this version reads F64, F32, F16, BF16, BOOL and integers of 8 to 64 bits", path,
-                    x->key, dtype->text),
-           0;
-  if (shape->count > MHK_MAX_RANK)
-    return mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "%s: tensor %.200s has %lld axes; this version reads up to %d", path, x->key,
-                    (long long)shape->count, MHK_MAX_RANK),
-           0;
+  if (!out->t.dtype) out->type = mhk__arena_text(ctx, &f->object.arena, dtype->text, strlen(dtype->text) < 40 ? strlen(dtype->text) : 40);
   for (i = 0; i < MHK_MAX_RANK; i++) out->t.shape[i] = 1;
-  out->t.rank = (int)shape->count;
+  out->t.rank = shape->count < MHK_MAX_RANK ? (int)shape->count : MHK_MAX_RANK;
   element = mhk_dtype_size(out->t.dtype);
   for (s = shape->first, i = 0; s; s = s->next, i++) {
+    const mhk_index last = i < MHK_MAX_RANK ? 1 : out->t.shape[MHK_MAX_RANK - 1];
     if (!mhk__json_integer(s, &size) || size < 0 || (uint64_t)size > (uint64_t)PTRDIFF_MAX ||
-        (size > 0 && count > PTRDIFF_MAX / (mhk_index)size / (mhk_index)element))
+        (size > 0 && (count > PTRDIFF_MAX / (mhk_index)size / (mhk_index)(element ? element : 1) || last > PTRDIFF_MAX / (mhk_index)size)))
       return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: axis %d of tensor %.200s has an impossible size", path, i, x->key), 0;
-    out->t.shape[i] = (mhk_index)size;
+    out->t.shape[i < MHK_MAX_RANK ? i : MHK_MAX_RANK - 1] = last * (mhk_index)size;
     count *= (mhk_index)size;
   }
   if (!mhk__json_integer(offsets->first, &begin) || !mhk__json_integer(offsets->first->next, &end) || begin < 0 || end < begin ||
@@ -9765,7 +9759,7 @@ static int mhk__read_entry(mhk_file *f, const char *path, const mhk__json *x, si
                     mhk__json_is(offsets->first->next, MHK__JSON_NUMBER) ? offsets->first->next->text : "?", (long long)room),
            0;
   out->t.count = count;
-  out->t.bytes = (size_t)count * element;
+  out->t.bytes = out->t.dtype ? (size_t)count * element : (size_t)(end - begin);
   if ((uint64_t)(end - begin) != (uint64_t)out->t.bytes) {
     char text[160];
     return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: tensor %.200s of shape %s and type %s needs %lld bytes, its data_offsets give %lld", path,
@@ -9803,11 +9797,13 @@ static int mhk__read_header(mhk_file *f, int shard, mhk__stored **entries, int *
            0;
   room = b->size - 8 - (size_t)length;
   mhk__print(where, sizeof where, "the header of %.480s", path);
-  if (length == 0 || b->data[8] != '{') return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s does not start with '{'", where), 0;
+  while (at < length && b->data[8 + at] && strchr(" \t\r\n", b->data[8 + at])) at++;
+  if (at == length || b->data[8 + at] != '{') return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s does not start with '{'", where), 0;
+  at = 0;
   root = mhk__json_parse(ctx, &ctx->scratch, (const char *)b->data + 8, (size_t)length, where, 0);
   if (!root) return 0;
   m = mhk__json_get(root, "__metadata__");
-  if (m) {
+  if (m && m->type != MHK__JSON_NULL) {
     if (m->type != MHK__JSON_OBJECT) return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: __metadata__ must be an object of texts", where), 0;
     for (x = m->first; x; x = x->next) {
       mhk__metadata *y = (mhk__metadata *)mhk__arena_zeros(ctx, &f->object.arena, 1, sizeof *y);
@@ -10839,6 +10835,11 @@ static int mhk__file_tensor_ok(mhk_context *ctx, const mhk_file_tensor *x, const
   if (!x || !x->data || (!out && x->count)) {
     mhk_fail(ctx, MHK_ERROR_ARGUMENT, "reading a tensor needs the tensor and room for it; %s is NULL",
              x && x->data ? "the room" : "the tensor");
+    return 0;
+  }
+  if (!x->dtype) {
+    mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "tensor %.200s has a type that is not read: F64, F32, F16, BF16, BOOL and integers of 8 to 64 bits are",
+             x->name ? x->name : "?");
     return 0;
   }
   if (mhk_dtype_size(x->dtype) == 0 || x->count < 0 || x->bytes / mhk_dtype_size(x->dtype) != (size_t)x->count) {
@@ -13017,8 +13018,10 @@ static void mhk__role_name(const mhk_config *c, mhk__role role, char out[48]) {
   if (role >= MHK__FC1_W && role <= MHK__FC2_B) strcat(out, "mlp.");
   if (role == MHK__EMBEDDING && c->arch != MHK_ARCH_PHI)
     strcat(out, c->arch == MHK_ARCH_MAMBA2 ? "embeddings.weight" : "embedding.weight");
-  else if (c->arch == MHK_ARCH_MAMBA2 && (role == MHK__NORM_W || role == MHK__FINAL_W))
-    strcat(out, role == MHK__NORM_W ? "norm.weight" : "norm_f.weight");
+  else if (c->arch == MHK_ARCH_MAMBA2 && (role == MHK__NORM_W || role == MHK__NORM_B || role == MHK__FINAL_W || role == MHK__FINAL_B)) {
+    strcat(out, role == MHK__NORM_W || role == MHK__NORM_B ? "norm" : "norm_f");
+    strcat(out, role == MHK__NORM_W || role == MHK__FINAL_W ? ".weight" : ".bias");
+  }
   else
     strcat(out, names[role]);
 }
@@ -14147,9 +14150,29 @@ static const char *mhk__list_end(mhk__list *list) {
   return list->text.data ? list->text.data : "";
 }
 
-/* Old files hold constants that are computed here, and tied heads twice. */
-static int mhk__tensor_is_known_extra(const mhk_config *c, const char *name) {
-  return mhk__ends_with(name, "rotary_emb.inv_freq") || (c->tie_embeddings && strcmp(name, "lm_head.weight") == 0);
+/* Whether a tensor that the model does not use is one that its architecture has under other settings (a layer more, a bias that config.json leaves out): then
+   file and configuration contradict each other, and leaving it out would be another model. */
+static int mhk__tensor_contradicts(const mhk_config *c, const char *name) {
+  const char *root = c->arch == MHK_ARCH_PHI ? "model." : "backbone.";
+  char tail[48];
+  int role, layered = 0;
+  if (strncmp(name, root, strlen(root)) == 0) name += strlen(root);
+  if (strncmp(name, "layers.", 7) == 0) {
+    const size_t digits = strspn(name + 7, "0123456789");
+    if (digits == 0 || name[7 + digits] != '.') return 0;
+    name += 8 + digits;
+    layered = 1;
+  }
+  for (role = MHK__EMBEDDING; role < MHK__ROLES; role++) {
+    mhk__role_name(c, (mhk__role)role, tail);
+    if (layered == (role > MHK__EMBEDDING && role < MHK__FINAL_W) && strcmp(name, tail) == 0) return 1;
+  }
+  return 0;
+}
+
+/* The tensor of s as this file names it: the embedding of a Mamba-2 has one name in Hugging Face's library and one in the authors' own. */
+static void mhk__spec_in_file(const mhk_file *f, const mhk_config *c, mhk__spec *s) {
+  if (s->role == MHK__EMBEDDING && c->arch == MHK_ARCH_MAMBA2 && mhk__file_index(f, s->name) < 0) strcpy(s->name, "backbone.embedding.weight");
 }
 
 /* The parts of a quantised matrix in a file: NAME, NAME_scale and perhaps NAME_rest. */
@@ -14193,76 +14216,111 @@ static void mhk__mark_used(const mhk_file *f, const mhk_file_tensor *x, char *us
   if (x) used[mhk__file_index(f, x->name)] = 1;
 }
 
-/* Holds the file's tensors against the model's; the error lists everything that does not fit. */
+/* what tensor s of the file has against the model; nothing: it fits */
+static void mhk__match_one(mhk_model *m, const mhk_file *f, const mhk__spec *s, char *used, mhk__list *wrong) {
+  const mhk_file_tensor *x = mhk_file_find(f, s->name);
+  mhk__q_parts parts;
+  char have[160], want[160], reason[160], line[700];
+  const char *shard;
+  int k, ok;
+  mhk__mark_used(f, x, used);
+  if (mhk__find_quantised(f, s, &parts, line, sizeof line)) {
+    mhk__mark_used(f, parts.scale, used);
+    mhk__mark_used(f, parts.rest, used);
+    if (line[0] && mhk__list_room(wrong)) mhk__write_text(&wrong->text, line);
+    return;
+  }
+  for (k = 0, ok = x->rank == s->rank; k < s->rank && ok; k++) ok = x->shape[k] == s->shape[k];
+  if (ok && (x->dtype == MHK_F32 || x->dtype == MHK_F64 || x->dtype == MHK_F16 || x->dtype == MHK_BF16)) return;
+  if (!mhk__list_room(wrong)) return;
+  shard = mhk__file_path_of(f, x);
+  shard += mhk__folder_length(shard);
+  mhk__spec_reason(&m->config, s, reason, sizeof reason);
+  if (ok)
+    mhk__print(line, sizeof line, "%s has the type %s in %.200s, weights must be F32, F16, BF16 or F64", s->name,
+               x->dtype ? mhk_dtype_name(x->dtype) : ((const mhk__stored *)(const void *)x)->type, shard);
+  else
+    mhk__print(line, sizeof line, "%s is %s in %.200s, config.json asks for %s (%s)", s->name, mhk__shape_text(x->rank, x->shape, have, sizeof have), shard,
+               mhk__shape_text(s->rank, s->shape, want, sizeof want), reason);
+  mhk__write_text(&wrong->text, line);
+}
+
+static void mhk__list_add(mhk__writer *all, mhk__list *list, const char *what) {
+  if (list->n == 0) return;
+  mhk__write_text(all, all->length ? "; " : "");
+  mhk__write_integer(all, list->n);
+  mhk__write_text(all, what);
+  mhk__write_text(all, mhk__list_end(list));
+}
+
+/* Holds the file's tensors against the model's. The error lists everything that does not fit; what is there and not used is a warning. */
 static int mhk__match_tensors(mhk_model *m, const mhk_file *f, const char *path, const char *config_path) {
   mhk_context *ctx = m->object.ctx;
   mhk__mark mark = mhk__scratch_mark(ctx);
   char *used = (char *)mhk__arena_zeros(ctx, &ctx->scratch, f->n, 1);
-  mhk__list shapes, missing, unexpected;
+  mhk__list shapes, missing, unused;
   mhk__spec s;
-  int i, k, ok;
+  int i, contrary = 0;
   if (!used) return 0;
   mhk__list_start(&shapes, ctx);
   mhk__list_start(&missing, ctx);
-  mhk__list_start(&unexpected, ctx);
+  mhk__list_start(&unused, ctx);
   memset(&s, 0, sizeof s);
   s.layer = -1;
   while (mhk__spec_next(&m->config, &s)) {
-    const mhk_file_tensor *x;
-    mhk__q_parts parts;
-    char have[160], want[160], reason[160], line[700];
-    const char *shard;
-    i = mhk__file_index(f, s.name);
-    if (i < 0) {
-      if (mhk__list_room(&missing)) mhk__write_text(&missing.text, s.name);
-      continue;
-    }
-    used[i] = 1;
-    x = &f->sorted[i]->t;
-    if (mhk__find_quantised(f, &s, &parts, line, sizeof line)) {
-      mhk__mark_used(f, parts.scale, used);
-      mhk__mark_used(f, parts.rest, used);
-      if (line[0] && mhk__list_room(&shapes)) mhk__write_text(&shapes.text, line);
-      continue;
-    }
-    for (k = 0, ok = x->rank == s.rank; k < s.rank && ok; k++) ok = x->shape[k] == s.shape[k];
-    if (ok && (x->dtype == MHK_F32 || x->dtype == MHK_F64 || x->dtype == MHK_F16 || x->dtype == MHK_BF16)) continue;
-    if (!mhk__list_room(&shapes)) continue;
-    shard = mhk__file_path_of(f, x);
-    shard += mhk__folder_length(shard);
-    mhk__spec_reason(&m->config, &s, reason, sizeof reason);
-    if (ok)
-      mhk__print(line, sizeof line, "%s has the type %s in %.200s, weights must be F32, F16, BF16 or F64", s.name, mhk_dtype_name(x->dtype),
-               shard);
-    else
-      mhk__print(line, sizeof line, "%s is %s in %.200s, config.json asks for %s (%s)", s.name,
-               mhk__shape_text(x->rank, x->shape, have, sizeof have), shard, mhk__shape_text(s.rank, s.shape, want, sizeof want), reason);
-    mhk__write_text(&shapes.text, line);
+    const char *name = m->config.arch == MHK_ARCH_MAMBA2 && s.role == MHK__EMBEDDING ? "backbone.embeddings.weight" : s.name;
+    mhk__spec_in_file(f, &m->config, &s);
+    if (mhk__file_index(f, s.name) >= 0)
+      mhk__match_one(m, f, &s, used, &shapes);
+    else if (mhk__list_room(&missing))
+      mhk__write_text(&missing.text, name);
   }
-  for (i = 0; i < f->n; i++)
-    if (!used[i] && !mhk__tensor_is_known_extra(&m->config, f->sorted[i]->t.name) && mhk__list_room(&unexpected))
-      mhk__write_bytes(&unexpected.text, f->sorted[i]->t.name, strlen(f->sorted[i]->t.name) < 200 ? strlen(f->sorted[i]->t.name) : 200);
-  ok = shapes.n + missing.n + unexpected.n == 0;
-  if (!ok && !mhk_failed(ctx)) {
+  if (m->config.tie_embeddings) mhk__mark_used(f, mhk_file_find(f, "lm_head.weight"), used); /* the embedding once more */
+  for (i = 0; i < f->n; i++) {
+    const char *name = f->sorted[i]->t.name;
+    if (used[i]) continue;
+    contrary += mhk__tensor_contradicts(&m->config, name);
+    if (mhk__list_room(&unused)) mhk__write_bytes(&unused.text, name, strlen(name) < 200 ? strlen(name) : 200);
+  }
+  if (!mhk_failed(ctx) && shapes.n + missing.n + contrary > 0) {
     mhk__writer all;
     mhk__write_to(&all, ctx, &ctx->scratch);
     mhk__write_text(&all, mhk__list_end(&shapes));
-    if (missing.n) {
-      mhk__write_text(&all, all.length ? "; " : "");
-      mhk__write_integer(&all, missing.n);
-      mhk__write_text(&all, " missing: ");
-      mhk__write_text(&all, mhk__list_end(&missing));
-    }
-    if (unexpected.n) {
-      mhk__write_text(&all, all.length ? "; " : "");
-      mhk__write_integer(&all, unexpected.n);
-      mhk__write_text(&all, " unexpected: ");
-      mhk__write_text(&all, mhk__list_end(&unexpected));
-    }
+    mhk__list_add(&all, &missing, " missing: ");
+    mhk__list_add(&all, &unused, " unexpected: ");
     if (all.data) mhk_fail(ctx, MHK_ERROR_CONFIG, "%.200s does not fit %.200s: %s", path, config_path, all.data);
-  }
+  } else if (unused.n)
+    mhk__note(ctx, MHK_LOG_WARNING, "%.200s holds %d tensor%s that the model does not use: %s", path, unused.n, unused.n == 1 ? "" : "s", mhk__list_end(&unused));
   mhk__scratch_rewind(ctx, mark);
-  return ok && !mhk_failed(ctx);
+  return !mhk_failed(ctx);
+}
+
+/* Whether two tensors of a file are the same numbers. */
+static int mhk__same_tensor(mhk_context *ctx, const mhk_file_tensor *x, const mhk_file_tensor *y) {
+  mhk_real a[1024], b[1024];
+  mhk_index i, k;
+  if (x->count != y->count || memcmp(x->shape, y->shape, sizeof x->shape) != 0 || !x->dtype || !y->dtype) return 0;
+  if (x->dtype == y->dtype) return x->data == y->data || memcmp(x->data, y->data, x->bytes) == 0;
+  for (i = 0; i < x->count; i += 1024) {
+    const mhk_index n = x->count - i < 1024 ? x->count - i : 1024;
+    mhk__unpack(x->dtype, (const char *)x->data + (size_t)i * mhk_dtype_size(x->dtype), n, a);
+    mhk__unpack(y->dtype, (const char *)y->data + (size_t)i * mhk_dtype_size(y->dtype), n, b);
+    for (k = 0; k < n; k++)
+      if (!(a[k] == b[k])) return 0;
+  }
+  return !mhk_failed(ctx);
+}
+
+/* A head of its own in the file counts, whatever the configuration says: as Hugging Face's library has it from version 5 on. */
+static void mhk__untie_head(mhk_context *ctx, mhk_config *c, const mhk_file *f, const char *path, const char *config_path) {
+  const mhk_file_tensor *head = mhk_file_find(f, "lm_head.weight"), *embedding;
+  mhk__spec s;
+  if (!c->tie_embeddings || !head || !mhk__spec_of(c, 0, MHK__EMBEDDING, &s)) return;
+  mhk__spec_in_file(f, c, &s);
+  embedding = mhk_file_find(f, s.name);
+  if (!embedding || mhk__same_tensor(ctx, head, embedding)) return;
+  c->tie_embeddings = 0;
+  mhk__note(ctx, MHK_LOG_WARNING, "%.200s ties lm_head.weight to the embedding, but %.200s holds another one: that one counts", config_path, path);
 }
 
 /* Puts one stored tensor in place: mapped where the layout of the file serves as it is, else copied. */
@@ -14319,9 +14377,12 @@ static int mhk__place_quantised(mhk_model *m, mhk_tensor *x, const mhk__q_parts 
 
 /* The model of a configuration with the weights of f, which it takes over (also when it fails). */
 static mhk_model *mhk__model_from_file(mhk_context *ctx, const mhk_config *config, mhk_file *f, const char *path, const char *config_path) {
-  mhk_model *m = mhk__model_new(ctx, config);
+  mhk_config c = *config;
+  mhk_model *m;
   mhk__spec s;
   int i;
+  mhk__untie_head(ctx, &c, f, path, config_path);
+  m = mhk__model_new(ctx, &c);
   if (!m) {
     mhk_file_close(f);
     return NULL;
@@ -14333,9 +14394,10 @@ static mhk_model *mhk__model_from_file(mhk_context *ctx, const mhk_config *confi
   }
   memset(&s, 0, sizeof s);
   s.layer = -1;
-  for (i = 0; mhk__spec_next(config, &s); i++) {
+  for (i = 0; mhk__spec_next(&c, &s); i++) {
     mhk__q_parts parts;
     char wrong[700];
+    mhk__spec_in_file(f, &c, &s);
     if (mhk__find_quantised(f, &s, &parts, wrong, sizeof wrong) ? !mhk__place_quantised(m, m->tensors[i], &parts)
                                                                 : !mhk__place_tensor(m, m->tensors[i], parts.q, mhk__role_is_matrix(s.role))) {
       mhk_model_destroy(m);

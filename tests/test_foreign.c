@@ -147,6 +147,186 @@ TEST(strict_loading_refuses_what_else_is_a_warning) {
   free(config);
 }
 
+/* ---- tensors */
+
+/* Writes the tensors of folder `from` and extra ones to folder `to` with the same config.json, in which the text `old` becomes `text` (NULL: nothing does). */
+static void with_tensors(const char *from, const char *to, const mhk_file_tensor *extra, int n_extra, const char *old, const char *text) {
+  static mhk_file_tensor x[128];
+  char path[600], *config, *other;
+  mhk_file *f = mhk_file_open(ctx, test_path(from));
+  int i, n = 0;
+  for (i = 0; i < mhk_file_tensors(f); i++) x[n++] = *mhk_file_tensor_at(f, i);
+  for (i = 0; i < n_extra; i++) x[n++] = extra[i];
+  test_make_folder(test_path(to));
+  snprintf(path, sizeof path, "%s/model.safetensors", test_path(to));
+  mhk_file_write(ctx, path, n, x, 0, NULL);
+  mhk_file_close(f);
+  snprintf(path, sizeof path, "%s/config.json", test_path(from));
+  config = test_read_file(path, NULL);
+  CHECK(config != NULL, "no %s: %s", path, mhk_message(ctx));
+  other = old && config ? changed(config, old, text) : NULL;
+  snprintf(path, sizeof path, "%s/config.json", test_path(to));
+  write_text(path, other ? other : config ? config : "");
+  free(other);
+  free(config);
+}
+
+static mhk_file_tensor numbers_named(const char *name, int rank, mhk_index a, mhk_index b, const void *data) {
+  mhk_file_tensor x;
+  memset(&x, 0, sizeof x);
+  x.name = name;
+  x.dtype = MHK_REAL;
+  x.rank = rank;
+  x.shape[0] = a;
+  x.shape[1] = b;
+  x.count = a * (rank > 1 ? b : 1);
+  x.data = data;
+  x.bytes = (size_t)x.count * sizeof(mhk_real);
+  return x;
+}
+
+TEST(tensors_that_a_model_does_not_use_are_a_warning_with_a_list) {
+  static const char *const names[] = {"model.layers.0.self_attn.rotary_emb.inv_freq", "model.layers.1.attn.masked_bias", "optimizer.step"};
+  mhk_real some[4] = {1, 2, 3, 4}, want[31], got[31];
+  mhk_file_tensor extra[3];
+  mhk_model *m = model_new(ctx, PHI, 3);
+  int i;
+  mhk_save(m, test_path("phi"), MHK_F32);
+  logits_of(m, want);
+  for (i = 0; i < 3; i++) extra[i] = numbers_named(names[i], 1, 4, 1, some);
+  with_tensors("phi", "extra", extra, 3, NULL, NULL);
+  mhk_model_destroy(m);
+  no_warnings();
+  m = mhk_load(ctx, test_path("extra"));
+  REQUIRE_OK(ctx);
+  CHECK(n_warnings == 1 && strstr(warnings, "3 tensors that the model does not use"), "%s", warnings);
+  for (i = 0; i < 3; i++) CHECK(strstr(warnings, names[i]), "%s is not in %s", names[i], warnings);
+  logits_of(m, got);
+  CHECK_SAME("logits", got, want, 31);
+  mhk_model_destroy(m);
+  CHECK(!load_strictly(test_path("extra")), "loaded");
+  CHECK_FAILS(ctx, MHK_ERROR_UNSUPPORTED, "optimizer.step");
+}
+
+/* a layer more, or a part that config.json switches off: another model, not a leftover */
+TEST(tensors_that_contradict_the_configuration_are_refused) {
+  static const struct { int kind; const char *name; } cases[] = {
+      {PHI, "model.layers.2.fc9"}, /* no part of a model: a warning */
+      {PHI, "model.layers.0.self_attn.q_layernorm.weight"}, {PHI, "model.layers.2.mlp.fc1.weight"},
+      {MAMBA2, "lm_head.bias"}, {MAMBA2, "backbone.layers.1.mixer.in_proj.bias"}, {MAMBA2, "backbone.norm_f.bias"}, {MAMBA2, "backbone.layers.0.norm.bias"},
+      {MAMBA2, "backbone.layers.7.mixer.A_log"}, {MAMBA2, "backbone.layers.0.mlp.fc1.weight"}, {PHI_MAMBA, "backbone.layers.1.mixer.out_proj.bias"}};
+  mhk_real some[4] = {1, 2, 3, 4};
+  size_t i;
+  for (i = 0; i < sizeof cases / sizeof *cases; i++) {
+    mhk_file_tensor extra = numbers_named(cases[i].name, 1, 4, 1, some);
+    mhk_model *m = model_new(ctx, cases[i].kind, 3);
+    mhk_save(m, test_path("plain"), MHK_F32);
+    mhk_model_destroy(m);
+    with_tensors("plain", "contrary", &extra, 1, NULL, NULL);
+    m = mhk_load(ctx, test_path("contrary"));
+    if (i == 0)
+      CHECK(m != NULL, "%s", mhk_message(ctx));
+    else {
+      CHECK(!m, "%s: loaded", cases[i].name);
+      CHECK_FAILS(ctx, MHK_ERROR_CONFIG, cases[i].name);
+    }
+    mhk_model_destroy(m);
+  }
+}
+
+TEST(a_head_of_its_own_counts_where_the_configuration_ties_it) {
+  static const int kinds[] = {PHI, MAMBA2_BIASES};
+  int i;
+  for (i = 0; i < 2; i++) {
+    mhk_real want[31], got[31];
+    mhk_model *m = model_new(ctx, kinds[i], 3), *back;
+    mhk_file_tensor extra;
+    int k;
+    logits_of(m, want);
+    mhk_save(m, test_path("untied"), MHK_F32);
+    with_tensors("untied", "separate", NULL, 0, "\"tie_word_embeddings\": false", "\"tie_word_embeddings\": true");
+    no_warnings();
+    back = mhk_load(ctx, test_path("separate"));
+    REQUIRE_OK(ctx);
+    CHECK(n_warnings == 1 && strstr(warnings, "ties lm_head.weight to the embedding"), "%s", warnings);
+    logits_of(back, got);
+    CHECK_SAME("the file's head", got, want, 31);
+    CHECK(!load_strictly(test_path("separate")), "loaded");
+    CHECK_FAILS(ctx, MHK_ERROR_UNSUPPORTED, "ties lm_head.weight");
+    for (k = 0; k < 2; k++) { /* saving keeps it, without a doubt left */
+      const char *path = test_path(k ? "separate.safetensors" : "separate_again");
+      mhk_model *again;
+      mhk_save(back, path, MHK_F32);
+      no_warnings();
+      again = mhk_load(ctx, path);
+      REQUIRE_OK(ctx);
+      CHECK(n_warnings == 0, "%s", warnings);
+      logits_of(again, got);
+      CHECK_SAME("the head that was saved", got, want, 31);
+      mhk_model_destroy(again);
+    }
+    mhk_model_destroy(back);
+    mhk_model_destroy(m);
+    /* the embedding once more is no other head, in whatever type */
+    m = model_new(ctx, kinds[i] == PHI ? PHI : MAMBA2, 3);
+    for (k = 0; k < 2; k++) {
+      mhk_config c = *mhk_model_config(m);
+      mhk_tensor *e = mhk_model_find(m, c.arch == MHK_ARCH_PHI ? "model.embed_tokens.weight" : "backbone.embeddings.weight");
+      double wide[31 * 24];
+      mhk_index j;
+      mhk_model *tied;
+      c.tie_embeddings = 1;
+      tied = mhk_model_create(ctx, &c, 3);
+      memcpy(mhk_data(mhk_model_tensor(tied, 0)), mhk_data(e), (size_t)e->count * sizeof(mhk_real));
+      mhk_save(tied, test_path("tied"), MHK_F32);
+      for (j = 0; j < e->count; j++) wide[j] = (double)mhk_data(e)[j];
+      extra = numbers_named("lm_head.weight", 2, 31, 24, k ? (const void *)wide : e->data);
+      if (k) extra.dtype = MHK_F64, extra.bytes = sizeof wide;
+      with_tensors("tied", "twice", &extra, 1, NULL, NULL);
+      mhk_model_destroy(tied);
+      no_warnings();
+      tied = load_strictly(test_path("twice"));
+      CHECK(tied && n_warnings == 0 && mhk_model_config(tied)->tie_embeddings, "%s%s", warnings, mhk_message(ctx));
+      mhk_model_destroy(tied);
+    }
+    mhk_model_destroy(m);
+  }
+}
+
+/* a tensor that the model does not use may have any type; one that it uses may not */
+TEST(types_that_are_not_read_matter_only_where_they_are_used) {
+  mhk_model *m = model_new(ctx, PHI, 3);
+  char *data;
+  size_t n, i, places = 0;
+  static const char from[] = "\"dtype\":\"U16\"", to[] = "\"dtype\":\"C64\"";
+  static const uint16_t some[4] = {1, 2, 3, 4};
+  mhk_file_tensor extra = numbers_named("leftover", 1, 4, 1, some);
+  extra.dtype = MHK_U16;
+  extra.bytes = sizeof some;
+  mhk_save(m, test_path("phi"), MHK_F32);
+  mhk_model_destroy(m);
+  with_tensors("phi", "odd_type", &extra, 1, NULL, NULL);
+  data = test_read_file(test_path("odd_type/model.safetensors"), &n);
+  REQUIRE(data != NULL, "%s", mhk_message(ctx));
+  for (i = 0; i + sizeof from <= n; i++)
+    if (memcmp(data + i, from, sizeof from - 1) == 0) {
+      memcpy(data + i, to, sizeof to - 1);
+      places++;
+    }
+  CHECK(places == 1, "%d places", (int)places);
+  test_write_file(test_path("odd_type/model.safetensors"), data, n);
+  no_warnings();
+  m = mhk_load(ctx, test_path("odd_type"));
+  CHECK(m && n_warnings == 1 && strstr(warnings, "leftover"), "%s%s", warnings, mhk_message(ctx));
+  mhk_model_destroy(m);
+  for (i = 0; i + 32 < n; i++)
+    if (memcmp(data + i, "lm_head.weight\":{\"dtype\":\"F32\"", 30) == 0) memcpy(data + i + 26, "F34", 3);
+  test_write_file(test_path("odd_type/model.safetensors"), data, n);
+  CHECK(!mhk_load(ctx, test_path("odd_type")), "loaded");
+  CHECK_FAILS(ctx, MHK_ERROR_CONFIG, "lm_head.weight has the type F34 in model.safetensors");
+  free(data);
+}
+
 int main(int argc, char **argv) {
   mhk_context_desc d;
   memset(&d, 0, sizeof d);
@@ -158,6 +338,10 @@ int main(int argc, char **argv) {
   RUN(a_model_that_was_read_lives_without_its_file);
 #endif
   RUN(strict_loading_refuses_what_else_is_a_warning);
+  RUN(tensors_that_a_model_does_not_use_are_a_warning_with_a_list);
+  RUN(tensors_that_contradict_the_configuration_are_refused);
+  RUN(a_head_of_its_own_counts_where_the_configuration_ties_it);
+  RUN(types_that_are_not_read_matter_only_where_they_are_used);
   mhk_destroy(ctx);
   return test_end();
 }
