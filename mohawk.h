@@ -36,6 +36,26 @@
       while (mhk_train_step(t)) draw(mhk_progress(t));   // the caller owns the loop
       mhk_save(mhk_student(t), "student", MHK_F32);      // PyTorch reads it
 
+   THE IDEA. A sequence mixer is a lower triangular matrix: y_t = sum over s <= t of M[t,s] x_s.
+   In attention, M[t,s] is the softmax of q_t . k_s: all pairs of tokens, time in T^2, and a cache of every key and value.
+   In a state-space layer, M[t,s] = (C_t . B_s) a_{s+1} ... a_t, with decays a between 0 and 1. This M never has to be made:
+   the same y comes from a recurrence over a state h of fixed size,
+
+      h_t = a_t h_{t-1} + x_t B_t^T          y_t = h_t C_t
+
+   That both forms are one is state-space duality (SSD): training multiplies chunks of the matrix, generation steps the
+   recurrence, in constant time and memory a token. And since both mixers are matrices, one can be taught to be the other.
+   MOHAWK does so from the inside out:
+
+      stage 1   matrix orientation       each student mixer's M approaches the teacher's attention matrix
+      stage 2   hidden-state alignment   each mixer's output approaches the teacher's, on the teacher's inputs
+      stage 3   knowledge distillation   with MLPs, norms, embedding and head taken over from the teacher (weight
+                                         transfer), the whole student learns to predict what the teacher predicts
+
+   HOW TO READ THIS FILE. >>reference has the mathematics in plain C: both matrices, SSD as matrix, recurrence and chunked
+   scan, its gradient, the loss of stage 1. Read it first, in half an hour; each kernel below computes the same, fast. Then
+   >>ops shows how an op is recorded and differentiated on the tape, >>layers how ops make a model, >>mohawk the stages.
+
    OPTIONS, defined before the include. None changes a struct or a signature, except MOHAWK_DOUBLE; what an option leaves out is not
    declared either.
       MOHAWK_IMPLEMENTATION       this file holds the code (one file of a program)
@@ -45,6 +65,7 @@
       MOHAWK_NO_STDIO             no files, no environment, no stdio.h: models come from memory, mhk_load_memory() (every file)
       MOHAWK_NO_SIMD              plain C kernels only                                              (implementation file only, like the rest)
       MOHAWK_MALLOC(bytes), MOHAWK_FREE(block)   the default allocator, both or neither
+      MOHAWK_REFERENCE            compile the reference in (section >>reference), for tests
       MOHAWK_HEADER_NAME          how this file is found when it includes itself, if not as "mohawk.h"
       MOHAWK_ALLOW_FAST_MATH      do not refuse -ffast-math
 
@@ -61,6 +82,7 @@
 
    CONTENTS (search for the tag)
       Interface         >>interface     every declaration: shapes, ownership, errors
+      Reference         >>reference     attention, SSD in its three forms, stage 1 and the rest in plain C: what the kernels compute
       Platform          >>platform      CPU features, files, clock, random numbers
       Memory            >>memory        arenas, objects, errors, parallel-for
       Kernels           >>kernels       the hot loops, once per instruction set, and their drivers
@@ -896,6 +918,275 @@ MHKDEF mhk_result mhk_evaluate(mhk_model *m, mhk_model *teacher, mhk_text *text,
 
 #endif /* MOHAWK_H */
 #endif /* MHK__PASS */
+#if defined(MOHAWK_REFERENCE) && !defined(MHK__PASS) && !defined(MHK__REFERENCE)
+#define MHK__REFERENCE
+/* ====================================================================================================
+   REFERENCE: the mathematics in plain C                                                  >>reference
+   ====================================================================================================
+   What the kernels compute, written to be read: one head of one sequence at a time, (T,P) row-major,
+   in double. Nothing here is fast and the library calls none of it; MOHAWK_REFERENCE compiles it in,
+   and the tests hold every kernel of every instruction set against it. Gradients (d...) are added to. */
+
+#include <math.h>
+#include <string.h>
+
+static inline double mhk__ref_dot(int n, const double *x, const double *y) {
+  double sum = 0;
+  for (int i = 0; i < n; i++) sum += x[i] * y[i];
+  return sum;
+}
+
+/* y (T,P) = M (T,S) x (S,P): every mixer of this file is such a product with a lower triangular M. */
+static inline void mhk__ref_mix(int T, int S, int P, const double *M, const double *x, double *y) {
+  for (int t = 0; t < T; t++)
+    for (int p = 0; p < P; p++) {
+      y[t * P + p] = 0;
+      for (int s = 0; s < S; s++) y[t * P + p] += M[t * S + s] * x[s * P + p];
+    }
+}
+
+/* ---- attention */
+
+typedef struct mhk__ref_attention {
+  int T, S, P;             /* queries, keys and values, numbers of each; query t is token S - T + t */
+  const double *q, *k, *v; /* (T,P), (S,P), (S,P) */
+  const int *first;        /* (T) the first key that a query sees; NULL: 0 */
+} mhk__ref_attention;
+
+/* M[t,s] = softmax over the s that t sees of q_t . k_s / sqrt(P); log_sum_exp (T), if not NULL: the logarithm
+   of each softmax's denominator */
+static inline void mhk__ref_attention_matrix(const mhk__ref_attention *a, double *M, double *log_sum_exp) {
+  for (int t = 0; t < a->T; t++) {
+    const int first = a->first && a->first[t] > 0 ? a->first[t] : 0, last = a->S - a->T + t;
+    double *row = M + t * a->S, largest = -HUGE_VAL, sum = 0;
+    for (int s = first; s <= last; s++) {
+      row[s] = mhk__ref_dot(a->P, a->q + t * a->P, a->k + s * a->P) / sqrt((double)a->P);
+      largest = fmax(largest, row[s]);
+    }
+    for (int s = first; s <= last; s++) sum += exp(row[s] - largest);
+    for (int s = 0; s < a->S; s++) row[s] = s < first || s > last ? 0 : exp(row[s] - largest) / sum;
+    if (log_sum_exp) log_sum_exp[t] = largest + log(sum);
+  }
+}
+
+/* From dy, the gradient of y = M v. Through the softmax: dscore = M (dM - sum over s of M dM), where dM = dy v^T. */
+static inline void mhk__ref_attention_back(const mhk__ref_attention *a, const double *M, const double *dy, double *dq,
+                                           double *dk, double *dv) {
+  const int P = a->P;
+  for (int t = 0; t < a->T; t++) {
+    const double *row = M + t * a->S;
+    double mean = 0;
+    for (int s = 0; s < a->S; s++) mean += row[s] * mhk__ref_dot(P, dy + t * P, a->v + s * P);
+    for (int s = 0; s < a->S; s++) {
+      const double dscore = row[s] * (mhk__ref_dot(P, dy + t * P, a->v + s * P) - mean) / sqrt((double)P);
+      for (int p = 0; p < P; p++) {
+        dv[s * P + p] += row[s] * dy[t * P + p];
+        dq[t * P + p] += dscore * a->k[s * P + p];
+        dk[s * P + p] += dscore * a->q[t * P + p];
+      }
+    }
+  }
+}
+
+/* ---- SSD, state-space duality: one mixer in three forms (Dao & Gu 2024, arXiv 2405.21060) */
+
+typedef struct mhk__ref_ssd {
+  int T, P, N;
+  const double *x, *log_a; /* (T,P), (T); log_a -HUGE_VAL forgets everything before the token, as a new document does */
+  const double *B, *C;     /* (T,N) */
+  double D;                /* the skip */
+} mhk__ref_ssd;
+typedef struct mhk__ref_ssd_gradient { double *x, *log_a, *B, *C, *D; } mhk__ref_ssd_gradient; /* D: one number */
+
+/* As a matrix: M[t,s] = (C_t . B_s) exp(log_a_{s+1} + ... + log_a_t) for s <= t, and D more on the diagonal */
+static inline void mhk__ref_ssd_matrix(const mhk__ref_ssd *a, double *M) {
+  for (int t = 0; t < a->T; t++) {
+    double log_decay = 0; /* from s to t */
+    for (int s = a->T - 1; s > t; s--) M[t * a->T + s] = 0;
+    for (int s = t; s >= 0; log_decay += a->log_a[s--])
+      M[t * a->T + s] = mhk__ref_dot(a->N, a->C + t * a->N, a->B + s * a->N) * exp(log_decay) + (s == t ? a->D : 0);
+  }
+}
+
+/* As a recurrence, token by token: all that is kept of the past is the state h (P,N):
+     h_t = a_t h_{t-1} + x_t B_t^T          y_t = h_t C_t + D x_t
+   states (T+1,P,N) holds h_{-1} in its first place; the others are filled. */
+static inline void mhk__ref_ssd_recurrent(const mhk__ref_ssd *a, double *states, double *y) {
+  for (int t = 0; t < a->T; t++) {
+    const double *past = states + t * a->P * a->N;
+    double *h = states + (t + 1) * a->P * a->N;
+    for (int p = 0; p < a->P; p++) {
+      for (int n = 0; n < a->N; n++)
+        h[p * a->N + n] = exp(a->log_a[t]) * past[p * a->N + n] + a->x[t * a->P + p] * a->B[t * a->N + n];
+      y[t * a->P + p] = mhk__ref_dot(a->N, h + p * a->N, a->C + t * a->N) + a->D * a->x[t * a->P + p];
+    }
+  }
+}
+
+/* As a chunked scan, Q tokens at a time, which is how the kernels compute it: inside a chunk by the matrix, across
+   chunks by the state h (P,N), the one before the first token at the start and after the last one at the end. work (Q,Q). */
+static inline void mhk__ref_ssd_chunked(const mhk__ref_ssd *a, int Q, double *h, double *work, double *y) {
+  const int P = a->P, N = a->N;
+  for (int t0 = 0; t0 < a->T; t0 += Q) {
+    const int n_tokens = a->T - t0 < Q ? a->T - t0 : Q;
+    const mhk__ref_ssd chunk = {n_tokens, P, N, a->x + t0 * P, a->log_a + t0, a->B + t0 * N, a->C + t0 * N, a->D};
+    double log_decay = 0; /* from before the chunk to t */
+    mhk__ref_ssd_matrix(&chunk, work);
+    mhk__ref_mix(n_tokens, n_tokens, P, work, chunk.x, y + t0 * P);
+    for (int t = 0; t < n_tokens; t++) {
+      log_decay += chunk.log_a[t];
+      for (int p = 0; p < P; p++) y[(t0 + t) * P + p] += exp(log_decay) * mhk__ref_dot(N, h + p * N, chunk.C + t * N);
+    }
+    for (int i = 0; i < P * N; i++) h[i] *= exp(log_decay);
+    log_decay = 0;
+    for (int t = n_tokens - 1; t >= 0; log_decay += chunk.log_a[t--]) /* what token t leaves in the state after the chunk */
+      for (int p = 0; p < P; p++)
+        for (int n = 0; n < N; n++) h[p * N + n] += exp(log_decay) * chunk.x[t * P + p] * chunk.B[t * N + n];
+  }
+}
+
+/* Its gradients, from the last token to the first. g (P,N) is the gradient of the state: at the start of the state after
+   the last token (zeros where nothing asks for it), at the end of h_{-1}. Each h_t gets what y_t gives it, and a_{t+1}
+   times what h_{t+1} got. states as mhk__ref_ssd_recurrent() leaves them. */
+static inline void mhk__ref_ssd_back(const mhk__ref_ssd *a, const double *states, const double *dy, double *g,
+                                     const mhk__ref_ssd_gradient *d) {
+  const int P = a->P, N = a->N;
+  for (int t = a->T - 1; t >= 0; t--) {
+    const double *past = states + t * P * N, *h = past + P * N, decay = exp(a->log_a[t]);
+    for (int p = 0; p < P; p++) {
+      for (int n = 0; n < N; n++) {
+        double *gh = &g[p * N + n];
+        *gh += dy[t * P + p] * a->C[t * N + n];
+        d->C[t * N + n] += dy[t * P + p] * h[p * N + n];
+        d->B[t * N + n] += *gh * a->x[t * P + p];
+        d->x[t * P + p] += *gh * a->B[t * N + n];
+        d->log_a[t] += *gh * decay * past[p * N + n];
+        *gh *= decay; /* from here on the gradient of h_{t-1} */
+      }
+      d->x[t * P + p] += a->D * dy[t * P + p];
+      *d->D += dy[t * P + p] * a->x[t * P + p];
+    }
+  }
+}
+
+/* Gradients from dM (T,T), that of the matrix M. log_a_{s+1} is a factor of every element that leads from a token at or
+   before s to a later one. */
+static inline void mhk__ref_ssd_matrix_back(const mhk__ref_ssd *a, const double *M, const double *dM,
+                                            const mhk__ref_ssd_gradient *d) {
+  for (int t = 0; t < a->T; t++) {
+    double log_decay = 0, through = 0;
+    for (int s = t; s >= 0; log_decay += a->log_a[s--])
+      for (int n = 0; n < a->N; n++) {
+        d->C[t * a->N + n] += dM[t * a->T + s] * exp(log_decay) * a->B[s * a->N + n];
+        d->B[s * a->N + n] += dM[t * a->T + s] * exp(log_decay) * a->C[t * a->N + n];
+      }
+    for (int s = 0; s < t; s++) d->log_a[s + 1] += through += dM[t * a->T + s] * M[t * a->T + s];
+    *d->D += dM[t * a->T + t];
+  }
+}
+
+/* ---- stage 1 of MOHAWK, matrix orientation: || student - teacher ||_F of two mixing matrices (T,T) of a head.
+   d, if not NULL, receives its gradient with respect to the student's, zeros where they are equal. */
+static inline double mhk__ref_matrix_distance(int T, const double *student, const double *teacher, double *d) {
+  double sum = 0;
+  for (int i = 0; i < T * T; i++) sum += (student[i] - teacher[i]) * (student[i] - teacher[i]);
+  for (int i = 0; d && i < T * T; i++) d[i] = sum > 0 ? (student[i] - teacher[i]) / sqrt(sum) : 0;
+  return sqrt(sum);
+}
+
+/* ---- convolution: one channel, W taps, the last one on the token itself */
+
+typedef struct mhk__ref_conv {
+  int T, W;
+  const double *x, *past;  /* (T); (W-1) inputs before the first token, oldest first, or NULL for zeros */
+  const double *taps;      /* (W) */
+  double bias;
+  const int *first;        /* (T) first token of t's document; -1: the past belongs to it. NULL: -1 throughout */
+} mhk__ref_conv;
+
+/* the input that tap w of token t lies on */
+static inline double mhk__ref_conv_input(const mhk__ref_conv *a, int t, int w) {
+  const int s = t - (a->W - 1 - w), first = a->first ? a->first[t] : -1;
+  if (s < 0) return first < 0 && a->past ? a->past[a->W - 1 + s] : 0;
+  return s >= first ? a->x[s] : 0;
+}
+/* z (T), before any activation */
+static inline void mhk__ref_conv_forward(const mhk__ref_conv *a, double *z) {
+  for (int t = 0; t < a->T; t++) {
+    z[t] = a->bias;
+    for (int w = 0; w < a->W; w++) z[t] += a->taps[w] * mhk__ref_conv_input(a, t, w);
+  }
+}
+static inline void mhk__ref_conv_back(const mhk__ref_conv *a, const double *dz, double *dx, double *dtaps, double *dbias) {
+  for (int t = 0; t < a->T; t++) {
+    *dbias += dz[t];
+    for (int w = 0; w < a->W; w++) {
+      const int s = t - (a->W - 1 - w);
+      dtaps[w] += dz[t] * mhk__ref_conv_input(a, t, w);
+      if (s >= 0 && s >= (a->first ? a->first[t] : -1)) dx[s] += dz[t] * a->taps[w];
+    }
+  }
+}
+
+/* ---- activations, and their slopes */
+
+static inline double mhk__ref_sigmoid(double x) { return 1 / (1 + exp(-x)); }
+static inline double mhk__ref_softplus(double x) { return x > 30 ? x + exp(-x) : log1p(exp(x)); }
+static inline double mhk__ref_silu(double x) { return x * mhk__ref_sigmoid(x); }
+static inline double mhk__ref_silu_slope(double x) {
+  const double s = mhk__ref_sigmoid(x);
+  return s * (1 + x * (1 - s));
+}
+/* gelu_new: the form with tanh, which is 2 sigmoid(2 u) - 1 */
+static inline double mhk__ref_gelu(double x) {
+  return x * mhk__ref_sigmoid(2 * 0.7978845608028654 * (x + 0.044715 * x * x * x));
+}
+static inline double mhk__ref_gelu_slope(double x) {
+  const double s = mhk__ref_sigmoid(2 * 0.7978845608028654 * (x + 0.044715 * x * x * x));
+  return s + x * s * (1 - s) * 2 * 0.7978845608028654 * (1 + 3 * 0.044715 * x * x);
+}
+
+/* ---- rows of n numbers */
+
+/* y = softmax(x); returns the logarithm of its denominator */
+static inline double mhk__ref_softmax(int n, const double *x, double *y) {
+  double largest = -HUGE_VAL, sum = 0;
+  for (int i = 0; i < n; i++) largest = fmax(largest, x[i]);
+  for (int i = 0; i < n; i++) sum += exp(x[i] - largest);
+  for (int i = 0; i < n; i++) y[i] = exp(x[i] - largest) / sum;
+  return largest + log(sum);
+}
+
+/* LayerNorm, and RMSNorm where centre is 0: normalized = (x - mean) / sqrt(variance + eps). Returns 1 / sqrt(...). */
+static inline double mhk__ref_normalize(int n, const double *x, double eps, int centre, double *mean, double *normalized) {
+  double variance = 0;
+  *mean = 0;
+  for (int i = 0; i < n && centre; i++) *mean += x[i] / n;
+  for (int i = 0; i < n; i++) variance += (x[i] - *mean) * (x[i] - *mean) / n;
+  for (int i = 0; i < n; i++) normalized[i] = (x[i] - *mean) / sqrt(variance + eps);
+  return 1 / sqrt(variance + eps);
+}
+/* dx from dn, the gradient of the normalized numbers */
+static inline void mhk__ref_normalize_back(int n, const double *normalized, double rstd, int centre, const double *dn,
+                                           double *dx) {
+  double sum = 0, dot = 0;
+  for (int i = 0; i < n; i++) {
+    sum += centre ? dn[i] / n : 0;
+    dot += dn[i] * normalized[i] / n;
+  }
+  for (int i = 0; i < n; i++) dx[i] += rstd * (dn[i] - sum - normalized[i] * dot);
+}
+
+/* Rotary embedding of one head's numbers at a position: i and i + dim/2 turn by position * theta^(-2i/dim). */
+static inline void mhk__ref_rotary(int dim, double theta, double position, const double *x, double *y) {
+  for (int i = 0; i < dim / 2; i++) {
+    const double angle = position * pow(theta, -2.0 * i / dim), low = x[i], high = x[i + dim / 2];
+    y[i] = low * cos(angle) - high * sin(angle);
+    y[i + dim / 2] = high * cos(angle) + low * sin(angle);
+  }
+}
+#endif /* MOHAWK_REFERENCE */
+
 /* ====================================================================================================
    IMPLEMENTATION
    ==================================================================================================== */

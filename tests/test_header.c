@@ -152,7 +152,16 @@ TEST(contents) {
   find_sections();
   REQUIRE(n_sections > 5, "%d sections", n_sections);
   page_end = sections[0].at;
-  for (p = header; (p = strstr(p, ">>")) != NULL && p < page_end; p += 2) {
+  for (p = header; (p = strstr(p, ">>")) != NULL; p += 2) { /* every mention of a tag, anywhere */
+    char tag[40];
+    int known = 0, i;
+    if (!read_tag(p, tag) || !strcmp(tag, "tag") || !isalpha((unsigned char)tag[0])) continue;
+    for (i = 0; i < n_sections; i++) known |= !strcmp(tag, sections[i].tag);
+    CHECK(known, "line %d names >>%s, there is no such section", line_of(p), tag);
+  }
+  p = strstr(header, "CONTENTS (");
+  REQUIRE(p != NULL, "there are no contents");
+  for (; (p = strstr(p, ">>")) != NULL && p < page_end; p += 2) {
     char tag[40], line[300];
     const char *start = p;
     size_t n, i;

@@ -1,10 +1,11 @@
-/* Every kernel of every instruction set this machine offers, against plain loops in double written here, and against the scalar kernels:
+/* Every kernel of every instruction set this machine offers, against the header's reference in double, and against the scalar kernels:
    at sizes around the vector width and the register tile, at odd strides, at pointers no vector is aligned to. Every array lies between
    guards of NaN: a number read from outside poisons the result, a number written there is found (and so is one written between the rows
    of a result). Work memory has the size the drivers give it, is full of NaN at the start and has guards too. Under the address
    sanitizer the guards are poisoned for it as well. */
 #define MOHAWK_IMPLEMENTATION
 #define MOHAWK_STATIC
+#define MOHAWK_REFERENCE
 #include "test.h"
 #if defined(__SANITIZE_ADDRESS__)
 #define POISON
@@ -389,8 +390,6 @@ TEST(product) {
   }
 }
 
-static double gelu_new(double x) { return 0.5 * x * (1 + tanh(0.7978845608028654 * (x + 0.044715 * x * x * x))); }
-static double sigmoid(double x) { return 1 / (1 + exp(-x)); }
 
 TEST(epilogue) {
   EACH_MACHINE {
@@ -417,7 +416,7 @@ TEST(epilogue) {
             if (e.bias) x += (double)bias[column + j];
             if (e.residual) x += (double)residual[offset + r * ldc + j];
             want_before[r * n + j] = x;
-            want[r * n + j] = e.gelu ? gelu_new(x) : x;
+            want[r * n + j] = e.gelu ? mhk__ref_gelu(x) : x;
           }
         ks->epilogue(m, n, c, ldc, offset, &e, column);
         result("c", dense(c, m, n, ldc), want, m * n, 6 * EPS);
@@ -662,7 +661,7 @@ TEST(gemm) {
             if (e.bias) sum += (double)bias[j];
             if (e.residual) sum += (double)residual[i * ldc + j];
             want_before[i * N + j] = sum;
-            want[i * N + j] = e.gelu ? gelu_new(sum) : sum;
+            want[i * N + j] = e.gelu ? mhk__ref_gelu(sum) : sum;
           }
         for (threads = 1; threads <= 3; threads += 2) {
           mhk_real *c = rows_room(M, ldc, N), *before = e.gelu ? rows_room(M, ldc, N) : NULL, *got;
@@ -869,7 +868,7 @@ TEST(narrow_gemm) {
               for (p = 0; p < K; p++) sum += ra[i * ar + p * ac] * rb[p * br + j * bc];
               if (e.bias) sum += (double)bias[j];
               if (e.residual) sum += (double)residual[i * ldc + j];
-              want[i * N + j] = e.gelu ? gelu_new(sum) : sum;
+              want[i * N + j] = e.gelu ? mhk__ref_gelu(sum) : sum;
             }
           for (threads = 1; threads <= 3; threads += 2) {
             mhk_real *c = rows_room(M, ldc, N), *got;
@@ -895,36 +894,62 @@ TEST(narrow_gemm) {
 
 /* ---- attention ---- */
 
+enum { LONGEST = 131 }; /* tokens of a case */
+
 typedef struct attention_case {
   mhk_index B, T, S, H, G, P, offset;
   int documents;
   double scale; /* of queries */
 } attention_case;
 
-/* y, lse and the softmax's numbers p (B,H,T,S), 0 where masked */
+/* rows of n numbers, row r at x + r * stride, as doubles one after another */
+static double *gathered(const mhk_real *x, mhk_index rows, mhk_index n, mhk_index stride) {
+  double *y = doubles(rows * n);
+  mhk_index r, i;
+  for (r = 0; r < rows; r++)
+    for (i = 0; i < n; i++) y[r * n + i] = (double)x[r * stride + i];
+  return y;
+}
+/* the other way: adds them to such rows */
+static void scattered(const double *x, mhk_index rows, mhk_index n, mhk_index stride, double *y) {
+  mhk_index r, i;
+  for (r = 0; r < rows; r++)
+    for (i = 0; i < n; i++) y[r * stride + i] += x[r * n + i];
+}
+
+/* one head of one sequence for the reference, in blocks() of its own; first has room for T numbers */
+static mhk__ref_attention attention_head(const mhk__attention_args *a, mhk_index b, mhk_index h, int *first) {
+  const mhk_index at_q = (b * a->T * a->H + h) * a->P, at_k = b * a->kv_batch + h / (a->H / a->G) * a->P, S = a->offset + a->T;
+  mhk__ref_attention r;
+  mhk_index t;
+  r.T = (int)a->T;
+  r.S = (int)S;
+  r.P = (int)a->P;
+  r.q = gathered(a->q + at_q, a->T, a->P, a->H * a->P);
+  r.k = gathered(a->k + at_k, S, a->P, a->G * a->P);
+  r.v = a->v ? gathered(a->v + at_k, S, a->P, a->G * a->P) : NULL;
+  r.first = first;
+  for (t = 0; t < a->T; t++) first[t] = a->start ? (int)a->start[b * a->T + t] : 0;
+  return r;
+}
+
+/* y, lse and the softmax's numbers (B,H,T,offset+T), 0 where masked; y and lse may be NULL */
 static void attention_reference(const mhk__attention_args *a, double *y, double *lse, double *probability) {
-  mhk_index b, h, t, s, p;
+  const mhk_index S = a->offset + a->T;
+  mhk_index b, h;
   for (b = 0; b < a->B; b++)
-    for (h = 0; h < a->H; h++)
-      for (t = 0; t < a->T; t++) {
-        const mhk_index g = h / (a->H / a->G), at_q = ((b * a->T + t) * a->H + h) * a->P, last = a->offset + t;
-        const mhk_index first = a->start && a->start[b * a->T + t] > 0 ? a->start[b * a->T + t] : 0;
-        double *row = probability + ((b * a->H + h) * a->T + t) * a->S, most = -INFINITY, sum = 0;
-        for (s = 0; s < a->S; s++) row[s] = 0;
-        for (s = first; s <= last; s++) {
-          for (p = 0; p < a->P; p++) row[s] += (double)a->q[at_q + p] * (double)a->k[b * a->kv_batch + (s * a->G + g) * a->P + p];
-          row[s] /= sqrt((double)a->P);
-          if (row[s] > most) most = row[s];
-        }
-        for (s = first; s <= last; s++) sum += exp(row[s] - most);
-        for (s = first; s <= last; s++) row[s] = exp(row[s] - most) / sum;
-        if (lse) lse[(b * a->H + h) * a->T + t] = most + log(sum);
-        if (y)
-          for (p = 0; p < a->P; p++) {
-            y[at_q + p] = 0;
-            for (s = first; s <= last; s++) y[at_q + p] += row[s] * (double)a->v[b * a->kv_batch + (s * a->G + g) * a->P + p];
-          }
+    for (h = 0; h < a->H; h++) {
+      const int kept = n_blocks;
+      int first[LONGEST];
+      const mhk__ref_attention r = attention_head(a, b, h, first);
+      double *M = probability + (b * a->H + h) * a->T * S, *out = doubles(a->T * a->P);
+      mhk__ref_attention_matrix(&r, M, lse ? lse + (b * a->H + h) * a->T : NULL);
+      if (y) {
+        mhk__ref_mix(r.T, r.S, r.P, M, r.v, out);
+        scattered(out, a->T, a->P, a->H * a->P, y + (b * a->T * a->H + h) * a->P);
       }
+      release_from(kept);
+    }
 }
 
 static void attention_make(mhk__attention_args *a, const attention_case *c) {
@@ -1069,7 +1094,7 @@ TEST(attention_back) {
     for (i = 0; i < 2 * COUNT(attention_lengths); i++) {
       attention_case c;
       mhk__attention_args a;
-      mhk_index ny, nk, nl, b, h, g, t, s, p, j;
+      mhk_index ny, nk, nl, b, h, g, j;
       double *y, *lse, *probability, *dq, *dk, *dv;
       mhk_real *yy, *rlse, *q0, *k0, *v0;
       const int without = i % 4; /* which gradient is not wanted */
@@ -1103,25 +1128,18 @@ TEST(attention_back) {
       dk = as_doubles(k0, nk);
       dv = as_doubles(v0, nk);
       for (b = 0; b < c.B; b++)
-        for (h = 0; h < c.H; h++)
-          for (t = 0; t < c.T; t++) {
-            const mhk_index at_q = ((b * c.T + t) * c.H + h) * c.P, at_k = b * a.kv_batch + h / (c.H / c.G) * c.P;
-            const double *row = probability + ((b * c.H + h) * c.T + t) * c.S;
-            double delta = 0;
-            for (p = 0; p < c.P; p++) delta += (double)a.dy[at_q + p] * y[at_q + p];
-            for (s = 0; s <= t; s++) {
-              const mhk_index kk = at_k + s * c.G * c.P;
-              double dp = 0, ds;
-              if (row[s] == 0) continue;
-              for (p = 0; p < c.P; p++) dp += (double)a.dy[at_q + p] * (double)a.v[kk + p];
-              ds = row[s] * (dp - delta) / sqrt((double)c.P);
-              for (p = 0; p < c.P; p++) {
-                dv[kk + p] += row[s] * (double)a.dy[at_q + p];
-                dq[at_q + p] += ds * (double)a.k[kk + p];
-                dk[kk + p] += ds * (double)a.q[at_q + p];
-              }
-            }
-          }
+        for (h = 0; h < c.H; h++) {
+          const int kept = n_blocks;
+          const mhk_index at_q = (b * c.T * c.H + h) * c.P, at_k = b * a.kv_batch + h / (c.H / c.G) * c.P;
+          int first[LONGEST];
+          const mhk__ref_attention r = attention_head(&a, b, h, first);
+          double *one_dq = doubles(c.T * c.P), *one_dk = doubles(c.T * c.P), *one_dv = doubles(c.T * c.P);
+          mhk__ref_attention_back(&r, probability + (b * c.H + h) * c.T * c.T, gathered(a.dy + at_q, c.T, c.P, c.H * c.P), one_dq, one_dk, one_dv);
+          scattered(one_dq, c.T, c.P, c.H * c.P, dq + at_q);
+          scattered(one_dk, c.T, c.P, c.G * c.P, dk + at_k);
+          scattered(one_dv, c.T, c.P, c.G * c.P, dv + at_k);
+          release_from(kept);
+        }
       a.dq = without == 1 ? NULL : copy_room(q0, ny);
       a.dk = without == 2 ? NULL : copy_room(k0, nk);
       a.dv = without == 3 ? NULL : copy_room(v0, nk);
@@ -1176,30 +1194,38 @@ static void ssd_make(mhk__ssd_args *a, const ssd_case *c) {
          c->strong, (long long)c->span);
 }
 
-/* the recurrence; all (B,H,T+1,P,N) states when states is given, else the last one in final */
-static void ssd_reference(const mhk__ssd_args *a, double *y, double *states, double *final) {
+/* one head of one sequence for the reference: a document starts with a decay of nothing */
+static mhk__ref_ssd ssd_head(const mhk__ssd_args *a, mhk_index b, mhk_index h) {
+  const mhk_index g = h / (a->H / a->G);
+  double *log_a = gathered(a->log_a + b * a->T * a->H + h, a->T, 1, a->H);
+  mhk__ref_ssd r;
+  mhk_index t;
+  r.T = (int)a->T;
+  r.P = (int)a->P;
+  r.N = (int)a->N;
+  r.x = a->x ? gathered(a->x + (b * a->T * a->H + h) * a->P, a->T, a->P, a->H * a->P) : NULL;
+  r.B = gathered(a->b + (b * a->T * a->G + g) * a->N, a->T, a->N, a->G * a->N);
+  r.C = gathered(a->c + (b * a->T * a->G + g) * a->N, a->T, a->N, a->G * a->N);
+  r.D = a->d ? (double)a->d[h] : 0;
+  for (t = 0; t < a->T; t++)
+    if (a->start && a->start[b * a->T + t] == t) log_a[t] = -HUGE_VAL;
+  r.log_a = log_a;
+  return r;
+}
+
+/* y, and all states (B,H,T+1,P,N) from before the first token to after the last */
+static void ssd_reference(const mhk__ssd_args *a, double *y, double *states) {
   const mhk_index one = a->P * a->N;
-  mhk_index b, h, t, p, n;
+  mhk_index b, h, i;
   for (b = 0; b < a->B; b++)
     for (h = 0; h < a->H; h++) {
-      const mhk_index g = h / (a->H / a->G);
-      double *state = final + (b * a->H + h) * one;
-      for (p = 0; p < one; p++) state[p] = a->initial ? (double)a->initial[(b * a->H + h) * one + p] : 0;
-      if (states) memcpy(states + (b * a->H + h) * (a->T + 1) * one, state, (size_t)one * sizeof *state);
-      for (t = 0; t < a->T; t++) {
-        const mhk_index i = (b * a->T + t) * a->H + h, j = ((b * a->T + t) * a->G + g) * a->N;
-        const double decay = a->start && a->start[b * a->T + t] == t ? 0 : exp((double)a->log_a[i]);
-        for (p = 0; p < a->P; p++) {
-          const double x = (double)a->x[i * a->P + p];
-          double sum = a->d ? (double)a->d[h] * x : 0;
-          for (n = 0; n < a->N; n++) {
-            state[p * a->N + n] = decay * state[p * a->N + n] + x * (double)a->b[j + n];
-            sum += state[p * a->N + n] * (double)a->c[j + n];
-          }
-          y[i * a->P + p] = sum;
-        }
-        if (states) memcpy(states + ((b * a->H + h) * (a->T + 1) + t + 1) * one, state, (size_t)one * sizeof *state);
-      }
+      const int kept = n_blocks;
+      const mhk__ref_ssd r = ssd_head(a, b, h);
+      double *state = states + (b * a->H + h) * (a->T + 1) * one, *out = doubles(a->T * a->P);
+      for (i = 0; i < one; i++) state[i] = a->initial ? (double)a->initial[(b * a->H + h) * one + i] : 0;
+      mhk__ref_ssd_recurrent(&r, state, out);
+      scattered(out, a->T, a->P, a->H * a->P, y + (b * a->T * a->H + h) * a->P);
+      release_from(kept);
     }
 }
 
@@ -1243,7 +1269,8 @@ static void ssd_forward_case(const ssd_case *c, int recurrent) {
   final = doubles(bh * one);
   states = doubles(bh * (c->T + 1) * one);
   want = doubles(bh * chunks * one);
-  ssd_reference(&a, y, states, final);
+  ssd_reference(&a, y, states);
+  for (i = 0; i < bh; i++) memcpy(final + i * one, states + (i * (c->T + 1) + c->T) * one, (size_t)one * sizeof *final);
   for (i = 0; i < bh; i++)
     for (k = 0; k < chunks; k++)
       for (j = 0; j < one; j++) want[(i * chunks + k) * one + j] = states[(i * (c->T + 1) + k * c->Q) * one + j];
@@ -1292,17 +1319,17 @@ TEST(ssd_back) {
       const int without = i % 7; /* 1 dx, 2 dlog_a, 3 db, 4 dc, 5 dinitial is not wanted */
       const double tolerance = SSD_TOLERANCE;
       mhk__ssd_args a;
-      double *y, *final, *states, *dx, *dl, *db, *dc, *di, *dd, *dh;
+      double *y, *states, *dx, *dl, *db, *dc, *di, *dd;
       mhk_real *dx0, *dl0, *db0, *dc0, *di0, *st;
-      mhk_index b, h, g, t, p, n, k, j;
+      mhk_index b, h, g, n, k, j;
       ssd_make(&a, &c);
       y = doubles(ny);
-      final = doubles(bh * one);
       states = doubles(bh * (c.T + 1) * one);
-      ssd_reference(&a, y, states, final);
+      ssd_reference(&a, y, states);
       st = room(bh * chunks * one);
       a.final = room(bh * one); /* as the forward pass left it */
-      for (j = 0; j < bh * one; j++) a.final[j] = (mhk_real)final[j];
+      for (j = 0; j < bh; j++)
+        for (n = 0; n < one; n++) a.final[j * one + n] = (mhk_real)states[(j * (c.T + 1) + c.T) * one + n];
       for (j = 0; j < bh; j++)
         for (k = 0; k < chunks; k++)
           for (n = 0; n < one; n++) st[(j * chunks + k) * one + n] = (mhk_real)states[(j * (c.T + 1) + k * c.Q) * one + n];
@@ -1320,37 +1347,21 @@ TEST(ssd_back) {
       dc = as_doubles(dc0, nb);
       di = as_doubles(di0, bh * one);
       dd = doubles(bh);
-      dh = doubles(one);
       for (b = 0; b < c.B; b++)
         for (h = 0; h < c.H; h++) {
-          g = h / (c.H / c.G);
-          for (n = 0; n < one; n++) dh[n] = a.dfinal ? (double)a.dfinal[(b * c.H + h) * one + n] : 0;
-          for (t = c.T - 1; t >= 0; t--) {
-            const mhk_index xi = (b * c.T + t) * c.H + h, bi = ((b * c.T + t) * c.G + g) * c.N;
-            const double *now = states + ((b * c.H + h) * (c.T + 1) + t + 1) * one, *past = now - one;
-            const double decay = a.start && a.start[b * c.T + t] == t ? 0 : exp((double)a.log_a[xi]);
-            double dot = 0;
-            for (p = 0; p < c.P; p++) {
-              const double dy = (double)a.dy[xi * c.P + p], x = (double)a.x[xi * c.P + p];
-              double sum = 0;
-              for (n = 0; n < c.N; n++) {
-                double *d = &dh[p * c.N + n];
-                *d += dy * (double)a.c[bi + n];
-                dc[bi + n] += dy * now[p * c.N + n];
-                sum += *d * (double)a.b[bi + n];
-                db[bi + n] += *d * x;
-                dot += *d * past[p * c.N + n];
-                *d *= decay;
-              }
-              if (a.d) {
-                sum += dy * (double)a.d[h];
-                dd[b * c.H + h] += dy * x;
-              }
-              dx[xi * c.P + p] += sum;
-            }
-            dl[xi] += decay * dot;
-          }
-          for (n = 0; n < one; n++) di[(b * c.H + h) * one + n] += dh[n];
+          const int kept = n_blocks;
+          const mhk_index bh_at = b * c.H + h, x_at = (b * c.T * c.H + h) * c.P, b_at = (b * c.T * c.G + h / (c.H / c.G)) * c.N;
+          const mhk__ref_ssd r = ssd_head(&a, b, h);
+          const mhk__ref_ssd_gradient d = {doubles(c.T * c.P), doubles(c.T), doubles(c.T * c.N), doubles(c.T * c.N), dd + bh_at};
+          double *state = doubles(one);
+          for (n = 0; n < one; n++) state[n] = a.dfinal ? (double)a.dfinal[bh_at * one + n] : 0;
+          mhk__ref_ssd_back(&r, states + bh_at * (c.T + 1) * one, gathered(a.dy + x_at, c.T, c.P, c.H * c.P), state, &d);
+          scattered(d.x, c.T, c.P, c.H * c.P, dx + x_at);
+          scattered(d.log_a, c.T, 1, c.H, dl + b * c.T * c.H + h);
+          scattered(d.B, c.T, c.N, c.G * c.N, db + b_at);
+          scattered(d.C, c.T, c.N, c.G * c.N, dc + b_at);
+          scattered(state, 1, one, one, di + bh_at * one);
+          release_from(kept);
         }
       a.dx = without == 1 ? NULL : copy_room(dx0, ny);
       a.dlog_a = without == 2 ? NULL : copy_room(dl0, c.B * c.T * c.H);
@@ -1385,8 +1396,9 @@ TEST(orientation) {
       mhk__orientation_args a;
       attention_case c;
       mhk__attention_args at_args;
-      mhk_index nb, nl, b, h, g, t, s, n;
-      double *lse, *probability, *difference, *norm, *dl, *db, *dc, *dd, *got_difference, *got_norm, *cum, *student, *dcum;
+      mhk__ssd_args ssd;
+      mhk_index nb, nl, b, h, g, n;
+      double *lse, *probability, *difference, *norm, *dl, *db, *dc, *dd, *got_difference, *got_norm;
       mhk_real *rlse, *dl0, *db0, *dc0, *d;
       const int without = i % 5; /* 1 dlog_a, 2 db, 3 dc is not wanted */
       memset(&a, 0, sizeof a);
@@ -1435,47 +1447,27 @@ TEST(orientation) {
       dd = doubles(a.B * a.H);
       difference = doubles(a.B * a.H);
       norm = doubles(a.B * a.H);
-      cum = doubles(a.T);
-      dcum = doubles(a.T);
-      student = doubles(a.T * a.T);
+      memset(&ssd, 0, sizeof ssd); /* the student's numbers, as the SSD has them */
+      ssd.B = a.B, ssd.T = a.T, ssd.H = a.H, ssd.G = a.G, ssd.N = a.N;
+      ssd.log_a = a.log_a, ssd.b = a.b, ssd.c = a.c, ssd.d = a.d, ssd.start = a.start;
       for (b = 0; b < a.B; b++)
         for (h = 0; h < a.H; h++) {
-          const double *p = probability + (b * a.H + h) * a.T * a.T;
-          double f, sum = 0, diff2 = 0, norm2 = 0;
-          g = h / (a.H / a.G);
-          for (t = 0; t < a.T; t++) cum[t] = sum += (double)a.log_a[(b * a.T + t) * a.H + h];
-          for (t = 0; t < a.T; t++)
-            for (s = 0; s <= t; s++) {
-              const double *row = p + t * a.T;
-              const mhk_index from = a.start ? a.start[b * a.T + t] : 0;
-              double dot = 0, all;
-              for (n = 0; n < a.N; n++) dot += (double)a.c[((b * a.T + t) * a.G + g) * a.N + n] * (double)a.b[((b * a.T + s) * a.G + g) * a.N + n];
-              student[t * a.T + s] = s >= from ? dot * exp(cum[t] - cum[s]) : 0;
-              all = student[t * a.T + s] + (s == t && a.d ? (double)a.d[h] : 0) - row[s];
-              diff2 += all * all;
-              norm2 += row[s] * row[s];
-            }
-          difference[b * a.H + h] = diff2;
-          norm[b * a.H + h] = norm2;
-          f = diff2 > 0 ? a.scale / sqrt(diff2) : 0;
-          for (t = 0; t < a.T; t++) dcum[t] = 0;
-          for (t = 0; t < a.T; t++)
-            for (s = 0; s <= t; s++) {
-              const double dm = f * (student[t * a.T + s] + (s == t && a.d ? (double)a.d[h] : 0) - p[t * a.T + s]);
-              const mhk_index from = a.start ? a.start[b * a.T + t] : 0, ct = ((b * a.T + t) * a.G + g) * a.N, bs = ((b * a.T + s) * a.G + g) * a.N;
-              const double decay = s >= from ? exp(cum[t] - cum[s]) : 0;
-              dcum[t] += dm * student[t * a.T + s];
-              dcum[s] -= dm * student[t * a.T + s];
-              if (s == t && a.d) dd[b * a.H + h] += dm;
-              for (n = 0; n < a.N; n++) {
-                dc[ct + n] += dm * decay * (double)a.b[bs + n];
-                db[bs + n] += dm * decay * (double)a.c[ct + n];
-              }
-            }
-          for (sum = 0, t = a.T - 1; t >= 0; t--) {
-            sum += dcum[t];
-            dl[(b * a.T + t) * a.H + h] += sum;
-          }
+          const int kept = n_blocks;
+          const mhk_index b_at = (b * a.T * a.G + h / (a.H / a.G)) * a.N;
+          const double *teacher = probability + (b * a.H + h) * a.T * a.T;
+          const mhk__ref_ssd r = ssd_head(&ssd, b, h);
+          const mhk__ref_ssd_gradient d = {NULL, doubles(a.T), doubles(a.T * a.N), doubles(a.T * a.N), dd + b * a.H + h};
+          double *student = doubles(a.T * a.T), *dM = doubles(a.T * a.T), distance;
+          mhk__ref_ssd_matrix(&r, student);
+          distance = mhk__ref_matrix_distance(r.T, student, teacher, dM);
+          difference[b * a.H + h] = distance * distance;
+          for (n = 0; n < a.T * a.T; n++) norm[b * a.H + h] += teacher[n] * teacher[n];
+          for (n = 0; n < a.T * a.T; n++) dM[n] *= a.scale;
+          mhk__ref_ssd_matrix_back(&r, student, dM, &d);
+          scattered(d.log_a, a.T, 1, a.H, dl + b * a.T * a.H + h);
+          scattered(d.B, a.T, a.N, a.G * a.N, db + b_at);
+          scattered(d.C, a.T, a.N, a.G * a.N, dc + b_at);
+          release_from(kept);
         }
       for (b = a.B - 1; b >= 0; b--)
         for (h = a.H - 1; h >= 0; h--) {
@@ -1521,7 +1513,7 @@ TEST(conv) {
       mhk_real *x = random_room(nx, -1, 1), *dx0 = random_room(nx, -1, 1), *before, *given_before, *dw0, *db0, *state;
       mhk_real *weight = random_room(C * W, -1, 1), *bias = random_room(C, -1, 1), *dy = random_room(ny, -1, 1);
       double *y = doubles(ny), *z = doubles(nx), *dx, *dw, *db;
-      mhk_index b, t, w, c, k;
+      mhk_index b, t, c, k;
       const int without = i % 5; /* 1 dx, 2 dweight, 3 dbias is not wanted */
       memset(&a, 0, sizeof a);
       state = random_room(B * C * (W - 1), -1, 1);
@@ -1550,31 +1542,31 @@ TEST(conv) {
       a.start = documents(i % 5, B, T);
       a.state = i / 4 % 2 ? state : NULL;
       for (b = 0; b < B; b++)
-        for (t = 0; t < T; t++)
-          for (c = first; c < first + n; c++) {
-            const mhk_index from = a.start ? a.start[b * T + t] : -1;
+        for (c = first; c < first + n; c++) {
+          const int kept = n_blocks;
+          mhk__ref_conv r;
+          int starts[23];
+          double *out = doubles(T), *dz = doubles(T), *one_dx = doubles(T);
+          for (t = 0; t < T; t++) starts[t] = a.start ? (int)a.start[b * T + t] : -1;
+          r.T = (int)T;
+          r.W = (int)W;
+          r.x = gathered(x + b * T * C + c, T, 1, C);
+          r.past = a.state ? gathered(state + (b * C + c) * (W - 1), W - 1, 1, 1) : NULL;
+          r.taps = gathered(weight + c * W, W, 1, 1);
+          r.bias = a.bias ? (double)bias[c] : 0;
+          r.first = starts;
+          mhk__ref_conv_forward(&r, out);
+          for (t = 0; t < T; t++) {
             const mhk_index yi = (b * T + t) * n + c - first;
-            double sum = a.bias ? (double)bias[c] : 0, sig, slope;
-            for (w = 0; w < W; w++) {
-              const mhk_index s = t - (W - 1 - w);
-              if (s >= 0 && s >= from) sum += (double)weight[c * W + w] * (double)x[(b * T + s) * C + c];
-              if (s < 0 && from < 0 && a.state) sum += (double)weight[c * W + w] * (double)state[(b * C + c) * (W - 1) + W - 1 + s];
-            }
-            sig = sigmoid(sum);
-            z[(b * T + t) * C + c] = sum;
-            given_before[(b * T + t) * C + c] = (mhk_real)sum;
-            y[yi] = a.silu ? sum * sig : sum;
-            slope = (a.silu ? sig * (1 + sum * (1 - sig)) : 1) * (double)dy[yi];
-            for (w = 0; w < W; w++) {
-              const mhk_index s = t - (W - 1 - w);
-              if (s >= 0 && s >= from) {
-                dx[(b * T + s) * C + c] += slope * (double)weight[c * W + w];
-                dw[c * W + w] += slope * (double)x[(b * T + s) * C + c];
-              }
-              if (s < 0 && from < 0 && a.state) dw[c * W + w] += slope * (double)state[(b * C + c) * (W - 1) + W - 1 + s];
-            }
-            db[c] += slope;
+            z[(b * T + t) * C + c] = out[t];
+            given_before[(b * T + t) * C + c] = (mhk_real)out[t];
+            y[yi] = a.silu ? mhk__ref_silu(out[t]) : out[t];
+            dz[t] = (a.silu ? mhk__ref_silu_slope(out[t]) : 1) * (double)dy[yi];
           }
+          mhk__ref_conv_back(&r, dz, one_dx, dw + c * W, db + c);
+          scattered(one_dx, T, 1, C, dx + b * T * C + c);
+          release_from(kept);
+        }
       a.y = room(ny);
       a.before = a.silu ? before : NULL;
       for (k = (n - 1) / CHANNELS; k >= 0; k--) {
@@ -1622,20 +1614,15 @@ TEST(norm) {
         const double few = (n < 8 && centre ? 300 : 24) * EPS; /* few numbers less their mean are little more than noise */
         mhk_real *x = random_room(n, kind & 2 ? 2 : -2, kind & 2 ? 3 : 2), *w = random_room(n, 0.5, 1.5), *b = kind >= 1 ? random_room(n, -1, 1) : NULL;
         mhk_real *dy = random_room(n, -1, 1), *y = room(n), *dx = random_room(n, -1, 1), *mean = room(1), *rstd = room(1);
-        double *want = doubles(n), *dwant = as_doubles(dx, n), m = 0, v = 0, r, sg = 0, sx = 0;
+        double *want = doubles(n), *dwant = as_doubles(dx, n), *normalized = doubles(n), *dn = doubles(n), m, r;
         mhk_index j;
         set_at("norm of %lld, centre %d", (long long)n, centre);
-        for (j = 0; j < n; j++) m += (double)x[j] / (double)n;
-        if (!centre) m = 0;
-        for (j = 0; j < n; j++) v += ((double)x[j] - m) * ((double)x[j] - m) / (double)n;
-        r = 1 / sqrt(v + 1e-3);
+        r = mhk__ref_normalize((int)n, as_doubles(x, n), 1e-3, centre, &m, normalized);
         for (j = 0; j < n; j++) {
-          const double g = (double)dy[j] * (double)w[j], xhat = ((double)x[j] - m) * r;
-          want[j] = xhat * (double)w[j] + (b ? (double)b[j] : 0);
-          sg += centre ? g / (double)n : 0;
-          sx += g * xhat / (double)n;
+          want[j] = normalized[j] * (double)w[j] + (b ? (double)b[j] : 0);
+          dn[j] = (double)dy[j] * (double)w[j];
         }
-        for (j = 0; j < n; j++) dwant[j] += r * ((double)dy[j] * (double)w[j] - sg - ((double)x[j] - m) * r * sx);
+        mhk__ref_normalize_back((int)n, normalized, r, centre, dn, dwant);
         ks->norm(n, x, w, b, (mhk_real)1e-3, centre, y, mean, rstd);
         result("y", y, want, n, few);
         CHECK(fabs((double)*mean - m) <= 8 * EPS * 3, "%s: mean %.9g, should be %.9g", at, (double)*mean, m);
@@ -1657,14 +1644,13 @@ TEST(softmax) {
         const mhk_index n = row_sizes[i];
         const double range = kind == 0 ? 3 : kind == 1 ? 60 : 1000;
         mhk_real *x = random_room(n, -range, range), *target = random_room(n, -4, 4), *y = room(n), *same = copy_room(x, n), *d = random_room(n, -1, 1);
-        double *want = doubles(n), *dwant = as_doubles(d, n), most = -INFINITY, sum = 0, tsum = 0, dot = 0, scaled = 0, lse, tlse, got;
+        double *want = doubles(n), *dwant = as_doubles(d, n), *quarter = doubles(n), *t = doubles(n), most = -INFINITY, dot = 0, scaled, lse, tlse, got;
         mhk_index j;
         set_at("softmax of %lld in +-%g", (long long)n, range);
-        for (j = 0; j < n; j++) most = (double)x[j] > most ? (double)x[j] : most;
-        for (j = 0; j < n; j++) sum += exp((double)x[j] - most), scaled += exp(((double)x[j] - most) * 0.75), tsum += exp((double)target[j]);
-        for (j = 0; j < n; j++) want[j] = exp((double)x[j] - most) / sum;
-        lse = most + log(sum);
-        tlse = log(tsum);
+        for (j = 0; j < n; j++) most = (double)x[j] > most ? (double)x[j] : most, quarter[j] = 0.75 * (double)x[j];
+        lse = mhk__ref_softmax((int)n, as_doubles(x, n), want);
+        scaled = mhk__ref_softmax((int)n, quarter, quarter);
+        tlse = mhk__ref_softmax((int)n, as_doubles(target, n), t);
         ks->softmax(n, x, y);
         result("y", y, want, n, 14 * EPS);
         ks->softmax(n, same, same);
@@ -1672,9 +1658,8 @@ TEST(softmax) {
         got = ks->log_sum_exp(n, x, 1);
         CHECK(fabs(got - lse) <= 4 * EPS * (1 + fabs(most)), "%s: log_sum_exp is %.12g, should be %.12g", at, got, lse);
         got = ks->log_sum_exp(n, x, (mhk_real)0.75);
-        CHECK(fabs(got - (0.75 * most + log(scaled))) <= 4 * EPS * (1 + fabs(most)), "%s: log_sum_exp with a scale is %.12g, should be %.12g", at, got,
-              0.75 * most + log(scaled));
-        for (j = 0; j < n; j++) dot += exp((double)target[j] - tlse) * (double)x[j];
+        CHECK(fabs(got - scaled) <= 4 * EPS * (1 + fabs(most)), "%s: log_sum_exp with a scale is %.12g, should be %.12g", at, got, scaled);
+        for (j = 0; j < n; j++) dot += t[j] * (double)x[j];
         got = ks->soft_dot(n, x, target, (mhk_real)tlse);
         CHECK(fabs(got - dot) <= 12 * EPS * range, "%s: soft_dot is %.12g, should be %.12g", at, got, dot);
         if (kind == 0) {
@@ -1713,13 +1698,12 @@ TEST(gelu_and_gate) {
         set_at("gelu and gate of %lld in +-%g", (long long)n, range);
         if (n > 0) x[0] = z[0] = same[0] = (mhk_real)1.5; /* tolerances go by the largest result: let there be one that is not tiny */
         for (j = 0; j < n; j++) {
-          const double v = (double)x[j], u = 0.7978845608028654 * (v + 0.044715 * v * v * v), s = (double)z[j] + (bias ? (double)bias[j] : 0);
-          const double sig = sigmoid(2 * u), gate = sigmoid(s);
-          want[j] = v * sig;
-          dwant[j] = (double)dy[j] * (sig + v * sig * (1 - sig) * 2 * 0.7978845608028654 * (1 + 3 * 0.044715 * v * v));
-          gwant[j] = v * s * gate;
-          dywant[j] += (double)dy[j] * s * gate;
-          dzwant[j] = (double)dy[j] * v * gate * (1 + s * (1 - gate));
+          const double v = (double)x[j], g = (double)dy[j], gate = (double)z[j] + (bias ? (double)bias[j] : 0);
+          want[j] = mhk__ref_gelu(v);
+          dwant[j] = g * mhk__ref_gelu_slope(v);
+          gwant[j] = v * mhk__ref_silu(gate);
+          dywant[j] += g * mhk__ref_silu(gate);
+          dzwant[j] = g * v * mhk__ref_silu_slope(gate);
         }
         ks->gelu(n, x, y);
         result("gelu", y, want, n, 4 * EPS);

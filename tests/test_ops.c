@@ -1,5 +1,6 @@
-/* Every op against plain loops in double, its gradient against finite differences, and the equalities that must hold between ops.
+/* Every op against the reference and plain loops in double, its gradient against finite differences, and the equalities that must hold between ops.
    Built twice: float, and double where the bounds are tight. */
+#define MOHAWK_REFERENCE
 #include "models.h"
 
 #define IS_DOUBLE (sizeof(mhk_real) == 8)
@@ -285,8 +286,6 @@ TEST(gradients_losses) {
 
 /* ---------------------------------------------------------------------------------------- values against plain loops */
 
-static double gelu_new(double x) { return 0.5 * x * (1 + tanh(0.7978845608028654 * (x + 0.044715 * x * x * x))); }
-static double silu(double x) { return x / (1 + exp(-x)); }
 static double *doubles(mhk_index n) { return (double *)calloc((size_t)n + 1, sizeof(double)); }
 
 typedef mhk_tensor *(*unary_op)(mhk_tape *, mhk_tensor *);
@@ -294,12 +293,10 @@ static double f_sqrt(double x) { return sqrt(x); }
 static double f_square(double x) { return x * x; }
 static double f_exp(double x) { return exp(x); }
 static double f_log(double x) { return log(x); }
-static double f_sigmoid(double x) { return 1 / (1 + exp(-x)); }
-static double f_softplus(double x) { return x > 30 ? x + exp(-x) : log1p(exp(x)); }
 
 TEST(values_elementwise) {
   static const unary_op ops[] = {mhk_square, mhk_exp, mhk_sigmoid, mhk_softplus, mhk_silu, mhk_gelu, mhk_sqrt, mhk_log};
-  static double (*const plain[])(double) = {f_square, f_exp, f_sigmoid, f_softplus, silu, gelu_new, f_sqrt, f_log};
+  static double (*const plain[])(double) = {f_square, f_exp, mhk__ref_sigmoid, mhk__ref_softplus, mhk__ref_silu, mhk__ref_gelu, f_sqrt, f_log};
   static const char *const names[] = {"square", "exp", "sigmoid", "softplus", "silu", "gelu", "sqrt", "log"};
   static const mhk_index sizes[] = {1, 2, 7, 8, 9, 31, 1000, 70001};
   size_t s, o;
@@ -356,7 +353,7 @@ TEST(values_extremes) {
   x = mhk_tensor_new(tape, 1, &n, values);
   for (k = 0; k < 4; k++) {
     const unary_op ops[] = {mhk_softplus, mhk_silu, mhk_gelu, mhk_sigmoid};
-    double (*const plain[])(double) = {f_softplus, silu, gelu_new, f_sigmoid};
+    double (*const plain[])(double) = {mhk__ref_softplus, mhk__ref_silu, mhk__ref_gelu, mhk__ref_sigmoid};
     y = ops[k](tape, x);
     for (i = 0; i < n && y; i++) {
       const double v = (double)values[i], want = k == 1 && v < -700 ? 0 : k == 3 && v < -700 ? 0 : plain[k](v);
@@ -462,7 +459,7 @@ TEST(values_linear) {
         CHECK_CLOSE_TO_DOUBLE(name, mhk_data(mhk_linear(tape, x, &stored, bias ? b : NULL)), want, m * n, CLOSE);
         for (i = 0; i < m * n; i++) want[i] += (double)mhk_data(r)[i];
         CHECK_CLOSE_TO_DOUBLE(name, mhk_data(mhk_linear_add(tape, x, &stored, bias ? b : NULL, r)), want, m * n, CLOSE);
-        for (i = 0; i < m * n; i++) want[i] = gelu_new(want[i] - (double)mhk_data(r)[i]);
+        for (i = 0; i < m * n; i++) want[i] = mhk__ref_gelu(want[i] - (double)mhk_data(r)[i]);
         CHECK_CLOSE_TO_DOUBLE(name, mhk_data(mhk_linear_gelu(tape, x, &stored, bias ? b : NULL)), want, m * n, CLOSE);
         if (k > 1 && kind) { /* the gradient that goes through a stored weight to x */
           mhk_tensor *y, *x2;
@@ -590,7 +587,7 @@ TEST(values_products_and_norms) {
       CHECK_CLOSE_TO_DOUBLE("softmax", mhk_data(mhk_softmax(tape, x)), want, rows * n, CLOSE);
       for (i = 0; i < rows; i++)
         for (j = 0; j < n; j++)
-          want[i * n + j] = (double)mhk_data(x)[i * n + j] * silu((double)mhk_data(z)[i * n + j] + (double)mhk_data(b)[j]);
+          want[i * n + j] = (double)mhk_data(x)[i * n + j] * mhk__ref_silu((double)mhk_data(z)[i * n + j] + (double)mhk_data(b)[j]);
       CHECK_CLOSE_TO_DOUBLE("gate", mhk_data(mhk_gate(tape, x, z, b)), want, rows * n, CLOSE);
       for (i = 0; i < rows; i++)
         for (j = 0, want[i] = 0; j < n; j++) want[i] += (double)mhk_data(x)[i * n + j];
@@ -706,11 +703,7 @@ TEST(values_rotary) {
           const mhk_real *v = mhk_data(x) + ((b * T + i) * H + h) * P;
           double *w = want + ((b * T + i) * H + h) * P;
           for (p = 0; p < P; p++) w[p] = (double)v[p];
-          for (p = 0; p < dim / 2; p++) {
-            const double angle = (double)position[b * T + i] * pow(10000, -2.0 * (double)p / dim), c = cos(angle), s = sin(angle);
-            w[p] = (double)v[p] * c - (double)v[p + dim / 2] * s;
-            w[p + dim / 2] = (double)v[p + dim / 2] * c + (double)v[p] * s;
-          }
+          mhk__ref_rotary(dim, 10000, (double)position[b * T + i], w, w);
         }
     y = mhk_rotary(tape, x, dim, 10000, doc, 1000);
     CHECK_CLOSE_TO_DOUBLE("rotary", mhk_data(y), want, x->count, IS_DOUBLE ? 1e-11 : 1e-5);
@@ -720,28 +713,43 @@ TEST(values_rotary) {
   finish();
 }
 
+/* rows [0,T) of one head (or channel): n numbers each of x (B,T,heads,n), as doubles one after another */
+static double *head_of(const mhk_tensor *x, mhk_index heads, mhk_index n, mhk_index b, mhk_index h) {
+  const mhk_index T = x->shape[1];
+  double *y = doubles(T * n);
+  mhk_index i, j;
+  for (i = 0; i < T; i++)
+    for (j = 0; j < n; j++) y[i * n + j] = (double)mhk_data(x)[((b * T + i) * heads + h) * n + j];
+  return y;
+}
+static void put_head(double *y, const double *from, mhk_index T, mhk_index heads, mhk_index n, mhk_index b, mhk_index h) {
+  mhk_index i;
+  for (i = 0; i < T; i++) memcpy(y + ((b * T + i) * heads + h) * n, from + i * n, (size_t)n * sizeof *y);
+}
+/* (B,T): the first token of each one's document */
+static int *firsts_of(const int32_t *doc, mhk_index B, mhk_index T) {
+  mhk_index *position = (mhk_index *)malloc(sizeof *position * (size_t)(B * T)), *first = (mhk_index *)malloc(sizeof *first * (size_t)(B * T)), i;
+  int *out = (int *)malloc(sizeof *out * (size_t)(B * T));
+  plain_positions(doc, B, T, 0, position, first);
+  for (i = 0; i < B * T; i++) out[i] = (int)first[i];
+  free(position);
+  free(first);
+  return out;
+}
+
 /* the attention matrix (B,H,T,T) */
 static double *plain_attention_matrix(const mhk_tensor *q, const mhk_tensor *k, const int32_t *doc) {
   const mhk_index B = q->shape[0], T = q->shape[1], H = q->shape[2], P = q->shape[3], G = k->shape[2];
   double *m = doubles(B * H * T * T);
-  mhk_index *position = (mhk_index *)malloc(sizeof *position * (size_t)(B * T)),
-            *first = (mhk_index *)malloc(sizeof *first * (size_t)(B * T)), b, h, i, j, p;
-  plain_positions(doc, B, T, 0, position, first);
+  int *first = firsts_of(doc, B, T);
+  mhk_index b, h;
   for (b = 0; b < B; b++)
-    for (h = 0; h < H; h++)
-      for (i = 0; i < T; i++) {
-        double *row = m + ((b * H + h) * T + i) * T, top = -1e300, sum = 0;
-        for (j = first[b * T + i]; j <= i; j++) {
-          double s = 0;
-          for (p = 0; p < P; p++)
-            s += (double)mhk_data(q)[((b * T + i) * H + h) * P + p] * (double)mhk_data(k)[((b * T + j) * G + h / (H / G)) * P + p];
-          row[j] = s / sqrt((double)P);
-          top = fmax(top, row[j]);
-        }
-        for (j = first[b * T + i]; j <= i; j++) sum += row[j] = exp(row[j] - top);
-        for (j = first[b * T + i]; j <= i; j++) row[j] /= sum;
-      }
-  free(position);
+    for (h = 0; h < H; h++) {
+      double *one_q = head_of(q, H, P, b, h), *one_k = head_of(k, G, P, b, h / (H / G));
+      const mhk__ref_attention r = {(int)T, (int)T, (int)P, one_q, one_k, NULL, first + b * T};
+      mhk__ref_attention_matrix(&r, m + (b * H + h) * T * T, NULL);
+      free(one_q), free(one_k);
+    }
   free(first);
   return m;
 }
@@ -749,15 +757,16 @@ static double *plain_attention_matrix(const mhk_tensor *q, const mhk_tensor *k, 
 /* matrix (B,H,T,T) times x (B,T,G,P), heads grouped -> (B,T,H,P) */
 static double *plain_mix(const double *m, const mhk_tensor *x, mhk_index H) {
   const mhk_index B = x->shape[0], T = x->shape[1], G = x->shape[2], P = x->shape[3];
-  double *y = doubles(B * T * H * P);
-  mhk_index b, h, i, j, p;
+  double *y = doubles(B * T * H * P), *out = doubles(T * P);
+  mhk_index b, h;
   for (b = 0; b < B; b++)
-    for (h = 0; h < H; h++)
-      for (i = 0; i < T; i++)
-        for (j = 0; j <= i; j++)
-          for (p = 0; p < P; p++)
-            y[((b * T + i) * H + h) * P + p] +=
-                m[((b * H + h) * T + i) * T + j] * (double)mhk_data(x)[((b * T + j) * G + h / (H / G)) * P + p];
+    for (h = 0; h < H; h++) {
+      double *one = head_of(x, G, P, b, h / (H / G));
+      mhk__ref_mix((int)T, (int)T, (int)P, m + (b * H + h) * T * T, one, out);
+      put_head(y, out, T, H, P, b, h);
+      free(one);
+    }
+  free(out);
   return y;
 }
 
@@ -892,27 +901,23 @@ TEST(attention_cache) {
 static double *plain_conv(const mhk_tensor *x, const mhk_tensor *w, const mhk_tensor *bias, int with_silu, const int32_t *doc,
                           const mhk_real *state) {
   const mhk_index B = x->shape[0], T = x->shape[1], C = x->shape[2], W = w->shape[2];
-  double *y = doubles(x->count);
-  mhk_index *position = (mhk_index *)malloc(sizeof *position * (size_t)(B * T)),
-            *first = (mhk_index *)malloc(sizeof *first * (size_t)(B * T)), b, i, c, j;
-  plain_positions(doc, B, T, 0, position, first);
+  double *y = doubles(x->count), *z = doubles(T), *taps = doubles(W), *past = doubles(W);
+  int *first = firsts_of(doc, B, T);
+  mhk_index b, i, c;
+  for (i = 0; i < B * T; i++)
+    if (first[i] == 0) first[i] = -1; /* what came before belongs to it */
   for (b = 0; b < B; b++)
-    for (i = 0; i < T; i++)
-      for (c = 0; c < C; c++) {
-        double s = bias ? (double)mhk_data(bias)[c] : 0;
-        for (j = 0; j < W; j++) {
-          const mhk_index at = i - (W - 1) + j;
-          double v = 0;
-          if (at >= first[b * T + i])
-            v = (double)mhk_data(x)[(b * T + at) * C + c];
-          else if (at < 0 && first[b * T + i] == 0 && state)
-            v = (double)state[(b * C + c) * (W - 1) + (W - 1) + at];
-          s += v * (double)mhk_data(w)[c * W + j];
-        }
-        y[(b * T + i) * C + c] = with_silu ? silu(s) : s;
-      }
-  free(position);
-  free(first);
+    for (c = 0; c < C; c++) {
+      double *one = head_of(x, C, 1, b, c);
+      mhk__ref_conv r = {(int)T, (int)W, one, past, taps, bias ? (double)mhk_data(bias)[c] : 0, first + b * T};
+      for (i = 0; i < W; i++) taps[i] = (double)mhk_data(w)[c * W + i];
+      for (i = 0; i < W - 1; i++) past[i] = state ? (double)state[(b * C + c) * (W - 1) + i] : 0;
+      mhk__ref_conv_forward(&r, z);
+      for (i = 0; i < T; i++) z[i] = with_silu ? mhk__ref_silu(z[i]) : z[i];
+      put_head(y, z, T, C, 1, b, c);
+      free(one);
+    }
+  free(z), free(taps), free(past), free(first);
   return y;
 }
 
@@ -972,30 +977,34 @@ TEST(values_conv1d) {
 
 /* ---------------------------------------------------------------------------------------- SSD */
 
-/* y (B,T,H,P) and the final state (B,H,P,N) by the recurrence */
+/* y (B,T,H,P) and the final state (B,H,P,N): by the recurrence, and held against the other two forms of the reference */
 static void plain_ssd(const mhk_tensor *x, const mhk_tensor *a, const mhk_tensor *Bm, const mhk_tensor *Cm, const mhk_tensor *D,
                       const mhk_tensor *h0, const int32_t *doc, double *y, double *state) {
   const mhk_index B = x->shape[0], T = x->shape[1], H = x->shape[2], P = x->shape[3], G = Bm->shape[2], N = Bm->shape[3];
-  mhk_index b, h, i, p, n;
+  double *states = doubles((T + 1) * P * N), *out = doubles(T * P), *again = doubles(T * P), *h_again = doubles(P * N), *M = doubles(T * T);
+  mhk_index b, h, i, wrong = 0;
   for (b = 0; b < B; b++)
     for (h = 0; h < H; h++) {
-      double *s = state + (b * H + h) * P * N;
-      for (p = 0; p < P * N; p++) s[p] = h0 ? (double)mhk_data(h0)[(b * H + h) * P * N + p] : 0;
-      for (i = 0; i < T; i++) {
-        const mhk_real *bv = mhk_data(Bm) + ((b * T + i) * G + h / (H / G)) * N, *cv = mhk_data(Cm) + ((b * T + i) * G + h / (H / G)) * N;
-        const int starts = i && doc && doc[b * T + i] != doc[b * T + i - 1];
-        const double decay = starts ? 0 : exp((double)mhk_data(a)[(b * T + i) * H + h]);
-        for (p = 0; p < P; p++) {
-          const double v = (double)mhk_data(x)[((b * T + i) * H + h) * P + p];
-          double out = D ? (double)mhk_data(D)[h] * v : 0;
-          for (n = 0; n < N; n++) {
-            s[p * N + n] = decay * s[p * N + n] + v * (double)bv[n];
-            out += s[p * N + n] * (double)cv[n];
-          }
-          y[((b * T + i) * H + h) * P + p] = out;
-        }
+      double *xs = head_of(x, H, P, b, h), *as = head_of(a, H, 1, b, h), *bs = head_of(Bm, G, N, b, h / (H / G)), *cs = head_of(Cm, G, N, b, h / (H / G));
+      const mhk__ref_ssd r = {(int)T, (int)P, (int)N, xs, as, bs, cs, D ? (double)mhk_data(D)[h] : 0};
+      for (i = 1; doc && i < T; i++)
+        if (doc[b * T + i] != doc[b * T + i - 1]) as[i] = -HUGE_VAL;
+      for (i = 0; i < P * N; i++) states[i] = h_again[i] = h0 ? (double)mhk_data(h0)[(b * H + h) * P * N + i] : 0;
+      mhk__ref_ssd_recurrent(&r, states, out);
+      put_head(y, out, T, H, P, b, h);
+      memcpy(state + (b * H + h) * P * N, states + T * P * N, sizeof *state * (size_t)(P * N));
+      mhk__ref_ssd_chunked(&r, 16, h_again, M, again);
+      for (i = 0; i < T * P; i++) wrong += !(fabs(again[i] - out[i]) <= 1e-11);
+      for (i = 0; i < P * N; i++) wrong += !(fabs(h_again[i] - states[T * P * N + i]) <= 1e-11);
+      if (!h0) {
+        mhk__ref_ssd_matrix(&r, M);
+        mhk__ref_mix((int)T, (int)T, (int)P, M, xs, again);
+        for (i = 0; i < T * P; i++) wrong += !(fabs(again[i] - out[i]) <= 1e-11);
       }
+      free(xs), free(as), free(bs), free(cs);
     }
+  CHECK(!wrong, "the reference's forms of SSD differ in %lld places", (long long)wrong);
+  free(states), free(out), free(again), free(h_again), free(M);
 }
 
 TEST(ssd_is_its_matrix) {
