@@ -533,7 +533,7 @@ MHKDEF mhk_model *mhk_model_create(mhk_context *ctx, const mhk_config *config, u
 MHKDEF void mhk_model_destroy(mhk_model *m);
 #ifndef MOHAWK_NO_STDIO
 /* Writes a folder: config.json, model.safetensors (dtype MHK_F32, MHK_F16, MHK_BF16; 0: MHK_F32), tokenizer.json when the model has one.
-   A path ending in .safetensors is one file with all three inside. Written under another name and renamed: never half a file.
+   A path ending in .safetensors is one file with all three inside. Written as mhk_file_write_bytes() says: never half a file.
    dtype MHK_Q8 or MHK_Q4: a model that is quantised is written as it is, bit for bit, any other as mhk_quantise() makes it by default; everything
    that is not quantised as MHK_F32. The quantised matrix NAME (N,K) is then stored as NAME of type I8 (MHK_Q8) or U8 (MHK_Q4), NAME_scale of type F16,
    and NAME_rest of type F32 with the rows that stay numbers, if any; shapes and order are those of mhk_quantised. */
@@ -629,6 +629,10 @@ MHKDEF mhk_result mhk_file_read_i32(mhk_context *ctx, const mhk_file_tensor *x, 
 #ifndef MOHAWK_NO_STDIO
 /* Writing: describe all tensors, then write. data is in host byte order and dtype; metadata is n_metadata pairs key, value. */
 MHKDEF mhk_result mhk_file_write(mhk_context *ctx, const char *path, int n, const mhk_file_tensor *tensors, int n_metadata, const char *const *metadata);
+/* Any other file. Like all files here it is written as path.new (path.new2 and on while others write it too), flushed to the disk and renamed: readers see
+   the old file or the new one, a writer that fails or is killed leaves the old one. What a killed writer left behind goes when path is written again.
+   A symbolic link at path is replaced, not followed; a new file has the permissions of the one it replaces, as far as the umask allows. */
+MHKDEF mhk_result mhk_file_write_bytes(mhk_context *ctx, const char *path, const void *data, size_t bytes);
 #endif
 
 /* ---------------------------------------------------------------------------------------- tokenizer */
@@ -855,7 +859,8 @@ typedef struct mhk_distill_desc {
   int recompute;                /* stage 3 recomputes blocks in the backward pass: less memory, a third more time */
   mhk_precision precision;      /* of the products in updates; BF16: see mhk_set_precision. Evaluation and checkpoints are float32 either way. */
   uint64_t seed;                /* text windows; 0: 1 */
-  const char *out;              /* folder for checkpoints; NULL: none */
+  const char *out;              /* folder for checkpoints; NULL: none. Locked while the trainer lives, by out/run.lock: another one for it is an error that
+                                   names the process, this one too. The lock dies with its process. Systems and network drives without locks lock nothing. */
   double checkpoint_seconds;    /* between checkpoints; 0: 60; negative: only at the end of a stage and on request */
   int fresh;                    /* start over even if out holds a checkpoint */
   /* Sums gradients over the workers of a data-parallel job: called once an update with all gradients of the stage (n numbers); returns non-zero to fail.
@@ -1226,8 +1231,10 @@ static inline void mhk__ref_rotary(int dim, double theta, double position, const
 #endif
 #ifndef MOHAWK_NO_STDIO
 #include <fcntl.h>
+#include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/utsname.h>
 #include <unistd.h>
 #endif
 #elif defined(_WIN32)
@@ -1580,6 +1587,7 @@ static int mhk__windows_errno(void) {
     case ERROR_DISK_FULL: return ENOSPC;
     case ERROR_ALREADY_EXISTS:
     case ERROR_FILE_EXISTS: return EEXIST;
+    case ERROR_WRITE_PROTECT: return EROFS;
     default: return EIO;
   }
 }
@@ -1765,68 +1773,313 @@ static void mhk__bytes_close(mhk__bytes *b) {
   memset(b, 0, sizeof *b);
 }
 
-/* A file being written: under a temporary name, flushed to the disk and renamed at the end, so that the old content stays until
+/* Files being written, and locks: what the systems call them. A file is made anew, never opened where something stands, and is locked until it is closed:
+   one that can be locked was left by a process that was killed. Where locks are not to be had, files that were left stay. All functions return 0 or errno. */
+#ifdef MHK__POSIX
+typedef int mhk__handle;
+#define MHK__NO_HANDLE (-1)
+#ifdef O_NOFOLLOW
+#define MHK__NO_FOLLOW O_NOFOLLOW
+#elif defined(__O_NOFOLLOW)
+#define MHK__NO_FOLLOW __O_NOFOLLOW /* strict C99 hides the other */
+#else
+#define MHK__NO_FOLLOW 0
+#endif
+
+/* 1: the handle holds the lock of the file that still stands at path; 2: it holds it, and another file or none stands there now; 0: somebody else holds it;
+   -1: this file system has no locks */
+static int mhk__lock_handle(int fd, const char *path, int wait) {
+  struct stat own, found;
+#ifdef LOCK_EX
+  while (flock(fd, wait ? LOCK_EX : LOCK_EX | LOCK_NB) != 0)
+    if (errno != EINTR) return errno == EWOULDBLOCK ? 0 : -1;
+#else
+  (void)wait;
+  return -1;
+#endif
+  return fstat(fd, &own) == 0 && stat(path, &found) == 0 && own.st_dev == found.st_dev && own.st_ino == found.st_ino ? 1 : 2;
+}
+
+static int mhk__file_new_at(const char *path, unsigned mode, mhk__handle *out) {
+  int fd = open(path, O_WRONLY | O_CREAT | O_EXCL, (mode_t)mode);
+  if (fd < 0) return errno ? errno : EIO;
+  fcntl(fd, F_SETFD, FD_CLOEXEC);
+  *out = fd;
+  switch (mhk__lock_handle(fd, path, 0)) {
+    case 1:
+    case -1: return 0;
+  }
+  close(fd); /* taken for one that was left, in the moment before it was locked */
+  *out = MHK__NO_HANDLE;
+  return EEXIST;
+}
+
+static void mhk__remove_left(const char *path) {
+  struct stat info;
+  int fd = open(path, O_RDONLY | O_NONBLOCK | MHK__NO_FOLLOW);
+  if (fd < 0) return;
+  if (fstat(fd, &info) == 0 && S_ISREG(info.st_mode) && mhk__lock_handle(fd, path, 0) == 1) unlink(path);
+  close(fd);
+}
+
+static int mhk__handle_write(mhk__handle fd, const void *data, size_t n) {
+  const char *p = (const char *)data;
+  while (n > 0) {
+    const ssize_t done = write(fd, p, n < 1u << 30 ? n : 1u << 30);
+    if (done < 0 && errno == EINTR) continue;
+    if (done <= 0) return done < 0 && errno ? errno : EIO;
+    p += done;
+    n -= (size_t)done;
+  }
+  return 0;
+}
+
+static int mhk__handle_flush(mhk__handle fd) { return fsync(fd) == 0 ? 0 : errno ? errno : EIO; }
+static int mhk__handle_close(mhk__handle fd) { return close(fd) == 0 || errno == EINTR ? 0 : errno ? errno : EIO; }
+static int mhk__replace(const char *from, const char *to) { return rename(from, to) == 0 ? 0 : errno ? errno : EIO; }
+static void mhk__remove(const char *path) { unlink(path); }
+#elif defined(MHK__WINDOWS)
+typedef HANDLE mhk__handle;
+#define MHK__NO_HANDLE INVALID_HANDLE_VALUE
+
+/* shared for reading and renaming only: the system's own lock */
+static int mhk__file_new_at(const char *path, unsigned mode, mhk__handle *out) {
+  wchar_t wide[MHK__WIDE_PATH];
+  (void)mode;
+  if (!mhk__wide(path, wide)) return errno;
+  *out = CreateFileW(wide, GENERIC_WRITE, FILE_SHARE_READ | FILE_SHARE_DELETE, NULL, CREATE_NEW, FILE_ATTRIBUTE_NORMAL, NULL);
+  return *out == INVALID_HANDLE_VALUE ? mhk__windows_errno() : 0;
+}
+
+static void mhk__remove_left(const char *path) {
+  wchar_t wide[MHK__WIDE_PATH];
+  HANDLE file;
+  if (!mhk__wide(path, wide)) return;
+  file = CreateFileW(wide, DELETE, 0, NULL, OPEN_EXISTING, FILE_FLAG_DELETE_ON_CLOSE | FILE_FLAG_OPEN_REPARSE_POINT, NULL); /* not while it is open */
+  if (file != INVALID_HANDLE_VALUE) CloseHandle(file);
+}
+
+static int mhk__handle_write(mhk__handle file, const void *data, size_t n) {
+  const char *p = (const char *)data;
+  while (n > 0) {
+    DWORD done = 0;
+    if (!WriteFile(file, p, (DWORD)(n < 1u << 30 ? n : 1u << 30), &done, NULL)) return mhk__windows_errno();
+    if (done == 0) return EIO;
+    p += done;
+    n -= done;
+  }
+  return 0;
+}
+
+static int mhk__handle_flush(mhk__handle file) { return FlushFileBuffers(file) ? 0 : mhk__windows_errno(); }
+static int mhk__handle_close(mhk__handle file) { return CloseHandle(file) ? 0 : mhk__windows_errno(); }
+static void mhk__remove(const char *path) {
+  wchar_t wide[MHK__WIDE_PATH];
+  if (mhk__wide(path, wide)) DeleteFileW(wide);
+}
+#else
+typedef FILE *mhk__handle;
+#define MHK__NO_HANDLE NULL
+static int mhk__file_new_at(const char *path, unsigned mode, mhk__handle *out) {
+  (void)mode;
+  *out = fopen(path, "wb");
+  return *out ? 0 : errno ? errno : EIO;
+}
+static void mhk__remove_left(const char *path) { (void)path; }
+static int mhk__handle_write(mhk__handle f, const void *data, size_t n) { return fwrite(data, 1, n, f) == n ? 0 : errno ? errno : EIO; }
+static int mhk__handle_flush(mhk__handle f) { return fflush(f) == 0 ? 0 : errno ? errno : EIO; }
+static int mhk__handle_close(mhk__handle f) { return fclose(f) == 0 ? 0 : errno ? errno : EIO; }
+static int mhk__replace(const char *from, const char *to) { return rename(from, to) == 0 ? 0 : errno ? errno : EIO; }
+static void mhk__remove(const char *path) { remove(path); }
+#endif
+
+/* So that a renamed file is found under its name after a power cut. Not every file system can: no error. */
+static void mhk__flush_folder(const char *path) {
+#ifdef MHK__POSIX
+  char folder[1024];
+  size_t n = mhk__folder_length(path);
+  int fd;
+  if (n >= sizeof folder) return;
+  memcpy(folder, path, n);
+  if (n == 0) folder[n++] = '.';
+  folder[n] = 0;
+  fd = open(folder, O_RDONLY);
+  if (fd < 0) return;
+  fsync(fd);
+  close(fd);
+#else
+  (void)path;
+#endif
+}
+
+#define MHK__WRITERS 9 /* of one path at a time */
+
+static int mhk__temporary_path(char out[1024], const char *path, int k) {
+  const size_t n = strlen(path);
+  if (n + 6 > 1024) return 0;
+  strcpy(out, path);
+  strcpy(out + n, ".new0");
+  out[n + 4] = (char)(k > 1 ? '0' + k : 0);
+  return 1;
+}
+
+/* takes away what killed writers of path left */
+static void mhk__remove_temporaries(const char *path) {
+  char temporary[1024];
+  int k;
+  for (k = 1; k <= MHK__WRITERS; k++)
+    if (mhk__temporary_path(temporary, path, k)) mhk__remove_left(temporary);
+}
+
+/* A file being written, under a temporary name (path.new, path.new2...), flushed to the disk and renamed at the end, so that the old content stays until
    the new one is complete. All calls keep the first errno in error. */
 typedef struct mhk__output {
-  FILE *file;
-  int error;
-  char temporary[1024];
+  mhk__handle file;
+  int error, busy; /* busy: all temporary names are taken */
+  size_t held;
   const char *path;
+  char temporary[1024];
+  unsigned char block[4096];
 } mhk__output;
 
 static int mhk__output_open(mhk__output *o, const char *path) {
-  memset(o, 0, sizeof *o);
-  o->path = path;
-  if (strlen(path) + 5 > sizeof o->temporary) return o->error = ENAMETOOLONG;
-  strcpy(o->temporary, path);
-  strcat(o->temporary, ".new");
-  errno = 0;
-#ifdef MHK__WINDOWS
-  {
-    wchar_t wide[MHK__WIDE_PATH];
-    o->file = mhk__wide(o->temporary, wide) ? _wfopen(wide, L"wb") : NULL;
-  }
-#else
-  o->file = fopen(o->temporary, "wb");
+  unsigned mode = 0666;
+  int k;
+#ifdef MHK__POSIX
+  struct stat info;
 #endif
-  if (!o->file) o->error = errno ? errno : EIO;
+  o->file = MHK__NO_HANDLE;
+  o->error = EEXIST;
+  o->busy = 0;
+  o->held = 0;
+  o->path = path;
+  errno = 0;
+#ifdef MHK__POSIX
+  if (stat(path, &info) == 0) {
+    if (!S_ISREG(info.st_mode)) return o->error = S_ISDIR(info.st_mode) ? EISDIR : MHK__NOT_REGULAR;
+    mode = (unsigned)info.st_mode & 0777u;
+  }
+#endif
+  mhk__remove_temporaries(path);
+  for (k = 1; k <= MHK__WRITERS && o->error == EEXIST; k++)
+    o->error = mhk__temporary_path(o->temporary, path, k) ? mhk__file_new_at(o->temporary, mode, &o->file) : ENAMETOOLONG;
+  o->busy = o->error == EEXIST;
   return o->error;
+}
+
+static void mhk__output_put(mhk__output *o, const void *data, size_t bytes) {
+  errno = 0;
+  if (!o->error && bytes) o->error = mhk__handle_write(o->file, data, bytes);
 }
 
 static void mhk__output_write(mhk__output *o, const void *data, size_t bytes) {
-  errno = 0;
-  if (!o->error && bytes && fwrite(data, 1, bytes, o->file) != bytes) o->error = errno ? errno : EIO;
+  if (bytes == 0) return;
+  if (bytes > sizeof o->block - o->held) {
+    mhk__output_put(o, o->block, o->held);
+    o->held = 0;
+  }
+  if (bytes >= sizeof o->block) {
+    mhk__output_put(o, data, bytes);
+    return;
+  }
+  memcpy(o->block + o->held, data, bytes);
+  o->held += bytes;
 }
 
-/* keep 0: throw the file away */
-static int mhk__output_close(mhk__output *o, int keep) {
-  if (!o->file) return o->error;
+/* all of it on the disk, still under the temporary name */
+static int mhk__output_flush(mhk__output *o) {
+  mhk__output_put(o, o->block, o->held);
+  o->held = 0;
   errno = 0;
-  if (fflush(o->file) != 0 && !o->error) o->error = errno ? errno : EIO;
-#ifdef MHK__WINDOWS
-  if (keep && !o->error && _commit(_fileno(o->file)) != 0) o->error = errno ? errno : EIO;
-#endif
-  if (fclose(o->file) != 0 && !o->error) o->error = errno ? errno : EIO;
-  o->file = NULL;
-#ifdef MHK__POSIX
-  if (keep && !o->error) { /* a second descriptor flushes the same file: fileno() is not to be had in strict C99 */
-    int fd = open(o->temporary, O_RDONLY);
-    if (fd < 0 || fsync(fd) != 0) o->error = errno ? errno : EIO;
-    if (fd >= 0) close(fd);
-  }
-#endif
-#ifdef MHK__WINDOWS
-  if (keep && !o->error) o->error = mhk__replace(o->temporary, o->path);
-  if (!keep || o->error) {
-    wchar_t wide[MHK__WIDE_PATH];
-    if (mhk__wide(o->temporary, wide)) DeleteFileW(wide);
-  }
-#else
-  if (keep && !o->error && rename(o->temporary, o->path) != 0) o->error = errno ? errno : EIO;
-  if (!keep || o->error) remove(o->temporary);
-#endif
+  if (!o->error) o->error = mhk__handle_flush(o->file);
   return o->error;
 }
+
+/* keep 0: throw the file away. The lock goes last: nobody takes the file for one that was left. */
+static int mhk__output_close(mhk__output *o, int keep) {
+  if (o->file == MHK__NO_HANDLE) return o->error;
+  if (keep) mhk__output_flush(o);
+#if !defined(MHK__POSIX) && !defined(MHK__WINDOWS)
+  if (mhk__handle_close(o->file) && !o->error) o->error = EIO;
+  o->file = MHK__NO_HANDLE;
+#endif
+  errno = 0;
+  if (keep && !o->error) o->error = mhk__replace(o->temporary, o->path);
+  if (!keep || o->error) mhk__remove(o->temporary);
+  if (o->file != MHK__NO_HANDLE) mhk__handle_close(o->file);
+  o->file = MHK__NO_HANDLE;
+  if (keep && !o->error) mhk__flush_folder(o->path);
+  return o->error;
+}
+
+static const char *mhk__output_why(const mhk__output *o) {
+  if (o->busy) return "so many others are writing it, or were killed where files cannot be locked: remove the files beside it that end in .new and a number";
+  return mhk__file_reason(o->error);
+}
+
+#ifndef MOHAWK_NO_TRAINING
+/* A lock that dies with the process: a file that says who holds it, locked while it is open. Where there are no locks it locks nobody out. */
+typedef struct mhk__lock {
+  mhk__handle file;
+  char path[1024];
+} mhk__lock;
+
+/* 0, EBUSY when somebody else has it (a trainer of this process too), or errno. wait: until it is free */
+static int mhk__lock_take(mhk__lock *l, const char *path, int wait) {
+#ifdef MHK__POSIX
+  int fd, got = 2;
+  struct stat info;
+  struct utsname system;
+  char who[128];
+  size_t n;
+  l->file = MHK__NO_HANDLE;
+  if (strlen(path) >= sizeof l->path) return ENAMETOOLONG;
+  while (got == 2) { /* 2: it was given back, and its file removed, while this one was being opened */
+    fd = open(path, O_RDWR | O_CREAT | MHK__NO_FOLLOW, 0666);
+    if (fd < 0) return errno ? errno : EIO;
+    fcntl(fd, F_SETFD, FD_CLOEXEC);
+    got = fstat(fd, &info) == 0 && S_ISREG(info.st_mode) ? mhk__lock_handle(fd, path, wait) : -2;
+    if (got == 2 || got == 0 || got == -2) close(fd);
+  }
+  if (got == 0 || got == -2) return got ? MHK__NOT_REGULAR : EBUSY;
+  memset(who, ' ', sizeof who);
+  n = mhk__print(who, sizeof who, "process %ld on %.64s", (long)getpid(), uname(&system) >= 0 ? system.nodename : "this machine");
+  who[n] = ' ';
+  who[sizeof who - 1] = '\n';
+  (void)mhk__handle_write(fd, who, sizeof who); /* the name is a help; the lock is there without it */
+  l->file = fd;
+  strcpy(l->path, path);
+#elif defined(MHK__WINDOWS)
+  wchar_t wide[MHK__WIDE_PATH];
+  char who[64];
+  l->file = MHK__NO_HANDLE;
+  if (!mhk__wide(path, wide)) return errno;
+  for (;;) {
+    l->file = CreateFileW(wide, GENERIC_READ | GENERIC_WRITE | DELETE, FILE_SHARE_READ, NULL, OPEN_ALWAYS, FILE_FLAG_DELETE_ON_CLOSE, NULL);
+    if (l->file != MHK__NO_HANDLE) break;
+    if (GetLastError() != ERROR_SHARING_VIOLATION) return mhk__windows_errno();
+    if (!wait) return EBUSY;
+    Sleep(5);
+  }
+  mhk__print(who, sizeof who, "process %ld        \n", (long)GetCurrentProcessId());
+  mhk__handle_write(l->file, who, strlen(who));
+#else
+  (void)path;
+  (void)wait;
+  l->file = MHK__NO_HANDLE;
+#endif
+  return 0;
+}
+
+static void mhk__lock_give(mhk__lock *l) {
+  if (l->file == MHK__NO_HANDLE) return;
+#ifdef MHK__POSIX
+  unlink(l->path);
+#endif
+  mhk__handle_close(l->file);
+  l->file = MHK__NO_HANDLE;
+}
+#endif
 
 static int mhk__is_folder(const char *path) {
 #ifdef MHK__POSIX
@@ -9061,14 +9314,10 @@ static int mhk__bytes_read_or_fail(mhk_context *ctx, mhk__arena *a, const char *
   return !mhk_failed(ctx);
 }
 
-/* a whole file at once, under a temporary name first */
-static mhk_result mhk__write_file(mhk_context *ctx, const char *path, const void *data, size_t bytes) {
-  mhk__output out;
-  if (mhk_failed(ctx)) return mhk_error(ctx);
-  mhk__output_open(&out, path);
-  mhk__output_write(&out, data, bytes);
-  if (mhk__output_close(&out, 1)) return mhk_fail(ctx, MHK_ERROR_FILE, "cannot write %s: %s", path, strerror(out.error));
-  return MHK_OK;
+/* ends a file that was written, kept unless the context has failed; an error that names it */
+static mhk_result mhk__output_close_or_fail(mhk_context *ctx, mhk__output *o) {
+  if (mhk__output_close(o, !mhk_failed(ctx)) && !mhk_failed(ctx)) mhk_fail(ctx, MHK_ERROR_FILE, "cannot write %s: %s", o->path, mhk__output_why(o));
+  return mhk_error(ctx);
 }
 #endif
 
@@ -11339,10 +11588,19 @@ static mhk_result mhk__file_write(mhk_context *ctx, const char *path, int n, con
     mhk__output_write(&out, size, 8);
     mhk__output_write(&out, w.data, w.length);
     for (i = 0; i < n && !out.error && !mhk_failed(ctx); i++) mhk__write_outgoing(ctx, &out, (const mhk__outgoing *)order[i]);
-    if (mhk__output_close(&out, !mhk_failed(ctx))) mhk_fail(ctx, MHK_ERROR_FILE, "cannot write %s: %s", path, strerror(out.error));
+    mhk__output_close_or_fail(ctx, &out);
   }
   mhk__scratch_rewind(ctx, mark);
   return mhk_error(ctx);
+}
+
+MHKDEF mhk_result mhk_file_write_bytes(mhk_context *ctx, const char *path, const void *data, size_t bytes) {
+  mhk__output out;
+  if (!mhk__path_fits(ctx, path)) return mhk_error(ctx);
+  if (!data && bytes) return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "%s cannot be written from %.0f bytes at NULL", path, (double)bytes);
+  mhk__output_open(&out, path);
+  mhk__output_write(&out, data, bytes);
+  return mhk__output_close_or_fail(ctx, &out);
 }
 
 MHKDEF mhk_result mhk_file_write(mhk_context *ctx, const char *path, int n, const mhk_file_tensor *tensors, int n_metadata,
@@ -15101,9 +15359,9 @@ MHKDEF mhk_result mhk_save(mhk_model *m, const char *path, mhk_dtype dtype) {
     mhk__join_path(file, sizeof file, path, "model.safetensors");
     if (!mhk_failed(ctx)) mhk__file_write(ctx, file, n, list, 1, metadata, lengths);
     mhk__join_path(file, sizeof file, path, "tokenizer.json");
-    if (tokenizer) mhk__write_file(ctx, file, tokenizer, tokenizer_length);
+    if (tokenizer) mhk_file_write_bytes(ctx, file, tokenizer, tokenizer_length);
     mhk__join_path(file, sizeof file, path, "config.json");
-    if (!mhk_failed(ctx)) mhk__write_file(ctx, file, config.data, config.length);
+    if (!mhk_failed(ctx)) mhk_file_write_bytes(ctx, file, config.data, config.length);
   }
   mhk__scratch_rewind(ctx, mark);
   mhk_model_destroy(made);
@@ -17323,17 +17581,13 @@ MHKDEF mhk_result mhk_session_load(mhk_session *s, mhk_index sequence, const voi
 MHKDEF mhk_result mhk_session_save_file(mhk_session *s, mhk_index sequence, const char *path) {
   mhk__output file;
   mhk__state_out o;
-  int error;
   if (!mhk__sequence_there(s, sequence)) return s ? s->object.ctx->result : MHK_ERROR_MEMORY;
   if (!mhk__path_fits(s->object.ctx, path)) return s->object.ctx->result;
-  error = mhk__output_open(&file, path);
-  if (!error) {
-    memset(&o, 0, sizeof o);
-    o.file = &file;
-    mhk__state_write(s, sequence, &o);
-    error = mhk__output_close(&file, !file.error);
-  }
-  return error ? mhk_fail(s->object.ctx, MHK_ERROR_FILE, "cannot write %s: %s", path, strerror(error)) : MHK_OK;
+  mhk__output_open(&file, path);
+  memset(&o, 0, sizeof o);
+  o.file = &file;
+  mhk__state_write(s, sequence, &o);
+  return mhk__output_close_or_fail(s->object.ctx, &file);
 }
 
 MHKDEF mhk_result mhk_session_load_file(mhk_session *s, mhk_index sequence, const char *path) {
@@ -18456,6 +18710,10 @@ struct mhk_trainer {
   mhk_model *student;
   mhk_tape *tape;
   char *path; /* of the checkpoint, or NULL */
+#ifndef MOHAWK_NO_STDIO
+  mhk__lock lock; /* of its folder */
+  int locked;
+#endif
   char *run;  /* the description as text, one fact a line */
   mhk_index S[3];      /* updates of each stage */
   mhk_index micro;     /* batches an update */
@@ -19260,6 +19518,50 @@ static int mhk__distill_check(mhk_context *ctx, const mhk_distill_desc *d) {
   return 1;
 }
 
+#ifndef MOHAWK_NO_STDIO
+/* "process 123 on NAME", as far as it can be read */
+static const char *mhk__lock_holder(const char *path, char out[128]) {
+  mhk__bytes b;
+  size_t n = 0;
+  if (mhk__bytes_open(path, &b) == 0) {
+    while (n < 127 && n < b.size && b.data[n] >= ' ' && b.data[n] < 127) n++;
+    memcpy(out, b.data, n);
+    mhk__bytes_close(&b);
+  }
+  while (n > 0 && out[n - 1] == ' ') n--;
+  out[n] = 0;
+  return n > 0 ? out : "another process";
+}
+
+/* One trainer writes to a folder. Other workers of its job only read there. */
+static int mhk__trainer_lock(mhk_trainer *tr) {
+  const char *out = tr->desc.out;
+  char path[MHK__PATH_MOST + 64], who[128];
+  int error;
+  if (!mhk__path_fits(tr->object.ctx, out)) return 0;
+  if (tr->desc.rank != 0) return 1;
+  mhk__join_path(path, sizeof path, out, "run.lock");
+  error = mhk__lock_take(&tr->lock, path, 0);
+  tr->locked = !error;
+  if (error == EBUSY)
+    mhk_fail(tr->object.ctx, MHK_ERROR_STATE, "the folder %s is in use: %s trains there. Wait for it, stop it, or name another folder", out,
+             mhk__lock_holder(path, who));
+  else if (error)
+    mhk_fail(tr->object.ctx, MHK_ERROR_FILE, "the folder %s for checkpoints cannot be locked with %s: %s", out, path, mhk__file_reason(error));
+  return !error;
+}
+
+#endif
+
+static void mhk__trainer_close(void *object) {
+#ifndef MOHAWK_NO_STDIO
+  mhk_trainer *tr = (mhk_trainer *)object;
+  if (tr->locked) mhk__lock_give(&tr->lock);
+#else
+  (void)object;
+#endif
+}
+
 /* The parts of a trainer that need memory. */
 static void mhk__trainer_fill(mhk_trainer *tr, mhk_context *ctx) {
   mhk__arena *arena = &tr->object.arena;
@@ -19302,7 +19604,7 @@ static void mhk__trainer_fill(mhk_trainer *tr, mhk_context *ctx) {
     tr->path = (char *)mhk__arena_zeros(ctx, arena, (mhk_index)room, 1);
     if (error)
       mhk_fail(ctx, MHK_ERROR_FILE, "the folder %s for checkpoints cannot be made: %s", d->out, strerror(error));
-    else if (tr->path)
+    else if (tr->path && mhk__trainer_lock(tr))
       mhk__join_path(tr->path, room, d->out, "checkpoint.safetensors");
   }
 #endif
@@ -19319,7 +19621,7 @@ MHKDEF mhk_trainer *mhk_distill(mhk_context *ctx, const mhk_distill_desc *desc) 
   }
   d = mhk_distill_defaults(desc);
   if (!mhk__distill_check(ctx, &d)) return NULL;
-  tr = (mhk_trainer *)mhk__object_new(ctx, sizeof(mhk_trainer), NULL);
+  tr = (mhk_trainer *)mhk__object_new(ctx, sizeof(mhk_trainer), mhk__trainer_close);
   if (!tr) return NULL;
   tr->desc = d;
   tr->student = d.student ? d.student : mhk_student_create(ctx, d.teacher, &d.student_desc);
@@ -19336,6 +19638,7 @@ MHKDEF mhk_trainer *mhk_distill(mhk_context *ctx, const mhk_distill_desc *desc) 
     mhk__stage_seek(tr);
     mhk__progress_place(tr, first ? first : 1, 0);
 #ifndef MOHAWK_NO_STDIO
+    if (tr->locked) mhk__remove_temporaries(tr->path);
     if (tr->path && !d.fresh) mhk__resume(tr);
 #endif
   }
@@ -19687,6 +19990,8 @@ MHKDEF mhk_result mhk_evaluate(mhk_model *m, mhk_model *teacher, mhk_text *text,
 #undef MHK__SPACE
 #undef MHK__SSD_CHUNK
 #undef MHK__LD
+#undef MHK__NO_FOLLOW
+#undef MHK__NO_HANDLE
 #undef MHK__OVER
 #undef MHK__STATE_HEAD
 #undef MHK__STATE_VERSION
@@ -19700,6 +20005,7 @@ MHKDEF mhk_result mhk_evaluate(mhk_model *m, mhk_model *teacher, mhk_text *text,
 #undef MHK__TOKEN_VOCABULARY
 #undef MHK__UPDATE_BLOCK
 #undef MHK__WIDE_PATH
+#undef MHK__WRITERS
 #undef MHK__WINDOWS
 #undef MHK__WORD_BYTES
 #undef MHK__WORD_IDS

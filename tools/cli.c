@@ -13,7 +13,10 @@
 #include <io.h>
 #define isatty _isatty
 #define fileno _fileno
+#define access _access
+#define FOLDER_ENDS "/\\:"
 #else
+#define FOLDER_ENDS "/"
 #include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -546,24 +549,54 @@ int cli_join(char *out, size_t capacity, const char *folder, const char *name) {
   return length >= 0 && (size_t)length < capacity ? CLI_GO : cli_error("the path %s/%s is too long", folder, name);
 }
 
+/* what is written is collected first: in memory, or in a file without a name */
 int cli_output_open(cli_output *o, const char *path) {
-  if (strlen(path) >= sizeof o->path) return cli_error("the path %s is too long", path);
+  char folder[1024];
+  size_t n = strlen(path);
+  memset(o, 0, sizeof *o);
+  if (n >= sizeof o->path) return cli_error("the path %s is too long", path);
   strcpy(o->path, path);
-  snprintf(o->temporary, sizeof o->temporary, "%s.new", path);
-  o->file = fopen(o->temporary, "wb");
-  return o->file ? CLI_GO : cli_error("%s cannot be written: %s", o->temporary, strerror(errno));
+  strcpy(folder, path);
+  while (n > 0 && !strchr(FOLDER_ENDS, folder[n - 1])) n--;
+  folder[n] = 0;
+  if (access(n ? folder : ".", 2) != 0) return cli_error("%s cannot be written: %s", path, strerror(errno));
+#if defined(_WIN32)
+  {
+    char *name = _tempnam(NULL, "mohawk");
+    o->file = name ? fopen(name, "w+bD") : NULL;
+    free(name);
+  }
+#else
+  o->file = open_memstream(&o->data, &o->size);
+#endif
+  return o->file ? CLI_GO : cli_error("%s cannot be written: %s", path, strerror(errno));
 }
 
 int cli_output_close(cli_output *o) {
-  int bad = ferror(o->file);
-  if (fclose(o->file) != 0) bad = 1;
+  mhk_context *ctx;
+  int code = CLI_GO, bad = ferror(o->file);
 #if defined(_WIN32)
-  if (!bad) remove(o->path); /* rename does not replace there */
+  if (!bad && fseek(o->file, 0, SEEK_END) == 0) {
+    o->size = (size_t)ftell(o->file);
+    o->data = (char *)malloc(o->size + 1);
+    rewind(o->file);
+    bad = !o->data || fread(o->data, 1, o->size, o->file) != o->size;
+  }
 #endif
-  if (!bad && rename(o->temporary, o->path) == 0) return CLI_GO;
-  cli_error("%s cannot be written: %s", o->path, strerror(errno));
-  remove(o->temporary);
-  return CLI_FAILED;
+  if (fclose(o->file) != 0) bad = 1;
+  ctx = bad ? NULL : cli_context(1);
+  if (!ctx)
+    code = cli_error("%s cannot be written: out of memory", o->path);
+  else if (mhk_file_write_bytes(ctx, o->path, o->data, o->size) != MHK_OK)
+    code = cli_context_error(ctx);
+  mhk_destroy(ctx);
+  free(o->data);
+  return code;
+}
+
+void cli_output_drop(cli_output *o) {
+  fclose(o->file);
+  free(o->data);
 }
 
 static void on_signal(int number) {

@@ -101,13 +101,15 @@ int cli_exists(const char *path);
 int cli_ends_with(const char *text, const char *end);
 int cli_make_folders(const char *path); /* CLI_GO, or CLI_FAILED after a message */
 int cli_join(char *out, size_t capacity, const char *folder, const char *name); /* the same */
-/* A file that appears under its name when it is complete. */
+/* A file that appears under its name when it is complete, as mhk_file_write_bytes() does it. */
 typedef struct cli_output {
   FILE *file;
-  char path[1024], temporary[1040];
+  char path[1024], *data;
+  size_t size;
 } cli_output;
 int cli_output_open(cli_output *o, const char *path); /* CLI_GO, or CLI_FAILED after a message */
 int cli_output_close(cli_output *o);
+void cli_output_drop(cli_output *o); /* in place of closing: nothing is written */
 void cli_catch_signals(void); /* from now on Ctrl-C only sets cli_stopped(); a second one ends the program */
 int cli_stopped(void);
 

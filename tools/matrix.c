@@ -79,8 +79,9 @@ static int write_picture(const settings *s, const picture_panel *panels, int n, 
   } else {
     picture_svg(o.file, panels, n, T);
   }
-  if (cli_output_close(&o) != CLI_GO) return CLI_FAILED;
-  return drawn ? CLI_GO : cli_error("out of memory for a picture of %lld x %lld tokens", (long long)T, (long long)T);
+  if (drawn) return cli_output_close(&o);
+  cli_output_drop(&o);
+  return cli_error("out of memory for a picture of %lld x %lld tokens", (long long)T, (long long)T);
 }
 
 static void tell(const settings *s, const picture_panel *panels, int n, mhk_index T) {

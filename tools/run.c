@@ -1,5 +1,6 @@
 /* run.c: see run.h */
 #include "run.h"
+#include <errno.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -312,7 +313,7 @@ run_result run_distill(mhk_context *ctx, const run *r, mhk_trainer **trainer) {
       result = RUN_FAILED;
     }
   }
-  if (p.log) fclose(p.log);
+  if (p.log && (ferror(p.log) | fclose(p.log)) != 0) cli_note("%s/log.csv is not complete: %s", r->desc.out, strerror(errno));
   return result;
 }
 
