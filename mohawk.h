@@ -638,7 +638,7 @@ MHKDEF mhk_result mhk_file_write_bytes(mhk_context *ctx, const char *path, const
 /* ---------------------------------------------------------------------------------------- tokenizer */
 
 /* Byte-level BPE as GPT-2, Phi and GPT-NeoX (with NFC, which the Mamba-2 models have) use it. path: a folder or file: tokenizer.json, or vocab.json with merges.txt (and added_tokens.json), or
-   encoder.json with vocab.bpe. */
+   encoder.json with vocab.bpe; and the tokenizer_config.json beside them, if there is one: which tokens start and end a text. */
 #ifndef MOHAWK_NO_STDIO
 MHKDEF mhk_tokenizer *mhk_tokenizer_load(mhk_context *ctx, const char *path);
 #endif
@@ -648,12 +648,17 @@ MHKDEF void mhk_tokenizer_destroy(mhk_tokenizer *k);
    the text become their ids; none are put around it. Time is linear in length. mhk_decode() gives the bytes back (unless the tokenizer.json
    asks for NFC, add_prefix_space, lstrip or rstrip, which change the text). */
 MHKDEF mhk_index mhk_encode(mhk_tokenizer *k, const char *text, size_t length, int32_t *ids, mhk_index capacity);
+/* The same with mhk_tokenizer_start() before the text, where mhk_feed_text() puts it. */
+MHKDEF mhk_index mhk_encode_prompt(mhk_tokenizer *k, const char *text, size_t length, int32_t *ids, mhk_index capacity);
 /* The bytes of ids: writes at most capacity (no terminating 0), returns how many there are; -1 when an id does not exist. */
 MHKDEF mhk_index mhk_decode(mhk_tokenizer *k, const int32_t *ids, mhk_index n, char *text, size_t capacity);
 MHKDEF int mhk_tokenizer_size(const mhk_tokenizer *k);                    /* one more than the largest id */
 MHKDEF int32_t mhk_tokenizer_id(mhk_tokenizer *k, const char *token);     /* id of an added or special token ("<|endoftext|>"), -1 if absent */
 MHKDEF const char *mhk_token_bytes(mhk_tokenizer *k, int32_t id, size_t *length); /* bytes of one token, NULL if the id does not exist */
-MHKDEF int32_t mhk_tokenizer_end(const mhk_tokenizer *k);                 /* id of the end-of-text token, -1 if there is none */
+/* id of the token that ends a text, -1 if there is none: eos_token of the tokenizer_config.json beside tokenizer.json, else <|endoftext|> */
+MHKDEF int32_t mhk_tokenizer_end(const mhk_tokenizer *k);
+/* id of the token that starts one, the documents of mhk_text_load() for one: its bos_token, what tokenizer.json puts before a text, else as above */
+MHKDEF int32_t mhk_tokenizer_start(const mhk_tokenizer *k);
 MHKDEF const char *mhk_tokenizer_json(mhk_tokenizer *k, size_t *length);  /* the tokenizer as a tokenizer.json; the tokenizer's memory */
 
 /* Streaming: gives back only whole UTF-8 characters, holding an unfinished one until the next call; bytes that can be no character become
@@ -666,7 +671,7 @@ MHKDEF size_t mhk_stream_finish(mhk_stream *s, char *out);                      
 
 /* A session runs a model for inference: one or more sequences of tokens, each at its own position. State-space layers keep a state of constant size,
    attention layers the keys and values of the tokens so far. All its memory is one block, whose size mhk_session_size() tells beforehand: after creation
-   nothing more is asked of the allocator. Sequences are numbered from 0. What a sequence answers does not depend on the others of its session (products
+   nothing more is asked of the allocator, but for words longer than word_bytes. Sequences are numbered from 0. What a sequence answers does not depend on the others of its session (products
    of a few rows are summed in another order than those of many: rounding differs). Zero means the default named here. */
 typedef struct mhk_session_desc {
   mhk_index batch;          /* sequences; 0: 1 */
@@ -680,6 +685,9 @@ typedef struct mhk_session_desc {
   size_t stop_bytes;        /* bytes of the longest stop string of mhk_sampling; 0: 64 */
   void *memory;             /* the caller's block to live in, which must outlast the session; NULL: from the context's allocator */
   size_t memory_bytes;      /* its size: at least mhk_session_size(), aligned or not */
+  size_t word_bytes;        /* bytes of the longest word (run without a break) of mhk_feed_text() that the block has room for; 0: 1024. A longer one takes
+                               memory from the context's allocator for as long as it lasts, but is an error where the block is the caller's. */
+  int no_start;             /* mhk_feed_text() puts no token before the text */
 } mhk_session_desc;
 /* Bytes of the block that a session of this description takes with this context's threads (fewer later are fine, more stay unused). 0 on error. */
 MHKDEF size_t mhk_session_size(const mhk_model *m, const mhk_session_desc *desc);
@@ -704,9 +712,10 @@ MHKDEF mhk_result mhk_feed_logits(mhk_session *s, const int32_t *const *tokens, 
 /* Feeds n tokens to one sequence and tells how likely each was after those before it: n natural logarithms of probabilities. The sequence must have
    seen a token (text: the end-of-text token). */
 MHKDEF mhk_result mhk_score(mhk_session *s, mhk_index sequence, const int32_t *tokens, mhk_index n, double *log_probabilities);
-/* Text through the model's tokenizer (batch 1). At the start of a sequence the end-of-text token goes first, as the teachers were trained. A single word
-   (a run without a break) of more than 1024 bytes is an error: mhk_encode() takes it. */
+/* Text through the model's tokenizer (batch 1): the ids of mhk_encode(). At the start of a sequence mhk_tokenizer_start() goes first, as the teachers were
+   trained, unless the text begins with it, the tokenizer's files say that none does, or mhk_session_desc.no_start. */
 MHKDEF mhk_result mhk_feed_text(mhk_session *s, const char *text);
+MHKDEF mhk_result mhk_feed_bytes(mhk_session *s, const char *text, size_t length); /* the same, for text with zero characters */
 MHKDEF const mhk_real *mhk_logits(const mhk_session *s); /* (batch,V) after the last token each was fed; NULL while a sequence has none */
 MHKDEF const mhk_real *mhk_logits_of(const mhk_session *s, mhk_index sequence); /* (V) of one sequence; NULL while it has none */
 
@@ -802,7 +811,7 @@ MHKDEF mhk_real *mhk_session_ssm(mhk_session *s, mhk_index sequence, int layer);
 #ifndef MOHAWK_NO_TRAINING
 /* ---------------------------------------------------------------------------------------- text */
 
-/* Training text: one long row of tokens, documents each starting with the end-of-text token. */
+/* Training text: one long row of tokens, documents each starting with mhk_tokenizer_start(). */
 /* n files of text; documents are separated by the end-of-text token written out (<|endoftext|>). max_document > 0 cuts longer documents at line ends as soon
    as they pass that many bytes. repeat[i] uses file i that many times (NULL: once). Documents are shuffled by seed (0: order kept). */
 typedef struct mhk_text_desc {
@@ -11876,9 +11885,10 @@ struct mhk_tokenizer {
   mhk__nfc *nfc; /* NULL: text is taken as it is */
   int prefix_space, use_regex, ignore_merges;
   int cuts; /* text may be cut before any space that follows something else */
-  int32_t end;
-  const char *json;
-  size_t json_length;
+  int32_t end, start;
+  int puts_start; /* start goes before prompts */
+  const char *json, *config; /* tokenizer.json; tokenizer_config.json or NULL */
+  size_t json_length, config_length;
 };
 
 /* ---------------------------------------------------------------------------------------- character classes */
@@ -12178,12 +12188,13 @@ static size_t mhk__nfc_text(mhk_tokenizer *k, const unsigned char *text, size_t 
 /* ---------------------------------------------------------------------------------------- reading */
 
 /* Where a tokenizer comes from. The vocabulary is an object of ids by text; added tokens an array of objects (tokenizer.json), an object
-   of ids by text (added_tokens.json), or not there; merges an array, or lines of text. */
+   of ids by text (added_tokens.json) or of objects by id (decoder, in tokenizer_config.json), or not there; merges an array, or lines
+   of text. */
 typedef struct mhk__token_source {
-  const char *where, *merges_where, *added_where; /* names in errors */
-  const mhk__json *vocabulary, *added, *merges;
-  const char *lines;
-  size_t lines_length;
+  const char *where, *merges_where, *added_where, *config_where; /* names in errors */
+  const mhk__json *vocabulary, *added, *merges, *post_processor, *config, *decoder;
+  const char *lines, *config_text;
+  size_t lines_length, config_length;
 } mhk__token_source;
 
 /* how many of n bytes to show in a message: short, and whole characters (for "%.*s") */
@@ -12218,12 +12229,15 @@ static int mhk__token_map(const char *text, size_t n, char *out, size_t *length)
 static int mhk__token_entry(mhk_context *ctx, const mhk__json *x, const char *where, const char **text, size_t *length, int32_t *id) {
   const mhk__json *value = x;
   int64_t number = -1;
-  if (x->key) {
+  size_t at = 0;
+  if (x->key && !mhk__json_is(x, MHK__JSON_OBJECT)) {
     *text = x->key;
     *length = x->key_length;
-  } else {
+  } else { /* the key, if any, is the id: added_tokens_decoder of a tokenizer_config.json */
     const mhk__json *content = mhk__json_get(x, "content");
-    value = mhk__json_get(x, "id");
+    for (value = x->key ? NULL : mhk__json_get(x, "id"), number = 0; x->key && x->key[at] >= '0' && x->key[at] <= '9' && at < 10; at++)
+      number = 10 * number + (x->key[at] - '0');
+    if (x->key && (at == 0 || at < x->key_length)) number = -1;
     if (!mhk__json_is(content, MHK__JSON_STRING)) {
       mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: the added token at byte %lld has no text \"content\"", where, (long long)x->at);
       return 0;
@@ -12231,12 +12245,13 @@ static int mhk__token_entry(mhk_context *ctx, const mhk__json *x, const char *wh
     *text = content->text;
     *length = content->length;
   }
-  if (x->key && (*length == 0 || memchr(*text, 0, *length))) {
+  if (value == x && (*length == 0 || memchr(*text, 0, *length))) {
     mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: the token at byte %lld %s", where, (long long)x->at,
              *length ? "has a zero character" : "is empty");
     return 0;
   }
-  if (!mhk__json_integer(value, &number) || number < 0 || number >= INT32_MAX) {
+  if ((value || !x->key) && !mhk__json_integer(value, &number)) number = -1;
+  if (number < 0 || number >= INT32_MAX) {
     mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: the id of token \"%.*s\" should be a whole number from 0 to %ld", where,
              mhk__shown(*text, *length), *text, (long)INT32_MAX - 1);
     return 0;
@@ -12405,7 +12420,7 @@ static int mhk__added_read(mhk_tokenizer *k, const mhk__token_source *source, si
   const mhk__json *x;
   const char end_text[] = "<|endoftext|>";
   const mhk_index most = 1 + (source->added ? source->added->count : 0);
-  const int bare = !mhk__json_is(source->added, MHK__JSON_ARRAY);
+  const int bare = !mhk__json_is(source->added, MHK__JSON_ARRAY), flags = !bare || source->added == source->decoder;
   mhk__added *all = (mhk__added *)mhk__arena_zeros(ctx, &k->object.arena, most, sizeof(mhk__added)), *a = all, *kept = NULL;
   mhk__added **order;
   mhk_index i, n = 0;
@@ -12419,7 +12434,7 @@ static int mhk__added_read(mhk_tokenizer *k, const mhk__token_source *source, si
     if (!mhk__token_entry(ctx, x, source->added_where, &a->content, &a->content_length, &a->id)) return 0;
     if (a->content_length == 0) continue; /* as Hugging Face's tokenizers do */
     a->normalized = 1;
-    if (!bare) mhk__added_flags(ctx, x, source->added_where, a);
+    if (flags) mhk__added_flags(ctx, x, source->added_where, a);
     a->content = mhk__arena_text(ctx, &k->object.arena, a->content, a->content_length);
     if (!a->content || mhk_failed(ctx)) return 0;
     a->text = a->content;
@@ -12443,7 +12458,7 @@ static int mhk__added_read(mhk_tokenizer *k, const mhk__token_source *source, si
     if (a->id < 0) continue;
     mhk__added_place(k, source, a, &used);
     if (is_end) k->end = a->id;
-    if (is_end && bare) { /* special there as well */
+    if (is_end && !flags) { /* special there as well */
       a->normalized = 0;
       a->special = 1;
     }
@@ -12558,6 +12573,128 @@ static int mhk__merges_read(mhk_tokenizer *k, const mhk__token_source *source, c
   return !mhk_failed(ctx);
 }
 
+/* the id of a token that a configuration names, as text or as an object with "content"; -1: none is named, or with a warning: it does not exist */
+static int32_t mhk__named_token(mhk_tokenizer *k, const mhk__token_source *source, const char *key) {
+  const mhk__json *x = mhk__json_get(source->config, key);
+  char token[256], *room = token;
+  size_t length = 0;
+  int32_t id;
+  int mapped;
+  if (mhk__json_is(x, MHK__JSON_OBJECT)) x = mhk__json_get(x, "content");
+  if (!x || mhk__json_is(x, MHK__JSON_NULL)) return -1;
+  if (!mhk__json_is(x, MHK__JSON_STRING)) {
+    mhk_fail(k->object.ctx, MHK_ERROR_FORMAT, "%s: \"%s\" should be a token's text", source->config_where, key);
+    return -1;
+  }
+  id = mhk_tokenizer_id(k, x->text);
+  if (id < 0 && x->length < sizeof token) {
+    mapped = mhk__token_map(x->text, x->length, room, &length);
+    id = mhk__vocabulary_find(k, room, length, mapped, NULL);
+  }
+  if (id < 0)
+    mhk__note(k->object.ctx, MHK_LOG_WARNING, "%s: %s \"%.*s\" is no token of the vocabulary: it is left out", source->config_where, key,
+              mhk__shown(x->text, x->length), x->text);
+  return id;
+}
+
+/* What a post-processor puts before a text: its id, -1 none; *says: it decides that. What it puts elsewhere is told in a warning. */
+static int32_t mhk__post_processor(mhk_tokenizer *k, const mhk__token_source *source, const mhk__json *x, int *says) {
+  mhk_context *ctx = k->object.ctx;
+  const char *type = mhk__json_string(mhk__json_get(x, "type"));
+  const mhk__json *item;
+  int32_t id = -1;
+  int inside = 0, left_out = 0;
+  if (!x || mhk__json_is(x, MHK__JSON_NULL) || (type && !strcmp(type, "ByteLevel"))) return -1;
+  if (type && !strcmp(type, "Sequence")) {
+    for (item = mhk__json_get(x, "processors"), item = item ? item->first : NULL; item; item = item->next) {
+      const int32_t one = mhk__post_processor(k, source, item, says);
+      if (one >= 0) id = one;
+    }
+    return id;
+  }
+  if (!type || strcmp(type, "TemplateProcessing")) {
+    mhk__note(ctx, MHK_LOG_WARNING, "%s: post_processor %.60s is not applied: what it puts around a text is left out", source->where, type ? type : "without a type");
+    return -1;
+  }
+  *says = 1;
+  for (item = mhk__json_get(x, "single"), item = item ? item->first : NULL; item; item = item->next) {
+    const mhk__json *token = mhk__json_get(mhk__json_get(item, "SpecialToken"), "id");
+    if (mhk__json_get(item, "Sequence")) inside = 1;
+    if (!mhk__json_is(token, MHK__JSON_STRING)) continue;
+    if (!inside && id < 0) id = mhk_tokenizer_id(k, token->text);
+    if (inside || id < 0 || mhk_tokenizer_id(k, token->text) != id) left_out = 1;
+  }
+  if (left_out)
+    mhk__note(ctx, MHK_LOG_WARNING, "%s: of what post_processor puts around a text only the first token before it is put: add the others to the ids", source->where);
+  return id;
+}
+
+/* What transformers adds to a tokenizer from tokenizer_config.json but is not known here. */
+static void mhk__token_decoder_check(mhk_tokenizer *k, const mhk__token_source *source) {
+  const mhk__json *x, *missing = NULL;
+  int n = 0;
+  if (source->added == source->decoder) return;
+  for (x = source->decoder ? source->decoder->first : NULL; x; x = x->next) {
+    const mhk__json *content = mhk__json_get(x, "content");
+    if (!mhk__json_is(content, MHK__JSON_STRING) || content->length == 0 || mhk_tokenizer_id(k, content->text) >= 0) continue;
+    if (n++ == 0) missing = content;
+  }
+  if (n > 0)
+    mhk__note(k->object.ctx, MHK_LOG_WARNING, "%s: added_tokens_decoder has %d tokens that %s has not, the first of them \"%.*s\": they are taken for plain text",
+              source->config_where, n, source->where, mhk__shown(missing->text, missing->length), missing->text);
+}
+
+static void mhk__special_tokens_check(mhk_tokenizer *k, const mhk__token_source *source, const char *key) {
+  const mhk__json *x = mhk__json_get(source->config, key);
+  for (x = mhk__json_is(x, MHK__JSON_ARRAY) ? x->first : NULL; x; x = x->next) {
+    const mhk__json *content = mhk__json_is(x, MHK__JSON_OBJECT) ? mhk__json_get(x, "content") : x;
+    if (!mhk__json_is(content, MHK__JSON_STRING) || content->length == 0 || mhk_tokenizer_id(k, content->text) >= 0) continue;
+    mhk__note(k->object.ctx, MHK_LOG_WARNING, "%s: \"%.*s\" of %s is no added token of %s: it is taken for plain text", source->config_where,
+              mhk__shown(content->text, content->length), content->text, key, source->where);
+    return;
+  }
+}
+
+/* What a tokenizer_config.json says beyond tokenizer.json, and a post-processor: which tokens start and end a text. Unless one of them decides, prompts
+   start with the token that starts a text, but not those of the tokenizers that are known to do without. */
+static int mhk__tokenizer_configure(mhk_tokenizer *k, const mhk__token_source *source) {
+  static const char without[6][24] = {"GPT2Tokenizer",         "GPT2TokenizerFast", "CodeGenTokenizer",
+                                      "CodeGenTokenizerFast",  "GPTNeoXTokenizer",  "GPTNeoXTokenizerFast"};
+  static const char warned[3][32] = {"add_eos_token", "split_special_tokens", "clean_up_tokenization_spaces"};
+  mhk_context *ctx = k->object.ctx;
+  const mhk__json *c = source->config, *add = mhk__json_get(c, "add_bos_token"), *prefix = mhk__json_get(c, "add_prefix_space");
+  int32_t id;
+  int says = 0, i, without_start = 0;
+  k->start = k->end;
+  k->puts_start = 1;
+  id = mhk__post_processor(k, source, source->post_processor, &says);
+  if (says) k->puts_start = id >= 0;
+  if (id >= 0) k->start = id;
+  if (!c || mhk_failed(ctx)) return !mhk_failed(ctx);
+  for (i = 0; i < 6; i++)
+    if (mhk__json_equals(mhk__json_get(c, "tokenizer_class"), without[i])) without_start = 1;
+  id = mhk__named_token(k, source, "bos_token");
+  if (id >= 0 && (k->start == k->end || mhk__json_is(add, MHK__JSON_TRUE))) k->start = id;
+  id = mhk__named_token(k, source, "eos_token");
+  if (id >= 0) k->end = id;
+  if (k->start < 0) k->start = k->end;
+  if (add && !mhk__json_is(add, MHK__JSON_NULL))
+    k->puts_start = mhk__token_flag(ctx, c, "add_bos_token", 0, source->config_where);
+  else if (!says && without_start)
+    k->puts_start = 0;
+  if (without_start && prefix && !mhk__json_is(prefix, MHK__JSON_NULL))
+    k->prefix_space = mhk__token_flag(ctx, c, "add_prefix_space", 0, source->config_where); /* these are made anew from their configuration */
+  for (i = 0; i < 3; i++)
+    if (mhk__json_is(mhk__json_get(c, warned[i]), MHK__JSON_TRUE))
+      mhk__note(ctx, MHK_LOG_WARNING, "%s: %s is not done here", source->config_where, warned[i]);
+  mhk__token_decoder_check(k, source);
+  mhk__special_tokens_check(k, source, "extra_special_tokens");
+  mhk__special_tokens_check(k, source, "additional_special_tokens");
+  k->config = mhk__arena_text(ctx, &k->object.arena, source->config_text, source->config_length);
+  k->config_length = source->config_length;
+  return k->config && !mhk_failed(ctx);
+}
+
 static int mhk__tokenizer_build(mhk_tokenizer *k, const mhk__token_source *source) {
   mhk_context *ctx = k->object.ctx;
   mhk__mark mark;
@@ -12585,7 +12722,19 @@ static int mhk__tokenizer_build(mhk_tokenizer *k, const mhk__token_source *sourc
   mhk__scratch_rewind(ctx, mark);
   if (!good) return 0;
   k->words = (mhk__word *)mhk__arena_zeros(ctx, &k->object.arena, MHK__WORD_SLOTS, sizeof(mhk__word));
-  return k->words != NULL;
+  return k->words && mhk__tokenizer_configure(k, source);
+}
+
+/* Reads tokenizer_config.json; 0 after an error. */
+static int mhk__token_config_read(mhk_context *ctx, mhk__arena *tree, mhk__token_source *source, const char *text, size_t length, const char *where) {
+  source->config = mhk__json_parse(ctx, tree, text, length, where, 0);
+  source->config_text = text;
+  source->config_length = length;
+  source->config_where = where;
+  source->decoder = mhk__json_get(source->config, "added_tokens_decoder");
+  if (source->config && !mhk__json_is(source->config, MHK__JSON_OBJECT)) mhk_fail(ctx, MHK_ERROR_FORMAT, "%s should be a JSON object", where);
+  if (source->decoder && !mhk__json_is(source->decoder, MHK__JSON_OBJECT)) source->decoder = NULL;
+  return !mhk_failed(ctx);
 }
 
 /* A part of tokenizer.json by its type: NULL when it is null or not there; a sequence of one is that one. */
@@ -12619,6 +12768,11 @@ static int mhk__token_settings(mhk_tokenizer *k, const mhk__json *root, const mh
   int i;
   if (x && !mhk__json_equals(x, "BPE")) {
     mhk__token_part_refused(ctx, model, "model", where);
+    return 0;
+  }
+  x = mhk__json_get(root, "version");
+  if (x && !mhk__json_equals(x, "1.0")) {
+    mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "%s: \"version\" of the file is not 1.0", where);
     return 0;
   }
   x = mhk__json_get(model, "dropout");
@@ -12670,7 +12824,9 @@ static int mhk__token_settings(mhk_tokenizer *k, const mhk__json *root, const mh
   return !mhk_failed(ctx);
 }
 
-static mhk_tokenizer *mhk__tokenizer_from_json(mhk_context *ctx, const char *json, size_t length, const char *where) {
+/* config: a tokenizer_config.json, or NULL */
+static mhk_tokenizer *mhk__tokenizer_from_json(mhk_context *ctx, const char *json, size_t length, const char *where, const char *config, size_t config_length,
+                                               const char *config_where) {
   mhk_tokenizer *k = (mhk_tokenizer *)mhk__object_new(ctx, sizeof(mhk_tokenizer), NULL);
   const mhk__json *root, *model;
   mhk__token_source source;
@@ -12680,8 +12836,9 @@ static mhk_tokenizer *mhk__tokenizer_from_json(mhk_context *ctx, const char *jso
   memset(&source, 0, sizeof source);
   memset(&tree, 0, sizeof tree);
   root = mhk__json_parse(ctx, &tree, json, length, where, 0);
-  if (root) {
+  if (root && (!config || mhk__token_config_read(ctx, &tree, &source, config, config_length, config_where))) {
     model = mhk__json_get(root, "model");
+    source.post_processor = mhk__json_get(root, "post_processor");
     source.where = source.merges_where = source.added_where = where;
     source.vocabulary = mhk__json_get(model, "vocab");
     source.merges = mhk__json_get(model, "merges");
@@ -12713,12 +12870,24 @@ MHKDEF mhk_tokenizer *mhk_tokenizer_parse(mhk_context *ctx, const char *json, si
     mhk_fail(ctx, MHK_ERROR_ARGUMENT, "mhk_tokenizer_parse was given no text");
     return NULL;
   }
-  return mhk__tokenizer_from_json(ctx, json, length, "the tokenizer.json in memory");
+  return mhk__tokenizer_from_json(ctx, json, length, "the tokenizer.json in memory", NULL, 0, NULL);
+}
+
+/* the same tokenizer in another context */
+static mhk_tokenizer *mhk__tokenizer_copy(mhk_context *ctx, mhk_tokenizer *k) {
+  size_t length = 0;
+  const char *json = mhk_tokenizer_json(k, &length);
+  if (!json) {
+    mhk_fail(ctx, mhk_error(k->object.ctx), "the tokenizer cannot be copied: %s", mhk_message(k->object.ctx));
+    return NULL;
+  }
+  return mhk__tokenizer_from_json(ctx, json, length, "the tokenizer's copy", k->config, k->config_length, "its tokenizer_config.json");
 }
 
 #ifndef MOHAWK_NO_STDIO
 /* vocab.json with merges.txt and perhaps added_tokens.json, or encoder.json with vocab.bpe */
-static mhk_tokenizer *mhk__tokenizer_from_pair(mhk_context *ctx, const char *vocabulary, const char *merges, const char *added) {
+static mhk_tokenizer *mhk__tokenizer_from_pair(mhk_context *ctx, const char *vocabulary, const char *merges, const char *added, const mhk__bytes *config,
+                                               const char *config_where) {
   mhk_tokenizer *k = (mhk_tokenizer *)mhk__object_new(ctx, sizeof(mhk_tokenizer), NULL);
   mhk__token_source source;
   mhk__bytes file[3];
@@ -12737,6 +12906,11 @@ static mhk_tokenizer *mhk__tokenizer_from_pair(mhk_context *ctx, const char *voc
     source.lines = (const char *)file[1].data;
     source.lines_length = file[1].size;
     if (file[2].data) source.added = mhk__json_parse(ctx, &tree, (const char *)file[2].data, file[2].size, added, 0);
+    if (config->data) mhk__token_config_read(ctx, &tree, &source, (const char *)config->data, config->size, config_where);
+    if (!source.added && source.decoder) {
+      source.added = source.decoder;
+      source.added_where = config_where;
+    }
     k->use_regex = 1;
     if (!mhk_failed(ctx)) {
       if (!mhk__json_is(source.vocabulary, MHK__JSON_OBJECT) || (source.added && !mhk__json_is(source.added, MHK__JSON_OBJECT)))
@@ -12766,8 +12940,10 @@ static int mhk__tokenizer_layout(const char *folder) {
 }
 
 MHKDEF mhk_tokenizer *mhk_tokenizer_load(mhk_context *ctx, const char *path) {
-  char folder[MHK__PATH_MOST + 64], first[MHK__PATH_MOST + 64], second[MHK__PATH_MOST + 64], third[MHK__PATH_MOST + 64];
-  int layout;
+  char folder[MHK__PATH_MOST + 64], first[MHK__PATH_MOST + 64], second[MHK__PATH_MOST + 64], third[MHK__PATH_MOST + 64], fourth[MHK__PATH_MOST + 64];
+  mhk_tokenizer *k = NULL;
+  mhk__bytes file, config;
+  int layout, named;
   if (!mhk__path_fits(ctx, path)) return NULL;
   if (mhk__is_folder(path)) {
     layout = mhk__tokenizer_layout(path);
@@ -12786,19 +12962,23 @@ MHKDEF mhk_tokenizer *mhk_tokenizer_load(mhk_context *ctx, const char *path) {
     if (!strcmp(name, "encoder.json") || !strcmp(name, "vocab.bpe")) layout = 3;
     strcpy(first, path);
   }
+  memset(&config, 0, sizeof config);
+  mhk__join_path(fourth, sizeof fourth, folder, "tokenizer_config.json");
+  named = mhk__ends_with(first, "tokenizer.json") || layout > 1 || mhk__is_folder(path);
+  if (named && mhk__is_file(fourth) && !mhk__bytes_open_or_fail(ctx, fourth, &config)) return NULL;
   if (layout == 1) {
-    mhk_tokenizer *k = NULL;
-    mhk__bytes file;
     if (mhk__bytes_open_or_fail(ctx, first, &file)) {
-      k = mhk__tokenizer_from_json(ctx, (const char *)file.data, file.size, first);
+      k = mhk__tokenizer_from_json(ctx, (const char *)file.data, file.size, first, (const char *)config.data, config.size, fourth);
       mhk__bytes_close(&file);
     }
-    return k;
+  } else {
+    mhk__join_path(first, sizeof first, folder, layout == 2 ? "vocab.json" : "encoder.json");
+    mhk__join_path(second, sizeof second, folder, layout == 2 ? "merges.txt" : "vocab.bpe");
+    mhk__join_path(third, sizeof third, folder, "added_tokens.json");
+    k = mhk__tokenizer_from_pair(ctx, first, second, third, &config, fourth);
   }
-  mhk__join_path(first, sizeof first, folder, layout == 2 ? "vocab.json" : "encoder.json");
-  mhk__join_path(second, sizeof second, folder, layout == 2 ? "merges.txt" : "vocab.bpe");
-  mhk__join_path(third, sizeof third, folder, "added_tokens.json");
-  return mhk__tokenizer_from_pair(ctx, first, second, third);
+  mhk__bytes_close(&config);
+  return k;
 }
 #endif
 
@@ -12959,6 +13139,9 @@ static void mhk__encode_long(const mhk_tokenizer *k, const unsigned char *word, 
   }
   mhk__room_close(ctx, &room);
 }
+
+/* scratch memory that text without a break takes at most: as a word, and copies of it with a space or normalized */
+static size_t mhk__word_room(const mhk_tokenizer *k, size_t bytes) { return (k->nfc || k->prefix_space ? 36 : 32) * bytes + 12 * MHK__ALIGN; }
 
 static void mhk__encode_word(mhk_tokenizer *k, const unsigned char *word, size_t n, mhk__ids *out) {
   mhk__word *slot;
@@ -13180,7 +13363,18 @@ static void mhk__encode_span(mhk_tokenizer *k, const unsigned char *text, size_t
   mhk__encode_between(k, text + done, n - done, level, out);
 }
 
-MHKDEF mhk_index mhk_encode(mhk_tokenizer *k, const char *text, size_t length, int32_t *ids, mhk_index capacity) {
+/* Does the start token go before this prompt? A text that begins with it has it already; without any text it is all there is. */
+static int mhk__starts_text(const mhk_tokenizer *k, const unsigned char *text, size_t n) {
+  int set;
+  if (k->start < 0 || (!k->puts_start && n > 0)) return 0;
+  for (set = 0; set < 2 && n > 0; set++) {
+    const mhk__added *a = mhk__added_at(&k->added[set], text, n);
+    if (a && a->id == k->start) return 0;
+  }
+  return 1;
+}
+
+static mhk_index mhk__encode(mhk_tokenizer *k, const char *text, size_t length, int32_t *ids, mhk_index capacity, int prompt) {
   mhk_context *ctx = k ? k->object.ctx : NULL;
   mhk__ids out;
   if (mhk_failed(ctx)) return -1;
@@ -13191,8 +13385,17 @@ MHKDEF mhk_index mhk_encode(mhk_tokenizer *k, const char *text, size_t length, i
   }
   out.ids = ids;
   out.capacity = capacity;
+  if (prompt && mhk__starts_text(k, (const unsigned char *)text, length)) mhk__ids_put(&out, k->start);
   mhk__encode_span(k, (const unsigned char *)text, length, 0, &out);
   return mhk_failed(ctx) ? -1 : out.n;
+}
+
+MHKDEF mhk_index mhk_encode(mhk_tokenizer *k, const char *text, size_t length, int32_t *ids, mhk_index capacity) {
+  return mhk__encode(k, text, length, ids, capacity, 0);
+}
+
+MHKDEF mhk_index mhk_encode_prompt(mhk_tokenizer *k, const char *text, size_t length, int32_t *ids, mhk_index capacity) {
+  return mhk__encode(k, text, length, ids, capacity, 1);
 }
 
 /* ---------------------------------------------------------------------------------------- ids to text */
@@ -13232,6 +13435,7 @@ MHKDEF mhk_index mhk_decode(mhk_tokenizer *k, const int32_t *ids, mhk_index n, c
 
 MHKDEF int mhk_tokenizer_size(const mhk_tokenizer *k) { return k ? k->size : 0; }
 MHKDEF int32_t mhk_tokenizer_end(const mhk_tokenizer *k) { return k ? k->end : -1; }
+MHKDEF int32_t mhk_tokenizer_start(const mhk_tokenizer *k) { return k ? k->start : -1; }
 
 MHKDEF int32_t mhk_tokenizer_id(mhk_tokenizer *k, const char *token) {
   size_t n;
@@ -14983,7 +15187,7 @@ static mhk_model *mhk__model_in_one(mhk_context *ctx, mhk_file *f, const char *p
   char where[MHK__PATH_MOST + 64];
   mhk_config config;
   mhk_model *m;
-  size_t length = 0;
+  size_t length = 0, settings_length = 0;
   const char *text = mhk_file_metadata(f, "config.json", &length);
   if (!text) return NULL;
   mhk__print(where, sizeof where, "config.json in %s", path);
@@ -14994,7 +15198,8 @@ static mhk_model *mhk__model_in_one(mhk_context *ctx, mhk_file *f, const char *p
   m = mhk__model_from_file(ctx, &config, f, path, where);
   text = m ? mhk_file_metadata(f, "tokenizer.json", &length) : NULL;
   if (text) {
-    m->tokenizer = mhk_tokenizer_parse(ctx, text, length);
+    const char *settings = mhk_file_metadata(f, "tokenizer_config.json", &settings_length);
+    m->tokenizer = mhk__tokenizer_from_json(ctx, text, length, "tokenizer.json in the file", settings, settings_length, "tokenizer_config.json in the file");
     m->owns_tokenizer = m->tokenizer != NULL;
     if (m->tokenizer) mhk__tokenizer_fits(m, m->tokenizer, path);
   }
@@ -15235,8 +15440,6 @@ MHKDEF mhk_model *mhk_quantise(mhk_model *m, const mhk_quantise_desc *desc) {
   mhk_quantise_desc d;
   mhk_model *out;
   mhk__spec s;
-  size_t length = 0;
-  const char *text;
   int i, ok = 1;
   if (!m) return NULL;
   ctx = m->object.ctx;
@@ -15269,8 +15472,7 @@ MHKDEF mhk_model *mhk_quantise(mhk_model *m, const mhk_quantise_desc *desc) {
       ok = x->data && mhk_tensor_read(from, 0, x->count, (mhk_real *)x->data) == MHK_OK;
     }
   }
-  text = ok && m->tokenizer ? mhk_tokenizer_json(m->tokenizer, &length) : NULL;
-  if (text) out->tokenizer = mhk_tokenizer_parse(ctx, text, length);
+  if (ok && m->tokenizer) out->tokenizer = mhk__tokenizer_copy(ctx, m->tokenizer);
   out->owns_tokenizer = out->tokenizer != NULL;
   if (!ok || mhk_failed(ctx)) {
     mhk_model_destroy(out);
@@ -15315,8 +15517,8 @@ MHKDEF mhk_result mhk_save(mhk_model *m, const char *path, mhk_dtype dtype) {
   mhk__outgoing *list;
   mhk__writer config;
   char file[MHK__PATH_MOST + 64];
-  const char *metadata[6] = {"format", "pt", "config.json", NULL, "tokenizer.json", NULL}, *tokenizer = NULL;
-  size_t lengths[3] = {2, 0, 0}, tokenizer_length = 0;
+  const char *metadata[8] = {"format", "pt", "config.json", NULL, "tokenizer.json", NULL, "tokenizer_config.json", NULL}, *tokenizer = NULL;
+  size_t lengths[4] = {2, 0, 0, 0}, tokenizer_length = 0;
   mhk_model *made = NULL;
   int i, n = 0, single;
   if (!m) return MHK_ERROR_ARGUMENT;
@@ -15352,7 +15554,11 @@ MHKDEF mhk_result mhk_save(mhk_model *m, const char *path, mhk_dtype dtype) {
     lengths[1] = config.length;
     metadata[5] = tokenizer;
     lengths[2] = tokenizer_length;
-    mhk__file_write(ctx, path, n, list, tokenizer ? 3 : 2, metadata, lengths);
+    if (tokenizer && m->tokenizer->config) {
+      metadata[7] = m->tokenizer->config;
+      lengths[3] = m->tokenizer->config_length;
+    }
+    mhk__file_write(ctx, path, n, list, metadata[7] ? 4 : tokenizer ? 3 : 2, metadata, lengths);
   } else if (!mhk_failed(ctx)) {
     const int error = mhk__make_folder(path);
     if (error) mhk_fail(ctx, MHK_ERROR_FILE, "cannot make the folder %s: %s", path, strerror(error));
@@ -15360,6 +15566,8 @@ MHKDEF mhk_result mhk_save(mhk_model *m, const char *path, mhk_dtype dtype) {
     if (!mhk_failed(ctx)) mhk__file_write(ctx, file, n, list, 1, metadata, lengths);
     mhk__join_path(file, sizeof file, path, "tokenizer.json");
     if (tokenizer) mhk_file_write_bytes(ctx, file, tokenizer, tokenizer_length);
+    mhk__join_path(file, sizeof file, path, "tokenizer_config.json");
+    if (tokenizer && m->tokenizer->config) mhk_file_write_bytes(ctx, file, m->tokenizer->config, m->tokenizer->config_length);
     mhk__join_path(file, sizeof file, path, "config.json");
     if (!mhk_failed(ctx)) mhk_file_write_bytes(ctx, file, config.data, config.length);
   }
@@ -15541,13 +15749,8 @@ MHKDEF mhk_model *mhk_student_create(mhk_context *ctx, mhk_model *teacher, const
   mhk_model_transfer(m, teacher);
   mhk_model_init_mixers(m, teacher, d.init, d.seed ? d.seed : 1);
   if (teacher->tokenizer && !mhk_failed(ctx)) { /* its own copy, so that the teacher may go */
-    size_t length = 0;
-    const char *json = mhk_tokenizer_json(teacher->tokenizer, &length);
-    if (json) {
-      m->tokenizer = mhk_tokenizer_parse(ctx, json, length);
-      m->owns_tokenizer = m->tokenizer != NULL;
-    } else
-      mhk_fail(ctx, mhk_error(teacher->object.ctx), "the teacher's tokenizer cannot be copied: %s", mhk_message(teacher->object.ctx));
+    m->tokenizer = mhk__tokenizer_copy(ctx, teacher->tokenizer);
+    m->owns_tokenizer = m->tokenizer != NULL;
   }
   if (mhk_failed(ctx)) {
     mhk_model_destroy(m);
@@ -16278,7 +16481,8 @@ struct mhk_session {
   mhk_real *logits;                            /* (batch,V) */
   int32_t *ids;                                /* (chunk) of text being fed; NULL: no tokenizer */
   mhk_index recent;
-  size_t stop_bytes;
+  size_t stop_bytes, word_bytes;
+  int no_start, given;                         /* given: the block is the caller's */
   mhk__sampler sampler;
 };
 
@@ -16371,10 +16575,8 @@ static size_t mhk__session_work(const mhk_session *s) {
     mhk__apply(&probe, rows, NULL, m->head_w, m->head_b, 0, NULL, NULL);
   }
   mhk__run(&probe, NULL, 1, 1, mhk__span_heads_work(s), 0, NULL);
-  if (m->tokenizer) { /* a long word on top of it: tokens are fed from inside the tokenizer */
-    const size_t word = 32 * MHK__TEXT_WORD + 8 * MHK__ALIGN;
-    count.room += word;
-  }
+  if (m->tokenizer) /* a long word on top of it: tokens are fed from inside the tokenizer */
+    count.room += mhk__word_room(m->tokenizer, s->word_bytes);
   return count.room;
 }
 
@@ -16467,12 +16669,12 @@ static size_t mhk__session_plan(const mhk_model *m, const mhk_session_desc *desc
   memset(s, 0, sizeof *s);
   if (desc) d = *desc;
   if (d.batch < 0 || d.capacity < 0 || d.window < 0 || d.chunk < 0 || d.snapshots < 0 || d.snapshot_every < 0 || d.recent < 0 ||
-      d.batch > INT32_MAX || d.snapshots > INT32_MAX || d.chunk > INT32_MAX || d.recent > INT32_MAX) {
+      d.batch > INT32_MAX || d.snapshots > INT32_MAX || d.chunk > INT32_MAX || d.recent > INT32_MAX || d.word_bytes > INT32_MAX / 64) {
     mhk_fail(ctx, MHK_ERROR_ARGUMENT,
              "a session cannot have batch %lld, capacity %lld, window %lld, chunk %lld, snapshots %lld, snapshot_every %lld, recent %lld: "
-             "none may be negative or beyond 2^31",
+             "none may be negative or beyond 2^31, nor word_bytes %.0f beyond 2^25",
              (long long)d.batch, (long long)d.capacity, (long long)d.window, (long long)d.chunk, (long long)d.snapshots, (long long)d.snapshot_every,
-             (long long)d.recent);
+             (long long)d.recent, (double)d.word_bytes);
     return 0;
   }
   /* the session only reads the weights, except that a caller may write its own state */
@@ -16489,6 +16691,9 @@ static size_t mhk__session_plan(const mhk_model *m, const mhk_session_desc *desc
   }
   s->recent = d.recent ? d.recent : 256;
   s->stop_bytes = d.stop_bytes ? d.stop_bytes : 64;
+  s->word_bytes = d.word_bytes ? d.word_bytes : MHK__TEXT_WORD;
+  s->no_start = d.no_start;
+  s->given = d.memory != NULL;
   s->chunk = d.chunk ? d.chunk : 256;
   if (s->attention_layers) {
     s->window = d.window;
@@ -17240,18 +17445,18 @@ MHKDEF mhk_result mhk_score(mhk_session *s, mhk_index sequence, const int32_t *t
 /* ids that the tokenizer has filled the buffer with */
 static void mhk__feed_ids(void *user, const int32_t *ids, mhk_index n) { mhk_feed((mhk_session *)user, ids, n); }
 
-MHKDEF mhk_result mhk_feed_text(mhk_session *s, const char *text) {
+MHKDEF mhk_result mhk_feed_bytes(mhk_session *s, const char *text, size_t length) {
+  const unsigned char *bytes = (const unsigned char *)text;
   mhk_context *ctx;
   mhk_tokenizer *k;
   mhk__entered entered;
   mhk__ids out;
-  int32_t end;
   if (!s || s->object.ctx->result != MHK_OK) return s ? s->object.ctx->result : MHK_ERROR_MEMORY;
   ctx = s->object.ctx;
   k = s->model->tokenizer;
   if (!k) return mhk_fail(ctx, MHK_ERROR_STATE, "the model has no tokenizer: put a tokenizer.json beside it, or feed token ids");
   if (!s->ids) return mhk_fail(ctx, MHK_ERROR_STATE, "the model was given its tokenizer after this session was made: make the session after it");
-  if (!text) return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "feed_text was given no text");
+  if (!text && length > 0) return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "feed_bytes was given no text");
   if (s->batch != 1)
     return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "feed_text serves sessions of one sequence, this one has %lld: feed token ids", (long long)s->batch);
   if (k->object.ctx != ctx) return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "the tokenizer is of another context: encode the text there and feed token ids");
@@ -17260,13 +17465,19 @@ MHKDEF mhk_result mhk_feed_text(mhk_session *s, const char *text) {
   out.capacity = s->chunk;
   out.full = mhk__feed_ids;
   out.user = s;
-  end = mhk_tokenizer_end(k);
-  if (s->sequences[0].position == 0 && end >= 0) mhk__ids_put(&out, end);
+  out.longest = s->word_bytes;
+  out.grows = !s->given;
+  if (s->sequences[0].position == 0 && !s->no_start && mhk__starts_text(k, bytes, length)) mhk__ids_put(&out, k->start);
   entered = mhk__session_enter(s);
-  mhk__encode_span(k, (const unsigned char *)text, strlen(text), 0, &out);
+  mhk__encode_span(k, bytes, length, 0, &out);
   if (out.n > 0 && ctx->result == MHK_OK) mhk__feed_ids(s, s->ids, out.n);
   mhk__session_leave(s, entered);
   return ctx->result;
+}
+
+MHKDEF mhk_result mhk_feed_text(mhk_session *s, const char *text) {
+  if (s && s->object.ctx->result == MHK_OK && !text) return mhk_fail(s->object.ctx, MHK_ERROR_ARGUMENT, "feed_text was given no text");
+  return mhk_feed_bytes(s, text, text ? strlen(text) : 0);
 }
 
 MHKDEF const mhk_real *mhk_logits_of(const mhk_session *s, mhk_index sequence) {
@@ -18115,7 +18326,7 @@ MHKDEF mhk_text *mhk_text_load(mhk_context *ctx, mhk_tokenizer *k, const mhk_tex
   b.tokenizer = k;
   b.ids.size = sizeof(int32_t);
   b.pieces.size = 2 * sizeof(mhk_index);
-  end = mhk_tokenizer_end(k);
+  end = mhk_tokenizer_start(k);
   for (f = 0; f < desc->n_files && ctx->result == MHK_OK; f++) {
     const int repeat = desc->repeat ? desc->repeat[f] : 1;
     const size_t longest = desc->max_document_of ? desc->max_document_of[f] : desc->max_document;
@@ -18208,7 +18419,7 @@ MHKDEF mhk_text *mhk_text_sample(mhk_model *m, mhk_index tokens, uint64_t seed, 
     mhk_fail(ctx, MHK_ERROR_ARGUMENT, "%lld tokens of text cannot be sampled: ask for one or more", (long long)tokens);
     return NULL;
   }
-  end = m->tokenizer ? mhk_tokenizer_end(m->tokenizer) : -1;
+  end = m->tokenizer ? mhk_tokenizer_start(m->tokenizer) : -1;
   if (end < 0 || end >= m->config.vocab_size) end = 0; /* no end-of-text token known: documents start with token 0 */
   longest = m->config.max_position > 1 && m->config.max_position < 320 ? m->config.max_position : 320;
   batch = (tokens + longest - 1) / longest < MHK__SAMPLE_BATCH ? (tokens + longest - 1) / longest : MHK__SAMPLE_BATCH;

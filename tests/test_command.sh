@@ -37,6 +37,11 @@ check "inspect of a known shape" "$mohawk" inspect phi-1.5 --json
 says '"stopped": "tokens"'
 said=$(sed -n 's/.*"text": "\([^"]*\)".*/\1/p' "$work/said")
 stop=$(printf '%s' "$said" | cut -c 6-11)
+"$mohawk" generate --model "$tiny" --prompt "<|endoftext|>Once upon a time" --tokens 12 --greedy --json >"$work/said"
+says "\"text\": \"$said\""
+"$mohawk" generate --model "$tiny" --prompt "<|endoftext|>Once upon a time" --no-start --tokens 12 --greedy --json >"$work/said"
+says "\"text\": \"$said\""
+code 1 "nothing to go on from" "$mohawk" generate --model "$tiny" --no-start
 "$mohawk" generate --model "$tiny" --prompt "Once upon a time" --tokens 12 --greedy --json --stop "$stop" nonsense >"$work/said"
 says '"stopped": "stop text"'
 says "\"text\": \"$(printf '%s' "$said" | cut -c 1-5)\""

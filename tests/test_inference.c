@@ -545,24 +545,153 @@ TEST(impossible_descriptions) {
   mhk_destroy(ctx);
 }
 
+/* Words of any length: the ids of mhk_encode(), in memory that is told beforehand where it is the caller's. */
 TEST(long_words) {
+  test_memory memory;
+  mhk_context *ctx = test_context(&memory, 0, 0);
+  mhk_model *m = mhk_load(ctx, "examples/tiny");
+  mhk_tokenizer *k = mhk_model_tokenizer(m);
+  static const size_t sizes[] = {1024, 1025, 5000};
+  static char text[5000], block[1 << 23];
+  static int32_t ids[5001];
+  mhk_session_desc d;
+  mhk_session *s, *t, *given;
+  mhk_index n;
+  size_t i, word;
+  long bytes;
+  memset(&d, 0, sizeof d);
+  d.capacity = 6000;
+  d.chunk = 64;
+  s = mhk_session_create(m, &d);
+  t = mhk_session_create(m, &d);
+  d.capacity = 1500;
+  d.memory = block;
+  d.memory_bytes = sizeof block;
+  given = mhk_session_create(m, &d);
+  REQUIRE_OK(ctx);
+  for (i = 0; i < sizeof text; i++) text[i] = (char)('a' + i * i % 26);
+  ids[0] = mhk_tokenizer_start(k);
+  for (word = 0; word < 3; word++) {
+    mhk_session_reset(s);
+    mhk_session_reset(t);
+    bytes = (long)memory.bytes;
+    mhk_feed_bytes(s, text, sizes[word]);
+    CHECK((long)memory.bytes == bytes, "a word of %d bytes left %ld bytes", (int)sizes[word], (long)memory.bytes - bytes);
+    n = mhk_encode(k, text, sizes[word], ids + 1, 5000);
+    mhk_feed(t, ids, n + 1);
+    REQUIRE_OK(ctx);
+    CHECK(mhk_session_position(s, 0) == n + 1, "%d ids instead of %d", (int)mhk_session_position(s, 0), (int)n + 1);
+    CHECK_SAME("a long word", mhk_logits(s), mhk_logits(t), 1024);
+  }
+  memory.fail_at = 1;
+  memory.allocations = 0;
+  mhk_feed_bytes(given, text, 1024);
+  CHECK_OK(ctx);
+  CHECK(mhk_feed_bytes(given, text, 1025) != MHK_OK, "a word of 1025 bytes in the caller's memory");
+  CHECK_FAILS(ctx, MHK_ERROR_MEMORY, "word_bytes");
+  CHECK(memory.allocations == 0, "%ld allocations", memory.allocations);
+  memory.fail_at = 0;
+  mhk_session_destroy(given);
+  d.word_bytes = 5000;
+  d.capacity = 6000;
+  i = mhk_session_size(m, &d);
+  CHECK(i > 5000 * 32, "%.0f bytes", (double)i);
+  d.memory = malloc(i);
+  d.memory_bytes = i;
+  given = mhk_session_create(m, &d);
+  REQUIRE_OK(ctx);
+  memory.fail_at = 1;
+  memory.allocations = 0;
+  mhk_feed_bytes(given, text, 5000);
+  CHECK_OK(ctx);
+  CHECK(memory.allocations == 0, "%ld allocations", memory.allocations);
+  memory.fail_at = 0;
+  CHECK_SAME("a word of 5000 bytes in the caller's memory", mhk_logits(given), mhk_logits(t), 1024);
+  d.word_bytes = (size_t)-1;
+  CHECK(mhk_session_size(m, &d) == 0, "a word as long as memory");
+  CHECK_FAILS(ctx, MHK_ERROR_ARGUMENT, "word_bytes");
+  mhk_destroy(ctx);
+  free(d.memory);
+  CHECK(memory.blocks == 0, "%d blocks are left", (int)memory.blocks);
+}
+
+/* Text of many kinds through tokenizers that copy it: in the caller's memory, and the ids of mhk_encode(). */
+TEST(normalized_prompts_in_the_callers_memory) {
+  static const char *const normalizers[] = {"null", "{\"type\": \"NFC\"}"};
+  test_memory memory;
+  mhk_context *ctx = test_context(&memory, 0, 0);
+  mhk_model *m = mhk_load(ctx, "examples/tiny");
+  size_t length = 0, size, n = 0;
+  char *json = test_read_file("examples/tiny/tokenizer.json", &length); /* setting another tokenizer ends the model's own */
+  const char *at = json ? strstr(json, "\"normalizer\": null") : NULL;
+  static char changed[80000], text[9000];
+  static int32_t ids[9001];
+  static const char *const pieces[] = {"e\xCC\x81", "o\xCC\x88", " ", "\n", "the", "\xEA\xB0\x80\xE1\x86\xA8", "longer words "};
+  uint64_t random = 3;
+  int kind;
+  REQUIRE(at && length + 100 < sizeof changed, "the bundled tokenizer");
+  while (n + 20 < sizeof text) {
+    const char *piece = pieces[test_random(&random) % 7];
+    memcpy(text + n, piece, strlen(piece));
+    n += strlen(piece);
+  }
+  for (kind = 0; kind < 4; kind++) {
+    const char *space = strstr(at, "\"add_prefix_space\": false");
+    mhk_session_desc d;
+    mhk_session *s;
+    mhk_tokenizer *k;
+    mhk_index count;
+    sprintf(changed, "%.*s\"normalizer\": %s%.*s\"add_prefix_space\": %s%s", (int)(at - json), json, normalizers[kind & 1], (int)(space - at - 18), at + 18,
+            kind & 2 ? "true" : "false", space + 25);
+    k = mhk_tokenizer_parse(ctx, changed, strlen(changed));
+    mhk_model_set_tokenizer(m, k);
+    memset(&d, 0, sizeof d);
+    d.capacity = 9000;
+    size = mhk_session_size(m, &d);
+    d.memory = malloc(size);
+    d.memory_bytes = size;
+    s = mhk_session_create(m, &d);
+    REQUIRE_OK(ctx);
+    memory.fail_at = 1;
+    memory.allocations = 0;
+    mhk_feed_bytes(s, text, n);
+    CHECK_OK(ctx);
+    CHECK(memory.allocations == 0, "kind %d: %ld allocations", kind, memory.allocations);
+    memory.fail_at = 0;
+    count = mhk_encode_prompt(k, text, n, ids, 9001);
+    CHECK(ids[0] == mhk_tokenizer_start(k) && mhk_session_position(s, 0) == count, "kind %d: %d ids instead of %d", kind, (int)mhk_session_position(s, 0), (int)count);
+    mhk_session_destroy(s);
+    free(d.memory);
+  }
+  free(json);
+  mhk_destroy(ctx);
+}
+
+/* The token that starts a text: not twice, not where it is not wanted, never in the middle. */
+TEST(start_token) {
   mhk_context *ctx = mhk_create(NULL);
   mhk_model *m = mhk_load(ctx, "examples/tiny");
-  mhk_session *s = session_of(m, 1, 4000, 0), *t = session_of(m, 1, 4000, 0);
-  static char text[2300];
-  static int32_t ids[2400];
-  mhk_index n;
-  size_t i;
-  for (i = 0; i < 1024; i++) text[i] = (char)('a' + i * i % 26);
-  mhk_feed_text(s, text);
-  ids[0] = mhk_tokenizer_end(mhk_model_tokenizer(m));
-  n = mhk_encode(mhk_model_tokenizer(m), text, 1024, ids + 1, 2399);
-  mhk_feed(t, ids, n + 1);
+  mhk_session_desc d;
+  mhk_session *s;
+  memset(&d, 0, sizeof d);
+  s = mhk_session_create(m, &d);
+  mhk_feed_text(s, "a");
+  CHECK(mhk_session_position(s, 0) == 2, "position %d", (int)mhk_session_position(s, 0));
+  mhk_session_reset(s);
+  mhk_feed_text(s, "<|endoftext|>a");
+  CHECK(mhk_session_position(s, 0) == 2, "a start token that was typed: position %d", (int)mhk_session_position(s, 0));
+  mhk_feed_bytes(s, "a\0b", 3);
+  CHECK(mhk_session_position(s, 0) == 5, "a zero character: position %d", (int)mhk_session_position(s, 0));
+  mhk_session_reset(s);
+  mhk_feed_bytes(s, NULL, 0);
+  CHECK(mhk_session_position(s, 0) == 1, "no text: position %d", (int)mhk_session_position(s, 0));
+  d.no_start = 1;
+  s = mhk_session_create(m, &d);
+  mhk_feed_text(s, "a");
+  CHECK(mhk_session_position(s, 0) == 1, "no start token: position %d", (int)mhk_session_position(s, 0));
   REQUIRE_OK(ctx);
-  CHECK_SAME("a word of 1024 bytes", mhk_logits(s), mhk_logits(t), 1024);
-  text[1024] = 'x';
-  CHECK(mhk_feed_text(s, text) != MHK_OK, "a word of 1025 bytes");
-  CHECK_FAILS(ctx, MHK_ERROR_UNSUPPORTED, "1025");
+  CHECK(mhk_feed_text(s, NULL) != MHK_OK, "no text");
+  CHECK_FAILS(ctx, MHK_ERROR_ARGUMENT, "no text");
   mhk_destroy(ctx);
 }
 
@@ -836,6 +965,8 @@ int main(int argc, char **argv) {
   RUN(more_threads_than_planned);
   RUN(impossible_descriptions);
   RUN(long_words);
+  RUN(normalized_prompts_in_the_callers_memory);
+  RUN(start_token);
   RUN(states_are_values);
   RUN(snapshots_and_rewinding);
   RUN(threads_change_no_bit);

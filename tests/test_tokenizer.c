@@ -458,6 +458,244 @@ TEST(odd_added_tokens) {
   mhk_destroy(ctx);
 }
 
+/* A folder with a tokenizer.json of the 256 bytes and three added tokens, and a tokenizer_config.json; NULL: none. */
+static mhk_tokenizer *load_configured(mhk_context *ctx, const char *root, const char *config) {
+  static const char added[] = TOKEN(256, "<|endoftext|>", "") ", " TOKEN(257, "<s>", "") ", " TOKEN(258, "</s>", "");
+  const char *path = test_path("configured/tokenizer.json");
+  char folder[512];
+  text t = make_tokenizer(", \"\\u0120a\": 259", "\"\\u0120 a\"", added, NULL, NULL, root);
+  snprintf(folder, sizeof folder, "%.*s", (int)(strlen(path) - strlen("/tokenizer.json")), path);
+  test_make_folder(folder);
+  CHECK(test_write_file(path, t.data, t.n), "cannot write %s", path);
+  free(t.data);
+  remove(test_path("configured/tokenizer_config.json"));
+  if (config) CHECK(test_write_file(test_path("configured/tokenizer_config.json"), config, strlen(config)), "cannot write a tokenizer_config.json");
+  warnings = 0;
+  return mhk_tokenizer_load(ctx, folder);
+}
+
+#define TEMPLATE(before, after)                                                                                            \
+  "\"post_processor\": {\"type\": \"TemplateProcessing\", \"single\": [" before "{\"Sequence\": {\"id\": \"A\", \"type_id\": 0}}" after \
+  "], \"pair\": [], \"special_tokens\": {}},"
+#define SPECIAL(token) "{\"SpecialToken\": {\"id\": \"" token "\", \"type_id\": 0}}"
+
+/* Which tokens start and end a text, and whether prompts get the first. */
+TEST(start_and_end_tokens) {
+  static const struct tokens {
+    const char *root, *config;
+    int start, end, prompt, warnings; /* prompt: ids of "x" with what goes before it */
+  } tokens[] = {
+      {NULL, NULL, 256, 256, 2, 0},
+      {NULL, "{\"eos_token\": \"</s>\"}", 256, 258, 2, 0},
+      {NULL, "{\"eos_token\": {\"content\": \"</s>\", \"lstrip\": false}, \"bos_token\": {\"content\": \"<s>\"}}", 257, 258, 2, 0},
+      {NULL, "{\"eos_token\": null, \"bos_token\": null, \"add_bos_token\": null}", 256, 256, 2, 0},
+      {NULL, "{\"eos_token\": \"a\"}", 256, 'a', 2, 0}, /* of the vocabulary, but no added one */
+      {NULL, "{\"eos_token\": \"<no>\"}", 256, 256, 2, 1},
+      {NULL, "{\"bos_token\": \"<s>\", \"add_bos_token\": false}", 257, 256, 1, 0},
+      {NULL, "{\"bos_token\": \"<s>\", \"add_bos_token\": true, \"tokenizer_class\": \"GPT2Tokenizer\"}", 257, 256, 2, 0},
+      {NULL, "{\"tokenizer_class\": \"GPT2Tokenizer\"}", 256, 256, 1, 0}, /* these put none */
+      {NULL, "{\"tokenizer_class\": \"CodeGenTokenizer\"}", 256, 256, 1, 0},
+      {NULL, "{\"tokenizer_class\": \"GPTNeoXTokenizerFast\", \"add_prefix_space\": true}", 256, 256, 2, 0}, /* but a space, here */
+      {NULL, "{\"tokenizer_class\": \"TokenizersBackend\"}", 256, 256, 2, 0},
+      {TEMPLATE(SPECIAL("<s>") ", ", ""), NULL, 257, 256, 2, 0},
+      {TEMPLATE("", ""), NULL, 256, 256, 1, 0},
+      {TEMPLATE("", ", " SPECIAL("</s>")), NULL, 256, 256, 1, 1},
+      {TEMPLATE(SPECIAL("<s>") ", " SPECIAL("</s>") ", ", ""), NULL, 257, 256, 2, 1},
+      {"\"post_processor\": {\"type\": \"ByteLevel\"},", NULL, 256, 256, 2, 0},
+      {"\"post_processor\": {\"type\": \"BertProcessing\", \"sep\": [\"</s>\", 258], \"cls\": [\"<s>\", 257]},", NULL, 256, 256, 2, 1},
+      {TEMPLATE(SPECIAL("<s>") ", ", ""), "{\"bos_token\": \"<|endoftext|>\", \"tokenizer_class\": \"GPT2Tokenizer\"}", 257, 256, 2, 0},
+  };
+  mhk_context_desc desc;
+  mhk_context *ctx;
+  int i;
+  memset(&desc, 0, sizeof desc);
+  desc.log = count_warning;
+  ctx = mhk_create(&desc);
+  for (i = 0; i < (int)(sizeof tokens / sizeof *tokens); i++) {
+    const struct tokens *w = tokens + i;
+    mhk_tokenizer *k = load_configured(ctx, w->root, w->config);
+    REQUIRE_OK(ctx);
+    CHECK(mhk_tokenizer_start(k) == w->start && mhk_tokenizer_end(k) == w->end, "case %d: texts start with %d and end with %d", i, (int)mhk_tokenizer_start(k),
+          (int)mhk_tokenizer_end(k));
+    CHECK(mhk_encode_prompt(k, "x", 1, NULL, 0) == w->prompt, "case %d: %d ids", i, (int)mhk_encode_prompt(k, "x", 1, NULL, 0));
+    CHECK(warnings == w->warnings, "case %d: %d warnings, the last \"%s\"", i, warnings, warnings ? warning : "");
+    mhk_tokenizer_destroy(k);
+  }
+  CHECK(!load_configured(ctx, NULL, "[]"), "a tokenizer_config.json that is a list");
+  CHECK_FAILS(ctx, MHK_ERROR_FORMAT, "tokenizer_config.json should be");
+  CHECK(!load_configured(ctx, NULL, "{\"add_bos_token\": 1}"), "a flag that is a number");
+  CHECK_FAILS(ctx, MHK_ERROR_FORMAT, "add_bos_token");
+  CHECK(!load_configured(ctx, NULL, "{\"eos_token\": 1}"), "a token that is a number");
+  CHECK_FAILS(ctx, MHK_ERROR_FORMAT, "eos_token");
+  mhk_destroy(ctx);
+}
+
+/* They go with the model: into a folder, into one file, into a copy. */
+TEST(start_and_end_tokens_are_saved) {
+  static const char config[] = "{\"bos_token\": \"<s>\", \"eos_token\": \"</s>\", \"add_bos_token\": false}";
+  mhk_context *ctx = mhk_create(NULL);
+  mhk_model *m = mhk_load(ctx, TINY);
+  const char *one = test_path("configured.safetensors");
+  char folder[512];
+  mhk_model *again[3];
+  int i;
+  snprintf(folder, sizeof folder, "%.*s-folder", (int)(strlen(one) - strlen(".safetensors")), one);
+  mhk_model_set_tokenizer(m, load_configured(ctx, NULL, config));
+  mhk_save(m, one, MHK_F32);
+  mhk_save(m, folder, MHK_F32);
+  again[0] = mhk_load(ctx, one);
+  again[1] = mhk_load(ctx, folder);
+  again[2] = mhk_quantise(m, NULL);
+  REQUIRE_OK(ctx);
+  for (i = 0; i < 3; i++) {
+    mhk_tokenizer *k = mhk_model_tokenizer(again[i]);
+    CHECK(mhk_tokenizer_start(k) == 257 && mhk_tokenizer_end(k) == 258 && mhk_encode_prompt(k, "x", 1, NULL, 0) == 1, "way %d: texts start with %d and end with %d", i,
+          (int)mhk_tokenizer_start(k), (int)mhk_tokenizer_end(k));
+  }
+  mhk_destroy(ctx);
+}
+
+/* Every key of the two files that Hugging Face's libraries write or read, and what becomes of it: a difference in ids, a warning, an error, or nothing
+   since it changes no id (test_random_text.py holds the list against the libraries). The value is one that asks for something. */
+enum { HONOURED, WARNED, REFUSED, WITHOUT_EFFECT };
+static const struct key {
+  const char *key, *value;
+  int fate;
+} tokenizer_keys[] = {
+    {"version", "\"2.0\"", REFUSED},
+    {"truncation", "{\"direction\": \"Right\", \"max_length\": 2, \"strategy\": \"LongestFirst\", \"stride\": 0}", WITHOUT_EFFECT},
+    {"padding", "{\"strategy\": {\"Fixed\": 9}, \"direction\": \"Right\", \"pad_to_multiple_of\": null, \"pad_id\": 0, \"pad_type_id\": 0, \"pad_token\": \"a\"}",
+     WITHOUT_EFFECT},
+    {"added_tokens", "[{\"id\": 300, \"content\": \"hi\"}]", HONOURED},
+    {"normalizer", "{\"type\": \"NFC\"}", HONOURED},
+    {"normalizer", "{\"type\": \"Lowercase\"}", REFUSED},
+    {"normalizer", "{\"type\": \"Sequence\", \"normalizers\": [{\"type\": \"NFC\"}, {\"type\": \"NFD\"}]}", REFUSED},
+    {"pre_tokenizer", "{\"type\": \"ByteLevel\", \"add_prefix_space\": true}", HONOURED},
+    {"pre_tokenizer", "{\"type\": \"Metaspace\"}", REFUSED},
+    {"post_processor", "{\"type\": \"RobertaProcessing\"}", WARNED},
+    {"decoder", "{\"type\": \"WordPiece\"}", REFUSED},
+    {"model.type", "\"WordPiece\"", REFUSED},
+    {"model.dropout", "0.5", REFUSED},
+    {"model.unk_token", "\"a\"", WITHOUT_EFFECT}, /* there is a token for each byte */
+    {"model.continuing_subword_prefix", "\"##\"", REFUSED},
+    {"model.end_of_word_suffix", "\"</w>\"", REFUSED},
+    {"model.fuse_unk", "true", WITHOUT_EFFECT},
+    {"model.byte_fallback", "true", REFUSED},
+    {"model.ignore_merges", "true", HONOURED},
+    {"model.vocab", "[]", REFUSED},
+    {"model.merges", "{}", REFUSED},
+    {"added_tokens.id", "\"x\"", REFUSED},
+    {"added_tokens.content", "3", REFUSED},
+    {"added_tokens.single_word", "true", REFUSED},
+    {"added_tokens.lstrip", "true", HONOURED},
+    {"added_tokens.rstrip", "true", HONOURED},
+    {"added_tokens.normalized", "true", WITHOUT_EFFECT}, /* honoured where there is a normalizer: added_tokens_and_normalization */
+    {"added_tokens.special", "true", WITHOUT_EFFECT},    /* of what decoding leaves out when asked, which it is not here */
+    {"config.bos_token", "\"<|nothing|>\"", WARNED},
+    {"config.eos_token", "\"<|nothing|>\"", WARNED},
+    {"config.add_bos_token", "false", HONOURED},
+    {"config.add_eos_token", "true", WARNED},
+    {"config.add_prefix_space", "true", WITHOUT_EFFECT}, /* honoured with the classes that are made anew: start_and_end_tokens */
+    {"config.tokenizer_class", "\"GPT2Tokenizer\"", HONOURED},
+    {"config.added_tokens_decoder", "{\"300\": {\"content\": \"<|new|>\"}}", WARNED},
+    {"config.clean_up_tokenization_spaces", "true", WARNED},
+    {"config.split_special_tokens", "true", WARNED},
+    {"config.unk_token", "\"a\"", WITHOUT_EFFECT},
+    {"config.pad_token", "\"a\"", WITHOUT_EFFECT},
+    {"config.sep_token", "\"a\"", WITHOUT_EFFECT},
+    {"config.cls_token", "\"a\"", WITHOUT_EFFECT},
+    {"config.mask_token", "\"a\"", WITHOUT_EFFECT},
+    {"config.extra_special_tokens", "[\"<|new|>\"]", WARNED},
+    {"config.additional_special_tokens", "[\"<|new|>\"]", WARNED},
+    {"config.model_specific_special_tokens", "{}", WITHOUT_EFFECT},
+    {"config.model_max_length", "2", WITHOUT_EFFECT}, /* there it is a warning only */
+    {"config.model_input_names", "[\"input_ids\"]", WITHOUT_EFFECT},
+    {"config.return_token_type_ids", "true", WITHOUT_EFFECT},
+    {"config.trim_offsets", "false", WITHOUT_EFFECT},
+    {"config.errors", "\"strict\"", WITHOUT_EFFECT}, /* of decoding; U+FFFD here */
+    {"config.padding_side", "\"left\"", WITHOUT_EFFECT},
+    {"config.truncation_side", "\"left\"", WITHOUT_EFFECT},
+    {"config.chat_template", "\"{{ messages }}\"", WITHOUT_EFFECT}, /* prompts are taken as they are */
+    {"config.backend", "\"tokenizers\"", WITHOUT_EFFECT},
+    {"config.is_local", "true", WITHOUT_EFFECT},
+    {"config.name_or_path", "\"x\"", WITHOUT_EFFECT},
+};
+
+/* ids and more of a tokenizer with one key; -1: refused */
+static long key_marks(mhk_context *ctx, const struct key *x) {
+  static const char source[] = "abc hi <q> e\xCC\x81 ab";
+  int32_t ids[64];
+  text t = {NULL, 0, 0};
+  const char *key = x ? x->key : "", *value = x ? x->value : "";
+  const int in_model = !strncmp(key, "model.", 6), in_added = !strncmp(key, "added_tokens.", 13), in_config = !strncmp(key, "config.", 7);
+  mhk_tokenizer *k;
+  mhk_index n, i;
+  long mark;
+  int b;
+  put(&t, "{");
+  if (x && !in_model && !in_added && !in_config) put(&t, "\"%s\": %s, ", key, value);
+  if (strcmp(key, "pre_tokenizer")) put(&t, "\"pre_tokenizer\": {\"type\": \"ByteLevel\", \"add_prefix_space\": false}, ");
+  if (strcmp(key, "added_tokens")) {
+    put(&t, "\"added_tokens\": [{");
+    if (in_added) put(&t, "\"%s\": %s, ", key + 13, value);
+    if (strcmp(key, "added_tokens.id")) put(&t, "\"id\": 256, ");
+    if (strcmp(key, "added_tokens.content")) put(&t, "\"content\": \"<q>\", ");
+    put(&t, "\"more\": 0}, {\"id\": 257, \"content\": \"<|endoftext|>\"}], ");
+  }
+  put(&t, "\"model\": {");
+  if (in_model) put(&t, "\"%s\": %s, ", key + 6, value);
+  if (strcmp(key, "model.merges")) put(&t, "\"merges\": [\"b c\", \"a b\", \"ab c\"], ");
+  if (strcmp(key, "model.vocab")) {
+    put(&t, "\"vocab\": {\"bc\": 258, \"ab\": 259, \"abc\": 260");
+    for (b = 0; b < 256; b++) put(&t, ", \"%s\": %d", byte_text(b), b);
+    put(&t, "}");
+  } else
+    put(&t, "\"unk_token\": null");
+  put(&t, "}}");
+  test_write_file(test_path("configured/tokenizer.json"), t.data, t.n);
+  free(t.data);
+  t.data = NULL;
+  t.n = t.room = 0;
+  put(&t, in_config ? "{\"%s\": %s}" : "{}", key + 7, value);
+  test_write_file(test_path("configured/tokenizer_config.json"), t.data, t.n);
+  free(t.data);
+  warnings = 0;
+  k = mhk_tokenizer_load(ctx, test_path("configured/tokenizer.json"));
+  if (!k) return -1;
+  n = mhk_encode_prompt(k, source, sizeof source - 1, ids, 64);
+  for (mark = 17 * mhk_tokenizer_start(k) + mhk_tokenizer_end(k), i = 0; i < n; i++) mark = (mark * 31 + ids[i]) % 1000003;
+  mhk_tokenizer_destroy(k);
+  return mark;
+}
+
+TEST(every_key_is_honoured_or_named) {
+  mhk_context_desc desc;
+  mhk_context *ctx;
+  long plain;
+  int i;
+  memset(&desc, 0, sizeof desc);
+  desc.log = count_warning;
+  ctx = mhk_create(&desc);
+  mhk_tokenizer_destroy(load_configured(ctx, NULL, NULL)); /* makes the folder */
+  plain = key_marks(ctx, NULL);
+  REQUIRE_OK(ctx);
+  for (i = 0; i < (int)(sizeof tokenizer_keys / sizeof *tokenizer_keys); i++) {
+    const struct key *x = tokenizer_keys + i;
+    const char *name = strrchr(x->key, '.') ? strrchr(x->key, '.') + 1 : x->key;
+    const long mark = key_marks(ctx, x);
+    CHECK((mark == -1) == (x->fate == REFUSED), "%s %s: %s", x->key, x->value, mhk_message(ctx));
+    if (mark == -1) {
+      if (strcmp(name, "type")) CHECK(strstr(mhk_message(ctx), name), "%s: \"%s\" does not name it", x->key, mhk_message(ctx));
+      mhk_clear_error(ctx);
+      continue;
+    }
+    CHECK((warnings > 0) == (x->fate == WARNED), "%s: %d warnings", x->key, warnings);
+    if (warnings) CHECK(strstr(warning, name), "%s: \"%s\" does not name it", x->key, warning);
+    CHECK((mark != plain) == (x->fate == HONOURED), "%s %s %s", x->key, x->value, mark != plain ? "changes ids" : "changes nothing");
+  }
+  mhk_destroy(ctx);
+}
+
 /* vocab.json with merges.txt and added_tokens.json, encoder.json with vocab.bpe: made from the bundled tokenizer.json. */
 TEST(other_layouts) {
   static const char source[] = "The little rabbit    said: <|endoftext|>it's \xE2\x82\xAC 5.\n\n  And\tthen?   ";
@@ -658,7 +896,7 @@ TEST(room) {
   CHECK(mhk_decode(k, ids, n, out, sizeof out) == -1, "id 5000 was decoded");
   CHECK_FAILS(ctx, MHK_ERROR_ARGUMENT, "id 5000 at place 1");
   CHECK(mhk_encode(NULL, source, 1, ids, 1) == -1 && mhk_decode(NULL, ids, 1, out, 1) == -1 && mhk_tokenizer_size(NULL) == 0 &&
-            mhk_tokenizer_end(NULL) == -1 && mhk_tokenizer_id(NULL, "a") == -1 && !mhk_token_bytes(NULL, 0, NULL) &&
+            mhk_tokenizer_end(NULL) == -1 && mhk_tokenizer_start(NULL) == -1 && mhk_encode_prompt(NULL, "a", 1, ids, 1) == -1 && mhk_tokenizer_id(NULL, "a") == -1 && !mhk_token_bytes(NULL, 0, NULL) &&
             !mhk_tokenizer_json(NULL, NULL) && !mhk_tokenizer_load(NULL, TINY) && !mhk_tokenizer_parse(NULL, "{}", 2),
         "NULL");
   mhk_tokenizer_destroy(NULL);
@@ -878,6 +1116,9 @@ int main(int argc, char **argv) {
   RUN(added_tokens_and_normalization);
   RUN(normalization_of_long_texts);
   RUN(odd_added_tokens);
+  RUN(start_and_end_tokens);
+  RUN(start_and_end_tokens_are_saved);
+  RUN(every_key_is_honoured_or_named);
   RUN(other_layouts);
   RUN(any_bytes);
   RUN(merge_order);

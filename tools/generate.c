@@ -11,7 +11,8 @@ typedef struct settings {
   cli_numbers stop_numbers;
   int32_t stop_tokens[CLI_MAX_LIST];
   cli_files stops; /* not files: texts */
-  int seed, greedy, draft_tokens, threads, json, verbose;
+  int seed, greedy, draft_tokens, threads, json, verbose, no_start;
+  size_t prompt_bytes;
 } settings;
 
 /* ID:VALUE,... */
@@ -57,6 +58,8 @@ static int parse(settings *s, int argc, char **argv) {
        "a model's folder, or one .safetensors file that holds all of it (required)"},
       {"prompt", "TEXT", CLI_TEXT, &s->prompt, 0, 0,
        "what to continue; - reads standard input without its last line end (default: nothing, the start of a text)"},
+      {"no-start", NULL, CLI_FLAG, &s->no_start, 0, 0,
+       "put no token before the prompt (default: the one that starts a text, unless the tokenizer's files say that none does)"},
       {"tokens", "N", CLI_COUNT, &s->tokens, 1, 1e12,
        "tokens at most (default 200); the model may end its text earlier"},
       {"temperature", "X", CLI_REAL, &s->sampling.temperature, 0, 100, "0: greedy (default 0.8)"},
@@ -145,7 +148,7 @@ static void print_json(const settings *s, const char *prompt, const growing *out
   json_start(&j, stdout, 0);
   json_open(&j, NULL, '{');
   json_text(&j, "model", s->model);
-  json_text(&j, "prompt", prompt);
+  json_bytes(&j, "prompt", prompt, s->prompt_bytes);
   json_bytes(&j, "text", out->text ? out->text : "", out->length);
   json_count(&j, "tokens", (double)o->tokens);
   json_text(&j, "stopped", o->reason);
@@ -200,7 +203,8 @@ static int generate(mhk_context *ctx, const settings *s, const char *prompt, gro
   memset(&o, 0, sizeof o);
   o.reason = "tokens";
   memset(&desc, 0, sizeof desc);
-  desc.capacity = mhk_encode(k, prompt, strlen(prompt), NULL, 0) + s->tokens + 2;
+  desc.capacity = mhk_encode_prompt(k, prompt, s->prompt_bytes, NULL, 0) + s->tokens + 2;
+  desc.no_start = s->no_start;
   desc.recent = s->sampling.penalty_tokens > 256 ? s->sampling.penalty_tokens : 256;
   for (i = 0; i < s->stops.n; i++)
     if (strlen(s->stops.path[i]) > desc.stop_bytes) desc.stop_bytes = strlen(s->stops.path[i]);
@@ -212,10 +216,10 @@ static int generate(mhk_context *ctx, const settings *s, const char *prompt, gro
     mhk_model_set_tokenizer(student, k); /* the text is the same for both, whatever lies beside the student */
     d.draft = mhk_session_create(student, &desc);
     x = mhk_speculation_create(&d);
-    mhk_feed_text(d.draft, prompt);
+    mhk_feed_bytes(d.draft, prompt, s->prompt_bytes);
   }
-  if (!s->json) fputs(prompt, stdout);
-  mhk_feed_text(session, prompt);
+  if (!s->json) fwrite(prompt, 1, s->prompt_bytes, stdout);
+  mhk_feed_bytes(session, prompt, s->prompt_bytes);
   start = cli_clock();
   while (o.tokens < s->tokens) {
     const int32_t token = next_token(session, x, &s->sampling);
@@ -239,7 +243,7 @@ static int generate(mhk_context *ctx, const settings *s, const char *prompt, gro
     o.counts = mhk_speculation_count(x);
     mhk_speculation_finish(x);
     mhk_session_reset(session);
-    mhk_feed_text(session, prompt);
+    mhk_feed_bytes(session, prompt, s->prompt_bytes);
     start = cli_clock();
     for (n = 0; n < o.tokens && !cli_stopped(); n++)
       if (mhk_sample(session, &s->sampling) < 0) break;
@@ -268,15 +272,15 @@ int command_generate(int argc, char **argv) {
   if (code != CLI_GO) return code;
   if (s.greedy || s.sampling.temperature == 0) s.sampling.temperature = -1;
   s.sampling.seed = (uint64_t)s.seed;
-  if (strcmp(s.prompt, "-") == 0 && read_input(&input) != CLI_GO) return CLI_FAILED;
+  s.prompt_bytes = strlen(s.prompt);
+  if (strcmp(s.prompt, "-") == 0) {
+    if (read_input(&input) != CLI_GO) return CLI_FAILED;
+    s.prompt = input.text ? input.text : "";
+    s.prompt_bytes = input.length;
+  }
   cli_catch_signals();
   ctx = cli_context(s.threads);
-  code = ctx ? generate(ctx, &s,
-                        strcmp(s.prompt, "-") != 0 ? s.prompt
-                        : input.text               ? input.text
-                                                   : "",
-                        &out)
-             : CLI_FAILED;
+  code = ctx ? generate(ctx, &s, s.prompt, &out) : CLI_FAILED;
   mhk_destroy(ctx);
   free(input.text);
   free(out.text);

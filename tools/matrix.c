@@ -45,13 +45,12 @@ static int parse(settings *s, int argc, char **argv) {
   return code;
 }
 
-/* the first tokens of the prompt or file, after one end-of-text token; 0 after a message */
+/* the first tokens of the prompt or file; 0 after a message */
 static mhk_index read_tokens(mhk_context *ctx, const settings *s, mhk_model *teacher, int32_t *ids) {
   mhk_tokenizer *k = mhk_model_tokenizer(teacher);
   mhk_index n = 0;
   if (s->prompt && k) {
-    if (mhk_tokenizer_end(k) >= 0) ids[n++] = mhk_tokenizer_end(k);
-    n += mhk_encode(k, s->prompt, strlen(s->prompt), ids + n, s->tokens - n);
+    n = mhk_encode_prompt(k, s->prompt, strlen(s->prompt), ids, s->tokens);
   } else {
     mhk_text_desc desc;
     const int32_t *all;

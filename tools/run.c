@@ -119,7 +119,7 @@ mhk_text *run_sampled_text(mhk_context *ctx, mhk_model *teacher, const char *pat
                       cli_count((double)n, &amount),
                       cli_count((double)(n - found) / (cli_clock() - all.task.started), &speed));
   }
-  text = mhk_text_from_tokens(ctx, ids, n, mhk_tokenizer_end(mhk_model_tokenizer(teacher)));
+  text = mhk_text_from_tokens(ctx, ids, n, mhk_tokenizer_start(mhk_model_tokenizer(teacher)));
   if (!text) cli_context_error(ctx);
   free(ids);
   return text;

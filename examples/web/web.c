@@ -107,7 +107,7 @@ EXPORT int web_sample_text(mhk_model *teacher, int32_t *ids, int n, int more, in
   return n + (int)got;
 }
 EXPORT mhk_text *web_text_from(mhk_context *ctx, mhk_model *teacher, const int32_t *ids, int n) {
-  return mhk_text_from_tokens(ctx, ids, n, mhk_tokenizer_end(mhk_model_tokenizer(teacher)));
+  return mhk_text_from_tokens(ctx, ids, n, mhk_tokenizer_start(mhk_model_tokenizer(teacher)));
 }
 
 /* a run of the three stages, of so many tokens each; a stage of 0 tokens is skipped. lr3: top learning rate of stage 3, 0: the library's */
