@@ -489,7 +489,8 @@ typedef struct mhk_config {
   int n_head, n_kv_head, head_dim, rotary_dim, qk_layernorm;
   double rope_theta;
   /* state-space mixers */
-  int ssm_heads, ssm_groups, ssm_head_dim, d_state, d_conv, chunk_size; /* d_inner = ssm_heads * ssm_head_dim */
+  /* d_inner = ssm_heads * ssm_head_dim; a Mamba-2 normalises each of the ssm_groups parts of d_inner for itself, as mamba_ssm and Hugging Face's library do */
+  int ssm_heads, ssm_groups, ssm_head_dim, d_state, d_conv, chunk_size;
   int ssm_rotary_dim;            /* discrete Mamba-2 only; 0: none */
   int conv_silu;                 /* activation after the convolution: 0 identity, 1 silu */
   int conv_bias, proj_bias;      /* Mamba-2: use_conv_bias, use_bias */
@@ -502,7 +503,8 @@ typedef struct mhk_config {
 MHKDEF mhk_result mhk_config_preset(mhk_context *ctx, const char *name, mhk_config *config);
 /* Checks that a configuration makes sense; the error is a sentence with the numbers in it. */
 MHKDEF mhk_result mhk_config_check(mhk_context *ctx, const mhk_config *config);
-/* config.json of PhiForCausalLM, phi-mamba (plain, or under one outer key "config") or Mamba2ForCausalLM. where names the text in errors. */
+/* config.json of PhiForCausalLM, Mamba2ForCausalLM, the Mamba-2 of state-spaces' mamba_ssm, or phi-mamba (plain, or under one outer key "config"). where
+   names the text in errors. Settings that are not known are a warning. */
 MHKDEF mhk_result mhk_config_parse(mhk_context *ctx, const char *json, size_t length, const char *where, mhk_config *config);
 /* The same out again: writes at most capacity bytes with a terminating 0, returns the length without it (call with NULL, 0 to learn it). */
 MHKDEF size_t mhk_config_format(const mhk_config *config, char *json, size_t capacity);
@@ -9568,6 +9570,7 @@ typedef struct mhk__json {
   size_t at;                 /* where in the text, in bytes */
   mhk_index count;           /* arrays and objects: how many children */
   mhk__json_type type;
+  int seen;                  /* a setting that was asked for */
 } mhk__json;
 
 #define MHK__JSON_DEPTH 100  /* brackets inside brackets */
@@ -14104,6 +14107,34 @@ MHKDEF double mhk_config_parameters(const mhk_config *config) {
   return n;
 }
 
+#define MHK__LIST_MOST 1500 /* bytes of a list of names in a message; the rest is counted */
+
+typedef struct mhk__list {
+  mhk__writer text;
+  int n, left_out;
+} mhk__list;
+
+static void mhk__list_start(mhk__list *list, mhk_context *ctx) {
+  memset(list, 0, sizeof *list);
+  mhk__write_to(&list->text, ctx, &ctx->scratch);
+}
+
+static int mhk__list_room(mhk__list *list) {
+  list->n++;
+  if (list->text.length > MHK__LIST_MOST / 3) return list->left_out++, 0;
+  if (list->n > 1) mhk__write_text(&list->text, "; ");
+  return 1;
+}
+
+static const char *mhk__list_end(mhk__list *list) {
+  if (list->left_out) {
+    mhk__write_text(&list->text, " and ");
+    mhk__write_integer(&list->text, list->left_out);
+    mhk__write_text(&list->text, " more");
+  }
+  return list->text.data ? list->text.data : "";
+}
+
 /* ---- config.json in */
 
 typedef struct mhk__settings {
@@ -14123,8 +14154,35 @@ static mhk__settings mhk__settings_of(mhk_context *ctx, const mhk__json *object,
 
 /* a setting that is there and not null */
 static const mhk__json *mhk__setting(const mhk__settings *s, const char *key) {
-  const mhk__json *x = mhk__json_get(s->object, key);
-  return mhk__json_is(x, MHK__JSON_NULL) ? NULL : x;
+  const size_t length = strlen(key);
+  mhk__json *x = mhk__json_is(s->object, MHK__JSON_OBJECT) ? s->object->first : NULL;
+  while (x && (x->key_length != length || memcmp(x->key, key, length) != 0)) x = x->next;
+  if (!x || x->type == MHK__JSON_NULL) return NULL;
+  x->seen = 1;
+  return x;
+}
+
+/* whether words, with blanks between them, has this one */
+static int mhk__has_word(const char *words, const char *word) {
+  const size_t length = strlen(word);
+  const char *at;
+  for (at = strstr(words, word); at && length; at = strstr(at + 1, word))
+    if ((at == words || at[-1] == ' ') && (at[length] == ' ' || at[length] == 0)) return 1;
+  return 0;
+}
+
+/* Settings that nobody asked for are one warning, but for those named in quiet, which do not change what a model computes. */
+static void mhk__warn_unseen(const mhk__settings *s, const char *quiet) {
+  mhk__mark mark = mhk__scratch_mark(s->ctx);
+  mhk__list list;
+  const mhk__json *x;
+  mhk__list_start(&list, s->ctx);
+  for (x = mhk__json_is(s->object, MHK__JSON_OBJECT) ? s->object->first : NULL; x && !mhk_failed(s->ctx); x = x->next)
+    if (!x->seen && x->type != MHK__JSON_NULL && !mhk__has_word(quiet, x->key) && mhk__list_room(&list))
+      mhk__write_bytes(&list.text, x->key, x->key_length < 60 ? x->key_length : 60);
+  if (list.n)
+    mhk__note(s->ctx, MHK_LOG_WARNING, "%s: not known here and without effect%s%s: %s", s->where, s->part[0] ? ", in " : "", s->part, mhk__list_end(&list));
+  mhk__scratch_rewind(s->ctx, mark);
 }
 
 static void mhk__setting_wrong(const mhk__settings *s, const mhk__json *x, const char *key, const char *wanted) {
@@ -14183,27 +14241,28 @@ static void mhk__refuse_quantized(const mhk__settings *s) {
              s->where);
 }
 
-/* rope_scaling and rope_parameters may say that nothing is scaled, in the words of either age of the library */
-static void mhk__refuse_scaled_rope(const mhk__settings *s, const char *key) {
-  const mhk__json *x = mhk__setting(s, key), *type = mhk__json_get(x, "rope_type");
-  if (!x) return;
-  if (x->type != MHK__JSON_OBJECT) {
+/* rope_parameters, or rope_scaling, as older versions of the library call it and which counts before it. Either may say that nothing is scaled. */
+static mhk__settings mhk__parse_rope(const mhk__settings *s) {
+  const mhk__json *old = mhk__setting(s, "rope_scaling"), *parameters = mhk__setting(s, "rope_parameters");
+  const char *key = old && old->count ? "rope_scaling" : "rope_parameters";
+  const mhk__json *x = old && old->count ? old : parameters;
+  const mhk__settings r = mhk__settings_of(s->ctx, x, s->where, key);
+  const mhk__json *type = mhk__setting(&r, "rope_type"), *older = mhk__setting(&r, "type");
+  if (!type) type = older;
+  if (x && x->type != MHK__JSON_OBJECT)
     mhk__setting_wrong(s, x, key, "an object");
-    return;
-  }
-  if (!type) type = mhk__json_get(x, "type");
-  if (type && !mhk__json_equals(type, "default"))
+  else if (type && !mhk__json_equals(type, "default"))
     mhk__setting_refuse(s, key, type->text ? type->text : "?", "the plain rotary embedding (\"default\") only");
-  if (!type && mhk__json_get(x, "factor")) mhk__setting_refuse(s, key, "scaled", "the plain rotary embedding only");
+  else if (!type && mhk__setting(&r, "factor"))
+    mhk__setting_refuse(s, key, "scaled", "the plain rotary embedding only");
+  return r;
 }
 
 /* the attention settings of a Phi, in config.json or in a phi_attention block */
 static void mhk__parse_attention(const mhk__settings *s, mhk_config *c) {
-  const mhk__json *rope = mhk__setting(s, "rope_parameters"), *head_dim = mhk__setting(s, "head_dim");
-  mhk__settings r = mhk__settings_of(s->ctx, rope, s->where, "rope_parameters");
+  const mhk__json *head_dim = mhk__setting(s, "head_dim");
+  const mhk__settings r = mhk__parse_rope(s);
   double factor;
-  mhk__refuse_scaled_rope(s, "rope_scaling");
-  mhk__refuse_scaled_rope(s, "rope_parameters");
   c->n_head = mhk__setting_int(s, "num_attention_heads", 32);
   c->n_kv_head = mhk__setting_int(s, "num_key_value_heads", c->n_head);
   c->qk_layernorm = mhk__setting_flag(s, "qk_layernorm", 0);
@@ -14211,6 +14270,7 @@ static void mhk__parse_attention(const mhk__settings *s, mhk_config *c) {
   if (mhk__setting(&r, "rope_theta")) c->rope_theta = mhk__setting_double(&r, "rope_theta", 0);
   factor = mhk__setting_double(s, "partial_rotary_factor", 0.5);
   if (mhk__setting(&r, "partial_rotary_factor")) factor = mhk__setting_double(&r, "partial_rotary_factor", 0);
+  mhk__warn_unseen(&r, "");
   if (head_dim)
     c->head_dim = mhk__setting_int(s, "head_dim", -1);
   else if (c->n_head < 1 || c->d_model % c->n_head)
@@ -14225,6 +14285,11 @@ static void mhk__parse_attention(const mhk__settings *s, mhk_config *c) {
   } else
     c->rotary_dim = (int)(factor * c->head_dim); /* cut off, as the library does */
 }
+
+/* what Hugging Face's library keeps in every config.json: names and types, training, how its own code runs; ends of text are read with the model */
+#define MHK__QUIET "_name_or_path architectures auto_map bos_token_id chunk_size_feed_forward dtype eos_token_id id2label initializer_range " \
+                   "is_encoder_decoder label2id model_type output_attentions output_hidden_states pad_token_id problem_type return_dict " \
+                   "torch_dtype transformers_version use_cache "
 
 static void mhk__parse_phi(const mhk__settings *s, mhk_config *c) {
   const mhk__json *act = mhk__setting(s, "hidden_act");
@@ -14242,10 +14307,90 @@ static void mhk__parse_phi(const mhk__settings *s, mhk_config *c) {
     mhk__setting_refuse(s, "hidden_act", act->text ? act->text : "?", "\"gelu_new\"");
   mhk__parse_attention(s, c);
   for (l = 0; l < c->n_layer && l < MHK_MAX_LAYERS; l++) c->mixer[l] = MHK_MIXER_ATTENTION;
+  mhk__warn_unseen(s, MHK__QUIET "attention_dropout embd_pdrop resid_pdrop");
+}
+
+/* [low, high] of step sizes */
+static void mhk__parse_limit(const mhk__settings *s, const char *key, mhk_config *c) {
+  const mhk__json *limit = mhk__setting(s, key);
+  if (!limit) return;
+  if (limit->type != MHK__JSON_ARRAY || limit->count != 2) {
+    mhk__setting_wrong(s, limit, key, "a list of two numbers");
+    return;
+  }
+  c->dt_min = mhk__setting_value(s, limit->first, key);
+  c->dt_max = mhk__setting_value(s, limit->first->next, key);
+  if (c->dt_max >= 1e300)
+    c->dt_max = 0;
+  else if (c->dt_max == 0)
+    mhk__setting_wrong(s, limit, key, "a list whose second number is above 0");
+}
+
+/* d_inner = expand * d_model, a whole number that `by`, the setting called what, divides; else 0 and an error */
+static int mhk__parse_inner(const mhk__settings *s, const mhk_config *c, double fallback, int by, const char *what) {
+  const double expand = mhk__setting_double(s, "expand", fallback), inner = expand * c->d_model;
+  char number[32];
+  if (by >= 1 && inner >= 1 && inner < (1 << 24) && fabs(inner - floor(inner + 0.5)) <= 1e-6 && (int)(inner + 0.5) % by == 0) return (int)(inner + 0.5);
+  mhk__format_double(expand, number);
+  mhk_fail(s->ctx, MHK_ERROR_CONFIG, "%s: %s: expand %s of d_model %d cannot be cut into heads: %s is %d", s->where, s->part, number, c->d_model, what, by);
+  return 0;
+}
+
+/* vocab_size filled up to a multiple, as the authors' code of either state-space model makes its embedding */
+static void mhk__parse_vocabulary(const mhk__settings *s, int fallback, mhk_config *c) {
+  const int size = mhk__setting_int(s, "vocab_size", -1), pad = mhk__setting_int(s, "pad_vocab_size_multiple", fallback);
+  c->pad_vocab_multiple = pad < 1 ? 1 : pad;
+  if (size > INT_MAX - c->pad_vocab_multiple)
+    mhk__setting_wrong(s, mhk__setting(s, "vocab_size"), "vocab_size", "a smaller number");
+  else
+    c->vocab_size = (size + c->pad_vocab_multiple - 1) / c->pad_vocab_multiple * c->pad_vocab_multiple;
+}
+
+/* config.json of state-spaces' own code (mamba_ssm). It has no field for the eps of its norms, which is 1e-5. */
+static void mhk__parse_state_spaces(const mhk__settings *s, mhk_config *c) {
+  const mhk__settings ssm = mhk__settings_of(s->ctx, mhk__setting(s, "ssm_cfg"), s->where, "ssm_cfg");
+  const mhk__json *layer = mhk__setting(&ssm, "layer"), *attention = mhk__setting(s, "attn_layer_idx");
+  int l, inner, d_ssm;
+  c->arch = MHK_ARCH_MAMBA2;
+  if (!mhk__json_equals(layer, "Mamba2"))
+    mhk_fail(s->ctx, MHK_ERROR_UNSUPPORTED, "%s describes a Mamba-1 (its ssm_cfg has %s%.60s%s for layer); of this layout Mamba-2 is known (\"Mamba2\")",
+             s->where, layer ? "\"" : "nothing", layer && layer->text ? layer->text : "", layer ? "\"" : "");
+  if (attention && attention->count)
+    mhk_fail(s->ctx, MHK_ERROR_UNSUPPORTED, "%s: attn_layer_idx names %lld layers of attention; a hybrid of Mamba-2 and attention is not known here", s->where,
+             (long long)attention->count);
+  if (mhk__setting_int(s, "d_intermediate", 0) > 0)
+    mhk_fail(s->ctx, MHK_ERROR_UNSUPPORTED, "%s: d_intermediate is %d: a Mamba-2 with MLPs between its layers is not known here", s->where,
+             mhk__setting_int(s, "d_intermediate", 0));
+  c->n_layer = mhk__setting_int(s, "n_layer", -1);
+  c->d_model = mhk__setting_int(s, "d_model", -1);
+  mhk__parse_vocabulary(s, 8, c);
+  c->pad_vocab_multiple = 0; /* saved as Hugging Face's library has it, which counts the rows that are there */
+  c->tie_embeddings = mhk__setting_flag(s, "tie_embeddings", 1);
+  c->norm_eps = 1e-5;
+  if (!mhk__setting_flag(s, "rms_norm", 1)) mhk__setting_refuse(s, "rms_norm", "false", "true");
+  c->ssm_head_dim = mhk__setting_int(&ssm, "headdim", 64);
+  inner = mhk__parse_inner(&ssm, c, 2, c->ssm_head_dim, "headdim");
+  c->ssm_heads = c->ssm_head_dim > 0 ? inner / c->ssm_head_dim : 0;
+  c->ssm_groups = mhk__setting_int(&ssm, "ngroups", 1);
+  c->d_state = mhk__setting_int(&ssm, "d_state", 128);
+  c->d_conv = mhk__setting_int(&ssm, "d_conv", 4);
+  c->chunk_size = mhk__setting_int(&ssm, "chunk_size", 256);
+  c->conv_bias = mhk__setting_flag(&ssm, "conv_bias", 1);
+  c->proj_bias = mhk__setting_flag(&ssm, "bias", 0);
+  c->conv_silu = 1;
+  mhk__parse_limit(&ssm, "dt_limit", c);
+  d_ssm = mhk__setting_int(&ssm, "d_ssm", inner);
+  if (d_ssm != inner) mhk_fail(s->ctx, MHK_ERROR_UNSUPPORTED, "%s: ssm_cfg.d_ssm is %d: only d_inner, %d here, is known", s->where, d_ssm, inner);
+  if (mhk__setting_flag(&ssm, "D_has_hdim", 0)) mhk__setting_refuse(&ssm, "D_has_hdim", "true", "false");
+  if (!mhk__setting_flag(&ssm, "rmsnorm", 1)) mhk__setting_refuse(&ssm, "rmsnorm", "false", "true");
+  if (mhk__setting_flag(&ssm, "norm_before_gate", 0)) mhk__setting_refuse(&ssm, "norm_before_gate", "true", "false");
+  for (l = 0; l < c->n_layer && l < MHK_MAX_LAYERS; l++) c->mixer[l] = MHK_MIXER_MAMBA2;
+  mhk__warn_unseen(s, MHK__QUIET "attn_cfg fused_add_norm residual_in_fp32");
+  mhk__warn_unseen(&ssm, "A_init_range conv_init device dt_init_floor dt_max dt_min dtype layer_idx process_group sequence_parallel use_mem_eff_path");
 }
 
 static void mhk__parse_mamba2(const mhk__settings *s, mhk_config *c) {
-  const mhk__json *act = mhk__setting(s, "hidden_act"), *limit = mhk__setting(s, "time_step_limit");
+  const mhk__json *act = mhk__setting(s, "hidden_act");
   double expand;
   int l;
   c->arch = MHK_ARCH_MAMBA2;
@@ -14275,30 +14420,15 @@ static void mhk__parse_mamba2(const mhk__settings *s, mhk_config *c) {
     mhk__setting_refuse(s, "hidden_act", act->text ? act->text : "?", "\"silu\"");
   if (!mhk__setting_flag(s, "rms_norm", 1)) mhk__setting_refuse(s, "rms_norm", "false", "true");
   if (mhk__setting_flag(s, "norm_before_gate", 0)) mhk__setting_refuse(s, "norm_before_gate", "true", "false");
-  if (limit) {
-    if (limit->type != MHK__JSON_ARRAY || limit->count != 2)
-      mhk__setting_wrong(s, limit, "time_step_limit", "a list of two numbers");
-    else {
-      c->dt_min = mhk__setting_value(s, limit->first, "time_step_limit");
-      c->dt_max = mhk__setting_value(s, limit->first->next, "time_step_limit");
-      if (c->dt_max >= 1e300)
-        c->dt_max = 0;
-      else if (c->dt_max == 0)
-        mhk__setting_wrong(s, limit, "time_step_limit", "a list whose second number is above 0");
-    }
-  }
+  mhk__parse_limit(s, "time_step_limit", c);
   for (l = 0; l < c->n_layer && l < MHK_MAX_LAYERS; l++) c->mixer[l] = MHK_MIXER_MAMBA2;
+  mhk__warn_unseen(s, MHK__QUIET "rescale_prenorm_residual residual_in_fp32 time_step_floor time_step_max time_step_min time_step_rank");
 }
 
 /* settings of one block's core_input into c, whose other fields are those of the blocks before */
 static void mhk__parse_discrete(const mhk__settings *s, mhk_config *c) {
-  const mhk__json *act = mhk__setting(s, "activation"), *x;
-  const double expand = mhk__setting_double(s, "expand", 1);
-  double inner = expand * c->d_model;
-  static const char known[][16] = {
-      "d_model", "d_state", "n_v_heads", "n_qk_heads", "d_conv", "conv_bias", "expand", "chunk_size", "activation", "bias", "rotary_dim",
-      "rope_theta", "layer_idx", "device", "dtype"};
-  size_t i;
+  const mhk__json *act = mhk__setting(s, "activation");
+  int inner;
   c->d_state = mhk__setting_int(s, "d_state", 64);
   c->ssm_heads = mhk__setting_int(s, "n_v_heads", 32);
   c->ssm_groups = mhk__setting_int(s, "n_qk_heads", 32);
@@ -14311,20 +14441,9 @@ static void mhk__parse_discrete(const mhk__settings *s, mhk_config *c) {
   c->conv_silu = mhk__json_equals(act, "silu") || mhk__json_equals(act, "swish");
   if (act && !c->conv_silu && !mhk__json_equals(act, "identity"))
     mhk__setting_refuse(s, "activation", act->text ? act->text : "?", "\"identity\" and \"silu\"");
-  if (c->ssm_heads < 1 || !(inner >= 1 && inner < (1 << 24)) || fabs(inner - floor(inner + 0.5)) > 1e-6 ||
-      (int)(inner + 0.5) % c->ssm_heads) {
-    char number[32];
-    mhk__format_double(expand, number);
-    mhk_fail(s->ctx, MHK_ERROR_CONFIG, "%s: %s: expand %s of d_model %d cannot be cut into %d heads (n_v_heads)", s->where, s->part, number,
-             c->d_model, c->ssm_heads);
-  } else
-    c->ssm_head_dim = (int)(inner + 0.5) / c->ssm_heads;
-  for (x = s->object ? s->object->first : NULL; x; x = x->next) {
-    for (i = 0; i < sizeof known / sizeof known[0] && strcmp(known[i], x->key) != 0; i++) {
-    }
-    if (i == sizeof known / sizeof known[0])
-      mhk__note(s->ctx, MHK_LOG_WARNING, "%s: %s.%.60s is not known and has no effect", s->where, s->part, x->key);
-  }
+  inner = mhk__parse_inner(s, c, 1, c->ssm_heads, "n_v_heads");
+  if (c->ssm_heads > 0) c->ssm_head_dim = inner / c->ssm_heads;
+  mhk__warn_unseen(s, "d_model device dtype layer_idx rope_theta");
 }
 
 static void mhk__parse_phi_mamba(mhk_context *ctx, const mhk__json *root, const char *where, mhk_config *c) {
@@ -14334,15 +14453,9 @@ static void mhk__parse_phi_mamba(mhk_context *ctx, const mhk__json *root, const 
                 mm = mhk__settings_of(ctx, mixer, where, "MixerModel.input");
   const mhk__json *prenorm = mhk__setting(&mm, "lm_head_prenorm");
   mhk_config one, first_attention, first_ssm;
-  int have_attention = 0, have_ssm = 0, layers = 0, pad;
+  int have_attention = 0, have_ssm = 0, layers = 0;
   c->arch = MHK_ARCH_PHI_MAMBA;
-  c->vocab_size = mhk__setting_int(&lm, "vocab_size", -1);
-  pad = mhk__setting_int(&lm, "pad_vocab_size_multiple", 1);
-  c->pad_vocab_multiple = pad < 1 ? 1 : pad;
-  if (c->vocab_size > INT_MAX - c->pad_vocab_multiple)
-    mhk__setting_wrong(&lm, mhk__setting(&lm, "vocab_size"), "vocab_size", "a smaller number");
-  else
-    c->vocab_size = (c->vocab_size + c->pad_vocab_multiple - 1) / c->pad_vocab_multiple * c->pad_vocab_multiple;
+  mhk__parse_vocabulary(&lm, 1, c);
   c->tie_embeddings = mhk__setting_flag(&lm, "tie_embeddings", 0);
   c->d_model = mhk__setting_int(&mm, "d_model", -1);
   c->n_layer = mhk__setting_int(&mm, "n_layer", -1);
@@ -14351,6 +14464,8 @@ static void mhk__parse_phi_mamba(mhk_context *ctx, const mhk__json *root, const 
   c->max_position = mhk__setting_int(&mm, "max_position_embeddings", 0);
   if (prenorm && !mhk__json_equals(prenorm, "layer"))
     mhk__setting_refuse(&mm, "lm_head_prenorm", prenorm->text ? prenorm->text : "?", "\"layer\"");
+  mhk__warn_unseen(&lm, "");
+  mhk__warn_unseen(&mm, "");
   if (mhk_failed(ctx)) return;
   memset(&first_attention, 0, sizeof first_attention);
   memset(&first_ssm, 0, sizeof first_ssm);
@@ -14385,6 +14500,7 @@ static void mhk__parse_phi_mamba(mhk_context *ctx, const mhk__json *root, const 
       if (one.qk_layernorm && eps != c->norm_eps)
         mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "%s: %s.layer_norm_eps differs from the other norms'", where, part);
       if (!mhk__setting(&mm, "max_position_embeddings")) c->max_position = mhk__setting_int(&input, "max_position_embeddings", 0);
+      mhk__warn_unseen(&input, MHK__QUIET "attention_dropout attn_type layer_idx max_position_embeddings");
       if (!have_attention) memcpy(&first_attention, &one, sizeof one); /* with its padding, for the comparison */
       have_attention = 1;
     } else {
@@ -14392,6 +14508,7 @@ static void mhk__parse_phi_mamba(mhk_context *ctx, const mhk__json *root, const 
       if (!have_ssm) memcpy(&first_ssm, &one, sizeof one);
       have_ssm = 1;
     }
+    mhk__warn_unseen(&block, "block_input core_input");
     if (mhk_failed(ctx)) return;
     if (memcmp(&one, attention ? &first_attention : &first_ssm, sizeof one) != 0) {
       mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "%s: %s differs from an earlier block of its kind; this version has one setting for all of them",
@@ -14450,6 +14567,11 @@ MHKDEF mhk_result mhk_config_parse(mhk_context *ctx, const char *json, size_t le
     if (mhk__json_is(architecture, MHK__JSON_ARRAY)) architecture = architecture->first;
     if (mhk__json_get(root, "MixerModel") || mhk__json_get(root, "Block1"))
       mhk__parse_phi_mamba(ctx, root, where, &c);
+    else if (mhk__json_get(root, "ssm_cfg") || (!type && !architecture && mhk__json_get(root, "d_model") && mhk__json_get(root, "n_layer")))
+      mhk__parse_state_spaces(&s, &c);
+    else if (mhk__json_string(type) && ((mhk__json_equals(architecture, "PhiForCausalLM") && !mhk__json_equals(type, "phi")) ||
+                                        (mhk__json_equals(architecture, "Mamba2ForCausalLM") && !mhk__json_equals(type, "mamba2"))))
+      mhk_fail(ctx, MHK_ERROR_CONFIG, "%s: architectures says \"%.60s\", model_type \"%.60s\": two different models", where, architecture->text, type->text);
     else if (mhk__json_equals(architecture, "PhiForCausalLM") || (!architecture && mhk__json_equals(type, "phi")))
       mhk__parse_phi(&s, &c);
     else if (mhk__json_equals(architecture, "Mamba2ForCausalLM") || (!architecture && mhk__json_equals(type, "mamba2")))
@@ -14457,7 +14579,8 @@ MHKDEF mhk_result mhk_config_parse(mhk_context *ctx, const char *json, size_t le
     else {
       const char *is = mhk__json_string(architecture) ? architecture->text : mhk__json_string(type) ? type->text : NULL;
       mhk_fail(ctx, MHK_ERROR_UNSUPPORTED,
-               "%s describes %s%.60s%s; this version knows PhiForCausalLM, Mamba2ForCausalLM and phi-mamba (MixerModel, Block1, ...)",
+               "%s describes %s%.60s%s; this version knows PhiForCausalLM, Mamba2ForCausalLM, Mamba-2 of mamba_ssm (ssm_cfg) and phi-mamba (MixerModel, "
+               "Block1, ...)",
                where, is ? "\"" : "no model it names", is ? is : "", is ? "\"" : "");
     }
   }
@@ -14874,34 +14997,6 @@ MHKDEF mhk_result mhk_model_set_tokenizer(mhk_model *m, mhk_tokenizer *k) {
 }
 
 /* ---- loading */
-
-#define MHK__LIST_MOST 1500 /* bytes of a list of tensors in an error; the rest is counted */
-
-typedef struct mhk__list {
-  mhk__writer text;
-  int n, left_out;
-} mhk__list;
-
-static void mhk__list_start(mhk__list *list, mhk_context *ctx) {
-  memset(list, 0, sizeof *list);
-  mhk__write_to(&list->text, ctx, &ctx->scratch);
-}
-
-static int mhk__list_room(mhk__list *list) {
-  list->n++;
-  if (list->text.length > MHK__LIST_MOST / 3) return list->left_out++, 0;
-  if (list->n > 1) mhk__write_text(&list->text, "; ");
-  return 1;
-}
-
-static const char *mhk__list_end(mhk__list *list) {
-  if (list->left_out) {
-    mhk__write_text(&list->text, " and ");
-    mhk__write_integer(&list->text, list->left_out);
-    mhk__write_text(&list->text, " more");
-  }
-  return list->text.data ? list->text.data : "";
-}
 
 /* Whether a tensor that the model does not use is one that its architecture has under other settings (a layer more, a bias that config.json leaves out): then
    file and configuration contradict each other, and leaving it out would be another model. */
@@ -20149,6 +20244,7 @@ MHKDEF mhk_result mhk_evaluate(mhk_model *m, mhk_model *teacher, mhk_text *text,
 #undef MHK__JSON_INFINITY
 #undef MHK__LETTER
 #undef MHK__LIST_MOST
+#undef MHK__QUIET
 #undef MHK__NOT_REGULAR
 #undef MHK__LOGITS_PIECE
 #undef MHK__MAX_IN

@@ -327,6 +327,176 @@ TEST(types_that_are_not_read_matter_only_where_they_are_used) {
   free(data);
 }
 
+/* ---- settings */
+
+enum { honoured, quiet, warned, refused, ends, sampling };
+enum { phi, rope, mamba2, state_spaces, ssm_cfg, language_model, mixer_model, block, core_input, attention_input, generation };
+static const struct { int where; const char *key, *value; int does; } keys[] = {
+#define KEY(where, key, value, does) {where, key, value, does},
+#include "keys.h"
+#undef KEY
+};
+
+typedef struct text { char t[4096]; } text;
+
+/* A JSON object: pairs of key and value from base, but for the one called key, which has the given value (NULL: it is left out if it is not in base). */
+static text object(const char *const (*base)[2], const char *key, const char *value) {
+  text x;
+  char *at = x.t;
+  *at++ = '{';
+  for (; base && (*base)[0]; base++)
+    if (!value || strcmp((*base)[0], key) != 0) at += sprintf(at, "%s\"%s\": %s", at[-1] == '{' ? "" : ", ", (*base)[0], (*base)[1]);
+  if (value) at += sprintf(at, "%s\"%s\": %s", at[-1] == '{' ? "" : ", ", key, value);
+  strcpy(at, "}");
+  return x;
+}
+
+/* the smallest config.json of each kind, with one setting more or another one */
+static text configuration(int where, const char *key, const char *value) {
+  static const char *const of_phi[][2] = {{"model_type", "\"phi\""}, {"vocab_size", "32"}, {"hidden_size", "24"}, {"intermediate_size", "96"},
+                                          {"num_hidden_layers", "2"}, {"num_attention_heads", "3"}, {NULL, NULL}};
+  static const char *const of_mamba2[][2] = {{"model_type", "\"mamba2\""}, {"vocab_size", "32"}, {"hidden_size", "24"}, {"num_hidden_layers", "2"}, {"num_heads", "6"},
+                                             {"head_dim", "8"}, {"state_size", "5"}, {"n_groups", "1"}, {NULL, NULL}};
+  static const char *const of_spaces[][2] = {{"d_model", "24"}, {"n_layer", "2"}, {"vocab_size", "31"}, {"ssm_cfg", "{\"layer\": \"Mamba2\", \"headdim\": 8}"}, {NULL, NULL}};
+  static const char *const of_ssm[][2] = {{"layer", "\"Mamba2\""}, {"headdim", "8"}, {NULL, NULL}};
+  static const char *const of_language[][2] = {{"vocab_size", "31"}, {NULL, NULL}};
+  static const char *const of_mixers[][2] = {{"d_model", "24"}, {"n_layer", "2"}, {NULL, NULL}};
+  static const char *const of_block[][2] = {{"CoreType", "\"modules.mixers.discrete_mamba2\""}, {"core_input", "{\"n_v_heads\": 3, \"n_qk_heads\": 3}"}, {NULL, NULL}};
+  static const char *const of_core[][2] = {{"n_v_heads", "3"}, {"n_qk_heads", "3"}, {NULL, NULL}};
+  static const char *const of_attention[][2] = {{"num_attention_heads", "3"}, {NULL, NULL}};
+  text x, inner, language, mixers, attention;
+  switch (where) {
+    case phi: return object(of_phi, key, value);
+    case rope: inner = object(NULL, key, value); return object(of_phi, "rope_parameters", inner.t);
+    case mamba2: return object(of_mamba2, key, value);
+    case state_spaces: return object(of_spaces, key, value);
+    case ssm_cfg: inner = object(of_ssm, key, value); return object(of_spaces, "ssm_cfg", inner.t);
+    default: break;
+  }
+  inner = object(of_core, key, where == core_input ? value : NULL);
+  inner = object(of_block, where == block ? key : "core_input", where == block ? value : inner.t);
+  language = object(of_language, key, where == language_model ? value : NULL);
+  mixers = object(of_mixers, key, where == mixer_model ? value : NULL);
+  attention = object(of_attention, key, where == attention_input ? value : NULL);
+  snprintf(x.t, sizeof x.t,
+           "{\"LanguageModel\": {\"input\": %.900s}, \"MixerModel\": {\"input\": %.900s}, \"Block1\": %.900s, \"Block2\": {\"CoreType\": "
+           "\"modules.mixers.phi_attention\", \"core_input\": %.900s}}",
+           language.t, mixers.t, inner.t, attention.t);
+  return x;
+}
+
+static mhk_result read_config(const text *x, mhk_config *c) {
+  memset(c, 0, sizeof *c);
+  return mhk_config_parse(ctx, x->t, strlen(x->t), "config.json", c);
+}
+
+TEST(every_setting_of_a_configuration_is_honoured_or_said_to_have_no_effect_or_refused) {
+  mhk_config usual, c;
+  size_t i, k = 0, at;
+  for (i = 0; i < sizeof keys / sizeof *keys; i++) {
+    text x;
+    mhk_result r;
+    if (keys[i].where == generation) continue;
+    x = configuration(keys[i].where, "", NULL);
+    no_warnings();
+    REQUIRE(read_config(&x, &usual) == MHK_OK && n_warnings == 0, "%s: %s%s", x.t, mhk_message(ctx), warnings);
+    x = configuration(keys[i].where, keys[i].key, keys[i].value);
+    r = read_config(&x, &c);
+    for (at = 0; at < sizeof c && ((char *)&c)[at] == ((char *)&usual)[at]; at++) {}
+    switch (keys[i].does) {
+      case honoured: CHECK(r == MHK_OK && n_warnings == 0 && at < sizeof c, "%s is not honoured: %s%s", x.t, mhk_message(ctx), warnings); break;
+      case warned:
+        CHECK(r == MHK_OK && at == sizeof c && n_warnings == 1 && strstr(warnings, keys[i].key), "%s is not warned about: %s%s", x.t, mhk_message(ctx), warnings);
+        break;
+      case refused: CHECK(r != MHK_OK && strlen(mhk_message(ctx)) > 20, "%s is not refused", x.t); break;
+      default: CHECK(r == MHK_OK && at == sizeof c && n_warnings == 0, "%s is not quiet: %s%s", x.t, mhk_message(ctx), warnings); break;
+    }
+    mhk_clear_error(ctx);
+    k++;
+  }
+  CHECK(k > 150, "only %d settings", (int)k);
+}
+
+TEST(rope_scaling_counts_before_rope_parameters_and_both_before_the_settings_beside_them) {
+  static const char *const cases[] = {"\"rope_theta\": 7.0", "\"rope_theta\": 5.0, \"rope_parameters\": {\"rope_theta\": 7.0}",
+                                      "\"rope_parameters\": {\"rope_theta\": 5.0}, \"rope_scaling\": {\"rope_type\": \"default\", \"rope_theta\": 7.0}",
+                                      "\"rope_parameters\": {\"rope_theta\": 7.0}, \"rope_scaling\": {}", "\"rope_parameters\": {\"rope_theta\": 7.0}, \"rope_scaling\": null"};
+  text x = configuration(phi, "", NULL);
+  size_t i, n = strlen(x.t) - 1;
+  for (i = 0; i < 5; i++) {
+    mhk_config c;
+    sprintf(x.t + n, ", %s}", cases[i]);
+    CHECK(read_config(&x, &c) == MHK_OK && c.rope_theta == 7, "%s: %s, %g", x.t, mhk_message(ctx), c.rope_theta);
+    mhk_clear_error(ctx);
+  }
+}
+
+TEST(the_layout_of_state_spaces_gives_the_same_logits) {
+  static const int kinds[] = {MAMBA2, MAMBA2_BIASES}; /* one group of B and C and a tied head; two, biases, and a head of its own */
+  int i, k;
+  for (i = 0; i < 2; i++) {
+    mhk_model *m = model_new(ctx, kinds[i], 3), *back;
+    mhk_file_tensor x[64];
+    mhk_real want[31], got[31];
+    text config;
+    mhk_file *f;
+    int n;
+    logits_of(m, want);
+    mhk_save(m, test_path("theirs"), MHK_F32);
+    f = mhk_file_open(ctx, test_path("theirs"));
+    REQUIRE_OK(ctx);
+    for (n = 0; n < mhk_file_tensors(f); n++) {
+      x[n] = *mhk_file_tensor_at(f, n);
+      if (strcmp(x[n].name, "backbone.embeddings.weight") == 0) x[n].name = "backbone.embedding.weight";
+    }
+    test_make_folder(test_path("spaces"));
+    mhk_file_write(ctx, test_path("spaces/model.safetensors"), n, x, 0, NULL);
+    mhk_file_close(f);
+    for (k = 0; k < 2; k++) { /* their configuration; that of Hugging Face's library beside their name of the embedding */
+      char *same = test_read_file(test_path("theirs/config.json"), NULL);
+      sprintf(config.t,
+              "{\"d_model\": 24, \"d_intermediate\": 0, \"n_layer\": 2, \"vocab_size\": 25, \"pad_vocab_size_multiple\": 31, \"tie_embeddings\": %s, \"attn_layer_idx\": [], "
+              "\"attn_cfg\": {}, \"rms_norm\": true, \"ssm_cfg\": {\"layer\": \"Mamba2\", \"d_state\": 5, \"headdim\": 8, \"ngroups\": %d, \"bias\": %s}}",
+              i ? "false" : "true", i + 1, i ? "true" : "false");
+      write_text(test_path("spaces/config.json"), k && same ? same : config.t);
+      free(same);
+      no_warnings();
+      back = load_strictly(test_path("spaces"));
+      REQUIRE_OK(ctx);
+      logits_of(back, got);
+      CHECK_CLOSE("logits", got, want, 31, 1e-6);
+      mhk_save(back, test_path("spaces_saved"), MHK_F32);
+      mhk_model_destroy(back);
+      back = load_strictly(test_path("spaces_saved"));
+      REQUIRE_OK(ctx);
+      logits_of(back, got);
+      CHECK_CLOSE("logits after saving", got, want, 31, 1e-6);
+      mhk_model_destroy(back);
+    }
+    mhk_model_destroy(m);
+  }
+}
+
+/* models that look like a Mamba-2 and are none, each with a sentence of its own */
+TEST(neighbours_of_a_mamba2_are_refused_by_name) {
+  static const struct { const char *config, *says; } cases[] = {
+      {"{\"d_model\":768,\"n_layer\":24,\"vocab_size\":50277,\"ssm_cfg\":{},\"rms_norm\":true,\"residual_in_fp32\":true,\"fused_add_norm\":true}", "describes a Mamba-1"},
+      {"{\"d_model\":768,\"n_layer\":24,\"vocab_size\":50277}", "describes a Mamba-1"},
+      {"{\"d_model\":24,\"n_layer\":2,\"vocab_size\":31,\"ssm_cfg\":{\"layer\":\"Mamba2\",\"headdim\":8},\"attn_layer_idx\":[1,3],\"attn_cfg\":{\"num_heads\":3}}",
+       "attn_layer_idx names 2 layers of attention"},
+      {"{\"d_model\":24,\"n_layer\":2,\"vocab_size\":31,\"ssm_cfg\":{\"layer\":\"Mamba2\",\"headdim\":8},\"d_intermediate\":48}", "a Mamba-2 with MLPs between its layers"},
+      {"{\"d_model\":24,\"n_layer\":2,\"vocab_size\":31,\"ssm_cfg\":{\"layer\":\"Mamba2\",\"headdim\":8},\"rms_norm\":false}", "rms_norm is \"false\""},
+      {"{\"model_type\":\"mamba\",\"architectures\":[\"MambaForCausalLM\"],\"hidden_size\":768}", "describes \"MambaForCausalLM\""},
+      {"{\"model_type\":\"phi\",\"architectures\":[\"Mamba2ForCausalLM\"],\"hidden_size\":768}", "two different models"}};
+  size_t i;
+  for (i = 0; i < sizeof cases / sizeof *cases; i++) {
+    mhk_config c;
+    CHECK(mhk_config_parse(ctx, cases[i].config, strlen(cases[i].config), NULL, &c) != MHK_OK && strstr(mhk_message(ctx), cases[i].says), "%s: %s",
+          cases[i].config, mhk_message(ctx));
+    mhk_clear_error(ctx);
+  }
+}
+
 int main(int argc, char **argv) {
   mhk_context_desc d;
   memset(&d, 0, sizeof d);
@@ -342,6 +512,10 @@ int main(int argc, char **argv) {
   RUN(tensors_that_contradict_the_configuration_are_refused);
   RUN(a_head_of_its_own_counts_where_the_configuration_ties_it);
   RUN(types_that_are_not_read_matter_only_where_they_are_used);
+  RUN(every_setting_of_a_configuration_is_honoured_or_said_to_have_no_effect_or_refused);
+  RUN(rope_scaling_counts_before_rope_parameters_and_both_before_the_settings_beside_them);
+  RUN(the_layout_of_state_spaces_gives_the_same_logits);
+  RUN(neighbours_of_a_mamba2_are_refused_by_name);
   mhk_destroy(ctx);
   return test_end();
 }
