@@ -67,7 +67,7 @@
       MOHAWK_MALLOC(bytes), MOHAWK_FREE(block)   the default allocator, both or neither
       MOHAWK_REFERENCE            compile the reference in (section >>reference), for tests
       MOHAWK_HEADER_NAME          how this file is found when it includes itself, if not as "mohawk.h"
-      MOHAWK_ALLOW_FAST_MATH      do not refuse -ffast-math
+      MOHAWK_ALLOW_FAST_MATH      do not refuse -ffast-math and those of its parts that change what comparisons and sums mean
 
    MEMORY. A context has one allocator, given at creation. Each object (model, tape, session, trainer...) lives in its own blocks of it
    and dies with its destroy function or with the context. Weights of loaded models stay in the mapped file, in their stored type. A tape
@@ -96,6 +96,11 @@
       Sessions          >>sessions      prefill, step, sampling
       Mohawk            >>mohawk        text, the three stages, optimiser, trainer, evaluation
    Each section uses only what stands above it. */
+
+/* Which text this is, 10000 major + 100 minor + patch: the implementation includes this file again and
+   must find itself, not another version. */
+#undef MHK__TEXT
+#define MHK__TEXT 100
 
 #ifndef MHK__PASS
 #ifndef MOHAWK_H
@@ -1212,8 +1217,24 @@ static inline void mhk__ref_rotary(int dim, double theta, double position, const
 #endif
 #define MOHAWK__IMPLEMENTED
 
-#if defined(__FAST_MATH__) && !defined(MOHAWK_ALLOW_FAST_MATH)
-#error "mohawk.h: -ffast-math breaks infinities and NaN checks that this code relies on; define MOHAWK_ALLOW_FAST_MATH to try anyway"
+#define MHK__VERSION (10000 * MHK_VERSION_MAJOR + 100 * MHK_VERSION_MINOR + MHK_VERSION_PATCH)
+#if MHK__TEXT != MHK__VERSION
+#error "mohawk.h: the declarations included before the implementation are those of another version of this header"
+#endif
+
+/* mhk_create() refuses at run time what has no macro here */
+#ifndef MOHAWK_ALLOW_FAST_MATH
+#if defined(__FAST_MATH__) || defined(__ASSOCIATIVE_MATH__) || defined(_M_FP_FAST)
+#define MHK__FAST_MATH
+#elif defined(__FINITE_MATH_ONLY__)
+#if __FINITE_MATH_ONLY__ > 0
+#define MHK__FAST_MATH
+#endif
+#endif
+#ifdef MHK__FAST_MATH
+#error "mohawk.h: -ffast-math, -ffinite-math-only and -fassociative-math break the checks for NaN and the sums that this code relies on: \
+compile it without them, or define MOHAWK_ALLOW_FAST_MATH to try anyway"
+#endif
 #endif
 
 #include <float.h>
@@ -1235,11 +1256,12 @@ static inline void mhk__ref_rotary(int dim, double theta, double position, const
 #ifdef _OPENMP
 #include <omp.h>
 #endif
+#if (defined(__unix__) || defined(__APPLE__) || defined(__wasi__)) && !defined(MOHAWK_NO_TRAINING)
+#include <sys/time.h>
+#define MHK__GETTIMEOFDAY
+#endif
 #if defined(__unix__) || defined(__APPLE__)
 #define MHK__POSIX
-#ifndef MOHAWK_NO_TRAINING
-#include <sys/time.h>
-#endif
 #ifndef MOHAWK_NO_STDIO
 #include <fcntl.h>
 #include <sys/file.h>
@@ -1281,6 +1303,12 @@ static inline void mhk__ref_rotary(int dim, double theta, double position, const
 #ifndef MOHAWK_HEADER_NAME
 #define MOHAWK_HEADER_NAME "mohawk.h"
 #endif
+#ifdef __has_include
+#if !__has_include(MOHAWK_HEADER_NAME)
+#error "mohawk.h: this file includes itself, by the name \"mohawk.h\" unless told, and there is none: \
+#define MOHAWK_HEADER_NAME to the name it is included by, in quotes"
+#endif
+#endif
 
 #if defined(__SANITIZE_ADDRESS__)
 #define MHK__ASAN
@@ -1313,7 +1341,7 @@ static inline void mhk__ref_rotary(int dim, double theta, double position, const
 
 #ifndef MOHAWK_NO_TRAINING
 static double mhk__seconds(void) {
-#ifdef MHK__POSIX
+#ifdef MHK__GETTIMEOFDAY
   struct timeval now;
   gettimeofday(&now, NULL);
   return (double)now.tv_sec + 1e-6 * (double)now.tv_usec;
@@ -2125,7 +2153,7 @@ static int mhk__make_folder(const char *path) {
   if (mhk__is_folder(path)) return 0;
   errno = 0;
 #ifdef MHK__POSIX
-  if (mkdir(path, 0777) == 0) return 0;
+  if (mkdir(path, S_IRWXU | S_IRWXG | S_IRWXO) == 0) return 0;
 #elif defined(MHK__WINDOWS)
   {
     wchar_t wide[MHK__WIDE_PATH];
@@ -2865,7 +2893,7 @@ typedef struct mhk__block {
 typedef struct mhk__narrow {
   int mr, nr, kr, size;
   void (*pack_a)(void *dst, mhk_index rows, mhk_index k, mhk__matrix src);
-  void (*pack_b)(void *dst, mhk_index columns, mhk_index k, mhk__matrix src);
+  void (*pack_b)(void *dst, mhk_index n_columns, mhk_index k, mhk__matrix src);
   void (*product)(mhk_index m, mhk_index n, mhk_index k, const void *a, const void *b, mhk_real *c, mhk_index ldc, int accumulate);
 } mhk__narrow;
 
@@ -2953,14 +2981,14 @@ static mhk_index mhk__conv_work(mhk_index W) { return (2 * W + 4) * MHK__CONV_BL
 #endif
 #endif /* MOHAWK_IMPLEMENTATION */
 
-#ifdef MHK__PASS
+#if defined(MHK__PASS) && MHK__TEXT == MHK__VERSION /* else the file that includes this one says what is wrong */
 /* ---- the template: MHK__PASS 1 scalar, 2 AVX2+FMA, 3 AVX-512, 4 NEON, 5 WASM SIMD128; MHK__SUFFIX names the pass ---- */
 #define MHK__JOIN2(a, b) a##b
 #define MHK__JOIN(a, b) MHK__JOIN2(a, b)
 #define MHK__N3(a, b) a##b /* no MHK__JOIN: names stand inside of its arguments too, and a macro does not expand within itself */
 #define MHK__N2(a, b) MHK__N3(a, b)
 #define MHK__N(name) MHK__N2(name, MHK__SUFFIX)
-#define MHK__PASS_DONE MHK_VERSION_MINOR
+#define MHK__PASS_DONE MHK__TEXT
 
 /* The vocabulary: MHK__W numbers a vector. Products round once (fused) where the set has it. */
 #if MHK__PASS == 1
@@ -4315,8 +4343,8 @@ static void MHK__N(mhk__narrow_pack_a)(void *dst, mhk_index rows, mhk_index k, m
   MHK__N(mhk__narrow_pack)((mhk_real *)dst, MHK__MR, rows, k, src);
 }
 
-static void MHK__N(mhk__narrow_pack_b)(void *dst, mhk_index columns, mhk_index k, mhk__matrix src) {
-  MHK__N(mhk__narrow_pack)((mhk_real *)dst, MHK__NR, columns, k, src);
+static void MHK__N(mhk__narrow_pack_b)(void *dst, mhk_index n_columns, mhk_index k, mhk__matrix src) {
+  MHK__N(mhk__narrow_pack)((mhk_real *)dst, MHK__NR, n_columns, k, src);
 }
 
 static void MHK__N(mhk__narrow_product)(mhk_index m, mhk_index n, mhk_index k, const void *a, const void *b, mhk_real *c, mhk_index ldc, int accumulate) {
@@ -5652,7 +5680,7 @@ static void MHK__N(mhk__fill)(mhk__kernels *k) {
 #undef MHK__STEP
 #undef MHK__WRITE
 #undef MHK__ADD
-#endif /* MHK__PASS */
+#endif /* MHK__PASS_DONE */
 
 #if defined(MOHAWK_IMPLEMENTATION) && !defined(MHK__PASS)
 #if !defined(MOHAWK_NO_SIMD) && defined(MHK__X86)
@@ -5729,8 +5757,9 @@ static void mhk__q_tiles(const mhk__q_args *a, mhk_index first, mhk_index last, 
 #define MHK__PASS 1
 #define MHK__SUFFIX _scalar
 #include MOHAWK_HEADER_NAME
-#if !defined(MHK__PASS_DONE) || MHK__PASS_DONE != MHK_VERSION_MINOR
-#error "mohawk.h: it must find itself to compile its kernels: #define MOHAWK_HEADER_NAME to the name it is included by, and use no #pragma once"
+#if !defined(MHK__PASS_DONE) || MHK__PASS_DONE != MHK__VERSION
+#error "mohawk.h: this file includes itself, by the name \"mohawk.h\" unless told, and that is another file or version: \
+#define MOHAWK_HEADER_NAME to the name it is included by, in quotes, and use no #pragma once"
 #endif
 #undef MHK__PASS
 #undef MHK__SUFFIX
@@ -5950,11 +5979,11 @@ MHK__POP
   MHK__EACH##R(MHK__DOT, v, even, 2 * n) \
   MHK__EACH##R(MHK__DOT, v, odd, 2 * n + 1) }
 /* 16 of k, of which lines of the weights are asked for ahead */
-#define MHK__SIXTEEN(type, R, lines, at) { \
+#define MHK__SIXTEEN(type, R, n_lines, at) { \
   MHK__EACH##R(MHK__TAKE, 0, x, at) \
-  for (n = 0; n < (R < 4 ? lines : lines / 2); n++) MHK__PREFETCH_L1(p + MHK__Q_AHEAD + 64 * (half * (lines / 2) + n)); \
+  for (n = 0; n < (R < 4 ? n_lines : n_lines / 2); n++) MHK__PREFETCH_L1(p + MHK__Q_AHEAD + 64 * (half * (n_lines / 2) + n)); \
   MHK__SIXTEEN_##type(R) \
-  p += 64 * lines; }
+  p += 64 * n_lines; }
 #define MHK__SIXTEEN_Q8(R) \
   MHK__VECTORS##R(MHK__FOUR_Q8, 0) MHK__VECTORS##R(MHK__FOUR_Q8, 1) MHK__VECTORS##R(MHK__FOUR_Q8, 2) MHK__VECTORS##R(MHK__FOUR_Q8, 3)
 #define MHK__SIXTEEN_Q4(R) MHK__VECTORS##R(MHK__EIGHT_Q4, 0) MHK__VECTORS##R(MHK__EIGHT_Q4, 1)
@@ -5970,7 +5999,7 @@ MHK__POP
   vst1q_f32(sums + 16 * r + 8, sum[4 * r + 2]); \
   vst1q_f32(sums + 16 * r + 12, sum[4 * r + 3]);
 /* rows [i, i + R) of x against the 16 of block b */
-#define MHK__TILE_Q(type, lines, factor, R) \
+#define MHK__TILE_Q(type, n_lines, factor, R) \
   MHK__TARGET_SDOT static void mhk__sdot_##type##_##R(const mhk__q_args *a, mhk_index b, mhk_index i) { \
     const mhk_index K = a->K, group = a->q->group, groups = K / group; \
     const signed char *from = (const signed char *)a->q->q + b * mhk__q_block_bytes(a->dtype, K); \
@@ -5985,13 +6014,13 @@ MHK__POP
     int half, n; \
     (void)low; \
     MHK__EACH##R(MHK__START, 0, 0, 0) \
-    for (g = 0; g < groups; g++, scale += MHK__Q_ROWS, size++, offset++, from += group * 4 * lines, xs += 2 * group) \
+    for (g = 0; g < groups; g++, scale += MHK__Q_ROWS, size++, offset++, from += group * 4 * n_lines, xs += 2 * group) \
       for (half = 0; half < (R < 4 ? 1 : 2); half++) { \
         const signed char *p = from + 32 * half, *x = xs; \
         MHK__VECTORS##R(MHK__NONES, 0) \
         for (j = 0; j < group; j += 32, x += 64) { \
-          MHK__SIXTEEN(type, R, lines, 0) \
-          MHK__SIXTEEN(type, R, lines, 16) \
+          MHK__SIXTEEN(type, R, n_lines, 0) \
+          MHK__SIXTEEN(type, R, n_lines, 16) \
         } \
         MHK__VECTORS##R(MHK__ENDS, (R < 4 ? 0 : 2 * half)) \
       } \
@@ -6198,8 +6227,8 @@ static inline void mhk__bf16_panels(uint32_t *dst, mhk_index width, mhk_index ro
 static void mhk__dot_pack_a(void *dst, mhk_index rows, mhk_index k, mhk__matrix src) {
   mhk__bf16_panels((uint32_t *)dst, MHK__DOT_ROWS, rows, k, (k + 1) / 2, src);
 }
-static void mhk__dot_pack_b(void *dst, mhk_index columns, mhk_index k, mhk__matrix src) {
-  mhk__bf16_panels((uint32_t *)dst, MHK__DOT_COLUMNS, columns, k, (k + 1) / 2, src);
+static void mhk__dot_pack_b(void *dst, mhk_index n_columns, mhk_index k, mhk__matrix src) {
+  mhk__bf16_panels((uint32_t *)dst, MHK__DOT_COLUMNS, n_columns, k, (k + 1) / 2, src);
 }
 
 /* the register tile: each word of a against 32 of b */
@@ -6290,8 +6319,8 @@ static void mhk__amx_pack_a(void *to, mhk_index rows, mhk_index k, mhk__matrix s
       }
     }
 }
-static void mhk__amx_pack_b(void *dst, mhk_index columns, mhk_index k, mhk__matrix src) {
-  mhk__bf16_panels((uint32_t *)dst, 32, columns, k, mhk__up(k, MHK__AMX_K) / 2, src);
+static void mhk__amx_pack_b(void *dst, mhk_index n_columns, mhk_index k, mhk__matrix src) {
+  mhk__bf16_panels((uint32_t *)dst, 32, n_columns, k, mhk__up(k, MHK__AMX_K) / 2, src);
 }
 #endif
 MHK__POP
@@ -6510,6 +6539,18 @@ static void mhk__context_bf16(mhk_context *ctx, mhk_bf16_unit unit, mhk__kernels
 }
 #endif
 
+/* Whether NaN and the order of sums are what the code says. Flags that change that have no macro in
+   every compiler: Clang's -fassociative-math and -fno-honor-nans for two. */
+static int mhk__exact_math(void) {
+#ifdef MOHAWK_ALLOW_FAST_MATH
+  return 1;
+#else
+  volatile double large = 1e300, one = 1, not_a_number = NAN;
+  const double a = large, b = one, c = not_a_number;
+  return c != c && a + b - a == 0;
+#endif
+}
+
 MHKDEF mhk_context *mhk_create(const mhk_context_desc *desc) {
   mhk_context_desc d;
   mhk__context_block *block;
@@ -6532,6 +6573,10 @@ MHKDEF mhk_context *mhk_create(const mhk_context_desc *desc) {
   ctx->kernels = &block->kernels;
   ctx->memory = ctx->peak = sizeof *block;
   ctx->workers = 1;
+  if (!mhk__exact_math())
+    mhk_fail(ctx, MHK_ERROR_UNSUPPORTED,
+             "mohawk.h was compiled by flags like -fassociative-math or -fno-honor-nans, which break its sums and its checks for NaN: "
+             "compile it without them, or define MOHAWK_ALLOW_FAST_MATH to try anyway");
   if (desc && (desc->allocator.alloc != NULL) != (desc->allocator.release != NULL))
     mhk_fail(ctx, MHK_ERROR_ARGUMENT, "the allocator has only one of alloc and release: give both or neither");
   if (d.parallel_for) {
@@ -6810,7 +6855,7 @@ static void mhk__gemm_mixed(mhk_context *ctx, mhk_index M, mhk_index N, mhk_inde
 static void mhk__gemm(mhk_context *ctx, mhk_index M, mhk_index N, mhk_index K, mhk__matrix a, mhk__matrix b, mhk_real *c, mhk_index ldc,
                       const mhk__epilogue *e) {
   const mhk__kernels *ks = ctx->kernels;
-  mhk_index m, k, columns;
+  mhk_index m, k, n_columns;
   mhk__gemm_args g;
   mhk__mark mark;
   if (ctx->result != MHK_OK || M <= 0 || N <= 0) return;
@@ -6856,8 +6901,8 @@ static void mhk__gemm(mhk_context *ctx, mhk_index M, mhk_index N, mhk_index K, m
   g.nc = mhk__up(mhk__max(64, mhk__min(MHK__GEMM_N, N / 16)), 64);
   m = mhk__min(M, 2048 / ks->mr * ks->mr);
   k = mhk__min(K, mhk__max(1, ((mhk_index)1 << 20) / m / g.kc) * g.kc);
-  columns = (N + g.nc - 1) / g.nc;
-  g.rows = mhk__up(mhk__max(256, (m * columns + 15) / 16), ks->mr);
+  n_columns = (N + g.nc - 1) / g.nc;
+  g.rows = mhk__up(mhk__max(256, (m * n_columns + 15) / 16), ks->mr);
   mark = mhk__scratch_mark(ctx);
   g.packed = (mhk_real *)mhk__scratch(ctx, mhk__up(m, ks->mr) * k, sizeof(mhk_real));
   for (g.i0 = 0; g.packed && g.i0 < M; g.i0 += g.m) {
@@ -6866,7 +6911,7 @@ static void mhk__gemm(mhk_context *ctx, mhk_index M, mhk_index N, mhk_index K, m
       const mhk_index step = mhk__up(MHK__PACK_COLUMNS, ks->mr);
       g.k = mhk__min(k, K - g.k0);
       mhk__run(ctx, &g, (g.k + g.kc - 1) / g.kc * ((g.m + step - 1) / step), 0, 1, (double)g.m * (double)g.k, mhk__gemm_pack);
-      mhk__run(ctx, &g, columns * ((g.m + g.rows - 1) / g.rows), 0, mhk__up(mhk__min(g.nc, N), ks->nr) * g.kc,
+      mhk__run(ctx, &g, n_columns * ((g.m + g.rows - 1) / g.rows), 0, mhk__up(mhk__min(g.nc, N), ks->nr) * g.kc,
                (double)g.m * (double)N * (double)g.k, mhk__gemm_block);
     }
   }
@@ -10742,11 +10787,11 @@ static int mhk__pickle_global(mhk__unpickler *r) {
                {"torch\nIntStorage\n", MHK__PICKLED_STORAGE_TYPE, MHK_I32},
                {"torch\nLongStorage\n", MHK__PICKLED_STORAGE_TYPE, MHK_I64},
                {"torch\nBoolStorage\n", MHK__PICKLED_STORAGE_TYPE, MHK_BOOL}};
-  size_t length = 0, lines, i;
+  size_t length = 0, n_lines, i;
   char shown[64], *c;
-  for (lines = 0; lines < 2; length++) {
+  for (n_lines = 0; n_lines < 2; length++) {
     if (r->at + length >= r->n) return mhk__pickle_fail(r, MHK_ERROR_FORMAT, "a name without its end");
-    if (r->p[r->at + length] == '\n') lines++;
+    if (r->p[r->at + length] == '\n') n_lines++;
   }
   for (i = 0; i < sizeof known / sizeof known[0]; i++)
     if (length == strlen(known[i].name) && memcmp(r->p + r->at, known[i].name, length) == 0) {
@@ -11877,7 +11922,7 @@ struct mhk_tokenizer {
   char *bytes;          /* all tokens, each followed by a 0 */
   uint32_t *at, *length; /* by id */
   unsigned char *kind;
-  int32_t *slots; /* the vocabulary hashed by bytes; -1: empty */
+  int32_t *slot_ids; /* the vocabulary hashed by bytes; -1: empty */
   uint32_t slot_mask;
   mhk__merge *merges;
   uint32_t merge_mask, n_merges;
@@ -11967,7 +12012,7 @@ static uint32_t mhk__table_size(mhk_context *ctx, mhk_index n, const char *where
 static int32_t mhk__vocabulary_find(const mhk_tokenizer *k, const char *bytes, size_t n, int mapped, uint32_t *slot) {
   uint32_t s = mhk__hash_bytes(bytes, n) & k->slot_mask;
   for (;; s = (s + 1) & k->slot_mask) {
-    const int32_t id = k->slots[s];
+    const int32_t id = k->slot_ids[s];
     if (slot) *slot = s;
     if (id < 0) return id;
     if (k->length[id] == n && ((k->kind[id] & MHK__TOKEN_MAPPED) != 0) == mapped && memcmp(k->bytes + k->at[id], bytes, n) == 0) return id;
@@ -12196,8 +12241,8 @@ static size_t mhk__nfc_text(mhk_tokenizer *k, const unsigned char *text, size_t 
 typedef struct mhk__token_source {
   const char *where, *merges_where, *added_where, *config_where; /* names in errors */
   const mhk__json *vocabulary, *added, *merges, *post_processor, *config, *decoder;
-  const char *lines, *config_text;
-  size_t lines_length, config_length;
+  const char *merge_lines, *config_text;
+  size_t merge_lines_length, config_length;
 } mhk__token_source;
 
 /* how many of n bytes to show in a message: short, and whole characters (for "%.*s") */
@@ -12287,7 +12332,7 @@ static int mhk__tokens_read(mhk_tokenizer *k, const mhk__token_source *source, s
   const mhk__json *x;
   const char *text = NULL;
   size_t length = 0, total = 0;
-  uint32_t slots, slot = 0;
+  uint32_t n_slots, slot = 0;
   const mhk_index n_added = source->added ? source->added->count : 0, count = source->vocabulary->count + n_added;
   int32_t id = 0, top = -1;
   int pass;
@@ -12309,17 +12354,17 @@ static int mhk__tokens_read(mhk_tokenizer *k, const mhk__token_source *source, s
     mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "%s has %.0f MB of tokens, more than this version reads", source->where, (double)total * 1e-6);
     return 0;
   }
-  slots = mhk__table_size(ctx, source->vocabulary->count, source->where);
-  if (!slots) return 0;
-  k->slot_mask = slots - 1;
+  n_slots = mhk__table_size(ctx, source->vocabulary->count, source->where);
+  if (!n_slots) return 0;
+  k->slot_mask = n_slots - 1;
   /* added tokens whose id is taken go behind all others */
   k->bytes = (char *)mhk__arena_zeros(ctx, arena, (mhk_index)total, 1);
   k->at = (uint32_t *)mhk__arena_zeros(ctx, arena, top + 1 + n_added, sizeof(uint32_t));
   k->length = (uint32_t *)mhk__arena_zeros(ctx, arena, top + 1 + n_added, sizeof(uint32_t));
   k->kind = (unsigned char *)mhk__arena_zeros(ctx, arena, top + 1 + n_added, 1);
-  k->slots = (int32_t *)mhk__arena_zeros(ctx, arena, (mhk_index)slots, sizeof(int32_t));
-  if (!k->slots) return 0;
-  memset(k->slots, 0xFF, slots * sizeof(int32_t));
+  k->slot_ids = (int32_t *)mhk__arena_zeros(ctx, arena, (mhk_index)n_slots, sizeof(int32_t));
+  if (!k->slot_ids) return 0;
+  memset(k->slot_ids, 0xFF, n_slots * sizeof(int32_t));
 
   for (x = source->vocabulary->first; x; x = x->next) {
     int mapped;
@@ -12334,7 +12379,7 @@ static int mhk__tokens_read(mhk_tokenizer *k, const mhk__token_source *source, s
       mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: token \"%.*s\" is there twice", source->where, mhk__shown(text, x->key_length), text);
       return 0;
     }
-    k->slots[slot] = id;
+    k->slot_ids[slot] = id;
     k->at[id] = (uint32_t)*used;
     k->length[id] = (uint32_t)length;
     k->kind[id] = (unsigned char)(MHK__TOKEN_VOCABULARY | (mapped ? MHK__TOKEN_MAPPED : 0));
@@ -12536,18 +12581,18 @@ static int mhk__merges_read(mhk_tokenizer *k, const mhk__token_source *source, c
   mhk_context *ctx = k->object.ctx;
   mhk_index count = 0, i;
   size_t at, end, n_left = 0;
-  uint32_t slots;
+  uint32_t n_slots;
   if (source->merges)
     count = source->merges->count;
   else
-    for (at = 0; at < source->lines_length; at++) count += source->lines[at] == '\n' || at + 1 == source->lines_length;
-  slots = mhk__table_size(ctx, count, source->merges_where);
-  if (!slots) return 0;
-  k->merge_mask = slots - 1;
-  k->merges = (mhk__merge *)mhk__arena_zeros(ctx, &k->object.arena, (mhk_index)slots, sizeof(mhk__merge));
+    for (at = 0; at < source->merge_lines_length; at++) count += source->merge_lines[at] == '\n' || at + 1 == source->merge_lines_length;
+  n_slots = mhk__table_size(ctx, count, source->merges_where);
+  if (!n_slots) return 0;
+  k->merge_mask = n_slots - 1;
+  k->merges = (mhk__merge *)mhk__arena_zeros(ctx, &k->object.arena, (mhk_index)n_slots, sizeof(mhk__merge));
   k->merged = (int32_t *)mhk__arena_zeros(ctx, &k->object.arena, count, sizeof(int32_t));
   if (!k->merged || !k->merges) return 0;
-  memset(k->merges, 0xFF, slots * sizeof(mhk__merge));
+  memset(k->merges, 0xFF, n_slots * sizeof(mhk__merge));
 
   if (source->merges) {
     const mhk__json *x;
@@ -12562,9 +12607,9 @@ static int mhk__merges_read(mhk_tokenizer *k, const mhk__token_source *source, c
                  (long long)x->at);
     }
   } else
-    for (at = 0, i = 1; at < source->lines_length && !mhk_failed(ctx); at = end + 1, i++) {
-      const char *line = source->lines + at, *stop = (const char *)memchr(line, '\n', source->lines_length - at);
-      size_t n = stop ? (size_t)(stop - line) : source->lines_length - at;
+    for (at = 0, i = 1; at < source->merge_lines_length && !mhk_failed(ctx); at = end + 1, i++) {
+      const char *line = source->merge_lines + at, *stop = (const char *)memchr(line, '\n', source->merge_lines_length - at);
+      size_t n = stop ? (size_t)(stop - line) : source->merge_lines_length - at;
       end = at + n;
       if (n > 0 && line[n - 1] == '\r') n--;
       if (n == 0 || (n >= 8 && memcmp(line, "#version", 8) == 0)) continue;
@@ -12906,8 +12951,8 @@ static mhk_tokenizer *mhk__tokenizer_from_pair(mhk_context *ctx, const char *voc
   if (mhk__bytes_open_or_fail(ctx, vocabulary, &file[0]) && mhk__bytes_open_or_fail(ctx, merges, &file[1]) &&
       (!mhk__is_file(added) || mhk__bytes_open_or_fail(ctx, added, &file[2]))) {
     source.vocabulary = mhk__json_parse(ctx, &tree, (const char *)file[0].data, file[0].size, vocabulary, 0);
-    source.lines = (const char *)file[1].data;
-    source.lines_length = file[1].size;
+    source.merge_lines = (const char *)file[1].data;
+    source.merge_lines_length = file[1].size;
     if (file[2].data) source.added = mhk__json_parse(ctx, &tree, (const char *)file[2].data, file[2].size, added, 0);
     if (config->data) mhk__token_config_read(ctx, &tree, &source, (const char *)config->data, config->size, config_where);
     if (!source.added && source.decoder) {
@@ -13942,10 +13987,10 @@ MHKDEF mhk_result mhk_config_preset(mhk_context *ctx, const char *name, mhk_conf
     for (l = 0; l < c.n_layer; l++)
       c.mixer[l] = phi || (hybrid && l % 6 == 4) ? MHK_MIXER_ATTENTION : MHK_MIXER_DISCRETE_MAMBA2; /* 4, 10, 16, 22 stay attention */
   } else if (strcmp(name, "mamba2-130m") == 0 || strcmp(name, "mamba2-1.3b") == 0) {
-    const int small = strcmp(name, "mamba2-130m") == 0;
+    const int is_130m = strcmp(name, "mamba2-130m") == 0;
     c.arch = MHK_ARCH_MAMBA2;
-    c.n_layer = small ? 24 : 48;
-    c.d_model = small ? 768 : 2048;
+    c.n_layer = is_130m ? 24 : 48;
+    c.d_model = is_130m ? 768 : 2048;
     c.vocab_size = 50288;
     c.tie_embeddings = 1;
     c.ssm_heads = c.d_model / 32; /* expand 2, heads of 64 */
@@ -18040,7 +18085,7 @@ MHKDEF mhk_speculation *mhk_speculation_create(const mhk_speculation_desc *desc)
   mhk_context *ctx;
   mhk__arena *arena;
   mhk_session *t, *d;
-  mhk_index slots;
+  mhk_index n_slots;
   if (!desc || !desc->target || mhk_failed(ctx = desc->target->object.ctx)) return NULL;
   t = desc->target;
   d = desc->draft;
@@ -18058,10 +18103,10 @@ MHKDEF mhk_speculation *mhk_speculation_create(const mhk_speculation_desc *desc)
   x->draft = d;
   x->fixed = desc->tokens;
   x->next = desc->tokens ? desc->tokens : 4;
-  slots = x->fixed ? x->fixed : MHK__MOST_DRAFTED;
+  n_slots = x->fixed ? x->fixed : MHK__MOST_DRAFTED;
   x->target_state = (mhk_real *)mhk__arena_zeros(ctx, arena, t->state_numbers + 1, sizeof(mhk_real));
-  x->draft_states = d->state_numbers < PTRDIFF_MAX / 32 ? (mhk_real *)mhk__arena_zeros(ctx, arena, d->state_numbers * slots + 1, sizeof(mhk_real)) : NULL;
-  x->q = (double *)mhk__arena_zeros(ctx, arena, t->vocab * slots, sizeof(double));
+  x->draft_states = d->state_numbers < PTRDIFF_MAX / 32 ? (mhk_real *)mhk__arena_zeros(ctx, arena, d->state_numbers * n_slots + 1, sizeof(mhk_real)) : NULL;
+  x->q = (double *)mhk__arena_zeros(ctx, arena, t->vocab * n_slots, sizeof(double));
   x->seen = (int32_t *)mhk__arena_zeros(ctx, arena, t->sampler.window + MHK__MOST_DRAFTED + 2, sizeof(int32_t));
   if (ctx->result != MHK_OK) {
     mhk__object_free(x);
@@ -20324,9 +20369,13 @@ MHKDEF mhk_result mhk_evaluate(mhk_model *m, mhk_model *teacher, mhk_text *text,
 #undef MHK__ZIP_END64
 #undef MHK__ZIP_ENTRY
 #undef MHK__ZIP_LOCATOR
+#undef MHK__FAST_MATH
+#undef MHK__GETTIMEOFDAY
+#undef MHK__VERSION
 #endif /* MOHAWK_IMPLEMENTATION */
 
 #ifndef MHK__PASS
+#undef MHK__TEXT
 /*
    mohawk.h is available under two licences. Choose whichever you prefer.
 

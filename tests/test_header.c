@@ -96,6 +96,9 @@ TEST(version) {
   snprintf(number, sizeof number, "%d.%d.%d", MHK_VERSION_MAJOR, MHK_VERSION_MINOR, MHK_VERSION_PATCH);
   CHECK(!strcmp(number, MHK_VERSION), "MHK_VERSION is %s, the numbers say %s", MHK_VERSION, number);
   CHECK(!strcmp(mhk_version(), MHK_VERSION), "mhk_version() is %s", mhk_version());
+  snprintf(number, sizeof number, "#define MHK__TEXT %d\n",
+           10000 * MHK_VERSION_MAJOR + 100 * MHK_VERSION_MINOR + MHK_VERSION_PATCH);
+  CHECK(strstr(header, number) != NULL, "the version of the text is not that of the interface: no %s", number);
   {
     const char *first = header + strspn(header, " /*\n"), *end = first + strcspn(first, "\n"), *v;
     for (v = first; v < end; v++)
@@ -439,13 +442,128 @@ TEST(options) {
                             "#define MOHAWK_NO_SIMD\n#define MOHAWK_IMPLEMENTATION\n#include \"mohawk.h\"\nstatic double one(void) {\n" PROGRAM_BODY
                             "}\nint main(void) { return one() != 6 || blocks != 0 || calls == 0; }\n");
   SHELL("%s -std=c99 -O0 -I. %s -o %s -lm && %s", cc, test_path("allocator.c"), test_path("allocator"), test_path("allocator"));
-  /* the header under another name, found because it is told; and a warning sign where it is not */
-  SHELL("cp mohawk.h %s", test_path("renamed.h"));
-  write_text("renamed.c", "#define MOHAWK_HEADER_NAME \"renamed.h\"\n#define MOHAWK_IMPLEMENTATION\n#include \"renamed.h\"\n");
-  SHELL("%s -std=c99 -fsyntax-only %s", cc, test_path("renamed.c"));
-  write_text("fast.c", "#define MOHAWK_IMPLEMENTATION\n#include \"mohawk.h\"\n");
-  CHECK(!shell("%s -std=c99 -ffast-math -fsyntax-only -I. %s", cc, test_path("fast.c")), "-ffast-math was taken without a word");
-  SHELL("%s -std=c99 -ffast-math -DMOHAWK_ALLOW_FAST_MATH -fsyntax-only -I. %s", cc, test_path("fast.c"));
+}
+
+/* the command fails, and what it said contains the text */
+static void fails_saying(const char *text, const char *command) {
+  char *said;
+  CHECK(!shell("%s", command), "%s succeeds", command);
+  said = test_read_file(test_path("command.log"), NULL);
+  CHECK(said && strstr(said, text), "%s does not say \"%s\" but \"%.300s\"", command, text, said ? said : "");
+  free(said);
+}
+
+/* Under another name: found where it is told; where it is not, the message says what to define,
+   whether there is nothing of the old name or a header of another version. */
+TEST(renamed) {
+  const char *cc = compiler();
+  char command[1000], *other, *number;
+  SHELL("rm -rf %s && mkdir -p %s && cp mohawk.h %s/mhk.h", test_path("vendor"), test_path("vendor"), test_path("vendor"));
+  write_text("renamed.c", "#define MOHAWK_IMPLEMENTATION\n#include \"vendor/mhk.h\"\n");
+  SHELL("%s -std=c99 -DMOHAWK_HEADER_NAME='\"mhk.h\"' -fsyntax-only %s", cc, test_path("renamed.c"));
+  snprintf(command, sizeof command, "%s -std=c99 -E %s", cc, test_path("renamed.c"));
+  fails_saying("there is none: #define MOHAWK_HEADER_NAME to the name it is included by", command);
+  other = (char *)malloc(length + 1);
+  memcpy(other, header, length + 1);
+  number = strstr(other, "#define MHK__TEXT ");
+  REQUIRE(number != NULL, "the text has no version");
+  number[18] = '9';
+  CHECK(test_write_file(test_path("vendor/mohawk.h"), other, length), "cannot write");
+  fails_saying("another file or version: #define MOHAWK_HEADER_NAME to the name it is included by", command);
+  write_text("vendor/mohawk.h", "#pragma once\n");
+  fails_saying("another file or version: #define MOHAWK_HEADER_NAME to the name it is included by", command);
+  /* the declarations of one version, the implementation of another */
+  CHECK(test_write_file(test_path("vendor/mohawk.h"), other, length), "cannot write");
+  write_text("mixed.c", "#include \"mohawk.h\"\n#define MOHAWK_IMPLEMENTATION\n#include \"vendor/mohawk.h\"\n");
+  snprintf(command, sizeof command, "%s -std=c99 -I. -E %s", cc, test_path("mixed.c"));
+  fails_saying("those of another version of this header", command);
+  free(other);
+}
+
+/* Flags that take away NaN, infinities or the order of sums are refused, by the compiler where they
+   have a macro, else by the first context. Others are none of our business. */
+TEST(fast_math) {
+  static const char *const refused[] = {"-ffast-math", "-Ofast", "-ffinite-math-only", "-funsafe-math-optimizations",
+                                        "-fassociative-math -fno-signed-zeros -fno-trapping-math", "-fno-honor-nans"};
+  static const char *const small = "-DMOHAWK_NO_TRAINING -DMOHAWK_NO_STDIO -DMOHAWK_NO_SIMD -I.";
+  const char *cc = compiler(), *harmless = "-freciprocal-math -fno-signed-zeros -fno-trapping-math -fno-math-errno";
+  size_t i;
+  write_text("fast.c", "#define MOHAWK_IMPLEMENTATION\n#include \"mohawk.h\"\n#include <stdio.h>\n"
+                       "int main(void) {\n  mhk_context *ctx = mhk_create(NULL);\n  const int bad = mhk_failed(ctx);\n"
+                       "  puts(mhk_message(ctx));\n  mhk_destroy(ctx);\n  return bad;\n}\n");
+  for (i = 0; i < sizeof refused / sizeof *refused; i++) {
+    char command[2000];
+    if (!shell("echo 'int i;' | %s %s -x c -fsyntax-only -", cc, refused[i])) continue; /* not a flag of this compiler */
+    snprintf(command, sizeof command, "%s %s %s -E %s >%s && %s -std=c99 -O1 %s %s %s -o %s -lm && %s", cc, refused[i], small,
+             test_path("fast.c"), test_path("fast.i"), cc, refused[i], small, test_path("fast.c"), test_path("fast"), test_path("fast"));
+    fails_saying("define MOHAWK_ALLOW_FAST_MATH to try anyway", command);
+  }
+  SHELL("%s -std=c99 -O1 %s %s %s -o %s -lm && %s", cc, harmless, small, test_path("fast.c"), test_path("fast"), test_path("fast"));
+  SHELL("%s -std=c99 -O1 -ffast-math -DMOHAWK_ALLOW_FAST_MATH %s %s -o %s -lm && %s", cc, small, test_path("fast.c"),
+        test_path("fast"), test_path("fast"));
+}
+
+/* What other headers define as macros, as they do it: no name of ours is one of these words, and a name before a ( none of
+   those with arguments. */
+static const char *const macros =
+    /* Windows */
+    "#define small char\n#define hyper double\n#define near\n#define far\n#define NEAR\n#define FAR\n#define pascal\n"
+    "#define cdecl\n#define interface struct\n#define IN\n#define OUT\n#define OPTIONAL\n#define ERROR 0\n#define DELETE 1\n"
+    "#define CONST const\n#define VOID void\n#define THIS void\n#define PURE = 0\n#define STRICT 1\n#define TRUE 1\n#define FALSE 0\n"
+    "#define ABSOLUTE 1\n#define RELATIVE 2\n#define OPAQUE 2\n#define TRANSPARENT 1\n#define DIFFERENCE 11\n#define INFINITE 1\n"
+    "#define rad1 0x420\n#define chx1 0x410\n#define edt1 0x480\n#define stc1 0x440\n#define lst1 0x460\n#define cmb1 0x470\n"
+    "#define grp1 0x430\n#define frm1 0x434\n#define rct1 0x438\n#define ico1 0x43c\n#define ctl1 0x4a0\n#define psh1 0x400\n"
+    "#define min(a, b) ((a) < (b) ? (a) : (b))\n#define max(a, b) ((a) > (b) ? (a) : (b))\n#define environ other_environ\n"
+    /* X11 */
+    "#define Bool int\n#define Status int\n#define None 0L\n#define True 1\n#define False 0\n#define Always 2\n#define Success 0\n"
+    "#define Above 0\n#define Below 1\n#define Complex 0\n#define Nonconvex 1\n#define Convex 2\n#define GrayScale 1\n"
+    "#define KeyPress 2\n#define FocusIn 9\n#define Unsorted 0\n#define CurrentTime 0L\n"
+    /* Qt */
+    "#define slots\n#define signals public\n#define emit\n#define foreach(x, y) for (x : y)\n#define forever for (;;)\n"
+    /* Arduino and its processors */
+    "#define HIGH 1\n#define LOW 0\n#define INPUT 0\n#define OUTPUT 1\n#define PI 3.14\n#define EULER 2.718\n#define SERIAL 0\n"
+    "#define DISPLAY 1\n#define CHANGE 1\n#define FALLING 2\n#define RISING 3\n#define DEFAULT 1\n#define EXTERNAL 0\n"
+    "#define INTERNAL 3\n#define B0 0\n#define B1 1\n#define B00 0\n#define A0 14\n#define D0 3\n#define SP 0\n#define SREG 1\n"
+    "#define RNG 1\n#define CRC 2\n#define HASH 3\n#define FLASH 4\n#define F(text) text\n#define bit(n) (1UL << (n))\n"
+    "#define word(...) word_of(__VA_ARGS__)\n#define sq(x) ((x) * (x))\n#define abs(x) ((x) > 0 ? (x) : -(x))\n"
+    "#define round(x) ((long)((x) + 0.5))\n#define radians(x) (x)\n#define degrees(x) (x)\n#define constrain(x, a, b) (x)\n"
+    "#define interrupts() 0\n#define lowByte(w) (w)\n#define highByte(w) (w)\n#define bitRead(x, n) (x)\n"
+    /* complex.h, Apple's, curses, POSIX systems, and what programs like to define */
+    "#define I 1.0\n#define complex _Complex\n#define imaginary _Imaginary\n#define nil 0\n#define Nil 0\n#define YES 1\n#define NO 0\n"
+    "#define check(x) none\n#define verify(x) none\n#define require(x, label) none\n#define OK 0\n#define ERR (-1)\n"
+    "#define lines CUR_numbers[2]\n#define columns CUR_numbers[0]\n#define box(w, v, h) none\n#define move(y, x) none\n"
+    "#define clear() none\n#define erase() none\n#define refresh() none\n#define border(a, b) none\n#define timeout(x) none\n"
+    "#define scroll(x) none\n#define unix 1\n#define linux 1\n#define i386 1\n#define sun 1\n#define mips 1\n#define arm 1\n"
+    "#define major(x) none\n#define minor(x) none\n#define swap(a, b) none\n#define likely(x) (x)\n#define unlikely(x) (x)\n"
+    "#define countof(x) none\n#define _(text) text\n#define N_(text) text\n#define TEXT(x) x\n#define MIN(a, b) none\n"
+    "#define MAX(a, b) none\n#define ABS(x) none\n#define CLAMP(x, a, b) none\n#define BIT(n) none\n#define UNUSED(x) none\n"
+    "#define SWAP(a, b) none\n#define ARRAY_SIZE(x) none\n#define DEBUG 1\n#define NDEBUG 1\n";
+
+TEST(macros_of_other_headers) {
+  static const char *const before = "#include <float.h>\n#include <limits.h>\n#include <math.h>\n#include <stdarg.h>\n#include <stddef.h>\n"
+                                    "#include <stdint.h>\n#include <stdio.h>\n#include <stdlib.h>\n#include <string.h>\n#include <time.h>\n"
+                                    "#if defined(__x86_64__)\n#include <immintrin.h>\n#endif\n";
+  static const char *const after = "#define MOHAWK_IMPLEMENTATION\n#include \"mohawk.h\"\n";
+  const size_t room = strlen(before) + strlen(macros) + strlen(after) + 1;
+  char *text = (char *)malloc(room);
+  const char *p, *at;
+  for (p = macros; (p = strstr(p, "#define ")) != NULL;) {
+    const char *name = p += 8;
+    size_t n = 0;
+    while (is_word(name[n])) n++;
+    for (at = plain; *at; at++) {
+      if (!is_word(*at) || (at > plain && is_word(at[-1]))) continue;
+      if (strncmp(at, name, n) != 0 || is_word(at[n])) continue;
+      CHECK(name[n] == '(' && at[n] != '(', "line %d: others define %.*s as a macro", line_of(header + (at - plain)), (int)n, name);
+    }
+  }
+  snprintf(text, room, "%s%s%s", before, macros, after);
+  write_text("macros.c", text);
+  write_text("macros.cc", text);
+  SHELL("%s -std=c99 -Wall -Wextra -Werror -fsyntax-only -I. %s", compiler(), test_path("macros.c"));
+  if (shell("%s --version", cxx_compiler()))
+    SHELL("%s -std=c++11 -Wall -Wextra -Werror -fsyntax-only -I. %s", cxx_compiler(), test_path("macros.cc"));
+  free(text);
 }
 
 /* Inference only, without files, both: no warning, nothing of libc but memory, strings and numbers, and the same tokens as the whole header. */
@@ -541,6 +659,9 @@ int main(int argc, char **argv) {
   RUN(leaves_nothing_behind);
   RUN(links);
   RUN(options);
+  RUN(renamed);
+  RUN(fast_math);
+  RUN(macros_of_other_headers);
   RUN(small_builds);
   RUN(symbols);
   free(header);
