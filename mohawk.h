@@ -540,7 +540,10 @@ MHKDEF mhk_model *mhk_model_create(mhk_context *ctx, const mhk_config *config, u
 MHKDEF void mhk_model_destroy(mhk_model *m);
 #ifndef MOHAWK_NO_STDIO
 /* Writes a folder: config.json, model.safetensors (dtype MHK_F32, MHK_F16, MHK_BF16; 0: MHK_F32), tokenizer.json when the model has one.
-   A path ending in .safetensors is one file with all three inside. Written as mhk_file_write_bytes() says: never half a file.
+   A path ending in .safetensors is one file with all three inside. Written as mhk_file_write_bytes() says: never half a file. A folder holds the old model
+   or the new one, never some of each: all files are written before the first is renamed; then, unless only the weights change, config.json goes first and
+   comes last, and a process killed in between leaves a folder without it, which does not load until it is saved to again. A tokenizer that the folder
+   held goes when the model has none; files that mhk_load() would not read stay. Others who save there at the same time wait (model.lock).
    dtype MHK_Q8 or MHK_Q4: a model that is quantised is written as it is, bit for bit, any other as mhk_quantise() makes it by default; everything
    that is not quantised as MHK_F32. The quantised matrix NAME (N,K) is then stored as NAME of type I8 (MHK_Q8) or U8 (MHK_Q4), NAME_scale of type F16,
    and NAME_rest of type F32 with the rows that stay numbers, if any; shapes and order are those of mhk_quantised. */
@@ -1974,12 +1977,19 @@ static void mhk__remove_temporaries(const char *path) {
    the new one is complete. All calls keep the first errno in error. */
 typedef struct mhk__output {
   mhk__handle file;
-  int error, busy; /* busy: all temporary names are taken */
+  int error, busy, flushed; /* busy: all temporary names are taken */
   size_t held;
   const char *path;
   char temporary[1024];
   unsigned char block[4096];
 } mhk__output;
+
+static void mhk__output_clear(mhk__output *o, const char *path) {
+  o->file = MHK__NO_HANDLE;
+  o->error = o->busy = o->flushed = 0;
+  o->held = 0;
+  o->path = path;
+}
 
 static int mhk__output_open(mhk__output *o, const char *path) {
   unsigned mode = 0666;
@@ -1987,11 +1997,8 @@ static int mhk__output_open(mhk__output *o, const char *path) {
 #ifdef MHK__POSIX
   struct stat info;
 #endif
-  o->file = MHK__NO_HANDLE;
+  mhk__output_clear(o, path);
   o->error = EEXIST;
-  o->busy = 0;
-  o->held = 0;
-  o->path = path;
   errno = 0;
 #ifdef MHK__POSIX
   if (stat(path, &info) == 0) {
@@ -2027,14 +2034,16 @@ static void mhk__output_write(mhk__output *o, const void *data, size_t bytes) {
 
 /* all of it on the disk, still under the temporary name */
 static int mhk__output_flush(mhk__output *o) {
+  if (o->file == MHK__NO_HANDLE || o->flushed) return o->error;
   mhk__output_put(o, o->block, o->held);
   o->held = 0;
   errno = 0;
   if (!o->error) o->error = mhk__handle_flush(o->file);
+  o->flushed = 1;
   return o->error;
 }
 
-/* keep 0: throw the file away. The lock goes last: nobody takes the file for one that was left. */
+/* Renames it, or throws it away (keep 0). The lock goes last: nobody takes the file for one that was left. */
 static int mhk__output_close(mhk__output *o, int keep) {
   if (o->file == MHK__NO_HANDLE) return o->error;
   if (keep) mhk__output_flush(o);
@@ -2047,7 +2056,6 @@ static int mhk__output_close(mhk__output *o, int keep) {
   if (!keep || o->error) mhk__remove(o->temporary);
   if (o->file != MHK__NO_HANDLE) mhk__handle_close(o->file);
   o->file = MHK__NO_HANDLE;
-  if (keep && !o->error) mhk__flush_folder(o->path);
   return o->error;
 }
 
@@ -2056,7 +2064,6 @@ static const char *mhk__output_why(const mhk__output *o) {
   return mhk__file_reason(o->error);
 }
 
-#ifndef MOHAWK_NO_TRAINING
 /* A lock that dies with the process: a file that says who holds it, locked while it is open. Where there are no locks it locks nobody out. */
 typedef struct mhk__lock {
   mhk__handle file;
@@ -2118,7 +2125,6 @@ static void mhk__lock_give(mhk__lock *l) {
   mhk__handle_close(l->file);
   l->file = MHK__NO_HANDLE;
 }
-#endif
 
 static int mhk__is_folder(const char *path) {
 #ifdef MHK__POSIX
@@ -9370,9 +9376,17 @@ static int mhk__bytes_read_or_fail(mhk_context *ctx, mhk__arena *a, const char *
   return !mhk_failed(ctx);
 }
 
-/* ends a file that was written, kept unless the context has failed; an error that names it */
+/* what went wrong while writing is an error that names the file */
+static int mhk__output_ok(mhk_context *ctx, const mhk__output *o) {
+  if (o->error && !mhk_failed(ctx)) mhk_fail(ctx, MHK_ERROR_FILE, "cannot write %s: %s", o->path, mhk__output_why(o));
+  return !mhk_failed(ctx);
+}
+
+/* ends a file that was written, kept unless the context has failed */
 static mhk_result mhk__output_close_or_fail(mhk_context *ctx, mhk__output *o) {
-  if (mhk__output_close(o, !mhk_failed(ctx)) && !mhk_failed(ctx)) mhk_fail(ctx, MHK_ERROR_FILE, "cannot write %s: %s", o->path, mhk__output_why(o));
+  const int keep = !mhk_failed(ctx);
+  mhk__output_close(o, keep);
+  if (mhk__output_ok(ctx, o) && keep) mhk__flush_folder(o->path);
   return mhk_error(ctx);
 }
 #endif
@@ -11568,16 +11582,17 @@ static mhk_result mhk__write_outgoing(mhk_context *ctx, mhk__output *out, const 
   return mhk_error(ctx);
 }
 
-/* metadata: n_metadata pairs key, value; lengths of the values, or NULL for 0-terminated ones */
-static mhk_result mhk__file_write(mhk_context *ctx, const char *path, int n, const mhk__outgoing *tensors, int n_metadata,
-                                  const char *const *metadata, const size_t *lengths) {
+/* Writes all of it into out, which the caller closes whatever happened. metadata: n_metadata pairs key, value; lengths of the values, or NULL for
+   0-terminated ones */
+static mhk_result mhk__file_put(mhk_context *ctx, mhk__output *out, const char *path, int n, const mhk__outgoing *tensors, int n_metadata,
+                                const char *const *metadata, const size_t *lengths) {
   mhk__mark mark;
-  mhk__output out;
   mhk__writer w;
   const void **order;
   unsigned char size[8];
   size_t at = 0;
   int i, j;
+  mhk__output_clear(out, path);
   if (!mhk__path_fits(ctx, path)) return mhk_error(ctx);
   mark = mhk__scratch_mark(ctx);
   order = (const void **)mhk__scratch(ctx, n, 2 * sizeof(void *));
@@ -11641,14 +11656,20 @@ static mhk_result mhk__file_write(mhk_context *ctx, const char *path, int n, con
              MHK__HEADER_MOST);
   if (!mhk_failed(ctx)) {
     for (i = 0; i < 8; i++) size[i] = (unsigned char)(((uint64_t)w.length >> (8 * i)) & 255u);
-    mhk__output_open(&out, path);
-    mhk__output_write(&out, size, 8);
-    mhk__output_write(&out, w.data, w.length);
-    for (i = 0; i < n && !out.error && !mhk_failed(ctx); i++) mhk__write_outgoing(ctx, &out, (const mhk__outgoing *)order[i]);
-    mhk__output_close_or_fail(ctx, &out);
+    mhk__output_open(out, path);
+    mhk__output_write(out, size, 8);
+    mhk__output_write(out, w.data, w.length);
+    for (i = 0; i < n && !out->error && !mhk_failed(ctx); i++) mhk__write_outgoing(ctx, out, (const mhk__outgoing *)order[i]);
   }
   mhk__scratch_rewind(ctx, mark);
   return mhk_error(ctx);
+}
+
+static mhk_result mhk__file_write(mhk_context *ctx, const char *path, int n, const mhk__outgoing *tensors, int n_metadata,
+                                  const char *const *metadata, const size_t *lengths) {
+  mhk__output out;
+  mhk__file_put(ctx, &out, path, n, tensors, n_metadata, metadata, lengths);
+  return mhk__output_close_or_fail(ctx, &out);
 }
 
 MHKDEF mhk_result mhk_file_write_bytes(mhk_context *ctx, const char *path, const void *data, size_t bytes) {
@@ -15651,14 +15672,105 @@ static int mhk__outgoing_quantised(mhk_context *ctx, mhk__outgoing *o, const mhk
   return 3;
 }
 
+#define MHK__SAVED_TEXTS 3 /* config.json, tokenizer.json, tokenizer_config.json: files of a folder, metadata of a single file */
+
+/* A file of a model's folder beside the weights. text NULL: the model has none, and an old one is not to be taken for its own. */
+typedef struct mhk__beside {
+  const char *text;
+  size_t length;
+  int changes;
+  mhk__output out;
+} mhk__beside;
+
+/* Whether the folder's file differs from what is to be there; then it is written, still under its temporary name. */
+static void mhk__beside_write(mhk_context *ctx, mhk__beside *b, char *path) {
+  mhk__bytes old;
+  mhk__output_clear(&b->out, path);
+  if (!b->text)
+    b->changes = mhk__is_file(path);
+  else if (!b->changes && mhk__bytes_open(path, &old) == 0) {
+    b->changes = old.size != b->length || memcmp(old.data, b->text, b->length) != 0;
+    mhk__bytes_close(&old);
+  } else
+    b->changes = 1;
+  if (!b->text || !b->changes || mhk_failed(ctx)) return;
+  mhk__output_open(&b->out, path);
+  mhk__output_write(&b->out, b->text, b->length);
+  mhk__output_flush(&b->out);
+  mhk__output_ok(ctx, &b->out);
+}
+
+/* The weights, written under their temporary name, and the texts become the model of a folder. Where more changes than the weights, the folder is without
+   config.json in between, which no reader accepts: so it goes first and comes last. */
+static void mhk__folder_replace(mhk_context *ctx, const char *folder, mhk__output *weights, const char *const *texts, const size_t *lengths) {
+  /* what is read where there is no tokenizer.json */
+  static const char others[][20] = {"vocab.json", "merges.txt", "added_tokens.json", "encoder.json", "vocab.bpe"};
+  const int n = texts[3] ? MHK__SAVED_TEXTS : MHK__SAVED_TEXTS + (int)(sizeof others / sizeof *others);
+  const mhk__mark mark = mhk__scratch_mark(ctx);
+  mhk__beside *b = (mhk__beside *)mhk__scratch(ctx, n, sizeof *b);
+  char (*path)[MHK__PATH_MOST + 64] = (char (*)[MHK__PATH_MOST + 64])mhk__scratch(ctx, n, sizeof *path);
+  int i, changes = 0;
+  if (!b || !path) return;
+  for (i = n - 1; i >= 0; i--) {
+    memset(&b[i], 0, offsetof(mhk__beside, out));
+    b[i].text = i < MHK__SAVED_TEXTS ? texts[2 * i + 1] : NULL;
+    b[i].length = i < MHK__SAVED_TEXTS ? lengths[i] : 0;
+    b[i].changes = i == 0 && changes;
+    mhk__join_path(path[i], sizeof path[i], folder, i < MHK__SAVED_TEXTS ? texts[2 * i] : others[i - MHK__SAVED_TEXTS]);
+    mhk__beside_write(ctx, &b[i], path[i]);
+    changes |= b[i].changes;
+  }
+  if (!mhk_failed(ctx)) {
+    if (changes) mhk__remove(path[0]);
+    mhk__output_close(weights, 1);
+    mhk__output_ok(ctx, weights);
+  }
+  for (i = n - 1; i >= 0; i--) {
+    if (b[i].text) {
+      mhk__output_close(&b[i].out, !mhk_failed(ctx));
+      mhk__output_ok(ctx, &b[i].out);
+    } else if (b[i].changes && !mhk_failed(ctx)) {
+      mhk__remove(path[i]);
+      mhk__note(ctx, MHK_LOG_WARNING, "%s belonged to another model and is removed", path[i]);
+    }
+  }
+  mhk__flush_folder(path[0]);
+  mhk__scratch_rewind(ctx, mark);
+}
+
+/* metadata and lengths: as of a single file, with NULL where the model has no such text */
+static void mhk__save_folder(mhk_context *ctx, const char *folder, int n, const mhk__outgoing *list, const char *const *metadata, const size_t *lengths) {
+  char path[MHK__PATH_MOST + 64];
+  mhk__output weights;
+  mhk__lock lock;
+  int error = mhk__make_folder(folder);
+  if (error) {
+    mhk_fail(ctx, MHK_ERROR_FILE, "cannot make the folder %s: %s", folder, strerror(error));
+    return;
+  }
+  mhk__join_path(path, sizeof path, folder, "model.safetensors");
+  mhk__file_put(ctx, &weights, path, n, list, 1, metadata, lengths);
+  mhk__output_flush(&weights);
+  if (mhk__output_ok(ctx, &weights)) {
+    char name[MHK__PATH_MOST + 64];
+    mhk__join_path(name, sizeof name, folder, "model.lock"); /* others who save there do so before or after */
+    error = mhk__lock_take(&lock, name, 1);
+    if (error)
+      mhk_fail(ctx, MHK_ERROR_FILE, "the folder %s cannot be locked with %s: %s", folder, name, mhk__file_reason(error));
+    else
+      mhk__folder_replace(ctx, folder, &weights, metadata + 2, lengths + 1);
+    if (!error) mhk__lock_give(&lock);
+  }
+  mhk__output_close(&weights, 0); /* unless it has been */
+}
+
 MHKDEF mhk_result mhk_save(mhk_model *m, const char *path, mhk_dtype dtype) {
   mhk_context *ctx;
   mhk__mark mark;
   mhk__outgoing *list;
   mhk__writer config;
-  char file[MHK__PATH_MOST + 64];
-  const char *metadata[8] = {"format", "pt", "config.json", NULL, "tokenizer.json", NULL, "tokenizer_config.json", NULL}, *tokenizer = NULL;
-  size_t lengths[4] = {2, 0, 0, 0}, tokenizer_length = 0;
+  const char *metadata[2 * MHK__SAVED_TEXTS + 2] = {"format", "pt", "config.json", NULL, "tokenizer.json", NULL, "tokenizer_config.json", NULL};
+  size_t lengths[MHK__SAVED_TEXTS + 1] = {2, 0, 0, 0};
   mhk_model *made = NULL;
   int i, n = 0, single;
   if (!m) return MHK_ERROR_ARGUMENT;
@@ -15677,7 +15789,7 @@ MHKDEF mhk_result mhk_save(mhk_model *m, const char *path, mhk_dtype dtype) {
   }
   single = mhk__ends_with(path, ".safetensors");
   mark = mhk__scratch_mark(ctx);
-  if (m->tokenizer) tokenizer = mhk_tokenizer_json(m->tokenizer, &tokenizer_length);
+  if (m->tokenizer) metadata[5] = mhk_tokenizer_json(m->tokenizer, &lengths[2]);
   mhk__write_to(&config, ctx, &ctx->scratch);
   mhk__write_config(&config, &m->config, dtype, m->tokenizer ? (int)mhk_tokenizer_end(m->tokenizer) : -1);
   list = (mhk__outgoing *)mhk__scratch(ctx, 3 * (mhk_index)m->n_tensors, sizeof *list);
@@ -15689,28 +15801,16 @@ MHKDEF mhk_result mhk_save(mhk_model *m, const char *path, mhk_dtype dtype) {
       mhk__outgoing_set(list + n++, x->name, mhk__is_quantised(dtype) ? MHK_F32 : dtype, x->dtype, x->rank, x->shape,
                         x->quantised ? (const void *)x : x->data);
   }
-  if (!mhk_failed(ctx) && single) {
-    metadata[3] = config.data;
-    lengths[1] = config.length;
-    metadata[5] = tokenizer;
-    lengths[2] = tokenizer_length;
-    if (tokenizer && m->tokenizer->config) {
-      metadata[7] = m->tokenizer->config;
-      lengths[3] = m->tokenizer->config_length;
-    }
-    mhk__file_write(ctx, path, n, list, metadata[7] ? 4 : tokenizer ? 3 : 2, metadata, lengths);
-  } else if (!mhk_failed(ctx)) {
-    const int error = mhk__make_folder(path);
-    if (error) mhk_fail(ctx, MHK_ERROR_FILE, "cannot make the folder %s: %s", path, strerror(error));
-    mhk__join_path(file, sizeof file, path, "model.safetensors");
-    if (!mhk_failed(ctx)) mhk__file_write(ctx, file, n, list, 1, metadata, lengths);
-    mhk__join_path(file, sizeof file, path, "tokenizer.json");
-    if (tokenizer) mhk_file_write_bytes(ctx, file, tokenizer, tokenizer_length);
-    mhk__join_path(file, sizeof file, path, "tokenizer_config.json");
-    if (tokenizer && m->tokenizer->config) mhk_file_write_bytes(ctx, file, m->tokenizer->config, m->tokenizer->config_length);
-    mhk__join_path(file, sizeof file, path, "config.json");
-    if (!mhk_failed(ctx)) mhk_file_write_bytes(ctx, file, config.data, config.length);
+  metadata[3] = config.data;
+  lengths[1] = config.length;
+  if (metadata[5] && m->tokenizer->config) {
+    metadata[7] = m->tokenizer->config;
+    lengths[3] = m->tokenizer->config_length;
   }
+  if (!mhk_failed(ctx) && single)
+    mhk__file_write(ctx, path, n, list, metadata[7] ? 4 : metadata[5] ? 3 : 2, metadata, lengths);
+  else if (!mhk_failed(ctx))
+    mhk__save_folder(ctx, path, n, list, metadata, lengths);
   mhk__scratch_rewind(ctx, mark);
   mhk_model_destroy(made);
   return mhk_error(ctx);
@@ -20335,6 +20435,7 @@ MHKDEF mhk_result mhk_evaluate(mhk_model *m, mhk_model *teacher, mhk_text *text,
 #undef MHK__SAME_NORM
 #undef MHK__SAMPLE_BATCH
 #undef MHK__SAVED
+#undef MHK__SAVED_TEXTS
 #undef MHK__SCORE_ROWS
 #undef MHK__SENTENCE
 #undef MHK__SHORT_WORD

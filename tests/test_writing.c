@@ -204,6 +204,100 @@ TEST(a_full_disk_and_a_read_only_folder_leave_the_old_model) {
   mhk_destroy(ctx);
 }
 
+/* ---------------------------------------------------------------------------------------- one folder of a model */
+
+/* two models that differ in everything a folder holds but the shapes of the weights: the first one has a tokenizer */
+static mhk_model *one_of_two(mhk_context *ctx, int which) {
+  mhk_config c = model_config(PHI);
+  mhk_model *m;
+  c.vocab_size = 1024;
+  c.rope_theta = which ? 20000 : 10000;
+  m = mhk_model_create(ctx, &c, (uint64_t)which + 3);
+  if (which == 0) mhk_model_set_tokenizer(m, mhk_tokenizer_load(ctx, "examples/tiny"));
+  return m;
+}
+
+/* 0 or 1: the folder holds that one; -1: none, by the message; -2: some of each */
+static int which_of_two(const char *path) {
+  mhk_context *ctx = mhk_create(NULL);
+  mhk_model *found = mhk_load(ctx, path), *is;
+  int which = -1;
+  if (!found) {
+    if (!strstr(mhk_message(ctx), "config.json") && !strstr(mhk_message(ctx), "holds neither")) which = -2;
+    if (which == -2) printf("%s\n", mhk_message(ctx));
+  } else {
+    which = mhk_model_config(found)->rope_theta > 15000;
+    is = one_of_two(ctx, which);
+    mhk_model_make_trainable(found);
+    if (memcmp(mhk_data(mhk_model_tensor(found, 0)), mhk_data(mhk_model_tensor(is, 0)), 1000) != 0 || (mhk_model_tokenizer(found) != NULL) != (which == 0))
+      which = -2;
+  }
+  mhk_destroy(ctx);
+  return which;
+}
+
+TEST(what_a_folder_held_does_not_come_back) {
+  static const char *const left[] = {"tokenizer_config.json", "vocab.json", "merges.txt", "added_tokens.json", "encoder.json", "vocab.bpe"};
+  const place folder = at("held_before"), notes = at("held_before/notes.txt"), bin = at("held_before/pytorch_model.bin");
+  mhk_context *ctx = mhk_create(NULL);
+  char path[600];
+  int i, round;
+  empty_folder(folder.path);
+  test_write_file(notes.path, "keep", 4);
+  test_write_file(bin.path, "keep", 4);
+  for (round = 0; round < 2; round++) {
+    for (i = 0; i < 6; i++) {
+      snprintf(path, sizeof path, "%s/%s", folder.path, left[i]);
+      test_write_file(path, "{}", 2);
+    }
+    CHECK(mhk_save(one_of_two(ctx, 0), folder.path, MHK_F32) == MHK_OK && which_of_two(folder.path) == 0, "%s", mhk_message(ctx));
+    CHECK(holds(path, "{}"), "%s is not read beside tokenizer.json and was removed", path);
+    CHECK(mhk_save(one_of_two(ctx, 1), folder.path, MHK_F32) == MHK_OK && which_of_two(folder.path) == 1, "%s", mhk_message(ctx));
+  }
+  CHECK(count_files(folder.path, "") == 4, "%d files are there in place of 4", count_files(folder.path, ""));
+  CHECK(holds(notes.path, "keep") && holds(bin.path, "keep"), "a file that is none of the model's was removed");
+  mhk_save(model_new(ctx, MAMBA2, 3), folder.path, MHK_F32); /* another architecture and vocabulary */
+  CHECK(mhk_load(ctx, folder.path) != NULL, "%s", mhk_message(ctx));
+  mhk_destroy(ctx);
+}
+
+static void save_alternately(void *user, int round) {
+  mhk_context *ctx = mhk_create(NULL);
+  mhk_model *m[2];
+  int i;
+  for (i = 0; i < 2; i++) m[i] = one_of_two(ctx, i);
+  for (i = round % 2; !mhk_failed(ctx); i++) mhk_save(m[i % 2], (const char *)user, MHK_F32);
+  test_write_file(test_path("save.failed"), mhk_message(ctx), strlen(mhk_message(ctx)));
+  _exit(1);
+}
+
+TEST(a_save_that_is_killed_leaves_the_old_model_or_the_new_one_or_none) {
+  const place folder = at("killed_saves"), failed = at("save.failed");
+  uint64_t random = 5;
+  int kills, seen[3] = {0, 0, 0}, writers, i, which;
+  remove(failed.path);
+  empty_folder(folder.path);
+  for (kills = 0; kills < 40; kills++) {
+    pid_t child[2];
+    writers = 1 + kills % 2;
+    for (i = 0; i < writers; i++) child[i] = start(save_alternately, (void *)(uintptr_t)folder.path);
+    wait_for(test_uniform(&random, 0.01, 0.08));
+    for (i = 0; i < writers; i++) stop(child[i]);
+    which = which_of_two(folder.path);
+    REQUIRE(which >= -1, "after %d kills there is some of each", kills + 1);
+    seen[which + 1]++;
+  }
+  CHECK(access(failed.path, F_OK) != 0, "a save failed: %s", test_read_file(failed.path, NULL));
+  if (test_state.verbose) printf("none %d, first %d, second %d\n", seen[0], seen[1], seen[2]);
+  CHECK(seen[1] + seen[2] > 0, "none %d, first %d, second %d times", seen[0], seen[1], seen[2]);
+  {
+    mhk_context *ctx = mhk_create(NULL);
+    for (i = 0; i < 2; i++) CHECK(mhk_save(one_of_two(ctx, i), folder.path, MHK_F32) == MHK_OK && which_of_two(folder.path) == i, "%s", mhk_message(ctx));
+    mhk_destroy(ctx);
+  }
+  CHECK(count_files(folder.path, "") == 2, "killed saves left %d files", count_files(folder.path, "") - 2);
+}
+
 /* ---------------------------------------------------------------------------------------- one folder of a run */
 
 static mhk_distill_desc run_desc(mhk_context *ctx, const char *out) {
@@ -280,6 +374,8 @@ int main(int argc, char **argv) {
   RUN(links_are_replaced_and_never_written_through);
   RUN(a_new_file_has_the_permissions_of_the_old_one);
   RUN(a_full_disk_and_a_read_only_folder_leave_the_old_model);
+  RUN(what_a_folder_held_does_not_come_back);
+  RUN(a_save_that_is_killed_leaves_the_old_model_or_the_new_one_or_none);
   RUN(one_trainer_writes_to_a_folder);
   return test_end();
 }
