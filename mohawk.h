@@ -647,8 +647,9 @@ MHKDEF mhk_result mhk_file_write_bytes(mhk_context *ctx, const char *path, const
 
 /* ---------------------------------------------------------------------------------------- tokenizer */
 
-/* Byte-level BPE as GPT-2, Phi and GPT-NeoX (with NFC, which the Mamba-2 models have) use it. path: a folder or file: tokenizer.json, or vocab.json with merges.txt (and added_tokens.json), or
-   encoder.json with vocab.bpe; and the tokenizer_config.json beside them, if there is one: which tokens start and end a text. */
+/* Byte-level BPE as GPT-2, Phi and GPT-NeoX (with NFC, which the Mamba-2 models have) use it. path: a folder or
+   file: tokenizer.json, or vocab.json with merges.txt (and added_tokens.json), or encoder.json with vocab.bpe; and
+   the tokenizer_config.json beside them, if there is one: which tokens start and end a text. */
 #ifndef MOHAWK_NO_STDIO
 MHKDEF mhk_tokenizer *mhk_tokenizer_load(mhk_context *ctx, const char *path);
 #endif
@@ -681,8 +682,8 @@ MHKDEF size_t mhk_stream_finish(mhk_stream *s, char *out);                      
 
 /* A session runs a model for inference: one or more sequences of tokens, each at its own position. State-space layers keep a state of constant size,
    attention layers the keys and values of the tokens so far. All its memory is one block, whose size mhk_session_size() tells beforehand: after creation
-   nothing more is asked of the allocator, but for words longer than word_bytes. Sequences are numbered from 0. What a sequence answers does not depend on the others of its session (products
-   of a few rows are summed in another order than those of many: rounding differs). Zero means the default named here. */
+   nothing more is asked of the allocator, but for words longer than word_bytes. Sequences are numbered from 0. What a sequence answers does not depend on
+   the others of its session (products of a few rows are summed in another order than those of many: rounding differs). Zero means the default named here. */
 typedef struct mhk_session_desc {
   mhk_index batch;          /* sequences; 0: 1 */
   mhk_index capacity;       /* tokens an attention layer holds of each sequence; 0: the model's max_position, or 2048. Of no meaning without attention. */
@@ -822,7 +823,8 @@ MHKDEF mhk_real *mhk_session_ssm(mhk_session *s, mhk_index sequence, int layer);
 /* ---------------------------------------------------------------------------------------- text */
 
 /* Training text: one long row of tokens, documents each starting with mhk_tokenizer_start(). */
-/* n files of text; documents are separated by the end-of-text token written out (<|endoftext|>). max_document > 0 cuts longer documents at line ends as soon
+/* n files of text in UTF-8, a byte order mark left out; documents are separated by the end-of-text token written out (<|endoftext|>). A file of which one byte
+   in a hundred is zero or part of no character is refused; fewer such bytes are told in a warning. max_document > 0 cuts longer documents at line ends as soon
    as they pass that many bytes. repeat[i] uses file i that many times (NULL: once). Documents are shuffled by seed (0: order kept). */
 typedef struct mhk_text_desc {
   int n_files;
@@ -831,6 +833,8 @@ typedef struct mhk_text_desc {
   size_t max_document;
   const size_t *max_document_of; /* per file, instead of max_document */
   uint64_t seed;
+  const char *const *texts; /* NULL, or per file: its content, files[i] then only names it; NULL: the file is read */
+  const size_t *lengths;    /* of texts in bytes; NULL: they end with a zero character */
 } mhk_text_desc;
 #ifndef MOHAWK_NO_STDIO
 MHKDEF mhk_text *mhk_text_load(mhk_context *ctx, mhk_tokenizer *k, const mhk_text_desc *desc);
@@ -12682,7 +12686,8 @@ static int32_t mhk__post_processor(mhk_tokenizer *k, const mhk__token_source *so
     return id;
   }
   if (!type || strcmp(type, "TemplateProcessing")) {
-    mhk__note(ctx, MHK_LOG_WARNING, "%s: post_processor %.60s is not applied: what it puts around a text is left out", source->where, type ? type : "without a type");
+    mhk__note(ctx, MHK_LOG_WARNING, "%s: post_processor %.60s is not applied: what it puts around a text is left out",
+              source->where, type ? type : "without a type");
     return -1;
   }
   *says = 1;
@@ -12694,7 +12699,8 @@ static int32_t mhk__post_processor(mhk_tokenizer *k, const mhk__token_source *so
     if (inside || id < 0 || mhk_tokenizer_id(k, token->text) != id) left_out = 1;
   }
   if (left_out)
-    mhk__note(ctx, MHK_LOG_WARNING, "%s: of what post_processor puts around a text only the first token before it is put: add the others to the ids", source->where);
+    mhk__note(ctx, MHK_LOG_WARNING, "%s: of what post_processor puts around a text only the first token before it is put: "
+              "add the others to the ids", source->where);
   return id;
 }
 
@@ -12709,7 +12715,8 @@ static void mhk__token_decoder_check(mhk_tokenizer *k, const mhk__token_source *
     if (n++ == 0) missing = content;
   }
   if (n > 0)
-    mhk__note(k->object.ctx, MHK_LOG_WARNING, "%s: added_tokens_decoder has %d tokens that %s has not, the first of them \"%.*s\": they are taken for plain text",
+    mhk__note(k->object.ctx, MHK_LOG_WARNING,
+              "%s: added_tokens_decoder has %d tokens that %s has not, the first of them \"%.*s\": they are taken for plain text",
               source->config_where, n, source->where, mhk__shown(missing->text, missing->length), missing->text);
 }
 
@@ -18510,26 +18517,62 @@ static void mhk__text_document(mhk__text_build *b, const unsigned char *text, si
   if (b->ctx->result == MHK_OK) mhk__text_passage(b, text + from, n - from, repeat);
 }
 
-static void mhk__text_file(mhk__text_build *b, const char *path, size_t longest, int repeat) {
-  const size_t mark = sizeof(MHK__END_TEXT) - 1;
-  mhk__bytes bytes;
-  size_t from = 0, i = 0;
-  int error = mhk__bytes_open(path, &bytes);
-  if (error) {
-    mhk_fail(b->ctx, MHK_ERROR_FILE, "the text %s cannot be read: %s", path, mhk__file_reason(error));
-    return;
+/* Is this text in UTF-8? 0 and an error if it cannot be, a warning if parts of it are not. */
+static int mhk__text_check(mhk_context *ctx, const char *path, const unsigned char *text, size_t n) {
+  size_t at = 0, first = n, bad = 0, zeros = 0, step;
+  const char *looks = "";
+  double share;
+  for (; at < n; at += step) {
+    step = text[at] < 0x80 ? 1 : mhk__utf8_length(text + at, n - at);
+    if (step > 0 && text[at] != 0) continue;
+    if (bad++ == 0) first = at;
+    zeros += step == 1;
+    step = 1;
   }
-  while (b->ctx->result == MHK_OK && i < bytes.size) {
-    const unsigned char *p = (const unsigned char *)memchr(bytes.data + i, '<', bytes.size - i);
+  if (bad == 0) return 1;
+  share = 100 * (double)bad / (double)n;
+  if (zeros == n)
+    looks = ": nothing but zeros";
+  else if (n > 1 && ((text[0] == 0xFF && text[1] == 0xFE) || (text[0] == 0xFE && text[1] == 0xFF) || zeros > n / 4))
+    looks = ": it looks like UTF-16";
+  else if (n > 1 && text[0] == 0x1F && text[1] == 0x8B)
+    looks = ": it is compressed by gzip";
+  else if (zeros == 0 && share < 25)
+    looks = ": it may be Latin-1";
+  if (share >= 1)
+    mhk_fail(ctx, MHK_ERROR_FORMAT, "%s is no text in UTF-8: %.1f %% of its bytes are zero or part of no character, the first at byte %.0f%s", path, share,
+             (double)first, looks);
+  else
+    mhk__note(ctx, MHK_LOG_WARNING, "%s is not all UTF-8: %.0f of its %.0f bytes (%.2g %%) are zero or part of no character, the first at byte %.0f%s", path,
+              (double)bad, (double)n, share, (double)first, looks);
+  return share < 1;
+}
+
+static void mhk__text_read(mhk__text_build *b, const char *path, const unsigned char *data, size_t size, size_t longest, int repeat) {
+  const size_t mark = sizeof(MHK__END_TEXT) - 1;
+  size_t from = 0, i;
+  if (size >= 3 && memcmp(data, "\xEF\xBB\xBF", 3) == 0) from = 3;
+  if (!mhk__text_check(b->ctx, path, data, size)) return;
+  for (i = from; b->ctx->result == MHK_OK && i < size;) {
+    const unsigned char *p = (const unsigned char *)memchr(data + i, '<', size - i);
     if (!p) break;
-    i = (size_t)(p - bytes.data);
-    if (bytes.size - i >= mark && memcmp(p, MHK__END_TEXT, mark) == 0) {
-      mhk__text_document(b, bytes.data + from, i - from, longest, repeat);
+    i = (size_t)(p - data);
+    if (size - i >= mark && memcmp(p, MHK__END_TEXT, mark) == 0) {
+      mhk__text_document(b, data + from, i - from, longest, repeat);
       from = i += mark;
     } else
       i++;
   }
-  if (b->ctx->result == MHK_OK) mhk__text_document(b, bytes.data + from, bytes.size - from, longest, repeat);
+  if (b->ctx->result == MHK_OK) mhk__text_document(b, data + from, size - from, longest, repeat);
+}
+
+static void mhk__text_file(mhk__text_build *b, const char *path, size_t longest, int repeat) {
+  mhk__bytes bytes;
+  const int error = mhk__bytes_open(path, &bytes);
+  if (error)
+    mhk_fail(b->ctx, MHK_ERROR_FILE, "the text %s cannot be read: %s", path, mhk__file_reason(error));
+  else
+    mhk__text_read(b, path, bytes.data, bytes.size, longest, repeat);
   mhk__bytes_close(&bytes);
 }
 #endif
@@ -18573,6 +18616,8 @@ MHKDEF mhk_text *mhk_text_load(mhk_context *ctx, mhk_tokenizer *k, const mhk_tex
     if (!desc->files[f] || repeat < 0 || repeat > 1000000)
       mhk_fail(ctx, MHK_ERROR_ARGUMENT, "file %d of a text: it needs a name and to be used between 0 and a million times, not %d", f,
                repeat);
+    else if (repeat > 0 && desc->texts && desc->texts[f])
+      mhk__text_read(&b, desc->files[f], (const unsigned char *)desc->texts[f], desc->lengths ? desc->lengths[f] : strlen(desc->texts[f]), longest, repeat);
     else if (repeat > 0)
       mhk__text_file(&b, desc->files[f], longest, repeat);
   }
@@ -20438,6 +20483,12 @@ MHKDEF mhk_result mhk_evaluate(mhk_model *m, mhk_model *teacher, mhk_text *text,
 #undef MHK__SAVED_TEXTS
 #undef MHK__SCORE_ROWS
 #undef MHK__SENTENCE
+#undef MHK__NFC_CLASS
+#undef MHK__NFC_END
+#undef MHK__NFC_GOES
+#undef MHK__NFC_HASH
+#undef MHK__NFC_JOINS
+#undef MHK__NFC_PART
 #undef MHK__SHORT_WORD
 #undef MHK__SMALL
 #undef MHK__SPACE

@@ -56,6 +56,51 @@ code 2 "a stop token that is none" "$mohawk" generate --model "$tiny" --stop-tok
 says '"kl": 0,'
 says '"agreement": 1,'
 
+# texts and prompts from pipes, in other encodings, and with odd characters
+generate() { "$mohawk" generate --model "$tiny" --tokens 4 --greedy --json "$@" 2>"$work/errors" >"$work/said"; }
+eval_text() { "$mohawk" eval --model "$tiny" --windows 2 --json "$@" >"$work/said" 2>&1; }
+entropy() { sed -n 's/.*"cross_entropy": \([^,]*\),.*/\1/p' "$work/said"; }
+eval_text --text examples/story.txt
+reference=$(entropy)
+cat examples/story.txt | eval_text --text -
+check "text from standard input" [ "$(entropy)" = "$reference" ]
+eval_text --text /dev/stdin <examples/story.txt
+check "text from /dev/stdin" [ "$(entropy)" = "$reference" ]
+mkfifo "$work/fifo" && { cat examples/story.txt >"$work/fifo" & }
+eval_text --text "$work/fifo"
+check "text from a pipe with a name" [ "$(entropy)" = "$reference" ]
+if command -v iconv >/dev/null 2>&1; then
+  for encoding in UTF-16 UTF-16LE UTF-16BE; do
+    iconv -f UTF-8 -t $encoding examples/story.txt >"$work/story.$encoding"
+    eval_text --text "$work/story.$encoding" --encoding utf16
+    check "text in $encoding" [ "$(entropy)" = "$reference" ]
+  done
+  eval_text --text "$work/story.UTF-16"
+  says "it looks like UTF-16"
+  says "--encoding utf16"
+fi
+printf 'Once upon a caf\303\251\n' >"$work/utf8.txt"
+printf 'Once upon a caf\351\n' >"$work/latin1.txt"
+generate --prompt - --encoding latin1 <"$work/latin1.txt"
+cp "$work/said" "$work/latin1"
+generate --prompt - <"$work/utf8.txt"
+check "a prompt in Latin-1" sh -c "sed 's/, \"seconds.*//' '$work/latin1' >'$work/a'; sed 's/, \"seconds.*//' '$work/said' | cmp - '$work/a'"
+printf '\000a\000\351\040\254\330\075\336\000' | generate --prompt - --encoding utf16
+says "\"prompt\": \"$(printf 'a\303\251\342\202\254\360\237\230\200')\""
+eval_text --text "$work/latin1.txt"
+says "latin1.txt is no text in UTF-8"
+says "the first at byte 15"
+generate --prompt=--x
+says '"prompt": "--x"'
+code 2 "a prompt that looks like an option" "$mohawk" generate --model "$tiny" --prompt --x
+generate --prompt "--" </dev/null
+printf 'a\r\nb\0c\r\n' | generate --prompt -
+says '"prompt": "a\u000d\u000ab\u0000c"'
+generate --prompt - <examples/story.txt
+long=$(head -c 3000 /dev/zero | tr '\0' x)
+generate --prompt "$long"
+says '"tokens": 4'
+
 # other layouts: the same model after every conversion
 check "convert to one file" "$mohawk" convert --model "$tiny" --out "$work/one.safetensors"
 check "convert to a folder, widened" "$mohawk" convert --model "$work/one.safetensors" --out "$work/wide" --dtype f32

@@ -458,6 +458,61 @@ TEST(odd_added_tokens) {
   mhk_destroy(ctx);
 }
 
+/* Text that is no UTF-8 is refused or told, by the share of what is wrong; from files and from memory. */
+TEST(training_text_is_utf8) {
+  static const char good[] = "Once upon a time \xE2\x82\xAC <|endoftext|> there was\r\na mouse.";
+  const char *path = test_path("text.txt");
+  mhk_context_desc desc;
+  mhk_context *ctx;
+  mhk_tokenizer *k;
+  mhk_text *a, *b;
+  mhk_text_desc d;
+  const int32_t *x, *y;
+  mhk_index n;
+  char bytes[4000];
+  const char *texts[1] = {bytes}, *const files[1] = {path};
+  size_t lengths[1], i;
+  memset(&desc, 0, sizeof desc);
+  desc.log = count_warning;
+  ctx = mhk_create(&desc);
+  k = mhk_tokenizer_load(ctx, TINY);
+  memset(&d, 0, sizeof d);
+  d.n_files = 1;
+  d.files = files;
+  warnings = 0;
+  test_write_file(path, good, sizeof good - 1);
+  a = mhk_text_load(ctx, k, &d);
+  memcpy(bytes, "\xEF\xBB\xBF", 3); /* a byte order mark, which is no text */
+  memcpy(bytes + 3, good, sizeof good);
+  d.texts = texts;
+  b = mhk_text_load(ctx, k, &d);
+  REQUIRE_OK(ctx);
+  n = mhk_text_tokens(a, &x);
+  CHECK(n > 10 && n == mhk_text_tokens(b, &y) && !memcmp(x, y, (size_t)n * sizeof *x), "from memory: %d tokens instead of %d", (int)mhk_text_tokens(b, NULL), (int)n);
+  CHECK(warnings == 0, "\"%s\"", warning);
+  d.lengths = lengths;
+  lengths[0] = sizeof bytes;
+  memset(bytes, 'a', sizeof bytes);
+  bytes[2100] = '\xE9';
+  CHECK(mhk_text_load(ctx, k, &d) != NULL && warnings == 1 && strstr(warning, "text.txt") && strstr(warning, "byte 2100") && strstr(warning, "1 of its 4000 bytes"),
+        "%d warnings, the last \"%s\"", warnings, warning);
+  CHECK_OK(ctx);
+  for (i = 0; i < sizeof bytes; i += 50) bytes[i] = '\xE9';
+  CHECK(!mhk_text_load(ctx, k, &d), "Latin-1");
+  CHECK_FAILS(ctx, MHK_ERROR_FORMAT, "text.txt is no text in UTF-8: 2.0 % of its bytes are zero or part of no character, the first at byte 0: it may be Latin-1");
+  for (i = 0; i < sizeof bytes; i++) bytes[i] = (char)(i % 2 ? 0 : 'a');
+  CHECK(!mhk_text_load(ctx, k, &d), "UTF-16");
+  CHECK_FAILS(ctx, MHK_ERROR_FORMAT, "the first at byte 1: it looks like UTF-16");
+  memcpy(bytes, "\x1F\x8B\x08", 3);
+  for (i = 3; i < sizeof bytes; i++) bytes[i] = (char)(unsigned char)(i * i * 37 >> 3);
+  CHECK(!mhk_text_load(ctx, k, &d), "gzip");
+  CHECK_FAILS(ctx, MHK_ERROR_FORMAT, "gzip");
+  memset(bytes, 0, sizeof bytes);
+  CHECK(!mhk_text_load(ctx, k, &d), "zeros");
+  CHECK_FAILS(ctx, MHK_ERROR_FORMAT, "nothing but zeros");
+  mhk_destroy(ctx);
+}
+
 /* A folder with a tokenizer.json of the 256 bytes and three added tokens, and a tokenizer_config.json; NULL: none. */
 static mhk_tokenizer *load_configured(mhk_context *ctx, const char *root, const char *config) {
   static const char added[] = TOKEN(256, "<|endoftext|>", "") ", " TOKEN(257, "<s>", "") ", " TOKEN(258, "</s>", "");
@@ -1116,6 +1171,7 @@ int main(int argc, char **argv) {
   RUN(added_tokens_and_normalization);
   RUN(normalization_of_long_texts);
   RUN(odd_added_tokens);
+  RUN(training_text_is_utf8);
   RUN(start_and_end_tokens);
   RUN(start_and_end_tokens_are_saved);
   RUN(every_key_is_honoured_or_named);

@@ -10,10 +10,14 @@
 #include <time.h>
 #if defined(_WIN32)
 #include <direct.h>
+#include <fcntl.h>
 #include <io.h>
+#include <windows.h>
+#include <shellapi.h>
+#undef near /* words that it takes for itself */
+#undef far
 #define isatty _isatty
 #define fileno _fileno
-#define access _access
 #define FOLDER_ENDS "/\\:"
 #else
 #define FOLDER_ENDS "/"
@@ -48,12 +52,56 @@ static void wait_asleep(char **argv) {
 #endif
 }
 
-void cli_start(int argc, char **argv) {
+#if defined(_WIN32)
+/* what the system calls the same, malloc'ed; NULL when that fails */
+static wchar_t *wide_text(const char *text) {
+  int n = MultiByteToWideChar(CP_UTF8, 0, text, -1, NULL, 0);
+  wchar_t *out = n > 0 ? (wchar_t *)malloc((size_t)n * sizeof *out) : NULL;
+  if (out) MultiByteToWideChar(CP_UTF8, 0, text, -1, out, n);
+  return out;
+}
+
+/* The arguments in UTF-8: main() gets them in a code page that lacks most characters. They live as long as the program. */
+static char **utf8_arguments(int argc, char **argv) {
+  int i, n = 0;
+  wchar_t **wide = CommandLineToArgvW(GetCommandLineW(), &n);
+  char **out = (char **)calloc((size_t)argc + 1, sizeof *out);
+  if (!wide || !out || n != argc) return argv;
+  for (i = 0; i < argc; i++) {
+    const int bytes = WideCharToMultiByte(CP_UTF8, 0, wide[i], -1, NULL, 0, NULL, NULL);
+    out[i] = (char *)malloc(bytes > 0 ? (size_t)bytes : 1);
+    if (!out[i] || bytes <= 0) return argv;
+    WideCharToMultiByte(CP_UTF8, 0, wide[i], -1, out[i], bytes, NULL, NULL);
+  }
+  LocalFree(wide);
+  return out;
+}
+int _CRT_glob = 0; /* MinGW would make several arguments of one with a star in it */
+#endif
+
+FILE *cli_open(const char *path, const char *mode) {
+#if defined(_WIN32)
+  wchar_t *name = wide_text(path), *how = wide_text(mode);
+  FILE *f = name && how ? _wfopen(name, how) : NULL;
+  free(name);
+  free(how);
+  return f;
+#else
+  return fopen(path, mode);
+#endif
+}
+
+char **cli_start(int argc, char **argv) {
   const char *term = getenv("TERM");
   if (argc > 0) wait_asleep(argv);
+#if defined(_WIN32)
+  argv = utf8_arguments(argc, argv);
+  SetConsoleOutputCP(CP_UTF8);
+#endif
   cli.program = argc > 0 ? argv[0] : "mohawk";
   cli.terminal = isatty(fileno(stderr)) && !(term && strcmp(term, "dumb") == 0);
   cli.every = 10;
+  return argv;
 }
 
 const char *cli_program(void) { return cli.program; }
@@ -387,7 +435,7 @@ static int take_option(const cli_option *o, const char *value, int argc, char **
   }
   if (!value) {
     if (*i + 1 >= argc || strncmp(argv[*i + 1], "--", 2) == 0) {
-      cli_error("--%s needs a value: --%s %s", o->name, o->name, o->argument);
+      cli_error("--%s needs a value: --%s %s, or --%s=%s where it begins with --", o->name, o->name, o->argument, o->name, o->argument);
       return CLI_USAGE;
     }
     value = argv[++*i];
@@ -507,7 +555,7 @@ double cli_memory_free(void) {
 
 int cli_exists(const char *path) {
 #if defined(_WIN32)
-  FILE *f = fopen(path, "rb");
+  FILE *f = cli_open(path, "rb");
   if (f) fclose(f);
   return f != NULL;
 #else
@@ -523,7 +571,10 @@ int cli_ends_with(const char *text, const char *end) {
 
 static int make_folder(const char *path) {
 #if defined(_WIN32)
-  return _mkdir(path) == 0 || errno == EEXIST;
+  wchar_t *name = wide_text(path);
+  const int made = name && (_wmkdir(name) == 0 || errno == EEXIST);
+  free(name);
+  return made;
 #else
   return mkdir(path, 0777) == 0 || errno == EEXIST;
 #endif
@@ -549,6 +600,17 @@ int cli_join(char *out, size_t capacity, const char *folder, const char *name) {
   return length >= 0 && (size_t)length < capacity ? CLI_GO : cli_error("the path %s/%s is too long", folder, name);
 }
 
+static int may_write(const char *folder) {
+#if defined(_WIN32)
+  wchar_t *name = wide_text(folder);
+  const int may = name && _waccess(name, 2) == 0;
+  free(name);
+  return may;
+#else
+  return access(folder, 2) == 0;
+#endif
+}
+
 /* what is written is collected first: in memory, or in a file without a name */
 int cli_output_open(cli_output *o, const char *path) {
   char folder[1024];
@@ -559,7 +621,7 @@ int cli_output_open(cli_output *o, const char *path) {
   strcpy(folder, path);
   while (n > 0 && !strchr(FOLDER_ENDS, folder[n - 1])) n--;
   folder[n] = 0;
-  if (access(n ? folder : ".", 2) != 0) return cli_error("%s cannot be written: %s", path, strerror(errno));
+  if (!may_write(n ? folder : ".")) return cli_error("%s cannot be written: %s", path, strerror(errno));
 #if defined(_WIN32)
   {
     char *name = _tempnam(NULL, "mohawk");
@@ -597,6 +659,106 @@ int cli_output_close(cli_output *o) {
 void cli_output_drop(cli_output *o) {
   fclose(o->file);
   free(o->data);
+}
+
+/* ---------------------------------------------------------------- text that is read whole */
+
+static int add_bytes(cli_content *c, const char *bytes, size_t n) {
+  if (n + 1 > c->room - c->n) {
+    const size_t room = 2 * (c->n + n) + 4096;
+    char *larger = (char *)realloc(c->text, room);
+    if (!larger) return cli_error("out of memory for %.0f bytes of text", (double)room);
+    c->text = larger;
+    c->room = room;
+  }
+  memcpy(c->text + c->n, bytes, n);
+  c->n += n;
+  c->text[c->n] = 0;
+  return CLI_GO;
+}
+
+static int is_input(const char *path) { return strcmp(path, "-") == 0 || strcmp(path, "/dev/stdin") == 0; }
+
+int cli_is_stream(const char *path) {
+#if !defined(_WIN32)
+  struct stat info;
+  if (stat(path, &info) == 0 && S_ISFIFO(info.st_mode)) return 1;
+#endif
+  return is_input(path);
+}
+
+int cli_read(const char *path, cli_content *c) {
+  char part[65536];
+  FILE *f = is_input(path) ? stdin : cli_open(path, "rb");
+  const char *name = f == stdin ? "standard input" : path;
+  size_t n;
+  int bad;
+  memset(c, 0, sizeof *c);
+  if (!f) return cli_error("%s cannot be read: %s", path, strerror(errno));
+#if defined(_WIN32)
+  if (f == stdin) _setmode(_fileno(stdin), _O_BINARY); /* line ends stay as they are */
+#endif
+  bad = add_bytes(c, "", 0) != CLI_GO;
+  while (!bad && (n = fread(part, 1, sizeof part, f)) > 0) bad = add_bytes(c, part, n) != CLI_GO;
+  if (!bad && ferror(f)) {
+    cli_error("%s cannot be read: %s", name, strerror(errno));
+    bad = 1;
+  }
+  if (f != stdin) fclose(f);
+  if (!bad) return CLI_GO;
+  free(c->text);
+  c->text = NULL;
+  return CLI_FAILED;
+}
+
+static size_t put_utf8(char *out, unsigned long c) {
+  const int more = c < 0x80 ? 0 : c < 0x800 ? 1 : c < 0x10000 ? 2 : 3;
+  int i;
+  out[0] = (char)(more == 0 ? c : (0xFF00ul >> (more + 1) & 0xFF) | c >> 6 * more);
+  for (i = 1; i <= more; i++) out[i] = (char)(0x80 | (c >> 6 * (more - i) & 0x3F));
+  return (size_t)more + 1;
+}
+
+/* Which byte of two is the high one, 0 or 1: as a byte order mark says, else the one that is zero more often. */
+static size_t high_byte(const unsigned char *p, size_t n) {
+  size_t i, zeros[2] = {0, 0};
+  if (n > 1 && p[0] == 0xFE && p[1] == 0xFF) return 0;
+  if (n > 1 && p[0] == 0xFF && p[1] == 0xFE) return 1;
+  for (i = 0; i < n; i++) zeros[i & 1] += p[i] == 0;
+  return zeros[0] > zeros[1] ? 0 : 1;
+}
+
+int cli_to_utf8(cli_content *c, int encoding, const char *name) {
+  const unsigned char *p = (const unsigned char *)c->text;
+  const size_t high = encoding == CLI_UTF16 ? high_byte(p, c->n) : 0, step = encoding == CLI_UTF16 ? 2 : 1;
+  size_t i, bad = 0;
+  cli_content out;
+  memset(&out, 0, sizeof out);
+  if (encoding == CLI_UTF8) return CLI_GO;
+  for (i = 0; i + step <= c->n; i += step) {
+    char text[4];
+    unsigned long x = p[i], low;
+    if (step == 2) {
+      x = (unsigned long)p[i + high] << 8 | p[i + 1 - high];
+      if (i == 0 && x == 0xFEFF) continue;
+      low = i + 3 < c->n ? (unsigned long)p[i + 2 + high] << 8 | p[i + 3 - high] : 0;
+      if (x >= 0xD800 && x < 0xDC00 && low >= 0xDC00 && low < 0xE000) {
+        x = 0x10000 + ((x - 0xD800) << 10) + (low - 0xDC00);
+        i += 2;
+      } else if (x >= 0xD800 && x < 0xE000) {
+        x = 0xFFFD;
+        bad++;
+      }
+    }
+    if (add_bytes(&out, text, put_utf8(text, x)) != CLI_GO) {
+      free(out.text);
+      return CLI_FAILED;
+    }
+  }
+  if (bad > 0 || i < c->n) cli_note("%s is not all UTF-16: %.0f characters are wrong or cut off", name, (double)(bad + (i < c->n)));
+  free(c->text);
+  *c = out;
+  return out.text ? CLI_GO : add_bytes(c, "", 0);
 }
 
 static void on_signal(int number) {

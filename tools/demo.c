@@ -122,7 +122,7 @@ static int make_plan(demo *d) {
            mhk_version(), d->s->teacher, b[0], b[1], b[2], d->r.text_tokens, LR_1, LR_2, LR_3, LR_ALONE, BATCH, LENGTH,
            HYBRID_LAYER, TRAIN_SEED);
   if (cli_make_folders(d->s->out) != CLI_GO || out_path(d, path, sizeof path, "plan.txt") != CLI_GO) return CLI_FAILED;
-  f = fopen(path, "rb");
+  f = cli_open(path, "rb");
   if (f) {
     n = fread(found, 1, sizeof found - 1, f);
     fclose(f);
@@ -419,7 +419,7 @@ static int load_texts(demo *d) {
   memset(&desc, 0, sizeof desc);
   desc.n_files = 1;
   desc.files = &d->s->story;
-  d->story = run_load_text(d->ctx, d->teacher, NULL, &desc);
+  d->story = run_load_text(d->ctx, d->teacher, NULL, &desc, CLI_UTF8);
   if (!d->story || out_path(d, path, sizeof path, "text.safetensors") != CLI_GO) return CLI_FAILED;
   d->r.story_tokens = (double)mhk_text_tokens(d->story, NULL);
   d->text = run_sampled_text(d->ctx, d->teacher, path, (mhk_index)d->r.text_tokens, TRAIN_SEED);

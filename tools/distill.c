@@ -11,7 +11,7 @@ typedef struct settings {
   double temperature, hard_labels, own_stream, seconds, every;
   mhk_index batch, length, update_tokens, sample_tokens, eval_windows, eval_length, eval_max_document;
   int d_state, chunk, recipe, init, train, decays, windows, dtype, seed, threads;
-  int precision, recompute, fresh, force, no_eval, json;
+  int precision, recompute, fresh, force, no_eval, json, encoding;
 } settings;
 
 /* a run being prepared and carried out */
@@ -34,6 +34,7 @@ static int parse(settings *s, int argc, char **argv) {
        "the teacher: a folder with config.json, safetensors and tokenizer.json (required)"},
       {"text", "FILE...", CLI_FILES, &s->text, 0, 0,
        "training text; documents are separated by <|endoftext|>. Without it the teacher writes its own text, once"},
+      CLI_ENCODING(&s->encoding),
       {"out", "DIR", CLI_TEXT, &s->out, 0, 0, "folder for checkpoints, log.csv and the student (default mohawk-out)"},
       {"eval", "FILE...", CLI_FILES, &s->eval, 0, 0,
        "held-out text, measured after each stage; without it the student is measured at the end on new samples of the "
@@ -237,7 +238,7 @@ static mhk_text *load_files(distillation *d) {
   desc.repeat = repeat;
   desc.max_document_of = most;
   desc.seed = (uint64_t)s->seed;
-  return run_load_text(d->ctx, d->teacher, NULL, &desc);
+  return run_load_text(d->ctx, d->teacher, NULL, &desc, s->encoding);
 }
 
 static mhk_text *sample(distillation *d, const char *name, mhk_index tokens, uint64_t seed) {
@@ -267,7 +268,7 @@ static int load_text(distillation *d) {
   eval.n_files = s->eval.n;
   eval.files = s->eval.path;
   eval.max_document = (size_t)s->eval_max_document;
-  d->eval_text = run_load_text(d->ctx, d->teacher, NULL, &eval);
+  d->eval_text = run_load_text(d->ctx, d->teacher, NULL, &eval, s->encoding);
   return d->eval_text ? CLI_GO : CLI_FAILED;
 }
 

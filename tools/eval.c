@@ -7,14 +7,15 @@ typedef struct settings {
   const char *model, *teacher;
   cli_files text;
   mhk_index length, windows, max_document;
-  int threads, json;
+  int threads, json, encoding;
 } settings;
 
 static int parse(settings *s, int argc, char **argv) {
   const cli_option options[] = {
       {"model", "PATH", CLI_TEXT, &s->model, 0, 0, "the model to measure: a folder or a .safetensors file (required)"},
       {"text", "FILE...", CLI_FILES, &s->text, 0, 0,
-       "text to predict; documents are separated by <|endoftext|> (required)"},
+       "text to predict, - for standard input; documents are separated by <|endoftext|> (required)"},
+      CLI_ENCODING(&s->encoding),
       {"teacher", "PATH", CLI_TEXT, &s->teacher, 0, 0,
        "compare with this model: KL(teacher, model) and the share of equal next tokens"},
       {"length", "N", CLI_COUNT, &s->length, 2, 1e7, "tokens a window (default 256)"},
@@ -62,7 +63,7 @@ static int evaluate(mhk_context *ctx, const settings *s) {
   desc.n_files = s->text.n;
   desc.files = s->text.path;
   desc.max_document = (size_t)s->max_document;
-  text = run_load_text(ctx, m, teacher, &desc);
+  text = run_load_text(ctx, m, teacher, &desc, s->encoding);
   if (!text || run_evaluate(ctx, m, teacher, text, s->length, s->windows, s->model, &e) != CLI_GO) return CLI_FAILED;
   if (s->json) {
     cli_json j;

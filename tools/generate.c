@@ -11,7 +11,7 @@ typedef struct settings {
   cli_numbers stop_numbers;
   int32_t stop_tokens[CLI_MAX_LIST];
   cli_files stops; /* not files: texts */
-  int seed, greedy, draft_tokens, threads, json, verbose, no_start;
+  int seed, greedy, draft_tokens, threads, json, verbose, no_start, encoding;
   size_t prompt_bytes;
 } settings;
 
@@ -57,7 +57,8 @@ static int parse(settings *s, int argc, char **argv) {
       {"model", "PATH", CLI_TEXT, &s->model, 0, 0,
        "a model's folder, or one .safetensors file that holds all of it (required)"},
       {"prompt", "TEXT", CLI_TEXT, &s->prompt, 0, 0,
-       "what to continue; - reads standard input without its last line end (default: nothing, the start of a text)"},
+       "what to continue, --prompt=TEXT where it begins with --; - reads standard input without its last line end (default: nothing, the start of a text)"},
+      CLI_ENCODING(&s->encoding),
       {"no-start", NULL, CLI_FLAG, &s->no_start, 0, 0,
        "put no token before the prompt (default: the one that starts a text, unless the tokenizer's files say that none does)"},
       {"tokens", "N", CLI_COUNT, &s->tokens, 1, 1e12,
@@ -124,13 +125,19 @@ static int grow(growing *g, const char *text, size_t n) {
   return CLI_GO;
 }
 
-static int read_input(growing *g) {
-  char part[4096];
-  size_t n;
-  while ((n = fread(part, 1, sizeof part, stdin)) > 0)
-    if (grow(g, part, n) != CLI_GO) return CLI_FAILED;
-  if (g->length > 0 && g->text[g->length - 1] == '\n') g->text[--g->length] = 0; /* the one that ends the input */
-  return ferror(stdin) ? cli_error("standard input could not be read") : CLI_GO;
+/* the prompt from standard input, without the line end that ends it */
+static int read_prompt(settings *s, cli_content *input) {
+  if (cli_read("-", input) != CLI_GO || cli_to_utf8(input, s->encoding, "the prompt") != CLI_GO) return CLI_FAILED;
+  if (input->n > 0 && input->text[input->n - 1] == '\n') input->n--;
+  if (input->n > 0 && input->text[input->n] == '\n' && input->text[input->n - 1] == '\r') input->n--;
+  input->text[input->n] = 0;
+  s->prompt = input->text;
+  s->prompt_bytes = input->n;
+  if (input->n >= 3 && memcmp(input->text, "\xEF\xBB\xBF", 3) == 0) { /* a byte order mark */
+    s->prompt += 3;
+    s->prompt_bytes -= 3;
+  }
+  return CLI_GO;
 }
 
 /* what a generation came to */
@@ -257,7 +264,8 @@ static int generate(mhk_context *ctx, const settings *s, const char *prompt, gro
 
 int command_generate(int argc, char **argv) {
   settings s;
-  growing input, out;
+  growing out;
+  cli_content input;
   mhk_context *ctx;
   int code;
   memset(&s, 0, sizeof s);
@@ -273,11 +281,7 @@ int command_generate(int argc, char **argv) {
   if (s.greedy || s.sampling.temperature == 0) s.sampling.temperature = -1;
   s.sampling.seed = (uint64_t)s.seed;
   s.prompt_bytes = strlen(s.prompt);
-  if (strcmp(s.prompt, "-") == 0) {
-    if (read_input(&input) != CLI_GO) return CLI_FAILED;
-    s.prompt = input.text ? input.text : "";
-    s.prompt_bytes = input.length;
-  }
+  if (strcmp(s.prompt, "-") == 0 && read_prompt(&s, &input) != CLI_GO) return CLI_FAILED;
   cli_catch_signals();
   ctx = cli_context(s.threads);
   code = ctx ? generate(ctx, &s, s.prompt, &out) : CLI_FAILED;

@@ -7,7 +7,7 @@
 typedef struct settings {
   const char *teacher, *prompt, *out;
   cli_files models, text;
-  int layer, head, scale, json;
+  int layer, head, scale, json, encoding;
   mhk_index tokens;
 } settings;
 
@@ -20,6 +20,7 @@ static int parse(settings *s, int argc, char **argv) {
       {"head", "H", CLI_INT, &s->head, 0, 1e6, "head, counted from 0 (default 0)"},
       {"prompt", "TEXT", CLI_TEXT, &s->prompt, 0, 0, "text whose tokens are mixed"},
       {"text", "FILE", CLI_FILES, &s->text, 0, 0, "or the start of this file"},
+      CLI_ENCODING(&s->encoding),
       {"tokens", "N", CLI_COUNT, &s->tokens, 2, 4096, "at most so many tokens of it (default 64)"},
       {"out", "FILE", CLI_TEXT, &s->out, 0, 0,
        "matrix.svg with axes and legend, or a .png of the bare matrices (default matrix.svg)"},
@@ -58,7 +59,7 @@ static mhk_index read_tokens(mhk_context *ctx, const settings *s, mhk_model *tea
     memset(&desc, 0, sizeof desc);
     desc.n_files = s->text.n;
     desc.files = s->text.path;
-    text = run_load_text(ctx, teacher, NULL, &desc);
+    text = run_load_text(ctx, teacher, NULL, &desc, s->encoding);
     if (!text) return 0;
     n = mhk_text_tokens(text, &all);
     memcpy(ids, all, (size_t)(n < s->tokens ? n : s->tokens) * sizeof *ids);

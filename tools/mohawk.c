@@ -39,7 +39,7 @@ static void print_help(FILE *out) {
 int main(int argc, char **argv) {
   const char *names[CLI_COUNT_OF(commands)], *near;
   int i;
-  cli_start(argc, argv);
+  argv = cli_start(argc, argv);
   if (argc < 2) {
     print_help(stderr);
     return CLI_USAGE;

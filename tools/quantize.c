@@ -7,7 +7,7 @@
 typedef struct settings {
   const char *model, *out;
   cli_files text;
-  int type, ends, group, threads;
+  int type, ends, group, threads, encoding;
   mhk_index length, windows;
 } settings;
 
@@ -24,6 +24,7 @@ static int parse(settings *s, int argc, char **argv) {
        "neighbours of a row that share a scale: 32 or 64 (default 64 for int8, 32 for int4)"},
       {"text", "FILE...", CLI_FILES, &s->text, 0, 0,
        "held-out text: measure cross-entropy before and after, and KL between the two"},
+      CLI_ENCODING(&s->encoding),
       {"length", "N", CLI_COUNT, &s->length, 2, 1e7, "tokens a window of it (default 256)"},
       {"windows", "N", CLI_COUNT, &s->windows, 0, 1e12, "how many windows from its start; 0: all (default 128)"},
       {"threads", "N", CLI_INT, &s->threads, 1, 4096, "threads (default: all the machine has)"},
@@ -74,7 +75,7 @@ static int measure(mhk_context *ctx, const settings *s, mhk_model *m, mhk_model 
   memset(&desc, 0, sizeof desc);
   desc.n_files = s->text.n;
   desc.files = s->text.path;
-  text = run_load_text(ctx, m, NULL, &desc);
+  text = run_load_text(ctx, m, NULL, &desc, s->encoding);
   if (!text || run_evaluate(ctx, m, NULL, text, s->length, s->windows, "before", &before) != CLI_GO ||
       run_evaluate(ctx, q, m, text, s->length, s->windows, "after", &after) != CLI_GO)
     return CLI_FAILED;

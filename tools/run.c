@@ -125,16 +125,35 @@ mhk_text *run_sampled_text(mhk_context *ctx, mhk_model *teacher, const char *pat
   return text;
 }
 
-mhk_text *run_load_text(mhk_context *ctx, mhk_model *model, mhk_model *other_model, const mhk_text_desc *desc) {
+mhk_text *run_load_text(mhk_context *ctx, mhk_model *model, mhk_model *other_model, const mhk_text_desc *desc, int encoding) {
   mhk_tokenizer *k = mhk_model_tokenizer(model);
-  mhk_text *text;
+  mhk_text_desc d = *desc;
+  cli_content read[CLI_MAX_LIST];
+  const char *texts[CLI_MAX_LIST];
+  size_t lengths[CLI_MAX_LIST];
+  mhk_text *text = NULL;
+  int i, good = 1;
   if (!k && other_model) k = mhk_model_tokenizer(other_model);
   if (!k) {
     cli_error("the model has no tokenizer that can be used: put the tokenizer.json of its teacher beside it");
     return NULL;
   }
-  text = mhk_text_load(ctx, k, desc);
-  if (!text) cli_context_error(ctx);
+  memset(read, 0, sizeof read);
+  for (i = 0; good && i < d.n_files; i++) {
+    if (encoding != CLI_UTF8 || cli_is_stream(d.files[i]))
+      good = cli_read(d.files[i], &read[i]) == CLI_GO && cli_to_utf8(&read[i], encoding, d.files[i]) == CLI_GO;
+    texts[i] = read[i].text;
+    lengths[i] = read[i].n;
+  }
+  d.texts = texts;
+  d.lengths = lengths;
+  if (good) text = mhk_text_load(ctx, k, &d);
+  for (i = 0; i < d.n_files; i++) free(read[i].text);
+  if (good && !text) {
+    cli_context_error(ctx);
+    if (strstr(mhk_message(ctx), "looks like UTF-16")) cli_error("--encoding utf16 reads such text");
+    if (strstr(mhk_message(ctx), "may be Latin-1")) cli_error("--encoding latin1 reads such text");
+  }
   return text;
 }
 
@@ -153,7 +172,7 @@ run_point *run_read_log(const char *folder, int stage, double step, int *n) {
   FILE *f;
   *n = 0;
   if (log_path(path, sizeof path, folder) != CLI_GO) return NULL;
-  f = fopen(path, "r");
+  f = cli_open(path, "r");
   while (f && fgets(line, sizeof line, f)) {
     run_point p;
     if (sscanf(line, "%d,%lf,%lf,%lf,%lf,%lf,%lf,%lf", &p.stage, &p.step, &p.tokens, &p.loss, &p.relative, &p.lr,
@@ -188,7 +207,7 @@ static FILE *open_log(const char *folder, const mhk_progress_info *at) {
   fputs(log_header, o.file);
   for (i = 0; i < n; i++) write_point(o.file, &points[i]);
   free(points);
-  return cli_output_close(&o) == CLI_GO ? fopen(path, "a") : NULL;
+  return cli_output_close(&o) == CLI_GO ? cli_open(path, "a") : NULL;
 }
 
 /* ---------------------------------------------------------------- training */

@@ -41,8 +41,9 @@ void run_print_header(FILE *out);
 void run_print_row(FILE *out, const char *name, const mhk_evaluation *e, int with_teacher);
 void run_json_evaluation(cli_json *j, const mhk_evaluation *e, int with_teacher);
 
-/* The text in files with a model's tokenizer, or with other_model's when it has none. NULL after a message. */
-mhk_text *run_load_text(mhk_context *ctx, mhk_model *model, mhk_model *other_model, const mhk_text_desc *desc);
+/* The text in files, pipes or standard input with a model's tokenizer, or with other_model's when it has none. encoding: CLI_UTF8 and so on.
+   NULL after a message. */
+mhk_text *run_load_text(mhk_context *ctx, mhk_model *model, mhk_model *other_model, const mhk_text_desc *desc, int encoding);
 const char *run_mixers(const mhk_config *c, char *text,
                        size_t capacity); /* "Phi-Mamba with attention in layers 2 and 4" */
 
