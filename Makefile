@@ -36,7 +36,7 @@ show = @mkdir -p $(@D); if $(1); then printf 'building  %-18s %s ... ok\n' '$(@F
   printf 'building  %-18s %s ... failed\n' '$(@F)' '$(CC) $(CFLAGS) $(OPENMP)$(2)'; exit 1; fi
 endif
 
-.PHONY: help all demo test golden models bench bench-peers bits interop mcu web test-web install uninstall clean
+.PHONY: help all demo test golden models fuzz bench bench-peers bits interop mcu web test-web install uninstall clean
 .DELETE_ON_ERROR:
 
 help:
@@ -45,6 +45,7 @@ help:
 	@echo 'make test              build and run all tests'
 	@echo 'make golden DIR=path   hold the header against reference numbers in path (default tests/golden)'
 	@echo 'make models DIR=path   hold it against model folders in path (default examples)'
+	@echo 'make fuzz              all formats under libFuzzer, SECONDS=20 for each target (needs clang); ARGS="model config" for some'
 	@echo 'make $(BUILD)/libmohawk.so   a shared library, for Python (examples/python.py) and other languages'
 	@echo 'make bench             measure speed, next to what the machine can do at most: $(BUILD)/bench.json'
 	@echo 'make bench-peers       the same in turns with OpenBLAS, oneDNN, PyTorch, and ggml where GGML_DIR is its source;'
@@ -98,6 +99,15 @@ golden: $(BUILD)/test_golden $(BUILD)/test_golden64
 
 models: $(BUILD)/test_sessions
 	@$(BUILD)/test_sessions --dir '$(or $(DIR),examples)'
+
+# One program for all formats; libFuzzer and the sanitizers' libraries are linked into it.
+$(BUILD)/fuzz/fuzz: tests/fuzz/fuzz.c $(wildcard tests/*.h) tools/mohawk_impl.c mohawk.h
+	@mkdir -p $(@D)
+	clang -std=gnu99 $(WARNINGS) -gline-tables-only -O1 -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all $< tools/mohawk_impl.c -lm -o $@
+
+SECONDS ?= 20
+fuzz: $(BUILD)/fuzz/fuzz
+	@SECONDS_EACH=$(SECONDS) JOBS=$(JOBS) WORK=$(BUILD)/fuzz/work sh tests/fuzz/run.sh $< $(ARGS)
 
 # threads spin for about 0.1 ms before they sleep: enough from one loop to the next, not ruinous on a busy machine
 # teachers that are measured: MODELS="examples/tiny DIR ..."
