@@ -6658,7 +6658,9 @@ MHKDEF size_t mhk_dtype_size(mhk_dtype dtype) {
 
 /* ---- drivers: cut work into tasks, give each worker its memory ---- */
 
+#ifndef MHK__SMALL
 #define MHK__SMALL 1e5 /* multiply-adds that are done before other threads have woken up */
+#endif
 
 /* Runs body over tasks with per-worker work memory of the given number of elements; cost is about how many multiply-adds all tasks take. */
 typedef struct mhk__job {

@@ -265,6 +265,17 @@ static inline const char *test_path(const char *name) {
   return p;
 }
 
+#ifdef TEST_THREADS /* contexts that do not say otherwise have so many threads: for ThreadSanitizer */
+static inline mhk_context *test_create(const mhk_context_desc *desc) {
+  mhk_context_desc d;
+  memset(&d, 0, sizeof d);
+  if (desc) d = *desc;
+  if (d.threads == 0 && !d.parallel_for) d.threads = TEST_THREADS;
+  return mhk_create(&d);
+}
+#define mhk_create test_create
+#endif
+
 /* An allocator that counts, and can fail: fail_at n makes the n-th allocation from now on (1 is the next) and all later ones return NULL;
    0 never fails. */
 typedef struct test_memory {
