@@ -83,6 +83,13 @@ $(BUILD)/test_%64: tests/test_%.c $(BUILD)/mohawk64.o $(wildcard tests/*.h)
 $(BUILD)/test_%: tests/test_%.c $(BUILD)/mohawk.o $(wildcard tests/*.h)
 	$(call show,$(CC) -std=gnu99 $(WARNINGS) $(CFLAGS) $(OPENMP) $< $(BUILD)/mohawk.o $(LIBS) -o $@)
 
+# every public function of the header with arguments that make no sense: its declarations say which
+$(BUILD)/arguments.h: tests/arguments.awk tests/test_arguments.c mohawk.h
+	@mkdir -p $(@D); awk -f tests/arguments.awk tests/test_arguments.c mohawk.h >$@
+
+$(BUILD)/test_arguments: tests/test_arguments.c $(BUILD)/arguments.h $(BUILD)/mohawk.o $(wildcard tests/*.h)
+	$(call show,$(CC) -std=gnu99 $(WARNINGS) $(CFLAGS) $(OPENMP) -I$(BUILD) $< $(BUILD)/mohawk.o $(LIBS) -o $@)
+
 $(BUILD)/write_models: tests/write_models.c $(BUILD)/mohawk.o
 	$(call show,$(CC) -std=gnu99 $(WARNINGS) $(CFLAGS) $(OPENMP) $< $(BUILD)/mohawk.o $(LIBS) -o $@)
 

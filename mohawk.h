@@ -445,7 +445,8 @@ MHKDEF mhk_result mhk_conv1d_split(mhk_tape *t, mhk_tensor *x, mhk_tensor *weigh
                                    const mhk_index *widths, mhk_tensor **out);
 
 /* State-space duality (Dao & Gu 2024, arXiv 2405.21060): h_t = exp(log_a_t) h_{t-1} + x_t B_t^T, y_t = h_t C_t (+ D_h x_t).
-   x (B,T,H,P), log_a (B,T,H) <= 0, Bm and Cm (B,T,G,N), head h uses group h/(H/G) -> (B,T,H,P). */
+   x (B,T,H,P), log_a (B,T,H) <= 0, Bm and Cm (B,T,G,N), head h uses group h/(H/G) -> (B,T,H,P). A log_a of minus infinity forgets the state, whatever
+   it was, if that is finite; a positive one is computed as it is, and NaN gives NaN. */
 typedef enum mhk_ssd_form { MHK_SSD_AUTO = 0, MHK_SSD_CHUNKED = 1, MHK_SSD_RECURRENT = 2 } mhk_ssd_form;
 typedef struct mhk_ssd_desc {
   mhk_tensor *D;             /* (H) or NULL */
@@ -738,8 +739,8 @@ typedef struct mhk_token_bias { int32_t token; double value; } mhk_token_bias; /
 typedef struct mhk_sampling {
   double temperature; /* logits are divided by it; 0: 1; negative: greedy, the likeliest token after bias and penalties */
   int top_k;          /* keep the k likeliest; 0: all */
-  double top_p;       /* keep the likeliest that together reach this probability (Holtzman et al. 2019); 0: 1 */
-  double min_p;       /* keep tokens at least this share of the most likely one's probability; 0: all */
+  double top_p;       /* keep the likeliest that together reach this probability (Holtzman et al. 2019); 0: 1; above 1 is an error */
+  double min_p;       /* keep tokens at least this share, up to 1, of the most likely one's probability; 0: all */
   uint64_t seed;      /* used when it differs from the session's last; 0: keep going */
   double typical;     /* keep the tokens whose -log p is nearest to its mean, that together reach this probability (Meister et al. 2022); 0: 1 */
   double repetition;  /* a token seen: its logit is divided by this if positive, else multiplied (Keskar et al. 2019); 0: 1 */
@@ -928,7 +929,7 @@ MHKDEF mhk_result mhk_checkpoint(mhk_trainer *tr);
 MHKDEF double mhk_stage_loss(mhk_tape *t, mhk_model *student, mhk_model *teacher, int stage, const int32_t *tokens, mhk_index B,
                              mhk_index T, const int32_t *doc,
                              const mhk_stage_desc *desc, double *layer_loss, double *relative);
-/* The learning rate of update s of S: warm-up, stable, linear decay to low (Bick et al. 2024). */
+/* The learning rate of update s of S: warm-up, stable, linear decay to low (Bick et al. 2024). NaN for rates that are not finite or counts that are negative. */
 MHKDEF double mhk_learning_rate(double top, double low, mhk_index warmup, mhk_index decay, mhk_index s, mhk_index S);
 
 /* ---------------------------------------------------------------------------------------- evaluation */
@@ -2402,7 +2403,7 @@ static mhk_result mhk__vfail(mhk_context *ctx, mhk_result code, const char *form
   if (!ctx) return MHK_ERROR_MEMORY;
   if (ctx->result != MHK_OK) return ctx->result;
   ctx->result = code;
-  mhk__vprint(ctx->message, sizeof ctx->message, format, args);
+  mhk__vprint(ctx->message, sizeof ctx->message, format && *format ? format : "an error without a message (its format is empty)", args);
   if (ctx->log) ctx->log(ctx->log_user, MHK_LOG_ERROR, ctx->message);
   return code;
 }
@@ -2432,6 +2433,29 @@ static void mhk__note(mhk_context *ctx, mhk_log_level level, const char *format,
   else
     ctx->log(ctx->log_user, level, text);
 }
+
+/* Says what is wrong with a number that must lie between low and high (DBL_MIN: above 0; of DBL_MAX: any finite one), in at most MHK__SETTING bytes. */
+#define MHK__SETTING 240
+static int mhk__number_wrong(char *out, const char *name, double value, double low, double high) {
+  char from[40] = "a finite number";
+  if (value >= low && value <= high) return 0;
+  if (low >= DBL_MIN && low <= DBL_MIN)
+    mhk__print(from, sizeof from, "above 0 and finite");
+  else if (low > -DBL_MAX)
+    mhk__print(from, sizeof from, high < FLT_MAX ? "from %g to %g" : "finite and not below %g", low, high);
+  mhk__print(out, MHK__SETTING, "%.100s is %g: it must be %s", name, value, from);
+  return 1;
+}
+
+#ifndef MOHAWK_NO_TRAINING
+/* the same as an error of the function `where` */
+static int mhk__number_fits(mhk_context *ctx, const char *where, const char *name, double value, double low, double high) {
+  char wrong[MHK__SETTING];
+  if (!mhk__number_wrong(wrong, name, value, low, high)) return 1;
+  mhk_fail(ctx, MHK_ERROR_ARGUMENT, "%s: %s", where, wrong);
+  return 0;
+}
+#endif
 
 /* a*b*c, or 0 with an error when that does not fit; none may be negative */
 static size_t mhk__size3(mhk_context *ctx, mhk_index a, mhk_index b, size_t c) {
@@ -2563,6 +2587,27 @@ static void mhk__arena_rewind(mhk_context *ctx, mhk__arena *a, mhk__mark m) {
 #endif
 }
 
+#ifndef MOHAWK_NO_TRAINING
+/* Was there ever a mark of so many bytes of that chunk, and is it not beyond the end now? */
+static int mhk__arena_has(const mhk__arena *a, size_t chunk, size_t used) {
+  const mhk__chunk *c = a->first;
+  size_t i = 0;
+  while (c && i < chunk) {
+    c = c->next;
+    i++;
+  }
+  return c ? used <= c->used : chunk == 0 && used == 0;
+}
+
+/* whether p lies in what was handed out of an arena */
+static int mhk__arena_holds(const mhk__arena *a, const void *p) {
+  mhk__chunk *c = a->first;
+  for (; c; c = c->next)
+    if ((uintptr_t)p - (uintptr_t)mhk__chunk_data(c) < c->used) return 1;
+  return 0;
+}
+#endif
+
 /* count * size bytes of an arena, zeroed; every product checked */
 static void *mhk__arena_zeros(mhk_context *ctx, mhk__arena *a, mhk_index count, size_t size) {
   size_t bytes = mhk__size3(ctx, count, 1, size);
@@ -2682,8 +2727,12 @@ MHKDEF size_t mhk_memory_peak(const mhk_context *ctx) { return ctx ? ctx->peak :
 #define MHK__R(x) ((mhk_real)(x))
 #ifdef MOHAWK_DOUBLE
 #define MHK__REXP exp
+#define MHK__REAL_MOST DBL_MAX
+#define MHK__REAL_LEAST DBL_MIN
 #else
 #define MHK__REXP expf
+#define MHK__REAL_MOST ((double)FLT_MAX)
+#define MHK__REAL_LEAST ((double)FLT_MIN)
 #endif
 
 static float mhk__bf16_to_f32(uint16_t h) {
@@ -2966,6 +3015,9 @@ static mhk_index mhk__max(mhk_index a, mhk_index b) { return a > b ? a : b; }
 
 #define MHK__SSD_CHUNK 32 /* tokens of a chunk of the SSD form, unless the caller says */
 #define MHK__STEPS 8      /* so many tokens go through the recurrence one by one rather than as a chunk */
+
+/* A log decay in a running sum. e^-1000 forgets all there is: minus infinity is a full reset, whose sum with others must keep their digits. NaN stays. */
+static double mhk__log_decay(mhk_real x) { return x < -1000 ? -1000.0 : (double)x; }
 
 /* elements of work memory a kernel needs, the widest register tile allowed for */
 static mhk_index mhk__attention_work(mhk_index S, mhk_index P) {
@@ -4955,7 +5007,7 @@ static void MHK__N(mhk__ssd)(const mhk__ssd_args *a, mhk_index b, mhk_index task
         mhk__look_ahead(&ahead, n2 > 0 ? a->y + at * P : NULL, ldx, P, n2);
         mhk__look_ahead(&ahead, n2 > 0 && a->states ? a->states + ((b * a->H + h2) * chunks + t2 / Q) * P * N : NULL, N, N, P);
       }
-      for (t = 0; t < n; t++) cum[t] = sum += (double)la[t * a->H];
+      for (t = 0; t < n; t++) cum[t] = sum += mhk__log_decay(la[t * a->H]);
       MHK__N(mhk__decay_tile)(n, cum, start ? start + t0 : NULL, t0, 1, hold, s, lda);
       MHK__N(mhk__decay_edges)(n, cum, start ? start + t0 : NULL, t0, carry, tail);
       if (h == first || h % group == 0) {
@@ -5090,7 +5142,7 @@ static void MHK__N(mhk__ssd_back)(const mhk__ssd_args *a, mhk_index b, mhk_index
             mhk__look_ahead(&ahead, t2 > 0 || a->initial ? a->states + ((b * a->H + h2) * chunks + t2 / Q) * P * N : NULL, N, N, P);
           }
         }
-        for (t = 0; t < n; t++) cum[t] = sum += (double)la[t * a->H];
+        for (t = 0; t < n; t++) cum[t] = sum += mhk__log_decay(la[t * a->H]);
         MHK__N(mhk__decay_tile)(n, cum, start ? start + t0 : NULL, t0, 0, hold, s, lda);
         MHK__N(mhk__decay_edges)(n, cum, start ? start + t0 : NULL, t0, carry, tail);
         MHK__N(mhk__rows_in)(n, P, a->x + xy, ldx, NULL, xr);
@@ -5221,7 +5273,7 @@ static void MHK__N(mhk__orientation_pack)(const mhk__orientation_args *a, mhk_in
     MHK__N(mhk__turned_in)(n, a->N, a->b + ((b * T + j0) * a->G + g) * a->N, a->G * a->N, bt + j0 * a->N);
     MHK__N(mhk__turned_in)(n, a->PT, a->k + ((b * T + j0) * a->GT + gt) * a->PT, a->GT * a->PT, kt + j0 * a->PT);
   }
-  for (t = 0; t < T; t++) cum[t] = sum += (double)a->log_a[(b * T + t) * a->H + h];
+  for (t = 0; t < T; t++) cum[t] = sum += mhk__log_decay(a->log_a[(b * T + t) * a->H + h]);
 }
 
 static void MHK__N(mhk__orientation)(const mhk__orientation_args *a, mhk_index b, mhk_index h, mhk_real *work) {
@@ -6679,7 +6731,7 @@ static void mhk__run(mhk_context *ctx, const void *args, mhk_index tasks, mhk_in
   job.args = args;
   job.each = (work + 15) / 16 * 16;
   job.heads = heads;
-  job.work = (mhk_real *)mhk__scratch(ctx, job.each * (ctx->workers + 1), sizeof(mhk_real));
+  job.work = (mhk_real *)mhk__arena_alloc(ctx, &ctx->scratch, mhk__size3(ctx, job.each, ctx->workers + 1, sizeof(mhk_real)));
   if (job.work && tasks > 0 && ctx->scratch.kind != MHK__COUNTS) {
     if (cost < MHK__SMALL) {
       mhk_index i;
@@ -6696,7 +6748,7 @@ static mhk__matrix mhk__mat_from(const mhk__matrix *m, mhk_index i, mhk_index j)
   if (m->q) {
     at.n0 += m->col == 1 ? i : j;
     at.k0 += m->col == 1 ? j : i;
-  } else
+  } else if (m->data) /* there is none while work memory is counted */
     at.data = (const char *)m->data + (i * m->row + j * m->col) * (mhk_index)mhk_dtype_size(m->dtype);
   return at;
 }
@@ -6734,6 +6786,7 @@ static int mhk__epilogue_works(const mhk__epilogue *e) { return e && (e->bias ||
 #define MHK__ROW_BLOCK 84 /* rows of A, MHK__GEMM_K long, that stay in the second-level cache while the columns of a task pass: 168 gain nothing */
 #define MHK__GEMM_K 512   /* with 256 and 384 the sums in C cost 2 to 8 %; with 768 the caches are too small for the blocks */
 #define MHK__GEMM_N 256
+#define MHK__GEMM_M 2048  /* rows of A packed at once */
 
 /* packs rows of A for one block of k: panels lie one after the other, blocks of k one after the other */
 static void mhk__gemm_pack(void *arg, mhk_index task, int worker) {
@@ -6823,8 +6876,8 @@ static void mhk__q_gemm(mhk_context *ctx, mhk_index M, mhk_index N, mhk_index K,
   g.step = M > 8 ? mhk__max(4, 262144 / bytes) : mhk__max(1, 65536 / bytes); /* many rows are read again by every task */
   for (g.first = 0; g.args.digits && g.args.scale && g.args.offset && g.first < M; g.first += most) {
     g.args.M = mhk__min(most, M - g.first);
-    g.args.x = x + g.first * K;
-    g.args.y = c + g.first * ldc;
+    g.args.x = x ? x + g.first * K : NULL; /* NULL: work memory is counted */
+    g.args.y = c ? c + g.first * ldc : NULL;
     mhk__run(ctx, &g, g.args.M, 0, 1, (double)g.args.M * (double)K, mhk__q_prepare_task);
     mhk__run(ctx, &g, (blocks + g.step - 1) / g.step, 0, 1, (double)g.args.M * (double)N * (double)K, mhk__q_task);
   }
@@ -6911,7 +6964,7 @@ static void mhk__gemm(mhk_context *ctx, mhk_index M, mhk_index N, mhk_index K, m
      weights do. */
   g.kc = mhk__up((K + (K + MHK__GEMM_K - 1) / MHK__GEMM_K - 1) / ((K + MHK__GEMM_K - 1) / MHK__GEMM_K), 64);
   g.nc = mhk__up(mhk__max(64, mhk__min(MHK__GEMM_N, N / 16)), 64);
-  m = mhk__min(M, 2048 / ks->mr * ks->mr);
+  m = mhk__min(M, MHK__GEMM_M / ks->mr * ks->mr);
   k = mhk__min(K, mhk__max(1, ((mhk_index)1 << 20) / m / g.kc) * g.kc);
   n_columns = (N + g.nc - 1) / g.nc;
   g.rows = mhk__up(mhk__max(256, (m * n_columns + 15) / 16), ks->mr);
@@ -7164,12 +7217,18 @@ static const char *mhk__shape_text(int rank, const mhk_index *shape, char *out, 
 }
 
 #ifndef MOHAWK_NO_TRAINING
-/* fills everything but data; 0 and an error for an impossible shape */
+/* Fills everything but data; 0 and an error for an impossible shape. The axes that are not 0 are multiplied too, so that any product of a shape's axes
+   fits; empty tensors leave room for what ops add to one. */
 static int mhk__shape_set(mhk_context *ctx, mhk_tensor *x, int rank, const mhk_index *shape) {
-  mhk_index count = 1;
+  const mhk_index most = PTRDIFF_MAX / (mhk_index)sizeof(double);
+  mhk_index count = 1, empty = 0;
   int i;
   if (rank < 0 || rank > MHK_MAX_RANK) {
     mhk_fail(ctx, MHK_ERROR_SHAPE, "a tensor of rank %d: ranks go from 0 to %d", rank, MHK_MAX_RANK);
+    return 0;
+  }
+  if (rank > 0 && !shape) {
+    mhk_fail(ctx, MHK_ERROR_ARGUMENT, "a tensor of rank %d needs a shape, and was given NULL", rank);
     return 0;
   }
   for (i = 0; i < MHK_MAX_RANK; i++) {
@@ -7178,15 +7237,16 @@ static int mhk__shape_set(mhk_context *ctx, mhk_tensor *x, int rank, const mhk_i
       mhk_fail(ctx, MHK_ERROR_SHAPE, "axis %d of a new tensor has %lld elements", i, (long long)n);
       return 0;
     }
-    if (n > 0 && count > PTRDIFF_MAX / (mhk_index)sizeof(double) / n) {
+    empty |= n == 0;
+    if (n > 0 && (count > most / n || (empty && count * n > most / 128))) {
       mhk_fail(ctx, MHK_ERROR_MEMORY, "a tensor of %lld x %lld elements and more does not fit this machine", (long long)count, (long long)n);
       return 0;
     }
-    count *= n;
+    if (n > 0) count *= n;
     x->shape[i] = n;
   }
   x->rank = rank;
-  x->count = count;
+  x->count = empty ? 0 : count;
   x->dtype = MHK_REAL;
   x->ctx = ctx;
   return 1;
@@ -7219,8 +7279,8 @@ MHKDEF mhk_result mhk_tensor_read(const mhk_tensor *x, mhk_index first, mhk_inde
   if (!x) return MHK_ERROR_ARGUMENT;
   if (mhk_failed(x->ctx)) return mhk_error(x->ctx);
   if (first < 0 || n < 0 || first > x->count || n > x->count - first || (n && (!x->data || !out)))
-    return mhk_fail(x->ctx, MHK_ERROR_ARGUMENT, "elements %lld to %lld of %s, which has %lld, or no room for them", (long long)first,
-                    (long long)first + (long long)n, x->name ? x->name : "a tensor", (long long)x->count);
+    return mhk_fail(x->ctx, MHK_ERROR_ARGUMENT, "%lld elements from %lld on of %s, which has %lld, or no room for them", (long long)n,
+                    (long long)first, x->name ? x->name : "a tensor", (long long)x->count);
   if (x->dtype == MHK_REAL) {
     if (n) memcpy(out, (const mhk_real *)x->data + first, (size_t)n * sizeof(mhk_real));
   } else if (mhk__is_quantised(x->dtype) || x->dtype == MHK_F32 || x->dtype == MHK_F64 || x->dtype == MHK_F16 || x->dtype == MHK_BF16)
@@ -7328,6 +7388,10 @@ MHKDEF mhk_tape_mark mhk_tape_here(const mhk_tape *t) {
 MHKDEF void mhk_tape_rewind(mhk_tape *t, mhk_tape_mark mark) {
   mhk__mark a;
   if (!t) return;
+  if (mark.records < 0 || mark.records > t->records || !mhk__arena_has(&t->arena, mark.chunk, mark.used)) {
+    mhk_fail(t->ctx, MHK_ERROR_ARGUMENT, "rewind: the mark is none that mhk_tape_here() gave for this tape, or lies behind what was dropped since");
+    return;
+  }
   while (t->last && t->last->index >= mark.records) t->last = t->last->previous;
   t->records = mark.records;
   a.chunk = mark.chunk;
@@ -7397,7 +7461,7 @@ static mhk__node *mhk__record(mhk_tape *t, void (*backward)(mhk_tape *t, mhk__no
 
 MHKDEF mhk_tensor *mhk_tensor_new(mhk_tape *t, int rank, const mhk_index *shape, const mhk_real *values) {
   mhk_tensor *x;
-  if (!mhk__tape_ready(t) || (rank > 0 && !shape)) return NULL;
+  if (!mhk__tape_ready(t)) return NULL;
   x = mhk__new(t, rank, shape);
   if (!x) return NULL;
   if (values)
@@ -7424,7 +7488,7 @@ static mhk_tensor *mhk__view(mhk_tape *t, mhk_tensor *x, int rank, const mhk_ind
 MHKDEF mhk_tensor *mhk_reshape(mhk_tape *t, mhk_tensor *x, int rank, const mhk_index *shape) {
   mhk_tensor *v;
   char from[128], to[128];
-  if (!mhk__tape_ready(t) || !x || (rank > 0 && !shape)) return NULL;
+  if (!mhk__tape_ready(t) || !x) return NULL;
   v = mhk__view(t, x, rank, shape, 0);
   if (v && v->count != x->count) {
     mhk_fail(t->ctx, MHK_ERROR_SHAPE, "reshape: %s has %lld elements, %s has %lld", mhk__shape_text(x->rank, x->shape, from, sizeof from), (long long)x->count,
@@ -7443,7 +7507,7 @@ MHKDEF mhk_tensor *mhk_rows(mhk_tape *t, mhk_tensor *x, mhk_index first, mhk_ind
   int i;
   if (!mhk__tape_ready(t) || !x) return NULL;
   if (x->rank < 1 || first < 0 || rows < 0 || first > x->shape[0] || rows > x->shape[0] - first) {
-    mhk_fail(t->ctx, MHK_ERROR_SHAPE, "rows %lld to %lld of a tensor that has %lld", (long long)first, (long long)(first + rows),
+    mhk_fail(t->ctx, MHK_ERROR_SHAPE, "%lld rows from %lld on of a tensor that has %lld", (long long)rows, (long long)first,
              (long long)(x->rank < 1 ? 0 : x->shape[0]));
     return NULL;
   }
@@ -7464,10 +7528,17 @@ MHKDEF mhk_tensor *mhk_detach(mhk_tape *t, mhk_tensor *x) {
 }
 
 MHKDEF mhk_tensor *mhk_require_grad(mhk_tape *t, mhk_tensor *x) {
+  const mhk_tensor *owner;
   if (!mhk__tape_ready(t) || !x) return NULL;
   if (x->dtype != MHK_REAL) {
     mhk_fail(t->ctx, MHK_ERROR_ARGUMENT, "%s is stored as %s: only %s tensors can have a gradient", x->name ? x->name : "a tensor", mhk_dtype_name(x->dtype),
              mhk_dtype_name(MHK_REAL));
+    return NULL;
+  }
+  owner = x->base ? x->base : x;
+  if (!owner->grad && !mhk__arena_holds(&t->arena, owner)) {
+    mhk_fail(t->ctx, MHK_ERROR_ARGUMENT, "require_grad: %s is no tensor of this tape, on which its gradient would lie: use mhk_parameter(), for a model's "
+             "mhk_model_make_trainable(), or a copy", x->name ? x->name : "a tensor");
     return NULL;
   }
   x->requires_grad = 1;
@@ -7481,8 +7552,7 @@ static void mhk__unwind(mhk_tape *t, mhk_index stop) {
   while (t->last && t->last->index >= stop && t->ctx->result == MHK_OK) {
     mhk__node *n = t->last;
     int i, reached = 0;
-    t->last = n->previous;
-    t->records = n->index;
+    t->last = n->previous; /* the count of records goes on, so that earlier marks stay true */
     for (i = 0; i < n->outputs; i++) reached |= n->out[i]->grad != NULL || (n->out[i]->base && mhk__grad(t, n->out[i]));
     if (reached) n->backward(t, n);
   }
@@ -7521,6 +7591,8 @@ MHKDEF mhk_result mhk_backward_many(mhk_tape *t, int n, mhk_tensor *const *y, co
   int i;
   if (!t) return MHK_ERROR_MEMORY;
   if (t->ctx->result != MHK_OK) return t->ctx->result;
+  if (n < 0 || (n > 0 && (!y || !cotangents)))
+    return mhk_fail(t->ctx, MHK_ERROR_ARGUMENT, "backward: %d outputs and their cotangents are needed, a list is missing", n);
   for (i = 0; i < n; i++) {
     mhk__axpy_args a;
     int add;
@@ -7582,7 +7654,11 @@ MHKDEF mhk_tensor *mhk_recompute(mhk_tape *t, mhk_block_fn f, void *user, mhk_te
   mhk_index shape[MHK_MAX_RANK], count;
   mhk__node *n;
   int was, rank, i;
-  if (!mhk__tape_ready(t) || !x || !f) return NULL;
+  if (!mhk__tape_ready(t) || !x) return NULL;
+  if (!f) {
+    mhk_fail(t->ctx, MHK_ERROR_ARGUMENT, "recompute: the function is missing (NULL)");
+    return NULL;
+  }
   if (!t->recording) return f(t, user, x);
   mark = mhk_tape_here(t);
   hold = mhk__scratch_mark(t->ctx);
@@ -7631,9 +7707,10 @@ MHKDEF mhk_tensor *mhk_custom(mhk_tape *t, int inputs, mhk_tensor *const *in, in
   mhk__node *n;
   void *copy = NULL;
   int i;
-  if (!mhk__tape_ready(t) || !forward) return NULL;
-  if (inputs < 0 || inputs > MHK__MAX_IN) {
-    mhk_fail(t->ctx, MHK_ERROR_ARGUMENT, "a custom op of %d inputs: it may have up to %d", inputs, MHK__MAX_IN);
+  if (!mhk__tape_ready(t)) return NULL;
+  if (!forward || inputs < 0 || inputs > MHK__MAX_IN || (inputs > 0 && !in) || (user_size > 0 && !user)) {
+    mhk_fail(t->ctx, MHK_ERROR_ARGUMENT, "a custom op of %d inputs: it may have up to %d, and neither their list nor user nor forward may be missing", inputs,
+             MHK__MAX_IN);
     return NULL;
   }
   for (i = 0; i < inputs; i++)
@@ -7669,7 +7746,8 @@ MHKDEF double mhk_check_gradient(mhk_tape *t, mhk_tensor *(*f)(mhk_tape *t, void
   memset(&r, 0, sizeof r);
   r.error = (double)NAN;
   if (report) *report = r;
-  if (!mhk__tape_ready(t) || !f || !x || !mhk_require_grad(t, x)) return r.error;
+  if (mhk__tape_ready(t) && !f) mhk_fail(t->ctx, MHK_ERROR_ARGUMENT, "check_gradient: the function is missing (NULL)");
+  if (!mhk__tape_ready(t) || !x || !mhk_require_grad(t, x)) return r.error;
   data = (mhk_real *)x->data;
   mark = mhk_tape_here(t);
   hold = mhk__scratch_mark(t->ctx);
@@ -7940,7 +8018,10 @@ static mhk_tensor *mhk__unary(mhk_tape *t, const char *name, mhk__unary_kind kin
   if (n) *(mhk__unary_args *)n->saved = a;
   return y;
 }
-MHKDEF mhk_tensor *mhk_scale(mhk_tape *t, mhk_tensor *x, double factor) { return mhk__unary(t, "scale", MHK__SCALE1, factor, x); }
+MHKDEF mhk_tensor *mhk_scale(mhk_tape *t, mhk_tensor *x, double factor) {
+  if (!mhk__op_ready(t, x, x) || !mhk__number_fits(t->ctx, "scale", "factor", factor, -MHK__REAL_MOST, MHK__REAL_MOST)) return NULL;
+  return mhk__unary(t, "scale", MHK__SCALE1, factor, x);
+}
 MHKDEF mhk_tensor *mhk_square(mhk_tape *t, mhk_tensor *x) { return mhk__unary(t, "square", MHK__SQUARE1, 0, x); }
 MHKDEF mhk_tensor *mhk_sqrt(mhk_tape *t, mhk_tensor *x) { return mhk__unary(t, "sqrt", MHK__SQRT1, 0, x); }
 MHKDEF mhk_tensor *mhk_exp(mhk_tape *t, mhk_tensor *x) { return mhk__unary(t, "exp", MHK__EXP1, 0, x); }
@@ -8111,8 +8192,8 @@ MHKDEF mhk_tensor *mhk_columns(mhk_tape *t, mhk_tensor *x, mhk_index first, mhk_
   int i;
   if (!mhk__op_ready(t, x, x) || !mhk__is_real(t, "columns", x)) return NULL;
   if (x->rank < 1 || first < 0 || width < 0 || first > mhk__last(x) || width > mhk__last(x) - first) {
-    mhk_fail(t->ctx, MHK_ERROR_SHAPE, "columns %lld to %lld of a tensor whose last axis has %lld", (long long)first,
-             (long long)(first + width), (long long)mhk__last(x));
+    mhk_fail(t->ctx, MHK_ERROR_SHAPE, "%lld columns from %lld on of a tensor whose last axis has %lld", (long long)width, (long long)first,
+             (long long)mhk__last(x));
     return NULL;
   }
   for (i = 0; i < x->rank; i++) shape[i] = x->shape[i];
@@ -8191,7 +8272,11 @@ MHKDEF mhk_tensor *mhk_embedding(mhk_tape *t, mhk_tensor *w, const int32_t *toke
   mhk_index shape[3], r;
   mhk_tensor *y;
   mhk__node *n;
-  if (!mhk__op_ready(t, w, w) || B < 0 || T < 0 || (!tokens && B * T > 0)) return NULL;
+  if (!mhk__op_ready(t, w, w)) return NULL;
+  if (!tokens && B > 0 && T > 0) {
+    mhk_fail(t->ctx, MHK_ERROR_ARGUMENT, "embedding: %lld x %lld tokens are needed, and there are none (NULL)", (long long)B, (long long)T);
+    return NULL;
+  }
   if (w->rank != 2) {
     mhk_fail(t->ctx, MHK_ERROR_SHAPE, "embedding: the weight has rank %d and must be (vocabulary, d_model)", w->rank);
     return NULL;
@@ -8384,6 +8469,7 @@ static mhk_tensor *mhk__norm(mhk_tape *t, const char *name, mhk_tensor *x, mhk_t
   mhk__node *n;
   mhk_index rows;
   if (!mhk__op_ready(t, x, w) || !mhk__is_real(t, name, x) || !mhk__is_real(t, name, w)) return NULL;
+  if (!mhk__number_fits(t->ctx, name, "eps", eps, 0, MHK__REAL_MOST)) return NULL;
   if (w->rank != 1 || mhk__last(x) != w->shape[0] || mhk__last(x) < 1) return mhk__shape_error(t, name, x, w, "the weight must have the size of the last axis");
   if (b && (b->rank != 1 || b->shape[0] != w->shape[0])) return mhk__shape_error(t, name, w, b, "weight and bias must have one size");
   y = mhk__new(t, x->rank, x->shape);
@@ -8531,6 +8617,9 @@ MHKDEF mhk_tensor *mhk_rotary(mhk_tape *t, mhk_tensor *x, int dim, double theta,
              mhk__shape_text(x->rank, x->shape, text, sizeof text));
     return NULL;
   }
+  if (!mhk__number_fits(t->ctx, "rotary", "theta", theta, DBL_MIN, DBL_MAX) ||
+      !mhk__number_fits(t->ctx, "rotary", "the first position (offset)", (double)offset, 0, (double)(PTRDIFF_MAX / 64)))
+    return NULL;
   y = mhk__new(t, 4, x->shape);
   if (!y) return NULL;
   memset(&a, 0, sizeof a);
@@ -8612,7 +8701,12 @@ MHKDEF mhk_tensor *mhk_attention(mhk_tape *t, mhk_tensor *q, mhk_tensor *k, mhk_
       mhk_fail(t->ctx, MHK_ERROR_STATE, "attention: a key/value cache serves inference; turn recording off");
       return NULL;
     }
-    if (cache->length < 0 || a.T > cache->capacity - cache->length) {
+    if (!cache->k || !cache->v || cache->length < 0 || cache->capacity < cache->length || !mhk__size3(t->ctx, a.B * row + 1, cache->capacity, sizeof(mhk_real))) {
+      mhk_fail(t->ctx, MHK_ERROR_ARGUMENT, "attention: a key/value cache of %lld tokens that holds %lld, or without its arrays", (long long)cache->capacity,
+               (long long)cache->length);
+      return NULL;
+    }
+    if (a.T > cache->capacity - cache->length) {
       mhk_fail(t->ctx, MHK_ERROR_STATE, "the key/value cache is full: it holds %lld of %lld tokens and %lld more came; give the session a larger capacity",
                (long long)cache->length, (long long)cache->capacity, (long long)a.T);
       return NULL;
@@ -8729,10 +8823,11 @@ MHKDEF mhk_result mhk_conv1d_split(mhk_tape *t, mhk_tensor *x, mhk_tensor *w, mh
   mhk_index total = 0, shape[3];
   mhk__node *n;
   int i;
-  for (i = 0; out && i < count; i++) out[i] = NULL;
-  if (!mhk__op_ready(t, x, w) || !out || !widths) return t ? t->ctx->result : MHK_ERROR_MEMORY;
+  for (i = 0; out && i < count && i < MHK__MAX_OUT; i++) out[i] = NULL;
+  if (!mhk__op_ready(t, x, w)) return t ? t->ctx->result : MHK_ERROR_MEMORY;
+  if (!out || !widths) return mhk_fail(t->ctx, MHK_ERROR_ARGUMENT, "conv1d: %d widths and room for as many tensors are needed", count);
   if (!mhk__is_real(t, "conv1d", x) || !mhk__is_real(t, "conv1d", w)) return t->ctx->result;
-  for (i = 0; i < count; i++) total += widths[i];
+  for (i = 0; i < count && i < MHK__MAX_OUT && total >= 0; i++) total = widths[i] < 0 || widths[i] > x->count - total ? -1 : total + widths[i];
   if (x->rank != 3 || w->rank != 3 || w->shape[0] != x->shape[2] || w->shape[1] != 1 || w->shape[2] < 1 ||
       (bias && (bias->rank != 1 || bias->shape[0] != x->shape[2])) ||
       total != x->shape[2] || count < 1 || count > MHK__MAX_OUT) {
@@ -8960,7 +9055,7 @@ MHKDEF mhk_tensor *mhk_ssd_matrix(mhk_tape *t, mhk_tensor *la, mhk_tensor *Bm, m
       mhk_real *m = mhk__d(y) + (b * a.H + h) * a.T * a.T;
       const mhk_index at = (b * a.T * a.G + h / (a.H / a.G)) * a.N;
       double *cum = s.cum + (b * a.H + h) * a.T, run = 0;
-      for (i = 0; i < a.T; i++) cum[i] = run += (double)a.log_a[(b * a.T + i) * a.H + h];
+      for (i = 0; i < a.T; i++) cum[i] = run += mhk__log_decay(a.log_a[(b * a.T + i) * a.H + h]);
       mhk__gemm(t->ctx, a.T, a.T, a.N, mhk__real_mat(a.c + at, a.G * a.N, 1), mhk__real_mat(a.b + at, 1, a.G * a.N), m, a.T, NULL);
       for (i = 0; i < a.T; i++) {
         for (j = 0; j < a.T; j++) m[i * a.T + j] *= mhk__decay(cum, s.start ? s.start + b * a.T : NULL, i, j);
@@ -9040,10 +9135,7 @@ static mhk_tensor *mhk__xent(mhk_tape *t, const char *name, mhk_tensor *x, const
   if (target && !mhk__is_real(t, name, target)) return NULL;
   if (target && (mhk__last(x) != mhk__last(target) || x->count != target->count))
     return mhk__shape_error(t, name, x, target, "both logits must have one shape");
-  if (!(temperature > 0)) {
-    mhk_fail(t->ctx, MHK_ERROR_ARGUMENT, "%s: a temperature of %g; it must be above 0", name, temperature);
-    return NULL;
-  }
+  if (!mhk__number_fits(t->ctx, name, "temperature", temperature, MHK__REAL_LEAST, MHK__REAL_MOST)) return NULL;
   memset(&a, 0, sizeof a);
   a.n = mhk__last(x);
   a.rows = mhk__row_count(x);
@@ -9081,6 +9173,7 @@ static mhk_tensor *mhk__xent(mhk_tape *t, const char *name, mhk_tensor *x, const
   return y;
 }
 MHKDEF mhk_tensor *mhk_cross_entropy(mhk_tape *t, mhk_tensor *logits, const int32_t *labels) {
+  if (mhk__op_ready(t, logits, logits) && !labels) mhk_fail(t->ctx, MHK_ERROR_ARGUMENT, "cross_entropy: the labels are missing (NULL)");
   return labels ? mhk__xent(t, "cross_entropy", logits, labels, NULL, 1, 0) : NULL;
 }
 MHKDEF mhk_tensor *mhk_cross_entropy_soft(mhk_tape *t, mhk_tensor *logits, mhk_tensor *target, double temperature) {
@@ -9191,8 +9284,11 @@ MHKDEF mhk_result mhk_adamw(mhk_context *ctx, int n, mhk_tensor *const *x, mhk_r
   if (!(d.beta2 > 0)) d.beta2 = d.beta2 == 0 ? 0.999 : -1;
   if (!(d.eps > 0)) d.eps = d.eps == 0 ? 1e-8 : -1;
   if (d.scale == 0) d.scale = 1;
-  if (step < 1 || !(d.beta1 > 0 && d.beta1 < 1 && d.beta2 > 0 && d.beta2 < 1 && d.eps > 0))
-    return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "adamw: step %lld, betas %g and %g, eps %g; steps count from 1, betas lie in (0,1), eps above 0", (long long)step,
+  if (!mhk__number_fits(ctx, "adamw", "lr", d.lr, 0, MHK__REAL_MOST) || !mhk__number_fits(ctx, "adamw", "weight_decay", d.weight_decay, 0, MHK__REAL_MOST) ||
+      !mhk__number_fits(ctx, "adamw", "scale", d.scale, -MHK__REAL_MOST, MHK__REAL_MOST))
+    return ctx->result;
+  if (step < 1 || !(d.beta1 > 0 && d.beta1 < 1 && d.beta2 > 0 && d.beta2 < 1 && d.eps > 0 && d.eps <= MHK__REAL_MOST))
+    return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "adamw: step %lld, betas %g and %g, eps %g; steps count from 1, betas lie in (0,1), eps is above 0 and finite", (long long)step,
                     desc->beta1, desc->beta2, desc->eps);
   for (i = 0; i < n; i++) {
     if (!x[i] || x[i]->dtype != MHK_REAL) return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "adamw: parameter %d of %d is not one of mhk_real", i, n);
@@ -14163,9 +14259,11 @@ static mhk_index mhk__d_inner(const mhk_config *c) { return (mhk_index)c->ssm_he
 static mhk_index mhk__conv_channels(const mhk_config *c) { return mhk__d_inner(c) + 2 * (mhk_index)c->ssm_groups * c->d_state; }
 
 MHKDEF double mhk_config_state_bytes(const mhk_config *c, mhk_index tokens) {
+  char sentence[MHK__SENTENCE];
   double numbers = 0;
   int l;
-  for (l = 0; c && l < c->n_layer && l < MHK_MAX_LAYERS; l++)
+  if (!c || tokens < 0 || mhk__config_wrong(sentence, c) != MHK_OK) return 0;
+  for (l = 0; l < c->n_layer; l++)
     numbers += c->mixer[l] == MHK_MIXER_ATTENTION ? 2.0 * (double)tokens * c->n_kv_head * c->head_dim
                                                   : (double)mhk__conv_channels(c) * (c->d_conv - 1) + (double)mhk__d_inner(c) * c->d_state;
   return numbers * (double)sizeof(mhk_real);
@@ -16463,24 +16561,31 @@ static const mhk_sampling *mhk__sampling_or(const mhk_sampling *how, mhk_samplin
   return room;
 }
 
-/* what makes a description of sampling senseless, or NULL */
-static const char *mhk__sampling_wrong(const mhk_sampling *how, mhk_index V) {
+/* says what makes a description of sampling senseless, or nothing */
+static void mhk__sampling_wrong(const mhk_sampling *how, mhk_index V, char wrong[MHK__SETTING]) {
+  const struct { const char *name; double value, least, most; } numbers[] = {
+      {"temperature", how->temperature, -DBL_MAX, DBL_MAX}, {"top_k", (double)how->top_k, 0, DBL_MAX}, {"top_p", how->top_p, 0, 1},
+      {"min_p", how->min_p, 0, 1}, {"typical", how->typical, 0, 1}, {"repetition", how->repetition, 0, DBL_MAX},
+      {"frequency", how->frequency, -DBL_MAX, DBL_MAX}, {"presence", how->presence, -DBL_MAX, DBL_MAX},
+      {"penalty_tokens", (double)how->penalty_tokens, 0, DBL_MAX}};
   int i;
-  if (!(how->temperature <= DBL_MAX) || how->top_p != how->top_p || how->min_p != how->min_p || how->typical != how->typical)
-    return "a setting is not a number";
-  if (!(how->repetition >= 0 && how->repetition <= DBL_MAX) || !(fabs(how->frequency) <= DBL_MAX) || !(fabs(how->presence) <= DBL_MAX))
-    return "a penalty is not a number, or repetition is negative";
-  if (how->penalty_tokens < 0) return "penalty_tokens is negative";
+  wrong[0] = 0;
+  for (i = 0; i < (int)(sizeof numbers / sizeof *numbers); i++)
+    if (mhk__number_wrong(wrong, numbers[i].name, numbers[i].value, numbers[i].least, numbers[i].most)) return;
   if (how->n_bias < 0 || (how->n_bias > 0 && !how->bias) || how->n_stop_tokens < 0 || (how->n_stop_tokens > 0 && !how->stop_tokens) ||
-      how->n_stop_strings < 0 || (how->n_stop_strings > 0 && !how->stop_strings))
-    return "a list of bias, stop tokens or stop strings is missing";
-  for (i = 0; i < how->n_bias; i++) {
-    if (how->bias[i].token < 0 || how->bias[i].token >= V) return "bias names a token that the vocabulary does not have";
-    if (!(how->bias[i].value <= DBL_MAX)) return "a bias is not a number or too large";
+      how->n_stop_strings < 0 || (how->n_stop_strings > 0 && !how->stop_strings)) {
+    mhk__print(wrong, MHK__SETTING, "a list is missing: of %d biases, %d stop tokens or %d stop strings", how->n_bias, how->n_stop_tokens, how->n_stop_strings);
+    return;
   }
-  for (i = 0; i < how->n_stop_strings; i++)
-    if (!how->stop_strings[i] || !how->stop_strings[i][0]) return "a stop string is empty";
-  return NULL;
+  for (i = 0; i < how->n_bias && !*wrong; i++) {
+    const mhk_token_bias *b = how->bias + i;
+    if (b->token < 0 || b->token >= V)
+      mhk__print(wrong, MHK__SETTING, "bias %d names token %ld, which the vocabulary does not have (0 to %lld)", i, (long)b->token, (long long)V - 1);
+    else if (!(b->value <= DBL_MAX))
+      mhk__print(wrong, MHK__SETTING, "the bias of token %ld is %g: it must be a finite number, or minus infinity", (long)b->token, b->value);
+  }
+  for (i = 0; i < how->n_stop_strings && !*wrong; i++)
+    if (!how->stop_strings[i] || !how->stop_strings[i][0]) mhk__print(wrong, MHK__SETTING, "stop string %d is empty", i);
 }
 
 static int mhk__sampling_penalises(const mhk_sampling *how) {
@@ -16583,9 +16688,12 @@ MHKDEF mhk_index mhk_probabilities(const mhk_real *logits, mhk_index V, const mh
   mhk_index i, n = V, kept = 0, best = 0;
   int32_t *ids = scratch;
   int listed = 0; /* the tokens left are ids[0..n), all others have p = 0 */
+  char wrong[MHK__SETTING];
   double temperature, most, total = 0;
   how = mhk__sampling_or(how, &usual);
-  if (!logits || V < 1 || V > INT32_MAX || !p || !scratch || (n_recent > 0 && !recent) || mhk__sampling_wrong(how, V)) return 0;
+  if (!logits || V < 1 || V > INT32_MAX || !p || !scratch || (n_recent > 0 && !recent)) return 0;
+  mhk__sampling_wrong(how, V, wrong);
+  if (*wrong) return 0;
   mhk__penalise(logits, V, how, recent, n_recent, p, scratch);
   for (i = 0; i < V; i++) {
     if (!(p[i] <= DBL_MAX)) return 0;
@@ -16741,9 +16849,9 @@ typedef struct mhk__layout { unsigned char *base; size_t used; int fits; } mhk__
 
 /* a * b * size bytes of the block, aligned; NULL while counting */
 static void *mhk__place(mhk__layout *p, mhk_index a, mhk_index b, size_t size) {
-  const size_t most = (size_t)PTRDIFF_MAX / 2 - p->used - MHK__ALIGN;
+  const size_t most = ((size_t)PTRDIFF_MAX / 2 - p->used - MHK__ALIGN) / size;
   void *at = p->base ? p->base + p->used : NULL;
-  if (!p->fits || a < 0 || b < 0 || (b > 0 && (size_t)a > most / (size_t)b) || (size_t)(a * b) > most / size) {
+  if (!p->fits || a < 0 || b < 0 || (b > 0 && (size_t)a > most / (size_t)b)) {
     p->fits = 0;
     return NULL;
   }
@@ -16798,7 +16906,7 @@ static size_t mhk__session_work(const mhk_session *s) {
   memset(&probe.scratch, 0, sizeof probe.scratch);
   probe.scratch.kind = MHK__COUNTS;
   probe.scratch.first = probe.scratch.current = &count;
-  for (rows = 1; rows <= s->rows; rows++) {
+  for (rows = 1; rows <= mhk__min(s->rows, MHK__GEMM_M); rows++) { /* of more rows no product takes more */
     const mhk__layer *before = NULL;
     for (l = 0; l < m->config.n_layer; l++) {
       const mhk__layer *y = m->layers + l;
@@ -16829,12 +16937,19 @@ static size_t mhk__session_work(const mhk_session *s) {
   return count.room;
 }
 
+/* numbers as an index, far below 0 where they are too many */
+static mhk_index mhk__at_most(double numbers) { return numbers < (double)(PTRDIFF_MAX / 64) ? (mhk_index)numbers : PTRDIFF_MIN / 2; }
+
 /* Sets the sizes of a session of a description and lays it out behind itself; base NULL: only counts. */
 static void mhk__session_layout(mhk_session *s, mhk__layout *p, size_t work) {
   const mhk_config *c = &s->model->config;
   const mhk_index D = c->d_model, kv = (mhk_index)c->n_kv_head * c->head_dim;
+  const mhk_index state = MHK__LD(s->state_numbers), each = MHK__LD(s->kept_numbers); /* whole cache lines */
+  const mhk_index cache = MHK__LD(mhk__at_most(2.0 * (double)s->cache_rows * (double)(s->attention_layers * kv)));
   mhk__chunk *chunk;
-  mhk_index b, i;
+  mhk__snapshot *kept;
+  mhk_real *numbers[3];
+  mhk_index b, i, snapshots;
   size_t longest = 0, bytes;
   void *sampler;
   int l;
@@ -16854,25 +16969,23 @@ static void mhk__session_layout(mhk_session *s, mhk__layout *p, size_t work) {
       s->layers[l].rate = rate;
     }
   }
-  for (b = 0; b < s->batch; b++) {
-    mhk__snapshot *kept = (mhk__snapshot *)mhk__place(p, s->snapshots, 1, sizeof *kept);
-    mhk_real *state = (mhk_real *)mhk__place(p, s->state_numbers, 1, sizeof(mhk_real));
-    mhk_real *cache = (mhk_real *)mhk__place(p, s->cache_rows * 2, s->attention_layers * kv, sizeof(mhk_real));
-    for (i = 0; i < s->snapshots && p->fits; i++) {
-      mhk_real *numbers = (mhk_real *)mhk__place(p, s->kept_numbers, 1, sizeof(mhk_real));
-      if (p->base) {
-        kept[i].position = kept[i].rows = 0;
-        kept[i].numbers = numbers;
-      }
+  snapshots = mhk__at_most((double)s->batch * (double)s->snapshots);
+  kept = (mhk__snapshot *)mhk__place(p, snapshots, 1, sizeof *kept);
+  numbers[0] = (mhk_real *)mhk__place(p, s->batch, state, sizeof(mhk_real));
+  numbers[1] = (mhk_real *)mhk__place(p, s->batch, cache, sizeof(mhk_real));
+  numbers[2] = (mhk_real *)mhk__place(p, snapshots, each, sizeof(mhk_real));
+  if (!p->fits) return;
+  for (b = 0; p->base && b < s->batch; b++) {
+    mhk__sequence *q = s->sequences + b;
+    memset(q, 0, sizeof *q);
+    q->state = numbers[0] + b * state;
+    q->cache = numbers[1] + b * cache;
+    q->snapshots = kept + b * s->snapshots;
+    if (state) memset(q->state, 0, (size_t)state * sizeof(mhk_real));
+    for (i = 0; i < s->snapshots; i++) {
+      q->snapshots[i].position = q->snapshots[i].rows = 0;
+      q->snapshots[i].numbers = numbers[2] + (b * s->snapshots + i) * each;
     }
-    if (p->base) {
-      memset(s->sequences + b, 0, sizeof *s->sequences);
-      s->sequences[b].state = state;
-      s->sequences[b].cache = cache;
-      s->sequences[b].snapshots = kept;
-      if (s->state_numbers) memset(state, 0, (size_t)s->state_numbers * sizeof(mhk_real));
-    }
-    if (!p->fits) return;
   }
   s->x = (mhk_real *)mhk__place(p, s->rows, D, sizeof(mhk_real));
   s->y = (mhk_real *)mhk__place(p, s->rows, D, sizeof(mhk_real));
@@ -16903,12 +17016,11 @@ static void mhk__session_layout(mhk_session *s, mhk__layout *p, size_t work) {
   }
 }
 
-static mhk_index mhk__at_most(double numbers) { return numbers < (double)(PTRDIFF_MAX / 64) ? (mhk_index)numbers : -1; }
-
 /* Fills s with what a description means and returns the bytes of the block that a session of it takes, 0 and an error when it makes no sense. */
 static size_t mhk__session_plan(const mhk_model *m, const mhk_session_desc *desc, mhk_session *s, size_t *work) {
   mhk_context *ctx = m->object.ctx;
   const mhk_config *c = &m->config;
+  const mhk_index most = mhk__min(INT32_MAX, PTRDIFF_MAX / 64);
   mhk_session_desc d;
   mhk__layout p;
   mhk_index wide = c->d_mlp;
@@ -16918,12 +17030,17 @@ static size_t mhk__session_plan(const mhk_model *m, const mhk_session_desc *desc
   memset(s, 0, sizeof *s);
   if (desc) d = *desc;
   if (d.batch < 0 || d.capacity < 0 || d.window < 0 || d.chunk < 0 || d.snapshots < 0 || d.snapshot_every < 0 || d.recent < 0 ||
-      d.batch > INT32_MAX || d.snapshots > INT32_MAX || d.chunk > INT32_MAX || d.recent > INT32_MAX || d.word_bytes > INT32_MAX / 64) {
+      d.batch > most || d.snapshots > most || d.chunk > most || d.recent > most || d.word_bytes > INT32_MAX / 64) {
     mhk_fail(ctx, MHK_ERROR_ARGUMENT,
              "a session cannot have batch %lld, capacity %lld, window %lld, chunk %lld, snapshots %lld, snapshot_every %lld, recent %lld: "
-             "none may be negative or beyond 2^31, nor word_bytes %.0f beyond 2^25",
+             "none may be negative, and batch, chunk, snapshots and recent not beyond %lld, nor word_bytes %.0f beyond 2^25",
              (long long)d.batch, (long long)d.capacity, (long long)d.window, (long long)d.chunk, (long long)d.snapshots, (long long)d.snapshot_every,
-             (long long)d.recent, (double)d.word_bytes);
+             (long long)d.recent, (long long)most, (double)d.word_bytes);
+    return 0;
+  }
+  if (d.capacity > PTRDIFF_MAX / 64 || d.window > PTRDIFF_MAX / 64) {
+    mhk_fail(ctx, MHK_ERROR_MEMORY, "a session with a capacity of %lld tokens and a window of %lld does not fit this machine's address space",
+             (long long)d.capacity, (long long)d.window);
     return 0;
   }
   /* the session only reads the weights, except that a caller may write its own state */
@@ -16964,7 +17081,7 @@ static size_t mhk__session_plan(const mhk_model *m, const mhk_session_desc *desc
   s->wide_numbers = mhk__at_most((double)s->rows * ((double)wide + 1) + 16 * 8);
   if (s->wide_numbers >= 0) s->wide_numbers = mhk__max(s->wide_numbers, s->vocab);
   memset(&p, 0, sizeof p);
-  p.fits = s->state_numbers >= 0 && s->kept_numbers >= 0 && s->wide_numbers >= 0 && s->cache_rows < PTRDIFF_MAX / 64 &&
+  p.fits = s->state_numbers >= 0 && s->kept_numbers >= 0 && s->wide_numbers >= 0 && (double)s->cache_rows * (4.0 * MHK__LD(c->head_dim) + 512) < (double)(PTRDIFF_MAX / 64) &&
            (double)s->rows * (double)wide < (double)(PTRDIFF_MAX / 64);
   *work = p.fits ? mhk__session_work(s) : 0;
   if (p.fits) mhk__session_layout(s, &p, *work);
@@ -17620,6 +17737,8 @@ static mhk_result mhk__feed(mhk_session *s, const mhk__take *take) {
 MHKDEF mhk_result mhk_feed(mhk_session *s, const int32_t *tokens, mhk_index n) {
   mhk_index b;
   if (!s || s->object.ctx->result != MHK_OK) return s ? s->object.ctx->result : MHK_ERROR_MEMORY;
+  if (n < 0 || n > PTRDIFF_MAX / 64 / s->batch)
+    return mhk_fail(s->object.ctx, MHK_ERROR_ARGUMENT, "each of %lld sequences was fed %lld tokens", (long long)s->batch, (long long)n);
   for (b = 0; b < s->batch; b++) {
     s->tokens[b] = tokens ? tokens + b * n : NULL;
     s->lengths[b] = n;
@@ -18068,24 +18187,31 @@ MHKDEF const char *mhk_text_rest(mhk_session *s) {
   return mhk_text_out(s);
 }
 
-/* Before draws: whether the settings make sense for the session, which then has its seed. */
+/* whether the settings make sense for the session */
+static int mhk__sampling_fits(mhk_session *s, const mhk_sampling *how) {
+  char wrong[MHK__SETTING];
+  int k;
+  mhk__sampling_wrong(how, s->vocab, wrong);
+  if (!*wrong && how->penalty_tokens > s->sampler.window)
+    mhk__print(wrong, sizeof wrong, "penalty_tokens is %d, and the session remembers %lld (recent of mhk_session_desc)", how->penalty_tokens,
+               (long long)s->sampler.window);
+  for (k = 0; !*wrong && k < how->n_stop_strings; k++)
+    if (strlen(how->stop_strings[k]) > s->sampler.stop_bytes)
+      mhk__print(wrong, sizeof wrong, "stop string %d is longer than the %lld bytes the session was made for (stop_bytes of mhk_session_desc)", k,
+                 (long long)s->sampler.stop_bytes);
+  if (*wrong) mhk_fail(s->object.ctx, MHK_ERROR_ARGUMENT, "sample: %s", wrong);
+  return !*wrong;
+}
+
+/* Before draws: whether that is so and there are logits; the session then has its seed. */
 static int mhk__draw_ready(mhk_session *s, const mhk_sampling *how) {
   mhk_context *ctx = s->object.ctx;
-  const char *wrong;
-  int k;
   if (ctx->result != MHK_OK) return 0;
   if (!mhk_logits(s)) {
     mhk_fail(ctx, MHK_ERROR_STATE, "sample: feed at least one token first");
     return 0;
   }
-  wrong = mhk__sampling_wrong(how, s->vocab);
-  if (!wrong && how->penalty_tokens > s->sampler.window) wrong = "penalty_tokens is more than the session remembers (recent of mhk_session_desc)";
-  for (k = 0; !wrong && k < how->n_stop_strings; k++)
-    if (strlen(how->stop_strings[k]) > s->sampler.stop_bytes) wrong = "a stop string is longer than the session was made for (stop_bytes of mhk_session_desc)";
-  if (wrong) {
-    mhk_fail(ctx, MHK_ERROR_ARGUMENT, "sample: %s", wrong);
-    return 0;
-  }
+  if (!mhk__sampling_fits(s, how)) return 0;
   if (how->seed && how->seed != s->sampler.seed) {
     s->sampler.seed = how->seed;
     mhk__rng_seed(&s->sampler.rng, how->seed);
@@ -18119,7 +18245,8 @@ static int mhk__draw_all(mhk_session *s, const mhk_sampling *how, int32_t *token
 
 MHKDEF mhk_result mhk_sample_batch(mhk_session *s, const mhk_sampling *sampling, int32_t *tokens) {
   mhk_sampling usual;
-  if (!s || !tokens) return MHK_ERROR_MEMORY;
+  if (!s) return MHK_ERROR_MEMORY;
+  if (!tokens) return mhk_fail(s->object.ctx, MHK_ERROR_ARGUMENT, "sample_batch: there is no room (NULL) for the tokens");
   if (!mhk__draw_all(s, mhk__sampling_or(sampling, &usual), tokens)) return s->object.ctx->result;
   return mhk_feed(s, tokens, 1);
 }
@@ -18382,6 +18509,7 @@ MHKDEF int32_t mhk_speculate(mhk_speculation *x, const mhk_sampling *sampling) {
   mhk__say_nothing(t);
   if (x->object.ctx->result != MHK_OK) return -1;
   sampling = mhk__sampling_or(sampling, &usual);
+  if (!mhk__sampling_fits(t, sampling)) return -1;
   if (x->n == 0) { /* the first token comes from logits that are there already */
     if (!t->sequences[0].fed || !x->draft->sequences[0].fed) {
       mhk_fail(x->object.ctx, MHK_ERROR_STATE, "speculate: feed both sessions the same tokens first, at least one");
@@ -19093,9 +19221,94 @@ static double mhk__stage_loss(mhk__stage_run *r, int stage) {
   return r->ctx->result == MHK_OK ? value : (double)NAN;
 }
 
+/* ---------------------------------------------------------------------------------------- what diverged */
+
+#define MHK__WHY 256 /* bytes of where a computation stopped being finite */
+
+/* Says where when a number of x is not finite. A log decay may be minus infinity. */
+static int mhk__breaks(char *why, const mhk_tensor *x, int decay, const char *what, int layer, const char *who) {
+  mhk_index i;
+  for (i = 0; x && i < x->count; i++) {
+    const double v = (double)mhk__tensor_element(x, i);
+    if (mhk__is_finite(v) || (decay && v < 0)) continue;
+    if (layer < 0)
+      mhk__print(why, MHK__WHY, "%.120s of the %s (element %lld is %g)", what, who, (long long)i, v);
+    else
+      mhk__print(why, MHK__WHY, "%s in layer %d of the %s (element %lld is %g)", what, layer, who, (long long)i, v);
+    return 1;
+  }
+  return 0;
+}
+
+/* Layer l of m on x: its norm, what its mixer works on, and, unless only its matrix is wanted, the mixer's and the block's output, which next receives. */
+static int mhk__layer_breaks(mhk__stage_run *r, mhk_model *m, const char *who, int l, mhk_tensor *x, int matrix_only, mhk_tensor *next, char *why) {
+  mhk_tape *t = r->tape;
+  const mhk_tape_mark mark = mhk_tape_here(t);
+  mhk_forward_desc fd;
+  mhk__parts p;
+  mhk_tensor *u = mhk_forward_norm(t, m, l, x), *y;
+  int found;
+  memset(&fd, 0, sizeof fd);
+  memset(&p, 0, sizeof p);
+  fd.doc = r->doc;
+  p.matrix_only = matrix_only;
+  mhk__mixer_parts(t, m, l, u, r->doc, &p);
+  found = mhk__breaks(why, u, 0, "the norm", l, who) || mhk__breaks(why, p.q, 0, "queries", l, who) || mhk__breaks(why, p.k, 0, "keys", l, who) ||
+          mhk__breaks(why, p.v, 0, "values", l, who) || mhk__breaks(why, p.log_a, 1, "the log decay", l, who) || mhk__breaks(why, p.Bm, 0, "B", l, who) ||
+          mhk__breaks(why, p.Cm, 0, "C", l, who) || mhk__breaks(why, p.x, 0, "x of the mixer", l, who) || mhk__breaks(why, p.z, 0, "z of the mixer", l, who);
+  if (!found && !matrix_only) {
+    y = mhk_forward_mixer(t, m, l, u, &fd);
+    found = mhk__breaks(why, y, 0, "the output of the mixer", l, who);
+    y = found ? NULL : mhk_forward_block(t, m, l, x, &fd);
+    found = found || mhk__breaks(why, y, 0, "the output", l, who);
+    if (next) mhk__copy_values(next, y);
+  }
+  mhk_tape_rewind(t, mark);
+  return found;
+}
+
+/* Computes the loss of a stage once more, looking for the first numbers that are not finite: weights, then activations in their order. Returns whether they
+   are the teacher's. */
+static int mhk__find_first(mhk__stage_run *r, int stage, char *why) {
+  const char *const names[2] = {"teacher", "student"};
+  mhk_model *const models[2] = {r->teacher, r->student};
+  mhk_tape *t = r->tape;
+  const mhk_tape_mark mark = mhk_tape_here(t);
+  const int recording = mhk_tape_record(t, 0), L = r->student->config.n_layer;
+  int k, i, found = 0;
+  for (k = 0; k < 2; k++)
+    for (i = 0; i < models[k]->n_tensors; i++)
+      if (mhk__breaks(why, models[k]->tensors[i], 0, models[k]->tensors[i]->name, -1, names[k])) {
+        mhk_tape_record(t, recording);
+        return k == 0;
+      }
+  for (k = 0; k < (stage == 3 ? 2 : 1) && !found; k++) {
+    mhk_tensor *x = mhk_forward_embedding(t, models[k], r->tokens, r->B, r->T), *next = x ? mhk_tensor_new(t, x->rank, x->shape, NULL) : NULL, *swap;
+    found = mhk__breaks(why, x, 0, "the embedding", -1, names[k]);
+    for (i = 0; i < L && next && !found; i++) {
+      found = mhk__layer_breaks(r, models[k], names[k], i, x, 0, next, why);
+      if (!found && stage != 3 && r->student->layers[i].kind != MHK_MIXER_ATTENTION &&
+          mhk__layer_breaks(r, r->student, names[1], i, x, stage == 1, NULL, why)) {
+        k = 1;
+        found = 1;
+      }
+      swap = x;
+      x = next;
+      next = swap;
+    }
+    if (!found && stage == 3) found = mhk__breaks(why, mhk_forward_head(t, models[k], x), 0, "the logits", -1, names[k]);
+    if (found) break;
+  }
+  mhk_tape_record(t, recording);
+  mhk_tape_rewind(t, mark);
+  if (r->ctx->result != MHK_OK) mhk_clear_error(r->ctx); /* no memory for looking: the divergence is what counts */
+  if (!found) mhk__print(why, MHK__WHY, "the loss itself, from activations that are finite");
+  return found && k == 0;
+}
+
 /* ---------------------------------------------------------------------------------------- stages: description */
 
-static double mhk__or(double value, double otherwise) { return value < 0.0 || value > 0.0 ? value : otherwise; }
+static double mhk__or(double value, double otherwise) { return value == 0.0 ? otherwise : value; } /* NaN stays, to be refused */
 
 /* Top learning rates that were measured: small teachers at d_model 128 and 256, and those of Bick et al. 2024 at 2048; between them
    straight lines in the logarithms. */
@@ -19132,6 +19345,22 @@ static mhk_stage_desc mhk__stage_defaults(const mhk_stage_desc *desc, int stage,
   return d;
 }
 
+/* the numbers of a stage's description, with defaults in place */
+static int mhk__stage_numbers(mhk_context *ctx, const mhk_stage_desc *d, int stage) {
+  const double most = MHK__REAL_MOST;
+  const struct { const char *name; double value, low, high; } numbers[] = {
+      {"the learning rate (lr)", d->lr, DBL_MIN, most}, {"the lowest learning rate (lr_low)", d->lr_low, -most, most}, {"warmup", d->warmup, -most, 1},
+      {"decay", d->decay, -most, 1}, {"weight_decay", d->weight_decay, -most, most}, {"clip", d->clip, -most, most},
+      {"temperature", d->temperature, MHK__REAL_LEAST, most}, {"hard_labels", d->hard_labels, 0, most}, {"own_stream", d->own_stream, -most, most},
+      {"tokens", (double)d->tokens, 0, DBL_MAX}, {"trains (one of mhk_trains)", (double)(int)d->trains, MHK_TRAIN_MATRICES, MHK_TRAIN_ALL}};
+  char where[24];
+  size_t i;
+  mhk__print(where, sizeof where, "stage %d", stage);
+  for (i = 0; i < sizeof numbers / sizeof *numbers; i++)
+    if (!mhk__number_fits(ctx, where, numbers[i].name, numbers[i].value, numbers[i].low, numbers[i].high)) return 0;
+  return 1;
+}
+
 MHKDEF mhk_distill_desc mhk_distill_defaults(const mhk_distill_desc *desc) {
   mhk_distill_desc d;
   int i, d_model;
@@ -19157,8 +19386,9 @@ MHKDEF mhk_distill_desc mhk_distill_defaults(const mhk_distill_desc *desc) {
 }
 
 MHKDEF double mhk_learning_rate(double top, double low, mhk_index warmup, mhk_index decay, mhk_index s, mhk_index S) {
+  if (warmup < 0 || decay < 0 || s < 0 || S < s || !(fabs(top) <= DBL_MAX) || !(fabs(low) <= DBL_MAX)) return NAN;
   if (s < warmup) return top * (double)s / (double)warmup;
-  if (s < S - decay || decay <= 0) return top;
+  if (s < S - decay || decay == 0) return top;
   return (double)(S - s) / (double)decay * (top - low) + low;
 }
 
@@ -19176,6 +19406,7 @@ MHKDEF double mhk_stage_loss(mhk_tape *t, mhk_model *student, mhk_model *teacher
   }
   if (!mhk__pair_check(ctx, student, teacher, stage)) return NAN;
   d = mhk__stage_defaults(desc, stage, student->config.d_model);
+  if (!mhk__stage_numbers(ctx, &d, stage) || !mhk__size3(ctx, B, T, 64)) return NAN;
   memset(&r, 0, sizeof r);
   if (stage != 3) mhk__stage_same(student, teacher, same);
   if (layer_loss) memset(layer_loss, 0, (size_t)student->config.n_layer * sizeof(double));
@@ -19232,6 +19463,8 @@ struct mhk_trainer {
   double *block_sum;
   mhk_index n_blocks, block_room;
   unsigned char same[MHK_MAX_LAYERS];
+  char why[MHK__WHY];     /* what was first not finite in the update under way; "": all is */
+  int teacher_broke;      /* and that is the teacher's */
   mhk_real factors[2][7]; /* of the update under way, as the kernel wants them: with decay, and without */
   /* data */
   mhk__rng rng;
@@ -19419,11 +19652,31 @@ static void mhk__exchange(mhk_trainer *tr) {
 }
 
 static void mhk__diverged(mhk_trainer *tr, double value, const char *what, double lr) {
-  mhk_fail(tr->object.ctx, MHK_ERROR_STATE, "stage %d diverged at update %lld: %s is %s at learning rate %g. The student keeps the "
+  const char *number = value < 0.0 || value > 0.0 ? "infinite" : "not a number";
+  const int stage = tr->optimizer_stage;
+  if (tr->teacher_broke) {
+    mhk_fail(tr->object.ctx, MHK_ERROR_STATE,
+             "stage %d diverged at update %lld: %s is %s. First not finite: %s. The teacher computes such numbers by itself: "
+             "no learning rate helps, mend or replace its weights. The student keeps the weights before this update",
+             stage, (long long)tr->optimizer_step + 1, what, number, tr->why);
+    return;
+  }
+  mhk_fail(tr->object.ctx, MHK_ERROR_STATE, "stage %d diverged at update %lld: %s is %s at learning rate %g. First not finite: %s. The student keeps the "
            "weights before this update; start again with a lower learning rate for this stage (stages[%d].lr, %g was the top), a longer "
-           "warm-up or a smaller clip", tr->optimizer_stage, (long long)tr->optimizer_step + 1, what,
-           value < 0.0 || value > 0.0 ? "infinite" : "not a number", lr, tr->optimizer_stage - 1,
-           tr->desc.stages[tr->optimizer_stage - 1].lr);
+           "warm-up or a smaller clip", stage, (long long)tr->optimizer_step + 1, what, number, lr,
+           tr->why[0] ? tr->why : "the sum of the losses", stage - 1, tr->desc.stages[stage - 1].lr);
+}
+
+/* the first trained tensor whose gradient is not finite */
+static void mhk__gradient_breaks(mhk_trainer *tr) {
+  int i;
+  for (i = 0; i < tr->n_trained; i++) {
+    mhk_tensor gradient = *tr->trained[i];
+    gradient.data = gradient.grad;
+    if (!mhk__breaks(tr->why, &gradient, 0, gradient.name, -1, "student's gradients")) continue;
+    return;
+  }
+  mhk__print(tr->why, sizeof tr->why, "the norm of the gradients, which are finite");
 }
 
 /* The step of the optimiser: gradients are sums over `parts` batches of mean losses. Returns their norm after averaging. */
@@ -19446,6 +19699,7 @@ static double mhk__optimizer_step(mhk_trainer *tr, double loss, double lr, doubl
     return NAN;
   }
   if (!mhk__is_finite(norm)) {
+    mhk__gradient_breaks(tr);
     mhk__diverged(tr, norm, "the gradient", lr);
     return NAN;
   }
@@ -19467,10 +19721,12 @@ static double mhk__update(mhk_trainer *tr, int stage, const int32_t *tokens, mhk
   const mhk_index L = m->config.n_layer, cells = L * (mhk_index)m->config.ssm_heads;
   mhk__stage_run r;
   mhk_precision before;
-  double loss = 0.0, norm;
+  double loss = 0.0, value, norm;
   mhk_index k, j;
   int i;
   if (tr->optimizer_stage != stage && !mhk__optimizer_start(tr, stage)) return NAN;
+  tr->why[0] = 0;
+  tr->teacher_broke = 0;
   for (j = 0; j < L; j++) tr->layer_loss[j] = 0.0;
   for (j = 0; j < cells; j++) tr->relative[j] = 0.0;
   for (i = 0; i < m->n_tensors; i++) {
@@ -19497,7 +19753,9 @@ static double mhk__update(mhk_trainer *tr, int stage, const int32_t *tokens, mhk
     for (j = 0; j < L; j++) tr->layer_now[j] = 0.0;
     for (j = 0; j < cells; j++) tr->relative_now[j] = 0.0;
     before = mhk_set_precision(ctx, tr->desc.precision);
-    loss += mhk__stage_loss(&r, stage) / (double)micro;
+    value = mhk__stage_loss(&r, stage);
+    loss += value / (double)micro;
+    if (!mhk__is_finite(value) && ctx->result == MHK_OK && !tr->why[0]) tr->teacher_broke = mhk__find_first(&r, stage, tr->why);
     ctx->precision = before;
     mhk_tape_reset(tr->tape);
     for (j = 0; j < L; j++) tr->layer_loss[j] += tr->layer_now[j] / (double)micro;
@@ -19599,11 +19857,11 @@ MHKDEF double mhk_train_on(mhk_trainer *tr, int stage, const int32_t *tokens, mh
   mhk_context *ctx = mhk__trainer_context(tr);
   double loss;
   if (mhk_failed(ctx)) return NAN;
-  if (stage < 1 || stage > 3 || !tokens || B <= 0 || T <= 0 || !(lr >= 0.0)) {
-    mhk_fail(ctx, MHK_ERROR_ARGUMENT, "an update needs a stage from 1 to 3 (this is %d), tokens, and a learning rate that is not "
-             "negative", stage);
+  if (stage < 1 || stage > 3 || !tokens || B <= 0 || T <= 0) {
+    mhk_fail(ctx, MHK_ERROR_ARGUMENT, "an update needs a stage from 1 to 3 (this is %d) and tokens", stage);
     return NAN;
   }
+  if (!mhk__number_fits(ctx, "mhk_train_on", "the learning rate (lr)", lr, 0, MHK__REAL_MOST) || !mhk__size3(ctx, B, T, 64)) return NAN;
   loss = mhk__update(tr, stage, tokens, B, T, doc, 1, lr);
   if (ctx->result != MHK_OK) return NAN;
   tr->info.stage = stage;
@@ -19977,26 +20235,19 @@ static int mhk__distill_check(mhk_context *ctx, const mhk_distill_desc *d) {
              "several workers need an exchange", d->rank, d->world, (long long)d->batch);
     return 0;
   }
-  if (!(d->beta1 >= 0.0 && d->beta1 < 1.0 && d->beta2 >= 0.0 && d->beta2 < 1.0 && d->eps > 0.0)) {
-    mhk_fail(ctx, MHK_ERROR_ARGUMENT, "AdamW with beta1 %g, beta2 %g, eps %g: the betas lie in (0,1), eps is positive", d->beta1,
+  if (!(d->beta1 >= 0.0 && d->beta1 < 1.0 && d->beta2 >= 0.0 && d->beta2 < 1.0 && d->eps > 0.0 && d->eps <= MHK__REAL_MOST)) {
+    mhk_fail(ctx, MHK_ERROR_ARGUMENT, "AdamW with beta1 %g, beta2 %g, eps %g: the betas lie in (0,1), eps is positive and finite", d->beta1,
              d->beta2, d->eps);
     return 0;
   }
+  if (!mhk__number_fits(ctx, "distillation", "checkpoint_seconds", d->checkpoint_seconds, -DBL_MAX, DBL_MAX)) return 0;
   if (d->precision != MHK_PRECISION_FULL && d->precision != MHK_PRECISION_BF16) {
     mhk_fail(ctx, MHK_ERROR_ARGUMENT, "precision %d is none: 0 is full, 1 bfloat16", (int)d->precision);
     return 0;
   }
   for (i = 0; i < 3; i++) {
     const mhk_stage_desc *s = &d->stages[i];
-    if (s->tokens < 0 || !(s->lr > 0.0) || !(s->warmup <= 1.0) || !(s->decay <= 1.0) || !(s->temperature > 0.0) ||
-        !(s->hard_labels >= 0.0) || (int)s->trains < (int)MHK_TRAIN_MATRICES || (int)s->trains > (int)MHK_TRAIN_ALL ||
-        !mhk__is_finite(s->lr)) {
-      mhk_fail(ctx, MHK_ERROR_ARGUMENT, "stage %d: %lld tokens, learning rate %g, warm-up %g, decay %g, temperature %g, hard labels %g, "
-               "trains %d: tokens and hard labels must not be negative, shares not above 1, learning rate and temperature positive, "
-               "trains one of mhk_trains", i + 1, (long long)s->tokens, s->lr, s->warmup, s->decay, s->temperature, s->hard_labels,
-               (int)s->trains);
-      return 0;
-    }
+    if (!mhk__stage_numbers(ctx, s, i + 1)) return 0;
     if (s->tokens > 0 && s->tokens < d->update_tokens) {
       mhk_fail(ctx, MHK_ERROR_ARGUMENT, "stage %d has a budget of %lld tokens, less than one update of %lld: raise it, or set it to 0 to "
                "skip the stage", i + 1, (long long)s->tokens, (long long)d->update_tokens);
@@ -20449,6 +20700,7 @@ MHKDEF mhk_result mhk_evaluate(mhk_model *m, mhk_model *teacher, mhk_text *text,
 #undef MHK__OUT_BLOCK
 #undef MHK__PACK_COLUMNS
 #undef MHK__FEW
+#undef MHK__GEMM_M
 #undef MHK__GEMM_N
 #undef MHK__GEMM_K
 #undef MHK__ROW_BLOCK
@@ -20469,6 +20721,8 @@ MHKDEF mhk_result mhk_evaluate(mhk_model *m, mhk_model *teacher, mhk_text *text,
 #undef MHK__PUSH_BF16
 #undef MHK__PUSH_VNNI
 #undef MHK__R
+#undef MHK__REAL_LEAST
+#undef MHK__REAL_MOST
 #undef MHK__REAL_TEXT
 #undef MHK__RECENT_ROOM
 #undef MHK__RESTRICT
@@ -20492,6 +20746,7 @@ MHKDEF mhk_result mhk_evaluate(mhk_model *m, mhk_model *teacher, mhk_text *text,
 #undef MHK__NFC_JOINS
 #undef MHK__NFC_PART
 #undef MHK__SHORT_WORD
+#undef MHK__SETTING
 #undef MHK__SMALL
 #undef MHK__SPACE
 #undef MHK__SSD_CHUNK
@@ -20510,6 +20765,7 @@ MHKDEF mhk_result mhk_evaluate(mhk_model *m, mhk_model *teacher, mhk_text *text,
 #undef MHK__TOKEN_MAPPED
 #undef MHK__TOKEN_VOCABULARY
 #undef MHK__UPDATE_BLOCK
+#undef MHK__WHY
 #undef MHK__WIDE_PATH
 #undef MHK__WRITERS
 #undef MHK__WINDOWS

@@ -169,6 +169,20 @@ TEST(ops_name_the_shapes) {
   CHECK(mhk_backward(tape, a) != MHK_OK, "backward from 15 numbers");
   CHECK(mhk_failed(ctx), "backward");
   mhk_clear_error(ctx);
+  CHECK(!mhk_parameter(ctx, "p", 2, NULL, NULL), "a parameter without a shape");
+  CHECK_FAILS(ctx, MHK_ERROR_ARGUMENT, "needs a shape");
+  CHECK(mhk_backward_many(tape, 1, NULL, NULL) != MHK_OK, "backward from a list that is NULL");
+  CHECK_FAILS(ctx, MHK_ERROR_ARGUMENT, "a list is missing");
+  CHECK(mhk_custom(tape, 2, NULL, 1, &a->count, NULL, NULL, NULL, 0) == NULL, "an op without forward");
+  CHECK_FAILS(ctx, MHK_ERROR_ARGUMENT, "forward");
+  CHECK(!mhk_cross_entropy(tape, a, NULL), "no labels");
+  CHECK_FAILS(ctx, MHK_ERROR_ARGUMENT, "labels");
+  CHECK(!mhk_embedding(tape, a, NULL, 2, 2), "no tokens");
+  CHECK_FAILS(ctx, MHK_ERROR_ARGUMENT, "NULL");
+  CHECK(!mhk_embedding(tape, a, ids, PTRDIFF_MAX, 2), "2^64 tokens");
+  CHECK_FAILS(ctx, MHK_ERROR_MEMORY, "does not fit");
+  CHECK(!mhk_rows(tape, a, 1, PTRDIFF_MAX), "as many rows as there can be");
+  CHECK_FAILS(ctx, MHK_ERROR_SHAPE, "rows");
   {
     const mhk_index huge[3] = {(mhk_index)1 << 40, (mhk_index)1 << 40, 7}, negative[1] = {-3};
     CHECK(mhk_tensor_new(tape, 3, huge, NULL) == NULL && mhk_error(ctx) == MHK_ERROR_MEMORY, "2^80 numbers: %s", mhk_message(ctx));
@@ -413,6 +427,137 @@ TEST(diverged_training) { /* a learning rate that makes NaN stops with a sentenc
   finish();
 }
 
+TEST(diverged_training_names_what_was_first) {
+  static const char *const tensors[3] = {"model.layers.1.self_attn.q_proj.weight", "model.embed_tokens.weight", "lm_head.bias"};
+  mhk_distill_desc d;
+  mhk_trainer *tr;
+  int32_t tokens[400];
+  int i, stage;
+  for (stage = 1; stage <= 3; stage++)
+    for (i = 0; i < (stage == 3 ? 3 : 2); i++) { /* a teacher that is broken is named, and no learning rate is blamed */
+      start();
+      memset(&d, 0, sizeof d);
+      model_tokens(tokens, 400, 31, 3);
+      d.teacher = model_new(ctx, PHI, 3);
+      d.student = mhk_student_create(ctx, d.teacher, NULL);
+      REQUIRE(mhk_model_find(d.teacher, tensors[i]) != NULL, "%s is not there", tensors[i]);
+      mhk_data(mhk_model_find(d.teacher, tensors[i]))[i ? tokens[3] * (i == 1 ? 24 : 1) : 2] = i == 1 ? (mhk_real)INFINITY : (mhk_real)NAN;
+      d.text = mhk_text_from_tokens(ctx, tokens, 400, -1);
+      d.batch = 2;
+      d.length = 180;
+      d.stages[stage - 1].tokens = 360 * 3;
+      tr = mhk_distill(ctx, &d);
+      for (; mhk_train_step(tr);) {}
+      CHECK(mhk_error(ctx) == MHK_ERROR_STATE && strstr(mhk_message(ctx), "of the teacher") && strstr(mhk_message(ctx), tensors[i]) &&
+                strstr(mhk_message(ctx), "no learning rate helps") && !strstr(mhk_message(ctx), "lower learning rate"),
+            "stage %d: %s", stage, mhk_message(ctx));
+      mhk_clear_error(ctx);
+      finish();
+    }
+  for (stage = 1; stage <= 3; stage++) { /* finite weights whose products are not: which layer of whom */
+    start();
+    memset(&d, 0, sizeof d);
+    model_tokens(tokens, 400, 31, 3);
+    d.teacher = model_new(ctx, PHI, 3);
+    d.student = mhk_student_create(ctx, d.teacher, NULL);
+    for (i = 0; i < 24 * 24; i++) mhk_data(mhk_model_find(d.student, "backbone.layers.1.mixer.in_proj.weight"))[48 * 24 + i] = (mhk_real)(sizeof(mhk_real) == 4 ? 3e38 : 1e308);
+    d.text = mhk_text_from_tokens(ctx, tokens, 400, -1);
+    d.batch = 2;
+    d.length = 16;
+    d.stages[stage - 1].tokens = 32 * 3;
+    d.stages[stage - 1].lr = 0.125;
+    tr = mhk_distill(ctx, &d);
+    for (; mhk_train_step(tr);) {}
+    CHECK(mhk_error(ctx) == MHK_ERROR_STATE && strstr(mhk_message(ctx), "in layer 1 of the student") && strstr(mhk_message(ctx), "0.125") &&
+              strstr(mhk_message(ctx), "lower learning rate"),
+          "stage %d: %s", stage, mhk_message(ctx));
+    mhk_clear_error(ctx);
+    finish();
+  }
+}
+
+/* A number that is none, or makes no sense, is named before anything is done: where, which, its value and what would be right. */
+#define REFUSED(call, where, value)                                                                                                             \
+  do {                                                                                                                                          \
+    call;                                                                                                                                       \
+    CHECK(mhk_error(ctx) == MHK_ERROR_ARGUMENT && strstr(mhk_message(ctx), where) && strstr(mhk_message(ctx), value) &&                         \
+              strstr(mhk_message(ctx), "must be"),                                                                                              \
+          "%s: %s", #call, mhk_failed(ctx) ? mhk_message(ctx) : "taken");                                                                       \
+    mhk_clear_error(ctx);                                                                                                                       \
+  } while (0)
+
+TEST(numbers_that_are_none_are_named) {
+  static const double odd[] = {NAN, INFINITY, -INFINITY};
+  static const char *const text[] = {"nan", "inf", "-inf"};
+  static const struct { size_t at; const char *name; } fields[] = {
+      {offsetof(mhk_stage_desc, lr), "lr"}, {offsetof(mhk_stage_desc, lr_low), "lr_low"}, {offsetof(mhk_stage_desc, warmup), "warmup"},
+      {offsetof(mhk_stage_desc, decay), "decay"}, {offsetof(mhk_stage_desc, weight_decay), "weight_decay"}, {offsetof(mhk_stage_desc, clip), "clip"},
+      {offsetof(mhk_stage_desc, temperature), "temperature"}, {offsetof(mhk_stage_desc, hard_labels), "hard_labels"},
+      {offsetof(mhk_stage_desc, own_stream), "own_stream"}};
+  static const struct { size_t at; const char *name; } settings[] = {
+      {offsetof(mhk_sampling, temperature), "temperature"}, {offsetof(mhk_sampling, top_p), "top_p"}, {offsetof(mhk_sampling, min_p), "min_p"},
+      {offsetof(mhk_sampling, typical), "typical"}, {offsetof(mhk_sampling, repetition), "repetition"}, {offsetof(mhk_sampling, frequency), "frequency"},
+      {offsetof(mhk_sampling, presence), "presence"}};
+  mhk_tensor *x, *row, *p[1];
+  mhk_real moments[8] = {0};
+  mhk_adamw_desc adamw;
+  mhk_distill_desc d;
+  mhk_sampling how;
+  mhk_session *s;
+  mhk_trainer *tr;
+  int32_t tokens[100] = {0};
+  size_t i, k;
+  start();
+  x = zeros(4, 1, 3, 2, 4), row = zeros(1, 4, 1, 1, 1), p[0] = row;
+  memset(&d, 0, sizeof d);
+  d.teacher = model_new(ctx, PHI, 3);
+  d.text = mhk_text_from_tokens(ctx, tokens, 100, -1);
+  d.batch = 1;
+  d.length = 8;
+  tr = mhk_distill(ctx, &d);
+  s = mhk_session_create(d.teacher, NULL);
+  mhk_feed(s, tokens, 3);
+  for (i = 0; i < 3; i++) {
+    REFUSED(mhk_scale(tape, x, odd[i]), "scale", text[i]);
+    REFUSED(mhk_layer_norm(tape, x, row, NULL, odd[i]), "layer_norm: eps", text[i]);
+    REFUSED(mhk_rms_norm(tape, x, row, odd[i]), "rms_norm: eps", text[i]);
+    REFUSED(mhk_rotary(tape, x, 4, odd[i], NULL, 0), "rotary: theta", text[i]);
+    REFUSED(mhk_cross_entropy_soft(tape, x, x, odd[i]), "temperature", text[i]);
+    REFUSED(mhk_train_on(tr, 1, tokens, 1, 8, NULL, odd[i]), "learning rate", text[i]);
+    memset(&adamw, 0, sizeof adamw), adamw.lr = odd[i];
+    REFUSED(mhk_adamw(ctx, 1, p, moments, 1, &adamw), "adamw: lr", text[i]);
+    memset(&adamw, 0, sizeof adamw), adamw.weight_decay = odd[i];
+    REFUSED(mhk_adamw(ctx, 1, p, moments, 1, &adamw), "adamw: weight_decay", text[i]);
+    memset(&adamw, 0, sizeof adamw), adamw.scale = odd[i];
+    REFUSED(mhk_adamw(ctx, 1, p, moments, 1, &adamw), "adamw: scale", text[i]);
+    for (k = 0; k < sizeof fields / sizeof *fields; k++) {
+      mhk_stage_desc stage;
+      memset(&stage, 0, sizeof stage);
+      memcpy((char *)&stage + fields[k].at, &odd[i], sizeof odd[i]);
+      d.stages[1] = stage;
+      d.stages[1].tokens = 64;
+      REFUSED(mhk_distill(ctx, &d), fields[k].name, text[i]);
+      REFUSED(mhk_stage_loss(tape, mhk_student(tr), d.teacher, 2, tokens, 1, 8, NULL, &stage, NULL, NULL), fields[k].name, text[i]);
+      memset(&d.stages[1], 0, sizeof stage);
+    }
+    for (k = 0; k < sizeof settings / sizeof *settings; k++) {
+      memset(&how, 0, sizeof how);
+      memcpy((char *)&how + settings[k].at, &odd[i], sizeof odd[i]);
+      REFUSED(mhk_sample(s, &how), settings[k].name, text[i]);
+    }
+  }
+  memset(&how, 0, sizeof how), how.top_p = 7;
+  REFUSED(mhk_sample(s, &how), "top_p is 7", "from 0 to 1");
+  memset(&how, 0, sizeof how), how.min_p = -3;
+  REFUSED(mhk_sample(s, &how), "min_p is -3", "from 0 to 1");
+  memset(&how, 0, sizeof how), how.top_k = -5;
+  REFUSED(mhk_sample(s, &how), "top_k is -5", "not below 0");
+  REFUSED(mhk_scale(tape, x, 1e300 * (sizeof(mhk_real) == 4 ? 1 : 1e8 * 1e8)), "factor", sizeof(mhk_real) == 4 ? "1e+300" : "inf");
+  CHECK(mhk_session_position(s, 0) == 3, "a refused sample fed a token");
+  CHECK(isnan(mhk_learning_rate(NAN, 0, 1, 1, 1, 9)) && isnan(mhk_learning_rate(1, 0, 1, PTRDIFF_MIN, 1, 9)), "a learning rate of nothing");
+  finish();
+}
+
 /* Every public function, given nothing. A line each: a new function without one is found by tests/test_header.c. */
 static void all_null(mhk_context *c) {
   mhk_tape *t = NULL;
@@ -610,6 +755,8 @@ int main(int argc, char **argv) {
   RUN(damaged_files);
   RUN(distillation);
   RUN(diverged_training);
+  RUN(diverged_training_names_what_was_first);
+  RUN(numbers_that_are_none_are_named);
   RUN(nothing_in_nothing_out);
   RUN(failed_contexts_do_nothing);
   RUN(messages_are_printf);

@@ -1669,6 +1669,105 @@ TEST(instruction_sets_agree) {
   for (kind = 0; kind < MODEL_KINDS; kind++) free(want[kind]), free(want_grads[kind]);
 }
 
+/* A log decay of minus infinity, or too large for any sum, forgets what came before, in every form and its gradient; the decays after it keep their digits. */
+static void check_resets(mhk_index T) {
+  const mhk_index B = 2, H = 4, G = 2, P = 5, N = 7;
+  mhk_tensor *in[5], *q = P4(B, T, H, P, 7), *k = P4(B, T, H, P, 8), *y, *final_state, *loss[2];
+  double *want = doubles(B * T * H * P), *state = doubles(B * H * P * N);
+  mhk_real *grads[3][5], *dy = (mhk_real *)malloc(sizeof *dy * (size_t)(B * T * H * P));
+  mhk_index j;
+  int i, form;
+  frozen(q), frozen(k);
+  in[0] = P4(B, T, H, P, 1), in[1] = parameter5(3, B, T, H, 1, -1, -0.001, 2), in[2] = P4(B, T, G, N, 3), in[3] = P4(B, T, G, N, 4), in[4] = P1(H, 5);
+  for (j = 0; j < in[1]->count; j++)
+    if (j % 11 == 0 || j % 37 == 4 || (j / H) % T == 16) mhk_data(in[1])[j] = j % 3 ? -(mhk_real)INFINITY : (mhk_real)-1e30;
+  plain_ssd(in[0], in[1], in[2], in[3], in[4], NULL, NULL, want, state);
+  test_fill(dy, B * T * H * P, -1, 1, 6);
+  for (form = 0; form < 3; form++) {
+    if (form < 2) {
+      mhk_ssd_desc d;
+      memset(&d, 0, sizeof d);
+      d.D = in[4], d.form = form ? MHK_SSD_RECURRENT : MHK_SSD_CHUNKED, d.chunk = 16, d.final_state = &final_state;
+      y = mhk_ssd(tape, in[0], in[1], in[2], in[3], &d);
+      CHECK_CLOSE_TO_DOUBLE("final state", mhk_data(final_state), state, B * H * P * N, CLOSE);
+      CHECK_CLOSE_TO_DOUBLE(form ? "recurrent" : "chunked", mhk_data(y), want, B * T * H * P, CLOSE);
+    } else
+      y = mhk_swap_heads(tape, mhk_matmul(tape, mhk_ssd_matrix(tape, in[1], in[2], in[3], in[4], NULL), mhk_swap_heads(tape, in[0]), 0));
+    mhk_backward_from(tape, y, dy);
+    for (i = 0; i < 5; i++) {
+      grads[form][i] = (mhk_real *)malloc(sizeof ***grads * (size_t)in[i]->count);
+      memcpy(grads[form][i], in[i]->grad, sizeof ***grads * (size_t)in[i]->count);
+      mhk_zero_grad(in[i]);
+    }
+  }
+  for (i = 0; i < 5; i++) { /* NaN is never close */
+    CHECK_CLOSE("chunked, gradient", grads[0][i], grads[2][i], in[i]->count, CLOSE_GRAD);
+    CHECK_CLOSE("recurrent, gradient", grads[1][i], grads[2][i], in[i]->count, CLOSE_GRAD);
+  }
+  for (form = 0; form < 2; form++) {
+    loss[form] = form ? mhk_matrix_distance(tape, mhk_ssd_matrix(tape, in[1], in[2], in[3], in[4], NULL), mhk_attention_matrix(tape, q, k, NULL))
+                      : mhk_matrix_orientation(tape, in[1], in[2], in[3], in[4], q, k, NULL, NULL);
+    mhk_backward(tape, loss[form]);
+    for (i = 1; i < 5; i++) {
+      memcpy(grads[form][i], in[i]->grad, sizeof ***grads * (size_t)in[i]->count);
+      mhk_zero_grad(in[i]);
+    }
+  }
+  CHECK(fabs(mhk_value(loss[0]) - mhk_value(loss[1])) <= 10 * CLOSE * mhk_value(loss[1]), "fused %.9g, from the matrices %.9g", mhk_value(loss[0]),
+        mhk_value(loss[1]));
+  for (i = 1; i < 5; i++) CHECK_CLOSE("orientation's gradient", grads[0][i], grads[1][i], in[i]->count, CLOSE_GRAD);
+  for (form = 0; form < 3; form++)
+    for (i = 0; i < 5; i++) free(grads[form][i]);
+  free(dy), free(want), free(state);
+}
+
+/* what is no decay: NaN gives NaN from its token on, a positive one grows, in every form */
+static void check_odd_decays(void) {
+  const mhk_index B = 1, T = 40, H = 2, P = 3, N = 4;
+  mhk_tensor *x = P4(B, T, H, P, 1), *a = parameter5(3, B, T, H, 1, -0.1, 0.1, 2), *Bm = P4(B, T, H, N, 3), *Cm = P4(B, T, H, N, 4), *y;
+  double *want = doubles(B * T * H * P), *state = doubles(B * H * P * N);
+  mhk_ssd_desc d;
+  int form;
+  mhk_index i;
+  mhk_tape_record(tape, 0);
+  memset(&d, 0, sizeof d);
+  plain_ssd(x, a, Bm, Cm, NULL, NULL, NULL, want, state);
+  for (form = 0; form < 2; form++) {
+    d.form = form ? MHK_SSD_RECURRENT : MHK_SSD_CHUNKED;
+    y = mhk_ssd(tape, x, a, Bm, Cm, &d);
+    CHECK_CLOSE_TO_DOUBLE("decays of both signs", mhk_data(y), want, B * T * H * P, CLOSE);
+  }
+  mhk_data(a)[5 * H] = (mhk_real)NAN;
+  for (form = 0; form < 2; form++) {
+    mhk_index nans = 0;
+    d.form = form ? MHK_SSD_RECURRENT : MHK_SSD_CHUNKED;
+    y = mhk_ssd(tape, x, a, Bm, Cm, &d);
+    for (i = 0; i < T * P; i++) nans += mhk_data(y)[i / P * H * P + i % P] != mhk_data(y)[i / P * H * P + i % P];
+    CHECK(nans == (T - 5) * P, "%s: %lld of %lld numbers from token 5 on are NaN", form ? "recurrent" : "chunked", (long long)nans, (long long)((T - 5) * P));
+  }
+  mhk_tape_record(tape, 1);
+  free(want), free(state);
+}
+
+TEST(decays_that_forget) {
+  static const mhk_isa isas[] = {MHK_ISA_SCALAR, MHK_ISA_AVX2, MHK_ISA_AVX512, MHK_ISA_NEON, MHK_ISA_WASM};
+  static const mhk_index lengths[] = {1, 15, 16, 17, 64, 65, 131};
+  size_t s, l;
+  for (s = 0; s < sizeof isas / sizeof *isas; s++) {
+    mhk_context_desc d;
+    memset(&d, 0, sizeof d);
+    d.isa = isas[s];
+    ctx = mhk_create(&d);
+    tape = mhk_tape_create(ctx);
+    if (tape) { /* else this machine has not got it */
+      for (l = 0; l < sizeof lengths / sizeof *lengths; l++) check_resets(lengths[l]), mhk_tape_reset(tape);
+      check_odd_decays();
+      CHECK_OK(ctx);
+    }
+    mhk_destroy(ctx);
+  }
+}
+
 /* three parameters of which one has no gradient, on one thread and on three, against the formula in double */
 TEST(adamw) {
   enum { MANY = 70001, FEW = 5, STILL = 3, ALL = MANY + FEW + STILL };
@@ -1760,6 +1859,7 @@ int main(int argc, char **argv) {
   RUN(ssd_is_its_matrix);
   RUN(ssd_gradients_agree);
   RUN(ssd_long);
+  RUN(decays_that_forget);
   RUN(matrix_orientation_is_fused);
   RUN(custom_ops);
   RUN(checker_sees_a_wrong_gradient);

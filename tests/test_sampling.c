@@ -116,9 +116,9 @@ TEST(distributions) {
     int i;
     test_fill(logits, V, -9, 9, 100 + (uint64_t)round);
     if (with & 16) s.top_k = (int)(test_random(&seed) % (uint64_t)(V + 2));
-    if (with & 32) s.top_p = test_uniform(&seed, 0.01, 1.05);
+    if (with & 32) s.top_p = fmin(1, test_uniform(&seed, 0.01, 1.05));
     if (with & 64) s.min_p = test_uniform(&seed, 0.0001, 0.3);
-    if (with & 128) s.typical = test_uniform(&seed, 0.01, 1.05);
+    if (with & 128) s.typical = fmin(1, test_uniform(&seed, 0.01, 1.05));
     if (with & 256) s.repetition = test_uniform(&seed, 0.7, 1.5);
     if (with & 512) s.frequency = test_uniform(&seed, -0.5, 1);
     if (with & 1024) s.presence = test_uniform(&seed, -0.5, 1);
