@@ -519,10 +519,15 @@ MHKDEF double mhk_config_parameters(const mhk_config *config); /* how many numbe
 MHKDEF double mhk_config_state_bytes(const mhk_config *config, mhk_index tokens);
 
 #ifndef MOHAWK_NO_STDIO
-/* Reads a model: a folder with config.json and what mhk_file_open() finds there, and the tokenizer beside it if there is one; or
-   one .safetensors file that mhk_save() wrote, with both in its metadata. Weights are mapped and stay in their stored type: the model is frozen. A mapped
-   file must not change while the model lives: where its bytes go away (it is cut, its disk fails), the system ends a program that touches them (SIGBUS), and
-   bytes that are written over are weights at once. Files that others write are replaced whole by rename, as mhk_save() does it, or read. */
+/* Reads a model: a folder with config.json and what mhk_file_open() finds there, and tokenizer and
+   generation_config.json beside it if there are any; or one .safetensors file that mhk_save()
+   wrote, with all of them in its metadata. A tokenizer that cannot be read leaves the model without
+   one, with a warning. Of generation_config.json the ends of text count (mhk_model_ends()); how to
+   draw is said to mhk_sample(). Weights are mapped and stay in their stored type: the model is
+   frozen. A mapped file must not change while the model lives: where its bytes go away (it is cut,
+   its disk fails), the system ends a program that touches them (SIGBUS), and bytes that are written
+   over are weights at once. Files that others write are replaced whole by rename, as mhk_save()
+   does it, or read. */
 MHKDEF mhk_model *mhk_load(mhk_context *ctx, const char *path);
 typedef struct mhk_load_desc {
   int strict; /* what would be a warning is an error: tensors that the model does not use, settings without effect, a tokenizer that cannot be used... */
@@ -540,14 +545,19 @@ MHKDEF mhk_model *mhk_model_create(mhk_context *ctx, const mhk_config *config, u
 #endif
 MHKDEF void mhk_model_destroy(mhk_model *m);
 #ifndef MOHAWK_NO_STDIO
-/* Writes a folder: config.json, model.safetensors (dtype MHK_F32, MHK_F16, MHK_BF16; 0: MHK_F32), tokenizer.json when the model has one.
-   A path ending in .safetensors is one file with all three inside. Written as mhk_file_write_bytes() says: never half a file. A folder holds the old model
-   or the new one, never some of each: all files are written before the first is renamed; then, unless only the weights change, config.json goes first and
-   comes last, and a process killed in between leaves a folder without it, which does not load until it is saved to again. A tokenizer that the folder
-   held goes when the model has none; files that mhk_load() would not read stay. Others who save there at the same time wait (model.lock).
-   dtype MHK_Q8 or MHK_Q4: a model that is quantised is written as it is, bit for bit, any other as mhk_quantise() makes it by default; everything
-   that is not quantised as MHK_F32. The quantised matrix NAME (N,K) is then stored as NAME of type I8 (MHK_Q8) or U8 (MHK_Q4), NAME_scale of type F16,
-   and NAME_rest of type F32 with the rows that stay numbers, if any; shapes and order are those of mhk_quantised. */
+/* Writes a folder: config.json, model.safetensors (dtype MHK_F32, MHK_F16, MHK_BF16; 0: MHK_F32),
+   tokenizer.json when the model has one, and generation_config.json when it knows where a text
+   ends. A path ending in .safetensors is one file with all of them inside. Written as
+   mhk_file_write_bytes() says: never half a file. A folder holds the old model or the new one,
+   never some of each: all files are written before the first is renamed; then, unless only the
+   weights change, config.json goes first and comes last, and a process killed in between leaves a
+   folder without it, which does not load until it is saved to again. A tokenizer that the folder
+   held goes when the model has none; files that mhk_load() would not read stay. Others who save
+   there at the same time wait (model.lock). dtype MHK_Q8 or MHK_Q4: a model that is quantised is
+   written as it is, bit for bit, any other as mhk_quantise() makes it by default; everything that
+   is not quantised as MHK_F32. The quantised matrix NAME (N,K) is then stored as NAME of type I8
+   (MHK_Q8) or U8 (MHK_Q4), NAME_scale of type F16, and NAME_rest of type F32 with the rows that
+   stay numbers, if any; shapes and order are those of mhk_quantised. */
 MHKDEF mhk_result mhk_save(mhk_model *m, const char *path, mhk_dtype dtype);
 #endif
 
@@ -566,7 +576,21 @@ MHKDEF mhk_model *mhk_quantise(mhk_model *m, const mhk_quantise_desc *desc);
 
 MHKDEF const mhk_config *mhk_model_config(const mhk_model *m);
 MHKDEF mhk_tokenizer *mhk_model_tokenizer(const mhk_model *m);             /* the model's, or NULL */
-MHKDEF mhk_result mhk_model_set_tokenizer(mhk_model *m, mhk_tokenizer *k); /* k must live as long as the model */
+/* why the tokenizer that lies beside a loaded model is not its own: a sentence, the model's memory;
+   NULL: there is none, or it is in use */
+MHKDEF const char *mhk_model_tokenizer_error(const mhk_model *m);
+/* k must live as long as the model. It may know more tokens than the model has (a warning): one
+   that has no row is an error when it is fed. */
+MHKDEF mhk_result mhk_model_set_tokenizer(mhk_model *m, mhk_tokenizer *k);
+/* The tokens that end a text: mhk_sample() and mhk_speculate() stop at any of them. A loaded model
+   has eos_token_id of generation_config.json, else of config.json; unless the former was written on
+   purpose (has no _from_model_config), mhk_tokenizer_end() of the model's tokenizer is one besides.
+   Returns how many there are; *ids (ids may be NULL) is the model's memory, valid until tokenizer
+   or ends change. */
+MHKDEF int mhk_model_ends(const mhk_model *m, const int32_t **ids);
+/* These and no others from now on, n from 0 to 1000; mhk_save() keeps them in
+   generation_config.json. */
+MHKDEF mhk_result mhk_model_set_ends(mhk_model *m, const int32_t *ids, int n);
 MHKDEF int mhk_model_tensors(const mhk_model *m);
 MHKDEF mhk_tensor *mhk_model_tensor(const mhk_model *m, int i);
 MHKDEF mhk_tensor *mhk_model_find(const mhk_model *m, const char *name);   /* by checkpoint name; NULL if absent */
@@ -13852,6 +13876,9 @@ struct mhk_model {
   int n_tensors;
   int trainable;
   int owns_tokenizer;
+  const char *tokenizer_error; /* of the tokenizer that lies beside it; NULL: none */
+  int32_t *ends;               /* n_ends, and room for the tokenizer's; NULL: none */
+  int n_ends, ends_exact;      /* exact: the tokenizer's does not count besides */
 };
 
 /* ---- which tensors a configuration asks for */
@@ -14863,8 +14890,20 @@ static void mhk__write_blocks(mhk__writer *w, const mhk_config *c) {
   }
 }
 
-/* dtype: of the weights beside it, 0 when not known; end: id of the end-of-text token, -1 for none */
-static void mhk__write_config(mhk__writer *w, const mhk_config *c, mhk_dtype dtype, int end) {
+static void mhk__write_ends(mhk__writer *w, const int32_t *ends, int n) {
+  int i;
+  mhk__write_key(w, "eos_token_id");
+  if (n != 1) mhk__write_open(w, '[');
+  for (i = 0; i < n; i++) {
+    if (n != 1) mhk__write_item(w);
+    mhk__write_integer(w, ends[i]);
+  }
+  if (n != 1) mhk__write_close(w, ']');
+}
+
+/* dtype: of the weights beside it, 0 when not known; m: whose ends of text are written too, or NULL
+   */
+static void mhk__write_config(mhk__writer *w, const mhk_config *c, mhk_dtype dtype, const mhk_model *m) {
   mhk__write_open(w, '{');
   if (c->arch == MHK_ARCH_PHI_MAMBA) {
     mhk__write_key(w, "LanguageModel");
@@ -14938,10 +14977,12 @@ static void mhk__write_config(mhk__writer *w, const mhk_config *c, mhk_dtype dty
       }
     }
     mhk__write_flag_key(w, "tie_word_embeddings", c->tie_embeddings);
-    if (end >= 0) {
-      mhk__write_int_key(w, "bos_token_id", end);
-      mhk__write_int_key(w, "eos_token_id", end);
-    }
+    if (m && mhk_tokenizer_start(m->tokenizer) >= 0)
+      mhk__write_int_key(w, "bos_token_id", mhk_tokenizer_start(m->tokenizer));
+    if (m && m->n_ends)
+      mhk__write_ends(w, m->ends, m->n_ends);
+    else if (m && mhk_tokenizer_end(m->tokenizer) >= 0)
+      mhk__write_int_key(w, "eos_token_id", mhk_tokenizer_end(m->tokenizer));
     if (dtype) mhk__write_string_key(w, "torch_dtype", dtype == MHK_F16 ? "float16" : dtype == MHK_BF16 ? "bfloat16" : "float32");
   }
   mhk__write_close(w, '}');
@@ -14953,7 +14994,7 @@ MHKDEF size_t mhk_config_format(const mhk_config *config, char *json, size_t cap
   mhk__write_into(&w, json, capacity);
   if (config && config->d_model > 0 && config->n_layer >= 0 && config->n_layer <= MHK_MAX_LAYERS &&
       (config->head_dim > 0 || !mhk__config_uses(config, MHK_MIXER_ATTENTION)))
-    mhk__write_config(&w, config, (mhk_dtype)0, -1);
+    mhk__write_config(&w, config, (mhk_dtype)0, NULL);
   return w.length;
 }
 
@@ -15152,21 +15193,78 @@ MHKDEF mhk_tensor *mhk_model_find(const mhk_model *m, const char *name) {
   return NULL;
 }
 
-static int mhk__tokenizer_fits(const mhk_model *m, const mhk_tokenizer *k, const char *where) {
-  if (mhk_tokenizer_size(k) <= m->config.vocab_size) return 1;
-  mhk_fail(m->object.ctx, MHK_ERROR_CONFIG, "%s: the tokenizer has ids up to %d, the model's vocabulary ends at %d", where,
-           mhk_tokenizer_size(k) - 1, m->config.vocab_size - 1);
-  return 0;
+MHKDEF const char *mhk_model_tokenizer_error(const mhk_model *m) {
+  return m && !m->tokenizer ? m->tokenizer_error : NULL;
+}
+
+MHKDEF int mhk_model_ends(const mhk_model *m, const int32_t **ids) {
+  const int32_t end = m && !m->ends_exact ? mhk_tokenizer_end(m->tokenizer) : -1;
+  int i, n = m ? m->n_ends : 0;
+  for (i = 0; i < n && m->ends[i] != end; i++) {}
+  if (ids) *ids = m ? m->ends : NULL;
+  if (end < 0 || i < n || !m->ends) return n;
+  m->ends[n] = end;
+  return n + 1;
+}
+
+static int mhk__model_ends_at(const mhk_model *m, int32_t token) {
+  const int32_t *ends;
+  int n = mhk_model_ends(m, &ends);
+  while (n > 0 && ends[n - 1] != token) n--;
+  return n > 0;
+}
+
+/* n numbers, or with ids NULL room for them */
+static int mhk__model_put_ends(mhk_model *m, const int32_t *ids, int n, int exact) {
+  int32_t *ends = (int32_t *)mhk__arena_zeros(m->object.ctx, &m->object.arena, (mhk_index)n + 1, sizeof *ends);
+  if (!ends) return 0;
+  if (ids && n) memcpy(ends, ids, (size_t)n * sizeof *ends);
+  m->ends = ends;
+  m->n_ends = n;
+  m->ends_exact = exact;
+  return 1;
+}
+
+MHKDEF mhk_result mhk_model_set_ends(mhk_model *m, const int32_t *ids, int n) {
+  int i;
+  if (!m) return MHK_ERROR_ARGUMENT;
+  if (mhk_failed(m->object.ctx)) return mhk_error(m->object.ctx);
+  if (n < 0 || n > 1000 || (n > 0 && !ids))
+    return mhk_fail(m->object.ctx, MHK_ERROR_ARGUMENT, "%d ends of text: a model has from 0 to 1000", n);
+  for (i = 0; i < n; i++)
+    if (ids[i] < 0)
+      return mhk_fail(m->object.ctx, MHK_ERROR_ARGUMENT, "the end of text %d is no token: ids start at 0", (int)ids[i]);
+  mhk__model_put_ends(m, ids, n, 1);
+  return mhk_error(m->object.ctx);
+}
+
+/* The tokenizer becomes the model's, which destroys it if it owns it. */
+static void mhk__model_take_tokenizer(mhk_model *m, mhk_tokenizer *k, int owns) {
+  if (m->owns_tokenizer && m->tokenizer != k) mhk_tokenizer_destroy(m->tokenizer);
+  m->owns_tokenizer = k && (owns || (m->owns_tokenizer && m->tokenizer == k));
+  m->tokenizer = k;
+  if (k && !m->ends) mhk__model_put_ends(m, NULL, 0, 0);
+  if (k && mhk_tokenizer_size(k) > m->config.vocab_size)
+    mhk__note(
+        m->object.ctx, MHK_LOG_WARNING,
+        "the tokenizer has ids up to %d, the model's vocabulary ends at %d: text with the ids between cannot be fed",
+        mhk_tokenizer_size(k) - 1, m->config.vocab_size - 1);
 }
 
 MHKDEF mhk_result mhk_model_set_tokenizer(mhk_model *m, mhk_tokenizer *k) {
   if (!m) return MHK_ERROR_ARGUMENT;
   if (mhk_failed(m->object.ctx)) return mhk_error(m->object.ctx);
-  if (k && !mhk__tokenizer_fits(m, k, "mhk_model_set_tokenizer")) return mhk_error(m->object.ctx);
-  if (m->owns_tokenizer && m->tokenizer != k) mhk_tokenizer_destroy(m->tokenizer);
-  if (m->tokenizer != k) m->owns_tokenizer = 0;
-  m->tokenizer = k;
-  return MHK_OK;
+  mhk__model_take_tokenizer(m, k, 0);
+  return mhk_error(m->object.ctx);
+}
+
+/* What a copy keeps beside weights: tokenizer and ends of text. 0 on failure. */
+static int mhk__model_follow(mhk_model *copy, const mhk_model *m) {
+  mhk_context *ctx = copy->object.ctx;
+  if (m->ends && !mhk_failed(ctx)) mhk__model_put_ends(copy, m->ends, m->n_ends, m->ends_exact);
+  if (m->tokenizer && !mhk_failed(ctx)) copy->tokenizer = mhk__tokenizer_copy(ctx, m->tokenizer);
+  copy->owns_tokenizer = copy->tokenizer != NULL;
+  return !mhk_failed(ctx);
 }
 
 /* ---- loading */
@@ -15428,23 +15526,103 @@ static mhk_model *mhk__model_from_file(mhk_context *ctx, const mhk_config *confi
   return m;
 }
 
-#ifndef MOHAWK_NO_STDIO
-/* The tokenizer of a folder, if there is one. One of a kind that is not supported leaves the model without, with a warning. */
-static void mhk__pick_up_tokenizer(mhk_model *m, const char *folder) {
-  static const char names[][20] = {"tokenizer.json", "vocab.json", "encoder.json"};
+/* A tokenizer that was read, or failed to be: then the model is without one, and knows why. */
+static void mhk__model_got_tokenizer(mhk_model *m, mhk_tokenizer *k) {
   mhk_context *ctx = m->object.ctx;
-  char path[MHK__PATH_MOST + 64];
-  int i;
-  for (i = 0; i < 3; i++)
-    if (mhk__join_path(path, sizeof path, folder, names[i]) && mhk__is_file(path)) {
-      m->tokenizer = mhk_tokenizer_load(ctx, folder[0] ? folder : ".");
-      m->owns_tokenizer = m->tokenizer != NULL;
-      if (m->tokenizer)
-        mhk__tokenizer_fits(m, m->tokenizer, path);
-      else if (mhk_error(ctx) == MHK_ERROR_UNSUPPORTED) {
-        mhk__note(ctx, MHK_LOG_WARNING, "the model is loaded without its tokenizer: %s", mhk_message(ctx));
-        mhk_clear_error(ctx);
+  char why[sizeof ctx->message];
+  if (k) mhk__model_take_tokenizer(m, k, 1);
+  if (k || mhk_error(ctx) == MHK_ERROR_MEMORY) return;
+  mhk__print(why, sizeof why, "%s", ctx->message);
+  mhk_clear_error(ctx);
+  m->tokenizer_error = mhk__arena_text(ctx, &m->object.arena, why, strlen(why));
+  if (!m->tokenizer_error) m->tokenizer_error = "its tokenizer could not be read";
+  mhk__note(ctx, MHK_LOG_WARNING, "the model is loaded without its tokenizer: %s", m->tokenizer_error);
+}
+
+/* Settings of generation_config.json other than ends of text: how to draw is noted, what else would
+   change the text is warned about. Zero, one, false and nothing change nothing. */
+static void mhk__generation_notes(const mhk__settings *s) {
+  static const char quiet[] = "_from_model_config assistant_confidence_threshold assistant_early_exit "
+                              "assistant_ensemble_weight assistant_lookbehind bos_token_id "
+                              "cache_config cache_implementation compile_config continuous_batching_config "
+                              "decoder_start_token_id disable_compile early_stopping "
+                              "is_assistant length_penalty low_memory max_cache_len max_matching_ngram_size "
+                              "num_assistant_tokens num_assistant_tokens_schedule "
+                              "output_attentions output_hidden_states output_logits output_scores pad_token_id "
+                              "prefill_chunk_size prompt_lookup_num_tokens "
+                              "remove_invalid_values renormalize_logits return_dict_in_generate speculation_type "
+                              "target_lookbehind transformers_version use_cache use_mtp",
+                    draws[] = "do_sample max_length max_new_tokens max_time min_p num_return_sequences "
+                              "repetition_penalty temperature top_k top_p typical_p";
+  mhk__mark mark = mhk__scratch_mark(s->ctx);
+  mhk__list drawn, lost;
+  const mhk__json *x;
+  mhk__list_start(&drawn, s->ctx);
+  mhk__list_start(&lost, s->ctx);
+  for (x = s->object->first; x && !mhk_failed(s->ctx); x = x->next) {
+    const double number = mhk__json_is(x, MHK__JSON_NUMBER) ? mhk__json_number(x) : 2;
+    mhk__list *list = mhk__has_word(draws, x->key) ? &drawn : &lost;
+    if (x->seen || x->type == MHK__JSON_NULL || x->type == MHK__JSON_FALSE || (number >= 0 && number <= 0) ||
+        (number >= 1 && number <= 1) || ((x->type == MHK__JSON_ARRAY || x->type == MHK__JSON_OBJECT) && !x->count) ||
+        mhk__has_word(quiet, x->key))
+      continue;
+    if (mhk__list_room(list)) mhk__write_bytes(&list->text, x->key, x->key_length < 60 ? x->key_length : 60);
+  }
+  if (drawn.n)
+    mhk__note(s->ctx, MHK_LOG_INFO, "%s says how to draw; here mhk_sampling does: %s", s->where, mhk__list_end(&drawn));
+  if (lost.n) mhk__note(s->ctx, MHK_LOG_WARNING, "%s: without effect here: %s", s->where, mhk__list_end(&lost));
+  mhk__scratch_rewind(s->ctx, mark);
+}
+
+/* eos_token_id of config.json or, after it, of generation_config.json: a token or a list of them */
+static void mhk__model_read_ends(mhk_model *m, const char *json, size_t length, const char *where, int generation) {
+  mhk_context *ctx = m->object.ctx;
+  mhk__mark mark = mhk__scratch_mark(ctx);
+  const mhk__json *root = mhk_failed(ctx)
+                              ? NULL
+                              : mhk__json_parse(ctx, &ctx->scratch, json, length, where, MHK__JSON_INFINITY),
+                  *x, *one;
+  const mhk__settings s = mhk__settings_of(ctx, root, where, "");
+  int64_t id;
+  int n = 0;
+  x = mhk__setting(&s, "eos_token_id");
+  if (x && mhk__model_put_ends(m, NULL, x->type == MHK__JSON_ARRAY && x->count < 1000 ? (int)x->count : 1,
+                               generation && !mhk__json_is(mhk__setting(&s, "_from_model_config"), MHK__JSON_TRUE))) {
+    for (one = x->type == MHK__JSON_ARRAY ? x->first : x; one && n < 1000;
+         one = x->type == MHK__JSON_ARRAY ? one->next : NULL) {
+      if (!mhk__json_integer(one, &id) || id > INT32_MAX) {
+        mhk__setting_wrong(&s, x, "eos_token_id", "a token's id or a list of them");
+        break;
       }
+      if (id >= 0) m->ends[n++] = (int32_t)id; /* -1 says none */
+    }
+    m->n_ends = n;
+  }
+  if (root && root->type != MHK__JSON_OBJECT) mhk_fail(ctx, MHK_ERROR_FORMAT, "%s is not an object of settings", where);
+  if (generation && !mhk_failed(ctx)) mhk__generation_notes(&s);
+  mhk__scratch_rewind(ctx, mark);
+}
+
+#ifndef MOHAWK_NO_STDIO
+/* what else lies in a model's folder: its tokenizer, if there is one, and generation_config.json */
+static void mhk__pick_up_rest(mhk_model *m, const char *folder) {
+  static const char names[][20] = {"tokenizer.json", "vocab.json", "encoder.json", "tokenizer.model", "vocab.txt"};
+  mhk_context *ctx = m->object.ctx;
+  mhk__mark mark = mhk__scratch_mark(ctx);
+  char path[MHK__PATH_MOST + 64];
+  mhk__bytes bytes;
+  int i;
+  if (mhk__join_path(path, sizeof path, folder, "generation_config.json") && mhk__is_file(path) &&
+      mhk__bytes_read_or_fail(ctx, &ctx->scratch, path, &bytes))
+    mhk__model_read_ends(m, (const char *)bytes.data, bytes.size, path, 1);
+  mhk__scratch_rewind(ctx, mark);
+  for (i = 0; i < 5 && !mhk_failed(ctx); i++)
+    if (mhk__join_path(path, sizeof path, folder, names[i]) && mhk__is_file(path)) {
+      mhk_tokenizer *k = i < 3 ? mhk_tokenizer_load(ctx, folder[0] ? folder : ".") : NULL;
+      if (i >= 3)
+        mhk_fail(ctx, MHK_ERROR_UNSUPPORTED,
+                 "%s is of a kind that is not known here; byte-level BPE in tokenizer.json is", path);
+      mhk__model_got_tokenizer(m, k);
       return;
     }
 }
@@ -15464,12 +15642,14 @@ static mhk_model *mhk__model_in_one(mhk_context *ctx, mhk_file *f, const char *p
     return NULL;
   }
   m = mhk__model_from_file(ctx, &config, f, path, where);
+  if (m) mhk__model_read_ends(m, text, length, where, 0);
+  text = m ? mhk_file_metadata(f, "generation_config.json", &length) : NULL;
+  if (text) mhk__model_read_ends(m, text, length, "generation_config.json in the file", 1);
   text = m ? mhk_file_metadata(f, "tokenizer.json", &length) : NULL;
-  if (text) {
+  if (text && !mhk_failed(ctx)) {
     const char *settings = mhk_file_metadata(f, "tokenizer_config.json", &settings_length);
-    m->tokenizer = mhk__tokenizer_from_json(ctx, text, length, "tokenizer.json in the file", settings, settings_length, "tokenizer_config.json in the file");
-    m->owns_tokenizer = m->tokenizer != NULL;
-    if (m->tokenizer) mhk__tokenizer_fits(m, m->tokenizer, path);
+    mhk__model_got_tokenizer(m, mhk__tokenizer_from_json(ctx, text, length, "tokenizer.json in the file", settings,
+                                                         settings_length, "tokenizer_config.json in the file"));
   }
   if (m && mhk_failed(ctx)) {
     mhk_model_destroy(m);
@@ -15511,15 +15691,12 @@ static mhk_model *mhk__load(mhk_context *ctx, const char *path, int read) {
   mark = mhk__scratch_mark(ctx);
   if (mhk__bytes_read_or_fail(ctx, &ctx->scratch, config_path, &bytes))
     mhk_config_parse(ctx, (const char *)bytes.data, bytes.size, config_path, &config);
+  if (mhk_failed(ctx)) mhk_file_close(f);
+  m = mhk_failed(ctx) ? NULL : mhk__model_from_file(ctx, &config, f, path, config_path);
+  if (m) mhk__model_read_ends(m, (const char *)bytes.data, bytes.size, config_path, 0);
   mhk__scratch_rewind(ctx, mark);
-  if (mhk_failed(ctx)) {
-    mhk_file_close(f);
-    return NULL;
-  }
-  m = mhk__model_from_file(ctx, &config, f, path, config_path);
-  if (!m) return NULL;
-  mhk__pick_up_tokenizer(m, folder);
-  if (mhk_failed(ctx)) {
+  if (m && !mhk_failed(ctx)) mhk__pick_up_rest(m, folder);
+  if (m && mhk_failed(ctx)) {
     mhk_model_destroy(m);
     return NULL;
   }
@@ -15740,9 +15917,7 @@ MHKDEF mhk_model *mhk_quantise(mhk_model *m, const mhk_quantise_desc *desc) {
       ok = x->data && mhk_tensor_read(from, 0, x->count, (mhk_real *)x->data) == MHK_OK;
     }
   }
-  if (ok && m->tokenizer) out->tokenizer = mhk__tokenizer_copy(ctx, m->tokenizer);
-  out->owns_tokenizer = out->tokenizer != NULL;
-  if (!ok || mhk_failed(ctx)) {
+  if (!ok || !mhk__model_follow(out, m)) {
     mhk_model_destroy(out);
     return NULL;
   }
@@ -15779,7 +15954,9 @@ static int mhk__outgoing_quantised(mhk_context *ctx, mhk__outgoing *o, const mhk
   return 3;
 }
 
-#define MHK__SAVED_TEXTS 3 /* config.json, tokenizer.json, tokenizer_config.json: files of a folder, metadata of a single file */
+/* config.json, tokenizer.json, tokenizer_config.json, generation_config.json: files of a folder,
+   metadata of a single file */
+#define MHK__SAVED_TEXTS 4
 
 /* A file of a model's folder beside the weights. text NULL: the model has none, and an old one is not to be taken for its own. */
 typedef struct mhk__beside {
@@ -15871,13 +16048,35 @@ static void mhk__save_folder(mhk_context *ctx, const char *folder, int n, const 
   mhk__output_close(&weights, 0); /* unless it has been */
 }
 
+/* generation_config.json: where a text ends, exactly or as the rest has it; nothing when that is
+   not known */
+static void mhk__write_generation(mhk__writer *w, const mhk_model *m) {
+  const int32_t *ends;
+  const int n = mhk_model_ends(m, &ends);
+  if (n == 0 && !m->ends_exact) return;
+  mhk__write_open(w, '{');
+  if (!m->ends_exact) mhk__write_word_key(w, "_from_model_config", "true");
+  mhk__write_ends(w, ends, m->n_ends || m->ends_exact ? m->n_ends : n);
+  mhk__write_close(w, '}');
+  mhk__write_text(w, "\n");
+}
+
 MHKDEF mhk_result mhk_save(mhk_model *m, const char *path, mhk_dtype dtype) {
   mhk_context *ctx;
   mhk__mark mark;
   mhk__outgoing *list;
-  mhk__writer config;
-  const char *metadata[2 * MHK__SAVED_TEXTS + 2] = {"format", "pt", "config.json", NULL, "tokenizer.json", NULL, "tokenizer_config.json", NULL};
-  size_t lengths[MHK__SAVED_TEXTS + 1] = {2, 0, 0, 0};
+  mhk__writer config, generation;
+  const char *metadata[2 * MHK__SAVED_TEXTS + 2] = {"format",
+                                                    "pt",
+                                                    "config.json",
+                                                    NULL,
+                                                    "tokenizer.json",
+                                                    NULL,
+                                                    "tokenizer_config.json",
+                                                    NULL,
+                                                    "generation_config.json",
+                                                    NULL};
+  size_t lengths[MHK__SAVED_TEXTS + 1] = {2, 0, 0, 0, 0};
   mhk_model *made = NULL;
   int i, n = 0, single;
   if (!m) return MHK_ERROR_ARGUMENT;
@@ -15898,7 +16097,7 @@ MHKDEF mhk_result mhk_save(mhk_model *m, const char *path, mhk_dtype dtype) {
   mark = mhk__scratch_mark(ctx);
   if (m->tokenizer) metadata[5] = mhk_tokenizer_json(m->tokenizer, &lengths[2]);
   mhk__write_to(&config, ctx, &ctx->scratch);
-  mhk__write_config(&config, &m->config, dtype, m->tokenizer ? (int)mhk_tokenizer_end(m->tokenizer) : -1);
+  mhk__write_config(&config, &m->config, dtype, m);
   list = (mhk__outgoing *)mhk__scratch(ctx, 3 * (mhk_index)m->n_tensors, sizeof *list);
   for (i = 0; i < m->n_tensors && list; i++) {
     const mhk_tensor *x = m->tensors[i];
@@ -15914,9 +16113,22 @@ MHKDEF mhk_result mhk_save(mhk_model *m, const char *path, mhk_dtype dtype) {
     metadata[7] = m->tokenizer->config;
     lengths[3] = m->tokenizer->config_length;
   }
-  if (!mhk_failed(ctx) && single)
-    mhk__file_write(ctx, path, n, list, metadata[7] ? 4 : metadata[5] ? 3 : 2, metadata, lengths);
-  else if (!mhk_failed(ctx))
+  mhk__write_to(&generation, ctx, &ctx->scratch);
+  mhk__write_generation(&generation, m);
+  if (generation.length) {
+    metadata[9] = generation.data;
+    lengths[4] = generation.length;
+  }
+  if (!mhk_failed(ctx) && single) {
+    int k = 1;
+    for (i = 1; i <= MHK__SAVED_TEXTS; i++)
+      if (metadata[2 * i + 1]) {
+        metadata[2 * k] = metadata[2 * i];
+        metadata[2 * k + 1] = metadata[2 * i + 1];
+        lengths[k++] = lengths[i];
+      }
+    mhk__file_write(ctx, path, n, list, k, metadata, lengths);
+  } else if (!mhk_failed(ctx))
     mhk__save_folder(ctx, path, n, list, metadata, lengths);
   mhk__scratch_rewind(ctx, mark);
   mhk_model_destroy(made);
@@ -16095,11 +16307,7 @@ MHKDEF mhk_model *mhk_student_create(mhk_context *ctx, mhk_model *teacher, const
   if (!m) return NULL;
   mhk_model_transfer(m, teacher);
   mhk_model_init_mixers(m, teacher, d.init, d.seed ? d.seed : 1);
-  if (teacher->tokenizer && !mhk_failed(ctx)) { /* its own copy, so that the teacher may go */
-    m->tokenizer = mhk__tokenizer_copy(ctx, teacher->tokenizer);
-    m->owns_tokenizer = m->tokenizer != NULL;
-  }
-  if (mhk_failed(ctx)) {
+  if (!mhk__model_follow(m, teacher)) { /* copies, so that the teacher may go */
     mhk_model_destroy(m);
     return NULL;
   }
@@ -17822,6 +18030,8 @@ MHKDEF mhk_result mhk_feed_bytes(mhk_session *s, const char *text, size_t length
   if (!s || s->object.ctx->result != MHK_OK) return s ? s->object.ctx->result : MHK_ERROR_MEMORY;
   ctx = s->object.ctx;
   k = s->model->tokenizer;
+  if (!k && s->model->tokenizer_error)
+    return mhk_fail(ctx, MHK_ERROR_STATE, "the model is without its tokenizer: %s", s->model->tokenizer_error);
   if (!k) return mhk_fail(ctx, MHK_ERROR_STATE, "the model has no tokenizer: put a tokenizer.json beside it, or feed token ids");
   if (!s->ids) return mhk_fail(ctx, MHK_ERROR_STATE, "the model was given its tokenizer after this session was made: make the session after it");
   if (!text && length > 0) return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "feed_bytes was given no text");
@@ -18262,7 +18472,7 @@ static int mhk__session_say(mhk_session *s, const mhk_sampling *how, int32_t tok
   size_t length = 0;
   const char *bytes;
   int i;
-  if (k && token == mhk_tokenizer_end(k)) s->sampler.stop = MHK_STOP_END;
+  if (mhk__model_ends_at(s->model, token)) s->sampler.stop = MHK_STOP_END;
   for (i = 0; i < how->n_stop_tokens && s->sampler.stop == MHK_STOP_NONE; i++)
     if (how->stop_tokens[i] == token) s->sampler.stop = MHK_STOP_TOKEN;
   if (s->sampler.stop != MHK_STOP_NONE) {
@@ -18861,7 +19071,11 @@ MHKDEF mhk_text *mhk_text_sample(mhk_model *m, mhk_index tokens, uint64_t seed, 
       memcpy(grid, first, (size_t)batch * sizeof(int32_t));
       mhk_feed(s, first, 1);
       for (step = 1; step < length && !stop && ctx->result == MHK_OK; step++) {
-        mhk_sample_batch(s, &how, grid + step * batch);
+        int32_t *row = grid + step * batch;
+        if (!mhk__draw_all(s, &how, row)) break;
+        for (b = 0; b < batch; b++) /* after another end than this the next document starts */
+          if (row[b - batch] != end && mhk__model_ends_at(m, row[b - batch])) row[b] = end;
+        mhk_feed(s, row, 1);
         if (progress && step % 16 == 0) {
           n = done + (step + 1) * batch;
           stop = progress(user, n < tokens ? n : tokens, tokens);

@@ -109,6 +109,20 @@ check "bf16 to f32 and back is the same file" cmp "$work/one.safetensors" "$work
 check "convert to f16" "$mohawk" convert --model "$tiny" --out "$work/half.safetensors" --dtype f16
 check "convert onto itself" "$mohawk" convert --model "$work/again.safetensors" --out "$work/again.safetensors"
 check "it is still there" "$mohawk" eval --model "$work/again.safetensors" --teacher "$tiny" --text examples/story.txt --windows 1
+# a tokenizer is never lost unnoticed, and what loading warns about is refused on request
+"$mohawk" convert --model "$tiny" --out "$work/mute" >/dev/null 2>&1
+echo '{"model": {"type": "WordPiece"}}' >"$work/mute/tokenizer.json"
+check "a model without its tokenizer" "$mohawk" inspect "$work/mute"
+code 1 "strictly" "$mohawk" inspect --strict "$work/mute"
+code 1 "convert without its tokenizer" "$mohawk" convert --model "$work/mute" --out "$work/muter"
+check "convert with another one" "$mohawk" convert --model "$work/mute" --tokenizer "$tiny" --out "$work/muter"
+check "convert with none" "$mohawk" convert --model "$work/mute" --no-tokenizer --out "$work/muter.safetensors"
+code 1 "quantize without its tokenizer" "$mohawk" quantize --model "$work/mute" --out "$work/muter.safetensors"
+check "quantize with none" "$mohawk" quantize --model "$work/mute" --no-tokenizer --out "$work/muter.safetensors"
+"$mohawk" generate --model "$work/mute" --prompt x >"$work/said" 2>&1
+says "WordPiece"
+"$mohawk" generate --model "$work/muter.safetensors" --prompt x >"$work/said" 2>&1
+says "has no tokenizer"
 check "inspect of a PyTorch file" "$mohawk" inspect tests/golden/pytorch_model.bin
 "$mohawk" quantize --model "$tiny" --out "$work/q8.safetensors" --text examples/story.txt --windows 2 >"$work/said"
 says "KL to the model"

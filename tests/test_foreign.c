@@ -497,6 +497,240 @@ TEST(neighbours_of_a_mamba2_are_refused_by_name) {
   }
 }
 
+/* ---- ends of text */
+
+/* the bundled teacher in a folder of its own, with eos_token_id of config.json and, unless NULL, a
+   generation_config.json */
+static mhk_model *teacher_with(const char *folder, const char *config_ends, const char *generation_config) {
+  char *config = test_read_file(TINY "/config.json", NULL), *other, path[600];
+  mhk_model *m = mhk_load(ctx, TINY);
+  mhk_save(m, test_path(folder), MHK_BF16);
+  mhk_model_destroy(m);
+  CHECK(config != NULL, "no " TINY);
+  if (!config) return NULL;
+  other = changed(config, "\"eos_token_id\": 0,", config_ends);
+  snprintf(path, sizeof path, "%s/config.json", test_path(folder));
+  write_text(path, other);
+  snprintf(path, sizeof path, "%s/generation_config.json", test_path(folder));
+  remove(path);
+  if (generation_config) write_text(path, generation_config);
+  free(other), free(config);
+  no_warnings();
+  return mhk_load(ctx, test_path(folder));
+}
+
+static void check_ends(const char *what, const mhk_model *m, const char *want) {
+  char got[256] = "";
+  const int32_t *ids;
+  int i, n = mhk_model_ends(m, &ids);
+  for (i = 0; i < n; i++) sprintf(got + strlen(got), "%s%d", i ? "," : "", (int)ids[i]);
+  CHECK(strcmp(got, want) == 0, "%s: the text ends at %s, not at %s%s", what, got, want, mhk_message(ctx));
+}
+
+TEST(ends_of_text_come_from_generation_config_then_config_and_the_tokenizer) {
+  static const struct { const char *config, *generation, *want;
+  } cases[] = {{"\"eos_token_id\": 7,", NULL,
+                "7,0"}, /* the tokenizer's besides: the library writes a 2 where nobody said anything */
+               {"\"eos_token_id\": [7, 9],", NULL, "7,9,0"},
+               {"\"eos_token_id\": 0,", NULL, "0"},
+               {"\"eos_token_id\": null,", NULL, "0"},
+               {"", NULL, "0"},
+               {"\"eos_token_id\": -1,", NULL, "0"},
+               {"\"eos_token_id\": 7,", "{\"eos_token_id\": 5}", "5"},
+               {"\"eos_token_id\": 7,", "{\"eos_token_id\": [5, 3]}", "5,3"},
+               {"\"eos_token_id\": 7,", "{\"eos_token_id\": 5, \"_from_model_config\": true}", "5,0"},
+               {"\"eos_token_id\": 7,", "{\"eos_token_id\": null}", "7,0"},
+               {"\"eos_token_id\": 7,", "{\"temperature\": 0.6}", "7,0"},
+               {"\"eos_token_id\": 5000,", NULL, "5000,0"}};
+  size_t i;
+  for (i = 0; i < sizeof cases / sizeof *cases; i++) {
+    mhk_model *m = teacher_with("ends", cases[i].config, cases[i].generation), *back;
+    REQUIRE_OK(ctx);
+    CHECK(n_warnings == 0, "%s", warnings);
+    check_ends(cases[i].generation ? cases[i].generation : cases[i].config, m, cases[i].want);
+    mhk_save(m, test_path("ends_saved"), MHK_BF16);
+    back = mhk_load(ctx, test_path("ends_saved"));
+    check_ends("saved to a folder", back, cases[i].want);
+    mhk_model_destroy(back);
+    mhk_save(m, test_path("ends.safetensors"), MHK_BF16);
+    back = mhk_load(ctx, test_path("ends.safetensors"));
+    check_ends("saved to a file", back, cases[i].want);
+    mhk_model_destroy(back);
+    back = mhk_quantise(m, NULL);
+    check_ends("quantised", back, cases[i].want);
+    mhk_model_destroy(back);
+    back = mhk_student_create(ctx, m, NULL);
+    check_ends("the student", back, cases[i].want);
+    mhk_save(back, test_path("ends_saved"), MHK_F32);
+    mhk_model_destroy(back);
+    back = mhk_load(ctx, test_path("ends_saved"));
+    check_ends("the student, saved", back, cases[i].want);
+    mhk_model_destroy(back);
+    mhk_model_destroy(m);
+  }
+}
+
+TEST(ends_of_text_can_be_set_and_are_exactly_those) {
+  static const int32_t some[] = {4, 8}, bad[] = {4, -8};
+  mhk_model *m = mhk_load(ctx, TINY), *back;
+  check_ends("loaded", m, "0");
+  CHECK(mhk_model_set_ends(m, some, 2) == MHK_OK, "%s", mhk_message(ctx));
+  check_ends("set", m, "4,8");
+  mhk_save(m, test_path("set"), MHK_BF16);
+  back = load_strictly(test_path("set"));
+  check_ends("saved", back, "4,8");
+  mhk_model_destroy(back);
+  mhk_model_set_ends(m, NULL, 0);
+  check_ends("none", m, "");
+  mhk_save(m, test_path("set.safetensors"), MHK_BF16);
+  back = load_strictly(test_path("set.safetensors"));
+  check_ends("none, saved", back, "");
+  mhk_model_destroy(back);
+  CHECK(mhk_model_set_ends(m, bad, 2) != MHK_OK, "set");
+  CHECK_FAILS(ctx, MHK_ERROR_ARGUMENT, "the end of text -8 is no token");
+  CHECK(mhk_model_set_ends(m, NULL, 2) != MHK_OK, "set");
+  CHECK_FAILS(ctx, MHK_ERROR_ARGUMENT, "2 ends of text");
+  CHECK(mhk_model_set_ends(m, some, 1001) != MHK_OK, "set");
+  CHECK_FAILS(ctx, MHK_ERROR_ARGUMENT, "1001 ends of text");
+  CHECK(mhk_model_ends(NULL, NULL) == 0 && mhk_model_set_ends(NULL, some, 1) != MHK_OK, "no model");
+  mhk_model_destroy(m);
+}
+
+/* the bias of the head makes one token certain: then the text ends there, however it is drawn */
+TEST(a_text_ends_at_any_of_them) {
+  static const int32_t two[] = {5, 300};
+  const mhk_sampling *usual = NULL;
+  mhk_model *m = mhk_load(ctx, TINY);
+  mhk_tensor *bias;
+  int i;
+  mhk_model_make_trainable(m);
+  mhk_model_set_ends(m, two, 2);
+  bias = mhk_model_find(m, "lm_head.bias");
+  REQUIRE_OK(ctx);
+  for (i = 0; i < 2; i++) {
+    mhk_session *s = mhk_session_create(m, NULL), *d = mhk_session_create(m, NULL);
+    mhk_speculation_desc desc;
+    mhk_speculation *x;
+    mhk_text *text;
+    const int32_t *ids;
+    mhk_index k, n, starts = 0;
+    mhk_data(bias)[two[i]] += 1000;
+    mhk_feed_text(s, "Once");
+    CHECK(mhk_sample(s, usual) == -1 && mhk_stopped(s) == MHK_STOP_END, "stopped: %d, %s", (int)mhk_stopped(s),
+          mhk_message(ctx));
+    mhk_session_reset(s);
+    mhk_feed_text(s, "Once");
+    mhk_feed_text(d, "Once");
+    memset(&desc, 0, sizeof desc);
+    desc.target = s;
+    desc.draft = d;
+    x = mhk_speculation_create(&desc);
+    CHECK(mhk_speculate(x, usual) == -1 && mhk_stopped(s) == MHK_STOP_END, "stopped: %d, %s", (int)mhk_stopped(s),
+          mhk_message(ctx));
+    mhk_speculation_destroy(x);
+    text = mhk_text_sample(m, 64, 3, NULL, NULL); /* start, end, start, end... */
+    n = mhk_text_tokens(text, &ids);
+    CHECK(n == 64, "%d tokens, %s", (int)n, mhk_message(ctx));
+    for (k = 0; k < n; k++) starts += ids[k] == 0;
+    CHECK(starts == 32, "%d of 64 tokens start a document", (int)starts);
+    mhk_text_destroy(text);
+    mhk_data(bias)[two[i]] -= 1000;
+    mhk_session_destroy(s);
+    mhk_session_destroy(d);
+  }
+  mhk_model_destroy(m);
+  CHECK_OK(ctx);
+}
+
+TEST(settings_of_generation_that_would_change_the_text_are_said) {
+  size_t i;
+  for (i = 0; i < sizeof keys / sizeof *keys; i++) {
+    text x;
+    mhk_model *m;
+    if (keys[i].where != generation) continue;
+    x = object(NULL, keys[i].key, keys[i].value);
+    m = teacher_with("generation", "\"eos_token_id\": 7,", x.t);
+    switch (keys[i].does) {
+      case ends:
+        CHECK(m && n_warnings == 0, "%s: %s%s", x.t, mhk_message(ctx), warnings);
+        check_ends(x.t, m, "3,5");
+        break;
+      case warned:
+        CHECK(m && n_warnings == 1 && strstr(warnings, keys[i].key), "%s is not warned about: %s%s", x.t,
+              mhk_message(ctx), warnings);
+        break;
+      case sampling:
+      case quiet: CHECK(m && n_warnings == 0, "%s is not quiet: %s%s", x.t, mhk_message(ctx), warnings); break;
+      default: CHECK(!m && strlen(mhk_message(ctx)) > 20, "%s is not refused", x.t);
+    }
+    mhk_clear_error(ctx);
+    mhk_model_destroy(m);
+  }
+}
+
+/* ---- tokenizers */
+
+TEST(a_tokenizer_larger_than_the_vocabulary_is_a_warning_until_such_a_token_is_fed) {
+  char *json = test_read_file(TINY "/tokenizer.json", NULL);
+  mhk_model *m = model_new(ctx, PHI, 3); /* 31 rows */
+  mhk_session *s;
+  mhk_save(m, test_path("small"), MHK_F32);
+  mhk_model_destroy(m);
+  write_text(test_path("small/tokenizer.json"), json ? json : "");
+  free(json);
+  CHECK(!load_strictly(test_path("small")), "loaded");
+  CHECK_FAILS(ctx, MHK_ERROR_UNSUPPORTED, "the tokenizer has ids up to 1023, the model's vocabulary ends at 30");
+  no_warnings();
+  m = mhk_load(ctx, test_path("small"));
+  REQUIRE_OK(ctx);
+  CHECK(mhk_model_tokenizer(m) && !mhk_model_tokenizer_error(m), "without its tokenizer");
+  CHECK(n_warnings == 1 && strstr(warnings, "the model's vocabulary ends at 30"), "%s", warnings);
+  s = mhk_session_create(m, NULL);
+  CHECK(mhk_feed_text(s, "Once upon a time") != MHK_OK, "fed");
+  CHECK(strstr(mhk_message(ctx), "token"), "%s", mhk_message(ctx));
+  mhk_clear_error(ctx);
+  CHECK(mhk_session_position(s, 0) == 0, "something was fed");
+  mhk_session_destroy(s);
+  mhk_model_destroy(m);
+}
+
+TEST(a_tokenizer_that_cannot_be_read_leaves_the_model_without_and_says_why) {
+  static const struct { const char *name, *text, *why;
+  } cases[] = {{"tokenizer.json", "{", "line 1"},
+               {"tokenizer.json", "{\"model\": {\"type\": \"WordPiece\"}}", "WordPiece"},
+               {"tokenizer.model", "x", "is of a kind that is not known here"},
+               {"vocab.json", "{}", "merges.txt"}};
+  size_t i;
+  for (i = 0; i < sizeof cases / sizeof *cases; i++) {
+    char path[600];
+    mhk_model *m = model_new(ctx, PHI, 3);
+    mhk_session *s;
+    mhk_save(m, test_path("mute"), MHK_F32);
+    mhk_model_destroy(m);
+    m = mhk_load(ctx, test_path("mute"));
+    CHECK(m && !mhk_model_tokenizer(m) && !mhk_model_tokenizer_error(m), "there is none: %s", mhk_message(ctx));
+    mhk_model_destroy(m);
+    snprintf(path, sizeof path, "%s/%s", test_path("mute"), cases[i].name);
+    write_text(path, cases[i].text);
+    no_warnings();
+    m = mhk_load(ctx, test_path("mute"));
+    REQUIRE_OK(ctx);
+    CHECK(!mhk_model_tokenizer(m) && n_warnings == 1 && strstr(warnings, cases[i].why), "%s", warnings);
+    CHECK(mhk_model_tokenizer_error(m) && strstr(mhk_model_tokenizer_error(m), cases[i].why), "%s",
+          mhk_model_tokenizer_error(m));
+    s = mhk_session_create(m, NULL);
+    CHECK(mhk_feed_text(s, "hello") != MHK_OK, "fed");
+    CHECK_FAILS(ctx, MHK_ERROR_STATE, cases[i].why);
+    mhk_session_destroy(s);
+    mhk_model_destroy(m);
+    CHECK(!load_strictly(test_path("mute")), "loaded");
+    CHECK(strstr(mhk_message(ctx), cases[i].why), "%s", mhk_message(ctx));
+    mhk_clear_error(ctx);
+    remove(path);
+  }
+  CHECK(mhk_model_tokenizer_error(NULL) == NULL, "no model");
+}
+
 int main(int argc, char **argv) {
   mhk_context_desc d;
   memset(&d, 0, sizeof d);
@@ -516,6 +750,12 @@ int main(int argc, char **argv) {
   RUN(rope_scaling_counts_before_rope_parameters_and_both_before_the_settings_beside_them);
   RUN(the_layout_of_state_spaces_gives_the_same_logits);
   RUN(neighbours_of_a_mamba2_are_refused_by_name);
+  RUN(ends_of_text_come_from_generation_config_then_config_and_the_tokenizer);
+  RUN(ends_of_text_can_be_set_and_are_exactly_those);
+  RUN(a_text_ends_at_any_of_them);
+  RUN(settings_of_generation_that_would_change_the_text_are_said);
+  RUN(a_tokenizer_larger_than_the_vocabulary_is_a_warning_until_such_a_token_is_fed);
+  RUN(a_tokenizer_that_cannot_be_read_leaves_the_model_without_and_says_why);
   mhk_destroy(ctx);
   return test_end();
 }

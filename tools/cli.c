@@ -168,6 +168,20 @@ mhk_model *cli_load(mhk_context *ctx, const char *path) {
   return mhk_load_with(ctx, path, &desc);
 }
 
+int cli_no_tokenizer(const mhk_model *m, const char *path) {
+  const char *why = mhk_model_tokenizer_error(m);
+  if (why) return cli_error("%s is without its tokenizer: %s", path, why);
+  return cli_error("%s has no tokenizer: put the tokenizer.json of its teacher beside it", path);
+}
+
+int cli_keeps_tokenizer(const mhk_model *m, const char *path) {
+  const char *why = mhk_model_tokenizer_error(m);
+  return why ? cli_error("%s would be written without its tokenizer: %s. mohawk convert --tokenizer gives it another "
+                         "one, --no-tokenizer writes it without",
+                         path, why)
+             : CLI_GO;
+}
+
 static int colour(FILE *out) {
   const char *no = getenv("NO_COLOR"), *term = getenv("TERM");
   return !(no && *no) && isatty(fileno(out)) && !(term && strcmp(term, "dumb") == 0);

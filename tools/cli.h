@@ -79,6 +79,10 @@ mhk_context *cli_context_on(int threads, mhk_isa isa);
 /* mhk_load, as --strict says: every command that loads models has that option */
 mhk_model *cli_load(mhk_context *ctx, const char *path);
 int *cli_strict(void);
+/* Says that a model has no tokenizer, and why. Returns CLI_FAILED. */
+int cli_no_tokenizer(const mhk_model *m, const char *path);
+/* Before a model is written: one whose tokenizer could not be read must not lose it unnoticed. CLI_GO, or CLI_FAILED after a message. */
+int cli_keeps_tokenizer(const mhk_model *m, const char *path);
 #define CLI_STRICT \
   {"strict", NULL, CLI_FLAG, cli_strict(), 0, 0, "refuse a model that would load with a warning: what it brings and is not used"}
 const char *cli_bold(FILE *out);               /* "" where colour is not wanted */

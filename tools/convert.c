@@ -4,7 +4,7 @@
 
 typedef struct settings {
   const char *model, *out, *tokenizer;
-  int dtype;
+  int dtype, no_tokenizer;
 } settings;
 
 static const mhk_dtype types[] = {MHK_F32, MHK_F16, MHK_BF16};
@@ -17,6 +17,7 @@ static int parse(settings *s, int argc, char **argv) {
       {"dtype", "f32|f16|bf16", CLI_CHOICE, &s->dtype, 0, 0, "how weights are stored (default: as they are in the model)"},
       {"tokenizer", "PATH", CLI_TEXT, &s->tokenizer, 0, 0,
        "put in the tokenizer of this folder, when the model comes without"},
+      {"no-tokenizer", NULL, CLI_FLAG, &s->no_tokenizer, 0, 0, "write none, whatever lies beside the model"},
       CLI_STRICT,
   };
   const cli_command c = {"convert",
@@ -51,6 +52,8 @@ static int convert(mhk_context *ctx, const settings *s) {
   int i;
   if (!m) return cli_context_error(ctx);
   if (s->tokenizer && mhk_model_set_tokenizer(m, mhk_tokenizer_load(ctx, s->tokenizer)) != MHK_OK) return cli_context_error(ctx);
+  if (s->no_tokenizer) mhk_model_set_tokenizer(m, NULL);
+  if (!s->no_tokenizer && cli_keeps_tokenizer(m, s->out) != CLI_GO) return CLI_FAILED;
   dtype = s->dtype < 0 ? stored_type(m) : types[s->dtype];
   if (mhk_save(m, s->out, dtype) != MHK_OK) return cli_context_error(ctx);
   for (i = 0; i < mhk_model_tensors(m); i++) parameters += (double)mhk_model_tensor(m, i)->count;

@@ -206,7 +206,7 @@ static int generate(mhk_context *ctx, const settings *s, const char *prompt, gro
   double start;
   int i;
   if (!m || (s->draft && !student)) return cli_context_error(ctx);
-  if (!k) return cli_error("%s has no tokenizer that can be used: put the tokenizer.json of its teacher beside it", s->model);
+  if (!k) return cli_no_tokenizer(m, s->model);
   memset(&o, 0, sizeof o);
   o.reason = "tokens";
   memset(&desc, 0, sizeof desc);

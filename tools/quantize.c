@@ -7,7 +7,7 @@
 typedef struct settings {
   const char *model, *out;
   cli_files text;
-  int type, ends, group, threads, encoding;
+  int type, ends, group, threads, encoding, no_tokenizer;
   mhk_index length, windows;
 } settings;
 
@@ -28,6 +28,7 @@ static int parse(settings *s, int argc, char **argv) {
       {"length", "N", CLI_COUNT, &s->length, 2, 1e7, "tokens a window of it (default 256)"},
       {"windows", "N", CLI_COUNT, &s->windows, 0, 1e12, "how many windows from its start; 0: all (default 128)"},
       {"threads", "N", CLI_INT, &s->threads, 1, 4096, "threads (default: all the machine has)"},
+      {"no-tokenizer", NULL, CLI_FLAG, &s->no_tokenizer, 0, 0, "write none, whatever lies beside the model"},
       CLI_STRICT,
   };
   const cli_command c = {"quantize",
@@ -97,6 +98,8 @@ static int quantise(mhk_context *ctx, const settings *s) {
   d.type = types[s->type];
   if (s->ends >= 0) d.ends = types[s->ends];
   d.group = s->group;
+  if (s->no_tokenizer) mhk_model_set_tokenizer(m, NULL);
+  if (m && !s->no_tokenizer && cli_keeps_tokenizer(m, s->out) != CLI_GO) return CLI_FAILED;
   q = mhk_quantise(m, &d);
   if (!q || mhk_save(q, s->out, d.type) != MHK_OK) return cli_context_error(ctx);
   for (i = 0; i < mhk_model_tensors(m); i++) {

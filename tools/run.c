@@ -135,7 +135,7 @@ mhk_text *run_load_text(mhk_context *ctx, mhk_model *model, mhk_model *other_mod
   int i, good = 1;
   if (!k && other_model) k = mhk_model_tokenizer(other_model);
   if (!k) {
-    cli_error("the model has no tokenizer that can be used: put the tokenizer.json of its teacher beside it");
+    cli_no_tokenizer(model, "the model");
     return NULL;
   }
   memset(read, 0, sizeof read);
