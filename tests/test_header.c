@@ -508,7 +508,7 @@ TEST(fast_math) {
 static const char *const macros =
     /* Windows */
     "#define small char\n#define hyper double\n#define near\n#define far\n#define NEAR\n#define FAR\n#define pascal\n"
-    "#define cdecl\n#define interface struct\n#define IN\n#define OUT\n#define OPTIONAL\n#define ERROR 0\n#define DELETE 1\n"
+    "#define cdecl\n#define interface struct\n#define IN\n#define OUT\n#define OPTIONAL\n#define ERROR 0\n"
     "#define CONST const\n#define VOID void\n#define THIS void\n#define PURE = 0\n#define STRICT 1\n#define TRUE 1\n#define FALSE 0\n"
     "#define ABSOLUTE 1\n#define RELATIVE 2\n#define OPAQUE 2\n#define TRANSPARENT 1\n#define DIFFERENCE 11\n#define INFINITE 1\n"
     "#define rad1 0x420\n#define chx1 0x410\n#define edt1 0x480\n#define stc1 0x440\n#define lst1 0x460\n#define cmb1 0x470\n"
