@@ -2021,7 +2021,7 @@ static void mhk__output_clear(mhk__output *o, const char *path) {
 }
 
 static int mhk__output_open(mhk__output *o, const char *path) {
-  unsigned mode = 0666;
+  unsigned mode = 6 * 64 + 6 * 8 + 6; /* rw-rw-rw-: C2y wants octal numbers spelled as no older C can */
   int k;
 #ifdef MHK__POSIX
   struct stat info;
@@ -2032,7 +2032,7 @@ static int mhk__output_open(mhk__output *o, const char *path) {
 #ifdef MHK__POSIX
   if (stat(path, &info) == 0) {
     if (!S_ISREG(info.st_mode)) return o->error = S_ISDIR(info.st_mode) ? EISDIR : MHK__NOT_REGULAR;
-    mode = (unsigned)info.st_mode & 0777u;
+    mode = (unsigned)(info.st_mode & (S_IRWXU | S_IRWXG | S_IRWXO));
   }
 #endif
   mhk__remove_temporaries(path);
@@ -2110,7 +2110,7 @@ static int mhk__lock_take(mhk__lock *l, const char *path, int wait) {
   l->file = MHK__NO_HANDLE;
   if (strlen(path) >= sizeof l->path) return ENAMETOOLONG;
   while (got == 2) { /* 2: it was given back, and its file removed, while this one was being opened */
-    fd = open(path, O_RDWR | O_CREAT | MHK__NO_FOLLOW, 0666);
+    fd = open(path, O_RDWR | O_CREAT | MHK__NO_FOLLOW, S_IRUSR | S_IWUSR | S_IRGRP | S_IWGRP | S_IROTH | S_IWOTH);
     if (fd < 0) return errno ? errno : EIO;
     fcntl(fd, F_SETFD, FD_CLOEXEC);
     got = fstat(fd, &info) == 0 && S_ISREG(info.st_mode) ? mhk__lock_handle(fd, path, wait) : -2;

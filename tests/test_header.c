@@ -91,6 +91,14 @@ TEST(lines_fit) {
   }
 }
 
+/* C2y spells them 0o666 and warns about the others, which no older C can read */
+TEST(no_octal_numbers) {
+  const char *p;
+  for (p = plain + 1; *p; p++)
+    CHECK(*p != '0' || !isdigit((unsigned char)p[1]) || isalnum((unsigned char)p[-1]) || strchr("_.", p[-1]),
+          "line %d has the octal number %.6s", line_of(header + (p - plain)), p);
+}
+
 TEST(version) {
   char number[40];
   snprintf(number, sizeof number, "%d.%d.%d", MHK_VERSION_MAJOR, MHK_VERSION_MINOR, MHK_VERSION_PATCH);
@@ -648,6 +656,7 @@ int main(int argc, char **argv) {
   test_begin(argc, argv);
   load();
   RUN(lines_fit);
+  RUN(no_octal_numbers);
   RUN(version);
   RUN(contents);
   RUN(sections_look_upward);
