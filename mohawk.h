@@ -946,7 +946,8 @@ typedef struct mhk_progress_info {
 MHKDEF const mhk_progress_info *mhk_progress(mhk_trainer *tr);
 MHKDEF mhk_model *mhk_student(mhk_trainer *tr); /* stays with the context when the trainer is destroyed; one of the caller's own must outlive it */
 #ifndef MOHAWK_NO_STDIO
-/* Writes out/checkpoint.safetensors (new name, flushed, renamed). */
+/* Writes out/checkpoint.safetensors, with a checksum of everything in it; the one before stays as out/checkpoint.previous.safetensors. mhk_distill() goes on
+   from that when the last one is damaged, with a warning. */
 MHKDEF mhk_result mhk_checkpoint(mhk_trainer *tr);
 #endif
 /* Loss of a stage and its gradients (added to the parameters') without an update. layer_loss: L values or NULL. */
@@ -2002,12 +2003,90 @@ static void mhk__remove_temporaries(const char *path) {
     if (mhk__temporary_path(temporary, path, k)) mhk__remove_left(temporary);
 }
 
+#ifndef MOHAWK_NO_TRAINING
+/* XXH64 with seed 0 (Yann Collet's xxHash), of bytes as they come: any change within eight aligned bytes shows, any other but once in 2^64. The same on
+   every machine. */
+typedef struct mhk__xxh64 {
+  uint64_t lane[4], total;
+  unsigned char held[32];
+} mhk__xxh64;
+
+#define MHK__XXH_1 11400714785074694791u
+#define MHK__XXH_2 14029467366897019727u
+#define MHK__XXH_3 1609587929392839161u
+#define MHK__XXH_4 9650029242287828579u
+#define MHK__XXH_5 2870177450012600261u
+
+static uint64_t mhk__turn_left(uint64_t x, int bits) { return x << bits | x >> (64 - bits); }
+
+static uint64_t mhk__xxh64_lane(uint64_t lane, const unsigned char *p) {
+  uint64_t x = 0;
+  int i;
+  if (mhk__little_endian())
+    memcpy(&x, p, 8);
+  else
+    for (i = 7; i >= 0; i--) x = x << 8 | p[i];
+  return mhk__turn_left(lane + x * MHK__XXH_2, 31) * MHK__XXH_1;
+}
+
+static void mhk__xxh64_start(mhk__xxh64 *h) {
+  memset(h, 0, sizeof *h);
+  h->lane[0] = MHK__XXH_1 + MHK__XXH_2;
+  h->lane[1] = MHK__XXH_2;
+  h->lane[3] = 0 - MHK__XXH_1;
+}
+
+static void mhk__xxh64_put(mhk__xxh64 *h, const void *data, size_t n) {
+  const unsigned char *p = (const unsigned char *)data;
+  const size_t held = (size_t)(h->total % 32);
+  uint64_t lane[4];
+  int i;
+  h->total += n;
+  if (held) {
+    const size_t more = n < 32 - held ? n : 32 - held;
+    memcpy(h->held + held, p, more);
+    if (held + more < 32) return;
+    for (i = 0; i < 4; i++) h->lane[i] = mhk__xxh64_lane(h->lane[i], h->held + 8 * i);
+    p += more;
+    n -= more;
+  }
+  memcpy(lane, h->lane, sizeof lane); /* p could point there, for all the compiler knows */
+  for (; n >= 32; n -= 32, p += 32)
+    for (i = 0; i < 4; i++) lane[i] = mhk__xxh64_lane(lane[i], p + 8 * i);
+  memcpy(h->lane, lane, sizeof lane);
+  if (n) memcpy(h->held, p, n);
+}
+
+static uint64_t mhk__xxh64_end(const mhk__xxh64 *h) {
+  static const int turns[4] = {1, 7, 12, 18};
+  const unsigned char *p = h->held, *end = p + h->total % 32;
+  uint64_t x = h->total < 32 ? MHK__XXH_5 : 0, word;
+  int i;
+  for (i = 0; i < 4 && h->total >= 32; i++) x += mhk__turn_left(h->lane[i], turns[i]);
+  for (i = 0; i < 4 && h->total >= 32; i++) x = (x ^ mhk__turn_left(h->lane[i] * MHK__XXH_2, 31) * MHK__XXH_1) * MHK__XXH_1 + MHK__XXH_4;
+  x += h->total;
+  for (; end - p >= 8; p += 8) x = mhk__turn_left(x ^ mhk__xxh64_lane(0, p), 27) * MHK__XXH_1 + MHK__XXH_4;
+  for (; end - p >= 4; p += 4) {
+    word = (uint64_t)p[0] | (uint64_t)p[1] << 8 | (uint64_t)p[2] << 16 | (uint64_t)p[3] << 24;
+    x = mhk__turn_left(x ^ word * MHK__XXH_1, 23) * MHK__XXH_2 + MHK__XXH_3;
+  }
+  for (; p < end; p++) x = mhk__turn_left(x ^ *p * MHK__XXH_5, 11) * MHK__XXH_1;
+  x = (x ^ x >> 33) * MHK__XXH_2;
+  x = (x ^ x >> 29) * MHK__XXH_3;
+  return x ^ x >> 32;
+}
+#endif
+
 /* A file being written, under a temporary name (path.new, path.new2...), flushed to the disk and renamed at the end, so that the old content stays until
    the new one is complete. All calls keep the first errno in error. */
 typedef struct mhk__output {
   mhk__handle file;
   int error, busy, flushed; /* busy: all temporary names are taken */
   size_t held;
+#ifndef MOHAWK_NO_TRAINING
+  int summing;
+  mhk__xxh64 sum; /* of all bytes so far, while summing */
+#endif
   const char *path;
   char temporary[1024];
   unsigned char block[4096];
@@ -2017,6 +2096,9 @@ static void mhk__output_clear(mhk__output *o, const char *path) {
   o->file = MHK__NO_HANDLE;
   o->error = o->busy = o->flushed = 0;
   o->held = 0;
+#ifndef MOHAWK_NO_TRAINING
+  o->summing = 0;
+#endif
   o->path = path;
 }
 
@@ -2049,6 +2131,9 @@ static void mhk__output_put(mhk__output *o, const void *data, size_t bytes) {
 
 static void mhk__output_write(mhk__output *o, const void *data, size_t bytes) {
   if (bytes == 0) return;
+#ifndef MOHAWK_NO_TRAINING
+  if (o->summing) mhk__xxh64_put(&o->sum, data, bytes);
+#endif
   if (bytes > sizeof o->block - o->held) {
     mhk__output_put(o, o->block, o->held);
     o->held = 0;
@@ -11622,7 +11707,8 @@ MHKDEF mhk_result mhk_file_read_i32(mhk_context *ctx, const mhk_file_tensor *x, 
 #ifndef MOHAWK_NO_STDIO
 /* ---- safetensors out */
 
-/* A tensor to be written as type dtype from host memory that has the type from; they differ only when from is MHK_REAL, a float type or a
+/* A tensor to be written as type dtype from host memory that has the type from. data NULL: eight bytes of type U8, which are the checksum (XXH64,
+   little-endian) of all before them; the order puts them last where no other tensor has elements of one byte. The types differ only when from is MHK_REAL, a float type or a
    quantised one (data is then the mhk_tensor), and dtype is F32, F16 or BF16. */
 typedef struct mhk__outgoing {
   const char *name;
@@ -11666,6 +11752,14 @@ static mhk_result mhk__write_outgoing(mhk_context *ctx, mhk__output *out, const 
   mhk_real *values;
   unsigned char *bytes;
   mhk_index at, i;
+#ifndef MOHAWK_NO_TRAINING
+  if (!x->data && x->count) {
+    unsigned char sum[8];
+    mhk__put_bytes(sum, mhk__xxh64_end(&out->sum), 8);
+    mhk__output_write(out, sum, 8);
+    return MHK_OK;
+  }
+#endif
   if (x->from == x->dtype && mhk__little_endian()) {
     mhk__output_write(out, x->data, (size_t)x->count * to);
     return MHK_OK;
@@ -11783,6 +11877,10 @@ static mhk_result mhk__file_put(mhk_context *ctx, mhk__output *out, const char *
   if (!mhk_failed(ctx)) {
     for (i = 0; i < 8; i++) size[i] = (unsigned char)(((uint64_t)w.length >> (8 * i)) & 255u);
     mhk__output_open(out, path);
+#ifndef MOHAWK_NO_TRAINING
+    for (i = 0; i < n; i++) out->summing |= !tensors[i].data && tensors[i].count;
+    mhk__xxh64_start(&out->sum);
+#endif
     mhk__output_write(out, size, 8);
     mhk__output_write(out, w.data, w.length);
     for (i = 0; i < n && !out->error && !mhk_failed(ctx); i++) mhk__write_outgoing(ctx, out, (const mhk__outgoing *)order[i]);
@@ -19652,8 +19750,9 @@ struct mhk_trainer {
   mhk_distill_desc desc; /* defaults resolved */
   mhk_model *student;
   mhk_tape *tape;
-  char *path; /* of the checkpoint, or NULL */
+  char *path, *previous; /* of the last two checkpoints, or NULL */
 #ifndef MOHAWK_NO_STDIO
+  int keeps;             /* what stands at path is sound and of this run: the next one does not replace it, but pushes it to previous */
   mhk__lock lock; /* of its folder */
   int locked;
 #endif
@@ -19663,6 +19762,7 @@ struct mhk_trainer {
   mhk_index rows;      /* of this worker in a batch */
   int stage, finished; /* stage: 1..3, the next update's */
   mhk_index step;      /* updates done in it */
+  mhk_index driven;    /* updates by mhk_train_on() */
   /* optimiser */
   int optimizer_stage; /* the stage that moments belong to; 0: none */
   mhk_index optimizer_step;
@@ -20078,6 +20178,7 @@ MHKDEF double mhk_train_on(mhk_trainer *tr, int stage, const int32_t *tokens, mh
   if (!mhk__number_fits(ctx, "mhk_train_on", "the learning rate (lr)", lr, 0, MHK__REAL_MOST) || !mhk__size3(ctx, B, T, 64)) return NAN;
   loss = mhk__update(tr, stage, tokens, B, T, doc, 1, lr);
   if (ctx->result != MHK_OK) return NAN;
+  tr->driven++;
   tr->info.stage = stage;
   tr->info.loss = loss;
   tr->info.lr = lr;
@@ -20223,7 +20324,7 @@ static double mhk__double_of(uint64_t v) {
 }
 #endif
 
-#define MHK__SAVED 14 /* 64-bit values of a trainer's state, beside its tensors */
+#define MHK__SAVED 15 /* 64-bit values of a trainer's state, beside its tensors; version 1 had one less and no checksum */
 
 #ifndef MOHAWK_NO_STDIO
 static void mhk__saved_get(const mhk_trainer *tr, uint64_t v[MHK__SAVED]) {
@@ -20233,77 +20334,85 @@ static void mhk__saved_get(const mhk_trainer *tr, uint64_t v[MHK__SAVED]) {
   v[1] = (uint64_t)tr->step;
   v[2] = (uint64_t)tr->finished;
   v[3] = (uint64_t)tr->optimizer_stage;
-  v[4] = (uint64_t)tr->optimizer_step;
+  v[4] = tr->optimizer_stage ? (uint64_t)tr->optimizer_step : 0;
   for (i = 0; i < 4; i++) v[5 + i] = tr->rng.s[i];
   v[9] = tr->epoch;
   v[10] = (uint64_t)tr->document;
   v[11] = (uint64_t)tr->offset;
   v[12] = mhk__bits_of(tr->info.loss_average);
   v[13] = mhk__bits_of(tr->seconds_before + here);
+  v[14] = (uint64_t)tr->driven;
+}
+
+#define MHK__CHECKPOINT "mohawk checkpoint 2"
+
+/* One of a checkpoint's tensors: the student's, then first moments, then second ones; 0 after the last */
+static int mhk__checkpoint_tensor(mhk_trainer *tr, int i, mhk__outgoing *o) {
+  mhk_context *ctx = tr->object.ctx;
+  const mhk_model *m = tr->student;
+  const int moments = tr->optimizer_stage ? tr->n_trained : 0, own = i < m->n_tensors, second = i >= m->n_tensors + moments;
+  const int at = own ? i : i - m->n_tensors - (second ? moments : 0);
+  const mhk_tensor *x;
+  size_t room;
+  char *name;
+  if (i >= m->n_tensors + 2 * moments) return 0;
+  x = own ? m->tensors[i] : tr->trained[at];
+  mhk__outgoing_set(o, x->name, MHK_REAL, MHK_REAL, x->rank, x->shape, own ? x->data : (second ? tr->moment2 : tr->moment1) + tr->moment_at[at]);
+  if (own) return 1;
+  room = strlen(x->name) + 20;
+  name = (char *)mhk__scratch(ctx, (mhk_index)room, 1);
+  if (name) mhk__print(name, room, "optimizer.%s.%s", second ? "v" : "m", x->name);
+  o->name = name;
+  return name != NULL;
 }
 
 MHKDEF mhk_result mhk_checkpoint(mhk_trainer *tr) {
+  static const mhk_index eight = 8;
   mhk_context *ctx = mhk__trainer_context(tr);
   mhk__mark mark;
-  mhk_file_tensor *list;
+  mhk__outgoing *list;
+  mhk__output out;
   uint64_t saved[MHK__SAVED];
   char state[MHK__SAVED * 17 + 1];
   const char *metadata[6];
-  mhk_model *m;
-  mhk_index most;
-  int i, n = 0, moments;
+  int i, n = 0;
   if (mhk_failed(ctx)) return mhk_error(ctx);
   if (!tr->path) return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "this trainer has no folder for checkpoints: name one in out");
   tr->checkpoint_clock = mhk__seconds();
   if (tr->desc.rank != 0) return MHK_OK; /* all workers hold the same: the first one writes */
-  m = tr->student;
-  moments = tr->optimizer_stage ? tr->n_trained : 0;
-  most = m->n_tensors + 2 * (mhk_index)moments;
   mark = mhk__scratch_mark(ctx);
-  list = (mhk_file_tensor *)mhk__scratch(ctx, most, sizeof *list);
-  for (i = 0; list && i < m->n_tensors + 2 * moments && ctx->result == MHK_OK; i++) {
-    const int second = i >= m->n_tensors + moments, own = i < m->n_tensors;
-    const int at = own ? i : i - m->n_tensors - (second ? moments : 0);
-    const mhk_tensor *x = own ? m->tensors[i] : tr->trained[at];
-    mhk_file_tensor *f = &list[n++];
-    memset(f, 0, sizeof *f);
-    f->dtype = MHK_REAL;
-    f->rank = x->rank;
-    memcpy(f->shape, x->shape, sizeof f->shape);
-    f->count = x->count;
-    f->bytes = (size_t)x->count * sizeof(mhk_real);
-    f->name = x->name;
-    f->data = own ? x->data : (second ? tr->moment2 : tr->moment1) + tr->moment_at[at];
-    if (!own) {
-      const size_t room = strlen(x->name) + 20;
-      char *name = (char *)mhk__scratch(ctx, (mhk_index)room, 1);
-      if (name) mhk__print(name, room, "optimizer.%s.%s", second ? "v" : "m", x->name);
-      f->name = name;
-    }
-  }
+  list = (mhk__outgoing *)mhk__scratch(ctx, 3 * (mhk_index)tr->student->n_tensors + 1, sizeof *list);
+  while (list && mhk__checkpoint_tensor(tr, n, list + n)) n++;
   if (ctx->result == MHK_OK) {
+    mhk__outgoing_set(list + n++, "checksum.xxh64", MHK_U8, MHK_U8, 1, &eight, NULL);
     mhk__saved_get(tr, saved);
     for (i = 0; i < MHK__SAVED; i++) {
       mhk__hex(saved[i], state + 17 * i);
       state[17 * i + 16] = i + 1 < MHK__SAVED ? ' ' : 0;
     }
     metadata[0] = "format";
-    metadata[1] = "mohawk checkpoint 1";
+    metadata[1] = MHK__CHECKPOINT;
     metadata[2] = "state";
     metadata[3] = state;
     metadata[4] = "run";
     metadata[5] = tr->run;
-    mhk_file_write(ctx, tr->path, n, list, 3, metadata);
+    mhk__file_put(ctx, &out, tr->path, n, list, 3, metadata, NULL);
+    mhk__output_flush(&out);
+    if (mhk__output_ok(ctx, &out) && tr->keeps && mhk__is_file(tr->path)) mhk__replace(tr->path, tr->previous); /* where that fails, one is kept */
+    if (mhk__output_close_or_fail(ctx, &out) == MHK_OK) {
+      if (tr->desc.fresh && !tr->keeps) mhk__remove(tr->previous); /* of the run that this one replaces */
+      tr->keeps = 1;
+    }
   }
   mhk__scratch_rewind(ctx, mark);
   tr->checkpoint_clock = mhk__seconds();
   return ctx->result;
 }
 
-/* sixteen hexadecimal digits and a separator, MHK__SAVED times; 0 when the text is anything else */
-static int mhk__saved_parse(const char *text, size_t n, uint64_t v[MHK__SAVED]) {
+/* sixteen hexadecimal digits and a separator, so many times; 0 when the text is anything else */
+static int mhk__saved_parse(const char *text, size_t n, size_t values, uint64_t v[MHK__SAVED]) {
   size_t i;
-  if (!text || n != MHK__SAVED * 17 - 1) return 0;
+  if (!text || n != values * 17 - 1) return 0;
   for (i = 0; i < MHK__SAVED; i++) v[i] = 0;
   for (i = 0; i < n; i++) {
     const char c = text[i];
@@ -20323,91 +20432,151 @@ static int mhk__saved_parse(const char *text, size_t n, uint64_t v[MHK__SAVED]) 
   return 1;
 }
 
-static void mhk__resume_tensor(mhk_context *ctx, const mhk_file *f, const char *path, const char *name, const mhk_tensor *x, mhk_real *to) {
-  const mhk_file_tensor *y = mhk_file_find(f, name);
-  int i, same = y && y->dtype == MHK_REAL && y->rank == x->rank;
-  for (i = 0; same && i < x->rank; i++) same = y->shape[i] == x->shape[i];
-  if (!same)
-    mhk_fail(ctx, MHK_ERROR_FORMAT, "the checkpoint %s %s tensor %s%s: set fresh, or remove the file, to start over", path,
-             y ? "has" : "lacks", name, y ? " in another shape or type" : "");
-  else
-    mhk_file_read(ctx, y, to);
+/* what cannot be true of a checkpoint of this run, or NULL */
+static const char *mhk__saved_wrong(mhk_trainer *tr, const uint64_t v[MHK__SAVED]) {
+  const double loss = mhk__double_of(v[12]), seconds = mhk__double_of(v[13]);
+  const mhk_text *x = tr->desc.text;
+  if (v[0] < 1 || v[0] > 3 || v[2] > 1 || v[3] > 3 || v[4] > (uint64_t)PTRDIFF_MAX) return "its place in the run is impossible";
+  if (v[2] && (v[0] != 3 || v[1] != 0)) return "it says that the run is finished, in the middle of it";
+  if (!v[2] && v[1] >= (uint64_t)tr->S[v[0] - 1]) return "its stage is over";
+  if ((v[3] != 0) != (v[4] != 0)) return "its optimiser belongs to no stage";
+  if (v[14] == 0 && (v[4] != v[1] || (v[3] != 0 && v[3] != v[0]))) return "its optimiser and its stage have made different updates";
+  if ((v[5] | v[6] | v[7] | v[8]) == 0) return "its generator of random numbers cannot be there";
+  if (!mhk__is_finite(loss) || !(seconds >= 0.0) || !mhk__is_finite(seconds)) return "its loss or its time is no number";
+  if (!tr->order) return v[9] | v[10] | v[11] ? "it has a place in a text that is drawn from at random" : NULL;
+  if (v[10] >= (uint64_t)x->n_documents) return "its place in the text is impossible";
+  tr->epoch = v[9];
+  mhk__shuffle_documents(tr);
+  return v[11] < (uint64_t)(x->start[tr->order[v[10]] + 1] - x->start[tr->order[v[10]]]) ? NULL : "its place in a document is impossible";
 }
 
-static void mhk__resume_from(mhk_trainer *tr, mhk_file *f) {
+#define MHK__DAMAGE 600
+
+/* Checks that f has all tensors of this run's state (read 0), or reads them. */
+static int mhk__resume_tensors(mhk_trainer *tr, const mhk_file *f, int read, char why[MHK__DAMAGE]) {
   mhk_context *ctx = tr->object.ctx;
-  mhk_model *m = tr->student;
-  const char *format = mhk_file_metadata(f, "format", NULL), *run = mhk_file_metadata(f, "run", NULL), *state;
+  const mhk__mark mark = mhk__scratch_mark(ctx);
+  mhk__outgoing o;
+  int i, k, same = 1;
+  for (i = 0; same && mhk__checkpoint_tensor(tr, i, &o); i++) {
+    const mhk_file_tensor *y = mhk_file_find(f, o.name);
+    same = y && y->dtype == MHK_REAL && y->rank == o.rank;
+    for (k = 0; same && k < o.rank; k++) same = y->shape[k] == o.shape[k];
+    if (!same)
+      mhk__print(why, MHK__DAMAGE, "it %s tensor %.200s%s", y ? "has" : "lacks", o.name, y ? " in another shape or type" : "");
+    else if (read)
+      mhk_file_read(ctx, y, (mhk_real *)(uintptr_t)o.data); /* the trainer's own memory */
+    mhk__scratch_rewind(ctx, mark);
+  }
+  return same && ctx->result == MHK_OK;
+}
+
+/* Takes over a checkpoint: 1; 0: damaged, and why; -1: the context has failed. Nothing is taken over unless all of it can be. */
+static int mhk__resume_read(mhk_trainer *tr, const mhk_file *f, const char *path, int old, char why[MHK__DAMAGE]) {
+  mhk_context *ctx = tr->object.ctx;
+  const char *format = mhk_file_metadata(f, "format", NULL), *run = mhk_file_metadata(f, "run", NULL), *state, *wrong;
   uint64_t v[MHK__SAVED];
   size_t n = 0;
   int i;
   state = mhk_file_metadata(f, "state", &n);
-  if (!format || strcmp(format, "mohawk checkpoint 1") != 0 || !run || !mhk__saved_parse(state, n, v)) {
-    mhk_fail(ctx, MHK_ERROR_FORMAT, "%s is no checkpoint of a training run that this version writes: set fresh, or remove the file, to "
-             "start over", tr->path);
-    return;
+  memset(v, 0, sizeof v);
+  v[14] = (uint64_t)old; /* it does not say */
+  if (!format || (!old && strcmp(format, MHK__CHECKPOINT) != 0) || !run || !mhk__saved_parse(state, n, old ? MHK__SAVED - 1 : MHK__SAVED, v)) {
+    mhk__print(why, MHK__DAMAGE, "it is no checkpoint of a training run that this version reads");
+    return 0;
   }
   if (strcmp(run, tr->run) != 0) {
-    mhk__run_differs(ctx, tr->path, run, tr->run);
-    return;
+    mhk__run_differs(ctx, path, run, tr->run);
+    return -1;
   }
-  if (v[0] < 1 || v[0] > 3 || v[1] > (uint64_t)tr->S[v[0] - 1] || v[2] > 1 || (v[3] != 0 && v[3] != v[0]) || v[4] > (uint64_t)PTRDIFF_MAX ||
-      (tr->order && (v[10] >= (uint64_t)tr->desc.text->n_documents || v[11] > (uint64_t)tr->desc.text->n))) {
-    mhk_fail(ctx, MHK_ERROR_FORMAT, "the checkpoint %s contradicts itself (its place in the run is impossible): set fresh, or remove the "
-             "file, to start over", tr->path);
-    return;
+  if (old && v[3] == 0) v[4] = 0;
+  wrong = mhk__saved_wrong(tr, v);
+  if (wrong) {
+    mhk__print(why, MHK__DAMAGE, "it contradicts itself: %s", wrong);
+    return 0;
   }
-  for (i = 0; i < m->n_tensors && ctx->result == MHK_OK; i++)
-    mhk__resume_tensor(ctx, f, tr->path, m->tensors[i]->name, m->tensors[i], (mhk_real *)m->tensors[i]->data);
-  if (ctx->result == MHK_OK && v[3] && mhk__optimizer_start(tr, (int)v[3])) {
-    for (i = 0; i < 2 * tr->n_trained && ctx->result == MHK_OK; i++) {
-      const int second = i >= tr->n_trained, at = second ? i - tr->n_trained : i;
-      const size_t room = strlen(tr->trained[at]->name) + 20;
-      const mhk__mark mark = mhk__scratch_mark(ctx);
-      char *name = (char *)mhk__scratch(ctx, (mhk_index)room, 1);
-      if (name) {
-        mhk__print(name, room, "optimizer.%s.%s", second ? "v" : "m", tr->trained[at]->name);
-        mhk__resume_tensor(ctx, f, tr->path, name, tr->trained[at], (second ? tr->moment2 : tr->moment1) + tr->moment_at[at]);
-      }
-      mhk__scratch_rewind(ctx, mark);
-    }
-    tr->optimizer_step = (mhk_index)v[4];
+  tr->optimizer_stage = 0;
+  if (v[3] && !mhk__optimizer_start(tr, (int)v[3])) return -1;
+  if (!mhk__resume_tensors(tr, f, 0, why)) {
+    tr->optimizer_stage = 0;
+    return ctx->result == MHK_OK ? 0 : -1;
   }
-  if (ctx->result != MHK_OK) return;
+  if (!mhk__resume_tensors(tr, f, 1, why)) return -1;
+  tr->optimizer_step = (mhk_index)v[4];
   tr->stage = (int)v[0];
   tr->step = (mhk_index)v[1];
   tr->finished = (int)v[2];
   for (i = 0; i < 4; i++) tr->rng.s[i] = v[5 + i];
-  tr->epoch = v[9];
   tr->document = (mhk_index)v[10];
   tr->offset = (mhk_index)v[11];
-  if (tr->order) {
-    mhk__shuffle_documents(tr);
-    if (tr->offset >= tr->desc.text->start[tr->order[tr->document] + 1] - tr->desc.text->start[tr->order[tr->document]]) tr->offset = 0;
-  }
+  tr->driven = (mhk_index)v[14];
   tr->info.loss_average = mhk__double_of(v[12]);
   tr->seconds_before = mhk__double_of(v[13]);
   tr->info.resumed = 1;
   mhk__progress_place(tr, tr->stage, tr->finished ? tr->S[2] : tr->step);
+  return 1;
 }
 
-/* Continues where a checkpoint stands. A file that cannot be read is an error that says what to do: starting over silently would cost
-   the run. */
+/* The same of a file that is there. Its checksum comes first: what a damaged file says is not believed. */
+static int mhk__resume_from(mhk_trainer *tr, const char *path, char why[MHK__DAMAGE]) {
+  static const char first[] = "{\"__metadata__\":{\"format\":\"mohawk checkpoint 1\"";
+  mhk_context *ctx = tr->object.ctx;
+  mhk__bytes b;
+  mhk_file *f;
+  mhk__xxh64 sum;
+  int result, old = 0, error = mhk__bytes_open(path, &b);
+  if (!error) {
+    const size_t n = b.size < 8 ? 0 : b.size - 8;
+    old = n >= sizeof first && memcmp(b.data + 8, first, sizeof first - 1) == 0;
+    mhk__xxh64_start(&sum);
+    mhk__xxh64_put(&sum, b.data, n);
+    result = old || (n > 0 && mhk__get_bytes(b.data + n, 8) == mhk__xxh64_end(&sum));
+    mhk__bytes_close(&b);
+    if (!result) mhk__print(why, MHK__DAMAGE, "its checksum is wrong");
+  } else {
+    result = 0;
+    mhk__print(why, MHK__DAMAGE, "%s", mhk__file_reason(error));
+  }
+  if (!result) return 0;
+  f = mhk_file_open(ctx, path);
+  if (!f) {
+    if (ctx->result == MHK_ERROR_MEMORY) return -1;
+    mhk__print(why, MHK__DAMAGE, "%s", mhk_message(ctx));
+    mhk_clear_error(ctx);
+    return 0;
+  }
+  result = mhk__resume_read(tr, f, path, old, why);
+  mhk_file_close(f);
+  if (old && result > 0)
+    mhk__note(ctx, MHK_LOG_WARNING, "the checkpoint %s is of an older version, without a checksum: damage in its numbers would not show", path);
+  return result;
+}
+
+/* Continues where a checkpoint stands, or where the one before it did when that one is damaged. Where neither can be used it is an error that says what to
+   do: starting over silently would cost the run. */
 static void mhk__resume(mhk_trainer *tr) {
   mhk_context *ctx = tr->object.ctx;
-  mhk_file *f;
-  if (!mhk__is_file(tr->path)) return;
-  f = mhk_file_open(ctx, tr->path);
-  if (f) {
-    mhk__resume_from(tr, f);
-    mhk_file_close(f);
-  } else if (ctx->result != MHK_OK && ctx->result != MHK_ERROR_MEMORY) {
-    char why[2048];
-    const mhk_result code = ctx->result;
-    mhk__print(why, sizeof why, "%s", mhk_message(ctx));
-    mhk_clear_error(ctx);
-    mhk_fail(ctx, code, "the checkpoint cannot be resumed: %s. Set fresh, or remove the file, to start over", why);
+  const char *const path[2] = {tr->path, tr->previous};
+  char why[2][MHK__DAMAGE];
+  int i, there = 0, got;
+  for (i = 0; i < 2; i++) {
+    strcpy(why[i], "it is not there");
+    if (!mhk__is_file(path[i])) continue;
+    there |= 1 << i;
+    got = mhk__resume_from(tr, path[i], why[i]);
+    if (got < 0) return;
+    if (got > 0) {
+      tr->keeps = i == 0;
+      if (i == 1)
+        mhk__note(ctx, MHK_LOG_WARNING, "the checkpoint %.300s cannot be used: %s. The run goes on from the one before it, %.300s", path[0], why[0], path[1]);
+      return;
+    }
   }
+  if (there == 1)
+    mhk_fail(ctx, MHK_ERROR_FORMAT, "the checkpoint %.300s cannot be resumed: %.250s. Set fresh (--fresh) to start over", path[0], why[0]);
+  else if (there)
+    mhk_fail(ctx, MHK_ERROR_FORMAT, "neither checkpoint can be resumed. %.200s: %.150s. %.200s: %.150s. Set fresh (--fresh) to start over", path[0], why[0],
+             path[1], why[1]);
 }
 #endif
 
@@ -20562,13 +20731,16 @@ static void mhk__trainer_fill(mhk_trainer *tr, mhk_context *ctx) {
   tr->tape = mhk_tape_create(ctx);
 #ifndef MOHAWK_NO_STDIO
   if (d->out && ctx->result == MHK_OK) {
-    const size_t room = strlen(d->out) + 32;
+    const size_t room = strlen(d->out) + 40;
     const int error = d->rank == 0 ? mhk__make_folder(d->out) : 0;
-    tr->path = (char *)mhk__arena_zeros(ctx, arena, (mhk_index)room, 1);
+    tr->path = (char *)mhk__arena_zeros(ctx, arena, (mhk_index)(2 * room), 1);
     if (error)
       mhk_fail(ctx, MHK_ERROR_FILE, "the folder %s for checkpoints cannot be made: %s", d->out, strerror(error));
-    else if (tr->path && mhk__trainer_lock(tr))
+    else if (tr->path && mhk__trainer_lock(tr)) {
+      tr->previous = tr->path + room;
       mhk__join_path(tr->path, room, d->out, "checkpoint.safetensors");
+      mhk__join_path(tr->previous, room, d->out, "checkpoint.previous.safetensors");
+    }
   }
 #endif
 }
@@ -20950,6 +21122,7 @@ MHKDEF mhk_result mhk_evaluate(mhk_model *m, mhk_model *teacher, mhk_text *text,
 #undef MHK__SAME_NORM
 #undef MHK__SAMPLE_BATCH
 #undef MHK__SAVED
+#undef MHK__CHECKPOINT
 #undef MHK__SAVED_TEXTS
 #undef MHK__SCORE_ROWS
 #undef MHK__SENTENCE
@@ -20981,7 +21154,13 @@ MHKDEF mhk_result mhk_evaluate(mhk_model *m, mhk_model *teacher, mhk_text *text,
 #undef MHK__UPDATE_BLOCK
 #undef MHK__WHY
 #undef MHK__WIDE_PATH
+#undef MHK__DAMAGE
 #undef MHK__WRITERS
+#undef MHK__XXH_1
+#undef MHK__XXH_2
+#undef MHK__XXH_3
+#undef MHK__XXH_4
+#undef MHK__XXH_5
 #undef MHK__WINDOWS
 #undef MHK__WORD_BYTES
 #undef MHK__WORD_IDS

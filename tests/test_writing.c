@@ -368,6 +368,275 @@ TEST(one_trainer_writes_to_a_folder) {
   CHECK(count_files(out.path, "lock") == 0, "the lock's file is still there");
 }
 
+/* ---------------------------------------------------------------------------------------- damaged checkpoints */
+
+static uint64_t turned(uint64_t x, int bits) { return x << bits | x >> (64 - bits); }
+static uint64_t bytes_at(const unsigned char *p, int n) {
+  uint64_t x = 0;
+  while (n > 0) x = x << 8 | p[--n];
+  return x;
+}
+
+/* XXH64 with seed 0, straight from its specification */
+static uint64_t xxh64(const unsigned char *p, size_t n) {
+  static const uint64_t P1 = UINT64_C(0x9E3779B185EBCA87), P2 = UINT64_C(0xC2B2AE3D27D4EB4F), P3 = UINT64_C(0x165667B19E3779F9),
+                        P4 = UINT64_C(0x85EBCA77C2B2AE63), P5 = UINT64_C(0x27D4EB2F165667C5);
+  uint64_t v[4], h = P5;
+  size_t left = n;
+  int i;
+  v[0] = P1 + P2, v[1] = P2, v[2] = 0, v[3] = 0 - P1;
+  for (; left >= 32; left -= 32)
+    for (i = 0; i < 4; i++, p += 8) v[i] = turned(v[i] + bytes_at(p, 8) * P2, 31) * P1;
+  if (n >= 32) {
+    h = turned(v[0], 1) + turned(v[1], 7) + turned(v[2], 12) + turned(v[3], 18);
+    for (i = 0; i < 4; i++) h = (h ^ turned(v[i] * P2, 31) * P1) * P1 + P4;
+  }
+  h += n;
+  for (; left >= 8; left -= 8, p += 8) h = turned(h ^ turned(bytes_at(p, 8) * P2, 31) * P1, 27) * P1 + P4;
+  for (; left >= 4; left -= 4, p += 4) h = turned(h ^ bytes_at(p, 4) * P1, 23) * P2 + P3;
+  for (; left > 0; left--, p++) h = turned(h ^ *p * P5, 11) * P1;
+  h = (h ^ h >> 33) * P2;
+  h = (h ^ h >> 29) * P3;
+  return h ^ h >> 32;
+}
+
+typedef struct heard {
+  int warnings;
+  char last[1200];
+} heard;
+static void hear(void *user, mhk_log_level level, const char *text) {
+  heard *h = (heard *)user;
+  if (level != MHK_LOG_WARNING) return;
+  h->warnings++;
+  snprintf(h->last, sizeof h->last, "%s", text);
+}
+
+static mhk_context *hearing(heard *h) {
+  mhk_context_desc d;
+  memset(&d, 0, sizeof d);
+  memset(h, 0, sizeof *h);
+  d.log = hear;
+  d.log_user = h;
+  return mhk_create(&d);
+}
+
+/* Goes on with the run in a folder for so many updates (-1: to its end), with a checkpoint after each, in any number of contexts. Returns the student's
+   numbers, or NULL with the message in said. */
+static mhk_real *go_on(const char *out, int updates, mhk_windows windows, mhk_index *n, heard *h, char said[1024]) {
+  mhk_context *ctx = hearing(h);
+  mhk_distill_desc d = run_desc(ctx, out);
+  mhk_trainer *tr;
+  mhk_real *numbers = NULL;
+  d.windows = windows;
+  tr = mhk_distill(ctx, &d);
+  while (updates-- != 0 && mhk_train_step(tr)) mhk_checkpoint(tr);
+  snprintf(said, 1024, "%s", mhk_message(ctx));
+  if (!mhk_failed(ctx)) numbers = model_numbers(mhk_student(tr), 0, n);
+  mhk_destroy(ctx);
+  return numbers;
+}
+
+/* damages a copy of a file's bytes; returns its new length. kind 0: a bit of the header, 1: a bit of the tensors, 2: zeros, 3: cut short, 4: longer */
+static size_t damage(unsigned char *b, size_t n, int kind, uint64_t *random) {
+  const size_t header = 8 + (size_t)bytes_at(b, 8);
+  size_t where, k;
+  switch (kind) {
+    case 0:
+      where = (size_t)(test_random(random) % header);
+      b[where] ^= (unsigned char)(1 << test_random(random) % 8);
+      return n;
+    case 1:
+      where = header + (size_t)(test_random(random) % (n - header));
+      b[where] ^= (unsigned char)(1 << test_random(random) % 8);
+      return n;
+    case 2:
+      where = (size_t)(test_random(random) % (n / 512)) * 512;
+      for (k = where; k < n && k < where + 4096; k++) b[k] = 0;
+      return n;
+    case 3: return (size_t)(test_random(random) % n);
+    default:
+      k = 1 + (size_t)(test_random(random) % 4096);
+      for (where = n; where < n + k; where++) b[where] = (unsigned char)test_random(random);
+      return n + k;
+  }
+}
+
+TEST(every_damage_of_a_checkpoint_shows) {
+  static const int kinds[5] = {90, 90, 50, 40, 30};
+  static const char *const names[5] = {"a bit of the header", "a bit of the tensors", "zeros", "cut short", "longer"};
+  const place out = at("damaged"), file = at("damaged/checkpoint.safetensors");
+  unsigned char *sound, *bytes;
+  size_t n = 0;
+  uint64_t random = 11;
+  mhk_index count;
+  mhk_real *want;
+  heard h;
+  char said[1024];
+  int kind, i, refused = 0;
+  CHECK(xxh64((const unsigned char *)"", 0) == UINT64_C(0xEF46DB3751D8E999) && xxh64((const unsigned char *)"abc", 3) == UINT64_C(0x44BC2CF5AD770999),
+        "this is not XXH64");
+  empty_folder(out.path);
+  free(go_on(out.path, 5, MHK_WINDOWS_RANDOM, &count, &h, said));
+  sound = (unsigned char *)test_read_file(file.path, &n);
+  REQUIRE(sound != NULL, "no checkpoint: %s", said);
+  CHECK(bytes_at(sound + n - 8, 8) == xxh64(sound, n - 8), "the last eight bytes are not the XXH64 of what is before them");
+  bytes = (unsigned char *)malloc(n + 5000);
+  want = go_on(out.path, -1, MHK_WINDOWS_RANDOM, &count, &h, said);
+  for (kind = 0; kind < 5; kind++)
+    for (i = 0; i < kinds[kind]; i++) {
+      mhk_index k;
+      mhk_real *got;
+      size_t length;
+      memcpy(bytes, sound, n);
+      length = damage(bytes, n, kind, &random);
+      if (length == n && memcmp(bytes, sound, n) == 0) {
+        i--; /* zeros on zeros */
+        continue;
+      }
+      empty_folder(out.path);
+      test_write_file(file.path, bytes, length);
+      got = go_on(out.path, -1, MHK_WINDOWS_RANDOM, &k, &h, said);
+      if (!got && strstr(said, "checkpoint.safetensors") && strstr(said, "--fresh"))
+        refused++;
+      else
+        CHECK(got && k == count && memcmp(got, want, sizeof *want * (size_t)k) == 0, "%s: another student, or: %s", names[kind], said);
+      free(got);
+    }
+  CHECK(refused == 300, "%d of 300 damaged checkpoints were refused", refused);
+  free(want), free(bytes), free(sound);
+}
+
+/* Changes a value of the state in a checkpoint, with a checksum that is right again. */
+static void forge(unsigned char *b, size_t n, int value, uint64_t to) {
+  char digits[17];
+  char *state = NULL;
+  size_t i;
+  for (i = 0; i + 8 < n && !state; i++)
+    if (memcmp(b + i, "\"state\":\"", 9) == 0) state = (char *)b + i + 9;
+  REQUIRE(state != NULL, "no state");
+  snprintf(digits, sizeof digits, "%016llx", (unsigned long long)to);
+  memcpy(state + 17 * value, digits, 16);
+  to = xxh64(b, n - 8);
+  for (i = 0; i < 8; i++, to >>= 8) b[n - 8 + i] = (unsigned char)to;
+}
+
+TEST(a_checkpoint_that_contradicts_itself_is_refused) {
+  static const struct {
+    mhk_windows windows;
+    int value;
+    uint64_t to;
+    const char *says;
+  } cases[] = {
+    {MHK_WINDOWS_RANDOM, 0, 4, "place in the run"},        {MHK_WINDOWS_RANDOM, 0, 3, "different updates"}, {MHK_WINDOWS_RANDOM, 1, 4, "its stage is over"},
+    {MHK_WINDOWS_RANDOM, 1, 2, "different updates"},       {MHK_WINDOWS_RANDOM, 2, 1, "finished"},          {MHK_WINDOWS_RANDOM, 3, 0, "no stage"},
+    {MHK_WINDOWS_RANDOM, 3, 3, "different updates"},       {MHK_WINDOWS_RANDOM, 4, 7, "different updates"}, {MHK_WINDOWS_RANDOM, 9, 1, "drawn from at random"},
+    {MHK_WINDOWS_RANDOM, 12, UINT64_C(0x7FF8) << 48, "no number"}, {MHK_WINDOWS_RANDOM, 13, UINT64_C(0xBFF0) << 48, "no number"},
+    {MHK_WINDOWS_PACKED, 10, 1, "place in the text"},      {MHK_WINDOWS_PACKED, 11, 400, "place in a document"},
+  };
+  const place out = at("contradicts"), file = at("contradicts/checkpoint.safetensors");
+  size_t c;
+  for (c = 0; c < sizeof cases / sizeof *cases; c++) {
+    mhk_index count;
+    unsigned char *b;
+    size_t n = 0;
+    heard h;
+    char said[1024];
+    empty_folder(out.path);
+    free(go_on(out.path, 5, cases[c].windows, &count, &h, said)); /* stage 2 of 3, after 1 update of 4 */
+    b = (unsigned char *)test_read_file(file.path, &n);
+    REQUIRE(b != NULL, "%s", said);
+    forge(b, n, cases[c].value, cases[c].to);
+    empty_folder(out.path);
+    test_write_file(file.path, b, n);
+    CHECK(!go_on(out.path, -1, cases[c].windows, &count, &h, said) && strstr(said, cases[c].says), "value %d became %llx: %s", cases[c].value,
+          (unsigned long long)cases[c].to, said);
+    free(b);
+  }
+}
+
+TEST(a_checkpoint_of_version_1_is_resumed_with_a_warning) {
+  const place out = at("version1"), file = at("version1/checkpoint.safetensors");
+  mhk_context *ctx = mhk_create(NULL);
+  const char *metadata[6] = {"format", "mohawk checkpoint 1", "state", NULL, "run", NULL};
+  char state[14 * 17], said[1024];
+  mhk_file_tensor list[100];
+  mhk_index n, k;
+  mhk_real *want, *got;
+  mhk_file *f;
+  heard h;
+  int i, count = 0;
+  empty_folder(out.path);
+  want = go_on(out.path, -1, MHK_WINDOWS_RANDOM, &n, &h, said);
+  empty_folder(out.path);
+  free(go_on(out.path, 6, MHK_WINDOWS_RANDOM, &k, &h, said));
+  f = mhk_file_open(ctx, file.path);
+  REQUIRE(want && f && mhk_file_tensors(f) < 100, "%s", said);
+  for (i = 0; i < mhk_file_tensors(f); i++)
+    if (strcmp(mhk_file_tensor_at(f, i)->name, "checksum.xxh64") != 0) list[count++] = *mhk_file_tensor_at(f, i);
+  CHECK(count == mhk_file_tensors(f) - 1, "no checksum among the tensors");
+  snprintf(state, sizeof state, "%s", mhk_file_metadata(f, "state", NULL)); /* without its last value */
+  metadata[3] = state;
+  metadata[5] = mhk_file_metadata(f, "run", NULL);
+  CHECK(mhk_file_write(ctx, file.path, count, list, 3, metadata) == MHK_OK, "%s", mhk_message(ctx));
+  got = go_on(out.path, -1, MHK_WINDOWS_RANDOM, &k, &h, said);
+  CHECK(h.warnings == 1 && strstr(h.last, "older version"), "%d warnings: %s", h.warnings, h.last);
+  REQUIRE(got && k == n, "%s", said);
+  CHECK_SAME("a run that went on from version 1", got, want, n);
+  free(got), free(want);
+  mhk_destroy(ctx);
+}
+
+TEST(the_checkpoint_before_a_damaged_one_is_used_and_that_is_said) {
+  const place out = at("before"), last = at("before/checkpoint.safetensors"), before = at("before/checkpoint.previous.safetensors");
+  mhk_index n, k;
+  heard h;
+  char said[1024];
+  mhk_real *want, *got;
+  int way;
+  empty_folder(out.path);
+  want = go_on(out.path, -1, MHK_WINDOWS_PACKED, &n, &h, said);
+  REQUIRE(want != NULL, "%s", said);
+  for (way = 0; way < 3; way++) {
+    size_t length = 0;
+    unsigned char *b;
+    empty_folder(out.path);
+    free(go_on(out.path, 7, MHK_WINDOWS_PACKED, &k, &h, said));
+    CHECK(h.warnings == 0, "%s", h.last);
+    CHECK(count_files(out.path, "") == 2, "%d files after some checkpoints", count_files(out.path, ""));
+    b = (unsigned char *)test_read_file(last.path, &length);
+    REQUIRE(b != NULL, "no checkpoint");
+    b[length / 2] ^= 4;
+    if (way == 1)
+      remove(last.path); /* as when the process is killed between two renames */
+    else
+      test_write_file(last.path, b, length);
+    free(go_on(out.path, 1, MHK_WINDOWS_PACKED, &k, &h, said)); /* writes one: the damaged one must not push the sound one out */
+    CHECK(h.warnings == 1 && strstr(h.last, last.path) && strstr(h.last, before.path) && strstr(h.last, way == 1 ? "not there" : "checksum"), "%s", h.last);
+    test_write_file(last.path, b, length);
+    got = go_on(out.path, -1, MHK_WINDOWS_PACKED, &k, &h, said);
+    CHECK(h.warnings == 1, "%s", h.last);
+    REQUIRE(got && k == n, "%s", said);
+    CHECK_SAME("a run with damaged checkpoints", got, want, n);
+    free(got);
+    test_write_file(last.path, b, length);
+    test_write_file(before.path, b, length / 2);
+    CHECK(!go_on(out.path, -1, MHK_WINDOWS_PACKED, &k, &h, said), "two damaged checkpoints were taken");
+    CHECK(strstr(said, last.path) && strstr(said, before.path) && strstr(said, "--fresh"), "%s", said);
+    free(b);
+  }
+  {
+    mhk_context *ctx = mhk_create(NULL);
+    mhk_distill_desc d = run_desc(ctx, out.path);
+    mhk_trainer *tr;
+    d.fresh = 1;
+    tr = mhk_distill(ctx, &d);
+    mhk_train_step(tr);
+    CHECK(mhk_checkpoint(tr) == MHK_OK && count_files(out.path, "previous") == 0, "a fresh run keeps a checkpoint of the one before: %s", mhk_message(ctx));
+    mhk_destroy(ctx);
+  }
+  free(want);
+}
+
 int main(int argc, char **argv) {
   test_begin(argc, argv);
   RUN(a_reader_sees_the_whole_file_of_one_of_two_writers);
@@ -377,5 +646,9 @@ int main(int argc, char **argv) {
   RUN(what_a_folder_held_does_not_come_back);
   RUN(a_save_that_is_killed_leaves_the_old_model_or_the_new_one_or_none);
   RUN(one_trainer_writes_to_a_folder);
+  RUN(every_damage_of_a_checkpoint_shows);
+  RUN(a_checkpoint_that_contradicts_itself_is_refused);
+  RUN(a_checkpoint_of_version_1_is_resumed_with_a_warning);
+  RUN(the_checkpoint_before_a_damaged_one_is_used_and_that_is_said);
   return test_end();
 }

@@ -106,6 +106,7 @@ static void forget(const demo *d) {
     for (k = 1; k <= 3; k++)
       if (stage_path(path, sizeof path, folder, k) == CLI_GO) remove(path);
     if (cli_join(path, sizeof path, folder, "checkpoint.safetensors") == CLI_GO) remove(path);
+    if (cli_join(path, sizeof path, folder, "checkpoint.previous.safetensors") == CLI_GO) remove(path);
   }
 }
 
