@@ -51,7 +51,7 @@ help:
 	@echo 'make bench-peers       the same in turns with OpenBLAS, oneDNN, PyTorch, and ggml where GGML_DIR is its source;'
 	@echo '                       installs them where it can. ARGS="--filter core,step --threads 1" and MODELS="DIR ..." for either'
 	@echo 'make bits BASE=rev     compare hashes of all results with those of the header at that revision'
-	@echo 'make interop           compare with PyTorch (needs torch and transformers for $(PYTHON))'
+	@echo 'make interop           compare with PyTorch and Hugging Face's tokenizers (torch and transformers of $(PYTHON))'
 	@echo 'make mcu               the example for a microcontroller, run in qemu-system-arm (needs gcc-arm-none-eabi)'
 	@echo 'make web               the page of examples/web, ready to serve: $(WEB) (needs emscripten)'
 	@echo 'make test-web          drive that page in a headless Chromium'
@@ -90,15 +90,15 @@ $(BUILD)/arguments.h: tests/arguments.awk tests/test_arguments.c mohawk.h
 $(BUILD)/test_arguments: tests/test_arguments.c $(BUILD)/arguments.h $(BUILD)/mohawk.o $(wildcard tests/*.h)
 	$(call show,$(CC) -std=gnu99 $(WARNINGS) $(CFLAGS) $(OPENMP) -I$(BUILD) $< $(BUILD)/mohawk.o $(LIBS) -o $@)
 
-$(BUILD)/write_models: tests/write_models.c $(BUILD)/mohawk.o
+$(BUILD)/write_models $(BUILD)/encode: $(BUILD)/%: tests/%.c $(BUILD)/mohawk.o
 	$(call show,$(CC) -std=gnu99 $(WARNINGS) $(CFLAGS) $(OPENMP) $< $(BUILD)/mohawk.o $(LIBS) -o $@)
 
 demo: $(BUILD)/mohawk
 	@$(BUILD)/mohawk demo
 
 test:
-	@$(MAKE) --no-print-directory -j$(JOBS) $(PROGRAMS) $(BUILD)/mohawk $(BUILD)/write_models
-	@PYTHON='$(PYTHON)' sh tests/run.sh $(PROGRAMS) $(sort $(wildcard tests/test_*.sh)) tests/interop.py
+	@$(MAKE) --no-print-directory -j$(JOBS) $(PROGRAMS) $(BUILD)/mohawk $(BUILD)/write_models $(BUILD)/encode
+	@PYTHON='$(PYTHON)' sh tests/run.sh $(PROGRAMS) $(sort $(wildcard tests/test_*.sh)) tests/interop.py tests/test_random_text.py
 
 golden: $(BUILD)/test_golden $(BUILD)/test_golden64
 	@status=0; echo 'float32:'; $(BUILD)/test_golden --report --dir '$(or $(DIR),tests/golden)' || status=1; \
@@ -131,8 +131,8 @@ bench-peers: $(BUILD)/mohawk
 bits:
 	@mkdir -p $(BUILD) && OPENMP='$(OPENMP)' sh tests/bits.sh $(BASE)
 
-interop: $(BUILD)/write_models
-	@$(PYTHON) tests/interop.py
+interop: $(BUILD)/write_models $(BUILD)/encode
+	@PYTHON='$(PYTHON)' sh tests/run.sh tests/interop.py tests/test_random_text.py
 
 # The page: one folder for any static server. Its student is distilled here, from a text that the teacher writes.
 EMCC ?= emcc

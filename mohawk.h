@@ -13646,15 +13646,16 @@ static void mhk__encode_span(mhk_tokenizer *k, const unsigned char *text, size_t
       at++;
       continue;
     }
-    stop = at + a->length;
-    if (a->lstrip) start -= mhk__space_before(k, text + done, at - done);
+    at = stop = at + a->length; /* the space after it may hold another one, as with Hugging Face's tokenizers */
+    if (a->lstrip && start > done) start -= mhk__space_before(k, text + done, start - done);
     if (a->rstrip) {
       size_t step = 0;
+      if (stop < done) stop = done;
       while (stop < n && mhk__class_at(k, text + stop, n - stop, &step) == MHK__SPACE) stop += step;
     }
-    mhk__encode_between(k, text + done, start - done, level, out);
+    if (start > done) mhk__encode_between(k, text + done, start - done, level, out);
     mhk__ids_put(out, a->id);
-    done = at = stop;
+    done = stop;
   }
   mhk__encode_between(k, text + done, n - done, level, out);
 }

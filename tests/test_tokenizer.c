@@ -287,7 +287,7 @@ TEST(added_tokens) {
   static const char added[] = ADDED(300, "<m>", true, false) ", " ADDED(301, "aa", false, false) ", " ADDED(302, "aaaa", false, false) ", "
       ADDED(303, "aab", false, false) ", " ADDED(304, "x<", false, true) ", " ADDED(305, "\\u00e9\\u00e9", false, true);
   mhk_context *ctx = mhk_create(NULL);
-  mhk_tokenizer *k = parse_and_free(ctx, make_tokenizer(NULL, NULL, added, NULL, NULL, NULL));
+  mhk_tokenizer *k = parse_and_free(ctx, make_tokenizer(NULL, NULL, added, NULL, NULL, NULL)), *again;
   REQUIRE_OK(ctx);
   check_ids(k, "aaa", 2, (const int[]){301, 'a'});
   check_ids(k, "aaab", 3, (const int[]){301, 'a', 'b'}); /* leftmost first, then longest */
@@ -297,7 +297,10 @@ TEST(added_tokens) {
   check_ids(k, "x<y", 2, (const int[]){304, 'y'});
   check_ids(k, "c \n<m>\xE3\x80\x80 d", 3, (const int[]){'c', 300, 'd'});
   check_ids(k, "<m> <m>", 2, (const int[]){300, 300});
+  check_ids(k, "a <m>   <m>b", 4, (const int[]){'a', 300, 300, 'b'});
   check_ids(k, "\xC3\xA9\xC3\xA9", 1, (const int[]){305});
+  again = parse_and_free(ctx, make_tokenizer(NULL, NULL, ADDED(300, "<m>", true, false) ", " ADDED(301, "  ", false, false), NULL, NULL, NULL));
+  check_ids(again, "<m>  a", 3, (const int[]){300, 301, 'a'}); /* the space belongs to the first token and is the second one */
   check_round_trip(k, "added", "aaaab x< \xC3\xA9\xC3\xA9", 13);
   CHECK(mhk_tokenizer_id(k, "x<") == 304 && mhk_tokenizer_id(k, "aa") == 301 && mhk_tokenizer_id(k, "x") == -1, "ids of added tokens");
   CHECK(mhk_tokenizer_size(k) == 306 && mhk_tokenizer_end(k) == -1 && !mhk_token_bytes(k, 280, NULL), "size %d", mhk_tokenizer_size(k));
@@ -412,6 +415,9 @@ TEST(normalization_of_long_texts) {
   big[0] = 'a';
   for (i = 0; i < 300000; i++) memcpy(big + 1 + 4 * i, "\xCC\x81\xCC\xA7", 4);
   CHECK(mhk_encode(k, big, 1200001, NULL, 0) == 1200001 - 1, "a letter with 600,000 accents");
+  memset(big, ' ', 1000000); /* each of them may take all that follow */
+  k = parse_and_free(ctx, make_tokenizer(NULL, NULL, TOKEN(300, "  ", ", \"lstrip\": true, \"rstrip\": true"), NULL, NULL, NULL));
+  CHECK(mhk_encode(k, big, 1000000, NULL, 0) == 500000, "half a million pairs of spaces");
   CHECK_OK(ctx);
   free(source);
   free(normal);
@@ -674,6 +680,13 @@ static const struct key {
     {"config.backend", "\"tokenizers\"", WITHOUT_EFFECT},
     {"config.is_local", "true", WITHOUT_EFFECT},
     {"config.name_or_path", "\"x\"", WITHOUT_EFFECT},
+    {"config.chat_control_tokens", "[\"<|new|>\"]", WITHOUT_EFFECT},
+    {"config.files_loaded", "[]", WITHOUT_EFFECT},
+    {"config.max_len", "2", WITHOUT_EFFECT},
+    {"config.processor_class", "\"x\"", WITHOUT_EFFECT},
+    {"config.response_schema", "{}", WITHOUT_EFFECT},
+    {"config.response_template", "\"x\"", WITHOUT_EFFECT},
+    {"config.verbose", "true", WITHOUT_EFFECT},
 };
 
 /* ids and more of a tokenizer with one key; -1: refused */
