@@ -7743,14 +7743,15 @@ static void mhk__recompute_back(mhk_tape *t, mhk__node *n) {
     copy->grad = g;
   }
   y = copy ? s->f(t, s->user, copy) : NULL;
-  if (y && y->requires_grad && y->count == n->out[0]->count) {
+  if (y && y->count != n->out[0]->count)
+    mhk_fail(t->ctx, MHK_ERROR_STATE, "recompute: the function built something else the second time");
+  else if (y && y->requires_grad) { /* else neither x nor any parameter inside wants a gradient */
     mhk_real *gy = mhk__grad(t, y);
     if (gy) {
       for (i = 0; i < y->count; i++) gy[i] += n->out[0]->grad[i];
       mhk__unwind(t, inner.records);
     }
-  } else if (y)
-    mhk_fail(t->ctx, MHK_ERROR_STATE, "recompute: the function built something else the second time");
+  }
   t->recording = 0;
   if (t->ctx->result == MHK_OK) mhk_tape_rewind(t, inner);
 }

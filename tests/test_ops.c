@@ -1452,6 +1452,31 @@ TEST(models_recompute) {
   finish();
 }
 
+TEST(recompute_with_frozen_layers_below) {
+  mhk_model *m;
+  int32_t tokens[9];
+  mhk_real *out[2], *grads[2];
+  mhk_index n;
+  mhk_forward_desc d;
+  int i;
+  start();
+  m = model_new(ctx, HYBRID, 3);
+  for (i = 0; i < mhk_model_tensors(m); i++) { /* only the last block learns */
+    mhk_tensor *x = mhk_model_tensor(m, i);
+    x->requires_grad = strstr(x->name, ".2.") != NULL;
+  }
+  memset(&d, 0, sizeof d);
+  model_tokens(tokens, 9, 31, 1);
+  for (d.recompute = 0; d.recompute < 2; d.recompute++) {
+    out[d.recompute] = forward_backward(tape, m, tokens, 1, 9, &d, 7, &grads[d.recompute], &n);
+    REQUIRE_OK(ctx);
+  }
+  CHECK_SAME("logits", out[1], out[0], 9 * 31);
+  CHECK_SAME("gradients", grads[1], grads[0], n);
+  for (i = 0; i < 2; i++) free(out[i]), free(grads[i]);
+  finish();
+}
+
 TEST(models_packed_is_separate) {
   static const mhk_index lengths[] = {5, 1, 17, 2, 12}; /* 37 tokens */
   int kind;
@@ -1870,6 +1895,7 @@ int main(int argc, char **argv) {
   RUN(marks);
   RUN(recompute_is_the_same);
   RUN(models_recompute);
+  RUN(recompute_with_frozen_layers_below);
   RUN(models_packed_is_separate);
   RUN(models_gradients);
   RUN(residuals_and_pieces);
