@@ -108,9 +108,9 @@ models: $(BUILD)/test_sessions
 	@$(BUILD)/test_sessions --dir '$(or $(DIR),examples)'
 
 # One program for all formats; libFuzzer and the sanitizers' libraries are linked into it.
-$(BUILD)/fuzz/fuzz: tests/fuzz/fuzz.c $(wildcard tests/*.h) tools/mohawk_impl.c mohawk.h
+$(BUILD)/fuzz/fuzz: tests/fuzz/fuzz.c $(wildcard tests/*.h) mohawk.h
 	@mkdir -p $(@D)
-	clang -std=gnu99 $(WARNINGS) -gline-tables-only -O1 -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all $< tools/mohawk_impl.c -lm -o $@
+	clang -std=gnu99 $(WARNINGS) -gline-tables-only -O1 -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all $< -lm -o $@
 
 SECONDS ?= 20
 fuzz: $(BUILD)/fuzz/fuzz

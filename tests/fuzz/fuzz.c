@@ -8,7 +8,8 @@
    would stop is not what is looked for.
    A target aborts where a promise is broken: what was saved must load and be the same, ids must decode to the text, a state must continue alike. */
 #define _XOPEN_SOURCE 700
-#include "../models.h" /* and mohawk.h */
+#define MOHAWK_IMPLEMENTATION /* here: checksums are made right with its functions */
+#include "../models.h"        /* and mohawk.h */
 #include "../archive.h"
 #include <dirent.h>
 #include <unistd.h>
@@ -240,11 +241,8 @@ static bytes edited(const void *good, size_t n, const uint8_t *e, size_t size) {
   }
   return b;
 }
-static uint64_t fnv(const void *data, size_t n) {
-  uint64_t h = UINT64_C(14695981039346656037);
-  size_t i;
-  for (i = 0; i < n; i++) h = (h ^ ((const unsigned char *)data)[i]) * UINT64_C(1099511628211);
-  return h;
+static void sum_up(bytes *b, uint64_t sum) {
+  if (b->n >= 8) mhk__put_bytes(b->data + b->n - 8, sum, 8);
 }
 
 /* ---------------------------------------------------------------------------------------- files of tensors */
@@ -456,8 +454,7 @@ static void use_tape(mhk_context *ctx, mhk_model *m, const int32_t *tokens) {
   memset(&d, 0, sizeof d);
   d.doc = doc;
   d.recompute = 1;
-  mhk_backward(t, mhk_cross_entropy(t, mhk_forward(t, m, tokens, 1, 6, &d), tokens));
-  fine(ctx);
+  PROMISE(ctx, mhk_backward(t, mhk_cross_entropy(t, mhk_forward(t, m, tokens, 1, 6, &d), tokens)) == MHK_OK);
   mhk_tape_destroy(t);
 }
 
@@ -501,16 +498,21 @@ static int same_files(const char *a, const char *b) {
 }
 
 /* Saved, loaded and saved again: the same bytes. Then with the copy what changes a model. */
-static void use_saved(mhk_context *ctx, mhk_model *m, const int32_t *tokens, mhk_dtype dtype) {
-  const char *one = at("one.safetensors"), *two = at("two.safetensors");
+static void use_saved(mhk_context *ctx, mhk_model *m, const int32_t *tokens, mhk_dtype dtype, int whole_folder) {
+  const char *one = at(whole_folder ? "one" : "one.safetensors"), *two = at(whole_folder ? "two" : "two.safetensors");
   mhk_model *copy;
+  mhk_text *text;
   mhk_save(m, one, dtype);
   if (!fine(ctx)) return;
   copy = mhk_load(ctx, one);
   PROMISE(ctx, copy || starved(ctx));
-  if (copy && mhk_save(copy, two, dtype) == MHK_OK) PROMISE(ctx, same_files(one, two));
+  if (copy && mhk_save(copy, two, dtype) == MHK_OK)
+    PROMISE(ctx, whole_folder ? same_files(at("one/model.safetensors"), at("two/model.safetensors")) : same_files(one, two));
   fine(ctx);
   if (!copy) return;
+  text = mhk_text_sample(copy, 10, 1, NULL, NULL);
+  fine(ctx);
+  mhk_text_destroy(text);
   use_session(ctx, copy, tokens, dtype == MHK_Q8 ? 4 : 0);
   if (mhk_model_make_trainable(copy) == MHK_OK) use_tape(ctx, copy, tokens);
   fine(ctx);
@@ -526,7 +528,7 @@ static void use_model(mhk_context *ctx, mhk_model *m, unsigned choice) {
   model_tokens(tokens, 24, c->vocab_size, choice);
   use_session(ctx, m, tokens, choice % 3 ? 0 : 4);
   use_tape(ctx, m, tokens);
-  use_saved(ctx, m, tokens, types[choice % 5]);
+  use_saved(ctx, m, tokens, types[choice % 5], choice % 2);
   if (c->arch == MHK_ARCH_PHI) use_teacher(ctx, m, tokens);
   at_ease = 0;
 }
@@ -733,7 +735,6 @@ static void target_state(const uint8_t *data, size_t size) {
   mhk_session *s = session_of(m, window);
   const int32_t tokens[] = {1, 2, 3, 4, 5, 6, 7};
   bytes b;
-  uint64_t sum;
   size_t n, i;
   void *good;
   mhk_feed(s, tokens, choice / 6 % 8);
@@ -741,8 +742,7 @@ static void target_state(const uint8_t *data, size_t size) {
   good = malloc(n);
   PROMISE(ctx, mhk_session_save(s, 0, good, n) == MHK_OK);
   b = edited(good, n, data + (size > 0), size ? size - 1 : 0);
-  sum = b.n >= 8 ? fnv(b.data, b.n - 8) : 0;
-  for (i = 0; b.n >= 8 && i < 8; i++) b.data[b.n - 8 + i] = (unsigned char)(sum >> 8 * i);
+  sum_up(&b, mhk__hash(UINT64_C(14695981039346656037), b.data, b.n < 8 ? 0 : b.n - 8));
   if (mhk_session_load(s, 0, b.data, b.n) == MHK_OK) {
     mhk_sampling how;
     memset(&how, 0, sizeof how);
@@ -790,6 +790,7 @@ static void target_checkpoint(const uint8_t *data, size_t size) {
   mhk_context *ctx = limited_context(0);
   mhk_distill_desc d = run_of(ctx, choice);
   mhk_trainer *tr;
+  mhk__xxh64 sum;
   int i;
   if (!from->data) {
     size_t n = 0;
@@ -804,11 +805,14 @@ static void target_checkpoint(const uint8_t *data, size_t size) {
     empty(at("run"));
   }
   b = edited(from->data, from->n, data + (size > 0), size ? size - 1 : 0);
+  mhk__xxh64_start(&sum);
+  mhk__xxh64_put(&sum, b.data, b.n < 8 ? 0 : b.n - 8);
+  sum_up(&b, mhk__xxh64_end(&sum));
   test_make_folder(at("run"));
   test_write_file(at("run/checkpoint.safetensors"), b.data, b.n);
   tr = mhk_distill(ctx, &d);
   if (size <= 1) PROMISE(ctx, tr && mhk_progress(tr)->resumed);
-  for (i = 0; i < 20 && mhk_train_step(tr); i++) mhk_progress(tr);
+  for (i = 0; i < (size % 4 ? 1 : 20) && mhk_train_step(tr); i++) mhk_progress(tr);
   PROMISE(ctx, i <= 6);
   mhk_checkpoint(tr);
   fine(ctx);
