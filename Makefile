@@ -98,7 +98,7 @@ demo: $(BUILD)/mohawk
 
 test:
 	@$(MAKE) --no-print-directory -j$(JOBS) $(PROGRAMS) $(BUILD)/mohawk $(BUILD)/write_models $(BUILD)/encode
-	@PYTHON='$(PYTHON)' sh tests/run.sh $(PROGRAMS) $(sort $(wildcard tests/test_*.sh)) tests/interop.py tests/test_random_text.py
+	@PYTHON='$(PYTHON)' sh tests/run.sh $(PROGRAMS) $(sort $(wildcard tests/test_*.sh)) tests/interop.py $(sort $(wildcard tests/test_*.py))
 
 golden: $(BUILD)/test_golden $(BUILD)/test_golden64
 	@status=0; echo 'float32:'; $(BUILD)/test_golden --report --dir '$(or $(DIR),tests/golden)' || status=1; \
@@ -132,7 +132,7 @@ bits:
 	@mkdir -p $(BUILD) && OPENMP='$(OPENMP)' sh tests/bits.sh $(BASE)
 
 interop: $(BUILD)/write_models $(BUILD)/encode
-	@PYTHON='$(PYTHON)' sh tests/run.sh tests/interop.py tests/test_random_text.py
+	@PYTHON='$(PYTHON)' sh tests/run.sh tests/interop.py $(sort $(wildcard tests/test_*.py))
 
 # The page: one folder for any static server. Its student is distilled here, from a text that the teacher writes.
 EMCC ?= emcc

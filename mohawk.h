@@ -495,7 +495,8 @@ typedef struct mhk_config {
   int n_head, n_kv_head, head_dim, rotary_dim, qk_layernorm;
   double rope_theta;
   /* state-space mixers */
-  /* d_inner = ssm_heads * ssm_head_dim; a Mamba-2 normalises each of the ssm_groups parts of d_inner for itself, as mamba_ssm and Hugging Face's library do */
+  /* d_inner = ssm_heads * ssm_head_dim; a Mamba-2 normalises each of the ssm_groups parts of
+     d_inner for itself, as mamba_ssm and Hugging Face's library do */
   int ssm_heads, ssm_groups, ssm_head_dim, d_state, d_conv, chunk_size;
   int ssm_rotary_dim;            /* discrete Mamba-2 only; 0: none */
   int conv_silu;                 /* activation after the convolution: 0 identity, 1 silu */
@@ -509,8 +510,9 @@ typedef struct mhk_config {
 MHKDEF mhk_result mhk_config_preset(mhk_context *ctx, const char *name, mhk_config *config);
 /* Checks that a configuration makes sense; the error is a sentence with the numbers in it. */
 MHKDEF mhk_result mhk_config_check(mhk_context *ctx, const mhk_config *config);
-/* config.json of PhiForCausalLM, Mamba2ForCausalLM, the Mamba-2 of state-spaces' mamba_ssm, or phi-mamba (plain, or under one outer key "config"). where
-   names the text in errors. Settings that are not known are a warning. */
+/* config.json of PhiForCausalLM, Mamba2ForCausalLM, the Mamba-2 of state-spaces' mamba_ssm, or
+   phi-mamba (plain, or under one outer key "config"). where names the text in errors. Settings that
+   are not known are a warning. */
 MHKDEF mhk_result mhk_config_parse(mhk_context *ctx, const char *json, size_t length, const char *where, mhk_config *config);
 /* The same out again: writes at most capacity bytes with a terminating 0, returns the length without it (call with NULL, 0 to learn it). */
 MHKDEF size_t mhk_config_format(const mhk_config *config, char *json, size_t capacity);
@@ -531,7 +533,7 @@ MHKDEF double mhk_config_state_bytes(const mhk_config *config, mhk_index tokens)
 MHKDEF mhk_model *mhk_load(mhk_context *ctx, const char *path);
 typedef struct mhk_load_desc {
   int strict; /* what would be a warning is an error: tensors that the model does not use, settings without effect, a tokenizer that cannot be used... */
-  int read;   /* files are read into memory of the context in place of being mapped: nothing that happens to them later reaches the model */
+  int read; /* files are read into memory of the context in place of being mapped: nothing that happens to them later reaches the model */
 } mhk_load_desc;
 /* The same as desc says it; desc may be NULL. */
 MHKDEF mhk_model *mhk_load_with(mhk_context *ctx, const char *path, const mhk_load_desc *desc);
@@ -1750,7 +1752,8 @@ static int mhk__input_open(const char *path, mhk__input *in) {
     wchar_t wide[MHK__WIDE_PATH];
     LARGE_INTEGER size;
     if (!mhk__wide(path, wide)) return errno;
-    in->file = CreateFileW(wide, GENERIC_READ, FILE_SHARE_READ | FILE_SHARE_WRITE | FILE_SHARE_DELETE, NULL, OPEN_EXISTING, FILE_ATTRIBUTE_NORMAL, NULL);
+    in->file = CreateFileW(wide, GENERIC_READ, FILE_SHARE_READ | FILE_SHARE_WRITE | FILE_SHARE_DELETE, NULL,
+                           OPEN_EXISTING, FILE_ATTRIBUTE_NORMAL, NULL);
     if (in->file == INVALID_HANDLE_VALUE) return mhk__windows_errno();
     if (GetFileType(in->file) != FILE_TYPE_DISK)
       error = MHK__NOT_REGULAR;
@@ -1766,7 +1769,8 @@ static int mhk__input_open(const char *path, mhk__input *in) {
     long size = -1;
     in->file = fopen(path, "rb");
     if (!in->file) return errno ? errno : EIO;
-    if (fseek(in->file, 0, SEEK_END) != 0 || (size = ftell(in->file)) < 0 || fseek(in->file, 0, SEEK_SET) != 0) error = EIO;
+    if (fseek(in->file, 0, SEEK_END) != 0 || (size = ftell(in->file)) < 0 || fseek(in->file, 0, SEEK_SET) != 0)
+      error = EIO;
     else in->size = (size_t)size;
   }
 #endif
@@ -1774,13 +1778,15 @@ static int mhk__input_open(const char *path, mhk__input *in) {
   return error;
 }
 
-/* The whole file into out, which has room for its size; 0 or errno, EIO when the file has become shorter. */
+/* The whole file into out, which has room for its size; 0 or errno, EIO when the file has become
+   shorter. */
 static int mhk__input_read(mhk__input *in, unsigned char *out) {
   size_t at = 0;
   while (at < in->size) {
 #ifdef MHK__WINDOWS
     DWORD n = 0;
-    if (!ReadFile(in->file, out + at, in->size - at < (1u << 30) ? (DWORD)(in->size - at) : 1u << 30, &n, NULL)) return mhk__windows_errno();
+    if (!ReadFile(in->file, out + at, in->size - at < (1u << 30) ? (DWORD)(in->size - at) : 1u << 30, &n, NULL))
+      return mhk__windows_errno();
     if (n == 0) return EIO;
 #elif defined(MHK__POSIX)
     const ssize_t n = read(in->file, out + at, in->size - at < ((size_t)1 << 30) ? in->size - at : (size_t)1 << 30);
@@ -10563,14 +10569,17 @@ static int mhk__read_entry(mhk_file *f, const char *path, const mhk__json *x, si
                     x->key),
            0;
   out->t.dtype = mhk__dtype_named(dtype);
-  if (!out->t.dtype) out->type = mhk__arena_text(ctx, &f->object.arena, dtype->text, strlen(dtype->text) < 40 ? strlen(dtype->text) : 40);
+  if (!out->t.dtype)
+    out->type =
+        mhk__arena_text(ctx, &f->object.arena, dtype->text, strlen(dtype->text) < 40 ? strlen(dtype->text) : 40);
   for (i = 0; i < MHK_MAX_RANK; i++) out->t.shape[i] = 1;
   out->t.rank = shape->count < MHK_MAX_RANK ? (int)shape->count : MHK_MAX_RANK;
   element = mhk_dtype_size(out->t.dtype);
   for (s = shape->first, i = 0; s; s = s->next, i++) {
     const mhk_index last = i < MHK_MAX_RANK ? 1 : out->t.shape[MHK_MAX_RANK - 1];
     if (!mhk__json_integer(s, &size) || size < 0 || (uint64_t)size > (uint64_t)PTRDIFF_MAX ||
-        (size > 0 && (count > PTRDIFF_MAX / (mhk_index)size / (mhk_index)(element ? element : 1) || last > PTRDIFF_MAX / (mhk_index)size)))
+        (size > 0 && (count > PTRDIFF_MAX / (mhk_index)size / (mhk_index)(element ? element : 1) ||
+                      last > PTRDIFF_MAX / (mhk_index)size)))
       return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: axis %d of tensor %.200s has an impossible size", path, i, x->key), 0;
     out->t.shape[i < MHK_MAX_RANK ? i : MHK_MAX_RANK - 1] = last * (mhk_index)size;
     count *= (mhk_index)size;
@@ -10621,7 +10630,8 @@ static int mhk__read_header(mhk_file *f, int shard, mhk__stored **entries, int *
   room = b->size - 8 - (size_t)length;
   mhk__print(where, sizeof where, "the header of %.480s", path);
   while (at < length && b->data[8 + at] && strchr(" \t\r\n", b->data[8 + at])) at++;
-  if (at == length || b->data[8 + at] != '{') return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s does not start with '{'", where), 0;
+  if (at == length || b->data[8 + at] != '{')
+    return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s does not start with '{'", where), 0;
   at = 0;
   root = mhk__json_parse(ctx, &ctx->scratch, (const char *)b->data + 8, (size_t)length, where, 0);
   if (!root) return 0;
@@ -11470,7 +11480,8 @@ static int mhk__file_index(const mhk_file *f, const char *name) {
 static int mhk__shard_open(mhk_file *f, int shard, int read) {
   mhk__shard *x = &f->shards[shard];
   mhk_context *ctx = f->object.ctx;
-  return read ? mhk__bytes_read_or_fail(ctx, &f->object.arena, x->path, &x->bytes) : mhk__bytes_open_or_fail(ctx, x->path, &x->bytes);
+  return read ? mhk__bytes_read_or_fail(ctx, &f->object.arena, x->path, &x->bytes)
+              : mhk__bytes_open_or_fail(ctx, x->path, &x->bytes);
 }
 
 /* folder: where the index stands, "" for here; read: shards are read, not mapped */
@@ -11602,7 +11613,8 @@ static mhk_file *mhk__file_open(mhk_context *ctx, const char *path, int read) {
     for (i = 0; i < 4; i++) {
       mhk__join_path(inside, sizeof inside, path, names[i]);
       if (mhk__is_file(inside))
-        return i % 2 ? mhk__file_open_index(ctx, inside, path, read) : mhk__file_open_single(ctx, inside, NULL, read != 0);
+        return i % 2 ? mhk__file_open_index(ctx, inside, path, read)
+                     : mhk__file_open_single(ctx, inside, NULL, read != 0);
     }
     mhk_fail(ctx, MHK_ERROR_FILE, "the folder %s holds neither model.safetensors nor pytorch_model.bin, nor the index of either", path);
     return NULL;
@@ -11661,7 +11673,8 @@ static int mhk__file_tensor_ok(mhk_context *ctx, const mhk_file_tensor *x, const
     return 0;
   }
   if (!x->dtype) {
-    mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "tensor %.200s has a type that is not read: F64, F32, F16, BF16, BOOL and integers of 8 to 64 bits are",
+    mhk_fail(ctx, MHK_ERROR_UNSUPPORTED,
+             "tensor %.200s has a type that is not read: F64, F32, F16, BF16, BOOL and integers of 8 to 64 bits are",
              x->name ? x->name : "?");
     return 0;
   }
@@ -14072,12 +14085,11 @@ static void mhk__role_name(const mhk_config *c, mhk__role role, char out[48]) {
   if (role >= MHK__FC1_W && role <= MHK__FC2_B) strcat(out, "mlp.");
   if (role == MHK__EMBEDDING && c->arch != MHK_ARCH_PHI)
     strcat(out, c->arch == MHK_ARCH_MAMBA2 ? "embeddings.weight" : "embedding.weight");
-  else if (c->arch == MHK_ARCH_MAMBA2 && (role == MHK__NORM_W || role == MHK__NORM_B || role == MHK__FINAL_W || role == MHK__FINAL_B)) {
+  else if (c->arch == MHK_ARCH_MAMBA2 &&
+           (role == MHK__NORM_W || role == MHK__NORM_B || role == MHK__FINAL_W || role == MHK__FINAL_B)) {
     strcat(out, role == MHK__NORM_W || role == MHK__NORM_B ? "norm" : "norm_f");
     strcat(out, role == MHK__NORM_W || role == MHK__FINAL_W ? ".weight" : ".bias");
-  }
-  else
-    strcat(out, names[role]);
+  } else strcat(out, names[role]);
 }
 
 /* The tensor of a role in a layer: name and shape. 0 when the model has none. */
@@ -14471,7 +14483,8 @@ static int mhk__has_word(const char *words, const char *word) {
   return 0;
 }
 
-/* Settings that nobody asked for are one warning, but for those named in quiet, which do not change what a model computes. */
+/* Settings that nobody asked for are one warning, but for those named in quiet, which do not change
+   what a model computes. */
 static void mhk__warn_unseen(const mhk__settings *s, const char *quiet) {
   mhk__mark mark = mhk__scratch_mark(s->ctx);
   mhk__list list;
@@ -14481,7 +14494,8 @@ static void mhk__warn_unseen(const mhk__settings *s, const char *quiet) {
     if (!x->seen && x->type != MHK__JSON_NULL && !mhk__has_word(quiet, x->key) && mhk__list_room(&list))
       mhk__write_bytes(&list.text, x->key, x->key_length < 60 ? x->key_length : 60);
   if (list.n)
-    mhk__note(s->ctx, MHK_LOG_WARNING, "%s: not known here and without effect%s%s: %s", s->where, s->part[0] ? ", in " : "", s->part, mhk__list_end(&list));
+    mhk__note(s->ctx, MHK_LOG_WARNING, "%s: not known here and without effect%s%s: %s", s->where,
+              s->part[0] ? ", in " : "", s->part, mhk__list_end(&list));
   mhk__scratch_rewind(s->ctx, mark);
 }
 
@@ -14541,7 +14555,8 @@ static void mhk__refuse_quantized(const mhk__settings *s) {
              s->where);
 }
 
-/* rope_parameters, or rope_scaling, as older versions of the library call it and which counts before it. Either may say that nothing is scaled. */
+/* rope_parameters, or rope_scaling, as older versions of the library call it and which counts
+   before it. Either may say that nothing is scaled. */
 static mhk__settings mhk__parse_rope(const mhk__settings *s) {
   const mhk__json *old = mhk__setting(s, "rope_scaling"), *parameters = mhk__setting(s, "rope_parameters");
   const char *key = old && old->count ? "rope_scaling" : "rope_parameters";
@@ -14586,10 +14601,14 @@ static void mhk__parse_attention(const mhk__settings *s, mhk_config *c) {
     c->rotary_dim = (int)(factor * c->head_dim); /* cut off, as the library does */
 }
 
-/* what Hugging Face's library keeps in every config.json: names and types, training, how its own code runs; ends of text are read with the model */
-#define MHK__QUIET "_name_or_path architectures auto_map bos_token_id chunk_size_feed_forward dtype eos_token_id id2label initializer_range " \
-                   "is_encoder_decoder label2id model_type output_attentions output_hidden_states pad_token_id problem_type return_dict " \
-                   "torch_dtype transformers_version use_cache "
+/* what Hugging Face's library keeps in every config.json: names and types, training, how its own
+   code runs; ends of text are read with the model */
+#define MHK__QUIET                                                                                                     \
+  "_name_or_path architectures auto_map bos_token_id chunk_size_feed_forward dtype eos_token_id id2label "             \
+  "initializer_range "                                                                                                 \
+  "is_encoder_decoder label2id model_type output_attentions output_hidden_states pad_token_id problem_type "           \
+  "return_dict "                                                                                                       \
+  "torch_dtype transformers_version use_cache "
 
 static void mhk__parse_phi(const mhk__settings *s, mhk_config *c) {
   const mhk__json *act = mhk__setting(s, "hidden_act");
@@ -14620,25 +14639,31 @@ static void mhk__parse_limit(const mhk__settings *s, const char *key, mhk_config
   }
   c->dt_min = mhk__setting_value(s, limit->first, key);
   c->dt_max = mhk__setting_value(s, limit->first->next, key);
-  if (c->dt_max >= 1e300)
+  if (c->dt_max >= 1e38)
     c->dt_max = 0;
   else if (c->dt_max == 0)
     mhk__setting_wrong(s, limit, key, "a list whose second number is above 0");
 }
 
-/* d_inner = expand * d_model, a whole number that `by`, the setting called what, divides; else 0 and an error */
+/* d_inner = expand * d_model, a whole number that `by`, the setting called what, divides; else 0
+   and an error */
 static int mhk__parse_inner(const mhk__settings *s, const mhk_config *c, double fallback, int by, const char *what) {
   const double expand = mhk__setting_double(s, "expand", fallback), inner = expand * c->d_model;
   char number[32];
-  if (by >= 1 && inner >= 1 && inner < (1 << 24) && fabs(inner - floor(inner + 0.5)) <= 1e-6 && (int)(inner + 0.5) % by == 0) return (int)(inner + 0.5);
+  if (by >= 1 && inner >= 1 && inner < (1 << 24) && fabs(inner - floor(inner + 0.5)) <= 1e-6 &&
+      (int)(inner + 0.5) % by == 0)
+    return (int)(inner + 0.5);
   mhk__format_double(expand, number);
-  mhk_fail(s->ctx, MHK_ERROR_CONFIG, "%s: %s: expand %s of d_model %d cannot be cut into heads: %s is %d", s->where, s->part, number, c->d_model, what, by);
+  mhk_fail(s->ctx, MHK_ERROR_CONFIG, "%s: %s: expand %s of d_model %d cannot be cut into heads: %s is %d", s->where,
+           s->part, number, c->d_model, what, by);
   return 0;
 }
 
-/* vocab_size filled up to a multiple, as the authors' code of either state-space model makes its embedding */
+/* vocab_size filled up to a multiple, as the authors' code of either state-space model makes its
+   embedding */
 static void mhk__parse_vocabulary(const mhk__settings *s, int fallback, mhk_config *c) {
-  const int size = mhk__setting_int(s, "vocab_size", -1), pad = mhk__setting_int(s, "pad_vocab_size_multiple", fallback);
+  const int size = mhk__setting_int(s, "vocab_size", -1),
+            pad = mhk__setting_int(s, "pad_vocab_size_multiple", fallback);
   c->pad_vocab_multiple = pad < 1 ? 1 : pad;
   if (size > INT_MAX - c->pad_vocab_multiple)
     mhk__setting_wrong(s, mhk__setting(s, "vocab_size"), "vocab_size", "a smaller number");
@@ -14646,20 +14671,25 @@ static void mhk__parse_vocabulary(const mhk__settings *s, int fallback, mhk_conf
     c->vocab_size = (size + c->pad_vocab_multiple - 1) / c->pad_vocab_multiple * c->pad_vocab_multiple;
 }
 
-/* config.json of state-spaces' own code (mamba_ssm). It has no field for the eps of its norms, which is 1e-5. */
+/* config.json of state-spaces' own code (mamba_ssm). It has no field for the eps of its norms,
+   which is 1e-5. */
 static void mhk__parse_state_spaces(const mhk__settings *s, mhk_config *c) {
   const mhk__settings ssm = mhk__settings_of(s->ctx, mhk__setting(s, "ssm_cfg"), s->where, "ssm_cfg");
   const mhk__json *layer = mhk__setting(&ssm, "layer"), *attention = mhk__setting(s, "attn_layer_idx");
   int l, inner, d_ssm;
   c->arch = MHK_ARCH_MAMBA2;
   if (!mhk__json_equals(layer, "Mamba2"))
-    mhk_fail(s->ctx, MHK_ERROR_UNSUPPORTED, "%s describes a Mamba-1 (its ssm_cfg has %s%.60s%s for layer); of this layout Mamba-2 is known (\"Mamba2\")",
-             s->where, layer ? "\"" : "nothing", layer && layer->text ? layer->text : "", layer ? "\"" : "");
+    mhk_fail(
+        s->ctx, MHK_ERROR_UNSUPPORTED,
+        "%s describes a Mamba-1 (its ssm_cfg has %s%.60s%s for layer); of this layout Mamba-2 is known (\"Mamba2\")",
+        s->where, layer ? "\"" : "nothing", layer && layer->text ? layer->text : "", layer ? "\"" : "");
   if (attention && attention->count)
-    mhk_fail(s->ctx, MHK_ERROR_UNSUPPORTED, "%s: attn_layer_idx names %lld layers of attention; a hybrid of Mamba-2 and attention is not known here", s->where,
-             (long long)attention->count);
+    mhk_fail(s->ctx, MHK_ERROR_UNSUPPORTED,
+             "%s: attn_layer_idx names %lld layers of attention; a hybrid of Mamba-2 and attention is not known here",
+             s->where, (long long)attention->count);
   if (mhk__setting_int(s, "d_intermediate", 0) > 0)
-    mhk_fail(s->ctx, MHK_ERROR_UNSUPPORTED, "%s: d_intermediate is %d: a Mamba-2 with MLPs between its layers is not known here", s->where,
+    mhk_fail(s->ctx, MHK_ERROR_UNSUPPORTED,
+             "%s: d_intermediate is %d: a Mamba-2 with MLPs between its layers is not known here", s->where,
              mhk__setting_int(s, "d_intermediate", 0));
   c->n_layer = mhk__setting_int(s, "n_layer", -1);
   c->d_model = mhk__setting_int(s, "d_model", -1);
@@ -14680,13 +14710,16 @@ static void mhk__parse_state_spaces(const mhk__settings *s, mhk_config *c) {
   c->conv_silu = 1;
   mhk__parse_limit(&ssm, "dt_limit", c);
   d_ssm = mhk__setting_int(&ssm, "d_ssm", inner);
-  if (d_ssm != inner) mhk_fail(s->ctx, MHK_ERROR_UNSUPPORTED, "%s: ssm_cfg.d_ssm is %d: only d_inner, %d here, is known", s->where, d_ssm, inner);
+  if (d_ssm != inner)
+    mhk_fail(s->ctx, MHK_ERROR_UNSUPPORTED, "%s: ssm_cfg.d_ssm is %d: only d_inner, %d here, is known", s->where, d_ssm,
+             inner);
   if (mhk__setting_flag(&ssm, "D_has_hdim", 0)) mhk__setting_refuse(&ssm, "D_has_hdim", "true", "false");
   if (!mhk__setting_flag(&ssm, "rmsnorm", 1)) mhk__setting_refuse(&ssm, "rmsnorm", "false", "true");
   if (mhk__setting_flag(&ssm, "norm_before_gate", 0)) mhk__setting_refuse(&ssm, "norm_before_gate", "true", "false");
   for (l = 0; l < c->n_layer && l < MHK_MAX_LAYERS; l++) c->mixer[l] = MHK_MIXER_MAMBA2;
   mhk__warn_unseen(s, MHK__QUIET "attn_cfg fused_add_norm residual_in_fp32");
-  mhk__warn_unseen(&ssm, "A_init_range conv_init device dt_init_floor dt_max dt_min dtype layer_idx process_group sequence_parallel use_mem_eff_path");
+  mhk__warn_unseen(&ssm, "A_init_range conv_init device dt_init_floor dt_max dt_min dtype layer_idx process_group "
+                         "sequence_parallel use_mem_eff_path");
 }
 
 static void mhk__parse_mamba2(const mhk__settings *s, mhk_config *c) {
@@ -14722,7 +14755,9 @@ static void mhk__parse_mamba2(const mhk__settings *s, mhk_config *c) {
   if (mhk__setting_flag(s, "norm_before_gate", 0)) mhk__setting_refuse(s, "norm_before_gate", "true", "false");
   mhk__parse_limit(s, "time_step_limit", c);
   for (l = 0; l < c->n_layer && l < MHK_MAX_LAYERS; l++) c->mixer[l] = MHK_MIXER_MAMBA2;
-  mhk__warn_unseen(s, MHK__QUIET "rescale_prenorm_residual residual_in_fp32 time_step_floor time_step_max time_step_min time_step_rank");
+  mhk__warn_unseen(
+      s, MHK__QUIET
+      "rescale_prenorm_residual residual_in_fp32 time_step_floor time_step_max time_step_min time_step_rank");
 }
 
 /* settings of one block's core_input into c, whose other fields are those of the blocks before */
@@ -14867,11 +14902,14 @@ MHKDEF mhk_result mhk_config_parse(mhk_context *ctx, const char *json, size_t le
     if (mhk__json_is(architecture, MHK__JSON_ARRAY)) architecture = architecture->first;
     if (mhk__json_get(root, "MixerModel") || mhk__json_get(root, "Block1"))
       mhk__parse_phi_mamba(ctx, root, where, &c);
-    else if (mhk__json_get(root, "ssm_cfg") || (!type && !architecture && mhk__json_get(root, "d_model") && mhk__json_get(root, "n_layer")))
+    else if (mhk__json_get(root, "ssm_cfg") ||
+             (!type && !architecture && mhk__json_get(root, "d_model") && mhk__json_get(root, "n_layer")))
       mhk__parse_state_spaces(&s, &c);
-    else if (mhk__json_string(type) && ((mhk__json_equals(architecture, "PhiForCausalLM") && !mhk__json_equals(type, "phi")) ||
-                                        (mhk__json_equals(architecture, "Mamba2ForCausalLM") && !mhk__json_equals(type, "mamba2"))))
-      mhk_fail(ctx, MHK_ERROR_CONFIG, "%s: architectures says \"%.60s\", model_type \"%.60s\": two different models", where, architecture->text, type->text);
+    else if (mhk__json_string(type) &&
+             ((mhk__json_equals(architecture, "PhiForCausalLM") && !mhk__json_equals(type, "phi")) ||
+              (mhk__json_equals(architecture, "Mamba2ForCausalLM") && !mhk__json_equals(type, "mamba2"))))
+      mhk_fail(ctx, MHK_ERROR_CONFIG, "%s: architectures says \"%.60s\", model_type \"%.60s\": two different models",
+               where, architecture->text, type->text);
     else if (mhk__json_equals(architecture, "PhiForCausalLM") || (!architecture && mhk__json_equals(type, "phi")))
       mhk__parse_phi(&s, &c);
     else if (mhk__json_equals(architecture, "Mamba2ForCausalLM") || (!architecture && mhk__json_equals(type, "mamba2")))
@@ -14879,7 +14917,8 @@ MHKDEF mhk_result mhk_config_parse(mhk_context *ctx, const char *json, size_t le
     else {
       const char *is = mhk__json_string(architecture) ? architecture->text : mhk__json_string(type) ? type->text : NULL;
       mhk_fail(ctx, MHK_ERROR_UNSUPPORTED,
-               "%s describes %s%.60s%s; this version knows PhiForCausalLM, Mamba2ForCausalLM, Mamba-2 of mamba_ssm (ssm_cfg) and phi-mamba (MixerModel, "
+               "%s describes %s%.60s%s; this version knows PhiForCausalLM, Mamba2ForCausalLM, Mamba-2 of mamba_ssm "
+               "(ssm_cfg) and phi-mamba (MixerModel, "
                "Block1, ...)",
                where, is ? "\"" : "no model it names", is ? is : "", is ? "\"" : "");
     }
@@ -15072,7 +15111,7 @@ static void mhk__write_config(mhk__writer *w, const mhk_config *c, mhk_dtype dty
         mhk__write_item(w);
         mhk__write_double(w, c->dt_min);
         mhk__write_item(w);
-        mhk__write_double(w, c->dt_max > 0 ? c->dt_max : 1e300);
+        mhk__write_double(w, c->dt_max > 0 ? c->dt_max : 1e38); /* what PyTorch can compare float32 and bfloat16 with */
         mhk__write_close(w, ']');
       }
     }
@@ -15369,8 +15408,9 @@ static int mhk__model_follow(mhk_model *copy, const mhk_model *m) {
 
 /* ---- loading */
 
-/* Whether a tensor that the model does not use is one that its architecture has under other settings (a layer more, a bias that config.json leaves out): then
-   file and configuration contradict each other, and leaving it out would be another model. */
+/* Whether a tensor that the model does not use is one that its architecture has under other
+   settings (a layer more, a bias that config.json leaves out): then file and configuration
+   contradict each other, and leaving it out would be another model. */
 static int mhk__tensor_contradicts(const mhk_config *c, const char *name) {
   const char *root = c->arch == MHK_ARCH_PHI ? "model." : "backbone.";
   char tail[48];
@@ -15389,9 +15429,11 @@ static int mhk__tensor_contradicts(const mhk_config *c, const char *name) {
   return 0;
 }
 
-/* The tensor of s as this file names it: the embedding of a Mamba-2 has one name in Hugging Face's library and one in the authors' own. */
+/* The tensor of s as this file names it: the embedding of a Mamba-2 has one name in Hugging Face's
+   library and one in the authors' own. */
 static void mhk__spec_in_file(const mhk_file *f, const mhk_config *c, mhk__spec *s) {
-  if (s->role == MHK__EMBEDDING && c->arch == MHK_ARCH_MAMBA2 && mhk__file_index(f, s->name) < 0) strcpy(s->name, "backbone.embedding.weight");
+  if (s->role == MHK__EMBEDDING && c->arch == MHK_ARCH_MAMBA2 && mhk__file_index(f, s->name) < 0)
+    strcpy(s->name, "backbone.embedding.weight");
 }
 
 /* The parts of a quantised matrix in a file: NAME, NAME_scale and perhaps NAME_rest. */
@@ -15459,7 +15501,8 @@ static void mhk__match_one(mhk_model *m, const mhk_file *f, const mhk__spec *s, 
     mhk__print(line, sizeof line, "%s has the type %s in %.200s, weights must be F32, F16, BF16 or F64", s->name,
                x->dtype ? mhk_dtype_name(x->dtype) : ((const mhk__stored *)(const void *)x)->type, shard);
   else
-    mhk__print(line, sizeof line, "%s is %s in %.200s, config.json asks for %s (%s)", s->name, mhk__shape_text(x->rank, x->shape, have, sizeof have), shard,
+    mhk__print(line, sizeof line, "%s is %s in %.200s, config.json asks for %s (%s)", s->name,
+               mhk__shape_text(x->rank, x->shape, have, sizeof have), shard,
                mhk__shape_text(s->rank, s->shape, want, sizeof want), reason);
   mhk__write_text(&wrong->text, line);
 }
@@ -15472,7 +15515,8 @@ static void mhk__list_add(mhk__writer *all, mhk__list *list, const char *what) {
   mhk__write_text(all, mhk__list_end(list));
 }
 
-/* Holds the file's tensors against the model's. The error lists everything that does not fit; what is there and not used is a warning. */
+/* Holds the file's tensors against the model's. The error lists everything that does not fit; what
+   is there and not used is a warning. */
 static int mhk__match_tensors(mhk_model *m, const mhk_file *f, const char *path, const char *config_path) {
   mhk_context *ctx = m->object.ctx;
   mhk__mark mark = mhk__scratch_mark(ctx);
@@ -15487,7 +15531,8 @@ static int mhk__match_tensors(mhk_model *m, const mhk_file *f, const char *path,
   memset(&s, 0, sizeof s);
   s.layer = -1;
   while (mhk__spec_next(&m->config, &s)) {
-    const char *name = m->config.arch == MHK_ARCH_MAMBA2 && s.role == MHK__EMBEDDING ? "backbone.embeddings.weight" : s.name;
+    const char *name =
+        m->config.arch == MHK_ARCH_MAMBA2 && s.role == MHK__EMBEDDING ? "backbone.embeddings.weight" : s.name;
     mhk__spec_in_file(f, &m->config, &s);
     if (mhk__file_index(f, s.name) >= 0)
       mhk__match_one(m, f, &s, used, &shapes);
@@ -15509,7 +15554,8 @@ static int mhk__match_tensors(mhk_model *m, const mhk_file *f, const char *path,
     mhk__list_add(&all, &unused, " unexpected: ");
     if (all.data) mhk_fail(ctx, MHK_ERROR_CONFIG, "%.200s does not fit %.200s: %s", path, config_path, all.data);
   } else if (unused.n)
-    mhk__note(ctx, MHK_LOG_WARNING, "%.200s holds %d tensor%s that the model does not use: %s", path, unused.n, unused.n == 1 ? "" : "s", mhk__list_end(&unused));
+    mhk__note(ctx, MHK_LOG_WARNING, "%.200s holds %d tensor%s that the model does not use: %s", path, unused.n,
+              unused.n == 1 ? "" : "s", mhk__list_end(&unused));
   mhk__scratch_rewind(ctx, mark);
   return !mhk_failed(ctx);
 }
@@ -15530,8 +15576,10 @@ static int mhk__same_tensor(mhk_context *ctx, const mhk_file_tensor *x, const mh
   return !mhk_failed(ctx);
 }
 
-/* A head of its own in the file counts, whatever the configuration says: as Hugging Face's library has it from version 5 on. */
-static void mhk__untie_head(mhk_context *ctx, mhk_config *c, const mhk_file *f, const char *path, const char *config_path) {
+/* A head of its own in the file counts, whatever the configuration says: as Hugging Face's library
+   has it from version 5 on. */
+static void mhk__untie_head(mhk_context *ctx, mhk_config *c, const mhk_file *f, const char *path,
+                            const char *config_path) {
   const mhk_file_tensor *head = mhk_file_find(f, "lm_head.weight"), *embedding;
   mhk__spec s;
   if (!c->tie_embeddings || !head || !mhk__spec_of(c, 0, MHK__EMBEDDING, &s)) return;
@@ -15539,7 +15587,9 @@ static void mhk__untie_head(mhk_context *ctx, mhk_config *c, const mhk_file *f, 
   embedding = mhk_file_find(f, s.name);
   if (!embedding || mhk__same_tensor(ctx, head, embedding)) return;
   c->tie_embeddings = 0;
-  mhk__note(ctx, MHK_LOG_WARNING, "%.200s ties lm_head.weight to the embedding, but %.200s holds another one: that one counts", config_path, path);
+  mhk__note(ctx, MHK_LOG_WARNING,
+            "%.200s ties lm_head.weight to the embedding, but %.200s holds another one: that one counts", config_path,
+            path);
 }
 
 /* Puts one stored tensor in place: mapped where the layout of the file serves as it is, else copied. */

@@ -1,4 +1,5 @@
-/* Files that others wrote: how they are opened, what of them counts, what is warned about, what is refused. */
+/* Files that others wrote: how they are opened, what of them counts, what is warned about, what is
+   refused. */
 #ifndef _POSIX_C_SOURCE
 #define _POSIX_C_SOURCE 200809L /* mkfifo, truncate, symlink */
 #endif
@@ -113,7 +114,8 @@ TEST(a_model_that_was_read_lives_without_its_file) {
   logits_of(back, third);
   CHECK_SAME("as saved", second, first, 31);
   CHECK_SAME("after the file was cut", third, second, 31);
-  CHECK(mhk_memory_in_use(ctx) > 4 * (size_t)mhk_config_parameters(mhk_model_config(m)), "the context does not hold the file");
+  CHECK(mhk_memory_in_use(ctx) > 4 * (size_t)mhk_config_parameters(mhk_model_config(m)),
+        "the context does not hold the file");
   CHECK(!mhk_load_with(ctx, test_path("whole.safetensors"), &d), "loaded what is cut");
   CHECK_FAILS(ctx, MHK_ERROR_FORMAT, "whole.safetensors");
   mhk_model_destroy(back);
@@ -149,8 +151,10 @@ TEST(strict_loading_refuses_what_else_is_a_warning) {
 
 /* ---- tensors */
 
-/* Writes the tensors of folder `from` and extra ones to folder `to` with the same config.json, in which the text `old` becomes `text` (NULL: nothing does). */
-static void with_tensors(const char *from, const char *to, const mhk_file_tensor *extra, int n_extra, const char *old, const char *text) {
+/* Writes the tensors of folder `from` and extra ones to folder `to` with the same config.json, in
+   which the text `old` becomes `text` (NULL: nothing does). */
+static void with_tensors(const char *from, const char *to, const mhk_file_tensor *extra, int n_extra, const char *old,
+                         const char *text) {
   static mhk_file_tensor x[128];
   char path[600], *config, *other;
   mhk_file *f = mhk_file_open(ctx, test_path(from));
@@ -186,7 +190,8 @@ static mhk_file_tensor numbers_named(const char *name, int rank, mhk_index a, mh
 }
 
 TEST(tensors_that_a_model_does_not_use_are_a_warning_with_a_list) {
-  static const char *const names[] = {"model.layers.0.self_attn.rotary_emb.inv_freq", "model.layers.1.attn.masked_bias", "optimizer.step"};
+  static const char *const names[] = {"model.layers.0.self_attn.rotary_emb.inv_freq", "model.layers.1.attn.masked_bias",
+                                      "optimizer.step"};
   mhk_real some[4] = {1, 2, 3, 4}, want[31], got[31];
   mhk_file_tensor extra[3];
   mhk_model *m = model_new(ctx, PHI, 3);
@@ -210,11 +215,17 @@ TEST(tensors_that_a_model_does_not_use_are_a_warning_with_a_list) {
 
 /* a layer more, or a part that config.json switches off: another model, not a leftover */
 TEST(tensors_that_contradict_the_configuration_are_refused) {
-  static const struct { int kind; const char *name; } cases[] = {
-      {PHI, "model.layers.2.fc9"}, /* no part of a model: a warning */
-      {PHI, "model.layers.0.self_attn.q_layernorm.weight"}, {PHI, "model.layers.2.mlp.fc1.weight"},
-      {MAMBA2, "lm_head.bias"}, {MAMBA2, "backbone.layers.1.mixer.in_proj.bias"}, {MAMBA2, "backbone.norm_f.bias"}, {MAMBA2, "backbone.layers.0.norm.bias"},
-      {MAMBA2, "backbone.layers.7.mixer.A_log"}, {MAMBA2, "backbone.layers.0.mlp.fc1.weight"}, {PHI_MAMBA, "backbone.layers.1.mixer.out_proj.bias"}};
+  static const struct { int kind; const char *name;
+  } cases[] = {{PHI, "model.layers.2.fc9"}, /* no part of a model: a warning */
+               {PHI, "model.layers.0.self_attn.q_layernorm.weight"},
+               {PHI, "model.layers.2.mlp.fc1.weight"},
+               {MAMBA2, "lm_head.bias"},
+               {MAMBA2, "backbone.layers.1.mixer.in_proj.bias"},
+               {MAMBA2, "backbone.norm_f.bias"},
+               {MAMBA2, "backbone.layers.0.norm.bias"},
+               {MAMBA2, "backbone.layers.7.mixer.A_log"},
+               {MAMBA2, "backbone.layers.0.mlp.fc1.weight"},
+               {PHI_MAMBA, "backbone.layers.1.mixer.out_proj.bias"}};
   mhk_real some[4] = {1, 2, 3, 4};
   size_t i;
   for (i = 0; i < sizeof cases / sizeof *cases; i++) {
@@ -271,7 +282,8 @@ TEST(a_head_of_its_own_counts_where_the_configuration_ties_it) {
     m = model_new(ctx, kinds[i] == PHI ? PHI : MAMBA2, 3);
     for (k = 0; k < 2; k++) {
       mhk_config c = *mhk_model_config(m);
-      mhk_tensor *e = mhk_model_find(m, c.arch == MHK_ARCH_PHI ? "model.embed_tokens.weight" : "backbone.embeddings.weight");
+      mhk_tensor *e =
+          mhk_model_find(m, c.arch == MHK_ARCH_PHI ? "model.embed_tokens.weight" : "backbone.embeddings.weight");
       double wide[31 * 24];
       mhk_index j;
       mhk_model *tied;
@@ -330,7 +342,19 @@ TEST(types_that_are_not_read_matter_only_where_they_are_used) {
 /* ---- settings */
 
 enum { honoured, quiet, warned, refused, ends, sampling };
-enum { phi, rope, mamba2, state_spaces, ssm_cfg, language_model, mixer_model, block, core_input, attention_input, generation };
+enum {
+  phi,
+  rope,
+  mamba2,
+  state_spaces,
+  ssm_cfg,
+  language_model,
+  mixer_model,
+  block,
+  core_input,
+  attention_input,
+  generation
+};
 static const struct { int where; const char *key, *value; int does; } keys[] = {
 #define KEY(where, key, value, does) {where, key, value, does},
 #include "keys.h"
@@ -339,13 +363,15 @@ static const struct { int where; const char *key, *value; int does; } keys[] = {
 
 typedef struct text { char t[4096]; } text;
 
-/* A JSON object: pairs of key and value from base, but for the one called key, which has the given value (NULL: it is left out if it is not in base). */
+/* A JSON object: pairs of key and value from base, but for the one called key, which has the given
+   value (NULL: it is left out if it is not in base). */
 static text object(const char *const (*base)[2], const char *key, const char *value) {
   text x;
   char *at = x.t;
   *at++ = '{';
   for (; base && (*base)[0]; base++)
-    if (!value || strcmp((*base)[0], key) != 0) at += sprintf(at, "%s\"%s\": %s", at[-1] == '{' ? "" : ", ", (*base)[0], (*base)[1]);
+    if (!value || strcmp((*base)[0], key) != 0)
+      at += sprintf(at, "%s\"%s\": %s", at[-1] == '{' ? "" : ", ", (*base)[0], (*base)[1]);
   if (value) at += sprintf(at, "%s\"%s\": %s", at[-1] == '{' ? "" : ", ", key, value);
   strcpy(at, "}");
   return x;
@@ -353,15 +379,23 @@ static text object(const char *const (*base)[2], const char *key, const char *va
 
 /* the smallest config.json of each kind, with one setting more or another one */
 static text configuration(int where, const char *key, const char *value) {
-  static const char *const of_phi[][2] = {{"model_type", "\"phi\""}, {"vocab_size", "32"}, {"hidden_size", "24"}, {"intermediate_size", "96"},
-                                          {"num_hidden_layers", "2"}, {"num_attention_heads", "3"}, {NULL, NULL}};
-  static const char *const of_mamba2[][2] = {{"model_type", "\"mamba2\""}, {"vocab_size", "32"}, {"hidden_size", "24"}, {"num_hidden_layers", "2"}, {"num_heads", "6"},
-                                             {"head_dim", "8"}, {"state_size", "5"}, {"n_groups", "1"}, {NULL, NULL}};
-  static const char *const of_spaces[][2] = {{"d_model", "24"}, {"n_layer", "2"}, {"vocab_size", "31"}, {"ssm_cfg", "{\"layer\": \"Mamba2\", \"headdim\": 8}"}, {NULL, NULL}};
+  static const char *const of_phi[][2] = {
+      {"model_type", "\"phi\""},  {"vocab_size", "32"},         {"hidden_size", "24"}, {"intermediate_size", "96"},
+      {"num_hidden_layers", "2"}, {"num_attention_heads", "3"}, {NULL, NULL}};
+  static const char *const of_mamba2[][2] = {{"model_type", "\"mamba2\""}, {"vocab_size", "32"}, {"hidden_size", "24"},
+                                             {"num_hidden_layers", "2"},   {"num_heads", "6"},   {"head_dim", "8"},
+                                             {"state_size", "5"},          {"n_groups", "1"},    {NULL, NULL}};
+  static const char *const of_spaces[][2] = {{"d_model", "24"},
+                                             {"n_layer", "2"},
+                                             {"vocab_size", "31"},
+                                             {"ssm_cfg", "{\"layer\": \"Mamba2\", \"headdim\": 8}"},
+                                             {NULL, NULL}};
   static const char *const of_ssm[][2] = {{"layer", "\"Mamba2\""}, {"headdim", "8"}, {NULL, NULL}};
   static const char *const of_language[][2] = {{"vocab_size", "31"}, {NULL, NULL}};
   static const char *const of_mixers[][2] = {{"d_model", "24"}, {"n_layer", "2"}, {NULL, NULL}};
-  static const char *const of_block[][2] = {{"CoreType", "\"modules.mixers.discrete_mamba2\""}, {"core_input", "{\"n_v_heads\": 3, \"n_qk_heads\": 3}"}, {NULL, NULL}};
+  static const char *const of_block[][2] = {{"CoreType", "\"modules.mixers.discrete_mamba2\""},
+                                            {"core_input", "{\"n_v_heads\": 3, \"n_qk_heads\": 3}"},
+                                            {NULL, NULL}};
   static const char *const of_core[][2] = {{"n_v_heads", "3"}, {"n_qk_heads", "3"}, {NULL, NULL}};
   static const char *const of_attention[][2] = {{"num_attention_heads", "3"}, {NULL, NULL}};
   text x, inner, language, mixers, attention;
@@ -379,7 +413,8 @@ static text configuration(int where, const char *key, const char *value) {
   mixers = object(of_mixers, key, where == mixer_model ? value : NULL);
   attention = object(of_attention, key, where == attention_input ? value : NULL);
   snprintf(x.t, sizeof x.t,
-           "{\"LanguageModel\": {\"input\": %.900s}, \"MixerModel\": {\"input\": %.900s}, \"Block1\": %.900s, \"Block2\": {\"CoreType\": "
+           "{\"LanguageModel\": {\"input\": %.900s}, \"MixerModel\": {\"input\": %.900s}, \"Block1\": %.900s, "
+           "\"Block2\": {\"CoreType\": "
            "\"modules.mixers.phi_attention\", \"core_input\": %.900s}}",
            language.t, mixers.t, inner.t, attention.t);
   return x;
@@ -404,12 +439,19 @@ TEST(every_setting_of_a_configuration_is_honoured_or_said_to_have_no_effect_or_r
     r = read_config(&x, &c);
     for (at = 0; at < sizeof c && ((char *)&c)[at] == ((char *)&usual)[at]; at++) {}
     switch (keys[i].does) {
-      case honoured: CHECK(r == MHK_OK && n_warnings == 0 && at < sizeof c, "%s is not honoured: %s%s", x.t, mhk_message(ctx), warnings); break;
+      case honoured:
+        CHECK(r == MHK_OK && n_warnings == 0 && at < sizeof c, "%s is not honoured: %s%s", x.t, mhk_message(ctx),
+              warnings);
+        break;
       case warned:
-        CHECK(r == MHK_OK && at == sizeof c && n_warnings == 1 && strstr(warnings, keys[i].key), "%s is not warned about: %s%s", x.t, mhk_message(ctx), warnings);
+        CHECK(r == MHK_OK && at == sizeof c && n_warnings == 1 && strstr(warnings, keys[i].key),
+              "%s is not warned about: %s%s", x.t, mhk_message(ctx), warnings);
         break;
       case refused: CHECK(r != MHK_OK && strlen(mhk_message(ctx)) > 20, "%s is not refused", x.t); break;
-      default: CHECK(r == MHK_OK && at == sizeof c && n_warnings == 0, "%s is not quiet: %s%s", x.t, mhk_message(ctx), warnings); break;
+      default:
+        CHECK(r == MHK_OK && at == sizeof c && n_warnings == 0, "%s is not quiet: %s%s", x.t, mhk_message(ctx),
+              warnings);
+        break;
     }
     mhk_clear_error(ctx);
     k++;
@@ -417,10 +459,41 @@ TEST(every_setting_of_a_configuration_is_honoured_or_said_to_have_no_effect_or_r
   CHECK(k > 150, "only %d settings", (int)k);
 }
 
+/* Whatever a setting says: an error with a sentence, or a configuration that makes sense; and
+   weights that then do not fit are told so. */
+TEST(settings_of_any_value_are_refused_or_make_a_configuration) {
+  static const char *const values[] = {"-1", "0", "1", "7", "65537", "16777217", "2147483647", "2147483648", "9223372036854775807", "1e308", "-1e308", "1e999", "0.5",
+                                       "1e-320", "Infinity", "-Infinity", "\"x\"", "true", "[]", "[1, 2, 3]", "[2147483647]", "{}", "{\"__float__\": \"NaN\"}"};
+  mhk_model *m = model_new(ctx, PHI, 3);
+  size_t i, k;
+  mhk_save(m, test_path("any"), MHK_F32);
+  mhk_model_destroy(m);
+  for (i = 0; i < sizeof keys / sizeof *keys; i++)
+    for (k = 0; keys[i].where != generation && k < sizeof values / sizeof *values; k++) {
+      const text x = configuration(keys[i].where, keys[i].key, values[k]);
+      mhk_config c;
+      no_warnings();
+      if (read_config(&x, &c) == MHK_OK) {
+        char out[65536];
+        CHECK(mhk_config_check(ctx, &c) == MHK_OK && mhk_config_parameters(&c) > 0 && mhk_config_format(&c, out, sizeof out) > 0, "%s: %s", x.t, mhk_message(ctx));
+      } else
+        CHECK(strlen(mhk_message(ctx)) > 20, "%s: %s", x.t, mhk_message(ctx));
+      mhk_clear_error(ctx);
+      if (keys[i].does != honoured) continue;
+      write_text(test_path("any/config.json"), x.t);
+      m = mhk_load(ctx, test_path("any"));
+      CHECK(m || strlen(mhk_message(ctx)) > 20, "%s: %s", x.t, mhk_message(ctx));
+      mhk_model_destroy(m);
+      mhk_clear_error(ctx);
+    }
+}
+
 TEST(rope_scaling_counts_before_rope_parameters_and_both_before_the_settings_beside_them) {
-  static const char *const cases[] = {"\"rope_theta\": 7.0", "\"rope_theta\": 5.0, \"rope_parameters\": {\"rope_theta\": 7.0}",
-                                      "\"rope_parameters\": {\"rope_theta\": 5.0}, \"rope_scaling\": {\"rope_type\": \"default\", \"rope_theta\": 7.0}",
-                                      "\"rope_parameters\": {\"rope_theta\": 7.0}, \"rope_scaling\": {}", "\"rope_parameters\": {\"rope_theta\": 7.0}, \"rope_scaling\": null"};
+  static const char *const cases[] = {
+      "\"rope_theta\": 7.0", "\"rope_theta\": 5.0, \"rope_parameters\": {\"rope_theta\": 7.0}",
+      "\"rope_parameters\": {\"rope_theta\": 5.0}, \"rope_scaling\": {\"rope_type\": \"default\", \"rope_theta\": 7.0}",
+      "\"rope_parameters\": {\"rope_theta\": 7.0}, \"rope_scaling\": {}",
+      "\"rope_parameters\": {\"rope_theta\": 7.0}, \"rope_scaling\": null"};
   text x = configuration(phi, "", NULL);
   size_t i, n = strlen(x.t) - 1;
   for (i = 0; i < 5; i++) {
@@ -432,7 +505,8 @@ TEST(rope_scaling_counts_before_rope_parameters_and_both_before_the_settings_bes
 }
 
 TEST(the_layout_of_state_spaces_gives_the_same_logits) {
-  static const int kinds[] = {MAMBA2, MAMBA2_BIASES}; /* one group of B and C and a tied head; two, biases, and a head of its own */
+  static const int kinds[] = {
+      MAMBA2, MAMBA2_BIASES}; /* one group of B and C and a tied head; two, biases, and a head of its own */
   int i, k;
   for (i = 0; i < 2; i++) {
     mhk_model *m = model_new(ctx, kinds[i], 3), *back;
@@ -452,11 +526,14 @@ TEST(the_layout_of_state_spaces_gives_the_same_logits) {
     test_make_folder(test_path("spaces"));
     mhk_file_write(ctx, test_path("spaces/model.safetensors"), n, x, 0, NULL);
     mhk_file_close(f);
-    for (k = 0; k < 2; k++) { /* their configuration; that of Hugging Face's library beside their name of the embedding */
+    for (k = 0; k < 2;
+         k++) { /* their configuration; that of Hugging Face's library beside their name of the embedding */
       char *same = test_read_file(test_path("theirs/config.json"), NULL);
       sprintf(config.t,
-              "{\"d_model\": 24, \"d_intermediate\": 0, \"n_layer\": 2, \"vocab_size\": 25, \"pad_vocab_size_multiple\": 31, \"tie_embeddings\": %s, \"attn_layer_idx\": [], "
-              "\"attn_cfg\": {}, \"rms_norm\": true, \"ssm_cfg\": {\"layer\": \"Mamba2\", \"d_state\": 5, \"headdim\": 8, \"ngroups\": %d, \"bias\": %s}}",
+              "{\"d_model\": 24, \"d_intermediate\": 0, \"n_layer\": 2, \"vocab_size\": 25, "
+              "\"pad_vocab_size_multiple\": 31, \"tie_embeddings\": %s, \"attn_layer_idx\": [], "
+              "\"attn_cfg\": {}, \"rms_norm\": true, \"ssm_cfg\": {\"layer\": \"Mamba2\", \"d_state\": 5, \"headdim\": "
+              "8, \"ngroups\": %d, \"bias\": %s}}",
               i ? "false" : "true", i + 1, i ? "true" : "false");
       write_text(test_path("spaces/config.json"), k && same ? same : config.t);
       free(same);
@@ -479,20 +556,30 @@ TEST(the_layout_of_state_spaces_gives_the_same_logits) {
 
 /* models that look like a Mamba-2 and are none, each with a sentence of its own */
 TEST(neighbours_of_a_mamba2_are_refused_by_name) {
-  static const struct { const char *config, *says; } cases[] = {
-      {"{\"d_model\":768,\"n_layer\":24,\"vocab_size\":50277,\"ssm_cfg\":{},\"rms_norm\":true,\"residual_in_fp32\":true,\"fused_add_norm\":true}", "describes a Mamba-1"},
-      {"{\"d_model\":768,\"n_layer\":24,\"vocab_size\":50277}", "describes a Mamba-1"},
-      {"{\"d_model\":24,\"n_layer\":2,\"vocab_size\":31,\"ssm_cfg\":{\"layer\":\"Mamba2\",\"headdim\":8},\"attn_layer_idx\":[1,3],\"attn_cfg\":{\"num_heads\":3}}",
-       "attn_layer_idx names 2 layers of attention"},
-      {"{\"d_model\":24,\"n_layer\":2,\"vocab_size\":31,\"ssm_cfg\":{\"layer\":\"Mamba2\",\"headdim\":8},\"d_intermediate\":48}", "a Mamba-2 with MLPs between its layers"},
-      {"{\"d_model\":24,\"n_layer\":2,\"vocab_size\":31,\"ssm_cfg\":{\"layer\":\"Mamba2\",\"headdim\":8},\"rms_norm\":false}", "rms_norm is \"false\""},
-      {"{\"model_type\":\"mamba\",\"architectures\":[\"MambaForCausalLM\"],\"hidden_size\":768}", "describes \"MambaForCausalLM\""},
-      {"{\"model_type\":\"phi\",\"architectures\":[\"Mamba2ForCausalLM\"],\"hidden_size\":768}", "two different models"}};
+  static const struct { const char *config, *says;
+  } cases[] = {{"{\"d_model\":768,\"n_layer\":24,\"vocab_size\":50277,\"ssm_cfg\":{},\"rms_norm\":true,\"residual_in_"
+                "fp32\":true,\"fused_add_norm\":true}",
+                "describes a Mamba-1"},
+               {"{\"d_model\":768,\"n_layer\":24,\"vocab_size\":50277}", "describes a Mamba-1"},
+               {"{\"d_model\":24,\"n_layer\":2,\"vocab_size\":31,\"ssm_cfg\":{\"layer\":\"Mamba2\",\"headdim\":8},"
+                "\"attn_layer_idx\":[1,3],\"attn_cfg\":{\"num_heads\":3}}",
+                "attn_layer_idx names 2 layers of attention"},
+               {"{\"d_model\":24,\"n_layer\":2,\"vocab_size\":31,\"ssm_cfg\":{\"layer\":\"Mamba2\",\"headdim\":8},\"d_"
+                "intermediate\":48}",
+                "a Mamba-2 with MLPs between its layers"},
+               {"{\"d_model\":24,\"n_layer\":2,\"vocab_size\":31,\"ssm_cfg\":{\"layer\":\"Mamba2\",\"headdim\":8},"
+                "\"rms_norm\":false}",
+                "rms_norm is \"false\""},
+               {"{\"model_type\":\"mamba\",\"architectures\":[\"MambaForCausalLM\"],\"hidden_size\":768}",
+                "describes \"MambaForCausalLM\""},
+               {"{\"model_type\":\"phi\",\"architectures\":[\"Mamba2ForCausalLM\"],\"hidden_size\":768}",
+                "two different models"}};
   size_t i;
   for (i = 0; i < sizeof cases / sizeof *cases; i++) {
     mhk_config c;
-    CHECK(mhk_config_parse(ctx, cases[i].config, strlen(cases[i].config), NULL, &c) != MHK_OK && strstr(mhk_message(ctx), cases[i].says), "%s: %s",
-          cases[i].config, mhk_message(ctx));
+    CHECK(mhk_config_parse(ctx, cases[i].config, strlen(cases[i].config), NULL, &c) != MHK_OK &&
+              strstr(mhk_message(ctx), cases[i].says),
+          "%s: %s", cases[i].config, mhk_message(ctx));
     mhk_clear_error(ctx);
   }
 }
@@ -747,6 +834,7 @@ int main(int argc, char **argv) {
   RUN(a_head_of_its_own_counts_where_the_configuration_ties_it);
   RUN(types_that_are_not_read_matter_only_where_they_are_used);
   RUN(every_setting_of_a_configuration_is_honoured_or_said_to_have_no_effect_or_refused);
+  RUN(settings_of_any_value_are_refused_or_make_a_configuration);
   RUN(rope_scaling_counts_before_rope_parameters_and_both_before_the_settings_beside_them);
   RUN(the_layout_of_state_spaces_gives_the_same_logits);
   RUN(neighbours_of_a_mamba2_are_refused_by_name);

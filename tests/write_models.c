@@ -1,6 +1,59 @@
-/* Writes a small model of each kind with its tokens and logits, for tests/interop.py to read with PyTorch: FOLDER/NAME/config.json,
-   model.safetensors and logits.safetensors. */
+/* Small models for the comparisons with PyTorch. write_models [FOLDER]: writes one of each kind
+   with its tokens and logits, FOLDER/NAME/config.json, model.safetensors and logits.safetensors,
+   for interop.py. write_models --read FOLDER...: reads the model and tokens.safetensors of each
+   folder; its logits go to mohawk.safetensors, the model to again/, for test_random_models.py. */
 #include "models.h"
+
+/* tokens and logits (B,T,V) of a model as a file */
+static void write_logits(mhk_context *ctx, mhk_tape *t, mhk_model *m, const int32_t *tokens, mhk_index B, mhk_index T, const char *path) {
+  mhk_tensor *logits = mhk_forward(t, m, tokens, B, T, NULL);
+  mhk_file_tensor out[2];
+  float *single;
+  mhk_index i;
+  if (!logits) return;
+  single = (float *)malloc((size_t)logits->count * sizeof *single);
+  if (!single) return;
+  for (i = 0; i < logits->count; i++) single[i] = (float)mhk_data(logits)[i];
+  memset(out, 0, sizeof out);
+  out[0].name = "logits";
+  out[0].dtype = MHK_F32;
+  out[0].rank = 3;
+  out[0].shape[0] = B, out[0].shape[1] = T, out[0].shape[2] = logits->count / (B * T);
+  out[0].count = logits->count;
+  out[0].data = single;
+  out[0].bytes = (size_t)logits->count * sizeof *single;
+  out[1].name = "tokens";
+  out[1].dtype = MHK_I32;
+  out[1].rank = 2;
+  out[1].shape[0] = B, out[1].shape[1] = T;
+  out[1].count = B * T;
+  out[1].data = tokens;
+  out[1].bytes = (size_t)(B * T) * sizeof *tokens;
+  mhk_file_write(ctx, path, 2, out, 0, NULL);
+  free(single);
+  mhk_tape_reset(t);
+}
+
+static void read_one(mhk_context *ctx, mhk_tape *t, const char *folder) {
+  char path[1024];
+  int32_t tokens[1024];
+  mhk_model *m = mhk_load(ctx, folder);
+  const mhk_file_tensor *x;
+  mhk_file *f;
+  snprintf(path, sizeof path, "%s/tokens.safetensors", folder);
+  f = mhk_file_open(ctx, path);
+  x = mhk_file_find(f, "tokens");
+  if (m && x && x->rank == 2 && x->count <= 1024 && mhk_file_read_i32(ctx, x, tokens) == MHK_OK) {
+    snprintf(path, sizeof path, "%s/mohawk.safetensors", folder);
+    write_logits(ctx, t, m, tokens, x->shape[0], x->shape[1], path);
+    snprintf(path, sizeof path, "%s/again", folder);
+    mhk_save(m, path, MHK_F32);
+  }
+  mhk_file_close(f);
+  mhk_model_destroy(m);
+  if (mhk_failed(ctx)) fprintf(stderr, "%s\n", mhk_message(ctx));
+  mhk_clear_error(ctx);
+}
 
 int main(int argc, char **argv) {
   static const char *const names[] = {"phi", "phi_grouped", "phi_mamba", "phi_mamba_rotary", "hybrid", "mamba2", "mamba2_biases"};
@@ -8,39 +61,21 @@ int main(int argc, char **argv) {
   mhk_context *ctx = mhk_create(NULL);
   mhk_tape *t = mhk_tape_create(ctx);
   char path[1024];
-  int kind;
+  int kind, i;
   mhk_tape_record(t, 0);
+  if (strcmp(folder, "--read") == 0) {
+    for (i = 2; i < argc; i++) read_one(ctx, t, argv[i]);
+    mhk_destroy(ctx);
+    return 0;
+  }
   for (kind = 0; kind < MODEL_KINDS && !mhk_failed(ctx); kind++) {
     mhk_model *m = model_new(ctx, kind, 11);
     int32_t tokens[2 * 37];
-    mhk_tensor *logits;
-    mhk_file_tensor out[2];
-    float single[2 * 37 * 31];
-    int i;
     model_tokens(tokens, 2 * 37, 31, 12);
     snprintf(path, sizeof path, "%s/%s", folder, names[kind]);
     mhk_save(m, path, MHK_F32);
-    logits = mhk_forward(t, m, tokens, 2, 37, NULL);
-    if (!logits) break;
-    for (i = 0; i < 2 * 37 * 31; i++) single[i] = (float)mhk_data(logits)[i];
-    memset(out, 0, sizeof out);
-    out[0].name = "logits";
-    out[0].dtype = MHK_F32;
-    out[0].rank = 3;
-    out[0].shape[0] = 2, out[0].shape[1] = 37, out[0].shape[2] = 31;
-    out[0].count = 2 * 37 * 31;
-    out[0].data = single;
-    out[0].bytes = sizeof single;
-    out[1].name = "tokens";
-    out[1].dtype = MHK_I32;
-    out[1].rank = 2;
-    out[1].shape[0] = 2, out[1].shape[1] = 37;
-    out[1].count = 2 * 37;
-    out[1].data = tokens;
-    out[1].bytes = sizeof tokens;
     snprintf(path, sizeof path, "%s/%s/logits.safetensors", folder, names[kind]);
-    mhk_file_write(ctx, path, 2, out, 0, NULL);
-    mhk_tape_reset(t);
+    write_logits(ctx, t, m, tokens, 2, 37, path);
   }
   if (mhk_failed(ctx)) fprintf(stderr, "%s\n", mhk_message(ctx));
   kind = mhk_failed(ctx);
