@@ -445,8 +445,9 @@ MHKDEF mhk_result mhk_conv1d_split(mhk_tape *t, mhk_tensor *x, mhk_tensor *weigh
                                    const mhk_index *widths, mhk_tensor **out);
 
 /* State-space duality (Dao & Gu 2024, arXiv 2405.21060): h_t = exp(log_a_t) h_{t-1} + x_t B_t^T, y_t = h_t C_t (+ D_h x_t).
-   x (B,T,H,P), log_a (B,T,H) <= 0, Bm and Cm (B,T,G,N), head h uses group h/(H/G) -> (B,T,H,P). A log_a of minus infinity forgets the state, whatever
-   it was, if that is finite; a positive one is computed as it is, and NaN gives NaN. */
+   x (B,T,H,P), log_a (B,T,H) <= 0, Bm and Cm (B,T,G,N), head h uses group h/(H/G) -> (B,T,H,P).
+   A log_a of minus infinity forgets the state, whatever it was, if that is finite; a positive one is
+   computed as it is, and NaN gives NaN. */
 typedef enum mhk_ssd_form { MHK_SSD_AUTO = 0, MHK_SSD_CHUNKED = 1, MHK_SSD_RECURRENT = 2 } mhk_ssd_form;
 typedef struct mhk_ssd_desc {
   mhk_tensor *D;             /* (H) or NULL */
@@ -956,7 +957,8 @@ MHKDEF mhk_result mhk_checkpoint(mhk_trainer *tr);
 MHKDEF double mhk_stage_loss(mhk_tape *t, mhk_model *student, mhk_model *teacher, int stage, const int32_t *tokens, mhk_index B,
                              mhk_index T, const int32_t *doc,
                              const mhk_stage_desc *desc, double *layer_loss, double *relative);
-/* The learning rate of update s of S: warm-up, stable, linear decay to low (Bick et al. 2024). NaN for rates that are not finite or counts that are negative. */
+/* The learning rate of update s of S: warm-up, stable, linear decay to low (Bick et al. 2024).
+   NaN for rates that are not finite or counts that are negative. */
 MHKDEF double mhk_learning_rate(double top, double low, mhk_index warmup, mhk_index decay, mhk_index s, mhk_index S);
 
 /* ---------------------------------------------------------------------------------------- evaluation */
@@ -2518,7 +2520,8 @@ static mhk_result mhk__vfail(mhk_context *ctx, mhk_result code, const char *form
   if (!ctx) return MHK_ERROR_MEMORY;
   if (ctx->result != MHK_OK) return ctx->result;
   ctx->result = code;
-  mhk__vprint(ctx->message, sizeof ctx->message, format && *format ? format : "an error without a message (its format is empty)", args);
+  mhk__vprint(ctx->message, sizeof ctx->message,
+              format && *format ? format : "an error without a message (its format is empty)", args);
   if (ctx->log) ctx->log(ctx->log_user, MHK_LOG_ERROR, ctx->message);
   return code;
 }
@@ -2549,7 +2552,8 @@ static void mhk__note(mhk_context *ctx, mhk_log_level level, const char *format,
     ctx->log(ctx->log_user, level, text);
 }
 
-/* Says what is wrong with a number that must lie between low and high (DBL_MIN: above 0; of DBL_MAX: any finite one), in at most MHK__SETTING bytes. */
+/* Says what is wrong with a number that must lie between low and high (DBL_MIN: above 0; of
+   DBL_MAX: any finite one), in at most MHK__SETTING bytes. */
 #define MHK__SETTING 240
 static int mhk__number_wrong(char *out, const char *name, double value, double low, double high) {
   char from[40] = "a finite number";
@@ -2564,7 +2568,8 @@ static int mhk__number_wrong(char *out, const char *name, double value, double l
 
 #ifndef MOHAWK_NO_TRAINING
 /* the same as an error of the function `where` */
-static int mhk__number_fits(mhk_context *ctx, const char *where, const char *name, double value, double low, double high) {
+static int mhk__number_fits(mhk_context *ctx, const char *where, const char *name, double value, double low,
+                            double high) {
   char wrong[MHK__SETTING];
   if (!mhk__number_wrong(wrong, name, value, low, high)) return 1;
   mhk_fail(ctx, MHK_ERROR_ARGUMENT, "%s: %s", where, wrong);
@@ -3131,7 +3136,8 @@ static mhk_index mhk__max(mhk_index a, mhk_index b) { return a > b ? a : b; }
 #define MHK__SSD_CHUNK 32 /* tokens of a chunk of the SSD form, unless the caller says */
 #define MHK__STEPS 8      /* so many tokens go through the recurrence one by one rather than as a chunk */
 
-/* A log decay in a running sum. e^-1000 forgets all there is: minus infinity is a full reset, whose sum with others must keep their digits. NaN stays. */
+/* A log decay in a running sum. e^-1000 forgets all there is: minus infinity is a full reset,
+   whose sum with others must keep their digits. NaN stays. */
 static double mhk__log_decay(mhk_real x) { return x < -1000 ? -1000.0 : (double)x; }
 
 /* elements of work memory a kernel needs, the widest register tile allowed for */
@@ -6846,7 +6852,8 @@ static void mhk__run(mhk_context *ctx, const void *args, mhk_index tasks, mhk_in
   job.args = args;
   job.each = (work + 15) / 16 * 16;
   job.heads = heads;
-  job.work = (mhk_real *)mhk__arena_alloc(ctx, &ctx->scratch, mhk__size3(ctx, job.each, ctx->workers + 1, sizeof(mhk_real)));
+  job.work =
+      (mhk_real *)mhk__arena_alloc(ctx, &ctx->scratch, mhk__size3(ctx, job.each, ctx->workers + 1, sizeof(mhk_real)));
   if (job.work && tasks > 0 && ctx->scratch.kind != MHK__COUNTS) {
     if (cost < MHK__SMALL) {
       mhk_index i;
@@ -7332,8 +7339,9 @@ static const char *mhk__shape_text(int rank, const mhk_index *shape, char *out, 
 }
 
 #ifndef MOHAWK_NO_TRAINING
-/* Fills everything but data; 0 and an error for an impossible shape. The axes that are not 0 are multiplied too, so that any product of a shape's axes
-   fits; empty tensors leave room for what ops add to one. */
+/* Fills everything but data; 0 and an error for an impossible shape. The axes that are not 0 are
+   multiplied too, so that any product of a shape's axes fits; empty tensors leave room for what
+   ops add to one. */
 static int mhk__shape_set(mhk_context *ctx, mhk_tensor *x, int rank, const mhk_index *shape) {
   const mhk_index most = PTRDIFF_MAX / (mhk_index)sizeof(double);
   mhk_index count = 1, empty = 0;
@@ -7394,8 +7402,8 @@ MHKDEF mhk_result mhk_tensor_read(const mhk_tensor *x, mhk_index first, mhk_inde
   if (!x) return MHK_ERROR_ARGUMENT;
   if (mhk_failed(x->ctx)) return mhk_error(x->ctx);
   if (first < 0 || n < 0 || first > x->count || n > x->count - first || (n && (!x->data || !out)))
-    return mhk_fail(x->ctx, MHK_ERROR_ARGUMENT, "%lld elements from %lld on of %s, which has %lld, or no room for them", (long long)n,
-                    (long long)first, x->name ? x->name : "a tensor", (long long)x->count);
+    return mhk_fail(x->ctx, MHK_ERROR_ARGUMENT, "%lld elements from %lld on of %s, which has %lld, or no room for them",
+                    (long long)n, (long long)first, x->name ? x->name : "a tensor", (long long)x->count);
   if (x->dtype == MHK_REAL) {
     if (n) memcpy(out, (const mhk_real *)x->data + first, (size_t)n * sizeof(mhk_real));
   } else if (mhk__is_quantised(x->dtype) || x->dtype == MHK_F32 || x->dtype == MHK_F64 || x->dtype == MHK_F16 || x->dtype == MHK_BF16)
@@ -7504,7 +7512,8 @@ MHKDEF void mhk_tape_rewind(mhk_tape *t, mhk_tape_mark mark) {
   mhk__mark a;
   if (!t) return;
   if (mark.records < 0 || mark.records > t->records || !mhk__arena_has(&t->arena, mark.chunk, mark.used)) {
-    mhk_fail(t->ctx, MHK_ERROR_ARGUMENT, "rewind: the mark is none that mhk_tape_here() gave for this tape, or lies behind what was dropped since");
+    mhk_fail(t->ctx, MHK_ERROR_ARGUMENT,
+             "rewind: the mark is none that mhk_tape_here() gave for this tape, or lies behind what was dropped since");
     return;
   }
   while (t->last && t->last->index >= mark.records) t->last = t->last->previous;
@@ -7622,8 +7631,8 @@ MHKDEF mhk_tensor *mhk_rows(mhk_tape *t, mhk_tensor *x, mhk_index first, mhk_ind
   int i;
   if (!mhk__tape_ready(t) || !x) return NULL;
   if (x->rank < 1 || first < 0 || rows < 0 || first > x->shape[0] || rows > x->shape[0] - first) {
-    mhk_fail(t->ctx, MHK_ERROR_SHAPE, "%lld rows from %lld on of a tensor that has %lld", (long long)rows, (long long)first,
-             (long long)(x->rank < 1 ? 0 : x->shape[0]));
+    mhk_fail(t->ctx, MHK_ERROR_SHAPE, "%lld rows from %lld on of a tensor that has %lld", (long long)rows,
+             (long long)first, (long long)(x->rank < 1 ? 0 : x->shape[0]));
     return NULL;
   }
   for (i = 0; i < x->rank; i++) shape[i] = x->shape[i];
@@ -7652,8 +7661,10 @@ MHKDEF mhk_tensor *mhk_require_grad(mhk_tape *t, mhk_tensor *x) {
   }
   owner = x->base ? x->base : x;
   if (!owner->grad && !mhk__arena_holds(&t->arena, owner)) {
-    mhk_fail(t->ctx, MHK_ERROR_ARGUMENT, "require_grad: %s is no tensor of this tape, on which its gradient would lie: use mhk_parameter(), for a model's "
-             "mhk_model_make_trainable(), or a copy", x->name ? x->name : "a tensor");
+    mhk_fail(t->ctx, MHK_ERROR_ARGUMENT,
+             "require_grad: %s is no tensor of this tape, on which its gradient would lie: use mhk_parameter(), for a "
+             "model's mhk_model_make_trainable(), or a copy",
+             x->name ? x->name : "a tensor");
     return NULL;
   }
   x->requires_grad = 1;
@@ -7707,7 +7718,8 @@ MHKDEF mhk_result mhk_backward_many(mhk_tape *t, int n, mhk_tensor *const *y, co
   if (!t) return MHK_ERROR_MEMORY;
   if (t->ctx->result != MHK_OK) return t->ctx->result;
   if (n < 0 || (n > 0 && (!y || !cotangents)))
-    return mhk_fail(t->ctx, MHK_ERROR_ARGUMENT, "backward: %d outputs and their cotangents are needed, a list is missing", n);
+    return mhk_fail(t->ctx, MHK_ERROR_ARGUMENT,
+                    "backward: %d outputs and their cotangents are needed, a list is missing", n);
   for (i = 0; i < n; i++) {
     mhk__axpy_args a;
     int add;
@@ -7825,8 +7837,10 @@ MHKDEF mhk_tensor *mhk_custom(mhk_tape *t, int inputs, mhk_tensor *const *in, in
   int i;
   if (!mhk__tape_ready(t)) return NULL;
   if (!forward || inputs < 0 || inputs > MHK__MAX_IN || (inputs > 0 && !in) || (user_size > 0 && !user)) {
-    mhk_fail(t->ctx, MHK_ERROR_ARGUMENT, "a custom op of %d inputs: it may have up to %d, and neither their list nor user nor forward may be missing", inputs,
-             MHK__MAX_IN);
+    mhk_fail(
+        t->ctx, MHK_ERROR_ARGUMENT,
+        "a custom op of %d inputs: it may have up to %d, and neither their list nor user nor forward may be missing",
+        inputs, MHK__MAX_IN);
     return NULL;
   }
   for (i = 0; i < inputs; i++)
@@ -8135,7 +8149,8 @@ static mhk_tensor *mhk__unary(mhk_tape *t, const char *name, mhk__unary_kind kin
   return y;
 }
 MHKDEF mhk_tensor *mhk_scale(mhk_tape *t, mhk_tensor *x, double factor) {
-  if (!mhk__op_ready(t, x, x) || !mhk__number_fits(t->ctx, "scale", "factor", factor, -MHK__REAL_MOST, MHK__REAL_MOST)) return NULL;
+  if (!mhk__op_ready(t, x, x) || !mhk__number_fits(t->ctx, "scale", "factor", factor, -MHK__REAL_MOST, MHK__REAL_MOST))
+    return NULL;
   return mhk__unary(t, "scale", MHK__SCALE1, factor, x);
 }
 MHKDEF mhk_tensor *mhk_square(mhk_tape *t, mhk_tensor *x) { return mhk__unary(t, "square", MHK__SQUARE1, 0, x); }
@@ -8308,8 +8323,8 @@ MHKDEF mhk_tensor *mhk_columns(mhk_tape *t, mhk_tensor *x, mhk_index first, mhk_
   int i;
   if (!mhk__op_ready(t, x, x) || !mhk__is_real(t, "columns", x)) return NULL;
   if (x->rank < 1 || first < 0 || width < 0 || first > mhk__last(x) || width > mhk__last(x) - first) {
-    mhk_fail(t->ctx, MHK_ERROR_SHAPE, "%lld columns from %lld on of a tensor whose last axis has %lld", (long long)width, (long long)first,
-             (long long)mhk__last(x));
+    mhk_fail(t->ctx, MHK_ERROR_SHAPE, "%lld columns from %lld on of a tensor whose last axis has %lld",
+             (long long)width, (long long)first, (long long)mhk__last(x));
     return NULL;
   }
   for (i = 0; i < x->rank; i++) shape[i] = x->shape[i];
@@ -8390,7 +8405,8 @@ MHKDEF mhk_tensor *mhk_embedding(mhk_tape *t, mhk_tensor *w, const int32_t *toke
   mhk__node *n;
   if (!mhk__op_ready(t, w, w)) return NULL;
   if (!tokens && B > 0 && T > 0) {
-    mhk_fail(t->ctx, MHK_ERROR_ARGUMENT, "embedding: %lld x %lld tokens are needed, and there are none (NULL)", (long long)B, (long long)T);
+    mhk_fail(t->ctx, MHK_ERROR_ARGUMENT, "embedding: %lld x %lld tokens are needed, and there are none (NULL)",
+             (long long)B, (long long)T);
     return NULL;
   }
   if (w->rank != 2) {
@@ -8817,9 +8833,11 @@ MHKDEF mhk_tensor *mhk_attention(mhk_tape *t, mhk_tensor *q, mhk_tensor *k, mhk_
       mhk_fail(t->ctx, MHK_ERROR_STATE, "attention: a key/value cache serves inference; turn recording off");
       return NULL;
     }
-    if (!cache->k || !cache->v || cache->length < 0 || cache->capacity < cache->length || !mhk__size3(t->ctx, a.B * row + 1, cache->capacity, sizeof(mhk_real))) {
-      mhk_fail(t->ctx, MHK_ERROR_ARGUMENT, "attention: a key/value cache of %lld tokens that holds %lld, or without its arrays", (long long)cache->capacity,
-               (long long)cache->length);
+    if (!cache->k || !cache->v || cache->length < 0 || cache->capacity < cache->length ||
+        !mhk__size3(t->ctx, a.B * row + 1, cache->capacity, sizeof(mhk_real))) {
+      mhk_fail(t->ctx, MHK_ERROR_ARGUMENT,
+               "attention: a key/value cache of %lld tokens that holds %lld, or without its arrays",
+               (long long)cache->capacity, (long long)cache->length);
       return NULL;
     }
     if (a.T > cache->capacity - cache->length) {
@@ -8941,9 +8959,11 @@ MHKDEF mhk_result mhk_conv1d_split(mhk_tape *t, mhk_tensor *x, mhk_tensor *w, mh
   int i;
   for (i = 0; out && i < count && i < MHK__MAX_OUT; i++) out[i] = NULL;
   if (!mhk__op_ready(t, x, w)) return t ? t->ctx->result : MHK_ERROR_MEMORY;
-  if (!out || !widths) return mhk_fail(t->ctx, MHK_ERROR_ARGUMENT, "conv1d: %d widths and room for as many tensors are needed", count);
+  if (!out || !widths)
+    return mhk_fail(t->ctx, MHK_ERROR_ARGUMENT, "conv1d: %d widths and room for as many tensors are needed", count);
   if (!mhk__is_real(t, "conv1d", x) || !mhk__is_real(t, "conv1d", w)) return t->ctx->result;
-  for (i = 0; i < count && i < MHK__MAX_OUT && total >= 0; i++) total = widths[i] < 0 || widths[i] > x->count - total ? -1 : total + widths[i];
+  for (i = 0; i < count && i < MHK__MAX_OUT && total >= 0; i++)
+    total = widths[i] < 0 || widths[i] > x->count - total ? -1 : total + widths[i];
   if (x->rank != 3 || w->rank != 3 || w->shape[0] != x->shape[2] || w->shape[1] != 1 || w->shape[2] < 1 ||
       (bias && (bias->rank != 1 || bias->shape[0] != x->shape[2])) ||
       total != x->shape[2] || count < 1 || count > MHK__MAX_OUT) {
@@ -9289,7 +9309,8 @@ static mhk_tensor *mhk__xent(mhk_tape *t, const char *name, mhk_tensor *x, const
   return y;
 }
 MHKDEF mhk_tensor *mhk_cross_entropy(mhk_tape *t, mhk_tensor *logits, const int32_t *labels) {
-  if (mhk__op_ready(t, logits, logits) && !labels) mhk_fail(t->ctx, MHK_ERROR_ARGUMENT, "cross_entropy: the labels are missing (NULL)");
+  if (mhk__op_ready(t, logits, logits) && !labels)
+    mhk_fail(t->ctx, MHK_ERROR_ARGUMENT, "cross_entropy: the labels are missing (NULL)");
   return labels ? mhk__xent(t, "cross_entropy", logits, labels, NULL, 1, 0) : NULL;
 }
 MHKDEF mhk_tensor *mhk_cross_entropy_soft(mhk_tape *t, mhk_tensor *logits, mhk_tensor *target, double temperature) {
@@ -9400,12 +9421,15 @@ MHKDEF mhk_result mhk_adamw(mhk_context *ctx, int n, mhk_tensor *const *x, mhk_r
   if (!(d.beta2 > 0)) d.beta2 = d.beta2 == 0 ? 0.999 : -1;
   if (!(d.eps > 0)) d.eps = d.eps == 0 ? 1e-8 : -1;
   if (d.scale == 0) d.scale = 1;
-  if (!mhk__number_fits(ctx, "adamw", "lr", d.lr, 0, MHK__REAL_MOST) || !mhk__number_fits(ctx, "adamw", "weight_decay", d.weight_decay, 0, MHK__REAL_MOST) ||
+  if (!mhk__number_fits(ctx, "adamw", "lr", d.lr, 0, MHK__REAL_MOST) ||
+      !mhk__number_fits(ctx, "adamw", "weight_decay", d.weight_decay, 0, MHK__REAL_MOST) ||
       !mhk__number_fits(ctx, "adamw", "scale", d.scale, -MHK__REAL_MOST, MHK__REAL_MOST))
     return ctx->result;
   if (step < 1 || !(d.beta1 > 0 && d.beta1 < 1 && d.beta2 > 0 && d.beta2 < 1 && d.eps > 0 && d.eps <= MHK__REAL_MOST))
-    return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "adamw: step %lld, betas %g and %g, eps %g; steps count from 1, betas lie in (0,1), eps is above 0 and finite", (long long)step,
-                    desc->beta1, desc->beta2, desc->eps);
+    return mhk_fail(
+        ctx, MHK_ERROR_ARGUMENT,
+        "adamw: step %lld, betas %g and %g, eps %g; steps count from 1, betas lie in (0,1), eps is above 0 and finite",
+        (long long)step, desc->beta1, desc->beta2, desc->eps);
   for (i = 0; i < n; i++) {
     if (!x[i] || x[i]->dtype != MHK_REAL) return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "adamw: parameter %d of %d is not one of mhk_real", i, n);
     total += x[i]->count;
@@ -16922,28 +16946,37 @@ static const mhk_sampling *mhk__sampling_or(const mhk_sampling *how, mhk_samplin
 /* says what makes a description of sampling senseless, or nothing */
 static void mhk__sampling_wrong(const mhk_sampling *how, mhk_index V, char wrong[MHK__SETTING]) {
   const struct { const char *name; double value, least, most; } numbers[] = {
-      {"temperature", how->temperature, -DBL_MAX, DBL_MAX}, {"top_k", (double)how->top_k, 0, DBL_MAX}, {"top_p", how->top_p, 0, 1},
-      {"min_p", how->min_p, 0, 1}, {"typical", how->typical, 0, 1}, {"repetition", how->repetition, 0, DBL_MAX},
-      {"frequency", how->frequency, -DBL_MAX, DBL_MAX}, {"presence", how->presence, -DBL_MAX, DBL_MAX},
-      {"penalty_tokens", (double)how->penalty_tokens, 0, DBL_MAX}};
+    {"temperature", how->temperature, -DBL_MAX, DBL_MAX},
+    {"top_k", (double)how->top_k, 0, DBL_MAX},
+    {"top_p", how->top_p, 0, 1},
+    {"min_p", how->min_p, 0, 1},
+    {"typical", how->typical, 0, 1},
+    {"repetition", how->repetition, 0, DBL_MAX},
+    {"frequency", how->frequency, -DBL_MAX, DBL_MAX},
+    {"presence", how->presence, -DBL_MAX, DBL_MAX},
+    {"penalty_tokens", (double)how->penalty_tokens, 0, DBL_MAX}};
   int i;
   wrong[0] = 0;
   for (i = 0; i < (int)(sizeof numbers / sizeof *numbers); i++)
     if (mhk__number_wrong(wrong, numbers[i].name, numbers[i].value, numbers[i].least, numbers[i].most)) return;
   if (how->n_bias < 0 || (how->n_bias > 0 && !how->bias) || how->n_stop_tokens < 0 || (how->n_stop_tokens > 0 && !how->stop_tokens) ||
       how->n_stop_strings < 0 || (how->n_stop_strings > 0 && !how->stop_strings)) {
-    mhk__print(wrong, MHK__SETTING, "a list is missing: of %d biases, %d stop tokens or %d stop strings", how->n_bias, how->n_stop_tokens, how->n_stop_strings);
+    mhk__print(wrong, MHK__SETTING, "a list is missing: of %d biases, %d stop tokens or %d stop strings", how->n_bias,
+               how->n_stop_tokens, how->n_stop_strings);
     return;
   }
   for (i = 0; i < how->n_bias && !*wrong; i++) {
     const mhk_token_bias *b = how->bias + i;
     if (b->token < 0 || b->token >= V)
-      mhk__print(wrong, MHK__SETTING, "bias %d names token %ld, which the vocabulary does not have (0 to %lld)", i, (long)b->token, (long long)V - 1);
+      mhk__print(wrong, MHK__SETTING, "bias %d names token %ld, which the vocabulary does not have (0 to %lld)", i,
+                 (long)b->token, (long long)V - 1);
     else if (!(b->value <= DBL_MAX))
-      mhk__print(wrong, MHK__SETTING, "the bias of token %ld is %g: it must be a finite number, or minus infinity", (long)b->token, b->value);
+      mhk__print(wrong, MHK__SETTING, "the bias of token %ld is %g: it must be a finite number, or minus infinity",
+                 (long)b->token, b->value);
   }
   for (i = 0; i < how->n_stop_strings && !*wrong; i++)
-    if (!how->stop_strings[i] || !how->stop_strings[i][0]) mhk__print(wrong, MHK__SETTING, "stop string %d is empty", i);
+    if (!how->stop_strings[i] || !how->stop_strings[i][0])
+      mhk__print(wrong, MHK__SETTING, "stop string %d is empty", i);
 }
 
 static int mhk__sampling_penalises(const mhk_sampling *how) {
@@ -17296,7 +17329,9 @@ static size_t mhk__session_work(const mhk_session *s) {
 }
 
 /* numbers as an index, far below 0 where they are too many */
-static mhk_index mhk__at_most(double numbers) { return numbers < (double)(PTRDIFF_MAX / 64) ? (mhk_index)numbers : PTRDIFF_MIN / 2; }
+static mhk_index mhk__at_most(double numbers) {
+  return numbers < (double)(PTRDIFF_MAX / 64) ? (mhk_index)numbers : PTRDIFF_MIN / 2;
+}
 
 /* Sets the sizes of a session of a description and lays it out behind itself; base NULL: only counts. */
 static void mhk__session_layout(mhk_session *s, mhk__layout *p, size_t work) {
@@ -17389,15 +17424,18 @@ static size_t mhk__session_plan(const mhk_model *m, const mhk_session_desc *desc
   if (desc) d = *desc;
   if (d.batch < 0 || d.capacity < 0 || d.window < 0 || d.chunk < 0 || d.snapshots < 0 || d.snapshot_every < 0 || d.recent < 0 ||
       d.batch > most || d.snapshots > most || d.chunk > most || d.recent > most || d.word_bytes > INT32_MAX / 64) {
-    mhk_fail(ctx, MHK_ERROR_ARGUMENT,
-             "a session cannot have batch %lld, capacity %lld, window %lld, chunk %lld, snapshots %lld, snapshot_every %lld, recent %lld: "
-             "none may be negative, and batch, chunk, snapshots and recent not beyond %lld, nor word_bytes %.0f beyond 2^25",
-             (long long)d.batch, (long long)d.capacity, (long long)d.window, (long long)d.chunk, (long long)d.snapshots, (long long)d.snapshot_every,
-             (long long)d.recent, (long long)most, (double)d.word_bytes);
+    mhk_fail(
+        ctx, MHK_ERROR_ARGUMENT,
+        "a session cannot have batch %lld, capacity %lld, window %lld, chunk %lld, snapshots %lld, snapshot_every "
+        "%lld, recent %lld: none may be negative, and batch, chunk, snapshots and recent not beyond %lld, nor "
+        "word_bytes %.0f beyond 2^25",
+        (long long)d.batch, (long long)d.capacity, (long long)d.window, (long long)d.chunk, (long long)d.snapshots,
+        (long long)d.snapshot_every, (long long)d.recent, (long long)most, (double)d.word_bytes);
     return 0;
   }
   if (d.capacity > PTRDIFF_MAX / 64 || d.window > PTRDIFF_MAX / 64) {
-    mhk_fail(ctx, MHK_ERROR_MEMORY, "a session with a capacity of %lld tokens and a window of %lld does not fit this machine's address space",
+    mhk_fail(ctx, MHK_ERROR_MEMORY,
+             "a session with a capacity of %lld tokens and a window of %lld does not fit this machine's address space",
              (long long)d.capacity, (long long)d.window);
     return 0;
   }
@@ -17439,7 +17477,8 @@ static size_t mhk__session_plan(const mhk_model *m, const mhk_session_desc *desc
   s->wide_numbers = mhk__at_most((double)s->rows * ((double)wide + 1) + 16 * 8);
   if (s->wide_numbers >= 0) s->wide_numbers = mhk__max(s->wide_numbers, s->vocab);
   memset(&p, 0, sizeof p);
-  p.fits = s->state_numbers >= 0 && s->kept_numbers >= 0 && s->wide_numbers >= 0 && (double)s->cache_rows * (4.0 * MHK__LD(c->head_dim) + 512) < (double)(PTRDIFF_MAX / 64) &&
+  p.fits = s->state_numbers >= 0 && s->kept_numbers >= 0 && s->wide_numbers >= 0 &&
+           (double)s->cache_rows * (4.0 * MHK__LD(c->head_dim) + 512) < (double)(PTRDIFF_MAX / 64) &&
            (double)s->rows * (double)wide < (double)(PTRDIFF_MAX / 64);
   *work = p.fits ? mhk__session_work(s) : 0;
   if (p.fits) mhk__session_layout(s, &p, *work);
@@ -18096,7 +18135,8 @@ MHKDEF mhk_result mhk_feed(mhk_session *s, const int32_t *tokens, mhk_index n) {
   mhk_index b;
   if (!s || s->object.ctx->result != MHK_OK) return s ? s->object.ctx->result : MHK_ERROR_MEMORY;
   if (n < 0 || n > PTRDIFF_MAX / 64 / s->batch)
-    return mhk_fail(s->object.ctx, MHK_ERROR_ARGUMENT, "each of %lld sequences was fed %lld tokens", (long long)s->batch, (long long)n);
+    return mhk_fail(s->object.ctx, MHK_ERROR_ARGUMENT, "each of %lld sequences was fed %lld tokens",
+                    (long long)s->batch, (long long)n);
   for (b = 0; b < s->batch; b++) {
     s->tokens[b] = tokens ? tokens + b * n : NULL;
     s->lengths[b] = n;
@@ -18553,12 +18593,14 @@ static int mhk__sampling_fits(mhk_session *s, const mhk_sampling *how) {
   int k;
   mhk__sampling_wrong(how, s->vocab, wrong);
   if (!*wrong && how->penalty_tokens > s->sampler.window)
-    mhk__print(wrong, sizeof wrong, "penalty_tokens is %d, and the session remembers %lld (recent of mhk_session_desc)", how->penalty_tokens,
-               (long long)s->sampler.window);
+    mhk__print(wrong, sizeof wrong, "penalty_tokens is %d, and the session remembers %lld (recent of mhk_session_desc)",
+               how->penalty_tokens, (long long)s->sampler.window);
   for (k = 0; !*wrong && k < how->n_stop_strings; k++)
     if (strlen(how->stop_strings[k]) > s->sampler.stop_bytes)
-      mhk__print(wrong, sizeof wrong, "stop string %d is longer than the %lld bytes the session was made for (stop_bytes of mhk_session_desc)", k,
-                 (long long)s->sampler.stop_bytes);
+      mhk__print(
+          wrong, sizeof wrong,
+          "stop string %d is longer than the %lld bytes the session was made for (stop_bytes of mhk_session_desc)", k,
+          (long long)s->sampler.stop_bytes);
   if (*wrong) mhk_fail(s->object.ctx, MHK_ERROR_ARGUMENT, "sample: %s", wrong);
   return !*wrong;
 }
@@ -18606,7 +18648,8 @@ static int mhk__draw_all(mhk_session *s, const mhk_sampling *how, int32_t *token
 MHKDEF mhk_result mhk_sample_batch(mhk_session *s, const mhk_sampling *sampling, int32_t *tokens) {
   mhk_sampling usual;
   if (!s) return MHK_ERROR_MEMORY;
-  if (!tokens) return mhk_fail(s->object.ctx, MHK_ERROR_ARGUMENT, "sample_batch: there is no room (NULL) for the tokens");
+  if (!tokens)
+    return mhk_fail(s->object.ctx, MHK_ERROR_ARGUMENT, "sample_batch: there is no room (NULL) for the tokens");
   if (!mhk__draw_all(s, mhk__sampling_or(sampling, &usual), tokens)) return s->object.ctx->result;
   return mhk_feed(s, tokens, 1);
 }
@@ -19604,8 +19647,10 @@ static int mhk__breaks(char *why, const mhk_tensor *x, int decay, const char *wh
   return 0;
 }
 
-/* Layer l of m on x: its norm, what its mixer works on, and, unless only its matrix is wanted, the mixer's and the block's output, which next receives. */
-static int mhk__layer_breaks(mhk__stage_run *r, mhk_model *m, const char *who, int l, mhk_tensor *x, int matrix_only, mhk_tensor *next, char *why) {
+/* Layer l of m on x: its norm, what its mixer works on, and, unless only its matrix is wanted,
+   the mixer's and the block's output, which next receives. */
+static int mhk__layer_breaks(mhk__stage_run *r, mhk_model *m, const char *who, int l, mhk_tensor *x, int matrix_only,
+                             mhk_tensor *next, char *why) {
   mhk_tape *t = r->tape;
   const mhk_tape_mark mark = mhk_tape_here(t);
   mhk_forward_desc fd;
@@ -19617,9 +19662,11 @@ static int mhk__layer_breaks(mhk__stage_run *r, mhk_model *m, const char *who, i
   fd.doc = r->doc;
   p.matrix_only = matrix_only;
   mhk__mixer_parts(t, m, l, u, r->doc, &p);
-  found = mhk__breaks(why, u, 0, "the norm", l, who) || mhk__breaks(why, p.q, 0, "queries", l, who) || mhk__breaks(why, p.k, 0, "keys", l, who) ||
-          mhk__breaks(why, p.v, 0, "values", l, who) || mhk__breaks(why, p.log_a, 1, "the log decay", l, who) || mhk__breaks(why, p.Bm, 0, "B", l, who) ||
-          mhk__breaks(why, p.Cm, 0, "C", l, who) || mhk__breaks(why, p.x, 0, "x of the mixer", l, who) || mhk__breaks(why, p.z, 0, "z of the mixer", l, who);
+  found = mhk__breaks(why, u, 0, "the norm", l, who) || mhk__breaks(why, p.q, 0, "queries", l, who) ||
+          mhk__breaks(why, p.k, 0, "keys", l, who) || mhk__breaks(why, p.v, 0, "values", l, who) ||
+          mhk__breaks(why, p.log_a, 1, "the log decay", l, who) || mhk__breaks(why, p.Bm, 0, "B", l, who) ||
+          mhk__breaks(why, p.Cm, 0, "C", l, who) || mhk__breaks(why, p.x, 0, "x of the mixer", l, who) ||
+          mhk__breaks(why, p.z, 0, "z of the mixer", l, who);
   if (!found && !matrix_only) {
     y = mhk_forward_mixer(t, m, l, u, &fd);
     found = mhk__breaks(why, y, 0, "the output of the mixer", l, who);
@@ -19631,8 +19678,8 @@ static int mhk__layer_breaks(mhk__stage_run *r, mhk_model *m, const char *who, i
   return found;
 }
 
-/* Computes the loss of a stage once more, looking for the first numbers that are not finite: weights, then activations in their order. Returns whether they
-   are the teacher's. */
+/* Computes the loss of a stage once more, looking for the first numbers that are not finite:
+   weights, then activations in their order. Returns whether they are the teacher's. */
 static int mhk__find_first(mhk__stage_run *r, int stage, char *why) {
   const char *const names[2] = {"teacher", "student"};
   mhk_model *const models[2] = {r->teacher, r->student};
@@ -19647,7 +19694,8 @@ static int mhk__find_first(mhk__stage_run *r, int stage, char *why) {
         return k == 0;
       }
   for (k = 0; k < (stage == 3 ? 2 : 1) && !found; k++) {
-    mhk_tensor *x = mhk_forward_embedding(t, models[k], r->tokens, r->B, r->T), *next = x ? mhk_tensor_new(t, x->rank, x->shape, NULL) : NULL, *swap;
+    mhk_tensor *x = mhk_forward_embedding(t, models[k], r->tokens, r->B, r->T),
+               *next = x ? mhk_tensor_new(t, x->rank, x->shape, NULL) : NULL, *swap;
     found = mhk__breaks(why, x, 0, "the embedding", -1, names[k]);
     for (i = 0; i < L && next && !found; i++) {
       found = mhk__layer_breaks(r, models[k], names[k], i, x, 0, next, why);
@@ -19660,7 +19708,8 @@ static int mhk__find_first(mhk__stage_run *r, int stage, char *why) {
       x = next;
       next = swap;
     }
-    if (!found && stage == 3) found = mhk__breaks(why, mhk_forward_head(t, models[k], x), 0, "the logits", -1, names[k]);
+    if (!found && stage == 3)
+      found = mhk__breaks(why, mhk_forward_head(t, models[k], x), 0, "the logits", -1, names[k]);
     if (found) break;
   }
   mhk_tape_record(t, recording);
@@ -19713,10 +19762,17 @@ static mhk_stage_desc mhk__stage_defaults(const mhk_stage_desc *desc, int stage,
 static int mhk__stage_numbers(mhk_context *ctx, const mhk_stage_desc *d, int stage) {
   const double most = MHK__REAL_MOST;
   const struct { const char *name; double value, low, high; } numbers[] = {
-      {"the learning rate (lr)", d->lr, DBL_MIN, most}, {"the lowest learning rate (lr_low)", d->lr_low, -most, most}, {"warmup", d->warmup, -most, 1},
-      {"decay", d->decay, -most, 1}, {"weight_decay", d->weight_decay, -most, most}, {"clip", d->clip, -most, most},
-      {"temperature", d->temperature, MHK__REAL_LEAST, most}, {"hard_labels", d->hard_labels, 0, most}, {"own_stream", d->own_stream, -most, most},
-      {"tokens", (double)d->tokens, 0, DBL_MAX}, {"trains (one of mhk_trains)", (double)(int)d->trains, MHK_TRAIN_MATRICES, MHK_TRAIN_ALL}};
+    {"the learning rate (lr)", d->lr, DBL_MIN, most},
+    {"the lowest learning rate (lr_low)", d->lr_low, -most, most},
+    {"warmup", d->warmup, -most, 1},
+    {"decay", d->decay, -most, 1},
+    {"weight_decay", d->weight_decay, -most, most},
+    {"clip", d->clip, -most, most},
+    {"temperature", d->temperature, MHK__REAL_LEAST, most},
+    {"hard_labels", d->hard_labels, 0, most},
+    {"own_stream", d->own_stream, -most, most},
+    {"tokens", (double)d->tokens, 0, DBL_MAX},
+    {"trains (one of mhk_trains)", (double)(int)d->trains, MHK_TRAIN_MATRICES, MHK_TRAIN_ALL}};
   char where[24];
   size_t i;
   mhk__print(where, sizeof where, "stage %d", stage);
@@ -20022,15 +20078,18 @@ static void mhk__diverged(mhk_trainer *tr, double value, const char *what, doubl
   const int stage = tr->optimizer_stage;
   if (tr->teacher_broke) {
     mhk_fail(tr->object.ctx, MHK_ERROR_STATE,
-             "stage %d diverged at update %lld: %s is %s. First not finite: %s. The teacher computes such numbers by itself: "
-             "no learning rate helps, mend or replace its weights. The student keeps the weights before this update",
+             "stage %d diverged at update %lld: %s is %s. First not finite: %s. The teacher computes such numbers by "
+             "itself: no learning rate helps, mend or replace its weights. The student keeps the weights before this update",
              stage, (long long)tr->optimizer_step + 1, what, number, tr->why);
     return;
   }
-  mhk_fail(tr->object.ctx, MHK_ERROR_STATE, "stage %d diverged at update %lld: %s is %s at learning rate %g. First not finite: %s. The student keeps the "
-           "weights before this update; start again with a lower learning rate for this stage (stages[%d].lr, %g was the top), a longer "
-           "warm-up or a smaller clip", stage, (long long)tr->optimizer_step + 1, what, number, lr,
-           tr->why[0] ? tr->why : "the sum of the losses", stage - 1, tr->desc.stages[stage - 1].lr);
+  mhk_fail(
+      tr->object.ctx, MHK_ERROR_STATE,
+      "stage %d diverged at update %lld: %s is %s at learning rate %g. First not finite: %s. The student keeps the "
+      "weights before this update; start again with a lower learning rate for this stage (stages[%d].lr, %g was the "
+      "top), a longer warm-up or a smaller clip",
+      stage, (long long)tr->optimizer_step + 1, what, number, lr, tr->why[0] ? tr->why : "the sum of the losses",
+      stage - 1, tr->desc.stages[stage - 1].lr);
 }
 
 /* the first trained tensor whose gradient is not finite */
@@ -20121,7 +20180,8 @@ static double mhk__update(mhk_trainer *tr, int stage, const int32_t *tokens, mhk
     before = mhk_set_precision(ctx, tr->desc.precision);
     value = mhk__stage_loss(&r, stage);
     loss += value / (double)micro;
-    if (!mhk__is_finite(value) && ctx->result == MHK_OK && !tr->why[0]) tr->teacher_broke = mhk__find_first(&r, stage, tr->why);
+    if (!mhk__is_finite(value) && ctx->result == MHK_OK && !tr->why[0])
+      tr->teacher_broke = mhk__find_first(&r, stage, tr->why);
     ctx->precision = before;
     mhk_tape_reset(tr->tape);
     for (j = 0; j < L; j++) tr->layer_loss[j] += tr->layer_now[j] / (double)micro;
@@ -20227,7 +20287,9 @@ MHKDEF double mhk_train_on(mhk_trainer *tr, int stage, const int32_t *tokens, mh
     mhk_fail(ctx, MHK_ERROR_ARGUMENT, "an update needs a stage from 1 to 3 (this is %d) and tokens", stage);
     return NAN;
   }
-  if (!mhk__number_fits(ctx, "mhk_train_on", "the learning rate (lr)", lr, 0, MHK__REAL_MOST) || !mhk__size3(ctx, B, T, 64)) return NAN;
+  if (!mhk__number_fits(ctx, "mhk_train_on", "the learning rate (lr)", lr, 0, MHK__REAL_MOST) ||
+      !mhk__size3(ctx, B, T, 64))
+    return NAN;
   loss = mhk__update(tr, stage, tokens, B, T, doc, 1, lr);
   if (ctx->result != MHK_OK) return NAN;
   tr->driven++;
@@ -20670,8 +20732,10 @@ static int mhk__distill_check(mhk_context *ctx, const mhk_distill_desc *d) {
              "several workers need an exchange", d->rank, d->world, (long long)d->batch);
     return 0;
   }
-  if (!(d->beta1 >= 0.0 && d->beta1 < 1.0 && d->beta2 >= 0.0 && d->beta2 < 1.0 && d->eps > 0.0 && d->eps <= MHK__REAL_MOST)) {
-    mhk_fail(ctx, MHK_ERROR_ARGUMENT, "AdamW with beta1 %g, beta2 %g, eps %g: the betas lie in (0,1), eps is positive and finite", d->beta1,
+  if (!(d->beta1 >= 0.0 && d->beta1 < 1.0 && d->beta2 >= 0.0 && d->beta2 < 1.0 && d->eps > 0.0 &&
+        d->eps <= MHK__REAL_MOST)) {
+    mhk_fail(ctx, MHK_ERROR_ARGUMENT,
+             "AdamW with beta1 %g, beta2 %g, eps %g: the betas lie in (0,1), eps is positive and finite", d->beta1,
              d->beta2, d->eps);
     return 0;
   }
