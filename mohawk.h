@@ -2248,6 +2248,17 @@ static void mhk__lock_give(mhk__lock *l) {
   l->file = MHK__NO_HANDLE;
 }
 
+#ifndef MOHAWK_NO_TRAINING
+/* The file at path gets another name, before a new one takes this one. Where there are hard links there is a file at path all the while. */
+static void mhk__keep_as(const char *path, const char *other) {
+#ifdef MHK__POSIX
+  unlink(other);
+  if (link(path, other) == 0) return;
+#endif
+  mhk__replace(path, other);
+}
+#endif
+
 static int mhk__is_folder(const char *path) {
 #ifdef MHK__POSIX
   struct stat info;
@@ -20512,7 +20523,7 @@ MHKDEF mhk_result mhk_checkpoint(mhk_trainer *tr) {
     metadata[5] = tr->run;
     mhk__file_put(ctx, &out, tr->path, n, list, 3, metadata, NULL);
     mhk__output_flush(&out);
-    if (mhk__output_ok(ctx, &out) && tr->keeps && mhk__is_file(tr->path)) mhk__replace(tr->path, tr->previous); /* where that fails, one is kept */
+    if (mhk__output_ok(ctx, &out) && tr->keeps && mhk__is_file(tr->path)) mhk__keep_as(tr->path, tr->previous); /* where that fails, one is kept */
     if (mhk__output_close_or_fail(ctx, &out) == MHK_OK) {
       if (tr->desc.fresh && !tr->keeps) mhk__remove(tr->previous); /* of the run that this one replaces */
       tr->keeps = 1;
