@@ -113,6 +113,8 @@ check "it is still there" "$mohawk" eval --model "$work/again.safetensors" --tea
 "$mohawk" convert --model "$tiny" --out "$work/mute" >/dev/null 2>&1
 echo '{"model": {"type": "WordPiece"}}' >"$work/mute/tokenizer.json"
 check "a model without its tokenizer" "$mohawk" inspect "$work/mute"
+"$mohawk" inspect "$tiny" >"$work/said"
+says "a text ends at  0"
 code 1 "strictly" "$mohawk" inspect --strict "$work/mute"
 code 1 "convert without its tokenizer" "$mohawk" convert --model "$work/mute" --out "$work/muter"
 check "convert with another one" "$mohawk" convert --model "$work/mute" --tokenizer "$tiny" --out "$work/muter"

@@ -194,7 +194,8 @@ static void show_model(const settings *s, const mhk_model *m) {
   const mhk_tokenizer *k = mhk_model_tokenizer(m);
   cli_buffer bytes;
   cli_json j;
-  int i;
+  const int32_t *ends;
+  int i, n = mhk_model_ends(m, &ends);
   if (!s->json) {
     print_config(s, s->paths.path[0], c);
     printf("tensors         %d, %s as stored\n", mhk_model_tensors(m), cli_bytes(stored_bytes(m), &bytes));
@@ -203,6 +204,7 @@ static void show_model(const settings *s, const mhk_model *m) {
     } else {
       printf("tokenizer       none\n");
     }
+    for (i = 0; i < n; i++) printf("%s%d%s", i ? ", " : "a text ends at  ", (int)ends[i], i + 1 == n ? "\n" : "");
     for (i = 0; s->names && i < mhk_model_tensors(m); i++) {
       const mhk_tensor *x = mhk_model_tensor(m, i);
       print_tensor(x->name, x->dtype, x->rank, x->shape);
@@ -212,6 +214,9 @@ static void show_model(const settings *s, const mhk_model *m) {
   json_begin(&j, s, c);
   json_count(&j, "bytes", stored_bytes(m));
   json_count(&j, "tokenizer_size", k ? mhk_tokenizer_size(k) : 0);
+  json_open(&j, "ends", '[');
+  for (i = 0; i < n; i++) json_count(&j, NULL, ends[i]);
+  json_close(&j);
   json_open(&j, "tensors", '[');
   for (i = 0; i < mhk_model_tensors(m); i++) {
     const mhk_tensor *x = mhk_model_tensor(m, i);
