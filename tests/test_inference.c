@@ -627,8 +627,8 @@ TEST(normalized_prompts_in_the_callers_memory) {
   size_t length = 0, size, n = 0;
   char *json = test_read_file("examples/tiny/tokenizer.json", &length); /* setting another tokenizer ends the model's own */
   const char *at = json ? strstr(json, "\"normalizer\": null") : NULL;
-  static char changed[80000], text[9000];
-  static int32_t ids[9001];
+  static char changed[80000], text[4500];
+  static int32_t ids[4501];
   static const char *const pieces[] = {"e\xCC\x81", "o\xCC\x88", " ", "\n", "the", "\xEA\xB0\x80\xE1\x86\xA8", "longer words "};
   uint64_t random = 3;
   int kind;
@@ -649,7 +649,7 @@ TEST(normalized_prompts_in_the_callers_memory) {
     k = mhk_tokenizer_parse(ctx, changed, strlen(changed));
     mhk_model_set_tokenizer(m, k);
     memset(&d, 0, sizeof d);
-    d.capacity = 9000;
+    d.capacity = 4500;
     size = mhk_session_size(m, &d);
     d.memory = malloc(size);
     d.memory_bytes = size;
@@ -661,7 +661,7 @@ TEST(normalized_prompts_in_the_callers_memory) {
     CHECK_OK(ctx);
     CHECK(memory.allocations == 0, "kind %d: %ld allocations", kind, memory.allocations);
     memory.fail_at = 0;
-    count = mhk_encode_prompt(k, text, n, ids, 9001);
+    count = mhk_encode_prompt(k, text, n, ids, 4501);
     CHECK(ids[0] == mhk_tokenizer_start(k) && mhk_session_position(s, 0) == count, "kind %d: %d ids instead of %d", kind, (int)mhk_session_position(s, 0), (int)count);
     mhk_session_destroy(s);
     free(d.memory);
