@@ -331,7 +331,7 @@ MHKDEF mhk_tensor *mhk_reshape(mhk_tape *t, mhk_tensor *x, int rank, const mhk_i
 MHKDEF mhk_tensor *mhk_rows(mhk_tape *t, mhk_tensor *x, mhk_index first, mhk_index rows);
 /* x's values as a constant: no gradient flows back (shares the memory) */
 MHKDEF mhk_tensor *mhk_detach(mhk_tape *t, mhk_tensor *x);
-/* Marks a leaf as wanting a gradient and gives it a zeroed one. Returns x. */
+/* Marks a leaf of this tape, or a parameter, as wanting a gradient and gives it a zeroed one. Returns x. */
 MHKDEF mhk_tensor *mhk_require_grad(mhk_tape *t, mhk_tensor *x);
 /* A parameter of the caller's own (not on the tape): lives as long as ctx, requires a gradient. values NULL: zeros. */
 MHKDEF mhk_tensor *mhk_parameter(mhk_context *ctx, const char *name, int rank, const mhk_index *shape, const mhk_real *values);
@@ -928,7 +928,9 @@ MHKDEF double mhk_distill_bytes(const mhk_distill_desc *desc);
 /* A trainer; resumes when out holds a checkpoint of the same run (a different description is an error that names the difference). */
 MHKDEF mhk_trainer *mhk_distill(mhk_context *ctx, const mhk_distill_desc *desc);
 MHKDEF void mhk_trainer_destroy(mhk_trainer *tr);
-/* One update. Returns 1 when it made one, so that a loop sees the last one too; 0 when there was nothing left to do, or on failure. */
+/* One update. Returns 1 when it made one, so that a loop sees the last one too; 0 when there was
+   nothing left to do, or on failure. A loss or gradient that is not finite is an error that says what
+   was first: which layer of teacher or student, and what of it. */
 MHKDEF int mhk_train_step(mhk_trainer *tr);
 /* One update of the given stage on the caller's tokens (B,T) at the caller's learning rate: the arithmetic of mhk_train_step() without schedule and
    data, for tests and for loops of one's own. Returns the loss (NaN on failure). */
@@ -1525,14 +1527,14 @@ static size_t mhk__vprint(char *out, size_t room, const char *format, va_list ar
       width = va_arg(args, int);
       format++;
     } else
-      for (; *format >= '0' && *format <= '9'; format++) width = width * 10 + (*format - '0');
+      for (; *format >= '0' && *format <= '9'; format++) width = width % 10000 * 10 + (*format - '0'); /* stays small */
     if (*format == '.') {
       precision = 0;
       if (*++format == '*') {
         precision = va_arg(args, int);
         format++;
       } else
-        for (; *format >= '0' && *format <= '9'; format++) precision = precision * 10 + (*format - '0');
+        for (; *format >= '0' && *format <= '9'; format++) precision = precision % 10000 * 10 + (*format - '0');
     }
     for (; *format == 'l' || *format == 'z' || *format == 't' || *format == 'j' || *format == 'h'; format++)
       size = *format == 'l' ? size + 1 : *format == 'h' ? 0 : *format == 'j' ? 2 : 3;

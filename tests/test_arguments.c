@@ -63,7 +63,7 @@ static int is_size(const char *owner, const char *name) {
   static const char *const sizes[] = {
       "mhk_adamw n", "mhk_backward_many n", "mhk_encode capacity", "mhk_encode_prompt capacity", "mhk_decode n", "mhk_feed n", "mhk_score n",
       "mhk_text_from_tokens n", "mhk_probabilities V", "mhk_probabilities n_recent", "mhk_draw V", "mhk_file_write n", "mhk_file_write n_metadata",
-      "field n_bias", "field n_stop_tokens", "field n_stop_strings", "field n_files", "field n_keep_attention", "field memory_bytes", "field rank"};
+      "field n_bias", "field n_stop_tokens", "field n_stop_strings", "field n_files", "field n_keep_attention", "field memory_bytes"};
   size_t i;
   char both[100];
   snprintf(both, sizeof both, "%s %s", owner, name);

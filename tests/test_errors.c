@@ -724,6 +724,7 @@ TEST(messages_are_printf) {
   static const double numbers[] = {0,     1,    -1,    0.5,   1.5,    2.5,      0.1,       1e300,   -1e-300, 5e-324, 1.7976931348623157e308, 1e15,  1e16,
                                    99995, 1e-5, 0.999, 1e9,   3.14159, 999999.5, 9.9999995, 1.234e-5, 1e-4,   1e22,   0.25,                   12345.678};
   mhk_context *ctx = mhk_create(NULL);
+  char format[80];
   uint64_t seed = 3;
   size_t i;
   SAYS("%d %i %u %x %X %c %s %%", -5, INT32_MIN, 7u, 0xabcu, 0xABCu, 'q', "text");
@@ -740,6 +741,10 @@ TEST(messages_are_printf) {
   }
   mhk_fail(ctx, MHK_ERROR_ARGUMENT, "%03000d", 7); /* longer than the message's room */
   CHECK(strlen(mhk_message(ctx)) > 1000 && strlen(mhk_message(ctx)) < 3000, "%d characters", (int)strlen(mhk_message(ctx)));
+  mhk_clear_error(ctx);
+  snprintf(format, sizeof format, "[%s]", "%99999999999999999999d %.99999999999999999999f"); /* widths beyond any integer, from a format made at run time */
+  mhk_fail(ctx, MHK_ERROR_ARGUMENT, format, 7, 0.5);
+  CHECK(mhk_message(ctx)[0] == '[', "the message is %.20s", mhk_message(ctx));
   mhk_destroy(ctx);
 }
 
