@@ -32,6 +32,8 @@ says "try --length"
 
 # looking and speaking
 check inspect "$mohawk" inspect "$tiny" --names
+"$mohawk" inspect mamba2-130m >"$work/said"
+says "with attention in every layer: 604 MB"
 check "inspect of a known shape" "$mohawk" inspect phi-1.5 --json
 "$mohawk" generate --model "$tiny" --prompt "Once upon a time" --tokens 12 --greedy --json >"$work/said"
 says '"stopped": "tokens"'
