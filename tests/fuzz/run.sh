@@ -1,7 +1,8 @@
 #!/bin/sh
-# Runs the fuzzer: run.sh PROGRAM [TARGET...], for $SECONDS_EACH (20) seconds each, $JOBS (2) targets at a time. What it found grows in $WORK (fuzz.work), where
-# a crash leaves its input as TARGET-crash-..., and goes on from there next time. After a crash a target starts again, up to five times.
-# Ends with one line `N passed, N failed`.
+# Runs the fuzzer: run.sh PROGRAM [TARGET...], for $SECONDS_EACH (20) seconds each, $JOBS (2) targets
+# at a time. What it found grows in $WORK (fuzz.work) and is where it goes on from next time; a crash
+# leaves its input there as TARGET-crash-..., and its target starts again, up to five times. Ends with
+# one line `N passed, N failed`.
 here=$(cd "$(dirname "$0")" && pwd)
 program=$(cd "$(dirname "$1")" && pwd)/$(basename "$1")
 shift
@@ -14,13 +15,23 @@ one() {
   mkdir -p "$work/$target"
   : >"$work/$target.log"
   while [ $crashes -lt 5 ] && left=$((end - $(date +%s))) && [ $left -gt 0 ]; do
-    "$program" --target="$target" $dictionary -max_total_time=$left -max_len=8192 -timeout=25 -rss_limit_mb=2500 -print_final_stats=1 \
-      -artifact_prefix="$work/$target-" "$work/$target" "$here/seeds/$target" >>"$work/$target.log" 2>&1 || crashes=$((crashes + 1))
+    "$program" --target="$target" $dictionary -max_total_time=$left -max_len=8192 -timeout=25 -rss_limit_mb=2500 \
+      -print_final_stats=1 -artifact_prefix="$work/$target-" "$work/$target" "$here/seeds/$target" \
+      >>"$work/$target.log" 2>&1 || crashes=$((crashes + 1))
   done
   awk -v target="$target" -v crashes=$crashes '/^stat::number_of_executed_units/ { n += $2 }
-    / ft: / { for (i = 1; i < NF; i++) if ($i == "ft:" && $(i + 1) > ft) ft = $(i + 1); else if ($i == "cov:" && $(i + 1) > cov) cov = $(i + 1) }
-    END { printf "%-12s %9d inputs, %5d edges, %6d features, %d crashes\n", target, n, cov, ft, crashes; exit !n }' "$work/$target.log" || crashes=1
-  [ $crashes -eq 0 ] || grep -aE '^fuzz.c:|runtime error|ERROR: |mohawk.h:[0-9]|Test unit written' "$work/$target.log" | head -n 30
+    / ft: / {
+      for (i = 1; i < NF; i++) {
+        if ($i == "cov:" && $(i + 1) > cov) cov = $(i + 1)
+        if ($i == "ft:" && $(i + 1) > ft) ft = $(i + 1)
+      }
+    }
+    END {
+      printf "%-12s %9d inputs, %5d edges, %6d features, %d crashes\n", target, n, cov, ft, crashes
+      exit !n
+    }' "$work/$target.log" || crashes=1
+  [ $crashes -eq 0 ] ||
+    grep -aE '^fuzz.c:|runtime error|ERROR: |mohawk.h:[0-9]|Test unit written' "$work/$target.log" | head -n 30
   [ $crashes -eq 0 ]
   echo $? >"$work/$target.code"
 }
