@@ -694,9 +694,11 @@ MHKDEF mhk_index mhk_decode(mhk_tokenizer *k, const int32_t *ids, mhk_index n, c
 MHKDEF int mhk_tokenizer_size(const mhk_tokenizer *k);                    /* one more than the largest id */
 MHKDEF int32_t mhk_tokenizer_id(mhk_tokenizer *k, const char *token);     /* id of an added or special token ("<|endoftext|>"), -1 if absent */
 MHKDEF const char *mhk_token_bytes(mhk_tokenizer *k, int32_t id, size_t *length); /* bytes of one token, NULL if the id does not exist */
-/* id of the token that ends a text, -1 if there is none: eos_token of the tokenizer_config.json beside tokenizer.json, else <|endoftext|> */
+/* id of the token that ends a text, -1 if there is none: eos_token of the tokenizer_config.json beside
+   tokenizer.json, else <|endoftext|> */
 MHKDEF int32_t mhk_tokenizer_end(const mhk_tokenizer *k);
-/* id of the token that starts one, the documents of mhk_text_load() for one: its bos_token, what tokenizer.json puts before a text, else as above */
+/* id of the token that starts one, as it does the documents of mhk_text_load(): its bos_token, what
+   tokenizer.json puts before a text, else as above */
 MHKDEF int32_t mhk_tokenizer_start(const mhk_tokenizer *k);
 MHKDEF const char *mhk_tokenizer_json(mhk_tokenizer *k, size_t *length);  /* the tokenizer as a tokenizer.json; the tokenizer's memory */
 
@@ -724,8 +726,10 @@ typedef struct mhk_session_desc {
   size_t stop_bytes;        /* bytes of the longest stop string of mhk_sampling; 0: 64 */
   void *memory;             /* the caller's block to live in, which must outlast the session; NULL: from the context's allocator */
   size_t memory_bytes;      /* its size: at least mhk_session_size(), aligned or not */
-  size_t word_bytes;        /* bytes of the longest word (run without a break) of mhk_feed_text() that the block has room for; 0: 1024. A longer one takes
-                               memory from the context's allocator for as long as it lasts, but is an error where the block is the caller's. */
+  /* bytes of the longest word (run without a break) of mhk_feed_text() that the block has room for; 0: 1024.
+     A longer one takes memory from the context's allocator for as long as it lasts, or is an error where the
+     block is the caller's. */
+  size_t word_bytes;
   int no_start;             /* mhk_feed_text() puts no token before the text */
 } mhk_session_desc;
 /* Bytes of the block that a session of this description takes with this context's threads (fewer later are fine, more stay unused). 0 on error. */
@@ -751,10 +755,12 @@ MHKDEF mhk_result mhk_feed_logits(mhk_session *s, const int32_t *const *tokens, 
 /* Feeds n tokens to one sequence and tells how likely each was after those before it: n natural logarithms of probabilities. The sequence must have
    seen a token (text: the end-of-text token). */
 MHKDEF mhk_result mhk_score(mhk_session *s, mhk_index sequence, const int32_t *tokens, mhk_index n, double *log_probabilities);
-/* Text through the model's tokenizer (batch 1): the ids of mhk_encode(). At the start of a sequence mhk_tokenizer_start() goes first, as the teachers were
-   trained, unless the text begins with it, the tokenizer's files say that none does, or mhk_session_desc.no_start. */
+/* Text through the model's tokenizer (batch 1): the ids of mhk_encode(). At the start of a sequence
+   mhk_tokenizer_start() goes first, as the teachers were trained, unless the text begins with it, the
+   tokenizer's files say that none does, or mhk_session_desc.no_start. */
 MHKDEF mhk_result mhk_feed_text(mhk_session *s, const char *text);
-MHKDEF mhk_result mhk_feed_bytes(mhk_session *s, const char *text, size_t length); /* the same, for text with zero characters */
+/* the same, for text with zero characters */
+MHKDEF mhk_result mhk_feed_bytes(mhk_session *s, const char *text, size_t length);
 MHKDEF const mhk_real *mhk_logits(const mhk_session *s); /* (batch,V) after the last token each was fed; NULL while a sequence has none */
 MHKDEF const mhk_real *mhk_logits_of(const mhk_session *s, mhk_index sequence); /* (V) of one sequence; NULL while it has none */
 
@@ -12399,7 +12405,8 @@ static int mhk__nfc_make(mhk_tokenizer *k) {
   for (code = 0x1161; code < 0x11C3; code++) /* Hangul: vowels, and consonants after them */
     if (code < 0x1176 || code > 0x11A7) *mhk__nfc_entry(k, code, &pages) |= MHK__NFC_JOINS;
   for (i = 0; i < number; i++) /* some stand for marks only, which move */
-    if (mhk__nfc_at(k->nfc, k->nfc->parts[i][1]) & MHK__NFC_CLASS) *mhk__nfc_entry(k, k->nfc->parts[i][0], &pages) |= MHK__NFC_JOINS;
+    if (mhk__nfc_at(k->nfc, k->nfc->parts[i][1]) & MHK__NFC_CLASS)
+      *mhk__nfc_entry(k, k->nfc->parts[i][0], &pages) |= MHK__NFC_JOINS;
   return 1;
 }
 
@@ -12455,7 +12462,7 @@ static uint32_t mhk__nfc_join(const mhk__nfc *f, uint32_t a, uint32_t b) {
   return 0;
 }
 
-/* Marks in the order of their classes, those of one class as they were: a round over them for each class that there is. */
+/* Marks in the order of their classes, those of one class as they were: a round for each class there is. */
 static void mhk__nfc_order(const mhk__nfc *f, const uint32_t *in, size_t n, uint32_t *out) {
   uint32_t class_now = 0, class_next;
   size_t i;
@@ -12481,7 +12488,10 @@ static size_t mhk__nfc_run(mhk_context *ctx, const mhk__nfc *f, const unsigned c
   a = (uint32_t *)mhk__scratch(ctx, (mhk_index)characters, 4 * sizeof *a);
   b = (uint32_t *)mhk__scratch(ctx, (mhk_index)characters, 4 * sizeof *b);
   if (a && b) {
-    for (i = 0; i < n; i += mhk__utf8_get(text + i, n - i, &c), used += mhk__nfc_parts_of(f, c, a + used)) mhk__utf8_get(text + i, n - i, &c);
+    for (i = 0; i < n;) {
+      i += mhk__utf8_get(text + i, n - i, &c);
+      used += mhk__nfc_parts_of(f, c, a + used);
+    }
     for (i = 0; i < used; i = j) {
       for (j = i; j < used && (mhk__nfc_at(f, a[j]) & MHK__NFC_CLASS) != 0; j++) continue;
       if (j > i) mhk__nfc_order(f, a + i, j - i, b + i);
@@ -12517,7 +12527,8 @@ static size_t mhk__nfc_text(mhk_tokenizer *k, const unsigned char *text, size_t 
     step = mhk__utf8_get(text + at, n - at, &c);
     end = at + (step ? step : 1);
     if (step)
-      while (end < n && (step = mhk__utf8_get(text + end, n - end, &c)) != 0 && (mhk__nfc_at(f, c) & (MHK__NFC_CLASS | MHK__NFC_JOINS)) != 0)
+      while (end < n && (step = mhk__utf8_get(text + end, n - end, &c)) != 0 &&
+             (mhk__nfc_at(f, c) & (MHK__NFC_CLASS | MHK__NFC_JOINS)) != 0)
         end += step;
     if (mhk__nfc_fine(f, text + at, end - at)) {
       memcpy(out + used, text + at, end - at);
@@ -12579,7 +12590,8 @@ static int mhk__token_entry(mhk_context *ctx, const mhk__json *x, const char *wh
     *length = x->key_length;
   } else { /* the key, if any, is the id: added_tokens_decoder of a tokenizer_config.json */
     const mhk__json *content = mhk__json_get(x, "content");
-    for (value = x->key ? NULL : mhk__json_get(x, "id"), number = 0; x->key && x->key[at] >= '0' && x->key[at] <= '9' && at < 10; at++)
+    value = x->key ? NULL : mhk__json_get(x, "id");
+    for (number = 0; x->key && x->key[at] >= '0' && x->key[at] <= '9' && at < 10; at++)
       number = 10 * number + (x->key[at] - '0');
     if (x->key && (at == 0 || at < x->key_length)) number = -1;
     if (!mhk__json_is(content, MHK__JSON_STRING)) {
@@ -12685,8 +12697,9 @@ static int mhk__tokens_read(mhk_tokenizer *k, const mhk__token_source *source, s
   return 1;
 }
 
-/* The id of an added token, whose bytes are noted when it is new. One that the vocabulary has keeps that id, as with Hugging Face's
-   tokenizers; so does one whose id is taken get the next free one. Other programs number ids by the file, so a warning tells. */
+/* The id of an added token, whose bytes are noted when it is new. One that the vocabulary has keeps that
+   id, and one whose id is taken gets the next free one, as with Hugging Face's tokenizers. Other programs
+   may go by the file, so a warning tells. */
 static void mhk__added_place(mhk_tokenizer *k, const mhk__token_source *source, mhk__added *a, size_t *used) {
   mhk_context *ctx = k->object.ctx;
   size_t length = 0;
@@ -12704,8 +12717,10 @@ static void mhk__added_place(mhk_tokenizer *k, const mhk__token_source *source, 
                mhk__shown(a->content, a->content_length), a->content, (long)named, why);
       return;
     }
-    mhk__note(ctx, MHK_LOG_WARNING, "%s: added token \"%.*s\" has id %ld, %s: it becomes %ld, as with Hugging Face's tokenizers",
-              source->added_where, mhk__shown(a->content, a->content_length), a->content, (long)named, why, (long)a->id);
+    mhk__note(ctx, MHK_LOG_WARNING,
+              "%s: added token \"%.*s\" has id %ld, %s: it becomes %ld, as with Hugging Face's tokenizers",
+              source->added_where, mhk__shown(a->content, a->content_length), a->content, (long)named, why,
+              (long)a->id);
   }
   if (there < 0) { /* its bytes are its text, whatever the characters */
     memcpy(k->bytes + *used, a->content, a->content_length);
@@ -12728,7 +12743,7 @@ static void mhk__added_flags(mhk_context *ctx, const mhk__json *x, const char *w
              mhk__shown(a->content, a->content_length), a->content);
 }
 
-/* One of the two sets that are looked for: sorted, no text twice. Room for as many pointers again stands behind them. */
+/* One of the two sets that are looked for: sorted, no text twice. Behind the pointers is as much room again. */
 static void mhk__added_sort(mhk__added_set *s, mhk_index room) {
   mhk_index i, n = 0;
   unsigned b = 0;
@@ -12765,7 +12780,8 @@ static int mhk__added_read(mhk_tokenizer *k, const mhk__token_source *source, si
   const char end_text[] = "<|endoftext|>";
   const mhk_index most = 1 + (source->added ? source->added->count : 0);
   const int bare = !mhk__json_is(source->added, MHK__JSON_ARRAY), flags = !bare || source->added == source->decoder;
-  mhk__added *all = (mhk__added *)mhk__arena_zeros(ctx, &k->object.arena, most, sizeof(mhk__added)), *a = all, *kept = NULL;
+  mhk__added *all = (mhk__added *)mhk__arena_zeros(ctx, &k->object.arena, most, sizeof(mhk__added));
+  mhk__added *a = all, *kept = NULL;
   mhk__added **order;
   mhk_index i, n = 0;
   int set;
@@ -12917,7 +12933,8 @@ static int mhk__merges_read(mhk_tokenizer *k, const mhk__token_source *source, c
   return !mhk_failed(ctx);
 }
 
-/* the id of a token that a configuration names, as text or as an object with "content"; -1: none is named, or with a warning: it does not exist */
+/* the id of a token that a configuration names, as text or as an object with "content"; -1: none is named,
+   or, with a warning, it does not exist */
 static int32_t mhk__named_token(mhk_tokenizer *k, const mhk__token_source *source, const char *key) {
   const mhk__json *x = mhk__json_get(source->config, key);
   char token[256], *room = token;
@@ -12936,12 +12953,14 @@ static int32_t mhk__named_token(mhk_tokenizer *k, const mhk__token_source *sourc
     id = mhk__vocabulary_find(k, room, length, mapped, NULL);
   }
   if (id < 0)
-    mhk__note(k->object.ctx, MHK_LOG_WARNING, "%s: %s \"%.*s\" is no token of the vocabulary: it is left out", source->config_where, key,
+    mhk__note(k->object.ctx, MHK_LOG_WARNING, "%s: %s \"%.*s\" is no token of the vocabulary: it is left out",
+              source->config_where, key,
               mhk__shown(x->text, x->length), x->text);
   return id;
 }
 
-/* What a post-processor puts before a text: its id, -1 none; *says: it decides that. What it puts elsewhere is told in a warning. */
+/* What a post-processor puts before a text: its id, -1 none; *says: it decides that. A warning tells what
+   it puts elsewhere. */
 static int32_t mhk__post_processor(mhk_tokenizer *k, const mhk__token_source *source, const mhk__json *x, int *says) {
   mhk_context *ctx = k->object.ctx;
   const char *type = mhk__json_string(mhk__json_get(x, "type"));
@@ -12970,7 +12989,8 @@ static int32_t mhk__post_processor(mhk_tokenizer *k, const mhk__token_source *so
     if (inside || id < 0 || mhk_tokenizer_id(k, token->text) != id) left_out = 1;
   }
   if (left_out)
-    mhk__note(ctx, MHK_LOG_WARNING, "%s: of what post_processor puts around a text only the first token before it is put: "
+    mhk__note(ctx, MHK_LOG_WARNING,
+              "%s: of what post_processor puts around a text only the first token before it is put: "
               "add the others to the ids", source->where);
   return id;
 }
@@ -12982,7 +13002,8 @@ static void mhk__token_decoder_check(mhk_tokenizer *k, const mhk__token_source *
   if (source->added == source->decoder) return;
   for (x = source->decoder ? source->decoder->first : NULL; x; x = x->next) {
     const mhk__json *content = mhk__json_get(x, "content");
-    if (!mhk__json_is(content, MHK__JSON_STRING) || content->length == 0 || mhk_tokenizer_id(k, content->text) >= 0) continue;
+    if (!mhk__json_is(content, MHK__JSON_STRING) || content->length == 0) continue;
+    if (mhk_tokenizer_id(k, content->text) >= 0) continue;
     if (n++ == 0) missing = content;
   }
   if (n > 0)
@@ -12995,21 +13016,25 @@ static void mhk__special_tokens_check(mhk_tokenizer *k, const mhk__token_source 
   const mhk__json *x = mhk__json_get(source->config, key);
   for (x = mhk__json_is(x, MHK__JSON_ARRAY) ? x->first : NULL; x; x = x->next) {
     const mhk__json *content = mhk__json_is(x, MHK__JSON_OBJECT) ? mhk__json_get(x, "content") : x;
-    if (!mhk__json_is(content, MHK__JSON_STRING) || content->length == 0 || mhk_tokenizer_id(k, content->text) >= 0) continue;
-    mhk__note(k->object.ctx, MHK_LOG_WARNING, "%s: \"%.*s\" of %s is no added token of %s: it is taken for plain text", source->config_where,
+    if (!mhk__json_is(content, MHK__JSON_STRING) || content->length == 0) continue;
+    if (mhk_tokenizer_id(k, content->text) >= 0) continue;
+    mhk__note(k->object.ctx, MHK_LOG_WARNING, "%s: \"%.*s\" of %s is no added token of %s: it is taken for plain text",
+              source->config_where,
               mhk__shown(content->text, content->length), content->text, key, source->where);
     return;
   }
 }
 
-/* What a tokenizer_config.json says beyond tokenizer.json, and a post-processor: which tokens start and end a text. Unless one of them decides, prompts
-   start with the token that starts a text, but not those of the tokenizers that are known to do without. */
+/* What a tokenizer_config.json says beyond tokenizer.json, and a post-processor: which tokens start and end
+   a text. Unless one of them decides, prompts start with the token that starts a text, but not those of the
+   tokenizers that are known to do without. */
 static int mhk__tokenizer_configure(mhk_tokenizer *k, const mhk__token_source *source) {
   static const char without[6][24] = {"GPT2Tokenizer",         "GPT2TokenizerFast", "CodeGenTokenizer",
                                       "CodeGenTokenizerFast",  "GPTNeoXTokenizer",  "GPTNeoXTokenizerFast"};
   static const char warned[3][32] = {"add_eos_token", "split_special_tokens", "clean_up_tokenization_spaces"};
   mhk_context *ctx = k->object.ctx;
-  const mhk__json *c = source->config, *add = mhk__json_get(c, "add_bos_token"), *prefix = mhk__json_get(c, "add_prefix_space");
+  const mhk__json *c = source->config, *add = mhk__json_get(c, "add_bos_token");
+  const mhk__json *prefix = mhk__json_get(c, "add_prefix_space");
   int32_t id;
   int says = 0, i, without_start = 0;
   k->start = k->end;
@@ -13030,7 +13055,7 @@ static int mhk__tokenizer_configure(mhk_tokenizer *k, const mhk__token_source *s
   else if (!says && without_start)
     k->puts_start = 0;
   if (without_start && prefix && !mhk__json_is(prefix, MHK__JSON_NULL))
-    k->prefix_space = mhk__token_flag(ctx, c, "add_prefix_space", 0, source->config_where); /* these are made anew from their configuration */
+    k->prefix_space = mhk__token_flag(ctx, c, "add_prefix_space", 0, source->config_where); /* they are made from this */
   for (i = 0; i < 3; i++)
     if (mhk__json_is(mhk__json_get(c, warned[i]), MHK__JSON_TRUE))
       mhk__note(ctx, MHK_LOG_WARNING, "%s: %s is not done here", source->config_where, warned[i]);
@@ -13073,13 +13098,15 @@ static int mhk__tokenizer_build(mhk_tokenizer *k, const mhk__token_source *sourc
 }
 
 /* Reads tokenizer_config.json; 0 after an error. */
-static int mhk__token_config_read(mhk_context *ctx, mhk__arena *tree, mhk__token_source *source, const char *text, size_t length, const char *where) {
+static int mhk__token_config_read(mhk_context *ctx, mhk__arena *tree, mhk__token_source *source, const char *text,
+                                  size_t length, const char *where) {
   source->config = mhk__json_parse(ctx, tree, text, length, where, 0);
   source->config_text = text;
   source->config_length = length;
   source->config_where = where;
   source->decoder = mhk__json_get(source->config, "added_tokens_decoder");
-  if (source->config && !mhk__json_is(source->config, MHK__JSON_OBJECT)) mhk_fail(ctx, MHK_ERROR_FORMAT, "%s should be a JSON object", where);
+  if (source->config && !mhk__json_is(source->config, MHK__JSON_OBJECT))
+    mhk_fail(ctx, MHK_ERROR_FORMAT, "%s should be a JSON object", where);
   if (source->decoder && !mhk__json_is(source->decoder, MHK__JSON_OBJECT)) source->decoder = NULL;
   return !mhk_failed(ctx);
 }
@@ -13101,7 +13128,8 @@ static const mhk__json *mhk__token_part(const mhk__json *root, const char *name)
 
 static void mhk__token_part_refused(mhk_context *ctx, const mhk__json *part, const char *name, const char *where) {
   const char *type = mhk__json_string(mhk__json_get(part, "type"));
-  mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "%s: %s %.60s is not supported: this reads byte-level BPE with GPT-2's pattern and no normalizer but NFC",
+  mhk_fail(ctx, MHK_ERROR_UNSUPPORTED,
+           "%s: %s %.60s is not supported: this reads byte-level BPE with GPT-2's pattern and no normalizer but NFC",
            where, name, type ? type : part ? "without a type" : "null");
 }
 
@@ -13172,7 +13200,8 @@ static int mhk__token_settings(mhk_tokenizer *k, const mhk__json *root, const mh
 }
 
 /* config: a tokenizer_config.json, or NULL */
-static mhk_tokenizer *mhk__tokenizer_from_json(mhk_context *ctx, const char *json, size_t length, const char *where, const char *config, size_t config_length,
+static mhk_tokenizer *mhk__tokenizer_from_json(mhk_context *ctx, const char *json, size_t length, const char *where,
+                                               const char *config, size_t config_length,
                                                const char *config_where) {
   mhk_tokenizer *k = (mhk_tokenizer *)mhk__object_new(ctx, sizeof(mhk_tokenizer), NULL);
   const mhk__json *root, *model;
@@ -13228,12 +13257,14 @@ static mhk_tokenizer *mhk__tokenizer_copy(mhk_context *ctx, mhk_tokenizer *k) {
     mhk_fail(ctx, mhk_error(k->object.ctx), "the tokenizer cannot be copied: %s", mhk_message(k->object.ctx));
     return NULL;
   }
-  return mhk__tokenizer_from_json(ctx, json, length, "the tokenizer's copy", k->config, k->config_length, "its tokenizer_config.json");
+  return mhk__tokenizer_from_json(ctx, json, length, "the tokenizer's copy", k->config, k->config_length,
+                                  "its tokenizer_config.json");
 }
 
 #ifndef MOHAWK_NO_STDIO
 /* vocab.json with merges.txt and perhaps added_tokens.json, or encoder.json with vocab.bpe */
-static mhk_tokenizer *mhk__tokenizer_from_pair(mhk_context *ctx, const char *vocabulary, const char *merges, const char *added, const mhk__bytes *config,
+static mhk_tokenizer *mhk__tokenizer_from_pair(mhk_context *ctx, const char *vocabulary, const char *merges,
+                                               const char *added, const mhk__bytes *config,
                                                const char *config_where) {
   mhk_tokenizer *k = (mhk_tokenizer *)mhk__object_new(ctx, sizeof(mhk_tokenizer), NULL);
   mhk__token_source source;
@@ -13253,7 +13284,8 @@ static mhk_tokenizer *mhk__tokenizer_from_pair(mhk_context *ctx, const char *voc
     source.merge_lines = (const char *)file[1].data;
     source.merge_lines_length = file[1].size;
     if (file[2].data) source.added = mhk__json_parse(ctx, &tree, (const char *)file[2].data, file[2].size, added, 0);
-    if (config->data) mhk__token_config_read(ctx, &tree, &source, (const char *)config->data, config->size, config_where);
+    if (config->data)
+      mhk__token_config_read(ctx, &tree, &source, (const char *)config->data, config->size, config_where);
     if (!source.added && source.decoder) {
       source.added = source.decoder;
       source.added_where = config_where;
@@ -13287,7 +13319,8 @@ static int mhk__tokenizer_layout(const char *folder) {
 }
 
 MHKDEF mhk_tokenizer *mhk_tokenizer_load(mhk_context *ctx, const char *path) {
-  char folder[MHK__PATH_MOST + 64], first[MHK__PATH_MOST + 64], second[MHK__PATH_MOST + 64], third[MHK__PATH_MOST + 64], fourth[MHK__PATH_MOST + 64];
+  char folder[MHK__PATH_MOST + 64], first[MHK__PATH_MOST + 64], second[MHK__PATH_MOST + 64];
+  char third[MHK__PATH_MOST + 64], fourth[MHK__PATH_MOST + 64];
   mhk_tokenizer *k = NULL;
   mhk__bytes file, config;
   int layout, named;
@@ -13315,7 +13348,8 @@ MHKDEF mhk_tokenizer *mhk_tokenizer_load(mhk_context *ctx, const char *path) {
   if (named && mhk__is_file(fourth) && !mhk__bytes_open_or_fail(ctx, fourth, &config)) return NULL;
   if (layout == 1) {
     if (mhk__bytes_open_or_fail(ctx, first, &file)) {
-      k = mhk__tokenizer_from_json(ctx, (const char *)file.data, file.size, first, (const char *)config.data, config.size, fourth);
+      k = mhk__tokenizer_from_json(ctx, (const char *)file.data, file.size, first, (const char *)config.data,
+                                   config.size, fourth);
       mhk__bytes_close(&file);
     }
   } else {
@@ -13353,7 +13387,8 @@ typedef struct mhk__room {
 static int mhk__room_open(mhk_context *ctx, const mhk__ids *out, size_t n, mhk__room *room) {
   room->grown = out->longest > 0 && n > out->longest;
   if (room->grown && !out->grows) {
-    mhk_fail(ctx, MHK_ERROR_MEMORY, "%.0f bytes of text without a break are more than the session's block was made for, %.0f: "
+    mhk_fail(ctx, MHK_ERROR_MEMORY,
+             "%.0f bytes of text without a break are more than the session's block was made for, %.0f: "
              "mhk_session_desc.word_bytes asks for more", (double)n, (double)out->longest);
     return 0;
   }
@@ -13382,7 +13417,7 @@ static void mhk__ids_put(mhk__ids *out, int32_t id) {
 }
 
 #define MHK__SHORT_WORD 32
-#define MHK__TEXT_WORD 1024 /* bytes of the longest word that is encoded in a session's own memory, if it does not say */
+#define MHK__TEXT_WORD 1024 /* bytes of the longest word that a session's block has room for, if it does not say */
 
 /* Short words: the lowest rank is searched for each time. */
 static void mhk__encode_short(const mhk_tokenizer *k, const unsigned char *word, size_t n, mhk__ids *out) {
@@ -13488,7 +13523,9 @@ static void mhk__encode_long(const mhk_tokenizer *k, const unsigned char *word, 
 }
 
 /* scratch memory that text without a break takes at most: as a word, and copies of it with a space or normalized */
-static size_t mhk__word_room(const mhk_tokenizer *k, size_t bytes) { return (k->nfc || k->prefix_space ? 36 : 32) * bytes + 12 * MHK__ALIGN; }
+static size_t mhk__word_room(const mhk_tokenizer *k, size_t bytes) {
+  return (k->nfc || k->prefix_space ? 36 : 32) * bytes + 12 * MHK__ALIGN;
+}
 
 static void mhk__encode_word(mhk_tokenizer *k, const unsigned char *word, size_t n, mhk__ids *out) {
   mhk__word *slot;
@@ -13618,8 +13655,8 @@ static size_t mhk__space_before(const mhk_tokenizer *k, const unsigned char *tex
   return n - left;
 }
 
-/* The first place at or after least where text can be cut and its parts encoded one by one: before a space that follows something else.
-   A word never crosses it, and nothing joins across it. n: there is none. */
+/* The first place at or after least where text can be cut and its parts encoded one by one: before a space
+   that follows something else. A word never crosses it, and nothing joins across it. n: there is none. */
 static size_t mhk__cut(const mhk_tokenizer *k, const unsigned char *text, size_t n, size_t least) {
   if (!k->use_regex) return n;
   for (; least < n; least++)
@@ -13711,7 +13748,7 @@ static void mhk__encode_span(mhk_tokenizer *k, const unsigned char *text, size_t
   mhk__encode_between(k, text + done, n - done, level, out);
 }
 
-/* Does the start token go before this prompt? A text that begins with it has it already; without any text it is all there is. */
+/* Does the start token go before this prompt? A text that begins with it has it; without text it is all. */
 static int mhk__starts_text(const mhk_tokenizer *k, const unsigned char *text, size_t n) {
   int set;
   if (k->start < 0 || (!k->puts_start && n > 0)) return 0;
@@ -13722,7 +13759,8 @@ static int mhk__starts_text(const mhk_tokenizer *k, const unsigned char *text, s
   return 1;
 }
 
-static mhk_index mhk__encode(mhk_tokenizer *k, const char *text, size_t length, int32_t *ids, mhk_index capacity, int prompt) {
+static mhk_index mhk__encode(mhk_tokenizer *k, const char *text, size_t length, int32_t *ids, mhk_index capacity,
+                             int prompt) {
   mhk_context *ctx = k ? k->object.ctx : NULL;
   mhk__ids out;
   if (mhk_failed(ctx)) return -1;
@@ -13742,7 +13780,8 @@ MHKDEF mhk_index mhk_encode(mhk_tokenizer *k, const char *text, size_t length, i
   return mhk__encode(k, text, length, ids, capacity, 0);
 }
 
-MHKDEF mhk_index mhk_encode_prompt(mhk_tokenizer *k, const char *text, size_t length, int32_t *ids, mhk_index capacity) {
+MHKDEF mhk_index mhk_encode_prompt(mhk_tokenizer *k, const char *text, size_t length, int32_t *ids,
+                                   mhk_index capacity) {
   return mhk__encode(k, text, length, ids, capacity, 1);
 }
 
@@ -18237,7 +18276,8 @@ MHKDEF mhk_result mhk_feed_bytes(mhk_session *s, const char *text, size_t length
     return mhk_fail(ctx, MHK_ERROR_STATE, "the model is without its tokenizer: %s", s->model->tokenizer_error);
   if (!k) return mhk_fail(ctx, MHK_ERROR_STATE, "the model has no tokenizer: put a tokenizer.json beside it, or feed token ids");
   if (!s->ids) return mhk_fail(ctx, MHK_ERROR_STATE, "the model was given its tokenizer after this session was made: make the session after it");
-  if (!text && length > 0) return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "feed_bytes was given no text");
+  if ((!text && length > 0) || length > (size_t)PTRDIFF_MAX)
+    return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "feed_bytes was given no text");
   if (s->batch != 1)
     return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "feed_text serves sessions of one sequence, this one has %lld: feed token ids", (long long)s->batch);
   if (k->object.ctx != ctx) return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "the tokenizer is of another context: encode the text there and feed token ids");
@@ -18257,7 +18297,8 @@ MHKDEF mhk_result mhk_feed_bytes(mhk_session *s, const char *text, size_t length
 }
 
 MHKDEF mhk_result mhk_feed_text(mhk_session *s, const char *text) {
-  if (s && s->object.ctx->result == MHK_OK && !text) return mhk_fail(s->object.ctx, MHK_ERROR_ARGUMENT, "feed_text was given no text");
+  if (s && s->object.ctx->result == MHK_OK && !text)
+    return mhk_fail(s->object.ctx, MHK_ERROR_ARGUMENT, "feed_text was given no text");
   return mhk_feed_bytes(s, text, text ? strlen(text) : 0);
 }
 
@@ -19086,15 +19127,18 @@ static int mhk__text_check(mhk_context *ctx, const char *path, const unsigned ch
   else if (zeros == 0 && share < 25)
     looks = ": it may be Latin-1";
   if (share >= 1)
-    mhk_fail(ctx, MHK_ERROR_FORMAT, "%s is no text in UTF-8: %.1f %% of its bytes are zero or part of no character, the first at byte %.0f%s", path, share,
-             (double)first, looks);
+    mhk_fail(ctx, MHK_ERROR_FORMAT,
+             "%s is no text in UTF-8: %.1f %% of its bytes are zero or part of no character, the first at byte %.0f%s",
+             path, share, (double)first, looks);
   else
-    mhk__note(ctx, MHK_LOG_WARNING, "%s is not all UTF-8: %.0f of its %.0f bytes (%.2g %%) are zero or part of no character, the first at byte %.0f%s", path,
-              (double)bad, (double)n, share, (double)first, looks);
+    mhk__note(ctx, MHK_LOG_WARNING,
+              "%s is not all UTF-8: %.0f of its %.0f bytes (%.2g %%) are zero or part of no character, the first at "
+              "byte %.0f%s", path, (double)bad, (double)n, share, (double)first, looks);
   return share < 1;
 }
 
-static void mhk__text_read(mhk__text_build *b, const char *path, const unsigned char *data, size_t size, size_t longest, int repeat) {
+static void mhk__text_read(mhk__text_build *b, const char *path, const unsigned char *data, size_t size,
+                           size_t longest, int repeat) {
   const size_t mark = sizeof(MHK__END_TEXT) - 1;
   size_t from = 0, i;
   if (size >= 3 && memcmp(data, "\xEF\xBB\xBF", 3) == 0) from = 3;
@@ -19163,7 +19207,8 @@ MHKDEF mhk_text *mhk_text_load(mhk_context *ctx, mhk_tokenizer *k, const mhk_tex
       mhk_fail(ctx, MHK_ERROR_ARGUMENT, "file %d of a text: it needs a name and to be used between 0 and a million times, not %d", f,
                repeat);
     else if (repeat > 0 && desc->texts && desc->texts[f])
-      mhk__text_read(&b, desc->files[f], (const unsigned char *)desc->texts[f], desc->lengths ? desc->lengths[f] : strlen(desc->texts[f]), longest, repeat);
+      mhk__text_read(&b, desc->files[f], (const unsigned char *)desc->texts[f],
+                     desc->lengths ? desc->lengths[f] : strlen(desc->texts[f]), longest, repeat);
     else if (repeat > 0)
       mhk__text_file(&b, desc->files[f], longest, repeat);
   }

@@ -677,7 +677,7 @@ void cli_output_drop(cli_output *o) {
 
 /* ---------------------------------------------------------------- text that is read whole */
 
-static int add_bytes(cli_content *c, const char *bytes, size_t n) {
+int cli_add(cli_content *c, const char *bytes, size_t n) {
   if (n + 1 > c->room - c->n) {
     const size_t room = 2 * (c->n + n) + 4096;
     char *larger = (char *)realloc(c->text, room);
@@ -712,8 +712,8 @@ int cli_read(const char *path, cli_content *c) {
 #if defined(_WIN32)
   if (f == stdin) _setmode(_fileno(stdin), _O_BINARY); /* line ends stay as they are */
 #endif
-  bad = add_bytes(c, "", 0) != CLI_GO;
-  while (!bad && (n = fread(part, 1, sizeof part, f)) > 0) bad = add_bytes(c, part, n) != CLI_GO;
+  bad = cli_add(c, "", 0) != CLI_GO;
+  while (!bad && (n = fread(part, 1, sizeof part, f)) > 0) bad = cli_add(c, part, n) != CLI_GO;
   if (!bad && ferror(f)) {
     cli_error("%s cannot be read: %s", name, strerror(errno));
     bad = 1;
@@ -764,7 +764,7 @@ int cli_to_utf8(cli_content *c, int encoding, const char *name) {
         bad++;
       }
     }
-    if (add_bytes(&out, text, put_utf8(text, x)) != CLI_GO) {
+    if (cli_add(&out, text, put_utf8(text, x)) != CLI_GO) {
       free(out.text);
       return CLI_FAILED;
     }
@@ -772,7 +772,7 @@ int cli_to_utf8(cli_content *c, int encoding, const char *name) {
   if (bad > 0 || i < c->n) cli_note("%s is not all UTF-16: %.0f characters are wrong or cut off", name, (double)(bad + (i < c->n)));
   free(c->text);
   *c = out;
-  return out.text ? CLI_GO : add_bytes(c, "", 0);
+  return out.text ? CLI_GO : cli_add(c, "", 0);
 }
 
 static void on_signal(int number) {

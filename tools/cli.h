@@ -116,16 +116,17 @@ int cli_output_close(cli_output *o);
 void cli_output_drop(cli_output *o); /* in place of closing: nothing is written */
 FILE *cli_open(const char *path, const char *mode); /* fopen, whatever characters the path has */
 
-/* Text that is read whole, because it comes from a pipe or in another encoding. */
+/* Text that grows, for one that is read whole: from a pipe, or in another encoding. */
 typedef struct cli_content {
   char *text; /* a 0 stands behind it; the caller frees it */
   size_t n, room;
-} cli_content;
+} cli_content; /* zero to start */
+int cli_add(cli_content *c, const char *text, size_t n); /* CLI_GO, or CLI_FAILED after a message */
 enum { CLI_UTF8, CLI_LATIN1, CLI_UTF16 };
 #define CLI_ENCODING(value) \
   {"encoding", "utf8|latin1|utf16", CLI_CHOICE, value, 0, 0, "how text that is read is written; utf16: in the byte order that its mark says (default utf8)"}
 int cli_is_stream(const char *path);              /* a pipe, or - for standard input */
-int cli_read(const char *path, cli_content *c);   /* CLI_GO, or CLI_FAILED after a message */
+int cli_read(const char *path, cli_content *c);   /* the same */
 int cli_to_utf8(cli_content *c, int encoding, const char *name); /* the same */
 void cli_catch_signals(void); /* from now on Ctrl-C only sets cli_stopped(); a second one ends the program */
 int cli_stopped(void);

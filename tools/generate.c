@@ -105,26 +105,6 @@ static int parse(settings *s, int argc, char **argv) {
   return code == CLI_GO ? lists(s) : code;
 }
 
-/* text that grows */
-typedef struct growing {
-  char *text;
-  size_t length, room;
-} growing;
-
-static int grow(growing *g, const char *text, size_t n) {
-  if (g->length + n + 1 > g->room) {
-    size_t room = (g->length + n + 1) * 2;
-    char *larger = (char *)realloc(g->text, room);
-    if (!larger) return cli_error("out of memory for %lld bytes of text", (long long)room);
-    g->text = larger;
-    g->room = room;
-  }
-  memcpy(g->text + g->length, text, n);
-  g->length += n;
-  g->text[g->length] = 0;
-  return CLI_GO;
-}
-
 /* the prompt from standard input, without the line end that ends it */
 static int read_prompt(settings *s, cli_content *input) {
   if (cli_read("-", input) != CLI_GO || cli_to_utf8(input, s->encoding, "the prompt") != CLI_GO) return CLI_FAILED;
@@ -150,13 +130,13 @@ typedef struct outcome {
 
 static double share(mhk_index part, mhk_index of) { return of > 0 ? (double)part / (double)of : 0; }
 
-static void print_json(const settings *s, const char *prompt, const growing *out, const outcome *o) {
+static void print_json(const settings *s, const char *prompt, const cli_content *out, const outcome *o) {
   cli_json j;
   json_start(&j, stdout, 0);
   json_open(&j, NULL, '{');
   json_text(&j, "model", s->model);
   json_bytes(&j, "prompt", prompt, s->prompt_bytes);
-  json_bytes(&j, "text", out->text ? out->text : "", out->length);
+  json_bytes(&j, "text", out->text ? out->text : "", out->n);
   json_count(&j, "tokens", (double)o->tokens);
   json_text(&j, "stopped", o->reason);
   json_real(&j, "seconds", o->seconds);
@@ -188,14 +168,14 @@ static int32_t next_token(mhk_session *session, mhk_speculation *x, const mhk_sa
 }
 
 /* text as it came: shown, or kept for JSON */
-static int show(const settings *s, const char *text, growing *out) {
-  if (s->json) return grow(out, text, strlen(text));
+static int show(const settings *s, const char *text, cli_content *out) {
+  if (s->json) return cli_add(out, text, strlen(text));
   fputs(text, stdout);
   fflush(stdout);
   return CLI_GO;
 }
 
-static int generate(mhk_context *ctx, const settings *s, const char *prompt, growing *out) {
+static int generate(mhk_context *ctx, const settings *s, const char *prompt, cli_content *out) {
   static const char *const reasons[] = {"failure", "end of text", "stop token", "stop text"};
   mhk_model *m = cli_load(ctx, s->model), *student = s->draft ? cli_load(ctx, s->draft) : NULL;
   mhk_tokenizer *k = mhk_model_tokenizer(m);
@@ -264,8 +244,7 @@ static int generate(mhk_context *ctx, const settings *s, const char *prompt, gro
 
 int command_generate(int argc, char **argv) {
   settings s;
-  growing out;
-  cli_content input;
+  cli_content input, out;
   mhk_context *ctx;
   int code;
   memset(&s, 0, sizeof s);
