@@ -9652,10 +9652,12 @@ static mhk_result mhk__output_close_or_fail(mhk_context *ctx, mhk__output *o) {
 }
 #endif
 
+#ifndef MOHAWK_NO_STDIO
 static int mhk__ends_with(const char *text, const char *end) {
   size_t n = strlen(text), k = strlen(end);
   return n >= k && memcmp(text + n - k, end, k) == 0;
 }
+#endif
 
 /* ---- numbers: text to double and back, whatever the locale says about decimal points */
 
@@ -13249,6 +13251,7 @@ MHKDEF mhk_tokenizer *mhk_tokenizer_parse(mhk_context *ctx, const char *json, si
   return mhk__tokenizer_from_json(ctx, json, length, "the tokenizer.json in memory", NULL, 0, NULL);
 }
 
+#if !defined(MOHAWK_NO_TRAINING) || !defined(MOHAWK_NO_STDIO)
 /* the same tokenizer in another context */
 static mhk_tokenizer *mhk__tokenizer_copy(mhk_context *ctx, mhk_tokenizer *k) {
   size_t length = 0;
@@ -13260,6 +13263,7 @@ static mhk_tokenizer *mhk__tokenizer_copy(mhk_context *ctx, mhk_tokenizer *k) {
   return mhk__tokenizer_from_json(ctx, json, length, "the tokenizer's copy", k->config, k->config_length,
                                   "its tokenizer_config.json");
 }
+#endif
 
 #ifndef MOHAWK_NO_STDIO
 /* vocab.json with merges.txt and perhaps added_tokens.json, or encoder.json with vocab.bpe */
@@ -15473,6 +15477,7 @@ MHKDEF mhk_result mhk_model_set_tokenizer(mhk_model *m, mhk_tokenizer *k) {
   return mhk_error(m->object.ctx);
 }
 
+#if !defined(MOHAWK_NO_TRAINING) || !defined(MOHAWK_NO_STDIO)
 /* What a copy keeps beside weights: tokenizer and ends of text. 0 on failure. */
 static int mhk__model_follow(mhk_model *copy, const mhk_model *m) {
   mhk_context *ctx = copy->object.ctx;
@@ -15481,6 +15486,7 @@ static int mhk__model_follow(mhk_model *copy, const mhk_model *m) {
   copy->owns_tokenizer = copy->tokenizer != NULL;
   return !mhk_failed(ctx);
 }
+#endif
 
 /* ---- loading */
 
