@@ -1407,9 +1407,8 @@ static double mhk__seconds(void) {
 /* All digits of a finite number above 0, exactly: x = d.ddd * 10^exponent. Returns how many. */
 static int mhk__decimal(double x, char digits[MHK__DIGITS], int *exponent) {
   uint32_t w[96]; /* base 10^9, lowest first */
-  uint64_t m;
   int e, n = 0, i, count = 0, shift;
-  m = (uint64_t)ldexp(frexp(x, &e), 53);
+  uint64_t m = (uint64_t)ldexp(frexp(x, &e), 53);
   for (e -= 53; e < 0 && m % 2 == 0; e++) m /= 2;
   for (; m; m /= 1000000000u) w[n++] = (uint32_t)(m % 1000000000u);
   for (shift = e; shift != 0;) { /* times 2^e, or 5^-e for the digits of x * 10^-e */
@@ -1435,15 +1434,14 @@ static int mhk__decimal(double x, char digits[MHK__DIGITS], int *exponent) {
 
 /* Rounds to the first n digits, ties to even; with n <= 0 to nothing or a one before them. Returns how many are left. */
 static int mhk__round_decimal(char *digits, int count, int n, int *exponent) {
-  int i, up;
   if (n >= count) return count;
   if (n < 0) return 0;
-  up = digits[n] > '5';
+  int up = digits[n] > '5';
   if (digits[n] == '5') {
-    for (i = n + 1; !up && i < count; i++) up = digits[i] != '0';
+    for (int i = n + 1; !up && i < count; i++) up = digits[i] != '0';
     if (!up) up = n > 0 && (digits[n - 1] - '0') % 2;
   }
-  for (i = n; up && i > 0; i--) {
+  for (int i = n; up && i > 0; i--) {
     if (digits[i - 1] < '9') {
       digits[i - 1]++;
       up = 0;
@@ -1613,9 +1611,8 @@ __attribute__((format(printf, 3, 4)))
 #endif
 static size_t mhk__print(char *out, size_t room, const char *format, ...) {
   va_list args;
-  size_t n;
   va_start(args, format);
-  n = mhk__vprint(out, room, format, args);
+  const size_t n = mhk__vprint(out, room, format, args);
   va_end(args);
   return n;
 }
@@ -1814,9 +1811,8 @@ static int mhk__input_read(mhk__input *in, unsigned char *out) {
 /* 0 or what is wrong. Empty files have data "" and size 0. */
 static int mhk__bytes_open(const char *path, mhk__bytes *out) {
   mhk__input in;
-  int error;
   memset(out, 0, sizeof *out);
-  error = mhk__input_open(path, &in);
+  int error = mhk__input_open(path, &in);
   if (error) return error;
   out->data = (const unsigned char *)"";
   if (in.size > 0) {
@@ -1941,9 +1937,8 @@ static int mhk__file_new_at(const char *path, unsigned mode, mhk__handle *out) {
 
 static void mhk__remove_left(const char *path) {
   wchar_t wide[MHK__WIDE_PATH];
-  HANDLE file;
   if (!mhk__wide(path, wide)) return;
-  file = CreateFileW(wide, DELETE, 0, NULL, OPEN_EXISTING, FILE_FLAG_DELETE_ON_CLOSE | FILE_FLAG_OPEN_REPARSE_POINT, NULL); /* not while it is open */
+  HANDLE file = CreateFileW(wide, DELETE, 0, NULL, OPEN_EXISTING, FILE_FLAG_DELETE_ON_CLOSE | FILE_FLAG_OPEN_REPARSE_POINT, NULL); /* not while it is open */
   if (file != INVALID_HANDLE_VALUE) CloseHandle(file);
 }
 
@@ -1986,12 +1981,11 @@ static void mhk__flush_folder(const char *path) {
 #ifdef MHK__POSIX
   char folder[1024];
   size_t n = mhk__folder_length(path);
-  int fd;
   if (n >= sizeof folder) return;
   memcpy(folder, path, n);
   if (n == 0) folder[n++] = '.';
   folder[n] = 0;
-  fd = open(folder, O_RDONLY);
+  const int fd = open(folder, O_RDONLY);
   if (fd < 0) return;
   fsync(fd);
   close(fd);
@@ -2014,8 +2008,7 @@ static int mhk__temporary_path(char out[1024], const char *path, int k) {
 /* takes away what killed writers of path left */
 static void mhk__remove_temporaries(const char *path) {
   char temporary[1024];
-  int k;
-  for (k = 1; k <= MHK__WRITERS; k++)
+  for (int k = 1; k <= MHK__WRITERS; k++)
     if (mhk__temporary_path(temporary, path, k)) mhk__remove_left(temporary);
 }
 
@@ -2037,11 +2030,10 @@ static uint64_t mhk__turn_left(uint64_t x, int bits) { return x << bits | x >> (
 
 static uint64_t mhk__xxh64_lane(uint64_t lane, const unsigned char *p) {
   uint64_t x = 0;
-  int i;
   if (mhk__little_endian())
     memcpy(&x, p, 8);
   else
-    for (i = 7; i >= 0; i--) x = x << 8 | p[i];
+    for (int i = 7; i >= 0; i--) x = x << 8 | p[i];
   return mhk__turn_left(lane + x * MHK__XXH_2, 31) * MHK__XXH_1;
 }
 
@@ -2056,19 +2048,18 @@ static void mhk__xxh64_put(mhk__xxh64 *h, const void *data, size_t n) {
   const unsigned char *p = (const unsigned char *)data;
   const size_t held = (size_t)(h->total % 32);
   uint64_t lane[4];
-  int i;
   h->total += n;
   if (held) {
     const size_t more = n < 32 - held ? n : 32 - held;
     memcpy(h->held + held, p, more);
     if (held + more < 32) return;
-    for (i = 0; i < 4; i++) h->lane[i] = mhk__xxh64_lane(h->lane[i], h->held + 8 * i);
+    for (int i = 0; i < 4; i++) h->lane[i] = mhk__xxh64_lane(h->lane[i], h->held + 8 * i);
     p += more;
     n -= more;
   }
   memcpy(lane, h->lane, sizeof lane); /* p could point there, for all the compiler knows */
   for (; n >= 32; n -= 32, p += 32)
-    for (i = 0; i < 4; i++) lane[i] = mhk__xxh64_lane(lane[i], p + 8 * i);
+    for (int i = 0; i < 4; i++) lane[i] = mhk__xxh64_lane(lane[i], p + 8 * i);
   memcpy(h->lane, lane, sizeof lane);
   if (n) memcpy(h->held, p, n);
 }
@@ -2077,9 +2068,8 @@ static uint64_t mhk__xxh64_end(const mhk__xxh64 *h) {
   static const int turns[4] = {1, 7, 12, 18};
   const unsigned char *p = h->held, *end = p + h->total % 32;
   uint64_t x = h->total < 32 ? MHK__XXH_5 : 0, word;
-  int i;
-  for (i = 0; i < 4 && h->total >= 32; i++) x += mhk__turn_left(h->lane[i], turns[i]);
-  for (i = 0; i < 4 && h->total >= 32; i++) x = (x ^ mhk__turn_left(h->lane[i] * MHK__XXH_2, 31) * MHK__XXH_1) * MHK__XXH_1 + MHK__XXH_4;
+  for (int i = 0; i < 4 && h->total >= 32; i++) x += mhk__turn_left(h->lane[i], turns[i]);
+  for (int i = 0; i < 4 && h->total >= 32; i++) x = (x ^ mhk__turn_left(h->lane[i] * MHK__XXH_2, 31) * MHK__XXH_1) * MHK__XXH_1 + MHK__XXH_4;
   x += h->total;
   for (; end - p >= 8; p += 8) x = mhk__turn_left(x ^ mhk__xxh64_lane(0, p), 27) * MHK__XXH_1 + MHK__XXH_4;
   for (; end - p >= 4; p += 4) {
@@ -2120,7 +2110,6 @@ static void mhk__output_clear(mhk__output *o, const char *path) {
 
 static int mhk__output_open(mhk__output *o, const char *path) {
   unsigned mode = 6 * 64 + 6 * 8 + 6; /* rw-rw-rw-: C2y wants octal numbers spelled as no older C can */
-  int k;
 #ifdef MHK__POSIX
   struct stat info;
 #endif
@@ -2134,7 +2123,7 @@ static int mhk__output_open(mhk__output *o, const char *path) {
   }
 #endif
   mhk__remove_temporaries(path);
-  for (k = 1; k <= MHK__WRITERS && o->error == EEXIST; k++)
+  for (int k = 1; k <= MHK__WRITERS && o->error == EEXIST; k++)
     o->error = mhk__temporary_path(o->temporary, path, k) ? mhk__file_new_at(o->temporary, mode, &o->file) : ENAMETOOLONG;
   o->busy = o->error == EEXIST;
   return o->error;
@@ -2207,7 +2196,6 @@ static int mhk__lock_take(mhk__lock *l, const char *path, int wait) {
   struct stat info;
   struct utsname system;
   char who[128];
-  size_t n;
   l->file = MHK__NO_HANDLE;
   if (strlen(path) >= sizeof l->path) return ENAMETOOLONG;
   while (got == 2) { /* 2: it was given back, and its file removed, while this one was being opened */
@@ -2219,7 +2207,7 @@ static int mhk__lock_take(mhk__lock *l, const char *path, int wait) {
   }
   if (got == 0 || got == -2) return got ? MHK__NOT_REGULAR : EBUSY;
   memset(who, ' ', sizeof who);
-  n = mhk__print(who, sizeof who, "process %ld on %.64s", (long)getpid(), uname(&system) >= 0 ? system.nodename : "this machine");
+  const size_t n = mhk__print(who, sizeof who, "process %ld on %.64s", (long)getpid(), uname(&system) >= 0 ? system.nodename : "this machine");
   who[n] = ' ';
   who[sizeof who - 1] = '\n';
   (void)mhk__handle_write(fd, who, sizeof who); /* the name is a help; the lock is there without it */
@@ -2375,7 +2363,7 @@ enum { mhk__cpu_avx512_bf16 = 1, mhk__cpu_amx_bf16 = 2, mhk__cpu_amd = 4 };
 static int mhk__cpu_units(void) {
   int units = 0;
 #if defined(MHK__X86) && defined(__x86_64__)
-  unsigned r[4], low, high, subleaves, amx;
+  unsigned r[4], low, high;
   if (mhk__cpu_best() != MHK_ISA_AVX512) return 0;
   mhk__cpuid(0, 0, r);
   if ((r[1] == 0x68747541u && r[3] == 0x69746E65u && r[2] == 0x444D4163u) || /* AuthenticAMD */
@@ -2384,8 +2372,8 @@ static int mhk__cpu_units(void) {
   __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
   (void)high;
   mhk__cpuid(7, 0, r);
-  subleaves = r[0];
-  amx = r[3];
+  const unsigned subleaves = r[0];
+  const unsigned amx = r[3];
   if (subleaves >= 1) {
     mhk__cpuid(7, 1, r);
     if (r[0] & (1u << 5)) units |= mhk__cpu_avx512_bf16;
@@ -2400,8 +2388,7 @@ static int mhk__cpu_units(void) {
 typedef struct mhk__rng { uint64_t s[4]; } mhk__rng;
 
 static void mhk__rng_seed(mhk__rng *r, uint64_t seed) {
-  int i;
-  for (i = 0; i < 4; i++) {
+  for (int i = 0; i < 4; i++) {
     uint64_t z = (seed += 0x9E3779B97F4A7C15u);
     z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
     z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
@@ -2452,8 +2439,7 @@ static uint64_t mhk__get_bytes(const unsigned char *from, int n) {
 /* FNV-1a, 64 bits: tells runs and models apart, no protection against intent */
 static uint64_t mhk__hash(uint64_t h, const void *data, size_t n) {
   const unsigned char *p = (const unsigned char *)data;
-  size_t i;
-  for (i = 0; i < n; i++) h = (h ^ p[i]) * 1099511628211u;
+  for (size_t i = 0; i < n; i++) h = (h ^ p[i]) * 1099511628211u;
   return h;
 }
 #define MHK__HASH_START 14695981039346656037u
@@ -2547,9 +2533,8 @@ static mhk_result mhk__vfail(mhk_context *ctx, mhk_result code, const char *form
 
 MHKDEF mhk_result mhk_fail(mhk_context *ctx, mhk_result code, const char *format, ...) {
   va_list args;
-  mhk_result r;
   va_start(args, format);
-  r = mhk__vfail(ctx, code, format, args);
+  mhk_result r = mhk__vfail(ctx, code, format, args);
   va_end(args);
   return r;
 }
@@ -2786,10 +2771,9 @@ static void mhk__object_join(mhk_context *ctx, void *object, mhk__arena arena, v
 /* A new object of a context: zeroed, its first member a mhk__object. */
 static void *mhk__object_new(mhk_context *ctx, size_t bytes, void (*destroy)(void *object)) {
   mhk__arena arena;
-  void *o;
   if (!ctx || ctx->result != MHK_OK) return NULL;
   memset(&arena, 0, sizeof arena);
-  o = mhk__arena_zeros(ctx, &arena, 1, bytes);
+  void *o = mhk__arena_zeros(ctx, &arena, 1, bytes);
   if (o) mhk__object_join(ctx, o, arena, destroy);
   return o;
 }
@@ -3365,15 +3349,13 @@ static inline MHK__V MHK__N(mhk__load_f16)(const uint16_t *p) {
 #ifndef MHK__LOAD_FIRST
 static inline MHK__V MHK__N(mhk__load_first)(const mhk_real *p, mhk_index n) {
   mhk_real lane[MHK__W];
-  mhk_index i;
-  for (i = 0; i < MHK__W; i++) lane[i] = i < n ? p[i] : 0;
+  for (mhk_index i = 0; i < MHK__W; i++) lane[i] = i < n ? p[i] : 0;
   return MHK__LOAD(lane);
 }
 static inline void MHK__N(mhk__store_first)(mhk_real *p, MHK__V v, mhk_index n) {
   mhk_real lane[MHK__W];
-  mhk_index i;
   MHK__STORE(lane, v);
-  for (i = 0; i < n; i++) p[i] = lane[i];
+  for (mhk_index i = 0; i < n; i++) p[i] = lane[i];
 }
 #define MHK__LOAD_FIRST(p, n) MHK__N(mhk__load_first)(p, n)
 #define MHK__STORE_FIRST(p, v, n) MHK__N(mhk__store_first)(p, v, n)
@@ -3383,10 +3365,9 @@ static inline void MHK__N(mhk__store_first)(mhk_real *p, MHK__V v, mhk_index n) 
 #ifndef MHK__FROM
 static inline MHK__V MHK__N(mhk__from)(MHK__V v, MHK__V w, mhk_index d) {
   mhk_real a[MHK__W], b[MHK__W];
-  mhk_index i;
   MHK__STORE(a, v);
   MHK__STORE(b, w);
-  for (i = 0; i < MHK__W && i < d; i++) a[i] = b[i];
+  for (mhk_index i = 0; i < MHK__W && i < d; i++) a[i] = b[i];
   return MHK__LOAD(a);
 }
 #define MHK__FROM(v, w, d) MHK__N(mhk__from)(v, w, d)
@@ -3394,18 +3375,16 @@ static inline MHK__V MHK__N(mhk__from)(MHK__V v, MHK__V w, mhk_index d) {
 
 static inline mhk_real MHK__N(mhk__hsum)(MHK__V v) {
   mhk_real lane[MHK__W], s = 0;
-  int i;
   MHK__STORE(lane, v);
-  for (i = 0; i < MHK__W; i++) s += lane[i];
+  for (int i = 0; i < MHK__W; i++) s += lane[i];
   return s;
 }
 
 static inline mhk_real MHK__N(mhk__hmax)(MHK__V v) {
-  mhk_real lane[MHK__W], s;
-  int i;
+  mhk_real lane[MHK__W];
   MHK__STORE(lane, v);
-  s = lane[0];
-  for (i = 1; i < MHK__W; i++)
+  mhk_real s = lane[0];
+  for (int i = 1; i < MHK__W; i++)
     if (lane[i] > s) s = lane[i];
   return s;
 }
@@ -3426,17 +3405,15 @@ static inline MHK__V MHK__N(mhk__vexp)(MHK__V x) {
   return MHK__REXP(x);
 #elif defined(MOHAWK_DOUBLE)
   mhk_real lane[MHK__W];
-  int i;
   MHK__STORE(lane, x);
-  for (i = 0; i < MHK__W; i++) lane[i] = exp(lane[i]);
+  for (int i = 0; i < MHK__W; i++) lane[i] = exp(lane[i]);
   return MHK__LOAD(lane);
 #else
   const MHK__V magic = MHK__SET(12582912.0f); /* 1.5 * 2^23: adding it rounds to an integer in the low bits */
-  MHK__V n, r, p;
   x = MHK__MIN(MHK__SET(88.3f), MHK__MAX(MHK__SET(-87.3f), x)); /* this order lets NaN through */
-  n = MHK__FMA(x, MHK__SET(1.44269504f), magic);
-  r = n - magic;
-  p = MHK__FMA(r, MHK__SET(-0.693359375f), x);
+  MHK__V n = MHK__FMA(x, MHK__SET(1.44269504f), magic);
+  MHK__V r = n - magic;
+  MHK__V p = MHK__FMA(r, MHK__SET(-0.693359375f), x);
   p = MHK__FMA(r, MHK__SET(2.12194440e-4f), p);
   r = MHK__FMA(MHK__SET(1.9875691500e-4f), p, MHK__SET(1.3981999507e-3f));
   r = MHK__FMA(r, p, MHK__SET(8.3334519073e-3f));
@@ -3589,8 +3566,7 @@ static void MHK__N(mhk__pack_panel)(mhk_real *MHK__RESTRICT dst, mhk_index width
   else if (col == 1 && !scale)
     for (; j + MHK__W <= k; j += MHK__W)
       for (i = 0; i < width; i += MHK__W) {
-        mhk_index r;
-        for (r = i; r < i + MHK__W && r < width; r++) MHK__PREFETCH(s + (width + r) * row + j);
+        for (mhk_index r = i; r < i + MHK__W && r < width; r++) MHK__PREFETCH(s + (width + r) * row + j);
         MHK__N(mhk__transpose)(s + i * row + j, row, w - i, dst + j * width + i, width, width - i);
       }
 #endif
@@ -3603,8 +3579,7 @@ static void MHK__N(mhk__pack_panel)(mhk_real *MHK__RESTRICT dst, mhk_index width
 /* packs a matrix of rows x k by strides as the left operand (rows of A) or the right one (columns of B) */
 static void MHK__N(mhk__pack_by)(mhk_real *dst, mhk_index width, mhk_index rows, mhk_index k, const mhk_real *src, mhk_index row, mhk_index col,
                                  const mhk_real *scale) {
-  mhk_index p;
-  for (p = 0; p < rows; p += width, dst += width * k)
+  for (mhk_index p = 0; p < rows; p += width, dst += width * k)
     MHK__N(mhk__pack_panel)(dst, width, rows - p < width ? rows - p : width, k, src + p * row, row, col, scale);
 }
 
@@ -3612,17 +3587,17 @@ static void MHK__N(mhk__pack_by)(mhk_real *dst, mhk_index width, mhk_index rows,
 static void MHK__N(mhk__pack_quantised)(mhk_real *dst, mhk_index width, mhk_index rows, mhk_index k, mhk__matrix src) {
   const mhk_quantised *q = src.q;
   const mhk_index K = src.col == 1 ? src.row : src.col, each = src.dtype == MHK_Q8 ? 4 : 8;
-  mhk_index p, i, j, r;
-  for (p = 0; p < rows; p += width, dst += width * k) {
+  mhk_index r;
+  for (mhk_index p = 0; p < rows; p += width, dst += width * k) {
     const mhk_index w = rows - p < width ? rows - p : width;
     if (src.col != 1) {
-      for (j = 0; j < k; j++)
-        for (i = 0; i < w; i++) dst[j * width + i] = mhk__q_element(q, src.dtype, K, src.n0 + j, src.k0 + p + i);
+      for (mhk_index j = 0; j < k; j++)
+        for (mhk_index i = 0; i < w; i++) dst[j * width + i] = mhk__q_element(q, src.dtype, K, src.n0 + j, src.k0 + p + i);
     } else if (src.k0 % 8 || k % 8) {
-      for (j = 0; j < k; j++)
-        for (i = 0; i < w; i++) dst[j * width + i] = mhk__q_element(q, src.dtype, K, src.n0 + p + i, src.k0 + j);
+      for (mhk_index j = 0; j < k; j++)
+        for (mhk_index i = 0; i < w; i++) dst[j * width + i] = mhk__q_element(q, src.dtype, K, src.n0 + p + i, src.k0 + j);
     } else
-      for (i = 0; i < w; i += r) { /* the rows of one block at a time */
+      for (mhk_index i = 0; i < w; i += r) { /* the rows of one block at a time */
         const mhk_index n = src.n0 + p + i, b = n / MHK__Q_ROWS, first = n % MHK__Q_ROWS, c0 = b * (K / each) + src.k0 / each;
         const unsigned char *from = (const unsigned char *)q->q + (c0 * MHK__Q_ROWS + first) * 4;
         const uint16_t *scale = q->scale + b * (K / q->group) * MHK__Q_ROWS + first;
@@ -3630,7 +3605,7 @@ static void MHK__N(mhk__pack_quantised)(mhk_real *dst, mhk_index width, mhk_inde
         mhk_real s[MHK__Q_ROWS];
         mhk_index in, group = -1;
         r = w - i < MHK__Q_ROWS - first ? w - i : MHK__Q_ROWS - first;
-        for (j = 0; j < k; j += each, from += MHK__Q_ROWS * 4, to += each * width) {
+        for (mhk_index j = 0; j < k; j += each, from += MHK__Q_ROWS * 4, to += each * width) {
           if ((src.k0 + j) / q->group != group) {
             group = (src.k0 + j) / q->group;
             for (in = 0; in < r; in++) s[in] = (mhk_real)mhk__f16_to_f32(scale[group * MHK__Q_ROWS + in]);
@@ -3646,8 +3621,7 @@ static void MHK__N(mhk__pack_quantised)(mhk_real *dst, mhk_index width, mhk_inde
           else
             for (in = 0; in < r; in++) {
               const unsigned char *four = from + 4 * in;
-              mhk_index at;
-              for (at = 0; at < 4; at++) {
+              for (mhk_index at = 0; at < 4; at++) {
                 to[in + at * width] = (mhk_real)((four[at] & 15) - 8) * s[in];
                 to[in + (at + 4) * width] = (mhk_real)((four[at] >> 4) - 8) * s[in];
               }
@@ -3655,14 +3629,14 @@ static void MHK__N(mhk__pack_quantised)(mhk_real *dst, mhk_index width, mhk_inde
         }
       }
     if (w < width)
-      for (j = 0; j < k; j++)
-        for (i = w; i < width; i++) dst[j * width + i] = 0;
+      for (mhk_index j = 0; j < k; j++)
+        for (mhk_index i = w; i < width; i++) dst[j * width + i] = 0;
   }
 }
 
 static void MHK__N(mhk__pack)(mhk_real *dst, mhk_index width, mhk_index rows, mhk_index k, mhk__matrix src) {
   const mhk_index size = (mhk_index)mhk_dtype_size(src.dtype);
-  mhk_index p, i, j, n;
+  mhk_index n;
   if (mhk__is_quantised(src.dtype)) {
     MHK__N(mhk__pack_quantised)(dst, width, rows, k, src);
     return;
@@ -3671,23 +3645,23 @@ static void MHK__N(mhk__pack)(mhk_real *dst, mhk_index width, mhk_index rows, mh
     MHK__N(mhk__pack_by)(dst, width, rows, k, (const mhk_real *)src.data, src.row, src.col, NULL);
     return;
   }
-  for (p = 0; p < rows; p += width, dst += width * k) {
+  for (mhk_index p = 0; p < rows; p += width, dst += width * k) {
     const mhk_index w = rows - p < width ? rows - p : width;
     const char *from = (const char *)src.data + p * src.row * size;
     if (src.col == 1) /* some columns of all rows, made wide in the first-level cache and packed from there */
-      for (j = 0; j < k; j += n) {
+      for (mhk_index j = 0; j < k; j += n) {
         mhk_real wide[(MHK__NR > MHK__MR ? MHK__NR : MHK__MR) * MHK__WIDEN];
         n = k - j < MHK__WIDEN ? k - j : MHK__WIDEN;
-        for (i = 0; i < w; i++) MHK__N(mhk__widen)(n, from + (i * src.row + j) * size, src.dtype, wide + i * MHK__WIDEN);
+        for (mhk_index i = 0; i < w; i++) MHK__N(mhk__widen)(n, from + (i * src.row + j) * size, src.dtype, wide + i * MHK__WIDEN);
         MHK__N(mhk__pack_panel)(dst + j * width, width, w, n, wide, MHK__WIDEN, 1, NULL);
       }
     else
-      for (j = 0; j < k; j++) {
+      for (mhk_index j = 0; j < k; j++) {
         if (src.row == 1)
           MHK__N(mhk__widen)(w, from + j * src.col * size, src.dtype, dst + j * width);
         else
-          for (i = 0; i < w; i++) dst[j * width + i] = mhk__element(from, src.dtype, i * src.row + j * src.col);
-        for (i = w; i < width; i++) dst[j * width + i] = 0;
+          for (mhk_index i = 0; i < w; i++) dst[j * width + i] = mhk__element(from, src.dtype, i * src.row + j * src.col);
+        for (mhk_index i = w; i < width; i++) dst[j * width + i] = 0;
       }
   }
 }
@@ -3761,9 +3735,8 @@ MHK__TILE_OF(mhk__tile, MHK__MR)
 MHK__TILE_OF(mhk__tile_half, MHK__HALF)
 
 static void MHK__N(mhk__product)(mhk_index m, mhk_index n, mhk_index k, const mhk_real *a, const mhk_real *b, mhk_real *c, mhk_index ldc, int accumulate) {
-  mhk_index i, j, ii, jj;
-  for (j = 0; j < n; j += MHK__NR)
-    for (i = 0; i < m; i += MHK__MR) {
+  for (mhk_index j = 0; j < n; j += MHK__NR)
+    for (mhk_index i = 0; i < m; i += MHK__MR) {
       const mhk_index mm = m - i < MHK__MR ? m - i : MHK__MR, nn = n - j < MHK__NR ? n - j : MHK__NR;
       const mhk_real *pa = a + i * k, *pb = b + j * k;
       mhk_real *to_c = c + i * ldc + j;
@@ -3777,8 +3750,8 @@ static void MHK__N(mhk__product)(mhk_index m, mhk_index n, mhk_index k, const mh
           MHK__N(mhk__tile_half)(k, pa, pb, edge, MHK__NR, 0);
         else
           MHK__N(mhk__tile)(k, pa, pb, edge, MHK__NR, 0);
-        for (ii = 0; ii < mm; ii++)
-          for (jj = 0; jj < nn; jj += MHK__W) {
+        for (mhk_index ii = 0; ii < mm; ii++)
+          for (mhk_index jj = 0; jj < nn; jj += MHK__W) {
             mhk_real *at = to_c + ii * ldc + jj;
             MHK__V v = MHK__LOAD(edge + ii * MHK__NR + jj);
             if (accumulate) v = v + MHK__LOADN(at, nn - jj);
@@ -3865,8 +3838,7 @@ MHK__BLOCK_OF(mhk__block_low1, 4, 1, MHK__VARS1)
 static void MHK__N(mhk__fetch)(mhk__ahead *a, mhk_index rows) {
   for (; rows > 0 && a->now < a->parts; rows--) {
     const mhk_real *at = a->part[a->now].at;
-    mhk_index j;
-    for (j = 0; j < a->part[a->now].w; j += 64 / (mhk_index)sizeof(mhk_real)) MHK__FETCH(at + j);
+    for (mhk_index j = 0; j < a->part[a->now].w; j += 64 / (mhk_index)sizeof(mhk_real)) MHK__FETCH(at + j);
     a->part[a->now].at = at + a->part[a->now].ld;
     if (--a->part[a->now].rows == 0) a->now++;
   }
@@ -3874,8 +3846,8 @@ static void MHK__N(mhk__fetch)(mhk__ahead *a, mhk_index rows) {
 
 /* m rows of whole vectors that hold n columns */
 static void MHK__N(mhk__blocks)(const mhk__block *p, mhk_index m, mhk_index n, int part) {
-  mhk_index i, j, tall;
-  for (i = 0; i < m; i += tall ? MHK__TALL : 4) {
+  mhk_index j, tall;
+  for (mhk_index i = 0; i < m; i += tall ? MHK__TALL : 4) {
     mhk_index first = 0, last = n, from = 0, to = p->k2;
     tall = m - i >= MHK__TALL ? m - i != 8 || MHK__TALL == 8 : m - i > 4;
     if (part == mhk__lower_c) last = mhk__min(n, i + (tall ? MHK__TALL : 4));
@@ -3938,8 +3910,8 @@ static int MHK__N(mhk__product_plain)(mhk_index m, mhk_index n, mhk_index k, con
 
 /* n rows of w numbers, ld apart, to rows of MHK__LD(w), each times its factor if there are any; the padding becomes zero */
 static void MHK__N(mhk__rows_in)(mhk_index n, mhk_index w, const mhk_real *src, mhk_index ld, const mhk_real *f, mhk_real *dst) {
-  mhk_index i, j;
-  for (i = 0; i < n; i++, src += ld) {
+  mhk_index j;
+  for (mhk_index i = 0; i < n; i++, src += ld) {
     const MHK__V x = MHK__SET(f ? f[i] : MHK__R(1));
     for (j = 0; j + MHK__W <= w; j += MHK__W, dst += MHK__W) MHK__STORE(dst, MHK__LOAD(src + j) * x);
     if (j < w) {
@@ -3953,8 +3925,8 @@ static void MHK__N(mhk__rows_in)(mhk_index n, mhk_index w, const mhk_real *src, 
 
 /* both at once, plain and times f: rows that lie a multiple of the page apart share few places of the nearest cache and may be gone when read again */
 static void MHK__N(mhk__rows_in_twice)(mhk_index n, mhk_index w, const mhk_real *src, mhk_index ld, const mhk_real *f, mhk_real *dst, mhk_real *scaled) {
-  mhk_index i, j;
-  for (i = 0; i < n; i++, src += ld, dst += MHK__LD(w), scaled += MHK__LD(w)) {
+  mhk_index j;
+  for (mhk_index i = 0; i < n; i++, src += ld, dst += MHK__LD(w), scaled += MHK__LD(w)) {
     const MHK__V x = MHK__SET(f[i]);
     for (j = 0; j + MHK__W <= w; j += MHK__W) {
       const MHK__V v = MHK__LOAD(src + j);
@@ -4000,8 +3972,7 @@ static void MHK__N(mhk__turned_out)(mhk_index n, mhk_index w, const mhk_real *sr
   for (; i + MHK__W <= n; i += MHK__W) {
     for (j = 0; j + MHK__W <= w; j += MHK__W) MHK__N(mhk__transpose)(src + i * ld + j, ld, MHK__W, dst + j * n + i, n, MHK__W);
     for (; j < w; j++) {
-      mhk_index l;
-      for (l = i; l < i + MHK__W; l++) dst[j * n + l] = src[l * ld + j];
+      for (mhk_index l = i; l < i + MHK__W; l++) dst[j * n + l] = src[l * ld + j];
     }
   }
 #endif
@@ -4012,10 +3983,9 @@ static void MHK__N(mhk__turned_out)(mhk_index n, mhk_index w, const mhk_real *sr
 /* n padded rows of w numbers to rows ld apart, added to what is there or not: row i of src times f[i], or plus f[i] times row i of plus */
 static void MHK__N(mhk__rows_out)(mhk_index n, mhk_index w, const mhk_real *src, const mhk_real *f, const mhk_real *plus, mhk_real *dst, mhk_index ld,
                                 int add) {
-  mhk_index i, j;
-  for (i = 0; i < n; i++, src += MHK__LD(w), dst += ld) {
+  for (mhk_index i = 0; i < n; i++, src += MHK__LD(w), dst += ld) {
     const MHK__V x = MHK__SET(f ? f[i] : MHK__R(1));
-    for (j = 0; j < w; j += MHK__W) {
+    for (mhk_index j = 0; j < w; j += MHK__W) {
       MHK__V v = MHK__LOAD(src + j);
       if (plus)
         v = MHK__FMA(x, MHK__LOAD(plus + i * MHK__LD(w) + j), v);
@@ -4042,22 +4012,19 @@ static inline void MHK__N(mhk__turn_tile)(const mhk_real *src, mhk_index ld, mhk
 #ifdef MHK__TRANSPOSES
   MHK__N(mhk__transpose)(src, ld, MHK__W, dst, wide, MHK__W);
 #else
-  mhk_index i, j;
-  for (i = 0; i < MHK__W; i++)
-    for (j = 0; j < MHK__W; j++) dst[j * wide + i] = src[i * ld + j];
+  for (mhk_index i = 0; i < MHK__W; i++)
+    for (mhk_index j = 0; j < MHK__W; j++) dst[j * wide + i] = src[i * ld + j];
 #endif
 }
 
 /* out[i] = sum of the n rows of one vector each */
 static void MHK__N(mhk__row_sums)(mhk_index n, const mhk_real *part, mhk_real *out) {
-  mhk_index i, l;
-  for (i = 0; i < n; i += MHK__W, part += MHK__W * MHK__W) {
+  for (mhk_index i = 0; i < n; i += MHK__W, part += MHK__W * MHK__W) {
     const mhk_index rows = mhk__min(MHK__W, n - i);
     mhk_real turned[MHK__W * MHK__W];
-    MHK__V sum;
     MHK__N(mhk__turn_tile)(part, MHK__W, turned, MHK__W);
-    sum = MHK__LOAD(turned);
-    for (l = 1; l < MHK__W; l++) sum = sum + MHK__LOAD(turned + l * MHK__W);
+    MHK__V sum = MHK__LOAD(turned);
+    for (mhk_index l = 1; l < MHK__W; l++) sum = sum + MHK__LOAD(turned + l * MHK__W);
     MHK__STOREN(out + i, sum, rows);
   }
 }
@@ -4065,12 +4032,11 @@ static void MHK__N(mhk__row_sums)(mhk_index n, const mhk_real *part, mhk_real *o
 /* out[i] = sum over j of x_ij y_ij (- u_ij v_ij if u), all rows padded with zeros */
 static void MHK__N(mhk__row_dots)(mhk_index n, mhk_index w, const mhk_real *x, const mhk_real *y, const mhk_real *u, const mhk_real *v, mhk_real *out) {
   mhk_real part[MHK__W * MHK__W];
-  mhk_index i, j, l;
-  for (i = 0; i < n; i += MHK__W) {
+  for (mhk_index i = 0; i < n; i += MHK__W) {
     const mhk_index rows = mhk__min(MHK__W, n - i);
-    for (l = 0; l < MHK__W; l++) {
+    for (mhk_index l = 0; l < MHK__W; l++) {
       MHK__V sum = MHK__SET(MHK__R(0));
-      for (j = 0; l < rows && j < w; j += MHK__W) {
+      for (mhk_index j = 0; l < rows && j < w; j += MHK__W) {
         const mhk_index at = (i + l) * MHK__LD(w) + j;
         sum = MHK__FMA(MHK__LOAD(x + at), MHK__LOAD(y + at), sum);
         if (u) sum = sum - MHK__LOAD(u + at) * MHK__LOAD(v + at);
@@ -4088,8 +4054,7 @@ static inline MHK__V MHK__N(mhk__vgelu_gate)(MHK__V x) {
 }
 
 static void MHK__N(mhk__gelu)(mhk_index n, const mhk_real *x, mhk_real *y) {
-  mhk_index i;
-  for (i = 0; i < n; i += MHK__W) {
+  for (mhk_index i = 0; i < n; i += MHK__W) {
     const MHK__V v = MHK__LOADN(x + i, n - i);
     MHK__STOREN(y + i, v * MHK__N(mhk__vgelu_gate)(v), n - i);
   }
@@ -4097,9 +4062,8 @@ static void MHK__N(mhk__gelu)(mhk_index n, const mhk_real *x, mhk_real *y) {
 
 #ifndef MOHAWK_NO_TRAINING
 static void MHK__N(mhk__gelu_back)(mhk_index n, const mhk_real *x, const mhk_real *dy, mhk_real *dx) {
-  mhk_index i;
   const MHK__V one = MHK__SET(MHK__R(1));
-  for (i = 0; i < n; i += MHK__W) {
+  for (mhk_index i = 0; i < n; i += MHK__W) {
     const MHK__V v = MHK__LOADN(x + i, n - i), s = MHK__N(mhk__vgelu_gate)(v);
     const MHK__V slope = MHK__FMA(v * v, MHK__SET(MHK__R(6 * 0.7978845608028654 * 0.044715)), MHK__SET(MHK__R(2 * 0.7978845608028654))); /* d(2u)/dx */
     const MHK__V d = s * MHK__FMA(v * slope, one - s, one);
@@ -4109,13 +4073,12 @@ static void MHK__N(mhk__gelu_back)(mhk_index n, const mhk_real *x, const mhk_rea
 #endif
 
 static void MHK__N(mhk__epilogue_rows)(mhk_index m, mhk_index n, mhk_real *c, mhk_index ldc, mhk_index offset, const mhk__epilogue *e, mhk_index column) {
-  mhk_index i, j;
-  for (i = 0; i < m; i++) {
+  for (mhk_index i = 0; i < m; i++) {
     mhk_real *MHK__RESTRICT row = c + i * ldc;
     if (e->bias)
-      for (j = 0; j < n; j++) row[j] += e->bias[column + j];
+      for (mhk_index j = 0; j < n; j++) row[j] += e->bias[column + j];
     if (e->residual)
-      for (j = 0; j < n; j++) row[j] += e->residual[offset + i * ldc + j];
+      for (mhk_index j = 0; j < n; j++) row[j] += e->residual[offset + i * ldc + j];
     if (e->before) memcpy(e->before + offset + i * ldc, row, (size_t)n * sizeof(mhk_real));
     if (e->gelu) MHK__N(mhk__gelu)(n, row, row);
   }
@@ -4212,7 +4175,6 @@ MHK__FEW_ROWS_OF(mhk__few_rows_f16, uint16_t, MHK__PAIR_F16, mhk__f16_to_f32)
 /* y (m,n) = x (m,k) times rows of w (n,k); work holds (m + 1) k numbers */
 static void MHK__N(mhk__rows_times)(mhk_index m, mhk_index n, mhk_index k, const mhk_real *x, const void *w, mhk_dtype dtype, mhk_real *y, mhk_index ldy,
                                     mhk_real *work) {
-  mhk_index j;
   if (dtype == MHK_REAL) {
     MHK__N(mhk__few_rows)(m, n, k, x, x, (const mhk_real *)w, y, ldy);
     return;
@@ -4225,10 +4187,9 @@ static void MHK__N(mhk__rows_times)(mhk_index m, mhk_index n, mhk_index k, const
   if (dtype == MHK_BF16) {
     const mhk_real *from = x;
 #if MHK__W > 1
-    mhk_index i, p, l;
-    for (i = 0; i < m; i++)
-      for (p = 0; p + 2 * MHK__W <= k; p += 2 * MHK__W)
-        for (l = 0; l < MHK__W; l++) {
+    for (mhk_index i = 0; i < m; i++)
+      for (mhk_index p = 0; p + 2 * MHK__W <= k; p += 2 * MHK__W)
+        for (mhk_index l = 0; l < MHK__W; l++) {
           work[i * k + p + l] = x[i * k + p + 2 * l];
           work[i * k + p + MHK__W + l] = x[i * k + p + 2 * l + 1];
         }
@@ -4238,7 +4199,7 @@ static void MHK__N(mhk__rows_times)(mhk_index m, mhk_index n, mhk_index k, const
     return;
   }
 #endif
-  for (j = 0; j < n; j++) {
+  for (mhk_index j = 0; j < n; j++) {
     MHK__N(mhk__widen)(k, (const char *)w + j * k * (mhk_index)mhk_dtype_size(dtype), dtype, work);
     MHK__N(mhk__few_rows)(m, 1, k, x, x, work, y + j, ldy);
   }
@@ -4250,9 +4211,8 @@ static void MHK__N(mhk__rows_times)(mhk_index m, mhk_index n, mhk_index k, const
 /* y of rows [16 block, 16 block + 16) of w, as far as they are wanted, for rows [i, i + m) of x */
 static void MHK__N(mhk__q_store)(const mhk__q_args *a, mhk_index block, mhk_index i, mhk_index m, const float *sums) {
   const mhk_index n = block * MHK__Q_ROWS - a->n0, from = n < 0 ? -n : 0, to = a->N - n < MHK__Q_ROWS ? a->N - n : MHK__Q_ROWS;
-  mhk_index r, row;
-  for (row = 0; row < m; row++)
-    for (r = from; r < to; r++) a->y[(i + row) * a->ldy + n + r] = sums[row * MHK__Q_ROWS + r];
+  for (mhk_index row = 0; row < m; row++)
+    for (mhk_index r = from; r < to; r++) a->y[(i + row) * a->ldy + n + r] = sums[row * MHK__Q_ROWS + r];
 }
 
 /* Loops of 32 are what compilers turn into vectors without being told to. A number is not finite when its bits, less the sign, reach those of infinity. */
@@ -4260,13 +4220,12 @@ static inline void MHK__N(mhk__q_round)(const mhk__q_args *a, mhk_index row, mhk
   const mhk_index group = a->q->group, at = row * (a->K / group) + g;
   const mhk_real *MHK__RESTRICT x = a->x + row * a->K + g * group;
   int32_t top = 0, sum = 0;
-  float most, up, size[64];
-  mhk_index i, j;
-  for (i = 0; i < group; i += 32) {
+  float most, size[64];
+  for (mhk_index i = 0; i < group; i += 32) {
     int32_t bits[32];
-    for (j = 0; j < 32; j++) size[i + j] = (float)x[i + j];
+    for (mhk_index j = 0; j < 32; j++) size[i + j] = (float)x[i + j];
     memcpy(bits, size + i, sizeof bits);
-    for (j = 0; j < 32; j++) top = (bits[j] & 0x7FFFFFFF) > top ? bits[j] & 0x7FFFFFFF : top;
+    for (mhk_index j = 0; j < 32; j++) top = (bits[j] & 0x7FFFFFFF) > top ? bits[j] & 0x7FFFFFFF : top;
   }
   if (top >= 0x7F800000) {
     memset(digits, 0, (size_t)group * sizeof *digits);
@@ -4275,9 +4234,9 @@ static inline void MHK__N(mhk__q_round)(const mhk__q_args *a, mhk_index row, mhk
     return;
   }
   memcpy(&most, &top, sizeof most);
-  up = most > MHK__Q_TINY ? MHK__Q_LIMIT / most : 0;
-  for (i = 0; i < group; i += 32)
-    for (j = 0; j < 32; j++) {
+  const float up = most > MHK__Q_TINY ? MHK__Q_LIMIT / most : 0;
+  for (mhk_index i = 0; i < group; i += 32)
+    for (mhk_index j = 0; j < 32; j++) {
       const float v = size[i + j] * up;
       const int32_t digit = (int32_t)(v + (v < 0 ? -0.5f : 0.5f));
       digits[i + j] = digit;
@@ -4294,12 +4253,11 @@ static void MHK__N(mhk__q_prepare_bytes)(const mhk__q_args *a, mhk_index row) {
   const mhk_index group = a->q->group;
   signed char *MHK__RESTRICT to = (signed char *)(a->digits + row * a->K);
   int32_t digits[64];
-  mhk_index g, i, j;
-  for (g = 0; g < a->K / group; g++) {
+  for (mhk_index g = 0; g < a->K / group; g++) {
     MHK__N(mhk__q_round)(a, row, g, digits);
-    for (i = 0; i < group; i += 32, to += 64) {
-      for (j = 0; j < 32; j++) to[j] = (signed char)(((digits[i + j] + 128) & 255) - 128);
-      for (j = 0; j < 32; j++) to[32 + j] = (signed char)((digits[i + j] + 128) >> 8);
+    for (mhk_index i = 0; i < group; i += 32, to += 64) {
+      for (mhk_index j = 0; j < 32; j++) to[j] = (signed char)(((digits[i + j] + 128) & 255) - 128);
+      for (mhk_index j = 0; j < 32; j++) to[32 + j] = (signed char)((digits[i + j] + 128) >> 8);
     }
     if (a->dtype == MHK_Q8) a->offset[row * (a->K / group) + g] *= 16;
   }
@@ -4311,10 +4269,9 @@ static void MHK__N(mhk__q_prepare)(const mhk__q_args *a, mhk_index row) {
   const mhk_index group = a->q->group;
   int16_t *MHK__RESTRICT to = a->digits + row * a->K;
   int32_t digits[64];
-  mhk_index g, j;
-  for (g = 0; g < a->K / group; g++, to += group) {
+  for (mhk_index g = 0; g < a->K / group; g++, to += group) {
     MHK__N(mhk__q_round)(a, row, g, digits);
-    for (j = 0; j < group; j += 4) {
+    for (mhk_index j = 0; j < group; j += 4) {
       to[j] = (int16_t)digits[j];
       to[j + 1] = (int16_t)digits[j + 2];
       to[j + 2] = (int16_t)digits[j + 1];
@@ -4489,20 +4446,19 @@ static void MHK__N(mhk__q_times)(const mhk__q_args *a, mhk_index first, mhk_inde
 #else
 static void MHK__N(mhk__q_times)(const mhk__q_args *a, mhk_index first, mhk_index last) {
   const mhk_index K = a->K, groups = K / a->q->group, chunks = a->q->group / (a->dtype == MHK_Q8 ? 4 : 8);
-  mhk_index b, i, g, c, r;
-  for (b = first; b < last; b++)
-    for (i = 0; i < a->M; i++) {
+  for (mhk_index b = first; b < last; b++)
+    for (mhk_index i = 0; i < a->M; i++) {
       const signed char *p = (const signed char *)a->q->q + b * mhk__q_block_bytes(a->dtype, K);
       const uint16_t *scale = a->q->scale + b * groups * MHK__Q_ROWS;
       const int16_t *x = a->digits + i * K;
       float sums[MHK__Q_ROWS];
-      for (r = 0; r < MHK__Q_ROWS; r++) sums[r] = 0;
-      for (g = 0; g < groups; g++) {
+      for (mhk_index r = 0; r < MHK__Q_ROWS; r++) sums[r] = 0;
+      for (mhk_index g = 0; g < groups; g++) {
         int32_t dot[MHK__Q_ROWS];
         const float by = a->scale[i * groups + g];
-        for (r = 0; r < MHK__Q_ROWS; r++) dot[r] = a->dtype == MHK_Q8 ? 0 : a->offset[i * groups + g];
-        for (c = 0; c < chunks; c++, p += 4 * MHK__Q_ROWS) {
-          for (r = 0; r < MHK__Q_ROWS; r++) {
+        for (mhk_index r = 0; r < MHK__Q_ROWS; r++) dot[r] = a->dtype == MHK_Q8 ? 0 : a->offset[i * groups + g];
+        for (mhk_index c = 0; c < chunks; c++, p += 4 * MHK__Q_ROWS) {
+          for (mhk_index r = 0; r < MHK__Q_ROWS; r++) {
             const signed char *w = p + 4 * r;
             if (a->dtype == MHK_Q8)
               dot[r] += w[0] * x[0] + w[1] * x[2] + w[2] * x[1] + w[3] * x[3];
@@ -4512,7 +4468,7 @@ static void MHK__N(mhk__q_times)(const mhk__q_args *a, mhk_index first, mhk_inde
           }
           x += a->dtype == MHK_Q8 ? 4 : 8;
         }
-        for (r = 0; r < MHK__Q_ROWS; r++) sums[r] += (float)dot[r] * (mhk__f16_to_f32(*scale++) * by);
+        for (mhk_index r = 0; r < MHK__Q_ROWS; r++) sums[r] += (float)dot[r] * (mhk__f16_to_f32(*scale++) * by);
       }
       MHK__N(mhk__q_store)(a, b, i, 1, sums);
     }
@@ -4524,16 +4480,15 @@ static void MHK__N(mhk__q_times)(const mhk__q_args *a, mhk_index first, mhk_inde
 /* Products of bfloat16 numbers on registers that know none: packed as ever, then rounded in place. The numbers of a pair along k change places, since
    VDPBF16PS adds the second product first. */
 static void MHK__N(mhk__narrow_pack)(mhk_real *dst, mhk_index width, mhk_index rows, mhk_index k, mhk__matrix src) {
-  mhk_index p, i, j;
   MHK__N(mhk__pack)(dst, width, rows, k, src);
-  for (p = 0; p < rows; p += width, dst += width * k)
-    for (j = 0; j < k; j += 2) {
+  for (mhk_index p = 0; p < rows; p += width, dst += width * k)
+    for (mhk_index j = 0; j < k; j += 2) {
       mhk_real *MHK__RESTRICT x = dst + j * width, *MHK__RESTRICT y = x + width;
       if (j + 1 == k) {
-        for (i = 0; i < width; i++) x[i] = (mhk_real)mhk__bf16_to_f32(mhk__bf16_round(x[i]));
+        for (mhk_index i = 0; i < width; i++) x[i] = (mhk_real)mhk__bf16_to_f32(mhk__bf16_round(x[i]));
         break;
       }
-      for (i = 0; i < width; i++) {
+      for (mhk_index i = 0; i < width; i++) {
         const mhk_real first = (mhk_real)mhk__bf16_to_f32(mhk__bf16_round(x[i]));
         x[i] = (mhk_real)mhk__bf16_to_f32(mhk__bf16_round(y[i]));
         y[i] = first;
@@ -4557,16 +4512,14 @@ static void MHK__N(mhk__narrow_product)(mhk_index m, mhk_index n, mhk_index k, c
 /* ---- rows ---- */
 
 static inline mhk_real MHK__N(mhk__row_max)(mhk_index n, const mhk_real *x) {
-  mhk_index i;
-  MHK__V m;
   mhk_real best;
   if (n < MHK__W) {
     best = x[0];
-    for (i = 1; i < n; i++) best = x[i] > best ? x[i] : best;
+    for (mhk_index i = 1; i < n; i++) best = x[i] > best ? x[i] : best;
     return best;
   }
-  m = MHK__LOAD(x);
-  for (i = MHK__W; i + MHK__W <= n; i += MHK__W) m = MHK__MAX(m, MHK__LOAD(x + i));
+  MHK__V m = MHK__LOAD(x);
+  for (mhk_index i = MHK__W; i + MHK__W <= n; i += MHK__W) m = MHK__MAX(m, MHK__LOAD(x + i));
   m = MHK__MAX(m, MHK__LOAD(x + n - MHK__W));
   return MHK__N(mhk__hmax)(m);
 }
@@ -4584,29 +4537,26 @@ static inline mhk_real MHK__N(mhk__row_exp)(mhk_index n, const mhk_real *x, mhk_
   }
   if (i < n) {
     const mhk_index k = n - i;
-    mhk_index j;
     MHK__STORE_FIRST(y + i, MHK__N(mhk__vexp)(MHK__FMA(MHK__LOAD_FIRST(x + i, k), f, s)), k);
-    for (j = i; j < n; j++) rest += y[j];
+    for (mhk_index j = i; j < n; j++) rest += y[j];
   }
   return MHK__N(mhk__hsum)(total) + rest;
 }
 
 #ifndef MOHAWK_NO_TRAINING
 static void MHK__N(mhk__softmax)(mhk_index n, const mhk_real *x, mhk_real *y) {
-  mhk_index i;
   const mhk_real most = MHK__N(mhk__row_max)(n, x);
   const MHK__V f = MHK__SET(MHK__R(1) / MHK__N(mhk__row_exp)(n, x, MHK__R(1), most, y));
-  for (i = 0; i < n; i += MHK__W) MHK__STOREN(y + i, MHK__LOADN(y + i, n - i) * f, n - i);
+  for (mhk_index i = 0; i < n; i += MHK__W) MHK__STOREN(y + i, MHK__LOADN(y + i, n - i) * f, n - i);
 }
 #endif
 
 /* log sum exp(scale x); sums blocks of 256 in double so that a large vocabulary loses nothing */
 static double MHK__N(mhk__log_sum_exp)(mhk_index n, const mhk_real *x, mhk_real scale) {
-  mhk_index i;
   const mhk_real most = MHK__N(mhk__row_max)(n, x) * scale;
   double total = 0;
   mhk_real block[256];
-  for (i = 0; i < n; i += 256) total += (double)MHK__N(mhk__row_exp)(n - i < 256 ? n - i : 256, x + i, scale, most, block);
+  for (mhk_index i = 0; i < n; i += 256) total += (double)MHK__N(mhk__row_exp)(n - i < 256 ? n - i : 256, x + i, scale, most, block);
   return (double)most + log(total);
 }
 
@@ -4614,12 +4564,11 @@ static double MHK__N(mhk__log_sum_exp)(mhk_index n, const mhk_real *x, mhk_real 
 /* sum over i of exp(target_i - target_lse) logits_i, blocks of 1024 summed in double */
 static double MHK__N(mhk__soft_dot)(mhk_index n, const mhk_real *logits, const mhk_real *target, mhk_real target_lse) {
   const MHK__V shift = MHK__SET(-target_lse), one = MHK__SET(MHK__R(1)), zero = MHK__SET(MHK__R(0));
-  mhk_index i, k;
   double total = 0;
-  for (k = 0; k < n; k += 1024) {
+  for (mhk_index k = 0; k < n; k += 1024) {
     const mhk_index end = mhk__min(n, k + 1024);
     MHK__V s = zero;
-    for (i = k; i < end; i += MHK__W)
+    for (mhk_index i = k; i < end; i += MHK__W)
       s = MHK__FMA(MHK__N(mhk__vexp)(MHK__FMA(MHK__LOADN(target + i, end - i), one, shift)), MHK__LOADN(logits + i, end - i), s);
     total += (double)MHK__N(mhk__hsum)(s);
   }
@@ -4629,9 +4578,8 @@ static double MHK__N(mhk__soft_dot)(mhk_index n, const mhk_real *logits, const m
 /* d += g (softmax(logits * it) - softmax(target)) */
 static void MHK__N(mhk__soft_back)(mhk_index n, const mhk_real *logits, mhk_real it, mhk_real lse, const mhk_real *target, mhk_real target_lse, mhk_real g,
                                    mhk_real *d) {
-  mhk_index i;
   const MHK__V vit = MHK__SET(it), vl = MHK__SET(-lse), vt = MHK__SET(-target_lse), vg = MHK__SET(g), one = MHK__SET(MHK__R(1));
-  for (i = 0; i < n; i += MHK__W) {
+  for (mhk_index i = 0; i < n; i += MHK__W) {
     MHK__V e = MHK__N(mhk__vexp)(MHK__FMA(MHK__LOADN(logits + i, n - i), vit, vl));
     if (target) e = e - MHK__N(mhk__vexp)(MHK__FMA(MHK__LOADN(target + i, n - i), one, vt));
     MHK__STOREN(d + i, MHK__FMA(vg, e, MHK__LOADN(d + i, n - i)), n - i);
@@ -4696,8 +4644,7 @@ static void MHK__N(mhk__norm_back)(mhk_index n, const mhk_real *x, const mhk_rea
 #endif
 
 static void MHK__N(mhk__gate)(mhk_index n, const mhk_real *y, const mhk_real *z, const mhk_real *bias, mhk_real *out) {
-  mhk_index i;
-  for (i = 0; i < n; i += MHK__W) {
+  for (mhk_index i = 0; i < n; i += MHK__W) {
     MHK__V s = MHK__LOADN(z + i, n - i);
     if (bias) s = s + MHK__LOADN(bias + i, n - i);
     MHK__STOREN(out + i, MHK__LOADN(y + i, n - i) * s * MHK__N(mhk__vsigmoid)(s), n - i);
@@ -4707,9 +4654,8 @@ static void MHK__N(mhk__gate)(mhk_index n, const mhk_real *y, const mhk_real *z,
 #ifndef MOHAWK_NO_TRAINING
 /* dy += g silu(s); dz = g y silu'(s): written, the caller adds it up */
 static void MHK__N(mhk__gate_back)(mhk_index n, const mhk_real *y, const mhk_real *z, const mhk_real *bias, const mhk_real *g, mhk_real *dy, mhk_real *dz) {
-  mhk_index i;
   const MHK__V one = MHK__SET(MHK__R(1));
-  for (i = 0; i < n; i += MHK__W) {
+  for (mhk_index i = 0; i < n; i += MHK__W) {
     const mhk_index left = n - i;
     MHK__V s = MHK__LOADN(z + i, left), e, gi = MHK__LOADN(g + i, left);
     if (bias) s = s + MHK__LOADN(bias + i, left);
@@ -4721,9 +4667,9 @@ static void MHK__N(mhk__gate_back)(mhk_index n, const mhk_real *y, const mhk_rea
 
 /* || x - y ||^2 */
 static double MHK__N(mhk__distance)(mhk_index n, const mhk_real *x, const mhk_real *y) {
-  mhk_index i, k;
+  mhk_index i;
   double total = 0;
-  for (k = 0; k < n; k += 1024) {
+  for (mhk_index k = 0; k < n; k += 1024) {
     const mhk_index end = n - k < 1024 ? n : k + 1024;
     MHK__V s = MHK__SET(MHK__R(0));
     mhk_real rest = 0;
@@ -4743,8 +4689,7 @@ static void MHK__N(mhk__adamw)(mhk_index n, mhk_real *MHK__RESTRICT p, const mhk
                                const mhk_real *s) {
   const MHK__V decay = MHK__SET(s[0]), b2 = MHK__SET(s[2]), rest1 = MHK__SET(MHK__R(1) - s[1]), rest2 = MHK__SET(MHK__R(1) - s[2]), rate = MHK__SET(s[3]);
   const MHK__V root = MHK__SET(s[4]), eps = MHK__SET(s[5]), factor = MHK__SET(s[6]);
-  mhk_index i;
-  for (i = 0; i < n; i += MHK__W) {
+  for (mhk_index i = 0; i < n; i += MHK__W) {
     const mhk_index k = n - i;
     const MHK__V pi = MHK__LOADN(p + i, k), gi = MHK__LOADN(g + i, k) * factor, mi = MHK__LOADN(m + i, k), mj = MHK__FMA(gi - mi, rest1, mi);
     const MHK__V vi = MHK__FMA(gi * gi, rest2, MHK__LOADN(v + i, k) * b2);
@@ -4911,8 +4856,8 @@ static void MHK__N(mhk__weighted_rows)(mhk_index n, mhk_index P, const mhk_real 
 static void MHK__N(mhk__attention_step)(const mhk__attention_args *a, mhk_index b, mhk_index h, mhk_real *s) {
   const mhk_index P = a->P, g = h / (a->H / a->G), kv = a->G * P, ahead = MHK__ROWS_AHEAD * kv, line = 64 / (mhk_index)sizeof(mhk_real);
   const mhk_real *k = a->k + b * a->kv_batch + g * P, *v = a->v + b * a->kv_batch + g * P, scale = MHK__R(1.0 / sqrt((double)P));
-  mhk_index t, j, p;
-  for (t = 0; t < a->T; t++) {
+  mhk_index j, p;
+  for (mhk_index t = 0; t < a->T; t++) {
     const mhk_real *q = a->q + ((b * a->T + t) * a->H + h) * P;
     mhk_real *y = a->y + ((b * a->T + t) * a->H + h) * P, f;
     const mhk_index first = a->start && a->start[b * a->T + t] > 0 ? a->start[b * a->T + t] : 0, last = a->offset + t + 1;
@@ -4963,13 +4908,12 @@ static void MHK__N(mhk__attention_back)(const mhk__attention_args *a, mhk_index 
   mhk_real *kt = work, *vt = kt + (T + K) * P + MHK__OVER, *kr = vt + (T + K) * P + MHK__OVER, *dk = kr + (T + K) * wide, *dv = dk + (T + K) * wide;
   mhk_real *qr = dv + (T + K) * wide, *dyr = qr + (K + MHK__OVER) * wide, *s = dyr + (K + MHK__OVER) * wide;
   mhk_real *ds = s + (K + MHK__OVER) * K, *dq = ds + (K + MHK__OVER) * K, *delta = dq + (K + MHK__OVER) * wide;
-  mhk_index i0, j0, i, j, h;
   mhk__ahead ahead;
   mhk__block p;
   memset(&p, 0, sizeof p);
   p.ahead = &ahead;
-  for (h = g * group; h < (g + 1) * group; h++)
-    for (i0 = 0; i0 < T; i0 += K) {
+  for (mhk_index h = g * group; h < (g + 1) * group; h++)
+    for (mhk_index i0 = 0; i0 < T; i0 += K) {
       const mhk_index rows = mhk__min(K, T - i0), last = i0 + rows, at = ((b * T + i0) * a->H + h) * P, next = mhk__min(K, T - last);
       const mhk_index first = start && start[i0] > 0 ? start[i0] / K * K : 0;
       const mhk_real *lse = a->lse + (b * a->H + h) * T + i0;
@@ -4991,16 +4935,16 @@ static void MHK__N(mhk__attention_back)(const mhk__attention_args *a, mhk_index 
         mhk__look_ahead(&ahead, k + last * kv, kv, P, next);
         mhk__look_ahead(&ahead, v + last * kv, kv, P, next);
       }
-      for (j0 = first; j0 < last; j0 += K) {
+      for (mhk_index j0 = first; j0 < last; j0 += K) {
         const mhk_index n = mhk__min(K, T - j0), wide_k = MHK__LD(n);
         const int corner = i0 == j0, fresh = corner && h == g * group, cut = start && start[last - 1] > j0;
         MHK__N(mhk__multiply)(&p, rows, n, P, qr, wide, 1, kt + j0 * P, wide_k, s, wide_k, corner ? mhk__lower_c : mhk__whole);
         MHK__N(mhk__multiply)(&p, rows, n, P, dyr, wide, 1, vt + j0 * P, wide_k, ds, wide_k, corner ? mhk__lower_c : mhk__whole);
-        for (i = 0; i < rows; i++) { /* in the corner to the end of the row's tile */
+        for (mhk_index i = 0; i < rows; i++) { /* in the corner to the end of the row's tile */
           const MHK__V shift = MHK__SET(-lse[i]), less = MHK__SET(delta[i]);
           const mhk_index to = corner ? mhk__min(n, i + MHK__OVER) : n;
           mhk_real *row = s + i * wide_k, *drow = ds + i * wide_k;
-          for (j = 0; j < to; j += MHK__W) {
+          for (mhk_index j = 0; j < to; j += MHK__W) {
             MHK__V e = MHK__N(mhk__vexp)(MHK__FMA(MHK__LOAD(row + j), scale, shift)), d;
             if (corner && j + MHK__W > i) e = MHK__FROM(zero, e, i + 1 - j);
             if (cut) e = MHK__FROM(e, zero, start[i0 + i] - j0 - j);
@@ -5041,13 +4985,12 @@ static void MHK__N(mhk__decay_tile)(mhk_index n, const double *cum, const mhk_in
   const mhk_index wide = MHK__LD(n);
   mhk_real *row = hold, *lane = hold + wide;
   double least = cum[0], most = cum[0];
-  mhk_index i, j;
-  int nearby;
+  mhk_index i;
   for (i = 1; i < n; i++) {
     least = cum[i] < least ? cum[i] : least;
     most = cum[i] > most ? cum[i] : most;
   }
-  nearby = most - least < 60;
+  const int nearby = most - least < 60;
   if (nearby) {
     for (i = 0; i < n; i++) {
       const double x = cum[i] - cum[0];
@@ -5066,8 +5009,8 @@ static void MHK__N(mhk__decay_tile)(mhk_index n, const double *cum, const mhk_in
     const mhk_index first = turned ? mhk__max(0, i - MHK__OVER + 1) / MHK__W * MHK__W : 0, last = turned ? n : mhk__min(n, i + MHK__OVER);
     const MHK__V x = MHK__SET(nearby ? row[i] : MHK__R(0));
     if (!nearby)
-      for (j = first; j < last; j++) lane[j] = MHK__R(turned ? cum[j] - cum[i] : cum[i] - cum[j]);
-    for (j = first; j < last; j += MHK__W) {
+      for (mhk_index j = first; j < last; j++) lane[j] = MHK__R(turned ? cum[j] - cum[i] : cum[i] - cum[j]);
+    for (mhk_index j = first; j < last; j += MHK__W) {
       MHK__V v = MHK__LOAD(lane + j);
       if (nearby)
         v = x * v;
@@ -5081,24 +5024,23 @@ static void MHK__N(mhk__decay_tile)(mhk_index n, const double *cum, const mhk_in
     }
     decay[i] = 1;
     if (start && !turned)
-      for (j = 0; j < start[i] - t0; j++) decay[j] = 0;
+      for (mhk_index j = 0; j < start[i] - t0; j++) decay[j] = 0;
     if (start && turned)
-      for (j = i + 1; j < n; j++)
+      for (mhk_index j = i + 1; j < n; j++)
         if (start[j] - t0 > i) decay[j] = 0;
   }
 }
 
 /* carry[t] = exp(cum_t) where the state from before the chunk is seen, else 0; tail[s] = exp(cum_last - cum_s) where the last token sees s */
 static void MHK__N(mhk__decay_edges)(mhk_index n, const double *cum, const mhk_index *start, mhk_index t0, mhk_real *carry, mhk_real *tail) {
-  mhk_index t;
   const mhk_index open = start && start[n - 1] > t0 ? start[n - 1] - t0 : 0;
-  for (t = 0; t < n; t++) {
+  for (mhk_index t = 0; t < n; t++) {
     carry[t] = MHK__R(cum[t]);
     tail[t] = MHK__R(cum[n - 1] - cum[t]);
   }
   MHK__N(mhk__row_exp)(n, carry, MHK__R(1), 0, carry);
   MHK__N(mhk__row_exp)(n, tail, MHK__R(1), 0, tail);
-  for (t = 0; t < n; t++) {
+  for (mhk_index t = 0; t < n; t++) {
     if (start && start[t] >= t0) carry[t] = 0;
     if (t < open) tail[t] = 0;
   }
@@ -5115,21 +5057,20 @@ static void MHK__N(mhk__ssd)(const mhk__ssd_args *a, mhk_index b, mhk_index task
   mhk_real *s = cb + (Q + MHK__OVER) * q, *xr = s + (Q + MHK__OVER) * q, *xs = xr + Q * wide_p, *yr = xs + Q * wide_p;
   mhk_real *states = yr + (Q + MHK__OVER) * wide_p;
   const mhk_index each = (N + MHK__OVER) * wide_p;
-  mhk_index c, h, t, i, j;
-  for (h = first; h < last; h++) {
+  for (mhk_index h = first; h < last; h++) {
     mhk_real *state = states + (h - first) * each;
     if (a->initial)
       MHK__N(mhk__turned_in)(P, N, a->initial + (b * a->H + h) * P * N, N, state);
     else
       memset(state, 0, (size_t)(N * wide_p) * sizeof(mhk_real));
   }
-  for (c = 0; c < chunks; c++) {
+  for (mhk_index c = 0; c < chunks; c++) {
     const mhk_index t0 = c * Q, n = T - t0 < Q ? T - t0 : Q, lda = MHK__LD(n);
     mhk__ahead ahead;
     mhk__block k;
     memset(&k, 0, sizeof k);
     k.ahead = &ahead;
-    for (h = first; h < last; h++) {
+    for (mhk_index h = first; h < last; h++) {
       const mhk_index g = h / group;
       const mhk_real *x = a->x + ((b * T + t0) * a->H + h) * P, *la = a->log_a + (b * T + t0) * a->H + h;
       const mhk_real *bm = a->b + ((b * T + t0) * a->G + g) * N, *cm = a->c + ((b * T + t0) * a->G + g) * N;
@@ -5147,7 +5088,7 @@ static void MHK__N(mhk__ssd)(const mhk__ssd_args *a, mhk_index b, mhk_index task
         mhk__look_ahead(&ahead, n2 > 0 ? a->y + at * P : NULL, ldx, P, n2);
         mhk__look_ahead(&ahead, n2 > 0 && a->states ? a->states + ((b * a->H + h2) * chunks + t2 / Q) * P * N : NULL, N, N, P);
       }
-      for (t = 0; t < n; t++) cum[t] = sum += mhk__log_decay(la[t * a->H]);
+      for (mhk_index t = 0; t < n; t++) cum[t] = sum += mhk__log_decay(la[t * a->H]);
       MHK__N(mhk__decay_tile)(n, cum, start ? start + t0 : NULL, t0, 1, hold, s, lda);
       MHK__N(mhk__decay_edges)(n, cum, start ? start + t0 : NULL, t0, carry, tail);
       if (h == first || h % group == 0) {
@@ -5156,8 +5097,8 @@ static void MHK__N(mhk__ssd)(const mhk__ssd_args *a, mhk_index b, mhk_index task
         MHK__N(mhk__multiply)(&k, n, n, N, br, wide_n, 1, ct, lda, cb, lda, mhk__upper_c);
       }
       MHK__N(mhk__rows_in_twice)(n, P, x, ldx, tail, xr, xs);
-      for (i = 0; i < n; i++) {
-        for (j = i / MHK__W * MHK__W; j < n; j += MHK__W) MHK__STORE(s + i * lda + j, MHK__LOAD(s + i * lda + j) * MHK__LOAD(cb + i * lda + j));
+      for (mhk_index i = 0; i < n; i++) {
+        for (mhk_index j = i / MHK__W * MHK__W; j < n; j += MHK__W) MHK__STORE(s + i * lda + j, MHK__LOAD(s + i * lda + j) * MHK__LOAD(cb + i * lda + j));
         if (a->d) s[i * lda + i] += a->d[h]; /* y_t += D x_t comes with the product */
       }
       if (a->states) { /* (P,N) */
@@ -5183,25 +5124,25 @@ static void MHK__N(mhk__ssd)(const mhk__ssd_args *a, mhk_index b, mhk_index task
       MHK__N(mhk__multiply)(&k, N, P, n, br, 1, wide_n, xs, wide_p, state, wide_p, mhk__whole);
     }
   }
-  for (h = first; h < last; h++) MHK__N(mhk__turned_out)(N, P, states + (h - first) * each, a->final + (b * a->H + h) * P * N);
+  for (mhk_index h = first; h < last; h++) MHK__N(mhk__turned_out)(N, P, states + (h - first) * each, a->final + (b * a->H + h) * P * N);
 }
 
 /* the recurrence itself, token by token */
 static void MHK__N(mhk__ssd_step)(const mhk__ssd_args *a, mhk_index b, mhk_index h, mhk_real *work) {
   const mhk_index T = a->T, P = a->P, N = a->N, g = h / (a->H / a->G);
   mhk_real *state = a->final + (b * a->H + h) * P * N;
-  mhk_index t, p, i;
+  mhk_index i;
   (void)work;
   if (a->initial && a->initial != a->final) /* the state may be moved on in place */
     memcpy(state, a->initial + (b * a->H + h) * P * N, (size_t)(P * N) * sizeof(mhk_real));
   else if (!a->initial)
     memset(state, 0, (size_t)(P * N) * sizeof(mhk_real));
-  for (t = 0; t < T; t++) {
+  for (mhk_index t = 0; t < T; t++) {
     const mhk_index at = (b * T + t) * a->H + h;
     const mhk_real *x = a->x + at * P, *bt = a->b + ((b * T + t) * a->G + g) * N, *ct = a->c + ((b * T + t) * a->G + g) * N;
     const mhk_real decay = a->start && a->start[b * T + t] == t ? 0 : MHK__REXP(a->log_a[at]);
     mhk_real *y = a->y + at * P;
-    for (p = 0; p < P; p++) {
+    for (mhk_index p = 0; p < P; p++) {
       mhk_real *row = state + p * N, sum = 0;
       MHK__V total = MHK__SET(MHK__R(0));
       const MHK__V vd = MHK__SET(decay), vx = MHK__SET(x[p]);
@@ -5236,8 +5177,7 @@ static void MHK__N(mhk__ssd_back)(const mhk__ssd_args *a, mhk_index b, mhk_index
   mhk_real *ht = dg + over * q, *dht = ht + P * wide_n, *dxr = dht + P * wide_n, *dbr = dxr + over * wide_p;
   mhk_real *dcr = dbr + over * wide_n, *dcum = dcr + over * wide_n, *same = dcum + q, *dstates = same + q;
   const mhk_index each = (N + MHK__OVER) * wide_p;
-  mhk_index c, g, h, t, i, j;
-  for (h = first * group; h < last * group; h++) {
+  for (mhk_index h = first * group; h < last * group; h++) {
     mhk_real *dstate = dstates + (h - first * group) * each;
     if (a->dfinal)
       MHK__N(mhk__turned_in)(P, N, a->dfinal + (b * a->H + h) * P * N, N, dstate);
@@ -5245,7 +5185,7 @@ static void MHK__N(mhk__ssd_back)(const mhk__ssd_args *a, mhk_index b, mhk_index
       memset(dstate, 0, (size_t)(N * wide_p) * sizeof(mhk_real));
     if (a->dd) a->dd[b * a->H + h] = 0;
   }
-  for (c = chunks - 1; c >= 0; c--) {
+  for (mhk_index c = chunks - 1; c >= 0; c--) {
     const mhk_index t0 = c * Q, n = T - t0 < Q ? T - t0 : Q, lda = MHK__LD(n);
     const int before = c > 0 || a->initial != NULL, after = c < chunks - 1 || a->dfinal != NULL;
     mhk__ahead ahead;
@@ -5253,14 +5193,14 @@ static void MHK__N(mhk__ssd_back)(const mhk__ssd_args *a, mhk_index b, mhk_index
     memset(&k, 0, sizeof k);
     k.ahead = &ahead;
     ahead.parts = ahead.now = 0;
-    for (g = first; g < last; g++) {
+    for (mhk_index g = first; g < last; g++) {
       const mhk_index bc = ((b * T + t0) * a->G + g) * N;
       /* turned from the copy: see mhk__rows_in_twice */
       MHK__N(mhk__rows_in)(n, N, a->c + bc, ldb, NULL, cr);
       MHK__N(mhk__rows_in)(n, N, a->b + bc, ldb, NULL, br);
       MHK__N(mhk__turned_in)(n, N, br, wide_n, bt);
       MHK__N(mhk__multiply)(&k, n, n, N, cr, wide_n, 1, bt, lda, cb, lda, mhk__lower_c);
-      for (h = g * group; h < (g + 1) * group; h++) {
+      for (mhk_index h = g * group; h < (g + 1) * group; h++) {
         const mhk_index xy = ((b * T + t0) * a->H + h) * P;
         const mhk_real *la = a->log_a + (b * T + t0) * a->H + h, *after_h;
         mhk_real *dstate = dstates + (h - first * group) * each;
@@ -5282,15 +5222,15 @@ static void MHK__N(mhk__ssd_back)(const mhk__ssd_args *a, mhk_index b, mhk_index
             mhk__look_ahead(&ahead, t2 > 0 || a->initial ? a->states + ((b * a->H + h2) * chunks + t2 / Q) * P * N : NULL, N, N, P);
           }
         }
-        for (t = 0; t < n; t++) cum[t] = sum += mhk__log_decay(la[t * a->H]);
+        for (mhk_index t = 0; t < n; t++) cum[t] = sum += mhk__log_decay(la[t * a->H]);
         MHK__N(mhk__decay_tile)(n, cum, start ? start + t0 : NULL, t0, 0, hold, s, lda);
         MHK__N(mhk__decay_edges)(n, cum, start ? start + t0 : NULL, t0, carry, tail);
         MHK__N(mhk__rows_in)(n, P, a->x + xy, ldx, NULL, xr);
         MHK__N(mhk__turned_in)(n, P, xr, wide_p, xt);
         MHK__N(mhk__rows_in_twice)(n, P, a->dy + xy, ldx, carry, dyr, dys);
         MHK__N(mhk__multiply)(&k, n, n, P, dyr, wide_p, 1, xt, lda, dg, lda, mhk__lower_c);
-        for (i = 0; i < n; i++) { /* to the end of the tile that row i belongs to */
-          for (j = 0; j < mhk__min(n, i + MHK__OVER); j += MHK__W) {
+        for (mhk_index i = 0; i < n; i++) { /* to the end of the tile that row i belongs to */
+          for (mhk_index j = 0; j < mhk__min(n, i + MHK__OVER); j += MHK__W) {
             const MHK__V l = MHK__LOAD(s + i * lda + j);
             MHK__STORE(s + i * lda + j, l * MHK__LOAD(cb + i * lda + j));
             MHK__STORE(dg + i * lda + j, l * MHK__LOAD(dg + i * lda + j));
@@ -5337,9 +5277,9 @@ static void MHK__N(mhk__ssd_back)(const mhk__ssd_args *a, mhk_index b, mhk_index
           MHK__N(mhk__row_dots)(n, N, cr, dcr, br, dbr, dcum);
           if (after) {
             after_h = c + 1 < chunks ? a->states + ((b * a->H + h) * chunks + c + 1) * P * N : a->final + (b * a->H + h) * P * N;
-            for (i = 0; i < P; i++) run += (double)MHK__N(mhk__dot)(N, after_h + i * N, dht + i * wide_n);
+            for (mhk_index i = 0; i < P; i++) run += (double)MHK__N(mhk__dot)(N, after_h + i * N, dht + i * wide_n);
           }
-          for (t = n - 1; t >= 0; t--) {
+          for (mhk_index t = n - 1; t >= 0; t--) {
             run += (double)dcum[t];
             to[t * a->H] += MHK__R(run);
           }
@@ -5354,10 +5294,10 @@ static void MHK__N(mhk__ssd_back)(const mhk__ssd_args *a, mhk_index b, mhk_index
     }
   }
   if (a->dinitial)
-    for (h = first * group; h < last * group; h++) {
+    for (mhk_index h = first * group; h < last * group; h++) {
       const mhk_real *dstate = dstates + (h - first * group) * each;
-      for (i = 0; i < P; i++)
-        for (t = 0; t < N; t++) a->dinitial[((b * a->H + h) * P + i) * N + t] += dstate[t * wide_p + i];
+      for (mhk_index i = 0; i < P; i++)
+        for (mhk_index t = 0; t < N; t++) a->dinitial[((b * a->H + h) * P + i) * N + t] += dstate[t * wide_p + i];
     }
 }
 
@@ -5370,7 +5310,6 @@ static void MHK__N(mhk__two_tiles)(const mhk__orientation_args *a, mhk_index h, 
                                    const mhk_real *kt, mhk_real *s, mhk_real *p, mhk_real *decay, mhk_real *u, mhk_real *v) {
   const MHK__V zero = MHK__SET(MHK__R(0)), scale = MHK__SET(MHK__R(1.0 / sqrt((double)a->PT)));
   const int corner = i0 == j0, cut = start && start[i0 + rows - 1] > j0;
-  mhk_index i, j;
   mhk__block k;
   memset(&k, 0, sizeof k);
   MHK__N(mhk__multiply)(&k, rows, cols, a->N, cr, MHK__LD(a->N), 1, bt, MHK__LD(cols), s, MHK__TILE, corner ? mhk__lower_c : mhk__whole);
@@ -5378,18 +5317,18 @@ static void MHK__N(mhk__two_tiles)(const mhk__orientation_args *a, mhk_index h, 
   if (corner) {
     mhk_real hold[2 * MHK__TILE];
     MHK__N(mhk__decay_tile)(rows, cum + i0, start ? start + i0 : NULL, i0, 0, hold, decay, MHK__TILE);
-    for (i = 0; a->d && i < rows; i++) s[i * MHK__TILE + i] += a->d[h];
+    for (mhk_index i = 0; a->d && i < rows; i++) s[i * MHK__TILE + i] += a->d[h];
   } else {
-    for (i = 0; i < rows; i++) u[i] = MHK__R(cum[i0 + i] - cum[i0 - 1]);
-    for (j = 0; j < cols; j++) v[j] = MHK__R(cum[i0 - 1] - cum[j0 + j]);
+    for (mhk_index i = 0; i < rows; i++) u[i] = MHK__R(cum[i0 + i] - cum[i0 - 1]);
+    for (mhk_index j = 0; j < cols; j++) v[j] = MHK__R(cum[i0 - 1] - cum[j0 + j]);
     MHK__N(mhk__row_exp)(rows, u, MHK__R(1), 0, u);
     MHK__N(mhk__row_exp)(cols, v, MHK__R(1), 0, v);
   }
-  for (i = 0; i < rows; i++) {
+  for (mhk_index i = 0; i < rows; i++) {
     const MHK__V shift = MHK__SET(-lse[i0 + i]), ui = MHK__SET(corner ? MHK__R(1) : u[i]);
     const mhk_real *factor = corner ? decay + i * MHK__TILE : v;
     const mhk_index to = corner ? mhk__min(cols, i + MHK__OVER) : cols;
-    for (j = 0; j < to; j += MHK__W) {
+    for (mhk_index j = 0; j < to; j += MHK__W) {
       mhk_real *at = s + i * MHK__TILE + j, *to_p = p + i * MHK__TILE + j;
       MHK__V ms = MHK__LOAD(at) * ui * MHK__LOAD(factor + j), mt = MHK__N(mhk__vexp)(MHK__FMA(MHK__LOAD(to_p), scale, shift));
       if (corner) mt = MHK__FROM(zero, mt, i + 1 - j);
@@ -5406,14 +5345,13 @@ static void MHK__N(mhk__two_tiles)(const mhk__orientation_args *a, mhk_index h, 
 /* what both passes need of one head: columns of B and k in tiles, sums of the log-decays */
 static void MHK__N(mhk__orientation_pack)(const mhk__orientation_args *a, mhk_index b, mhk_index h, mhk_real *bt, mhk_real *kt, double *cum) {
   const mhk_index T = a->T, g = h / (a->H / a->G), gt = h / (a->HT / a->GT);
-  mhk_index j0, t;
   double sum = 0;
-  for (j0 = 0; j0 < T; j0 += MHK__TILE) {
+  for (mhk_index j0 = 0; j0 < T; j0 += MHK__TILE) {
     const mhk_index n = mhk__min(MHK__TILE, T - j0);
     MHK__N(mhk__turned_in)(n, a->N, a->b + ((b * T + j0) * a->G + g) * a->N, a->G * a->N, bt + j0 * a->N);
     MHK__N(mhk__turned_in)(n, a->PT, a->k + ((b * T + j0) * a->GT + gt) * a->PT, a->GT * a->PT, kt + j0 * a->PT);
   }
-  for (t = 0; t < T; t++) cum[t] = sum += mhk__log_decay(a->log_a[(b * T + t) * a->H + h]);
+  for (mhk_index t = 0; t < T; t++) cum[t] = sum += mhk__log_decay(a->log_a[(b * T + t) * a->H + h]);
 }
 
 static void MHK__N(mhk__orientation)(const mhk__orientation_args *a, mhk_index b, mhk_index h, mhk_real *work) {
@@ -5424,18 +5362,17 @@ static void MHK__N(mhk__orientation)(const mhk__orientation_args *a, mhk_index b
   mhk_real *s = qr + over * MHK__LD(a->PT), *p = s + over * K, *decay = p + over * K, *u = decay + over * K, *v = u + K;
   const mhk_real *lse = a->lse + (b * a->H + h) * T;
   double difference = 0, norm = 0;
-  mhk_index i0, j0, i, j;
   MHK__N(mhk__orientation_pack)(a, b, h, bt, kt, cum);
-  for (i0 = 0; i0 < T; i0 += K) {
+  for (mhk_index i0 = 0; i0 < T; i0 += K) {
     const mhk_index rows = mhk__min(K, T - i0);
     MHK__N(mhk__rows_in)(rows, a->N, a->c + ((b * T + i0) * a->G + g) * a->N, a->G * a->N, NULL, cr);
     MHK__N(mhk__rows_in)(rows, a->PT, a->q + ((b * T + i0) * a->HT + h) * a->PT, a->HT * a->PT, NULL, qr);
-    for (j0 = 0; j0 <= i0; j0 += K) {
+    for (mhk_index j0 = 0; j0 <= i0; j0 += K) {
       const mhk_index cols = mhk__min(K, T - j0);
       MHK__V d2 = MHK__SET(MHK__R(0)), n2 = d2;
       MHK__N(mhk__two_tiles)(a, h, cum, start, lse, i0, rows, j0, cols, cr, bt + j0 * a->N, qr, kt + j0 * a->PT, s, p, decay, u, v);
-      for (i = 0; i < rows; i++)
-        for (j = 0; j < (i0 == j0 ? i + 1 : cols); j += MHK__W) {
+      for (mhk_index i = 0; i < rows; i++)
+        for (mhk_index j = 0; j < (i0 == j0 ? i + 1 : cols); j += MHK__W) {
           const MHK__V t = MHK__LOAD(p + i * K + j), d = MHK__LOAD(s + i * K + j) - t;
           d2 = MHK__FMA(d, d, d2);
           n2 = MHK__FMA(t, t, n2);
@@ -5456,34 +5393,33 @@ static void MHK__N(mhk__orientation_back)(const mhk__orientation_args *a, mhk_in
   mhk_real *qr = cr + over * wide, *dc = qr + over * MHK__LD(a->PT), *s = dc + over * wide, *p = s + over * K;
   mhk_real *decay = p + over * K, *u = decay + over * K, *v = u + K, *row = v + K, *column = row + K;
   mhk_real *part = column + K;
-  mhk_index h, i0, j0, i, j;
   mhk__block k;
   memset(&k, 0, sizeof k);
   MHK__N(mhk__rows_in)(T, N, a->b + (b * T * a->G + g) * N, ldb, NULL, br);
-  for (h = g * group; h < (g + 1) * group; h++) {
+  for (mhk_index h = g * group; h < (g + 1) * group; h++) {
     const double norm = sqrt(a->difference[b * a->H + h]);
     const mhk_real f = norm > 0 ? MHK__R(a->scale / norm) : 0; /* equal matrices: the subgradient 0 */
     const mhk_real *lse = a->lse + (b * a->H + h) * T;
     const MHK__V zero = MHK__SET(MHK__R(0)), vf = MHK__SET(f);
     double dd = 0;
     MHK__N(mhk__orientation_pack)(a, b, h, bt, kt, cum);
-    for (i = 0; i < T; i++) dcum[i] = 0;
-    for (i0 = 0; i0 < T; i0 += K) {
+    for (mhk_index i = 0; i < T; i++) dcum[i] = 0;
+    for (mhk_index i0 = 0; i0 < T; i0 += K) {
       const mhk_index rows = mhk__min(K, T - i0);
       const mhk_real *cc = a->c + ((b * T + i0) * a->G + g) * N;
       MHK__N(mhk__rows_in)(rows, a->PT, a->q + ((b * T + i0) * a->HT + h) * a->PT, a->HT * a->PT, NULL, qr);
       MHK__N(mhk__rows_in)(rows, N, cc, ldb, NULL, cr);
-      for (j0 = 0; j0 <= i0; j0 += K) {
+      for (mhk_index j0 = 0; j0 <= i0; j0 += K) {
         const mhk_index cols = mhk__min(K, T - j0);
         const int corner = i0 == j0;
         MHK__N(mhk__two_tiles)(a, h, cum, start, lse, i0, rows, j0, cols, cr, bt + j0 * N, qr, kt + j0 * a->PT, s, p, decay, u, v);
-        for (j = 0; j < MHK__LD(cols); j += MHK__W) MHK__STORE(column + j, zero);
-        for (i = 0; i < rows; i++) {
+        for (mhk_index j = 0; j < MHK__LD(cols); j += MHK__W) MHK__STORE(column + j, zero);
+        for (mhk_index i = 0; i < rows; i++) {
           const MHK__V ui = MHK__SET(corner ? MHK__R(1) : u[i]);
           const mhk_real *factor = corner ? decay + i * K : v;
           const mhk_index to = corner ? mhk__min(cols, i + MHK__OVER) : cols;
           MHK__V sum = zero;
-          for (j = 0; j < to; j += MHK__W) { /* what stands on the diagonal no decay passes */
+          for (mhk_index j = 0; j < to; j += MHK__W) { /* what stands on the diagonal no decay passes */
             const MHK__V ms = MHK__LOAD(s + i * K + j), dm = vf * (ms - MHK__LOAD(p + i * K + j));
             MHK__V x = dm * ms;
             if (corner) x = MHK__FROM(zero, x, i - j);
@@ -5495,8 +5431,8 @@ static void MHK__N(mhk__orientation_back)(const mhk__orientation_args *a, mhk_in
           if (corner) dd += (double)p[i * K + i];
         }
         MHK__N(mhk__row_sums)(rows, part, row);
-        for (i = 0; i < rows; i++) dcum[i0 + i] += (double)row[i];
-        for (j = 0; j < cols; j++) dcum[j0 + j] -= (double)column[j];
+        for (mhk_index i = 0; i < rows; i++) dcum[i0 + i] += (double)row[i];
+        for (mhk_index j = 0; j < cols; j++) dcum[j0 + j] -= (double)column[j];
         if (a->db) {
           k.c0 = corner && h == g * group ? NULL : db + j0 * wide;
           MHK__N(mhk__multiply)(&k, cols, N, rows, p, 1, K, cr, wide, db + j0 * wide, wide, corner ? mhk__upper_a : mhk__whole);
@@ -5510,7 +5446,7 @@ static void MHK__N(mhk__orientation_back)(const mhk__orientation_args *a, mhk_in
     }
     if (a->dlog_a) {
       double run = 0;
-      for (i = T - 1; i >= 0; i--) {
+      for (mhk_index i = T - 1; i >= 0; i--) {
         run += dcum[i];
         a->dlog_a[(b * T + i) * a->H + h] += MHK__R(run);
       }
@@ -5526,16 +5462,15 @@ static void MHK__N(mhk__orientation_back)(const mhk__orientation_args *a, mhk_in
 static inline void MHK__N(mhk__conv_tap)(const mhk__conv_args *a, mhk_index b, mhk_index t, mhk_index back, mhk_index c0, mhk_index n, const mhk_real **row,
                                          mhk_real *hold) {
   const mhk_index s = t - back, from = a->start ? a->start[b * a->T + t] : -1;
-  mhk_index i;
   if (s >= 0 && s >= from) {
     *row = a->x + (b * a->T + s) * a->C + c0;
     return;
   }
   *row = hold;
   if (s < 0 && from < 0 && a->state) /* the state's last column is the token just before the first */
-    for (i = 0; i < n; i++) hold[i] = a->state[(b * a->C + c0 + i) * (a->W - 1) + a->W - 1 + s];
+    for (mhk_index i = 0; i < n; i++) hold[i] = a->state[(b * a->C + c0 + i) * (a->W - 1) + a->W - 1 + s];
   else
-    for (i = 0; i < n; i++) hold[i] = 0;
+    for (mhk_index i = 0; i < n; i++) hold[i] = 0;
 }
 
 /* One vector of channels over one sequence, up to four taps and no documents: the last inputs stay in registers. k[0..3] are the taps, unused ones 0. */
@@ -5543,17 +5478,15 @@ static void MHK__N(mhk__conv_run4)(const mhk__conv_args *a, mhk_index b, mhk_ind
   const mhk_real *x = a->x + b * a->T * a->C + c;
   mhk_real *y = a->y + b * a->T * a->ldy + c - a->first, hold[3][MHK__W];
   const MHK__V bias = a->bias ? MHK__LOADN(a->bias + c, n) : MHK__SET(MHK__R(0)), k0 = k[0], k1 = k[1], k2 = k[2], k3 = k[3];
-  MHK__V x0, x1, x2;
-  mhk_index t, i, j;
-  for (j = 0; j < 3; j++) /* what came before: the state's columns, oldest first, or zeros */
-    for (i = 0; i < MHK__W; i++) {
+  for (mhk_index j = 0; j < 3; j++) /* what came before: the state's columns, oldest first, or zeros */
+    for (mhk_index i = 0; i < MHK__W; i++) {
       const mhk_index column = j - 3 + a->W - 1;
       hold[j][i] = a->state && i < n && column >= 0 ? a->state[(b * a->C + c + i) * (a->W - 1) + column] : 0;
     }
-  x0 = MHK__LOAD(hold[0]);
-  x1 = MHK__LOAD(hold[1]);
-  x2 = MHK__LOAD(hold[2]);
-  for (t = 0; t < a->T; t++, x += a->C, y += a->ldy) {
+  MHK__V x0 = MHK__LOAD(hold[0]);
+  MHK__V x1 = MHK__LOAD(hold[1]);
+  MHK__V x2 = MHK__LOAD(hold[2]);
+  for (mhk_index t = 0; t < a->T; t++, x += a->C, y += a->ldy) {
     const MHK__V x3 = MHK__LOADN(x, n);
     MHK__V v = MHK__FMA(k3, x3, MHK__FMA(k2, x2, MHK__FMA(k1, x1, MHK__FMA(k0, x0, bias))));
     if (a->before) {
@@ -5573,8 +5506,7 @@ static void MHK__N(mhk__conv_back4)(const mhk__conv_args *a, mhk_index b, mhk_in
   const MHK__V zero = MHK__SET(MHK__R(0)), one = MHK__SET(MHK__R(1)), k0 = k[0], k1 = k[1], k2 = k[2], k3 = k[3];
   const mhk_real *x = a->x + b * a->T * a->C + c, *dy = a->dy + b * a->T * a->ldy + c - a->first;
   MHK__V g0 = zero, g1 = zero, g2 = zero, x0 = zero, x1 = zero, x2 = zero, s0 = sums[0], s1 = sums[1], s2 = sums[2], s3 = sums[3], s4 = sums[4];
-  mhk_index t;
-  for (t = 0; t < a->T + 3; t++) {
+  for (mhk_index t = 0; t < a->T + 3; t++) {
     MHK__V g = zero;
     if (t < a->T) {
       const MHK__V x3 = MHK__LOADN(x + t * a->C, n);
@@ -5611,10 +5543,9 @@ static void MHK__N(mhk__conv_back4)(const mhk__conv_args *a, mhk_index b, mhk_in
 /* the taps of MHK__W channels, right-aligned to four */
 static void MHK__N(mhk__conv_taps4)(const mhk__conv_args *a, mhk_index c, mhk_index n, MHK__V *k) {
   mhk_real lane[MHK__W];
-  mhk_index w, i;
-  for (w = 0; w < 4; w++) {
+  for (mhk_index w = 0; w < 4; w++) {
     const mhk_index tap = w - 4 + a->W;
-    for (i = 0; i < MHK__W; i++) lane[i] = i < n && tap >= 0 ? a->weight[(c + i) * a->W + tap] : 0;
+    for (mhk_index i = 0; i < MHK__W; i++) lane[i] = i < n && tap >= 0 ? a->weight[(c + i) * a->W + tap] : 0;
     k[w] = MHK__LOAD(lane);
   }
 }
@@ -5622,29 +5553,28 @@ static void MHK__N(mhk__conv_taps4)(const mhk__conv_args *a, mhk_index c, mhk_in
 static void MHK__N(mhk__conv)(const mhk__conv_args *a, mhk_index c0, mhk_index c1, mhk_real *work) {
   const mhk_index n = c1 - c0, W = a->W;
   mhk_real *taps = work, *hold = taps + W * MHK__CONV_BLOCK;
-  mhk_index b, t, w, i;
   if (W <= 4 && !a->start) {
-    for (i = c0; i < c1; i += MHK__W) {
+    for (mhk_index i = c0; i < c1; i += MHK__W) {
       MHK__V k[4];
       MHK__N(mhk__conv_taps4)(a, i, c1 - i, k);
-      for (b = 0; b < a->B; b++) MHK__N(mhk__conv_run4)(a, b, i, c1 - i, k);
+      for (mhk_index b = 0; b < a->B; b++) MHK__N(mhk__conv_run4)(a, b, i, c1 - i, k);
     }
     return;
   }
-  for (w = 0; w < W; w++)
-    for (i = 0; i < n; i++) taps[w * n + i] = a->weight[(c0 + i) * W + w];
-  for (b = 0; b < a->B; b++)
-    for (t = 0; t < a->T; t++) {
+  for (mhk_index w = 0; w < W; w++)
+    for (mhk_index i = 0; i < n; i++) taps[w * n + i] = a->weight[(c0 + i) * W + w];
+  for (mhk_index b = 0; b < a->B; b++)
+    for (mhk_index t = 0; t < a->T; t++) {
       mhk_real *MHK__RESTRICT y = a->y + (b * a->T + t) * a->ldy + c0 - a->first;
-      for (i = 0; i < n; i++) y[i] = a->bias ? a->bias[c0 + i] : 0;
-      for (w = 0; w < W; w++) {
+      for (mhk_index i = 0; i < n; i++) y[i] = a->bias ? a->bias[c0 + i] : 0;
+      for (mhk_index w = 0; w < W; w++) {
         const mhk_real *row, *k = taps + w * n;
         MHK__N(mhk__conv_tap)(a, b, t, W - 1 - w, c0, n, &row, hold);
-        for (i = 0; i < n; i++) y[i] += k[i] * row[i];
+        for (mhk_index i = 0; i < n; i++) y[i] += k[i] * row[i];
       }
       if (a->before) memcpy(a->before + (b * a->T + t) * a->C + c0, y, (size_t)n * sizeof(mhk_real));
       if (a->silu) {
-        for (i = 0; i < n; i += MHK__W) {
+        for (mhk_index i = 0; i < n; i += MHK__W) {
           const MHK__V v = MHK__LOADN(y + i, n - i);
           MHK__STOREN(y + i, MHK__N(mhk__silu_of)(v), n - i);
         }
@@ -5655,61 +5585,59 @@ static void MHK__N(mhk__conv)(const mhk__conv_args *a, mhk_index c0, mhk_index c
 static void MHK__N(mhk__conv_back)(const mhk__conv_args *a, mhk_index c0, mhk_index c1, mhk_real *work) {
   const mhk_index n = c1 - c0, W = a->W;
   mhk_real *taps = work, *hold = taps + W * MHK__CONV_BLOCK, *dtaps = hold + MHK__CONV_BLOCK, *g = dtaps + (W + 1) * MHK__CONV_BLOCK;
-  mhk_index b, t, w, i;
   if (W <= 4 && !a->start && !a->state) {
-    for (i = c0; i < c1; i += MHK__W) {
+    for (mhk_index i = c0; i < c1; i += MHK__W) {
       const mhk_index m = c1 - i < MHK__W ? c1 - i : MHK__W;
       MHK__V k[4], sums[5];
-      mhk_index j;
       MHK__N(mhk__conv_taps4)(a, i, m, k);
-      for (w = 0; w < 5; w++) sums[w] = MHK__SET(MHK__R(0));
-      for (b = 0; b < a->B; b++) MHK__N(mhk__conv_back4)(a, b, i, m, k, sums);
-      for (w = 0; w < 5; w++) {
+      for (mhk_index w = 0; w < 5; w++) sums[w] = MHK__SET(MHK__R(0));
+      for (mhk_index b = 0; b < a->B; b++) MHK__N(mhk__conv_back4)(a, b, i, m, k, sums);
+      for (mhk_index w = 0; w < 5; w++) {
         mhk_real lane[MHK__W];
         MHK__STORE(lane, sums[w]);
         if (w == 4 && a->dbias)
-          for (j = 0; j < m; j++) a->dbias[i + j] += lane[j];
+          for (mhk_index j = 0; j < m; j++) a->dbias[i + j] += lane[j];
         if (w < 4 && w >= 4 - W && a->dweight)
-          for (j = 0; j < m; j++) a->dweight[(i + j) * W + w - 4 + W] += lane[j];
+          for (mhk_index j = 0; j < m; j++) a->dweight[(i + j) * W + w - 4 + W] += lane[j];
       }
     }
     return;
   }
-  for (w = 0; w < W; w++)
-    for (i = 0; i < n; i++) taps[w * n + i] = a->weight[(c0 + i) * W + w];
-  for (i = 0; i < (W + 1) * n; i++) dtaps[i] = 0;
-  for (b = 0; b < a->B; b++)
-    for (t = 0; t < a->T; t++) {
+  for (mhk_index w = 0; w < W; w++)
+    for (mhk_index i = 0; i < n; i++) taps[w * n + i] = a->weight[(c0 + i) * W + w];
+  for (mhk_index i = 0; i < (W + 1) * n; i++) dtaps[i] = 0;
+  for (mhk_index b = 0; b < a->B; b++)
+    for (mhk_index t = 0; t < a->T; t++) {
       const mhk_index from = a->start ? a->start[b * a->T + t] : -1;
       const mhk_real *dy = a->dy + (b * a->T + t) * a->ldy + c0 - a->first;
-      for (i = 0; i < n; i++) g[i] = dy[i];
+      for (mhk_index i = 0; i < n; i++) g[i] = dy[i];
       if (a->silu) {
         const mhk_real *z = a->before + (b * a->T + t) * a->C + c0;
         const MHK__V one = MHK__SET(MHK__R(1));
-        for (i = 0; i < n; i += MHK__W) {
+        for (mhk_index i = 0; i < n; i += MHK__W) {
           const MHK__V v = MHK__LOADN(z + i, n - i), e = MHK__N(mhk__vsigmoid)(v);
           MHK__STOREN(g + i, MHK__LOADN(g + i, n - i) * e * MHK__FMA(v, one - e, one), n - i);
         }
       }
-      for (w = 0; w < W; w++) {
+      for (mhk_index w = 0; w < W; w++) {
         const mhk_index s = t - (W - 1 - w);
         const mhk_real *row;
         if (a->dx && s >= 0 && s >= from) {
           mhk_real *MHK__RESTRICT dx = a->dx + (b * a->T + s) * a->C + c0;
-          for (i = 0; i < n; i++) dx[i] += taps[w * n + i] * g[i];
+          for (mhk_index i = 0; i < n; i++) dx[i] += taps[w * n + i] * g[i];
         }
         if (a->dweight) {
           mhk_real *MHK__RESTRICT dk = dtaps + w * n;
           MHK__N(mhk__conv_tap)(a, b, t, W - 1 - w, c0, n, &row, hold);
-          for (i = 0; i < n; i++) dk[i] += g[i] * row[i];
+          for (mhk_index i = 0; i < n; i++) dk[i] += g[i] * row[i];
         }
       }
       if (a->dbias)
-        for (i = 0; i < n; i++) dtaps[W * n + i] += g[i];
+        for (mhk_index i = 0; i < n; i++) dtaps[W * n + i] += g[i];
     }
-  for (i = 0; i < n; i++) {
+  for (mhk_index i = 0; i < n; i++) {
     if (a->dweight)
-      for (w = 0; w < W; w++) a->dweight[(c0 + i) * W + w] += dtaps[w * n + i];
+      for (mhk_index w = 0; w < W; w++) a->dweight[(c0 + i) * W + w] += dtaps[w * n + i];
     if (a->dbias) a->dbias[c0 + i] += dtaps[W * n + i];
   }
 }
@@ -5722,21 +5650,20 @@ static inline const mhk_real *MHK__N(mhk__stream_row)(const mhk__stream_args *a,
 
 static void MHK__N(mhk__conv_stream)(const mhk__stream_args *a, mhk_index c0, mhk_index c1) {
   const mhk_index T = a->T, W = a->W;
-  mhk_index c, t, w;
-  for (c = c0; c < c1; c += MHK__W) {
+  for (mhk_index c = c0; c < c1; c += MHK__W) {
     const mhk_index n = c1 - c;
     const MHK__V bias = a->bias ? MHK__LOADN(a->bias + c, n) : MHK__SET(MHK__R(0));
     mhk_real *y = a->y + c - a->first;
-    for (t = 0; t < T; t++, y += a->ldy) {
+    for (mhk_index t = 0; t < T; t++, y += a->ldy) {
       MHK__V v = bias;
-      for (w = 0; w < W; w++) {
+      for (mhk_index w = 0; w < W; w++) {
         const mhk_real *x = MHK__N(mhk__stream_row)(a, t - W + 1 + w, c);
         v = MHK__FMA(MHK__LOADN(a->taps + w * a->C + c, n), MHK__LOADN(x, n), v);
       }
       if (a->silu) v = MHK__N(mhk__silu_of)(v);
       MHK__STOREN(y, v, n);
     }
-    for (w = 0; w + 1 < W; w++) {
+    for (mhk_index w = 0; w + 1 < W; w++) {
       const mhk_real *x = MHK__N(mhk__stream_row)(a, T - W + 1 + w, c);
       const MHK__V v = MHK__LOADN(x, n);
       MHK__STOREN(a->state + w * a->C + c, v, n);
@@ -5937,10 +5864,10 @@ static void MHK__N(mhk__fill)(mhk__kernels *k) {
 typedef void (*mhk__q_tile)(const mhk__q_args *a, mhk_index b, mhk_index i);
 static void mhk__q_tiles(const mhk__q_args *a, mhk_index first, mhk_index last, mhk__q_tile one, mhk__q_tile two, mhk__q_tile four, mhk__q_tile wide) {
   const mhk_index slab = mhk__max(8, MHK__Q_SLAB / (a->K * (mhk_index)sizeof(int16_t)) / 4 * 4);
-  mhk_index at, b, i, both;
-  for (at = 0; at < a->M; at += slab) {
+  mhk_index i, both;
+  for (mhk_index at = 0; at < a->M; at += slab) {
     const mhk_index end = mhk__min(a->M, at + slab);
-    for (b = first; b < last; b += both + 1) {
+    for (mhk_index b = first; b < last; b += both + 1) {
       both = wide && last - b > 1 && end - at >= 4;
       for (i = at; four && end - i >= 4; i += 4) (both ? wide : four)(a, b, i);
       for (; end - i >= 2; i += 2) {
@@ -6372,8 +6299,7 @@ static void mhk__bf16_turn(const uint32_t *src, uint32_t *dst, mhk_index stride,
 
 /* A block of 16 rows x 16 words, from row i and k = 2p on: rows of the source one after the other, or (lines) words of the same k. */
 static inline void mhk__bf16_rows(uint32_t *block, const char *s, mhk_index size, mhk__matrix src, mhk_index rows, mhk_index k) {
-  mhk_index q;
-  for (q = 0; q < 16; q++)
+  for (mhk_index q = 0; q < 16; q++)
     _mm512_store_si512(block + 16 * q, q < rows ? mhk__bf16_words(s + q * src.row * size, src.dtype, k) : _mm512_setzero_si512());
 }
 static inline __m512i mhk__bf16_line(const char *s, mhk_index size, mhk__matrix src, mhk_index rows, mhk_index k) {
@@ -6382,9 +6308,8 @@ static inline __m512i mhk__bf16_line(const char *s, mhk_index size, mhk__matrix 
 
 /* The same for strides and types that the vector code does not know. */
 static void mhk__bf16_any(uint32_t *block, mhk__matrix src, mhk_index rows, mhk_index k) {
-  mhk_index i, p;
-  for (i = 0; i < 16; i++)
-    for (p = 0; p < 16; p++) {
+  for (mhk_index i = 0; i < 16; i++)
+    for (mhk_index p = 0; p < 16; p++) {
       uint32_t word = 0;
       if (i < rows && 2 * p < k) word = mhk__bf16_round(mhk__element(src.data, src.dtype, i * src.row + 2 * p * src.col));
       if (i < rows && 2 * p + 1 < k) word |= (uint32_t)mhk__bf16_round(mhk__element(src.data, src.dtype, i * src.row + (2 * p + 1) * src.col)) << 16;
@@ -6397,14 +6322,12 @@ static inline void mhk__bf16_panels(uint32_t *dst, mhk_index width, mhk_index ro
   const mhk_index size = (mhk_index)mhk_dtype_size(src.dtype), wide = mhk__up(width, 16);
   const __mmask16 last = (__mmask16)(0xFFFFu >> (wide - width));
   uint32_t room[16 * 16 + 16], *block = room + (64 - (uintptr_t)room % 64) % 64 / 4;
-  mhk_index i, p;
   if (src.row == 1 && src.dtype != MHK_F64) { /* along the lines: each is fetched once, however far the next one is */
-    for (p = 0; p < words; p++) {
+    for (mhk_index p = 0; p < words; p++) {
       const char *s = (const char *)src.data + (2 * p < k ? 2 * p * src.col * size : 0);
       uint32_t *to = dst + p * width;
-      mhk_index i0;
-      for (i0 = 0; i0 < rows; i0 += width, to += width * words)
-        for (i = 0; i < width; i += 16) {
+      for (mhk_index i0 = 0; i0 < rows; i0 += width, to += width * words)
+        for (mhk_index i = 0; i < width; i += 16) {
           const mhk_index n = mhk__min(rows - i0, width) - i;
           _mm512_mask_storeu_epi32(to + i, i + 16 < wide ? (__mmask16)0xFFFF : last, mhk__bf16_line(s + (n > 0 ? i0 + i : 0) * size, size, src, n, k - 2 * p));
         }
@@ -6412,10 +6335,10 @@ static inline void mhk__bf16_panels(uint32_t *dst, mhk_index width, mhk_index ro
     return;
   }
   for (; rows > 0; rows -= width, dst += width * words, src.data = (const char *)src.data + width * src.row * size)
-    for (i = 0; i < width; i += 16) {
+    for (mhk_index i = 0; i < width; i += 16) {
       const mhk_index n = mhk__min(rows, width) - i;
       const char *s = (const char *)src.data + (n > 0 ? i * src.row * size : 0);
-      for (p = 0; p < words; p += 16) {
+      for (mhk_index p = 0; p < words; p += 16) {
         if (src.col == 1 && src.dtype != MHK_F64)
           mhk__bf16_rows(block, s + 2 * p * size, size, src, n, k - 2 * p);
         else
@@ -6464,9 +6387,8 @@ static void mhk__dot_tile(mhk_index words, const uint32_t *MHK__RESTRICT a, cons
 
 /* m x n of a tile's sums, 32 to a row, into c */
 static void mhk__bf16_edge(const float *tile, mhk_index m, mhk_index n, float *c, mhk_index ldc, int accumulate) {
-  mhk_index i, j;
-  for (i = 0; i < m; i++)
-    for (j = 0; j < n; j += 16) {
+  for (mhk_index i = 0; i < m; i++)
+    for (mhk_index j = 0; j < n; j += 16) {
       const __mmask16 mask = n - j >= 16 ? (__mmask16)0xFFFF : (__mmask16)((1u << (n - j)) - 1u);
       __m512 v = _mm512_loadu_ps(tile + 32 * i + j);
       if (accumulate) v = v + _mm512_maskz_loadu_ps(mask, c + i * ldc + j);
@@ -6476,9 +6398,8 @@ static void mhk__bf16_edge(const float *tile, mhk_index m, mhk_index n, float *c
 
 static void mhk__dot_product(mhk_index m, mhk_index n, mhk_index k, const void *a, const void *b, float *c, mhk_index ldc, int accumulate) {
   const mhk_index words = (k + 1) / 2;
-  mhk_index i, j;
-  for (j = 0; j < n; j += MHK__DOT_COLUMNS)
-    for (i = 0; i < m; i += MHK__DOT_ROWS) {
+  for (mhk_index j = 0; j < n; j += MHK__DOT_COLUMNS)
+    for (mhk_index i = 0; i < m; i += MHK__DOT_ROWS) {
       const uint32_t *pa = (const uint32_t *)a + i * words, *pb = (const uint32_t *)b + j * words;
       if (m - i >= MHK__DOT_ROWS && n - j >= MHK__DOT_COLUMNS)
         mhk__dot_tile(words, pa, pb, c + i * ldc + j, ldc, accumulate);
@@ -6506,16 +6427,15 @@ static void mhk__dot_fill(mhk__narrow *u) {
 static void mhk__amx_pack_a(void *to, mhk_index rows, mhk_index k, mhk__matrix src) {
   const mhk_index size = (mhk_index)mhk_dtype_size(src.dtype), words = mhk__up(k, MHK__AMX_K) / 2;
   uint32_t room[16 * 16 + 16], *block = room + (64 - (uintptr_t)room % 64) % 64 / 4, *dst = (uint32_t *)to;
-  mhk_index i, p, q;
-  for (i = 0; i < mhk__up(rows, 32); i += 16)
-    for (p = 0; p < words; p += 16, dst += 16 * 16) {
+  for (mhk_index i = 0; i < mhk__up(rows, 32); i += 16)
+    for (mhk_index p = 0; p < words; p += 16, dst += 16 * 16) {
       const char *s = (const char *)src.data + (i < rows ? i * src.row + 2 * p * src.col : 0) * size;
       if ((src.row != 1 && src.col != 1) || src.dtype == MHK_F64)
         mhk__bf16_any(dst, mhk__mat(s, src.dtype, src.row, src.col), rows - i, k - 2 * p);
       else if (src.col == 1)
         mhk__bf16_rows(dst, s, size, src, rows - i, k - 2 * p);
       else {
-        for (q = 0; q < 16; q++)
+        for (mhk_index q = 0; q < 16; q++)
           _mm512_store_si512(block + 16 * q, mhk__bf16_line(s + 2 * q * src.col * size, size, src, rows - i, k - 2 * (p + q)));
         mhk__bf16_turn(block, dst, 16, (__mmask16)0xFFFF, 16);
       }
@@ -6572,17 +6492,16 @@ static void mhk__amx_tile(mhk_index words, const uint32_t *a, const uint32_t *b,
 static void mhk__amx_product(mhk_index m, mhk_index n, mhk_index k, const void *a, const void *b, float *c, mhk_index ldc, int accumulate) {
   const mhk_index words = mhk__up(k, MHK__AMX_K) / 2;
   struct { uint8_t palette, start, reserved[14]; uint16_t bytes[16]; uint8_t rows[16]; } shape; /* of the eight tiles: all 16 rows of 64 bytes */
-  mhk_index i, j;
   memset(&shape, 0, sizeof shape);
   shape.palette = 1;
-  for (i = 0; i < 8; i++) {
+  for (mhk_index i = 0; i < 8; i++) {
     shape.bytes[i] = 64;
     shape.rows[i] = 16;
   }
   __asm__ volatile("" : : "r"(&shape) : "memory"); /* GCC 12 believes that only 8 bytes of it are read, and leaves the rest unwritten */
   _tile_loadconfig(&shape);
-  for (j = 0; j < n; j += 32)
-    for (i = 0; i < m; i += 32) {
+  for (mhk_index j = 0; j < n; j += 32)
+    for (mhk_index i = 0; i < m; i += 32) {
       const uint32_t *pa = (const uint32_t *)a + i * words, *pb = (const uint32_t *)b + j * words;
       if (m - i >= 32 && n - j >= 32)
         mhk__amx_tile(words, pa, pb, c + i * ldc + j, ldc, accumulate);
@@ -6827,9 +6746,8 @@ MHKDEF const char *mhk_isa_name(const mhk_context *ctx) { return ctx ? mhk__isa_
 #ifndef MOHAWK_NO_TRAINING
 MHKDEF const char *mhk_bf16_name(const mhk_context *ctx) { return ctx ? mhk__bf16_text(ctx->bf16_unit) : ""; }
 MHKDEF mhk_precision mhk_set_precision(mhk_context *ctx, mhk_precision precision) {
-  mhk_precision before;
   if (mhk_failed(ctx)) return MHK_PRECISION_FULL;
-  before = ctx->precision;
+  mhk_precision before = ctx->precision;
   if (precision != MHK_PRECISION_FULL && precision != MHK_PRECISION_BF16)
     mhk_fail(ctx, MHK_ERROR_ARGUMENT, "precision %d is none: 0 is full, 1 bfloat16", (int)precision);
   else
@@ -6875,8 +6793,7 @@ static void mhk__run(mhk_context *ctx, const void *args, mhk_index tasks, mhk_in
       (mhk_real *)mhk__arena_alloc(ctx, &ctx->scratch, mhk__size3(ctx, job.each, ctx->workers + 1, sizeof(mhk_real)));
   if (job.work && tasks > 0 && ctx->scratch.kind != MHK__COUNTS) {
     if (cost < MHK__SMALL) {
-      mhk_index i;
-      for (i = 0; i < tasks; i++) body(&job, i, 0);
+      for (mhk_index i = 0; i < tasks; i++) body(&job, i, 0);
     } else
       mhk__parallel(ctx, tasks, body, &job);
   }
@@ -6949,12 +6866,11 @@ static void mhk__gemm_block(void *arg, mhk_index task, int worker) {
   const mhk_index parts = (g->m + g->rows - 1) / g->rows, j0 = task / parts * g->nc, n = mhk__min(g->nc, g->N - j0);
   const mhk_index from = task % parts * g->rows, to = mhk__min(g->m, from + g->rows), step = MHK__ROW_BLOCK / ks->mr * ks->mr;
   mhk_real *pb = job->work + worker * job->each;
-  mhk_index k0, i;
-  for (k0 = 0; k0 < g->k; k0 += g->kc) {
+  for (mhk_index k0 = 0; k0 < g->k; k0 += g->kc) {
     const mhk_index k = mhk__min(g->kc, g->k - k0);
     const mhk_real *pa = g->packed + mhk__up(g->m, ks->mr) * k0;
     ks->pack(pb, ks->nr, n, k, mhk__mat_turned(mhk__mat_from(&g->b, g->k0 + k0, j0)));
-    for (i = from; i < to; i += step) {
+    for (mhk_index i = from; i < to; i += step) {
       const mhk_index m = mhk__min(step, to - i), at = (g->i0 + i) * g->ldc + j0;
       ks->product(m, n, k, pa + i * k, pb, g->c + at, g->ldc, g->k0 + k0 > 0 || (g->e && g->e->accumulate));
       if (g->k0 + k0 + k == g->K && mhk__epilogue_works(g->e)) ks->epilogue(m, n, g->c + at, g->ldc, at, g->e, j0);
@@ -7061,9 +6977,8 @@ static void mhk__gemm_mixed(mhk_context *ctx, mhk_index M, mhk_index N, mhk_inde
 static void mhk__gemm(mhk_context *ctx, mhk_index M, mhk_index N, mhk_index K, mhk__matrix a, mhk__matrix b, mhk_real *c, mhk_index ldc,
                       const mhk__epilogue *e) {
   const mhk__kernels *ks = ctx->kernels;
-  mhk_index m, k, n_columns;
+  mhk_index k;
   mhk__gemm_args g;
-  mhk__mark mark;
   if (ctx->result != MHK_OK || M <= 0 || N <= 0) return;
   if (b.q) {
     const mhk_index rows = b.row == 1 ? N : K, have = mhk__max(0, mhk__min(rows, b.q->rows - b.n0));
@@ -7087,8 +7002,7 @@ static void mhk__gemm(mhk_context *ctx, mhk_index M, mhk_index N, mhk_index K, m
   g.ldc = ldc;
   g.e = e;
   if (K <= 0) {
-    mhk_index i;
-    for (i = 0; i < M; i++) {
+    for (mhk_index i = 0; i < M; i++) {
       if (!(e && e->accumulate)) memset(c + i * ldc, 0, (size_t)N * sizeof(mhk_real));
       if (e) ks->epilogue(1, N, c + i * ldc, ldc, i * ldc, e, 0);
     }
@@ -7105,11 +7019,11 @@ static void mhk__gemm(mhk_context *ctx, mhk_index M, mhk_index N, mhk_index K, m
      weights do. */
   g.kc = mhk__up((K + (K + MHK__GEMM_K - 1) / MHK__GEMM_K - 1) / ((K + MHK__GEMM_K - 1) / MHK__GEMM_K), 64);
   g.nc = mhk__up(mhk__max(64, mhk__min(MHK__GEMM_N, N / 16)), 64);
-  m = mhk__min(M, MHK__GEMM_M / ks->mr * ks->mr);
+  const mhk_index m = mhk__min(M, MHK__GEMM_M / ks->mr * ks->mr);
   k = mhk__min(K, mhk__max(1, ((mhk_index)1 << 20) / m / g.kc) * g.kc);
-  n_columns = (N + g.nc - 1) / g.nc;
+  const mhk_index n_columns = (N + g.nc - 1) / g.nc;
   g.rows = mhk__up(mhk__max(256, (m * n_columns + 15) / 16), ks->mr);
-  mark = mhk__scratch_mark(ctx);
+  mhk__mark mark = mhk__scratch_mark(ctx);
   g.packed = (mhk_real *)mhk__scratch(ctx, mhk__up(m, ks->mr) * k, sizeof(mhk_real));
   for (g.i0 = 0; g.packed && g.i0 < M; g.i0 += g.m) {
     g.m = mhk__min(m, M - g.i0);
@@ -7158,8 +7072,7 @@ static void mhk__narrow_rows(void *arg, mhk_index task, int worker) {
   const mhk__narrow *u = &ks->narrow;
   const mhk_index i0 = task * g->mc, m = mhk__min(g->mc, g->M - i0);
   mhk_real *pa = job->work + worker * job->each, *c = g->c + i0 * g->ldc + g->j0;
-  mhk_index k0;
-  for (k0 = 0; k0 < g->K; k0 += MHK__NARROW_K) {
+  for (mhk_index k0 = 0; k0 < g->K; k0 += MHK__NARROW_K) {
     const mhk_index k = mhk__min(MHK__NARROW_K, g->K - k0);
     u->pack_a(pa, m, k, mhk__mat_from(&g->a, i0, k0));
     u->product(m, g->n, k, pa, g->packed + mhk__narrow_bytes(u, mhk__up(g->n, u->nr), k0), c, g->ldc, k0 > 0 || (g->e && g->e->accumulate));
@@ -7172,7 +7085,6 @@ static void mhk__gemm_narrow(mhk_context *ctx, mhk_index M, mhk_index N, mhk_ind
   const mhk__narrow *u = &ctx->kernels->narrow;
   const mhk_index real = (mhk_index)sizeof(mhk_real);
   mhk__narrow_args g;
-  mhk__mark mark;
   if (M <= 4 || N <= 0 || K <= 0 || b.q) {
     mhk__gemm(ctx, M, N, K, a, b, c, ldc, e);
     return;
@@ -7189,7 +7101,7 @@ static void mhk__gemm_narrow(mhk_context *ctx, mhk_index M, mhk_index N, mhk_ind
   g.j0 = g.n = 0;
   g.mc = mhk__min(192 / u->mr * u->mr, mhk__up((M + 15) / 16, u->mr));
   g.nc = mhk__up(mhk__max(1, mhk__min(N, ((mhk_index)1 << 21) / K)), u->nr);
-  mark = mhk__scratch_mark(ctx);
+  mhk__mark mark = mhk__scratch_mark(ctx);
   g.packed = (unsigned char *)mhk__scratch(ctx, mhk__size3(ctx, g.nc, mhk__up(K, u->kr), 1) > 0 ? mhk__narrow_bytes(u, g.nc, K) : 0, 1);
   for (; g.packed && g.j0 < N && ctx->result == MHK_OK; g.j0 += g.n) {
     const mhk_index blocks = (K + MHK__NARROW_K - 1) / MHK__NARROW_K, step = mhk__up(MHK__PACK_COLUMNS, u->nr);
@@ -7224,14 +7136,13 @@ static void mhk__batch_task(void *arg, mhk_index task, int worker) {
 /* c_i = or += a_i b_i for each i of the batch, all of dtype MHK_REAL */
 static void mhk__gemm_batch(mhk_context *ctx, mhk_index batch, const mhk__batch_args *g) {
   mhk__epilogue e;
-  mhk_index i;
   if (batch > 1 && g->K > 0 && (g->M + g->N) * g->K <= 262144) {
     mhk__run(ctx, g, batch, 0, (mhk__padded(g->M) + mhk__padded(g->N)) * g->K, (double)batch * (double)(g->M * g->N) * (double)g->K, mhk__batch_task);
     return;
   }
   memset(&e, 0, sizeof e);
   e.accumulate = g->accumulate;
-  for (i = 0; i < batch; i++)
+  for (mhk_index i = 0; i < batch; i++)
     mhk__gemm(ctx, g->M, g->N, g->K, mhk__mat((const mhk_real *)g->a.data + i * g->step_a, MHK_REAL, g->a.row, g->a.col),
               mhk__mat((const mhk_real *)g->b.data + i * g->step_b, MHK_REAL, g->b.row, g->b.col), g->c + i * g->step_c, g->ldc, &e);
 }
@@ -7266,17 +7177,15 @@ static double mhk__ssd_cost(const mhk__ssd_args *a) { return 2.0 * (double)(a->B
 static mhk_index mhk__ssd_span(mhk_index B, mhk_index n) { return mhk__max(1, mhk__min(8, B * n / 8)); }
 static void mhk__ssd_forward(mhk_context *ctx, const mhk__ssd_args *args, int recurrent) {
   mhk__ssd_args a = *args;
-  mhk_index tasks;
   a.span = recurrent ? 1 : mhk__ssd_span(a.B, a.H);
-  tasks = (a.H + a.span - 1) / a.span;
+  const mhk_index tasks = (a.H + a.span - 1) / a.span;
   mhk__run(ctx, &a, a.B * tasks, tasks, recurrent ? 1 : mhk__ssd_work(a.Q, a.N, a.P, a.span), mhk__ssd_cost(&a),
            recurrent ? mhk__ssd_step_task : mhk__ssd_task);
 }
 static void mhk__ssd_backward(mhk_context *ctx, const mhk__ssd_args *args) {
   mhk__ssd_args a = *args;
-  mhk_index tasks;
   a.span = mhk__ssd_span(a.B, a.G);
-  tasks = (a.G + a.span - 1) / a.span;
+  const mhk_index tasks = (a.G + a.span - 1) / a.span;
   mhk__run(ctx, &a, a.B * tasks, tasks, mhk__ssd_work(a.Q, a.N, a.P, a.span * (a.H / a.G)), mhk__ssd_cost(&a), mhk__ssd_back_task);
 }
 
@@ -7348,10 +7257,9 @@ MHKDEF const char *mhk_dtype_name(mhk_dtype dtype) {
 /* "(2,37,32)" */
 static const char *mhk__shape_text(int rank, const mhk_index *shape, char *out, size_t capacity) {
   size_t n = 0;
-  int i;
   if (capacity < 3) return "";
   out[n++] = '(';
-  for (i = 0; i < rank && n + 24 < capacity; i++) n += mhk__print(out + n, capacity - n, i ? ",%lld" : "%lld", (long long)shape[i]);
+  for (int i = 0; i < rank && n + 24 < capacity; i++) n += mhk__print(out + n, capacity - n, i ? ",%lld" : "%lld", (long long)shape[i]);
   out[n++] = ')';
   out[n] = 0;
   return out;
@@ -7364,7 +7272,6 @@ static const char *mhk__shape_text(int rank, const mhk_index *shape, char *out, 
 static int mhk__shape_set(mhk_context *ctx, mhk_tensor *x, int rank, const mhk_index *shape) {
   const mhk_index most = PTRDIFF_MAX / (mhk_index)sizeof(double);
   mhk_index count = 1, empty = 0;
-  int i;
   if (rank < 0 || rank > MHK_MAX_RANK) {
     mhk_fail(ctx, MHK_ERROR_SHAPE, "a tensor of rank %d: ranks go from 0 to %d", rank, MHK_MAX_RANK);
     return 0;
@@ -7373,7 +7280,7 @@ static int mhk__shape_set(mhk_context *ctx, mhk_tensor *x, int rank, const mhk_i
     mhk_fail(ctx, MHK_ERROR_ARGUMENT, "a tensor of rank %d needs a shape, and was given NULL", rank);
     return 0;
   }
-  for (i = 0; i < MHK_MAX_RANK; i++) {
+  for (int i = 0; i < MHK_MAX_RANK; i++) {
     const mhk_index n = i < rank ? shape[i] : 1;
     if (n < 0) {
       mhk_fail(ctx, MHK_ERROR_SHAPE, "axis %d of a new tensor has %lld elements", i, (long long)n);
@@ -7417,7 +7324,6 @@ static mhk_real mhk__tensor_element(const mhk_tensor *x, mhk_index i) {
 MHKDEF double mhk_value(const mhk_tensor *x) { return x && x->data && x->count > 0 ? (double)mhk__tensor_element(x, 0) : (double)NAN; }
 
 MHKDEF mhk_result mhk_tensor_read(const mhk_tensor *x, mhk_index first, mhk_index n, mhk_real *out) {
-  mhk_index i;
   if (!x) return MHK_ERROR_ARGUMENT;
   if (mhk_failed(x->ctx)) return mhk_error(x->ctx);
   if (first < 0 || n < 0 || first > x->count || n > x->count - first || (n && (!x->data || !out)))
@@ -7426,7 +7332,7 @@ MHKDEF mhk_result mhk_tensor_read(const mhk_tensor *x, mhk_index first, mhk_inde
   if (x->dtype == MHK_REAL) {
     if (n) memcpy(out, (const mhk_real *)x->data + first, (size_t)n * sizeof(mhk_real));
   } else if (mhk__is_quantised(x->dtype) || x->dtype == MHK_F32 || x->dtype == MHK_F64 || x->dtype == MHK_F16 || x->dtype == MHK_BF16)
-    for (i = 0; i < n; i++) out[i] = mhk__tensor_element(x, first + i);
+    for (mhk_index i = 0; i < n; i++) out[i] = mhk__tensor_element(x, first + i);
   else
     return mhk_fail(x->ctx, MHK_ERROR_UNSUPPORTED, "%s is stored as %s: there are no real numbers to read", x->name ? x->name : "a tensor",
                     mhk_dtype_name(x->dtype));
@@ -7435,21 +7341,20 @@ MHKDEF mhk_result mhk_tensor_read(const mhk_tensor *x, mhk_index first, mhk_inde
 
 MHKDEF size_t mhk_tensor_bytes(const mhk_tensor *x) {
   const mhk_quantised *q = x ? x->quantised : NULL;
-  mhk_index K, blocks, rows;
+  mhk_index rows;
   if (!x) return 0;
   if (!q) return (size_t)x->count * mhk_dtype_size(x->dtype);
-  K = x->shape[1];
+  const mhk_index K = x->shape[1];
   rows = mhk__max(0, mhk__min(x->shape[0], q->rows - x->base_offset / K));
-  blocks = mhk__q_blocks(rows);
+  const mhk_index blocks = mhk__q_blocks(rows);
   return (size_t)(blocks * (mhk__q_block_bytes(x->dtype, K) + K / q->group * MHK__Q_ROWS * 2)) + (size_t)((x->shape[0] - rows) * K) * sizeof(mhk_real);
 }
 
 #ifndef MOHAWK_NO_TRAINING
 MHKDEF mhk_tensor *mhk_parameter(mhk_context *ctx, const char *name, int rank, const mhk_index *shape, const mhk_real *values) {
   mhk__object *p = (mhk__object *)mhk__object_new(ctx, sizeof(mhk__object), NULL);
-  mhk_tensor *x;
   if (!p) return NULL;
-  x = mhk__tensor_in(ctx, &p->arena, rank, shape);
+  mhk_tensor *x = mhk__tensor_in(ctx, &p->arena, rank, shape);
   if (!x) return NULL;
   x->grad = (mhk_real *)mhk__arena_zeros(ctx, &p->arena, x->count, sizeof(mhk_real));
   x->name = name ? mhk__arena_text(ctx, &p->arena, name, strlen(name)) : NULL;
@@ -7603,9 +7508,8 @@ static mhk__node *mhk__record(mhk_tape *t, void (*backward)(mhk_tape *t, mhk__no
 }
 
 MHKDEF mhk_tensor *mhk_tensor_new(mhk_tape *t, int rank, const mhk_index *shape, const mhk_real *values) {
-  mhk_tensor *x;
   if (!mhk__tape_ready(t)) return NULL;
-  x = mhk__new(t, rank, shape);
+  mhk_tensor *x = mhk__new(t, rank, shape);
   if (!x) return NULL;
   if (values)
     memcpy(x->data, values, (size_t)x->count * sizeof(mhk_real));
@@ -7629,10 +7533,9 @@ static mhk_tensor *mhk__view(mhk_tape *t, mhk_tensor *x, int rank, const mhk_ind
 }
 
 MHKDEF mhk_tensor *mhk_reshape(mhk_tape *t, mhk_tensor *x, int rank, const mhk_index *shape) {
-  mhk_tensor *v;
   char from[128], to[128];
   if (!mhk__tape_ready(t) || !x) return NULL;
-  v = mhk__view(t, x, rank, shape, 0);
+  mhk_tensor *v = mhk__view(t, x, rank, shape, 0);
   if (v && v->count != x->count) {
     mhk_fail(t->ctx, MHK_ERROR_SHAPE, "reshape: %s has %lld elements, %s has %lld", mhk__shape_text(x->rank, x->shape, from, sizeof from), (long long)x->count,
              mhk__shape_text(rank, shape, to, sizeof to), (long long)v->count);
@@ -7647,22 +7550,20 @@ MHKDEF mhk_tensor *mhk_reshape(mhk_tape *t, mhk_tensor *x, int rank, const mhk_i
 
 MHKDEF mhk_tensor *mhk_rows(mhk_tape *t, mhk_tensor *x, mhk_index first, mhk_index rows) {
   mhk_index shape[MHK_MAX_RANK];
-  int i;
   if (!mhk__tape_ready(t) || !x) return NULL;
   if (x->rank < 1 || first < 0 || rows < 0 || first > x->shape[0] || rows > x->shape[0] - first) {
     mhk_fail(t->ctx, MHK_ERROR_SHAPE, "%lld rows from %lld on of a tensor that has %lld", (long long)rows,
              (long long)first, (long long)(x->rank < 1 ? 0 : x->shape[0]));
     return NULL;
   }
-  for (i = 0; i < x->rank; i++) shape[i] = x->shape[i];
+  for (int i = 0; i < x->rank; i++) shape[i] = x->shape[i];
   shape[0] = rows;
   return mhk__view(t, x, x->rank, shape, x->shape[0] ? first * (x->count / x->shape[0]) : 0);
 }
 
 MHKDEF mhk_tensor *mhk_detach(mhk_tape *t, mhk_tensor *x) {
-  mhk_tensor *v;
   if (!mhk__tape_ready(t) || !x) return NULL;
-  v = mhk__view(t, x, x->rank, x->shape, 0);
+  mhk_tensor *v = mhk__view(t, x, x->rank, x->shape, 0);
   if (!v) return NULL;
   v->base = NULL;
   v->grad = NULL;
@@ -7671,14 +7572,13 @@ MHKDEF mhk_tensor *mhk_detach(mhk_tape *t, mhk_tensor *x) {
 }
 
 MHKDEF mhk_tensor *mhk_require_grad(mhk_tape *t, mhk_tensor *x) {
-  const mhk_tensor *owner;
   if (!mhk__tape_ready(t) || !x) return NULL;
   if (x->dtype != MHK_REAL) {
     mhk_fail(t->ctx, MHK_ERROR_ARGUMENT, "%s is stored as %s: only %s tensors can have a gradient", x->name ? x->name : "a tensor", mhk_dtype_name(x->dtype),
              mhk_dtype_name(MHK_REAL));
     return NULL;
   }
-  owner = x->base ? x->base : x;
+  const mhk_tensor *owner = x->base ? x->base : x;
   if (!owner->grad && !mhk__arena_holds(&t->arena, owner)) {
     mhk_fail(t->ctx, MHK_ERROR_ARGUMENT,
              "require_grad: %s is no tensor of this tape, on which its gradient would lie: use mhk_parameter(), for a "
@@ -7712,9 +7612,8 @@ static void mhk__axpy_body(mhk_context *ctx, void *args, mhk_index first, mhk_in
   mhk_real *MHK__RESTRICT y = a->y;
   const mhk_real *MHK__RESTRICT x = a->x;
   const mhk_real f = a->f;
-  mhk_index i;
   (void)ctx;
-  for (i = first; i < last; i++) y[i] += f * x[i];
+  for (mhk_index i = first; i < last; i++) y[i] += f * x[i];
 }
 /* y += f x */
 static void mhk__axpy(mhk_context *ctx, mhk_index n, mhk_real f, const mhk_real *x, mhk_real *y) {
@@ -7733,13 +7632,12 @@ static void mhk__copy_body(mhk_context *ctx, void *args, mhk_index first, mhk_in
 }
 
 MHKDEF mhk_result mhk_backward_many(mhk_tape *t, int n, mhk_tensor *const *y, const mhk_real *const *cotangents) {
-  int i;
   if (!t) return MHK_ERROR_MEMORY;
   if (t->ctx->result != MHK_OK) return t->ctx->result;
   if (n < 0 || (n > 0 && (!y || !cotangents)))
     return mhk_fail(t->ctx, MHK_ERROR_ARGUMENT,
                     "backward: %d outputs and their cotangents are needed, a list is missing", n);
-  for (i = 0; i < n; i++) {
+  for (int i = 0; i < n; i++) {
     mhk__axpy_args a;
     int add;
     if (!y[i] || !cotangents[i]) return mhk_fail(t->ctx, MHK_ERROR_ARGUMENT, "backward: output %d or its cotangent is missing", i);
@@ -7772,7 +7670,6 @@ static void mhk__recompute_back(mhk_tape *t, mhk__node *n) {
   mhk_tensor *x = n->in[0], *copy, *y;
   mhk_real *g = mhk__into(t, x); /* before the mark, so that it stays */
   const mhk_tape_mark inner = mhk_tape_here(t);
-  mhk_index i;
   t->recording = 1;
   copy = mhk_detach(t, x);
   if (copy && g) { /* adds where x itself would: the same bits as without recomputation */
@@ -7785,7 +7682,7 @@ static void mhk__recompute_back(mhk_tape *t, mhk__node *n) {
   else if (y && y->requires_grad) { /* else neither x nor any parameter inside wants a gradient */
     mhk_real *gy = mhk__grad(t, y);
     if (gy) {
-      for (i = 0; i < y->count; i++) gy[i] += n->out[0]->grad[i];
+      for (mhk_index i = 0; i < y->count; i++) gy[i] += n->out[0]->grad[i];
       mhk__unwind(t, inner.records);
     }
   }
@@ -7794,37 +7691,32 @@ static void mhk__recompute_back(mhk_tape *t, mhk__node *n) {
 }
 
 MHKDEF mhk_tensor *mhk_recompute(mhk_tape *t, mhk_block_fn f, void *user, mhk_tensor *x) {
-  mhk_tape_mark mark;
-  mhk__mark hold;
-  mhk_tensor *y, *out;
-  mhk_real *copy;
   mhk_index shape[MHK_MAX_RANK], count;
-  mhk__node *n;
-  int was, rank, i;
+  int rank, i;
   if (!mhk__tape_ready(t) || !x) return NULL;
   if (!f) {
     mhk_fail(t->ctx, MHK_ERROR_ARGUMENT, "recompute: the function is missing (NULL)");
     return NULL;
   }
   if (!t->recording) return f(t, user, x);
-  mark = mhk_tape_here(t);
-  hold = mhk__scratch_mark(t->ctx);
-  was = mhk_tape_record(t, 0);
-  y = f(t, user, x);
+  mhk_tape_mark mark = mhk_tape_here(t);
+  mhk__mark hold = mhk__scratch_mark(t->ctx);
+  const int was = mhk_tape_record(t, 0);
+  mhk_tensor *y = f(t, user, x);
   mhk_tape_record(t, was);
   if (!y) return NULL;
   count = y->count;
   rank = y->rank;
   for (i = 0; i < MHK_MAX_RANK; i++) shape[i] = y->shape[i];
-  copy = (mhk_real *)mhk__scratch(t->ctx, count, sizeof(mhk_real));
+  mhk_real *copy = (mhk_real *)mhk__scratch(t->ctx, count, sizeof(mhk_real));
   if (copy) memcpy(copy, y->data, (size_t)count * sizeof(mhk_real));
   mhk_tape_rewind(t, mark);
-  out = copy ? mhk_tensor_new(t, rank, shape, copy) : NULL;
+  mhk_tensor *out = copy ? mhk_tensor_new(t, rank, shape, copy) : NULL;
   mhk__scratch_rewind(t->ctx, hold);
   if (!out) return NULL;
   i = x->requires_grad;
   x->requires_grad = 1; /* the parameters inside want gradients even where x does not */
-  n = mhk__record(t, mhk__recompute_back, 1, &x, 1, &out, sizeof(mhk__recompute_saved));
+  mhk__node *n = mhk__record(t, mhk__recompute_back, 1, &x, 1, &out, sizeof(mhk__recompute_saved));
   x->requires_grad = i;
   if (!n) return NULL;
   ((mhk__recompute_saved *)n->saved)->f = f;
@@ -7851,9 +7743,7 @@ static void mhk__custom_back(mhk_tape *t, mhk__node *n) {
 MHKDEF mhk_tensor *mhk_custom(mhk_tape *t, int inputs, mhk_tensor *const *in, int rank, const mhk_index *shape, void (*forward)(const mhk_op *op),
                               void (*backward)(const mhk_op *op), const void *user, size_t user_size) {
   mhk_op op;
-  mhk__node *n;
   void *copy = NULL;
-  int i;
   if (!mhk__tape_ready(t)) return NULL;
   if (!forward || inputs < 0 || inputs > MHK__MAX_IN || (inputs > 0 && !in) || (user_size > 0 && !user)) {
     mhk_fail(
@@ -7862,7 +7752,7 @@ MHKDEF mhk_tensor *mhk_custom(mhk_tape *t, int inputs, mhk_tensor *const *in, in
         inputs, MHK__MAX_IN);
     return NULL;
   }
-  for (i = 0; i < inputs; i++)
+  for (int i = 0; i < inputs; i++)
     if (!in[i]) return NULL;
   op.out = mhk_tensor_new(t, rank, shape, NULL);
   if (user_size) {
@@ -7875,7 +7765,7 @@ MHKDEF mhk_tensor *mhk_custom(mhk_tape *t, int inputs, mhk_tensor *const *in, in
   op.inputs = inputs;
   op.user = user_size ? copy : NULL;
   forward(&op);
-  n = backward ? mhk__record(t, mhk__custom_back, inputs, in, 1, &op.out, sizeof(mhk__custom_saved)) : NULL;
+  mhk__node *n = backward ? mhk__record(t, mhk__custom_back, inputs, in, 1, &op.out, sizeof(mhk__custom_saved)) : NULL;
   if (n) {
     ((mhk__custom_saved *)n->saved)->backward = backward;
     ((mhk__custom_saved *)n->saved)->user = op.user;
@@ -7885,26 +7775,22 @@ MHKDEF mhk_tensor *mhk_custom(mhk_tape *t, int inputs, mhk_tensor *const *in, in
 
 MHKDEF double mhk_check_gradient(mhk_tape *t, mhk_tensor *(*f)(mhk_tape *t, void *user), void *user, mhk_tensor *x, mhk_gradient_report *report) {
   mhk_gradient_report r;
-  mhk_tape_mark mark;
-  mhk__mark hold;
-  mhk_real *analytic, *data;
-  mhk_tensor *y;
+  mhk_real *data;
   double scale = 0, largest = 0, step, worst = -1;
-  mhk_index i, k, n;
-  int was;
+  mhk_index i;
   memset(&r, 0, sizeof r);
   r.error = (double)NAN;
   if (report) *report = r;
   if (mhk__tape_ready(t) && !f) mhk_fail(t->ctx, MHK_ERROR_ARGUMENT, "check_gradient: the function is missing (NULL)");
   if (!mhk__tape_ready(t) || !x || !mhk_require_grad(t, x)) return r.error;
   data = (mhk_real *)x->data;
-  mark = mhk_tape_here(t);
-  hold = mhk__scratch_mark(t->ctx);
-  analytic = (mhk_real *)mhk__scratch(t->ctx, x->count, sizeof(mhk_real));
+  mhk_tape_mark mark = mhk_tape_here(t);
+  mhk__mark hold = mhk__scratch_mark(t->ctx);
+  mhk_real *analytic = (mhk_real *)mhk__scratch(t->ctx, x->count, sizeof(mhk_real));
   if (!analytic) return r.error;
   mhk_zero_grad(x);
-  was = mhk_tape_record(t, 1);
-  y = f(t, user);
+  const int was = mhk_tape_record(t, 1);
+  mhk_tensor *y = f(t, user);
   if (!y || mhk_backward(t, y) != MHK_OK) {
     mhk_tape_record(t, was);
     return r.error;
@@ -7919,23 +7805,22 @@ MHKDEF double mhk_check_gradient(mhk_tape *t, mhk_tensor *(*f)(mhk_tape *t, void
   }
   scale = x->count ? sqrt(scale / (double)x->count) : 0;
   step = (sizeof(mhk_real) == 4 ? 1e-2 : 1e-5) * (scale > 0 ? scale : 1);
-  n = x->count < 256 ? x->count : 256;
+  const mhk_index n = x->count < 256 ? x->count : 256;
   {
     mhk_real *numeric = (mhk_real *)mhk__scratch(t->ctx, n, sizeof(mhk_real));
-    for (k = 0; numeric && k < n && t->ctx->result == MHK_OK; k++) {
+    for (mhk_index k = 0; numeric && k < n && t->ctx->result == MHK_OK; k++) {
       const mhk_real keep = data[i = k * x->count / n];
-      double up, down;
       data[i] = MHK__R((double)keep + step);
-      up = mhk_value(f(t, user));
+      const double up = mhk_value(f(t, user));
       mhk_tape_rewind(t, mark);
       data[i] = MHK__R((double)keep - step);
-      down = mhk_value(f(t, user));
+      const double down = mhk_value(f(t, user));
       mhk_tape_rewind(t, mark);
       numeric[k] = MHK__R((up - down) / ((double)MHK__R((double)keep + step) - (double)MHK__R((double)keep - step)));
       data[i] = keep;
       if (fabs((double)numeric[k]) > largest) largest = fabs((double)numeric[k]);
     }
-    for (k = 0; numeric && k < n && t->ctx->result == MHK_OK; k++) {
+    for (mhk_index k = 0; numeric && k < n && t->ctx->result == MHK_OK; k++) {
       const double e = fabs((double)analytic[i = k * x->count / n] - (double)numeric[k]) / (largest > 0 ? largest : 1);
       if (!(e <= worst)) {
         worst = e;
@@ -7980,9 +7865,8 @@ static mhk_tensor *mhk__shape_error(mhk_tape *t, const char *op, const mhk_tenso
 }
 
 static int mhk__same_shape(const mhk_tensor *a, const mhk_tensor *b) {
-  int i;
   if (a->rank != b->rank) return 0;
-  for (i = 0; i < a->rank; i++)
+  for (int i = 0; i < a->rank; i++)
     if (a->shape[i] != b->shape[i]) return 0;
   return 1;
 }
@@ -7995,14 +7879,13 @@ typedef struct mhk__columns_args { const mhk_real *x, *y; mhk_real *out; mhk_ind
 static void mhk__column_sum_body(mhk_context *ctx, void *args, mhk_index first, mhk_index last) {
   const mhk__columns_args *a = (const mhk__columns_args *)args;
   mhk_real sum[64], *MHK__RESTRICT s = sum;
-  mhk_index r, j;
   (void)ctx;
-  for (j = 0; j < last - first; j++) s[j] = 0;
-  for (r = 0; r < a->rows; r++) {
+  for (mhk_index j = 0; j < last - first; j++) s[j] = 0;
+  for (mhk_index r = 0; r < a->rows; r++) {
     const mhk_real *x = a->x + r * a->cols + first;
-    for (j = 0; j < last - first; j++) s[j] += x[j];
+    for (mhk_index j = 0; j < last - first; j++) s[j] += x[j];
   }
-  for (j = first; j < last; j++) a->out[j] += s[j - first];
+  for (mhk_index j = first; j < last; j++) a->out[j] += s[j - first];
 }
 /* out (cols) += sum over rows of x */
 static void mhk__column_sum(mhk_context *ctx, mhk_index rows, mhk_index cols, const mhk_real *x, mhk_real *out) {
@@ -8017,12 +7900,11 @@ static void mhk__column_sum(mhk_context *ctx, mhk_index rows, mhk_index cols, co
 
 /* first token of each token's document, -1 for the first document of a row (it continues what came before); NULL without doc */
 static mhk_index *mhk__starts(mhk_tape *t, const int32_t *doc, mhk_index B, mhk_index T) {
-  mhk_index *start, b, i;
   if (!doc) return NULL;
-  start = (mhk_index *)mhk__arena_zeros(t->ctx, &t->arena, B * T, sizeof(mhk_index));
+  mhk_index *start = (mhk_index *)mhk__arena_zeros(t->ctx, &t->arena, B * T, sizeof(mhk_index));
   if (!start) return NULL;
-  for (b = 0; b < B; b++)
-    for (i = 0; i < T; i++) start[b * T + i] = i == 0 ? -1 : doc[b * T + i] != doc[b * T + i - 1] ? i : start[b * T + i - 1];
+  for (mhk_index b = 0; b < B; b++)
+    for (mhk_index i = 0; i < T; i++) start[b * T + i] = i == 0 ? -1 : doc[b * T + i] != doc[b * T + i - 1] ? i : start[b * T + i - 1];
   return start;
 }
 
@@ -8035,47 +7917,43 @@ static void mhk__binary_back(mhk_tape *t, mhk__node *n) {
   const mhk__binary_saved *s = (const mhk__binary_saved *)n->saved;
   mhk_tensor *a = n->in[0], *b = n->in[1], *y = n->out[0];
   mhk_real *da = mhk__into(t, a), *db = mhk__into(t, b);
-  mhk_index i, j;
   if (da) {
     if (s->kind == MHK__MUL2) {
-      for (i = 0; i < y->count; i += s->wrap)
-        for (j = 0; j < s->wrap; j++) da[i + j] += y->grad[i + j] * mhk__d(b)[j + (b->count == y->count ? i : 0)];
+      for (mhk_index i = 0; i < y->count; i += s->wrap)
+        for (mhk_index j = 0; j < s->wrap; j++) da[i + j] += y->grad[i + j] * mhk__d(b)[j + (b->count == y->count ? i : 0)];
     } else
       mhk__axpy(t->ctx, y->count, MHK__R(1), y->grad, da);
   }
   if (!db) return;
   if (b->count == y->count) {
     if (s->kind == MHK__MUL2)
-      for (i = 0; i < y->count; i++) db[i] += y->grad[i] * mhk__d(a)[i];
+      for (mhk_index i = 0; i < y->count; i++) db[i] += y->grad[i] * mhk__d(a)[i];
     else
       mhk__axpy(t->ctx, y->count, s->kind == MHK__SUB2 ? MHK__R(-1) : MHK__R(1), y->grad, db);
   } else
-    for (j = 0; j < s->wrap; j++) {
+    for (mhk_index j = 0; j < s->wrap; j++) {
       double sum = 0;
-      for (i = j; i < y->count; i += s->wrap) sum += (double)(s->kind == MHK__MUL2 ? y->grad[i] * mhk__d(a)[i] : y->grad[i]);
+      for (mhk_index i = j; i < y->count; i += s->wrap) sum += (double)(s->kind == MHK__MUL2 ? y->grad[i] * mhk__d(a)[i] : y->grad[i]);
       db[j] += MHK__R(s->kind == MHK__SUB2 ? -sum : sum);
     }
 }
 
 static mhk_tensor *mhk__binary(mhk_tape *t, const char *name, mhk__binary_kind kind, mhk_tensor *a, mhk_tensor *b) {
-  mhk_tensor *y, *in[2];
-  mhk__node *n;
-  mhk_index i, j, wrap;
-  const mhk_real *x, *z;
+  mhk_tensor *in[2];
   if (!mhk__op_ready(t, a, b) || !mhk__is_real(t, name, a) || !mhk__is_real(t, name, b)) return NULL;
   if (!mhk__same_shape(a, b) && b->count != 1 && !(b->rank == 1 && a->rank > 0 && b->count == mhk__last(a)))
     return mhk__shape_error(t, name, a, b, "the second may have the shape of the first, of its last axis, or one element");
-  y = mhk__new(t, a->rank, a->shape);
+  mhk_tensor *y = mhk__new(t, a->rank, a->shape);
   if (!y) return NULL;
-  wrap = b->count > 0 ? b->count : 1;
-  x = mhk__d(a);
-  z = mhk__d(b);
-  for (i = 0; i < a->count; i += wrap)
-    for (j = 0; j < wrap; j++)
+  const mhk_index wrap = b->count > 0 ? b->count : 1;
+  const mhk_real *x = mhk__d(a);
+  const mhk_real *z = mhk__d(b);
+  for (mhk_index i = 0; i < a->count; i += wrap)
+    for (mhk_index j = 0; j < wrap; j++)
       mhk__d(y)[i + j] = kind == MHK__ADD2 ? x[i + j] + z[j] : kind == MHK__SUB2 ? x[i + j] - z[j] : x[i + j] * z[j];
   in[0] = a;
   in[1] = b;
-  n = mhk__record(t, mhk__binary_back, 2, in, 1, &y, sizeof(mhk__binary_saved));
+  mhk__node *n = mhk__record(t, mhk__binary_back, 2, in, 1, &y, sizeof(mhk__binary_saved));
   if (n) {
     ((mhk__binary_saved *)n->saved)->kind = kind;
     ((mhk__binary_saved *)n->saved)->wrap = wrap;
@@ -8097,16 +7975,15 @@ static void mhk__unary_body(mhk_context *ctx, void *args, mhk_index first, mhk_i
   const mhk__unary_args *a = (const mhk__unary_args *)args;
   const mhk_real *x = a->x;
   mhk_real *y = a->out, f = a->factor;
-  mhk_index i;
   switch (a->kind) {
-    case MHK__SCALE1: for (i = first; i < last; i++) y[i] = x[i] * f; break;
-    case MHK__SQUARE1: for (i = first; i < last; i++) y[i] = x[i] * x[i]; break;
-    case MHK__SQRT1: for (i = first; i < last; i++) y[i] = MHK__R(sqrt(x[i])); break;
-    case MHK__EXP1: for (i = first; i < last; i++) y[i] = MHK__REXP(x[i]); break;
-    case MHK__LOG1: for (i = first; i < last; i++) y[i] = MHK__R(log(x[i])); break;
-    case MHK__SIGMOID1: for (i = first; i < last; i++) y[i] = mhk__sigmoid1(x[i]); break;
-    case MHK__SOFTPLUS1: for (i = first; i < last; i++) y[i] = (x[i] > 0 ? x[i] : 0) + MHK__R(log1p(exp(-fabs((double)x[i])))); break;
-    case MHK__SILU1: for (i = first; i < last; i++) y[i] = x[i] * mhk__sigmoid1(x[i]); break;
+    case MHK__SCALE1: for (mhk_index i = first; i < last; i++) y[i] = x[i] * f; break;
+    case MHK__SQUARE1: for (mhk_index i = first; i < last; i++) y[i] = x[i] * x[i]; break;
+    case MHK__SQRT1: for (mhk_index i = first; i < last; i++) y[i] = MHK__R(sqrt(x[i])); break;
+    case MHK__EXP1: for (mhk_index i = first; i < last; i++) y[i] = MHK__REXP(x[i]); break;
+    case MHK__LOG1: for (mhk_index i = first; i < last; i++) y[i] = MHK__R(log(x[i])); break;
+    case MHK__SIGMOID1: for (mhk_index i = first; i < last; i++) y[i] = mhk__sigmoid1(x[i]); break;
+    case MHK__SOFTPLUS1: for (mhk_index i = first; i < last; i++) y[i] = (x[i] > 0 ? x[i] : 0) + MHK__R(log1p(exp(-fabs((double)x[i])))); break;
+    case MHK__SILU1: for (mhk_index i = first; i < last; i++) y[i] = x[i] * mhk__sigmoid1(x[i]); break;
     case MHK__GELU1: ctx->kernels->gelu(last - first, x + first, y + first); break;
   }
 }
@@ -8115,28 +7992,26 @@ static void mhk__unary_back_body(mhk_context *ctx, void *args, mhk_index first, 
   const mhk__unary_args *a = (const mhk__unary_args *)args;
   const mhk_real *x = a->x, *y = a->y, *g = a->dy;
   mhk_real *d = a->out, f = a->factor, s;
-  mhk_index i;
   switch (a->kind) {
-    case MHK__SCALE1: for (i = first; i < last; i++) d[i] += g[i] * f; break;
-    case MHK__SQUARE1: for (i = first; i < last; i++) d[i] += g[i] * 2 * x[i]; break;
-    case MHK__SQRT1: for (i = first; i < last; i++) d[i] += y[i] > 0 ? g[i] / (2 * y[i]) : 0; break; /* at 0: the subgradient 0 */
-    case MHK__EXP1: for (i = first; i < last; i++) d[i] += g[i] * y[i]; break;
-    case MHK__LOG1: for (i = first; i < last; i++) d[i] += g[i] / x[i]; break;
-    case MHK__SIGMOID1: for (i = first; i < last; i++) d[i] += g[i] * y[i] * (1 - y[i]); break;
-    case MHK__SOFTPLUS1: for (i = first; i < last; i++) d[i] += g[i] * mhk__sigmoid1(x[i]); break;
+    case MHK__SCALE1: for (mhk_index i = first; i < last; i++) d[i] += g[i] * f; break;
+    case MHK__SQUARE1: for (mhk_index i = first; i < last; i++) d[i] += g[i] * 2 * x[i]; break;
+    case MHK__SQRT1: for (mhk_index i = first; i < last; i++) d[i] += y[i] > 0 ? g[i] / (2 * y[i]) : 0; break; /* at 0: the subgradient 0 */
+    case MHK__EXP1: for (mhk_index i = first; i < last; i++) d[i] += g[i] * y[i]; break;
+    case MHK__LOG1: for (mhk_index i = first; i < last; i++) d[i] += g[i] / x[i]; break;
+    case MHK__SIGMOID1: for (mhk_index i = first; i < last; i++) d[i] += g[i] * y[i] * (1 - y[i]); break;
+    case MHK__SOFTPLUS1: for (mhk_index i = first; i < last; i++) d[i] += g[i] * mhk__sigmoid1(x[i]); break;
     case MHK__SILU1:
-      for (i = first; i < last; i++) {
+      for (mhk_index i = first; i < last; i++) {
         s = mhk__sigmoid1(x[i]);
         d[i] += g[i] * s * (1 + x[i] * (1 - s));
       }
       break;
     case MHK__GELU1:
-      for (i = first; i < last;) {
+      for (mhk_index i = first; i < last;) {
         mhk_real block[256];
         const mhk_index k = mhk__min(256, last - i);
-        mhk_index j;
         ctx->kernels->gelu_back(k, x + i, g + i, block);
-        for (j = 0; j < k; j++) d[i + j] += block[j];
+        for (mhk_index j = 0; j < k; j++) d[i + j] += block[j];
         i += k;
       }
       break;
@@ -8152,10 +8027,8 @@ static void mhk__unary_back(mhk_tape *t, mhk__node *n) {
 
 static mhk_tensor *mhk__unary(mhk_tape *t, const char *name, mhk__unary_kind kind, double factor, mhk_tensor *x) {
   mhk__unary_args a;
-  mhk_tensor *y;
-  mhk__node *n;
   if (!mhk__op_ready(t, x, x) || !mhk__is_real(t, name, x)) return NULL;
-  y = mhk__new(t, x->rank, x->shape);
+  mhk_tensor *y = mhk__new(t, x->rank, x->shape);
   if (!y) return NULL;
   memset(&a, 0, sizeof a);
   a.kind = kind;
@@ -8163,7 +8036,7 @@ static mhk_tensor *mhk__unary(mhk_tape *t, const char *name, mhk__unary_kind kin
   a.x = mhk__d(x);
   a.y = a.out = mhk__d(y);
   mhk__over(t->ctx, x->count, MHK__GRAIN, mhk__unary_body, &a);
-  n = mhk__record(t, mhk__unary_back, 1, &x, 1, &y, sizeof a);
+  mhk__node *n = mhk__record(t, mhk__unary_back, 1, &x, 1, &y, sizeof a);
   if (n) *(mhk__unary_args *)n->saved = a;
   return y;
 }
@@ -8189,25 +8062,21 @@ static void mhk__sum_back(mhk_tape *t, mhk__node *n) {
   mhk_real *d = mhk__into(t, n->in[0]);
   const mhk_real f = ((const mhk__sum_saved *)n->saved)->factor;
   const mhk_index each = n->out[0]->count ? n->in[0]->count / n->out[0]->count : 0;
-  mhk_index i, j;
-  for (i = 0; d && i < n->out[0]->count; i++)
-    for (j = 0; j < each; j++) d[i * each + j] += f * n->out[0]->grad[i];
+  for (mhk_index i = 0; d && i < n->out[0]->count; i++)
+    for (mhk_index j = 0; j < each; j++) d[i * each + j] += f * n->out[0]->grad[i];
 }
 
 /* sums of runs of each elements, times factor */
 static mhk_tensor *mhk__sums(mhk_tape *t, const char *name, mhk_tensor *x, int rank, mhk_index each, double factor) {
-  mhk_tensor *y;
-  mhk__node *n;
-  mhk_index i, j;
   if (!mhk__is_real(t, name, x)) return NULL;
-  y = mhk__new(t, rank, x->shape);
+  mhk_tensor *y = mhk__new(t, rank, x->shape);
   if (!y) return NULL;
-  for (i = 0; i < y->count; i++) {
+  for (mhk_index i = 0; i < y->count; i++) {
     double sum = 0;
-    for (j = 0; j < each; j++) sum += (double)mhk__d(x)[i * each + j];
+    for (mhk_index j = 0; j < each; j++) sum += (double)mhk__d(x)[i * each + j];
     mhk__d(y)[i] = MHK__R(sum * factor);
   }
-  n = mhk__record(t, mhk__sum_back, 1, &x, 1, &y, sizeof(mhk__sum_saved));
+  mhk__node *n = mhk__record(t, mhk__sum_back, 1, &x, 1, &y, sizeof(mhk__sum_saved));
   if (n) ((mhk__sum_saved *)n->saved)->factor = MHK__R(factor);
   return y;
 }
@@ -8235,24 +8104,21 @@ static void mhk__softmax_body(mhk_context *ctx, void *args, mhk_index first, mhk
 
 /* dx += p (dy - sum(p dy)) */
 static void mhk__softmax_row_back(mhk_index n, const mhk_real *p, const mhk_real *dy, mhk_real f, mhk_real *dx) {
-  mhk_index j;
   double dot = 0;
-  for (j = 0; j < n; j++) dot += (double)(p[j] * dy[j]);
-  for (j = 0; j < n; j++) dx[j] += f * p[j] * (dy[j] - MHK__R(dot));
+  for (mhk_index j = 0; j < n; j++) dot += (double)(p[j] * dy[j]);
+  for (mhk_index j = 0; j < n; j++) dx[j] += f * p[j] * (dy[j] - MHK__R(dot));
 }
 
 static void mhk__softmax_back(mhk_tape *t, mhk__node *n) {
   mhk_real *d = mhk__into(t, n->in[0]);
   const mhk_index k = mhk__last(n->in[0]), rows = mhk__row_count(n->in[0]);
-  mhk_index r;
-  for (r = 0; d && r < rows; r++) mhk__softmax_row_back(k, mhk__d(n->out[0]) + r * k, n->out[0]->grad + r * k, MHK__R(1), d + r * k);
+  for (mhk_index r = 0; d && r < rows; r++) mhk__softmax_row_back(k, mhk__d(n->out[0]) + r * k, n->out[0]->grad + r * k, MHK__R(1), d + r * k);
 }
 
 MHKDEF mhk_tensor *mhk_softmax(mhk_tape *t, mhk_tensor *x) {
   mhk__rows_args a;
-  mhk_tensor *y;
   if (!mhk__op_ready(t, x, x) || !mhk__is_real(t, "softmax", x)) return NULL;
-  y = mhk__new(t, x->rank, x->shape);
+  mhk_tensor *y = mhk__new(t, x->rank, x->shape);
   if (!y) return NULL;
   memset(&a, 0, sizeof a);
   a.n = mhk__last(x);
@@ -8300,11 +8166,10 @@ static void mhk__matmul_back(mhk_tape *t, mhk__node *node) {
 MHKDEF mhk_tensor *mhk_matmul(mhk_tape *t, mhk_tensor *a, mhk_tensor *b, int transpose_b) {
   mhk_index shape[MHK_MAX_RANK];
   mhk__matmul_saved s;
-  mhk_tensor *y, *in[2];
-  mhk__node *node;
-  int r, fits;
+  mhk_tensor *in[2];
+  int r;
   if (!mhk__op_ready(t, a, b) || !mhk__is_real(t, "matmul", a) || !mhk__is_real(t, "matmul", b)) return NULL;
-  fits = a->rank >= 2 && b->rank == a->rank;
+  int fits = a->rank >= 2 && b->rank == a->rank;
   for (r = 0; fits && r < a->rank - 2; r++) fits = a->shape[r] == b->shape[r];
   if (!fits || a->shape[a->rank - 1] != b->shape[b->rank - (transpose_b ? 1 : 2)])
     return mhk__shape_error(t, "matmul", a, b, transpose_b ? "(...,m,k) and (...,n,k) are needed" : "(...,m,k) and (...,k,n) are needed");
@@ -8314,13 +8179,13 @@ MHKDEF mhk_tensor *mhk_matmul(mhk_tape *t, mhk_tensor *a, mhk_tensor *b, int tra
   s.n = shape[a->rank - 1] = b->shape[b->rank - (transpose_b ? 2 : 1)];
   s.brs = transpose_b ? 1 : s.n;
   s.bcs = transpose_b ? s.k : 1;
-  y = mhk__new(t, a->rank, shape);
+  mhk_tensor *y = mhk__new(t, a->rank, shape);
   if (!y) return NULL;
   for (s.batch = 1, r = 0; r < a->rank - 2; r++) s.batch *= a->shape[r];
   mhk__products(t->ctx, s.batch, s.m, s.n, s.k, mhk__real_mat(mhk__d(a), s.k, 1), mhk__real_mat(mhk__d(b), s.brs, s.bcs), mhk__d(y), 0);
   in[0] = a;
   in[1] = b;
-  node = mhk__record(t, mhk__matmul_back, 2, in, 1, &y, sizeof s);
+  mhk__node *node = mhk__record(t, mhk__matmul_back, 2, in, 1, &y, sizeof s);
   if (node) *(mhk__matmul_saved *)node->saved = s;
   return t->ctx->result == MHK_OK ? y : NULL;
 }
@@ -8330,42 +8195,37 @@ typedef struct mhk__slice_saved { mhk_index first; } mhk__slice_saved;
 static void mhk__slice_back(mhk_tape *t, mhk__node *n) {
   mhk_real *d = mhk__into(t, n->in[0]);
   const mhk_index first = ((const mhk__slice_saved *)n->saved)->first, wide = mhk__last(n->in[0]), w = mhk__last(n->out[0]), rows = mhk__row_count(n->out[0]);
-  mhk_index r, j;
-  for (r = 0; d && r < rows; r++)
-    for (j = 0; j < w; j++) d[r * wide + first + j] += n->out[0]->grad[r * w + j];
+  for (mhk_index r = 0; d && r < rows; r++)
+    for (mhk_index j = 0; j < w; j++) d[r * wide + first + j] += n->out[0]->grad[r * w + j];
 }
 
 MHKDEF mhk_tensor *mhk_columns(mhk_tape *t, mhk_tensor *x, mhk_index first, mhk_index width) {
-  mhk_index shape[MHK_MAX_RANK], r, rows;
-  mhk_tensor *y;
-  mhk__node *n;
-  int i;
+  mhk_index shape[MHK_MAX_RANK];
   if (!mhk__op_ready(t, x, x) || !mhk__is_real(t, "columns", x)) return NULL;
   if (x->rank < 1 || first < 0 || width < 0 || first > mhk__last(x) || width > mhk__last(x) - first) {
     mhk_fail(t->ctx, MHK_ERROR_SHAPE, "%lld columns from %lld on of a tensor whose last axis has %lld",
              (long long)width, (long long)first, (long long)mhk__last(x));
     return NULL;
   }
-  for (i = 0; i < x->rank; i++) shape[i] = x->shape[i];
+  for (int i = 0; i < x->rank; i++) shape[i] = x->shape[i];
   shape[x->rank - 1] = width;
-  y = mhk__new(t, x->rank, shape);
+  mhk_tensor *y = mhk__new(t, x->rank, shape);
   if (!y) return NULL;
-  rows = mhk__row_count(x);
-  for (r = 0; r < rows; r++) memcpy(mhk__d(y) + r * width, mhk__d(x) + r * mhk__last(x) + first, (size_t)width * sizeof(mhk_real));
-  n = mhk__record(t, mhk__slice_back, 1, &x, 1, &y, sizeof(mhk__slice_saved));
+  const mhk_index rows = mhk__row_count(x);
+  for (mhk_index r = 0; r < rows; r++) memcpy(mhk__d(y) + r * width, mhk__d(x) + r * mhk__last(x) + first, (size_t)width * sizeof(mhk_real));
+  mhk__node *n = mhk__record(t, mhk__slice_back, 1, &x, 1, &y, sizeof(mhk__slice_saved));
   if (n) ((mhk__slice_saved *)n->saved)->first = first;
   return y;
 }
 
 /* out (B,H,T,P) = or += in (B,T,H,P) */
 static void mhk__swap(const mhk_real *in, mhk_index B, mhk_index T, mhk_index H, mhk_index P, mhk_real *out, int add) {
-  mhk_index b, t, h, p;
-  for (b = 0; b < B; b++)
-    for (t = 0; t < T; t++)
-      for (h = 0; h < H; h++) {
+  for (mhk_index b = 0; b < B; b++)
+    for (mhk_index t = 0; t < T; t++)
+      for (mhk_index h = 0; h < H; h++) {
         const mhk_real *x = in + ((b * T + t) * H + h) * P;
         mhk_real *y = out + ((b * H + h) * T + t) * P;
-        for (p = 0; p < P; p++) y[p] = add ? y[p] + x[p] : x[p];
+        for (mhk_index p = 0; p < P; p++) y[p] = add ? y[p] + x[p] : x[p];
       }
 }
 
@@ -8377,17 +8237,15 @@ static void mhk__swap_back(mhk_tape *t, mhk__node *n) {
 
 MHKDEF mhk_tensor *mhk_swap_heads(mhk_tape *t, mhk_tensor *x) {
   mhk_index shape[MHK_MAX_RANK];
-  mhk_tensor *y;
-  int i;
   if (!mhk__op_ready(t, x, x) || !mhk__is_real(t, "swap_heads", x)) return NULL;
   if (x->rank < 3) {
     mhk_fail(t->ctx, MHK_ERROR_SHAPE, "swap_heads: a tensor of rank %d has no axes 1 and 2 before its last one", x->rank);
     return NULL;
   }
-  for (i = 0; i < x->rank; i++) shape[i] = x->shape[i];
+  for (int i = 0; i < x->rank; i++) shape[i] = x->shape[i];
   shape[1] = x->shape[2];
   shape[2] = x->shape[1];
-  y = mhk__new(t, x->rank, shape);
+  mhk_tensor *y = mhk__new(t, x->rank, shape);
   if (!y) return NULL;
   mhk__swap(mhk__d(x), x->shape[0], x->shape[1], x->shape[2], x->count ? x->count / (x->shape[0] * x->shape[1] * x->shape[2]) : 0, mhk__d(y), 0);
   mhk__record(t, mhk__swap_back, 1, &x, 1, &y, 0);
@@ -8401,12 +8259,11 @@ typedef struct mhk__embedding_args { mhk__embedding_saved s; const mhk_real *dy;
 
 static void mhk__embedding_back_body(mhk_context *ctx, void *args, mhk_index first, mhk_index last) {
   const mhk__embedding_args *a = (const mhk__embedding_args *)args;
-  mhk_index r, j;
   (void)ctx;
-  for (r = 0; r < a->s.rows; r++) {
+  for (mhk_index r = 0; r < a->s.rows; r++) {
     const mhk_real *g = a->dy + r * a->s.d;
     mhk_real *w = a->dw + a->s.tokens[r] * a->s.d;
-    for (j = first; j < last; j++) w[j] += g[j];
+    for (mhk_index j = first; j < last; j++) w[j] += g[j];
   }
 }
 
@@ -8419,9 +8276,7 @@ static void mhk__embedding_back(mhk_tape *t, mhk__node *n) {
 }
 
 MHKDEF mhk_tensor *mhk_embedding(mhk_tape *t, mhk_tensor *w, const int32_t *tokens, mhk_index B, mhk_index T) {
-  mhk_index shape[3], r;
-  mhk_tensor *y;
-  mhk__node *n;
+  mhk_index shape[3];
   if (!mhk__op_ready(t, w, w)) return NULL;
   if (!tokens && B > 0 && T > 0) {
     mhk_fail(t->ctx, MHK_ERROR_ARGUMENT, "embedding: %lld x %lld tokens are needed, and there are none (NULL)",
@@ -8435,9 +8290,9 @@ MHKDEF mhk_tensor *mhk_embedding(mhk_tape *t, mhk_tensor *w, const int32_t *toke
   shape[0] = B;
   shape[1] = T;
   shape[2] = w->shape[1];
-  y = mhk__new(t, 3, shape);
+  mhk_tensor *y = mhk__new(t, 3, shape);
   if (!y) return NULL;
-  for (r = 0; r < B * T; r++) {
+  for (mhk_index r = 0; r < B * T; r++) {
     mhk_real *to = mhk__d(y) + r * w->shape[1];
     if (tokens[r] < 0 || tokens[r] >= w->shape[0]) {
       mhk_fail(t->ctx, MHK_ERROR_ARGUMENT, "token %lld of the input is %d: the vocabulary has ids 0 to %lld", (long long)r, (int)tokens[r],
@@ -8446,7 +8301,7 @@ MHKDEF mhk_tensor *mhk_embedding(mhk_tape *t, mhk_tensor *w, const int32_t *toke
     }
     mhk_tensor_read(w, tokens[r] * w->shape[1], w->shape[1], to);
   }
-  n = mhk__record(t, mhk__embedding_back, 1, &w, 1, &y, sizeof(mhk__embedding_saved));
+  mhk__node *n = mhk__record(t, mhk__embedding_back, 1, &w, 1, &y, sizeof(mhk__embedding_saved));
   if (n) {
     mhk__embedding_saved *s = (mhk__embedding_saved *)n->saved;
     int32_t *copy = (int32_t *)mhk__arena_zeros(t->ctx, &t->arena, B * T, sizeof(int32_t));
@@ -8509,12 +8364,10 @@ static void mhk__linear_back(mhk_tape *t, mhk__node *n) {
 }
 
 static mhk_tensor *mhk__linear(mhk_tape *t, const char *name, mhk_tensor *x, mhk_tensor *w, mhk_tensor *b, int gelu, mhk_tensor *residual) {
-  mhk_index shape[MHK_MAX_RANK], rows;
-  mhk_tensor *y, *in[4];
+  mhk_index shape[MHK_MAX_RANK];
+  mhk_tensor *in[4];
   mhk_real *before = NULL;
   mhk__epilogue e;
-  mhk__node *n;
-  int i;
   if (!mhk__op_ready(t, x, w) || !mhk__is_real(t, name, x)) return NULL;
   if (w->rank != 2 || x->rank < 1 || mhk__last(x) != w->shape[1]) return mhk__shape_error(t, name, x, w, "(...,K) and (N,K) are needed");
   if (b && (b->rank != 1 || b->shape[0] != w->shape[0])) return mhk__shape_error(t, name, w, b, "the bias must have one number an output");
@@ -8522,17 +8375,17 @@ static mhk_tensor *mhk__linear(mhk_tape *t, const char *name, mhk_tensor *x, mhk
     mhk_fail(t->ctx, MHK_ERROR_UNSUPPORTED, "%s: %s is stored as %s", name, w->name ? w->name : "the weight", mhk_dtype_name(w->dtype));
     return NULL;
   }
-  for (i = 0; i < x->rank; i++) shape[i] = x->shape[i];
+  for (int i = 0; i < x->rank; i++) shape[i] = x->shape[i];
   shape[x->rank - 1] = w->shape[0];
-  y = mhk__new(t, x->rank, shape);
+  mhk_tensor *y = mhk__new(t, x->rank, shape);
   if (!y) return NULL;
   if (residual && !mhk__same_shape(residual, y)) return mhk__shape_error(t, name, y, residual, "the residual must have the output's shape");
-  rows = mhk__row_count(x);
+  const mhk_index rows = mhk__row_count(x);
   in[0] = x;
   in[1] = w;
   in[2] = b;
   in[3] = residual;
-  n = mhk__record(t, mhk__linear_back, 4, in, 1, &y, sizeof(mhk__linear_saved));
+  mhk__node *n = mhk__record(t, mhk__linear_back, 4, in, 1, &y, sizeof(mhk__linear_saved));
   if (n) ((mhk__linear_saved *)n->saved)->precision = t->ctx->precision;
   if (n && gelu) {
     before = (mhk_real *)mhk__arena_alloc(t->ctx, &t->arena, (size_t)y->count * sizeof(mhk_real));
@@ -8574,14 +8427,13 @@ static void mhk__norm_back_body(mhk_context *ctx, void *args, mhk_index first, m
 static void mhk__norm_weight_body(mhk_context *ctx, void *args, mhk_index first, mhk_index last) {
   const mhk__columns_args *a = (const mhk__columns_args *)args;
   mhk_real sum[64];
-  mhk_index r, j;
   (void)ctx;
-  for (j = 0; j < last - first; j++) sum[j] = 0;
-  for (r = 0; r < a->rows; r++) {
+  for (mhk_index j = 0; j < last - first; j++) sum[j] = 0;
+  for (mhk_index r = 0; r < a->rows; r++) {
     const mhk_real *x = a->x + r * a->cols + first, *g = a->y + r * a->cols + first, m = a->mean[r], s = a->rstd[r];
-    for (j = 0; j < last - first; j++) sum[j] += g[j] * (x[j] - m) * s;
+    for (mhk_index j = 0; j < last - first; j++) sum[j] += g[j] * (x[j] - m) * s;
   }
-  for (j = first; j < last; j++) a->out[j] += sum[j - first];
+  for (mhk_index j = first; j < last; j++) a->out[j] += sum[j - first];
 }
 
 static void mhk__norm_back(mhk_tape *t, mhk__node *n) {
@@ -8616,16 +8468,14 @@ static void mhk__norm_back(mhk_tape *t, mhk__node *n) {
 
 static mhk_tensor *mhk__norm(mhk_tape *t, const char *name, mhk_tensor *x, mhk_tensor *w, mhk_tensor *b, double eps, int centre) {
   mhk__rows_args a;
-  mhk_tensor *y, *in[3];
-  mhk__node *n;
-  mhk_index rows;
+  mhk_tensor *in[3];
   if (!mhk__op_ready(t, x, w) || !mhk__is_real(t, name, x) || !mhk__is_real(t, name, w)) return NULL;
   if (!mhk__number_fits(t->ctx, name, "eps", eps, 0, MHK__REAL_MOST)) return NULL;
   if (w->rank != 1 || mhk__last(x) != w->shape[0] || mhk__last(x) < 1) return mhk__shape_error(t, name, x, w, "the weight must have the size of the last axis");
   if (b && (b->rank != 1 || b->shape[0] != w->shape[0])) return mhk__shape_error(t, name, w, b, "weight and bias must have one size");
-  y = mhk__new(t, x->rank, x->shape);
+  mhk_tensor *y = mhk__new(t, x->rank, x->shape);
   if (!y) return NULL;
-  rows = mhk__row_count(x);
+  const mhk_index rows = mhk__row_count(x);
   memset(&a, 0, sizeof a);
   a.n = mhk__last(x);
   a.x = mhk__d(x);
@@ -8641,7 +8491,7 @@ static mhk_tensor *mhk__norm(mhk_tape *t, const char *name, mhk_tensor *x, mhk_t
   in[0] = x;
   in[1] = w;
   in[2] = b;
-  n = mhk__record(t, mhk__norm_back, 3, in, 1, &y, sizeof(mhk__norm_saved));
+  mhk__node *n = mhk__record(t, mhk__norm_back, 3, in, 1, &y, sizeof(mhk__norm_saved));
   if (n) {
     ((mhk__norm_saved *)n->saved)->mean = a.mean;
     ((mhk__norm_saved *)n->saved)->rstd = a.rstd;
@@ -8689,11 +8539,11 @@ static void mhk__gate_back(mhk_tape *t, mhk__node *node) {
 
 MHKDEF mhk_tensor *mhk_gate(mhk_tape *t, mhk_tensor *y, mhk_tensor *z, mhk_tensor *b) {
   mhk__gate_args a;
-  mhk_tensor *out, *in[3];
+  mhk_tensor *in[3];
   if (!mhk__op_ready(t, y, z) || !mhk__is_real(t, "gate", y) || !mhk__is_real(t, "gate", z)) return NULL;
   if (!mhk__same_shape(y, z)) return mhk__shape_error(t, "gate", y, z, "both must have one shape");
   if (b && (b->rank != 1 || b->shape[0] != mhk__last(y))) return mhk__shape_error(t, "gate", y, b, "the bias must have the size of the last axis");
-  out = mhk__new(t, y->rank, y->shape);
+  mhk_tensor *out = mhk__new(t, y->rank, y->shape);
   if (!out) return NULL;
   memset(&a, 0, sizeof a);
   a.n = mhk__last(y);
@@ -8721,27 +8571,26 @@ typedef struct mhk__rotary_args {
 
 static void mhk__rotary_body(mhk_context *ctx, void *args, mhk_index first, mhk_index last) {
   const mhk__rotary_args *a = (const mhk__rotary_args *)args;
-  mhk_index r, h, i;
   (void)ctx;
-  for (r = first; r < last; r++) {
+  for (mhk_index r = first; r < last; r++) {
     /* later documents count from 0: the table's second half */
     const mhk_index t = r % a->T, from = a->start ? a->start[r] : -1, at = from > 0 ? t - from + a->T : t;
     const mhk_real *MHK__RESTRICT c = a->cosine + at * a->half, *MHK__RESTRICT s = a->sine + at * a->half;
-    for (h = 0; h < a->H; h++) {
+    for (mhk_index h = 0; h < a->H; h++) {
       const mhk_real *MHK__RESTRICT x = a->x + (r * a->H + h) * a->P;
       mhk_real *MHK__RESTRICT y = a->y + (r * a->H + h) * a->P;
       if (a->back) {
-        for (i = 0; i < a->half; i++) {
+        for (mhk_index i = 0; i < a->half; i++) {
           y[i] += x[i] * c[i] + x[i + a->half] * s[i];
           y[i + a->half] += x[i + a->half] * c[i] - x[i] * s[i];
         }
-        for (i = 2 * a->half; i < a->P; i++) y[i] += x[i];
+        for (mhk_index i = 2 * a->half; i < a->P; i++) y[i] += x[i];
       } else {
-        for (i = 0; i < a->half; i++) {
+        for (mhk_index i = 0; i < a->half; i++) {
           y[i] = x[i] * c[i] - x[i + a->half] * s[i];
           y[i + a->half] = x[i + a->half] * c[i] + x[i] * s[i];
         }
-        for (i = 2 * a->half; i < a->P; i++) y[i] = x[i];
+        for (mhk_index i = 2 * a->half; i < a->P; i++) y[i] = x[i];
       }
     }
   }
@@ -8757,10 +8606,6 @@ static void mhk__rotary_back(mhk_tape *t, mhk__node *n) {
 
 MHKDEF mhk_tensor *mhk_rotary(mhk_tape *t, mhk_tensor *x, int dim, double theta, const int32_t *doc, mhk_index offset) {
   mhk__rotary_args a;
-  mhk_tensor *y;
-  mhk__node *n;
-  mhk_real *c, *s;
-  mhk_index i, j, positions;
   if (!mhk__op_ready(t, x, x) || !mhk__is_real(t, "rotary", x)) return NULL;
   if (x->rank != 4 || dim < 0 || dim % 2 || dim > x->shape[3]) {
     char text[128];
@@ -8771,7 +8616,7 @@ MHKDEF mhk_tensor *mhk_rotary(mhk_tape *t, mhk_tensor *x, int dim, double theta,
   if (!mhk__number_fits(t->ctx, "rotary", "theta", theta, DBL_MIN, DBL_MAX) ||
       !mhk__number_fits(t->ctx, "rotary", "the first position (offset)", (double)offset, 0, (double)(PTRDIFF_MAX / 64)))
     return NULL;
-  y = mhk__new(t, 4, x->shape);
+  mhk_tensor *y = mhk__new(t, 4, x->shape);
   if (!y) return NULL;
   memset(&a, 0, sizeof a);
   a.T = x->shape[1];
@@ -8781,13 +8626,13 @@ MHKDEF mhk_tensor *mhk_rotary(mhk_tape *t, mhk_tensor *x, int dim, double theta,
   a.x = mhk__d(x);
   a.y = mhk__d(y);
   a.start = mhk__starts(t, doc, x->shape[0], a.T);
-  positions = doc ? 2 * a.T : a.T;
-  c = (mhk_real *)mhk__arena_zeros(t->ctx, &t->arena, positions * a.half, sizeof(mhk_real));
-  s = (mhk_real *)mhk__arena_zeros(t->ctx, &t->arena, positions * a.half, sizeof(mhk_real));
+  const mhk_index positions = doc ? 2 * a.T : a.T;
+  mhk_real *c = (mhk_real *)mhk__arena_zeros(t->ctx, &t->arena, positions * a.half, sizeof(mhk_real));
+  mhk_real *s = (mhk_real *)mhk__arena_zeros(t->ctx, &t->arena, positions * a.half, sizeof(mhk_real));
   if (!c || !s || (doc && !a.start)) return NULL;
-  for (j = 0; j < a.half; j++) {
+  for (mhk_index j = 0; j < a.half; j++) {
     const double turn = pow(theta, -2.0 * (double)j / dim);
-    for (i = 0; i < positions; i++) {
+    for (mhk_index i = 0; i < positions; i++) {
       const double angle = (double)(i < a.T ? offset + i : i - a.T) * turn;
       c[i * a.half + j] = MHK__R(cos(angle));
       s[i * a.half + j] = MHK__R(sin(angle));
@@ -8796,7 +8641,7 @@ MHKDEF mhk_tensor *mhk_rotary(mhk_tape *t, mhk_tensor *x, int dim, double theta,
   a.cosine = c;
   a.sine = s;
   mhk__over(t->ctx, x->shape[0] * a.T, MHK__GRAIN / (a.H * a.P + 1) + 1, mhk__rotary_body, &a);
-  n = mhk__record(t, mhk__rotary_back, 1, &x, 1, &y, sizeof a);
+  mhk__node *n = mhk__record(t, mhk__rotary_back, 1, &x, 1, &y, sizeof a);
   if (n) *(mhk__rotary_args *)n->saved = a;
   return y;
 }
@@ -8835,13 +8680,11 @@ static int mhk__attention_sizes(mhk_tape *t, const char *name, const mhk_tensor 
 
 MHKDEF mhk_tensor *mhk_attention(mhk_tape *t, mhk_tensor *q, mhk_tensor *k, mhk_tensor *v, const int32_t *doc, mhk_kv_cache *cache) {
   mhk__attention_args a;
-  mhk_index *start, b, i;
-  mhk_tensor *y, *in[3];
-  mhk__node *n;
+  mhk_tensor *in[3];
   if (!mhk__op_ready(t, q, k) || !v || !mhk__attention_sizes(t, "attention", q, k, &a) || !mhk__is_real(t, "attention", v)) return NULL;
   if (!mhk__same_shape(k, v)) return mhk__shape_error(t, "attention", k, v, "keys and values must have one shape");
-  y = mhk__new(t, 4, q->shape);
-  start = mhk__starts(t, doc, a.B, a.T);
+  mhk_tensor *y = mhk__new(t, 4, q->shape);
+  mhk_index *start = mhk__starts(t, doc, a.B, a.T);
   if (!y || (doc && !start)) return NULL;
   a.v = mhk__d(v);
   a.y = mhk__d(y);
@@ -8864,7 +8707,7 @@ MHKDEF mhk_tensor *mhk_attention(mhk_tape *t, mhk_tensor *q, mhk_tensor *k, mhk_
                (long long)cache->length, (long long)cache->capacity, (long long)a.T);
       return NULL;
     }
-    for (b = 0; b < a.B; b++) {
+    for (mhk_index b = 0; b < a.B; b++) {
       memcpy(cache->k + (b * cache->capacity + cache->length) * row, a.k + b * a.T * row, (size_t)(a.T * row) * sizeof(mhk_real));
       memcpy(cache->v + (b * cache->capacity + cache->length) * row, a.v + b * a.T * row, (size_t)(a.T * row) * sizeof(mhk_real));
     }
@@ -8874,7 +8717,7 @@ MHKDEF mhk_tensor *mhk_attention(mhk_tape *t, mhk_tensor *q, mhk_tensor *k, mhk_
     a.k = cache->k;
     a.v = cache->v;
     a.kv_batch = cache->capacity * row;
-    for (i = 0; start && i < a.B * a.T; i++)
+    for (mhk_index i = 0; start && i < a.B * a.T; i++)
       if (start[i] >= 0) start[i] += a.offset;
     mhk__attention_forward(t->ctx, &a);
     return t->ctx->result == MHK_OK ? y : NULL;
@@ -8882,7 +8725,7 @@ MHKDEF mhk_tensor *mhk_attention(mhk_tape *t, mhk_tensor *q, mhk_tensor *k, mhk_
   in[0] = q;
   in[1] = k;
   in[2] = v;
-  n = mhk__record(t, mhk__attention_op_back, 3, in, 1, &y, sizeof a);
+  mhk__node *n = mhk__record(t, mhk__attention_op_back, 3, in, 1, &y, sizeof a);
   if (n) {
     a.lse = (mhk_real *)mhk__arena_zeros(t->ctx, &t->arena, a.B * a.H * a.T, sizeof(mhk_real));
     if (!a.lse) return NULL;
@@ -8901,13 +8744,12 @@ static void mhk__attention_matrix_back(mhk_tape *t, mhk__node *n) {
   const mhk__mark mark = mhk__scratch_mark(t->ctx);
   mhk_real *dq = mhk__into(t, n->in[0]), *dk = mhk__into(t, n->in[1]), *ds = (mhk_real *)mhk__scratch(t->ctx, T * T, sizeof(mhk_real));
   mhk__epilogue e;
-  mhk_index b, h, i;
   mhk__accumulate(&e);
-  for (b = 0; ds && b < s->B; b++)
-    for (h = 0; h < s->H; h++) {
+  for (mhk_index b = 0; ds && b < s->B; b++)
+    for (mhk_index h = 0; h < s->H; h++) {
       const mhk_index g = h / (s->H / s->G), atq = (b * T * s->H + h) * P, atk = (b * T * s->G + g) * P, at = (b * s->H + h) * T * T;
       memset(ds, 0, (size_t)(T * T) * sizeof(mhk_real));
-      for (i = 0; i < T; i++) mhk__softmax_row_back(i + 1, mhk__d(n->out[0]) + at + i * T, n->out[0]->grad + at + i * T, scale, ds + i * T);
+      for (mhk_index i = 0; i < T; i++) mhk__softmax_row_back(i + 1, mhk__d(n->out[0]) + at + i * T, n->out[0]->grad + at + i * T, scale, ds + i * T);
       if (dq) mhk__gemm(t->ctx, T, P, T, mhk__real_mat(ds, T, 1), mhk__real_mat(mhk__d(n->in[1]) + atk, s->G * P, 1), dq + atq, s->H * P, &e);
       if (dk) mhk__gemm(t->ctx, T, P, T, mhk__real_mat(ds, 1, T), mhk__real_mat(mhk__d(n->in[0]) + atq, s->H * P, 1), dk + atk, s->G * P, &e);
     }
@@ -8917,9 +8759,8 @@ static void mhk__attention_matrix_back(mhk_tape *t, mhk__node *n) {
 MHKDEF mhk_tensor *mhk_attention_matrix(mhk_tape *t, mhk_tensor *q, mhk_tensor *k, const int32_t *doc) {
   mhk__attention_args a;
   mhk__matrix_saved s;
-  mhk_index shape[4], b, h, i, j;
-  mhk_tensor *y, *in[2];
-  mhk__node *n;
+  mhk_index shape[4];
+  mhk_tensor *in[2];
   if (!mhk__op_ready(t, q, k) || !mhk__attention_sizes(t, "attention_matrix", q, k, &a)) return NULL;
   memset(&s, 0, sizeof s);
   s.B = shape[0] = a.B;
@@ -8927,26 +8768,26 @@ MHKDEF mhk_tensor *mhk_attention_matrix(mhk_tape *t, mhk_tensor *q, mhk_tensor *
   s.T = shape[2] = shape[3] = a.T;
   s.G = a.G;
   s.P = a.P;
-  y = mhk__new(t, 4, shape);
+  mhk_tensor *y = mhk__new(t, 4, shape);
   s.start = mhk__starts(t, doc, a.B, a.T);
   if (!y || (doc && !s.start)) return NULL;
-  for (b = 0; b < a.B; b++)
-    for (h = 0; h < a.H; h++) {
+  for (mhk_index b = 0; b < a.B; b++)
+    for (mhk_index h = 0; h < a.H; h++) {
       mhk_real *m = mhk__d(y) + (b * a.H + h) * a.T * a.T;
       mhk__gemm(t->ctx, a.T, a.T, a.P, mhk__real_mat(a.q + (b * a.T * a.H + h) * a.P, a.H * a.P, 1),
                 mhk__real_mat(a.k + (b * a.T * a.G + h / (a.H / a.G)) * a.P, 1, a.G * a.P), m, a.T, NULL);
-      for (i = 0; i < a.T; i++) {
+      for (mhk_index i = 0; i < a.T; i++) {
         mhk_real *row = m + i * a.T;
         const mhk_index from = s.start && s.start[b * a.T + i] > 0 ? s.start[b * a.T + i] : 0;
-        for (j = 0; j <= i; j++) row[j] *= MHK__R(1.0 / sqrt((double)a.P));
-        for (j = 0; j < from; j++) row[j] = 0;
+        for (mhk_index j = 0; j <= i; j++) row[j] *= MHK__R(1.0 / sqrt((double)a.P));
+        for (mhk_index j = 0; j < from; j++) row[j] = 0;
         t->ctx->kernels->softmax(i + 1 - from, row + from, row + from);
-        for (j = i + 1; j < a.T; j++) row[j] = 0;
+        for (mhk_index j = i + 1; j < a.T; j++) row[j] = 0;
       }
     }
   in[0] = q;
   in[1] = k;
-  n = mhk__record(t, mhk__attention_matrix_back, 2, in, 1, &y, sizeof s);
+  mhk__node *n = mhk__record(t, mhk__attention_matrix_back, 2, in, 1, &y, sizeof s);
   if (n) *(mhk__matrix_saved *)n->saved = s;
   return t->ctx->result == MHK_OK ? y : NULL;
 }
@@ -8956,11 +8797,10 @@ MHKDEF mhk_tensor *mhk_attention_matrix(mhk_tape *t, mhk_tensor *q, mhk_tensor *
 static void mhk__conv_op_back(mhk_tape *t, mhk__node *n) {
   mhk__conv_args a = *(const mhk__conv_args *)n->saved;
   mhk_index first = 0;
-  int i;
   a.dx = mhk__into(t, n->in[0]);
   a.dweight = mhk__into(t, n->in[1]);
   a.dbias = mhk__into(t, n->in[2]);
-  for (i = 0; i < n->outputs; i++) {
+  for (int i = 0; i < n->outputs; i++) {
     a.first = first;
     a.ldy = mhk__last(n->out[i]);
     first += a.ldy;
@@ -8974,7 +8814,6 @@ MHKDEF mhk_result mhk_conv1d_split(mhk_tape *t, mhk_tensor *x, mhk_tensor *w, mh
   mhk__conv_args a;
   mhk_tensor *in[3];
   mhk_index total = 0, shape[3];
-  mhk__node *n;
   int i;
   for (i = 0; out && i < count && i < MHK__MAX_OUT; i++) out[i] = NULL;
   if (!mhk__op_ready(t, x, w)) return t ? t->ctx->result : MHK_ERROR_MEMORY;
@@ -9013,7 +8852,7 @@ MHKDEF mhk_result mhk_conv1d_split(mhk_tape *t, mhk_tensor *x, mhk_tensor *w, mh
   in[2] = bias;
   if (state && t->recording && (x->requires_grad || w->requires_grad || (bias && bias->requires_grad)))
     return mhk_fail(t->ctx, MHK_ERROR_STATE, "conv1d: a state that is updated serves inference; turn recording off");
-  n = mhk__record(t, mhk__conv_op_back, 3, in, count, out, sizeof a);
+  mhk__node *n = mhk__record(t, mhk__conv_op_back, 3, in, count, out, sizeof a);
   if (n && silu) {
     a.before = (mhk_real *)mhk__arena_alloc(t->ctx, &t->arena, (size_t)x->count * sizeof(mhk_real));
     if (!a.before) return t->ctx->result;
@@ -9027,12 +8866,11 @@ MHKDEF mhk_result mhk_conv1d_split(mhk_tape *t, mhk_tensor *x, mhk_tensor *w, mh
     total += widths[i];
   }
   if (state && a.W > 1) { /* the last W-1 inputs; tokens of an earlier document count as zeros for what follows */
-    mhk_index b, c, k;
-    for (b = 0; b < a.B; b++)
-      for (c = 0; c < a.C; c++) {
+    for (mhk_index b = 0; b < a.B; b++)
+      for (mhk_index c = 0; c < a.C; c++) {
         mhk_real *s = state + (b * a.C + c) * (a.W - 1);
         const mhk_index from = a.start && a.T > 0 ? a.start[b * a.T + a.T - 1] : -1;
-        for (k = 0; k < a.W - 1; k++) {
+        for (mhk_index k = 0; k < a.W - 1; k++) {
           const mhk_index at = a.T - (a.W - 1) + k;
           s[k] = at < 0 ? (from < 0 ? s[k + a.T] : 0) : at < from ? 0 : a.x[(b * a.T + at) * a.C + c];
         }
@@ -9053,7 +8891,6 @@ static void mhk__ssd_op_back(mhk_tape *t, mhk__node *n) {
   mhk__ssd_args a = *(const mhk__ssd_args *)n->saved;
   const mhk__mark mark = mhk__scratch_mark(t->ctx);
   mhk_real *dd = mhk__into(t, n->in[4]);
-  mhk_index b, h;
   a.dx = mhk__into(t, n->in[0]);
   a.dlog_a = mhk__into(t, n->in[1]);
   a.db = mhk__into(t, n->in[2]);
@@ -9064,8 +8901,8 @@ static void mhk__ssd_op_back(mhk_tape *t, mhk__node *n) {
   if (dd) a.dd = (mhk_real *)mhk__scratch(t->ctx, a.B * a.H, sizeof(mhk_real));
   mhk__ssd_backward(t->ctx, &a);
   if (dd && t->ctx->result == MHK_OK)
-    for (h = 0; h < a.H; h++)
-      for (b = 0; b < a.B; b++) dd[h] += a.dd[b * a.H + h];
+    for (mhk_index h = 0; h < a.H; h++)
+      for (mhk_index b = 0; b < a.B; b++) dd[h] += a.dd[b * a.H + h];
   mhk__scratch_rewind(t->ctx, mark);
 }
 
@@ -9103,8 +8940,6 @@ MHKDEF mhk_tensor *mhk_ssd(mhk_tape *t, mhk_tensor *x, mhk_tensor *la, mhk_tenso
   mhk__ssd_args a;
   mhk_tensor *in[6], *out[2];
   mhk_index shape[4], chunks;
-  mhk__node *n;
-  int recurrent;
   memset(&d, 0, sizeof d);
   if (desc) d = *desc;
   if (d.final_state) *d.final_state = NULL;
@@ -9134,8 +8969,8 @@ MHKDEF mhk_tensor *mhk_ssd(mhk_tape *t, mhk_tensor *x, mhk_tensor *la, mhk_tenso
   in[3] = c;
   in[4] = d.D;
   in[5] = d.initial_state;
-  n = mhk__record(t, mhk__ssd_op_back, 6, in, 2, out, sizeof a);
-  recurrent = d.form == MHK_SSD_RECURRENT || (d.form == MHK_SSD_AUTO && !n && a.T <= MHK__STEPS);
+  mhk__node *n = mhk__record(t, mhk__ssd_op_back, 6, in, 2, out, sizeof a);
+  const int recurrent = d.form == MHK_SSD_RECURRENT || (d.form == MHK_SSD_AUTO && !n && a.T <= MHK__STEPS);
   if (n) {
     chunks = a.Q > 0 ? (a.T + a.Q - 1) / a.Q : 0;
     a.states = (mhk_real *)mhk__arena_alloc(t->ctx, &t->arena, mhk__size3(t->ctx, a.B * a.H * chunks, a.P * a.N, sizeof(mhk_real)));
@@ -9163,17 +8998,17 @@ static void mhk__ssd_matrix_back(mhk_tape *t, mhk__node *n) {
   mhk_real *ds = (mhk_real *)mhk__scratch(t->ctx, T * T, sizeof(mhk_real));
   double *dcum = (double *)mhk__scratch(t->ctx, T, sizeof(double)), run;
   mhk__epilogue e;
-  mhk_index b, h, i, j;
+  mhk_index i;
   mhk__accumulate(&e);
   if (!ds || !dcum) return;
-  for (b = 0; b < s->B; b++)
-    for (h = 0; h < s->H; h++) {
+  for (mhk_index b = 0; b < s->B; b++)
+    for (mhk_index h = 0; h < s->H; h++) {
       const mhk_index at = (b * s->H + h) * T * T, row = s->G * N, atg = (b * T * s->G + h / (s->H / s->G)) * N;
       const mhk_real *m = mhk__d(n->out[0]) + at, *g = n->out[0]->grad + at;
       const double *cum = s->cum + (b * s->H + h) * T;
       for (i = 0; i < T; i++) dcum[i] = 0;
       for (i = 0; i < T; i++)
-        for (j = 0; j < T; j++) {
+        for (mhk_index j = 0; j < T; j++) {
           const double r = j <= i ? (double)(g[i * T + j] * (m[i * T + j] - (D && i == j ? D[h] : 0))) : 0;
           ds[i * T + j] = j <= i ? g[i * T + j] * mhk__decay(cum, s->start ? s->start + b * T : NULL, i, j) : 0;
           dcum[i] += r;
@@ -9191,9 +9026,8 @@ static void mhk__ssd_matrix_back(mhk_tape *t, mhk__node *n) {
 MHKDEF mhk_tensor *mhk_ssd_matrix(mhk_tape *t, mhk_tensor *la, mhk_tensor *Bm, mhk_tensor *Cm, mhk_tensor *D, const int32_t *doc) {
   mhk__ssd_args a;
   mhk__matrix_saved s;
-  mhk_index shape[4], b, h, i, j;
-  mhk_tensor *y, *in[4];
-  mhk__node *n;
+  mhk_index shape[4];
+  mhk_tensor *in[4];
   if (!mhk__op_ready(t, la, Bm) || !Cm || !mhk__ssd_sizes(t, "ssd_matrix", la, Bm, Cm, D, &a)) return NULL;
   memset(&s, 0, sizeof s);
   s.B = shape[0] = a.B;
@@ -9201,19 +9035,19 @@ MHKDEF mhk_tensor *mhk_ssd_matrix(mhk_tape *t, mhk_tensor *la, mhk_tensor *Bm, m
   s.T = shape[2] = shape[3] = a.T;
   s.G = a.G;
   s.P = a.N;
-  y = mhk__new(t, 4, shape);
+  mhk_tensor *y = mhk__new(t, 4, shape);
   s.start = mhk__starts(t, doc, a.B, a.T);
   s.cum = (double *)mhk__arena_zeros(t->ctx, &t->arena, a.B * a.H * a.T, sizeof(double));
   if (!y || !s.cum || (doc && !s.start)) return NULL;
-  for (b = 0; b < a.B; b++)
-    for (h = 0; h < a.H; h++) {
+  for (mhk_index b = 0; b < a.B; b++)
+    for (mhk_index h = 0; h < a.H; h++) {
       mhk_real *m = mhk__d(y) + (b * a.H + h) * a.T * a.T;
       const mhk_index at = (b * a.T * a.G + h / (a.H / a.G)) * a.N;
       double *cum = s.cum + (b * a.H + h) * a.T, run = 0;
-      for (i = 0; i < a.T; i++) cum[i] = run += mhk__log_decay(a.log_a[(b * a.T + i) * a.H + h]);
+      for (mhk_index i = 0; i < a.T; i++) cum[i] = run += mhk__log_decay(a.log_a[(b * a.T + i) * a.H + h]);
       mhk__gemm(t->ctx, a.T, a.T, a.N, mhk__real_mat(a.c + at, a.G * a.N, 1), mhk__real_mat(a.b + at, 1, a.G * a.N), m, a.T, NULL);
-      for (i = 0; i < a.T; i++) {
-        for (j = 0; j < a.T; j++) m[i * a.T + j] *= mhk__decay(cum, s.start ? s.start + b * a.T : NULL, i, j);
+      for (mhk_index i = 0; i < a.T; i++) {
+        for (mhk_index j = 0; j < a.T; j++) m[i * a.T + j] *= mhk__decay(cum, s.start ? s.start + b * a.T : NULL, i, j);
         if (a.d) m[i * a.T + i] += a.d[h];
       }
     }
@@ -9221,7 +9055,7 @@ MHKDEF mhk_tensor *mhk_ssd_matrix(mhk_tape *t, mhk_tensor *la, mhk_tensor *Bm, m
   in[1] = Bm;
   in[2] = Cm;
   in[3] = D;
-  n = mhk__record(t, mhk__ssd_matrix_back, 4, in, 1, &y, sizeof s);
+  mhk__node *n = mhk__record(t, mhk__ssd_matrix_back, 4, in, 1, &y, sizeof s);
   if (n) *(mhk__matrix_saved *)n->saved = s;
   return t->ctx->result == MHK_OK ? y : NULL;
 }
@@ -9240,13 +9074,11 @@ typedef struct mhk__xent_args {
 
 static void mhk__xent_body(mhk_context *ctx, void *args, mhk_index first, mhk_index last) {
   const mhk__xent_args *a = (const mhk__xent_args *)args;
-  mhk_index r;
-  for (r = first; r < last; r++) {
+  for (mhk_index r = first; r < last; r++) {
     const mhk_real *x = a->x + r * a->n;
-    double lse;
     a->loss[r] = 0;
     if (a->labels && a->labels[r] < 0) continue;
-    lse = ctx->kernels->log_sum_exp(a->n, x, a->it);
+    const double lse = ctx->kernels->log_sum_exp(a->n, x, a->it);
     a->lse[r] = MHK__R(lse);
     if (a->labels)
       a->loss[r] = lse - (double)(x[a->labels[r]] * a->it);
@@ -9262,8 +9094,7 @@ static void mhk__xent_body(mhk_context *ctx, void *args, mhk_index first, mhk_in
 
 static void mhk__xent_back_body(mhk_context *ctx, void *args, mhk_index first, mhk_index last) {
   const mhk__xent_args *a = (const mhk__xent_args *)args;
-  mhk_index r;
-  for (r = first; r < last; r++) {
+  for (mhk_index r = first; r < last; r++) {
     if (a->labels && a->labels[r] < 0) continue;
     ctx->kernels->soft_back(a->n, a->x + r * a->n, a->it, a->lse[r], a->labels ? NULL : a->target + r * a->n,
                             a->labels ? 0 : a->target_lse[r], a->g, a->d + r * a->n);
@@ -9281,9 +9112,6 @@ static void mhk__xent_back(mhk_tape *t, mhk__node *n) {
 /* mean over rows of cross-entropy against labels, or against a target's softmax */
 static mhk_tensor *mhk__xent(mhk_tape *t, const char *name, mhk_tensor *x, const int32_t *labels, mhk_tensor *target, double temperature, int kl) {
   mhk__xent_args a;
-  mhk__mark mark;
-  mhk_tensor *y;
-  mhk__node *n;
   mhk_index r, counted = 0;
   double sum = 0;
   if (!mhk__op_ready(t, x, x) || (!labels && !target) || !mhk__is_real(t, name, x)) return NULL;
@@ -9298,7 +9126,7 @@ static mhk_tensor *mhk__xent(mhk_tape *t, const char *name, mhk_tensor *x, const
   a.target = target ? mhk__d(target) : NULL;
   a.it = MHK__R(1 / temperature);
   a.kl = kl;
-  y = mhk__new(t, 0, NULL);
+  mhk_tensor *y = mhk__new(t, 0, NULL);
   a.lse = (mhk_real *)mhk__arena_zeros(t->ctx, &t->arena, a.rows, sizeof(mhk_real));
   a.target_lse = (mhk_real *)mhk__arena_zeros(t->ctx, &t->arena, target ? a.rows : 0, sizeof(mhk_real));
   if (labels) {
@@ -9314,7 +9142,7 @@ static mhk_tensor *mhk__xent(mhk_tape *t, const char *name, mhk_tensor *x, const
     a.labels = copy;
   } else
     counted = a.rows;
-  mark = mhk__scratch_mark(t->ctx);
+  mhk__mark mark = mhk__scratch_mark(t->ctx);
   a.loss = (double *)mhk__scratch(t->ctx, a.rows, sizeof(double));
   if (!y || !a.loss || t->ctx->result != MHK_OK) return NULL;
   mhk__over(t->ctx, a.rows, MHK__GRAIN / (a.n + 1) + 1, mhk__xent_body, &a);
@@ -9323,7 +9151,7 @@ static mhk_tensor *mhk__xent(mhk_tape *t, const char *name, mhk_tensor *x, const
   mhk__d(y)[0] = MHK__R(counted ? sum / (double)counted : 0);
   a.g = MHK__R(counted ? 1.0 / (double)counted : 0);
   a.loss = NULL;
-  n = mhk__record(t, mhk__xent_back, 1, &x, 1, &y, sizeof a);
+  mhk__node *n = mhk__record(t, mhk__xent_back, 1, &x, 1, &y, sizeof a);
   if (n) *(mhk__xent_args *)n->saved = a;
   return y;
 }
@@ -9346,13 +9174,12 @@ static void mhk__distance_body(mhk_context *ctx, void *args, mhk_index first, mh
 
 static void mhk__distance_back_body(mhk_context *ctx, void *args, mhk_index first, mhk_index last) {
   const mhk__distance_args *a = (const mhk__distance_args *)args;
-  mhk_index j;
   (void)ctx;
   for (; first < last; first++) {
     const mhk_real f = a->norm[first] > 0 ? MHK__R((double)a->g / a->norm[first]) : 0; /* where both are equal: the subgradient 0 */
     const mhk_real *x = a->x + first * a->n, *y = a->y + first * a->n;
     mhk_real *d = a->d + first * a->n;
-    for (j = 0; j < a->n; j++) d[j] += f * (x[j] - y[j]);
+    for (mhk_index j = 0; j < a->n; j++) d[j] += f * (x[j] - y[j]);
   }
 }
 
@@ -9366,9 +9193,6 @@ static void mhk__distance_back(mhk_tape *t, mhk__node *n) {
 /* mean over rows of n elements of || x - target ||_2 */
 static mhk_tensor *mhk__mean_distance(mhk_tape *t, const char *name, mhk_tensor *x, mhk_tensor *target, mhk_index n) {
   mhk__distance_args a;
-  mhk_tensor *y;
-  mhk__node *node;
-  mhk_index r;
   double sum = 0;
   if (!mhk__is_real(t, name, x) || !mhk__is_real(t, name, target)) return NULL;
   if (!mhk__same_shape(x, target)) return mhk__shape_error(t, name, x, target, "both must have one shape");
@@ -9377,14 +9201,14 @@ static mhk_tensor *mhk__mean_distance(mhk_tape *t, const char *name, mhk_tensor 
   a.rows = n > 0 ? x->count / n : 0;
   a.x = mhk__d(x);
   a.y = mhk__d(target);
-  y = mhk__new(t, 0, NULL);
+  mhk_tensor *y = mhk__new(t, 0, NULL);
   a.norm = (double *)mhk__arena_zeros(t->ctx, &t->arena, a.rows, sizeof(double));
   if (!y || !a.norm) return NULL;
   mhk__over(t->ctx, a.rows, MHK__GRAIN / (n + 1) + 1, mhk__distance_body, &a);
-  for (r = 0; r < a.rows; r++) sum += a.norm[r];
+  for (mhk_index r = 0; r < a.rows; r++) sum += a.norm[r];
   mhk__d(y)[0] = MHK__R(a.rows ? sum / (double)a.rows : 0);
   a.g = MHK__R(a.rows ? 1.0 / (double)a.rows : 0);
-  node = mhk__record(t, mhk__distance_back, 1, &x, 1, &y, sizeof a);
+  mhk__node *node = mhk__record(t, mhk__distance_back, 1, &x, 1, &y, sizeof a);
   if (node) *(mhk__distance_args *)node->saved = a;
   return y;
 }
@@ -9416,8 +9240,7 @@ typedef struct mhk__adamw_args { int n, keep; mhk_tensor *const *x; mhk_real *mo
 static void mhk__adamw_body(mhk_context *ctx, void *args, mhk_index first, mhk_index last) {
   const mhk__adamw_args *a = (const mhk__adamw_args *)args;
   mhk_index at = 0;
-  int i;
-  for (i = 0; i < a->n && at < last; at += a->x[i++]->count) {
+  for (int i = 0; i < a->n && at < last; at += a->x[i++]->count) {
     mhk_tensor *x = a->x[i];
     const mhk_index from = mhk__max(first - at, 0), n = mhk__min(last - at, x->count) - from;
     mhk_real *m = a->moments + 2 * at + from;
@@ -9429,13 +9252,11 @@ static void mhk__adamw_body(mhk_context *ctx, void *args, mhk_index first, mhk_i
 
 MHKDEF mhk_result mhk_adamw(mhk_context *ctx, int n, mhk_tensor *const *x, mhk_real *moments, int64_t step, const mhk_adamw_desc *desc) {
   mhk__adamw_args a;
-  mhk_adamw_desc d;
   mhk_index total = 0;
-  int i;
   if (!ctx) return MHK_ERROR_MEMORY;
   if (ctx->result != MHK_OK) return ctx->result;
   if (n < 0 || (n > 0 && (!x || !moments)) || !desc) return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "adamw: parameters, moments and a description are needed");
-  d = *desc;
+  mhk_adamw_desc d = *desc;
   if (!(d.beta1 > 0)) d.beta1 = d.beta1 == 0 ? 0.9 : -1;
   if (!(d.beta2 > 0)) d.beta2 = d.beta2 == 0 ? 0.999 : -1;
   if (!(d.eps > 0)) d.eps = d.eps == 0 ? 1e-8 : -1;
@@ -9449,7 +9270,7 @@ MHKDEF mhk_result mhk_adamw(mhk_context *ctx, int n, mhk_tensor *const *x, mhk_r
         ctx, MHK_ERROR_ARGUMENT,
         "adamw: step %lld, betas %g and %g, eps %g; steps count from 1, betas lie in (0,1), eps is above 0 and finite",
         (long long)step, desc->beta1, desc->beta2, desc->eps);
-  for (i = 0; i < n; i++) {
+  for (int i = 0; i < n; i++) {
     if (!x[i] || x[i]->dtype != MHK_REAL) return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "adamw: parameter %d of %d is not one of mhk_real", i, n);
     total += x[i]->count;
   }
@@ -9466,7 +9287,6 @@ static void mhk__orientation_op_back(mhk_tape *t, mhk__node *n) {
   mhk__orientation_args a = *(const mhk__orientation_args *)n->saved;
   const mhk__mark mark = mhk__scratch_mark(t->ctx);
   mhk_real *dd = mhk__into(t, n->in[3]);
-  mhk_index b, h;
   a.dlog_a = mhk__into(t, n->in[0]);
   a.db = mhk__into(t, n->in[1]);
   a.dc = mhk__into(t, n->in[2]);
@@ -9475,8 +9295,8 @@ static void mhk__orientation_op_back(mhk_tape *t, mhk__node *n) {
   mhk__run(t->ctx, &a, a.B * a.G, a.G, mhk__orientation_work(a.T, a.N, a.PT), (double)(a.B * a.H * a.N) * (double)(a.T * a.T),
            mhk__orientation_back_task);
   if (dd && t->ctx->result == MHK_OK)
-    for (h = 0; h < a.H; h++)
-      for (b = 0; b < a.B; b++) dd[h] += a.dd[b * a.H + h];
+    for (mhk_index h = 0; h < a.H; h++)
+      for (mhk_index b = 0; b < a.B; b++) dd[h] += a.dd[b * a.H + h];
   mhk__scratch_rewind(t->ctx, mark);
 }
 
@@ -9485,9 +9305,8 @@ MHKDEF mhk_tensor *mhk_matrix_orientation(mhk_tape *t, mhk_tensor *la, mhk_tenso
   mhk__ssd_args s;
   mhk__attention_args q_args;
   mhk__orientation_args a;
-  mhk_tensor *y, *in[4];
-  mhk__node *n;
-  mhk_index i, h, b;
+  mhk_tensor *in[4];
+  mhk_index b;
   double sum = 0;
   if (!mhk__op_ready(t, la, Bm) || !Cm || !q || !k) return NULL;
   if (!mhk__ssd_sizes(t, "matrix_orientation", la, Bm, Cm, D, &s) || !mhk__attention_sizes(t, "matrix_orientation", q, k, &q_args)) return NULL;
@@ -9508,7 +9327,7 @@ MHKDEF mhk_tensor *mhk_matrix_orientation(mhk_tape *t, mhk_tensor *la, mhk_tenso
   a.q = q_args.q;
   a.k = q_args.k;
   a.start = q_args.start = mhk__starts(t, doc, a.B, a.T);
-  y = mhk__new(t, 0, NULL);
+  mhk_tensor *y = mhk__new(t, 0, NULL);
   a.lse = q_args.lse = (mhk_real *)mhk__arena_zeros(t->ctx, &t->arena, a.B * a.H * a.T, sizeof(mhk_real));
   a.difference = (double *)mhk__arena_zeros(t->ctx, &t->arena, a.B * a.H, sizeof(double));
   a.norm = (double *)mhk__arena_zeros(t->ctx, &t->arena, a.B * a.H, sizeof(double));
@@ -9516,16 +9335,16 @@ MHKDEF mhk_tensor *mhk_matrix_orientation(mhk_tape *t, mhk_tensor *la, mhk_tenso
   mhk__attention_forward(t->ctx, &q_args); /* denominators only */
   mhk__run(t->ctx, &a, a.B * a.H, a.H, mhk__orientation_work(a.T, a.N, a.PT), (double)(a.B * a.H * a.N) * (double)(a.T * a.T), mhk__orientation_task);
   if (t->ctx->result != MHK_OK) return NULL;
-  for (i = 0; i < a.B * a.H; i++) sum += sqrt(a.difference[i]);
+  for (mhk_index i = 0; i < a.B * a.H; i++) sum += sqrt(a.difference[i]);
   a.scale = a.B * a.H > 0 ? 1.0 / (double)(a.B * a.H) : 0;
   mhk__d(y)[0] = MHK__R(sum * a.scale);
-  for (h = 0; relative && h < a.H; h++)
+  for (mhk_index h = 0; relative && h < a.H; h++)
     for (relative[h] = 0, b = 0; b < a.B; b++) relative[h] += sqrt(a.difference[b * a.H + h] / a.norm[b * a.H + h]) / (double)a.B;
   in[0] = la;
   in[1] = Bm;
   in[2] = Cm;
   in[3] = D;
-  n = mhk__record(t, mhk__orientation_op_back, 4, in, 1, &y, sizeof a);
+  mhk__node *n = mhk__record(t, mhk__orientation_op_back, 4, in, 1, &y, sizeof a);
   if (n) *(mhk__orientation_args *)n->saved = a;
   return y;
 }
@@ -9540,9 +9359,8 @@ MHKDEF mhk_tensor *mhk_matrix_orientation(mhk_tape *t, mhk_tensor *la, mhk_tenso
 /* Sorts n pointers in n log n whatever they hold; room has space for n more. compare as for qsort. */
 static void mhk__sort(const void **x, const void **room, mhk_index n, int (*compare)(const void *, const void *)) {
   const void **from = x, **to = room, **swap;
-  mhk_index width, at;
-  for (width = 1; width < n; width *= 2) {
-    for (at = 0; at < n; at += 2 * width) {
+  for (mhk_index width = 1; width < n; width *= 2) {
+    for (mhk_index at = 0; at < n; at += 2 * width) {
       mhk_index i = at, middle = n - at < width ? n : at + width, j = middle, end = n - at < 2 * width ? n : at + 2 * width, k;
       for (k = at; k < end; k++) to[k] = i < middle && (j >= end || compare(from[i], from[j]) <= 0) ? from[i++] : from[j++];
     }
@@ -9556,14 +9374,12 @@ static void mhk__sort(const void **x, const void **room, mhk_index n, int (*comp
 
 /* bytes of the valid UTF-8 character at the start of s; 0 if there is none */
 static size_t mhk__utf8_length(const unsigned char *s, size_t n) {
-  unsigned c;
-  size_t k, i;
   if (n == 0) return 0;
-  c = s[0];
+  const unsigned c = s[0];
   if (c < 0x80) return 1;
-  k = c >= 0xC2 && c < 0xE0 ? 2 : c >= 0xE0 && c < 0xF0 ? 3 : c >= 0xF0 && c < 0xF5 ? 4 : 0;
+  const size_t k = c >= 0xC2 && c < 0xE0 ? 2 : c >= 0xE0 && c < 0xF0 ? 3 : c >= 0xF0 && c < 0xF5 ? 4 : 0;
   if (k == 0 || n < k) return 0;
-  for (i = 1; i < k; i++)
+  for (size_t i = 1; i < k; i++)
     if ((s[i] & 0xC0) != 0x80) return 0;
   if ((c == 0xE0 && s[1] < 0xA0) || (c == 0xED && s[1] > 0x9F) || (c == 0xF0 && s[1] < 0x90) || (c == 0xF4 && s[1] > 0x8F))
     return 0; /* overlong, surrogate, too large */
@@ -9610,10 +9426,9 @@ static size_t mhk__utf8_put(char *out, uint32_t c) {
 #ifndef MOHAWK_NO_STDIO
 /* the whole file, mapped, or an error that names it */
 static int mhk__bytes_open_or_fail(mhk_context *ctx, const char *path, mhk__bytes *out) {
-  int error;
   memset(out, 0, sizeof *out);
   if (mhk_failed(ctx)) return 0;
-  error = mhk__bytes_open(path, out);
+  const int error = mhk__bytes_open(path, out);
   if (error) mhk_fail(ctx, MHK_ERROR_FILE, "cannot read %s: %s", path, mhk__file_reason(error));
   return error == 0;
 }
@@ -9622,10 +9437,9 @@ static int mhk__bytes_open_or_fail(mhk_context *ctx, const char *path, mhk__byte
 static int mhk__bytes_read_or_fail(mhk_context *ctx, mhk__arena *a, const char *path, mhk__bytes *out) {
   mhk__input in;
   unsigned char *block = NULL;
-  int error;
   memset(out, 0, sizeof *out);
   if (mhk_failed(ctx)) return 0;
-  error = mhk__input_open(path, &in);
+  int error = mhk__input_open(path, &in);
   if (!error) {
     block = (unsigned char *)mhk__arena_alloc(ctx, a, in.size + 1);
     if (block) error = mhk__input_read(&in, block);
@@ -9671,8 +9485,7 @@ typedef struct mhk__big {
 
 static void mhk__big_muladd(mhk__big *x, uint32_t factor, uint32_t add) {
   uint64_t carry = add;
-  int i;
-  for (i = 0; i < x->n; i++) {
+  for (int i = 0; i < x->n; i++) {
     carry += (uint64_t)x->w[i] * factor;
     x->w[i] = (uint32_t)carry;
     carry >>= 32;
@@ -9681,11 +9494,9 @@ static void mhk__big_muladd(mhk__big *x, uint32_t factor, uint32_t add) {
 }
 
 static int mhk__big_bits(const mhk__big *x) {
-  int bits;
-  uint32_t top;
   if (x->n == 0) return 0;
-  bits = 32 * (x->n - 1);
-  for (top = x->w[x->n - 1]; top; top >>= 1) bits++;
+  int bits = 32 * (x->n - 1);
+  for (uint32_t top = x->w[x->n - 1]; top; top >>= 1) bits++;
   return bits;
 }
 
@@ -9702,14 +9513,13 @@ static void mhk__big_shift(mhk__big *x, int bits) {
 /* x -= y if x >= y; says whether it did */
 static int mhk__big_subtract(mhk__big *x, const mhk__big *y) {
   uint64_t borrow = 0;
-  int i;
   if (x->n < y->n) return 0;
   if (x->n == y->n)
-    for (i = x->n - 1; i >= 0; i--) {
+    for (int i = x->n - 1; i >= 0; i--) {
       if (x->w[i] > y->w[i]) break;
       if (x->w[i] < y->w[i]) return 0;
     }
-  for (i = 0; i < x->n; i++) {
+  for (int i = 0; i < x->n; i++) {
     uint64_t less = (uint64_t)(i < y->n ? y->w[i] : 0) + borrow, have = x->w[i];
     borrow = have < less;
     x->w[i] = (uint32_t)(have - less);
@@ -9722,28 +9532,27 @@ static int mhk__big_subtract(mhk__big *x, const mhk__big *y) {
 static double mhk__exact_double(const char *digits, int n, int exponent) {
   mhk__big a, b;
   uint64_t q = 0, rest, half;
-  int i, shift, bits, keep, drop, power;
   a.n = 0;
   b.n = 1;
   b.w[0] = 1;
-  for (i = 0; i < n; i++) mhk__big_muladd(&a, 10, (uint32_t)(digits[i] - '0'));
-  for (i = 0; i < exponent; i++) mhk__big_muladd(&a, 10, 0);
-  for (i = 0; i > exponent; i--) mhk__big_muladd(&b, 10, 0);
-  shift = 63 - (mhk__big_bits(&a) - mhk__big_bits(&b)); /* q = a * 2^shift / b has 63 or 64 bits */
+  for (int i = 0; i < n; i++) mhk__big_muladd(&a, 10, (uint32_t)(digits[i] - '0'));
+  for (int i = 0; i < exponent; i++) mhk__big_muladd(&a, 10, 0);
+  for (int i = 0; i > exponent; i--) mhk__big_muladd(&b, 10, 0);
+  const int shift = 63 - (mhk__big_bits(&a) - mhk__big_bits(&b)); /* q = a * 2^shift / b has 63 or 64 bits */
   if (shift >= 0)
     mhk__big_shift(&a, shift);
   else
     mhk__big_shift(&b, -shift);
   mhk__big_shift(&b, 63);
-  for (i = 0; i < 64; i++) {
+  for (int i = 0; i < 64; i++) {
     q = (q << 1) | (uint64_t)mhk__big_subtract(&a, &b);
     mhk__big_shift(&a, 1);
   }
-  bits = q >> 63 ? 64 : 63;
-  power = bits - 1 - shift; /* the value lies in [2^power, 2^(power+1)) */
-  keep = power >= -1022 ? 53 : 53 - (-1022 - power);
+  const int bits = q >> 63 ? 64 : 63;
+  const int power = bits - 1 - shift; /* the value lies in [2^power, 2^(power+1)) */
+  const int keep = power >= -1022 ? 53 : 53 - (-1022 - power);
   if (keep < 0) return 0.0;
-  drop = bits - keep;
+  const int drop = bits - keep;
   rest = drop >= 64 ? q : q & (((uint64_t)1 << drop) - 1);
   half = (uint64_t)1 << (drop - 1);
   q = drop >= 64 ? 0 : q >> drop;
@@ -9803,8 +9612,7 @@ static double mhk__parse_double(const char *text, size_t length) {
     x = 0.0;
   else if (n <= 15 && exponent >= -22 && exponent <= 22) { /* both factors are exact, so one rounding is all there is */
     double p = 1.0;
-    int k;
-    for (k = exponent < 0 ? -exponent : exponent; k > 0; k--) p *= 10.0;
+    for (int k = exponent < 0 ? -exponent : exponent; k > 0; k--) p *= 10.0;
     x = exponent < 0 ? (double)mantissa / p : (double)mantissa * p;
   } else {
     if (dropped) {
@@ -9912,9 +9720,8 @@ typedef struct mhk__json_reader {
 
 static void mhk__json_fail(mhk__json_reader *r, size_t at, const char *expected) {
   char found[32];
-  size_t i;
   long long line = 1;
-  for (i = 0; i < at && i < r->n; i++) line += r->s[i] == '\n';
+  for (size_t i = 0; i < at && i < r->n; i++) line += r->s[i] == '\n';
   if (at >= r->n)
     strcpy(found, "the end of the text");
   else if (r->s[at] > ' ' && r->s[at] < 0x7F)
@@ -9930,9 +9737,8 @@ static void mhk__json_space(mhk__json_reader *r) {
 
 static int mhk__json_hex4(const mhk__json_reader *r, size_t at, uint32_t *out) {
   uint32_t x = 0;
-  size_t i;
   if (r->n - at < 4) return 0;
-  for (i = 0; i < 4; i++) {
+  for (size_t i = 0; i < 4; i++) {
     unsigned c = r->s[at + i];
     unsigned digit = c >= '0' && c <= '9' ? c - '0' : c >= 'a' && c <= 'f' ? c - 'a' + 10 : c >= 'A' && c <= 'F' ? c - 'A' + 10 : 16;
     if (digit == 16) return 0;
@@ -9947,12 +9753,11 @@ static int mhk__json_text(mhk__json_reader *r, const char **text, size_t *length
   char *start = r->pool, *out = r->pool;
   size_t i = r->at + 1;
   for (;;) {
-    unsigned c;
     if (i >= r->n) {
       mhk__json_fail(r, i, "the closing quote of a string");
       return 0;
     }
-    c = r->s[i];
+    const unsigned c = r->s[i];
     if (c == '"') break;
     if (c < 0x20) {
       mhk__json_fail(r, i, "no control character inside a string (it must be escaped)");
@@ -10081,14 +9886,13 @@ static int mhk__json_word(mhk__json_reader *r, mhk__json *v, const char *word, m
 }
 
 static mhk__json *mhk__json_new(mhk__json_reader *r) {
-  mhk__json *v;
   if (r->nodes_left == 0) {
     r->block = r->block == 0 ? 16 : r->block < 4096 ? r->block * 2 : r->block;
     r->nodes = (mhk__json *)mhk__arena_zeros(r->ctx, r->arena, r->block, sizeof(mhk__json));
     if (!r->nodes) return NULL;
     r->nodes_left = r->block;
   }
-  v = r->nodes++;
+  mhk__json *v = r->nodes++;
   r->nodes_left--;
   return v;
 }
@@ -10122,8 +9926,7 @@ static int mhk__json_keys_differ(mhk__json_reader *r, const mhk__json *object) {
   }
   if (twice) {
     long long line = 1;
-    size_t i;
-    for (i = 0; i < twice->at && i < r->n; i++) line += r->s[i] == '\n';
+    for (size_t i = 0; i < twice->at && i < r->n; i++) line += r->s[i] == '\n';
     mhk_fail(r->ctx, MHK_ERROR_FORMAT, "%s, line %lld, byte %lld: the key \"%.100s\" stands twice in one object", r->where, line,
              (long long)twice->at, twice->key);
   }
@@ -10244,10 +10047,9 @@ static mhk__json *mhk__json_parse(mhk_context *ctx, mhk__arena *a, const char *j
 
 /* the member of an object, by linear search; NULL when object is NULL, something else, or has no such key */
 static const mhk__json *mhk__json_get(const mhk__json *object, const char *key) {
-  const mhk__json *x;
   size_t n = strlen(key);
   if (!object || object->type != MHK__JSON_OBJECT) return NULL;
-  for (x = object->first; x; x = x->next)
+  for (const mhk__json *x = object->first; x; x = x->next)
     if (x->key_length == n && memcmp(x->key, key, n) == 0) return x;
   return NULL;
 }
@@ -10267,12 +10069,10 @@ static double mhk__json_number(const mhk__json *x) {
 /* 1: x is a whole number (2048, also 2048.0 or 2e3) that fits */
 static int mhk__json_integer(const mhk__json *x, int64_t *out) {
   uint64_t value = 0, most = (uint64_t)INT64_MAX;
-  const char *p;
-  int negative;
   double d;
   if (!x || x->type != MHK__JSON_NUMBER) return 0;
-  p = x->text;
-  negative = *p == '-';
+  const char *p = x->text;
+  const int negative = *p == '-';
   if (negative) p++;
   for (; *p >= '0' && *p <= '9'; p++) {
     unsigned digit = (unsigned)(*p - '0');
@@ -10317,13 +10117,12 @@ static void mhk__write_bytes(mhk__writer *w, const char *text, size_t length) {
     if (mhk_failed(w->ctx)) return;
     if (length >= w->room - w->length || !w->data) {
       size_t room = w->room < 512 ? 1024 : w->room * 2;
-      char *data;
       if (length > (size_t)PTRDIFF_MAX / 4 || w->length > (size_t)PTRDIFF_MAX / 4) {
         mhk_fail(w->ctx, MHK_ERROR_MEMORY, "a text of %.0f bytes does not fit this machine's memory", (double)w->length + (double)length);
         return;
       }
       if (room < w->length + length + 1) room = w->length + length + 1;
-      data = (char *)mhk__arena_alloc(w->ctx, w->arena, room);
+      char *data = (char *)mhk__arena_alloc(w->ctx, w->arena, room);
       if (!data) {
         w->data = NULL;
         return;
@@ -10393,10 +10192,9 @@ static void mhk__write_string(mhk__writer *w, const char *text, size_t length) {
 }
 
 static void mhk__write_line(mhk__writer *w) {
-  int i;
   if (w->compact) return;
   mhk__write_bytes(w, "\n", 1);
-  for (i = 0; i < w->depth; i++) mhk__write_bytes(w, "  ", 2);
+  for (int i = 0; i < w->depth; i++) mhk__write_bytes(w, "  ", 2);
 }
 
 /* before each value of an array */
@@ -10485,12 +10283,11 @@ static uint64_t mhk__little(const unsigned char *p, size_t bytes) {
 static void mhk__unpack(mhk_dtype dtype, const void *data, mhk_index n, mhk_real *out) {
   const unsigned char *p = (const unsigned char *)data;
   const size_t size = mhk_dtype_size(dtype);
-  mhk_index i;
   if (dtype == MHK_REAL && mhk__little_endian()) {
     if (n) memcpy(out, p, (size_t)n * size);
     return;
   }
-  for (i = 0; i < n; i++, p += size) {
+  for (mhk_index i = 0; i < n; i++, p += size) {
     const uint64_t bits = mhk__little(p, size);
     switch (dtype) {
       case MHK_F32: out[i] = (mhk_real)mhk__bits_float((uint32_t)bits); break;
@@ -10515,15 +10312,13 @@ static void mhk__unpack(mhk_dtype dtype, const void *data, mhk_index n, mhk_real
 static void mhk__turn(const void *data, mhk_index n, size_t size, void *out) {
   const unsigned char *from = (const unsigned char *)data;
   unsigned char *to = (unsigned char *)out;
-  mhk_index i;
-  size_t k;
   if (mhk__little_endian() || size == 1) {
     if (n && out != data) memcpy(out, data, (size_t)n * size);
     return;
   }
-  for (i = 0; i < n; i++, from += size, to += size) {
+  for (mhk_index i = 0; i < n; i++, from += size, to += size) {
     unsigned char turned[8];
-    for (k = 0; k < size; k++) turned[k] = from[size - 1 - k];
+    for (size_t k = 0; k < size; k++) turned[k] = from[size - 1 - k];
     memcpy(to, turned, size);
   }
 }
@@ -10532,11 +10327,10 @@ static void mhk__turn(const void *data, mhk_index n, size_t size, void *out) {
 /* the same from host memory (tensors in use) */
 static void mhk__unpack_host(mhk_dtype dtype, const void *data, mhk_index n, mhk_real *out) {
   const size_t size = mhk_dtype_size(dtype);
-  mhk_index i;
   if (mhk__little_endian())
     mhk__unpack(dtype, data, n, out);
   else
-    for (i = 0; i < n; i++) {
+    for (mhk_index i = 0; i < n; i++) {
       unsigned char turned[8];
       mhk__turn((const unsigned char *)data + (size_t)i * size, 1, size, turned);
       mhk__unpack(dtype, turned, 1, out + i);
@@ -10577,13 +10371,11 @@ struct mhk_file {
 
 static void mhk__file_destroy(void *object) {
   mhk_file *f = (mhk_file *)object;
-  int i;
-  for (i = 0; i < f->n_shards; i++) mhk__bytes_close(&f->shards[i].bytes);
+  for (int i = 0; i < f->n_shards; i++) mhk__bytes_close(&f->shards[i].bytes);
 }
 
 static mhk_dtype mhk__dtype_named(const mhk__json *x) {
-  int d;
-  for (d = MHK_F32; d <= MHK_BOOL; d++)
+  for (int d = MHK_F32; d <= MHK_BOOL; d++)
     if (mhk__json_equals(x, mhk_dtype_name((mhk_dtype)d))) return (mhk_dtype)d;
   return (mhk_dtype)0;
 }
@@ -10604,7 +10396,6 @@ static int mhk__read_entry(mhk_file *f, const char *path, const mhk__json *x, si
   const mhk__json *dtype = mhk__json_get(x, "dtype"), *shape = mhk__json_get(x, "shape"), *offsets = mhk__json_get(x, "data_offsets"), *s;
   mhk_index count = 1;
   int64_t begin, end, size;
-  size_t element;
   int i = 0;
   if (memchr(x->key, 0, x->key_length))
     return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: the tensor name \"%.200s...\" holds a zero byte", path, x->key), 0;
@@ -10619,7 +10410,7 @@ static int mhk__read_entry(mhk_file *f, const char *path, const mhk__json *x, si
         mhk__arena_text(ctx, &f->object.arena, dtype->text, strlen(dtype->text) < 40 ? strlen(dtype->text) : 40);
   for (i = 0; i < MHK_MAX_RANK; i++) out->t.shape[i] = 1;
   out->t.rank = shape->count < MHK_MAX_RANK ? (int)shape->count : MHK_MAX_RANK;
-  element = mhk_dtype_size(out->t.dtype);
+  const size_t element = mhk_dtype_size(out->t.dtype);
   for (s = shape->first, i = 0; s; s = s->next, i++) {
     const mhk_index last = i < MHK_MAX_RANK ? 1 : out->t.shape[MHK_MAX_RANK - 1];
     if (!mhk__json_integer(s, &size) || size < 0 || (uint64_t)size > (uint64_t)PTRDIFF_MAX ||
@@ -10655,17 +10446,14 @@ static int mhk__read_header(mhk_file *f, int shard, mhk__stored **entries, int *
   mhk_context *ctx = f->object.ctx;
   const char *path = f->shards[shard].path;
   const mhk__bytes *b = &f->shards[shard].bytes;
-  const mhk__json *root, *x, *m;
-  uint64_t length;
   size_t room, at = 0;
   mhk_index count, i = 0;
-  const void **order;
   char where[512];
   if (b->size < 8)
     return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s has %lld bytes: a safetensors file starts with 8 bytes of header length", path,
                     (long long)b->size),
            0;
-  length = mhk__little(b->data, 8);
+  const uint64_t length = mhk__little(b->data, 8);
   if (length > MHK__HEADER_MOST || length > b->size - 8)
     return mhk_fail(ctx, MHK_ERROR_FORMAT,
                     "%s is no safetensors file (nor one of PyTorch 1.6 or later), or is cut off: its first 8 bytes announce a header of %llu "
@@ -10678,12 +10466,12 @@ static int mhk__read_header(mhk_file *f, int shard, mhk__stored **entries, int *
   if (at == length || b->data[8 + at] != '{')
     return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s does not start with '{'", where), 0;
   at = 0;
-  root = mhk__json_parse(ctx, &ctx->scratch, (const char *)b->data + 8, (size_t)length, where, 0);
+  const mhk__json *root = mhk__json_parse(ctx, &ctx->scratch, (const char *)b->data + 8, (size_t)length, where, 0);
   if (!root) return 0;
-  m = mhk__json_get(root, "__metadata__");
+  const mhk__json *m = mhk__json_get(root, "__metadata__");
   if (m && m->type != MHK__JSON_NULL) {
     if (m->type != MHK__JSON_OBJECT) return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: __metadata__ must be an object of texts", where), 0;
-    for (x = m->first; x; x = x->next) {
+    for (const mhk__json *x = m->first; x; x = x->next) {
       mhk__metadata *y = (mhk__metadata *)mhk__arena_zeros(ctx, &f->object.arena, 1, sizeof *y);
       if (!y) return 0;
       if (x->type != MHK__JSON_STRING)
@@ -10702,10 +10490,10 @@ static int mhk__read_header(mhk_file *f, int shard, mhk__stored **entries, int *
   count = root->count - (m ? 1 : 0);
   if (count > INT_MAX / 2) return mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "%s holds too many tensors", path), 0;
   *entries = (mhk__stored *)mhk__arena_zeros(ctx, &f->object.arena, count, sizeof(mhk__stored));
-  order = (const void **)mhk__scratch(ctx, count, 2 * sizeof(void *));
+  const void **order = (const void **)mhk__scratch(ctx, count, 2 * sizeof(void *));
   if (!*entries || !order) return 0;
   *n = (int)count;
-  for (x = root->first; x; x = x->next) {
+  for (const mhk__json *x = root->first; x; x = x->next) {
     mhk__stored *e = *entries + i;
     if (x == m) continue;
     if (!mhk__read_entry(f, path, x, room, e)) return 0;
@@ -10769,20 +10557,18 @@ static const char *mhk__printable(const unsigned char *text, size_t length, char
 
 /* one entry of the directory, `left` bytes before its end; the bytes it takes, or 0 */
 static size_t mhk__zip_entry(mhk_context *ctx, const char *path, const mhk__bytes *b, size_t directory, const unsigned char *p, size_t left, mhk__packed *out) {
-  uint64_t packed, bytes, header;
-  size_t name, extra, whole, at;
-  const unsigned char *x, *local;
-  unsigned flags, method;
+  size_t at;
+  const unsigned char *x;
   char shown[64];
   if (left < 46 || mhk__little(p, 4) != MHK__ZIP_DIRECTORY) return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: its zip directory is damaged", path), (size_t)0;
-  flags = (unsigned)mhk__little(p + 8, 2);
-  method = (unsigned)mhk__little(p + 10, 2);
-  packed = mhk__little(p + 20, 4);
-  bytes = mhk__little(p + 24, 4);
-  header = mhk__little(p + 42, 4);
-  name = (size_t)mhk__little(p + 28, 2);
-  extra = (size_t)mhk__little(p + 30, 2);
-  whole = 46 + name + extra + (size_t)mhk__little(p + 32, 2);
+  const unsigned flags = (unsigned)mhk__little(p + 8, 2);
+  const unsigned method = (unsigned)mhk__little(p + 10, 2);
+  uint64_t packed = mhk__little(p + 20, 4);
+  uint64_t bytes = mhk__little(p + 24, 4);
+  uint64_t header = mhk__little(p + 42, 4);
+  const size_t name = (size_t)mhk__little(p + 28, 2);
+  const size_t extra = (size_t)mhk__little(p + 30, 2);
+  const size_t whole = 46 + name + extra + (size_t)mhk__little(p + 32, 2);
   if (whole > left) return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: its zip directory is damaged", path), (size_t)0;
   mhk__printable(p + 46, name, shown);
   for (x = p + 46 + name, at = 0; extra - at >= 4;) { /* sizes that need 64 bits stand in the field of id 1, in this order */
@@ -10791,9 +10577,8 @@ static size_t mhk__zip_entry(mhk_context *ctx, const char *path, const mhk__byte
     at += 4;
     if (id == 1) {
       uint64_t *fields[3];
-      int i;
       fields[0] = &bytes, fields[1] = &packed, fields[2] = &header;
-      for (i = 0; i < 3; i++)
+      for (int i = 0; i < 3; i++)
         if (*fields[i] == 0xFFFFFFFFu && end - at >= 8) {
           *fields[i] = mhk__little(x + at, 8);
           at += 8;
@@ -10806,7 +10591,7 @@ static size_t mhk__zip_entry(mhk_context *ctx, const char *path, const mhk__byte
     return mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "%s: its entry %s is compressed (zip method %u); torch.save stores tensors as they are, and only that is read",
                     path, shown, method),
            (size_t)0;
-  local = b->data + (header <= directory ? (size_t)header : 0);
+  const unsigned char *local = b->data + (header <= directory ? (size_t)header : 0);
   if (header > directory || directory - (size_t)header < 30 || mhk__little(local, 4) != MHK__ZIP_ENTRY || mhk__little(local + 8, 2) != 0 ||
       mhk__little(local + 26, 2) != name)
     return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: its zip directory says that %s starts at byte %llu, where it does not", path, shown,
@@ -10832,22 +10617,19 @@ static size_t mhk__zip_entry(mhk_context *ctx, const char *path, const mhk__byte
 static const mhk__packed **mhk__zip_entries(mhk_context *ctx, const char *path, const mhk__bytes *b, mhk_index *count) {
   const size_t least = b->size > 65557 ? b->size - 65557 : 0;
   size_t end, at, size, whole;
-  uint64_t n, start, length;
-  const unsigned char *p;
   mhk__packed *entries;
-  const void **order;
   mhk_index i;
   char shown[64];
   for (end = b->size >= 22 ? b->size - 22 : 0; b->size >= 22; end--) { /* a comment of any length may stand behind it */
     if (mhk__little(b->data + end, 4) == MHK__ZIP_END && mhk__little(b->data + end + 20, 2) == b->size - end - 22) break;
     if (end == least) break;
   }
-  p = b->data + end;
+  const unsigned char *p = b->data + end;
   if (b->size < 22 || mhk__little(p, 4) != MHK__ZIP_END || mhk__little(p + 20, 2) != b->size - end - 22)
     return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s starts like a zip archive and has no directory at its end: it is cut off", path), (const mhk__packed **)NULL;
-  n = mhk__little(p + 10, 2);
-  length = mhk__little(p + 12, 4);
-  start = mhk__little(p + 16, 4);
+  uint64_t n = mhk__little(p + 10, 2);
+  uint64_t length = mhk__little(p + 12, 4);
+  uint64_t start = mhk__little(p + 16, 4);
   if (end >= 20 && mhk__little(p - 20, 4) == MHK__ZIP_LOCATOR) {
     const uint64_t record = mhk__little(p - 12, 8);
     if (end < 76 || record > end - 76 || mhk__little(b->data + (size_t)record, 4) != MHK__ZIP_END64)
@@ -10863,7 +10645,7 @@ static const mhk__packed **mhk__zip_entries(mhk_context *ctx, const char *path, 
            (const mhk__packed **)NULL;
   *count = (mhk_index)n;
   entries = (mhk__packed *)mhk__scratch(ctx, *count, sizeof *entries);
-  order = (const void **)mhk__scratch(ctx, *count, 2 * sizeof(void *));
+  const void **order = (const void **)mhk__scratch(ctx, *count, 2 * sizeof(void *));
   if (!entries || !order) return NULL;
   for (i = 0, at = (size_t)start, size = (size_t)length; i < *count; i++, at += whole, size -= whole) {
     whole = mhk__zip_entry(ctx, path, b, (size_t)start, b->data + at, size, &entries[i]);
@@ -10890,14 +10672,12 @@ static const mhk__packed **mhk__zip_entries(mhk_context *ctx, const char *path, 
 /* CRC-32 as zip has it (ISO 3309) */
 static uint32_t mhk__crc32(const unsigned char *p, size_t n) {
   uint32_t table[16], crc = 0xFFFFFFFFu, i;
-  size_t at;
   for (i = 0; i < 16; i++) {
     uint32_t x = i;
-    int bit;
-    for (bit = 0; bit < 4; bit++) x = x & 1 ? (x >> 1) ^ 0xEDB88320u : x >> 1;
+    for (int bit = 0; bit < 4; bit++) x = x & 1 ? (x >> 1) ^ 0xEDB88320u : x >> 1;
     table[i] = x;
   }
-  for (at = 0; at < n; at++) {
+  for (size_t at = 0; at < n; at++) {
     crc ^= p[at];
     crc = (crc >> 4) ^ table[crc & 15];
     crc = (crc >> 4) ^ table[crc & 15];
@@ -11069,7 +10849,7 @@ static int mhk__pickle_global(mhk__unpickler *r) {
                {"torch\nLongStorage\n", MHK__PICKLED_STORAGE_TYPE, MHK_I64},
                {"torch\nBoolStorage\n", MHK__PICKLED_STORAGE_TYPE, MHK_BOOL}};
   size_t length = 0, n_lines, i;
-  char shown[64], *c;
+  char shown[64];
   for (n_lines = 0; n_lines < 2; length++) {
     if (r->at + length >= r->n) return mhk__pickle_fail(r, MHK_ERROR_FORMAT, "a name without its end");
     if (r->p[r->at + length] == '\n') n_lines++;
@@ -11083,7 +10863,7 @@ static int mhk__pickle_global(mhk__unpickler *r) {
       return mhk__pickle_push(r, x);
     }
   mhk__printable(r->p + r->at, length - 1, shown);
-  for (c = shown; *c; c++)
+  for (char *c = shown; *c; c++)
     if (*c == '?') *c = '.';
   return mhk__pickle_fail(r, MHK_ERROR_UNSUPPORTED, "it names %s, which a dictionary of tensors does not need: refused", shown);
 }
@@ -11095,7 +10875,6 @@ static int mhk__pickle_storage(mhk__unpickler *r) {
   const mhk__packed *found = NULL;
   mhk__packed wanted;
   mhk_index low = 0, high = r->n_entries;
-  size_t size;
   if (!args) return 0;
   x = args->items;
   if (args->n != 5 || !mhk__pickled_is(x[0], "storage") || x[1]->type != MHK__PICKLED_STORAGE_TYPE || x[2]->type != MHK__PICKLED_TEXT ||
@@ -11121,7 +10900,7 @@ static int mhk__pickle_storage(mhk__unpickler *r) {
   }
   if (!found)
     return mhk__pickle_fail(r, MHK_ERROR_FORMAT, "the storage %s is not in the archive", mhk__printable(wanted.name, wanted.name_length, shown));
-  size = mhk_dtype_size(x[1]->dtype);
+  const size_t size = mhk_dtype_size(x[1]->dtype);
   if (x[4]->n < 0 || (uint64_t)x[4]->n > (uint64_t)(found->bytes / size) || (size_t)x[4]->n * size != found->bytes)
     return mhk__pickle_fail(r, MHK_ERROR_FORMAT, "the storage %s should have %lld elements of type %s, its entry has %lld bytes",
                             mhk__printable(wanted.name, wanted.name_length, shown), (long long)x[4]->n, mhk_dtype_name(x[1]->dtype),
@@ -11210,13 +10989,11 @@ static const unsigned char *mhk__pickle_take(mhk__unpickler *r, uint64_t n) {
 
 static int mhk__pickle_integer(mhk__unpickler *r, size_t bytes, int is_signed) {
   const unsigned char *p = mhk__pickle_take(r, bytes);
-  mhk__pickled *x;
-  uint64_t bits;
   if (!p) return 0;
   if (bytes > 8) return mhk__pickle_fail(r, MHK_ERROR_UNSUPPORTED, "a whole number of %lld bytes", (long long)bytes);
-  x = mhk__pickle_node(r, MHK__PICKLED_INTEGER);
+  mhk__pickled *x = mhk__pickle_node(r, MHK__PICKLED_INTEGER);
   if (!x) return 0;
-  bits = mhk__little(p, bytes);
+  uint64_t bits = mhk__little(p, bytes);
   if (is_signed && bytes > 0 && (p[bytes - 1] & 0x80)) {
     if (bytes < 8) bits |= ~(uint64_t)0 << (8 * bytes);
     x->n = -(int64_t)(~bits) - 1;
@@ -11227,9 +11004,8 @@ static int mhk__pickle_integer(mhk__unpickler *r, size_t bytes, int is_signed) {
 
 static int mhk__pickle_memo(mhk__unpickler *r, size_t bytes, int put) {
   const unsigned char *p = mhk__pickle_take(r, bytes);
-  size_t at;
   if (!p) return 0;
-  at = (size_t)mhk__little(p, bytes);
+  const size_t at = (size_t)mhk__little(p, bytes);
   if (put) { /* places are numbered as they are used, so a number is never above that of the bytes read */
     mhk__pickled *x = mhk__pickle_top(r, 0, "a value to keep");
     if (!x) return 0;
@@ -11306,13 +11082,12 @@ static mhk__pickled *mhk__unpickle(mhk__unpickler *r) {
     return NULL;
   }
   for (r->at = 2;;) {
-    int code;
     r->op = r->at;
     if (r->at >= r->n) {
       mhk__pickle_fail(r, MHK_ERROR_FORMAT, "it ends without its last instruction");
       return NULL;
     }
-    code = r->p[r->at++];
+    const int code = r->p[r->at++];
     if (code == '.') break;
     if (!mhk__pickle_step(r, code)) return NULL;
   }
@@ -11335,10 +11110,9 @@ static const void *mhk__pickled_gather(mhk_file *f, const mhk__pickled *x) {
   const size_t size = mhk_dtype_size(x->dtype);
   unsigned char *out = (unsigned char *)mhk__arena_zeros(f->object.ctx, &f->object.arena, x->count, size), *to = out;
   mhk_index at[MHK_MAX_RANK] = {0}, from = 0, i;
-  int k;
   for (i = 0; i < x->count && out; i++, to += size) {
     memcpy(to, x->bytes + (size_t)from * size, size);
-    for (k = x->rank - 1; k >= 0; k--) {
+    for (int k = x->rank - 1; k >= 0; k--) {
       from += x->stride[k];
       if (++at[k] < x->shape[k]) break;
       from -= at[k] * x->stride[k];
@@ -11356,7 +11130,6 @@ static int mhk__read_archive(mhk_file *f, int shard, mhk__stored **entries, int 
   const mhk__packed *pickle = NULL;
   const mhk__pickled *root, *x, *inner = NULL;
   mhk__unpickler r;
-  const void **order;
   mhk_index i, count = 0;
   size_t copied = 0;
   char shown[64];
@@ -11403,7 +11176,7 @@ static int mhk__read_archive(mhk_file *f, int shard, mhk__stored **entries, int 
                     mhk__printable(inner->key->bytes, (size_t)inner->key->n, shown)),
            0;
   if (count > INT_MAX / 2) return mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "%s holds too many tensors", path), 0;
-  order = (const void **)mhk__scratch(ctx, count, 2 * sizeof(void *));
+  const void **order = (const void **)mhk__scratch(ctx, count, 2 * sizeof(void *));
   if (!order) return 0;
   for (x = root->first, i = 0; x; x = x->next) {
     if (x->value->type != MHK__PICKLED_TENSOR) continue; /* a step counter or the like */
@@ -11463,7 +11236,6 @@ static int mhk__file_finish(mhk_file *f) {
   mhk__stored **lists = (mhk__stored **)mhk__scratch(ctx, f->n_shards, sizeof(void *));
   int *counts = (int *)mhk__scratch(ctx, f->n_shards, sizeof(int)), i, j;
   mhk_index total = 0;
-  const void **order;
   if (!lists || !counts) return 0;
   for (i = 0; i < f->n_shards; i++) {
 #ifndef MOHAWK_NO_STDIO
@@ -11479,7 +11251,7 @@ static int mhk__file_finish(mhk_file *f) {
   if (total > INT_MAX / 2) return mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "%s holds too many tensors", f->path), 0;
   f->n = (int)total;
   f->sorted = (mhk__stored **)mhk__arena_zeros(ctx, &f->object.arena, total, sizeof(void *));
-  order = (const void **)mhk__scratch(ctx, total, 2 * sizeof(void *));
+  const void **order = (const void **)mhk__scratch(ctx, total, 2 * sizeof(void *));
   if (!f->sorted || !order) return 0;
   for (i = 0, total = 0; i < f->n_shards; i++)
     for (j = 0; j < counts[i]; j++) order[total++] = lists[i] + j;
@@ -11614,7 +11386,6 @@ done:
 static mhk_file *mhk__file_open_single(mhk_context *ctx, const char *path, const void *data, size_t bytes) {
   mhk__mark mark = mhk__scratch_mark(ctx);
   mhk_file *f = mhk__file_new(ctx, path, 1);
-  int ok;
   if (!f) return NULL;
   f->shards[0].path = f->path;
 #ifndef MOHAWK_NO_STDIO
@@ -11624,7 +11395,7 @@ static mhk_file *mhk__file_open_single(mhk_context *ctx, const char *path, const
     f->shards[0].bytes.data = (const unsigned char *)data;
     f->shards[0].bytes.size = bytes;
   }
-  ok = !mhk_failed(ctx) && mhk__file_finish(f);
+  const int ok = !mhk_failed(ctx) && mhk__file_finish(f);
   mhk__scratch_rewind(ctx, mark);
   if (ok) return f;
   mhk_file_close(f);
@@ -11654,8 +11425,7 @@ static mhk_file *mhk__file_open(mhk_context *ctx, const char *path, int read) {
   if (!mhk__path_fits(ctx, path)) return NULL;
   if (mhk__is_folder(path)) {
     static const char names[][32] = {"model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json"};
-    int i;
-    for (i = 0; i < 4; i++) {
+    for (int i = 0; i < 4; i++) {
       mhk__join_path(inside, sizeof inside, path, names[i]);
       if (mhk__is_file(inside))
         return i % 2 ? mhk__file_open_index(ctx, inside, path, read)
@@ -11699,10 +11469,9 @@ static const char *mhk__file_path_of(const mhk_file *f, const mhk_file_tensor *x
 }
 
 MHKDEF const char *mhk_file_metadata(const mhk_file *f, const char *key, size_t *length) {
-  const mhk__metadata *m;
   if (length) *length = 0;
   if (!f || !key) return NULL;
-  for (m = f->metadata; m; m = m->next)
+  for (const mhk__metadata *m = f->metadata; m; m = m->next)
     if (strcmp(m->key, key) == 0) {
       if (length) *length = m->length;
       return m->value;
@@ -11738,21 +11507,16 @@ MHKDEF mhk_result mhk_file_read(mhk_context *ctx, const mhk_file_tensor *x, mhk_
 }
 
 MHKDEF mhk_result mhk_file_read_i32(mhk_context *ctx, const mhk_file_tensor *x, int32_t *out) {
-  const unsigned char *p;
-  mhk_index i;
-  size_t size;
-  int is_signed;
   if (!mhk__file_tensor_ok(ctx, x, out)) return mhk_error(ctx);
   if (x->dtype == MHK_F32 || x->dtype == MHK_F64 || x->dtype == MHK_F16 || x->dtype == MHK_BF16)
     return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "tensor %.200s has the type %s; integers are wanted", x->name ? x->name : "?",
                     mhk_dtype_name(x->dtype));
-  p = (const unsigned char *)x->data;
-  size = mhk_dtype_size(x->dtype);
-  is_signed = x->dtype == MHK_I8 || x->dtype == MHK_I16 || x->dtype == MHK_I32 || x->dtype == MHK_I64;
-  for (i = 0; i < x->count; i++, p += size) {
+  const unsigned char *p = (const unsigned char *)x->data;
+  const size_t size = mhk_dtype_size(x->dtype);
+  const int is_signed = x->dtype == MHK_I8 || x->dtype == MHK_I16 || x->dtype == MHK_I32 || x->dtype == MHK_I64;
+  for (mhk_index i = 0; i < x->count; i++, p += size) {
     uint64_t bits = mhk__little(p, size), magnitude;
-    int negative;
-    negative = is_signed && (p[size - 1] & 0x80);
+    const int negative = is_signed && (p[size - 1] & 0x80);
     if (negative && size < 8) bits |= ~(uint64_t)0 << (8 * size);
     magnitude = negative ? ~bits + 1 : bits;
     if (magnitude > (negative ? (uint64_t)2147483648u : (uint64_t)2147483647u))
@@ -11779,14 +11543,13 @@ typedef struct mhk__outgoing {
 } mhk__outgoing;
 
 static void mhk__outgoing_set(mhk__outgoing *o, const char *name, mhk_dtype dtype, mhk_dtype from, int rank, const mhk_index *shape, const void *data) {
-  int i;
   o->name = name;
   o->dtype = dtype;
   o->from = from;
   o->rank = rank;
   o->shape = shape;
   o->count = 1;
-  for (i = 0; i < rank; i++) o->count *= shape[i];
+  for (int i = 0; i < rank; i++) o->count *= shape[i];
   o->data = data;
 }
 
@@ -11808,9 +11571,6 @@ static int mhk__outgoing_name_order(const void *a, const void *b) {
 static mhk_result mhk__write_outgoing(mhk_context *ctx, mhk__output *out, const mhk__outgoing *x) {
   const size_t from = mhk_dtype_size(x->from), to = mhk_dtype_size(x->dtype);
   mhk__mark mark = mhk__scratch_mark(ctx);
-  mhk_real *values;
-  unsigned char *bytes;
-  mhk_index at, i;
 #ifndef MOHAWK_NO_TRAINING
   if (!x->data && x->count) {
     unsigned char sum[8];
@@ -11823,9 +11583,9 @@ static mhk_result mhk__write_outgoing(mhk_context *ctx, mhk__output *out, const 
     mhk__output_write(out, x->data, (size_t)x->count * to);
     return MHK_OK;
   }
-  values = (mhk_real *)mhk__scratch(ctx, MHK__OUT_BLOCK, sizeof(mhk_real));
-  bytes = (unsigned char *)mhk__scratch(ctx, MHK__OUT_BLOCK, 8);
-  for (at = 0; at < x->count && values && bytes && !out->error; at += MHK__OUT_BLOCK) {
+  mhk_real *values = (mhk_real *)mhk__scratch(ctx, MHK__OUT_BLOCK, sizeof(mhk_real));
+  unsigned char *bytes = (unsigned char *)mhk__scratch(ctx, MHK__OUT_BLOCK, 8);
+  for (mhk_index at = 0; at < x->count && values && bytes && !out->error; at += MHK__OUT_BLOCK) {
     const mhk_index n = x->count - at < MHK__OUT_BLOCK ? x->count - at : MHK__OUT_BLOCK;
     const unsigned char *data = (const unsigned char *)x->data + (size_t)at * from;
     if (x->from == x->dtype)
@@ -11835,7 +11595,7 @@ static mhk_result mhk__write_outgoing(mhk_context *ctx, mhk__output *out, const 
         mhk_tensor_read((const mhk_tensor *)x->data, at, n, values);
       else
         mhk__unpack_host(x->from, data, n, values);
-      for (i = 0; i < n; i++) {
+      for (mhk_index i = 0; i < n; i++) {
         const float v = (float)values[i];
         const uint32_t wide = mhk__float_bits(v);
         const uint16_t narrow = x->dtype == MHK_F16 ? mhk__pack_f16(v) : mhk__pack_bf16(v);
@@ -11865,24 +11625,21 @@ static mhk_result mhk__write_outgoing(mhk_context *ctx, mhk__output *out, const 
    0-terminated ones */
 static mhk_result mhk__file_put(mhk_context *ctx, mhk__output *out, const char *path, int n, const mhk__outgoing *tensors, int n_metadata,
                                 const char *const *metadata, const size_t *lengths) {
-  mhk__mark mark;
   mhk__writer w;
-  const void **order;
   unsigned char size[8];
   size_t at = 0;
-  int i, j;
   mhk__output_clear(out, path);
   if (!mhk__path_fits(ctx, path)) return mhk_error(ctx);
-  mark = mhk__scratch_mark(ctx);
-  order = (const void **)mhk__scratch(ctx, n, 2 * sizeof(void *));
+  mhk__mark mark = mhk__scratch_mark(ctx);
+  const void **order = (const void **)mhk__scratch(ctx, n, 2 * sizeof(void *));
   if (!order) return mhk_error(ctx);
-  for (i = 0; i < n; i++) {
+  for (int i = 0; i < n; i++) {
     order[i] = &tensors[i];
     if (!tensors[i].name[0] || strcmp(tensors[i].name, "__metadata__") == 0 || !mhk__utf8_valid(tensors[i].name, strlen(tensors[i].name)))
       mhk_fail(ctx, MHK_ERROR_ARGUMENT, "tensor %d cannot be written: its name must be valid UTF-8, not empty and not __metadata__", i);
   }
   mhk__sort(order, order + n, n, mhk__outgoing_name_order);
-  for (i = 1; i < n; i++)
+  for (int i = 1; i < n; i++)
     if (mhk__outgoing_name_order(order[i - 1], order[i]) == 0)
       mhk_fail(ctx, MHK_ERROR_ARGUMENT, "two tensors to be written are called %.200s", ((const mhk__outgoing *)order[i])->name);
   mhk__sort(order, order + n, n, mhk__outgoing_order);
@@ -11892,9 +11649,9 @@ static mhk_result mhk__file_put(mhk_context *ctx, mhk__output *out, const char *
   if (n_metadata > 0) {
     mhk__write_key(&w, "__metadata__");
     mhk__write_open(&w, '{');
-    for (i = 0; i < n_metadata; i++) {
+    for (int i = 0; i < n_metadata; i++) {
       const size_t length = lengths ? lengths[i] : strlen(metadata[2 * i + 1]);
-      for (j = 0; j < i; j++)
+      for (int j = 0; j < i; j++)
         if (strcmp(metadata[2 * j], metadata[2 * i]) == 0)
           mhk_fail(ctx, MHK_ERROR_ARGUMENT, "the metadata key \"%.100s\" is given twice", metadata[2 * i]);
       if (!mhk__utf8_valid(metadata[2 * i], strlen(metadata[2 * i])) || !mhk__utf8_valid(metadata[2 * i + 1], length))
@@ -11904,7 +11661,7 @@ static mhk_result mhk__file_put(mhk_context *ctx, mhk__output *out, const char *
     }
     mhk__write_close(&w, '}');
   }
-  for (i = 0; i < n; i++) {
+  for (int i = 0; i < n; i++) {
     const mhk__outgoing *x = (const mhk__outgoing *)order[i];
     const size_t bytes = mhk__size3(ctx, x->count, 1, mhk_dtype_size(x->dtype));
     mhk__write_key(&w, x->name);
@@ -11913,7 +11670,7 @@ static mhk_result mhk__file_put(mhk_context *ctx, mhk__output *out, const char *
     mhk__write_string(&w, mhk_dtype_name(x->dtype), strlen(mhk_dtype_name(x->dtype)));
     mhk__write_key(&w, "shape");
     mhk__write_open(&w, '[');
-    for (j = 0; j < x->rank; j++) {
+    for (int j = 0; j < x->rank; j++) {
       mhk__write_item(&w);
       mhk__write_integer(&w, (int64_t)x->shape[j]);
     }
@@ -11934,15 +11691,15 @@ static mhk_result mhk__file_put(mhk_context *ctx, mhk__output *out, const char *
     mhk_fail(ctx, MHK_ERROR_ARGUMENT, "%s would need a header of %lld bytes; safetensors allows %d", path, (long long)w.length,
              MHK__HEADER_MOST);
   if (!mhk_failed(ctx)) {
-    for (i = 0; i < 8; i++) size[i] = (unsigned char)(((uint64_t)w.length >> (8 * i)) & 255u);
+    for (int i = 0; i < 8; i++) size[i] = (unsigned char)(((uint64_t)w.length >> (8 * i)) & 255u);
     mhk__output_open(out, path);
 #ifndef MOHAWK_NO_TRAINING
-    for (i = 0; i < n; i++) out->summing |= !tensors[i].data && tensors[i].count;
+    for (int i = 0; i < n; i++) out->summing |= !tensors[i].data && tensors[i].count;
     mhk__xxh64_start(&out->sum);
 #endif
     mhk__output_write(out, size, 8);
     mhk__output_write(out, w.data, w.length);
-    for (i = 0; i < n && !out->error && !mhk_failed(ctx); i++) mhk__write_outgoing(ctx, out, (const mhk__outgoing *)order[i]);
+    for (int i = 0; i < n && !out->error && !mhk_failed(ctx); i++) mhk__write_outgoing(ctx, out, (const mhk__outgoing *)order[i]);
   }
   mhk__scratch_rewind(ctx, mark);
   return mhk_error(ctx);
@@ -11966,18 +11723,17 @@ MHKDEF mhk_result mhk_file_write_bytes(mhk_context *ctx, const char *path, const
 
 MHKDEF mhk_result mhk_file_write(mhk_context *ctx, const char *path, int n, const mhk_file_tensor *tensors, int n_metadata,
                                  const char *const *metadata) {
-  mhk__mark mark;
   mhk__outgoing *list;
-  int i, j;
+  int j;
   if (mhk_failed(ctx)) return mhk_error(ctx);
   if (n < 0 || n_metadata < 0 || (n && !tensors) || (n_metadata && !metadata))
     return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "mhk_file_write was given %d tensors and %d metadata pairs without the arrays for them", n,
                     n_metadata);
-  for (i = 0; i < 2 * n_metadata; i++)
+  for (int i = 0; i < 2 * n_metadata; i++)
     if (!metadata[i]) return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "metadata text %d is NULL", i);
-  mark = mhk__scratch_mark(ctx);
+  mhk__mark mark = mhk__scratch_mark(ctx);
   list = (mhk__outgoing *)mhk__scratch(ctx, n, sizeof *list);
-  for (i = 0; i < n && list; i++) {
+  for (int i = 0; i < n && list; i++) {
     const mhk_file_tensor *x = &tensors[i];
     mhk_index count = 1;
     if (!x->name || mhk_dtype_size(x->dtype) == 0 || x->rank < 0 || x->rank > MHK_MAX_RANK || x->count < 0 || (!x->data && x->count)) {
@@ -12467,10 +12223,9 @@ static uint32_t mhk__nfc_join(const mhk__nfc *f, uint32_t a, uint32_t b) {
 /* Marks in the order of their classes, those of one class as they were: a round for each class there is. */
 static void mhk__nfc_order(const mhk__nfc *f, const uint32_t *in, size_t n, uint32_t *out) {
   uint32_t class_now = 0, class_next;
-  size_t i;
   do {
     class_next = 256;
-    for (i = 0; i < n; i++) {
+    for (size_t i = 0; i < n; i++) {
       const uint32_t e = mhk__nfc_at(f, in[i]) & MHK__NFC_CLASS;
       if (e == class_now)
         *out++ = in[i];
@@ -12639,16 +12394,14 @@ static int mhk__id_plausible(int32_t id, mhk_index count) { return id / 4 <= cou
 static int mhk__tokens_read(mhk_tokenizer *k, const mhk__token_source *source, size_t *longest, size_t *used) {
   mhk_context *ctx = k->object.ctx;
   mhk__arena *arena = &k->object.arena;
-  const mhk__json *x;
   const char *text = NULL;
   size_t length = 0, total = 0;
   uint32_t n_slots, slot = 0;
   const mhk_index n_added = source->added ? source->added->count : 0, count = source->vocabulary->count + n_added;
   int32_t id = 0, top = -1;
-  int pass;
-  for (pass = 0; pass < 2; pass++) {
+  for (int pass = 0; pass < 2; pass++) {
     const mhk__json *list = pass ? source->added : source->vocabulary;
-    for (x = list ? list->first : NULL; x; x = x->next) {
+    for (const mhk__json *x = list ? list->first : NULL; x; x = x->next) {
       if (!mhk__token_entry(ctx, x, pass ? source->added_where : source->where, &text, &length, &id)) return 0;
       if (!mhk__id_plausible(id, count)) {
         mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: id %ld of token \"%.*s\" is far beyond the %lld tokens there are",
@@ -12676,15 +12429,14 @@ static int mhk__tokens_read(mhk_tokenizer *k, const mhk__token_source *source, s
   if (!k->slot_ids) return 0;
   memset(k->slot_ids, 0xFF, n_slots * sizeof(int32_t));
 
-  for (x = source->vocabulary->first; x; x = x->next) {
-    int mapped;
+  for (const mhk__json *x = source->vocabulary->first; x; x = x->next) {
     if (!mhk__token_entry(ctx, x, source->where, &text, &length, &id)) return 0;
     if (k->kind[id]) {
       mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: id %ld is given to \"%.*s\", and to another token before it", source->where, (long)id,
                mhk__shown(text, length), text);
       return 0;
     }
-    mapped = mhk__token_map(text, length, k->bytes + *used, &length);
+    const int mapped = mhk__token_map(text, length, k->bytes + *used, &length);
     if (mhk__vocabulary_find(k, k->bytes + *used, length, mapped, &slot) >= 0) {
       mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: token \"%.*s\" is there twice", source->where, mhk__shown(text, x->key_length), text);
       return 0;
@@ -12761,7 +12513,6 @@ static void mhk__added_sort(mhk__added_set *s, mhk_index room) {
 
 /* What is looked for in normalized text. Does it allow cuts before spaces? */
 static int mhk__added_normalize(mhk_tokenizer *k, mhk__added *a) {
-  size_t i;
   if (k->nfc) {
     char *text = (char *)mhk__arena_alloc(k->object.ctx, &k->object.arena, 3 * a->length + 1);
     if (!text) return 0;
@@ -12770,7 +12521,7 @@ static int mhk__added_normalize(mhk_tokenizer *k, mhk__added *a) {
     a->text = text;
   }
   if (a->rstrip) k->cuts = 0;
-  for (i = 1; i < a->length; i++)
+  for (size_t i = 1; i < a->length; i++)
     if (a->text[i] == ' ' && a->text[i - 1] != ' ') k->cuts = 0;
   return 1;
 }
@@ -12778,21 +12529,18 @@ static int mhk__added_normalize(mhk_tokenizer *k, mhk__added *a) {
 /* Added tokens as they are looked for in text. The end-of-text token of a bare vocabulary counts as one. */
 static int mhk__added_read(mhk_tokenizer *k, const mhk__token_source *source, size_t used) {
   mhk_context *ctx = k->object.ctx;
-  const mhk__json *x;
   const char end_text[] = "<|endoftext|>";
   const mhk_index most = 1 + (source->added ? source->added->count : 0);
   const int bare = !mhk__json_is(source->added, MHK__JSON_ARRAY), flags = !bare || source->added == source->decoder;
   mhk__added *all = (mhk__added *)mhk__arena_zeros(ctx, &k->object.arena, most, sizeof(mhk__added));
   mhk__added *a = all, *kept = NULL;
-  mhk__added **order;
   mhk_index i, n = 0;
-  int set;
-  for (set = 0; set < 2; set++) { /* twice the room: sorting wants it */
+  for (int set = 0; set < 2; set++) { /* twice the room: sorting wants it */
     k->added[set].tokens = (const mhk__added **)mhk__arena_zeros(ctx, &k->object.arena, most, 2 * sizeof(mhk__added *));
     if (!all || !k->added[set].tokens) return 0;
   }
-  order = (mhk__added **)(void *)k->added[0].tokens;
-  for (x = source->added ? source->added->first : NULL; x; x = x->next) {
+  mhk__added **order = (mhk__added **)(void *)k->added[0].tokens;
+  for (const mhk__json *x = source->added ? source->added->first : NULL; x; x = x->next) {
     if (!mhk__token_entry(ctx, x, source->added_where, &a->content, &a->content_length, &a->id)) return 0;
     if (a->content_length == 0) continue; /* as Hugging Face's tokenizers do */
     a->normalized = 1;
@@ -12837,7 +12585,7 @@ static int mhk__added_read(mhk_tokenizer *k, const mhk__token_source *source, si
   }
   for (i = 0; i < n; i++)
     if (all[i].id >= 0) k->added[all[i].normalized].tokens[k->added[all[i].normalized].n++] = all + i;
-  for (set = 0; set < 2; set++) mhk__added_sort(&k->added[set], most);
+  for (int set = 0; set < 2; set++) mhk__added_sort(&k->added[set], most);
   return !mhk_failed(ctx);
 }
 
@@ -12848,7 +12596,6 @@ static int mhk__merge_add(mhk_tokenizer *k, const mhk__token_source *source, con
   int32_t id[3] = {-1, -1, -1};
   int mapped[2] = {0, 0};
   size_t n[2] = {0, 0};
-  uint32_t s;
   mhk__merge *m;
   if (n_left <= longest && n_right <= longest) {
     mapped[0] = mhk__token_map(left, n_left, room, &n[0]);
@@ -12870,7 +12617,7 @@ static int mhk__merge_add(mhk_tokenizer *k, const mhk__token_source *source, con
   }
   k->merged[k->n_merges] = id[2];
   if (mapped[0] && mapped[1]) { /* other tokens do not come out of bytes, so there is nothing to merge */
-    for (s = mhk__hash_pair((uint32_t)id[0], (uint32_t)id[1]) & k->merge_mask;; s = (s + 1) & k->merge_mask) {
+    for (uint32_t s = mhk__hash_pair((uint32_t)id[0], (uint32_t)id[1]) & k->merge_mask;; s = (s + 1) & k->merge_mask) {
       m = &k->merges[s];
       if (m->rank == UINT32_MAX || (m->left == (uint32_t)id[0] && m->right == (uint32_t)id[1])) break;
     }
@@ -12895,12 +12642,11 @@ static int mhk__merges_read(mhk_tokenizer *k, const mhk__token_source *source, c
   mhk_context *ctx = k->object.ctx;
   mhk_index count = 0, i;
   size_t at, end, n_left = 0;
-  uint32_t n_slots;
   if (source->merges)
     count = source->merges->count;
   else
     for (at = 0; at < source->merge_lines_length; at++) count += source->merge_lines[at] == '\n' || at + 1 == source->merge_lines_length;
-  n_slots = mhk__table_size(ctx, count, source->merges_where);
+  const uint32_t n_slots = mhk__table_size(ctx, count, source->merges_where);
   if (!n_slots) return 0;
   k->merge_mask = n_slots - 1;
   k->merges = (mhk__merge *)mhk__arena_zeros(ctx, &k->object.arena, (mhk_index)n_slots, sizeof(mhk__merge));
@@ -12909,8 +12655,7 @@ static int mhk__merges_read(mhk_tokenizer *k, const mhk__token_source *source, c
   memset(k->merges, 0xFF, n_slots * sizeof(mhk__merge));
 
   if (source->merges) {
-    const mhk__json *x;
-    for (x = source->merges->first; x && !mhk_failed(ctx); x = x->next) {
+    for (const mhk__json *x = source->merges->first; x && !mhk_failed(ctx); x = x->next) {
       const mhk__json *a = x->first, *b = a ? a->next : NULL;
       if (mhk__json_is(x, MHK__JSON_STRING) && mhk__merge_split(x->text, x->length, &n_left))
         mhk__merge_add(k, source, x->text, n_left, x->text + n_left + 1, x->length - n_left - 1, room, longest);
@@ -12941,7 +12686,6 @@ static int32_t mhk__named_token(mhk_tokenizer *k, const mhk__token_source *sourc
   const mhk__json *x = mhk__json_get(source->config, key);
   char token[256], *room = token;
   size_t length = 0;
-  int32_t id;
   int mapped;
   if (mhk__json_is(x, MHK__JSON_OBJECT)) x = mhk__json_get(x, "content");
   if (!x || mhk__json_is(x, MHK__JSON_NULL)) return -1;
@@ -12949,7 +12693,7 @@ static int32_t mhk__named_token(mhk_tokenizer *k, const mhk__token_source *sourc
     mhk_fail(k->object.ctx, MHK_ERROR_FORMAT, "%s: \"%s\" should be a token's text", source->config_where, key);
     return -1;
   }
-  id = mhk_tokenizer_id(k, x->text);
+  int32_t id = mhk_tokenizer_id(k, x->text);
   if (id < 0 && x->length < sizeof token) {
     mapped = mhk__token_map(x->text, x->length, room, &length);
     id = mhk__vocabulary_find(k, room, length, mapped, NULL);
@@ -13037,11 +12781,10 @@ static int mhk__tokenizer_configure(mhk_tokenizer *k, const mhk__token_source *s
   mhk_context *ctx = k->object.ctx;
   const mhk__json *c = source->config, *add = mhk__json_get(c, "add_bos_token");
   const mhk__json *prefix = mhk__json_get(c, "add_prefix_space");
-  int32_t id;
   int says = 0, i, without_start = 0;
   k->start = k->end;
   k->puts_start = 1;
-  id = mhk__post_processor(k, source, source->post_processor, &says);
+  int32_t id = mhk__post_processor(k, source, source->post_processor, &says);
   if (says) k->puts_start = id >= 0;
   if (id >= 0) k->start = id;
   if (!c || mhk_failed(ctx)) return !mhk_failed(ctx);
@@ -13071,13 +12814,10 @@ static int mhk__tokenizer_configure(mhk_tokenizer *k, const mhk__token_source *s
 
 static int mhk__tokenizer_build(mhk_tokenizer *k, const mhk__token_source *source) {
   mhk_context *ctx = k->object.ctx;
-  mhk__mark mark;
   size_t longest = 1, used = 0;
-  char *room;
-  int b, good;
   k->cuts = k->use_regex;
   if (!mhk__classes_make(k) || !mhk__tokens_read(k, source, &longest, &used)) return 0;
-  for (b = 0; b < 256; b++) {
+  for (int b = 0; b < 256; b++) {
     const char byte = (char)(unsigned char)b;
     const int32_t id = mhk__vocabulary_find(k, &byte, 1, 1, NULL);
     if (id < 0) {
@@ -13090,9 +12830,9 @@ static int mhk__tokenizer_build(mhk_tokenizer *k, const mhk__token_source *sourc
     k->byte_ids[b] = (uint32_t)id;
   }
   if (!mhk__added_read(k, source, used)) return 0;
-  mark = mhk__scratch_mark(ctx);
-  room = (char *)mhk__scratch(ctx, (mhk_index)longest, 2);
-  good = room && mhk__merges_read(k, source, room, longest);
+  mhk__mark mark = mhk__scratch_mark(ctx);
+  char *room = (char *)mhk__scratch(ctx, (mhk_index)longest, 2);
+  const int good = room && mhk__merges_read(k, source, room, longest);
   mhk__scratch_rewind(ctx, mark);
   if (!good) return 0;
   k->words = (mhk__word *)mhk__arena_zeros(ctx, &k->object.arena, MHK__WORD_SLOTS, sizeof(mhk__word));
@@ -13119,8 +12859,7 @@ static const mhk__json *mhk__token_part(const mhk__json *root, const char *name)
   if (!x || mhk__json_is(x, MHK__JSON_NULL)) return NULL;
   if (mhk__json_equals(mhk__json_get(x, "type"), "Sequence")) {
     static const char lists[3][16] = {"normalizers", "pretokenizers", "decoders"};
-    int i;
-    for (i = 0; i < 3; i++) {
+    for (int i = 0; i < 3; i++) {
       const mhk__json *list = mhk__json_get(x, lists[i]);
       if (mhk__json_is(list, MHK__JSON_ARRAY) && list->count <= 1) return list->first;
     }
@@ -13141,8 +12880,6 @@ static int mhk__token_settings(mhk_tokenizer *k, const mhk__json *root, const mh
   static const char affixes[2][32] = {"continuing_subword_prefix", "end_of_word_suffix"};
   mhk_context *ctx = k->object.ctx;
   const mhk__json *x = mhk__json_get(model, "type"), *list;
-  double dropout;
-  int i;
   if (x && !mhk__json_equals(x, "BPE")) {
     mhk__token_part_refused(ctx, model, "model", where);
     return 0;
@@ -13153,12 +12890,12 @@ static int mhk__token_settings(mhk_tokenizer *k, const mhk__json *root, const mh
     return 0;
   }
   x = mhk__json_get(model, "dropout");
-  dropout = mhk__json_is(x, MHK__JSON_NUMBER) ? mhk__json_number(x) : 0;
+  const double dropout = mhk__json_is(x, MHK__JSON_NUMBER) ? mhk__json_number(x) : 0;
   if (mhk__token_flag(ctx, model, "byte_fallback", 0, where) || !(dropout <= 0)) {
     mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "%s: BPE with byte_fallback or dropout is not supported", where);
     return 0;
   }
-  for (i = 0; i < 2; i++) {
+  for (int i = 0; i < 2; i++) {
     x = mhk__json_get(model, affixes[i]);
     if (x && !mhk__json_is(x, MHK__JSON_NULL) && !mhk__json_equals(x, "")) {
       mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "%s: BPE with %s is not supported", where, affixes[i]);
@@ -13206,14 +12943,14 @@ static mhk_tokenizer *mhk__tokenizer_from_json(mhk_context *ctx, const char *jso
                                                const char *config, size_t config_length,
                                                const char *config_where) {
   mhk_tokenizer *k = (mhk_tokenizer *)mhk__object_new(ctx, sizeof(mhk_tokenizer), NULL);
-  const mhk__json *root, *model;
+  const mhk__json *model;
   mhk__token_source source;
   mhk__arena tree;
   int good = 0;
   if (!k) return NULL;
   memset(&source, 0, sizeof source);
   memset(&tree, 0, sizeof tree);
-  root = mhk__json_parse(ctx, &tree, json, length, where, 0);
+  const mhk__json *root = mhk__json_parse(ctx, &tree, json, length, where, 0);
   if (root && (!config || mhk__token_config_read(ctx, &tree, &source, config, config_length, config_where))) {
     model = mhk__json_get(root, "model");
     source.post_processor = mhk__json_get(root, "post_processor");
@@ -13316,8 +13053,7 @@ static mhk_tokenizer *mhk__tokenizer_from_pair(mhk_context *ctx, const char *voc
 static int mhk__tokenizer_layout(const char *folder) {
   static const char names[3][16] = {"tokenizer.json", "vocab.json", "encoder.json"};
   char path[MHK__PATH_MOST + 64];
-  int i;
-  for (i = 0; i < 3; i++)
+  for (int i = 0; i < 3; i++)
     if (mhk__join_path(path, sizeof path, folder, names[i]) && mhk__is_file(path)) return i + 1;
   return 0;
 }
@@ -13327,7 +13063,7 @@ MHKDEF mhk_tokenizer *mhk_tokenizer_load(mhk_context *ctx, const char *path) {
   char third[MHK__PATH_MOST + 64], fourth[MHK__PATH_MOST + 64];
   mhk_tokenizer *k = NULL;
   mhk__bytes file, config;
-  int layout, named;
+  int layout;
   if (!mhk__path_fits(ctx, path)) return NULL;
   if (mhk__is_folder(path)) {
     layout = mhk__tokenizer_layout(path);
@@ -13338,9 +13074,8 @@ MHKDEF mhk_tokenizer *mhk_tokenizer_load(mhk_context *ctx, const char *path) {
     strcpy(folder, path);
     mhk__join_path(first, sizeof first, folder, "tokenizer.json");
   } else {
-    const char *name;
     mhk__folder_of(folder, sizeof folder, path);
-    name = path + strlen(folder);
+    const char *name = path + strlen(folder);
     layout = 1;
     if (!strcmp(name, "vocab.json") || !strcmp(name, "merges.txt")) layout = 2;
     if (!strcmp(name, "encoder.json") || !strcmp(name, "vocab.bpe")) layout = 3;
@@ -13348,7 +13083,7 @@ MHKDEF mhk_tokenizer *mhk_tokenizer_load(mhk_context *ctx, const char *path) {
   }
   memset(&config, 0, sizeof config);
   mhk__join_path(fourth, sizeof fourth, folder, "tokenizer_config.json");
-  named = mhk__ends_with(first, "tokenizer.json") || layout > 1 || mhk__is_folder(path);
+  const int named = mhk__ends_with(first, "tokenizer.json") || layout > 1 || mhk__is_folder(path);
   if (named && mhk__is_file(fourth) && !mhk__bytes_open_or_fail(ctx, fourth, &config)) return NULL;
   if (layout == 1) {
     if (mhk__bytes_open_or_fail(ctx, first, &file)) {
@@ -13474,19 +13209,18 @@ static void mhk__heap_push(uint64_t *heap, size_t *n, uint64_t x) {
 static void mhk__encode_long(const mhk_tokenizer *k, const unsigned char *word, size_t n, mhk__ids *out) {
   mhk_context *ctx = k->object.ctx;
   mhk__room room;
-  uint32_t *id, *rank, *previous, *next, i, after;
-  uint64_t *heap;
+  uint32_t i, after;
   size_t entries = 0, h;
   if (n >= UINT32_MAX) {
     mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "a word of %.0f MB without a break is more than this version encodes", (double)n * 1e-6);
     return;
   }
   if (!mhk__room_open(ctx, out, n, &room)) return;
-  id = (uint32_t *)mhk__scratch(ctx, (mhk_index)n, sizeof(uint32_t));
-  rank = (uint32_t *)mhk__scratch(ctx, (mhk_index)n, sizeof(uint32_t)); /* of the pair that starts here; UINT32_MAX: none, or no symbol */
-  previous = (uint32_t *)mhk__scratch(ctx, (mhk_index)n, sizeof(uint32_t));
-  next = (uint32_t *)mhk__scratch(ctx, (mhk_index)n, sizeof(uint32_t)); /* n: the end */
-  heap = (uint64_t *)mhk__scratch(ctx, (mhk_index)n, 2 * sizeof(uint64_t));
+  uint32_t *id = (uint32_t *)mhk__scratch(ctx, (mhk_index)n, sizeof(uint32_t));
+  uint32_t *rank = (uint32_t *)mhk__scratch(ctx, (mhk_index)n, sizeof(uint32_t)); /* of the pair that starts here; UINT32_MAX: none, or no symbol */
+  uint32_t *previous = (uint32_t *)mhk__scratch(ctx, (mhk_index)n, sizeof(uint32_t));
+  uint32_t *next = (uint32_t *)mhk__scratch(ctx, (mhk_index)n, sizeof(uint32_t)); /* n: the end */
+  uint64_t *heap = (uint64_t *)mhk__scratch(ctx, (mhk_index)n, 2 * sizeof(uint64_t));
   if (id && rank && previous && next && heap) {
     const uint32_t end = (uint32_t)n;
     for (i = 0; i < end; i++) {
@@ -13532,9 +13266,7 @@ static size_t mhk__word_room(const mhk_tokenizer *k, size_t bytes) {
 }
 
 static void mhk__encode_word(mhk_tokenizer *k, const unsigned char *word, size_t n, mhk__ids *out) {
-  mhk__word *slot;
   uint64_t key[2] = {0, 0};
-  mhk_index i;
   if (n == 1) {
     mhk__ids_put(out, (int32_t)k->byte_ids[word[0]]);
     return;
@@ -13550,7 +13282,7 @@ static void mhk__encode_word(mhk_tokenizer *k, const unsigned char *word, size_t
     return;
   }
   memcpy(key, word, n);
-  slot = &k->words[((key[0] ^ (key[1] << 29 | key[1] >> 35)) * 0x9E3779B97F4A7C15u) >> (64 - MHK__WORD_BITS)];
+  mhk__word *slot = &k->words[((key[0] ^ (key[1] << 29 | key[1] >> 35)) * 0x9E3779B97F4A7C15u) >> (64 - MHK__WORD_BITS)];
   if (slot->length != n || memcmp(slot->text, key, MHK__WORD_BYTES) != 0) {
     int32_t ids[MHK__WORD_BYTES];
     mhk__ids found;
@@ -13564,7 +13296,7 @@ static void mhk__encode_word(mhk_tokenizer *k, const unsigned char *word, size_t
     else
       mhk__encode_short(k, word, n, &found);
     if (found.n > MHK__WORD_IDS) {
-      for (i = 0; i < found.n; i++) mhk__ids_put(out, ids[i]);
+      for (mhk_index i = 0; i < found.n; i++) mhk__ids_put(out, ids[i]);
       return;
     }
     memcpy(slot->text, key, MHK__WORD_BYTES);
@@ -13572,7 +13304,7 @@ static void mhk__encode_word(mhk_tokenizer *k, const unsigned char *word, size_t
     slot->n = (unsigned char)found.n;
     memcpy(slot->ids, ids, (size_t)found.n * sizeof *ids);
   }
-  for (i = 0; i < slot->n; i++) mhk__ids_put(out, slot->ids[i]);
+  for (mhk_index i = 0; i < slot->n; i++) mhk__ids_put(out, slot->ids[i]);
 }
 
 /* Cuts text without added tokens into words. */
@@ -13674,17 +13406,16 @@ static void mhk__encode_span(mhk_tokenizer *k, const unsigned char *text, size_t
 static void mhk__encode_normalized(mhk_tokenizer *k, const unsigned char *text, size_t n, mhk__ids *out) {
   mhk_context *ctx = k->object.ctx;
   const size_t least = out->longest > 0 && out->longest < 1024 ? out->longest / 2 : 512;
-  size_t at, end;
+  size_t end;
   if (mhk__nfc_fine(k->nfc, text, n)) {
     mhk__encode_span(k, text, n, 1, out);
     return;
   }
-  for (at = 0; at < n && !mhk_failed(ctx); at = end) {
+  for (size_t at = 0; at < n && !mhk_failed(ctx); at = end) {
     mhk__room room;
-    char *normal;
     end = k->cuts && n - at > least ? at + mhk__cut(k, text + at, n - at, least) : n;
     if (!mhk__room_open(ctx, out, end - at, &room)) return;
-    normal = (char *)mhk__scratch(ctx, (mhk_index)(end - at), 3);
+    char *normal = (char *)mhk__scratch(ctx, (mhk_index)(end - at), 3);
     if (normal) {
       const size_t length = mhk__nfc_text(k, text + at, end - at, normal);
       mhk__encode_span(k, (const unsigned char *)normal, length, 1, out);
@@ -13699,10 +13430,9 @@ static void mhk__encode_prefixed(mhk_tokenizer *k, const unsigned char *text, si
   if (k->prefix_space && text[0] != ' ') {
     mhk_context *ctx = k->object.ctx;
     mhk__room room;
-    unsigned char *copy;
     first = mhk__cut(k, text, n, 1);
     if (!mhk__room_open(ctx, out, first, &room)) return;
-    copy = (unsigned char *)mhk__scratch(ctx, (mhk_index)first + 1, 1);
+    unsigned char *copy = (unsigned char *)mhk__scratch(ctx, (mhk_index)first + 1, 1);
     if (copy) {
       copy[0] = ' ';
       memcpy(copy + 1, text, first);
@@ -13723,14 +13453,13 @@ static void mhk__encode_between(mhk_tokenizer *k, const unsigned char *text, siz
 
 /* level 0, 1: cut at the added tokens of that set; 2: words */
 static void mhk__encode_span(mhk_tokenizer *k, const unsigned char *text, size_t n, int level, mhk__ids *out) {
-  const mhk__added_set *s;
   size_t done = 0, at = 0;
   if (n == 0 || mhk_failed(k->object.ctx)) return;
   if (level == 2) {
     mhk__encode_prefixed(k, text, n, out);
     return;
   }
-  s = &k->added[level];
+  const mhk__added_set *s = &k->added[level];
   while (s->n > 0 && at < n) {
     const mhk__added *a = s->first[text[at]] < s->first[text[at] + 1] ? mhk__added_at(s, text + at, n - at) : NULL;
     size_t start = at, stop;
@@ -13754,9 +13483,8 @@ static void mhk__encode_span(mhk_tokenizer *k, const unsigned char *text, size_t
 
 /* Does the start token go before this prompt? A text that begins with it has it; without text it is all. */
 static int mhk__starts_text(const mhk_tokenizer *k, const unsigned char *text, size_t n) {
-  int set;
   if (k->start < 0 || (!k->puts_start && n > 0)) return 0;
-  for (set = 0; set < 2 && n > 0; set++) {
+  for (int set = 0; set < 2 && n > 0; set++) {
     const mhk__added *a = mhk__added_at(&k->added[set], text, n);
     if (a && a->id == k->start) return 0;
   }
@@ -13801,13 +13529,12 @@ MHKDEF const char *mhk_token_bytes(mhk_tokenizer *k, int32_t id, size_t *length)
 MHKDEF mhk_index mhk_decode(mhk_tokenizer *k, const int32_t *ids, mhk_index n, char *text, size_t capacity) {
   mhk_context *ctx = k ? k->object.ctx : NULL;
   size_t total = 0, length = 0;
-  mhk_index i;
   if (mhk_failed(ctx)) return -1;
   if (n < 0 || (n > 0 && !ids) || (!text && capacity > 0)) {
     mhk_fail(ctx, MHK_ERROR_ARGUMENT, "mhk_decode was given %s", n < 0 ? "a negative number of ids" : n > 0 && !ids ? "no ids" : "no room");
     return -1;
   }
-  for (i = 0; i < n; i++) {
+  for (mhk_index i = 0; i < n; i++) {
     const char *bytes = mhk_token_bytes(k, ids[i], &length);
     if (!bytes) {
       mhk_fail(ctx, MHK_ERROR_ARGUMENT, "id %ld at place %lld of %lld is no token: the vocabulary ends at %d%s", (long)ids[i], (long long)i,
@@ -13829,13 +13556,10 @@ MHKDEF int32_t mhk_tokenizer_end(const mhk_tokenizer *k) { return k ? k->end : -
 MHKDEF int32_t mhk_tokenizer_start(const mhk_tokenizer *k) { return k ? k->start : -1; }
 
 MHKDEF int32_t mhk_tokenizer_id(mhk_tokenizer *k, const char *token) {
-  size_t n;
-  mhk_index i;
-  int set;
   if (!k || !token || !*token) return -1;
-  n = strlen(token);
-  for (set = 0; set < 2; set++)
-    for (i = 0; i < k->added[set].n; i++) {
+  const size_t n = strlen(token);
+  for (int set = 0; set < 2; set++)
+    for (mhk_index i = 0; i < k->added[set].n; i++) {
       const mhk__added *a = k->added[set].tokens[i];
       if (a->content_length == n && memcmp(a->content, token, n) == 0) return a->id;
     }
@@ -13876,13 +13600,11 @@ static void mhk__write_byte_level(mhk__writer *w, const char *key, int prefix_sp
 
 /* added tokens in the order of their ids */
 static void mhk__write_added(mhk__writer *w, const mhk_tokenizer *k, const mhk__added **by_id) {
-  mhk_index i;
-  int set;
-  for (set = 0; set < 2; set++)
-    for (i = 0; i < k->added[set].n; i++) by_id[k->added[set].tokens[i]->id] = k->added[set].tokens[i];
+  for (int set = 0; set < 2; set++)
+    for (mhk_index i = 0; i < k->added[set].n; i++) by_id[k->added[set].tokens[i]->id] = k->added[set].tokens[i];
   mhk__write_key(w, "added_tokens");
   mhk__write_open(w, '[');
-  for (i = 0; i < k->size; i++) {
+  for (mhk_index i = 0; i < k->size; i++) {
     const mhk__added *a = by_id[i];
     if (!a) continue;
     mhk__write_item(w);
@@ -13904,13 +13626,10 @@ static void mhk__write_added(mhk__writer *w, const mhk_tokenizer *k, const mhk__
 static void mhk__write_tokenizer(mhk__writer *w, const mhk_tokenizer *k, const mhk__added **by_id, const mhk__merge **by_rank, char *room) {
   static const char absent[3][16] = {"truncation", "padding", "normalizer"};
   static const char unset[4][32] = {"dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix"};
-  uint32_t s;
-  int32_t id;
-  int i;
   mhk__write_open(w, '{');
   mhk__write_key(w, "version");
   mhk__write_text(w, "\"1.0\"");
-  for (i = 0; i < 3; i++) {
+  for (int i = 0; i < 3; i++) {
     if (i == 2) mhk__write_added(w, k, by_id);
     mhk__write_key(w, absent[i]);
     mhk__write_text(w, "null");
@@ -13922,7 +13641,7 @@ static void mhk__write_tokenizer(mhk__writer *w, const mhk_tokenizer *k, const m
   mhk__write_open(w, '{');
   mhk__write_key(w, "type");
   mhk__write_text(w, "\"BPE\"");
-  for (i = 0; i < 4; i++) {
+  for (int i = 0; i < 4; i++) {
     mhk__write_key(w, unset[i]);
     mhk__write_text(w, "null");
   }
@@ -13931,7 +13650,7 @@ static void mhk__write_tokenizer(mhk__writer *w, const mhk_tokenizer *k, const m
   mhk__write_flag(w, "ignore_merges", k->ignore_merges);
   mhk__write_key(w, "vocab");
   mhk__write_open(w, '{');
-  for (id = 0; id < k->size; id++)
+  for (int32_t id = 0; id < k->size; id++)
     if (k->kind[id] & MHK__TOKEN_VOCABULARY) {
       mhk__token_text(k, id, room);
       mhk__write_key(w, room);
@@ -13940,9 +13659,9 @@ static void mhk__write_tokenizer(mhk__writer *w, const mhk_tokenizer *k, const m
   mhk__write_close(w, '}');
   mhk__write_key(w, "merges");
   mhk__write_open(w, '[');
-  for (s = 0; s <= k->merge_mask; s++)
+  for (uint32_t s = 0; s <= k->merge_mask; s++)
     if (k->merges[s].rank != UINT32_MAX) by_rank[k->merges[s].rank] = &k->merges[s];
-  for (s = 0; s < k->n_merges; s++)
+  for (uint32_t s = 0; s < k->n_merges; s++)
     if (by_rank[s]) {
       size_t n = mhk__token_text(k, (int32_t)by_rank[s]->left, room);
       room[n++] = ' ';
@@ -13966,12 +13685,10 @@ MHKDEF const char *mhk_tokenizer_json(mhk_tokenizer *k, size_t *length) {
     mhk__writer w;
     size_t longest = 0;
     char *room, *text = NULL;
-    int32_t id;
-    int pass;
-    for (id = 0; id < k->size; id++)
+    for (int32_t id = 0; id < k->size; id++)
       if (k->length[id] > longest) longest = k->length[id];
     room = (char *)mhk__scratch(ctx, (mhk_index)longest + 1, 4);
-    for (pass = 0; pass < 2 && by_id && by_rank && room; pass++) { /* count, then write */
+    for (int pass = 0; pass < 2 && by_id && by_rank && room; pass++) { /* count, then write */
       if (pass) text = (char *)mhk__arena_alloc(ctx, &k->object.arena, w.length + 1);
       if (pass && !text) break;
       memset(by_id, 0, (size_t)k->size * sizeof *by_id);
@@ -14037,9 +13754,8 @@ MHKDEF size_t mhk_stream_push(mhk_stream *s, const char *bytes, size_t length, c
 }
 
 MHKDEF size_t mhk_stream_finish(mhk_stream *s, char *out) {
-  size_t n;
   if (!s || !out) return 0;
-  n = s->n_held > 0 ? mhk__utf8_put(out, 0xFFFD) : 0;
+  const size_t n = s->n_held > 0 ? mhk__utf8_put(out, 0xFFFD) : 0;
   s->n_held = 0;
   return n;
 }
@@ -14292,20 +14008,18 @@ static void mhk__spec_reason(const mhk_config *c, const mhk__spec *s, char *out,
 /* ---- configurations: presets, check */
 
 static int mhk__config_uses(const mhk_config *c, int mixer) {
-  int l;
-  for (l = 0; l < c->n_layer && l < MHK_MAX_LAYERS; l++)
+  for (int l = 0; l < c->n_layer && l < MHK_MAX_LAYERS; l++)
     if (c->mixer[l] == mixer) return 1;
   return 0;
 }
 
 MHKDEF mhk_result mhk_config_preset(mhk_context *ctx, const char *name, mhk_config *config) {
   mhk_config c;
-  int phi, mamba, l;
   if (mhk_failed(ctx)) return mhk_error(ctx);
   if (!name || !config) return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "mhk_config_preset needs a name and a place for the configuration");
   memset(&c, 0, sizeof c);
-  phi = strcmp(name, "phi-1") == 0 || strcmp(name, "phi-1.5") == 0 || strcmp(name, "phi-2") == 0;
-  mamba = strcmp(name, "phi-mamba-1.5b") == 0 || strcmp(name, "hybrid-phi-mamba-1.5b") == 0;
+  const int phi = strcmp(name, "phi-1") == 0 || strcmp(name, "phi-1.5") == 0 || strcmp(name, "phi-2") == 0;
+  const int mamba = strcmp(name, "phi-mamba-1.5b") == 0 || strcmp(name, "hybrid-phi-mamba-1.5b") == 0;
   c.norm_eps = 1e-5;
   if (phi || mamba) {
     const int two = strcmp(name, "phi-2") == 0, hybrid = strcmp(name, "hybrid-phi-mamba-1.5b") == 0;
@@ -14329,7 +14043,7 @@ MHKDEF mhk_result mhk_config_preset(mhk_context *ctx, const char *name, mhk_conf
       c.conv_bias = 1;
       c.pad_vocab_multiple = 8;
     }
-    for (l = 0; l < c.n_layer; l++)
+    for (int l = 0; l < c.n_layer; l++)
       c.mixer[l] = phi || (hybrid && l % 6 == 4) ? MHK_MIXER_ATTENTION : MHK_MIXER_DISCRETE_MAMBA2; /* 4, 10, 16, 22 stay attention */
   } else if (strcmp(name, "mamba2-130m") == 0 || strcmp(name, "mamba2-1.3b") == 0) {
     const int is_130m = strcmp(name, "mamba2-130m") == 0;
@@ -14345,7 +14059,7 @@ MHKDEF mhk_result mhk_config_preset(mhk_context *ctx, const char *name, mhk_conf
     c.d_conv = 4;
     c.chunk_size = 256;
     c.conv_silu = c.conv_bias = 1;
-    for (l = 0; l < c.n_layer; l++) c.mixer[l] = MHK_MIXER_MAMBA2;
+    for (int l = 0; l < c.n_layer; l++) c.mixer[l] = MHK_MIXER_MAMBA2;
   } else
     return mhk_fail(
         ctx, MHK_ERROR_ARGUMENT,
@@ -14394,7 +14108,6 @@ static mhk_result mhk__config_wrong(char *out, const mhk_config *c) {
   const double most = 1 << 24;
   char number[32];
   mhk__spec s;
-  int l;
   if (c->arch != MHK_ARCH_PHI && c->arch != MHK_ARCH_PHI_MAMBA && c->arch != MHK_ARCH_MAMBA2)
     return mhk__say(out, MHK_ERROR_CONFIG, "architecture %d is none of Phi (1), Phi-Mamba (2) and Mamba-2 (3)", (int)c->arch);
   if (!mhk__in_range(out, "the number of layers", c->n_layer, 1, MHK_MAX_LAYERS)) return MHK_ERROR_CONFIG;
@@ -14405,7 +14118,7 @@ static mhk_result mhk__config_wrong(char *out, const mhk_config *c) {
   mhk__format_double(c->norm_eps, number);
   if (!(c->norm_eps > 0 && c->norm_eps < 1))
     return mhk__say(out, MHK_ERROR_CONFIG, "the eps of the norms is %s: it must lie between 0 and 1, 1e-05 is usual", number);
-  for (l = 0; l < c->n_layer; l++) {
+  for (int l = 0; l < c->n_layer; l++) {
     const int kind = c->mixer[l];
     const int fits = c->arch == MHK_ARCH_PHI      ? kind == MHK_MIXER_ATTENTION
                      : c->arch == MHK_ARCH_MAMBA2 ? kind == MHK_MIXER_MAMBA2
@@ -14467,10 +14180,9 @@ static mhk_result mhk__config_wrong(char *out, const mhk_config *c) {
 
 MHKDEF mhk_result mhk_config_check(mhk_context *ctx, const mhk_config *config) {
   char sentence[MHK__SENTENCE];
-  mhk_result code;
   if (mhk_failed(ctx)) return mhk_error(ctx);
   if (!config) return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "mhk_config_check needs a configuration");
-  code = mhk__config_wrong(sentence, config);
+  mhk_result code = mhk__config_wrong(sentence, config);
   return code == MHK_OK ? code : mhk_fail(ctx, code, "%s", sentence);
 }
 
@@ -14480,9 +14192,8 @@ static mhk_index mhk__conv_channels(const mhk_config *c) { return mhk__d_inner(c
 MHKDEF double mhk_config_state_bytes(const mhk_config *c, mhk_index tokens) {
   char sentence[MHK__SENTENCE];
   double numbers = 0;
-  int l;
   if (!c || tokens < 0 || mhk__config_wrong(sentence, c) != MHK_OK) return 0;
-  for (l = 0; l < c->n_layer; l++)
+  for (int l = 0; l < c->n_layer; l++)
     numbers += c->mixer[l] == MHK_MIXER_ATTENTION ? 2.0 * (double)tokens * c->n_kv_head * c->head_dim
                                                   : (double)mhk__conv_channels(c) * (c->d_conv - 1) + (double)mhk__d_inner(c) * c->d_state;
   return numbers * (double)sizeof(mhk_real);
@@ -14557,8 +14268,7 @@ static const mhk__json *mhk__setting(const mhk__settings *s, const char *key) {
 /* whether words, with blanks between them, has this one */
 static int mhk__has_word(const char *words, const char *word) {
   const size_t length = strlen(word);
-  const char *at;
-  for (at = strstr(words, word); at && length; at = strstr(at + 1, word))
+  for (const char *at = strstr(words, word); at && length; at = strstr(at + 1, word))
     if ((at == words || at[-1] == ' ') && (at[length] == ' ' || at[length] == 0)) return 1;
   return 0;
 }
@@ -14568,9 +14278,8 @@ static int mhk__has_word(const char *words, const char *word) {
 static void mhk__warn_unseen(const mhk__settings *s, const char *quiet) {
   mhk__mark mark = mhk__scratch_mark(s->ctx);
   mhk__list list;
-  const mhk__json *x;
   mhk__list_start(&list, s->ctx);
-  for (x = mhk__json_is(s->object, MHK__JSON_OBJECT) ? s->object->first : NULL; x && !mhk_failed(s->ctx); x = x->next)
+  for (const mhk__json *x = mhk__json_is(s->object, MHK__JSON_OBJECT) ? s->object->first : NULL; x && !mhk_failed(s->ctx); x = x->next)
     if (!x->seen && x->type != MHK__JSON_NULL && !mhk__has_word(quiet, x->key) && mhk__list_room(&list))
       mhk__write_bytes(&list.text, x->key, x->key_length < 60 ? x->key_length : 60);
   if (list.n)
@@ -14657,13 +14366,12 @@ static mhk__settings mhk__parse_rope(const mhk__settings *s) {
 static void mhk__parse_attention(const mhk__settings *s, mhk_config *c) {
   const mhk__json *head_dim = mhk__setting(s, "head_dim");
   const mhk__settings r = mhk__parse_rope(s);
-  double factor;
   c->n_head = mhk__setting_int(s, "num_attention_heads", 32);
   c->n_kv_head = mhk__setting_int(s, "num_key_value_heads", c->n_head);
   c->qk_layernorm = mhk__setting_flag(s, "qk_layernorm", 0);
   c->rope_theta = mhk__setting_double(s, "rope_theta", 10000.0);
   if (mhk__setting(&r, "rope_theta")) c->rope_theta = mhk__setting_double(&r, "rope_theta", 0);
-  factor = mhk__setting_double(s, "partial_rotary_factor", 0.5);
+  double factor = mhk__setting_double(s, "partial_rotary_factor", 0.5);
   if (mhk__setting(&r, "partial_rotary_factor")) factor = mhk__setting_double(&r, "partial_rotary_factor", 0);
   mhk__warn_unseen(&r, "");
   if (head_dim)
@@ -14692,7 +14400,6 @@ static void mhk__parse_attention(const mhk__settings *s, mhk_config *c) {
 
 static void mhk__parse_phi(const mhk__settings *s, mhk_config *c) {
   const mhk__json *act = mhk__setting(s, "hidden_act");
-  int l;
   c->arch = MHK_ARCH_PHI;
   mhk__refuse_quantized(s);
   c->n_layer = mhk__setting_int(s, "num_hidden_layers", -1);
@@ -14705,7 +14412,7 @@ static void mhk__parse_phi(const mhk__settings *s, mhk_config *c) {
   if (act && !mhk__json_equals(act, "gelu_new") && !mhk__json_equals(act, "gelu_pytorch_tanh") && !mhk__json_equals(act, "gelu_fast"))
     mhk__setting_refuse(s, "hidden_act", act->text ? act->text : "?", "\"gelu_new\"");
   mhk__parse_attention(s, c);
-  for (l = 0; l < c->n_layer && l < MHK_MAX_LAYERS; l++) c->mixer[l] = MHK_MIXER_ATTENTION;
+  for (int l = 0; l < c->n_layer && l < MHK_MAX_LAYERS; l++) c->mixer[l] = MHK_MIXER_ATTENTION;
   mhk__warn_unseen(s, MHK__QUIET "attention_dropout embd_pdrop resid_pdrop");
 }
 
@@ -14756,7 +14463,6 @@ static void mhk__parse_vocabulary(const mhk__settings *s, int fallback, mhk_conf
 static void mhk__parse_state_spaces(const mhk__settings *s, mhk_config *c) {
   const mhk__settings ssm = mhk__settings_of(s->ctx, mhk__setting(s, "ssm_cfg"), s->where, "ssm_cfg");
   const mhk__json *layer = mhk__setting(&ssm, "layer"), *attention = mhk__setting(s, "attn_layer_idx");
-  int l, inner, d_ssm;
   c->arch = MHK_ARCH_MAMBA2;
   if (!mhk__json_equals(layer, "Mamba2"))
     mhk_fail(
@@ -14779,7 +14485,7 @@ static void mhk__parse_state_spaces(const mhk__settings *s, mhk_config *c) {
   c->norm_eps = 1e-5;
   if (!mhk__setting_flag(s, "rms_norm", 1)) mhk__setting_refuse(s, "rms_norm", "false", "true");
   c->ssm_head_dim = mhk__setting_int(&ssm, "headdim", 64);
-  inner = mhk__parse_inner(&ssm, c, 2, c->ssm_head_dim, "headdim");
+  const int inner = mhk__parse_inner(&ssm, c, 2, c->ssm_head_dim, "headdim");
   c->ssm_heads = c->ssm_head_dim > 0 ? inner / c->ssm_head_dim : 0;
   c->ssm_groups = mhk__setting_int(&ssm, "ngroups", 1);
   c->d_state = mhk__setting_int(&ssm, "d_state", 128);
@@ -14789,14 +14495,14 @@ static void mhk__parse_state_spaces(const mhk__settings *s, mhk_config *c) {
   c->proj_bias = mhk__setting_flag(&ssm, "bias", 0);
   c->conv_silu = 1;
   mhk__parse_limit(&ssm, "dt_limit", c);
-  d_ssm = mhk__setting_int(&ssm, "d_ssm", inner);
+  const int d_ssm = mhk__setting_int(&ssm, "d_ssm", inner);
   if (d_ssm != inner)
     mhk_fail(s->ctx, MHK_ERROR_UNSUPPORTED, "%s: ssm_cfg.d_ssm is %d: only d_inner, %d here, is known", s->where, d_ssm,
              inner);
   if (mhk__setting_flag(&ssm, "D_has_hdim", 0)) mhk__setting_refuse(&ssm, "D_has_hdim", "true", "false");
   if (!mhk__setting_flag(&ssm, "rmsnorm", 1)) mhk__setting_refuse(&ssm, "rmsnorm", "false", "true");
   if (mhk__setting_flag(&ssm, "norm_before_gate", 0)) mhk__setting_refuse(&ssm, "norm_before_gate", "true", "false");
-  for (l = 0; l < c->n_layer && l < MHK_MAX_LAYERS; l++) c->mixer[l] = MHK_MIXER_MAMBA2;
+  for (int l = 0; l < c->n_layer && l < MHK_MAX_LAYERS; l++) c->mixer[l] = MHK_MIXER_MAMBA2;
   mhk__warn_unseen(s, MHK__QUIET "attn_cfg fused_add_norm residual_in_fp32");
   mhk__warn_unseen(&ssm, "A_init_range conv_init device dt_init_floor dt_max dt_min dtype layer_idx process_group "
                          "sequence_parallel use_mem_eff_path");
@@ -14804,8 +14510,6 @@ static void mhk__parse_state_spaces(const mhk__settings *s, mhk_config *c) {
 
 static void mhk__parse_mamba2(const mhk__settings *s, mhk_config *c) {
   const mhk__json *act = mhk__setting(s, "hidden_act");
-  double expand;
-  int l;
   c->arch = MHK_ARCH_MAMBA2;
   mhk__refuse_quantized(s);
   c->n_layer = mhk__setting_int(s, "num_hidden_layers", -1);
@@ -14822,7 +14526,7 @@ static void mhk__parse_mamba2(const mhk__settings *s, mhk_config *c) {
   c->conv_bias = mhk__setting_flag(s, "use_conv_bias", 1);
   c->proj_bias = mhk__setting_flag(s, "use_bias", 0);
   c->conv_silu = 1;
-  expand = mhk__setting_double(s, "expand", 2);
+  const double expand = mhk__setting_double(s, "expand", 2);
   if (!(fabs(expand * c->d_model - (double)c->ssm_heads * c->ssm_head_dim) < 0.5)) {
     char number[32];
     mhk__format_double(expand, number);
@@ -14834,7 +14538,7 @@ static void mhk__parse_mamba2(const mhk__settings *s, mhk_config *c) {
   if (!mhk__setting_flag(s, "rms_norm", 1)) mhk__setting_refuse(s, "rms_norm", "false", "true");
   if (mhk__setting_flag(s, "norm_before_gate", 0)) mhk__setting_refuse(s, "norm_before_gate", "true", "false");
   mhk__parse_limit(s, "time_step_limit", c);
-  for (l = 0; l < c->n_layer && l < MHK_MAX_LAYERS; l++) c->mixer[l] = MHK_MIXER_MAMBA2;
+  for (int l = 0; l < c->n_layer && l < MHK_MAX_LAYERS; l++) c->mixer[l] = MHK_MIXER_MAMBA2;
   mhk__warn_unseen(
       s, MHK__QUIET
       "rescale_prenorm_residual residual_in_fp32 time_step_floor time_step_max time_step_min time_step_rank");
@@ -14843,7 +14547,6 @@ static void mhk__parse_mamba2(const mhk__settings *s, mhk_config *c) {
 /* settings of one block's core_input into c, whose other fields are those of the blocks before */
 static void mhk__parse_discrete(const mhk__settings *s, mhk_config *c) {
   const mhk__json *act = mhk__setting(s, "activation");
-  int inner;
   c->d_state = mhk__setting_int(s, "d_state", 64);
   c->ssm_heads = mhk__setting_int(s, "n_v_heads", 32);
   c->ssm_groups = mhk__setting_int(s, "n_qk_heads", 32);
@@ -14856,7 +14559,7 @@ static void mhk__parse_discrete(const mhk__settings *s, mhk_config *c) {
   c->conv_silu = mhk__json_equals(act, "silu") || mhk__json_equals(act, "swish");
   if (act && !c->conv_silu && !mhk__json_equals(act, "identity"))
     mhk__setting_refuse(s, "activation", act->text ? act->text : "?", "\"identity\" and \"silu\"");
-  inner = mhk__parse_inner(s, c, 1, c->ssm_heads, "n_v_heads");
+  const int inner = mhk__parse_inner(s, c, 1, c->ssm_heads, "n_v_heads");
   if (c->ssm_heads > 0) c->ssm_head_dim = inner / c->ssm_heads;
   mhk__warn_unseen(s, "d_model device dtype layer_idx rope_theta");
 }
@@ -14885,18 +14588,15 @@ static void mhk__parse_phi_mamba(mhk_context *ctx, const mhk__json *root, const 
   memset(&first_attention, 0, sizeof first_attention);
   memset(&first_ssm, 0, sizeof first_ssm);
   for (b = root->first; b; b = b->next) {
-    const mhk__json *core, *type;
-    mhk__settings block, input;
     char part[64];
-    int n, attention;
     if (strncmp(b->key, "Block", 5) != 0) continue;
-    block = mhk__settings_of(ctx, b, where, b->key);
-    core = mhk__setting(&block, "CoreType");
-    type = mhk__setting(&block, "BlockType");
+    mhk__settings block = mhk__settings_of(ctx, b, where, b->key);
+    const mhk__json *core = mhk__setting(&block, "CoreType");
+    const mhk__json *type = mhk__setting(&block, "BlockType");
     mhk__print(part, sizeof part, "%.40s.core_input", b->key);
-    input = mhk__settings_of(ctx, mhk__json_get(b, "core_input"), where, part);
-    n = mhk__setting_int(&block, "n_layers", 1);
-    attention = mhk__json_equals(core, "modules.mixers.phi_attention");
+    mhk__settings input = mhk__settings_of(ctx, mhk__json_get(b, "core_input"), where, part);
+    int n = mhk__setting_int(&block, "n_layers", 1);
+    const int attention = mhk__json_equals(core, "modules.mixers.phi_attention");
     if (type && !mhk__json_equals(type, "modules.phi_block"))
       mhk__setting_refuse(&block, "BlockType", type->text ? type->text : "?", "\"modules.phi_block\"");
     if (!attention && !mhk__json_equals(core, "modules.mixers.discrete_mamba2"))
@@ -14963,17 +14663,16 @@ static void mhk__parse_phi_mamba(mhk_context *ctx, const mhk__json *root, const 
 }
 
 MHKDEF mhk_result mhk_config_parse(mhk_context *ctx, const char *json, size_t length, const char *where, mhk_config *config) {
-  mhk__mark mark;
-  const mhk__json *root, *outer, *type, *architecture;
+  const mhk__json *type, *architecture;
   mhk_config c;
   char sentence[MHK__SENTENCE];
   if (mhk_failed(ctx)) return mhk_error(ctx);
   if (!json || !config) return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "mhk_config_parse needs a text and a place for the configuration");
   if (!where) where = "config.json";
   memset(&c, 0, sizeof c);
-  mark = mhk__scratch_mark(ctx);
-  root = mhk__json_parse(ctx, &ctx->scratch, json, length, where, MHK__JSON_INFINITY);
-  outer = mhk__json_get(root, "config");
+  mhk__mark mark = mhk__scratch_mark(ctx);
+  const mhk__json *root = mhk__json_parse(ctx, &ctx->scratch, json, length, where, MHK__JSON_INFINITY);
+  const mhk__json *outer = mhk__json_get(root, "config");
   if (mhk__json_is(outer, MHK__JSON_OBJECT) && !mhk__json_get(root, "model_type") && !mhk__json_get(root, "MixerModel")) root = outer;
   if (root) {
     const mhk__settings s = mhk__settings_of(ctx, root, where, "");
@@ -15110,10 +14809,9 @@ static void mhk__write_blocks(mhk__writer *w, const mhk_config *c) {
 }
 
 static void mhk__write_ends(mhk__writer *w, const int32_t *ends, int n) {
-  int i;
   mhk__write_key(w, "eos_token_id");
   if (n != 1) mhk__write_open(w, '[');
-  for (i = 0; i < n; i++) {
+  for (int i = 0; i < n; i++) {
     if (n != 1) mhk__write_item(w);
     mhk__write_integer(w, ends[i]);
   }
@@ -15222,9 +14920,7 @@ MHKDEF size_t mhk_config_format(const mhk_config *config, char *json, size_t cap
 /* A model without weights: every tensor with its name and shape. */
 static mhk_model *mhk__model_new(mhk_context *ctx, const mhk_config *config) {
   mhk_model *m = (mhk_model *)mhk__object_new(ctx, sizeof *m, NULL);
-  mhk_tensor *tensors;
   mhk__spec s;
-  int l, i;
   if (!m) return NULL;
   m->config = *config;
   memset(&s, 0, sizeof s);
@@ -15232,15 +14928,14 @@ static mhk_model *mhk__model_new(mhk_context *ctx, const mhk_config *config) {
   while (mhk__spec_next(config, &s)) m->n_tensors++;
   m->layers = (mhk__layer *)mhk__arena_zeros(ctx, &m->object.arena, config->n_layer, sizeof(mhk__layer));
   m->tensors = (mhk_tensor **)mhk__arena_zeros(ctx, &m->object.arena, m->n_tensors, sizeof(mhk_tensor *));
-  tensors = (mhk_tensor *)mhk__arena_zeros(ctx, &m->object.arena, m->n_tensors, sizeof(mhk_tensor));
-  for (l = 0; l < config->n_layer && m->layers; l++) m->layers[l].kind = (mhk_mixer)config->mixer[l];
+  mhk_tensor *tensors = (mhk_tensor *)mhk__arena_zeros(ctx, &m->object.arena, m->n_tensors, sizeof(mhk_tensor));
+  for (int l = 0; l < config->n_layer && m->layers; l++) m->layers[l].kind = (mhk_mixer)config->mixer[l];
   s.layer = -1;
-  for (i = 0; !mhk_failed(ctx) && mhk__spec_next(config, &s); i++) {
+  for (int i = 0; !mhk_failed(ctx) && mhk__spec_next(config, &s); i++) {
     mhk_tensor *x = m->tensors[i] = *mhk__slot(m, s.layer, s.role) = &tensors[i];
-    int k;
     x->name = mhk__arena_text(ctx, &m->object.arena, s.name, strlen(s.name));
     x->rank = s.rank;
-    for (k = 0; k < MHK_MAX_RANK; k++) x->shape[k] = k < 3 ? s.shape[k] : 1;
+    for (int k = 0; k < MHK_MAX_RANK; k++) x->shape[k] = k < 3 ? s.shape[k] : 1;
     x->count = s.shape[0] * s.shape[1] * s.shape[2];
     x->dtype = MHK_REAL;
     x->ctx = ctx;
@@ -15259,8 +14954,7 @@ static mhk_model *mhk__model_new(mhk_context *ctx, const mhk_config *config) {
 static int mhk__model_memory(mhk_model *m, mhk_real **data, mhk_real **grads) {
   mhk_context *ctx = m->object.ctx;
   mhk_index total = 0;
-  int i;
-  for (i = 0; i < m->n_tensors; i++) {
+  for (int i = 0; i < m->n_tensors; i++) {
     const mhk_index count = m->tensors[i]->count;
     if (total > PTRDIFF_MAX - count)
       return mhk_fail(ctx, MHK_ERROR_MEMORY, "the model's %.0f weights do not fit this machine", mhk_config_parameters(&m->config)), 0;
@@ -15273,8 +14967,7 @@ static int mhk__model_memory(mhk_model *m, mhk_real **data, mhk_real **grads) {
 }
 
 static void mhk__model_train(mhk_model *m, mhk_real **data, mhk_real *grads) {
-  int i;
-  for (i = 0; i < m->n_tensors; i++) {
+  for (int i = 0; i < m->n_tensors; i++) {
     mhk_tensor *x = m->tensors[i];
     x->data = data[i];
     x->grad = grads;
@@ -15288,16 +14981,14 @@ static void mhk__model_train(mhk_model *m, mhk_real **data, mhk_real *grads) {
 
 MHKDEF mhk_result mhk_model_make_trainable(mhk_model *m) {
   mhk_context *ctx;
-  mhk__mark mark;
-  mhk_real **data, *grads;
-  int i;
+  mhk_real *grads;
   if (!m) return MHK_ERROR_ARGUMENT;
   ctx = m->object.ctx;
   if (mhk_failed(ctx) || m->trainable) return mhk_error(ctx);
-  mark = mhk__scratch_mark(ctx);
-  data = (mhk_real **)mhk__scratch(ctx, m->n_tensors, sizeof(mhk_real *));
+  mhk__mark mark = mhk__scratch_mark(ctx);
+  mhk_real **data = (mhk_real **)mhk__scratch(ctx, m->n_tensors, sizeof(mhk_real *));
   if (data && mhk__model_memory(m, data, &grads)) {
-    for (i = 0; i < m->n_tensors; i++) mhk_tensor_read(m->tensors[i], 0, m->tensors[i]->count, data[i]);
+    for (int i = 0; i < m->n_tensors; i++) mhk_tensor_read(m->tensors[i], 0, m->tensors[i]->count, data[i]);
     mhk__model_train(m, data, grads);
     mhk_file_close(m->file);
     m->file = NULL;
@@ -15307,33 +14998,28 @@ MHKDEF mhk_result mhk_model_make_trainable(mhk_model *m) {
 }
 
 static void mhk__fill(mhk_tensor *x, double value) {
-  mhk_index i;
   if (x)
-    for (i = 0; i < x->count; i++) ((mhk_real *)x->data)[i] = (mhk_real)value;
+    for (mhk_index i = 0; i < x->count; i++) ((mhk_real *)x->data)[i] = (mhk_real)value;
 }
 
 /* rows [first,first+rows) of a matrix, or a vector's elements, uniform in +-bound */
 static void mhk__fill_uniform(mhk__rng *rng, mhk_tensor *x, mhk_index first, mhk_index rows, double bound) {
-  mhk_index row, i;
-  mhk_real *p;
   if (!x) return;
-  row = x->count / x->shape[0];
-  p = (mhk_real *)x->data + first * row;
-  for (i = 0; i < rows * row; i++) p[i] = (mhk_real)((2.0 * mhk__rng_uniform(rng) - 1.0) * bound);
+  const mhk_index row = x->count / x->shape[0];
+  mhk_real *p = (mhk_real *)x->data + first * row;
+  for (mhk_index i = 0; i < rows * row; i++) p[i] = (mhk_real)((2.0 * mhk__rng_uniform(rng) - 1.0) * bound);
 }
 
 /* as PyTorch draws the weight (and bias) of a Linear: uniform in +-1/sqrt(inputs) */
 static void mhk__fill_linear(mhk__rng *rng, mhk_tensor *weight, mhk_tensor *bias) {
-  double bound;
   if (!weight) return;
-  bound = 1.0 / sqrt((double)(weight->count / weight->shape[0]));
+  const double bound = 1.0 / sqrt((double)(weight->count / weight->shape[0]));
   mhk__fill_uniform(rng, weight, 0, weight->shape[0], bound);
   if (bias) mhk__fill_uniform(rng, bias, 0, bias->count, bound);
 }
 
 /* the state-space mixer of a layer drawn as its published code draws it */
 static void mhk__fill_mixer(mhk__rng *rng, mhk__layer *y) {
-  mhk_index i;
   mhk__fill_linear(rng, y->in_w, y->in_b);
   mhk__fill_linear(rng, y->conv_w, y->conv_b);
   mhk__fill_linear(rng, y->out_w, y->out_b);
@@ -15341,9 +15027,9 @@ static void mhk__fill_mixer(mhk__rng *rng, mhk__layer *y) {
   mhk__fill(y->D, 1);
   mhk__fill(y->ssm_norm_w, 1);
   if (y->A_log)
-    for (i = 0; i < y->A_log->count; i++) ((mhk_real *)y->A_log->data)[i] = (mhk_real)log(1.0 + 15.0 * mhk__rng_uniform(rng));
+    for (mhk_index i = 0; i < y->A_log->count; i++) ((mhk_real *)y->A_log->data)[i] = (mhk_real)log(1.0 + 15.0 * mhk__rng_uniform(rng));
   if (y->dt_bias) /* softplus of it is log-uniform in [0.001,0.1] */
-    for (i = 0; i < y->dt_bias->count; i++) {
+    for (mhk_index i = 0; i < y->dt_bias->count; i++) {
       const double dt = exp(log(0.001) + mhk__rng_uniform(rng) * (log(0.1) - log(0.001)));
       ((mhk_real *)y->dt_bias->data)[i] = (mhk_real)(dt + log(-expm1(-dt)));
     }
@@ -15352,17 +15038,13 @@ static void mhk__fill_mixer(mhk__rng *rng, mhk__layer *y) {
 /* Linear layers and convolutions as PyTorch draws them, norms 1 and 0, the embedding normal with deviation 0.02 as language models
    usually have it, state-space mixers as published. */
 MHKDEF mhk_model *mhk_model_create(mhk_context *ctx, const mhk_config *config, uint64_t seed) {
-  mhk_model *m;
-  mhk__mark mark;
   mhk__rng rng;
-  mhk_real **data, *grads;
-  mhk_index i;
-  int l;
+  mhk_real *grads;
   if (mhk_config_check(ctx, config) != MHK_OK) return NULL;
-  m = mhk__model_new(ctx, config);
+  mhk_model *m = mhk__model_new(ctx, config);
   if (!m) return NULL;
-  mark = mhk__scratch_mark(ctx);
-  data = (mhk_real **)mhk__scratch(ctx, m->n_tensors, sizeof(mhk_real *));
+  mhk__mark mark = mhk__scratch_mark(ctx);
+  mhk_real **data = (mhk_real **)mhk__scratch(ctx, m->n_tensors, sizeof(mhk_real *));
   if (!data || !mhk__model_memory(m, data, &grads)) {
     mhk__scratch_rewind(ctx, mark);
     mhk__object_free(m);
@@ -15371,8 +15053,8 @@ MHKDEF mhk_model *mhk_model_create(mhk_context *ctx, const mhk_config *config, u
   mhk__model_train(m, data, grads);
   mhk__scratch_rewind(ctx, mark);
   mhk__rng_seed(&rng, seed);
-  for (i = 0; i < m->embedding->count; i++) ((mhk_real *)m->embedding->data)[i] = (mhk_real)(0.02 * mhk__rng_normal(&rng));
-  for (l = 0; l < config->n_layer; l++) {
+  for (mhk_index i = 0; i < m->embedding->count; i++) ((mhk_real *)m->embedding->data)[i] = (mhk_real)(0.02 * mhk__rng_normal(&rng));
+  for (int l = 0; l < config->n_layer; l++) {
     mhk__layer *y = &m->layers[l];
     mhk__fill(y->norm_w, 1);
     mhk__fill_linear(&rng, y->q_w, y->q_b);
@@ -15404,9 +15086,8 @@ MHKDEF int mhk_model_tensors(const mhk_model *m) { return m ? m->n_tensors : 0; 
 MHKDEF mhk_tensor *mhk_model_tensor(const mhk_model *m, int i) { return m && i >= 0 && i < m->n_tensors ? m->tensors[i] : NULL; }
 
 MHKDEF mhk_tensor *mhk_model_find(const mhk_model *m, const char *name) {
-  int i;
   if (!m || !name) return NULL;
-  for (i = 0; i < m->n_tensors; i++)
+  for (int i = 0; i < m->n_tensors; i++)
     if (strcmp(m->tensors[i]->name, name) == 0) return m->tensors[i];
   if (m->config.tie_embeddings && strcmp(name, "lm_head.weight") == 0) return m->embedding;
   return NULL;
@@ -15445,12 +15126,11 @@ static int mhk__model_put_ends(mhk_model *m, const int32_t *ids, int n, int exac
 }
 
 MHKDEF mhk_result mhk_model_set_ends(mhk_model *m, const int32_t *ids, int n) {
-  int i;
   if (!m) return MHK_ERROR_ARGUMENT;
   if (mhk_failed(m->object.ctx)) return mhk_error(m->object.ctx);
   if (n < 0 || n > 1000 || (n > 0 && !ids))
     return mhk_fail(m->object.ctx, MHK_ERROR_ARGUMENT, "%d ends of text: a model has from 0 to 1000", n);
-  for (i = 0; i < n; i++)
+  for (int i = 0; i < n; i++)
     if (ids[i] < 0)
       return mhk_fail(m->object.ctx, MHK_ERROR_ARGUMENT, "the end of text %d is no token: ids start at 0", (int)ids[i]);
   mhk__model_put_ends(m, ids, n, 1);
@@ -15534,7 +15214,7 @@ static int mhk__has_shape(const mhk_file_tensor *x, mhk_dtype dtype, int rank, m
 /* Whether the file's tensor of s is quantised (see mhk_quantised). If it is but its parts do not fit, wrong says how. */
 static int mhk__find_quantised(const mhk_file *f, const mhk__spec *s, mhk__q_parts *p, char *wrong, size_t room) {
   const mhk_index N = s->shape[0], K = s->shape[1];
-  mhk_index blocks, each, groups, rest;
+  mhk_index rest;
   wrong[0] = 0;
   memset(p, 0, sizeof *p);
   p->q = mhk_file_find(f, s->name);
@@ -15542,9 +15222,9 @@ static int mhk__find_quantised(const mhk_file *f, const mhk__spec *s, mhk__q_par
   p->scale = mhk__file_part(f, s->name, "scale");
   p->rest = mhk__file_part(f, s->name, "rest");
   rest = p->rest ? p->rest->shape[0] : 0;
-  each = p->q->dtype == MHK_I8 ? 4 : 8;
-  groups = p->scale ? p->scale->shape[1] : 0;
-  blocks = rest < N ? mhk__q_blocks(N - rest) : 0;
+  const mhk_index each = p->q->dtype == MHK_I8 ? 4 : 8;
+  const mhk_index groups = p->scale ? p->scale->shape[1] : 0;
+  const mhk_index blocks = rest < N ? mhk__q_blocks(N - rest) : 0;
   if (p->rest && (rest >= N || !mhk__has_shape(p->rest, MHK_F32, 2, rest, K, 1, 1)))
     mhk__print(wrong, room, "%s_rest must be F32 with fewer than %lld rows of %lld", s->name, (long long)N, (long long)K);
   else if (groups < 1 || K % groups || (K / groups != 32 && K / groups != 64) || !mhk__has_shape(p->scale, MHK_F16, 3, blocks, groups, MHK__Q_ROWS, 1))
@@ -15564,7 +15244,6 @@ static void mhk__match_one(mhk_model *m, const mhk_file *f, const mhk__spec *s, 
   const mhk_file_tensor *x = mhk_file_find(f, s->name);
   mhk__q_parts parts;
   char have[160], want[160], reason[160], line[700];
-  const char *shard;
   int k, ok;
   mhk__mark_used(f, x, used);
   if (mhk__find_quantised(f, s, &parts, line, sizeof line)) {
@@ -15576,7 +15255,7 @@ static void mhk__match_one(mhk_model *m, const mhk_file *f, const mhk__spec *s, 
   for (k = 0, ok = x->rank == s->rank; k < s->rank && ok; k++) ok = x->shape[k] == s->shape[k];
   if (ok && (x->dtype == MHK_F32 || x->dtype == MHK_F64 || x->dtype == MHK_F16 || x->dtype == MHK_BF16)) return;
   if (!mhk__list_room(wrong)) return;
-  shard = mhk__file_path_of(f, x);
+  const char *shard = mhk__file_path_of(f, x);
   shard += mhk__folder_length(shard);
   mhk__spec_reason(&m->config, s, reason, sizeof reason);
   if (ok)
@@ -15645,14 +15324,13 @@ static int mhk__match_tensors(mhk_model *m, const mhk_file *f, const char *path,
 /* Whether two tensors of a file are the same numbers. */
 static int mhk__same_tensor(mhk_context *ctx, const mhk_file_tensor *x, const mhk_file_tensor *y) {
   mhk_real a[1024], b[1024];
-  mhk_index i, k;
   if (x->count != y->count || memcmp(x->shape, y->shape, sizeof x->shape) != 0 || !x->dtype || !y->dtype) return 0;
   if (x->dtype == y->dtype) return x->data == y->data || memcmp(x->data, y->data, x->bytes) == 0;
-  for (i = 0; i < x->count; i += 1024) {
+  for (mhk_index i = 0; i < x->count; i += 1024) {
     const mhk_index n = x->count - i < 1024 ? x->count - i : 1024;
     mhk__unpack(x->dtype, (const char *)x->data + (size_t)i * mhk_dtype_size(x->dtype), n, a);
     mhk__unpack(y->dtype, (const char *)y->data + (size_t)i * mhk_dtype_size(y->dtype), n, b);
-    for (k = 0; k < n; k++)
+    for (mhk_index k = 0; k < n; k++)
       if (!(a[k] == b[k])) return 0;
   }
   return !mhk_failed(ctx);
@@ -15707,9 +15385,8 @@ static int mhk__place_quantised(mhk_model *m, mhk_tensor *x, const mhk__q_parts 
   else {
     const unsigned char *from = (const unsigned char *)p->scale->data;
     uint16_t *copy = (uint16_t *)mhk__arena_zeros(ctx, &m->object.arena, p->scale->count, sizeof *copy);
-    mhk_index i;
     if (!copy) return 0;
-    for (i = 0; i < p->scale->count; i++) copy[i] = (uint16_t)(from[2 * i] | from[2 * i + 1] << 8);
+    for (mhk_index i = 0; i < p->scale->count; i++) copy[i] = (uint16_t)(from[2 * i] | from[2 * i + 1] << 8);
     q->scale = copy;
   }
   if (p->rest && mhk__little_endian() && MHK_REAL == MHK_F32 && (uintptr_t)p->rest->data % sizeof(mhk_real) == 0)
@@ -15729,11 +15406,9 @@ static int mhk__place_quantised(mhk_model *m, mhk_tensor *x, const mhk__q_parts 
 /* The model of a configuration with the weights of f, which it takes over (also when it fails). */
 static mhk_model *mhk__model_from_file(mhk_context *ctx, const mhk_config *config, mhk_file *f, const char *path, const char *config_path) {
   mhk_config c = *config;
-  mhk_model *m;
   mhk__spec s;
-  int i;
   mhk__untie_head(ctx, &c, f, path, config_path);
-  m = mhk__model_new(ctx, &c);
+  mhk_model *m = mhk__model_new(ctx, &c);
   if (!m) {
     mhk_file_close(f);
     return NULL;
@@ -15745,7 +15420,7 @@ static mhk_model *mhk__model_from_file(mhk_context *ctx, const mhk_config *confi
   }
   memset(&s, 0, sizeof s);
   s.layer = -1;
-  for (i = 0; mhk__spec_next(&c, &s); i++) {
+  for (int i = 0; mhk__spec_next(&c, &s); i++) {
     mhk__q_parts parts;
     char wrong[700];
     mhk__spec_in_file(f, &c, &s);
@@ -15788,10 +15463,9 @@ static void mhk__generation_notes(const mhk__settings *s) {
                               "repetition_penalty temperature top_k top_p typical_p";
   mhk__mark mark = mhk__scratch_mark(s->ctx);
   mhk__list drawn, lost;
-  const mhk__json *x;
   mhk__list_start(&drawn, s->ctx);
   mhk__list_start(&lost, s->ctx);
-  for (x = s->object->first; x && !mhk_failed(s->ctx); x = x->next) {
+  for (const mhk__json *x = s->object->first; x && !mhk_failed(s->ctx); x = x->next) {
     const double number = mhk__json_is(x, MHK__JSON_NUMBER) ? mhk__json_number(x) : 2;
     mhk__list *list = mhk__has_word(draws, x->key) ? &drawn : &lost;
     if (x->seen || x->type == MHK__JSON_NULL || x->type == MHK__JSON_FALSE || (number >= 0 && number <= 0) ||
@@ -15843,12 +15517,11 @@ static void mhk__pick_up_rest(mhk_model *m, const char *folder) {
   mhk__mark mark = mhk__scratch_mark(ctx);
   char path[MHK__PATH_MOST + 64];
   mhk__bytes bytes;
-  int i;
   if (mhk__join_path(path, sizeof path, folder, "generation_config.json") && mhk__is_file(path) &&
       mhk__bytes_read_or_fail(ctx, &ctx->scratch, path, &bytes))
     mhk__model_read_ends(m, (const char *)bytes.data, bytes.size, path, 1);
   mhk__scratch_rewind(ctx, mark);
-  for (i = 0; i < 5 && !mhk_failed(ctx); i++)
+  for (int i = 0; i < 5 && !mhk_failed(ctx); i++)
     if (mhk__join_path(path, sizeof path, folder, names[i]) && mhk__is_file(path)) {
       mhk_tokenizer *k = i < 3 ? mhk_tokenizer_load(ctx, folder[0] ? folder : ".") : NULL;
       if (i >= 3)
@@ -15864,7 +15537,6 @@ static void mhk__pick_up_rest(mhk_model *m, const char *folder) {
 static mhk_model *mhk__model_in_one(mhk_context *ctx, mhk_file *f, const char *path) {
   char where[MHK__PATH_MOST + 64];
   mhk_config config;
-  mhk_model *m;
   size_t length = 0, settings_length = 0;
   const char *text = mhk_file_metadata(f, "config.json", &length);
   if (!text) return NULL;
@@ -15873,7 +15545,7 @@ static mhk_model *mhk__model_in_one(mhk_context *ctx, mhk_file *f, const char *p
     mhk_file_close(f);
     return NULL;
   }
-  m = mhk__model_from_file(ctx, &config, f, path, where);
+  mhk_model *m = mhk__model_from_file(ctx, &config, f, path, where);
   if (m) mhk__model_read_ends(m, text, length, where, 0);
   text = m ? mhk_file_metadata(f, "generation_config.json", &length) : NULL;
   if (text) mhk__model_read_ends(m, text, length, "generation_config.json in the file", 1);
@@ -15893,9 +15565,8 @@ static mhk_model *mhk__model_in_one(mhk_context *ctx, mhk_file *f, const char *p
 MHKDEF mhk_model *mhk_load_memory(mhk_context *ctx, const void *data, size_t bytes) {
   static const char name[] = "the file in memory";
   mhk_file *f = mhk_file_open_memory(ctx, data, bytes);
-  mhk_model *m;
   if (!f) return NULL;
-  m = mhk__model_in_one(ctx, f, name);
+  mhk_model *m = mhk__model_in_one(ctx, f, name);
   if (!m && !mhk_failed(ctx)) {
     mhk_file_close(f);
     mhk_fail(ctx, MHK_ERROR_FORMAT, "%s has no config.json in its metadata: it is no model that mhk_save() wrote as one file", name);
@@ -15907,7 +15578,6 @@ MHKDEF mhk_model *mhk_load_memory(mhk_context *ctx, const void *data, size_t byt
 static mhk_model *mhk__load(mhk_context *ctx, const char *path, int read) {
   char folder[MHK__PATH_MOST + 64], config_path[MHK__PATH_MOST + 64];
   mhk_config config;
-  mhk__mark mark;
   mhk__bytes bytes;
   mhk_file *f = mhk__file_open(ctx, path, read);
   mhk_model *m;
@@ -15920,7 +15590,7 @@ static mhk_model *mhk__load(mhk_context *ctx, const char *path, int read) {
     mhk__folder_of(folder, sizeof folder, path);
   }
   mhk__join_path(config_path, sizeof config_path, folder, "config.json");
-  mark = mhk__scratch_mark(ctx);
+  mhk__mark mark = mhk__scratch_mark(ctx);
   if (mhk__bytes_read_or_fail(ctx, &ctx->scratch, config_path, &bytes))
     mhk_config_parse(ctx, (const char *)bytes.data, bytes.size, config_path, &config);
   if (mhk_failed(ctx)) mhk_file_close(f);
@@ -15936,10 +15606,9 @@ static mhk_model *mhk__load(mhk_context *ctx, const char *path, int read) {
 }
 
 MHKDEF mhk_model *mhk_load_with(mhk_context *ctx, const char *path, const mhk_load_desc *desc) {
-  mhk_model *m;
   if (!mhk__path_fits(ctx, path)) return NULL;
   ctx->strict = desc && desc->strict;
-  m = mhk__load(ctx, path, desc && desc->read);
+  mhk_model *m = mhk__load(ctx, path, desc && desc->read);
   ctx->strict = 0;
   return m;
 }
@@ -15957,36 +15626,33 @@ static uint64_t mhk__model_hash(const mhk_model *m) {
   const double reals[] = {c->norm_eps, c->rope_theta, c->dt_min, c->dt_max};
   unsigned char bytes[8];
   uint64_t h = MHK__HASH_START, bits;
-  size_t n, k;
-  int i;
-  for (n = 0; n < sizeof numbers / sizeof *numbers; n++) {
+  for (size_t n = 0; n < sizeof numbers / sizeof *numbers; n++) {
     mhk__put_bytes(bytes, (uint64_t)(int64_t)numbers[n], 8);
     h = mhk__hash(h, bytes, 8);
   }
-  for (n = 0; n < sizeof reals / sizeof *reals; n++) {
+  for (size_t n = 0; n < sizeof reals / sizeof *reals; n++) {
     memcpy(&bits, &reals[n], sizeof bits);
     mhk__put_bytes(bytes, bits, 8);
     h = mhk__hash(h, bytes, 8);
   }
   h = mhk__hash(h, c->mixer, (size_t)c->n_layer);
-  for (i = 0; i < m->n_tensors; i++) {
+  for (int i = 0; i < m->n_tensors; i++) {
     const mhk_tensor *x = m->tensors[i];
     const size_t size = mhk_dtype_size(x->dtype);
     const mhk_index stride = x->count > 256 ? x->count / 256 : 1;
-    mhk_index j;
     if (x->name) h = mhk__hash(h, x->name, strlen(x->name));
-    for (j = 0; j < x->rank; j++) {
+    for (mhk_index j = 0; j < x->rank; j++) {
       mhk__put_bytes(bytes, (uint64_t)x->shape[j], 8);
       h = mhk__hash(h, bytes, 8);
     }
-    for (j = 0; j < x->count; j += stride) {
+    for (mhk_index j = 0; j < x->count; j += stride) {
       const unsigned char *at = (const unsigned char *)x->data + (size_t)j * size;
       if (x->quantised) {
         mhk__put_bytes(bytes, mhk__float_bits((float)mhk__tensor_element(x, j)), 4);
         h = mhk__hash(h, bytes, 4);
         continue;
       }
-      for (k = 0; k < size; k++) bytes[k] = at[mhk__little_endian() ? k : size - 1 - k];
+      for (size_t k = 0; k < size; k++) bytes[k] = at[mhk__little_endian() ? k : size - 1 - k];
       h = mhk__hash(h, bytes, size);
     }
   }
@@ -16013,8 +15679,7 @@ static uint16_t mhk__q_group(mhk_dtype dtype, int n, const mhk_real *x, signed c
   const int low = dtype == MHK_Q8 ? -127 : -8, high = dtype == MHK_Q8 ? 127 : 7;
   float extreme = 0, scale;
   uint16_t half;
-  int i;
-  for (i = 0; i < n; i++) {
+  for (int i = 0; i < n; i++) {
     if (fabsf((float)x[i]) > fabsf(extreme)) extreme = (float)x[i];
     out[i] = 0;
     if (!(x[i] - x[i] == 0)) return 0x7C00u;
@@ -16022,13 +15687,12 @@ static uint16_t mhk__q_group(mhk_dtype dtype, int n, const mhk_real *x, signed c
   scale = fabsf(extreme) / 127.0f;
   if (dtype == MHK_Q4 && fabsf(extreme) > 0) {
     float best = -1, at;
-    int side;
     scale = -extreme / 8.0f;
-    for (side = -1; side <= 1; side += 2)
+    for (int side = -1; side <= 1; side += 2)
       for (at = 5.5f; at <= 8.5f; at += 0.25f) {
         const float up = (float)side * at / extreme;
         float xq = 0, qq = 0;
-        for (i = 0; i < n; i++) {
+        for (int i = 0; i < n; i++) {
           const float q = (float)mhk__round_within((float)x[i] * up, low, high);
           xq += (float)x[i] * q;
           qq += q * q;
@@ -16040,7 +15704,7 @@ static uint16_t mhk__q_group(mhk_dtype dtype, int n, const mhk_real *x, signed c
       }
   }
   scale = mhk__half_of(scale, &half);
-  for (i = 0; i < n && scale != 0; i++) out[i] = (signed char)mhk__round_within((float)x[i] / scale, low, high);
+  for (int i = 0; i < n && scale != 0; i++) out[i] = (signed char)mhk__round_within((float)x[i] / scale, low, high);
   return half;
 }
 
@@ -16052,14 +15716,13 @@ static void mhk__q_make_block(void *arg, mhk_index block, int worker) {
   const mhk__q_making *a = (const mhk__q_making *)job->args;
   const mhk_index K = a->from->shape[1], groups = K / a->group;
   mhk_real *row = job->work + worker * job->each;
-  mhk_index r, g, k;
-  for (r = 0; r < MHK__Q_ROWS; r++) {
+  for (mhk_index r = 0; r < MHK__Q_ROWS; r++) {
     const mhk_index n = block * MHK__Q_ROWS + r;
-    for (k = 0; k < K; k++) row[k] = n < a->rows ? mhk__tensor_element(a->from, n * K + k) : 0;
-    for (g = 0; g < groups; g++) {
+    for (mhk_index k = 0; k < K; k++) row[k] = n < a->rows ? mhk__tensor_element(a->from, n * K + k) : 0;
+    for (mhk_index g = 0; g < groups; g++) {
       signed char q[64];
       a->scale[(block * groups + g) * MHK__Q_ROWS + r] = mhk__q_group(a->dtype, a->group, row + g * a->group, q);
-      for (k = 0; k < a->group; k++) {
+      for (mhk_index k = 0; k < a->group; k++) {
         const mhk_index at = g * a->group + k;
         if (a->dtype == MHK_Q8)
           a->q[((block * (K / 4) + at / 4) * MHK__Q_ROWS + r) * 4 + at % 4] = (unsigned char)q[k];
@@ -16079,7 +15742,6 @@ static int mhk__q_make(mhk_model *m, mhk_tensor *x, const mhk_tensor *from, mhk_
   mhk_quantised *q = (mhk_quantised *)mhk__arena_zeros(ctx, &m->object.arena, 1, sizeof *q);
   mhk_real *rest = rows < N ? (mhk_real *)mhk__arena_zeros(ctx, &m->object.arena, (N - rows) * K, sizeof *rest) : NULL;
   mhk__q_making a;
-  mhk_index i;
   a.from = from;
   a.dtype = dtype;
   a.rows = rows;
@@ -16088,7 +15750,7 @@ static int mhk__q_make(mhk_model *m, mhk_tensor *x, const mhk_tensor *from, mhk_
   a.scale = (uint16_t *)mhk__arena_zeros(ctx, &m->object.arena, scales, sizeof *a.scale);
   if (!q || !a.q || !a.scale || (rows < N && !rest)) return 0;
   mhk__run(ctx, &a, blocks, 0, K, (double)rows * (double)K * 16, mhk__q_make_block);
-  for (i = 0; i < scales; i++)
+  for (mhk_index i = 0; i < scales; i++)
     if ((a.scale[i] & 0x7C00u) == 0x7C00u)
       return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "%s cannot be quantised: a weight of row %lld is not finite, or too large for a half-precision scale",
                       x->name, (long long)(i / MHK__Q_ROWS / (K / group) * MHK__Q_ROWS + i % MHK__Q_ROWS)),
@@ -16106,8 +15768,7 @@ static int mhk__q_make(mhk_model *m, mhk_tensor *x, const mhk_tensor *from, mhk_
 }
 
 static int mhk__any_quantised(const mhk_model *m) {
-  int i;
-  for (i = 0; i < m->n_tensors; i++)
+  for (int i = 0; i < m->n_tensors; i++)
     if (m->tensors[i]->quantised) return 1;
   return 0;
 }
@@ -16115,7 +15776,6 @@ static int mhk__any_quantised(const mhk_model *m) {
 MHKDEF mhk_model *mhk_quantise(mhk_model *m, const mhk_quantise_desc *desc) {
   mhk_context *ctx;
   mhk_quantise_desc d;
-  mhk_model *out;
   mhk__spec s;
   int i, ok = 1;
   if (!m) return NULL;
@@ -16130,7 +15790,7 @@ MHKDEF mhk_model *mhk_quantise(mhk_model *m, const mhk_quantise_desc *desc) {
              mhk_dtype_name(d.ends), d.group);
     return NULL;
   }
-  out = mhk__model_new(ctx, &m->config);
+  mhk_model *out = mhk__model_new(ctx, &m->config);
   if (!out) return NULL;
   memset(&s, 0, sizeof s);
   s.layer = -1;
@@ -16295,7 +15955,6 @@ static void mhk__write_generation(mhk__writer *w, const mhk_model *m) {
 
 MHKDEF mhk_result mhk_save(mhk_model *m, const char *path, mhk_dtype dtype) {
   mhk_context *ctx;
-  mhk__mark mark;
   mhk__outgoing *list;
   mhk__writer config, generation;
   const char *metadata[2 * MHK__SAVED_TEXTS + 2] = {"format",
@@ -16326,7 +15985,7 @@ MHKDEF mhk_result mhk_save(mhk_model *m, const char *path, mhk_dtype dtype) {
     if (!made) return mhk_error(ctx);
   }
   single = mhk__ends_with(path, ".safetensors");
-  mark = mhk__scratch_mark(ctx);
+  mhk__mark mark = mhk__scratch_mark(ctx);
   if (m->tokenizer) metadata[5] = mhk_tokenizer_json(m->tokenizer, &lengths[2]);
   mhk__write_to(&config, ctx, &ctx->scratch);
   mhk__write_config(&config, &m->config, dtype, m);
@@ -16398,7 +16057,6 @@ static int mhk__same_depth(mhk_model *student, mhk_model *teacher) {
 }
 
 MHKDEF mhk_result mhk_model_transfer(mhk_model *student, mhk_model *teacher) {
-  int l;
   if (!student || !teacher)
     return student ? mhk_fail(student->object.ctx, MHK_ERROR_ARGUMENT, "mhk_model_transfer needs a teacher") : MHK_ERROR_ARGUMENT;
   if (mhk_failed(student->object.ctx)) return mhk_error(student->object.ctx);
@@ -16408,9 +16066,8 @@ MHKDEF mhk_result mhk_model_transfer(mhk_model *student, mhk_model *teacher) {
   mhk__transfer(student->norm_b, teacher->norm_b);
   if (student->head_w != student->embedding) mhk__transfer(student->head_w, teacher->head_w);
   mhk__transfer(student->head_b, teacher->head_b);
-  for (l = 0; l < student->config.n_layer && !mhk_failed(student->object.ctx); l++) {
-    int role;
-    for (role = MHK__NORM_W; role <= (int)MHK__FC2_B; role++)
+  for (int l = 0; l < student->config.n_layer && !mhk_failed(student->object.ctx); l++) {
+    for (int role = MHK__NORM_W; role <= (int)MHK__FC2_B; role++)
       if (role < (int)MHK__IN_W || role > (int)MHK__OUT_B)
         if (!mhk__transfer(*mhk__slot(student, l, (mhk__role)role), *mhk__slot(teacher, l, (mhk__role)role))) break;
   }
@@ -16421,9 +16078,8 @@ MHKDEF mhk_result mhk_model_transfer(mhk_model *student, mhk_model *teacher) {
    to several. 0, and nothing done, when the sizes do not match. */
 static int mhk__copy_heads(mhk_tensor *to, mhk_index first, int heads, int size, const mhk_tensor *from, int from_heads, int from_size) {
   const mhk_index D = to->shape[1];
-  int h;
   if (!from || size != from_size || from_heads < 1 || heads % from_heads || from->shape[1] != D) return 0;
-  for (h = 0; h < heads; h++) {
+  for (int h = 0; h < heads; h++) {
     const mhk_index source = (mhk_index)(h / (heads / from_heads)) * size * D;
     mhk_tensor_read(from, source, size * D, (mhk_real *)to->data + (first + (mhk_index)h * size) * D);
   }
@@ -16436,13 +16092,12 @@ static int mhk__copy_heads(mhk_tensor *to, mhk_index first, int heads, int size,
 static void mhk__init_mixer(mhk__rng *rng, const mhk_config *c, mhk__layer *y, const mhk__layer *teacher, const mhk_config *tc,
                             int attention) {
   const mhk_index E = (mhk_index)c->ssm_heads * c->ssm_head_dim, GN = (mhk_index)c->ssm_groups * c->d_state;
-  mhk_index i;
   mhk__fill_linear(rng, y->in_w, NULL);
   mhk__fill(y->in_b, 0);
   mhk__fill_uniform(rng, y->in_w, E + 2 * GN, E, 0); /* z */
   mhk__fill(y->z_bias, MHK__OPEN_GATE);
   mhk__fill(y->conv_w, 0);
-  for (i = 0; i < y->conv_w->shape[0]; i++) ((mhk_real *)y->conv_w->data)[(i + 1) * c->d_conv - 1] = 1;
+  for (mhk_index i = 0; i < y->conv_w->shape[0]; i++) ((mhk_real *)y->conv_w->data)[(i + 1) * c->d_conv - 1] = 1;
   mhk__fill(y->conv_b, 0);
   mhk__fill(y->D, 1);
   mhk__fill_linear(rng, y->out_w, NULL);
@@ -16458,7 +16113,6 @@ static void mhk__init_mixer(mhk__rng *rng, const mhk_config *c, mhk__layer *y, c
 MHKDEF mhk_result mhk_model_init_mixers(mhk_model *student, mhk_model *teacher, mhk_init init, uint64_t seed) {
   mhk_context *ctx;
   mhk__rng rng;
-  int l;
   if (!student) return MHK_ERROR_ARGUMENT;
   ctx = student->object.ctx;
   if (mhk_failed(ctx) || !mhk__can_train(student, "mhk_model_init_mixers")) return mhk_error(ctx);
@@ -16468,7 +16122,7 @@ MHKDEF mhk_result mhk_model_init_mixers(mhk_model *student, mhk_model *teacher, 
   if (init == MHK_INIT_ATTENTION && !teacher) return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "initialisation from attention needs the teacher");
   if (init == MHK_INIT_ATTENTION && !mhk__same_depth(student, teacher)) return mhk_error(ctx);
   mhk__rng_seed(&rng, seed);
-  for (l = 0; l < student->config.n_layer; l++) {
+  for (int l = 0; l < student->config.n_layer; l++) {
     mhk__layer *y = &student->layers[l];
     if (y->kind == MHK_MIXER_ATTENTION) continue;
     if (y->kind == MHK_MIXER_MAMBA2 || init == MHK_INIT_RANDOM)
@@ -16483,9 +16137,7 @@ MHKDEF mhk_result mhk_model_init_mixers(mhk_model *student, mhk_model *teacher, 
 MHKDEF mhk_model *mhk_student_create(mhk_context *ctx, mhk_model *teacher, const mhk_student_desc *desc) {
   mhk_student_desc d;
   mhk_config c;
-  const mhk_config *t;
-  mhk_model *m;
-  int i, l;
+  int l;
   if (mhk_failed(ctx)) return NULL;
   if (!teacher || mhk_failed(teacher->object.ctx)) {
     mhk_fail(ctx, MHK_ERROR_ARGUMENT, "mhk_student_create needs a teacher%s%s", teacher ? ": " : "",
@@ -16494,7 +16146,7 @@ MHKDEF mhk_model *mhk_student_create(mhk_context *ctx, mhk_model *teacher, const
   }
   memset(&d, 0, sizeof d);
   if (desc) d = *desc;
-  t = &teacher->config;
+  const mhk_config *t = &teacher->config;
   if (t->arch != MHK_ARCH_PHI) {
     mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "a student can be made of a Phi teacher only; this one is a %s",
              t->arch == MHK_ARCH_MAMBA2 ? "Mamba-2" : "Phi-Mamba");
@@ -16510,7 +16162,7 @@ MHKDEF mhk_model *mhk_student_create(mhk_context *ctx, mhk_model *teacher, const
   c.tie_embeddings = 0;
   c.pad_vocab_multiple = c.vocab_size % 8 == 0 ? 8 : 1; /* no padding: exactly the teacher's vocabulary */
   for (l = 0; l < c.n_layer; l++) c.mixer[l] = MHK_MIXER_DISCRETE_MAMBA2;
-  for (i = 0; i < d.n_keep_attention; i++) {
+  for (int i = 0; i < d.n_keep_attention; i++) {
     l = d.keep_attention[i];
     if (l < 0 || l >= c.n_layer) {
       mhk_fail(ctx, MHK_ERROR_ARGUMENT, "attention cannot be kept in layer %d: the teacher has layers 0 to %d", l, c.n_layer - 1);
@@ -16535,7 +16187,7 @@ MHKDEF mhk_model *mhk_student_create(mhk_context *ctx, mhk_model *teacher, const
     if (c.ssm_rotary_dim == 0) c.rope_theta = 0;
   }
   if (c.ssm_rotary_dim && t->rope_theta <= 0) c.rope_theta = 10000.0;
-  m = mhk_model_create(ctx, &c, d.seed ? d.seed : 1);
+  mhk_model *m = mhk_model_create(ctx, &c, d.seed ? d.seed : 1);
   if (!m) return NULL;
   mhk_model_transfer(m, teacher);
   mhk_model_init_mixers(m, teacher, d.init, d.seed ? d.seed : 1);
@@ -16588,17 +16240,15 @@ static mhk_tensor *mhk__linear_rows(mhk_tape *t, mhk_tensor *u, mhk_tensor *w, m
 typedef struct mhk__clamp { mhk_real low, high; } mhk__clamp;
 static void mhk__clamp_forward(const mhk_op *op) {
   const mhk__clamp *c = (const mhk__clamp *)op->user;
-  mhk_index i;
-  for (i = 0; i < op->out->count; i++) {
+  for (mhk_index i = 0; i < op->out->count; i++) {
     const mhk_real x = mhk__d(op->in[0])[i];
     mhk__d(op->out)[i] = x < c->low ? c->low : x > c->high ? c->high : x;
   }
 }
 static void mhk__clamp_back(const mhk_op *op) {
   const mhk__clamp *c = (const mhk__clamp *)op->user;
-  mhk_index i;
   if (!mhk_wants_grad(op->tape, op->in[0])) return;
-  for (i = 0; i < op->out->count; i++) {
+  for (mhk_index i = 0; i < op->out->count; i++) {
     const mhk_real x = mhk__d(op->in[0])[i];
     if (x >= c->low && x <= c->high) op->in[0]->grad[i] += op->out->grad[i];
   }
@@ -16607,18 +16257,16 @@ static void mhk__clamp_back(const mhk_op *op) {
 /* y (...,n) = x (...,n) times s, one number a row; s repeats when it is shorter (one a head) */
 static void mhk__scale_rows_forward(const mhk_op *op) {
   const mhk_index n = mhk__last(op->out), rows = mhk__row_count(op->out), wrap = op->in[1]->count;
-  mhk_index r, j;
-  for (r = 0; r < rows; r++)
-    for (j = 0; j < n; j++) mhk__d(op->out)[r * n + j] = mhk__d(op->in[0])[r * n + j] * mhk__d(op->in[1])[r % wrap];
+  for (mhk_index r = 0; r < rows; r++)
+    for (mhk_index j = 0; j < n; j++) mhk__d(op->out)[r * n + j] = mhk__d(op->in[0])[r * n + j] * mhk__d(op->in[1])[r % wrap];
 }
 static void mhk__scale_rows_back(const mhk_op *op) {
   const mhk_index n = mhk__last(op->out), rows = mhk__row_count(op->out), wrap = op->in[1]->count;
   const int dx = mhk_wants_grad(op->tape, op->in[0]), ds = mhk_wants_grad(op->tape, op->in[1]);
-  mhk_index r, j;
-  for (r = 0; r < rows; r++) {
+  for (mhk_index r = 0; r < rows; r++) {
     const mhk_real *g = op->out->grad + r * n, *x = mhk__d(op->in[0]) + r * n, s = mhk__d(op->in[1])[r % wrap];
     double dot = 0;
-    for (j = 0; j < n; j++) {
+    for (mhk_index j = 0; j < n; j++) {
       dot += (double)(g[j] * x[j]);
       if (dx) op->in[0]->grad[r * n + j] += g[j] * s;
     }
@@ -16636,14 +16284,12 @@ static mhk_tensor *mhk__scale_rows(mhk_tape *t, mhk_tensor *x, mhk_tensor *s) {
 /* (B,T,G,N) -> (B,T,H,N): each group's row once for every head that uses it */
 static void mhk__spread_forward(const mhk_op *op) {
   const mhk_index n = mhk__last(op->out), rows = mhk__row_count(op->out), each = op->out->shape[2] / op->in[0]->shape[2];
-  mhk_index r;
-  for (r = 0; r < rows; r++) memcpy(mhk__d(op->out) + r * n, mhk__d(op->in[0]) + r / each * n, (size_t)n * sizeof(mhk_real));
+  for (mhk_index r = 0; r < rows; r++) memcpy(mhk__d(op->out) + r * n, mhk__d(op->in[0]) + r / each * n, (size_t)n * sizeof(mhk_real));
 }
 static void mhk__spread_back(const mhk_op *op) {
   const mhk_index n = mhk__last(op->out), rows = mhk__row_count(op->out), each = op->out->shape[2] / op->in[0]->shape[2];
-  mhk_index r, j;
-  for (r = 0; mhk_wants_grad(op->tape, op->in[0]) && r < rows; r++)
-    for (j = 0; j < n; j++) op->in[0]->grad[r / each * n + j] += op->out->grad[r * n + j];
+  for (mhk_index r = 0; mhk_wants_grad(op->tape, op->in[0]) && r < rows; r++)
+    for (mhk_index j = 0; j < n; j++) op->in[0]->grad[r / each * n + j] += op->out->grad[r * n + j];
 }
 static mhk_tensor *mhk__spread(mhk_tape *t, mhk_tensor *x, mhk_index heads) {
   mhk_index shape[4];
@@ -16670,15 +16316,12 @@ static int mhk__layer_ready(mhk_tape *t, const mhk_model *m, int layer, const mh
 
 /* Non-zero on success. */
 static int mhk__mixer_parts(mhk_tape *t, mhk_model *m, int layer, mhk_tensor *u, const int32_t *doc, mhk__parts *out) {
-  const mhk_config *c;
-  mhk__layer *y;
   const int matrix_only = out->matrix_only;
-  mhk_index E, GN, H;
   memset(out, 0, sizeof *out);
   out->matrix_only = matrix_only;
   if (!mhk__layer_ready(t, m, layer, u)) return 0;
-  c = &m->config;
-  y = m->layers + layer;
+  const mhk_config *c = &m->config;
+  mhk__layer *y = m->layers + layer;
   if (y->kind == MHK_MIXER_ATTENTION) {
     out->q = mhk__heads(t, mhk_linear(t, u, y->q_w, y->q_b), c->n_head);
     out->k = mhk__heads(t, mhk_linear(t, u, y->k_w, y->k_b), c->n_kv_head);
@@ -16691,9 +16334,9 @@ static int mhk__mixer_parts(mhk_tape *t, mhk_model *m, int layer, mhk_tensor *u,
     out->k = mhk_rotary(t, out->k, c->rotary_dim, c->rope_theta, doc, 0);
     return out->q && out->k && (matrix_only || out->v);
   }
-  E = mhk__d_inner(c);
-  GN = (mhk_index)c->ssm_groups * c->d_state;
-  H = c->ssm_heads;
+  const mhk_index E = mhk__d_inner(c);
+  const mhk_index GN = (mhk_index)c->ssm_groups * c->d_state;
+  const mhk_index H = c->ssm_heads;
   {
     const int mamba2 = y->kind == MHK_MIXER_MAMBA2, skip_x = matrix_only;
     const mhk_index at_xbc = mamba2 ? E : 0, at_z = mamba2 ? 0 : E + 2 * GN, at_a = 2 * E + 2 * GN, first = skip_x ? E : 0, channels = E + 2 * GN - first;
@@ -16732,27 +16375,25 @@ static int mhk__mixer_parts(mhk_tape *t, mhk_model *m, int layer, mhk_tensor *u,
 
 /* RMSNorm of each of the groups of the last axis for itself, as Mamba-2 has it */
 static mhk_tensor *mhk__group_norm(mhk_tape *t, mhk_tensor *x, mhk_tensor *w, mhk_index groups, double eps) {
-  mhk_index shape[2], i;
-  mhk_tensor *ones, *y;
+  mhk_index shape[2];
   if (!x || !w || groups <= 1) return mhk_rms_norm(t, x, w, eps);
   shape[1] = mhk__last(x) / groups;
   shape[0] = x->count / shape[1];
-  ones = mhk_tensor_new(t, 1, shape + 1, NULL);
+  mhk_tensor *ones = mhk_tensor_new(t, 1, shape + 1, NULL);
   if (!ones) return NULL;
-  for (i = 0; i < shape[1]; i++) mhk_data(ones)[i] = 1;
-  y = mhk_rms_norm(t, mhk_reshape(t, x, 2, shape), ones, eps);
+  for (mhk_index i = 0; i < shape[1]; i++) mhk_data(ones)[i] = 1;
+  mhk_tensor *y = mhk_rms_norm(t, mhk_reshape(t, x, 2, shape), ones, eps);
   return mhk_mul(t, y ? mhk_reshape(t, y, x->rank, x->shape) : NULL, w);
 }
 
 /* the mixer of a layer, plus residual when there is one (added by the output projection) */
 static mhk_tensor *mhk__mixer(mhk_tape *t, mhk_model *m, int layer, mhk_tensor *u, const int32_t *doc, mhk_tensor *residual) {
   mhk__parts p;
-  mhk__layer *y;
   mhk_tensor *o;
   mhk_ssd_desc desc;
   memset(&p, 0, sizeof p);
   if (!mhk__mixer_parts(t, m, layer, u, doc, &p)) return NULL;
-  y = m->layers + layer;
+  mhk__layer *y = m->layers + layer;
   if (y->kind == MHK_MIXER_ATTENTION) {
     o = mhk__flat(t, mhk_attention(t, p.q, p.k, p.v, doc, NULL));
     return residual ? mhk_linear_add(t, o, y->dense_w, y->dense_b, residual) : mhk_linear(t, o, y->dense_w, y->dense_b);
@@ -16775,9 +16416,8 @@ MHKDEF mhk_tensor *mhk_forward_mixer(mhk_tape *t, mhk_model *m, int layer, mhk_t
 }
 
 MHKDEF mhk_tensor *mhk_forward_norm(mhk_tape *t, mhk_model *m, int layer, mhk_tensor *x) {
-  mhk__layer *y;
   if (!mhk__layer_ready(t, m, layer, x)) return NULL;
-  y = m->layers + layer;
+  mhk__layer *y = m->layers + layer;
   return y->norm_b ? mhk_layer_norm(t, x, y->norm_w, y->norm_b, m->config.norm_eps) : mhk_rms_norm(t, x, y->norm_w, m->config.norm_eps);
 }
 
@@ -16785,9 +16425,8 @@ MHKDEF mhk_tensor *mhk_forward_norm(mhk_tape *t, mhk_model *m, int layer, mhk_te
 MHKDEF mhk_tensor *mhk_forward_block(mhk_tape *t, mhk_model *m, int layer, mhk_tensor *x, const mhk_forward_desc *d) {
   mhk_tensor *u = mhk_forward_norm(t, m, layer, x);
   mhk_tensor *y = mhk__mixer(t, m, layer, u, d ? d->doc : NULL, x);
-  mhk__layer *w;
   if (!y) return NULL;
-  w = m->layers + layer;
+  mhk__layer *w = m->layers + layer;
   return w->fc1_w ? mhk_linear_add(t, mhk_linear_gelu(t, u, w->fc1_w, w->fc1_b), w->fc2_w, w->fc2_b, y) : y;
 }
 
@@ -16828,11 +16467,10 @@ static mhk_tensor *mhk__block_again(mhk_tape *t, void *user, mhk_tensor *x) {
 MHKDEF mhk_tensor *mhk_forward(mhk_tape *t, mhk_model *m, const int32_t *tokens, mhk_index B, mhk_index T, const mhk_forward_desc *desc) {
   mhk_tensor *x = mhk_forward_embedding(t, m, tokens, B, T);
   mhk_forward_desc d;
-  int l;
   if (!x) return NULL;
   memset(&d, 0, sizeof d);
   if (desc) d = *desc;
-  for (l = 0; x && l < m->config.n_layer; l++) {
+  for (int l = 0; x && l < m->config.n_layer; l++) {
     if (d.residuals) d.residuals[l] = x;
     if (d.recompute && t->recording) {
       mhk__block_user *u = (mhk__block_user *)mhk__arena_zeros(t->ctx, &t->arena, 1, sizeof *u);
@@ -16925,7 +16563,6 @@ static size_t mhk__sampler_place(mhk__sampler *s, void *memory, mhk_index rows, 
   const size_t text = longest > 0 ? stop_bytes + 3 * (longest + 4) + 2 : 0;
   const double bytes = 12.0 * (double)V + (double)rows * (8.0 + 4.0 * (double)MHK__RECENT_ROOM(window)) + (double)text;
   char *at = (char *)memory;
-  mhk_index row;
   if (rows < 1 || V < 1 || window < 1 || bytes > (double)PTRDIFF_MAX / 2 || longest > SIZE_MAX / 8 || stop_bytes > SIZE_MAX / 8) return 0;
   if (s && at) {
     memset(s, 0, sizeof *s);
@@ -16940,7 +16577,7 @@ static size_t mhk__sampler_place(mhk__sampler *s, void *memory, mhk_index rows, 
     s->text_room = text;
     s->stop_bytes = stop_bytes;
     mhk__rng_seed(&s->rng, 1);
-    for (row = 0; row < rows; row++) mhk__sampler_reset(s, row);
+    for (mhk_index row = 0; row < rows; row++) mhk__sampler_reset(s, row);
   }
   return (size_t)V * (sizeof(double) + sizeof(int32_t)) + (size_t)rows * (sizeof(mhk_index) + (size_t)MHK__RECENT_ROOM(window) * sizeof(int32_t)) + text;
 }
@@ -16948,8 +16585,7 @@ static size_t mhk__sampler_place(mhk__sampler *s, void *memory, mhk_index rows, 
 /* bytes of a tokenizer's longest token: room that text needs */
 static size_t mhk__longest_token(mhk_tokenizer *k) {
   size_t longest = 0, length;
-  int32_t id;
-  for (id = 0; id < mhk_tokenizer_size(k); id++)
+  for (int32_t id = 0; id < mhk_tokenizer_size(k); id++)
     if (mhk_token_bytes(k, id, &length) && length > longest) longest = length;
   return longest;
 }
@@ -17013,9 +16649,8 @@ static void mhk__sampling_wrong(const mhk_sampling *how, mhk_index V, char wrong
     {"frequency", how->frequency, -DBL_MAX, DBL_MAX},
     {"presence", how->presence, -DBL_MAX, DBL_MAX},
     {"penalty_tokens", (double)how->penalty_tokens, 0, DBL_MAX}};
-  int i;
   wrong[0] = 0;
-  for (i = 0; i < (int)(sizeof numbers / sizeof *numbers); i++)
+  for (int i = 0; i < (int)(sizeof numbers / sizeof *numbers); i++)
     if (mhk__number_wrong(wrong, numbers[i].name, numbers[i].value, numbers[i].least, numbers[i].most)) return;
   if (how->n_bias < 0 || (how->n_bias > 0 && !how->bias) || how->n_stop_tokens < 0 || (how->n_stop_tokens > 0 && !how->stop_tokens) ||
       how->n_stop_strings < 0 || (how->n_stop_strings > 0 && !how->stop_strings)) {
@@ -17023,7 +16658,7 @@ static void mhk__sampling_wrong(const mhk_sampling *how, mhk_index V, char wrong
                how->n_stop_tokens, how->n_stop_strings);
     return;
   }
-  for (i = 0; i < how->n_bias && !*wrong; i++) {
+  for (int i = 0; i < how->n_bias && !*wrong; i++) {
     const mhk_token_bias *b = how->bias + i;
     if (b->token < 0 || b->token >= V)
       mhk__print(wrong, MHK__SETTING, "bias %d names token %ld, which the vocabulary does not have (0 to %lld)", i,
@@ -17032,7 +16667,7 @@ static void mhk__sampling_wrong(const mhk_sampling *how, mhk_index V, char wrong
       mhk__print(wrong, MHK__SETTING, "the bias of token %ld is %g: it must be a finite number, or minus infinity",
                  (long)b->token, b->value);
   }
-  for (i = 0; i < how->n_stop_strings && !*wrong; i++)
+  for (int i = 0; i < how->n_stop_strings && !*wrong; i++)
     if (!how->stop_strings[i] || !how->stop_strings[i][0])
       mhk__print(wrong, MHK__SETTING, "stop string %d is empty", i);
 }
@@ -17043,19 +16678,18 @@ static int mhk__sampling_penalises(const mhk_sampling *how) {
 
 /* x = logits with bias and penalties; count (V) is scratch */
 static void mhk__penalise(const mhk_real *logits, mhk_index V, const mhk_sampling *how, const int32_t *recent, mhk_index n, double *x, int32_t *count) {
-  mhk_index i;
-  for (i = 0; i < V; i++) x[i] = (double)logits[i];
-  for (i = 0; i < how->n_bias; i++) x[how->bias[i].token] += how->bias[i].value;
+  for (mhk_index i = 0; i < V; i++) x[i] = (double)logits[i];
+  for (mhk_index i = 0; i < how->n_bias; i++) x[how->bias[i].token] += how->bias[i].value;
   if (!mhk__sampling_penalises(how)) return;
   if (how->penalty_tokens > 0 && how->penalty_tokens < n) {
     recent += n - how->penalty_tokens;
     n = how->penalty_tokens;
   }
-  for (i = 0; i < n; i++)
+  for (mhk_index i = 0; i < n; i++)
     if (recent[i] >= 0 && recent[i] < V) count[recent[i]] = 0;
-  for (i = 0; i < n; i++)
+  for (mhk_index i = 0; i < n; i++)
     if (recent[i] >= 0 && recent[i] < V) count[recent[i]]++;
-  for (i = 0; i < n; i++)
+  for (mhk_index i = 0; i < n; i++)
     if (recent[i] >= 0 && recent[i] < V && count[recent[i]] > 0) {
       double *y = x + recent[i];
       if (how->repetition > 0) *y = *y > 0 ? *y / how->repetition : *y * how->repetition;
@@ -17073,11 +16707,10 @@ static mhk_index mhk__keep_best(const double *w, int32_t *ids, mhk_index n, mhk_
   uint64_t turn = 1;
   while (low < high && low < most && (!by_mass || mass > 0)) {
     mhk_index i, m = low;
-    int32_t pivot;
     double good, sum = 0;
     turn = turn * 6364136223846793005u + 1442695040888963407u; /* no input is slow by design */
     i = low + (mhk_index)((turn >> 33) % (uint64_t)(high - low));
-    pivot = ids[i];
+    const int32_t pivot = ids[i];
     ids[i] = ids[high - 1];
     good = MHK__GOOD(pivot);
     for (i = low; i < high - 1; i++) {
@@ -17198,10 +16831,9 @@ MHKDEF mhk_index mhk_probabilities(const mhk_real *logits, mhk_index V, const mh
 }
 
 MHKDEF int32_t mhk_draw(const double *p, mhk_index V, double uniform) {
-  mhk_index i, j;
   double run = 0;
   if (!p) return -1;
-  for (i = 0; i < V; i += 16) {
+  for (mhk_index i = 0; i < V; i += 16) {
     const double *x = p + i;
     if (V - i >= 16) { /* stretches that do not hold it by their sums */
       const double sum = (((x[0] + x[1]) + (x[2] + x[3])) + ((x[4] + x[5]) + (x[6] + x[7]))) +
@@ -17211,10 +16843,10 @@ MHKDEF int32_t mhk_draw(const double *p, mhk_index V, double uniform) {
         continue;
       }
     }
-    for (j = 0; j < 16 && i + j < V; j++)
+    for (mhk_index j = 0; j < 16 && i + j < V; j++)
       if (x[j] > 0 && (run += x[j]) > uniform) return (int32_t)(i + j);
   }
-  for (i = V; i-- > 0;) /* rounding left a little of 1 over */
+  for (mhk_index i = V; i-- > 0;) /* rounding left a little of 1 over */
     if (p[i] > 0) return (int32_t)i;
   return -1;
 }
@@ -17349,15 +16981,13 @@ static size_t mhk__session_work(const mhk_session *s) {
   const mhk_model *m = s->model;
   mhk_context probe = *m->object.ctx;
   mhk__chunk count;
-  mhk_index rows;
-  int l;
   memset(&count, 0, sizeof count);
   memset(&probe.scratch, 0, sizeof probe.scratch);
   probe.scratch.kind = MHK__COUNTS;
   probe.scratch.first = probe.scratch.current = &count;
-  for (rows = 1; rows <= mhk__min(s->rows, MHK__GEMM_M); rows++) { /* of more rows no product takes more */
+  for (mhk_index rows = 1; rows <= mhk__min(s->rows, MHK__GEMM_M); rows++) { /* of more rows no product takes more */
     const mhk__layer *before = NULL;
-    for (l = 0; l < m->config.n_layer; l++) {
+    for (int l = 0; l < m->config.n_layer; l++) {
       const mhk__layer *y = m->layers + l;
       if (before && before->kind == y->kind && l > 1 && mhk__alike(y->in_w, before->in_w) && mhk__alike(y->out_w, before->out_w) &&
           mhk__alike(y->q_w, before->q_w) && mhk__alike(y->k_w, before->k_w) && mhk__alike(y->v_w, before->v_w) &&
@@ -17400,10 +17030,8 @@ static void mhk__session_layout(mhk_session *s, mhk__layout *p, size_t work) {
   mhk__chunk *chunk;
   mhk__snapshot *kept;
   mhk_real *numbers[3];
-  mhk_index b, i, snapshots;
+  mhk_index snapshots;
   size_t longest = 0, bytes;
-  void *sampler;
-  int l;
   mhk__place(p, 1, 1, sizeof *s);
   s->sequences = (mhk__sequence *)mhk__place(p, s->batch, 1, sizeof *s->sequences);
   s->spans = (mhk__span *)mhk__place(p, s->batch, 1, sizeof *s->spans);
@@ -17411,7 +17039,7 @@ static void mhk__session_layout(mhk_session *s, mhk__layout *p, size_t work) {
   s->lengths = (mhk_index *)mhk__place(p, s->batch, 1, sizeof *s->lengths);
   s->tokens = (const int32_t **)mhk__place(p, s->batch, 1, sizeof *s->tokens);
   s->layers = (mhk__prepared *)mhk__place(p, c->n_layer, 1, sizeof *s->layers);
-  for (l = 0; l < c->n_layer; l++) {
+  for (int l = 0; l < c->n_layer; l++) {
     mhk_real *taps = NULL, *rate = NULL;
     if (c->mixer[l] != MHK_MIXER_ATTENTION) taps = (mhk_real *)mhk__place(p, c->d_conv, mhk__conv_channels(c), sizeof(mhk_real));
     if (c->mixer[l] == MHK_MIXER_MAMBA2) rate = (mhk_real *)mhk__place(p, c->ssm_heads, 1, sizeof(mhk_real));
@@ -17426,14 +17054,14 @@ static void mhk__session_layout(mhk_session *s, mhk__layout *p, size_t work) {
   numbers[1] = (mhk_real *)mhk__place(p, s->batch, cache, sizeof(mhk_real));
   numbers[2] = (mhk_real *)mhk__place(p, snapshots, each, sizeof(mhk_real));
   if (!p->fits) return;
-  for (b = 0; p->base && b < s->batch; b++) {
+  for (mhk_index b = 0; p->base && b < s->batch; b++) {
     mhk__sequence *q = s->sequences + b;
     memset(q, 0, sizeof *q);
     q->state = numbers[0] + b * state;
     q->cache = numbers[1] + b * cache;
     q->snapshots = kept + b * s->snapshots;
     if (state) memset(q->state, 0, (size_t)state * sizeof(mhk_real));
-    for (i = 0; i < s->snapshots; i++) {
+    for (mhk_index i = 0; i < s->snapshots; i++) {
       q->snapshots[i].position = q->snapshots[i].rows = 0;
       q->snapshots[i].numbers = numbers[2] + (b * s->snapshots + i) * each;
     }
@@ -17442,7 +17070,7 @@ static void mhk__session_layout(mhk_session *s, mhk__layout *p, size_t work) {
   s->y = (mhk_real *)mhk__place(p, s->rows, D, sizeof(mhk_real));
   s->u = (mhk_real *)mhk__place(p, s->rows, D, sizeof(mhk_real));
   s->wide = (mhk_real *)mhk__place(p, s->wide_numbers, 1, sizeof(mhk_real));
-  for (i = 0; i < 2; i++) {
+  for (mhk_index i = 0; i < 2; i++) {
     const int dim = i ? c->ssm_rotary_dim : c->rotary_dim, used = i ? s->state_layers > 0 : s->attention_layers > 0;
     s->turn[i] = (double *)mhk__place(p, used ? dim / 2 : 0, 1, sizeof(double));
     s->turned[i] = (mhk_real *)mhk__place(p, s->rows, used ? dim : 0, sizeof(mhk_real));
@@ -17455,7 +17083,7 @@ static void mhk__session_layout(mhk_session *s, mhk__layout *p, size_t work) {
   }
   bytes = mhk__sampler_place(NULL, NULL, s->batch, s->vocab, s->recent, longest, s->stop_bytes);
   if (!bytes) p->fits = 0;
-  sampler = mhk__place(p, (mhk_index)bytes, 1, 1);
+  void *sampler = mhk__place(p, (mhk_index)bytes, 1, 1);
   if (sampler) mhk__sampler_place(&s->sampler, sampler, s->batch, s->vocab, s->recent, longest, s->stop_bytes);
   chunk = (mhk__chunk *)mhk__place(p, 1, 1, sizeof *chunk + MHK__ALIGN);
   mhk__place(p, (mhk_index)work, 1, 1);
@@ -17475,8 +17103,6 @@ static size_t mhk__session_plan(const mhk_model *m, const mhk_session_desc *desc
   mhk_session_desc d;
   mhk__layout p;
   mhk_index wide = c->d_mlp;
-  double state;
-  int l;
   memset(&d, 0, sizeof d);
   memset(s, 0, sizeof *s);
   if (desc) d = *desc;
@@ -17502,7 +17128,7 @@ static size_t mhk__session_plan(const mhk_model *m, const mhk_session_desc *desc
   s->workers = ctx->workers;
   s->batch = d.batch ? d.batch : 1;
   s->vocab = c->vocab_size;
-  for (l = 0; l < c->n_layer; l++) {
+  for (int l = 0; l < c->n_layer; l++) {
     if (c->mixer[l] == MHK_MIXER_ATTENTION)
       s->attention_layers++;
     else
@@ -17526,7 +17152,7 @@ static size_t mhk__session_plan(const mhk_model *m, const mhk_session_desc *desc
   }
   if (!s->piece) s->piece = s->chunk;
   s->rows = mhk__max(s->chunk, s->batch);
-  state = (double)s->state_layers * ((double)mhk__conv_channels(c) * (c->d_conv - 1) + (double)mhk__d_inner(c) * c->d_state);
+  const double state = (double)s->state_layers * ((double)mhk__conv_channels(c) * (c->d_conv - 1) + (double)mhk__d_inner(c) * c->d_state);
   s->state_numbers = s->state_layers ? mhk__at_most(state) : 0;
   s->snapshots = s->state_layers || s->window ? d.snapshots : 0;
   s->snapshot_every = s->snapshots ? d.snapshot_every : 0;
@@ -17556,30 +17182,27 @@ MHKDEF size_t mhk_session_size(const mhk_model *m, const mhk_session_desc *desc)
 
 static void mhk__session_prepare(mhk_session *s) {
   const mhk_config *c = &s->model->config;
-  mhk_index i, w;
-  int l;
-  for (l = 0; l < c->n_layer; l++) {
+  for (int l = 0; l < c->n_layer; l++) {
     const mhk__layer *y = s->model->layers + l;
     const mhk_index C = mhk__conv_channels(c);
     if (y->kind == MHK_MIXER_ATTENTION) continue;
-    for (w = 0; w < c->d_conv; w++)
-      for (i = 0; i < C; i++) s->layers[l].taps[w * C + i] = mhk_data(y->conv_w)[i * c->d_conv + w];
-    for (i = 0; y->kind == MHK_MIXER_MAMBA2 && i < c->ssm_heads; i++) s->layers[l].rate[i] = MHK__R(-exp((double)mhk_data(y->A_log)[i]));
+    for (mhk_index w = 0; w < c->d_conv; w++)
+      for (mhk_index i = 0; i < C; i++) s->layers[l].taps[w * C + i] = mhk_data(y->conv_w)[i * c->d_conv + w];
+    for (mhk_index i = 0; y->kind == MHK_MIXER_MAMBA2 && i < c->ssm_heads; i++) s->layers[l].rate[i] = MHK__R(-exp((double)mhk_data(y->A_log)[i]));
   }
 }
 
 MHKDEF mhk_session *mhk_session_create(mhk_model *m, const mhk_session_desc *desc) {
   mhk_context *ctx;
-  mhk_session plan, *s;
+  mhk_session plan;
   mhk__arena arena;
   mhk__layout p;
-  size_t bytes, work;
+  size_t work;
   unsigned char *block;
   const int given = desc && desc->memory;
-  int i, j;
   if (!m || m->object.ctx->result != MHK_OK) return NULL;
   ctx = m->object.ctx;
-  bytes = mhk__session_plan(m, desc, &plan, &work);
+  const size_t bytes = mhk__session_plan(m, desc, &plan, &work);
   if (!bytes) return NULL;
   memset(&arena, 0, sizeof arena);
   if (given) {
@@ -17597,16 +17220,16 @@ MHKDEF mhk_session *mhk_session_create(mhk_model *m, const mhk_session_desc *des
     arena.first = arena.current = chunk;
     block = mhk__chunk_data(chunk);
   }
-  s = (mhk_session *)(void *)block;
+  mhk_session *s = (mhk_session *)(void *)block;
   *s = plan;
   memset(&p, 0, sizeof p);
   p.fits = 1;
   p.base = block;
   mhk__session_layout(s, &p, work);
   mhk__object_join(ctx, s, arena, NULL);
-  for (i = 0; i < 2; i++) {
+  for (int i = 0; i < 2; i++) {
     const int dim = i ? m->config.ssm_rotary_dim : m->config.rotary_dim, used = i ? s->state_layers > 0 : s->attention_layers > 0;
-    for (j = 0; used && j < dim / 2; j++) s->turn[i][j] = pow(m->config.rope_theta, -2.0 * (double)j / dim);
+    for (int j = 0; used && j < dim / 2; j++) s->turn[i][j] = pow(m->config.rope_theta, -2.0 * (double)j / dim);
   }
   mhk__session_prepare(s);
   return s;
@@ -17623,17 +17246,15 @@ static int mhk__sequence_there(const mhk_session *s, mhk_index sequence) {
 
 static void mhk__sequence_reset(mhk_session *s, mhk_index sequence) {
   mhk__sequence *q = s->sequences + sequence;
-  mhk_index i;
   q->position = q->first = 0;
   q->fed = 0;
   if (s->state_numbers) memset(q->state, 0, (size_t)s->state_numbers * sizeof(mhk_real));
-  for (i = 0; i < s->snapshots; i++) q->snapshots[i].position = 0;
+  for (mhk_index i = 0; i < s->snapshots; i++) q->snapshots[i].position = 0;
   mhk__sampler_reset(&s->sampler, sequence);
 }
 
 MHKDEF void mhk_session_reset(mhk_session *s) {
-  mhk_index b;
-  for (b = 0; s && b < s->batch; b++) mhk__sequence_reset(s, b);
+  for (mhk_index b = 0; s && b < s->batch; b++) mhk__sequence_reset(s, b);
 }
 MHKDEF mhk_result mhk_session_reset_one(mhk_session *s, mhk_index sequence) {
   if (mhk__sequence_there(s, sequence)) mhk__sequence_reset(s, sequence);
@@ -17648,9 +17269,8 @@ static mhk_index mhk__state_at(const mhk_session *s, int layer) {
   const mhk_config *c = &s->model->config;
   const mhk_index each = mhk__conv_channels(c) * (c->d_conv - 1) + mhk__d_inner(c) * c->d_state;
   mhk_index at = 0;
-  int l;
   if (layer < 0 || layer >= c->n_layer || c->mixer[layer] == MHK_MIXER_ATTENTION) return -1;
-  for (l = 0; l < layer; l++)
+  for (int l = 0; l < layer; l++)
     if (c->mixer[l] != MHK_MIXER_ATTENTION) at += each;
   return at;
 }
@@ -17706,10 +17326,9 @@ static void mhk__norm_task(void *arg, mhk_index task, int worker) {
   const mhk__job *job = (const mhk__job *)arg;
   const mhk__pass *p = (const mhk__pass *)job->args;
   const mhk_index D = p->s->model->config.d_model, last = mhk__min(p->rows, (task + 1) * MHK__ROWS_TASK);
-  mhk_index r;
   mhk_real mean, rstd;
   (void)worker;
-  for (r = task * MHK__ROWS_TASK; r < last; r++)
+  for (mhk_index r = task * MHK__ROWS_TASK; r < last; r++)
     job->ctx->kernels->norm(D, p->norm_x + r * D, p->norm_w, p->norm_b, MHK__R(p->s->model->config.norm_eps), p->norm_b != NULL, p->norm_y + r * D, &mean,
                             &rstd);
 }
@@ -17726,10 +17345,9 @@ static void mhk__pass_norm(mhk_context *ctx, mhk__pass *p, const mhk_real *x, co
 static void mhk__turn_heads(mhk_index n, mhk_index P, int dim, const mhk_real *t, mhk_real *x) {
   const mhk_index half = dim / 2;
   const mhk_real *MHK__RESTRICT c = t, *MHK__RESTRICT s = t + half;
-  mhk_index h, i;
-  for (h = 0; h < n; h++, x += P) {
+  for (mhk_index h = 0; h < n; h++, x += P) {
     mhk_real *MHK__RESTRICT low = x, *MHK__RESTRICT high = x + half;
-    for (i = 0; i < half; i++) {
+    for (mhk_index i = 0; i < half; i++) {
       const mhk_real a = low[i], b = high[i];
       low[i] = a * c[i] - b * s[i];
       high[i] = b * c[i] + a * s[i];
@@ -17740,16 +17358,14 @@ static void mhk__turn_heads(mhk_index n, mhk_index P, int dim, const mhk_real *t
 /* angles of all rows, in double: one table serves all layers */
 static void mhk__pass_turns(const mhk__pass *p) {
   mhk_session *s = p->s;
-  mhk_index i, t, j;
-  int kind;
-  for (kind = 0; kind < 2; kind++) {
+  for (int kind = 0; kind < 2; kind++) {
     const mhk_index dim = kind ? s->model->config.ssm_rotary_dim : s->model->config.rotary_dim;
     if (dim < 2 || !(kind ? s->state_layers : s->attention_layers)) continue;
-    for (i = 0; i < p->spans; i++)
-      for (t = 0; t < s->spans[i].n; t++) {
+    for (mhk_index i = 0; i < p->spans; i++)
+      for (mhk_index t = 0; t < s->spans[i].n; t++) {
         const double position = (double)(s->sequences[s->spans[i].sequence].position + t);
         mhk_real *row = s->turned[kind] + (s->spans[i].row + t) * dim;
-        for (j = 0; j < dim / 2; j++) {
+        for (mhk_index j = 0; j < dim / 2; j++) {
           row[j] = MHK__R(cos(position * s->turn[kind][j]));
           row[j + dim / 2] = MHK__R(sin(position * s->turn[kind][j]));
         }
@@ -17769,15 +17385,14 @@ static void mhk__queries_task(void *arg, mhk_index task, int worker) {
   const mhk__pass *p = (const mhk__pass *)job->args;
   const mhk_config *c = &p->s->model->config;
   const mhk_index P = c->head_dim, last = mhk__min(p->rows, (task + 1) * MHK__ROWS_TASK);
-  mhk_index r, h;
   mhk_real mean, rstd;
   (void)worker;
-  for (r = task * MHK__ROWS_TASK; r < last; r++) {
+  for (mhk_index r = task * MHK__ROWS_TASK; r < last; r++) {
     mhk_real *q = p->q + r * c->n_head * P, *k = p->k + r * c->n_kv_head * P;
     if (p->layer->qn_w) {
-      for (h = 0; h < c->n_head; h++)
+      for (mhk_index h = 0; h < c->n_head; h++)
         job->ctx->kernels->norm(P, q + h * P, mhk_data(p->layer->qn_w), mhk_data(p->layer->qn_b), MHK__R(c->norm_eps), 1, q + h * P, &mean, &rstd);
-      for (h = 0; h < c->n_kv_head; h++)
+      for (mhk_index h = 0; h < c->n_kv_head; h++)
         job->ctx->kernels->norm(P, k + h * P, mhk_data(p->layer->kn_w), mhk_data(p->layer->kn_b), MHK__R(c->norm_eps), 1, k + h * P, &mean, &rstd);
     }
     if (c->rotary_dim > 1) {
@@ -17860,10 +17475,9 @@ static void mhk__pass_attention(mhk_context *ctx, mhk__pass *p) {
       const mhk__span *span = s->spans + i;
       const mhk_index n = mhk__min(p->part, span->n - p->from), position = s->sequences[span->sequence].position + p->from, row = span->row + p->from;
       mhk_real *keys = mhk__cache_of(s, span->sequence, p->attention_index), *values = keys + s->cache_rows * kv;
-      mhk_index before, first;
       if (n <= 0) continue;
-      before = mhk__first_after(s, span, p->from);
-      first = mhk__window_first(s, before, position, n);
+      const mhk_index before = mhk__first_after(s, span, p->from);
+      const mhk_index first = mhk__window_first(s, before, position, n);
       if (first > before && position > first) { /* make room: what the window has left behind goes */
         memmove(keys, keys + (first - before) * kv, (size_t)((position - first) * kv) * sizeof(mhk_real));
         memmove(values, values + (first - before) * kv, (size_t)((position - first) * kv) * sizeof(mhk_real));
@@ -17917,18 +17531,17 @@ static void mhk__decays_task(void *arg, mhk_index task, int worker) {
   const mhk_config *c = &p->s->model->config;
   const mhk_index H = c->ssm_heads, P = c->ssm_head_dim, N = c->d_state, last = mhk__min(p->rows, (task + 1) * MHK__ROWS_TASK);
   const mhk_real low = MHK__R(c->dt_min), high = c->dt_max > 0 ? MHK__R(c->dt_max) : MHK__R(FLT_MAX);
-  mhk_index r, h, i;
   (void)worker;
-  for (r = task * MHK__ROWS_TASK; r < last; r++) {
+  for (mhk_index r = task * MHK__ROWS_TASK; r < last; r++) {
     const mhk_real *a = p->in + r * p->width + p->at_a;
     if (p->layer->kind == MHK_MIXER_MAMBA2) {
-      for (h = 0; h < H; h++) {
+      for (mhk_index h = 0; h < H; h++) {
         const mhk_real free = mhk__softplus(a[h] + mhk_data(p->layer->dt_bias)[h]), dt = free < low ? low : free > high ? high : free;
         p->decay[r * H + h] = dt * p->prepared->rate[h];
-        for (i = 0; i < P; i++) p->scaled[(r * H + h) * P + i] = p->xs[(r * H + h) * P + i] * dt;
+        for (mhk_index i = 0; i < P; i++) p->scaled[(r * H + h) * P + i] = p->xs[(r * H + h) * P + i] * dt;
       }
     } else {
-      for (h = 0; h < H; h++) p->decay[r * H + h] = -mhk__softplus(a[h]);
+      for (mhk_index h = 0; h < H; h++) p->decay[r * H + h] = -mhk__softplus(a[h]);
       if (c->ssm_rotary_dim > 1) {
         mhk__turn_heads(c->ssm_groups, N, c->ssm_rotary_dim, p->s->turned[1] + r * c->ssm_rotary_dim, p->bm + r * c->ssm_groups * N);
         mhk__turn_heads(c->ssm_groups, N, c->ssm_rotary_dim, p->s->turned[1] + r * c->ssm_rotary_dim, p->cm + r * c->ssm_groups * N);
@@ -17976,16 +17589,15 @@ static void mhk__gate_task(void *arg, mhk_index task, int worker) {
   const mhk_config *c = &p->s->model->config;
   const mhk_index H = c->ssm_heads, P = c->ssm_head_dim, E = H * P, each = E / c->ssm_groups, last = mhk__min(p->rows, (task + 1) * MHK__ROWS_TASK);
   const mhk_real *bias = p->layer->z_bias ? mhk_data(p->layer->z_bias) : NULL;
-  mhk_index r, h, i;
   mhk_real mean, rstd;
   (void)worker;
-  for (r = task * MHK__ROWS_TASK; r < last; r++) {
+  for (mhk_index r = task * MHK__ROWS_TASK; r < last; r++) {
     mhk_real *y = p->out + r * E;
     if (p->scaled)
-      for (h = 0; h < H; h++)
-        for (i = 0; i < P; i++) y[h * P + i] += mhk_data(p->layer->D)[h] * p->xs[(r * H + h) * P + i];
+      for (mhk_index h = 0; h < H; h++)
+        for (mhk_index i = 0; i < P; i++) y[h * P + i] += mhk_data(p->layer->D)[h] * p->xs[(r * H + h) * P + i];
     job->ctx->kernels->gate(E, y, p->in + r * p->width + p->at_z, bias, y);
-    for (i = 0; p->layer->ssm_norm_w && i < c->ssm_groups; i++)
+    for (mhk_index i = 0; p->layer->ssm_norm_w && i < c->ssm_groups; i++)
       job->ctx->kernels->norm(each, y + i * each, mhk_data(p->layer->ssm_norm_w) + i * each, NULL, MHK__R(c->norm_eps), 0, y + i * each, &mean, &rstd);
   }
 }
@@ -18023,16 +17635,14 @@ static void mhk__pass_layers(mhk_session *s, mhk_index spans, mhk_index rows) {
   const mhk_model *m = s->model;
   const mhk_index D = m->config.d_model, each = mhk__conv_channels(&m->config) * (m->config.d_conv - 1) + mhk__d_inner(&m->config) * m->config.d_state;
   mhk__pass p;
-  mhk_index i, t;
-  int l;
   memset(&p, 0, sizeof p);
   p.s = s;
   p.spans = spans;
   p.rows = rows;
-  for (i = 0; i < spans; i++)
-    for (t = 0; t < s->spans[i].n; t++) mhk_tensor_read(m->embedding, s->spans[i].tokens[t] * D, D, s->x + (s->spans[i].row + t) * D);
+  for (mhk_index i = 0; i < spans; i++)
+    for (mhk_index t = 0; t < s->spans[i].n; t++) mhk_tensor_read(m->embedding, s->spans[i].tokens[t] * D, D, s->x + (s->spans[i].row + t) * D);
   mhk__pass_turns(&p);
-  for (l = 0; l < m->config.n_layer && ctx->result == MHK_OK; l++) {
+  for (int l = 0; l < m->config.n_layer && ctx->result == MHK_OK; l++) {
     const mhk__layer *y = m->layers + l;
     p.layer = y;
     p.prepared = s->layers + l;
@@ -18122,8 +17732,7 @@ static void mhk__keep(mhk_session *s, mhk_index sequence);
 static int mhk__feed_makes_sense(mhk_session *s) {
   mhk_context *ctx = s->object.ctx;
   const mhk_index known = s->model->embedding->shape[0];
-  mhk_index b, i;
-  for (b = 0; b < s->batch; b++) {
+  for (mhk_index b = 0; b < s->batch; b++) {
     const mhk__sequence *q = s->sequences + b;
     if (s->lengths[b] < 0 || (s->lengths[b] > 0 && !s->tokens[b])) {
       mhk_fail(ctx, MHK_ERROR_ARGUMENT, "sequence %lld was fed %lld tokens%s", (long long)b, (long long)s->lengths[b], s->lengths[b] > 0 ? " at NULL" : "");
@@ -18139,7 +17748,7 @@ static int mhk__feed_makes_sense(mhk_session *s) {
       mhk_fail(ctx, MHK_ERROR_STATE, "sequence %lld cannot count beyond %lld tokens", (long long)b, (long long)(PTRDIFF_MAX / 64));
       return 0;
     }
-    for (i = 0; i < s->lengths[b]; i++)
+    for (mhk_index i = 0; i < s->lengths[b]; i++)
       if (s->tokens[b][i] < 0 || s->tokens[b][i] >= known) {
         mhk_fail(ctx, MHK_ERROR_ARGUMENT, "token %lld of sequence %lld is %d: the vocabulary has ids 0 to %lld", (long long)i, (long long)b,
                  (int)s->tokens[b][i], (long long)known - 1);
@@ -18153,15 +17762,14 @@ static int mhk__feed_makes_sense(mhk_session *s) {
    depend on its neighbours; a pass takes as many whole pieces as fit. */
 static mhk_result mhk__feed(mhk_session *s, const mhk__take *take) {
   mhk_context *ctx = s->object.ctx;
-  mhk__entered entered;
-  mhk_index b, i, spans, rows;
+  mhk_index spans, rows;
   if (!mhk__feed_makes_sense(s)) return ctx->result;
   if (s->model->trainable) mhk__session_prepare(s);
-  entered = mhk__session_enter(s);
-  for (b = 0; b < s->batch; b++) s->fed[b] = 0;
+  mhk__entered entered = mhk__session_enter(s);
+  for (mhk_index b = 0; b < s->batch; b++) s->fed[b] = 0;
   for (;;) {
     spans = rows = 0;
-    for (b = 0; b < s->batch; b++) {
+    for (mhk_index b = 0; b < s->batch; b++) {
       const mhk_index left = s->lengths[b] - s->fed[b];
       mhk_index n = mhk__min(left, s->chunk);
       if (s->snapshot_every) n = mhk__min(n, s->snapshot_every - s->sequences[b].position % s->snapshot_every);
@@ -18175,7 +17783,7 @@ static mhk_result mhk__feed(mhk_session *s, const mhk__take *take) {
     if (spans == 0) break;
     mhk__pass_layers(s, spans, rows);
     mhk__pass_logits(s, spans, take);
-    for (i = 0; i < spans; i++) {
+    for (mhk_index i = 0; i < spans; i++) {
       mhk__sequence *q = s->sequences + s->spans[i].sequence;
       q->first = mhk__first_after(s, s->spans + i, s->spans[i].n);
       q->position += s->spans[i].n;
@@ -18190,12 +17798,11 @@ static mhk_result mhk__feed(mhk_session *s, const mhk__take *take) {
 }
 
 MHKDEF mhk_result mhk_feed(mhk_session *s, const int32_t *tokens, mhk_index n) {
-  mhk_index b;
   if (!s || s->object.ctx->result != MHK_OK) return s ? s->object.ctx->result : MHK_ERROR_MEMORY;
   if (n < 0 || n > PTRDIFF_MAX / 64 / s->batch)
     return mhk_fail(s->object.ctx, MHK_ERROR_ARGUMENT, "each of %lld sequences was fed %lld tokens",
                     (long long)s->batch, (long long)n);
-  for (b = 0; b < s->batch; b++) {
+  for (mhk_index b = 0; b < s->batch; b++) {
     s->tokens[b] = tokens ? tokens + b * n : NULL;
     s->lengths[b] = n;
   }
@@ -18203,13 +17810,12 @@ MHKDEF mhk_result mhk_feed(mhk_session *s, const int32_t *tokens, mhk_index n) {
 }
 
 static int mhk__many(mhk_session *s, const int32_t *const *tokens, const mhk_index *lengths) {
-  mhk_index b;
   if (!s || s->object.ctx->result != MHK_OK) return 0;
   if (!tokens || !lengths) {
     mhk_fail(s->object.ctx, MHK_ERROR_ARGUMENT, "feeding many sequences takes tokens and lengths of each");
     return 0;
   }
-  for (b = 0; b < s->batch; b++) {
+  for (mhk_index b = 0; b < s->batch; b++) {
     s->tokens[b] = tokens[b];
     s->lengths[b] = lengths[b];
   }
@@ -18243,14 +17849,13 @@ static void mhk__score_take(void *user, mhk_index sequence, mhk_index index, con
 MHKDEF mhk_result mhk_score(mhk_session *s, mhk_index sequence, const int32_t *tokens, mhk_index n, double *log_probabilities) {
   mhk__scoring x;
   mhk__take take;
-  mhk_index b;
   if (!mhk__sequence_there(s, sequence)) return s ? s->object.ctx->result : MHK_ERROR_MEMORY;
   if (n < 0 || (n > 0 && (!tokens || !log_probabilities)))
     return mhk_fail(s->object.ctx, MHK_ERROR_ARGUMENT, "scoring %lld tokens takes the tokens and room for as many numbers", (long long)n);
   if (n == 0) return MHK_OK;
   if (!s->sequences[sequence].fed)
     return mhk_fail(s->object.ctx, MHK_ERROR_STATE, "score: feed sequence %lld at least one token first", (long long)sequence);
-  for (b = 0; b < s->batch; b++) {
+  for (mhk_index b = 0; b < s->batch; b++) {
     s->tokens[b] = tokens;
     s->lengths[b] = b == sequence ? n : 0;
   }
@@ -18272,12 +17877,10 @@ static void mhk__feed_ids(void *user, const int32_t *ids, mhk_index n) { mhk_fee
 MHKDEF mhk_result mhk_feed_bytes(mhk_session *s, const char *text, size_t length) {
   const unsigned char *bytes = (const unsigned char *)text;
   mhk_context *ctx;
-  mhk_tokenizer *k;
-  mhk__entered entered;
   mhk__ids out;
   if (!s || s->object.ctx->result != MHK_OK) return s ? s->object.ctx->result : MHK_ERROR_MEMORY;
   ctx = s->object.ctx;
-  k = s->model->tokenizer;
+  mhk_tokenizer *k = s->model->tokenizer;
   if (!k && s->model->tokenizer_error)
     return mhk_fail(ctx, MHK_ERROR_STATE, "the model is without its tokenizer: %s", s->model->tokenizer_error);
   if (!k) return mhk_fail(ctx, MHK_ERROR_STATE, "the model has no tokenizer: put a tokenizer.json beside it, or feed token ids");
@@ -18295,7 +17898,7 @@ MHKDEF mhk_result mhk_feed_bytes(mhk_session *s, const char *text, size_t length
   out.longest = s->word_bytes;
   out.grows = !s->given;
   if (s->sequences[0].position == 0 && !s->no_start && mhk__starts_text(k, bytes, length)) mhk__ids_put(&out, k->start);
-  entered = mhk__session_enter(s);
+  mhk__entered entered = mhk__session_enter(s);
   mhk__encode_span(k, bytes, length, 0, &out);
   if (out.n > 0 && ctx->result == MHK_OK) mhk__feed_ids(s, s->ids, out.n);
   mhk__session_leave(s, entered);
@@ -18312,8 +17915,7 @@ MHKDEF const mhk_real *mhk_logits_of(const mhk_session *s, mhk_index sequence) {
   return s && sequence >= 0 && sequence < s->batch && s->sequences[sequence].fed ? s->logits + sequence * s->vocab : NULL;
 }
 MHKDEF const mhk_real *mhk_logits(const mhk_session *s) {
-  mhk_index b;
-  for (b = 0; s && b < s->batch; b++)
+  for (mhk_index b = 0; s && b < s->batch; b++)
     if (!s->sequences[b].fed) return NULL;
   return s ? s->logits : NULL;
 }
@@ -18329,11 +17931,8 @@ static void mhk__keep(mhk_session *s, mhk_index sequence) {
   mhk__sequence *q = s->sequences + sequence;
   const mhk_index kv = (mhk_index)s->model->config.n_kv_head * s->model->config.head_dim, rows = mhk__kept_rows(s, q);
   mhk__snapshot *slot = NULL;
-  mhk_real *to;
-  mhk_index i;
-  int l;
   if (q->position == 0) return; /* the start needs no slot */
-  for (i = 0; i < s->snapshots; i++) { /* the same place again, else a free one, else the oldest */
+  for (mhk_index i = 0; i < s->snapshots; i++) { /* the same place again, else a free one, else the oldest */
     mhk__snapshot *x = q->snapshots + i;
     if (x->position == q->position) {
       slot = x;
@@ -18344,10 +17943,10 @@ static void mhk__keep(mhk_session *s, mhk_index sequence) {
   if (!slot) return;
   slot->position = q->position;
   slot->rows = rows;
-  to = slot->numbers;
+  mhk_real *to = slot->numbers;
   if (s->state_numbers) memcpy(to, q->state, (size_t)s->state_numbers * sizeof(mhk_real));
   to += s->state_numbers;
-  for (l = 0; rows && l < 2 * s->attention_layers; l++, to += rows * kv)
+  for (int l = 0; rows && l < 2 * s->attention_layers; l++, to += rows * kv)
     memcpy(to, q->cache + (s->cache_rows * l + q->position - q->first - rows) * kv, (size_t)(rows * kv) * sizeof(mhk_real));
 }
 
@@ -18360,12 +17959,9 @@ MHKDEF mhk_result mhk_session_snapshot(mhk_session *s, mhk_index sequence) {
 }
 
 MHKDEF mhk_index mhk_session_rewind(mhk_session *s, mhk_index sequence, mhk_index position) {
-  mhk__sequence *q;
   const mhk__snapshot *best = NULL;
-  mhk_index i, kv;
-  int l;
   if (!mhk__sequence_there(s, sequence)) return -1;
-  q = s->sequences + sequence;
+  mhk__sequence *q = s->sequences + sequence;
   if (position < 0 || position > q->position) {
     mhk_fail(s->object.ctx, MHK_ERROR_ARGUMENT, "sequence %lld cannot go back to %lld: it is at %lld", (long long)sequence, (long long)position,
              (long long)q->position);
@@ -18377,7 +17973,7 @@ MHKDEF mhk_index mhk_session_rewind(mhk_session *s, mhk_index sequence, mhk_inde
     mhk__sampler_forget(&s->sampler, sequence, q->position - position);
     return q->position = position;
   }
-  for (i = 0; i < s->snapshots; i++) {
+  for (mhk_index i = 0; i < s->snapshots; i++) {
     mhk__snapshot *x = q->snapshots + i;
     if (x->position > position)
       x->position = 0; /* of a past that is given up */
@@ -18391,9 +17987,9 @@ MHKDEF mhk_index mhk_session_rewind(mhk_session *s, mhk_index sequence, mhk_inde
   mhk__sampler_forget(&s->sampler, sequence, q->position - best->position);
   q->position = best->position;
   if (s->state_numbers) memcpy(q->state, best->numbers, (size_t)s->state_numbers * sizeof(mhk_real));
-  kv = (mhk_index)s->model->config.n_kv_head * s->model->config.head_dim;
+  const mhk_index kv = (mhk_index)s->model->config.n_kv_head * s->model->config.head_dim;
   if (s->window) q->first = best->position - best->rows;
-  for (l = 0; best->rows && l < 2 * s->attention_layers; l++)
+  for (int l = 0; best->rows && l < 2 * s->attention_layers; l++)
     memcpy(q->cache + s->cache_rows * l * kv, best->numbers + s->state_numbers + best->rows * l * kv, (size_t)(best->rows * kv) * sizeof(mhk_real));
   return q->position;
 }
@@ -18422,27 +18018,23 @@ static int mhk__state_fits(mhk_session *s, mhk_index position, mhk_index rows) {
 }
 
 MHKDEF mhk_result mhk_session_copy(mhk_session *to, mhk_index to_sequence, const mhk_session *from, mhk_index from_sequence) {
-  const mhk__sequence *a;
-  mhk__sequence *b;
-  mhk_index kv, rows, needed;
-  int l;
   if (!mhk__sequence_there(to, to_sequence)) return to ? to->object.ctx->result : MHK_ERROR_MEMORY;
   if (!from || from_sequence < 0 || from_sequence >= from->batch)
     return mhk_fail(to->object.ctx, MHK_ERROR_ARGUMENT, "there is no sequence %lld to copy", (long long)from_sequence);
   if (from->model != to->model) return mhk_fail(to->object.ctx, MHK_ERROR_STATE, "a sequence can be copied between sessions of one model only");
-  a = from->sequences + from_sequence;
-  b = to->sequences + to_sequence;
+  const mhk__sequence *a = from->sequences + from_sequence;
+  mhk__sequence *b = to->sequences + to_sequence;
   if (a == b) return MHK_OK;
-  rows = from->attention_layers ? a->position - a->first : 0;
+  const mhk_index rows = from->attention_layers ? a->position - a->first : 0;
   if (!mhk__state_fits(to, a->position, rows)) return to->object.ctx->result;
-  needed = mhk__rows_needed(to, a->position);
+  const mhk_index needed = mhk__rows_needed(to, a->position);
   mhk__sequence_reset(to, to_sequence);
   b->position = a->position;
   b->first = a->position - needed;
   b->fed = a->fed;
   if (to->state_numbers) memcpy(b->state, a->state, (size_t)to->state_numbers * sizeof(mhk_real));
-  kv = (mhk_index)to->model->config.n_kv_head * to->model->config.head_dim;
-  for (l = 0; needed && l < 2 * to->attention_layers; l++)
+  const mhk_index kv = (mhk_index)to->model->config.n_kv_head * to->model->config.head_dim;
+  for (int l = 0; needed && l < 2 * to->attention_layers; l++)
     memcpy(b->cache + to->cache_rows * l * kv, a->cache + (from->cache_rows * l + rows - needed) * kv, (size_t)(needed * kv) * sizeof(mhk_real));
   if (a->fed) memcpy(to->logits + to_sequence * to->vocab, from->logits + from_sequence * from->vocab, (size_t)to->vocab * sizeof(mhk_real));
   mhk__sampler_copy(&to->sampler, to_sequence, &from->sampler, from_sequence);
@@ -18475,17 +18067,15 @@ static void mhk__state_put(mhk__state_out *o, const void *bytes, size_t n) {
 
 static void mhk__state_put_numbers(mhk__state_out *o, const mhk_real *x, mhk_index n) {
   unsigned char turned[64 * sizeof(mhk_real)];
-  mhk_index i, j;
   if (mhk__little_endian()) {
     if (n > 0) mhk__state_put(o, x, (size_t)n * sizeof(mhk_real));
     return;
   }
-  for (i = 0; i < n; i += 64) {
+  for (mhk_index i = 0; i < n; i += 64) {
     const mhk_index some = mhk__min(64, n - i);
-    for (j = 0; j < some; j++) {
+    for (mhk_index j = 0; j < some; j++) {
       const unsigned char *p = (const unsigned char *)(x + i + j);
-      size_t k;
-      for (k = 0; k < sizeof(mhk_real); k++) turned[(size_t)j * sizeof(mhk_real) + k] = p[sizeof(mhk_real) - 1 - k];
+      for (size_t k = 0; k < sizeof(mhk_real); k++) turned[(size_t)j * sizeof(mhk_real) + k] = p[sizeof(mhk_real) - 1 - k];
     }
     mhk__state_put(o, turned, (size_t)some * sizeof(mhk_real));
   }
@@ -18507,9 +18097,8 @@ static void mhk__state_write(const mhk_session *s, mhk_index sequence, mhk__stat
   const mhk__sequence *q = s->sequences + sequence;
   const mhk_index rows = mhk__rows_needed(s, q->position), kv = (mhk_index)s->model->config.n_kv_head * s->model->config.head_dim;
   unsigned char head[MHK__STATE_HEAD];
-  mhk_index i, n_seen;
+  mhk_index n_seen;
   const int32_t *seen = mhk__sampler_seen(&s->sampler, sequence, &n_seen);
-  int l;
   memset(head, 0, sizeof head);
   memcpy(head, "MHKSTATE", 8);
   mhk__put_bytes(head + 8, MHK__STATE_VERSION, 4);
@@ -18527,16 +18116,16 @@ static void mhk__state_write(const mhk_session *s, mhk_index sequence, mhk__stat
   o->sum = MHK__HASH_START;
   mhk__state_put(o, head, sizeof head);
   mhk__state_put_numbers(o, q->state, s->state_numbers);
-  for (l = 0; rows && l < 2 * s->attention_layers; l++)
+  for (int l = 0; rows && l < 2 * s->attention_layers; l++)
     mhk__state_put_numbers(o, q->cache + (s->cache_rows * l + q->position - q->first - rows) * kv, rows * kv);
   if (q->fed)
     mhk__state_put_numbers(o, s->logits + sequence * s->vocab, s->vocab);
   else
-    for (i = 0; i < s->vocab; i++) {
+    for (mhk_index i = 0; i < s->vocab; i++) {
       const mhk_real zero = 0;
       mhk__state_put_numbers(o, &zero, 1);
     }
-  for (i = 0; i < s->recent; i++) {
+  for (mhk_index i = 0; i < s->recent; i++) {
     mhk__put_bytes(head, i < n_seen ? (uint32_t)seen[i] : 0, 4);
     mhk__state_put(o, head, 4);
   }
@@ -18561,9 +18150,6 @@ static mhk_result mhk__state_load(mhk_session *s, mhk_index sequence, const void
   const unsigned char *p = (const unsigned char *)state;
   const mhk_index kv = (mhk_index)s->model->config.n_kv_head * s->model->config.head_dim;
   mhk__sequence *q = s->sequences + sequence;
-  uint64_t position, rows, room, seen;
-  mhk_index needed, i;
-  int l;
   if (!state || bytes < MHK__STATE_HEAD + 8 || memcmp(p, "MHKSTATE", 8) != 0)
     return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s is no session's state: it does not start like one", where);
   if (mhk__get_bytes(p + 8, 4) != MHK__STATE_VERSION)
@@ -18574,10 +18160,10 @@ static mhk_result mhk__state_load(mhk_session *s, mhk_index sequence, const void
                     (int)sizeof(mhk_real));
   if (mhk__get_bytes(p + 16, 8) != mhk__model_hash(s->model))
     return mhk_fail(ctx, MHK_ERROR_STATE, "%s is the state of another model, or of this one with other weights", where);
-  position = mhk__get_bytes(p + 24, 8);
-  rows = mhk__get_bytes(p + 32, 8);
-  room = mhk__get_bytes(p + 48, 8);
-  seen = mhk__get_bytes(p + 56, 8);
+  const uint64_t position = mhk__get_bytes(p + 24, 8);
+  const uint64_t rows = mhk__get_bytes(p + 32, 8);
+  const uint64_t room = mhk__get_bytes(p + 48, 8);
+  const uint64_t seen = mhk__get_bytes(p + 56, 8);
   if (position > (uint64_t)(PTRDIFF_MAX / 64) || rows > position || seen > position || seen > room ||
       (double)bytes < mhk__state_bytes(s, (double)rows, (double)room) || (double)bytes > mhk__state_bytes(s, (double)rows, (double)room))
     return mhk_fail(ctx, MHK_ERROR_FORMAT,
@@ -18588,7 +18174,7 @@ static mhk_result mhk__state_load(mhk_session *s, mhk_index sequence, const void
   if (p[40] > 1 || p[41] > 3)
     return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s is damaged: it claims %d logits and %d bytes of an unfinished character", where, p[40], p[41]);
   if (!mhk__state_fits(s, (mhk_index)position, (mhk_index)rows)) return ctx->result;
-  needed = mhk__rows_needed(s, (mhk_index)position);
+  const mhk_index needed = mhk__rows_needed(s, (mhk_index)position);
   mhk__sequence_reset(s, sequence);
   q->position = (mhk_index)position;
   q->first = q->position - needed;
@@ -18600,11 +18186,11 @@ static mhk_result mhk__state_load(mhk_session *s, mhk_index sequence, const void
   p += MHK__STATE_HEAD;
   mhk__unpack(MHK_REAL, p, s->state_numbers, q->state);
   p += (size_t)s->state_numbers * sizeof(mhk_real);
-  for (l = 0; rows && l < 2 * s->attention_layers; l++, p += (size_t)((mhk_index)rows * kv) * sizeof(mhk_real))
+  for (int l = 0; rows && l < 2 * s->attention_layers; l++, p += (size_t)((mhk_index)rows * kv) * sizeof(mhk_real))
     mhk__unpack(MHK_REAL, p + (size_t)(((mhk_index)rows - needed) * kv) * sizeof(mhk_real), needed * kv, q->cache + s->cache_rows * l * kv);
   mhk__unpack(MHK_REAL, p, s->vocab, s->logits + sequence * s->vocab);
   p += (size_t)s->vocab * sizeof(mhk_real);
-  for (i = 0; i < (mhk_index)seen; i++, p += 4) {
+  for (mhk_index i = 0; i < (mhk_index)seen; i++, p += 4) {
     const int32_t token = (int32_t)mhk__get_bytes(p, 4);
     mhk__sampler_fed(&s->sampler, sequence, &token, 1);
   }
@@ -18650,12 +18236,11 @@ MHKDEF const char *mhk_text_rest(mhk_session *s) {
 /* whether the settings make sense for the session */
 static int mhk__sampling_fits(mhk_session *s, const mhk_sampling *how) {
   char wrong[MHK__SETTING];
-  int k;
   mhk__sampling_wrong(how, s->vocab, wrong);
   if (!*wrong && how->penalty_tokens > s->sampler.window)
     mhk__print(wrong, sizeof wrong, "penalty_tokens is %d, and the session remembers %lld (recent of mhk_session_desc)",
                how->penalty_tokens, (long long)s->sampler.window);
-  for (k = 0; !*wrong && k < how->n_stop_strings; k++)
+  for (int k = 0; !*wrong && k < how->n_stop_strings; k++)
     if (strlen(how->stop_strings[k]) > s->sampler.stop_bytes)
       mhk__print(
           wrong, sizeof wrong,
@@ -18695,9 +18280,8 @@ static int mhk__draw_fails(mhk_session *s, const mhk_real *logits) {
 
 /* a draw for each row; how has been filled in */
 static int mhk__draw_all(mhk_session *s, const mhk_sampling *how, int32_t *tokens) {
-  mhk_index b;
   if (!mhk__draw_ready(s, how)) return 0;
-  for (b = 0; b < s->batch; b++) {
+  for (mhk_index b = 0; b < s->batch; b++) {
     const mhk_real *row = s->logits + b * s->vocab;
     tokens[b] = mhk__sampler_draw(&s->sampler, b, row, how, mhk__rng_uniform(&s->sampler.rng));
     if (tokens[b] < 0) return mhk__draw_fails(s, row);
@@ -18723,16 +18307,14 @@ static void mhk__say_nothing(mhk_session *s) {
 static int mhk__session_say(mhk_session *s, const mhk_sampling *how, int32_t token) {
   mhk_tokenizer *k = s->model->tokenizer;
   size_t length = 0;
-  const char *bytes;
-  int i;
   if (mhk__model_ends_at(s->model, token)) s->sampler.stop = MHK_STOP_END;
-  for (i = 0; i < how->n_stop_tokens && s->sampler.stop == MHK_STOP_NONE; i++)
+  for (int i = 0; i < how->n_stop_tokens && s->sampler.stop == MHK_STOP_NONE; i++)
     if (how->stop_tokens[i] == token) s->sampler.stop = MHK_STOP_TOKEN;
   if (s->sampler.stop != MHK_STOP_NONE) {
     mhk__sampler_text(&s->sampler, how, "", 0, 1);
     return 0;
   }
-  bytes = k ? mhk_token_bytes(k, token, &length) : NULL;
+  const char *bytes = k ? mhk_token_bytes(k, token, &length) : NULL;
   if (!bytes) return 1;
   if (s->sampler.stop_bytes + 3 * (length + 4) + 2 > s->sampler.text_room) {
     mhk_fail(s->object.ctx, MHK_ERROR_STATE, "sample: token %d is longer than those of the tokenizer that the session was made with", (int)token);
@@ -18783,11 +18365,9 @@ MHKDEF mhk_speculation *mhk_speculation_create(const mhk_speculation_desc *desc)
   mhk_speculation *x;
   mhk_context *ctx;
   mhk__arena *arena;
-  mhk_session *t, *d;
-  mhk_index n_slots;
   if (!desc || !desc->target || mhk_failed(ctx = desc->target->object.ctx)) return NULL;
-  t = desc->target;
-  d = desc->draft;
+  mhk_session *t = desc->target;
+  mhk_session *d = desc->draft;
   if (!d || d->object.ctx != ctx || d == t || t->batch != 1 || d->batch != 1 || t->window || d->window || t->vocab != d->vocab || desc->tokens < 0 ||
       desc->tokens > MHK__MOST_DRAFTED) {
     mhk_fail(ctx, MHK_ERROR_ARGUMENT,
@@ -18802,7 +18382,7 @@ MHKDEF mhk_speculation *mhk_speculation_create(const mhk_speculation_desc *desc)
   x->draft = d;
   x->fixed = desc->tokens;
   x->next = desc->tokens ? desc->tokens : 4;
-  n_slots = x->fixed ? x->fixed : MHK__MOST_DRAFTED;
+  const mhk_index n_slots = x->fixed ? x->fixed : MHK__MOST_DRAFTED;
   x->target_state = (mhk_real *)mhk__arena_zeros(ctx, arena, t->state_numbers + 1, sizeof(mhk_real));
   x->draft_states = d->state_numbers < PTRDIFF_MAX / 32 ? (mhk_real *)mhk__arena_zeros(ctx, arena, d->state_numbers * n_slots + 1, sizeof(mhk_real)) : NULL;
   x->q = (double *)mhk__arena_zeros(ctx, arena, t->vocab * n_slots, sizeof(double));
@@ -18823,10 +18403,9 @@ MHKDEF mhk_speculation_counts mhk_speculation_count(const mhk_speculation *x) {
 /* Takes a session back to a position that it has passed, where its recurrent numbers were state. */
 static void mhk__step_back(mhk_session *s, mhk_index position, const mhk_real *state) {
   mhk__sequence *q = s->sequences;
-  mhk_index i;
   if (q->position == position) return;
   mhk__sampler_forget(&s->sampler, 0, q->position - position);
-  for (i = 0; i < s->snapshots; i++)
+  for (mhk_index i = 0; i < s->snapshots; i++)
     if (q->snapshots[i].position > position) q->snapshots[i].position = 0;
   q->position = position;
   q->fed = 0;
@@ -18839,10 +18418,9 @@ static void mhk__keep_state(const mhk_session *s, mhk_real *state) {
 
 MHKDEF mhk_result mhk_speculation_finish(mhk_speculation *x) {
   int32_t tokens[MHK__MOST_DRAFTED + 3];
-  int n;
   if (!x) return MHK_ERROR_MEMORY;
   if (x->object.ctx->result != MHK_OK || x->n == 0) return x->object.ctx->result;
-  n = x->said;
+  const int n = x->said;
   x->n = 0;
   tokens[0] = x->before;
   memcpy(tokens + 1, x->round, (size_t)n * sizeof *tokens);
@@ -18869,7 +18447,6 @@ static void mhk__judge(void *user, mhk_index sequence, mhk_index index, const mh
   mhk_speculation *x = (mhk_speculation *)user;
   mhk_session *t = x->target;
   double *p = t->sampler.p, *q = x->q + index * t->vocab, left = 0;
-  mhk_index i;
   (void)sequence;
   if (x->broken || index > x->accepted) return; /* a token before this one was refused */
   if (!mhk__speculation_p(x, t, logits, (int)index, p)) {
@@ -18882,7 +18459,7 @@ static void mhk__judge(void *user, mhk_index sequence, mhk_index index, const mh
       x->accepted++;
       return;
     }
-    for (i = 0; i < t->vocab; i++) {
+    for (mhk_index i = 0; i < t->vocab; i++) {
       q[i] = p[i] > q[i] ? p[i] - q[i] : 0;
       left += q[i];
     }
@@ -18897,9 +18474,7 @@ static int mhk__speculation_round(mhk_speculation *x, const mhk_sampling *how) {
   const mhk_index room = t->attention_layers ? t->capacity - t->sequences[0].position : PTRDIFF_MAX;
   const mhk_index draft_room = d->attention_layers ? d->capacity - d->sequences[0].position : PTRDIFF_MAX;
   const int32_t *tokens = x->round, *seen;
-  mhk_index length;
   mhk__take take;
-  int i;
   x->drafted = (int)mhk__min(x->next, mhk__max(0, mhk__min(room - 1, draft_room - x->lead)));
   x->how = how;
   x->accepted = x->broken = 0;
@@ -18910,7 +18485,7 @@ static int mhk__speculation_round(mhk_speculation *x, const mhk_sampling *how) {
   seen = mhk__sampler_seen(&t->sampler, 0, &x->n_seen);
   memcpy(x->seen, seen, (size_t)x->n_seen * sizeof *seen);
   x->seen[x->n_seen] = x->round[0];
-  for (i = 0; i < x->drafted; i++) { /* the last token is not fed: it may be refused */
+  for (int i = 0; i < x->drafted; i++) { /* the last token is not fed: it may be refused */
     double *q = x->q + i * t->vocab;
     int32_t some[2];
     mhk__keep_state(d, x->draft_states + i * d->state_numbers);
@@ -18924,7 +18499,7 @@ static int mhk__speculation_round(mhk_speculation *x, const mhk_sampling *how) {
   take.wanted = NULL;
   take.take = mhk__judge;
   take.user = x;
-  length = x->drafted + 1;
+  mhk_index length = x->drafted + 1;
   if (!mhk__many(t, &tokens, &length)) return 0;
   if (x->drafted) {
     if (mhk__feed(t, &take) != MHK_OK) return 0;
@@ -18965,10 +18540,9 @@ static void mhk__speculation_settle(mhk_speculation *x) {
 
 MHKDEF int32_t mhk_speculate(mhk_speculation *x, const mhk_sampling *sampling) {
   mhk_sampling usual;
-  mhk_session *t;
   int32_t token;
   if (!x) return -1;
-  t = x->target;
+  mhk_session *t = x->target;
   mhk__say_nothing(t);
   if (x->object.ctx->result != MHK_OK) return -1;
   sampling = mhk__sampling_or(sampling, &usual);
@@ -19044,8 +18618,6 @@ static void mhk__pile_free(mhk_context *ctx, mhk__pile *p) {
 /* room for extra more elements; 0 when there is none */
 static int mhk__pile_room(mhk_context *ctx, mhk__pile *p, mhk_index extra) {
   mhk_index capacity;
-  unsigned char *data;
-  size_t bytes;
   if (ctx->result != MHK_OK) return 0;
   if (extra <= p->capacity - p->n) return 1;
   if (extra > PTRDIFF_MAX / 4 || p->capacity > PTRDIFF_MAX / 4) {
@@ -19054,8 +18626,8 @@ static int mhk__pile_room(mhk_context *ctx, mhk__pile *p, mhk_index extra) {
   }
   capacity = p->capacity * 2 > p->n + extra ? p->capacity * 2 : p->n + extra;
   if (capacity < 1024) capacity = 1024;
-  bytes = mhk__size3(ctx, capacity, 1, p->size);
-  data = ctx->result == MHK_OK ? (unsigned char *)mhk__raw_alloc(ctx, bytes) : NULL;
+  const size_t bytes = mhk__size3(ctx, capacity, 1, p->size);
+  unsigned char *data = ctx->result == MHK_OK ? (unsigned char *)mhk__raw_alloc(ctx, bytes) : NULL;
   if (!data) return 0;
   if (p->n) memcpy(data, p->data, (size_t)p->n * p->size);
   if (p->data) mhk__raw_release(ctx, p->data, (size_t)p->capacity * p->size);
@@ -19078,20 +18650,19 @@ typedef struct mhk__text_build {
 #ifndef MOHAWK_NO_STDIO
 /* One passage: blanks at both ends dropped, tokenised, noted repeat times. */
 static void mhk__text_passage(mhk__text_build *b, const unsigned char *text, size_t n, int repeat) {
-  mhk_index room, count, *piece;
-  int i;
+  mhk_index *piece;
   while (n > 0 && mhk__is_blank(text[0])) text++, n--;
   while (n > 0 && mhk__is_blank(text[n - 1])) n--;
   if (n == 0) return;
-  room = (mhk_index)n; /* a byte-level token is a byte at least */
+  const mhk_index room = (mhk_index)n; /* a byte-level token is a byte at least */
   if (!mhk__pile_room(b->ctx, &b->ids, room) || !mhk__pile_room(b->ctx, &b->pieces, repeat)) return;
-  count = mhk_encode(b->tokenizer, (const char *)text, n, (int32_t *)(void *)b->ids.data + b->ids.n, b->ids.capacity - b->ids.n);
+  mhk_index count = mhk_encode(b->tokenizer, (const char *)text, n, (int32_t *)(void *)b->ids.data + b->ids.n, b->ids.capacity - b->ids.n);
   if (count > b->ids.capacity - b->ids.n) {
     if (!mhk__pile_room(b->ctx, &b->ids, count)) return;
     count = mhk_encode(b->tokenizer, (const char *)text, n, (int32_t *)(void *)b->ids.data + b->ids.n, b->ids.capacity - b->ids.n);
   }
   if (count <= 0) return;
-  for (i = 0; i < repeat; i++) {
+  for (int i = 0; i < repeat; i++) {
     piece = (mhk_index *)(void *)b->pieces.data + 2 * b->pieces.n++;
     piece[0] = b->ids.n;
     piece[1] = count;
@@ -19114,7 +18685,6 @@ static void mhk__text_document(mhk__text_build *b, const unsigned char *text, si
 static int mhk__text_check(mhk_context *ctx, const char *path, const unsigned char *text, size_t n) {
   size_t at = 0, first = n, bad = 0, zeros = 0, step;
   const char *looks = "";
-  double share;
   for (; at < n; at += step) {
     step = text[at] < 0x80 ? 1 : mhk__utf8_length(text + at, n - at);
     if (step > 0 && text[at] != 0) continue;
@@ -19123,7 +18693,7 @@ static int mhk__text_check(mhk_context *ctx, const char *path, const unsigned ch
     step = 1;
   }
   if (bad == 0) return 1;
-  share = 100 * (double)bad / (double)n;
+  const double share = 100 * (double)bad / (double)n;
   if (zeros == n)
     looks = ": nothing but zeros";
   else if (n > 1 && ((text[0] == 0xFF && text[1] == 0xFE) || (text[0] == 0xFE && text[1] == 0xFF) || zeros > n / 4))
@@ -19193,8 +18763,6 @@ MHKDEF mhk_text *mhk_text_load(mhk_context *ctx, mhk_tokenizer *k, const mhk_tex
   mhk__text_build b;
   mhk_text *x = NULL;
   mhk_index i, j, total = 0, at = 0, *piece;
-  int32_t end;
-  int f;
   if (mhk_failed(ctx)) return NULL;
   if (!k || !desc || desc->n_files <= 0 || !desc->files) {
     mhk_fail(ctx, MHK_ERROR_ARGUMENT, "a text needs a tokenizer and at least one file");
@@ -19205,8 +18773,8 @@ MHKDEF mhk_text *mhk_text_load(mhk_context *ctx, mhk_tokenizer *k, const mhk_tex
   b.tokenizer = k;
   b.ids.size = sizeof(int32_t);
   b.pieces.size = 2 * sizeof(mhk_index);
-  end = mhk_tokenizer_start(k);
-  for (f = 0; f < desc->n_files && ctx->result == MHK_OK; f++) {
+  const int32_t end = mhk_tokenizer_start(k);
+  for (int f = 0; f < desc->n_files && ctx->result == MHK_OK; f++) {
     const int repeat = desc->repeat ? desc->repeat[f] : 1;
     const size_t longest = desc->max_document_of ? desc->max_document_of[f] : desc->max_document;
     if (!desc->files[f] || repeat < 0 || repeat > 1000000)
@@ -19257,7 +18825,6 @@ MHKDEF mhk_text *mhk_text_load(mhk_context *ctx, mhk_tokenizer *k, const mhk_tex
 #endif
 
 MHKDEF mhk_text *mhk_text_from_tokens(mhk_context *ctx, const int32_t *tokens, mhk_index n, int32_t end) {
-  mhk_text *x;
   mhk_index i, documents = 1;
   if (mhk_failed(ctx)) return NULL;
   if (!tokens || n <= 0) {
@@ -19271,7 +18838,7 @@ MHKDEF mhk_text *mhk_text_from_tokens(mhk_context *ctx, const int32_t *tokens, m
     }
     if (i > 0 && end >= 0 && tokens[i] == end) documents++;
   }
-  x = mhk__text_new(ctx, n, documents);
+  mhk_text *x = mhk__text_new(ctx, n, documents);
   if (!x) return NULL;
   memcpy(x->tokens, tokens, (size_t)n * sizeof(int32_t));
   documents = 0;
@@ -19287,21 +18854,20 @@ MHKDEF mhk_text *mhk_text_from_tokens(mhk_context *ctx, const int32_t *tokens, m
    packed text that language models are trained on, so that no work is lost; after about 210 to 320 tokens a new round starts afresh. */
 MHKDEF mhk_text *mhk_text_sample(mhk_model *m, mhk_index tokens, uint64_t seed, mhk_progress_fn progress, void *user) {
   mhk_context *ctx;
-  mhk_session *s;
   mhk_session_desc sd;
   mhk_sampling how;
   mhk__pile all, round;
   mhk__rng r;
   mhk_text *x = NULL;
   mhk_index batch, longest, done = 0;
-  int32_t end, first[MHK__SAMPLE_BATCH];
+  int32_t first[MHK__SAMPLE_BATCH];
   int stop = 0, i;
   if (!m || mhk_failed(ctx = m->object.ctx)) return NULL;
   if (tokens <= 0 || tokens > PTRDIFF_MAX / 64) {
     mhk_fail(ctx, MHK_ERROR_ARGUMENT, "%lld tokens of text cannot be sampled: ask for one or more", (long long)tokens);
     return NULL;
   }
-  end = m->tokenizer ? mhk_tokenizer_start(m->tokenizer) : -1;
+  int32_t end = m->tokenizer ? mhk_tokenizer_start(m->tokenizer) : -1;
   if (end < 0 || end >= m->config.vocab_size) end = 0; /* no end-of-text token known: documents start with token 0 */
   longest = m->config.max_position > 1 && m->config.max_position < 320 ? m->config.max_position : 320;
   batch = (tokens + longest - 1) / longest < MHK__SAMPLE_BATCH ? (tokens + longest - 1) / longest : MHK__SAMPLE_BATCH;
@@ -19315,7 +18881,7 @@ MHKDEF mhk_text *mhk_text_sample(mhk_model *m, mhk_index tokens, uint64_t seed, 
   how.temperature = 1.0;
   mhk__rng_seed(&r, seed);
   for (i = 0; i < (int)batch; i++) first[i] = end;
-  s = mhk_session_create(m, &sd);
+  mhk_session *s = mhk_session_create(m, &sd);
   if (mhk__pile_room(ctx, &all, tokens) && mhk__pile_room(ctx, &round, batch * longest))
     while (s && done < tokens && !stop && ctx->result == MHK_OK) {
       const mhk_index low = longest * 2 / 3, left = (tokens - done + batch - 1) / batch;
@@ -19362,22 +18928,20 @@ MHKDEF mhk_index mhk_text_tokens(const mhk_text *x, const int32_t **tokens) {
 /* ---------------------------------------------------------------------------------------- stages: what they reach and train */
 
 static void mhk__flag(const mhk_model *m, const mhk_tensor *x, unsigned char *flags) {
-  int i;
   if (!x) return;
-  for (i = 0; i < m->n_tensors; i++)
+  for (int i = 0; i < m->n_tensors; i++)
     if (m->tensors[i] == x) flags[i] = 1;
 }
 
 /* flags[i] = 1 for each tensor of the student that the stage trains: never more than its loss reaches, so that all others stay untouched */
 static void mhk__stage_trains(const mhk_model *m, int stage, mhk_trains trains, unsigned char *flags) {
-  int l;
   memset(flags, 0, (size_t)m->n_tensors);
   if (trains == MHK_TRAIN_DEFAULT) trains = stage == 1 ? MHK_TRAIN_MATRICES : stage == 2 ? MHK_TRAIN_MIXERS : MHK_TRAIN_ALL;
   if (stage == 3 && trains == MHK_TRAIN_ALL) {
     memset(flags, 1, (size_t)m->n_tensors);
     return;
   }
-  for (l = 0; l < m->config.n_layer; l++) {
+  for (int l = 0; l < m->config.n_layer; l++) {
     const mhk__layer *y = &m->layers[l];
     if (y->kind == MHK_MIXER_ATTENTION) {
       if (stage != 3 || trains != MHK_TRAIN_MIXERS) continue;
@@ -19399,7 +18963,6 @@ static void mhk__stage_trains(const mhk_model *m, int stage, mhk_trains trains, 
 
 /* The teacher must be able to teach this student. stage 0: what holds for all of them. */
 static int mhk__pair_check(mhk_context *ctx, const mhk_model *s, const mhk_model *t, int stage) {
-  int l;
   if (s->object.ctx != ctx || t->object.ctx != ctx) {
     mhk_fail(ctx, MHK_ERROR_ARGUMENT, "teacher and student must be made from the same context as the training");
     return 0;
@@ -19410,7 +18973,7 @@ static int mhk__pair_check(mhk_context *ctx, const mhk_model *s, const mhk_model
              t->config.vocab_size);
     return 0;
   }
-  for (l = 0; stage == 1 && l < s->config.n_layer; l++) {
+  for (int l = 0; stage == 1 && l < s->config.n_layer; l++) {
     if (s->layers[l].kind == MHK_MIXER_ATTENTION) continue;
     if (s->layers[l].kind != MHK_MIXER_DISCRETE_MAMBA2 || t->layers[l].kind != MHK_MIXER_ATTENTION) {
       mhk_fail(ctx, MHK_ERROR_CONFIG, "stage 1 compares a discrete Mamba-2 mixer with attention; layer %d has another pair: skip the "
@@ -19431,11 +18994,10 @@ static int mhk__pair_check(mhk_context *ctx, const mhk_model *s, const mhk_model
 
 /* 1 when a student's parameter has exactly the value of the teacher's, whatever type that is stored in */
 static int mhk__same_values(const mhk_tensor *a, const mhk_tensor *b) {
-  mhk_index i;
   if (!a || !b) return a == b;
   if (a->count != b->count || a->dtype != MHK_REAL) return 0;
   if (b->dtype == MHK_REAL) return memcmp(a->data, b->data, (size_t)a->count * sizeof(mhk_real)) == 0;
-  for (i = 0; i < b->count; i++) {
+  for (mhk_index i = 0; i < b->count; i++) {
     const mhk_real value = mhk__tensor_element(b, i);
     if (memcmp(&value, (const mhk_real *)a->data + i, sizeof value) != 0) return 0;
   }
@@ -19444,8 +19006,7 @@ static int mhk__same_values(const mhk_tensor *a, const mhk_tensor *b) {
 
 /* Which layers still have the teacher's norm and MLP: there stages 1 and 2 can use the teacher's. */
 static void mhk__stage_same(const mhk_model *s, const mhk_model *t, unsigned char *same) {
-  int l;
-  for (l = 0; l < s->config.n_layer; l++) {
+  for (int l = 0; l < s->config.n_layer; l++) {
     const mhk__layer *a = &s->layers[l], *b = &t->layers[l];
     same[l] = 0;
     if (a->kind == MHK_MIXER_ATTENTION || s->config.arch == MHK_ARCH_MAMBA2 || t->config.arch == MHK_ARCH_MAMBA2) continue;
@@ -19507,12 +19068,11 @@ static double mhk__stage_matrices(mhk__stage_run *r) {
   double total = 0.0;
   int l, last = s->config.n_layer - 1;
   mhk_forward_desc fd;
-  mhk_tensor *x;
   while (last >= 0 && s->layers[last].kind == MHK_MIXER_ATTENTION) last--;
   memset(&fd, 0, sizeof fd);
   fd.doc = r->doc;
   mhk_tape_record(t, 0);
-  x = mhk_forward_embedding(t, m, r->tokens, r->B, r->T);
+  mhk_tensor *x = mhk_forward_embedding(t, m, r->tokens, r->B, r->T);
   for (l = 0; l <= last && r->ctx->result == MHK_OK; l++) {
     const mhk_tape_mark mark = mhk_tape_here(t);
     const mhk__layer *a = &s->layers[l], *b = &m->layers[l];
@@ -19521,14 +19081,13 @@ static double mhk__stage_matrices(mhk__stage_run *r) {
       next = mhk_forward_block(t, m, l, x, &fd);
     else {
       mhk_tensor *u = mhk_forward_norm(t, m, l, x), *loss, *own = u;
-      mhk_tape_mark inner;
       mhk__parts tp, sp;
       memset(&tp, 0, sizeof tp);
       memset(&sp, 0, sizeof sp);
       tp.matrix_only = l == last;
       sp.matrix_only = 1;
       mhk__mixer_parts(t, m, l, u, r->doc, &tp);
-      inner = mhk_tape_here(t);
+      mhk_tape_mark inner = mhk_tape_here(t);
       mhk_tape_record(t, r->record);
       if (!(r->same[l] & MHK__SAME_NORM) || (r->record && (mhk__trains(a->norm_w) || mhk__trains(a->norm_b))))
         own = mhk_forward_norm(t, s, l, x);
@@ -19565,12 +19124,12 @@ static double mhk__stage_hidden(mhk__stage_run *r) {
   mhk_model *s = r->student, *m = r->teacher;
   double total = 0.0;
   int l, last = s->config.n_layer - 1;
-  mhk_forward_desc fd, sd;
+  mhk_forward_desc fd;
   mhk_tensor *x, *target = NULL;
   while (last >= 0 && s->layers[last].kind == MHK_MIXER_ATTENTION) last--;
   memset(&fd, 0, sizeof fd);
   fd.doc = r->doc;
-  sd = fd;
+  mhk_forward_desc sd = fd;
   sd.recompute = r->recompute;
   mhk_tape_record(t, 0);
   x = mhk_forward_embedding(t, m, r->tokens, r->B, r->T);
@@ -19595,13 +19154,12 @@ static double mhk__stage_hidden(mhk__stage_run *r) {
       mhk_tape_rewind(t, inner);
       if (l < last) mhk__copy_values(x, mhk__mlp_add(t, &m->layers[l], u, mhk_add(t, x, target)));
     } else {
-      mhk_tensor *swap;
       mhk__copy_values(target, mhk_forward_block(t, m, l, x, &fd));
       mhk_tape_rewind(t, mark);
       mhk_tape_record(t, r->record);
       value = mhk__loss_take(r, mhk_hidden_distance(t, mhk_forward_block(t, s, l, x, &sd), target));
       mhk_tape_record(t, 0);
-      swap = x; /* the teacher's output is the next block's input */
+      mhk_tensor *swap = x; /* the teacher's output is the next block's input */
       x = target;
       target = swap;
     }
@@ -19622,14 +19180,12 @@ static mhk_tensor *mhk__stream(mhk_tape *t, mhk_model *m, const int32_t *tokens,
   mhk_context *ctx = mhk_tape_context(t);
   mhk_forward_desc fd;
   mhk_tensor *x = mhk_forward_embedding(t, m, tokens, B, T);
-  int l;
   memset(&fd, 0, sizeof fd);
   fd.doc = doc;
-  for (l = 0; l < m->config.n_layer && x && ctx->result == MHK_OK; l++) {
+  for (int l = 0; l < m->config.n_layer && x && ctx->result == MHK_OK; l++) {
     mhk_tensor *to = x;
-    mhk_tape_mark mark;
     if (keep) keep[l] = to = mhk_tensor_new(t, x->rank, x->shape, NULL);
-    mark = mhk_tape_here(t);
+    mhk_tape_mark mark = mhk_tape_here(t);
     mhk__copy_values(to, mhk_forward_block(t, m, l, x, &fd));
     mhk_tape_rewind(t, mark);
     x = to;
@@ -19647,9 +19203,7 @@ static double mhk__stage_predictions(mhk__stage_run *r) {
   const mhk_index rows = r->B * r->T;
   mhk_tensor **keep = NULL, **own = NULL, *target, *logits, *loss;
   int32_t *labels = NULL;
-  double value;
   mhk_forward_desc fd;
-  int l;
   if (align) {
     keep = (mhk_tensor **)mhk__scratch(r->ctx, L, sizeof *keep);
     own = (mhk_tensor **)mhk__scratch(r->ctx, L + 1, sizeof *own);
@@ -19674,8 +19228,8 @@ static double mhk__stage_predictions(mhk__stage_run *r) {
   loss = mhk_cross_entropy_soft(t, logits, target, r->desc->temperature);
   if (labels && r->ctx->result == MHK_OK) loss = mhk_add(t, loss, mhk_scale(t, mhk_cross_entropy(t, logits, labels), r->desc->hard_labels));
   if (align && r->ctx->result == MHK_OK)
-    for (l = 0; l < L; l++) loss = mhk_add(t, loss, mhk_scale(t, mhk_hidden_distance(t, own[l + 1], keep[l]), r->desc->own_stream));
-  value = mhk__loss_take(r, loss);
+    for (int l = 0; l < L; l++) loss = mhk_add(t, loss, mhk_scale(t, mhk_hidden_distance(t, own[l + 1], keep[l]), r->desc->own_stream));
+  const double value = mhk__loss_take(r, loss);
   mhk__scratch_rewind(r->ctx, scratch);
   return value;
 }
@@ -19684,9 +19238,8 @@ static double mhk__stage_predictions(mhk__stage_run *r) {
 static double mhk__stage_loss(mhk__stage_run *r, int stage) {
   const mhk_tape_mark mark = mhk_tape_here(r->tape);
   const int recording = mhk_tape_record(r->tape, 0);
-  double value;
   r->record = recording;
-  value = stage == 1 ? mhk__stage_matrices(r) : stage == 2 ? mhk__stage_hidden(r) : mhk__stage_predictions(r);
+  const double value = stage == 1 ? mhk__stage_matrices(r) : stage == 2 ? mhk__stage_hidden(r) : mhk__stage_predictions(r);
   mhk_tape_record(r->tape, recording);
   mhk_tape_rewind(r->tape, mark);
   return r->ctx->result == MHK_OK ? value : (double)NAN;
@@ -19698,8 +19251,7 @@ static double mhk__stage_loss(mhk__stage_run *r, int stage) {
 
 /* Says where when a number of x is not finite. A log decay may be minus infinity. */
 static int mhk__breaks(char *why, const mhk_tensor *x, int decay, const char *what, int layer, const char *who) {
-  mhk_index i;
-  for (i = 0; x && i < x->count; i++) {
+  for (mhk_index i = 0; x && i < x->count; i++) {
     const double v = (double)mhk__tensor_element(x, i);
     if (mhk__is_finite(v) || (decay && v < 0)) continue;
     if (layer < 0)
@@ -19720,17 +19272,16 @@ static int mhk__layer_breaks(mhk__stage_run *r, mhk_model *m, const char *who, i
   mhk_forward_desc fd;
   mhk__parts p;
   mhk_tensor *u = mhk_forward_norm(t, m, l, x), *y;
-  int found;
   memset(&fd, 0, sizeof fd);
   memset(&p, 0, sizeof p);
   fd.doc = r->doc;
   p.matrix_only = matrix_only;
   mhk__mixer_parts(t, m, l, u, r->doc, &p);
-  found = mhk__breaks(why, u, 0, "the norm", l, who) || mhk__breaks(why, p.q, 0, "queries", l, who) ||
-          mhk__breaks(why, p.k, 0, "keys", l, who) || mhk__breaks(why, p.v, 0, "values", l, who) ||
-          mhk__breaks(why, p.log_a, 1, "the log decay", l, who) || mhk__breaks(why, p.Bm, 0, "B", l, who) ||
-          mhk__breaks(why, p.Cm, 0, "C", l, who) || mhk__breaks(why, p.x, 0, "x of the mixer", l, who) ||
-          mhk__breaks(why, p.z, 0, "z of the mixer", l, who);
+  int found = mhk__breaks(why, u, 0, "the norm", l, who) || mhk__breaks(why, p.q, 0, "queries", l, who) ||
+              mhk__breaks(why, p.k, 0, "keys", l, who) || mhk__breaks(why, p.v, 0, "values", l, who) ||
+              mhk__breaks(why, p.log_a, 1, "the log decay", l, who) || mhk__breaks(why, p.Bm, 0, "B", l, who) ||
+              mhk__breaks(why, p.Cm, 0, "C", l, who) || mhk__breaks(why, p.x, 0, "x of the mixer", l, who) ||
+              mhk__breaks(why, p.z, 0, "z of the mixer", l, who);
   if (!found && !matrix_only) {
     y = mhk_forward_mixer(t, m, l, u, &fd);
     found = mhk__breaks(why, y, 0, "the output of the mixer", l, who);
@@ -19794,9 +19345,8 @@ static double mhk__default_lr(int stage, int d_model) {
   static const double lr[3][3] = {{1e-2, 1e-2, 2e-4}, {5e-3, 3e-3, 1e-4}, {1e-3, 5e-4, 1e-4}};
   const double d = (double)d_model;
   const double *y = lr[stage - 1];
-  int i;
   if (d <= at[0]) return y[0];
-  for (i = 0; i < 2; i++)
+  for (int i = 0; i < 2; i++)
     if (d <= at[i + 1]) {
       const double w = (log(d) - log(at[i])) / (log(at[i + 1]) - log(at[i]));
       return w >= 1.0 ? y[i + 1] : exp(log(y[i]) + w * (log(y[i + 1]) - log(y[i])));
@@ -19838,22 +19388,21 @@ static int mhk__stage_numbers(mhk_context *ctx, const mhk_stage_desc *d, int sta
     {"tokens", (double)d->tokens, 0, DBL_MAX},
     {"trains (one of mhk_trains)", (double)(int)d->trains, MHK_TRAIN_MATRICES, MHK_TRAIN_ALL}};
   char where[24];
-  size_t i;
   mhk__print(where, sizeof where, "stage %d", stage);
-  for (i = 0; i < sizeof numbers / sizeof *numbers; i++)
+  for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++)
     if (!mhk__number_fits(ctx, where, numbers[i].name, numbers[i].value, numbers[i].low, numbers[i].high)) return 0;
   return 1;
 }
 
 MHKDEF mhk_distill_desc mhk_distill_defaults(const mhk_distill_desc *desc) {
   mhk_distill_desc d;
-  int i, d_model;
+  int d_model;
   if (desc)
     d = *desc;
   else
     memset(&d, 0, sizeof d);
   d_model = d.teacher ? d.teacher->config.d_model : d.student ? d.student->config.d_model : 128;
-  for (i = 0; i < 3; i++) d.stages[i] = mhk__stage_defaults(&d.stages[i], i + 1, d_model);
+  for (int i = 0; i < 3; i++) d.stages[i] = mhk__stage_defaults(&d.stages[i], i + 1, d_model);
   if (d.batch == 0) d.batch = 8;
   if (d.length == 0) d.length = 256;
   if (d.update_tokens == 0 && d.batch > 0 && d.length > 0 && d.batch <= PTRDIFF_MAX / d.length) d.update_tokens = d.batch * d.length;
@@ -19880,7 +19429,6 @@ MHKDEF double mhk_stage_loss(mhk_tape *t, mhk_model *student, mhk_model *teacher
                              mhk_index T, const int32_t *doc, const mhk_stage_desc *desc, double *layer_loss, double *relative) {
   mhk_context *ctx = t ? mhk_tape_context(t) : NULL;
   mhk__stage_run r;
-  mhk_stage_desc d;
   unsigned char same[MHK_MAX_LAYERS];
   if (mhk_failed(ctx)) return NAN;
   if (!student || !teacher || !tokens || stage < 1 || stage > 3 || B <= 0 || T <= 0) {
@@ -19889,7 +19437,7 @@ MHKDEF double mhk_stage_loss(mhk_tape *t, mhk_model *student, mhk_model *teacher
     return NAN;
   }
   if (!mhk__pair_check(ctx, student, teacher, stage)) return NAN;
-  d = mhk__stage_defaults(desc, stage, student->config.d_model);
+  mhk_stage_desc d = mhk__stage_defaults(desc, stage, student->config.d_model);
   if (!mhk__stage_numbers(ctx, &d, stage) || !mhk__size3(ctx, B, T, 64)) return NAN;
   memset(&r, 0, sizeof r);
   if (stage != 3) mhk__stage_same(student, teacher, same);
@@ -19971,10 +19519,9 @@ static mhk_context *mhk__trainer_context(const mhk_trainer *tr) { return tr ? tr
 static void mhk__shuffle_documents(mhk_trainer *tr) {
   const mhk_index n = tr->desc.text->n_documents;
   mhk__rng r;
-  mhk_index i;
   mhk__rng_seed(&r, (tr->desc.seed ^ 0x5DEECE66Du) + tr->epoch * 0x9E3779B97F4A7C15u);
-  for (i = 0; i < n; i++) tr->order[i] = i;
-  for (i = n - 1; i > 0; i--) {
+  for (mhk_index i = 0; i < n; i++) tr->order[i] = i;
+  for (mhk_index i = n - 1; i > 0; i--) {
     const mhk_index o = (mhk_index)mhk__rng_below(&r, (uint64_t)i + 1), keep = tr->order[i];
     tr->order[i] = tr->order[o];
     tr->order[o] = keep;
@@ -19998,10 +19545,9 @@ static void mhk__next_batch(mhk_trainer *tr) {
       while (filled < T) {
         const mhk_index d = tr->order[tr->document], from = x->start[d] + tr->offset, left = x->start[d + 1] - from;
         const mhk_index n = left < T - filled ? left : T - filled;
-        mhk_index i;
         if (keep) {
           memcpy(to + filled, x->tokens + from, (size_t)n * sizeof(int32_t));
-          for (i = 0; i < n; i++) doc[filled + i] = number;
+          for (mhk_index i = 0; i < n; i++) doc[filled + i] = number;
         }
         filled += n;
         tr->offset += n;
@@ -20023,9 +19569,8 @@ static void mhk__next_batch(mhk_trainer *tr) {
 /* numbers and blocks a stage trains */
 static mhk_index mhk__stage_count(const mhk_model *m, const unsigned char *flags, mhk_index *blocks) {
   mhk_index n = 0;
-  int i;
   *blocks = 0;
-  for (i = 0; i < m->n_tensors; i++)
+  for (int i = 0; i < m->n_tensors; i++)
     if (flags[i]) {
       n += m->tensors[i]->count;
       *blocks += (m->tensors[i]->count + MHK__UPDATE_BLOCK - 1) / MHK__UPDATE_BLOCK;
@@ -20055,14 +19600,13 @@ static int mhk__optimizer_room(mhk_trainer *tr, mhk_index count, mhk_index block
 static int mhk__optimizer_start(mhk_trainer *tr, int stage) {
   mhk_model *m = tr->student;
   mhk_index count, blocks, at = 0, n = 0, first;
-  int i;
   tr->optimizer_stage = 0;
   if (!mhk__pair_check(tr->object.ctx, m, tr->desc.teacher, stage)) return 0;
   mhk__stage_trains(m, stage, tr->desc.stages[stage - 1].trains, tr->flags);
   count = mhk__stage_count(m, tr->flags, &blocks);
   if (!mhk__optimizer_room(tr, count, blocks)) return 0;
   tr->n_trained = 0;
-  for (i = 0; i < m->n_tensors; i++)
+  for (int i = 0; i < m->n_tensors; i++)
     if (tr->flags[i]) {
       tr->trained[tr->n_trained] = m->tensors[i];
       tr->moment_at[tr->n_trained] = at;
@@ -20102,12 +19646,12 @@ static void mhk__square_block(void *arg, mhk_index task, int worker) {
   const mhk__update_block *b = &tr->blocks[task];
   const mhk_real *g = tr->trained[b->tensor]->grad + b->first;
   double sum[8];
-  mhk_index i, j;
+  mhk_index i;
   (void)worker;
   memset(sum, 0, sizeof sum);
   for (i = 0; i + 8 <= b->n; i += 8)
-    for (j = 0; j < 8; j++) sum[j] += (double)g[i + j] * (double)g[i + j];
-  for (j = 0; i < b->n; i++, j++) sum[j] += (double)g[i] * (double)g[i];
+    for (mhk_index j = 0; j < 8; j++) sum[j] += (double)g[i + j] * (double)g[i + j];
+  for (mhk_index j = 0; i < b->n; i++, j++) sum[j] += (double)g[i] * (double)g[i];
   tr->block_sum[task] = ((sum[0] + sum[1]) + (sum[2] + sum[3])) + ((sum[4] + sum[5]) + (sum[6] + sum[7]));
 }
 
@@ -20124,16 +19668,15 @@ static void mhk__adamw_block(void *arg, mhk_index task, int worker) {
 
 /* Sums gradients over the workers, through one contiguous block. */
 static void mhk__exchange(mhk_trainer *tr) {
-  int i, answer;
-  for (i = 0; i < tr->n_trained; i++)
+  for (int i = 0; i < tr->n_trained; i++)
     memcpy(tr->staging + tr->moment_at[i], tr->trained[i]->grad, (size_t)tr->trained[i]->count * sizeof(mhk_real));
-  answer = tr->desc.exchange(tr->desc.exchange_user, tr->staging, (size_t)tr->trained_count);
+  const int answer = tr->desc.exchange(tr->desc.exchange_user, tr->staging, (size_t)tr->trained_count);
   if (answer) {
     mhk_fail(tr->object.ctx, MHK_ERROR_STATE, "the gradient exchange failed with %d in stage %d after %lld updates", answer,
              tr->optimizer_stage, (long long)tr->optimizer_step);
     return;
   }
-  for (i = 0; i < tr->n_trained; i++)
+  for (int i = 0; i < tr->n_trained; i++)
     memcpy(tr->trained[i]->grad, tr->staging + tr->moment_at[i], (size_t)tr->trained[i]->count * sizeof(mhk_real));
 }
 
@@ -20158,8 +19701,7 @@ static void mhk__diverged(mhk_trainer *tr, double value, const char *what, doubl
 
 /* the first trained tensor whose gradient is not finite */
 static void mhk__gradient_breaks(mhk_trainer *tr) {
-  int i;
-  for (i = 0; i < tr->n_trained; i++) {
+  for (int i = 0; i < tr->n_trained; i++) {
     mhk_tensor gradient = *tr->trained[i];
     gradient.data = gradient.grad;
     if (!mhk__breaks(tr->why, &gradient, 0, gradient.name, -1, "student's gradients")) continue;
@@ -20174,14 +19716,13 @@ static double mhk__optimizer_step(mhk_trainer *tr, double loss, double lr, doubl
   const mhk_stage_desc *d = &tr->desc.stages[tr->optimizer_stage - 1];
   double norm = 0.0, t, scale;
   mhk_real *f = tr->factors[0];
-  mhk_index i;
   if (tr->desc.exchange) {
     parts *= (double)tr->desc.world;
     mhk__exchange(tr);
     if (ctx->result != MHK_OK) return NAN;
   }
   mhk__parallel(ctx, tr->n_blocks, mhk__square_block, tr);
-  for (i = 0; i < tr->n_blocks; i++) norm += tr->block_sum[i];
+  for (mhk_index i = 0; i < tr->n_blocks; i++) norm += tr->block_sum[i];
   norm = sqrt(norm) / parts;
   if (!mhk__is_finite(loss)) {
     mhk__diverged(tr, loss, "the loss", lr);
@@ -20211,19 +19752,17 @@ static double mhk__update(mhk_trainer *tr, int stage, const int32_t *tokens, mhk
   mhk__stage_run r;
   mhk_precision before;
   double loss = 0.0, value, norm;
-  mhk_index k, j;
-  int i;
   if (tr->optimizer_stage != stage && !mhk__optimizer_start(tr, stage)) return NAN;
   tr->why[0] = 0;
   tr->teacher_broke = 0;
-  for (j = 0; j < L; j++) tr->layer_loss[j] = 0.0;
-  for (j = 0; j < cells; j++) tr->relative[j] = 0.0;
-  for (i = 0; i < m->n_tensors; i++) {
+  for (mhk_index j = 0; j < L; j++) tr->layer_loss[j] = 0.0;
+  for (mhk_index j = 0; j < cells; j++) tr->relative[j] = 0.0;
+  for (int i = 0; i < m->n_tensors; i++) {
     tr->required[i] = (unsigned char)(m->tensors[i]->requires_grad != 0);
     m->tensors[i]->requires_grad = tr->flags[i];
   }
   mhk__parallel(ctx, tr->n_blocks, mhk__zero_block, tr);
-  for (k = 0; k < micro && ctx->result == MHK_OK; k++) {
+  for (mhk_index k = 0; k < micro && ctx->result == MHK_OK; k++) {
     if (!tokens) mhk__next_batch(tr);
     memset(&r, 0, sizeof r);
     r.tape = tr->tape;
@@ -20239,8 +19778,8 @@ static double mhk__update(mhk_trainer *tr, int stage, const int32_t *tokens, mhk
     r.recompute = stage == 3 && tr->desc.recompute;
     r.layer_loss = stage == 3 ? NULL : tr->layer_now;
     r.relative = stage == 1 ? tr->relative_now : NULL;
-    for (j = 0; j < L; j++) tr->layer_now[j] = 0.0;
-    for (j = 0; j < cells; j++) tr->relative_now[j] = 0.0;
+    for (mhk_index j = 0; j < L; j++) tr->layer_now[j] = 0.0;
+    for (mhk_index j = 0; j < cells; j++) tr->relative_now[j] = 0.0;
     before = mhk_set_precision(ctx, tr->desc.precision);
     value = mhk__stage_loss(&r, stage);
     loss += value / (double)micro;
@@ -20248,10 +19787,10 @@ static double mhk__update(mhk_trainer *tr, int stage, const int32_t *tokens, mhk
       tr->teacher_broke = mhk__find_first(&r, stage, tr->why);
     ctx->precision = before;
     mhk_tape_reset(tr->tape);
-    for (j = 0; j < L; j++) tr->layer_loss[j] += tr->layer_now[j] / (double)micro;
-    for (j = 0; j < cells; j++) tr->relative[j] += tr->relative_now[j] / (double)micro;
+    for (mhk_index j = 0; j < L; j++) tr->layer_loss[j] += tr->layer_now[j] / (double)micro;
+    for (mhk_index j = 0; j < cells; j++) tr->relative[j] += tr->relative_now[j] / (double)micro;
   }
-  for (i = 0; i < m->n_tensors; i++) m->tensors[i]->requires_grad = tr->required[i];
+  for (int i = 0; i < m->n_tensors; i++) m->tensors[i]->requires_grad = tr->required[i];
   if (ctx->result != MHK_OK) return NAN;
   norm = mhk__optimizer_step(tr, loss, lr, (double)micro);
   if (ctx->result != MHK_OK) return NAN;
@@ -20294,13 +19833,11 @@ static void mhk__progress_place(mhk_trainer *tr, int stage, mhk_index step) {
 
 MHKDEF int mhk_train_step(mhk_trainer *tr) {
   mhk_context *ctx = mhk__trainer_context(tr);
-  mhk_progress_info *p;
-  const mhk_stage_desc *d;
   mhk_index S;
-  double lr, loss, now, average;
+  double lr;
   int stage;
   if (mhk_failed(ctx)) return 0;
-  p = &tr->info;
+  mhk_progress_info *p = &tr->info;
   p->stage_done = 0;
   if (tr->finished) return 0;
   if (!tr->desc.text) {
@@ -20309,17 +19846,17 @@ MHKDEF int mhk_train_step(mhk_trainer *tr) {
   }
   stage = tr->stage;
   S = tr->S[stage - 1];
-  d = &tr->desc.stages[stage - 1];
+  const mhk_stage_desc *d = &tr->desc.stages[stage - 1];
   if (tr->started_seconds < 0.0) {
     tr->started_seconds = mhk__seconds();
     tr->step_before = tr->step;
   }
   lr = mhk_learning_rate(d->lr, d->lr_low, mhk__share(d->warmup, S), mhk__share(d->decay, S), tr->step, S);
-  average = p->loss_average;
-  loss = mhk__update(tr, stage, NULL, tr->rows, tr->desc.length, NULL, tr->micro, lr);
+  double average = p->loss_average;
+  const double loss = mhk__update(tr, stage, NULL, tr->rows, tr->desc.length, NULL, tr->micro, lr);
   if (ctx->result != MHK_OK) return 0;
   tr->step++;
-  now = mhk__seconds();
+  const double now = mhk__seconds();
   mhk__progress_place(tr, stage, tr->step);
   p->loss = loss;
   p->loss_average = average + (loss - average) / (double)(tr->step < 20 ? tr->step : 20);
@@ -20345,7 +19882,6 @@ MHKDEF int mhk_train_step(mhk_trainer *tr) {
 
 MHKDEF double mhk_train_on(mhk_trainer *tr, int stage, const int32_t *tokens, mhk_index B, mhk_index T, const int32_t *doc, double lr) {
   mhk_context *ctx = mhk__trainer_context(tr);
-  double loss;
   if (mhk_failed(ctx)) return NAN;
   if (stage < 1 || stage > 3 || !tokens || B <= 0 || T <= 0) {
     mhk_fail(ctx, MHK_ERROR_ARGUMENT, "an update needs a stage from 1 to 3 (this is %d) and tokens", stage);
@@ -20354,7 +19890,7 @@ MHKDEF double mhk_train_on(mhk_trainer *tr, int stage, const int32_t *tokens, mh
   if (!mhk__number_fits(ctx, "mhk_train_on", "the learning rate (lr)", lr, 0, MHK__REAL_MOST) ||
       !mhk__size3(ctx, B, T, 64))
     return NAN;
-  loss = mhk__update(tr, stage, tokens, B, T, doc, 1, lr);
+  const double loss = mhk__update(tr, stage, tokens, B, T, doc, 1, lr);
   if (ctx->result != MHK_OK) return NAN;
   tr->driven++;
   tr->info.stage = stage;
@@ -20400,8 +19936,7 @@ static void mhk__fact_number(mhk__writer *w, int stage, const char *name, double
 }
 
 static void mhk__hex(uint64_t v, char out[17]) {
-  int i;
-  for (i = 0; i < 16; i++) out[i] = "0123456789abcdef"[(v >> (60 - 4 * i)) & 15u];
+  for (int i = 0; i < 16; i++) out[i] = "0123456789abcdef"[(v >> (60 - 4 * i)) & 15u];
   out[16] = 0;
 }
 
@@ -20416,9 +19951,8 @@ static char *mhk__run_text(mhk_trainer *tr) {
   mhk_context *ctx = tr->object.ctx;
   const mhk_distill_desc *d = &tr->desc;
   const size_t config = mhk_config_format(&tr->student->config, NULL, 0);
-  char hex[17], *json;
+  char hex[17];
   mhk__writer w;
-  int i;
   mhk__write_to(&w, ctx, &tr->object.arena);
   mhk__fact_text(&w, 0, "arithmetic", d->precision == MHK_PRECISION_BF16 ? MHK__REAL_TEXT " with products of BF16" : MHK__REAL_TEXT);
   mhk__hex(mhk__model_hash(d->teacher), hex);
@@ -20426,7 +19960,7 @@ static char *mhk__run_text(mhk_trainer *tr) {
   mhk__fact_integer(&w, 0, "tokens of text", d->text ? d->text->n : 0);
   mhk__hex(d->text ? mhk__hash(MHK__HASH_START, d->text->tokens, (size_t)d->text->n * sizeof(int32_t)) : 0, hex);
   mhk__fact_text(&w, 0, "text", hex);
-  for (i = 1; i <= 3; i++) {
+  for (int i = 1; i <= 3; i++) {
     const mhk_stage_desc *s = &d->stages[i - 1];
     mhk__fact_integer(&w, i, "tokens", tr->S[i - 1] * d->update_tokens);
     if (tr->S[i - 1] == 0) continue;
@@ -20458,7 +19992,7 @@ static char *mhk__run_text(mhk_trainer *tr) {
     mhk__fact_integer(&w, 0, "student's initialisation", (mhk_index)d->student_desc.init);
     mhk__fact_text(&w, 0, "student's seed", hex);
   }
-  json = (char *)mhk__arena_alloc(ctx, &tr->object.arena, config + 1);
+  char *json = (char *)mhk__arena_alloc(ctx, &tr->object.arena, config + 1);
   if (!json) return NULL;
   mhk_config_format(&tr->student->config, json, config + 1);
   mhk__fact_text(&w, 0, "student", json);
@@ -20507,13 +20041,12 @@ static double mhk__double_of(uint64_t v) {
 #ifndef MOHAWK_NO_STDIO
 static void mhk__saved_get(const mhk_trainer *tr, uint64_t v[MHK__SAVED]) {
   const double here = tr->started_seconds >= 0.0 && tr->step > 0 ? mhk__seconds() - tr->started_seconds : 0.0;
-  int i;
   v[0] = (uint64_t)tr->stage;
   v[1] = (uint64_t)tr->step;
   v[2] = (uint64_t)tr->finished;
   v[3] = (uint64_t)tr->optimizer_stage;
   v[4] = tr->optimizer_stage ? (uint64_t)tr->optimizer_step : 0;
-  for (i = 0; i < 4; i++) v[5 + i] = tr->rng.s[i];
+  for (int i = 0; i < 4; i++) v[5 + i] = tr->rng.s[i];
   v[9] = tr->epoch;
   v[10] = (uint64_t)tr->document;
   v[11] = (uint64_t)tr->offset;
@@ -20530,15 +20063,12 @@ static int mhk__checkpoint_tensor(mhk_trainer *tr, int i, mhk__outgoing *o) {
   const mhk_model *m = tr->student;
   const int moments = tr->optimizer_stage ? tr->n_trained : 0, own = i < m->n_tensors, second = i >= m->n_tensors + moments;
   const int at = own ? i : i - m->n_tensors - (second ? moments : 0);
-  const mhk_tensor *x;
-  size_t room;
-  char *name;
   if (i >= m->n_tensors + 2 * moments) return 0;
-  x = own ? m->tensors[i] : tr->trained[at];
+  const mhk_tensor *x = own ? m->tensors[i] : tr->trained[at];
   mhk__outgoing_set(o, x->name, MHK_REAL, MHK_REAL, x->rank, x->shape, own ? x->data : (second ? tr->moment2 : tr->moment1) + tr->moment_at[at]);
   if (own) return 1;
-  room = strlen(x->name) + 20;
-  name = (char *)mhk__scratch(ctx, (mhk_index)room, 1);
+  const size_t room = strlen(x->name) + 20;
+  char *name = (char *)mhk__scratch(ctx, (mhk_index)room, 1);
   if (name) mhk__print(name, room, "optimizer.%s.%s", second ? "v" : "m", x->name);
   o->name = name;
   return name != NULL;
@@ -20547,7 +20077,6 @@ static int mhk__checkpoint_tensor(mhk_trainer *tr, int i, mhk__outgoing *o) {
 MHKDEF mhk_result mhk_checkpoint(mhk_trainer *tr) {
   static const mhk_index eight = 8;
   mhk_context *ctx = mhk__trainer_context(tr);
-  mhk__mark mark;
   mhk__outgoing *list;
   mhk__output out;
   uint64_t saved[MHK__SAVED];
@@ -20558,7 +20087,7 @@ MHKDEF mhk_result mhk_checkpoint(mhk_trainer *tr) {
   if (!tr->path) return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "this trainer has no folder for checkpoints: name one in out");
   tr->checkpoint_clock = mhk__seconds();
   if (tr->desc.rank != 0) return MHK_OK; /* all workers hold the same: the first one writes */
-  mark = mhk__scratch_mark(ctx);
+  mhk__mark mark = mhk__scratch_mark(ctx);
   list = (mhk__outgoing *)mhk__scratch(ctx, 3 * (mhk_index)tr->student->n_tensors + 1, sizeof *list);
   while (list && mhk__checkpoint_tensor(tr, n, list + n)) n++;
   if (ctx->result == MHK_OK) {
@@ -20589,10 +20118,9 @@ MHKDEF mhk_result mhk_checkpoint(mhk_trainer *tr) {
 
 /* sixteen hexadecimal digits and a separator, so many times; 0 when the text is anything else */
 static int mhk__saved_parse(const char *text, size_t n, size_t values, uint64_t v[MHK__SAVED]) {
-  size_t i;
   if (!text || n != values * 17 - 1) return 0;
-  for (i = 0; i < MHK__SAVED; i++) v[i] = 0;
-  for (i = 0; i < n; i++) {
+  for (size_t i = 0; i < MHK__SAVED; i++) v[i] = 0;
+  for (size_t i = 0; i < n; i++) {
     const char c = text[i];
     uint64_t digit;
     if (i % 17 == 16) {
@@ -20655,7 +20183,6 @@ static int mhk__resume_read(mhk_trainer *tr, const mhk_file *f, const char *path
   const char *format = mhk_file_metadata(f, "format", NULL), *run = mhk_file_metadata(f, "run", NULL), *state, *wrong;
   uint64_t v[MHK__SAVED];
   size_t n = 0;
-  int i;
   state = mhk_file_metadata(f, "state", &n);
   memset(v, 0, sizeof v);
   v[14] = (uint64_t)old; /* it does not say */
@@ -20684,7 +20211,7 @@ static int mhk__resume_read(mhk_trainer *tr, const mhk_file *f, const char *path
   tr->stage = (int)v[0];
   tr->step = (mhk_index)v[1];
   tr->finished = (int)v[2];
-  for (i = 0; i < 4; i++) tr->rng.s[i] = v[5 + i];
+  for (int i = 0; i < 4; i++) tr->rng.s[i] = v[5 + i];
   tr->document = (mhk_index)v[10];
   tr->offset = (mhk_index)v[11];
   tr->driven = (mhk_index)v[14];
@@ -20700,7 +20227,6 @@ static int mhk__resume_from(mhk_trainer *tr, const char *path, char why[MHK__DAM
   static const char first[] = "{\"__metadata__\":{\"format\":\"mohawk checkpoint 1\"";
   mhk_context *ctx = tr->object.ctx;
   mhk__bytes b;
-  mhk_file *f;
   mhk__xxh64 sum;
   int result, old = 0, error = mhk__bytes_open(path, &b);
   if (!error) {
@@ -20716,7 +20242,7 @@ static int mhk__resume_from(mhk_trainer *tr, const char *path, char why[MHK__DAM
     mhk__print(why, MHK__DAMAGE, "%s", mhk__file_reason(error));
   }
   if (!result) return 0;
-  f = mhk_file_open(ctx, path);
+  mhk_file *f = mhk_file_open(ctx, path);
   if (!f) {
     if (ctx->result == MHK_ERROR_MEMORY) return -1;
     mhk__print(why, MHK__DAMAGE, "%s", mhk_message(ctx));
@@ -20761,7 +20287,6 @@ static void mhk__resume(mhk_trainer *tr) {
 /* ---------------------------------------------------------------------------------------- trainer: making one */
 
 static int mhk__distill_check(mhk_context *ctx, const mhk_distill_desc *d) {
-  int i;
   if (!d->teacher) {
     mhk_fail(ctx, MHK_ERROR_ARGUMENT, "distillation needs a teacher");
     return 0;
@@ -20808,7 +20333,7 @@ static int mhk__distill_check(mhk_context *ctx, const mhk_distill_desc *d) {
     mhk_fail(ctx, MHK_ERROR_ARGUMENT, "precision %d is none: 0 is full, 1 bfloat16", (int)d->precision);
     return 0;
   }
-  for (i = 0; i < 3; i++) {
+  for (int i = 0; i < 3; i++) {
     const mhk_stage_desc *s = &d->stages[i];
     if (!mhk__stage_numbers(ctx, s, i + 1)) return 0;
     if (s->tokens > 0 && s->tokens < d->update_tokens) {
@@ -20849,11 +20374,10 @@ static const char *mhk__lock_holder(const char *path, char out[128]) {
 static int mhk__trainer_lock(mhk_trainer *tr) {
   const char *out = tr->desc.out;
   char path[MHK__PATH_MOST + 64], who[128];
-  int error;
   if (!mhk__path_fits(tr->object.ctx, out)) return 0;
   if (tr->desc.rank != 0) return 1;
   mhk__join_path(path, sizeof path, out, "run.lock");
-  error = mhk__lock_take(&tr->lock, path, 0);
+  const int error = mhk__lock_take(&tr->lock, path, 0);
   tr->locked = !error;
   if (error == EBUSY)
     mhk_fail(tr->object.ctx, MHK_ERROR_STATE, "the folder %s is in use: %s trains there. Wait for it, stop it, or name another folder", out,
@@ -20881,7 +20405,6 @@ static void mhk__trainer_fill(mhk_trainer *tr, mhk_context *ctx) {
   mhk_model *m = tr->student;
   const mhk_index L = m->config.n_layer, cells = L * (mhk_index)m->config.ssm_heads + 1, window = tr->rows * d->length;
   mhk_index count = 0, blocks = 0, c, b;
-  int i;
   if (!mhk__pair_check(ctx, m, d->teacher, tr->S[0] > 0 ? 1 : 0)) return;
   tr->flags = (unsigned char *)mhk__arena_zeros(ctx, arena, m->n_tensors, 1);
   tr->required = (unsigned char *)mhk__arena_zeros(ctx, arena, m->n_tensors, 1);
@@ -20897,7 +20420,7 @@ static void mhk__trainer_fill(mhk_trainer *tr, mhk_context *ctx) {
     if (d->text) tr->order = (mhk_index *)mhk__arena_zeros(ctx, arena, d->text->n_documents, sizeof(mhk_index));
   }
   if (ctx->result != MHK_OK) return;
-  for (i = 1; i <= 3; i++) { /* the optimiser of the largest stage, now rather than in the middle of the run */
+  for (int i = 1; i <= 3; i++) { /* the optimiser of the largest stage, now rather than in the middle of the run */
     if (tr->S[i - 1] == 0) continue;
     mhk__stage_trains(m, i, d->stages[i - 1].trains, tr->flags);
     c = mhk__stage_count(m, tr->flags, &b);
@@ -20926,17 +20449,15 @@ static void mhk__trainer_fill(mhk_trainer *tr, mhk_context *ctx) {
 }
 
 MHKDEF mhk_trainer *mhk_distill(mhk_context *ctx, const mhk_distill_desc *desc) {
-  mhk_trainer *tr;
-  mhk_distill_desc d;
   int i, first = 0;
   if (mhk_failed(ctx)) return NULL;
   if (!desc) {
     mhk_fail(ctx, MHK_ERROR_ARGUMENT, "distillation needs a description");
     return NULL;
   }
-  d = mhk_distill_defaults(desc);
+  mhk_distill_desc d = mhk_distill_defaults(desc);
   if (!mhk__distill_check(ctx, &d)) return NULL;
-  tr = (mhk_trainer *)mhk__object_new(ctx, sizeof(mhk_trainer), mhk__trainer_close);
+  mhk_trainer *tr = (mhk_trainer *)mhk__object_new(ctx, sizeof(mhk_trainer), mhk__trainer_close);
   if (!tr) return NULL;
   tr->desc = d;
   tr->student = d.student ? d.student : mhk_student_create(ctx, d.teacher, &d.student_desc);
@@ -20984,7 +20505,6 @@ MHKDEF void mhk_trainer_destroy(mhk_trainer *tr) {
 static mhk_config mhk__student_shape(const mhk_distill_desc *d) {
   mhk_config c = d->teacher->config;
   const mhk_student_desc *s = &d->student_desc;
-  int l;
   if (d->student) return d->student->config;
   c.arch = MHK_ARCH_PHI_MAMBA;
   c.tie_embeddings = 0;
@@ -20995,8 +20515,8 @@ static mhk_config mhk__student_shape(const mhk_distill_desc *d) {
   c.d_conv = 4;
   c.chunk_size = s->chunk_size > 0 ? s->chunk_size : 128;
   c.ssm_rotary_dim = s->rotary_dim >= 0 ? c.rotary_dim : 0;
-  for (l = 0; l < c.n_layer; l++) c.mixer[l] = MHK_MIXER_DISCRETE_MAMBA2;
-  for (l = 0; l < s->n_keep_attention && s->keep_attention; l++)
+  for (int l = 0; l < c.n_layer; l++) c.mixer[l] = MHK_MIXER_DISCRETE_MAMBA2;
+  for (int l = 0; l < s->n_keep_attention && s->keep_attention; l++)
     if (s->keep_attention[l] >= 0 && s->keep_attention[l] < c.n_layer) c.mixer[s->keep_attention[l]] = MHK_MIXER_ATTENTION;
   return c;
 }
@@ -21022,20 +20542,17 @@ static double mhk__arena_bytes(double bytes) {
 
 MHKDEF double mhk_distill_bytes(const mhk_distill_desc *desc) {
   const double real = sizeof(mhk_real);
-  mhk_distill_desc d;
-  mhk_config c, t;
   double rows, D, V, E, model, teacher_block, mixers = 0.0, trained = 0.0, tape = 0.0, scratch, block = 0.0, all = 0.0, bytes;
-  int l, i;
   if (!desc || !desc->teacher) return 0.0;
-  d = mhk_distill_defaults(desc);
-  t = d.teacher->config;
-  c = mhk__student_shape(&d);
+  mhk_distill_desc d = mhk_distill_defaults(desc);
+  mhk_config t = d.teacher->config;
+  mhk_config c = mhk__student_shape(&d);
   rows = (double)(d.batch / (d.world > 0 ? d.world : 1)) * (double)d.length;
   D = c.d_model;
   V = c.vocab_size;
   E = (double)c.ssm_heads * c.ssm_head_dim;
   model = mhk_config_parameters(&c);
-  for (l = 0; l < c.n_layer; l++) {
+  for (int l = 0; l < c.n_layer; l++) {
     const int attention = c.mixer[l] == MHK_MIXER_ATTENTION;
     const double n = mhk__block_numbers(&c, attention, 0);
     if (!attention) mixers += (2.0 * E + 2.0 * (double)c.ssm_groups * c.d_state + c.ssm_heads + E) * D + 8.0 * (3.0 * E + c.ssm_heads);
@@ -21044,7 +20561,7 @@ MHKDEF double mhk_distill_bytes(const mhk_distill_desc *desc) {
   }
   teacher_block = mhk__block_numbers(&t, 1, 0);
   scratch = V * D + 4.0 * D * D + rows * D; /* a packed matrix, and what ops put aside */
-  for (i = 1; i <= 3; i++) {
+  for (int i = 1; i <= 3; i++) {
     double count = d.stages[i - 1].trains == MHK_TRAIN_ALL ? model : mixers, stage;
     if (d.stages[i - 1].tokens == 0) continue;
     if (count > model) count = model;
@@ -21090,9 +20607,8 @@ static mhk_index mhk__largest(const mhk_real *x, mhk_index n) {
 static void mhk__score_rows(void *arg, mhk_index task, int worker) {
   const mhk__scores *s = (const mhk__scores *)arg;
   const mhk_index from = task * MHK__SCORE_ROWS, to = mhk__min(from + MHK__SCORE_ROWS, s->rows), V = s->V;
-  mhk_index r;
   (void)worker;
-  for (r = from; r < to; r++) {
+  for (mhk_index r = from; r < to; r++) {
     const mhk_real *x = s->logits + r * V, *y = s->target ? s->target + r * V : NULL;
     const double z = s->kernels->log_sum_exp(V, x, 1);
     s->cross_entropy[r] = z - (double)x[s->labels[r]];
@@ -21108,22 +20624,17 @@ static void mhk__score_rows(void *arg, mhk_index task, int worker) {
 /* mean over windows, and the standard error of that mean */
 static void mhk__window_mean(const double *x, mhk_index n, double *mean, double *error) {
   double sum = 0.0, square = 0.0;
-  mhk_index i;
-  for (i = 0; i < n; i++) sum += x[i];
+  for (mhk_index i = 0; i < n; i++) sum += x[i];
   *mean = n > 0 ? sum / (double)n : 0.0;
-  for (i = 0; i < n; i++) square += (x[i] - *mean) * (x[i] - *mean);
+  for (mhk_index i = 0; i < n; i++) square += (x[i] - *mean) * (x[i] - *mean);
   *error = n > 1 ? sqrt(square / (double)(n - 1) / (double)n) : 0.0;
 }
 
 MHKDEF mhk_result mhk_evaluate(mhk_model *m, mhk_model *teacher, mhk_text *text, mhk_index length, mhk_index windows,
                                mhk_progress_fn progress, void *user, mhk_evaluation *result) {
   mhk_context *ctx;
-  mhk_tape *t;
-  mhk__mark scratch;
   mhk__scores s;
-  mhk_index batch, piece, w, rows, V, D, have, i;
-  double *window, *row;
-  int32_t *labels;
+  mhk_index w;
   int stop = 0;
   if (result) memset(result, 0, sizeof *result);
   if (!m) return MHK_ERROR_ARGUMENT;
@@ -21138,31 +20649,31 @@ MHKDEF mhk_result mhk_evaluate(mhk_model *m, mhk_model *teacher, mhk_text *text,
   if (text->largest >= m->config.vocab_size)
     return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "the text has token %ld, the model's vocabulary ends at %d: was it made with another "
                     "tokenizer?", (long)text->largest, m->config.vocab_size - 1);
-  have = text->n / length;
+  const mhk_index have = text->n / length;
   if (have == 0)
     return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "the text has %lld tokens, too few for one window of %lld", (long long)text->n,
                     (long long)length);
   if (windows == 0 || windows > have) windows = have;
-  V = m->config.vocab_size;
-  D = m->config.d_model;
-  batch = length >= 2048 ? 1 : 2048 / length;
+  const mhk_index V = m->config.vocab_size;
+  const mhk_index D = m->config.d_model;
+  mhk_index batch = length >= 2048 ? 1 : 2048 / length;
   if (batch > windows) batch = windows;
-  rows = batch * length;
-  piece = MHK__LOGITS_PIECE / V < 16 ? 16 : MHK__LOGITS_PIECE / V;
+  const mhk_index rows = batch * length;
+  mhk_index piece = MHK__LOGITS_PIECE / V < 16 ? 16 : MHK__LOGITS_PIECE / V;
   if (piece > rows) piece = rows;
-  scratch = mhk__scratch_mark(ctx);
-  window = (double *)mhk__scratch(ctx, 3 * windows, sizeof(double));
-  row = (double *)mhk__scratch(ctx, 3 * rows, sizeof(double));
-  labels = (int32_t *)mhk__scratch(ctx, rows, sizeof(int32_t));
-  t = mhk_tape_create(ctx);
+  mhk__mark scratch = mhk__scratch_mark(ctx);
+  double *window = (double *)mhk__scratch(ctx, 3 * windows, sizeof(double));
+  double *row = (double *)mhk__scratch(ctx, 3 * rows, sizeof(double));
+  int32_t *labels = (int32_t *)mhk__scratch(ctx, rows, sizeof(int32_t));
+  mhk_tape *t = mhk_tape_create(ctx);
   if (t) mhk_tape_record(t, 0);
   for (w = 0; w < windows && t && !stop && ctx->result == MHK_OK; w += batch) {
     const mhk_index B = windows - w < batch ? windows - w : batch, n = B * length;
     const int32_t *tokens = text->tokens + w * length;
-    mhk_index shape[3], from;
+    mhk_index shape[3];
     mhk_tensor *x, *y = NULL;
     mhk_tape_reset(t);
-    for (i = 0; i < n; i++) labels[i] = (i + 1) % length ? tokens[i + 1] : tokens[i]; /* the last of a window does not count */
+    for (mhk_index i = 0; i < n; i++) labels[i] = (i + 1) % length ? tokens[i + 1] : tokens[i]; /* the last of a window does not count */
     x = mhk__stream(t, m, tokens, B, length, NULL, NULL);
     if (teacher) y = mhk__stream(t, teacher, tokens, B, length, NULL, NULL);
     shape[0] = n;
@@ -21172,7 +20683,7 @@ MHKDEF mhk_result mhk_evaluate(mhk_model *m, mhk_model *teacher, mhk_text *text,
       shape[1] = teacher->config.d_model;
       y = mhk_reshape(t, y, 2, shape);
     }
-    for (from = 0; from < n && ctx->result == MHK_OK; from += piece) {
+    for (mhk_index from = 0; from < n && ctx->result == MHK_OK; from += piece) {
       const mhk_index k = n - from < piece ? n - from : piece;
       const mhk_tape_mark mark = mhk_tape_here(t);
       mhk_tensor *a, *b = NULL;
@@ -21198,13 +20709,11 @@ MHKDEF mhk_result mhk_evaluate(mhk_model *m, mhk_model *teacher, mhk_text *text,
       mhk_tape_rewind(t, mark);
     }
     if (ctx->result != MHK_OK) break;
-    for (i = 0; i < B; i++) {
-      int kind;
-      for (kind = 0; kind < 3; kind++) {
+    for (mhk_index i = 0; i < B; i++) {
+      for (int kind = 0; kind < 3; kind++) {
         const double *from_row = row + (mhk_index)kind * rows + i * length;
         double sum = 0.0;
-        mhk_index j;
-        for (j = 0; j + 1 < length; j++) sum += from_row[j];
+        for (mhk_index j = 0; j + 1 < length; j++) sum += from_row[j];
         window[(mhk_index)kind * windows + w + i] = sum / (double)(length - 1);
       }
     }
