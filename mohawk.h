@@ -1,26 +1,30 @@
-/* mohawk.h - v0.1.0 - turn a Transformer into a linear-time state-space model, and run it, in one C header
-   No warranty; use it under the MIT licence or as public domain, as you choose (text at the end of the file).
+/* mohawk.h - v0.1.0 - turn a Transformer into a linear-time state-space model, in one C header
 
-   Tensor ops, a small autograd, the Phi attention layer, the Mamba-2 SSD layer, and MOHAWK: distillation of a Transformer into a
-   state-space model by matching first the mixing matrices, then the hidden states, then the predictions (Bick, Li, Xing, Kolter, Gu:
-   "Transformers to SSMs", arXiv 2408.10189). C99 or C++11, libc and libm, optionally OpenMP, nothing else.
+   No warranty; use it under the MIT licence or as public domain, as you choose (text at the end of
+   the file).
+
+   Tensor ops, a small autograd, the Phi attention layer, the Mamba-2 SSD layer, and MOHAWK:
+   distillation of a Transformer into a state-space model by matching first the mixing matrices,
+   then the hidden states, then the predictions (Bick, Li, Xing, Kolter, Gu: "Transformers to SSMs",
+   arXiv 2408.10189). C99 or C++11, libc and libm, optionally OpenMP, nothing else.
 
    QUICK START
-   In one file of a program define MOHAWK_IMPLEMENTATION before including this header; everywhere else include it plainly. A complete
-   program that loads a model and lets it write; build it with `cc -O2 app.c -lm`, add -fopenmp for threads:
+   In one file of a program define MOHAWK_IMPLEMENTATION before including this header; everywhere
+   else include it plainly. A complete program that loads a model and lets it write; build it with
+   `cc -O2 app.c -lm`, add -fopenmp for threads:
 
       #define MOHAWK_IMPLEMENTATION
       #include "mohawk.h"
       #include <stdio.h>
 
       int main(void) {
-        mhk_context *ctx = mhk_create(NULL);             // best instruction set, one thread, malloc
-        mhk_model *m = mhk_load(ctx, "student");         // a folder: config.json, safetensors, tokenizer.json
+        mhk_context *ctx = mhk_create(NULL);      // best instruction set, one thread, malloc
+        mhk_model *m = mhk_load(ctx, "student");  // config.json, safetensors, tokenizer.json
         mhk_session *s = mhk_session_create(m, NULL);
         mhk_feed_text(s, "Once upon a time");
         for (int i = 0; i < 100 && mhk_sample(s, NULL) >= 0; i++) fputs(mhk_text_out(s), stdout);
-        if (mhk_failed(ctx)) fprintf(stderr, "%s\n", mhk_message(ctx));   // one check at the end
-        mhk_destroy(ctx);                                // and everything made from it
+        if (mhk_failed(ctx)) fprintf(stderr, "%s\n", mhk_message(ctx)); // one check at the end
+        mhk_destroy(ctx);                         // and everything made from it
         return 0;
       }
 
@@ -29,78 +33,106 @@
       mhk_distill_desc d;
       memset(&d, 0, sizeof d);
       d.teacher = mhk_load(ctx, "phi-1_5");
-      d.text = text;                                     // from mhk_text_load() or mhk_text_sample()
-      d.out = "run1";                                    // checkpoints; the same call resumes
+      d.text = text;                              // from mhk_text_load() or mhk_text_sample()
+      d.out = "run1";                             // checkpoints; the same call resumes
       d.stages[0].tokens = 500000; d.stages[1].tokens = 1000000; d.stages[2].tokens = 1500000;
       mhk_trainer *t = mhk_distill(ctx, &d);
       while (mhk_train_step(t)) draw(mhk_progress(t));   // the caller owns the loop
       mhk_save(mhk_student(t), "student", MHK_F32);      // PyTorch reads it
 
    THE IDEA. A sequence mixer is a lower triangular matrix: y_t = sum over s <= t of M[t,s] x_s.
-   In attention, M[t,s] is the softmax of q_t . k_s: all pairs of tokens, time in T^2, and a cache of every key and value.
-   In a state-space layer, M[t,s] = (C_t . B_s) a_{s+1} ... a_t, with decays a between 0 and 1. This M never has to be made:
-   the same y comes from a recurrence over a state h of fixed size,
+   In attention, M[t,s] is the softmax of q_t . k_s: all pairs of tokens, time in T^2, and a cache
+   of every key and value. In a state-space layer, M[t,s] = (C_t . B_s) a_{s+1} ... a_t, with decays
+   a between 0 and 1. This M never has to be made: the same y comes from a recurrence over a state h
+   of fixed size,
 
       h_t = a_t h_{t-1} + x_t B_t^T          y_t = h_t C_t
 
-   That both forms are one is state-space duality (SSD): training multiplies chunks of the matrix, generation steps the
-   recurrence, in constant time and memory a token. And since both mixers are matrices, one can be taught to be the other.
-   MOHAWK does so from the inside out:
+   That both forms are one is state-space duality (SSD): training multiplies chunks of the matrix,
+   generation steps the recurrence, in constant time and memory a token. And since both mixers are
+   matrices, one can be taught to be the other. MOHAWK does so from the inside out:
 
-      stage 1   matrix orientation       each student mixer's M approaches the teacher's attention matrix
-      stage 2   hidden-state alignment   each mixer's output approaches the teacher's, on the teacher's inputs
-      stage 3   knowledge distillation   with MLPs, norms, embedding and head taken over from the teacher (weight
-                                         transfer), the whole student learns to predict what the teacher predicts
+      stage 1   matrix orientation       each student mixer's M approaches the teacher's attention
+      stage 2   hidden-state alignment   each mixer's output approaches the teacher's, on its inputs
+      stage 3   knowledge distillation   MLPs, norms, embedding and head are taken over (weight
+                                         transfer), then the whole student learns to predict what
+                                         the teacher predicts
 
-   HOW TO READ THIS FILE. >>reference has the mathematics in plain C: both matrices, SSD as matrix, recurrence and chunked
-   scan, its gradient, the loss of stage 1. Read it first, in half an hour; each kernel below computes the same, fast. Then
-   >>ops shows how an op is recorded and differentiated on the tape, >>layers how ops make a model, >>mohawk the stages.
+   HOW TO READ THIS FILE. SSD in twenty minutes: >>ssd has the idea, then recurrence, matrix,
+   chunked scan and gradients in plain C, then the same fast. >>attention, >>losses (stage 1 among
+   them) and the other chapters between >>products and >>optimizer are made alike; >>kernels says
+   how the fast form is compiled once per instruction set. >>tape and >>ops are the autograd,
+   >>layers puts ops together to models, >>mohawk trains them, >>sessions runs them.
 
-   OPTIONS, defined before the include. None changes a struct or a signature, except MOHAWK_DOUBLE; what an option leaves out is not
-   declared either.
-      MOHAWK_IMPLEMENTATION       this file holds the code (one file of a program)
-      MOHAWK_STATIC               everything is static: several private copies in one program (every file)
-      MOHAWK_DOUBLE               arithmetic in double, for checking (every file)
-      MOHAWK_NO_TRAINING          inference only: no tape, no ops, no making of models, no distillation, no evaluation (every file)
-      MOHAWK_NO_STDIO             no files, no environment, no stdio.h: models come from memory, mhk_load_memory() (every file)
-      MOHAWK_NO_SIMD              plain C kernels only                                              (implementation file only, like the rest)
+   OPTIONS, defined before the include. None changes a struct or a signature, except MOHAWK_DOUBLE;
+   what an option leaves out is not declared either. In every file of the program:
+      MOHAWK_STATIC               everything is static: several private copies in one program
+      MOHAWK_DOUBLE               arithmetic in double, for checking
+      MOHAWK_NO_TRAINING          inference only: no tape, no ops, no making of models, no
+                                  distillation, no evaluation
+      MOHAWK_NO_STDIO             no files, no environment, no stdio.h: models come from memory,
+                                  mhk_load_memory()
+   In the one with the implementation:
+      MOHAWK_IMPLEMENTATION       this file holds the code
+      MOHAWK_NO_SIMD              plain C kernels only
       MOHAWK_MALLOC(bytes), MOHAWK_FREE(block)   the default allocator, both or neither
-      MOHAWK_REFERENCE            compile the reference in (section >>reference), for tests
-      MOHAWK_HEADER_NAME          how this file is found when it includes itself, if not as "mohawk.h"
-      MOHAWK_ALLOW_FAST_MATH      do not refuse -ffast-math and those of its parts that change what comparisons and sums mean
+      MOHAWK_REFERENCE            compile the chapters' references in, for tests
+      MOHAWK_HEADER_NAME          how this file is found when it includes itself, if not as
+                                  "mohawk.h"
+      MOHAWK_ALLOW_FAST_MATH      do not refuse -ffast-math and those of its parts that change what
+                                  comparisons and sums mean
 
-   MEMORY. A context has one allocator, given at creation. Each object (model, tape, session, trainer...) lives in its own blocks of it
-   and dies with its destroy function or with the context. Weights of loaded models stay in the mapped file, in their stored type. A tape
-   keeps its memory between steps: loops allocate only in their first round. Sizes from outside are checked before they are used.
+   MEMORY. A context has one allocator, given at creation. Each object (model, tape, session,
+   trainer...) lives in its own blocks of it and dies with its destroy function or with the context.
+   Weights of loaded models stay in the mapped file, in their stored type. A tape keeps its memory
+   between steps: loops allocate only in their first round. Sizes from outside are checked before
+   they are used.
 
-   THREADS. Work is cut by the problem's size, never by the number of threads, and sums have a fixed order: the same build on the same
-   instruction set gives the same bits on any number of threads. Threads are OpenMP's when compiled with it, or the caller's own
-   (mhk_context_desc.parallel_for). Contexts share nothing; one context serves one thread at a time.
+   THREADS. Work is cut by the problem's size, never by the number of threads, and sums have a fixed
+   order: the same build on the same instruction set gives the same bits on any number of threads.
+   Threads are OpenMP's when compiled with it, or the caller's own (mhk_context_desc.parallel_for).
+   Contexts share nothing; one context serves one thread at a time.
 
-   ERRORS. Nothing here prints, exits or aborts. The first error stays in its context as a code and a sentence; after it every call on the
-   context does nothing, so that one check at the end of a chain is enough.
+   ERRORS. Nothing here prints, exits or aborts. The first error stays in its context as a code and
+   a sentence; after it every call on the context does nothing, so that one check at the end of a
+   chain is enough.
 
    CONTENTS (search for the tag)
       Interface         >>interface     every declaration: shapes, ownership, errors
-      Reference         >>reference     attention, SSD in its three forms, stage 1 and the rest in plain C: what the kernels compute
       Platform          >>platform      CPU features, files, clock, random numbers
       Memory            >>memory        arenas, objects, errors, parallel-for
-      Kernels           >>kernels       the hot loops, once per instruction set, and their drivers
-      Tensors           >>tensors       types and shapes
-      Tape              >>tape          autograd, recomputation, gradient checks
-      Ops               >>ops           forward and backward side by side
+      Kernels           >>kernels       how loops are compiled once per instruction set
+      Products          >>products      GEMM of every stored type, GEMV, quantised weights
+      Tensors           >>tensors       types, shapes, parameters
+      Tape              >>tape          records, backward, recomputation, gradient checks
+      Ops               >>ops           elementwise, reductions, layout, embedding, linear layers
+      Rows              >>rows          softmax, LayerNorm, RMSNorm, the gate
+      Rotary            >>rotary        positions as rotations
+      Convolution       >>convolution   causal and depthwise
+      Attention         >>attention     causal softmax attention in tiles
+      SSD               >>ssd           state-space duality, the mixer of Mamba-2
+      Losses            >>losses        cross-entropy, KL, distances, and stage 1 in tiles
+      Optimizer         >>optimizer     AdamW
       Files             >>files         JSON, safetensors, PyTorch's archives
       Tokenizer         >>tokenizer     byte-level BPE
       Models            >>models        configurations, weights, initialisation
       Layers            >>layers        mixers, blocks, forward passes on a tape
       Sessions          >>sessions      prefill, step, sampling
       Mohawk            >>mohawk        text, the three stages, optimiser, trainer, evaluation
+      Passes            >>passes        the instruction sets, and contexts, which choose one
    Each section uses only what stands above it. */
 
 /* Which text this is, 10000 major + 100 minor + patch: the implementation includes this file again and
    must find itself, not another version. */
 #undef MHK__TEXT
 #define MHK__TEXT 100
+
+/* A pass of this text: the parts of it that are compiled once per instruction set. Of another version, the file
+   that includes this one says what is wrong. */
+#undef MHK__TEMPLATE
+#if defined(MHK__PASS) && MHK__TEXT == MHK__VERSION
+#define MHK__TEMPLATE
+#endif
 
 #ifndef MHK__PASS
 #ifndef MOHAWK_H
@@ -984,274 +1016,15 @@ MHKDEF mhk_result mhk_evaluate(mhk_model *m, mhk_model *teacher, mhk_text *text,
 
 #endif /* MOHAWK_H */
 #endif /* MHK__PASS */
-#if defined(MOHAWK_REFERENCE) && !defined(MHK__PASS) && !defined(MHK__REFERENCE)
-#define MHK__REFERENCE
-/* ====================================================================================================
-   REFERENCE: the mathematics in plain C                                                  >>reference
-   ====================================================================================================
-   What the kernels compute, written to be read: one head of one sequence at a time, (T,P) row-major,
-   in double. Nothing here is fast and the library calls none of it; MOHAWK_REFERENCE compiles it in,
-   and the tests hold every kernel of every instruction set against it. Gradients (d...) are added to. */
-
+#if defined(MOHAWK_REFERENCE) && !defined(MHK__PASS)
+#ifdef MHK__REFERENCE /* once in a file: the first time it is included */
+#undef MHK__REFERENCE
+#define MHK__REFERENCE 2
+#else
+#define MHK__REFERENCE 1
 #include <math.h>
-#include <string.h>
-
-static inline double mhk__ref_dot(int n, const double *x, const double *y) {
-  double sum = 0;
-  for (int i = 0; i < n; i++) sum += x[i] * y[i];
-  return sum;
-}
-
-/* y (T,P) = M (T,S) x (S,P): every mixer of this file is such a product with a lower triangular M. */
-static inline void mhk__ref_mix(int T, int S, int P, const double *M, const double *x, double *y) {
-  for (int t = 0; t < T; t++)
-    for (int p = 0; p < P; p++) {
-      y[t * P + p] = 0;
-      for (int s = 0; s < S; s++) y[t * P + p] += M[t * S + s] * x[s * P + p];
-    }
-}
-
-/* ---- attention */
-
-typedef struct mhk__ref_attention {
-  int T, S, P;             /* queries, keys and values, numbers of each; query t is token S - T + t */
-  const double *q, *k, *v; /* (T,P), (S,P), (S,P) */
-  const int *first;        /* (T) the first key that a query sees; NULL: 0 */
-} mhk__ref_attention;
-
-/* M[t,s] = softmax over the s that t sees of q_t . k_s / sqrt(P); log_sum_exp (T), if not NULL: the logarithm
-   of each softmax's denominator */
-static inline void mhk__ref_attention_matrix(const mhk__ref_attention *a, double *M, double *log_sum_exp) {
-  for (int t = 0; t < a->T; t++) {
-    const int first = a->first && a->first[t] > 0 ? a->first[t] : 0, last = a->S - a->T + t;
-    double *row = M + t * a->S, largest = -HUGE_VAL, sum = 0;
-    for (int s = first; s <= last; s++) {
-      row[s] = mhk__ref_dot(a->P, a->q + t * a->P, a->k + s * a->P) / sqrt((double)a->P);
-      largest = fmax(largest, row[s]);
-    }
-    for (int s = first; s <= last; s++) sum += exp(row[s] - largest);
-    for (int s = 0; s < a->S; s++) row[s] = s < first || s > last ? 0 : exp(row[s] - largest) / sum;
-    if (log_sum_exp) log_sum_exp[t] = largest + log(sum);
-  }
-}
-
-/* From dy, the gradient of y = M v. Through the softmax: dscore = M (dM - sum over s of M dM), where dM = dy v^T. */
-static inline void mhk__ref_attention_back(const mhk__ref_attention *a, const double *M, const double *dy, double *dq,
-                                           double *dk, double *dv) {
-  const int P = a->P;
-  for (int t = 0; t < a->T; t++) {
-    const double *row = M + t * a->S;
-    double mean = 0;
-    for (int s = 0; s < a->S; s++) mean += row[s] * mhk__ref_dot(P, dy + t * P, a->v + s * P);
-    for (int s = 0; s < a->S; s++) {
-      const double dscore = row[s] * (mhk__ref_dot(P, dy + t * P, a->v + s * P) - mean) / sqrt((double)P);
-      for (int p = 0; p < P; p++) {
-        dv[s * P + p] += row[s] * dy[t * P + p];
-        dq[t * P + p] += dscore * a->k[s * P + p];
-        dk[s * P + p] += dscore * a->q[t * P + p];
-      }
-    }
-  }
-}
-
-/* ---- SSD, state-space duality: one mixer in three forms (Dao & Gu 2024, arXiv 2405.21060) */
-
-typedef struct mhk__ref_ssd {
-  int T, P, N;
-  const double *x, *log_a; /* (T,P), (T); log_a -HUGE_VAL forgets everything before the token, as a new document does */
-  const double *B, *C;     /* (T,N) */
-  double D;                /* the skip */
-} mhk__ref_ssd;
-typedef struct mhk__ref_ssd_gradient { double *x, *log_a, *B, *C, *D; } mhk__ref_ssd_gradient; /* D: one number */
-
-/* As a matrix: M[t,s] = (C_t . B_s) exp(log_a_{s+1} + ... + log_a_t) for s <= t, and D more on the diagonal */
-static inline void mhk__ref_ssd_matrix(const mhk__ref_ssd *a, double *M) {
-  for (int t = 0; t < a->T; t++) {
-    double log_decay = 0; /* from s to t */
-    for (int s = a->T - 1; s > t; s--) M[t * a->T + s] = 0;
-    for (int s = t; s >= 0; log_decay += a->log_a[s--])
-      M[t * a->T + s] = mhk__ref_dot(a->N, a->C + t * a->N, a->B + s * a->N) * exp(log_decay) + (s == t ? a->D : 0);
-  }
-}
-
-/* As a recurrence, token by token: all that is kept of the past is the state h (P,N):
-     h_t = a_t h_{t-1} + x_t B_t^T          y_t = h_t C_t + D x_t
-   states (T+1,P,N) holds h_{-1} in its first place; the others are filled. */
-static inline void mhk__ref_ssd_recurrent(const mhk__ref_ssd *a, double *states, double *y) {
-  for (int t = 0; t < a->T; t++) {
-    const double *past = states + t * a->P * a->N;
-    double *h = states + (t + 1) * a->P * a->N;
-    for (int p = 0; p < a->P; p++) {
-      for (int n = 0; n < a->N; n++)
-        h[p * a->N + n] = exp(a->log_a[t]) * past[p * a->N + n] + a->x[t * a->P + p] * a->B[t * a->N + n];
-      y[t * a->P + p] = mhk__ref_dot(a->N, h + p * a->N, a->C + t * a->N) + a->D * a->x[t * a->P + p];
-    }
-  }
-}
-
-/* As a chunked scan, Q tokens at a time, which is how the kernels compute it: inside a chunk by the matrix, across
-   chunks by the state h (P,N), the one before the first token at the start and after the last one at the end. work (Q,Q). */
-static inline void mhk__ref_ssd_chunked(const mhk__ref_ssd *a, int Q, double *h, double *work, double *y) {
-  const int P = a->P, N = a->N;
-  for (int t0 = 0; t0 < a->T; t0 += Q) {
-    const int n_tokens = a->T - t0 < Q ? a->T - t0 : Q;
-    const mhk__ref_ssd chunk = {n_tokens, P, N, a->x + t0 * P, a->log_a + t0, a->B + t0 * N, a->C + t0 * N, a->D};
-    double log_decay = 0; /* from before the chunk to t */
-    mhk__ref_ssd_matrix(&chunk, work);
-    mhk__ref_mix(n_tokens, n_tokens, P, work, chunk.x, y + t0 * P);
-    for (int t = 0; t < n_tokens; t++) {
-      log_decay += chunk.log_a[t];
-      for (int p = 0; p < P; p++) y[(t0 + t) * P + p] += exp(log_decay) * mhk__ref_dot(N, h + p * N, chunk.C + t * N);
-    }
-    for (int i = 0; i < P * N; i++) h[i] *= exp(log_decay);
-    log_decay = 0;
-    for (int t = n_tokens - 1; t >= 0; log_decay += chunk.log_a[t--]) /* what token t leaves in the state after the chunk */
-      for (int p = 0; p < P; p++)
-        for (int n = 0; n < N; n++) h[p * N + n] += exp(log_decay) * chunk.x[t * P + p] * chunk.B[t * N + n];
-  }
-}
-
-/* Its gradients, from the last token to the first. g (P,N) is the gradient of the state: at the start of the state after
-   the last token (zeros where nothing asks for it), at the end of h_{-1}. Each h_t gets what y_t gives it, and a_{t+1}
-   times what h_{t+1} got. states as mhk__ref_ssd_recurrent() leaves them. */
-static inline void mhk__ref_ssd_back(const mhk__ref_ssd *a, const double *states, const double *dy, double *g,
-                                     const mhk__ref_ssd_gradient *d) {
-  const int P = a->P, N = a->N;
-  for (int t = a->T - 1; t >= 0; t--) {
-    const double *past = states + t * P * N, *h = past + P * N, decay = exp(a->log_a[t]);
-    for (int p = 0; p < P; p++) {
-      for (int n = 0; n < N; n++) {
-        double *gh = &g[p * N + n];
-        *gh += dy[t * P + p] * a->C[t * N + n];
-        d->C[t * N + n] += dy[t * P + p] * h[p * N + n];
-        d->B[t * N + n] += *gh * a->x[t * P + p];
-        d->x[t * P + p] += *gh * a->B[t * N + n];
-        d->log_a[t] += *gh * decay * past[p * N + n];
-        *gh *= decay; /* from here on the gradient of h_{t-1} */
-      }
-      d->x[t * P + p] += a->D * dy[t * P + p];
-      *d->D += dy[t * P + p] * a->x[t * P + p];
-    }
-  }
-}
-
-/* Gradients from dM (T,T), that of the matrix M. log_a_{s+1} is a factor of every element that leads from a token at or
-   before s to a later one. */
-static inline void mhk__ref_ssd_matrix_back(const mhk__ref_ssd *a, const double *M, const double *dM,
-                                            const mhk__ref_ssd_gradient *d) {
-  for (int t = 0; t < a->T; t++) {
-    double log_decay = 0, through = 0;
-    for (int s = t; s >= 0; log_decay += a->log_a[s--])
-      for (int n = 0; n < a->N; n++) {
-        d->C[t * a->N + n] += dM[t * a->T + s] * exp(log_decay) * a->B[s * a->N + n];
-        d->B[s * a->N + n] += dM[t * a->T + s] * exp(log_decay) * a->C[t * a->N + n];
-      }
-    for (int s = 0; s < t; s++) d->log_a[s + 1] += through += dM[t * a->T + s] * M[t * a->T + s];
-    *d->D += dM[t * a->T + t];
-  }
-}
-
-/* ---- stage 1 of MOHAWK, matrix orientation: || student - teacher ||_F of two mixing matrices (T,T) of a head.
-   d, if not NULL, receives its gradient with respect to the student's, zeros where they are equal. */
-static inline double mhk__ref_matrix_distance(int T, const double *student, const double *teacher, double *d) {
-  double sum = 0;
-  for (int i = 0; i < T * T; i++) sum += (student[i] - teacher[i]) * (student[i] - teacher[i]);
-  for (int i = 0; d && i < T * T; i++) d[i] = sum > 0 ? (student[i] - teacher[i]) / sqrt(sum) : 0;
-  return sqrt(sum);
-}
-
-/* ---- convolution: one channel, W taps, the last one on the token itself */
-
-typedef struct mhk__ref_conv {
-  int T, W;
-  const double *x, *past;  /* (T); (W-1) inputs before the first token, oldest first, or NULL for zeros */
-  const double *taps;      /* (W) */
-  double bias;
-  const int *first;        /* (T) first token of t's document; -1: the past belongs to it. NULL: -1 throughout */
-} mhk__ref_conv;
-
-/* the input that tap w of token t lies on */
-static inline double mhk__ref_conv_input(const mhk__ref_conv *a, int t, int w) {
-  const int s = t - (a->W - 1 - w), first = a->first ? a->first[t] : -1;
-  if (s < 0) return first < 0 && a->past ? a->past[a->W - 1 + s] : 0;
-  return s >= first ? a->x[s] : 0;
-}
-/* z (T), before any activation */
-static inline void mhk__ref_conv_forward(const mhk__ref_conv *a, double *z) {
-  for (int t = 0; t < a->T; t++) {
-    z[t] = a->bias;
-    for (int w = 0; w < a->W; w++) z[t] += a->taps[w] * mhk__ref_conv_input(a, t, w);
-  }
-}
-static inline void mhk__ref_conv_back(const mhk__ref_conv *a, const double *dz, double *dx, double *dtaps, double *dbias) {
-  for (int t = 0; t < a->T; t++) {
-    *dbias += dz[t];
-    for (int w = 0; w < a->W; w++) {
-      const int s = t - (a->W - 1 - w);
-      dtaps[w] += dz[t] * mhk__ref_conv_input(a, t, w);
-      if (s >= 0 && s >= (a->first ? a->first[t] : -1)) dx[s] += dz[t] * a->taps[w];
-    }
-  }
-}
-
-/* ---- activations, and their slopes */
-
-static inline double mhk__ref_sigmoid(double x) { return 1 / (1 + exp(-x)); }
-static inline double mhk__ref_softplus(double x) { return x > 30 ? x + exp(-x) : log1p(exp(x)); }
-static inline double mhk__ref_silu(double x) { return x * mhk__ref_sigmoid(x); }
-static inline double mhk__ref_silu_slope(double x) {
-  const double s = mhk__ref_sigmoid(x);
-  return s * (1 + x * (1 - s));
-}
-/* gelu_new: the form with tanh, which is 2 sigmoid(2 u) - 1 */
-static inline double mhk__ref_gelu(double x) {
-  return x * mhk__ref_sigmoid(2 * 0.7978845608028654 * (x + 0.044715 * x * x * x));
-}
-static inline double mhk__ref_gelu_slope(double x) {
-  const double s = mhk__ref_sigmoid(2 * 0.7978845608028654 * (x + 0.044715 * x * x * x));
-  return s + x * s * (1 - s) * 2 * 0.7978845608028654 * (1 + 3 * 0.044715 * x * x);
-}
-
-/* ---- rows of n numbers */
-
-/* y = softmax(x); returns the logarithm of its denominator */
-static inline double mhk__ref_softmax(int n, const double *x, double *y) {
-  double largest = -HUGE_VAL, sum = 0;
-  for (int i = 0; i < n; i++) largest = fmax(largest, x[i]);
-  for (int i = 0; i < n; i++) sum += exp(x[i] - largest);
-  for (int i = 0; i < n; i++) y[i] = exp(x[i] - largest) / sum;
-  return largest + log(sum);
-}
-
-/* LayerNorm, and RMSNorm where centre is 0: normalized = (x - mean) / sqrt(variance + eps). Returns 1 / sqrt(...). */
-static inline double mhk__ref_normalize(int n, const double *x, double eps, int centre, double *mean, double *normalized) {
-  double variance = 0;
-  *mean = 0;
-  for (int i = 0; i < n && centre; i++) *mean += x[i] / n;
-  for (int i = 0; i < n; i++) variance += (x[i] - *mean) * (x[i] - *mean) / n;
-  for (int i = 0; i < n; i++) normalized[i] = (x[i] - *mean) / sqrt(variance + eps);
-  return 1 / sqrt(variance + eps);
-}
-/* dx from dn, the gradient of the normalized numbers */
-static inline void mhk__ref_normalize_back(int n, const double *normalized, double rstd, int centre, const double *dn,
-                                           double *dx) {
-  double sum = 0, dot = 0;
-  for (int i = 0; i < n; i++) {
-    sum += centre ? dn[i] / n : 0;
-    dot += dn[i] * normalized[i] / n;
-  }
-  for (int i = 0; i < n; i++) dx[i] += rstd * (dn[i] - sum - normalized[i] * dot);
-}
-
-/* Rotary embedding of one head's numbers at a position: i and i + dim/2 turn by position * theta^(-2i/dim). */
-static inline void mhk__ref_rotary(int dim, double theta, double position, const double *x, double *y) {
-  for (int i = 0; i < dim / 2; i++) {
-    const double angle = position * pow(theta, -2.0 * i / dim), low = x[i], high = x[i + dim / 2];
-    y[i] = low * cos(angle) - high * sin(angle);
-    y[i + dim / 2] = high * cos(angle) + low * sin(angle);
-  }
-}
-#endif /* MOHAWK_REFERENCE */
+#endif
+#endif
 
 /* ====================================================================================================
    IMPLEMENTATION
@@ -2838,15 +2611,48 @@ MHKDEF mhk_result mhk_set_threads(mhk_context *ctx, int threads) {
 MHKDEF size_t mhk_memory_in_use(const mhk_context *ctx) { return ctx ? ctx->memory : 0; }
 MHKDEF size_t mhk_memory_peak(const mhk_context *ctx) { return ctx ? ctx->peak : 0; }
 #endif /* MOHAWK_IMPLEMENTATION */
-#if defined(MOHAWK_IMPLEMENTATION) && !defined(MHK__PASS)
 /* ====================================================================================================
-   KERNELS: products, attention, SSD, rows; compiled once per instruction set               >>kernels
+   KERNELS: how loops are compiled once per instruction set                                >>kernels
    ====================================================================================================
-   Every loop that costs time stands here. The middle part is a template over a small vector vocabulary (MHK__V and friends); the
-   header includes itself once per instruction set to compile it and each pass fills one table of functions. The drivers at the end
-   cut the work into tasks by the problem's size, never by the number of threads, so that results do not depend on it, and reach
-   the kernels through the context's table: OpenMP inside a function with its own target would lose the target on Clang. */
 
+   Every loop that costs time is a kernel: a function over plain arrays that is called through
+   the table of its context, mhk__kernels. Its code stands once, in the chapter of what it
+   computes, between #ifdef MHK__TEMPLATE and #endif, and is written in a small vector vocabulary
+   (MHK__V, MHK__LOAD, MHK__FMA, ...). At the end of the file, >>passes, the header includes
+   itself once per instruction set. Only the parts between those guards are compiled then, under
+   names of the pass: MHK__N(mhk__ssd) is mhk__ssd_avx2 in one of them. Plain C is a pass too,
+   with vectors of one number.
+
+   Drivers cut the work into tasks by the problem's size, never by the number of threads, so that
+   results do not depend on it, and call the kernels. OpenMP stands in drivers only: inside a
+   function with a target of its own, Clang would lose the target.
+
+   The chapters from here to >>optimizer hold, in this order: the reference, which is the
+   mathematics in plain C, one head of one sequence at a time (T,P) row-major in double, compiled
+   in for tests with MOHAWK_REFERENCE; arguments; kernels; drivers; ops on the tape, each forward
+   pass beside its gradient. The tests hold every kernel of every instruction set against the
+   reference. */
+
+#if MHK__REFERENCE == 1 && !defined(MHK__PASS)
+/* ---- reference */
+
+static inline double mhk__ref_dot(int n, const double *x, const double *y) {
+  double sum = 0;
+  for (int i = 0; i < n; i++) sum += x[i] * y[i];
+  return sum;
+}
+
+/* y (T,P) = M (T,S) x (S,P): every mixer of this file is such a product with a lower triangular M. */
+static inline void mhk__ref_mix(int T, int S, int P, const double *M, const double *x, double *y) {
+  for (int t = 0; t < T; t++)
+    for (int p = 0; p < P; p++) {
+      y[t * P + p] = 0;
+      for (int s = 0; s < S; s++) y[t * P + p] += M[t * S + s] * x[s * P + p];
+    }
+}
+#endif /* reference */
+
+#if defined(MOHAWK_IMPLEMENTATION) && !defined(MHK__PASS)
 #define MHK__R(x) ((mhk_real)(x))
 #ifdef MOHAWK_DOUBLE
 #define MHK__REXP exp
@@ -2864,7 +2670,6 @@ static float mhk__bf16_to_f32(uint16_t h) {
   memcpy(&f, &bits, 4);
   return f;
 }
-
 #ifndef MOHAWK_NO_TRAINING
 /* x rounded to bfloat16, as VCVTNE2PS2BF16 does it: to nearest, ties to even, subnormal numbers to zero, NaN stays NaN */
 static uint16_t mhk__bf16_round(mhk_real x) {
@@ -2875,7 +2680,7 @@ static uint16_t mhk__bf16_round(mhk_real x) {
   if ((bits & 0x7FFFFFFFu) > 0x7F800000u) return (uint16_t)((bits >> 16) | 0x40u);
   return (uint16_t)((bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16);
 }
-#endif
+#endif /* MOHAWK_NO_TRAINING */
 
 /* exact for subnormals too: the multiplication by 2^112 renormalises, and leaves infinity and NaN what they are */
 static float mhk__f16_to_f32(uint16_t h) {
@@ -2885,6 +2690,16 @@ static float mhk__f16_to_f32(uint16_t h) {
   memcpy(&f, &bits, 4);
   f *= 5192296858534827628530496329220096.0f;
   return h & 0x8000u ? -f : f;
+}
+
+MHKDEF size_t mhk_dtype_size(mhk_dtype dtype) {
+  switch (dtype) {
+    case MHK_F64: case MHK_I64: case MHK_U64: return 8;
+    case MHK_F32: case MHK_I32: case MHK_U32: return 4;
+    case MHK_F16: case MHK_BF16: case MHK_I16: case MHK_U16: return 2;
+    case MHK_I8: case MHK_U8: case MHK_BOOL: return 1;
+    default: return 0;
+  }
 }
 
 /* element i of an array of a floating-point dtype */
@@ -2971,69 +2786,6 @@ typedef struct mhk__epilogue {
   int gelu;
 } mhk__epilogue;
 
-/* Attention over (B,T,H,P) queries and (B,S,G,P) keys and values; query t stands at position offset + t. */
-typedef struct mhk__attention_args {
-  mhk_index B, T, S, H, G, P, offset;
-  mhk_index kv_batch;       /* elements between the batches of k and v */
-  const mhk_real *q, *k, *v;
-  const mhk_index *start;   /* (B,T) first key a query sees, or NULL */
-  mhk_real *y;              /* (B,T,H,P) */
-  mhk_real *lse;            /* (B,H,T): log of the softmax's denominator, scores scaled; NULL in no-grad */
-  const mhk_real *dy, *yy;  /* backward: cotangent and output */
-  mhk_real *dq, *dk, *dv;   /* added to; NULL: not wanted */
-} mhk__attention_args;
-
-/* SSD over x (B,T,H,P), log_a (B,T,H), b and c (B,T,G,N). */
-typedef struct mhk__ssd_args {
-  mhk_index B, T, H, G, P, N, Q;        /* Q: tokens a chunk */
-  const mhk_real *x, *log_a, *b, *c, *d;
-  const mhk_real *initial;              /* (B,H,P,N) or NULL */
-  const mhk_index *start;               /* (B,T) first token of the document, -1 for the first one, or NULL */
-  mhk_real *y;                          /* (B,T,H,P) */
-  mhk_real *states;                     /* (B,H,chunks,P,N) states before each chunk, or NULL */
-  mhk_real *final;                      /* (B,H,P,N) */
-  const mhk_real *dy, *dfinal;          /* backward */
-  mhk_real *dx, *dlog_a, *db, *dc, *dinitial; /* added to; NULL: not wanted */
-  mhk_real *dd;                         /* (B,H) written */
-  mhk_index span;                       /* heads of a task forward, groups backward */
-} mhk__ssd_args;
-
-/* The stage-1 loss of one layer: the SSD matrix against the attention matrix, tile by tile. */
-typedef struct mhk__orientation_args {
-  mhk_index B, T, H, G, P, N, HT, GT, PT; /* ..T: the teacher's heads, key heads and head size; HT == H */
-  const mhk_real *log_a, *b, *c, *d, *q, *k;
-  const mhk_index *start;
-  mhk_real *lse;                 /* (B,H,T) written by forward, read by backward */
-  double *difference, *norm;     /* (B,H): sums of squares of M_s - M_t and of M_t */
-  double scale;                  /* backward: cotangent / (B H) */
-  mhk_real *dlog_a, *db, *dc;    /* added to; NULL: not wanted */
-  mhk_real *dd;                  /* (B,H) written */
-} mhk__orientation_args;
-
-/* Depthwise convolution of one run of channels: x rows have ldx columns, y rows ldy. */
-typedef struct mhk__conv_args {
-  mhk_index B, T, C, W;          /* C channels in x */
-  const mhk_real *x, *weight, *bias;
-  const mhk_index *start;
-  const mhk_real *state;         /* (B,C,W-1) or NULL */
-  int silu;
-  mhk_real *y;                   /* this run's output, its first channel at y[0] */
-  mhk_index ldy, first;          /* columns of y; first channel of the run in x */
-  mhk_real *before;              /* (B,T,C): pre-activation, silu only */
-  const mhk_real *dy;
-  mhk_real *dx, *dweight, *dbias; /* added to; NULL: not wanted */
-} mhk__conv_args;
-
-/* The convolution in inference: T tokens of one sequence. x rows have ldx columns, channels lie side by side everywhere. */
-typedef struct mhk__stream_args {
-  mhk_index T, W, C, ldx, ldy;
-  const mhk_real *x, *taps, *bias; /* taps (W,C), the last one on the token itself */
-  mhk_real *state;                 /* (W-1,C) the inputs before, oldest first: moved on */
-  int silu;
-  mhk_real *y;                     /* channel c goes to column c - first */
-  mhk_index first;
-} mhk__stream_args;
-
 /* Which part of a product is wanted or not zero: everything; c on and below, or on and above its diagonal; a lower or upper triangular. Whole register tiles
    are left out, what they would have held is not touched. */
 enum { mhk__whole, mhk__lower_c, mhk__upper_c, mhk__lower_a, mhk__upper_a };
@@ -3078,6 +2830,13 @@ typedef struct mhk__narrow {
   void (*pack_b)(void *dst, mhk_index n_columns, mhk_index k, mhk__matrix src);
   void (*product)(mhk_index m, mhk_index n, mhk_index k, const void *a, const void *b, mhk_real *c, mhk_index ldc, int accumulate);
 } mhk__narrow;
+
+/* what the kernels of the chapters below are called with */
+typedef struct mhk__attention_args mhk__attention_args;
+typedef struct mhk__ssd_args mhk__ssd_args;
+typedef struct mhk__orientation_args mhk__orientation_args;
+typedef struct mhk__conv_args mhk__conv_args;
+typedef struct mhk__stream_args mhk__stream_args;
 
 struct mhk__kernels {
   int mr, nr; /* the register tile of products: rows of A, columns of B */
@@ -3124,50 +2883,47 @@ struct mhk__kernels {
   void (*adamw)(mhk_index n, mhk_real *p, const mhk_real *g, mhk_real *m, mhk_real *v, const mhk_real *s);
 };
 
-#ifndef MOHAWK_NO_TRAINING
-/* room for a packed operand of that many rows or columns: every register tile divides into it */
-static mhk_index mhk__padded(mhk_index rows) { return rows + 32; }
-#endif
 static mhk_index mhk__up(mhk_index n, mhk_index step) { return (n + step - 1) / step * step; }
 static mhk_index mhk__min(mhk_index a, mhk_index b) { return a < b ? a : b; }
 static mhk_index mhk__max(mhk_index a, mhk_index b) { return a > b ? a : b; }
 
 #define MHK__TILE 64 /* rows and columns of a tile of attention and stage-1 matrices */
 
-#define MHK__CONV_BLOCK 64 /* channels a task of the convolution takes */
-
-#define MHK__SSD_CHUNK 32 /* tokens of a chunk of the SSD form, unless the caller says */
-#define MHK__STEPS 8      /* so many tokens go through the recurrence one by one rather than as a chunk */
-
-/* A log decay in a running sum. e^-1000 forgets all there is: minus infinity is a full reset,
-   whose sum with others must keep their digits. NaN stays. */
-static double mhk__log_decay(mhk_real x) { return x < -1000 ? -1000.0 : (double)x; }
-
-/* elements of work memory a kernel needs, the widest register tile allowed for */
-static mhk_index mhk__attention_work(mhk_index S, mhk_index P) {
-  const mhk_index K = MHK__TILE, over = K + MHK__OVER, p = MHK__LD(P);
-  return 2 * (S + K) * p + P * K + over * (K + p) + 3 * K + 64;
-}
-#ifndef MOHAWK_NO_TRAINING
-static mhk_index mhk__attention_back_work(mhk_index T, mhk_index P) {
-  const mhk_index K = MHK__TILE, over = K + MHK__OVER, p = MHK__LD(P);
-  return (T + K) * (2 * P + 3 * p) + over * (3 * p + 2 * K) + 2 * K + 64;
-}
+#if !defined(MOHAWK_NO_SIMD) && defined(MHK__X86)
+#define MHK__HAS_X86_PASSES
+#if !defined(MOHAWK_DOUBLE) && (defined(__clang__) ? __clang_major__ >= 6 : __GNUC__ >= 8)
+#define MHK__HAS_VNNI
 #endif
-static mhk_index mhk__ssd_work(mhk_index Q, mhk_index N, mhk_index P, mhk_index heads) { /* heads of one task */
-  const mhk_index q = MHK__LD(Q), n = MHK__LD(N), p = MHK__LD(P), over = Q + MHK__OVER;
-  return (8 + N + P + 3 * over) * q + over * 4 * (n + p) + 2 * P * n + heads * (N + MHK__OVER) * p + 64;
-}
-#ifndef MOHAWK_NO_TRAINING
-static mhk_index mhk__orientation_work(mhk_index T, mhk_index N, mhk_index P) {
-  const mhk_index K = MHK__TILE, over = K + MHK__OVER, n = MHK__LD(N);
-  return 4 * MHK__LD(T) + (T + K) * (N + P + 2 * n) + over * (2 * n + MHK__LD(P) + 3 * K) + 20 * K + 64;
-}
-static mhk_index mhk__conv_work(mhk_index W) { return (2 * W + 4) * MHK__CONV_BLOCK; }
+#include <immintrin.h>
+#elif !defined(MOHAWK_NO_SIMD) && defined(__AARCH64EL__) && (defined(__GNUC__) || defined(__clang__))
+#define MHK__HAS_NEON_PASS
+#include <arm_neon.h>
+/* the dot product of bytes that ARMv8.2 brought; Clang's arm_neon.h offers it to single functions from version 16 on */
+#if defined(MOHAWK_DOUBLE)
+#elif defined(__ARM_FEATURE_DOTPROD)
+#define MHK__HAS_SDOT
+#define MHK__TARGET_SDOT
+#elif defined(__clang__) && __clang_major__ >= 16
+#define MHK__HAS_SDOT
+#define MHK__TARGET_SDOT __attribute__((target("dotprod")))
+#elif !defined(__clang__) && __GNUC__ >= 8
+#define MHK__HAS_SDOT
+#define MHK__TARGET_SDOT __attribute__((target("arch=armv8.2-a+dotprod")))
+#endif
+#if defined(MHK__HAS_SDOT) && !defined(__ARM_FEATURE_DOTPROD)
+#if defined(__linux__)
+#include <sys/auxv.h>
+#elif defined(__APPLE__)
+#include <sys/sysctl.h>
+#endif
+#endif
+#elif !defined(MOHAWK_NO_SIMD) && defined(__wasm_simd128__)
+#define MHK__HAS_WASM_PASS
+#include <wasm_simd128.h>
 #endif
 #endif /* MOHAWK_IMPLEMENTATION */
 
-#if defined(MHK__PASS) && MHK__TEXT == MHK__VERSION /* else the file that includes this one says what is wrong */
+#ifdef MHK__TEMPLATE
 /* ---- the template: MHK__PASS 1 scalar, 2 AVX2+FMA, 3 AVX-512, 4 NEON, 5 WASM SIMD128; MHK__SUFFIX names the pass ---- */
 #define MHK__JOIN2(a, b) a##b
 #define MHK__JOIN(a, b) MHK__JOIN2(a, b)
@@ -3431,7 +3187,133 @@ static inline MHK__V MHK__N(mhk__vsigmoid)(MHK__V x) {
 }
 
 static inline MHK__V MHK__N(mhk__silu_of)(MHK__V v) { return v * MHK__N(mhk__vsigmoid)(v); }
+#endif /* MHK__TEMPLATE */
 
+#if defined(MOHAWK_IMPLEMENTATION) && !defined(MHK__PASS)
+#ifndef MOHAWK_NO_TRAINING
+MHKDEF mhk_precision mhk_set_precision(mhk_context *ctx, mhk_precision precision) {
+  if (mhk_failed(ctx)) return MHK_PRECISION_FULL;
+  mhk_precision before = ctx->precision;
+  if (precision != MHK_PRECISION_FULL && precision != MHK_PRECISION_BF16)
+    mhk_fail(ctx, MHK_ERROR_ARGUMENT, "precision %d is none: 0 is full, 1 bfloat16", (int)precision);
+  else
+    ctx->precision = precision;
+  return before;
+}
+#endif /* MOHAWK_NO_TRAINING */
+
+/* ---- drivers: cut work into tasks, give each worker its memory ---- */
+
+#ifndef MHK__SMALL
+#define MHK__SMALL 1e5 /* multiply-adds that are done before other threads have woken up */
+#endif
+
+/* Runs body over tasks with per-worker work memory of the given number of elements; cost is about how many multiply-adds all tasks take. */
+typedef struct mhk__job {
+  mhk_context *ctx;
+  const void *args;
+  mhk_real *work;
+  mhk_index each; /* elements of work a worker */
+  mhk_index heads;
+} mhk__job;
+
+static void mhk__run(mhk_context *ctx, const void *args, mhk_index tasks, mhk_index heads, mhk_index work, double cost,
+                     void (*body)(void *arg, mhk_index task, int worker)) {
+  const mhk__mark mark = mhk__scratch_mark(ctx);
+  mhk__job job;
+  job.ctx = ctx;
+  job.args = args;
+  job.each = (work + 15) / 16 * 16;
+  job.heads = heads;
+  job.work =
+      (mhk_real *)mhk__arena_alloc(ctx, &ctx->scratch, mhk__size3(ctx, job.each, ctx->workers + 1, sizeof(mhk_real)));
+  if (job.work && tasks > 0 && ctx->scratch.kind != MHK__COUNTS) {
+    if (cost < MHK__SMALL) {
+      for (mhk_index i = 0; i < tasks; i++) body(&job, i, 0);
+    } else
+      mhk__parallel(ctx, tasks, body, &job);
+  }
+  mhk__scratch_rewind(ctx, mark);
+}
+#ifndef MOHAWK_NO_TRAINING
+/* one head or group of one sequence a task */
+#define MHK__HEAD_TASK(name, type, kernel) \
+  static void name(void *arg, mhk_index task, int worker) { \
+    const mhk__job *job = (const mhk__job *)arg; \
+    job->ctx->kernels->kernel((const type *)job->args, task / job->heads, task % job->heads, job->work + worker * job->each); \
+  }
+
+/* Rows and columns: body(args, first, last) over [0,n) in pieces of step. */
+typedef struct mhk__range {
+  mhk_context *ctx;
+  void (*body)(mhk_context *ctx, void *args, mhk_index first, mhk_index last);
+  void *args;
+  mhk_index n, step;
+} mhk__range;
+static void mhk__range_task(void *arg, mhk_index task, int worker) {
+  const mhk__range *r = (const mhk__range *)arg;
+  (void)worker;
+  r->body(r->ctx, r->args, task * r->step, mhk__min(r->n, (task + 1) * r->step));
+}
+static void mhk__over(mhk_context *ctx, mhk_index n, mhk_index step, void (*body)(mhk_context *ctx, void *args, mhk_index first, mhk_index last), void *args) {
+  mhk__range r;
+  if (n <= 0) return;
+  r.ctx = ctx;
+  r.body = body;
+  r.args = args;
+  r.n = n;
+  r.step = step < 1 ? 1 : step;
+  mhk__parallel(ctx, (n + r.step - 1) / r.step, mhk__range_task, &r);
+}
+#endif /* MOHAWK_NO_TRAINING */
+#endif /* MOHAWK_IMPLEMENTATION */
+
+/* ====================================================================================================
+   PRODUCTS: GEMM of every stored type, GEMV, quantised weights                            >>products
+   ====================================================================================================
+
+   c (m,n) = a (m,k) b (k,n), the GEMM under every linear layer, in five forms:
+      packed     both operands are copied into panels, in the order the register tile reads them
+      plain      operands as they lie, where they divide into whole tiles or are padded (mhk__block)
+      few rows   of x against the rows of a weight matrix: GEMV, as fast as weights can be read
+      quantised  rows of x as 16-bit integers against int8 or int4 weights, dequantized by group
+      bfloat16   both operands rounded, sums in float32 (mhk__narrow)
+   Weights stay in their stored type and are converted where they are read or packed. The order of
+   every sum depends on the shapes and the instruction set, not on the number of threads. */
+
+#if defined(MOHAWK_IMPLEMENTATION) && !defined(MHK__PASS)
+#ifndef MOHAWK_NO_TRAINING
+/* room for a packed operand of that many rows or columns: every register tile divides into it */
+static mhk_index mhk__padded(mhk_index rows) { return rows + 32; }
+#endif /* MOHAWK_NO_TRAINING */
+
+#if (defined(MHK__HAS_X86_PASSES) || defined(MHK__HAS_NEON_PASS) || defined(MHK__HAS_WASM_PASS)) && !defined(MOHAWK_DOUBLE)
+/* Blocks [first,last) of quantised weights by tiles of one row of x, of two, and where there are such of four, against one block or against two. The rows
+   go in slabs that stay in the second-level cache while the blocks pass. */
+typedef void (*mhk__q_tile)(const mhk__q_args *a, mhk_index b, mhk_index i);
+static void mhk__q_tiles(const mhk__q_args *a, mhk_index first, mhk_index last, mhk__q_tile one, mhk__q_tile two, mhk__q_tile four, mhk__q_tile wide) {
+  const mhk_index slab = mhk__max(8, MHK__Q_SLAB / (a->K * (mhk_index)sizeof(int16_t)) / 4 * 4);
+  mhk_index i, both;
+  for (mhk_index at = 0; at < a->M; at += slab) {
+    const mhk_index end = mhk__min(a->M, at + slab);
+    for (mhk_index b = first; b < last; b += both + 1) {
+      both = wide && last - b > 1 && end - at >= 4;
+      for (i = at; four && end - i >= 4; i += 4) (both ? wide : four)(a, b, i);
+      for (; end - i >= 2; i += 2) {
+        two(a, b, i);
+        if (both) two(a, b + 1, i);
+      }
+      if (i < end) {
+        one(a, b, i);
+        if (both) one(a, b + 1, i);
+      }
+    }
+  }
+}
+#endif
+#endif /* MOHAWK_IMPLEMENTATION */
+
+#ifdef MHK__TEMPLATE
 /* ---- products ---- */
 
 /* W rows of W numbers, row stride rs, transposed: column j goes to dst + j * width, its first n numbers */
@@ -4005,7 +3887,6 @@ static inline mhk_real MHK__N(mhk__dot)(mhk_index n, const mhk_real *x, const mh
   for (; i < n; i++) rest += x[i] * y[i];
   return MHK__N(mhk__hsum)(sum) + rest;
 }
-
 #ifndef MOHAWK_NO_TRAINING
 /* one square of MHK__W, turned */
 static inline void MHK__N(mhk__turn_tile)(const mhk_real *src, mhk_index ld, mhk_real *dst, mhk_index wide) {
@@ -4046,7 +3927,7 @@ static void MHK__N(mhk__row_dots)(mhk_index n, mhk_index w, const mhk_real *x, c
     MHK__N(mhk__row_sums)(rows, part, out + i);
   }
 }
-#endif
+#endif /* MOHAWK_NO_TRAINING */
 
 /* gelu_new(x) = x sigmoid(2u), u = sqrt(2/pi) (x + 0.044715 x^3): the tanh form without its cancellation */
 static inline MHK__V MHK__N(mhk__vgelu_gate)(MHK__V x) {
@@ -4059,7 +3940,6 @@ static void MHK__N(mhk__gelu)(mhk_index n, const mhk_real *x, mhk_real *y) {
     MHK__STOREN(y + i, v * MHK__N(mhk__vgelu_gate)(v), n - i);
   }
 }
-
 #ifndef MOHAWK_NO_TRAINING
 static void MHK__N(mhk__gelu_back)(mhk_index n, const mhk_real *x, const mhk_real *dy, mhk_real *dx) {
   const MHK__V one = MHK__SET(MHK__R(1));
@@ -4070,7 +3950,7 @@ static void MHK__N(mhk__gelu_back)(mhk_index n, const mhk_real *x, const mhk_rea
     MHK__STOREN(dx + i, d * MHK__LOADN(dy + i, n - i), n - i);
   }
 }
-#endif
+#endif /* MOHAWK_NO_TRAINING */
 
 static void MHK__N(mhk__epilogue_rows)(mhk_index m, mhk_index n, mhk_real *c, mhk_index ldc, mhk_index offset, const mhk__epilogue *e, mhk_index column) {
   for (mhk_index i = 0; i < m; i++) {
@@ -4475,7 +4355,6 @@ static void MHK__N(mhk__q_times)(const mhk__q_args *a, mhk_index first, mhk_inde
 }
 #endif
 #endif
-
 #ifndef MOHAWK_NO_TRAINING
 /* Products of bfloat16 numbers on registers that know none: packed as ever, then rounded in place. The numbers of a pair along k change places, since
    VDPBF16PS adds the second product first. */
@@ -4507,2299 +4386,10 @@ static void MHK__N(mhk__narrow_pack_b)(void *dst, mhk_index n_columns, mhk_index
 static void MHK__N(mhk__narrow_product)(mhk_index m, mhk_index n, mhk_index k, const void *a, const void *b, mhk_real *c, mhk_index ldc, int accumulate) {
   MHK__N(mhk__product)(m, n, k, (const mhk_real *)a, (const mhk_real *)b, c, ldc, accumulate);
 }
-#endif
-
-/* ---- rows ---- */
-
-static inline mhk_real MHK__N(mhk__row_max)(mhk_index n, const mhk_real *x) {
-  mhk_real best;
-  if (n < MHK__W) {
-    best = x[0];
-    for (mhk_index i = 1; i < n; i++) best = x[i] > best ? x[i] : best;
-    return best;
-  }
-  MHK__V m = MHK__LOAD(x);
-  for (mhk_index i = MHK__W; i + MHK__W <= n; i += MHK__W) m = MHK__MAX(m, MHK__LOAD(x + i));
-  m = MHK__MAX(m, MHK__LOAD(x + n - MHK__W));
-  return MHK__N(mhk__hmax)(m);
-}
-
-/* y = exp(x * scale - shift), returns the sum; x and y may be the same */
-static inline mhk_real MHK__N(mhk__row_exp)(mhk_index n, const mhk_real *x, mhk_real scale, mhk_real shift, mhk_real *y) {
-  mhk_index i;
-  const MHK__V f = MHK__SET(scale), s = MHK__SET(-shift);
-  MHK__V total = MHK__SET(MHK__R(0));
-  mhk_real rest = 0;
-  for (i = 0; i + MHK__W <= n; i += MHK__W) {
-    const MHK__V e = MHK__N(mhk__vexp)(MHK__FMA(MHK__LOAD(x + i), f, s));
-    MHK__STORE(y + i, e);
-    total = total + e;
-  }
-  if (i < n) {
-    const mhk_index k = n - i;
-    MHK__STORE_FIRST(y + i, MHK__N(mhk__vexp)(MHK__FMA(MHK__LOAD_FIRST(x + i, k), f, s)), k);
-    for (mhk_index j = i; j < n; j++) rest += y[j];
-  }
-  return MHK__N(mhk__hsum)(total) + rest;
-}
-
-#ifndef MOHAWK_NO_TRAINING
-static void MHK__N(mhk__softmax)(mhk_index n, const mhk_real *x, mhk_real *y) {
-  const mhk_real most = MHK__N(mhk__row_max)(n, x);
-  const MHK__V f = MHK__SET(MHK__R(1) / MHK__N(mhk__row_exp)(n, x, MHK__R(1), most, y));
-  for (mhk_index i = 0; i < n; i += MHK__W) MHK__STOREN(y + i, MHK__LOADN(y + i, n - i) * f, n - i);
-}
-#endif
-
-/* log sum exp(scale x); sums blocks of 256 in double so that a large vocabulary loses nothing */
-static double MHK__N(mhk__log_sum_exp)(mhk_index n, const mhk_real *x, mhk_real scale) {
-  const mhk_real most = MHK__N(mhk__row_max)(n, x) * scale;
-  double total = 0;
-  mhk_real block[256];
-  for (mhk_index i = 0; i < n; i += 256) total += (double)MHK__N(mhk__row_exp)(n - i < 256 ? n - i : 256, x + i, scale, most, block);
-  return (double)most + log(total);
-}
-
-#ifndef MOHAWK_NO_TRAINING
-/* sum over i of exp(target_i - target_lse) logits_i, blocks of 1024 summed in double */
-static double MHK__N(mhk__soft_dot)(mhk_index n, const mhk_real *logits, const mhk_real *target, mhk_real target_lse) {
-  const MHK__V shift = MHK__SET(-target_lse), one = MHK__SET(MHK__R(1)), zero = MHK__SET(MHK__R(0));
-  double total = 0;
-  for (mhk_index k = 0; k < n; k += 1024) {
-    const mhk_index end = mhk__min(n, k + 1024);
-    MHK__V s = zero;
-    for (mhk_index i = k; i < end; i += MHK__W)
-      s = MHK__FMA(MHK__N(mhk__vexp)(MHK__FMA(MHK__LOADN(target + i, end - i), one, shift)), MHK__LOADN(logits + i, end - i), s);
-    total += (double)MHK__N(mhk__hsum)(s);
-  }
-  return total;
-}
-
-/* d += g (softmax(logits * it) - softmax(target)) */
-static void MHK__N(mhk__soft_back)(mhk_index n, const mhk_real *logits, mhk_real it, mhk_real lse, const mhk_real *target, mhk_real target_lse, mhk_real g,
-                                   mhk_real *d) {
-  const MHK__V vit = MHK__SET(it), vl = MHK__SET(-lse), vt = MHK__SET(-target_lse), vg = MHK__SET(g), one = MHK__SET(MHK__R(1));
-  for (mhk_index i = 0; i < n; i += MHK__W) {
-    MHK__V e = MHK__N(mhk__vexp)(MHK__FMA(MHK__LOADN(logits + i, n - i), vit, vl));
-    if (target) e = e - MHK__N(mhk__vexp)(MHK__FMA(MHK__LOADN(target + i, n - i), one, vt));
-    MHK__STOREN(d + i, MHK__FMA(vg, e, MHK__LOADN(d + i, n - i)), n - i);
-  }
-}
-#endif
-
-static void MHK__N(mhk__norm)(mhk_index n, const mhk_real *x, const mhk_real *w, const mhk_real *b, mhk_real eps, int centre, mhk_real *y, mhk_real *mean,
-                              mhk_real *rstd) {
-  mhk_index i;
-  MHK__V total = MHK__SET(MHK__R(0)), vm;
-  mhk_real m = 0, r, rest = 0;
-  if (centre) {
-    for (i = 0; i + MHK__W <= n; i += MHK__W) total = total + MHK__LOAD(x + i);
-    for (; i < n; i++) rest += x[i];
-    m = (MHK__N(mhk__hsum)(total) + rest) / (mhk_real)n;
-  }
-  total = MHK__SET(MHK__R(0));
-  vm = MHK__SET(m);
-  rest = 0;
-  for (i = 0; i + MHK__W <= n; i += MHK__W) {
-    const MHK__V d = MHK__LOAD(x + i) - vm;
-    total = MHK__FMA(d, d, total);
-  }
-  for (; i < n; i++) rest += (x[i] - m) * (x[i] - m);
-  r = MHK__R(1) / MHK__R(sqrt((MHK__N(mhk__hsum)(total) + rest) / (mhk_real)n + eps));
-  total = MHK__SET(r);
-  for (i = 0; i < n; i += MHK__W) {
-    MHK__V v = (MHK__LOADN(x + i, n - i) - vm) * total * MHK__LOADN(w + i, n - i);
-    if (b) v = v + MHK__LOADN(b + i, n - i);
-    MHK__STOREN(y + i, v, n - i);
-  }
-  *mean = m;
-  *rstd = r;
-}
-
-#ifndef MOHAWK_NO_TRAINING
-/* dx += r (g - mean(g) - xhat mean(g xhat)), g = dy w, xhat = (x - m) r; without centring the middle term is absent */
-static void MHK__N(mhk__norm_back)(mhk_index n, const mhk_real *x, const mhk_real *w, mhk_real m, mhk_real r, int centre, const mhk_real *dy, mhk_real *dx) {
-  mhk_index i;
-  MHK__V sg = MHK__SET(MHK__R(0)), sx = sg;
-  const MHK__V vm = MHK__SET(m), vr = MHK__SET(r);
-  mhk_real a = 0, c = 0;
-  for (i = 0; i + MHK__W <= n; i += MHK__W) {
-    const MHK__V g = MHK__LOAD(dy + i) * MHK__LOAD(w + i);
-    sg = sg + g;
-    sx = MHK__FMA(g, (MHK__LOAD(x + i) - vm) * vr, sx);
-  }
-  for (; i < n; i++) {
-    a += dy[i] * w[i];
-    c += dy[i] * w[i] * (x[i] - m) * r;
-  }
-  a = centre ? (a + MHK__N(mhk__hsum)(sg)) / (mhk_real)n : 0;
-  c = (c + MHK__N(mhk__hsum)(sx)) / (mhk_real)n;
-  sg = MHK__SET(a);
-  sx = MHK__SET(c);
-  for (i = 0; i < n; i += MHK__W) {
-    const MHK__V g = MHK__LOADN(dy + i, n - i) * MHK__LOADN(w + i, n - i), d = (MHK__LOADN(x + i, n - i) - vm) * vr;
-    MHK__STOREN(dx + i, MHK__FMA(vr, g - sg - d * sx, MHK__LOADN(dx + i, n - i)), n - i);
-  }
-}
-#endif
-
-static void MHK__N(mhk__gate)(mhk_index n, const mhk_real *y, const mhk_real *z, const mhk_real *bias, mhk_real *out) {
-  for (mhk_index i = 0; i < n; i += MHK__W) {
-    MHK__V s = MHK__LOADN(z + i, n - i);
-    if (bias) s = s + MHK__LOADN(bias + i, n - i);
-    MHK__STOREN(out + i, MHK__LOADN(y + i, n - i) * s * MHK__N(mhk__vsigmoid)(s), n - i);
-  }
-}
-
-#ifndef MOHAWK_NO_TRAINING
-/* dy += g silu(s); dz = g y silu'(s): written, the caller adds it up */
-static void MHK__N(mhk__gate_back)(mhk_index n, const mhk_real *y, const mhk_real *z, const mhk_real *bias, const mhk_real *g, mhk_real *dy, mhk_real *dz) {
-  const MHK__V one = MHK__SET(MHK__R(1));
-  for (mhk_index i = 0; i < n; i += MHK__W) {
-    const mhk_index left = n - i;
-    MHK__V s = MHK__LOADN(z + i, left), e, gi = MHK__LOADN(g + i, left);
-    if (bias) s = s + MHK__LOADN(bias + i, left);
-    e = MHK__N(mhk__vsigmoid)(s);
-    if (dy) MHK__STOREN(dy + i, MHK__FMA(gi, s * e, MHK__LOADN(dy + i, left)), left);
-    if (dz) MHK__STOREN(dz + i, gi * MHK__LOADN(y + i, left) * e * MHK__FMA(s, one - e, one), left);
-  }
-}
-
-/* || x - y ||^2 */
-static double MHK__N(mhk__distance)(mhk_index n, const mhk_real *x, const mhk_real *y) {
-  mhk_index i;
-  double total = 0;
-  for (mhk_index k = 0; k < n; k += 1024) {
-    const mhk_index end = n - k < 1024 ? n : k + 1024;
-    MHK__V s = MHK__SET(MHK__R(0));
-    mhk_real rest = 0;
-    for (i = k; i + MHK__W <= end; i += MHK__W) {
-      const MHK__V d = MHK__LOAD(x + i) - MHK__LOAD(y + i);
-      s = MHK__FMA(d, d, s);
-    }
-    for (; i < end; i++) rest += (x[i] - y[i]) * (x[i] - y[i]);
-    total += (double)(MHK__N(mhk__hsum)(s) + rest);
-  }
-  return total;
-}
-
-/* AdamW (Loshchilov & Hutter, arXiv 1711.05101) in one pass. s: learning rate * decay, beta1, beta2, learning rate / (1 - beta1^t),
-   1 / sqrt(1 - beta2^t), eps, factor on the gradient */
-static void MHK__N(mhk__adamw)(mhk_index n, mhk_real *MHK__RESTRICT p, const mhk_real *MHK__RESTRICT g, mhk_real *MHK__RESTRICT m, mhk_real *MHK__RESTRICT v,
-                               const mhk_real *s) {
-  const MHK__V decay = MHK__SET(s[0]), b2 = MHK__SET(s[2]), rest1 = MHK__SET(MHK__R(1) - s[1]), rest2 = MHK__SET(MHK__R(1) - s[2]), rate = MHK__SET(s[3]);
-  const MHK__V root = MHK__SET(s[4]), eps = MHK__SET(s[5]), factor = MHK__SET(s[6]);
-  for (mhk_index i = 0; i < n; i += MHK__W) {
-    const mhk_index k = n - i;
-    const MHK__V pi = MHK__LOADN(p + i, k), gi = MHK__LOADN(g + i, k) * factor, mi = MHK__LOADN(m + i, k), mj = MHK__FMA(gi - mi, rest1, mi);
-    const MHK__V vi = MHK__FMA(gi * gi, rest2, MHK__LOADN(v + i, k) * b2);
-    MHK__STOREN(m + i, mj, k);
-    MHK__STOREN(v + i, vi, k);
-    MHK__STOREN(p + i, pi - pi * decay - rate * mj / MHK__FMA(MHK__SQRT(vi), root, eps), k);
-  }
-}
-#endif
-
-/* ---- attention ---- */
-
-/* Tiles of queries with a running maximum and sum (Dao et al., arXiv 2205.14135). Scores are made turned, keys by queries: maximum and sum then run down the
-   rows, a vector of queries at once, and the tile is the left operand of the product with the values as it stands. Keys and values are copied in once,
-   when the first tile of queries reaches them. */
-static void MHK__N(mhk__attention)(const mhk__attention_args *a, mhk_index b, mhk_index h, mhk_real *work) {
-  const mhk_index T = a->T, S = a->S, P = a->P, g = h / (a->H / a->G), kv = a->G * P, ldq = a->H * P, K = MHK__TILE, wide = MHK__LD(P);
-  const mhk_real *q = a->q + (b * T * a->H + h) * P, *k = a->k + b * a->kv_batch + g * P, *v = a->v ? a->v + b * a->kv_batch + g * P : NULL;
-  const mhk_index *start = a->start ? a->start + b * T : NULL;
-  const MHK__V zero = MHK__SET(MHK__R(0)), lowest = MHK__SET(MHK__R(-3e38)), scale = MHK__SET(MHK__R(1.0 / sqrt((double)P)));
-  mhk_real *keys = work, *values = keys + (S + K) * wide, *qt = values + (S + K) * wide, *s = qt + P * K, *o = s + (K + MHK__OVER) * K;
-  mhk_real *most = o + (K + MHK__OVER) * wide, *sum = most + K, *f = sum + K;
-  mhk_index i0, i1, j0, i, j, ready = 0, until[MHK__TILE];
-  mhk__ahead ahead;
-  mhk__block p;
-  memset(&p, 0, sizeof p);
-  p.ahead = &ahead;
-  for (i0 = 0; i0 < T; i0 = i1) {
-    /* tiles of queries end where tiles of keys do */
-    const mhk_index rows = mhk__min(T - i0, K - (a->offset + i0) % K), wide_q = MHK__LD(rows), last = a->offset + i0 + rows, after = last + K;
-    mhk_index first = start && start[i0] > 0 ? start[i0] / K * K : 0;
-    i1 = i0 + rows;
-    ahead.parts = ahead.now = 0;
-    for (; ready < last; ready += K) {
-      const mhk_index n = mhk__min(K, S - ready);
-      if (ready + K <= first) continue;
-      MHK__N(mhk__rows_in)(n, P, k + ready * kv, kv, NULL, keys + ready * wide);
-      if (v) MHK__N(mhk__rows_in)(n, P, v + ready * kv, kv, NULL, values + ready * wide);
-    }
-    MHK__N(mhk__turned_in)(rows, P, q + i0 * ldq, ldq, qt);
-    mhk__look_ahead(&ahead, q + i1 * ldq, ldq, P, mhk__min(K, T - i1));
-    mhk__look_ahead(&ahead, k + last * kv, kv, P, mhk__min(after, S) - last);
-    mhk__look_ahead(&ahead, v ? v + last * kv : NULL, kv, P, mhk__min(after, S) - last);
-    mhk__look_ahead(&ahead, a->y ? a->y + ((b * T + i0) * a->H + h) * P : NULL, ldq, P, rows);
-    for (i = 0; i < wide_q; i += MHK__W) {
-      MHK__STORE(most + i, lowest);
-      MHK__STORE(sum + i, zero);
-    }
-    for (j0 = first; j0 < last; j0 += K) {
-      const mhk_index n = mhk__min(K, last - j0), before = a->offset + i0 - j0; /* query i sees key j <= before + i of the tile */
-      const int corner = before == 0, cut = start && start[i1 - 1] > j0;
-      if (cut)
-        for (j = 0, i = 0; j < n; j++) { /* and only queries before until[j] see key j: documents follow each other */
-          while (i < rows && start[i0 + i] <= j0 + j) i++;
-          until[j] = i;
-        }
-      MHK__N(mhk__multiply)(&p, n, rows, P, keys + j0 * wide, wide, 1, qt, wide_q, s, wide_q, corner ? mhk__upper_c : mhk__whole);
-      for (i = 0; i < rows; i += MHK__W) {
-        const mhk_index to = mhk__min(n, before + i + MHK__W), sure = cut ? 0 : mhk__min(n, before + i + 1); /* rows before sure are seen by all */
-        mhk_real *at = s + i;
-        MHK__V best = lowest, e, total, old = MHK__LOAD(most + i);
-        for (j = 0; j < sure; j++) best = MHK__MAX(best, MHK__LOAD(at + j * wide_q));
-        for (; j < to; j++) {
-          e = MHK__FROM(MHK__LOAD(at + j * wide_q), lowest, j - before - i);
-          if (cut) e = MHK__FROM(lowest, e, until[j] - i);
-          best = MHK__MAX(best, e);
-        }
-        best = MHK__MAX(old, best * scale);
-        MHK__STORE(most + i, best);
-        old = MHK__N(mhk__vexp)(old - best);
-        MHK__STORE(f + i, old);
-        total = MHK__LOAD(sum + i) * old;
-        best = zero - best;
-        for (j = 0; j < sure; j++) {
-          e = MHK__N(mhk__vexp)(MHK__FMA(MHK__LOAD(at + j * wide_q), scale, best));
-          MHK__STORE(at + j * wide_q, e);
-          total = total + e;
-        }
-        for (; j < to; j++) {
-          e = MHK__FROM(MHK__N(mhk__vexp)(MHK__FMA(MHK__LOAD(at + j * wide_q), scale, best)), zero, j - before - i);
-          if (cut) e = MHK__FROM(zero, e, until[j] - i);
-          MHK__STORE(at + j * wide_q, e);
-          total = total + e;
-        }
-        for (; j < n; j++) MHK__STORE(at + j * wide_q, zero);
-        MHK__STORE(sum + i, total);
-      }
-      if (!v) continue;
-      p.c0 = j0 > first ? o : NULL;
-      p.f = j0 > first ? f : NULL;
-      p.fs = 1;
-      MHK__N(mhk__multiply)(&p, rows, P, n, s, 1, wide_q, values + j0 * wide, wide, o, wide, corner ? mhk__lower_a : mhk__whole);
-    }
-    if (a->y) {
-      for (i = 0; i < rows; i++) f[i] = MHK__R(1) / sum[i];
-      MHK__N(mhk__rows_out)(rows, P, o, f, NULL, a->y + ((b * T + i0) * a->H + h) * P, ldq, 0);
-    }
-    if (a->lse)
-      for (i = 0; i < rows; i++) a->lse[(b * a->H + h) * T + i0 + i] = most[i] + MHK__R(log((double)sum[i]));
-  }
-}
-
-#if MHK__PASS != 3 /* AVX-512 decodes with AVX2: sums across more lanes cost more than they save (1.2 to 1.6 times the time, keys in the caches) */
-/* y (P) = f times the sum of n rows of v, kv apart, by the weights s */
-static void MHK__N(mhk__weighted_rows)(mhk_index n, mhk_index P, const mhk_real *s, const mhk_real *v, mhk_index kv, mhk_real f, mhk_real *y) {
-  const MHK__V zero = MHK__SET(MHK__R(0)), scale = MHK__SET(f);
-  const mhk_index ahead = MHK__ROWS_AHEAD * kv;
-  mhk_index j, p = 0;
-  for (; p + 4 * MHK__W <= P; p += 4 * MHK__W) { /* two rows at a time in sums of their own: eight chains of multiply-adds */
-    MHK__V a0 = zero, a1 = zero, a2 = zero, a3 = zero, b0 = zero, b1 = zero, b2 = zero, b3 = zero;
-    for (j = 0; j + 2 <= n; j += 2) {
-      const mhk_real *x = v + j * kv + p, *z = x + kv;
-      const MHK__V w = MHK__SET(s[j]), u = MHK__SET(s[j + 1]);
-      MHK__PREFETCH(x + ahead);
-      MHK__PREFETCH(x + ahead + 2 * MHK__W);
-      MHK__PREFETCH(z + ahead);
-      MHK__PREFETCH(z + ahead + 2 * MHK__W);
-      a0 = MHK__FMA(w, MHK__LOAD(x), a0);
-      a1 = MHK__FMA(w, MHK__LOAD(x + MHK__W), a1);
-      a2 = MHK__FMA(w, MHK__LOAD(x + 2 * MHK__W), a2);
-      a3 = MHK__FMA(w, MHK__LOAD(x + 3 * MHK__W), a3);
-      b0 = MHK__FMA(u, MHK__LOAD(z), b0);
-      b1 = MHK__FMA(u, MHK__LOAD(z + MHK__W), b1);
-      b2 = MHK__FMA(u, MHK__LOAD(z + 2 * MHK__W), b2);
-      b3 = MHK__FMA(u, MHK__LOAD(z + 3 * MHK__W), b3);
-    }
-    if (j < n) {
-      const mhk_real *x = v + j * kv + p;
-      const MHK__V w = MHK__SET(s[j]);
-      a0 = MHK__FMA(w, MHK__LOAD(x), a0);
-      a1 = MHK__FMA(w, MHK__LOAD(x + MHK__W), a1);
-      a2 = MHK__FMA(w, MHK__LOAD(x + 2 * MHK__W), a2);
-      a3 = MHK__FMA(w, MHK__LOAD(x + 3 * MHK__W), a3);
-    }
-    MHK__STORE(y + p, (a0 + b0) * scale);
-    MHK__STORE(y + p + MHK__W, (a1 + b1) * scale);
-    MHK__STORE(y + p + 2 * MHK__W, (a2 + b2) * scale);
-    MHK__STORE(y + p + 3 * MHK__W, (a3 + b3) * scale);
-  }
-  for (; p + MHK__W <= P; p += MHK__W) {
-    MHK__V a = zero, b = zero, c = zero, d = zero;
-    for (j = 0; j + 4 <= n; j += 4) {
-      const mhk_real *x = v + j * kv + p;
-      MHK__PREFETCH(x + ahead);
-      MHK__PREFETCH(x + ahead + kv);
-      MHK__PREFETCH(x + ahead + 2 * kv);
-      MHK__PREFETCH(x + ahead + 3 * kv);
-      a = MHK__FMA(MHK__SET(s[j]), MHK__LOAD(x), a);
-      b = MHK__FMA(MHK__SET(s[j + 1]), MHK__LOAD(x + kv), b);
-      c = MHK__FMA(MHK__SET(s[j + 2]), MHK__LOAD(x + 2 * kv), c);
-      d = MHK__FMA(MHK__SET(s[j + 3]), MHK__LOAD(x + 3 * kv), d);
-    }
-    for (; j < n; j++) a = MHK__FMA(MHK__SET(s[j]), MHK__LOAD(v + j * kv + p), a);
-    MHK__STORE(y + p, ((a + b) + (c + d)) * scale);
-  }
-  for (; p < P; p++) {
-    mhk_real sum = 0;
-    for (j = 0; j < n; j++) sum += s[j] * v[j * kv + p];
-    y[p] = sum * f;
-  }
-}
-
-/* a few queries over many keys: decoding */
-static void MHK__N(mhk__attention_step)(const mhk__attention_args *a, mhk_index b, mhk_index h, mhk_real *s) {
-  const mhk_index P = a->P, g = h / (a->H / a->G), kv = a->G * P, ahead = MHK__ROWS_AHEAD * kv, line = 64 / (mhk_index)sizeof(mhk_real);
-  const mhk_real *k = a->k + b * a->kv_batch + g * P, *v = a->v + b * a->kv_batch + g * P, scale = MHK__R(1.0 / sqrt((double)P));
-  mhk_index j, p;
-  for (mhk_index t = 0; t < a->T; t++) {
-    const mhk_real *q = a->q + ((b * a->T + t) * a->H + h) * P;
-    mhk_real *y = a->y + ((b * a->T + t) * a->H + h) * P, f;
-    const mhk_index first = a->start && a->start[b * a->T + t] > 0 ? a->start[b * a->T + t] : 0, last = a->offset + t + 1;
-    for (j = first; j + 4 <= last; j += 4) { /* the sums of four keys do not wait for each other */
-      const mhk_real *k0 = k + j * kv, *k1 = k0 + kv, *k2 = k1 + kv, *k3 = k2 + kv;
-      MHK__V d0 = MHK__SET(MHK__R(0)), d1 = d0, d2 = d0, d3 = d0;
-      mhk_real r0 = 0, r1 = 0, r2 = 0, r3 = 0;
-      for (p = 0; p < P; p += line) {
-        MHK__PREFETCH(k0 + ahead + p);
-        MHK__PREFETCH(k1 + ahead + p);
-        MHK__PREFETCH(k2 + ahead + p);
-        MHK__PREFETCH(k3 + ahead + p);
-      }
-      for (p = 0; p + MHK__W <= P; p += MHK__W) {
-        const MHK__V x = MHK__LOAD(q + p);
-        d0 = MHK__FMA(x, MHK__LOAD(k0 + p), d0);
-        d1 = MHK__FMA(x, MHK__LOAD(k1 + p), d1);
-        d2 = MHK__FMA(x, MHK__LOAD(k2 + p), d2);
-        d3 = MHK__FMA(x, MHK__LOAD(k3 + p), d3);
-      }
-      for (; p < P; p++) {
-        r0 += q[p] * k0[p];
-        r1 += q[p] * k1[p];
-        r2 += q[p] * k2[p];
-        r3 += q[p] * k3[p];
-      }
-      s[j - first] = MHK__N(mhk__hsum)(d0) + r0;
-      s[j - first + 1] = MHK__N(mhk__hsum)(d1) + r1;
-      s[j - first + 2] = MHK__N(mhk__hsum)(d2) + r2;
-      s[j - first + 3] = MHK__N(mhk__hsum)(d3) + r3;
-    }
-    for (; j < last; j++) s[j - first] = MHK__N(mhk__dot)(P, q, k + j * kv);
-    f = MHK__N(mhk__row_max)(last - first, s) * scale;
-    f = MHK__R(1) / MHK__N(mhk__row_exp)(last - first, s, scale, f, s);
-    MHK__N(mhk__weighted_rows)(last - first, P, s, v + first * kv, kv, f, y);
-  }
-}
-#endif
-
-#ifndef MOHAWK_NO_TRAINING
-/* All query heads of one key/value head. p = exp(s - lse); dv += p^T dy; dp = dy v^T; ds = p (dp - sum(dy y)) scale; dq += ds k; dk += ds^T q. Here tiles stand
-   queries by keys. */
-static void MHK__N(mhk__attention_back)(const mhk__attention_args *a, mhk_index b, mhk_index g, mhk_real *work) {
-  const mhk_index T = a->T, P = a->P, kv = a->G * P, ld = a->H * P, K = MHK__TILE, group = a->H / a->G, wide = MHK__LD(P), from_k = b * a->kv_batch + g * P;
-  const mhk_real *k = a->k + from_k, *v = a->v + from_k;
-  const mhk_index *start = a->start ? a->start + b * T : NULL;
-  const MHK__V zero = MHK__SET(MHK__R(0)), scale = MHK__SET(MHK__R(1.0 / sqrt((double)P)));
-  mhk_real *kt = work, *vt = kt + (T + K) * P + MHK__OVER, *kr = vt + (T + K) * P + MHK__OVER, *dk = kr + (T + K) * wide, *dv = dk + (T + K) * wide;
-  mhk_real *qr = dv + (T + K) * wide, *dyr = qr + (K + MHK__OVER) * wide, *s = dyr + (K + MHK__OVER) * wide;
-  mhk_real *ds = s + (K + MHK__OVER) * K, *dq = ds + (K + MHK__OVER) * K, *delta = dq + (K + MHK__OVER) * wide;
-  mhk__ahead ahead;
-  mhk__block p;
-  memset(&p, 0, sizeof p);
-  p.ahead = &ahead;
-  for (mhk_index h = g * group; h < (g + 1) * group; h++)
-    for (mhk_index i0 = 0; i0 < T; i0 += K) {
-      const mhk_index rows = mhk__min(K, T - i0), last = i0 + rows, at = ((b * T + i0) * a->H + h) * P, next = mhk__min(K, T - last);
-      const mhk_index first = start && start[i0] > 0 ? start[i0] / K * K : 0;
-      const mhk_real *lse = a->lse + (b * a->H + h) * T + i0;
-      if (h == g * group) {
-        MHK__N(mhk__turned_in)(rows, P, k + i0 * kv, kv, kt + i0 * P);
-        MHK__N(mhk__turned_in)(rows, P, v + i0 * kv, kv, vt + i0 * P);
-        MHK__N(mhk__rows_in)(rows, P, k + i0 * kv, kv, NULL, kr + i0 * wide);
-      }
-      MHK__N(mhk__rows_in)(rows, P, a->q + at, ld, NULL, qr);
-      MHK__N(mhk__rows_in)(rows, P, a->dy + at, ld, NULL, dyr);
-      MHK__N(mhk__rows_in)(rows, P, a->yy + at, ld, NULL, dq);
-      MHK__N(mhk__row_dots)(rows, P, dyr, dq, NULL, NULL, delta);
-      ahead.parts = ahead.now = 0;
-      mhk__look_ahead(&ahead, a->dq ? a->dq + at : NULL, ld, P, rows);
-      mhk__look_ahead(&ahead, a->q + at + rows * ld, ld, P, next);
-      mhk__look_ahead(&ahead, a->dy + at + rows * ld, ld, P, next);
-      mhk__look_ahead(&ahead, a->yy + at + rows * ld, ld, P, next);
-      if (h == g * group) {
-        mhk__look_ahead(&ahead, k + last * kv, kv, P, next);
-        mhk__look_ahead(&ahead, v + last * kv, kv, P, next);
-      }
-      for (mhk_index j0 = first; j0 < last; j0 += K) {
-        const mhk_index n = mhk__min(K, T - j0), wide_k = MHK__LD(n);
-        const int corner = i0 == j0, fresh = corner && h == g * group, cut = start && start[last - 1] > j0;
-        MHK__N(mhk__multiply)(&p, rows, n, P, qr, wide, 1, kt + j0 * P, wide_k, s, wide_k, corner ? mhk__lower_c : mhk__whole);
-        MHK__N(mhk__multiply)(&p, rows, n, P, dyr, wide, 1, vt + j0 * P, wide_k, ds, wide_k, corner ? mhk__lower_c : mhk__whole);
-        for (mhk_index i = 0; i < rows; i++) { /* in the corner to the end of the row's tile */
-          const MHK__V shift = MHK__SET(-lse[i]), less = MHK__SET(delta[i]);
-          const mhk_index to = corner ? mhk__min(n, i + MHK__OVER) : n;
-          mhk_real *row = s + i * wide_k, *drow = ds + i * wide_k;
-          for (mhk_index j = 0; j < to; j += MHK__W) {
-            MHK__V e = MHK__N(mhk__vexp)(MHK__FMA(MHK__LOAD(row + j), scale, shift)), d;
-            if (corner && j + MHK__W > i) e = MHK__FROM(zero, e, i + 1 - j);
-            if (cut) e = MHK__FROM(e, zero, start[i0 + i] - j0 - j);
-            d = e * (MHK__LOAD(drow + j) - less) * scale;
-            MHK__STORE(row + j, e);
-            MHK__STORE(drow + j, d);
-          }
-        }
-        if (a->dv) {
-          p.c0 = fresh ? NULL : dv + j0 * wide;
-          MHK__N(mhk__multiply)(&p, n, P, rows, s, 1, wide_k, dyr, wide, dv + j0 * wide, wide, corner ? mhk__upper_a : mhk__whole);
-        }
-        if (a->dk) {
-          p.c0 = fresh ? NULL : dk + j0 * wide;
-          MHK__N(mhk__multiply)(&p, n, P, rows, ds, 1, wide_k, qr, wide, dk + j0 * wide, wide, corner ? mhk__upper_a : mhk__whole);
-        }
-        if (a->dq) {
-          p.c0 = j0 > first ? dq : NULL;
-          MHK__N(mhk__multiply)(&p, rows, P, n, ds, wide_k, 1, kr + j0 * wide, wide, dq, wide, corner ? mhk__lower_a : mhk__whole);
-        }
-      }
-      if (a->dq) MHK__N(mhk__rows_out)(rows, P, dq, NULL, NULL, a->dq + at, ld, 1);
-    }
-  if (a->dk) MHK__N(mhk__rows_out)(T, P, dk, NULL, NULL, a->dk + from_k, kv, 1);
-  if (a->dv) MHK__N(mhk__rows_out)(T, P, dv, NULL, NULL, a->dv + from_k, kv, 1);
-}
-#endif
-
-/* ---- SSD ---- */
-
-/* decay[t][s] = exp(cum_t - cum_s) for s <= t inside the document, else 0, in rows of ld; turned: [s][t]. Rows are written as far as any register tile of the
-   triangle reaches. Sums and differences in double: after a strong decay a float sum has no digits left for the weak ones that follow. Where
-   the tile spans less than e^60 the exponentials factor into one number a token, exp(cum_t) and exp(-cum_s) around cum_0, each with the float rounding of its
-   argument put right: 2 n exponentials in place of n * n / 2, and as exact. */
-static void MHK__N(mhk__decay_tile)(mhk_index n, const double *cum, const mhk_index *start, mhk_index t0, int turned, mhk_real *hold, mhk_real *decay,
-                                    mhk_index ld) {
-  const MHK__V zero = MHK__SET(MHK__R(0));
-  const mhk_index wide = MHK__LD(n);
-  mhk_real *row = hold, *lane = hold + wide;
-  double least = cum[0], most = cum[0];
-  mhk_index i;
-  for (i = 1; i < n; i++) {
-    least = cum[i] < least ? cum[i] : least;
-    most = cum[i] > most ? cum[i] : most;
-  }
-  const int nearby = most - least < 60;
-  if (nearby) {
-    for (i = 0; i < n; i++) {
-      const double x = cum[i] - cum[0];
-      row[i] = MHK__R(x);
-      lane[i] = MHK__R(x - (double)row[i]);
-    }
-    for (; i < wide; i++) row[i] = lane[i] = 0;
-    for (i = 0; i < wide; i += MHK__W) {
-      const MHK__V x = MHK__LOAD(row + i), rest = MHK__LOAD(lane + i), up = MHK__N(mhk__vexp)(x), down = MHK__N(mhk__vexp)(zero - x);
-      const MHK__V grow = MHK__FMA(up, rest, up), fall = MHK__FMA(zero - down, rest, down);
-      MHK__STORE((turned ? lane : row) + i, grow);
-      MHK__STORE((turned ? row : lane) + i, fall);
-    }
-  }
-  for (i = 0; i < n; i++, decay += ld) {
-    const mhk_index first = turned ? mhk__max(0, i - MHK__OVER + 1) / MHK__W * MHK__W : 0, last = turned ? n : mhk__min(n, i + MHK__OVER);
-    const MHK__V x = MHK__SET(nearby ? row[i] : MHK__R(0));
-    if (!nearby)
-      for (mhk_index j = first; j < last; j++) lane[j] = MHK__R(turned ? cum[j] - cum[i] : cum[i] - cum[j]);
-    for (mhk_index j = first; j < last; j += MHK__W) {
-      MHK__V v = MHK__LOAD(lane + j);
-      if (nearby)
-        v = x * v;
-      else
-        v = MHK__N(mhk__vexp)(v);
-      if (turned)
-        v = MHK__FROM(v, zero, i - j);
-      else
-        v = MHK__FROM(zero, v, i + 1 - j);
-      MHK__STORE(decay + j, v);
-    }
-    decay[i] = 1;
-    if (start && !turned)
-      for (mhk_index j = 0; j < start[i] - t0; j++) decay[j] = 0;
-    if (start && turned)
-      for (mhk_index j = i + 1; j < n; j++)
-        if (start[j] - t0 > i) decay[j] = 0;
-  }
-}
-
-/* carry[t] = exp(cum_t) where the state from before the chunk is seen, else 0; tail[s] = exp(cum_last - cum_s) where the last token sees s */
-static void MHK__N(mhk__decay_edges)(mhk_index n, const double *cum, const mhk_index *start, mhk_index t0, mhk_real *carry, mhk_real *tail) {
-  const mhk_index open = start && start[n - 1] > t0 ? start[n - 1] - t0 : 0;
-  for (mhk_index t = 0; t < n; t++) {
-    carry[t] = MHK__R(cum[t]);
-    tail[t] = MHK__R(cum[n - 1] - cum[t]);
-  }
-  MHK__N(mhk__row_exp)(n, carry, MHK__R(1), 0, carry);
-  MHK__N(mhk__row_exp)(n, tail, MHK__R(1), 0, tail);
-  for (mhk_index t = 0; t < n; t++) {
-    if (start && start[t] >= t0) carry[t] = 0;
-    if (t < open) tail[t] = 0;
-  }
-}
-
-/* Chunk by chunk, the heads of one task in turn: their rows lie side by side, and heads of one B/C group share what is made of B and C.
-   The state is kept turned, (N,P), as the right operand it is; G = C B^T is made turned too, for which only C must be. */
-static void MHK__N(mhk__ssd)(const mhk__ssd_args *a, mhk_index b, mhk_index task, mhk_real *work) {
-  const mhk_index T = a->T, P = a->P, N = a->N, Q = a->Q, group = a->H / a->G, ldx = a->H * P, ldb = a->G * N, chunks = (T + Q - 1) / Q;
-  const mhk_index q = MHK__LD(Q), wide_n = MHK__LD(N), wide_p = MHK__LD(P), first = task * a->span, last = mhk__min(a->H, first + a->span);
-  const mhk_index *start = a->start ? a->start + b * T : NULL;
-  double *cum = (double *)work;
-  mhk_real *carry = work + 2 * q, *tail = carry + q, *hold = tail + q, *ct = hold + 2 * q, *br = ct + N * q, *cb = br + (Q + MHK__OVER) * wide_n;
-  mhk_real *s = cb + (Q + MHK__OVER) * q, *xr = s + (Q + MHK__OVER) * q, *xs = xr + Q * wide_p, *yr = xs + Q * wide_p;
-  mhk_real *states = yr + (Q + MHK__OVER) * wide_p;
-  const mhk_index each = (N + MHK__OVER) * wide_p;
-  for (mhk_index h = first; h < last; h++) {
-    mhk_real *state = states + (h - first) * each;
-    if (a->initial)
-      MHK__N(mhk__turned_in)(P, N, a->initial + (b * a->H + h) * P * N, N, state);
-    else
-      memset(state, 0, (size_t)(N * wide_p) * sizeof(mhk_real));
-  }
-  for (mhk_index c = 0; c < chunks; c++) {
-    const mhk_index t0 = c * Q, n = T - t0 < Q ? T - t0 : Q, lda = MHK__LD(n);
-    mhk__ahead ahead;
-    mhk__block k;
-    memset(&k, 0, sizeof k);
-    k.ahead = &ahead;
-    for (mhk_index h = first; h < last; h++) {
-      const mhk_index g = h / group;
-      const mhk_real *x = a->x + ((b * T + t0) * a->H + h) * P, *la = a->log_a + (b * T + t0) * a->H + h;
-      const mhk_real *bm = a->b + ((b * T + t0) * a->G + g) * N, *cm = a->c + ((b * T + t0) * a->G + g) * N;
-      mhk_real *state = states + (h - first) * each, *y = a->y + ((b * T + t0) * a->H + h) * P;
-      const int direct = MHK__N(mhk__fits)(n, P);
-      double sum = 0;
-      { /* the next head's rows, or the next chunk's */
-        const mhk_index h2 = h + 1 < last ? h + 1 : first, t2 = h + 1 < last ? t0 : t0 + Q, n2 = mhk__min(Q, T - t2), at = (b * T + t2) * a->H + h2;
-        ahead.parts = ahead.now = 0;
-        if (t2 > t0 || h2 % group == 0) {
-          mhk__look_ahead(&ahead, n2 > 0 ? a->c + ((b * T + t2) * a->G + h2 / group) * N : NULL, ldb, N, n2);
-          mhk__look_ahead(&ahead, n2 > 0 ? a->b + ((b * T + t2) * a->G + h2 / group) * N : NULL, ldb, N, n2);
-        }
-        mhk__look_ahead(&ahead, n2 > 0 ? a->x + at * P : NULL, ldx, P, n2);
-        mhk__look_ahead(&ahead, n2 > 0 ? a->y + at * P : NULL, ldx, P, n2);
-        mhk__look_ahead(&ahead, n2 > 0 && a->states ? a->states + ((b * a->H + h2) * chunks + t2 / Q) * P * N : NULL, N, N, P);
-      }
-      for (mhk_index t = 0; t < n; t++) cum[t] = sum += mhk__log_decay(la[t * a->H]);
-      MHK__N(mhk__decay_tile)(n, cum, start ? start + t0 : NULL, t0, 1, hold, s, lda);
-      MHK__N(mhk__decay_edges)(n, cum, start ? start + t0 : NULL, t0, carry, tail);
-      if (h == first || h % group == 0) {
-        MHK__N(mhk__turned_in)(n, N, cm, ldb, ct);
-        MHK__N(mhk__rows_in)(n, N, bm, ldb, NULL, br);
-        MHK__N(mhk__multiply)(&k, n, n, N, br, wide_n, 1, ct, lda, cb, lda, mhk__upper_c);
-      }
-      MHK__N(mhk__rows_in_twice)(n, P, x, ldx, tail, xr, xs);
-      for (mhk_index i = 0; i < n; i++) {
-        for (mhk_index j = i / MHK__W * MHK__W; j < n; j += MHK__W) MHK__STORE(s + i * lda + j, MHK__LOAD(s + i * lda + j) * MHK__LOAD(cb + i * lda + j));
-        if (a->d) s[i * lda + i] += a->d[h]; /* y_t += D x_t comes with the product */
-      }
-      if (a->states) { /* (P,N) */
-        mhk_real *to = a->states + ((b * a->H + h) * chunks + c) * P * N;
-        MHK__N(mhk__turned_out)(N, P, state, to);
-      }
-      /* y = carry C state + (C B^T o decay + D) x */
-      if (c > 0 || a->initial) {
-        k.k1 = N;
-        k.a1 = ct;
-        k.row1 = 1;
-        k.col1 = lda;
-        k.b1 = state;
-        k.f = carry;
-        k.fs = 1;
-      }
-      MHK__N(mhk__multiply)(&k, n, P, n, s, 1, lda, xr, wide_p, direct ? y : yr, direct ? ldx : wide_p, mhk__lower_a);
-      if (!direct) MHK__N(mhk__rows_out)(n, P, yr, NULL, NULL, y, ldx, 0);
-      /* the state after the chunk: carry_last state + B^T (tail x) */
-      k.c0 = state;
-      k.f = carry + n - 1;
-      k.fs = 0;
-      MHK__N(mhk__multiply)(&k, N, P, n, br, 1, wide_n, xs, wide_p, state, wide_p, mhk__whole);
-    }
-  }
-  for (mhk_index h = first; h < last; h++) MHK__N(mhk__turned_out)(N, P, states + (h - first) * each, a->final + (b * a->H + h) * P * N);
-}
-
-/* the recurrence itself, token by token */
-static void MHK__N(mhk__ssd_step)(const mhk__ssd_args *a, mhk_index b, mhk_index h, mhk_real *work) {
-  const mhk_index T = a->T, P = a->P, N = a->N, g = h / (a->H / a->G);
-  mhk_real *state = a->final + (b * a->H + h) * P * N;
-  mhk_index i;
-  (void)work;
-  if (a->initial && a->initial != a->final) /* the state may be moved on in place */
-    memcpy(state, a->initial + (b * a->H + h) * P * N, (size_t)(P * N) * sizeof(mhk_real));
-  else if (!a->initial)
-    memset(state, 0, (size_t)(P * N) * sizeof(mhk_real));
-  for (mhk_index t = 0; t < T; t++) {
-    const mhk_index at = (b * T + t) * a->H + h;
-    const mhk_real *x = a->x + at * P, *bt = a->b + ((b * T + t) * a->G + g) * N, *ct = a->c + ((b * T + t) * a->G + g) * N;
-    const mhk_real decay = a->start && a->start[b * T + t] == t ? 0 : MHK__REXP(a->log_a[at]);
-    mhk_real *y = a->y + at * P;
-    for (mhk_index p = 0; p < P; p++) {
-      mhk_real *row = state + p * N, sum = 0;
-      MHK__V total = MHK__SET(MHK__R(0));
-      const MHK__V vd = MHK__SET(decay), vx = MHK__SET(x[p]);
-      for (i = 0; i + MHK__W <= N; i += MHK__W) {
-        const MHK__V hi = MHK__FMA(vx, MHK__LOAD(bt + i), vd * MHK__LOAD(row + i));
-        MHK__STORE(row + i, hi);
-        total = MHK__FMA(hi, MHK__LOAD(ct + i), total);
-      }
-      for (; i < N; i++) {
-        row[i] = decay * row[i] + x[p] * bt[i];
-        sum += row[i] * ct[i];
-      }
-      y[p] = sum + MHK__N(mhk__hsum)(total) + (a->d ? a->d[h] * x[p] : 0);
-    }
-  }
-}
-
-#ifndef MOHAWK_NO_TRAINING
-/* Chunks from the last to the first; the heads of one B/C group in turn. With L the decays, S = C B^T o L, h0 the state before the chunk, hQ after it:
-   dG = dy x^T o L, dx = (S + D)^T dy + tail B dhQ, dC = dG B + carry dy h0^T, dB = dG^T C + tail x dhQ^T, dh0 = carry_last dhQ + (carry C)^T dy.
-   exp(cum_t) only comes with C_t, exp(-cum_s) with B_s and exp(cum_last) with hQ: dcum_t = C_t dC_t - B_t dB_t, and dhQ . hQ for the last token. What a token
-   gives itself is in both and left out of both until the rows are written: a decay that nothing passes has the gradient 0. */
-static void MHK__N(mhk__ssd_back)(const mhk__ssd_args *a, mhk_index b, mhk_index task, mhk_real *work) {
-  const mhk_index T = a->T, P = a->P, N = a->N, Q = a->Q, group = a->H / a->G, ldx = a->H * P, ldb = a->G * N, chunks = (T + Q - 1) / Q;
-  const mhk_index q = MHK__LD(Q), wide_n = MHK__LD(N), wide_p = MHK__LD(P), first = task * a->span, last = mhk__min(a->G, first + a->span);
-  const mhk_index *start = a->start ? a->start + b * T : NULL;
-  double *cum = (double *)work;
-  const mhk_index over = Q + MHK__OVER;
-  mhk_real *carry = work + 2 * q, *tail = carry + q, *hold = tail + q, *bt = hold + 2 * q, *xt = bt + N * q, *br = xt + P * q, *cr = br + over * wide_n;
-  mhk_real *xr = cr + over * wide_n, *dyr = xr + over * wide_p, *dys = dyr + over * wide_p;
-  mhk_real *cb = dys + Q * wide_p, *s = cb + over * q, *dg = s + over * q;
-  mhk_real *ht = dg + over * q, *dht = ht + P * wide_n, *dxr = dht + P * wide_n, *dbr = dxr + over * wide_p;
-  mhk_real *dcr = dbr + over * wide_n, *dcum = dcr + over * wide_n, *same = dcum + q, *dstates = same + q;
-  const mhk_index each = (N + MHK__OVER) * wide_p;
-  for (mhk_index h = first * group; h < last * group; h++) {
-    mhk_real *dstate = dstates + (h - first * group) * each;
-    if (a->dfinal)
-      MHK__N(mhk__turned_in)(P, N, a->dfinal + (b * a->H + h) * P * N, N, dstate);
-    else
-      memset(dstate, 0, (size_t)(N * wide_p) * sizeof(mhk_real));
-    if (a->dd) a->dd[b * a->H + h] = 0;
-  }
-  for (mhk_index c = chunks - 1; c >= 0; c--) {
-    const mhk_index t0 = c * Q, n = T - t0 < Q ? T - t0 : Q, lda = MHK__LD(n);
-    const int before = c > 0 || a->initial != NULL, after = c < chunks - 1 || a->dfinal != NULL;
-    mhk__ahead ahead;
-    mhk__block k;
-    memset(&k, 0, sizeof k);
-    k.ahead = &ahead;
-    ahead.parts = ahead.now = 0;
-    for (mhk_index g = first; g < last; g++) {
-      const mhk_index bc = ((b * T + t0) * a->G + g) * N;
-      /* turned from the copy: see mhk__rows_in_twice */
-      MHK__N(mhk__rows_in)(n, N, a->c + bc, ldb, NULL, cr);
-      MHK__N(mhk__rows_in)(n, N, a->b + bc, ldb, NULL, br);
-      MHK__N(mhk__turned_in)(n, N, br, wide_n, bt);
-      MHK__N(mhk__multiply)(&k, n, n, N, cr, wide_n, 1, bt, lda, cb, lda, mhk__lower_c);
-      for (mhk_index h = g * group; h < (g + 1) * group; h++) {
-        const mhk_index xy = ((b * T + t0) * a->H + h) * P;
-        const mhk_real *la = a->log_a + (b * T + t0) * a->H + h, *after_h;
-        mhk_real *dstate = dstates + (h - first * group) * each;
-        double sum = 0, run = 0, dd = 0;
-        {
-          const mhk_index next = h + 1 < last * group, h2 = next ? h + 1 : first * group, t2 = next ? t0 : t0 - Q, n2 = t2 < 0 ? 0 : mhk__min(Q, T - t2);
-          const mhk_index at = ((b * T + t2) * a->H + h2) * P, gt = ((b * T + t2) * a->G + h2 / group) * N;
-          ahead.parts = ahead.now = 0;
-          if (n2 > 0 && (!next || h2 % group == 0)) {
-            mhk__look_ahead(&ahead, a->c + gt, ldb, N, n2);
-            mhk__look_ahead(&ahead, a->b + gt, ldb, N, n2);
-          }
-          if (n2 > 0) {
-            mhk__look_ahead(&ahead, a->dy + at, ldx, P, n2);
-            mhk__look_ahead(&ahead, a->x + at, ldx, P, n2);
-            mhk__look_ahead(&ahead, a->dx ? a->dx + at : NULL, ldx, P, n2);
-            mhk__look_ahead(&ahead, a->dc ? a->dc + gt : NULL, ldb, N, n2);
-            mhk__look_ahead(&ahead, a->db ? a->db + gt : NULL, ldb, N, n2);
-            mhk__look_ahead(&ahead, t2 > 0 || a->initial ? a->states + ((b * a->H + h2) * chunks + t2 / Q) * P * N : NULL, N, N, P);
-          }
-        }
-        for (mhk_index t = 0; t < n; t++) cum[t] = sum += mhk__log_decay(la[t * a->H]);
-        MHK__N(mhk__decay_tile)(n, cum, start ? start + t0 : NULL, t0, 0, hold, s, lda);
-        MHK__N(mhk__decay_edges)(n, cum, start ? start + t0 : NULL, t0, carry, tail);
-        MHK__N(mhk__rows_in)(n, P, a->x + xy, ldx, NULL, xr);
-        MHK__N(mhk__turned_in)(n, P, xr, wide_p, xt);
-        MHK__N(mhk__rows_in_twice)(n, P, a->dy + xy, ldx, carry, dyr, dys);
-        MHK__N(mhk__multiply)(&k, n, n, P, dyr, wide_p, 1, xt, lda, dg, lda, mhk__lower_c);
-        for (mhk_index i = 0; i < n; i++) { /* to the end of the tile that row i belongs to */
-          for (mhk_index j = 0; j < mhk__min(n, i + MHK__OVER); j += MHK__W) {
-            const MHK__V l = MHK__LOAD(s + i * lda + j);
-            MHK__STORE(s + i * lda + j, l * MHK__LOAD(cb + i * lda + j));
-            MHK__STORE(dg + i * lda + j, l * MHK__LOAD(dg + i * lda + j));
-          }
-          if (a->d) s[i * lda + i] += a->d[h];
-          same[i] = dg[i * lda + i];
-          dg[i * lda + i] = 0;
-          dd += (double)same[i];
-        }
-        if (a->dd) a->dd[b * a->H + h] += MHK__R(dd);
-        k.col1 = 1;
-        k.fs = 1;
-        if (a->dx) {
-          k.k1 = N;
-          k.a1 = after ? br : NULL;
-          k.row1 = wide_n;
-          k.b1 = dstate;
-          k.f = tail;
-          MHK__N(mhk__multiply)(&k, n, P, n, s, 1, lda, dyr, wide_p, dxr, wide_p, mhk__upper_a);
-          MHK__N(mhk__rows_out)(n, P, dxr, NULL, NULL, a->dx + xy, ldx, 1);
-        }
-        if (a->dc || a->db || a->dlog_a) {
-          const mhk_real *before_h = a->states + ((b * a->H + h) * chunks + c) * P * N;
-          if (before && N != wide_n) {
-            MHK__N(mhk__rows_in)(P, N, before_h, N, NULL, ht);
-            before_h = ht;
-          }
-          k.k1 = P;
-          k.a1 = before ? dyr : NULL;
-          k.row1 = wide_p;
-          k.b1 = before_h;
-          k.f = carry;
-          MHK__N(mhk__multiply)(&k, n, N, n, dg, lda, 1, br, wide_n, dcr, wide_n, mhk__lower_a);
-          if (after) MHK__N(mhk__turned_in)(N, P, dstate, wide_p, dht);
-          k.a1 = after ? xr : NULL;
-          k.b1 = dht;
-          k.f = tail;
-          MHK__N(mhk__multiply)(&k, n, N, n, dg, 1, lda, cr, wide_n, dbr, wide_n, mhk__upper_a);
-          if (a->dc) MHK__N(mhk__rows_out)(n, N, dcr, same, br, a->dc + bc, ldb, 1);
-          if (a->db) MHK__N(mhk__rows_out)(n, N, dbr, same, cr, a->db + bc, ldb, 1);
-        }
-        if (a->dlog_a) { /* log_a_r stands in every cum_t with t >= r */
-          mhk_real *to = a->dlog_a + (b * T + t0) * a->H + h;
-          MHK__N(mhk__row_dots)(n, N, cr, dcr, br, dbr, dcum);
-          if (after) {
-            after_h = c + 1 < chunks ? a->states + ((b * a->H + h) * chunks + c + 1) * P * N : a->final + (b * a->H + h) * P * N;
-            for (mhk_index i = 0; i < P; i++) run += (double)MHK__N(mhk__dot)(N, after_h + i * N, dht + i * wide_n);
-          }
-          for (mhk_index t = n - 1; t >= 0; t--) {
-            run += (double)dcum[t];
-            to[t * a->H] += MHK__R(run);
-          }
-        }
-        if (before || a->dinitial) { /* c == 0 without an initial state: its gradient is not wanted */
-          k.c0 = dstate;
-          k.f = carry + n - 1;
-          k.fs = 0;
-          MHK__N(mhk__multiply)(&k, N, P, n, cr, 1, wide_n, dys, wide_p, dstate, wide_p, mhk__whole);
-        }
-      }
-    }
-  }
-  if (a->dinitial)
-    for (mhk_index h = first * group; h < last * group; h++) {
-      const mhk_real *dstate = dstates + (h - first * group) * each;
-      for (mhk_index i = 0; i < P; i++)
-        for (mhk_index t = 0; t < N; t++) a->dinitial[((b * a->H + h) * P + i) * N + t] += dstate[t * wide_p + i];
-    }
-}
-
-/* ---- the stage-1 loss ---- */
-
-/* One tile of both matrices: rows i0.., columns j0... On the diagonal decay is a tile, off it u_i v_j: the factors around the tile's corner, all at most 1.
-   Writes the student's tile to s and the teacher's to p, on the diagonal each row to the end of its register tile. */
-static void MHK__N(mhk__two_tiles)(const mhk__orientation_args *a, mhk_index h, const double *cum, const mhk_index *start, const mhk_real *lse, mhk_index i0,
-                                   mhk_index rows, mhk_index j0, mhk_index cols, const mhk_real *cr, const mhk_real *bt, const mhk_real *qr,
-                                   const mhk_real *kt, mhk_real *s, mhk_real *p, mhk_real *decay, mhk_real *u, mhk_real *v) {
-  const MHK__V zero = MHK__SET(MHK__R(0)), scale = MHK__SET(MHK__R(1.0 / sqrt((double)a->PT)));
-  const int corner = i0 == j0, cut = start && start[i0 + rows - 1] > j0;
-  mhk__block k;
-  memset(&k, 0, sizeof k);
-  MHK__N(mhk__multiply)(&k, rows, cols, a->N, cr, MHK__LD(a->N), 1, bt, MHK__LD(cols), s, MHK__TILE, corner ? mhk__lower_c : mhk__whole);
-  MHK__N(mhk__multiply)(&k, rows, cols, a->PT, qr, MHK__LD(a->PT), 1, kt, MHK__LD(cols), p, MHK__TILE, corner ? mhk__lower_c : mhk__whole);
-  if (corner) {
-    mhk_real hold[2 * MHK__TILE];
-    MHK__N(mhk__decay_tile)(rows, cum + i0, start ? start + i0 : NULL, i0, 0, hold, decay, MHK__TILE);
-    for (mhk_index i = 0; a->d && i < rows; i++) s[i * MHK__TILE + i] += a->d[h];
-  } else {
-    for (mhk_index i = 0; i < rows; i++) u[i] = MHK__R(cum[i0 + i] - cum[i0 - 1]);
-    for (mhk_index j = 0; j < cols; j++) v[j] = MHK__R(cum[i0 - 1] - cum[j0 + j]);
-    MHK__N(mhk__row_exp)(rows, u, MHK__R(1), 0, u);
-    MHK__N(mhk__row_exp)(cols, v, MHK__R(1), 0, v);
-  }
-  for (mhk_index i = 0; i < rows; i++) {
-    const MHK__V shift = MHK__SET(-lse[i0 + i]), ui = MHK__SET(corner ? MHK__R(1) : u[i]);
-    const mhk_real *factor = corner ? decay + i * MHK__TILE : v;
-    const mhk_index to = corner ? mhk__min(cols, i + MHK__OVER) : cols;
-    for (mhk_index j = 0; j < to; j += MHK__W) {
-      mhk_real *at = s + i * MHK__TILE + j, *to_p = p + i * MHK__TILE + j;
-      MHK__V ms = MHK__LOAD(at) * ui * MHK__LOAD(factor + j), mt = MHK__N(mhk__vexp)(MHK__FMA(MHK__LOAD(to_p), scale, shift));
-      if (corner) mt = MHK__FROM(zero, mt, i + 1 - j);
-      if (cut) {
-        ms = MHK__FROM(ms, zero, start[i0 + i] - j0 - j);
-        mt = MHK__FROM(mt, zero, start[i0 + i] - j0 - j);
-      }
-      MHK__STORE(at, ms);
-      MHK__STORE(to_p, mt);
-    }
-  }
-}
-
-/* what both passes need of one head: columns of B and k in tiles, sums of the log-decays */
-static void MHK__N(mhk__orientation_pack)(const mhk__orientation_args *a, mhk_index b, mhk_index h, mhk_real *bt, mhk_real *kt, double *cum) {
-  const mhk_index T = a->T, g = h / (a->H / a->G), gt = h / (a->HT / a->GT);
-  double sum = 0;
-  for (mhk_index j0 = 0; j0 < T; j0 += MHK__TILE) {
-    const mhk_index n = mhk__min(MHK__TILE, T - j0);
-    MHK__N(mhk__turned_in)(n, a->N, a->b + ((b * T + j0) * a->G + g) * a->N, a->G * a->N, bt + j0 * a->N);
-    MHK__N(mhk__turned_in)(n, a->PT, a->k + ((b * T + j0) * a->GT + gt) * a->PT, a->GT * a->PT, kt + j0 * a->PT);
-  }
-  for (mhk_index t = 0; t < T; t++) cum[t] = sum += mhk__log_decay(a->log_a[(b * T + t) * a->H + h]);
-}
-
-static void MHK__N(mhk__orientation)(const mhk__orientation_args *a, mhk_index b, mhk_index h, mhk_real *work) {
-  const mhk_index T = a->T, K = MHK__TILE, g = h / (a->H / a->G), over = K + MHK__OVER;
-  const mhk_index *start = a->start ? a->start + b * T : NULL;
-  double *cum = (double *)work;
-  mhk_real *bt = work + 2 * MHK__LD(T), *kt = bt + (T + K) * a->N, *cr = kt + (T + K) * a->PT, *qr = cr + over * MHK__LD(a->N);
-  mhk_real *s = qr + over * MHK__LD(a->PT), *p = s + over * K, *decay = p + over * K, *u = decay + over * K, *v = u + K;
-  const mhk_real *lse = a->lse + (b * a->H + h) * T;
-  double difference = 0, norm = 0;
-  MHK__N(mhk__orientation_pack)(a, b, h, bt, kt, cum);
-  for (mhk_index i0 = 0; i0 < T; i0 += K) {
-    const mhk_index rows = mhk__min(K, T - i0);
-    MHK__N(mhk__rows_in)(rows, a->N, a->c + ((b * T + i0) * a->G + g) * a->N, a->G * a->N, NULL, cr);
-    MHK__N(mhk__rows_in)(rows, a->PT, a->q + ((b * T + i0) * a->HT + h) * a->PT, a->HT * a->PT, NULL, qr);
-    for (mhk_index j0 = 0; j0 <= i0; j0 += K) {
-      const mhk_index cols = mhk__min(K, T - j0);
-      MHK__V d2 = MHK__SET(MHK__R(0)), n2 = d2;
-      MHK__N(mhk__two_tiles)(a, h, cum, start, lse, i0, rows, j0, cols, cr, bt + j0 * a->N, qr, kt + j0 * a->PT, s, p, decay, u, v);
-      for (mhk_index i = 0; i < rows; i++)
-        for (mhk_index j = 0; j < (i0 == j0 ? i + 1 : cols); j += MHK__W) {
-          const MHK__V t = MHK__LOAD(p + i * K + j), d = MHK__LOAD(s + i * K + j) - t;
-          d2 = MHK__FMA(d, d, d2);
-          n2 = MHK__FMA(t, t, n2);
-        }
-      difference += (double)MHK__N(mhk__hsum)(d2);
-      norm += (double)MHK__N(mhk__hsum)(n2);
-    }
-  }
-  a->difference[b * a->H + h] = difference;
-  a->norm[b * a->H + h] = norm;
-}
-
-static void MHK__N(mhk__orientation_back)(const mhk__orientation_args *a, mhk_index b, mhk_index g, mhk_real *work) {
-  const mhk_index T = a->T, K = MHK__TILE, N = a->N, group = a->H / a->G, ldb = a->G * N, over = K + MHK__OVER, wide = MHK__LD(N);
-  const mhk_index *start = a->start ? a->start + b * T : NULL;
-  double *cum = (double *)work, *dcum = cum + T;
-  mhk_real *bt = work + 4 * MHK__LD(T), *kt = bt + (T + K) * N, *br = kt + (T + K) * a->PT, *db = br + T * wide, *cr = db + (T + K) * wide;
-  mhk_real *qr = cr + over * wide, *dc = qr + over * MHK__LD(a->PT), *s = dc + over * wide, *p = s + over * K;
-  mhk_real *decay = p + over * K, *u = decay + over * K, *v = u + K, *row = v + K, *column = row + K;
-  mhk_real *part = column + K;
-  mhk__block k;
-  memset(&k, 0, sizeof k);
-  MHK__N(mhk__rows_in)(T, N, a->b + (b * T * a->G + g) * N, ldb, NULL, br);
-  for (mhk_index h = g * group; h < (g + 1) * group; h++) {
-    const double norm = sqrt(a->difference[b * a->H + h]);
-    const mhk_real f = norm > 0 ? MHK__R(a->scale / norm) : 0; /* equal matrices: the subgradient 0 */
-    const mhk_real *lse = a->lse + (b * a->H + h) * T;
-    const MHK__V zero = MHK__SET(MHK__R(0)), vf = MHK__SET(f);
-    double dd = 0;
-    MHK__N(mhk__orientation_pack)(a, b, h, bt, kt, cum);
-    for (mhk_index i = 0; i < T; i++) dcum[i] = 0;
-    for (mhk_index i0 = 0; i0 < T; i0 += K) {
-      const mhk_index rows = mhk__min(K, T - i0);
-      const mhk_real *cc = a->c + ((b * T + i0) * a->G + g) * N;
-      MHK__N(mhk__rows_in)(rows, a->PT, a->q + ((b * T + i0) * a->HT + h) * a->PT, a->HT * a->PT, NULL, qr);
-      MHK__N(mhk__rows_in)(rows, N, cc, ldb, NULL, cr);
-      for (mhk_index j0 = 0; j0 <= i0; j0 += K) {
-        const mhk_index cols = mhk__min(K, T - j0);
-        const int corner = i0 == j0;
-        MHK__N(mhk__two_tiles)(a, h, cum, start, lse, i0, rows, j0, cols, cr, bt + j0 * N, qr, kt + j0 * a->PT, s, p, decay, u, v);
-        for (mhk_index j = 0; j < MHK__LD(cols); j += MHK__W) MHK__STORE(column + j, zero);
-        for (mhk_index i = 0; i < rows; i++) {
-          const MHK__V ui = MHK__SET(corner ? MHK__R(1) : u[i]);
-          const mhk_real *factor = corner ? decay + i * K : v;
-          const mhk_index to = corner ? mhk__min(cols, i + MHK__OVER) : cols;
-          MHK__V sum = zero;
-          for (mhk_index j = 0; j < to; j += MHK__W) { /* what stands on the diagonal no decay passes */
-            const MHK__V ms = MHK__LOAD(s + i * K + j), dm = vf * (ms - MHK__LOAD(p + i * K + j));
-            MHK__V x = dm * ms;
-            if (corner) x = MHK__FROM(zero, x, i - j);
-            sum = sum + x;
-            MHK__STORE(column + j, MHK__LOAD(column + j) + x);
-            MHK__STORE(p + i * K + j, dm * ui * MHK__LOAD(factor + j));
-          }
-          MHK__STORE(part + i * MHK__W, sum);
-          if (corner) dd += (double)p[i * K + i];
-        }
-        MHK__N(mhk__row_sums)(rows, part, row);
-        for (mhk_index i = 0; i < rows; i++) dcum[i0 + i] += (double)row[i];
-        for (mhk_index j = 0; j < cols; j++) dcum[j0 + j] -= (double)column[j];
-        if (a->db) {
-          k.c0 = corner && h == g * group ? NULL : db + j0 * wide;
-          MHK__N(mhk__multiply)(&k, cols, N, rows, p, 1, K, cr, wide, db + j0 * wide, wide, corner ? mhk__upper_a : mhk__whole);
-        }
-        if (a->dc) {
-          k.c0 = j0 > 0 ? dc : NULL;
-          MHK__N(mhk__multiply)(&k, rows, N, cols, p, K, 1, br + j0 * wide, wide, dc, wide, corner ? mhk__lower_a : mhk__whole);
-        }
-      }
-      if (a->dc) MHK__N(mhk__rows_out)(rows, N, dc, NULL, NULL, a->dc + ((b * T + i0) * a->G + g) * N, ldb, 1);
-    }
-    if (a->dlog_a) {
-      double run = 0;
-      for (mhk_index i = T - 1; i >= 0; i--) {
-        run += dcum[i];
-        a->dlog_a[(b * T + i) * a->H + h] += MHK__R(run);
-      }
-    }
-    if (a->dd) a->dd[b * a->H + h] = MHK__R(dd);
-  }
-  if (a->db) MHK__N(mhk__rows_out)(T, N, db, NULL, NULL, a->db + (b * T * a->G + g) * N, ldb, 1);
-}
-
-/* ---- convolution: channels c0..c1 of one run, all tokens ---- */
-
-/* input of channel row at position t - back; out of the document: 0 or the state */
-static inline void MHK__N(mhk__conv_tap)(const mhk__conv_args *a, mhk_index b, mhk_index t, mhk_index back, mhk_index c0, mhk_index n, const mhk_real **row,
-                                         mhk_real *hold) {
-  const mhk_index s = t - back, from = a->start ? a->start[b * a->T + t] : -1;
-  if (s >= 0 && s >= from) {
-    *row = a->x + (b * a->T + s) * a->C + c0;
-    return;
-  }
-  *row = hold;
-  if (s < 0 && from < 0 && a->state) /* the state's last column is the token just before the first */
-    for (mhk_index i = 0; i < n; i++) hold[i] = a->state[(b * a->C + c0 + i) * (a->W - 1) + a->W - 1 + s];
-  else
-    for (mhk_index i = 0; i < n; i++) hold[i] = 0;
-}
-
-/* One vector of channels over one sequence, up to four taps and no documents: the last inputs stay in registers. k[0..3] are the taps, unused ones 0. */
-static void MHK__N(mhk__conv_run4)(const mhk__conv_args *a, mhk_index b, mhk_index c, mhk_index n, const MHK__V *k) {
-  const mhk_real *x = a->x + b * a->T * a->C + c;
-  mhk_real *y = a->y + b * a->T * a->ldy + c - a->first, hold[3][MHK__W];
-  const MHK__V bias = a->bias ? MHK__LOADN(a->bias + c, n) : MHK__SET(MHK__R(0)), k0 = k[0], k1 = k[1], k2 = k[2], k3 = k[3];
-  for (mhk_index j = 0; j < 3; j++) /* what came before: the state's columns, oldest first, or zeros */
-    for (mhk_index i = 0; i < MHK__W; i++) {
-      const mhk_index column = j - 3 + a->W - 1;
-      hold[j][i] = a->state && i < n && column >= 0 ? a->state[(b * a->C + c + i) * (a->W - 1) + column] : 0;
-    }
-  MHK__V x0 = MHK__LOAD(hold[0]);
-  MHK__V x1 = MHK__LOAD(hold[1]);
-  MHK__V x2 = MHK__LOAD(hold[2]);
-  for (mhk_index t = 0; t < a->T; t++, x += a->C, y += a->ldy) {
-    const MHK__V x3 = MHK__LOADN(x, n);
-    MHK__V v = MHK__FMA(k3, x3, MHK__FMA(k2, x2, MHK__FMA(k1, x1, MHK__FMA(k0, x0, bias))));
-    if (a->before) {
-      mhk_real *z = a->before + (b * a->T + t) * a->C + c;
-      MHK__STOREN(z, v, n);
-    }
-    if (a->silu) v = MHK__N(mhk__silu_of)(v);
-    MHK__STOREN(y, v, n);
-    x0 = x1;
-    x1 = x2;
-    x2 = x3;
-  }
-}
-
-/* dx_s = sum over j of k[3-j] g_{s+j}; sums[w] += g_t x_{t-3+w}; sums[4] += g_t */
-static void MHK__N(mhk__conv_back4)(const mhk__conv_args *a, mhk_index b, mhk_index c, mhk_index n, const MHK__V *k, MHK__V *sums) {
-  const MHK__V zero = MHK__SET(MHK__R(0)), one = MHK__SET(MHK__R(1)), k0 = k[0], k1 = k[1], k2 = k[2], k3 = k[3];
-  const mhk_real *x = a->x + b * a->T * a->C + c, *dy = a->dy + b * a->T * a->ldy + c - a->first;
-  MHK__V g0 = zero, g1 = zero, g2 = zero, x0 = zero, x1 = zero, x2 = zero, s0 = sums[0], s1 = sums[1], s2 = sums[2], s3 = sums[3], s4 = sums[4];
-  for (mhk_index t = 0; t < a->T + 3; t++) {
-    MHK__V g = zero;
-    if (t < a->T) {
-      const MHK__V x3 = MHK__LOADN(x + t * a->C, n);
-      g = MHK__LOADN(dy + t * a->ldy, n);
-      if (a->silu) {
-        const MHK__V v = MHK__LOADN(a->before + (b * a->T + t) * a->C + c, n), e = MHK__N(mhk__vsigmoid)(v);
-        g = g * e * MHK__FMA(v, one - e, one);
-      }
-      s0 = MHK__FMA(g, x0, s0);
-      s1 = MHK__FMA(g, x1, s1);
-      s2 = MHK__FMA(g, x2, s2);
-      s3 = MHK__FMA(g, x3, s3);
-      s4 = s4 + g;
-      x0 = x1;
-      x1 = x2;
-      x2 = x3;
-    }
-    if (a->dx && t >= 3) {
-      mhk_real *dx = a->dx + (b * a->T + t - 3) * a->C + c;
-      const MHK__V v = MHK__FMA(k3, g0, MHK__FMA(k2, g1, MHK__FMA(k1, g2, MHK__FMA(k0, g, MHK__LOADN(dx, n)))));
-      MHK__STOREN(dx, v, n);
-    }
-    g0 = g1;
-    g1 = g2;
-    g2 = g;
-  }
-  sums[0] = s0;
-  sums[1] = s1;
-  sums[2] = s2;
-  sums[3] = s3;
-  sums[4] = s4;
-}
-
-/* the taps of MHK__W channels, right-aligned to four */
-static void MHK__N(mhk__conv_taps4)(const mhk__conv_args *a, mhk_index c, mhk_index n, MHK__V *k) {
-  mhk_real lane[MHK__W];
-  for (mhk_index w = 0; w < 4; w++) {
-    const mhk_index tap = w - 4 + a->W;
-    for (mhk_index i = 0; i < MHK__W; i++) lane[i] = i < n && tap >= 0 ? a->weight[(c + i) * a->W + tap] : 0;
-    k[w] = MHK__LOAD(lane);
-  }
-}
-
-static void MHK__N(mhk__conv)(const mhk__conv_args *a, mhk_index c0, mhk_index c1, mhk_real *work) {
-  const mhk_index n = c1 - c0, W = a->W;
-  mhk_real *taps = work, *hold = taps + W * MHK__CONV_BLOCK;
-  if (W <= 4 && !a->start) {
-    for (mhk_index i = c0; i < c1; i += MHK__W) {
-      MHK__V k[4];
-      MHK__N(mhk__conv_taps4)(a, i, c1 - i, k);
-      for (mhk_index b = 0; b < a->B; b++) MHK__N(mhk__conv_run4)(a, b, i, c1 - i, k);
-    }
-    return;
-  }
-  for (mhk_index w = 0; w < W; w++)
-    for (mhk_index i = 0; i < n; i++) taps[w * n + i] = a->weight[(c0 + i) * W + w];
-  for (mhk_index b = 0; b < a->B; b++)
-    for (mhk_index t = 0; t < a->T; t++) {
-      mhk_real *MHK__RESTRICT y = a->y + (b * a->T + t) * a->ldy + c0 - a->first;
-      for (mhk_index i = 0; i < n; i++) y[i] = a->bias ? a->bias[c0 + i] : 0;
-      for (mhk_index w = 0; w < W; w++) {
-        const mhk_real *row, *k = taps + w * n;
-        MHK__N(mhk__conv_tap)(a, b, t, W - 1 - w, c0, n, &row, hold);
-        for (mhk_index i = 0; i < n; i++) y[i] += k[i] * row[i];
-      }
-      if (a->before) memcpy(a->before + (b * a->T + t) * a->C + c0, y, (size_t)n * sizeof(mhk_real));
-      if (a->silu) {
-        for (mhk_index i = 0; i < n; i += MHK__W) {
-          const MHK__V v = MHK__LOADN(y + i, n - i);
-          MHK__STOREN(y + i, MHK__N(mhk__silu_of)(v), n - i);
-        }
-      }
-    }
-}
-
-static void MHK__N(mhk__conv_back)(const mhk__conv_args *a, mhk_index c0, mhk_index c1, mhk_real *work) {
-  const mhk_index n = c1 - c0, W = a->W;
-  mhk_real *taps = work, *hold = taps + W * MHK__CONV_BLOCK, *dtaps = hold + MHK__CONV_BLOCK, *g = dtaps + (W + 1) * MHK__CONV_BLOCK;
-  if (W <= 4 && !a->start && !a->state) {
-    for (mhk_index i = c0; i < c1; i += MHK__W) {
-      const mhk_index m = c1 - i < MHK__W ? c1 - i : MHK__W;
-      MHK__V k[4], sums[5];
-      MHK__N(mhk__conv_taps4)(a, i, m, k);
-      for (mhk_index w = 0; w < 5; w++) sums[w] = MHK__SET(MHK__R(0));
-      for (mhk_index b = 0; b < a->B; b++) MHK__N(mhk__conv_back4)(a, b, i, m, k, sums);
-      for (mhk_index w = 0; w < 5; w++) {
-        mhk_real lane[MHK__W];
-        MHK__STORE(lane, sums[w]);
-        if (w == 4 && a->dbias)
-          for (mhk_index j = 0; j < m; j++) a->dbias[i + j] += lane[j];
-        if (w < 4 && w >= 4 - W && a->dweight)
-          for (mhk_index j = 0; j < m; j++) a->dweight[(i + j) * W + w - 4 + W] += lane[j];
-      }
-    }
-    return;
-  }
-  for (mhk_index w = 0; w < W; w++)
-    for (mhk_index i = 0; i < n; i++) taps[w * n + i] = a->weight[(c0 + i) * W + w];
-  for (mhk_index i = 0; i < (W + 1) * n; i++) dtaps[i] = 0;
-  for (mhk_index b = 0; b < a->B; b++)
-    for (mhk_index t = 0; t < a->T; t++) {
-      const mhk_index from = a->start ? a->start[b * a->T + t] : -1;
-      const mhk_real *dy = a->dy + (b * a->T + t) * a->ldy + c0 - a->first;
-      for (mhk_index i = 0; i < n; i++) g[i] = dy[i];
-      if (a->silu) {
-        const mhk_real *z = a->before + (b * a->T + t) * a->C + c0;
-        const MHK__V one = MHK__SET(MHK__R(1));
-        for (mhk_index i = 0; i < n; i += MHK__W) {
-          const MHK__V v = MHK__LOADN(z + i, n - i), e = MHK__N(mhk__vsigmoid)(v);
-          MHK__STOREN(g + i, MHK__LOADN(g + i, n - i) * e * MHK__FMA(v, one - e, one), n - i);
-        }
-      }
-      for (mhk_index w = 0; w < W; w++) {
-        const mhk_index s = t - (W - 1 - w);
-        const mhk_real *row;
-        if (a->dx && s >= 0 && s >= from) {
-          mhk_real *MHK__RESTRICT dx = a->dx + (b * a->T + s) * a->C + c0;
-          for (mhk_index i = 0; i < n; i++) dx[i] += taps[w * n + i] * g[i];
-        }
-        if (a->dweight) {
-          mhk_real *MHK__RESTRICT dk = dtaps + w * n;
-          MHK__N(mhk__conv_tap)(a, b, t, W - 1 - w, c0, n, &row, hold);
-          for (mhk_index i = 0; i < n; i++) dk[i] += g[i] * row[i];
-        }
-      }
-      if (a->dbias)
-        for (mhk_index i = 0; i < n; i++) dtaps[W * n + i] += g[i];
-    }
-  for (mhk_index i = 0; i < n; i++) {
-    if (a->dweight)
-      for (mhk_index w = 0; w < W; w++) a->dweight[(c0 + i) * W + w] += dtaps[w * n + i];
-    if (a->dbias) a->dbias[c0 + i] += dtaps[W * n + i];
-  }
-}
-#endif
-
-/* input of channels c.. at token t: of this run or from the state */
-static inline const mhk_real *MHK__N(mhk__stream_row)(const mhk__stream_args *a, mhk_index t, mhk_index c) {
-  return t < 0 ? a->state + (t + a->W - 1) * a->C + c : a->x + t * a->ldx + c;
-}
-
-static void MHK__N(mhk__conv_stream)(const mhk__stream_args *a, mhk_index c0, mhk_index c1) {
-  const mhk_index T = a->T, W = a->W;
-  for (mhk_index c = c0; c < c1; c += MHK__W) {
-    const mhk_index n = c1 - c;
-    const MHK__V bias = a->bias ? MHK__LOADN(a->bias + c, n) : MHK__SET(MHK__R(0));
-    mhk_real *y = a->y + c - a->first;
-    for (mhk_index t = 0; t < T; t++, y += a->ldy) {
-      MHK__V v = bias;
-      for (mhk_index w = 0; w < W; w++) {
-        const mhk_real *x = MHK__N(mhk__stream_row)(a, t - W + 1 + w, c);
-        v = MHK__FMA(MHK__LOADN(a->taps + w * a->C + c, n), MHK__LOADN(x, n), v);
-      }
-      if (a->silu) v = MHK__N(mhk__silu_of)(v);
-      MHK__STOREN(y, v, n);
-    }
-    for (mhk_index w = 0; w + 1 < W; w++) {
-      const mhk_real *x = MHK__N(mhk__stream_row)(a, T - W + 1 + w, c);
-      const MHK__V v = MHK__LOADN(x, n);
-      MHK__STOREN(a->state + w * a->C + c, v, n);
-    }
-  }
-}
-
-static void MHK__N(mhk__fill)(mhk__kernels *k) {
-  k->mr = MHK__MR;
-  k->nr = MHK__NR;
-  k->pack = MHK__N(mhk__pack);
-  k->product = MHK__N(mhk__product);
-  k->product_plain = MHK__N(mhk__product_plain);
-  k->epilogue = MHK__N(mhk__epilogue_rows);
-  k->rows_times = MHK__N(mhk__rows_times);
-  k->q_rows = MHK__PASS == 1 ? 8 : 64;
-#if MHK__PASS != 3
-  k->q_prepare = MHK__N(mhk__q_prepare);
-  k->q_times = MHK__N(mhk__q_times);
-  k->attention_step = MHK__N(mhk__attention_step);
-#endif
-  k->attention = MHK__N(mhk__attention);
-  k->ssd = MHK__N(mhk__ssd);
-  k->ssd_step = MHK__N(mhk__ssd_step);
-  k->conv_stream = MHK__N(mhk__conv_stream);
-  k->norm = MHK__N(mhk__norm);
-  k->log_sum_exp = MHK__N(mhk__log_sum_exp);
-  k->gelu = MHK__N(mhk__gelu);
-  k->gate = MHK__N(mhk__gate);
-#ifndef MOHAWK_NO_TRAINING
-  k->narrow.mr = MHK__MR;
-  k->narrow.nr = MHK__NR;
-  k->narrow.kr = 1;
-  k->narrow.size = (int)sizeof(mhk_real);
-  k->narrow.pack_a = MHK__N(mhk__narrow_pack_a);
-  k->narrow.pack_b = MHK__N(mhk__narrow_pack_b);
-  k->narrow.product = MHK__N(mhk__narrow_product);
-  k->attention_back = MHK__N(mhk__attention_back);
-  k->ssd_back = MHK__N(mhk__ssd_back);
-  k->orientation = MHK__N(mhk__orientation);
-  k->orientation_back = MHK__N(mhk__orientation_back);
-  k->conv = MHK__N(mhk__conv);
-  k->conv_back = MHK__N(mhk__conv_back);
-  k->norm_back = MHK__N(mhk__norm_back);
-  k->softmax = MHK__N(mhk__softmax);
-  k->soft_dot = MHK__N(mhk__soft_dot);
-  k->soft_back = MHK__N(mhk__soft_back);
-  k->gelu_back = MHK__N(mhk__gelu_back);
-  k->gate_back = MHK__N(mhk__gate_back);
-  k->distance = MHK__N(mhk__distance);
-  k->adamw = MHK__N(mhk__adamw);
-#endif
-}
-
-#undef MHK__JOIN2
-#undef MHK__JOIN
-#undef MHK__N
-#undef MHK__N2
-#undef MHK__N3
-#undef MHK__W
-#undef MHK__V
-#undef MHK__LOAD
-#undef MHK__STORE
-#undef MHK__SET
-#undef MHK__FMA
-#undef MHK__MAX
-#undef MHK__SQRT
-#undef MHK__MIN
-#undef MHK__POWER2
-#undef MHK__MASK
-#undef MHK__LOAD_BF16
-#undef MHK__LOAD_F16
-#undef MHK__WIDEN
-#undef MHK__FETCH
-#undef MHK__WORDS
-#undef MHK__LOAD_WORDS
-#undef MHK__EVEN_BF16
-#undef MHK__ODD_BF16
-#undef MHK__FEW_ROWS
-#undef MHK__FEW_ROWS4
-#undef MHK__FEW_ROWS_OF
-#undef MHK__STREAM_START
-#undef MHK__STREAM_STEP
-#undef MHK__STREAM_END
-#undef MHK__SUM_START
-#undef MHK__SUM_STEP
-#undef MHK__SUM_END
-#undef MHK__THREE_STREAMS
-#undef MHK__FOUR_STREAMS
-#undef MHK__ROWS1
-#undef MHK__ROWS2
-#undef MHK__ROWS3
-#undef MHK__ROWS4
-#undef MHK__PLAIN
-#undef MHK__PAIR
-#undef MHK__PAIR_BF16
-#undef MHK__PAIR_F16
-#undef MHK__LOAD_FIRST
-#undef MHK__STORE_FIRST
-#undef MHK__TRANSPOSES
-#undef MHK__WANT_C
-#undef MHK__FROM
-#undef MHK__TALL
-#undef MHK__BROAD
-#undef MHK__SUM4
-#undef MHK__SUM2
-#undef MHK__TAKE4
-#undef MHK__TAKE2
-#undef MHK__TIMES4
-#undef MHK__TIMES2
-#undef MHK__GO4
-#undef MHK__GO2
-#undef MHK__PUT4
-#undef MHK__PUT2
-#undef MHK__B4
-#undef MHK__B2
-#undef MHK__SUM1
-#undef MHK__TAKE1
-#undef MHK__TIMES1
-#undef MHK__GO1
-#undef MHK__PUT1
-#undef MHK__B1
-#undef MHK__BLOCK_OF
-#undef MHK__VARS4
-#undef MHK__VARS2
-#undef MHK__VARS1
-#undef MHK__EACH2
-#undef MHK__EACH4
-#undef MHK__EACH6
-#undef MHK__EACH8
-#undef MHK__EACH14
-#undef MHK__MORE_B
-#undef MHK__LOAD_B
-#undef MHK__TILE_OF
-#undef MHK__HALF
-#undef MHK__MR
-#undef MHK__NV
-#undef MHK__NR
-#undef MHK__LOADN
-#undef MHK__STOREN
-#undef MHK__EACH
-#undef MHK__DECLARE
-#undef MHK__STEP
-#undef MHK__WRITE
-#undef MHK__ADD
-#endif /* MHK__PASS_DONE */
+#endif /* MOHAWK_NO_TRAINING */
+#endif /* MHK__TEMPLATE */
 
 #if defined(MOHAWK_IMPLEMENTATION) && !defined(MHK__PASS)
-#if !defined(MOHAWK_NO_SIMD) && defined(MHK__X86)
-#define MHK__HAS_X86_PASSES
-#if !defined(MOHAWK_DOUBLE) && (defined(__clang__) ? __clang_major__ >= 6 : __GNUC__ >= 8)
-#define MHK__HAS_VNNI
-#endif
-#include <immintrin.h>
-#elif !defined(MOHAWK_NO_SIMD) && defined(__AARCH64EL__) && (defined(__GNUC__) || defined(__clang__))
-#define MHK__HAS_NEON_PASS
-#include <arm_neon.h>
-/* the dot product of bytes that ARMv8.2 brought; Clang's arm_neon.h offers it to single functions from version 16 on */
-#if defined(MOHAWK_DOUBLE)
-#elif defined(__ARM_FEATURE_DOTPROD)
-#define MHK__HAS_SDOT
-#define MHK__TARGET_SDOT
-#elif defined(__clang__) && __clang_major__ >= 16
-#define MHK__HAS_SDOT
-#define MHK__TARGET_SDOT __attribute__((target("dotprod")))
-#elif !defined(__clang__) && __GNUC__ >= 8
-#define MHK__HAS_SDOT
-#define MHK__TARGET_SDOT __attribute__((target("arch=armv8.2-a+dotprod")))
-#endif
-#if defined(MHK__HAS_SDOT) && !defined(__ARM_FEATURE_DOTPROD)
-#if defined(__linux__)
-#include <sys/auxv.h>
-#elif defined(__APPLE__)
-#include <sys/sysctl.h>
-#endif
-#endif
-#elif !defined(MOHAWK_NO_SIMD) && defined(__wasm_simd128__)
-#define MHK__HAS_WASM_PASS
-#include <wasm_simd128.h>
-#endif
-
-/* Code for an instruction set the compiler was not told about. Clang knows no push_options, GCC no attribute push. */
-#if defined(__clang__)
-#define MHK__PRAGMA(x) _Pragma(#x)
-#define MHK__PUSH_AVX2 MHK__PRAGMA(clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function))
-#define MHK__PUSH_AVX512 MHK__PRAGMA(clang attribute push(__attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl"))), apply_to = function))
-#define MHK__POP MHK__PRAGMA(clang attribute pop)
-#else
-#define MHK__PRAGMA(x) _Pragma(#x)
-#define MHK__PUSH_AVX2 MHK__PRAGMA(GCC push_options) MHK__PRAGMA(GCC target("avx2,fma,f16c"))
-#define MHK__PUSH_AVX512 MHK__PRAGMA(GCC push_options) MHK__PRAGMA(GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl"))
-#define MHK__POP MHK__PRAGMA(GCC pop_options)
-#endif
-
-#if (defined(MHK__HAS_X86_PASSES) || defined(MHK__HAS_NEON_PASS) || defined(MHK__HAS_WASM_PASS)) && !defined(MOHAWK_DOUBLE)
-/* Blocks [first,last) of quantised weights by tiles of one row of x, of two, and where there are such of four, against one block or against two. The rows
-   go in slabs that stay in the second-level cache while the blocks pass. */
-typedef void (*mhk__q_tile)(const mhk__q_args *a, mhk_index b, mhk_index i);
-static void mhk__q_tiles(const mhk__q_args *a, mhk_index first, mhk_index last, mhk__q_tile one, mhk__q_tile two, mhk__q_tile four, mhk__q_tile wide) {
-  const mhk_index slab = mhk__max(8, MHK__Q_SLAB / (a->K * (mhk_index)sizeof(int16_t)) / 4 * 4);
-  mhk_index i, both;
-  for (mhk_index at = 0; at < a->M; at += slab) {
-    const mhk_index end = mhk__min(a->M, at + slab);
-    for (mhk_index b = first; b < last; b += both + 1) {
-      both = wide && last - b > 1 && end - at >= 4;
-      for (i = at; four && end - i >= 4; i += 4) (both ? wide : four)(a, b, i);
-      for (; end - i >= 2; i += 2) {
-        two(a, b, i);
-        if (both) two(a, b + 1, i);
-      }
-      if (i < end) {
-        one(a, b, i);
-        if (both) one(a, b + 1, i);
-      }
-    }
-  }
-}
-#endif
-
-#define MHK__PASS 1
-#define MHK__SUFFIX _scalar
-#include MOHAWK_HEADER_NAME
-#if !defined(MHK__PASS_DONE) || MHK__PASS_DONE != MHK__VERSION
-#error "mohawk.h: this file includes itself, by the name \"mohawk.h\" unless told, and that is another file or version: \
-#define MOHAWK_HEADER_NAME to the name it is included by, in quotes, and use no #pragma once"
-#endif
-#undef MHK__PASS
-#undef MHK__SUFFIX
-#undef MHK__PASS_DONE
-#ifdef MHK__HAS_X86_PASSES
-MHK__PUSH_AVX2
-#define MHK__PASS 2
-#define MHK__SUFFIX _avx2
-#include MOHAWK_HEADER_NAME
-#undef MHK__PASS
-#undef MHK__SUFFIX
-#undef MHK__PASS_DONE
-MHK__POP
-MHK__PUSH_AVX512
-#define MHK__PASS 3
-#define MHK__SUFFIX _avx512
-#include MOHAWK_HEADER_NAME
-#undef MHK__PASS
-#undef MHK__SUFFIX
-#undef MHK__PASS_DONE
-MHK__POP
-#endif
-#ifdef MHK__HAS_NEON_PASS
-#define MHK__PASS 4
-#define MHK__SUFFIX _neon
-#include MOHAWK_HEADER_NAME
-#undef MHK__PASS
-#undef MHK__SUFFIX
-#undef MHK__PASS_DONE
-#endif
-#ifdef MHK__HAS_WASM_PASS
-#define MHK__PASS 5
-#define MHK__SUFFIX _wasm
-#include MOHAWK_HEADER_NAME
-#undef MHK__PASS
-#undef MHK__SUFFIX
-#undef MHK__PASS_DONE
-#endif
-
-/* ---- dot products of bytes: beside the AVX-512 kernels and those of NEON ---- */
-
-#ifdef MHK__HAS_VNNI
-#if defined(__clang__)
-#define MHK__PUSH_VNNI \
-  MHK__PRAGMA(clang attribute push(__attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni"))), apply_to = function))
-#else
-#define MHK__PUSH_VNNI MHK__PRAGMA(GCC push_options) MHK__PRAGMA(GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni"))
-#endif
-MHK__PUSH_VNNI
-/* AVX512-VNNI: both bytes of x against bytes of w made unsigned by adding 128 (MHK_Q4: 8), the same integers as everywhere. Measured on Zen 4 for blocks from
-   memory, one core that reads 31 GB/s: with the low byte left out (integers of 8 bits) one row takes as long (MHK_Q4 30 GB/s of weights either way, MHK_Q8
-   31 instead of 28), four rows 0.82 to 0.92, eight 0.71 to 0.85 of the time. That is not worth 8 bits of x. */
-static inline __m512i mhk__q_four(const signed char *x) {
-  int32_t four;
-  memcpy(&four, x, sizeof four);
-  return _mm512_set1_epi32(four);
-}
-#define MHK__NEXT(p) MHK__PREFETCH_L1((p) + MHK__Q_AHEAD);
-#define MHK__ALL ((__mmask16)0xFFFF)
-/* l<s> and h<s> add up what the low and the high bytes of row r give for sum s. One row alone has two of each, which would wait for each other. */
-#define MHK__STEP(s, r, w, at) \
-  l##s = _mm512_dpbusd_epi32(l##s, w, mhk__q_four(x + (r) * 2 * K + (at))); \
-  h##s = _mm512_dpbusd_epi32(h##s, w, mhk__q_four(x + (r) * 2 * K + (at) + 32));
-#define MHK__ROWS2(f, w, at) f(0, 0, w, at) f(1, 1, w, at)
-#define MHK__ROWS4(f, w, at) MHK__ROWS2(f, w, at) f(2, 2, w, at) f(3, 3, w, at)
-#define MHK__OTHER4(f, w, at) f(4, 0, w, at) f(5, 1, w, at) f(6, 2, w, at) f(7, 3, w, at)
-#define MHK__STEPS1(at) MHK__STEP(0, 0, even[0], at) MHK__STEP(1, 0, odd[0], (at) + 4)
-#define MHK__STEPS2(at) MHK__ROWS2(MHK__STEP, even[0], at) MHK__ROWS2(MHK__STEP, odd[0], (at) + 4)
-#define MHK__STEPS4(at) MHK__ROWS4(MHK__STEP, even[0], at) MHK__ROWS4(MHK__STEP, odd[0], (at) + 4)
-#define MHK__STEPS8(at) \
-  MHK__ROWS4(MHK__STEP, even[0], at) MHK__OTHER4(MHK__STEP, even[1], at) \
-  MHK__ROWS4(MHK__STEP, odd[0], (at) + 4) MHK__OTHER4(MHK__STEP, odd[1], (at) + 4)
-#define MHK__NONE(s, r, w, at) __m512i l##s = _mm512_set1_epi32(offset[(r) * groups]), h##s = _mm512_setzero_si512();
-#define MHK__NONE1 MHK__NONE(0, 0, 0, 0) __m512i l1 = _mm512_setzero_si512(), h1 = l1;
-#define MHK__NONE2 MHK__ROWS2(MHK__NONE, 0, 0)
-#define MHK__NONE4 MHK__ROWS4(MHK__NONE, 0, 0)
-#define MHK__NONE8 MHK__NONE4 MHK__OTHER4(MHK__NONE, 0, 0)
-#define MHK__BY(block) _mm512_maskz_cvtph_ps(MHK__ALL, _mm256_loadu_si256((const __m256i *)(const void *)(scale + (block) * groups * MHK__Q_ROWS)))
-#define MHK__END(s, r, w, at) \
-  sum##s = _mm512_fmadd_ps(_mm512_maskz_cvtepi32_ps(MHK__ALL, _mm512_add_epi32(_mm512_maskz_slli_epi32(MHK__ALL, h##s, 8), l##s)), \
-                           _mm512_mul_ps(by, _mm512_set1_ps(size[(r) * groups])), sum##s);
-#define MHK__ENDS1 \
-  l0 = _mm512_add_epi32(l0, l1); \
-  h0 = _mm512_add_epi32(h0, h1); \
-  MHK__END(0, 0, 0, 0)
-#define MHK__ENDS2 MHK__ROWS2(MHK__END, 0, 0)
-#define MHK__ENDS4 MHK__ROWS4(MHK__END, 0, 0)
-#define MHK__ENDS8 MHK__ENDS4 by = MHK__BY(1); MHK__OTHER4(MHK__END, 0, 0)
-#define MHK__SUM(s, r, w, at) _mm512_storeu_ps(sums + (s) * MHK__Q_ROWS, sum##s);
-#define MHK__SUMS1 MHK__SUM(0, 0, 0, 0)
-#define MHK__SUMS2 MHK__ROWS2(MHK__SUM, 0, 0)
-#define MHK__SUMS4 MHK__ROWS4(MHK__SUM, 0, 0)
-#define MHK__SUMS8 MHK__SUMS4 MHK__OTHER4(MHK__SUM, 0, 0)
-#define MHK__START(s, r, w, at) __m512 sum##s = _mm512_setzero_ps();
-#define MHK__START1 MHK__START(0, 0, 0, 0)
-#define MHK__START2 MHK__ROWS2(MHK__START, 0, 0)
-#define MHK__START4 MHK__ROWS4(MHK__START, 0, 0)
-#define MHK__START8 MHK__START4 MHK__OTHER4(MHK__START, 0, 0)
-#define MHK__OPEN_Q8(block) \
-  MHK__NEXT(p[block]) \
-  MHK__NEXT(p[block] + 64) \
-  even[block] = _mm512_xor_si512(_mm512_loadu_si512(p[block]), constant); \
-  odd[block] = _mm512_xor_si512(_mm512_loadu_si512(p[block] + 64), constant); \
-  p[block] += 128;
-#define MHK__OPEN_Q4(block) \
-  MHK__NEXT(p[block]) \
-  odd[block] = _mm512_loadu_si512(p[block]); \
-  even[block] = _mm512_and_si512(odd[block], constant); \
-  odd[block] = _mm512_and_si512(_mm512_srli_epi16(odd[block], 4), constant); \
-  p[block] += 64;
-#define MHK__OPEN1(type) MHK__OPEN_##type(0)
-#define MHK__OPEN2(type) MHK__OPEN_##type(0) MHK__OPEN_##type(1)
-/* rows [i, i + R) of x against the 16 of each of the blocks from b on: of one, or of two, for which what is read of x serves twice. n: R * blocks */
-#define MHK__TILE_Q(type, value, n, R, blocks) \
-  static void mhk__vnni_##type##_##n(const mhk__q_args *a, mhk_index b, mhk_index i) { \
-    const mhk_index K = a->K, group = a->q->group, groups = K / group; \
-    const uint16_t *scale = a->q->scale + b * groups * MHK__Q_ROWS; \
-    const __m512i constant = _mm512_set1_epi32(value); \
-    const int32_t *offset = a->offset + i * groups; \
-    const signed char *x = (const signed char *)(a->digits + i * K); \
-    const float *size = a->scale + i * groups; \
-    const unsigned char *p[blocks]; \
-    float sums[n * MHK__Q_ROWS]; \
-    mhk_index g, j; \
-    MHK__START##n \
-    for (j = 0; j < blocks; j++) p[j] = (const unsigned char *)a->q->q + (b + j) * mhk__q_block_bytes(a->dtype, K); \
-    for (g = 0; g < groups; g++, scale += MHK__Q_ROWS, size++, offset++) { \
-      __m512 by = MHK__BY(0); \
-      MHK__NONE##n \
-      for (j = 0; j < group; j += 32, x += 64) { \
-        __m512i even[blocks], odd[blocks]; \
-        MHK__OPEN##blocks(type) MHK__STEPS##n(0) \
-        MHK__OPEN##blocks(type) MHK__STEPS##n(8) \
-        MHK__OPEN##blocks(type) MHK__STEPS##n(16) \
-        MHK__OPEN##blocks(type) MHK__STEPS##n(24) \
-      } \
-      MHK__ENDS##n \
-    } \
-    MHK__SUMS##n \
-    for (j = 0; j < blocks; j++) mhk__q_store_avx512(a, b + j, i, R, sums + j * R * MHK__Q_ROWS); \
-  }
-MHK__TILE_Q(Q8, (int)0x80808080u, 1, 1, 1)
-MHK__TILE_Q(Q8, (int)0x80808080u, 2, 2, 1)
-MHK__TILE_Q(Q8, (int)0x80808080u, 4, 4, 1)
-MHK__TILE_Q(Q8, (int)0x80808080u, 8, 4, 2)
-MHK__TILE_Q(Q4, 0x0F0F0F0F, 1, 1, 1)
-MHK__TILE_Q(Q4, 0x0F0F0F0F, 2, 2, 1)
-MHK__TILE_Q(Q4, 0x0F0F0F0F, 4, 4, 1)
-MHK__TILE_Q(Q4, 0x0F0F0F0F, 8, 4, 2)
-static void mhk__q_times_vnni(const mhk__q_args *a, mhk_index first, mhk_index last) {
-  if (a->dtype == MHK_Q8)
-    mhk__q_tiles(a, first, last, mhk__vnni_Q8_1, mhk__vnni_Q8_2, mhk__vnni_Q8_4, mhk__vnni_Q8_8);
-  else
-    mhk__q_tiles(a, first, last, mhk__vnni_Q4_1, mhk__vnni_Q4_2, mhk__vnni_Q4_4, mhk__vnni_Q4_8);
-}
-#undef MHK__NEXT
-#undef MHK__ALL
-#undef MHK__STEP
-#undef MHK__ROWS2
-#undef MHK__ROWS4
-#undef MHK__OTHER4
-#undef MHK__STEPS1
-#undef MHK__STEPS2
-#undef MHK__STEPS4
-#undef MHK__STEPS8
-#undef MHK__NONE
-#undef MHK__NONE1
-#undef MHK__NONE2
-#undef MHK__NONE4
-#undef MHK__NONE8
-#undef MHK__BY
-#undef MHK__END
-#undef MHK__ENDS1
-#undef MHK__ENDS2
-#undef MHK__ENDS4
-#undef MHK__ENDS8
-#undef MHK__SUM
-#undef MHK__SUMS1
-#undef MHK__SUMS2
-#undef MHK__SUMS4
-#undef MHK__SUMS8
-#undef MHK__START
-#undef MHK__START1
-#undef MHK__START2
-#undef MHK__START4
-#undef MHK__START8
-#undef MHK__OPEN_Q8
-#undef MHK__OPEN_Q4
-#undef MHK__OPEN1
-#undef MHK__OPEN2
-#undef MHK__TILE_Q
-MHK__POP
-#endif
-
-#ifdef MHK__HAS_SDOT
-/* SDOT: both signed bytes of x against the signed bytes of w as they lie (MHK_Q4: its halves, which are 8 too large), the same integers as everywhere. A lane
-   is a row of w; four bytes of x are chosen by their place in a vector of 16. l<r><v> and h<r><v> add up the low and the high bytes of row r against vector
-   v of a block. Four rows take half a block at a time: their integers fill the registers, their sums wait in memory. Counted in the code of GCC 12, a row
-   takes 140 vector instructions for 256 bytes of MHK_Q4 in groups of 32 alone, 114 in a tile of two, 104 in one of four; for 512 of MHK_Q8 100, 98, 98. */
-#define MHK__EACH1(f, v, x, n) f(0, v, x, n)
-#define MHK__EACH2(f, v, x, n) f(0, v, x, n) f(1, v, x, n)
-#define MHK__EACH4(f, v, x, n) f(0, v, x, n) f(1, v, x, n) f(2, v, x, n) f(3, v, x, n)
-#define MHK__VECTORS1(f, n) f(1, 0, n) f(1, 1, n) f(1, 2, n) f(1, 3, n)
-#define MHK__VECTORS2(f, n) f(2, 0, n) f(2, 1, n) f(2, 2, n) f(2, 3, n)
-#define MHK__VECTORS4(f, n) f(4, 0, n) f(4, 1, n)
-#define MHK__NONE(r, v, x, n) int32x4_t l##r##v = vdupq_n_s32(less * offset[r * groups]), h##r##v = vdupq_n_s32(0);
-#define MHK__NONES(R, v, n) MHK__EACH##R(MHK__NONE, v, x, n)
-#define MHK__TAKE(r, v, x, at) const int8x16_t xl##r = vld1q_s8(x + r * 2 * K + at), xh##r = vld1q_s8(x + r * 2 * K + at + 32);
-#define MHK__DOT(r, v, w, n) \
-  l##r##v = vdotq_laneq_s32(l##r##v, w, xl##r, n); \
-  h##r##v = vdotq_laneq_s32(h##r##v, w, xh##r, n);
-#define MHK__FOUR_Q8(R, v, n) { \
-  const int8x16_t w = vld1q_s8(p + 64 * n + 16 * v); \
-  MHK__EACH##R(MHK__DOT, v, w, n) }
-#define MHK__EIGHT_Q4(R, v, n) { \
-  const int8x16_t w = vld1q_s8(p + 64 * n + 16 * v), even = vandq_s8(w, low), odd = vreinterpretq_s8_u8(vshrq_n_u8(vreinterpretq_u8_s8(w), 4)); \
-  MHK__EACH##R(MHK__DOT, v, even, 2 * n) \
-  MHK__EACH##R(MHK__DOT, v, odd, 2 * n + 1) }
-/* 16 of k, of which lines of the weights are asked for ahead */
-#define MHK__SIXTEEN(type, R, n_lines, at) { \
-  MHK__EACH##R(MHK__TAKE, 0, x, at) \
-  for (n = 0; n < (R < 4 ? n_lines : n_lines / 2); n++) MHK__PREFETCH_L1(p + MHK__Q_AHEAD + 64 * (half * (n_lines / 2) + n)); \
-  MHK__SIXTEEN_##type(R) \
-  p += 64 * n_lines; }
-#define MHK__SIXTEEN_Q8(R) \
-  MHK__VECTORS##R(MHK__FOUR_Q8, 0) MHK__VECTORS##R(MHK__FOUR_Q8, 1) MHK__VECTORS##R(MHK__FOUR_Q8, 2) MHK__VECTORS##R(MHK__FOUR_Q8, 3)
-#define MHK__SIXTEEN_Q4(R) MHK__VECTORS##R(MHK__EIGHT_Q4, 0) MHK__VECTORS##R(MHK__EIGHT_Q4, 1)
-#define MHK__END(r, v, by, n) \
-  sum[4 * r + n + v] = vfmaq_f32(sum[4 * r + n + v], vcvtq_f32_s32(vaddq_s32(vshlq_n_s32(h##r##v, 8), l##r##v)), vmulq_n_f32(by, size[r * groups]));
-#define MHK__ENDS(R, v, n) { \
-  const float32x4_t by = vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(scale + 4 * (n + v)))); \
-  MHK__EACH##R(MHK__END, v, by, n) }
-#define MHK__START(r, v, x, n) sum[4 * r] = sum[4 * r + 1] = sum[4 * r + 2] = sum[4 * r + 3] = vdupq_n_f32(0);
-#define MHK__SUM(r, v, x, n) \
-  vst1q_f32(sums + 16 * r, sum[4 * r]); \
-  vst1q_f32(sums + 16 * r + 4, sum[4 * r + 1]); \
-  vst1q_f32(sums + 16 * r + 8, sum[4 * r + 2]); \
-  vst1q_f32(sums + 16 * r + 12, sum[4 * r + 3]);
-/* rows [i, i + R) of x against the 16 of block b */
-#define MHK__TILE_Q(type, n_lines, factor, R) \
-  MHK__TARGET_SDOT static void mhk__sdot_##type##_##R(const mhk__q_args *a, mhk_index b, mhk_index i) { \
-    const mhk_index K = a->K, group = a->q->group, groups = K / group; \
-    const signed char *from = (const signed char *)a->q->q + b * mhk__q_block_bytes(a->dtype, K); \
-    const uint16_t *scale = a->q->scale + b * groups * MHK__Q_ROWS; \
-    const int32_t less = factor, *offset = a->offset + i * groups; \
-    const signed char *xs = (const signed char *)(a->digits + i * K); \
-    const float *size = a->scale + i * groups; \
-    const int8x16_t low = vdupq_n_s8(15); \
-    float32x4_t sum[4 * R]; \
-    float sums[R * MHK__Q_ROWS]; \
-    mhk_index g, j; \
-    int half, n; \
-    (void)low; \
-    MHK__EACH##R(MHK__START, 0, 0, 0) \
-    for (g = 0; g < groups; g++, scale += MHK__Q_ROWS, size++, offset++, from += group * 4 * n_lines, xs += 2 * group) \
-      for (half = 0; half < (R < 4 ? 1 : 2); half++) { \
-        const signed char *p = from + 32 * half, *x = xs; \
-        MHK__VECTORS##R(MHK__NONES, 0) \
-        for (j = 0; j < group; j += 32, x += 64) { \
-          MHK__SIXTEEN(type, R, n_lines, 0) \
-          MHK__SIXTEEN(type, R, n_lines, 16) \
-        } \
-        MHK__VECTORS##R(MHK__ENDS, (R < 4 ? 0 : 2 * half)) \
-      } \
-    MHK__EACH##R(MHK__SUM, 0, 0, 0) \
-    mhk__q_store_neon(a, b, i, R, sums); \
-  }
-MHK__TILE_Q(Q8, 4, 0, 1)
-MHK__TILE_Q(Q8, 4, 0, 2)
-MHK__TILE_Q(Q8, 4, 0, 4)
-MHK__TILE_Q(Q4, 2, 1, 1)
-MHK__TILE_Q(Q4, 2, 1, 2)
-MHK__TILE_Q(Q4, 2, 1, 4)
-static void mhk__q_times_sdot(const mhk__q_args *a, mhk_index first, mhk_index last) {
-  if (a->dtype == MHK_Q8)
-    mhk__q_tiles(a, first, last, mhk__sdot_Q8_1, mhk__sdot_Q8_2, mhk__sdot_Q8_4, NULL);
-  else
-    mhk__q_tiles(a, first, last, mhk__sdot_Q4_1, mhk__sdot_Q4_2, mhk__sdot_Q4_4, NULL);
-}
-#undef MHK__EACH1
-#undef MHK__EACH2
-#undef MHK__EACH4
-#undef MHK__VECTORS1
-#undef MHK__VECTORS2
-#undef MHK__VECTORS4
-#undef MHK__NONE
-#undef MHK__NONES
-#undef MHK__TAKE
-#undef MHK__DOT
-#undef MHK__FOUR_Q8
-#undef MHK__EIGHT_Q4
-#undef MHK__SIXTEEN
-#undef MHK__SIXTEEN_Q8
-#undef MHK__SIXTEEN_Q4
-#undef MHK__END
-#undef MHK__ENDS
-#undef MHK__START
-#undef MHK__SUM
-#undef MHK__TILE_Q
-
-/* Told to the compiler, or asked from the system. Where neither is known to answer, the plain kernels run. */
-static int mhk__cpu_sdot(void) {
-#if defined(__ARM_FEATURE_DOTPROD)
-  return 1;
-#elif defined(__linux__)
-  return (getauxval(16) & (1ul << 20)) != 0; /* AT_HWCAP, HWCAP_ASIMDDP */
-#elif defined(__APPLE__)
-  int has = 0;
-  size_t bytes = sizeof has;
-  return sysctlbyname("hw.optional.arm.FEAT_DotProd", &has, &bytes, NULL, 0) == 0 && has;
-#elif defined(MHK__WINDOWS) && (!defined(MOHAWK_NO_STDIO) || !defined(MOHAWK_NO_TRAINING))
-  return IsProcessorFeaturePresent(43) != 0; /* PF_ARM_V82_DP_INSTRUCTIONS_AVAILABLE */
-#else
-  return 0;
-#endif
-}
-#endif
-
-/* ---- units for bfloat16: AVX512-BF16 and AMX, beside the AVX-512 kernels ---- */
-
-#if defined(MHK__HAS_X86_PASSES) && defined(__x86_64__) && !defined(MOHAWK_DOUBLE) && !defined(MOHAWK_NO_TRAINING)
-#if defined(__clang__)
-#if __clang_major__ >= 9
-#define MHK__HAS_BF16_DOT
-#endif
-#if __clang_major__ >= 12 && defined(__linux__) && !defined(__ILP32__)
-#define MHK__HAS_AMX
-#endif
-#define MHK__PUSH_BF16 \
-  MHK__PRAGMA(clang attribute push(__attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16"))), apply_to = function))
-#define MHK__PUSH_AMX MHK__PRAGMA(clang attribute push(__attribute__((target("avx512f,amx-tile,amx-bf16"))), apply_to = function))
-#else
-#if __GNUC__ >= 10
-#define MHK__HAS_BF16_DOT
-#endif
-#if __GNUC__ >= 11 && defined(__linux__) && !defined(__ILP32__)
-#define MHK__HAS_AMX
-#endif
-#define MHK__PUSH_BF16 MHK__PRAGMA(GCC push_options) MHK__PRAGMA(GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16"))
-#define MHK__PUSH_AMX MHK__PRAGMA(GCC push_options) MHK__PRAGMA(GCC target("avx512f,amx-tile,amx-bf16"))
-#endif
-#endif
-
-#ifdef MHK__HAS_BF16_DOT
-MHK__PUSH_BF16
-/* Packed operands are words of two numbers that follow each other along k, the first in the low half: word (p,i) of a panel belongs to row (or column) i and
-   to k = 2p and 2p + 1. */
-
-/* the first n of 16 numbers in a row, the rest 0 */
-static inline __m512 mhk__bf16_floats(const void *p, mhk_dtype dtype, mhk_index n) {
-  const __mmask16 mask = n >= 16 ? (__mmask16)0xFFFF : n <= 0 ? (__mmask16)0 : (__mmask16)((1u << n) - 1u);
-  if (dtype == MHK_F32) return _mm512_maskz_loadu_ps(mask, p);
-  if (dtype == MHK_BF16)
-    return _mm512_castsi512_ps(_mm512_maskz_slli_epi32(mask, _mm512_maskz_cvtepu16_epi32(mask, _mm256_maskz_loadu_epi16(mask, p)), 16));
-  return _mm512_maskz_cvtph_ps(mask, _mm256_maskz_loadu_epi16(mask, p));
-}
-
-/* the words of the first n of 32 numbers in a row */
-static inline __m512i mhk__bf16_words(const void *p, mhk_dtype dtype, mhk_index n) {
-  const char *second = (const char *)p + 16 * (dtype == MHK_F32 ? 4 : 2);
-  if (n <= 0) return _mm512_setzero_si512();
-  if (dtype == MHK_BF16) return _mm512_maskz_loadu_epi16(n >= 32 ? (__mmask32)0xFFFFFFFFu : (__mmask32)((1u << n) - 1u), p);
-  return (__m512i)_mm512_cvtne2ps_pbh(n > 16 ? mhk__bf16_floats(second, dtype, n - 16) : _mm512_setzero_ps(), mhk__bf16_floats(p, dtype, n));
-}
-
-/* the words of 16 rows, n of them there, from two lines of numbers: k even and odd */
-static inline __m512i mhk__bf16_lines(const void *even, const void *odd, mhk_dtype dtype, mhk_index n) {
-  const __m512i zip = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
-  const __m512 x = mhk__bf16_floats(even, dtype, n), y = odd ? mhk__bf16_floats(odd, dtype, n) : _mm512_setzero_ps();
-  return _mm512_maskz_permutexvar_epi16((__mmask32)0xFFFFFFFFu, zip, (__m512i)_mm512_cvtne2ps_pbh(y, x));
-}
-
-/* 16 x 16 words transposed: column j of src goes to dst + j * stride, its words of the mask only, for the first n columns */
-static void mhk__bf16_turn(const uint32_t *src, uint32_t *dst, mhk_index stride, __mmask16 mask, mhk_index n) {
-  const __mmask16 all = (__mmask16)0xFFFF;
-  __m512i a, b, c, d;
-#define MHK__ROW(i) _mm512_load_si512(src + (i) * 16)
-#define MHK__PAIRS(part, x, y) _mm512_maskz_unpack##part##_epi32(all, x, y)
-#define MHK__QUADS(part, x, y) _mm512_maskz_unpack##part##_epi64((__mmask8)0xFF, x, y)
-#define MHK__LANES(x, y, k) _mm512_maskz_shuffle_i32x4(all, x, y, k)
-#define MHK__QUAD(i, x) \
-  __m512i x##0, x##1, x##2, x##3; \
-  a = MHK__PAIRS(lo, MHK__ROW(i), MHK__ROW(i + 1)); b = MHK__PAIRS(lo, MHK__ROW(i + 2), MHK__ROW(i + 3)); \
-  c = MHK__PAIRS(hi, MHK__ROW(i), MHK__ROW(i + 1)); d = MHK__PAIRS(hi, MHK__ROW(i + 2), MHK__ROW(i + 3)); \
-  x##0 = MHK__QUADS(lo, a, b); x##1 = MHK__QUADS(hi, a, b); x##2 = MHK__QUADS(lo, c, d); x##3 = MHK__QUADS(hi, c, d);
-#define MHK__OUT(j, v) \
-  if ((j) < n) _mm512_mask_storeu_epi32(dst + (j) * stride, mask, v)
-#define MHK__FOUR(j) \
-  a = MHK__LANES(p##j, q##j, 0x88); b = MHK__LANES(r##j, s##j, 0x88); c = MHK__LANES(p##j, q##j, 0xDD); d = MHK__LANES(r##j, s##j, 0xDD); \
-  MHK__OUT(j, MHK__LANES(a, b, 0x88)); MHK__OUT(j + 4, MHK__LANES(c, d, 0x88)); \
-  MHK__OUT(j + 8, MHK__LANES(a, b, 0xDD)); MHK__OUT(j + 12, MHK__LANES(c, d, 0xDD));
-  MHK__QUAD(0, p)
-  MHK__QUAD(4, q)
-  MHK__QUAD(8, r)
-  MHK__QUAD(12, s)
-  MHK__FOUR(0)
-  MHK__FOUR(1)
-  MHK__FOUR(2)
-  MHK__FOUR(3)
-#undef MHK__ROW
-#undef MHK__PAIRS
-#undef MHK__QUADS
-#undef MHK__LANES
-#undef MHK__QUAD
-#undef MHK__OUT
-#undef MHK__FOUR
-}
-
-/* A block of 16 rows x 16 words, from row i and k = 2p on: rows of the source one after the other, or (lines) words of the same k. */
-static inline void mhk__bf16_rows(uint32_t *block, const char *s, mhk_index size, mhk__matrix src, mhk_index rows, mhk_index k) {
-  for (mhk_index q = 0; q < 16; q++)
-    _mm512_store_si512(block + 16 * q, q < rows ? mhk__bf16_words(s + q * src.row * size, src.dtype, k) : _mm512_setzero_si512());
-}
-static inline __m512i mhk__bf16_line(const char *s, mhk_index size, mhk__matrix src, mhk_index rows, mhk_index k) {
-  return k > 0 ? mhk__bf16_lines(s, k > 1 ? s + src.col * size : NULL, src.dtype, rows) : _mm512_setzero_si512();
-}
-
-/* The same for strides and types that the vector code does not know. */
-static void mhk__bf16_any(uint32_t *block, mhk__matrix src, mhk_index rows, mhk_index k) {
-  for (mhk_index i = 0; i < 16; i++)
-    for (mhk_index p = 0; p < 16; p++) {
-      uint32_t word = 0;
-      if (i < rows && 2 * p < k) word = mhk__bf16_round(mhk__element(src.data, src.dtype, i * src.row + 2 * p * src.col));
-      if (i < rows && 2 * p + 1 < k) word |= (uint32_t)mhk__bf16_round(mhk__element(src.data, src.dtype, i * src.row + (2 * p + 1) * src.col)) << 16;
-      block[16 * i + p] = word;
-    }
-}
-
-/* panels of width rows: word p of all rows, then word p + 1; words: of k, padded */
-static inline void mhk__bf16_panels(uint32_t *dst, mhk_index width, mhk_index rows, mhk_index k, mhk_index words, mhk__matrix src) {
-  const mhk_index size = (mhk_index)mhk_dtype_size(src.dtype), wide = mhk__up(width, 16);
-  const __mmask16 last = (__mmask16)(0xFFFFu >> (wide - width));
-  uint32_t room[16 * 16 + 16], *block = room + (64 - (uintptr_t)room % 64) % 64 / 4;
-  if (src.row == 1 && src.dtype != MHK_F64) { /* along the lines: each is fetched once, however far the next one is */
-    for (mhk_index p = 0; p < words; p++) {
-      const char *s = (const char *)src.data + (2 * p < k ? 2 * p * src.col * size : 0);
-      uint32_t *to = dst + p * width;
-      for (mhk_index i0 = 0; i0 < rows; i0 += width, to += width * words)
-        for (mhk_index i = 0; i < width; i += 16) {
-          const mhk_index n = mhk__min(rows - i0, width) - i;
-          _mm512_mask_storeu_epi32(to + i, i + 16 < wide ? (__mmask16)0xFFFF : last, mhk__bf16_line(s + (n > 0 ? i0 + i : 0) * size, size, src, n, k - 2 * p));
-        }
-    }
-    return;
-  }
-  for (; rows > 0; rows -= width, dst += width * words, src.data = (const char *)src.data + width * src.row * size)
-    for (mhk_index i = 0; i < width; i += 16) {
-      const mhk_index n = mhk__min(rows, width) - i;
-      const char *s = (const char *)src.data + (n > 0 ? i * src.row * size : 0);
-      for (mhk_index p = 0; p < words; p += 16) {
-        if (src.col == 1 && src.dtype != MHK_F64)
-          mhk__bf16_rows(block, s + 2 * p * size, size, src, n, k - 2 * p);
-        else
-          mhk__bf16_any(block, mhk__mat(s + 2 * p * src.col * size, src.dtype, src.row, src.col), n, k - 2 * p);
-        mhk__bf16_turn(block, dst + p * width + i, width, i + 16 < wide ? (__mmask16)0xFFFF : last, words - p);
-      }
-    }
-}
-#define MHK__DOT_ROWS 14
-#define MHK__DOT_COLUMNS 32
-static void mhk__dot_pack_a(void *dst, mhk_index rows, mhk_index k, mhk__matrix src) {
-  mhk__bf16_panels((uint32_t *)dst, MHK__DOT_ROWS, rows, k, (k + 1) / 2, src);
-}
-static void mhk__dot_pack_b(void *dst, mhk_index n_columns, mhk_index k, mhk__matrix src) {
-  mhk__bf16_panels((uint32_t *)dst, MHK__DOT_COLUMNS, n_columns, k, (k + 1) / 2, src);
-}
-
-/* the register tile: each word of a against 32 of b */
-#define MHK__EACH(M) M(0) M(1) M(2) M(3) M(4) M(5) M(6) M(7) M(8) M(9) M(10) M(11) M(12) M(13)
-#define MHK__DECLARE(i) __m512 s##i = _mm512_setzero_ps(), t##i = _mm512_setzero_ps();
-#define MHK__STEP(i) \
-  x = (__m512bh)_mm512_set1_epi32((int)a[i]); \
-  s##i = _mm512_dpbf16_ps(s##i, x, p); \
-  t##i = _mm512_dpbf16_ps(t##i, x, q);
-#define MHK__WRITE(i) _mm512_storeu_ps(c, s##i); _mm512_storeu_ps(c + 16, t##i); c += ldc;
-#define MHK__ADD(i) _mm512_storeu_ps(c, _mm512_loadu_ps(c) + s##i); _mm512_storeu_ps(c + 16, _mm512_loadu_ps(c + 16) + t##i); c += ldc;
-static void mhk__dot_tile(mhk_index words, const uint32_t *MHK__RESTRICT a, const uint32_t *MHK__RESTRICT b, float *c, mhk_index ldc, int accumulate) {
-  __m512bh x, p, q;
-  MHK__EACH(MHK__DECLARE)
-  for (; words > 0; words--, a += MHK__DOT_ROWS, b += MHK__DOT_COLUMNS) {
-    p = (__m512bh)_mm512_loadu_si512(b);
-    q = (__m512bh)_mm512_loadu_si512(b + 16);
-    MHK__EACH(MHK__STEP)
-  }
-  if (accumulate) {
-    MHK__EACH(MHK__ADD)
-  } else {
-    MHK__EACH(MHK__WRITE)
-  }
-}
-#undef MHK__EACH
-#undef MHK__DECLARE
-#undef MHK__STEP
-#undef MHK__WRITE
-#undef MHK__ADD
-
-/* m x n of a tile's sums, 32 to a row, into c */
-static void mhk__bf16_edge(const float *tile, mhk_index m, mhk_index n, float *c, mhk_index ldc, int accumulate) {
-  for (mhk_index i = 0; i < m; i++)
-    for (mhk_index j = 0; j < n; j += 16) {
-      const __mmask16 mask = n - j >= 16 ? (__mmask16)0xFFFF : (__mmask16)((1u << (n - j)) - 1u);
-      __m512 v = _mm512_loadu_ps(tile + 32 * i + j);
-      if (accumulate) v = v + _mm512_maskz_loadu_ps(mask, c + i * ldc + j);
-      _mm512_mask_storeu_ps(c + i * ldc + j, mask, v);
-    }
-}
-
-static void mhk__dot_product(mhk_index m, mhk_index n, mhk_index k, const void *a, const void *b, float *c, mhk_index ldc, int accumulate) {
-  const mhk_index words = (k + 1) / 2;
-  for (mhk_index j = 0; j < n; j += MHK__DOT_COLUMNS)
-    for (mhk_index i = 0; i < m; i += MHK__DOT_ROWS) {
-      const uint32_t *pa = (const uint32_t *)a + i * words, *pb = (const uint32_t *)b + j * words;
-      if (m - i >= MHK__DOT_ROWS && n - j >= MHK__DOT_COLUMNS)
-        mhk__dot_tile(words, pa, pb, c + i * ldc + j, ldc, accumulate);
-      else {
-        float edge[MHK__DOT_ROWS * MHK__DOT_COLUMNS];
-        mhk__dot_tile(words, pa, pb, edge, MHK__DOT_COLUMNS, 0);
-        mhk__bf16_edge(edge, mhk__min(m - i, MHK__DOT_ROWS), mhk__min(n - j, MHK__DOT_COLUMNS), c + i * ldc + j, ldc, accumulate);
-      }
-    }
-}
-
-static void mhk__dot_fill(mhk__narrow *u) {
-  u->mr = MHK__DOT_ROWS;
-  u->nr = MHK__DOT_COLUMNS;
-  u->kr = 2;
-  u->size = 2;
-  u->pack_a = mhk__dot_pack_a;
-  u->pack_b = mhk__dot_pack_b;
-  u->product = mhk__dot_product;
-}
-
-#ifdef MHK__HAS_AMX
-/* AMX takes 16 words of k at once: rows of the left operand as they are, 16 rows a tile of 1 KB, two such for 32 rows; columns as above. */
-#define MHK__AMX_K 32
-static void mhk__amx_pack_a(void *to, mhk_index rows, mhk_index k, mhk__matrix src) {
-  const mhk_index size = (mhk_index)mhk_dtype_size(src.dtype), words = mhk__up(k, MHK__AMX_K) / 2;
-  uint32_t room[16 * 16 + 16], *block = room + (64 - (uintptr_t)room % 64) % 64 / 4, *dst = (uint32_t *)to;
-  for (mhk_index i = 0; i < mhk__up(rows, 32); i += 16)
-    for (mhk_index p = 0; p < words; p += 16, dst += 16 * 16) {
-      const char *s = (const char *)src.data + (i < rows ? i * src.row + 2 * p * src.col : 0) * size;
-      if ((src.row != 1 && src.col != 1) || src.dtype == MHK_F64)
-        mhk__bf16_any(dst, mhk__mat(s, src.dtype, src.row, src.col), rows - i, k - 2 * p);
-      else if (src.col == 1)
-        mhk__bf16_rows(dst, s, size, src, rows - i, k - 2 * p);
-      else {
-        for (mhk_index q = 0; q < 16; q++)
-          _mm512_store_si512(block + 16 * q, mhk__bf16_line(s + 2 * q * src.col * size, size, src, rows - i, k - 2 * (p + q)));
-        mhk__bf16_turn(block, dst, 16, (__mmask16)0xFFFF, 16);
-      }
-    }
-}
-static void mhk__amx_pack_b(void *dst, mhk_index n_columns, mhk_index k, mhk__matrix src) {
-  mhk__bf16_panels((uint32_t *)dst, 32, n_columns, k, mhk__up(k, MHK__AMX_K) / 2, src);
-}
-#endif
-MHK__POP
-#endif
-
-#ifdef MHK__HAS_AMX
-/* Linux lets a process use the tile registers only after it has asked: arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA), a system call that libc does not
-   wrap. Every thread of the process has them from then on. */
-static int mhk__amx_permission(void) {
-  long result;
-  __asm__ volatile("syscall" : "=a"(result) : "a"(158L), "D"(0x1023L), "S"(18L) : "rcx", "r11", "memory");
-  return result == 0;
-}
-
-MHK__PUSH_AMX
-/* c (32,32), rows ldc apart: four tiles of sums, two of each operand */
-static void mhk__amx_tile(mhk_index words, const uint32_t *a, const uint32_t *b, float *c, mhk_index ldc, int accumulate) {
-  const uint32_t *lower = a + 16 * words; /* rows 16 to 31 */
-  const size_t row = (size_t)ldc * sizeof(float);
-  if (accumulate) {
-    _tile_loadd(0, c, row);
-    _tile_loadd(1, c + 16, row);
-    _tile_loadd(2, c + 16 * ldc, row);
-    _tile_loadd(3, c + 16 * ldc + 16, row);
-  } else {
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
-  }
-  for (; words > 0; words -= 16, a += 256, lower += 256, b += 16 * 32) {
-    _tile_loadd(4, a, 64);
-    _tile_loadd(6, b, 128);
-    _tile_loadd(7, b + 16, 128);
-    _tile_loadd(5, lower, 64);
-    _tile_dpbf16ps(0, 4, 6);
-    _tile_dpbf16ps(1, 4, 7);
-    _tile_dpbf16ps(2, 5, 6);
-    _tile_dpbf16ps(3, 5, 7);
-  }
-  _tile_stored(0, c, row);
-  _tile_stored(1, c + 16, row);
-  _tile_stored(2, c + 16 * ldc, row);
-  _tile_stored(3, c + 16 * ldc + 16, row);
-}
-
-static void mhk__amx_product(mhk_index m, mhk_index n, mhk_index k, const void *a, const void *b, float *c, mhk_index ldc, int accumulate) {
-  const mhk_index words = mhk__up(k, MHK__AMX_K) / 2;
-  struct { uint8_t palette, start, reserved[14]; uint16_t bytes[16]; uint8_t rows[16]; } shape; /* of the eight tiles: all 16 rows of 64 bytes */
-  memset(&shape, 0, sizeof shape);
-  shape.palette = 1;
-  for (mhk_index i = 0; i < 8; i++) {
-    shape.bytes[i] = 64;
-    shape.rows[i] = 16;
-  }
-  __asm__ volatile("" : : "r"(&shape) : "memory"); /* GCC 12 believes that only 8 bytes of it are read, and leaves the rest unwritten */
-  _tile_loadconfig(&shape);
-  for (mhk_index j = 0; j < n; j += 32)
-    for (mhk_index i = 0; i < m; i += 32) {
-      const uint32_t *pa = (const uint32_t *)a + i * words, *pb = (const uint32_t *)b + j * words;
-      if (m - i >= 32 && n - j >= 32)
-        mhk__amx_tile(words, pa, pb, c + i * ldc + j, ldc, accumulate);
-      else {
-        float edge[32 * 32];
-        mhk__amx_tile(words, pa, pb, edge, 32, 0);
-        mhk__bf16_edge(edge, mhk__min(m - i, 32), mhk__min(n - j, 32), c + i * ldc + j, ldc, accumulate);
-      }
-    }
-  _tile_release();
-}
-
-MHK__POP
-
-static void mhk__amx_fill(mhk__narrow *u) {
-  u->mr = u->nr = 32;
-  u->kr = MHK__AMX_K;
-  u->size = 2;
-  u->pack_a = mhk__amx_pack_a;
-  u->pack_b = mhk__amx_pack_b;
-  u->product = mhk__amx_product;
-}
-#endif
-
-static const char *mhk__isa_text(mhk_isa isa) {
-  switch (isa) {
-    case MHK_ISA_SCALAR: return "scalar";
-    case MHK_ISA_AVX2: return "avx2";
-    case MHK_ISA_AVX512: return "avx512";
-    case MHK_ISA_NEON: return "neon";
-    case MHK_ISA_WASM: return "wasm";
-    default: return "best";
-  }
-}
-
-#ifdef MHK__HAS_VNNI
-/* asked where AVX-512 is known to be there: CPUID 7, ECX bit 11 */
-static int mhk__cpu_vnni(void) {
-  unsigned r[4];
-  mhk__cpuid(7, 0, r);
-  return (r[2] & (1u << 11)) != 0;
-}
-#endif
-
-/* the best set that both processor and build have */
-static mhk_isa mhk__isa_best(void) {
-  const mhk_isa cpu = mhk__cpu_best();
-#if defined(MHK__HAS_X86_PASSES) || defined(MHK__HAS_NEON_PASS) || defined(MHK__HAS_WASM_PASS)
-  return cpu;
-#else
-  (void)cpu;
-  return MHK_ISA_SCALAR;
-#endif
-}
-
-/* Puts the kernels of a set into a table. Returns 0 where there is no such set; then nothing of it
-   has run, not even what fills its table: that is compiled for the set as well. */
-static int mhk__isa_fill(mhk_isa isa, mhk__kernels *k) {
-  const mhk_isa best = mhk__isa_best();
-  if (isa != MHK_ISA_SCALAR && isa != best && !(isa == MHK_ISA_AVX2 && best == MHK_ISA_AVX512)) return 0;
-  switch (isa) {
-    case MHK_ISA_SCALAR: mhk__fill_scalar(k); return 1;
-#ifdef MHK__HAS_X86_PASSES
-    case MHK_ISA_AVX2: mhk__fill_avx2(k); return 1;
-    case MHK_ISA_AVX512:
-      mhk__fill_avx512(k);
-      k->q_prepare = mhk__q_prepare_avx2;
-      k->q_times = mhk__q_times_avx2;
-      k->attention_step = mhk__attention_step_avx2;
-#ifdef MHK__HAS_VNNI
-      if (mhk__cpu_vnni()) {
-        k->q_prepare = mhk__q_prepare_bytes_avx512;
-        k->q_times = mhk__q_times_vnni;
-        k->q_rows = PTRDIFF_MAX;
-      }
-#endif
-      return 1;
-#endif
-#ifdef MHK__HAS_NEON_PASS
-    case MHK_ISA_NEON:
-      mhk__fill_neon(k);
-#ifdef MHK__HAS_SDOT
-      if (mhk__cpu_sdot()) {
-        k->q_prepare = mhk__q_prepare_bytes_neon;
-        k->q_times = mhk__q_times_sdot;
-        k->q_rows = PTRDIFF_MAX;
-      }
-#endif
-      return 1;
-#endif
-#ifdef MHK__HAS_WASM_PASS
-    case MHK_ISA_WASM: mhk__fill_wasm(k); return 1;
-#endif
-    default: return 0;
-  }
-}
-
-#ifndef MOHAWK_NO_TRAINING
-static const char *mhk__bf16_text(mhk_bf16_unit unit) {
-  return unit == MHK_BF16_PLAIN ? "plain" : unit == MHK_BF16_AVX512 ? "avx512" : unit == MHK_BF16_AMX ? "amx" : "best";
-}
-
-/* Puts a unit for bfloat16 into a table that has the plain one. Returns 0 where there is none such; AMX asks the system last. */
-static int mhk__bf16_fill(mhk_isa isa, mhk_bf16_unit unit, mhk__kernels *k) {
-  const int units = isa == MHK_ISA_AVX512 ? mhk__cpu_units() : 0;
-  (void)units;
-  (void)k;
-  switch (unit) {
-    case MHK_BF16_PLAIN: return 1;
-#ifdef MHK__HAS_BF16_DOT
-    case MHK_BF16_AVX512:
-      if (!(units & mhk__cpu_avx512_bf16)) return 0;
-      mhk__dot_fill(&k->narrow);
-      return 1;
-#endif
-#ifdef MHK__HAS_AMX
-    case MHK_BF16_AMX:
-      if (!(units & mhk__cpu_amx_bf16) || !(units & mhk__cpu_avx512_bf16) || !mhk__amx_permission()) return 0;
-      mhk__amx_fill(&k->narrow);
-      return 1;
-#endif
-    default: return 0;
-  }
-}
-
-static mhk_bf16_unit mhk__bf16_best(mhk_isa isa, mhk__kernels *k) {
-  if (mhk__bf16_fill(isa, MHK_BF16_AMX, k)) return MHK_BF16_AMX;
-  if ((mhk__cpu_units() & mhk__cpu_amd) && mhk__bf16_fill(isa, MHK_BF16_AVX512, k)) return MHK_BF16_AVX512;
-  return MHK_BF16_PLAIN;
-}
-#endif
-
-/* ---- contexts: here, because they choose their kernels ---- */
-
-typedef struct mhk__context_block { mhk_context ctx; mhk__kernels kernels; } mhk__context_block;
-
-#ifndef MOHAWK_NO_TRAINING
-static void mhk__context_bf16(mhk_context *ctx, mhk_bf16_unit unit, mhk__kernels *kernels) {
-  const char *forced = mhk__environment("MHK_BF16_UNIT");
-  if (forced && forced[0]) {
-    int i = MHK_BF16_PLAIN;
-    while (i <= MHK_BF16_AMX && strcmp(forced, mhk__bf16_text((mhk_bf16_unit)i)) != 0) i++;
-    if (i > MHK_BF16_AMX)
-      mhk_fail(ctx, MHK_ERROR_ARGUMENT, "MHK_BF16_UNIT is \"%.40s\": it may be plain, avx512 or amx", forced);
-    else
-      unit = (mhk_bf16_unit)i;
-  }
-  ctx->bf16_unit = unit;
-  if (unit == MHK_BF16_BEST)
-    ctx->bf16_unit = mhk__bf16_best(ctx->isa, kernels);
-  else if (!mhk__bf16_fill(ctx->isa, unit, kernels)) {
-    ctx->bf16_unit = MHK_BF16_PLAIN;
-    mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "the bfloat16 unit %s is not to be had here with the instruction set %s: the best one is %s", mhk__bf16_text(unit),
-             mhk__isa_text(ctx->isa), mhk__bf16_text(mhk__bf16_best(ctx->isa, kernels)));
-  }
-}
-#endif
-
-/* Whether NaN and the order of sums are what the code says. Flags that change that have no macro in
-   every compiler: Clang's -fassociative-math and -fno-honor-nans for two. */
-static int mhk__exact_math(void) {
-#ifdef MOHAWK_ALLOW_FAST_MATH
-  return 1;
-#else
-  volatile double large = 1e300, one = 1, not_a_number = NAN;
-  const double a = large, b = one, c = not_a_number;
-  return c != c && a + b - a == 0;
-#endif
-}
-
-MHKDEF mhk_context *mhk_create(const mhk_context_desc *desc) {
-  mhk_context_desc d;
-  mhk__context_block *block;
-  mhk_context *ctx;
-  mhk_isa isa;
-  const char *forced = mhk__environment("MHK_ISA");
-  memset(&d, 0, sizeof d);
-  if (desc) d = *desc;
-  if (!d.allocator.alloc || !d.allocator.release) {
-    d.allocator.alloc = mhk__default_alloc;
-    d.allocator.release = mhk__default_release;
-  }
-  block = (mhk__context_block *)d.allocator.alloc(d.allocator.user, sizeof *block);
-  if (!block) return NULL;
-  memset(block, 0, sizeof *block);
-  ctx = &block->ctx;
-  ctx->allocator = d.allocator;
-  ctx->log = d.log;
-  ctx->log_user = d.log_user;
-  ctx->kernels = &block->kernels;
-  ctx->memory = ctx->peak = sizeof *block;
-  ctx->workers = 1;
-  if (!mhk__exact_math())
-    mhk_fail(ctx, MHK_ERROR_UNSUPPORTED,
-             "mohawk.h was compiled by flags like -fassociative-math or -fno-honor-nans, which break its sums and its checks for NaN: "
-             "compile it without them, or define MOHAWK_ALLOW_FAST_MATH to try anyway");
-  if (desc && (desc->allocator.alloc != NULL) != (desc->allocator.release != NULL))
-    mhk_fail(ctx, MHK_ERROR_ARGUMENT, "the allocator has only one of alloc and release: give both or neither");
-  if (d.parallel_for) {
-    ctx->parallel_for = d.parallel_for;
-    ctx->parallel_user = d.parallel_user;
-    ctx->workers = d.parallel_workers;
-    if (d.parallel_workers < 1) {
-      ctx->workers = 1;
-      mhk_fail(ctx, MHK_ERROR_ARGUMENT, "parallel_for was given with %d workers: parallel_workers must say how many it has", d.parallel_workers);
-    }
-  } else
-    mhk_set_threads(ctx, d.threads);
-  isa = d.isa == MHK_ISA_BEST ? mhk__isa_best() : d.isa;
-  if (forced && forced[0]) {
-    int i, found = 0;
-    for (i = MHK_ISA_SCALAR; i <= MHK_ISA_WASM; i++)
-      if (strcmp(forced, mhk__isa_text((mhk_isa)i)) == 0) {
-        isa = (mhk_isa)i;
-        found = 1;
-      }
-    if (!found) mhk_fail(ctx, MHK_ERROR_ARGUMENT, "MHK_ISA is \"%.40s\": it may be scalar, avx2, avx512, neon or wasm", forced);
-  }
-  if (!mhk__isa_fill(isa, &block->kernels)) {
-    mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "the instruction set %s is not to be had here: the best one is %s", mhk__isa_text(isa),
-             mhk__isa_text(mhk__isa_best()));
-    isa = MHK_ISA_SCALAR;
-    mhk__isa_fill(isa, &block->kernels);
-  }
-  ctx->isa = isa;
-#ifndef MOHAWK_NO_TRAINING
-  mhk__context_bf16(ctx, d.bf16_unit, &block->kernels);
-#endif
-  return ctx;
-}
-
-MHKDEF void mhk_destroy(mhk_context *ctx) {
-  mhk_allocator allocator;
-  if (!ctx) return;
-  while (ctx->objects) mhk__object_free(ctx->objects);
-  mhk__arena_free(ctx, &ctx->scratch);
-  allocator = ctx->allocator;
-  allocator.release(allocator.user, ctx, sizeof(mhk__context_block));
-}
-
-MHKDEF const char *mhk_isa_name(const mhk_context *ctx) { return ctx ? mhk__isa_text(ctx->isa) : ""; }
-#ifndef MOHAWK_NO_TRAINING
-MHKDEF const char *mhk_bf16_name(const mhk_context *ctx) { return ctx ? mhk__bf16_text(ctx->bf16_unit) : ""; }
-MHKDEF mhk_precision mhk_set_precision(mhk_context *ctx, mhk_precision precision) {
-  if (mhk_failed(ctx)) return MHK_PRECISION_FULL;
-  mhk_precision before = ctx->precision;
-  if (precision != MHK_PRECISION_FULL && precision != MHK_PRECISION_BF16)
-    mhk_fail(ctx, MHK_ERROR_ARGUMENT, "precision %d is none: 0 is full, 1 bfloat16", (int)precision);
-  else
-    ctx->precision = precision;
-  return before;
-}
-#endif
-
-MHKDEF size_t mhk_dtype_size(mhk_dtype dtype) {
-  switch (dtype) {
-    case MHK_F64: case MHK_I64: case MHK_U64: return 8;
-    case MHK_F32: case MHK_I32: case MHK_U32: return 4;
-    case MHK_F16: case MHK_BF16: case MHK_I16: case MHK_U16: return 2;
-    case MHK_I8: case MHK_U8: case MHK_BOOL: return 1;
-    default: return 0;
-  }
-}
-
-/* ---- drivers: cut work into tasks, give each worker its memory ---- */
-
-#ifndef MHK__SMALL
-#define MHK__SMALL 1e5 /* multiply-adds that are done before other threads have woken up */
-#endif
-
-/* Runs body over tasks with per-worker work memory of the given number of elements; cost is about how many multiply-adds all tasks take. */
-typedef struct mhk__job {
-  mhk_context *ctx;
-  const void *args;
-  mhk_real *work;
-  mhk_index each; /* elements of work a worker */
-  mhk_index heads;
-} mhk__job;
-
-static void mhk__run(mhk_context *ctx, const void *args, mhk_index tasks, mhk_index heads, mhk_index work, double cost,
-                     void (*body)(void *arg, mhk_index task, int worker)) {
-  const mhk__mark mark = mhk__scratch_mark(ctx);
-  mhk__job job;
-  job.ctx = ctx;
-  job.args = args;
-  job.each = (work + 15) / 16 * 16;
-  job.heads = heads;
-  job.work =
-      (mhk_real *)mhk__arena_alloc(ctx, &ctx->scratch, mhk__size3(ctx, job.each, ctx->workers + 1, sizeof(mhk_real)));
-  if (job.work && tasks > 0 && ctx->scratch.kind != MHK__COUNTS) {
-    if (cost < MHK__SMALL) {
-      for (mhk_index i = 0; i < tasks; i++) body(&job, i, 0);
-    } else
-      mhk__parallel(ctx, tasks, body, &job);
-  }
-  mhk__scratch_rewind(ctx, mark);
-}
-
 /* the matrix that starts at element (i,j) of m */
 static mhk__matrix mhk__mat_from(const mhk__matrix *m, mhk_index i, mhk_index j) {
   mhk__matrix at = *m;
@@ -7037,7 +4627,6 @@ static void mhk__gemm(mhk_context *ctx, mhk_index M, mhk_index N, mhk_index K, m
   }
   mhk__scratch_rewind(ctx, mark);
 }
-
 #ifndef MOHAWK_NO_TRAINING
 /* The same with both operands rounded to bfloat16. Packed numbers are half as large where a unit for them exists, and B comes in larger blocks. */
 typedef struct mhk__narrow_args {
@@ -7146,93 +4735,14 @@ static void mhk__gemm_batch(mhk_context *ctx, mhk_index batch, const mhk__batch_
     mhk__gemm(ctx, g->M, g->N, g->K, mhk__mat((const mhk_real *)g->a.data + i * g->step_a, MHK_REAL, g->a.row, g->a.col),
               mhk__mat((const mhk_real *)g->b.data + i * g->step_b, MHK_REAL, g->b.row, g->b.col), g->c + i * g->step_c, g->ldc, &e);
 }
-
-#define MHK__HEAD_TASK(name, type, kernel) \
-  static void name(void *arg, mhk_index task, int worker) { \
-    const mhk__job *job = (const mhk__job *)arg; \
-    job->ctx->kernels->kernel((const type *)job->args, task / job->heads, task % job->heads, job->work + worker * job->each); \
-  }
-MHK__HEAD_TASK(mhk__attention_task, mhk__attention_args, attention)
-MHK__HEAD_TASK(mhk__attention_step_task, mhk__attention_args, attention_step)
-MHK__HEAD_TASK(mhk__attention_back_task, mhk__attention_args, attention_back)
-MHK__HEAD_TASK(mhk__ssd_task, mhk__ssd_args, ssd)
-MHK__HEAD_TASK(mhk__ssd_step_task, mhk__ssd_args, ssd_step)
-MHK__HEAD_TASK(mhk__ssd_back_task, mhk__ssd_args, ssd_back)
-MHK__HEAD_TASK(mhk__orientation_task, mhk__orientation_args, orientation)
-MHK__HEAD_TASK(mhk__orientation_back_task, mhk__orientation_args, orientation_back)
-
-static double mhk__attention_cost(const mhk__attention_args *a) { return (double)(a->B * a->H * a->P) * (double)(a->T * a->S); }
-static void mhk__attention_forward(mhk_context *ctx, const mhk__attention_args *a) {
-  if (a->T <= 4 && a->y && !a->lse)
-    mhk__run(ctx, a, a->B * a->H, a->H, a->S + 16, mhk__attention_cost(a), mhk__attention_step_task);
-  else
-    mhk__run(ctx, a, a->B * a->H, a->H, mhk__attention_work(a->S, a->P), mhk__attention_cost(a), mhk__attention_task);
-}
-static void mhk__attention_backward(mhk_context *ctx, const mhk__attention_args *a) {
-  mhk__run(ctx, a, a->B * a->G, a->G, mhk__attention_back_work(a->T, a->P), mhk__attention_cost(a), mhk__attention_back_task);
-}
-static double mhk__ssd_cost(const mhk__ssd_args *a) { return 2.0 * (double)(a->B * a->T * a->H) * (double)(a->P * a->N); }
-/* Heads, or groups with their heads, side by side in one task: up to 8, where 8 tasks are left. At T 8192 (1,T,32,64) takes 15 % longer with two, and with 64
-   tokens a chunk in place of 32, which do more products; a chunk of 16 gains nothing more. */
-static mhk_index mhk__ssd_span(mhk_index B, mhk_index n) { return mhk__max(1, mhk__min(8, B * n / 8)); }
-static void mhk__ssd_forward(mhk_context *ctx, const mhk__ssd_args *args, int recurrent) {
-  mhk__ssd_args a = *args;
-  a.span = recurrent ? 1 : mhk__ssd_span(a.B, a.H);
-  const mhk_index tasks = (a.H + a.span - 1) / a.span;
-  mhk__run(ctx, &a, a.B * tasks, tasks, recurrent ? 1 : mhk__ssd_work(a.Q, a.N, a.P, a.span), mhk__ssd_cost(&a),
-           recurrent ? mhk__ssd_step_task : mhk__ssd_task);
-}
-static void mhk__ssd_backward(mhk_context *ctx, const mhk__ssd_args *args) {
-  mhk__ssd_args a = *args;
-  a.span = mhk__ssd_span(a.B, a.G);
-  const mhk_index tasks = (a.G + a.span - 1) / a.span;
-  mhk__run(ctx, &a, a.B * tasks, tasks, mhk__ssd_work(a.Q, a.N, a.P, a.span * (a.H / a.G)), mhk__ssd_cost(&a), mhk__ssd_back_task);
-}
-
-static void mhk__conv_task(void *arg, mhk_index task, int worker) {
-  const mhk__job *job = (const mhk__job *)arg;
-  const mhk__conv_args *a = (const mhk__conv_args *)job->args;
-  const mhk_index c0 = a->first + task * MHK__CONV_BLOCK, c1 = mhk__min(c0 + MHK__CONV_BLOCK, a->first + a->ldy);
-  mhk_real *work = job->work + worker * job->each;
-  if (a->dy)
-    job->ctx->kernels->conv_back(a, c0, c1, work);
-  else
-    job->ctx->kernels->conv(a, c0, c1, work);
-}
-static void mhk__conv_run(mhk_context *ctx, const mhk__conv_args *a) {
-  mhk__run(ctx, a, (a->ldy + MHK__CONV_BLOCK - 1) / MHK__CONV_BLOCK, 0, mhk__conv_work(a->W), (double)(a->B * a->T * a->W) * (double)a->ldy,
-          mhk__conv_task);
-}
-
-/* Rows and columns: body(args, first, last) over [0,n) in pieces of step. */
-typedef struct mhk__range {
-  mhk_context *ctx;
-  void (*body)(mhk_context *ctx, void *args, mhk_index first, mhk_index last);
-  void *args;
-  mhk_index n, step;
-} mhk__range;
-static void mhk__range_task(void *arg, mhk_index task, int worker) {
-  const mhk__range *r = (const mhk__range *)arg;
-  (void)worker;
-  r->body(r->ctx, r->args, task * r->step, mhk__min(r->n, (task + 1) * r->step));
-}
-static void mhk__over(mhk_context *ctx, mhk_index n, mhk_index step, void (*body)(mhk_context *ctx, void *args, mhk_index first, mhk_index last), void *args) {
-  mhk__range r;
-  if (n <= 0) return;
-  r.ctx = ctx;
-  r.body = body;
-  r.args = args;
-  r.n = n;
-  r.step = step < 1 ? 1 : step;
-  mhk__parallel(ctx, (n + r.step - 1) / r.step, mhk__range_task, &r);
-}
-#endif
+#endif /* MOHAWK_NO_TRAINING */
 #endif /* MOHAWK_IMPLEMENTATION */
-#if defined(MOHAWK_IMPLEMENTATION) && !defined(MHK__PASS)
+
 /* ====================================================================================================
    TENSORS: types, shapes, parameters                                                      >>tensors
    ==================================================================================================== */
 
+#if defined(MOHAWK_IMPLEMENTATION) && !defined(MHK__PASS)
 MHKDEF const char *mhk_dtype_name(mhk_dtype dtype) {
   switch (dtype) {
     case MHK_F32: return "F32";
@@ -7264,7 +4774,6 @@ static const char *mhk__shape_text(int rank, const mhk_index *shape, char *out, 
   out[n] = 0;
   return out;
 }
-
 #ifndef MOHAWK_NO_TRAINING
 /* Fills everything but data; 0 and an error for an impossible shape. The axes that are not 0 are
    multiplied too, so that any product of a shape's axes fits; empty tensors leave room for what
@@ -7310,7 +4819,7 @@ static mhk_tensor *mhk__tensor_in(mhk_context *ctx, mhk__arena *arena, int rank,
   x->data = mhk__arena_alloc(ctx, arena, (size_t)x->count * sizeof(mhk_real));
   return x->data ? x : NULL;
 }
-#endif
+#endif /* MOHAWK_NO_TRAINING */
 
 MHKDEF mhk_real *mhk_data(const mhk_tensor *x) { return x && x->dtype == MHK_REAL ? (mhk_real *)x->data : NULL; }
 
@@ -7349,7 +4858,6 @@ MHKDEF size_t mhk_tensor_bytes(const mhk_tensor *x) {
   const mhk_index blocks = mhk__q_blocks(rows);
   return (size_t)(blocks * (mhk__q_block_bytes(x->dtype, K) + K / q->group * MHK__Q_ROWS * 2)) + (size_t)((x->shape[0] - rows) * K) * sizeof(mhk_real);
 }
-
 #ifndef MOHAWK_NO_TRAINING
 MHKDEF mhk_tensor *mhk_parameter(mhk_context *ctx, const char *name, int rank, const mhk_index *shape, const mhk_real *values) {
   mhk__object *p = (mhk__object *)mhk__object_new(ctx, sizeof(mhk__object), NULL);
@@ -7370,13 +4878,15 @@ MHKDEF mhk_tensor *mhk_parameter(mhk_context *ctx, const char *name, int rank, c
 MHKDEF void mhk_zero_grad(mhk_tensor *x) {
   if (x && x->grad) memset(x->grad, 0, (size_t)x->count * sizeof(mhk_real));
 }
-#endif
+#endif /* MOHAWK_NO_TRAINING */
 #endif /* MOHAWK_IMPLEMENTATION */
-#if defined(MOHAWK_IMPLEMENTATION) && !defined(MHK__PASS) && !defined(MOHAWK_NO_TRAINING)
+
 /* ====================================================================================================
    TAPE: records, backward, recomputation, gradient checks                                    >>tape
    ==================================================================================================== */
 
+#if defined(MOHAWK_IMPLEMENTATION) && !defined(MHK__PASS)
+#ifndef MOHAWK_NO_TRAINING
 #define MHK__MAX_IN 8
 #define MHK__MAX_OUT 4
 
@@ -7839,14 +5349,40 @@ MHKDEF double mhk_check_gradient(mhk_tape *t, mhk_tensor *(*f)(mhk_tape *t, void
   if (report) *report = r;
   return r.error;
 }
+#endif /* MOHAWK_NO_TRAINING */
 #endif /* MOHAWK_IMPLEMENTATION */
-#if defined(MOHAWK_IMPLEMENTATION) && !defined(MHK__PASS) && !defined(MOHAWK_NO_TRAINING)
-/* ====================================================================================================
-   OPS: each forward pass next to its backward pass                                            >>ops
-   ====================================================================================================
-   A backward pass adds to the gradients of those inputs that want one; every sum over rows is cut into fixed pieces, so that the
-   order of additions never depends on the number of threads. */
 
+/* ====================================================================================================
+   OPS: elementwise, reductions, layout, embedding, linear layers                          >>ops
+   ====================================================================================================
+
+   An op is a function on the tape. It checks its inputs, makes its output and computes it; where
+   an input wants a gradient it also records what its backward pass will need. The backward pass,
+   mhk__..._back, stands beside it: it reads the gradient of the output and adds to those of the
+   inputs. The chapters after this one hold the ops that have kernels of their own. */
+
+#if MHK__REFERENCE == 1 && !defined(MHK__PASS)
+/* ---- reference */
+
+static inline double mhk__ref_sigmoid(double x) { return 1 / (1 + exp(-x)); }
+static inline double mhk__ref_softplus(double x) { return x > 30 ? x + exp(-x) : log1p(exp(x)); }
+static inline double mhk__ref_silu(double x) { return x * mhk__ref_sigmoid(x); }
+static inline double mhk__ref_silu_slope(double x) {
+  const double s = mhk__ref_sigmoid(x);
+  return s * (1 + x * (1 - s));
+}
+/* gelu_new: the form with tanh, which is 2 sigmoid(2 u) - 1 */
+static inline double mhk__ref_gelu(double x) {
+  return x * mhk__ref_sigmoid(2 * 0.7978845608028654 * (x + 0.044715 * x * x * x));
+}
+static inline double mhk__ref_gelu_slope(double x) {
+  const double s = mhk__ref_sigmoid(2 * 0.7978845608028654 * (x + 0.044715 * x * x * x));
+  return s + x * s * (1 - s) * 2 * 0.7978845608028654 * (1 + 3 * 0.044715 * x * x);
+}
+#endif /* reference */
+
+#if defined(MOHAWK_IMPLEMENTATION) && !defined(MHK__PASS)
+#ifndef MOHAWK_NO_TRAINING
 static int mhk__op_ready(const mhk_tape *t, const mhk_tensor *a, const mhk_tensor *b) { return mhk__tape_ready(t) && a && b; }
 
 /* the op computes on the arithmetic type; stored types are for the weights of linear and embedding */
@@ -8087,46 +5623,6 @@ MHKDEF mhk_tensor *mhk_mean(mhk_tape *t, mhk_tensor *x) {
 MHKDEF mhk_tensor *mhk_sum_last(mhk_tape *t, mhk_tensor *x) {
   if (!mhk__op_ready(t, x, x)) return NULL;
   return x->rank == 0 ? mhk__sums(t, "sum_last", x, 0, 1, 1) : mhk__sums(t, "sum_last", x, x->rank - 1, mhk__last(x), 1);
-}
-
-typedef struct mhk__rows_args {
-  mhk_index n;
-  const mhk_real *x, *w, *b, *dy, *y;
-  mhk_real *out, *mean, *rstd, *dx, *work;
-  mhk_real eps;
-  int centre;
-} mhk__rows_args;
-
-static void mhk__softmax_body(mhk_context *ctx, void *args, mhk_index first, mhk_index last) {
-  const mhk__rows_args *a = (const mhk__rows_args *)args;
-  for (; first < last; first++) ctx->kernels->softmax(a->n, a->x + first * a->n, a->out + first * a->n);
-}
-
-/* dx += p (dy - sum(p dy)) */
-static void mhk__softmax_row_back(mhk_index n, const mhk_real *p, const mhk_real *dy, mhk_real f, mhk_real *dx) {
-  double dot = 0;
-  for (mhk_index j = 0; j < n; j++) dot += (double)(p[j] * dy[j]);
-  for (mhk_index j = 0; j < n; j++) dx[j] += f * p[j] * (dy[j] - MHK__R(dot));
-}
-
-static void mhk__softmax_back(mhk_tape *t, mhk__node *n) {
-  mhk_real *d = mhk__into(t, n->in[0]);
-  const mhk_index k = mhk__last(n->in[0]), rows = mhk__row_count(n->in[0]);
-  for (mhk_index r = 0; d && r < rows; r++) mhk__softmax_row_back(k, mhk__d(n->out[0]) + r * k, n->out[0]->grad + r * k, MHK__R(1), d + r * k);
-}
-
-MHKDEF mhk_tensor *mhk_softmax(mhk_tape *t, mhk_tensor *x) {
-  mhk__rows_args a;
-  if (!mhk__op_ready(t, x, x) || !mhk__is_real(t, "softmax", x)) return NULL;
-  mhk_tensor *y = mhk__new(t, x->rank, x->shape);
-  if (!y) return NULL;
-  memset(&a, 0, sizeof a);
-  a.n = mhk__last(x);
-  a.x = mhk__d(x);
-  a.out = mhk__d(y);
-  mhk__over(t->ctx, mhk__row_count(x), MHK__GRAIN / (a.n + 1) + 1, mhk__softmax_body, &a);
-  mhk__record(t, mhk__softmax_back, 1, &x, 1, &y, 0);
-  return y;
 }
 
 static mhk__matrix mhk__real_mat(const mhk_real *data, mhk_index row, mhk_index col) { return mhk__mat(data, MHK_REAL, row, col); }
@@ -8406,8 +5902,223 @@ MHKDEF mhk_tensor *mhk_linear_gelu(mhk_tape *t, mhk_tensor *x, mhk_tensor *w, mh
 MHKDEF mhk_tensor *mhk_linear_add(mhk_tape *t, mhk_tensor *x, mhk_tensor *w, mhk_tensor *b, mhk_tensor *residual) {
   return residual ? mhk__linear(t, "linear_add", x, w, b, 0, residual) : NULL;
 }
+#endif /* MOHAWK_NO_TRAINING */
+#endif /* MOHAWK_IMPLEMENTATION */
 
-/* ---- norms and gate ---- */
+/* ====================================================================================================
+   ROWS: softmax, LayerNorm, RMSNorm, the gate                                             >>rows
+   ====================================================================================================
+
+   Functions of one row of numbers each, shared out among the workers by rows:
+      softmax    exp(x_i) / sum of exp(x_j); the logarithm of that sum is log-sum-exp
+      LayerNorm  (x - mean) / sqrt(variance + eps) * weight + bias; RMSNorm, the same without mean
+      gate       y * silu(z), which closes a state-space mixer */
+
+#if MHK__REFERENCE == 1 && !defined(MHK__PASS)
+/* ---- reference */
+
+/* y = softmax(x); returns the logarithm of its denominator */
+static inline double mhk__ref_softmax(int n, const double *x, double *y) {
+  double largest = -HUGE_VAL, sum = 0;
+  for (int i = 0; i < n; i++) largest = fmax(largest, x[i]);
+  for (int i = 0; i < n; i++) sum += exp(x[i] - largest);
+  for (int i = 0; i < n; i++) y[i] = exp(x[i] - largest) / sum;
+  return largest + log(sum);
+}
+
+/* LayerNorm, and RMSNorm where centre is 0: normalized = (x - mean) / sqrt(variance + eps). Returns 1 / sqrt(...). */
+static inline double mhk__ref_normalize(int n, const double *x, double eps, int centre, double *mean, double *normalized) {
+  double variance = 0;
+  *mean = 0;
+  for (int i = 0; i < n && centre; i++) *mean += x[i] / n;
+  for (int i = 0; i < n; i++) variance += (x[i] - *mean) * (x[i] - *mean) / n;
+  for (int i = 0; i < n; i++) normalized[i] = (x[i] - *mean) / sqrt(variance + eps);
+  return 1 / sqrt(variance + eps);
+}
+/* dx from dn, the gradient of the normalized numbers */
+static inline void mhk__ref_normalize_back(int n, const double *normalized, double rstd, int centre, const double *dn,
+                                           double *dx) {
+  double sum = 0, dot = 0;
+  for (int i = 0; i < n; i++) {
+    sum += centre ? dn[i] / n : 0;
+    dot += dn[i] * normalized[i] / n;
+  }
+  for (int i = 0; i < n; i++) dx[i] += rstd * (dn[i] - sum - normalized[i] * dot);
+}
+#endif /* reference */
+
+#ifdef MHK__TEMPLATE
+/* ---- kernels */
+
+static inline mhk_real MHK__N(mhk__row_max)(mhk_index n, const mhk_real *x) {
+  mhk_real best;
+  if (n < MHK__W) {
+    best = x[0];
+    for (mhk_index i = 1; i < n; i++) best = x[i] > best ? x[i] : best;
+    return best;
+  }
+  MHK__V m = MHK__LOAD(x);
+  for (mhk_index i = MHK__W; i + MHK__W <= n; i += MHK__W) m = MHK__MAX(m, MHK__LOAD(x + i));
+  m = MHK__MAX(m, MHK__LOAD(x + n - MHK__W));
+  return MHK__N(mhk__hmax)(m);
+}
+
+/* y = exp(x * scale - shift), returns the sum; x and y may be the same */
+static inline mhk_real MHK__N(mhk__row_exp)(mhk_index n, const mhk_real *x, mhk_real scale, mhk_real shift, mhk_real *y) {
+  mhk_index i;
+  const MHK__V f = MHK__SET(scale), s = MHK__SET(-shift);
+  MHK__V total = MHK__SET(MHK__R(0));
+  mhk_real rest = 0;
+  for (i = 0; i + MHK__W <= n; i += MHK__W) {
+    const MHK__V e = MHK__N(mhk__vexp)(MHK__FMA(MHK__LOAD(x + i), f, s));
+    MHK__STORE(y + i, e);
+    total = total + e;
+  }
+  if (i < n) {
+    const mhk_index k = n - i;
+    MHK__STORE_FIRST(y + i, MHK__N(mhk__vexp)(MHK__FMA(MHK__LOAD_FIRST(x + i, k), f, s)), k);
+    for (mhk_index j = i; j < n; j++) rest += y[j];
+  }
+  return MHK__N(mhk__hsum)(total) + rest;
+}
+#ifndef MOHAWK_NO_TRAINING
+static void MHK__N(mhk__softmax)(mhk_index n, const mhk_real *x, mhk_real *y) {
+  const mhk_real most = MHK__N(mhk__row_max)(n, x);
+  const MHK__V f = MHK__SET(MHK__R(1) / MHK__N(mhk__row_exp)(n, x, MHK__R(1), most, y));
+  for (mhk_index i = 0; i < n; i += MHK__W) MHK__STOREN(y + i, MHK__LOADN(y + i, n - i) * f, n - i);
+}
+#endif /* MOHAWK_NO_TRAINING */
+
+/* log sum exp(scale x); sums blocks of 256 in double so that a large vocabulary loses nothing */
+static double MHK__N(mhk__log_sum_exp)(mhk_index n, const mhk_real *x, mhk_real scale) {
+  const mhk_real most = MHK__N(mhk__row_max)(n, x) * scale;
+  double total = 0;
+  mhk_real block[256];
+  for (mhk_index i = 0; i < n; i += 256) total += (double)MHK__N(mhk__row_exp)(n - i < 256 ? n - i : 256, x + i, scale, most, block);
+  return (double)most + log(total);
+}
+
+static void MHK__N(mhk__norm)(mhk_index n, const mhk_real *x, const mhk_real *w, const mhk_real *b, mhk_real eps, int centre, mhk_real *y, mhk_real *mean,
+                              mhk_real *rstd) {
+  mhk_index i;
+  MHK__V total = MHK__SET(MHK__R(0)), vm;
+  mhk_real m = 0, r, rest = 0;
+  if (centre) {
+    for (i = 0; i + MHK__W <= n; i += MHK__W) total = total + MHK__LOAD(x + i);
+    for (; i < n; i++) rest += x[i];
+    m = (MHK__N(mhk__hsum)(total) + rest) / (mhk_real)n;
+  }
+  total = MHK__SET(MHK__R(0));
+  vm = MHK__SET(m);
+  rest = 0;
+  for (i = 0; i + MHK__W <= n; i += MHK__W) {
+    const MHK__V d = MHK__LOAD(x + i) - vm;
+    total = MHK__FMA(d, d, total);
+  }
+  for (; i < n; i++) rest += (x[i] - m) * (x[i] - m);
+  r = MHK__R(1) / MHK__R(sqrt((MHK__N(mhk__hsum)(total) + rest) / (mhk_real)n + eps));
+  total = MHK__SET(r);
+  for (i = 0; i < n; i += MHK__W) {
+    MHK__V v = (MHK__LOADN(x + i, n - i) - vm) * total * MHK__LOADN(w + i, n - i);
+    if (b) v = v + MHK__LOADN(b + i, n - i);
+    MHK__STOREN(y + i, v, n - i);
+  }
+  *mean = m;
+  *rstd = r;
+}
+#ifndef MOHAWK_NO_TRAINING
+/* dx += r (g - mean(g) - xhat mean(g xhat)), g = dy w, xhat = (x - m) r; without centring the middle term is absent */
+static void MHK__N(mhk__norm_back)(mhk_index n, const mhk_real *x, const mhk_real *w, mhk_real m, mhk_real r, int centre, const mhk_real *dy, mhk_real *dx) {
+  mhk_index i;
+  MHK__V sg = MHK__SET(MHK__R(0)), sx = sg;
+  const MHK__V vm = MHK__SET(m), vr = MHK__SET(r);
+  mhk_real a = 0, c = 0;
+  for (i = 0; i + MHK__W <= n; i += MHK__W) {
+    const MHK__V g = MHK__LOAD(dy + i) * MHK__LOAD(w + i);
+    sg = sg + g;
+    sx = MHK__FMA(g, (MHK__LOAD(x + i) - vm) * vr, sx);
+  }
+  for (; i < n; i++) {
+    a += dy[i] * w[i];
+    c += dy[i] * w[i] * (x[i] - m) * r;
+  }
+  a = centre ? (a + MHK__N(mhk__hsum)(sg)) / (mhk_real)n : 0;
+  c = (c + MHK__N(mhk__hsum)(sx)) / (mhk_real)n;
+  sg = MHK__SET(a);
+  sx = MHK__SET(c);
+  for (i = 0; i < n; i += MHK__W) {
+    const MHK__V g = MHK__LOADN(dy + i, n - i) * MHK__LOADN(w + i, n - i), d = (MHK__LOADN(x + i, n - i) - vm) * vr;
+    MHK__STOREN(dx + i, MHK__FMA(vr, g - sg - d * sx, MHK__LOADN(dx + i, n - i)), n - i);
+  }
+}
+#endif /* MOHAWK_NO_TRAINING */
+
+static void MHK__N(mhk__gate)(mhk_index n, const mhk_real *y, const mhk_real *z, const mhk_real *bias, mhk_real *out) {
+  for (mhk_index i = 0; i < n; i += MHK__W) {
+    MHK__V s = MHK__LOADN(z + i, n - i);
+    if (bias) s = s + MHK__LOADN(bias + i, n - i);
+    MHK__STOREN(out + i, MHK__LOADN(y + i, n - i) * s * MHK__N(mhk__vsigmoid)(s), n - i);
+  }
+}
+#ifndef MOHAWK_NO_TRAINING
+/* dy += g silu(s); dz = g y silu'(s): written, the caller adds it up */
+static void MHK__N(mhk__gate_back)(mhk_index n, const mhk_real *y, const mhk_real *z, const mhk_real *bias, const mhk_real *g, mhk_real *dy, mhk_real *dz) {
+  const MHK__V one = MHK__SET(MHK__R(1));
+  for (mhk_index i = 0; i < n; i += MHK__W) {
+    const mhk_index left = n - i;
+    MHK__V s = MHK__LOADN(z + i, left), e, gi = MHK__LOADN(g + i, left);
+    if (bias) s = s + MHK__LOADN(bias + i, left);
+    e = MHK__N(mhk__vsigmoid)(s);
+    if (dy) MHK__STOREN(dy + i, MHK__FMA(gi, s * e, MHK__LOADN(dy + i, left)), left);
+    if (dz) MHK__STOREN(dz + i, gi * MHK__LOADN(y + i, left) * e * MHK__FMA(s, one - e, one), left);
+  }
+}
+#endif /* MOHAWK_NO_TRAINING */
+#endif /* MHK__TEMPLATE */
+
+#if defined(MOHAWK_IMPLEMENTATION) && !defined(MHK__PASS)
+#ifndef MOHAWK_NO_TRAINING
+/* ---- ops */
+
+typedef struct mhk__rows_args {
+  mhk_index n;
+  const mhk_real *x, *w, *b, *dy, *y;
+  mhk_real *out, *mean, *rstd, *dx, *work;
+  mhk_real eps;
+  int centre;
+} mhk__rows_args;
+
+static void mhk__softmax_body(mhk_context *ctx, void *args, mhk_index first, mhk_index last) {
+  const mhk__rows_args *a = (const mhk__rows_args *)args;
+  for (; first < last; first++) ctx->kernels->softmax(a->n, a->x + first * a->n, a->out + first * a->n);
+}
+
+/* dx += p (dy - sum(p dy)) */
+static void mhk__softmax_row_back(mhk_index n, const mhk_real *p, const mhk_real *dy, mhk_real f, mhk_real *dx) {
+  double dot = 0;
+  for (mhk_index j = 0; j < n; j++) dot += (double)(p[j] * dy[j]);
+  for (mhk_index j = 0; j < n; j++) dx[j] += f * p[j] * (dy[j] - MHK__R(dot));
+}
+
+static void mhk__softmax_back(mhk_tape *t, mhk__node *n) {
+  mhk_real *d = mhk__into(t, n->in[0]);
+  const mhk_index k = mhk__last(n->in[0]), rows = mhk__row_count(n->in[0]);
+  for (mhk_index r = 0; d && r < rows; r++) mhk__softmax_row_back(k, mhk__d(n->out[0]) + r * k, n->out[0]->grad + r * k, MHK__R(1), d + r * k);
+}
+
+MHKDEF mhk_tensor *mhk_softmax(mhk_tape *t, mhk_tensor *x) {
+  mhk__rows_args a;
+  if (!mhk__op_ready(t, x, x) || !mhk__is_real(t, "softmax", x)) return NULL;
+  mhk_tensor *y = mhk__new(t, x->rank, x->shape);
+  if (!y) return NULL;
+  memset(&a, 0, sizeof a);
+  a.n = mhk__last(x);
+  a.x = mhk__d(x);
+  a.out = mhk__d(y);
+  mhk__over(t->ctx, mhk__row_count(x), MHK__GRAIN / (a.n + 1) + 1, mhk__softmax_body, &a);
+  mhk__record(t, mhk__softmax_back, 1, &x, 1, &y, 0);
+  return y;
+}
 
 typedef struct mhk__norm_saved { mhk_real *mean, *rstd; int centre; } mhk__norm_saved;
 
@@ -8558,8 +6269,33 @@ MHKDEF mhk_tensor *mhk_gate(mhk_tape *t, mhk_tensor *y, mhk_tensor *z, mhk_tenso
   mhk__record(t, mhk__gate_back, 3, in, 1, &out, 0);
   return out;
 }
+#endif /* MOHAWK_NO_TRAINING */
+#endif /* MOHAWK_IMPLEMENTATION */
 
-/* ---- rotary embedding ---- */
+/* ====================================================================================================
+   ROTARY: positions as rotations                                                          >>rotary
+   ====================================================================================================
+
+   Rotary embedding (Su et al. 2021, arXiv 2104.09864) turns pairs of features by an angle
+   proportional to the token's position, so that q_t . k_s depends on t - s only. Half-split
+   form: feature i pairs with i + dim/2, and turns by position * theta^(-2i/dim). */
+
+#if MHK__REFERENCE == 1 && !defined(MHK__PASS)
+/* ---- reference */
+
+/* Rotary embedding of one head's numbers at a position: i and i + dim/2 turn by position * theta^(-2i/dim). */
+static inline void mhk__ref_rotary(int dim, double theta, double position, const double *x, double *y) {
+  for (int i = 0; i < dim / 2; i++) {
+    const double angle = position * pow(theta, -2.0 * i / dim), low = x[i], high = x[i + dim / 2];
+    y[i] = low * cos(angle) - high * sin(angle);
+    y[i + dim / 2] = high * cos(angle) + low * sin(angle);
+  }
+}
+#endif /* reference */
+
+#if defined(MOHAWK_IMPLEMENTATION) && !defined(MHK__PASS)
+#ifndef MOHAWK_NO_TRAINING
+/* ---- ops */
 
 typedef struct mhk__rotary_args {
   mhk_index T, H, P, half;
@@ -8645,8 +6381,798 @@ MHKDEF mhk_tensor *mhk_rotary(mhk_tape *t, mhk_tensor *x, int dim, double theta,
   if (n) *(mhk__rotary_args *)n->saved = a;
   return y;
 }
+#endif /* MOHAWK_NO_TRAINING */
+#endif /* MOHAWK_IMPLEMENTATION */
 
-/* ---- attention ---- */
+/* ====================================================================================================
+   CONVOLUTION: causal and depthwise                                                       >>convolution
+   ====================================================================================================
+
+   y_t = bias + sum over w < W of tap_w x_{t-(W-1)+w}, each channel by itself: the few tokens of
+   context that a state-space mixer mixes before its state sees them. Tokens of another document
+   do not count. In inference the last W - 1 inputs are the state that is carried from call to
+   call. */
+
+#if MHK__REFERENCE == 1 && !defined(MHK__PASS)
+/* ---- reference */
+
+typedef struct mhk__ref_conv {
+  int T, W;
+  const double *x, *past;  /* (T); (W-1) inputs before the first token, oldest first, or NULL for zeros */
+  const double *taps;      /* (W) */
+  double bias;
+  const int *first;        /* (T) first token of t's document; -1: the past belongs to it. NULL: -1 throughout */
+} mhk__ref_conv;
+
+/* the input that tap w of token t lies on */
+static inline double mhk__ref_conv_input(const mhk__ref_conv *a, int t, int w) {
+  const int s = t - (a->W - 1 - w), first = a->first ? a->first[t] : -1;
+  if (s < 0) return first < 0 && a->past ? a->past[a->W - 1 + s] : 0;
+  return s >= first ? a->x[s] : 0;
+}
+/* z (T), before any activation */
+static inline void mhk__ref_conv_forward(const mhk__ref_conv *a, double *z) {
+  for (int t = 0; t < a->T; t++) {
+    z[t] = a->bias;
+    for (int w = 0; w < a->W; w++) z[t] += a->taps[w] * mhk__ref_conv_input(a, t, w);
+  }
+}
+static inline void mhk__ref_conv_back(const mhk__ref_conv *a, const double *dz, double *dx, double *dtaps, double *dbias) {
+  for (int t = 0; t < a->T; t++) {
+    *dbias += dz[t];
+    for (int w = 0; w < a->W; w++) {
+      const int s = t - (a->W - 1 - w);
+      dtaps[w] += dz[t] * mhk__ref_conv_input(a, t, w);
+      if (s >= 0 && s >= (a->first ? a->first[t] : -1)) dx[s] += dz[t] * a->taps[w];
+    }
+  }
+}
+#endif /* reference */
+
+#if defined(MOHAWK_IMPLEMENTATION) && !defined(MHK__PASS)
+/* ---- arguments */
+
+/* Depthwise convolution of one run of channels: x rows have ldx columns, y rows ldy. */
+struct mhk__conv_args {
+  mhk_index B, T, C, W;          /* C channels in x */
+  const mhk_real *x, *weight, *bias;
+  const mhk_index *start;
+  const mhk_real *state;         /* (B,C,W-1) or NULL */
+  int silu;
+  mhk_real *y;                   /* this run's output, its first channel at y[0] */
+  mhk_index ldy, first;          /* columns of y; first channel of the run in x */
+  mhk_real *before;              /* (B,T,C): pre-activation, silu only */
+  const mhk_real *dy;
+  mhk_real *dx, *dweight, *dbias; /* added to; NULL: not wanted */
+};
+
+/* The convolution in inference: T tokens of one sequence. x rows have ldx columns, channels lie side by side everywhere. */
+struct mhk__stream_args {
+  mhk_index T, W, C, ldx, ldy;
+  const mhk_real *x, *taps, *bias; /* taps (W,C), the last one on the token itself */
+  mhk_real *state;                 /* (W-1,C) the inputs before, oldest first: moved on */
+  int silu;
+  mhk_real *y;                     /* channel c goes to column c - first */
+  mhk_index first;
+};
+
+#define MHK__CONV_BLOCK 64 /* channels a task of the convolution takes */
+#ifndef MOHAWK_NO_TRAINING
+static mhk_index mhk__conv_work(mhk_index W) { return (2 * W + 4) * MHK__CONV_BLOCK; }
+#endif /* MOHAWK_NO_TRAINING */
+#endif /* MOHAWK_IMPLEMENTATION */
+
+#ifdef MHK__TEMPLATE
+#ifndef MOHAWK_NO_TRAINING
+/* ---- kernels */
+
+/* input of channel row at position t - back; out of the document: 0 or the state */
+static inline void MHK__N(mhk__conv_tap)(const mhk__conv_args *a, mhk_index b, mhk_index t, mhk_index back, mhk_index c0, mhk_index n, const mhk_real **row,
+                                         mhk_real *hold) {
+  const mhk_index s = t - back, from = a->start ? a->start[b * a->T + t] : -1;
+  if (s >= 0 && s >= from) {
+    *row = a->x + (b * a->T + s) * a->C + c0;
+    return;
+  }
+  *row = hold;
+  if (s < 0 && from < 0 && a->state) /* the state's last column is the token just before the first */
+    for (mhk_index i = 0; i < n; i++) hold[i] = a->state[(b * a->C + c0 + i) * (a->W - 1) + a->W - 1 + s];
+  else
+    for (mhk_index i = 0; i < n; i++) hold[i] = 0;
+}
+
+/* One vector of channels over one sequence, up to four taps and no documents: the last inputs stay in registers. k[0..3] are the taps, unused ones 0. */
+static void MHK__N(mhk__conv_run4)(const mhk__conv_args *a, mhk_index b, mhk_index c, mhk_index n, const MHK__V *k) {
+  const mhk_real *x = a->x + b * a->T * a->C + c;
+  mhk_real *y = a->y + b * a->T * a->ldy + c - a->first, hold[3][MHK__W];
+  const MHK__V bias = a->bias ? MHK__LOADN(a->bias + c, n) : MHK__SET(MHK__R(0)), k0 = k[0], k1 = k[1], k2 = k[2], k3 = k[3];
+  for (mhk_index j = 0; j < 3; j++) /* what came before: the state's columns, oldest first, or zeros */
+    for (mhk_index i = 0; i < MHK__W; i++) {
+      const mhk_index column = j - 3 + a->W - 1;
+      hold[j][i] = a->state && i < n && column >= 0 ? a->state[(b * a->C + c + i) * (a->W - 1) + column] : 0;
+    }
+  MHK__V x0 = MHK__LOAD(hold[0]);
+  MHK__V x1 = MHK__LOAD(hold[1]);
+  MHK__V x2 = MHK__LOAD(hold[2]);
+  for (mhk_index t = 0; t < a->T; t++, x += a->C, y += a->ldy) {
+    const MHK__V x3 = MHK__LOADN(x, n);
+    MHK__V v = MHK__FMA(k3, x3, MHK__FMA(k2, x2, MHK__FMA(k1, x1, MHK__FMA(k0, x0, bias))));
+    if (a->before) {
+      mhk_real *z = a->before + (b * a->T + t) * a->C + c;
+      MHK__STOREN(z, v, n);
+    }
+    if (a->silu) v = MHK__N(mhk__silu_of)(v);
+    MHK__STOREN(y, v, n);
+    x0 = x1;
+    x1 = x2;
+    x2 = x3;
+  }
+}
+
+/* dx_s = sum over j of k[3-j] g_{s+j}; sums[w] += g_t x_{t-3+w}; sums[4] += g_t */
+static void MHK__N(mhk__conv_back4)(const mhk__conv_args *a, mhk_index b, mhk_index c, mhk_index n, const MHK__V *k, MHK__V *sums) {
+  const MHK__V zero = MHK__SET(MHK__R(0)), one = MHK__SET(MHK__R(1)), k0 = k[0], k1 = k[1], k2 = k[2], k3 = k[3];
+  const mhk_real *x = a->x + b * a->T * a->C + c, *dy = a->dy + b * a->T * a->ldy + c - a->first;
+  MHK__V g0 = zero, g1 = zero, g2 = zero, x0 = zero, x1 = zero, x2 = zero, s0 = sums[0], s1 = sums[1], s2 = sums[2], s3 = sums[3], s4 = sums[4];
+  for (mhk_index t = 0; t < a->T + 3; t++) {
+    MHK__V g = zero;
+    if (t < a->T) {
+      const MHK__V x3 = MHK__LOADN(x + t * a->C, n);
+      g = MHK__LOADN(dy + t * a->ldy, n);
+      if (a->silu) {
+        const MHK__V v = MHK__LOADN(a->before + (b * a->T + t) * a->C + c, n), e = MHK__N(mhk__vsigmoid)(v);
+        g = g * e * MHK__FMA(v, one - e, one);
+      }
+      s0 = MHK__FMA(g, x0, s0);
+      s1 = MHK__FMA(g, x1, s1);
+      s2 = MHK__FMA(g, x2, s2);
+      s3 = MHK__FMA(g, x3, s3);
+      s4 = s4 + g;
+      x0 = x1;
+      x1 = x2;
+      x2 = x3;
+    }
+    if (a->dx && t >= 3) {
+      mhk_real *dx = a->dx + (b * a->T + t - 3) * a->C + c;
+      const MHK__V v = MHK__FMA(k3, g0, MHK__FMA(k2, g1, MHK__FMA(k1, g2, MHK__FMA(k0, g, MHK__LOADN(dx, n)))));
+      MHK__STOREN(dx, v, n);
+    }
+    g0 = g1;
+    g1 = g2;
+    g2 = g;
+  }
+  sums[0] = s0;
+  sums[1] = s1;
+  sums[2] = s2;
+  sums[3] = s3;
+  sums[4] = s4;
+}
+
+/* the taps of MHK__W channels, right-aligned to four */
+static void MHK__N(mhk__conv_taps4)(const mhk__conv_args *a, mhk_index c, mhk_index n, MHK__V *k) {
+  mhk_real lane[MHK__W];
+  for (mhk_index w = 0; w < 4; w++) {
+    const mhk_index tap = w - 4 + a->W;
+    for (mhk_index i = 0; i < MHK__W; i++) lane[i] = i < n && tap >= 0 ? a->weight[(c + i) * a->W + tap] : 0;
+    k[w] = MHK__LOAD(lane);
+  }
+}
+
+static void MHK__N(mhk__conv)(const mhk__conv_args *a, mhk_index c0, mhk_index c1, mhk_real *work) {
+  const mhk_index n = c1 - c0, W = a->W;
+  mhk_real *taps = work, *hold = taps + W * MHK__CONV_BLOCK;
+  if (W <= 4 && !a->start) {
+    for (mhk_index i = c0; i < c1; i += MHK__W) {
+      MHK__V k[4];
+      MHK__N(mhk__conv_taps4)(a, i, c1 - i, k);
+      for (mhk_index b = 0; b < a->B; b++) MHK__N(mhk__conv_run4)(a, b, i, c1 - i, k);
+    }
+    return;
+  }
+  for (mhk_index w = 0; w < W; w++)
+    for (mhk_index i = 0; i < n; i++) taps[w * n + i] = a->weight[(c0 + i) * W + w];
+  for (mhk_index b = 0; b < a->B; b++)
+    for (mhk_index t = 0; t < a->T; t++) {
+      mhk_real *MHK__RESTRICT y = a->y + (b * a->T + t) * a->ldy + c0 - a->first;
+      for (mhk_index i = 0; i < n; i++) y[i] = a->bias ? a->bias[c0 + i] : 0;
+      for (mhk_index w = 0; w < W; w++) {
+        const mhk_real *row, *k = taps + w * n;
+        MHK__N(mhk__conv_tap)(a, b, t, W - 1 - w, c0, n, &row, hold);
+        for (mhk_index i = 0; i < n; i++) y[i] += k[i] * row[i];
+      }
+      if (a->before) memcpy(a->before + (b * a->T + t) * a->C + c0, y, (size_t)n * sizeof(mhk_real));
+      if (a->silu) {
+        for (mhk_index i = 0; i < n; i += MHK__W) {
+          const MHK__V v = MHK__LOADN(y + i, n - i);
+          MHK__STOREN(y + i, MHK__N(mhk__silu_of)(v), n - i);
+        }
+      }
+    }
+}
+
+static void MHK__N(mhk__conv_back)(const mhk__conv_args *a, mhk_index c0, mhk_index c1, mhk_real *work) {
+  const mhk_index n = c1 - c0, W = a->W;
+  mhk_real *taps = work, *hold = taps + W * MHK__CONV_BLOCK, *dtaps = hold + MHK__CONV_BLOCK, *g = dtaps + (W + 1) * MHK__CONV_BLOCK;
+  if (W <= 4 && !a->start && !a->state) {
+    for (mhk_index i = c0; i < c1; i += MHK__W) {
+      const mhk_index m = c1 - i < MHK__W ? c1 - i : MHK__W;
+      MHK__V k[4], sums[5];
+      MHK__N(mhk__conv_taps4)(a, i, m, k);
+      for (mhk_index w = 0; w < 5; w++) sums[w] = MHK__SET(MHK__R(0));
+      for (mhk_index b = 0; b < a->B; b++) MHK__N(mhk__conv_back4)(a, b, i, m, k, sums);
+      for (mhk_index w = 0; w < 5; w++) {
+        mhk_real lane[MHK__W];
+        MHK__STORE(lane, sums[w]);
+        if (w == 4 && a->dbias)
+          for (mhk_index j = 0; j < m; j++) a->dbias[i + j] += lane[j];
+        if (w < 4 && w >= 4 - W && a->dweight)
+          for (mhk_index j = 0; j < m; j++) a->dweight[(i + j) * W + w - 4 + W] += lane[j];
+      }
+    }
+    return;
+  }
+  for (mhk_index w = 0; w < W; w++)
+    for (mhk_index i = 0; i < n; i++) taps[w * n + i] = a->weight[(c0 + i) * W + w];
+  for (mhk_index i = 0; i < (W + 1) * n; i++) dtaps[i] = 0;
+  for (mhk_index b = 0; b < a->B; b++)
+    for (mhk_index t = 0; t < a->T; t++) {
+      const mhk_index from = a->start ? a->start[b * a->T + t] : -1;
+      const mhk_real *dy = a->dy + (b * a->T + t) * a->ldy + c0 - a->first;
+      for (mhk_index i = 0; i < n; i++) g[i] = dy[i];
+      if (a->silu) {
+        const mhk_real *z = a->before + (b * a->T + t) * a->C + c0;
+        const MHK__V one = MHK__SET(MHK__R(1));
+        for (mhk_index i = 0; i < n; i += MHK__W) {
+          const MHK__V v = MHK__LOADN(z + i, n - i), e = MHK__N(mhk__vsigmoid)(v);
+          MHK__STOREN(g + i, MHK__LOADN(g + i, n - i) * e * MHK__FMA(v, one - e, one), n - i);
+        }
+      }
+      for (mhk_index w = 0; w < W; w++) {
+        const mhk_index s = t - (W - 1 - w);
+        const mhk_real *row;
+        if (a->dx && s >= 0 && s >= from) {
+          mhk_real *MHK__RESTRICT dx = a->dx + (b * a->T + s) * a->C + c0;
+          for (mhk_index i = 0; i < n; i++) dx[i] += taps[w * n + i] * g[i];
+        }
+        if (a->dweight) {
+          mhk_real *MHK__RESTRICT dk = dtaps + w * n;
+          MHK__N(mhk__conv_tap)(a, b, t, W - 1 - w, c0, n, &row, hold);
+          for (mhk_index i = 0; i < n; i++) dk[i] += g[i] * row[i];
+        }
+      }
+      if (a->dbias)
+        for (mhk_index i = 0; i < n; i++) dtaps[W * n + i] += g[i];
+    }
+  for (mhk_index i = 0; i < n; i++) {
+    if (a->dweight)
+      for (mhk_index w = 0; w < W; w++) a->dweight[(c0 + i) * W + w] += dtaps[w * n + i];
+    if (a->dbias) a->dbias[c0 + i] += dtaps[W * n + i];
+  }
+}
+#endif /* MOHAWK_NO_TRAINING */
+
+/* input of channels c.. at token t: of this run or from the state */
+static inline const mhk_real *MHK__N(mhk__stream_row)(const mhk__stream_args *a, mhk_index t, mhk_index c) {
+  return t < 0 ? a->state + (t + a->W - 1) * a->C + c : a->x + t * a->ldx + c;
+}
+
+static void MHK__N(mhk__conv_stream)(const mhk__stream_args *a, mhk_index c0, mhk_index c1) {
+  const mhk_index T = a->T, W = a->W;
+  for (mhk_index c = c0; c < c1; c += MHK__W) {
+    const mhk_index n = c1 - c;
+    const MHK__V bias = a->bias ? MHK__LOADN(a->bias + c, n) : MHK__SET(MHK__R(0));
+    mhk_real *y = a->y + c - a->first;
+    for (mhk_index t = 0; t < T; t++, y += a->ldy) {
+      MHK__V v = bias;
+      for (mhk_index w = 0; w < W; w++) {
+        const mhk_real *x = MHK__N(mhk__stream_row)(a, t - W + 1 + w, c);
+        v = MHK__FMA(MHK__LOADN(a->taps + w * a->C + c, n), MHK__LOADN(x, n), v);
+      }
+      if (a->silu) v = MHK__N(mhk__silu_of)(v);
+      MHK__STOREN(y, v, n);
+    }
+    for (mhk_index w = 0; w + 1 < W; w++) {
+      const mhk_real *x = MHK__N(mhk__stream_row)(a, T - W + 1 + w, c);
+      const MHK__V v = MHK__LOADN(x, n);
+      MHK__STOREN(a->state + w * a->C + c, v, n);
+    }
+  }
+}
+#endif /* MHK__TEMPLATE */
+
+#if defined(MOHAWK_IMPLEMENTATION) && !defined(MHK__PASS)
+#ifndef MOHAWK_NO_TRAINING
+/* ---- drivers */
+
+static void mhk__conv_task(void *arg, mhk_index task, int worker) {
+  const mhk__job *job = (const mhk__job *)arg;
+  const mhk__conv_args *a = (const mhk__conv_args *)job->args;
+  const mhk_index c0 = a->first + task * MHK__CONV_BLOCK, c1 = mhk__min(c0 + MHK__CONV_BLOCK, a->first + a->ldy);
+  mhk_real *work = job->work + worker * job->each;
+  if (a->dy)
+    job->ctx->kernels->conv_back(a, c0, c1, work);
+  else
+    job->ctx->kernels->conv(a, c0, c1, work);
+}
+static void mhk__conv_run(mhk_context *ctx, const mhk__conv_args *a) {
+  mhk__run(ctx, a, (a->ldy + MHK__CONV_BLOCK - 1) / MHK__CONV_BLOCK, 0, mhk__conv_work(a->W), (double)(a->B * a->T * a->W) * (double)a->ldy,
+          mhk__conv_task);
+}
+
+/* ---- ops */
+
+static void mhk__conv_op_back(mhk_tape *t, mhk__node *n) {
+  mhk__conv_args a = *(const mhk__conv_args *)n->saved;
+  mhk_index first = 0;
+  a.dx = mhk__into(t, n->in[0]);
+  a.dweight = mhk__into(t, n->in[1]);
+  a.dbias = mhk__into(t, n->in[2]);
+  for (int i = 0; i < n->outputs; i++) {
+    a.first = first;
+    a.ldy = mhk__last(n->out[i]);
+    first += a.ldy;
+    a.dy = n->out[i]->grad;
+    if (a.dy) mhk__conv_run(t->ctx, &a);
+  }
+}
+
+MHKDEF mhk_result mhk_conv1d_split(mhk_tape *t, mhk_tensor *x, mhk_tensor *w, mhk_tensor *bias, int silu, const int32_t *doc, mhk_real *state, int count,
+                                   const mhk_index *widths, mhk_tensor **out) {
+  mhk__conv_args a;
+  mhk_tensor *in[3];
+  mhk_index total = 0, shape[3];
+  int i;
+  for (i = 0; out && i < count && i < MHK__MAX_OUT; i++) out[i] = NULL;
+  if (!mhk__op_ready(t, x, w)) return t ? t->ctx->result : MHK_ERROR_MEMORY;
+  if (!out || !widths)
+    return mhk_fail(t->ctx, MHK_ERROR_ARGUMENT, "conv1d: %d widths and room for as many tensors are needed", count);
+  if (!mhk__is_real(t, "conv1d", x) || !mhk__is_real(t, "conv1d", w)) return t->ctx->result;
+  for (i = 0; i < count && i < MHK__MAX_OUT && total >= 0; i++)
+    total = widths[i] < 0 || widths[i] > x->count - total ? -1 : total + widths[i];
+  if (x->rank != 3 || w->rank != 3 || w->shape[0] != x->shape[2] || w->shape[1] != 1 || w->shape[2] < 1 ||
+      (bias && (bias->rank != 1 || bias->shape[0] != x->shape[2])) ||
+      total != x->shape[2] || count < 1 || count > MHK__MAX_OUT) {
+    mhk__shape_error(t, "conv1d", x, w, "(B,T,C) and (C,1,W) are needed, a bias of C, and widths that add up to C");
+    return t->ctx->result;
+  }
+  memset(&a, 0, sizeof a);
+  a.B = x->shape[0];
+  a.T = x->shape[1];
+  a.C = x->shape[2];
+  a.W = w->shape[2];
+  a.x = mhk__d(x);
+  a.weight = mhk__d(w);
+  a.bias = bias ? mhk__d(bias) : NULL;
+  a.silu = silu;
+  a.start = mhk__starts(t, doc, a.B, a.T);
+  a.state = state;
+  if (doc && !a.start) return t->ctx->result;
+  shape[0] = a.B;
+  shape[1] = a.T;
+  for (i = 0; i < count; i++) {
+    shape[2] = widths[i];
+    out[i] = mhk__new(t, 3, shape);
+    if (!out[i]) return t->ctx->result;
+  }
+  in[0] = x;
+  in[1] = w;
+  in[2] = bias;
+  if (state && t->recording && (x->requires_grad || w->requires_grad || (bias && bias->requires_grad)))
+    return mhk_fail(t->ctx, MHK_ERROR_STATE, "conv1d: a state that is updated serves inference; turn recording off");
+  mhk__node *n = mhk__record(t, mhk__conv_op_back, 3, in, count, out, sizeof a);
+  if (n && silu) {
+    a.before = (mhk_real *)mhk__arena_alloc(t->ctx, &t->arena, (size_t)x->count * sizeof(mhk_real));
+    if (!a.before) return t->ctx->result;
+  }
+  if (n) *(mhk__conv_args *)n->saved = a;
+  for (i = 0, total = 0; i < count; i++) {
+    a.first = total;
+    a.ldy = widths[i];
+    a.y = mhk__d(out[i]);
+    mhk__conv_run(t->ctx, &a);
+    total += widths[i];
+  }
+  if (state && a.W > 1) { /* the last W-1 inputs; tokens of an earlier document count as zeros for what follows */
+    for (mhk_index b = 0; b < a.B; b++)
+      for (mhk_index c = 0; c < a.C; c++) {
+        mhk_real *s = state + (b * a.C + c) * (a.W - 1);
+        const mhk_index from = a.start && a.T > 0 ? a.start[b * a.T + a.T - 1] : -1;
+        for (mhk_index k = 0; k < a.W - 1; k++) {
+          const mhk_index at = a.T - (a.W - 1) + k;
+          s[k] = at < 0 ? (from < 0 ? s[k + a.T] : 0) : at < from ? 0 : a.x[(b * a.T + at) * a.C + c];
+        }
+      }
+  }
+  return t->ctx->result;
+}
+
+MHKDEF mhk_tensor *mhk_conv1d(mhk_tape *t, mhk_tensor *x, mhk_tensor *w, mhk_tensor *bias, int silu, const int32_t *doc, mhk_real *state) {
+  mhk_tensor *y = NULL;
+  mhk_index all = x ? mhk__last(x) : 0;
+  return mhk_conv1d_split(t, x, w, bias, silu, doc, state, 1, &all, &y) == MHK_OK ? y : NULL;
+}
+#endif /* MOHAWK_NO_TRAINING */
+#endif /* MOHAWK_IMPLEMENTATION */
+
+/* ====================================================================================================
+   ATTENTION: causal softmax attention in tiles                                            >>attention
+   ====================================================================================================
+
+   y_t = sum over s <= t of M[t,s] v_s, M[t,s] = softmax over s of q_t . k_s / sqrt(P), head by
+   head; H heads of queries share G heads of keys and values (grouped-query attention). M has T^2
+   elements and is never made: tiles of queries meet tiles of keys, and as each comes by, a
+   running maximum and sum correct what was added up before (online softmax, FlashAttention: Dao
+   et al. 2022, arXiv 2205.14135). The backward pass makes each tile of M again from q, k and the
+   log-sum-exp of its rows. A single query, as in decoding, walks down the cache of keys and
+   values once. */
+
+#if MHK__REFERENCE == 1 && !defined(MHK__PASS)
+/* ---- reference */
+
+typedef struct mhk__ref_attention {
+  int T, S, P;             /* queries, keys and values, numbers of each; query t is token S - T + t */
+  const double *q, *k, *v; /* (T,P), (S,P), (S,P) */
+  const int *first;        /* (T) the first key that a query sees; NULL: 0 */
+} mhk__ref_attention;
+
+/* M[t,s] = softmax over the s that t sees of q_t . k_s / sqrt(P); log_sum_exp (T), if not NULL: the logarithm
+   of each softmax's denominator */
+static inline void mhk__ref_attention_matrix(const mhk__ref_attention *a, double *M, double *log_sum_exp) {
+  for (int t = 0; t < a->T; t++) {
+    const int first = a->first && a->first[t] > 0 ? a->first[t] : 0, last = a->S - a->T + t;
+    double *row = M + t * a->S, largest = -HUGE_VAL, sum = 0;
+    for (int s = first; s <= last; s++) {
+      row[s] = mhk__ref_dot(a->P, a->q + t * a->P, a->k + s * a->P) / sqrt((double)a->P);
+      largest = fmax(largest, row[s]);
+    }
+    for (int s = first; s <= last; s++) sum += exp(row[s] - largest);
+    for (int s = 0; s < a->S; s++) row[s] = s < first || s > last ? 0 : exp(row[s] - largest) / sum;
+    if (log_sum_exp) log_sum_exp[t] = largest + log(sum);
+  }
+}
+
+/* From dy, the gradient of y = M v. Through the softmax: dscore = M (dM - sum over s of M dM), where dM = dy v^T. */
+static inline void mhk__ref_attention_back(const mhk__ref_attention *a, const double *M, const double *dy, double *dq,
+                                           double *dk, double *dv) {
+  const int P = a->P;
+  for (int t = 0; t < a->T; t++) {
+    const double *row = M + t * a->S;
+    double mean = 0;
+    for (int s = 0; s < a->S; s++) mean += row[s] * mhk__ref_dot(P, dy + t * P, a->v + s * P);
+    for (int s = 0; s < a->S; s++) {
+      const double dscore = row[s] * (mhk__ref_dot(P, dy + t * P, a->v + s * P) - mean) / sqrt((double)P);
+      for (int p = 0; p < P; p++) {
+        dv[s * P + p] += row[s] * dy[t * P + p];
+        dq[t * P + p] += dscore * a->k[s * P + p];
+        dk[s * P + p] += dscore * a->q[t * P + p];
+      }
+    }
+  }
+}
+#endif /* reference */
+
+#if defined(MOHAWK_IMPLEMENTATION) && !defined(MHK__PASS)
+/* ---- arguments */
+
+/* Attention over (B,T,H,P) queries and (B,S,G,P) keys and values; query t stands at position offset + t. */
+struct mhk__attention_args {
+  mhk_index B, T, S, H, G, P, offset;
+  mhk_index kv_batch;       /* elements between the batches of k and v */
+  const mhk_real *q, *k, *v;
+  const mhk_index *start;   /* (B,T) first key a query sees, or NULL */
+  mhk_real *y;              /* (B,T,H,P) */
+  mhk_real *lse;            /* (B,H,T): log of the softmax's denominator, scores scaled; NULL in no-grad */
+  const mhk_real *dy, *yy;  /* backward: cotangent and output */
+  mhk_real *dq, *dk, *dv;   /* added to; NULL: not wanted */
+};
+
+/* elements of work memory a kernel needs, the widest register tile allowed for */
+static mhk_index mhk__attention_work(mhk_index S, mhk_index P) {
+  const mhk_index K = MHK__TILE, over = K + MHK__OVER, p = MHK__LD(P);
+  return 2 * (S + K) * p + P * K + over * (K + p) + 3 * K + 64;
+}
+#ifndef MOHAWK_NO_TRAINING
+static mhk_index mhk__attention_back_work(mhk_index T, mhk_index P) {
+  const mhk_index K = MHK__TILE, over = K + MHK__OVER, p = MHK__LD(P);
+  return (T + K) * (2 * P + 3 * p) + over * (3 * p + 2 * K) + 2 * K + 64;
+}
+#endif /* MOHAWK_NO_TRAINING */
+#endif /* MOHAWK_IMPLEMENTATION */
+
+#ifdef MHK__TEMPLATE
+/* ---- kernels */
+
+/* Tiles of queries with a running maximum and sum (Dao et al., arXiv 2205.14135). Scores are made turned, keys by queries: maximum and sum then run down the
+   rows, a vector of queries at once, and the tile is the left operand of the product with the values as it stands. Keys and values are copied in once,
+   when the first tile of queries reaches them. */
+static void MHK__N(mhk__attention)(const mhk__attention_args *a, mhk_index b, mhk_index h, mhk_real *work) {
+  const mhk_index T = a->T, S = a->S, P = a->P, g = h / (a->H / a->G), kv = a->G * P, ldq = a->H * P, K = MHK__TILE, wide = MHK__LD(P);
+  const mhk_real *q = a->q + (b * T * a->H + h) * P, *k = a->k + b * a->kv_batch + g * P, *v = a->v ? a->v + b * a->kv_batch + g * P : NULL;
+  const mhk_index *start = a->start ? a->start + b * T : NULL;
+  const MHK__V zero = MHK__SET(MHK__R(0)), lowest = MHK__SET(MHK__R(-3e38)), scale = MHK__SET(MHK__R(1.0 / sqrt((double)P)));
+  mhk_real *keys = work, *values = keys + (S + K) * wide, *qt = values + (S + K) * wide, *s = qt + P * K, *o = s + (K + MHK__OVER) * K;
+  mhk_real *most = o + (K + MHK__OVER) * wide, *sum = most + K, *f = sum + K;
+  mhk_index i0, i1, j0, i, j, ready = 0, until[MHK__TILE];
+  mhk__ahead ahead;
+  mhk__block p;
+  memset(&p, 0, sizeof p);
+  p.ahead = &ahead;
+  for (i0 = 0; i0 < T; i0 = i1) {
+    /* tiles of queries end where tiles of keys do */
+    const mhk_index rows = mhk__min(T - i0, K - (a->offset + i0) % K), wide_q = MHK__LD(rows), last = a->offset + i0 + rows, after = last + K;
+    mhk_index first = start && start[i0] > 0 ? start[i0] / K * K : 0;
+    i1 = i0 + rows;
+    ahead.parts = ahead.now = 0;
+    for (; ready < last; ready += K) {
+      const mhk_index n = mhk__min(K, S - ready);
+      if (ready + K <= first) continue;
+      MHK__N(mhk__rows_in)(n, P, k + ready * kv, kv, NULL, keys + ready * wide);
+      if (v) MHK__N(mhk__rows_in)(n, P, v + ready * kv, kv, NULL, values + ready * wide);
+    }
+    MHK__N(mhk__turned_in)(rows, P, q + i0 * ldq, ldq, qt);
+    mhk__look_ahead(&ahead, q + i1 * ldq, ldq, P, mhk__min(K, T - i1));
+    mhk__look_ahead(&ahead, k + last * kv, kv, P, mhk__min(after, S) - last);
+    mhk__look_ahead(&ahead, v ? v + last * kv : NULL, kv, P, mhk__min(after, S) - last);
+    mhk__look_ahead(&ahead, a->y ? a->y + ((b * T + i0) * a->H + h) * P : NULL, ldq, P, rows);
+    for (i = 0; i < wide_q; i += MHK__W) {
+      MHK__STORE(most + i, lowest);
+      MHK__STORE(sum + i, zero);
+    }
+    for (j0 = first; j0 < last; j0 += K) {
+      const mhk_index n = mhk__min(K, last - j0), before = a->offset + i0 - j0; /* query i sees key j <= before + i of the tile */
+      const int corner = before == 0, cut = start && start[i1 - 1] > j0;
+      if (cut)
+        for (j = 0, i = 0; j < n; j++) { /* and only queries before until[j] see key j: documents follow each other */
+          while (i < rows && start[i0 + i] <= j0 + j) i++;
+          until[j] = i;
+        }
+      MHK__N(mhk__multiply)(&p, n, rows, P, keys + j0 * wide, wide, 1, qt, wide_q, s, wide_q, corner ? mhk__upper_c : mhk__whole);
+      for (i = 0; i < rows; i += MHK__W) {
+        const mhk_index to = mhk__min(n, before + i + MHK__W), sure = cut ? 0 : mhk__min(n, before + i + 1); /* rows before sure are seen by all */
+        mhk_real *at = s + i;
+        MHK__V best = lowest, e, total, old = MHK__LOAD(most + i);
+        for (j = 0; j < sure; j++) best = MHK__MAX(best, MHK__LOAD(at + j * wide_q));
+        for (; j < to; j++) {
+          e = MHK__FROM(MHK__LOAD(at + j * wide_q), lowest, j - before - i);
+          if (cut) e = MHK__FROM(lowest, e, until[j] - i);
+          best = MHK__MAX(best, e);
+        }
+        best = MHK__MAX(old, best * scale);
+        MHK__STORE(most + i, best);
+        old = MHK__N(mhk__vexp)(old - best);
+        MHK__STORE(f + i, old);
+        total = MHK__LOAD(sum + i) * old;
+        best = zero - best;
+        for (j = 0; j < sure; j++) {
+          e = MHK__N(mhk__vexp)(MHK__FMA(MHK__LOAD(at + j * wide_q), scale, best));
+          MHK__STORE(at + j * wide_q, e);
+          total = total + e;
+        }
+        for (; j < to; j++) {
+          e = MHK__FROM(MHK__N(mhk__vexp)(MHK__FMA(MHK__LOAD(at + j * wide_q), scale, best)), zero, j - before - i);
+          if (cut) e = MHK__FROM(zero, e, until[j] - i);
+          MHK__STORE(at + j * wide_q, e);
+          total = total + e;
+        }
+        for (; j < n; j++) MHK__STORE(at + j * wide_q, zero);
+        MHK__STORE(sum + i, total);
+      }
+      if (!v) continue;
+      p.c0 = j0 > first ? o : NULL;
+      p.f = j0 > first ? f : NULL;
+      p.fs = 1;
+      MHK__N(mhk__multiply)(&p, rows, P, n, s, 1, wide_q, values + j0 * wide, wide, o, wide, corner ? mhk__lower_a : mhk__whole);
+    }
+    if (a->y) {
+      for (i = 0; i < rows; i++) f[i] = MHK__R(1) / sum[i];
+      MHK__N(mhk__rows_out)(rows, P, o, f, NULL, a->y + ((b * T + i0) * a->H + h) * P, ldq, 0);
+    }
+    if (a->lse)
+      for (i = 0; i < rows; i++) a->lse[(b * a->H + h) * T + i0 + i] = most[i] + MHK__R(log((double)sum[i]));
+  }
+}
+
+#if MHK__PASS != 3 /* AVX-512 decodes with AVX2: sums across more lanes cost more than they save (1.2 to 1.6 times the time, keys in the caches) */
+/* y (P) = f times the sum of n rows of v, kv apart, by the weights s */
+static void MHK__N(mhk__weighted_rows)(mhk_index n, mhk_index P, const mhk_real *s, const mhk_real *v, mhk_index kv, mhk_real f, mhk_real *y) {
+  const MHK__V zero = MHK__SET(MHK__R(0)), scale = MHK__SET(f);
+  const mhk_index ahead = MHK__ROWS_AHEAD * kv;
+  mhk_index j, p = 0;
+  for (; p + 4 * MHK__W <= P; p += 4 * MHK__W) { /* two rows at a time in sums of their own: eight chains of multiply-adds */
+    MHK__V a0 = zero, a1 = zero, a2 = zero, a3 = zero, b0 = zero, b1 = zero, b2 = zero, b3 = zero;
+    for (j = 0; j + 2 <= n; j += 2) {
+      const mhk_real *x = v + j * kv + p, *z = x + kv;
+      const MHK__V w = MHK__SET(s[j]), u = MHK__SET(s[j + 1]);
+      MHK__PREFETCH(x + ahead);
+      MHK__PREFETCH(x + ahead + 2 * MHK__W);
+      MHK__PREFETCH(z + ahead);
+      MHK__PREFETCH(z + ahead + 2 * MHK__W);
+      a0 = MHK__FMA(w, MHK__LOAD(x), a0);
+      a1 = MHK__FMA(w, MHK__LOAD(x + MHK__W), a1);
+      a2 = MHK__FMA(w, MHK__LOAD(x + 2 * MHK__W), a2);
+      a3 = MHK__FMA(w, MHK__LOAD(x + 3 * MHK__W), a3);
+      b0 = MHK__FMA(u, MHK__LOAD(z), b0);
+      b1 = MHK__FMA(u, MHK__LOAD(z + MHK__W), b1);
+      b2 = MHK__FMA(u, MHK__LOAD(z + 2 * MHK__W), b2);
+      b3 = MHK__FMA(u, MHK__LOAD(z + 3 * MHK__W), b3);
+    }
+    if (j < n) {
+      const mhk_real *x = v + j * kv + p;
+      const MHK__V w = MHK__SET(s[j]);
+      a0 = MHK__FMA(w, MHK__LOAD(x), a0);
+      a1 = MHK__FMA(w, MHK__LOAD(x + MHK__W), a1);
+      a2 = MHK__FMA(w, MHK__LOAD(x + 2 * MHK__W), a2);
+      a3 = MHK__FMA(w, MHK__LOAD(x + 3 * MHK__W), a3);
+    }
+    MHK__STORE(y + p, (a0 + b0) * scale);
+    MHK__STORE(y + p + MHK__W, (a1 + b1) * scale);
+    MHK__STORE(y + p + 2 * MHK__W, (a2 + b2) * scale);
+    MHK__STORE(y + p + 3 * MHK__W, (a3 + b3) * scale);
+  }
+  for (; p + MHK__W <= P; p += MHK__W) {
+    MHK__V a = zero, b = zero, c = zero, d = zero;
+    for (j = 0; j + 4 <= n; j += 4) {
+      const mhk_real *x = v + j * kv + p;
+      MHK__PREFETCH(x + ahead);
+      MHK__PREFETCH(x + ahead + kv);
+      MHK__PREFETCH(x + ahead + 2 * kv);
+      MHK__PREFETCH(x + ahead + 3 * kv);
+      a = MHK__FMA(MHK__SET(s[j]), MHK__LOAD(x), a);
+      b = MHK__FMA(MHK__SET(s[j + 1]), MHK__LOAD(x + kv), b);
+      c = MHK__FMA(MHK__SET(s[j + 2]), MHK__LOAD(x + 2 * kv), c);
+      d = MHK__FMA(MHK__SET(s[j + 3]), MHK__LOAD(x + 3 * kv), d);
+    }
+    for (; j < n; j++) a = MHK__FMA(MHK__SET(s[j]), MHK__LOAD(v + j * kv + p), a);
+    MHK__STORE(y + p, ((a + b) + (c + d)) * scale);
+  }
+  for (; p < P; p++) {
+    mhk_real sum = 0;
+    for (j = 0; j < n; j++) sum += s[j] * v[j * kv + p];
+    y[p] = sum * f;
+  }
+}
+
+/* a few queries over many keys: decoding */
+static void MHK__N(mhk__attention_step)(const mhk__attention_args *a, mhk_index b, mhk_index h, mhk_real *s) {
+  const mhk_index P = a->P, g = h / (a->H / a->G), kv = a->G * P, ahead = MHK__ROWS_AHEAD * kv, line = 64 / (mhk_index)sizeof(mhk_real);
+  const mhk_real *k = a->k + b * a->kv_batch + g * P, *v = a->v + b * a->kv_batch + g * P, scale = MHK__R(1.0 / sqrt((double)P));
+  mhk_index j, p;
+  for (mhk_index t = 0; t < a->T; t++) {
+    const mhk_real *q = a->q + ((b * a->T + t) * a->H + h) * P;
+    mhk_real *y = a->y + ((b * a->T + t) * a->H + h) * P, f;
+    const mhk_index first = a->start && a->start[b * a->T + t] > 0 ? a->start[b * a->T + t] : 0, last = a->offset + t + 1;
+    for (j = first; j + 4 <= last; j += 4) { /* the sums of four keys do not wait for each other */
+      const mhk_real *k0 = k + j * kv, *k1 = k0 + kv, *k2 = k1 + kv, *k3 = k2 + kv;
+      MHK__V d0 = MHK__SET(MHK__R(0)), d1 = d0, d2 = d0, d3 = d0;
+      mhk_real r0 = 0, r1 = 0, r2 = 0, r3 = 0;
+      for (p = 0; p < P; p += line) {
+        MHK__PREFETCH(k0 + ahead + p);
+        MHK__PREFETCH(k1 + ahead + p);
+        MHK__PREFETCH(k2 + ahead + p);
+        MHK__PREFETCH(k3 + ahead + p);
+      }
+      for (p = 0; p + MHK__W <= P; p += MHK__W) {
+        const MHK__V x = MHK__LOAD(q + p);
+        d0 = MHK__FMA(x, MHK__LOAD(k0 + p), d0);
+        d1 = MHK__FMA(x, MHK__LOAD(k1 + p), d1);
+        d2 = MHK__FMA(x, MHK__LOAD(k2 + p), d2);
+        d3 = MHK__FMA(x, MHK__LOAD(k3 + p), d3);
+      }
+      for (; p < P; p++) {
+        r0 += q[p] * k0[p];
+        r1 += q[p] * k1[p];
+        r2 += q[p] * k2[p];
+        r3 += q[p] * k3[p];
+      }
+      s[j - first] = MHK__N(mhk__hsum)(d0) + r0;
+      s[j - first + 1] = MHK__N(mhk__hsum)(d1) + r1;
+      s[j - first + 2] = MHK__N(mhk__hsum)(d2) + r2;
+      s[j - first + 3] = MHK__N(mhk__hsum)(d3) + r3;
+    }
+    for (; j < last; j++) s[j - first] = MHK__N(mhk__dot)(P, q, k + j * kv);
+    f = MHK__N(mhk__row_max)(last - first, s) * scale;
+    f = MHK__R(1) / MHK__N(mhk__row_exp)(last - first, s, scale, f, s);
+    MHK__N(mhk__weighted_rows)(last - first, P, s, v + first * kv, kv, f, y);
+  }
+}
+#endif
+#ifndef MOHAWK_NO_TRAINING
+/* All query heads of one key/value head. p = exp(s - lse); dv += p^T dy; dp = dy v^T; ds = p (dp - sum(dy y)) scale; dq += ds k; dk += ds^T q. Here tiles stand
+   queries by keys. */
+static void MHK__N(mhk__attention_back)(const mhk__attention_args *a, mhk_index b, mhk_index g, mhk_real *work) {
+  const mhk_index T = a->T, P = a->P, kv = a->G * P, ld = a->H * P, K = MHK__TILE, group = a->H / a->G, wide = MHK__LD(P), from_k = b * a->kv_batch + g * P;
+  const mhk_real *k = a->k + from_k, *v = a->v + from_k;
+  const mhk_index *start = a->start ? a->start + b * T : NULL;
+  const MHK__V zero = MHK__SET(MHK__R(0)), scale = MHK__SET(MHK__R(1.0 / sqrt((double)P)));
+  mhk_real *kt = work, *vt = kt + (T + K) * P + MHK__OVER, *kr = vt + (T + K) * P + MHK__OVER, *dk = kr + (T + K) * wide, *dv = dk + (T + K) * wide;
+  mhk_real *qr = dv + (T + K) * wide, *dyr = qr + (K + MHK__OVER) * wide, *s = dyr + (K + MHK__OVER) * wide;
+  mhk_real *ds = s + (K + MHK__OVER) * K, *dq = ds + (K + MHK__OVER) * K, *delta = dq + (K + MHK__OVER) * wide;
+  mhk__ahead ahead;
+  mhk__block p;
+  memset(&p, 0, sizeof p);
+  p.ahead = &ahead;
+  for (mhk_index h = g * group; h < (g + 1) * group; h++)
+    for (mhk_index i0 = 0; i0 < T; i0 += K) {
+      const mhk_index rows = mhk__min(K, T - i0), last = i0 + rows, at = ((b * T + i0) * a->H + h) * P, next = mhk__min(K, T - last);
+      const mhk_index first = start && start[i0] > 0 ? start[i0] / K * K : 0;
+      const mhk_real *lse = a->lse + (b * a->H + h) * T + i0;
+      if (h == g * group) {
+        MHK__N(mhk__turned_in)(rows, P, k + i0 * kv, kv, kt + i0 * P);
+        MHK__N(mhk__turned_in)(rows, P, v + i0 * kv, kv, vt + i0 * P);
+        MHK__N(mhk__rows_in)(rows, P, k + i0 * kv, kv, NULL, kr + i0 * wide);
+      }
+      MHK__N(mhk__rows_in)(rows, P, a->q + at, ld, NULL, qr);
+      MHK__N(mhk__rows_in)(rows, P, a->dy + at, ld, NULL, dyr);
+      MHK__N(mhk__rows_in)(rows, P, a->yy + at, ld, NULL, dq);
+      MHK__N(mhk__row_dots)(rows, P, dyr, dq, NULL, NULL, delta);
+      ahead.parts = ahead.now = 0;
+      mhk__look_ahead(&ahead, a->dq ? a->dq + at : NULL, ld, P, rows);
+      mhk__look_ahead(&ahead, a->q + at + rows * ld, ld, P, next);
+      mhk__look_ahead(&ahead, a->dy + at + rows * ld, ld, P, next);
+      mhk__look_ahead(&ahead, a->yy + at + rows * ld, ld, P, next);
+      if (h == g * group) {
+        mhk__look_ahead(&ahead, k + last * kv, kv, P, next);
+        mhk__look_ahead(&ahead, v + last * kv, kv, P, next);
+      }
+      for (mhk_index j0 = first; j0 < last; j0 += K) {
+        const mhk_index n = mhk__min(K, T - j0), wide_k = MHK__LD(n);
+        const int corner = i0 == j0, fresh = corner && h == g * group, cut = start && start[last - 1] > j0;
+        MHK__N(mhk__multiply)(&p, rows, n, P, qr, wide, 1, kt + j0 * P, wide_k, s, wide_k, corner ? mhk__lower_c : mhk__whole);
+        MHK__N(mhk__multiply)(&p, rows, n, P, dyr, wide, 1, vt + j0 * P, wide_k, ds, wide_k, corner ? mhk__lower_c : mhk__whole);
+        for (mhk_index i = 0; i < rows; i++) { /* in the corner to the end of the row's tile */
+          const MHK__V shift = MHK__SET(-lse[i]), less = MHK__SET(delta[i]);
+          const mhk_index to = corner ? mhk__min(n, i + MHK__OVER) : n;
+          mhk_real *row = s + i * wide_k, *drow = ds + i * wide_k;
+          for (mhk_index j = 0; j < to; j += MHK__W) {
+            MHK__V e = MHK__N(mhk__vexp)(MHK__FMA(MHK__LOAD(row + j), scale, shift)), d;
+            if (corner && j + MHK__W > i) e = MHK__FROM(zero, e, i + 1 - j);
+            if (cut) e = MHK__FROM(e, zero, start[i0 + i] - j0 - j);
+            d = e * (MHK__LOAD(drow + j) - less) * scale;
+            MHK__STORE(row + j, e);
+            MHK__STORE(drow + j, d);
+          }
+        }
+        if (a->dv) {
+          p.c0 = fresh ? NULL : dv + j0 * wide;
+          MHK__N(mhk__multiply)(&p, n, P, rows, s, 1, wide_k, dyr, wide, dv + j0 * wide, wide, corner ? mhk__upper_a : mhk__whole);
+        }
+        if (a->dk) {
+          p.c0 = fresh ? NULL : dk + j0 * wide;
+          MHK__N(mhk__multiply)(&p, n, P, rows, ds, 1, wide_k, qr, wide, dk + j0 * wide, wide, corner ? mhk__upper_a : mhk__whole);
+        }
+        if (a->dq) {
+          p.c0 = j0 > first ? dq : NULL;
+          MHK__N(mhk__multiply)(&p, rows, P, n, ds, wide_k, 1, kr + j0 * wide, wide, dq, wide, corner ? mhk__lower_a : mhk__whole);
+        }
+      }
+      if (a->dq) MHK__N(mhk__rows_out)(rows, P, dq, NULL, NULL, a->dq + at, ld, 1);
+    }
+  if (a->dk) MHK__N(mhk__rows_out)(T, P, dk, NULL, NULL, a->dk + from_k, kv, 1);
+  if (a->dv) MHK__N(mhk__rows_out)(T, P, dv, NULL, NULL, a->dv + from_k, kv, 1);
+}
+#endif /* MOHAWK_NO_TRAINING */
+#endif /* MHK__TEMPLATE */
+
+#if defined(MOHAWK_IMPLEMENTATION) && !defined(MHK__PASS)
+#ifndef MOHAWK_NO_TRAINING
+/* ---- drivers */
+
+MHK__HEAD_TASK(mhk__attention_task, mhk__attention_args, attention)
+MHK__HEAD_TASK(mhk__attention_step_task, mhk__attention_args, attention_step)
+MHK__HEAD_TASK(mhk__attention_back_task, mhk__attention_args, attention_back)
+
+static double mhk__attention_cost(const mhk__attention_args *a) { return (double)(a->B * a->H * a->P) * (double)(a->T * a->S); }
+static void mhk__attention_forward(mhk_context *ctx, const mhk__attention_args *a) {
+  if (a->T <= 4 && a->y && !a->lse)
+    mhk__run(ctx, a, a->B * a->H, a->H, a->S + 16, mhk__attention_cost(a), mhk__attention_step_task);
+  else
+    mhk__run(ctx, a, a->B * a->H, a->H, mhk__attention_work(a->S, a->P), mhk__attention_cost(a), mhk__attention_task);
+}
+static void mhk__attention_backward(mhk_context *ctx, const mhk__attention_args *a) {
+  mhk__run(ctx, a, a->B * a->G, a->G, mhk__attention_back_work(a->T, a->P), mhk__attention_cost(a), mhk__attention_back_task);
+}
+
+/* ---- ops */
 
 static void mhk__attention_op_back(mhk_tape *t, mhk__node *n) {
   mhk__attention_args a = *(const mhk__attention_args *)n->saved;
@@ -8791,101 +7317,513 @@ MHKDEF mhk_tensor *mhk_attention_matrix(mhk_tape *t, mhk_tensor *q, mhk_tensor *
   if (n) *(mhk__matrix_saved *)n->saved = s;
   return t->ctx->result == MHK_OK ? y : NULL;
 }
+#endif /* MOHAWK_NO_TRAINING */
+#endif /* MOHAWK_IMPLEMENTATION */
 
-/* ---- convolution ---- */
+/* ====================================================================================================
+   SSD: state-space duality, the mixer of Mamba-2                                          >>ssd
+   ====================================================================================================
 
-static void mhk__conv_op_back(mhk_tape *t, mhk__node *n) {
-  mhk__conv_args a = *(const mhk__conv_args *)n->saved;
-  mhk_index first = 0;
-  a.dx = mhk__into(t, n->in[0]);
-  a.dweight = mhk__into(t, n->in[1]);
-  a.dbias = mhk__into(t, n->in[2]);
-  for (int i = 0; i < n->outputs; i++) {
-    a.first = first;
-    a.ldy = mhk__last(n->out[i]);
-    first += a.ldy;
-    a.dy = n->out[i]->grad;
-    if (a.dy) mhk__conv_run(t->ctx, &a);
+   One mixer in three forms (Dao & Gu 2024, arXiv 2405.21060), with decays a_t = exp(log_a_t):
+      recurrence    h_t = a_t h_{t-1} + x_t B_t^T,  y_t = h_t C_t + D x_t. The state h (P,N) is all
+                    that is kept of the past.
+      matrix        y = M x,  M[t,s] = (C_t . B_s) a_{s+1} ... a_t for s <= t, D more on the
+                    diagonal: attention without softmax, masked by decays. M is semi-separable:
+                    below its diagonal no block has a rank above N.
+      chunked scan  inside chunks of Q tokens by the matrix, that is by fast products; from chunk to
+                    chunk by the state, linear in T. Training and prefill use this form.
+   The logarithms of decays are summed in double from the start of a chunk (segment sums); a decay
+   from one token to another is the exponential of a difference of two such sums. log_a = -infinity
+   forgets everything before its token, and so does a new document. Gradients run through the chunks
+   from the last to the first, with the states before each chunk as the forward pass kept them. */
+
+#if MHK__REFERENCE == 1 && !defined(MHK__PASS)
+/* ---- reference */
+
+typedef struct mhk__ref_ssd {
+  int T, P, N;
+  const double *x, *log_a; /* (T,P), (T); log_a -HUGE_VAL forgets everything before the token, as a new document does */
+  const double *B, *C;     /* (T,N) */
+  double D;                /* the skip */
+} mhk__ref_ssd;
+typedef struct mhk__ref_ssd_gradient { double *x, *log_a, *B, *C, *D; } mhk__ref_ssd_gradient; /* D: one number */
+
+/* As a matrix: M[t,s] = (C_t . B_s) exp(log_a_{s+1} + ... + log_a_t) for s <= t, and D more on the diagonal */
+static inline void mhk__ref_ssd_matrix(const mhk__ref_ssd *a, double *M) {
+  for (int t = 0; t < a->T; t++) {
+    double log_decay = 0; /* from s to t */
+    for (int s = a->T - 1; s > t; s--) M[t * a->T + s] = 0;
+    for (int s = t; s >= 0; log_decay += a->log_a[s--])
+      M[t * a->T + s] = mhk__ref_dot(a->N, a->C + t * a->N, a->B + s * a->N) * exp(log_decay) + (s == t ? a->D : 0);
   }
 }
 
-MHKDEF mhk_result mhk_conv1d_split(mhk_tape *t, mhk_tensor *x, mhk_tensor *w, mhk_tensor *bias, int silu, const int32_t *doc, mhk_real *state, int count,
-                                   const mhk_index *widths, mhk_tensor **out) {
-  mhk__conv_args a;
-  mhk_tensor *in[3];
-  mhk_index total = 0, shape[3];
-  int i;
-  for (i = 0; out && i < count && i < MHK__MAX_OUT; i++) out[i] = NULL;
-  if (!mhk__op_ready(t, x, w)) return t ? t->ctx->result : MHK_ERROR_MEMORY;
-  if (!out || !widths)
-    return mhk_fail(t->ctx, MHK_ERROR_ARGUMENT, "conv1d: %d widths and room for as many tensors are needed", count);
-  if (!mhk__is_real(t, "conv1d", x) || !mhk__is_real(t, "conv1d", w)) return t->ctx->result;
-  for (i = 0; i < count && i < MHK__MAX_OUT && total >= 0; i++)
-    total = widths[i] < 0 || widths[i] > x->count - total ? -1 : total + widths[i];
-  if (x->rank != 3 || w->rank != 3 || w->shape[0] != x->shape[2] || w->shape[1] != 1 || w->shape[2] < 1 ||
-      (bias && (bias->rank != 1 || bias->shape[0] != x->shape[2])) ||
-      total != x->shape[2] || count < 1 || count > MHK__MAX_OUT) {
-    mhk__shape_error(t, "conv1d", x, w, "(B,T,C) and (C,1,W) are needed, a bias of C, and widths that add up to C");
-    return t->ctx->result;
+/* As a recurrence, token by token: all that is kept of the past is the state h (P,N):
+     h_t = a_t h_{t-1} + x_t B_t^T          y_t = h_t C_t + D x_t
+   states (T+1,P,N) holds h_{-1} in its first place; the others are filled. */
+static inline void mhk__ref_ssd_recurrent(const mhk__ref_ssd *a, double *states, double *y) {
+  for (int t = 0; t < a->T; t++) {
+    const double *past = states + t * a->P * a->N;
+    double *h = states + (t + 1) * a->P * a->N;
+    for (int p = 0; p < a->P; p++) {
+      for (int n = 0; n < a->N; n++)
+        h[p * a->N + n] = exp(a->log_a[t]) * past[p * a->N + n] + a->x[t * a->P + p] * a->B[t * a->N + n];
+      y[t * a->P + p] = mhk__ref_dot(a->N, h + p * a->N, a->C + t * a->N) + a->D * a->x[t * a->P + p];
+    }
   }
-  memset(&a, 0, sizeof a);
-  a.B = x->shape[0];
-  a.T = x->shape[1];
-  a.C = x->shape[2];
-  a.W = w->shape[2];
-  a.x = mhk__d(x);
-  a.weight = mhk__d(w);
-  a.bias = bias ? mhk__d(bias) : NULL;
-  a.silu = silu;
-  a.start = mhk__starts(t, doc, a.B, a.T);
-  a.state = state;
-  if (doc && !a.start) return t->ctx->result;
-  shape[0] = a.B;
-  shape[1] = a.T;
-  for (i = 0; i < count; i++) {
-    shape[2] = widths[i];
-    out[i] = mhk__new(t, 3, shape);
-    if (!out[i]) return t->ctx->result;
+}
+
+/* As a chunked scan, Q tokens at a time, which is how the kernels compute it: inside a chunk by the matrix, across
+   chunks by the state h (P,N), the one before the first token at the start and after the last one at the end. work (Q,Q). */
+static inline void mhk__ref_ssd_chunked(const mhk__ref_ssd *a, int Q, double *h, double *work, double *y) {
+  const int P = a->P, N = a->N;
+  for (int t0 = 0; t0 < a->T; t0 += Q) {
+    const int n_tokens = a->T - t0 < Q ? a->T - t0 : Q;
+    const mhk__ref_ssd chunk = {n_tokens, P, N, a->x + t0 * P, a->log_a + t0, a->B + t0 * N, a->C + t0 * N, a->D};
+    double log_decay = 0; /* from before the chunk to t */
+    mhk__ref_ssd_matrix(&chunk, work);
+    mhk__ref_mix(n_tokens, n_tokens, P, work, chunk.x, y + t0 * P);
+    for (int t = 0; t < n_tokens; t++) {
+      log_decay += chunk.log_a[t];
+      for (int p = 0; p < P; p++) y[(t0 + t) * P + p] += exp(log_decay) * mhk__ref_dot(N, h + p * N, chunk.C + t * N);
+    }
+    for (int i = 0; i < P * N; i++) h[i] *= exp(log_decay);
+    log_decay = 0;
+    for (int t = n_tokens - 1; t >= 0; log_decay += chunk.log_a[t--]) /* what token t leaves in the state after the chunk */
+      for (int p = 0; p < P; p++)
+        for (int n = 0; n < N; n++) h[p * N + n] += exp(log_decay) * chunk.x[t * P + p] * chunk.B[t * N + n];
   }
-  in[0] = x;
-  in[1] = w;
-  in[2] = bias;
-  if (state && t->recording && (x->requires_grad || w->requires_grad || (bias && bias->requires_grad)))
-    return mhk_fail(t->ctx, MHK_ERROR_STATE, "conv1d: a state that is updated serves inference; turn recording off");
-  mhk__node *n = mhk__record(t, mhk__conv_op_back, 3, in, count, out, sizeof a);
-  if (n && silu) {
-    a.before = (mhk_real *)mhk__arena_alloc(t->ctx, &t->arena, (size_t)x->count * sizeof(mhk_real));
-    if (!a.before) return t->ctx->result;
+}
+
+/* Its gradients, from the last token to the first. g (P,N) is the gradient of the state: at the start of the state after
+   the last token (zeros where nothing asks for it), at the end of h_{-1}. Each h_t gets what y_t gives it, and a_{t+1}
+   times what h_{t+1} got. states as mhk__ref_ssd_recurrent() leaves them. */
+static inline void mhk__ref_ssd_back(const mhk__ref_ssd *a, const double *states, const double *dy, double *g,
+                                     const mhk__ref_ssd_gradient *d) {
+  const int P = a->P, N = a->N;
+  for (int t = a->T - 1; t >= 0; t--) {
+    const double *past = states + t * P * N, *h = past + P * N, decay = exp(a->log_a[t]);
+    for (int p = 0; p < P; p++) {
+      for (int n = 0; n < N; n++) {
+        double *gh = &g[p * N + n];
+        *gh += dy[t * P + p] * a->C[t * N + n];
+        d->C[t * N + n] += dy[t * P + p] * h[p * N + n];
+        d->B[t * N + n] += *gh * a->x[t * P + p];
+        d->x[t * P + p] += *gh * a->B[t * N + n];
+        d->log_a[t] += *gh * decay * past[p * N + n];
+        *gh *= decay; /* from here on the gradient of h_{t-1} */
+      }
+      d->x[t * P + p] += a->D * dy[t * P + p];
+      *d->D += dy[t * P + p] * a->x[t * P + p];
+    }
   }
-  if (n) *(mhk__conv_args *)n->saved = a;
-  for (i = 0, total = 0; i < count; i++) {
-    a.first = total;
-    a.ldy = widths[i];
-    a.y = mhk__d(out[i]);
-    mhk__conv_run(t->ctx, &a);
-    total += widths[i];
+}
+
+/* Gradients from dM (T,T), that of the matrix M. log_a_{s+1} is a factor of every element that leads from a token at or
+   before s to a later one. */
+static inline void mhk__ref_ssd_matrix_back(const mhk__ref_ssd *a, const double *M, const double *dM,
+                                            const mhk__ref_ssd_gradient *d) {
+  for (int t = 0; t < a->T; t++) {
+    double log_decay = 0, through = 0;
+    for (int s = t; s >= 0; log_decay += a->log_a[s--])
+      for (int n = 0; n < a->N; n++) {
+        d->C[t * a->N + n] += dM[t * a->T + s] * exp(log_decay) * a->B[s * a->N + n];
+        d->B[s * a->N + n] += dM[t * a->T + s] * exp(log_decay) * a->C[t * a->N + n];
+      }
+    for (int s = 0; s < t; s++) d->log_a[s + 1] += through += dM[t * a->T + s] * M[t * a->T + s];
+    *d->D += dM[t * a->T + t];
   }
-  if (state && a.W > 1) { /* the last W-1 inputs; tokens of an earlier document count as zeros for what follows */
-    for (mhk_index b = 0; b < a.B; b++)
-      for (mhk_index c = 0; c < a.C; c++) {
-        mhk_real *s = state + (b * a.C + c) * (a.W - 1);
-        const mhk_index from = a.start && a.T > 0 ? a.start[b * a.T + a.T - 1] : -1;
-        for (mhk_index k = 0; k < a.W - 1; k++) {
-          const mhk_index at = a.T - (a.W - 1) + k;
-          s[k] = at < 0 ? (from < 0 ? s[k + a.T] : 0) : at < from ? 0 : a.x[(b * a.T + at) * a.C + c];
+}
+#endif /* reference */
+
+#if defined(MOHAWK_IMPLEMENTATION) && !defined(MHK__PASS)
+/* ---- arguments */
+
+/* SSD over x (B,T,H,P), log_a (B,T,H), b and c (B,T,G,N). */
+struct mhk__ssd_args {
+  mhk_index B, T, H, G, P, N, Q;        /* Q: tokens a chunk */
+  const mhk_real *x, *log_a, *b, *c, *d;
+  const mhk_real *initial;              /* (B,H,P,N) or NULL */
+  const mhk_index *start;               /* (B,T) first token of the document, -1 for the first one, or NULL */
+  mhk_real *y;                          /* (B,T,H,P) */
+  mhk_real *states;                     /* (B,H,chunks,P,N) states before each chunk, or NULL */
+  mhk_real *final;                      /* (B,H,P,N) */
+  const mhk_real *dy, *dfinal;          /* backward */
+  mhk_real *dx, *dlog_a, *db, *dc, *dinitial; /* added to; NULL: not wanted */
+  mhk_real *dd;                         /* (B,H) written */
+  mhk_index span;                       /* heads of a task forward, groups backward */
+};
+
+#define MHK__SSD_CHUNK 32 /* tokens of a chunk of the SSD form, unless the caller says */
+#define MHK__STEPS 8      /* so many tokens go through the recurrence one by one rather than as a chunk */
+
+/* A log decay in a running sum. e^-1000 forgets all there is: minus infinity is a full reset,
+   whose sum with others must keep their digits. NaN stays. */
+static double mhk__log_decay(mhk_real x) { return x < -1000 ? -1000.0 : (double)x; }
+
+static mhk_index mhk__ssd_work(mhk_index Q, mhk_index N, mhk_index P, mhk_index heads) { /* heads of one task */
+  const mhk_index q = MHK__LD(Q), n = MHK__LD(N), p = MHK__LD(P), over = Q + MHK__OVER;
+  return (8 + N + P + 3 * over) * q + over * 4 * (n + p) + 2 * P * n + heads * (N + MHK__OVER) * p + 64;
+}
+#endif /* MOHAWK_IMPLEMENTATION */
+
+#ifdef MHK__TEMPLATE
+/* ---- kernels */
+
+/* decay[t][s] = exp(cum_t - cum_s) for s <= t inside the document, else 0, in rows of ld; turned: [s][t]. Rows are written as far as any register tile of the
+   triangle reaches. Sums and differences in double: after a strong decay a float sum has no digits left for the weak ones that follow. Where
+   the tile spans less than e^60 the exponentials factor into one number a token, exp(cum_t) and exp(-cum_s) around cum_0, each with the float rounding of its
+   argument put right: 2 n exponentials in place of n * n / 2, and as exact. */
+static void MHK__N(mhk__decay_tile)(mhk_index n, const double *cum, const mhk_index *start, mhk_index t0, int turned, mhk_real *hold, mhk_real *decay,
+                                    mhk_index ld) {
+  const MHK__V zero = MHK__SET(MHK__R(0));
+  const mhk_index wide = MHK__LD(n);
+  mhk_real *row = hold, *lane = hold + wide;
+  double least = cum[0], most = cum[0];
+  mhk_index i;
+  for (i = 1; i < n; i++) {
+    least = cum[i] < least ? cum[i] : least;
+    most = cum[i] > most ? cum[i] : most;
+  }
+  const int nearby = most - least < 60;
+  if (nearby) {
+    for (i = 0; i < n; i++) {
+      const double x = cum[i] - cum[0];
+      row[i] = MHK__R(x);
+      lane[i] = MHK__R(x - (double)row[i]);
+    }
+    for (; i < wide; i++) row[i] = lane[i] = 0;
+    for (i = 0; i < wide; i += MHK__W) {
+      const MHK__V x = MHK__LOAD(row + i), rest = MHK__LOAD(lane + i), up = MHK__N(mhk__vexp)(x), down = MHK__N(mhk__vexp)(zero - x);
+      const MHK__V grow = MHK__FMA(up, rest, up), fall = MHK__FMA(zero - down, rest, down);
+      MHK__STORE((turned ? lane : row) + i, grow);
+      MHK__STORE((turned ? row : lane) + i, fall);
+    }
+  }
+  for (i = 0; i < n; i++, decay += ld) {
+    const mhk_index first = turned ? mhk__max(0, i - MHK__OVER + 1) / MHK__W * MHK__W : 0, last = turned ? n : mhk__min(n, i + MHK__OVER);
+    const MHK__V x = MHK__SET(nearby ? row[i] : MHK__R(0));
+    if (!nearby)
+      for (mhk_index j = first; j < last; j++) lane[j] = MHK__R(turned ? cum[j] - cum[i] : cum[i] - cum[j]);
+    for (mhk_index j = first; j < last; j += MHK__W) {
+      MHK__V v = MHK__LOAD(lane + j);
+      if (nearby)
+        v = x * v;
+      else
+        v = MHK__N(mhk__vexp)(v);
+      if (turned)
+        v = MHK__FROM(v, zero, i - j);
+      else
+        v = MHK__FROM(zero, v, i + 1 - j);
+      MHK__STORE(decay + j, v);
+    }
+    decay[i] = 1;
+    if (start && !turned)
+      for (mhk_index j = 0; j < start[i] - t0; j++) decay[j] = 0;
+    if (start && turned)
+      for (mhk_index j = i + 1; j < n; j++)
+        if (start[j] - t0 > i) decay[j] = 0;
+  }
+}
+
+/* carry[t] = exp(cum_t) where the state from before the chunk is seen, else 0; tail[s] = exp(cum_last - cum_s) where the last token sees s */
+static void MHK__N(mhk__decay_edges)(mhk_index n, const double *cum, const mhk_index *start, mhk_index t0, mhk_real *carry, mhk_real *tail) {
+  const mhk_index open = start && start[n - 1] > t0 ? start[n - 1] - t0 : 0;
+  for (mhk_index t = 0; t < n; t++) {
+    carry[t] = MHK__R(cum[t]);
+    tail[t] = MHK__R(cum[n - 1] - cum[t]);
+  }
+  MHK__N(mhk__row_exp)(n, carry, MHK__R(1), 0, carry);
+  MHK__N(mhk__row_exp)(n, tail, MHK__R(1), 0, tail);
+  for (mhk_index t = 0; t < n; t++) {
+    if (start && start[t] >= t0) carry[t] = 0;
+    if (t < open) tail[t] = 0;
+  }
+}
+
+/* Chunk by chunk, the heads of one task in turn: their rows lie side by side, and heads of one B/C group share what is made of B and C.
+   The state is kept turned, (N,P), as the right operand it is; G = C B^T is made turned too, for which only C must be. */
+static void MHK__N(mhk__ssd)(const mhk__ssd_args *a, mhk_index b, mhk_index task, mhk_real *work) {
+  const mhk_index T = a->T, P = a->P, N = a->N, Q = a->Q, group = a->H / a->G, ldx = a->H * P, ldb = a->G * N, chunks = (T + Q - 1) / Q;
+  const mhk_index q = MHK__LD(Q), wide_n = MHK__LD(N), wide_p = MHK__LD(P), first = task * a->span, last = mhk__min(a->H, first + a->span);
+  const mhk_index *start = a->start ? a->start + b * T : NULL;
+  double *cum = (double *)work;
+  mhk_real *carry = work + 2 * q, *tail = carry + q, *hold = tail + q, *ct = hold + 2 * q, *br = ct + N * q, *cb = br + (Q + MHK__OVER) * wide_n;
+  mhk_real *s = cb + (Q + MHK__OVER) * q, *xr = s + (Q + MHK__OVER) * q, *xs = xr + Q * wide_p, *yr = xs + Q * wide_p;
+  mhk_real *states = yr + (Q + MHK__OVER) * wide_p;
+  const mhk_index each = (N + MHK__OVER) * wide_p;
+  for (mhk_index h = first; h < last; h++) {
+    mhk_real *state = states + (h - first) * each;
+    if (a->initial)
+      MHK__N(mhk__turned_in)(P, N, a->initial + (b * a->H + h) * P * N, N, state);
+    else
+      memset(state, 0, (size_t)(N * wide_p) * sizeof(mhk_real));
+  }
+  for (mhk_index c = 0; c < chunks; c++) {
+    const mhk_index t0 = c * Q, n = T - t0 < Q ? T - t0 : Q, lda = MHK__LD(n);
+    mhk__ahead ahead;
+    mhk__block k;
+    memset(&k, 0, sizeof k);
+    k.ahead = &ahead;
+    for (mhk_index h = first; h < last; h++) {
+      const mhk_index g = h / group;
+      const mhk_real *x = a->x + ((b * T + t0) * a->H + h) * P, *la = a->log_a + (b * T + t0) * a->H + h;
+      const mhk_real *bm = a->b + ((b * T + t0) * a->G + g) * N, *cm = a->c + ((b * T + t0) * a->G + g) * N;
+      mhk_real *state = states + (h - first) * each, *y = a->y + ((b * T + t0) * a->H + h) * P;
+      const int direct = MHK__N(mhk__fits)(n, P);
+      double sum = 0;
+      { /* the next head's rows, or the next chunk's */
+        const mhk_index h2 = h + 1 < last ? h + 1 : first, t2 = h + 1 < last ? t0 : t0 + Q, n2 = mhk__min(Q, T - t2), at = (b * T + t2) * a->H + h2;
+        ahead.parts = ahead.now = 0;
+        if (t2 > t0 || h2 % group == 0) {
+          mhk__look_ahead(&ahead, n2 > 0 ? a->c + ((b * T + t2) * a->G + h2 / group) * N : NULL, ldb, N, n2);
+          mhk__look_ahead(&ahead, n2 > 0 ? a->b + ((b * T + t2) * a->G + h2 / group) * N : NULL, ldb, N, n2);
+        }
+        mhk__look_ahead(&ahead, n2 > 0 ? a->x + at * P : NULL, ldx, P, n2);
+        mhk__look_ahead(&ahead, n2 > 0 ? a->y + at * P : NULL, ldx, P, n2);
+        mhk__look_ahead(&ahead, n2 > 0 && a->states ? a->states + ((b * a->H + h2) * chunks + t2 / Q) * P * N : NULL, N, N, P);
+      }
+      for (mhk_index t = 0; t < n; t++) cum[t] = sum += mhk__log_decay(la[t * a->H]);
+      MHK__N(mhk__decay_tile)(n, cum, start ? start + t0 : NULL, t0, 1, hold, s, lda);
+      MHK__N(mhk__decay_edges)(n, cum, start ? start + t0 : NULL, t0, carry, tail);
+      if (h == first || h % group == 0) {
+        MHK__N(mhk__turned_in)(n, N, cm, ldb, ct);
+        MHK__N(mhk__rows_in)(n, N, bm, ldb, NULL, br);
+        MHK__N(mhk__multiply)(&k, n, n, N, br, wide_n, 1, ct, lda, cb, lda, mhk__upper_c);
+      }
+      MHK__N(mhk__rows_in_twice)(n, P, x, ldx, tail, xr, xs);
+      for (mhk_index i = 0; i < n; i++) {
+        for (mhk_index j = i / MHK__W * MHK__W; j < n; j += MHK__W) MHK__STORE(s + i * lda + j, MHK__LOAD(s + i * lda + j) * MHK__LOAD(cb + i * lda + j));
+        if (a->d) s[i * lda + i] += a->d[h]; /* y_t += D x_t comes with the product */
+      }
+      if (a->states) { /* (P,N) */
+        mhk_real *to = a->states + ((b * a->H + h) * chunks + c) * P * N;
+        MHK__N(mhk__turned_out)(N, P, state, to);
+      }
+      /* y = carry C state + (C B^T o decay + D) x */
+      if (c > 0 || a->initial) {
+        k.k1 = N;
+        k.a1 = ct;
+        k.row1 = 1;
+        k.col1 = lda;
+        k.b1 = state;
+        k.f = carry;
+        k.fs = 1;
+      }
+      MHK__N(mhk__multiply)(&k, n, P, n, s, 1, lda, xr, wide_p, direct ? y : yr, direct ? ldx : wide_p, mhk__lower_a);
+      if (!direct) MHK__N(mhk__rows_out)(n, P, yr, NULL, NULL, y, ldx, 0);
+      /* the state after the chunk: carry_last state + B^T (tail x) */
+      k.c0 = state;
+      k.f = carry + n - 1;
+      k.fs = 0;
+      MHK__N(mhk__multiply)(&k, N, P, n, br, 1, wide_n, xs, wide_p, state, wide_p, mhk__whole);
+    }
+  }
+  for (mhk_index h = first; h < last; h++) MHK__N(mhk__turned_out)(N, P, states + (h - first) * each, a->final + (b * a->H + h) * P * N);
+}
+
+/* the recurrence itself, token by token */
+static void MHK__N(mhk__ssd_step)(const mhk__ssd_args *a, mhk_index b, mhk_index h, mhk_real *work) {
+  const mhk_index T = a->T, P = a->P, N = a->N, g = h / (a->H / a->G);
+  mhk_real *state = a->final + (b * a->H + h) * P * N;
+  mhk_index i;
+  (void)work;
+  if (a->initial && a->initial != a->final) /* the state may be moved on in place */
+    memcpy(state, a->initial + (b * a->H + h) * P * N, (size_t)(P * N) * sizeof(mhk_real));
+  else if (!a->initial)
+    memset(state, 0, (size_t)(P * N) * sizeof(mhk_real));
+  for (mhk_index t = 0; t < T; t++) {
+    const mhk_index at = (b * T + t) * a->H + h;
+    const mhk_real *x = a->x + at * P, *bt = a->b + ((b * T + t) * a->G + g) * N, *ct = a->c + ((b * T + t) * a->G + g) * N;
+    const mhk_real decay = a->start && a->start[b * T + t] == t ? 0 : MHK__REXP(a->log_a[at]);
+    mhk_real *y = a->y + at * P;
+    for (mhk_index p = 0; p < P; p++) {
+      mhk_real *row = state + p * N, sum = 0;
+      MHK__V total = MHK__SET(MHK__R(0));
+      const MHK__V vd = MHK__SET(decay), vx = MHK__SET(x[p]);
+      for (i = 0; i + MHK__W <= N; i += MHK__W) {
+        const MHK__V hi = MHK__FMA(vx, MHK__LOAD(bt + i), vd * MHK__LOAD(row + i));
+        MHK__STORE(row + i, hi);
+        total = MHK__FMA(hi, MHK__LOAD(ct + i), total);
+      }
+      for (; i < N; i++) {
+        row[i] = decay * row[i] + x[p] * bt[i];
+        sum += row[i] * ct[i];
+      }
+      y[p] = sum + MHK__N(mhk__hsum)(total) + (a->d ? a->d[h] * x[p] : 0);
+    }
+  }
+}
+#ifndef MOHAWK_NO_TRAINING
+/* Chunks from the last to the first; the heads of one B/C group in turn. With L the decays, S = C B^T o L, h0 the state before the chunk, hQ after it:
+   dG = dy x^T o L, dx = (S + D)^T dy + tail B dhQ, dC = dG B + carry dy h0^T, dB = dG^T C + tail x dhQ^T, dh0 = carry_last dhQ + (carry C)^T dy.
+   exp(cum_t) only comes with C_t, exp(-cum_s) with B_s and exp(cum_last) with hQ: dcum_t = C_t dC_t - B_t dB_t, and dhQ . hQ for the last token. What a token
+   gives itself is in both and left out of both until the rows are written: a decay that nothing passes has the gradient 0. */
+static void MHK__N(mhk__ssd_back)(const mhk__ssd_args *a, mhk_index b, mhk_index task, mhk_real *work) {
+  const mhk_index T = a->T, P = a->P, N = a->N, Q = a->Q, group = a->H / a->G, ldx = a->H * P, ldb = a->G * N, chunks = (T + Q - 1) / Q;
+  const mhk_index q = MHK__LD(Q), wide_n = MHK__LD(N), wide_p = MHK__LD(P), first = task * a->span, last = mhk__min(a->G, first + a->span);
+  const mhk_index *start = a->start ? a->start + b * T : NULL;
+  double *cum = (double *)work;
+  const mhk_index over = Q + MHK__OVER;
+  mhk_real *carry = work + 2 * q, *tail = carry + q, *hold = tail + q, *bt = hold + 2 * q, *xt = bt + N * q, *br = xt + P * q, *cr = br + over * wide_n;
+  mhk_real *xr = cr + over * wide_n, *dyr = xr + over * wide_p, *dys = dyr + over * wide_p;
+  mhk_real *cb = dys + Q * wide_p, *s = cb + over * q, *dg = s + over * q;
+  mhk_real *ht = dg + over * q, *dht = ht + P * wide_n, *dxr = dht + P * wide_n, *dbr = dxr + over * wide_p;
+  mhk_real *dcr = dbr + over * wide_n, *dcum = dcr + over * wide_n, *same = dcum + q, *dstates = same + q;
+  const mhk_index each = (N + MHK__OVER) * wide_p;
+  for (mhk_index h = first * group; h < last * group; h++) {
+    mhk_real *dstate = dstates + (h - first * group) * each;
+    if (a->dfinal)
+      MHK__N(mhk__turned_in)(P, N, a->dfinal + (b * a->H + h) * P * N, N, dstate);
+    else
+      memset(dstate, 0, (size_t)(N * wide_p) * sizeof(mhk_real));
+    if (a->dd) a->dd[b * a->H + h] = 0;
+  }
+  for (mhk_index c = chunks - 1; c >= 0; c--) {
+    const mhk_index t0 = c * Q, n = T - t0 < Q ? T - t0 : Q, lda = MHK__LD(n);
+    const int before = c > 0 || a->initial != NULL, after = c < chunks - 1 || a->dfinal != NULL;
+    mhk__ahead ahead;
+    mhk__block k;
+    memset(&k, 0, sizeof k);
+    k.ahead = &ahead;
+    ahead.parts = ahead.now = 0;
+    for (mhk_index g = first; g < last; g++) {
+      const mhk_index bc = ((b * T + t0) * a->G + g) * N;
+      /* turned from the copy: see mhk__rows_in_twice */
+      MHK__N(mhk__rows_in)(n, N, a->c + bc, ldb, NULL, cr);
+      MHK__N(mhk__rows_in)(n, N, a->b + bc, ldb, NULL, br);
+      MHK__N(mhk__turned_in)(n, N, br, wide_n, bt);
+      MHK__N(mhk__multiply)(&k, n, n, N, cr, wide_n, 1, bt, lda, cb, lda, mhk__lower_c);
+      for (mhk_index h = g * group; h < (g + 1) * group; h++) {
+        const mhk_index xy = ((b * T + t0) * a->H + h) * P;
+        const mhk_real *la = a->log_a + (b * T + t0) * a->H + h, *after_h;
+        mhk_real *dstate = dstates + (h - first * group) * each;
+        double sum = 0, run = 0, dd = 0;
+        {
+          const mhk_index next = h + 1 < last * group, h2 = next ? h + 1 : first * group, t2 = next ? t0 : t0 - Q, n2 = t2 < 0 ? 0 : mhk__min(Q, T - t2);
+          const mhk_index at = ((b * T + t2) * a->H + h2) * P, gt = ((b * T + t2) * a->G + h2 / group) * N;
+          ahead.parts = ahead.now = 0;
+          if (n2 > 0 && (!next || h2 % group == 0)) {
+            mhk__look_ahead(&ahead, a->c + gt, ldb, N, n2);
+            mhk__look_ahead(&ahead, a->b + gt, ldb, N, n2);
+          }
+          if (n2 > 0) {
+            mhk__look_ahead(&ahead, a->dy + at, ldx, P, n2);
+            mhk__look_ahead(&ahead, a->x + at, ldx, P, n2);
+            mhk__look_ahead(&ahead, a->dx ? a->dx + at : NULL, ldx, P, n2);
+            mhk__look_ahead(&ahead, a->dc ? a->dc + gt : NULL, ldb, N, n2);
+            mhk__look_ahead(&ahead, a->db ? a->db + gt : NULL, ldb, N, n2);
+            mhk__look_ahead(&ahead, t2 > 0 || a->initial ? a->states + ((b * a->H + h2) * chunks + t2 / Q) * P * N : NULL, N, N, P);
+          }
+        }
+        for (mhk_index t = 0; t < n; t++) cum[t] = sum += mhk__log_decay(la[t * a->H]);
+        MHK__N(mhk__decay_tile)(n, cum, start ? start + t0 : NULL, t0, 0, hold, s, lda);
+        MHK__N(mhk__decay_edges)(n, cum, start ? start + t0 : NULL, t0, carry, tail);
+        MHK__N(mhk__rows_in)(n, P, a->x + xy, ldx, NULL, xr);
+        MHK__N(mhk__turned_in)(n, P, xr, wide_p, xt);
+        MHK__N(mhk__rows_in_twice)(n, P, a->dy + xy, ldx, carry, dyr, dys);
+        MHK__N(mhk__multiply)(&k, n, n, P, dyr, wide_p, 1, xt, lda, dg, lda, mhk__lower_c);
+        for (mhk_index i = 0; i < n; i++) { /* to the end of the tile that row i belongs to */
+          for (mhk_index j = 0; j < mhk__min(n, i + MHK__OVER); j += MHK__W) {
+            const MHK__V l = MHK__LOAD(s + i * lda + j);
+            MHK__STORE(s + i * lda + j, l * MHK__LOAD(cb + i * lda + j));
+            MHK__STORE(dg + i * lda + j, l * MHK__LOAD(dg + i * lda + j));
+          }
+          if (a->d) s[i * lda + i] += a->d[h];
+          same[i] = dg[i * lda + i];
+          dg[i * lda + i] = 0;
+          dd += (double)same[i];
+        }
+        if (a->dd) a->dd[b * a->H + h] += MHK__R(dd);
+        k.col1 = 1;
+        k.fs = 1;
+        if (a->dx) {
+          k.k1 = N;
+          k.a1 = after ? br : NULL;
+          k.row1 = wide_n;
+          k.b1 = dstate;
+          k.f = tail;
+          MHK__N(mhk__multiply)(&k, n, P, n, s, 1, lda, dyr, wide_p, dxr, wide_p, mhk__upper_a);
+          MHK__N(mhk__rows_out)(n, P, dxr, NULL, NULL, a->dx + xy, ldx, 1);
+        }
+        if (a->dc || a->db || a->dlog_a) {
+          const mhk_real *before_h = a->states + ((b * a->H + h) * chunks + c) * P * N;
+          if (before && N != wide_n) {
+            MHK__N(mhk__rows_in)(P, N, before_h, N, NULL, ht);
+            before_h = ht;
+          }
+          k.k1 = P;
+          k.a1 = before ? dyr : NULL;
+          k.row1 = wide_p;
+          k.b1 = before_h;
+          k.f = carry;
+          MHK__N(mhk__multiply)(&k, n, N, n, dg, lda, 1, br, wide_n, dcr, wide_n, mhk__lower_a);
+          if (after) MHK__N(mhk__turned_in)(N, P, dstate, wide_p, dht);
+          k.a1 = after ? xr : NULL;
+          k.b1 = dht;
+          k.f = tail;
+          MHK__N(mhk__multiply)(&k, n, N, n, dg, 1, lda, cr, wide_n, dbr, wide_n, mhk__upper_a);
+          if (a->dc) MHK__N(mhk__rows_out)(n, N, dcr, same, br, a->dc + bc, ldb, 1);
+          if (a->db) MHK__N(mhk__rows_out)(n, N, dbr, same, cr, a->db + bc, ldb, 1);
+        }
+        if (a->dlog_a) { /* log_a_r stands in every cum_t with t >= r */
+          mhk_real *to = a->dlog_a + (b * T + t0) * a->H + h;
+          MHK__N(mhk__row_dots)(n, N, cr, dcr, br, dbr, dcum);
+          if (after) {
+            after_h = c + 1 < chunks ? a->states + ((b * a->H + h) * chunks + c + 1) * P * N : a->final + (b * a->H + h) * P * N;
+            for (mhk_index i = 0; i < P; i++) run += (double)MHK__N(mhk__dot)(N, after_h + i * N, dht + i * wide_n);
+          }
+          for (mhk_index t = n - 1; t >= 0; t--) {
+            run += (double)dcum[t];
+            to[t * a->H] += MHK__R(run);
+          }
+        }
+        if (before || a->dinitial) { /* c == 0 without an initial state: its gradient is not wanted */
+          k.c0 = dstate;
+          k.f = carry + n - 1;
+          k.fs = 0;
+          MHK__N(mhk__multiply)(&k, N, P, n, cr, 1, wide_n, dys, wide_p, dstate, wide_p, mhk__whole);
         }
       }
+    }
   }
-  return t->ctx->result;
+  if (a->dinitial)
+    for (mhk_index h = first * group; h < last * group; h++) {
+      const mhk_real *dstate = dstates + (h - first * group) * each;
+      for (mhk_index i = 0; i < P; i++)
+        for (mhk_index t = 0; t < N; t++) a->dinitial[((b * a->H + h) * P + i) * N + t] += dstate[t * wide_p + i];
+    }
+}
+#endif /* MOHAWK_NO_TRAINING */
+#endif /* MHK__TEMPLATE */
+
+#if defined(MOHAWK_IMPLEMENTATION) && !defined(MHK__PASS)
+#ifndef MOHAWK_NO_TRAINING
+/* ---- drivers */
+
+MHK__HEAD_TASK(mhk__ssd_task, mhk__ssd_args, ssd)
+MHK__HEAD_TASK(mhk__ssd_step_task, mhk__ssd_args, ssd_step)
+MHK__HEAD_TASK(mhk__ssd_back_task, mhk__ssd_args, ssd_back)
+
+static double mhk__ssd_cost(const mhk__ssd_args *a) { return 2.0 * (double)(a->B * a->T * a->H) * (double)(a->P * a->N); }
+/* Heads, or groups with their heads, side by side in one task: up to 8, where 8 tasks are left. At T 8192 (1,T,32,64) takes 15 % longer with two, and with 64
+   tokens a chunk in place of 32, which do more products; a chunk of 16 gains nothing more. */
+static mhk_index mhk__ssd_span(mhk_index B, mhk_index n) { return mhk__max(1, mhk__min(8, B * n / 8)); }
+static void mhk__ssd_forward(mhk_context *ctx, const mhk__ssd_args *args, int recurrent) {
+  mhk__ssd_args a = *args;
+  a.span = recurrent ? 1 : mhk__ssd_span(a.B, a.H);
+  const mhk_index tasks = (a.H + a.span - 1) / a.span;
+  mhk__run(ctx, &a, a.B * tasks, tasks, recurrent ? 1 : mhk__ssd_work(a.Q, a.N, a.P, a.span), mhk__ssd_cost(&a),
+           recurrent ? mhk__ssd_step_task : mhk__ssd_task);
+}
+static void mhk__ssd_backward(mhk_context *ctx, const mhk__ssd_args *args) {
+  mhk__ssd_args a = *args;
+  a.span = mhk__ssd_span(a.B, a.G);
+  const mhk_index tasks = (a.G + a.span - 1) / a.span;
+  mhk__run(ctx, &a, a.B * tasks, tasks, mhk__ssd_work(a.Q, a.N, a.P, a.span * (a.H / a.G)), mhk__ssd_cost(&a), mhk__ssd_back_task);
 }
 
-MHKDEF mhk_tensor *mhk_conv1d(mhk_tape *t, mhk_tensor *x, mhk_tensor *w, mhk_tensor *bias, int silu, const int32_t *doc, mhk_real *state) {
-  mhk_tensor *y = NULL;
-  mhk_index all = x ? mhk__last(x) : 0;
-  return mhk_conv1d_split(t, x, w, bias, silu, doc, state, 1, &all, &y) == MHK_OK ? y : NULL;
-}
-
-/* ---- SSD ---- */
+/* ---- ops */
 
 static void mhk__ssd_op_back(mhk_tape *t, mhk__node *n) {
   mhk__ssd_args a = *(const mhk__ssd_args *)n->saved;
@@ -9059,8 +7997,267 @@ MHKDEF mhk_tensor *mhk_ssd_matrix(mhk_tape *t, mhk_tensor *la, mhk_tensor *Bm, m
   if (n) *(mhk__matrix_saved *)n->saved = s;
   return t->ctx->result == MHK_OK ? y : NULL;
 }
+#endif /* MOHAWK_NO_TRAINING */
+#endif /* MOHAWK_IMPLEMENTATION */
 
-/* ---- losses ---- */
+/* ====================================================================================================
+   LOSSES: cross-entropy, KL, distances, and stage 1 in tiles                              >>losses
+   ====================================================================================================
+
+   What the three stages of MOHAWK minimize:
+      stage 1, matrix orientation      || M_student - M_teacher ||_F of mixing matrices, mean over
+                                       heads
+      stage 2, hidden-state alignment  || u - v ||_2 of hidden states, mean over tokens
+      stage 3, knowledge distillation  cross-entropy of the student's predictions against the
+                                       teacher's
+   Stage 1 needs no memory in T^2: both matrices are made tile by tile and compared on the fly, in
+   one pass for the distance, and in a second one for its gradient. */
+
+#if MHK__REFERENCE == 1 && !defined(MHK__PASS)
+/* ---- reference */
+
+/* Stage 1 of MOHAWK, matrix orientation: || student - teacher ||_F of two mixing matrices (T,T) of a head.
+   d, if not NULL, receives its gradient with respect to the student's, zeros where they are equal. */
+static inline double mhk__ref_matrix_distance(int T, const double *student, const double *teacher, double *d) {
+  double sum = 0;
+  for (int i = 0; i < T * T; i++) sum += (student[i] - teacher[i]) * (student[i] - teacher[i]);
+  for (int i = 0; d && i < T * T; i++) d[i] = sum > 0 ? (student[i] - teacher[i]) / sqrt(sum) : 0;
+  return sqrt(sum);
+}
+#endif /* reference */
+
+#if defined(MOHAWK_IMPLEMENTATION) && !defined(MHK__PASS)
+/* ---- arguments */
+
+/* The stage-1 loss of one layer: the SSD matrix against the attention matrix, tile by tile. */
+struct mhk__orientation_args {
+  mhk_index B, T, H, G, P, N, HT, GT, PT; /* ..T: the teacher's heads, key heads and head size; HT == H */
+  const mhk_real *log_a, *b, *c, *d, *q, *k;
+  const mhk_index *start;
+  mhk_real *lse;                 /* (B,H,T) written by forward, read by backward */
+  double *difference, *norm;     /* (B,H): sums of squares of M_s - M_t and of M_t */
+  double scale;                  /* backward: cotangent / (B H) */
+  mhk_real *dlog_a, *db, *dc;    /* added to; NULL: not wanted */
+  mhk_real *dd;                  /* (B,H) written */
+};
+#ifndef MOHAWK_NO_TRAINING
+static mhk_index mhk__orientation_work(mhk_index T, mhk_index N, mhk_index P) {
+  const mhk_index K = MHK__TILE, over = K + MHK__OVER, n = MHK__LD(N);
+  return 4 * MHK__LD(T) + (T + K) * (N + P + 2 * n) + over * (2 * n + MHK__LD(P) + 3 * K) + 20 * K + 64;
+}
+#endif /* MOHAWK_NO_TRAINING */
+#endif /* MOHAWK_IMPLEMENTATION */
+
+#ifdef MHK__TEMPLATE
+#ifndef MOHAWK_NO_TRAINING
+/* ---- kernels */
+
+/* sum over i of exp(target_i - target_lse) logits_i, blocks of 1024 summed in double */
+static double MHK__N(mhk__soft_dot)(mhk_index n, const mhk_real *logits, const mhk_real *target, mhk_real target_lse) {
+  const MHK__V shift = MHK__SET(-target_lse), one = MHK__SET(MHK__R(1)), zero = MHK__SET(MHK__R(0));
+  double total = 0;
+  for (mhk_index k = 0; k < n; k += 1024) {
+    const mhk_index end = mhk__min(n, k + 1024);
+    MHK__V s = zero;
+    for (mhk_index i = k; i < end; i += MHK__W)
+      s = MHK__FMA(MHK__N(mhk__vexp)(MHK__FMA(MHK__LOADN(target + i, end - i), one, shift)), MHK__LOADN(logits + i, end - i), s);
+    total += (double)MHK__N(mhk__hsum)(s);
+  }
+  return total;
+}
+
+/* d += g (softmax(logits * it) - softmax(target)) */
+static void MHK__N(mhk__soft_back)(mhk_index n, const mhk_real *logits, mhk_real it, mhk_real lse, const mhk_real *target, mhk_real target_lse, mhk_real g,
+                                   mhk_real *d) {
+  const MHK__V vit = MHK__SET(it), vl = MHK__SET(-lse), vt = MHK__SET(-target_lse), vg = MHK__SET(g), one = MHK__SET(MHK__R(1));
+  for (mhk_index i = 0; i < n; i += MHK__W) {
+    MHK__V e = MHK__N(mhk__vexp)(MHK__FMA(MHK__LOADN(logits + i, n - i), vit, vl));
+    if (target) e = e - MHK__N(mhk__vexp)(MHK__FMA(MHK__LOADN(target + i, n - i), one, vt));
+    MHK__STOREN(d + i, MHK__FMA(vg, e, MHK__LOADN(d + i, n - i)), n - i);
+  }
+}
+
+/* || x - y ||^2 */
+static double MHK__N(mhk__distance)(mhk_index n, const mhk_real *x, const mhk_real *y) {
+  mhk_index i;
+  double total = 0;
+  for (mhk_index k = 0; k < n; k += 1024) {
+    const mhk_index end = n - k < 1024 ? n : k + 1024;
+    MHK__V s = MHK__SET(MHK__R(0));
+    mhk_real rest = 0;
+    for (i = k; i + MHK__W <= end; i += MHK__W) {
+      const MHK__V d = MHK__LOAD(x + i) - MHK__LOAD(y + i);
+      s = MHK__FMA(d, d, s);
+    }
+    for (; i < end; i++) rest += (x[i] - y[i]) * (x[i] - y[i]);
+    total += (double)(MHK__N(mhk__hsum)(s) + rest);
+  }
+  return total;
+}
+
+/* One tile of both matrices: rows i0.., columns j0... On the diagonal decay is a tile, off it u_i v_j: the factors around the tile's corner, all at most 1.
+   Writes the student's tile to s and the teacher's to p, on the diagonal each row to the end of its register tile. */
+static void MHK__N(mhk__two_tiles)(const mhk__orientation_args *a, mhk_index h, const double *cum, const mhk_index *start, const mhk_real *lse, mhk_index i0,
+                                   mhk_index rows, mhk_index j0, mhk_index cols, const mhk_real *cr, const mhk_real *bt, const mhk_real *qr,
+                                   const mhk_real *kt, mhk_real *s, mhk_real *p, mhk_real *decay, mhk_real *u, mhk_real *v) {
+  const MHK__V zero = MHK__SET(MHK__R(0)), scale = MHK__SET(MHK__R(1.0 / sqrt((double)a->PT)));
+  const int corner = i0 == j0, cut = start && start[i0 + rows - 1] > j0;
+  mhk__block k;
+  memset(&k, 0, sizeof k);
+  MHK__N(mhk__multiply)(&k, rows, cols, a->N, cr, MHK__LD(a->N), 1, bt, MHK__LD(cols), s, MHK__TILE, corner ? mhk__lower_c : mhk__whole);
+  MHK__N(mhk__multiply)(&k, rows, cols, a->PT, qr, MHK__LD(a->PT), 1, kt, MHK__LD(cols), p, MHK__TILE, corner ? mhk__lower_c : mhk__whole);
+  if (corner) {
+    mhk_real hold[2 * MHK__TILE];
+    MHK__N(mhk__decay_tile)(rows, cum + i0, start ? start + i0 : NULL, i0, 0, hold, decay, MHK__TILE);
+    for (mhk_index i = 0; a->d && i < rows; i++) s[i * MHK__TILE + i] += a->d[h];
+  } else {
+    for (mhk_index i = 0; i < rows; i++) u[i] = MHK__R(cum[i0 + i] - cum[i0 - 1]);
+    for (mhk_index j = 0; j < cols; j++) v[j] = MHK__R(cum[i0 - 1] - cum[j0 + j]);
+    MHK__N(mhk__row_exp)(rows, u, MHK__R(1), 0, u);
+    MHK__N(mhk__row_exp)(cols, v, MHK__R(1), 0, v);
+  }
+  for (mhk_index i = 0; i < rows; i++) {
+    const MHK__V shift = MHK__SET(-lse[i0 + i]), ui = MHK__SET(corner ? MHK__R(1) : u[i]);
+    const mhk_real *factor = corner ? decay + i * MHK__TILE : v;
+    const mhk_index to = corner ? mhk__min(cols, i + MHK__OVER) : cols;
+    for (mhk_index j = 0; j < to; j += MHK__W) {
+      mhk_real *at = s + i * MHK__TILE + j, *to_p = p + i * MHK__TILE + j;
+      MHK__V ms = MHK__LOAD(at) * ui * MHK__LOAD(factor + j), mt = MHK__N(mhk__vexp)(MHK__FMA(MHK__LOAD(to_p), scale, shift));
+      if (corner) mt = MHK__FROM(zero, mt, i + 1 - j);
+      if (cut) {
+        ms = MHK__FROM(ms, zero, start[i0 + i] - j0 - j);
+        mt = MHK__FROM(mt, zero, start[i0 + i] - j0 - j);
+      }
+      MHK__STORE(at, ms);
+      MHK__STORE(to_p, mt);
+    }
+  }
+}
+
+/* what both passes need of one head: columns of B and k in tiles, sums of the log-decays */
+static void MHK__N(mhk__orientation_pack)(const mhk__orientation_args *a, mhk_index b, mhk_index h, mhk_real *bt, mhk_real *kt, double *cum) {
+  const mhk_index T = a->T, g = h / (a->H / a->G), gt = h / (a->HT / a->GT);
+  double sum = 0;
+  for (mhk_index j0 = 0; j0 < T; j0 += MHK__TILE) {
+    const mhk_index n = mhk__min(MHK__TILE, T - j0);
+    MHK__N(mhk__turned_in)(n, a->N, a->b + ((b * T + j0) * a->G + g) * a->N, a->G * a->N, bt + j0 * a->N);
+    MHK__N(mhk__turned_in)(n, a->PT, a->k + ((b * T + j0) * a->GT + gt) * a->PT, a->GT * a->PT, kt + j0 * a->PT);
+  }
+  for (mhk_index t = 0; t < T; t++) cum[t] = sum += mhk__log_decay(a->log_a[(b * T + t) * a->H + h]);
+}
+
+static void MHK__N(mhk__orientation)(const mhk__orientation_args *a, mhk_index b, mhk_index h, mhk_real *work) {
+  const mhk_index T = a->T, K = MHK__TILE, g = h / (a->H / a->G), over = K + MHK__OVER;
+  const mhk_index *start = a->start ? a->start + b * T : NULL;
+  double *cum = (double *)work;
+  mhk_real *bt = work + 2 * MHK__LD(T), *kt = bt + (T + K) * a->N, *cr = kt + (T + K) * a->PT, *qr = cr + over * MHK__LD(a->N);
+  mhk_real *s = qr + over * MHK__LD(a->PT), *p = s + over * K, *decay = p + over * K, *u = decay + over * K, *v = u + K;
+  const mhk_real *lse = a->lse + (b * a->H + h) * T;
+  double difference = 0, norm = 0;
+  MHK__N(mhk__orientation_pack)(a, b, h, bt, kt, cum);
+  for (mhk_index i0 = 0; i0 < T; i0 += K) {
+    const mhk_index rows = mhk__min(K, T - i0);
+    MHK__N(mhk__rows_in)(rows, a->N, a->c + ((b * T + i0) * a->G + g) * a->N, a->G * a->N, NULL, cr);
+    MHK__N(mhk__rows_in)(rows, a->PT, a->q + ((b * T + i0) * a->HT + h) * a->PT, a->HT * a->PT, NULL, qr);
+    for (mhk_index j0 = 0; j0 <= i0; j0 += K) {
+      const mhk_index cols = mhk__min(K, T - j0);
+      MHK__V d2 = MHK__SET(MHK__R(0)), n2 = d2;
+      MHK__N(mhk__two_tiles)(a, h, cum, start, lse, i0, rows, j0, cols, cr, bt + j0 * a->N, qr, kt + j0 * a->PT, s, p, decay, u, v);
+      for (mhk_index i = 0; i < rows; i++)
+        for (mhk_index j = 0; j < (i0 == j0 ? i + 1 : cols); j += MHK__W) {
+          const MHK__V t = MHK__LOAD(p + i * K + j), d = MHK__LOAD(s + i * K + j) - t;
+          d2 = MHK__FMA(d, d, d2);
+          n2 = MHK__FMA(t, t, n2);
+        }
+      difference += (double)MHK__N(mhk__hsum)(d2);
+      norm += (double)MHK__N(mhk__hsum)(n2);
+    }
+  }
+  a->difference[b * a->H + h] = difference;
+  a->norm[b * a->H + h] = norm;
+}
+
+static void MHK__N(mhk__orientation_back)(const mhk__orientation_args *a, mhk_index b, mhk_index g, mhk_real *work) {
+  const mhk_index T = a->T, K = MHK__TILE, N = a->N, group = a->H / a->G, ldb = a->G * N, over = K + MHK__OVER, wide = MHK__LD(N);
+  const mhk_index *start = a->start ? a->start + b * T : NULL;
+  double *cum = (double *)work, *dcum = cum + T;
+  mhk_real *bt = work + 4 * MHK__LD(T), *kt = bt + (T + K) * N, *br = kt + (T + K) * a->PT, *db = br + T * wide, *cr = db + (T + K) * wide;
+  mhk_real *qr = cr + over * wide, *dc = qr + over * MHK__LD(a->PT), *s = dc + over * wide, *p = s + over * K;
+  mhk_real *decay = p + over * K, *u = decay + over * K, *v = u + K, *row = v + K, *column = row + K;
+  mhk_real *part = column + K;
+  mhk__block k;
+  memset(&k, 0, sizeof k);
+  MHK__N(mhk__rows_in)(T, N, a->b + (b * T * a->G + g) * N, ldb, NULL, br);
+  for (mhk_index h = g * group; h < (g + 1) * group; h++) {
+    const double norm = sqrt(a->difference[b * a->H + h]);
+    const mhk_real f = norm > 0 ? MHK__R(a->scale / norm) : 0; /* equal matrices: the subgradient 0 */
+    const mhk_real *lse = a->lse + (b * a->H + h) * T;
+    const MHK__V zero = MHK__SET(MHK__R(0)), vf = MHK__SET(f);
+    double dd = 0;
+    MHK__N(mhk__orientation_pack)(a, b, h, bt, kt, cum);
+    for (mhk_index i = 0; i < T; i++) dcum[i] = 0;
+    for (mhk_index i0 = 0; i0 < T; i0 += K) {
+      const mhk_index rows = mhk__min(K, T - i0);
+      const mhk_real *cc = a->c + ((b * T + i0) * a->G + g) * N;
+      MHK__N(mhk__rows_in)(rows, a->PT, a->q + ((b * T + i0) * a->HT + h) * a->PT, a->HT * a->PT, NULL, qr);
+      MHK__N(mhk__rows_in)(rows, N, cc, ldb, NULL, cr);
+      for (mhk_index j0 = 0; j0 <= i0; j0 += K) {
+        const mhk_index cols = mhk__min(K, T - j0);
+        const int corner = i0 == j0;
+        MHK__N(mhk__two_tiles)(a, h, cum, start, lse, i0, rows, j0, cols, cr, bt + j0 * N, qr, kt + j0 * a->PT, s, p, decay, u, v);
+        for (mhk_index j = 0; j < MHK__LD(cols); j += MHK__W) MHK__STORE(column + j, zero);
+        for (mhk_index i = 0; i < rows; i++) {
+          const MHK__V ui = MHK__SET(corner ? MHK__R(1) : u[i]);
+          const mhk_real *factor = corner ? decay + i * K : v;
+          const mhk_index to = corner ? mhk__min(cols, i + MHK__OVER) : cols;
+          MHK__V sum = zero;
+          for (mhk_index j = 0; j < to; j += MHK__W) { /* what stands on the diagonal no decay passes */
+            const MHK__V ms = MHK__LOAD(s + i * K + j), dm = vf * (ms - MHK__LOAD(p + i * K + j));
+            MHK__V x = dm * ms;
+            if (corner) x = MHK__FROM(zero, x, i - j);
+            sum = sum + x;
+            MHK__STORE(column + j, MHK__LOAD(column + j) + x);
+            MHK__STORE(p + i * K + j, dm * ui * MHK__LOAD(factor + j));
+          }
+          MHK__STORE(part + i * MHK__W, sum);
+          if (corner) dd += (double)p[i * K + i];
+        }
+        MHK__N(mhk__row_sums)(rows, part, row);
+        for (mhk_index i = 0; i < rows; i++) dcum[i0 + i] += (double)row[i];
+        for (mhk_index j = 0; j < cols; j++) dcum[j0 + j] -= (double)column[j];
+        if (a->db) {
+          k.c0 = corner && h == g * group ? NULL : db + j0 * wide;
+          MHK__N(mhk__multiply)(&k, cols, N, rows, p, 1, K, cr, wide, db + j0 * wide, wide, corner ? mhk__upper_a : mhk__whole);
+        }
+        if (a->dc) {
+          k.c0 = j0 > 0 ? dc : NULL;
+          MHK__N(mhk__multiply)(&k, rows, N, cols, p, K, 1, br + j0 * wide, wide, dc, wide, corner ? mhk__lower_a : mhk__whole);
+        }
+      }
+      if (a->dc) MHK__N(mhk__rows_out)(rows, N, dc, NULL, NULL, a->dc + ((b * T + i0) * a->G + g) * N, ldb, 1);
+    }
+    if (a->dlog_a) {
+      double run = 0;
+      for (mhk_index i = T - 1; i >= 0; i--) {
+        run += dcum[i];
+        a->dlog_a[(b * T + i) * a->H + h] += MHK__R(run);
+      }
+    }
+    if (a->dd) a->dd[b * a->H + h] = MHK__R(dd);
+  }
+  if (a->db) MHK__N(mhk__rows_out)(T, N, db, NULL, NULL, a->db + (b * T * a->G + g) * N, ldb, 1);
+}
+#endif /* MOHAWK_NO_TRAINING */
+#endif /* MHK__TEMPLATE */
+
+#if defined(MOHAWK_IMPLEMENTATION) && !defined(MHK__PASS)
+#ifndef MOHAWK_NO_TRAINING
+/* ---- drivers */
+
+MHK__HEAD_TASK(mhk__orientation_task, mhk__orientation_args, orientation)
+MHK__HEAD_TASK(mhk__orientation_back_task, mhk__orientation_args, orientation_back)
+
+/* ---- ops */
 
 typedef struct mhk__xent_args {
   mhk_index n, rows;
@@ -9221,68 +8418,6 @@ MHKDEF mhk_tensor *mhk_matrix_distance(mhk_tape *t, mhk_tensor *x, mhk_tensor *t
   return mhk__mean_distance(t, "matrix_distance", x, target, x->shape[x->rank - 1] * x->shape[x->rank - 2]);
 }
 
-/* ---- AdamW ---- */
-
-/* the numbers the kernel wants, at update `step` */
-static void mhk__adamw_factors(double lr, double decay, double beta1, double beta2, double eps, double scale, double step, mhk_real *s) {
-  s[0] = MHK__R(lr * decay);
-  s[1] = MHK__R(beta1);
-  s[2] = MHK__R(beta2);
-  s[3] = MHK__R(lr / (1.0 - pow(beta1, step)));
-  s[4] = MHK__R(1.0 / sqrt(1.0 - pow(beta2, step)));
-  s[5] = MHK__R(eps);
-  s[6] = MHK__R(scale);
-}
-
-typedef struct mhk__adamw_args { int n, keep; mhk_tensor *const *x; mhk_real *moments, s[7]; } mhk__adamw_args;
-
-/* elements first to last of all parameters behind each other */
-static void mhk__adamw_body(mhk_context *ctx, void *args, mhk_index first, mhk_index last) {
-  const mhk__adamw_args *a = (const mhk__adamw_args *)args;
-  mhk_index at = 0;
-  for (int i = 0; i < a->n && at < last; at += a->x[i++]->count) {
-    mhk_tensor *x = a->x[i];
-    const mhk_index from = mhk__max(first - at, 0), n = mhk__min(last - at, x->count) - from;
-    mhk_real *m = a->moments + 2 * at + from;
-    if (n <= 0 || !x->grad) continue;
-    ctx->kernels->adamw(n, mhk_data(x) + from, x->grad + from, m, m + x->count, a->s);
-    if (!a->keep) memset(x->grad + from, 0, (size_t)n * sizeof(mhk_real));
-  }
-}
-
-MHKDEF mhk_result mhk_adamw(mhk_context *ctx, int n, mhk_tensor *const *x, mhk_real *moments, int64_t step, const mhk_adamw_desc *desc) {
-  mhk__adamw_args a;
-  mhk_index total = 0;
-  if (!ctx) return MHK_ERROR_MEMORY;
-  if (ctx->result != MHK_OK) return ctx->result;
-  if (n < 0 || (n > 0 && (!x || !moments)) || !desc) return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "adamw: parameters, moments and a description are needed");
-  mhk_adamw_desc d = *desc;
-  if (!(d.beta1 > 0)) d.beta1 = d.beta1 == 0 ? 0.9 : -1;
-  if (!(d.beta2 > 0)) d.beta2 = d.beta2 == 0 ? 0.999 : -1;
-  if (!(d.eps > 0)) d.eps = d.eps == 0 ? 1e-8 : -1;
-  if (d.scale == 0) d.scale = 1;
-  if (!mhk__number_fits(ctx, "adamw", "lr", d.lr, 0, MHK__REAL_MOST) ||
-      !mhk__number_fits(ctx, "adamw", "weight_decay", d.weight_decay, 0, MHK__REAL_MOST) ||
-      !mhk__number_fits(ctx, "adamw", "scale", d.scale, -MHK__REAL_MOST, MHK__REAL_MOST))
-    return ctx->result;
-  if (step < 1 || !(d.beta1 > 0 && d.beta1 < 1 && d.beta2 > 0 && d.beta2 < 1 && d.eps > 0 && d.eps <= MHK__REAL_MOST))
-    return mhk_fail(
-        ctx, MHK_ERROR_ARGUMENT,
-        "adamw: step %lld, betas %g and %g, eps %g; steps count from 1, betas lie in (0,1), eps is above 0 and finite",
-        (long long)step, desc->beta1, desc->beta2, desc->eps);
-  for (int i = 0; i < n; i++) {
-    if (!x[i] || x[i]->dtype != MHK_REAL) return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "adamw: parameter %d of %d is not one of mhk_real", i, n);
-    total += x[i]->count;
-  }
-  a.n = n;
-  a.keep = d.keep_grad;
-  a.x = x;
-  a.moments = moments;
-  mhk__adamw_factors(d.lr, d.weight_decay, d.beta1, d.beta2, d.eps, d.scale, (double)step, a.s);
-  mhk__over(ctx, total, 4 * MHK__GRAIN, mhk__adamw_body, &a);
-  return ctx->result;
-}
-
 static void mhk__orientation_op_back(mhk_tape *t, mhk__node *n) {
   mhk__orientation_args a = *(const mhk__orientation_args *)n->saved;
   const mhk__mark mark = mhk__scratch_mark(t->ctx);
@@ -9348,6 +8483,102 @@ MHKDEF mhk_tensor *mhk_matrix_orientation(mhk_tape *t, mhk_tensor *la, mhk_tenso
   if (n) *(mhk__orientation_args *)n->saved = a;
   return y;
 }
+#endif /* MOHAWK_NO_TRAINING */
+#endif /* MOHAWK_IMPLEMENTATION */
+
+/* ====================================================================================================
+   OPTIMIZER: AdamW                                                                        >>optimizer
+   ====================================================================================================
+
+   Adam with decoupled weight decay (Loshchilov & Hutter, arXiv 1711.05101). Each parameter and
+   its two moments are read and written once an update. */
+
+#ifdef MHK__TEMPLATE
+#ifndef MOHAWK_NO_TRAINING
+/* ---- kernels */
+
+/* AdamW (Loshchilov & Hutter, arXiv 1711.05101) in one pass. s: learning rate * decay, beta1, beta2, learning rate / (1 - beta1^t),
+   1 / sqrt(1 - beta2^t), eps, factor on the gradient */
+static void MHK__N(mhk__adamw)(mhk_index n, mhk_real *MHK__RESTRICT p, const mhk_real *MHK__RESTRICT g, mhk_real *MHK__RESTRICT m, mhk_real *MHK__RESTRICT v,
+                               const mhk_real *s) {
+  const MHK__V decay = MHK__SET(s[0]), b2 = MHK__SET(s[2]), rest1 = MHK__SET(MHK__R(1) - s[1]), rest2 = MHK__SET(MHK__R(1) - s[2]), rate = MHK__SET(s[3]);
+  const MHK__V root = MHK__SET(s[4]), eps = MHK__SET(s[5]), factor = MHK__SET(s[6]);
+  for (mhk_index i = 0; i < n; i += MHK__W) {
+    const mhk_index k = n - i;
+    const MHK__V pi = MHK__LOADN(p + i, k), gi = MHK__LOADN(g + i, k) * factor, mi = MHK__LOADN(m + i, k), mj = MHK__FMA(gi - mi, rest1, mi);
+    const MHK__V vi = MHK__FMA(gi * gi, rest2, MHK__LOADN(v + i, k) * b2);
+    MHK__STOREN(m + i, mj, k);
+    MHK__STOREN(v + i, vi, k);
+    MHK__STOREN(p + i, pi - pi * decay - rate * mj / MHK__FMA(MHK__SQRT(vi), root, eps), k);
+  }
+}
+#endif /* MOHAWK_NO_TRAINING */
+#endif /* MHK__TEMPLATE */
+
+#if defined(MOHAWK_IMPLEMENTATION) && !defined(MHK__PASS)
+#ifndef MOHAWK_NO_TRAINING
+/* ---- ops */
+
+/* the numbers the kernel wants, at update `step` */
+static void mhk__adamw_factors(double lr, double decay, double beta1, double beta2, double eps, double scale, double step, mhk_real *s) {
+  s[0] = MHK__R(lr * decay);
+  s[1] = MHK__R(beta1);
+  s[2] = MHK__R(beta2);
+  s[3] = MHK__R(lr / (1.0 - pow(beta1, step)));
+  s[4] = MHK__R(1.0 / sqrt(1.0 - pow(beta2, step)));
+  s[5] = MHK__R(eps);
+  s[6] = MHK__R(scale);
+}
+
+typedef struct mhk__adamw_args { int n, keep; mhk_tensor *const *x; mhk_real *moments, s[7]; } mhk__adamw_args;
+
+/* elements first to last of all parameters behind each other */
+static void mhk__adamw_body(mhk_context *ctx, void *args, mhk_index first, mhk_index last) {
+  const mhk__adamw_args *a = (const mhk__adamw_args *)args;
+  mhk_index at = 0;
+  for (int i = 0; i < a->n && at < last; at += a->x[i++]->count) {
+    mhk_tensor *x = a->x[i];
+    const mhk_index from = mhk__max(first - at, 0), n = mhk__min(last - at, x->count) - from;
+    mhk_real *m = a->moments + 2 * at + from;
+    if (n <= 0 || !x->grad) continue;
+    ctx->kernels->adamw(n, mhk_data(x) + from, x->grad + from, m, m + x->count, a->s);
+    if (!a->keep) memset(x->grad + from, 0, (size_t)n * sizeof(mhk_real));
+  }
+}
+
+MHKDEF mhk_result mhk_adamw(mhk_context *ctx, int n, mhk_tensor *const *x, mhk_real *moments, int64_t step, const mhk_adamw_desc *desc) {
+  mhk__adamw_args a;
+  mhk_index total = 0;
+  if (!ctx) return MHK_ERROR_MEMORY;
+  if (ctx->result != MHK_OK) return ctx->result;
+  if (n < 0 || (n > 0 && (!x || !moments)) || !desc) return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "adamw: parameters, moments and a description are needed");
+  mhk_adamw_desc d = *desc;
+  if (!(d.beta1 > 0)) d.beta1 = d.beta1 == 0 ? 0.9 : -1;
+  if (!(d.beta2 > 0)) d.beta2 = d.beta2 == 0 ? 0.999 : -1;
+  if (!(d.eps > 0)) d.eps = d.eps == 0 ? 1e-8 : -1;
+  if (d.scale == 0) d.scale = 1;
+  if (!mhk__number_fits(ctx, "adamw", "lr", d.lr, 0, MHK__REAL_MOST) ||
+      !mhk__number_fits(ctx, "adamw", "weight_decay", d.weight_decay, 0, MHK__REAL_MOST) ||
+      !mhk__number_fits(ctx, "adamw", "scale", d.scale, -MHK__REAL_MOST, MHK__REAL_MOST))
+    return ctx->result;
+  if (step < 1 || !(d.beta1 > 0 && d.beta1 < 1 && d.beta2 > 0 && d.beta2 < 1 && d.eps > 0 && d.eps <= MHK__REAL_MOST))
+    return mhk_fail(
+        ctx, MHK_ERROR_ARGUMENT,
+        "adamw: step %lld, betas %g and %g, eps %g; steps count from 1, betas lie in (0,1), eps is above 0 and finite",
+        (long long)step, desc->beta1, desc->beta2, desc->eps);
+  for (int i = 0; i < n; i++) {
+    if (!x[i] || x[i]->dtype != MHK_REAL) return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "adamw: parameter %d of %d is not one of mhk_real", i, n);
+    total += x[i]->count;
+  }
+  a.n = n;
+  a.keep = d.keep_grad;
+  a.x = x;
+  a.moments = moments;
+  mhk__adamw_factors(d.lr, d.weight_decay, d.beta1, d.beta2, d.eps, d.scale, (double)step, a.s);
+  mhk__over(ctx, total, 4 * MHK__GRAIN, mhk__adamw_body, &a);
+  return ctx->result;
+}
+#endif /* MOHAWK_NO_TRAINING */
 #endif /* MOHAWK_IMPLEMENTATION */
 #if defined(MOHAWK_IMPLEMENTATION) && !defined(MHK__PASS)
 /* ====================================================================================================
@@ -16946,7 +16177,6 @@ static mhk_index mhk__wide_row(const mhk_config *c, int mixer) {
   return 4 * mhk__d_inner(c) + mhk__d_inner(c) + 4 * (mhk_index)c->ssm_groups * c->d_state + 2 * (mhk_index)c->ssm_heads;
 }
 
-
 /* y (rows,N) = x (rows,K) w^T + bias, then gelu or plus residual */
 static void mhk__apply(mhk_context *ctx, mhk_index rows, const mhk_real *x, const mhk_tensor *w, const mhk_tensor *bias, int gelu,
                        const mhk_real *residual, mhk_real *y) {
@@ -20733,6 +19963,1032 @@ MHKDEF mhk_result mhk_evaluate(mhk_model *m, mhk_model *teacher, mhk_text *text,
   return ctx->result;
 }
 #endif /* MOHAWK_IMPLEMENTATION */
+/* ====================================================================================================
+   PASSES: the instruction sets, and contexts, which choose one                            >>passes
+   ====================================================================================================
+
+   The kernels of all chapters, once for each instruction set that compiler and machine may have.
+   Then what some processors have besides: dot products of bytes (AVX512-VNNI, SDOT) and of
+   bfloat16 numbers (AVX512-BF16, AMX). Nothing compiled for a set is called before the set is
+   known to be there. */
+
+#ifdef MHK__TEMPLATE
+static void MHK__N(mhk__fill)(mhk__kernels *k) {
+  k->mr = MHK__MR;
+  k->nr = MHK__NR;
+  k->pack = MHK__N(mhk__pack);
+  k->product = MHK__N(mhk__product);
+  k->product_plain = MHK__N(mhk__product_plain);
+  k->epilogue = MHK__N(mhk__epilogue_rows);
+  k->rows_times = MHK__N(mhk__rows_times);
+  k->q_rows = MHK__PASS == 1 ? 8 : 64;
+#if MHK__PASS != 3
+  k->q_prepare = MHK__N(mhk__q_prepare);
+  k->q_times = MHK__N(mhk__q_times);
+  k->attention_step = MHK__N(mhk__attention_step);
+#endif
+  k->attention = MHK__N(mhk__attention);
+  k->ssd = MHK__N(mhk__ssd);
+  k->ssd_step = MHK__N(mhk__ssd_step);
+  k->conv_stream = MHK__N(mhk__conv_stream);
+  k->norm = MHK__N(mhk__norm);
+  k->log_sum_exp = MHK__N(mhk__log_sum_exp);
+  k->gelu = MHK__N(mhk__gelu);
+  k->gate = MHK__N(mhk__gate);
+#ifndef MOHAWK_NO_TRAINING
+  k->narrow.mr = MHK__MR;
+  k->narrow.nr = MHK__NR;
+  k->narrow.kr = 1;
+  k->narrow.size = (int)sizeof(mhk_real);
+  k->narrow.pack_a = MHK__N(mhk__narrow_pack_a);
+  k->narrow.pack_b = MHK__N(mhk__narrow_pack_b);
+  k->narrow.product = MHK__N(mhk__narrow_product);
+  k->attention_back = MHK__N(mhk__attention_back);
+  k->ssd_back = MHK__N(mhk__ssd_back);
+  k->orientation = MHK__N(mhk__orientation);
+  k->orientation_back = MHK__N(mhk__orientation_back);
+  k->conv = MHK__N(mhk__conv);
+  k->conv_back = MHK__N(mhk__conv_back);
+  k->norm_back = MHK__N(mhk__norm_back);
+  k->softmax = MHK__N(mhk__softmax);
+  k->soft_dot = MHK__N(mhk__soft_dot);
+  k->soft_back = MHK__N(mhk__soft_back);
+  k->gelu_back = MHK__N(mhk__gelu_back);
+  k->gate_back = MHK__N(mhk__gate_back);
+  k->distance = MHK__N(mhk__distance);
+  k->adamw = MHK__N(mhk__adamw);
+#endif
+}
+
+#undef MHK__JOIN2
+#undef MHK__JOIN
+#undef MHK__N
+#undef MHK__N2
+#undef MHK__N3
+#undef MHK__W
+#undef MHK__V
+#undef MHK__LOAD
+#undef MHK__STORE
+#undef MHK__SET
+#undef MHK__FMA
+#undef MHK__MAX
+#undef MHK__SQRT
+#undef MHK__MIN
+#undef MHK__POWER2
+#undef MHK__MASK
+#undef MHK__LOAD_BF16
+#undef MHK__LOAD_F16
+#undef MHK__WIDEN
+#undef MHK__FETCH
+#undef MHK__WORDS
+#undef MHK__LOAD_WORDS
+#undef MHK__EVEN_BF16
+#undef MHK__ODD_BF16
+#undef MHK__FEW_ROWS
+#undef MHK__FEW_ROWS4
+#undef MHK__FEW_ROWS_OF
+#undef MHK__STREAM_START
+#undef MHK__STREAM_STEP
+#undef MHK__STREAM_END
+#undef MHK__SUM_START
+#undef MHK__SUM_STEP
+#undef MHK__SUM_END
+#undef MHK__THREE_STREAMS
+#undef MHK__FOUR_STREAMS
+#undef MHK__ROWS1
+#undef MHK__ROWS2
+#undef MHK__ROWS3
+#undef MHK__ROWS4
+#undef MHK__PLAIN
+#undef MHK__PAIR
+#undef MHK__PAIR_BF16
+#undef MHK__PAIR_F16
+#undef MHK__LOAD_FIRST
+#undef MHK__STORE_FIRST
+#undef MHK__TRANSPOSES
+#undef MHK__WANT_C
+#undef MHK__FROM
+#undef MHK__TALL
+#undef MHK__BROAD
+#undef MHK__SUM4
+#undef MHK__SUM2
+#undef MHK__TAKE4
+#undef MHK__TAKE2
+#undef MHK__TIMES4
+#undef MHK__TIMES2
+#undef MHK__GO4
+#undef MHK__GO2
+#undef MHK__PUT4
+#undef MHK__PUT2
+#undef MHK__B4
+#undef MHK__B2
+#undef MHK__SUM1
+#undef MHK__TAKE1
+#undef MHK__TIMES1
+#undef MHK__GO1
+#undef MHK__PUT1
+#undef MHK__B1
+#undef MHK__BLOCK_OF
+#undef MHK__VARS4
+#undef MHK__VARS2
+#undef MHK__VARS1
+#undef MHK__EACH2
+#undef MHK__EACH4
+#undef MHK__EACH6
+#undef MHK__EACH8
+#undef MHK__EACH14
+#undef MHK__MORE_B
+#undef MHK__LOAD_B
+#undef MHK__TILE_OF
+#undef MHK__HALF
+#undef MHK__MR
+#undef MHK__NV
+#undef MHK__NR
+#undef MHK__LOADN
+#undef MHK__STOREN
+#undef MHK__EACH
+#undef MHK__DECLARE
+#undef MHK__STEP
+#undef MHK__WRITE
+#undef MHK__ADD
+#endif /* MHK__TEMPLATE */
+
+#if defined(MOHAWK_IMPLEMENTATION) && !defined(MHK__PASS)
+/* Code for an instruction set the compiler was not told about. Clang knows no push_options, GCC no attribute push. */
+#if defined(__clang__)
+#define MHK__PRAGMA(x) _Pragma(#x)
+#define MHK__PUSH_AVX2 MHK__PRAGMA(clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function))
+#define MHK__PUSH_AVX512 MHK__PRAGMA(clang attribute push(__attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl"))), apply_to = function))
+#define MHK__POP MHK__PRAGMA(clang attribute pop)
+#else
+#define MHK__PRAGMA(x) _Pragma(#x)
+#define MHK__PUSH_AVX2 MHK__PRAGMA(GCC push_options) MHK__PRAGMA(GCC target("avx2,fma,f16c"))
+#define MHK__PUSH_AVX512 MHK__PRAGMA(GCC push_options) MHK__PRAGMA(GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl"))
+#define MHK__POP MHK__PRAGMA(GCC pop_options)
+#endif
+
+#define MHK__PASS 1
+#define MHK__SUFFIX _scalar
+#include MOHAWK_HEADER_NAME
+#if !defined(MHK__PASS_DONE) || MHK__PASS_DONE != MHK__VERSION
+#error "mohawk.h: this file includes itself, by the name \"mohawk.h\" unless told, and that is another file or version: \
+#define MOHAWK_HEADER_NAME to the name it is included by, in quotes, and use no #pragma once"
+#endif
+#undef MHK__PASS
+#undef MHK__SUFFIX
+#undef MHK__PASS_DONE
+#ifdef MHK__HAS_X86_PASSES
+MHK__PUSH_AVX2
+#define MHK__PASS 2
+#define MHK__SUFFIX _avx2
+#include MOHAWK_HEADER_NAME
+#undef MHK__PASS
+#undef MHK__SUFFIX
+#undef MHK__PASS_DONE
+MHK__POP
+MHK__PUSH_AVX512
+#define MHK__PASS 3
+#define MHK__SUFFIX _avx512
+#include MOHAWK_HEADER_NAME
+#undef MHK__PASS
+#undef MHK__SUFFIX
+#undef MHK__PASS_DONE
+MHK__POP
+#endif
+#ifdef MHK__HAS_NEON_PASS
+#define MHK__PASS 4
+#define MHK__SUFFIX _neon
+#include MOHAWK_HEADER_NAME
+#undef MHK__PASS
+#undef MHK__SUFFIX
+#undef MHK__PASS_DONE
+#endif
+#ifdef MHK__HAS_WASM_PASS
+#define MHK__PASS 5
+#define MHK__SUFFIX _wasm
+#include MOHAWK_HEADER_NAME
+#undef MHK__PASS
+#undef MHK__SUFFIX
+#undef MHK__PASS_DONE
+#endif
+
+/* ---- dot products of bytes: beside the AVX-512 kernels and those of NEON ---- */
+
+#ifdef MHK__HAS_VNNI
+#if defined(__clang__)
+#define MHK__PUSH_VNNI \
+  MHK__PRAGMA(clang attribute push(__attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni"))), apply_to = function))
+#else
+#define MHK__PUSH_VNNI MHK__PRAGMA(GCC push_options) MHK__PRAGMA(GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni"))
+#endif
+MHK__PUSH_VNNI
+/* AVX512-VNNI: both bytes of x against bytes of w made unsigned by adding 128 (MHK_Q4: 8), the same integers as everywhere. Measured on Zen 4 for blocks from
+   memory, one core that reads 31 GB/s: with the low byte left out (integers of 8 bits) one row takes as long (MHK_Q4 30 GB/s of weights either way, MHK_Q8
+   31 instead of 28), four rows 0.82 to 0.92, eight 0.71 to 0.85 of the time. That is not worth 8 bits of x. */
+static inline __m512i mhk__q_four(const signed char *x) {
+  int32_t four;
+  memcpy(&four, x, sizeof four);
+  return _mm512_set1_epi32(four);
+}
+#define MHK__NEXT(p) MHK__PREFETCH_L1((p) + MHK__Q_AHEAD);
+#define MHK__ALL ((__mmask16)0xFFFF)
+/* l<s> and h<s> add up what the low and the high bytes of row r give for sum s. One row alone has two of each, which would wait for each other. */
+#define MHK__STEP(s, r, w, at) \
+  l##s = _mm512_dpbusd_epi32(l##s, w, mhk__q_four(x + (r) * 2 * K + (at))); \
+  h##s = _mm512_dpbusd_epi32(h##s, w, mhk__q_four(x + (r) * 2 * K + (at) + 32));
+#define MHK__ROWS2(f, w, at) f(0, 0, w, at) f(1, 1, w, at)
+#define MHK__ROWS4(f, w, at) MHK__ROWS2(f, w, at) f(2, 2, w, at) f(3, 3, w, at)
+#define MHK__OTHER4(f, w, at) f(4, 0, w, at) f(5, 1, w, at) f(6, 2, w, at) f(7, 3, w, at)
+#define MHK__STEPS1(at) MHK__STEP(0, 0, even[0], at) MHK__STEP(1, 0, odd[0], (at) + 4)
+#define MHK__STEPS2(at) MHK__ROWS2(MHK__STEP, even[0], at) MHK__ROWS2(MHK__STEP, odd[0], (at) + 4)
+#define MHK__STEPS4(at) MHK__ROWS4(MHK__STEP, even[0], at) MHK__ROWS4(MHK__STEP, odd[0], (at) + 4)
+#define MHK__STEPS8(at) \
+  MHK__ROWS4(MHK__STEP, even[0], at) MHK__OTHER4(MHK__STEP, even[1], at) \
+  MHK__ROWS4(MHK__STEP, odd[0], (at) + 4) MHK__OTHER4(MHK__STEP, odd[1], (at) + 4)
+#define MHK__NONE(s, r, w, at) __m512i l##s = _mm512_set1_epi32(offset[(r) * groups]), h##s = _mm512_setzero_si512();
+#define MHK__NONE1 MHK__NONE(0, 0, 0, 0) __m512i l1 = _mm512_setzero_si512(), h1 = l1;
+#define MHK__NONE2 MHK__ROWS2(MHK__NONE, 0, 0)
+#define MHK__NONE4 MHK__ROWS4(MHK__NONE, 0, 0)
+#define MHK__NONE8 MHK__NONE4 MHK__OTHER4(MHK__NONE, 0, 0)
+#define MHK__BY(block) _mm512_maskz_cvtph_ps(MHK__ALL, _mm256_loadu_si256((const __m256i *)(const void *)(scale + (block) * groups * MHK__Q_ROWS)))
+#define MHK__END(s, r, w, at) \
+  sum##s = _mm512_fmadd_ps(_mm512_maskz_cvtepi32_ps(MHK__ALL, _mm512_add_epi32(_mm512_maskz_slli_epi32(MHK__ALL, h##s, 8), l##s)), \
+                           _mm512_mul_ps(by, _mm512_set1_ps(size[(r) * groups])), sum##s);
+#define MHK__ENDS1 \
+  l0 = _mm512_add_epi32(l0, l1); \
+  h0 = _mm512_add_epi32(h0, h1); \
+  MHK__END(0, 0, 0, 0)
+#define MHK__ENDS2 MHK__ROWS2(MHK__END, 0, 0)
+#define MHK__ENDS4 MHK__ROWS4(MHK__END, 0, 0)
+#define MHK__ENDS8 MHK__ENDS4 by = MHK__BY(1); MHK__OTHER4(MHK__END, 0, 0)
+#define MHK__SUM(s, r, w, at) _mm512_storeu_ps(sums + (s) * MHK__Q_ROWS, sum##s);
+#define MHK__SUMS1 MHK__SUM(0, 0, 0, 0)
+#define MHK__SUMS2 MHK__ROWS2(MHK__SUM, 0, 0)
+#define MHK__SUMS4 MHK__ROWS4(MHK__SUM, 0, 0)
+#define MHK__SUMS8 MHK__SUMS4 MHK__OTHER4(MHK__SUM, 0, 0)
+#define MHK__START(s, r, w, at) __m512 sum##s = _mm512_setzero_ps();
+#define MHK__START1 MHK__START(0, 0, 0, 0)
+#define MHK__START2 MHK__ROWS2(MHK__START, 0, 0)
+#define MHK__START4 MHK__ROWS4(MHK__START, 0, 0)
+#define MHK__START8 MHK__START4 MHK__OTHER4(MHK__START, 0, 0)
+#define MHK__OPEN_Q8(block) \
+  MHK__NEXT(p[block]) \
+  MHK__NEXT(p[block] + 64) \
+  even[block] = _mm512_xor_si512(_mm512_loadu_si512(p[block]), constant); \
+  odd[block] = _mm512_xor_si512(_mm512_loadu_si512(p[block] + 64), constant); \
+  p[block] += 128;
+#define MHK__OPEN_Q4(block) \
+  MHK__NEXT(p[block]) \
+  odd[block] = _mm512_loadu_si512(p[block]); \
+  even[block] = _mm512_and_si512(odd[block], constant); \
+  odd[block] = _mm512_and_si512(_mm512_srli_epi16(odd[block], 4), constant); \
+  p[block] += 64;
+#define MHK__OPEN1(type) MHK__OPEN_##type(0)
+#define MHK__OPEN2(type) MHK__OPEN_##type(0) MHK__OPEN_##type(1)
+/* rows [i, i + R) of x against the 16 of each of the blocks from b on: of one, or of two, for which what is read of x serves twice. n: R * blocks */
+#define MHK__TILE_Q(type, value, n, R, blocks) \
+  static void mhk__vnni_##type##_##n(const mhk__q_args *a, mhk_index b, mhk_index i) { \
+    const mhk_index K = a->K, group = a->q->group, groups = K / group; \
+    const uint16_t *scale = a->q->scale + b * groups * MHK__Q_ROWS; \
+    const __m512i constant = _mm512_set1_epi32(value); \
+    const int32_t *offset = a->offset + i * groups; \
+    const signed char *x = (const signed char *)(a->digits + i * K); \
+    const float *size = a->scale + i * groups; \
+    const unsigned char *p[blocks]; \
+    float sums[n * MHK__Q_ROWS]; \
+    mhk_index g, j; \
+    MHK__START##n \
+    for (j = 0; j < blocks; j++) p[j] = (const unsigned char *)a->q->q + (b + j) * mhk__q_block_bytes(a->dtype, K); \
+    for (g = 0; g < groups; g++, scale += MHK__Q_ROWS, size++, offset++) { \
+      __m512 by = MHK__BY(0); \
+      MHK__NONE##n \
+      for (j = 0; j < group; j += 32, x += 64) { \
+        __m512i even[blocks], odd[blocks]; \
+        MHK__OPEN##blocks(type) MHK__STEPS##n(0) \
+        MHK__OPEN##blocks(type) MHK__STEPS##n(8) \
+        MHK__OPEN##blocks(type) MHK__STEPS##n(16) \
+        MHK__OPEN##blocks(type) MHK__STEPS##n(24) \
+      } \
+      MHK__ENDS##n \
+    } \
+    MHK__SUMS##n \
+    for (j = 0; j < blocks; j++) mhk__q_store_avx512(a, b + j, i, R, sums + j * R * MHK__Q_ROWS); \
+  }
+MHK__TILE_Q(Q8, (int)0x80808080u, 1, 1, 1)
+MHK__TILE_Q(Q8, (int)0x80808080u, 2, 2, 1)
+MHK__TILE_Q(Q8, (int)0x80808080u, 4, 4, 1)
+MHK__TILE_Q(Q8, (int)0x80808080u, 8, 4, 2)
+MHK__TILE_Q(Q4, 0x0F0F0F0F, 1, 1, 1)
+MHK__TILE_Q(Q4, 0x0F0F0F0F, 2, 2, 1)
+MHK__TILE_Q(Q4, 0x0F0F0F0F, 4, 4, 1)
+MHK__TILE_Q(Q4, 0x0F0F0F0F, 8, 4, 2)
+static void mhk__q_times_vnni(const mhk__q_args *a, mhk_index first, mhk_index last) {
+  if (a->dtype == MHK_Q8)
+    mhk__q_tiles(a, first, last, mhk__vnni_Q8_1, mhk__vnni_Q8_2, mhk__vnni_Q8_4, mhk__vnni_Q8_8);
+  else
+    mhk__q_tiles(a, first, last, mhk__vnni_Q4_1, mhk__vnni_Q4_2, mhk__vnni_Q4_4, mhk__vnni_Q4_8);
+}
+#undef MHK__NEXT
+#undef MHK__ALL
+#undef MHK__STEP
+#undef MHK__ROWS2
+#undef MHK__ROWS4
+#undef MHK__OTHER4
+#undef MHK__STEPS1
+#undef MHK__STEPS2
+#undef MHK__STEPS4
+#undef MHK__STEPS8
+#undef MHK__NONE
+#undef MHK__NONE1
+#undef MHK__NONE2
+#undef MHK__NONE4
+#undef MHK__NONE8
+#undef MHK__BY
+#undef MHK__END
+#undef MHK__ENDS1
+#undef MHK__ENDS2
+#undef MHK__ENDS4
+#undef MHK__ENDS8
+#undef MHK__SUM
+#undef MHK__SUMS1
+#undef MHK__SUMS2
+#undef MHK__SUMS4
+#undef MHK__SUMS8
+#undef MHK__START
+#undef MHK__START1
+#undef MHK__START2
+#undef MHK__START4
+#undef MHK__START8
+#undef MHK__OPEN_Q8
+#undef MHK__OPEN_Q4
+#undef MHK__OPEN1
+#undef MHK__OPEN2
+#undef MHK__TILE_Q
+MHK__POP
+#endif
+
+#ifdef MHK__HAS_SDOT
+/* SDOT: both signed bytes of x against the signed bytes of w as they lie (MHK_Q4: its halves, which are 8 too large), the same integers as everywhere. A lane
+   is a row of w; four bytes of x are chosen by their place in a vector of 16. l<r><v> and h<r><v> add up the low and the high bytes of row r against vector
+   v of a block. Four rows take half a block at a time: their integers fill the registers, their sums wait in memory. Counted in the code of GCC 12, a row
+   takes 140 vector instructions for 256 bytes of MHK_Q4 in groups of 32 alone, 114 in a tile of two, 104 in one of four; for 512 of MHK_Q8 100, 98, 98. */
+#define MHK__EACH1(f, v, x, n) f(0, v, x, n)
+#define MHK__EACH2(f, v, x, n) f(0, v, x, n) f(1, v, x, n)
+#define MHK__EACH4(f, v, x, n) f(0, v, x, n) f(1, v, x, n) f(2, v, x, n) f(3, v, x, n)
+#define MHK__VECTORS1(f, n) f(1, 0, n) f(1, 1, n) f(1, 2, n) f(1, 3, n)
+#define MHK__VECTORS2(f, n) f(2, 0, n) f(2, 1, n) f(2, 2, n) f(2, 3, n)
+#define MHK__VECTORS4(f, n) f(4, 0, n) f(4, 1, n)
+#define MHK__NONE(r, v, x, n) int32x4_t l##r##v = vdupq_n_s32(less * offset[r * groups]), h##r##v = vdupq_n_s32(0);
+#define MHK__NONES(R, v, n) MHK__EACH##R(MHK__NONE, v, x, n)
+#define MHK__TAKE(r, v, x, at) const int8x16_t xl##r = vld1q_s8(x + r * 2 * K + at), xh##r = vld1q_s8(x + r * 2 * K + at + 32);
+#define MHK__DOT(r, v, w, n) \
+  l##r##v = vdotq_laneq_s32(l##r##v, w, xl##r, n); \
+  h##r##v = vdotq_laneq_s32(h##r##v, w, xh##r, n);
+#define MHK__FOUR_Q8(R, v, n) { \
+  const int8x16_t w = vld1q_s8(p + 64 * n + 16 * v); \
+  MHK__EACH##R(MHK__DOT, v, w, n) }
+#define MHK__EIGHT_Q4(R, v, n) { \
+  const int8x16_t w = vld1q_s8(p + 64 * n + 16 * v), even = vandq_s8(w, low), odd = vreinterpretq_s8_u8(vshrq_n_u8(vreinterpretq_u8_s8(w), 4)); \
+  MHK__EACH##R(MHK__DOT, v, even, 2 * n) \
+  MHK__EACH##R(MHK__DOT, v, odd, 2 * n + 1) }
+/* 16 of k, of which lines of the weights are asked for ahead */
+#define MHK__SIXTEEN(type, R, n_lines, at) { \
+  MHK__EACH##R(MHK__TAKE, 0, x, at) \
+  for (n = 0; n < (R < 4 ? n_lines : n_lines / 2); n++) MHK__PREFETCH_L1(p + MHK__Q_AHEAD + 64 * (half * (n_lines / 2) + n)); \
+  MHK__SIXTEEN_##type(R) \
+  p += 64 * n_lines; }
+#define MHK__SIXTEEN_Q8(R) \
+  MHK__VECTORS##R(MHK__FOUR_Q8, 0) MHK__VECTORS##R(MHK__FOUR_Q8, 1) MHK__VECTORS##R(MHK__FOUR_Q8, 2) MHK__VECTORS##R(MHK__FOUR_Q8, 3)
+#define MHK__SIXTEEN_Q4(R) MHK__VECTORS##R(MHK__EIGHT_Q4, 0) MHK__VECTORS##R(MHK__EIGHT_Q4, 1)
+#define MHK__END(r, v, by, n) \
+  sum[4 * r + n + v] = vfmaq_f32(sum[4 * r + n + v], vcvtq_f32_s32(vaddq_s32(vshlq_n_s32(h##r##v, 8), l##r##v)), vmulq_n_f32(by, size[r * groups]));
+#define MHK__ENDS(R, v, n) { \
+  const float32x4_t by = vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(scale + 4 * (n + v)))); \
+  MHK__EACH##R(MHK__END, v, by, n) }
+#define MHK__START(r, v, x, n) sum[4 * r] = sum[4 * r + 1] = sum[4 * r + 2] = sum[4 * r + 3] = vdupq_n_f32(0);
+#define MHK__SUM(r, v, x, n) \
+  vst1q_f32(sums + 16 * r, sum[4 * r]); \
+  vst1q_f32(sums + 16 * r + 4, sum[4 * r + 1]); \
+  vst1q_f32(sums + 16 * r + 8, sum[4 * r + 2]); \
+  vst1q_f32(sums + 16 * r + 12, sum[4 * r + 3]);
+/* rows [i, i + R) of x against the 16 of block b */
+#define MHK__TILE_Q(type, n_lines, factor, R) \
+  MHK__TARGET_SDOT static void mhk__sdot_##type##_##R(const mhk__q_args *a, mhk_index b, mhk_index i) { \
+    const mhk_index K = a->K, group = a->q->group, groups = K / group; \
+    const signed char *from = (const signed char *)a->q->q + b * mhk__q_block_bytes(a->dtype, K); \
+    const uint16_t *scale = a->q->scale + b * groups * MHK__Q_ROWS; \
+    const int32_t less = factor, *offset = a->offset + i * groups; \
+    const signed char *xs = (const signed char *)(a->digits + i * K); \
+    const float *size = a->scale + i * groups; \
+    const int8x16_t low = vdupq_n_s8(15); \
+    float32x4_t sum[4 * R]; \
+    float sums[R * MHK__Q_ROWS]; \
+    mhk_index g, j; \
+    int half, n; \
+    (void)low; \
+    MHK__EACH##R(MHK__START, 0, 0, 0) \
+    for (g = 0; g < groups; g++, scale += MHK__Q_ROWS, size++, offset++, from += group * 4 * n_lines, xs += 2 * group) \
+      for (half = 0; half < (R < 4 ? 1 : 2); half++) { \
+        const signed char *p = from + 32 * half, *x = xs; \
+        MHK__VECTORS##R(MHK__NONES, 0) \
+        for (j = 0; j < group; j += 32, x += 64) { \
+          MHK__SIXTEEN(type, R, n_lines, 0) \
+          MHK__SIXTEEN(type, R, n_lines, 16) \
+        } \
+        MHK__VECTORS##R(MHK__ENDS, (R < 4 ? 0 : 2 * half)) \
+      } \
+    MHK__EACH##R(MHK__SUM, 0, 0, 0) \
+    mhk__q_store_neon(a, b, i, R, sums); \
+  }
+MHK__TILE_Q(Q8, 4, 0, 1)
+MHK__TILE_Q(Q8, 4, 0, 2)
+MHK__TILE_Q(Q8, 4, 0, 4)
+MHK__TILE_Q(Q4, 2, 1, 1)
+MHK__TILE_Q(Q4, 2, 1, 2)
+MHK__TILE_Q(Q4, 2, 1, 4)
+static void mhk__q_times_sdot(const mhk__q_args *a, mhk_index first, mhk_index last) {
+  if (a->dtype == MHK_Q8)
+    mhk__q_tiles(a, first, last, mhk__sdot_Q8_1, mhk__sdot_Q8_2, mhk__sdot_Q8_4, NULL);
+  else
+    mhk__q_tiles(a, first, last, mhk__sdot_Q4_1, mhk__sdot_Q4_2, mhk__sdot_Q4_4, NULL);
+}
+#undef MHK__EACH1
+#undef MHK__EACH2
+#undef MHK__EACH4
+#undef MHK__VECTORS1
+#undef MHK__VECTORS2
+#undef MHK__VECTORS4
+#undef MHK__NONE
+#undef MHK__NONES
+#undef MHK__TAKE
+#undef MHK__DOT
+#undef MHK__FOUR_Q8
+#undef MHK__EIGHT_Q4
+#undef MHK__SIXTEEN
+#undef MHK__SIXTEEN_Q8
+#undef MHK__SIXTEEN_Q4
+#undef MHK__END
+#undef MHK__ENDS
+#undef MHK__START
+#undef MHK__SUM
+#undef MHK__TILE_Q
+
+/* Told to the compiler, or asked from the system. Where neither is known to answer, the plain kernels run. */
+static int mhk__cpu_sdot(void) {
+#if defined(__ARM_FEATURE_DOTPROD)
+  return 1;
+#elif defined(__linux__)
+  return (getauxval(16) & (1ul << 20)) != 0; /* AT_HWCAP, HWCAP_ASIMDDP */
+#elif defined(__APPLE__)
+  int has = 0;
+  size_t bytes = sizeof has;
+  return sysctlbyname("hw.optional.arm.FEAT_DotProd", &has, &bytes, NULL, 0) == 0 && has;
+#elif defined(MHK__WINDOWS) && (!defined(MOHAWK_NO_STDIO) || !defined(MOHAWK_NO_TRAINING))
+  return IsProcessorFeaturePresent(43) != 0; /* PF_ARM_V82_DP_INSTRUCTIONS_AVAILABLE */
+#else
+  return 0;
+#endif
+}
+#endif
+
+/* ---- units for bfloat16: AVX512-BF16 and AMX, beside the AVX-512 kernels ---- */
+
+#if defined(MHK__HAS_X86_PASSES) && defined(__x86_64__) && !defined(MOHAWK_DOUBLE) && !defined(MOHAWK_NO_TRAINING)
+#if defined(__clang__)
+#if __clang_major__ >= 9
+#define MHK__HAS_BF16_DOT
+#endif
+#if __clang_major__ >= 12 && defined(__linux__) && !defined(__ILP32__)
+#define MHK__HAS_AMX
+#endif
+#define MHK__PUSH_BF16 \
+  MHK__PRAGMA(clang attribute push(__attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16"))), apply_to = function))
+#define MHK__PUSH_AMX MHK__PRAGMA(clang attribute push(__attribute__((target("avx512f,amx-tile,amx-bf16"))), apply_to = function))
+#else
+#if __GNUC__ >= 10
+#define MHK__HAS_BF16_DOT
+#endif
+#if __GNUC__ >= 11 && defined(__linux__) && !defined(__ILP32__)
+#define MHK__HAS_AMX
+#endif
+#define MHK__PUSH_BF16 MHK__PRAGMA(GCC push_options) MHK__PRAGMA(GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16"))
+#define MHK__PUSH_AMX MHK__PRAGMA(GCC push_options) MHK__PRAGMA(GCC target("avx512f,amx-tile,amx-bf16"))
+#endif
+#endif
+
+#ifdef MHK__HAS_BF16_DOT
+MHK__PUSH_BF16
+/* Packed operands are words of two numbers that follow each other along k, the first in the low half: word (p,i) of a panel belongs to row (or column) i and
+   to k = 2p and 2p + 1. */
+
+/* the first n of 16 numbers in a row, the rest 0 */
+static inline __m512 mhk__bf16_floats(const void *p, mhk_dtype dtype, mhk_index n) {
+  const __mmask16 mask = n >= 16 ? (__mmask16)0xFFFF : n <= 0 ? (__mmask16)0 : (__mmask16)((1u << n) - 1u);
+  if (dtype == MHK_F32) return _mm512_maskz_loadu_ps(mask, p);
+  if (dtype == MHK_BF16)
+    return _mm512_castsi512_ps(_mm512_maskz_slli_epi32(mask, _mm512_maskz_cvtepu16_epi32(mask, _mm256_maskz_loadu_epi16(mask, p)), 16));
+  return _mm512_maskz_cvtph_ps(mask, _mm256_maskz_loadu_epi16(mask, p));
+}
+
+/* the words of the first n of 32 numbers in a row */
+static inline __m512i mhk__bf16_words(const void *p, mhk_dtype dtype, mhk_index n) {
+  const char *second = (const char *)p + 16 * (dtype == MHK_F32 ? 4 : 2);
+  if (n <= 0) return _mm512_setzero_si512();
+  if (dtype == MHK_BF16) return _mm512_maskz_loadu_epi16(n >= 32 ? (__mmask32)0xFFFFFFFFu : (__mmask32)((1u << n) - 1u), p);
+  return (__m512i)_mm512_cvtne2ps_pbh(n > 16 ? mhk__bf16_floats(second, dtype, n - 16) : _mm512_setzero_ps(), mhk__bf16_floats(p, dtype, n));
+}
+
+/* the words of 16 rows, n of them there, from two lines of numbers: k even and odd */
+static inline __m512i mhk__bf16_lines(const void *even, const void *odd, mhk_dtype dtype, mhk_index n) {
+  const __m512i zip = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+  const __m512 x = mhk__bf16_floats(even, dtype, n), y = odd ? mhk__bf16_floats(odd, dtype, n) : _mm512_setzero_ps();
+  return _mm512_maskz_permutexvar_epi16((__mmask32)0xFFFFFFFFu, zip, (__m512i)_mm512_cvtne2ps_pbh(y, x));
+}
+
+/* 16 x 16 words transposed: column j of src goes to dst + j * stride, its words of the mask only, for the first n columns */
+static void mhk__bf16_turn(const uint32_t *src, uint32_t *dst, mhk_index stride, __mmask16 mask, mhk_index n) {
+  const __mmask16 all = (__mmask16)0xFFFF;
+  __m512i a, b, c, d;
+#define MHK__ROW(i) _mm512_load_si512(src + (i) * 16)
+#define MHK__PAIRS(part, x, y) _mm512_maskz_unpack##part##_epi32(all, x, y)
+#define MHK__QUADS(part, x, y) _mm512_maskz_unpack##part##_epi64((__mmask8)0xFF, x, y)
+#define MHK__LANES(x, y, k) _mm512_maskz_shuffle_i32x4(all, x, y, k)
+#define MHK__QUAD(i, x) \
+  __m512i x##0, x##1, x##2, x##3; \
+  a = MHK__PAIRS(lo, MHK__ROW(i), MHK__ROW(i + 1)); b = MHK__PAIRS(lo, MHK__ROW(i + 2), MHK__ROW(i + 3)); \
+  c = MHK__PAIRS(hi, MHK__ROW(i), MHK__ROW(i + 1)); d = MHK__PAIRS(hi, MHK__ROW(i + 2), MHK__ROW(i + 3)); \
+  x##0 = MHK__QUADS(lo, a, b); x##1 = MHK__QUADS(hi, a, b); x##2 = MHK__QUADS(lo, c, d); x##3 = MHK__QUADS(hi, c, d);
+#define MHK__OUT(j, v) \
+  if ((j) < n) _mm512_mask_storeu_epi32(dst + (j) * stride, mask, v)
+#define MHK__FOUR(j) \
+  a = MHK__LANES(p##j, q##j, 0x88); b = MHK__LANES(r##j, s##j, 0x88); c = MHK__LANES(p##j, q##j, 0xDD); d = MHK__LANES(r##j, s##j, 0xDD); \
+  MHK__OUT(j, MHK__LANES(a, b, 0x88)); MHK__OUT(j + 4, MHK__LANES(c, d, 0x88)); \
+  MHK__OUT(j + 8, MHK__LANES(a, b, 0xDD)); MHK__OUT(j + 12, MHK__LANES(c, d, 0xDD));
+  MHK__QUAD(0, p)
+  MHK__QUAD(4, q)
+  MHK__QUAD(8, r)
+  MHK__QUAD(12, s)
+  MHK__FOUR(0)
+  MHK__FOUR(1)
+  MHK__FOUR(2)
+  MHK__FOUR(3)
+#undef MHK__ROW
+#undef MHK__PAIRS
+#undef MHK__QUADS
+#undef MHK__LANES
+#undef MHK__QUAD
+#undef MHK__OUT
+#undef MHK__FOUR
+}
+
+/* A block of 16 rows x 16 words, from row i and k = 2p on: rows of the source one after the other, or (lines) words of the same k. */
+static inline void mhk__bf16_rows(uint32_t *block, const char *s, mhk_index size, mhk__matrix src, mhk_index rows, mhk_index k) {
+  for (mhk_index q = 0; q < 16; q++)
+    _mm512_store_si512(block + 16 * q, q < rows ? mhk__bf16_words(s + q * src.row * size, src.dtype, k) : _mm512_setzero_si512());
+}
+static inline __m512i mhk__bf16_line(const char *s, mhk_index size, mhk__matrix src, mhk_index rows, mhk_index k) {
+  return k > 0 ? mhk__bf16_lines(s, k > 1 ? s + src.col * size : NULL, src.dtype, rows) : _mm512_setzero_si512();
+}
+
+/* The same for strides and types that the vector code does not know. */
+static void mhk__bf16_any(uint32_t *block, mhk__matrix src, mhk_index rows, mhk_index k) {
+  for (mhk_index i = 0; i < 16; i++)
+    for (mhk_index p = 0; p < 16; p++) {
+      uint32_t word = 0;
+      if (i < rows && 2 * p < k) word = mhk__bf16_round(mhk__element(src.data, src.dtype, i * src.row + 2 * p * src.col));
+      if (i < rows && 2 * p + 1 < k) word |= (uint32_t)mhk__bf16_round(mhk__element(src.data, src.dtype, i * src.row + (2 * p + 1) * src.col)) << 16;
+      block[16 * i + p] = word;
+    }
+}
+
+/* panels of width rows: word p of all rows, then word p + 1; words: of k, padded */
+static inline void mhk__bf16_panels(uint32_t *dst, mhk_index width, mhk_index rows, mhk_index k, mhk_index words, mhk__matrix src) {
+  const mhk_index size = (mhk_index)mhk_dtype_size(src.dtype), wide = mhk__up(width, 16);
+  const __mmask16 last = (__mmask16)(0xFFFFu >> (wide - width));
+  uint32_t room[16 * 16 + 16], *block = room + (64 - (uintptr_t)room % 64) % 64 / 4;
+  if (src.row == 1 && src.dtype != MHK_F64) { /* along the lines: each is fetched once, however far the next one is */
+    for (mhk_index p = 0; p < words; p++) {
+      const char *s = (const char *)src.data + (2 * p < k ? 2 * p * src.col * size : 0);
+      uint32_t *to = dst + p * width;
+      for (mhk_index i0 = 0; i0 < rows; i0 += width, to += width * words)
+        for (mhk_index i = 0; i < width; i += 16) {
+          const mhk_index n = mhk__min(rows - i0, width) - i;
+          _mm512_mask_storeu_epi32(to + i, i + 16 < wide ? (__mmask16)0xFFFF : last, mhk__bf16_line(s + (n > 0 ? i0 + i : 0) * size, size, src, n, k - 2 * p));
+        }
+    }
+    return;
+  }
+  for (; rows > 0; rows -= width, dst += width * words, src.data = (const char *)src.data + width * src.row * size)
+    for (mhk_index i = 0; i < width; i += 16) {
+      const mhk_index n = mhk__min(rows, width) - i;
+      const char *s = (const char *)src.data + (n > 0 ? i * src.row * size : 0);
+      for (mhk_index p = 0; p < words; p += 16) {
+        if (src.col == 1 && src.dtype != MHK_F64)
+          mhk__bf16_rows(block, s + 2 * p * size, size, src, n, k - 2 * p);
+        else
+          mhk__bf16_any(block, mhk__mat(s + 2 * p * src.col * size, src.dtype, src.row, src.col), n, k - 2 * p);
+        mhk__bf16_turn(block, dst + p * width + i, width, i + 16 < wide ? (__mmask16)0xFFFF : last, words - p);
+      }
+    }
+}
+#define MHK__DOT_ROWS 14
+#define MHK__DOT_COLUMNS 32
+static void mhk__dot_pack_a(void *dst, mhk_index rows, mhk_index k, mhk__matrix src) {
+  mhk__bf16_panels((uint32_t *)dst, MHK__DOT_ROWS, rows, k, (k + 1) / 2, src);
+}
+static void mhk__dot_pack_b(void *dst, mhk_index n_columns, mhk_index k, mhk__matrix src) {
+  mhk__bf16_panels((uint32_t *)dst, MHK__DOT_COLUMNS, n_columns, k, (k + 1) / 2, src);
+}
+
+/* the register tile: each word of a against 32 of b */
+#define MHK__EACH(M) M(0) M(1) M(2) M(3) M(4) M(5) M(6) M(7) M(8) M(9) M(10) M(11) M(12) M(13)
+#define MHK__DECLARE(i) __m512 s##i = _mm512_setzero_ps(), t##i = _mm512_setzero_ps();
+#define MHK__STEP(i) \
+  x = (__m512bh)_mm512_set1_epi32((int)a[i]); \
+  s##i = _mm512_dpbf16_ps(s##i, x, p); \
+  t##i = _mm512_dpbf16_ps(t##i, x, q);
+#define MHK__WRITE(i) _mm512_storeu_ps(c, s##i); _mm512_storeu_ps(c + 16, t##i); c += ldc;
+#define MHK__ADD(i) _mm512_storeu_ps(c, _mm512_loadu_ps(c) + s##i); _mm512_storeu_ps(c + 16, _mm512_loadu_ps(c + 16) + t##i); c += ldc;
+static void mhk__dot_tile(mhk_index words, const uint32_t *MHK__RESTRICT a, const uint32_t *MHK__RESTRICT b, float *c, mhk_index ldc, int accumulate) {
+  __m512bh x, p, q;
+  MHK__EACH(MHK__DECLARE)
+  for (; words > 0; words--, a += MHK__DOT_ROWS, b += MHK__DOT_COLUMNS) {
+    p = (__m512bh)_mm512_loadu_si512(b);
+    q = (__m512bh)_mm512_loadu_si512(b + 16);
+    MHK__EACH(MHK__STEP)
+  }
+  if (accumulate) {
+    MHK__EACH(MHK__ADD)
+  } else {
+    MHK__EACH(MHK__WRITE)
+  }
+}
+#undef MHK__EACH
+#undef MHK__DECLARE
+#undef MHK__STEP
+#undef MHK__WRITE
+#undef MHK__ADD
+
+/* m x n of a tile's sums, 32 to a row, into c */
+static void mhk__bf16_edge(const float *tile, mhk_index m, mhk_index n, float *c, mhk_index ldc, int accumulate) {
+  for (mhk_index i = 0; i < m; i++)
+    for (mhk_index j = 0; j < n; j += 16) {
+      const __mmask16 mask = n - j >= 16 ? (__mmask16)0xFFFF : (__mmask16)((1u << (n - j)) - 1u);
+      __m512 v = _mm512_loadu_ps(tile + 32 * i + j);
+      if (accumulate) v = v + _mm512_maskz_loadu_ps(mask, c + i * ldc + j);
+      _mm512_mask_storeu_ps(c + i * ldc + j, mask, v);
+    }
+}
+
+static void mhk__dot_product(mhk_index m, mhk_index n, mhk_index k, const void *a, const void *b, float *c, mhk_index ldc, int accumulate) {
+  const mhk_index words = (k + 1) / 2;
+  for (mhk_index j = 0; j < n; j += MHK__DOT_COLUMNS)
+    for (mhk_index i = 0; i < m; i += MHK__DOT_ROWS) {
+      const uint32_t *pa = (const uint32_t *)a + i * words, *pb = (const uint32_t *)b + j * words;
+      if (m - i >= MHK__DOT_ROWS && n - j >= MHK__DOT_COLUMNS)
+        mhk__dot_tile(words, pa, pb, c + i * ldc + j, ldc, accumulate);
+      else {
+        float edge[MHK__DOT_ROWS * MHK__DOT_COLUMNS];
+        mhk__dot_tile(words, pa, pb, edge, MHK__DOT_COLUMNS, 0);
+        mhk__bf16_edge(edge, mhk__min(m - i, MHK__DOT_ROWS), mhk__min(n - j, MHK__DOT_COLUMNS), c + i * ldc + j, ldc, accumulate);
+      }
+    }
+}
+
+static void mhk__dot_fill(mhk__narrow *u) {
+  u->mr = MHK__DOT_ROWS;
+  u->nr = MHK__DOT_COLUMNS;
+  u->kr = 2;
+  u->size = 2;
+  u->pack_a = mhk__dot_pack_a;
+  u->pack_b = mhk__dot_pack_b;
+  u->product = mhk__dot_product;
+}
+
+#ifdef MHK__HAS_AMX
+/* AMX takes 16 words of k at once: rows of the left operand as they are, 16 rows a tile of 1 KB, two such for 32 rows; columns as above. */
+#define MHK__AMX_K 32
+static void mhk__amx_pack_a(void *to, mhk_index rows, mhk_index k, mhk__matrix src) {
+  const mhk_index size = (mhk_index)mhk_dtype_size(src.dtype), words = mhk__up(k, MHK__AMX_K) / 2;
+  uint32_t room[16 * 16 + 16], *block = room + (64 - (uintptr_t)room % 64) % 64 / 4, *dst = (uint32_t *)to;
+  for (mhk_index i = 0; i < mhk__up(rows, 32); i += 16)
+    for (mhk_index p = 0; p < words; p += 16, dst += 16 * 16) {
+      const char *s = (const char *)src.data + (i < rows ? i * src.row + 2 * p * src.col : 0) * size;
+      if ((src.row != 1 && src.col != 1) || src.dtype == MHK_F64)
+        mhk__bf16_any(dst, mhk__mat(s, src.dtype, src.row, src.col), rows - i, k - 2 * p);
+      else if (src.col == 1)
+        mhk__bf16_rows(dst, s, size, src, rows - i, k - 2 * p);
+      else {
+        for (mhk_index q = 0; q < 16; q++)
+          _mm512_store_si512(block + 16 * q, mhk__bf16_line(s + 2 * q * src.col * size, size, src, rows - i, k - 2 * (p + q)));
+        mhk__bf16_turn(block, dst, 16, (__mmask16)0xFFFF, 16);
+      }
+    }
+}
+static void mhk__amx_pack_b(void *dst, mhk_index n_columns, mhk_index k, mhk__matrix src) {
+  mhk__bf16_panels((uint32_t *)dst, 32, n_columns, k, mhk__up(k, MHK__AMX_K) / 2, src);
+}
+#endif
+MHK__POP
+#endif
+
+#ifdef MHK__HAS_AMX
+/* Linux lets a process use the tile registers only after it has asked: arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA), a system call that libc does not
+   wrap. Every thread of the process has them from then on. */
+static int mhk__amx_permission(void) {
+  long result;
+  __asm__ volatile("syscall" : "=a"(result) : "a"(158L), "D"(0x1023L), "S"(18L) : "rcx", "r11", "memory");
+  return result == 0;
+}
+
+MHK__PUSH_AMX
+/* c (32,32), rows ldc apart: four tiles of sums, two of each operand */
+static void mhk__amx_tile(mhk_index words, const uint32_t *a, const uint32_t *b, float *c, mhk_index ldc, int accumulate) {
+  const uint32_t *lower = a + 16 * words; /* rows 16 to 31 */
+  const size_t row = (size_t)ldc * sizeof(float);
+  if (accumulate) {
+    _tile_loadd(0, c, row);
+    _tile_loadd(1, c + 16, row);
+    _tile_loadd(2, c + 16 * ldc, row);
+    _tile_loadd(3, c + 16 * ldc + 16, row);
+  } else {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+  }
+  for (; words > 0; words -= 16, a += 256, lower += 256, b += 16 * 32) {
+    _tile_loadd(4, a, 64);
+    _tile_loadd(6, b, 128);
+    _tile_loadd(7, b + 16, 128);
+    _tile_loadd(5, lower, 64);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_dpbf16ps(1, 4, 7);
+    _tile_dpbf16ps(2, 5, 6);
+    _tile_dpbf16ps(3, 5, 7);
+  }
+  _tile_stored(0, c, row);
+  _tile_stored(1, c + 16, row);
+  _tile_stored(2, c + 16 * ldc, row);
+  _tile_stored(3, c + 16 * ldc + 16, row);
+}
+
+static void mhk__amx_product(mhk_index m, mhk_index n, mhk_index k, const void *a, const void *b, float *c, mhk_index ldc, int accumulate) {
+  const mhk_index words = mhk__up(k, MHK__AMX_K) / 2;
+  struct { uint8_t palette, start, reserved[14]; uint16_t bytes[16]; uint8_t rows[16]; } shape; /* of the eight tiles: all 16 rows of 64 bytes */
+  memset(&shape, 0, sizeof shape);
+  shape.palette = 1;
+  for (mhk_index i = 0; i < 8; i++) {
+    shape.bytes[i] = 64;
+    shape.rows[i] = 16;
+  }
+  __asm__ volatile("" : : "r"(&shape) : "memory"); /* GCC 12 believes that only 8 bytes of it are read, and leaves the rest unwritten */
+  _tile_loadconfig(&shape);
+  for (mhk_index j = 0; j < n; j += 32)
+    for (mhk_index i = 0; i < m; i += 32) {
+      const uint32_t *pa = (const uint32_t *)a + i * words, *pb = (const uint32_t *)b + j * words;
+      if (m - i >= 32 && n - j >= 32)
+        mhk__amx_tile(words, pa, pb, c + i * ldc + j, ldc, accumulate);
+      else {
+        float edge[32 * 32];
+        mhk__amx_tile(words, pa, pb, edge, 32, 0);
+        mhk__bf16_edge(edge, mhk__min(m - i, 32), mhk__min(n - j, 32), c + i * ldc + j, ldc, accumulate);
+      }
+    }
+  _tile_release();
+}
+
+MHK__POP
+
+static void mhk__amx_fill(mhk__narrow *u) {
+  u->mr = u->nr = 32;
+  u->kr = MHK__AMX_K;
+  u->size = 2;
+  u->pack_a = mhk__amx_pack_a;
+  u->pack_b = mhk__amx_pack_b;
+  u->product = mhk__amx_product;
+}
+#endif
+
+static const char *mhk__isa_text(mhk_isa isa) {
+  switch (isa) {
+    case MHK_ISA_SCALAR: return "scalar";
+    case MHK_ISA_AVX2: return "avx2";
+    case MHK_ISA_AVX512: return "avx512";
+    case MHK_ISA_NEON: return "neon";
+    case MHK_ISA_WASM: return "wasm";
+    default: return "best";
+  }
+}
+
+#ifdef MHK__HAS_VNNI
+/* asked where AVX-512 is known to be there: CPUID 7, ECX bit 11 */
+static int mhk__cpu_vnni(void) {
+  unsigned r[4];
+  mhk__cpuid(7, 0, r);
+  return (r[2] & (1u << 11)) != 0;
+}
+#endif
+
+/* the best set that both processor and build have */
+static mhk_isa mhk__isa_best(void) {
+  const mhk_isa cpu = mhk__cpu_best();
+#if defined(MHK__HAS_X86_PASSES) || defined(MHK__HAS_NEON_PASS) || defined(MHK__HAS_WASM_PASS)
+  return cpu;
+#else
+  (void)cpu;
+  return MHK_ISA_SCALAR;
+#endif
+}
+
+/* Puts the kernels of a set into a table. Returns 0 where there is no such set; then nothing of it
+   has run, not even what fills its table: that is compiled for the set as well. */
+static int mhk__isa_fill(mhk_isa isa, mhk__kernels *k) {
+  const mhk_isa best = mhk__isa_best();
+  if (isa != MHK_ISA_SCALAR && isa != best && !(isa == MHK_ISA_AVX2 && best == MHK_ISA_AVX512)) return 0;
+  switch (isa) {
+    case MHK_ISA_SCALAR: mhk__fill_scalar(k); return 1;
+#ifdef MHK__HAS_X86_PASSES
+    case MHK_ISA_AVX2: mhk__fill_avx2(k); return 1;
+    case MHK_ISA_AVX512:
+      mhk__fill_avx512(k);
+      k->q_prepare = mhk__q_prepare_avx2;
+      k->q_times = mhk__q_times_avx2;
+      k->attention_step = mhk__attention_step_avx2;
+#ifdef MHK__HAS_VNNI
+      if (mhk__cpu_vnni()) {
+        k->q_prepare = mhk__q_prepare_bytes_avx512;
+        k->q_times = mhk__q_times_vnni;
+        k->q_rows = PTRDIFF_MAX;
+      }
+#endif
+      return 1;
+#endif
+#ifdef MHK__HAS_NEON_PASS
+    case MHK_ISA_NEON:
+      mhk__fill_neon(k);
+#ifdef MHK__HAS_SDOT
+      if (mhk__cpu_sdot()) {
+        k->q_prepare = mhk__q_prepare_bytes_neon;
+        k->q_times = mhk__q_times_sdot;
+        k->q_rows = PTRDIFF_MAX;
+      }
+#endif
+      return 1;
+#endif
+#ifdef MHK__HAS_WASM_PASS
+    case MHK_ISA_WASM: mhk__fill_wasm(k); return 1;
+#endif
+    default: return 0;
+  }
+}
+#ifndef MOHAWK_NO_TRAINING
+static const char *mhk__bf16_text(mhk_bf16_unit unit) {
+  return unit == MHK_BF16_PLAIN ? "plain" : unit == MHK_BF16_AVX512 ? "avx512" : unit == MHK_BF16_AMX ? "amx" : "best";
+}
+
+/* Puts a unit for bfloat16 into a table that has the plain one. Returns 0 where there is none such; AMX asks the system last. */
+static int mhk__bf16_fill(mhk_isa isa, mhk_bf16_unit unit, mhk__kernels *k) {
+  const int units = isa == MHK_ISA_AVX512 ? mhk__cpu_units() : 0;
+  (void)units;
+  (void)k;
+  switch (unit) {
+    case MHK_BF16_PLAIN: return 1;
+#ifdef MHK__HAS_BF16_DOT
+    case MHK_BF16_AVX512:
+      if (!(units & mhk__cpu_avx512_bf16)) return 0;
+      mhk__dot_fill(&k->narrow);
+      return 1;
+#endif
+#ifdef MHK__HAS_AMX
+    case MHK_BF16_AMX:
+      if (!(units & mhk__cpu_amx_bf16) || !(units & mhk__cpu_avx512_bf16) || !mhk__amx_permission()) return 0;
+      mhk__amx_fill(&k->narrow);
+      return 1;
+#endif
+    default: return 0;
+  }
+}
+
+static mhk_bf16_unit mhk__bf16_best(mhk_isa isa, mhk__kernels *k) {
+  if (mhk__bf16_fill(isa, MHK_BF16_AMX, k)) return MHK_BF16_AMX;
+  if ((mhk__cpu_units() & mhk__cpu_amd) && mhk__bf16_fill(isa, MHK_BF16_AVX512, k)) return MHK_BF16_AVX512;
+  return MHK_BF16_PLAIN;
+}
+#endif /* MOHAWK_NO_TRAINING */
+
+/* ---- contexts: here, because they choose their kernels ---- */
+
+typedef struct mhk__context_block { mhk_context ctx; mhk__kernels kernels; } mhk__context_block;
+#ifndef MOHAWK_NO_TRAINING
+static void mhk__context_bf16(mhk_context *ctx, mhk_bf16_unit unit, mhk__kernels *kernels) {
+  const char *forced = mhk__environment("MHK_BF16_UNIT");
+  if (forced && forced[0]) {
+    int i = MHK_BF16_PLAIN;
+    while (i <= MHK_BF16_AMX && strcmp(forced, mhk__bf16_text((mhk_bf16_unit)i)) != 0) i++;
+    if (i > MHK_BF16_AMX)
+      mhk_fail(ctx, MHK_ERROR_ARGUMENT, "MHK_BF16_UNIT is \"%.40s\": it may be plain, avx512 or amx", forced);
+    else
+      unit = (mhk_bf16_unit)i;
+  }
+  ctx->bf16_unit = unit;
+  if (unit == MHK_BF16_BEST)
+    ctx->bf16_unit = mhk__bf16_best(ctx->isa, kernels);
+  else if (!mhk__bf16_fill(ctx->isa, unit, kernels)) {
+    ctx->bf16_unit = MHK_BF16_PLAIN;
+    mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "the bfloat16 unit %s is not to be had here with the instruction set %s: the best one is %s", mhk__bf16_text(unit),
+             mhk__isa_text(ctx->isa), mhk__bf16_text(mhk__bf16_best(ctx->isa, kernels)));
+  }
+}
+#endif /* MOHAWK_NO_TRAINING */
+
+/* Whether NaN and the order of sums are what the code says. Flags that change that have no macro in
+   every compiler: Clang's -fassociative-math and -fno-honor-nans for two. */
+static int mhk__exact_math(void) {
+#ifdef MOHAWK_ALLOW_FAST_MATH
+  return 1;
+#else
+  volatile double large = 1e300, one = 1, not_a_number = NAN;
+  const double a = large, b = one, c = not_a_number;
+  return c != c && a + b - a == 0;
+#endif
+}
+
+MHKDEF mhk_context *mhk_create(const mhk_context_desc *desc) {
+  mhk_context_desc d;
+  mhk__context_block *block;
+  mhk_context *ctx;
+  mhk_isa isa;
+  const char *forced = mhk__environment("MHK_ISA");
+  memset(&d, 0, sizeof d);
+  if (desc) d = *desc;
+  if (!d.allocator.alloc || !d.allocator.release) {
+    d.allocator.alloc = mhk__default_alloc;
+    d.allocator.release = mhk__default_release;
+  }
+  block = (mhk__context_block *)d.allocator.alloc(d.allocator.user, sizeof *block);
+  if (!block) return NULL;
+  memset(block, 0, sizeof *block);
+  ctx = &block->ctx;
+  ctx->allocator = d.allocator;
+  ctx->log = d.log;
+  ctx->log_user = d.log_user;
+  ctx->kernels = &block->kernels;
+  ctx->memory = ctx->peak = sizeof *block;
+  ctx->workers = 1;
+  if (!mhk__exact_math())
+    mhk_fail(ctx, MHK_ERROR_UNSUPPORTED,
+             "mohawk.h was compiled by flags like -fassociative-math or -fno-honor-nans, which break its sums and its checks for NaN: "
+             "compile it without them, or define MOHAWK_ALLOW_FAST_MATH to try anyway");
+  if (desc && (desc->allocator.alloc != NULL) != (desc->allocator.release != NULL))
+    mhk_fail(ctx, MHK_ERROR_ARGUMENT, "the allocator has only one of alloc and release: give both or neither");
+  if (d.parallel_for) {
+    ctx->parallel_for = d.parallel_for;
+    ctx->parallel_user = d.parallel_user;
+    ctx->workers = d.parallel_workers;
+    if (d.parallel_workers < 1) {
+      ctx->workers = 1;
+      mhk_fail(ctx, MHK_ERROR_ARGUMENT, "parallel_for was given with %d workers: parallel_workers must say how many it has", d.parallel_workers);
+    }
+  } else
+    mhk_set_threads(ctx, d.threads);
+  isa = d.isa == MHK_ISA_BEST ? mhk__isa_best() : d.isa;
+  if (forced && forced[0]) {
+    int i, found = 0;
+    for (i = MHK_ISA_SCALAR; i <= MHK_ISA_WASM; i++)
+      if (strcmp(forced, mhk__isa_text((mhk_isa)i)) == 0) {
+        isa = (mhk_isa)i;
+        found = 1;
+      }
+    if (!found) mhk_fail(ctx, MHK_ERROR_ARGUMENT, "MHK_ISA is \"%.40s\": it may be scalar, avx2, avx512, neon or wasm", forced);
+  }
+  if (!mhk__isa_fill(isa, &block->kernels)) {
+    mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "the instruction set %s is not to be had here: the best one is %s", mhk__isa_text(isa),
+             mhk__isa_text(mhk__isa_best()));
+    isa = MHK_ISA_SCALAR;
+    mhk__isa_fill(isa, &block->kernels);
+  }
+  ctx->isa = isa;
+#ifndef MOHAWK_NO_TRAINING
+  mhk__context_bf16(ctx, d.bf16_unit, &block->kernels);
+#endif
+  return ctx;
+}
+
+MHKDEF void mhk_destroy(mhk_context *ctx) {
+  mhk_allocator allocator;
+  if (!ctx) return;
+  while (ctx->objects) mhk__object_free(ctx->objects);
+  mhk__arena_free(ctx, &ctx->scratch);
+  allocator = ctx->allocator;
+  allocator.release(allocator.user, ctx, sizeof(mhk__context_block));
+}
+
+MHKDEF const char *mhk_isa_name(const mhk_context *ctx) { return ctx ? mhk__isa_text(ctx->isa) : ""; }
+#ifndef MOHAWK_NO_TRAINING
+MHKDEF const char *mhk_bf16_name(const mhk_context *ctx) { return ctx ? mhk__bf16_text(ctx->bf16_unit) : ""; }
+#endif /* MOHAWK_NO_TRAINING */
+#endif /* MOHAWK_IMPLEMENTATION */
 #if defined(MOHAWK_IMPLEMENTATION) && !defined(MHK__PASS)
 /* nothing private stays behind */
 #undef MHK__AFTER
@@ -20867,6 +21123,7 @@ MHKDEF mhk_result mhk_evaluate(mhk_model *m, mhk_model *teacher, mhk_text *text,
 #endif /* MOHAWK_IMPLEMENTATION */
 
 #ifndef MHK__PASS
+#undef MHK__TEMPLATE
 #undef MHK__TEXT
 /*
    mohawk.h is available under two licences. Choose whichever you prefer.
