@@ -122,13 +122,13 @@
       Passes            >>passes        the instruction sets, and contexts, which choose one
    Each section uses only what stands above it. */
 
-/* Which text this is, 10000 major + 100 minor + patch: the implementation includes this file again and
-   must find itself, not another version. */
+/* Which text this is, 10000 major + 100 minor + patch: the implementation includes this file again
+   and must find itself, not another version. */
 #undef MHK__TEXT
 #define MHK__TEXT 100
 
-/* A pass of this text: the parts of it that are compiled once per instruction set. Of another version, the file
-   that includes this one says what is wrong. */
+/* A pass of this text: the parts of it that are compiled once per instruction set. Of another
+   version, the file that includes this one says what is wrong. */
 #undef MHK__TEMPLATE
 #if defined(MHK__PASS) && MHK__TEXT == MHK__VERSION
 #define MHK__TEMPLATE
@@ -138,15 +138,15 @@
 #ifndef MOHAWK_H
 #define MOHAWK_H
 
-/* ====================================================================================================
-   INTERFACE                                                                            >>interface
-   ====================================================================================================
-   Shapes are written (slowest,...,fastest). B batch, T tokens, D d_model, H heads, P head size of the
-   values, G heads of B and C (or of keys and values), N d_state, V vocabulary, L layers.
+/* =================================================================================================
+   INTERFACE                                                                             >>interface
+   =================================================================================================
+   Shapes are written (slowest,...,fastest). B batch, T tokens, D d_model, H heads, P head size of
+   the values, G heads of B and C (or of keys and values), N d_state, V vocabulary, L layers.
 
-   Common to all functions: a context, and with it everything made from it, belongs to one thread at a
-   time. Functions given NULL, or whose context has failed, do nothing and return NULL, zero or the error,
-   so that a chain of calls is checked once at its end with mhk_failed(). */
+   Common to all functions: a context, and with it everything made from it, belongs to one thread at
+   a time. Functions given NULL, or whose context has failed, do nothing and return NULL, zero or
+   the error, so that a chain of calls is checked once at its end with mhk_failed(). */
 
 #include <stddef.h>
 #include <stdint.h>
@@ -170,8 +170,8 @@
 #define MHK_VERSION_PATCH 0
 #define MHK_VERSION "0.1.0"
 
-/* The arithmetic type: float, or double when MOHAWK_DOUBLE is defined (for checking; slow). It must be the same in
-   every file of a program. */
+/* The arithmetic type: float, or double when MOHAWK_DOUBLE is defined (for checking; slow). It must
+   be the same in every file of a program. */
 #ifdef MOHAWK_DOUBLE
 typedef double mhk_real;
 #else
@@ -188,7 +188,7 @@ typedef struct mhk_session mhk_session;
 typedef struct mhk_text mhk_text;
 typedef struct mhk_trainer mhk_trainer;
 
-/* ---------------------------------------------------------------------------------------- results */
+/* -------------------------------------------------------------------------------------- results */
 
 typedef enum mhk_result {
   MHK_OK = 0,
@@ -205,10 +205,10 @@ typedef enum mhk_result {
 /* The library's version as text, equal to MHK_VERSION of the header that was compiled. */
 MHKDEF const char *mhk_version(void);
 
-/* ---------------------------------------------------------------------------------------- context */
+/* -------------------------------------------------------------------------------------- context */
 
-/* Memory comes from here. alloc returns NULL when there is none; release gets the size back. Blocks need the
-   alignment of malloc only. Both are called from the thread that uses the context. */
+/* Memory comes from here. alloc returns NULL when there is none; release gets the size back. Blocks
+   need the alignment of malloc only. Both are called from the thread that uses the context. */
 typedef struct mhk_allocator {
   void *(*alloc)(void *user, size_t bytes);
   void (*release)(void *user, void *block, size_t bytes);
@@ -218,35 +218,55 @@ typedef struct mhk_allocator {
 typedef enum mhk_log_level { MHK_LOG_ERROR = 1, MHK_LOG_WARNING = 2, MHK_LOG_INFO = 3 } mhk_log_level;
 typedef void (*mhk_log_fn)(void *user, mhk_log_level level, const char *message);
 
-/* Runs body(arg, task, worker) once for each task in [0,tasks), in any order, and returns when all are done; worker is
-   in [0,workers) and no two running bodies share one. */
-typedef void (*mhk_parallel_fn)(void *user, mhk_index tasks, void (*body)(void *arg, mhk_index task, int worker), void *arg);
+/* Runs body(arg, task, worker) once for each task in [0,tasks), in any order, and returns when all
+   are done; worker is in [0,workers) and no two running bodies share one. */
+typedef void (*mhk_parallel_fn)(void *user, mhk_index tasks, void (*body)(void *arg, mhk_index task, int worker),
+                                void *arg);
 
-/* Instruction sets of the kernels. MHK_ISA_BEST asks for the best one that processor, compiler and build allow. Where the processor has dot products of bytes
-   besides (AVX512-VNNI, ARMv8.2's SDOT), products with quantised weights use them; they give the bits of the set's other kernels. */
-typedef enum mhk_isa { MHK_ISA_BEST = 0, MHK_ISA_SCALAR = 1, MHK_ISA_AVX2 = 2, MHK_ISA_AVX512 = 3, MHK_ISA_NEON = 4, MHK_ISA_WASM = 5 } mhk_isa;
+/* Instruction sets of the kernels. MHK_ISA_BEST asks for the best one that processor, compiler and
+   build allow. Where the processor has dot products of bytes besides (AVX512-VNNI, ARMv8.2's SDOT),
+   products with quantised weights use them; they give the bits of the set's other kernels. */
+typedef enum mhk_isa {
+  MHK_ISA_BEST = 0,
+  MHK_ISA_SCALAR = 1,
+  MHK_ISA_AVX2 = 2,
+  MHK_ISA_AVX512 = 3,
+  MHK_ISA_NEON = 4,
+  MHK_ISA_WASM = 5
+} mhk_isa;
 
-/* What multiplies numbers of bfloat16 (see mhk_set_precision): the instruction set's own multiply-adds on operands that were rounded before, AVX512-BF16's
-   VDPBF16PS, or the tiles of AMX. BEST: AMX where processor, system (Linux) and compiler have it, else VDPBF16PS on AMD's processors, where it does twice
-   the multiply-adds of float32 (on Intel's it does half as many), else PLAIN. All three round the operands alike and sum in float32; PLAIN gives
-   VDPBF16PS's very bits under the AVX-512 kernels (subnormal sums excepted), AMX sums in another order. */
-typedef enum mhk_bf16_unit { MHK_BF16_BEST = 0, MHK_BF16_PLAIN = 1, MHK_BF16_AVX512 = 2, MHK_BF16_AMX = 3 } mhk_bf16_unit;
+/* What multiplies numbers of bfloat16 (see mhk_set_precision): the instruction set's own
+   multiply-adds on operands that were rounded before, AVX512-BF16's VDPBF16PS, or the tiles of AMX.
+   BEST: AMX where processor, system (Linux) and compiler have it, else VDPBF16PS on AMD's
+   processors, where it does twice the multiply-adds of float32 (on Intel's it does half as many),
+   else PLAIN. All three round the operands alike and sum in float32; PLAIN gives VDPBF16PS's very
+   bits under the AVX-512 kernels (subnormal sums excepted), AMX sums in another order. */
+typedef enum mhk_bf16_unit {
+  MHK_BF16_BEST = 0,
+  MHK_BF16_PLAIN = 1,
+  MHK_BF16_AVX512 = 2,
+  MHK_BF16_AMX = 3
+} mhk_bf16_unit;
 
 /* All zero is a good default. */
 typedef struct mhk_context_desc {
   mhk_allocator allocator;      /* zero: MOHAWK_MALLOC / MOHAWK_FREE */
   mhk_log_fn log;               /* warnings and notes; NULL: none */
   void *log_user;
-  int threads;                  /* OpenMP threads; 0: one; -1: as many as OpenMP offers. Ignored without OpenMP. Results do not depend on it. */
+  /* OpenMP threads; 0: one; -1: as many as OpenMP offers. Ignored without OpenMP. Results do not
+     depend on it. */
+  int threads;
   mhk_parallel_fn parallel_for; /* the caller's own threads in place of OpenMP */
   void *parallel_user;
   int parallel_workers;         /* how many workers parallel_for has (needed with it) */
-  mhk_isa isa;                  /* 0: best. The environment variable MHK_ISA (scalar, avx2, avx512, neon, wasm) comes first. */
+  /* 0: best. The environment variable MHK_ISA (scalar, avx2, avx512, neon, wasm) comes first. */
+  mhk_isa isa;
   mhk_bf16_unit bf16_unit;      /* 0: best. The environment variable MHK_BF16_UNIT (plain, avx512, amx) comes first. */
 } mhk_context_desc;
 
-/* A context: allocator, kernels, threads and the first error. desc may be NULL. Returns NULL only when not even the
-   context could be allocated; an impossible description gives a context that has failed and says why. */
+/* A context: allocator, kernels, threads and the first error. desc may be NULL. Returns NULL only
+   when not even the context could be allocated; an impossible description gives a context that has
+   failed and says why. */
 MHKDEF mhk_context *mhk_create(const mhk_context_desc *desc);
 /* Frees the context and everything made from it. */
 MHKDEF void mhk_destroy(mhk_context *ctx);
@@ -254,12 +274,12 @@ MHKDEF void mhk_destroy(mhk_context *ctx);
 /* Non-zero when ctx is NULL or an error happened since creation or mhk_clear_error(). */
 MHKDEF int mhk_failed(const mhk_context *ctx);
 MHKDEF mhk_result mhk_error(const mhk_context *ctx);
-/* The first error as one sentence naming the thing that is wrong and what would be right; "" when there is none.
-   Valid until the context is destroyed or the error cleared. */
+/* The first error as one sentence naming the thing that is wrong and what would be right; "" when
+   there is none. Valid until the context is destroyed or the error cleared. */
 MHKDEF const char *mhk_message(const mhk_context *ctx);
 MHKDEF void mhk_clear_error(mhk_context *ctx);
-/* Makes ctx fail with the caller's own message (printf format, conversions d i u x X c s e f g p), for user-defined ops and callbacks. Keeps an earlier
-   error. Returns code. */
+/* Makes ctx fail with the caller's own message (printf format, conversions d i u x X c s e f g p),
+   for user-defined ops and callbacks. Keeps an earlier error. Returns code. */
 MHKDEF mhk_result mhk_fail(mhk_context *ctx, mhk_result code, const char *format, ...)
 #if defined(__GNUC__) || defined(__clang__)
     __attribute__((format(printf, 3, 4)))
@@ -272,24 +292,41 @@ MHKDEF const char *mhk_isa_name(const mhk_context *ctx);        /* "scalar", "av
 MHKDEF size_t mhk_memory_in_use(const mhk_context *ctx);        /* bytes the context holds of its allocator now */
 MHKDEF size_t mhk_memory_peak(const mhk_context *ctx);          /* the most it ever held */
 
-/* How the products of linear layers (mhk_linear and its kin) are made from now on, forward and backward. BF16: both operands are rounded to bfloat16 on
-   their way into the product (to nearest, ties to even, subnormal numbers to zero), the sums are float32; parameters, activations and gradients stay
-   what they are, and so does everything else. For training, where it is faster on processors that have an instruction for it and gives the same numbers,
-   slower, elsewhere. Products of up to four rows (decoding) stay as they are: there reading the weights takes the time. Ops remember for their backward
-   pass what was set when they ran. Returns what was set before. */
+/* How the products of linear layers (mhk_linear and its kin) are made from now on, forward and
+   backward. BF16: both operands are rounded to bfloat16 on their way into the product (to nearest,
+   ties to even, subnormal numbers to zero), the sums are float32; parameters, activations and
+   gradients stay what they are, and so does everything else. For training, where it is faster on
+   processors that have an instruction for it and gives the same numbers, slower, elsewhere.
+   Products of up to four rows (decoding) stay as they are: there reading the weights takes the
+   time. Ops remember for their backward pass what was set when they ran. Returns what was set
+   before. */
 typedef enum mhk_precision { MHK_PRECISION_FULL = 0, MHK_PRECISION_BF16 = 1 } mhk_precision;
 #ifndef MOHAWK_NO_TRAINING
 MHKDEF mhk_precision mhk_set_precision(mhk_context *ctx, mhk_precision precision);
-MHKDEF const char *mhk_bf16_name(const mhk_context *ctx); /* what multiplies numbers of bfloat16: "plain", "avx512", "amx" */
+/* what multiplies numbers of bfloat16: "plain", "avx512", "amx" */
+MHKDEF const char *mhk_bf16_name(const mhk_context *ctx);
 #endif
 
-/* ---------------------------------------------------------------------------------------- tensors */
+/* -------------------------------------------------------------------------------------- tensors */
 
 #define MHK_MAX_RANK 5
 
 typedef enum mhk_dtype {
-  MHK_F32 = 1, MHK_F64, MHK_F16, MHK_BF16, MHK_I8, MHK_U8, MHK_I16, MHK_U16, MHK_I32, MHK_U32, MHK_I64, MHK_U64, MHK_BOOL,
-  MHK_Q8, MHK_Q4 /* quantised matrices of a model: see mhk_quantised */
+  MHK_F32 = 1,
+  MHK_F64,
+  MHK_F16,
+  MHK_BF16,
+  MHK_I8,
+  MHK_U8,
+  MHK_I16,
+  MHK_U16,
+  MHK_I32,
+  MHK_U32,
+  MHK_I64,
+  MHK_U64,
+  MHK_BOOL,
+  MHK_Q8,
+  MHK_Q4 /* quantised matrices of a model: see mhk_quantised */
 } mhk_dtype;
 #ifdef MOHAWK_DOUBLE
 #define MHK_REAL MHK_F64
@@ -299,10 +336,13 @@ typedef enum mhk_dtype {
 MHKDEF size_t mhk_dtype_size(mhk_dtype dtype);      /* bytes of one element; 0 for quantised and unknown types */
 MHKDEF const char *mhk_dtype_name(mhk_dtype dtype); /* as safetensors spells it: "F32", "BF16", ...; "Q8", "Q4" */
 
-/* A quantised matrix (N,K), symmetric: element (n,k) is scale * q, with one scale for each group of 32 or 64 neighbours k of a row. Rows lie in
-   blocks of 16, filled up with zeros, so that one vector of a kernel holds the same k of many rows and a block is one stretch of memory:
-     MHK_Q8   q (blocks,K/4,16,4) signed bytes -128..127; byte (b,c,r,j) is q of row 16 b + r, k = 4 c + j
-     MHK_Q4   q (blocks,K/8,16,4) bytes; the low half of byte (b,c,r,j) is q + 8 of row 16 b + r, k = 8 c + j, the high half that of k = 8 c + 4 + j
+/* A quantised matrix (N,K), symmetric: element (n,k) is scale * q, with one scale for each group of
+   32 or 64 neighbours k of a row. Rows lie in blocks of 16, filled up with zeros, so that one
+   vector of a kernel holds the same k of many rows and a block is one stretch of memory:
+     MHK_Q8   q (blocks,K/4,16,4) signed bytes -128..127; byte (b,c,r,j) is q of row 16 b + r, k = 4
+              c + j
+     MHK_Q4   q (blocks,K/8,16,4) bytes; the low half of byte (b,c,r,j) is q + 8 of row 16 b + r, k
+              = 8 c + j, the high half that of k = 8 c + 4 + j
      scale    (blocks,K/group,16) half-precision numbers
    The last N - rows rows may stay numbers, as the A_log rows of a state-space mixer do. */
 typedef struct mhk_quantised {
@@ -313,8 +353,8 @@ typedef struct mhk_quantised {
   int group;               /* 32 or 64; divides K */
 } mhk_quantised;
 
-/* A contiguous row-major array. Read the fields freely; write only data and grad. Activations have dtype MHK_REAL;
-   frozen matrices of a model may stay in the type they were stored in. */
+/* A contiguous row-major array. Read the fields freely; write only data and grad. Activations have
+   dtype MHK_REAL; frozen matrices of a model may stay in the type they were stored in. */
 typedef struct mhk_tensor {
   void *data;                     /* count elements of dtype; of a quantised one quantised->q */
   mhk_real *grad;                 /* count elements, or NULL before any gradient has arrived */
@@ -327,7 +367,8 @@ typedef struct mhk_tensor {
   mhk_context *ctx;
   struct mhk_tensor *base;        /* views: the tensor whose memory this one shows */
   mhk_index base_offset;          /* views: where in it, in elements */
-  const mhk_quantised *quantised; /* what a tensor (or the tensor a view shows) of dtype MHK_Q8 or MHK_Q4 consists of, else NULL */
+  /* what a tensor (or the tensor a view shows) of dtype MHK_Q8 or MHK_Q4 consists of, else NULL */
+  const mhk_quantised *quantised;
 } mhk_tensor;
 
 /* data of a MHK_REAL tensor; NULL for NULL or another type */
@@ -341,10 +382,10 @@ MHKDEF size_t mhk_tensor_bytes(const mhk_tensor *x); /* what its data takes, in 
 #ifndef MOHAWK_NO_TRAINING
 /* ---------------------------------------------------------------------------------------- tape */
 
-/* A tape owns the activations of a computation and what is needed to differentiate it. Ops run at once; while recording
-   is on and an input requires a gradient they also write themselves down. Everything made on a tape lives until the
-   tape is reset, rewound past it, or destroyed. Memory is kept for the next round: a loop of equal steps allocates only
-   in its first one. */
+/* A tape owns the activations of a computation and what is needed to differentiate it. Ops run at
+   once; while recording is on and an input requires a gradient they also write themselves down.
+   Everything made on a tape lives until the tape is reset, rewound past it, or destroyed. Memory is
+   kept for the next round: a loop of equal steps allocates only in its first one. */
 MHKDEF mhk_tape *mhk_tape_create(mhk_context *ctx);
 MHKDEF void mhk_tape_destroy(mhk_tape *t);
 MHKDEF void mhk_tape_reset(mhk_tape *t);
@@ -358,20 +399,26 @@ MHKDEF mhk_context *mhk_tape_context(const mhk_tape *t);
 
 /* New tensors on the tape. values may be NULL for zeros; they are copied. */
 MHKDEF mhk_tensor *mhk_tensor_new(mhk_tape *t, int rank, const mhk_index *shape, const mhk_real *values);
-/* The same memory under another shape (same count), or rows [first,first+rows) of the first axis. Gradients are shared too. */
+/* The same memory under another shape (same count), or rows [first,first+rows) of the first axis.
+   Gradients are shared too. */
 MHKDEF mhk_tensor *mhk_reshape(mhk_tape *t, mhk_tensor *x, int rank, const mhk_index *shape);
 MHKDEF mhk_tensor *mhk_rows(mhk_tape *t, mhk_tensor *x, mhk_index first, mhk_index rows);
 /* x's values as a constant: no gradient flows back (shares the memory) */
 MHKDEF mhk_tensor *mhk_detach(mhk_tape *t, mhk_tensor *x);
-/* Marks a leaf of this tape, or a parameter, as wanting a gradient and gives it a zeroed one. Returns x. */
+/* Marks a leaf of this tape, or a parameter, as wanting a gradient and gives it a zeroed one.
+   Returns x. */
 MHKDEF mhk_tensor *mhk_require_grad(mhk_tape *t, mhk_tensor *x);
-/* A parameter of the caller's own (not on the tape): lives as long as ctx, requires a gradient. values NULL: zeros. */
-MHKDEF mhk_tensor *mhk_parameter(mhk_context *ctx, const char *name, int rank, const mhk_index *shape, const mhk_real *values);
+/* A parameter of the caller's own (not on the tape): lives as long as ctx, requires a gradient.
+   values NULL: zeros. */
+MHKDEF mhk_tensor *mhk_parameter(mhk_context *ctx, const char *name, int rank, const mhk_index *shape,
+                                 const mhk_real *values);
 MHKDEF void mhk_zero_grad(mhk_tensor *x);
 
-/* One update of AdamW (Loshchilov & Hutter, arXiv 1711.05101) over n parameters, each element read and written once, for training loops of one's own; an
-   mhk_trainer has its own. Parameters without a gradient stay as they are. moments belongs to the caller: two numbers for each element of all n, zeros
-   before the first step, used with the same list every time. step counts from 1. Gradients are zeroed for the next round unless keep_grad. */
+/* One update of AdamW (Loshchilov & Hutter, arXiv 1711.05101) over n parameters, each element read
+   and written once, for training loops of one's own; an mhk_trainer has its own. Parameters without
+   a gradient stay as they are. moments belongs to the caller: two numbers for each element of all
+   n, zeros before the first step, used with the same list every time. step counts from 1. Gradients
+   are zeroed for the next round unless keep_grad. */
 typedef struct mhk_adamw_desc {
   double lr;                /* learning rate, as it is */
   double beta1, beta2, eps; /* 0: 0.9, 0.999, 1e-8 */
@@ -379,24 +426,26 @@ typedef struct mhk_adamw_desc {
   double scale;             /* on the gradients: 1 / batches, a clip; 0: 1 */
   int keep_grad;
 } mhk_adamw_desc;
-MHKDEF mhk_result mhk_adamw(mhk_context *ctx, int n, mhk_tensor *const *x, mhk_real *moments, int64_t step, const mhk_adamw_desc *desc);
+MHKDEF mhk_result mhk_adamw(mhk_context *ctx, int n, mhk_tensor *const *x, mhk_real *moments, int64_t step,
+                            const mhk_adamw_desc *desc);
 
-/* Adds d(loss)/dx to x->grad of every x that requires a gradient. loss must be a scalar. Runs each recorded op once, from
-   the last to the first; the records are then spent, the values stay. */
+/* Adds d(loss)/dx to x->grad of every x that requires a gradient. loss must be a scalar. Runs each
+   recorded op once, from the last to the first; the records are then spent, the values stay. */
 MHKDEF mhk_result mhk_backward(mhk_tape *t, mhk_tensor *loss);
 /* the same from y of any shape and its cotangent (count of y) */
 MHKDEF mhk_result mhk_backward_from(mhk_tape *t, mhk_tensor *y, const mhk_real *cotangent);
 /* the same from several outputs at once */
 MHKDEF mhk_result mhk_backward_many(mhk_tape *t, int n, mhk_tensor *const *y, const mhk_real *const *cotangents);
 
-/* Runs f(t,user,x) without keeping its activations, and runs it again when the backward pass needs them: memory for time.
-   f must compute the same thing each time from x, parameters and user. */
+/* Runs f(t,user,x) without keeping its activations, and runs it again when the backward pass needs
+   them: memory for time. f must compute the same thing each time from x, parameters and user. */
 typedef mhk_tensor *(*mhk_block_fn)(mhk_tape *t, void *user, mhk_tensor *x);
 MHKDEF mhk_tensor *mhk_recompute(mhk_tape *t, mhk_block_fn f, void *user, mhk_tensor *x);
 
-/* An op of the caller's own. forward fills out->data; backward reads out->grad and adds to in[i]->grad where
-   mhk_wants_grad(t,in[i]) (which also makes the gradient's memory). user_size bytes of user are copied, so that a struct on the
-   stack serves. Returns the output, of the given shape. */
+/* An op of the caller's own. forward fills out->data; backward reads out->grad and adds to
+   in[i]->grad where mhk_wants_grad(t,in[i]) (which also makes the gradient's memory). user_size
+   bytes of user are copied, so that a struct on the stack serves. Returns the output, of the given
+   shape. */
 typedef struct mhk_op {
   mhk_tape *tape;
   mhk_tensor *out;
@@ -404,20 +453,24 @@ typedef struct mhk_op {
   int inputs;
   void *user;
 } mhk_op;
-MHKDEF mhk_tensor *mhk_custom(mhk_tape *t, int inputs, mhk_tensor *const *in, int rank, const mhk_index *shape, void (*forward)(const mhk_op *op),
-                              void (*backward)(const mhk_op *op), const void *user, size_t user_size);
+MHKDEF mhk_tensor *mhk_custom(mhk_tape *t, int inputs, mhk_tensor *const *in, int rank, const mhk_index *shape,
+                              void (*forward)(const mhk_op *op), void (*backward)(const mhk_op *op), const void *user,
+                              size_t user_size);
 MHKDEF int mhk_wants_grad(mhk_tape *t, mhk_tensor *x);
 
-/* Compares the tape's gradient of f with respect to x with central finite differences, element by element (at most 256,
-   evenly spread). f builds a scalar from x and whatever else it likes. error is |analytic - numeric| over the largest |gradient|
-   seen; steps are 1e-2 of x's scale in float32, 1e-5 in float64. Returns the error of the worst element (NaN after a failure);
-   report may be NULL. x gets its values back; gradients it held are lost. */
+/* Compares the tape's gradient of f with respect to x with central finite differences, element by
+   element (at most 256, evenly spread). f builds a scalar from x and whatever else it likes. error
+   is |analytic - numeric| over the largest |gradient| seen; steps are 1e-2 of x's scale in float32,
+   1e-5 in float64. Returns the error of the worst element (NaN after a failure); report may be
+   NULL. x gets its values back; gradients it held are lost. */
 typedef struct mhk_gradient_report { double error, analytic, numeric; mhk_index at, checked; } mhk_gradient_report;
-MHKDEF double mhk_check_gradient(mhk_tape *t, mhk_tensor *(*f)(mhk_tape *t, void *user), void *user, mhk_tensor *x, mhk_gradient_report *report);
+MHKDEF double mhk_check_gradient(mhk_tape *t, mhk_tensor *(*f)(mhk_tape *t, void *user), void *user, mhk_tensor *x,
+                                 mhk_gradient_report *report);
 
 /* ---------------------------------------------------------------------------------------- ops */
 
-/* Elementwise and reductions. a and b have the same shape, or b is a vector of a's last axis, or b is a scalar. */
+/* Elementwise and reductions. a and b have the same shape, or b is a vector of a's last axis, or b
+   is a scalar. */
 MHKDEF mhk_tensor *mhk_add(mhk_tape *t, mhk_tensor *a, mhk_tensor *b);
 MHKDEF mhk_tensor *mhk_sub(mhk_tape *t, mhk_tensor *a, mhk_tensor *b);
 MHKDEF mhk_tensor *mhk_mul(mhk_tape *t, mhk_tensor *a, mhk_tensor *b);
@@ -443,80 +496,99 @@ MHKDEF mhk_tensor *mhk_swap_heads(mhk_tape *t, mhk_tensor *x);
 
 /* weight (V,D), tokens B*T ids below V -> (B,T,D) */
 MHKDEF mhk_tensor *mhk_embedding(mhk_tape *t, mhk_tensor *weight, const int32_t *tokens, mhk_index B, mhk_index T);
-/* x (...,K), weight (N,K) as PyTorch's Linear, bias (N) or NULL -> (...,N). _gelu applies gelu_new; _add adds residual (...,N). */
+/* x (...,K), weight (N,K) as PyTorch's Linear, bias (N) or NULL -> (...,N). _gelu applies gelu_new;
+   _add adds residual (...,N). */
 MHKDEF mhk_tensor *mhk_linear(mhk_tape *t, mhk_tensor *x, mhk_tensor *weight, mhk_tensor *bias);
 MHKDEF mhk_tensor *mhk_linear_gelu(mhk_tape *t, mhk_tensor *x, mhk_tensor *weight, mhk_tensor *bias);
-MHKDEF mhk_tensor *mhk_linear_add(mhk_tape *t, mhk_tensor *x, mhk_tensor *weight, mhk_tensor *bias, mhk_tensor *residual);
+MHKDEF mhk_tensor *mhk_linear_add(mhk_tape *t, mhk_tensor *x, mhk_tensor *weight, mhk_tensor *bias,
+                                  mhk_tensor *residual);
 /* over the last axis n: weight (n), bias (n) */
 MHKDEF mhk_tensor *mhk_layer_norm(mhk_tape *t, mhk_tensor *x, mhk_tensor *weight, mhk_tensor *bias, double eps);
 MHKDEF mhk_tensor *mhk_rms_norm(mhk_tape *t, mhk_tensor *x, mhk_tensor *weight, double eps);
 /* y * silu(z + z_bias): y, z (...,E), z_bias (E) or NULL */
 MHKDEF mhk_tensor *mhk_gate(mhk_tape *t, mhk_tensor *y, mhk_tensor *z, mhk_tensor *z_bias);
 
-/* Document boundaries of packed sequences: doc (B,T); a new document starts wherever the value differs from the token before
-   it. NULL: one document a row. Attention does not look across, states restart, rotary positions count from the start. The first
-   document of a row continues the given state; offset is the position of its first token. */
+/* Document boundaries of packed sequences: doc (B,T); a new document starts wherever the value
+   differs from the token before it. NULL: one document a row. Attention does not look across,
+   states restart, rotary positions count from the start. The first document of a row continues the
+   given state; offset is the position of its first token. */
 
-/* Rotary embedding (half-split): x (B,T,H,P), feature i < dim/2 of each head turns with feature i + dim/2 by position * theta^(-2i/dim). */
+/* Rotary embedding (half-split): x (B,T,H,P), feature i < dim/2 of each head turns with feature i +
+   dim/2 by position * theta^(-2i/dim). */
 MHKDEF mhk_tensor *mhk_rotary(mhk_tape *t, mhk_tensor *x, int dim, double theta, const int32_t *doc, mhk_index offset);
 
 /* Keys and values of the tokens so far. The arrays are the caller's: (B,capacity,G,P) each. */
 typedef struct mhk_kv_cache { mhk_real *k, *v; mhk_index capacity, length; } mhk_kv_cache;
 
-/* Causal softmax attention: q (B,T,H,P), k and v (B,T,G,P), G divides H -> (B,T,H,P), scale 1/sqrt(P). Tiles with a running softmax:
-   no T*T memory. With a cache (no-grad only) k and v are appended to it first, and queries see all of it; error when it is full. */
-MHKDEF mhk_tensor *mhk_attention(mhk_tape *t, mhk_tensor *q, mhk_tensor *k, mhk_tensor *v, const int32_t *doc, mhk_kv_cache *cache);
+/* Causal softmax attention: q (B,T,H,P), k and v (B,T,G,P), G divides H -> (B,T,H,P), scale
+   1/sqrt(P). Tiles with a running softmax: no T*T memory. With a cache (no-grad only) k and v are
+   appended to it first, and queries see all of it; error when it is full. */
+MHKDEF mhk_tensor *mhk_attention(mhk_tape *t, mhk_tensor *q, mhk_tensor *k, mhk_tensor *v, const int32_t *doc,
+                                 mhk_kv_cache *cache);
 /* its matrix after softmax: (B,H,T,T), zeros above the diagonal */
 MHKDEF mhk_tensor *mhk_attention_matrix(mhk_tape *t, mhk_tensor *q, mhk_tensor *k, const int32_t *doc);
 
-/* Causal depthwise convolution: x (B,T,C), weight (C,1,W) with tap W-1 on the current token, bias (C) or NULL -> (B,T,C).
-   state (B,C,W-1), oldest first, holds the inputs before the first token and is updated (no-grad only); NULL: zeros. silu: applied after. */
-MHKDEF mhk_tensor *mhk_conv1d(mhk_tape *t, mhk_tensor *x, mhk_tensor *weight, mhk_tensor *bias, int silu, const int32_t *doc, mhk_real *state);
-/* the same with the channels handed out as n tensors of widths[i] channels, out[i] (B,T,widths[i]) */
-MHKDEF mhk_result mhk_conv1d_split(mhk_tape *t, mhk_tensor *x, mhk_tensor *weight, mhk_tensor *bias, int silu, const int32_t *doc, mhk_real *state, int n,
-                                   const mhk_index *widths, mhk_tensor **out);
+/* Causal depthwise convolution: x (B,T,C), weight (C,1,W) with tap W-1 on the current token, bias
+   (C) or NULL -> (B,T,C). state (B,C,W-1), oldest first, holds the inputs before the first token
+   and is updated (no-grad only); NULL: zeros. silu: applied after. */
+MHKDEF mhk_tensor *mhk_conv1d(mhk_tape *t, mhk_tensor *x, mhk_tensor *weight, mhk_tensor *bias, int silu,
+                              const int32_t *doc, mhk_real *state);
+/* the same with the channels handed out as n tensors of widths[i] channels, out[i]
+   (B,T,widths[i]) */
+MHKDEF mhk_result mhk_conv1d_split(mhk_tape *t, mhk_tensor *x, mhk_tensor *weight, mhk_tensor *bias, int silu,
+                                   const int32_t *doc, mhk_real *state, int n, const mhk_index *widths,
+                                   mhk_tensor **out);
 
-/* State-space duality (Dao & Gu 2024, arXiv 2405.21060): h_t = exp(log_a_t) h_{t-1} + x_t B_t^T, y_t = h_t C_t (+ D_h x_t).
-   x (B,T,H,P), log_a (B,T,H) <= 0, Bm and Cm (B,T,G,N), head h uses group h/(H/G) -> (B,T,H,P).
-   A log_a of minus infinity forgets the state, whatever it was, if that is finite; a positive one is
-   computed as it is, and NaN gives NaN. */
+/* State-space duality (Dao & Gu 2024, arXiv 2405.21060): h_t = exp(log_a_t) h_{t-1} + x_t B_t^T,
+   y_t = h_t C_t (+ D_h x_t). x (B,T,H,P), log_a (B,T,H) <= 0, Bm and Cm (B,T,G,N), head h uses
+   group h/(H/G) -> (B,T,H,P). A log_a of minus infinity forgets the state, whatever it was, if that
+   is finite; a positive one is computed as it is, and NaN gives NaN. */
 typedef enum mhk_ssd_form { MHK_SSD_AUTO = 0, MHK_SSD_CHUNKED = 1, MHK_SSD_RECURRENT = 2 } mhk_ssd_form;
 typedef struct mhk_ssd_desc {
   mhk_tensor *D;             /* (H) or NULL */
   mhk_tensor *initial_state; /* (B,H,P,N) or NULL for zeros; gets a gradient if it wants one */
-  mhk_tensor **final_state;  /* if not NULL receives the state (B,H,P,N) after the last token; gradients may flow into it */
+  /* if not NULL receives the state (B,H,P,N) after the last token; gradients may flow into it */
+  mhk_tensor **final_state;
   const int32_t *doc;
   mhk_index chunk;           /* tokens a chunk; 0: 32. Results differ by rounding only. */
   mhk_ssd_form form;         /* AUTO: recurrent for a few tokens without gradient, else chunked */
 } mhk_ssd_desc;
-MHKDEF mhk_tensor *mhk_ssd(mhk_tape *t, mhk_tensor *x, mhk_tensor *log_a, mhk_tensor *Bm, mhk_tensor *Cm, const mhk_ssd_desc *desc);
-/* its matrix (B,H,T,T): M[t,s] = (C_t . B_s) exp(log_a_{s+1} + ... + log_a_t) for s <= t, plus D_h (or NULL) on the diagonal */
-MHKDEF mhk_tensor *mhk_ssd_matrix(mhk_tape *t, mhk_tensor *log_a, mhk_tensor *Bm, mhk_tensor *Cm, mhk_tensor *D, const int32_t *doc);
+MHKDEF mhk_tensor *mhk_ssd(mhk_tape *t, mhk_tensor *x, mhk_tensor *log_a, mhk_tensor *Bm, mhk_tensor *Cm,
+                           const mhk_ssd_desc *desc);
+/* its matrix (B,H,T,T): M[t,s] = (C_t . B_s) exp(log_a_{s+1} + ... + log_a_t) for s <= t, plus D_h
+   (or NULL) on the diagonal */
+MHKDEF mhk_tensor *mhk_ssd_matrix(mhk_tape *t, mhk_tensor *log_a, mhk_tensor *Bm, mhk_tensor *Cm, mhk_tensor *D,
+                                  const int32_t *doc);
 
-/* Losses: scalars. logits (...,V); labels one id a row, negative: the row does not count. Means over the rows that count. */
+/* Losses: scalars. logits (...,V); labels one id a row, negative: the row does not count. Means
+   over the rows that count. */
 MHKDEF mhk_tensor *mhk_cross_entropy(mhk_tape *t, mhk_tensor *logits, const int32_t *labels);
-/* cross-entropy of softmax(logits / temperature) against softmax(target_logits); the target gets no gradient */
-MHKDEF mhk_tensor *mhk_cross_entropy_soft(mhk_tape *t, mhk_tensor *logits, mhk_tensor *target_logits, double temperature);
+/* cross-entropy of softmax(logits / temperature) against softmax(target_logits); the target gets no
+   gradient */
+MHKDEF mhk_tensor *mhk_cross_entropy_soft(mhk_tape *t, mhk_tensor *logits, mhk_tensor *target_logits,
+                                          double temperature);
 /* KL(softmax(target_logits) || softmax(logits)) */
 MHKDEF mhk_tensor *mhk_kl(mhk_tape *t, mhk_tensor *logits, mhk_tensor *target_logits);
-/* mean over rows of || x - target ||_2 over the last axis (MOHAWK stage 2); the target gets no gradient */
+/* mean over rows of || x - target ||_2 over the last axis (MOHAWK stage 2); the target gets no
+   gradient */
 MHKDEF mhk_tensor *mhk_hidden_distance(mhk_tape *t, mhk_tensor *x, mhk_tensor *target);
 /* mean over (B,H) of || x - target ||_F, both (B,H,T,T) (MOHAWK stage 1) */
 MHKDEF mhk_tensor *mhk_matrix_distance(mhk_tape *t, mhk_tensor *x, mhk_tensor *target);
-/* mhk_matrix_distance(mhk_ssd_matrix(log_a,Bm,Cm,D), mhk_attention_matrix(q,k)) without making either: memory in T, not T*T.
-   relative, if not NULL, receives per head || M_s - M_t ||_F / || M_t ||_F, mean over the batch (H values). q and k get no gradient. */
-MHKDEF mhk_tensor *mhk_matrix_orientation(mhk_tape *t, mhk_tensor *log_a, mhk_tensor *Bm, mhk_tensor *Cm, mhk_tensor *D, mhk_tensor *q, mhk_tensor *k,
-                                          const int32_t *doc, double *relative);
+/* mhk_matrix_distance(mhk_ssd_matrix(log_a,Bm,Cm,D), mhk_attention_matrix(q,k)) without making
+   either: memory in T, not T*T. relative, if not NULL, receives per head || M_s - M_t ||_F /
+   || M_t ||_F, mean over the batch (H values). q and k get no gradient. */
+MHKDEF mhk_tensor *mhk_matrix_orientation(mhk_tape *t, mhk_tensor *log_a, mhk_tensor *Bm, mhk_tensor *Cm, mhk_tensor *D,
+                                          mhk_tensor *q, mhk_tensor *k, const int32_t *doc, double *relative);
 #endif
 
-/* ---------------------------------------------------------------------------------------- models */
+/* --------------------------------------------------------------------------------------- models */
 
 typedef enum mhk_arch { MHK_ARCH_PHI = 1, MHK_ARCH_PHI_MAMBA = 2, MHK_ARCH_MAMBA2 = 3 } mhk_arch;
 typedef enum mhk_mixer { MHK_MIXER_ATTENTION = 1, MHK_MIXER_DISCRETE_MAMBA2 = 2, MHK_MIXER_MAMBA2 = 3 } mhk_mixer;
 #define MHK_MAX_LAYERS 256
 
-/* What a model is. arch decides block form, names and config.json; mixer[l] the mixer of layer l. Fields that do not concern
-   the mixers in use are zero. */
+/* What a model is. arch decides block form, names and config.json; mixer[l] the mixer of layer l.
+   Fields that do not concern the mixers in use are zero. */
 typedef struct mhk_config {
   mhk_arch arch;
   int n_layer, d_model, vocab_size;
@@ -539,18 +611,22 @@ typedef struct mhk_config {
   unsigned char mixer[MHK_MAX_LAYERS]; /* mhk_mixer of each layer */
 } mhk_config;
 
-/* Named shapes: "phi-1", "phi-1.5", "phi-2", "phi-mamba-1.5b", "hybrid-phi-mamba-1.5b", "mamba2-130m", "mamba2-1.3b". */
+/* Named shapes: "phi-1", "phi-1.5", "phi-2", "phi-mamba-1.5b", "hybrid-phi-mamba-1.5b",
+   "mamba2-130m", "mamba2-1.3b". */
 MHKDEF mhk_result mhk_config_preset(mhk_context *ctx, const char *name, mhk_config *config);
 /* Checks that a configuration makes sense; the error is a sentence with the numbers in it. */
 MHKDEF mhk_result mhk_config_check(mhk_context *ctx, const mhk_config *config);
 /* config.json of PhiForCausalLM, Mamba2ForCausalLM, the Mamba-2 of state-spaces' mamba_ssm, or
    phi-mamba (plain, or under one outer key "config"). where names the text in errors. Settings that
    are not known are a warning. */
-MHKDEF mhk_result mhk_config_parse(mhk_context *ctx, const char *json, size_t length, const char *where, mhk_config *config);
-/* The same out again: writes at most capacity bytes with a terminating 0, returns the length without it (call with NULL, 0 to learn it). */
+MHKDEF mhk_result mhk_config_parse(mhk_context *ctx, const char *json, size_t length, const char *where,
+                                   mhk_config *config);
+/* The same out again: writes at most capacity bytes with a terminating 0, returns the length
+   without it (call with NULL, 0 to learn it). */
 MHKDEF size_t mhk_config_format(const mhk_config *config, char *json, size_t capacity);
 MHKDEF double mhk_config_parameters(const mhk_config *config); /* how many numbers the model has */
-/* Bytes of a sequence's state after so many tokens: constant for state-space layers, keys and values of every token for attention ones. */
+/* Bytes of a sequence's state after so many tokens: constant for state-space layers, keys and
+   values of every token for attention ones. */
 MHKDEF double mhk_config_state_bytes(const mhk_config *config, mhk_index tokens);
 
 #ifndef MOHAWK_NO_STDIO
@@ -565,14 +641,18 @@ MHKDEF double mhk_config_state_bytes(const mhk_config *config, mhk_index tokens)
    does it, or read. */
 MHKDEF mhk_model *mhk_load(mhk_context *ctx, const char *path);
 typedef struct mhk_load_desc {
-  int strict; /* what would be a warning is an error: tensors that the model does not use, settings without effect, a tokenizer that cannot be used... */
-  int read; /* files are read into memory of the context in place of being mapped: nothing that happens to them later reaches the model */
+  /* what would be a warning is an error: tensors that the model does not use, settings without
+     effect, a tokenizer that cannot be used... */
+  int strict;
+  /* files are read into memory of the context in place of being mapped: nothing that happens to
+     them later reaches the model */
+  int read;
 } mhk_load_desc;
 /* The same as desc says it; desc may be NULL. */
 MHKDEF mhk_model *mhk_load_with(mhk_context *ctx, const char *path, const mhk_load_desc *desc);
 #endif
-/* The same from a .safetensors file that mhk_save() wrote, in memory: weights stay where they are (data must outlive the model), as far as they are aligned to
-   their type. */
+/* The same from a .safetensors file that mhk_save() wrote, in memory: weights stay where they are
+   (data must outlive the model), as far as they are aligned to their type. */
 MHKDEF mhk_model *mhk_load_memory(mhk_context *ctx, const void *data, size_t bytes);
 #ifndef MOHAWK_NO_TRAINING
 /* A new model with weights drawn as PyTorch's layers draw them. Trainable. */
@@ -602,10 +682,12 @@ typedef struct mhk_quantise_desc {
   int group;       /* 32 or 64 neighbours share a scale; 0: 64 for MHK_Q8, 32 for MHK_Q4 */
   mhk_dtype ends;  /* type of embedding and head; 0: as type */
 } mhk_quantise_desc;
-/* A frozen copy of m whose embedding, head and projections are quantised; desc may be NULL. Scales are chosen from the weights alone, group by group:
-   for MHK_Q8 the largest weight over 127, for MHK_Q4 the scale of least squared error. Norms, convolutions, biases and all other vectors become
-   MHK_REAL, as do the rows of in_proj that set the decay (A_log of discrete Mamba-2, dt of Mamba-2) and matrices whose rows no group divides; a model
-   that has no others comes back as numbers, with a warning. */
+/* A frozen copy of m whose embedding, head and projections are quantised; desc may be NULL. Scales
+   are chosen from the weights alone, group by group: for MHK_Q8 the largest weight over 127, for
+   MHK_Q4 the scale of least squared error. Norms, convolutions, biases and all other vectors become
+   MHK_REAL, as do the rows of in_proj that set the decay (A_log of discrete Mamba-2, dt of Mamba-2)
+   and matrices whose rows no group divides; a model that has no others comes back as numbers, with
+   a warning. */
 MHKDEF mhk_model *mhk_quantise(mhk_model *m, const mhk_quantise_desc *desc);
 #endif
 
@@ -633,8 +715,14 @@ MHKDEF mhk_tensor *mhk_model_find(const mhk_model *m, const char *name);   /* by
 /* Turns all parameters into trainable float32 (float64) copies. */
 MHKDEF mhk_result mhk_model_make_trainable(mhk_model *m);
 
-/* How a student's new mixers start (method: Bick et al. 2024 section 4; "The Mamba in the Llama", arXiv 2408.15237, for attention). */
-typedef enum mhk_init { MHK_INIT_DEFAULT = 0, MHK_INIT_IDENTITY = 1, MHK_INIT_ATTENTION = 2, MHK_INIT_RANDOM = 3 } mhk_init;
+/* How a student's new mixers start (method: Bick et al. 2024 section 4; "The Mamba in the Llama",
+   arXiv 2408.15237, for attention). */
+typedef enum mhk_init {
+  MHK_INIT_DEFAULT = 0,
+  MHK_INIT_IDENTITY = 1,
+  MHK_INIT_ATTENTION = 2,
+  MHK_INIT_RANDOM = 3
+} mhk_init;
 typedef struct mhk_student_desc {
   const int *keep_attention; /* layers that stay attention: a hybrid */
   int n_keep_attention;
@@ -644,9 +732,11 @@ typedef struct mhk_student_desc {
   int chunk_size;            /* 0: 128 */
   uint64_t seed;             /* 0: 1 */
 } mhk_student_desc;
-/* A Phi-Mamba student of a Phi teacher: takes over embedding, norms, MLPs, head and kept attention layers; its other mixers are new. desc may be NULL. */
+/* A Phi-Mamba student of a Phi teacher: takes over embedding, norms, MLPs, head and kept attention
+   layers; its other mixers are new. desc may be NULL. */
 MHKDEF mhk_model *mhk_student_create(mhk_context *ctx, mhk_model *teacher, const mhk_student_desc *desc);
-/* The two halves of it, for models made otherwise. transfer copies every weight that both have and that is no state-space mixer's. */
+/* The two halves of it, for models made otherwise. transfer copies every weight that both have and
+   that is no state-space mixer's. */
 MHKDEF mhk_result mhk_model_transfer(mhk_model *student, mhk_model *teacher);
 MHKDEF mhk_result mhk_model_init_mixers(mhk_model *student, mhk_model *teacher, mhk_init init, uint64_t seed);
 
@@ -654,10 +744,13 @@ typedef struct mhk_forward_desc {
   const int32_t *doc; /* document of each token (B,T), or NULL */
   int recompute;      /* recompute each block in the backward pass instead of keeping its activations */
   int last_only;      /* logits of the last token only: (B,1,V) */
-  mhk_tensor **residuals; /* if not NULL receives the L+1 residual streams: input of block 0..L-1 and the last block's output */
+  /* if not NULL receives the L+1 residual streams: input of block 0..L-1 and the last block's
+     output */
+  mhk_tensor **residuals;
 } mhk_forward_desc;
 /* tokens (B,T) -> logits (B,T,V). desc may be NULL. */
-MHKDEF mhk_tensor *mhk_forward(mhk_tape *t, mhk_model *m, const int32_t *tokens, mhk_index B, mhk_index T, const mhk_forward_desc *desc);
+MHKDEF mhk_tensor *mhk_forward(mhk_tape *t, mhk_model *m, const int32_t *tokens, mhk_index B, mhk_index T,
+                               const mhk_forward_desc *desc);
 /* Its pieces. x (B,T,D) is the residual stream; u is x after the block's norm. */
 MHKDEF mhk_tensor *mhk_forward_embedding(mhk_tape *t, mhk_model *m, const int32_t *tokens, mhk_index B, mhk_index T);
 MHKDEF mhk_tensor *mhk_forward_norm(mhk_tape *t, mhk_model *m, int layer, mhk_tensor *x);
@@ -670,9 +763,11 @@ MHKDEF mhk_tensor *mhk_forward_matrix(mhk_tape *t, mhk_model *m, int layer, mhk_
 
 /* ---------------------------------------------------------------------------------------- files */
 
-/* safetensors (huggingface/safetensors, format of version 0.4): 8 bytes of header length, a JSON header, raw little-endian tensors.
-   PyTorch's own files (torch.save of a state dict, PyTorch 1.6 and later: pytorch_model.bin): a zip archive of raw tensors and a pickle that
-   describes them, which is read as data: nothing it names is ever run, and what a state dict does not need is refused. */
+/* safetensors (huggingface/safetensors, format of version 0.4): 8 bytes of header length, a JSON
+   header, raw little-endian tensors. PyTorch's own files (torch.save of a state dict, PyTorch 1.6
+   and later: pytorch_model.bin): a zip archive of raw tensors and a pickle that describes them,
+   which is read as data: nothing it names is ever run, and what a state dict does not need is
+   refused. */
 typedef struct mhk_file mhk_file;
 typedef struct mhk_file_tensor {
   const char *name;
@@ -684,204 +779,279 @@ typedef struct mhk_file_tensor {
   size_t bytes;
 } mhk_file_tensor;
 #ifndef MOHAWK_NO_STDIO
-/* Opens a file of either kind, an index of shards, or what a folder holds: model.safetensors, its index, pytorch_model.bin, its index,
-   the first of them that is there. Everything is checked before it is believed, but for the checksums of mapped tensors. */
+/* Opens a file of either kind, an index of shards, or what a folder holds: model.safetensors, its
+   index, pytorch_model.bin, its index, the first of them that is there. Everything is checked
+   before it is believed, but for the checksums of mapped tensors. */
 MHKDEF mhk_file *mhk_file_open(mhk_context *ctx, const char *path);
 #endif
-MHKDEF mhk_file *mhk_file_open_memory(mhk_context *ctx, const void *data, size_t bytes); /* data must stay; without stdio: safetensors only */
+/* data must stay; without stdio: safetensors only */
+MHKDEF mhk_file *mhk_file_open_memory(mhk_context *ctx, const void *data, size_t bytes);
 MHKDEF void mhk_file_close(mhk_file *f);
 MHKDEF int mhk_file_tensors(const mhk_file *f);
 MHKDEF const mhk_file_tensor *mhk_file_tensor_at(const mhk_file *f, int i);            /* sorted by name */
 MHKDEF const mhk_file_tensor *mhk_file_find(const mhk_file *f, const char *name);
-MHKDEF const char *mhk_file_metadata(const mhk_file *f, const char *key, size_t *length); /* text of __metadata__, or NULL; length may be NULL */
-MHKDEF mhk_result mhk_file_read(mhk_context *ctx, const mhk_file_tensor *x, mhk_real *out);     /* converts any number type */
-MHKDEF mhk_result mhk_file_read_i32(mhk_context *ctx, const mhk_file_tensor *x, int32_t *out);  /* integer types; error when one does not fit */
+/* text of __metadata__, or NULL; length may be NULL */
+MHKDEF const char *mhk_file_metadata(const mhk_file *f, const char *key, size_t *length);
+/* converts any number type */
+MHKDEF mhk_result mhk_file_read(mhk_context *ctx, const mhk_file_tensor *x, mhk_real *out);
+/* integer types; error when one does not fit */
+MHKDEF mhk_result mhk_file_read_i32(mhk_context *ctx, const mhk_file_tensor *x, int32_t *out);
 #ifndef MOHAWK_NO_STDIO
-/* Writing: describe all tensors, then write. data is in host byte order and dtype; metadata is n_metadata pairs key, value. */
-MHKDEF mhk_result mhk_file_write(mhk_context *ctx, const char *path, int n, const mhk_file_tensor *tensors, int n_metadata, const char *const *metadata);
-/* Any other file. Like all files here it is written as path.new (path.new2 and on while others write it too), flushed to the disk and renamed: readers see
-   the old file or the new one, a writer that fails or is killed leaves the old one. What a killed writer left behind goes when path is written again.
-   A symbolic link at path is replaced, not followed; a new file has the permissions of the one it replaces, as far as the umask allows. */
+/* Writing: describe all tensors, then write. data is in host byte order and dtype; metadata is
+   n_metadata pairs key, value. */
+MHKDEF mhk_result mhk_file_write(mhk_context *ctx, const char *path, int n, const mhk_file_tensor *tensors,
+                                 int n_metadata, const char *const *metadata);
+/* Any other file. Like all files here it is written as path.new (path.new2 and on while others
+   write it too), flushed to the disk and renamed: readers see the old file or the new one, a writer
+   that fails or is killed leaves the old one. What a killed writer left behind goes when path is
+   written again. A symbolic link at path is replaced, not followed; a new file has the permissions
+   of the one it replaces, as far as the umask allows. */
 MHKDEF mhk_result mhk_file_write_bytes(mhk_context *ctx, const char *path, const void *data, size_t bytes);
 #endif
 
-/* ---------------------------------------------------------------------------------------- tokenizer */
+/* ------------------------------------------------------------------------------------ tokenizer */
 
-/* Byte-level BPE as GPT-2, Phi and GPT-NeoX (with NFC, which the Mamba-2 models have) use it. path: a folder or
-   file: tokenizer.json, or vocab.json with merges.txt (and added_tokens.json), or encoder.json with vocab.bpe; and
-   the tokenizer_config.json beside them, if there is one: which tokens start and end a text. */
+/* Byte-level BPE as GPT-2, Phi and GPT-NeoX (with NFC, which the Mamba-2 models have) use it. path:
+   a folder or file: tokenizer.json, or vocab.json with merges.txt (and added_tokens.json), or
+   encoder.json with vocab.bpe; and the tokenizer_config.json beside them, if there is one: which
+   tokens start and end a text. */
 #ifndef MOHAWK_NO_STDIO
 MHKDEF mhk_tokenizer *mhk_tokenizer_load(mhk_context *ctx, const char *path);
 #endif
-MHKDEF mhk_tokenizer *mhk_tokenizer_parse(mhk_context *ctx, const char *json, size_t length); /* a tokenizer.json in memory */
+/* a tokenizer.json in memory */
+MHKDEF mhk_tokenizer *mhk_tokenizer_parse(mhk_context *ctx, const char *json, size_t length);
 MHKDEF void mhk_tokenizer_destroy(mhk_tokenizer *k);
-/* Any bytes in, ids out: writes at most capacity, returns how many there are (call again with more room if larger); -1 on error. Added tokens found in
-   the text become their ids; none are put around it. Time is linear in length. mhk_decode() gives the bytes back (unless the tokenizer.json
+/* Any bytes in, ids out: writes at most capacity, returns how many there are (call again with more
+   room if larger); -1 on error. Added tokens found in the text become their ids; none are put
+   around it. Time is linear in length. mhk_decode() gives the bytes back (unless the tokenizer.json
    asks for NFC, add_prefix_space, lstrip or rstrip, which change the text). */
 MHKDEF mhk_index mhk_encode(mhk_tokenizer *k, const char *text, size_t length, int32_t *ids, mhk_index capacity);
 /* The same with mhk_tokenizer_start() before the text, where mhk_feed_text() puts it. */
 MHKDEF mhk_index mhk_encode_prompt(mhk_tokenizer *k, const char *text, size_t length, int32_t *ids, mhk_index capacity);
-/* The bytes of ids: writes at most capacity (no terminating 0), returns how many there are; -1 when an id does not exist. */
+/* The bytes of ids: writes at most capacity (no terminating 0), returns how many there are; -1 when
+   an id does not exist. */
 MHKDEF mhk_index mhk_decode(mhk_tokenizer *k, const int32_t *ids, mhk_index n, char *text, size_t capacity);
 MHKDEF int mhk_tokenizer_size(const mhk_tokenizer *k);                    /* one more than the largest id */
-MHKDEF int32_t mhk_tokenizer_id(mhk_tokenizer *k, const char *token);     /* id of an added or special token ("<|endoftext|>"), -1 if absent */
-MHKDEF const char *mhk_token_bytes(mhk_tokenizer *k, int32_t id, size_t *length); /* bytes of one token, NULL if the id does not exist */
-/* id of the token that ends a text, -1 if there is none: eos_token of the tokenizer_config.json beside
-   tokenizer.json, else <|endoftext|> */
+/* id of an added or special token ("<|endoftext|>"), -1 if absent */
+MHKDEF int32_t mhk_tokenizer_id(mhk_tokenizer *k, const char *token);
+/* bytes of one token, NULL if the id does not exist */
+MHKDEF const char *mhk_token_bytes(mhk_tokenizer *k, int32_t id, size_t *length);
+/* id of the token that ends a text, -1 if there is none: eos_token of the tokenizer_config.json
+   beside tokenizer.json, else <|endoftext|> */
 MHKDEF int32_t mhk_tokenizer_end(const mhk_tokenizer *k);
 /* id of the token that starts one, as it does the documents of mhk_text_load(): its bos_token, what
    tokenizer.json puts before a text, else as above */
 MHKDEF int32_t mhk_tokenizer_start(const mhk_tokenizer *k);
-MHKDEF const char *mhk_tokenizer_json(mhk_tokenizer *k, size_t *length);  /* the tokenizer as a tokenizer.json; the tokenizer's memory */
+/* the tokenizer as a tokenizer.json; the tokenizer's memory */
+MHKDEF const char *mhk_tokenizer_json(mhk_tokenizer *k, size_t *length);
 
-/* Streaming: gives back only whole UTF-8 characters, holding an unfinished one until the next call; bytes that can be no character become
-   U+FFFD, one for each longest start of a character that breaks off. */
+/* Streaming: gives back only whole UTF-8 characters, holding an unfinished one until the next call;
+   bytes that can be no character become U+FFFD, one for each longest start of a character that
+   breaks off. */
 typedef struct mhk_stream { unsigned char held[4]; int n_held; } mhk_stream; /* zero to start */
-MHKDEF size_t mhk_stream_push(mhk_stream *s, const char *bytes, size_t length, char *out); /* returns bytes written; out has room for 3 * (length + 4) */
-MHKDEF size_t mhk_stream_finish(mhk_stream *s, char *out);                                 /* at the end: what is held, as U+FFFD (3 bytes) or nothing */
+/* returns bytes written; out has room for 3 * (length + 4) */
+MHKDEF size_t mhk_stream_push(mhk_stream *s, const char *bytes, size_t length, char *out);
+/* at the end: what is held, as U+FFFD (3 bytes) or nothing */
+MHKDEF size_t mhk_stream_finish(mhk_stream *s, char *out);
 
-/* ---------------------------------------------------------------------------------------- sessions */
+/* ------------------------------------------------------------------------------------- sessions */
 
-/* A session runs a model for inference: one or more sequences of tokens, each at its own position. State-space layers keep a state of constant size,
-   attention layers the keys and values of the tokens so far. All its memory is one block, whose size mhk_session_size() tells beforehand: after creation
-   nothing more is asked of the allocator, but for words longer than word_bytes. Sequences are numbered from 0. What a sequence answers does not depend on
-   the others of its session (products of a few rows are summed in another order than those of many: rounding differs). Zero means the default named here. */
+/* A session runs a model for inference: one or more sequences of tokens, each at its own position.
+   State-space layers keep a state of constant size, attention layers the keys and values of the
+   tokens so far. All its memory is one block, whose size mhk_session_size() tells beforehand: after
+   creation nothing more is asked of the allocator, but for words longer than word_bytes. Sequences
+   are numbered from 0. What a sequence answers does not depend on the others of its session
+   (products of a few rows are summed in another order than those of many: rounding differs). Zero
+   means the default named here. */
 typedef struct mhk_session_desc {
   mhk_index batch;          /* sequences; 0: 1 */
-  mhk_index capacity;       /* tokens an attention layer holds of each sequence; 0: the model's max_position, or 2048. Of no meaning without attention. */
-  mhk_index window;         /* attention layers see a token and the window - 1 before it, forget the rest, and are never full (capacity then has no
-                               meaning; positions go on counting). 0: everything */
+  /* tokens an attention layer holds of each sequence; 0: the model's max_position, or 2048. Of no
+     meaning without attention. */
+  mhk_index capacity;
+  /* attention layers see a token and the window - 1 before it, forget the rest, and are never full
+     (capacity then has no meaning; positions go on counting). 0: everything */
+  mhk_index window;
   mhk_index chunk;          /* tokens of a sequence computed together; more is faster and takes more memory; 0: 256 */
   mhk_index snapshots;      /* states of each sequence kept to rewind to: the newest ones */
-  mhk_index snapshot_every; /* tokens between those that are kept by themselves; 0: only mhk_session_snapshot() keeps them */
+  /* tokens between those that are kept by themselves; 0: only mhk_session_snapshot() keeps them */
+  mhk_index snapshot_every;
   mhk_index recent;         /* last tokens of each sequence remembered for the penalties of mhk_sampling; 0: 256 */
   size_t stop_bytes;        /* bytes of the longest stop string of mhk_sampling; 0: 64 */
-  void *memory;             /* the caller's block to live in, which must outlast the session; NULL: from the context's allocator */
+  /* the caller's block to live in, which must outlast the session; NULL: from the context's
+     allocator */
+  void *memory;
   size_t memory_bytes;      /* its size: at least mhk_session_size(), aligned or not */
-  /* bytes of the longest word (run without a break) of mhk_feed_text() that the block has room for; 0: 1024.
-     A longer one takes memory from the context's allocator for as long as it lasts, or is an error where the
-     block is the caller's. */
+  /* bytes of the longest word (run without a break) of mhk_feed_text() that the block has room for;
+     0: 1024. A longer one takes memory from the context's allocator for as long as it lasts, or is
+     an error where the block is the caller's. */
   size_t word_bytes;
   int no_start;             /* mhk_feed_text() puts no token before the text */
 } mhk_session_desc;
-/* Bytes of the block that a session of this description takes with this context's threads (fewer later are fine, more stay unused). 0 on error. */
+/* Bytes of the block that a session of this description takes with this context's threads (fewer
+   later are fine, more stay unused). 0 on error. */
 MHKDEF size_t mhk_session_size(const mhk_model *m, const mhk_session_desc *desc);
-/* desc may be NULL. The model must outlive the session; its tokenizer, if text is wanted, must be there by now. */
+/* desc may be NULL. The model must outlive the session; its tokenizer, if text is wanted, must be
+   there by now. */
 MHKDEF mhk_session *mhk_session_create(mhk_model *m, const mhk_session_desc *desc);
 MHKDEF void mhk_session_destroy(mhk_session *s);
 /* All sequences, or one of them, to the start: no tokens seen, no snapshots. */
 MHKDEF void mhk_session_reset(mhk_session *s);
 MHKDEF mhk_result mhk_session_reset_one(mhk_session *s, mhk_index sequence);
-MHKDEF mhk_index mhk_session_position(const mhk_session *s, mhk_index sequence); /* tokens seen; 0 for a sequence that is not there */
+/* tokens seen; 0 for a sequence that is not there */
+MHKDEF mhk_index mhk_session_position(const mhk_session *s, mhk_index sequence);
 
-/* Prefill: n tokens for each sequence, (batch,n). Logits of the last one are then in mhk_logits(). A wrong token or a full cache is found before anything is
-   done: the session stays as it was. */
+/* Prefill: n tokens for each sequence, (batch,n). Logits of the last one are then in mhk_logits().
+   A wrong token or a full cache is found before anything is done: the session stays as it was. */
 MHKDEF mhk_result mhk_feed(mhk_session *s, const int32_t *tokens, mhk_index n);
-/* lengths[b] tokens at tokens[b] for each sequence b; 0: that one stays as it is. Nothing is padded: the work is that of the tokens. */
+/* lengths[b] tokens at tokens[b] for each sequence b; 0: that one stays as it is. Nothing is
+   padded: the work is that of the tokens. */
 MHKDEF mhk_result mhk_feed_many(mhk_session *s, const int32_t *const *tokens, const mhk_index *lengths);
-/* The same, and take receives the logits (V) after token index of a sequence wherever wanted[sequence][index] is not 0; wanted NULL, or NULL for a sequence:
-   after each. A sequence's come in order. logits are gone when take returns; take must not use the session. */
+/* The same, and take receives the logits (V) after token index of a sequence wherever
+   wanted[sequence][index] is not 0; wanted NULL, or NULL for a sequence: after each. A sequence's
+   come in order. logits are gone when take returns; take must not use the session. */
 typedef void (*mhk_logits_fn)(void *user, mhk_index sequence, mhk_index index, const mhk_real *logits);
-MHKDEF mhk_result mhk_feed_logits(mhk_session *s, const int32_t *const *tokens, const mhk_index *lengths, const unsigned char *const *wanted,
-                                  mhk_logits_fn take, void *user);
-/* Feeds n tokens to one sequence and tells how likely each was after those before it: n natural logarithms of probabilities. The sequence must have
-   seen a token (text: the end-of-text token). */
-MHKDEF mhk_result mhk_score(mhk_session *s, mhk_index sequence, const int32_t *tokens, mhk_index n, double *log_probabilities);
+MHKDEF mhk_result mhk_feed_logits(mhk_session *s, const int32_t *const *tokens, const mhk_index *lengths,
+                                  const unsigned char *const *wanted, mhk_logits_fn take, void *user);
+/* Feeds n tokens to one sequence and tells how likely each was after those before it: n natural
+   logarithms of probabilities. The sequence must have seen a token (text: the end-of-text
+   token). */
+MHKDEF mhk_result mhk_score(mhk_session *s, mhk_index sequence, const int32_t *tokens, mhk_index n,
+                            double *log_probabilities);
 /* Text through the model's tokenizer (batch 1): the ids of mhk_encode(). At the start of a sequence
-   mhk_tokenizer_start() goes first, as the teachers were trained, unless the text begins with it, the
-   tokenizer's files say that none does, or mhk_session_desc.no_start. */
+   mhk_tokenizer_start() goes first, as the teachers were trained, unless the text begins with it,
+   the tokenizer's files say that none does, or mhk_session_desc.no_start. */
 MHKDEF mhk_result mhk_feed_text(mhk_session *s, const char *text);
 /* the same, for text with zero characters */
 MHKDEF mhk_result mhk_feed_bytes(mhk_session *s, const char *text, size_t length);
-MHKDEF const mhk_real *mhk_logits(const mhk_session *s); /* (batch,V) after the last token each was fed; NULL while a sequence has none */
-MHKDEF const mhk_real *mhk_logits_of(const mhk_session *s, mhk_index sequence); /* (V) of one sequence; NULL while it has none */
+/* (batch,V) after the last token each was fed; NULL while a sequence has none */
+MHKDEF const mhk_real *mhk_logits(const mhk_session *s);
+/* (V) of one sequence; NULL while it has none */
+MHKDEF const mhk_real *mhk_logits_of(const mhk_session *s, mhk_index sequence);
 
-typedef struct mhk_token_bias { int32_t token; double value; } mhk_token_bias; /* added to the token's logit; -INFINITY forbids it */
+/* added to the token's logit; -INFINITY forbids it */
+typedef struct mhk_token_bias { int32_t token; double value; } mhk_token_bias;
 
-/* How the next token is chosen. All zero draws from the model's own distribution. What is asked for happens in this order, each filter on the
-   probabilities that the one before left, scaled to sum to 1 again: bias, penalties, temperature, top_k, top_p, min_p, typical. Where tokens are
-   equally good the smaller id comes first. The order and each rule are those of Hugging Face's transformers, where it has them. */
+/* How the next token is chosen. All zero draws from the model's own distribution. What is asked for
+   happens in this order, each filter on the probabilities that the one before left, scaled to sum
+   to 1 again: bias, penalties, temperature, top_k, top_p, min_p, typical. Where tokens are equally
+   good the smaller id comes first. The order and each rule are those of Hugging Face's
+   transformers, where it has them. */
 typedef struct mhk_sampling {
-  double temperature; /* logits are divided by it; 0: 1; negative: greedy, the likeliest token after bias and penalties */
+  /* logits are divided by it; 0: 1; negative: greedy, the likeliest token after bias and
+     penalties */
+  double temperature;
   int top_k;          /* keep the k likeliest; 0: all */
-  double top_p;       /* keep the likeliest that together reach this probability (Holtzman et al. 2019); 0: 1; above 1 is an error */
+  /* keep the likeliest that together reach this probability (Holtzman et al. 2019); 0: 1; above 1
+     is an error */
+  double top_p;
   double min_p;       /* keep tokens at least this share, up to 1, of the most likely one's probability; 0: all */
   uint64_t seed;      /* used when it differs from the session's last; 0: keep going */
-  double typical;     /* keep the tokens whose -log p is nearest to its mean, that together reach this probability (Meister et al. 2022); 0: 1 */
-  double repetition;  /* a token seen: its logit is divided by this if positive, else multiplied (Keskar et al. 2019); 0: 1 */
+  /* keep the tokens whose -log p is nearest to its mean, that together reach this probability
+     (Meister et al. 2022); 0: 1 */
+  double typical;
+  /* a token seen: its logit is divided by this if positive, else multiplied (Keskar et al. 2019);
+     0: 1 */
+  double repetition;
   double frequency;   /* a token's logit loses this each time it was seen, */
   double presence;    /* and this if it was seen at all */
-  int penalty_tokens; /* how many of the last tokens count as seen, the prompt's too; 0: all that are remembered (mhk_session_desc.recent) */
+  /* how many of the last tokens count as seen, the prompt's too; 0: all that are remembered
+     (mhk_session_desc.recent) */
+  int penalty_tokens;
   const mhk_token_bias *bias;
   int n_bias;
   const int32_t *stop_tokens; /* mhk_sample() ends at these as at the end-of-text token */
   int n_stop_tokens;
-  const char *const *stop_strings; /* mhk_sample() ends where the text shows one of these. mhk_text_out() never shows it nor what follows: text that may yet
-                                      become one is held back. */
+  /* mhk_sample() ends where the text shows one of these. mhk_text_out() never shows it nor what
+     follows: text that may yet become one is held back. */
+  const char *const *stop_strings;
   int n_stop_strings;
 } mhk_sampling;
 
-/* The distribution that sampling draws from, for logits (V) of the caller's own: probabilities p (V), zero for tokens filtered out, sum 1. how NULL: as
-   mhk_sample(). recent: the tokens that penalties count (penalty_tokens takes the last of them), may be NULL if n_recent is 0. scratch (V).
-   A logit of -INFINITY is a token that cannot be. Returns how many tokens are left; 0 when a logit is NaN or too large, none is possible, or how is wrong. */
-MHKDEF mhk_index mhk_probabilities(const mhk_real *logits, mhk_index V, const mhk_sampling *how, const int32_t *recent, mhk_index n_recent, double *p,
-                                   int32_t *scratch);
-/* The token where the running sum of p (V), by id, passes uniform, which the caller draws from [0,1). */
+/* The distribution that sampling draws from, for logits (V) of the caller's own: probabilities p
+   (V), zero for tokens filtered out, sum 1. how NULL: as mhk_sample(). recent: the tokens that
+   penalties count (penalty_tokens takes the last of them), may be NULL if n_recent is 0. scratch
+   (V). A logit of -INFINITY is a token that cannot be. Returns how many tokens are left; 0 when a
+   logit is NaN or too large, none is possible, or how is wrong. */
+MHKDEF mhk_index mhk_probabilities(const mhk_real *logits, mhk_index V, const mhk_sampling *how, const int32_t *recent,
+                                   mhk_index n_recent, double *p, int32_t *scratch);
+/* The token where the running sum of p (V), by id, passes uniform, which the caller draws from
+   [0,1). */
 MHKDEF int32_t mhk_draw(const double *p, mhk_index V, double uniform);
 
-/* Draws the next token from the logits and feeds it (batch 1). Returns it, or -1 at a stop (which is not fed) or failure.
-   sampling NULL: temperature 0.8, top_p 0.95. */
+/* Draws the next token from the logits and feeds it (batch 1). Returns it, or -1 at a stop (which
+   is not fed) or failure. sampling NULL: temperature 0.8, top_p 0.95. */
 MHKDEF int32_t mhk_sample(mhk_session *s, const mhk_sampling *sampling);
 /* the same for every sequence: tokens (batch); end-of-text and stops are tokens like any other */
 MHKDEF mhk_result mhk_sample_batch(mhk_session *s, const mhk_sampling *sampling, int32_t *tokens);
-MHKDEF const char *mhk_text_out(mhk_session *s);         /* whole characters that mhk_sample() finished in its last call; 0-terminated, session's memory */
-MHKDEF const char *mhk_text_rest(mhk_session *s);        /* when the caller ends the text: what is still held back; then in mhk_text_out() too */
+/* whole characters that mhk_sample() finished in its last call; 0-terminated, session's memory */
+MHKDEF const char *mhk_text_out(mhk_session *s);
+/* when the caller ends the text: what is still held back; then in mhk_text_out() too */
+MHKDEF const char *mhk_text_rest(mhk_session *s);
 /* why the last mhk_sample() returned -1 (MHK_STOP_NONE: it did not, or it failed) */
 typedef enum mhk_stop { MHK_STOP_NONE = 0, MHK_STOP_END = 1, MHK_STOP_TOKEN = 2, MHK_STOP_STRING = 3 } mhk_stop;
 MHKDEF mhk_stop mhk_stopped(const mhk_session *s);
 
-/* Speculative decoding (Leviathan et al. 2023, Chen et al. 2023): a draft session, of a student say, proposes tokens, and the target judges all of them in
-   one pass. What comes out has the distribution of mhk_sample() on the target alone, whatever the draft, under every kind of sampling; greedy, it is the
-   same text. It pays where a pass of the target over several tokens costs little more than over one, and drafting costs much less: a large target whose
-   weights come from memory, a quantised student, a long context. Both sessions are of one context, hold one sequence without a window, and have been fed
-   the same text; they belong to the speculation until it is finished or destroyed. */
+/* Speculative decoding (Leviathan et al. 2023, Chen et al. 2023): a draft session, of a student
+   say, proposes tokens, and the target judges all of them in one pass. What comes out has the
+   distribution of mhk_sample() on the target alone, whatever the draft, under every kind of
+   sampling; greedy, it is the same text. It pays where a pass of the target over several tokens
+   costs little more than over one, and drafting costs much less: a large target whose weights come
+   from memory, a quantised student, a long context. Both sessions are of one context, hold one
+   sequence without a window, and have been fed the same text; they belong to the speculation until
+   it is finished or destroyed. */
 typedef struct mhk_speculation mhk_speculation;
 typedef struct mhk_speculation_desc {
   mhk_session *target, *draft;
-  int tokens; /* drafted for each pass of the target; 0: by how many were accepted before, from 1 to 7: up to 8 rows are cheap, see MHK__FEW */
+  /* drafted for each pass of the target; 0: by how many were accepted before, from 1 to 7: up to 8
+     rows are cheap, see MHK__FEW */
+  int tokens;
 } mhk_speculation_desc;
-typedef struct mhk_speculation_counts { mhk_index tokens, passes, drafted, accepted; } mhk_speculation_counts; /* tokens drawn, passes of the target */
+/* tokens drawn, passes of the target */
+typedef struct mhk_speculation_counts { mhk_index tokens, passes, drafted, accepted; } mhk_speculation_counts;
 MHKDEF mhk_speculation *mhk_speculation_create(const mhk_speculation_desc *desc);
-MHKDEF void mhk_speculation_destroy(mhk_speculation *x); /* the sessions stay, as mhk_speculation_finish() leaves them */
-/* As mhk_sample() on the target: its text and reason to stop are the target's. After -1 the speculation is finished. sampling may change between calls, except
-   that tokens already judged stand. */
+/* the sessions stay, as mhk_speculation_finish() leaves them */
+MHKDEF void mhk_speculation_destroy(mhk_speculation *x);
+/* As mhk_sample() on the target: its text and reason to stop are the target's. After -1 the
+   speculation is finished. sampling may change between calls, except that tokens already judged
+   stand. */
 MHKDEF int32_t mhk_speculate(mhk_speculation *x, const mhk_sampling *sampling);
-/* Brings both sessions to what was returned so far, logits included: they can be used by themselves, and the speculation goes on after them. */
+/* Brings both sessions to what was returned so far, logits included: they can be used by
+   themselves, and the speculation goes on after them. */
 MHKDEF mhk_result mhk_speculation_finish(mhk_speculation *x);
 MHKDEF mhk_speculation_counts mhk_speculation_count(const mhk_speculation *x);
 
-/* The state of a sequence as a value: what it has seen, its logits, the tokens that penalties count, and the start of an unfinished character of text; not
-   the random numbers of sampling. A copy has the text that is held back for stop strings too, saved bytes have not. As bytes it starts with a version and a
-   fingerprint of the model (configuration and samples of all weights: to catch mistakes, no proof), and is the same on every machine whose mhk_real has one
-   size. A session with a smaller `recent` keeps the last of the tokens that penalties count. */
-MHKDEF size_t mhk_session_state_size(const mhk_session *s, mhk_index sequence); /* bytes now: constant without attention, else growing with the position */
-MHKDEF mhk_result mhk_session_save(mhk_session *s, mhk_index sequence, void *state, size_t bytes); /* bytes: room, at least that size */
-/* Everything is checked before the sequence is touched: state of another model, damaged, or longer than the capacity are refused. */
+/* The state of a sequence as a value: what it has seen, its logits, the tokens that penalties
+   count, and the start of an unfinished character of text; not the random numbers of sampling. A
+   copy has the text that is held back for stop strings too, saved bytes have not. As bytes it
+   starts with a version and a fingerprint of the model (configuration and samples of all weights:
+   to catch mistakes, no proof), and is the same on every machine whose mhk_real has one size. A
+   session with a smaller `recent` keeps the last of the tokens that penalties count. */
+/* bytes now: constant without attention, else growing with the position */
+MHKDEF size_t mhk_session_state_size(const mhk_session *s, mhk_index sequence);
+/* bytes: room, at least that size */
+MHKDEF mhk_result mhk_session_save(mhk_session *s, mhk_index sequence, void *state, size_t bytes);
+/* Everything is checked before the sequence is touched: state of another model, damaged, or longer
+   than the capacity are refused. */
 MHKDEF mhk_result mhk_session_load(mhk_session *s, mhk_index sequence, const void *state, size_t bytes);
 #ifndef MOHAWK_NO_STDIO
-MHKDEF mhk_result mhk_session_save_file(mhk_session *s, mhk_index sequence, const char *path); /* written under another name and renamed */
+/* written under another name and renamed */
+MHKDEF mhk_result mhk_session_save_file(mhk_session *s, mhk_index sequence, const char *path);
 MHKDEF mhk_result mhk_session_load_file(mhk_session *s, mhk_index sequence, const char *path);
 #endif
-/* Makes a sequence a copy of another one, of the same session or another of the same model object: one prompt, many continuations. */
-MHKDEF mhk_result mhk_session_copy(mhk_session *to, mhk_index to_sequence, const mhk_session *from, mhk_index from_sequence);
+/* Makes a sequence a copy of another one, of the same session or another of the same model object:
+   one prompt, many continuations. */
+MHKDEF mhk_result mhk_session_copy(mhk_session *to, mhk_index to_sequence, const mhk_session *from,
+                                   mhk_index from_sequence);
 /* Keeps the state as it is now (in place of the oldest one when all slots are taken). */
 MHKDEF mhk_result mhk_session_snapshot(mhk_session *s, mhk_index sequence);
-/* Goes back to the latest kept state at or before position and returns where that is, so that the caller feeds what came between again; with no such snapshot
-   that is 0, the start. A model of attention layers only (without window) needs no snapshots: it goes back to position itself. Logits are gone until the next
-   token. -1 on error. */
+/* Goes back to the latest kept state at or before position and returns where that is, so that the
+   caller feeds what came between again; with no such snapshot that is 0, the start. A model of
+   attention layers only (without window) needs no snapshots: it goes back to position itself.
+   Logits are gone until the next token. -1 on error. */
 MHKDEF mhk_index mhk_session_rewind(mhk_session *s, mhk_index sequence, mhk_index position);
-/* The recurrent numbers themselves: a state-space layer's last inputs of the convolution (d_conv-1,channels), oldest first, and its state (H,P,N); NULL for
-   other layers. Read or write them between calls. */
+/* The recurrent numbers themselves: a state-space layer's last inputs of the convolution
+   (d_conv-1,channels), oldest first, and its state (H,P,N); NULL for other layers. Read or write
+   them between calls. */
 MHKDEF mhk_real *mhk_session_conv(mhk_session *s, mhk_index sequence, int layer);
 MHKDEF mhk_real *mhk_session_ssm(mhk_session *s, mhk_index sequence, int layer);
 
@@ -889,9 +1059,11 @@ MHKDEF mhk_real *mhk_session_ssm(mhk_session *s, mhk_index sequence, int layer);
 /* ---------------------------------------------------------------------------------------- text */
 
 /* Training text: one long row of tokens, documents each starting with mhk_tokenizer_start(). */
-/* n files of text in UTF-8, a byte order mark left out; documents are separated by the end-of-text token written out (<|endoftext|>). A file of which one byte
-   in a hundred is zero or part of no character is refused; fewer such bytes are told in a warning. max_document > 0 cuts longer documents at line ends as soon
-   as they pass that many bytes. repeat[i] uses file i that many times (NULL: once). Documents are shuffled by seed (0: order kept). */
+/* n files of text in UTF-8, a byte order mark left out; documents are separated by the end-of-text
+   token written out (<|endoftext|>). A file of which one byte in a hundred is zero or part of no
+   character is refused; fewer such bytes are told in a warning. max_document > 0 cuts longer
+   documents at line ends as soon as they pass that many bytes. repeat[i] uses file i that many
+   times (NULL: once). Documents are shuffled by seed (0: order kept). */
 typedef struct mhk_text_desc {
   int n_files;
   const char *const *files;
@@ -907,17 +1079,24 @@ MHKDEF mhk_text *mhk_text_load(mhk_context *ctx, mhk_tokenizer *k, const mhk_tex
 #endif
 /* The caller's tokens, copied; end: the id that starts a document, -1: none. */
 MHKDEF mhk_text *mhk_text_from_tokens(mhk_context *ctx, const int32_t *tokens, mhk_index n, int32_t end);
-/* Text that the model itself writes, document after document, at temperature 1: for distillation without a corpus. progress, if not NULL, is called
-   with tokens done and wanted; non-zero from it stops (the text then holds what there is). Depends on seed only, not on threads. */
+/* Text that the model itself writes, document after document, at temperature 1: for distillation
+   without a corpus. progress, if not NULL, is called with tokens done and wanted; non-zero from it
+   stops (the text then holds what there is). Depends on seed only, not on threads. */
 typedef int (*mhk_progress_fn)(void *user, mhk_index done, mhk_index total);
 MHKDEF mhk_text *mhk_text_sample(mhk_model *m, mhk_index tokens, uint64_t seed, mhk_progress_fn progress, void *user);
 MHKDEF void mhk_text_destroy(mhk_text *x);
 MHKDEF mhk_index mhk_text_tokens(const mhk_text *x, const int32_t **tokens);
 
-/* ---------------------------------------------------------------------------------------- distillation */
+/* --------------------------------------------------------------------------------- distillation */
 
-typedef enum mhk_trains { MHK_TRAIN_DEFAULT = 0, MHK_TRAIN_MATRICES = 1, MHK_TRAIN_MIXERS = 2, MHK_TRAIN_ALL = 3 } mhk_trains;
-typedef enum mhk_decays { MHK_DECAY_ALL = 0, MHK_DECAY_MATRICES = 1 } mhk_decays; /* which trained tensors weight decay applies to */
+typedef enum mhk_trains {
+  MHK_TRAIN_DEFAULT = 0,
+  MHK_TRAIN_MATRICES = 1,
+  MHK_TRAIN_MIXERS = 2,
+  MHK_TRAIN_ALL = 3
+} mhk_trains;
+/* which trained tensors weight decay applies to */
+typedef enum mhk_decays { MHK_DECAY_ALL = 0, MHK_DECAY_MATRICES = 1 } mhk_decays;
 /* One stage. Zero means the default named here. */
 typedef struct mhk_stage_desc {
   mhk_index tokens;      /* budget, rounded down to whole updates; 0: the stage is skipped */
@@ -930,10 +1109,13 @@ typedef struct mhk_stage_desc {
   double temperature;    /* stage 3, on the student's logits; 0: 1 */
   double hard_labels;    /* stage 3: weight of cross-entropy against the text; 0: none */
   double own_stream;     /* stage 3: lambda of own-stream alignment; 0: 0.03; negative: none */
-  mhk_trains trains;     /* 0: stage 1 in_proj, conv1d and D; stage 2 the mixers that are not kept attention; stage 3 everything */
+  /* 0: stage 1 in_proj, conv1d and D; stage 2 the mixers that are not kept attention; stage 3
+     everything */
+  mhk_trains trains;
 } mhk_stage_desc;
 
-typedef enum mhk_windows { MHK_WINDOWS_RANDOM = 0, MHK_WINDOWS_PACKED = 1 } mhk_windows; /* random places, or documents packed with boundaries in order */
+/* random places, or documents packed with boundaries in order */
+typedef enum mhk_windows { MHK_WINDOWS_RANDOM = 0, MHK_WINDOWS_PACKED = 1 } mhk_windows;
 typedef struct mhk_distill_desc {
   mhk_model *teacher;           /* frozen */
   mhk_model *student;           /* trainable, from mhk_student_create(); NULL: made from the next line */
@@ -946,14 +1128,19 @@ typedef struct mhk_distill_desc {
   double beta1, beta2, eps;     /* AdamW; 0: 0.9, 0.95, 1e-8 */
   mhk_decays decays;
   int recompute;                /* stage 3 recomputes blocks in the backward pass: less memory, a third more time */
-  mhk_precision precision;      /* of the products in updates; BF16: see mhk_set_precision. Evaluation and checkpoints are float32 either way. */
+  /* of the products in updates; BF16: see mhk_set_precision. Evaluation and checkpoints are float32
+     either way. */
+  mhk_precision precision;
   uint64_t seed;                /* text windows; 0: 1 */
-  const char *out;              /* folder for checkpoints; NULL: none. Locked while the trainer lives, by out/run.lock: another one for it is an error that
-                                   names the process, this one too. The lock dies with its process. Systems and network drives without locks lock nothing. */
+  /* folder for checkpoints; NULL: none. Locked while the trainer lives, by out/run.lock: another
+     one for it is an error that names the process, this one too. The lock dies with its process.
+     Systems and network drives without locks lock nothing. */
+  const char *out;
   double checkpoint_seconds;    /* between checkpoints; 0: 60; negative: only at the end of a stage and on request */
   int fresh;                    /* start over even if out holds a checkpoint */
-  /* Sums gradients over the workers of a data-parallel job: called once an update with all gradients of the stage (n numbers); returns non-zero to fail.
-     world and rank divide the batch's windows. */
+  /* Sums gradients over the workers of a data-parallel job: called once an update with all
+     gradients of the stage (n numbers); returns non-zero to fail. world and rank divide the batch's
+     windows. */
   int (*exchange)(void *user, mhk_real *gradients, size_t n);
   void *exchange_user;
   int world, rank;              /* 0: 1 worker */
@@ -961,18 +1148,22 @@ typedef struct mhk_distill_desc {
 
 /* What a description means after defaults. */
 MHKDEF mhk_distill_desc mhk_distill_defaults(const mhk_distill_desc *desc);
-/* Memory the run will hold at its peak beyond the teacher's file, in bytes (an estimate from above). */
+/* Memory the run will hold at its peak beyond the teacher's file, in bytes (an estimate from
+   above). */
 MHKDEF double mhk_distill_bytes(const mhk_distill_desc *desc);
-/* A trainer; resumes when out holds a checkpoint of the same run (a different description is an error that names the difference). */
+/* A trainer; resumes when out holds a checkpoint of the same run (a different description is an
+   error that names the difference). */
 MHKDEF mhk_trainer *mhk_distill(mhk_context *ctx, const mhk_distill_desc *desc);
 MHKDEF void mhk_trainer_destroy(mhk_trainer *tr);
 /* One update. Returns 1 when it made one, so that a loop sees the last one too; 0 when there was
-   nothing left to do, or on failure. A loss or gradient that is not finite is an error that says what
-   was first: which layer of teacher or student, and what of it. */
+   nothing left to do, or on failure. A loss or gradient that is not finite is an error that says
+   what was first: which layer of teacher or student, and what of it. */
 MHKDEF int mhk_train_step(mhk_trainer *tr);
-/* One update of the given stage on the caller's tokens (B,T) at the caller's learning rate: the arithmetic of mhk_train_step() without schedule and
-   data, for tests and for loops of one's own. Returns the loss (NaN on failure). */
-MHKDEF double mhk_train_on(mhk_trainer *tr, int stage, const int32_t *tokens, mhk_index B, mhk_index T, const int32_t *doc, double lr);
+/* One update of the given stage on the caller's tokens (B,T) at the caller's learning rate: the
+   arithmetic of mhk_train_step() without schedule and data, for tests and for loops of one's own.
+   Returns the loss (NaN on failure). */
+MHKDEF double mhk_train_on(mhk_trainer *tr, int stage, const int32_t *tokens, mhk_index B, mhk_index T,
+                           const int32_t *doc, double lr);
 typedef struct mhk_progress_info {
   int stage;                /* 1..3 */
   int stage_done;           /* the last step ended its stage */
@@ -987,21 +1178,24 @@ typedef struct mhk_progress_info {
   const double *relative;   /* stage 1: (L,H) relative errors; else NULL */
 } mhk_progress_info;
 MHKDEF const mhk_progress_info *mhk_progress(mhk_trainer *tr);
-MHKDEF mhk_model *mhk_student(mhk_trainer *tr); /* stays with the context when the trainer is destroyed; one of the caller's own must outlive it */
+/* stays with the context when the trainer is destroyed; one of the caller's own must outlive it */
+MHKDEF mhk_model *mhk_student(mhk_trainer *tr);
 #ifndef MOHAWK_NO_STDIO
-/* Writes out/checkpoint.safetensors, with a checksum of everything in it; the one before stays as out/checkpoint.previous.safetensors. mhk_distill() goes on
-   from that when the last one is damaged, with a warning. */
+/* Writes out/checkpoint.safetensors, with a checksum of everything in it; the one before stays as
+   out/checkpoint.previous.safetensors. mhk_distill() goes on from that when the last one is
+   damaged, with a warning. */
 MHKDEF mhk_result mhk_checkpoint(mhk_trainer *tr);
 #endif
-/* Loss of a stage and its gradients (added to the parameters') without an update. layer_loss: L values or NULL. */
-MHKDEF double mhk_stage_loss(mhk_tape *t, mhk_model *student, mhk_model *teacher, int stage, const int32_t *tokens, mhk_index B,
-                             mhk_index T, const int32_t *doc,
-                             const mhk_stage_desc *desc, double *layer_loss, double *relative);
+/* Loss of a stage and its gradients (added to the parameters') without an update. layer_loss: L
+   values or NULL. */
+MHKDEF double mhk_stage_loss(mhk_tape *t, mhk_model *student, mhk_model *teacher, int stage, const int32_t *tokens,
+                             mhk_index B, mhk_index T, const int32_t *doc, const mhk_stage_desc *desc,
+                             double *layer_loss, double *relative);
 /* The learning rate of update s of S: warm-up, stable, linear decay to low (Bick et al. 2024).
    NaN for rates that are not finite or counts that are negative. */
 MHKDEF double mhk_learning_rate(double top, double low, mhk_index warmup, mhk_index decay, mhk_index s, mhk_index S);
 
-/* ---------------------------------------------------------------------------------------- evaluation */
+/* ----------------------------------------------------------------------------------- evaluation */
 
 typedef struct mhk_evaluation {
   mhk_index tokens;                            /* predictions that count */
@@ -1009,9 +1203,10 @@ typedef struct mhk_evaluation {
   double kl, kl_error;                         /* KL(teacher || model); 0 without teacher */
   double agreement, agreement_error;           /* share of tokens with the teacher's top-1 */
 } mhk_evaluation;
-/* Over the first windows windows (0: all) of length tokens each (0: 256); predictions inside a window only. teacher may be NULL. */
-MHKDEF mhk_result mhk_evaluate(mhk_model *m, mhk_model *teacher, mhk_text *text, mhk_index length, mhk_index windows, mhk_progress_fn progress, void *user,
-                               mhk_evaluation *result);
+/* Over the first windows windows (0: all) of length tokens each (0: 256); predictions inside a
+   window only. teacher may be NULL. */
+MHKDEF mhk_result mhk_evaluate(mhk_model *m, mhk_model *teacher, mhk_text *text, mhk_index length, mhk_index windows,
+                               mhk_progress_fn progress, void *user, mhk_evaluation *result);
 #endif
 
 #endif /* MOHAWK_H */
@@ -1026,9 +1221,9 @@ MHKDEF mhk_result mhk_evaluate(mhk_model *m, mhk_model *teacher, mhk_text *text,
 #endif
 #endif
 
-/* ====================================================================================================
+/* =================================================================================================
    IMPLEMENTATION
-   ==================================================================================================== */
+   ============================================================================================== */
 #if defined(MOHAWK_IMPLEMENTATION) && !defined(MHK__PASS)
 #ifdef MOHAWK__IMPLEMENTED
 #error "mohawk.h: the implementation was asked for twice in one file"
@@ -1050,8 +1245,8 @@ MHKDEF mhk_result mhk_evaluate(mhk_model *m, mhk_model *teacher, mhk_text *text,
 #endif
 #endif
 #ifdef MHK__FAST_MATH
-#error "mohawk.h: -ffast-math, -ffinite-math-only and -fassociative-math break the checks for NaN and the sums that this code relies on: \
-compile it without them, or define MOHAWK_ALLOW_FAST_MATH to try anyway"
+#error "mohawk.h: -ffast-math, -ffinite-math-only and -fassociative-math break the checks for NaN and the \
+sums that this code relies on: compile it without them, or define MOHAWK_ALLOW_FAST_MATH to try anyway"
 #endif
 #endif
 
@@ -1153,9 +1348,9 @@ compile it without them, or define MOHAWK_ALLOW_FAST_MATH to try anyway"
 #define MHK__PREFETCH_WRITE(p) ((void)(p))
 #endif
 
-/* ====================================================================================================
+/* =================================================================================================
    PLATFORM: CPU features, files, mapping, clock, parallel-for                            >>platform
-   ==================================================================================================== */
+   ============================================================================================== */
 
 #ifndef MOHAWK_NO_TRAINING
 static double mhk__seconds(void) {
@@ -1205,7 +1400,8 @@ static int mhk__decimal(double x, char digits[MHK__DIGITS], int *exponent) {
   return count;
 }
 
-/* Rounds to the first n digits, ties to even; with n <= 0 to nothing or a one before them. Returns how many are left. */
+/* Rounds to the first n digits, ties to even; with n <= 0 to nothing or a one before them. Returns
+   how many are left. */
 static int mhk__round_decimal(char *digits, int count, int n, int *exponent) {
   if (n >= count) return count;
   if (n < 0) return 0;
@@ -1263,7 +1459,8 @@ static void mhk__put_double(mhk__printed *p, double x, char form, int precision)
   }
   count = mhk__round_decimal(digits, count, form == 'e' ? precision + 1 : exponent + 1 + precision, &exponent);
   if (count == 0) exponent = 0;
-  while (strip && precision > 0 && (form == 'e' ? precision : exponent + precision) >= count) precision--; /* zeros at the end */
+  /* zeros at the end */
+  while (strip && precision > 0 && (form == 'e' ? precision : exponent + precision) >= count) precision--;
   while (strip && precision > 0 && digits[form == 'e' ? precision : exponent + precision] == '0') precision--;
   last = form == 'e' ? 0 : exponent; /* place of the digit before the point */
   for (i = form == 'e' || exponent > 0 ? 0 : last; i <= last + precision; i++) {
@@ -1281,7 +1478,8 @@ static void mhk__put_double(mhk__printed *p, double x, char form, int precision)
   mhk__put_text(p, text, (size_t)n);
 }
 
-/* vsnprintf, except that there are the conversions d i u x X c s e f g p and %, the flags - and 0, and no wide characters. Returns the length. */
+/* vsnprintf, except that there are the conversions d i u x X c s e f g p and %, the flags - and 0,
+   and no wide characters. Returns the length. */
 static size_t mhk__vprint(char *out, size_t room, const char *format, va_list args) {
   mhk__printed p;
   p.out = out;
@@ -1451,8 +1649,9 @@ static DWORD mhk__attributes(const char *path) {
   return mhk__wide(path, wide) ? GetFileAttributesW(wide) : INVALID_FILE_ATTRIBUTES;
 }
 
-/* Puts a file in the place of another, 0 or errno. One that a program has mapped cannot be replaced there, but it can be moved: it then stays
-   as path.old until nobody maps it and the next one is written. */
+/* Puts a file in the place of another, 0 or errno. One that a program has mapped cannot be replaced
+   there, but it can be moved: it then stays as path.old until nobody maps it and the next one is
+   written. */
 static int mhk__replace(const char *from, const char *to) {
   wchar_t a[MHK__WIDE_PATH], b[MHK__WIDE_PATH], old[MHK__WIDE_PATH + 4];
   if (!mhk__wide(from, a) || !mhk__wide(to, b)) return errno;
@@ -1630,8 +1829,10 @@ static void mhk__bytes_close(mhk__bytes *b) {
   memset(b, 0, sizeof *b);
 }
 
-/* Files being written, and locks: what the systems call them. A file is made anew, never opened where something stands, and is locked until it is closed:
-   one that can be locked was left by a process that was killed. Where locks are not to be had, files that were left stay. All functions return 0 or errno. */
+/* Files being written, and locks: what the systems call them. A file is made anew, never opened
+   where something stands, and is locked until it is closed: one that can be locked was left by a
+   process that was killed. Where locks are not to be had, files that were left stay. All functions
+   return 0 or errno. */
 #ifdef MHK__POSIX
 typedef int mhk__handle;
 #define MHK__NO_HANDLE (-1)
@@ -1643,8 +1844,8 @@ typedef int mhk__handle;
 #define MHK__NO_FOLLOW 0
 #endif
 
-/* 1: the handle holds the lock of the file that still stands at path; 2: it holds it, and another file or none stands there now; 0: somebody else holds it;
-   -1: this file system has no locks */
+/* 1: the handle holds the lock of the file that still stands at path; 2: it holds it, and another
+   file or none stands there now; 0: somebody else holds it; -1: this file system has no locks */
 static int mhk__lock_handle(int fd, const char *path, int wait) {
   struct stat own, found;
 #ifdef LOCK_EX
@@ -1654,7 +1855,9 @@ static int mhk__lock_handle(int fd, const char *path, int wait) {
   (void)wait;
   return -1;
 #endif
-  return fstat(fd, &own) == 0 && stat(path, &found) == 0 && own.st_dev == found.st_dev && own.st_ino == found.st_ino ? 1 : 2;
+  return fstat(fd, &own) == 0 && stat(path, &found) == 0 && own.st_dev == found.st_dev && own.st_ino == found.st_ino
+             ? 1
+             : 2;
 }
 
 static int mhk__file_new_at(const char *path, unsigned mode, mhk__handle *out) {
@@ -1704,14 +1907,17 @@ static int mhk__file_new_at(const char *path, unsigned mode, mhk__handle *out) {
   wchar_t wide[MHK__WIDE_PATH];
   (void)mode;
   if (!mhk__wide(path, wide)) return errno;
-  *out = CreateFileW(wide, GENERIC_WRITE, FILE_SHARE_READ | FILE_SHARE_DELETE, NULL, CREATE_NEW, FILE_ATTRIBUTE_NORMAL, NULL);
+  *out = CreateFileW(wide, GENERIC_WRITE, FILE_SHARE_READ | FILE_SHARE_DELETE, NULL, CREATE_NEW, FILE_ATTRIBUTE_NORMAL,
+                     NULL);
   return *out == INVALID_HANDLE_VALUE ? mhk__windows_errno() : 0;
 }
 
 static void mhk__remove_left(const char *path) {
   wchar_t wide[MHK__WIDE_PATH];
   if (!mhk__wide(path, wide)) return;
-  HANDLE file = CreateFileW(wide, DELETE, 0, NULL, OPEN_EXISTING, FILE_FLAG_DELETE_ON_CLOSE | FILE_FLAG_OPEN_REPARSE_POINT, NULL); /* not while it is open */
+  /* not while it is open */
+  HANDLE file =
+      CreateFileW(wide, DELETE, 0, NULL, OPEN_EXISTING, FILE_FLAG_DELETE_ON_CLOSE | FILE_FLAG_OPEN_REPARSE_POINT, NULL);
   if (file != INVALID_HANDLE_VALUE) CloseHandle(file);
 }
 
@@ -1742,14 +1948,17 @@ static int mhk__file_new_at(const char *path, unsigned mode, mhk__handle *out) {
   return *out ? 0 : errno ? errno : EIO;
 }
 static void mhk__remove_left(const char *path) { (void)path; }
-static int mhk__handle_write(mhk__handle f, const void *data, size_t n) { return fwrite(data, 1, n, f) == n ? 0 : errno ? errno : EIO; }
+static int mhk__handle_write(mhk__handle f, const void *data, size_t n) {
+  return fwrite(data, 1, n, f) == n ? 0 : errno ? errno : EIO;
+}
 static int mhk__handle_flush(mhk__handle f) { return fflush(f) == 0 ? 0 : errno ? errno : EIO; }
 static int mhk__handle_close(mhk__handle f) { return fclose(f) == 0 ? 0 : errno ? errno : EIO; }
 static int mhk__replace(const char *from, const char *to) { return rename(from, to) == 0 ? 0 : errno ? errno : EIO; }
 static void mhk__remove(const char *path) { remove(path); }
 #endif
 
-/* So that a renamed file is found under its name after a power cut. Not every file system can: no error. */
+/* So that a renamed file is found under its name after a power cut. Not every file system can: no
+   error. */
 static void mhk__flush_folder(const char *path) {
 #ifdef MHK__POSIX
   char folder[1024];
@@ -1786,8 +1995,8 @@ static void mhk__remove_temporaries(const char *path) {
 }
 
 #ifndef MOHAWK_NO_TRAINING
-/* XXH64 with seed 0 (Yann Collet's xxHash), of bytes as they come: any change within eight aligned bytes shows, any other but once in 2^64. The same on
-   every machine. */
+/* XXH64 with seed 0 (Yann Collet's xxHash), of bytes as they come: any change within eight aligned
+   bytes shows, any other but once in 2^64. The same on every machine. */
 typedef struct mhk__xxh64 {
   uint64_t lane[4], total;
   unsigned char held[32];
@@ -1842,7 +2051,8 @@ static uint64_t mhk__xxh64_end(const mhk__xxh64 *h) {
   const unsigned char *p = h->held, *end = p + h->total % 32;
   uint64_t x = h->total < 32 ? MHK__XXH_5 : 0, word;
   for (int i = 0; i < 4 && h->total >= 32; i++) x += mhk__turn_left(h->lane[i], turns[i]);
-  for (int i = 0; i < 4 && h->total >= 32; i++) x = (x ^ mhk__turn_left(h->lane[i] * MHK__XXH_2, 31) * MHK__XXH_1) * MHK__XXH_1 + MHK__XXH_4;
+  for (int i = 0; i < 4 && h->total >= 32; i++)
+    x = (x ^ mhk__turn_left(h->lane[i] * MHK__XXH_2, 31) * MHK__XXH_1) * MHK__XXH_1 + MHK__XXH_4;
   x += h->total;
   for (; end - p >= 8; p += 8) x = mhk__turn_left(x ^ mhk__xxh64_lane(0, p), 27) * MHK__XXH_1 + MHK__XXH_4;
   for (; end - p >= 4; p += 4) {
@@ -1856,8 +2066,9 @@ static uint64_t mhk__xxh64_end(const mhk__xxh64 *h) {
 }
 #endif
 
-/* A file being written, under a temporary name (path.new, path.new2...), flushed to the disk and renamed at the end, so that the old content stays until
-   the new one is complete. All calls keep the first errno in error. */
+/* A file being written, under a temporary name (path.new, path.new2...), flushed to the disk and
+   renamed at the end, so that the old content stays until the new one is complete. All calls keep
+   the first errno in error. */
 typedef struct mhk__output {
   mhk__handle file;
   int error, busy, flushed; /* busy: all temporary names are taken */
@@ -1897,7 +2108,8 @@ static int mhk__output_open(mhk__output *o, const char *path) {
 #endif
   mhk__remove_temporaries(path);
   for (int k = 1; k <= MHK__WRITERS && o->error == EEXIST; k++)
-    o->error = mhk__temporary_path(o->temporary, path, k) ? mhk__file_new_at(o->temporary, mode, &o->file) : ENAMETOOLONG;
+    o->error =
+        mhk__temporary_path(o->temporary, path, k) ? mhk__file_new_at(o->temporary, mode, &o->file) : ENAMETOOLONG;
   o->busy = o->error == EEXIST;
   return o->error;
 }
@@ -1935,7 +2147,8 @@ static int mhk__output_flush(mhk__output *o) {
   return o->error;
 }
 
-/* Renames it, or throws it away (keep 0). The lock goes last: nobody takes the file for one that was left. */
+/* Renames it, or throws it away (keep 0). The lock goes last: nobody takes the file for one that
+   was left. */
 static int mhk__output_close(mhk__output *o, int keep) {
   if (o->file == MHK__NO_HANDLE) return o->error;
   if (keep) mhk__output_flush(o);
@@ -1952,17 +2165,21 @@ static int mhk__output_close(mhk__output *o, int keep) {
 }
 
 static const char *mhk__output_why(const mhk__output *o) {
-  if (o->busy) return "so many others are writing it, or were killed where files cannot be locked: remove the files beside it that end in .new and a number";
+  if (o->busy)
+    return "so many others are writing it, or were killed where files cannot be locked: remove the files beside it "
+           "that end in .new and a number";
   return mhk__file_reason(o->error);
 }
 
-/* A lock that dies with the process: a file that says who holds it, locked while it is open. Where there are no locks it locks nobody out. */
+/* A lock that dies with the process: a file that says who holds it, locked while it is open. Where
+   there are no locks it locks nobody out. */
 typedef struct mhk__lock {
   mhk__handle file;
   char path[1024];
 } mhk__lock;
 
-/* 0, EBUSY when somebody else has it (a trainer of this process too), or errno. wait: until it is free */
+/* 0, EBUSY when somebody else has it (a trainer of this process too), or errno. wait: until it is
+   free */
 static int mhk__lock_take(mhk__lock *l, const char *path, int wait) {
 #ifdef MHK__POSIX
   int fd, got = 2;
@@ -1980,7 +2197,8 @@ static int mhk__lock_take(mhk__lock *l, const char *path, int wait) {
   }
   if (got == 0 || got == -2) return got ? MHK__NOT_REGULAR : EBUSY;
   memset(who, ' ', sizeof who);
-  const size_t n = mhk__print(who, sizeof who, "process %ld on %.64s", (long)getpid(), uname(&system) >= 0 ? system.nodename : "this machine");
+  const size_t n = mhk__print(who, sizeof who, "process %ld on %.64s", (long)getpid(),
+                              uname(&system) >= 0 ? system.nodename : "this machine");
   who[n] = ' ';
   who[sizeof who - 1] = '\n';
   (void)mhk__handle_write(fd, who, sizeof who); /* the name is a help; the lock is there without it */
@@ -1992,7 +2210,8 @@ static int mhk__lock_take(mhk__lock *l, const char *path, int wait) {
   l->file = MHK__NO_HANDLE;
   if (!mhk__wide(path, wide)) return errno;
   for (;;) {
-    l->file = CreateFileW(wide, GENERIC_READ | GENERIC_WRITE | DELETE, FILE_SHARE_READ, NULL, OPEN_ALWAYS, FILE_FLAG_DELETE_ON_CLOSE, NULL);
+    l->file = CreateFileW(wide, GENERIC_READ | GENERIC_WRITE | DELETE, FILE_SHARE_READ, NULL, OPEN_ALWAYS,
+                          FILE_FLAG_DELETE_ON_CLOSE, NULL);
     if (l->file != MHK__NO_HANDLE) break;
     if (GetLastError() != ERROR_SHARING_VIOLATION) return mhk__windows_errno();
     if (!wait) return EBUSY;
@@ -2018,7 +2237,8 @@ static void mhk__lock_give(mhk__lock *l) {
 }
 
 #ifndef MOHAWK_NO_TRAINING
-/* The file at path gets another name, before a new one takes this one. Where there are hard links there is a file at path all the while. */
+/* The file at path gets another name, before a new one takes this one. Where there are hard links
+   there is a file at path all the while. */
 static void mhk__keep_as(const char *path, const char *other) {
 #ifdef MHK__POSIX
   unlink(other);
@@ -2095,7 +2315,8 @@ static const char *mhk__environment(const char *name) {
 #endif
 }
 
-/* What processor and system offer. x86: CPUID and the register state that the system saves (Intel SDM vol. 1, 13.2 and 15.2). */
+/* What processor and system offer. x86: CPUID and the register state that the system saves (Intel
+   SDM vol. 1, 13.2 and 15.2). */
 #if (defined(__x86_64__) || defined(__i386__)) && (defined(__GNUC__) || defined(__clang__))
 #define MHK__X86
 static void mhk__cpuid(unsigned leaf, unsigned sub, unsigned r[4]) {
@@ -2109,7 +2330,8 @@ static mhk_isa mhk__cpu_best(void) {
   mhk__cpuid(0, 0, r);
   if (r[0] >= 7) {
     mhk__cpuid(1, 0, r);
-    if ((r[2] & (1u << 27)) && (r[2] & (1u << 28)) && (r[2] & (1u << 12)) && (r[2] & (1u << 29))) { /* OSXSAVE, AVX, FMA, F16C */
+    /* OSXSAVE, AVX, FMA, F16C */
+    if ((r[2] & (1u << 27)) && (r[2] & (1u << 28)) && (r[2] & (1u << 12)) && (r[2] & (1u << 29))) {
       __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
       (void)high;
       mhk__cpuid(7, 0, r);
@@ -2130,7 +2352,8 @@ static mhk_isa mhk__cpu_best(void) {
 #endif
 }
 
-/* Units beyond the instruction set: AVX512-BF16 (CPUID 7.1, EAX bit 5), AMX with bfloat16 (7.0, EDX bits 24 and 22; tile state in XCR0 bits 17 and 18). */
+/* Units beyond the instruction set: AVX512-BF16 (CPUID 7.1, EAX bit 5), AMX with bfloat16 (7.0, EDX
+   bits 24 and 22; tile state in XCR0 bits 17 and 18). */
 enum { mhk__cpu_avx512_bf16 = 1, mhk__cpu_amx_bf16 = 2, mhk__cpu_amd = 4 };
 #ifndef MOHAWK_NO_TRAINING
 static int mhk__cpu_units(void) {
@@ -2157,7 +2380,8 @@ static int mhk__cpu_units(void) {
 }
 #endif
 
-/* Random numbers: xoshiro256++ (Blackman & Vigna 2019, public domain), seeded by splitmix64. The state is a value: saved and restored with checkpoints. */
+/* Random numbers: xoshiro256++ (Blackman & Vigna 2019, public domain), seeded by splitmix64. The
+   state is a value: saved and restored with checkpoints. */
 typedef struct mhk__rng { uint64_t s[4]; } mhk__rng;
 
 static void mhk__rng_seed(mhk__rng *r, uint64_t seed) {
@@ -2218,9 +2442,9 @@ static uint64_t mhk__hash(uint64_t h, const void *data, size_t n) {
 #define MHK__HASH_START 14695981039346656037u
 #endif /* MOHAWK_IMPLEMENTATION */
 #if defined(MOHAWK_IMPLEMENTATION) && !defined(MHK__PASS)
-/* ====================================================================================================
+/* =================================================================================================
    MEMORY: arenas, objects, contexts, errors                                                >>memory
-   ==================================================================================================== */
+   ============================================================================================== */
 
 #define MHK__ALIGN 64 /* a cache line, and the widest vector */
 
@@ -2231,8 +2455,9 @@ typedef struct mhk__chunk {
   size_t room;
 } mhk__chunk;
 
-/* How an arena gets its memory: blocks as they are needed; one block of somebody else's and never more; none at all: what would be used is counted
-   in that block's header, what it hands out must not be touched. */
+/* How an arena gets its memory: blocks as they are needed; one block of somebody else's and never
+   more; none at all: what would be used is counted in that block's header, what it hands out must
+   not be touched. */
 typedef enum mhk__arena_kind { MHK__GROWS, MHK__FIXED, MHK__COUNTS } mhk__arena_kind;
 
 /* A list of blocks that is filled from the front. Rewinding keeps the blocks for the next round. */
@@ -2277,8 +2502,9 @@ static void *mhk__default_alloc(void *user, size_t bytes) {
   void *block = MOHAWK_MALLOC(bytes);
   (void)user;
 #ifdef MHK__HUGE_PAGE
-  /* Large pages for large blocks where the system gives them to those who ask: rows of many heads lie a page or two apart, and half of what SSD loses
-     between 2048 and 8192 tokens is looking up pages. A refusal is no error. */
+  /* Large pages for large blocks where the system gives them to those who ask: rows of many heads
+     lie a page or two apart, and half of what SSD loses between 2048 and 8192 tokens is looking up
+     pages. A refusal is no error. */
   if (block && bytes >= 2 * MHK__HUGE_PAGE) {
     const uintptr_t at = (uintptr_t)block, first = (at + MHK__HUGE_PAGE - 1) / MHK__HUGE_PAGE * MHK__HUGE_PAGE;
     const size_t most = bytes - (size_t)(first - at);
@@ -2360,14 +2586,17 @@ static size_t mhk__size3(mhk_context *ctx, mhk_index a, mhk_index b, size_t c) {
     size_t x = (size_t)a, y = (size_t)b, most = (size_t)PTRDIFF_MAX;
     if ((y == 0 || x <= most / y) && (c == 0 || x * y <= most / c)) return x * y * c;
   }
-  mhk_fail(ctx, MHK_ERROR_MEMORY, "an array of %lld x %lld elements of %d bytes does not fit this machine's address space", (long long)a, (long long)b, (int)c);
+  mhk_fail(ctx, MHK_ERROR_MEMORY,
+           "an array of %lld x %lld elements of %d bytes does not fit this machine's address space", (long long)a,
+           (long long)b, (int)c);
   return 0;
 }
 
 static void *mhk__raw_alloc(mhk_context *ctx, size_t bytes) {
   void *p = bytes > (size_t)PTRDIFF_MAX ? NULL : ctx->allocator.alloc(ctx->allocator.user, bytes);
   if (!p) {
-    mhk_fail(ctx, MHK_ERROR_MEMORY, "out of memory: %.1f MB more were needed, %.1f MB are in use", (double)bytes * 1e-6, (double)ctx->memory * 1e-6);
+    mhk_fail(ctx, MHK_ERROR_MEMORY, "out of memory: %.1f MB more were needed, %.1f MB are in use", (double)bytes * 1e-6,
+             (double)ctx->memory * 1e-6);
     return NULL;
   }
   ctx->memory += bytes;
@@ -2404,7 +2633,8 @@ static void *mhk__arena_alloc(mhk_context *ctx, mhk__arena *a, size_t bytes) {
   size_t index = a->index, need, room;
   if (ctx->result != MHK_OK) return NULL;
   if (bytes > (size_t)PTRDIFF_MAX - 4096) {
-    mhk_fail(ctx, MHK_ERROR_MEMORY, "out of memory: a block of %.1f MB cannot be had on this machine", (double)bytes * 1e-6);
+    mhk_fail(ctx, MHK_ERROR_MEMORY, "out of memory: a block of %.1f MB cannot be had on this machine",
+             (double)bytes * 1e-6);
     return NULL;
   }
   need = (bytes + MHK__ALIGN - 1) / MHK__ALIGN * MHK__ALIGN;
@@ -2424,17 +2654,20 @@ static void *mhk__arena_alloc(mhk_context *ctx, mhk__arena *a, size_t bytes) {
       return p;
     }
   if (a->kind == MHK__FIXED) {
-    mhk_fail(ctx, MHK_ERROR_MEMORY, "a session's block has %.0f bytes for work and %.0f more were needed", (double)a->first->room, (double)need);
+    mhk_fail(ctx, MHK_ERROR_MEMORY, "a session's block has %.0f bytes for work and %.0f more were needed",
+             (double)a->first->room, (double)need);
     return NULL;
   }
-  /* blocks double, so that there are few, but where memory is dear; with the address sanitizer each allocation is a block, so that red zones work */
+  /* blocks double, so that there are few, but where memory is dear; with the address sanitizer each
+     allocation is a block, so that red zones work */
 #ifdef MHK__ASAN
   room = need;
 #elif defined(MOHAWK_NO_TRAINING)
   room = 4096 - 2 * MHK__ALIGN - sizeof(mhk__chunk);
   if (room < need) room = need;
 #else
-  room = last ? (last->room < ((size_t)1 << 25) ? last->room * 2 : last->room) : 4096 - 2 * MHK__ALIGN - sizeof(mhk__chunk);
+  room = last ? (last->room < ((size_t)1 << 25) ? last->room * 2 : last->room)
+              : 4096 - 2 * MHK__ALIGN - sizeof(mhk__chunk);
   if (room < need) room = need;
 #endif
   c = (mhk__chunk *)mhk__raw_alloc(ctx, sizeof(mhk__chunk) + MHK__ALIGN + room);
@@ -2530,7 +2763,8 @@ static void *mhk__scratch(mhk_context *ctx, mhk_index count, size_t size) {
   return ctx->result == MHK_OK ? mhk__arena_alloc(ctx, &ctx->scratch, bytes) : NULL;
 }
 
-/* Makes zeroed memory, which starts with a mhk__object and goes with the arena, an object of the context. */
+/* Makes zeroed memory, which starts with a mhk__object and goes with the arena, an object of the
+   context. */
 static void mhk__object_join(mhk_context *ctx, void *object, mhk__arena arena, void (*destroy)(void *object)) {
   mhk__object *o = (mhk__object *)object;
   o->ctx = ctx;
@@ -2567,7 +2801,8 @@ static void mhk__object_free(void *object) {
   mhk__arena_free(ctx, &arena);
 }
 
-static void mhk__parallel(mhk_context *ctx, mhk_index tasks, void (*body)(void *arg, mhk_index task, int worker), void *arg) {
+static void mhk__parallel(mhk_context *ctx, mhk_index tasks, void (*body)(void *arg, mhk_index task, int worker),
+                          void *arg) {
   mhk_index i;
   if (tasks > 1 && ctx->workers > 1) {
     if (ctx->parallel_for) {
@@ -2590,7 +2825,9 @@ MHKDEF const char *mhk_version(void) { return MHK_VERSION; }
 
 MHKDEF int mhk_failed(const mhk_context *ctx) { return !ctx || ctx->result != MHK_OK; }
 MHKDEF mhk_result mhk_error(const mhk_context *ctx) { return ctx ? ctx->result : MHK_ERROR_MEMORY; }
-MHKDEF const char *mhk_message(const mhk_context *ctx) { return ctx ? ctx->message : "out of memory: not even a context could be made"; }
+MHKDEF const char *mhk_message(const mhk_context *ctx) {
+  return ctx ? ctx->message : "out of memory: not even a context could be made";
+}
 MHKDEF void mhk_clear_error(mhk_context *ctx) {
   if (!ctx) return;
   ctx->result = MHK_OK;
@@ -2599,8 +2836,11 @@ MHKDEF void mhk_clear_error(mhk_context *ctx) {
 MHKDEF int mhk_threads(const mhk_context *ctx) { return ctx ? ctx->workers : 0; }
 MHKDEF mhk_result mhk_set_threads(mhk_context *ctx, int threads) {
   if (!ctx) return MHK_ERROR_MEMORY;
-  if (ctx->parallel_for) return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "the number of threads cannot be set on a context with the caller's own parallel_for");
-  if (threads < -1 || threads > 4096) return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "%d threads make no sense: use 1 or more, or -1 for all", threads);
+  if (ctx->parallel_for)
+    return mhk_fail(ctx, MHK_ERROR_ARGUMENT,
+                    "the number of threads cannot be set on a context with the caller's own parallel_for");
+  if (threads < -1 || threads > 4096)
+    return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "%d threads make no sense: use 1 or more, or -1 for all", threads);
 #ifdef _OPENMP
   ctx->workers = threads == -1 ? omp_get_max_threads() : threads == 0 ? 1 : threads;
 #else
@@ -2611,9 +2851,9 @@ MHKDEF mhk_result mhk_set_threads(mhk_context *ctx, int threads) {
 MHKDEF size_t mhk_memory_in_use(const mhk_context *ctx) { return ctx ? ctx->memory : 0; }
 MHKDEF size_t mhk_memory_peak(const mhk_context *ctx) { return ctx ? ctx->peak : 0; }
 #endif /* MOHAWK_IMPLEMENTATION */
-/* ====================================================================================================
+/* =================================================================================================
    KERNELS: how loops are compiled once per instruction set                                >>kernels
-   ====================================================================================================
+   =================================================================================================
 
    Every loop that costs time is a kernel: a function over plain arrays that is called through
    the table of its context, mhk__kernels. Its code stands once, in the chapter of what it
@@ -2642,7 +2882,8 @@ static inline double mhk__ref_dot(int n, const double *x, const double *y) {
   return sum;
 }
 
-/* y (T,P) = M (T,S) x (S,P): every mixer of this file is such a product with a lower triangular M. */
+/* y (T,P) = M (T,S) x (S,P): every mixer of this file is such a product with a lower triangular
+   M. */
 static inline void mhk__ref_mix(int T, int S, int P, const double *M, const double *x, double *y) {
   for (int t = 0; t < T; t++)
     for (int p = 0; p < P; p++) {
@@ -2671,7 +2912,8 @@ static float mhk__bf16_to_f32(uint16_t h) {
   return f;
 }
 #ifndef MOHAWK_NO_TRAINING
-/* x rounded to bfloat16, as VCVTNE2PS2BF16 does it: to nearest, ties to even, subnormal numbers to zero, NaN stays NaN */
+/* x rounded to bfloat16, as VCVTNE2PS2BF16 does it: to nearest, ties to even, subnormal numbers to
+   zero, NaN stays NaN */
 static uint16_t mhk__bf16_round(mhk_real x) {
   const float f = (float)x;
   uint32_t bits;
@@ -2682,7 +2924,8 @@ static uint16_t mhk__bf16_round(mhk_real x) {
 }
 #endif /* MOHAWK_NO_TRAINING */
 
-/* exact for subnormals too: the multiplication by 2^112 renormalises, and leaves infinity and NaN what they are */
+/* exact for subnormals too: the multiplication by 2^112 renormalises, and leaves infinity and NaN
+   what they are */
 static float mhk__f16_to_f32(uint16_t h) {
   uint32_t bits = ((uint32_t)h & 0x7FFFu) << 13;
   float f;
@@ -2716,7 +2959,9 @@ static mhk_real mhk__element(const void *data, mhk_dtype dtype, mhk_index i) {
 #define MHK__Q_ROWS 16 /* rows a block */
 static int mhk__is_quantised(mhk_dtype dtype) { return dtype == MHK_Q8 || dtype == MHK_Q4; }
 static mhk_index mhk__q_blocks(mhk_index rows) { return (rows + MHK__Q_ROWS - 1) / MHK__Q_ROWS; }
-static mhk_index mhk__q_block_bytes(mhk_dtype dtype, mhk_index k) { return dtype == MHK_Q8 ? MHK__Q_ROWS * k : MHK__Q_ROWS * k / 2; }
+static mhk_index mhk__q_block_bytes(mhk_dtype dtype, mhk_index k) {
+  return dtype == MHK_Q8 ? MHK__Q_ROWS * k : MHK__Q_ROWS * k / 2;
+}
 
 /* element (n,k) of such a matrix with rows of K */
 static mhk_real mhk__q_element(const mhk_quantised *q, mhk_dtype dtype, mhk_index K, mhk_index n, mhk_index k) {
@@ -2732,8 +2977,9 @@ static mhk_real mhk__q_element(const mhk_quantised *q, mhk_dtype dtype, mhk_inde
   return (mhk_real)value * (mhk_real)mhk__f16_to_f32(q->scale[(b * (K / q->group) + k / q->group) * MHK__Q_ROWS + r]);
 }
 
-/* A matrix of any strides and stored type: element (i,j) at data[i * row + j * col]. A quantised one lies as q says and has all its columns: one of
-   the strides is 1, the other its rows' length; its rows start at row n0 of q, its columns at k0. */
+/* A matrix of any strides and stored type: element (i,j) at data[i * row + j * col]. A quantised
+   one lies as q says and has all its columns: one of the strides is 1, the other its rows' length;
+   its rows start at row n0 of q, its columns at k0. */
 typedef struct mhk__matrix {
   const void *data;
   mhk_dtype dtype;
@@ -2753,28 +2999,35 @@ static mhk__matrix mhk__mat(const void *data, mhk_dtype dtype, mhk_index row, mh
   return m;
 }
 
-/* y (M,N) = x (M,K) w^T for rows n0.. of a quantised matrix w, of up to q_rows (see the kernels) rows of x. Each group of x is brought to 16-bit integers,
-   so that its dot product with the integers of w is exact; the groups' products are summed in float32 in their order. The integers are off by at most 2^-16
-   of the group's largest number. */
+/* y (M,N) = x (M,K) w^T for rows n0.. of a quantised matrix w, of up to q_rows (see the kernels)
+   rows of x. Each group of x is brought to 16-bit integers, so that its dot product with the
+   integers of w is exact; the groups' products are summed in float32 in their order. The integers
+   are off by at most 2^-16 of the group's largest number. */
 typedef struct mhk__q_args {
   mhk_index M, N, K;
   const mhk_quantised *q;
   mhk_dtype dtype;
   mhk_index n0;
   const mhk_real *x;       /* (M,K) */
-  int16_t *digits;         /* (M,K), each four in the order 0 2 1 3: the lanes a vector of bytes falls into when its 16-bit words are shifted. Of kernels
-                              that multiply bytes: of 32 integers 256 h + l first the signed bytes l, then h */
+  /* (M,K), each four in the order 0 2 1 3: the lanes a vector of bytes falls into when its 16-bit
+     words are shifted. Of kernels that multiply bytes: of 32 integers 256 h + l first the signed
+     bytes l, then h */
+  int16_t *digits;
   float *scale;            /* (M,K/group) */
-  int32_t *offset;         /* (M,K/group): what the 8 in the halves of MHK_Q4 adds, negated; of kernels that multiply bytes for MHK_Q8 what 128 adds */
+  /* (M,K/group): what the 8 in the halves of MHK_Q4 adds, negated; of kernels that multiply bytes
+     for MHK_Q8 what 128 adds */
+  int32_t *offset;
   mhk_real *y;
   mhk_index ldy;
 } mhk__q_args;
 
-/* Bytes of weights to ask for ahead. Left to the processor, one row of MHK_Q8 on Zen 4 reads 22 to 36 GB/s, by where in the program the loop happens to
-   lie; so it is 33. */
+/* Bytes of weights to ask for ahead. Left to the processor, one row of MHK_Q8 on Zen 4 reads 22 to
+   36 GB/s, by where in the program the loop happens to lie; so it is 33. */
 #define MHK__Q_AHEAD 4096
 #define MHK__Q_SLAB 131072 /* bytes of x as integers that pass over the blocks of a task together */
-#define MHK__Q_LIMIT 32512 /* largest integer of x: times 16 words of 15 * 256 it stays below 2^31, and it is two signed bytes */
+/* largest integer of x: times 16 words of 15 * 256 it stays below 2^31, and it is two signed
+   bytes */
+#define MHK__Q_LIMIT 32512
 #define MHK__Q_TINY 1e-30f /* groups of x that are smaller count as zero */
 
 /* What happens to a product before it is stored, in this order. */
@@ -2786,11 +3039,13 @@ typedef struct mhk__epilogue {
   int gelu;
 } mhk__epilogue;
 
-/* Which part of a product is wanted or not zero: everything; c on and below, or on and above its diagonal; a lower or upper triangular. Whole register tiles
-   are left out, what they would have held is not touched. */
+/* Which part of a product is wanted or not zero: everything; c on and below, or on and above its
+   diagonal; a lower or upper triangular. Whole register tiles are left out, what they would have
+   held is not touched. */
 enum { mhk__whole, mhk__lower_c, mhk__upper_c, mhk__lower_a, mhk__upper_a };
 
-/* Rows that are wanted soon, to be asked for while there is something else to do. Rows of one head lie pages apart, where no hardware looks ahead. */
+/* Rows that are wanted soon, to be asked for while there is something else to do. Rows of one head
+   lie pages apart, where no hardware looks ahead. */
 typedef struct mhk__ahead {
   struct { const mhk_real *at; mhk_index ld, w, rows; } part[8];
   int parts, now;
@@ -2805,10 +3060,11 @@ static void mhk__look_ahead(mhk__ahead *a, const mhk_real *at, mhk_index ld, mhk
   a->parts++;
 }
 
-/* A product of operands as they lie in work memory: c = f (c0 + a1 b1) + a2 b2, row i of it by f[i * fs]. Element (i,k) of a left operand is at
-   a[i * row + k * col]: its numbers are broadcast one by one, so that it may lie either way; only the right ones must lie row by row. Nothing is packed for
-   one use alone, and edges need no code of their own: rows of b and c are padded to MHK__LD numbers, and what is read beyond a's rows only reaches rows of
-   c beyond its own. */
+/* A product of operands as they lie in work memory: c = f (c0 + a1 b1) + a2 b2, row i of it by f[i
+   * fs]. Element (i,k) of a left operand is at a[i * row + k * col]: its numbers are broadcast one
+   by one, so that it may lie either way; only the right ones must lie row by row. Nothing is packed
+   for one use alone, and edges need no code of their own: rows of b and c are padded to MHK__LD
+   numbers, and what is read beyond a's rows only reaches rows of c beyond its own. */
 typedef struct mhk__block {
   const mhk_real *a1, *b1, *a2, *b2; /* a1 NULL: that product is absent */
   mhk_index k1, row1, col1, k2, row2, col2, ldb;
@@ -2822,13 +3078,15 @@ typedef struct mhk__block {
 #define MHK__LD(n) (((n) + 15) / 16 * 16) /* numbers in a padded row: whole vectors of every instruction set */
 #define MHK__OVER 8                       /* rows that a tile may reach beyond the last one */
 
-/* Products of bfloat16 numbers: packed numbers take size bytes each, k counts in steps of kr (padded with zeros), tiles are mr x nr. pack_a takes rows x k
-   numbers as ks->pack does, pack_b the columns of the right operand; product is ks->product on them. */
+/* Products of bfloat16 numbers: packed numbers take size bytes each, k counts in steps of kr
+   (padded with zeros), tiles are mr x nr. pack_a takes rows x k numbers as ks->pack does, pack_b
+   the columns of the right operand; product is ks->product on them. */
 typedef struct mhk__narrow {
   int mr, nr, kr, size;
   void (*pack_a)(void *dst, mhk_index rows, mhk_index k, mhk__matrix src);
   void (*pack_b)(void *dst, mhk_index n_columns, mhk_index k, mhk__matrix src);
-  void (*product)(mhk_index m, mhk_index n, mhk_index k, const void *a, const void *b, mhk_real *c, mhk_index ldc, int accumulate);
+  void (*product)(mhk_index m, mhk_index n, mhk_index k, const void *a, const void *b, mhk_real *c, mhk_index ldc,
+                  int accumulate);
 } mhk__narrow;
 
 /* what the kernels of the chapters below are called with */
@@ -2843,19 +3101,28 @@ struct mhk__kernels {
 #ifndef MOHAWK_NO_TRAINING
   mhk__narrow narrow;
 #endif
-  /* rows x k numbers, row i's element j at src[i * rs + j * cs], into panels of width rows, zero padded */
+  /* rows x k numbers, row i's element j at src[i * rs + j * cs], into panels of width rows, zero
+     padded */
   void (*pack)(mhk_real *dst, mhk_index width, mhk_index rows, mhk_index k, mhk__matrix src);
   /* c (m,n) = or += packed a (m,k) times packed b (k,n) */
-  void (*product)(mhk_index m, mhk_index n, mhk_index k, const mhk_real *a, const mhk_real *b, mhk_real *c, mhk_index ldc, int accumulate);
-  /* the same of operands as they lie, where they divide into whole tiles; 0: they do not, nothing was done */
-  int (*product_plain)(mhk_index m, mhk_index n, mhk_index k, const mhk_real *a, mhk_index row, mhk_index col, const mhk_real *b, mhk_index ldb,
-                       mhk_real *c, mhk_index ldc, int accumulate);
-  void (*epilogue)(mhk_index m, mhk_index n, mhk_real *c, mhk_index ldc, mhk_index offset, const mhk__epilogue *e, mhk_index column);
+  void (*product)(mhk_index m, mhk_index n, mhk_index k, const mhk_real *a, const mhk_real *b, mhk_real *c,
+                  mhk_index ldc, int accumulate);
+  /* the same of operands as they lie, where they divide into whole tiles; 0: they do not, nothing
+     was done */
+  int (*product_plain)(mhk_index m, mhk_index n, mhk_index k, const mhk_real *a, mhk_index row, mhk_index col,
+                       const mhk_real *b, mhk_index ldb, mhk_real *c, mhk_index ldc, int accumulate);
+  void (*epilogue)(mhk_index m, mhk_index n, mhk_real *c, mhk_index ldc, mhk_index offset, const mhk__epilogue *e,
+                   mhk_index column);
   /* y (m,n) = x (m,k) w(n,k)^T for few rows: streams w once; work holds (m + 1) k numbers */
-  void (*rows_times)(mhk_index m, mhk_index n, mhk_index k, const mhk_real *x, const void *w, mhk_dtype dtype, mhk_real *y, mhk_index ldy, mhk_real *work);
-  void (*q_prepare)(const mhk__q_args *a, mhk_index row);                    /* fills digits, scale and offset of one row of x */
-  void (*q_times)(const mhk__q_args *a, mhk_index first, mhk_index last); /* blocks [first,last) of w, which reach into the rows wanted */
-  mhk_index q_rows; /* rows of x up to which that is faster than float products of weights made wide: all, where dot products of bytes do twice the work */
+  void (*rows_times)(mhk_index m, mhk_index n, mhk_index k, const mhk_real *x, const void *w, mhk_dtype dtype,
+                     mhk_real *y, mhk_index ldy, mhk_real *work);
+  /* fills digits, scale and offset of one row of x */
+  void (*q_prepare)(const mhk__q_args *a, mhk_index row);
+  /* blocks [first,last) of w, which reach into the rows wanted */
+  void (*q_times)(const mhk__q_args *a, mhk_index first, mhk_index last);
+  /* rows of x up to which that is faster than float products of weights made wide: all, where dot
+     products of bytes do twice the work */
+  mhk_index q_rows;
   void (*attention)(const mhk__attention_args *a, mhk_index b, mhk_index h, mhk_real *work);
   void (*attention_step)(const mhk__attention_args *a, mhk_index b, mhk_index h, mhk_real *work);
   void (*attention_back)(const mhk__attention_args *a, mhk_index b, mhk_index g, mhk_real *work);
@@ -2868,17 +3135,20 @@ struct mhk__kernels {
   void (*conv_back)(const mhk__conv_args *a, mhk_index c0, mhk_index c1, mhk_real *work);
   void (*conv_stream)(const mhk__stream_args *a, mhk_index c0, mhk_index c1);
   /* one row each */
-  void (*norm)(mhk_index n, const mhk_real *x, const mhk_real *w, const mhk_real *b, mhk_real eps, int centre, mhk_real *y, mhk_real *mean, mhk_real *rstd);
-  void (*norm_back)(mhk_index n, const mhk_real *x, const mhk_real *w, mhk_real mean, mhk_real rstd, int centre, const mhk_real *dy, mhk_real *dx);
+  void (*norm)(mhk_index n, const mhk_real *x, const mhk_real *w, const mhk_real *b, mhk_real eps, int centre,
+               mhk_real *y, mhk_real *mean, mhk_real *rstd);
+  void (*norm_back)(mhk_index n, const mhk_real *x, const mhk_real *w, mhk_real mean, mhk_real rstd, int centre,
+                    const mhk_real *dy, mhk_real *dx);
   void (*softmax)(mhk_index n, const mhk_real *x, mhk_real *y);
   double (*log_sum_exp)(mhk_index n, const mhk_real *x, mhk_real scale);
   double (*soft_dot)(mhk_index n, const mhk_real *logits, const mhk_real *target, mhk_real target_lse);
-  void (*soft_back)(mhk_index n, const mhk_real *logits, mhk_real inverse_temperature, mhk_real lse, const mhk_real *target,
-                    mhk_real target_lse, mhk_real g, mhk_real *d);
+  void (*soft_back)(mhk_index n, const mhk_real *logits, mhk_real inverse_temperature, mhk_real lse,
+                    const mhk_real *target, mhk_real target_lse, mhk_real g, mhk_real *d);
   void (*gelu)(mhk_index n, const mhk_real *x, mhk_real *y);
   void (*gelu_back)(mhk_index n, const mhk_real *x, const mhk_real *dy, mhk_real *dx);
   void (*gate)(mhk_index n, const mhk_real *y, const mhk_real *z, const mhk_real *bias, mhk_real *out);
-  void (*gate_back)(mhk_index n, const mhk_real *y, const mhk_real *z, const mhk_real *bias, const mhk_real *g, mhk_real *dy, mhk_real *dz);
+  void (*gate_back)(mhk_index n, const mhk_real *y, const mhk_real *z, const mhk_real *bias, const mhk_real *g,
+                    mhk_real *dy, mhk_real *dz);
   double (*distance)(mhk_index n, const mhk_real *x, const mhk_real *y);
   void (*adamw)(mhk_index n, mhk_real *p, const mhk_real *g, mhk_real *m, mhk_real *v, const mhk_real *s);
 };
@@ -2898,7 +3168,8 @@ static mhk_index mhk__max(mhk_index a, mhk_index b) { return a > b ? a : b; }
 #elif !defined(MOHAWK_NO_SIMD) && defined(__AARCH64EL__) && (defined(__GNUC__) || defined(__clang__))
 #define MHK__HAS_NEON_PASS
 #include <arm_neon.h>
-/* the dot product of bytes that ARMv8.2 brought; Clang's arm_neon.h offers it to single functions from version 16 on */
+/* the dot product of bytes that ARMv8.2 brought; Clang's arm_neon.h offers it to single functions
+   from version 16 on */
 #if defined(MOHAWK_DOUBLE)
 #elif defined(__ARM_FEATURE_DOTPROD)
 #define MHK__HAS_SDOT
@@ -2924,10 +3195,13 @@ static mhk_index mhk__max(mhk_index a, mhk_index b) { return a > b ? a : b; }
 #endif /* MOHAWK_IMPLEMENTATION */
 
 #ifdef MHK__TEMPLATE
-/* ---- the template: MHK__PASS 1 scalar, 2 AVX2+FMA, 3 AVX-512, 4 NEON, 5 WASM SIMD128; MHK__SUFFIX names the pass ---- */
+/* ---- the template: MHK__PASS 1 scalar, 2 AVX2+FMA, 3 AVX-512, 4 NEON, 5 WASM SIMD128; MHK__SUFFIX
+   names the pass ---- */
 #define MHK__JOIN2(a, b) a##b
 #define MHK__JOIN(a, b) MHK__JOIN2(a, b)
-#define MHK__N3(a, b) a##b /* no MHK__JOIN: names stand inside of its arguments too, and a macro does not expand within itself */
+/* no MHK__JOIN: names stand inside of its arguments too, and a macro does not expand within
+   itself */
+#define MHK__N3(a, b) a##b
 #define MHK__N2(a, b) MHK__N3(a, b)
 #define MHK__N(name) MHK__N2(name, MHK__SUFFIX)
 #define MHK__PASS_DONE MHK__TEXT
@@ -2971,7 +3245,8 @@ static mhk_index mhk__max(mhk_index a, mhk_index b) { return a > b ? a : b; }
 #define MHK__MAX(a, b) _mm256_max_ps(a, b)
 #define MHK__SQRT(v) _mm256_sqrt_ps(v)
 #define MHK__MIN(a, b) _mm256_min_ps(a, b)
-#define MHK__LOAD_BF16(p) _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(const void *)(p))), 16))
+#define MHK__LOAD_BF16(p) _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i \
+  *)(const void *)(p))), 16))
 #define MHK__LOAD_F16(p) _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)(p)))
 #define MHK__WORDS __m256i
 #define MHK__LOAD_WORDS(p) _mm256_loadu_si256((const __m256i *)(const void *)(p))
@@ -2981,8 +3256,10 @@ static mhk_index mhk__max(mhk_index a, mhk_index b) { return a > b ? a : b; }
 #define MHK__LOAD_FIRST(p, n) _mm256_maskload_ps(p, MHK__MASK(n))
 #define MHK__STORE_FIRST(p, v, n) _mm256_maskstore_ps(p, MHK__MASK(n), v)
 #define MHK__FROM(v, w, d) \
-  _mm256_blendv_ps(v, w, _mm256_castsi256_ps(_mm256_cmpgt_epi32(_mm256_set1_epi32((int)(d)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7))))
-#define MHK__POWER2(n) _mm256_castsi256_ps(_mm256_add_epi32(_mm256_slli_epi32(_mm256_castps_si256(n), 23), _mm256_set1_epi32(0x3F800000)))
+  _mm256_blendv_ps(v, w, _mm256_castsi256_ps(_mm256_cmpgt_epi32(_mm256_set1_epi32((int)(d)), _mm256_setr_epi32(0, 1, \
+    2, 3, 4, 5, 6, 7))))
+#define MHK__POWER2(n) _mm256_castsi256_ps(_mm256_add_epi32(_mm256_slli_epi32(_mm256_castps_si256(n), 23), \
+  _mm256_set1_epi32(0x3F800000)))
 #endif
 #define MHK__MR 6
 #define MHK__TALL 6
@@ -3005,13 +3282,16 @@ static mhk_index mhk__max(mhk_index a, mhk_index b) { return a > b ? a : b; }
 #define MHK__STORE(p, v) _mm512_storeu_ps(p, v)
 #define MHK__SET(x) _mm512_set1_ps(x)
 #define MHK__FMA(a, b, c) _mm512_fmadd_ps(a, b, c)
-#define MHK__MAX(a, b) _mm512_maskz_max_ps((__mmask16)0xFFFF, a, b) /* maskz: GCC 12's plain ones warn inside their own header */
+/* maskz: GCC 12's plain ones warn inside their own header */
+#define MHK__MAX(a, b) _mm512_maskz_max_ps((__mmask16)0xFFFF, a, b)
 #define MHK__SQRT(v) _mm512_maskz_sqrt_ps((__mmask16)0xFFFF, v)
 #define MHK__MIN(a, b) _mm512_maskz_min_ps((__mmask16)0xFFFF, a, b)
 #define MHK__LOAD_BF16(p) \
   _mm512_castsi512_ps(_mm512_maskz_slli_epi32( \
-      (__mmask16)0xFFFF, _mm512_maskz_cvtepu16_epi32((__mmask16)0xFFFF, _mm256_loadu_si256((const __m256i *)(const void *)(p))), 16))
-#define MHK__LOAD_F16(p) _mm512_maskz_cvtph_ps((__mmask16)0xFFFF, _mm256_loadu_si256((const __m256i *)(const void *)(p)))
+      (__mmask16)0xFFFF, _mm512_maskz_cvtepu16_epi32((__mmask16)0xFFFF, \
+          _mm256_loadu_si256((const __m256i *)(const void *)(p))), 16))
+#define MHK__LOAD_F16(p) _mm512_maskz_cvtph_ps((__mmask16)0xFFFF, \
+  _mm256_loadu_si256((const __m256i *)(const void *)(p)))
 #define MHK__WORDS __m512i
 #define MHK__LOAD_WORDS(p) _mm512_loadu_si512(p)
 #define MHK__EVEN_BF16(words) _mm512_castsi512_ps(_mm512_maskz_slli_epi32((__mmask16)0xFFFF, words, 16))
@@ -3021,7 +3301,8 @@ static mhk_index mhk__max(mhk_index a, mhk_index b) { return a > b ? a : b; }
 #define MHK__LOAD_FIRST(p, n) _mm512_maskz_loadu_ps(MHK__MASK(n), p)
 #define MHK__STORE_FIRST(p, v, n) _mm512_mask_storeu_ps(p, MHK__MASK(n), v)
 #define MHK__POWER2(n) \
-  _mm512_castsi512_ps(_mm512_add_epi32(_mm512_maskz_slli_epi32((__mmask16)0xFFFF, _mm512_castps_si512(n), 23), _mm512_set1_epi32(0x3F800000)))
+  _mm512_castsi512_ps(_mm512_add_epi32(_mm512_maskz_slli_epi32((__mmask16)0xFFFF, _mm512_castps_si512(n), 23), \
+    _mm512_set1_epi32(0x3F800000)))
 #endif
 #define MHK__MR 14
 #define MHK__TALL 6
@@ -3050,13 +3331,15 @@ static mhk_index mhk__max(mhk_index a, mhk_index b) { return a > b ? a : b; }
 #define MHK__MIN(a, b) vminq_f32(a, b)
 #define MHK__LOAD_BF16(p) vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p), 16))
 #define MHK__FROM(v, w, d) \
-  vbslq_f32(vcgtq_s32(vdupq_n_s32((int32_t)(d)), vcombine_s32(vcreate_s32(0x0000000100000000u), vcreate_s32(0x0000000300000002u))), w, v)
+  vbslq_f32(vcgtq_s32(vdupq_n_s32((int32_t)(d)), vcombine_s32(vcreate_s32(0x0000000100000000u), \
+    vcreate_s32(0x0000000300000002u))), w, v)
 #define MHK__LOAD_F16(p) vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p)))
 #define MHK__WORDS uint32x4_t
 #define MHK__LOAD_WORDS(p) vreinterpretq_u32_u16(vld1q_u16(p))
 #define MHK__EVEN_BF16(words) vreinterpretq_f32_u32(vshlq_n_u32(words, 16))
 #define MHK__ODD_BF16(words) vreinterpretq_f32_u32(vandq_u32(words, vdupq_n_u32(0xFFFF0000u)))
-#define MHK__POWER2(n) vreinterpretq_f32_u32(vaddq_u32(vshlq_n_u32(vreinterpretq_u32_f32(n), 23), vdupq_n_u32(0x3F800000u)))
+#define MHK__POWER2(n) vreinterpretq_f32_u32(vaddq_u32(vshlq_n_u32(vreinterpretq_u32_f32(n), 23), \
+  vdupq_n_u32(0x3F800000u)))
 #endif
 #define MHK__MR 8
 #define MHK__TALL 8
@@ -3076,7 +3359,8 @@ typedef float MHK__N(mhk__vector) __attribute__((vector_size(16)));
 #define MHK__MAX(a, b) ((MHK__V)wasm_f32x4_max((v128_t)(a), (v128_t)(b)))
 #define MHK__SQRT(v) ((MHK__V)wasm_f32x4_sqrt((v128_t)(v)))
 #define MHK__MIN(a, b) ((MHK__V)wasm_f32x4_min((v128_t)(a), (v128_t)(b)))
-#define MHK__FROM(v, w, d) ((MHK__V)wasm_v128_bitselect((v128_t)(w), (v128_t)(v), wasm_i32x4_gt(wasm_i32x4_splat((int)(d)), wasm_i32x4_make(0, 1, 2, 3))))
+#define MHK__FROM(v, w, d) ((MHK__V)wasm_v128_bitselect((v128_t)(w), (v128_t)(v), \
+  wasm_i32x4_gt(wasm_i32x4_splat((int)(d)), wasm_i32x4_make(0, 1, 2, 3))))
 #define MHK__POWER2(n) ((MHK__V)wasm_i32x4_add(wasm_i32x4_shl((v128_t)(n), 23), wasm_i32x4_splat(0x3F800000)))
 #define MHK__LOAD_BF16(p) ((MHK__V)wasm_i32x4_shl(wasm_u32x4_load16x4(p), 16))
 #define MHK__LOAD_F16(p) MHK__N(mhk__load_f16)(p)
@@ -3154,8 +3438,8 @@ static inline mhk_real MHK__N(mhk__hmax)(MHK__V v) {
       MHK__STORE_FIRST(p, v, n); \
   } while (0)
 
-/* e^x. float32: 2^k times a polynomial of degree 7 (coefficients of Moshier's Cephes expf), about 1 ulp; arguments are kept within what float32
-   holds, so that e^-1000 is 1e-38, not 0. */
+/* e^x. float32: 2^k times a polynomial of degree 7 (coefficients of Moshier's Cephes expf), about 1
+   ulp; arguments are kept within what float32 holds, so that e^-1000 is 1e-38, not 0. */
 static inline MHK__V MHK__N(mhk__vexp)(MHK__V x) {
 #if MHK__W == 1
   return MHK__REXP(x);
@@ -3208,7 +3492,8 @@ MHKDEF mhk_precision mhk_set_precision(mhk_context *ctx, mhk_precision precision
 #define MHK__SMALL 1e5 /* multiply-adds that are done before other threads have woken up */
 #endif
 
-/* Runs body over tasks with per-worker work memory of the given number of elements; cost is about how many multiply-adds all tasks take. */
+/* Runs body over tasks with per-worker work memory of the given number of elements; cost is about
+   how many multiply-adds all tasks take. */
 typedef struct mhk__job {
   mhk_context *ctx;
   const void *args;
@@ -3240,7 +3525,8 @@ static void mhk__run(mhk_context *ctx, const void *args, mhk_index tasks, mhk_in
 #define MHK__HEAD_TASK(name, type, kernel) \
   static void name(void *arg, mhk_index task, int worker) { \
     const mhk__job *job = (const mhk__job *)arg; \
-    job->ctx->kernels->kernel((const type *)job->args, task / job->heads, task % job->heads, job->work + worker * job->each); \
+    job->ctx->kernels->kernel((const type *)job->args, task / job->heads, task % job->heads, job->work + worker * \
+        job->each); \
   }
 
 /* Rows and columns: body(args, first, last) over [0,n) in pieces of step. */
@@ -3255,7 +3541,8 @@ static void mhk__range_task(void *arg, mhk_index task, int worker) {
   (void)worker;
   r->body(r->ctx, r->args, task * r->step, mhk__min(r->n, (task + 1) * r->step));
 }
-static void mhk__over(mhk_context *ctx, mhk_index n, mhk_index step, void (*body)(mhk_context *ctx, void *args, mhk_index first, mhk_index last), void *args) {
+static void mhk__over(mhk_context *ctx, mhk_index n, mhk_index step,
+                      void (*body)(mhk_context *ctx, void *args, mhk_index first, mhk_index last), void *args) {
   mhk__range r;
   if (n <= 0) return;
   r.ctx = ctx;
@@ -3268,9 +3555,9 @@ static void mhk__over(mhk_context *ctx, mhk_index n, mhk_index step, void (*body
 #endif /* MOHAWK_NO_TRAINING */
 #endif /* MOHAWK_IMPLEMENTATION */
 
-/* ====================================================================================================
-   PRODUCTS: GEMM of every stored type, GEMV, quantised weights                            >>products
-   ====================================================================================================
+/* =================================================================================================
+   PRODUCTS: GEMM of every stored type, GEMV, quantised weights                           >>products
+   =================================================================================================
 
    c (m,n) = a (m,k) b (k,n), the GEMM under every linear layer, in five forms:
       packed     both operands are copied into panels, in the order the register tile reads them
@@ -3287,11 +3574,14 @@ static void mhk__over(mhk_context *ctx, mhk_index n, mhk_index step, void (*body
 static mhk_index mhk__padded(mhk_index rows) { return rows + 32; }
 #endif /* MOHAWK_NO_TRAINING */
 
-#if (defined(MHK__HAS_X86_PASSES) || defined(MHK__HAS_NEON_PASS) || defined(MHK__HAS_WASM_PASS)) && !defined(MOHAWK_DOUBLE)
-/* Blocks [first,last) of quantised weights by tiles of one row of x, of two, and where there are such of four, against one block or against two. The rows
-   go in slabs that stay in the second-level cache while the blocks pass. */
+#if (defined(MHK__HAS_X86_PASSES) || defined(MHK__HAS_NEON_PASS) || defined(MHK__HAS_WASM_PASS)) && \
+    !defined(MOHAWK_DOUBLE)
+/* Blocks [first,last) of quantised weights by tiles of one row of x, of two, and where there are
+   such of four, against one block or against two. The rows go in slabs that stay in the
+   second-level cache while the blocks pass. */
 typedef void (*mhk__q_tile)(const mhk__q_args *a, mhk_index b, mhk_index i);
-static void mhk__q_tiles(const mhk__q_args *a, mhk_index first, mhk_index last, mhk__q_tile one, mhk__q_tile two, mhk__q_tile four, mhk__q_tile wide) {
+static void mhk__q_tiles(const mhk__q_args *a, mhk_index first, mhk_index last, mhk__q_tile one, mhk__q_tile two,
+                         mhk__q_tile four, mhk__q_tile wide) {
   const mhk_index slab = mhk__max(8, MHK__Q_SLAB / (a->K * (mhk_index)sizeof(int16_t)) / 4 * 4);
   mhk_index i, both;
   for (mhk_index at = 0; at < a->M; at += slab) {
@@ -3316,10 +3606,12 @@ static void mhk__q_tiles(const mhk__q_args *a, mhk_index first, mhk_index last, 
 #ifdef MHK__TEMPLATE
 /* ---- products ---- */
 
-/* W rows of W numbers, row stride rs, transposed: column j goes to dst + j * width, its first n numbers */
+/* W rows of W numbers, row stride rs, transposed: column j goes to dst + j * width, its first n
+   numbers */
 #if MHK__PASS == 2 && !defined(MOHAWK_DOUBLE)
 #define MHK__TRANSPOSES
-static inline void MHK__N(mhk__transpose)(const mhk_real *src, mhk_index rs, mhk_index rows, mhk_real *dst, mhk_index width, mhk_index n) {
+static inline void MHK__N(mhk__transpose)(const mhk_real *src, mhk_index rs, mhk_index rows, mhk_real *dst,
+                                          mhk_index width, mhk_index n) {
   const __m256 zero = _mm256_setzero_ps();
   __m256 r0, r1, r2, r3, r4, r5, r6, r7, t0, t1, t2, t3, t4, t5, t6, t7;
 #define MHK__ROW(i) ((i) < rows ? _mm256_loadu_ps(src + (i) * rs) : zero)
@@ -3333,9 +3625,15 @@ static inline void MHK__N(mhk__transpose)(const mhk_real *src, mhk_index rs, mhk
   hi = _mm256_unpackhi_ps(a, b);
   r0 = MHK__ROW(0); r1 = MHK__ROW(1); r2 = MHK__ROW(2); r3 = MHK__ROW(3);
   r4 = MHK__ROW(4); r5 = MHK__ROW(5); r6 = MHK__ROW(6); r7 = MHK__ROW(7);
-  MHK__PAIR(t0, t1, r0, r1) MHK__PAIR(t2, t3, r2, r3) MHK__PAIR(t4, t5, r4, r5) MHK__PAIR(t6, t7, r6, r7)
-  r0 = _mm256_shuffle_ps(t0, t2, 0x44); r1 = _mm256_shuffle_ps(t0, t2, 0xEE); r2 = _mm256_shuffle_ps(t1, t3, 0x44); r3 = _mm256_shuffle_ps(t1, t3, 0xEE);
-  r4 = _mm256_shuffle_ps(t4, t6, 0x44); r5 = _mm256_shuffle_ps(t4, t6, 0xEE); r6 = _mm256_shuffle_ps(t5, t7, 0x44); r7 = _mm256_shuffle_ps(t5, t7, 0xEE);
+  MHK__PAIR(t0, t1, r0, r1)
+  MHK__PAIR(t2, t3, r2, r3) MHK__PAIR(t4, t5, r4, r5) MHK__PAIR(t6, t7, r6, r7) r0 = _mm256_shuffle_ps(t0, t2, 0x44);
+  r1 = _mm256_shuffle_ps(t0, t2, 0xEE);
+  r2 = _mm256_shuffle_ps(t1, t3, 0x44);
+  r3 = _mm256_shuffle_ps(t1, t3, 0xEE);
+  r4 = _mm256_shuffle_ps(t4, t6, 0x44);
+  r5 = _mm256_shuffle_ps(t4, t6, 0xEE);
+  r6 = _mm256_shuffle_ps(t5, t7, 0x44);
+  r7 = _mm256_shuffle_ps(t5, t7, 0xEE);
   MHK__OUT(0, _mm256_permute2f128_ps(r0, r4, 0x20)); MHK__OUT(1, _mm256_permute2f128_ps(r1, r5, 0x20));
   MHK__OUT(2, _mm256_permute2f128_ps(r2, r6, 0x20)); MHK__OUT(3, _mm256_permute2f128_ps(r3, r7, 0x20));
   MHK__OUT(4, _mm256_permute2f128_ps(r0, r4, 0x31)); MHK__OUT(5, _mm256_permute2f128_ps(r1, r5, 0x31));
@@ -3346,15 +3644,18 @@ static inline void MHK__N(mhk__transpose)(const mhk_real *src, mhk_index rs, mhk
 }
 #elif MHK__PASS == 3 && !defined(MOHAWK_DOUBLE)
 #define MHK__TRANSPOSES
-static inline void MHK__N(mhk__transpose)(const mhk_real *src, mhk_index rs, mhk_index rows, mhk_real *dst, mhk_index width, mhk_index n) {
+static inline void MHK__N(mhk__transpose)(const mhk_real *src, mhk_index rs, mhk_index rows, mhk_real *dst,
+                                          mhk_index width, mhk_index n) {
   const __mmask16 all = (__mmask16)0xFFFF, keep = n >= 16 ? all : MHK__MASK(n);
   const __m512 zero = _mm512_setzero_ps();
   __m512 a, b, c, d;
 #define MHK__ROW(i) ((i) < rows ? _mm512_loadu_ps(src + (i) * rs) : zero)
 #define MHK__LO(x, y) _mm512_maskz_unpacklo_ps(all, x, y)
 #define MHK__HI(x, y) _mm512_maskz_unpackhi_ps(all, x, y)
-#define MHK__LO2(x, y) _mm512_castpd_ps(_mm512_maskz_unpacklo_pd((__mmask8)0xFF, _mm512_castps_pd(x), _mm512_castps_pd(y)))
-#define MHK__HI2(x, y) _mm512_castpd_ps(_mm512_maskz_unpackhi_pd((__mmask8)0xFF, _mm512_castps_pd(x), _mm512_castps_pd(y)))
+#define MHK__LO2(x, y) _mm512_castpd_ps(_mm512_maskz_unpacklo_pd((__mmask8)0xFF, _mm512_castps_pd(x), \
+  _mm512_castps_pd(y)))
+#define MHK__HI2(x, y) _mm512_castpd_ps(_mm512_maskz_unpackhi_pd((__mmask8)0xFF, _mm512_castps_pd(x), \
+  _mm512_castps_pd(y)))
 #define MHK__QUAD(i, u0, u1, u2, u3) \
   __m512 u0, u1, u2, u3; \
   a = MHK__ROW(i); b = MHK__ROW(i + 1); c = MHK__ROW(i + 2); d = MHK__ROW(i + 3); \
@@ -3364,7 +3665,8 @@ static inline void MHK__N(mhk__transpose)(const mhk_real *src, mhk_index rs, mhk
 #define MHK__LANES(x, y, k) _mm512_maskz_shuffle_f32x4(all, x, y, k)
 #define MHK__OUT(j, v) _mm512_mask_storeu_ps(dst + (j) * width, keep, v)
 #define MHK__FOUR(j, x0, x1, x2, x3) \
-  a = MHK__LANES(x0, x1, 0x88); b = MHK__LANES(x2, x3, 0x88); c = MHK__LANES(x0, x1, 0xDD); d = MHK__LANES(x2, x3, 0xDD); \
+  a = MHK__LANES(x0, x1, 0x88); b = MHK__LANES(x2, x3, 0x88); c = MHK__LANES(x0, x1, 0xDD); \
+    d = MHK__LANES(x2, x3, 0xDD); \
   MHK__OUT(j, MHK__LANES(a, b, 0x88)); MHK__OUT((j) + 4, MHK__LANES(c, d, 0x88)); \
   MHK__OUT((j) + 8, MHK__LANES(a, b, 0xDD)); MHK__OUT((j) + 12, MHK__LANES(c, d, 0xDD));
   MHK__QUAD(0, p0, p1, p2, p3)
@@ -3387,7 +3689,8 @@ static inline void MHK__N(mhk__transpose)(const mhk_real *src, mhk_index rs, mhk
 }
 #elif MHK__PASS == 4 && !defined(MOHAWK_DOUBLE)
 #define MHK__TRANSPOSES
-static inline void MHK__N(mhk__transpose)(const mhk_real *src, mhk_index rs, mhk_index rows, mhk_real *dst, mhk_index width, mhk_index n) {
+static inline void MHK__N(mhk__transpose)(const mhk_real *src, mhk_index rs, mhk_index rows, mhk_real *dst,
+                                          mhk_index width, mhk_index n) {
   const float32x4_t zero = vdupq_n_f32(0);
   const float32x4x2_t a = vzipq_f32(rows > 0 ? vld1q_f32(src) : zero, rows > 2 ? vld1q_f32(src + 2 * rs) : zero);
   const float32x4x2_t b = vzipq_f32(rows > 1 ? vld1q_f32(src + rs) : zero, rows > 3 ? vld1q_f32(src + 3 * rs) : zero);
@@ -3422,11 +3725,14 @@ static void MHK__N(mhk__widen)(mhk_index n, const void *src, mhk_dtype dtype, mh
 }
 
 #define MHK__WIDEN 64 /* numbers of a row made wide at once */
-#define MHK__ROWS_AHEAD 16 /* at which lines are asked for where rows lie too far apart for the processor's own guesses */
+/* at which lines are asked for where rows lie too far apart for the processor's own guesses */
+#define MHK__ROWS_AHEAD 16
 
-/* one panel: w of its width rows are there, the rest becomes zero; scale, if given, multiplies column j by scale[j] */
-static void MHK__N(mhk__pack_panel)(mhk_real *MHK__RESTRICT dst, mhk_index width, mhk_index w, mhk_index k, const mhk_real *MHK__RESTRICT s,
-                                    mhk_index row, mhk_index col, const mhk_real *scale) {
+/* one panel: w of its width rows are there, the rest becomes zero; scale, if given, multiplies
+   column j by scale[j] */
+static void MHK__N(mhk__pack_panel)(mhk_real *MHK__RESTRICT dst, mhk_index width, mhk_index w, mhk_index k,
+                                    const mhk_real *MHK__RESTRICT s, mhk_index row, mhk_index col,
+                                    const mhk_real *scale) {
   mhk_index i, j = 0;
   if (row == 1) {
     if (w == width)
@@ -3458,9 +3764,10 @@ static void MHK__N(mhk__pack_panel)(mhk_real *MHK__RESTRICT dst, mhk_index width
   }
 }
 
-/* packs a matrix of rows x k by strides as the left operand (rows of A) or the right one (columns of B) */
-static void MHK__N(mhk__pack_by)(mhk_real *dst, mhk_index width, mhk_index rows, mhk_index k, const mhk_real *src, mhk_index row, mhk_index col,
-                                 const mhk_real *scale) {
+/* packs a matrix of rows x k by strides as the left operand (rows of A) or the right one (columns
+   of B) */
+static void MHK__N(mhk__pack_by)(mhk_real *dst, mhk_index width, mhk_index rows, mhk_index k, const mhk_real *src,
+                                 mhk_index row, mhk_index col, const mhk_real *scale) {
   for (mhk_index p = 0; p < rows; p += width, dst += width * k)
     MHK__N(mhk__pack_panel)(dst, width, rows - p < width ? rows - p : width, k, src + p * row, row, col, scale);
 }
@@ -3474,13 +3781,16 @@ static void MHK__N(mhk__pack_quantised)(mhk_real *dst, mhk_index width, mhk_inde
     const mhk_index w = rows - p < width ? rows - p : width;
     if (src.col != 1) {
       for (mhk_index j = 0; j < k; j++)
-        for (mhk_index i = 0; i < w; i++) dst[j * width + i] = mhk__q_element(q, src.dtype, K, src.n0 + j, src.k0 + p + i);
+        for (mhk_index i = 0; i < w; i++)
+          dst[j * width + i] = mhk__q_element(q, src.dtype, K, src.n0 + j, src.k0 + p + i);
     } else if (src.k0 % 8 || k % 8) {
       for (mhk_index j = 0; j < k; j++)
-        for (mhk_index i = 0; i < w; i++) dst[j * width + i] = mhk__q_element(q, src.dtype, K, src.n0 + p + i, src.k0 + j);
+        for (mhk_index i = 0; i < w; i++)
+          dst[j * width + i] = mhk__q_element(q, src.dtype, K, src.n0 + p + i, src.k0 + j);
     } else
       for (mhk_index i = 0; i < w; i += r) { /* the rows of one block at a time */
-        const mhk_index n = src.n0 + p + i, b = n / MHK__Q_ROWS, first = n % MHK__Q_ROWS, c0 = b * (K / each) + src.k0 / each;
+        const mhk_index n = src.n0 + p + i, b = n / MHK__Q_ROWS, first = n % MHK__Q_ROWS,
+                        c0 = b * (K / each) + src.k0 / each;
         const unsigned char *from = (const unsigned char *)q->q + (c0 * MHK__Q_ROWS + first) * 4;
         const uint16_t *scale = q->scale + b * (K / q->group) * MHK__Q_ROWS + first;
         mhk_real *to = dst + i;
@@ -3534,7 +3844,8 @@ static void MHK__N(mhk__pack)(mhk_real *dst, mhk_index width, mhk_index rows, mh
       for (mhk_index j = 0; j < k; j += n) {
         mhk_real wide[(MHK__NR > MHK__MR ? MHK__NR : MHK__MR) * MHK__WIDEN];
         n = k - j < MHK__WIDEN ? k - j : MHK__WIDEN;
-        for (mhk_index i = 0; i < w; i++) MHK__N(mhk__widen)(n, from + (i * src.row + j) * size, src.dtype, wide + i * MHK__WIDEN);
+        for (mhk_index i = 0; i < w; i++)
+          MHK__N(mhk__widen)(n, from + (i * src.row + j) * size, src.dtype, wide + i * MHK__WIDEN);
         MHK__N(mhk__pack_panel)(dst + j * width, width, w, n, wide, MHK__WIDEN, 1, NULL);
       }
     else
@@ -3542,13 +3853,15 @@ static void MHK__N(mhk__pack)(mhk_real *dst, mhk_index width, mhk_index rows, mh
         if (src.row == 1)
           MHK__N(mhk__widen)(w, from + j * src.col * size, src.dtype, dst + j * width);
         else
-          for (mhk_index i = 0; i < w; i++) dst[j * width + i] = mhk__element(from, src.dtype, i * src.row + j * src.col);
+          for (mhk_index i = 0; i < w; i++)
+            dst[j * width + i] = mhk__element(from, src.dtype, i * src.row + j * src.col);
         for (mhk_index i = w; i < width; i++) dst[j * width + i] = 0;
       }
   }
 }
 
-/* The register tile: MHK__MR x MHK__NR sums held in registers while k runs. Named variables, so that no compiler spills an array. */
+/* The register tile: MHK__MR x MHK__NR sums held in registers while k runs. Named variables, so
+   that no compiler spills an array. */
 #define MHK__EACH2(M) M(0) M(1)
 #define MHK__EACH4(M) MHK__EACH2(M) M(2) M(3)
 #define MHK__EACH6(M) MHK__EACH4(M) M(4) M(5)
@@ -3559,11 +3872,14 @@ static void MHK__N(mhk__pack)(mhk_real *dst, mhk_index width, mhk_index rows, mh
 #define MHK__DECLARE(i) MHK__V s##i##a = zero, s##i##b = zero;
 #define MHK__STEP(i) x = MHK__SET(a[i]); s##i##a = MHK__FMA(x, ba, s##i##a); s##i##b = MHK__FMA(x, bb, s##i##b);
 #define MHK__WRITE(i) MHK__STORE(c, s##i##a); MHK__STORE(c + MHK__W, s##i##b); c += ldc;
-#define MHK__ADD(i) MHK__STORE(c, MHK__LOAD(c) + s##i##a); MHK__STORE(c + MHK__W, MHK__LOAD(c + MHK__W) + s##i##b); c += ldc;
+#define MHK__ADD(i) MHK__STORE(c, MHK__LOAD(c) + s##i##a); MHK__STORE(c + MHK__W, MHK__LOAD(c + MHK__W) + s##i##b); \
+  c += ldc;
 #elif MHK__NV == 3
 #define MHK__DECLARE(i) MHK__V s##i##a = zero, s##i##b = zero, s##i##c = zero;
-#define MHK__STEP(i) x = MHK__SET(a[i]); s##i##a = MHK__FMA(x, ba, s##i##a); s##i##b = MHK__FMA(x, bb, s##i##b); s##i##c = MHK__FMA(x, bc, s##i##c);
-#define MHK__WRITE(i) MHK__STORE(c, s##i##a); MHK__STORE(c + MHK__W, s##i##b); MHK__STORE(c + 2 * MHK__W, s##i##c); c += ldc;
+#define MHK__STEP(i) x = MHK__SET(a[i]); s##i##a = MHK__FMA(x, ba, s##i##a); s##i##b = MHK__FMA(x, bb, s##i##b); \
+  s##i##c = MHK__FMA(x, bc, s##i##c);
+#define MHK__WRITE(i) MHK__STORE(c, s##i##a); MHK__STORE(c + MHK__W, s##i##b); MHK__STORE(c + 2 * MHK__W, s##i##c); \
+  c += ldc;
 #define MHK__ADD(i) \
   MHK__STORE(c, MHK__LOAD(c) + s##i##a); MHK__STORE(c + MHK__W, MHK__LOAD(c + MHK__W) + s##i##b); \
   MHK__STORE(c + 2 * MHK__W, MHK__LOAD(c + 2 * MHK__W) + s##i##c); c += ldc;
@@ -3573,10 +3889,12 @@ static void MHK__N(mhk__pack)(mhk_real *dst, mhk_index width, mhk_index rows, mh
   x = MHK__SET(a[i]); s##i##a = MHK__FMA(x, ba, s##i##a); s##i##b = MHK__FMA(x, bb, s##i##b); \
   s##i##c = MHK__FMA(x, bc, s##i##c); s##i##d = MHK__FMA(x, bd, s##i##d);
 #define MHK__WRITE(i) \
-  MHK__STORE(c, s##i##a); MHK__STORE(c + MHK__W, s##i##b); MHK__STORE(c + 2 * MHK__W, s##i##c); MHK__STORE(c + 3 * MHK__W, s##i##d); c += ldc;
+  MHK__STORE(c, s##i##a); MHK__STORE(c + MHK__W, s##i##b); MHK__STORE(c + 2 * MHK__W, s##i##c); \
+    MHK__STORE(c + 3 * MHK__W, s##i##d); c += ldc;
 #define MHK__ADD(i) \
   MHK__STORE(c, MHK__LOAD(c) + s##i##a); MHK__STORE(c + MHK__W, MHK__LOAD(c + MHK__W) + s##i##b); \
-  MHK__STORE(c + 2 * MHK__W, MHK__LOAD(c + 2 * MHK__W) + s##i##c); MHK__STORE(c + 3 * MHK__W, MHK__LOAD(c + 3 * MHK__W) + s##i##d); c += ldc;
+  MHK__STORE(c + 2 * MHK__W, MHK__LOAD(c + 2 * MHK__W) + s##i##c); \
+    MHK__STORE(c + 3 * MHK__W, MHK__LOAD(c + 3 * MHK__W) + s##i##d); c += ldc;
 #endif
 
 #if MHK__NV == 2
@@ -3593,7 +3911,8 @@ static void MHK__N(mhk__pack)(mhk_real *dst, mhk_index width, mhk_index rows, mh
 #define MHK__WANT_C(i) MHK__PREFETCH_WRITE(c + i * ldc); MHK__PREFETCH_WRITE(c + i * ldc + MHK__NR - 1);
 /* one height of the tile; panels of a are MHK__MR wide whatever the height */
 #define MHK__TILE_OF(name, rows) \
-  static void MHK__N(name)(mhk_index k, const mhk_real *MHK__RESTRICT a, const mhk_real *MHK__RESTRICT b, mhk_real *c, mhk_index ldc, int accumulate) { \
+  static void MHK__N(name)(mhk_index k, const mhk_real *MHK__RESTRICT a, const mhk_real *MHK__RESTRICT b, \
+    mhk_real *c, mhk_index ldc, int accumulate) { \
     const MHK__V zero = MHK__SET(MHK__R(0)); \
     const mhk_index next = k * MHK__MR; \
     MHK__V x, ba, bb; \
@@ -3616,7 +3935,8 @@ static void MHK__N(mhk__pack)(mhk_real *dst, mhk_index width, mhk_index rows, mh
 MHK__TILE_OF(mhk__tile, MHK__MR)
 MHK__TILE_OF(mhk__tile_half, MHK__HALF)
 
-static void MHK__N(mhk__product)(mhk_index m, mhk_index n, mhk_index k, const mhk_real *a, const mhk_real *b, mhk_real *c, mhk_index ldc, int accumulate) {
+static void MHK__N(mhk__product)(mhk_index m, mhk_index n, mhk_index k, const mhk_real *a, const mhk_real *b,
+                                 mhk_real *c, mhk_index ldc, int accumulate) {
   for (mhk_index j = 0; j < n; j += MHK__NR)
     for (mhk_index i = 0; i < m; i += MHK__MR) {
       const mhk_index mm = m - i < MHK__MR ? m - i : MHK__MR, nn = n - j < MHK__NR ? n - j : MHK__NR;
@@ -3645,7 +3965,8 @@ static void MHK__N(mhk__product)(mhk_index m, mhk_index n, mhk_index k, const mh
 
 /* ---- products of operands that need no packing (mhk__block) ---- */
 
-/* MHK__TALL rows by two vectors of sums, or by one, with many registers (MHK__BROAD) by four: fewer loads for as many sums. Named variables, as above. */
+/* MHK__TALL rows by two vectors of sums, or by one, with many registers (MHK__BROAD) by four: fewer
+   loads for as many sums. Named variables, as above. */
 #define MHK__SUM2(i) MHK__V s##i##a = zero, s##i##b = zero;
 #define MHK__TAKE2(i) s##i##a = MHK__LOAD(from + (i) * ldc); s##i##b = MHK__LOAD(from + (i) * ldc + MHK__W);
 #define MHK__TIMES2(i) x = MHK__SET(f[(i) * fs]); s##i##a = s##i##a * x; s##i##b = s##i##b * x;
@@ -3653,10 +3974,12 @@ static void MHK__N(mhk__product)(mhk_index m, mhk_index n, mhk_index k, const mh
 #define MHK__PUT2(i) MHK__STORE(c + (i) * ldc, s##i##a); MHK__STORE(c + (i) * ldc + MHK__W, s##i##b);
 #define MHK__B2 ba = MHK__LOAD(b); bb = MHK__LOAD(b + MHK__W);
 #define MHK__SUM4(i) MHK__SUM2(i) MHK__V s##i##c = zero, s##i##d = zero;
-#define MHK__TAKE4(i) MHK__TAKE2(i) s##i##c = MHK__LOAD(from + (i) * ldc + 2 * MHK__W); s##i##d = MHK__LOAD(from + (i) * ldc + 3 * MHK__W);
+#define MHK__TAKE4(i) MHK__TAKE2(i) s##i##c = MHK__LOAD(from + (i) * ldc + 2 * MHK__W); \
+  s##i##d = MHK__LOAD(from + (i) * ldc + 3 * MHK__W);
 #define MHK__TIMES4(i) MHK__TIMES2(i) s##i##c = s##i##c * x; s##i##d = s##i##d * x;
 #define MHK__GO4(i) MHK__GO2(i) s##i##c = MHK__FMA(x, bc, s##i##c); s##i##d = MHK__FMA(x, bd, s##i##d);
-#define MHK__PUT4(i) MHK__PUT2(i) MHK__STORE(c + (i) * ldc + 2 * MHK__W, s##i##c); MHK__STORE(c + (i) * ldc + 3 * MHK__W, s##i##d);
+#define MHK__PUT4(i) MHK__PUT2(i) MHK__STORE(c + (i) * ldc + 2 * MHK__W, s##i##c); \
+  MHK__STORE(c + (i) * ldc + 3 * MHK__W, s##i##d);
 #define MHK__B4 MHK__B2 bc = MHK__LOAD(b + 2 * MHK__W); bd = MHK__LOAD(b + 3 * MHK__W);
 #define MHK__SUM1(i) MHK__V s##i##a = zero;
 #define MHK__TAKE1(i) s##i##a = MHK__LOAD(from + (i) * ldc);
@@ -3759,9 +4082,11 @@ static void MHK__N(mhk__blocks)(const mhk__block *p, mhk_index m, mhk_index n, i
   }
 }
 
-/* c (m,n) = f (c0 + a1 b1) + a b with what the block says of c0, a1 and f, which are then forgotten; a (m,k) by strides, rows of b and c ldb and ldc apart */
-static void MHK__N(mhk__multiply)(mhk__block *p, mhk_index m, mhk_index n, mhk_index k, const mhk_real *a, mhk_index row, mhk_index col, const mhk_real *b,
-                                  mhk_index ldb, mhk_real *c, mhk_index ldc, int part) {
+/* c (m,n) = f (c0 + a1 b1) + a b with what the block says of c0, a1 and f, which are then
+   forgotten; a (m,k) by strides, rows of b and c ldb and ldc apart */
+static void MHK__N(mhk__multiply)(mhk__block *p, mhk_index m, mhk_index n, mhk_index k, const mhk_real *a,
+                                  mhk_index row, mhk_index col, const mhk_real *b, mhk_index ldb, mhk_real *c,
+                                  mhk_index ldc, int part) {
   p->k2 = k;
   p->a2 = a;
   p->row2 = row;
@@ -3774,14 +4099,16 @@ static void MHK__N(mhk__multiply)(mhk__block *p, mhk_index m, mhk_index n, mhk_i
   p->c0 = p->a1 = p->f = NULL;
 }
 
-/* Rows go in tiles of MHK__TALL and of 4 (see mhk__blocks), columns in vectors: is nothing left over, so that c needs no room for it? */
+/* Rows go in tiles of MHK__TALL and of 4 (see mhk__blocks), columns in vectors: is nothing left
+   over, so that c needs no room for it? */
 static int MHK__N(mhk__fits)(mhk_index m, mhk_index n) {
   const mhk_index rest = m % MHK__TALL;
   return n % MHK__W == 0 && (rest == 0 || rest == 4 || (m >= MHK__TALL && rest + MHK__TALL == 8));
 }
 
-static int MHK__N(mhk__product_plain)(mhk_index m, mhk_index n, mhk_index k, const mhk_real *a, mhk_index row, mhk_index col, const mhk_real *b,
-                                      mhk_index ldb, mhk_real *c, mhk_index ldc, int accumulate) {
+static int MHK__N(mhk__product_plain)(mhk_index m, mhk_index n, mhk_index k, const mhk_real *a, mhk_index row,
+                                      mhk_index col, const mhk_real *b, mhk_index ldb, mhk_real *c, mhk_index ldc,
+                                      int accumulate) {
   mhk__block p;
   if (!MHK__N(mhk__fits)(m, n)) return 0;
   memset(&p, 0, sizeof p);
@@ -3790,8 +4117,10 @@ static int MHK__N(mhk__product_plain)(mhk_index m, mhk_index n, mhk_index k, con
   return 1;
 }
 
-/* n rows of w numbers, ld apart, to rows of MHK__LD(w), each times its factor if there are any; the padding becomes zero */
-static void MHK__N(mhk__rows_in)(mhk_index n, mhk_index w, const mhk_real *src, mhk_index ld, const mhk_real *f, mhk_real *dst) {
+/* n rows of w numbers, ld apart, to rows of MHK__LD(w), each times its factor if there are any; the
+   padding becomes zero */
+static void MHK__N(mhk__rows_in)(mhk_index n, mhk_index w, const mhk_real *src, mhk_index ld, const mhk_real *f,
+                                 mhk_real *dst) {
   mhk_index j;
   for (mhk_index i = 0; i < n; i++, src += ld) {
     const MHK__V x = MHK__SET(f ? f[i] : MHK__R(1));
@@ -3805,8 +4134,10 @@ static void MHK__N(mhk__rows_in)(mhk_index n, mhk_index w, const mhk_real *src, 
   }
 }
 
-/* both at once, plain and times f: rows that lie a multiple of the page apart share few places of the nearest cache and may be gone when read again */
-static void MHK__N(mhk__rows_in_twice)(mhk_index n, mhk_index w, const mhk_real *src, mhk_index ld, const mhk_real *f, mhk_real *dst, mhk_real *scaled) {
+/* both at once, plain and times f: rows that lie a multiple of the page apart share few places of
+   the nearest cache and may be gone when read again */
+static void MHK__N(mhk__rows_in_twice)(mhk_index n, mhk_index w, const mhk_real *src, mhk_index ld, const mhk_real *f,
+                                       mhk_real *dst, mhk_real *scaled) {
   mhk_index j;
   for (mhk_index i = 0; i < n; i++, src += ld, dst += MHK__LD(w), scaled += MHK__LD(w)) {
     const MHK__V x = MHK__SET(f[i]);
@@ -3852,7 +4183,8 @@ static void MHK__N(mhk__turned_out)(mhk_index n, mhk_index w, const mhk_real *sr
   mhk_index i = 0, j;
 #ifdef MHK__TRANSPOSES
   for (; i + MHK__W <= n; i += MHK__W) {
-    for (j = 0; j + MHK__W <= w; j += MHK__W) MHK__N(mhk__transpose)(src + i * ld + j, ld, MHK__W, dst + j * n + i, n, MHK__W);
+    for (j = 0; j + MHK__W <= w; j += MHK__W)
+      MHK__N(mhk__transpose)(src + i * ld + j, ld, MHK__W, dst + j * n + i, n, MHK__W);
     for (; j < w; j++) {
       for (mhk_index l = i; l < i + MHK__W; l++) dst[j * n + l] = src[l * ld + j];
     }
@@ -3862,9 +4194,10 @@ static void MHK__N(mhk__turned_out)(mhk_index n, mhk_index w, const mhk_real *sr
     for (j = 0; j < w; j++) dst[j * n + i] = src[i * ld + j];
 }
 
-/* n padded rows of w numbers to rows ld apart, added to what is there or not: row i of src times f[i], or plus f[i] times row i of plus */
-static void MHK__N(mhk__rows_out)(mhk_index n, mhk_index w, const mhk_real *src, const mhk_real *f, const mhk_real *plus, mhk_real *dst, mhk_index ld,
-                                int add) {
+/* n padded rows of w numbers to rows ld apart, added to what is there or not: row i of src times
+   f[i], or plus f[i] times row i of plus */
+static void MHK__N(mhk__rows_out)(mhk_index n, mhk_index w, const mhk_real *src, const mhk_real *f,
+                                  const mhk_real *plus, mhk_real *dst, mhk_index ld, int add) {
   for (mhk_index i = 0; i < n; i++, src += MHK__LD(w), dst += ld) {
     const MHK__V x = MHK__SET(f ? f[i] : MHK__R(1));
     for (mhk_index j = 0; j < w; j += MHK__W) {
@@ -3911,7 +4244,8 @@ static void MHK__N(mhk__row_sums)(mhk_index n, const mhk_real *part, mhk_real *o
 }
 
 /* out[i] = sum over j of x_ij y_ij (- u_ij v_ij if u), all rows padded with zeros */
-static void MHK__N(mhk__row_dots)(mhk_index n, mhk_index w, const mhk_real *x, const mhk_real *y, const mhk_real *u, const mhk_real *v, mhk_real *out) {
+static void MHK__N(mhk__row_dots)(mhk_index n, mhk_index w, const mhk_real *x, const mhk_real *y, const mhk_real *u,
+                                  const mhk_real *v, mhk_real *out) {
   mhk_real part[MHK__W * MHK__W];
   for (mhk_index i = 0; i < n; i += MHK__W) {
     const mhk_index rows = mhk__min(MHK__W, n - i);
@@ -3929,9 +4263,11 @@ static void MHK__N(mhk__row_dots)(mhk_index n, mhk_index w, const mhk_real *x, c
 }
 #endif /* MOHAWK_NO_TRAINING */
 
-/* gelu_new(x) = x sigmoid(2u), u = sqrt(2/pi) (x + 0.044715 x^3): the tanh form without its cancellation */
+/* gelu_new(x) = x sigmoid(2u), u = sqrt(2/pi) (x + 0.044715 x^3): the tanh form without its
+   cancellation */
 static inline MHK__V MHK__N(mhk__vgelu_gate)(MHK__V x) {
-  return MHK__N(mhk__vsigmoid)(x * MHK__FMA(x * x, MHK__SET(MHK__R(2 * 0.7978845608028654 * 0.044715)), MHK__SET(MHK__R(2 * 0.7978845608028654))));
+  return MHK__N(mhk__vsigmoid)(x * MHK__FMA(x * x, MHK__SET(MHK__R(2 * 0.7978845608028654 * 0.044715)),
+                                            MHK__SET(MHK__R(2 * 0.7978845608028654))));
 }
 
 static void MHK__N(mhk__gelu)(mhk_index n, const mhk_real *x, mhk_real *y) {
@@ -3945,14 +4281,17 @@ static void MHK__N(mhk__gelu_back)(mhk_index n, const mhk_real *x, const mhk_rea
   const MHK__V one = MHK__SET(MHK__R(1));
   for (mhk_index i = 0; i < n; i += MHK__W) {
     const MHK__V v = MHK__LOADN(x + i, n - i), s = MHK__N(mhk__vgelu_gate)(v);
-    const MHK__V slope = MHK__FMA(v * v, MHK__SET(MHK__R(6 * 0.7978845608028654 * 0.044715)), MHK__SET(MHK__R(2 * 0.7978845608028654))); /* d(2u)/dx */
+    /* d(2u)/dx */
+    const MHK__V slope =
+        MHK__FMA(v * v, MHK__SET(MHK__R(6 * 0.7978845608028654 * 0.044715)), MHK__SET(MHK__R(2 * 0.7978845608028654)));
     const MHK__V d = s * MHK__FMA(v * slope, one - s, one);
     MHK__STOREN(dx + i, d * MHK__LOADN(dy + i, n - i), n - i);
   }
 }
 #endif /* MOHAWK_NO_TRAINING */
 
-static void MHK__N(mhk__epilogue_rows)(mhk_index m, mhk_index n, mhk_real *c, mhk_index ldc, mhk_index offset, const mhk__epilogue *e, mhk_index column) {
+static void MHK__N(mhk__epilogue_rows)(mhk_index m, mhk_index n, mhk_real *c, mhk_index ldc, mhk_index offset,
+                                       const mhk__epilogue *e, mhk_index column) {
   for (mhk_index i = 0; i < m; i++) {
     mhk_real *MHK__RESTRICT row = c + i * ldc;
     if (e->bias)
@@ -3966,12 +4305,16 @@ static void MHK__N(mhk__epilogue_rows)(mhk_index m, mhk_index n, mhk_real *c, mh
 
 /* ---- few rows of x against rows of w: as fast as w comes from memory ---- */
 
-/* Sums of products of rows of w (n,k) with m rows of x. Four streams of w, each running straight through its share of the rows, two where registers
-   are few: it takes that many to read at full rate, and lines asked for ahead carry them over page borders. xs holds x in the order in which pairs of
-   vectors of w are loaded; what is left of k after the pairs is read from x. Every sum is made in the same order, wherever its row stands. */
+/* Sums of products of rows of w (n,k) with m rows of x. Four streams of w, each running straight
+   through its share of the rows, two where registers are few: it takes that many to read at full
+   rate, and lines asked for ahead carry them over page borders. xs holds x in the order in which
+   pairs of vectors of w are loaded; what is left of k after the pairs is read from x. Every sum is
+   made in the same order, wherever its row stands. */
 #define MHK__FEW_ROWS(name, type, pair, number, m, each_row, streams, each_stream) \
-  static void MHK__N(name)(mhk_index n, mhk_index k, const mhk_real *x, const mhk_real *xs, const type *w, mhk_real *y, mhk_index ldy) { \
-    const mhk_index whole = k / (2 * MHK__W) * (2 * MHK__W), each = (n + streams - 1) / streams, ahead = (m > 1 ? 2048 : 1024) / sizeof *w; \
+  static void MHK__N(name)(mhk_index n, mhk_index k, const mhk_real *x, const mhk_real *xs, const type *w, \
+    mhk_real *y, mhk_index ldy) { \
+    const mhk_index whole = k / (2 * MHK__W) * (2 * MHK__W), each = (n + streams - 1) / streams, ahead = (m > 1 ? \
+        2048 : 1024) / sizeof *w; \
     mhk_index t, p, r, i; \
     for (t = 0; t < each; t++) { \
       const MHK__V zero = MHK__SET(MHK__R(0)); \
@@ -4008,16 +4351,19 @@ static void MHK__N(mhk__epilogue_rows)(mhk_index m, mhk_index n, mhk_real *c, mh
 #define MHK__ROWS3(M, r) M(r, 0) M(r, 1) M(r, 2)
 #define MHK__ROWS4(M, r) M(r, 0) M(r, 1) M(r, 2) M(r, 3)
 #if MHK__PASS == 3 || MHK__PASS == 4
-#define MHK__FEW_ROWS4(name, type, pair, number) MHK__FEW_ROWS(name, type, pair, number, 4, MHK__ROWS4, 4, MHK__FOUR_STREAMS)
+#define MHK__FEW_ROWS4(name, type, pair, number) MHK__FEW_ROWS(name, type, pair, number, 4, MHK__ROWS4, 4, \
+  MHK__FOUR_STREAMS)
 #else
-#define MHK__FEW_ROWS4(name, type, pair, number) MHK__FEW_ROWS(name, type, pair, number, 4, MHK__ROWS4, 3, MHK__THREE_STREAMS)
+#define MHK__FEW_ROWS4(name, type, pair, number) MHK__FEW_ROWS(name, type, pair, number, 4, MHK__ROWS4, 3, \
+  MHK__THREE_STREAMS)
 #endif
 #define MHK__FEW_ROWS_OF(name, type, pair, number) \
   MHK__FEW_ROWS(MHK__JOIN2(name, 1), type, pair, number, 1, MHK__ROWS1, 4, MHK__FOUR_STREAMS) \
   MHK__FEW_ROWS(MHK__JOIN2(name, 2), type, pair, number, 2, MHK__ROWS2, 4, MHK__FOUR_STREAMS) \
   MHK__FEW_ROWS(MHK__JOIN2(name, 3), type, pair, number, 3, MHK__ROWS3, 4, MHK__FOUR_STREAMS) \
   MHK__FEW_ROWS4(MHK__JOIN2(name, 4), type, pair, number) \
-  static void MHK__N(name)(mhk_index m, mhk_index n, mhk_index k, const mhk_real *x, const mhk_real *xs, const type *w, mhk_real *y, mhk_index ldy) { \
+  static void MHK__N(name)(mhk_index m, mhk_index n, mhk_index k, const mhk_real *x, const mhk_real *xs, \
+    const type *w, mhk_real *y, mhk_index ldy) { \
     for (; m > 4; m -= 4, x += 4 * k, xs += 4 * k, y += 4 * ldy) MHK__N(MHK__JOIN2(name, 4))(n, k, x, xs, w, y, ldy); \
     if (m == 1) MHK__N(MHK__JOIN2(name, 1))(n, k, x, xs, w, y, ldy); \
     if (m == 2) MHK__N(MHK__JOIN2(name, 2))(n, k, x, xs, w, y, ldy); \
@@ -4037,7 +4383,8 @@ MHK__FEW_ROWS_OF(mhk__few_rows, mhk_real, MHK__PAIR, MHK__PLAIN)
   a = mhk__f16_to_f32((p)[0]); \
   b = mhk__f16_to_f32((p)[1]);
 #elif defined(MHK__LOAD_F16)
-/* both numbers of each 32-bit word at once: one load and two cheap operations for two vectors, the even numbers and the odd ones */
+/* both numbers of each 32-bit word at once: one load and two cheap operations for two vectors, the
+   even numbers and the odd ones */
 #define MHK__PAIR_BF16(p, a, b) { \
   const MHK__WORDS words = MHK__LOAD_WORDS(p); \
   a = MHK__EVEN_BF16(words); \
@@ -4053,8 +4400,8 @@ MHK__FEW_ROWS_OF(mhk__few_rows_f16, uint16_t, MHK__PAIR_F16, mhk__f16_to_f32)
 #endif
 
 /* y (m,n) = x (m,k) times rows of w (n,k); work holds (m + 1) k numbers */
-static void MHK__N(mhk__rows_times)(mhk_index m, mhk_index n, mhk_index k, const mhk_real *x, const void *w, mhk_dtype dtype, mhk_real *y, mhk_index ldy,
-                                    mhk_real *work) {
+static void MHK__N(mhk__rows_times)(mhk_index m, mhk_index n, mhk_index k, const mhk_real *x, const void *w,
+                                    mhk_dtype dtype, mhk_real *y, mhk_index ldy, mhk_real *work) {
   if (dtype == MHK_REAL) {
     MHK__N(mhk__few_rows)(m, n, k, x, x, (const mhk_real *)w, y, ldy);
     return;
@@ -4085,17 +4432,20 @@ static void MHK__N(mhk__rows_times)(mhk_index m, mhk_index n, mhk_index k, const
   }
 }
 
-/* ---- rows against quantised weights: with AVX-512 by the kernels of AVX2, or by those for AVX512-VNNI further down */
+/* ---- rows against quantised weights: with AVX-512 by the kernels of AVX2, or by those for
+   AVX512-VNNI further down */
 
 #if MHK__PASS != 3 || defined(MHK__HAS_VNNI)
 /* y of rows [16 block, 16 block + 16) of w, as far as they are wanted, for rows [i, i + m) of x */
 static void MHK__N(mhk__q_store)(const mhk__q_args *a, mhk_index block, mhk_index i, mhk_index m, const float *sums) {
-  const mhk_index n = block * MHK__Q_ROWS - a->n0, from = n < 0 ? -n : 0, to = a->N - n < MHK__Q_ROWS ? a->N - n : MHK__Q_ROWS;
+  const mhk_index n = block * MHK__Q_ROWS - a->n0, from = n < 0 ? -n : 0,
+                  to = a->N - n < MHK__Q_ROWS ? a->N - n : MHK__Q_ROWS;
   for (mhk_index row = 0; row < m; row++)
     for (mhk_index r = from; r < to; r++) a->y[(i + row) * a->ldy + n + r] = sums[row * MHK__Q_ROWS + r];
 }
 
-/* Loops of 32 are what compilers turn into vectors without being told to. A number is not finite when its bits, less the sign, reach those of infinity. */
+/* Loops of 32 are what compilers turn into vectors without being told to. A number is not finite
+   when its bits, less the sign, reach those of infinity. */
 static inline void MHK__N(mhk__q_round)(const mhk__q_args *a, mhk_index row, mhk_index g, int32_t digits[64]) {
   const mhk_index group = a->q->group, at = row * (a->K / group) + g;
   const mhk_real *MHK__RESTRICT x = a->x + row * a->K + g * group;
@@ -4219,9 +4569,11 @@ static inline MHK__I MHK__N(mhk__q_pair)(const int16_t *x) {
   return MHK__I_SET(both);
 }
 
-/* A lane is a row: 16-bit words of its four bytes, made by shifts, against pairs of x. The same integers as the plain loop below. A tile is R rows of x
-   against the 16 of a block, which is read once; d<r><v> adds up what row r gives in vector v of the block. AVX-VNNI's sum of two products of words
-   (VPDPWSSD) in place of the multiplication and addition of AVX2 was not faster on Sapphire Rapids: it runs on fewer ports and its sums wait longer. */
+/* A lane is a row: 16-bit words of its four bytes, made by shifts, against pairs of x. The same
+   integers as the plain loop below. A tile is R rows of x against the 16 of a block, which is read
+   once; d<r><v> adds up what row r gives in vector v of the block. AVX-VNNI's sum of two products
+   of words (VPDPWSSD) in place of the multiplication and addition of AVX2 was not faster on
+   Sapphire Rapids: it runs on fewer ports and its sums wait longer. */
 #if MHK__W == 8
 #define MHK__Q_VECTORS(f, R) f(R, 0) f(R, 1)
 #else
@@ -4236,17 +4588,21 @@ static inline MHK__I MHK__N(mhk__q_pair)(const int16_t *x) {
 #define MHK__Q_ZERO_ROW(r, v) MHK__DOTS d##r##v; MHK__NO_DOTS(d##r##v)
 #define MHK__Q_DOT(r, v, w, at) d##r##v = MHK__I_DOT(d##r##v, w, MHK__N(mhk__q_pair)(x + (r) * K + (at)));
 #define MHK__Q8_STEP(R, v) { \
-  const MHK__I w = MHK__I_LOAD(p + 4 * MHK__W * (v)), w0 = MHK__I_RIGHT(MHK__I_LEFT(w, 8), 8), w1 = MHK__I_RIGHT(w, 8); \
+  const MHK__I w = MHK__I_LOAD(p + 4 * MHK__W * (v)), w0 = MHK__I_RIGHT(MHK__I_LEFT(w, 8), 8), w1 = MHK__I_RIGHT(w, \
+    8); \
   MHK__Q_ROWS_##R(MHK__Q8_ROW, v) }
 #define MHK__Q8_ROW(r, v) MHK__Q_DOT(r, v, w0, 0) MHK__Q_DOT(r, v, w1, 2)
 #define MHK__Q4_STEP(R, v) { \
-  const MHK__I w = MHK__I_LOAD(p + 4 * MHK__W * (v)), w0 = MHK__I_AND(w, low), w1 = MHK__I_AND(MHK__I_DOWN(w, 8), low); \
+  const MHK__I w = MHK__I_LOAD(p + 4 * MHK__W * (v)), w0 = MHK__I_AND(w, low), w1 = MHK__I_AND(MHK__I_DOWN(w, 8), \
+    low); \
   const MHK__I w2 = MHK__I_AND(MHK__I_DOWN(w, 4), low), w3 = MHK__I_DOWN(w, 12); \
   MHK__Q_ROWS_##R(MHK__Q4_ROW, v) }
-#define MHK__Q4_ROW(r, v) MHK__Q_DOT(r, v, w0, 0) MHK__Q_DOT(r, v, w1, 2) MHK__Q_DOT(r, v, w2, 4) MHK__Q_DOT(r, v, w3, 6)
+#define MHK__Q4_ROW(r, v) MHK__Q_DOT(r, v, w0, 0) MHK__Q_DOT(r, v, w1, 2) MHK__Q_DOT(r, v, w2, 4) MHK__Q_DOT(r, v, \
+  w3, 6)
 #define MHK__Q_END(R, v) { const MHK__V by = MHK__HALVES(scale + MHK__W * (v)); MHK__Q_ROWS_##R(MHK__Q_END_ROW, v) }
 #define MHK__Q_END_ROW(r, v) \
-  sum##r##v = MHK__FMA(MHK__I_REAL(MHK__I_ADD(MHK__I_TOTAL(d##r##v), MHK__I_SET(offset[(r) * groups] * less))), by * MHK__SET(size[(r) * groups]), sum##r##v);
+  sum##r##v = MHK__FMA(MHK__I_REAL(MHK__I_ADD(MHK__I_TOTAL(d##r##v), MHK__I_SET(offset[(r) * groups] * less))), by * \
+    MHK__SET(size[(r) * groups]), sum##r##v);
 #define MHK__Q_STORE(R, v) MHK__Q_ROWS_##R(MHK__Q_STORE_ROW, v)
 #define MHK__Q_STORE_ROW(r, v) MHK__STORE(sums + (r) * MHK__Q_ROWS + MHK__W * (v), sum##r##v);
 #define MHK__TILE_Q(type, step, factor, R) \
@@ -4343,8 +4699,9 @@ static void MHK__N(mhk__q_times)(const mhk__q_args *a, mhk_index first, mhk_inde
             if (a->dtype == MHK_Q8)
               dot[r] += w[0] * x[0] + w[1] * x[2] + w[2] * x[1] + w[3] * x[3];
             else
-              dot[r] += (w[0] & 15) * x[0] + (w[1] & 15) * x[2] + (w[2] & 15) * x[1] + (w[3] & 15) * x[3] + ((w[0] >> 4) & 15) * x[4] +
-                        ((w[1] >> 4) & 15) * x[6] + ((w[2] >> 4) & 15) * x[5] + ((w[3] >> 4) & 15) * x[7];
+              dot[r] += (w[0] & 15) * x[0] + (w[1] & 15) * x[2] + (w[2] & 15) * x[1] + (w[3] & 15) * x[3] +
+                        ((w[0] >> 4) & 15) * x[4] + ((w[1] >> 4) & 15) * x[6] + ((w[2] >> 4) & 15) * x[5] +
+                        ((w[3] >> 4) & 15) * x[7];
           }
           x += a->dtype == MHK_Q8 ? 4 : 8;
         }
@@ -4356,8 +4713,8 @@ static void MHK__N(mhk__q_times)(const mhk__q_args *a, mhk_index first, mhk_inde
 #endif
 #endif
 #ifndef MOHAWK_NO_TRAINING
-/* Products of bfloat16 numbers on registers that know none: packed as ever, then rounded in place. The numbers of a pair along k change places, since
-   VDPBF16PS adds the second product first. */
+/* Products of bfloat16 numbers on registers that know none: packed as ever, then rounded in place.
+   The numbers of a pair along k change places, since VDPBF16PS adds the second product first. */
 static void MHK__N(mhk__narrow_pack)(mhk_real *dst, mhk_index width, mhk_index rows, mhk_index k, mhk__matrix src) {
   MHK__N(mhk__pack)(dst, width, rows, k, src);
   for (mhk_index p = 0; p < rows; p += width, dst += width * k)
@@ -4383,7 +4740,8 @@ static void MHK__N(mhk__narrow_pack_b)(void *dst, mhk_index n_columns, mhk_index
   MHK__N(mhk__narrow_pack)((mhk_real *)dst, MHK__NR, n_columns, k, src);
 }
 
-static void MHK__N(mhk__narrow_product)(mhk_index m, mhk_index n, mhk_index k, const void *a, const void *b, mhk_real *c, mhk_index ldc, int accumulate) {
+static void MHK__N(mhk__narrow_product)(mhk_index m, mhk_index n, mhk_index k, const void *a, const void *b,
+                                        mhk_real *c, mhk_index ldc, int accumulate) {
   MHK__N(mhk__product)(m, n, k, (const mhk_real *)a, (const mhk_real *)b, c, ldc, accumulate);
 }
 #endif /* MOHAWK_NO_TRAINING */
@@ -4431,12 +4789,16 @@ typedef struct mhk__gemm_args {
 static int mhk__epilogue_works(const mhk__epilogue *e) { return e && (e->bias || e->residual || e->before || e->gelu); }
 
 #define MHK__PACK_COLUMNS 64
-#define MHK__ROW_BLOCK 84 /* rows of A, MHK__GEMM_K long, that stay in the second-level cache while the columns of a task pass: 168 gain nothing */
-#define MHK__GEMM_K 512   /* with 256 and 384 the sums in C cost 2 to 8 %; with 768 the caches are too small for the blocks */
+/* rows of A, MHK__GEMM_K long, that stay in the second-level cache while the columns of a task
+   pass: 168 gain nothing */
+#define MHK__ROW_BLOCK 84
+/* with 256 and 384 the sums in C cost 2 to 8 %; with 768 the caches are too small for the blocks */
+#define MHK__GEMM_K 512
 #define MHK__GEMM_N 256
 #define MHK__GEMM_M 2048  /* rows of A packed at once */
 
-/* packs rows of A for one block of k: panels lie one after the other, blocks of k one after the other */
+/* packs rows of A for one block of k: panels lie one after the other, blocks of k one after the
+   other */
 static void mhk__gemm_pack(void *arg, mhk_index task, int worker) {
   const mhk__job *job = (const mhk__job *)arg;
   const mhk__gemm_args *g = (const mhk__gemm_args *)job->args;
@@ -4448,13 +4810,15 @@ static void mhk__gemm_pack(void *arg, mhk_index task, int worker) {
            mhk__mat_from(&g->a, g->i0 + i, g->k0 + k0));
 }
 
-/* some columns of some of the packed rows: packs its own block of B, which then stays in the second-level cache */
+/* some columns of some of the packed rows: packs its own block of B, which then stays in the
+   second-level cache */
 static void mhk__gemm_block(void *arg, mhk_index task, int worker) {
   const mhk__job *job = (const mhk__job *)arg;
   const mhk__gemm_args *g = (const mhk__gemm_args *)job->args;
   const mhk__kernels *ks = job->ctx->kernels;
   const mhk_index parts = (g->m + g->rows - 1) / g->rows, j0 = task / parts * g->nc, n = mhk__min(g->nc, g->N - j0);
-  const mhk_index from = task % parts * g->rows, to = mhk__min(g->m, from + g->rows), step = MHK__ROW_BLOCK / ks->mr * ks->mr;
+  const mhk_index from = task % parts * g->rows, to = mhk__min(g->m, from + g->rows),
+                  step = MHK__ROW_BLOCK / ks->mr * ks->mr;
   mhk_real *pb = job->work + worker * job->each;
   for (mhk_index k0 = 0; k0 < g->k; k0 += g->kc) {
     const mhk_index k = mhk__min(g->kc, g->k - k0);
@@ -4473,7 +4837,8 @@ static void mhk__gemm_few(void *arg, mhk_index task, int worker) {
   const mhk__gemm_args *g = (const mhk__gemm_args *)job->args;
   const mhk__kernels *ks = job->ctx->kernels;
   const mhk_index j = task * g->nc, n = mhk__min(g->nc, g->N - j);
-  ks->rows_times(g->M, n, g->K, (const mhk_real *)g->a.data, mhk__mat_from(&g->b, 0, j).data, g->b.dtype, g->c + j, g->ldc, job->work + worker * job->each);
+  ks->rows_times(g->M, n, g->K, (const mhk_real *)g->a.data, mhk__mat_from(&g->b, 0, j).data, g->b.dtype, g->c + j,
+                 g->ldc, job->work + worker * job->each);
   if (mhk__epilogue_works(g->e)) ks->epilogue(g->M, n, g->c + j, g->ldc, j, g->e, j);
 }
 
@@ -4495,8 +4860,10 @@ static void mhk__q_task(void *arg, mhk_index task, int worker) {
   const mhk__q_job *g = (const mhk__q_job *)job->args;
   const mhk__q_args *a = &g->args;
   const mhk__kernels *ks = job->ctx->kernels;
-  const mhk_index first = a->n0 / MHK__Q_ROWS + task * g->step, last = mhk__min(first + g->step, mhk__q_blocks(a->n0 + a->N));
-  const mhk_index from = mhk__max(0, first * MHK__Q_ROWS - a->n0), n = mhk__min(a->N, last * MHK__Q_ROWS - a->n0) - from;
+  const mhk_index first = a->n0 / MHK__Q_ROWS + task * g->step,
+                  last = mhk__min(first + g->step, mhk__q_blocks(a->n0 + a->N));
+  const mhk_index from = mhk__max(0, first * MHK__Q_ROWS - a->n0),
+                  n = mhk__min(a->N, last * MHK__Q_ROWS - a->n0) - from;
   (void)worker;
   ks->q_times(a, first, last);
   if (mhk__epilogue_works(g->e)) ks->epilogue(a->M, n, a->y + from, a->ldy, g->first * a->ldy + from, g->e, from);
@@ -4505,10 +4872,11 @@ static void mhk__q_task(void *arg, mhk_index task, int worker) {
 #define MHK__Q_ROUND 512 /* rows of x made integers at once: the weights are read again for the next */
 
 /* c (M,N) = x (M,K) times the transpose of N quantised rows of w */
-static void mhk__q_gemm(mhk_context *ctx, mhk_index M, mhk_index N, mhk_index K, const mhk_real *x, mhk__matrix w, mhk_real *c, mhk_index ldc,
-                        const mhk__epilogue *e) {
+static void mhk__q_gemm(mhk_context *ctx, mhk_index M, mhk_index N, mhk_index K, const mhk_real *x, mhk__matrix w,
+                        mhk_real *c, mhk_index ldc, const mhk__epilogue *e) {
   const mhk__mark mark = mhk__scratch_mark(ctx);
-  const mhk_index most = mhk__min(M, MHK__Q_ROUND), blocks = mhk__q_blocks(w.n0 + N) - w.n0 / MHK__Q_ROWS, bytes = mhk__q_block_bytes(w.dtype, K);
+  const mhk_index most = mhk__min(M, MHK__Q_ROUND), blocks = mhk__q_blocks(w.n0 + N) - w.n0 / MHK__Q_ROWS,
+                  bytes = mhk__q_block_bytes(w.dtype, K);
   mhk__q_job g;
   g.args.N = N;
   g.args.K = K;
@@ -4520,7 +4888,8 @@ static void mhk__q_gemm(mhk_context *ctx, mhk_index M, mhk_index N, mhk_index K,
   g.args.scale = (float *)mhk__scratch(ctx, most * (K / w.q->group), sizeof(float));
   g.args.offset = (int32_t *)mhk__scratch(ctx, most * (K / w.q->group), sizeof(int32_t));
   g.e = e;
-  g.step = M > 8 ? mhk__max(4, 262144 / bytes) : mhk__max(1, 65536 / bytes); /* many rows are read again by every task */
+  /* many rows are read again by every task */
+  g.step = M > 8 ? mhk__max(4, 262144 / bytes) : mhk__max(1, 65536 / bytes);
   for (g.first = 0; g.args.digits && g.args.scale && g.args.offset && g.first < M; g.first += most) {
     g.args.M = mhk__min(most, M - g.first);
     g.args.x = x ? x + g.first * K : NULL; /* NULL: work memory is counted */
@@ -4532,12 +4901,13 @@ static void mhk__q_gemm(mhk_context *ctx, mhk_index M, mhk_index N, mhk_index K,
 }
 #endif
 
-static void mhk__gemm(mhk_context *ctx, mhk_index M, mhk_index N, mhk_index K, mhk__matrix a, mhk__matrix b, mhk_real *c, mhk_index ldc,
-                      const mhk__epilogue *e);
+static void mhk__gemm(mhk_context *ctx, mhk_index M, mhk_index N, mhk_index K, mhk__matrix a, mhk__matrix b,
+                      mhk_real *c, mhk_index ldc, const mhk__epilogue *e);
 
-/* mhk__gemm for a b whose rows from `have` on are not quantised: two products, side by side or one added to the other */
-static void mhk__gemm_mixed(mhk_context *ctx, mhk_index M, mhk_index N, mhk_index K, mhk__matrix a, mhk__matrix b, mhk_real *c, mhk_index ldc,
-                            const mhk__epilogue *e, mhk_index have) {
+/* mhk__gemm for a b whose rows from `have` on are not quantised: two products, side by side or one
+   added to the other */
+static void mhk__gemm_mixed(mhk_context *ctx, mhk_index M, mhk_index N, mhk_index K, mhk__matrix a, mhk__matrix b,
+                            mhk_real *c, mhk_index ldc, const mhk__epilogue *e, mhk_index have) {
   const mhk_index length = b.col == 1 ? b.row : b.col, skip = mhk__max(0, b.n0 - b.q->rows);
   const mhk__matrix rest = mhk__mat(b.q->rest + skip * length + b.k0, MHK_REAL, b.row, b.col);
   mhk__epilogue part;
@@ -4561,11 +4931,14 @@ static void mhk__gemm_mixed(mhk_context *ctx, mhk_index M, mhk_index N, mhk_inde
   }
 }
 
-#define MHK__FEW 8 /* so many rows are done sooner by streaming the weights, four rows at a time, than by packing them */
+/* so many rows are done sooner by streaming the weights, four rows at a time, than by packing
+   them */
+#define MHK__FEW 8
 
-/* c (M,N) = a (M,K) b (K,N), then the epilogue (may be NULL). c's rows are ldc apart. b may be quantised, a not. */
-static void mhk__gemm(mhk_context *ctx, mhk_index M, mhk_index N, mhk_index K, mhk__matrix a, mhk__matrix b, mhk_real *c, mhk_index ldc,
-                      const mhk__epilogue *e) {
+/* c (M,N) = a (M,K) b (K,N), then the epilogue (may be NULL). c's rows are ldc apart. b may be
+   quantised, a not. */
+static void mhk__gemm(mhk_context *ctx, mhk_index M, mhk_index N, mhk_index K, mhk__matrix a, mhk__matrix b,
+                      mhk_real *c, mhk_index ldc, const mhk__epilogue *e) {
   const mhk__kernels *ks = ctx->kernels;
   mhk_index k;
   mhk__gemm_args g;
@@ -4577,7 +4950,8 @@ static void mhk__gemm(mhk_context *ctx, mhk_index M, mhk_index N, mhk_index K, m
       return;
     }
 #ifndef MOHAWK_DOUBLE
-    if (M <= ks->q_rows && b.row == 1 && a.col == 1 && (a.row == K || M == 1) && a.dtype == MHK_REAL && !(e && e->accumulate)) {
+    if (M <= ks->q_rows && b.row == 1 && a.col == 1 && (a.row == K || M == 1) && a.dtype == MHK_REAL &&
+        !(e && e->accumulate)) {
       mhk__q_gemm(ctx, M, N, K, (const mhk_real *)a.data, b, c, ldc, e);
       return;
     }
@@ -4598,15 +4972,16 @@ static void mhk__gemm(mhk_context *ctx, mhk_index M, mhk_index N, mhk_index K, m
     }
     return;
   }
-  if (M <= MHK__FEW && !b.q && b.row == 1 && b.col == K && a.col == 1 && (a.row == K || M == 1) && a.dtype == MHK_REAL &&
-      !(e && e->accumulate)) {
+  if (M <= MHK__FEW && !b.q && b.row == 1 && b.col == K && a.col == 1 && (a.row == K || M == 1) &&
+      a.dtype == MHK_REAL && !(e && e->accumulate)) {
     g.nc = mhk__max(16, 262144 / (K * M));
     mhk__run(ctx, &g, (N + g.nc - 1) / g.nc, 0, (M + 1) * K, (double)M * (double)N * (double)K, mhk__gemm_few);
     return;
   }
-  /* A is packed once for all, in rounds of at most 4 MiB that stay in the last cache, B by the task that uses it: 16 tasks or more where there is work for
-     them. A longer kc reads and writes C less often, a shorter one leaves more room in the caches. Blocks begin at multiples of 64, as groups of quantised
-     weights do. */
+  /* A is packed once for all, in rounds of at most 4 MiB that stay in the last cache, B by the task
+     that uses it: 16 tasks or more where there is work for them. A longer kc reads and writes C
+     less often, a shorter one leaves more room in the caches. Blocks begin at multiples of 64, as
+     groups of quantised weights do. */
   g.kc = mhk__up((K + (K + MHK__GEMM_K - 1) / MHK__GEMM_K - 1) / ((K + MHK__GEMM_K - 1) / MHK__GEMM_K), 64);
   g.nc = mhk__up(mhk__max(64, mhk__min(MHK__GEMM_N, N / 16)), 64);
   const mhk_index m = mhk__min(M, MHK__GEMM_M / ks->mr * ks->mr);
@@ -4620,7 +4995,8 @@ static void mhk__gemm(mhk_context *ctx, mhk_index M, mhk_index N, mhk_index K, m
     for (g.k0 = 0; g.k0 < K && ctx->result == MHK_OK; g.k0 += g.k) {
       const mhk_index step = mhk__up(MHK__PACK_COLUMNS, ks->mr);
       g.k = mhk__min(k, K - g.k0);
-      mhk__run(ctx, &g, (g.k + g.kc - 1) / g.kc * ((g.m + step - 1) / step), 0, 1, (double)g.m * (double)g.k, mhk__gemm_pack);
+      mhk__run(ctx, &g, (g.k + g.kc - 1) / g.kc * ((g.m + step - 1) / step), 0, 1, (double)g.m * (double)g.k,
+               mhk__gemm_pack);
       mhk__run(ctx, &g, n_columns * ((g.m + g.rows - 1) / g.rows), 0, mhk__up(mhk__min(g.nc, N), ks->nr) * g.kc,
                (double)g.m * (double)N * (double)g.k, mhk__gemm_block);
     }
@@ -4628,7 +5004,8 @@ static void mhk__gemm(mhk_context *ctx, mhk_index M, mhk_index N, mhk_index K, m
   mhk__scratch_rewind(ctx, mark);
 }
 #ifndef MOHAWK_NO_TRAINING
-/* The same with both operands rounded to bfloat16. Packed numbers are half as large where a unit for them exists, and B comes in larger blocks. */
+/* The same with both operands rounded to bfloat16. Packed numbers are half as large where a unit
+   for them exists, and B comes in larger blocks. */
 typedef struct mhk__narrow_args {
   mhk_index M, N, K, mc, nc, j0, n; /* this round's columns j0..j0+n */
   mhk__matrix a, b;
@@ -4641,7 +5018,9 @@ typedef struct mhk__narrow_args {
 #define MHK__NARROW_K 512 /* numbers of a block along k; every kr divides it */
 
 /* bytes of packed rows (or columns) x k, rows counted in whole tiles */
-static mhk_index mhk__narrow_bytes(const mhk__narrow *u, mhk_index rows, mhk_index k) { return rows * mhk__up(k, u->kr) * u->size; }
+static mhk_index mhk__narrow_bytes(const mhk__narrow *u, mhk_index rows, mhk_index k) {
+  return rows * mhk__up(k, u->kr) * u->size;
+}
 
 static void mhk__narrow_columns(void *arg, mhk_index task, int worker) {
   const mhk__job *job = (const mhk__job *)arg;
@@ -4650,8 +5029,8 @@ static void mhk__narrow_columns(void *arg, mhk_index task, int worker) {
   const mhk_index step = mhk__up(MHK__PACK_COLUMNS, u->nr), groups = (g->n + step - 1) / step;
   const mhk_index k0 = task / groups * MHK__NARROW_K, j = task % groups * step, k = mhk__min(MHK__NARROW_K, g->K - k0);
   (void)worker;
-  u->pack_b(g->packed + mhk__narrow_bytes(u, mhk__up(g->n, u->nr), k0) + mhk__narrow_bytes(u, j, k), mhk__min(step, g->n - j), k,
-            mhk__mat_turned(mhk__mat_from(&g->b, k0, g->j0 + j)));
+  u->pack_b(g->packed + mhk__narrow_bytes(u, mhk__up(g->n, u->nr), k0) + mhk__narrow_bytes(u, j, k),
+            mhk__min(step, g->n - j), k, mhk__mat_turned(mhk__mat_from(&g->b, k0, g->j0 + j)));
 }
 
 static void mhk__narrow_rows(void *arg, mhk_index task, int worker) {
@@ -4664,13 +5043,14 @@ static void mhk__narrow_rows(void *arg, mhk_index task, int worker) {
   for (mhk_index k0 = 0; k0 < g->K; k0 += MHK__NARROW_K) {
     const mhk_index k = mhk__min(MHK__NARROW_K, g->K - k0);
     u->pack_a(pa, m, k, mhk__mat_from(&g->a, i0, k0));
-    u->product(m, g->n, k, pa, g->packed + mhk__narrow_bytes(u, mhk__up(g->n, u->nr), k0), c, g->ldc, k0 > 0 || (g->e && g->e->accumulate));
+    u->product(m, g->n, k, pa, g->packed + mhk__narrow_bytes(u, mhk__up(g->n, u->nr), k0), c, g->ldc,
+               k0 > 0 || (g->e && g->e->accumulate));
   }
   if (mhk__epilogue_works(g->e)) ks->epilogue(m, g->n, c, g->ldc, i0 * g->ldc + g->j0, g->e, g->j0);
 }
 
-static void mhk__gemm_narrow(mhk_context *ctx, mhk_index M, mhk_index N, mhk_index K, mhk__matrix a, mhk__matrix b, mhk_real *c, mhk_index ldc,
-                             const mhk__epilogue *e) {
+static void mhk__gemm_narrow(mhk_context *ctx, mhk_index M, mhk_index N, mhk_index K, mhk__matrix a, mhk__matrix b,
+                             mhk_real *c, mhk_index ldc, const mhk__epilogue *e) {
   const mhk__narrow *u = &ctx->kernels->narrow;
   const mhk_index real = (mhk_index)sizeof(mhk_real);
   mhk__narrow_args g;
@@ -4691,17 +5071,20 @@ static void mhk__gemm_narrow(mhk_context *ctx, mhk_index M, mhk_index N, mhk_ind
   g.mc = mhk__min(192 / u->mr * u->mr, mhk__up((M + 15) / 16, u->mr));
   g.nc = mhk__up(mhk__max(1, mhk__min(N, ((mhk_index)1 << 21) / K)), u->nr);
   mhk__mark mark = mhk__scratch_mark(ctx);
-  g.packed = (unsigned char *)mhk__scratch(ctx, mhk__size3(ctx, g.nc, mhk__up(K, u->kr), 1) > 0 ? mhk__narrow_bytes(u, g.nc, K) : 0, 1);
+  g.packed = (unsigned char *)mhk__scratch(
+      ctx, mhk__size3(ctx, g.nc, mhk__up(K, u->kr), 1) > 0 ? mhk__narrow_bytes(u, g.nc, K) : 0, 1);
   for (; g.packed && g.j0 < N && ctx->result == MHK_OK; g.j0 += g.n) {
     const mhk_index blocks = (K + MHK__NARROW_K - 1) / MHK__NARROW_K, step = mhk__up(MHK__PACK_COLUMNS, u->nr);
     g.n = mhk__min(g.nc, N - g.j0);
     mhk__run(ctx, &g, blocks * ((g.n + step - 1) / step), 0, 1, (double)g.n * (double)K, mhk__narrow_columns);
-    mhk__run(ctx, &g, (M + g.mc - 1) / g.mc, 0, mhk__narrow_bytes(u, g.mc, MHK__NARROW_K) / real, (double)M * (double)g.n * (double)K, mhk__narrow_rows);
+    mhk__run(ctx, &g, (M + g.mc - 1) / g.mc, 0, mhk__narrow_bytes(u, g.mc, MHK__NARROW_K) / real,
+             (double)M * (double)g.n * (double)K, mhk__narrow_rows);
   }
   mhk__scratch_rewind(ctx, mark);
 }
 
-/* Many small products: one task each, so that threads meet once. Matrix i of the batch lies i * step_x elements further. */
+/* Many small products: one task each, so that threads meet once. Matrix i of the batch lies i *
+   step_x elements further. */
 typedef struct mhk__batch_args {
   mhk_index M, N, K, step_a, step_b, step_c, ldc;
   mhk__matrix a, b;
@@ -4714,11 +5097,14 @@ static void mhk__batch_task(void *arg, mhk_index task, int worker) {
   const mhk__batch_args *g = (const mhk__batch_args *)job->args;
   const mhk__kernels *ks = job->ctx->kernels;
   mhk_real *pb = job->work + worker * job->each, *pa = pb + mhk__padded(g->N) * g->K;
-  if (g->b.col == 1 && ks->product_plain(g->M, g->N, g->K, (const mhk_real *)g->a.data + task * g->step_a, g->a.row, g->a.col,
-                                         (const mhk_real *)g->b.data + task * g->step_b, g->b.row, g->c + task * g->step_c, g->ldc, g->accumulate))
+  if (g->b.col == 1 && ks->product_plain(g->M, g->N, g->K, (const mhk_real *)g->a.data + task * g->step_a, g->a.row,
+                                         g->a.col, (const mhk_real *)g->b.data + task * g->step_b, g->b.row,
+                                         g->c + task * g->step_c, g->ldc, g->accumulate))
     return;
-  ks->pack(pa, ks->mr, g->M, g->K, mhk__mat((const mhk_real *)g->a.data + task * g->step_a, MHK_REAL, g->a.row, g->a.col));
-  ks->pack(pb, ks->nr, g->N, g->K, mhk__mat((const mhk_real *)g->b.data + task * g->step_b, MHK_REAL, g->b.col, g->b.row));
+  ks->pack(pa, ks->mr, g->M, g->K,
+           mhk__mat((const mhk_real *)g->a.data + task * g->step_a, MHK_REAL, g->a.row, g->a.col));
+  ks->pack(pb, ks->nr, g->N, g->K,
+           mhk__mat((const mhk_real *)g->b.data + task * g->step_b, MHK_REAL, g->b.col, g->b.row));
   ks->product(g->M, g->N, g->K, pa, pb, g->c + task * g->step_c, g->ldc, g->accumulate);
 }
 
@@ -4726,21 +5112,24 @@ static void mhk__batch_task(void *arg, mhk_index task, int worker) {
 static void mhk__gemm_batch(mhk_context *ctx, mhk_index batch, const mhk__batch_args *g) {
   mhk__epilogue e;
   if (batch > 1 && g->K > 0 && (g->M + g->N) * g->K <= 262144) {
-    mhk__run(ctx, g, batch, 0, (mhk__padded(g->M) + mhk__padded(g->N)) * g->K, (double)batch * (double)(g->M * g->N) * (double)g->K, mhk__batch_task);
+    mhk__run(ctx, g, batch, 0, (mhk__padded(g->M) + mhk__padded(g->N)) * g->K,
+             (double)batch * (double)(g->M * g->N) * (double)g->K, mhk__batch_task);
     return;
   }
   memset(&e, 0, sizeof e);
   e.accumulate = g->accumulate;
   for (mhk_index i = 0; i < batch; i++)
-    mhk__gemm(ctx, g->M, g->N, g->K, mhk__mat((const mhk_real *)g->a.data + i * g->step_a, MHK_REAL, g->a.row, g->a.col),
-              mhk__mat((const mhk_real *)g->b.data + i * g->step_b, MHK_REAL, g->b.row, g->b.col), g->c + i * g->step_c, g->ldc, &e);
+    mhk__gemm(ctx, g->M, g->N, g->K,
+              mhk__mat((const mhk_real *)g->a.data + i * g->step_a, MHK_REAL, g->a.row, g->a.col),
+              mhk__mat((const mhk_real *)g->b.data + i * g->step_b, MHK_REAL, g->b.row, g->b.col), g->c + i * g->step_c,
+              g->ldc, &e);
 }
 #endif /* MOHAWK_NO_TRAINING */
 #endif /* MOHAWK_IMPLEMENTATION */
 
-/* ====================================================================================================
+/* =================================================================================================
    TENSORS: types, shapes, parameters                                                      >>tensors
-   ==================================================================================================== */
+   ============================================================================================== */
 
 #if defined(MOHAWK_IMPLEMENTATION) && !defined(MHK__PASS)
 MHKDEF const char *mhk_dtype_name(mhk_dtype dtype) {
@@ -4769,7 +5158,8 @@ static const char *mhk__shape_text(int rank, const mhk_index *shape, char *out, 
   size_t n = 0;
   if (capacity < 3) return "";
   out[n++] = '(';
-  for (int i = 0; i < rank && n + 24 < capacity; i++) n += mhk__print(out + n, capacity - n, i ? ",%lld" : "%lld", (long long)shape[i]);
+  for (int i = 0; i < rank && n + 24 < capacity; i++)
+    n += mhk__print(out + n, capacity - n, i ? ",%lld" : "%lld", (long long)shape[i]);
   out[n++] = ')';
   out[n] = 0;
   return out;
@@ -4797,7 +5187,8 @@ static int mhk__shape_set(mhk_context *ctx, mhk_tensor *x, int rank, const mhk_i
     }
     empty |= n == 0;
     if (n > 0 && (count > most / n || (empty && count * n > most / 128))) {
-      mhk_fail(ctx, MHK_ERROR_MEMORY, "a tensor of %lld x %lld elements and more does not fit this machine", (long long)count, (long long)n);
+      mhk_fail(ctx, MHK_ERROR_MEMORY, "a tensor of %lld x %lld elements and more does not fit this machine",
+               (long long)count, (long long)n);
       return 0;
     }
     if (n > 0) count *= n;
@@ -4830,7 +5221,9 @@ static mhk_real mhk__tensor_element(const mhk_tensor *x, mhk_index i) {
   return mhk__q_element(x->quantised, x->dtype, x->shape[1], i / x->shape[1], i % x->shape[1]);
 }
 
-MHKDEF double mhk_value(const mhk_tensor *x) { return x && x->data && x->count > 0 ? (double)mhk__tensor_element(x, 0) : (double)NAN; }
+MHKDEF double mhk_value(const mhk_tensor *x) {
+  return x && x->data && x->count > 0 ? (double)mhk__tensor_element(x, 0) : (double)NAN;
+}
 
 MHKDEF mhk_result mhk_tensor_read(const mhk_tensor *x, mhk_index first, mhk_index n, mhk_real *out) {
   if (!x) return MHK_ERROR_ARGUMENT;
@@ -4840,11 +5233,12 @@ MHKDEF mhk_result mhk_tensor_read(const mhk_tensor *x, mhk_index first, mhk_inde
                     (long long)n, (long long)first, x->name ? x->name : "a tensor", (long long)x->count);
   if (x->dtype == MHK_REAL) {
     if (n) memcpy(out, (const mhk_real *)x->data + first, (size_t)n * sizeof(mhk_real));
-  } else if (mhk__is_quantised(x->dtype) || x->dtype == MHK_F32 || x->dtype == MHK_F64 || x->dtype == MHK_F16 || x->dtype == MHK_BF16)
+  } else if (mhk__is_quantised(x->dtype) || x->dtype == MHK_F32 || x->dtype == MHK_F64 || x->dtype == MHK_F16 ||
+             x->dtype == MHK_BF16)
     for (mhk_index i = 0; i < n; i++) out[i] = mhk__tensor_element(x, first + i);
   else
-    return mhk_fail(x->ctx, MHK_ERROR_UNSUPPORTED, "%s is stored as %s: there are no real numbers to read", x->name ? x->name : "a tensor",
-                    mhk_dtype_name(x->dtype));
+    return mhk_fail(x->ctx, MHK_ERROR_UNSUPPORTED, "%s is stored as %s: there are no real numbers to read",
+                    x->name ? x->name : "a tensor", mhk_dtype_name(x->dtype));
   return MHK_OK;
 }
 
@@ -4856,10 +5250,12 @@ MHKDEF size_t mhk_tensor_bytes(const mhk_tensor *x) {
   const mhk_index K = x->shape[1];
   rows = mhk__max(0, mhk__min(x->shape[0], q->rows - x->base_offset / K));
   const mhk_index blocks = mhk__q_blocks(rows);
-  return (size_t)(blocks * (mhk__q_block_bytes(x->dtype, K) + K / q->group * MHK__Q_ROWS * 2)) + (size_t)((x->shape[0] - rows) * K) * sizeof(mhk_real);
+  return (size_t)(blocks * (mhk__q_block_bytes(x->dtype, K) + K / q->group * MHK__Q_ROWS * 2)) +
+         (size_t)((x->shape[0] - rows) * K) * sizeof(mhk_real);
 }
 #ifndef MOHAWK_NO_TRAINING
-MHKDEF mhk_tensor *mhk_parameter(mhk_context *ctx, const char *name, int rank, const mhk_index *shape, const mhk_real *values) {
+MHKDEF mhk_tensor *mhk_parameter(mhk_context *ctx, const char *name, int rank, const mhk_index *shape,
+                                 const mhk_real *values) {
   mhk__object *p = (mhk__object *)mhk__object_new(ctx, sizeof(mhk__object), NULL);
   if (!p) return NULL;
   mhk_tensor *x = mhk__tensor_in(ctx, &p->arena, rank, shape);
@@ -4881,9 +5277,9 @@ MHKDEF void mhk_zero_grad(mhk_tensor *x) {
 #endif /* MOHAWK_NO_TRAINING */
 #endif /* MOHAWK_IMPLEMENTATION */
 
-/* ====================================================================================================
+/* =================================================================================================
    TAPE: records, backward, recomputation, gradient checks                                    >>tape
-   ==================================================================================================== */
+   ============================================================================================== */
 
 #if defined(MOHAWK_IMPLEMENTATION) && !defined(MHK__PASS)
 #ifndef MOHAWK_NO_TRAINING
@@ -4978,8 +5374,9 @@ static mhk_real *mhk__grad(mhk_tape *t, mhk_tensor *x) {
 
 /* the gradient to add to, or NULL when x wants none */
 static mhk_real *mhk__into(mhk_tape *t, mhk_tensor *x) { return x && x->requires_grad ? mhk__grad(t, x) : NULL; }
-/* The same for an op that can write all of it: *add is 0 when nothing has arrived before, and what is there then is no number. Call it after
-   mhk__into() of the op's other inputs: one of them may be the same tensor, or a view of it. */
+/* The same for an op that can write all of it: *add is 0 when nothing has arrived before, and what
+   is there then is no number. Call it after mhk__into() of the op's other inputs: one of them may
+   be the same tensor, or a view of it. */
 static mhk_real *mhk__into_all(mhk_tape *t, mhk_tensor *x, int *add) {
   *add = 1;
   if (!x || !x->requires_grad || x->grad || x->base || x->count == 0) return mhk__into(t, x);
@@ -4988,13 +5385,18 @@ static mhk_real *mhk__into_all(mhk_tape *t, mhk_tensor *x, int *add) {
   return x->grad;
 }
 
-MHKDEF int mhk_wants_grad(mhk_tape *t, mhk_tensor *x) { return mhk__tape_ready(t) && x && x->requires_grad && mhk__grad(t, x) != NULL; }
+MHKDEF int mhk_wants_grad(mhk_tape *t, mhk_tensor *x) {
+  return mhk__tape_ready(t) && x && x->requires_grad && mhk__grad(t, x) != NULL;
+}
 
-static mhk_tensor *mhk__new(mhk_tape *t, int rank, const mhk_index *shape) { return mhk__tensor_in(t->ctx, &t->arena, rank, shape); }
+static mhk_tensor *mhk__new(mhk_tape *t, int rank, const mhk_index *shape) {
+  return mhk__tensor_in(t->ctx, &t->arena, rank, shape);
+}
 
-/* Writes an op down when something upstream wants a gradient; then the outputs want one too. NULL: nothing to record (or no memory). */
-static mhk__node *mhk__record(mhk_tape *t, void (*backward)(mhk_tape *t, mhk__node *n), int inputs, mhk_tensor *const *in, int outputs, mhk_tensor *const *out,
-                              size_t saved) {
+/* Writes an op down when something upstream wants a gradient; then the outputs want one too. NULL:
+   nothing to record (or no memory). */
+static mhk__node *mhk__record(mhk_tape *t, void (*backward)(mhk_tape *t, mhk__node *n), int inputs,
+                              mhk_tensor *const *in, int outputs, mhk_tensor *const *out, size_t saved) {
   mhk__node *n;
   int i, wanted = 0;
   if (!t->recording || t->ctx->result != MHK_OK) return NULL;
@@ -5047,7 +5449,8 @@ MHKDEF mhk_tensor *mhk_reshape(mhk_tape *t, mhk_tensor *x, int rank, const mhk_i
   if (!mhk__tape_ready(t) || !x) return NULL;
   mhk_tensor *v = mhk__view(t, x, rank, shape, 0);
   if (v && v->count != x->count) {
-    mhk_fail(t->ctx, MHK_ERROR_SHAPE, "reshape: %s has %lld elements, %s has %lld", mhk__shape_text(x->rank, x->shape, from, sizeof from), (long long)x->count,
+    mhk_fail(t->ctx, MHK_ERROR_SHAPE, "reshape: %s has %lld elements, %s has %lld",
+             mhk__shape_text(x->rank, x->shape, from, sizeof from), (long long)x->count,
              mhk__shape_text(rank, shape, to, sizeof to), (long long)v->count);
     return NULL;
   }
@@ -5084,8 +5487,8 @@ MHKDEF mhk_tensor *mhk_detach(mhk_tape *t, mhk_tensor *x) {
 MHKDEF mhk_tensor *mhk_require_grad(mhk_tape *t, mhk_tensor *x) {
   if (!mhk__tape_ready(t) || !x) return NULL;
   if (x->dtype != MHK_REAL) {
-    mhk_fail(t->ctx, MHK_ERROR_ARGUMENT, "%s is stored as %s: only %s tensors can have a gradient", x->name ? x->name : "a tensor", mhk_dtype_name(x->dtype),
-             mhk_dtype_name(MHK_REAL));
+    mhk_fail(t->ctx, MHK_ERROR_ARGUMENT, "%s is stored as %s: only %s tensors can have a gradient",
+             x->name ? x->name : "a tensor", mhk_dtype_name(x->dtype), mhk_dtype_name(MHK_REAL));
     return NULL;
   }
   const mhk_tensor *owner = x->base ? x->base : x;
@@ -5150,8 +5553,11 @@ MHKDEF mhk_result mhk_backward_many(mhk_tape *t, int n, mhk_tensor *const *y, co
   for (int i = 0; i < n; i++) {
     mhk__axpy_args a;
     int add;
-    if (!y[i] || !cotangents[i]) return mhk_fail(t->ctx, MHK_ERROR_ARGUMENT, "backward: output %d or its cotangent is missing", i);
-    if (!y[i]->requires_grad) return mhk_fail(t->ctx, MHK_ERROR_STATE, "backward: nothing that output %d depends on wants a gradient, or recording was off", i);
+    if (!y[i] || !cotangents[i])
+      return mhk_fail(t->ctx, MHK_ERROR_ARGUMENT, "backward: output %d or its cotangent is missing", i);
+    if (!y[i]->requires_grad)
+      return mhk_fail(t->ctx, MHK_ERROR_STATE,
+                      "backward: nothing that output %d depends on wants a gradient, or recording was off", i);
     a.x = cotangents[i];
     a.y = mhk__into_all(t, y[i], &add);
     a.f = 1;
@@ -5162,14 +5568,17 @@ MHKDEF mhk_result mhk_backward_many(mhk_tape *t, int n, mhk_tensor *const *y, co
   return t->ctx->result;
 }
 
-MHKDEF mhk_result mhk_backward_from(mhk_tape *t, mhk_tensor *y, const mhk_real *cotangent) { return mhk_backward_many(t, 1, &y, &cotangent); }
+MHKDEF mhk_result mhk_backward_from(mhk_tape *t, mhk_tensor *y, const mhk_real *cotangent) {
+  return mhk_backward_many(t, 1, &y, &cotangent);
+}
 
 MHKDEF mhk_result mhk_backward(mhk_tape *t, mhk_tensor *loss) {
   const mhk_real one = 1;
   const mhk_real *p = &one;
   if (t && loss && loss->count != 1)
     return mhk_fail(t->ctx, MHK_ERROR_SHAPE,
-                    "backward: the loss has %lld elements and must have one; mhk_backward_from() takes a cotangent", (long long)loss->count);
+                    "backward: the loss has %lld elements and must have one; mhk_backward_from() takes a cotangent",
+                    (long long)loss->count);
   return mhk_backward_many(t, 1, &loss, &p);
 }
 
@@ -5250,8 +5659,9 @@ static void mhk__custom_back(mhk_tape *t, mhk__node *n) {
   s->backward(&op);
 }
 
-MHKDEF mhk_tensor *mhk_custom(mhk_tape *t, int inputs, mhk_tensor *const *in, int rank, const mhk_index *shape, void (*forward)(const mhk_op *op),
-                              void (*backward)(const mhk_op *op), const void *user, size_t user_size) {
+MHKDEF mhk_tensor *mhk_custom(mhk_tape *t, int inputs, mhk_tensor *const *in, int rank, const mhk_index *shape,
+                              void (*forward)(const mhk_op *op), void (*backward)(const mhk_op *op), const void *user,
+                              size_t user_size) {
   mhk_op op;
   void *copy = NULL;
   if (!mhk__tape_ready(t)) return NULL;
@@ -5283,7 +5693,8 @@ MHKDEF mhk_tensor *mhk_custom(mhk_tape *t, int inputs, mhk_tensor *const *in, in
   return t->ctx->result == MHK_OK ? op.out : NULL;
 }
 
-MHKDEF double mhk_check_gradient(mhk_tape *t, mhk_tensor *(*f)(mhk_tape *t, void *user), void *user, mhk_tensor *x, mhk_gradient_report *report) {
+MHKDEF double mhk_check_gradient(mhk_tape *t, mhk_tensor *(*f)(mhk_tape *t, void *user), void *user, mhk_tensor *x,
+                                 mhk_gradient_report *report) {
   mhk_gradient_report r;
   mhk_real *data;
   double scale = 0, largest = 0, step, worst = -1;
@@ -5352,9 +5763,9 @@ MHKDEF double mhk_check_gradient(mhk_tape *t, mhk_tensor *(*f)(mhk_tape *t, void
 #endif /* MOHAWK_NO_TRAINING */
 #endif /* MOHAWK_IMPLEMENTATION */
 
-/* ====================================================================================================
-   OPS: elementwise, reductions, layout, embedding, linear layers                          >>ops
-   ====================================================================================================
+/* =================================================================================================
+   OPS: elementwise, reductions, layout, embedding, linear layers                              >>ops
+   =================================================================================================
 
    An op is a function on the tape. It checks its inputs, makes its output and computes it; where
    an input wants a gradient it also records what its backward pass will need. The backward pass,
@@ -5383,20 +5794,26 @@ static inline double mhk__ref_gelu_slope(double x) {
 
 #if defined(MOHAWK_IMPLEMENTATION) && !defined(MHK__PASS)
 #ifndef MOHAWK_NO_TRAINING
-static int mhk__op_ready(const mhk_tape *t, const mhk_tensor *a, const mhk_tensor *b) { return mhk__tape_ready(t) && a && b; }
+static int mhk__op_ready(const mhk_tape *t, const mhk_tensor *a, const mhk_tensor *b) {
+  return mhk__tape_ready(t) && a && b;
+}
 
-/* the op computes on the arithmetic type; stored types are for the weights of linear and embedding */
+/* the op computes on the arithmetic type; stored types are for the weights of linear and
+   embedding */
 static int mhk__is_real(mhk_tape *t, const char *op, const mhk_tensor *x) {
   if (x->dtype == MHK_REAL) return 1;
-  mhk_fail(t->ctx, MHK_ERROR_ARGUMENT, "%s: %s is stored as %s; only the weights of linear and embedding may stay in a stored type", op,
+  mhk_fail(t->ctx, MHK_ERROR_ARGUMENT,
+           "%s: %s is stored as %s; only the weights of linear and embedding may stay in a stored type", op,
            x->name ? x->name : "an input", mhk_dtype_name(x->dtype));
   return 0;
 }
 
-static mhk_tensor *mhk__shape_error(mhk_tape *t, const char *op, const mhk_tensor *a, const mhk_tensor *b, const char *want) {
+static mhk_tensor *mhk__shape_error(mhk_tape *t, const char *op, const mhk_tensor *a, const mhk_tensor *b,
+                                    const char *want) {
   char x[128], y[128];
-  mhk_fail(t->ctx, MHK_ERROR_SHAPE, "%s: %s%s%s and %s%s%s do not fit: %s", op, a->name ? a->name : "", a->name ? " " : "",
-           mhk__shape_text(a->rank, a->shape, x, sizeof x), b->name ? b->name : "", b->name ? " " : "", mhk__shape_text(b->rank, b->shape, y, sizeof y), want);
+  mhk_fail(t->ctx, MHK_ERROR_SHAPE, "%s: %s%s%s and %s%s%s do not fit: %s", op, a->name ? a->name : "",
+           a->name ? " " : "", mhk__shape_text(a->rank, a->shape, x, sizeof x), b->name ? b->name : "",
+           b->name ? " " : "", mhk__shape_text(b->rank, b->shape, y, sizeof y), want);
   return NULL;
 }
 
@@ -5411,7 +5828,12 @@ static mhk_index mhk__last(const mhk_tensor *x) { return x->rank > 0 ? x->shape[
 static mhk_index mhk__row_count(const mhk_tensor *x) { return mhk__last(x) > 0 ? x->count / mhk__last(x) : 0; }
 static mhk_real *mhk__d(const mhk_tensor *x) { return (mhk_real *)x->data; }
 
-typedef struct mhk__columns_args { const mhk_real *x, *y; mhk_real *out; mhk_index rows, cols; const mhk_real *mean, *rstd; } mhk__columns_args;
+typedef struct mhk__columns_args {
+  const mhk_real *x, *y;
+  mhk_real *out;
+  mhk_index rows, cols;
+  const mhk_real *mean, *rstd;
+} mhk__columns_args;
 static void mhk__column_sum_body(mhk_context *ctx, void *args, mhk_index first, mhk_index last) {
   const mhk__columns_args *a = (const mhk__columns_args *)args;
   mhk_real sum[64], *MHK__RESTRICT s = sum;
@@ -5434,20 +5856,23 @@ static void mhk__column_sum(mhk_context *ctx, mhk_index rows, mhk_index cols, co
   mhk__over(ctx, cols, 64, mhk__column_sum_body, &a);
 }
 
-/* first token of each token's document, -1 for the first document of a row (it continues what came before); NULL without doc */
+/* first token of each token's document, -1 for the first document of a row (it continues what came
+   before); NULL without doc */
 static mhk_index *mhk__starts(mhk_tape *t, const int32_t *doc, mhk_index B, mhk_index T) {
   if (!doc) return NULL;
   mhk_index *start = (mhk_index *)mhk__arena_zeros(t->ctx, &t->arena, B * T, sizeof(mhk_index));
   if (!start) return NULL;
   for (mhk_index b = 0; b < B; b++)
-    for (mhk_index i = 0; i < T; i++) start[b * T + i] = i == 0 ? -1 : doc[b * T + i] != doc[b * T + i - 1] ? i : start[b * T + i - 1];
+    for (mhk_index i = 0; i < T; i++)
+      start[b * T + i] = i == 0 ? -1 : doc[b * T + i] != doc[b * T + i - 1] ? i : start[b * T + i - 1];
   return start;
 }
 
 /* ---- elementwise ---- */
 
 typedef enum mhk__binary_kind { MHK__ADD2, MHK__SUB2, MHK__MUL2 } mhk__binary_kind;
-typedef struct mhk__binary_saved { mhk__binary_kind kind; mhk_index wrap; } mhk__binary_saved; /* wrap: b's element of i is i % wrap */
+/* wrap: b's element of i is i % wrap */
+typedef struct mhk__binary_saved { mhk__binary_kind kind; mhk_index wrap; } mhk__binary_saved;
 
 static void mhk__binary_back(mhk_tape *t, mhk__node *n) {
   const mhk__binary_saved *s = (const mhk__binary_saved *)n->saved;
@@ -5456,7 +5881,8 @@ static void mhk__binary_back(mhk_tape *t, mhk__node *n) {
   if (da) {
     if (s->kind == MHK__MUL2) {
       for (mhk_index i = 0; i < y->count; i += s->wrap)
-        for (mhk_index j = 0; j < s->wrap; j++) da[i + j] += y->grad[i + j] * mhk__d(b)[j + (b->count == y->count ? i : 0)];
+        for (mhk_index j = 0; j < s->wrap; j++)
+          da[i + j] += y->grad[i + j] * mhk__d(b)[j + (b->count == y->count ? i : 0)];
     } else
       mhk__axpy(t->ctx, y->count, MHK__R(1), y->grad, da);
   }
@@ -5469,7 +5895,8 @@ static void mhk__binary_back(mhk_tape *t, mhk__node *n) {
   } else
     for (mhk_index j = 0; j < s->wrap; j++) {
       double sum = 0;
-      for (mhk_index i = j; i < y->count; i += s->wrap) sum += (double)(s->kind == MHK__MUL2 ? y->grad[i] * mhk__d(a)[i] : y->grad[i]);
+      for (mhk_index i = j; i < y->count; i += s->wrap)
+        sum += (double)(s->kind == MHK__MUL2 ? y->grad[i] * mhk__d(a)[i] : y->grad[i]);
       db[j] += MHK__R(s->kind == MHK__SUB2 ? -sum : sum);
     }
 }
@@ -5478,7 +5905,8 @@ static mhk_tensor *mhk__binary(mhk_tape *t, const char *name, mhk__binary_kind k
   mhk_tensor *in[2];
   if (!mhk__op_ready(t, a, b) || !mhk__is_real(t, name, a) || !mhk__is_real(t, name, b)) return NULL;
   if (!mhk__same_shape(a, b) && b->count != 1 && !(b->rank == 1 && a->rank > 0 && b->count == mhk__last(a)))
-    return mhk__shape_error(t, name, a, b, "the second may have the shape of the first, of its last axis, or one element");
+    return mhk__shape_error(t, name, a, b,
+                            "the second may have the shape of the first, of its last axis, or one element");
   mhk_tensor *y = mhk__new(t, a->rank, a->shape);
   if (!y) return NULL;
   const mhk_index wrap = b->count > 0 ? b->count : 1;
@@ -5503,7 +5931,12 @@ MHKDEF mhk_tensor *mhk_mul(mhk_tape *t, mhk_tensor *a, mhk_tensor *b) { return m
 typedef enum mhk__unary_kind {
   MHK__SCALE1, MHK__SQUARE1, MHK__SQRT1, MHK__EXP1, MHK__LOG1, MHK__SIGMOID1, MHK__SOFTPLUS1, MHK__SILU1, MHK__GELU1
 } mhk__unary_kind;
-typedef struct mhk__unary_args { mhk__unary_kind kind; mhk_real factor; const mhk_real *x, *y, *dy; mhk_real *out; } mhk__unary_args;
+typedef struct mhk__unary_args {
+  mhk__unary_kind kind;
+  mhk_real factor;
+  const mhk_real *x, *y, *dy;
+  mhk_real *out;
+} mhk__unary_args;
 
 static mhk_real mhk__sigmoid1(mhk_real x) { return MHK__R(1) / (MHK__R(1) + MHK__REXP(-x)); }
 
@@ -5518,7 +5951,9 @@ static void mhk__unary_body(mhk_context *ctx, void *args, mhk_index first, mhk_i
     case MHK__EXP1: for (mhk_index i = first; i < last; i++) y[i] = MHK__REXP(x[i]); break;
     case MHK__LOG1: for (mhk_index i = first; i < last; i++) y[i] = MHK__R(log(x[i])); break;
     case MHK__SIGMOID1: for (mhk_index i = first; i < last; i++) y[i] = mhk__sigmoid1(x[i]); break;
-    case MHK__SOFTPLUS1: for (mhk_index i = first; i < last; i++) y[i] = (x[i] > 0 ? x[i] : 0) + MHK__R(log1p(exp(-fabs((double)x[i])))); break;
+    case MHK__SOFTPLUS1:
+      for (mhk_index i = first; i < last; i++) y[i] = (x[i] > 0 ? x[i] : 0) + MHK__R(log1p(exp(-fabs((double)x[i]))));
+      break;
     case MHK__SILU1: for (mhk_index i = first; i < last; i++) y[i] = x[i] * mhk__sigmoid1(x[i]); break;
     case MHK__GELU1: ctx->kernels->gelu(last - first, x + first, y + first); break;
   }
@@ -5531,7 +5966,8 @@ static void mhk__unary_back_body(mhk_context *ctx, void *args, mhk_index first, 
   switch (a->kind) {
     case MHK__SCALE1: for (mhk_index i = first; i < last; i++) d[i] += g[i] * f; break;
     case MHK__SQUARE1: for (mhk_index i = first; i < last; i++) d[i] += g[i] * 2 * x[i]; break;
-    case MHK__SQRT1: for (mhk_index i = first; i < last; i++) d[i] += y[i] > 0 ? g[i] / (2 * y[i]) : 0; break; /* at 0: the subgradient 0 */
+    /* at 0: the subgradient 0 */
+    case MHK__SQRT1: for (mhk_index i = first; i < last; i++) d[i] += y[i] > 0 ? g[i] / (2 * y[i]) : 0; break;
     case MHK__EXP1: for (mhk_index i = first; i < last; i++) d[i] += g[i] * y[i]; break;
     case MHK__LOG1: for (mhk_index i = first; i < last; i++) d[i] += g[i] / x[i]; break;
     case MHK__SIGMOID1: for (mhk_index i = first; i < last; i++) d[i] += g[i] * y[i] * (1 - y[i]); break;
@@ -5616,16 +6052,21 @@ static mhk_tensor *mhk__sums(mhk_tape *t, const char *name, mhk_tensor *x, int r
   if (n) ((mhk__sum_saved *)n->saved)->factor = MHK__R(factor);
   return y;
 }
-MHKDEF mhk_tensor *mhk_sum(mhk_tape *t, mhk_tensor *x) { return mhk__op_ready(t, x, x) ? mhk__sums(t, "sum", x, 0, x->count, 1) : NULL; }
+MHKDEF mhk_tensor *mhk_sum(mhk_tape *t, mhk_tensor *x) {
+  return mhk__op_ready(t, x, x) ? mhk__sums(t, "sum", x, 0, x->count, 1) : NULL;
+}
 MHKDEF mhk_tensor *mhk_mean(mhk_tape *t, mhk_tensor *x) {
   return mhk__op_ready(t, x, x) ? mhk__sums(t, "mean", x, 0, x->count, x->count ? 1.0 / (double)x->count : 0) : NULL;
 }
 MHKDEF mhk_tensor *mhk_sum_last(mhk_tape *t, mhk_tensor *x) {
   if (!mhk__op_ready(t, x, x)) return NULL;
-  return x->rank == 0 ? mhk__sums(t, "sum_last", x, 0, 1, 1) : mhk__sums(t, "sum_last", x, x->rank - 1, mhk__last(x), 1);
+  return x->rank == 0 ? mhk__sums(t, "sum_last", x, 0, 1, 1)
+                      : mhk__sums(t, "sum_last", x, x->rank - 1, mhk__last(x), 1);
 }
 
-static mhk__matrix mhk__real_mat(const mhk_real *data, mhk_index row, mhk_index col) { return mhk__mat(data, MHK_REAL, row, col); }
+static mhk__matrix mhk__real_mat(const mhk_real *data, mhk_index row, mhk_index col) {
+  return mhk__mat(data, MHK_REAL, row, col);
+}
 
 static const mhk__epilogue *mhk__accumulate(mhk__epilogue *e) {
   memset(e, 0, sizeof *e);
@@ -5635,7 +6076,8 @@ static const mhk__epilogue *mhk__accumulate(mhk__epilogue *e) {
 
 typedef struct mhk__matmul_saved { mhk_index batch, m, n, k, brs, bcs; } mhk__matmul_saved;
 
-static void mhk__products(mhk_context *ctx, mhk_index batch, mhk_index M, mhk_index N, mhk_index K, mhk__matrix a, mhk__matrix b, mhk_real *c, int accumulate) {
+static void mhk__products(mhk_context *ctx, mhk_index batch, mhk_index M, mhk_index N, mhk_index K, mhk__matrix a,
+                          mhk__matrix b, mhk_real *c, int accumulate) {
   mhk__batch_args g;
   g.M = M;
   g.N = g.ldc = N;
@@ -5654,9 +6096,14 @@ static void mhk__matmul_back(mhk_tape *t, mhk__node *node) {
   const mhk__matmul_saved *s = (const mhk__matmul_saved *)node->saved;
   const mhk_real *g = node->out[0]->grad, *a = mhk__d(node->in[0]), *b = mhk__d(node->in[1]);
   mhk_real *da = mhk__into(t, node->in[0]), *db = mhk__into(t, node->in[1]);
-  if (da) mhk__products(t->ctx, s->batch, s->m, s->k, s->n, mhk__real_mat(g, s->n, 1), mhk__real_mat(b, s->bcs, s->brs), da, 1);
-  if (db && s->bcs == 1) mhk__products(t->ctx, s->batch, s->k, s->n, s->m, mhk__real_mat(a, 1, s->k), mhk__real_mat(g, s->n, 1), db, 1); /* b is (k,n) */
-  if (db && s->bcs != 1) mhk__products(t->ctx, s->batch, s->n, s->k, s->m, mhk__real_mat(g, 1, s->n), mhk__real_mat(a, s->k, 1), db, 1);
+  if (da)
+    mhk__products(t->ctx, s->batch, s->m, s->k, s->n, mhk__real_mat(g, s->n, 1), mhk__real_mat(b, s->bcs, s->brs), da,
+                  1);
+  /* b is (k,n) */
+  if (db && s->bcs == 1)
+    mhk__products(t->ctx, s->batch, s->k, s->n, s->m, mhk__real_mat(a, 1, s->k), mhk__real_mat(g, s->n, 1), db, 1);
+  if (db && s->bcs != 1)
+    mhk__products(t->ctx, s->batch, s->n, s->k, s->m, mhk__real_mat(g, 1, s->n), mhk__real_mat(a, s->k, 1), db, 1);
 }
 
 MHKDEF mhk_tensor *mhk_matmul(mhk_tape *t, mhk_tensor *a, mhk_tensor *b, int transpose_b) {
@@ -5668,7 +6115,8 @@ MHKDEF mhk_tensor *mhk_matmul(mhk_tape *t, mhk_tensor *a, mhk_tensor *b, int tra
   int fits = a->rank >= 2 && b->rank == a->rank;
   for (r = 0; fits && r < a->rank - 2; r++) fits = a->shape[r] == b->shape[r];
   if (!fits || a->shape[a->rank - 1] != b->shape[b->rank - (transpose_b ? 1 : 2)])
-    return mhk__shape_error(t, "matmul", a, b, transpose_b ? "(...,m,k) and (...,n,k) are needed" : "(...,m,k) and (...,k,n) are needed");
+    return mhk__shape_error(t, "matmul", a, b,
+                            transpose_b ? "(...,m,k) and (...,n,k) are needed" : "(...,m,k) and (...,k,n) are needed");
   for (r = 0; r < a->rank; r++) shape[r] = a->shape[r];
   s.m = a->shape[a->rank - 2];
   s.k = a->shape[a->rank - 1];
@@ -5678,7 +6126,8 @@ MHKDEF mhk_tensor *mhk_matmul(mhk_tape *t, mhk_tensor *a, mhk_tensor *b, int tra
   mhk_tensor *y = mhk__new(t, a->rank, shape);
   if (!y) return NULL;
   for (s.batch = 1, r = 0; r < a->rank - 2; r++) s.batch *= a->shape[r];
-  mhk__products(t->ctx, s.batch, s.m, s.n, s.k, mhk__real_mat(mhk__d(a), s.k, 1), mhk__real_mat(mhk__d(b), s.brs, s.bcs), mhk__d(y), 0);
+  mhk__products(t->ctx, s.batch, s.m, s.n, s.k, mhk__real_mat(mhk__d(a), s.k, 1),
+                mhk__real_mat(mhk__d(b), s.brs, s.bcs), mhk__d(y), 0);
   in[0] = a;
   in[1] = b;
   mhk__node *node = mhk__record(t, mhk__matmul_back, 2, in, 1, &y, sizeof s);
@@ -5690,7 +6139,8 @@ typedef struct mhk__slice_saved { mhk_index first; } mhk__slice_saved;
 
 static void mhk__slice_back(mhk_tape *t, mhk__node *n) {
   mhk_real *d = mhk__into(t, n->in[0]);
-  const mhk_index first = ((const mhk__slice_saved *)n->saved)->first, wide = mhk__last(n->in[0]), w = mhk__last(n->out[0]), rows = mhk__row_count(n->out[0]);
+  const mhk_index first = ((const mhk__slice_saved *)n->saved)->first, wide = mhk__last(n->in[0]),
+                  w = mhk__last(n->out[0]), rows = mhk__row_count(n->out[0]);
   for (mhk_index r = 0; d && r < rows; r++)
     for (mhk_index j = 0; j < w; j++) d[r * wide + first + j] += n->out[0]->grad[r * w + j];
 }
@@ -5708,7 +6158,8 @@ MHKDEF mhk_tensor *mhk_columns(mhk_tape *t, mhk_tensor *x, mhk_index first, mhk_
   mhk_tensor *y = mhk__new(t, x->rank, shape);
   if (!y) return NULL;
   const mhk_index rows = mhk__row_count(x);
-  for (mhk_index r = 0; r < rows; r++) memcpy(mhk__d(y) + r * width, mhk__d(x) + r * mhk__last(x) + first, (size_t)width * sizeof(mhk_real));
+  for (mhk_index r = 0; r < rows; r++)
+    memcpy(mhk__d(y) + r * width, mhk__d(x) + r * mhk__last(x) + first, (size_t)width * sizeof(mhk_real));
   mhk__node *n = mhk__record(t, mhk__slice_back, 1, &x, 1, &y, sizeof(mhk__slice_saved));
   if (n) ((mhk__slice_saved *)n->saved)->first = first;
   return y;
@@ -5728,14 +6179,17 @@ static void mhk__swap(const mhk_real *in, mhk_index B, mhk_index T, mhk_index H,
 static void mhk__swap_back(mhk_tape *t, mhk__node *n) {
   mhk_real *d = mhk__into(t, n->in[0]);
   const mhk_tensor *y = n->out[0];
-  if (d) mhk__swap(y->grad, y->shape[0], y->shape[1], y->shape[2], y->count ? y->count / (y->shape[0] * y->shape[1] * y->shape[2]) : 0, d, 1);
+  if (d)
+    mhk__swap(y->grad, y->shape[0], y->shape[1], y->shape[2],
+              y->count ? y->count / (y->shape[0] * y->shape[1] * y->shape[2]) : 0, d, 1);
 }
 
 MHKDEF mhk_tensor *mhk_swap_heads(mhk_tape *t, mhk_tensor *x) {
   mhk_index shape[MHK_MAX_RANK];
   if (!mhk__op_ready(t, x, x) || !mhk__is_real(t, "swap_heads", x)) return NULL;
   if (x->rank < 3) {
-    mhk_fail(t->ctx, MHK_ERROR_SHAPE, "swap_heads: a tensor of rank %d has no axes 1 and 2 before its last one", x->rank);
+    mhk_fail(t->ctx, MHK_ERROR_SHAPE, "swap_heads: a tensor of rank %d has no axes 1 and 2 before its last one",
+             x->rank);
     return NULL;
   }
   for (int i = 0; i < x->rank; i++) shape[i] = x->shape[i];
@@ -5743,7 +6197,8 @@ MHKDEF mhk_tensor *mhk_swap_heads(mhk_tape *t, mhk_tensor *x) {
   shape[2] = x->shape[1];
   mhk_tensor *y = mhk__new(t, x->rank, shape);
   if (!y) return NULL;
-  mhk__swap(mhk__d(x), x->shape[0], x->shape[1], x->shape[2], x->count ? x->count / (x->shape[0] * x->shape[1] * x->shape[2]) : 0, mhk__d(y), 0);
+  mhk__swap(mhk__d(x), x->shape[0], x->shape[1], x->shape[2],
+            x->count ? x->count / (x->shape[0] * x->shape[1] * x->shape[2]) : 0, mhk__d(y), 0);
   mhk__record(t, mhk__swap_back, 1, &x, 1, &y, 0);
   return y;
 }
@@ -5791,8 +6246,8 @@ MHKDEF mhk_tensor *mhk_embedding(mhk_tape *t, mhk_tensor *w, const int32_t *toke
   for (mhk_index r = 0; r < B * T; r++) {
     mhk_real *to = mhk__d(y) + r * w->shape[1];
     if (tokens[r] < 0 || tokens[r] >= w->shape[0]) {
-      mhk_fail(t->ctx, MHK_ERROR_ARGUMENT, "token %lld of the input is %d: the vocabulary has ids 0 to %lld", (long long)r, (int)tokens[r],
-               (long long)w->shape[0] - 1);
+      mhk_fail(t->ctx, MHK_ERROR_ARGUMENT, "token %lld of the input is %d: the vocabulary has ids 0 to %lld",
+               (long long)r, (int)tokens[r], (long long)w->shape[0] - 1);
       return NULL;
     }
     mhk_tensor_read(w, tokens[r] * w->shape[1], w->shape[1], to);
@@ -5815,8 +6270,8 @@ typedef struct mhk__linear_saved {
   mhk_precision precision;
 } mhk__linear_saved;
 
-static void mhk__linear_product(mhk_context *ctx, mhk_precision precision, mhk_index M, mhk_index N, mhk_index K, mhk__matrix a, mhk__matrix b, mhk_real *c,
-                                const mhk__epilogue *e) {
+static void mhk__linear_product(mhk_context *ctx, mhk_precision precision, mhk_index M, mhk_index N, mhk_index K,
+                                mhk__matrix a, mhk__matrix b, mhk_real *c, const mhk__epilogue *e) {
   if (precision == MHK_PRECISION_BF16)
     mhk__gemm_narrow(ctx, M, N, K, a, b, c, N, e);
   else
@@ -5853,29 +6308,36 @@ static void mhk__linear_back(mhk_tape *t, mhk__node *n) {
   }
   if (dr) mhk__axpy(ctx, y->count, MHK__R(1), g, dr);
   if (db) mhk__column_sum(ctx, rows, N, g, db);
-  if (dw) mhk__linear_product(ctx, s->precision, N, K, rows, mhk__real_mat(g, 1, N), mhk__real_mat(mhk__d(x), K, 1), dw, &e);
+  if (dw)
+    mhk__linear_product(ctx, s->precision, N, K, rows, mhk__real_mat(g, 1, N), mhk__real_mat(mhk__d(x), K, 1), dw, &e);
   e.accumulate = add;
   if (dx) mhk__linear_product(ctx, s->precision, rows, K, N, mhk__real_mat(g, N, 1), mhk__mat_weight(w, 0), dx, &e);
   mhk__scratch_rewind(ctx, mark);
 }
 
-static mhk_tensor *mhk__linear(mhk_tape *t, const char *name, mhk_tensor *x, mhk_tensor *w, mhk_tensor *b, int gelu, mhk_tensor *residual) {
+static mhk_tensor *mhk__linear(mhk_tape *t, const char *name, mhk_tensor *x, mhk_tensor *w, mhk_tensor *b, int gelu,
+                               mhk_tensor *residual) {
   mhk_index shape[MHK_MAX_RANK];
   mhk_tensor *in[4];
   mhk_real *before = NULL;
   mhk__epilogue e;
   if (!mhk__op_ready(t, x, w) || !mhk__is_real(t, name, x)) return NULL;
-  if (w->rank != 2 || x->rank < 1 || mhk__last(x) != w->shape[1]) return mhk__shape_error(t, name, x, w, "(...,K) and (N,K) are needed");
-  if (b && (b->rank != 1 || b->shape[0] != w->shape[0])) return mhk__shape_error(t, name, w, b, "the bias must have one number an output");
-  if (w->dtype != MHK_REAL && w->dtype != MHK_F32 && w->dtype != MHK_F64 && w->dtype != MHK_F16 && w->dtype != MHK_BF16 && !w->quantised) {
-    mhk_fail(t->ctx, MHK_ERROR_UNSUPPORTED, "%s: %s is stored as %s", name, w->name ? w->name : "the weight", mhk_dtype_name(w->dtype));
+  if (w->rank != 2 || x->rank < 1 || mhk__last(x) != w->shape[1])
+    return mhk__shape_error(t, name, x, w, "(...,K) and (N,K) are needed");
+  if (b && (b->rank != 1 || b->shape[0] != w->shape[0]))
+    return mhk__shape_error(t, name, w, b, "the bias must have one number an output");
+  if (w->dtype != MHK_REAL && w->dtype != MHK_F32 && w->dtype != MHK_F64 && w->dtype != MHK_F16 &&
+      w->dtype != MHK_BF16 && !w->quantised) {
+    mhk_fail(t->ctx, MHK_ERROR_UNSUPPORTED, "%s: %s is stored as %s", name, w->name ? w->name : "the weight",
+             mhk_dtype_name(w->dtype));
     return NULL;
   }
   for (int i = 0; i < x->rank; i++) shape[i] = x->shape[i];
   shape[x->rank - 1] = w->shape[0];
   mhk_tensor *y = mhk__new(t, x->rank, shape);
   if (!y) return NULL;
-  if (residual && !mhk__same_shape(residual, y)) return mhk__shape_error(t, name, y, residual, "the residual must have the output's shape");
+  if (residual && !mhk__same_shape(residual, y))
+    return mhk__shape_error(t, name, y, residual, "the residual must have the output's shape");
   const mhk_index rows = mhk__row_count(x);
   in[0] = x;
   in[1] = w;
@@ -5893,21 +6355,25 @@ static mhk_tensor *mhk__linear(mhk_tape *t, const char *name, mhk_tensor *x, mhk
   e.residual = residual ? mhk__d(residual) : NULL;
   e.before = before;
   e.gelu = gelu;
-  mhk__linear_product(t->ctx, t->ctx->precision, rows, w->shape[0], w->shape[1], mhk__real_mat(mhk__d(x), w->shape[1], 1),
-                      mhk__mat_weight(w, 1), mhk__d(y), &e);
+  mhk__linear_product(t->ctx, t->ctx->precision, rows, w->shape[0], w->shape[1],
+                      mhk__real_mat(mhk__d(x), w->shape[1], 1), mhk__mat_weight(w, 1), mhk__d(y), &e);
   return t->ctx->result == MHK_OK ? y : NULL;
 }
-MHKDEF mhk_tensor *mhk_linear(mhk_tape *t, mhk_tensor *x, mhk_tensor *w, mhk_tensor *b) { return mhk__linear(t, "linear", x, w, b, 0, NULL); }
-MHKDEF mhk_tensor *mhk_linear_gelu(mhk_tape *t, mhk_tensor *x, mhk_tensor *w, mhk_tensor *b) { return mhk__linear(t, "linear_gelu", x, w, b, 1, NULL); }
+MHKDEF mhk_tensor *mhk_linear(mhk_tape *t, mhk_tensor *x, mhk_tensor *w, mhk_tensor *b) {
+  return mhk__linear(t, "linear", x, w, b, 0, NULL);
+}
+MHKDEF mhk_tensor *mhk_linear_gelu(mhk_tape *t, mhk_tensor *x, mhk_tensor *w, mhk_tensor *b) {
+  return mhk__linear(t, "linear_gelu", x, w, b, 1, NULL);
+}
 MHKDEF mhk_tensor *mhk_linear_add(mhk_tape *t, mhk_tensor *x, mhk_tensor *w, mhk_tensor *b, mhk_tensor *residual) {
   return residual ? mhk__linear(t, "linear_add", x, w, b, 0, residual) : NULL;
 }
 #endif /* MOHAWK_NO_TRAINING */
 #endif /* MOHAWK_IMPLEMENTATION */
 
-/* ====================================================================================================
-   ROWS: softmax, LayerNorm, RMSNorm, the gate                                             >>rows
-   ====================================================================================================
+/* =================================================================================================
+   ROWS: softmax, LayerNorm, RMSNorm, the gate                                                >>rows
+   =================================================================================================
 
    Functions of one row of numbers each, shared out among the workers by rows:
       softmax    exp(x_i) / sum of exp(x_j); the logarithm of that sum is log-sum-exp
@@ -5926,8 +6392,10 @@ static inline double mhk__ref_softmax(int n, const double *x, double *y) {
   return largest + log(sum);
 }
 
-/* LayerNorm, and RMSNorm where centre is 0: normalized = (x - mean) / sqrt(variance + eps). Returns 1 / sqrt(...). */
-static inline double mhk__ref_normalize(int n, const double *x, double eps, int centre, double *mean, double *normalized) {
+/* LayerNorm, and RMSNorm where centre is 0: normalized = (x - mean) / sqrt(variance + eps). Returns
+   1 / sqrt(...). */
+static inline double mhk__ref_normalize(int n, const double *x, double eps, int centre, double *mean,
+                                        double *normalized) {
   double variance = 0;
   *mean = 0;
   for (int i = 0; i < n && centre; i++) *mean += x[i] / n;
@@ -5964,7 +6432,8 @@ static inline mhk_real MHK__N(mhk__row_max)(mhk_index n, const mhk_real *x) {
 }
 
 /* y = exp(x * scale - shift), returns the sum; x and y may be the same */
-static inline mhk_real MHK__N(mhk__row_exp)(mhk_index n, const mhk_real *x, mhk_real scale, mhk_real shift, mhk_real *y) {
+static inline mhk_real MHK__N(mhk__row_exp)(mhk_index n, const mhk_real *x, mhk_real scale, mhk_real shift,
+                                            mhk_real *y) {
   mhk_index i;
   const MHK__V f = MHK__SET(scale), s = MHK__SET(-shift);
   MHK__V total = MHK__SET(MHK__R(0));
@@ -5994,12 +6463,13 @@ static double MHK__N(mhk__log_sum_exp)(mhk_index n, const mhk_real *x, mhk_real 
   const mhk_real most = MHK__N(mhk__row_max)(n, x) * scale;
   double total = 0;
   mhk_real block[256];
-  for (mhk_index i = 0; i < n; i += 256) total += (double)MHK__N(mhk__row_exp)(n - i < 256 ? n - i : 256, x + i, scale, most, block);
+  for (mhk_index i = 0; i < n; i += 256)
+    total += (double)MHK__N(mhk__row_exp)(n - i < 256 ? n - i : 256, x + i, scale, most, block);
   return (double)most + log(total);
 }
 
-static void MHK__N(mhk__norm)(mhk_index n, const mhk_real *x, const mhk_real *w, const mhk_real *b, mhk_real eps, int centre, mhk_real *y, mhk_real *mean,
-                              mhk_real *rstd) {
+static void MHK__N(mhk__norm)(mhk_index n, const mhk_real *x, const mhk_real *w, const mhk_real *b, mhk_real eps,
+                              int centre, mhk_real *y, mhk_real *mean, mhk_real *rstd) {
   mhk_index i;
   MHK__V total = MHK__SET(MHK__R(0)), vm;
   mhk_real m = 0, r, rest = 0;
@@ -6027,8 +6497,10 @@ static void MHK__N(mhk__norm)(mhk_index n, const mhk_real *x, const mhk_real *w,
   *rstd = r;
 }
 #ifndef MOHAWK_NO_TRAINING
-/* dx += r (g - mean(g) - xhat mean(g xhat)), g = dy w, xhat = (x - m) r; without centring the middle term is absent */
-static void MHK__N(mhk__norm_back)(mhk_index n, const mhk_real *x, const mhk_real *w, mhk_real m, mhk_real r, int centre, const mhk_real *dy, mhk_real *dx) {
+/* dx += r (g - mean(g) - xhat mean(g xhat)), g = dy w, xhat = (x - m) r; without centring the
+   middle term is absent */
+static void MHK__N(mhk__norm_back)(mhk_index n, const mhk_real *x, const mhk_real *w, mhk_real m, mhk_real r,
+                                   int centre, const mhk_real *dy, mhk_real *dx) {
   mhk_index i;
   MHK__V sg = MHK__SET(MHK__R(0)), sx = sg;
   const MHK__V vm = MHK__SET(m), vr = MHK__SET(r);
@@ -6062,7 +6534,8 @@ static void MHK__N(mhk__gate)(mhk_index n, const mhk_real *y, const mhk_real *z,
 }
 #ifndef MOHAWK_NO_TRAINING
 /* dy += g silu(s); dz = g y silu'(s): written, the caller adds it up */
-static void MHK__N(mhk__gate_back)(mhk_index n, const mhk_real *y, const mhk_real *z, const mhk_real *bias, const mhk_real *g, mhk_real *dy, mhk_real *dz) {
+static void MHK__N(mhk__gate_back)(mhk_index n, const mhk_real *y, const mhk_real *z, const mhk_real *bias,
+                                   const mhk_real *g, mhk_real *dy, mhk_real *dz) {
   const MHK__V one = MHK__SET(MHK__R(1));
   for (mhk_index i = 0; i < n; i += MHK__W) {
     const mhk_index left = n - i;
@@ -6103,7 +6576,8 @@ static void mhk__softmax_row_back(mhk_index n, const mhk_real *p, const mhk_real
 static void mhk__softmax_back(mhk_tape *t, mhk__node *n) {
   mhk_real *d = mhk__into(t, n->in[0]);
   const mhk_index k = mhk__last(n->in[0]), rows = mhk__row_count(n->in[0]);
-  for (mhk_index r = 0; d && r < rows; r++) mhk__softmax_row_back(k, mhk__d(n->out[0]) + r * k, n->out[0]->grad + r * k, MHK__R(1), d + r * k);
+  for (mhk_index r = 0; d && r < rows; r++)
+    mhk__softmax_row_back(k, mhk__d(n->out[0]) + r * k, n->out[0]->grad + r * k, MHK__R(1), d + r * k);
 }
 
 MHKDEF mhk_tensor *mhk_softmax(mhk_tape *t, mhk_tensor *x) {
@@ -6125,13 +6599,15 @@ typedef struct mhk__norm_saved { mhk_real *mean, *rstd; int centre; } mhk__norm_
 static void mhk__norm_body(mhk_context *ctx, void *args, mhk_index first, mhk_index last) {
   const mhk__rows_args *a = (const mhk__rows_args *)args;
   for (; first < last; first++)
-    ctx->kernels->norm(a->n, a->x + first * a->n, a->w, a->b, a->eps, a->centre, a->out + first * a->n, a->mean + first, a->rstd + first);
+    ctx->kernels->norm(a->n, a->x + first * a->n, a->w, a->b, a->eps, a->centre, a->out + first * a->n, a->mean + first,
+                       a->rstd + first);
 }
 
 static void mhk__norm_back_body(mhk_context *ctx, void *args, mhk_index first, mhk_index last) {
   const mhk__rows_args *a = (const mhk__rows_args *)args;
   for (; first < last; first++)
-    ctx->kernels->norm_back(a->n, a->x + first * a->n, a->w, a->mean[first], a->rstd[first], a->centre, a->dy + first * a->n, a->dx + first * a->n);
+    ctx->kernels->norm_back(a->n, a->x + first * a->n, a->w, a->mean[first], a->rstd[first], a->centre,
+                            a->dy + first * a->n, a->dx + first * a->n);
 }
 
 /* dw += sum over rows of dy xhat */
@@ -6177,13 +6653,16 @@ static void mhk__norm_back(mhk_tape *t, mhk__node *n) {
   if (db) mhk__column_sum(t->ctx, rows, k, y->grad, db);
 }
 
-static mhk_tensor *mhk__norm(mhk_tape *t, const char *name, mhk_tensor *x, mhk_tensor *w, mhk_tensor *b, double eps, int centre) {
+static mhk_tensor *mhk__norm(mhk_tape *t, const char *name, mhk_tensor *x, mhk_tensor *w, mhk_tensor *b, double eps,
+                             int centre) {
   mhk__rows_args a;
   mhk_tensor *in[3];
   if (!mhk__op_ready(t, x, w) || !mhk__is_real(t, name, x) || !mhk__is_real(t, name, w)) return NULL;
   if (!mhk__number_fits(t->ctx, name, "eps", eps, 0, MHK__REAL_MOST)) return NULL;
-  if (w->rank != 1 || mhk__last(x) != w->shape[0] || mhk__last(x) < 1) return mhk__shape_error(t, name, x, w, "the weight must have the size of the last axis");
-  if (b && (b->rank != 1 || b->shape[0] != w->shape[0])) return mhk__shape_error(t, name, w, b, "weight and bias must have one size");
+  if (w->rank != 1 || mhk__last(x) != w->shape[0] || mhk__last(x) < 1)
+    return mhk__shape_error(t, name, x, w, "the weight must have the size of the last axis");
+  if (b && (b->rank != 1 || b->shape[0] != w->shape[0]))
+    return mhk__shape_error(t, name, w, b, "weight and bias must have one size");
   mhk_tensor *y = mhk__new(t, x->rank, x->shape);
   if (!y) return NULL;
   const mhk_index rows = mhk__row_count(x);
@@ -6210,21 +6689,31 @@ static mhk_tensor *mhk__norm(mhk_tape *t, const char *name, mhk_tensor *x, mhk_t
   }
   return y;
 }
-MHKDEF mhk_tensor *mhk_layer_norm(mhk_tape *t, mhk_tensor *x, mhk_tensor *w, mhk_tensor *b, double eps) { return mhk__norm(t, "layer_norm", x, w, b, eps, 1); }
-MHKDEF mhk_tensor *mhk_rms_norm(mhk_tape *t, mhk_tensor *x, mhk_tensor *w, double eps) { return mhk__norm(t, "rms_norm", x, w, NULL, eps, 0); }
+MHKDEF mhk_tensor *mhk_layer_norm(mhk_tape *t, mhk_tensor *x, mhk_tensor *w, mhk_tensor *b, double eps) {
+  return mhk__norm(t, "layer_norm", x, w, b, eps, 1);
+}
+MHKDEF mhk_tensor *mhk_rms_norm(mhk_tape *t, mhk_tensor *x, mhk_tensor *w, double eps) {
+  return mhk__norm(t, "rms_norm", x, w, NULL, eps, 0);
+}
 
-typedef struct mhk__gate_args { mhk_index n; const mhk_real *y, *z, *bias, *g; mhk_real *out, *dy, *dz; } mhk__gate_args;
+typedef struct mhk__gate_args {
+  mhk_index n;
+  const mhk_real *y, *z, *bias, *g;
+  mhk_real *out, *dy, *dz;
+} mhk__gate_args;
 
 static void mhk__gate_body(mhk_context *ctx, void *args, mhk_index first, mhk_index last) {
   const mhk__gate_args *a = (const mhk__gate_args *)args;
-  for (; first < last; first++) ctx->kernels->gate(a->n, a->y + first * a->n, a->z + first * a->n, a->bias, a->out + first * a->n);
+  for (; first < last; first++)
+    ctx->kernels->gate(a->n, a->y + first * a->n, a->z + first * a->n, a->bias, a->out + first * a->n);
 }
 
 static void mhk__gate_back_body(mhk_context *ctx, void *args, mhk_index first, mhk_index last) {
   const mhk__gate_args *a = (const mhk__gate_args *)args;
   for (; first < last; first++) {
     const mhk_index at = first * a->n;
-    ctx->kernels->gate_back(a->n, a->y + at, a->z + at, a->bias, a->g + at, a->dy ? a->dy + at : NULL, a->dz ? a->dz + at : NULL);
+    ctx->kernels->gate_back(a->n, a->y + at, a->z + at, a->bias, a->g + at, a->dy ? a->dy + at : NULL,
+                            a->dz ? a->dz + at : NULL);
   }
 }
 
@@ -6253,7 +6742,8 @@ MHKDEF mhk_tensor *mhk_gate(mhk_tape *t, mhk_tensor *y, mhk_tensor *z, mhk_tenso
   mhk_tensor *in[3];
   if (!mhk__op_ready(t, y, z) || !mhk__is_real(t, "gate", y) || !mhk__is_real(t, "gate", z)) return NULL;
   if (!mhk__same_shape(y, z)) return mhk__shape_error(t, "gate", y, z, "both must have one shape");
-  if (b && (b->rank != 1 || b->shape[0] != mhk__last(y))) return mhk__shape_error(t, "gate", y, b, "the bias must have the size of the last axis");
+  if (b && (b->rank != 1 || b->shape[0] != mhk__last(y)))
+    return mhk__shape_error(t, "gate", y, b, "the bias must have the size of the last axis");
   mhk_tensor *out = mhk__new(t, y->rank, y->shape);
   if (!out) return NULL;
   memset(&a, 0, sizeof a);
@@ -6272,9 +6762,9 @@ MHKDEF mhk_tensor *mhk_gate(mhk_tape *t, mhk_tensor *y, mhk_tensor *z, mhk_tenso
 #endif /* MOHAWK_NO_TRAINING */
 #endif /* MOHAWK_IMPLEMENTATION */
 
-/* ====================================================================================================
-   ROTARY: positions as rotations                                                          >>rotary
-   ====================================================================================================
+/* =================================================================================================
+   ROTARY: positions as rotations                                                           >>rotary
+   =================================================================================================
 
    Rotary embedding (Su et al. 2021, arXiv 2104.09864) turns pairs of features by an angle
    proportional to the token's position, so that q_t . k_s depends on t - s only. Half-split
@@ -6283,7 +6773,8 @@ MHKDEF mhk_tensor *mhk_gate(mhk_tape *t, mhk_tensor *y, mhk_tensor *z, mhk_tenso
 #if MHK__REFERENCE == 1 && !defined(MHK__PASS)
 /* ---- reference */
 
-/* Rotary embedding of one head's numbers at a position: i and i + dim/2 turn by position * theta^(-2i/dim). */
+/* Rotary embedding of one head's numbers at a position: i and i + dim/2 turn by position *
+   theta^(-2i/dim). */
 static inline void mhk__ref_rotary(int dim, double theta, double position, const double *x, double *y) {
   for (int i = 0; i < dim / 2; i++) {
     const double angle = position * pow(theta, -2.0 * i / dim), low = x[i], high = x[i + dim / 2];
@@ -6384,9 +6875,9 @@ MHKDEF mhk_tensor *mhk_rotary(mhk_tape *t, mhk_tensor *x, int dim, double theta,
 #endif /* MOHAWK_NO_TRAINING */
 #endif /* MOHAWK_IMPLEMENTATION */
 
-/* ====================================================================================================
-   CONVOLUTION: causal and depthwise                                                       >>convolution
-   ====================================================================================================
+/* =================================================================================================
+   CONVOLUTION: causal and depthwise                                                   >>convolution
+   =================================================================================================
 
    y_t = bias + sum over w < W of tap_w x_{t-(W-1)+w}, each channel by itself: the few tokens of
    context that a state-space mixer mixes before its state sees them. Tokens of another document
@@ -6417,7 +6908,8 @@ static inline void mhk__ref_conv_forward(const mhk__ref_conv *a, double *z) {
     for (int w = 0; w < a->W; w++) z[t] += a->taps[w] * mhk__ref_conv_input(a, t, w);
   }
 }
-static inline void mhk__ref_conv_back(const mhk__ref_conv *a, const double *dz, double *dx, double *dtaps, double *dbias) {
+static inline void mhk__ref_conv_back(const mhk__ref_conv *a, const double *dz, double *dx, double *dtaps,
+                                      double *dbias) {
   for (int t = 0; t < a->T; t++) {
     *dbias += dz[t];
     for (int w = 0; w < a->W; w++) {
@@ -6446,7 +6938,8 @@ struct mhk__conv_args {
   mhk_real *dx, *dweight, *dbias; /* added to; NULL: not wanted */
 };
 
-/* The convolution in inference: T tokens of one sequence. x rows have ldx columns, channels lie side by side everywhere. */
+/* The convolution in inference: T tokens of one sequence. x rows have ldx columns, channels lie
+   side by side everywhere. */
 struct mhk__stream_args {
   mhk_index T, W, C, ldx, ldy;
   const mhk_real *x, *taps, *bias; /* taps (W,C), the last one on the token itself */
@@ -6467,8 +6960,8 @@ static mhk_index mhk__conv_work(mhk_index W) { return (2 * W + 4) * MHK__CONV_BL
 /* ---- kernels */
 
 /* input of channel row at position t - back; out of the document: 0 or the state */
-static inline void MHK__N(mhk__conv_tap)(const mhk__conv_args *a, mhk_index b, mhk_index t, mhk_index back, mhk_index c0, mhk_index n, const mhk_real **row,
-                                         mhk_real *hold) {
+static inline void MHK__N(mhk__conv_tap)(const mhk__conv_args *a, mhk_index b, mhk_index t, mhk_index back,
+                                         mhk_index c0, mhk_index n, const mhk_real **row, mhk_real *hold) {
   const mhk_index s = t - back, from = a->start ? a->start[b * a->T + t] : -1;
   if (s >= 0 && s >= from) {
     *row = a->x + (b * a->T + s) * a->C + c0;
@@ -6481,11 +6974,13 @@ static inline void MHK__N(mhk__conv_tap)(const mhk__conv_args *a, mhk_index b, m
     for (mhk_index i = 0; i < n; i++) hold[i] = 0;
 }
 
-/* One vector of channels over one sequence, up to four taps and no documents: the last inputs stay in registers. k[0..3] are the taps, unused ones 0. */
+/* One vector of channels over one sequence, up to four taps and no documents: the last inputs stay
+   in registers. k[0..3] are the taps, unused ones 0. */
 static void MHK__N(mhk__conv_run4)(const mhk__conv_args *a, mhk_index b, mhk_index c, mhk_index n, const MHK__V *k) {
   const mhk_real *x = a->x + b * a->T * a->C + c;
   mhk_real *y = a->y + b * a->T * a->ldy + c - a->first, hold[3][MHK__W];
-  const MHK__V bias = a->bias ? MHK__LOADN(a->bias + c, n) : MHK__SET(MHK__R(0)), k0 = k[0], k1 = k[1], k2 = k[2], k3 = k[3];
+  const MHK__V bias = a->bias ? MHK__LOADN(a->bias + c, n) : MHK__SET(MHK__R(0)), k0 = k[0], k1 = k[1], k2 = k[2],
+               k3 = k[3];
   for (mhk_index j = 0; j < 3; j++) /* what came before: the state's columns, oldest first, or zeros */
     for (mhk_index i = 0; i < MHK__W; i++) {
       const mhk_index column = j - 3 + a->W - 1;
@@ -6510,10 +7005,12 @@ static void MHK__N(mhk__conv_run4)(const mhk__conv_args *a, mhk_index b, mhk_ind
 }
 
 /* dx_s = sum over j of k[3-j] g_{s+j}; sums[w] += g_t x_{t-3+w}; sums[4] += g_t */
-static void MHK__N(mhk__conv_back4)(const mhk__conv_args *a, mhk_index b, mhk_index c, mhk_index n, const MHK__V *k, MHK__V *sums) {
+static void MHK__N(mhk__conv_back4)(const mhk__conv_args *a, mhk_index b, mhk_index c, mhk_index n, const MHK__V *k,
+                                    MHK__V *sums) {
   const MHK__V zero = MHK__SET(MHK__R(0)), one = MHK__SET(MHK__R(1)), k0 = k[0], k1 = k[1], k2 = k[2], k3 = k[3];
   const mhk_real *x = a->x + b * a->T * a->C + c, *dy = a->dy + b * a->T * a->ldy + c - a->first;
-  MHK__V g0 = zero, g1 = zero, g2 = zero, x0 = zero, x1 = zero, x2 = zero, s0 = sums[0], s1 = sums[1], s2 = sums[2], s3 = sums[3], s4 = sums[4];
+  MHK__V g0 = zero, g1 = zero, g2 = zero, x0 = zero, x1 = zero, x2 = zero, s0 = sums[0], s1 = sums[1], s2 = sums[2],
+         s3 = sums[3], s4 = sums[4];
   for (mhk_index t = 0; t < a->T + 3; t++) {
     MHK__V g = zero;
     if (t < a->T) {
@@ -6592,7 +7089,8 @@ static void MHK__N(mhk__conv)(const mhk__conv_args *a, mhk_index c0, mhk_index c
 
 static void MHK__N(mhk__conv_back)(const mhk__conv_args *a, mhk_index c0, mhk_index c1, mhk_real *work) {
   const mhk_index n = c1 - c0, W = a->W;
-  mhk_real *taps = work, *hold = taps + W * MHK__CONV_BLOCK, *dtaps = hold + MHK__CONV_BLOCK, *g = dtaps + (W + 1) * MHK__CONV_BLOCK;
+  mhk_real *taps = work, *hold = taps + W * MHK__CONV_BLOCK, *dtaps = hold + MHK__CONV_BLOCK,
+           *g = dtaps + (W + 1) * MHK__CONV_BLOCK;
   if (W <= 4 && !a->start && !a->state) {
     for (mhk_index i = c0; i < c1; i += MHK__W) {
       const mhk_index m = c1 - i < MHK__W ? c1 - i : MHK__W;
@@ -6695,8 +7193,8 @@ static void mhk__conv_task(void *arg, mhk_index task, int worker) {
     job->ctx->kernels->conv(a, c0, c1, work);
 }
 static void mhk__conv_run(mhk_context *ctx, const mhk__conv_args *a) {
-  mhk__run(ctx, a, (a->ldy + MHK__CONV_BLOCK - 1) / MHK__CONV_BLOCK, 0, mhk__conv_work(a->W), (double)(a->B * a->T * a->W) * (double)a->ldy,
-          mhk__conv_task);
+  mhk__run(ctx, a, (a->ldy + MHK__CONV_BLOCK - 1) / MHK__CONV_BLOCK, 0, mhk__conv_work(a->W),
+           (double)(a->B * a->T * a->W) * (double)a->ldy, mhk__conv_task);
 }
 
 /* ---- ops */
@@ -6716,8 +7214,9 @@ static void mhk__conv_op_back(mhk_tape *t, mhk__node *n) {
   }
 }
 
-MHKDEF mhk_result mhk_conv1d_split(mhk_tape *t, mhk_tensor *x, mhk_tensor *w, mhk_tensor *bias, int silu, const int32_t *doc, mhk_real *state, int count,
-                                   const mhk_index *widths, mhk_tensor **out) {
+MHKDEF mhk_result mhk_conv1d_split(mhk_tape *t, mhk_tensor *x, mhk_tensor *w, mhk_tensor *bias, int silu,
+                                   const int32_t *doc, mhk_real *state, int count, const mhk_index *widths,
+                                   mhk_tensor **out) {
   mhk__conv_args a;
   mhk_tensor *in[3];
   mhk_index total = 0, shape[3];
@@ -6786,7 +7285,8 @@ MHKDEF mhk_result mhk_conv1d_split(mhk_tape *t, mhk_tensor *x, mhk_tensor *w, mh
   return t->ctx->result;
 }
 
-MHKDEF mhk_tensor *mhk_conv1d(mhk_tape *t, mhk_tensor *x, mhk_tensor *w, mhk_tensor *bias, int silu, const int32_t *doc, mhk_real *state) {
+MHKDEF mhk_tensor *mhk_conv1d(mhk_tape *t, mhk_tensor *x, mhk_tensor *w, mhk_tensor *bias, int silu, const int32_t *doc,
+                              mhk_real *state) {
   mhk_tensor *y = NULL;
   mhk_index all = x ? mhk__last(x) : 0;
   return mhk_conv1d_split(t, x, w, bias, silu, doc, state, 1, &all, &y) == MHK_OK ? y : NULL;
@@ -6794,9 +7294,9 @@ MHKDEF mhk_tensor *mhk_conv1d(mhk_tape *t, mhk_tensor *x, mhk_tensor *w, mhk_ten
 #endif /* MOHAWK_NO_TRAINING */
 #endif /* MOHAWK_IMPLEMENTATION */
 
-/* ====================================================================================================
-   ATTENTION: causal softmax attention in tiles                                            >>attention
-   ====================================================================================================
+/* =================================================================================================
+   ATTENTION: causal softmax attention in tiles                                          >>attention
+   =================================================================================================
 
    y_t = sum over s <= t of M[t,s] v_s, M[t,s] = softmax over s of q_t . k_s / sqrt(P), head by
    head; H heads of queries share G heads of keys and values (grouped-query attention). M has T^2
@@ -6815,8 +7315,8 @@ typedef struct mhk__ref_attention {
   const int *first;        /* (T) the first key that a query sees; NULL: 0 */
 } mhk__ref_attention;
 
-/* M[t,s] = softmax over the s that t sees of q_t . k_s / sqrt(P); log_sum_exp (T), if not NULL: the logarithm
-   of each softmax's denominator */
+/* M[t,s] = softmax over the s that t sees of q_t . k_s / sqrt(P); log_sum_exp (T), if not NULL: the
+   logarithm of each softmax's denominator */
 static inline void mhk__ref_attention_matrix(const mhk__ref_attention *a, double *M, double *log_sum_exp) {
   for (int t = 0; t < a->T; t++) {
     const int first = a->first && a->first[t] > 0 ? a->first[t] : 0, last = a->S - a->T + t;
@@ -6831,7 +7331,8 @@ static inline void mhk__ref_attention_matrix(const mhk__ref_attention *a, double
   }
 }
 
-/* From dy, the gradient of y = M v. Through the softmax: dscore = M (dM - sum over s of M dM), where dM = dy v^T. */
+/* From dy, the gradient of y = M v. Through the softmax: dscore = M (dM - sum over s of M dM),
+   where dM = dy v^T. */
 static inline void mhk__ref_attention_back(const mhk__ref_attention *a, const double *M, const double *dy, double *dq,
                                            double *dk, double *dv) {
   const int P = a->P;
@@ -6854,7 +7355,8 @@ static inline void mhk__ref_attention_back(const mhk__ref_attention *a, const do
 #if defined(MOHAWK_IMPLEMENTATION) && !defined(MHK__PASS)
 /* ---- arguments */
 
-/* Attention over (B,T,H,P) queries and (B,S,G,P) keys and values; query t stands at position offset + t. */
+/* Attention over (B,T,H,P) queries and (B,S,G,P) keys and values; query t stands at position offset
+   + t. */
 struct mhk__attention_args {
   mhk_index B, T, S, H, G, P, offset;
   mhk_index kv_batch;       /* elements between the batches of k and v */
@@ -6882,15 +7384,20 @@ static mhk_index mhk__attention_back_work(mhk_index T, mhk_index P) {
 #ifdef MHK__TEMPLATE
 /* ---- kernels */
 
-/* Tiles of queries with a running maximum and sum (Dao et al., arXiv 2205.14135). Scores are made turned, keys by queries: maximum and sum then run down the
-   rows, a vector of queries at once, and the tile is the left operand of the product with the values as it stands. Keys and values are copied in once,
-   when the first tile of queries reaches them. */
+/* Tiles of queries with a running maximum and sum (Dao et al., arXiv 2205.14135). Scores are made
+   turned, keys by queries: maximum and sum then run down the rows, a vector of queries at once, and
+   the tile is the left operand of the product with the values as it stands. Keys and values are
+   copied in once, when the first tile of queries reaches them. */
 static void MHK__N(mhk__attention)(const mhk__attention_args *a, mhk_index b, mhk_index h, mhk_real *work) {
-  const mhk_index T = a->T, S = a->S, P = a->P, g = h / (a->H / a->G), kv = a->G * P, ldq = a->H * P, K = MHK__TILE, wide = MHK__LD(P);
-  const mhk_real *q = a->q + (b * T * a->H + h) * P, *k = a->k + b * a->kv_batch + g * P, *v = a->v ? a->v + b * a->kv_batch + g * P : NULL;
+  const mhk_index T = a->T, S = a->S, P = a->P, g = h / (a->H / a->G), kv = a->G * P, ldq = a->H * P, K = MHK__TILE,
+                  wide = MHK__LD(P);
+  const mhk_real *q = a->q + (b * T * a->H + h) * P, *k = a->k + b * a->kv_batch + g * P,
+                 *v = a->v ? a->v + b * a->kv_batch + g * P : NULL;
   const mhk_index *start = a->start ? a->start + b * T : NULL;
-  const MHK__V zero = MHK__SET(MHK__R(0)), lowest = MHK__SET(MHK__R(-3e38)), scale = MHK__SET(MHK__R(1.0 / sqrt((double)P)));
-  mhk_real *keys = work, *values = keys + (S + K) * wide, *qt = values + (S + K) * wide, *s = qt + P * K, *o = s + (K + MHK__OVER) * K;
+  const MHK__V zero = MHK__SET(MHK__R(0)), lowest = MHK__SET(MHK__R(-3e38)),
+               scale = MHK__SET(MHK__R(1.0 / sqrt((double)P)));
+  mhk_real *keys = work, *values = keys + (S + K) * wide, *qt = values + (S + K) * wide, *s = qt + P * K,
+           *o = s + (K + MHK__OVER) * K;
   mhk_real *most = o + (K + MHK__OVER) * wide, *sum = most + K, *f = sum + K;
   mhk_index i0, i1, j0, i, j, ready = 0, until[MHK__TILE];
   mhk__ahead ahead;
@@ -6899,7 +7406,8 @@ static void MHK__N(mhk__attention)(const mhk__attention_args *a, mhk_index b, mh
   p.ahead = &ahead;
   for (i0 = 0; i0 < T; i0 = i1) {
     /* tiles of queries end where tiles of keys do */
-    const mhk_index rows = mhk__min(T - i0, K - (a->offset + i0) % K), wide_q = MHK__LD(rows), last = a->offset + i0 + rows, after = last + K;
+    const mhk_index rows = mhk__min(T - i0, K - (a->offset + i0) % K), wide_q = MHK__LD(rows),
+                    last = a->offset + i0 + rows, after = last + K;
     mhk_index first = start && start[i0] > 0 ? start[i0] / K * K : 0;
     i1 = i0 + rows;
     ahead.parts = ahead.now = 0;
@@ -6919,16 +7427,19 @@ static void MHK__N(mhk__attention)(const mhk__attention_args *a, mhk_index b, mh
       MHK__STORE(sum + i, zero);
     }
     for (j0 = first; j0 < last; j0 += K) {
-      const mhk_index n = mhk__min(K, last - j0), before = a->offset + i0 - j0; /* query i sees key j <= before + i of the tile */
+      /* query i sees key j <= before + i of the tile */
+      const mhk_index n = mhk__min(K, last - j0), before = a->offset + i0 - j0;
       const int corner = before == 0, cut = start && start[i1 - 1] > j0;
       if (cut)
         for (j = 0, i = 0; j < n; j++) { /* and only queries before until[j] see key j: documents follow each other */
           while (i < rows && start[i0 + i] <= j0 + j) i++;
           until[j] = i;
         }
-      MHK__N(mhk__multiply)(&p, n, rows, P, keys + j0 * wide, wide, 1, qt, wide_q, s, wide_q, corner ? mhk__upper_c : mhk__whole);
+      MHK__N(mhk__multiply)
+      (&p, n, rows, P, keys + j0 * wide, wide, 1, qt, wide_q, s, wide_q, corner ? mhk__upper_c : mhk__whole);
       for (i = 0; i < rows; i += MHK__W) {
-        const mhk_index to = mhk__min(n, before + i + MHK__W), sure = cut ? 0 : mhk__min(n, before + i + 1); /* rows before sure are seen by all */
+        /* rows before sure are seen by all */
+        const mhk_index to = mhk__min(n, before + i + MHK__W), sure = cut ? 0 : mhk__min(n, before + i + 1);
         mhk_real *at = s + i;
         MHK__V best = lowest, e, total, old = MHK__LOAD(most + i);
         for (j = 0; j < sure; j++) best = MHK__MAX(best, MHK__LOAD(at + j * wide_q));
@@ -6961,7 +7472,8 @@ static void MHK__N(mhk__attention)(const mhk__attention_args *a, mhk_index b, mh
       p.c0 = j0 > first ? o : NULL;
       p.f = j0 > first ? f : NULL;
       p.fs = 1;
-      MHK__N(mhk__multiply)(&p, rows, P, n, s, 1, wide_q, values + j0 * wide, wide, o, wide, corner ? mhk__lower_a : mhk__whole);
+      MHK__N(mhk__multiply)
+      (&p, rows, P, n, s, 1, wide_q, values + j0 * wide, wide, o, wide, corner ? mhk__lower_a : mhk__whole);
     }
     if (a->y) {
       for (i = 0; i < rows; i++) f[i] = MHK__R(1) / sum[i];
@@ -6972,13 +7484,17 @@ static void MHK__N(mhk__attention)(const mhk__attention_args *a, mhk_index b, mh
   }
 }
 
-#if MHK__PASS != 3 /* AVX-512 decodes with AVX2: sums across more lanes cost more than they save (1.2 to 1.6 times the time, keys in the caches) */
+/* AVX-512 decodes with AVX2: sums across more lanes cost more than they save (1.2 to 1.6 times the
+   time, keys in the caches) */
+#if MHK__PASS != 3
 /* y (P) = f times the sum of n rows of v, kv apart, by the weights s */
-static void MHK__N(mhk__weighted_rows)(mhk_index n, mhk_index P, const mhk_real *s, const mhk_real *v, mhk_index kv, mhk_real f, mhk_real *y) {
+static void MHK__N(mhk__weighted_rows)(mhk_index n, mhk_index P, const mhk_real *s, const mhk_real *v, mhk_index kv,
+                                       mhk_real f, mhk_real *y) {
   const MHK__V zero = MHK__SET(MHK__R(0)), scale = MHK__SET(f);
   const mhk_index ahead = MHK__ROWS_AHEAD * kv;
   mhk_index j, p = 0;
-  for (; p + 4 * MHK__W <= P; p += 4 * MHK__W) { /* two rows at a time in sums of their own: eight chains of multiply-adds */
+  /* two rows at a time in sums of their own: eight chains of multiply-adds */
+  for (; p + 4 * MHK__W <= P; p += 4 * MHK__W) {
     MHK__V a0 = zero, a1 = zero, a2 = zero, a3 = zero, b0 = zero, b1 = zero, b2 = zero, b3 = zero;
     for (j = 0; j + 2 <= n; j += 2) {
       const mhk_real *x = v + j * kv + p, *z = x + kv;
@@ -7034,13 +7550,16 @@ static void MHK__N(mhk__weighted_rows)(mhk_index n, mhk_index P, const mhk_real 
 
 /* a few queries over many keys: decoding */
 static void MHK__N(mhk__attention_step)(const mhk__attention_args *a, mhk_index b, mhk_index h, mhk_real *s) {
-  const mhk_index P = a->P, g = h / (a->H / a->G), kv = a->G * P, ahead = MHK__ROWS_AHEAD * kv, line = 64 / (mhk_index)sizeof(mhk_real);
-  const mhk_real *k = a->k + b * a->kv_batch + g * P, *v = a->v + b * a->kv_batch + g * P, scale = MHK__R(1.0 / sqrt((double)P));
+  const mhk_index P = a->P, g = h / (a->H / a->G), kv = a->G * P, ahead = MHK__ROWS_AHEAD * kv,
+                  line = 64 / (mhk_index)sizeof(mhk_real);
+  const mhk_real *k = a->k + b * a->kv_batch + g * P, *v = a->v + b * a->kv_batch + g * P,
+                 scale = MHK__R(1.0 / sqrt((double)P));
   mhk_index j, p;
   for (mhk_index t = 0; t < a->T; t++) {
     const mhk_real *q = a->q + ((b * a->T + t) * a->H + h) * P;
     mhk_real *y = a->y + ((b * a->T + t) * a->H + h) * P, f;
-    const mhk_index first = a->start && a->start[b * a->T + t] > 0 ? a->start[b * a->T + t] : 0, last = a->offset + t + 1;
+    const mhk_index first = a->start && a->start[b * a->T + t] > 0 ? a->start[b * a->T + t] : 0,
+                    last = a->offset + t + 1;
     for (j = first; j + 4 <= last; j += 4) { /* the sums of four keys do not wait for each other */
       const mhk_real *k0 = k + j * kv, *k1 = k0 + kv, *k2 = k1 + kv, *k3 = k2 + kv;
       MHK__V d0 = MHK__SET(MHK__R(0)), d1 = d0, d2 = d0, d3 = d0;
@@ -7077,14 +7596,16 @@ static void MHK__N(mhk__attention_step)(const mhk__attention_args *a, mhk_index 
 }
 #endif
 #ifndef MOHAWK_NO_TRAINING
-/* All query heads of one key/value head. p = exp(s - lse); dv += p^T dy; dp = dy v^T; ds = p (dp - sum(dy y)) scale; dq += ds k; dk += ds^T q. Here tiles stand
-   queries by keys. */
+/* All query heads of one key/value head. p = exp(s - lse); dv += p^T dy; dp = dy v^T; ds = p (dp -
+   sum(dy y)) scale; dq += ds k; dk += ds^T q. Here tiles stand queries by keys. */
 static void MHK__N(mhk__attention_back)(const mhk__attention_args *a, mhk_index b, mhk_index g, mhk_real *work) {
-  const mhk_index T = a->T, P = a->P, kv = a->G * P, ld = a->H * P, K = MHK__TILE, group = a->H / a->G, wide = MHK__LD(P), from_k = b * a->kv_batch + g * P;
+  const mhk_index T = a->T, P = a->P, kv = a->G * P, ld = a->H * P, K = MHK__TILE, group = a->H / a->G,
+                  wide = MHK__LD(P), from_k = b * a->kv_batch + g * P;
   const mhk_real *k = a->k + from_k, *v = a->v + from_k;
   const mhk_index *start = a->start ? a->start + b * T : NULL;
   const MHK__V zero = MHK__SET(MHK__R(0)), scale = MHK__SET(MHK__R(1.0 / sqrt((double)P)));
-  mhk_real *kt = work, *vt = kt + (T + K) * P + MHK__OVER, *kr = vt + (T + K) * P + MHK__OVER, *dk = kr + (T + K) * wide, *dv = dk + (T + K) * wide;
+  mhk_real *kt = work, *vt = kt + (T + K) * P + MHK__OVER, *kr = vt + (T + K) * P + MHK__OVER,
+           *dk = kr + (T + K) * wide, *dv = dk + (T + K) * wide;
   mhk_real *qr = dv + (T + K) * wide, *dyr = qr + (K + MHK__OVER) * wide, *s = dyr + (K + MHK__OVER) * wide;
   mhk_real *ds = s + (K + MHK__OVER) * K, *dq = ds + (K + MHK__OVER) * K, *delta = dq + (K + MHK__OVER) * wide;
   mhk__ahead ahead;
@@ -7093,7 +7614,8 @@ static void MHK__N(mhk__attention_back)(const mhk__attention_args *a, mhk_index 
   p.ahead = &ahead;
   for (mhk_index h = g * group; h < (g + 1) * group; h++)
     for (mhk_index i0 = 0; i0 < T; i0 += K) {
-      const mhk_index rows = mhk__min(K, T - i0), last = i0 + rows, at = ((b * T + i0) * a->H + h) * P, next = mhk__min(K, T - last);
+      const mhk_index rows = mhk__min(K, T - i0), last = i0 + rows, at = ((b * T + i0) * a->H + h) * P,
+                      next = mhk__min(K, T - last);
       const mhk_index first = start && start[i0] > 0 ? start[i0] / K * K : 0;
       const mhk_real *lse = a->lse + (b * a->H + h) * T + i0;
       if (h == g * group) {
@@ -7117,8 +7639,10 @@ static void MHK__N(mhk__attention_back)(const mhk__attention_args *a, mhk_index 
       for (mhk_index j0 = first; j0 < last; j0 += K) {
         const mhk_index n = mhk__min(K, T - j0), wide_k = MHK__LD(n);
         const int corner = i0 == j0, fresh = corner && h == g * group, cut = start && start[last - 1] > j0;
-        MHK__N(mhk__multiply)(&p, rows, n, P, qr, wide, 1, kt + j0 * P, wide_k, s, wide_k, corner ? mhk__lower_c : mhk__whole);
-        MHK__N(mhk__multiply)(&p, rows, n, P, dyr, wide, 1, vt + j0 * P, wide_k, ds, wide_k, corner ? mhk__lower_c : mhk__whole);
+        MHK__N(mhk__multiply)
+        (&p, rows, n, P, qr, wide, 1, kt + j0 * P, wide_k, s, wide_k, corner ? mhk__lower_c : mhk__whole);
+        MHK__N(mhk__multiply)
+        (&p, rows, n, P, dyr, wide, 1, vt + j0 * P, wide_k, ds, wide_k, corner ? mhk__lower_c : mhk__whole);
         for (mhk_index i = 0; i < rows; i++) { /* in the corner to the end of the row's tile */
           const MHK__V shift = MHK__SET(-lse[i]), less = MHK__SET(delta[i]);
           const mhk_index to = corner ? mhk__min(n, i + MHK__OVER) : n;
@@ -7134,15 +7658,18 @@ static void MHK__N(mhk__attention_back)(const mhk__attention_args *a, mhk_index 
         }
         if (a->dv) {
           p.c0 = fresh ? NULL : dv + j0 * wide;
-          MHK__N(mhk__multiply)(&p, n, P, rows, s, 1, wide_k, dyr, wide, dv + j0 * wide, wide, corner ? mhk__upper_a : mhk__whole);
+          MHK__N(mhk__multiply)
+          (&p, n, P, rows, s, 1, wide_k, dyr, wide, dv + j0 * wide, wide, corner ? mhk__upper_a : mhk__whole);
         }
         if (a->dk) {
           p.c0 = fresh ? NULL : dk + j0 * wide;
-          MHK__N(mhk__multiply)(&p, n, P, rows, ds, 1, wide_k, qr, wide, dk + j0 * wide, wide, corner ? mhk__upper_a : mhk__whole);
+          MHK__N(mhk__multiply)
+          (&p, n, P, rows, ds, 1, wide_k, qr, wide, dk + j0 * wide, wide, corner ? mhk__upper_a : mhk__whole);
         }
         if (a->dq) {
           p.c0 = j0 > first ? dq : NULL;
-          MHK__N(mhk__multiply)(&p, rows, P, n, ds, wide_k, 1, kr + j0 * wide, wide, dq, wide, corner ? mhk__lower_a : mhk__whole);
+          MHK__N(mhk__multiply)
+          (&p, rows, P, n, ds, wide_k, 1, kr + j0 * wide, wide, dq, wide, corner ? mhk__lower_a : mhk__whole);
         }
       }
       if (a->dq) MHK__N(mhk__rows_out)(rows, P, dq, NULL, NULL, a->dq + at, ld, 1);
@@ -7161,7 +7688,9 @@ MHK__HEAD_TASK(mhk__attention_task, mhk__attention_args, attention)
 MHK__HEAD_TASK(mhk__attention_step_task, mhk__attention_args, attention_step)
 MHK__HEAD_TASK(mhk__attention_back_task, mhk__attention_args, attention_back)
 
-static double mhk__attention_cost(const mhk__attention_args *a) { return (double)(a->B * a->H * a->P) * (double)(a->T * a->S); }
+static double mhk__attention_cost(const mhk__attention_args *a) {
+  return (double)(a->B * a->H * a->P) * (double)(a->T * a->S);
+}
 static void mhk__attention_forward(mhk_context *ctx, const mhk__attention_args *a) {
   if (a->T <= 4 && a->y && !a->lse)
     mhk__run(ctx, a, a->B * a->H, a->H, a->S + 16, mhk__attention_cost(a), mhk__attention_step_task);
@@ -7169,7 +7698,8 @@ static void mhk__attention_forward(mhk_context *ctx, const mhk__attention_args *
     mhk__run(ctx, a, a->B * a->H, a->H, mhk__attention_work(a->S, a->P), mhk__attention_cost(a), mhk__attention_task);
 }
 static void mhk__attention_backward(mhk_context *ctx, const mhk__attention_args *a) {
-  mhk__run(ctx, a, a->B * a->G, a->G, mhk__attention_back_work(a->T, a->P), mhk__attention_cost(a), mhk__attention_back_task);
+  mhk__run(ctx, a, a->B * a->G, a->G, mhk__attention_back_work(a->T, a->P), mhk__attention_cost(a),
+           mhk__attention_back_task);
 }
 
 /* ---- ops */
@@ -7185,11 +7715,12 @@ static void mhk__attention_op_back(mhk_tape *t, mhk__node *n) {
 }
 
 /* checks q (B,T,H,P) against k (B,S,G,P) and fills the sizes */
-static int mhk__attention_sizes(mhk_tape *t, const char *name, const mhk_tensor *q, const mhk_tensor *k, mhk__attention_args *a) {
+static int mhk__attention_sizes(mhk_tape *t, const char *name, const mhk_tensor *q, const mhk_tensor *k,
+                                mhk__attention_args *a) {
   memset(a, 0, sizeof *a);
   if (!mhk__is_real(t, name, q) || !mhk__is_real(t, name, k)) return 0;
-  if (q->rank != 4 || k->rank != 4 || q->shape[0] != k->shape[0] || q->shape[1] != k->shape[1] || q->shape[3] != k->shape[3] || k->shape[2] < 1 ||
-      q->shape[2] % k->shape[2]) {
+  if (q->rank != 4 || k->rank != 4 || q->shape[0] != k->shape[0] || q->shape[1] != k->shape[1] ||
+      q->shape[3] != k->shape[3] || k->shape[2] < 1 || q->shape[2] % k->shape[2]) {
     mhk__shape_error(t, name, q, k, "(B,T,H,P) and (B,T,G,P) are needed, G dividing H");
     return 0;
   }
@@ -7204,10 +7735,13 @@ static int mhk__attention_sizes(mhk_tape *t, const char *name, const mhk_tensor 
   return 1;
 }
 
-MHKDEF mhk_tensor *mhk_attention(mhk_tape *t, mhk_tensor *q, mhk_tensor *k, mhk_tensor *v, const int32_t *doc, mhk_kv_cache *cache) {
+MHKDEF mhk_tensor *mhk_attention(mhk_tape *t, mhk_tensor *q, mhk_tensor *k, mhk_tensor *v, const int32_t *doc,
+                                 mhk_kv_cache *cache) {
   mhk__attention_args a;
   mhk_tensor *in[3];
-  if (!mhk__op_ready(t, q, k) || !v || !mhk__attention_sizes(t, "attention", q, k, &a) || !mhk__is_real(t, "attention", v)) return NULL;
+  if (!mhk__op_ready(t, q, k) || !v || !mhk__attention_sizes(t, "attention", q, k, &a) ||
+      !mhk__is_real(t, "attention", v))
+    return NULL;
   if (!mhk__same_shape(k, v)) return mhk__shape_error(t, "attention", k, v, "keys and values must have one shape");
   mhk_tensor *y = mhk__new(t, 4, q->shape);
   mhk_index *start = mhk__starts(t, doc, a.B, a.T);
@@ -7229,13 +7763,17 @@ MHKDEF mhk_tensor *mhk_attention(mhk_tape *t, mhk_tensor *q, mhk_tensor *k, mhk_
       return NULL;
     }
     if (a.T > cache->capacity - cache->length) {
-      mhk_fail(t->ctx, MHK_ERROR_STATE, "the key/value cache is full: it holds %lld of %lld tokens and %lld more came; give the session a larger capacity",
+      mhk_fail(t->ctx, MHK_ERROR_STATE,
+               "the key/value cache is full: it holds %lld of %lld tokens and %lld more came; give the session a "
+               "larger capacity",
                (long long)cache->length, (long long)cache->capacity, (long long)a.T);
       return NULL;
     }
     for (mhk_index b = 0; b < a.B; b++) {
-      memcpy(cache->k + (b * cache->capacity + cache->length) * row, a.k + b * a.T * row, (size_t)(a.T * row) * sizeof(mhk_real));
-      memcpy(cache->v + (b * cache->capacity + cache->length) * row, a.v + b * a.T * row, (size_t)(a.T * row) * sizeof(mhk_real));
+      memcpy(cache->k + (b * cache->capacity + cache->length) * row, a.k + b * a.T * row,
+             (size_t)(a.T * row) * sizeof(mhk_real));
+      memcpy(cache->v + (b * cache->capacity + cache->length) * row, a.v + b * a.T * row,
+             (size_t)(a.T * row) * sizeof(mhk_real));
     }
     a.offset = cache->length;
     cache->length += a.T;
@@ -7268,16 +7806,23 @@ static void mhk__attention_matrix_back(mhk_tape *t, mhk__node *n) {
   const mhk_index T = s->T, P = s->P;
   const mhk_real scale = MHK__R(1.0 / sqrt((double)P));
   const mhk__mark mark = mhk__scratch_mark(t->ctx);
-  mhk_real *dq = mhk__into(t, n->in[0]), *dk = mhk__into(t, n->in[1]), *ds = (mhk_real *)mhk__scratch(t->ctx, T * T, sizeof(mhk_real));
+  mhk_real *dq = mhk__into(t, n->in[0]), *dk = mhk__into(t, n->in[1]),
+           *ds = (mhk_real *)mhk__scratch(t->ctx, T * T, sizeof(mhk_real));
   mhk__epilogue e;
   mhk__accumulate(&e);
   for (mhk_index b = 0; ds && b < s->B; b++)
     for (mhk_index h = 0; h < s->H; h++) {
-      const mhk_index g = h / (s->H / s->G), atq = (b * T * s->H + h) * P, atk = (b * T * s->G + g) * P, at = (b * s->H + h) * T * T;
+      const mhk_index g = h / (s->H / s->G), atq = (b * T * s->H + h) * P, atk = (b * T * s->G + g) * P,
+                      at = (b * s->H + h) * T * T;
       memset(ds, 0, (size_t)(T * T) * sizeof(mhk_real));
-      for (mhk_index i = 0; i < T; i++) mhk__softmax_row_back(i + 1, mhk__d(n->out[0]) + at + i * T, n->out[0]->grad + at + i * T, scale, ds + i * T);
-      if (dq) mhk__gemm(t->ctx, T, P, T, mhk__real_mat(ds, T, 1), mhk__real_mat(mhk__d(n->in[1]) + atk, s->G * P, 1), dq + atq, s->H * P, &e);
-      if (dk) mhk__gemm(t->ctx, T, P, T, mhk__real_mat(ds, 1, T), mhk__real_mat(mhk__d(n->in[0]) + atq, s->H * P, 1), dk + atk, s->G * P, &e);
+      for (mhk_index i = 0; i < T; i++)
+        mhk__softmax_row_back(i + 1, mhk__d(n->out[0]) + at + i * T, n->out[0]->grad + at + i * T, scale, ds + i * T);
+      if (dq)
+        mhk__gemm(t->ctx, T, P, T, mhk__real_mat(ds, T, 1), mhk__real_mat(mhk__d(n->in[1]) + atk, s->G * P, 1),
+                  dq + atq, s->H * P, &e);
+      if (dk)
+        mhk__gemm(t->ctx, T, P, T, mhk__real_mat(ds, 1, T), mhk__real_mat(mhk__d(n->in[0]) + atq, s->H * P, 1),
+                  dk + atk, s->G * P, &e);
     }
   mhk__scratch_rewind(t->ctx, mark);
 }
@@ -7320,9 +7865,9 @@ MHKDEF mhk_tensor *mhk_attention_matrix(mhk_tape *t, mhk_tensor *q, mhk_tensor *
 #endif /* MOHAWK_NO_TRAINING */
 #endif /* MOHAWK_IMPLEMENTATION */
 
-/* ====================================================================================================
-   SSD: state-space duality, the mixer of Mamba-2                                          >>ssd
-   ====================================================================================================
+/* =================================================================================================
+   SSD: state-space duality, the mixer of Mamba-2                                              >>ssd
+   =================================================================================================
 
    One mixer in three forms (Dao & Gu 2024, arXiv 2405.21060), with decays a_t = exp(log_a_t):
       recurrence    h_t = a_t h_{t-1} + x_t B_t^T,  y_t = h_t C_t + D x_t. The state h (P,N) is all
@@ -7348,7 +7893,8 @@ typedef struct mhk__ref_ssd {
 } mhk__ref_ssd;
 typedef struct mhk__ref_ssd_gradient { double *x, *log_a, *B, *C, *D; } mhk__ref_ssd_gradient; /* D: one number */
 
-/* As a matrix: M[t,s] = (C_t . B_s) exp(log_a_{s+1} + ... + log_a_t) for s <= t, and D more on the diagonal */
+/* As a matrix: M[t,s] = (C_t . B_s) exp(log_a_{s+1} + ... + log_a_t) for s <= t, and D more on the
+   diagonal */
 static inline void mhk__ref_ssd_matrix(const mhk__ref_ssd *a, double *M) {
   for (int t = 0; t < a->T; t++) {
     double log_decay = 0; /* from s to t */
@@ -7373,8 +7919,9 @@ static inline void mhk__ref_ssd_recurrent(const mhk__ref_ssd *a, double *states,
   }
 }
 
-/* As a chunked scan, Q tokens at a time, which is how the kernels compute it: inside a chunk by the matrix, across
-   chunks by the state h (P,N), the one before the first token at the start and after the last one at the end. work (Q,Q). */
+/* As a chunked scan, Q tokens at a time, which is how the kernels compute it: inside a chunk by the
+   matrix, across chunks by the state h (P,N), the one before the first token at the start and after
+   the last one at the end. work (Q,Q). */
 static inline void mhk__ref_ssd_chunked(const mhk__ref_ssd *a, int Q, double *h, double *work, double *y) {
   const int P = a->P, N = a->N;
   for (int t0 = 0; t0 < a->T; t0 += Q) {
@@ -7389,15 +7936,17 @@ static inline void mhk__ref_ssd_chunked(const mhk__ref_ssd *a, int Q, double *h,
     }
     for (int i = 0; i < P * N; i++) h[i] *= exp(log_decay);
     log_decay = 0;
-    for (int t = n_tokens - 1; t >= 0; log_decay += chunk.log_a[t--]) /* what token t leaves in the state after the chunk */
+    /* what token t leaves in the state after the chunk */
+    for (int t = n_tokens - 1; t >= 0; log_decay += chunk.log_a[t--])
       for (int p = 0; p < P; p++)
         for (int n = 0; n < N; n++) h[p * N + n] += exp(log_decay) * chunk.x[t * P + p] * chunk.B[t * N + n];
   }
 }
 
-/* Its gradients, from the last token to the first. g (P,N) is the gradient of the state: at the start of the state after
-   the last token (zeros where nothing asks for it), at the end of h_{-1}. Each h_t gets what y_t gives it, and a_{t+1}
-   times what h_{t+1} got. states as mhk__ref_ssd_recurrent() leaves them. */
+/* Its gradients, from the last token to the first. g (P,N) is the gradient of the state: at the
+   start of the state after the last token (zeros where nothing asks for it), at the end of h_{-1}.
+   Each h_t gets what y_t gives it, and a_{t+1} times what h_{t+1} got. states as
+   mhk__ref_ssd_recurrent() leaves them. */
 static inline void mhk__ref_ssd_back(const mhk__ref_ssd *a, const double *states, const double *dy, double *g,
                                      const mhk__ref_ssd_gradient *d) {
   const int P = a->P, N = a->N;
@@ -7419,8 +7968,8 @@ static inline void mhk__ref_ssd_back(const mhk__ref_ssd *a, const double *states
   }
 }
 
-/* Gradients from dM (T,T), that of the matrix M. log_a_{s+1} is a factor of every element that leads from a token at or
-   before s to a later one. */
+/* Gradients from dM (T,T), that of the matrix M. log_a_{s+1} is a factor of every element that
+   leads from a token at or before s to a later one. */
 static inline void mhk__ref_ssd_matrix_back(const mhk__ref_ssd *a, const double *M, const double *dM,
                                             const mhk__ref_ssd_gradient *d) {
   for (int t = 0; t < a->T; t++) {
@@ -7470,12 +8019,14 @@ static mhk_index mhk__ssd_work(mhk_index Q, mhk_index N, mhk_index P, mhk_index 
 #ifdef MHK__TEMPLATE
 /* ---- kernels */
 
-/* decay[t][s] = exp(cum_t - cum_s) for s <= t inside the document, else 0, in rows of ld; turned: [s][t]. Rows are written as far as any register tile of the
-   triangle reaches. Sums and differences in double: after a strong decay a float sum has no digits left for the weak ones that follow. Where
-   the tile spans less than e^60 the exponentials factor into one number a token, exp(cum_t) and exp(-cum_s) around cum_0, each with the float rounding of its
-   argument put right: 2 n exponentials in place of n * n / 2, and as exact. */
-static void MHK__N(mhk__decay_tile)(mhk_index n, const double *cum, const mhk_index *start, mhk_index t0, int turned, mhk_real *hold, mhk_real *decay,
-                                    mhk_index ld) {
+/* decay[t][s] = exp(cum_t - cum_s) for s <= t inside the document, else 0, in rows of ld; turned:
+   [s][t]. Rows are written as far as any register tile of the triangle reaches. Sums and
+   differences in double: after a strong decay a float sum has no digits left for the weak ones that
+   follow. Where the tile spans less than e^60 the exponentials factor into one number a token,
+   exp(cum_t) and exp(-cum_s) around cum_0, each with the float rounding of its argument put right:
+   2 n exponentials in place of n * n / 2, and as exact. */
+static void MHK__N(mhk__decay_tile)(mhk_index n, const double *cum, const mhk_index *start, mhk_index t0, int turned,
+                                    mhk_real *hold, mhk_real *decay, mhk_index ld) {
   const MHK__V zero = MHK__SET(MHK__R(0));
   const mhk_index wide = MHK__LD(n);
   mhk_real *row = hold, *lane = hold + wide;
@@ -7494,14 +8045,16 @@ static void MHK__N(mhk__decay_tile)(mhk_index n, const double *cum, const mhk_in
     }
     for (; i < wide; i++) row[i] = lane[i] = 0;
     for (i = 0; i < wide; i += MHK__W) {
-      const MHK__V x = MHK__LOAD(row + i), rest = MHK__LOAD(lane + i), up = MHK__N(mhk__vexp)(x), down = MHK__N(mhk__vexp)(zero - x);
+      const MHK__V x = MHK__LOAD(row + i), rest = MHK__LOAD(lane + i), up = MHK__N(mhk__vexp)(x),
+                   down = MHK__N(mhk__vexp)(zero - x);
       const MHK__V grow = MHK__FMA(up, rest, up), fall = MHK__FMA(zero - down, rest, down);
       MHK__STORE((turned ? lane : row) + i, grow);
       MHK__STORE((turned ? row : lane) + i, fall);
     }
   }
   for (i = 0; i < n; i++, decay += ld) {
-    const mhk_index first = turned ? mhk__max(0, i - MHK__OVER + 1) / MHK__W * MHK__W : 0, last = turned ? n : mhk__min(n, i + MHK__OVER);
+    const mhk_index first = turned ? mhk__max(0, i - MHK__OVER + 1) / MHK__W * MHK__W : 0,
+                    last = turned ? n : mhk__min(n, i + MHK__OVER);
     const MHK__V x = MHK__SET(nearby ? row[i] : MHK__R(0));
     if (!nearby)
       for (mhk_index j = first; j < last; j++) lane[j] = MHK__R(turned ? cum[j] - cum[i] : cum[i] - cum[j]);
@@ -7526,8 +8079,10 @@ static void MHK__N(mhk__decay_tile)(mhk_index n, const double *cum, const mhk_in
   }
 }
 
-/* carry[t] = exp(cum_t) where the state from before the chunk is seen, else 0; tail[s] = exp(cum_last - cum_s) where the last token sees s */
-static void MHK__N(mhk__decay_edges)(mhk_index n, const double *cum, const mhk_index *start, mhk_index t0, mhk_real *carry, mhk_real *tail) {
+/* carry[t] = exp(cum_t) where the state from before the chunk is seen, else 0; tail[s] =
+   exp(cum_last - cum_s) where the last token sees s */
+static void MHK__N(mhk__decay_edges)(mhk_index n, const double *cum, const mhk_index *start, mhk_index t0,
+                                     mhk_real *carry, mhk_real *tail) {
   const mhk_index open = start && start[n - 1] > t0 ? start[n - 1] - t0 : 0;
   for (mhk_index t = 0; t < n; t++) {
     carry[t] = MHK__R(cum[t]);
@@ -7541,14 +8096,18 @@ static void MHK__N(mhk__decay_edges)(mhk_index n, const double *cum, const mhk_i
   }
 }
 
-/* Chunk by chunk, the heads of one task in turn: their rows lie side by side, and heads of one B/C group share what is made of B and C.
-   The state is kept turned, (N,P), as the right operand it is; G = C B^T is made turned too, for which only C must be. */
+/* Chunk by chunk, the heads of one task in turn: their rows lie side by side, and heads of one B/C
+   group share what is made of B and C. The state is kept turned, (N,P), as the right operand it is;
+   G = C B^T is made turned too, for which only C must be. */
 static void MHK__N(mhk__ssd)(const mhk__ssd_args *a, mhk_index b, mhk_index task, mhk_real *work) {
-  const mhk_index T = a->T, P = a->P, N = a->N, Q = a->Q, group = a->H / a->G, ldx = a->H * P, ldb = a->G * N, chunks = (T + Q - 1) / Q;
-  const mhk_index q = MHK__LD(Q), wide_n = MHK__LD(N), wide_p = MHK__LD(P), first = task * a->span, last = mhk__min(a->H, first + a->span);
+  const mhk_index T = a->T, P = a->P, N = a->N, Q = a->Q, group = a->H / a->G, ldx = a->H * P, ldb = a->G * N,
+                  chunks = (T + Q - 1) / Q;
+  const mhk_index q = MHK__LD(Q), wide_n = MHK__LD(N), wide_p = MHK__LD(P), first = task * a->span,
+                  last = mhk__min(a->H, first + a->span);
   const mhk_index *start = a->start ? a->start + b * T : NULL;
   double *cum = (double *)work;
-  mhk_real *carry = work + 2 * q, *tail = carry + q, *hold = tail + q, *ct = hold + 2 * q, *br = ct + N * q, *cb = br + (Q + MHK__OVER) * wide_n;
+  mhk_real *carry = work + 2 * q, *tail = carry + q, *hold = tail + q, *ct = hold + 2 * q, *br = ct + N * q,
+           *cb = br + (Q + MHK__OVER) * wide_n;
   mhk_real *s = cb + (Q + MHK__OVER) * q, *xr = s + (Q + MHK__OVER) * q, *xs = xr + Q * wide_p, *yr = xs + Q * wide_p;
   mhk_real *states = yr + (Q + MHK__OVER) * wide_p;
   const mhk_index each = (N + MHK__OVER) * wide_p;
@@ -7573,7 +8132,8 @@ static void MHK__N(mhk__ssd)(const mhk__ssd_args *a, mhk_index b, mhk_index task
       const int direct = MHK__N(mhk__fits)(n, P);
       double sum = 0;
       { /* the next head's rows, or the next chunk's */
-        const mhk_index h2 = h + 1 < last ? h + 1 : first, t2 = h + 1 < last ? t0 : t0 + Q, n2 = mhk__min(Q, T - t2), at = (b * T + t2) * a->H + h2;
+        const mhk_index h2 = h + 1 < last ? h + 1 : first, t2 = h + 1 < last ? t0 : t0 + Q, n2 = mhk__min(Q, T - t2),
+                        at = (b * T + t2) * a->H + h2;
         ahead.parts = ahead.now = 0;
         if (t2 > t0 || h2 % group == 0) {
           mhk__look_ahead(&ahead, n2 > 0 ? a->c + ((b * T + t2) * a->G + h2 / group) * N : NULL, ldb, N, n2);
@@ -7581,7 +8141,8 @@ static void MHK__N(mhk__ssd)(const mhk__ssd_args *a, mhk_index b, mhk_index task
         }
         mhk__look_ahead(&ahead, n2 > 0 ? a->x + at * P : NULL, ldx, P, n2);
         mhk__look_ahead(&ahead, n2 > 0 ? a->y + at * P : NULL, ldx, P, n2);
-        mhk__look_ahead(&ahead, n2 > 0 && a->states ? a->states + ((b * a->H + h2) * chunks + t2 / Q) * P * N : NULL, N, N, P);
+        mhk__look_ahead(&ahead, n2 > 0 && a->states ? a->states + ((b * a->H + h2) * chunks + t2 / Q) * P * N : NULL, N,
+                        N, P);
       }
       for (mhk_index t = 0; t < n; t++) cum[t] = sum += mhk__log_decay(la[t * a->H]);
       MHK__N(mhk__decay_tile)(n, cum, start ? start + t0 : NULL, t0, 1, hold, s, lda);
@@ -7593,7 +8154,8 @@ static void MHK__N(mhk__ssd)(const mhk__ssd_args *a, mhk_index b, mhk_index task
       }
       MHK__N(mhk__rows_in_twice)(n, P, x, ldx, tail, xr, xs);
       for (mhk_index i = 0; i < n; i++) {
-        for (mhk_index j = i / MHK__W * MHK__W; j < n; j += MHK__W) MHK__STORE(s + i * lda + j, MHK__LOAD(s + i * lda + j) * MHK__LOAD(cb + i * lda + j));
+        for (mhk_index j = i / MHK__W * MHK__W; j < n; j += MHK__W)
+          MHK__STORE(s + i * lda + j, MHK__LOAD(s + i * lda + j) * MHK__LOAD(cb + i * lda + j));
         if (a->d) s[i * lda + i] += a->d[h]; /* y_t += D x_t comes with the product */
       }
       if (a->states) { /* (P,N) */
@@ -7619,7 +8181,8 @@ static void MHK__N(mhk__ssd)(const mhk__ssd_args *a, mhk_index b, mhk_index task
       MHK__N(mhk__multiply)(&k, N, P, n, br, 1, wide_n, xs, wide_p, state, wide_p, mhk__whole);
     }
   }
-  for (mhk_index h = first; h < last; h++) MHK__N(mhk__turned_out)(N, P, states + (h - first) * each, a->final + (b * a->H + h) * P * N);
+  for (mhk_index h = first; h < last; h++)
+    MHK__N(mhk__turned_out)(N, P, states + (h - first) * each, a->final + (b * a->H + h) * P * N);
 }
 
 /* the recurrence itself, token by token */
@@ -7634,7 +8197,8 @@ static void MHK__N(mhk__ssd_step)(const mhk__ssd_args *a, mhk_index b, mhk_index
     memset(state, 0, (size_t)(P * N) * sizeof(mhk_real));
   for (mhk_index t = 0; t < T; t++) {
     const mhk_index at = (b * T + t) * a->H + h;
-    const mhk_real *x = a->x + at * P, *bt = a->b + ((b * T + t) * a->G + g) * N, *ct = a->c + ((b * T + t) * a->G + g) * N;
+    const mhk_real *x = a->x + at * P, *bt = a->b + ((b * T + t) * a->G + g) * N,
+                   *ct = a->c + ((b * T + t) * a->G + g) * N;
     const mhk_real decay = a->start && a->start[b * T + t] == t ? 0 : MHK__REXP(a->log_a[at]);
     mhk_real *y = a->y + at * P;
     for (mhk_index p = 0; p < P; p++) {
@@ -7655,17 +8219,22 @@ static void MHK__N(mhk__ssd_step)(const mhk__ssd_args *a, mhk_index b, mhk_index
   }
 }
 #ifndef MOHAWK_NO_TRAINING
-/* Chunks from the last to the first; the heads of one B/C group in turn. With L the decays, S = C B^T o L, h0 the state before the chunk, hQ after it:
-   dG = dy x^T o L, dx = (S + D)^T dy + tail B dhQ, dC = dG B + carry dy h0^T, dB = dG^T C + tail x dhQ^T, dh0 = carry_last dhQ + (carry C)^T dy.
-   exp(cum_t) only comes with C_t, exp(-cum_s) with B_s and exp(cum_last) with hQ: dcum_t = C_t dC_t - B_t dB_t, and dhQ . hQ for the last token. What a token
-   gives itself is in both and left out of both until the rows are written: a decay that nothing passes has the gradient 0. */
+/* Chunks from the last to the first; the heads of one B/C group in turn. With L the decays, S = C
+   B^T o L, h0 the state before the chunk, hQ after it: dG = dy x^T o L, dx = (S + D)^T dy + tail B
+   dhQ, dC = dG B + carry dy h0^T, dB = dG^T C + tail x dhQ^T, dh0 = carry_last dhQ + (carry C)^T
+   dy. exp(cum_t) only comes with C_t, exp(-cum_s) with B_s and exp(cum_last) with hQ: dcum_t = C_t
+   dC_t - B_t dB_t, and dhQ . hQ for the last token. What a token gives itself is in both and left
+   out of both until the rows are written: a decay that nothing passes has the gradient 0. */
 static void MHK__N(mhk__ssd_back)(const mhk__ssd_args *a, mhk_index b, mhk_index task, mhk_real *work) {
-  const mhk_index T = a->T, P = a->P, N = a->N, Q = a->Q, group = a->H / a->G, ldx = a->H * P, ldb = a->G * N, chunks = (T + Q - 1) / Q;
-  const mhk_index q = MHK__LD(Q), wide_n = MHK__LD(N), wide_p = MHK__LD(P), first = task * a->span, last = mhk__min(a->G, first + a->span);
+  const mhk_index T = a->T, P = a->P, N = a->N, Q = a->Q, group = a->H / a->G, ldx = a->H * P, ldb = a->G * N,
+                  chunks = (T + Q - 1) / Q;
+  const mhk_index q = MHK__LD(Q), wide_n = MHK__LD(N), wide_p = MHK__LD(P), first = task * a->span,
+                  last = mhk__min(a->G, first + a->span);
   const mhk_index *start = a->start ? a->start + b * T : NULL;
   double *cum = (double *)work;
   const mhk_index over = Q + MHK__OVER;
-  mhk_real *carry = work + 2 * q, *tail = carry + q, *hold = tail + q, *bt = hold + 2 * q, *xt = bt + N * q, *br = xt + P * q, *cr = br + over * wide_n;
+  mhk_real *carry = work + 2 * q, *tail = carry + q, *hold = tail + q, *bt = hold + 2 * q, *xt = bt + N * q,
+           *br = xt + P * q, *cr = br + over * wide_n;
   mhk_real *xr = cr + over * wide_n, *dyr = xr + over * wide_p, *dys = dyr + over * wide_p;
   mhk_real *cb = dys + Q * wide_p, *s = cb + over * q, *dg = s + over * q;
   mhk_real *ht = dg + over * q, *dht = ht + P * wide_n, *dxr = dht + P * wide_n, *dbr = dxr + over * wide_p;
@@ -7700,7 +8269,8 @@ static void MHK__N(mhk__ssd_back)(const mhk__ssd_args *a, mhk_index b, mhk_index
         mhk_real *dstate = dstates + (h - first * group) * each;
         double sum = 0, run = 0, dd = 0;
         {
-          const mhk_index next = h + 1 < last * group, h2 = next ? h + 1 : first * group, t2 = next ? t0 : t0 - Q, n2 = t2 < 0 ? 0 : mhk__min(Q, T - t2);
+          const mhk_index next = h + 1 < last * group, h2 = next ? h + 1 : first * group, t2 = next ? t0 : t0 - Q,
+                          n2 = t2 < 0 ? 0 : mhk__min(Q, T - t2);
           const mhk_index at = ((b * T + t2) * a->H + h2) * P, gt = ((b * T + t2) * a->G + h2 / group) * N;
           ahead.parts = ahead.now = 0;
           if (n2 > 0 && (!next || h2 % group == 0)) {
@@ -7713,7 +8283,8 @@ static void MHK__N(mhk__ssd_back)(const mhk__ssd_args *a, mhk_index b, mhk_index
             mhk__look_ahead(&ahead, a->dx ? a->dx + at : NULL, ldx, P, n2);
             mhk__look_ahead(&ahead, a->dc ? a->dc + gt : NULL, ldb, N, n2);
             mhk__look_ahead(&ahead, a->db ? a->db + gt : NULL, ldb, N, n2);
-            mhk__look_ahead(&ahead, t2 > 0 || a->initial ? a->states + ((b * a->H + h2) * chunks + t2 / Q) * P * N : NULL, N, N, P);
+            mhk__look_ahead(
+                &ahead, t2 > 0 || a->initial ? a->states + ((b * a->H + h2) * chunks + t2 / Q) * P * N : NULL, N, N, P);
           }
         }
         for (mhk_index t = 0; t < n; t++) cum[t] = sum += mhk__log_decay(la[t * a->H]);
@@ -7770,7 +8341,8 @@ static void MHK__N(mhk__ssd_back)(const mhk__ssd_args *a, mhk_index b, mhk_index
           mhk_real *to = a->dlog_a + (b * T + t0) * a->H + h;
           MHK__N(mhk__row_dots)(n, N, cr, dcr, br, dbr, dcum);
           if (after) {
-            after_h = c + 1 < chunks ? a->states + ((b * a->H + h) * chunks + c + 1) * P * N : a->final + (b * a->H + h) * P * N;
+            after_h = c + 1 < chunks ? a->states + ((b * a->H + h) * chunks + c + 1) * P * N
+                                     : a->final + (b * a->H + h) * P * N;
             for (mhk_index i = 0; i < P; i++) run += (double)MHK__N(mhk__dot)(N, after_h + i * N, dht + i * wide_n);
           }
           for (mhk_index t = n - 1; t >= 0; t--) {
@@ -7805,9 +8377,12 @@ MHK__HEAD_TASK(mhk__ssd_task, mhk__ssd_args, ssd)
 MHK__HEAD_TASK(mhk__ssd_step_task, mhk__ssd_args, ssd_step)
 MHK__HEAD_TASK(mhk__ssd_back_task, mhk__ssd_args, ssd_back)
 
-static double mhk__ssd_cost(const mhk__ssd_args *a) { return 2.0 * (double)(a->B * a->T * a->H) * (double)(a->P * a->N); }
-/* Heads, or groups with their heads, side by side in one task: up to 8, where 8 tasks are left. At T 8192 (1,T,32,64) takes 15 % longer with two, and with 64
-   tokens a chunk in place of 32, which do more products; a chunk of 16 gains nothing more. */
+static double mhk__ssd_cost(const mhk__ssd_args *a) {
+  return 2.0 * (double)(a->B * a->T * a->H) * (double)(a->P * a->N);
+}
+/* Heads, or groups with their heads, side by side in one task: up to 8, where 8 tasks are left. At
+   T 8192 (1,T,32,64) takes 15 % longer with two, and with 64 tokens a chunk in place of 32, which
+   do more products; a chunk of 16 gains nothing more. */
 static mhk_index mhk__ssd_span(mhk_index B, mhk_index n) { return mhk__max(1, mhk__min(8, B * n / 8)); }
 static void mhk__ssd_forward(mhk_context *ctx, const mhk__ssd_args *args, int recurrent) {
   mhk__ssd_args a = *args;
@@ -7820,7 +8395,8 @@ static void mhk__ssd_backward(mhk_context *ctx, const mhk__ssd_args *args) {
   mhk__ssd_args a = *args;
   a.span = mhk__ssd_span(a.B, a.G);
   const mhk_index tasks = (a.G + a.span - 1) / a.span;
-  mhk__run(ctx, &a, a.B * tasks, tasks, mhk__ssd_work(a.Q, a.N, a.P, a.span * (a.H / a.G)), mhk__ssd_cost(&a), mhk__ssd_back_task);
+  mhk__run(ctx, &a, a.B * tasks, tasks, mhk__ssd_work(a.Q, a.N, a.P, a.span * (a.H / a.G)), mhk__ssd_cost(&a),
+           mhk__ssd_back_task);
 }
 
 /* ---- ops */
@@ -7848,8 +8424,11 @@ static void mhk__ssd_op_back(mhk_tape *t, mhk__node *n) {
 static int mhk__ssd_sizes(mhk_tape *t, const char *name, const mhk_tensor *la, const mhk_tensor *b, const mhk_tensor *c,
                           const mhk_tensor *d, mhk__ssd_args *a) {
   memset(a, 0, sizeof *a);
-  if (!mhk__is_real(t, name, la) || !mhk__is_real(t, name, b) || !mhk__is_real(t, name, c) || (d && !mhk__is_real(t, name, d))) return 0;
-  if (la->rank != 3 || b->rank != 4 || b->shape[0] != la->shape[0] || b->shape[1] != la->shape[1] || b->shape[2] < 1 || la->shape[2] % b->shape[2]) {
+  if (!mhk__is_real(t, name, la) || !mhk__is_real(t, name, b) || !mhk__is_real(t, name, c) ||
+      (d && !mhk__is_real(t, name, d)))
+    return 0;
+  if (la->rank != 3 || b->rank != 4 || b->shape[0] != la->shape[0] || b->shape[1] != la->shape[1] || b->shape[2] < 1 ||
+      la->shape[2] % b->shape[2]) {
     mhk__shape_error(t, name, la, b, "log_a (B,T,H) and B (B,T,G,N) are needed, G dividing H");
     return 0;
   }
@@ -7873,7 +8452,8 @@ static int mhk__ssd_sizes(mhk_tape *t, const char *name, const mhk_tensor *la, c
   return 1;
 }
 
-MHKDEF mhk_tensor *mhk_ssd(mhk_tape *t, mhk_tensor *x, mhk_tensor *la, mhk_tensor *b, mhk_tensor *c, const mhk_ssd_desc *desc) {
+MHKDEF mhk_tensor *mhk_ssd(mhk_tape *t, mhk_tensor *x, mhk_tensor *la, mhk_tensor *b, mhk_tensor *c,
+                           const mhk_ssd_desc *desc) {
   mhk_ssd_desc d;
   mhk__ssd_args a;
   mhk_tensor *in[6], *out[2];
@@ -7881,7 +8461,9 @@ MHKDEF mhk_tensor *mhk_ssd(mhk_tape *t, mhk_tensor *x, mhk_tensor *la, mhk_tenso
   memset(&d, 0, sizeof d);
   if (desc) d = *desc;
   if (d.final_state) *d.final_state = NULL;
-  if (!mhk__op_ready(t, x, la) || !b || !c || !mhk__is_real(t, "ssd", x) || !mhk__ssd_sizes(t, "ssd", la, b, c, d.D, &a)) return NULL;
+  if (!mhk__op_ready(t, x, la) || !b || !c || !mhk__is_real(t, "ssd", x) ||
+      !mhk__ssd_sizes(t, "ssd", la, b, c, d.D, &a))
+    return NULL;
   if (x->rank != 4 || x->shape[0] != a.B || x->shape[1] != a.T || x->shape[2] != a.H)
     return mhk__shape_error(t, "ssd", x, la, "x (B,T,H,P) and log_a (B,T,H) are needed");
   a.P = x->shape[3];
@@ -7911,7 +8493,8 @@ MHKDEF mhk_tensor *mhk_ssd(mhk_tape *t, mhk_tensor *x, mhk_tensor *la, mhk_tenso
   const int recurrent = d.form == MHK_SSD_RECURRENT || (d.form == MHK_SSD_AUTO && !n && a.T <= MHK__STEPS);
   if (n) {
     chunks = a.Q > 0 ? (a.T + a.Q - 1) / a.Q : 0;
-    a.states = (mhk_real *)mhk__arena_alloc(t->ctx, &t->arena, mhk__size3(t->ctx, a.B * a.H * chunks, a.P * a.N, sizeof(mhk_real)));
+    a.states = (mhk_real *)mhk__arena_alloc(t->ctx, &t->arena,
+                                            mhk__size3(t->ctx, a.B * a.H * chunks, a.P * a.N, sizeof(mhk_real)));
     if (!a.states) return NULL;
     if (recurrent) mhk__ssd_forward(t->ctx, &a, 0); /* the backward pass needs the states between chunks */
     *(mhk__ssd_args *)n->saved = a;
@@ -7921,7 +8504,8 @@ MHKDEF mhk_tensor *mhk_ssd(mhk_tape *t, mhk_tensor *x, mhk_tensor *la, mhk_tenso
   return t->ctx->result == MHK_OK ? out[0] : NULL;
 }
 
-/* factor[t][s] = exp(cum_t - cum_s) for s <= t in one document, else 0; cum in double, so that long sequences lose nothing */
+/* factor[t][s] = exp(cum_t - cum_s) for s <= t in one document, else 0; cum in double, so that long
+   sequences lose nothing */
 static mhk_real mhk__decay(const double *cum, const mhk_index *start, mhk_index t, mhk_index s) {
   if (s > t || (start && start[t] > s)) return 0;
   return MHK__R(exp(cum[t] - cum[s]));
@@ -7931,7 +8515,8 @@ static void mhk__ssd_matrix_back(mhk_tape *t, mhk__node *n) {
   const mhk__matrix_saved *s = (const mhk__matrix_saved *)n->saved;
   const mhk_index T = s->T, N = s->P;
   const mhk__mark mark = mhk__scratch_mark(t->ctx);
-  mhk_real *dla = mhk__into(t, n->in[0]), *db = mhk__into(t, n->in[1]), *dc = mhk__into(t, n->in[2]), *dd = mhk__into(t, n->in[3]);
+  mhk_real *dla = mhk__into(t, n->in[0]), *db = mhk__into(t, n->in[1]), *dc = mhk__into(t, n->in[2]),
+           *dd = mhk__into(t, n->in[3]);
   const mhk_real *D = n->in[3] ? mhk__d(n->in[3]) : NULL;
   mhk_real *ds = (mhk_real *)mhk__scratch(t->ctx, T * T, sizeof(mhk_real));
   double *dcum = (double *)mhk__scratch(t->ctx, T, sizeof(double)), run;
@@ -7952,8 +8537,12 @@ static void mhk__ssd_matrix_back(mhk_tape *t, mhk__node *n) {
           dcum[i] += r;
           dcum[j] -= r;
         }
-      if (dc) mhk__gemm(t->ctx, T, N, T, mhk__real_mat(ds, T, 1), mhk__real_mat(mhk__d(n->in[1]) + atg, row, 1), dc + atg, row, &e);
-      if (db) mhk__gemm(t->ctx, T, N, T, mhk__real_mat(ds, 1, T), mhk__real_mat(mhk__d(n->in[2]) + atg, row, 1), db + atg, row, &e);
+      if (dc)
+        mhk__gemm(t->ctx, T, N, T, mhk__real_mat(ds, T, 1), mhk__real_mat(mhk__d(n->in[1]) + atg, row, 1), dc + atg,
+                  row, &e);
+      if (db)
+        mhk__gemm(t->ctx, T, N, T, mhk__real_mat(ds, 1, T), mhk__real_mat(mhk__d(n->in[2]) + atg, row, 1), db + atg,
+                  row, &e);
       for (run = 0, i = T - 1; dla && i >= 0; i--) dla[(b * T + i) * s->H + h] += MHK__R(run += dcum[i]);
       for (run = 0, i = 0; i < T; i++) run += (double)g[i * T + i];
       if (dd) dd[h] += MHK__R(run);
@@ -7961,7 +8550,8 @@ static void mhk__ssd_matrix_back(mhk_tape *t, mhk__node *n) {
   mhk__scratch_rewind(t->ctx, mark);
 }
 
-MHKDEF mhk_tensor *mhk_ssd_matrix(mhk_tape *t, mhk_tensor *la, mhk_tensor *Bm, mhk_tensor *Cm, mhk_tensor *D, const int32_t *doc) {
+MHKDEF mhk_tensor *mhk_ssd_matrix(mhk_tape *t, mhk_tensor *la, mhk_tensor *Bm, mhk_tensor *Cm, mhk_tensor *D,
+                                  const int32_t *doc) {
   mhk__ssd_args a;
   mhk__matrix_saved s;
   mhk_index shape[4];
@@ -7983,7 +8573,8 @@ MHKDEF mhk_tensor *mhk_ssd_matrix(mhk_tape *t, mhk_tensor *la, mhk_tensor *Bm, m
       const mhk_index at = (b * a.T * a.G + h / (a.H / a.G)) * a.N;
       double *cum = s.cum + (b * a.H + h) * a.T, run = 0;
       for (mhk_index i = 0; i < a.T; i++) cum[i] = run += mhk__log_decay(a.log_a[(b * a.T + i) * a.H + h]);
-      mhk__gemm(t->ctx, a.T, a.T, a.N, mhk__real_mat(a.c + at, a.G * a.N, 1), mhk__real_mat(a.b + at, 1, a.G * a.N), m, a.T, NULL);
+      mhk__gemm(t->ctx, a.T, a.T, a.N, mhk__real_mat(a.c + at, a.G * a.N, 1), mhk__real_mat(a.b + at, 1, a.G * a.N), m,
+                a.T, NULL);
       for (mhk_index i = 0; i < a.T; i++) {
         for (mhk_index j = 0; j < a.T; j++) m[i * a.T + j] *= mhk__decay(cum, s.start ? s.start + b * a.T : NULL, i, j);
         if (a.d) m[i * a.T + i] += a.d[h];
@@ -8000,9 +8591,9 @@ MHKDEF mhk_tensor *mhk_ssd_matrix(mhk_tape *t, mhk_tensor *la, mhk_tensor *Bm, m
 #endif /* MOHAWK_NO_TRAINING */
 #endif /* MOHAWK_IMPLEMENTATION */
 
-/* ====================================================================================================
-   LOSSES: cross-entropy, KL, distances, and stage 1 in tiles                              >>losses
-   ====================================================================================================
+/* =================================================================================================
+   LOSSES: cross-entropy, KL, distances, and stage 1 in tiles                               >>losses
+   =================================================================================================
 
    What the three stages of MOHAWK minimize:
       stage 1, matrix orientation      || M_student - M_teacher ||_F of mixing matrices, mean over
@@ -8016,8 +8607,9 @@ MHKDEF mhk_tensor *mhk_ssd_matrix(mhk_tape *t, mhk_tensor *la, mhk_tensor *Bm, m
 #if MHK__REFERENCE == 1 && !defined(MHK__PASS)
 /* ---- reference */
 
-/* Stage 1 of MOHAWK, matrix orientation: || student - teacher ||_F of two mixing matrices (T,T) of a head.
-   d, if not NULL, receives its gradient with respect to the student's, zeros where they are equal. */
+/* Stage 1 of MOHAWK, matrix orientation: || student - teacher ||_F of two mixing matrices (T,T) of
+   a head. d, if not NULL, receives its gradient with respect to the student's, zeros where they are
+   equal. */
 static inline double mhk__ref_matrix_distance(int T, const double *student, const double *teacher, double *d) {
   double sum = 0;
   for (int i = 0; i < T * T; i++) sum += (student[i] - teacher[i]) * (student[i] - teacher[i]);
@@ -8060,16 +8652,18 @@ static double MHK__N(mhk__soft_dot)(mhk_index n, const mhk_real *logits, const m
     const mhk_index end = mhk__min(n, k + 1024);
     MHK__V s = zero;
     for (mhk_index i = k; i < end; i += MHK__W)
-      s = MHK__FMA(MHK__N(mhk__vexp)(MHK__FMA(MHK__LOADN(target + i, end - i), one, shift)), MHK__LOADN(logits + i, end - i), s);
+      s = MHK__FMA(MHK__N(mhk__vexp)(MHK__FMA(MHK__LOADN(target + i, end - i), one, shift)),
+                   MHK__LOADN(logits + i, end - i), s);
     total += (double)MHK__N(mhk__hsum)(s);
   }
   return total;
 }
 
 /* d += g (softmax(logits * it) - softmax(target)) */
-static void MHK__N(mhk__soft_back)(mhk_index n, const mhk_real *logits, mhk_real it, mhk_real lse, const mhk_real *target, mhk_real target_lse, mhk_real g,
-                                   mhk_real *d) {
-  const MHK__V vit = MHK__SET(it), vl = MHK__SET(-lse), vt = MHK__SET(-target_lse), vg = MHK__SET(g), one = MHK__SET(MHK__R(1));
+static void MHK__N(mhk__soft_back)(mhk_index n, const mhk_real *logits, mhk_real it, mhk_real lse,
+                                   const mhk_real *target, mhk_real target_lse, mhk_real g, mhk_real *d) {
+  const MHK__V vit = MHK__SET(it), vl = MHK__SET(-lse), vt = MHK__SET(-target_lse), vg = MHK__SET(g),
+               one = MHK__SET(MHK__R(1));
   for (mhk_index i = 0; i < n; i += MHK__W) {
     MHK__V e = MHK__N(mhk__vexp)(MHK__FMA(MHK__LOADN(logits + i, n - i), vit, vl));
     if (target) e = e - MHK__N(mhk__vexp)(MHK__FMA(MHK__LOADN(target + i, n - i), one, vt));
@@ -8095,17 +8689,22 @@ static double MHK__N(mhk__distance)(mhk_index n, const mhk_real *x, const mhk_re
   return total;
 }
 
-/* One tile of both matrices: rows i0.., columns j0... On the diagonal decay is a tile, off it u_i v_j: the factors around the tile's corner, all at most 1.
-   Writes the student's tile to s and the teacher's to p, on the diagonal each row to the end of its register tile. */
-static void MHK__N(mhk__two_tiles)(const mhk__orientation_args *a, mhk_index h, const double *cum, const mhk_index *start, const mhk_real *lse, mhk_index i0,
-                                   mhk_index rows, mhk_index j0, mhk_index cols, const mhk_real *cr, const mhk_real *bt, const mhk_real *qr,
-                                   const mhk_real *kt, mhk_real *s, mhk_real *p, mhk_real *decay, mhk_real *u, mhk_real *v) {
+/* One tile of both matrices: rows i0.., columns j0... On the diagonal decay is a tile, off it u_i
+   v_j: the factors around the tile's corner, all at most 1. Writes the student's tile to s and the
+   teacher's to p, on the diagonal each row to the end of its register tile. */
+static void MHK__N(mhk__two_tiles)(const mhk__orientation_args *a, mhk_index h, const double *cum,
+                                   const mhk_index *start, const mhk_real *lse, mhk_index i0, mhk_index rows,
+                                   mhk_index j0, mhk_index cols, const mhk_real *cr, const mhk_real *bt,
+                                   const mhk_real *qr, const mhk_real *kt, mhk_real *s, mhk_real *p, mhk_real *decay,
+                                   mhk_real *u, mhk_real *v) {
   const MHK__V zero = MHK__SET(MHK__R(0)), scale = MHK__SET(MHK__R(1.0 / sqrt((double)a->PT)));
   const int corner = i0 == j0, cut = start && start[i0 + rows - 1] > j0;
   mhk__block k;
   memset(&k, 0, sizeof k);
-  MHK__N(mhk__multiply)(&k, rows, cols, a->N, cr, MHK__LD(a->N), 1, bt, MHK__LD(cols), s, MHK__TILE, corner ? mhk__lower_c : mhk__whole);
-  MHK__N(mhk__multiply)(&k, rows, cols, a->PT, qr, MHK__LD(a->PT), 1, kt, MHK__LD(cols), p, MHK__TILE, corner ? mhk__lower_c : mhk__whole);
+  MHK__N(mhk__multiply)
+  (&k, rows, cols, a->N, cr, MHK__LD(a->N), 1, bt, MHK__LD(cols), s, MHK__TILE, corner ? mhk__lower_c : mhk__whole);
+  MHK__N(mhk__multiply)
+  (&k, rows, cols, a->PT, qr, MHK__LD(a->PT), 1, kt, MHK__LD(cols), p, MHK__TILE, corner ? mhk__lower_c : mhk__whole);
   if (corner) {
     mhk_real hold[2 * MHK__TILE];
     MHK__N(mhk__decay_tile)(rows, cum + i0, start ? start + i0 : NULL, i0, 0, hold, decay, MHK__TILE);
@@ -8122,7 +8721,8 @@ static void MHK__N(mhk__two_tiles)(const mhk__orientation_args *a, mhk_index h, 
     const mhk_index to = corner ? mhk__min(cols, i + MHK__OVER) : cols;
     for (mhk_index j = 0; j < to; j += MHK__W) {
       mhk_real *at = s + i * MHK__TILE + j, *to_p = p + i * MHK__TILE + j;
-      MHK__V ms = MHK__LOAD(at) * ui * MHK__LOAD(factor + j), mt = MHK__N(mhk__vexp)(MHK__FMA(MHK__LOAD(to_p), scale, shift));
+      MHK__V ms = MHK__LOAD(at) * ui * MHK__LOAD(factor + j),
+             mt = MHK__N(mhk__vexp)(MHK__FMA(MHK__LOAD(to_p), scale, shift));
       if (corner) mt = MHK__FROM(zero, mt, i + 1 - j);
       if (cut) {
         ms = MHK__FROM(ms, zero, start[i0 + i] - j0 - j);
@@ -8135,7 +8735,8 @@ static void MHK__N(mhk__two_tiles)(const mhk__orientation_args *a, mhk_index h, 
 }
 
 /* what both passes need of one head: columns of B and k in tiles, sums of the log-decays */
-static void MHK__N(mhk__orientation_pack)(const mhk__orientation_args *a, mhk_index b, mhk_index h, mhk_real *bt, mhk_real *kt, double *cum) {
+static void MHK__N(mhk__orientation_pack)(const mhk__orientation_args *a, mhk_index b, mhk_index h, mhk_real *bt,
+                                          mhk_real *kt, double *cum) {
   const mhk_index T = a->T, g = h / (a->H / a->G), gt = h / (a->HT / a->GT);
   double sum = 0;
   for (mhk_index j0 = 0; j0 < T; j0 += MHK__TILE) {
@@ -8150,7 +8751,8 @@ static void MHK__N(mhk__orientation)(const mhk__orientation_args *a, mhk_index b
   const mhk_index T = a->T, K = MHK__TILE, g = h / (a->H / a->G), over = K + MHK__OVER;
   const mhk_index *start = a->start ? a->start + b * T : NULL;
   double *cum = (double *)work;
-  mhk_real *bt = work + 2 * MHK__LD(T), *kt = bt + (T + K) * a->N, *cr = kt + (T + K) * a->PT, *qr = cr + over * MHK__LD(a->N);
+  mhk_real *bt = work + 2 * MHK__LD(T), *kt = bt + (T + K) * a->N, *cr = kt + (T + K) * a->PT,
+           *qr = cr + over * MHK__LD(a->N);
   mhk_real *s = qr + over * MHK__LD(a->PT), *p = s + over * K, *decay = p + over * K, *u = decay + over * K, *v = u + K;
   const mhk_real *lse = a->lse + (b * a->H + h) * T;
   double difference = 0, norm = 0;
@@ -8162,7 +8764,8 @@ static void MHK__N(mhk__orientation)(const mhk__orientation_args *a, mhk_index b
     for (mhk_index j0 = 0; j0 <= i0; j0 += K) {
       const mhk_index cols = mhk__min(K, T - j0);
       MHK__V d2 = MHK__SET(MHK__R(0)), n2 = d2;
-      MHK__N(mhk__two_tiles)(a, h, cum, start, lse, i0, rows, j0, cols, cr, bt + j0 * a->N, qr, kt + j0 * a->PT, s, p, decay, u, v);
+      MHK__N(mhk__two_tiles)
+      (a, h, cum, start, lse, i0, rows, j0, cols, cr, bt + j0 * a->N, qr, kt + j0 * a->PT, s, p, decay, u, v);
       for (mhk_index i = 0; i < rows; i++)
         for (mhk_index j = 0; j < (i0 == j0 ? i + 1 : cols); j += MHK__W) {
           const MHK__V t = MHK__LOAD(p + i * K + j), d = MHK__LOAD(s + i * K + j) - t;
@@ -8178,10 +8781,12 @@ static void MHK__N(mhk__orientation)(const mhk__orientation_args *a, mhk_index b
 }
 
 static void MHK__N(mhk__orientation_back)(const mhk__orientation_args *a, mhk_index b, mhk_index g, mhk_real *work) {
-  const mhk_index T = a->T, K = MHK__TILE, N = a->N, group = a->H / a->G, ldb = a->G * N, over = K + MHK__OVER, wide = MHK__LD(N);
+  const mhk_index T = a->T, K = MHK__TILE, N = a->N, group = a->H / a->G, ldb = a->G * N, over = K + MHK__OVER,
+                  wide = MHK__LD(N);
   const mhk_index *start = a->start ? a->start + b * T : NULL;
   double *cum = (double *)work, *dcum = cum + T;
-  mhk_real *bt = work + 4 * MHK__LD(T), *kt = bt + (T + K) * N, *br = kt + (T + K) * a->PT, *db = br + T * wide, *cr = db + (T + K) * wide;
+  mhk_real *bt = work + 4 * MHK__LD(T), *kt = bt + (T + K) * N, *br = kt + (T + K) * a->PT, *db = br + T * wide,
+           *cr = db + (T + K) * wide;
   mhk_real *qr = cr + over * wide, *dc = qr + over * MHK__LD(a->PT), *s = dc + over * wide, *p = s + over * K;
   mhk_real *decay = p + over * K, *u = decay + over * K, *v = u + K, *row = v + K, *column = row + K;
   mhk_real *part = column + K;
@@ -8204,7 +8809,8 @@ static void MHK__N(mhk__orientation_back)(const mhk__orientation_args *a, mhk_in
       for (mhk_index j0 = 0; j0 <= i0; j0 += K) {
         const mhk_index cols = mhk__min(K, T - j0);
         const int corner = i0 == j0;
-        MHK__N(mhk__two_tiles)(a, h, cum, start, lse, i0, rows, j0, cols, cr, bt + j0 * N, qr, kt + j0 * a->PT, s, p, decay, u, v);
+        MHK__N(mhk__two_tiles)
+        (a, h, cum, start, lse, i0, rows, j0, cols, cr, bt + j0 * N, qr, kt + j0 * a->PT, s, p, decay, u, v);
         for (mhk_index j = 0; j < MHK__LD(cols); j += MHK__W) MHK__STORE(column + j, zero);
         for (mhk_index i = 0; i < rows; i++) {
           const MHK__V ui = MHK__SET(corner ? MHK__R(1) : u[i]);
@@ -8227,11 +8833,13 @@ static void MHK__N(mhk__orientation_back)(const mhk__orientation_args *a, mhk_in
         for (mhk_index j = 0; j < cols; j++) dcum[j0 + j] -= (double)column[j];
         if (a->db) {
           k.c0 = corner && h == g * group ? NULL : db + j0 * wide;
-          MHK__N(mhk__multiply)(&k, cols, N, rows, p, 1, K, cr, wide, db + j0 * wide, wide, corner ? mhk__upper_a : mhk__whole);
+          MHK__N(mhk__multiply)
+          (&k, cols, N, rows, p, 1, K, cr, wide, db + j0 * wide, wide, corner ? mhk__upper_a : mhk__whole);
         }
         if (a->dc) {
           k.c0 = j0 > 0 ? dc : NULL;
-          MHK__N(mhk__multiply)(&k, rows, N, cols, p, K, 1, br + j0 * wide, wide, dc, wide, corner ? mhk__lower_a : mhk__whole);
+          MHK__N(mhk__multiply)
+          (&k, rows, N, cols, p, K, 1, br + j0 * wide, wide, dc, wide, corner ? mhk__lower_a : mhk__whole);
         }
       }
       if (a->dc) MHK__N(mhk__rows_out)(rows, N, dc, NULL, NULL, a->dc + ((b * T + i0) * a->G + g) * N, ldb, 1);
@@ -8307,7 +8915,8 @@ static void mhk__xent_back(mhk_tape *t, mhk__node *n) {
 }
 
 /* mean over rows of cross-entropy against labels, or against a target's softmax */
-static mhk_tensor *mhk__xent(mhk_tape *t, const char *name, mhk_tensor *x, const int32_t *labels, mhk_tensor *target, double temperature, int kl) {
+static mhk_tensor *mhk__xent(mhk_tape *t, const char *name, mhk_tensor *x, const int32_t *labels, mhk_tensor *target,
+                             double temperature, int kl) {
   mhk__xent_args a;
   mhk_index r, counted = 0;
   double sum = 0;
@@ -8330,7 +8939,8 @@ static mhk_tensor *mhk__xent(mhk_tape *t, const char *name, mhk_tensor *x, const
     int32_t *copy = (int32_t *)mhk__arena_zeros(t->ctx, &t->arena, a.rows, sizeof(int32_t));
     for (r = 0; copy && r < a.rows; r++) {
       if (labels[r] >= a.n) {
-        mhk_fail(t->ctx, MHK_ERROR_ARGUMENT, "%s: label %lld is %d: the vocabulary has ids 0 to %lld", name, (long long)r, (int)labels[r], (long long)a.n - 1);
+        mhk_fail(t->ctx, MHK_ERROR_ARGUMENT, "%s: label %lld is %d: the vocabulary has ids 0 to %lld", name,
+                 (long long)r, (int)labels[r], (long long)a.n - 1);
         return NULL;
       }
       copy[r] = labels[r];
@@ -8360,20 +8970,29 @@ MHKDEF mhk_tensor *mhk_cross_entropy(mhk_tape *t, mhk_tensor *logits, const int3
 MHKDEF mhk_tensor *mhk_cross_entropy_soft(mhk_tape *t, mhk_tensor *logits, mhk_tensor *target, double temperature) {
   return target ? mhk__xent(t, "cross_entropy_soft", logits, NULL, target, temperature, 0) : NULL;
 }
-MHKDEF mhk_tensor *mhk_kl(mhk_tape *t, mhk_tensor *logits, mhk_tensor *target) { return target ? mhk__xent(t, "kl", logits, NULL, target, 1, 1) : NULL; }
+MHKDEF mhk_tensor *mhk_kl(mhk_tape *t, mhk_tensor *logits, mhk_tensor *target) {
+  return target ? mhk__xent(t, "kl", logits, NULL, target, 1, 1) : NULL;
+}
 
-typedef struct mhk__distance_args { mhk_index n, rows; const mhk_real *x, *y; double *norm; mhk_real *d, g; } mhk__distance_args;
+typedef struct mhk__distance_args {
+  mhk_index n, rows;
+  const mhk_real *x, *y;
+  double *norm;
+  mhk_real *d, g;
+} mhk__distance_args;
 
 static void mhk__distance_body(mhk_context *ctx, void *args, mhk_index first, mhk_index last) {
   const mhk__distance_args *a = (const mhk__distance_args *)args;
-  for (; first < last; first++) a->norm[first] = sqrt(ctx->kernels->distance(a->n, a->x + first * a->n, a->y + first * a->n));
+  for (; first < last; first++)
+    a->norm[first] = sqrt(ctx->kernels->distance(a->n, a->x + first * a->n, a->y + first * a->n));
 }
 
 static void mhk__distance_back_body(mhk_context *ctx, void *args, mhk_index first, mhk_index last) {
   const mhk__distance_args *a = (const mhk__distance_args *)args;
   (void)ctx;
   for (; first < last; first++) {
-    const mhk_real f = a->norm[first] > 0 ? MHK__R((double)a->g / a->norm[first]) : 0; /* where both are equal: the subgradient 0 */
+    /* where both are equal: the subgradient 0 */
+    const mhk_real f = a->norm[first] > 0 ? MHK__R((double)a->g / a->norm[first]) : 0;
     const mhk_real *x = a->x + first * a->n, *y = a->y + first * a->n;
     mhk_real *d = a->d + first * a->n;
     for (mhk_index j = 0; j < a->n; j++) d[j] += f * (x[j] - y[j]);
@@ -8427,16 +9046,16 @@ static void mhk__orientation_op_back(mhk_tape *t, mhk__node *n) {
   a.dc = mhk__into(t, n->in[2]);
   a.scale *= (double)n->out[0]->grad[0];
   if (dd) a.dd = (mhk_real *)mhk__scratch(t->ctx, a.B * a.H, sizeof(mhk_real));
-  mhk__run(t->ctx, &a, a.B * a.G, a.G, mhk__orientation_work(a.T, a.N, a.PT), (double)(a.B * a.H * a.N) * (double)(a.T * a.T),
-           mhk__orientation_back_task);
+  mhk__run(t->ctx, &a, a.B * a.G, a.G, mhk__orientation_work(a.T, a.N, a.PT),
+           (double)(a.B * a.H * a.N) * (double)(a.T * a.T), mhk__orientation_back_task);
   if (dd && t->ctx->result == MHK_OK)
     for (mhk_index h = 0; h < a.H; h++)
       for (mhk_index b = 0; b < a.B; b++) dd[h] += a.dd[b * a.H + h];
   mhk__scratch_rewind(t->ctx, mark);
 }
 
-MHKDEF mhk_tensor *mhk_matrix_orientation(mhk_tape *t, mhk_tensor *la, mhk_tensor *Bm, mhk_tensor *Cm, mhk_tensor *D, mhk_tensor *q, mhk_tensor *k,
-                                          const int32_t *doc, double *relative) {
+MHKDEF mhk_tensor *mhk_matrix_orientation(mhk_tape *t, mhk_tensor *la, mhk_tensor *Bm, mhk_tensor *Cm, mhk_tensor *D,
+                                          mhk_tensor *q, mhk_tensor *k, const int32_t *doc, double *relative) {
   mhk__ssd_args s;
   mhk__attention_args q_args;
   mhk__orientation_args a;
@@ -8444,9 +9063,12 @@ MHKDEF mhk_tensor *mhk_matrix_orientation(mhk_tape *t, mhk_tensor *la, mhk_tenso
   mhk_index b;
   double sum = 0;
   if (!mhk__op_ready(t, la, Bm) || !Cm || !q || !k) return NULL;
-  if (!mhk__ssd_sizes(t, "matrix_orientation", la, Bm, Cm, D, &s) || !mhk__attention_sizes(t, "matrix_orientation", q, k, &q_args)) return NULL;
+  if (!mhk__ssd_sizes(t, "matrix_orientation", la, Bm, Cm, D, &s) ||
+      !mhk__attention_sizes(t, "matrix_orientation", q, k, &q_args))
+    return NULL;
   if (q_args.B != s.B || q_args.T != s.T || q_args.H != s.H)
-    return mhk__shape_error(t, "matrix_orientation", la, q, "both mixers must have one batch, length and number of heads");
+    return mhk__shape_error(t, "matrix_orientation", la, q,
+                            "both mixers must have one batch, length and number of heads");
   memset(&a, 0, sizeof a);
   a.B = s.B;
   a.T = s.T;
@@ -8468,13 +9090,15 @@ MHKDEF mhk_tensor *mhk_matrix_orientation(mhk_tape *t, mhk_tensor *la, mhk_tenso
   a.norm = (double *)mhk__arena_zeros(t->ctx, &t->arena, a.B * a.H, sizeof(double));
   if (!y || !a.lse || !a.difference || !a.norm || (doc && !a.start)) return NULL;
   mhk__attention_forward(t->ctx, &q_args); /* denominators only */
-  mhk__run(t->ctx, &a, a.B * a.H, a.H, mhk__orientation_work(a.T, a.N, a.PT), (double)(a.B * a.H * a.N) * (double)(a.T * a.T), mhk__orientation_task);
+  mhk__run(t->ctx, &a, a.B * a.H, a.H, mhk__orientation_work(a.T, a.N, a.PT),
+           (double)(a.B * a.H * a.N) * (double)(a.T * a.T), mhk__orientation_task);
   if (t->ctx->result != MHK_OK) return NULL;
   for (mhk_index i = 0; i < a.B * a.H; i++) sum += sqrt(a.difference[i]);
   a.scale = a.B * a.H > 0 ? 1.0 / (double)(a.B * a.H) : 0;
   mhk__d(y)[0] = MHK__R(sum * a.scale);
   for (mhk_index h = 0; relative && h < a.H; h++)
-    for (relative[h] = 0, b = 0; b < a.B; b++) relative[h] += sqrt(a.difference[b * a.H + h] / a.norm[b * a.H + h]) / (double)a.B;
+    for (relative[h] = 0, b = 0; b < a.B; b++)
+      relative[h] += sqrt(a.difference[b * a.H + h] / a.norm[b * a.H + h]) / (double)a.B;
   in[0] = la;
   in[1] = Bm;
   in[2] = Cm;
@@ -8486,9 +9110,9 @@ MHKDEF mhk_tensor *mhk_matrix_orientation(mhk_tape *t, mhk_tensor *la, mhk_tenso
 #endif /* MOHAWK_NO_TRAINING */
 #endif /* MOHAWK_IMPLEMENTATION */
 
-/* ====================================================================================================
-   OPTIMIZER: AdamW                                                                        >>optimizer
-   ====================================================================================================
+/* =================================================================================================
+   OPTIMIZER: AdamW                                                                      >>optimizer
+   =================================================================================================
 
    Adam with decoupled weight decay (Loshchilov & Hutter, arXiv 1711.05101). Each parameter and
    its two moments are read and written once an update. */
@@ -8497,15 +9121,17 @@ MHKDEF mhk_tensor *mhk_matrix_orientation(mhk_tape *t, mhk_tensor *la, mhk_tenso
 #ifndef MOHAWK_NO_TRAINING
 /* ---- kernels */
 
-/* AdamW (Loshchilov & Hutter, arXiv 1711.05101) in one pass. s: learning rate * decay, beta1, beta2, learning rate / (1 - beta1^t),
-   1 / sqrt(1 - beta2^t), eps, factor on the gradient */
-static void MHK__N(mhk__adamw)(mhk_index n, mhk_real *MHK__RESTRICT p, const mhk_real *MHK__RESTRICT g, mhk_real *MHK__RESTRICT m, mhk_real *MHK__RESTRICT v,
-                               const mhk_real *s) {
-  const MHK__V decay = MHK__SET(s[0]), b2 = MHK__SET(s[2]), rest1 = MHK__SET(MHK__R(1) - s[1]), rest2 = MHK__SET(MHK__R(1) - s[2]), rate = MHK__SET(s[3]);
+/* AdamW (Loshchilov & Hutter, arXiv 1711.05101) in one pass. s: learning rate * decay, beta1,
+   beta2, learning rate / (1 - beta1^t), 1 / sqrt(1 - beta2^t), eps, factor on the gradient */
+static void MHK__N(mhk__adamw)(mhk_index n, mhk_real *MHK__RESTRICT p, const mhk_real *MHK__RESTRICT g,
+                               mhk_real *MHK__RESTRICT m, mhk_real *MHK__RESTRICT v, const mhk_real *s) {
+  const MHK__V decay = MHK__SET(s[0]), b2 = MHK__SET(s[2]), rest1 = MHK__SET(MHK__R(1) - s[1]),
+               rest2 = MHK__SET(MHK__R(1) - s[2]), rate = MHK__SET(s[3]);
   const MHK__V root = MHK__SET(s[4]), eps = MHK__SET(s[5]), factor = MHK__SET(s[6]);
   for (mhk_index i = 0; i < n; i += MHK__W) {
     const mhk_index k = n - i;
-    const MHK__V pi = MHK__LOADN(p + i, k), gi = MHK__LOADN(g + i, k) * factor, mi = MHK__LOADN(m + i, k), mj = MHK__FMA(gi - mi, rest1, mi);
+    const MHK__V pi = MHK__LOADN(p + i, k), gi = MHK__LOADN(g + i, k) * factor, mi = MHK__LOADN(m + i, k),
+                 mj = MHK__FMA(gi - mi, rest1, mi);
     const MHK__V vi = MHK__FMA(gi * gi, rest2, MHK__LOADN(v + i, k) * b2);
     MHK__STOREN(m + i, mj, k);
     MHK__STOREN(v + i, vi, k);
@@ -8520,7 +9146,8 @@ static void MHK__N(mhk__adamw)(mhk_index n, mhk_real *MHK__RESTRICT p, const mhk
 /* ---- ops */
 
 /* the numbers the kernel wants, at update `step` */
-static void mhk__adamw_factors(double lr, double decay, double beta1, double beta2, double eps, double scale, double step, mhk_real *s) {
+static void mhk__adamw_factors(double lr, double decay, double beta1, double beta2, double eps, double scale,
+                               double step, mhk_real *s) {
   s[0] = MHK__R(lr * decay);
   s[1] = MHK__R(beta1);
   s[2] = MHK__R(beta2);
@@ -8546,12 +9173,14 @@ static void mhk__adamw_body(mhk_context *ctx, void *args, mhk_index first, mhk_i
   }
 }
 
-MHKDEF mhk_result mhk_adamw(mhk_context *ctx, int n, mhk_tensor *const *x, mhk_real *moments, int64_t step, const mhk_adamw_desc *desc) {
+MHKDEF mhk_result mhk_adamw(mhk_context *ctx, int n, mhk_tensor *const *x, mhk_real *moments, int64_t step,
+                            const mhk_adamw_desc *desc) {
   mhk__adamw_args a;
   mhk_index total = 0;
   if (!ctx) return MHK_ERROR_MEMORY;
   if (ctx->result != MHK_OK) return ctx->result;
-  if (n < 0 || (n > 0 && (!x || !moments)) || !desc) return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "adamw: parameters, moments and a description are needed");
+  if (n < 0 || (n > 0 && (!x || !moments)) || !desc)
+    return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "adamw: parameters, moments and a description are needed");
   mhk_adamw_desc d = *desc;
   if (!(d.beta1 > 0)) d.beta1 = d.beta1 == 0 ? 0.9 : -1;
   if (!(d.beta2 > 0)) d.beta2 = d.beta2 == 0 ? 0.999 : -1;
@@ -8567,7 +9196,8 @@ MHKDEF mhk_result mhk_adamw(mhk_context *ctx, int n, mhk_tensor *const *x, mhk_r
         "adamw: step %lld, betas %g and %g, eps %g; steps count from 1, betas lie in (0,1), eps is above 0 and finite",
         (long long)step, desc->beta1, desc->beta2, desc->eps);
   for (int i = 0; i < n; i++) {
-    if (!x[i] || x[i]->dtype != MHK_REAL) return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "adamw: parameter %d of %d is not one of mhk_real", i, n);
+    if (!x[i] || x[i]->dtype != MHK_REAL)
+      return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "adamw: parameter %d of %d is not one of mhk_real", i, n);
     total += x[i]->count;
   }
   a.n = n;
@@ -8581,19 +9211,22 @@ MHKDEF mhk_result mhk_adamw(mhk_context *ctx, int n, mhk_tensor *const *x, mhk_r
 #endif /* MOHAWK_NO_TRAINING */
 #endif /* MOHAWK_IMPLEMENTATION */
 #if defined(MOHAWK_IMPLEMENTATION) && !defined(MHK__PASS)
-/* ====================================================================================================
-   FILES: JSON, numbers, safetensors, PyTorch's archives                                      >>files
-   ==================================================================================================== */
+/* =================================================================================================
+   FILES: JSON, numbers, safetensors, PyTorch's archives                                     >>files
+   ============================================================================================== */
 
 /* ---- small helpers */
 
-/* Sorts n pointers in n log n whatever they hold; room has space for n more. compare as for qsort. */
+/* Sorts n pointers in n log n whatever they hold; room has space for n more. compare as for
+   qsort. */
 static void mhk__sort(const void **x, const void **room, mhk_index n, int (*compare)(const void *, const void *)) {
   const void **from = x, **to = room, **swap;
   for (mhk_index width = 1; width < n; width *= 2) {
     for (mhk_index at = 0; at < n; at += 2 * width) {
-      mhk_index i = at, middle = n - at < width ? n : at + width, j = middle, end = n - at < 2 * width ? n : at + 2 * width, k;
-      for (k = at; k < end; k++) to[k] = i < middle && (j >= end || compare(from[i], from[j]) <= 0) ? from[i++] : from[j++];
+      mhk_index i = at, middle = n - at < width ? n : at + width, j = middle,
+                end = n - at < 2 * width ? n : at + 2 * width, k;
+      for (k = at; k < end; k++)
+        to[k] = i < middle && (j >= end || compare(from[i], from[j]) <= 0) ? from[i++] : from[j++];
     }
     swap = from;
     from = to;
@@ -8612,7 +9245,8 @@ static size_t mhk__utf8_length(const unsigned char *s, size_t n) {
   if (k == 0 || n < k) return 0;
   for (size_t i = 1; i < k; i++)
     if ((s[i] & 0xC0) != 0x80) return 0;
-  if ((c == 0xE0 && s[1] < 0xA0) || (c == 0xED && s[1] > 0x9F) || (c == 0xF0 && s[1] < 0x90) || (c == 0xF4 && s[1] > 0x8F))
+  if ((c == 0xE0 && s[1] < 0xA0) || (c == 0xED && s[1] > 0x9F) || (c == 0xF0 && s[1] < 0x90) ||
+      (c == 0xF4 && s[1] > 0x8F))
     return 0; /* overlong, surrogate, too large */
   return k;
 }
@@ -8855,7 +9489,8 @@ static double mhk__parse_double(const char *text, size_t length) {
   return negative ? -x : x;
 }
 
-/* A double as text that reads back to the same bits, with few digits, as Python prints it: 1e-05, 0.1, 10000.0. Returns the length. */
+/* A double as text that reads back to the same bits, with few digits, as Python prints it: 1e-05,
+   0.1, 10000.0. Returns the length. */
 static size_t mhk__format_double(double value, char out[32]) {
   char text[64], digits[20];
   int precision, n = 0, power = 0, i;
@@ -8910,7 +9545,8 @@ static size_t mhk__format_double(double value, char out[32]) {
   return k;
 }
 
-/* ---- JSON in: strict (RFC 8259), bounded, in one pass; a key that stands twice in an object is an error */
+/* ---- JSON in: strict (RFC 8259), bounded, in one pass; a key that stands twice in an object is an
+   error */
 
 typedef enum mhk__json_type {
   MHK__JSON_NULL = 1,
@@ -8922,7 +9558,8 @@ typedef enum mhk__json_type {
   MHK__JSON_OBJECT
 } mhk__json_type;
 
-/* One value. Children of arrays and objects are a list in the order of the file: for (x = v->first; x; x = x->next). */
+/* One value. Children of arrays and objects are a list in the order of the file: for (x = v->first;
+   x; x = x->next). */
 typedef struct mhk__json {
   struct mhk__json *next, *first;
   const char *key;           /* members of objects: the key, UTF-8, 0-terminated; else NULL */
@@ -8959,11 +9596,13 @@ static void mhk__json_fail(mhk__json_reader *r, size_t at, const char *expected)
     mhk__print(found, sizeof found, "'%c'", r->s[at]);
   else
     mhk__print(found, sizeof found, "the byte 0x%02X", (unsigned)r->s[at]);
-  mhk_fail(r->ctx, MHK_ERROR_FORMAT, "%s, line %lld, byte %lld: expected %s, found %s", r->where, line, (long long)at, expected, found);
+  mhk_fail(r->ctx, MHK_ERROR_FORMAT, "%s, line %lld, byte %lld: expected %s, found %s", r->where, line, (long long)at,
+           expected, found);
 }
 
 static void mhk__json_space(mhk__json_reader *r) {
-  while (r->at < r->n && (r->s[r->at] == ' ' || r->s[r->at] == '\n' || r->s[r->at] == '\r' || r->s[r->at] == '\t')) r->at++;
+  while (r->at < r->n && (r->s[r->at] == ' ' || r->s[r->at] == '\n' || r->s[r->at] == '\r' || r->s[r->at] == '\t'))
+    r->at++;
 }
 
 static int mhk__json_hex4(const mhk__json_reader *r, size_t at, uint32_t *out) {
@@ -8971,7 +9610,10 @@ static int mhk__json_hex4(const mhk__json_reader *r, size_t at, uint32_t *out) {
   if (r->n - at < 4) return 0;
   for (size_t i = 0; i < 4; i++) {
     unsigned c = r->s[at + i];
-    unsigned digit = c >= '0' && c <= '9' ? c - '0' : c >= 'a' && c <= 'f' ? c - 'a' + 10 : c >= 'A' && c <= 'F' ? c - 'A' + 10 : 16;
+    unsigned digit = c >= '0' && c <= '9'   ? c - '0'
+                     : c >= 'a' && c <= 'f' ? c - 'a' + 10
+                     : c >= 'A' && c <= 'F' ? c - 'A' + 10
+                                            : 16;
     if (digit == 16) return 0;
     x = x * 16 + digit;
   }
@@ -9022,7 +9664,8 @@ static int mhk__json_text(mhk__json_reader *r, const char **text, size_t *length
         return 0;
       }
       if (code >= 0xD800 && code < 0xDC00) {
-        if (r->n - i < 6 || r->s[i] != '\\' || r->s[i + 1] != 'u' || !mhk__json_hex4(r, i + 2, &low) || low < 0xDC00 || low > 0xDFFF) {
+        if (r->n - i < 6 || r->s[i] != '\\' || r->s[i + 1] != 'u' || !mhk__json_hex4(r, i + 2, &low) || low < 0xDC00 ||
+            low > 0xDFFF) {
           mhk__json_fail(r, i, "the second half of a surrogate pair");
           return 0;
         }
@@ -9158,14 +9801,16 @@ static int mhk__json_keys_differ(mhk__json_reader *r, const mhk__json *object) {
   if (twice) {
     long long line = 1;
     for (size_t i = 0; i < twice->at && i < r->n; i++) line += r->s[i] == '\n';
-    mhk_fail(r->ctx, MHK_ERROR_FORMAT, "%s, line %lld, byte %lld: the key \"%.100s\" stands twice in one object", r->where, line,
-             (long long)twice->at, twice->key);
+    mhk_fail(r->ctx, MHK_ERROR_FORMAT, "%s, line %lld, byte %lld: the key \"%.100s\" stands twice in one object",
+             r->where, line, (long long)twice->at, twice->key);
   }
   return twice == NULL;
 }
 
-/* The tree of a text, in the arena; it does not need the text any more. where names the text in errors. */
-static mhk__json *mhk__json_parse(mhk_context *ctx, mhk__arena *a, const char *json, size_t length, const char *where, int flags) {
+/* The tree of a text, in the arena; it does not need the text any more. where names the text in
+   errors. */
+static mhk__json *mhk__json_parse(mhk_context *ctx, mhk__arena *a, const char *json, size_t length, const char *where,
+                                  int flags) {
   mhk__json_reader r;
   mhk__json *stack[MHK__JSON_DEPTH], *last[MHK__JSON_DEPTH], *root = NULL;
   const char *key = NULL;
@@ -9276,7 +9921,8 @@ static mhk__json *mhk__json_parse(mhk_context *ctx, mhk__arena *a, const char *j
   return root;
 }
 
-/* the member of an object, by linear search; NULL when object is NULL, something else, or has no such key */
+/* the member of an object, by linear search; NULL when object is NULL, something else, or has no
+   such key */
 static const mhk__json *mhk__json_get(const mhk__json *object, const char *key) {
   size_t n = strlen(key);
   if (!object || object->type != MHK__JSON_OBJECT) return NULL;
@@ -9320,14 +9966,17 @@ static int mhk__json_integer(const mhk__json *x, int64_t *out) {
   return 1;
 }
 
-/* ---- text and JSON out: into an arena, growing, or into a caller's buffer as far as it goes while the length counts on */
+/* ---- text and JSON out: into an arena, growing, or into a caller's buffer as far as it goes while
+   the length counts on */
 
 typedef struct mhk__writer {
   mhk_context *ctx;
   mhk__arena *arena;
   char *data; /* always 0-terminated; NULL before the first byte and after a failure */
   size_t length, room;
-  int depth, compact, fresh; /* of the JSON being written: brackets open, no spaces and line ends, nothing in this bracket yet */
+  /* of the JSON being written: brackets open, no spaces and line ends, nothing in this bracket
+     yet */
+  int depth, compact, fresh;
 } mhk__writer;
 
 static void mhk__write_to(mhk__writer *w, mhk_context *ctx, mhk__arena *a) {
@@ -9349,7 +9998,8 @@ static void mhk__write_bytes(mhk__writer *w, const char *text, size_t length) {
     if (length >= w->room - w->length || !w->data) {
       size_t room = w->room < 512 ? 1024 : w->room * 2;
       if (length > (size_t)PTRDIFF_MAX / 4 || w->length > (size_t)PTRDIFF_MAX / 4) {
-        mhk_fail(w->ctx, MHK_ERROR_MEMORY, "a text of %.0f bytes does not fit this machine's memory", (double)w->length + (double)length);
+        mhk_fail(w->ctx, MHK_ERROR_MEMORY, "a text of %.0f bytes does not fit this machine's memory",
+                 (double)w->length + (double)length);
         return;
       }
       if (room < w->length + length + 1) room = w->length + length + 1;
@@ -9624,16 +10274,17 @@ static int mhk__stored_place_order(const void *a, const void *b) {
 /* one entry of a header */
 static int mhk__read_entry(mhk_file *f, const char *path, const mhk__json *x, size_t room, mhk__stored *out) {
   mhk_context *ctx = f->object.ctx;
-  const mhk__json *dtype = mhk__json_get(x, "dtype"), *shape = mhk__json_get(x, "shape"), *offsets = mhk__json_get(x, "data_offsets"), *s;
+  const mhk__json *dtype = mhk__json_get(x, "dtype"), *shape = mhk__json_get(x, "shape"),
+                  *offsets = mhk__json_get(x, "data_offsets"), *s;
   mhk_index count = 1;
   int64_t begin, end, size;
   int i = 0;
   if (memchr(x->key, 0, x->key_length))
     return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: the tensor name \"%.200s...\" holds a zero byte", path, x->key), 0;
-  if (!mhk__json_is(dtype, MHK__JSON_STRING) || !mhk__json_is(shape, MHK__JSON_ARRAY) || !mhk__json_is(offsets, MHK__JSON_ARRAY) ||
-      offsets->count != 2)
-    return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: tensor %.200s needs \"dtype\", \"shape\" and \"data_offsets\" of two numbers", path,
-                    x->key),
+  if (!mhk__json_is(dtype, MHK__JSON_STRING) || !mhk__json_is(shape, MHK__JSON_ARRAY) ||
+      !mhk__json_is(offsets, MHK__JSON_ARRAY) || offsets->count != 2)
+    return mhk_fail(ctx, MHK_ERROR_FORMAT,
+                    "%s: tensor %.200s needs \"dtype\", \"shape\" and \"data_offsets\" of two numbers", path, x->key),
            0;
   out->t.dtype = mhk__dtype_named(dtype);
   if (!out->t.dtype)
@@ -9651,17 +10302,20 @@ static int mhk__read_entry(mhk_file *f, const char *path, const mhk__json *x, si
     out->t.shape[i < MHK_MAX_RANK ? i : MHK_MAX_RANK - 1] = last * (mhk_index)size;
     count *= (mhk_index)size;
   }
-  if (!mhk__json_integer(offsets->first, &begin) || !mhk__json_integer(offsets->first->next, &end) || begin < 0 || end < begin ||
-      (uint64_t)end > (uint64_t)room)
-    return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: tensor %.200s claims bytes %.24s to %.24s of the data, which has %lld bytes", path, x->key,
+  if (!mhk__json_integer(offsets->first, &begin) || !mhk__json_integer(offsets->first->next, &end) || begin < 0 ||
+      end < begin || (uint64_t)end > (uint64_t)room)
+    return mhk_fail(ctx, MHK_ERROR_FORMAT,
+                    "%s: tensor %.200s claims bytes %.24s to %.24s of the data, which has %lld bytes", path, x->key,
                     mhk__json_is(offsets->first, MHK__JSON_NUMBER) ? offsets->first->text : "?",
-                    mhk__json_is(offsets->first->next, MHK__JSON_NUMBER) ? offsets->first->next->text : "?", (long long)room),
+                    mhk__json_is(offsets->first->next, MHK__JSON_NUMBER) ? offsets->first->next->text : "?",
+                    (long long)room),
            0;
   out->t.count = count;
   out->t.bytes = out->t.dtype ? (size_t)count * element : (size_t)(end - begin);
   if ((uint64_t)(end - begin) != (uint64_t)out->t.bytes) {
     char text[160];
-    return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: tensor %.200s of shape %s and type %s needs %lld bytes, its data_offsets give %lld", path,
+    return mhk_fail(ctx, MHK_ERROR_FORMAT,
+                    "%s: tensor %.200s of shape %s and type %s needs %lld bytes, its data_offsets give %lld", path,
                     x->key, mhk__shape_text(out->t.rank, out->t.shape, text, sizeof text), mhk_dtype_name(out->t.dtype),
                     (long long)out->t.bytes, (long long)(end - begin)),
            0;
@@ -9672,7 +10326,8 @@ static int mhk__read_entry(mhk_file *f, const char *path, const mhk__json *x, si
   return out->t.name != NULL;
 }
 
-/* Reads the header of a shard; its tensors go to *entries, *n of them. Scratch is the caller's to rewind. */
+/* Reads the header of a shard; its tensors go to *entries, *n of them. Scratch is the caller's to
+   rewind. */
 static int mhk__read_header(mhk_file *f, int shard, mhk__stored **entries, int *n) {
   mhk_context *ctx = f->object.ctx;
   const char *path = f->shards[shard].path;
@@ -9681,13 +10336,14 @@ static int mhk__read_header(mhk_file *f, int shard, mhk__stored **entries, int *
   mhk_index count, i = 0;
   char where[512];
   if (b->size < 8)
-    return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s has %lld bytes: a safetensors file starts with 8 bytes of header length", path,
-                    (long long)b->size),
+    return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s has %lld bytes: a safetensors file starts with 8 bytes of header length",
+                    path, (long long)b->size),
            0;
   const uint64_t length = mhk__little(b->data, 8);
   if (length > MHK__HEADER_MOST || length > b->size - 8)
     return mhk_fail(ctx, MHK_ERROR_FORMAT,
-                    "%s is no safetensors file (nor one of PyTorch 1.6 or later), or is cut off: its first 8 bytes announce a header of %llu "
+                    "%s is no safetensors file (nor one of PyTorch 1.6 or later), or is cut off: its first 8 bytes "
+                    "announce a header of %llu "
                     "bytes, the file has %lld bytes in all",
                     path, (unsigned long long)length, (long long)b->size),
            0;
@@ -9701,12 +10357,15 @@ static int mhk__read_header(mhk_file *f, int shard, mhk__stored **entries, int *
   if (!root) return 0;
   const mhk__json *m = mhk__json_get(root, "__metadata__");
   if (m && m->type != MHK__JSON_NULL) {
-    if (m->type != MHK__JSON_OBJECT) return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: __metadata__ must be an object of texts", where), 0;
+    if (m->type != MHK__JSON_OBJECT)
+      return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: __metadata__ must be an object of texts", where), 0;
     for (const mhk__json *x = m->first; x; x = x->next) {
       mhk__metadata *y = (mhk__metadata *)mhk__arena_zeros(ctx, &f->object.arena, 1, sizeof *y);
       if (!y) return 0;
       if (x->type != MHK__JSON_STRING)
-        return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: the value of \"%.100s\" in __metadata__ must be a text", where, x->key), 0;
+        return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: the value of \"%.100s\" in __metadata__ must be a text", where,
+                        x->key),
+               0;
       y->key = mhk__arena_text(ctx, &f->object.arena, x->key, x->key_length);
       y->value = mhk__arena_text(ctx, &f->object.arena, x->text, x->length);
       y->length = x->length;
@@ -9737,13 +10396,15 @@ static int mhk__read_header(mhk_file *f, int shard, mhk__stored **entries, int *
   for (i = 0; i < count; i++) {
     const mhk__stored *e = (const mhk__stored *)order[i];
     if (e->begin != at)
-      return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: tensor %.200s starts at byte %lld of the data, %lld expected: there is %s before it",
-                      path, e->t.name, (long long)e->begin, (long long)at, e->begin < at ? "an overlap" : "a hole"),
+      return mhk_fail(ctx, MHK_ERROR_FORMAT,
+                      "%s: tensor %.200s starts at byte %lld of the data, %lld expected: there is %s before it", path,
+                      e->t.name, (long long)e->begin, (long long)at, e->begin < at ? "an overlap" : "a hole"),
              0;
     at = e->end;
   }
   if (at != room)
-    return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s has %lld bytes of data, its tensors account for %lld", path, (long long)room, (long long)at),
+    return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s has %lld bytes of data, its tensors account for %lld", path,
+                    (long long)room, (long long)at),
            0;
   return 1;
 }
@@ -9751,9 +10412,10 @@ static int mhk__read_header(mhk_file *f, int shard, mhk__stored **entries, int *
 #ifndef MOHAWK_NO_STDIO
 /* ---- PyTorch's files in: a zip archive of raw tensors, and a pickle that describes them
 
-   The pickle is a program for a stack machine. This reader knows the 31 instructions that torch.save needs for a dictionary of tensors
-   (protocol 2), and the names of its storages and of four functions, which stand for what is done here; nothing is looked up or called.
-   Its memory and time grow with the bytes of the pickle, whatever these say: no shared value is ever unfolded. */
+   The pickle is a program for a stack machine. This reader knows the 31 instructions that
+   torch.save needs for a dictionary of tensors (protocol 2), and the names of its storages and of
+   four functions, which stand for what is done here; nothing is looked up or called. Its memory and
+   time grow with the bytes of the pickle, whatever these say: no shared value is ever unfolded. */
 
 #define MHK__ZIP_ENTRY 0x04034B50u    /* signatures of APPNOTE.TXT 6.3: a local header, */
 #define MHK__ZIP_DIRECTORY 0x02014B50u /* an entry of the directory, */
@@ -9787,11 +10449,13 @@ static const char *mhk__printable(const unsigned char *text, size_t length, char
 }
 
 /* one entry of the directory, `left` bytes before its end; the bytes it takes, or 0 */
-static size_t mhk__zip_entry(mhk_context *ctx, const char *path, const mhk__bytes *b, size_t directory, const unsigned char *p, size_t left, mhk__packed *out) {
+static size_t mhk__zip_entry(mhk_context *ctx, const char *path, const mhk__bytes *b, size_t directory,
+                             const unsigned char *p, size_t left, mhk__packed *out) {
   size_t at;
   const unsigned char *x;
   char shown[64];
-  if (left < 46 || mhk__little(p, 4) != MHK__ZIP_DIRECTORY) return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: its zip directory is damaged", path), (size_t)0;
+  if (left < 46 || mhk__little(p, 4) != MHK__ZIP_DIRECTORY)
+    return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: its zip directory is damaged", path), (size_t)0;
   const unsigned flags = (unsigned)mhk__little(p + 8, 2);
   const unsigned method = (unsigned)mhk__little(p + 10, 2);
   uint64_t packed = mhk__little(p + 20, 4);
@@ -9802,7 +10466,8 @@ static size_t mhk__zip_entry(mhk_context *ctx, const char *path, const mhk__byte
   const size_t whole = 46 + name + extra + (size_t)mhk__little(p + 32, 2);
   if (whole > left) return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: its zip directory is damaged", path), (size_t)0;
   mhk__printable(p + 46, name, shown);
-  for (x = p + 46 + name, at = 0; extra - at >= 4;) { /* sizes that need 64 bits stand in the field of id 1, in this order */
+  /* sizes that need 64 bits stand in the field of id 1, in this order */
+  for (x = p + 46 + name, at = 0; extra - at >= 4;) {
     const size_t id = (size_t)mhk__little(x + at, 2), end = at + 4 + (size_t)mhk__little(x + at + 2, 2);
     if (end > extra) break;
     at += 4;
@@ -9819,23 +10484,27 @@ static size_t mhk__zip_entry(mhk_context *ctx, const char *path, const mhk__byte
   }
   if (flags & 1) return mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "%s: its entry %s is encrypted", path, shown), (size_t)0;
   if (method != 0)
-    return mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "%s: its entry %s is compressed (zip method %u); torch.save stores tensors as they are, and only that is read",
+    return mhk_fail(ctx, MHK_ERROR_UNSUPPORTED,
+                    "%s: its entry %s is compressed (zip method %u); torch.save stores tensors as they are, and only "
+                    "that is read",
                     path, shown, method),
            (size_t)0;
   const unsigned char *local = b->data + (header <= directory ? (size_t)header : 0);
-  if (header > directory || directory - (size_t)header < 30 || mhk__little(local, 4) != MHK__ZIP_ENTRY || mhk__little(local + 8, 2) != 0 ||
-      mhk__little(local + 26, 2) != name)
-    return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: its zip directory says that %s starts at byte %llu, where it does not", path, shown,
-                    (unsigned long long)header),
+  if (header > directory || directory - (size_t)header < 30 || mhk__little(local, 4) != MHK__ZIP_ENTRY ||
+      mhk__little(local + 8, 2) != 0 || mhk__little(local + 26, 2) != name)
+    return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: its zip directory says that %s starts at byte %llu, where it does not",
+                    path, shown, (unsigned long long)header),
            (size_t)0;
   out->header = (size_t)header;
   out->begin = 30 + name + (size_t)mhk__little(local + 28, 2);
   if (out->begin > directory - out->header || packed != bytes || bytes > directory - out->header - out->begin)
-    return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: its entry %s claims %llu bytes from byte %llu on; the file has %lld bytes", path, shown,
+    return mhk_fail(ctx, MHK_ERROR_FORMAT,
+                    "%s: its entry %s claims %llu bytes from byte %llu on; the file has %lld bytes", path, shown,
                     (unsigned long long)bytes, (unsigned long long)(out->header + out->begin), (long long)b->size),
            (size_t)0;
   if (memcmp(local + 30, p + 46, name) != 0)
-    return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: its entry %s has another name in the zip directory", path, shown), (size_t)0;
+    return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: its entry %s has another name in the zip directory", path, shown),
+           (size_t)0;
   out->begin += out->header;
   out->bytes = (size_t)bytes;
   out->name = p + 46;
@@ -9852,27 +10521,32 @@ static const mhk__packed **mhk__zip_entries(mhk_context *ctx, const char *path, 
   mhk_index i;
   char shown[64];
   for (end = b->size >= 22 ? b->size - 22 : 0; b->size >= 22; end--) { /* a comment of any length may stand behind it */
-    if (mhk__little(b->data + end, 4) == MHK__ZIP_END && mhk__little(b->data + end + 20, 2) == b->size - end - 22) break;
+    if (mhk__little(b->data + end, 4) == MHK__ZIP_END && mhk__little(b->data + end + 20, 2) == b->size - end - 22)
+      break;
     if (end == least) break;
   }
   const unsigned char *p = b->data + end;
   if (b->size < 22 || mhk__little(p, 4) != MHK__ZIP_END || mhk__little(p + 20, 2) != b->size - end - 22)
-    return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s starts like a zip archive and has no directory at its end: it is cut off", path), (const mhk__packed **)NULL;
+    return mhk_fail(ctx, MHK_ERROR_FORMAT,
+                    "%s starts like a zip archive and has no directory at its end: it is cut off", path),
+           (const mhk__packed **)NULL;
   uint64_t n = mhk__little(p + 10, 2);
   uint64_t length = mhk__little(p + 12, 4);
   uint64_t start = mhk__little(p + 16, 4);
   if (end >= 20 && mhk__little(p - 20, 4) == MHK__ZIP_LOCATOR) {
     const uint64_t record = mhk__little(p - 12, 8);
     if (end < 76 || record > end - 76 || mhk__little(b->data + (size_t)record, 4) != MHK__ZIP_END64)
-      return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: the end of its zip directory is damaged", path), (const mhk__packed **)NULL;
+      return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: the end of its zip directory is damaged", path),
+             (const mhk__packed **)NULL;
     end = (size_t)record;
     n = mhk__little(b->data + end + 32, 8);
     length = mhk__little(b->data + end + 40, 8);
     start = mhk__little(b->data + end + 48, 8);
   }
   if (start > end || length != end - start || n > length / 46)
-    return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: its zip directory of %llu entries cannot be the %llu bytes from byte %llu on", path, (unsigned long long)n,
-                    (unsigned long long)length, (unsigned long long)start),
+    return mhk_fail(ctx, MHK_ERROR_FORMAT,
+                    "%s: its zip directory of %llu entries cannot be the %llu bytes from byte %llu on", path,
+                    (unsigned long long)n, (unsigned long long)length, (unsigned long long)start),
            (const mhk__packed **)NULL;
   *count = (mhk_index)n;
   entries = (mhk__packed *)mhk__scratch(ctx, *count, sizeof *entries);
@@ -9883,19 +10557,22 @@ static const mhk__packed **mhk__zip_entries(mhk_context *ctx, const char *path, 
     if (whole == 0) return NULL;
     order[i] = &entries[i];
   }
-  if (size != 0) return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: its zip directory is damaged", path), (const mhk__packed **)NULL;
+  if (size != 0)
+    return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: its zip directory is damaged", path), (const mhk__packed **)NULL;
   mhk__sort(order, order + *count, *count, mhk__packed_place_order);
   for (i = 1; i < *count; i++) {
     const mhk__packed *x = (const mhk__packed *)order[i - 1], *y = (const mhk__packed *)order[i];
     if (x->begin + x->bytes > y->header)
-      return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: its entry %s overlaps the one before it", path, mhk__printable(y->name, y->name_length, shown)),
+      return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: its entry %s overlaps the one before it", path,
+                      mhk__printable(y->name, y->name_length, shown)),
              (const mhk__packed **)NULL;
   }
   mhk__sort(order, order + *count, *count, mhk__packed_name_order);
   for (i = 1; i < *count; i++)
     if (mhk__packed_name_order(order[i - 1], order[i]) == 0)
       return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: its entry %s stands twice", path,
-                      mhk__printable(((const mhk__packed *)order[i])->name, ((const mhk__packed *)order[i])->name_length, shown)),
+                      mhk__printable(((const mhk__packed *)order[i])->name,
+                                     ((const mhk__packed *)order[i])->name_length, shown)),
              (const mhk__packed **)NULL;
   return (const mhk__packed **)order;
 }
@@ -10011,7 +10688,8 @@ static int mhk__pickle_push(mhk__unpickler *r, mhk__pickled *x) {
 static mhk__pickled *mhk__pickle_top(mhk__unpickler *r, int type, const char *what) {
   mhk__pickled *x = r->depth ? r->stack[r->depth - 1] : NULL;
   if (x && (type ? (int)x->type == type : x->type != MHK__PICKLED_MARK)) return x;
-  mhk__pickle_fail(r, MHK_ERROR_FORMAT, "the instruction needs %s and finds %s", what, x ? "something else" : "nothing");
+  mhk__pickle_fail(r, MHK_ERROR_FORMAT, "the instruction needs %s and finds %s", what,
+                   x ? "something else" : "nothing");
   return NULL;
 }
 
@@ -10021,7 +10699,8 @@ static mhk__pickled *mhk__pickle_pop(mhk__unpickler *r, int type, const char *wh
   return x;
 }
 
-/* takes off everything down to the last mark, and the mark; what was taken stays at *items until something is pushed */
+/* takes off everything down to the last mark, and the mark; what was taken stays at *items until
+   something is pushed */
 static int mhk__pickle_marked(mhk__unpickler *r, mhk__pickled ***items, size_t *n) {
   size_t at = r->depth;
   while (at > 0 && r->stack[at - 1]->type != MHK__PICKLED_MARK) at--;
@@ -10096,7 +10775,8 @@ static int mhk__pickle_global(mhk__unpickler *r) {
   mhk__printable(r->p + r->at, length - 1, shown);
   for (char *c = shown; *c; c++)
     if (*c == '?') *c = '.';
-  return mhk__pickle_fail(r, MHK_ERROR_UNSUPPORTED, "it names %s, which a dictionary of tensors does not need: refused", shown);
+  return mhk__pickle_fail(r, MHK_ERROR_UNSUPPORTED, "it names %s, which a dictionary of tensors does not need: refused",
+                          shown);
 }
 
 /* ("storage", type, key, location, elements): the bytes of the entry data/key */
@@ -10108,10 +10788,12 @@ static int mhk__pickle_storage(mhk__unpickler *r) {
   mhk_index low = 0, high = r->n_entries;
   if (!args) return 0;
   x = args->items;
-  if (args->n != 5 || !mhk__pickled_is(x[0], "storage") || x[1]->type != MHK__PICKLED_STORAGE_TYPE || x[2]->type != MHK__PICKLED_TEXT ||
-      x[3]->type != MHK__PICKLED_TEXT || x[4]->type != MHK__PICKLED_INTEGER)
-    return mhk__pickle_fail(r, MHK_ERROR_FORMAT, "this does not describe a storage: (\"storage\", type, key, location, elements) is needed");
-  if (r->prefix_length + (size_t)x[2]->n > sizeof name - 8) return mhk__pickle_fail(r, MHK_ERROR_FORMAT, "the key of a storage is too long");
+  if (args->n != 5 || !mhk__pickled_is(x[0], "storage") || x[1]->type != MHK__PICKLED_STORAGE_TYPE ||
+      x[2]->type != MHK__PICKLED_TEXT || x[3]->type != MHK__PICKLED_TEXT || x[4]->type != MHK__PICKLED_INTEGER)
+    return mhk__pickle_fail(r, MHK_ERROR_FORMAT,
+                            "this does not describe a storage: (\"storage\", type, key, location, elements) is needed");
+  if (r->prefix_length + (size_t)x[2]->n > sizeof name - 8)
+    return mhk__pickle_fail(r, MHK_ERROR_FORMAT, "the key of a storage is too long");
   memcpy(name, r->prefix, r->prefix_length);
   memcpy(name + r->prefix_length, "data/", 5);
   memcpy(name + r->prefix_length + 5, x[2]->bytes, (size_t)x[2]->n);
@@ -10130,12 +10812,14 @@ static int mhk__pickle_storage(mhk__unpickler *r) {
       low = middle + 1;
   }
   if (!found)
-    return mhk__pickle_fail(r, MHK_ERROR_FORMAT, "the storage %s is not in the archive", mhk__printable(wanted.name, wanted.name_length, shown));
+    return mhk__pickle_fail(r, MHK_ERROR_FORMAT, "the storage %s is not in the archive",
+                            mhk__printable(wanted.name, wanted.name_length, shown));
   const size_t size = mhk_dtype_size(x[1]->dtype);
   if (x[4]->n < 0 || (uint64_t)x[4]->n > (uint64_t)(found->bytes / size) || (size_t)x[4]->n * size != found->bytes)
-    return mhk__pickle_fail(r, MHK_ERROR_FORMAT, "the storage %s should have %lld elements of type %s, its entry has %lld bytes",
-                            mhk__printable(wanted.name, wanted.name_length, shown), (long long)x[4]->n, mhk_dtype_name(x[1]->dtype),
-                            (long long)found->bytes);
+    return mhk__pickle_fail(r, MHK_ERROR_FORMAT,
+                            "the storage %s should have %lld elements of type %s, its entry has %lld bytes",
+                            mhk__printable(wanted.name, wanted.name_length, shown), (long long)x[4]->n,
+                            mhk_dtype_name(x[1]->dtype), (long long)found->bytes);
   out = mhk__pickle_node(r, MHK__PICKLED_STORAGE);
   if (!out) return 0;
   out->dtype = x[1]->dtype;
@@ -10149,42 +10833,53 @@ static int mhk__pickle_tensor(mhk__unpickler *r, const mhk__pickled *args) {
   mhk__pickled **x = args->items, *out;
   int64_t last, next = 1, count = 1, whole = 1;
   int i, empty = 0;
-  if (args->n != 6 || x[0]->type != MHK__PICKLED_STORAGE || x[1]->type != MHK__PICKLED_INTEGER || x[2]->type != MHK__PICKLED_TUPLE ||
-      x[3]->type != MHK__PICKLED_TUPLE || x[2]->n != x[3]->n || x[4]->type != MHK__PICKLED_BOOL || x[5]->type != MHK__PICKLED_DICTIONARY)
-    return mhk__pickle_fail(r, MHK_ERROR_FORMAT, "this does not describe a tensor: (storage, offset, shape, strides, requires_grad, hooks) is needed");
+  if (args->n != 6 || x[0]->type != MHK__PICKLED_STORAGE || x[1]->type != MHK__PICKLED_INTEGER ||
+      x[2]->type != MHK__PICKLED_TUPLE || x[3]->type != MHK__PICKLED_TUPLE || x[2]->n != x[3]->n ||
+      x[4]->type != MHK__PICKLED_BOOL || x[5]->type != MHK__PICKLED_DICTIONARY)
+    return mhk__pickle_fail(
+        r, MHK_ERROR_FORMAT,
+        "this does not describe a tensor: (storage, offset, shape, strides, requires_grad, hooks) is needed");
   if (x[2]->n > MHK_MAX_RANK)
-    return mhk__pickle_fail(r, MHK_ERROR_UNSUPPORTED, "a tensor with %lld axes; this version reads up to %d", (long long)x[2]->n, MHK_MAX_RANK);
+    return mhk__pickle_fail(r, MHK_ERROR_UNSUPPORTED, "a tensor with %lld axes; this version reads up to %d",
+                            (long long)x[2]->n, MHK_MAX_RANK);
   out = mhk__pickle_node(r, MHK__PICKLED_TENSOR);
   if (!out) return 0;
   out->dtype = x[0]->dtype;
   out->rank = (int)x[2]->n;
   for (i = 0; i < MHK_MAX_RANK; i++) out->shape[i] = 1;
   last = x[1]->n;
-  if (last < 0 || last > x[0]->n) return mhk__pickle_fail(r, MHK_ERROR_FORMAT, "a tensor that starts outside its storage of %lld elements", (long long)x[0]->n);
+  if (last < 0 || last > x[0]->n)
+    return mhk__pickle_fail(r, MHK_ERROR_FORMAT, "a tensor that starts outside its storage of %lld elements",
+                            (long long)x[0]->n);
   for (i = 0; i < out->rank; i++) {
     const mhk__pickled *size = x[2]->items[i], *stride = x[3]->items[i];
-    if (size->type != MHK__PICKLED_INTEGER || stride->type != MHK__PICKLED_INTEGER || size->n < 0 || stride->n < 0 || size->n > PTRDIFF_MAX ||
-        stride->n > PTRDIFF_MAX)
+    if (size->type != MHK__PICKLED_INTEGER || stride->type != MHK__PICKLED_INTEGER || size->n < 0 || stride->n < 0 ||
+        size->n > PTRDIFF_MAX || stride->n > PTRDIFF_MAX)
       return mhk__pickle_fail(r, MHK_ERROR_FORMAT, "axis %d of a tensor has an impossible size or stride", i);
     out->shape[i] = (mhk_index)size->n;
     out->stride[i] = (mhk_index)stride->n;
     empty |= size->n == 0;
-    if (size->n > 0 && whole > PTRDIFF_MAX / size->n) return mhk__pickle_fail(r, MHK_ERROR_FORMAT, "axis %d of a tensor has an impossible size or stride", i);
+    if (size->n > 0 && whole > PTRDIFF_MAX / size->n)
+      return mhk__pickle_fail(r, MHK_ERROR_FORMAT, "axis %d of a tensor has an impossible size or stride", i);
     if (size->n > 0) whole *= size->n;
   }
   for (i = out->rank - 1; i >= 0 && !empty; i--) {
     const int64_t steps = (int64_t)out->shape[i] - 1, stride = (int64_t)out->stride[i];
     if (steps > 0 && stride > (x[0]->n - last) / steps)
-      return mhk__pickle_fail(r, MHK_ERROR_FORMAT, "a tensor that reaches outside its storage of %lld elements", (long long)x[0]->n);
+      return mhk__pickle_fail(r, MHK_ERROR_FORMAT, "a tensor that reaches outside its storage of %lld elements",
+                              (long long)x[0]->n);
     last += steps * stride;
     out->gather |= steps > 0 && stride != next;
     if ((int64_t)out->shape[i] > x[0]->n / count)
-      return mhk__pickle_fail(r, MHK_ERROR_UNSUPPORTED, "a tensor of more elements than its storage has (%lld): it shows some twice", (long long)x[0]->n);
+      return mhk__pickle_fail(r, MHK_ERROR_UNSUPPORTED,
+                              "a tensor of more elements than its storage has (%lld): it shows some twice",
+                              (long long)x[0]->n);
     count *= (int64_t)out->shape[i];
     next = count;
   }
   if (!empty && last >= x[0]->n)
-    return mhk__pickle_fail(r, MHK_ERROR_FORMAT, "a tensor that reaches outside its storage of %lld elements", (long long)x[0]->n);
+    return mhk__pickle_fail(r, MHK_ERROR_FORMAT, "a tensor that reaches outside its storage of %lld elements",
+                            (long long)x[0]->n);
   out->count = empty ? 0 : (mhk_index)count;
   out->bytes = x[0]->bytes + (size_t)x[1]->n * mhk_dtype_size(out->dtype);
   return mhk__pickle_push(r, out);
@@ -10202,7 +10897,8 @@ static int mhk__pickle_reduce(mhk__unpickler *r) {
       return mhk__pickle_fail(r, MHK_ERROR_UNSUPPORTED, "an OrderedDict made from arguments");
     case MHK__PICKLED_REBUILD_PARAMETER: /* (tensor, requires_grad, hooks) */
       if (args->n == 3 && args->items[0]->type == MHK__PICKLED_TENSOR) return mhk__pickle_push(r, args->items[0]);
-      return mhk__pickle_fail(r, MHK_ERROR_FORMAT, "this does not describe a parameter: (tensor, requires_grad, hooks) is needed");
+      return mhk__pickle_fail(r, MHK_ERROR_FORMAT,
+                              "this does not describe a parameter: (tensor, requires_grad, hooks) is needed");
     default: return mhk__pickle_fail(r, MHK_ERROR_FORMAT, "something is called that is no function");
   }
 }
@@ -10211,7 +10907,8 @@ static int mhk__pickle_reduce(mhk__unpickler *r) {
 static const unsigned char *mhk__pickle_take(mhk__unpickler *r, uint64_t n) {
   const unsigned char *p = r->p + r->at;
   if (n > r->n - r->at) {
-    mhk__pickle_fail(r, MHK_ERROR_FORMAT, "the instruction needs %llu bytes, %lld are left", (unsigned long long)n, (long long)(r->n - r->at));
+    mhk__pickle_fail(r, MHK_ERROR_FORMAT, "the instruction needs %llu bytes, %lld are left", (unsigned long long)n,
+                     (long long)(r->n - r->at));
     return NULL;
   }
   r->at += (size_t)n;
@@ -10240,12 +10937,15 @@ static int mhk__pickle_memo(mhk__unpickler *r, size_t bytes, int put) {
   if (put) { /* places are numbered as they are used, so a number is never above that of the bytes read */
     mhk__pickled *x = mhk__pickle_top(r, 0, "a value to keep");
     if (!x) return 0;
-    if (at >= r->at) return mhk__pickle_fail(r, MHK_ERROR_FORMAT, "a value is kept in place %llu, far above those in use", (unsigned long long)at);
+    if (at >= r->at)
+      return mhk__pickle_fail(r, MHK_ERROR_FORMAT, "a value is kept in place %llu, far above those in use",
+                              (unsigned long long)at);
     if (!mhk__pickle_room(r, &r->memo, &r->memo_room, at + 1)) return 0;
     r->memo[at] = x;
     return 1;
   }
-  if (at >= r->memo_room || !r->memo[at]) return mhk__pickle_fail(r, MHK_ERROR_FORMAT, "nothing is kept in place %llu", (unsigned long long)at);
+  if (at >= r->memo_room || !r->memo[at])
+    return mhk__pickle_fail(r, MHK_ERROR_FORMAT, "nothing is kept in place %llu", (unsigned long long)at);
   return mhk__pickle_push(r, r->memo[at]);
 }
 
@@ -10286,9 +10986,12 @@ static int mhk__pickle_step(mhk__unpickler *r, int code) {
     case 'e': return mhk__pickle_marked(r, &items, &n) && mhk__pickle_top(r, MHK__PICKLED_OTHER, "a list");
     case 's':
       if ((y = mhk__pickle_pop(r, 0, "a value")) == NULL || (x = mhk__pickle_pop(r, 0, "a key")) == NULL) return 0;
-      return mhk__pickle_top(r, MHK__PICKLED_DICTIONARY, "a dictionary") && mhk__pickle_pair(r, r->stack[r->depth - 1], x, y);
+      return mhk__pickle_top(r, MHK__PICKLED_DICTIONARY, "a dictionary") &&
+             mhk__pickle_pair(r, r->stack[r->depth - 1], x, y);
     case 'u':
-      if (!mhk__pickle_marked(r, &items, &n) || (x = mhk__pickle_top(r, MHK__PICKLED_DICTIONARY, "a dictionary")) == NULL) return 0;
+      if (!mhk__pickle_marked(r, &items, &n) ||
+          (x = mhk__pickle_top(r, MHK__PICKLED_DICTIONARY, "a dictionary")) == NULL)
+        return 0;
       if (n % 2) return mhk__pickle_fail(r, MHK_ERROR_FORMAT, "a key without a value");
       for (i = 0; i < n; i += 2)
         if (!mhk__pickle_pair(r, x, items[i], items[i + 1])) return 0;
@@ -10301,8 +11004,12 @@ static int mhk__pickle_step(mhk__unpickler *r, int code) {
     case 'Q': return mhk__pickle_storage(r);
     case 'R': return mhk__pickle_reduce(r);
     case 'b': /* attributes of an OrderedDict: versions of modules */
-      return mhk__pickle_pop(r, 0, "attributes") && mhk__pickle_top(r, MHK__PICKLED_DICTIONARY, "a dictionary that gets attributes");
-    default: return mhk__pickle_fail(r, MHK_ERROR_UNSUPPORTED, "the instruction 0x%02X, which a dictionary of tensors does not need: refused", (unsigned)code);
+      return mhk__pickle_pop(r, 0, "attributes") &&
+             mhk__pickle_top(r, MHK__PICKLED_DICTIONARY, "a dictionary that gets attributes");
+    default:
+      return mhk__pickle_fail(r, MHK_ERROR_UNSUPPORTED,
+                              "the instruction 0x%02X, which a dictionary of tensors does not need: refused",
+                              (unsigned)code);
   }
 }
 
@@ -10323,14 +11030,16 @@ static mhk__pickled *mhk__unpickle(mhk__unpickler *r) {
     if (!mhk__pickle_step(r, code)) return NULL;
   }
   if (r->depth != 1 || r->at != r->n) {
-    mhk__pickle_fail(r, MHK_ERROR_FORMAT, "it ends with %lld values on its stack and %lld bytes behind it; it should be 1 and 0",
+    mhk__pickle_fail(r, MHK_ERROR_FORMAT,
+                     "it ends with %lld values on its stack and %lld bytes behind it; it should be 1 and 0",
                      (long long)r->depth, (long long)(r->n - r->at));
     return NULL;
   }
   return mhk__pickle_top(r, MHK__PICKLED_DICTIONARY, "a dictionary of tensors");
 }
 
-/* pairs by key; the same key again is found at once, so that time does not grow with what is shared */
+/* pairs by key; the same key again is found at once, so that time does not grow with what is
+   shared */
 static int mhk__pickled_key_order(const void *a, const void *b) {
   const mhk__pickled *x = ((const mhk__pickled *)a)->key, *y = ((const mhk__pickled *)b)->key;
   return x == y ? 0 : mhk__text_order((const char *)x->bytes, (size_t)x->n, (const char *)y->bytes, (size_t)y->n);
@@ -10353,7 +11062,8 @@ static const void *mhk__pickled_gather(mhk_file *f, const mhk__pickled *x) {
   return out;
 }
 
-/* Reads an archive of PyTorch as mhk__read_header() reads a header. Scratch is the caller's to rewind. */
+/* Reads an archive of PyTorch as mhk__read_header() reads a header. Scratch is the caller's to
+   rewind. */
 static int mhk__read_archive(mhk_file *f, int shard, mhk__stored **entries, int *n) {
   mhk_context *ctx = f->object.ctx;
   const char *path = f->shards[shard].path;
@@ -10374,45 +11084,52 @@ static int mhk__read_archive(mhk_file *f, int shard, mhk__stored **entries, int 
     const mhk__packed *e = r.entries[i];
     if (e->name_length < 8 || memcmp(e->name + e->name_length - 8, "data.pkl", 8) != 0) continue;
     if (e->name_length > 8 && e->name[e->name_length - 9] != '/') continue;
-    if (pickle) return mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "%s holds several pickles: one state dict is read", path), 0;
+    if (pickle)
+      return mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "%s holds several pickles: one state dict is read", path), 0;
     pickle = e;
   }
-  if (!pickle) return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s is a zip archive without data.pkl: not one that torch.save wrote", path), 0;
+  if (!pickle)
+    return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s is a zip archive without data.pkl: not one that torch.save wrote", path),
+           0;
   if (pickle->bytes > MHK__PICKLE_MOST)
-    return mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "%s: its pickle has %lld bytes; up to %lld are read", path, (long long)pickle->bytes,
-                    (long long)MHK__PICKLE_MOST),
+    return mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "%s: its pickle has %lld bytes; up to %lld are read", path,
+                    (long long)pickle->bytes, (long long)MHK__PICKLE_MOST),
            0;
   r.prefix = pickle->name;
   r.prefix_length = pickle->name_length - 8;
   r.p = b->data + pickle->begin;
   r.n = pickle->bytes;
   if (pickle->crc && pickle->crc != mhk__crc32(r.p, r.n))
-    return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: its pickle does not have the checksum that the archive gives: the file is damaged", path), 0;
+    return mhk_fail(ctx, MHK_ERROR_FORMAT,
+                    "%s: its pickle does not have the checksum that the archive gives: the file is damaged", path),
+           0;
   for (i = 0; i < r.n_entries; i++) {
     const mhk__packed *e = r.entries[i];
-    if (e->name_length == r.prefix_length + 9 && memcmp(e->name, r.prefix, r.prefix_length) == 0 && memcmp(e->name + r.prefix_length, "byteorder", 9) == 0 &&
+    if (e->name_length == r.prefix_length + 9 && memcmp(e->name, r.prefix, r.prefix_length) == 0 &&
+        memcmp(e->name + r.prefix_length, "byteorder", 9) == 0 &&
         (e->bytes != 6 || memcmp(b->data + e->begin, "little", 6) != 0))
-      return mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "%s was written with the byte order \"%s\"; only little is read", path,
-                      mhk__printable(b->data + e->begin, e->bytes, shown)),
+      return mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "%s was written with the byte order \"%s\"; only little is read",
+                      path, mhk__printable(b->data + e->begin, e->bytes, shown)),
              0;
   }
   root = mhk__unpickle(&r);
   if (!root) return 0;
   for (x = root->first; x; x = x->next) {
-    if (x->value->type == MHK__PICKLED_DICTIONARY && x->value->first && x->key->type == MHK__PICKLED_TEXT && !inner) inner = x;
+    if (x->value->type == MHK__PICKLED_DICTIONARY && x->value->first && x->key->type == MHK__PICKLED_TEXT && !inner)
+      inner = x;
     count += x->value->type == MHK__PICKLED_TENSOR;
   }
   if (count == 0 && inner)
-    return mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "%s holds no tensors by name, but a dictionary \"%s\": save that alone", path,
-                    mhk__printable(inner->key->bytes, (size_t)inner->key->n, shown)),
+    return mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "%s holds no tensors by name, but a dictionary \"%s\": save that alone",
+                    path, mhk__printable(inner->key->bytes, (size_t)inner->key->n, shown)),
            0;
   if (count > INT_MAX / 2) return mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "%s holds too many tensors", path), 0;
   const void **order = (const void **)mhk__scratch(ctx, count, 2 * sizeof(void *));
   if (!order) return 0;
   for (x = root->first, i = 0; x; x = x->next) {
     if (x->value->type != MHK__PICKLED_TENSOR) continue; /* a step counter or the like */
-    if (x->key->type != MHK__PICKLED_TEXT || x->key->n == 0 || x->key->n > 4096 || memchr(x->key->bytes, 0, (size_t)x->key->n) ||
-        !mhk__utf8_valid((const char *)x->key->bytes, (size_t)x->key->n))
+    if (x->key->type != MHK__PICKLED_TEXT || x->key->n == 0 || x->key->n > 4096 ||
+        memchr(x->key->bytes, 0, (size_t)x->key->n) || !mhk__utf8_valid((const char *)x->key->bytes, (size_t)x->key->n))
       return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: tensor %lld has no usable name", path, (long long)i), 0;
     order[i++] = x;
   }
@@ -10420,7 +11137,8 @@ static int mhk__read_archive(mhk_file *f, int shard, mhk__stored **entries, int 
   for (i = 1; i < count; i++)
     if (mhk__pickled_key_order(order[i - 1], order[i]) == 0)
       return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: tensor %s stands twice", path,
-                      mhk__printable(((const mhk__pickled *)order[i])->key->bytes, (size_t)((const mhk__pickled *)order[i])->key->n, shown)),
+                      mhk__printable(((const mhk__pickled *)order[i])->key->bytes,
+                                     (size_t)((const mhk__pickled *)order[i])->key->n, shown)),
              0;
   *entries = (mhk__stored *)mhk__arena_zeros(ctx, &f->object.arena, count, sizeof(mhk__stored));
   if (!*entries) return 0;
@@ -10438,7 +11156,9 @@ static int mhk__read_archive(mhk_file *f, int shard, mhk__stored **entries, int 
     e->t.data = t->bytes;
     if (t->gather) {
       if (e->t.bytes > b->size - copied)
-        return mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "%s: its transposed tensors together are larger than the file", path), 0;
+        return mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "%s: its transposed tensors together are larger than the file",
+                        path),
+               0;
       copied += e->t.bytes;
       e->t.data = mhk__pickled_gather(f, t);
     }
@@ -10461,7 +11181,8 @@ static mhk_file *mhk__file_new(mhk_context *ctx, const char *path, mhk_index sha
   return f;
 }
 
-/* All shards are mapped: reads their headers and sorts the names. Scratch is the caller's to rewind. */
+/* All shards are mapped: reads their headers and sorts the names. Scratch is the caller's to
+   rewind. */
 static int mhk__file_finish(mhk_file *f) {
   mhk_context *ctx = f->object.ctx;
   mhk__stored **lists = (mhk__stored **)mhk__scratch(ctx, f->n_shards, sizeof(void *));
@@ -10471,8 +11192,9 @@ static int mhk__file_finish(mhk_file *f) {
   for (i = 0; i < f->n_shards; i++) {
 #ifndef MOHAWK_NO_STDIO
     const mhk__bytes *b = &f->shards[i].bytes;
-    const int ok = b->size >= 4 && mhk__little(b->data, 4) == MHK__ZIP_ENTRY ? mhk__read_archive(f, i, &lists[i], &counts[i])
-                                                                             : mhk__read_header(f, i, &lists[i], &counts[i]);
+    const int ok = b->size >= 4 && mhk__little(b->data, 4) == MHK__ZIP_ENTRY
+                       ? mhk__read_archive(f, i, &lists[i], &counts[i])
+                       : mhk__read_header(f, i, &lists[i], &counts[i]);
 #else
     const int ok = mhk__read_header(f, i, &lists[i], &counts[i]);
 #endif
@@ -10490,8 +11212,9 @@ static int mhk__file_finish(mhk_file *f) {
   if (total) memcpy(f->sorted, order, (size_t)total * sizeof(void *));
   for (i = 1; i < f->n; i++)
     if (strcmp(f->sorted[i - 1]->t.name, f->sorted[i]->t.name) == 0)
-      return mhk_fail(ctx, MHK_ERROR_FORMAT, "tensor %.200s stands twice: in %.500s and in %.500s", f->sorted[i]->t.name,
-                      f->shards[f->sorted[i - 1]->shard].path, f->shards[f->sorted[i]->shard].path),
+      return mhk_fail(ctx, MHK_ERROR_FORMAT, "tensor %.200s stands twice: in %.500s and in %.500s",
+                      f->sorted[i]->t.name, f->shards[f->sorted[i - 1]->shard].path,
+                      f->shards[f->sorted[i]->shard].path),
              0;
   return 1;
 }
@@ -10552,7 +11275,8 @@ static mhk_file *mhk__file_open_index(mhk_context *ctx, const char *path, const 
   }
   for (x = map->first; x; x = x->next)
     if (!mhk__plain_name(x)) {
-      mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: the file of tensor %.200s must be the plain name of a file beside the index, it is \"%.200s\"",
+      mhk_fail(ctx, MHK_ERROR_FORMAT,
+               "%s: the file of tensor %.200s must be the plain name of a file beside the index, it is \"%.200s\"",
                path, x->key, mhk__json_string(x) ? x->text : "no text");
       goto done;
     }
@@ -10585,7 +11309,8 @@ static mhk_file *mhk__file_open_index(mhk_context *ctx, const char *path, const 
   for (x = map->first; x; x = x->next) {
     const int at = memchr(x->key, 0, x->key_length) ? -1 : mhk__file_index(f, x->key);
     if (at < 0 || strcmp(f->shards[f->sorted[at]->shard].name, x->text) != 0) {
-      mhk_fail(ctx, MHK_ERROR_FORMAT, "%s says that tensor %.200s is in %.200s, which does not hold it", path, x->key, x->text);
+      mhk_fail(ctx, MHK_ERROR_FORMAT, "%s says that tensor %.200s is in %.200s, which does not hold it", path, x->key,
+               x->text);
       goto done;
     }
   }
@@ -10647,7 +11372,8 @@ static int mhk__path_fits(mhk_context *ctx, const char *path) {
   if (!path || !path[0])
     mhk_fail(ctx, MHK_ERROR_ARGUMENT, "a path is needed, none was given");
   else if (strlen(path) > MHK__PATH_MOST)
-    mhk_fail(ctx, MHK_ERROR_ARGUMENT, "a path of %lld bytes is too long: %d is the most", (long long)strlen(path), MHK__PATH_MOST);
+    mhk_fail(ctx, MHK_ERROR_ARGUMENT, "a path of %lld bytes is too long: %d is the most", (long long)strlen(path),
+             MHK__PATH_MOST);
   return !mhk_failed(ctx);
 }
 
@@ -10655,14 +11381,16 @@ static mhk_file *mhk__file_open(mhk_context *ctx, const char *path, int read) {
   char inside[MHK__PATH_MOST + 64];
   if (!mhk__path_fits(ctx, path)) return NULL;
   if (mhk__is_folder(path)) {
-    static const char names[][32] = {"model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json"};
+    static const char names[][32] = {"model.safetensors", "model.safetensors.index.json", "pytorch_model.bin",
+                                     "pytorch_model.bin.index.json"};
     for (int i = 0; i < 4; i++) {
       mhk__join_path(inside, sizeof inside, path, names[i]);
       if (mhk__is_file(inside))
         return i % 2 ? mhk__file_open_index(ctx, inside, path, read)
                      : mhk__file_open_single(ctx, inside, NULL, read != 0);
     }
-    mhk_fail(ctx, MHK_ERROR_FILE, "the folder %s holds neither model.safetensors nor pytorch_model.bin, nor the index of either", path);
+    mhk_fail(ctx, MHK_ERROR_FILE,
+             "the folder %s holds neither model.safetensors nor pytorch_model.bin, nor the index of either", path);
     return NULL;
   }
   if (mhk__ends_with(path, ".json")) {
@@ -10688,7 +11416,9 @@ MHKDEF void mhk_file_close(mhk_file *f) { mhk__object_free(f); }
 
 MHKDEF int mhk_file_tensors(const mhk_file *f) { return f ? f->n : 0; }
 
-MHKDEF const mhk_file_tensor *mhk_file_tensor_at(const mhk_file *f, int i) { return f && i >= 0 && i < f->n ? &f->sorted[i]->t : NULL; }
+MHKDEF const mhk_file_tensor *mhk_file_tensor_at(const mhk_file *f, int i) {
+  return f && i >= 0 && i < f->n ? &f->sorted[i]->t : NULL;
+}
 
 MHKDEF const mhk_file_tensor *mhk_file_find(const mhk_file *f, const char *name) {
   return f && name ? mhk_file_tensor_at(f, mhk__file_index(f, name)) : NULL;
@@ -10724,8 +11454,8 @@ static int mhk__file_tensor_ok(mhk_context *ctx, const mhk_file_tensor *x, const
     return 0;
   }
   if (mhk_dtype_size(x->dtype) == 0 || x->count < 0 || x->bytes / mhk_dtype_size(x->dtype) != (size_t)x->count) {
-    mhk_fail(ctx, MHK_ERROR_ARGUMENT, "tensor %.200s: %lld elements of type %d are not %lld bytes", x->name ? x->name : "?",
-             (long long)x->count, (int)x->dtype, (long long)x->bytes);
+    mhk_fail(ctx, MHK_ERROR_ARGUMENT, "tensor %.200s: %lld elements of type %d are not %lld bytes",
+             x->name ? x->name : "?", (long long)x->count, (int)x->dtype, (long long)x->bytes);
     return 0;
   }
   return 1;
@@ -10740,8 +11470,8 @@ MHKDEF mhk_result mhk_file_read(mhk_context *ctx, const mhk_file_tensor *x, mhk_
 MHKDEF mhk_result mhk_file_read_i32(mhk_context *ctx, const mhk_file_tensor *x, int32_t *out) {
   if (!mhk__file_tensor_ok(ctx, x, out)) return mhk_error(ctx);
   if (x->dtype == MHK_F32 || x->dtype == MHK_F64 || x->dtype == MHK_F16 || x->dtype == MHK_BF16)
-    return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "tensor %.200s has the type %s; integers are wanted", x->name ? x->name : "?",
-                    mhk_dtype_name(x->dtype));
+    return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "tensor %.200s has the type %s; integers are wanted",
+                    x->name ? x->name : "?", mhk_dtype_name(x->dtype));
   const unsigned char *p = (const unsigned char *)x->data;
   const size_t size = mhk_dtype_size(x->dtype);
   const int is_signed = x->dtype == MHK_I8 || x->dtype == MHK_I16 || x->dtype == MHK_I32 || x->dtype == MHK_I64;
@@ -10751,8 +11481,8 @@ MHKDEF mhk_result mhk_file_read_i32(mhk_context *ctx, const mhk_file_tensor *x, 
     if (negative && size < 8) bits |= ~(uint64_t)0 << (8 * size);
     magnitude = negative ? ~bits + 1 : bits;
     if (magnitude > (negative ? (uint64_t)2147483648u : (uint64_t)2147483647u))
-      return mhk_fail(ctx, MHK_ERROR_FORMAT, "element %lld of tensor %.200s is %s%llu, which does not fit 32 bits", (long long)i,
-                      x->name ? x->name : "?", negative ? "-" : "", (unsigned long long)magnitude);
+      return mhk_fail(ctx, MHK_ERROR_FORMAT, "element %lld of tensor %.200s is %s%llu, which does not fit 32 bits",
+                      (long long)i, x->name ? x->name : "?", negative ? "-" : "", (unsigned long long)magnitude);
     out[i] = negative ? (int32_t)(-(int64_t)magnitude) : (int32_t)magnitude;
   }
   return MHK_OK;
@@ -10761,9 +11491,11 @@ MHKDEF mhk_result mhk_file_read_i32(mhk_context *ctx, const mhk_file_tensor *x, 
 #ifndef MOHAWK_NO_STDIO
 /* ---- safetensors out */
 
-/* A tensor to be written as type dtype from host memory that has the type from. data NULL: eight bytes of type U8, which are the checksum (XXH64,
-   little-endian) of all before them; the order puts them last where no other tensor has elements of one byte. The types differ only when from is MHK_REAL, a float type or a
-   quantised one (data is then the mhk_tensor), and dtype is F32, F16 or BF16. */
+/* A tensor to be written as type dtype from host memory that has the type from. data NULL: eight
+   bytes of type U8, which are the checksum (XXH64, little-endian) of all before them; the order
+   puts them last where no other tensor has elements of one byte. The types differ only when from is
+   MHK_REAL, a float type or a quantised one (data is then the mhk_tensor), and dtype is F32, F16 or
+   BF16. */
 typedef struct mhk__outgoing {
   const char *name;
   mhk_dtype dtype, from;
@@ -10773,7 +11505,8 @@ typedef struct mhk__outgoing {
   const void *data;
 } mhk__outgoing;
 
-static void mhk__outgoing_set(mhk__outgoing *o, const char *name, mhk_dtype dtype, mhk_dtype from, int rank, const mhk_index *shape, const void *data) {
+static void mhk__outgoing_set(mhk__outgoing *o, const char *name, mhk_dtype dtype, mhk_dtype from, int rank,
+                              const mhk_index *shape, const void *data) {
   o->name = name;
   o->dtype = dtype;
   o->from = from;
@@ -10784,8 +11517,8 @@ static void mhk__outgoing_set(mhk__outgoing *o, const char *name, mhk_dtype dtyp
   o->data = data;
 }
 
-/* first the tensors that fill whole cache lines, so that all of them start at one; then large elements before small ones, so that each is aligned
-   to its element; then by name */
+/* first the tensors that fill whole cache lines, so that all of them start at one; then large
+   elements before small ones, so that each is aligned to its element; then by name */
 static int mhk__outgoing_order(const void *a, const void *b) {
   const mhk__outgoing *x = (const mhk__outgoing *)a, *y = (const mhk__outgoing *)b;
   const size_t p = mhk_dtype_size(x->dtype), q = mhk_dtype_size(y->dtype);
@@ -10840,8 +11573,8 @@ static mhk_result mhk__write_outgoing(mhk_context *ctx, mhk__output *out, const 
           char number[32];
           mhk__format_double((double)values[i], number);
           mhk__scratch_rewind(ctx, mark);
-          return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "element %lld of %.200s is %s: too large for %s; write F32", (long long)(at + i),
-                          x->name, number, mhk_dtype_name(x->dtype));
+          return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "element %lld of %.200s is %s: too large for %s; write F32",
+                          (long long)(at + i), x->name, number, mhk_dtype_name(x->dtype));
         }
       }
     }
@@ -10852,10 +11585,11 @@ static mhk_result mhk__write_outgoing(mhk_context *ctx, mhk__output *out, const 
   return mhk_error(ctx);
 }
 
-/* Writes all of it into out, which the caller closes whatever happened. metadata: n_metadata pairs key, value; lengths of the values, or NULL for
-   0-terminated ones */
-static mhk_result mhk__file_put(mhk_context *ctx, mhk__output *out, const char *path, int n, const mhk__outgoing *tensors, int n_metadata,
-                                const char *const *metadata, const size_t *lengths) {
+/* Writes all of it into out, which the caller closes whatever happened. metadata: n_metadata pairs
+   key, value; lengths of the values, or NULL for 0-terminated ones */
+static mhk_result mhk__file_put(mhk_context *ctx, mhk__output *out, const char *path, int n,
+                                const mhk__outgoing *tensors, int n_metadata, const char *const *metadata,
+                                const size_t *lengths) {
   mhk__writer w;
   unsigned char size[8];
   size_t at = 0;
@@ -10866,13 +11600,16 @@ static mhk_result mhk__file_put(mhk_context *ctx, mhk__output *out, const char *
   if (!order) return mhk_error(ctx);
   for (int i = 0; i < n; i++) {
     order[i] = &tensors[i];
-    if (!tensors[i].name[0] || strcmp(tensors[i].name, "__metadata__") == 0 || !mhk__utf8_valid(tensors[i].name, strlen(tensors[i].name)))
-      mhk_fail(ctx, MHK_ERROR_ARGUMENT, "tensor %d cannot be written: its name must be valid UTF-8, not empty and not __metadata__", i);
+    if (!tensors[i].name[0] || strcmp(tensors[i].name, "__metadata__") == 0 ||
+        !mhk__utf8_valid(tensors[i].name, strlen(tensors[i].name)))
+      mhk_fail(ctx, MHK_ERROR_ARGUMENT,
+               "tensor %d cannot be written: its name must be valid UTF-8, not empty and not __metadata__", i);
   }
   mhk__sort(order, order + n, n, mhk__outgoing_name_order);
   for (int i = 1; i < n; i++)
     if (mhk__outgoing_name_order(order[i - 1], order[i]) == 0)
-      mhk_fail(ctx, MHK_ERROR_ARGUMENT, "two tensors to be written are called %.200s", ((const mhk__outgoing *)order[i])->name);
+      mhk_fail(ctx, MHK_ERROR_ARGUMENT, "two tensors to be written are called %.200s",
+               ((const mhk__outgoing *)order[i])->name);
   mhk__sort(order, order + n, n, mhk__outgoing_order);
   mhk__write_to(&w, ctx, &ctx->scratch);
   w.compact = 1;
@@ -10919,8 +11656,8 @@ static mhk_result mhk__file_put(mhk_context *ctx, mhk__output *out, const char *
   mhk__write_close(&w, '}');
   while (!mhk_failed(ctx) && (w.length + 8) % MHK__ALIGN != 0) mhk__write_bytes(&w, " ", 1);
   if (!mhk_failed(ctx) && w.length > MHK__HEADER_MOST)
-    mhk_fail(ctx, MHK_ERROR_ARGUMENT, "%s would need a header of %lld bytes; safetensors allows %d", path, (long long)w.length,
-             MHK__HEADER_MOST);
+    mhk_fail(ctx, MHK_ERROR_ARGUMENT, "%s would need a header of %lld bytes; safetensors allows %d", path,
+             (long long)w.length, MHK__HEADER_MOST);
   if (!mhk_failed(ctx)) {
     for (int i = 0; i < 8; i++) size[i] = (unsigned char)(((uint64_t)w.length >> (8 * i)) & 255u);
     mhk__output_open(out, path);
@@ -10930,14 +11667,15 @@ static mhk_result mhk__file_put(mhk_context *ctx, mhk__output *out, const char *
 #endif
     mhk__output_write(out, size, 8);
     mhk__output_write(out, w.data, w.length);
-    for (int i = 0; i < n && !out->error && !mhk_failed(ctx); i++) mhk__write_outgoing(ctx, out, (const mhk__outgoing *)order[i]);
+    for (int i = 0; i < n && !out->error && !mhk_failed(ctx); i++)
+      mhk__write_outgoing(ctx, out, (const mhk__outgoing *)order[i]);
   }
   mhk__scratch_rewind(ctx, mark);
   return mhk_error(ctx);
 }
 
-static mhk_result mhk__file_write(mhk_context *ctx, const char *path, int n, const mhk__outgoing *tensors, int n_metadata,
-                                  const char *const *metadata, const size_t *lengths) {
+static mhk_result mhk__file_write(mhk_context *ctx, const char *path, int n, const mhk__outgoing *tensors,
+                                  int n_metadata, const char *const *metadata, const size_t *lengths) {
   mhk__output out;
   mhk__file_put(ctx, &out, path, n, tensors, n_metadata, metadata, lengths);
   return mhk__output_close_or_fail(ctx, &out);
@@ -10946,19 +11684,21 @@ static mhk_result mhk__file_write(mhk_context *ctx, const char *path, int n, con
 MHKDEF mhk_result mhk_file_write_bytes(mhk_context *ctx, const char *path, const void *data, size_t bytes) {
   mhk__output out;
   if (!mhk__path_fits(ctx, path)) return mhk_error(ctx);
-  if (!data && bytes) return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "%s cannot be written from %.0f bytes at NULL", path, (double)bytes);
+  if (!data && bytes)
+    return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "%s cannot be written from %.0f bytes at NULL", path, (double)bytes);
   mhk__output_open(&out, path);
   mhk__output_write(&out, data, bytes);
   return mhk__output_close_or_fail(ctx, &out);
 }
 
-MHKDEF mhk_result mhk_file_write(mhk_context *ctx, const char *path, int n, const mhk_file_tensor *tensors, int n_metadata,
-                                 const char *const *metadata) {
+MHKDEF mhk_result mhk_file_write(mhk_context *ctx, const char *path, int n, const mhk_file_tensor *tensors,
+                                 int n_metadata, const char *const *metadata) {
   mhk__outgoing *list;
   int j;
   if (mhk_failed(ctx)) return mhk_error(ctx);
   if (n < 0 || n_metadata < 0 || (n && !tensors) || (n_metadata && !metadata))
-    return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "mhk_file_write was given %d tensors and %d metadata pairs without the arrays for them", n,
+    return mhk_fail(ctx, MHK_ERROR_ARGUMENT,
+                    "mhk_file_write was given %d tensors and %d metadata pairs without the arrays for them", n,
                     n_metadata);
   for (int i = 0; i < 2 * n_metadata; i++)
     if (!metadata[i]) return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "metadata text %d is NULL", i);
@@ -10967,8 +11707,10 @@ MHKDEF mhk_result mhk_file_write(mhk_context *ctx, const char *path, int n, cons
   for (int i = 0; i < n && list; i++) {
     const mhk_file_tensor *x = &tensors[i];
     mhk_index count = 1;
-    if (!x->name || mhk_dtype_size(x->dtype) == 0 || x->rank < 0 || x->rank > MHK_MAX_RANK || x->count < 0 || (!x->data && x->count)) {
-      mhk_fail(ctx, MHK_ERROR_ARGUMENT, "tensor %d (%.200s) cannot be written: name, type, rank (at most %d) and data are needed", i,
+    if (!x->name || mhk_dtype_size(x->dtype) == 0 || x->rank < 0 || x->rank > MHK_MAX_RANK || x->count < 0 ||
+        (!x->data && x->count)) {
+      mhk_fail(ctx, MHK_ERROR_ARGUMENT,
+               "tensor %d (%.200s) cannot be written: name, type, rank (at most %d) and data are needed", i,
                x->name ? x->name : "no name", MHK_MAX_RANK);
       break;
     }
@@ -10991,68 +11733,131 @@ MHKDEF mhk_result mhk_file_write(mhk_context *ctx, const char *path, int n, cons
 #endif
 #endif /* MOHAWK_IMPLEMENTATION */
 #if defined(MOHAWK_IMPLEMENTATION) && !defined(MHK__PASS)
-/* ====================================================================================================
-   TOKENIZER: byte-level BPE, Unicode classes, streaming decode                             >>tokenizer
-   ====================================================================================================
-   Byte-level BPE (Radford et al. 2019; merges: Sennrich et al. 2016). Text is cut at added tokens, the rest into words by the pattern
+/* =================================================================================================
+   TOKENIZER: byte-level BPE, Unicode classes, streaming decode                          >>tokenizer
+   =================================================================================================
+   Byte-level BPE (Radford et al. 2019; merges: Sennrich et al. 2016). Text is cut at added tokens,
+   the rest into words by the pattern
      's|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+
-   and inside a word the pair of neighbours with the lowest rank is merged until none has a rank. Between the added tokens that are
-   looked for in raw text and those that are looked for in normalized text, it may be normalized (NFC). Vocabulary files write bytes as
-   characters: printable Latin-1 as itself, the other 68 bytes as U+0100..U+0143 in order. */
+   and inside a word the pair of neighbours with the lowest rank is merged until none has a rank.
+   Between the added tokens that are looked for in raw text and those that are looked for in
+   normalized text, it may be normalized (NFC). Vocabulary files write bytes as characters:
+   printable Latin-1 as itself, the other 68 bytes as U+0100..U+0143 in order. */
 
 #define MHK__OTHER 0u
 #define MHK__LETTER 1u
 #define MHK__NUMBER 2u
 #define MHK__SPACE 3u
 
-/* Unicode 16.0: general categories L* and N*, and White_Space, as runs of code points from U+0000 on, each 4 * length + class. What comes
-   after the last run is MHK__OTHER. */
+/* Unicode 16.0: general categories L* and N*, and White_Space, as runs of code points from U+0000
+   on, each 4 * length + class. What comes after the last run is MHK__OTHER. */
 static const uint16_t mhk__class_runs[] = {
-  36,23,72,7,60,42,28,105,24,105,40,7,104,7,36,5,28,10,4,5,12,6,5,4,14,4,93,4,125,4,1833,16,49,56,21,28,5,4,5,516,21,4,9,8,17,4,5,24,5,4,
-  13,4,5,4,81,4,333,4,557,32,665,4,153,8,5,24,165,284,109,16,17,180,173,84,42,16,9,4,397,4,5,60,9,28,9,42,13,8,5,64,5,4,121,116,357,44,5,
-  56,42,133,36,9,16,5,20,89,16,5,36,5,12,5,92,101,28,45,20,97,4,25,68,169,232,217,12,5,72,5,28,41,16,42,4,65,16,33,8,9,8,89,4,29,4,5,12,
-  17,12,5,64,5,52,9,4,13,16,42,9,8,26,8,5,32,25,16,9,8,89,4,29,4,9,4,9,4,9,124,17,4,5,28,42,8,13,64,37,4,13,4,89,4,29,4,9,4,21,12,5,72,5,
-  60,9,16,42,36,5,44,33,8,9,8,89,4,29,4,9,4,21,12,5,120,9,4,13,16,42,4,5,26,44,5,4,25,12,13,4,17,12,9,4,5,4,9,12,9,12,13,12,49,88,5,84,54,
-  72,33,4,13,4,93,4,65,12,5,104,13,8,5,8,9,16,42,32,30,4,5,16,33,4,13,4,93,4,41,4,21,12,5,124,9,4,9,16,42,4,9,68,37,4,13,4,165,8,5,64,5,
-  20,13,4,30,13,16,78,4,25,20,73,12,97,4,37,4,5,8,29,124,42,68,193,4,9,48,29,36,42,156,9,4,5,4,21,4,97,4,5,4,41,4,9,36,5,8,21,4,5,36,42,8,
-  17,128,5,124,82,48,33,4,145,108,21,460,173,80,5,42,24,25,16,17,12,5,12,9,28,13,16,53,48,5,4,42,24,153,4,5,20,5,8,173,4,1333,4,17,8,29,4,
-  5,4,17,8,165,4,17,8,133,4,17,8,29,4,5,4,17,8,61,4,229,4,17,8,269,56,82,12,65,64,345,8,25,12,2481,8,69,7,105,20,301,12,14,33,28,73,52,77,
-  56,73,56,53,4,13,60,209,140,5,16,5,12,42,24,42,88,42,24,357,28,21,8,137,4,5,20,281,40,125,156,42,121,8,21,44,177,16,105,24,46,148,93,36,
-  213,172,42,24,42,52,5,372,189,68,33,12,42,164,121,52,9,42,177,104,145,112,42,12,13,42,145,8,45,20,173,8,13,164,17,4,25,4,9,12,5,20,769,
-  256,1113,8,25,8,153,8,25,8,33,4,5,4,5,4,5,4,125,8,213,4,29,4,5,12,13,4,29,12,17,8,25,16,53,20,13,4,29,12,47,116,11,20,7,188,7,64,6,5,8,
-  26,20,5,42,24,53,404,5,16,5,8,41,4,5,12,21,24,5,4,5,4,5,4,17,4,45,8,17,20,21,16,5,4,206,9,22,2904,242,312,90,2520,122,4528,917,24,17,12,
-  9,36,6,8,153,4,5,20,5,8,225,28,5,64,93,36,29,4,29,4,29,4,29,4,29,4,29,4,29,4,29,320,5,1856,7,16,9,6,100,38,28,21,8,14,9,16,345,24,13,4,
-  361,4,17,20,173,4,377,12,18,40,129,192,65,128,42,120,34,4,62,128,42,156,62,1280,26369,256,65533,23097,268,185,8,1077,12,65,42,9,80,189,
-  64,125,8,281,42,156,37,8,413,8,269,8,9,4,5,4,33,84,65,4,13,4,17,4,93,52,26,40,209,56,201,112,42,96,25,12,5,4,9,4,42,113,40,93,100,117,
-  28,189,112,5,42,24,21,4,41,42,21,4,165,92,13,4,33,16,42,24,93,12,5,12,201,4,5,12,9,8,21,8,5,4,5,96,13,8,45,28,13,48,25,8,25,8,25,36,29,
-  4,29,4,173,4,57,24,461,52,42,24,44689,48,93,16,197,33808,1465,8,425,152,29,48,21,20,5,4,41,4,53,4,21,4,5,4,9,4,9,4,433,132,1453,72,257,
-  8,217,160,49,464,21,4,541,76,42,28,105,24,105,44,357,12,25,8,25,8,25,8,13,140,49,4,105,4,77,4,9,4,61,8,57,136,493,48,182,48,230,68,10,
-  976,117,12,197,64,110,16,129,18,36,81,6,33,6,20,153,40,121,8,145,16,33,4,22,168,633,8,42,24,145,16,145,16,161,32,209,48,45,4,61,4,29,4,
-  9,4,45,4,61,4,29,4,9,12,209,48,1245,36,89,40,33,96,25,4,169,4,37,276,25,8,5,4,177,4,9,12,5,8,93,8,34,93,8,30,125,32,38,192,77,4,9,20,22,
-  89,26,16,105,280,225,16,10,9,66,8,186,5,60,17,4,13,4,117,40,38,92,117,10,4,117,14,128,33,4,113,24,22,64,217,40,89,8,34,77,20,34,73,92,
-  30,320,293,220,205,52,205,28,26,145,48,42,24,42,113,36,93,872,126,4,169,24,9,64,13,236,117,42,5,32,89,44,18,108,73,184,85,30,80,93,48,
-  213,104,122,4,9,8,5,52,181,128,101,28,42,36,145,60,42,16,5,8,5,32,141,12,5,48,193,56,17,44,42,5,4,5,16,82,44,73,4,101,76,9,252,29,4,5,4,
-  17,4,61,4,41,28,189,68,42,44,33,8,9,8,89,4,29,4,9,4,21,12,5,72,5,48,21,120,41,4,5,8,5,4,153,4,5,100,5,4,5,176,213,72,17,20,42,20,13,120,
-  193,80,9,4,5,32,42,664,189,164,17,144,193,80,5,44,42,152,173,52,5,28,42,24,82,112,109,84,50,16,29,740,177,464,257,78,48,33,8,5,8,33,4,9,
-  4,97,60,5,4,5,56,42,280,33,8,157,64,5,4,5,112,5,40,161,28,5,84,5,44,185,76,5,72,293,796,133,60,42,24,37,4,149,68,5,60,118,20,121,448,29,
-  4,9,4,153,84,5,36,42,24,25,4,9,4,129,56,5,28,42,1240,77,60,5,4,53,4,137,112,42,344,5,60,86,172,3689,408,446,68,785,10544,389,60,4289,68,
-  25,100,15981,20,2333,27364,121,72,42,6936,2277,28,125,4,42,24,317,4,42,24,121,72,193,64,17,48,42,4,30,4,85,20,77,1728,181,12,42,792,257,
-  94,420,301,20,5,264,53,256,9,4,5,112,24545,32,4953,164,41,35740,17,4,29,4,9,4,1165,60,5,116,13,8,5,56,17,32,1585,9232,429,20,53,12,37,
-  28,41,16728,42,5912,82,48,82,432,102,540,341,4,285,4,9,8,5,8,9,8,17,4,49,4,5,4,29,4,261,4,17,8,33,4,29,4,113,4,17,4,21,4,5,12,29,4,1361,
-  8,101,4,101,4,125,4,101,4,125,4,101,4,125,4,101,4,125,4,101,4,33,8,202,7168,125,24,25,1044,249,584,181,40,29,8,42,16,5,1284,121,72,177,
-  16,42,1880,113,16,42,856,121,8,5,42,1940,29,4,17,4,9,4,61,4,789,8,38,192,273,28,5,16,42,3164,238,4,14,4,18,304,182,4,62,776,17,4,109,4,
-  9,4,5,8,5,4,41,4,17,4,5,4,5,24,5,16,5,4,5,4,5,4,13,4,9,4,5,8,5,4,5,4,5,4,5,4,5,4,9,4,5,8,17,4,29,4,17,4,17,4,5,4,41,4,69,20,13,4,21,4,
-  69,2320,54,11148,42,4120,65533,65533,39817,128,16617,24,889,8,23049,56,29893,60,2489,9864,2169,6024,19757,20,16769};
+    36,   23,    72,   7,     60,    42,    28,    105,  24,   105,   40,   7,     104,   7,     36,    5,     28,
+    10,   4,     5,    12,    6,     5,     4,     14,   4,    93,    4,    125,   4,     1833,  16,    49,    56,
+    21,   28,    5,    4,     5,     516,   21,    4,    9,    8,     17,   4,     5,     24,    5,     4,     13,
+    4,    5,     4,    81,    4,     333,   4,     557,  32,   665,   4,    153,   8,     5,     24,    165,   284,
+    109,  16,    17,   180,   173,   84,    42,    16,   9,    4,     397,  4,     5,     60,    9,     28,    9,
+    42,   13,    8,    5,     64,    5,     4,     121,  116,  357,   44,   5,     56,    42,    133,   36,    9,
+    16,   5,     20,   89,    16,    5,     36,    5,    12,   5,     92,   101,   28,    45,    20,    97,    4,
+    25,   68,    169,  232,   217,   12,    5,     72,   5,    28,    41,   16,    42,    4,     65,    16,    33,
+    8,    9,     8,    89,    4,     29,    4,     5,    12,   17,    12,   5,     64,    5,     52,    9,     4,
+    13,   16,    42,   9,     8,     26,    8,     5,    32,   25,    16,   9,     8,     89,    4,     29,    4,
+    9,    4,     9,    4,     9,     124,   17,    4,    5,    28,    42,   8,     13,    64,    37,    4,     13,
+    4,    89,    4,    29,    4,     9,     4,     21,   12,   5,     72,   5,     60,    9,     16,    42,    36,
+    5,    44,    33,   8,     9,     8,     89,    4,    29,   4,     9,    4,     21,    12,    5,     120,   9,
+    4,    13,    16,   42,    4,     5,     26,    44,   5,    4,     25,   12,    13,    4,     17,    12,    9,
+    4,    5,     4,    9,     12,    9,     12,    13,   12,   49,    88,   5,     84,    54,    72,    33,    4,
+    13,   4,     93,   4,     65,    12,    5,     104,  13,   8,     5,    8,     9,     16,    42,    32,    30,
+    4,    5,     16,   33,    4,     13,    4,     93,   4,    41,    4,    21,    12,    5,     124,   9,     4,
+    9,    16,    42,   4,     9,     68,    37,    4,    13,   4,     165,  8,     5,     64,    5,     20,    13,
+    4,    30,    13,   16,    78,    4,     25,    20,   73,   12,    97,   4,     37,    4,     5,     8,     29,
+    124,  42,    68,   193,   4,     9,     48,    29,   36,   42,    156,  9,     4,     5,     4,     21,    4,
+    97,   4,     5,    4,     41,    4,     9,     36,   5,    8,     21,   4,     5,     36,    42,    8,     17,
+    128,  5,     124,  82,    48,    33,    4,     145,  108,  21,    460,  173,   80,    5,     42,    24,    25,
+    16,   17,    12,   5,     12,    9,     28,    13,   16,   53,    48,   5,     4,     42,    24,    153,   4,
+    5,    20,    5,    8,     173,   4,     1333,  4,    17,   8,     29,   4,     5,     4,     17,    8,     165,
+    4,    17,    8,    133,   4,     17,    8,     29,   4,    5,     4,    17,    8,     61,    4,     229,   4,
+    17,   8,     269,  56,    82,    12,    65,    64,   345,  8,     25,   12,    2481,  8,     69,    7,     105,
+    20,   301,   12,   14,    33,    28,    73,    52,   77,   56,    73,   56,    53,    4,     13,    60,    209,
+    140,  5,     16,   5,     12,    42,    24,    42,   88,   42,    24,   357,   28,    21,    8,     137,   4,
+    5,    20,    281,  40,    125,   156,   42,    121,  8,    21,    44,   177,   16,    105,   24,    46,    148,
+    93,   36,    213,  172,   42,    24,    42,    52,   5,    372,   189,  68,    33,    12,    42,    164,   121,
+    52,   9,     42,   177,   104,   145,   112,   42,   12,   13,    42,   145,   8,     45,    20,    173,   8,
+    13,   164,   17,   4,     25,    4,     9,     12,   5,    20,    769,  256,   1113,  8,     25,    8,     153,
+    8,    25,    8,    33,    4,     5,     4,     5,    4,    5,     4,    125,   8,     213,   4,     29,    4,
+    5,    12,    13,   4,     29,    12,    17,    8,    25,   16,    53,   20,    13,    4,     29,    12,    47,
+    116,  11,    20,   7,     188,   7,     64,    6,    5,    8,     26,   20,    5,     42,    24,    53,    404,
+    5,    16,    5,    8,     41,    4,     5,     12,   21,   24,    5,    4,     5,     4,     5,     4,     17,
+    4,    45,    8,    17,    20,    21,    16,    5,    4,    206,   9,    22,    2904,  242,   312,   90,    2520,
+    122,  4528,  917,  24,    17,    12,    9,     36,   6,    8,     153,  4,     5,     20,    5,     8,     225,
+    28,   5,     64,   93,    36,    29,    4,     29,   4,    29,    4,    29,    4,     29,    4,     29,    4,
+    29,   4,     29,   320,   5,     1856,  7,     16,   9,    6,     100,  38,    28,    21,    8,     14,    9,
+    16,   345,   24,   13,    4,     361,   4,     17,   20,   173,   4,    377,   12,    18,    40,    129,   192,
+    65,   128,   42,   120,   34,    4,     62,    128,  42,   156,   62,   1280,  26369, 256,   65533, 23097, 268,
+    185,  8,     1077, 12,    65,    42,    9,     80,   189,  64,    125,  8,     281,   42,    156,   37,    8,
+    413,  8,     269,  8,     9,     4,     5,     4,    33,   84,    65,   4,     13,    4,     17,    4,     93,
+    52,   26,    40,   209,   56,    201,   112,   42,   96,   25,    12,   5,     4,     9,     4,     42,    113,
+    40,   93,    100,  117,   28,    189,   112,   5,    42,   24,    21,   4,     41,    42,    21,    4,     165,
+    92,   13,    4,    33,    16,    42,    24,    93,   12,   5,     12,   201,   4,     5,     12,    9,     8,
+    21,   8,     5,    4,     5,     96,    13,    8,    45,   28,    13,   48,    25,    8,     25,    8,     25,
+    36,   29,    4,    29,    4,     173,   4,     57,   24,   461,   52,   42,    24,    44689, 48,    93,    16,
+    197,  33808, 1465, 8,     425,   152,   29,    48,   21,   20,    5,    4,     41,    4,     53,    4,     21,
+    4,    5,     4,    9,     4,     9,     4,     433,  132,  1453,  72,   257,   8,     217,   160,   49,    464,
+    21,   4,     541,  76,    42,    28,    105,   24,   105,  44,    357,  12,    25,    8,     25,    8,     25,
+    8,    13,    140,  49,    4,     105,   4,     77,   4,    9,     4,    61,    8,     57,    136,   493,   48,
+    182,  48,    230,  68,    10,    976,   117,   12,   197,  64,    110,  16,    129,   18,    36,    81,    6,
+    33,   6,     20,   153,   40,    121,   8,     145,  16,   33,    4,    22,    168,   633,   8,     42,    24,
+    145,  16,    145,  16,    161,   32,    209,   48,   45,   4,     61,   4,     29,    4,     9,     4,     45,
+    4,    61,    4,    29,    4,     9,     12,    209,  48,   1245,  36,   89,    40,    33,    96,    25,    4,
+    169,  4,     37,   276,   25,    8,     5,     4,    177,  4,     9,    12,    5,     8,     93,    8,     34,
+    93,   8,     30,   125,   32,    38,    192,   77,   4,    9,     20,   22,    89,    26,    16,    105,   280,
+    225,  16,    10,   9,     66,    8,     186,   5,    60,   17,    4,    13,    4,     117,   40,    38,    92,
+    117,  10,    4,    117,   14,    128,   33,    4,    113,  24,    22,   64,    217,   40,    89,    8,     34,
+    77,   20,    34,   73,    92,    30,    320,   293,  220,  205,   52,   205,   28,    26,    145,   48,    42,
+    24,   42,    113,  36,    93,    872,   126,   4,    169,  24,    9,    64,    13,    236,   117,   42,    5,
+    32,   89,    44,   18,    108,   73,    184,   85,   30,   80,    93,   48,    213,   104,   122,   4,     9,
+    8,    5,     52,   181,   128,   101,   28,    42,   36,   145,   60,   42,    16,    5,     8,     5,     32,
+    141,  12,    5,    48,    193,   56,    17,    44,   42,   5,     4,    5,     16,    82,    44,    73,    4,
+    101,  76,    9,    252,   29,    4,     5,     4,    17,   4,     61,   4,     41,    28,    189,   68,    42,
+    44,   33,    8,    9,     8,     89,    4,     29,   4,    9,     4,    21,    12,    5,     72,    5,     48,
+    21,   120,   41,   4,     5,     8,     5,     4,    153,  4,     5,    100,   5,     4,     5,     176,   213,
+    72,   17,    20,   42,    20,    13,    120,   193,  80,   9,     4,    5,     32,    42,    664,   189,   164,
+    17,   144,   193,  80,    5,     44,    42,    152,  173,  52,    5,    28,    42,    24,    82,    112,   109,
+    84,   50,    16,   29,    740,   177,   464,   257,  78,   48,    33,   8,     5,     8,     33,    4,     9,
+    4,    97,    60,   5,     4,     5,     56,    42,   280,  33,    8,    157,   64,    5,     4,     5,     112,
+    5,    40,    161,  28,    5,     84,    5,     44,   185,  76,    5,    72,    293,   796,   133,   60,    42,
+    24,   37,    4,    149,   68,    5,     60,    118,  20,   121,   448,  29,    4,     9,     4,     153,   84,
+    5,    36,    42,   24,    25,    4,     9,     4,    129,  56,    5,    28,    42,    1240,  77,    60,    5,
+    4,    53,    4,    137,   112,   42,    344,   5,    60,   86,    172,  3689,  408,   446,   68,    785,   10544,
+    389,  60,    4289, 68,    25,    100,   15981, 20,   2333, 27364, 121,  72,    42,    6936,  2277,  28,    125,
+    4,    42,    24,   317,   4,     42,    24,    121,  72,   193,   64,   17,    48,    42,    4,     30,    4,
+    85,   20,    77,   1728,  181,   12,    42,    792,  257,  94,    420,  301,   20,    5,     264,   53,    256,
+    9,    4,     5,    112,   24545, 32,    4953,  164,  41,   35740, 17,   4,     29,    4,     9,     4,     1165,
+    60,   5,     116,  13,    8,     5,     56,    17,   32,   1585,  9232, 429,   20,    53,    12,    37,    28,
+    41,   16728, 42,   5912,  82,    48,    82,    432,  102,  540,   341,  4,     285,   4,     9,     8,     5,
+    8,    9,     8,    17,    4,     49,    4,     5,    4,    29,    4,    261,   4,     17,    8,     33,    4,
+    29,   4,     113,  4,     17,    4,     21,    4,    5,    12,    29,   4,     1361,  8,     101,   4,     101,
+    4,    125,   4,    101,   4,     125,   4,     101,  4,    125,   4,    101,   4,     125,   4,     101,   4,
+    33,   8,     202,  7168,  125,   24,    25,    1044, 249,  584,   181,  40,    29,    8,     42,    16,    5,
+    1284, 121,   72,   177,   16,    42,    1880,  113,  16,   42,    856,  121,   8,     5,     42,    1940,  29,
+    4,    17,    4,    9,     4,     61,    4,     789,  8,    38,    192,  273,   28,    5,     16,    42,    3164,
+    238,  4,     14,   4,     18,    304,   182,   4,    62,   776,   17,   4,     109,   4,     9,     4,     5,
+    8,    5,     4,    41,    4,     17,    4,     5,    4,    5,     24,   5,     16,    5,     4,     5,     4,
+    5,    4,     13,   4,     9,     4,     5,     8,    5,    4,     5,    4,     5,     4,     5,     4,     5,
+    4,    9,     4,    5,     8,     17,    4,     29,   4,    17,    4,    17,    4,     5,     4,     41,    4,
+    69,   20,    13,   4,     21,    4,     69,    2320, 54,   11148, 42,   4120,  65533, 65533, 39817, 128,   16617,
+    24,   889,   8,    23049, 56,    29893, 60,    2489, 9864, 2169,  6024, 19757, 20,    16769};
 
-/* Unicode 9.0, whose rules are those of Hugging Face's tokenizers; characters that came later stay as
-   they are. Numbers below 2^21, low digits first: digits 45 to 89 are 0 to 44 with more to follow.
-   0 is '#'; '?' and '\\' are left out.
-   pairs: how many second parts of decompositions there are; each, from the one before. Then twice (pairs
-   that are composed again, others): how many; of each 2 * number of the second part + (code points are
-   left out), how many if so, the first part from that of the pair before.
-   rest: how many characters stand for one other; of each 2 * that one from the one before + (code points
-   are left out), how many if so. How many runs of one combining class there are; of each the code points
-   left out before, its length - 1, its class from the one before. "From" means 2 x, or -2 x - 1 below 0. */
+/* Unicode 9.0, whose rules are those of Hugging Face's tokenizers; characters that came later stay
+   as they are. Numbers below 2^21, low digits first: digits 45 to 89 are 0 to 44 with more to
+   follow. 0 is '#'; '?' and '\\' are left out.
+   pairs: how many second parts of decompositions there are; each, from the one before. Then twice
+   (pairs that are composed again, others): how many; of each 2 * number of the second part + (code
+   points are left out), how many if so, the first part from that of the pair before.
+   rest: how many characters stand for one other; of each 2 * that one from the one before + (code
+   points are left out), how many if so. How many runs of one combining class there are; of each the
+   code points left out before, its length - 1, its class from the one before. "From" means 2 x, or
+   -2 x - 1 below 0. */
 static const char mhk__nfc_pairs[] =
   "y$YF$T&q%fi.gi.Y%_%c$Q$6+p%u%/a$cA{@^$,+&]$|i$hj'nT)zX&Y`+ci.%cIfPXu$M9ayl%cZk%]GbB}f%ohh$jrT$%twj%z)U$T4[)w8{X&56"
   "_A7%bmh$kW$fmi$'vJV$R4S$V$a.q(Kn)a(D{4'^+Yo%+%jWi$V$u26=~qS$%%z7&]'z%##7#=#)#]$#C$'%'##7#)#%+##7#)#>$-%%##7#=#)#&%"
@@ -11150,11 +11955,13 @@ static size_t mhk__byte_character(unsigned char byte, char *out) {
   return mhk__utf8_put(out, c);
 }
 
-/* ---------------------------------------------------------------------------------------- structures */
+/* ----------------------------------------------------------------------------------- structures */
 
 /* what an id is: any of these; none: the id does not exist */
 #define MHK__TOKEN_VOCABULARY 1
-#define MHK__TOKEN_MAPPED 2 /* its text in the vocabulary stands for bytes; else the text is meant as it is, and no merge reaches it */
+/* its text in the vocabulary stands for bytes; else the text is meant as it is, and no merge
+   reaches it */
+#define MHK__TOKEN_MAPPED 2
 #define MHK__TOKEN_ADDED 4
 
 typedef struct mhk__merge { uint32_t left, right, rank; } mhk__merge; /* a slot of the table; rank UINT32_MAX: empty */
@@ -11189,8 +11996,8 @@ typedef struct mhk__word {
   int32_t ids[MHK__WORD_IDS];
 } mhk__word;
 
-/* Normalization to NFC. A character's entry: combining class; MHK__NFC_PART times 1 + the number of its
-   decomposition; whether it may join with a character before it; whether it never stays. */
+/* Normalization to NFC. A character's entry: combining class; MHK__NFC_PART times 1 + the number of
+   its decomposition; whether it may join with a character before it; whether it never stays. */
 #define MHK__NFC_CLASS 0xFFu
 #define MHK__NFC_PART 0x100u
 #define MHK__NFC_JOINS 0x100000u
@@ -11230,7 +12037,7 @@ struct mhk_tokenizer {
   size_t json_length, config_length;
 };
 
-/* ---------------------------------------------------------------------------------------- character classes */
+/* ---------------------------------------------------------------------------- character classes */
 
 static int mhk__classes_make(mhk_tokenizer *k) {
   mhk_context *ctx = k->object.ctx;
@@ -11252,7 +12059,8 @@ static int mhk__classes_make(mhk_tokenizer *k) {
   return 1;
 }
 
-/* The class of the character at the start of n > 0 bytes, and how long it is. A byte that is part of no character counts as one. */
+/* The class of the character at the start of n > 0 bytes, and how long it is. A byte that is part
+   of no character counts as one. */
 static unsigned mhk__class_at(const mhk_tokenizer *k, const unsigned char *p, size_t n, size_t *length) {
   uint32_t c = 0;
   mhk_index low = 0, high = k->n_classes;
@@ -11275,7 +12083,7 @@ static unsigned mhk__class_at(const mhk_tokenizer *k, const unsigned char *p, si
   return k->classes[low] & 3u;
 }
 
-/* ---------------------------------------------------------------------------------------- tables */
+/* --------------------------------------------------------------------------------------- tables */
 
 static uint32_t mhk__hash_bytes(const char *p, size_t n) { /* FNV-1a, its halves folded */
   uint64_t h = 0xCBF29CE484222325u;
@@ -11288,7 +12096,8 @@ static uint32_t mhk__hash_pair(uint32_t left, uint32_t right) {
   return (uint32_t)(((uint64_t)left << 32 | right) * 0x9E3779B97F4A7C15u >> 32);
 }
 
-/* a power of two with at least half of the slots left empty; 0 and an error when there are too many */
+/* a power of two with at least half of the slots left empty; 0 and an error when there are too
+   many */
 static uint32_t mhk__table_size(mhk_context *ctx, mhk_index n, const char *where) {
   uint32_t size = 16;
   if (n > ((mhk_index)1 << 28)) {
@@ -11306,7 +12115,9 @@ static int32_t mhk__vocabulary_find(const mhk_tokenizer *k, const char *bytes, s
     const int32_t id = k->slot_ids[s];
     if (slot) *slot = s;
     if (id < 0) return id;
-    if (k->length[id] == n && ((k->kind[id] & MHK__TOKEN_MAPPED) != 0) == mapped && memcmp(k->bytes + k->at[id], bytes, n) == 0) return id;
+    if (k->length[id] == n && ((k->kind[id] & MHK__TOKEN_MAPPED) != 0) == mapped &&
+        memcmp(k->bytes + k->at[id], bytes, n) == 0)
+      return id;
   }
 }
 
@@ -11319,7 +12130,7 @@ static uint32_t mhk__merge_rank(const mhk_tokenizer *k, uint32_t left, uint32_t 
   }
 }
 
-/* ---------------------------------------------------------------------------------------- normalization */
+/* -------------------------------------------------------------------------------- normalization */
 
 static uint32_t mhk__nfc_number(const char **p) {
   uint32_t value = 0, scale = 1, digit;
@@ -11451,7 +12262,8 @@ static uint32_t mhk__nfc_join(const mhk__nfc *f, uint32_t a, uint32_t b) {
   return 0;
 }
 
-/* Marks in the order of their classes, those of one class as they were: a round for each class there is. */
+/* Marks in the order of their classes, those of one class as they were: a round for each class
+   there is. */
 static void mhk__nfc_order(const mhk__nfc *f, const uint32_t *in, size_t n, uint32_t *out) {
   uint32_t class_now = 0, class_next;
   do {
@@ -11467,7 +12279,8 @@ static void mhk__nfc_order(const mhk__nfc *f, const uint32_t *in, size_t n, uint
   } while (class_now < 256);
 }
 
-/* A character and what joins with it or is ordered after it: n bytes of well-formed text. Returns the bytes written. */
+/* A character and what joins with it or is ordered after it: n bytes of well-formed text. Returns
+   the bytes written. */
 static size_t mhk__nfc_run(mhk_context *ctx, const mhk__nfc *f, const unsigned char *text, size_t n, char *out) {
   mhk__mark mark = mhk__scratch_mark(ctx);
   uint32_t *a, *b, c = 0, last = 0;
@@ -11528,11 +12341,11 @@ static size_t mhk__nfc_text(mhk_tokenizer *k, const unsigned char *text, size_t 
   return used;
 }
 
-/* ---------------------------------------------------------------------------------------- reading */
+/* -------------------------------------------------------------------------------------- reading */
 
-/* Where a tokenizer comes from. The vocabulary is an object of ids by text; added tokens an array of objects (tokenizer.json), an object
-   of ids by text (added_tokens.json) or of objects by id (decoder, in tokenizer_config.json), or not there; merges an array, or lines
-   of text. */
+/* Where a tokenizer comes from. The vocabulary is an object of ids by text; added tokens an array
+   of objects (tokenizer.json), an object of ids by text (added_tokens.json) or of objects by id
+   (decoder, in tokenizer_config.json), or not there; merges an array, or lines of text. */
 typedef struct mhk__token_source {
   const char *where, *merges_where, *added_where, *config_where; /* names in errors */
   const mhk__json *vocabulary, *added, *merges, *post_processor, *config, *decoder;
@@ -11548,7 +12361,8 @@ static int mhk__shown(const char *text, size_t n) {
   return (int)most;
 }
 
-/* A token's text as bytes: 1 when every character stands for one; 0: copied as it is. Never longer than the text. */
+/* A token's text as bytes: 1 when every character stands for one; 0: copied as it is. Never longer
+   than the text. */
 static int mhk__token_map(const char *text, size_t n, char *out, size_t *length) {
   size_t i = 0, step, used = 0;
   while (i < n) {
@@ -11569,7 +12383,8 @@ static int mhk__token_map(const char *text, size_t n, char *out, size_t *length)
 }
 
 /* Text and id of an entry of the vocabulary or of the added tokens; 0 after an error. */
-static int mhk__token_entry(mhk_context *ctx, const mhk__json *x, const char *where, const char **text, size_t *length, int32_t *id) {
+static int mhk__token_entry(mhk_context *ctx, const mhk__json *x, const char *where, const char **text, size_t *length,
+                            int32_t *id) {
   const mhk__json *value = x;
   int64_t number = -1;
   size_t at = 0;
@@ -11583,7 +12398,8 @@ static int mhk__token_entry(mhk_context *ctx, const mhk__json *x, const char *wh
       number = 10 * number + (x->key[at] - '0');
     if (x->key && (at == 0 || at < x->key_length)) number = -1;
     if (!mhk__json_is(content, MHK__JSON_STRING)) {
-      mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: the added token at byte %lld has no text \"content\"", where, (long long)x->at);
+      mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: the added token at byte %lld has no text \"content\"", where,
+               (long long)x->at);
       return 0;
     }
     *text = content->text;
@@ -11605,7 +12421,8 @@ static int mhk__token_entry(mhk_context *ctx, const mhk__json *x, const char *wh
 }
 
 /* object[key] as 0 or 1; fallback when it is not there */
-static int mhk__token_flag(mhk_context *ctx, const mhk__json *object, const char *key, int fallback, const char *where) {
+static int mhk__token_flag(mhk_context *ctx, const mhk__json *object, const char *key, int fallback,
+                           const char *where) {
   const mhk__json *x = mhk__json_get(object, key);
   if (!x) return fallback;
   if (!mhk__json_is(x, MHK__JSON_TRUE) && !mhk__json_is(x, MHK__JSON_FALSE))
@@ -11636,7 +12453,8 @@ static int mhk__tokens_read(mhk_tokenizer *k, const mhk__token_source *source, s
       if (!mhk__token_entry(ctx, x, pass ? source->added_where : source->where, &text, &length, &id)) return 0;
       if (!mhk__id_plausible(id, count)) {
         mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: id %ld of token \"%.*s\" is far beyond the %lld tokens there are",
-                 pass ? source->added_where : source->where, (long)id, mhk__shown(text, length), text, (long long)count);
+                 pass ? source->added_where : source->where, (long)id, mhk__shown(text, length), text,
+                 (long long)count);
         return 0;
       }
       if (id > top) top = id;
@@ -11645,7 +12463,8 @@ static int mhk__tokens_read(mhk_tokenizer *k, const mhk__token_source *source, s
     }
   }
   if (total >= UINT32_MAX) {
-    mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "%s has %.0f MB of tokens, more than this version reads", source->where, (double)total * 1e-6);
+    mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "%s has %.0f MB of tokens, more than this version reads", source->where,
+             (double)total * 1e-6);
     return 0;
   }
   n_slots = mhk__table_size(ctx, source->vocabulary->count, source->where);
@@ -11663,13 +12482,14 @@ static int mhk__tokens_read(mhk_tokenizer *k, const mhk__token_source *source, s
   for (const mhk__json *x = source->vocabulary->first; x; x = x->next) {
     if (!mhk__token_entry(ctx, x, source->where, &text, &length, &id)) return 0;
     if (k->kind[id]) {
-      mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: id %ld is given to \"%.*s\", and to another token before it", source->where, (long)id,
-               mhk__shown(text, length), text);
+      mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: id %ld is given to \"%.*s\", and to another token before it", source->where,
+               (long)id, mhk__shown(text, length), text);
       return 0;
     }
     const int mapped = mhk__token_map(text, length, k->bytes + *used, &length);
     if (mhk__vocabulary_find(k, k->bytes + *used, length, mapped, &slot) >= 0) {
-      mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: token \"%.*s\" is there twice", source->where, mhk__shown(text, x->key_length), text);
+      mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: token \"%.*s\" is there twice", source->where,
+               mhk__shown(text, x->key_length), text);
       return 0;
     }
     k->slot_ids[slot] = id;
@@ -11682,9 +12502,9 @@ static int mhk__tokens_read(mhk_tokenizer *k, const mhk__token_source *source, s
   return 1;
 }
 
-/* The id of an added token, whose bytes are noted when it is new. One that the vocabulary has keeps that
-   id, and one whose id is taken gets the next free one, as with Hugging Face's tokenizers. Other programs
-   may go by the file, so a warning tells. */
+/* The id of an added token, whose bytes are noted when it is new. One that the vocabulary has keeps
+   that id, and one whose id is taken gets the next free one, as with Hugging Face's tokenizers.
+   Other programs may go by the file, so a warning tells. */
 static void mhk__added_place(mhk_tokenizer *k, const mhk__token_source *source, mhk__added *a, size_t *used) {
   mhk_context *ctx = k->object.ctx;
   size_t length = 0;
@@ -11728,7 +12548,8 @@ static void mhk__added_flags(mhk_context *ctx, const mhk__json *x, const char *w
              mhk__shown(a->content, a->content_length), a->content);
 }
 
-/* One of the two sets that are looked for: sorted, no text twice. Behind the pointers is as much room again. */
+/* One of the two sets that are looked for: sorted, no text twice. Behind the pointers is as much
+   room again. */
 static void mhk__added_sort(mhk__added_set *s, mhk_index room) {
   mhk_index i, n = 0;
   unsigned b = 0;
@@ -11757,7 +12578,8 @@ static int mhk__added_normalize(mhk_tokenizer *k, mhk__added *a) {
   return 1;
 }
 
-/* Added tokens as they are looked for in text. The end-of-text token of a bare vocabulary counts as one. */
+/* Added tokens as they are looked for in text. The end-of-text token of a bare vocabulary counts as
+   one. */
 static int mhk__added_read(mhk_tokenizer *k, const mhk__token_source *source, size_t used) {
   mhk_context *ctx = k->object.ctx;
   const char end_text[] = "<|endoftext|>";
@@ -11820,9 +12642,10 @@ static int mhk__added_read(mhk_tokenizer *k, const mhk__token_source *source, si
   return !mhk_failed(ctx);
 }
 
-/* One merge: both parts and the whole must be in the vocabulary. room has place for two tokens of the length longest. */
-static int mhk__merge_add(mhk_tokenizer *k, const mhk__token_source *source, const char *left, size_t n_left, const char *right,
-                          size_t n_right, char *room, size_t longest) {
+/* One merge: both parts and the whole must be in the vocabulary. room has place for two tokens of
+   the length longest. */
+static int mhk__merge_add(mhk_tokenizer *k, const mhk__token_source *source, const char *left, size_t n_left,
+                          const char *right, size_t n_right, char *room, size_t longest) {
   mhk_context *ctx = k->object.ctx;
   int32_t id[3] = {-1, -1, -1};
   int mapped[2] = {0, 0};
@@ -11839,11 +12662,13 @@ static int mhk__merge_add(mhk_tokenizer *k, const mhk__token_source *source, con
     const char *shown = id[0] < 0 ? left : right;
     const size_t length = id[0] < 0 ? n_left : n_right;
     if (id[0] < 0 || id[1] < 0)
-      mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: merge %ld names \"%.*s\", which is not in the vocabulary", source->merges_where,
-               (long)k->n_merges + 1, mhk__shown(shown, length), shown);
+      mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: merge %ld names \"%.*s\", which is not in the vocabulary",
+               source->merges_where, (long)k->n_merges + 1, mhk__shown(shown, length), shown);
     else
-      mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: merge %ld makes a token out of \"%.*s\" and \"%.*s\" that is not in the vocabulary",
-               source->merges_where, (long)k->n_merges + 1, mhk__shown(left, n_left), left, mhk__shown(right, n_right), right);
+      mhk_fail(ctx, MHK_ERROR_FORMAT,
+               "%s: merge %ld makes a token out of \"%.*s\" and \"%.*s\" that is not in the vocabulary",
+               source->merges_where, (long)k->n_merges + 1, mhk__shown(left, n_left), left, mhk__shown(right, n_right),
+               right);
     return 0;
   }
   k->merged[k->n_merges] = id[2];
@@ -11876,7 +12701,8 @@ static int mhk__merges_read(mhk_tokenizer *k, const mhk__token_source *source, c
   if (source->merges)
     count = source->merges->count;
   else
-    for (at = 0; at < source->merge_lines_length; at++) count += source->merge_lines[at] == '\n' || at + 1 == source->merge_lines_length;
+    for (at = 0; at < source->merge_lines_length; at++)
+      count += source->merge_lines[at] == '\n' || at + 1 == source->merge_lines_length;
   const uint32_t n_slots = mhk__table_size(ctx, count, source->merges_where);
   if (!n_slots) return 0;
   k->merge_mask = n_slots - 1;
@@ -11890,15 +12716,17 @@ static int mhk__merges_read(mhk_tokenizer *k, const mhk__token_source *source, c
       const mhk__json *a = x->first, *b = a ? a->next : NULL;
       if (mhk__json_is(x, MHK__JSON_STRING) && mhk__merge_split(x->text, x->length, &n_left))
         mhk__merge_add(k, source, x->text, n_left, x->text + n_left + 1, x->length - n_left - 1, room, longest);
-      else if (mhk__json_is(x, MHK__JSON_ARRAY) && x->count == 2 && mhk__json_is(a, MHK__JSON_STRING) && mhk__json_is(b, MHK__JSON_STRING))
+      else if (mhk__json_is(x, MHK__JSON_ARRAY) && x->count == 2 && mhk__json_is(a, MHK__JSON_STRING) &&
+               mhk__json_is(b, MHK__JSON_STRING))
         mhk__merge_add(k, source, a->text, a->length, b->text, b->length, room, longest);
       else
-        mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: the merge at byte %lld should be \"left right\" or [\"left\",\"right\"]", source->merges_where,
-                 (long long)x->at);
+        mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: the merge at byte %lld should be \"left right\" or [\"left\",\"right\"]",
+                 source->merges_where, (long long)x->at);
     }
   } else
     for (at = 0, i = 1; at < source->merge_lines_length && !mhk_failed(ctx); at = end + 1, i++) {
-      const char *line = source->merge_lines + at, *stop = (const char *)memchr(line, '\n', source->merge_lines_length - at);
+      const char *line = source->merge_lines + at,
+                 *stop = (const char *)memchr(line, '\n', source->merge_lines_length - at);
       size_t n = stop ? (size_t)(stop - line) : source->merge_lines_length - at;
       end = at + n;
       if (n > 0 && line[n - 1] == '\r') n--;
@@ -11906,13 +12734,14 @@ static int mhk__merges_read(mhk_tokenizer *k, const mhk__token_source *source, c
       if (mhk__merge_split(line, n, &n_left))
         mhk__merge_add(k, source, line, n_left, line + n_left + 1, n - n_left - 1, room, longest);
       else
-        mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: line %lld should be two tokens with a space between them", source->merges_where, (long long)i);
+        mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: line %lld should be two tokens with a space between them",
+                 source->merges_where, (long long)i);
     }
   return !mhk_failed(ctx);
 }
 
-/* the id of a token that a configuration names, as text or as an object with "content"; -1: none is named,
-   or, with a warning, it does not exist */
+/* the id of a token that a configuration names, as text or as an object with "content"; -1: none is
+   named, or, with a warning, it does not exist */
 static int32_t mhk__named_token(mhk_tokenizer *k, const mhk__token_source *source, const char *key) {
   const mhk__json *x = mhk__json_get(source->config, key);
   char token[256], *room = token;
@@ -11936,8 +12765,8 @@ static int32_t mhk__named_token(mhk_tokenizer *k, const mhk__token_source *sourc
   return id;
 }
 
-/* What a post-processor puts before a text: its id, -1 none; *says: it decides that. A warning tells what
-   it puts elsewhere. */
+/* What a post-processor puts before a text: its id, -1 none; *says: it decides that. A warning
+   tells what it puts elsewhere. */
 static int32_t mhk__post_processor(mhk_tokenizer *k, const mhk__token_source *source, const mhk__json *x, int *says) {
   mhk_context *ctx = k->object.ctx;
   const char *type = mhk__json_string(mhk__json_get(x, "type"));
@@ -11985,7 +12814,8 @@ static void mhk__token_decoder_check(mhk_tokenizer *k, const mhk__token_source *
   }
   if (n > 0)
     mhk__note(k->object.ctx, MHK_LOG_WARNING,
-              "%s: added_tokens_decoder has %d tokens that %s has not, the first of them \"%.*s\": they are taken for plain text",
+              "%s: added_tokens_decoder has %d tokens that %s has not, the first of them \"%.*s\": they are taken for "
+              "plain text",
               source->config_where, n, source->where, mhk__shown(missing->text, missing->length), missing->text);
 }
 
@@ -12002,9 +12832,9 @@ static void mhk__special_tokens_check(mhk_tokenizer *k, const mhk__token_source 
   }
 }
 
-/* What a tokenizer_config.json says beyond tokenizer.json, and a post-processor: which tokens start and end
-   a text. Unless one of them decides, prompts start with the token that starts a text, but not those of the
-   tokenizers that are known to do without. */
+/* What a tokenizer_config.json says beyond tokenizer.json, and a post-processor: which tokens start
+   and end a text. Unless one of them decides, prompts start with the token that starts a text, but
+   not those of the tokenizers that are known to do without. */
 static int mhk__tokenizer_configure(mhk_tokenizer *k, const mhk__token_source *source) {
   static const char without[6][24] = {"GPT2Tokenizer",         "GPT2TokenizerFast", "CodeGenTokenizer",
                                       "CodeGenTokenizerFast",  "GPTNeoXTokenizer",  "GPTNeoXTokenizerFast"};
@@ -12031,7 +12861,8 @@ static int mhk__tokenizer_configure(mhk_tokenizer *k, const mhk__token_source *s
   else if (!says && without_start)
     k->puts_start = 0;
   if (without_start && prefix && !mhk__json_is(prefix, MHK__JSON_NULL))
-    k->prefix_space = mhk__token_flag(ctx, c, "add_prefix_space", 0, source->config_where); /* they are made from this */
+    /* they are made from this */
+    k->prefix_space = mhk__token_flag(ctx, c, "add_prefix_space", 0, source->config_where);
   for (i = 0; i < 3; i++)
     if (mhk__json_is(mhk__json_get(c, warned[i]), MHK__JSON_TRUE))
       mhk__note(ctx, MHK_LOG_WARNING, "%s: %s is not done here", source->config_where, warned[i]);
@@ -12054,7 +12885,8 @@ static int mhk__tokenizer_build(mhk_tokenizer *k, const mhk__token_source *sourc
     if (id < 0) {
       char text[3] = {0, 0, 0};
       mhk__byte_character((unsigned char)b, text);
-      mhk_fail(ctx, MHK_ERROR_FORMAT, "%s has no token for byte 0x%02X (\"%s\"): a byte-level vocabulary has one for each of the 256 bytes",
+      mhk_fail(ctx, MHK_ERROR_FORMAT,
+               "%s has no token for byte 0x%02X (\"%s\"): a byte-level vocabulary has one for each of the 256 bytes",
                source->where, (unsigned)b, text);
       return 0;
     }
@@ -12084,7 +12916,8 @@ static int mhk__token_config_read(mhk_context *ctx, mhk__arena *tree, mhk__token
   return !mhk_failed(ctx);
 }
 
-/* A part of tokenizer.json by its type: NULL when it is null or not there; a sequence of one is that one. */
+/* A part of tokenizer.json by its type: NULL when it is null or not there; a sequence of one is
+   that one. */
 static const mhk__json *mhk__token_part(const mhk__json *root, const char *name) {
   const mhk__json *x = mhk__json_get(root, name);
   if (!x || mhk__json_is(x, MHK__JSON_NULL)) return NULL;
@@ -12105,8 +12938,8 @@ static void mhk__token_part_refused(mhk_context *ctx, const mhk__json *part, con
            where, name, type ? type : part ? "without a type" : "null");
 }
 
-/* Refuses what changes ids and is not done here. Padding, truncation and the tokens that a post-processor puts around a text are left to
-   the caller. */
+/* Refuses what changes ids and is not done here. Padding, truncation and the tokens that a
+   post-processor puts around a text are left to the caller. */
 static int mhk__token_settings(mhk_tokenizer *k, const mhk__json *root, const mhk__json *model, const char *where) {
   static const char affixes[2][32] = {"continuing_subword_prefix", "end_of_word_suffix"};
   mhk_context *ctx = k->object.ctx;
@@ -12148,13 +12981,16 @@ static int mhk__token_settings(mhk_tokenizer *k, const mhk__json *root, const mh
   }
   x = mhk__token_part(root, "pre_tokenizer");
   list = mhk__json_get(x, "pretokenizers");
-  if (mhk__json_is(list, MHK__JSON_ARRAY) && list->count == 2) { /* the pattern written out, then ByteLevel for the bytes only */
+  /* the pattern written out, then ByteLevel for the bytes only */
+  if (mhk__json_is(list, MHK__JSON_ARRAY) && list->count == 2) {
     const mhk__json *split = list->first, *level = split->next;
-    if (mhk__json_equals(mhk__json_get(split, "type"), "Split") && mhk__json_equals(mhk__json_get(split, "behavior"), "Isolated") &&
+    if (mhk__json_equals(mhk__json_get(split, "type"), "Split") &&
+        mhk__json_equals(mhk__json_get(split, "behavior"), "Isolated") &&
         !mhk__token_flag(ctx, split, "invert", 0, where) &&
         mhk__json_equals(mhk__json_get(mhk__json_get(split, "pattern"), "Regex"),
                          "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+") &&
-        mhk__json_equals(mhk__json_get(level, "type"), "ByteLevel") && !mhk__token_flag(ctx, level, "use_regex", 1, where) &&
+        mhk__json_equals(mhk__json_get(level, "type"), "ByteLevel") &&
+        !mhk__token_flag(ctx, level, "use_regex", 1, where) &&
         !mhk__token_flag(ctx, level, "add_prefix_space", 0, where)) {
       k->use_regex = 1;
       return !mhk_failed(ctx);
@@ -12194,7 +13030,8 @@ static mhk_tokenizer *mhk__tokenizer_from_json(mhk_context *ctx, const char *jso
       mhk_fail(ctx, MHK_ERROR_FORMAT, "%s has no \"model\": it should be a tokenizer.json", where);
     else if (mhk__token_settings(k, root, model, where)) {
       if (!mhk__json_is(source.vocabulary, MHK__JSON_OBJECT) || !mhk__json_is(source.merges, MHK__JSON_ARRAY))
-        mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: \"model\" should have \"vocab\" {text: id, ...} and \"merges\" [...]", where);
+        mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: \"model\" should have \"vocab\" {text: id, ...} and \"merges\" [...]",
+                 where);
       else if (source.added && !mhk__json_is(source.added, MHK__JSON_ARRAY))
         mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: \"added_tokens\" should be an array", where);
       else if (mhk__tokenizer_build(k, &source)) {
@@ -12264,7 +13101,8 @@ static mhk_tokenizer *mhk__tokenizer_from_pair(mhk_context *ctx, const char *voc
     }
     k->use_regex = 1;
     if (!mhk_failed(ctx)) {
-      if (!mhk__json_is(source.vocabulary, MHK__JSON_OBJECT) || (source.added && !mhk__json_is(source.added, MHK__JSON_OBJECT)))
+      if (!mhk__json_is(source.vocabulary, MHK__JSON_OBJECT) ||
+          (source.added && !mhk__json_is(source.added, MHK__JSON_OBJECT)))
         mhk_fail(ctx, MHK_ERROR_FORMAT, "%s should be one JSON object {text: id, ...}",
                  mhk__json_is(source.vocabulary, MHK__JSON_OBJECT) ? added : vocabulary);
       else
@@ -12280,7 +13118,8 @@ static mhk_tokenizer *mhk__tokenizer_from_pair(mhk_context *ctx, const char *voc
   return NULL;
 }
 
-/* what layout a folder holds: 1 tokenizer.json, 2 vocab.json and merges.txt, 3 encoder.json and vocab.bpe, 0 none */
+/* what layout a folder holds: 1 tokenizer.json, 2 vocab.json and merges.txt, 3 encoder.json and
+   vocab.bpe, 0 none */
 static int mhk__tokenizer_layout(const char *folder) {
   static const char names[3][16] = {"tokenizer.json", "vocab.json", "encoder.json"};
   char path[MHK__PATH_MOST + 64];
@@ -12299,7 +13138,8 @@ MHKDEF mhk_tokenizer *mhk_tokenizer_load(mhk_context *ctx, const char *path) {
   if (mhk__is_folder(path)) {
     layout = mhk__tokenizer_layout(path);
     if (layout == 0) {
-      mhk_fail(ctx, MHK_ERROR_FILE, "%s holds no tokenizer.json, vocab.json with merges.txt, or encoder.json with vocab.bpe", path);
+      mhk_fail(ctx, MHK_ERROR_FILE,
+               "%s holds no tokenizer.json, vocab.json with merges.txt, or encoder.json with vocab.bpe", path);
       return NULL;
     }
     strcpy(folder, path);
@@ -12335,9 +13175,10 @@ MHKDEF mhk_tokenizer *mhk_tokenizer_load(mhk_context *ctx, const char *path) {
 
 MHKDEF void mhk_tokenizer_destroy(mhk_tokenizer *k) { mhk__object_free(k); }
 
-/* ---------------------------------------------------------------------------------------- text to ids */
+/* ---------------------------------------------------------------------------------- text to ids */
 
-/* Where ids go: what does not fit is only counted, unless full() takes what there is and makes room. */
+/* Where ids go: what does not fit is only counted, unless full() takes what there is and makes
+   room. */
 typedef struct mhk__ids {
   int32_t *ids;
   mhk_index capacity, n;
@@ -12435,20 +13276,23 @@ static void mhk__heap_push(uint64_t *heap, size_t *n, uint64_t x) {
   heap[i] = x;
 }
 
-/* Long words: symbols in a linked list, pairs in a heap by rank and place: O(n log n). Entries of the heap that no longer hold are dropped
-   when they come up; each merge takes one out and puts at most two in, so that there are never more than 2 n. */
+/* Long words: symbols in a linked list, pairs in a heap by rank and place: O(n log n). Entries of
+   the heap that no longer hold are dropped when they come up; each merge takes one out and puts at
+   most two in, so that there are never more than 2 n. */
 static void mhk__encode_long(const mhk_tokenizer *k, const unsigned char *word, size_t n, mhk__ids *out) {
   mhk_context *ctx = k->object.ctx;
   mhk__room room;
   uint32_t i, after;
   size_t entries = 0, h;
   if (n >= UINT32_MAX) {
-    mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "a word of %.0f MB without a break is more than this version encodes", (double)n * 1e-6);
+    mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "a word of %.0f MB without a break is more than this version encodes",
+             (double)n * 1e-6);
     return;
   }
   if (!mhk__room_open(ctx, out, n, &room)) return;
   uint32_t *id = (uint32_t *)mhk__scratch(ctx, (mhk_index)n, sizeof(uint32_t));
-  uint32_t *rank = (uint32_t *)mhk__scratch(ctx, (mhk_index)n, sizeof(uint32_t)); /* of the pair that starts here; UINT32_MAX: none, or no symbol */
+  /* of the pair that starts here; UINT32_MAX: none, or no symbol */
+  uint32_t *rank = (uint32_t *)mhk__scratch(ctx, (mhk_index)n, sizeof(uint32_t));
   uint32_t *previous = (uint32_t *)mhk__scratch(ctx, (mhk_index)n, sizeof(uint32_t));
   uint32_t *next = (uint32_t *)mhk__scratch(ctx, (mhk_index)n, sizeof(uint32_t)); /* n: the end */
   uint64_t *heap = (uint64_t *)mhk__scratch(ctx, (mhk_index)n, 2 * sizeof(uint64_t));
@@ -12491,7 +13335,8 @@ static void mhk__encode_long(const mhk_tokenizer *k, const unsigned char *word, 
   mhk__room_close(ctx, &room);
 }
 
-/* scratch memory that text without a break takes at most: as a word, and copies of it with a space or normalized */
+/* scratch memory that text without a break takes at most: as a word, and copies of it with a space
+   or normalized */
 static size_t mhk__word_room(const mhk_tokenizer *k, size_t bytes) {
   return (k->nfc || k->prefix_space ? 36 : 32) * bytes + 12 * MHK__ALIGN;
 }
@@ -12513,7 +13358,8 @@ static void mhk__encode_word(mhk_tokenizer *k, const unsigned char *word, size_t
     return;
   }
   memcpy(key, word, n);
-  mhk__word *slot = &k->words[((key[0] ^ (key[1] << 29 | key[1] >> 35)) * 0x9E3779B97F4A7C15u) >> (64 - MHK__WORD_BITS)];
+  mhk__word *slot =
+      &k->words[((key[0] ^ (key[1] << 29 | key[1] >> 35)) * 0x9E3779B97F4A7C15u) >> (64 - MHK__WORD_BITS)];
   if (slot->length != n || memcmp(slot->text, key, MHK__WORD_BYTES) != 0) {
     int32_t ids[MHK__WORD_BYTES];
     mhk__ids found;
@@ -12570,7 +13416,8 @@ static void mhk__encode_words(mhk_tokenizer *k, const unsigned char *text, size_
       last = end;
       end += step;
     }
-    if (kind == MHK__SPACE && end < n && last > at) end = last; /* the last of several spaces is left for the next word */
+    /* the last of several spaces is left for the next word */
+    if (kind == MHK__SPACE && end < n && last > at) end = last;
     mhk__encode_word(k, text + at, end - at, out);
     at = end;
   }
@@ -12622,8 +13469,9 @@ static size_t mhk__space_before(const mhk_tokenizer *k, const unsigned char *tex
   return n - left;
 }
 
-/* The first place at or after least where text can be cut and its parts encoded one by one: before a space
-   that follows something else. A word never crosses it, and nothing joins across it. n: there is none. */
+/* The first place at or after least where text can be cut and its parts encoded one by one: before
+   a space that follows something else. A word never crosses it, and nothing joins across it. n:
+   there is none. */
 static size_t mhk__cut(const mhk_tokenizer *k, const unsigned char *text, size_t n, size_t least) {
   if (!k->use_regex) return n;
   for (; least < n; least++)
@@ -12633,7 +13481,8 @@ static size_t mhk__cut(const mhk_tokenizer *k, const unsigned char *text, size_t
 
 static void mhk__encode_span(mhk_tokenizer *k, const unsigned char *text, size_t n, int level, mhk__ids *out);
 
-/* Text between added tokens that are looked for first: normalized, if that changes anything, a part at a time. */
+/* Text between added tokens that are looked for first: normalized, if that changes anything, a part
+   at a time. */
 static void mhk__encode_normalized(mhk_tokenizer *k, const unsigned char *text, size_t n, mhk__ids *out) {
   mhk_context *ctx = k->object.ctx;
   const size_t least = out->longest > 0 && out->longest < 1024 ? out->longest / 2 : 512;
@@ -12712,7 +13561,8 @@ static void mhk__encode_span(mhk_tokenizer *k, const unsigned char *text, size_t
   mhk__encode_between(k, text + done, n - done, level, out);
 }
 
-/* Does the start token go before this prompt? A text that begins with it has it; without text it is all. */
+/* Does the start token go before this prompt? A text that begins with it has it; without text it is
+   all. */
 static int mhk__starts_text(const mhk_tokenizer *k, const unsigned char *text, size_t n) {
   if (k->start < 0 || (!k->puts_start && n > 0)) return 0;
   for (int set = 0; set < 2 && n > 0; set++) {
@@ -12729,7 +13579,8 @@ static mhk_index mhk__encode(mhk_tokenizer *k, const char *text, size_t length, 
   if (mhk_failed(ctx)) return -1;
   memset(&out, 0, sizeof out);
   if ((!text && length > 0) || length > (size_t)PTRDIFF_MAX || (!ids && capacity > 0)) {
-    mhk_fail(ctx, MHK_ERROR_ARGUMENT, "mhk_encode was given no %s", !ids && capacity > 0 ? "place for the ids" : "text");
+    mhk_fail(ctx, MHK_ERROR_ARGUMENT, "mhk_encode was given no %s",
+             !ids && capacity > 0 ? "place for the ids" : "text");
     return -1;
   }
   out.ids = ids;
@@ -12748,7 +13599,7 @@ MHKDEF mhk_index mhk_encode_prompt(mhk_tokenizer *k, const char *text, size_t le
   return mhk__encode(k, text, length, ids, capacity, 1);
 }
 
-/* ---------------------------------------------------------------------------------------- ids to text */
+/* ---------------------------------------------------------------------------------- ids to text */
 
 MHKDEF const char *mhk_token_bytes(mhk_tokenizer *k, int32_t id, size_t *length) {
   if (length) *length = 0;
@@ -12762,14 +13613,18 @@ MHKDEF mhk_index mhk_decode(mhk_tokenizer *k, const int32_t *ids, mhk_index n, c
   size_t total = 0, length = 0;
   if (mhk_failed(ctx)) return -1;
   if (n < 0 || (n > 0 && !ids) || (!text && capacity > 0)) {
-    mhk_fail(ctx, MHK_ERROR_ARGUMENT, "mhk_decode was given %s", n < 0 ? "a negative number of ids" : n > 0 && !ids ? "no ids" : "no room");
+    mhk_fail(ctx, MHK_ERROR_ARGUMENT, "mhk_decode was given %s",
+             n < 0           ? "a negative number of ids"
+             : n > 0 && !ids ? "no ids"
+                             : "no room");
     return -1;
   }
   for (mhk_index i = 0; i < n; i++) {
     const char *bytes = mhk_token_bytes(k, ids[i], &length);
     if (!bytes) {
-      mhk_fail(ctx, MHK_ERROR_ARGUMENT, "id %ld at place %lld of %lld is no token: the vocabulary ends at %d%s", (long)ids[i], (long long)i,
-               (long long)n, k->size - 1, ids[i] >= 0 && ids[i] < k->size ? " and has a gap there" : "");
+      mhk_fail(ctx, MHK_ERROR_ARGUMENT, "id %ld at place %lld of %lld is no token: the vocabulary ends at %d%s",
+               (long)ids[i], (long long)i, (long long)n, k->size - 1,
+               ids[i] >= 0 && ids[i] < k->size ? " and has a gap there" : "");
       return -1;
     }
     if (total < capacity) memcpy(text + total, bytes, length < capacity - total ? length : capacity - total);
@@ -12797,7 +13652,7 @@ MHKDEF int32_t mhk_tokenizer_id(mhk_tokenizer *k, const char *token) {
   return -1;
 }
 
-/* ---------------------------------------------------------------------------------------- writing */
+/* -------------------------------------------------------------------------------------- writing */
 
 /* a token's text as a vocabulary writes it, 0-terminated; room for twice its bytes + 1 */
 static size_t mhk__token_text(const mhk_tokenizer *k, int32_t id, char *out) {
@@ -12854,7 +13709,8 @@ static void mhk__write_added(mhk__writer *w, const mhk_tokenizer *k, const mhk__
   mhk__write_close(w, ']');
 }
 
-static void mhk__write_tokenizer(mhk__writer *w, const mhk_tokenizer *k, const mhk__added **by_id, const mhk__merge **by_rank, char *room) {
+static void mhk__write_tokenizer(mhk__writer *w, const mhk_tokenizer *k, const mhk__added **by_id,
+                                 const mhk__merge **by_rank, char *room) {
   static const char absent[3][16] = {"truncation", "padding", "normalizer"};
   static const char unset[4][32] = {"dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix"};
   mhk__write_open(w, '{');
@@ -12937,9 +13793,10 @@ MHKDEF const char *mhk_tokenizer_json(mhk_tokenizer *k, size_t *length) {
   return k->json;
 }
 
-/* ---------------------------------------------------------------------------------------- streaming */
+/* ------------------------------------------------------------------------------------ streaming */
 
-/* Could the byte follow the n held ones inside a well-formed character (Unicode 16.0, table 3-7)? */
+/* Could the byte follow the n held ones inside a well-formed character (Unicode 16.0, table
+   3-7)? */
 static int mhk__stream_fits(const unsigned char *held, int n, unsigned char byte) {
   if ((byte & 0xC0u) != 0x80) return 0;
   if (n > 1) return 1;
@@ -12952,7 +13809,8 @@ static int mhk__stream_fits(const unsigned char *held, int n, unsigned char byte
   }
 }
 
-/* The start of a character that does not go on becomes one U+FFFD, as does each byte that cannot start one. */
+/* The start of a character that does not go on becomes one U+FFFD, as does each byte that cannot
+   start one. */
 MHKDEF size_t mhk_stream_push(mhk_stream *s, const char *bytes, size_t length, char *out) {
   size_t i = 0, n = 0;
   if (!s || !bytes || !out) return 0;
@@ -12992,17 +13850,19 @@ MHKDEF size_t mhk_stream_finish(mhk_stream *s, char *out) {
 }
 #endif /* MOHAWK_IMPLEMENTATION */
 #if defined(MOHAWK_IMPLEMENTATION) && !defined(MHK__PASS)
-/* ====================================================================================================
+/* =================================================================================================
    MODELS: configurations, weights, initialisation, transfer                                >>models
-   ==================================================================================================== */
+   ============================================================================================== */
 
 typedef struct mhk__layer {
   mhk_mixer kind;
   mhk_tensor *norm_w, *norm_b;                                       /* norm_b NULL: RMSNorm (Mamba-2) */
   mhk_tensor *q_w, *q_b, *k_w, *k_b, *v_w, *v_b, *dense_w, *dense_b; /* attention */
   mhk_tensor *qn_w, *qn_b, *kn_w, *kn_b;                             /* LayerNorm of queries and keys, or NULL */
-  mhk_tensor *in_w, *in_b, *z_bias, *conv_w, *conv_b, *dt_bias, *A_log, *D, *ssm_norm_w, *out_w, *out_b; /* state-space; absent ones NULL */
-  mhk_tensor *fc1_w, *fc1_b, *fc2_w, *fc2_b;                                                             /* MLP; NULL: none */
+  /* state-space; absent ones NULL */
+  mhk_tensor *in_w, *in_b, *z_bias, *conv_w, *conv_b, *dt_bias, *A_log, *D, *ssm_norm_w, *out_w, *out_b;
+  /* MLP; NULL: none */
+  mhk_tensor *fc1_w, *fc1_b, *fc2_w, *fc2_b;
 } mhk__layer;
 
 struct mhk_model {
@@ -13025,11 +13885,39 @@ struct mhk_model {
 
 typedef enum mhk__role {
   MHK__EMBEDDING,
-  MHK__NORM_W, MHK__NORM_B, /* from here on: of each layer */
-  MHK__Q_W, MHK__Q_B, MHK__K_W, MHK__K_B, MHK__V_W, MHK__V_B, MHK__DENSE_W, MHK__DENSE_B, MHK__QN_W, MHK__QN_B, MHK__KN_W, MHK__KN_B,
-  MHK__IN_W, MHK__IN_B, MHK__Z_BIAS, MHK__CONV_W, MHK__CONV_B, MHK__DT_BIAS, MHK__A_LOG, MHK__D, MHK__SSM_NORM_W, MHK__OUT_W, MHK__OUT_B,
-  MHK__FC1_W, MHK__FC1_B, MHK__FC2_W, MHK__FC2_B,
-  MHK__FINAL_W, MHK__FINAL_B, MHK__HEAD_W, MHK__HEAD_B, /* of the model again */
+  MHK__NORM_W,
+  MHK__NORM_B, /* from here on: of each layer */
+  MHK__Q_W,
+  MHK__Q_B,
+  MHK__K_W,
+  MHK__K_B,
+  MHK__V_W,
+  MHK__V_B,
+  MHK__DENSE_W,
+  MHK__DENSE_B,
+  MHK__QN_W,
+  MHK__QN_B,
+  MHK__KN_W,
+  MHK__KN_B,
+  MHK__IN_W,
+  MHK__IN_B,
+  MHK__Z_BIAS,
+  MHK__CONV_W,
+  MHK__CONV_B,
+  MHK__DT_BIAS,
+  MHK__A_LOG,
+  MHK__D,
+  MHK__SSM_NORM_W,
+  MHK__OUT_W,
+  MHK__OUT_B,
+  MHK__FC1_W,
+  MHK__FC1_B,
+  MHK__FC2_W,
+  MHK__FC2_B,
+  MHK__FINAL_W,
+  MHK__FINAL_B,
+  MHK__HEAD_W,
+  MHK__HEAD_B, /* of the model again */
   MHK__ROLES
 } mhk__role;
 
@@ -13099,12 +13987,40 @@ static int mhk__role_is_matrix(mhk__role role) {
 
 /* what a tensor is called behind "layers.3.", or in whole */
 static void mhk__role_name(const mhk_config *c, mhk__role role, char out[48]) {
-  static const char names[MHK__ROLES][32] = {
-      "embed_tokens.weight", "input_layernorm.weight", "input_layernorm.bias", "q_proj.weight", "q_proj.bias", "k_proj.weight",
-      "k_proj.bias", "v_proj.weight", "v_proj.bias", "dense.weight", "dense.bias", "q_layernorm.weight", "q_layernorm.bias",
-      "k_layernorm.weight", "k_layernorm.bias", "in_proj.weight", "in_proj.bias", "z_bias", "conv1d.weight", "conv1d.bias", "dt_bias",
-      "A_log", "D", "norm.weight", "out_proj.weight", "out_proj.bias", "fc1.weight", "fc1.bias", "fc2.weight", "fc2.bias",
-      "final_layernorm.weight", "final_layernorm.bias", "lm_head.weight", "lm_head.bias"};
+  static const char names[MHK__ROLES][32] = {"embed_tokens.weight",
+                                             "input_layernorm.weight",
+                                             "input_layernorm.bias",
+                                             "q_proj.weight",
+                                             "q_proj.bias",
+                                             "k_proj.weight",
+                                             "k_proj.bias",
+                                             "v_proj.weight",
+                                             "v_proj.bias",
+                                             "dense.weight",
+                                             "dense.bias",
+                                             "q_layernorm.weight",
+                                             "q_layernorm.bias",
+                                             "k_layernorm.weight",
+                                             "k_layernorm.bias",
+                                             "in_proj.weight",
+                                             "in_proj.bias",
+                                             "z_bias",
+                                             "conv1d.weight",
+                                             "conv1d.bias",
+                                             "dt_bias",
+                                             "A_log",
+                                             "D",
+                                             "norm.weight",
+                                             "out_proj.weight",
+                                             "out_proj.bias",
+                                             "fc1.weight",
+                                             "fc1.bias",
+                                             "fc2.weight",
+                                             "fc2.bias",
+                                             "final_layernorm.weight",
+                                             "final_layernorm.bias",
+                                             "lm_head.weight",
+                                             "lm_head.bias"};
   const int attention = role >= MHK__Q_W && role <= MHK__KN_B, ssm = role >= MHK__IN_W && role <= MHK__OUT_B;
   out[0] = 0;
   if ((attention && c->arch == MHK_ARCH_PHI_MAMBA) || ssm) strcat(out, "mixer.");
@@ -13121,11 +14037,12 @@ static void mhk__role_name(const mhk_config *c, mhk__role role, char out[48]) {
 
 /* The tensor of a role in a layer: name and shape. 0 when the model has none. */
 static int mhk__spec_of(const mhk_config *c, int layer, mhk__role role, mhk__spec *s) {
-  const mhk_index D = c->d_model, V = c->vocab_size, Q = (mhk_index)c->n_head * c->head_dim, K = (mhk_index)c->n_kv_head * c->head_dim,
-                  E = (mhk_index)c->ssm_heads * c->ssm_head_dim, S = E + 2 * (mhk_index)c->ssm_groups * c->d_state;
+  const mhk_index D = c->d_model, V = c->vocab_size, Q = (mhk_index)c->n_head * c->head_dim,
+                  K = (mhk_index)c->n_kv_head * c->head_dim, E = (mhk_index)c->ssm_heads * c->ssm_head_dim,
+                  S = E + 2 * (mhk_index)c->ssm_groups * c->d_state;
   const int layered = role > MHK__EMBEDDING && role < MHK__FINAL_W, kind = layered ? c->mixer[layer] : 0,
-            attention = kind == MHK_MIXER_ATTENTION, discrete = kind == MHK_MIXER_DISCRETE_MAMBA2, mamba2 = kind == MHK_MIXER_MAMBA2,
-            phi = c->arch != MHK_ARCH_MAMBA2;
+            attention = kind == MHK_MIXER_ATTENTION, discrete = kind == MHK_MIXER_DISCRETE_MAMBA2,
+            mamba2 = kind == MHK_MIXER_MAMBA2, phi = c->arch != MHK_ARCH_MAMBA2;
   mhk_index a = 0, b = 0;
   int has = 0;
   char tail[48];
@@ -13183,7 +14100,8 @@ static int mhk__spec_of(const mhk_config *c, int layer, mhk__role role, mhk__spe
   return 1;
 }
 
-/* All tensors one after another, in the order of the checkpoint: start with s->layer = -1 and go on until 0. */
+/* All tensors one after another, in the order of the checkpoint: start with s->layer = -1 and go on
+   until 0. */
 static int mhk__spec_next(const mhk_config *c, mhk__spec *s) {
   int role = s->layer < 0 ? (int)MHK__EMBEDDING : (int)s->role + 1, layer = s->layer < 0 ? 0 : s->layer;
   for (; role < (int)MHK__ROLES; role++) {
@@ -13201,7 +14119,9 @@ static void mhk__spec_reason(const mhk_config *c, const mhk__spec *s, char *out,
   const int pm = c->arch == MHK_ARCH_PHI_MAMBA, m2 = c->arch == MHK_ARCH_MAMBA2;
   switch (s->role) {
     case MHK__EMBEDDING:
-    case MHK__HEAD_W: mhk__print(out, room, "vocab_size %d, %s %d", c->vocab_size, pm ? "d_model" : "hidden_size", c->d_model); break;
+    case MHK__HEAD_W:
+      mhk__print(out, room, "vocab_size %d, %s %d", c->vocab_size, pm ? "d_model" : "hidden_size", c->d_model);
+      break;
     case MHK__HEAD_B: mhk__print(out, room, "vocab_size %d", c->vocab_size); break;
     case MHK__FC1_W:
     case MHK__FC1_B:
@@ -13247,7 +14167,8 @@ static int mhk__config_uses(const mhk_config *c, int mixer) {
 MHKDEF mhk_result mhk_config_preset(mhk_context *ctx, const char *name, mhk_config *config) {
   mhk_config c;
   if (mhk_failed(ctx)) return mhk_error(ctx);
-  if (!name || !config) return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "mhk_config_preset needs a name and a place for the configuration");
+  if (!name || !config)
+    return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "mhk_config_preset needs a name and a place for the configuration");
   memset(&c, 0, sizeof c);
   const int phi = strcmp(name, "phi-1") == 0 || strcmp(name, "phi-1.5") == 0 || strcmp(name, "phi-2") == 0;
   const int mamba = strcmp(name, "phi-mamba-1.5b") == 0 || strcmp(name, "hybrid-phi-mamba-1.5b") == 0;
@@ -13275,7 +14196,8 @@ MHKDEF mhk_result mhk_config_preset(mhk_context *ctx, const char *name, mhk_conf
       c.pad_vocab_multiple = 8;
     }
     for (int l = 0; l < c.n_layer; l++)
-      c.mixer[l] = phi || (hybrid && l % 6 == 4) ? MHK_MIXER_ATTENTION : MHK_MIXER_DISCRETE_MAMBA2; /* 4, 10, 16, 22 stay attention */
+      /* 4, 10, 16, 22 stay attention */
+      c.mixer[l] = phi || (hybrid && l % 6 == 4) ? MHK_MIXER_ATTENTION : MHK_MIXER_DISCRETE_MAMBA2;
   } else if (strcmp(name, "mamba2-130m") == 0 || strcmp(name, "mamba2-1.3b") == 0) {
     const int is_130m = strcmp(name, "mamba2-130m") == 0;
     c.arch = MHK_ARCH_MAMBA2;
@@ -13292,10 +14214,10 @@ MHKDEF mhk_result mhk_config_preset(mhk_context *ctx, const char *name, mhk_conf
     c.conv_silu = c.conv_bias = 1;
     for (int l = 0; l < c.n_layer; l++) c.mixer[l] = MHK_MIXER_MAMBA2;
   } else
-    return mhk_fail(
-        ctx, MHK_ERROR_ARGUMENT,
-        "there is no preset \"%.60s\": phi-1, phi-1.5, phi-2, phi-mamba-1.5b, hybrid-phi-mamba-1.5b, mamba2-130m and mamba2-1.3b are there",
-        name);
+    return mhk_fail(ctx, MHK_ERROR_ARGUMENT,
+                    "there is no preset \"%.60s\": phi-1, phi-1.5, phi-2, phi-mamba-1.5b, hybrid-phi-mamba-1.5b, "
+                    "mamba2-130m and mamba2-1.3b are there",
+                    name);
   *config = c;
   return MHK_OK;
 }
@@ -13324,13 +14246,16 @@ static mhk_result mhk__check_rotary(char *out, int rotary, int size, double thet
   mhk__format_double((double)rotary / size, factor);
   mhk__format_double(theta, number);
   if (rotary < 0 || rotary > size)
-    return mhk__say(out, MHK_ERROR_CONFIG, "%d rotary features do not fit %s of size %d", rotary, ssm ? "a state (d_state)" : "a head",
-                    size);
-  if (rotary % 2 && ssm) return mhk__say(out, MHK_ERROR_CONFIG, "rotary_dim %d of B and C is odd: features turn in pairs", rotary);
+    return mhk__say(out, MHK_ERROR_CONFIG, "%d rotary features do not fit %s of size %d", rotary,
+                    ssm ? "a state (d_state)" : "a head", size);
+  if (rotary % 2 && ssm)
+    return mhk__say(out, MHK_ERROR_CONFIG, "rotary_dim %d of B and C is odd: features turn in pairs", rotary);
   if (rotary % 2)
-    return mhk__say(out, MHK_ERROR_CONFIG, "%d rotary features per head is odd: partial_rotary_factor %s of head size %d", rotary, factor,
+    return mhk__say(out, MHK_ERROR_CONFIG,
+                    "%d rotary features per head is odd: partial_rotary_factor %s of head size %d", rotary, factor,
                     size);
-  if (rotary > 0 && !(theta > 0 && theta <= 1e300)) return mhk__say(out, MHK_ERROR_CONFIG, "rope_theta is %s: it must be above 0", number);
+  if (rotary > 0 && !(theta > 0 && theta <= 1e300))
+    return mhk__say(out, MHK_ERROR_CONFIG, "rope_theta is %s: it must be above 0", number);
   return MHK_OK;
 }
 
@@ -13340,15 +14265,19 @@ static mhk_result mhk__config_wrong(char *out, const mhk_config *c) {
   char number[32];
   mhk__spec s;
   if (c->arch != MHK_ARCH_PHI && c->arch != MHK_ARCH_PHI_MAMBA && c->arch != MHK_ARCH_MAMBA2)
-    return mhk__say(out, MHK_ERROR_CONFIG, "architecture %d is none of Phi (1), Phi-Mamba (2) and Mamba-2 (3)", (int)c->arch);
+    return mhk__say(out, MHK_ERROR_CONFIG, "architecture %d is none of Phi (1), Phi-Mamba (2) and Mamba-2 (3)",
+                    (int)c->arch);
   if (!mhk__in_range(out, "the number of layers", c->n_layer, 1, MHK_MAX_LAYERS)) return MHK_ERROR_CONFIG;
-  if (!mhk__in_range(out, c->arch == MHK_ARCH_PHI_MAMBA ? "d_model" : "hidden_size", c->d_model, 1, most)) return MHK_ERROR_CONFIG;
+  if (!mhk__in_range(out, c->arch == MHK_ARCH_PHI_MAMBA ? "d_model" : "hidden_size", c->d_model, 1, most))
+    return MHK_ERROR_CONFIG;
   if (!mhk__in_range(out, "vocab_size", c->vocab_size, 1, most * 16)) return MHK_ERROR_CONFIG;
-  if (!mhk__in_range(out, "the width of the MLP", c->d_mlp, c->arch == MHK_ARCH_MAMBA2 ? 0 : 1, c->arch == MHK_ARCH_MAMBA2 ? 0 : most))
+  if (!mhk__in_range(out, "the width of the MLP", c->d_mlp, c->arch == MHK_ARCH_MAMBA2 ? 0 : 1,
+                     c->arch == MHK_ARCH_MAMBA2 ? 0 : most))
     return MHK_ERROR_CONFIG;
   mhk__format_double(c->norm_eps, number);
   if (!(c->norm_eps > 0 && c->norm_eps < 1))
-    return mhk__say(out, MHK_ERROR_CONFIG, "the eps of the norms is %s: it must lie between 0 and 1, 1e-05 is usual", number);
+    return mhk__say(out, MHK_ERROR_CONFIG, "the eps of the norms is %s: it must lie between 0 and 1, 1e-05 is usual",
+                    number);
   for (int l = 0; l < c->n_layer; l++) {
     const int kind = c->mixer[l];
     const int fits = c->arch == MHK_ARCH_PHI      ? kind == MHK_MIXER_ATTENTION
@@ -13356,20 +14285,22 @@ static mhk_result mhk__config_wrong(char *out, const mhk_config *c) {
                                                   : kind == MHK_MIXER_ATTENTION || kind == MHK_MIXER_DISCRETE_MAMBA2;
     if (!fits)
       return mhk__say(out, MHK_ERROR_CONFIG, "the mixer of layer %d is %d; %s", l, kind,
-                      c->arch == MHK_ARCH_PHI      ? "every layer of a Phi has attention (1)"
-                      : c->arch == MHK_ARCH_MAMBA2 ? "every layer of a Mamba-2 has MHK_MIXER_MAMBA2 (3)"
-                                                   : "layers of a Phi-Mamba have attention (1) or discrete Mamba-2 (2)");
+                      c->arch == MHK_ARCH_PHI ? "every layer of a Phi has attention (1)"
+                      : c->arch == MHK_ARCH_MAMBA2
+                          ? "every layer of a Mamba-2 has MHK_MIXER_MAMBA2 (3)"
+                          : "layers of a Phi-Mamba have attention (1) or discrete Mamba-2 (2)");
   }
   if (mhk__config_uses(c, MHK_MIXER_ATTENTION)) {
     if (!mhk__in_range(out, "num_attention_heads", c->n_head, 1, 65536)) return MHK_ERROR_CONFIG;
     if (!mhk__in_range(out, "num_key_value_heads", c->n_kv_head, 1, 65536)) return MHK_ERROR_CONFIG;
     if (!mhk__in_range(out, "the size of an attention head", c->head_dim, 1, 65536)) return MHK_ERROR_CONFIG;
-    if (!mhk__in_range(out, "num_attention_heads times their size", (double)c->n_head * c->head_dim, 1, most)) return MHK_ERROR_CONFIG;
+    if (!mhk__in_range(out, "num_attention_heads times their size", (double)c->n_head * c->head_dim, 1, most))
+      return MHK_ERROR_CONFIG;
     if (c->n_head % c->n_kv_head)
-      return mhk__say(
-          out, MHK_ERROR_CONFIG,
-          "%d attention heads cannot share %d key/value heads evenly: num_attention_heads must be a multiple of num_key_value_heads",
-          c->n_head, c->n_kv_head);
+      return mhk__say(out, MHK_ERROR_CONFIG,
+                      "%d attention heads cannot share %d key/value heads evenly: num_attention_heads must be a "
+                      "multiple of num_key_value_heads",
+                      c->n_head, c->n_kv_head);
     if (mhk__check_rotary(out, c->rotary_dim, c->head_dim, c->rope_theta, 0)) return MHK_ERROR_CONFIG;
   }
   if (mhk__config_uses(c, MHK_MIXER_DISCRETE_MAMBA2) || mhk__config_uses(c, MHK_MIXER_MAMBA2)) {
@@ -13377,29 +14308,33 @@ static mhk_result mhk__config_wrong(char *out, const mhk_config *c) {
     if (!mhk__in_range(out, "the number of groups of B and C", c->ssm_groups, 1, 65536)) return MHK_ERROR_CONFIG;
     if (!mhk__in_range(out, "the size of a state-space head", c->ssm_head_dim, 1, 65536)) return MHK_ERROR_CONFIG;
     if (!mhk__in_range(out, "d_state", c->d_state, 1, 65536)) return MHK_ERROR_CONFIG;
-    if (!mhk__in_range(out, "d_inner (heads times their size)", (double)c->ssm_heads * c->ssm_head_dim, 1, most)) return MHK_ERROR_CONFIG;
+    if (!mhk__in_range(out, "d_inner (heads times their size)", (double)c->ssm_heads * c->ssm_head_dim, 1, most))
+      return MHK_ERROR_CONFIG;
     if (!mhk__in_range(out, "the width of B and C (groups times d_state)", (double)c->ssm_groups * c->d_state, 1, most))
       return MHK_ERROR_CONFIG;
     if (!mhk__in_range(out, "d_conv", c->d_conv, 1, 64)) return MHK_ERROR_CONFIG;
     if (!mhk__in_range(out, "chunk_size", c->chunk_size, 1, most)) return MHK_ERROR_CONFIG;
     if (c->ssm_heads % c->ssm_groups)
-      return mhk__say(
-          out, MHK_ERROR_CONFIG, "%d state-space heads cannot share %d groups of B and C evenly: %s", c->ssm_heads, c->ssm_groups,
-          c->arch == MHK_ARCH_MAMBA2 ? "num_heads must be a multiple of n_groups" : "n_v_heads must be a multiple of n_qk_heads");
+      return mhk__say(out, MHK_ERROR_CONFIG, "%d state-space heads cannot share %d groups of B and C evenly: %s",
+                      c->ssm_heads, c->ssm_groups,
+                      c->arch == MHK_ARCH_MAMBA2 ? "num_heads must be a multiple of n_groups"
+                                                 : "n_v_heads must be a multiple of n_qk_heads");
     if (c->ssm_rotary_dim && c->arch == MHK_ARCH_MAMBA2)
-      return mhk__say(out, MHK_ERROR_CONFIG, "rotary_dim %d: rotary features of B and C exist in Phi-Mamba only", c->ssm_rotary_dim);
+      return mhk__say(out, MHK_ERROR_CONFIG, "rotary_dim %d: rotary features of B and C exist in Phi-Mamba only",
+                      c->ssm_rotary_dim);
     if (mhk__check_rotary(out, c->ssm_rotary_dim, c->d_state, c->rope_theta, 1)) return MHK_ERROR_CONFIG;
     if (!(c->dt_min >= 0 && c->dt_min < 1e300) || (c->dt_max != 0 && !(c->dt_max > c->dt_min))) {
       char high[32];
       mhk__format_double(c->dt_min, number);
       mhk__format_double(c->dt_max, high);
       return mhk__say(out, MHK_ERROR_CONFIG,
-                      "time_step_limit from %s to %s leaves no room: the first must not be negative, the second larger", number, high);
+                      "time_step_limit from %s to %s leaves no room: the first must not be negative, the second larger",
+                      number, high);
     }
   }
   if (c->pad_vocab_multiple < 0 || (c->pad_vocab_multiple > 1 && c->vocab_size % c->pad_vocab_multiple))
-    return mhk__say(out, MHK_ERROR_CONFIG, "a vocabulary of %d is no multiple of pad_vocab_size_multiple %d", c->vocab_size,
-                    c->pad_vocab_multiple);
+    return mhk__say(out, MHK_ERROR_CONFIG, "a vocabulary of %d is no multiple of pad_vocab_size_multiple %d",
+                    c->vocab_size, c->pad_vocab_multiple);
   memset(&s, 0, sizeof s);
   s.layer = -1;
   while (mhk__spec_next(c, &s))
@@ -13418,15 +14353,18 @@ MHKDEF mhk_result mhk_config_check(mhk_context *ctx, const mhk_config *config) {
 }
 
 static mhk_index mhk__d_inner(const mhk_config *c) { return (mhk_index)c->ssm_heads * c->ssm_head_dim; }
-static mhk_index mhk__conv_channels(const mhk_config *c) { return mhk__d_inner(c) + 2 * (mhk_index)c->ssm_groups * c->d_state; }
+static mhk_index mhk__conv_channels(const mhk_config *c) {
+  return mhk__d_inner(c) + 2 * (mhk_index)c->ssm_groups * c->d_state;
+}
 
 MHKDEF double mhk_config_state_bytes(const mhk_config *c, mhk_index tokens) {
   char sentence[MHK__SENTENCE];
   double numbers = 0;
   if (!c || tokens < 0 || mhk__config_wrong(sentence, c) != MHK_OK) return 0;
   for (int l = 0; l < c->n_layer; l++)
-    numbers += c->mixer[l] == MHK_MIXER_ATTENTION ? 2.0 * (double)tokens * c->n_kv_head * c->head_dim
-                                                  : (double)mhk__conv_channels(c) * (c->d_conv - 1) + (double)mhk__d_inner(c) * c->d_state;
+    numbers += c->mixer[l] == MHK_MIXER_ATTENTION
+                   ? 2.0 * (double)tokens * c->n_kv_head * c->head_dim
+                   : (double)mhk__conv_channels(c) * (c->d_conv - 1) + (double)mhk__d_inner(c) * c->d_state;
   return numbers * (double)sizeof(mhk_real);
 }
 
@@ -13510,7 +14448,8 @@ static void mhk__warn_unseen(const mhk__settings *s, const char *quiet) {
   mhk__mark mark = mhk__scratch_mark(s->ctx);
   mhk__list list;
   mhk__list_start(&list, s->ctx);
-  for (const mhk__json *x = mhk__json_is(s->object, MHK__JSON_OBJECT) ? s->object->first : NULL; x && !mhk_failed(s->ctx); x = x->next)
+  for (const mhk__json *x = mhk__json_is(s->object, MHK__JSON_OBJECT) ? s->object->first : NULL;
+       x && !mhk_failed(s->ctx); x = x->next)
     if (!x->seen && x->type != MHK__JSON_NULL && !mhk__has_word(quiet, x->key) && mhk__list_room(&list))
       mhk__write_bytes(&list.text, x->key, x->key_length < 60 ? x->key_length : 60);
   if (list.n)
@@ -13526,7 +14465,8 @@ static void mhk__setting_wrong(const mhk__settings *s, const mhk__json *x, const
                       : x->type == MHK__JSON_FALSE ? "false"
                       : x->type == MHK__JSON_ARRAY ? "a list"
                                                    : "an object";
-  mhk_fail(s->ctx, MHK_ERROR_CONFIG, "%s: %s%s%s must be %s, it is %.60s", s->where, s->part, s->part[0] ? "." : "", key, wanted, found);
+  mhk_fail(s->ctx, MHK_ERROR_CONFIG, "%s: %s%s%s must be %s, it is %.60s", s->where, s->part, s->part[0] ? "." : "",
+           key, wanted, found);
 }
 
 /* a count; fallback -1: it must be there */
@@ -13565,14 +14505,14 @@ static int mhk__setting_flag(const mhk__settings *s, const char *key, int fallba
 
 /* Things that would change what the model computes and are not done here: said, not ignored. */
 static void mhk__setting_refuse(const mhk__settings *s, const char *key, const char *value, const char *known) {
-  mhk_fail(s->ctx, MHK_ERROR_UNSUPPORTED, "%s: %s%s%s is \"%.60s\", which this version does not do; it knows %s", s->where, s->part,
-           s->part[0] ? "." : "", key, value, known);
+  mhk_fail(s->ctx, MHK_ERROR_UNSUPPORTED, "%s: %s%s%s is \"%.60s\", which this version does not do; it knows %s",
+           s->where, s->part, s->part[0] ? "." : "", key, value, known);
 }
 
 static void mhk__refuse_quantized(const mhk__settings *s) {
   if (mhk__setting(s, "quantization_config"))
-    mhk_fail(s->ctx, MHK_ERROR_UNSUPPORTED, "%s: quantization_config is set; this version reads weights of F32, F16 and BF16 only",
-             s->where);
+    mhk_fail(s->ctx, MHK_ERROR_UNSUPPORTED,
+             "%s: quantization_config is set; this version reads weights of F32, F16 and BF16 only", s->where);
 }
 
 /* rope_parameters, or rope_scaling, as older versions of the library call it and which counts
@@ -13608,25 +14548,26 @@ static void mhk__parse_attention(const mhk__settings *s, mhk_config *c) {
   if (head_dim)
     c->head_dim = mhk__setting_int(s, "head_dim", -1);
   else if (c->n_head < 1 || c->d_model % c->n_head)
-    mhk_fail(s->ctx, MHK_ERROR_CONFIG, "%s: hidden_size %d cannot be cut into %d attention heads (num_attention_heads)", s->where,
-             c->d_model, c->n_head);
+    mhk_fail(s->ctx, MHK_ERROR_CONFIG, "%s: hidden_size %d cannot be cut into %d attention heads (num_attention_heads)",
+             s->where, c->d_model, c->n_head);
   else
     c->head_dim = c->d_model / c->n_head;
   if (!(factor >= 0 && factor <= 1)) {
     char number[32];
     mhk__format_double(factor, number);
-    mhk_fail(s->ctx, MHK_ERROR_CONFIG, "%s: partial_rotary_factor is %s: it must lie between 0 and 1", s->where, number);
+    mhk_fail(s->ctx, MHK_ERROR_CONFIG, "%s: partial_rotary_factor is %s: it must lie between 0 and 1", s->where,
+             number);
   } else
     c->rotary_dim = (int)(factor * c->head_dim); /* cut off, as the library does */
 }
 
 /* what Hugging Face's library keeps in every config.json: names and types, training, how its own
    code runs; ends of text are read with the model */
-#define MHK__QUIET                                                                                                     \
-  "_name_or_path architectures auto_map bos_token_id chunk_size_feed_forward dtype eos_token_id id2label "             \
-  "initializer_range "                                                                                                 \
-  "is_encoder_decoder label2id model_type output_attentions output_hidden_states pad_token_id problem_type "           \
-  "return_dict "                                                                                                       \
+#define MHK__QUIET \
+  "_name_or_path architectures auto_map bos_token_id chunk_size_feed_forward dtype eos_token_id id2label " \
+  "initializer_range " \
+  "is_encoder_decoder label2id model_type output_attentions output_hidden_states pad_token_id problem_type " \
+  "return_dict " \
   "torch_dtype transformers_version use_cache "
 
 static void mhk__parse_phi(const mhk__settings *s, mhk_config *c) {
@@ -13640,7 +14581,8 @@ static void mhk__parse_phi(const mhk__settings *s, mhk_config *c) {
   c->norm_eps = mhk__setting_double(s, "layer_norm_eps", 1e-5);
   c->tie_embeddings = mhk__setting_flag(s, "tie_word_embeddings", 0);
   c->max_position = mhk__setting_int(s, "max_position_embeddings", 2048);
-  if (act && !mhk__json_equals(act, "gelu_new") && !mhk__json_equals(act, "gelu_pytorch_tanh") && !mhk__json_equals(act, "gelu_fast"))
+  if (act && !mhk__json_equals(act, "gelu_new") && !mhk__json_equals(act, "gelu_pytorch_tanh") &&
+      !mhk__json_equals(act, "gelu_fast"))
     mhk__setting_refuse(s, "hidden_act", act->text ? act->text : "?", "\"gelu_new\"");
   mhk__parse_attention(s, c);
   for (int l = 0; l < c->n_layer && l < MHK_MAX_LAYERS; l++) c->mixer[l] = MHK_MIXER_ATTENTION;
@@ -13761,8 +14703,8 @@ static void mhk__parse_mamba2(const mhk__settings *s, mhk_config *c) {
   if (!(fabs(expand * c->d_model - (double)c->ssm_heads * c->ssm_head_dim) < 0.5)) {
     char number[32];
     mhk__format_double(expand, number);
-    mhk_fail(s->ctx, MHK_ERROR_CONFIG, "%s: expand %s of hidden_size %d is not num_heads %d times head_dim %d", s->where, number,
-             c->d_model, c->ssm_heads, c->ssm_head_dim);
+    mhk_fail(s->ctx, MHK_ERROR_CONFIG, "%s: expand %s of hidden_size %d is not num_heads %d times head_dim %d",
+             s->where, number, c->d_model, c->ssm_heads, c->ssm_head_dim);
   }
   if (act && !mhk__json_equals(act, "silu") && !mhk__json_equals(act, "swish"))
     mhk__setting_refuse(s, "hidden_act", act->text ? act->text : "?", "\"silu\"");
@@ -13833,7 +14775,8 @@ static void mhk__parse_phi_mamba(mhk_context *ctx, const mhk__json *root, const 
     if (!attention && !mhk__json_equals(core, "modules.mixers.discrete_mamba2"))
       mhk__setting_refuse(&block, "CoreType", core && core->text ? core->text : "missing",
                           "\"modules.mixers.discrete_mamba2\" and \"modules.mixers.phi_attention\"");
-    if (n > MHK_MAX_LAYERS - layers) mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "%s: more than %d layers", where, MHK_MAX_LAYERS);
+    if (n > MHK_MAX_LAYERS - layers)
+      mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "%s: more than %d layers", where, MHK_MAX_LAYERS);
     if (mhk_failed(ctx)) return;
     memset(&one, 0, sizeof one);
     one.d_model = c->d_model;
@@ -13842,10 +14785,12 @@ static void mhk__parse_phi_mamba(mhk_context *ctx, const mhk__json *root, const 
       const double eps = mhk__setting_double(&input, "layer_norm_eps", c->norm_eps);
       mhk__parse_attention(&input, &one);
       if (hidden != c->d_model)
-        mhk_fail(ctx, MHK_ERROR_CONFIG, "%s: %s.hidden_size is %d, d_model is %d: they must be the same", where, part, hidden, c->d_model);
+        mhk_fail(ctx, MHK_ERROR_CONFIG, "%s: %s.hidden_size is %d, d_model is %d: they must be the same", where, part,
+                 hidden, c->d_model);
       if (one.qk_layernorm && eps != c->norm_eps)
         mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "%s: %s.layer_norm_eps differs from the other norms'", where, part);
-      if (!mhk__setting(&mm, "max_position_embeddings")) c->max_position = mhk__setting_int(&input, "max_position_embeddings", 0);
+      if (!mhk__setting(&mm, "max_position_embeddings"))
+        c->max_position = mhk__setting_int(&input, "max_position_embeddings", 0);
       mhk__warn_unseen(&input, MHK__QUIET "attention_dropout attn_type layer_idx max_position_embeddings");
       if (!have_attention) memcpy(&first_attention, &one, sizeof one); /* with its padding, for the comparison */
       have_attention = 1;
@@ -13857,14 +14802,16 @@ static void mhk__parse_phi_mamba(mhk_context *ctx, const mhk__json *root, const 
     mhk__warn_unseen(&block, "block_input core_input");
     if (mhk_failed(ctx)) return;
     if (memcmp(&one, attention ? &first_attention : &first_ssm, sizeof one) != 0) {
-      mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "%s: %s differs from an earlier block of its kind; this version has one setting for all of them",
-               where, part);
+      mhk_fail(ctx, MHK_ERROR_UNSUPPORTED,
+               "%s: %s differs from an earlier block of its kind; this version has one setting for all of them", where,
+               part);
       return;
     }
     while (n-- > 0) c->mixer[layers++] = attention ? MHK_MIXER_ATTENTION : MHK_MIXER_DISCRETE_MAMBA2;
   }
   if (layers != c->n_layer) {
-    mhk_fail(ctx, MHK_ERROR_CONFIG, "%s: the blocks have %d layers in all, MixerModel.input.n_layer is %d", where, layers, c->n_layer);
+    mhk_fail(ctx, MHK_ERROR_CONFIG, "%s: the blocks have %d layers in all, MixerModel.input.n_layer is %d", where,
+             layers, c->n_layer);
     return;
   }
   if (have_attention) {
@@ -13887,24 +14834,27 @@ static void mhk__parse_phi_mamba(mhk_context *ctx, const mhk__json *root, const 
     c->conv_bias = first_ssm.conv_bias;
     c->proj_bias = first_ssm.proj_bias;
     if (c->ssm_rotary_dim && have_attention && c->rotary_dim && first_ssm.rope_theta != c->rope_theta)
-      mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "%s: rope_theta of attention and of state-space blocks differ; this version has one for both",
-               where);
+      mhk_fail(ctx, MHK_ERROR_UNSUPPORTED,
+               "%s: rope_theta of attention and of state-space blocks differ; this version has one for both", where);
     if (c->ssm_rotary_dim) c->rope_theta = first_ssm.rope_theta;
   }
 }
 
-MHKDEF mhk_result mhk_config_parse(mhk_context *ctx, const char *json, size_t length, const char *where, mhk_config *config) {
+MHKDEF mhk_result mhk_config_parse(mhk_context *ctx, const char *json, size_t length, const char *where,
+                                   mhk_config *config) {
   const mhk__json *type, *architecture;
   mhk_config c;
   char sentence[MHK__SENTENCE];
   if (mhk_failed(ctx)) return mhk_error(ctx);
-  if (!json || !config) return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "mhk_config_parse needs a text and a place for the configuration");
+  if (!json || !config)
+    return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "mhk_config_parse needs a text and a place for the configuration");
   if (!where) where = "config.json";
   memset(&c, 0, sizeof c);
   mhk__mark mark = mhk__scratch_mark(ctx);
   const mhk__json *root = mhk__json_parse(ctx, &ctx->scratch, json, length, where, MHK__JSON_INFINITY);
   const mhk__json *outer = mhk__json_get(root, "config");
-  if (mhk__json_is(outer, MHK__JSON_OBJECT) && !mhk__json_get(root, "model_type") && !mhk__json_get(root, "MixerModel")) root = outer;
+  if (mhk__json_is(outer, MHK__JSON_OBJECT) && !mhk__json_get(root, "model_type") && !mhk__json_get(root, "MixerModel"))
+    root = outer;
   if (root) {
     const mhk__settings s = mhk__settings_of(ctx, root, where, "");
     type = mhk__setting(&s, "model_type");
@@ -13964,9 +14914,12 @@ static void mhk__write_string_key(mhk__writer *w, const char *key, const char *t
   mhk__write_string(w, text, strlen(text));
 }
 
-static void mhk__write_flag_key(mhk__writer *w, const char *key, int on) { mhk__write_word_key(w, key, on ? "true" : "false"); }
+static void mhk__write_flag_key(mhk__writer *w, const char *key, int on) {
+  mhk__write_word_key(w, key, on ? "true" : "false");
+}
 
-/* the share of a head that turns, such that cutting share * size off gives the number of features again */
+/* the share of a head that turns, such that cutting share * size off gives the number of features
+   again */
 static double mhk__rotary_factor(int rotary, int size) {
   double factor = (double)rotary / size;
   while ((int)(factor * size) < rotary) factor *= 1 + DBL_EPSILON;
@@ -14059,8 +15012,9 @@ static void mhk__write_config(mhk__writer *w, const mhk_config *c, mhk_dtype dty
     mhk__write_key(w, "input");
     mhk__write_open(w, '{');
     mhk__write_int_key(w, "vocab_size", c->vocab_size);
-    mhk__write_int_key(w, "pad_vocab_size_multiple",
-                       c->pad_vocab_multiple > 0 && c->vocab_size % c->pad_vocab_multiple == 0 ? c->pad_vocab_multiple : 1);
+    mhk__write_int_key(
+        w, "pad_vocab_size_multiple",
+        c->pad_vocab_multiple > 0 && c->vocab_size % c->pad_vocab_multiple == 0 ? c->pad_vocab_multiple : 1);
     if (c->tie_embeddings) mhk__write_flag_key(w, "tie_embeddings", 1);
     mhk__write_close(w, '}');
     mhk__write_close(w, '}');
@@ -14074,7 +15028,8 @@ static void mhk__write_config(mhk__writer *w, const mhk_config *c, mhk_dtype dty
     /* what the authors' code fixes is written where it differs */
     if (c->d_mlp != 4 * (int64_t)c->d_model) mhk__write_int_key(w, "d_mlp", c->d_mlp);
     if (c->norm_eps < 1e-5 || c->norm_eps > 1e-5) mhk__write_double_key(w, "layer_norm_eps", c->norm_eps);
-    if (c->max_position > 0 && !mhk__config_uses(c, MHK_MIXER_ATTENTION)) mhk__write_int_key(w, "max_position_embeddings", c->max_position);
+    if (c->max_position > 0 && !mhk__config_uses(c, MHK_MIXER_ATTENTION))
+      mhk__write_int_key(w, "max_position_embeddings", c->max_position);
     mhk__write_close(w, '}');
     mhk__write_close(w, '}');
     mhk__write_blocks(w, c);
@@ -14131,7 +15086,11 @@ static void mhk__write_config(mhk__writer *w, const mhk_config *c, mhk_dtype dty
       mhk__write_ends(w, m->ends, m->n_ends);
     else if (m && mhk_tokenizer_end(m->tokenizer) >= 0)
       mhk__write_int_key(w, "eos_token_id", mhk_tokenizer_end(m->tokenizer));
-    if (dtype) mhk__write_string_key(w, "torch_dtype", dtype == MHK_F16 ? "float16" : dtype == MHK_BF16 ? "bfloat16" : "float32");
+    if (dtype)
+      mhk__write_string_key(w, "torch_dtype",
+                            dtype == MHK_F16    ? "float16"
+                            : dtype == MHK_BF16 ? "bfloat16"
+                                                : "float32");
   }
   mhk__write_close(w, '}');
   mhk__write_text(w, "\n");
@@ -14180,15 +15139,17 @@ static mhk_model *mhk__model_new(mhk_context *ctx, const mhk_config *config) {
 }
 
 #ifndef MOHAWK_NO_TRAINING
-/* Memory for all tensors as MHK_REAL and for their gradients, the gradients in one block in the order of the tensors.
-   data and grads receive what is to be put in place. */
+/* Memory for all tensors as MHK_REAL and for their gradients, the gradients in one block in the
+   order of the tensors. data and grads receive what is to be put in place. */
 static int mhk__model_memory(mhk_model *m, mhk_real **data, mhk_real **grads) {
   mhk_context *ctx = m->object.ctx;
   mhk_index total = 0;
   for (int i = 0; i < m->n_tensors; i++) {
     const mhk_index count = m->tensors[i]->count;
     if (total > PTRDIFF_MAX - count)
-      return mhk_fail(ctx, MHK_ERROR_MEMORY, "the model's %.0f weights do not fit this machine", mhk_config_parameters(&m->config)), 0;
+      return mhk_fail(ctx, MHK_ERROR_MEMORY, "the model's %.0f weights do not fit this machine",
+                      mhk_config_parameters(&m->config)),
+             0;
     total += count;
     data[i] = (mhk_real *)mhk__arena_zeros(ctx, &m->object.arena, count, sizeof(mhk_real));
     if (!data[i]) return 0;
@@ -14258,7 +15219,8 @@ static void mhk__fill_mixer(mhk__rng *rng, mhk__layer *y) {
   mhk__fill(y->D, 1);
   mhk__fill(y->ssm_norm_w, 1);
   if (y->A_log)
-    for (mhk_index i = 0; i < y->A_log->count; i++) ((mhk_real *)y->A_log->data)[i] = (mhk_real)log(1.0 + 15.0 * mhk__rng_uniform(rng));
+    for (mhk_index i = 0; i < y->A_log->count; i++)
+      ((mhk_real *)y->A_log->data)[i] = (mhk_real)log(1.0 + 15.0 * mhk__rng_uniform(rng));
   if (y->dt_bias) /* softplus of it is log-uniform in [0.001,0.1] */
     for (mhk_index i = 0; i < y->dt_bias->count; i++) {
       const double dt = exp(log(0.001) + mhk__rng_uniform(rng) * (log(0.1) - log(0.001)));
@@ -14266,8 +15228,8 @@ static void mhk__fill_mixer(mhk__rng *rng, mhk__layer *y) {
     }
 }
 
-/* Linear layers and convolutions as PyTorch draws them, norms 1 and 0, the embedding normal with deviation 0.02 as language models
-   usually have it, state-space mixers as published. */
+/* Linear layers and convolutions as PyTorch draws them, norms 1 and 0, the embedding normal with
+   deviation 0.02 as language models usually have it, state-space mixers as published. */
 MHKDEF mhk_model *mhk_model_create(mhk_context *ctx, const mhk_config *config, uint64_t seed) {
   mhk__rng rng;
   mhk_real *grads;
@@ -14284,7 +15246,8 @@ MHKDEF mhk_model *mhk_model_create(mhk_context *ctx, const mhk_config *config, u
   mhk__model_train(m, data, grads);
   mhk__scratch_rewind(ctx, mark);
   mhk__rng_seed(&rng, seed);
-  for (mhk_index i = 0; i < m->embedding->count; i++) ((mhk_real *)m->embedding->data)[i] = (mhk_real)(0.02 * mhk__rng_normal(&rng));
+  for (mhk_index i = 0; i < m->embedding->count; i++)
+    ((mhk_real *)m->embedding->data)[i] = (mhk_real)(0.02 * mhk__rng_normal(&rng));
   for (int l = 0; l < config->n_layer; l++) {
     mhk__layer *y = &m->layers[l];
     mhk__fill(y->norm_w, 1);
@@ -14314,7 +15277,9 @@ MHKDEF void mhk_model_destroy(mhk_model *m) {
 MHKDEF const mhk_config *mhk_model_config(const mhk_model *m) { return m ? &m->config : NULL; }
 MHKDEF mhk_tokenizer *mhk_model_tokenizer(const mhk_model *m) { return m ? m->tokenizer : NULL; }
 MHKDEF int mhk_model_tensors(const mhk_model *m) { return m ? m->n_tensors : 0; }
-MHKDEF mhk_tensor *mhk_model_tensor(const mhk_model *m, int i) { return m && i >= 0 && i < m->n_tensors ? m->tensors[i] : NULL; }
+MHKDEF mhk_tensor *mhk_model_tensor(const mhk_model *m, int i) {
+  return m && i >= 0 && i < m->n_tensors ? m->tensors[i] : NULL;
+}
 
 MHKDEF mhk_tensor *mhk_model_find(const mhk_model *m, const char *name) {
   if (!m || !name) return NULL;
@@ -14438,18 +15403,22 @@ static const mhk_file_tensor *mhk__file_part(const mhk_file *f, const char *name
   return mhk_file_find(f, whole);
 }
 
-static int mhk__has_shape(const mhk_file_tensor *x, mhk_dtype dtype, int rank, mhk_index a, mhk_index b, mhk_index c, mhk_index d) {
-  return x && x->dtype == dtype && x->rank == rank && x->shape[0] == a && x->shape[1] == b && x->shape[2] == c && x->shape[3] == d;
+static int mhk__has_shape(const mhk_file_tensor *x, mhk_dtype dtype, int rank, mhk_index a, mhk_index b, mhk_index c,
+                          mhk_index d) {
+  return x && x->dtype == dtype && x->rank == rank && x->shape[0] == a && x->shape[1] == b && x->shape[2] == c &&
+         x->shape[3] == d;
 }
 
-/* Whether the file's tensor of s is quantised (see mhk_quantised). If it is but its parts do not fit, wrong says how. */
+/* Whether the file's tensor of s is quantised (see mhk_quantised). If it is but its parts do not
+   fit, wrong says how. */
 static int mhk__find_quantised(const mhk_file *f, const mhk__spec *s, mhk__q_parts *p, char *wrong, size_t room) {
   const mhk_index N = s->shape[0], K = s->shape[1];
   mhk_index rest;
   wrong[0] = 0;
   memset(p, 0, sizeof *p);
   p->q = mhk_file_find(f, s->name);
-  if (!p->q || (p->q->dtype != MHK_I8 && p->q->dtype != MHK_U8) || p->q->rank != 4 || !mhk__role_is_matrix(s->role)) return 0;
+  if (!p->q || (p->q->dtype != MHK_I8 && p->q->dtype != MHK_U8) || p->q->rank != 4 || !mhk__role_is_matrix(s->role))
+    return 0;
   p->scale = mhk__file_part(f, s->name, "scale");
   p->rest = mhk__file_part(f, s->name, "rest");
   rest = p->rest ? p->rest->shape[0] : 0;
@@ -14457,12 +15426,15 @@ static int mhk__find_quantised(const mhk_file *f, const mhk__spec *s, mhk__q_par
   const mhk_index groups = p->scale ? p->scale->shape[1] : 0;
   const mhk_index blocks = rest < N ? mhk__q_blocks(N - rest) : 0;
   if (p->rest && (rest >= N || !mhk__has_shape(p->rest, MHK_F32, 2, rest, K, 1, 1)))
-    mhk__print(wrong, room, "%s_rest must be F32 with fewer than %lld rows of %lld", s->name, (long long)N, (long long)K);
-  else if (groups < 1 || K % groups || (K / groups != 32 && K / groups != 64) || !mhk__has_shape(p->scale, MHK_F16, 3, blocks, groups, MHK__Q_ROWS, 1))
-    mhk__print(wrong, room, "%s is quantised and needs %s_scale of type F16 and shape (%lld,%lld / 32 or 64,%d)", s->name, s->name, (long long)blocks,
-             (long long)K, MHK__Q_ROWS);
+    mhk__print(wrong, room, "%s_rest must be F32 with fewer than %lld rows of %lld", s->name, (long long)N,
+               (long long)K);
+  else if (groups < 1 || K % groups || (K / groups != 32 && K / groups != 64) ||
+           !mhk__has_shape(p->scale, MHK_F16, 3, blocks, groups, MHK__Q_ROWS, 1))
+    mhk__print(wrong, room, "%s is quantised and needs %s_scale of type F16 and shape (%lld,%lld / 32 or 64,%d)",
+               s->name, s->name, (long long)blocks, (long long)K, MHK__Q_ROWS);
   else if (!mhk__has_shape(p->q, p->q->dtype, 4, blocks, K / each, MHK__Q_ROWS, 4))
-    mhk__print(wrong, room, "%s is quantised and must have the shape (%lld,%lld,%d,4)", s->name, (long long)blocks, (long long)(K / each), MHK__Q_ROWS);
+    mhk__print(wrong, room, "%s is quantised and must have the shape (%lld,%lld,%d,4)", s->name, (long long)blocks,
+               (long long)(K / each), MHK__Q_ROWS);
   return 1;
 }
 
@@ -14531,7 +15503,8 @@ static int mhk__match_tensors(mhk_model *m, const mhk_file *f, const char *path,
     else if (mhk__list_room(&missing))
       mhk__write_text(&missing.text, name);
   }
-  if (m->config.tie_embeddings) mhk__mark_used(f, mhk_file_find(f, "lm_head.weight"), used); /* the embedding once more */
+  /* the embedding once more */
+  if (m->config.tie_embeddings) mhk__mark_used(f, mhk_file_find(f, "lm_head.weight"), used);
   for (i = 0; i < f->n; i++) {
     const char *name = f->sorted[i]->t.name;
     if (used[i]) continue;
@@ -14583,7 +15556,8 @@ static void mhk__untie_head(mhk_context *ctx, mhk_config *c, const mhk_file *f, 
             path);
 }
 
-/* Puts one stored tensor in place: mapped where the layout of the file serves as it is, else copied. */
+/* Puts one stored tensor in place: mapped where the layout of the file serves as it is, else
+   copied. */
 static int mhk__place_tensor(mhk_model *m, mhk_tensor *x, const mhk_file_tensor *from, int matrix) {
   mhk_context *ctx = m->object.ctx;
   const size_t size = mhk_dtype_size(from->dtype);
@@ -14603,7 +15577,8 @@ static int mhk__place_tensor(mhk_model *m, mhk_tensor *x, const mhk_file_tensor 
   return x->data != NULL;
 }
 
-/* the same of a quantised matrix: integers are used where they lie, scales and numbers too where the machine's layout is the file's */
+/* the same of a quantised matrix: integers are used where they lie, scales and numbers too where
+   the machine's layout is the file's */
 static int mhk__place_quantised(mhk_model *m, mhk_tensor *x, const mhk__q_parts *p) {
   mhk_context *ctx = m->object.ctx;
   mhk_quantised *q = (mhk_quantised *)mhk__arena_zeros(ctx, &m->object.arena, 1, sizeof *q);
@@ -14635,7 +15610,8 @@ static int mhk__place_quantised(mhk_model *m, mhk_tensor *x, const mhk__q_parts 
 }
 
 /* The model of a configuration with the weights of f, which it takes over (also when it fails). */
-static mhk_model *mhk__model_from_file(mhk_context *ctx, const mhk_config *config, mhk_file *f, const char *path, const char *config_path) {
+static mhk_model *mhk__model_from_file(mhk_context *ctx, const mhk_config *config, mhk_file *f, const char *path,
+                                       const char *config_path) {
   mhk_config c = *config;
   mhk__spec s;
   mhk__untie_head(ctx, &c, f, path, config_path);
@@ -14655,8 +15631,9 @@ static mhk_model *mhk__model_from_file(mhk_context *ctx, const mhk_config *confi
     mhk__q_parts parts;
     char wrong[700];
     mhk__spec_in_file(f, &c, &s);
-    if (mhk__find_quantised(f, &s, &parts, wrong, sizeof wrong) ? !mhk__place_quantised(m, m->tensors[i], &parts)
-                                                                : !mhk__place_tensor(m, m->tensors[i], parts.q, mhk__role_is_matrix(s.role))) {
+    if (mhk__find_quantised(f, &s, &parts, wrong, sizeof wrong)
+            ? !mhk__place_quantised(m, m->tensors[i], &parts)
+            : !mhk__place_tensor(m, m->tensors[i], parts.q, mhk__role_is_matrix(s.role))) {
       mhk_model_destroy(m);
       return NULL;
     }
@@ -14764,7 +15741,8 @@ static void mhk__pick_up_rest(mhk_model *m, const char *folder) {
 }
 #endif
 
-/* The model of a file that has its configuration, and perhaps its tokenizer, among its metadata; takes the file over. NULL without an error: it has none. */
+/* The model of a file that has its configuration, and perhaps its tokenizer, among its metadata;
+   takes the file over. NULL without an error: it has none. */
 static mhk_model *mhk__model_in_one(mhk_context *ctx, mhk_file *f, const char *path) {
   char where[MHK__PATH_MOST + 64];
   mhk_config config;
@@ -14800,7 +15778,8 @@ MHKDEF mhk_model *mhk_load_memory(mhk_context *ctx, const void *data, size_t byt
   mhk_model *m = mhk__model_in_one(ctx, f, name);
   if (!m && !mhk_failed(ctx)) {
     mhk_file_close(f);
-    mhk_fail(ctx, MHK_ERROR_FORMAT, "%s has no config.json in its metadata: it is no model that mhk_save() wrote as one file", name);
+    mhk_fail(ctx, MHK_ERROR_FORMAT,
+             "%s has no config.json in its metadata: it is no model that mhk_save() wrote as one file", name);
   }
   return m;
 }
@@ -14847,13 +15826,14 @@ MHKDEF mhk_model *mhk_load_with(mhk_context *ctx, const char *path, const mhk_lo
 MHKDEF mhk_model *mhk_load(mhk_context *ctx, const char *path) { return mhk_load_with(ctx, path, NULL); }
 #endif
 
-/* A model's mark: its configuration, and of each tensor name, shape and up to 256 values, the same on every machine. No more than samples: a large
-   file is not read through for it. */
+/* A model's mark: its configuration, and of each tensor name, shape and up to 256 values, the same
+   on every machine. No more than samples: a large file is not read through for it. */
 static uint64_t mhk__model_hash(const mhk_model *m) {
   const mhk_config *c = &m->config;
-  const int numbers[] = {(int)c->arch,    c->n_layer,   c->d_model,   c->vocab_size,     c->d_mlp,    c->tie_embeddings, c->n_head,         c->n_kv_head,
-                         c->head_dim,     c->rotary_dim, c->qk_layernorm, c->ssm_heads,  c->ssm_groups, c->ssm_head_dim, c->d_state,        c->d_conv,
-                         c->ssm_rotary_dim, c->conv_silu, c->conv_bias, c->proj_bias};
+  const int numbers[] = {(int)c->arch,      c->n_layer,        c->d_model,    c->vocab_size,   c->d_mlp,
+                         c->tie_embeddings, c->n_head,         c->n_kv_head,  c->head_dim,     c->rotary_dim,
+                         c->qk_layernorm,   c->ssm_heads,      c->ssm_groups, c->ssm_head_dim, c->d_state,
+                         c->d_conv,         c->ssm_rotary_dim, c->conv_silu,  c->conv_bias,    c->proj_bias};
   const double reals[] = {c->norm_eps, c->rope_theta, c->dt_min, c->dt_max};
   unsigned char bytes[8];
   uint64_t h = MHK__HASH_START, bits;
@@ -14903,9 +15883,10 @@ static int mhk__round_within(float v, int low, int high) {
   return (int)(limited < 0 ? limited - 0.5f : limited + 0.5f);
 }
 
-/* The scale of a group of n weights, and their integers; infinite when a weight is not finite. For MHK_Q4 the extreme weight is tried at many places
-   between 5.5 and 8.5 on either side; for the integers each gives, the scale of least squared error is known, and the error with it:
-   sum x^2 - (sum x q)^2 / sum q^2. */
+/* The scale of a group of n weights, and their integers; infinite when a weight is not finite. For
+   MHK_Q4 the extreme weight is tried at many places between 5.5 and 8.5 on either side; for the
+   integers each gives, the scale of least squared error is known, and the error with it: sum x^2 -
+   (sum x q)^2 / sum q^2. */
 static uint16_t mhk__q_group(mhk_dtype dtype, int n, const mhk_real *x, signed char *out) {
   const int low = dtype == MHK_Q8 ? -127 : -8, high = dtype == MHK_Q8 ? 127 : 7;
   float extreme = 0, scale;
@@ -14939,7 +15920,14 @@ static uint16_t mhk__q_group(mhk_dtype dtype, int n, const mhk_real *x, signed c
   return half;
 }
 
-typedef struct mhk__q_making { const mhk_tensor *from; mhk_dtype dtype; mhk_index rows; int group; unsigned char *q; uint16_t *scale; } mhk__q_making;
+typedef struct mhk__q_making {
+  const mhk_tensor *from;
+  mhk_dtype dtype;
+  mhk_index rows;
+  int group;
+  unsigned char *q;
+  uint16_t *scale;
+} mhk__q_making;
 
 /* one block of 16 rows; work holds a row and the integers of a group */
 static void mhk__q_make_block(void *arg, mhk_index block, int worker) {
@@ -14967,9 +15955,11 @@ static void mhk__q_make_block(void *arg, mhk_index block, int worker) {
 }
 
 /* x becomes from with its first rows quantised */
-static int mhk__q_make(mhk_model *m, mhk_tensor *x, const mhk_tensor *from, mhk_dtype dtype, int group, mhk_index rows) {
+static int mhk__q_make(mhk_model *m, mhk_tensor *x, const mhk_tensor *from, mhk_dtype dtype, int group,
+                       mhk_index rows) {
   mhk_context *ctx = m->object.ctx;
-  const mhk_index N = x->shape[0], K = x->shape[1], blocks = mhk__q_blocks(rows), scales = blocks * (K / group) * MHK__Q_ROWS;
+  const mhk_index N = x->shape[0], K = x->shape[1], blocks = mhk__q_blocks(rows),
+                  scales = blocks * (K / group) * MHK__Q_ROWS;
   mhk_quantised *q = (mhk_quantised *)mhk__arena_zeros(ctx, &m->object.arena, 1, sizeof *q);
   mhk_real *rest = rows < N ? (mhk_real *)mhk__arena_zeros(ctx, &m->object.arena, (N - rows) * K, sizeof *rest) : NULL;
   mhk__q_making a;
@@ -14983,8 +15973,10 @@ static int mhk__q_make(mhk_model *m, mhk_tensor *x, const mhk_tensor *from, mhk_
   mhk__run(ctx, &a, blocks, 0, K, (double)rows * (double)K * 16, mhk__q_make_block);
   for (mhk_index i = 0; i < scales; i++)
     if ((a.scale[i] & 0x7C00u) == 0x7C00u)
-      return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "%s cannot be quantised: a weight of row %lld is not finite, or too large for a half-precision scale",
-                      x->name, (long long)(i / MHK__Q_ROWS / (K / group) * MHK__Q_ROWS + i % MHK__Q_ROWS)),
+      return mhk_fail(
+                 ctx, MHK_ERROR_ARGUMENT,
+                 "%s cannot be quantised: a weight of row %lld is not finite, or too large for a half-precision scale",
+                 x->name, (long long)(i / MHK__Q_ROWS / (K / group) * MHK__Q_ROWS + i % MHK__Q_ROWS)),
              0;
   if (rest) mhk_tensor_read(from, rows * K, (N - rows) * K, rest);
   q->q = a.q;
@@ -15017,8 +16009,9 @@ MHKDEF mhk_model *mhk_quantise(mhk_model *m, const mhk_quantise_desc *desc) {
   if ((int)d.type == 0) d.type = MHK_Q8;
   if ((int)d.ends == 0) d.ends = d.type;
   if (!mhk__is_quantised(d.type) || !mhk__is_quantised(d.ends) || (d.group != 0 && d.group != 32 && d.group != 64)) {
-    mhk_fail(ctx, MHK_ERROR_ARGUMENT, "weights are quantised as Q8 or Q4 in groups of 32 or 64, not as %s and %s in groups of %d", mhk_dtype_name(d.type),
-             mhk_dtype_name(d.ends), d.group);
+    mhk_fail(ctx, MHK_ERROR_ARGUMENT,
+             "weights are quantised as Q8 or Q4 in groups of 32 or 64, not as %s and %s in groups of %d",
+             mhk_dtype_name(d.type), mhk_dtype_name(d.ends), d.group);
     return NULL;
   }
   mhk_model *out = mhk__model_new(ctx, &m->config);
@@ -15045,7 +16038,8 @@ MHKDEF mhk_model *mhk_quantise(mhk_model *m, const mhk_quantise_desc *desc) {
     return NULL;
   }
   if (!mhk__any_quantised(out))
-    mhk__note(ctx, MHK_LOG_WARNING, "nothing of the model is quantised: 32 does not divide the rows of any of its matrices");
+    mhk__note(ctx, MHK_LOG_WARNING,
+              "nothing of the model is quantised: 32 does not divide the rows of any of its matrices");
   return out;
 }
 #endif
@@ -15070,7 +16064,8 @@ static int mhk__outgoing_quantised(mhk_context *ctx, mhk__outgoing *o, const mhk
   shape[8] = K;
   mhk__print(names, room, "%s_scale", x->name);
   mhk__print(names + room, room, "%s_rest", x->name);
-  mhk__outgoing_set(o, x->name, x->dtype == MHK_Q8 ? MHK_I8 : MHK_U8, x->dtype == MHK_Q8 ? MHK_I8 : MHK_U8, 4, shape, q->q);
+  mhk__outgoing_set(o, x->name, x->dtype == MHK_Q8 ? MHK_I8 : MHK_U8, x->dtype == MHK_Q8 ? MHK_I8 : MHK_U8, 4, shape,
+                    q->q);
   mhk__outgoing_set(o + 1, names, MHK_F16, MHK_F16, 3, shape + 4, q->scale);
   if (!q->rest) return 2;
   mhk__outgoing_set(o + 2, names + room, MHK_F32, MHK_REAL, 2, shape + 7, q->rest);
@@ -15081,7 +16076,8 @@ static int mhk__outgoing_quantised(mhk_context *ctx, mhk__outgoing *o, const mhk
    metadata of a single file */
 #define MHK__SAVED_TEXTS 4
 
-/* A file of a model's folder beside the weights. text NULL: the model has none, and an old one is not to be taken for its own. */
+/* A file of a model's folder beside the weights. text NULL: the model has none, and an old one is
+   not to be taken for its own. */
 typedef struct mhk__beside {
   const char *text;
   size_t length;
@@ -15089,7 +16085,8 @@ typedef struct mhk__beside {
   mhk__output out;
 } mhk__beside;
 
-/* Whether the folder's file differs from what is to be there; then it is written, still under its temporary name. */
+/* Whether the folder's file differs from what is to be there; then it is written, still under its
+   temporary name. */
 static void mhk__beside_write(mhk_context *ctx, mhk__beside *b, char *path) {
   mhk__bytes old;
   mhk__output_clear(&b->out, path);
@@ -15107,9 +16104,11 @@ static void mhk__beside_write(mhk_context *ctx, mhk__beside *b, char *path) {
   mhk__output_ok(ctx, &b->out);
 }
 
-/* The weights, written under their temporary name, and the texts become the model of a folder. Where more changes than the weights, the folder is without
-   config.json in between, which no reader accepts: so it goes first and comes last. */
-static void mhk__folder_replace(mhk_context *ctx, const char *folder, mhk__output *weights, const char *const *texts, const size_t *lengths) {
+/* The weights, written under their temporary name, and the texts become the model of a folder.
+   Where more changes than the weights, the folder is without config.json in between, which no
+   reader accepts: so it goes first and comes last. */
+static void mhk__folder_replace(mhk_context *ctx, const char *folder, mhk__output *weights, const char *const *texts,
+                                const size_t *lengths) {
   /* what is read where there is no tokenizer.json */
   static const char others[][20] = {"vocab.json", "merges.txt", "added_tokens.json", "encoder.json", "vocab.bpe"};
   const int n = texts[3] ? MHK__SAVED_TEXTS : MHK__SAVED_TEXTS + (int)(sizeof others / sizeof *others);
@@ -15146,7 +16145,8 @@ static void mhk__folder_replace(mhk_context *ctx, const char *folder, mhk__outpu
 }
 
 /* metadata and lengths: as of a single file, with NULL where the model has no such text */
-static void mhk__save_folder(mhk_context *ctx, const char *folder, int n, const mhk__outgoing *list, const char *const *metadata, const size_t *lengths) {
+static void mhk__save_folder(mhk_context *ctx, const char *folder, int n, const mhk__outgoing *list,
+                             const char *const *metadata, const size_t *lengths) {
   char path[MHK__PATH_MOST + 64];
   mhk__output weights;
   mhk__lock lock;
@@ -15163,7 +16163,8 @@ static void mhk__save_folder(mhk_context *ctx, const char *folder, int n, const 
     mhk__join_path(name, sizeof name, folder, "model.lock"); /* others who save there do so before or after */
     error = mhk__lock_take(&lock, name, 1);
     if (error)
-      mhk_fail(ctx, MHK_ERROR_FILE, "the folder %s cannot be locked with %s: %s", folder, name, mhk__file_reason(error));
+      mhk_fail(ctx, MHK_ERROR_FILE, "the folder %s cannot be locked with %s: %s", folder, name,
+               mhk__file_reason(error));
     else
       mhk__folder_replace(ctx, folder, &weights, metadata + 2, lengths + 1);
     if (!error) mhk__lock_give(&lock);
@@ -15263,8 +16264,8 @@ MHKDEF mhk_result mhk_save(mhk_model *m, const char *path, mhk_dtype dtype) {
 
 static int mhk__can_train(mhk_model *m, const char *what) {
   if (m->trainable) return 1;
-  mhk_fail(m->object.ctx, MHK_ERROR_STATE, "%s changes the student's weights, which are frozen: call mhk_model_make_trainable() first",
-           what);
+  mhk_fail(m->object.ctx, MHK_ERROR_STATE,
+           "%s changes the student's weights, which are frozen: call mhk_model_make_trainable() first", what);
   return 0;
 }
 
@@ -15273,8 +16274,9 @@ static int mhk__transfer(mhk_tensor *to, const mhk_tensor *from) {
   char a[160], b[160];
   if (!to || !from || to == from) return 1;
   if (to->rank != from->rank || memcmp(to->shape, from->shape, sizeof to->shape) != 0) {
-    mhk_fail(to->ctx, MHK_ERROR_SHAPE, "weights cannot be transferred: %s of the student is %s, %s of the teacher %s", to->name,
-             mhk__shape_text(to->rank, to->shape, a, sizeof a), from->name, mhk__shape_text(from->rank, from->shape, b, sizeof b));
+    mhk_fail(to->ctx, MHK_ERROR_SHAPE, "weights cannot be transferred: %s of the student is %s, %s of the teacher %s",
+             to->name, mhk__shape_text(to->rank, to->shape, a, sizeof a), from->name,
+             mhk__shape_text(from->rank, from->shape, b, sizeof b));
     return 0;
   }
   return mhk_tensor_read(from, 0, from->count, (mhk_real *)to->data) == MHK_OK;
@@ -15289,9 +16291,11 @@ static int mhk__same_depth(mhk_model *student, mhk_model *teacher) {
 
 MHKDEF mhk_result mhk_model_transfer(mhk_model *student, mhk_model *teacher) {
   if (!student || !teacher)
-    return student ? mhk_fail(student->object.ctx, MHK_ERROR_ARGUMENT, "mhk_model_transfer needs a teacher") : MHK_ERROR_ARGUMENT;
+    return student ? mhk_fail(student->object.ctx, MHK_ERROR_ARGUMENT, "mhk_model_transfer needs a teacher")
+                   : MHK_ERROR_ARGUMENT;
   if (mhk_failed(student->object.ctx)) return mhk_error(student->object.ctx);
-  if (!mhk__can_train(student, "mhk_model_transfer") || !mhk__same_depth(student, teacher)) return mhk_error(student->object.ctx);
+  if (!mhk__can_train(student, "mhk_model_transfer") || !mhk__same_depth(student, teacher))
+    return mhk_error(student->object.ctx);
   mhk__transfer(student->embedding, teacher->embedding);
   mhk__transfer(student->norm_w, teacher->norm_w);
   mhk__transfer(student->norm_b, teacher->norm_b);
@@ -15305,9 +16309,11 @@ MHKDEF mhk_result mhk_model_transfer(mhk_model *student, mhk_model *teacher) {
   return mhk_error(student->object.ctx);
 }
 
-/* Heads of a teacher's projection into rows of to, from first on: heads blocks of size rows each. A teacher with fewer heads gives each
-   to several. 0, and nothing done, when the sizes do not match. */
-static int mhk__copy_heads(mhk_tensor *to, mhk_index first, int heads, int size, const mhk_tensor *from, int from_heads, int from_size) {
+/* Heads of a teacher's projection into rows of to, from first on: heads blocks of size rows each. A
+   teacher with fewer heads gives each to several. 0, and nothing done, when the sizes do not
+   match. */
+static int mhk__copy_heads(mhk_tensor *to, mhk_index first, int heads, int size, const mhk_tensor *from, int from_heads,
+                           int from_size) {
   const mhk_index D = to->shape[1];
   if (!from || size != from_size || from_heads < 1 || heads % from_heads || from->shape[1] != D) return 0;
   for (int h = 0; h < heads; h++) {
@@ -15320,8 +16326,8 @@ static int mhk__copy_heads(mhk_tensor *to, mhk_index first, int heads, int size,
 #define MHK__OPEN_GATE 1.278464542761 /* silu of it is 1 */
 
 /* method: section 4 of Bick et al. 2024 (identity), and "The Mamba in the Llama" (attention) */
-static void mhk__init_mixer(mhk__rng *rng, const mhk_config *c, mhk__layer *y, const mhk__layer *teacher, const mhk_config *tc,
-                            int attention) {
+static void mhk__init_mixer(mhk__rng *rng, const mhk_config *c, mhk__layer *y, const mhk__layer *teacher,
+                            const mhk_config *tc, int attention) {
   const mhk_index E = (mhk_index)c->ssm_heads * c->ssm_head_dim, GN = (mhk_index)c->ssm_groups * c->d_state;
   mhk__fill_linear(rng, y->in_w, NULL);
   mhk__fill(y->in_b, 0);
@@ -15349,8 +16355,10 @@ MHKDEF mhk_result mhk_model_init_mixers(mhk_model *student, mhk_model *teacher, 
   if (mhk_failed(ctx) || !mhk__can_train(student, "mhk_model_init_mixers")) return mhk_error(ctx);
   if (init == MHK_INIT_DEFAULT) init = MHK_INIT_ATTENTION;
   if (init != MHK_INIT_IDENTITY && init != MHK_INIT_ATTENTION && init != MHK_INIT_RANDOM)
-    return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "initialisation %d is none of identity (1), attention (2) and random (3)", (int)init);
-  if (init == MHK_INIT_ATTENTION && !teacher) return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "initialisation from attention needs the teacher");
+    return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "initialisation %d is none of identity (1), attention (2) and random (3)",
+                    (int)init);
+  if (init == MHK_INIT_ATTENTION && !teacher)
+    return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "initialisation from attention needs the teacher");
   if (init == MHK_INIT_ATTENTION && !mhk__same_depth(student, teacher)) return mhk_error(ctx);
   mhk__rng_seed(&rng, seed);
   for (int l = 0; l < student->config.n_layer; l++) {
@@ -15359,8 +16367,8 @@ MHKDEF mhk_result mhk_model_init_mixers(mhk_model *student, mhk_model *teacher, 
     if (y->kind == MHK_MIXER_MAMBA2 || init == MHK_INIT_RANDOM)
       mhk__fill_mixer(&rng, y);
     else
-      mhk__init_mixer(&rng, &student->config, y, teacher ? &teacher->layers[l] : NULL, teacher ? &teacher->config : NULL,
-                      init == MHK_INIT_ATTENTION);
+      mhk__init_mixer(&rng, &student->config, y, teacher ? &teacher->layers[l] : NULL,
+                      teacher ? &teacher->config : NULL, init == MHK_INIT_ATTENTION);
   }
   return MHK_OK;
 }
@@ -15383,9 +16391,12 @@ MHKDEF mhk_model *mhk_student_create(mhk_context *ctx, mhk_model *teacher, const
              t->arch == MHK_ARCH_MAMBA2 ? "Mamba-2" : "Phi-Mamba");
     return NULL;
   }
-  if (d.n_keep_attention < 0 || (d.n_keep_attention > 0 && !d.keep_attention) || d.d_state < 0 || d.rotary_dim < -1 || d.chunk_size < 0) {
-    mhk_fail(ctx, MHK_ERROR_ARGUMENT, "a student cannot have n_keep_attention %d%s, d_state %d, rotary_dim %d, chunk_size %d",
-             d.n_keep_attention, d.n_keep_attention > 0 && !d.keep_attention ? " with no list" : "", d.d_state, d.rotary_dim, d.chunk_size);
+  if (d.n_keep_attention < 0 || (d.n_keep_attention > 0 && !d.keep_attention) || d.d_state < 0 || d.rotary_dim < -1 ||
+      d.chunk_size < 0) {
+    mhk_fail(ctx, MHK_ERROR_ARGUMENT,
+             "a student cannot have n_keep_attention %d%s, d_state %d, rotary_dim %d, chunk_size %d",
+             d.n_keep_attention, d.n_keep_attention > 0 && !d.keep_attention ? " with no list" : "", d.d_state,
+             d.rotary_dim, d.chunk_size);
     return NULL;
   }
   memcpy(&c, t, sizeof c);
@@ -15396,7 +16407,8 @@ MHKDEF mhk_model *mhk_student_create(mhk_context *ctx, mhk_model *teacher, const
   for (int i = 0; i < d.n_keep_attention; i++) {
     l = d.keep_attention[i];
     if (l < 0 || l >= c.n_layer) {
-      mhk_fail(ctx, MHK_ERROR_ARGUMENT, "attention cannot be kept in layer %d: the teacher has layers 0 to %d", l, c.n_layer - 1);
+      mhk_fail(ctx, MHK_ERROR_ARGUMENT, "attention cannot be kept in layer %d: the teacher has layers 0 to %d", l,
+               c.n_layer - 1);
       return NULL;
     }
     c.mixer[l] = MHK_MIXER_ATTENTION;
@@ -15431,14 +16443,16 @@ MHKDEF mhk_model *mhk_student_create(mhk_context *ctx, mhk_model *teacher, const
 #endif
 #endif /* MOHAWK_IMPLEMENTATION */
 #if defined(MOHAWK_IMPLEMENTATION) && !defined(MHK__PASS) && !defined(MOHAWK_NO_TRAINING)
-/* ====================================================================================================
-   LAYERS: mixers, blocks, whole forward passes                                              >>layers
-   ==================================================================================================== */
+/* =================================================================================================
+   LAYERS: mixers, blocks, whole forward passes                                             >>layers
+   ============================================================================================== */
 
 /* ---- pieces of a mixer ---- */
 
-/* What a mixer's core works on. State-space: x (B,T,H,P), log_a (B,T,H), Bm and Cm (B,T,G,N) after convolution and rotary, z (B,T,E), and for Mamba-2 the
-   step sizes dt (B,T,H). Attention: q, k, v (B,T,heads,P) after q/k norm and rotary. matrix_only leaves out what the mixing matrix does not need. */
+/* What a mixer's core works on. State-space: x (B,T,H,P), log_a (B,T,H), Bm and Cm (B,T,G,N) after
+   convolution and rotary, z (B,T,E), and for Mamba-2 the step sizes dt (B,T,H). Attention: q, k, v
+   (B,T,heads,P) after q/k norm and rotary. matrix_only leaves out what the mixing matrix does not
+   need. */
 typedef struct mhk__parts {
   int matrix_only;
   mhk_tensor *x, *log_a, *Bm, *Cm, *z, *dt;
@@ -15464,7 +16478,8 @@ static mhk_tensor *mhk__flat(mhk_tape *t, mhk_tensor *x) {
   return mhk_reshape(t, x, 3, shape);
 }
 
-static mhk_tensor *mhk__linear_rows(mhk_tape *t, mhk_tensor *u, mhk_tensor *w, mhk_tensor *b, mhk_index first, mhk_index rows) {
+static mhk_tensor *mhk__linear_rows(mhk_tape *t, mhk_tensor *u, mhk_tensor *w, mhk_tensor *b, mhk_index first,
+                                    mhk_index rows) {
   return mhk_linear(t, u, mhk_rows(t, w, first, rows), b ? mhk_rows(t, b, first, rows) : NULL);
 }
 
@@ -15489,7 +16504,8 @@ static void mhk__clamp_back(const mhk_op *op) {
 static void mhk__scale_rows_forward(const mhk_op *op) {
   const mhk_index n = mhk__last(op->out), rows = mhk__row_count(op->out), wrap = op->in[1]->count;
   for (mhk_index r = 0; r < rows; r++)
-    for (mhk_index j = 0; j < n; j++) mhk__d(op->out)[r * n + j] = mhk__d(op->in[0])[r * n + j] * mhk__d(op->in[1])[r % wrap];
+    for (mhk_index j = 0; j < n; j++)
+      mhk__d(op->out)[r * n + j] = mhk__d(op->in[0])[r * n + j] * mhk__d(op->in[1])[r % wrap];
 }
 static void mhk__scale_rows_back(const mhk_op *op) {
   const mhk_index n = mhk__last(op->out), rows = mhk__row_count(op->out), wrap = op->in[1]->count;
@@ -15514,11 +16530,14 @@ static mhk_tensor *mhk__scale_rows(mhk_tape *t, mhk_tensor *x, mhk_tensor *s) {
 
 /* (B,T,G,N) -> (B,T,H,N): each group's row once for every head that uses it */
 static void mhk__spread_forward(const mhk_op *op) {
-  const mhk_index n = mhk__last(op->out), rows = mhk__row_count(op->out), each = op->out->shape[2] / op->in[0]->shape[2];
-  for (mhk_index r = 0; r < rows; r++) memcpy(mhk__d(op->out) + r * n, mhk__d(op->in[0]) + r / each * n, (size_t)n * sizeof(mhk_real));
+  const mhk_index n = mhk__last(op->out), rows = mhk__row_count(op->out),
+                  each = op->out->shape[2] / op->in[0]->shape[2];
+  for (mhk_index r = 0; r < rows; r++)
+    memcpy(mhk__d(op->out) + r * n, mhk__d(op->in[0]) + r / each * n, (size_t)n * sizeof(mhk_real));
 }
 static void mhk__spread_back(const mhk_op *op) {
-  const mhk_index n = mhk__last(op->out), rows = mhk__row_count(op->out), each = op->out->shape[2] / op->in[0]->shape[2];
+  const mhk_index n = mhk__last(op->out), rows = mhk__row_count(op->out),
+                  each = op->out->shape[2] / op->in[0]->shape[2];
   for (mhk_index r = 0; mhk_wants_grad(op->tape, op->in[0]) && r < rows; r++)
     for (mhk_index j = 0; j < n; j++) op->in[0]->grad[r / each * n + j] += op->out->grad[r * n + j];
 }
@@ -15570,14 +16589,16 @@ static int mhk__mixer_parts(mhk_tape *t, mhk_model *m, int layer, mhk_tensor *u,
   const mhk_index H = c->ssm_heads;
   {
     const int mamba2 = y->kind == MHK_MIXER_MAMBA2, skip_x = matrix_only;
-    const mhk_index at_xbc = mamba2 ? E : 0, at_z = mamba2 ? 0 : E + 2 * GN, at_a = 2 * E + 2 * GN, first = skip_x ? E : 0, channels = E + 2 * GN - first;
+    const mhk_index at_xbc = mamba2 ? E : 0, at_z = mamba2 ? 0 : E + 2 * GN, at_a = 2 * E + 2 * GN,
+                    first = skip_x ? E : 0, channels = E + 2 * GN - first;
     mhk_index widths[3];
     mhk_tensor *parts[3], *xbc = mhk__linear_rows(t, u, y->in_w, y->in_b, at_xbc + first, channels), *a;
     widths[0] = E;
     widths[1] = widths[2] = GN;
     parts[0] = NULL;
-    mhk_conv1d_split(t, xbc, mhk_rows(t, y->conv_w, first, channels), y->conv_b ? mhk_rows(t, y->conv_b, first, channels) : NULL, c->conv_silu, doc,
-                     NULL, skip_x ? 2 : 3, skip_x ? widths + 1 : widths, skip_x ? parts + 1 : parts);
+    mhk_conv1d_split(t, xbc, mhk_rows(t, y->conv_w, first, channels),
+                     y->conv_b ? mhk_rows(t, y->conv_b, first, channels) : NULL, c->conv_silu, doc, NULL,
+                     skip_x ? 2 : 3, skip_x ? widths + 1 : widths, skip_x ? parts + 1 : parts);
     if (!xbc || t->ctx->result != MHK_OK) return 0;
     a = mhk__linear_rows(t, u, y->in_w, y->in_b, at_a, H);
     out->x = skip_x ? NULL : mhk__heads(t, parts[0], H);
@@ -15590,7 +16611,8 @@ static int mhk__mixer_parts(mhk_tape *t, mhk_model *m, int layer, mhk_tensor *u,
         mhk__clamp limits;
         limits.low = MHK__R(c->dt_min);
         limits.high = c->dt_max > 0 ? MHK__R(c->dt_max) : MHK__R(FLT_MAX);
-        out->dt = mhk_custom(t, 1, &out->dt, out->dt->rank, out->dt->shape, mhk__clamp_forward, mhk__clamp_back, &limits, sizeof limits);
+        out->dt = mhk_custom(t, 1, &out->dt, out->dt->rank, out->dt->shape, mhk__clamp_forward, mhk__clamp_back,
+                             &limits, sizeof limits);
       }
       out->log_a = mhk_mul(t, out->dt, mhk_scale(t, mhk_exp(t, y->A_log), -1));
     } else {
@@ -15618,7 +16640,8 @@ static mhk_tensor *mhk__group_norm(mhk_tape *t, mhk_tensor *x, mhk_tensor *w, mh
 }
 
 /* the mixer of a layer, plus residual when there is one (added by the output projection) */
-static mhk_tensor *mhk__mixer(mhk_tape *t, mhk_model *m, int layer, mhk_tensor *u, const int32_t *doc, mhk_tensor *residual) {
+static mhk_tensor *mhk__mixer(mhk_tape *t, mhk_model *m, int layer, mhk_tensor *u, const int32_t *doc,
+                              mhk_tensor *residual) {
   mhk__parts p;
   mhk_tensor *o;
   mhk_ssd_desc desc;
@@ -15634,7 +16657,8 @@ static mhk_tensor *mhk__mixer(mhk_tape *t, mhk_model *m, int layer, mhk_tensor *
   if (y->kind == MHK_MIXER_MAMBA2) {
     o = mhk_ssd(t, mhk__scale_rows(t, p.x, p.dt), p.log_a, p.Bm, p.Cm, &desc);
     o = mhk_add(t, o, mhk__scale_rows(t, p.x, y->D));
-    o = mhk__group_norm(t, mhk_gate(t, mhk__flat(t, o), p.z, NULL), y->ssm_norm_w, m->config.ssm_groups, m->config.norm_eps);
+    o = mhk__group_norm(t, mhk_gate(t, mhk__flat(t, o), p.z, NULL), y->ssm_norm_w, m->config.ssm_groups,
+                        m->config.norm_eps);
   } else {
     desc.D = y->D;
     o = mhk_gate(t, mhk__flat(t, mhk_ssd(t, p.x, p.log_a, p.Bm, p.Cm, &desc)), p.z, y->z_bias);
@@ -15649,10 +16673,12 @@ MHKDEF mhk_tensor *mhk_forward_mixer(mhk_tape *t, mhk_model *m, int layer, mhk_t
 MHKDEF mhk_tensor *mhk_forward_norm(mhk_tape *t, mhk_model *m, int layer, mhk_tensor *x) {
   if (!mhk__layer_ready(t, m, layer, x)) return NULL;
   mhk__layer *y = m->layers + layer;
-  return y->norm_b ? mhk_layer_norm(t, x, y->norm_w, y->norm_b, m->config.norm_eps) : mhk_rms_norm(t, x, y->norm_w, m->config.norm_eps);
+  return y->norm_b ? mhk_layer_norm(t, x, y->norm_w, y->norm_b, m->config.norm_eps)
+                   : mhk_rms_norm(t, x, y->norm_w, m->config.norm_eps);
 }
 
-/* Phi and Phi-Mamba: x + mixer(norm(x)) + mlp(norm(x)), side by side. Mamba-2: x + mixer(norm(x)). */
+/* Phi and Phi-Mamba: x + mixer(norm(x)) + mlp(norm(x)), side by side. Mamba-2: x +
+   mixer(norm(x)). */
 MHKDEF mhk_tensor *mhk_forward_block(mhk_tape *t, mhk_model *m, int layer, mhk_tensor *x, const mhk_forward_desc *d) {
   mhk_tensor *u = mhk_forward_norm(t, m, layer, x);
   mhk_tensor *y = mhk__mixer(t, m, layer, u, d ? d->doc : NULL, x);
@@ -15664,7 +16690,9 @@ MHKDEF mhk_tensor *mhk_forward_block(mhk_tape *t, mhk_model *m, int layer, mhk_t
 MHKDEF mhk_tensor *mhk_forward_embedding(mhk_tape *t, mhk_model *m, const int32_t *tokens, mhk_index B, mhk_index T) {
   if (!mhk__tape_ready(t) || !m) return NULL;
   if (!tokens || B < 1 || T < 1) {
-    mhk_fail(t->ctx, MHK_ERROR_ARGUMENT, "a forward pass over %lld sequences of %lld tokens: at least one of each is needed", (long long)B, (long long)T);
+    mhk_fail(t->ctx, MHK_ERROR_ARGUMENT,
+             "a forward pass over %lld sequences of %lld tokens: at least one of each is needed", (long long)B,
+             (long long)T);
     return NULL;
   }
   return mhk_embedding(t, m->embedding, tokens, B, T);
@@ -15672,7 +16700,8 @@ MHKDEF mhk_tensor *mhk_forward_embedding(mhk_tape *t, mhk_model *m, const int32_
 
 MHKDEF mhk_tensor *mhk_forward_head(mhk_tape *t, mhk_model *m, mhk_tensor *x) {
   if (!mhk__tape_ready(t) || !m || !x) return NULL;
-  x = m->norm_b ? mhk_layer_norm(t, x, m->norm_w, m->norm_b, m->config.norm_eps) : mhk_rms_norm(t, x, m->norm_w, m->config.norm_eps);
+  x = m->norm_b ? mhk_layer_norm(t, x, m->norm_w, m->norm_b, m->config.norm_eps)
+                : mhk_rms_norm(t, x, m->norm_w, m->config.norm_eps);
   return mhk_linear(t, x, m->head_w, m->head_b);
 }
 
@@ -15695,7 +16724,8 @@ static mhk_tensor *mhk__block_again(mhk_tape *t, void *user, mhk_tensor *x) {
   return mhk_forward_block(t, b->m, b->layer, x, &b->d);
 }
 
-MHKDEF mhk_tensor *mhk_forward(mhk_tape *t, mhk_model *m, const int32_t *tokens, mhk_index B, mhk_index T, const mhk_forward_desc *desc) {
+MHKDEF mhk_tensor *mhk_forward(mhk_tape *t, mhk_model *m, const int32_t *tokens, mhk_index B, mhk_index T,
+                               const mhk_forward_desc *desc) {
   mhk_tensor *x = mhk_forward_embedding(t, m, tokens, B, T);
   mhk_forward_desc d;
   if (!x) return NULL;
@@ -15732,20 +16762,23 @@ MHKDEF mhk_tensor *mhk_forward(mhk_tape *t, mhk_model *m, const int32_t *tokens,
 }
 #endif /* MOHAWK_IMPLEMENTATION */
 #if defined(MOHAWK_IMPLEMENTATION) && !defined(MHK__PASS)
-/* ====================================================================================================
-   SESSIONS: prefill, step, sampling                                                       >>sessions
-   ==================================================================================================== */
+/* =================================================================================================
+   SESSIONS: prefill, step, sampling                                                      >>sessions
+   ============================================================================================== */
 
-/* What a session makes of a layer's weights once: the taps of the convolution turned, (W,C), and -exp(A_log) of Mamba-2. */
+/* What a session makes of a layer's weights once: the taps of the convolution turned, (W,C), and
+   -exp(A_log) of Mamba-2. */
 typedef struct mhk__prepared { mhk_real *taps, *rate; } mhk__prepared;
 
-/* A stored state of a sequence: the recurrent numbers, and with a window the keys and values that the next tokens see. */
+/* A stored state of a sequence: the recurrent numbers, and with a window the keys and values that
+   the next tokens see. */
 typedef struct mhk__snapshot {
   mhk_index position, rows; /* rows: of each cache; position 0: the slot is free */
   mhk_real *numbers;
 } mhk__snapshot;
 
-/* A sequence. Its caches hold the keys and values of positions first, first + 1, ... position - 1. */
+/* A sequence. Its caches hold the keys and values of positions first, first + 1, ... position -
+   1. */
 typedef struct mhk__sequence {
   mhk_index position, first;
   int fed;           /* its logits are there */
@@ -15762,7 +16795,8 @@ typedef struct mhk__span {
 
 /* ---- sampling: what a session keeps for it, in one piece of memory of known size */
 
-/* Room for remembered tokens: rarely moved, and after some that were fed last are taken back the window is still full. */
+/* Room for remembered tokens: rarely moved, and after some that were fed last are taken back the
+   window is still full. */
 #define MHK__RECENT_ROOM(window) (2 * (window) + 32)
 
 typedef struct mhk__sampler {
@@ -15789,12 +16823,16 @@ static void mhk__sampler_reset(mhk__sampler *s, mhk_index row) {
   if (s->text) s->text[0] = 0;
 }
 
-/* Bytes of a sampler's memory; with memory (aligned for double), also puts the sampler there. 0: too large. longest: bytes of the longest token, 0: no text. */
-static size_t mhk__sampler_place(mhk__sampler *s, void *memory, mhk_index rows, mhk_index V, mhk_index window, size_t longest, size_t stop_bytes) {
+/* Bytes of a sampler's memory; with memory (aligned for double), also puts the sampler there. 0:
+   too large. longest: bytes of the longest token, 0: no text. */
+static size_t mhk__sampler_place(mhk__sampler *s, void *memory, mhk_index rows, mhk_index V, mhk_index window,
+                                 size_t longest, size_t stop_bytes) {
   const size_t text = longest > 0 ? stop_bytes + 3 * (longest + 4) + 2 : 0;
   const double bytes = 12.0 * (double)V + (double)rows * (8.0 + 4.0 * (double)MHK__RECENT_ROOM(window)) + (double)text;
   char *at = (char *)memory;
-  if (rows < 1 || V < 1 || window < 1 || bytes > (double)PTRDIFF_MAX / 2 || longest > SIZE_MAX / 8 || stop_bytes > SIZE_MAX / 8) return 0;
+  if (rows < 1 || V < 1 || window < 1 || bytes > (double)PTRDIFF_MAX / 2 || longest > SIZE_MAX / 8 ||
+      stop_bytes > SIZE_MAX / 8)
+    return 0;
   if (s && at) {
     memset(s, 0, sizeof *s);
     s->rows = rows;
@@ -15810,7 +16848,8 @@ static size_t mhk__sampler_place(mhk__sampler *s, void *memory, mhk_index rows, 
     mhk__rng_seed(&s->rng, 1);
     for (mhk_index row = 0; row < rows; row++) mhk__sampler_reset(s, row);
   }
-  return (size_t)V * (sizeof(double) + sizeof(int32_t)) + (size_t)rows * (sizeof(mhk_index) + (size_t)MHK__RECENT_ROOM(window) * sizeof(int32_t)) + text;
+  return (size_t)V * (sizeof(double) + sizeof(int32_t)) +
+         (size_t)rows * (sizeof(mhk_index) + (size_t)MHK__RECENT_ROOM(window) * sizeof(int32_t)) + text;
 }
 
 /* bytes of a tokenizer's longest token: room that text needs */
@@ -15822,7 +16861,9 @@ static size_t mhk__longest_token(mhk_tokenizer *k) {
 }
 
 /* the last n tokens of a row were not fed after all */
-static void mhk__sampler_forget(mhk__sampler *s, mhk_index row, mhk_index n) { s->n_recent[row] -= mhk__min(n, s->n_recent[row]); }
+static void mhk__sampler_forget(mhk__sampler *s, mhk_index row, mhk_index n) {
+  s->n_recent[row] -= mhk__min(n, s->n_recent[row]);
+}
 
 /* tokens that a row was fed */
 static void mhk__sampler_fed(mhk__sampler *s, mhk_index row, const int32_t *tokens, mhk_index n) {
@@ -15883,8 +16924,9 @@ static void mhk__sampling_wrong(const mhk_sampling *how, mhk_index V, char wrong
   wrong[0] = 0;
   for (int i = 0; i < (int)(sizeof numbers / sizeof *numbers); i++)
     if (mhk__number_wrong(wrong, numbers[i].name, numbers[i].value, numbers[i].least, numbers[i].most)) return;
-  if (how->n_bias < 0 || (how->n_bias > 0 && !how->bias) || how->n_stop_tokens < 0 || (how->n_stop_tokens > 0 && !how->stop_tokens) ||
-      how->n_stop_strings < 0 || (how->n_stop_strings > 0 && !how->stop_strings)) {
+  if (how->n_bias < 0 || (how->n_bias > 0 && !how->bias) || how->n_stop_tokens < 0 ||
+      (how->n_stop_tokens > 0 && !how->stop_tokens) || how->n_stop_strings < 0 ||
+      (how->n_stop_strings > 0 && !how->stop_strings)) {
     mhk__print(wrong, MHK__SETTING, "a list is missing: of %d biases, %d stop tokens or %d stop strings", how->n_bias,
                how->n_stop_tokens, how->n_stop_strings);
     return;
@@ -15904,11 +16946,13 @@ static void mhk__sampling_wrong(const mhk_sampling *how, mhk_index V, char wrong
 }
 
 static int mhk__sampling_penalises(const mhk_sampling *how) {
-  return (how->repetition > 0 && (how->repetition < 1 || how->repetition > 1)) || fabs(how->frequency) > 0 || fabs(how->presence) > 0;
+  return (how->repetition > 0 && (how->repetition < 1 || how->repetition > 1)) || fabs(how->frequency) > 0 ||
+         fabs(how->presence) > 0;
 }
 
 /* x = logits with bias and penalties; count (V) is scratch */
-static void mhk__penalise(const mhk_real *logits, mhk_index V, const mhk_sampling *how, const int32_t *recent, mhk_index n, double *x, int32_t *count) {
+static void mhk__penalise(const mhk_real *logits, mhk_index V, const mhk_sampling *how, const int32_t *recent,
+                          mhk_index n, double *x, int32_t *count) {
   for (mhk_index i = 0; i < V; i++) x[i] = (double)logits[i];
   for (mhk_index i = 0; i < how->n_bias; i++) x[how->bias[i].token] += how->bias[i].value;
   if (!mhk__sampling_penalises(how)) return;
@@ -15929,9 +16973,11 @@ static void mhk__penalise(const mhk_real *logits, mhk_index V, const mhk_samplin
     }
 }
 
-/* Moves the best of ids[0..n) to the front, as few as together weigh at least mass, at most most of them, and returns how many that are. mass < 0: by
-   their number alone. Good is a large w, or, with a centre, one whose ratio to it is near 1. Quickselect: linear time. */
-static mhk_index mhk__keep_best(const double *w, int32_t *ids, mhk_index n, mhk_index most, double mass, double centre) {
+/* Moves the best of ids[0..n) to the front, as few as together weigh at least mass, at most most of
+   them, and returns how many that are. mass < 0: by their number alone. Good is a large w, or, with
+   a centre, one whose ratio to it is near 1. Quickselect: linear time. */
+static mhk_index mhk__keep_best(const double *w, int32_t *ids, mhk_index n, mhk_index most, double mass,
+                                double centre) {
 #define MHK__GOOD(id) (centre > 0 ? (w[id] < centre ? w[id] / centre : centre / w[id]) : w[id])
   const int by_mass = mass >= 0;
   mhk_index low = 0, high = n; /* ids before low are kept, those from high on are not */
@@ -15975,7 +17021,9 @@ static void mhk__top_k(const double *x, mhk_index V, mhk_index k, int32_t *ids) 
     mhk__keep_best(x, ids, V, k, -1, 0);
     return;
   }
-  for (n = 0; n < 4 * k; n++) { /* the largest of each stretch; the k best of these are k numbers, so what is below them all is out */
+  /* the largest of each stretch; the k best of these are k numbers, so what is below them all is
+     out */
+  for (n = 0; n < 4 * k; n++) {
     const mhk_index first = n * width, end = n + 1 < 4 * k ? first + width : V;
     double most = x[first];
     ids[n] = (int32_t)first;
@@ -15995,8 +17043,8 @@ static void mhk__top_k(const double *x, mhk_index V, mhk_index k, int32_t *ids) 
     if (!(x[i] >= least)) ids[n++] = (int32_t)i;
 }
 
-MHKDEF mhk_index mhk_probabilities(const mhk_real *logits, mhk_index V, const mhk_sampling *how, const int32_t *recent, mhk_index n_recent, double *p,
-                                   int32_t *scratch) {
+MHKDEF mhk_index mhk_probabilities(const mhk_real *logits, mhk_index V, const mhk_sampling *how, const int32_t *recent,
+                                   mhk_index n_recent, double *p, int32_t *scratch) {
   mhk_sampling usual;
   mhk_index i, n = V, kept = 0, best = 0;
   int32_t *ids = scratch;
@@ -16029,8 +17077,10 @@ MHKDEF mhk_index mhk_probabilities(const mhk_real *logits, mhk_index V, const mh
     for (i = 0; i < V; i++) total += p[i] = exp((p[i] - most) / temperature);
   if ((how->top_p > 0 && how->top_p < 1) || how->min_p > 0 || (how->typical > 0 && how->typical < 1)) {
     const double top_p = how->top_p > 0 && how->top_p < 1 ? how->top_p : 1;
-    /* Tokens so small that all of them weigh less than what top_p drops can be dropped unseen. The likeliest has weight 1. */
-    const double drop = (1 - top_p) * total / (double)(n + 1), least = how->min_p > drop ? (how->min_p < 1 ? how->min_p : 1) : drop;
+    /* Tokens so small that all of them weigh less than what top_p drops can be dropped unseen. The
+       likeliest has weight 1. */
+    const double drop = (1 - top_p) * total / (double)(n + 1),
+                 least = how->min_p > drop ? (how->min_p < 1 ? how->min_p : 1) : drop;
     for (i = 0; i < n; i++) {
       const int32_t id = listed ? ids[i] : (int32_t)i;
       if (p[id] > 0 && p[id] >= least)
@@ -16082,8 +17132,10 @@ MHKDEF int32_t mhk_draw(const double *p, mhk_index V, double uniform) {
   return -1;
 }
 
-/* One draw from a row of logits; -1 when it has no possible token. Greedy without more to it needs no distribution. */
-static int32_t mhk__sampler_draw(mhk__sampler *s, mhk_index row, const mhk_real *logits, const mhk_sampling *how, double uniform) {
+/* One draw from a row of logits; -1 when it has no possible token. Greedy without more to it needs
+   no distribution. */
+static int32_t mhk__sampler_draw(mhk__sampler *s, mhk_index row, const mhk_real *logits, const mhk_sampling *how,
+                                 double uniform) {
   mhk_index i, best = 0, n;
   const int32_t *recent = mhk__sampler_seen(s, row, &n);
   if (how->temperature < 0 && how->n_bias == 0 && !mhk__sampling_penalises(how)) {
@@ -16093,10 +17145,12 @@ static int32_t mhk__sampler_draw(mhk__sampler *s, mhk_index row, const mhk_real 
     }
     return (int32_t)best;
   }
-  return mhk_probabilities(logits, s->vocab, how, recent, n, s->p, s->order) > 0 ? mhk_draw(s->p, s->vocab, uniform) : -1;
+  return mhk_probabilities(logits, s->vocab, how, recent, n, s->p, s->order) > 0 ? mhk_draw(s->p, s->vocab, uniform)
+                                                                                 : -1;
 }
 
-/* Takes the bytes of one more token into the text, at the end of the text what is held back too. Returns whether a stop string ended it. */
+/* Takes the bytes of one more token into the text, at the end of the text what is held back too.
+   Returns whether a stop string ended it. */
 static int mhk__sampler_text(mhk__sampler *s, const mhk_sampling *how, const char *bytes, size_t length, int end) {
   size_t n = s->held, out, i;
   int k, found = 0;
@@ -16174,18 +17228,20 @@ static void *mhk__place(mhk__layout *p, mhk_index a, mhk_index b, size_t size) {
 /* numbers an activation row takes inside a block, each of up to eight parts aligned */
 static mhk_index mhk__wide_row(const mhk_config *c, int mixer) {
   if (mixer == MHK_MIXER_ATTENTION) return 2 * (mhk_index)c->head_dim * (c->n_head + c->n_kv_head);
-  return 4 * mhk__d_inner(c) + mhk__d_inner(c) + 4 * (mhk_index)c->ssm_groups * c->d_state + 2 * (mhk_index)c->ssm_heads;
+  return 4 * mhk__d_inner(c) + mhk__d_inner(c) + 4 * (mhk_index)c->ssm_groups * c->d_state +
+         2 * (mhk_index)c->ssm_heads;
 }
 
 /* y (rows,N) = x (rows,K) w^T + bias, then gelu or plus residual */
-static void mhk__apply(mhk_context *ctx, mhk_index rows, const mhk_real *x, const mhk_tensor *w, const mhk_tensor *bias, int gelu,
-                       const mhk_real *residual, mhk_real *y) {
+static void mhk__apply(mhk_context *ctx, mhk_index rows, const mhk_real *x, const mhk_tensor *w, const mhk_tensor *bias,
+                       int gelu, const mhk_real *residual, mhk_real *y) {
   mhk__epilogue e;
   memset(&e, 0, sizeof e);
   e.bias = bias ? mhk_data(bias) : NULL;
   e.gelu = gelu;
   e.residual = residual;
-  mhk__gemm(ctx, rows, w->shape[0], w->shape[1], mhk__mat(x, MHK_REAL, w->shape[1], 1), mhk__mat_weight(w, 1), y, w->shape[0], &e);
+  mhk__gemm(ctx, rows, w->shape[0], w->shape[1], mhk__mat(x, MHK_REAL, w->shape[1], 1), mhk__mat_weight(w, 1), y,
+            w->shape[0], &e);
 }
 
 static mhk_index mhk__span_heads_work(const mhk_session *s) { /* elements of work a head's kernel may need */
@@ -16195,18 +17251,21 @@ static mhk_index mhk__span_heads_work(const mhk_session *s) { /* elements of wor
     most = s->cache_rows + 16;
     if (s->rows > 4) most = mhk__max(most, mhk__attention_work(s->cache_rows, c->head_dim));
   }
-  if (s->state_layers && s->rows > MHK__STEPS) most = mhk__max(most, mhk__ssd_work(MHK__SSD_CHUNK, c->d_state, c->ssm_head_dim, 1));
+  if (s->state_layers && s->rows > MHK__STEPS)
+    most = mhk__max(most, mhk__ssd_work(MHK__SSD_CHUNK, c->d_state, c->ssm_head_dim, 1));
   return most;
 }
 
 /* two weights of the same role are stored alike */
 static int mhk__alike(const mhk_tensor *x, const mhk_tensor *y) {
   if (!x || !y) return x == y;
-  return x->dtype == y->dtype && (!x->quantised || (x->quantised->rows == y->quantised->rows && x->quantised->group == y->quantised->group));
+  return x->dtype == y->dtype &&
+         (!x->quantised || (x->quantised->rows == y->quantised->rows && x->quantised->group == y->quantised->group));
 }
 
-/* Bytes of scratch memory that the drivers take for this session: they are called for each number of rows on a context whose scratch memory
-   only counts. What is passed to them there is not touched. */
+/* Bytes of scratch memory that the drivers take for this session: they are called for each number
+   of rows on a context whose scratch memory only counts. What is passed to them there is not
+   touched. */
 static size_t mhk__session_work(const mhk_session *s) {
   const mhk_model *m = s->model;
   mhk_context probe = *m->object.ctx;
@@ -16219,9 +17278,10 @@ static size_t mhk__session_work(const mhk_session *s) {
     const mhk__layer *before = NULL;
     for (int l = 0; l < m->config.n_layer; l++) {
       const mhk__layer *y = m->layers + l;
-      if (before && before->kind == y->kind && l > 1 && mhk__alike(y->in_w, before->in_w) && mhk__alike(y->out_w, before->out_w) &&
-          mhk__alike(y->q_w, before->q_w) && mhk__alike(y->k_w, before->k_w) && mhk__alike(y->v_w, before->v_w) &&
-          mhk__alike(y->dense_w, before->dense_w) && mhk__alike(y->fc1_w, before->fc1_w) && mhk__alike(y->fc2_w, before->fc2_w))
+      if (before && before->kind == y->kind && l > 1 && mhk__alike(y->in_w, before->in_w) &&
+          mhk__alike(y->out_w, before->out_w) && mhk__alike(y->q_w, before->q_w) && mhk__alike(y->k_w, before->k_w) &&
+          mhk__alike(y->v_w, before->v_w) && mhk__alike(y->dense_w, before->dense_w) &&
+          mhk__alike(y->fc1_w, before->fc1_w) && mhk__alike(y->fc2_w, before->fc2_w))
         continue; /* the same products as in the layer before */
       before = y;
       if (y->in_w) {
@@ -16251,7 +17311,8 @@ static mhk_index mhk__at_most(double numbers) {
   return numbers < (double)(PTRDIFF_MAX / 64) ? (mhk_index)numbers : PTRDIFF_MIN / 2;
 }
 
-/* Sets the sizes of a session of a description and lays it out behind itself; base NULL: only counts. */
+/* Sets the sizes of a session of a description and lays it out behind itself; base NULL: only
+   counts. */
 static void mhk__session_layout(mhk_session *s, mhk__layout *p, size_t work) {
   const mhk_config *c = &s->model->config;
   const mhk_index D = c->d_model, kv = (mhk_index)c->n_kv_head * c->head_dim;
@@ -16271,7 +17332,8 @@ static void mhk__session_layout(mhk_session *s, mhk__layout *p, size_t work) {
   s->layers = (mhk__prepared *)mhk__place(p, c->n_layer, 1, sizeof *s->layers);
   for (int l = 0; l < c->n_layer; l++) {
     mhk_real *taps = NULL, *rate = NULL;
-    if (c->mixer[l] != MHK_MIXER_ATTENTION) taps = (mhk_real *)mhk__place(p, c->d_conv, mhk__conv_channels(c), sizeof(mhk_real));
+    if (c->mixer[l] != MHK_MIXER_ATTENTION)
+      taps = (mhk_real *)mhk__place(p, c->d_conv, mhk__conv_channels(c), sizeof(mhk_real));
     if (c->mixer[l] == MHK_MIXER_MAMBA2) rate = (mhk_real *)mhk__place(p, c->ssm_heads, 1, sizeof(mhk_real));
     if (p->base) {
       s->layers[l].taps = taps;
@@ -16325,7 +17387,8 @@ static void mhk__session_layout(mhk_session *s, mhk__layout *p, size_t work) {
   }
 }
 
-/* Fills s with what a description means and returns the bytes of the block that a session of it takes, 0 and an error when it makes no sense. */
+/* Fills s with what a description means and returns the bytes of the block that a session of it
+   takes, 0 and an error when it makes no sense. */
 static size_t mhk__session_plan(const mhk_model *m, const mhk_session_desc *desc, mhk_session *s, size_t *work) {
   mhk_context *ctx = m->object.ctx;
   const mhk_config *c = &m->config;
@@ -16336,8 +17399,9 @@ static size_t mhk__session_plan(const mhk_model *m, const mhk_session_desc *desc
   memset(&d, 0, sizeof d);
   memset(s, 0, sizeof *s);
   if (desc) d = *desc;
-  if (d.batch < 0 || d.capacity < 0 || d.window < 0 || d.chunk < 0 || d.snapshots < 0 || d.snapshot_every < 0 || d.recent < 0 ||
-      d.batch > most || d.snapshots > most || d.chunk > most || d.recent > most || d.word_bytes > INT32_MAX / 64) {
+  if (d.batch < 0 || d.capacity < 0 || d.window < 0 || d.chunk < 0 || d.snapshots < 0 || d.snapshot_every < 0 ||
+      d.recent < 0 || d.batch > most || d.snapshots > most || d.chunk > most || d.recent > most ||
+      d.word_bytes > INT32_MAX / 64) {
     mhk_fail(
         ctx, MHK_ERROR_ARGUMENT,
         "a session cannot have batch %lld, capacity %lld, window %lld, chunk %lld, snapshots %lld, snapshot_every "
@@ -16382,12 +17446,14 @@ static size_t mhk__session_plan(const mhk_model *m, const mhk_session_desc *desc
   }
   if (!s->piece) s->piece = s->chunk;
   s->rows = mhk__max(s->chunk, s->batch);
-  const double state = (double)s->state_layers * ((double)mhk__conv_channels(c) * (c->d_conv - 1) + (double)mhk__d_inner(c) * c->d_state);
+  const double state = (double)s->state_layers *
+                       ((double)mhk__conv_channels(c) * (c->d_conv - 1) + (double)mhk__d_inner(c) * c->d_state);
   s->state_numbers = s->state_layers ? mhk__at_most(state) : 0;
   s->snapshots = s->state_layers || s->window ? d.snapshots : 0;
   s->snapshot_every = s->snapshots ? d.snapshot_every : 0;
   s->kept_numbers =
-      mhk__at_most((double)s->state_numbers + (s->window ? 2.0 * (double)(s->window - 1) * s->attention_layers * c->n_kv_head * c->head_dim : 0));
+      mhk__at_most((double)s->state_numbers +
+                   (s->window ? 2.0 * (double)(s->window - 1) * s->attention_layers * c->n_kv_head * c->head_dim : 0));
   s->wide_numbers = mhk__at_most((double)s->rows * ((double)wide + 1) + 16 * 8);
   if (s->wide_numbers >= 0) s->wide_numbers = mhk__max(s->wide_numbers, s->vocab);
   memset(&p, 0, sizeof p);
@@ -16397,7 +17463,9 @@ static size_t mhk__session_plan(const mhk_model *m, const mhk_session_desc *desc
   *work = p.fits ? mhk__session_work(s) : 0;
   if (p.fits) mhk__session_layout(s, &p, *work);
   if (!p.fits) {
-    mhk_fail(ctx, MHK_ERROR_MEMORY, "a session of %lld sequences with %lld tokens of cache and chunks of %lld does not fit this machine's address space",
+    mhk_fail(ctx, MHK_ERROR_MEMORY,
+             "a session of %lld sequences with %lld tokens of cache and chunks of %lld does not fit this machine's "
+             "address space",
              (long long)s->batch, (long long)s->cache_rows, (long long)s->chunk);
     return 0;
   }
@@ -16418,7 +17486,8 @@ static void mhk__session_prepare(mhk_session *s) {
     if (y->kind == MHK_MIXER_ATTENTION) continue;
     for (mhk_index w = 0; w < c->d_conv; w++)
       for (mhk_index i = 0; i < C; i++) s->layers[l].taps[w * C + i] = mhk_data(y->conv_w)[i * c->d_conv + w];
-    for (mhk_index i = 0; y->kind == MHK_MIXER_MAMBA2 && i < c->ssm_heads; i++) s->layers[l].rate[i] = MHK__R(-exp((double)mhk_data(y->A_log)[i]));
+    for (mhk_index i = 0; y->kind == MHK_MIXER_MAMBA2 && i < c->ssm_heads; i++)
+      s->layers[l].rate[i] = MHK__R(-exp((double)mhk_data(y->A_log)[i]));
   }
 }
 
@@ -16437,7 +17506,8 @@ MHKDEF mhk_session *mhk_session_create(mhk_model *m, const mhk_session_desc *des
   memset(&arena, 0, sizeof arena);
   if (given) {
     if (desc->memory_bytes < bytes) {
-      mhk_fail(ctx, MHK_ERROR_MEMORY, "the session was given a block of %.0f bytes and takes %.0f", (double)desc->memory_bytes, (double)bytes);
+      mhk_fail(ctx, MHK_ERROR_MEMORY, "the session was given a block of %.0f bytes and takes %.0f",
+               (double)desc->memory_bytes, (double)bytes);
       return NULL;
     }
     block = (unsigned char *)desc->memory;
@@ -16458,7 +17528,8 @@ MHKDEF mhk_session *mhk_session_create(mhk_model *m, const mhk_session_desc *des
   mhk__session_layout(s, &p, work);
   mhk__object_join(ctx, s, arena, NULL);
   for (int i = 0; i < 2; i++) {
-    const int dim = i ? m->config.ssm_rotary_dim : m->config.rotary_dim, used = i ? s->state_layers > 0 : s->attention_layers > 0;
+    const int dim = i ? m->config.ssm_rotary_dim : m->config.rotary_dim,
+              used = i ? s->state_layers > 0 : s->attention_layers > 0;
     for (int j = 0; used && j < dim / 2; j++) s->turn[i][j] = pow(m->config.rope_theta, -2.0 * (double)j / dim);
   }
   mhk__session_prepare(s);
@@ -16470,7 +17541,8 @@ MHKDEF void mhk_session_destroy(mhk_session *s) { mhk__object_free(s); }
 static int mhk__sequence_there(const mhk_session *s, mhk_index sequence) {
   if (!s || s->object.ctx->result != MHK_OK) return 0;
   if (sequence >= 0 && sequence < s->batch) return 1;
-  mhk_fail(s->object.ctx, MHK_ERROR_ARGUMENT, "sequence %lld of a session that has sequences 0 to %lld", (long long)sequence, (long long)s->batch - 1);
+  mhk_fail(s->object.ctx, MHK_ERROR_ARGUMENT, "sequence %lld of a session that has sequences 0 to %lld",
+           (long long)sequence, (long long)s->batch - 1);
   return 0;
 }
 
@@ -16515,7 +17587,8 @@ MHKDEF mhk_real *mhk_session_ssm(mhk_session *s, mhk_index sequence, int layer) 
 
 /* ---- a pass: all layers over the rows of some spans ---- */
 
-/* While a session computes, its own memory serves as the context's scratch memory, and no more workers run than that was made for. */
+/* While a session computes, its own memory serves as the context's scratch memory, and no more
+   workers run than that was made for. */
 typedef struct mhk__entered { mhk__arena scratch; int workers; } mhk__entered;
 static mhk__entered mhk__session_enter(mhk_session *s) {
   mhk_context *ctx = s->object.ctx;
@@ -16536,10 +17609,12 @@ typedef struct mhk__pass {
   mhk_session *s;
   const mhk__layer *layer;
   const mhk__prepared *prepared;
-  mhk_index spans, rows, state_at, from, part; /* from: of each span, tokens that are through the attention; part: the next ones at most */
+  /* from: of each span, tokens that are through the attention; part: the next ones at most */
+  mhk_index spans, rows, state_at, from, part;
   int attention_index;
   mhk_real *q, *k, *v, *o;                       /* attention */
-  mhk_real *in, *xs, *bm, *cm, *decay, *out, *scaled; /* state-space: the projection; x, B, C after the convolution; log-decays; y; x times dt */
+  /* state-space: the projection; x, B, C after the convolution; log-decays; y; x times dt */
+  mhk_real *in, *xs, *bm, *cm, *decay, *out, *scaled;
   mhk_index width, at_xbc, at_z, at_a;           /* columns of in */
   const mhk_real *norm_x, *norm_w, *norm_b;
   mhk_real *norm_y;
@@ -16548,7 +17623,8 @@ typedef struct mhk__pass {
 #define MHK__ROWS_TASK 8    /* rows a task of elementwise work takes */
 #define MHK__STREAM_BLOCK 256 /* channels a task of the convolution takes */
 
-static void mhk__pass_rows(mhk_context *ctx, const mhk__pass *p, double cost, void (*body)(void *arg, mhk_index task, int worker)) {
+static void mhk__pass_rows(mhk_context *ctx, const mhk__pass *p, double cost,
+                           void (*body)(void *arg, mhk_index task, int worker)) {
   mhk__run(ctx, p, (p->rows + MHK__ROWS_TASK - 1) / MHK__ROWS_TASK, 1, 1, cost * (double)p->rows, body);
 }
 
@@ -16559,11 +17635,12 @@ static void mhk__norm_task(void *arg, mhk_index task, int worker) {
   mhk_real mean, rstd;
   (void)worker;
   for (mhk_index r = task * MHK__ROWS_TASK; r < last; r++)
-    job->ctx->kernels->norm(D, p->norm_x + r * D, p->norm_w, p->norm_b, MHK__R(p->s->model->config.norm_eps), p->norm_b != NULL, p->norm_y + r * D, &mean,
-                            &rstd);
+    job->ctx->kernels->norm(D, p->norm_x + r * D, p->norm_w, p->norm_b, MHK__R(p->s->model->config.norm_eps),
+                            p->norm_b != NULL, p->norm_y + r * D, &mean, &rstd);
 }
 
-static void mhk__pass_norm(mhk_context *ctx, mhk__pass *p, const mhk_real *x, const mhk_tensor *w, const mhk_tensor *b, mhk_real *y) {
+static void mhk__pass_norm(mhk_context *ctx, mhk__pass *p, const mhk_real *x, const mhk_tensor *w, const mhk_tensor *b,
+                           mhk_real *y) {
   p->norm_x = x;
   p->norm_w = mhk_data(w);
   p->norm_b = b ? mhk_data(b) : NULL;
@@ -16621,9 +17698,11 @@ static void mhk__queries_task(void *arg, mhk_index task, int worker) {
     mhk_real *q = p->q + r * c->n_head * P, *k = p->k + r * c->n_kv_head * P;
     if (p->layer->qn_w) {
       for (mhk_index h = 0; h < c->n_head; h++)
-        job->ctx->kernels->norm(P, q + h * P, mhk_data(p->layer->qn_w), mhk_data(p->layer->qn_b), MHK__R(c->norm_eps), 1, q + h * P, &mean, &rstd);
+        job->ctx->kernels->norm(P, q + h * P, mhk_data(p->layer->qn_w), mhk_data(p->layer->qn_b), MHK__R(c->norm_eps),
+                                1, q + h * P, &mean, &rstd);
       for (mhk_index h = 0; h < c->n_kv_head; h++)
-        job->ctx->kernels->norm(P, k + h * P, mhk_data(p->layer->kn_w), mhk_data(p->layer->kn_b), MHK__R(c->norm_eps), 1, k + h * P, &mean, &rstd);
+        job->ctx->kernels->norm(P, k + h * P, mhk_data(p->layer->kn_w), mhk_data(p->layer->kn_b), MHK__R(c->norm_eps),
+                                1, k + h * P, &mean, &rstd);
     }
     if (c->rotary_dim > 1) {
       mhk__turn_heads(c->n_head, P, c->rotary_dim, p->s->turned[0] + r * c->rotary_dim, q);
@@ -16638,17 +17717,20 @@ static mhk_real *mhk__cache_of(const mhk_session *s, mhk_index sequence, int att
   return s->sequences[sequence].cache + 2 * s->cache_rows * kv * attention_index;
 }
 
-/* With a window: the position of the first row that stays when n tokens come to a cache that holds first .. position - 1. */
+/* With a window: the position of the first row that stays when n tokens come to a cache that holds
+   first .. position - 1. */
 static mhk_index mhk__window_first(const mhk_session *s, mhk_index first, mhk_index position, mhk_index n) {
   if (!s->window || position - first + n <= s->cache_rows) return first;
   return mhk__max(first, position - (s->window - 1));
 }
 
-/* first row of a span's cache after from tokens of it: what mhk__window_first() came to, part by part */
+/* first row of a span's cache after from tokens of it: what mhk__window_first() came to, part by
+   part */
 static mhk_index mhk__first_after(const mhk_session *s, const mhk__span *span, mhk_index from) {
   const mhk__sequence *q = s->sequences + span->sequence;
   mhk_index first = q->first, t;
-  for (t = 0; s->window && t < from; t += s->piece) first = mhk__window_first(s, first, q->position + t, mhk__min(s->piece, span->n - t));
+  for (t = 0; s->window && t < from; t += s->piece)
+    first = mhk__window_first(s, first, q->position + t, mhk__min(s->piece, span->n - t));
   return first;
 }
 
@@ -16659,7 +17741,8 @@ static void mhk__attend_task(void *arg, mhk_index task, int worker) {
   const mhk_session *s = p->s;
   const mhk_config *c = &s->model->config;
   const mhk__span *span = s->spans + task / c->n_head;
-  const mhk_index n = mhk__min(p->part, span->n - p->from), row = span->row + p->from, kv = (mhk_index)c->n_kv_head * c->head_dim;
+  const mhk_index n = mhk__min(p->part, span->n - p->from), row = span->row + p->from,
+                  kv = (mhk_index)c->n_kv_head * c->head_dim;
   mhk__attention_args a;
   if (n <= 0) return;
   memset(&a, 0, sizeof a);
@@ -16703,7 +17786,8 @@ static void mhk__pass_attention(mhk_context *ctx, mhk__pass *p) {
     double cost = 0;
     for (i = 0; i < p->spans; i++) {
       const mhk__span *span = s->spans + i;
-      const mhk_index n = mhk__min(p->part, span->n - p->from), position = s->sequences[span->sequence].position + p->from, row = span->row + p->from;
+      const mhk_index n = mhk__min(p->part, span->n - p->from),
+                      position = s->sequences[span->sequence].position + p->from, row = span->row + p->from;
       mhk_real *keys = mhk__cache_of(s, span->sequence, p->attention_index), *values = keys + s->cache_rows * kv;
       if (n <= 0) continue;
       const mhk_index before = mhk__first_after(s, span, p->from);
@@ -16727,7 +17811,8 @@ static void mhk__stream_task(void *arg, mhk_index task, int worker) {
   const mhk__pass *p = (const mhk__pass *)job->args;
   const mhk_session *s = p->s;
   const mhk_config *c = &s->model->config;
-  const mhk_index E = mhk__d_inner(c), GN = (mhk_index)c->ssm_groups * c->d_state, blocks = (E + 2 * GN + MHK__STREAM_BLOCK - 1) / MHK__STREAM_BLOCK;
+  const mhk_index E = mhk__d_inner(c), GN = (mhk_index)c->ssm_groups * c->d_state,
+                  blocks = (E + 2 * GN + MHK__STREAM_BLOCK - 1) / MHK__STREAM_BLOCK;
   const mhk__span *span = s->spans + task / blocks;
   const mhk_index c0 = task % blocks * MHK__STREAM_BLOCK, c1 = mhk__min(E + 2 * GN, c0 + MHK__STREAM_BLOCK);
   mhk_index run, at = 0;
@@ -16759,22 +17844,27 @@ static void mhk__decays_task(void *arg, mhk_index task, int worker) {
   const mhk__job *job = (const mhk__job *)arg;
   const mhk__pass *p = (const mhk__pass *)job->args;
   const mhk_config *c = &p->s->model->config;
-  const mhk_index H = c->ssm_heads, P = c->ssm_head_dim, N = c->d_state, last = mhk__min(p->rows, (task + 1) * MHK__ROWS_TASK);
+  const mhk_index H = c->ssm_heads, P = c->ssm_head_dim, N = c->d_state,
+                  last = mhk__min(p->rows, (task + 1) * MHK__ROWS_TASK);
   const mhk_real low = MHK__R(c->dt_min), high = c->dt_max > 0 ? MHK__R(c->dt_max) : MHK__R(FLT_MAX);
   (void)worker;
   for (mhk_index r = task * MHK__ROWS_TASK; r < last; r++) {
     const mhk_real *a = p->in + r * p->width + p->at_a;
     if (p->layer->kind == MHK_MIXER_MAMBA2) {
       for (mhk_index h = 0; h < H; h++) {
-        const mhk_real free = mhk__softplus(a[h] + mhk_data(p->layer->dt_bias)[h]), dt = free < low ? low : free > high ? high : free;
+        const mhk_real free = mhk__softplus(a[h] + mhk_data(p->layer->dt_bias)[h]), dt = free < low    ? low
+                                                                                         : free > high ? high
+                                                                                                       : free;
         p->decay[r * H + h] = dt * p->prepared->rate[h];
         for (mhk_index i = 0; i < P; i++) p->scaled[(r * H + h) * P + i] = p->xs[(r * H + h) * P + i] * dt;
       }
     } else {
       for (mhk_index h = 0; h < H; h++) p->decay[r * H + h] = -mhk__softplus(a[h]);
       if (c->ssm_rotary_dim > 1) {
-        mhk__turn_heads(c->ssm_groups, N, c->ssm_rotary_dim, p->s->turned[1] + r * c->ssm_rotary_dim, p->bm + r * c->ssm_groups * N);
-        mhk__turn_heads(c->ssm_groups, N, c->ssm_rotary_dim, p->s->turned[1] + r * c->ssm_rotary_dim, p->cm + r * c->ssm_groups * N);
+        mhk__turn_heads(c->ssm_groups, N, c->ssm_rotary_dim, p->s->turned[1] + r * c->ssm_rotary_dim,
+                        p->bm + r * c->ssm_groups * N);
+        mhk__turn_heads(c->ssm_groups, N, c->ssm_rotary_dim, p->s->turned[1] + r * c->ssm_rotary_dim,
+                        p->cm + r * c->ssm_groups * N);
       }
     }
   }
@@ -16817,7 +17907,8 @@ static void mhk__gate_task(void *arg, mhk_index task, int worker) {
   const mhk__job *job = (const mhk__job *)arg;
   const mhk__pass *p = (const mhk__pass *)job->args;
   const mhk_config *c = &p->s->model->config;
-  const mhk_index H = c->ssm_heads, P = c->ssm_head_dim, E = H * P, each = E / c->ssm_groups, last = mhk__min(p->rows, (task + 1) * MHK__ROWS_TASK);
+  const mhk_index H = c->ssm_heads, P = c->ssm_head_dim, E = H * P, each = E / c->ssm_groups,
+                  last = mhk__min(p->rows, (task + 1) * MHK__ROWS_TASK);
   const mhk_real *bias = p->layer->z_bias ? mhk_data(p->layer->z_bias) : NULL;
   mhk_real mean, rstd;
   (void)worker;
@@ -16828,7 +17919,8 @@ static void mhk__gate_task(void *arg, mhk_index task, int worker) {
         for (mhk_index i = 0; i < P; i++) y[h * P + i] += mhk_data(p->layer->D)[h] * p->xs[(r * H + h) * P + i];
     job->ctx->kernels->gate(E, y, p->in + r * p->width + p->at_z, bias, y);
     for (mhk_index i = 0; p->layer->ssm_norm_w && i < c->ssm_groups; i++)
-      job->ctx->kernels->norm(each, y + i * each, mhk_data(p->layer->ssm_norm_w) + i * each, NULL, MHK__R(c->norm_eps), 0, y + i * each, &mean, &rstd);
+      job->ctx->kernels->norm(each, y + i * each, mhk_data(p->layer->ssm_norm_w) + i * each, NULL, MHK__R(c->norm_eps),
+                              0, y + i * each, &mean, &rstd);
   }
 }
 
@@ -16851,26 +17943,29 @@ static void mhk__pass_scan(mhk_context *ctx, mhk__pass *p) {
   p->out = mhk__take_part(&at, rows * E);
   p->scaled = mamba2 ? mhk__take_part(&at, rows * E) : NULL;
   mhk__apply(ctx, rows, s->u, y->in_w, y->in_b, 0, NULL, p->in);
-  mhk__run(ctx, p, p->spans * ((E + 2 * GN + MHK__STREAM_BLOCK - 1) / MHK__STREAM_BLOCK), 1, 1, (double)(rows * c->d_conv) * (double)(E + 2 * GN),
-           mhk__stream_task);
+  mhk__run(ctx, p, p->spans * ((E + 2 * GN + MHK__STREAM_BLOCK - 1) / MHK__STREAM_BLOCK), 1, 1,
+           (double)(rows * c->d_conv) * (double)(E + 2 * GN), mhk__stream_task);
   mhk__pass_rows(ctx, p, 2.0 * (double)(E + GN), mhk__decays_task);
   mhk__run(ctx, p, p->spans * H, 1, mhk__span_heads_work(s), 2.0 * (double)(rows * E) * c->d_state, mhk__scan_task);
   mhk__pass_rows(ctx, p, 8.0 * (double)E, mhk__gate_task);
   mhk__apply(ctx, rows, p->out, y->out_w, y->out_b, 0, s->x, s->y);
 }
 
-/* All layers over the rows of the first spans; s->x then holds the residual stream. Moves states and caches on, not yet the positions. */
+/* All layers over the rows of the first spans; s->x then holds the residual stream. Moves states
+   and caches on, not yet the positions. */
 static void mhk__pass_layers(mhk_session *s, mhk_index spans, mhk_index rows) {
   mhk_context *ctx = s->object.ctx;
   const mhk_model *m = s->model;
-  const mhk_index D = m->config.d_model, each = mhk__conv_channels(&m->config) * (m->config.d_conv - 1) + mhk__d_inner(&m->config) * m->config.d_state;
+  const mhk_index D = m->config.d_model, each = mhk__conv_channels(&m->config) * (m->config.d_conv - 1) +
+                                                mhk__d_inner(&m->config) * m->config.d_state;
   mhk__pass p;
   memset(&p, 0, sizeof p);
   p.s = s;
   p.spans = spans;
   p.rows = rows;
   for (mhk_index i = 0; i < spans; i++)
-    for (mhk_index t = 0; t < s->spans[i].n; t++) mhk_tensor_read(m->embedding, s->spans[i].tokens[t] * D, D, s->x + (s->spans[i].row + t) * D);
+    for (mhk_index t = 0; t < s->spans[i].n; t++)
+      mhk_tensor_read(m->embedding, s->spans[i].tokens[t] * D, D, s->x + (s->spans[i].row + t) * D);
   mhk__pass_turns(&p);
   for (int l = 0; l < m->config.n_layer && ctx->result == MHK_OK; l++) {
     const mhk__layer *y = m->layers + l;
@@ -16918,7 +18013,8 @@ static void mhk__pass_head(mhk_session *s, mhk_index n, const mhk_real *x, mhk_r
   mhk__apply(s->object.ctx, n, s->u, m->head_w, m->head_b, 0, NULL, logits);
 }
 
-/* Walks the rows of a pass whose logits somebody wants, from (*i,*t) on; 0 at the end. done[b]: tokens of the feed before this pass. */
+/* Walks the rows of a pass whose logits somebody wants, from (*i,*t) on; 0 at the end. done[b]:
+   tokens of the feed before this pass. */
 static int mhk__next_wanted(const mhk_session *s, mhk_index spans, const mhk__take *take, mhk_index *i, mhk_index *t) {
   for (; *i < spans; (*i)++, *t = 0)
     for (; *t < s->spans[*i].n; (*t)++) {
@@ -16928,7 +18024,8 @@ static int mhk__next_wanted(const mhk_session *s, mhk_index spans, const mhk__ta
   return 0;
 }
 
-/* Logits of a pass: of each feed's last token, and of those that take wants, as many at a time as the block has room for. */
+/* Logits of a pass: of each feed's last token, and of those that take wants, as many at a time as
+   the block has room for. */
 static void mhk__pass_logits(mhk_session *s, mhk_index spans, const mhk__take *take) {
   const mhk_index D = s->model->config.d_model, V = s->vocab, room = mhk__min(s->rows, s->wide_numbers / V);
   mhk_index i = 0, t = 0;
@@ -16965,31 +18062,35 @@ static int mhk__feed_makes_sense(mhk_session *s) {
   for (mhk_index b = 0; b < s->batch; b++) {
     const mhk__sequence *q = s->sequences + b;
     if (s->lengths[b] < 0 || (s->lengths[b] > 0 && !s->tokens[b])) {
-      mhk_fail(ctx, MHK_ERROR_ARGUMENT, "sequence %lld was fed %lld tokens%s", (long long)b, (long long)s->lengths[b], s->lengths[b] > 0 ? " at NULL" : "");
+      mhk_fail(ctx, MHK_ERROR_ARGUMENT, "sequence %lld was fed %lld tokens%s", (long long)b, (long long)s->lengths[b],
+               s->lengths[b] > 0 ? " at NULL" : "");
       return 0;
     }
     if (s->attention_layers && !s->window && s->lengths[b] > s->capacity - q->position) {
       mhk_fail(ctx, MHK_ERROR_STATE,
-               "the key/value cache of sequence %lld is full: it holds %lld of %lld tokens and %lld more came; give the session a larger capacity or a window",
+               "the key/value cache of sequence %lld is full: it holds %lld of %lld tokens and %lld more came; give "
+               "the session a larger capacity or a window",
                (long long)b, (long long)q->position, (long long)s->capacity, (long long)s->lengths[b]);
       return 0;
     }
     if (s->lengths[b] > PTRDIFF_MAX / 64 - q->position) {
-      mhk_fail(ctx, MHK_ERROR_STATE, "sequence %lld cannot count beyond %lld tokens", (long long)b, (long long)(PTRDIFF_MAX / 64));
+      mhk_fail(ctx, MHK_ERROR_STATE, "sequence %lld cannot count beyond %lld tokens", (long long)b,
+               (long long)(PTRDIFF_MAX / 64));
       return 0;
     }
     for (mhk_index i = 0; i < s->lengths[b]; i++)
       if (s->tokens[b][i] < 0 || s->tokens[b][i] >= known) {
-        mhk_fail(ctx, MHK_ERROR_ARGUMENT, "token %lld of sequence %lld is %d: the vocabulary has ids 0 to %lld", (long long)i, (long long)b,
-                 (int)s->tokens[b][i], (long long)known - 1);
+        mhk_fail(ctx, MHK_ERROR_ARGUMENT, "token %lld of sequence %lld is %d: the vocabulary has ids 0 to %lld",
+                 (long long)i, (long long)b, (int)s->tokens[b][i], (long long)known - 1);
         return 0;
       }
   }
   return 1;
 }
 
-/* Feeds s->lengths tokens at s->tokens. A sequence goes in pieces that depend on itself only (chunk, snapshots), so that its numbers do not
-   depend on its neighbours; a pass takes as many whole pieces as fit. */
+/* Feeds s->lengths tokens at s->tokens. A sequence goes in pieces that depend on itself only
+   (chunk, snapshots), so that its numbers do not depend on its neighbours; a pass takes as many
+   whole pieces as fit. */
 static mhk_result mhk__feed(mhk_session *s, const mhk__take *take) {
   mhk_context *ctx = s->object.ctx;
   mhk_index spans, rows;
@@ -17056,8 +18157,8 @@ MHKDEF mhk_result mhk_feed_many(mhk_session *s, const int32_t *const *tokens, co
   return mhk__many(s, tokens, lengths) ? mhk__feed(s, NULL) : s ? s->object.ctx->result : MHK_ERROR_MEMORY;
 }
 
-MHKDEF mhk_result mhk_feed_logits(mhk_session *s, const int32_t *const *tokens, const mhk_index *lengths, const unsigned char *const *wanted,
-                                  mhk_logits_fn take, void *user) {
+MHKDEF mhk_result mhk_feed_logits(mhk_session *s, const int32_t *const *tokens, const mhk_index *lengths,
+                                  const unsigned char *const *wanted, mhk_logits_fn take, void *user) {
   mhk__take t;
   t.wanted = wanted;
   t.take = take;
@@ -17068,7 +18169,8 @@ MHKDEF mhk_result mhk_feed_logits(mhk_session *s, const int32_t *const *tokens, 
 typedef struct mhk__scoring { const mhk_session *s; const int32_t *tokens; mhk_index n; double *out; } mhk__scoring;
 
 static void mhk__score_next(const mhk__scoring *x, mhk_index next, const mhk_real *logits) {
-  x->out[next] = (double)logits[x->tokens[next]] - x->s->object.ctx->kernels->log_sum_exp(x->s->vocab, logits, MHK__R(1));
+  x->out[next] =
+      (double)logits[x->tokens[next]] - x->s->object.ctx->kernels->log_sum_exp(x->s->vocab, logits, MHK__R(1));
 }
 static void mhk__score_take(void *user, mhk_index sequence, mhk_index index, const mhk_real *logits) {
   const mhk__scoring *x = (const mhk__scoring *)user;
@@ -17076,15 +18178,18 @@ static void mhk__score_take(void *user, mhk_index sequence, mhk_index index, con
   if (index + 1 < x->n) mhk__score_next(x, index + 1, logits);
 }
 
-MHKDEF mhk_result mhk_score(mhk_session *s, mhk_index sequence, const int32_t *tokens, mhk_index n, double *log_probabilities) {
+MHKDEF mhk_result mhk_score(mhk_session *s, mhk_index sequence, const int32_t *tokens, mhk_index n,
+                            double *log_probabilities) {
   mhk__scoring x;
   mhk__take take;
   if (!mhk__sequence_there(s, sequence)) return s ? s->object.ctx->result : MHK_ERROR_MEMORY;
   if (n < 0 || (n > 0 && (!tokens || !log_probabilities)))
-    return mhk_fail(s->object.ctx, MHK_ERROR_ARGUMENT, "scoring %lld tokens takes the tokens and room for as many numbers", (long long)n);
+    return mhk_fail(s->object.ctx, MHK_ERROR_ARGUMENT,
+                    "scoring %lld tokens takes the tokens and room for as many numbers", (long long)n);
   if (n == 0) return MHK_OK;
   if (!s->sequences[sequence].fed)
-    return mhk_fail(s->object.ctx, MHK_ERROR_STATE, "score: feed sequence %lld at least one token first", (long long)sequence);
+    return mhk_fail(s->object.ctx, MHK_ERROR_STATE, "score: feed sequence %lld at least one token first",
+                    (long long)sequence);
   for (mhk_index b = 0; b < s->batch; b++) {
     s->tokens[b] = tokens;
     s->lengths[b] = b == sequence ? n : 0;
@@ -17113,13 +18218,21 @@ MHKDEF mhk_result mhk_feed_bytes(mhk_session *s, const char *text, size_t length
   mhk_tokenizer *k = s->model->tokenizer;
   if (!k && s->model->tokenizer_error)
     return mhk_fail(ctx, MHK_ERROR_STATE, "the model is without its tokenizer: %s", s->model->tokenizer_error);
-  if (!k) return mhk_fail(ctx, MHK_ERROR_STATE, "the model has no tokenizer: put a tokenizer.json beside it, or feed token ids");
-  if (!s->ids) return mhk_fail(ctx, MHK_ERROR_STATE, "the model was given its tokenizer after this session was made: make the session after it");
+  if (!k)
+    return mhk_fail(ctx, MHK_ERROR_STATE,
+                    "the model has no tokenizer: put a tokenizer.json beside it, or feed token ids");
+  if (!s->ids)
+    return mhk_fail(ctx, MHK_ERROR_STATE,
+                    "the model was given its tokenizer after this session was made: make the session after it");
   if ((!text && length > 0) || length > (size_t)PTRDIFF_MAX)
     return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "feed_bytes was given no text");
   if (s->batch != 1)
-    return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "feed_text serves sessions of one sequence, this one has %lld: feed token ids", (long long)s->batch);
-  if (k->object.ctx != ctx) return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "the tokenizer is of another context: encode the text there and feed token ids");
+    return mhk_fail(ctx, MHK_ERROR_ARGUMENT,
+                    "feed_text serves sessions of one sequence, this one has %lld: feed token ids",
+                    (long long)s->batch);
+  if (k->object.ctx != ctx)
+    return mhk_fail(ctx, MHK_ERROR_ARGUMENT,
+                    "the tokenizer is of another context: encode the text there and feed token ids");
   memset(&out, 0, sizeof out);
   out.ids = s->ids;
   out.capacity = s->chunk;
@@ -17142,7 +18255,8 @@ MHKDEF mhk_result mhk_feed_text(mhk_session *s, const char *text) {
 }
 
 MHKDEF const mhk_real *mhk_logits_of(const mhk_session *s, mhk_index sequence) {
-  return s && sequence >= 0 && sequence < s->batch && s->sequences[sequence].fed ? s->logits + sequence * s->vocab : NULL;
+  return s && sequence >= 0 && sequence < s->batch && s->sequences[sequence].fed ? s->logits + sequence * s->vocab
+                                                                                 : NULL;
 }
 MHKDEF const mhk_real *mhk_logits(const mhk_session *s) {
   for (mhk_index b = 0; s && b < s->batch; b++)
@@ -17152,7 +18266,8 @@ MHKDEF const mhk_real *mhk_logits(const mhk_session *s) {
 
 /* ---- snapshots ---- */
 
-/* a copy of numbers that the next tokens see of a cache with a window: rows of keys and of values of each attention layer */
+/* a copy of numbers that the next tokens see of a cache with a window: rows of keys and of values
+   of each attention layer */
 static mhk_index mhk__kept_rows(const mhk_session *s, const mhk__sequence *q) {
   return s->window ? mhk__min(q->position - q->first, s->window - 1) : 0;
 }
@@ -17177,13 +18292,15 @@ static void mhk__keep(mhk_session *s, mhk_index sequence) {
   if (s->state_numbers) memcpy(to, q->state, (size_t)s->state_numbers * sizeof(mhk_real));
   to += s->state_numbers;
   for (int l = 0; rows && l < 2 * s->attention_layers; l++, to += rows * kv)
-    memcpy(to, q->cache + (s->cache_rows * l + q->position - q->first - rows) * kv, (size_t)(rows * kv) * sizeof(mhk_real));
+    memcpy(to, q->cache + (s->cache_rows * l + q->position - q->first - rows) * kv,
+           (size_t)(rows * kv) * sizeof(mhk_real));
 }
 
 MHKDEF mhk_result mhk_session_snapshot(mhk_session *s, mhk_index sequence) {
   if (!mhk__sequence_there(s, sequence)) return s ? s->object.ctx->result : MHK_ERROR_MEMORY;
   if (s->snapshots == 0 && (s->state_layers || s->window))
-    return mhk_fail(s->object.ctx, MHK_ERROR_STATE, "the session was made without snapshots: mhk_session_desc.snapshots says how many it keeps");
+    return mhk_fail(s->object.ctx, MHK_ERROR_STATE,
+                    "the session was made without snapshots: mhk_session_desc.snapshots says how many it keeps");
   mhk__keep(s, sequence);
   return MHK_OK;
 }
@@ -17193,8 +18310,8 @@ MHKDEF mhk_index mhk_session_rewind(mhk_session *s, mhk_index sequence, mhk_inde
   if (!mhk__sequence_there(s, sequence)) return -1;
   mhk__sequence *q = s->sequences + sequence;
   if (position < 0 || position > q->position) {
-    mhk_fail(s->object.ctx, MHK_ERROR_ARGUMENT, "sequence %lld cannot go back to %lld: it is at %lld", (long long)sequence, (long long)position,
-             (long long)q->position);
+    mhk_fail(s->object.ctx, MHK_ERROR_ARGUMENT, "sequence %lld cannot go back to %lld: it is at %lld",
+             (long long)sequence, (long long)position, (long long)q->position);
     return -1;
   }
   if (position == q->position) return position;
@@ -17220,7 +18337,8 @@ MHKDEF mhk_index mhk_session_rewind(mhk_session *s, mhk_index sequence, mhk_inde
   const mhk_index kv = (mhk_index)s->model->config.n_kv_head * s->model->config.head_dim;
   if (s->window) q->first = best->position - best->rows;
   for (int l = 0; best->rows && l < 2 * s->attention_layers; l++)
-    memcpy(q->cache + s->cache_rows * l * kv, best->numbers + s->state_numbers + best->rows * l * kv, (size_t)(best->rows * kv) * sizeof(mhk_real));
+    memcpy(q->cache + s->cache_rows * l * kv, best->numbers + s->state_numbers + best->rows * l * kv,
+           (size_t)(best->rows * kv) * sizeof(mhk_real));
   return q->position;
 }
 
@@ -17235,23 +18353,27 @@ static mhk_index mhk__rows_needed(const mhk_session *s, mhk_index position) {
 static int mhk__state_fits(mhk_session *s, mhk_index position, mhk_index rows) {
   const mhk_index needed = mhk__rows_needed(s, position);
   if (s->attention_layers && !s->window && position > s->capacity) {
-    mhk_fail(s->object.ctx, MHK_ERROR_STATE, "the state has seen %lld tokens and the session's cache takes %lld", (long long)position, (long long)s->capacity);
+    mhk_fail(s->object.ctx, MHK_ERROR_STATE, "the state has seen %lld tokens and the session's cache takes %lld",
+             (long long)position, (long long)s->capacity);
     return 0;
   }
   if (rows < needed) {
     mhk_fail(s->object.ctx, MHK_ERROR_STATE,
-             "the state holds keys and values of the last %lld tokens and this session's attention sees %lld: it was made with a smaller window",
+             "the state holds keys and values of the last %lld tokens and this session's attention sees %lld: it was "
+             "made with a smaller window",
              (long long)rows, (long long)needed);
     return 0;
   }
   return 1;
 }
 
-MHKDEF mhk_result mhk_session_copy(mhk_session *to, mhk_index to_sequence, const mhk_session *from, mhk_index from_sequence) {
+MHKDEF mhk_result mhk_session_copy(mhk_session *to, mhk_index to_sequence, const mhk_session *from,
+                                   mhk_index from_sequence) {
   if (!mhk__sequence_there(to, to_sequence)) return to ? to->object.ctx->result : MHK_ERROR_MEMORY;
   if (!from || from_sequence < 0 || from_sequence >= from->batch)
     return mhk_fail(to->object.ctx, MHK_ERROR_ARGUMENT, "there is no sequence %lld to copy", (long long)from_sequence);
-  if (from->model != to->model) return mhk_fail(to->object.ctx, MHK_ERROR_STATE, "a sequence can be copied between sessions of one model only");
+  if (from->model != to->model)
+    return mhk_fail(to->object.ctx, MHK_ERROR_STATE, "a sequence can be copied between sessions of one model only");
   const mhk__sequence *a = from->sequences + from_sequence;
   mhk__sequence *b = to->sequences + to_sequence;
   if (a == b) return MHK_OK;
@@ -17265,13 +18387,18 @@ MHKDEF mhk_result mhk_session_copy(mhk_session *to, mhk_index to_sequence, const
   if (to->state_numbers) memcpy(b->state, a->state, (size_t)to->state_numbers * sizeof(mhk_real));
   const mhk_index kv = (mhk_index)to->model->config.n_kv_head * to->model->config.head_dim;
   for (int l = 0; needed && l < 2 * to->attention_layers; l++)
-    memcpy(b->cache + to->cache_rows * l * kv, a->cache + (from->cache_rows * l + rows - needed) * kv, (size_t)(needed * kv) * sizeof(mhk_real));
-  if (a->fed) memcpy(to->logits + to_sequence * to->vocab, from->logits + from_sequence * from->vocab, (size_t)to->vocab * sizeof(mhk_real));
+    memcpy(b->cache + to->cache_rows * l * kv, a->cache + (from->cache_rows * l + rows - needed) * kv,
+           (size_t)(needed * kv) * sizeof(mhk_real));
+  if (a->fed)
+    memcpy(to->logits + to_sequence * to->vocab, from->logits + from_sequence * from->vocab,
+           (size_t)to->vocab * sizeof(mhk_real));
   mhk__sampler_copy(&to->sampler, to_sequence, &from->sampler, from_sequence);
   return MHK_OK;
 }
 
-#define MHK__STATE_HEAD 64 /* bytes; then state numbers, keys and values, logits, tokens that penalties count, and 8 bytes of checksum */
+/* bytes; then state numbers, keys and values, logits, tokens that penalties count, and 8 bytes of
+   checksum */
+#define MHK__STATE_HEAD 64
 #define MHK__STATE_VERSION 2
 
 /* Where a state is written to: memory or a file, with the checksum so far. */
@@ -17305,17 +18432,20 @@ static void mhk__state_put_numbers(mhk__state_out *o, const mhk_real *x, mhk_ind
     const mhk_index some = mhk__min(64, n - i);
     for (mhk_index j = 0; j < some; j++) {
       const unsigned char *p = (const unsigned char *)(x + i + j);
-      for (size_t k = 0; k < sizeof(mhk_real); k++) turned[(size_t)j * sizeof(mhk_real) + k] = p[sizeof(mhk_real) - 1 - k];
+      for (size_t k = 0; k < sizeof(mhk_real); k++)
+        turned[(size_t)j * sizeof(mhk_real) + k] = p[sizeof(mhk_real) - 1 - k];
     }
     mhk__state_put(o, turned, (size_t)some * sizeof(mhk_real));
   }
 }
 
-/* bytes of a state with that many rows of keys and values and that much room for tokens; a double, for numbers out of files */
+/* bytes of a state with that many rows of keys and values and that much room for tokens; a double,
+   for numbers out of files */
 static double mhk__state_bytes(const mhk_session *s, double rows, double tokens) {
   const mhk_config *c = &s->model->config;
   return MHK__STATE_HEAD + 8 + 4.0 * tokens +
-         ((double)s->state_numbers + 2.0 * rows * s->attention_layers * c->n_kv_head * c->head_dim + (double)s->vocab) * (double)sizeof(mhk_real);
+         ((double)s->state_numbers + 2.0 * rows * s->attention_layers * c->n_kv_head * c->head_dim + (double)s->vocab) *
+             (double)sizeof(mhk_real);
 }
 
 MHKDEF size_t mhk_session_state_size(const mhk_session *s, mhk_index sequence) {
@@ -17325,7 +18455,8 @@ MHKDEF size_t mhk_session_state_size(const mhk_session *s, mhk_index sequence) {
 
 static void mhk__state_write(const mhk_session *s, mhk_index sequence, mhk__state_out *o) {
   const mhk__sequence *q = s->sequences + sequence;
-  const mhk_index rows = mhk__rows_needed(s, q->position), kv = (mhk_index)s->model->config.n_kv_head * s->model->config.head_dim;
+  const mhk_index rows = mhk__rows_needed(s, q->position),
+                  kv = (mhk_index)s->model->config.n_kv_head * s->model->config.head_dim;
   unsigned char head[MHK__STATE_HEAD];
   mhk_index n_seen;
   const int32_t *seen = mhk__sampler_seen(&s->sampler, sequence, &n_seen);
@@ -17367,7 +18498,8 @@ MHKDEF mhk_result mhk_session_save(mhk_session *s, mhk_index sequence, void *sta
   mhk__state_out o;
   if (!mhk__sequence_there(s, sequence)) return s ? s->object.ctx->result : MHK_ERROR_MEMORY;
   if (!state || bytes < mhk_session_state_size(s, sequence))
-    return mhk_fail(s->object.ctx, MHK_ERROR_ARGUMENT, "the state of sequence %lld takes %.0f bytes, there is room for %.0f", (long long)sequence,
+    return mhk_fail(s->object.ctx, MHK_ERROR_ARGUMENT,
+                    "the state of sequence %lld takes %.0f bytes, there is room for %.0f", (long long)sequence,
                     (double)mhk_session_state_size(s, sequence), state ? (double)bytes : 0.0);
   memset(&o, 0, sizeof o);
   o.to = (unsigned char *)state;
@@ -17375,7 +18507,8 @@ MHKDEF mhk_result mhk_session_save(mhk_session *s, mhk_index sequence, void *sta
   return MHK_OK;
 }
 
-static mhk_result mhk__state_load(mhk_session *s, mhk_index sequence, const void *state, size_t bytes, const char *where) {
+static mhk_result mhk__state_load(mhk_session *s, mhk_index sequence, const void *state, size_t bytes,
+                                  const char *where) {
   mhk_context *ctx = s->object.ctx;
   const unsigned char *p = (const unsigned char *)state;
   const mhk_index kv = (mhk_index)s->model->config.n_kv_head * s->model->config.head_dim;
@@ -17383,11 +18516,11 @@ static mhk_result mhk__state_load(mhk_session *s, mhk_index sequence, const void
   if (!state || bytes < MHK__STATE_HEAD + 8 || memcmp(p, "MHKSTATE", 8) != 0)
     return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s is no session's state: it does not start like one", where);
   if (mhk__get_bytes(p + 8, 4) != MHK__STATE_VERSION)
-    return mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "%s has version %.0f of a session's state and this is %d", where, (double)mhk__get_bytes(p + 8, 4),
-                    MHK__STATE_VERSION);
+    return mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "%s has version %.0f of a session's state and this is %d", where,
+                    (double)mhk__get_bytes(p + 8, 4), MHK__STATE_VERSION);
   if (mhk__get_bytes(p + 12, 4) != sizeof(mhk_real))
-    return mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "%s holds numbers of %.0f bytes and this build computes with %d", where, (double)mhk__get_bytes(p + 12, 4),
-                    (int)sizeof(mhk_real));
+    return mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "%s holds numbers of %.0f bytes and this build computes with %d", where,
+                    (double)mhk__get_bytes(p + 12, 4), (int)sizeof(mhk_real));
   if (mhk__get_bytes(p + 16, 8) != mhk__model_hash(s->model))
     return mhk_fail(ctx, MHK_ERROR_STATE, "%s is the state of another model, or of this one with other weights", where);
   const uint64_t position = mhk__get_bytes(p + 24, 8);
@@ -17395,14 +18528,18 @@ static mhk_result mhk__state_load(mhk_session *s, mhk_index sequence, const void
   const uint64_t room = mhk__get_bytes(p + 48, 8);
   const uint64_t seen = mhk__get_bytes(p + 56, 8);
   if (position > (uint64_t)(PTRDIFF_MAX / 64) || rows > position || seen > position || seen > room ||
-      (double)bytes < mhk__state_bytes(s, (double)rows, (double)room) || (double)bytes > mhk__state_bytes(s, (double)rows, (double)room))
+      (double)bytes < mhk__state_bytes(s, (double)rows, (double)room) ||
+      (double)bytes > mhk__state_bytes(s, (double)rows, (double)room))
     return mhk_fail(ctx, MHK_ERROR_FORMAT,
-                    "%s is damaged: it has %.0f bytes, and after %.0f tokens with keys and values of %.0f and %.0f remembered it should have %.0f", where,
-                    (double)bytes, (double)position, (double)rows, (double)seen, mhk__state_bytes(s, (double)rows, (double)room));
+                    "%s is damaged: it has %.0f bytes, and after %.0f tokens with keys and values of %.0f and %.0f "
+                    "remembered it should have %.0f",
+                    where, (double)bytes, (double)position, (double)rows, (double)seen,
+                    mhk__state_bytes(s, (double)rows, (double)room));
   if (mhk__get_bytes(p + bytes - 8, 8) != mhk__hash(MHK__HASH_START, p, bytes - 8))
     return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s is damaged: its checksum is wrong", where);
   if (p[40] > 1 || p[41] > 3)
-    return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s is damaged: it claims %d logits and %d bytes of an unfinished character", where, p[40], p[41]);
+    return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s is damaged: it claims %d logits and %d bytes of an unfinished character",
+                    where, p[40], p[41]);
   if (!mhk__state_fits(s, (mhk_index)position, (mhk_index)rows)) return ctx->result;
   const mhk_index needed = mhk__rows_needed(s, (mhk_index)position);
   mhk__sequence_reset(s, sequence);
@@ -17417,7 +18554,8 @@ static mhk_result mhk__state_load(mhk_session *s, mhk_index sequence, const void
   mhk__unpack(MHK_REAL, p, s->state_numbers, q->state);
   p += (size_t)s->state_numbers * sizeof(mhk_real);
   for (int l = 0; rows && l < 2 * s->attention_layers; l++, p += (size_t)((mhk_index)rows * kv) * sizeof(mhk_real))
-    mhk__unpack(MHK_REAL, p + (size_t)(((mhk_index)rows - needed) * kv) * sizeof(mhk_real), needed * kv, q->cache + s->cache_rows * l * kv);
+    mhk__unpack(MHK_REAL, p + (size_t)(((mhk_index)rows - needed) * kv) * sizeof(mhk_real), needed * kv,
+                q->cache + s->cache_rows * l * kv);
   mhk__unpack(MHK_REAL, p, s->vocab, s->logits + sequence * s->vocab);
   p += (size_t)s->vocab * sizeof(mhk_real);
   for (mhk_index i = 0; i < (mhk_index)seen; i++, p += 4) {
@@ -17448,7 +18586,8 @@ MHKDEF mhk_result mhk_session_save_file(mhk_session *s, mhk_index sequence, cons
 MHKDEF mhk_result mhk_session_load_file(mhk_session *s, mhk_index sequence, const char *path) {
   mhk__bytes bytes;
   if (!mhk__sequence_there(s, sequence)) return s ? s->object.ctx->result : MHK_ERROR_MEMORY;
-  if (!mhk__path_fits(s->object.ctx, path) || !mhk__bytes_open_or_fail(s->object.ctx, path, &bytes)) return s->object.ctx->result;
+  if (!mhk__path_fits(s->object.ctx, path) || !mhk__bytes_open_or_fail(s->object.ctx, path, &bytes))
+    return s->object.ctx->result;
   mhk__state_load(s, sequence, bytes.data, bytes.size, path);
   mhk__bytes_close(&bytes);
   return s->object.ctx->result;
@@ -17502,7 +18641,8 @@ static int mhk__draw_fails(mhk_session *s, const mhk_real *logits) {
   for (i = 0; i < s->vocab; i++)
     if (!(fabs((double)logits[i]) <= DBL_MAX)) break;
   if (i < s->vocab)
-    mhk_fail(s->object.ctx, MHK_ERROR_STATE, "sample: logit %lld is not a number: the weights or the state are broken", (long long)i);
+    mhk_fail(s->object.ctx, MHK_ERROR_STATE, "sample: logit %lld is not a number: the weights or the state are broken",
+             (long long)i);
   else
     mhk_fail(s->object.ctx, MHK_ERROR_ARGUMENT, "sample: bias and penalties leave no token possible");
   return 0;
@@ -17547,7 +18687,8 @@ static int mhk__session_say(mhk_session *s, const mhk_sampling *how, int32_t tok
   const char *bytes = k ? mhk_token_bytes(k, token, &length) : NULL;
   if (!bytes) return 1;
   if (s->sampler.stop_bytes + 3 * (length + 4) + 2 > s->sampler.text_room) {
-    mhk_fail(s->object.ctx, MHK_ERROR_STATE, "sample: token %d is longer than those of the tokenizer that the session was made with", (int)token);
+    mhk_fail(s->object.ctx, MHK_ERROR_STATE,
+             "sample: token %d is longer than those of the tokenizer that the session was made with", (int)token);
     return 0;
   }
   if (mhk__sampler_text(&s->sampler, how, bytes, length, 0)) s->sampler.stop = MHK_STOP_STRING;
@@ -17560,7 +18701,8 @@ MHKDEF int32_t mhk_sample(mhk_session *s, const mhk_sampling *sampling) {
   if (!s) return -1;
   mhk__say_nothing(s);
   if (s->batch != 1) {
-    mhk_fail(s->object.ctx, MHK_ERROR_ARGUMENT, "sample serves sessions of one sequence, this one has %lld: use mhk_sample_batch()", (long long)s->batch);
+    mhk_fail(s->object.ctx, MHK_ERROR_ARGUMENT,
+             "sample serves sessions of one sequence, this one has %lld: use mhk_sample_batch()", (long long)s->batch);
     return -1;
   }
   sampling = mhk__sampling_or(sampling, &usual);
@@ -17572,17 +18714,22 @@ MHKDEF int32_t mhk_sample(mhk_session *s, const mhk_sampling *sampling) {
 
 #define MHK__MOST_DRAFTED 16
 
-/* A round starts with the sessions at the tokens before round[0], which was returned last (pending); the draft also lacks the lead tokens before it. The
-   draft then writes round[1..drafted], the target judges them, and round[1..n) are what is accepted and one token more, drawn by the target. */
+/* A round starts with the sessions at the tokens before round[0], which was returned last
+   (pending); the draft also lacks the lead tokens before it. The draft then writes
+   round[1..drafted], the target judges them, and round[1..n) are what is accepted and one token
+   more, drawn by the target. */
 struct mhk_speculation {
   mhk__object object;
   mhk_session *target, *draft;
   int fixed, next, lead;                        /* lead: 0 or 1 */
-  int n, said;                                  /* tokens of the round; how many of them were returned, the pending one among them; n 0: no round */
+  /* tokens of the round; how many of them were returned, the pending one among them; n 0: no
+     round */
+  int n, said;
   int accepted, broken;                         /* of this round; broken: a token had no distribution */
   int32_t before, round[MHK__MOST_DRAFTED + 2]; /* before: the lead token */
   mhk_index target_at, draft_at;                /* positions at the start of the round */
-  mhk_real *target_state, *draft_states;        /* recurrent numbers at the start of the round; of the draft after each of its tokens too */
+  /* recurrent numbers at the start of the round; of the draft after each of its tokens too */
+  mhk_real *target_state, *draft_states;
   double *q;                                    /* (MOST_DRAFTED,V): what the draft drew from */
   int32_t *seen;                                /* the target's tokens for penalties at the start, then the round's */
   mhk_index n_seen;
@@ -17598,10 +18745,11 @@ MHKDEF mhk_speculation *mhk_speculation_create(const mhk_speculation_desc *desc)
   if (!desc || !desc->target || mhk_failed(ctx = desc->target->object.ctx)) return NULL;
   mhk_session *t = desc->target;
   mhk_session *d = desc->draft;
-  if (!d || d->object.ctx != ctx || d == t || t->batch != 1 || d->batch != 1 || t->window || d->window || t->vocab != d->vocab || desc->tokens < 0 ||
-      desc->tokens > MHK__MOST_DRAFTED) {
+  if (!d || d->object.ctx != ctx || d == t || t->batch != 1 || d->batch != 1 || t->window || d->window ||
+      t->vocab != d->vocab || desc->tokens < 0 || desc->tokens > MHK__MOST_DRAFTED) {
     mhk_fail(ctx, MHK_ERROR_ARGUMENT,
-             "speculation takes two sessions of one context, each of one sequence without a window, with the same vocabulary, and drafts of up to %d tokens",
+             "speculation takes two sessions of one context, each of one sequence without a window, with the same "
+             "vocabulary, and drafts of up to %d tokens",
              MHK__MOST_DRAFTED);
     return NULL;
   }
@@ -17614,7 +18762,9 @@ MHKDEF mhk_speculation *mhk_speculation_create(const mhk_speculation_desc *desc)
   x->next = desc->tokens ? desc->tokens : 4;
   const mhk_index n_slots = x->fixed ? x->fixed : MHK__MOST_DRAFTED;
   x->target_state = (mhk_real *)mhk__arena_zeros(ctx, arena, t->state_numbers + 1, sizeof(mhk_real));
-  x->draft_states = d->state_numbers < PTRDIFF_MAX / 32 ? (mhk_real *)mhk__arena_zeros(ctx, arena, d->state_numbers * n_slots + 1, sizeof(mhk_real)) : NULL;
+  x->draft_states = d->state_numbers < PTRDIFF_MAX / 32
+                        ? (mhk_real *)mhk__arena_zeros(ctx, arena, d->state_numbers * n_slots + 1, sizeof(mhk_real))
+                        : NULL;
   x->q = (double *)mhk__arena_zeros(ctx, arena, t->vocab * n_slots, sizeof(double));
   x->seen = (int32_t *)mhk__arena_zeros(ctx, arena, t->sampler.window + MHK__MOST_DRAFTED + 2, sizeof(int32_t));
   if (ctx->result != MHK_OK) {
@@ -17669,10 +18819,12 @@ MHKDEF void mhk_speculation_destroy(mhk_speculation *x) {
 /* probabilities of the token that follows round[0..n] */
 static int mhk__speculation_p(mhk_speculation *x, mhk_session *s, const mhk_real *logits, int n, double *p) {
   const mhk_index have = x->n_seen + n + 1, some = mhk__min(have, x->target->sampler.window);
-  return mhk_probabilities(logits, s->vocab, x->how, x->seen + have - some, some, p, s->sampler.order) > 0 || mhk__draw_fails(s, logits);
+  return mhk_probabilities(logits, s->vocab, x->how, x->seen + have - some, some, p, s->sampler.order) > 0 ||
+         mhk__draw_fails(s, logits);
 }
 
-/* The target's logits after round[index]: accepts the drafted token that follows with probability min(1, p/q), else draws from what p has more than q. */
+/* The target's logits after round[index]: accepts the drafted token that follows with probability
+   min(1, p/q), else draws from what p has more than q. */
 static void mhk__judge(void *user, mhk_index sequence, mhk_index index, const mhk_real *logits) {
   mhk_speculation *x = (mhk_speculation *)user;
   mhk_session *t = x->target;
@@ -17740,11 +18892,13 @@ static int mhk__speculation_round(mhk_speculation *x, const mhk_sampling *how) {
   x->counts.passes++;
   x->counts.drafted += x->drafted;
   x->counts.accepted += x->accepted;
-  if (!x->fixed && x->drafted) x->next = x->accepted == x->drafted ? (int)mhk__min(x->next + 2, MHK__FEW - 1) : (int)mhk__max(x->next - 1, 1);
+  if (!x->fixed && x->drafted)
+    x->next = x->accepted == x->drafted ? (int)mhk__min(x->next + 2, MHK__FEW - 1) : (int)mhk__max(x->next - 1, 1);
   return 1;
 }
 
-/* What a round has said becomes the sessions' past: both at the tokens before the last one, which is pending now. */
+/* What a round has said becomes the sessions' past: both at the tokens before the last one, which
+   is pending now. */
 static void mhk__speculation_settle(mhk_speculation *x) {
   mhk_session *t = x->target, *d = x->draft;
   const int known = x->n - 1; /* tokens of the round that the target keeps */
@@ -17753,7 +18907,8 @@ static void mhk__speculation_settle(mhk_speculation *x) {
     mhk__step_back(t, x->target_at, x->target_state);
     mhk_feed(t, x->round, known);
   } else
-    mhk__step_back(t, x->target_at + known, x->target_state); /* nothing of the recurrent numbers: there are none, or all is accepted */
+    /* nothing of the recurrent numbers: there are none, or all is accepted */
+    mhk__step_back(t, x->target_at + known, x->target_state);
   if (x->drafted == 0) { /* no room to draft: the draft keeps up */
     if (lead) mhk_feed(d, &x->before, 1);
     mhk_feed(d, x->round, 1);
@@ -17810,12 +18965,13 @@ MHKDEF int32_t mhk_speculate(mhk_speculation *x, const mhk_sampling *sampling) {
 }
 #endif /* MOHAWK_IMPLEMENTATION */
 #if defined(MOHAWK_IMPLEMENTATION) && !defined(MHK__PASS) && !defined(MOHAWK_NO_TRAINING)
-/* ====================================================================================================
-   MOHAWK: text, losses of the three stages, optimiser, schedule, trainer, checkpoints, evaluation  >>mohawk
-   ==================================================================================================== */
+/* =================================================================================================
+   MOHAWK: text, the three stages, optimiser, trainer, checkpoints, evaluation              >>mohawk
+   ============================================================================================== */
 
 #define MHK__END_TEXT "<|endoftext|>"
-#define MHK__UPDATE_BLOCK 16384 /* numbers a task of the optimiser handles: fixed, so that sums do not depend on the threads */
+/* numbers a task of the optimiser handles: fixed, so that sums do not depend on the threads */
+#define MHK__UPDATE_BLOCK 16384
 #define MHK__SAMPLE_BATCH 64    /* sequences a model writes in step */
 #define MHK__LOGITS_PIECE ((mhk_index)1 << 21) /* logits that evaluation holds at once, of each model */
 
@@ -17886,10 +19042,12 @@ static void mhk__text_passage(mhk__text_build *b, const unsigned char *text, siz
   if (n == 0) return;
   const mhk_index room = (mhk_index)n; /* a byte-level token is a byte at least */
   if (!mhk__pile_room(b->ctx, &b->ids, room) || !mhk__pile_room(b->ctx, &b->pieces, repeat)) return;
-  mhk_index count = mhk_encode(b->tokenizer, (const char *)text, n, (int32_t *)(void *)b->ids.data + b->ids.n, b->ids.capacity - b->ids.n);
+  mhk_index count = mhk_encode(b->tokenizer, (const char *)text, n, (int32_t *)(void *)b->ids.data + b->ids.n,
+                               b->ids.capacity - b->ids.n);
   if (count > b->ids.capacity - b->ids.n) {
     if (!mhk__pile_room(b->ctx, &b->ids, count)) return;
-    count = mhk_encode(b->tokenizer, (const char *)text, n, (int32_t *)(void *)b->ids.data + b->ids.n, b->ids.capacity - b->ids.n);
+    count = mhk_encode(b->tokenizer, (const char *)text, n, (int32_t *)(void *)b->ids.data + b->ids.n,
+                       b->ids.capacity - b->ids.n);
   }
   if (count <= 0) return;
   for (int i = 0; i < repeat; i++) {
@@ -18008,8 +19166,8 @@ MHKDEF mhk_text *mhk_text_load(mhk_context *ctx, mhk_tokenizer *k, const mhk_tex
     const int repeat = desc->repeat ? desc->repeat[f] : 1;
     const size_t longest = desc->max_document_of ? desc->max_document_of[f] : desc->max_document;
     if (!desc->files[f] || repeat < 0 || repeat > 1000000)
-      mhk_fail(ctx, MHK_ERROR_ARGUMENT, "file %d of a text: it needs a name and to be used between 0 and a million times, not %d", f,
-               repeat);
+      mhk_fail(ctx, MHK_ERROR_ARGUMENT,
+               "file %d of a text: it needs a name and to be used between 0 and a million times, not %d", f, repeat);
     else if (repeat > 0 && desc->texts && desc->texts[f])
       mhk__text_read(&b, desc->files[f], (const unsigned char *)desc->texts[f],
                      desc->lengths ? desc->lengths[f] : strlen(desc->texts[f]), longest, repeat);
@@ -18017,13 +19175,15 @@ MHKDEF mhk_text *mhk_text_load(mhk_context *ctx, mhk_tokenizer *k, const mhk_tex
       mhk__text_file(&b, desc->files[f], longest, repeat);
   }
   if (ctx->result == MHK_OK && b.pieces.n == 0)
-    mhk_fail(ctx, MHK_ERROR_FORMAT, "there is no text in %s%s", desc->files[0], desc->n_files > 1 ? " and the files after it" : "");
+    mhk_fail(ctx, MHK_ERROR_FORMAT, "there is no text in %s%s", desc->files[0],
+             desc->n_files > 1 ? " and the files after it" : "");
   piece = (mhk_index *)(void *)b.pieces.data;
   if (ctx->result == MHK_OK && desc->seed) { /* Fisher & Yates */
     mhk__rng r;
     mhk__rng_seed(&r, desc->seed);
     for (i = b.pieces.n - 1; i > 0; i--) {
-      const mhk_index o = (mhk_index)mhk__rng_below(&r, (uint64_t)i + 1), first = piece[2 * i], count = piece[2 * i + 1];
+      const mhk_index o = (mhk_index)mhk__rng_below(&r, (uint64_t)i + 1), first = piece[2 * i],
+                      count = piece[2 * i + 1];
       piece[2 * i] = piece[2 * o];
       piece[2 * i + 1] = piece[2 * o + 1];
       piece[2 * o] = first;
@@ -18032,7 +19192,8 @@ MHKDEF mhk_text *mhk_text_load(mhk_context *ctx, mhk_tokenizer *k, const mhk_tex
   }
   for (i = 0; i < b.pieces.n && ctx->result == MHK_OK; i++) {
     const mhk_index count = piece[2 * i + 1] + (end >= 0);
-    if (count > PTRDIFF_MAX - total) mhk_fail(ctx, MHK_ERROR_MEMORY, "the text has more tokens than this machine can count");
+    if (count > PTRDIFF_MAX - total)
+      mhk_fail(ctx, MHK_ERROR_MEMORY, "the text has more tokens than this machine can count");
     else total += count;
   }
   if (ctx->result == MHK_OK) x = mhk__text_new(ctx, total, b.pieces.n);
@@ -18063,7 +19224,8 @@ MHKDEF mhk_text *mhk_text_from_tokens(mhk_context *ctx, const int32_t *tokens, m
   }
   for (i = 0; i < n; i++) {
     if (tokens[i] < 0) {
-      mhk_fail(ctx, MHK_ERROR_ARGUMENT, "token %lld of the text is %ld: tokens are not negative", (long long)i, (long)tokens[i]);
+      mhk_fail(ctx, MHK_ERROR_ARGUMENT, "token %lld of the text is %ld: tokens are not negative", (long long)i,
+               (long)tokens[i]);
       return NULL;
     }
     if (i > 0 && end >= 0 && tokens[i] == end) documents++;
@@ -18080,8 +19242,9 @@ MHKDEF mhk_text *mhk_text_from_tokens(mhk_context *ctx, const int32_t *tokens, m
   return x;
 }
 
-/* Rounds of sequences in step, each from one end-of-text token on. A sequence that ends a document goes on with the next one, as in the
-   packed text that language models are trained on, so that no work is lost; after about 210 to 320 tokens a new round starts afresh. */
+/* Rounds of sequences in step, each from one end-of-text token on. A sequence that ends a document
+   goes on with the next one, as in the packed text that language models are trained on, so that no
+   work is lost; after about 210 to 320 tokens a new round starts afresh. */
 MHKDEF mhk_text *mhk_text_sample(mhk_model *m, mhk_index tokens, uint64_t seed, mhk_progress_fn progress, void *user) {
   mhk_context *ctx;
   mhk_session_desc sd;
@@ -18155,7 +19318,7 @@ MHKDEF mhk_index mhk_text_tokens(const mhk_text *x, const int32_t **tokens) {
   return x ? x->n : 0;
 }
 
-/* ---------------------------------------------------------------------------------------- stages: what they reach and train */
+/* ------------------------------------------------------------ stages: what they reach and train */
 
 static void mhk__flag(const mhk_model *m, const mhk_tensor *x, unsigned char *flags) {
   if (!x) return;
@@ -18163,10 +19326,12 @@ static void mhk__flag(const mhk_model *m, const mhk_tensor *x, unsigned char *fl
     if (m->tensors[i] == x) flags[i] = 1;
 }
 
-/* flags[i] = 1 for each tensor of the student that the stage trains: never more than its loss reaches, so that all others stay untouched */
+/* flags[i] = 1 for each tensor of the student that the stage trains: never more than its loss
+   reaches, so that all others stay untouched */
 static void mhk__stage_trains(const mhk_model *m, int stage, mhk_trains trains, unsigned char *flags) {
   memset(flags, 0, (size_t)m->n_tensors);
-  if (trains == MHK_TRAIN_DEFAULT) trains = stage == 1 ? MHK_TRAIN_MATRICES : stage == 2 ? MHK_TRAIN_MIXERS : MHK_TRAIN_ALL;
+  if (trains == MHK_TRAIN_DEFAULT)
+    trains = stage == 1 ? MHK_TRAIN_MATRICES : stage == 2 ? MHK_TRAIN_MIXERS : MHK_TRAIN_ALL;
   if (stage == 3 && trains == MHK_TRAIN_ALL) {
     memset(flags, 1, (size_t)m->n_tensors);
     return;
@@ -18175,19 +19340,24 @@ static void mhk__stage_trains(const mhk_model *m, int stage, mhk_trains trains, 
     const mhk__layer *y = &m->layers[l];
     if (y->kind == MHK_MIXER_ATTENTION) {
       if (stage != 3 || trains != MHK_TRAIN_MIXERS) continue;
-      mhk__flag(m, y->q_w, flags), mhk__flag(m, y->q_b, flags), mhk__flag(m, y->k_w, flags), mhk__flag(m, y->k_b, flags);
-      mhk__flag(m, y->v_w, flags), mhk__flag(m, y->v_b, flags), mhk__flag(m, y->dense_w, flags), mhk__flag(m, y->dense_b, flags);
-      mhk__flag(m, y->qn_w, flags), mhk__flag(m, y->qn_b, flags), mhk__flag(m, y->kn_w, flags), mhk__flag(m, y->kn_b, flags);
+      mhk__flag(m, y->q_w, flags), mhk__flag(m, y->q_b, flags), mhk__flag(m, y->k_w, flags),
+          mhk__flag(m, y->k_b, flags);
+      mhk__flag(m, y->v_w, flags), mhk__flag(m, y->v_b, flags), mhk__flag(m, y->dense_w, flags),
+          mhk__flag(m, y->dense_b, flags);
+      mhk__flag(m, y->qn_w, flags), mhk__flag(m, y->qn_b, flags), mhk__flag(m, y->kn_w, flags),
+          mhk__flag(m, y->kn_b, flags);
       continue;
     }
     mhk__flag(m, y->in_w, flags), mhk__flag(m, y->in_b, flags), mhk__flag(m, y->D, flags);
     mhk__flag(m, y->conv_w, flags), mhk__flag(m, y->conv_b, flags);
     if (trains == MHK_TRAIN_ALL) mhk__flag(m, y->norm_w, flags), mhk__flag(m, y->norm_b, flags);
     if (stage == 1 || trains == MHK_TRAIN_MATRICES) continue;
-    mhk__flag(m, y->z_bias, flags), mhk__flag(m, y->dt_bias, flags), mhk__flag(m, y->A_log, flags), mhk__flag(m, y->ssm_norm_w, flags);
+    mhk__flag(m, y->z_bias, flags), mhk__flag(m, y->dt_bias, flags), mhk__flag(m, y->A_log, flags),
+        mhk__flag(m, y->ssm_norm_w, flags);
     mhk__flag(m, y->out_w, flags), mhk__flag(m, y->out_b, flags);
     if (trains == MHK_TRAIN_ALL)
-      mhk__flag(m, y->fc1_w, flags), mhk__flag(m, y->fc1_b, flags), mhk__flag(m, y->fc2_w, flags), mhk__flag(m, y->fc2_b, flags);
+      mhk__flag(m, y->fc1_w, flags), mhk__flag(m, y->fc1_b, flags), mhk__flag(m, y->fc2_w, flags),
+          mhk__flag(m, y->fc2_b, flags);
   }
 }
 
@@ -18197,22 +19367,29 @@ static int mhk__pair_check(mhk_context *ctx, const mhk_model *s, const mhk_model
     mhk_fail(ctx, MHK_ERROR_ARGUMENT, "teacher and student must be made from the same context as the training");
     return 0;
   }
-  if (s->config.n_layer != t->config.n_layer || s->config.d_model != t->config.d_model || s->config.vocab_size != t->config.vocab_size) {
-    mhk_fail(ctx, MHK_ERROR_CONFIG, "the student has %d layers, d_model %d and vocabulary %d, the teacher %d, %d and %d: they must be "
-             "equal", s->config.n_layer, s->config.d_model, s->config.vocab_size, t->config.n_layer, t->config.d_model,
+  if (s->config.n_layer != t->config.n_layer || s->config.d_model != t->config.d_model ||
+      s->config.vocab_size != t->config.vocab_size) {
+    mhk_fail(ctx, MHK_ERROR_CONFIG,
+             "the student has %d layers, d_model %d and vocabulary %d, the teacher %d, %d and %d: they must be "
+             "equal",
+             s->config.n_layer, s->config.d_model, s->config.vocab_size, t->config.n_layer, t->config.d_model,
              t->config.vocab_size);
     return 0;
   }
   for (int l = 0; stage == 1 && l < s->config.n_layer; l++) {
     if (s->layers[l].kind == MHK_MIXER_ATTENTION) continue;
     if (s->layers[l].kind != MHK_MIXER_DISCRETE_MAMBA2 || t->layers[l].kind != MHK_MIXER_ATTENTION) {
-      mhk_fail(ctx, MHK_ERROR_CONFIG, "stage 1 compares a discrete Mamba-2 mixer with attention; layer %d has another pair: skip the "
-               "stage", l);
+      mhk_fail(ctx, MHK_ERROR_CONFIG,
+               "stage 1 compares a discrete Mamba-2 mixer with attention; layer %d has another pair: skip the "
+               "stage",
+               l);
       return 0;
     }
     if (s->config.ssm_heads != t->config.n_head) {
-      mhk_fail(ctx, MHK_ERROR_CONFIG, "stage 1 compares matrices head by head, but the student has %d heads and the teacher %d: make "
-               "them equal or skip the stage", s->config.ssm_heads, t->config.n_head);
+      mhk_fail(ctx, MHK_ERROR_CONFIG,
+               "stage 1 compares matrices head by head, but the student has %d heads and the teacher %d: make "
+               "them equal or skip the stage",
+               s->config.ssm_heads, t->config.n_head);
       return 0;
     }
   }
@@ -18222,7 +19399,8 @@ static int mhk__pair_check(mhk_context *ctx, const mhk_model *s, const mhk_model
 #define MHK__SAME_NORM 1
 #define MHK__SAME_MLP 2
 
-/* 1 when a student's parameter has exactly the value of the teacher's, whatever type that is stored in */
+/* 1 when a student's parameter has exactly the value of the teacher's, whatever type that is stored
+   in */
 static int mhk__same_values(const mhk_tensor *a, const mhk_tensor *b) {
   if (!a || !b) return a == b;
   if (a->count != b->count || a->dtype != MHK_REAL) return 0;
@@ -18234,12 +19412,14 @@ static int mhk__same_values(const mhk_tensor *a, const mhk_tensor *b) {
   return 1;
 }
 
-/* Which layers still have the teacher's norm and MLP: there stages 1 and 2 can use the teacher's. */
+/* Which layers still have the teacher's norm and MLP: there stages 1 and 2 can use the
+   teacher's. */
 static void mhk__stage_same(const mhk_model *s, const mhk_model *t, unsigned char *same) {
   for (int l = 0; l < s->config.n_layer; l++) {
     const mhk__layer *a = &s->layers[l], *b = &t->layers[l];
     same[l] = 0;
-    if (a->kind == MHK_MIXER_ATTENTION || s->config.arch == MHK_ARCH_MAMBA2 || t->config.arch == MHK_ARCH_MAMBA2) continue;
+    if (a->kind == MHK_MIXER_ATTENTION || s->config.arch == MHK_ARCH_MAMBA2 || t->config.arch == MHK_ARCH_MAMBA2)
+      continue;
     if (s->config.norm_eps < t->config.norm_eps || s->config.norm_eps > t->config.norm_eps) continue;
     if (mhk__same_values(a->norm_w, b->norm_w) && mhk__same_values(a->norm_b, b->norm_b)) same[l] |= MHK__SAME_NORM;
     if (a->fc1_w && a->fc2_w && mhk__same_values(a->fc1_w, b->fc1_w) && mhk__same_values(a->fc1_b, b->fc1_b) &&
@@ -18252,11 +19432,11 @@ static int mhk__trains(const mhk_tensor *x) { return x && x->requires_grad; }
 
 /* the block but for its mixer */
 static int mhk__trains_rest(const mhk__layer *y) {
-  return mhk__trains(y->norm_w) || mhk__trains(y->norm_b) || mhk__trains(y->fc1_w) || mhk__trains(y->fc1_b) || mhk__trains(y->fc2_w) ||
-         mhk__trains(y->fc2_b);
+  return mhk__trains(y->norm_w) || mhk__trains(y->norm_b) || mhk__trains(y->fc1_w) || mhk__trains(y->fc1_b) ||
+         mhk__trains(y->fc2_w) || mhk__trains(y->fc2_b);
 }
 
-/* ---------------------------------------------------------------------------------------- stages: losses */
+/* ------------------------------------------------------------------------------- stages: losses */
 
 /* One evaluation of a stage's loss with its gradients. */
 typedef struct mhk__stage_run {
@@ -18290,7 +19470,8 @@ static double mhk__loss_take(mhk__stage_run *r, mhk_tensor *loss) {
   return value;
 }
 
-/* Stage 1: mean over (batch, head) of the Frobenius distance of the mixing matrices, layer by layer along the teacher's stream. */
+/* Stage 1: mean over (batch, head) of the Frobenius distance of the mixing matrices, layer by layer
+   along the teacher's stream. */
 static double mhk__stage_matrices(mhk__stage_run *r) {
   mhk_tape *t = r->tape;
   mhk_model *s = r->student, *m = r->teacher;
@@ -18347,8 +19528,9 @@ static double mhk__stage_matrices(mhk__stage_run *r) {
   return total;
 }
 
-/* Stage 2: mean over (batch, token) of || block_student(X_l) - block_teacher(X_l) ||_2. While norm and MLP are the teacher's and
-   frozen they cancel in the difference, and the mixers alone are compared. */
+/* Stage 2: mean over (batch, token) of || block_student(X_l) - block_teacher(X_l) ||_2. While norm
+   and MLP are the teacher's and frozen they cancel in the difference, and the mixers alone are
+   compared. */
 static double mhk__stage_hidden(mhk__stage_run *r) {
   mhk_tape *t = r->tape;
   mhk_model *s = r->student, *m = r->teacher;
@@ -18402,10 +19584,10 @@ static double mhk__stage_hidden(mhk__stage_run *r) {
   return total;
 }
 
-/* A model's last residual stream without gradient: one block's activations at a time. keep, if not NULL, receives the L outputs of the
-   blocks. */
-static mhk_tensor *mhk__stream(mhk_tape *t, mhk_model *m, const int32_t *tokens, mhk_index B, mhk_index T, const int32_t *doc,
-                               mhk_tensor **keep) {
+/* A model's last residual stream without gradient: one block's activations at a time. keep, if not
+   NULL, receives the L outputs of the blocks. */
+static mhk_tensor *mhk__stream(mhk_tape *t, mhk_model *m, const int32_t *tokens, mhk_index B, mhk_index T,
+                               const int32_t *doc, mhk_tensor **keep) {
   const int recording = mhk_tape_record(t, 0);
   mhk_context *ctx = mhk_tape_context(t);
   mhk_forward_desc fd;
@@ -18424,7 +19606,8 @@ static mhk_tensor *mhk__stream(mhk_tape *t, mhk_model *m, const int32_t *tokens,
   return ctx->result == MHK_OK ? x : NULL;
 }
 
-/* Stage 3: cross-entropy against the teacher's prediction end to end, and its two optional terms. */
+/* Stage 3: cross-entropy against the teacher's prediction end to end, and its two optional
+   terms. */
 static double mhk__stage_predictions(mhk__stage_run *r) {
   mhk_tape *t = r->tape;
   mhk_model *s = r->student;
@@ -18440,7 +19623,8 @@ static double mhk__stage_predictions(mhk__stage_run *r) {
   }
   if (r->desc->hard_labels > 0.0 && (labels = (int32_t *)mhk__scratch(r->ctx, rows, sizeof *labels)) != NULL) {
     mhk_index i; /* the next token, within row and document */
-    for (i = 0; i < rows; i++) labels[i] = (i + 1) % r->T == 0 || (r->doc && r->doc[i + 1] != r->doc[i]) ? -1 : r->tokens[i + 1];
+    for (i = 0; i < rows; i++)
+      labels[i] = (i + 1) % r->T == 0 || (r->doc && r->doc[i + 1] != r->doc[i]) ? -1 : r->tokens[i + 1];
   }
   if (r->ctx->result != MHK_OK) {
     mhk__scratch_rewind(r->ctx, scratch);
@@ -18456,9 +19640,11 @@ static double mhk__stage_predictions(mhk__stage_run *r) {
   fd.residuals = own;
   logits = mhk_forward(t, s, r->tokens, r->B, r->T, &fd);
   loss = mhk_cross_entropy_soft(t, logits, target, r->desc->temperature);
-  if (labels && r->ctx->result == MHK_OK) loss = mhk_add(t, loss, mhk_scale(t, mhk_cross_entropy(t, logits, labels), r->desc->hard_labels));
+  if (labels && r->ctx->result == MHK_OK)
+    loss = mhk_add(t, loss, mhk_scale(t, mhk_cross_entropy(t, logits, labels), r->desc->hard_labels));
   if (align && r->ctx->result == MHK_OK)
-    for (int l = 0; l < L; l++) loss = mhk_add(t, loss, mhk_scale(t, mhk_hidden_distance(t, own[l + 1], keep[l]), r->desc->own_stream));
+    for (int l = 0; l < L; l++)
+      loss = mhk_add(t, loss, mhk_scale(t, mhk_hidden_distance(t, own[l + 1], keep[l]), r->desc->own_stream));
   const double value = mhk__loss_take(r, loss);
   mhk__scratch_rewind(r->ctx, scratch);
   return value;
@@ -18469,13 +19655,15 @@ static double mhk__stage_loss(mhk__stage_run *r, int stage) {
   const mhk_tape_mark mark = mhk_tape_here(r->tape);
   const int recording = mhk_tape_record(r->tape, 0);
   r->record = recording;
-  const double value = stage == 1 ? mhk__stage_matrices(r) : stage == 2 ? mhk__stage_hidden(r) : mhk__stage_predictions(r);
+  const double value = stage == 1   ? mhk__stage_matrices(r)
+                       : stage == 2 ? mhk__stage_hidden(r)
+                                    : mhk__stage_predictions(r);
   mhk_tape_record(r->tape, recording);
   mhk_tape_rewind(r->tape, mark);
   return r->ctx->result == MHK_OK ? value : (double)NAN;
 }
 
-/* ---------------------------------------------------------------------------------------- what diverged */
+/* -------------------------------------------------------------------------------- what diverged */
 
 #define MHK__WHY 256 /* bytes of where a computation stopped being finite */
 
@@ -18564,12 +19752,13 @@ static int mhk__find_first(mhk__stage_run *r, int stage, char *why) {
   return found && k == 0;
 }
 
-/* ---------------------------------------------------------------------------------------- stages: description */
+/* -------------------------------------------------------------------------- stages: description */
 
-static double mhk__or(double value, double otherwise) { return value == 0.0 ? otherwise : value; } /* NaN stays, to be refused */
+/* NaN stays, to be refused */
+static double mhk__or(double value, double otherwise) { return value == 0.0 ? otherwise : value; }
 
-/* Top learning rates that were measured: small teachers at d_model 128 and 256, and those of Bick et al. 2024 at 2048; between them
-   straight lines in the logarithms. */
+/* Top learning rates that were measured: small teachers at d_model 128 and 256, and those of Bick
+   et al. 2024 at 2048; between them straight lines in the logarithms. */
 static double mhk__default_lr(int stage, int d_model) {
   static const double at[3] = {128.0, 256.0, 2048.0};
   static const double lr[3][3] = {{1e-2, 1e-2, 2e-4}, {5e-3, 3e-3, 1e-4}, {1e-3, 5e-4, 1e-4}};
@@ -18598,7 +19787,8 @@ static mhk_stage_desc mhk__stage_defaults(const mhk_stage_desc *desc, int stage,
   d.clip = mhk__or(d.clip, stage == 3 ? 1.0 : -1.0);
   d.temperature = mhk__or(d.temperature, 1.0);
   d.own_stream = mhk__or(d.own_stream, stage == 3 ? 0.03 : -1.0);
-  if (d.trains == MHK_TRAIN_DEFAULT) d.trains = stage == 1 ? MHK_TRAIN_MATRICES : stage == 2 ? MHK_TRAIN_MIXERS : MHK_TRAIN_ALL;
+  if (d.trains == MHK_TRAIN_DEFAULT)
+    d.trains = stage == 1 ? MHK_TRAIN_MATRICES : stage == 2 ? MHK_TRAIN_MIXERS : MHK_TRAIN_ALL;
   return d;
 }
 
@@ -18635,7 +19825,8 @@ MHKDEF mhk_distill_desc mhk_distill_defaults(const mhk_distill_desc *desc) {
   for (int i = 0; i < 3; i++) d.stages[i] = mhk__stage_defaults(&d.stages[i], i + 1, d_model);
   if (d.batch == 0) d.batch = 8;
   if (d.length == 0) d.length = 256;
-  if (d.update_tokens == 0 && d.batch > 0 && d.length > 0 && d.batch <= PTRDIFF_MAX / d.length) d.update_tokens = d.batch * d.length;
+  if (d.update_tokens == 0 && d.batch > 0 && d.length > 0 && d.batch <= PTRDIFF_MAX / d.length)
+    d.update_tokens = d.batch * d.length;
   d.beta1 = mhk__or(d.beta1, 0.9);
   d.beta2 = mhk__or(d.beta2, 0.95);
   d.eps = mhk__or(d.eps, 1e-8);
@@ -18655,15 +19846,18 @@ MHKDEF double mhk_learning_rate(double top, double low, mhk_index warmup, mhk_in
   return (double)(S - s) / (double)decay * (top - low) + low;
 }
 
-MHKDEF double mhk_stage_loss(mhk_tape *t, mhk_model *student, mhk_model *teacher, int stage, const int32_t *tokens, mhk_index B,
-                             mhk_index T, const int32_t *doc, const mhk_stage_desc *desc, double *layer_loss, double *relative) {
+MHKDEF double mhk_stage_loss(mhk_tape *t, mhk_model *student, mhk_model *teacher, int stage, const int32_t *tokens,
+                             mhk_index B, mhk_index T, const int32_t *doc, const mhk_stage_desc *desc,
+                             double *layer_loss, double *relative) {
   mhk_context *ctx = t ? mhk_tape_context(t) : NULL;
   mhk__stage_run r;
   unsigned char same[MHK_MAX_LAYERS];
   if (mhk_failed(ctx)) return NAN;
   if (!student || !teacher || !tokens || stage < 1 || stage > 3 || B <= 0 || T <= 0) {
-    mhk_fail(ctx, MHK_ERROR_ARGUMENT, "the loss of a stage needs student, teacher, a stage from 1 to 3 (this is %d) and at least one "
-             "token", stage);
+    mhk_fail(ctx, MHK_ERROR_ARGUMENT,
+             "the loss of a stage needs student, teacher, a stage from 1 to 3 (this is %d) and at least one "
+             "token",
+             stage);
     return NAN;
   }
   if (!mhk__pair_check(ctx, student, teacher, stage)) return NAN;
@@ -18672,7 +19866,8 @@ MHKDEF double mhk_stage_loss(mhk_tape *t, mhk_model *student, mhk_model *teacher
   memset(&r, 0, sizeof r);
   if (stage != 3) mhk__stage_same(student, teacher, same);
   if (layer_loss) memset(layer_loss, 0, (size_t)student->config.n_layer * sizeof(double));
-  if (relative && stage == 1) memset(relative, 0, (size_t)student->config.n_layer * (size_t)student->config.ssm_heads * sizeof(double));
+  if (relative && stage == 1)
+    memset(relative, 0, (size_t)student->config.n_layer * (size_t)student->config.ssm_heads * sizeof(double));
   r.tape = t;
   r.ctx = ctx;
   r.student = student;
@@ -18688,7 +19883,7 @@ MHKDEF double mhk_stage_loss(mhk_tape *t, mhk_model *student, mhk_model *teacher
   return mhk__stage_loss(&r, stage);
 }
 
-/* ---------------------------------------------------------------------------------------- trainer */
+/* -------------------------------------------------------------------------------------- trainer */
 
 typedef struct mhk__update_block {
   int tensor; /* in trained[] */
@@ -18702,7 +19897,9 @@ struct mhk_trainer {
   mhk_tape *tape;
   char *path, *previous; /* of the last two checkpoints, or NULL */
 #ifndef MOHAWK_NO_STDIO
-  int keeps;             /* what stands at path is sound and of this run: the next one does not replace it, but pushes it to previous */
+  /* what stands at path is sound and of this run: the next one does not replace it, but pushes it
+     to previous */
+  int keeps;
   mhk__lock lock; /* of its folder */
   int locked;
 #endif
@@ -18739,7 +19936,8 @@ struct mhk_trainer {
   /* progress */
   mhk_progress_info info;
   double *layer_loss, *relative, *layer_now, *relative_now;
-  double seconds_before, started_seconds; /* stage time of earlier processes; clock at the start of this one's first update */
+  /* stage time of earlier processes; clock at the start of this one's first update */
+  double seconds_before, started_seconds;
   mhk_index step_before;                  /* updates of this stage done by earlier processes */
   double checkpoint_clock;
 };
@@ -18758,7 +19956,8 @@ static void mhk__shuffle_documents(mhk_trainer *tr) {
   }
 }
 
-/* The next batch: every worker draws all of its windows and keeps its share, so that together they see the same text as one would. */
+/* The next batch: every worker draws all of its windows and keeps its share, so that together they
+   see the same text as one would. */
 static void mhk__next_batch(mhk_trainer *tr) {
   const mhk_text *x = tr->desc.text;
   const mhk_index T = tr->desc.length;
@@ -18808,7 +20007,8 @@ static mhk_index mhk__stage_count(const mhk_model *m, const unsigned char *flags
   return n;
 }
 
-/* Memory of the optimiser for the largest of the stages asked for; what there is already is kept when it is enough. */
+/* Memory of the optimiser for the largest of the stages asked for; what there is already is kept
+   when it is enough. */
 static int mhk__optimizer_room(mhk_trainer *tr, mhk_index count, mhk_index blocks) {
   mhk_context *ctx = tr->object.ctx;
   mhk__arena *arena = &tr->object.arena;
@@ -18843,7 +20043,8 @@ static int mhk__optimizer_start(mhk_trainer *tr, int stage) {
       for (first = 0; first < m->tensors[i]->count; first += MHK__UPDATE_BLOCK) {
         tr->blocks[n].tensor = tr->n_trained;
         tr->blocks[n].first = first;
-        tr->blocks[n].n = m->tensors[i]->count - first < MHK__UPDATE_BLOCK ? m->tensors[i]->count - first : MHK__UPDATE_BLOCK;
+        tr->blocks[n].n =
+            m->tensors[i]->count - first < MHK__UPDATE_BLOCK ? m->tensors[i]->count - first : MHK__UPDATE_BLOCK;
         n++;
       }
       at += m->tensors[i]->count;
@@ -18893,7 +20094,8 @@ static void mhk__adamw_block(void *arg, mhk_index task, int worker) {
   const mhk_index at = tr->moment_at[b->tensor] + b->first;
   const mhk_real *s = tr->factors[tr->desc.decays == MHK_DECAY_MATRICES && x->rank < 2];
   (void)worker;
-  tr->object.ctx->kernels->adamw(b->n, (mhk_real *)x->data + b->first, x->grad + b->first, tr->moment1 + at, tr->moment2 + at, s);
+  tr->object.ctx->kernels->adamw(b->n, (mhk_real *)x->data + b->first, x->grad + b->first, tr->moment1 + at,
+                                 tr->moment2 + at, s);
 }
 
 /* Sums gradients over the workers, through one contiguous block. */
@@ -18902,8 +20104,8 @@ static void mhk__exchange(mhk_trainer *tr) {
     memcpy(tr->staging + tr->moment_at[i], tr->trained[i]->grad, (size_t)tr->trained[i]->count * sizeof(mhk_real));
   const int answer = tr->desc.exchange(tr->desc.exchange_user, tr->staging, (size_t)tr->trained_count);
   if (answer) {
-    mhk_fail(tr->object.ctx, MHK_ERROR_STATE, "the gradient exchange failed with %d in stage %d after %lld updates", answer,
-             tr->optimizer_stage, (long long)tr->optimizer_step);
+    mhk_fail(tr->object.ctx, MHK_ERROR_STATE, "the gradient exchange failed with %d in stage %d after %lld updates",
+             answer, tr->optimizer_stage, (long long)tr->optimizer_step);
     return;
   }
   for (int i = 0; i < tr->n_trained; i++)
@@ -18914,10 +20116,11 @@ static void mhk__diverged(mhk_trainer *tr, double value, const char *what, doubl
   const char *number = value < 0.0 || value > 0.0 ? "infinite" : "not a number";
   const int stage = tr->optimizer_stage;
   if (tr->teacher_broke) {
-    mhk_fail(tr->object.ctx, MHK_ERROR_STATE,
-             "stage %d diverged at update %lld: %s is %s. First not finite: %s. The teacher computes such numbers by "
-             "itself: no learning rate helps, mend or replace its weights. The student keeps the weights before this update",
-             stage, (long long)tr->optimizer_step + 1, what, number, tr->why);
+    mhk_fail(
+        tr->object.ctx, MHK_ERROR_STATE,
+        "stage %d diverged at update %lld: %s is %s. First not finite: %s. The teacher computes such numbers by "
+        "itself: no learning rate helps, mend or replace its weights. The student keeps the weights before this update",
+        stage, (long long)tr->optimizer_step + 1, what, number, tr->why);
     return;
   }
   mhk_fail(
@@ -18940,7 +20143,8 @@ static void mhk__gradient_breaks(mhk_trainer *tr) {
   mhk__print(tr->why, sizeof tr->why, "the norm of the gradients, which are finite");
 }
 
-/* The step of the optimiser: gradients are sums over `parts` batches of mean losses. Returns their norm after averaging. */
+/* The step of the optimiser: gradients are sums over `parts` batches of mean losses. Returns their
+   norm after averaging. */
 static double mhk__optimizer_step(mhk_trainer *tr, double loss, double lr, double parts) {
   mhk_context *ctx = tr->object.ctx;
   const mhk_stage_desc *d = &tr->desc.stages[tr->optimizer_stage - 1];
@@ -18966,7 +20170,8 @@ static double mhk__optimizer_step(mhk_trainer *tr, double loss, double lr, doubl
   scale = 1.0 / parts;
   if (d->clip > 0.0 && d->clip / (norm + 1e-6) < 1.0) scale *= d->clip / (norm + 1e-6);
   t = (double)++tr->optimizer_step;
-  mhk__adamw_factors(lr, d->weight_decay > 0.0 ? d->weight_decay : 0.0, tr->desc.beta1, tr->desc.beta2, tr->desc.eps, scale, t, f);
+  mhk__adamw_factors(lr, d->weight_decay > 0.0 ? d->weight_decay : 0.0, tr->desc.beta1, tr->desc.beta2, tr->desc.eps,
+                     scale, t, f);
   memcpy(tr->factors[1], f, sizeof tr->factors[0]);
   tr->factors[1][0] = 0;
   mhk__parallel(ctx, tr->n_blocks, mhk__adamw_block, tr);
@@ -18974,8 +20179,8 @@ static double mhk__optimizer_step(mhk_trainer *tr, double loss, double lr, doubl
 }
 
 /* One update of a stage: `micro` batches from the text, or one of the caller's. */
-static double mhk__update(mhk_trainer *tr, int stage, const int32_t *tokens, mhk_index B, mhk_index T, const int32_t *doc, mhk_index micro,
-                          double lr) {
+static double mhk__update(mhk_trainer *tr, int stage, const int32_t *tokens, mhk_index B, mhk_index T,
+                          const int32_t *doc, mhk_index micro, double lr) {
   mhk_context *ctx = tr->object.ctx;
   mhk_model *m = tr->student;
   const mhk_index L = m->config.n_layer, cells = L * (mhk_index)m->config.ssm_heads;
@@ -19071,7 +20276,8 @@ MHKDEF int mhk_train_step(mhk_trainer *tr) {
   p->stage_done = 0;
   if (tr->finished) return 0;
   if (!tr->desc.text) {
-    mhk_fail(ctx, MHK_ERROR_STATE, "this trainer has no text: give one in the description, or drive it with mhk_train_on()");
+    mhk_fail(ctx, MHK_ERROR_STATE,
+             "this trainer has no text: give one in the description, or drive it with mhk_train_on()");
     return 0;
   }
   stage = tr->stage;
@@ -19104,13 +20310,16 @@ MHKDEF int mhk_train_step(mhk_trainer *tr) {
     mhk__stage_seek(tr);
   }
 #ifndef MOHAWK_NO_STDIO
-  if (tr->path && (p->stage_done || (tr->desc.checkpoint_seconds > 0.0 && now - tr->checkpoint_clock >= tr->desc.checkpoint_seconds))) mhk_checkpoint(tr);
+  if (tr->path && (p->stage_done ||
+                   (tr->desc.checkpoint_seconds > 0.0 && now - tr->checkpoint_clock >= tr->desc.checkpoint_seconds)))
+    mhk_checkpoint(tr);
 #endif
   if (p->stage_done) p->loss_average = average; /* of the stage that ended; the next one starts from its first step */
   return ctx->result == MHK_OK;
 }
 
-MHKDEF double mhk_train_on(mhk_trainer *tr, int stage, const int32_t *tokens, mhk_index B, mhk_index T, const int32_t *doc, double lr) {
+MHKDEF double mhk_train_on(mhk_trainer *tr, int stage, const int32_t *tokens, mhk_index B, mhk_index T,
+                           const int32_t *doc, double lr) {
   mhk_context *ctx = mhk__trainer_context(tr);
   if (mhk_failed(ctx)) return NAN;
   if (stage < 1 || stage > 3 || !tokens || B <= 0 || T <= 0) {
@@ -19134,7 +20343,7 @@ MHKDEF double mhk_train_on(mhk_trainer *tr, int stage, const int32_t *tokens, mh
 MHKDEF const mhk_progress_info *mhk_progress(mhk_trainer *tr) { return tr ? &tr->info : NULL; }
 MHKDEF mhk_model *mhk_student(mhk_trainer *tr) { return tr ? tr->student : NULL; }
 
-/* ---------------------------------------------------------------------------------------- checkpoints */
+/* ---------------------------------------------------------------------------------- checkpoints */
 
 /* "name: value", with the stage before it unless that is 0 */
 static void mhk__fact_name(mhk__writer *w, int stage, const char *name) {
@@ -19184,7 +20393,8 @@ static char *mhk__run_text(mhk_trainer *tr) {
   char hex[17];
   mhk__writer w;
   mhk__write_to(&w, ctx, &tr->object.arena);
-  mhk__fact_text(&w, 0, "arithmetic", d->precision == MHK_PRECISION_BF16 ? MHK__REAL_TEXT " with products of BF16" : MHK__REAL_TEXT);
+  mhk__fact_text(&w, 0, "arithmetic",
+                 d->precision == MHK_PRECISION_BF16 ? MHK__REAL_TEXT " with products of BF16" : MHK__REAL_TEXT);
   mhk__hex(mhk__model_hash(d->teacher), hex);
   mhk__fact_text(&w, 0, "teacher's weights", hex);
   mhk__fact_integer(&w, 0, "tokens of text", d->text ? d->text->n : 0);
@@ -19249,8 +20459,10 @@ static void mhk__run_differs(mhk_context *ctx, const char *path, const char *was
     was = a;
     is = b;
   }
-  mhk_fail(ctx, MHK_ERROR_STATE, "%s belongs to another run: it has \"%.*s\" where this one has \"%.*s\". Describe the run as it was, "
-           "use another folder, or set fresh to start over", path, mhk__line_length(was), was, mhk__line_length(is), is);
+  mhk_fail(ctx, MHK_ERROR_STATE,
+           "%s belongs to another run: it has \"%.*s\" where this one has \"%.*s\". Describe the run as it was, "
+           "use another folder, or set fresh to start over",
+           path, mhk__line_length(was), was, mhk__line_length(is), is);
 }
 
 static uint64_t mhk__bits_of(double x) {
@@ -19266,7 +20478,8 @@ static double mhk__double_of(uint64_t v) {
 }
 #endif
 
-#define MHK__SAVED 15 /* 64-bit values of a trainer's state, beside its tensors; version 1 had one less and no checksum */
+/* 64-bit values of a trainer's state, beside its tensors; version 1 had one less and no checksum */
+#define MHK__SAVED 15
 
 #ifndef MOHAWK_NO_STDIO
 static void mhk__saved_get(const mhk_trainer *tr, uint64_t v[MHK__SAVED]) {
@@ -19287,15 +20500,18 @@ static void mhk__saved_get(const mhk_trainer *tr, uint64_t v[MHK__SAVED]) {
 
 #define MHK__CHECKPOINT "mohawk checkpoint 2"
 
-/* One of a checkpoint's tensors: the student's, then first moments, then second ones; 0 after the last */
+/* One of a checkpoint's tensors: the student's, then first moments, then second ones; 0 after the
+   last */
 static int mhk__checkpoint_tensor(mhk_trainer *tr, int i, mhk__outgoing *o) {
   mhk_context *ctx = tr->object.ctx;
   const mhk_model *m = tr->student;
-  const int moments = tr->optimizer_stage ? tr->n_trained : 0, own = i < m->n_tensors, second = i >= m->n_tensors + moments;
+  const int moments = tr->optimizer_stage ? tr->n_trained : 0, own = i < m->n_tensors,
+            second = i >= m->n_tensors + moments;
   const int at = own ? i : i - m->n_tensors - (second ? moments : 0);
   if (i >= m->n_tensors + 2 * moments) return 0;
   const mhk_tensor *x = own ? m->tensors[i] : tr->trained[at];
-  mhk__outgoing_set(o, x->name, MHK_REAL, MHK_REAL, x->rank, x->shape, own ? x->data : (second ? tr->moment2 : tr->moment1) + tr->moment_at[at]);
+  mhk__outgoing_set(o, x->name, MHK_REAL, MHK_REAL, x->rank, x->shape,
+                    own ? x->data : (second ? tr->moment2 : tr->moment1) + tr->moment_at[at]);
   if (own) return 1;
   const size_t room = strlen(x->name) + 20;
   char *name = (char *)mhk__scratch(ctx, (mhk_index)room, 1);
@@ -19314,7 +20530,8 @@ MHKDEF mhk_result mhk_checkpoint(mhk_trainer *tr) {
   const char *metadata[6];
   int i, n = 0;
   if (mhk_failed(ctx)) return mhk_error(ctx);
-  if (!tr->path) return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "this trainer has no folder for checkpoints: name one in out");
+  if (!tr->path)
+    return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "this trainer has no folder for checkpoints: name one in out");
   tr->checkpoint_clock = mhk__seconds();
   if (tr->desc.rank != 0) return MHK_OK; /* all workers hold the same: the first one writes */
   mhk__mark mark = mhk__scratch_mark(ctx);
@@ -19335,7 +20552,8 @@ MHKDEF mhk_result mhk_checkpoint(mhk_trainer *tr) {
     metadata[5] = tr->run;
     mhk__file_put(ctx, &out, tr->path, n, list, 3, metadata, NULL);
     mhk__output_flush(&out);
-    if (mhk__output_ok(ctx, &out) && tr->keeps && mhk__is_file(tr->path)) mhk__keep_as(tr->path, tr->previous); /* where that fails, one is kept */
+    /* where that fails, one is kept */
+    if (mhk__output_ok(ctx, &out) && tr->keeps && mhk__is_file(tr->path)) mhk__keep_as(tr->path, tr->previous);
     if (mhk__output_close_or_fail(ctx, &out) == MHK_OK) {
       if (tr->desc.fresh && !tr->keeps) mhk__remove(tr->previous); /* of the run that this one replaces */
       tr->keeps = 1;
@@ -19372,18 +20590,23 @@ static int mhk__saved_parse(const char *text, size_t n, size_t values, uint64_t 
 static const char *mhk__saved_wrong(mhk_trainer *tr, const uint64_t v[MHK__SAVED]) {
   const double loss = mhk__double_of(v[12]), seconds = mhk__double_of(v[13]);
   const mhk_text *x = tr->desc.text;
-  if (v[0] < 1 || v[0] > 3 || v[2] > 1 || v[3] > 3 || v[4] > (uint64_t)PTRDIFF_MAX) return "its place in the run is impossible";
+  if (v[0] < 1 || v[0] > 3 || v[2] > 1 || v[3] > 3 || v[4] > (uint64_t)PTRDIFF_MAX)
+    return "its place in the run is impossible";
   if (v[2] && (v[0] != 3 || v[1] != 0)) return "it says that the run is finished, in the middle of it";
   if (!v[2] && v[1] >= (uint64_t)tr->S[v[0] - 1]) return "its stage is over";
   if ((v[3] != 0) != (v[4] != 0)) return "its optimiser belongs to no stage";
-  if (v[14] == 0 && (v[4] != v[1] || (v[3] != 0 && v[3] != v[0]))) return "its optimiser and its stage have made different updates";
+  if (v[14] == 0 && (v[4] != v[1] || (v[3] != 0 && v[3] != v[0])))
+    return "its optimiser and its stage have made different updates";
   if ((v[5] | v[6] | v[7] | v[8]) == 0) return "its generator of random numbers cannot be there";
-  if (!mhk__is_finite(loss) || !(seconds >= 0.0) || !mhk__is_finite(seconds)) return "its loss or its time is no number";
+  if (!mhk__is_finite(loss) || !(seconds >= 0.0) || !mhk__is_finite(seconds))
+    return "its loss or its time is no number";
   if (!tr->order) return v[9] | v[10] | v[11] ? "it has a place in a text that is drawn from at random" : NULL;
   if (v[10] >= (uint64_t)x->n_documents) return "its place in the text is impossible";
   tr->epoch = v[9];
   mhk__shuffle_documents(tr);
-  return v[11] < (uint64_t)(x->start[tr->order[v[10]] + 1] - x->start[tr->order[v[10]]]) ? NULL : "its place in a document is impossible";
+  return v[11] < (uint64_t)(x->start[tr->order[v[10]] + 1] - x->start[tr->order[v[10]]])
+             ? NULL
+             : "its place in a document is impossible";
 }
 
 #define MHK__DAMAGE 600
@@ -19399,7 +20622,8 @@ static int mhk__resume_tensors(mhk_trainer *tr, const mhk_file *f, int read, cha
     same = y && y->dtype == MHK_REAL && y->rank == o.rank;
     for (k = 0; same && k < o.rank; k++) same = y->shape[k] == o.shape[k];
     if (!same)
-      mhk__print(why, MHK__DAMAGE, "it %s tensor %.200s%s", y ? "has" : "lacks", o.name, y ? " in another shape or type" : "");
+      mhk__print(why, MHK__DAMAGE, "it %s tensor %.200s%s", y ? "has" : "lacks", o.name,
+                 y ? " in another shape or type" : "");
     else if (read)
       mhk_file_read(ctx, y, (mhk_real *)(uintptr_t)o.data); /* the trainer's own memory */
     mhk__scratch_rewind(ctx, mark);
@@ -19407,7 +20631,8 @@ static int mhk__resume_tensors(mhk_trainer *tr, const mhk_file *f, int read, cha
   return same && ctx->result == MHK_OK;
 }
 
-/* Takes over a checkpoint: 1; 0: damaged, and why; -1: the context has failed. Nothing is taken over unless all of it can be. */
+/* Takes over a checkpoint: 1; 0: damaged, and why; -1: the context has failed. Nothing is taken
+   over unless all of it can be. */
 static int mhk__resume_read(mhk_trainer *tr, const mhk_file *f, const char *path, int old, char why[MHK__DAMAGE]) {
   mhk_context *ctx = tr->object.ctx;
   const char *format = mhk_file_metadata(f, "format", NULL), *run = mhk_file_metadata(f, "run", NULL), *state, *wrong;
@@ -19416,7 +20641,8 @@ static int mhk__resume_read(mhk_trainer *tr, const mhk_file *f, const char *path
   state = mhk_file_metadata(f, "state", &n);
   memset(v, 0, sizeof v);
   v[14] = (uint64_t)old; /* it does not say */
-  if (!format || (!old && strcmp(format, MHK__CHECKPOINT) != 0) || !run || !mhk__saved_parse(state, n, old ? MHK__SAVED - 1 : MHK__SAVED, v)) {
+  if (!format || (!old && strcmp(format, MHK__CHECKPOINT) != 0) || !run ||
+      !mhk__saved_parse(state, n, old ? MHK__SAVED - 1 : MHK__SAVED, v)) {
     mhk__print(why, MHK__DAMAGE, "it is no checkpoint of a training run that this version reads");
     return 0;
   }
@@ -19452,7 +20678,8 @@ static int mhk__resume_read(mhk_trainer *tr, const mhk_file *f, const char *path
   return 1;
 }
 
-/* The same of a file that is there. Its checksum comes first: what a damaged file says is not believed. */
+/* The same of a file that is there. Its checksum comes first: what a damaged file says is not
+   believed. */
 static int mhk__resume_from(mhk_trainer *tr, const char *path, char why[MHK__DAMAGE]) {
   static const char first[] = "{\"__metadata__\":{\"format\":\"mohawk checkpoint 1\"";
   mhk_context *ctx = tr->object.ctx;
@@ -19482,12 +20709,15 @@ static int mhk__resume_from(mhk_trainer *tr, const char *path, char why[MHK__DAM
   result = mhk__resume_read(tr, f, path, old, why);
   mhk_file_close(f);
   if (old && result > 0)
-    mhk__note(ctx, MHK_LOG_WARNING, "the checkpoint %s is of an older version, without a checksum: damage in its numbers would not show", path);
+    mhk__note(ctx, MHK_LOG_WARNING,
+              "the checkpoint %s is of an older version, without a checksum: damage in its numbers would not show",
+              path);
   return result;
 }
 
-/* Continues where a checkpoint stands, or where the one before it did when that one is damaged. Where neither can be used it is an error that says what to
-   do: starting over silently would cost the run. */
+/* Continues where a checkpoint stands, or where the one before it did when that one is damaged.
+   Where neither can be used it is an error that says what to do: starting over silently would cost
+   the run. */
 static void mhk__resume(mhk_trainer *tr) {
   mhk_context *ctx = tr->object.ctx;
   const char *const path[2] = {tr->path, tr->previous};
@@ -19502,19 +20732,23 @@ static void mhk__resume(mhk_trainer *tr) {
     if (got > 0) {
       tr->keeps = i == 0;
       if (i == 1)
-        mhk__note(ctx, MHK_LOG_WARNING, "the checkpoint %.300s cannot be used: %s. The run goes on from the one before it, %.300s", path[0], why[0], path[1]);
+        mhk__note(ctx, MHK_LOG_WARNING,
+                  "the checkpoint %.300s cannot be used: %s. The run goes on from the one before it, %.300s", path[0],
+                  why[0], path[1]);
       return;
     }
   }
   if (there == 1)
-    mhk_fail(ctx, MHK_ERROR_FORMAT, "the checkpoint %.300s cannot be resumed: %.250s. Set fresh (--fresh) to start over", path[0], why[0]);
+    mhk_fail(ctx, MHK_ERROR_FORMAT,
+             "the checkpoint %.300s cannot be resumed: %.250s. Set fresh (--fresh) to start over", path[0], why[0]);
   else if (there)
-    mhk_fail(ctx, MHK_ERROR_FORMAT, "neither checkpoint can be resumed. %.200s: %.150s. %.200s: %.150s. Set fresh (--fresh) to start over", path[0], why[0],
-             path[1], why[1]);
+    mhk_fail(ctx, MHK_ERROR_FORMAT,
+             "neither checkpoint can be resumed. %.200s: %.150s. %.200s: %.150s. Set fresh (--fresh) to start over",
+             path[0], why[0], path[1], why[1]);
 }
 #endif
 
-/* ---------------------------------------------------------------------------------------- trainer: making one */
+/* -------------------------------------------------------------------------- trainer: making one */
 
 static int mhk__distill_check(mhk_context *ctx, const mhk_distill_desc *d) {
   if (!d->teacher) {
@@ -19523,12 +20757,14 @@ static int mhk__distill_check(mhk_context *ctx, const mhk_distill_desc *d) {
   }
 #ifdef MOHAWK_NO_STDIO
   if (d->out) {
-    mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "checkpoints in %.200s cannot be had: this program was built without files", d->out);
+    mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "checkpoints in %.200s cannot be had: this program was built without files",
+             d->out);
     return 0;
   }
 #endif
   if (d->student && !d->student->trainable) {
-    mhk_fail(ctx, MHK_ERROR_ARGUMENT, "the student is frozen: make it with mhk_student_create(), or call mhk_model_make_trainable() on "
+    mhk_fail(ctx, MHK_ERROR_ARGUMENT,
+             "the student is frozen: make it with mhk_student_create(), or call mhk_model_make_trainable() on "
              "it");
     return 0;
   }
@@ -19542,13 +20778,17 @@ static int mhk__distill_check(mhk_context *ctx, const mhk_distill_desc *d) {
     return 0;
   }
   if (d->update_tokens < d->batch * d->length || d->update_tokens % (d->batch * d->length) != 0) {
-    mhk_fail(ctx, MHK_ERROR_ARGUMENT, "an update of %lld tokens is not a whole number of batches: batch %lld x length %lld is %lld",
+    mhk_fail(ctx, MHK_ERROR_ARGUMENT,
+             "an update of %lld tokens is not a whole number of batches: batch %lld x length %lld is %lld",
              (long long)d->update_tokens, (long long)d->batch, (long long)d->length, (long long)(d->batch * d->length));
     return 0;
   }
-  if (d->world < 1 || d->rank < 0 || d->rank >= d->world || d->batch % d->world != 0 || (d->world > 1 && !d->exchange)) {
-    mhk_fail(ctx, MHK_ERROR_ARGUMENT, "worker %d of %d with batch %lld: rank must be below world, world must divide the batch, and "
-             "several workers need an exchange", d->rank, d->world, (long long)d->batch);
+  if (d->world < 1 || d->rank < 0 || d->rank >= d->world || d->batch % d->world != 0 ||
+      (d->world > 1 && !d->exchange)) {
+    mhk_fail(ctx, MHK_ERROR_ARGUMENT,
+             "worker %d of %d with batch %lld: rank must be below world, world must divide the batch, and "
+             "several workers need an exchange",
+             d->rank, d->world, (long long)d->batch);
     return 0;
   }
   if (!(d->beta1 >= 0.0 && d->beta1 < 1.0 && d->beta2 >= 0.0 && d->beta2 < 1.0 && d->eps > 0.0 &&
@@ -19567,18 +20807,22 @@ static int mhk__distill_check(mhk_context *ctx, const mhk_distill_desc *d) {
     const mhk_stage_desc *s = &d->stages[i];
     if (!mhk__stage_numbers(ctx, s, i + 1)) return 0;
     if (s->tokens > 0 && s->tokens < d->update_tokens) {
-      mhk_fail(ctx, MHK_ERROR_ARGUMENT, "stage %d has a budget of %lld tokens, less than one update of %lld: raise it, or set it to 0 to "
-               "skip the stage", i + 1, (long long)s->tokens, (long long)d->update_tokens);
+      mhk_fail(ctx, MHK_ERROR_ARGUMENT,
+               "stage %d has a budget of %lld tokens, less than one update of %lld: raise it, or set it to 0 to "
+               "skip the stage",
+               i + 1, (long long)s->tokens, (long long)d->update_tokens);
       return 0;
     }
     if (s->tokens > 0 && d->text && d->text->largest >= d->teacher->config.vocab_size) {
-      mhk_fail(ctx, MHK_ERROR_ARGUMENT, "the text has token %ld, the teacher's vocabulary ends at %d: was it made with another "
-               "tokenizer?", (long)d->text->largest, d->teacher->config.vocab_size - 1);
+      mhk_fail(ctx, MHK_ERROR_ARGUMENT,
+               "the text has token %ld, the teacher's vocabulary ends at %d: was it made with another "
+               "tokenizer?",
+               (long)d->text->largest, d->teacher->config.vocab_size - 1);
       return 0;
     }
     if (s->tokens > 0 && d->text && d->windows == MHK_WINDOWS_RANDOM && d->text->n < d->length) {
-      mhk_fail(ctx, MHK_ERROR_ARGUMENT, "the text has %lld tokens, too few for one window of %lld", (long long)d->text->n,
-               (long long)d->length);
+      mhk_fail(ctx, MHK_ERROR_ARGUMENT, "the text has %lld tokens, too few for one window of %lld",
+               (long long)d->text->n, (long long)d->length);
       return 0;
     }
   }
@@ -19610,10 +20854,12 @@ static int mhk__trainer_lock(mhk_trainer *tr) {
   const int error = mhk__lock_take(&tr->lock, path, 0);
   tr->locked = !error;
   if (error == EBUSY)
-    mhk_fail(tr->object.ctx, MHK_ERROR_STATE, "the folder %s is in use: %s trains there. Wait for it, stop it, or name another folder", out,
+    mhk_fail(tr->object.ctx, MHK_ERROR_STATE,
+             "the folder %s is in use: %s trains there. Wait for it, stop it, or name another folder", out,
              mhk__lock_holder(path, who));
   else if (error)
-    mhk_fail(tr->object.ctx, MHK_ERROR_FILE, "the folder %s for checkpoints cannot be locked with %s: %s", out, path, mhk__file_reason(error));
+    mhk_fail(tr->object.ctx, MHK_ERROR_FILE, "the folder %s for checkpoints cannot be locked with %s: %s", out, path,
+             mhk__file_reason(error));
   return !error;
 }
 
@@ -19729,7 +20975,7 @@ MHKDEF void mhk_trainer_destroy(mhk_trainer *tr) {
   if (tape) mhk_tape_destroy(tape);
 }
 
-/* ---------------------------------------------------------------------------------------- trainer: memory beforehand */
+/* ------------------------------------------------------------------- trainer: memory beforehand */
 
 /* The student's configuration as far as memory depends on it, without making one. */
 static mhk_config mhk__student_shape(const mhk_distill_desc *d) {
@@ -19747,18 +20993,21 @@ static mhk_config mhk__student_shape(const mhk_distill_desc *d) {
   c.ssm_rotary_dim = s->rotary_dim >= 0 ? c.rotary_dim : 0;
   for (int l = 0; l < c.n_layer; l++) c.mixer[l] = MHK_MIXER_DISCRETE_MAMBA2;
   for (int l = 0; l < s->n_keep_attention && s->keep_attention; l++)
-    if (s->keep_attention[l] >= 0 && s->keep_attention[l] < c.n_layer) c.mixer[s->keep_attention[l]] = MHK_MIXER_ATTENTION;
+    if (s->keep_attention[l] >= 0 && s->keep_attention[l] < c.n_layer)
+      c.mixer[s->keep_attention[l]] = MHK_MIXER_ATTENTION;
   return c;
 }
 
-/* Numbers a token that one block keeps for its backward pass. matrix: stage 1 needs B, C and the decay only. */
+/* Numbers a token that one block keeps for its backward pass. matrix: stage 1 needs B, C and the
+   decay only. */
 static double mhk__block_numbers(const mhk_config *c, int attention, int matrix) {
-  const double D = c->d_model, E = (double)c->ssm_heads * c->ssm_head_dim, GN = (double)c->ssm_groups * c->d_state, H = c->ssm_heads;
+  const double D = c->d_model, E = (double)c->ssm_heads * c->ssm_head_dim, GN = (double)c->ssm_groups * c->d_state,
+               H = c->ssm_heads;
   const double A = (double)c->n_head * c->head_dim, KV = (double)c->n_kv_head * c->head_dim;
   if (attention) return D + 2.0 * (A + KV) + KV + A + c->n_head + 2.0 * D + 2.0 * c->d_mlp;
   if (matrix) return D + 6.0 * GN + 4.0 * H; /* projected, convolved, turned */
-  return D + (2.0 * E + 2.0 * GN + H) + (E + 2.0 * GN) + 2.0 * GN + 2.0 * H + E * (2.0 + (double)c->d_state / 64.0) + 2.0 * D +
-         2.0 * c->d_mlp;
+  return D + (2.0 * E + 2.0 * GN + H) + (E + 2.0 * GN) + 2.0 * GN + 2.0 * H + E * (2.0 + (double)c->d_state / 64.0) +
+         2.0 * D + 2.0 * c->d_mlp;
 }
 
 /* what an arena takes for so many bytes: its blocks double up to 32 MB, then stay that large */
@@ -19772,7 +21021,8 @@ static double mhk__arena_bytes(double bytes) {
 
 MHKDEF double mhk_distill_bytes(const mhk_distill_desc *desc) {
   const double real = sizeof(mhk_real);
-  double rows, D, V, E, model, teacher_block, mixers = 0.0, trained = 0.0, tape = 0.0, scratch, block = 0.0, all = 0.0, bytes;
+  double rows, D, V, E, model, teacher_block, mixers = 0.0, trained = 0.0, tape = 0.0, scratch, block = 0.0, all = 0.0,
+                                              bytes;
   if (!desc || !desc->teacher) return 0.0;
   mhk_distill_desc d = mhk_distill_defaults(desc);
   mhk_config t = d.teacher->config;
@@ -19785,7 +21035,9 @@ MHKDEF double mhk_distill_bytes(const mhk_distill_desc *desc) {
   for (int l = 0; l < c.n_layer; l++) {
     const int attention = c.mixer[l] == MHK_MIXER_ATTENTION;
     const double n = mhk__block_numbers(&c, attention, 0);
-    if (!attention) mixers += (2.0 * E + 2.0 * (double)c.ssm_groups * c.d_state + c.ssm_heads + E) * D + 8.0 * (3.0 * E + c.ssm_heads);
+    if (!attention)
+      mixers +=
+          (2.0 * E + 2.0 * (double)c.ssm_groups * c.d_state + c.ssm_heads + E) * D + 8.0 * (3.0 * E + c.ssm_heads);
     all += n;
     if (n > block) block = n;
   }
@@ -19801,7 +21053,9 @@ MHKDEF double mhk_distill_bytes(const mhk_distill_desc *desc) {
       if (stage < 2.0 * D + teacher_block) stage = 2.0 * D + teacher_block;
     } else if (i == 2) {
       stage = 3.0 * D + (teacher_block > 2.0 * block ? teacher_block : 2.0 * block);
-    } else { /* the teacher's stream and logits stay; the student's activations and logits come twice, with their gradients */
+    } else {
+      /* the teacher's stream and logits stay; the student's activations and logits come twice, with
+         their gradients */
       stage = (d.stages[2].own_stream > 0.0 ? c.n_layer * D : D) + 6.0 * D + 3.0 * V;
       stage += d.recompute ? 2.6 * block + 2.0 * c.n_layer * D : 2.0 * all;
       if (stage < teacher_block) stage = teacher_block;
@@ -19811,11 +21065,13 @@ MHKDEF double mhk_distill_bytes(const mhk_distill_desc *desc) {
   }
   bytes = mhk__arena_bytes(2.0 * model * real) + mhk__arena_bytes((d.exchange ? 3.0 : 2.0) * trained * real);
   bytes += mhk__arena_bytes(1.1 * tape * rows * real) + mhk__arena_bytes(scratch * real);
-  if (d.text) bytes += 4.0 * (double)d.text->n + 8.0 * (double)d.text->n_documents * (d.windows == MHK_WINDOWS_PACKED ? 2.0 : 1.0);
+  if (d.text)
+    bytes +=
+        4.0 * (double)d.text->n + 8.0 * (double)d.text->n_documents * (d.windows == MHK_WINDOWS_PACKED ? 2.0 : 1.0);
   return bytes + 2e6;
 }
 
-/* ---------------------------------------------------------------------------------------- evaluation */
+/* ----------------------------------------------------------------------------------- evaluation */
 
 typedef struct mhk__scores {
   const mhk__kernels *kernels;
@@ -19871,18 +21127,22 @@ MHKDEF mhk_result mhk_evaluate(mhk_model *m, mhk_model *teacher, mhk_text *text,
   ctx = m->object.ctx;
   if (ctx->result != MHK_OK) return ctx->result;
   if (!text || !result || length < 0 || windows < 0 || length == 1)
-    return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "an evaluation needs a text, a place for the result, and windows of two tokens or more");
+    return mhk_fail(ctx, MHK_ERROR_ARGUMENT,
+                    "an evaluation needs a text, a place for the result, and windows of two tokens or more");
   if (length == 0) length = 256;
   if (teacher && teacher->config.vocab_size != m->config.vocab_size)
-    return mhk_fail(ctx, MHK_ERROR_CONFIG, "the model's vocabulary is %d, the teacher's %d: their predictions cannot be compared",
+    return mhk_fail(ctx, MHK_ERROR_CONFIG,
+                    "the model's vocabulary is %d, the teacher's %d: their predictions cannot be compared",
                     m->config.vocab_size, teacher->config.vocab_size);
   if (text->largest >= m->config.vocab_size)
-    return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "the text has token %ld, the model's vocabulary ends at %d: was it made with another "
-                    "tokenizer?", (long)text->largest, m->config.vocab_size - 1);
+    return mhk_fail(ctx, MHK_ERROR_ARGUMENT,
+                    "the text has token %ld, the model's vocabulary ends at %d: was it made with another "
+                    "tokenizer?",
+                    (long)text->largest, m->config.vocab_size - 1);
   const mhk_index have = text->n / length;
   if (have == 0)
-    return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "the text has %lld tokens, too few for one window of %lld", (long long)text->n,
-                    (long long)length);
+    return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "the text has %lld tokens, too few for one window of %lld",
+                    (long long)text->n, (long long)length);
   if (windows == 0 || windows > have) windows = have;
   const mhk_index V = m->config.vocab_size;
   const mhk_index D = m->config.d_model;
@@ -19903,7 +21163,8 @@ MHKDEF mhk_result mhk_evaluate(mhk_model *m, mhk_model *teacher, mhk_text *text,
     mhk_index shape[3];
     mhk_tensor *x, *y = NULL;
     mhk_tape_reset(t);
-    for (mhk_index i = 0; i < n; i++) labels[i] = (i + 1) % length ? tokens[i + 1] : tokens[i]; /* the last of a window does not count */
+    /* the last of a window does not count */
+    for (mhk_index i = 0; i < n; i++) labels[i] = (i + 1) % length ? tokens[i + 1] : tokens[i];
     x = mhk__stream(t, m, tokens, B, length, NULL, NULL);
     if (teacher) y = mhk__stream(t, teacher, tokens, B, length, NULL, NULL);
     shape[0] = n;
@@ -19963,9 +21224,9 @@ MHKDEF mhk_result mhk_evaluate(mhk_model *m, mhk_model *teacher, mhk_text *text,
   return ctx->result;
 }
 #endif /* MOHAWK_IMPLEMENTATION */
-/* ====================================================================================================
-   PASSES: the instruction sets, and contexts, which choose one                            >>passes
-   ====================================================================================================
+/* =================================================================================================
+   PASSES: the instruction sets, and contexts, which choose one                             >>passes
+   =================================================================================================
 
    The kernels of all chapters, once for each instruction set that compiler and machine may have.
    Then what some processors have besides: dot products of bytes (AVX512-VNNI, SDOT) and of
@@ -20114,16 +21375,19 @@ static void MHK__N(mhk__fill)(mhk__kernels *k) {
 #endif /* MHK__TEMPLATE */
 
 #if defined(MOHAWK_IMPLEMENTATION) && !defined(MHK__PASS)
-/* Code for an instruction set the compiler was not told about. Clang knows no push_options, GCC no attribute push. */
+/* Code for an instruction set the compiler was not told about. Clang knows no push_options, GCC no
+   attribute push. */
 #if defined(__clang__)
 #define MHK__PRAGMA(x) _Pragma(#x)
 #define MHK__PUSH_AVX2 MHK__PRAGMA(clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function))
-#define MHK__PUSH_AVX512 MHK__PRAGMA(clang attribute push(__attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl"))), apply_to = function))
+#define MHK__PUSH_AVX512 MHK__PRAGMA(clang attribute \
+  push(__attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl"))), apply_to = function))
 #define MHK__POP MHK__PRAGMA(clang attribute pop)
 #else
 #define MHK__PRAGMA(x) _Pragma(#x)
 #define MHK__PUSH_AVX2 MHK__PRAGMA(GCC push_options) MHK__PRAGMA(GCC target("avx2,fma,f16c"))
-#define MHK__PUSH_AVX512 MHK__PRAGMA(GCC push_options) MHK__PRAGMA(GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl"))
+#define MHK__PUSH_AVX512 MHK__PRAGMA(GCC push_options) MHK__PRAGMA(GCC \
+  target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl"))
 #define MHK__POP MHK__PRAGMA(GCC pop_options)
 #endif
 
@@ -20131,8 +21395,8 @@ static void MHK__N(mhk__fill)(mhk__kernels *k) {
 #define MHK__SUFFIX _scalar
 #include MOHAWK_HEADER_NAME
 #if !defined(MHK__PASS_DONE) || MHK__PASS_DONE != MHK__VERSION
-#error "mohawk.h: this file includes itself, by the name \"mohawk.h\" unless told, and that is another file or version: \
-#define MOHAWK_HEADER_NAME to the name it is included by, in quotes, and use no #pragma once"
+#error "mohawk.h: this file includes itself, by the name \"mohawk.h\" unless told, and that is another file \
+or version: #define MOHAWK_HEADER_NAME to the name it is included by, in quotes, and use no #pragma once"
 #endif
 #undef MHK__PASS
 #undef MHK__SUFFIX
@@ -20177,14 +21441,18 @@ MHK__POP
 #ifdef MHK__HAS_VNNI
 #if defined(__clang__)
 #define MHK__PUSH_VNNI \
-  MHK__PRAGMA(clang attribute push(__attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni"))), apply_to = function))
+  MHK__PRAGMA(clang attribute \
+    push(__attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni"))), apply_to = function))
 #else
-#define MHK__PUSH_VNNI MHK__PRAGMA(GCC push_options) MHK__PRAGMA(GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni"))
+#define MHK__PUSH_VNNI MHK__PRAGMA(GCC push_options) MHK__PRAGMA(GCC \
+  target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni"))
 #endif
 MHK__PUSH_VNNI
-/* AVX512-VNNI: both bytes of x against bytes of w made unsigned by adding 128 (MHK_Q4: 8), the same integers as everywhere. Measured on Zen 4 for blocks from
-   memory, one core that reads 31 GB/s: with the low byte left out (integers of 8 bits) one row takes as long (MHK_Q4 30 GB/s of weights either way, MHK_Q8
-   31 instead of 28), four rows 0.82 to 0.92, eight 0.71 to 0.85 of the time. That is not worth 8 bits of x. */
+/* AVX512-VNNI: both bytes of x against bytes of w made unsigned by adding 128 (MHK_Q4: 8), the same
+   integers as everywhere. Measured on Zen 4 for blocks from memory, one core that reads 31 GB/s:
+   with the low byte left out (integers of 8 bits) one row takes as long (MHK_Q4 30 GB/s of weights
+   either way, MHK_Q8 31 instead of 28), four rows 0.82 to 0.92, eight 0.71 to 0.85 of the time.
+   That is not worth 8 bits of x. */
 static inline __m512i mhk__q_four(const signed char *x) {
   int32_t four;
   memcpy(&four, x, sizeof four);
@@ -20192,7 +21460,8 @@ static inline __m512i mhk__q_four(const signed char *x) {
 }
 #define MHK__NEXT(p) MHK__PREFETCH_L1((p) + MHK__Q_AHEAD);
 #define MHK__ALL ((__mmask16)0xFFFF)
-/* l<s> and h<s> add up what the low and the high bytes of row r give for sum s. One row alone has two of each, which would wait for each other. */
+/* l<s> and h<s> add up what the low and the high bytes of row r give for sum s. One row alone has
+   two of each, which would wait for each other. */
 #define MHK__STEP(s, r, w, at) \
   l##s = _mm512_dpbusd_epi32(l##s, w, mhk__q_four(x + (r) * 2 * K + (at))); \
   h##s = _mm512_dpbusd_epi32(h##s, w, mhk__q_four(x + (r) * 2 * K + (at) + 32));
@@ -20210,9 +21479,11 @@ static inline __m512i mhk__q_four(const signed char *x) {
 #define MHK__NONE2 MHK__ROWS2(MHK__NONE, 0, 0)
 #define MHK__NONE4 MHK__ROWS4(MHK__NONE, 0, 0)
 #define MHK__NONE8 MHK__NONE4 MHK__OTHER4(MHK__NONE, 0, 0)
-#define MHK__BY(block) _mm512_maskz_cvtph_ps(MHK__ALL, _mm256_loadu_si256((const __m256i *)(const void *)(scale + (block) * groups * MHK__Q_ROWS)))
+#define MHK__BY(block) _mm512_maskz_cvtph_ps(MHK__ALL, _mm256_loadu_si256((const __m256i *)(const void *)(scale + \
+  (block) * groups * MHK__Q_ROWS)))
 #define MHK__END(s, r, w, at) \
-  sum##s = _mm512_fmadd_ps(_mm512_maskz_cvtepi32_ps(MHK__ALL, _mm512_add_epi32(_mm512_maskz_slli_epi32(MHK__ALL, h##s, 8), l##s)), \
+  sum##s = _mm512_fmadd_ps(_mm512_maskz_cvtepi32_ps(MHK__ALL, _mm512_add_epi32(_mm512_maskz_slli_epi32(MHK__ALL, \
+    h##s, 8), l##s)), \
                            _mm512_mul_ps(by, _mm512_set1_ps(size[(r) * groups])), sum##s);
 #define MHK__ENDS1 \
   l0 = _mm512_add_epi32(l0, l1); \
@@ -20245,7 +21516,8 @@ static inline __m512i mhk__q_four(const signed char *x) {
   p[block] += 64;
 #define MHK__OPEN1(type) MHK__OPEN_##type(0)
 #define MHK__OPEN2(type) MHK__OPEN_##type(0) MHK__OPEN_##type(1)
-/* rows [i, i + R) of x against the 16 of each of the blocks from b on: of one, or of two, for which what is read of x serves twice. n: R * blocks */
+/* rows [i, i + R) of x against the 16 of each of the blocks from b on: of one, or of two, for which
+   what is read of x serves twice. n: R * blocks */
 #define MHK__TILE_Q(type, value, n, R, blocks) \
   static void mhk__vnni_##type##_##n(const mhk__q_args *a, mhk_index b, mhk_index i) { \
     const mhk_index K = a->K, group = a->q->group, groups = K / group; \
@@ -20328,10 +21600,13 @@ MHK__POP
 #endif
 
 #ifdef MHK__HAS_SDOT
-/* SDOT: both signed bytes of x against the signed bytes of w as they lie (MHK_Q4: its halves, which are 8 too large), the same integers as everywhere. A lane
-   is a row of w; four bytes of x are chosen by their place in a vector of 16. l<r><v> and h<r><v> add up the low and the high bytes of row r against vector
-   v of a block. Four rows take half a block at a time: their integers fill the registers, their sums wait in memory. Counted in the code of GCC 12, a row
-   takes 140 vector instructions for 256 bytes of MHK_Q4 in groups of 32 alone, 114 in a tile of two, 104 in one of four; for 512 of MHK_Q8 100, 98, 98. */
+/* SDOT: both signed bytes of x against the signed bytes of w as they lie (MHK_Q4: its halves, which
+   are 8 too large), the same integers as everywhere. A lane is a row of w; four bytes of x are
+   chosen by their place in a vector of 16. l<r><v> and h<r><v> add up the low and the high bytes of
+   row r against vector v of a block. Four rows take half a block at a time: their integers fill the
+   registers, their sums wait in memory. Counted in the code of GCC 12, a row takes 140 vector
+   instructions for 256 bytes of MHK_Q4 in groups of 32 alone, 114 in a tile of two, 104 in one of
+   four; for 512 of MHK_Q8 100, 98, 98. */
 #define MHK__EACH1(f, v, x, n) f(0, v, x, n)
 #define MHK__EACH2(f, v, x, n) f(0, v, x, n) f(1, v, x, n)
 #define MHK__EACH4(f, v, x, n) f(0, v, x, n) f(1, v, x, n) f(2, v, x, n) f(3, v, x, n)
@@ -20340,7 +21615,8 @@ MHK__POP
 #define MHK__VECTORS4(f, n) f(4, 0, n) f(4, 1, n)
 #define MHK__NONE(r, v, x, n) int32x4_t l##r##v = vdupq_n_s32(less * offset[r * groups]), h##r##v = vdupq_n_s32(0);
 #define MHK__NONES(R, v, n) MHK__EACH##R(MHK__NONE, v, x, n)
-#define MHK__TAKE(r, v, x, at) const int8x16_t xl##r = vld1q_s8(x + r * 2 * K + at), xh##r = vld1q_s8(x + r * 2 * K + at + 32);
+#define MHK__TAKE(r, v, x, at) const int8x16_t xl##r = vld1q_s8(x + r * 2 * K + at), xh##r = vld1q_s8(x + r * 2 * K + \
+  at + 32);
 #define MHK__DOT(r, v, w, n) \
   l##r##v = vdotq_laneq_s32(l##r##v, w, xl##r, n); \
   h##r##v = vdotq_laneq_s32(h##r##v, w, xh##r, n);
@@ -20348,20 +21624,24 @@ MHK__POP
   const int8x16_t w = vld1q_s8(p + 64 * n + 16 * v); \
   MHK__EACH##R(MHK__DOT, v, w, n) }
 #define MHK__EIGHT_Q4(R, v, n) { \
-  const int8x16_t w = vld1q_s8(p + 64 * n + 16 * v), even = vandq_s8(w, low), odd = vreinterpretq_s8_u8(vshrq_n_u8(vreinterpretq_u8_s8(w), 4)); \
+  const int8x16_t w = vld1q_s8(p + 64 * n + 16 * v), even = vandq_s8(w, low), \
+    odd = vreinterpretq_s8_u8(vshrq_n_u8(vreinterpretq_u8_s8(w), 4)); \
   MHK__EACH##R(MHK__DOT, v, even, 2 * n) \
   MHK__EACH##R(MHK__DOT, v, odd, 2 * n + 1) }
 /* 16 of k, of which lines of the weights are asked for ahead */
 #define MHK__SIXTEEN(type, R, n_lines, at) { \
   MHK__EACH##R(MHK__TAKE, 0, x, at) \
-  for (n = 0; n < (R < 4 ? n_lines : n_lines / 2); n++) MHK__PREFETCH_L1(p + MHK__Q_AHEAD + 64 * (half * (n_lines / 2) + n)); \
+  for (n = 0; n < (R < 4 ? n_lines : n_lines / 2); n++) MHK__PREFETCH_L1(p + MHK__Q_AHEAD + 64 * (half * \
+    (n_lines / 2) + n)); \
   MHK__SIXTEEN_##type(R) \
   p += 64 * n_lines; }
 #define MHK__SIXTEEN_Q8(R) \
-  MHK__VECTORS##R(MHK__FOUR_Q8, 0) MHK__VECTORS##R(MHK__FOUR_Q8, 1) MHK__VECTORS##R(MHK__FOUR_Q8, 2) MHK__VECTORS##R(MHK__FOUR_Q8, 3)
+  MHK__VECTORS##R(MHK__FOUR_Q8, 0) MHK__VECTORS##R(MHK__FOUR_Q8, 1) MHK__VECTORS##R(MHK__FOUR_Q8, \
+    2) MHK__VECTORS##R(MHK__FOUR_Q8, 3)
 #define MHK__SIXTEEN_Q4(R) MHK__VECTORS##R(MHK__EIGHT_Q4, 0) MHK__VECTORS##R(MHK__EIGHT_Q4, 1)
 #define MHK__END(r, v, by, n) \
-  sum[4 * r + n + v] = vfmaq_f32(sum[4 * r + n + v], vcvtq_f32_s32(vaddq_s32(vshlq_n_s32(h##r##v, 8), l##r##v)), vmulq_n_f32(by, size[r * groups]));
+  sum[4 * r + n + v] = vfmaq_f32(sum[4 * r + n + v], vcvtq_f32_s32(vaddq_s32(vshlq_n_s32(h##r##v, 8), l##r##v)), \
+    vmulq_n_f32(by, size[r * groups]));
 #define MHK__ENDS(R, v, n) { \
   const float32x4_t by = vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(scale + 4 * (n + v)))); \
   MHK__EACH##R(MHK__END, v, by, n) }
@@ -20433,7 +21713,8 @@ static void mhk__q_times_sdot(const mhk__q_args *a, mhk_index first, mhk_index l
 #undef MHK__SUM
 #undef MHK__TILE_Q
 
-/* Told to the compiler, or asked from the system. Where neither is known to answer, the plain kernels run. */
+/* Told to the compiler, or asked from the system. Where neither is known to answer, the plain
+   kernels run. */
 static int mhk__cpu_sdot(void) {
 #if defined(__ARM_FEATURE_DOTPROD)
   return 1;
@@ -20462,8 +21743,10 @@ static int mhk__cpu_sdot(void) {
 #define MHK__HAS_AMX
 #endif
 #define MHK__PUSH_BF16 \
-  MHK__PRAGMA(clang attribute push(__attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16"))), apply_to = function))
-#define MHK__PUSH_AMX MHK__PRAGMA(clang attribute push(__attribute__((target("avx512f,amx-tile,amx-bf16"))), apply_to = function))
+  MHK__PRAGMA(clang attribute \
+    push(__attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16"))), apply_to = function))
+#define MHK__PUSH_AMX MHK__PRAGMA(clang attribute push(__attribute__((target("avx512f,amx-tile,amx-bf16"))), \
+  apply_to = function))
 #else
 #if __GNUC__ >= 10
 #define MHK__HAS_BF16_DOT
@@ -20471,22 +21754,24 @@ static int mhk__cpu_sdot(void) {
 #if __GNUC__ >= 11 && defined(__linux__) && !defined(__ILP32__)
 #define MHK__HAS_AMX
 #endif
-#define MHK__PUSH_BF16 MHK__PRAGMA(GCC push_options) MHK__PRAGMA(GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16"))
+#define MHK__PUSH_BF16 MHK__PRAGMA(GCC push_options) MHK__PRAGMA(GCC \
+  target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16"))
 #define MHK__PUSH_AMX MHK__PRAGMA(GCC push_options) MHK__PRAGMA(GCC target("avx512f,amx-tile,amx-bf16"))
 #endif
 #endif
 
 #ifdef MHK__HAS_BF16_DOT
 MHK__PUSH_BF16
-/* Packed operands are words of two numbers that follow each other along k, the first in the low half: word (p,i) of a panel belongs to row (or column) i and
-   to k = 2p and 2p + 1. */
+/* Packed operands are words of two numbers that follow each other along k, the first in the low
+   half: word (p,i) of a panel belongs to row (or column) i and to k = 2p and 2p + 1. */
 
 /* the first n of 16 numbers in a row, the rest 0 */
 static inline __m512 mhk__bf16_floats(const void *p, mhk_dtype dtype, mhk_index n) {
   const __mmask16 mask = n >= 16 ? (__mmask16)0xFFFF : n <= 0 ? (__mmask16)0 : (__mmask16)((1u << n) - 1u);
   if (dtype == MHK_F32) return _mm512_maskz_loadu_ps(mask, p);
   if (dtype == MHK_BF16)
-    return _mm512_castsi512_ps(_mm512_maskz_slli_epi32(mask, _mm512_maskz_cvtepu16_epi32(mask, _mm256_maskz_loadu_epi16(mask, p)), 16));
+    return _mm512_castsi512_ps(
+        _mm512_maskz_slli_epi32(mask, _mm512_maskz_cvtepu16_epi32(mask, _mm256_maskz_loadu_epi16(mask, p)), 16));
   return _mm512_maskz_cvtph_ps(mask, _mm256_maskz_loadu_epi16(mask, p));
 }
 
@@ -20494,18 +21779,22 @@ static inline __m512 mhk__bf16_floats(const void *p, mhk_dtype dtype, mhk_index 
 static inline __m512i mhk__bf16_words(const void *p, mhk_dtype dtype, mhk_index n) {
   const char *second = (const char *)p + 16 * (dtype == MHK_F32 ? 4 : 2);
   if (n <= 0) return _mm512_setzero_si512();
-  if (dtype == MHK_BF16) return _mm512_maskz_loadu_epi16(n >= 32 ? (__mmask32)0xFFFFFFFFu : (__mmask32)((1u << n) - 1u), p);
-  return (__m512i)_mm512_cvtne2ps_pbh(n > 16 ? mhk__bf16_floats(second, dtype, n - 16) : _mm512_setzero_ps(), mhk__bf16_floats(p, dtype, n));
+  if (dtype == MHK_BF16)
+    return _mm512_maskz_loadu_epi16(n >= 32 ? (__mmask32)0xFFFFFFFFu : (__mmask32)((1u << n) - 1u), p);
+  return (__m512i)_mm512_cvtne2ps_pbh(n > 16 ? mhk__bf16_floats(second, dtype, n - 16) : _mm512_setzero_ps(),
+                                      mhk__bf16_floats(p, dtype, n));
 }
 
 /* the words of 16 rows, n of them there, from two lines of numbers: k even and odd */
 static inline __m512i mhk__bf16_lines(const void *even, const void *odd, mhk_dtype dtype, mhk_index n) {
-  const __m512i zip = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+  const __m512i zip = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21,
+                                       5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
   const __m512 x = mhk__bf16_floats(even, dtype, n), y = odd ? mhk__bf16_floats(odd, dtype, n) : _mm512_setzero_ps();
   return _mm512_maskz_permutexvar_epi16((__mmask32)0xFFFFFFFFu, zip, (__m512i)_mm512_cvtne2ps_pbh(y, x));
 }
 
-/* 16 x 16 words transposed: column j of src goes to dst + j * stride, its words of the mask only, for the first n columns */
+/* 16 x 16 words transposed: column j of src goes to dst + j * stride, its words of the mask only,
+   for the first n columns */
 static void mhk__bf16_turn(const uint32_t *src, uint32_t *dst, mhk_index stride, __mmask16 mask, mhk_index n) {
   const __mmask16 all = (__mmask16)0xFFFF;
   __m512i a, b, c, d;
@@ -20521,7 +21810,8 @@ static void mhk__bf16_turn(const uint32_t *src, uint32_t *dst, mhk_index stride,
 #define MHK__OUT(j, v) \
   if ((j) < n) _mm512_mask_storeu_epi32(dst + (j) * stride, mask, v)
 #define MHK__FOUR(j) \
-  a = MHK__LANES(p##j, q##j, 0x88); b = MHK__LANES(r##j, s##j, 0x88); c = MHK__LANES(p##j, q##j, 0xDD); d = MHK__LANES(r##j, s##j, 0xDD); \
+  a = MHK__LANES(p##j, q##j, 0x88); b = MHK__LANES(r##j, s##j, 0x88); c = MHK__LANES(p##j, q##j, 0xDD); \
+    d = MHK__LANES(r##j, s##j, 0xDD); \
   MHK__OUT(j, MHK__LANES(a, b, 0x88)); MHK__OUT(j + 4, MHK__LANES(c, d, 0x88)); \
   MHK__OUT(j + 8, MHK__LANES(a, b, 0xDD)); MHK__OUT(j + 12, MHK__LANES(c, d, 0xDD));
   MHK__QUAD(0, p)
@@ -20541,10 +21831,13 @@ static void mhk__bf16_turn(const uint32_t *src, uint32_t *dst, mhk_index stride,
 #undef MHK__FOUR
 }
 
-/* A block of 16 rows x 16 words, from row i and k = 2p on: rows of the source one after the other, or (lines) words of the same k. */
-static inline void mhk__bf16_rows(uint32_t *block, const char *s, mhk_index size, mhk__matrix src, mhk_index rows, mhk_index k) {
+/* A block of 16 rows x 16 words, from row i and k = 2p on: rows of the source one after the other,
+   or (lines) words of the same k. */
+static inline void mhk__bf16_rows(uint32_t *block, const char *s, mhk_index size, mhk__matrix src, mhk_index rows,
+                                  mhk_index k) {
   for (mhk_index q = 0; q < 16; q++)
-    _mm512_store_si512(block + 16 * q, q < rows ? mhk__bf16_words(s + q * src.row * size, src.dtype, k) : _mm512_setzero_si512());
+    _mm512_store_si512(block + 16 * q,
+                       q < rows ? mhk__bf16_words(s + q * src.row * size, src.dtype, k) : _mm512_setzero_si512());
 }
 static inline __m512i mhk__bf16_line(const char *s, mhk_index size, mhk__matrix src, mhk_index rows, mhk_index k) {
   return k > 0 ? mhk__bf16_lines(s, k > 1 ? s + src.col * size : NULL, src.dtype, rows) : _mm512_setzero_si512();
@@ -20555,14 +21848,17 @@ static void mhk__bf16_any(uint32_t *block, mhk__matrix src, mhk_index rows, mhk_
   for (mhk_index i = 0; i < 16; i++)
     for (mhk_index p = 0; p < 16; p++) {
       uint32_t word = 0;
-      if (i < rows && 2 * p < k) word = mhk__bf16_round(mhk__element(src.data, src.dtype, i * src.row + 2 * p * src.col));
-      if (i < rows && 2 * p + 1 < k) word |= (uint32_t)mhk__bf16_round(mhk__element(src.data, src.dtype, i * src.row + (2 * p + 1) * src.col)) << 16;
+      if (i < rows && 2 * p < k)
+        word = mhk__bf16_round(mhk__element(src.data, src.dtype, i * src.row + 2 * p * src.col));
+      if (i < rows && 2 * p + 1 < k)
+        word |= (uint32_t)mhk__bf16_round(mhk__element(src.data, src.dtype, i * src.row + (2 * p + 1) * src.col)) << 16;
       block[16 * i + p] = word;
     }
 }
 
 /* panels of width rows: word p of all rows, then word p + 1; words: of k, padded */
-static inline void mhk__bf16_panels(uint32_t *dst, mhk_index width, mhk_index rows, mhk_index k, mhk_index words, mhk__matrix src) {
+static inline void mhk__bf16_panels(uint32_t *dst, mhk_index width, mhk_index rows, mhk_index k, mhk_index words,
+                                    mhk__matrix src) {
   const mhk_index size = (mhk_index)mhk_dtype_size(src.dtype), wide = mhk__up(width, 16);
   const __mmask16 last = (__mmask16)(0xFFFFu >> (wide - width));
   uint32_t room[16 * 16 + 16], *block = room + (64 - (uintptr_t)room % 64) % 64 / 4;
@@ -20573,7 +21869,8 @@ static inline void mhk__bf16_panels(uint32_t *dst, mhk_index width, mhk_index ro
       for (mhk_index i0 = 0; i0 < rows; i0 += width, to += width * words)
         for (mhk_index i = 0; i < width; i += 16) {
           const mhk_index n = mhk__min(rows - i0, width) - i;
-          _mm512_mask_storeu_epi32(to + i, i + 16 < wide ? (__mmask16)0xFFFF : last, mhk__bf16_line(s + (n > 0 ? i0 + i : 0) * size, size, src, n, k - 2 * p));
+          _mm512_mask_storeu_epi32(to + i, i + 16 < wide ? (__mmask16)0xFFFF : last,
+                                   mhk__bf16_line(s + (n > 0 ? i0 + i : 0) * size, size, src, n, k - 2 * p));
         }
     }
     return;
@@ -20608,8 +21905,10 @@ static void mhk__dot_pack_b(void *dst, mhk_index n_columns, mhk_index k, mhk__ma
   s##i = _mm512_dpbf16_ps(s##i, x, p); \
   t##i = _mm512_dpbf16_ps(t##i, x, q);
 #define MHK__WRITE(i) _mm512_storeu_ps(c, s##i); _mm512_storeu_ps(c + 16, t##i); c += ldc;
-#define MHK__ADD(i) _mm512_storeu_ps(c, _mm512_loadu_ps(c) + s##i); _mm512_storeu_ps(c + 16, _mm512_loadu_ps(c + 16) + t##i); c += ldc;
-static void mhk__dot_tile(mhk_index words, const uint32_t *MHK__RESTRICT a, const uint32_t *MHK__RESTRICT b, float *c, mhk_index ldc, int accumulate) {
+#define MHK__ADD(i) _mm512_storeu_ps(c, _mm512_loadu_ps(c) + s##i); \
+  _mm512_storeu_ps(c + 16, _mm512_loadu_ps(c + 16) + t##i); c += ldc;
+static void mhk__dot_tile(mhk_index words, const uint32_t *MHK__RESTRICT a, const uint32_t *MHK__RESTRICT b, float *c,
+                          mhk_index ldc, int accumulate) {
   __m512bh x, p, q;
   MHK__EACH(MHK__DECLARE)
   for (; words > 0; words--, a += MHK__DOT_ROWS, b += MHK__DOT_COLUMNS) {
@@ -20640,7 +21939,8 @@ static void mhk__bf16_edge(const float *tile, mhk_index m, mhk_index n, float *c
     }
 }
 
-static void mhk__dot_product(mhk_index m, mhk_index n, mhk_index k, const void *a, const void *b, float *c, mhk_index ldc, int accumulate) {
+static void mhk__dot_product(mhk_index m, mhk_index n, mhk_index k, const void *a, const void *b, float *c,
+                             mhk_index ldc, int accumulate) {
   const mhk_index words = (k + 1) / 2;
   for (mhk_index j = 0; j < n; j += MHK__DOT_COLUMNS)
     for (mhk_index i = 0; i < m; i += MHK__DOT_ROWS) {
@@ -20650,7 +21950,8 @@ static void mhk__dot_product(mhk_index m, mhk_index n, mhk_index k, const void *
       else {
         float edge[MHK__DOT_ROWS * MHK__DOT_COLUMNS];
         mhk__dot_tile(words, pa, pb, edge, MHK__DOT_COLUMNS, 0);
-        mhk__bf16_edge(edge, mhk__min(m - i, MHK__DOT_ROWS), mhk__min(n - j, MHK__DOT_COLUMNS), c + i * ldc + j, ldc, accumulate);
+        mhk__bf16_edge(edge, mhk__min(m - i, MHK__DOT_ROWS), mhk__min(n - j, MHK__DOT_COLUMNS), c + i * ldc + j, ldc,
+                       accumulate);
       }
     }
 }
@@ -20666,7 +21967,8 @@ static void mhk__dot_fill(mhk__narrow *u) {
 }
 
 #ifdef MHK__HAS_AMX
-/* AMX takes 16 words of k at once: rows of the left operand as they are, 16 rows a tile of 1 KB, two such for 32 rows; columns as above. */
+/* AMX takes 16 words of k at once: rows of the left operand as they are, 16 rows a tile of 1 KB,
+   two such for 32 rows; columns as above. */
 #define MHK__AMX_K 32
 static void mhk__amx_pack_a(void *to, mhk_index rows, mhk_index k, mhk__matrix src) {
   const mhk_index size = (mhk_index)mhk_dtype_size(src.dtype), words = mhk__up(k, MHK__AMX_K) / 2;
@@ -20680,7 +21982,8 @@ static void mhk__amx_pack_a(void *to, mhk_index rows, mhk_index k, mhk__matrix s
         mhk__bf16_rows(dst, s, size, src, rows - i, k - 2 * p);
       else {
         for (mhk_index q = 0; q < 16; q++)
-          _mm512_store_si512(block + 16 * q, mhk__bf16_line(s + 2 * q * src.col * size, size, src, rows - i, k - 2 * (p + q)));
+          _mm512_store_si512(block + 16 * q,
+                             mhk__bf16_line(s + 2 * q * src.col * size, size, src, rows - i, k - 2 * (p + q)));
         mhk__bf16_turn(block, dst, 16, (__mmask16)0xFFFF, 16);
       }
     }
@@ -20693,8 +21996,9 @@ MHK__POP
 #endif
 
 #ifdef MHK__HAS_AMX
-/* Linux lets a process use the tile registers only after it has asked: arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA), a system call that libc does not
-   wrap. Every thread of the process has them from then on. */
+/* Linux lets a process use the tile registers only after it has asked:
+   arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA), a system call that libc does not wrap. Every
+   thread of the process has them from then on. */
 static int mhk__amx_permission(void) {
   long result;
   __asm__ volatile("syscall" : "=a"(result) : "a"(158L), "D"(0x1023L), "S"(18L) : "rcx", "r11", "memory");
@@ -20703,7 +22007,8 @@ static int mhk__amx_permission(void) {
 
 MHK__PUSH_AMX
 /* c (32,32), rows ldc apart: four tiles of sums, two of each operand */
-static void mhk__amx_tile(mhk_index words, const uint32_t *a, const uint32_t *b, float *c, mhk_index ldc, int accumulate) {
+static void mhk__amx_tile(mhk_index words, const uint32_t *a, const uint32_t *b, float *c, mhk_index ldc,
+                          int accumulate) {
   const uint32_t *lower = a + 16 * words; /* rows 16 to 31 */
   const size_t row = (size_t)ldc * sizeof(float);
   if (accumulate) {
@@ -20733,16 +22038,19 @@ static void mhk__amx_tile(mhk_index words, const uint32_t *a, const uint32_t *b,
   _tile_stored(3, c + 16 * ldc + 16, row);
 }
 
-static void mhk__amx_product(mhk_index m, mhk_index n, mhk_index k, const void *a, const void *b, float *c, mhk_index ldc, int accumulate) {
+static void mhk__amx_product(mhk_index m, mhk_index n, mhk_index k, const void *a, const void *b, float *c,
+                             mhk_index ldc, int accumulate) {
   const mhk_index words = mhk__up(k, MHK__AMX_K) / 2;
-  struct { uint8_t palette, start, reserved[14]; uint16_t bytes[16]; uint8_t rows[16]; } shape; /* of the eight tiles: all 16 rows of 64 bytes */
+  /* of the eight tiles: all 16 rows of 64 bytes */
+  struct { uint8_t palette, start, reserved[14]; uint16_t bytes[16]; uint8_t rows[16]; } shape;
   memset(&shape, 0, sizeof shape);
   shape.palette = 1;
   for (mhk_index i = 0; i < 8; i++) {
     shape.bytes[i] = 64;
     shape.rows[i] = 16;
   }
-  __asm__ volatile("" : : "r"(&shape) : "memory"); /* GCC 12 believes that only 8 bytes of it are read, and leaves the rest unwritten */
+  /* GCC 12 believes that only 8 bytes of it are read, and leaves the rest unwritten */
+  __asm__ volatile("" : : "r"(&shape) : "memory");
   _tile_loadconfig(&shape);
   for (mhk_index j = 0; j < n; j += 32)
     for (mhk_index i = 0; i < m; i += 32) {
@@ -20847,7 +22155,8 @@ static const char *mhk__bf16_text(mhk_bf16_unit unit) {
   return unit == MHK_BF16_PLAIN ? "plain" : unit == MHK_BF16_AVX512 ? "avx512" : unit == MHK_BF16_AMX ? "amx" : "best";
 }
 
-/* Puts a unit for bfloat16 into a table that has the plain one. Returns 0 where there is none such; AMX asks the system last. */
+/* Puts a unit for bfloat16 into a table that has the plain one. Returns 0 where there is none such;
+   AMX asks the system last. */
 static int mhk__bf16_fill(mhk_isa isa, mhk_bf16_unit unit, mhk__kernels *k) {
   const int units = isa == MHK_ISA_AVX512 ? mhk__cpu_units() : 0;
   (void)units;
@@ -20896,8 +22205,9 @@ static void mhk__context_bf16(mhk_context *ctx, mhk_bf16_unit unit, mhk__kernels
     ctx->bf16_unit = mhk__bf16_best(ctx->isa, kernels);
   else if (!mhk__bf16_fill(ctx->isa, unit, kernels)) {
     ctx->bf16_unit = MHK_BF16_PLAIN;
-    mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "the bfloat16 unit %s is not to be had here with the instruction set %s: the best one is %s", mhk__bf16_text(unit),
-             mhk__isa_text(ctx->isa), mhk__bf16_text(mhk__bf16_best(ctx->isa, kernels)));
+    mhk_fail(ctx, MHK_ERROR_UNSUPPORTED,
+             "the bfloat16 unit %s is not to be had here with the instruction set %s: the best one is %s",
+             mhk__bf16_text(unit), mhk__isa_text(ctx->isa), mhk__bf16_text(mhk__bf16_best(ctx->isa, kernels)));
   }
 }
 #endif /* MOHAWK_NO_TRAINING */
@@ -20938,7 +22248,8 @@ MHKDEF mhk_context *mhk_create(const mhk_context_desc *desc) {
   ctx->workers = 1;
   if (!mhk__exact_math())
     mhk_fail(ctx, MHK_ERROR_UNSUPPORTED,
-             "mohawk.h was compiled by flags like -fassociative-math or -fno-honor-nans, which break its sums and its checks for NaN: "
+             "mohawk.h was compiled by flags like -fassociative-math or -fno-honor-nans, which break its sums and its "
+             "checks for NaN: "
              "compile it without them, or define MOHAWK_ALLOW_FAST_MATH to try anyway");
   if (desc && (desc->allocator.alloc != NULL) != (desc->allocator.release != NULL))
     mhk_fail(ctx, MHK_ERROR_ARGUMENT, "the allocator has only one of alloc and release: give both or neither");
@@ -20948,7 +22259,8 @@ MHKDEF mhk_context *mhk_create(const mhk_context_desc *desc) {
     ctx->workers = d.parallel_workers;
     if (d.parallel_workers < 1) {
       ctx->workers = 1;
-      mhk_fail(ctx, MHK_ERROR_ARGUMENT, "parallel_for was given with %d workers: parallel_workers must say how many it has", d.parallel_workers);
+      mhk_fail(ctx, MHK_ERROR_ARGUMENT,
+               "parallel_for was given with %d workers: parallel_workers must say how many it has", d.parallel_workers);
     }
   } else
     mhk_set_threads(ctx, d.threads);
@@ -20960,11 +22272,12 @@ MHKDEF mhk_context *mhk_create(const mhk_context_desc *desc) {
         isa = (mhk_isa)i;
         found = 1;
       }
-    if (!found) mhk_fail(ctx, MHK_ERROR_ARGUMENT, "MHK_ISA is \"%.40s\": it may be scalar, avx2, avx512, neon or wasm", forced);
+    if (!found)
+      mhk_fail(ctx, MHK_ERROR_ARGUMENT, "MHK_ISA is \"%.40s\": it may be scalar, avx2, avx512, neon or wasm", forced);
   }
   if (!mhk__isa_fill(isa, &block->kernels)) {
-    mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "the instruction set %s is not to be had here: the best one is %s", mhk__isa_text(isa),
-             mhk__isa_text(mhk__isa_best()));
+    mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "the instruction set %s is not to be had here: the best one is %s",
+             mhk__isa_text(isa), mhk__isa_text(mhk__isa_best()));
     isa = MHK_ISA_SCALAR;
     mhk__isa_fill(isa, &block->kernels);
   }

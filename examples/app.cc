@@ -1,4 +1,5 @@
-// app.cc: a distilled model in a C++ application. Handles own what they stand for, an error becomes an exception, text comes piece by piece.
+// app.cc: a distilled model in a C++ application. Handles own what they stand for, an error becomes
+// an exception, text comes piece by piece.
 //
 //   c++ -std=c++11 -O3 -I. examples/app.cc -o app
 //   ./app examples/tiny "Once upon a time"
@@ -32,7 +33,8 @@ class Writer {
     check();
   }
 
-  // Calls piece with whole UTF-8 characters until it returns false, the model ends its text, or so many tokens are written.
+  // Calls piece with whole UTF-8 characters until it returns false, the model ends its text, or so
+  // many tokens are written.
   void write(const std::string &prompt, int tokens, const std::function<bool(const char *)> &piece) {
     mhk_sampling how = {};
     how.temperature = 0.8;

@@ -1,7 +1,9 @@
-/* distill.c: distilling from C. The caller owns the loop: draw, stop, log, evaluate wherever you like.
+/* distill.c: distilling from C. The caller owns the loop: draw, stop, log, evaluate wherever you
+   like.
 
      cc -O3 -fopenmp -I. examples/distill.c -lm -o distill        (without -fopenmp: one thread)
-     ./distill examples/tiny corpus.txt run1                      (again: goes on from the checkpoint in run1)
+     ./distill examples/tiny corpus.txt run1                      (again: goes on from the
+       checkpoint in run1)
 */
 #define MOHAWK_IMPLEMENTATION
 #include "mohawk.h"

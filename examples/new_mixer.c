@@ -1,9 +1,11 @@
-/* new_mixer.c: a mixer and a loss of one's own on the tape, their gradient checked by finite differences.
+/* new_mixer.c: a mixer and a loss of one's own on the tape, their gradient checked by finite
+   differences.
 
      cc -O3 -I. examples/new_mixer.c -lm -o new_mixer
 
-   The mixer is a state-space layer whose output passes a soft cap x / sqrt(1 + x^2). The cap is an op that mohawk.h
-   does not have, so it brings its own backward; everything else is put together from ops that do. */
+   The mixer is a state-space layer whose output passes a soft cap x / sqrt(1 + x^2). The cap is an
+   op that mohawk.h does not have, so it brings its own backward; everything else is put together
+   from ops that do. */
 #define MOHAWK_IMPLEMENTATION
 #include "mohawk.h"
 #include <math.h>

@@ -3,9 +3,10 @@
      cc -O3 -I. examples/prefix.c -lm -o prefix
      ./prefix build/demo/student "Once upon a time there was a fox who could not sleep."
 
-   A session's state is a value. Here sequence 0 of a session reads the prompt; its state is copied into three others, which go their own ways in
-   step; then it is saved to a file and loaded into a new session, as a program would do that starts again with the same long prompt.
-   Everything runs in two blocks of memory whose size is known beforehand. */
+   A session's state is a value. Here sequence 0 of a session reads the prompt; its state is copied
+   into three others, which go their own ways in step; then it is saved to a file and loaded into a
+   new session, as a program would do that starts again with the same long prompt. Everything runs
+   in two blocks of memory whose size is known beforehand. */
 #define MOHAWK_IMPLEMENTATION
 #include "mohawk.h"
 #include <stdio.h>
@@ -16,7 +17,9 @@ enum { WAYS = 3, TOKENS = 24 };
 static double milliseconds(clock_t since) { return 1e3 * (double)(clock() - since) / CLOCKS_PER_SEC; }
 
 int main(int argc, char **argv) {
-  const char *prompt = argc > 2 ? argv[2] : "Once upon a time there was a little fox who could not sleep. Every night he went to the river and";
+  const char *prompt =
+      argc > 2 ? argv[2]
+               : "Once upon a time there was a little fox who could not sleep. Every night he went to the river and";
   const char *file = argc > 3 ? argv[3] : "prefix.state";
   mhk_context *ctx = mhk_create(NULL);
   mhk_model *model = mhk_load(ctx, argc > 1 ? argv[1] : "build/demo/student");
@@ -71,8 +74,8 @@ int main(int argc, char **argv) {
   sampling.temperature = -1; /* greedy: what the prompt alone would be continued with */
   printf("loaded: ...");
   for (i = 0; i < TOKENS && (token = mhk_sample(reader, &sampling)) >= 0; i++) fputs(mhk_text_out(reader), stdout);
-  printf("\n%lld tokens: fed in %.2f ms, copied %d times in %.2f ms, saved (%.0f KB) in %.2f ms, loaded in %.2f ms\n", (long long)n, fed, WAYS, copied,
-         1e-3 * (double)mhk_session_state_size(reader, 0), saved, loaded);
+  printf("\n%lld tokens: fed in %.2f ms, copied %d times in %.2f ms, saved (%.0f KB) in %.2f ms, loaded in %.2f ms\n",
+         (long long)n, fed, WAYS, copied, 1e-3 * (double)mhk_session_state_size(reader, 0), saved, loaded);
 
   failed = mhk_failed(ctx);
   if (failed) fprintf(stderr, "%s\n", mhk_message(ctx));

@@ -45,26 +45,31 @@ static inline void archive(int n, const part *parts, int wide) {
     put(parts[i].name, strlen(parts[i].name));
     put("FB\1\0Z", 5); /* padding, as torch.save does it */
     put(parts[i].data, parts[i].n);
-    number(0x08074B50u, 4), number(crc((const unsigned char *)parts[i].data, parts[i].n), 4), number(parts[i].n, 4), number(parts[i].n, 4);
+    number(0x08074B50u, 4), number(crc((const unsigned char *)parts[i].data, parts[i].n), 4), number(parts[i].n, 4),
+        number(parts[i].n, 4);
   }
   directory = made_n;
   for (i = 0; i < n; i++) {
     const uint64_t size = wide ? 0xFFFFFFFFu : parts[i].n;
     number(0x02014B50u, 4), number(0, 4), number(0x0808, 2), number(0, 2), number(0, 4);
     number(crc((const unsigned char *)parts[i].data, parts[i].n), 4), number(size, 4), number(size, 4);
-    number(strlen(parts[i].name), 2), number(wide ? 33 : 0, 2), number(0, 2), number(0, 8), number(wide ? 0xFFFFFFFFu : at[i], 4);
+    number(strlen(parts[i].name), 2), number(wide ? 33 : 0, 2), number(0, 2), number(0, 8),
+        number(wide ? 0xFFFFFFFFu : at[i], 4);
     put(parts[i].name, strlen(parts[i].name));
-    if (wide) put("XY\1\0Z", 5), number(1, 2), number(24, 2), number(parts[i].n, 8), number(parts[i].n, 8), number(at[i], 8);
+    if (wide)
+      put("XY\1\0Z", 5), number(1, 2), number(24, 2), number(parts[i].n, 8), number(parts[i].n, 8), number(at[i], 8);
   }
   if (wide) {
     const size_t end = made_n;
     number(0x06064B50u, 4), number(44, 8), number(0, 4), number(0, 8), number((uint64_t)n, 8), number((uint64_t)n, 8);
     number(end - directory, 8), number(directory, 8);
     number(0x07064B50u, 4), number(0, 4), number(end, 8), number(1, 4);
-    number(0x06054B50u, 4), number(0, 4), number(0xFFFF, 2), number(0xFFFF, 2), number(0xFFFFFFFFu, 4), number(0xFFFFFFFFu, 4), number(0, 2);
+    number(0x06054B50u, 4), number(0, 4), number(0xFFFF, 2), number(0xFFFF, 2), number(0xFFFFFFFFu, 4),
+        number(0xFFFFFFFFu, 4), number(0, 2);
   } else {
     const size_t end = made_n;
-    number(0x06054B50u, 4), number(0, 4), number((uint64_t)n, 2), number((uint64_t)n, 2), number(end - directory, 4), number(directory, 4), number(0, 2);
+    number(0x06054B50u, 4), number(0, 4), number((uint64_t)n, 2), number((uint64_t)n, 2), number(end - directory, 4),
+        number(directory, 4), number(0, 2);
   }
 }
 #endif

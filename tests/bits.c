@@ -1,7 +1,8 @@
-/* Prints a hash of what every op, model, session and training computes, for each instruction set that is here: a line
-   `set precision what hash`. Two builds of the header agree to the bit where their lines agree. `make bits` keeps the
-   lines in build/bits.txt, `make bits BASE=revision` compares them with those of the header at another revision of the
-   repository. Hashes hold for one compiler, its flags and its libm: they are compared, never recorded in the project. */
+/* Prints a hash of what every op, model, session and training computes, for each instruction set
+   that is here: a line `set precision what hash`. Two builds of the header agree to the bit where
+   their lines agree. `make bits` keeps the lines in build/bits.txt, `make bits BASE=revision`
+   compares them with those of the header at another revision of the repository. Hashes hold for one
+   compiler, its flags and its libm: they are compared, never recorded in the project. */
 #define MOHAWK_IMPLEMENTATION
 #include "test.h"
 #include "models.h"
@@ -69,7 +70,8 @@ static mhk_tensor *in2(mhk_index a, mhk_index b) {
   return between(-2, 2, 2, s);
 }
 
-/* what the op gave and, after a backward pass from random cotangents, the gradients of its inputs */
+/* what the op gave and, after a backward pass from random cotangents, the gradients of its
+   inputs */
 static void out(const char *what, const char *size, mhk_tensor *y) {
   uint64_t h = hash_tensor(hash_start(), y);
   if (y && y->requires_grad) {
@@ -184,7 +186,7 @@ static void ops(void) {
   mixers(LONGEST, 4, 1, 32, 64, 1, "131_packed");
 }
 
-/* ---------------------------------------------------------------------------------------- models and sessions */
+/* -------------------------------------------------------------------------- models and sessions */
 
 static uint64_t hash_file(const char *path) {
   size_t n = 0;
@@ -260,7 +262,7 @@ static void quantised(void) {
   mhk_model_destroy(m);
 }
 
-/* ---------------------------------------------------------------------------------------- distillation */
+/* --------------------------------------------------------------------------------- distillation */
 
 static void distillation(int hybrid) {
   static const int kept[] = {1};

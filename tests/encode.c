@@ -1,5 +1,7 @@
-/* For test_random_text.py: strings on standard input, each after its length in bytes and a line end, and their ids on standard output, a line each:
-   those of mhk_encode(), then how many mhk_encode_prompt() gives. Arguments: tokenizers' folders or files. A string goes through each of them. */
+/* For test_random_text.py: strings on standard input, each after its length in bytes and a line
+   end, and their ids on standard output, a line each: those of mhk_encode(), then how many
+   mhk_encode_prompt() gives. Arguments: tokenizers' folders or files. A string goes through each of
+   them. */
 #include "../mohawk.h"
 #include <stdio.h>
 #include <stdlib.h>

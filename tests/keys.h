@@ -1,10 +1,12 @@
-/* Every setting that Hugging Face's library (version 5), mamba_ssm and phi-mamba read for the models that are known here, with a value that is not the
-   default, and what it does:
-     honoured  the model is another one            quiet    it does not change what a model computes: training, bookkeeping, the library's own running
+/* Every setting that Hugging Face's library (version 5), mamba_ssm and phi-mamba read for the
+   models that are known here, with a value that is not the default, and what it does:
+     honoured  the model is another one            quiet    it does not change what a model
+               computes: training, bookkeeping, the library's own running
      warned    no effect here, and that is said     refused  an error that names it
-     ends      honoured: where a text ends           sampling no effect, noted: how to draw is said to mhk_sample()
-   tests/test_foreign.c holds this library against the table, tests/interop.py the table against transformers' classes: whether it is complete, and whether
-   what is quiet is so there.
+     ends      honoured: where a text ends           sampling no effect, noted: how to draw is said
+               to mhk_sample()
+   tests/test_foreign.c holds this library against the table, tests/interop.py the table against
+   transformers' classes: whether it is complete, and whether what is quiet is so there.
    KEY(where, key, value as JSON, what it does) */
 
 /* config.json of PhiForCausalLM */
@@ -151,7 +153,8 @@ KEY(ssm_cfg, "dt_init_floor", "0.01", quiet)
 KEY(ssm_cfg, "use_mem_eff_path", "false", quiet)
 KEY(ssm_cfg, "use_fast_path", "false", warned)
 
-/* config.json of phi-mamba: LanguageModel.input, MixerModel.input, a block, and core_input of either kind */
+/* config.json of phi-mamba: LanguageModel.input, MixerModel.input, a block, and core_input of
+   either kind */
 KEY(language_model, "vocab_size", "40", honoured)
 KEY(language_model, "pad_vocab_size_multiple", "5", honoured)
 KEY(language_model, "tie_embeddings", "true", honoured)

@@ -89,7 +89,8 @@ static inline void model_zero_grads(mhk_model *m) {
   for (i = 0; i < mhk_model_tensors(m); i++) mhk_zero_grad(mhk_model_tensor(m, i));
 }
 
-/* all weights, or all gradients (zeros where there are none), one after another; the caller frees them */
+/* all weights, or all gradients (zeros where there are none), one after another; the caller frees
+   them */
 static inline mhk_real *model_numbers(const mhk_model *m, int gradients, mhk_index *count) {
   mhk_index n = 0;
   mhk_real *v;

@@ -7,10 +7,11 @@
        return test_end();
      }
 
-   Tests run in that order; `--filter text` runs those whose name contains text, `--list` names them. Those that the environment variable TEST_WITHOUT
-   names, with blanks between them, are skipped: emulators are too slow for some. The last line is
-   `name: N passed, N failed` with the tests counted, and the exit code is 1 when one failed. Programs run from the top folder of
-   the project. Include mohawk.h (declarations) first or let this file do it. */
+   Tests run in that order; `--filter text` runs those whose name contains text, `--list` names
+   them. Those that the environment variable TEST_WITHOUT names, with blanks between them, are
+   skipped: emulators are too slow for some. The last line is `name: N passed, N failed` with the
+   tests counted, and the exit code is 1 when one failed. Programs run from the top folder of the
+   project. Include mohawk.h (declarations) first or let this file do it. */
 #ifndef TEST_H
 #define TEST_H
 
@@ -29,16 +30,18 @@
 
 #define TEST(name) static void name##_test(void)
 #define RUN(name) test_run(#name, name##_test)
-/* CHECK goes on after a failure; REQUIRE leaves the function. Both print the message (printf format), its place and the condition. */
-#define CHECK(condition, ...) ((condition) ? test_one_more_check() : test_failure(__FILE__, __LINE__, #condition, __VA_ARGS__))
-#define REQUIRE(condition, ...)                                  \
-  do {                                                           \
-    if (condition)                                               \
-      test_one_more_check();                                     \
-    else {                                                       \
+/* CHECK goes on after a failure; REQUIRE leaves the function. Both print the message (printf
+   format), its place and the condition. */
+#define CHECK(condition, ...) ((condition) ? test_one_more_check() : test_failure(__FILE__, __LINE__, #condition, \
+  __VA_ARGS__))
+#define REQUIRE(condition, ...) \
+  do { \
+    if (condition) \
+      test_one_more_check(); \
+    else { \
       test_failure(__FILE__, __LINE__, #condition, __VA_ARGS__); \
-      return;                                                    \
-    }                                                            \
+      return; \
+    } \
   } while (0)
 /* says why the running test is not one: it counts as skipped unless a check fails */
 #define SKIP(...) (test_state.skipping = 1, printf("skipped: " __VA_ARGS__), printf("\n"))
@@ -49,7 +52,8 @@
 #define CHECK_FAILS(ctx, code, text) test_fails(__FILE__, __LINE__, ctx, code, text)
 /* n numbers within tolerance * max|want| of each other; what names them in the report */
 #define CHECK_CLOSE(what, got, want, n, tolerance) test_close(__FILE__, __LINE__, what, got, want, NULL, n, tolerance)
-#define CHECK_CLOSE_TO_DOUBLE(what, got, want, n, tolerance) test_close(__FILE__, __LINE__, what, got, NULL, want, n, tolerance)
+#define CHECK_CLOSE_TO_DOUBLE(what, got, want, n, tolerance) test_close(__FILE__, __LINE__, what, got, NULL, want, n, \
+  tolerance)
 /* the same bytes */
 #define CHECK_SAME(what, got, want, n) test_same(__FILE__, __LINE__, what, got, want, n)
 
@@ -141,8 +145,8 @@ static inline int test_end(void) {
 
 static inline void test_fails(const char *file, int line, mhk_context *ctx, mhk_result code, const char *text) {
   if (mhk_error(ctx) != code)
-    test_failure(file, line, "mhk_error", "error %d with message \"%s\" instead of error %d", (int)mhk_error(ctx), mhk_message(ctx),
-                 (int)code);
+    test_failure(file, line, "mhk_error", "error %d with message \"%s\" instead of error %d", (int)mhk_error(ctx),
+                 mhk_message(ctx), (int)code);
   else if (!strstr(mhk_message(ctx), text))
     test_failure(file, line, "mhk_message", "the message \"%s\" does not contain \"%s\"", mhk_message(ctx), text);
   else
@@ -172,9 +176,10 @@ static inline double test_close(const char *file, int line, const char *what, co
     }
   }
   if (worst > tolerance * scale)
-    test_failure(file, line, "close", "%s: element %lld of %lld is %.9g, should be %.9g: off by %.2e of the largest, %.2e is allowed", what,
-                 (long long)at, (long long)n, (double)got[at], want ? (double)want[at] : want_double[at], scale > 0 ? worst / scale : worst,
-                 tolerance);
+    test_failure(file, line, "close",
+                 "%s: element %lld of %lld is %.9g, should be %.9g: off by %.2e of the largest, %.2e is allowed", what,
+                 (long long)at, (long long)n, (double)got[at], want ? (double)want[at] : want_double[at],
+                 scale > 0 ? worst / scale : worst, tolerance);
   else
     test_one_more_check();
   worst = scale > 0 ? worst / scale : worst;
@@ -182,7 +187,8 @@ static inline double test_close(const char *file, int line, const char *what, co
   return worst;
 }
 
-static inline void test_same(const char *file, int line, const char *what, const mhk_real *got, const mhk_real *want, mhk_index n) {
+static inline void test_same(const char *file, int line, const char *what, const mhk_real *got, const mhk_real *want,
+                             mhk_index n) {
   mhk_index i;
   if (!got || !want) {
     test_failure(file, line, "not NULL", "%s: nothing to compare", what);
@@ -190,8 +196,8 @@ static inline void test_same(const char *file, int line, const char *what, const
   }
   for (i = 0; i < n; i++)
     if (memcmp(got + i, want + i, sizeof *got)) {
-      test_failure(file, line, "same bits", "%s: element %lld of %lld is %.17g, should be %.17g exactly", what, (long long)i, (long long)n,
-                   (double)got[i], (double)want[i]);
+      test_failure(file, line, "same bits", "%s: element %lld of %lld is %.17g, should be %.17g exactly", what,
+                   (long long)i, (long long)n, (double)got[i], (double)want[i]);
       return;
     }
   test_one_more_check();
@@ -248,8 +254,8 @@ static inline void test_make_folder(const char *path) {
       mkdir(part, 0777);
     }
 }
-/* $BUILD/test/PROGRAM/name (BUILD: build if unset), with the folder made: a place for files a test writes, of this build alone. Eight calls in turn may be in
-   use at once. */
+/* $BUILD/test/PROGRAM/name (BUILD: build if unset), with the folder made: a place for files a test
+   writes, of this build alone. Eight calls in turn may be in use at once. */
 static inline const char *test_path(const char *name) {
   static char path[8][512];
   static int made, turn;
@@ -276,8 +282,8 @@ static inline mhk_context *test_create(const mhk_context_desc *desc) {
 #define mhk_create test_create
 #endif
 
-/* An allocator that counts, and can fail: fail_at n makes the n-th allocation from now on (1 is the next) and all later ones return NULL;
-   0 never fails. */
+/* An allocator that counts, and can fail: fail_at n makes the n-th allocation from now on (1 is the
+   next) and all later ones return NULL; 0 never fails. */
 typedef struct test_memory {
   long allocations, fail_at;
   size_t bytes, blocks;
@@ -333,9 +339,9 @@ static inline void test_environment(const char *name, const char *value) {
 #endif
 }
 
-/* A context on an instruction set with a unit for bfloat16, for tests that walk all of them, whatever
-   MHK_ISA and MHK_BF16_UNIT say; NULL where this machine or build has not got it, which the program
-   says at its end. */
+/* A context on an instruction set with a unit for bfloat16, for tests that walk all of them,
+   whatever MHK_ISA and MHK_BF16_UNIT say; NULL where this machine or build has not got it, which
+   the program says at its end. */
 static inline mhk_context *test_machine(mhk_isa isa, mhk_bf16_unit unit, int threads) {
   static const char *const isas[] = {"", "scalar", "avx2", "avx512", "neon", "wasm"};
   static const char *const units[] = {"", "plain", "AVX512-BF16", "AMX"};
@@ -363,7 +369,8 @@ static inline mhk_context *test_machine(mhk_isa isa, mhk_bf16_unit unit, int thr
     CHECK(isa == MHK_ISA_BEST || !strcmp(came, isas[isa]), "%s was asked for, %s came", isas[isa], came);
     return ctx;
   }
-  CHECK(isa > MHK_ISA_SCALAR || unit > MHK_BF16_PLAIN, "the scalar and the best set are everywhere: %s", mhk_message(ctx));
+  CHECK(isa > MHK_ISA_SCALAR || unit > MHK_BF16_PLAIN, "the scalar and the best set are everywhere: %s",
+        mhk_message(ctx));
   if (isa != MHK_ISA_BEST && strcmp(mhk_isa_name(ctx), isas[isa]) != 0)
     what = isas[isa];
   else

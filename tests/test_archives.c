@@ -8,29 +8,36 @@ static mhk_context *ctx;
 
 /* ---- what torch.save wrote */
 
-static void values(const mhk_file *f, const char *name, mhk_dtype dtype, int rank, mhk_index first, mhk_index n, const double *want) {
+static void values(const mhk_file *f, const char *name, mhk_dtype dtype, int rank, mhk_index first, mhk_index n,
+                   const double *want) {
   const mhk_file_tensor *x = mhk_file_find(f, name);
   mhk_real got[64];
   mhk_index i;
   REQUIRE(x && n <= 64, "%s is missing", name);
-  REQUIRE(x->dtype == dtype && x->rank == rank && x->count == n && (rank == 0 || x->shape[0] == first), "%s: %s, %d axes, %lld elements", name,
-          mhk_dtype_name(x->dtype), x->rank, (long long)x->count);
+  REQUIRE(x->dtype == dtype && x->rank == rank && x->count == n && (rank == 0 || x->shape[0] == first),
+          "%s: %s, %d axes, %lld elements", name, mhk_dtype_name(x->dtype), x->rank, (long long)x->count);
   CHECK(x->bytes == (size_t)n * mhk_dtype_size(dtype), "%s has %lld bytes", name, (long long)x->bytes);
   mhk_file_read(ctx, x, got);
   CHECK_OK(ctx);
-  for (i = 0; i < n; i++) CHECK(got[i] == (mhk_real)want[i], "%s[%lld] is %.17g, should be %.17g", name, (long long)i, (double)got[i], want[i]);
+  for (i = 0; i < n; i++)
+    CHECK(got[i] == (mhk_real)want[i], "%s[%lld] is %.17g, should be %.17g", name, (long long)i, (double)got[i],
+          want[i]);
 }
 
 static void fixture(const mhk_file *f) {
-  static const double f32[] = {-2.5, -1.5, -0.5, 0.5, 1.5, 2.5}, turned[] = {-2.5, 0.5, -1.5, 1.5, -0.5, 2.5}, f64[] = {0.1, -1e300};
-  static const double f16[] = {0.5, -1, 65504, 5.9604644775390625e-08}, i8[] = {-128, 127}, u8[] = {0, 255}, i16[] = {-32768, 32767};
-  static const double i32[] = {-2147483648.0, 2147483647.0}, i64[] = {1099511627776.0, -1}, truth[] = {1, 0}, seven = 7, scalar = 3.25;
+  static const double f32[] = {-2.5, -1.5, -0.5, 0.5, 1.5, 2.5}, turned[] = {-2.5, 0.5, -1.5, 1.5, -0.5, 2.5},
+                      f64[] = {0.1, -1e300};
+  static const double f16[] = {0.5, -1, 65504, 5.9604644775390625e-08}, i8[] = {-128, 127}, u8[] = {0, 255},
+                      i16[] = {-32768, 32767};
+  static const double i32[] = {-2147483648.0, 2147483647.0}, i64[] = {1099511627776.0, -1}, truth[] = {1, 0}, seven = 7,
+                      scalar = 3.25;
   const mhk_file_tensor *x, *y;
   mhk_real got[40], bf16[3];
   char name[256] = "a_long_name.";
   int i, j, k;
   REQUIRE(f, "%s", mhk_message(ctx));
-  CHECK(mhk_file_tensors(f) == 17, "%d tensors", mhk_file_tensors(f)); /* and a number, a list and None, which are none */
+  /* and a number, a list and None, which are none */
+  CHECK(mhk_file_tensors(f) == 17, "%d tensors", mhk_file_tensors(f));
   values(f, "f32", MHK_F32, 2, 2, 6, f32);
   values(f, "turned", MHK_F32, 2, 3, 6, turned);
   values(f, "row", MHK_F32, 1, 3, 3, f32 + 3);
@@ -47,8 +54,8 @@ static void fixture(const mhk_file *f) {
   if (sizeof(mhk_real) == sizeof(double)) values(f, "f64", MHK_F64, 1, 2, 2, f64);
   x = mhk_file_find(f, "bf16");
   mhk_file_read(ctx, x, bf16);
-  CHECK(bf16[0] == (mhk_real)1.5 && fabs((double)bf16[1] / -3e38 - 1) < 4e-3 && fabs((double)bf16[2] / 1e-40 - 1) < 0.1, "bf16 %g %g %g", (double)bf16[0],
-        (double)bf16[1], (double)bf16[2]);
+  CHECK(bf16[0] == (mhk_real)1.5 && fabs((double)bf16[1] / -3e38 - 1) < 4e-3 && fabs((double)bf16[2] / 1e-40 - 1) < 0.1,
+        "bf16 %g %g %g", (double)bf16[0], (double)bf16[1], (double)bf16[2]);
   memset(name + 12, 'x', 200);
   CHECK(mhk_file_find(f, name) != NULL, "a long name is missing");
   x = mhk_file_find(f, "wide"); /* (2,4,5) seen as (5,2,4) */
@@ -56,7 +63,8 @@ static void fixture(const mhk_file *f) {
   mhk_file_read(ctx, x, got);
   for (i = 0; i < 5; i++)
     for (j = 0; j < 2; j++)
-      for (k = 0; k < 4; k++) CHECK(got[(i * 2 + j) * 4 + k] == (mhk_real)((j * 4 + k) * 5 + i), "wide (%d,%d,%d)", i, j, k);
+      for (k = 0; k < 4; k++)
+        CHECK(got[(i * 2 + j) * 4 + k] == (mhk_real)((j * 4 + k) * 5 + i), "wide (%d,%d,%d)", i, j, k);
   x = mhk_file_find(f, "f32");
   y = mhk_file_find(f, "row");
   CHECK((const char *)y->data == (const char *)x->data + 12, "a part of a tensor was copied");
@@ -97,7 +105,8 @@ TEST(folders_and_shards) {
   }
   CHECK(test_write_file(test_path("pytorch_model.bin.index.json"), text, strlen(text)), "cannot write");
   f = mhk_file_open(ctx, test_path(""));
-  CHECK(mhk_file_tensors(f) == 18 && mhk_file_find(f, "other") && mhk_file_find(f, "turned"), "%d tensors: %s", mhk_file_tensors(f), mhk_message(ctx));
+  CHECK(mhk_file_tensors(f) == 18 && mhk_file_find(f, "other") && mhk_file_find(f, "turned"), "%d tensors: %s",
+        mhk_file_tensors(f), mhk_message(ctx));
   mhk_file_close(f);
   CHECK_OK(ctx);
 }
@@ -117,10 +126,13 @@ static mhk_file *reopen(void) {
   return opened;
 }
 
-static const unsigned char numbers[24] = {0, 0, 0x80, 0x3F, 0, 0, 0, 0x40, 0, 0, 0x40, 0x40, 0, 0, 0x80, 0x40, 0, 0, 0xA0, 0x40, 0, 0, 0xC0, 0x40}; /* 1 to 6 */
+/* 1 to 6 */
+static const unsigned char numbers[24] = {0, 0, 0x80, 0x3F, 0, 0, 0,    0x40, 0, 0, 0x40, 0x40,
+                                          0, 0, 0x80, 0x40, 0, 0, 0xA0, 0x40, 0, 0, 0xC0, 0x40};
 
 static mhk_file *pickled(const char *pickle, size_t n) {
-  part parts[4] = {{"x/data.pkl", NULL, 0}, {"x/byteorder", "little", 6}, {"x/data/0", numbers, 24}, {"x/version", "3\n", 2}};
+  part parts[4] = {
+      {"x/data.pkl", NULL, 0}, {"x/byteorder", "little", 6}, {"x/data/0", numbers, 24}, {"x/version", "3\n", 2}};
   parts[0].data = pickle;
   parts[0].n = n;
   archive(4, parts, 0);
@@ -129,7 +141,8 @@ static mhk_file *pickled(const char *pickle, size_t n) {
 
 #define START "\x80\x02}("
 #define TEXT(length, text) "X" length "\0\0\0" text
-#define STORAGE(type, key, count) "(" TEXT("\7", "storage") "ctorch\n" type "\n" TEXT("\1", key) TEXT("\3", "cpu") count "tQ"
+#define STORAGE(type, key, count) "(" TEXT("\7", "storage") "ctorch\n" type "\n" TEXT("\1", key) TEXT("\3", \
+  "cpu") count "tQ"
 #define FLOATS STORAGE("FloatStorage", "0", "K\6")
 #define HOOKS "ccollections\nOrderedDict\n)R"
 #define REBUILD "ctorch._utils\n_rebuild_tensor_v2\n"
@@ -139,8 +152,8 @@ static mhk_file *pickled(const char *pickle, size_t n) {
 
 static void refused(int line, const char *text, size_t n, mhk_result code, const char *message) {
   mhk_file *f = pickled(text, n);
-  CHECK(!f && mhk_error(ctx) == code && strstr(mhk_message(ctx), message), "line %d: result %d, \"%s\" does not contain \"%s\"", line, (int)mhk_error(ctx),
-        mhk_message(ctx), message);
+  CHECK(!f && mhk_error(ctx) == code && strstr(mhk_message(ctx), message),
+        "line %d: result %d, \"%s\" does not contain \"%s\"", line, (int)mhk_error(ctx), mhk_message(ctx), message);
   mhk_clear_error(ctx);
 }
 #define REFUSED(text, code, message) refused(__LINE__, text, sizeof text - 1, code, message)
@@ -153,14 +166,20 @@ TEST(pickles_that_are_right) {
   values(f, "a", MHK_F32, 2, 2, 6, all);
   f = PICKLE("\x80\x02}" TEXT("\1", "a") TENSOR "s.");
   values(f, "a", MHK_F32, 2, 2, 6, all);
-  f = PICKLE("\x80\x02" HOOKS "(" TEXT("\1", "a") "ctorch._utils\n_rebuild_parameter\n" TENSOR "\x88" HOOKS "\x87R" "u}" TEXT("\1", "m") "Nsb.");
+  f = PICKLE("\x80\x02" HOOKS "(" TEXT("\1", "a") "ctorch._utils\n_rebuild_parameter\n" TENSOR "\x88" HOOKS
+                                                  "\x87R"
+                                                  "u}" TEXT("\1", "m") "Nsb.");
   values(f, "a", MHK_F32, 2, 2, 6, all);
-  f = PICKLE(START TEXT("\1", "a") TENSOR_OF(FLOATS, "K\1", "K\2\x85", "K\3\x85") TEXT("\1", "b") TENSOR_OF(FLOATS, "K\2", "K\3\x85", "K\1\x85") "u.");
+  f = PICKLE(START TEXT("\1", "a") TENSOR_OF(FLOATS, "K\1", "K\2\x85", "K\3\x85") TEXT("\1", "b")
+                 TENSOR_OF(FLOATS, "K\2", "K\3\x85", "K\1\x85") "u.");
   values(f, "a", MHK_F32, 1, 2, 2, column);
   values(f, "b", MHK_F32, 1, 3, 3, rest);
-  /* an axis of one element may have any stride; kept and recalled values; whole numbers of every width; lists and floats that are no tensors */
-  f = PICKLE(START TEXT("\1", "a") "q\0" TENSOR_OF(FLOATS "r\1\0\0\0", "\x8a\0", "M\1\0J\6\0\0\0\x86", "\x8a\x02\0\1\x8a\1\1\x86") TEXT("\1", "b") REBUILD
-             "(j\1\0\0\0K\0K\3\x85K\1\x85\x88" HOOKS "tR" TEXT("\1", "l") "](K\1h\0e" TEXT("\1", "m") "]K\1a" TEXT("\1", "f") "G?\xf0\0\0\0\0\0\0K\5Nu.");
+  /* an axis of one element may have any stride; kept and recalled values; whole numbers of every
+     width; lists and floats that are no tensors */
+  f = PICKLE(START TEXT("\1", "a") "q\0" TENSOR_OF(FLOATS "r\1\0\0\0", "\x8a\0", "M\1\0J\6\0\0\0\x86",
+                                                   "\x8a\x02\0\1\x8a\1\1\x86") TEXT("\1", "b") REBUILD
+             "(j\1\0\0\0K\0K\3\x85K\1\x85\x88" HOOKS
+             "tR" TEXT("\1", "l") "](K\1h\0e" TEXT("\1", "m") "]K\1a" TEXT("\1", "f") "G?\xf0\0\0\0\0\0\0K\5Nu.");
   values(f, "a", MHK_F32, 2, 1, 6, all);
   values(f, "b", MHK_F32, 1, 3, 3, all);
   CHECK(mhk_file_tensors(f) == 2, "%d tensors", mhk_file_tensors(f));
@@ -171,13 +190,17 @@ TEST(pickles_that_are_right) {
 
 TEST(pickles_that_are_wrong) {
   /* what would be run elsewhere */
-  REFUSED("\x80\x02" "cos\nsystem\n" TEXT("\2", "ls") "\x85R.", U, "byte 2 of its pickle: it names os.system, which a dictionary of tensors does not need: refused");
+  REFUSED(
+      "\x80\x02"
+      "cos\nsystem\n" TEXT("\2", "ls") "\x85R.",
+      U, "byte 2 of its pickle: it names os.system, which a dictionary of tensors does not need: refused");
   REFUSED("\x80\x02" "c__builtin__\neval\n.", U, "__builtin__.eval");
   REFUSED("\x80\x02" "ctorch\nFloatStorage2\n.", U, "torch.FloatStorage2");
   REFUSED("\x80\x02" "ctorch.FloatStorage\n\n.", U, "torch.FloatStorage.");
   REFUSED("\x80\x02" "c\xff\x01\n\n.", U, "it names ...");
   REFUSED("\x80\x02" "cos\nsystem", F, "a name without its end");
-  REFUSED("\x80\x02(S'os'\nios\nsystem\n.", U, "the instruction 0x53, which a dictionary of tensors does not need: refused");
+  REFUSED("\x80\x02(S'os'\nios\nsystem\n.", U,
+          "the instruction 0x53, which a dictionary of tensors does not need: refused");
   REFUSED("\x80\x02(ios\nsystem\n.", U, "the instruction 0x69");
   REFUSED("\x80\x02(cos\nsystem\no.", U, "os.system");
   REFUSED("\x80\x02}(o.", U, "the instruction 0x6F");
@@ -230,36 +253,61 @@ TEST(pickles_that_are_wrong) {
 
 TEST(tensors_that_are_wrong) {
   /* storages */
-  REFUSED(START TEXT("\1", "a") TENSOR_OF(STORAGE("FloatStorage", "1", "K\6"), "K\0", "K\6\x85", "K\1\x85") "u.", F, "the storage x/data/1 is not in the archive");
-  REFUSED(START TEXT("\1", "a") TENSOR_OF(STORAGE("FloatStorage", "0", "K\7"), "K\0", "K\6\x85", "K\1\x85") "u.", F, "7 elements of type F32, its entry has 24 bytes");
-  REFUSED(START TEXT("\1", "a") TENSOR_OF(STORAGE("FloatStorage", "0", "K\5"), "K\0", "K\5\x85", "K\1\x85") "u.", F, "5 elements of type F32");
-  REFUSED(START TEXT("\1", "a") TENSOR_OF(STORAGE("HalfStorage", "0", "K\6"), "K\0", "K\6\x85", "K\1\x85") "u.", F, "6 elements of type F16");
-  REFUSED(START TEXT("\1", "a") TENSOR_OF(STORAGE("FloatStorage", "0", "J\xff\xff\xff\xff"), "K\0", "K\6\x85", "K\1\x85") "u.", F, "-1 elements");
-  REFUSED(START TEXT("\1", "a") TENSOR_OF(STORAGE("FloatStorage", "0", "\x8a\x08\xff\xff\xff\xff\xff\xff\xff\x7f"), "K\0", "K\6\x85", "K\1\x85") "u.", F,
-          "9223372036854775807 elements");
-  REFUSED(START TEXT("\1", "a") TENSOR_OF(STORAGE("FloatStorage", "0", "\x8a\x08\6\0\0\0\0\0\0\x40"), "K\0", "K\6\x85", "K\1\x85") "u.", F, "4611686018427387910 elements");
-  REFUSED(START "(" TEXT("\7", "storagx") "ctorch\nFloatStorage\n" TEXT("\1", "0") TEXT("\3", "cpu") "K\6tQNu.", F, "does not describe a storage");
-  REFUSED(START "(" TEXT("\7", "storage") "N" TEXT("\1", "0") TEXT("\3", "cpu") "K\6tQNu.", F, "does not describe a storage");
-  REFUSED(START "(" TEXT("\7", "storage") "ctorch\nFloatStorage\nK\0" TEXT("\3", "cpu") "K\6tQNu.", F, "does not describe a storage");
-  REFUSED(START "(" TEXT("\7", "storage") "ctorch\nFloatStorage\n" TEXT("\1", "0") TEXT("\3", "cpu") "tQNu.", F, "does not describe a storage");
+  REFUSED(START TEXT("\1", "a") TENSOR_OF(STORAGE("FloatStorage", "1", "K\6"), "K\0", "K\6\x85", "K\1\x85") "u.", F,
+          "the storage x/data/1 is not in the archive");
+  REFUSED(START TEXT("\1", "a") TENSOR_OF(STORAGE("FloatStorage", "0", "K\7"), "K\0", "K\6\x85", "K\1\x85") "u.", F,
+          "7 elements of type F32, its entry has 24 bytes");
+  REFUSED(START TEXT("\1", "a") TENSOR_OF(STORAGE("FloatStorage", "0", "K\5"), "K\0", "K\5\x85", "K\1\x85") "u.", F,
+          "5 elements of type F32");
+  REFUSED(START TEXT("\1", "a") TENSOR_OF(STORAGE("HalfStorage", "0", "K\6"), "K\0", "K\6\x85", "K\1\x85") "u.", F,
+          "6 elements of type F16");
+  REFUSED(START TEXT("\1", "a")
+              TENSOR_OF(STORAGE("FloatStorage", "0", "J\xff\xff\xff\xff"), "K\0", "K\6\x85", "K\1\x85") "u.",
+          F, "-1 elements");
+  REFUSED(START TEXT("\1", "a") TENSOR_OF(STORAGE("FloatStorage", "0", "\x8a\x08\xff\xff\xff\xff\xff\xff\xff\x7f"),
+                                          "K\0", "K\6\x85", "K\1\x85") "u.",
+          F, "9223372036854775807 elements");
+  REFUSED(START TEXT("\1", "a")
+              TENSOR_OF(STORAGE("FloatStorage", "0", "\x8a\x08\6\0\0\0\0\0\0\x40"), "K\0", "K\6\x85", "K\1\x85") "u.",
+          F, "4611686018427387910 elements");
+  REFUSED(START "(" TEXT("\7", "storagx") "ctorch\nFloatStorage\n" TEXT("\1", "0") TEXT("\3", "cpu") "K\6tQNu.", F,
+          "does not describe a storage");
+  REFUSED(START "(" TEXT("\7", "storage") "N" TEXT("\1", "0") TEXT("\3", "cpu") "K\6tQNu.", F,
+          "does not describe a storage");
+  REFUSED(START "(" TEXT("\7", "storage") "ctorch\nFloatStorage\nK\0" TEXT("\3", "cpu") "K\6tQNu.", F,
+          "does not describe a storage");
+  REFUSED(START "(" TEXT("\7", "storage") "ctorch\nFloatStorage\n" TEXT("\1", "0") TEXT("\3", "cpu") "tQNu.", F,
+          "does not describe a storage");
   REFUSED(START ")QNu.", F, "does not describe a storage");
   /* tensors of a storage of 6 elements */
-  REFUSED(START TEXT("\1", "a") TENSOR_OF(FLOATS, "K\1", "K\6\x85", "K\1\x85") "u.", F, "reaches outside its storage of 6 elements");
+  REFUSED(START TEXT("\1", "a") TENSOR_OF(FLOATS, "K\1", "K\6\x85", "K\1\x85") "u.", F,
+          "reaches outside its storage of 6 elements");
   REFUSED(START TEXT("\1", "a") TENSOR_OF(FLOATS, "K\0", "K\6\x85", "K\2\x85") "u.", F, "reaches outside");
   REFUSED(START TEXT("\1", "a") TENSOR_OF(FLOATS, "K\6", "K\1\x85", "K\1\x85") "u.", F, "reaches outside");
   REFUSED(START TEXT("\1", "a") TENSOR_OF(FLOATS, "K\6", ")", ")") "u.", F, "reaches outside");
   REFUSED(START TEXT("\1", "a") TENSOR_OF(FLOATS, "K\7", "K\0\x85", "K\1\x85") "u.", F, "starts outside");
   REFUSED(START TEXT("\1", "a") TENSOR_OF(FLOATS, "J\xff\xff\xff\xff", "K\1\x85", "K\1\x85") "u.", F, "starts outside");
-  REFUSED(START TEXT("\1", "a") TENSOR_OF(FLOATS, "K\0", "J\xff\xff\xff\xff\x85", "K\1\x85") "u.", F, "impossible size or stride");
-  REFUSED(START TEXT("\1", "a") TENSOR_OF(FLOATS, "K\0", "K\2\x85", "J\xff\xff\xff\xff\x85") "u.", F, "impossible size or stride");
-  REFUSED(START TEXT("\1", "a") TENSOR_OF(FLOATS, "K\0", "K\2\x85", "\x8a\x08\xff\xff\xff\xff\xff\xff\xff\x7f\x85") "u.", F, "");
-  REFUSED(START TEXT("\1", "a") TENSOR_OF(FLOATS, "K\0", "\x8a\x08\xff\xff\xff\xff\xff\xff\xff\x3fK\5\x86", "K\1K\1\x86") "u.", F, "");
-  REFUSED(START TEXT("\1", "a") TENSOR_OF(FLOATS, "K\0", "K\0\x8a\x08\xff\xff\xff\xff\xff\xff\xff\x3f\x8a\x08\xff\xff\xff\xff\xff\xff\xff\x3f\x87", "K\1K\1K\1\x87") "u.", F,
-          "impossible size");
-  REFUSED(START TEXT("\1", "a") TENSOR_OF(FLOATS, "K\0", "M\0\x10M\0\x10\x86", "K\0K\0\x86") "u.", U, "more elements than its storage has (6): it shows some twice");
+  REFUSED(START TEXT("\1", "a") TENSOR_OF(FLOATS, "K\0", "J\xff\xff\xff\xff\x85", "K\1\x85") "u.", F,
+          "impossible size or stride");
+  REFUSED(START TEXT("\1", "a") TENSOR_OF(FLOATS, "K\0", "K\2\x85", "J\xff\xff\xff\xff\x85") "u.", F,
+          "impossible size or stride");
+  REFUSED(START TEXT("\1", "a")
+              TENSOR_OF(FLOATS, "K\0", "K\2\x85", "\x8a\x08\xff\xff\xff\xff\xff\xff\xff\x7f\x85") "u.",
+          F, "");
+  REFUSED(START TEXT("\1", "a")
+              TENSOR_OF(FLOATS, "K\0", "\x8a\x08\xff\xff\xff\xff\xff\xff\xff\x3fK\5\x86", "K\1K\1\x86") "u.",
+          F, "");
+  REFUSED(START TEXT("\1", "a") TENSOR_OF(
+              FLOATS, "K\0", "K\0\x8a\x08\xff\xff\xff\xff\xff\xff\xff\x3f\x8a\x08\xff\xff\xff\xff\xff\xff\xff\x3f\x87",
+              "K\1K\1K\1\x87") "u.",
+          F, "impossible size");
+  REFUSED(START TEXT("\1", "a") TENSOR_OF(FLOATS, "K\0", "M\0\x10M\0\x10\x86", "K\0K\0\x86") "u.", U,
+          "more elements than its storage has (6): it shows some twice");
   REFUSED(START TEXT("\1", "a") TENSOR_OF(FLOATS, "K\0", "K\7\x85", "K\0\x85") "u.", U, "shows some twice");
-  REFUSED(START TEXT("\1", "a") TENSOR_OF(FLOATS, "K\0", "(K\1K\1K\1K\1K\1K\1t", "(K\1K\1K\1K\1K\1K\1t") "u.", U, "6 axes");
-  REFUSED(START TEXT("\1", "a") TENSOR_OF(FLOATS, "K\0", "K\6\x85", "K\6K\1\x86") "u.", F, "does not describe a tensor");
+  REFUSED(START TEXT("\1", "a") TENSOR_OF(FLOATS, "K\0", "(K\1K\1K\1K\1K\1K\1t", "(K\1K\1K\1K\1K\1K\1t") "u.", U,
+          "6 axes");
+  REFUSED(START TEXT("\1", "a") TENSOR_OF(FLOATS, "K\0", "K\6\x85", "K\6K\1\x86") "u.", F,
+          "does not describe a tensor");
   REFUSED(START TEXT("\1", "a") TENSOR_OF(FLOATS, "K\0", "K\6", "K\1") "u.", F, "does not describe a tensor");
   REFUSED(START TEXT("\1", "a") TENSOR_OF("N", "K\0", "K\6\x85", "K\1\x85") "u.", F, "does not describe a tensor");
   REFUSED(START TEXT("\1", "a") TENSOR_OF(FLOATS, "N", "K\6\x85", "K\1\x85") "u.", F, "does not describe a tensor");
@@ -273,10 +321,12 @@ TEST(tensors_that_are_wrong) {
   REFUSED(START TEXT("\1", "\xff") TENSOR "u.", F, "no usable name");
   REFUSED(START TEXT("\1", "\0") TENSOR "u.", F, "no usable name");
   REFUSED(START "K\1" TENSOR "u.", F, "no usable name");
-  REFUSED(START TEXT("\5", "model") "}" TEXT("\1", "a") TENSOR "su.", U, "holds no tensors by name, but a dictionary \"model\": save that alone");
+  REFUSED(START TEXT("\5", "model") "}" TEXT("\1", "a") TENSOR "su.", U,
+          "holds no tensors by name, but a dictionary \"model\": save that alone");
 }
 
-/* many kept values used many times over: neither memory nor time may grow with what they would unfold to */
+/* many kept values used many times over: neither memory nor time may grow with what they would
+   unfold to */
 TEST(bombs) {
   static char text[60000];
   size_t n = 0, i;
@@ -286,7 +336,9 @@ TEST(bombs) {
   opened = NULL;
   ctx = test_context(&memory, 0, 0);
   memcpy(text, "\x80\x02}N\x85q\0", 7), n = 7; /* tuples of tuples: 2^120 leaves */
-  for (i = 1; i <= 120; i++, n += 7) text[n] = 'h', text[n + 1] = (char)(i - 1), text[n + 2] = 'h', text[n + 3] = (char)(i - 1), text[n + 4] = '\x86', text[n + 5] = 'q', text[n + 6] = (char)i;
+  for (i = 1; i <= 120; i++, n += 7)
+    text[n] = 'h', text[n + 1] = (char)(i - 1), text[n + 2] = 'h', text[n + 3] = (char)(i - 1), text[n + 4] = '\x86',
+    text[n + 5] = 'q', text[n + 6] = (char)i;
   CHECK(!pickled(text, n) && mhk_error(ctx) == F, "opened");
   mhk_clear_error(ctx);
   memcpy(text, "\x80\x02}", 3), n = 3;
@@ -305,11 +357,15 @@ TEST(bombs) {
   mhk_clear_error(ctx);
   /* the same elements turned again and again: copies larger than the file are refused */
   memcpy(text, START, 4), n = 4;
-  memcpy(text + n, TEXT("\1", "a") TENSOR_OF(FLOATS, "K\0", "K\3K\2\x86", "K\1K\3\x86") "q\1", sizeof(TEXT("\1", "a") TENSOR_OF(FLOATS, "K\0", "K\3K\2\x86", "K\1K\3\x86") "q\1") - 1);
+  memcpy(text + n, TEXT("\1", "a") TENSOR_OF(FLOATS, "K\0", "K\3K\2\x86", "K\1K\3\x86") "q\1",
+         sizeof(TEXT("\1", "a") TENSOR_OF(FLOATS, "K\0", "K\3K\2\x86", "K\1K\3\x86") "q\1") - 1);
   n += sizeof(TEXT("\1", "a") TENSOR_OF(FLOATS, "K\0", "K\3K\2\x86", "K\1K\3\x86") "q\1") - 1;
-  for (i = 0; i < 2000; i++) n += (size_t)sprintf(text + n, "X%c", 4), memcpy(text + n, "\0\0\0", 3), n += 3, n += (size_t)sprintf(text + n, "%04dh\1", (int)i);
+  for (i = 0; i < 2000; i++)
+    n += (size_t)sprintf(text + n, "X%c", 4), memcpy(text + n, "\0\0\0", 3), n += 3,
+        n += (size_t)sprintf(text + n, "%04dh\1", (int)i);
   memcpy(text + n, "u.", 2), n += 2;
-  CHECK(!pickled(text, n) && strstr(mhk_message(ctx), "transposed tensors together are larger than the file"), "%s", mhk_message(ctx));
+  CHECK(!pickled(text, n) && strstr(mhk_message(ctx), "transposed tensors together are larger than the file"), "%s",
+        mhk_message(ctx));
   CHECK(mhk_memory_peak(ctx) < 20000000, "%.1f MB were used", (double)mhk_memory_peak(ctx) * 1e-6);
   mhk_destroy(ctx);
   opened = NULL;
@@ -321,8 +377,8 @@ TEST(bombs) {
 
 static void archive_refused(int line, mhk_result code, const char *message) {
   mhk_file *f = reopen();
-  CHECK(!f && mhk_error(ctx) == code && strstr(mhk_message(ctx), message), "line %d: result %d, \"%s\" does not contain \"%s\"", line, (int)mhk_error(ctx),
-        mhk_message(ctx), message);
+  CHECK(!f && mhk_error(ctx) == code && strstr(mhk_message(ctx), message),
+        "line %d: result %d, \"%s\" does not contain \"%s\"", line, (int)mhk_error(ctx), mhk_message(ctx), message);
   mhk_clear_error(ctx);
 }
 #define ARCHIVE_REFUSED(code, message) archive_refused(__LINE__, code, message)
@@ -353,10 +409,13 @@ TEST(archives_that_are_right) {
 
 TEST(archives_that_are_wrong) {
   static const char pickle[] = START TEXT("\1", "a") TENSOR "u.";
-  const part parts[3] = {{"x/data.pkl", pickle, sizeof pickle - 1}, {"x/data/0", numbers, 24}, {"x/byteorder", "little", 6}};
+  const part parts[3] = {
+      {"x/data.pkl", pickle, sizeof pickle - 1}, {"x/data/0", numbers, 24}, {"x/byteorder", "little", 6}};
   const part big[3] = {{"x/data.pkl", pickle, sizeof pickle - 1}, {"x/data/0", numbers, 24}, {"x/byteorder", "big", 3}};
-  const part twice[3] = {{"x/data.pkl", pickle, sizeof pickle - 1}, {"x/data/0", numbers, 24}, {"x/data/0", numbers, 24}};
-  const part two[3] = {{"x/data.pkl", pickle, sizeof pickle - 1}, {"x/data/0", numbers, 24}, {"y/data.pkl", pickle, sizeof pickle - 1}};
+  const part twice[3] = {
+      {"x/data.pkl", pickle, sizeof pickle - 1}, {"x/data/0", numbers, 24}, {"x/data/0", numbers, 24}};
+  const part two[3] = {
+      {"x/data.pkl", pickle, sizeof pickle - 1}, {"x/data/0", numbers, 24}, {"y/data.pkl", pickle, sizeof pickle - 1}};
   unsigned char *end;
   int wide;
   archive(3, big, 0);
@@ -443,7 +502,8 @@ TEST(cut_and_changed) {
   REQUIRE(bytes && n < sizeof made, "no fixture");
   memcpy(made, bytes, n);
   for (made_n = n - 1; made_n > 0; made_n -= made_n > 64 ? 61 : 1) {
-    CHECK(!reopen() && (mhk_error(ctx) == F || mhk_error(ctx) == U), "cut to %d bytes: %s", (int)made_n, mhk_message(ctx));
+    CHECK(!reopen() && (mhk_error(ctx) == F || mhk_error(ctx) == U), "cut to %d bytes: %s", (int)made_n,
+          mhk_message(ctx));
     mhk_clear_error(ctx);
   }
   for (k = 0; k < 4000; k++) {
@@ -459,7 +519,9 @@ TEST(cut_and_changed) {
     if (k % 2 == 0) { /* with its checksum unknown the pickle is read however it looks */
       size_t e;
       for (e = n - 46; e > 0; e--)
-        if (memcmp(bytes + e, "PK\1\2", 4) == 0 && e + 60 < n && memcmp(bytes + e + 46, "pytorch_model/data.pkl", 22) == 0) memset(made + e + 16, 0, 4);
+        if (memcmp(bytes + e, "PK\1\2", 4) == 0 && e + 60 < n &&
+            memcmp(bytes + e + 46, "pytorch_model/data.pkl", 22) == 0)
+          memset(made + e + 16, 0, 4);
     }
     f = reopen();
     if (f) {
@@ -495,7 +557,8 @@ TEST(allocations_that_fail) {
       mhk_file_close(f);
       mhk_destroy(c);
     }
-    CHECK(memory.bytes == 0 && memory.blocks == 0 && !memory.wrong_size, "call %ld leaks %ld bytes", n, (long)memory.bytes);
+    CHECK(memory.bytes == 0 && memory.blocks == 0 && !memory.wrong_size, "call %ld leaks %ld bytes", n,
+          (long)memory.bytes);
   }
   CHECK(done && n > 3, "%ld calls", n);
   free(bytes);

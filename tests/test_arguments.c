@@ -1,8 +1,11 @@
-/* Every public function with arguments that make no sense. arguments.awk reads the declarations of mohawk.h and writes build/arguments.h, which calls each
-   function with values from here: ARG(type) has those of a parameter, BASE(type) a description that is right, whose fields are then changed one at a time.
-   A function that is new is called at once; a parameter of a new type fails the first test, which says what to add.
-   Expected of any call: no crash, no undefined behaviour (where sanitizers look), no lost memory, an end; and an error code comes with a message. What
-   cannot be checked is not asked for: buffers are large enough for what their sizes say. `--calls n` makes n calls of a function in place of 250. */
+/* Every public function with arguments that make no sense. arguments.awk reads the declarations of
+   mohawk.h and writes build/arguments.h, which calls each function with values from here: ARG(type)
+   has those of a parameter, BASE(type) a description that is right, whose fields are then changed
+   one at a time. A function that is new is called at once; a parameter of a new type fails the
+   first test, which says what to add. Expected of any call: no crash, no undefined behaviour (where
+   sanitizers look), no lost memory, an end; and an error code comes with a message. What cannot be
+   checked is not asked for: buffers are large enough for what their sizes say. `--calls n` makes n
+   calls of a function in place of 250. */
 #include <float.h>
 #include <limits.h>
 #if defined(__unix__) || defined(__APPLE__)
@@ -42,15 +45,23 @@ static struct {
   mhk_file *file;
   mhk_tensor *tensor[16];
 } w;
-static union { mhk_real real[ROOM]; double d[ROOM]; int32_t i[ROOM]; char text[ROOM]; mhk_tensor *tensor[16]; } output[2];
+static union {
+  mhk_real real[ROOM];
+  double d[ROOM];
+  int32_t i[ROOM];
+  char text[ROOM];
+  mhk_tensor *tensor[16];
+} output[2];
 static mhk_real reals[4096];
 static int32_t zeros[4096], minus_ones[4096], large[4096], documents[4096];
 
 static char tokenizer_json[8000];
 static void make_tokenizer(void) { /* the 256 bytes, a word and the end of the text */
   int b;
-  size_t n = (size_t)sprintf(tokenizer_json, "{\"pre_tokenizer\": {\"type\": \"ByteLevel\"}, \"added_tokens\": [{\"id\": 257, \"content\": \"<|endoftext|>\", "
-                                             "\"special\": true}], \"model\": {\"type\": \"BPE\", \"vocab\": {");
+  size_t n = (size_t)sprintf(
+      tokenizer_json,
+      "{\"pre_tokenizer\": {\"type\": \"ByteLevel\"}, \"added_tokens\": [{\"id\": 257, \"content\": \"<|endoftext|>\", "
+      "\"special\": true}], \"model\": {\"type\": \"BPE\", \"vocab\": {");
   for (b = 0; b < 256; b++) {
     const int c = b <= 32 ? b + 256 : b >= 127 && b <= 160 ? b - 127 + 289 : b == 173 ? 323 : b;
     n += (size_t)sprintf(tokenizer_json + n, "\"\\u%04x\": %d, ", (unsigned)c, b);
@@ -58,12 +69,28 @@ static void make_tokenizer(void) { /* the 256 bytes, a word and the end of the t
   sprintf(tokenizer_json + n, "\"ab\": 256}, \"merges\": [\"a b\"]}}");
 }
 
-/* Sizes of the caller's arrays, which nobody can check: not larger than what is there. A function that reads its array so far is to be added here. */
+/* Sizes of the caller's arrays, which nobody can check: not larger than what is there. A function
+   that reads its array so far is to be added here. */
 static int is_size(const char *owner, const char *name) {
-  static const char *const sizes[] = {
-      "mhk_adamw n", "mhk_backward_many n", "mhk_encode capacity", "mhk_encode_prompt capacity", "mhk_decode n", "mhk_feed n", "mhk_score n",
-      "mhk_text_from_tokens n", "mhk_probabilities V", "mhk_probabilities n_recent", "mhk_draw V", "mhk_file_write n", "mhk_file_write n_metadata",
-      "field n_bias", "field n_stop_tokens", "field n_stop_strings", "field n_files", "field n_keep_attention", "field memory_bytes"};
+  static const char *const sizes[] = {"mhk_adamw n",
+                                      "mhk_backward_many n",
+                                      "mhk_encode capacity",
+                                      "mhk_encode_prompt capacity",
+                                      "mhk_decode n",
+                                      "mhk_feed n",
+                                      "mhk_score n",
+                                      "mhk_text_from_tokens n",
+                                      "mhk_probabilities V",
+                                      "mhk_probabilities n_recent",
+                                      "mhk_draw V",
+                                      "mhk_file_write n",
+                                      "mhk_file_write n_metadata",
+                                      "field n_bias",
+                                      "field n_stop_tokens",
+                                      "field n_stop_strings",
+                                      "field n_files",
+                                      "field n_keep_attention",
+                                      "field memory_bytes"};
   size_t i;
   char both[100];
   snprintf(both, sizeof both, "%s %s", owner, name);
@@ -87,32 +114,34 @@ static int is(const call *c, int i, const char *function_name, const char *name)
 }
 
 /* changes field number n of a description; counts them when n is -1 */
-#define CHANGE_INTEGER(type, name, field)                                                       \
-  if (n >= at && n < at + INTEGERS) {                                                           \
-    field = (type)integer(n - at, is_size("field", strrchr("." name, '.') + 1));                \
-    *what = name;                                                                               \
-  }                                                                                             \
+#define CHANGE_INTEGER(type, name, field) \
+  if (n >= at && n < at + INTEGERS) { \
+    field = (type)integer(n - at, is_size("field", strrchr("." name, '.') + 1)); \
+    *what = name; \
+  } \
   at += INTEGERS;
-#define CHANGE_DOUBLE(name, field)     \
-  if (n >= at && n < at + DOUBLES) {   \
-    field = number(n - at);            \
-    *what = name;                      \
-  }                                    \
+#define CHANGE_DOUBLE(name, field) \
+  if (n >= at && n < at + DOUBLES) { \
+    field = number(n - at); \
+    *what = name; \
+  } \
   at += DOUBLES;
 #define CHANGE_POINTER(name, field) \
-  if (n == at) {                    \
-    field = NULL;                   \
-    *what = name;                   \
-  }                                 \
+  if (n == at) { \
+    field = NULL; \
+    *what = name; \
+  } \
   at++;
 
-#define ARG(name, type, values)                     \
+#define ARG(name, type, values) \
   static int count_##name(void) { return values; } \
   static type arg_##name(const call *c, int i)
 #define BASE(type) static void base_##type(type *d)
 
 ARG(int, int, INTEGERS) { return (int)integer(chosen(c, i), is_size(c->f->name, c->f->parameter[i].name)); }
-ARG(mhk_index, mhk_index, INTEGERS) { return (mhk_index)integer(chosen(c, i), is_size(c->f->name, c->f->parameter[i].name)); }
+ARG(mhk_index, mhk_index, INTEGERS) {
+  return (mhk_index)integer(chosen(c, i), is_size(c->f->name, c->f->parameter[i].name));
+}
 ARG(size_t, size_t, INTEGERS) { /* of an array beside it */
   const size_t n = (size_t)integer(chosen(c, i), 1);
   return n > ROOM ? 5 : n;
@@ -143,7 +172,9 @@ ARG(mhk_model_p, mhk_model *, 5) {
 }
 ARG(mhk_tokenizer_p, mhk_tokenizer *, 2) {
   if (chosen(c, i)) return NULL;
-  return !strcmp(c->f->name, "mhk_tokenizer_destroy") ? mhk_tokenizer_parse(w.ctx, tokenizer_json, strlen(tokenizer_json)) : w.tokenizer;
+  return !strcmp(c->f->name, "mhk_tokenizer_destroy")
+             ? mhk_tokenizer_parse(w.ctx, tokenizer_json, strlen(tokenizer_json))
+             : w.tokenizer;
 }
 ARG(mhk_session_p, mhk_session *, 3) {
   if (chosen(c, i) == 1) return NULL;
@@ -158,16 +189,32 @@ ARG(mhk_text_p, mhk_text *, 2) {
 ARG(mhk_trainer_p, mhk_trainer *, 2) { return chosen(c, i) ? NULL : w.trainer; }
 ARG(mhk_file_p, mhk_file *, 2) { return chosen(c, i) ? NULL : w.file; }
 
-static const struct { int rank; mhk_index shape[4]; int gradient; } tensors[] = {
-    {4, {1, 3, 2, 4}, 1}, {0, {0}, 0}, {0, {0}, 1}, {1, {4}, 0}, {2, {3, 4}, 1}, {3, {1, 3, 2}, 1}, {4, {1, 3, 1, 4}, 1},
-    {2, {0, 3}, 0}, {2, {0, PTRDIFF_MAX / 4096}, 0}, {3, {4, 1, 2}, 1}, {3, {1, 3, 4}, 0}, {2, {4, 4}, 1}, {4, {1, 0, 2, 4}, 1}, {1, {2}, 0}, {2, {31, 24}, 0}};
+static const struct { int rank; mhk_index shape[4]; int gradient;
+} tensors[] = {{4, {1, 3, 2, 4}, 1}, {0, {0}, 0},       {0, {0}, 1},
+               {1, {4}, 0},          {2, {3, 4}, 1},    {3, {1, 3, 2}, 1},
+               {4, {1, 3, 1, 4}, 1}, {2, {0, 3}, 0},    {2, {0, PTRDIFF_MAX / 4096}, 0},
+               {3, {4, 1, 2}, 1},    {3, {1, 3, 4}, 0}, {2, {4, 4}, 1},
+               {4, {1, 0, 2, 4}, 1}, {1, {2}, 0},       {2, {31, 24}, 0}};
 enum { TENSORS = sizeof tensors / sizeof *tensors };
 ARG(mhk_tensor_p, mhk_tensor *, TENSORS) {
   /* what makes sense where it is not four axes: function, parameter, tensor */
-  static const struct { const char *f, *parameter; int tensor; } likely[] = {
-      {"mhk_linear", "x", 4}, {"mhk_linear", "weight", 11}, {"mhk_linear", "bias", 3}, {"mhk_linear", "residual", 4}, {"norm", "weight", 3}, {"norm", "bias", 3},
-      {"mhk_conv1d", "x", 10}, {"mhk_conv1d", "weight", 9}, {"mhk_conv1d", "bias", 3}, {"mhk_embedding", "weight", 4}, {"mhk_ssd", "log_a", 5},
-      {"mhk_ssd", "D", 13}, {"matrix_orientation", "log_a", 5}, {"matrix_orientation", "D", 13}, {"mhk_backward", "loss", 2}, {"mhk_gate", "z_bias", 3}};
+  static const struct { const char *f, *parameter; int tensor;
+  } likely[] = {{"mhk_linear", "x", 4},
+                {"mhk_linear", "weight", 11},
+                {"mhk_linear", "bias", 3},
+                {"mhk_linear", "residual", 4},
+                {"norm", "weight", 3},
+                {"norm", "bias", 3},
+                {"mhk_conv1d", "x", 10},
+                {"mhk_conv1d", "weight", 9},
+                {"mhk_conv1d", "bias", 3},
+                {"mhk_embedding", "weight", 4},
+                {"mhk_ssd", "log_a", 5},
+                {"mhk_ssd", "D", 13},
+                {"matrix_orientation", "log_a", 5},
+                {"matrix_orientation", "D", 13},
+                {"mhk_backward", "loss", 2},
+                {"mhk_gate", "z_bias", 3}};
   size_t k;
   int n = chosen(c, i);
   for (k = 0; n == 0 && k < sizeof likely / sizeof *likely; k++)
@@ -178,7 +225,10 @@ ARG(mhk_tensor_pconst_p, mhk_tensor *const *, 4) {
   static mhk_tensor *list[16];
   int k;
   if (chosen(c, i) == 1) return NULL;
-  for (k = 0; k < 16; k++) list[k] = chosen(c, i) == 2 ? (k == 1 ? NULL : w.tensor[4]) : chosen(c, i) == 3 ? mhk_model_tensor(w.quantised, k) : w.tensor[2];
+  for (k = 0; k < 16; k++)
+    list[k] = chosen(c, i) == 2   ? (k == 1 ? NULL : w.tensor[4])
+              : chosen(c, i) == 3 ? mhk_model_tensor(w.quantised, k)
+                                  : w.tensor[2];
   return list;
 }
 ARG(mhk_tensor_p_p, mhk_tensor **, 2) { return chosen(c, i) ? NULL : output[0].tensor; }
@@ -189,7 +239,12 @@ ARG(mhk_tape_mark, mhk_tape_mark, 3) {
   return m;
 }
 ARG(const_mhk_index_p, const mhk_index *, 7) {
-  static const mhk_index values[7][8] = {{4, 1, 1, 1, 1, 1, 1, 1}, {0}, {0}, {3, 4, 1, 1, 1}, {-1, 2, -3, 1, 1}, {PTRDIFF_MAX, PTRDIFF_MAX, 3, 1, 1},
+  static const mhk_index values[7][8] = {{4, 1, 1, 1, 1, 1, 1, 1},
+                                         {0},
+                                         {0},
+                                         {3, 4, 1, 1, 1},
+                                         {-1, 2, -3, 1, 1},
+                                         {PTRDIFF_MAX, PTRDIFF_MAX, 3, 1, 1},
                                          {0, PTRDIFF_MAX, PTRDIFF_MAX, 1, 2}};
   const int n = chosen(c, i);
   if (n > 4 && is(c, i, "mhk_feed", "lengths")) return values[4]; /* as many tokens as there are */
@@ -226,7 +281,8 @@ ARG(const_char_pconst_p, const char *const *, 3) {
   return chosen(c, i) == 1 ? NULL : list;
 }
 static const char *valid_text(const call *c, int i) {
-  if (is(c, i, "mhk_load", "path") || is(c, i, "mhk_file_open", "path") || is(c, i, "mhk_tokenizer_load", "path")) return "examples/tiny";
+  if (is(c, i, "mhk_load", "path") || is(c, i, "mhk_file_open", "path") || is(c, i, "mhk_tokenizer_load", "path"))
+    return "examples/tiny";
   if (is(c, i, NULL, "path")) return test_path("arguments.safetensors");
   if (is(c, i, "mhk_tokenizer_parse", "json")) return tokenizer_json;
   if (is(c, i, "mhk_config_preset", "name")) return "phi-1.5";
@@ -274,7 +330,8 @@ ARG(mhk_stream_p, mhk_stream *, 4) {
 }
 ARG(mhk_kv_cache_p, mhk_kv_cache *, 6) {
   static mhk_kv_cache cache;
-  static const mhk_index sizes[6][2] = {{0, 0}, {8, 2}, {-1, 0}, {PTRDIFF_MIN, PTRDIFF_MAX}, {8, PTRDIFF_MIN}, {8, 1}}; /* capacity, length */
+  /* capacity, length */
+  static const mhk_index sizes[6][2] = {{0, 0}, {8, 2}, {-1, 0}, {PTRDIFF_MIN, PTRDIFF_MAX}, {8, PTRDIFF_MIN}, {8, 1}};
   const int n = chosen(c, i);
   cache.k = n == 5 ? NULL : output[0].real;
   cache.v = output[1].real;
@@ -457,7 +514,8 @@ static void refill(void) {
   mhk_tape_reset(w.tape);
   mhk_tape_record(w.tape, 1);
   for (i = 0; i < TENSORS - 1; i++) {
-    w.tensor[i] = mhk_tensor_new(w.tape, tensors[i].rank, tensors[i].shape, tensors[i].rank == 2 && tensors[i].shape[0] == 0 ? NULL : reals);
+    w.tensor[i] = mhk_tensor_new(w.tape, tensors[i].rank, tensors[i].shape,
+                                 tensors[i].rank == 2 && tensors[i].shape[0] == 0 ? NULL : reals);
     if (tensors[i].gradient) mhk_require_grad(w.tape, w.tensor[i]);
     CHECK(w.tensor[i] != NULL, "tensor %d: %s", i, mhk_message(w.ctx));
   }
@@ -465,7 +523,8 @@ static void refill(void) {
 
 static void world_end(const char *after) {
   mhk_destroy(w.ctx);
-  CHECK(w.memory.bytes == 0 && w.memory.blocks == 0 && !w.memory.wrong_size, "after calls of %s %lld bytes are lost", after, (long long)w.memory.bytes);
+  CHECK(w.memory.bytes == 0 && w.memory.blocks == 0 && !w.memory.wrong_size, "after calls of %s %lld bytes are lost",
+        after, (long long)w.memory.bytes);
 }
 
 static char now[1000]; /* the call, for whoever looks when it does not come back */
@@ -485,7 +544,8 @@ static void too_long(int signal_number) {
 
 /* what a context is reached through */
 static int is_object(const char *type) {
-  static const char *const types[] = {"mhk_context_p", "mhk_tape_p", "mhk_model_p", "mhk_tensor_p", "mhk_session_p", "mhk_speculation_p", "mhk_trainer_p"};
+  static const char *const types[] = {"mhk_context_p", "mhk_tape_p",        "mhk_model_p",  "mhk_tensor_p",
+                                      "mhk_session_p", "mhk_speculation_p", "mhk_trainer_p"};
   size_t i;
   for (i = 0; i < sizeof types / sizeof *types; i++)
     if (!strcmp(type, types[i])) return 1;
@@ -524,7 +584,8 @@ static void all_calls(const function *f) {
   uint64_t seed = 7;
   double all = 1;
   long done = 0, k;
-  int i, counts[MOST_PARAMETERS], ends = strstr(f->name, "destroy") || strstr(f->name, "close") || strstr(f->name, "finish");
+  int i, counts[MOST_PARAMETERS],
+      ends = strstr(f->name, "destroy") || strstr(f->name, "close") || strstr(f->name, "finish");
   call c;
   memset(&c, 0, sizeof c);
   c.f = f;
@@ -540,7 +601,9 @@ static void all_calls(const function *f) {
   for (k = 0; k < (all < most_calls ? (long)all : most_calls - done); k++) {
     long rest = k;
     for (i = 0; i < f->n; i++) {
-      c.pick[i] = all < most_calls ? (int)(rest % counts[i]) : test_random(&seed) % 2 ? 0 : (int)(test_random(&seed) % (uint64_t)counts[i]);
+      c.pick[i] = all < most_calls         ? (int)(rest % counts[i])
+                  : test_random(&seed) % 2 ? 0
+                                           : (int)(test_random(&seed) % (uint64_t)counts[i]);
       rest /= counts[i];
     }
     one_call(&c);

@@ -52,7 +52,8 @@ static mhk_distill_desc description(mhk_context *ctx, mhk_index text_tokens) {
   return d;
 }
 
-static mhk_real *train(int way, int recompute, double own_stream, mhk_windows windows, mhk_index *count, double *losses) {
+static mhk_real *train(int way, int recompute, double own_stream, mhk_windows windows, mhk_index *count,
+                       double *losses) {
   mhk_context *ctx = context(way);
   mhk_distill_desc d = description(ctx, 3000);
   mhk_trainer *tr;
@@ -84,12 +85,14 @@ TEST(training_on_any_number_of_threads) {
     CHECK(k == n, "another number of weights");
     CHECK_SAME(way_name(way), got, want, n);
     for (i = 0; i < 9; i++)
-      CHECK(losses[i] == want_losses[i], "%s: loss %d is %.17g, was %.17g", way_name(way), i, losses[i], want_losses[i]);
+      CHECK(losses[i] == want_losses[i], "%s: loss %d is %.17g, was %.17g", way_name(way), i, losses[i],
+            want_losses[i]);
     free(got);
   }
   CHECK(backwards_calls > 0, "the caller's parallel_for was never called");
   free(want);
-  /* with own-stream alignment the gradients of a block's input are added up in another order: rounding only */
+  /* with own-stream alignment the gradients of a block's input are added up in another order:
+     rounding only */
   want = train(1, 0, -1, MHK_WINDOWS_RANDOM, &n, losses);
   got = train(1, 1, -1, MHK_WINDOWS_RANDOM, &k, losses);
   CHECK_SAME("with recomputation", got, want, n);
@@ -157,12 +160,13 @@ TEST(sampled_text_on_any_number_of_threads) {
   }
 }
 
-/* ---------------------------------------------------------------------------------------- save and load */
+/* -------------------------------------------------------------------------------- save and load */
 
 static void same_file(const char *a, const char *b) {
   size_t na = 0, nb = 0;
   char *x = test_read_file(a, &na), *y = test_read_file(b, &nb);
-  CHECK(x && y && na == nb && !memcmp(x, y, na), "%s (%lld bytes) and %s (%lld bytes) differ", a, (long long)na, b, (long long)nb);
+  CHECK(x && y && na == nb && !memcmp(x, y, na), "%s (%lld bytes) and %s (%lld bytes) differ", a, (long long)na, b,
+        (long long)nb);
   free(x), free(y);
 }
 
@@ -180,13 +184,16 @@ TEST(save_and_load) {
     memcpy(want, mhk_data(mhk_forward(t, m, tokens, 2, 20, NULL)), sizeof want);
     for (one_file = 0; one_file < 2; one_file++)
       for (d = 0; d < 3; d++) {
-        const char *first = test_path(one_file ? "a.safetensors" : "a"), *second = test_path(one_file ? "b.safetensors" : "b");
+        const char *first = test_path(one_file ? "a.safetensors" : "a"),
+                   *second = test_path(one_file ? "b.safetensors" : "b");
         mhk_model *back, *again;
         mhk_save(m, first, types[d]);
         back = mhk_load(ctx, first);
         REQUIRE(back != NULL, "%s: %s", model_kind_name(kind), mhk_message(ctx));
-        CHECK(mhk_model_tensors(back) == mhk_model_tensors(m), "%d tensors, there were %d", mhk_model_tensors(back), mhk_model_tensors(m));
-        CHECK(mhk_config_parameters(mhk_model_config(back)) == mhk_config_parameters(mhk_model_config(m)), "another number of parameters");
+        CHECK(mhk_model_tensors(back) == mhk_model_tensors(m), "%d tensors, there were %d", mhk_model_tensors(back),
+              mhk_model_tensors(m));
+        CHECK(mhk_config_parameters(mhk_model_config(back)) == mhk_config_parameters(mhk_model_config(m)),
+              "another number of parameters");
         if (d == 0 && sizeof(mhk_real) == 4)
           CHECK_SAME(model_kind_name(kind), mhk_data(mhk_forward(t, back, tokens, 2, 20, NULL)), want, 40 * 31);
         mhk_save(back, second, types[d]); /* what was rounded once is not rounded again */
@@ -204,8 +211,8 @@ TEST(save_and_load) {
         mhk_model_make_trainable(again);
         CHECK_OK(ctx);
         for (i = 0; i < mhk_model_tensors(again); i++)
-          CHECK(mhk_model_tensor(again, i)->dtype == MHK_REAL && mhk_model_tensor(again, i)->requires_grad, "%s is not trainable",
-                mhk_model_tensor(again, i)->name);
+          CHECK(mhk_model_tensor(again, i)->dtype == MHK_REAL && mhk_model_tensor(again, i)->requires_grad,
+                "%s is not trainable", mhk_model_tensor(again, i)->name);
         mhk_save(again, second, types[d]);
         if (one_file) same_file(first, second);
         mhk_tape_reset(t);
@@ -224,19 +231,20 @@ TEST(models_from_seeds) {
   for (kind = 0; kind < MODEL_KINDS; kind++) {
     const mhk_config c = model_config(kind);
     mhk_index n;
-    mhk_real *a = model_numbers(mhk_model_create(ctx, &c, 7), 0, &n), *b = model_numbers(mhk_model_create(ctx, &c, 7), 0, &n);
+    mhk_real *a = model_numbers(mhk_model_create(ctx, &c, 7), 0, &n),
+             *b = model_numbers(mhk_model_create(ctx, &c, 7), 0, &n);
     mhk_real *other = model_numbers(mhk_model_create(ctx, &c, 8), 0, &n);
     CHECK_SAME(model_kind_name(kind), a, b, n);
     CHECK(memcmp(a, other, sizeof *a * (size_t)n) != 0, "another seed gives the same weights");
-    CHECK((double)n == mhk_config_parameters(&c), "%s: %lld numbers, the configuration says %.0f", model_kind_name(kind), (long long)n,
-          mhk_config_parameters(&c));
+    CHECK((double)n == mhk_config_parameters(&c), "%s: %lld numbers, the configuration says %.0f",
+          model_kind_name(kind), (long long)n, mhk_config_parameters(&c));
     free(a), free(b), free(other);
   }
   CHECK_OK(ctx);
   mhk_destroy(ctx);
 }
 
-/* ---------------------------------------------------------------------------------------- stop and resume */
+/* ------------------------------------------------------------------------------ stop and resume */
 
 static void remove_folder(const char *path) {
   char command[700];
@@ -244,7 +252,8 @@ static void remove_folder(const char *path) {
   if (system(command) != 0) printf("could not remove %s\n", path);
 }
 
-/* Runs to the end, or until `stop` updates were done, when it checkpoints. Returns the student's weights at the end. */
+/* Runs to the end, or until `stop` updates were done, when it checkpoints. Returns the student's
+   weights at the end. */
 static mhk_real *run(const char *out, int stop, int lose, mhk_index *n, int *resumed, int *updates) {
   mhk_context *ctx = mhk_create(NULL);
   mhk_distill_desc d = description(ctx, 3000);
@@ -298,8 +307,9 @@ TEST(stop_and_resume) {
   free(want);
 }
 
-TEST(killed_and_resumed) { /* the process goes away without a word, after updates that no checkpoint holds, also in the middle of writing
-                              one */
+/* the process goes away without a word, after updates that no checkpoint holds, also in the middle
+   of writing one */
+TEST(killed_and_resumed) {
   char out[600], half[700];
   mhk_index n, k;
   mhk_real *want, *got;
@@ -353,8 +363,8 @@ TEST(another_description_does_not_resume) {
   d.stages[0].lr = 0.0123;
   tr = mhk_distill(ctx, &d);
   CHECK(!tr, "another learning rate resumed the run");
-  CHECK(mhk_failed(ctx) &&
-            (strstr(mhk_message(ctx), "lr") || strstr(mhk_message(ctx), "learning rate") || strstr(mhk_message(ctx), "rate")),
+  CHECK(mhk_failed(ctx) && (strstr(mhk_message(ctx), "lr") || strstr(mhk_message(ctx), "learning rate") ||
+                            strstr(mhk_message(ctx), "rate")),
         "the message does not name the difference: %s", mhk_message(ctx));
   mhk_clear_error(ctx);
   d.fresh = 1;

@@ -1,4 +1,5 @@
-/* Errors are sentences that name the thing; functions given NULL, or whose context has failed, do nothing. */
+/* Errors are sentences that name the thing; functions given NULL, or whose context has failed, do
+   nothing. */
 #include "models.h"
 
 static mhk_context *ctx;
@@ -32,11 +33,12 @@ TEST(first_error_stays) {
   d.log = log_to;
   log_lines = 0;
   ctx = mhk_create(&d);
-  CHECK(!mhk_failed(ctx) && mhk_error(ctx) == MHK_OK && !strcmp(mhk_message(ctx), ""), "a new context has an error: %s", mhk_message(ctx));
+  CHECK(!mhk_failed(ctx) && mhk_error(ctx) == MHK_OK && !strcmp(mhk_message(ctx), ""), "a new context has an error: %s",
+        mhk_message(ctx));
   CHECK(mhk_fail(ctx, MHK_ERROR_STATE, "first %d", 1) == MHK_ERROR_STATE, "mhk_fail returns its code");
   mhk_fail(ctx, MHK_ERROR_FILE, "second");
-  CHECK(mhk_failed(ctx) && mhk_error(ctx) == MHK_ERROR_STATE && !strcmp(mhk_message(ctx), "first 1"), "the first error was replaced by: %s",
-        mhk_message(ctx));
+  CHECK(mhk_failed(ctx) && mhk_error(ctx) == MHK_ERROR_STATE && !strcmp(mhk_message(ctx), "first 1"),
+        "the first error was replaced by: %s", mhk_message(ctx));
   CHECK(log_lines == 1 && !strcmp(logged, "first 1"), "%d lines in the log, the last is %s", log_lines, logged);
   mhk_clear_error(ctx);
   CHECK(!mhk_failed(ctx) && !strcmp(mhk_message(ctx), ""), "the error was not cleared");
@@ -120,8 +122,9 @@ TEST(asking_for_what_the_processor_lacks) {
     test_environment("MHK_ISA", i ? "scalar" : "sse2");
     test_environment("MHK_BF16_UNIT", i ? "vnni" : "plain");
     ctx = mhk_create(NULL);
-    CHECK_FAILS(ctx, MHK_ERROR_ARGUMENT,
-                i ? "MHK_BF16_UNIT is \"vnni\": it may be plain, avx512 or amx" : "MHK_ISA is \"sse2\": it may be scalar");
+    CHECK_FAILS(
+        ctx, MHK_ERROR_ARGUMENT,
+        i ? "MHK_BF16_UNIT is \"vnni\": it may be plain, avx512 or amx" : "MHK_ISA is \"sse2\": it may be scalar");
     mhk_destroy(ctx);
   }
   for (i = 0; i < 2; i++) test_environment(variables[i], saved[i][0] ? saved[i] : NULL);
@@ -150,10 +153,12 @@ TEST(ops_name_the_shapes) {
   CHECK_FAILS(ctx, MHK_ERROR_ARGUMENT, "9");
   CHECK(mhk_cross_entropy(tape, b, ids) == NULL, "label 9 of 4");
   CHECK_FAILS(ctx, MHK_ERROR_ARGUMENT, "9");
-  CHECK(mhk_attention(tape, zeros(4, 1, 3, 3, 4), zeros(4, 1, 3, 2, 4), zeros(4, 1, 3, 2, 4), NULL, NULL) == NULL, "3 heads in 2 groups");
+  CHECK(mhk_attention(tape, zeros(4, 1, 3, 3, 4), zeros(4, 1, 3, 2, 4), zeros(4, 1, 3, 2, 4), NULL, NULL) == NULL,
+        "3 heads in 2 groups");
   CHECK(mhk_failed(ctx), "attention");
   mhk_clear_error(ctx);
-  CHECK(mhk_ssd(tape, zeros(4, 1, 3, 3, 4), zeros(3, 1, 3, 3, 1), zeros(4, 1, 3, 2, 4), zeros(4, 1, 3, 2, 4), NULL) == NULL,
+  CHECK(mhk_ssd(tape, zeros(4, 1, 3, 3, 4), zeros(3, 1, 3, 3, 1), zeros(4, 1, 3, 2, 4), zeros(4, 1, 3, 2, 4), NULL) ==
+            NULL,
         "3 heads in 2 groups");
   CHECK(mhk_failed(ctx), "ssd");
   mhk_clear_error(ctx);
@@ -163,7 +168,8 @@ TEST(ops_name_the_shapes) {
   CHECK(mhk_rotary(tape, zeros(4, 1, 3, 2, 4), 6, 10000, NULL, 0) == NULL, "6 rotary features of 4");
   CHECK(mhk_failed(ctx), "rotary");
   mhk_clear_error(ctx);
-  CHECK(mhk_conv1d(tape, zeros(3, 1, 3, 5, 1), zeros(3, 4, 1, 4, 1), NULL, 0, NULL, NULL) == NULL, "conv1d of 5 channels with 4");
+  CHECK(mhk_conv1d(tape, zeros(3, 1, 3, 5, 1), zeros(3, 4, 1, 4, 1), NULL, 0, NULL, NULL) == NULL,
+        "conv1d of 5 channels with 4");
   CHECK(mhk_failed(ctx), "conv1d");
   mhk_clear_error(ctx);
   CHECK(mhk_backward(tape, a) != MHK_OK, "backward from 15 numbers");
@@ -185,7 +191,8 @@ TEST(ops_name_the_shapes) {
   CHECK_FAILS(ctx, MHK_ERROR_SHAPE, "rows");
   {
     const mhk_index huge[3] = {(mhk_index)1 << 40, (mhk_index)1 << 40, 7}, negative[1] = {-3};
-    CHECK(mhk_tensor_new(tape, 3, huge, NULL) == NULL && mhk_error(ctx) == MHK_ERROR_MEMORY, "2^80 numbers: %s", mhk_message(ctx));
+    CHECK(mhk_tensor_new(tape, 3, huge, NULL) == NULL && mhk_error(ctx) == MHK_ERROR_MEMORY, "2^80 numbers: %s",
+          mhk_message(ctx));
     mhk_clear_error(ctx);
     CHECK(mhk_tensor_new(tape, 1, negative, NULL) == NULL && mhk_failed(ctx), "-3 numbers");
     mhk_clear_error(ctx);
@@ -215,18 +222,20 @@ TEST(configurations) {
     c = changed(presets[i]);
     CHECK(mhk_config_check(ctx, &c) == MHK_OK, "%s: %s", presets[i], mhk_message(ctx));
     if (parameters[i] > 0)
-      CHECK(fabs(mhk_config_parameters(&c) / parameters[i] - 1) < 0.002, "%s has %.0f parameters", presets[i], mhk_config_parameters(&c));
+      CHECK(fabs(mhk_config_parameters(&c) / parameters[i] - 1) < 0.002, "%s has %.0f parameters", presets[i],
+            mhk_config_parameters(&c));
     n = mhk_config_format(&c, NULL, 0);
-    CHECK(n > 100 && n < sizeof text && mhk_config_format(&c, text, sizeof text) == n && strlen(text) == n, "%s takes %lld bytes",
-          presets[i], (long long)n);
+    CHECK(n > 100 && n < sizeof text && mhk_config_format(&c, text, sizeof text) == n && strlen(text) == n,
+          "%s takes %lld bytes", presets[i], (long long)n);
     memset(&back, 0, sizeof back);
     CHECK(mhk_config_parse(ctx, text, n, presets[i], &back) == MHK_OK, "%s: %s", presets[i], mhk_message(ctx));
-    CHECK(back.arch == c.arch && back.n_layer == c.n_layer && back.d_model == c.d_model && back.vocab_size == c.vocab_size &&
-              back.d_mlp == c.d_mlp && back.n_head == c.n_head && back.n_kv_head == c.n_kv_head && back.head_dim == c.head_dim &&
-              back.rotary_dim == c.rotary_dim && back.rope_theta == c.rope_theta && back.ssm_heads == c.ssm_heads &&
-              back.ssm_groups == c.ssm_groups && back.ssm_head_dim == c.ssm_head_dim && back.d_state == c.d_state &&
-              back.d_conv == c.d_conv && back.conv_silu == c.conv_silu && back.norm_eps == c.norm_eps &&
-              back.tie_embeddings == c.tie_embeddings && !memcmp(back.mixer, c.mixer, (size_t)c.n_layer),
+    CHECK(back.arch == c.arch && back.n_layer == c.n_layer && back.d_model == c.d_model &&
+              back.vocab_size == c.vocab_size && back.d_mlp == c.d_mlp && back.n_head == c.n_head &&
+              back.n_kv_head == c.n_kv_head && back.head_dim == c.head_dim && back.rotary_dim == c.rotary_dim &&
+              back.rope_theta == c.rope_theta && back.ssm_heads == c.ssm_heads && back.ssm_groups == c.ssm_groups &&
+              back.ssm_head_dim == c.ssm_head_dim && back.d_state == c.d_state && back.d_conv == c.d_conv &&
+              back.conv_silu == c.conv_silu && back.norm_eps == c.norm_eps && back.tie_embeddings == c.tie_embeddings &&
+              !memcmp(back.mixer, c.mixer, (size_t)c.n_layer),
           "%s does not survive its config.json: %s", presets[i], text);
   }
   CHECK(mhk_config_preset(ctx, "phi-99", &c) != MHK_OK, "phi-99");
@@ -253,7 +262,8 @@ TEST(configurations) {
   CHECK_FAILS(ctx, MHK_ERROR_CONFIG, "-1");
   c = changed("mamba2-130m"), c.mixer[3] = 99;
   mhk_config_check(ctx, &c);
-  CHECK(mhk_error(ctx) == MHK_ERROR_CONFIG || mhk_error(ctx) == MHK_ERROR_UNSUPPORTED, "mixer 99: %s", mhk_message(ctx));
+  CHECK(mhk_error(ctx) == MHK_ERROR_CONFIG || mhk_error(ctx) == MHK_ERROR_UNSUPPORTED, "mixer 99: %s",
+        mhk_message(ctx));
   mhk_clear_error(ctx);
   finish();
 }
@@ -265,8 +275,8 @@ static void parse_fails(const char *json, mhk_result code, const char *text) {
   else if (code == MHK_OK)
     CHECK(strstr(mhk_message(ctx), text) != NULL, "\"%s\" does not contain %s", mhk_message(ctx), text);
   else
-    CHECK(mhk_error(ctx) == code && strstr(mhk_message(ctx), text), "error %d, \"%s\" does not contain %s", (int)mhk_error(ctx),
-          mhk_message(ctx), text);
+    CHECK(mhk_error(ctx) == code && strstr(mhk_message(ctx), text), "error %d, \"%s\" does not contain %s",
+          (int)mhk_error(ctx), mhk_message(ctx), text);
   mhk_clear_error(ctx);
 }
 
@@ -308,17 +318,20 @@ TEST(models_that_do_not_fit) {
   test_write_file(path, config, n);
   CHECK(mhk_load(ctx, test_path("bad")) == NULL, "loaded with the wrong width");
   CHECK(mhk_error(ctx) == MHK_ERROR_CONFIG || mhk_error(ctx) == MHK_ERROR_FORMAT, "error %d", (int)mhk_error(ctx));
-  CHECK(strstr(mhk_message(ctx), "mlp.fc1.weight") && strstr(mhk_message(ctx), "(96,24)") && strstr(mhk_message(ctx), "(80,24)"),
+  CHECK(strstr(mhk_message(ctx), "mlp.fc1.weight") && strstr(mhk_message(ctx), "(96,24)") &&
+            strstr(mhk_message(ctx), "(80,24)"),
         "the message does not say what: %s", mhk_message(ctx));
   mhk_clear_error(ctx);
   replace(config, "\"intermediate_size\": 80", "\"intermediate_size\": 96");
   replace(config, "\"num_hidden_layers\": 2", "\"num_hidden_layers\": 3");
   test_write_file(path, config, n);
-  CHECK(mhk_load(ctx, test_path("bad")) == NULL && strstr(mhk_message(ctx), "model.layers.2."), "a layer is missing: %s", mhk_message(ctx));
+  CHECK(mhk_load(ctx, test_path("bad")) == NULL && strstr(mhk_message(ctx), "model.layers.2."),
+        "a layer is missing: %s", mhk_message(ctx));
   mhk_clear_error(ctx);
   replace(config, "\"num_hidden_layers\": 3", "\"num_hidden_layers\": 1");
   test_write_file(path, config, n);
-  CHECK(mhk_load(ctx, test_path("bad")) == NULL && strstr(mhk_message(ctx), "model.layers.1."), "a layer too many: %s", mhk_message(ctx));
+  CHECK(mhk_load(ctx, test_path("bad")) == NULL && strstr(mhk_message(ctx), "model.layers.1."), "a layer too many: %s",
+        mhk_message(ctx));
   mhk_clear_error(ctx);
   free(config);
   CHECK(mhk_save(m, "build/test/there/is/no/folder", MHK_F32) == MHK_ERROR_FILE, "saved nowhere");
@@ -342,7 +355,8 @@ TEST(damaged_files) { /* cut anywhere, or with bytes changed anywhere: an error 
   for (i = 0; i < 60; i++) {
     cut = i < 30 ? (size_t)i * header / 30 : header + (size_t)(i - 30) * (n - header - 1) / 30;
     test_write_file(test_path("cut.safetensors"), data, cut);
-    CHECK(mhk_load(ctx, test_path("cut.safetensors")) == NULL && mhk_failed(ctx) && strstr(mhk_message(ctx), "cut.safetensors"),
+    CHECK(mhk_load(ctx, test_path("cut.safetensors")) == NULL && mhk_failed(ctx) &&
+              strstr(mhk_message(ctx), "cut.safetensors"),
           "cut to %lld bytes: %s", (long long)cut, mhk_message(ctx));
     mhk_clear_error(ctx);
   }
@@ -399,7 +413,8 @@ TEST(distillation) {
     int keep[1] = {2};
     d.student_desc.keep_attention = keep;
     d.student_desc.n_keep_attention = 1;
-    CHECK(mhk_distill(ctx, &d) == NULL && mhk_failed(ctx) && strstr(mhk_message(ctx), "2"), "layer 2 of 2 kept: %s", mhk_message(ctx));
+    CHECK(mhk_distill(ctx, &d) == NULL && mhk_failed(ctx) && strstr(mhk_message(ctx), "2"), "layer 2 of 2 kept: %s",
+          mhk_message(ctx));
     mhk_clear_error(ctx);
   }
   finish();
@@ -428,7 +443,8 @@ TEST(diverged_training) { /* a learning rate that makes NaN stops with a sentenc
 }
 
 TEST(diverged_training_names_what_was_first) {
-  static const char *const tensors[3] = {"model.layers.1.self_attn.q_proj.weight", "model.embed_tokens.weight", "lm_head.bias"};
+  static const char *const tensors[3] = {"model.layers.1.self_attn.q_proj.weight", "model.embed_tokens.weight",
+                                         "lm_head.bias"};
   mhk_distill_desc d;
   mhk_trainer *tr;
   int32_t tokens[400];
@@ -441,15 +457,17 @@ TEST(diverged_training_names_what_was_first) {
       d.teacher = model_new(ctx, PHI, 3);
       d.student = mhk_student_create(ctx, d.teacher, NULL);
       REQUIRE(mhk_model_find(d.teacher, tensors[i]) != NULL, "%s is not there", tensors[i]);
-      mhk_data(mhk_model_find(d.teacher, tensors[i]))[i ? tokens[3] * (i == 1 ? 24 : 1) : 2] = i == 1 ? (mhk_real)INFINITY : (mhk_real)NAN;
+      mhk_data(mhk_model_find(d.teacher, tensors[i]))[i ? tokens[3] * (i == 1 ? 24 : 1) : 2] =
+          i == 1 ? (mhk_real)INFINITY : (mhk_real)NAN;
       d.text = mhk_text_from_tokens(ctx, tokens, 400, -1);
       d.batch = 2;
       d.length = 180;
       d.stages[stage - 1].tokens = 360 * 3;
       tr = mhk_distill(ctx, &d);
       for (; mhk_train_step(tr);) {}
-      CHECK(mhk_error(ctx) == MHK_ERROR_STATE && strstr(mhk_message(ctx), "of the teacher") && strstr(mhk_message(ctx), tensors[i]) &&
-                strstr(mhk_message(ctx), "no learning rate helps") && !strstr(mhk_message(ctx), "lower learning rate"),
+      CHECK(mhk_error(ctx) == MHK_ERROR_STATE && strstr(mhk_message(ctx), "of the teacher") &&
+                strstr(mhk_message(ctx), tensors[i]) && strstr(mhk_message(ctx), "no learning rate helps") &&
+                !strstr(mhk_message(ctx), "lower learning rate"),
             "stage %d: %s", stage, mhk_message(ctx));
       mhk_clear_error(ctx);
       finish();
@@ -460,7 +478,9 @@ TEST(diverged_training_names_what_was_first) {
     model_tokens(tokens, 400, 31, 3);
     d.teacher = model_new(ctx, PHI, 3);
     d.student = mhk_student_create(ctx, d.teacher, NULL);
-    for (i = 0; i < 24 * 24; i++) mhk_data(mhk_model_find(d.student, "backbone.layers.1.mixer.in_proj.weight"))[48 * 24 + i] = (mhk_real)(sizeof(mhk_real) == 4 ? 3e38 : 1e308);
+    for (i = 0; i < 24 * 24; i++)
+      mhk_data(mhk_model_find(d.student, "backbone.layers.1.mixer.in_proj.weight"))[48 * 24 + i] =
+          (mhk_real)(sizeof(mhk_real) == 4 ? 3e38 : 1e308);
     d.text = mhk_text_from_tokens(ctx, tokens, 400, -1);
     d.batch = 2;
     d.length = 16;
@@ -468,36 +488,47 @@ TEST(diverged_training_names_what_was_first) {
     d.stages[stage - 1].lr = 0.125;
     tr = mhk_distill(ctx, &d);
     for (; mhk_train_step(tr);) {}
-    CHECK(mhk_error(ctx) == MHK_ERROR_STATE && strstr(mhk_message(ctx), "in layer 1 of the student") && strstr(mhk_message(ctx), "0.125") &&
-              strstr(mhk_message(ctx), "lower learning rate"),
+    CHECK(mhk_error(ctx) == MHK_ERROR_STATE && strstr(mhk_message(ctx), "in layer 1 of the student") &&
+              strstr(mhk_message(ctx), "0.125") && strstr(mhk_message(ctx), "lower learning rate"),
           "stage %d: %s", stage, mhk_message(ctx));
     mhk_clear_error(ctx);
     finish();
   }
 }
 
-/* A number that is none, or makes no sense, is named before anything is done: where, which, its value and what would be right. */
-#define REFUSED(call, where, value)                                                                                                             \
-  do {                                                                                                                                          \
-    call;                                                                                                                                       \
-    CHECK(mhk_error(ctx) == MHK_ERROR_ARGUMENT && strstr(mhk_message(ctx), where) && strstr(mhk_message(ctx), value) &&                         \
-              strstr(mhk_message(ctx), "must be"),                                                                                              \
-          "%s: %s", #call, mhk_failed(ctx) ? mhk_message(ctx) : "taken");                                                                       \
-    mhk_clear_error(ctx);                                                                                                                       \
+/* A number that is none, or makes no sense, is named before anything is done: where, which, its
+   value and what would be right. */
+#define REFUSED(call, where, value) \
+  do { \
+    call; \
+    CHECK(mhk_error(ctx) == MHK_ERROR_ARGUMENT && strstr(mhk_message(ctx), where) && strstr(mhk_message(ctx), \
+        value) && \
+              strstr(mhk_message(ctx), "must be"), \
+          "%s: %s", #call, mhk_failed(ctx) ? mhk_message(ctx) : "taken"); \
+    mhk_clear_error(ctx); \
   } while (0)
 
 TEST(numbers_that_are_none_are_named) {
   static const double odd[] = {NAN, INFINITY, -INFINITY};
   static const char *const text[] = {"nan", "inf", "-inf"};
-  static const struct { size_t at; const char *name; } fields[] = {
-      {offsetof(mhk_stage_desc, lr), "lr"}, {offsetof(mhk_stage_desc, lr_low), "lr_low"}, {offsetof(mhk_stage_desc, warmup), "warmup"},
-      {offsetof(mhk_stage_desc, decay), "decay"}, {offsetof(mhk_stage_desc, weight_decay), "weight_decay"}, {offsetof(mhk_stage_desc, clip), "clip"},
-      {offsetof(mhk_stage_desc, temperature), "temperature"}, {offsetof(mhk_stage_desc, hard_labels), "hard_labels"},
-      {offsetof(mhk_stage_desc, own_stream), "own_stream"}};
-  static const struct { size_t at; const char *name; } settings[] = {
-      {offsetof(mhk_sampling, temperature), "temperature"}, {offsetof(mhk_sampling, top_p), "top_p"}, {offsetof(mhk_sampling, min_p), "min_p"},
-      {offsetof(mhk_sampling, typical), "typical"}, {offsetof(mhk_sampling, repetition), "repetition"}, {offsetof(mhk_sampling, frequency), "frequency"},
-      {offsetof(mhk_sampling, presence), "presence"}};
+  static const struct { size_t at; const char *name;
+  } fields[] = {{offsetof(mhk_stage_desc, lr), "lr"},
+                {offsetof(mhk_stage_desc, lr_low), "lr_low"},
+                {offsetof(mhk_stage_desc, warmup), "warmup"},
+                {offsetof(mhk_stage_desc, decay), "decay"},
+                {offsetof(mhk_stage_desc, weight_decay), "weight_decay"},
+                {offsetof(mhk_stage_desc, clip), "clip"},
+                {offsetof(mhk_stage_desc, temperature), "temperature"},
+                {offsetof(mhk_stage_desc, hard_labels), "hard_labels"},
+                {offsetof(mhk_stage_desc, own_stream), "own_stream"}};
+  static const struct { size_t at; const char *name;
+  } settings[] = {{offsetof(mhk_sampling, temperature), "temperature"},
+                  {offsetof(mhk_sampling, top_p), "top_p"},
+                  {offsetof(mhk_sampling, min_p), "min_p"},
+                  {offsetof(mhk_sampling, typical), "typical"},
+                  {offsetof(mhk_sampling, repetition), "repetition"},
+                  {offsetof(mhk_sampling, frequency), "frequency"},
+                  {offsetof(mhk_sampling, presence), "presence"}};
   mhk_tensor *x, *row, *p[1];
   mhk_real moments[8] = {0};
   mhk_adamw_desc adamw;
@@ -537,7 +568,8 @@ TEST(numbers_that_are_none_are_named) {
       d.stages[1] = stage;
       d.stages[1].tokens = 64;
       REFUSED(mhk_distill(ctx, &d), fields[k].name, text[i]);
-      REFUSED(mhk_stage_loss(tape, mhk_student(tr), d.teacher, 2, tokens, 1, 8, NULL, &stage, NULL, NULL), fields[k].name, text[i]);
+      REFUSED(mhk_stage_loss(tape, mhk_student(tr), d.teacher, 2, tokens, 1, 8, NULL, &stage, NULL, NULL),
+              fields[k].name, text[i]);
       memset(&d.stages[1], 0, sizeof stage);
     }
     for (k = 0; k < sizeof settings / sizeof *settings; k++) {
@@ -552,13 +584,16 @@ TEST(numbers_that_are_none_are_named) {
   REFUSED(mhk_sample(s, &how), "min_p is -3", "from 0 to 1");
   memset(&how, 0, sizeof how), how.top_k = -5;
   REFUSED(mhk_sample(s, &how), "top_k is -5", "not below 0");
-  REFUSED(mhk_scale(tape, x, 1e300 * (sizeof(mhk_real) == 4 ? 1 : 1e8 * 1e8)), "factor", sizeof(mhk_real) == 4 ? "1e+300" : "inf");
+  REFUSED(mhk_scale(tape, x, 1e300 * (sizeof(mhk_real) == 4 ? 1 : 1e8 * 1e8)), "factor",
+          sizeof(mhk_real) == 4 ? "1e+300" : "inf");
   CHECK(mhk_session_position(s, 0) == 3, "a refused sample fed a token");
-  CHECK(isnan(mhk_learning_rate(NAN, 0, 1, 1, 1, 9)) && isnan(mhk_learning_rate(1, 0, 1, PTRDIFF_MIN, 1, 9)), "a learning rate of nothing");
+  CHECK(isnan(mhk_learning_rate(NAN, 0, 1, 1, 1, 9)) && isnan(mhk_learning_rate(1, 0, 1, PTRDIFF_MIN, 1, 9)),
+        "a learning rate of nothing");
   finish();
 }
 
-/* Every public function, given nothing. A line each: a new function without one is found by tests/test_header.c. */
+/* Every public function, given nothing. A line each: a new function without one is found by
+   tests/test_header.c. */
 static void all_null(mhk_context *c) {
   mhk_tape *t = NULL;
   mhk_tensor *x = NULL, *out[2];
@@ -584,75 +619,88 @@ static void all_null(mhk_context *c) {
   mhk_tape_destroy(t), mhk_tape_reset(t), mhk_tape_record(t, 1), mhk_tape_rewind(t, mark);
   mark = mhk_tape_here(t);
   CHECK(mhk_tape_context(t) == NULL, "a context");
-  CHECK(!mhk_tensor_new(t, 0, NULL, NULL) && !mhk_reshape(t, x, 0, NULL) && !mhk_rows(t, x, 0, 1) && !mhk_detach(t, x), "views of nothing");
+  CHECK(!mhk_tensor_new(t, 0, NULL, NULL) && !mhk_reshape(t, x, 0, NULL) && !mhk_rows(t, x, 0, 1) && !mhk_detach(t, x),
+        "views of nothing");
   mhk_require_grad(t, x), mhk_zero_grad(x);
   CHECK(!mhk_parameter(c, NULL, 0, NULL, NULL), "a parameter");
-  CHECK(mhk_backward(t, x) != MHK_OK && mhk_backward_from(t, x, NULL) != MHK_OK && mhk_backward_many(t, 1, out, NULL) != MHK_OK,
+  CHECK(mhk_backward(t, x) != MHK_OK && mhk_backward_from(t, x, NULL) != MHK_OK &&
+            mhk_backward_many(t, 1, out, NULL) != MHK_OK,
         "backward");
-  CHECK(!mhk_recompute(t, NULL, NULL, x) && !mhk_custom(t, 0, NULL, 0, NULL, NULL, NULL, NULL, 0) && !mhk_wants_grad(t, x), "custom");
+  CHECK(!mhk_recompute(t, NULL, NULL, x) && !mhk_custom(t, 0, NULL, 0, NULL, NULL, NULL, NULL, 0) &&
+            !mhk_wants_grad(t, x),
+        "custom");
   CHECK(mhk_check_gradient(t, NULL, NULL, x, NULL) != 0, "a check of nothing passes");
-  CHECK(!mhk_add(t, x, x) && !mhk_sub(t, x, x) && !mhk_mul(t, x, x) && !mhk_scale(t, x, 1) && !mhk_square(t, x) && !mhk_sqrt(t, x) &&
-            !mhk_exp(t, x) && !mhk_log(t, x) && !mhk_sigmoid(t, x) && !mhk_softplus(t, x) && !mhk_silu(t, x) && !mhk_gelu(t, x) &&
-            !mhk_sum(t, x) && !mhk_mean(t, x) && !mhk_sum_last(t, x) && !mhk_softmax(t, x) && !mhk_matmul(t, x, x, 0) &&
-            !mhk_columns(t, x, 0, 0) && !mhk_swap_heads(t, x) && !mhk_embedding(t, x, NULL, 1, 1) && !mhk_linear(t, x, x, x) &&
-            !mhk_linear_gelu(t, x, x, x) && !mhk_linear_add(t, x, x, x, x) && !mhk_layer_norm(t, x, x, x, 1) && !mhk_rms_norm(t, x, x, 1) &&
+  CHECK(!mhk_add(t, x, x) && !mhk_sub(t, x, x) && !mhk_mul(t, x, x) && !mhk_scale(t, x, 1) && !mhk_square(t, x) &&
+            !mhk_sqrt(t, x) && !mhk_exp(t, x) && !mhk_log(t, x) && !mhk_sigmoid(t, x) && !mhk_softplus(t, x) &&
+            !mhk_silu(t, x) && !mhk_gelu(t, x) && !mhk_sum(t, x) && !mhk_mean(t, x) && !mhk_sum_last(t, x) &&
+            !mhk_softmax(t, x) && !mhk_matmul(t, x, x, 0) && !mhk_columns(t, x, 0, 0) && !mhk_swap_heads(t, x) &&
+            !mhk_embedding(t, x, NULL, 1, 1) && !mhk_linear(t, x, x, x) && !mhk_linear_gelu(t, x, x, x) &&
+            !mhk_linear_add(t, x, x, x, x) && !mhk_layer_norm(t, x, x, x, 1) && !mhk_rms_norm(t, x, x, 1) &&
             !mhk_gate(t, x, x, x) && !mhk_rotary(t, x, 0, 1, NULL, 0) && !mhk_attention(t, x, x, x, NULL, NULL) &&
             !mhk_attention_matrix(t, x, x, NULL) && !mhk_conv1d(t, x, x, x, 0, NULL, NULL) &&
             mhk_conv1d_split(t, x, x, x, 0, NULL, NULL, 2, NULL, out) != MHK_OK && !mhk_ssd(t, x, x, x, x, NULL) &&
-            !mhk_ssd_matrix(t, x, x, x, x, NULL) && !mhk_cross_entropy(t, x, NULL) && !mhk_cross_entropy_soft(t, x, x, 1) &&
-            !mhk_kl(t, x, x) && !mhk_hidden_distance(t, x, x) && !mhk_matrix_distance(t, x, x) &&
-            !mhk_matrix_orientation(t, x, x, x, x, x, x, NULL, NULL),
+            !mhk_ssd_matrix(t, x, x, x, x, NULL) && !mhk_cross_entropy(t, x, NULL) &&
+            !mhk_cross_entropy_soft(t, x, x, 1) && !mhk_kl(t, x, x) && !mhk_hidden_distance(t, x, x) &&
+            !mhk_matrix_distance(t, x, x) && !mhk_matrix_orientation(t, x, x, x, x, x, x, NULL, NULL),
         "an op of nothing gave something");
   CHECK(mhk_config_preset(c, NULL, &config) != MHK_OK && mhk_config_preset(c, "phi-2", NULL) != MHK_OK &&
             mhk_config_check(c, NULL) != MHK_OK && mhk_config_parse(c, NULL, 0, NULL, NULL) != MHK_OK &&
-            mhk_config_format(NULL, NULL, 0) == 0 && mhk_config_parameters(NULL) == 0 && mhk_config_state_bytes(NULL, 3) == 0,
+            mhk_config_format(NULL, NULL, 0) == 0 && mhk_config_parameters(NULL) == 0 &&
+            mhk_config_state_bytes(NULL, 3) == 0,
         "a configuration of nothing");
-  CHECK(!mhk_load(c, NULL) && !mhk_model_create(c, NULL, 1) && mhk_save(m, NULL, MHK_F32) != MHK_OK && !mhk_model_config(m) &&
-            !mhk_model_tokenizer(m) && mhk_model_set_tokenizer(m, NULL) != MHK_OK && mhk_model_tensors(m) == 0 && !mhk_model_tensor(m, 0) &&
-            !mhk_model_find(m, NULL) && mhk_model_make_trainable(m) != MHK_OK && !mhk_student_create(c, NULL, NULL) &&
+  CHECK(!mhk_load(c, NULL) && !mhk_model_create(c, NULL, 1) && mhk_save(m, NULL, MHK_F32) != MHK_OK &&
+            !mhk_model_config(m) && !mhk_model_tokenizer(m) && mhk_model_set_tokenizer(m, NULL) != MHK_OK &&
+            mhk_model_tensors(m) == 0 && !mhk_model_tensor(m, 0) && !mhk_model_find(m, NULL) &&
+            mhk_model_make_trainable(m) != MHK_OK && !mhk_student_create(c, NULL, NULL) &&
             mhk_model_transfer(m, m) != MHK_OK && mhk_model_init_mixers(m, m, MHK_INIT_DEFAULT, 1) != MHK_OK,
         "a model of nothing");
   mhk_model_destroy(m);
-  CHECK(!mhk_forward(t, m, NULL, 1, 1, NULL) && !mhk_forward_embedding(t, m, NULL, 1, 1) && !mhk_forward_norm(t, m, 0, x) &&
-            !mhk_forward_mixer(t, m, 0, x, NULL) && !mhk_forward_block(t, m, 0, x, NULL) && !mhk_forward_head(t, m, x) &&
-            !mhk_forward_matrix(t, m, 0, x, NULL),
+  CHECK(!mhk_forward(t, m, NULL, 1, 1, NULL) && !mhk_forward_embedding(t, m, NULL, 1, 1) &&
+            !mhk_forward_norm(t, m, 0, x) && !mhk_forward_mixer(t, m, 0, x, NULL) &&
+            !mhk_forward_block(t, m, 0, x, NULL) && !mhk_forward_head(t, m, x) && !mhk_forward_matrix(t, m, 0, x, NULL),
         "a pass through nothing");
-  CHECK(!mhk_file_open(c, NULL) && !mhk_file_open_memory(c, NULL, 0) && mhk_file_tensors(NULL) == 0 && !mhk_file_tensor_at(NULL, 0) &&
-            !mhk_file_find(NULL, NULL) && !mhk_file_metadata(NULL, NULL, NULL) && mhk_file_read(c, NULL, NULL) != MHK_OK &&
-            mhk_file_read_i32(c, NULL, NULL) != MHK_OK && mhk_file_write(c, NULL, 0, NULL, 0, NULL) != MHK_OK,
+  CHECK(!mhk_file_open(c, NULL) && !mhk_file_open_memory(c, NULL, 0) && mhk_file_tensors(NULL) == 0 &&
+            !mhk_file_tensor_at(NULL, 0) && !mhk_file_find(NULL, NULL) && !mhk_file_metadata(NULL, NULL, NULL) &&
+            mhk_file_read(c, NULL, NULL) != MHK_OK && mhk_file_read_i32(c, NULL, NULL) != MHK_OK &&
+            mhk_file_write(c, NULL, 0, NULL, 0, NULL) != MHK_OK,
         "a file of nothing");
   mhk_file_close(NULL);
   CHECK(!mhk_tokenizer_load(c, NULL) && !mhk_tokenizer_parse(c, NULL, 0) && mhk_encode(NULL, NULL, 0, NULL, 0) <= 0 &&
-            mhk_decode(NULL, NULL, 0, NULL, 0) <= 0 && mhk_tokenizer_size(NULL) == 0 && mhk_tokenizer_id(NULL, NULL) == -1 &&
-            !mhk_token_bytes(NULL, 0, NULL) && mhk_tokenizer_end(NULL) == -1 && !mhk_tokenizer_json(NULL, NULL),
+            mhk_decode(NULL, NULL, 0, NULL, 0) <= 0 && mhk_tokenizer_size(NULL) == 0 &&
+            mhk_tokenizer_id(NULL, NULL) == -1 && !mhk_token_bytes(NULL, 0, NULL) && mhk_tokenizer_end(NULL) == -1 &&
+            !mhk_tokenizer_json(NULL, NULL),
         "a tokenizer of nothing");
   mhk_tokenizer_destroy(NULL);
   CHECK(mhk_stream_push(&stream, NULL, 0, buffer) == 0 && mhk_stream_finish(&stream, buffer) == 0 &&
             mhk_stream_push(NULL, NULL, 0, NULL) == 0 && mhk_stream_finish(NULL, NULL) == 0,
         "a stream of nothing");
-  CHECK(!mhk_session_create(m, NULL) && mhk_feed(NULL, NULL, 0) != MHK_OK && mhk_feed_text(NULL, NULL) != MHK_OK && !mhk_logits(NULL) &&
-            mhk_sample(NULL, NULL) == -1 && mhk_sample_batch(NULL, NULL, &id) != MHK_OK && mhk_text_out(NULL) != NULL,
+  CHECK(!mhk_session_create(m, NULL) && mhk_feed(NULL, NULL, 0) != MHK_OK && mhk_feed_text(NULL, NULL) != MHK_OK &&
+            !mhk_logits(NULL) && mhk_sample(NULL, NULL) == -1 && mhk_sample_batch(NULL, NULL, &id) != MHK_OK &&
+            mhk_text_out(NULL) != NULL,
         "a session of nothing");
-  CHECK(mhk_session_size(m, NULL) == 0 && mhk_session_position(NULL, 0) == 0 && mhk_session_reset_one(NULL, 0) != MHK_OK && !mhk_logits_of(NULL, 0) &&
-            mhk_feed_many(NULL, NULL, NULL) != MHK_OK && mhk_feed_logits(NULL, NULL, NULL, NULL, NULL, NULL) != MHK_OK &&
-            mhk_score(NULL, 0, &id, 1, NULL) != MHK_OK && mhk_session_state_size(NULL, 0) == 0 && mhk_session_save(NULL, 0, NULL, 0) != MHK_OK &&
-            mhk_session_load(NULL, 0, NULL, 0) != MHK_OK && mhk_session_save_file(NULL, 0, NULL) != MHK_OK &&
-            mhk_session_load_file(NULL, 0, NULL) != MHK_OK && mhk_session_copy(NULL, 0, NULL, 0) != MHK_OK &&
-            mhk_session_snapshot(NULL, 0) != MHK_OK && mhk_session_rewind(NULL, 0, 0) == -1 && !mhk_session_conv(NULL, 0, 0) &&
-            !mhk_session_ssm(NULL, 0, 0),
+  CHECK(mhk_session_size(m, NULL) == 0 && mhk_session_position(NULL, 0) == 0 &&
+            mhk_session_reset_one(NULL, 0) != MHK_OK && !mhk_logits_of(NULL, 0) &&
+            mhk_feed_many(NULL, NULL, NULL) != MHK_OK &&
+            mhk_feed_logits(NULL, NULL, NULL, NULL, NULL, NULL) != MHK_OK &&
+            mhk_score(NULL, 0, &id, 1, NULL) != MHK_OK && mhk_session_state_size(NULL, 0) == 0 &&
+            mhk_session_save(NULL, 0, NULL, 0) != MHK_OK && mhk_session_load(NULL, 0, NULL, 0) != MHK_OK &&
+            mhk_session_save_file(NULL, 0, NULL) != MHK_OK && mhk_session_load_file(NULL, 0, NULL) != MHK_OK &&
+            mhk_session_copy(NULL, 0, NULL, 0) != MHK_OK && mhk_session_snapshot(NULL, 0) != MHK_OK &&
+            mhk_session_rewind(NULL, 0, 0) == -1 && !mhk_session_conv(NULL, 0, 0) && !mhk_session_ssm(NULL, 0, 0),
         "the states of nothing");
   mhk_session_destroy(NULL), mhk_session_reset(NULL);
-  CHECK(!mhk_text_load(c, NULL, NULL) && !mhk_text_from_tokens(c, NULL, 3, -1) && !mhk_text_sample(m, 10, 1, NULL, NULL) &&
-            mhk_text_tokens(NULL, NULL) == 0,
+  CHECK(!mhk_text_load(c, NULL, NULL) && !mhk_text_from_tokens(c, NULL, 3, -1) &&
+            !mhk_text_sample(m, 10, 1, NULL, NULL) && mhk_text_tokens(NULL, NULL) == 0,
         "a text of nothing");
   mhk_text_destroy(NULL);
   distill = mhk_distill_defaults(NULL);
   CHECK(distill.batch > 0 && distill.length > 0, "defaults of nothing");
-  CHECK(mhk_distill_bytes(NULL) == 0 && !mhk_distill(c, NULL) && mhk_train_step(NULL) == 0 && !mhk_progress(NULL) && !mhk_student(NULL) &&
-            mhk_checkpoint(NULL) != MHK_OK,
+  CHECK(mhk_distill_bytes(NULL) == 0 && !mhk_distill(c, NULL) && mhk_train_step(NULL) == 0 && !mhk_progress(NULL) &&
+            !mhk_student(NULL) && mhk_checkpoint(NULL) != MHK_OK,
         "a trainer of nothing");
   {
-    const double loss = mhk_train_on(NULL, 1, NULL, 1, 1, NULL, 1), other = mhk_stage_loss(t, m, m, 1, NULL, 1, 1, NULL, NULL, NULL, NULL);
+    const double loss = mhk_train_on(NULL, 1, NULL, 1, 1, NULL, 1),
+                 other = mhk_stage_loss(t, m, m, 1, NULL, 1, 1, NULL, NULL, NULL, NULL);
     CHECK(loss != loss && other != other, "the loss of nothing is %g, %g", loss, other);
   }
   mhk_trainer_destroy(NULL);
@@ -666,8 +714,8 @@ TEST(nothing_in_nothing_out) {
   ctx = mhk_create(NULL);
   mhk_fail(ctx, MHK_ERROR_STATE, "already failed");
   all_null(ctx);
-  CHECK(mhk_error(ctx) == MHK_ERROR_STATE && !strcmp(mhk_message(ctx), "already failed"), "the first error was replaced: %s",
-        mhk_message(ctx));
+  CHECK(mhk_error(ctx) == MHK_ERROR_STATE && !strcmp(mhk_message(ctx), "already failed"),
+        "the first error was replaced: %s", mhk_message(ctx));
   mhk_destroy(ctx);
 }
 
@@ -688,14 +736,17 @@ TEST(failed_contexts_do_nothing) {
   mhk_fail(ctx, MHK_ERROR_STATE, "already failed");
   memory = mhk_memory_in_use(ctx);
   before = mhk_tape_here(tape);
-  CHECK(!mhk_add(tape, x, x) && !mhk_forward(tape, m, tokens, 1, 3, NULL) && mhk_feed(s, tokens, 3) == MHK_ERROR_STATE &&
-            mhk_sample(s, NULL) == -1,
+  CHECK(!mhk_add(tape, x, x) && !mhk_forward(tape, m, tokens, 1, 3, NULL) &&
+            mhk_feed(s, tokens, 3) == MHK_ERROR_STATE && mhk_sample(s, NULL) == -1,
         "something was done");
-  CHECK(!mhk_load(ctx, "examples/tiny") && mhk_save(m, test_path("never"), MHK_F32) == MHK_ERROR_STATE && !mhk_student_create(ctx, m, NULL),
+  CHECK(!mhk_load(ctx, "examples/tiny") && mhk_save(m, test_path("never"), MHK_F32) == MHK_ERROR_STATE &&
+            !mhk_student_create(ctx, m, NULL),
         "something was done");
-  CHECK(mhk_backward(tape, x) == MHK_ERROR_STATE && !mhk_tape_create(ctx) && !mhk_session_create(m, NULL), "something was done");
+  CHECK(mhk_backward(tape, x) == MHK_ERROR_STATE && !mhk_tape_create(ctx) && !mhk_session_create(m, NULL),
+        "something was done");
   after = mhk_tape_here(tape);
-  CHECK(before.used == after.used && before.chunk == after.chunk && before.records == after.records && mhk_memory_in_use(ctx) <= memory,
+  CHECK(before.used == after.used && before.chunk == after.chunk && before.records == after.records &&
+            mhk_memory_in_use(ctx) <= memory,
         "memory was used");
   {
     FILE *f;
@@ -712,37 +763,42 @@ TEST(failed_contexts_do_nothing) {
 }
 
 /* Messages come from a formatter of the header's own: it must say what printf says. */
-#define SAYS(...)                                                                                               \
-  do {                                                                                                          \
-    char want[800];                                                                                             \
-    snprintf(want, sizeof want, __VA_ARGS__);                                                                   \
-    mhk_fail(ctx, MHK_ERROR_ARGUMENT, __VA_ARGS__);                                                             \
-    CHECK(!strcmp(mhk_message(ctx), want), "\"%s\" instead of \"%s\"", mhk_message(ctx), want);                 \
-    mhk_clear_error(ctx);                                                                                       \
+#define SAYS(...) \
+  do { \
+    char want[800]; \
+    snprintf(want, sizeof want, __VA_ARGS__); \
+    mhk_fail(ctx, MHK_ERROR_ARGUMENT, __VA_ARGS__); \
+    CHECK(!strcmp(mhk_message(ctx), want), "\"%s\" instead of \"%s\"", mhk_message(ctx), want); \
+    mhk_clear_error(ctx); \
   } while (0)
 TEST(messages_are_printf) {
-  static const double numbers[] = {0,     1,    -1,    0.5,   1.5,    2.5,      0.1,       1e300,   -1e-300, 5e-324, 1.7976931348623157e308, 1e15,  1e16,
-                                   99995, 1e-5, 0.999, 1e9,   3.14159, 999999.5, 9.9999995, 1.234e-5, 1e-4,   1e22,   0.25,                   12345.678};
+  static const double numbers[] = {
+      0,    1,    -1,       0.5,  1.5,   2.5, 0.1,     1e300,    -1e-300,   5e-324,   1.7976931348623157e308,
+      1e15, 1e16, 99995,    1e-5, 0.999, 1e9, 3.14159, 999999.5, 9.9999995, 1.234e-5, 1e-4,
+      1e22, 0.25, 12345.678};
   mhk_context *ctx = mhk_create(NULL);
   char format[80];
   uint64_t seed = 3;
   size_t i;
   SAYS("%d %i %u %x %X %c %s %%", -5, INT32_MIN, 7u, 0xabcu, 0xABCu, 'q', "text");
   SAYS("%lld %ld %zu %td %llu %lu", (long long)INT64_MIN, -3L, (size_t)-1, (ptrdiff_t)-9, ~0ull, 8ul);
-  SAYS("[%5d] [%-5d] [%05d] [%5s] [%-5s] [%.2s] [%.*s] [%*d] [%02X] [%04x]", 42, 42, -42, "ab", "ab", "abcdef", 3, "abcdef", 7, -1, 5u, 31u);
+  SAYS("[%5d] [%-5d] [%05d] [%5s] [%-5s] [%.2s] [%.*s] [%*d] [%02X] [%04x]", 42, 42, -42, "ab", "ab", "abcdef", 3,
+       "abcdef", 7, -1, 5u, 31u);
   SAYS("%g %g %g %f", INFINITY, -INFINITY, -0.25, 1e10);
   for (i = 0; i < sizeof numbers / sizeof *numbers; i++)
-    SAYS("%g %.1f %.0f %.3g %.17g %e %.16e %.0e [%12.3g] [%-12.3g]", numbers[i], numbers[i], numbers[i], numbers[i], numbers[i], numbers[i], numbers[i],
-         numbers[i], numbers[i], numbers[i]);
+    SAYS("%g %.1f %.0f %.3g %.17g %e %.16e %.0e [%12.3g] [%-12.3g]", numbers[i], numbers[i], numbers[i], numbers[i],
+         numbers[i], numbers[i], numbers[i], numbers[i], numbers[i], numbers[i]);
   for (i = 0; i < 3000; i++) {
     const double x = ldexp((double)(int64_t)test_random(&seed), -(int)(test_random(&seed) % 900));
     SAYS("%.*e %.*g %g", (int)(i % 18), x, (int)(i % 17) + 1, x, x);
     if (fabs(x) < 1e200) SAYS("%.*f", (int)(i % 9), x);
   }
   mhk_fail(ctx, MHK_ERROR_ARGUMENT, "%03000d", 7); /* longer than the message's room */
-  CHECK(strlen(mhk_message(ctx)) > 1000 && strlen(mhk_message(ctx)) < 3000, "%d characters", (int)strlen(mhk_message(ctx)));
+  CHECK(strlen(mhk_message(ctx)) > 1000 && strlen(mhk_message(ctx)) < 3000, "%d characters",
+        (int)strlen(mhk_message(ctx)));
   mhk_clear_error(ctx);
-  snprintf(format, sizeof format, "[%s]", "%99999999999999999999d %.99999999999999999999f"); /* widths beyond any integer, from a format made at run time */
+  /* widths beyond any integer, from a format made at run time */
+  snprintf(format, sizeof format, "[%s]", "%99999999999999999999d %.99999999999999999999f");
   mhk_fail(ctx, MHK_ERROR_ARGUMENT, format, 7, 0.5);
   CHECK(mhk_message(ctx)[0] == '[', "the message is %.20s", mhk_message(ctx));
   mhk_destroy(ctx);

@@ -1,4 +1,5 @@
-/* Files that lie: JSON, numbers and safetensors, in and out. JSON is tested through the configuration reader, which uses it. */
+/* Files that lie: JSON, numbers and safetensors, in and out. JSON is tested through the
+   configuration reader, which uses it. */
 #include "test.h"
 
 static mhk_context *ctx;
@@ -17,7 +18,8 @@ static mhk_result parse(const char *text, size_t length) {
 
 static void json_bad(const char *text, const char *message) {
   mhk_result r = parse(text, strlen(text));
-  CHECK(r == MHK_ERROR_FORMAT && strstr(mhk_message(ctx), message), "%s: result %d, \"%s\" does not contain \"%s\"", text, (int)r, mhk_message(ctx), message);
+  CHECK(r == MHK_ERROR_FORMAT && strstr(mhk_message(ctx), message), "%s: result %d, \"%s\" does not contain \"%s\"",
+        text, (int)r, mhk_message(ctx), message);
   mhk_clear_error(ctx);
 }
 
@@ -120,8 +122,10 @@ TEST(json_depth_and_size) {
 
 /* every start of a text, and random changes of it: any answer but a crash */
 TEST(json_cut_and_changed) {
-  const char *text = "{\"model_type\":\"phi\",\"hidden_size\":48,\"num_attention_heads\":4,\"num_hidden_layers\":2,\"vocab_size\":61,\"intermediate_size\":192,"
-                     "\"rope_theta\":1e4,\"x\":[1,2,{\"y\":\"\\u20ac\xe2\x82\xac\"}],\"z\":null,\"hidden_act\":\"gelu_new\"}";
+  const char *text =
+      "{\"model_type\":\"phi\",\"hidden_size\":48,\"num_attention_heads\":4,\"num_hidden_layers\":2,\"vocab_size\":61,"
+      "\"intermediate_size\":192,"
+      "\"rope_theta\":1e4,\"x\":[1,2,{\"y\":\"\\u20ac\xe2\x82\xac\"}],\"z\":null,\"hidden_act\":\"gelu_new\"}";
   const size_t n = strlen(text);
   uint64_t random = 1;
   size_t i;
@@ -144,7 +148,8 @@ static int theta_of(const char *number, double *theta) {
   char text[2048];
   mhk_config c;
   snprintf(text, sizeof text,
-           "{\"model_type\":\"phi\",\"hidden_size\":8,\"num_attention_heads\":2,\"num_hidden_layers\":1,\"vocab_size\":9,\"intermediate_size\":8,\"rope_theta\":%s}",
+           "{\"model_type\":\"phi\",\"hidden_size\":8,\"num_attention_heads\":2,\"num_hidden_layers\":1,\"vocab_size\":"
+           "9,\"intermediate_size\":8,\"rope_theta\":%s}",
            number);
   if (mhk_config_parse(ctx, text, strlen(text), NULL, &c)) return 0;
   *theta = c.rope_theta;
@@ -152,9 +157,24 @@ static int theta_of(const char *number, double *theta) {
 }
 
 TEST(numbers_are_read_exactly) {
-  static const char numbers[][64] = {"1e-05", "10000.0", "10000", "1000000000000000019884624838656", "0.1", "1e22", "1e23", "9007199254740993", "8.5e-300",
-                                     "123456789012345678901234567890e-20", "2.2250738585072011e-308", "4.9e-324", "1.7976931348623157e299", "0.30000000000000004",
-                                     "9007199254740992.9999999999999999999999999", "5e-1", "1E+2", "179769313486231570000000000000000000000.0"};
+  static const char numbers[][64] = {"1e-05",
+                                     "10000.0",
+                                     "10000",
+                                     "1000000000000000019884624838656",
+                                     "0.1",
+                                     "1e22",
+                                     "1e23",
+                                     "9007199254740993",
+                                     "8.5e-300",
+                                     "123456789012345678901234567890e-20",
+                                     "2.2250738585072011e-308",
+                                     "4.9e-324",
+                                     "1.7976931348623157e299",
+                                     "0.30000000000000004",
+                                     "9007199254740992.9999999999999999999999999",
+                                     "5e-1",
+                                     "1E+2",
+                                     "179769313486231570000000000000000000000.0"};
   uint64_t random = 7;
   size_t i;
   double got;
@@ -187,14 +207,18 @@ TEST(numbers_are_written_exactly) {
     if (i % 2) c.rope_theta = (double)(float)test_uniform(&random, 0, 20000) + 1; /* few binary digits */
     c.norm_eps = test_uniform(&random, 0, 1e-3);
     n = mhk_config_format(&c, text, sizeof text);
-    CHECK(mhk_config_parse(ctx, text, n, NULL, &back) == MHK_OK && back.rope_theta == c.rope_theta && back.norm_eps == c.norm_eps,
-          "%.17g and %.17g came back as %.17g and %.17g (%s)", c.rope_theta, c.norm_eps, back.rope_theta, back.norm_eps, mhk_message(ctx));
+    CHECK(mhk_config_parse(ctx, text, n, NULL, &back) == MHK_OK && back.rope_theta == c.rope_theta &&
+              back.norm_eps == c.norm_eps,
+          "%.17g and %.17g came back as %.17g and %.17g (%s)", c.rope_theta, c.norm_eps, back.rope_theta, back.norm_eps,
+          mhk_message(ctx));
     mhk_clear_error(ctx);
   }
   c.norm_eps = 1e-5;
   c.rope_theta = 10000;
   mhk_config_format(&c, text, sizeof text);
-  CHECK(strstr(text, "\"layer_norm_eps\": 1e-05,") && strstr(text, "\"rope_theta\": 10000.0,") && strstr(text, "\"partial_rotary_factor\": 0.5,"), "%s", text);
+  CHECK(strstr(text, "\"layer_norm_eps\": 1e-05,") && strstr(text, "\"rope_theta\": 10000.0,") &&
+            strstr(text, "\"partial_rotary_factor\": 0.5,"),
+        "%s", text);
 }
 
 /* ---- safetensors in */
@@ -207,7 +231,8 @@ static size_t put_header(unsigned char *out, const char *header) {
   return n + 8;
 }
 
-/* a file of this header and so many bytes of data, in memory of exactly its size; free *block after closing */
+/* a file of this header and so many bytes of data, in memory of exactly its size; free *block after
+   closing */
 static mhk_file *open_text(const char *header, size_t data, unsigned char **block) {
   const size_t n = strlen(header) + 8 + data;
   size_t i;
@@ -220,8 +245,8 @@ static mhk_file *open_text(const char *header, size_t data, unsigned char **bloc
 static void header_bad(const char *header, size_t data, mhk_result code, const char *message) {
   unsigned char *block;
   mhk_file *f = open_text(header, data, &block);
-  CHECK(!f && mhk_error(ctx) == code && strstr(mhk_message(ctx), message), "%s: result %d, \"%s\" does not contain \"%s\"", header, (int)mhk_error(ctx),
-        mhk_message(ctx), message);
+  CHECK(!f && mhk_error(ctx) == code && strstr(mhk_message(ctx), message),
+        "%s: result %d, \"%s\" does not contain \"%s\"", header, (int)mhk_error(ctx), mhk_message(ctx), message);
   mhk_clear_error(ctx);
   mhk_file_close(f);
   free(block);
@@ -236,7 +261,8 @@ static void header_good(const char *header, size_t data, int tensors) {
   free(block);
 }
 
-#define T(name, dtype, shape, begin, end) "\"" name "\":{\"dtype\":\"" dtype "\",\"shape\":" shape ",\"data_offsets\":[" #begin "," #end "]}"
+#define T(name, dtype, shape, begin, end) "\"" name "\":{\"dtype\":\"" dtype "\",\"shape\":" shape \
+  ",\"data_offsets\":[" #begin "," #end "]}"
 
 TEST(headers_that_are_wrong) {
   const mhk_result F = MHK_ERROR_FORMAT;
@@ -247,17 +273,21 @@ TEST(headers_that_are_wrong) {
   header_bad("{}", 4, F, "has 4 bytes of data, its tensors account for 0");
   header_bad("{" T("a", "F32", "[2]", 0, 8) "}", 12, F, "has 12 bytes of data, its tensors account for 8");
   header_bad("{" T("a", "F32", "[2]", 0, 8) "}", 4, F, "tensor a claims bytes 0 to 8 of the data, which has 4 bytes");
-  header_bad("{" T("a", "F32", "[2]", 0, 12) "}", 12, F, "tensor a of shape (2) and type F32 needs 8 bytes, its data_offsets give 12");
+  header_bad("{" T("a", "F32", "[2]", 0, 12) "}", 12, F,
+             "tensor a of shape (2) and type F32 needs 8 bytes, its data_offsets give 12");
   header_bad("{" T("a", "F32", "[2]", 8, 0) "}", 8, F, "claims bytes 8 to 0");
   header_bad("{" T("a", "F32", "[2]", -8, 0) "}", 8, F, "claims bytes -8 to 0");
-  header_bad("{" T("a", "F32", "[2]", 0, 8) "," T("b", "F32", "[2]", 4, 12) "}", 12, F, "starts at byte 4 of the data, 8 expected: there is an overlap before it");
-  header_bad("{" T("a", "F32", "[1]", 0, 4) "," T("b", "F32", "[1]", 8, 12) "}", 12, F, "tensor b starts at byte 8 of the data, 4 expected: there is a hole before it");
+  header_bad("{" T("a", "F32", "[2]", 0, 8) "," T("b", "F32", "[2]", 4, 12) "}", 12, F,
+             "starts at byte 4 of the data, 8 expected: there is an overlap before it");
+  header_bad("{" T("a", "F32", "[1]", 0, 4) "," T("b", "F32", "[1]", 8, 12) "}", 12, F,
+             "tensor b starts at byte 8 of the data, 4 expected: there is a hole before it");
   header_bad("{" T("a", "F32", "[1]", 4, 8) "}", 8, F, "there is a hole");
   header_bad("{" T("a", "F32", "[1]", 0, 4) "," T("b", "F32", "[1]", 0, 4) "}", 4, F, "there is an overlap");
   header_bad("{" T("a", "F32", "[1]", 0, 4) "," T("a", "F32", "[1]", 4, 8) "}", 8, F, "the key \"a\" stands twice");
   header_bad("{" T("a", "F8_E4M3", "[1]", 0, 2) "}", 1, F, "claims bytes 0 to 2");
   header_bad("{" T("a", "C64", "[4294967296,4294967296]", 0, 2) "}", 2, F, "of tensor a has an impossible size");
-  header_bad("{" T("a", "U8", "[0,1,1,1,4294967296,4294967296]", 0, 0) "}", 0, F, "axis 5 of tensor a has an impossible size");
+  header_bad("{" T("a", "U8", "[0,1,1,1,4294967296,4294967296]", 0, 0) "}", 0, F,
+             "axis 5 of tensor a has an impossible size");
   header_bad("{" T("a", "F32", "[-1]", 0, 4) "}", 4, F, "axis 0 of tensor a has an impossible size");
   header_bad("{" T("a", "F32", "[1.5]", 0, 4) "}", 4, F, "axis 0 of tensor a");
   header_bad("{" T("a", "F32", "[4294967296,4294967296,4]", 0, 4) "}", 4, F, "of tensor a has an impossible size");
@@ -286,13 +316,17 @@ TEST(headers_that_are_right) {
   header_good("{\"__metadata__\":{}}   ", 0, 0);
   header_good("{" T("a", "F32", "[]", 0, 4) "}", 4, 1);
   header_good("{" T("a", "F32", "[0]", 0, 0) "}", 0, 1);
-  header_good("{" T("a", "F32", "[0,5]", 0, 0) "," T("b", "U8", "[3]", 0, 3) "," T("c", "F64", "[7,0]", 3, 3) "}", 3, 3);
+  header_good("{" T("a", "F32", "[0,5]", 0, 0) "," T("b", "U8", "[3]", 0, 3) "," T("c", "F64", "[7,0]", 3, 3) "}", 3,
+              3);
   header_good("{" T("b", "BF16", "[2]", 4, 8) "," T("a", "F32", "[1]", 0, 4) "}", 8, 2);
-  header_good("{" T("z", "BOOL", "[1]", 0, 1) "," T("y", "I64", "[1]", 1, 9) "," T("x", "F64", "[1,1,1,1,1]", 9, 17) "}", 17, 3);
+  header_good(
+      "{" T("z", "BOOL", "[1]", 0, 1) "," T("y", "I64", "[1]", 1, 9) "," T("x", "F64", "[1,1,1,1,1]", 9, 17) "}", 17,
+      3);
 }
 
 TEST(types_and_ranks_that_are_not_read_leave_the_file_usable) {
-  static const char header[] = "{" T("a", "F8_E4M3", "[3]", 0, 3) "," T("b", "F32", "[1]", 3, 7) "," T("c", "U8", "[1,2,1,1,2,1,3]", 7, 19) "}";
+  static const char header[] =
+      "{" T("a", "F8_E4M3", "[3]", 0, 3) "," T("b", "F32", "[1]", 3, 7) "," T("c", "U8", "[1,2,1,1,2,1,3]", 7, 19) "}";
   unsigned char *block;
   mhk_real b = 0;
   int32_t c[12];
@@ -303,7 +337,8 @@ TEST(types_and_ranks_that_are_not_read_leave_the_file_usable) {
   CHECK_FAILS(ctx, MHK_ERROR_UNSUPPORTED, "tensor a has a type that is not read");
   CHECK(mhk_file_read(ctx, mhk_file_find(f, "b"), &b) == MHK_OK, "%s", mhk_message(ctx));
   x = mhk_file_find(f, "c");
-  CHECK(x && x->rank == 5 && x->shape[3] == 1 && x->shape[4] == 6 && x->count == 12, "axes beyond the fifth are folded into it");
+  CHECK(x && x->rank == 5 && x->shape[3] == 1 && x->shape[4] == 6 && x->count == 12,
+        "axes beyond the fifth are folded into it");
   CHECK(mhk_file_read_i32(ctx, x, c) == MHK_OK, "%s", mhk_message(ctx));
   mhk_file_close(f);
   free(block);
@@ -352,7 +387,8 @@ static unsigned char *small_file(size_t *length) {
   static const float a[6] = {1, -2, 3.5f, 1e-30f, 65504, 0};
   static const int64_t ids[3] = {1, -2, 3};
   static const unsigned char flags[5] = {0, 1, 1, 0, 1};
-  static const char *const metadata[] = {"format", "pt", "quote \" and \xe2\x82\xac", "line\nend\t\\ \x01 \xf0\x9f\x98\x80"};
+  static const char *const metadata[] = {"format", "pt", "quote \" and \xe2\x82\xac",
+                                         "line\nend\t\\ \x01 \xf0\x9f\x98\x80"};
   mhk_file_tensor x[3];
   const char *path = test_path("small.safetensors");
   memset(x, 0, sizeof x);
@@ -435,15 +471,17 @@ static void read_one(mhk_dtype dtype, const void *bytes, int n, const double *wa
     x.data = shifted + shift;
     CHECK(mhk_file_read(ctx, &x, out) == MHK_OK, "%s", mhk_message(ctx));
     for (i = 0; i < n; i++)
-      CHECK(out[i] == (mhk_real)want[i] || (out[i] != out[i] && want[i] != want[i]), "%s element %d is %.9g, should be %.9g", mhk_dtype_name(dtype), i, (double)out[i],
-            want[i]);
+      CHECK(out[i] == (mhk_real)want[i] || (out[i] != out[i] && want[i] != want[i]),
+            "%s element %d is %.9g, should be %.9g", mhk_dtype_name(dtype), i, (double)out[i], want[i]);
   }
 }
 
 TEST(number_types) { /* bytes as they stand in a file: little-endian */
   {
-    static const unsigned char b[] = {0x00, 0x3C, 0x00, 0xC0, 0xFF, 0x7B, 0x01, 0x00, 0xFF, 0x03, 0x00, 0x04, 0x00, 0x7C, 0x00, 0xFC, 0x00, 0x7E, 0x00, 0x80};
-    const double want[] = {1, -2, 65504, 5.9604644775390625e-08, 6.097555160522461e-05, 6.103515625e-05, INFINITY, -INFINITY, NAN, -0.0};
+    static const unsigned char b[] = {0x00, 0x3C, 0x00, 0xC0, 0xFF, 0x7B, 0x01, 0x00, 0xFF, 0x03,
+                                      0x00, 0x04, 0x00, 0x7C, 0x00, 0xFC, 0x00, 0x7E, 0x00, 0x80};
+    const double want[] = {
+        1, -2, 65504, 5.9604644775390625e-08, 6.097555160522461e-05, 6.103515625e-05, INFINITY, -INFINITY, NAN, -0.0};
     read_one(MHK_F16, b, 10, want);
   }
   {
@@ -481,14 +519,16 @@ TEST(number_types) { /* bytes as they stand in a file: little-endian */
   }
   {
     static const unsigned char b[] = {0, 0, 0, 0, 0, 0, 0, 0x80, 0xFE, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF};
-    const double want_signed[] = {-9223372036854775808.0, -2}, want_unsigned[] = {9223372036854775808.0, 18446744073709551614.0};
+    const double want_signed[] = {-9223372036854775808.0, -2},
+                 want_unsigned[] = {9223372036854775808.0, 18446744073709551614.0};
     read_one(MHK_I64, b, 2, want_signed);
     read_one(MHK_U64, b, 2, want_unsigned);
   }
 }
 
 TEST(integers_must_fit) {
-  static const unsigned char wide[] = {0xFF, 0xFF, 0xFF, 0x7F, 0, 0, 0, 0, 0, 0, 0, 0x80, 0xFF, 0xFF, 0xFF, 0xFF, 0, 0, 0, 0x80, 0, 0, 0, 0};
+  static const unsigned char wide[] = {0xFF, 0xFF, 0xFF, 0x7F, 0, 0, 0, 0,    0, 0, 0, 0x80,
+                                       0xFF, 0xFF, 0xFF, 0xFF, 0, 0, 0, 0x80, 0, 0, 0, 0};
   int32_t out[3];
   mhk_real real[3];
   mhk_file_tensor x;
@@ -532,8 +572,10 @@ static int same_values(const mhk_file_tensor *x, const void *given) {
 TEST(written_and_read) {
   enum { N = 17 };
   unsigned char data[13][8 * N];
-  static const mhk_dtype types[13] = {MHK_BF16, MHK_F32, MHK_U8, MHK_F64, MHK_F16, MHK_I8, MHK_I16, MHK_U16, MHK_I32, MHK_U32, MHK_I64, MHK_U64, MHK_BOOL};
-  static const char names[13][16] = {"bf16", "f32", "u8", "f64", "f16", "i8", "i16", "u16", "i32", "u32", "i64", "u64", "bool"};
+  static const mhk_dtype types[13] = {MHK_BF16, MHK_F32, MHK_U8,  MHK_F64, MHK_F16, MHK_I8,  MHK_I16,
+                                      MHK_U16,  MHK_I32, MHK_U32, MHK_I64, MHK_U64, MHK_BOOL};
+  static const char names[13][16] = {"bf16", "f32", "u8",  "f64", "f16", "i8",  "i16",
+                                     "u16",  "i32", "u32", "i64", "u64", "bool"};
   static const char *const metadata[] = {"case", "{\"a\": [1, 2]}", "empty", ""};
   const char *path = test_path("round.safetensors");
   mhk_file_tensor x[15];
@@ -568,13 +610,17 @@ TEST(written_and_read) {
   for (i = 0; i < 15; i++) {
     const mhk_file_tensor *y = mhk_file_find(f, x[i].name);
     REQUIRE(y, "%s is missing", x[i].name);
-    CHECK(y->dtype == x[i].dtype && y->rank == x[i].rank && y->count == x[i].count && memcmp(y->shape, x[i].shape, sizeof y->shape) == 0, "%s has changed",
-          x[i].name);
+    CHECK(y->dtype == x[i].dtype && y->rank == x[i].rank && y->count == x[i].count &&
+              memcmp(y->shape, x[i].shape, sizeof y->shape) == 0,
+          "%s has changed", x[i].name);
     CHECK((uintptr_t)y->data % mhk_dtype_size(y->dtype) == 0, "%s is not aligned", x[i].name);
-    CHECK(y->bytes == (size_t)y->count * mhk_dtype_size(y->dtype) && same_values(y, x[i].data), "%s has other bits", x[i].name);
-    if (i > 0) CHECK(strcmp(mhk_file_tensor_at(f, i - 1)->name, mhk_file_tensor_at(f, i)->name) < 0, "not sorted by name");
+    CHECK(y->bytes == (size_t)y->count * mhk_dtype_size(y->dtype) && same_values(y, x[i].data), "%s has other bits",
+          x[i].name);
+    if (i > 0)
+      CHECK(strcmp(mhk_file_tensor_at(f, i - 1)->name, mhk_file_tensor_at(f, i)->name) < 0, "not sorted by name");
   }
-  CHECK(!mhk_file_find(f, "f3") && !mhk_file_find(f, "") && !mhk_file_find(f, "zzz") && !mhk_file_find(NULL, "f32"), "something is found that is not there");
+  CHECK(!mhk_file_find(f, "f3") && !mhk_file_find(f, "") && !mhk_file_find(f, "zzz") && !mhk_file_find(NULL, "f32"),
+        "something is found that is not there");
   CHECK(!mhk_file_tensor_at(f, -1) && !mhk_file_tensor_at(f, 15), "places outside");
   text = mhk_file_metadata(f, "case", &length);
   CHECK(text && strcmp(text, metadata[1]) == 0 && length == strlen(metadata[1]), "metadata: %s", text ? text : "none");
@@ -672,18 +718,22 @@ static void index_bad(const char *index, mhk_result code, const char *message) {
   mhk_file *f;
   text_file(INDEX, index);
   f = mhk_file_open(ctx, test_path("shards"));
-  CHECK(!f && mhk_error(ctx) == code && strstr(mhk_message(ctx), message), "%s: result %d, \"%s\" does not contain \"%s\"", index, (int)mhk_error(ctx),
-        mhk_message(ctx), message);
+  CHECK(!f && mhk_error(ctx) == code && strstr(mhk_message(ctx), message),
+        "%s: result %d, \"%s\" does not contain \"%s\"", index, (int)mhk_error(ctx), mhk_message(ctx), message);
   mhk_clear_error(ctx);
   mhk_file_close(f);
 }
 
 TEST(shards) {
   const mhk_result F = MHK_ERROR_FORMAT;
-  const char *good = "{\"metadata\":{\"total_size\":36},\"weight_map\":{\"a\":\"s1.safetensors\",\"b\":\"s2.safetensors\",\"c\":\"s1.safetensors\"}}";
+  const char *good =
+      "{\"metadata\":{\"total_size\":36},\"weight_map\":{\"a\":\"s1.safetensors\",\"b\":\"s2.safetensors\",\"c\":\"s1."
+      "safetensors\"}}";
   mhk_file *f;
   test_make_folder(test_path("shards"));
-  remove(test_path("shards/pytorch_model.bin")), remove(test_path("shards/model.safetensors")), remove(test_path(INDEX)); /* of an earlier run */
+  /* of an earlier run */
+  remove(test_path("shards/pytorch_model.bin")), remove(test_path("shards/model.safetensors")),
+      remove(test_path(INDEX));
   CHECK(!mhk_file_open(ctx, test_path("shards")), "an empty folder was opened");
   CHECK_FAILS(ctx, MHK_ERROR_FILE, "holds neither model.safetensors nor pytorch_model.bin, nor the index of either");
   text_file("shards/pytorch_model.bin", "not an archive");
@@ -695,7 +745,8 @@ TEST(shards) {
   text_file(INDEX, good);
   f = mhk_file_open(ctx, test_path("shards"));
   REQUIRE(f, "%s", mhk_message(ctx));
-  CHECK(mhk_file_tensors(f) == 3 && mhk_file_find(f, "a") && mhk_file_find(f, "b") && mhk_file_find(f, "c"), "%d tensors", mhk_file_tensors(f));
+  CHECK(mhk_file_tensors(f) == 3 && mhk_file_find(f, "a") && mhk_file_find(f, "b") && mhk_file_find(f, "c"),
+        "%d tensors", mhk_file_tensors(f));
   touch(f);
   mhk_file_close(f);
   f = mhk_file_open(ctx, test_path(INDEX));
@@ -704,7 +755,8 @@ TEST(shards) {
   index_bad("{}", F, "has no \"weight_map\"");
   index_bad("{\"weight_map\":{}}", F, "has no \"weight_map\"");
   index_bad("{\"weight_map\":", F, "line 1, byte 14");
-  index_bad("{\"weight_map\":{\"b\":\"../secret.safetensors\"}}", F, "the plain name of a file beside the index, it is \"../secret.safetensors\"");
+  index_bad("{\"weight_map\":{\"b\":\"../secret.safetensors\"}}", F,
+            "the plain name of a file beside the index, it is \"../secret.safetensors\"");
   index_bad("{\"weight_map\":{\"b\":\"/etc/passwd\"}}", F, "plain name");
   index_bad("{\"weight_map\":{\"b\":\"c:x\"}}", F, "plain name");
   index_bad("{\"weight_map\":{\"b\":\"a\\\\b\"}}", F, "plain name");
@@ -713,9 +765,12 @@ TEST(shards) {
   index_bad("{\"weight_map\":{\"b\":\"s2.safetensors\\u0000\"}}", F, "plain name");
   index_bad("{\"weight_map\":{\"b\":1}}", F, "plain name");
   index_bad("{\"weight_map\":{\"b\":\"s3.safetensors\"}}", MHK_ERROR_FILE, "s3.safetensors: ");
-  index_bad("{\"weight_map\":{\"a\":\"s2.safetensors\",\"b\":\"s2.safetensors\"}}", F, "says that tensor a is in s2.safetensors, which does not hold it");
-  index_bad("{\"weight_map\":{\"a\":\"s1.safetensors\",\"b\":\"s1.safetensors\",\"c\":\"s1.safetensors\"}}", F, "tensor b is in s1.safetensors");
-  index_bad("{\"weight_map\":{\"a\":\"s1.safetensors\",\"b\":\"s2.safetensors\"}}", F, "does not name tensor c, which is in");
+  index_bad("{\"weight_map\":{\"a\":\"s2.safetensors\",\"b\":\"s2.safetensors\"}}", F,
+            "says that tensor a is in s2.safetensors, which does not hold it");
+  index_bad("{\"weight_map\":{\"a\":\"s1.safetensors\",\"b\":\"s1.safetensors\",\"c\":\"s1.safetensors\"}}", F,
+            "tensor b is in s1.safetensors");
+  index_bad("{\"weight_map\":{\"a\":\"s1.safetensors\",\"b\":\"s2.safetensors\"}}", F,
+            "does not name tensor c, which is in");
   shard("shards/s2.safetensors", "b", "a");
   index_bad(good, F, "tensor a stands twice");
   text_file("shards/s2.safetensors", "short");
@@ -772,7 +827,8 @@ TEST(allocations_that_fail) {
       mhk_file_close(f);
       mhk_destroy(c);
     }
-    CHECK(memory.bytes == 0 && memory.blocks == 0 && !memory.wrong_size, "call %ld leaks %ld bytes", n, (long)memory.bytes);
+    CHECK(memory.bytes == 0 && memory.blocks == 0 && !memory.wrong_size, "call %ld leaks %ld bytes", n,
+          (long)memory.bytes);
   }
   CHECK(done && n > 3, "%ld calls", n);
   free(bytes);

@@ -462,8 +462,29 @@ TEST(every_setting_of_a_configuration_is_honoured_or_said_to_have_no_effect_or_r
 /* Whatever a setting says: an error with a sentence, or a configuration that makes sense; and
    weights that then do not fit are told so. */
 TEST(settings_of_any_value_are_refused_or_make_a_configuration) {
-  static const char *const values[] = {"-1", "0", "1", "7", "65537", "16777217", "2147483647", "2147483648", "9223372036854775807", "1e308", "-1e308", "1e999", "0.5",
-                                       "1e-320", "Infinity", "-Infinity", "\"x\"", "true", "[]", "[1, 2, 3]", "[2147483647]", "{}", "{\"__float__\": \"NaN\"}"};
+  static const char *const values[] = {"-1",
+                                       "0",
+                                       "1",
+                                       "7",
+                                       "65537",
+                                       "16777217",
+                                       "2147483647",
+                                       "2147483648",
+                                       "9223372036854775807",
+                                       "1e308",
+                                       "-1e308",
+                                       "1e999",
+                                       "0.5",
+                                       "1e-320",
+                                       "Infinity",
+                                       "-Infinity",
+                                       "\"x\"",
+                                       "true",
+                                       "[]",
+                                       "[1, 2, 3]",
+                                       "[2147483647]",
+                                       "{}",
+                                       "{\"__float__\": \"NaN\"}"};
   mhk_model *m = model_new(ctx, PHI, 3);
   size_t i, k;
   mhk_save(m, test_path("any"), MHK_F32);
@@ -475,7 +496,9 @@ TEST(settings_of_any_value_are_refused_or_make_a_configuration) {
       no_warnings();
       if (read_config(&x, &c) == MHK_OK) {
         char out[65536];
-        CHECK(mhk_config_check(ctx, &c) == MHK_OK && mhk_config_parameters(&c) > 0 && mhk_config_format(&c, out, sizeof out) > 0, "%s: %s", x.t, mhk_message(ctx));
+        CHECK(mhk_config_check(ctx, &c) == MHK_OK && mhk_config_parameters(&c) > 0 &&
+                  mhk_config_format(&c, out, sizeof out) > 0,
+              "%s: %s", x.t, mhk_message(ctx));
       } else
         CHECK(strlen(mhk_message(ctx)) > 20, "%s: %s", x.t, mhk_message(ctx));
       mhk_clear_error(ctx);

@@ -1,5 +1,6 @@
-/* The header against reference numbers: tests/golden, or any folder with files of those names (--dir path). Shapes and settings come from
-   the files. --report prints the worst error of each group of tensors. */
+/* The header against reference numbers: tests/golden, or any folder with files of those names
+   (--dir path). Shapes and settings come from the files. --report prints the worst error of each
+   group of tensors. */
 #include "test.h"
 #include "json.h"
 
@@ -77,7 +78,8 @@ static void close_golden(golden *g) {
   int i;
   for (i = 0; report && i < g->n_groups; i++)
     if (g->groups[i].at[0])
-      printf("  %-34s worst %.2e, allowed %.0e  %s\n", g->groups[i].name, g->groups[i].worst, g->groups[i].tolerance, g->groups[i].at);
+      printf("  %-34s worst %.2e, allowed %.0e  %s\n", g->groups[i].name, g->groups[i].worst, g->groups[i].tolerance,
+             g->groups[i].at);
   CHECK_OK(g->ctx);
   json_free(g->settings);
   free(g->text);
@@ -119,7 +121,8 @@ static mhk_tensor *input(golden *g, const char *name, int grad) {
   return t;
 }
 
-/* got against the tensor prefix+name of the file; nothing happens when the file has no such tensor */
+/* got against the tensor prefix+name of the file; nothing happens when the file has no such
+   tensor */
 static void compare(golden *g, const char *prefix, const char *name, const mhk_real *got, mhk_index count) {
   char full[512];
   mhk_index n = 0;
@@ -139,7 +142,8 @@ static void compare_tensor(golden *g, const char *prefix, const char *name, cons
   if (!f) return;
   if (x && x->rank == f->rank)
     for (i = 0; i < f->rank; i++)
-      CHECK(x->shape[i] == f->shape[i], "%s%s: axis %d is %lld, not %lld", prefix, name, i, (long long)x->shape[i], (long long)f->shape[i]);
+      CHECK(x->shape[i] == f->shape[i], "%s%s: axis %d is %lld, not %lld", prefix, name, i, (long long)x->shape[i],
+            (long long)f->shape[i]);
   else
     CHECK(x != NULL, "%s%s: nothing was computed: %s", prefix, name, mhk_message(g->ctx));
   compare(g, prefix, name, mhk_data(x), x ? x->count : 0);
@@ -149,7 +153,8 @@ static void compare_scalar(golden *g, const char *name, double got, double toler
   mhk_index n;
   mhk_real *want = values(g, "", name, &n);
   if (!want) return;
-  CHECK(fabs(got - (double)want[0]) <= tolerance * fabs((double)want[0]), "%s is %.9g, should be %.9g", name, got, (double)want[0]);
+  CHECK(fabs(got - (double)want[0]) <= tolerance * fabs((double)want[0]), "%s is %.9g, should be %.9g", name, got,
+        (double)want[0]);
   note(g, name, fabs(got - (double)want[0]) / fabs((double)want[0]));
   free(want);
 }
@@ -161,13 +166,15 @@ static mhk_model *model(golden *g, const mhk_config *config, const char *prefix)
   int i, used = 0, given = 0;
   CHECK(m != NULL, "no model: %s", mhk_message(g->ctx));
   if (!m) return NULL;
-  for (i = 0; i < mhk_file_tensors(g->file); i++) given += strncmp(mhk_file_tensor_at(g->file, i)->name, prefix, length) == 0;
+  for (i = 0; i < mhk_file_tensors(g->file); i++)
+    given += strncmp(mhk_file_tensor_at(g->file, i)->name, prefix, length) == 0;
   for (i = 0; i < mhk_model_tensors(m); i++) {
     mhk_tensor *x = mhk_model_tensor(m, i);
     const mhk_file_tensor *f = find(g, prefix, x->name);
     CHECK(f != NULL, "the file has no %s%s", prefix, x->name);
     if (!f) continue;
-    CHECK(f->count == x->count, "%s%s has %lld numbers, the model %lld", prefix, x->name, (long long)f->count, (long long)x->count);
+    CHECK(f->count == x->count, "%s%s has %lld numbers, the model %lld", prefix, x->name, (long long)f->count,
+          (long long)x->count);
     if (f->count == x->count) mhk_file_read(g->ctx, f, mhk_data(x));
     used++;
   }
@@ -195,7 +202,8 @@ static void compare_grads(golden *g, mhk_model *m, const char *prefix, const cha
       double sum = 0;
       mhk_index j;
       for (j = 0; j < x->count; j++) sum += fabs((double)x->grad[j]);
-      CHECK(sum == 0, "%s%s has a gradient (sum of sizes %g); the loss does not depend on it", prefix, name + skip, sum);
+      CHECK(sum == 0, "%s%s has a gradient (sum of sizes %g); the loss does not depend on it", prefix, name + skip,
+            sum);
     }
   }
 }
@@ -209,7 +217,7 @@ static int parse_config(golden *g, const char *path, mhk_config *config) {
   return !mhk_failed(g->ctx);
 }
 
-/* ---------------------------------------------------------------------------------------- whole models */
+/* --------------------------------------------------------------------------------- whole models */
 
 static void language_model(const char *name) {
   golden g;
@@ -274,7 +282,7 @@ TEST(phi) { language_model("phi"); }
 TEST(phi_grouped) { language_model("phi_grouped"); }
 TEST(mamba2) { language_model("mamba2"); }
 
-/* ---------------------------------------------------------------------------------------- the SSD core */
+/* --------------------------------------------------------------------------------- the SSD core */
 
 static void ssd(const char *name) {
   static const char *const kinds[] = {"plain.", "state.", "packed."};
@@ -336,7 +344,8 @@ static void ssd(const char *name) {
   mhk_tape_reset(g.tape);
   mhk_tape_record(g.tape, 0);
   group(&g, "matrix", TOLERANCE);
-  compare_tensor(&g, "", "matrix", mhk_ssd_matrix(g.tape, input(&g, "log_a", 0), input(&g, "B", 0), input(&g, "C", 0), NULL, NULL));
+  compare_tensor(&g, "", "matrix",
+                 mhk_ssd_matrix(g.tape, input(&g, "log_a", 0), input(&g, "B", 0), input(&g, "C", 0), NULL, NULL));
   free(doc);
   close_golden(&g);
 }
@@ -344,7 +353,7 @@ static void ssd(const char *name) {
 TEST(ssd_multihead) { ssd("ssd_multihead"); }
 TEST(ssd_grouped) { ssd("ssd_grouped"); }
 
-/* ---------------------------------------------------------------------------------------- the student's mixer */
+/* -------------------------------------------------------------------------- the student's mixer */
 
 /* The state-space fields of a student from the settings at path. */
 static void mixer_config(golden *g, const char *path, mhk_config *c) {
@@ -373,7 +382,8 @@ static mhk_tensor *part(golden *g, const mhk_file_tensor *u, const mhk_real *v, 
   shape[1] = n;
   shape[2] = D;
   x = mhk_tensor_new(g->tape, 3, shape, NULL);
-  for (b = 0; x && b < shape[0]; b++) memcpy(mhk_data(x) + b * n * D, v + (b * all + first) * D, sizeof *v * (size_t)(n * D));
+  for (b = 0; x && b < shape[0]; b++)
+    memcpy(mhk_data(x) + b * n * D, v + (b * all + first) * D, sizeof *v * (size_t)(n * D));
   return x;
 }
 
@@ -391,8 +401,10 @@ static void compare_grad_u(golden *g, const char *name, const mhk_file_tensor *f
   free(padded);
 }
 
-/* A session runs whole models. One whose only layer is the mixer of m, around it nothing that matters: the stream is [u, -u, y, -y], token i has row i of
-   u, norms divide by the square root of their epsilon (next to it the variance vanishes) and multiply by it, the MLP is zero, the head reads y. */
+/* A session runs whole models. One whose only layer is the mixer of m, around it nothing that
+   matters: the stream is [u, -u, y, -y], token i has row i of u, norms divide by the square root of
+   their epsilon (next to it the variance vanishes) and multiply by it, the MLP is zero, the head
+   reads y. */
 #define SMALL 1e-4
 static mhk_model *carrier(golden *g, const mhk_model *m, const mhk_real *u, mhk_index rows) {
   mhk_config c = *mhk_model_config(m);
@@ -411,12 +423,14 @@ static mhk_model *carrier(golden *g, const mhk_model *m, const mhk_real *u, mhk_
   if (!n) return NULL;
   for (i = 0; i < mhk_model_tensors(n); i++) {
     mhk_tensor *x = mhk_model_tensor(n, (int)i);
-    for (j = 0; j < x->count; j++) mhk_data(x)[j] = strstr(x->name, "norm.weight") ? (mhk_real)(sqrt(c.norm_eps) / SMALL) : 0;
+    for (j = 0; j < x->count; j++)
+      mhk_data(x)[j] = strstr(x->name, "norm.weight") ? (mhk_real)(sqrt(c.norm_eps) / SMALL) : 0;
   }
   for (k = 0; k < sizeof plain / sizeof *plain; k++) {
     char full[128];
     snprintf(full, sizeof full, "backbone.layers.0.mixer.%s", plain[k]);
-    memcpy(mhk_data(mhk_model_find(n, full)), mhk_data(mhk_model_find(m, full)), sizeof *u * (size_t)mhk_model_find(m, full)->count);
+    memcpy(mhk_data(mhk_model_find(n, full)), mhk_data(mhk_model_find(m, full)),
+           sizeof *u * (size_t)mhk_model_find(m, full)->count);
   }
   E = mhk_model_find(m, "backbone.layers.0.mixer.out_proj.weight")->shape[1];
   in = mhk_data(mhk_model_find(n, "backbone.layers.0.mixer.in_proj.weight"));
@@ -449,10 +463,13 @@ static void carry(void *user, mhk_index sequence, mhk_index index, const mhk_rea
 }
 
 /* the states of all sequences, the convolution's as (B,channels,d_conv-1) */
-static void compare_states(golden *g, mhk_session *s, const mhk_config *c, mhk_index B, const char *conv_name, const char *ssm_name) {
-  const mhk_index channels = (mhk_index)c->ssm_heads * c->ssm_head_dim + 2 * (mhk_index)c->ssm_groups * c->d_state, W = c->d_conv - 1;
+static void compare_states(golden *g, mhk_session *s, const mhk_config *c, mhk_index B, const char *conv_name,
+                           const char *ssm_name) {
+  const mhk_index channels = (mhk_index)c->ssm_heads * c->ssm_head_dim + 2 * (mhk_index)c->ssm_groups * c->d_state,
+                  W = c->d_conv - 1;
   const mhk_index each = (mhk_index)c->ssm_heads * c->ssm_head_dim * c->d_state;
-  mhk_real *conv = (mhk_real *)calloc((size_t)(B * channels * W), sizeof *conv), *ssm = (mhk_real *)calloc((size_t)(B * each), sizeof *ssm);
+  mhk_real *conv = (mhk_real *)calloc((size_t)(B * channels * W), sizeof *conv),
+           *ssm = (mhk_real *)calloc((size_t)(B * each), sizeof *ssm);
   mhk_index b, i, w;
   for (b = 0; b < B && mhk_session_conv(s, b, 0); b++) {
     for (i = 0; i < channels; i++)
@@ -466,12 +483,14 @@ static void compare_states(golden *g, mhk_session *s, const mhk_config *c, mhk_i
 }
 
 /* the mixer in a session: a prefill, then single steps */
-static void session_of_mixer(golden *g, const mhk_model *m, const mhk_real *u, mhk_index B, mhk_index prefill, mhk_index steps) {
+static void session_of_mixer(golden *g, const mhk_model *m, const mhk_real *u, mhk_index B, mhk_index prefill,
+                             mhk_index steps) {
   const mhk_index T = prefill + steps, D = mhk_model_config(m)->d_model;
   const int32_t *at[16];
   mhk_index lengths[16], b, i;
   int32_t *tokens = (int32_t *)malloc(sizeof *tokens * (size_t)(B * T));
-  mhk_real *y = (mhk_real *)calloc((size_t)(B * T * D), sizeof *y), *stepped = (mhk_real *)calloc((size_t)(B * steps * D), sizeof *y);
+  mhk_real *y = (mhk_real *)calloc((size_t)(B * T * D), sizeof *y),
+           *stepped = (mhk_real *)calloc((size_t)(B * steps * D), sizeof *y);
   mhk_session_desc d;
   mhk_session *s;
   carried c;
@@ -513,7 +532,8 @@ static void session_of_mixer(golden *g, const mhk_model *m, const mhk_real *u, m
 }
 
 static void discrete_mamba2(const char *name) {
-  static const char *const names[] = {"in_proj.weight", "z_bias", "conv1d.weight", "conv1d.bias", "D", "out_proj.weight"};
+  static const char *const names[] = {"in_proj.weight", "z_bias", "conv1d.weight",
+                                      "conv1d.bias",    "D",      "out_proj.weight"};
   golden g;
   mhk_config config;
   mhk_model *m;
@@ -599,7 +619,7 @@ TEST(discrete_mamba2) { discrete_mamba2("discrete_mamba2"); }
 TEST(discrete_mamba2_grouped) { discrete_mamba2("discrete_mamba2_grouped"); }
 TEST(discrete_mamba2_rotary) { discrete_mamba2("discrete_mamba2_rotary"); }
 
-/* ---------------------------------------------------------------------------------------- stages */
+/* --------------------------------------------------------------------------------------- stages */
 
 /* The student's configuration: the teacher's, with the mixers of the settings. */
 static void student_config(golden *g, const mhk_config *teacher, mhk_config *c) {
@@ -679,7 +699,8 @@ static void stages(const char *name) {
     group(&g, label, TOLERANCE);
     snprintf(label, sizeof label, "%s.grad.", kinds[k]);
     compare_grads(&g, student, label, "");
-    for (l = 0; l < mhk_model_tensors(teacher); l++) { /* a frozen model gets none; this one was made trainable by its creation */
+    /* a frozen model gets none; this one was made trainable by its creation */
+    for (l = 0; l < mhk_model_tensors(teacher); l++) {
       const mhk_tensor *x = mhk_model_tensor(teacher, l);
       double sum = 0;
       mhk_index i;
@@ -694,7 +715,7 @@ static void stages(const char *name) {
 TEST(stages) { stages("stages"); }
 TEST(stages_hybrid) { stages("stages_hybrid"); }
 
-/* ---------------------------------------------------------------------------------------- training */
+/* ------------------------------------------------------------------------------------- training */
 
 static void run(const char *name) {
   golden g;
@@ -719,7 +740,8 @@ static void run(const char *name) {
   desc.decays = strstr(json_text(g.settings, "optimizer.decay"), "matri") ? MHK_DECAY_MATRICES : MHK_DECAY_ALL;
   for (stage = 0; stage < 3; stage++) {
     char path[32];
-    const double decay = json_number(g.settings, "optimizer.weight_decay", 0.1), clip = json_number(g.settings, "clip.max_norm", 1);
+    const double decay = json_number(g.settings, "optimizer.weight_decay", 0.1),
+                 clip = json_number(g.settings, "clip.max_norm", 1);
     snprintf(path, sizeof path, "steps.%d", stage);
     desc.stages[stage].tokens = (mhk_index)json_number(g.settings, path, 0) * desc.batch * desc.length;
     snprintf(path, sizeof path, "lr.stage%d.top", stage + 1);
@@ -762,8 +784,8 @@ static void run(const char *name) {
       CHECK(lr >= 0, "the settings have no learning rate for step %d of stage %d", (int)s, stage);
       loss = mhk_train_on(trainer, stage, tokens + s * f->shape[1] * f->shape[2], f->shape[1], f->shape[2], NULL, lr);
       snprintf(path, sizeof path, "stage %d, step %d", stage, (int)s);
-      CHECK(fabs(loss - (double)losses[s]) <= LOSS_TOLERANCE * fabs((double)losses[s]), "%s: the loss is %.9g, should be %.9g", path, loss,
-            (double)losses[s]);
+      CHECK(fabs(loss - (double)losses[s]) <= LOSS_TOLERANCE * fabs((double)losses[s]),
+            "%s: the loss is %.9g, should be %.9g", path, loss, (double)losses[s]);
       note(&g, path, fabs(loss - (double)losses[s]) / fabs((double)losses[s]));
       /* the schedule that mohawk itself would have followed */
       {
@@ -771,9 +793,11 @@ static void run(const char *name) {
         double own;
         snprintf(path, sizeof path, "lr.stage%d", stage);
         l = json_at(g.settings, path);
-        own = mhk_learning_rate(json_number(l, "top", 0), json_number(l, "low", 0), (mhk_index)json_number(l, "warmup_steps", 0),
+        own = mhk_learning_rate(json_number(l, "top", 0), json_number(l, "low", 0),
+                                (mhk_index)json_number(l, "warmup_steps", 0),
                                 (mhk_index)json_number(l, "decay_steps", 0), s, f->shape[0]);
-        CHECK(fabs(own - lr) <= 1e-12 + 1e-9 * lr, "learning rate of step %d in stage %d: %.12g, should be %.12g", (int)s, stage, own, lr);
+        CHECK(fabs(own - lr) <= 1e-12 + 1e-9 * lr, "learning rate of step %d in stage %d: %.12g, should be %.12g",
+              (int)s, stage, own, lr);
       }
     }
     free(tokens);

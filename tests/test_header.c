@@ -1,5 +1,6 @@
-/* The header as a file: contents against banners, sections that only look upward, examples that compile as printed, what a program sees of
-   it after including it, and how it links. Needs a C compiler (CC) at run time; the C++ parts are skipped without one (CXX). */
+/* The header as a file: contents against banners, sections that only look upward, examples that
+   compile as printed, what a program sees of it after including it, and how it links. Needs a C
+   compiler (CC) at run time; the C++ parts are skipped without one (CXX). */
 #include "test.h"
 #include <ctype.h>
 
@@ -30,7 +31,8 @@ static void show_log(void) {
   free(text);
 }
 #define SHELL(...) \
-  (shell(__VA_ARGS__) ? test_one_more_check() : (show_log(), test_failure(__FILE__, __LINE__, "command succeeds", __VA_ARGS__)))
+  (shell(__VA_ARGS__) ? test_one_more_check() : (show_log(), test_failure(__FILE__, __LINE__, "command succeeds", \
+    __VA_ARGS__)))
 
 static void write_text(const char *name, const char *text) {
   CHECK(test_write_file(test_path(name), text, strlen(text)), "cannot write %s", name);
@@ -79,16 +81,45 @@ static int line_of(const char *at) {
   return n;
 }
 
-TEST(lines_fit) {
-  const char *p = header, *end;
+/* Lines of a file: code up to 120 columns; lines of nothing but a comment, which are read as prose,
+   up to 100. */
+static void check_lines(const char *path, const char *text) {
+  char *code = blanked(text, strlen(text));
+  const char *p = text, *end;
   int n = 0;
   for (; *p; p = *end ? end + 1 : end) {
+    const char *rest = code + (p - text);
+    int most;
     end = p + strcspn(p, "\n");
+    rest += strspn(rest, " ");
+    most = end > p && (*rest == '\n' || *rest == 0 || !strncmp(rest, "//", 2)) ? 100 : 120;
     n++;
-    CHECK(end - p <= 160, "line %d has %d columns", n, (int)(end - p));
-    CHECK(!memchr(p, '\t', (size_t)(end - p)), "line %d has a tab", n);
-    CHECK(end == p || (end[-1] != ' ' && end[-1] != '\r'), "line %d ends with a space", n);
+    CHECK(end - p <= most, "%s, line %d has %d columns: %d are allowed", path, n, (int)(end - p), most);
+    CHECK(!memchr(p, '\t', (size_t)(end - p)), "%s, line %d has a tab", path, n);
+    CHECK(end == p || (end[-1] != ' ' && end[-1] != '\r'), "%s, line %d ends with a space", path, n);
   }
+  free(code);
+}
+
+TEST(lines_fit) {
+  char *list, *path, *next;
+  int files = 0;
+  SHELL("ls mohawk.h tests/*.[ch] tests/*/*.[ch] tools/*.[ch] tools/*/*.[ch] tools/*/*.cpp examples/*.c examples/*.cc "
+        "examples/*/*.[ch]");
+  list = test_read_file(test_path("command.log"), NULL);
+  REQUIRE(list != NULL, "there is no list of files");
+  for (path = list; *path; path = next) {
+    char *text;
+    next = path + strcspn(path, "\n");
+    if (*next) *next++ = 0;
+    text = test_read_file(path, NULL);
+    CHECK(text != NULL, "%s cannot be read", path);
+    if (text) check_lines(path, text);
+    files += text != NULL;
+    free(text);
+  }
+  CHECK(files > 60, "only %d files were read", files);
+  free(list);
 }
 
 /* C2y spells them 0o666 and warns about the others, which no older C can read */
@@ -115,7 +146,7 @@ TEST(version) {
   }
 }
 
-/* ---------------------------------------------------------------------------------------- contents and sections */
+/* ------------------------------------------------------------------------ contents and sections */
 
 enum { MOST_SECTIONS = 64 };
 static struct section {
@@ -146,7 +177,8 @@ static void find_sections(void) {
       struct section *s = &sections[n_sections];
       size_t n = 0;
       const char *t = line + strspn(line, " ");
-      while (n < 38 && (isupper((unsigned char)t[n]) || isdigit((unsigned char)t[n]) || t[n] == ' ' || t[n] == '-')) n++;
+      while (n < 38 && (isupper((unsigned char)t[n]) || isdigit((unsigned char)t[n]) || t[n] == ' ' || t[n] == '-'))
+        n++;
       while (n && t[n - 1] == ' ') n--;
       memcpy(s->title, t, n);
       s->title[n] = 0;
@@ -185,7 +217,8 @@ TEST(contents) {
     line[n] = 0;
     REQUIRE(listed < n_sections, "the contents list >>%s, there is no such section", tag);
     CHECK(!strcmp(tag, sections[listed].tag), "the contents list >>%s where >>%s stands", tag, sections[listed].tag);
-    CHECK(strstr(line, sections[listed].title) != NULL, "the contents do not call >>%s %s", tag, sections[listed].title);
+    CHECK(strstr(line, sections[listed].title) != NULL, "the contents do not call >>%s %s", tag,
+          sections[listed].title);
     listed++;
   }
   CHECK(listed == n_sections, "%d sections, %d in the contents (the first missing is >>%s)", n_sections, listed,
@@ -213,7 +246,8 @@ TEST(sections_look_upward) {
   implementation = plain + (sections[i].at - header);
   for (p = plain; *p; p += strcspn(p, "\n"), p += *p == '\n')
     if (p > implementation &&
-        (!strncmp(p, "static ", 7) || !strncmp(p, "MHKDEF ", 7))) { /* a definition: the parameter list is followed by { */
+        /* a definition: the parameter list is followed by { */
+        (!strncmp(p, "static ", 7) || !strncmp(p, "MHKDEF ", 7))) {
       const char *open = p, *name, *close;
       int depth = 0;
       while (*open && *open != '(' && *open != ';' && *open != '{' && *open != '=') open++;
@@ -233,15 +267,16 @@ TEST(sections_look_upward) {
     }
   CHECK(n > 200, "only %d functions were found", n);
   for (p = implementation; *p; p++)
-    if (!is_word(p[-1]) && !strncmp(p, "mhk_", 4) && strncmp(p - 7, "MHK__N(", 7)) { /* MHK__N() makes a kernel's name of another */
+    /* MHK__N() makes a kernel's name of another */
+    if (!is_word(p[-1]) && !strncmp(p, "mhk_", 4) && strncmp(p - 7, "MHK__N(", 7)) {
       const char *end = p;
       while (is_word(*end)) end++;
       for (i = 0; i < n; i++)
         if (strlen(defined[i].name) == (size_t)(end - p) && !memcmp(defined[i].name, p, (size_t)(end - p))) {
           const int here = section_of(header + (p - plain));
           calls++;
-          CHECK(defined[i].section <= here, "line %d, in >>%s, uses %s of >>%s below it", line_of(header + (p - plain)), sections[here].tag,
-                defined[i].name, sections[defined[i].section].tag);
+          CHECK(defined[i].section <= here, "line %d, in >>%s, uses %s of >>%s below it", line_of(header + (p - plain)),
+                sections[here].tag, defined[i].name, sections[defined[i].section].tag);
         }
       p = end - 1;
     }
@@ -250,10 +285,10 @@ TEST(sections_look_upward) {
 
 /* every declared function is in some test */
 TEST(every_function_is_tested) {
-  static const char *const names[] = {"tests/test_errors.c",      "tests/test_ops.c",    "tests/test_golden.c",   "tests/test_sessions.c",
-                                      "tests/test_determinism.c", "tests/test_memory.c", "tests/test_precision.c",
-                                      "tests/test_inference.c",    "tests/test_sampling.c", "tests/test_quant.c",
-                                      "tests/test_foreign.c",   "tests/test_writing.c"};
+  static const char *const names[] = {"tests/test_errors.c",    "tests/test_ops.c",         "tests/test_golden.c",
+                                      "tests/test_sessions.c",  "tests/test_determinism.c", "tests/test_memory.c",
+                                      "tests/test_precision.c", "tests/test_inference.c",   "tests/test_sampling.c",
+                                      "tests/test_quant.c",     "tests/test_foreign.c",     "tests/test_writing.c"};
   enum { FILES = sizeof names / sizeof *names };
   char *tests[FILES];
   const char *p = plain, *end;
@@ -280,9 +315,10 @@ TEST(every_function_is_tested) {
   for (i = 0; i < FILES; i++) free(tests[i]);
 }
 
-/* ---------------------------------------------------------------------------------------- examples */
+/* ------------------------------------------------------------------------------------- examples */
 
-/* The first complete program in text from `from` on: from its first #define or #include to the closing brace of main, indentation removed.
+/* The first complete program in text from `from` on: from its first #define or #include to the
+   closing brace of main, indentation removed.
  */
 static char *program_in(const char *text, const char *from, const char *until) {
   const char *define = strstr(from, "#define MOHAWK_IMPLEMENTATION"), *line, *p;
@@ -318,8 +354,8 @@ static void try_program(const char *name, const char *code, int run) {
     const char *quote = strchr(p, '"');
     if (quote && quote - p < 40) {
       const int size = (int)strcspn(quote + 1, "\"");
-      shell("cd %s && mkdir -p \"$(dirname '%.*s')\" && rm -rf '%.*s' && ln -s \"$OLDPWD/examples/tiny\" '%.*s'", test_path(""), size,
-            quote + 1, size, quote + 1, size, quote + 1);
+      shell("cd %s && mkdir -p \"$(dirname '%.*s')\" && rm -rf '%.*s' && ln -s \"$OLDPWD/examples/tiny\" '%.*s'",
+            test_path(""), size, quote + 1, size, quote + 1, size, quote + 1);
     }
   }
   SHELL("cd %s && ./%s && ./%s | grep -q '[a-z]'", test_path(""), name, name);
@@ -363,24 +399,30 @@ TEST(readme_examples) {
 }
 
 TEST(example_programs) {
-  SHELL("for f in examples/*.c; do [ -e \"$f\" ] || continue; %s -std=c99 -Wall -Wextra -O0 -I. \"$f\" -o %s -lm || exit 1; done",
-        compiler(), test_path("example"));
-  /* one prompt, its state copied, saved and loaded: the greedy continuation is that of the prompt itself */
-  SHELL("%s -std=c99 -O1 -I. examples/prefix.c -o %s -lm && %s examples/tiny 'Once upon a time' %s >%s", compiler(), test_path("prefix"), test_path("prefix"),
-        test_path("prefix.state"), test_path("prefix.txt"));
-  SHELL("grep -q '^1: ...' %s && grep -q '^3: ...' %s && grep -q '^loaded: ....*[a-z]' %s && grep -q 'tokens: fed in' %s", test_path("prefix.txt"),
-        test_path("prefix.txt"), test_path("prefix.txt"), test_path("prefix.txt"));
+  SHELL(
+      "for f in examples/*.c; do [ -e \"$f\" ] || continue; %s -std=c99 -Wall -Wextra -O0 -I. \"$f\" -o %s -lm || exit "
+      "1; done",
+      compiler(), test_path("example"));
+  /* one prompt, its state copied, saved and loaded: the greedy continuation is that of the prompt
+     itself */
+  SHELL("%s -std=c99 -O1 -I. examples/prefix.c -o %s -lm && %s examples/tiny 'Once upon a time' %s >%s", compiler(),
+        test_path("prefix"), test_path("prefix"), test_path("prefix.state"), test_path("prefix.txt"));
+  SHELL(
+      "grep -q '^1: ...' %s && grep -q '^3: ...' %s && grep -q '^loaded: ....*[a-z]' %s && grep -q 'tokens: fed in' %s",
+      test_path("prefix.txt"), test_path("prefix.txt"), test_path("prefix.txt"), test_path("prefix.txt"));
 }
 
-/* ---------------------------------------------------------------------------------------- what a program sees */
+/* -------------------------------------------------------------------------- what a program sees */
 
 TEST(compiles_strictly) { /* .ci/run does it for more compilers and with their optimisers' warnings */
   static const char *const variants[] = {"", "-DMOHAWK_DOUBLE", "-DMOHAWK_STATIC"};
   size_t i;
   write_text("implementation.c", "#define MOHAWK_IMPLEMENTATION\n#include \"mohawk.h\"\n");
   write_text("implementation.cc", "#define MOHAWK_IMPLEMENTATION\n#include \"mohawk.h\"\n");
-  write_text("declarations.c", "#include \"mohawk.h\"\n#include \"mohawk.h\"\nint main(void) { return mhk_create(NULL) == NULL; }\n");
-  for (i = 0; i < 3; i++) SHELL("%s -std=c99 %s %s -fsyntax-only -I. %s", compiler(), WARNINGS, variants[i], test_path("implementation.c"));
+  write_text("declarations.c",
+             "#include \"mohawk.h\"\n#include \"mohawk.h\"\nint main(void) { return mhk_create(NULL) == NULL; }\n");
+  for (i = 0; i < 3; i++)
+    SHELL("%s -std=c99 %s %s -fsyntax-only -I. %s", compiler(), WARNINGS, variants[i], test_path("implementation.c"));
   SHELL("%s -std=c99 %s -fsyntax-only -I. %s", compiler(), WARNINGS, test_path("declarations.c"));
   if (!shell("%s --version", cxx_compiler())) {
     printf("C++ is skipped: no compiler (%s)\n", cxx_compiler());
@@ -400,56 +442,65 @@ TEST(leaves_nothing_behind) {
   after = test_read_file(test_path("after.txt"), NULL);
   REQUIRE(before && after, "no list of macros");
   for (p = after; (p = strstr(p, "#define MHK__")) != NULL; p++) CHECK(0, "left behind: %.60s", p + 8);
-  CHECK(strstr(after, "#define __AVX2__") == NULL || strstr(before, "#define __AVX2__") != NULL, "the instruction set stays switched");
+  CHECK(strstr(after, "#define __AVX2__") == NULL || strstr(before, "#define __AVX2__") != NULL,
+        "the instruction set stays switched");
   free(before), free(after);
   /* warnings switched off inside are on again after it */
   write_text("pragmas.c", "#define MOHAWK_IMPLEMENTATION\n#define MOHAWK_STATIC\n#include \"mohawk.h\"\n"
                           "static int nobody_calls_this(int x) { return x; }\nint main(void) { return 0; }\n");
-  CHECK(!shell("%s -std=c99 -Wall -Wextra -Werror -O0 -I. -c %s -o %s", compiler(), test_path("pragmas.c"), test_path("pragmas.o")),
+  CHECK(!shell("%s -std=c99 -Wall -Wextra -Werror -O0 -I. -c %s -o %s", compiler(), test_path("pragmas.c"),
+               test_path("pragmas.o")),
         "an unused function after the header gives no warning: a pragma was not popped");
 }
 
-/* ---------------------------------------------------------------------------------------- linking */
+/* -------------------------------------------------------------------------------------- linking */
 
-#define PROGRAM_BODY                                                                                                                        \
-  "  mhk_context *ctx = mhk_create(NULL);\n  mhk_tape *t = mhk_tape_create(ctx);\n  const mhk_index n = 3;\n  mhk_real v[3] = {1, 2, 3};\n" \
-  "  double s = mhk_value(mhk_sum(t, mhk_tensor_new(t, 1, &n, v)));\n  if (mhk_failed(ctx)) s = -1;\n  mhk_destroy(ctx);\n  return s;\n"
+#define PROGRAM_BODY \
+  "  mhk_context *ctx = mhk_create(NULL);\n  mhk_tape *t = mhk_tape_create(ctx);\n  const mhk_index n = 3;\n" \
+  "  mhk_real v[3] = {1, 2, 3};\n" \
+  "  double s = mhk_value(mhk_sum(t, mhk_tensor_new(t, 1, &n, v)));\n  if (mhk_failed(ctx)) s = -1;\n" \
+  "  mhk_destroy(ctx);\n  return s;\n"
 
 TEST(links) {
   const char *cc = compiler();
   write_text("impl.c", "#define MOHAWK_IMPLEMENTATION\n#include \"mohawk.h\"\n");
   write_text("one.c", "#include \"mohawk.h\"\ndouble one(void);\ndouble one(void) {\n" PROGRAM_BODY "}\n");
-  write_text(
-      "two.c",
-      "#include \"mohawk.h\"\ndouble one(void);\nint main(void) { mhk_context *c = mhk_create(NULL); int bad = one() != 6; mhk_destroy(c); return bad; }\n");
-  SHELL("%s -std=c99 -O0 -I. -c %s -o %s && %s -std=c99 -O0 -I. %s %s %s -o %s -lm && %s", cc, test_path("impl.c"), test_path("impl.o"), cc,
-        test_path("one.c"), test_path("two.c"), test_path("impl.o"), test_path("several"), test_path("several"));
+  write_text("two.c",
+             "#include \"mohawk.h\"\ndouble one(void);\nint main(void) { mhk_context *c = mhk_create(NULL); int bad = "
+             "one() != 6; mhk_destroy(c); return bad; }\n");
+  SHELL("%s -std=c99 -O0 -I. -c %s -o %s && %s -std=c99 -O0 -I. %s %s %s -o %s -lm && %s", cc, test_path("impl.c"),
+        test_path("impl.o"), cc, test_path("one.c"), test_path("two.c"), test_path("impl.o"), test_path("several"),
+        test_path("several"));
   /* two private copies in one program */
-  write_text(
-      "s1.c",
-      "#define MOHAWK_IMPLEMENTATION\n#define MOHAWK_STATIC\n#include \"mohawk.h\"\ndouble one(void);\ndouble one(void) {\n" PROGRAM_BODY
-      "}\n");
-  write_text(
-      "s2.c",
-      "#define MOHAWK_IMPLEMENTATION\n#define MOHAWK_STATIC\n#include \"mohawk.h\"\ndouble one(void);\nstatic double two(void) {\n" PROGRAM_BODY
-      "}\nint main(void) { return one() != two(); }\n");
-  SHELL("%s -std=c99 -Wall -Wextra -Werror -O0 -I. %s %s -o %s -lm && %s", cc, test_path("s1.c"), test_path("s2.c"), test_path("static"),
-        test_path("static"));
+  write_text("s1.c",
+             "#define MOHAWK_IMPLEMENTATION\n#define MOHAWK_STATIC\n#include \"mohawk.h\"\ndouble one(void);\ndouble "
+             "one(void) {\n" PROGRAM_BODY "}\n");
+  write_text("s2.c",
+             "#define MOHAWK_IMPLEMENTATION\n#define MOHAWK_STATIC\n#include \"mohawk.h\"\ndouble one(void);\nstatic "
+             "double two(void) {\n" PROGRAM_BODY "}\nint main(void) { return one() != two(); }\n");
+  SHELL("%s -std=c99 -Wall -Wextra -Werror -O0 -I. %s %s -o %s -lm && %s", cc, test_path("s1.c"), test_path("s2.c"),
+        test_path("static"), test_path("static"));
   if (shell("%s --version", cxx_compiler())) { /* C++ that uses an implementation compiled as C */
     write_text("plus.cc",
-               "#include \"mohawk.h\"\nextern \"C\" double one(void);\nint main() { return one() != 6 || mhk_version()[0] == 0; }\n");
-    SHELL("%s -std=c99 -O0 -I. -c %s -o %s && %s -std=c++11 -O0 -I. %s %s %s -o %s -lm && %s", cc, test_path("one.c"), test_path("one.o"),
-          cxx_compiler(), test_path("plus.cc"), test_path("one.o"), test_path("impl.o"), test_path("plus"), test_path("plus"));
+               "#include \"mohawk.h\"\nextern \"C\" double one(void);\nint main() { return one() != 6 || "
+               "mhk_version()[0] == 0; }\n");
+    SHELL("%s -std=c99 -O0 -I. -c %s -o %s && %s -std=c++11 -O0 -I. %s %s %s -o %s -lm && %s", cc, test_path("one.c"),
+          test_path("one.o"), cxx_compiler(), test_path("plus.cc"), test_path("one.o"), test_path("impl.o"),
+          test_path("plus"), test_path("plus"));
   }
 }
 
 TEST(options) {
   const char *cc = compiler();
-  write_text("allocator.c", "#include <stdlib.h>\nstatic int blocks, calls;\nstatic void *my_malloc(size_t n) { blocks++, calls++; return malloc(n); }\n"
-                            "static void my_free(void *p) { blocks--; free(p); }\n#define MOHAWK_MALLOC(n) my_malloc(n)\n#define MOHAWK_FREE(p) my_free(p)\n"
-                            "#define MOHAWK_NO_SIMD\n#define MOHAWK_IMPLEMENTATION\n#include \"mohawk.h\"\nstatic double one(void) {\n" PROGRAM_BODY
-                            "}\nint main(void) { return one() != 6 || blocks != 0 || calls == 0; }\n");
-  SHELL("%s -std=c99 -O0 -I. %s -o %s -lm && %s", cc, test_path("allocator.c"), test_path("allocator"), test_path("allocator"));
+  write_text("allocator.c",
+             "#include <stdlib.h>\nstatic int blocks, calls;\nstatic void *my_malloc(size_t n) { blocks++, calls++; "
+             "return malloc(n); }\n"
+             "static void my_free(void *p) { blocks--; free(p); }\n#define MOHAWK_MALLOC(n) my_malloc(n)\n#define "
+             "MOHAWK_FREE(p) my_free(p)\n"
+             "#define MOHAWK_NO_SIMD\n#define MOHAWK_IMPLEMENTATION\n#include \"mohawk.h\"\nstatic double one(void) "
+             "{\n" PROGRAM_BODY "}\nint main(void) { return one() != 6 || blocks != 0 || calls == 0; }\n");
+  SHELL("%s -std=c99 -O0 -I. %s -o %s -lm && %s", cc, test_path("allocator.c"), test_path("allocator"),
+        test_path("allocator"));
 }
 
 /* the command fails, and what it said contains the text */
@@ -466,7 +517,8 @@ static void fails_saying(const char *text, const char *command) {
 TEST(renamed) {
   const char *cc = compiler();
   char command[1000], *other, *number;
-  SHELL("rm -rf %s && mkdir -p %s && cp mohawk.h %s/mhk.h", test_path("vendor"), test_path("vendor"), test_path("vendor"));
+  SHELL("rm -rf %s && mkdir -p %s && cp mohawk.h %s/mhk.h", test_path("vendor"), test_path("vendor"),
+        test_path("vendor"));
   write_text("renamed.c", "#define MOHAWK_IMPLEMENTATION\n#include \"vendor/mhk.h\"\n");
   SHELL("%s -std=c99 -DMOHAWK_HEADER_NAME='\"mhk.h\"' -fsyntax-only %s", cc, test_path("renamed.c"));
   snprintf(command, sizeof command, "%s -std=c99 -E %s", cc, test_path("renamed.c"));
@@ -497,60 +549,79 @@ TEST(fast_math) {
   const char *cc = compiler(), *harmless = "-freciprocal-math -fno-signed-zeros -fno-trapping-math -fno-math-errno";
   size_t i;
   write_text("fast.c", "#define MOHAWK_IMPLEMENTATION\n#include \"mohawk.h\"\n#include <stdio.h>\n"
-                       "int main(void) {\n  mhk_context *ctx = mhk_create(NULL);\n  const int bad = mhk_failed(ctx);\n"
+                       "int main(void) {\n  mhk_context *ctx = mhk_create(NULL);\n"
+                       "  const int bad = mhk_failed(ctx);\n"
                        "  puts(mhk_message(ctx));\n  mhk_destroy(ctx);\n  return bad;\n}\n");
   for (i = 0; i < sizeof refused / sizeof *refused; i++) {
     char command[2000];
-    if (!shell("echo 'int i;' | %s %s -x c -fsyntax-only -", cc, refused[i])) continue; /* not a flag of this compiler */
-    snprintf(command, sizeof command, "%s %s %s -E %s >%s && %s -std=c99 -O1 %s %s %s -o %s -lm && %s", cc, refused[i], small,
-             test_path("fast.c"), test_path("fast.i"), cc, refused[i], small, test_path("fast.c"), test_path("fast"), test_path("fast"));
+    /* not a flag of this compiler */
+    if (!shell("echo 'int i;' | %s %s -x c -fsyntax-only -", cc, refused[i])) continue;
+    snprintf(command, sizeof command, "%s %s %s -E %s >%s && %s -std=c99 -O1 %s %s %s -o %s -lm && %s", cc, refused[i],
+             small, test_path("fast.c"), test_path("fast.i"), cc, refused[i], small, test_path("fast.c"),
+             test_path("fast"), test_path("fast"));
     fails_saying("define MOHAWK_ALLOW_FAST_MATH to try anyway", command);
   }
-  SHELL("%s -std=c99 -O1 %s %s %s -o %s -lm && %s", cc, harmless, small, test_path("fast.c"), test_path("fast"), test_path("fast"));
+  SHELL("%s -std=c99 -O1 %s %s %s -o %s -lm && %s", cc, harmless, small, test_path("fast.c"), test_path("fast"),
+        test_path("fast"));
   SHELL("%s -std=c99 -O1 -ffast-math -DMOHAWK_ALLOW_FAST_MATH %s %s -o %s -lm && %s", cc, small, test_path("fast.c"),
         test_path("fast"), test_path("fast"));
 }
 
-/* What other headers define as macros, as they do it: no name of ours is one of these words, and a name before a ( none of
-   those with arguments. */
+/* What other headers define as macros, as they do it: no name of ours is one of these words, and a
+   name before a ( none of those with arguments. */
 static const char *const macros =
     /* Windows */
     "#define small char\n#define hyper double\n#define near\n#define far\n#define NEAR\n#define FAR\n#define pascal\n"
     "#define cdecl\n#define interface struct\n#define IN\n#define OUT\n#define OPTIONAL\n#define ERROR 0\n"
-    "#define CONST const\n#define VOID void\n#define THIS void\n#define PURE = 0\n#define STRICT 1\n#define TRUE 1\n#define FALSE 0\n"
-    "#define ABSOLUTE 1\n#define RELATIVE 2\n#define OPAQUE 2\n#define TRANSPARENT 1\n#define DIFFERENCE 11\n#define INFINITE 1\n"
-    "#define rad1 0x420\n#define chx1 0x410\n#define edt1 0x480\n#define stc1 0x440\n#define lst1 0x460\n#define cmb1 0x470\n"
-    "#define grp1 0x430\n#define frm1 0x434\n#define rct1 0x438\n#define ico1 0x43c\n#define ctl1 0x4a0\n#define psh1 0x400\n"
-    "#define min(a, b) ((a) < (b) ? (a) : (b))\n#define max(a, b) ((a) > (b) ? (a) : (b))\n#define environ other_environ\n"
+    "#define CONST const\n#define VOID void\n#define THIS void\n#define PURE = 0\n#define STRICT 1\n#define TRUE "
+    "1\n#define FALSE 0\n"
+    "#define ABSOLUTE 1\n#define RELATIVE 2\n#define OPAQUE 2\n#define TRANSPARENT 1\n#define DIFFERENCE 11\n#define "
+    "INFINITE 1\n"
+    "#define rad1 0x420\n#define chx1 0x410\n#define edt1 0x480\n#define stc1 0x440\n#define lst1 0x460\n#define cmb1 "
+    "0x470\n"
+    "#define grp1 0x430\n#define frm1 0x434\n#define rct1 0x438\n#define ico1 0x43c\n#define ctl1 0x4a0\n#define psh1 "
+    "0x400\n"
+    "#define min(a, b) ((a) < (b) ? (a) : (b))\n#define max(a, b) ((a) > (b) ? (a) : (b))\n#define environ "
+    "other_environ\n"
     /* X11 */
-    "#define Bool int\n#define Status int\n#define None 0L\n#define True 1\n#define False 0\n#define Always 2\n#define Success 0\n"
+    "#define Bool int\n#define Status int\n#define None 0L\n#define True 1\n#define False 0\n#define Always 2\n#define "
+    "Success 0\n"
     "#define Above 0\n#define Below 1\n#define Complex 0\n#define Nonconvex 1\n#define Convex 2\n#define GrayScale 1\n"
     "#define KeyPress 2\n#define FocusIn 9\n#define Unsorted 0\n#define CurrentTime 0L\n"
     /* Qt */
     "#define slots\n#define signals public\n#define emit\n#define foreach(x, y) for (x : y)\n#define forever for (;;)\n"
     /* Arduino and its processors */
-    "#define HIGH 1\n#define LOW 0\n#define INPUT 0\n#define OUTPUT 1\n#define PI 3.14\n#define EULER 2.718\n#define SERIAL 0\n"
+    "#define HIGH 1\n#define LOW 0\n#define INPUT 0\n#define OUTPUT 1\n#define PI 3.14\n#define EULER 2.718\n#define "
+    "SERIAL 0\n"
     "#define DISPLAY 1\n#define CHANGE 1\n#define FALLING 2\n#define RISING 3\n#define DEFAULT 1\n#define EXTERNAL 0\n"
-    "#define INTERNAL 3\n#define B0 0\n#define B1 1\n#define B00 0\n#define A0 14\n#define D0 3\n#define SP 0\n#define SREG 1\n"
+    "#define INTERNAL 3\n#define B0 0\n#define B1 1\n#define B00 0\n#define A0 14\n#define D0 3\n#define SP 0\n#define "
+    "SREG 1\n"
     "#define RNG 1\n#define CRC 2\n#define HASH 3\n#define FLASH 4\n#define F(text) text\n#define bit(n) (1UL << (n))\n"
     "#define word(...) word_of(__VA_ARGS__)\n#define sq(x) ((x) * (x))\n#define abs(x) ((x) > 0 ? (x) : -(x))\n"
-    "#define round(x) ((long)((x) + 0.5))\n#define radians(x) (x)\n#define degrees(x) (x)\n#define constrain(x, a, b) (x)\n"
+    "#define round(x) ((long)((x) + 0.5))\n#define radians(x) (x)\n#define degrees(x) (x)\n#define constrain(x, a, b) "
+    "(x)\n"
     "#define interrupts() 0\n#define lowByte(w) (w)\n#define highByte(w) (w)\n#define bitRead(x, n) (x)\n"
     /* complex.h, Apple's, curses, POSIX systems, and what programs like to define */
-    "#define I 1.0\n#define complex _Complex\n#define imaginary _Imaginary\n#define nil 0\n#define Nil 0\n#define YES 1\n#define NO 0\n"
+    "#define I 1.0\n#define complex _Complex\n#define imaginary _Imaginary\n#define nil 0\n#define Nil 0\n#define YES "
+    "1\n#define NO 0\n"
     "#define check(x) none\n#define verify(x) none\n#define require(x, label) none\n#define OK 0\n#define ERR (-1)\n"
     "#define lines CUR_numbers[2]\n#define columns CUR_numbers[0]\n#define box(w, v, h) none\n#define move(y, x) none\n"
-    "#define clear() none\n#define erase() none\n#define refresh() none\n#define border(a, b) none\n#define timeout(x) none\n"
-    "#define scroll(x) none\n#define unix 1\n#define linux 1\n#define i386 1\n#define sun 1\n#define mips 1\n#define arm 1\n"
-    "#define major(x) none\n#define minor(x) none\n#define swap(a, b) none\n#define likely(x) (x)\n#define unlikely(x) (x)\n"
+    "#define clear() none\n#define erase() none\n#define refresh() none\n#define border(a, b) none\n#define timeout(x) "
+    "none\n"
+    "#define scroll(x) none\n#define unix 1\n#define linux 1\n#define i386 1\n#define sun 1\n#define mips 1\n#define "
+    "arm 1\n"
+    "#define major(x) none\n#define minor(x) none\n#define swap(a, b) none\n#define likely(x) (x)\n#define unlikely(x) "
+    "(x)\n"
     "#define countof(x) none\n#define _(text) text\n#define N_(text) text\n#define TEXT(x) x\n#define MIN(a, b) none\n"
-    "#define MAX(a, b) none\n#define ABS(x) none\n#define CLAMP(x, a, b) none\n#define BIT(n) none\n#define UNUSED(x) none\n"
+    "#define MAX(a, b) none\n#define ABS(x) none\n#define CLAMP(x, a, b) none\n#define BIT(n) none\n#define UNUSED(x) "
+    "none\n"
     "#define SWAP(a, b) none\n#define ARRAY_SIZE(x) none\n#define DEBUG 1\n#define NDEBUG 1\n";
 
 TEST(macros_of_other_headers) {
-  static const char *const before = "#include <float.h>\n#include <limits.h>\n#include <math.h>\n#include <stdarg.h>\n#include <stddef.h>\n"
-                                    "#include <stdint.h>\n#include <stdio.h>\n#include <stdlib.h>\n#include <string.h>\n#include <time.h>\n"
-                                    "#if defined(__x86_64__)\n#include <immintrin.h>\n#endif\n";
+  static const char *const before =
+      "#include <float.h>\n#include <limits.h>\n#include <math.h>\n#include <stdarg.h>\n#include <stddef.h>\n"
+      "#include <stdint.h>\n#include <stdio.h>\n#include <stdlib.h>\n#include <string.h>\n#include <time.h>\n"
+      "#if defined(__x86_64__)\n#include <immintrin.h>\n#endif\n";
   static const char *const after = "#define MOHAWK_IMPLEMENTATION\n#include \"mohawk.h\"\n";
   const size_t room = strlen(before) + strlen(macros) + strlen(after) + 1;
   char *text = (char *)malloc(room);
@@ -562,7 +633,8 @@ TEST(macros_of_other_headers) {
     for (at = plain; *at; at++) {
       if (!is_word(*at) || (at > plain && is_word(at[-1]))) continue;
       if (strncmp(at, name, n) != 0 || is_word(at[n])) continue;
-      CHECK(name[n] == '(' && at[n] != '(', "line %d: others define %.*s as a macro", line_of(header + (at - plain)), (int)n, name);
+      CHECK(name[n] == '(' && at[n] != '(', "line %d: others define %.*s as a macro", line_of(header + (at - plain)),
+            (int)n, name);
     }
   }
   snprintf(text, room, "%s%s%s", before, macros, after);
@@ -574,23 +646,30 @@ TEST(macros_of_other_headers) {
   free(text);
 }
 
-/* Inference only, without files, both: no warning, nothing of libc but memory, strings and numbers, and the same tokens as the whole header. */
+/* Inference only, without files, both: no warning, nothing of libc but memory, strings and numbers,
+   and the same tokens as the whole header. */
 TEST(small_builds) {
-  static const char *const variants[] = {"-DMOHAWK_NO_TRAINING", "-DMOHAWK_NO_STDIO", "-DMOHAWK_NO_TRAINING -DMOHAWK_NO_STDIO"};
-  static const char *const allowed[] = {"memchr", "memcmp", "memcpy", "memmove", "memset", "strcat", "strchr", "strcmp", "strcpy", "strlen", "strncmp", "strrchr", "strspn", "strstr",
-                                        "cos",    "exp",    "expf",   "floor",   "frexp",   "ldexp",  "log",    "log1p",  "pow",    "sin",    "sqrt",   "sqrtf",
-                                        "getauxval"}; /* which asks Linux on AArch64 what the processor has */
+  static const char *const variants[] = {"-DMOHAWK_NO_TRAINING", "-DMOHAWK_NO_STDIO",
+                                         "-DMOHAWK_NO_TRAINING -DMOHAWK_NO_STDIO"};
+  static const char *const allowed[] = {
+      "memchr",  "memcmp",  "memcpy", "memmove", "memset", "strcat", "strchr",   "strcmp", "strcpy", "strlen",
+      "strncmp", "strrchr", "strspn", "strstr",  "cos",    "exp",    "expf",     "floor",  "frexp",  "ldexp",
+      /* which asks Linux on AArch64 what the processor has */
+      "log",     "log1p",   "pow",    "sin",     "sqrt",   "sqrtf",  "getauxval"};
   const char *cc = compiler();
   mhk_context *ctx = mhk_create(NULL);
   mhk_session *s;
   mhk_sampling greedy;
   char want[400] = "", *text, *line;
   size_t i, k;
-  write_text("small.c", "static unsigned char my_heap[1 << 16];\n#define MOHAWK_MALLOC(n) ((n) ? (void *)my_heap : (void *)0)\n#define MOHAWK_FREE(p) ((void)(p))\n"
-                        "#define MOHAWK_IMPLEMENTATION\n#include \"mohawk.h\"\n");
+  write_text("small.c",
+             "static unsigned char my_heap[1 << 16];\n#define MOHAWK_MALLOC(n) ((n) ? (void *)my_heap : (void "
+             "*)0)\n#define MOHAWK_FREE(p) ((void)(p))\n"
+             "#define MOHAWK_IMPLEMENTATION\n#include \"mohawk.h\"\n");
   for (i = 0; i < 3; i++) {
     SHELL("%s -std=c99 %s %s -DMOHAWK_STATIC -fsyntax-only -I. %s", cc, WARNINGS, variants[i], test_path("small.c"));
-    SHELL("%s -std=c99 %s %s -O0 -I. -c %s -o %s", cc, WARNINGS, variants[i], test_path("small.c"), test_path("small.o"));
+    SHELL("%s -std=c99 %s %s -O0 -I. -c %s -o %s", cc, WARNINGS, variants[i], test_path("small.c"),
+          test_path("small.o"));
   }
   if (shell("nm --version")) {
     SHELL("nm -u %s >%s", test_path("small.o"), test_path("symbols.txt"));
@@ -598,7 +677,9 @@ TEST(small_builds) {
     REQUIRE(text != NULL, "no symbols");
     for (line = strtok(text, "\n"); line; line = strtok(NULL, "\n")) {
       char name[200] = "";
-      if (sscanf(line, " U %199s", name) != 1 || !strncmp(name, "__stack_chk", 11) || !strcmp(name, "_GLOBAL_OFFSET_TABLE_")) continue;
+      if (sscanf(line, " U %199s", name) != 1 || !strncmp(name, "__stack_chk", 11) ||
+          !strcmp(name, "_GLOBAL_OFFSET_TABLE_"))
+        continue;
       for (k = 0; k < sizeof allowed / sizeof *allowed && strcmp(name, allowed[k]); k++) {}
       CHECK(k < sizeof allowed / sizeof *allowed, "inference from memory calls %s", name);
     }
@@ -613,14 +694,20 @@ TEST(small_builds) {
   REQUIRE(!mhk_failed(ctx), "%s", mhk_message(ctx));
   write_text("small_main.c",
              "#define MOHAWK_IMPLEMENTATION\n#include \"mohawk.h\"\n#include <stdio.h>\n"
-             "int main(int argc, char **argv) {\n  FILE *f = argc > 1 ? fopen(argv[1], \"rb\") : NULL;\n  static unsigned char data[4000000];\n"
-             "  const size_t bytes = f ? fread(data, 1, sizeof data, f) : 0;\n  mhk_context *ctx = mhk_create(NULL);\n  mhk_sampling greedy;\n  int i;\n"
-             "  mhk_session *s = mhk_session_create(mhk_load_memory(ctx, data, bytes), NULL);\n  memset(&greedy, 0, sizeof greedy);\n  greedy.temperature = -1;\n"
-             "  mhk_feed_text(s, \"Once upon a time\");\n  for (i = 0; i < 20; i++) printf(\"%d \", (int)mhk_sample(s, &greedy));\n"
+             "int main(int argc, char **argv) {\n  FILE *f = argc > 1 ? fopen(argv[1], \"rb\") : NULL;\n  static "
+             "unsigned char data[4000000];\n"
+             "  const size_t bytes = f ? fread(data, 1, sizeof data, f) : 0;\n"
+             "  mhk_context *ctx = mhk_create(NULL);\n "
+             " mhk_sampling greedy;\n  int i;\n"
+             "  mhk_session *s = mhk_session_create(mhk_load_memory(ctx, data, bytes), NULL);\n  memset(&greedy, 0, "
+             "sizeof greedy);\n  greedy.temperature = -1;\n"
+             "  mhk_feed_text(s, \"Once upon a time\");\n"
+             "  for (i = 0; i < 20; i++) printf(\"%d \", (int)mhk_sample(s, "
+             "&greedy));\n"
              "  if (mhk_failed(ctx)) printf(\"%s\", mhk_message(ctx));\n  mhk_destroy(ctx);\n  return 0;\n}\n");
   for (i = 0; i < 3; i++) {
-    SHELL("%s -std=c99 %s -O1 -I. %s -o %s -lm && %s %s >%s", cc, variants[i], test_path("small_main.c"), test_path("small"), test_path("small"),
-          test_path("tiny.safetensors"), test_path("small.txt"));
+    SHELL("%s -std=c99 %s -O1 -I. %s -o %s -lm && %s %s >%s", cc, variants[i], test_path("small_main.c"),
+          test_path("small"), test_path("small"), test_path("tiny.safetensors"), test_path("small.txt"));
     text = test_read_file(test_path("small.txt"), NULL);
     CHECK(text && !strcmp(text, want), "%s: %s instead of %s", variants[i], text ? text : "nothing", want);
     free(text);

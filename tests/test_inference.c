@@ -1,5 +1,6 @@
-/* What a session computes, keeps and gives back: against the tape's forward pass and a float64 reference of attention with a window, in any cut of the
-   tokens, alone and beside others; its memory, its states as values, snapshots. */
+/* What a session computes, keeps and gives back: against the tape's forward pass and a float64
+   reference of attention with a window, in any cut of the tokens, alone and beside others; its
+   memory, its states as values, snapshots. */
 #include "models.h"
 
 #define V 31 /* vocabulary of the small models */
@@ -18,7 +19,8 @@ static mhk_session *session_of(mhk_model *m, mhk_index batch, mhk_index capacity
   return mhk_session_create(m, &d);
 }
 
-/* logits of every token: (batch,most,V); NaN where none came, and a count of those that came out of order */
+/* logits of every token: (batch,most,V); NaN where none came, and a count of those that came out of
+   order */
 typedef struct collected {
   mhk_real *logits;
   mhk_index most, first[8], last[8];
@@ -57,14 +59,17 @@ TEST(the_tape_in_any_cut) {
   size_t i, j;
   for (kind = 0; kind <= MODEL_KINDS; kind++) {
     mhk_context *ctx = mhk_create(NULL);
-    const int resets = kind == MODEL_KINDS; /* one more: heads whose decays are minus infinity, which forget everything at every token */
+    /* one more: heads whose decays are minus infinity, which forget everything at every token */
+    const int resets = kind == MODEL_KINDS;
     const char *what = resets ? "mamba2 that forgets" : model_kind_name(kind);
     mhk_model *m = model_new(ctx, resets ? MAMBA2 : kind, 3);
     mhk_tape *tape = mhk_tape_create(ctx);
     int32_t tokens[37];
     mhk_tensor *want;
     model_tokens(tokens, 37, V, 1);
-    if (resets) mhk_data(mhk_model_find(m, "backbone.layers.0.mixer.A_log"))[0] = mhk_data(mhk_model_find(m, "backbone.layers.1.mixer.A_log"))[2] = 1000;
+    if (resets)
+      mhk_data(mhk_model_find(m, "backbone.layers.0.mixer.A_log"))[0] =
+          mhk_data(mhk_model_find(m, "backbone.layers.1.mixer.A_log"))[2] = 1000;
     mhk_tape_record(tape, 0);
     want = mhk_forward(tape, m, tokens, 1, 37, NULL);
     REQUIRE(want != NULL, "%s: %s", what, mhk_message(ctx));
@@ -116,7 +121,8 @@ TEST(stored_types) { /* 16-bit weights: the same numbers as their float32 copies
     }
 }
 
-/* Prompts of different lengths in one session: each as in a session of its own; then steps at different positions, one of them started again. */
+/* Prompts of different lengths in one session: each as in a session of its own; then steps at
+   different positions, one of them started again. */
 TEST(ragged_batches) {
   static const mhk_index lengths[][4] = {{1, 17, 0, 30}, {5, 5, 5, 5}, {40, 2, 3, 1}, {0, 0, 9, 0}, {12, 13, 14, 15}};
   int kind;
@@ -140,12 +146,15 @@ TEST(ragged_batches) {
       REQUIRE_OK(ctx);
       for (b = 0; b < 4; b++) {
         CHECK(mhk_session_position(all, b) == lengths[plan][b], "position %d", (int)mhk_session_position(all, b));
-        CHECK((mhk_logits_of(all, b) != NULL) == (lengths[plan][b] > 0), "sequence %d: logits without a token or none with", b);
-        if (mhk_logits_of(all, b)) CHECK_CLOSE(model_kind_name(kind), mhk_logits_of(all, b), mhk_logits(one[b]), V, CLOSE);
+        CHECK((mhk_logits_of(all, b) != NULL) == (lengths[plan][b] > 0),
+              "sequence %d: logits without a token or none with", b);
+        if (mhk_logits_of(all, b))
+          CHECK_CLOSE(model_kind_name(kind), mhk_logits_of(all, b), mhk_logits(one[b]), V, CLOSE);
       }
       mhk_session_reset_one(all, 1);
       mhk_session_reset(one[1]);
-      CHECK(mhk_session_position(all, 1) == 0 && !mhk_logits_of(all, 1) && !mhk_logits(all), "a sequence that was reset");
+      CHECK(mhk_session_position(all, 1) == 0 && !mhk_logits_of(all, 1) && !mhk_logits(all),
+            "a sequence that was reset");
       for (step = 0; step < 5; step++) {
         int32_t next[4];
         for (b = 0; b < 4; b++) {
@@ -154,7 +163,8 @@ TEST(ragged_batches) {
         }
         mhk_feed(all, next, 1);
         REQUIRE_OK(ctx);
-        for (b = 0; b < 4; b++) CHECK_CLOSE(model_kind_name(kind), mhk_logits(all) + b * V, mhk_logits(one[b]), V, CLOSE);
+        for (b = 0; b < 4; b++)
+          CHECK_CLOSE(model_kind_name(kind), mhk_logits(all) + b * V, mhk_logits(one[b]), V, CLOSE);
       }
       for (b = 0; b < 4; b++) { /* two of four */
         at[b] = tokens[b] + 20;
@@ -187,7 +197,8 @@ TEST(neighbours_change_nothing) { /* the bits of a sequence do not depend on wha
     mhk_feed(alone, y, 29);
     REQUIRE_OK(ctx);
     CHECK_SAME(model_kind_name(kind), mhk_logits_of(a, 1), mhk_logits_of(b, 1), V);
-    CHECK_SAME(model_kind_name(kind), mhk_logits_of(a, 1), mhk_logits(alone), V); /* pieces of more than 4 rows: the same sums */
+    /* pieces of more than 4 rows: the same sums */
+    CHECK_SAME(model_kind_name(kind), mhk_logits_of(a, 1), mhk_logits(alone), V);
     mhk_destroy(ctx);
   }
 }
@@ -224,7 +235,8 @@ static void heads64(const mhk_config *c, int n, double *x, int position, const m
   for (h = 0; h < n; h++, x += c->head_dim) {
     if (w) norm64(c->head_dim, c->norm_eps, w, b, x, x);
     for (i = 0; i < c->rotary_dim / 2; i++) {
-      const double angle = position * pow(c->rope_theta, -2.0 * i / c->rotary_dim), p = x[i], q = x[i + c->rotary_dim / 2];
+      const double angle = position * pow(c->rope_theta, -2.0 * i / c->rotary_dim), p = x[i],
+                   q = x[i + c->rotary_dim / 2];
       x[i] = p * cos(angle) - q * sin(angle);
       x[i + c->rotary_dim / 2] = q * cos(angle) + p * sin(angle);
     }
@@ -242,8 +254,10 @@ static void phi64(const mhk_model *m, const int32_t *tokens, int T, int window, 
     for (t = 0; t < T; t++) {
       norm64(D, c->norm_eps, weight(m, l, "input_layernorm.weight"), weight(m, l, "input_layernorm.bias"), x[t], u[t]);
       linear64(D, D, weight(m, l, "self_attn.q_proj.weight"), weight(m, l, "self_attn.q_proj.bias"), u[t], q[t]);
-      linear64(c->n_kv_head * P, D, weight(m, l, "self_attn.k_proj.weight"), weight(m, l, "self_attn.k_proj.bias"), u[t], k[t]);
-      linear64(c->n_kv_head * P, D, weight(m, l, "self_attn.v_proj.weight"), weight(m, l, "self_attn.v_proj.bias"), u[t], v[t]);
+      linear64(c->n_kv_head * P, D, weight(m, l, "self_attn.k_proj.weight"), weight(m, l, "self_attn.k_proj.bias"),
+               u[t], k[t]);
+      linear64(c->n_kv_head * P, D, weight(m, l, "self_attn.v_proj.weight"), weight(m, l, "self_attn.v_proj.bias"),
+               u[t], v[t]);
       heads64(c, c->n_head, q[t], t, c->qk_layernorm ? weight(m, l, "self_attn.q_layernorm.weight") : NULL,
               c->qk_layernorm ? weight(m, l, "self_attn.q_layernorm.bias") : NULL);
       heads64(c, c->n_kv_head, k[t], t, c->qk_layernorm ? weight(m, l, "self_attn.k_layernorm.weight") : NULL,
@@ -273,7 +287,8 @@ static void phi64(const mhk_model *m, const int32_t *tokens, int T, int window, 
     }
   }
   for (t = 0; t < T; t++) {
-    norm64(D, c->norm_eps, weight(m, -1, "model.final_layernorm.weight"), weight(m, -1, "model.final_layernorm.bias"), x[t], u[t]);
+    norm64(D, c->norm_eps, weight(m, -1, "model.final_layernorm.weight"), weight(m, -1, "model.final_layernorm.bias"),
+           x[t], u[t]);
     linear64(V, D, weight(m, -1, "lm_head.weight"), weight(m, -1, "lm_head.bias"), u[t], logits + t * V);
   }
 }
@@ -307,7 +322,8 @@ TEST(sliding_windows) {
           mhk_session_reset(s);
           feed_parts(s, tokens, MOST, parts[p], &seen);
           REQUIRE_OK(ctx);
-          snprintf(name, sizeof name, "%s, window %d, chunks of %d, fed by %d", model_kind_name(kind), windows[w], (int)chunks[c], (int)parts[p]);
+          snprintf(name, sizeof name, "%s, window %d, chunks of %d, fed by %d", model_kind_name(kind), windows[w],
+                   (int)chunks[c], (int)parts[p]);
           CHECK_CLOSE_TO_DOUBLE(name, got, want, MOST * V, CLOSE);
         }
         mhk_session_destroy(s);
@@ -391,7 +407,8 @@ TEST(scores_and_chosen_positions) {
       double sum = 0;
       for (v = 0; v < V; v++) sum += exp((double)mhk_logits(steps)[v]);
       want = (double)mhk_logits(steps)[tokens[4 + i]] - log(sum);
-      CHECK(fabs(got[i] - want) < 1e-4, "%s: token %d scores %.8f, should be %.8f", model_kind_name(kind), i, got[i], want);
+      CHECK(fabs(got[i] - want) < 1e-4, "%s: token %d scores %.8f, should be %.8f", model_kind_name(kind), i, got[i],
+            want);
       mhk_feed(steps, tokens + 4 + i, 1);
     }
     CHECK_CLOSE("logits after a score", mhk_logits_of(s, 1), mhk_logits(steps), V, CLOSE);
@@ -462,8 +479,9 @@ TEST(one_block_known_beforehand) {
         count = memory.allocations;
         s = mhk_session_create(m, &d);
         REQUIRE(s != NULL, "%s", mhk_message(ctx));
-        CHECK(memory.allocations == count + (given ? 0 : 1) && memory.bytes == before + (given ? 0 : size), "%ld allocations, %.0f bytes instead of %.0f",
-              memory.allocations - count, (double)(memory.bytes - before), (double)size);
+        CHECK(memory.allocations == count + (given ? 0 : 1) && memory.bytes == before + (given ? 0 : size),
+              "%ld allocations, %.0f bytes instead of %.0f", memory.allocations - count,
+              (double)(memory.bytes - before), (double)size);
         d.memory = NULL;
         other = mhk_session_create(m, &d);
         memory.fail_at = 1; /* from here on there is nothing */
@@ -479,8 +497,11 @@ TEST(one_block_known_beforehand) {
           mhk_session_rewind(s, 0, 20);
           mhk_feed(other, tokens, 5);
         } else {
-          mhk_feed_text(s, "Once upon a time there was a mouse; it ate the moon, every night a little more, until nobody could see it any more. \n\n\n 1234567890 "
-                           "donaudampfschifffahrtselektrizitaetenhauptbetriebswerkbauunterbeamtengesellschaft \xF0\x9F\x90\xAD\xF0\x9F\x90\xAD!");
+          mhk_feed_text(s,
+                        "Once upon a time there was a mouse; it ate the moon, every night a little more, until nobody "
+                        "could see it any more. \n\n\n 1234567890 "
+                        "donaudampfschifffahrtselektrizitaetenhauptbetriebswerkbauunterbeamtengesellschaft "
+                        "\xF0\x9F\x90\xAD\xF0\x9F\x90\xAD!");
           for (i = 0; i < 30; i++)
             if (mhk_sample(s, NULL) < 0) break;
           mhk_session_copy(other, 0, s, 0);
@@ -488,11 +509,13 @@ TEST(one_block_known_beforehand) {
           CHECK(id >= -1, "a sample");
         }
         CHECK_OK(ctx);
-        CHECK(memory.allocations == 0, "%s, %d threads: %ld allocations after creation", text_too(kind) ? "tiny" : model_kind_name(kind), threads, memory.allocations);
+        CHECK(memory.allocations == 0, "%s, %d threads: %ld allocations after creation",
+              text_too(kind) ? "tiny" : model_kind_name(kind), threads, memory.allocations);
         memory.fail_at = 0;
         if (given) {
           CHECK(buffer[0] == 0xA5, "the byte before the block was written");
-          for (i = 0; i < 32; i++) CHECK(buffer[size + 1 + (size_t)i] == 0xA5, "byte %d behind the block was written", i);
+          for (i = 0; i < 32; i++)
+            CHECK(buffer[size + 1 + (size_t)i] == 0xA5, "byte %d behind the block was written", i);
         }
         mhk_session_destroy(other);
         mhk_session_destroy(s);
@@ -548,7 +571,8 @@ TEST(impossible_descriptions) {
   mhk_destroy(ctx);
 }
 
-/* Words of any length: the ids of mhk_encode(), in memory that is told beforehand where it is the caller's. */
+/* Words of any length: the ids of mhk_encode(), in memory that is told beforehand where it is the
+   caller's. */
 TEST(long_words) {
   test_memory memory;
   mhk_context *ctx = test_context(&memory, 0, 0);
@@ -579,7 +603,8 @@ TEST(long_words) {
     mhk_session_reset(t);
     bytes = (long)memory.bytes;
     mhk_feed_bytes(s, text, sizes[word]);
-    CHECK((long)memory.bytes == bytes, "a word of %d bytes left %ld bytes", (int)sizes[word], (long)memory.bytes - bytes);
+    CHECK((long)memory.bytes == bytes, "a word of %d bytes left %ld bytes", (int)sizes[word],
+          (long)memory.bytes - bytes);
     n = mhk_encode(k, text, sizes[word], ids + 1, 5000);
     mhk_feed(t, ids, n + 1);
     REQUIRE_OK(ctx);
@@ -618,18 +643,21 @@ TEST(long_words) {
   CHECK(memory.blocks == 0, "%d blocks are left", (int)memory.blocks);
 }
 
-/* Text of many kinds through tokenizers that copy it: in the caller's memory, and the ids of mhk_encode(). */
+/* Text of many kinds through tokenizers that copy it: in the caller's memory, and the ids of
+   mhk_encode(). */
 TEST(normalized_prompts_in_the_callers_memory) {
   static const char *const normalizers[] = {"null", "{\"type\": \"NFC\"}"};
   test_memory memory;
   mhk_context *ctx = test_context(&memory, 0, 0);
   mhk_model *m = mhk_load(ctx, "examples/tiny");
   size_t length = 0, size, n = 0;
-  char *json = test_read_file("examples/tiny/tokenizer.json", &length); /* setting another tokenizer ends the model's own */
+  /* setting another tokenizer ends the model's own */
+  char *json = test_read_file("examples/tiny/tokenizer.json", &length);
   const char *at = json ? strstr(json, "\"normalizer\": null") : NULL;
   static char changed[80000], text[4500];
   static int32_t ids[4501];
-  static const char *const pieces[] = {"e\xCC\x81", "o\xCC\x88", " ", "\n", "the", "\xEA\xB0\x80\xE1\x86\xA8", "longer words "};
+  static const char *const pieces[] = {"e\xCC\x81",    "o\xCC\x88", " ", "\n", "the", "\xEA\xB0\x80\xE1\x86\xA8",
+                                       "longer words "};
   uint64_t random = 3;
   int kind;
   REQUIRE(at && length + 100 < sizeof changed, "the bundled tokenizer");
@@ -644,8 +672,8 @@ TEST(normalized_prompts_in_the_callers_memory) {
     mhk_session *s;
     mhk_tokenizer *k;
     mhk_index count;
-    sprintf(changed, "%.*s\"normalizer\": %s%.*s\"add_prefix_space\": %s%s", (int)(at - json), json, normalizers[kind & 1], (int)(space - at - 18), at + 18,
-            kind & 2 ? "true" : "false", space + 25);
+    sprintf(changed, "%.*s\"normalizer\": %s%.*s\"add_prefix_space\": %s%s", (int)(at - json), json,
+            normalizers[kind & 1], (int)(space - at - 18), at + 18, kind & 2 ? "true" : "false", space + 25);
     k = mhk_tokenizer_parse(ctx, changed, strlen(changed));
     mhk_model_set_tokenizer(m, k);
     memset(&d, 0, sizeof d);
@@ -662,7 +690,8 @@ TEST(normalized_prompts_in_the_callers_memory) {
     CHECK(memory.allocations == 0, "kind %d: %ld allocations", kind, memory.allocations);
     memory.fail_at = 0;
     count = mhk_encode_prompt(k, text, n, ids, 4501);
-    CHECK(ids[0] == mhk_tokenizer_start(k) && mhk_session_position(s, 0) == count, "kind %d: %d ids instead of %d", kind, (int)mhk_session_position(s, 0), (int)count);
+    CHECK(ids[0] == mhk_tokenizer_start(k) && mhk_session_position(s, 0) == count, "kind %d: %d ids instead of %d",
+          kind, (int)mhk_session_position(s, 0), (int)count);
     mhk_session_destroy(s);
     free(d.memory);
   }
@@ -760,7 +789,8 @@ TEST(states_are_values) {
       for (i = 0; i < bytes; i += i < 64 || i > bytes - 12 ? 1 : 97) {
         const mhk_index before = mhk_session_position(b, 0);
         state[i] ^= 0x41;
-        CHECK(mhk_session_load(b, 0, state, bytes) != MHK_OK && mhk_session_position(b, 0) == before, "byte %d was changed and nobody saw", (int)i);
+        CHECK(mhk_session_load(b, 0, state, bytes) != MHK_OK && mhk_session_position(b, 0) == before,
+              "byte %d was changed and nobody saw", (int)i);
         mhk_clear_error(ctx);
         state[i] ^= 0x41;
       }
@@ -914,7 +944,9 @@ TEST(a_model_in_training) { /* a session sees the weights as they are when it is
   mhk_destroy(ctx);
 }
 
-TEST(from_memory) { /* a file in the caller's memory, aligned or not: the same numbers, nothing copied that need not be */
+/* a file in the caller's memory, aligned or not: the same numbers, nothing copied that need not
+   be */
+TEST(from_memory) {
   const uint16_t one = 1;
   const int little_endian = *(const unsigned char *)&one;
   mhk_context *ctx = mhk_create(NULL);
@@ -935,7 +967,8 @@ TEST(from_memory) { /* a file in the caller's memory, aligned or not: the same n
       const mhk_tensor *a = mhk_model_tensor(m, t), *b = mhk_model_tensor(n, t);
       const size_t each = mhk_dtype_size(a->dtype);
       CHECK(a->dtype == b->dtype && !memcmp(a->data, b->data, (size_t)a->count * each), "%s differs", a->name);
-      if (little_endian && i == 0 && a->dtype == MHK_BF16) CHECK((const char *)b->data >= bytes && (const char *)b->data < bytes + size, "%s was copied", a->name);
+      if (little_endian && i == 0 && a->dtype == MHK_BF16)
+        CHECK((const char *)b->data >= bytes && (const char *)b->data < bytes + size, "%s was copied", a->name);
     }
     mhk_model_destroy(n);
   }

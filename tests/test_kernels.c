@@ -1,8 +1,10 @@
-/* Every kernel of every instruction set this machine offers, against the header's reference in double, and against the scalar kernels:
-   at sizes around the vector width and the register tile, at odd strides, at pointers no vector is aligned to. Every array lies between
-   guards of NaN: a number read from outside poisons the result, a number written there is found (and so is one written between the rows
-   of a result). Work memory has the size the drivers give it, is full of NaN at the start and has guards too. Under the address
-   sanitizer the guards are poisoned for it as well. */
+/* Every kernel of every instruction set this machine offers, against the header's reference in
+   double, and against the scalar kernels: at sizes around the vector width and the register tile,
+   at odd strides, at pointers no vector is aligned to. Every array lies between guards of NaN: a
+   number read from outside poisons the result, a number written there is found (and so is one
+   written between the rows of a result). Work memory has the size the drivers give it, is full of
+   NaN at the start and has guards too. Under the address sanitizer the guards are poisoned for it
+   as well. */
 #define MOHAWK_IMPLEMENTATION
 #define MOHAWK_STATIC
 #define MOHAWK_REFERENCE
@@ -63,11 +65,13 @@ static int is_hole(mhk_real x) {
   return memcmp(&x, &h, sizeof x) == 0;
 }
 
-/* n elements of a size, at an odd multiple of it from an aligned address (or aligned), between guards */
+/* n elements of a size, at an odd multiple of it from an aligned address (or aligned), between
+   guards */
 static void *raw_room(mhk_index n, size_t size, int aligned) {
   static unsigned turn;
   block *b = &blocks[n_blocks++];
-  const size_t skew = aligned ? 0 : (turn++ * 6 % 16 + 1) * size, guard = GUARD, behind = aligned && size == sizeof(mhk_real) ? WIDE_GUARD : GUARD;
+  const size_t skew = aligned ? 0 : (turn++ * 6 % 16 + 1) * size, guard = GUARD,
+               behind = aligned && size == sizeof(mhk_real) ? WIDE_GUARD : GUARD;
   if (n_blocks > MOST_BLOCKS) exit(3);
   b->bytes = (size_t)n * size;
   b->all = guard + behind + b->bytes + skew + 64;
@@ -116,22 +120,29 @@ static double *as_doubles(const mhk_real *x, mhk_index n) {
 static int guard_is_whole(const char *p, const char *end, size_t step) {
   const mhk_real h = hole();
   const unsigned char ones = 0xFF;
-  return p >= end || (memcmp(p, step > 1 ? (const void *)&h : (const void *)&ones, step) == 0 && memcmp(p, p + step, (size_t)(end - p) - step) == 0);
+  return p >= end || (memcmp(p, step > 1 ? (const void *)&h : (const void *)&ones, step) == 0 &&
+                      memcmp(p, p + step, (size_t)(end - p) - step) == 0);
 }
 /* The guards of all blocks from one on are whole; they are freed. */
 static void release_from(int first) {
   int i;
   for (i = first; i < n_blocks; i++) {
     block *b = &blocks[i];
-    const size_t n = b->step, before = (size_t)(b->data - b->base) / n * n, after = (b->all - (size_t)(b->data - b->base) - b->bytes) / n * n;
+    const size_t n = b->step, before = (size_t)(b->data - b->base) / n * n,
+                 after = (b->all - (size_t)(b->data - b->base) - b->bytes) / n * n;
     const char *end = b->data + b->bytes;
     long long j;
     ASAN_UNPOISON_MEMORY_REGION(b->base, b->all);
     if (!guard_is_whole(b->data - before, b->data, n) || !guard_is_whole(end, end + after, n)) {
-      for (j = -(long long)(before / n); j < 0 && guard_is_whole(b->data + j * (long long)n, b->data + (j + 1) * (long long)n, n);) j++;
+      for (j = -(long long)(before / n);
+           j < 0 && guard_is_whole(b->data + j * (long long)n, b->data + (j + 1) * (long long)n, n);)
+        j++;
       if (j == 0)
-        for (j = (long long)(b->bytes / n); guard_is_whole(b->data + j * (long long)n, b->data + (j + 1) * (long long)n, n);) j++;
-      CHECK(0, "%s: written to element %lld of an array of %lld (number %d of this case)", at, j, (long long)(b->bytes / n), i - first);
+        for (j = (long long)(b->bytes / n);
+             guard_is_whole(b->data + j * (long long)n, b->data + (j + 1) * (long long)n, n);)
+          j++;
+      CHECK(0, "%s: written to element %lld of an array of %lld (number %d of this case)", at, j,
+            (long long)(b->bytes / n), i - first);
     }
     free(b->base);
   }
@@ -140,7 +151,8 @@ static void release_from(int first) {
 }
 static void release(void) { release_from(0); }
 
-/* ---- results: against the reference, and against what the scalar kernels gave at the same place of the same test ---- */
+/* ---- results: against the reference, and against what the scalar kernels gave at the same place
+   of the same test ---- */
 
 static mhk_real *scalar_log;
 static size_t log_n, log_at, log_room;
@@ -208,7 +220,8 @@ static mhk_real *dense(const mhk_real *x, mhk_index m, mhk_index n, mhk_index ld
     if (i + 1 < m)
       for (; j < ld; j++)
         if (!is_hole(x[i * ld + j])) {
-          CHECK(0, "%s: written between the rows, at column %lld of row %lld of %lld x %lld", at, (long long)j, (long long)i, (long long)m, (long long)n);
+          CHECK(0, "%s: written between the rows, at column %lld of row %lld of %lld x %lld", at, (long long)j,
+                (long long)i, (long long)m, (long long)n);
           return y;
         }
   }
@@ -216,8 +229,9 @@ static mhk_real *dense(const mhk_real *x, mhk_index m, mhk_index n, mhk_index ld
 }
 static mhk_real *rows_room(mhk_index m, mhk_index ld, mhk_index n) { return room(m > 0 ? (m - 1) * ld + n : 0); }
 
-/* starts of documents as the kernels want them: kind 0 none (NULL), 1 one document since before the first token, 2 several, the first one
-   begun before, 3 several, the first one begins here, 4 a new document at every token */
+/* starts of documents as the kernels want them: kind 0 none (NULL), 1 one document since before the
+   first token, 2 several, the first one begun before, 3 several, the first one begins here, 4 a new
+   document at every token */
 static mhk_index *documents(int kind, mhk_index B, mhk_index T) {
   mhk_index *start, b, t;
   if (kind == 0) return NULL;
@@ -270,19 +284,25 @@ static void *stored(mhk_dtype dtype, mhk_index n, double **values) {
   }
   return data;
 }
-static const char *type_name(mhk_dtype d) { return d == MHK_F64 ? "F64" : d == MHK_F32 ? "F32" : d == MHK_F16 ? "F16" : "BF16"; }
+static const char *type_name(mhk_dtype d) {
+  return d == MHK_F64 ? "F64" : d == MHK_F32 ? "F32" : d == MHK_F16 ? "F16" : "BF16";
+}
 
 #define COUNT(list) ((int)(sizeof(list) / sizeof *(list)))
-/* around every width (1, 2, 4, 8, 16), every register tile (4, 6, 8, 14; 4, 8, 16, 32, 48), and some primes */
+/* around every width (1, 2, 4, 8, 16), every register tile (4, 6, 8, 14; 4, 8, 16, 32, 48), and
+   some primes */
 static const mhk_index tile_sizes[] = {1,  2,  3,  4,  5,  6,  7,  8,  9,  11, 13, 14, 15, 16, 17, 23, 27, 28, 29,
                                        31, 32, 33, 41, 42, 43, 47, 48, 49, 55, 56, 57, 63, 64, 65, 95, 96, 97, 131};
-static const mhk_index row_sizes[] = {0,  1,  2,  3,  4,  5,  6,  7,  8,  9,  10, 11,  12,  13,  14,  15,  16,  17,  18,  19,  23,  24,  25,   29,
-                                      31, 32, 33, 37, 47, 48, 49, 63, 64, 65, 97, 127, 128, 129, 255, 256, 257, 263, 511, 513, 1023, 1024, 1025, 1031, 2053};
+static const mhk_index row_sizes[] = {0,   1,   2,   3,   4,   5,    6,    7,    8,    9,   10,  11,  12,
+                                      13,  14,  15,  16,  17,  18,   19,   23,   24,   25,  29,  31,  32,
+                                      33,  37,  47,  48,  49,  63,   64,   65,   97,   127, 128, 129, 255,
+                                      256, 257, 263, 511, 513, 1023, 1024, 1025, 1031, 2053};
 
 /* ---- products ---- */
 
 /* what a packed operand must be; a panel holds width rows */
-static void check_packed(const mhk_real *got, mhk_index width, mhk_index rows, mhk_index k, const double *values, mhk_index row, mhk_index col) {
+static void check_packed(const mhk_real *got, mhk_index width, mhk_index rows, mhk_index k, const double *values,
+                         mhk_index row, mhk_index col) {
   mhk_index p, i, j;
   for (p = 0; p < rows; p += width)
     for (j = 0; j < k; j++)
@@ -290,7 +310,8 @@ static void check_packed(const mhk_real *got, mhk_index width, mhk_index rows, m
         const mhk_real want = p + i < rows ? (mhk_real)values[(p + i) * row + j * col] : 0;
         const mhk_real g = got[p * k + j * width + i];
         if (!(g == want || (g != g && want != want))) {
-          CHECK(0, "%s: row %lld, column %lld is %.9g, should be %.9g", at, (long long)(p + i), (long long)j, (double)g, (double)want);
+          CHECK(0, "%s: row %lld, column %lld is %.9g, should be %.9g", at, (long long)(p + i), (long long)j, (double)g,
+                (double)want);
           return;
         }
       }
@@ -306,13 +327,20 @@ TEST(pack) {
         for (way = 0; way < 4; way++)
           for (r = -1; r < COUNT(tile_sizes); r++)
             for (c = r & 3; c < COUNT(tile_sizes); c += types[type] == MHK_REAL ? 4 : 9) {
-              const mhk_index width = side ? ks->nr : ks->mr, rows = r < 0 ? 0 : tile_sizes[r], k = c == 0 ? 0 : tile_sizes[c];
-              const mhk_index row = way == 0 ? k : way == 1 ? k + 5 : way == 2 ? 1 : 3, col = way < 2 ? 1 : way == 2 ? rows + 3 : 3 * rows + 2;
+              const mhk_index width = side ? ks->nr : ks->mr, rows = r < 0 ? 0 : tile_sizes[r],
+                              k = c == 0 ? 0 : tile_sizes[c];
+              const mhk_index row = way == 0   ? k
+                                    : way == 1 ? k + 5
+                                    : way == 2 ? 1
+                                               : 3,
+                              col = way < 2    ? 1
+                                    : way == 2 ? rows + 3
+                                               : 3 * rows + 2;
               double *values;
               void *data = stored(types[type], rows * k > 0 ? (rows - 1) * row + (k - 1) * col + 1 : 0, &values);
               mhk_real *to = room((rows + width - 1) / width * width * k);
-              set_at("pack %s, panels of %lld, %lld x %lld, strides %lld and %lld", type_name(types[type]), (long long)width, (long long)rows,
-                     (long long)k, (long long)row, (long long)col);
+              set_at("pack %s, panels of %lld, %lld x %lld, strides %lld and %lld", type_name(types[type]),
+                     (long long)width, (long long)rows, (long long)k, (long long)row, (long long)col);
               ks->pack(to, width, rows, k, mhk__mat(data, types[type], row, col));
               check_packed(to, width, rows, k, values, row, col);
               release();
@@ -365,10 +393,12 @@ TEST(product) {
         for (c = k == 7 ? 0 : r % 3; c < COUNT(tile_sizes); c += k == 7 ? 1 : 3) {
           const mhk_index m = tile_sizes[r], n = tile_sizes[c], ldc = n + (r + c) % 2 * 3;
           const int accumulate = (r + c / 3) & 1;
-          mhk_real *pa = room((m + ks->mr - 1) / ks->mr * ks->mr * k), *pb = room((n + ks->nr - 1) / ks->nr * ks->nr * k);
+          mhk_real *pa = room((m + ks->mr - 1) / ks->mr * ks->mr * k),
+                   *pb = room((n + ks->nr - 1) / ks->nr * ks->nr * k);
           mhk_real *to = rows_room(m, ldc, n);
           double *exact = doubles(m * n);
-          set_at("product %lld x %lld x %lld, %s", (long long)m, (long long)n, (long long)k, accumulate ? "added" : "written");
+          set_at("product %lld x %lld x %lld, %s", (long long)m, (long long)n, (long long)k,
+                 accumulate ? "added" : "written");
           ks->pack(pa, ks->mr, m, k, mhk__mat(a, MHK_REAL, MOST, 1));
           ks->pack(pb, ks->nr, n, k, mhk__mat(b, MHK_REAL, MOST, 1));
           for (i = 0; i < m; i++)
@@ -390,15 +420,16 @@ TEST(product) {
   }
 }
 
-
 TEST(epilogue) {
   EACH_MACHINE {
     int i, kind;
     for (i = 0; i < COUNT(tile_sizes); i++)
       for (kind = 0; kind < 16; kind++) {
-        const mhk_index n = tile_sizes[i], m = 1 + kind % 4, ldc = n + 3, offset = kind % 3 * (ldc + 1), column = kind % 5;
+        const mhk_index n = tile_sizes[i], m = 1 + kind % 4, ldc = n + 3, offset = kind % 3 * (ldc + 1),
+                        column = kind % 5;
         const mhk_index all = offset + (m - 1) * ldc + n;
-        mhk_real *c = rows_room(m, ldc, n), *bias = random_room(column + n, -1, 1), *residual = random_room(all, -1, 1), *before = room(all);
+        mhk_real *c = rows_room(m, ldc, n), *bias = random_room(column + n, -1, 1), *residual = random_room(all, -1, 1),
+                 *before = room(all);
         double *want = doubles(m * n), *want_before = doubles(m * n);
         mhk__epilogue e;
         mhk_index r, j;
@@ -428,7 +459,8 @@ TEST(epilogue) {
 
 TEST(rows_times) {
   static const mhk_dtype types[] = {MHK_F32, MHK_F64, MHK_F16, MHK_BF16};
-  static const mhk_index depths[] = {1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129, 131, 255, 257, 1031};
+  static const mhk_index depths[] = {1,  2,  3,  7,  8,   9,   15,  16,  17,  31,  32,
+                                     33, 63, 64, 65, 127, 128, 129, 131, 255, 257, 1031};
   EACH_MACHINE {
     int type, d;
     mhk_index m;
@@ -461,7 +493,8 @@ TEST(rows_times) {
 }
 
 #ifndef MOHAWK_DOUBLE
-/* ---- quantised weights: the same bits of every set with vectors, and of the kernels that one chooses by the processor besides those it would do with */
+/* ---- quantised weights: the same bits of every set with vectors, and of the kernels that one
+   chooses by the processor besides those it would do with */
 
 typedef struct q_kernels {
   const char *name;
@@ -485,18 +518,23 @@ static int q_all(q_kernels *all) {
       all[n].prepare = mhk__q_prepare_neon;
       all[n].times = mhk__q_times_neon;
 #if defined(__linux__) && !defined(__clang__)
-      CHECK((all[n - 1].times != all[n].times) == ((getauxval(16) & (1ul << 20)) != 0), "dot products of bytes: the processor and the kernels disagree");
+      CHECK((all[n - 1].times != all[n].times) == ((getauxval(16) & (1ul << 20)) != 0),
+            "dot products of bytes: the processor and the kernels disagree");
 #endif
-      if (test_state.verbose) printf("neon: dot products of bytes are %sused\n", all[n - 1].times != all[n].times ? "" : "not ");
+      if (test_state.verbose)
+        printf("neon: dot products of bytes are %sused\n", all[n - 1].times != all[n].times ? "" : "not ");
     }
 #endif
   }
   return n;
 }
 
-/* way 0: numbers of all sizes, 1: the largest ones, whose sums are the largest integers, 2: integers of x whose bytes turn over */
-static void q_case(const q_kernels *all, int n_all, mhk_dtype dtype, int group, mhk_index n0, mhk_index N, mhk_index K, mhk_index M, int way) {
-  const mhk_index blocks = mhk__q_blocks(n0 + N), first = n0 / 16, bytes = mhk__q_block_bytes(dtype, K), groups = K / group, ldy = N + 3;
+/* way 0: numbers of all sizes, 1: the largest ones, whose sums are the largest integers, 2:
+   integers of x whose bytes turn over */
+static void q_case(const q_kernels *all, int n_all, mhk_dtype dtype, int group, mhk_index n0, mhk_index N, mhk_index K,
+                   mhk_index M, int way) {
+  const mhk_index blocks = mhk__q_blocks(n0 + N), first = n0 / 16, bytes = mhk__q_block_bytes(dtype, K),
+                  groups = K / group, ldy = N + 3;
   unsigned char *w = (unsigned char *)raw_room(blocks * bytes, 1, 0);
   uint16_t *scale = (uint16_t *)raw_room(blocks * groups * 16, 2, 0);
   mhk_real *x = random_room(M * K, -3, 3), *same = NULL;
@@ -505,12 +543,17 @@ static void q_case(const q_kernels *all, int n_all, mhk_dtype dtype, int group, 
   mhk__q_args a;
   mhk_index i, j, k, p;
   int v;
-  for (i = 0; i < blocks * bytes; i++) w[i] = (unsigned char)(way == 1 ? dtype == MHK_Q8 ? 0x80 : 0xFF : test_random(&seed));
-  for (i = 0; i < blocks * groups * 16; i++) scale[i] = (uint16_t)((test_random(&seed) & 0x83FF) | (uint64_t)(8 + test_random(&seed) % 6) << 10);
+  for (i = 0; i < blocks * bytes; i++)
+    w[i] = (unsigned char)(way == 1 ? dtype == MHK_Q8 ? 0x80 : 0xFF : test_random(&seed));
+  for (i = 0; i < blocks * groups * 16; i++)
+    scale[i] = (uint16_t)((test_random(&seed) & 0x83FF) | (uint64_t)(8 + test_random(&seed) % 6) << 10);
   for (i = 0; i < M * K; i++) {
     if (way == 0) x[i] *= (mhk_real)ldexp(1, (int)(test_random(&seed) % 12) - 6);
     if (way == 1) x[i] = i / K % 2 ? -2 : 2;
-    if (way == 2) x[i] = i % group == 0 ? 32512 : (mhk_real)((int)(test_random(&seed) % 255 - 127) * 256 + (int)(test_random(&seed) % 3) + 126);
+    if (way == 2)
+      x[i] = i % group == 0
+                 ? 32512
+                 : (mhk_real)((int)(test_random(&seed) % 255 - 127) * 256 + (int)(test_random(&seed) % 3) + 126);
   }
   memset(&q, 0, sizeof q);
   q.q = w;
@@ -548,8 +591,8 @@ static void q_case(const q_kernels *all, int n_all, mhk_dtype dtype, int group, 
     a.scale = (float *)raw_room(M * groups, sizeof *a.scale, 0);
     a.offset = (int32_t *)raw_room(M * groups, sizeof *a.offset, 1);
     machine = 8;
-    set_at("%s, %s in groups of %d, %lld x %lld x %lld from %lld, way %d", all[v].name, dtype == MHK_Q8 ? "int8" : "int4", group, (long long)M, (long long)N,
-           (long long)K, (long long)n0, way);
+    set_at("%s, %s in groups of %d, %lld x %lld x %lld from %lld, way %d", all[v].name,
+           dtype == MHK_Q8 ? "int8" : "int4", group, (long long)M, (long long)N, (long long)K, (long long)n0, way);
     for (i = 0; i < M; i++) all[v].prepare(&a, i);
     all[v].times(&a, first, blocks);
     rows = dense(y, M, N, ldy);
@@ -572,7 +615,8 @@ static void q_case(const q_kernels *all, int n_all, mhk_dtype dtype, int group, 
 }
 
 TEST(quantised) {
-  static const mhk_index depths[] = {32, 64, 96, 128, 320}, widths[] = {1, 15, 16, 17, 40}, firsts[] = {0, 0, 5, 16, 30};
+  static const mhk_index depths[] = {32, 64, 96, 128, 320}, widths[] = {1, 15, 16, 17, 40},
+                         firsts[] = {0, 0, 5, 16, 30};
   q_kernels all[16];
   const int n_all = q_all(all);
   int d, n, way, group, type;
@@ -583,7 +627,9 @@ TEST(quantised) {
         for (group = 32; group <= 64; group += 32)
           for (type = MHK_Q8; type <= MHK_Q4; type++)
             for (way = 0; way < 3; way++)
-              if (depths[d] % group == 0) q_case(all, n_all, (mhk_dtype)type, group, firsts[(d + n) % COUNT(firsts)], widths[n], depths[d], m, way);
+              if (depths[d] % group == 0)
+                q_case(all, n_all, (mhk_dtype)type, group, firsts[(d + n) % COUNT(firsts)], widths[n], depths[d], m,
+                       way);
   for (type = MHK_Q8; type <= MHK_Q4; type++) { /* more rows than pass over the blocks together */
     q_case(all, n_all, (mhk_dtype)type, 32, 5, 50, 8192, 13, 0);
     q_case(all, n_all, (mhk_dtype)type, 64, 0, 33, 1024, 131, 2);
@@ -591,9 +637,11 @@ TEST(quantised) {
 }
 #endif
 
-/* operands as they lie: the same where they divide into tiles, and nothing touched where they do not */
+/* operands as they lie: the same where they divide into tiles, and nothing touched where they do
+   not */
 TEST(product_plain) {
-  static const mhk_index rows[] = {1, 2, 3, 4, 5, 6, 7, 8, 10, 11, 12, 14, 16, 18, 20, 30, 64}, depths[] = {1, 2, 31, 64};
+  static const mhk_index rows[] = {1, 2, 3, 4, 5, 6, 7, 8, 10, 11, 12, 14, 16, 18, 20, 30, 64},
+                         depths[] = {1, 2, 31, 64};
   EACH_MACHINE {
     const mhk__kernels *ks = contexts[machine]->kernels;
     int r, d, way, taken = 0;
@@ -602,8 +650,10 @@ TEST(product_plain) {
       for (d = 0; d < COUNT(depths); d++)
         for (n = 8; n <= 64; n += n == 8 ? 9 : n == 17 ? 15 : 32)
           for (way = 0; way < 4; way++) {
-            const mhk_index m = rows[r], k = depths[d], ar = way & 1 ? 1 : k + 2, ac = way & 1 ? m + 3 : 1, ldb = n + 1, ldc = n + 5;
-            mhk_real *a = random_room(m * (k + 2) + k * (m + 3), -1, 1), *b = random_room(k * ldb, -1, 1), *c = rows_room(m, ldc, n);
+            const mhk_index m = rows[r], k = depths[d], ar = way & 1 ? 1 : k + 2, ac = way & 1 ? m + 3 : 1, ldb = n + 1,
+                            ldc = n + 5;
+            mhk_real *a = random_room(m * (k + 2) + k * (m + 3), -1, 1), *b = random_room(k * ldb, -1, 1),
+                     *c = rows_room(m, ldc, n);
             double *want = doubles(m * n);
             mhk_index i, j, p;
             int done;
@@ -618,7 +668,8 @@ TEST(product_plain) {
             taken += done;
             if (done) CHECK_CLOSE_TO_DOUBLE(at, dense(c, m, n, ldc), want, m * n, 20 * EPS);
             else if (way & 2)
-              for (i = 0; i < m * n; i++) CHECK(c[i / n * ldc + i % n] == (mhk_real)0.25, "element %lld was touched", (long long)i);
+              for (i = 0; i < m * n; i++)
+                CHECK(c[i / n * ldc + i % n] == (mhk_real)0.25, "element %lld was touched", (long long)i);
             release();
           }
     CHECK(taken > 0, "no sizes divide into tiles");
@@ -627,10 +678,32 @@ TEST(product_plain) {
 
 /* the driver, with all ways the operands may lie and everything that may follow */
 TEST(gemm) {
-  static const mhk_index sizes[][3] = {{0, 3, 3},     {3, 0, 3},    {3, 5, 0},    {1, 1, 1},    {1, 7, 5},     {1, 65, 131},  {2, 33, 64},  {3, 17, 97},   {4, 129, 65},
-                                       {5, 5, 5},     {7, 31, 383}, {13, 33, 2},  {14, 32, 384}, {15, 31, 385}, {16, 16, 769}, {64, 64, 64}, {65, 63, 67},  {167, 13, 11},
-                                       {169, 65, 29}, {337, 31, 7}, {97, 257, 41}, {1, 1031, 16}, {4, 37, 1031},
-                                       /* several blocks of k, parts of rows, rounds of both */ {150, 70, 1031}, {520, 33, 67}, {2100, 3, 530}};
+  static const mhk_index sizes[][3] = {{0, 3, 3},
+                                       {3, 0, 3},
+                                       {3, 5, 0},
+                                       {1, 1, 1},
+                                       {1, 7, 5},
+                                       {1, 65, 131},
+                                       {2, 33, 64},
+                                       {3, 17, 97},
+                                       {4, 129, 65},
+                                       {5, 5, 5},
+                                       {7, 31, 383},
+                                       {13, 33, 2},
+                                       {14, 32, 384},
+                                       {15, 31, 385},
+                                       {16, 16, 769},
+                                       {64, 64, 64},
+                                       {65, 63, 67},
+                                       {167, 13, 11},
+                                       {169, 65, 29},
+                                       {337, 31, 7},
+                                       {97, 257, 41},
+                                       {1, 1031, 16},
+                                       {4, 37, 1031},
+                                       /* several blocks of k, parts of rows, rounds of both */ {150, 70, 1031},
+                                       {520, 33, 67},
+                                       {2100, 3, 530}};
   static const mhk_dtype types[] = {MHK_F32, MHK_BF16, MHK_F16, MHK_F64};
   EACH_MACHINE {
     mhk_context *ctx = contexts[machine];
@@ -638,12 +711,15 @@ TEST(gemm) {
     for (s = 0; s < COUNT(sizes); s++)
       for (way = 0; way < 8; way++) {
         const mhk_index M = sizes[s][0], N = sizes[s][1], K = sizes[s][2], gap = way >= 4 ? 3 : 0, ldc = N + gap;
-        const mhk_index ar = way & 1 ? 1 : K + gap, ac = way & 1 ? M + gap : 1, br = way & 2 ? 1 : N + gap, bc = way & 2 ? K + gap : 1;
+        const mhk_index ar = way & 1 ? 1 : K + gap, ac = way & 1 ? M + gap : 1, br = way & 2 ? 1 : N + gap,
+                        bc = way & 2 ? K + gap : 1;
         const mhk_dtype type = way == 2 ? types[s % 4] : types[(s + way) % 4];
-        const mhk_index na = M * K > 0 ? (M - 1) * ar + (K - 1) * ac + 1 : 0, nb = N * K > 0 ? (N - 1) * bc + (K - 1) * br + 1 : 0;
+        const mhk_index na = M * K > 0 ? (M - 1) * ar + (K - 1) * ac + 1 : 0,
+                        nb = N * K > 0 ? (N - 1) * bc + (K - 1) * br + 1 : 0;
         double *values;
         void *b = stored(type, nb, &values);
-        mhk_real *a = random_room(na, -1, 1), *bias = random_room(N, -1, 1), *residual = random_room(M * ldc, -1, 1), *first = NULL;
+        mhk_real *a = random_room(na, -1, 1), *bias = random_room(N, -1, 1), *residual = random_room(M * ldc, -1, 1),
+                 *first = NULL;
         double *want = doubles(M * N), *want_before = doubles(M * N);
         mhk__epilogue e;
         mhk_index i, j, p;
@@ -653,7 +729,8 @@ TEST(gemm) {
         e.bias = kind & 2 ? bias : NULL;
         e.residual = kind & 4 ? residual : NULL;
         e.gelu = kind >> 3;
-        set_at("gemm %lld x %lld x %lld, %s, way %d, epilogue %d", (long long)M, (long long)N, (long long)K, type_name(type), way, kind);
+        set_at("gemm %lld x %lld x %lld, %s, way %d, epilogue %d", (long long)M, (long long)N, (long long)K,
+               type_name(type), way, kind);
         for (i = 0; i < M; i++)
           for (j = 0; j < N; j++) {
             double sum = e.accumulate ? (double)(j % 5 - 2) : 0;
@@ -670,7 +747,8 @@ TEST(gemm) {
               for (j = 0; j < N; j++) c[i * ldc + j] = (mhk_real)(j % 5 - 2);
           e.before = before;
           mhk_set_threads(ctx, threads);
-          mhk__gemm(ctx, M, N, K, mhk__mat(a, MHK_REAL, ar, ac), mhk__mat(b, type, br, bc), c, ldc, kind == 0 ? NULL : &e);
+          mhk__gemm(ctx, M, N, K, mhk__mat(a, MHK_REAL, ar, ac), mhk__mat(b, type, br, bc), c, ldc,
+                    kind == 0 ? NULL : &e);
           CHECK_OK(ctx);
           got = dense(c, M, N, ldc);
           if (threads == 1) {
@@ -688,7 +766,8 @@ TEST(gemm) {
 
 /* ---- products of bfloat16 numbers ---- */
 
-/* contexts of all units that go with the instruction set of the machine under test; NULL: not to be had here */
+/* contexts of all units that go with the instruction set of the machine under test; NULL: not to be
+   had here */
 static mhk_context *units[MHK_BF16_AMX + 1];
 static void units_close(void) {
   int i;
@@ -702,13 +781,15 @@ static void units_open(void) {
   for (i = MHK_BF16_PLAIN; i < COUNT(units); i++) {
     static const char *const names[] = {"", "plain", "avx512", "amx"};
     units[i] = test_machine(contexts[machine]->isa, (mhk_bf16_unit)i, 0);
-    if (units[i]) CHECK(strcmp(mhk_bf16_name(units[i]), names[i]) == 0, "unit %d is called %s", i, mhk_bf16_name(units[i]));
+    if (units[i])
+      CHECK(strcmp(mhk_bf16_name(units[i]), names[i]) == 0, "unit %d is called %s", i, mhk_bf16_name(units[i]));
   }
   CHECK(units[MHK_BF16_PLAIN] != NULL, "the plain unit is to be had everywhere");
 }
 #define EACH_UNIT for (unit = MHK_BF16_PLAIN; unit < COUNT(units); unit++)
 
-/* the nearest number with 8 significant bits, ties to the even one; 0 for what is subnormal in float32 */
+/* the nearest number with 8 significant bits, ties to the even one; 0 for what is subnormal in
+   float32 */
 static double rounded(double x) {
   int e;
   const double m = frexp((double)(float)x, &e), scaled = ldexp(m, 8), down = floor(scaled), part = scaled - down;
@@ -716,7 +797,8 @@ static double rounded(double x) {
   return fabs((double)(float)x) < ldexp(1, -126) ? 0 : ldexp(down + up, e - 8);
 }
 
-/* Every pattern of the upper half with the lower halves around a tie, through both sides of a product with the identity. */
+/* Every pattern of the upper half with the lower halves around a tie, through both sides of a
+   product with the identity. */
 TEST(narrow_rounding) {
   enum { K = 96, M = 4096 };
   static const uint32_t lower[] = {0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF};
@@ -736,16 +818,20 @@ TEST(narrow_rounding) {
         const uint32_t high = (uint32_t)(i / 6), bits = high << 16 | lower[i % 6];
         float f;
         memcpy(&f, &bits, sizeof f);
-        x[i] = (high & 0x7F80) == 0x7F80 || ((high & 0x7FFF) == 0x7F7F && lower[i % 6] >= 0x8000) ? 1 : (mhk_real)f; /* infinite then */
+        /* infinite then */
+        x[i] = (high & 0x7F80) == 0x7F80 || ((high & 0x7FFF) == 0x7F7F && lower[i % 6] >= 0x8000) ? 1 : (mhk_real)f;
       }
       for (i = 0; i < K * K; i++) identity[i] = i / K == i % K ? 1 : 0;
       for (way = 0; way < 4; way++) {
-        const mhk_index row = way & 1 ? 1 : K, col = way & 1 ? M : 1; /* x as it lies, or its K x M numbers as columns */
+        /* x as it lies, or its K x M numbers as columns */
+        const mhk_index row = way & 1 ? 1 : K, col = way & 1 ? M : 1;
         set_at("rounding by %s, way %d", mhk_bf16_name(ctx), way);
         if (way < 2)
-          mhk__gemm_narrow(ctx, M, K, K, mhk__mat(x, MHK_REAL, row, col), mhk__mat(identity, MHK_REAL, K, 1), c, K, NULL);
+          mhk__gemm_narrow(ctx, M, K, K, mhk__mat(x, MHK_REAL, row, col), mhk__mat(identity, MHK_REAL, K, 1), c, K,
+                           NULL);
         else
-          mhk__gemm_narrow(ctx, K, M, K, mhk__mat(identity, MHK_REAL, K, 1), mhk__mat(x, MHK_REAL, col, row), c, M, NULL);
+          mhk__gemm_narrow(ctx, K, M, K, mhk__mat(identity, MHK_REAL, K, 1), mhk__mat(x, MHK_REAL, col, row), c, M,
+                           NULL);
         CHECK_OK(ctx);
         for (i = 0; i < M * K; i++) {
           const mhk_index at_x = way < 2 ? i / K * row + i % K * col : i / M * col + i % M * row;
@@ -801,8 +887,8 @@ TEST(narrow_product) {
             pb = raw_room(mhk__narrow_bytes(u, mhk__up(n, u->nr), k) / u->size, (size_t)u->size, 1);
             to = rows_room(m, ldc, n);
             exact = doubles(m * n);
-            set_at("narrow product by %s, %lld x %lld x %lld, %s", mhk_bf16_name(ctx), (long long)m, (long long)n, (long long)k,
-                   accumulate ? "added" : "written");
+            set_at("narrow product by %s, %lld x %lld x %lld, %s", mhk_bf16_name(ctx), (long long)m, (long long)n,
+                   (long long)k, accumulate ? "added" : "written");
             u->pack_a(pa, m, k, mhk__mat(a, MHK_REAL, MOST, 1));
             u->pack_b(pb, n, k, mhk__mat(half, MHK_BF16, MOST, 1));
             for (i = 0; i < m; i++)
@@ -816,7 +902,8 @@ TEST(narrow_product) {
             for (i = 0; i < m * n; i++) /* the instruction makes no subnormal numbers */
               if (fabs((double)to[i]) < 1e-30) to[i] = 0;
             if (unit == MHK_BF16_PLAIN) memcpy(plain, to, (size_t)(m * n) * sizeof *to);
-            if (unit == MHK_BF16_AVX512) CHECK_SAME("VDPBF16PS beside float32 multiply-adds on rounded numbers", to, plain, m * n);
+            if (unit == MHK_BF16_AVX512)
+              CHECK_SAME("VDPBF16PS beside float32 multiply-adds on rounded numbers", to, plain, m * n);
             release_from(kept);
           }
     }
@@ -826,8 +913,10 @@ TEST(narrow_product) {
 
 /* the driver, with all ways the operands may lie, beyond one block in every direction */
 TEST(narrow_gemm) {
-  static const mhk_index sizes[][3] = {{0, 3, 3},    {5, 0, 3},    {6, 5, 0},     {4, 65, 131}, {5, 5, 5},     {7, 31, 383},  {13, 33, 2},   {14, 32, 384},
-                                       {15, 31, 511}, {16, 16, 512}, {64, 64, 513}, {65, 63, 67}, {167, 13, 1031}, {193, 65, 29}, {337, 31, 7}, {97, 257, 41}, {33, 2100, 1025}};
+  static const mhk_index sizes[][3] = {{0, 3, 3},     {5, 0, 3},       {6, 5, 0},       {4, 65, 131},  {5, 5, 5},
+                                       {7, 31, 383},  {13, 33, 2},     {14, 32, 384},   {15, 31, 511}, {16, 16, 512},
+                                       {64, 64, 513}, {65, 63, 67},    {167, 13, 1031}, {193, 65, 29}, {337, 31, 7},
+                                       {97, 257, 41}, {33, 2100, 1025}};
   static const mhk_dtype types[] = {MHK_F32, MHK_BF16, MHK_F16, MHK_F64};
   EACH_MACHINE {
     int s, way, threads, unit;
@@ -841,11 +930,13 @@ TEST(narrow_gemm) {
           const mhk_index ar = way & 1 ? 1 : K + gap, ac = way & 1 ? M + gap : 1;
           const mhk_index br = way & 2 ? 1 : N + gap, bc = way & 2 ? K + gap : 1;
           const mhk_dtype type = types[(s + way) % 4];
-          const mhk_index na = M * K > 0 ? (M - 1) * ar + (K - 1) * ac + 1 : 0, nb = N * K > 0 ? (N - 1) * bc + (K - 1) * br + 1 : 0;
+          const mhk_index na = M * K > 0 ? (M - 1) * ar + (K - 1) * ac + 1 : 0,
+                          nb = N * K > 0 ? (N - 1) * bc + (K - 1) * br + 1 : 0;
           const int kind = (s + 5 * way) % 11;
           double *values;
           void *b = stored(type, nb, &values);
-          mhk_real *a = random_room(na, -1, 1), *bias = random_room(N, -1, 1), *residual = random_room(M * ldc, -1, 1), *first = NULL;
+          mhk_real *a = random_room(na, -1, 1), *bias = random_room(N, -1, 1), *residual = random_room(M * ldc, -1, 1),
+                   *first = NULL;
           double *want = doubles(M * N), *ra = doubles(na), *rb = doubles(nb);
           mhk__epilogue e;
           mhk_index i, j, p;
@@ -860,8 +951,8 @@ TEST(narrow_gemm) {
           e.bias = kind & 2 ? bias : NULL;
           e.residual = kind & 4 ? residual : NULL;
           e.gelu = kind >> 3;
-          set_at("narrow gemm by %s, %lld x %lld x %lld, %s, way %d, epilogue %d", mhk_bf16_name(ctx), (long long)M, (long long)N, (long long)K,
-                 type_name(type), way, kind);
+          set_at("narrow gemm by %s, %lld x %lld x %lld, %s, way %d, epilogue %d", mhk_bf16_name(ctx), (long long)M,
+                 (long long)N, (long long)K, type_name(type), way, kind);
           for (i = 0; i < M; i++)
             for (j = 0; j < N; j++) {
               double sum = e.accumulate ? (double)(j % 5 - 2) : 0;
@@ -876,7 +967,8 @@ TEST(narrow_gemm) {
               for (i = 0; i < M; i++)
                 for (j = 0; j < N; j++) c[i * ldc + j] = (mhk_real)(j % 5 - 2);
             mhk_set_threads(ctx, threads);
-            mhk__gemm_narrow(ctx, M, N, K, mhk__mat(a, MHK_REAL, ar, ac), mhk__mat(b, type, br, bc), c, ldc, kind == 0 ? NULL : &e);
+            mhk__gemm_narrow(ctx, M, N, K, mhk__mat(a, MHK_REAL, ar, ac), mhk__mat(b, type, br, bc), c, ldc,
+                             kind == 0 ? NULL : &e);
             CHECK_OK(ctx);
             got = dense(c, M, N, ldc);
             if (threads == 1) {
@@ -917,9 +1009,11 @@ static void scattered(const double *x, mhk_index rows, mhk_index n, mhk_index st
     for (i = 0; i < n; i++) y[r * stride + i] += x[r * n + i];
 }
 
-/* one head of one sequence for the reference, in blocks() of its own; first has room for T numbers */
+/* one head of one sequence for the reference, in blocks() of its own; first has room for T
+   numbers */
 static mhk__ref_attention attention_head(const mhk__attention_args *a, mhk_index b, mhk_index h, int *first) {
-  const mhk_index at_q = (b * a->T * a->H + h) * a->P, at_k = b * a->kv_batch + h / (a->H / a->G) * a->P, S = a->offset + a->T;
+  const mhk_index at_q = (b * a->T * a->H + h) * a->P, at_k = b * a->kv_batch + h / (a->H / a->G) * a->P,
+                  S = a->offset + a->T;
   mhk__ref_attention r;
   mhk_index t;
   r.T = (int)a->T;
@@ -968,7 +1062,8 @@ static void attention_make(mhk__attention_args *a, const attention_case *c) {
     const mhk_index n = (c->B - 1) * a->kv_batch + c->S * c->G * c->P, used = (c->offset + c->T) * c->G * c->P;
     mhk_real *k = random_room(n, -1, 1), *v = random_room(n, -1, 1);
     for (b = 0; b < c->B; b++) /* keys nobody sees yet, and what lies between the batches, are not numbers */
-      for (i = used; i < a->kv_batch && b * a->kv_batch + i < n; i++) k[b * a->kv_batch + i] = v[b * a->kv_batch + i] = hole();
+      for (i = used; i < a->kv_batch && b * a->kv_batch + i < n; i++)
+        k[b * a->kv_batch + i] = v[b * a->kv_batch + i] = hole();
     a->k = k;
     a->v = v;
   }
@@ -982,11 +1077,13 @@ static void attention_make(mhk__attention_args *a, const attention_case *c) {
         for (i = 0; i < c->T && start[b * c->T + i] < 0; i++) start[b * c->T + i] = c->offset * 2 / 3;
     a->start = start;
   }
-  set_at("B %lld, T %lld, S %lld, H %lld, G %lld, P %lld, offset %lld, documents %d, scale %g", (long long)c->B, (long long)c->T, (long long)c->S,
-         (long long)c->H, (long long)c->G, (long long)c->P, (long long)c->offset, c->documents, c->scale);
+  set_at("B %lld, T %lld, S %lld, H %lld, G %lld, P %lld, offset %lld, documents %d, scale %g", (long long)c->B,
+         (long long)c->T, (long long)c->S, (long long)c->H, (long long)c->G, (long long)c->P, (long long)c->offset,
+         c->documents, c->scale);
 }
 
-static const mhk_index attention_lengths[] = {1, 2, 5, 6, 7, 13, 14, 15, 16, 17, 55, 56, 57, 59, 60, 61, 63, 64, 65, 97, 127, 128, 129, 131};
+static const mhk_index attention_lengths[] = {1,  2,  5,  6,  7,  13, 14, 15, 16,  17,  55,  56,
+                                              57, 59, 60, 61, 63, 64, 65, 97, 127, 128, 129, 131};
 static const mhk_index head_sizes[] = {1, 2, 3, 4, 5, 7, 8, 9, 13, 15, 16, 17, 31, 32, 33, 47, 48, 49, 63, 64, 65, 80};
 
 static void attention_forward_case(const attention_case *c) {
@@ -1134,7 +1231,8 @@ TEST(attention_back) {
           int first[LONGEST];
           const mhk__ref_attention r = attention_head(&a, b, h, first);
           double *one_dq = doubles(c.T * c.P), *one_dk = doubles(c.T * c.P), *one_dv = doubles(c.T * c.P);
-          mhk__ref_attention_back(&r, probability + (b * c.H + h) * c.T * c.T, gathered(a.dy + at_q, c.T, c.P, c.H * c.P), one_dq, one_dk, one_dv);
+          mhk__ref_attention_back(&r, probability + (b * c.H + h) * c.T * c.T,
+                                  gathered(a.dy + at_q, c.T, c.P, c.H * c.P), one_dq, one_dk, one_dv);
           scattered(one_dq, c.T, c.P, c.H * c.P, dq + at_q);
           scattered(one_dk, c.T, c.P, c.G * c.P, dk + at_k);
           scattered(one_dv, c.T, c.P, c.G * c.P, dv + at_k);
@@ -1189,9 +1287,11 @@ static void ssd_make(mhk__ssd_args *a, const ssd_case *c) {
   a->d = c->skip ? random_room(c->H, -1, 1) : NULL;
   a->initial = c->initial ? random_room(c->B * c->H * c->P * c->N, -1, 1) : NULL;
   a->start = documents(c->documents, c->B, c->T);
-  set_at("B %lld, T %lld, H %lld, G %lld, P %lld, N %lld, chunk %lld, documents %d, initial %d, decay %g, strong %d, span %lld", (long long)c->B, (long long)c->T,
-         (long long)c->H, (long long)c->G, (long long)c->P, (long long)c->N, (long long)c->Q, c->documents, c->initial, c->decay,
-         c->strong, (long long)c->span);
+  set_at(
+      "B %lld, T %lld, H %lld, G %lld, P %lld, N %lld, chunk %lld, documents %d, initial %d, decay %g, strong %d, span "
+      "%lld",
+      (long long)c->B, (long long)c->T, (long long)c->H, (long long)c->G, (long long)c->P, (long long)c->N,
+      (long long)c->Q, c->documents, c->initial, c->decay, c->strong, (long long)c->span);
 }
 
 /* one head of one sequence for the reference: a document starts with a decay of nothing */
@@ -1230,7 +1330,8 @@ static void ssd_reference(const mhk__ssd_args *a, double *y, double *states) {
 }
 
 static const mhk_index chunk_sizes[] = {1, 7, 16, 32, 64, 100};
-static const mhk_index state_sizes[][2] = {{1, 1}, {3, 5}, {8, 16}, {17, 4}, {7, 33}, {16, 15}, {33, 8}, {13, 17}, {32, 31}, {64, 64}, {5, 65}, {9, 1}};
+static const mhk_index state_sizes[][2] = {{1, 1},  {3, 5},   {8, 16},  {17, 4},  {7, 33}, {16, 15},
+                                           {33, 8}, {13, 17}, {32, 31}, {64, 64}, {5, 65}, {9, 1}};
 
 /* the cases of SSD, numbered; 0 after the last */
 static int ssd_number(int i, ssd_case *c) {
@@ -1258,7 +1359,8 @@ static int ssd_number(int i, ssd_case *c) {
 #define SSD_TOLERANCE (32 * EPS)
 
 static void ssd_forward_case(const ssd_case *c, int recurrent) {
-  const mhk_index one = c->P * c->N, ny = c->B * c->T * c->H * c->P, chunks = (c->T + c->Q - 1) / c->Q, bh = c->B * c->H;
+  const mhk_index one = c->P * c->N, ny = c->B * c->T * c->H * c->P, chunks = (c->T + c->Q - 1) / c->Q,
+                  bh = c->B * c->H;
   mhk__ssd_args a;
   const double tolerance = recurrent ? 16 * EPS : SSD_TOLERANCE;
   double *y, *final, *states, *want;
@@ -1315,7 +1417,8 @@ TEST(ssd_back) {
     ssd_case c;
     int i;
     for (i = 0; ssd_number(i, &c); i++) {
-      const mhk_index one = c.P * c.N, ny = c.B * c.T * c.H * c.P, nb = c.B * c.T * c.G * c.N, chunks = (c.T + c.Q - 1) / c.Q, bh = c.B * c.H;
+      const mhk_index one = c.P * c.N, ny = c.B * c.T * c.H * c.P, nb = c.B * c.T * c.G * c.N,
+                      chunks = (c.T + c.Q - 1) / c.Q, bh = c.B * c.H;
       const int without = i % 7; /* 1 dx, 2 dlog_a, 3 db, 4 dc, 5 dinitial is not wanted */
       const double tolerance = SSD_TOLERANCE;
       mhk__ssd_args a;
@@ -1332,7 +1435,8 @@ TEST(ssd_back) {
         for (n = 0; n < one; n++) a.final[j * one + n] = (mhk_real)states[(j * (c.T + 1) + c.T) * one + n];
       for (j = 0; j < bh; j++)
         for (k = 0; k < chunks; k++)
-          for (n = 0; n < one; n++) st[(j * chunks + k) * one + n] = (mhk_real)states[(j * (c.T + 1) + k * c.Q) * one + n];
+          for (n = 0; n < one; n++)
+            st[(j * chunks + k) * one + n] = (mhk_real)states[(j * (c.T + 1) + k * c.Q) * one + n];
       a.states = st;
       a.dy = random_room(ny, -1, 1);
       a.dfinal = i % 3 ? random_room(bh * one, -1, 1) : NULL;
@@ -1350,12 +1454,15 @@ TEST(ssd_back) {
       for (b = 0; b < c.B; b++)
         for (h = 0; h < c.H; h++) {
           const int kept = n_blocks;
-          const mhk_index bh_at = b * c.H + h, x_at = (b * c.T * c.H + h) * c.P, b_at = (b * c.T * c.G + h / (c.H / c.G)) * c.N;
+          const mhk_index bh_at = b * c.H + h, x_at = (b * c.T * c.H + h) * c.P,
+                          b_at = (b * c.T * c.G + h / (c.H / c.G)) * c.N;
           const mhk__ref_ssd r = ssd_head(&a, b, h);
-          const mhk__ref_ssd_gradient d = {doubles(c.T * c.P), doubles(c.T), doubles(c.T * c.N), doubles(c.T * c.N), dd + bh_at};
+          const mhk__ref_ssd_gradient d = {doubles(c.T * c.P), doubles(c.T), doubles(c.T * c.N), doubles(c.T * c.N),
+                                           dd + bh_at};
           double *state = doubles(one);
           for (n = 0; n < one; n++) state[n] = a.dfinal ? (double)a.dfinal[bh_at * one + n] : 0;
-          mhk__ref_ssd_back(&r, states + bh_at * (c.T + 1) * one, gathered(a.dy + x_at, c.T, c.P, c.H * c.P), state, &d);
+          mhk__ref_ssd_back(&r, states + bh_at * (c.T + 1) * one, gathered(a.dy + x_at, c.T, c.P, c.H * c.P), state,
+                            &d);
           scattered(d.x, c.T, c.P, c.H * c.P, dx + x_at);
           scattered(d.log_a, c.T, 1, c.H, dl + b * c.T * c.H + h);
           scattered(d.B, c.T, c.N, c.G * c.N, db + b_at);
@@ -1417,8 +1524,9 @@ TEST(orientation) {
       attention_make(&at_args, &c);
       at_args.kv_batch = c.T * c.G * c.P;
       at_args.k = random_room(c.B * c.T * c.G * c.P, -1, 1);
-      set_at("stage 1: B %lld, T %lld, H %lld, G %lld, N %lld, teacher G %lld, P %lld, documents %d", (long long)a.B, (long long)a.T, (long long)a.H,
-             (long long)a.G, (long long)a.N, (long long)a.GT, (long long)a.PT, c.documents);
+      set_at("stage 1: B %lld, T %lld, H %lld, G %lld, N %lld, teacher G %lld, P %lld, documents %d", (long long)a.B,
+             (long long)a.T, (long long)a.H, (long long)a.G, (long long)a.N, (long long)a.GT, (long long)a.PT,
+             c.documents);
       nl = a.B * a.H * a.T;
       nb = a.B * a.T * a.G * a.N;
       lse = doubles(nl);
@@ -1456,7 +1564,8 @@ TEST(orientation) {
           const mhk_index b_at = (b * a.T * a.G + h / (a.H / a.G)) * a.N;
           const double *teacher = probability + (b * a.H + h) * a.T * a.T;
           const mhk__ref_ssd r = ssd_head(&ssd, b, h);
-          const mhk__ref_ssd_gradient d = {NULL, doubles(a.T), doubles(a.T * a.N), doubles(a.T * a.N), dd + b * a.H + h};
+          const mhk__ref_ssd_gradient d = {NULL, doubles(a.T), doubles(a.T * a.N), doubles(a.T * a.N),
+                                           dd + b * a.H + h};
           double *student = doubles(a.T * a.T), *dM = doubles(a.T * a.T), distance;
           mhk__ref_ssd_matrix(&r, student);
           distance = mhk__ref_matrix_distance(r.T, student, teacher, dM);
@@ -1508,7 +1617,8 @@ TEST(conv) {
     int i;
     for (i = 0; i < 5 * COUNT(runs); i++) {
       mhk__conv_args a;
-      const mhk_index n = runs[i % COUNT(runs)], W = 1 + (i + i / COUNT(runs)) % 5, T = 1 + i * 7 % 23, B = 1 + i % 2, first = i % 3 * 5, C = first + n + i % 4;
+      const mhk_index n = runs[i % COUNT(runs)], W = 1 + (i + i / COUNT(runs)) % 5, T = 1 + i * 7 % 23, B = 1 + i % 2,
+                      first = i % 3 * 5, C = first + n + i % 4;
       const mhk_index ny = B * T * n, nx = B * T * C;
       mhk_real *x = random_room(nx, -1, 1), *dx0 = random_room(nx, -1, 1), *before, *given_before, *dw0, *db0, *state;
       mhk_real *weight = random_room(C * W, -1, 1), *bias = random_room(C, -1, 1), *dy = random_room(ny, -1, 1);
@@ -1526,8 +1636,8 @@ TEST(conv) {
       a.ldy = n;
       a.first = first;
       a.silu = i / 2 % 2;
-      set_at("conv B %lld, T %lld, channels %lld..%lld of %lld, width %lld, silu %d", (long long)B, (long long)T, (long long)first, (long long)(first + n),
-             (long long)C, (long long)W, a.silu);
+      set_at("conv B %lld, T %lld, channels %lld..%lld of %lld, width %lld, silu %d", (long long)B, (long long)T,
+             (long long)first, (long long)(first + n), (long long)C, (long long)W, a.silu);
       for (k = 0; k < B * T; k++) /* the other channels are none of its business */
         for (c = 0; c < C; c++)
           if (c < first || c >= first + n) x[k * C + c] = hole();
@@ -1579,7 +1689,8 @@ TEST(conv) {
       if (a.before)
         for (k = 0; k < B * T; k++) {
           for (c = 0; c < C; c++)
-            if ((c < first || c >= first + n) && !is_hole(before[k * C + c])) CHECK(0, "%s: before is written in channel %lld", at, (long long)c);
+            if ((c < first || c >= first + n) && !is_hole(before[k * C + c]))
+              CHECK(0, "%s: before is written in channel %lld", at, (long long)c);
           result("before", before + k * C + first, z + k * C + first, n, 6 * EPS);
         }
       a.y = NULL;
@@ -1611,9 +1722,12 @@ TEST(norm) {
       for (kind = 0; kind < 4; kind++) {
         const mhk_index n = row_sizes[i];
         const int centre = kind & 1;
-        const double few = (n < 8 && centre ? 300 : 24) * EPS; /* few numbers less their mean are little more than noise */
-        mhk_real *x = random_room(n, kind & 2 ? 2 : -2, kind & 2 ? 3 : 2), *w = random_room(n, 0.5, 1.5), *b = kind >= 1 ? random_room(n, -1, 1) : NULL;
-        mhk_real *dy = random_room(n, -1, 1), *y = room(n), *dx = random_room(n, -1, 1), *mean = room(1), *rstd = room(1);
+        /* few numbers less their mean are little more than noise */
+        const double few = (n < 8 && centre ? 300 : 24) * EPS;
+        mhk_real *x = random_room(n, kind & 2 ? 2 : -2, kind & 2 ? 3 : 2), *w = random_room(n, 0.5, 1.5),
+                 *b = kind >= 1 ? random_room(n, -1, 1) : NULL;
+        mhk_real *dy = random_room(n, -1, 1), *y = room(n), *dx = random_room(n, -1, 1), *mean = room(1),
+                 *rstd = room(1);
         double *want = doubles(n), *dwant = as_doubles(dx, n), *normalized = doubles(n), *dn = doubles(n), m, r;
         mhk_index j;
         set_at("norm of %lld, centre %d", (long long)n, centre);
@@ -1643,8 +1757,10 @@ TEST(softmax) {
       for (kind = 0; kind < 3; kind++) {
         const mhk_index n = row_sizes[i];
         const double range = kind == 0 ? 3 : kind == 1 ? 60 : 1000;
-        mhk_real *x = random_room(n, -range, range), *target = random_room(n, -4, 4), *y = room(n), *same = copy_room(x, n), *d = random_room(n, -1, 1);
-        double *want = doubles(n), *dwant = as_doubles(d, n), *quarter = doubles(n), *t = doubles(n), most = -INFINITY, dot = 0, scaled, lse, tlse, got;
+        mhk_real *x = random_room(n, -range, range), *target = random_room(n, -4, 4), *y = room(n),
+                 *same = copy_room(x, n), *d = random_room(n, -1, 1);
+        double *want = doubles(n), *dwant = as_doubles(d, n), *quarter = doubles(n), *t = doubles(n), most = -INFINITY,
+               dot = 0, scaled, lse, tlse, got;
         mhk_index j;
         set_at("softmax of %lld in +-%g", (long long)n, range);
         for (j = 0; j < n; j++) most = (double)x[j] > most ? (double)x[j] : most, quarter[j] = 0.75 * (double)x[j];
@@ -1658,7 +1774,8 @@ TEST(softmax) {
         got = ks->log_sum_exp(n, x, 1);
         CHECK(fabs(got - lse) <= 4 * EPS * (1 + fabs(most)), "%s: log_sum_exp is %.12g, should be %.12g", at, got, lse);
         got = ks->log_sum_exp(n, x, (mhk_real)0.75);
-        CHECK(fabs(got - scaled) <= 4 * EPS * (1 + fabs(most)), "%s: log_sum_exp with a scale is %.12g, should be %.12g", at, got, scaled);
+        CHECK(fabs(got - scaled) <= 4 * EPS * (1 + fabs(most)),
+              "%s: log_sum_exp with a scale is %.12g, should be %.12g", at, got, scaled);
         for (j = 0; j < n; j++) dot += t[j] * (double)x[j];
         got = ks->soft_dot(n, x, target, (mhk_real)tlse);
         CHECK(fabs(got - dot) <= 12 * EPS * range, "%s: soft_dot is %.12g, should be %.12g", at, got, dot);
@@ -1691,12 +1808,16 @@ TEST(gelu_and_gate) {
       for (kind = 0; kind < 6; kind++) {
         const mhk_index n = row_sizes[i];
         const double range = kind < 2 ? 4 : kind < 4 ? 20 : 1000;
-        mhk_real *x = random_room(n, -range, range), *z = random_room(n, -range, range), *bias = kind & 1 ? random_room(n, -1, 1) : NULL;
-        mhk_real *dy = random_room(n, -1, 1), *y = room(n), *dx = room(n), *same = copy_room(x, n), *dy0 = random_room(n, -1, 1), *dz = room(n), *d;
-        double *want = doubles(n), *dwant = doubles(n), *gwant = doubles(n), *dywant = as_doubles(dy0, n), *dzwant = doubles(n);
+        mhk_real *x = random_room(n, -range, range), *z = random_room(n, -range, range),
+                 *bias = kind & 1 ? random_room(n, -1, 1) : NULL;
+        mhk_real *dy = random_room(n, -1, 1), *y = room(n), *dx = room(n), *same = copy_room(x, n),
+                 *dy0 = random_room(n, -1, 1), *dz = room(n), *d;
+        double *want = doubles(n), *dwant = doubles(n), *gwant = doubles(n), *dywant = as_doubles(dy0, n),
+               *dzwant = doubles(n);
         mhk_index j;
         set_at("gelu and gate of %lld in +-%g", (long long)n, range);
-        if (n > 0) x[0] = z[0] = same[0] = (mhk_real)1.5; /* tolerances go by the largest result: let there be one that is not tiny */
+        /* tolerances go by the largest result: let there be one that is not tiny */
+        if (n > 0) x[0] = z[0] = same[0] = (mhk_real)1.5;
         for (j = 0; j < n; j++) {
           const double v = (double)x[j], g = (double)dy[j], gate = (double)z[j] + (bias ? (double)bias[j] : 0);
           want[j] = mhk__ref_gelu(v);
@@ -1780,7 +1901,8 @@ TEST(adamw) {
     int i, step;
     for (i = 0; i < COUNT(row_sizes); i++) {
       const mhk_index n = row_sizes[i];
-      mhk_real *p = random_room(n, -1, 1), *g = random_room(n, -1, 1), *m = random_room(n, -0.1, 0.1), *v = random_room(n, 0, 0.1), *s = room(7);
+      mhk_real *p = random_room(n, -1, 1), *g = random_room(n, -1, 1), *m = random_room(n, -0.1, 0.1),
+               *v = random_room(n, 0, 0.1), *s = room(7);
       double *wp = as_doubles(p, n), *wm = as_doubles(m, n), *wv = as_doubles(v, n);
       mhk_index j;
       set_at("adamw of %lld", (long long)n);
@@ -1816,7 +1938,8 @@ int main(int argc, char **argv) {
     if (!ctx) continue;
     contexts[n_machines] = ctx;
     tables[n_machines++] = *ctx->kernels;
-    if (test_state.verbose) printf("%s: register tile %d x %d\n", mhk_isa_name(ctx), ctx->kernels->mr, ctx->kernels->nr);
+    if (test_state.verbose)
+      printf("%s: register tile %d x %d\n", mhk_isa_name(ctx), ctx->kernels->mr, ctx->kernels->nr);
   }
   RUN(pack);
   RUN(stored_types);

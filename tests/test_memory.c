@@ -1,5 +1,5 @@
-/* Memory: whatever the allocator refuses, and whenever, becomes an error, leaks nothing and crashes nothing; equal steps allocate only
-   once; what is counted is what is held. */
+/* Memory: whatever the allocator refuses, and whenever, becomes an error, leaks nothing and crashes
+   nothing; equal steps allocate only once; what is counted is what is held. */
 #include "models.h"
 
 typedef int (*scenario)(mhk_context *ctx); /* may stop anywhere once the context has failed */
@@ -20,10 +20,16 @@ static void prepare(void) { /* files the scenarios read */
 
 static int load_folder(mhk_context *ctx) { return mhk_load(ctx, test_path("m4")) != NULL; }
 static int load_phi(mhk_context *ctx) { return mhk_load(ctx, test_path("m1")) != NULL; }
-static int load_trainable(mhk_context *ctx) { return mhk_model_make_trainable(mhk_load(ctx, test_path("m5"))) == MHK_OK; }
+static int load_trainable(mhk_context *ctx) {
+  return mhk_model_make_trainable(mhk_load(ctx, test_path("m5"))) == MHK_OK;
+}
 static int load_with_tokenizer(mhk_context *ctx) { return mhk_load(ctx, "examples/tiny") != NULL; }
-static int save_folder(mhk_context *ctx) { return mhk_save(mhk_load(ctx, test_path("m4")), test_path("out"), MHK_F16) == MHK_OK; }
-static int save_file(mhk_context *ctx) { return mhk_save(mhk_load(ctx, test_path("m0")), test_path("out.safetensors"), MHK_F32) == MHK_OK; }
+static int save_folder(mhk_context *ctx) {
+  return mhk_save(mhk_load(ctx, test_path("m4")), test_path("out"), MHK_F16) == MHK_OK;
+}
+static int save_file(mhk_context *ctx) {
+  return mhk_save(mhk_load(ctx, test_path("m0")), test_path("out.safetensors"), MHK_F32) == MHK_OK;
+}
 static int session(mhk_context *ctx) {
   static const int32_t tokens[6] = {1, 2, 3, 4, 5, 6};
   mhk_session_desc d;
@@ -60,7 +66,8 @@ static int text(mhk_context *ctx) {
   return mhk_text_load(ctx, mhk_tokenizer_load(ctx, "examples/tiny"), &d) != NULL;
 }
 static int forward_backward(mhk_context *ctx) {
-  static const int32_t tokens[12] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12}, labels[12] = {2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13};
+  static const int32_t tokens[12] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12},
+                       labels[12] = {2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13};
   mhk_tape *t = mhk_tape_create(ctx);
   mhk_model *m = mhk_load(ctx, test_path("m4"));
   mhk_forward_desc f;
@@ -103,10 +110,12 @@ static int evaluation(mhk_context *ctx) {
   mhk_evaluation e;
   int32_t tokens[100];
   model_tokens(tokens, 100, 31, 5);
-  return mhk_evaluate(mhk_load(ctx, test_path("m4")), mhk_load(ctx, test_path("m0")), mhk_text_from_tokens(ctx, tokens, 100, -1), 20, 0,
-                      NULL, NULL, &e) == MHK_OK;
+  return mhk_evaluate(mhk_load(ctx, test_path("m4")), mhk_load(ctx, test_path("m0")),
+                      mhk_text_from_tokens(ctx, tokens, 100, -1), 20, 0, NULL, NULL, &e) == MHK_OK;
 }
-static int sampled_text(mhk_context *ctx) { return mhk_text_sample(mhk_load(ctx, test_path("m2")), 40, 3, NULL, NULL) != NULL; }
+static int sampled_text(mhk_context *ctx) {
+  return mhk_text_sample(mhk_load(ctx, test_path("m2")), 40, 3, NULL, NULL) != NULL;
+}
 
 static void fail_everywhere(const char *name, scenario run) {
   long n, step = 1, total = 0, failures = 0;
@@ -118,9 +127,10 @@ static void fail_everywhere(const char *name, scenario run) {
       if (memory.allocations >= n) {
         failures++;
         CHECK(!done, "%s: allocation %ld failed and nobody noticed", name, n);
-        CHECK(mhk_error(ctx) == MHK_ERROR_MEMORY, "%s: allocation %ld failed with error %d: %s", name, n, (int)mhk_error(ctx),
+        CHECK(mhk_error(ctx) == MHK_ERROR_MEMORY, "%s: allocation %ld failed with error %d: %s", name, n,
+              (int)mhk_error(ctx), mhk_message(ctx));
+        CHECK(strstr(mhk_message(ctx), "memory") != NULL, "%s: \"%s\" does not speak of memory", name,
               mhk_message(ctx));
-        CHECK(strstr(mhk_message(ctx), "memory") != NULL, "%s: \"%s\" does not speak of memory", name, mhk_message(ctx));
       } else
         CHECK(done && !mhk_failed(ctx), "%s fails with all the memory it wants: %s", name, mhk_message(ctx));
       CHECK(mhk_memory_in_use(ctx) == memory.bytes, "%s: the context counts %lld bytes, it holds %lld", name,
@@ -211,7 +221,9 @@ TEST(equal_steps_allocate_once) {
     for (i = 0; i < 4; i++) {
       const long before = memory.allocations;
       mhk_train_step(tr);
-      if (i >= 2) CHECK(memory.allocations == before, "step %d of stage %d allocates %ld times", i + 1, stage, memory.allocations - before);
+      if (i >= 2)
+        CHECK(memory.allocations == before, "step %d of stage %d allocates %ld times", i + 1, stage,
+              memory.allocations - before);
     }
   CHECK_OK(ctx);
   mhk_destroy(ctx);
@@ -240,7 +252,8 @@ TEST(sessions_do_not_grow) {
     mhk_sample_batch(s, &sampling, &token);
     before = memory.allocations;
     for (i = 0; i < 200; i++) mhk_sample_batch(s, &sampling, &token);
-    CHECK(memory.allocations == before, "%s: 200 tokens took %ld allocations", model_kind_name(kind), memory.allocations - before);
+    CHECK(memory.allocations == before, "%s: 200 tokens took %ld allocations", model_kind_name(kind),
+          memory.allocations - before);
     CHECK_OK(ctx);
     mhk_destroy(ctx);
   }
@@ -274,7 +287,9 @@ TEST(objects_give_their_memory_back) {
     mhk_tokenizer_destroy(k);
     mhk_model_destroy(m);
     if (round == 1) before = memory.bytes;
-    if (round > 1) CHECK(memory.bytes == before, "round %d leaves %lld bytes more", round, (long long)memory.bytes - (long long)before);
+    if (round > 1)
+      CHECK(memory.bytes == before, "round %d leaves %lld bytes more", round,
+            (long long)memory.bytes - (long long)before);
   }
   mhk_destroy(ctx);
   CHECK(memory.blocks == 0 && memory.bytes == 0, "%lld blocks are left", (long long)memory.blocks);
@@ -315,15 +330,15 @@ TEST(peak_and_estimate) {
   tr = mhk_distill(ctx, &run);
   while (mhk_train_step(tr)) {}
   CHECK_OK(ctx);
-  CHECK(mhk_memory_peak(ctx) == peak_seen, "the context says its peak was %lld bytes, it was %lld", (long long)mhk_memory_peak(ctx),
-        (long long)peak_seen);
+  CHECK(mhk_memory_peak(ctx) == peak_seen, "the context says its peak was %lld bytes, it was %lld",
+        (long long)mhk_memory_peak(ctx), (long long)peak_seen);
   CHECK(mhk_memory_in_use(ctx) == peak_memory.bytes, "in use");
 #ifndef ONE_BLOCK_EACH
   CHECK(estimate >= (double)(peak_seen - before), "the run was estimated at %.2f MB and took %.2f", estimate * 1e-6,
         (double)(peak_seen - before) * 1e-6);
 #endif
-  CHECK(estimate <= 4 * (double)(peak_seen - before), "the run was estimated at %.2f MB and took only %.2f", estimate * 1e-6,
-        (double)(peak_seen - before) * 1e-6);
+  CHECK(estimate <= 4 * (double)(peak_seen - before), "the run was estimated at %.2f MB and took only %.2f",
+        estimate * 1e-6, (double)(peak_seen - before) * 1e-6);
   mhk_destroy(ctx);
 }
 
@@ -336,8 +351,10 @@ TEST(a_model_costs_its_file) { /* loading maps: almost nothing is allocated */
   CHECK(m != NULL, "%s", mhk_message(ctx));
   CHECK(memory.bytes - before < 300000, "a small model took %lld bytes", (long long)(memory.bytes - before));
   mhk_config_preset(ctx, "phi-mamba-1.5b", &c);
-  CHECK(!(mhk_config_state_bytes(&c, 10) < mhk_config_state_bytes(&c, 100000)), "the state of a state-space model grows");
-  CHECK(fabs(mhk_config_state_bytes(&c, 10) - 24 * (32. * 64 * 64 + 3 * 2048. * 3) * sizeof(mhk_real)) < 0.1 * mhk_config_state_bytes(&c, 10),
+  CHECK(!(mhk_config_state_bytes(&c, 10) < mhk_config_state_bytes(&c, 100000)),
+        "the state of a state-space model grows");
+  CHECK(fabs(mhk_config_state_bytes(&c, 10) - 24 * (32. * 64 * 64 + 3 * 2048. * 3) * sizeof(mhk_real)) <
+            0.1 * mhk_config_state_bytes(&c, 10),
         "a phi-mamba-1.5b sequence has %.0f bytes of state", mhk_config_state_bytes(&c, 10));
   CHECK_OK(ctx);
   mhk_destroy(ctx);

@@ -5,24 +5,30 @@
 
 static mhk_context *ctx;
 
-static mhk_result parse(const char *text, mhk_config *c) { return mhk_config_parse(ctx, text, strlen(text), "config.json", c); }
+static mhk_result parse(const char *text, mhk_config *c) {
+  return mhk_config_parse(ctx, text, strlen(text), "config.json", c);
+}
 
 static void config_bad(const char *text, mhk_result code, const char *message) {
   mhk_config c;
   mhk_result r = parse(text, &c);
-  CHECK(r == code && strstr(mhk_message(ctx), message), "%s: result %d, \"%s\" does not contain \"%s\"", text, (int)r, mhk_message(ctx), message);
+  CHECK(r == code && strstr(mhk_message(ctx), message), "%s: result %d, \"%s\" does not contain \"%s\"", text, (int)r,
+        mhk_message(ctx), message);
   mhk_clear_error(ctx);
 }
 
 /* every field */
 static int same_config(const mhk_config *a, const mhk_config *b) {
-  return a->arch == b->arch && a->n_layer == b->n_layer && a->d_model == b->d_model && a->vocab_size == b->vocab_size && a->d_mlp == b->d_mlp &&
-         a->norm_eps == b->norm_eps && a->tie_embeddings == b->tie_embeddings && a->max_position == b->max_position && a->n_head == b->n_head &&
-         a->n_kv_head == b->n_kv_head && a->head_dim == b->head_dim && a->rotary_dim == b->rotary_dim && a->qk_layernorm == b->qk_layernorm &&
-         a->rope_theta == b->rope_theta && a->ssm_heads == b->ssm_heads && a->ssm_groups == b->ssm_groups && a->ssm_head_dim == b->ssm_head_dim &&
-         a->d_state == b->d_state && a->d_conv == b->d_conv && a->chunk_size == b->chunk_size && a->ssm_rotary_dim == b->ssm_rotary_dim &&
-         a->conv_silu == b->conv_silu && a->conv_bias == b->conv_bias && a->proj_bias == b->proj_bias && a->dt_min == b->dt_min && a->dt_max == b->dt_max &&
-         a->pad_vocab_multiple == b->pad_vocab_multiple && memcmp(a->mixer, b->mixer, sizeof a->mixer) == 0;
+  return a->arch == b->arch && a->n_layer == b->n_layer && a->d_model == b->d_model && a->vocab_size == b->vocab_size &&
+         a->d_mlp == b->d_mlp && a->norm_eps == b->norm_eps && a->tie_embeddings == b->tie_embeddings &&
+         a->max_position == b->max_position && a->n_head == b->n_head && a->n_kv_head == b->n_kv_head &&
+         a->head_dim == b->head_dim && a->rotary_dim == b->rotary_dim && a->qk_layernorm == b->qk_layernorm &&
+         a->rope_theta == b->rope_theta && a->ssm_heads == b->ssm_heads && a->ssm_groups == b->ssm_groups &&
+         a->ssm_head_dim == b->ssm_head_dim && a->d_state == b->d_state && a->d_conv == b->d_conv &&
+         a->chunk_size == b->chunk_size && a->ssm_rotary_dim == b->ssm_rotary_dim && a->conv_silu == b->conv_silu &&
+         a->conv_bias == b->conv_bias && a->proj_bias == b->proj_bias && a->dt_min == b->dt_min &&
+         a->dt_max == b->dt_max && a->pad_vocab_multiple == b->pad_vocab_multiple &&
+         memcmp(a->mixer, b->mixer, sizeof a->mixer) == 0;
 }
 
 /* out and in again */
@@ -30,26 +36,33 @@ static void round_trip(const char *what, const mhk_config *c) {
   char text[65536], small[16];
   mhk_config back;
   const size_t n = mhk_config_format(c, NULL, 0);
-  CHECK(mhk_config_format(c, text, sizeof text) == n && strlen(text) == n, "%s: the length is not what was announced", what);
-  CHECK(mhk_config_format(c, small, sizeof small) == n && strlen(small) == 15 && memcmp(small, text, 15) == 0, "%s: a short buffer", what);
+  CHECK(mhk_config_format(c, text, sizeof text) == n && strlen(text) == n, "%s: the length is not what was announced",
+        what);
+  CHECK(mhk_config_format(c, small, sizeof small) == n && strlen(small) == 15 && memcmp(small, text, 15) == 0,
+        "%s: a short buffer", what);
   CHECK(parse(text, &back) == MHK_OK, "%s: %s", what, mhk_message(ctx));
   CHECK(mhk_failed(ctx) || same_config(c, &back), "%s comes back changed:\n%s", what, text);
   mhk_clear_error(ctx);
 }
 
 TEST(presets) {
-  static const char names[][32] = {"phi-1", "phi-1.5", "phi-2", "phi-mamba-1.5b", "hybrid-phi-mamba-1.5b", "mamba2-130m", "mamba2-1.3b"};
+  static const char names[][32] = {"phi-1",       "phi-1.5",    "phi-2", "phi-mamba-1.5b", "hybrid-phi-mamba-1.5b",
+                                   "mamba2-130m", "mamba2-1.3b"};
   static const double parameters[] = {1418270720, 1418270720, 2779683840, 0, 0, 128989632, 1343757312};
   mhk_config c;
   size_t i;
   for (i = 0; i < sizeof names / sizeof names[0]; i++) {
-    CHECK(mhk_config_preset(ctx, names[i], &c) == MHK_OK && mhk_config_check(ctx, &c) == MHK_OK, "%s: %s", names[i], mhk_message(ctx));
-    if (parameters[i] > 0) CHECK(mhk_config_parameters(&c) == parameters[i], "%s has %.0f parameters, should have %.0f", names[i], mhk_config_parameters(&c), parameters[i]);
+    CHECK(mhk_config_preset(ctx, names[i], &c) == MHK_OK && mhk_config_check(ctx, &c) == MHK_OK, "%s: %s", names[i],
+          mhk_message(ctx));
+    if (parameters[i] > 0)
+      CHECK(mhk_config_parameters(&c) == parameters[i], "%s has %.0f parameters, should have %.0f", names[i],
+            mhk_config_parameters(&c), parameters[i]);
     round_trip(names[i], &c);
   }
   mhk_config_preset(ctx, "hybrid-phi-mamba-1.5b", &c);
   for (i = 0; i < 24; i++)
-    CHECK((c.mixer[i] == MHK_MIXER_ATTENTION) == (i == 4 || i == 10 || i == 16 || i == 22), "layer %d of the hybrid has mixer %d", (int)i, c.mixer[i]);
+    CHECK((c.mixer[i] == MHK_MIXER_ATTENTION) == (i == 4 || i == 10 || i == 16 || i == 22),
+          "layer %d of the hybrid has mixer %d", (int)i, c.mixer[i]);
   mhk_config_preset(ctx, "phi-2", &c);
   CHECK(c.head_dim == 80 && c.rotary_dim == 32, "phi-2: heads of %d, %d of it rotary", c.head_dim, c.rotary_dim);
   mhk_config_preset(ctx, "phi-9", &c);
@@ -60,15 +73,25 @@ TEST(presets) {
 /* ---- config.json as it is met */
 
 #define PHI_REST \
-  ",\"vocab_size\":51200,\"hidden_size\":2048,\"intermediate_size\":8192,\"num_hidden_layers\":24,\"num_attention_heads\":32,\"layer_norm_eps\":1e-05"
+  ",\"vocab_size\":51200,\"hidden_size\":2048,\"intermediate_size\":8192,\"num_hidden_layers\":24," \
+  "\"num_attention_heads\":32,\"layer_norm_eps\":1e-05"
 
 TEST(phi_as_released) {
-  const char *text = "{\"_name_or_path\":\"microsoft/phi-1_5\",\"architectures\":[\"PhiForCausalLM\"],\"attention_dropout\":0.0,\"bos_token_id\":null,"
-                     "\"embd_pdrop\":0.0,\"eos_token_id\":null,\"hidden_act\":\"gelu_new\",\"initializer_range\":0.02,\"max_position_embeddings\":2048,"
-                     "\"model_type\":\"phi\",\"num_key_value_heads\":null,\"partial_rotary_factor\":0.5,\"qk_layernorm\":false,\"resid_pdrop\":0.0,"
-                     "\"rope_scaling\":null,\"rope_theta\":10000.0,\"tie_word_embeddings\":false,\"torch_dtype\":\"float16\",\"use_cache\":true" PHI_REST "}";
-  const char *newer = "{\"architectures\":[\"PhiForCausalLM\"],\"dtype\":\"float16\",\"model_type\":\"phi\",\"partial_rotary_factor\":0.25,\"rope_parameters\":"
-                      "{\"partial_rotary_factor\":0.5,\"rope_theta\":10000.0,\"rope_type\":\"default\"}" PHI_REST "}";
+  const char *text =
+      "{\"_name_or_path\":\"microsoft/"
+      "phi-1_5\",\"architectures\":[\"PhiForCausalLM\"],\"attention_dropout\":0.0,\"bos_token_id\":null,"
+      "\"embd_pdrop\":0.0,\"eos_token_id\":null,\"hidden_act\":\"gelu_new\",\"initializer_range\":0.02,"
+      "\"max_position_"
+      "embeddings\":2048,"
+      "\"model_type\":\"phi\",\"num_key_value_heads\":null,\"partial_rotary_factor\":0.5,\"qk_layernorm\":false,"
+      "\"resid_pdrop\":0.0,"
+      "\"rope_scaling\":null,\"rope_theta\":10000.0,\"tie_word_embeddings\":false,\"torch_dtype\":\"float16\",\"use_"
+      "cache\":true" PHI_REST "}";
+  const char *newer =
+      "{\"architectures\":[\"PhiForCausalLM\"],\"dtype\":\"float16\",\"model_type\":\"phi\","
+      "\"partial_rotary_factor\":"
+      "0.25,\"rope_parameters\":"
+      "{\"partial_rotary_factor\":0.5,\"rope_theta\":10000.0,\"rope_type\":\"default\"}" PHI_REST "}";
   mhk_config c, preset;
   mhk_config_preset(ctx, "phi-1.5", &preset);
   CHECK(parse(text, &c) == MHK_OK && same_config(&c, &preset), "released: %s", mhk_message(ctx));
@@ -80,11 +103,14 @@ TEST(phi_as_released) {
 TEST(phi_that_is_not_supported) {
   const mhk_result U = MHK_ERROR_UNSUPPORTED, C = MHK_ERROR_CONFIG;
 #define PHI "{\"model_type\":\"phi\"" PHI_REST
-  config_bad(PHI ",\"rope_scaling\":{\"type\":\"linear\",\"factor\":2.0}}", U, "rope_scaling is \"linear\", which this version does not do");
+  config_bad(PHI ",\"rope_scaling\":{\"type\":\"linear\",\"factor\":2.0}}", U,
+             "rope_scaling is \"linear\", which this version does not do");
   config_bad(PHI ",\"rope_parameters\":{\"rope_type\":\"yarn\",\"factor\":2.0}}", U, "rope_parameters is \"yarn\"");
-  config_bad(PHI ",\"hidden_act\":\"relu\"}", U, "hidden_act is \"relu\", which this version does not do; it knows \"gelu_new\"");
+  config_bad(PHI ",\"hidden_act\":\"relu\"}", U,
+             "hidden_act is \"relu\", which this version does not do; it knows \"gelu_new\"");
   config_bad(PHI ",\"quantization_config\":{\"bits\":4}}", U, "quantization_config is set");
-  config_bad("{\"architectures\":[\"LlamaForCausalLM\"],\"model_type\":\"llama\"}", U, "\"LlamaForCausalLM\"; this version knows PhiForCausalLM");
+  config_bad("{\"architectures\":[\"LlamaForCausalLM\"],\"model_type\":\"llama\"}", U,
+             "\"LlamaForCausalLM\"; this version knows PhiForCausalLM");
   config_bad("{\"model_type\":\"phi-msft\"}", U, "\"phi-msft\"");
   config_bad("{}", U, "no model it names");
   config_bad("[]", U, "no model it names");
@@ -93,12 +119,15 @@ TEST(phi_that_is_not_supported) {
   config_bad(PHI ",\"rope_theta\":0}", C, "rope_theta is 0.0: it must be above 0");
   config_bad(PHI ",\"rope_theta\":\"x\"}", C, "rope_theta must be a number, it is x");
   config_bad(PHI ",\"qk_layernorm\":1}", C, "qk_layernorm must be true or false, it is 1");
-  config_bad("{\"model_type\":\"phi\",\"hidden_size\":48}", C, "num_hidden_layers must be a whole number from 0 to 2147483647, it is missing");
+  config_bad("{\"model_type\":\"phi\",\"hidden_size\":48}", C,
+             "num_hidden_layers must be a whole number from 0 to 2147483647, it is missing");
   config_bad("{\"model_type\":\"phi\",\"hidden_size\":48.5}", C, "must be a whole number");
 #undef PHI
-#define PHI(size, heads, more)                                                                                                                    \
-  "{\"model_type\":\"phi\",\"num_hidden_layers\":2,\"vocab_size\":61,\"intermediate_size\":8,\"hidden_size\":" #size ",\"num_attention_heads\":" #heads more "}"
-  config_bad(PHI(48, 4, ",\"partial_rotary_factor\":0.25"), C, "config.json: 3 rotary features per head is odd: partial_rotary_factor 0.25 of head size 12");
+#define PHI(size, heads, more) \
+  "{\"model_type\":\"phi\",\"num_hidden_layers\":2,\"vocab_size\":61,\"intermediate_size\":8,\"hidden_size\":" #size \
+    ",\"num_attention_heads\":" #heads more "}"
+  config_bad(PHI(48, 4, ",\"partial_rotary_factor\":0.25"), C,
+             "config.json: 3 rotary features per head is odd: partial_rotary_factor 0.25 of head size 12");
   config_bad(PHI(50, 4, ""), C, "hidden_size 50 cannot be cut into 4 attention heads");
   config_bad(PHI(48, 0, ""), C, "hidden_size 48 cannot be cut into 0 attention heads");
   config_bad(PHI(0, 4, ""), C, "hidden_size is 0: it must lie between 1 and");
@@ -111,10 +140,10 @@ TEST(phi_that_is_not_supported) {
 TEST(config_check_says_what_is_wrong) {
   mhk_config c, good;
   mhk_config_preset(ctx, "hybrid-phi-mamba-1.5b", &good);
-#define BAD(change, message)                              \
-  c = good;                                               \
-  change;                                                 \
-  mhk_config_check(ctx, &c);                              \
+#define BAD(change, message) \
+  c = good; \
+  change; \
+  mhk_config_check(ctx, &c); \
   CHECK_FAILS(ctx, MHK_ERROR_CONFIG, message)
   BAD(c.n_layer = 0, "the number of layers is 0: it must lie between 1 and 256");
   BAD(c.n_layer = 257, "the number of layers is 257");
@@ -123,7 +152,8 @@ TEST(config_check_says_what_is_wrong) {
   BAD(c.mixer[3] = 7, "the mixer of layer 3 is 7");
   BAD(c.d_model = -5, "d_model is -5");
   BAD(c.vocab_size = 51201, "a vocabulary of 51201 is no multiple of pad_vocab_size_multiple 8");
-  BAD(c.ssm_groups = 5, "32 state-space heads cannot share 5 groups of B and C evenly: n_v_heads must be a multiple of n_qk_heads");
+  BAD(c.ssm_groups = 5,
+      "32 state-space heads cannot share 5 groups of B and C evenly: n_v_heads must be a multiple of n_qk_heads");
   BAD(c.ssm_rotary_dim = 66, "66 rotary features do not fit a state (d_state) of size 64");
   BAD(c.ssm_rotary_dim = 7, "rotary_dim 7 of B and C is odd");
   BAD(c.rotary_dim = 66, "66 rotary features do not fit a head of size 64");
@@ -142,30 +172,39 @@ TEST(config_check_says_what_is_wrong) {
 }
 
 #define DISCRETE(more) \
-  "\"CoreType\":\"modules.mixers.discrete_mamba2\",\"core_input\":{\"d_state\":32,\"n_v_heads\":4,\"n_qk_heads\":4,\"d_conv\":4,\"conv_bias\":true,\"expand\":1," \
+  "\"CoreType\":\"modules.mixers.discrete_mamba2\",\"core_input\":{\"d_state\":32,\"n_v_heads\":4," \
+  "\"n_qk_heads\":4,\"d_conv\":4,\"conv_bias\":true,\"expand\":1," \
   "\"chunk_size\":128,\"activation\":\"identity\",\"bias\":false" more "}"
 #define ATTENTION(more) \
-  "\"CoreType\":\"modules.mixers.phi_attention\",\"core_input\":{\"hidden_size\":128,\"num_attention_heads\":4,\"num_key_value_heads\":4,\"max_position_embeddings\":2048," \
-  "\"layer_norm_eps\":1e-05,\"qk_layernorm\":false,\"rope_theta\":10000.0,\"partial_rotary_factor\":0.5,\"rope_scaling\":null,\"attn_type\":\"eager\"" more "}"
-#define MIXER(vocabulary, layers, blocks)                                                                                                      \
-  "{\"LanguageModel\":{\"input\":{\"vocab_size\":" #vocabulary ",\"pad_vocab_size_multiple\":8}},\"MixerModel\":{\"input\":{\"d_model\":128,"   \
+  "\"CoreType\":\"modules.mixers.phi_attention\",\"core_input\":{\"hidden_size\":128,\"num_attention_heads\":4," \
+  "\"num_key_value_heads\":4,\"max_position_embeddings\":2048," \
+  "\"layer_norm_eps\":1e-05,\"qk_layernorm\":false,\"rope_theta\":10000.0,\"partial_rotary_factor\":0.5," \
+  "\"rope_scaling\":null,\"attn_type\":\"eager\"" more "}"
+#define MIXER(vocabulary, layers, blocks) \
+  "{\"LanguageModel\":{\"input\":{\"vocab_size\":" #vocabulary \
+    ",\"pad_vocab_size_multiple\":8}},\"MixerModel\":{\"input\":{\"d_model\":128," \
   "\"n_layer\":" #layers ",\"lm_head_prenorm\":\"layer\"}}," blocks "}"
 
 TEST(phi_mamba_as_released) {
   const char *flat = MIXER(1021, 4, "\"Block1\":{\"n_layers\":4,\"BlockType\":\"modules.phi_block\"," DISCRETE("") "}");
   /* blocks count in the order in which they stand in the file */
-  const char *hybrid = "{\"config\":" MIXER(1024, 4, "\"Block1\":{\"n_layers\":2," DISCRETE("") "},\"Block3\":{\"n_layers\":1," ATTENTION("") "},\"Block2\":{\"n_layers\":1," DISCRETE("") "}") "}";
+  const char *hybrid =
+      "{\"config\":" MIXER(1024, 4,
+                           "\"Block1\":{\"n_layers\":2," DISCRETE("") "},\"Block3\":{\"n_layers\":1," ATTENTION(
+                               "") "},\"Block2\":{\"n_layers\":1," DISCRETE("") "}") "}";
   const mhk_result U = MHK_ERROR_UNSUPPORTED, C = MHK_ERROR_CONFIG;
   mhk_config c;
   REQUIRE(parse(flat, &c) == MHK_OK, "%s", mhk_message(ctx));
-  CHECK(c.arch == MHK_ARCH_PHI_MAMBA && c.n_layer == 4 && c.vocab_size == 1024 && c.pad_vocab_multiple == 8 && c.d_mlp == 512 && c.ssm_heads == 4 && c.ssm_groups == 4 &&
-            c.ssm_head_dim == 32 && c.d_state == 32 && c.d_conv == 4 && c.chunk_size == 128 && !c.conv_silu && c.conv_bias && !c.proj_bias && c.n_head == 0 &&
+  CHECK(c.arch == MHK_ARCH_PHI_MAMBA && c.n_layer == 4 && c.vocab_size == 1024 && c.pad_vocab_multiple == 8 &&
+            c.d_mlp == 512 && c.ssm_heads == 4 && c.ssm_groups == 4 && c.ssm_head_dim == 32 && c.d_state == 32 &&
+            c.d_conv == 4 && c.chunk_size == 128 && !c.conv_silu && c.conv_bias && !c.proj_bias && c.n_head == 0 &&
             c.norm_eps == 1e-5 && c.mixer[3] == MHK_MIXER_DISCRETE_MAMBA2,
         "flat: a setting is not what the file says");
   round_trip("flat", &c);
   REQUIRE(parse(hybrid, &c) == MHK_OK, "%s", mhk_message(ctx));
-  CHECK(c.mixer[1] == MHK_MIXER_DISCRETE_MAMBA2 && c.mixer[2] == MHK_MIXER_ATTENTION && c.mixer[3] == MHK_MIXER_DISCRETE_MAMBA2 && c.n_head == 4 && c.head_dim == 32 &&
-            c.rotary_dim == 16 && c.rope_theta == 10000 && c.max_position == 2048,
+  CHECK(c.mixer[1] == MHK_MIXER_DISCRETE_MAMBA2 && c.mixer[2] == MHK_MIXER_ATTENTION &&
+            c.mixer[3] == MHK_MIXER_DISCRETE_MAMBA2 && c.n_head == 4 && c.head_dim == 32 && c.rotary_dim == 16 &&
+            c.rope_theta == 10000 && c.max_position == 2048,
         "hybrid: a setting is not what the file says");
   round_trip("hybrid", &c);
   /* what the authors' layout has no place for */
@@ -184,37 +223,53 @@ TEST(phi_mamba_as_released) {
   c.ssm_head_dim = 48; /* expand 1.5 */
   round_trip("expand 1.5", &c);
   for (c.head_dim = 7, c.n_head = c.n_kv_head = 1; c.head_dim < 200; c.head_dim++) /* factors with many digits */
-    for (c.rotary_dim = 0; c.rotary_dim <= c.head_dim; c.rotary_dim += 2 + c.head_dim / 16 * 2) round_trip("rotary factors", &c);
-  config_bad(MIXER(1024, 5, "\"Block1\":{\"n_layers\":4," DISCRETE("") "}"), C, "the blocks have 4 layers in all, MixerModel.input.n_layer is 5");
-  config_bad(MIXER(1024, 1, "\"Block1\":{\"n_layers\":1,\"CoreType\":\"modules.mixers.mlstm\"}"), U, "Block1.CoreType is \"modules.mixers.mlstm\"");
-  config_bad(MIXER(1024, 1, "\"Block1\":{\"n_layers\":1,\"BlockType\":\"other\"," DISCRETE("") "}"), U, "Block1.BlockType is \"other\"");
-  config_bad(MIXER(1024, 2, "\"Block1\":{\"n_layers\":1," DISCRETE("") "},\"Block2\":{\"n_layers\":1," DISCRETE(",\"rotary_dim\":8") "}"), U,
-             "Block2.core_input differs from an earlier block of its kind");
-  config_bad(MIXER(1024, 1, "\"Block1\":{\"n_layers\":1," ATTENTION(",\"head_dim\":7") "}"), C, "3 rotary features per head is odd");
-  config_bad(MIXER(1024, 1, "\"Block1\":{\"n_layers\":1," DISCRETE(",\"rotary_dim\":7") "}"), C, "rotary_dim 7 of B and C is odd");
+    for (c.rotary_dim = 0; c.rotary_dim <= c.head_dim; c.rotary_dim += 2 + c.head_dim / 16 * 2)
+      round_trip("rotary factors", &c);
+  config_bad(MIXER(1024, 5, "\"Block1\":{\"n_layers\":4," DISCRETE("") "}"), C,
+             "the blocks have 4 layers in all, MixerModel.input.n_layer is 5");
+  config_bad(MIXER(1024, 1, "\"Block1\":{\"n_layers\":1,\"CoreType\":\"modules.mixers.mlstm\"}"), U,
+             "Block1.CoreType is \"modules.mixers.mlstm\"");
+  config_bad(MIXER(1024, 1, "\"Block1\":{\"n_layers\":1,\"BlockType\":\"other\"," DISCRETE("") "}"), U,
+             "Block1.BlockType is \"other\"");
+  config_bad(MIXER(1024, 2,
+                   "\"Block1\":{\"n_layers\":1," DISCRETE("") "},\"Block2\":{\"n_layers\":1," DISCRETE(
+                       ",\"rotary_dim\":8") "}"),
+             U, "Block2.core_input differs from an earlier block of its kind");
+  config_bad(MIXER(1024, 1, "\"Block1\":{\"n_layers\":1," ATTENTION(",\"head_dim\":7") "}"), C,
+             "3 rotary features per head is odd");
+  config_bad(MIXER(1024, 1, "\"Block1\":{\"n_layers\":1," DISCRETE(",\"rotary_dim\":7") "}"), C,
+             "rotary_dim 7 of B and C is odd");
   config_bad(MIXER(1024, 300, "\"Block1\":{\"n_layers\":300," DISCRETE("") "}"), U, "more than 256 layers");
-  config_bad(MIXER(2147483647, 1, "\"Block1\":{\"n_layers\":1," DISCRETE("") "}"), C, "vocab_size must be a smaller number");
-  config_bad("{\"LanguageModel\":{\"input\":{\"vocab_size\":8}},\"MixerModel\":{\"input\":{\"d_model\":8,\"n_layer\":1,\"lm_head_prenorm\":\"rms\"}}}", U,
-             "lm_head_prenorm is \"rms\"");
-  config_bad("{\"MixerModel\":{}}", C, "LanguageModel.input.vocab_size must be a whole number from 0 to 2147483647, it is missing");
+  config_bad(MIXER(2147483647, 1, "\"Block1\":{\"n_layers\":1," DISCRETE("") "}"), C,
+             "vocab_size must be a smaller number");
+  config_bad(
+      "{\"LanguageModel\":{\"input\":{\"vocab_size\":8}},\"MixerModel\":{\"input\":{\"d_model\":8,\"n_layer\":1,\"lm_"
+      "head_prenorm\":\"rms\"}}}",
+      U, "lm_head_prenorm is \"rms\"");
+  config_bad("{\"MixerModel\":{}}", C,
+             "LanguageModel.input.vocab_size must be a whole number from 0 to 2147483647, it is missing");
 }
 
 TEST(mamba2_as_written_by_libraries) {
-#define MAMBA2(more)                                                                                                                                              \
-  "{\"architectures\":[\"Mamba2ForCausalLM\"],\"model_type\":\"mamba2\",\"hidden_size\":32,\"num_heads\":4,\"head_dim\":16,\"state_size\":12,\"n_groups\":1,\"expand\":2," \
-  "\"conv_kernel\":4,\"vocab_size\":43,\"num_hidden_layers\":2,\"layer_norm_epsilon\":1e-05,\"tie_word_embeddings\":true,\"chunk_size\":16" more "}"
+#define MAMBA2(more) \
+  "{\"architectures\":[\"Mamba2ForCausalLM\"],\"model_type\":\"mamba2\",\"hidden_size\":32,\"num_heads\":4," \
+  "\"head_dim\":16,\"state_size\":12,\"n_groups\":1,\"expand\":2," \
+  "\"conv_kernel\":4,\"vocab_size\":43,\"num_hidden_layers\":2,\"layer_norm_epsilon\":1e-05," \
+  "\"tie_word_embeddings\":true,\"chunk_size\":16" more "}"
   const mhk_result U = MHK_ERROR_UNSUPPORTED, C = MHK_ERROR_CONFIG;
   mhk_config c;
   REQUIRE(parse(MAMBA2(""), &c) == MHK_OK, "%s", mhk_message(ctx));
-  CHECK(c.arch == MHK_ARCH_MAMBA2 && c.ssm_heads == 4 && c.ssm_head_dim == 16 && c.ssm_groups == 1 && c.d_state == 12 && c.tie_embeddings && c.conv_silu && c.conv_bias &&
-            !c.proj_bias && c.dt_max == 0 && c.d_mlp == 0,
+  CHECK(c.arch == MHK_ARCH_MAMBA2 && c.ssm_heads == 4 && c.ssm_head_dim == 16 && c.ssm_groups == 1 && c.d_state == 12 &&
+            c.tie_embeddings && c.conv_silu && c.conv_bias && !c.proj_bias && c.dt_max == 0 && c.d_mlp == 0,
         "a setting is not what the file says");
   round_trip("mamba2", &c);
   REQUIRE(parse(MAMBA2(",\"time_step_limit\":[0.0,Infinity]"), &c) == MHK_OK, "%s", mhk_message(ctx));
   CHECK(c.dt_min == 0 && c.dt_max == 0, "%g to %g", c.dt_min, c.dt_max);
-  REQUIRE(parse(MAMBA2(",\"time_step_limit\":[0.0,{\"__float__\":\"Infinity\"}]"), &c) == MHK_OK, "%s", mhk_message(ctx));
+  REQUIRE(parse(MAMBA2(",\"time_step_limit\":[0.0,{\"__float__\":\"Infinity\"}]"), &c) == MHK_OK, "%s",
+          mhk_message(ctx));
   CHECK(c.dt_min == 0 && c.dt_max == 0, "%g to %g", c.dt_min, c.dt_max);
-  REQUIRE(parse(MAMBA2(",\"time_step_limit\":[0.001,0.1],\"use_bias\":true,\"use_conv_bias\":false"), &c) == MHK_OK, "%s", mhk_message(ctx));
+  REQUIRE(parse(MAMBA2(",\"time_step_limit\":[0.001,0.1],\"use_bias\":true,\"use_conv_bias\":false"), &c) == MHK_OK,
+          "%s", mhk_message(ctx));
   CHECK(c.dt_min == 0.001 && c.dt_max == 0.1 && c.proj_bias && !c.conv_bias, "%g to %g", c.dt_min, c.dt_max);
   round_trip("mamba2 with limits", &c);
   c.dt_max = 0;
@@ -224,8 +279,10 @@ TEST(mamba2_as_written_by_libraries) {
   config_bad(MAMBA2(",\"time_step_limit\":[0.1,0.01]"), C, "leaves no room");
   config_bad(MAMBA2(",\"hidden_act\":\"gelu\""), U, "hidden_act is \"gelu\"");
   config_bad(MAMBA2(",\"rms_norm\":false"), U, "rms_norm is \"false\"");
-  config_bad("{\"model_type\":\"mamba2\",\"hidden_size\":32,\"num_hidden_layers\":1,\"vocab_size\":9,\"num_heads\":3,\"head_dim\":16}", C,
-             "expand 2.0 of hidden_size 32 is not num_heads 3 times head_dim 16");
+  config_bad(
+      "{\"model_type\":\"mamba2\",\"hidden_size\":32,\"num_hidden_layers\":1,\"vocab_size\":9,\"num_heads\":3,\"head_"
+      "dim\":16}",
+      C, "expand 2.0 of hidden_size 32 is not num_heads 3 times head_dim 16");
 }
 
 /* ---- loading */
@@ -237,7 +294,9 @@ TEST(the_bundled_teacher) {
   double total = 0;
   int i;
   REQUIRE(m, "%s", mhk_message(ctx));
-  CHECK(c->arch == MHK_ARCH_PHI && c->n_layer == 4 && c->d_model == 128 && c->n_head == 4 && c->vocab_size == 1024 && c->rotary_dim == 16, "config");
+  CHECK(c->arch == MHK_ARCH_PHI && c->n_layer == 4 && c->d_model == 128 && c->n_head == 4 && c->vocab_size == 1024 &&
+            c->rotary_dim == 16,
+        "config");
   CHECK(mhk_model_tensors(m) == 61, "%d tensors", mhk_model_tensors(m));
   for (i = 0; i < mhk_model_tensors(m); i++) {
     x = mhk_model_tensor(m, i);
@@ -255,9 +314,12 @@ TEST(the_bundled_teacher) {
     REQUIRE(a && b && mhk_file_tensors(a) == mhk_file_tensors(b), "%s", mhk_message(ctx));
     for (i = 0; i < mhk_file_tensors(a); i++) {
       const mhk_file_tensor *p = mhk_file_tensor_at(a, i), *q = mhk_file_tensor_at(b, i);
-      CHECK(strcmp(p->name, q->name) == 0 && p->dtype == q->dtype && p->bytes == q->bytes && memcmp(p->data, q->data, p->bytes) == 0, "%s has changed", p->name);
+      CHECK(strcmp(p->name, q->name) == 0 && p->dtype == q->dtype && p->bytes == q->bytes &&
+                memcmp(p->data, q->data, p->bytes) == 0,
+            "%s has changed", p->name);
     }
-    CHECK(mhk_file_metadata(b, "format", NULL) && strcmp(mhk_file_metadata(b, "format", NULL), "pt") == 0, "metadata format");
+    CHECK(mhk_file_metadata(b, "format", NULL) && strcmp(mhk_file_metadata(b, "format", NULL), "pt") == 0,
+          "metadata format");
     mhk_file_close(a);
     mhk_file_close(b);
   }
@@ -271,7 +333,8 @@ static void same_model(const char *what, mhk_model *a, mhk_model *b) {
     return;
   }
   CHECK(same_config(mhk_model_config(a), mhk_model_config(b)), "%s: another configuration", what);
-  CHECK(mhk_model_tensors(a) == mhk_model_tensors(b), "%s: %d and %d tensors", what, mhk_model_tensors(a), mhk_model_tensors(b));
+  CHECK(mhk_model_tensors(a) == mhk_model_tensors(b), "%s: %d and %d tensors", what, mhk_model_tensors(a),
+        mhk_model_tensors(b));
   for (i = 0; i < mhk_model_tensors(a) && i < mhk_model_tensors(b); i++) {
     mhk_tensor *x = mhk_model_tensor(a, i), *y = mhk_model_tensor(b, i);
     CHECK(strcmp(x->name, y->name) == 0 && x->count == y->count, "%s: %s and %s", what, x->name, y->name);
@@ -279,7 +342,8 @@ static void same_model(const char *what, mhk_model *a, mhk_model *b) {
   }
 }
 
-static void test_config(mhk_config *c, int kind) { /* 0 phi, 1 grouped phi, 2 phi-mamba, 3 hybrid, 4 mamba2 tied, 5 mamba2 with biases */
+/* 0 phi, 1 grouped phi, 2 phi-mamba, 3 hybrid, 4 mamba2 tied, 5 mamba2 with biases */
+static void test_config(mhk_config *c, int kind) {
   int l;
   memset(c, 0, sizeof *c);
   c->n_layer = 3;
@@ -289,7 +353,10 @@ static void test_config(mhk_config *c, int kind) { /* 0 phi, 1 grouped phi, 2 ph
   c->arch = kind < 2 ? MHK_ARCH_PHI : kind < 4 ? MHK_ARCH_PHI_MAMBA : MHK_ARCH_MAMBA2;
   c->d_mlp = kind < 4 ? 50 : 0;
   c->max_position = kind == 4 || kind == 5 ? 0 : 128;
-  for (l = 0; l < 3; l++) c->mixer[l] = (unsigned char)(kind < 2 ? MHK_MIXER_ATTENTION : kind < 4 ? MHK_MIXER_DISCRETE_MAMBA2 : MHK_MIXER_MAMBA2);
+  for (l = 0; l < 3; l++)
+    c->mixer[l] = (unsigned char)(kind < 2   ? MHK_MIXER_ATTENTION
+                                  : kind < 4 ? MHK_MIXER_DISCRETE_MAMBA2
+                                             : MHK_MIXER_MAMBA2);
   if (kind == 3) c->mixer[1] = MHK_MIXER_ATTENTION;
   if (kind < 2 || kind == 3) {
     c->n_head = 4;
@@ -369,7 +436,8 @@ TEST(a_single_file_holds_everything) {
   p = mhk_tokenizer_json(mhk_model_tokenizer(m), &a);
   q = mhk_tokenizer_json(mhk_model_tokenizer(back), &b);
   CHECK(p && q && a == b && memcmp(p, q, a) == 0, "another tokenizer");
-  CHECK(mhk_model_find(back, "lm_head.weight")->dtype == MHK_F16, "type %s", mhk_dtype_name(mhk_model_find(back, "lm_head.weight")->dtype));
+  CHECK(mhk_model_find(back, "lm_head.weight")->dtype == MHK_F16, "type %s",
+        mhk_dtype_name(mhk_model_find(back, "lm_head.weight")->dtype));
   mhk_model_destroy(back);
   mhk_model_destroy(m);
   back = mhk_load(ctx, TINY "/model.safetensors"); /* config.json and tokenizer.json beside it */
@@ -397,7 +465,8 @@ TEST(saving_what_cannot_be_saved) {
   mhk_model_destroy(m);
 }
 
-/* Writes model0's tensors changed: skip leaves one out, extra adds one, reshape[i] turned by 90 degrees. */
+/* Writes model0's tensors changed: skip leaves one out, extra adds one, reshape[i] turned by 90
+   degrees. */
 static void broken(const char *folder, const char *skip, const char *extra, const char *reshape) {
   mhk_file *f = mhk_file_open(ctx, test_path("model0"));
   mhk_file_tensor x[128];
@@ -432,15 +501,19 @@ TEST(weights_that_do_not_fit) {
   mhk_model *m;
   broken("b1", NULL, NULL, "layers.1.mlp.fc1.weight");
   CHECK(!mhk_load(ctx, test_path("b1")), "loaded");
-  CHECK_FAILS(ctx, MHK_ERROR_CONFIG, "model.layers.1.mlp.fc1.weight is (24,50) in model.safetensors, config.json asks for (50,24) (intermediate_size 50)");
+  CHECK_FAILS(ctx, MHK_ERROR_CONFIG,
+              "model.layers.1.mlp.fc1.weight is (24,50) in model.safetensors, config.json asks for (50,24) "
+              "(intermediate_size 50)");
   broken("b2", "fc2.bias", "model.layers.0.mlp.fc3.weight", NULL);
   CHECK(!mhk_load(ctx, test_path("b2")), "loaded");
   CHECK_FAILS(ctx, MHK_ERROR_CONFIG,
-              "3 missing: model.layers.0.mlp.fc2.bias; model.layers.1.mlp.fc2.bias; model.layers.2.mlp.fc2.bias; 1 unexpected: model.layers.0.mlp.fc3.weight");
+              "3 missing: model.layers.0.mlp.fc2.bias; model.layers.1.mlp.fc2.bias; model.layers.2.mlp.fc2.bias; 1 "
+              "unexpected: model.layers.0.mlp.fc3.weight");
   broken("b3", "model.", NULL, "lm_head.weight");
   CHECK(!mhk_load(ctx, test_path("b3")), "loaded");
-  CHECK(strstr(mhk_message(ctx), "45 missing: ") && strstr(mhk_message(ctx), " more") && strstr(mhk_message(ctx), "(vocab_size 37, hidden_size 24)"), "%s",
-        mhk_message(ctx));
+  CHECK(strstr(mhk_message(ctx), "45 missing: ") && strstr(mhk_message(ctx), " more") &&
+            strstr(mhk_message(ctx), "(vocab_size 37, hidden_size 24)"),
+        "%s", mhk_message(ctx));
   mhk_clear_error(ctx);
   broken("b4", NULL, "model.layers.0.self_attn.rotary_emb.inv_freq", NULL); /* old files have these */
   m = mhk_load(ctx, test_path("b4"));
@@ -484,29 +557,43 @@ TEST(students) {
   d.n_keep_attention = 1;
   s = mhk_student_create(ctx, teacher, &d);
   REQUIRE(s, "%s", mhk_message(ctx));
-  CHECK(mhk_model_config(s)->vocab_size == 37 && mhk_model_config(s)->pad_vocab_multiple == 1, "the vocabulary was padded to %d", mhk_model_config(s)->vocab_size);
-  CHECK(mhk_model_config(s)->ssm_rotary_dim == 4 && mhk_model_config(s)->d_state == 6 && mhk_model_config(s)->chunk_size == 128 && mhk_model_config(s)->ssm_groups == 4,
+  CHECK(mhk_model_config(s)->vocab_size == 37 && mhk_model_config(s)->pad_vocab_multiple == 1,
+        "the vocabulary was padded to %d", mhk_model_config(s)->vocab_size);
+  CHECK(mhk_model_config(s)->ssm_rotary_dim == 4 && mhk_model_config(s)->d_state == 6 &&
+            mhk_model_config(s)->chunk_size == 128 && mhk_model_config(s)->ssm_groups == 4,
         "the student's shape");
-  CHECK(mhk_model_config(s)->mixer[2] == MHK_MIXER_ATTENTION && mhk_model_config(s)->mixer[1] == MHK_MIXER_DISCRETE_MAMBA2, "which layers keep attention");
-  CHECK_SAME("embedding", mhk_data(mhk_model_find(s, "backbone.embedding.weight")), mhk_data(mhk_model_find(teacher, "model.embed_tokens.weight")), 37 * D);
-  CHECK_SAME("head", mhk_data(mhk_model_find(s, "lm_head.weight")), mhk_data(mhk_model_find(teacher, "lm_head.weight")), 37 * D);
-  CHECK_SAME("fc1", mhk_data(mhk_model_find(s, "backbone.layers.1.mlp.fc1.weight")), mhk_data(mhk_model_find(teacher, "model.layers.1.mlp.fc1.weight")), 50 * D);
+  CHECK(mhk_model_config(s)->mixer[2] == MHK_MIXER_ATTENTION &&
+            mhk_model_config(s)->mixer[1] == MHK_MIXER_DISCRETE_MAMBA2,
+        "which layers keep attention");
+  CHECK_SAME("embedding", mhk_data(mhk_model_find(s, "backbone.embedding.weight")),
+             mhk_data(mhk_model_find(teacher, "model.embed_tokens.weight")), 37 * D);
+  CHECK_SAME("head", mhk_data(mhk_model_find(s, "lm_head.weight")), mhk_data(mhk_model_find(teacher, "lm_head.weight")),
+             37 * D);
+  CHECK_SAME("fc1", mhk_data(mhk_model_find(s, "backbone.layers.1.mlp.fc1.weight")),
+             mhk_data(mhk_model_find(teacher, "model.layers.1.mlp.fc1.weight")), 50 * D);
   CHECK_SAME("kept attention", mhk_data(mhk_model_find(s, "backbone.layers.2.mixer.self_attn.k_proj.weight")),
              mhk_data(mhk_model_find(teacher, "model.layers.2.self_attn.k_proj.weight")), D * D);
   in = mhk_model_find(s, "backbone.layers.1.mixer.in_proj.weight");
   REQUIRE(in && in->shape[0] == 2 * E + 2 * GN + 4, "in_proj");
-  CHECK_SAME("x <- v", mhk_data(in), mhk_data(mhk_model_find(teacher, "model.layers.1.self_attn.v_proj.weight")), E * D);
-  CHECK_SAME("B <- k", mhk_data(in) + E * D, mhk_data(mhk_model_find(teacher, "model.layers.1.self_attn.k_proj.weight")), GN * D);
-  CHECK_SAME("C <- q", mhk_data(in) + (E + GN) * D, mhk_data(mhk_model_find(teacher, "model.layers.1.self_attn.q_proj.weight")), GN * D);
+  CHECK_SAME("x <- v", mhk_data(in), mhk_data(mhk_model_find(teacher, "model.layers.1.self_attn.v_proj.weight")),
+             E * D);
+  CHECK_SAME("B <- k", mhk_data(in) + E * D,
+             mhk_data(mhk_model_find(teacher, "model.layers.1.self_attn.k_proj.weight")), GN * D);
+  CHECK_SAME("C <- q", mhk_data(in) + (E + GN) * D,
+             mhk_data(mhk_model_find(teacher, "model.layers.1.self_attn.q_proj.weight")), GN * D);
   CHECK_SAME("out <- dense", mhk_data(mhk_model_find(s, "backbone.layers.1.mixer.out_proj.weight")),
              mhk_data(mhk_model_find(teacher, "model.layers.1.self_attn.dense.weight")), D * D);
-  for (i = 0; i < E * D; i++) CHECK(mhk_data(in)[(E + 2 * GN) * D + i] == 0, "z row element %lld is not 0", (long long)i);
+  for (i = 0; i < E * D; i++)
+    CHECK(mhk_data(in)[(E + 2 * GN) * D + i] == 0, "z row element %lld is not 0", (long long)i);
   for (i = 0; i < E + 2 * GN; i++) {
-    CHECK(at(s, "backbone.layers.1.mixer.conv1d.weight", 4 * i + 3) == 1 && at(s, "backbone.layers.1.mixer.conv1d.weight", 4 * i + 2) == 0 &&
+    CHECK(at(s, "backbone.layers.1.mixer.conv1d.weight", 4 * i + 3) == 1 &&
+              at(s, "backbone.layers.1.mixer.conv1d.weight", 4 * i + 2) == 0 &&
               at(s, "backbone.layers.1.mixer.conv1d.bias", i) == 0,
           "the convolution of channel %lld is no identity", (long long)i);
   }
-  CHECK(fabs(at(s, "backbone.layers.1.mixer.z_bias", 5) - 1.278464542761) < 1e-6 && at(s, "backbone.layers.1.mixer.D", 3) == 1, "gate and D");
+  CHECK(fabs(at(s, "backbone.layers.1.mixer.z_bias", 5) - 1.278464542761) < 1e-6 &&
+            at(s, "backbone.layers.1.mixer.D", 3) == 1,
+        "gate and D");
   again = mhk_student_create(ctx, teacher, &d);
   same_model("the same seed", s, again);
   mhk_model_destroy(again);
@@ -518,12 +605,19 @@ TEST(students) {
   d.n_keep_attention = 0;
   s = mhk_student_create(ctx, teacher, &d);
   REQUIRE(s, "%s", mhk_message(ctx));
-  CHECK(mhk_model_config(s)->ssm_rotary_dim == 0 && mhk_model_config(s)->d_state == 9 && mhk_model_config(s)->n_head == 0 && mhk_model_config(s)->rope_theta == 0, "shape");
+  CHECK(mhk_model_config(s)->ssm_rotary_dim == 0 && mhk_model_config(s)->d_state == 9 &&
+            mhk_model_config(s)->n_head == 0 && mhk_model_config(s)->rope_theta == 0,
+        "shape");
   in = mhk_model_find(s, "backbone.layers.0.mixer.in_proj.weight");
-  for (i = 0; i < in->count; i++) CHECK(fabs((double)mhk_data(in)[i]) <= 1 / sqrt(24.0), "in_proj element %lld is %g", (long long)i, (double)mhk_data(in)[i]);
-  CHECK(mhk_model_init_mixers(s, teacher, MHK_INIT_ATTENTION, 3) == MHK_OK, "%s", mhk_message(ctx)); /* N differs from P: B and C stay as identity has them */
-  CHECK_SAME("x <- v", mhk_data(in), mhk_data(mhk_model_find(teacher, "model.layers.0.self_attn.v_proj.weight")), E * D);
-  for (i = E * D; i < (E + 2 * 36) * D; i++) CHECK(fabs((double)mhk_data(in)[i]) <= 1 / sqrt(24.0), "in_proj element %lld", (long long)i);
+  for (i = 0; i < in->count; i++)
+    CHECK(fabs((double)mhk_data(in)[i]) <= 1 / sqrt(24.0), "in_proj element %lld is %g", (long long)i,
+          (double)mhk_data(in)[i]);
+  /* N differs from P: B and C stay as identity has them */
+  CHECK(mhk_model_init_mixers(s, teacher, MHK_INIT_ATTENTION, 3) == MHK_OK, "%s", mhk_message(ctx));
+  CHECK_SAME("x <- v", mhk_data(in), mhk_data(mhk_model_find(teacher, "model.layers.0.self_attn.v_proj.weight")),
+             E * D);
+  for (i = E * D; i < (E + 2 * 36) * D; i++)
+    CHECK(fabs((double)mhk_data(in)[i]) <= 1 / sqrt(24.0), "in_proj element %lld", (long long)i);
   CHECK(mhk_model_init_mixers(s, NULL, MHK_INIT_RANDOM, 3) == MHK_OK, "%s", mhk_message(ctx));
   mhk_model_init_mixers(s, NULL, MHK_INIT_ATTENTION, 3);
   CHECK_FAILS(ctx, MHK_ERROR_ARGUMENT, "needs the teacher");
@@ -554,14 +648,16 @@ TEST(students_of_grouped_and_frozen_teachers) {
   REQUIRE(s, "%s", mhk_message(ctx));
   in = mhk_model_find(s, "backbone.layers.0.mixer.in_proj.weight");
   k = mhk_model_find(teacher, "model.layers.0.self_attn.k_proj.weight");
-  for (h = 0; h < 4; h++) CHECK_SAME("B of a head", mhk_data(in) + (24 + 6 * h) * 24, mhk_data(k) + 6 * (h / 2) * 24, 6 * 24);
+  for (h = 0; h < 4; h++)
+    CHECK_SAME("B of a head", mhk_data(in) + (24 + 6 * h) * 24, mhk_data(k) + 6 * (h / 2) * 24, 6 * 24);
   mhk_model_transfer(s, NULL);
   CHECK_FAILS(ctx, MHK_ERROR_ARGUMENT, "needs a teacher");
   mhk_model_destroy(s);
   c.vocab_size = 38;
   s = mhk_model_create(ctx, &c, 2);
   mhk_model_transfer(s, teacher);
-  CHECK_FAILS(ctx, MHK_ERROR_SHAPE, "model.embed_tokens.weight of the student is (38,24), model.embed_tokens.weight of the teacher (37,24)");
+  CHECK_FAILS(ctx, MHK_ERROR_SHAPE,
+              "model.embed_tokens.weight of the student is (38,24), model.embed_tokens.weight of the teacher (37,24)");
   mhk_model_destroy(s);
   mhk_model_destroy(teacher);
   teacher = mhk_load(ctx, TINY); /* bf16, mapped */
@@ -570,8 +666,10 @@ TEST(students_of_grouped_and_frozen_teachers) {
   CHECK(mhk_model_config(s)->vocab_size == 1024 && mhk_model_config(s)->pad_vocab_multiple == 8, "vocabulary");
   CHECK(mhk_model_make_trainable(teacher) == MHK_OK, "%s", mhk_message(ctx));
   in = mhk_model_find(s, "backbone.layers.3.mixer.in_proj.weight");
-  CHECK_SAME("C <- q", mhk_data(in) + (128 + 128) * 128, mhk_data(mhk_model_find(teacher, "model.layers.3.self_attn.q_proj.weight")), 128 * 128);
-  CHECK_SAME("head bias", mhk_data(mhk_model_find(s, "lm_head.bias")), mhk_data(mhk_model_find(teacher, "lm_head.bias")), 1024);
+  CHECK_SAME("C <- q", mhk_data(in) + (128 + 128) * 128,
+             mhk_data(mhk_model_find(teacher, "model.layers.3.self_attn.q_proj.weight")), 128 * 128);
+  CHECK_SAME("head bias", mhk_data(mhk_model_find(s, "lm_head.bias")),
+             mhk_data(mhk_model_find(teacher, "lm_head.bias")), 1024);
   mhk_model_destroy(teacher); /* the student has its own tokenizer */
   CHECK(mhk_model_tokenizer(s) && mhk_save(s, test_path("student"), MHK_F32) == MHK_OK, "%s", mhk_message(ctx));
   mhk_model_destroy(s);
@@ -588,7 +686,8 @@ TEST(students_of_grouped_and_frozen_teachers) {
 
 TEST(changed_models) {
   size_t weights = 0, text = 0, n;
-  char *w = test_read_file(test_path("model3/model.safetensors"), &weights), *t = test_read_file(test_path("model3/config.json"), &text), *changed;
+  char *w = test_read_file(test_path("model3/model.safetensors"), &weights),
+       *t = test_read_file(test_path("model3/config.json"), &text), *changed;
   uint64_t random = 17;
   int i, loaded = 0;
   REQUIRE(w && t, "no model to change");
@@ -600,7 +699,9 @@ TEST(changed_models) {
     int k;
     changed = (char *)malloc(i % 2 ? text : weights);
     memcpy(changed, i % 2 ? t : w, i % 2 ? text : weights);
-    for (k = 0; k < 1 + i % 3; k++) changed[test_random(&random) % span] = (char)(i % 4 < 2 ? '0' + (int)(test_random(&random) % 10) : (int)(test_random(&random) & 255));
+    for (k = 0; k < 1 + i % 3; k++)
+      changed[test_random(&random) % span] =
+          (char)(i % 4 < 2 ? '0' + (int)(test_random(&random) % 10) : (int)(test_random(&random) & 255));
     test_write_file(test_path("changed/config.json"), i % 2 ? changed : t, text);
     test_write_file(test_path("changed/model.safetensors"), i % 2 ? w : changed, weights);
     m = mhk_load(ctx, test_path("changed"));
@@ -632,7 +733,8 @@ TEST(allocations_that_fail) {
       }
       mhk_destroy(c);
     }
-    CHECK(memory.bytes == 0 && memory.blocks == 0 && !memory.wrong_size, "call %ld leaks %ld bytes", n, (long)memory.bytes);
+    CHECK(memory.bytes == 0 && memory.blocks == 0 && !memory.wrong_size, "call %ld leaks %ld bytes", n,
+          (long)memory.bytes);
   }
   CHECK(done && n > 5, "%ld calls", n);
 }

@@ -1,5 +1,6 @@
-/* Every op against the reference and plain loops in double, its gradient against finite differences, and the equalities that must hold between ops.
-   Built twice: float, and double where the bounds are tight. */
+/* Every op against the reference and plain loops in double, its gradient against finite
+   differences, and the equalities that must hold between ops. Built twice: float, and double where
+   the bounds are tight. */
 #define MOHAWK_REFERENCE
 #include "models.h"
 
@@ -21,7 +22,8 @@ static void finish(void) {
   ctx = NULL;
 }
 
-static mhk_tensor *parameter5(int rank, mhk_index a, mhk_index b, mhk_index c, mhk_index d, double low, double high, uint64_t seed) {
+static mhk_tensor *parameter5(int rank, mhk_index a, mhk_index b, mhk_index c, mhk_index d, double low, double high,
+                              uint64_t seed) {
   mhk_index shape[5];
   mhk_tensor *x;
   shape[0] = a, shape[1] = b, shape[2] = c, shape[3] = d, shape[4] = 1;
@@ -34,15 +36,18 @@ static mhk_tensor *parameter5(int rank, mhk_index a, mhk_index b, mhk_index c, m
 #define P3(a, b, c, seed) parameter5(3, a, b, c, 1, -1, 1, seed)
 #define P4(a, b, c, d, seed) parameter5(4, a, b, c, d, -1, 1, seed)
 
-/* a random weight of x's shape, the same for the same shape: sum(x * weight) reaches every element */
+/* a random weight of x's shape, the same for the same shape: sum(x * weight) reaches every
+   element */
 static mhk_tensor *weights_like(mhk_tape *t, const mhk_tensor *x, uint64_t seed) {
   mhk_tensor *w = x ? mhk_tensor_new(t, x->rank, x->shape, NULL) : NULL;
   if (w) test_fill(mhk_data(w), w->count, -1, 1, seed);
   return w;
 }
-static mhk_tensor *weighted_sum(mhk_tape *t, mhk_tensor *x, uint64_t seed) { return mhk_sum(t, mhk_mul(t, x, weights_like(t, x, seed))); }
+static mhk_tensor *weighted_sum(mhk_tape *t, mhk_tensor *x, uint64_t seed) {
+  return mhk_sum(t, mhk_mul(t, x, weights_like(t, x, seed)));
+}
 
-/* ---------------------------------------------------------------------------------------- finite differences */
+/* --------------------------------------------------------------------------- finite differences */
 
 typedef struct op_case op_case;
 struct op_case {
@@ -68,7 +73,8 @@ static void check_gradients(const char *name, op_case *c) {
       double error;
       memset(&r, 0, sizeof r);
       error = mhk_check_gradient(tape, scalar_of, c, c->in[i], &r);
-      CHECK(error <= NUMERIC, "%s, input %d: gradient of element %lld is %.9g, finite differences give %.9g (off by %.2e) %s", name, i,
+      CHECK(error <= NUMERIC,
+            "%s, input %d: gradient of element %lld is %.9g, finite differences give %.9g (off by %.2e) %s", name, i,
             (long long)r.at, r.analytic, r.numeric, error, mhk_message(ctx));
       CHECK(r.checked > 0, "%s, input %d: nothing was checked", name, i);
       mhk_tape_reset(tape);
@@ -113,7 +119,8 @@ BUILD(b_kl, mhk_kl(t, c->in[0], c->in[1]))
 BUILD(b_hidden, mhk_hidden_distance(t, c->in[0], c->in[1]))
 BUILD(b_matrix_distance, mhk_matrix_distance(t, c->in[0], c->in[1]))
 BUILD(b_ssd_matrix, mhk_ssd_matrix(t, c->in[0], c->in[1], c->in[2], c->in[3], c->doc))
-BUILD(b_orientation, mhk_matrix_orientation(t, c->in[0], c->in[1], c->in[2], c->in[3], c->in[4], c->in[5], c->doc, NULL))
+BUILD(b_orientation,
+      mhk_matrix_orientation(t, c->in[0], c->in[1], c->in[2], c->in[3], c->in[4], c->in[5], c->doc, NULL))
 BUILD(b_reshape, mhk_square(t, mhk_reshape(t, c->in[0], 1, &c->in[0]->count)))
 BUILD(b_rows, mhk_square(t, mhk_rows(t, c->in[0], 1, 2)))
 
@@ -145,7 +152,8 @@ static mhk_tensor *b_ssd(mhk_tape *t, op_case *c) {
   return mhk_add(t, weighted_sum(t, y, 71), weighted_sum(t, final_state, 72));
 }
 
-static op_case op(mhk_tensor *(*build)(mhk_tape *, op_case *), mhk_tensor *a, mhk_tensor *b, mhk_tensor *c, mhk_tensor *d) {
+static op_case op(mhk_tensor *(*build)(mhk_tape *, op_case *), mhk_tensor *a, mhk_tensor *b, mhk_tensor *c,
+                  mhk_tensor *d) {
   op_case o;
   memset(&o, 0, sizeof o);
   o.build = build;
@@ -201,7 +209,8 @@ TEST(gradients_products) {
   op_case c;
   start();
   c = op(b_matmul, P3(2, 3, 5, 1), P3(2, 5, 4, 2), NULL, NULL), check_gradients("matmul", &c);
-  c = op(b_matmul, P3(2, 3, 5, 1), P3(2, 4, 5, 2), NULL, NULL), c.flag = 1, check_gradients("matmul with b transposed", &c);
+  c = op(b_matmul, P3(2, 3, 5, 1), P3(2, 4, 5, 2), NULL, NULL), c.flag = 1,
+  check_gradients("matmul with b transposed", &c);
   c = op(b_matmul, P2(3, 5, 1), P2(5, 17, 2), NULL, NULL), check_gradients("matmul, two axes", &c);
   c = op(b_embedding, P2(7, 3, 1), NULL, NULL, NULL), c.ids = ids, check_gradients("embedding", &c);
   c = op(b_linear, P3(2, 3, 7, 1), P2(5, 7, 2), P1(5, 3), NULL), check_gradients("linear", &c);
@@ -210,7 +219,8 @@ TEST(gradients_products) {
   c = op(b_linear_gelu, P3(2, 3, 7, 1), P2(5, 7, 2), P1(5, 3), NULL), check_gradients("linear_gelu", &c);
   c = op(b_linear_gelu, P3(2, 3, 7, 1), P2(5, 7, 2), NULL, NULL), check_gradients("linear_gelu without bias", &c);
   c = op(b_linear_add, P3(2, 3, 7, 1), P2(5, 7, 2), P1(5, 3), P3(2, 3, 5, 4)), check_gradients("linear_add", &c);
-  c = op(b_linear_add, P3(2, 3, 7, 1), P2(5, 7, 2), NULL, P3(2, 3, 5, 4)), check_gradients("linear_add without bias", &c);
+  c = op(b_linear_add, P3(2, 3, 7, 1), P2(5, 7, 2), NULL, P3(2, 3, 5, 4)),
+  check_gradients("linear_add without bias", &c);
   c = op(b_layer_norm, P3(2, 3, 7, 1), P1(7, 2), P1(7, 3), NULL), check_gradients("layer_norm", &c);
   c = op(b_rms_norm, P3(2, 3, 7, 1), P1(7, 2), NULL, NULL), check_gradients("rms_norm", &c);
   c = op(b_gate, P3(2, 3, 7, 1), P3(2, 3, 7, 2), P1(7, 3), NULL), check_gradients("gate", &c);
@@ -227,14 +237,18 @@ TEST(gradients_mixers) {
   for (packed = 0; packed < 2; packed++) {
     const int32_t *doc = packed ? doc_2x9 : NULL;
     c = op(b_rotary, P4(2, 9, 3, 6, 1), NULL, NULL, NULL), c.doc = doc, check_gradients("rotary", &c);
-    c = op(b_attention, P4(2, 9, 3, 5, 1), P4(2, 9, 3, 5, 2), P4(2, 9, 3, 5, 3), NULL), c.doc = doc, check_gradients("attention", &c);
+    c = op(b_attention, P4(2, 9, 3, 5, 1), P4(2, 9, 3, 5, 2), P4(2, 9, 3, 5, 3), NULL), c.doc = doc,
+    check_gradients("attention", &c);
     c = op(b_attention, P4(2, 9, 4, 5, 1), P4(2, 9, 2, 5, 2), P4(2, 9, 2, 5, 3), NULL), c.doc = doc,
     check_gradients("attention, grouped", &c);
-    c = op(b_attention_matrix, P4(2, 9, 4, 5, 1), P4(2, 9, 2, 5, 2), NULL, NULL), c.doc = doc, check_gradients("attention_matrix", &c);
+    c = op(b_attention_matrix, P4(2, 9, 4, 5, 1), P4(2, 9, 2, 5, 2), NULL, NULL), c.doc = doc,
+    check_gradients("attention_matrix", &c);
     c = op(b_conv, P3(2, 9, 7, 1), P3(7, 1, 4, 2), P1(7, 3), NULL), c.doc = doc, check_gradients("conv1d", &c);
     c.flag = 1, check_gradients("conv1d with silu", &c);
-    c = op(b_conv, P3(2, 9, 7, 1), P3(7, 1, 2, 2), NULL, NULL), c.doc = doc, check_gradients("conv1d of width 2 without bias", &c);
-    c = op(b_conv_split, P3(2, 9, 7, 1), P3(7, 1, 4, 2), P1(7, 3), NULL), c.doc = doc, c.flag = packed, check_gradients("conv1d_split", &c);
+    c = op(b_conv, P3(2, 9, 7, 1), P3(7, 1, 2, 2), NULL, NULL), c.doc = doc,
+    check_gradients("conv1d of width 2 without bias", &c);
+    c = op(b_conv_split, P3(2, 9, 7, 1), P3(7, 1, 4, 2), P1(7, 3), NULL), c.doc = doc, c.flag = packed,
+    check_gradients("conv1d_split", &c);
     for (form = 0; form < 3; form++)
       for (chunk = 0; chunk <= 4; chunk += 4) {
         char name[80];
@@ -252,10 +266,12 @@ TEST(gradients_mixers) {
         c.flag = form;
         check_gradients(name, &c);
       }
-    c = op(b_ssd_matrix, parameter5(3, 2, 9, 4, 1, -1.5, -0.05, 2), P4(2, 9, 2, 5, 3), P4(2, 9, 2, 5, 4), P1(4, 5)), c.doc = doc;
+    c = op(b_ssd_matrix, parameter5(3, 2, 9, 4, 1, -1.5, -0.05, 2), P4(2, 9, 2, 5, 3), P4(2, 9, 2, 5, 4), P1(4, 5)),
+    c.doc = doc;
     check_gradients("ssd_matrix", &c);
     c.in[3] = NULL, check_gradients("ssd_matrix without D", &c);
-    c = op(b_orientation, parameter5(3, 2, 9, 4, 1, -1.5, -0.05, 2), P4(2, 9, 2, 5, 3), P4(2, 9, 2, 5, 4), P1(4, 5)), c.doc = doc;
+    c = op(b_orientation, parameter5(3, 2, 9, 4, 1, -1.5, -0.05, 2), P4(2, 9, 2, 5, 3), P4(2, 9, 2, 5, 4), P1(4, 5)),
+    c.doc = doc;
     c.in[4] = P4(2, 9, 4, 6, 7), c.in[5] = P4(2, 9, 2, 6, 8);
     frozen(c.in[4]), frozen(c.in[5]);
     check_gradients("matrix_orientation", &c);
@@ -267,7 +283,8 @@ TEST(gradients_losses) {
   static const int32_t labels[6] = {2, -1, 0, 4, 4, -100};
   op_case c;
   start();
-  c = op(b_cross_entropy, parameter5(3, 2, 3, 5, 1, -3, 3, 1), NULL, NULL, NULL), c.ids = labels, check_gradients("cross_entropy", &c);
+  c = op(b_cross_entropy, parameter5(3, 2, 3, 5, 1, -3, 3, 1), NULL, NULL, NULL), c.ids = labels,
+  check_gradients("cross_entropy", &c);
   c = op(b_cross_entropy_soft, parameter5(3, 2, 3, 5, 1, -3, 3, 1), parameter5(3, 2, 3, 5, 1, -3, 3, 2), NULL, NULL);
   frozen(c.in[1]);
   c.number = 1, check_gradients("cross_entropy_soft", &c);
@@ -284,7 +301,7 @@ TEST(gradients_losses) {
   finish();
 }
 
-/* ---------------------------------------------------------------------------------------- values against plain loops */
+/* ------------------------------------------------------------------- values against plain loops */
 
 static double *doubles(mhk_index n) { return (double *)calloc((size_t)n + 1, sizeof(double)); }
 
@@ -296,7 +313,8 @@ static double f_log(double x) { return log(x); }
 
 TEST(values_elementwise) {
   static const unary_op ops[] = {mhk_square, mhk_exp, mhk_sigmoid, mhk_softplus, mhk_silu, mhk_gelu, mhk_sqrt, mhk_log};
-  static double (*const plain[])(double) = {f_square, f_exp, mhk__ref_sigmoid, mhk__ref_softplus, mhk__ref_silu, mhk__ref_gelu, f_sqrt, f_log};
+  static double (*const plain[])(double) = {f_square,      f_exp,         mhk__ref_sigmoid, mhk__ref_softplus,
+                                            mhk__ref_silu, mhk__ref_gelu, f_sqrt,           f_log};
   static const char *const names[] = {"square", "exp", "sigmoid", "softplus", "silu", "gelu", "sqrt", "log"};
   static const mhk_index sizes[] = {1, 2, 7, 8, 9, 31, 1000, 70001};
   size_t s, o;
@@ -316,12 +334,14 @@ TEST(values_elementwise) {
       x = o < 6 ? a : b;
       for (i = 0; i < n; i++) want[i] = plain[o]((double)mhk_data(x)[i]);
       CHECK_CLOSE_TO_DOUBLE(names[o], mhk_data(ops[o](tape, x)), want, n, CLOSE);
-      /* each element for itself, so that a bad tail or a bad range cannot hide behind a large one */
+      /* each element for itself, so that a bad tail or a bad range cannot hide behind a large
+         one */
       {
         const mhk_tensor *y = ops[o](tape, x);
         for (i = 0; i < n && y; i++)
           if (!(fabs((double)mhk_data(y)[i] - want[i]) <= 20 * CLOSE * (fabs(want[i]) + 1e-2))) break;
-        CHECK(!y || i == n, "%s of %.9g is %.9g, should be %.9g", names[o], (double)mhk_data(x)[i], (double)mhk_data(y)[i], want[i]);
+        CHECK(!y || i == n, "%s of %.9g is %.9g, should be %.9g", names[o], (double)mhk_data(x)[i],
+              (double)mhk_data(y)[i], want[i]);
       }
     }
     for (i = 0; i < n; i++) want[i] = (double)mhk_data(a)[i] + (double)mhk_data(b)[i];
@@ -357,8 +377,8 @@ TEST(values_extremes) {
     y = ops[k](tape, x);
     for (i = 0; i < n && y; i++) {
       const double v = (double)values[i], want = k == 1 && v < -700 ? 0 : k == 3 && v < -700 ? 0 : plain[k](v);
-      CHECK(fabs((double)mhk_data(y)[i] - want) <= 1e-6 * fabs(want) + 1e-12, "function %d of %g is %g, should be %g", k, v,
-            (double)mhk_data(y)[i], want);
+      CHECK(fabs((double)mhk_data(y)[i] - want) <= 1e-6 * fabs(want) + 1e-12, "function %d of %g is %g, should be %g",
+            k, v, (double)mhk_data(y)[i], want);
     }
   }
   y = mhk_softmax(tape, mhk_reshape(tape, x, 2, row));
@@ -377,7 +397,8 @@ TEST(values_extremes) {
 }
 
 /* m rows of x (m,k) times w (n,k), plus bias */
-static void plain_linear(double *out, const mhk_real *x, const mhk_real *w, const mhk_real *bias, mhk_index m, mhk_index n, mhk_index k) {
+static void plain_linear(double *out, const mhk_real *x, const mhk_real *w, const mhk_real *bias, mhk_index m,
+                         mhk_index n, mhk_index k) {
   mhk_index i, j, l;
   for (i = 0; i < m; i++)
     for (j = 0; j < n; j++) {
@@ -411,8 +432,9 @@ static uint16_t to_f16(float f) {
 }
 
 TEST(values_linear) {
-  static const mhk_index sizes[][3] = {{1, 1, 1},     {1, 5, 3},     {2, 7, 9},     {3, 1, 17},     {5, 33, 64},  {7, 16, 1},
-                                       {13, 130, 67}, {65, 31, 129}, {67, 97, 300}, {129, 257, 65}, {1, 301, 515}};
+  static const mhk_index sizes[][3] = {{1, 1, 1},     {1, 5, 3},      {2, 7, 9},     {3, 1, 17},
+                                       {5, 33, 64},   {7, 16, 1},     {13, 130, 67}, {65, 31, 129},
+                                       {67, 97, 300}, {129, 257, 65}, {1, 301, 515}};
   size_t s;
   mhk_index i;
   int kind, bias;
@@ -454,8 +476,8 @@ TEST(values_linear) {
           stored.requires_grad = 0;
         }
         plain_linear(want, mhk_data(x), mhk_data(w), bias ? mhk_data(b) : NULL, m, n, k);
-        snprintf(name, sizeof name, "linear %lldx%lldx%lld, weights %s, bias %d", (long long)m, (long long)n, (long long)k,
-                 mhk_dtype_name(stored.dtype), bias);
+        snprintf(name, sizeof name, "linear %lldx%lldx%lld, weights %s, bias %d", (long long)m, (long long)n,
+                 (long long)k, mhk_dtype_name(stored.dtype), bias);
         CHECK_CLOSE_TO_DOUBLE(name, mhk_data(mhk_linear(tape, x, &stored, bias ? b : NULL)), want, m * n, CLOSE);
         for (i = 0; i < m * n; i++) want[i] += (double)mhk_data(r)[i];
         CHECK_CLOSE_TO_DOUBLE(name, mhk_data(mhk_linear_add(tape, x, &stored, bias ? b : NULL, r)), want, m * n, CLOSE);
@@ -550,8 +572,8 @@ TEST(values_products_and_norms) {
           for (i = 0; i < m; i++)
             for (j = 0; j < n; j++)
               for (l = 0; l < k; l++)
-                want[(h * m + i) * n + j] +=
-                    (double)mhk_data(x)[(h * m + i) * k + l] * (double)mhk_data(w)[h * k * n + (transposed ? j * k + l : l * n + j)];
+                want[(h * m + i) * n + j] += (double)mhk_data(x)[(h * m + i) * k + l] *
+                                             (double)mhk_data(w)[h * k * n + (transposed ? j * k + l : l * n + j)];
         CHECK_CLOSE_TO_DOUBLE("matmul", mhk_data(mhk_matmul(tape, x, w, transposed)), want, b * m * n, CLOSE);
         free(want);
       }
@@ -569,13 +591,16 @@ TEST(values_products_and_norms) {
         for (j = 0; j < n; j++) mean += (double)mhk_data(x)[i * n + j] / (double)n;
         for (j = 0; j < n; j++) var += pow((double)mhk_data(x)[i * n + j] - mean, 2) / (double)n;
         for (j = 0; j < n; j++)
-          want[i * n + j] = ((double)mhk_data(x)[i * n + j] - mean) / sqrt(var + 1e-5) * (double)mhk_data(w)[j] + (double)mhk_data(b)[j];
+          want[i * n + j] = ((double)mhk_data(x)[i * n + j] - mean) / sqrt(var + 1e-5) * (double)mhk_data(w)[j] +
+                            (double)mhk_data(b)[j];
       }
-      CHECK_CLOSE_TO_DOUBLE("layer_norm", mhk_data(mhk_layer_norm(tape, x, w, b, 1e-5)), want, rows * n, n == 2 ? 20 * CLOSE : CLOSE);
+      CHECK_CLOSE_TO_DOUBLE("layer_norm", mhk_data(mhk_layer_norm(tape, x, w, b, 1e-5)), want, rows * n,
+                            n == 2 ? 20 * CLOSE : CLOSE);
       for (i = 0; i < rows; i++) {
         double square = 0;
         for (j = 0; j < n; j++) square += pow((double)mhk_data(x)[i * n + j], 2) / (double)n;
-        for (j = 0; j < n; j++) want[i * n + j] = (double)mhk_data(x)[i * n + j] / sqrt(square + 1e-5) * (double)mhk_data(w)[j];
+        for (j = 0; j < n; j++)
+          want[i * n + j] = (double)mhk_data(x)[i * n + j] / sqrt(square + 1e-5) * (double)mhk_data(w)[j];
       }
       CHECK_CLOSE_TO_DOUBLE("rms_norm", mhk_data(mhk_rms_norm(tape, x, w, 1e-5)), want, rows * n, CLOSE);
       for (i = 0; i < rows; i++) {
@@ -587,7 +612,8 @@ TEST(values_products_and_norms) {
       CHECK_CLOSE_TO_DOUBLE("softmax", mhk_data(mhk_softmax(tape, x)), want, rows * n, CLOSE);
       for (i = 0; i < rows; i++)
         for (j = 0; j < n; j++)
-          want[i * n + j] = (double)mhk_data(x)[i * n + j] * mhk__ref_silu((double)mhk_data(z)[i * n + j] + (double)mhk_data(b)[j]);
+          want[i * n + j] =
+              (double)mhk_data(x)[i * n + j] * mhk__ref_silu((double)mhk_data(z)[i * n + j] + (double)mhk_data(b)[j]);
       CHECK_CLOSE_TO_DOUBLE("gate", mhk_data(mhk_gate(tape, x, z, b)), want, rows * n, CLOSE);
       for (i = 0; i < rows; i++)
         for (j = 0, want[i] = 0; j < n; j++) want[i] += (double)mhk_data(x)[i * n + j];
@@ -604,7 +630,8 @@ TEST(values_products_and_norms) {
     for (b = 0; b < 2; b++)
       for (i = 0; i < 3; i++)
         for (h = 0; h < 4; h++)
-          for (p = 0; p < 5; p++) wrong += mhk_data(x)[((b * 3 + i) * 4 + h) * 5 + p] != mhk_data(y)[((b * 4 + h) * 3 + i) * 5 + p];
+          for (p = 0; p < 5; p++)
+            wrong += mhk_data(x)[((b * 3 + i) * 4 + h) * 5 + p] != mhk_data(y)[((b * 4 + h) * 3 + i) * 5 + p];
     CHECK(!wrong, "swap_heads: %d wrong", wrong);
     y = mhk_columns(tape, x, 1, 3);
     for (i = 0, wrong = 0; i < 24; i++)
@@ -632,7 +659,8 @@ TEST(values_losses) {
     const mhk_real *a = mhk_data(x) + i * V, *b = mhk_data(y) + i * V;
     double za = 0, zt = 0, zb = 0, d = 0;
     for (j = 0; j < V; j++)
-      za += exp((double)a[j]), zt += exp((double)a[j] / 2), zb += exp((double)b[j]), d += pow((double)a[j] - (double)b[j], 2);
+      za += exp((double)a[j]), zt += exp((double)a[j] / 2), zb += exp((double)b[j]),
+          d += pow((double)a[j] - (double)b[j], 2);
     if (labels[i] >= 0) ce += log(za) - (double)a[labels[i]], counted++;
     for (j = 0; j < V; j++) {
       const double p = exp((double)b[j]) / zb;
@@ -643,10 +671,13 @@ TEST(values_losses) {
   }
   ce /= (double)counted;
   CHECK(fabs(mhk_value(mhk_cross_entropy(tape, x, labels)) - ce) <= 10 * CLOSE * ce, "cross entropy %.9g", ce);
-  CHECK(fabs(mhk_value(mhk_cross_entropy_soft(tape, x, y, 2)) - soft) <= 10 * CLOSE * soft, "soft cross entropy %.9g", soft);
+  CHECK(fabs(mhk_value(mhk_cross_entropy_soft(tape, x, y, 2)) - soft) <= 10 * CLOSE * soft, "soft cross entropy %.9g",
+        soft);
   CHECK(fabs(mhk_value(mhk_kl(tape, x, y)) - kl) <= 10 * CLOSE * kl, "kl %.9g", kl);
-  CHECK(fabs(mhk_value(mhk_kl(tape, x, x))) <= 10 * CLOSE, "kl of a model with itself is %g", mhk_value(mhk_kl(tape, x, x)));
-  CHECK(fabs(mhk_value(mhk_hidden_distance(tape, x, y)) - distance) <= 10 * CLOSE * distance, "hidden distance %.9g", distance);
+  CHECK(fabs(mhk_value(mhk_kl(tape, x, x))) <= 10 * CLOSE, "kl of a model with itself is %g",
+        mhk_value(mhk_kl(tape, x, x)));
+  CHECK(fabs(mhk_value(mhk_hidden_distance(tape, x, y)) - distance) <= 10 * CLOSE * distance, "hidden distance %.9g",
+        distance);
   x = P4(2, 3, 9, 9, 1);
   y = P4(2, 3, 9, 9, 2);
   for (i = 0; i < 6; i++) {
@@ -654,18 +685,22 @@ TEST(values_losses) {
     for (j = 0; j < 81; j++) d += pow((double)mhk_data(x)[i * 81 + j] - (double)mhk_data(y)[i * 81 + j], 2);
     matrix += sqrt(d) / 6;
   }
-  CHECK(fabs(mhk_value(mhk_matrix_distance(tape, x, y)) - matrix) <= 10 * CLOSE * matrix, "matrix distance %.9g", matrix);
+  CHECK(fabs(mhk_value(mhk_matrix_distance(tape, x, y)) - matrix) <= 10 * CLOSE * matrix, "matrix distance %.9g",
+        matrix);
   /* no distance, no gradient: not NaN */
   mhk_tape_record(tape, 1);
-  mhk_backward(tape, mhk_add(tape, mhk_matrix_distance(tape, x, mhk_detach(tape, x)), mhk_hidden_distance(tape, x, mhk_detach(tape, x))));
+  mhk_backward(tape, mhk_add(tape, mhk_matrix_distance(tape, x, mhk_detach(tape, x)),
+                             mhk_hidden_distance(tape, x, mhk_detach(tape, x))));
   for (i = 0; x->grad && i < x->count; i++)
     if (x->grad[i] != x->grad[i] || fabs((double)x->grad[i]) > 1) break;
   CHECK(!x->grad || i == x->count, "the gradient of no distance is %g", (double)x->grad[i]);
   finish();
 }
 
-/* where documents start; position of each token in its document, the first of a row counted from offset */
-static void plain_positions(const int32_t *doc, mhk_index B, mhk_index T, mhk_index offset, mhk_index *position, mhk_index *first) {
+/* where documents start; position of each token in its document, the first of a row counted from
+   offset */
+static void plain_positions(const int32_t *doc, mhk_index B, mhk_index T, mhk_index offset, mhk_index *position,
+                            mhk_index *first) {
   mhk_index b, i;
   for (b = 0; b < B; b++)
     for (i = 0; i < T; i++) {
@@ -713,7 +748,8 @@ TEST(values_rotary) {
   finish();
 }
 
-/* rows [0,T) of one head (or channel): n numbers each of x (B,T,heads,n), as doubles one after another */
+/* rows [0,T) of one head (or channel): n numbers each of x (B,T,heads,n), as doubles one after
+   another */
 static double *head_of(const mhk_tensor *x, mhk_index heads, mhk_index n, mhk_index b, mhk_index h) {
   const mhk_index T = x->shape[1];
   double *y = doubles(T * n);
@@ -722,13 +758,15 @@ static double *head_of(const mhk_tensor *x, mhk_index heads, mhk_index n, mhk_in
     for (j = 0; j < n; j++) y[i * n + j] = (double)mhk_data(x)[((b * T + i) * heads + h) * n + j];
   return y;
 }
-static void put_head(double *y, const double *from, mhk_index T, mhk_index heads, mhk_index n, mhk_index b, mhk_index h) {
+static void put_head(double *y, const double *from, mhk_index T, mhk_index heads, mhk_index n, mhk_index b,
+                     mhk_index h) {
   mhk_index i;
   for (i = 0; i < T; i++) memcpy(y + ((b * T + i) * heads + h) * n, from + i * n, (size_t)n * sizeof *y);
 }
 /* (B,T): the first token of each one's document */
 static int *firsts_of(const int32_t *doc, mhk_index B, mhk_index T) {
-  mhk_index *position = (mhk_index *)malloc(sizeof *position * (size_t)(B * T)), *first = (mhk_index *)malloc(sizeof *first * (size_t)(B * T)), i;
+  mhk_index *position = (mhk_index *)malloc(sizeof *position * (size_t)(B * T)),
+            *first = (mhk_index *)malloc(sizeof *first * (size_t)(B * T)), i;
   int *out = (int *)malloc(sizeof *out * (size_t)(B * T));
   plain_positions(doc, B, T, 0, position, first);
   for (i = 0; i < B * T; i++) out[i] = (int)first[i];
@@ -782,10 +820,12 @@ TEST(values_attention) {
       for (packed = 0; packed < 2; packed++) {
         const mhk_index B = 2, T = lengths[s], H = heads[g][0], G = heads[g][1], P = heads[g][2];
         int32_t *doc = packed ? random_documents(B, T, s) : NULL;
-        mhk_tensor *q = parameter5(4, B, T, H, P, -3, 3, 1), *k = parameter5(4, B, T, G, P, -3, 3, 2), *v = P4(B, T, G, P, 3);
+        mhk_tensor *q = parameter5(4, B, T, H, P, -3, 3, 1), *k = parameter5(4, B, T, G, P, -3, 3, 2),
+                   *v = P4(B, T, G, P, 3);
         double *m = plain_attention_matrix(q, k, doc), *y = plain_mix(m, v, H);
         char name[80];
-        snprintf(name, sizeof name, "attention, T %d, heads %d/%d of %d, packed %d", (int)T, (int)H, (int)G, (int)P, packed);
+        snprintf(name, sizeof name, "attention, T %d, heads %d/%d of %d, packed %d", (int)T, (int)H, (int)G, (int)P,
+                 packed);
         CHECK_CLOSE_TO_DOUBLE(name, mhk_data(mhk_attention_matrix(tape, q, k, doc)), m, B * H * T * T, CLOSE);
         CHECK_CLOSE_TO_DOUBLE(name, mhk_data(mhk_attention(tape, q, k, v, doc, NULL)), y, B * T * H * P, CLOSE);
         mhk_tape_reset(tape);
@@ -823,7 +863,8 @@ TEST(attention_is_its_matrix) {
         if (T == 1 && i < 2) { /* one token attends to itself whatever q and k are: nothing but rounding */
           mhk_index j;
           for (j = 0; j < in[i]->count && fabs((double)grads[i][j]) < 1e-6; j++) {}
-          CHECK(j == in[i]->count, "the gradient of a single token's %s is %g", i ? "key" : "query", (double)grads[i][j]);
+          CHECK(j == in[i]->count, "the gradient of a single token's %s is %g", i ? "key" : "query",
+                (double)grads[i][j]);
         } else
           CHECK_CLOSE("attention's gradient", grads[i], in[i]->grad, in[i]->count, CLOSE_GRAD);
       for (i = 0; i < 3; i++) free(grads[i]);
@@ -860,7 +901,8 @@ TEST(attention_cache) {
       memcpy(mhk_data(vs) + b * n * G * P, mhk_data(v) + (b * T + at) * G * P, sizeof *got * (size_t)(n * G * P));
     }
     ys = mhk_attention(tape, qs, ks, vs, NULL, &cache);
-    for (b = 0; b < B && ys; b++) memcpy(got + (b * T + at) * H * P, mhk_data(ys) + b * n * H * P, sizeof *got * (size_t)(n * H * P));
+    for (b = 0; b < B && ys; b++)
+      memcpy(got + (b * T + at) * H * P, mhk_data(ys) + b * n * H * P, sizeof *got * (size_t)(n * H * P));
     at += n;
     CHECK(cache.length == at, "the cache holds %lld tokens, not %lld", (long long)cache.length, (long long)at);
   }
@@ -872,8 +914,11 @@ TEST(attention_cache) {
     CHECK(!y && mhk_failed(ctx), "a full cache took another token");
     mhk_clear_error(ctx);
   }
-  { /* documents among tokens that come to a cache: the first goes on from what is there, the next see only themselves */
-    const mhk_index n = 20, before = 10, cut = 23, shape_q[4] = {1, 20, 4, 5}, shape_k[4] = {1, 20, 2, 5}, whole_q[4] = {1, 30, 4, 5}, whole_k[4] = {1, 30, 2, 5};
+  /* documents among tokens that come to a cache: the first goes on from what is there, the next see
+     only themselves */
+  {
+    const mhk_index n = 20, before = 10, cut = 23, shape_q[4] = {1, 20, 4, 5}, shape_k[4] = {1, 20, 2, 5},
+                    whole_q[4] = {1, 30, 4, 5}, whole_k[4] = {1, 30, 2, 5};
     mhk_tensor *part[3], *all[3];
     int32_t doc[30];
     mhk_index i;
@@ -888,18 +933,20 @@ TEST(attention_cache) {
     }
     cache.length = before; /* of the tokens above the first sequence's ten are still there */
     y = mhk_attention(tape, part[0], part[1], part[2], doc + before, &cache);
-    CHECK_CLOSE("documents with a cache", mhk_data(y), mhk_data(mhk_attention(tape, all[0], all[1], all[2], doc, NULL)) + before * H * P, n * H * P, CLOSE);
+    CHECK_CLOSE("documents with a cache", mhk_data(y),
+                mhk_data(mhk_attention(tape, all[0], all[1], all[2], doc, NULL)) + before * H * P, n * H * P, CLOSE);
     cache.length = before;
     mhk_tape_record(tape, 1);
-    CHECK(!mhk_attention(tape, q, k, v, NULL, &cache) && mhk_error(ctx) == MHK_ERROR_STATE && cache.length == before, "a cache in a recording");
+    CHECK(!mhk_attention(tape, q, k, v, NULL, &cache) && mhk_error(ctx) == MHK_ERROR_STATE && cache.length == before,
+          "a cache in a recording");
     mhk_clear_error(ctx);
   }
   free(cache.k), free(cache.v), free(got);
   finish();
 }
 
-static double *plain_conv(const mhk_tensor *x, const mhk_tensor *w, const mhk_tensor *bias, int with_silu, const int32_t *doc,
-                          const mhk_real *state) {
+static double *plain_conv(const mhk_tensor *x, const mhk_tensor *w, const mhk_tensor *bias, int with_silu,
+                          const int32_t *doc, const mhk_real *state) {
   const mhk_index B = x->shape[0], T = x->shape[1], C = x->shape[2], W = w->shape[2];
   double *y = doubles(x->count), *z = doubles(T), *taps = doubles(W), *past = doubles(W);
   int *first = firsts_of(doc, B, T);
@@ -961,7 +1008,8 @@ TEST(values_conv1d) {
         mhk_conv1d_split(tape, x, w, b, variant >> 2, doc, NULL, 3, widths, parts);
         for (j = 0, c = 0, wrong = 0; j < 3 && y; c += widths[j++])
           for (i = 0; i < B * T; i++)
-            wrong += memcmp(mhk_data(parts[j]) + i * widths[j], mhk_data(y) + i * C + c, sizeof *state * (size_t)widths[j]) != 0;
+            wrong += memcmp(mhk_data(parts[j]) + i * widths[j], mhk_data(y) + i * C + c,
+                            sizeof *state * (size_t)widths[j]) != 0;
         CHECK(!wrong, "conv1d_split differs from conv1d in %d places", wrong);
         mhk_tape_reset(tape);
         free(want), free(state), free(before), free(doc);
@@ -969,7 +1017,9 @@ TEST(values_conv1d) {
   {
     mhk_real state[6] = {1, 2, 3, 4, 5, 6};
     mhk_tape_record(tape, 1);
-    CHECK(!mhk_conv1d(tape, P3(1, 5, 2, 1), P3(2, 1, 4, 2), NULL, 0, NULL, state) && mhk_error(ctx) == MHK_ERROR_STATE && state[5] == 6, "a state in a recording");
+    CHECK(!mhk_conv1d(tape, P3(1, 5, 2, 1), P3(2, 1, 4, 2), NULL, 0, NULL, state) &&
+              mhk_error(ctx) == MHK_ERROR_STATE && state[5] == 6,
+          "a state in a recording");
     mhk_clear_error(ctx);
   }
   finish();
@@ -977,15 +1027,19 @@ TEST(values_conv1d) {
 
 /* ---------------------------------------------------------------------------------------- SSD */
 
-/* y (B,T,H,P) and the final state (B,H,P,N): by the recurrence, and held against the other two forms of the reference */
-static void plain_ssd(const mhk_tensor *x, const mhk_tensor *a, const mhk_tensor *Bm, const mhk_tensor *Cm, const mhk_tensor *D,
-                      const mhk_tensor *h0, const int32_t *doc, double *y, double *state) {
-  const mhk_index B = x->shape[0], T = x->shape[1], H = x->shape[2], P = x->shape[3], G = Bm->shape[2], N = Bm->shape[3];
-  double *states = doubles((T + 1) * P * N), *out = doubles(T * P), *again = doubles(T * P), *h_again = doubles(P * N), *M = doubles(T * T);
+/* y (B,T,H,P) and the final state (B,H,P,N): by the recurrence, and held against the other two
+   forms of the reference */
+static void plain_ssd(const mhk_tensor *x, const mhk_tensor *a, const mhk_tensor *Bm, const mhk_tensor *Cm,
+                      const mhk_tensor *D, const mhk_tensor *h0, const int32_t *doc, double *y, double *state) {
+  const mhk_index B = x->shape[0], T = x->shape[1], H = x->shape[2], P = x->shape[3], G = Bm->shape[2],
+                  N = Bm->shape[3];
+  double *states = doubles((T + 1) * P * N), *out = doubles(T * P), *again = doubles(T * P), *h_again = doubles(P * N),
+         *M = doubles(T * T);
   mhk_index b, h, i, wrong = 0;
   for (b = 0; b < B; b++)
     for (h = 0; h < H; h++) {
-      double *xs = head_of(x, H, P, b, h), *as = head_of(a, H, 1, b, h), *bs = head_of(Bm, G, N, b, h / (H / G)), *cs = head_of(Cm, G, N, b, h / (H / G));
+      double *xs = head_of(x, H, P, b, h), *as = head_of(a, H, 1, b, h), *bs = head_of(Bm, G, N, b, h / (H / G)),
+             *cs = head_of(Cm, G, N, b, h / (H / G));
       const mhk__ref_ssd r = {(int)T, (int)P, (int)N, xs, as, bs, cs, D ? (double)mhk_data(D)[h] : 0};
       for (i = 1; doc && i < T; i++)
         if (doc[b * T + i] != doc[b * T + i - 1]) as[i] = -HUGE_VAL;
@@ -1019,7 +1073,8 @@ TEST(ssd_is_its_matrix) {
     for (g = 0; g < 3; g++)
       for (variant = 0; variant < 8; variant++) {
         const mhk_index B = 2, T = lengths[s], H = shapes[g][0], G = shapes[g][1], P = shapes[g][2], N = shapes[g][3];
-        mhk_tensor *x = P4(B, T, H, P, 1), *a = parameter5(3, B, T, H, 1, -2, -0.001, 2), *Bm = P4(B, T, G, N, 3), *Cm = P4(B, T, G, N, 4);
+        mhk_tensor *x = P4(B, T, H, P, 1), *a = parameter5(3, B, T, H, 1, -2, -0.001, 2), *Bm = P4(B, T, G, N, 3),
+                   *Cm = P4(B, T, G, N, 4);
         mhk_tensor *D = variant & 1 ? P1(H, 5) : NULL, *h0 = variant & 2 ? P4(B, H, P, N, 6) : NULL, *final_state, *y;
         int32_t *doc = variant & 4 ? random_documents(B, T, s) : NULL;
         double *want = doubles(B * T * H * P), *state = doubles(B * H * P * N);
@@ -1034,8 +1089,8 @@ TEST(ssd_is_its_matrix) {
           d.chunk = recurrent ? 0 : chunks[c];
           final_state = NULL;
           y = mhk_ssd(tape, x, a, Bm, Cm, &d);
-          snprintf(name, sizeof name, "ssd, T %d, shape %d, variant %d, %s %d", (int)T, (int)g, variant, recurrent ? "recurrent" : "chunk",
-                   (int)d.chunk);
+          snprintf(name, sizeof name, "ssd, T %d, shape %d, variant %d, %s %d", (int)T, (int)g, variant,
+                   recurrent ? "recurrent" : "chunk", (int)d.chunk);
           CHECK_CLOSE_TO_DOUBLE(name, mhk_data(y), want, B * T * H * P, CLOSE);
           CHECK_CLOSE_TO_DOUBLE(name, mhk_data(final_state), state, B * H * P * N, CLOSE);
         }
@@ -1049,7 +1104,8 @@ TEST(ssd_is_its_matrix) {
           CHECK(m && m->count == B * H * T * T, "%s: wrong size", name);
           for (i = 0; i < B * T * H * P; i++)
             if (!(fabs(mixed[i] - want[i]) <= 40 * CLOSE)) break;
-          CHECK(i == B * T * H * P, "%s: M x is %.9g, should be %.9g (element %lld)", name, mixed[i], want[i], (long long)i);
+          CHECK(i == B * T * H * P, "%s: M x is %.9g, should be %.9g (element %lld)", name, mixed[i], want[i],
+                (long long)i);
           for (i = 0; i < B * H * T * T; i++)
             if (i % T > i / T % T && md[i] != 0) break;
           CHECK(i == B * H * T * T, "%s: not lower triangular", name);
@@ -1074,8 +1130,8 @@ TEST(ssd_gradients_agree) {
       mhk_tensor *in[5], *y, *m;
       mhk_real *grads[3][5], *dy = (mhk_real *)malloc(sizeof *dy * (size_t)(B * T * H * P));
       int i;
-      in[0] = P4(B, T, H, P, 1), in[1] = parameter5(3, B, T, H, 1, -1, -0.001, 2), in[2] = P4(B, T, G, N, 3), in[3] = P4(B, T, G, N, 4),
-      in[4] = P1(H, 5);
+      in[0] = P4(B, T, H, P, 1), in[1] = parameter5(3, B, T, H, 1, -1, -0.001, 2), in[2] = P4(B, T, G, N, 3),
+      in[3] = P4(B, T, G, N, 4), in[4] = P1(H, 5);
       test_fill(dy, B * T * H * P, -1, 1, 6);
       for (form = 0; form < 3; form++) {
         if (form < 2) {
@@ -1116,8 +1172,8 @@ TEST(ssd_long) {
   start();
   mhk_tape_record(tape, 0);
   for (s = 0; s < sizeof decays / sizeof *decays; s++) {
-    mhk_tensor *x = P4(B, T, H, P, 1), *a = parameter5(3, B, T, H, 1, 1.1 * decays[s], decays[s], 2), *Bm = P4(B, T, H, N, 3),
-               *Cm = P4(B, T, H, N, 4), *y;
+    mhk_tensor *x = P4(B, T, H, P, 1), *a = parameter5(3, B, T, H, 1, 1.1 * decays[s], decays[s], 2),
+               *Bm = P4(B, T, H, N, 3), *Cm = P4(B, T, H, N, 4), *y;
     double *want = doubles(B * T * H * P), *state = doubles(B * H * P * N);
     mhk_ssd_desc d;
     plain_ssd(x, a, Bm, Cm, NULL, NULL, NULL, want, state);
@@ -1160,8 +1216,8 @@ TEST(matrix_orientation_is_fused) {
       student = mhk_ssd_matrix(tape, in[0], in[1], in[2], in[3], doc);
       teacher = mhk_attention_matrix(tape, q, k, doc);
       loss = mhk_matrix_distance(tape, student, teacher);
-      CHECK(fabs(value - mhk_value(loss)) <= 10 * CLOSE * value, "T %d, variant %d: fused %.9g, from the matrices %.9g", (int)T, variant,
-            value, mhk_value(loss));
+      CHECK(fabs(value - mhk_value(loss)) <= 10 * CLOSE * value, "T %d, variant %d: fused %.9g, from the matrices %.9g",
+            (int)T, variant, value, mhk_value(loss));
       mhk_backward(tape, loss);
       for (i = 0; i < 4; i++)
         if (in[i]) {
@@ -1174,14 +1230,15 @@ TEST(matrix_orientation_is_fused) {
         for (h = 0; h < H; h++) {
           double off = 0, size = 0;
           for (j = 0; j < T * T; j++) {
-            const double x = (double)mhk_data(student)[(b * H + h) * T * T + j], y = (double)mhk_data(teacher)[(b * H + h) * T * T + j];
+            const double x = (double)mhk_data(student)[(b * H + h) * T * T + j],
+                         y = (double)mhk_data(teacher)[(b * H + h) * T * T + j];
             off += (x - y) * (x - y), size += y * y;
           }
           plain_relative[h] += sqrt(off / size) / (double)B;
         }
       for (h = 0; h < H; h++)
-        CHECK(fabs(relative[h] - plain_relative[h]) <= 20 * CLOSE * plain_relative[h], "relative error of head %d is %.9g, should be %.9g",
-              (int)h, relative[h], plain_relative[h]);
+        CHECK(fabs(relative[h] - plain_relative[h]) <= 20 * CLOSE * plain_relative[h],
+              "relative error of head %d is %.9g, should be %.9g", (int)h, relative[h], plain_relative[h]);
       free(doc);
       mhk_tape_reset(tape);
     }
@@ -1224,7 +1281,8 @@ TEST(custom_ops) {
   a = P2(3, 5, 1), b = P2(3, 5, 2);
   c = op(b_cube, a, b, NULL, NULL), check_gradients("an op of one's own", &c);
   y = cube(tape, a, mhk_detach(tape, b));
-  CHECK(y && fabs((double)mhk_data(y)[7] - (1.5 * pow((double)mhk_data(a)[7], 3) + (double)mhk_data(b)[7])) < 1e-6, "wrong value");
+  CHECK(y && fabs((double)mhk_data(y)[7] - (1.5 * pow((double)mhk_data(a)[7], 3) + (double)mhk_data(b)[7])) < 1e-6,
+        "wrong value");
   mhk_zero_grad(a), mhk_zero_grad(b);
   mhk_backward(tape, mhk_sum(tape, y));
   CHECK(a->grad && a->grad[3] != 0, "no gradient");
@@ -1255,7 +1313,9 @@ static void wrong_backward(const mhk_op *o) {
   if (mhk_wants_grad(o->tape, o->in[0]))
     for (i = 0; i < o->out->count; i++) o->in[0]->grad[i] += (i == 4 ? (mhk_real)0.5 : (mhk_real)1) * o->out->grad[i];
 }
-static void copy_forward(const mhk_op *o) { memcpy(o->out->data, o->in[0]->data, sizeof(mhk_real) * (size_t)o->out->count); }
+static void copy_forward(const mhk_op *o) {
+  memcpy(o->out->data, o->in[0]->data, sizeof(mhk_real) * (size_t)o->out->count);
+}
 BUILD(b_wrong, mhk_custom(t, 1, c->in, 1, c->in[0]->shape, copy_forward, wrong_backward, NULL, 0))
 TEST(checker_finds_the_element) {
   op_case c;
@@ -1277,7 +1337,8 @@ TEST(views) {
   a = mhk_reshape(tape, x, 1, &flat);
   b = mhk_rows(tape, mhk_reshape(tape, x, 2, two), 2, 3);
   CHECK(a && a->data == x->data && a->count == 30, "a view shares the memory");
-  CHECK(b && mhk_data(b) == mhk_data(x) + 10 && b->shape[0] == 3 && b->base && mhk_data(b->base) + b->base_offset == mhk_data(b),
+  CHECK(b && mhk_data(b) == mhk_data(x) + 10 && b->shape[0] == 3 && b->base &&
+            mhk_data(b->base) + b->base_offset == mhk_data(b),
         "rows of a view");
   mhk_backward(tape, mhk_add(tape, mhk_sum(tape, mhk_scale(tape, a, 2)), mhk_sum(tape, mhk_scale(tape, b, 3))));
   for (i = 0; i < 30; i++) wrong += !x->grad || x->grad[i] != (i >= 10 && i < 25 ? 5 : 2);
@@ -1300,7 +1361,8 @@ TEST(no_grad_makes_no_records) {
   CHECK(recorded == 1, "recording is on at first");
   mhk_linear(tape, x, w, NULL);
   after = mhk_tape_here(tape);
-  CHECK(after.records == before.records, "%lld records while recording is off", (long long)(after.records - before.records));
+  CHECK(after.records == before.records, "%lld records while recording is off",
+        (long long)(after.records - before.records));
   CHECK(mhk_tape_record(tape, 1) == 0, "recording was off");
   frozen(x), frozen(w);
   mhk_linear(tape, x, w, NULL);
@@ -1320,9 +1382,11 @@ TEST(no_grad_makes_no_records) {
   before = mhk_tape_here(tape);
   mhk_forward(tape, m, tokens, 2, 5, NULL);
   after = mhk_tape_here(tape);
-  CHECK(after.records == before.records, "a frozen model leaves %lld records", (long long)(after.records - before.records));
+  CHECK(after.records == before.records, "a frozen model leaves %lld records",
+        (long long)(after.records - before.records));
   for (i = 0; i < mhk_model_tensors(m); i++)
-    CHECK(!mhk_model_tensor(m, i)->grad && !mhk_model_tensor(m, i)->requires_grad, "%s is not frozen", mhk_model_tensor(m, i)->name);
+    CHECK(!mhk_model_tensor(m, i)->grad && !mhk_model_tensor(m, i)->requires_grad, "%s is not frozen",
+          mhk_model_tensor(m, i)->name);
   finish();
 }
 
@@ -1367,7 +1431,8 @@ TEST(marks) {
     mhk_tape_rewind(tape, mark);
   }
   mhk_backward(tape, mhk_sum(tape, y));
-  for (i = 0; i < 15; i++) CHECK(x->grad && fabs((double)x->grad[i] - 2 * (double)mhk_data(x)[i]) < 1e-6, "element %d", i);
+  for (i = 0; i < 15; i++)
+    CHECK(x->grad && fabs((double)x->grad[i] - 2 * (double)mhk_data(x)[i]) < 1e-6, "element %d", i);
   CHECK(mhk_tape_context(tape) == ctx, "the tape's context");
   finish();
 }
@@ -1409,10 +1474,10 @@ TEST(recompute_is_the_same) {
   finish();
 }
 
-/* ---------------------------------------------------------------------------------------- whole models */
+/* --------------------------------------------------------------------------------- whole models */
 
-static mhk_real *forward_backward(mhk_tape *t, mhk_model *m, const int32_t *tokens, mhk_index B, mhk_index T, const mhk_forward_desc *desc,
-                                  uint64_t seed, mhk_real **grads, mhk_index *n_grads) {
+static mhk_real *forward_backward(mhk_tape *t, mhk_model *m, const int32_t *tokens, mhk_index B, mhk_index T,
+                                  const mhk_forward_desc *desc, uint64_t seed, mhk_real **grads, mhk_index *n_grads) {
   mhk_tensor *logits;
   mhk_real *out, *dy;
   model_zero_grads(m);
@@ -1547,7 +1612,8 @@ TEST(models_gradients) { /* the whole model against finite differences, a few pa
       mhk_tape_reset(tape);
     }
     mhk_tape_record(tape, 1);
-    CHECK(worst <= (IS_DOUBLE ? 1e-6 : 3e-2), "%s: %s is off by %.2e of the largest gradient", model_kind_name(kind), worst_name, worst);
+    CHECK(worst <= (IS_DOUBLE ? 1e-6 : 3e-2), "%s: %s is off by %.2e of the largest gradient", model_kind_name(kind),
+          worst_name, worst);
     free(analytic);
     mhk_model_destroy(m);
   }
@@ -1578,8 +1644,8 @@ TEST(residuals_and_pieces) { /* mhk_forward is its pieces */
       REQUIRE(u && y, "%s: %s", model_kind_name(kind), mhk_message(ctx));
       CHECK(y->rank == 3 && y->shape[2] == c->d_model, "%s: shape of the mixer's output", model_kind_name(kind));
       M = mhk_forward_matrix(tape, m, l, u, NULL);
-      CHECK(M && M->rank == 4 && M->shape[2] == 7 && M->shape[3] == 7, "%s: shape of the matrix: %s", model_kind_name(kind),
-            mhk_message(ctx));
+      CHECK(M && M->rank == 4 && M->shape[2] == 7 && M->shape[3] == 7, "%s: shape of the matrix: %s",
+            model_kind_name(kind), mhk_message(ctx));
       x = mhk_forward_block(tape, m, l, x, NULL);
     }
     CHECK_SAME(model_kind_name(kind), mhk_data(residuals[c->n_layer]), mhk_data(x), x->count);
@@ -1611,11 +1677,13 @@ TEST(mixers_are_their_matrices) { /* a mixer's output from its matrix and public
     for (l = 0; l < c->n_layer; l++) {
       const int attention = c->mixer[l] == MHK_MIXER_ATTENTION, mamba2 = c->mixer[l] == MHK_MIXER_MAMBA2;
       const mhk_index E = (mhk_index)c->ssm_heads * c->ssm_head_dim, GN = (mhk_index)c->ssm_groups * c->d_state;
-      mhk_tensor *u = P3(B, T, c->d_model, 40 + l), *M = mhk_forward_matrix(tape, m, l, u, NULL), *x, *z = NULL, *y, *out;
+      mhk_tensor *u = P3(B, T, c->d_model, 40 + l), *M = mhk_forward_matrix(tape, m, l, u, NULL), *x, *z = NULL, *y,
+                 *out;
       mhk_index shape[4], i, j;
       double *md, *mixed;
       REQUIRE(M != NULL, "%s: %s", model_kind_name(kind), mhk_message(ctx));
-      shape[0] = B, shape[1] = T, shape[2] = attention ? c->n_kv_head : c->ssm_heads, shape[3] = attention ? c->head_dim : c->ssm_head_dim;
+      shape[0] = B, shape[1] = T, shape[2] = attention ? c->n_kv_head : c->ssm_heads,
+      shape[3] = attention ? c->head_dim : c->ssm_head_dim;
       if (attention)
         x = mhk_linear(tape, u, layer_tensor(m, l, "v_proj.weight"), layer_tensor(m, l, "v_proj.bias"));
       else {
@@ -1651,7 +1719,8 @@ TEST(mixers_are_their_matrices) { /* a mixer's output from its matrix and public
         out = mhk_linear(tape, y, layer_tensor(m, l, "out_proj.weight"), layer_tensor(m, l, "out_proj.bias"));
       }
       REQUIRE(out != NULL, "%s: %s", model_kind_name(kind), mhk_message(ctx));
-      CHECK_CLOSE(model_kind_name(kind), mhk_data(mhk_forward_mixer(tape, m, l, u, NULL)), mhk_data(out), out->count, 2 * CLOSE);
+      CHECK_CLOSE(model_kind_name(kind), mhk_data(mhk_forward_mixer(tape, m, l, u, NULL)), mhk_data(out), out->count,
+                  2 * CLOSE);
       free(md), free(mixed);
     }
     mhk_tape_reset(tape);
@@ -1660,10 +1729,11 @@ TEST(mixers_are_their_matrices) { /* a mixer's output from its matrix and public
   finish();
 }
 
-/* ---------------------------------------------------------------------------------------- instruction sets */
+/* ----------------------------------------------------------------------------- instruction sets */
 
 TEST(instruction_sets_agree) {
-  static const mhk_isa isas[] = {MHK_ISA_SCALAR, MHK_ISA_BEST, MHK_ISA_AVX2, MHK_ISA_AVX512, MHK_ISA_NEON, MHK_ISA_WASM};
+  static const mhk_isa isas[] = {MHK_ISA_SCALAR, MHK_ISA_BEST, MHK_ISA_AVX2,
+                                 MHK_ISA_AVX512, MHK_ISA_NEON, MHK_ISA_WASM};
   mhk_real *want[MODEL_KINDS], *want_grads[MODEL_KINDS];
   size_t s;
   int kind;
@@ -1694,7 +1764,8 @@ TEST(instruction_sets_agree) {
   for (kind = 0; kind < MODEL_KINDS; kind++) free(want[kind]), free(want_grads[kind]);
 }
 
-/* A log decay of minus infinity, or too large for any sum, forgets what came before, in every form and its gradient; the decays after it keep their digits. */
+/* A log decay of minus infinity, or too large for any sum, forgets what came before, in every form
+   and its gradient; the decays after it keep their digits. */
 static void check_resets(mhk_index T) {
   const mhk_index B = 2, H = 4, G = 2, P = 5, N = 7;
   mhk_tensor *in[5], *q = P4(B, T, H, P, 7), *k = P4(B, T, H, P, 8), *y, *final_state, *loss[2];
@@ -1703,9 +1774,11 @@ static void check_resets(mhk_index T) {
   mhk_index j;
   int i, form;
   frozen(q), frozen(k);
-  in[0] = P4(B, T, H, P, 1), in[1] = parameter5(3, B, T, H, 1, -1, -0.001, 2), in[2] = P4(B, T, G, N, 3), in[3] = P4(B, T, G, N, 4), in[4] = P1(H, 5);
+  in[0] = P4(B, T, H, P, 1), in[1] = parameter5(3, B, T, H, 1, -1, -0.001, 2), in[2] = P4(B, T, G, N, 3),
+  in[3] = P4(B, T, G, N, 4), in[4] = P1(H, 5);
   for (j = 0; j < in[1]->count; j++)
-    if (j % 11 == 0 || j % 37 == 4 || (j / H) % T == 16) mhk_data(in[1])[j] = j % 3 ? -(mhk_real)INFINITY : (mhk_real)-1e30;
+    if (j % 11 == 0 || j % 37 == 4 || (j / H) % T == 16)
+      mhk_data(in[1])[j] = j % 3 ? -(mhk_real)INFINITY : (mhk_real)-1e30;
   plain_ssd(in[0], in[1], in[2], in[3], in[4], NULL, NULL, want, state);
   test_fill(dy, B * T * H * P, -1, 1, 6);
   for (form = 0; form < 3; form++) {
@@ -1717,7 +1790,8 @@ static void check_resets(mhk_index T) {
       CHECK_CLOSE_TO_DOUBLE("final state", mhk_data(final_state), state, B * H * P * N, CLOSE);
       CHECK_CLOSE_TO_DOUBLE(form ? "recurrent" : "chunked", mhk_data(y), want, B * T * H * P, CLOSE);
     } else
-      y = mhk_swap_heads(tape, mhk_matmul(tape, mhk_ssd_matrix(tape, in[1], in[2], in[3], in[4], NULL), mhk_swap_heads(tape, in[0]), 0));
+      y = mhk_swap_heads(tape, mhk_matmul(tape, mhk_ssd_matrix(tape, in[1], in[2], in[3], in[4], NULL),
+                                          mhk_swap_heads(tape, in[0]), 0));
     mhk_backward_from(tape, y, dy);
     for (i = 0; i < 5; i++) {
       grads[form][i] = (mhk_real *)malloc(sizeof ***grads * (size_t)in[i]->count);
@@ -1730,7 +1804,8 @@ static void check_resets(mhk_index T) {
     CHECK_CLOSE("recurrent, gradient", grads[1][i], grads[2][i], in[i]->count, CLOSE_GRAD);
   }
   for (form = 0; form < 2; form++) {
-    loss[form] = form ? mhk_matrix_distance(tape, mhk_ssd_matrix(tape, in[1], in[2], in[3], in[4], NULL), mhk_attention_matrix(tape, q, k, NULL))
+    loss[form] = form ? mhk_matrix_distance(tape, mhk_ssd_matrix(tape, in[1], in[2], in[3], in[4], NULL),
+                                            mhk_attention_matrix(tape, q, k, NULL))
                       : mhk_matrix_orientation(tape, in[1], in[2], in[3], in[4], q, k, NULL, NULL);
     mhk_backward(tape, loss[form]);
     for (i = 1; i < 5; i++) {
@@ -1738,8 +1813,8 @@ static void check_resets(mhk_index T) {
       mhk_zero_grad(in[i]);
     }
   }
-  CHECK(fabs(mhk_value(loss[0]) - mhk_value(loss[1])) <= 10 * CLOSE * mhk_value(loss[1]), "fused %.9g, from the matrices %.9g", mhk_value(loss[0]),
-        mhk_value(loss[1]));
+  CHECK(fabs(mhk_value(loss[0]) - mhk_value(loss[1])) <= 10 * CLOSE * mhk_value(loss[1]),
+        "fused %.9g, from the matrices %.9g", mhk_value(loss[0]), mhk_value(loss[1]));
   for (i = 1; i < 5; i++) CHECK_CLOSE("orientation's gradient", grads[0][i], grads[1][i], in[i]->count, CLOSE_GRAD);
   for (form = 0; form < 3; form++)
     for (i = 0; i < 5; i++) free(grads[form][i]);
@@ -1749,7 +1824,8 @@ static void check_resets(mhk_index T) {
 /* what is no decay: NaN gives NaN from its token on, a positive one grows, in every form */
 static void check_odd_decays(void) {
   const mhk_index B = 1, T = 40, H = 2, P = 3, N = 4;
-  mhk_tensor *x = P4(B, T, H, P, 1), *a = parameter5(3, B, T, H, 1, -0.1, 0.1, 2), *Bm = P4(B, T, H, N, 3), *Cm = P4(B, T, H, N, 4), *y;
+  mhk_tensor *x = P4(B, T, H, P, 1), *a = parameter5(3, B, T, H, 1, -0.1, 0.1, 2), *Bm = P4(B, T, H, N, 3),
+             *Cm = P4(B, T, H, N, 4), *y;
   double *want = doubles(B * T * H * P), *state = doubles(B * H * P * N);
   mhk_ssd_desc d;
   int form;
@@ -1768,7 +1844,8 @@ static void check_odd_decays(void) {
     d.form = form ? MHK_SSD_RECURRENT : MHK_SSD_CHUNKED;
     y = mhk_ssd(tape, x, a, Bm, Cm, &d);
     for (i = 0; i < T * P; i++) nans += mhk_data(y)[i / P * H * P + i % P] != mhk_data(y)[i / P * H * P + i % P];
-    CHECK(nans == (T - 5) * P, "%s: %lld of %lld numbers from token 5 on are NaN", form ? "recurrent" : "chunked", (long long)nans, (long long)((T - 5) * P));
+    CHECK(nans == (T - 5) * P, "%s: %lld of %lld numbers from token 5 on are NaN", form ? "recurrent" : "chunked",
+          (long long)nans, (long long)((T - 5) * P));
   }
   mhk_tape_record(tape, 1);
   free(want), free(state);
@@ -1793,7 +1870,8 @@ TEST(decays_that_forget) {
   }
 }
 
-/* three parameters of which one has no gradient, on one thread and on three, against the formula in double */
+/* three parameters of which one has no gradient, on one thread and on three, against the formula in
+   double */
 TEST(adamw) {
   enum { MANY = 70001, FEW = 5, STILL = 3, ALL = MANY + FEW + STILL };
   static mhk_real first[ALL];
@@ -1833,7 +1911,8 @@ TEST(adamw) {
             const double g = 0.5 * (double)x[i]->grad[j];
             m[at + j] = 0.9 * m[at + j] + 0.1 * g;
             v[at + j] = 0.95 * v[at + j] + 0.05 * g * g;
-            p[at + j] -= 0.01 * (0.1 * p[at + j] + m[at + j] / (1 - pow(0.9, (double)step)) / (sqrt(v[at + j] / (1 - pow(0.95, (double)step))) + 1e-8));
+            p[at + j] -= 0.01 * (0.1 * p[at + j] + m[at + j] / (1 - pow(0.9, (double)step)) /
+                                                       (sqrt(v[at + j] / (1 - pow(0.95, (double)step))) + 1e-8));
           }
         CHECK(mhk_adamw(ctx, 3, x, moments, step, &d) == MHK_OK, "%s", mhk_message(ctx));
         for (i = 0, at = 0; i < 3; i += 2) /* gradients are zeros afterwards, or as they were */

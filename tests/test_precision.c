@@ -1,5 +1,6 @@
-/* Training with bfloat16 operands: what the linear layers compute and remember, what a distillation loses by it, and that a run cannot slip
-   from one precision into the other. The kernels themselves are held in test_kernels.c. */
+/* Training with bfloat16 operands: what the linear layers compute and remember, what a distillation
+   loses by it, and that a run cannot slip from one precision into the other. The kernels themselves
+   are held in test_kernels.c. */
 #include "test.h"
 
 enum { ROWS = 19, IN = 37, OUT = 41 };
@@ -18,7 +19,8 @@ static double rounded(double x) {
 }
 
 /* c (m,n) = sum over k of rounded(a) rounded(b), each by strides */
-static void product(double *c, int m, int n, int k, const mhk_real *a, int ar, int ac, const mhk_real *b, int br, int bc) {
+static void product(double *c, int m, int n, int k, const mhk_real *a, int ar, int ac, const mhk_real *b, int br,
+                    int bc) {
   int i, j, p;
   for (i = 0; i < m; i++)
     for (j = 0; j < n; j++) {
@@ -27,7 +29,8 @@ static void product(double *c, int m, int n, int k, const mhk_real *a, int ar, i
     }
 }
 
-/* Forward and both gradients; the precision is what it was when the op ran, not when the gradients are asked for. */
+/* Forward and both gradients; the precision is what it was when the op ran, not when the gradients
+   are asked for. */
 TEST(linear) {
   static const mhk_index x_shape[] = {ROWS, IN}, w_shape[] = {OUT, IN};
   int unit;
@@ -99,7 +102,8 @@ static mhk_distill_desc description(mhk_context *ctx, mhk_precision precision, c
   return d;
 }
 
-/* the losses of a run; returns how many; *kl receives what is left between teacher and student, in full precision */
+/* the losses of a run; returns how many; *kl receives what is left between teacher and student, in
+   full precision */
 static int distill(mhk_context *ctx, mhk_precision precision, double *loss, double *kl) {
   mhk_distill_desc d = description(ctx, precision, NULL);
   mhk_trainer *tr = mhk_distill(ctx, &d);
@@ -113,7 +117,8 @@ static int distill(mhk_context *ctx, mhk_precision precision, double *loss, doub
   return n;
 }
 
-/* Every loss along the way stays within 1 % of float32's (operands are off by up to 2^-9, sums average that), and so does the result. */
+/* Every loss along the way stays within 1 % of float32's (operands are off by up to 2^-9, sums
+   average that), and so does the result. */
 TEST(curve) {
   double full[MOST], narrow[MOST], kl_full, kl_narrow, worst = 0, largest = 0;
   int i, n, unit, same = 1;
@@ -131,18 +136,21 @@ TEST(curve) {
       if (off > worst) worst = off;
       if (fabs(full[i]) > largest) largest = fabs(full[i]);
       if (narrow[i] != full[i]) same = 0;
-      CHECK(off < 0.01, "stage %d, update %d by %s: loss %g, with float32 %g", i / UPDATES + 1, i % UPDATES + 1, mhk_bf16_name(ctx), narrow[i], full[i]);
+      CHECK(off < 0.01, "stage %d, update %d by %s: loss %g, with float32 %g", i / UPDATES + 1, i % UPDATES + 1,
+            mhk_bf16_name(ctx), narrow[i], full[i]);
     }
     CHECK(!same, "%s gives the same losses as float32: nothing was rounded", mhk_bf16_name(ctx));
-    CHECK(fabs(kl_narrow - kl_full) < 0.01 * kl_full, "KL to the teacher %g by %s, with float32 %g", kl_narrow, mhk_bf16_name(ctx), kl_full);
+    CHECK(fabs(kl_narrow - kl_full) < 0.01 * kl_full, "KL to the teacher %g by %s, with float32 %g", kl_narrow,
+          mhk_bf16_name(ctx), kl_full);
     if (test_state.verbose)
-      printf("       %s: worst loss %.3f %% off, last %.6g (float32 %.6g), KL %.6g (%.6g)\n", mhk_bf16_name(ctx), 100 * worst, narrow[MOST - 1],
-             full[MOST - 1], kl_narrow, kl_full);
+      printf("       %s: worst loss %.3f %% off, last %.6g (float32 %.6g), KL %.6g (%.6g)\n", mhk_bf16_name(ctx),
+             100 * worst, narrow[MOST - 1], full[MOST - 1], kl_narrow, kl_full);
     mhk_destroy(ctx);
   }
 }
 
-/* the same bits on any number of threads; a resumed run goes on with the same bits, and only in the same precision */
+/* the same bits on any number of threads; a resumed run goes on with the same bits, and only in the
+   same precision */
 TEST(resume) {
   const char *out = test_path("run");
   double whole[MOST], loss[MOST], kl;
@@ -158,7 +166,8 @@ TEST(resume) {
   d.fresh = 1;
   tr = mhk_distill(ctx, &d);
   for (n = 0; n < MOST / 2 && mhk_train_step(tr);) loss[n++] = mhk_progress(tr)->loss;
-  CHECK(mhk_set_precision(ctx, MHK_PRECISION_FULL) == MHK_PRECISION_FULL, "an update leaves the context's own precision as it was");
+  CHECK(mhk_set_precision(ctx, MHK_PRECISION_FULL) == MHK_PRECISION_FULL,
+        "an update leaves the context's own precision as it was");
   CHECK(mhk_checkpoint(tr) == MHK_OK, "%s", mhk_message(ctx));
   mhk_destroy(ctx);
   ctx = test_machine(MHK_ISA_BEST, MHK_BF16_BEST, 1);

@@ -1,9 +1,11 @@
-/* Quantised weights: the layout, products with them on every instruction set, files, what quantising costs. */
+/* Quantised weights: the layout, products with them on every instruction set, files, what
+   quantising costs. */
 #include "models.h"
 
 static const mhk_isa sets[] = {MHK_ISA_SCALAR, MHK_ISA_AVX2, MHK_ISA_AVX512, MHK_ISA_NEON, MHK_ISA_WASM};
 
-/* ---- a quantised matrix of random bytes, and the numbers it stands for, told from the documented layout alone */
+/* ---- a quantised matrix of random bytes, and the numbers it stands for, told from the documented
+   layout alone */
 
 typedef struct matrix {
   mhk_quantised q;
@@ -22,7 +24,8 @@ static double half_value(uint16_t h) {
 
 #define GUARD 64 /* bytes before and behind, which make any sum they get into NaN */
 
-static int matrix_new(matrix *m, mhk_context *ctx, mhk_dtype type, int group, mhk_index N, mhk_index K, mhk_index rest, uint64_t seed) {
+static int matrix_new(matrix *m, mhk_context *ctx, mhk_dtype type, int group, mhk_index N, mhk_index K, mhk_index rest,
+                      uint64_t seed) {
   const mhk_index rows = N - rest, blocks = (rows + 15) / 16, groups = K / group, scales = blocks * groups * 16;
   const mhk_index bytes = type == MHK_Q8 ? blocks * 16 * K : blocks * 8 * K;
   mhk_index i, n, k;
@@ -35,7 +38,9 @@ static int matrix_new(matrix *m, mhk_context *ctx, mhk_dtype type, int group, mh
   for (i = 0; i < bytes + 2 * GUARD + 1; i++) m->bytes[i] = (unsigned char)test_random(&seed);
   for (i = 0; i < scales + GUARD; i++) m->scales[i] = 0x7E00;
   for (i = 0; i < scales; i++)
-    m->scales[GUARD / 2 + i] = (uint16_t)(i % 7 == 3 ? test_random(&seed) & 0x83FF : (test_random(&seed) & 0x83FF) | (8 + test_random(&seed) % 8) << 10);
+    m->scales[GUARD / 2 + i] =
+        (uint16_t)(i % 7 == 3 ? test_random(&seed) & 0x83FF
+                              : (test_random(&seed) & 0x83FF) | (8 + test_random(&seed) % 8) << 10);
   test_fill(m->rest, rest * K, -1, 1, seed + 1);
   m->q.q = m->bytes + GUARD + 1; /* no kernel may need alignment */
   m->q.scale = m->scales + GUARD / 2;
@@ -89,8 +94,8 @@ static mhk_real *rows_new(mhk_index M, mhk_index K, uint64_t seed) {
   return x;
 }
 
-static const mhk_real *product(mhk_context *ctx, mhk_tape *t, const matrix *w, mhk_index first, mhk_index N, mhk_index M, const mhk_real *x, const mhk_real *bias,
-                               const mhk_real *residual) {
+static const mhk_real *product(mhk_context *ctx, mhk_tape *t, const matrix *w, mhk_index first, mhk_index N,
+                               mhk_index M, const mhk_real *x, const mhk_real *bias, const mhk_real *residual) {
   const mhk_index shape[2] = {M, w->t.shape[1]}, out[2] = {M, N};
   mhk_tensor wt = w->t, *view, *in, *b;
   wt.ctx = ctx;
@@ -99,11 +104,12 @@ static const mhk_real *product(mhk_context *ctx, mhk_tape *t, const matrix *w, m
   in = mhk_tensor_new(t, 2, shape, x);
   b = bias ? mhk_tensor_new(t, 1, &N, bias) : NULL;
   view = mhk_rows(t, &wt, first, N);
-  return mhk_data(residual ? mhk_linear_add(t, in, view, b, mhk_tensor_new(t, 2, out, residual)) : mhk_linear(t, in, view, b));
+  return mhk_data(residual ? mhk_linear_add(t, in, view, b, mhk_tensor_new(t, 2, out, residual))
+                           : mhk_linear(t, in, view, b));
 }
 
-static void check_product(mhk_context *ctx, mhk_context *two, mhk_tape *t, mhk_tape *t2, mhk_dtype type, int group, mhk_index N, mhk_index K, mhk_index rest,
-                          mhk_index first, mhk_index M) {
+static void check_product(mhk_context *ctx, mhk_context *two, mhk_tape *t, mhk_tape *t2, mhk_dtype type, int group,
+                          mhk_index N, mhk_index K, mhk_index rest, mhk_index first, mhk_index M) {
   matrix w;
   const mhk_index rows = N - first;
   mhk_real *x = rows_new(M, K, (uint64_t)(N * K + M)), *residual = rows_new(M, rows, 7), bias[256];
@@ -129,9 +135,10 @@ static void check_product(mhk_context *ctx, mhk_context *two, mhk_tape *t, mhk_t
         }
         room += most * weight * 0.51 / 32512; /* the integers of x */
       }
-      CHECK(fabs((double)y[i * rows + n] - sum) <= room + 1e-6 * size, "%s, %s in groups of %d, row %lld of %lld from %lld of %lld, K %lld: %.9g, should be %.9g +- %.2g",
-            mhk_isa_name(ctx), mhk_dtype_name(type), group, (long long)i, (long long)M, (long long)(first + n), (long long)N, (long long)K,
-            (double)y[i * rows + n], sum, room + 1e-6 * size);
+      CHECK(fabs((double)y[i * rows + n] - sum) <= room + 1e-6 * size,
+            "%s, %s in groups of %d, row %lld of %lld from %lld of %lld, K %lld: %.9g, should be %.9g +- %.2g",
+            mhk_isa_name(ctx), mhk_dtype_name(type), group, (long long)i, (long long)M, (long long)(first + n),
+            (long long)N, (long long)K, (double)y[i * rows + n], sum, room + 1e-6 * size);
     }
   if (M && y) CHECK_SAME("four threads", y2, y, M * rows);
   matrix_free(&w);
@@ -140,7 +147,8 @@ static void check_product(mhk_context *ctx, mhk_context *two, mhk_tape *t, mhk_t
 }
 
 TEST(products) {
-  static const mhk_index Ns[] = {1, 15, 16, 17, 40, 130}, Ks[] = {32, 64, 96, 192, 1088}, Ms[] = {0, 1, 2, 3, 4, 5, 7, 8, 9, 20};
+  static const mhk_index Ns[] = {1, 15, 16, 17, 40, 130}, Ks[] = {32, 64, 96, 192, 1088},
+                         Ms[] = {0, 1, 2, 3, 4, 5, 7, 8, 9, 20};
   size_t s, n, k, m;
   for (s = 0; s < sizeof sets / sizeof *sets; s++) {
     mhk_context *ctx = test_machine(sets[s], MHK_BF16_BEST, 1), *two = test_machine(sets[s], MHK_BF16_BEST, 4);
@@ -157,7 +165,8 @@ TEST(products) {
               check_product(ctx, two, t, t2, (mhk_dtype)type, group, N, K, 0, 0, M);
               if (N > 16 && M < 10) {
                 check_product(ctx, two, t, t2, (mhk_dtype)type, group, N, K, 3, 0, M);     /* numbers at the end */
-                check_product(ctx, two, t, t2, (mhk_dtype)type, group, N, K, 3, 5, M);     /* rows from the middle of a block on */
+                /* rows from the middle of a block on */
+                check_product(ctx, two, t, t2, (mhk_dtype)type, group, N, K, 3, 5, M);
                 check_product(ctx, two, t, t2, (mhk_dtype)type, group, N, K, 3, N - 2, M); /* numbers only */
               }
             }
@@ -191,7 +200,8 @@ TEST(numbers_that_are_none) {
         y = product(ctx, t, &w, 0, 16, 3, x, NULL, NULL);
         REQUIRE_OK(ctx);
         for (n = 0; n < 16; n++) {
-          CHECK(y[n] - y[n] == 0 && y[32 + n] - y[32 + n] == 0, "rows beside %g have %g and %g", bad[i], (double)y[n], (double)y[32 + n]);
+          CHECK(y[n] - y[n] == 0 && y[32 + n] - y[32 + n] == 0, "rows beside %g have %g and %g", bad[i], (double)y[n],
+                (double)y[32 + n]);
           if (!(fabs(bad[i]) <= 1e38)) continue;
           CHECK(y[16 + n] - y[16 + n] == 0, "the row of %g has %g", bad[i], (double)y[16 + n]);
         }
@@ -235,7 +245,8 @@ TEST(elements_and_gradients) {
         CHECK_CLOSE_TO_DOUBLE("a row of a view of a view", row, w.values + 33 * K, K, 1e-7);
         e = mhk_embedding(t, &w.t, tokens, 2, 2);
         REQUIRE_OK(ctx);
-        for (i = 0; i < 4; i++) CHECK_CLOSE_TO_DOUBLE("an embedding", mhk_data(e) + i * K, w.values + tokens[i] * K, K, 1e-7);
+        for (i = 0; i < 4; i++)
+          CHECK_CLOSE_TO_DOUBLE("an embedding", mhk_data(e) + i * K, w.values + tokens[i] * K, K, 1e-7);
         in = mhk_require_grad(t, mhk_tensor_new(t, 2, xs, x));
         y = mhk_linear(t, in, &w.t, NULL);
         mhk_backward(t, mhk_sum(t, y));
@@ -258,7 +269,8 @@ TEST(elements_and_gradients) {
 
 /* ---- models */
 
-/* sizes that groups divide; the one odd width of grouped Phi stays, so that one matrix cannot be quantised */
+/* sizes that groups divide; the one odd width of grouped Phi stays, so that one matrix cannot be
+   quantised */
 static mhk_model *model_wide(mhk_context *ctx, int kind, int factor, uint64_t seed) {
   mhk_config c = model_config(kind);
   mhk_model *m;
@@ -283,7 +295,9 @@ static mhk_real *read_all(const mhk_tensor *x) {
   return v;
 }
 
-static int ends_with(const char *text, const char *end) { return strlen(text) >= strlen(end) && strcmp(text + strlen(text) - strlen(end), end) == 0; }
+static int ends_with(const char *text, const char *end) {
+  return strlen(text) >= strlen(end) && strcmp(text + strlen(text) - strlen(end), end) == 0;
+}
 
 /* which tensors are quantised, how well, and that nothing else changes */
 static void check_quantised(const mhk_model *m, const mhk_model *q, mhk_dtype type, int group) {
@@ -295,14 +309,14 @@ static void check_quantised(const mhk_model *m, const mhk_model *q, mhk_dtype ty
     const int matrix = x->rank == 2 && K % 32 == 0;
     const mhk_index rest = ends_with(x->name, "in_proj.weight") ? mhk_model_config(m)->ssm_heads : 0;
     mhk_index n, k;
-    CHECK(strcmp(x->name, y->name) == 0 && (y->quantised != NULL) == matrix && y->dtype == (matrix ? type : MHK_REAL), "%s became %s", x->name,
-          mhk_dtype_name(y->dtype));
+    CHECK(strcmp(x->name, y->name) == 0 && (y->quantised != NULL) == matrix && y->dtype == (matrix ? type : MHK_REAL),
+          "%s became %s", x->name, mhk_dtype_name(y->dtype));
     if (!matrix) {
       CHECK_SAME(x->name, w, v, x->count);
     } else {
       const mhk_index g = y->quantised->group;
-      CHECK(g == (K % group ? 32 : group) && y->quantised->rows == x->shape[0] - rest, "%s: groups of %d, %lld rows", x->name, (int)g,
-            (long long)y->quantised->rows);
+      CHECK(g == (K % group ? 32 : group) && y->quantised->rows == x->shape[0] - rest, "%s: groups of %d, %lld rows",
+            x->name, (int)g, (long long)y->quantised->rows);
       CHECK_SAME("rows that stay", w + (x->shape[0] - rest) * K, v + (x->shape[0] - rest) * K, rest * K);
       for (n = 0; n < x->shape[0] - rest; n++)
         for (k = 0; k < K; k += g) {
@@ -310,7 +324,8 @@ static void check_quantised(const mhk_model *m, const mhk_model *q, mhk_dtype ty
           mhk_index j;
           for (j = k; j < k + g; j++) most = fabs((double)v[n * K + j]) > most ? fabs((double)v[n * K + j]) : most;
           for (j = k; j < k + g; j++) {
-            const double e = (double)v[n * K + j] - (double)w[n * K + j], p = (double)v[n * K + j] - most / 7 * floor((double)v[n * K + j] / (most / 7) + 0.5);
+            const double e = (double)v[n * K + j] - (double)w[n * K + j],
+                         p = (double)v[n * K + j] - most / 7 * floor((double)v[n * K + j] / (most / 7) + 0.5);
             off += e * e;
             plain += p * p;
             worst = fabs(e) > worst ? fabs(e) : worst;
@@ -318,7 +333,8 @@ static void check_quantised(const mhk_model *m, const mhk_model *q, mhk_dtype ty
           if (type == MHK_Q8)
             CHECK(worst <= most / 127 * 0.57, "%s, row %lld: off by %g of %g", x->name, (long long)n, worst, most);
           else
-            CHECK(off <= plain * 1.001 && worst <= most / 5, "%s, row %lld: off by %g, rounding to sevenths by %g", x->name, (long long)n, sqrt(off), sqrt(plain));
+            CHECK(off <= plain * 1.001 && worst <= most / 5, "%s, row %lld: off by %g, rounding to sevenths by %g",
+                  x->name, (long long)n, sqrt(off), sqrt(plain));
         }
     }
     free(v);
@@ -348,7 +364,8 @@ static void check_same_model(mhk_model *a, mhk_model *b) {
   REQUIRE(a && b && mhk_model_tensors(a) == mhk_model_tensors(b), "one of two models is missing");
   for (i = 0; i < mhk_model_tensors(a); i++) {
     const mhk_tensor *p = mhk_model_tensor(a, i), *q = mhk_model_tensor(b, i);
-    CHECK(p->dtype == q->dtype, "%s is %s here and %s there", p->name, mhk_dtype_name(p->dtype), mhk_dtype_name(q->dtype));
+    CHECK(p->dtype == q->dtype, "%s is %s here and %s there", p->name, mhk_dtype_name(p->dtype),
+          mhk_dtype_name(q->dtype));
     x = read_all(p);
     y = read_all(q);
     CHECK_SAME(p->name, x, y, p->count);
@@ -364,7 +381,8 @@ static void check_same_model(mhk_model *a, mhk_model *b) {
 }
 
 static void save_and_load(mhk_context *ctx, mhk_model *q, mhk_dtype type) {
-  const char *one = test_path("q.safetensors"), *again = test_path("again.safetensors"), *folder = test_path("q"), *numbers = test_path("f.safetensors");
+  const char *one = test_path("q.safetensors"), *again = test_path("again.safetensors"), *folder = test_path("q"),
+             *numbers = test_path("f.safetensors");
   mhk_model *m;
   char *bytes, *moved, *other;
   size_t size = 0, size2 = 0;
@@ -373,7 +391,8 @@ static void save_and_load(mhk_context *ctx, mhk_model *q, mhk_dtype type) {
   m = mhk_load(ctx, one);
   REQUIRE_OK(ctx);
   check_same_model(q, m);
-  for (i = 0; i < mhk_model_tensors(m); i++) { /* every matrix starts at a cache line of the file, which is mapped at a page */
+  /* every matrix starts at a cache line of the file, which is mapped at a page */
+  for (i = 0; i < mhk_model_tensors(m); i++) {
     const mhk_tensor *x = mhk_model_tensor(m, i);
     if (x->quantised) CHECK((uintptr_t)x->quantised->q % 64 == 0, "%s is not aligned", x->name);
   }
@@ -404,7 +423,8 @@ static void save_and_load(mhk_context *ctx, mhk_model *q, mhk_dtype type) {
   REQUIRE_OK(ctx);
   for (i = 0; i < mhk_model_tensors(m); i++) {
     mhk_real *x = read_all(mhk_model_tensor(m, i)), *y = read_all(mhk_model_tensor(q, i));
-    CHECK(mhk_model_tensor(m, i)->dtype == MHK_F32, "%s is %s", mhk_model_tensor(m, i)->name, mhk_dtype_name(mhk_model_tensor(m, i)->dtype));
+    CHECK(mhk_model_tensor(m, i)->dtype == MHK_F32, "%s is %s", mhk_model_tensor(m, i)->name,
+          mhk_dtype_name(mhk_model_tensor(m, i)->dtype));
     CHECK_CLOSE(mhk_model_tensor(m, i)->name, x, y, mhk_model_tensor(m, i)->count, 1e-7);
     free(x);
     free(y);
@@ -441,17 +461,21 @@ TEST(descriptions) {
   mhk_quantise_desc d;
   mhk_real *x, *y;
   REQUIRE_OK(ctx);
-  CHECK(mhk_model_find(q, "lm_head.weight")->dtype == MHK_Q8 && mhk_model_find(q, "lm_head.weight")->quantised->group == 64, "the default is not Q8 in groups of 64");
+  CHECK(mhk_model_find(q, "lm_head.weight")->dtype == MHK_Q8 &&
+            mhk_model_find(q, "lm_head.weight")->quantised->group == 64,
+        "the default is not Q8 in groups of 64");
   memset(&d, 0, sizeof d);
   d.type = MHK_Q4;
   d.ends = MHK_Q8;
   r = mhk_quantise(m, &d);
   REQUIRE_OK(ctx);
-  CHECK(mhk_model_find(r, "lm_head.weight")->dtype == MHK_Q8 && mhk_model_find(r, "backbone.embedding.weight")->dtype == MHK_Q8 &&
-            mhk_model_find(r, "backbone.layers.0.mlp.fc1.weight")->dtype == MHK_Q4 && mhk_model_find(r, "backbone.layers.0.mlp.fc1.weight")->quantised->group == 32,
+  CHECK(mhk_model_find(r, "lm_head.weight")->dtype == MHK_Q8 &&
+            mhk_model_find(r, "backbone.embedding.weight")->dtype == MHK_Q8 &&
+            mhk_model_find(r, "backbone.layers.0.mlp.fc1.weight")->dtype == MHK_Q4 &&
+            mhk_model_find(r, "backbone.layers.0.mlp.fc1.weight")->quantised->group == 32,
         "Q4 with ends of Q8 is something else");
-  CHECK(mhk_tensor_bytes(mhk_model_find(r, "backbone.layers.0.mlp.fc1.weight")) == 768 * 192 / 2 + 768 * 6 * 2, "%lld bytes",
-        (long long)mhk_tensor_bytes(mhk_model_find(r, "backbone.layers.0.mlp.fc1.weight")));
+  CHECK(mhk_tensor_bytes(mhk_model_find(r, "backbone.layers.0.mlp.fc1.weight")) == 768 * 192 / 2 + 768 * 6 * 2,
+        "%lld bytes", (long long)mhk_tensor_bytes(mhk_model_find(r, "backbone.layers.0.mlp.fc1.weight")));
   save_and_load(ctx, r, MHK_Q4);
   mhk_model_destroy(r);
   r = mhk_quantise(q, NULL); /* numbers that are multiples of a scale stay */
@@ -460,9 +484,11 @@ TEST(descriptions) {
   CHECK_CLOSE("quantised twice", y, x, mhk_model_find(q, "lm_head.weight")->count, 1e-6);
   free(x);
   x = read_all(mhk_model_find(r, "lm_head.weight"));
-  CHECK(mhk_model_make_trainable(r) == MHK_OK && mhk_model_find(r, "lm_head.weight")->dtype == MHK_REAL && !mhk_model_find(r, "lm_head.weight")->quantised, "%s",
-        mhk_message(ctx));
-  CHECK_SAME("trainable again", mhk_data(mhk_model_find(r, "lm_head.weight")), x, mhk_model_find(r, "lm_head.weight")->count);
+  CHECK(mhk_model_make_trainable(r) == MHK_OK && mhk_model_find(r, "lm_head.weight")->dtype == MHK_REAL &&
+            !mhk_model_find(r, "lm_head.weight")->quantised,
+        "%s", mhk_message(ctx));
+  CHECK_SAME("trainable again", mhk_data(mhk_model_find(r, "lm_head.weight")), x,
+             mhk_model_find(r, "lm_head.weight")->count);
   free(x);
   free(y);
   d.type = MHK_BF16;
@@ -558,12 +584,13 @@ TEST(predictions) {
       mhk_evaluate(m, NULL, text, 128, 8, NULL, NULL, &before);
       mhk_evaluate(q, m, text, 128, 8, NULL, NULL, &after);
       REQUIRE_OK(ctx);
-      CHECK(fabs(after.cross_entropy - before.cross_entropy) < ce[type - MHK_Q8] && after.kl < kl[type - MHK_Q8] && after.kl > 0,
-            "%s as %s: cross-entropy %.5f, was %.5f, KL %.6f", which ? "the student" : "tiny", mhk_dtype_name((mhk_dtype)type), after.cross_entropy,
-            before.cross_entropy, after.kl);
+      CHECK(fabs(after.cross_entropy - before.cross_entropy) < ce[type - MHK_Q8] && after.kl < kl[type - MHK_Q8] &&
+                after.kl > 0,
+            "%s as %s: cross-entropy %.5f, was %.5f, KL %.6f", which ? "the student" : "tiny",
+            mhk_dtype_name((mhk_dtype)type), after.cross_entropy, before.cross_entropy, after.kl);
       if (test_state.verbose)
-        printf("%s as %s: cross-entropy %.5f, was %.5f, KL %.6f\n", which ? "the student" : "tiny", mhk_dtype_name((mhk_dtype)type), after.cross_entropy,
-               before.cross_entropy, after.kl);
+        printf("%s as %s: cross-entropy %.5f, was %.5f, KL %.6f\n", which ? "the student" : "tiny",
+               mhk_dtype_name((mhk_dtype)type), after.cross_entropy, before.cross_entropy, after.kl);
       mhk_model_destroy(q);
     }
   }
@@ -572,8 +599,8 @@ TEST(predictions) {
 
 /* ---- files that lie */
 
-static void bad_file(mhk_context *ctx, const mhk_file *f, const char *change, const char *from, mhk_dtype dtype, int rank, const mhk_index *shape, mhk_result code,
-                     const char *message) {
+static void bad_file(mhk_context *ctx, const mhk_file *f, const char *change, const char *from, mhk_dtype dtype,
+                     int rank, const mhk_index *shape, mhk_result code, const char *message) {
   const int n = mhk_file_tensors(f);
   mhk_file_tensor *list = (mhk_file_tensor *)malloc((size_t)n * sizeof *list);
   const char *metadata[2] = {"config.json", NULL};
@@ -608,8 +635,8 @@ TEST(files_that_lie) {
   mhk_context *ctx = mhk_create(NULL);
   mhk_model *m = model_wide(ctx, PHI_MAMBA, 1, 6), *q = mhk_quantise(m, NULL), *r;
   const char *path = test_path("good.safetensors");
-  const char *fc1 = "backbone.layers.0.mlp.fc1.weight", *in = "backbone.layers.0.mixer.in_proj.weight", *scale = "backbone.layers.0.mlp.fc1.weight_scale",
-             *rest = "backbone.layers.0.mixer.in_proj.weight_rest";
+  const char *fc1 = "backbone.layers.0.mlp.fc1.weight", *in = "backbone.layers.0.mixer.in_proj.weight",
+             *scale = "backbone.layers.0.mlp.fc1.weight_scale", *rest = "backbone.layers.0.mixer.in_proj.weight_rest";
   mhk_file *f;
   char *bytes, *copy;
   size_t size = 0;
@@ -620,8 +647,10 @@ TEST(files_that_lie) {
   f = mhk_file_open(ctx, path);
   REQUIRE_OK(ctx);
 #define SHAPE(a, b, c, d) (s[0] = a, s[1] = b, s[2] = c, s[3] = d, s)
-  bad_file(ctx, f, NULL, scale, MHK_F16, 0, NULL, MHK_ERROR_CONFIG, "fc1.weight is quantised and needs backbone.layers.0.mlp.fc1.weight_scale");
-  bad_file(ctx, f, scale, scale, MHK_F32, 3, SHAPE(24, 3, 16, 1), MHK_ERROR_CONFIG, "_scale of type F16 and shape (24,96 / 32 or 64,16)");
+  bad_file(ctx, f, NULL, scale, MHK_F16, 0, NULL, MHK_ERROR_CONFIG,
+           "fc1.weight is quantised and needs backbone.layers.0.mlp.fc1.weight_scale");
+  bad_file(ctx, f, scale, scale, MHK_F32, 3, SHAPE(24, 3, 16, 1), MHK_ERROR_CONFIG,
+           "_scale of type F16 and shape (24,96 / 32 or 64,16)");
   bad_file(ctx, f, scale, scale, MHK_F16, 3, SHAPE(24, 6, 16, 1), MHK_ERROR_CONFIG, "_scale of type F16");
   bad_file(ctx, f, scale, scale, MHK_F16, 3, SHAPE(24, 0, 16, 1), MHK_ERROR_CONFIG, "_scale of type F16");
   bad_file(ctx, f, scale, scale, MHK_F16, 3, SHAPE(23, 3, 16, 1), MHK_ERROR_CONFIG, "_scale of type F16");
@@ -631,15 +660,19 @@ TEST(files_that_lie) {
   bad_file(ctx, f, fc1, fc1, MHK_I8, 4, SHAPE(23, 24, 16, 4), MHK_ERROR_CONFIG, "must have the shape (24,24,16,4)");
   bad_file(ctx, f, fc1, fc1, MHK_I8, 4, SHAPE(24, 24, 4, 16), MHK_ERROR_CONFIG, "must have the shape (24,24,16,4)");
   bad_file(ctx, f, fc1, fc1, MHK_I8, 2, SHAPE(384, 96, 1, 1), MHK_ERROR_CONFIG, "has the type I8");
-  bad_file(ctx, f, fc1, fc1, MHK_I16, 4, SHAPE(24, 24, 16, 4), MHK_ERROR_CONFIG, "backbone.layers.0.mlp.fc1.weight is (24,24,16,4)");
+  bad_file(ctx, f, fc1, fc1, MHK_I16, 4, SHAPE(24, 24, 16, 4), MHK_ERROR_CONFIG,
+           "backbone.layers.0.mlp.fc1.weight is (24,24,16,4)");
   bad_file(ctx, f, rest, rest, MHK_F32, 2, SHAPE(3, 95, 1, 1), MHK_ERROR_CONFIG, "_rest must be F32");
   bad_file(ctx, f, rest, rest, MHK_F16, 2, SHAPE(3, 96, 1, 1), MHK_ERROR_CONFIG, "_rest must be F32");
   bad_file(ctx, f, rest, rest, MHK_F32, 2, SHAPE(500, 96, 1, 1), MHK_ERROR_CONFIG, "_rest must be F32 with fewer than");
-  bad_file(ctx, f, rest, rest, MHK_F32, 2, SHAPE(30, 96, 1, 1), MHK_ERROR_CONFIG, "is quantised and needs"); /* fewer blocks then */
+  /* fewer blocks then */
+  bad_file(ctx, f, rest, rest, MHK_F32, 2, SHAPE(30, 96, 1, 1), MHK_ERROR_CONFIG, "is quantised and needs");
   bad_file(ctx, f, NULL, in, MHK_F32, 0, NULL, MHK_ERROR_CONFIG, "missing: backbone.layers.0.mixer.in_proj.weight");
-  bad_file(ctx, f, "backbone.layers.0.norm_scale", scale, MHK_F16, 1, SHAPE(3, 1, 1, 1), MHK_ERROR_CONFIG, "unexpected: backbone.layers.0.norm_scale");
+  bad_file(ctx, f, "backbone.layers.0.norm_scale", scale, MHK_F16, 1, SHAPE(3, 1, 1, 1), MHK_ERROR_CONFIG,
+           "unexpected: backbone.layers.0.norm_scale");
   mhk_file_close(f);
-  /* any change of the data is another model and no more; a change of the header may be anything but a crash */
+  /* any change of the data is another model and no more; a change of the header may be anything but
+     a crash */
   bytes = test_read_file(path, &size);
   REQUIRE(bytes, "the file cannot be read");
   for (i = 0; i < 300; i++) {
@@ -732,7 +765,8 @@ TEST(no_memory) {
     else CHECK(mhk_error(ctx) == MHK_ERROR_MEMORY, "allocation %ld failed: %s", step, mhk_message(ctx));
     n = step;
     mhk_destroy(ctx);
-    CHECK(memory.blocks == 0 && !memory.wrong_size, "allocation %ld failed: %d blocks are left", step, (int)memory.blocks);
+    CHECK(memory.blocks == 0 && !memory.wrong_size, "allocation %ld failed: %d blocks are left", step,
+          (int)memory.blocks);
   }
   CHECK(n > 5, "quantising and saving made %ld allocations", n - 1);
 }

@@ -1,4 +1,5 @@
-/* Sampling: distributions held against a plain reference in double, penalties, stops, text that streams, errors. */
+/* Sampling: distributions held against a plain reference in double, penalties, stops, text that
+   streams, errors. */
 #include "models.h"
 
 enum { MOST = 1024 };
@@ -10,7 +11,7 @@ static mhk_sampling plain(double temperature) {
   return s;
 }
 
-/* ---------------------------------------------------------------------------------------- the reference: sort everything */
+/* --------------------------------------------------------------- the reference: sort everything */
 
 static const double *ordered_by;
 static int by_value(const void *a, const void *b) { /* falling; equal ones by id */
@@ -55,7 +56,8 @@ static int reference(const mhk_real *logits, int V, const mhk_sampling *s, const
   }
   ordered_by = x;
   qsort(order, (size_t)V, sizeof *order, by_value);
-  for (i = 0; i < V; i++) p[i] = s->temperature < 0 ? i == order[0] : exp((x[i] - x[order[0]]) / (s->temperature > 0 ? s->temperature : 1));
+  for (i = 0; i < V; i++)
+    p[i] = s->temperature < 0 ? i == order[0] : exp((x[i] - x[order[0]]) / (s->temperature > 0 ? s->temperature : 1));
   if (s->temperature < 0) return 1;
   for (i = s->top_k; s->top_k > 0 && i < V; i++) p[order[i]] = 0;
   scale_to_one(p, V);
@@ -78,7 +80,8 @@ static int reference(const mhk_real *logits, int V, const mhk_sampling *s, const
   return left;
 }
 
-static void hold_against_reference(const char *what, const mhk_real *logits, int V, const mhk_sampling *s, const int32_t *recent, int n) {
+static void hold_against_reference(const char *what, const mhk_real *logits, int V, const mhk_sampling *s,
+                                   const int32_t *recent, int n) {
   static double p[MOST + 2], want[MOST];
   static int32_t scratch[MOST + 2];
   double sum = 0;
@@ -130,8 +133,10 @@ TEST(distributions) {
     }
     s.bias = bias;
     s.n_bias = (int)(with >> 20 & 3);
-    snprintf(what, sizeof what, "temperature %g, top_k %d, top_p %g, min_p %g, typical %g, penalties %g %g %g over %d, bias %d", s.temperature, s.top_k, s.top_p,
-             s.min_p, s.typical, s.repetition, s.frequency, s.presence, s.penalty_tokens, s.n_bias);
+    snprintf(what, sizeof what,
+             "temperature %g, top_k %d, top_p %g, min_p %g, typical %g, penalties %g %g %g over %d, bias %d",
+             s.temperature, s.top_k, s.top_p, s.min_p, s.typical, s.repetition, s.frequency, s.presence,
+             s.penalty_tokens, s.n_bias);
     hold_against_reference(what, logits, V, &s, recent, 40);
   }
   /* equally good tokens: the smaller ids stay */
@@ -163,8 +168,10 @@ TEST(impossible_distributions) {
   double p[8];
   int32_t scratch[8];
   const int32_t strange[4] = {-1, 8, 2000000000, 7};
-  CHECK(mhk_probabilities(NULL, 8, &s, NULL, 0, p, scratch) == 0 && mhk_probabilities(logits, 0, &s, NULL, 0, p, scratch) == 0 &&
-            mhk_probabilities(logits, 8, &s, NULL, 0, NULL, scratch) == 0 && mhk_probabilities(logits, 8, &s, NULL, 0, p, NULL) == 0 &&
+  CHECK(mhk_probabilities(NULL, 8, &s, NULL, 0, p, scratch) == 0 &&
+            mhk_probabilities(logits, 0, &s, NULL, 0, p, scratch) == 0 &&
+            mhk_probabilities(logits, 8, &s, NULL, 0, NULL, scratch) == 0 &&
+            mhk_probabilities(logits, 8, &s, NULL, 0, p, NULL) == 0 &&
             mhk_probabilities(logits, 8, &s, NULL, 3, p, scratch) == 0,
         "something was made of nothing");
   s.bias = &far, s.n_bias = 1;
@@ -181,7 +188,8 @@ TEST(impossible_distributions) {
   CHECK(mhk_probabilities(logits, 8, &s, NULL, 0, p, scratch) == 0, "negative penalty_tokens");
   s = plain(1);
   s.presence = 100;
-  CHECK(mhk_probabilities(logits, 8, &s, strange, 4, p, scratch) == 8 && p[7] < 1e-30, "ids outside the vocabulary among the recent ones");
+  CHECK(mhk_probabilities(logits, 8, &s, strange, 4, p, scratch) == 8 && p[7] < 1e-30,
+        "ids outside the vocabulary among the recent ones");
   logits[3] = (mhk_real)NAN;
   CHECK(mhk_probabilities(logits, 8, &s, NULL, 0, p, scratch) == 0, "a logit that is no number");
   logits[3] = (mhk_real)INFINITY;
@@ -204,27 +212,32 @@ TEST(draws) { /* every token is drawn in its own stretch of [0,1), and no other 
     scale_to_one(p, V);
     for (i = 0; i < V; i++) {
       if (p[i] > 0) {
-        CHECK(mhk_draw(p, V, run + p[i] * 0.5) == i, "%d tokens: %d in place of %d", V, (int)mhk_draw(p, V, run + p[i] * 0.5), i);
+        CHECK(mhk_draw(p, V, run + p[i] * 0.5) == i, "%d tokens: %d in place of %d", V,
+              (int)mhk_draw(p, V, run + p[i] * 0.5), i);
         last = i;
         if (first < 0) first = i;
       }
       run += p[i];
     }
-    CHECK(mhk_draw(p, V, 0) == first && mhk_draw(p, V, 1 - 1.0 / 9007199254740992.0) == last && mhk_draw(p, V, 1) == last, "the ends of %d", V);
+    CHECK(
+        mhk_draw(p, V, 0) == first && mhk_draw(p, V, 1 - 1.0 / 9007199254740992.0) == last && mhk_draw(p, V, 1) == last,
+        "the ends of %d", V);
   }
   p[0] = 0;
   CHECK(mhk_draw(p, 1, 0.5) == -1 && mhk_draw(p, 0, 0.5) == -1 && mhk_draw(NULL, 3, 0.5) == -1, "a draw from nothing");
 }
 
 TEST(the_same_everywhere) { /* what these logits and this seed give, on every machine */
-  static const int32_t want[24] = {184, 32, 90, 42, 249, 168, 45, 178, 55, 132, 142, 252, 255, 200, 42, 210, 294, 100, 236, 129, 152, 194, 77, 132};
+  static const int32_t want[24] = {184, 32,  90, 42,  249, 168, 45,  178, 55,  132, 142, 252,
+                                   255, 200, 42, 210, 294, 100, 236, 129, 152, 194, 77,  132};
   mhk_real logits[300];
   double p[300];
   int32_t scratch[300], got[24];
   uint64_t seed = 2024;
   int i;
   mhk_sampling s = plain(1.3);
-  s.top_k = 90, s.top_p = 0.97, s.min_p = 0.001, s.typical = 0.95, s.repetition = 1.1, s.frequency = 0.25, s.penalty_tokens = 10;
+  s.top_k = 90, s.top_p = 0.97, s.min_p = 0.001, s.typical = 0.95, s.repetition = 1.1, s.frequency = 0.25,
+  s.penalty_tokens = 10;
   for (i = 0; i < 300; i++) logits[i] = (mhk_real)((i * 7919) % 301) / 32;
   for (i = 0; i < 24; i++) {
     CHECK(mhk_probabilities(logits, 300, &s, got, i, p, scratch) > 0, "no distribution");
@@ -233,7 +246,7 @@ TEST(the_same_everywhere) { /* what these logits and this seed give, on every ma
   }
 }
 
-/* ---------------------------------------------------------------------------------------- in a session */
+/* --------------------------------------------------------------------------------- in a session */
 
 TEST(frequencies) { /* 6000 draws of a session with everything on, against the reference */
   mhk_context *ctx = mhk_create(NULL);
@@ -243,7 +256,8 @@ TEST(frequencies) { /* 6000 draws of a session with everything on, against the r
   mhk_sampling h = plain(3);
   double p[31], chi = 0;
   int count[31] = {0}, i, v, cells;
-  h.top_k = 25, h.top_p = 0.9, h.min_p = 0.02, h.typical = 0.9, h.repetition = 1.2, h.frequency = 0.1, h.presence = 0.2, h.bias = bias, h.n_bias = 2, h.seed = 99;
+  h.top_k = 25, h.top_p = 0.9, h.min_p = 0.02, h.typical = 0.9, h.repetition = 1.2, h.frequency = 0.1, h.presence = 0.2,
+  h.bias = bias, h.n_bias = 2, h.seed = 99;
   mhk_feed(s, prompt, 4);
   REQUIRE_OK(ctx);
   cells = reference(mhk_logits(s), 31, &h, prompt, 4, p);
@@ -259,12 +273,15 @@ TEST(frequencies) { /* 6000 draws of a session with everything on, against the r
     if (p[v] > 0) chi += pow(count[v] - 6000 * p[v], 2) / (6000 * p[v]);
     CHECK(p[v] > 0 || count[v] == 0, "token %d was filtered out and drawn %d times", v, count[v]);
   }
-  CHECK(cells > 4 && chi < cells + 4.5 * sqrt(2.0 * cells) + 5, "chi-square %g with %d degrees of freedom", chi, cells - 1);
+  CHECK(cells > 4 && chi < cells + 4.5 * sqrt(2.0 * cells) + 5, "chi-square %g with %d degrees of freedom", chi,
+        cells - 1);
   CHECK_OK(ctx);
   mhk_destroy(ctx);
 }
 
-TEST(what_penalties_remember) { /* the last tokens of each row, prompt and drawn ones, through a buffer that is moved now and then */
+/* the last tokens of each row, prompt and drawn ones, through a buffer that is moved now and
+   then */
+TEST(what_penalties_remember) {
   mhk_context *ctx = mhk_create(NULL);
   mhk_session_desc d;
   mhk_session *s;
@@ -309,7 +326,8 @@ TEST(what_penalties_remember) { /* the last tokens of each row, prompt and drawn
     seen[row][0] = want;
   }
   mhk_sample_batch(s, &h, token);
-  CHECK(token[0] == seen[0][0] && token[1] == seen[1][0], "after a reset %d, %d, should be %d, %d", (int)token[0], (int)token[1], (int)seen[0][0], (int)seen[1][0]);
+  CHECK(token[0] == seen[0][0] && token[1] == seen[1][0], "after a reset %d, %d, should be %d, %d", (int)token[0],
+        (int)token[1], (int)seen[0][0], (int)seen[1][0]);
   CHECK_OK(ctx);
   mhk_destroy(ctx);
 }
@@ -355,7 +373,8 @@ TEST(penalties_follow_the_state) { /* back in time and into another session */
     {
       int32_t token[2] = {-1, -1};
       mhk_sample_batch(other, &h, token);
-      CHECK(token[0] == want && token[1] == want, "copies remember something else: %d, %d, should be %d", (int)token[0], (int)token[1], (int)want);
+      CHECK(token[0] == want && token[1] == want, "copies remember something else: %d, %d, should be %d", (int)token[0],
+            (int)token[1], (int)want);
     }
     { /* as bytes: into a session that remembers as much, and one that remembers less */
       const size_t bytes = mhk_session_state_size(s, 0);
@@ -369,7 +388,8 @@ TEST(penalties_follow_the_state) { /* back in time and into another session */
       mhk_session_load(other, 0, state, bytes);
       mhk_session_load(other, 1, state, bytes);
       mhk_sample_batch(other, &h, token);
-      CHECK(token[0] == want && token[1] == want, "loaded into less room: %d, %d, should be %d", (int)token[0], (int)token[1], (int)want);
+      CHECK(token[0] == want && token[1] == want, "loaded into less room: %d, %d, should be %d", (int)token[0],
+            (int)token[1], (int)want);
       free(state);
     }
     CHECK_OK(ctx);
@@ -379,7 +399,8 @@ TEST(penalties_follow_the_state) { /* back in time and into another session */
 
 /* ---------------------------------------------------------------------------------------- text */
 
-/* Makes the session say text, token by token, by a bias nothing can resist; appends what comes out to said. Returns how many tokens were taken. */
+/* Makes the session say text, token by token, by a bias nothing can resist; appends what comes out
+   to said. Returns how many tokens were taken. */
 static int say(mhk_session *s, mhk_tokenizer *k, const char *text, const mhk_sampling *how, char *said) {
   int32_t ids[256];
   const mhk_index n = mhk_encode(k, text, strlen(text), ids, 256);
@@ -400,7 +421,8 @@ static int say(mhk_session *s, mhk_tokenizer *k, const char *text, const mhk_sam
 
 TEST(stop_strings) {
   static const char text[] = "The na\xC3\xAFve dragon \xF0\x9F\x90\x89 said: stop. Don't stop!\n\nUser: why?\nThe end";
-  static const char *const single[] = {"stop!", ".", "ve dr", "\xF0\x9F\x90\x89", "T", "end", "\n\nUser:", "nothing of it", "The end.", "e"};
+  static const char *const single[] = {"stop!", ".",         "ve dr",         "\xF0\x9F\x90\x89", "T",
+                                       "end",   "\n\nUser:", "nothing of it", "The end.",         "e"};
   mhk_context *ctx = mhk_create(NULL);
   mhk_model *m = mhk_load(ctx, "examples/tiny");
   mhk_tokenizer *k = mhk_model_tokenizer(m);
@@ -424,8 +446,10 @@ TEST(stop_strings) {
     strcpy(want, text);
     if (found) want[found - text] = 0;
     CHECK(found || !strncmp(text, said, strlen(said)), "\"%s\" is no start of the text", said);
-    CHECK(strlen(text) - strlen(said) < strlen(stop) + 1 || found, "%d bytes are held back", (int)(strlen(text) - strlen(said)));
-    CHECK((taken < n) == !!found && (mhk_stopped(s) == MHK_STOP_STRING) == !!found, "\"%s\": %d of %d tokens, reason %d", stop, taken, n, (int)mhk_stopped(s));
+    CHECK(strlen(text) - strlen(said) < strlen(stop) + 1 || found, "%d bytes are held back",
+          (int)(strlen(text) - strlen(said)));
+    CHECK((taken < n) == !!found && (mhk_stopped(s) == MHK_STOP_STRING) == !!found,
+          "\"%s\": %d of %d tokens, reason %d", stop, taken, n, (int)mhk_stopped(s));
     strcat(said, mhk_text_rest(s));
     CHECK(!strcmp(mhk_text_rest(s), ""), "the rest comes twice");
     CHECK(!strcmp(said, want), "stop \"%s\": \"%s\", should be \"%s\"", stop, said, want);
@@ -437,7 +461,9 @@ TEST(stop_strings) {
     mhk_feed_text(s, "Once");
     h.stop_strings = several, h.n_stop_strings = 3;
     say(s, k, text, &h, said);
-    CHECK(!strcmp(said, "The na\xC3\xAFve dragon \xF0\x9F\x90\x89 s") || !strcmp(said, "The na\xC3\xAFve dragon \xF0\x9F\x90\x89 "), "\"%s\"", said);
+    CHECK(!strcmp(said, "The na\xC3\xAFve dragon \xF0\x9F\x90\x89 s") ||
+              !strcmp(said, "The na\xC3\xAFve dragon \xF0\x9F\x90\x89 "),
+          "\"%s\"", said);
   }
   CHECK_OK(ctx);
   mhk_destroy(ctx);
@@ -459,8 +485,10 @@ TEST(stop_tokens) {
   mhk_encode(k, ".", 1, stops + 1, 1);
   REQUIRE(mhk_encode(k, ".", 1, ids, 8) == 1, "a full stop is not one token");
   mhk_feed_text(s, "Once");
-  CHECK(say(s, k, " upon a time.", &h, said) == (int)mhk_encode(k, " upon a time", 12, ids, 8), "it did not stop at the full stop");
-  CHECK(!strcmp(said, " upon a time") && mhk_stopped(s) == MHK_STOP_TOKEN, "\"%s\", reason %d", said, (int)mhk_stopped(s));
+  CHECK(say(s, k, " upon a time.", &h, said) == (int)mhk_encode(k, " upon a time", 12, ids, 8),
+        "it did not stop at the full stop");
+  CHECK(!strcmp(said, " upon a time") && mhk_stopped(s) == MHK_STOP_TOKEN, "\"%s\", reason %d", said,
+        (int)mhk_stopped(s));
   mhk_session_reset(s);
   h.n_stop_tokens = 0;
   h.stop_strings = waits, h.n_stop_strings = 1;
@@ -470,11 +498,13 @@ TEST(stop_tokens) {
   CHECK(!strcmp(said, " upon"), "\"%s\" with the rest held back", said);
   other = mhk_session_create(m, NULL);
   mhk_session_copy(other, 0, s, 0);
-  CHECK(!strcmp(mhk_text_out(other), "") && !strcmp(mhk_text_rest(other), " a time"), "a copy holds back \"%s\"", mhk_text_out(other));
+  CHECK(!strcmp(mhk_text_out(other), "") && !strcmp(mhk_text_rest(other), " a time"), "a copy holds back \"%s\"",
+        mhk_text_out(other));
   memcpy(before, mhk_logits(s), sizeof before);
   end.token = mhk_tokenizer_end(k), end.value = 1e6;
   h.bias = &end, h.n_bias = 1;
-  CHECK(mhk_sample(s, &h) == -1 && mhk_stopped(s) == MHK_STOP_END && !strcmp(mhk_text_out(s), " a time"), "the end brings \"%s\"", mhk_text_out(s));
+  CHECK(mhk_sample(s, &h) == -1 && mhk_stopped(s) == MHK_STOP_END && !strcmp(mhk_text_out(s), " a time"),
+        "the end brings \"%s\"", mhk_text_out(s));
   CHECK_SAME("logits after the end, which is not fed", mhk_logits(s), before, 1024);
   CHECK_OK(ctx);
   mhk_destroy(ctx);
@@ -511,7 +541,7 @@ TEST(characters_stay_whole) { /* every way a text with long characters splits in
   mhk_destroy(ctx);
 }
 
-/* ---------------------------------------------------------------------------------------- speculative decoding */
+/* ------------------------------------------------------------------------- speculative decoding */
 
 static mhk_speculation *speculate(mhk_session *target, mhk_session *draft, int tokens) {
   mhk_speculation_desc d;
@@ -521,12 +551,16 @@ static mhk_speculation *speculate(mhk_session *target, mhk_session *draft, int t
   return mhk_speculation_create(&d);
 }
 
-/* What one mhk_speculate() did to the counts: a pass only when all that the one before gave is returned, of at most most drafted tokens; of as many each time,
-   or adaptively: not fewer than before after all were accepted, else fewer or one. last: tokens drafted for the pass before, negative where some were refused, 0:
-   none yet; left: how many tokens of it are left to return, -1 after finishing. */
+/* What one mhk_speculate() did to the counts: a pass only when all that the one before gave is
+   returned, of at most most drafted tokens; of as many each time, or adaptively: not fewer than
+   before after all were accepted, else fewer or one. last: tokens drafted for the pass before,
+   negative where some were refused, 0: none yet; left: how many tokens of it are left to return, -1
+   after finishing. */
 static void check_pass(mhk_speculation_counts before, mhk_speculation_counts now, int fixed, int *last, int *left) {
-  const int drafted = (int)(now.drafted - before.drafted), accepted = (int)(now.accepted - before.accepted), passes = (int)(now.passes - before.passes);
-  CHECK(now.tokens == before.tokens + 1 && passes >= 0 && passes <= 1, "a call returns %d tokens in %d passes", (int)(now.tokens - before.tokens), passes);
+  const int drafted = (int)(now.drafted - before.drafted), accepted = (int)(now.accepted - before.accepted),
+            passes = (int)(now.passes - before.passes);
+  CHECK(now.tokens == before.tokens + 1 && passes >= 0 && passes <= 1, "a call returns %d tokens in %d passes",
+        (int)(now.tokens - before.tokens), passes);
   if (before.tokens == 0 || *left < 0) { /* the first one, or after finishing: drawn from logits that are there */
     CHECK(passes == 0 && drafted == 0, "the first token takes %d passes", passes);
     *left = 0;
@@ -544,7 +578,8 @@ static void check_pass(mhk_speculation_counts before, mhk_speculation_counts now
   else {
     CHECK(drafted >= 1 && drafted <= 7, "%d tokens drafted for a pass", drafted);
     if (*last > 0) CHECK(drafted >= *last, "%d tokens drafted where all of %d were accepted", drafted, *last);
-    if (*last < 0) CHECK(drafted == 1 || drafted < -*last, "%d tokens drafted where some of %d were refused", drafted, -*last);
+    if (*last < 0)
+      CHECK(drafted == 1 || drafted < -*last, "%d tokens drafted where some of %d were refused", drafted, -*last);
     *last = accepted == drafted ? drafted : -drafted;
   }
   *left = accepted;
@@ -560,7 +595,9 @@ static int alone(mhk_session *s, const char *prompt, const mhk_sampling *h, int3
   return i;
 }
 
-TEST(greedy_speculation) { /* token for token what the target writes alone: attention, state-space and hybrid targets, good drafts and bad ones */
+/* token for token what the target writes alone: attention, state-space and hybrid targets, good
+   drafts and bad ones */
+TEST(greedy_speculation) {
   enum { N = 90 };
   static const int lengths[] = {1, 3, 0, 16};
   static const char prompt[] = "Once upon a time there was";
@@ -604,7 +641,8 @@ TEST(greedy_speculation) { /* token for token what the target writes alone: atte
           const int32_t id = mhk_speculate(x, &h);
           check_pass(before, mhk_speculation_count(x), lengths[c], &last, &left);
           same = id == want[k];
-          CHECK(same, "target %d, draft %d, %d tokens: token %d is %d, should be %d", i, j, lengths[c], k, (int)id, (int)want[k]);
+          CHECK(same, "target %d, draft %d, %d tokens: token %d is %d, should be %d", i, j, lengths[c], k, (int)id,
+                (int)want[k]);
           strcat(said, mhk_text_out(target));
           if (k == 40) { /* and on again */
             mhk_speculation_finish(x);
@@ -614,13 +652,18 @@ TEST(greedy_speculation) { /* token for token what the target writes alone: atte
         REQUIRE_OK(ctx);
         CHECK(!strcmp(said, text), "target %d, draft %d: another text", i, j);
         count = mhk_speculation_count(x);
-        CHECK(count.tokens == n && count.accepted <= count.drafted && count.passes <= n && count.passes + count.accepted >= n - 2, "%d tokens in %d passes",
-              (int)count.tokens, (int)count.passes);
-        if (i == j) CHECK(count.accepted > count.drafted - 3 && count.passes < (lengths[c] == 1 ? n * 2 / 3 : n / 2), "%d of %d accepted in %d passes by itself", (int)count.accepted, (int)count.drafted, (int)count.passes);
+        CHECK(count.tokens == n && count.accepted <= count.drafted && count.passes <= n &&
+                  count.passes + count.accepted >= n - 2,
+              "%d tokens in %d passes", (int)count.tokens, (int)count.passes);
+        if (i == j)
+          CHECK(count.accepted > count.drafted - 3 && count.passes < (lengths[c] == 1 ? n * 2 / 3 : n / 2),
+                "%d of %d accepted in %d passes by itself", (int)count.accepted, (int)count.drafted, (int)count.passes);
         if (lengths[c] == 0) CHECK(i == j || count.drafted < 7 * count.passes, "bad drafts do not get shorter");
         mhk_speculation_destroy(x); /* the sessions go on by themselves, both from here */
-        CHECK(mhk_session_position(target, 0) == mhk_session_position(plain_one, 0) && mhk_session_position(draft, 0) == mhk_session_position(target, 0),
-              "positions %d and %d, should be %d", (int)mhk_session_position(target, 0), (int)mhk_session_position(draft, 0), (int)mhk_session_position(plain_one, 0));
+        CHECK(mhk_session_position(target, 0) == mhk_session_position(plain_one, 0) &&
+                  mhk_session_position(draft, 0) == mhk_session_position(target, 0),
+              "positions %d and %d, should be %d", (int)mhk_session_position(target, 0),
+              (int)mhk_session_position(draft, 0), (int)mhk_session_position(plain_one, 0));
         CHECK_CLOSE("logits after speculation", mhk_logits(target), mhk_logits(plain_one), 1024, 1e-4);
         CHECK(mhk_logits(draft) != NULL, "the draft has no logits");
       }
@@ -633,7 +676,8 @@ TEST(greedy_speculation) { /* token for token what the target writes alone: atte
   mhk_destroy(ctx);
 }
 
-/* Feeds path (n tokens) after the prompt and gives the distribution of the next token by the reference. */
+/* Feeds path (n tokens) after the prompt and gives the distribution of the next token by the
+   reference. */
 static void next_after(mhk_session *s, const int32_t *path, int n, const mhk_sampling *h, double *p) {
   mhk_session_reset(s);
   mhk_feed(s, path, n);
@@ -672,7 +716,8 @@ TEST(speculation_is_exact) { /* pairs of tokens of one round, 4000 times, agains
     mhk_sampling h = plain(4);
     int i, a, b, e, v, cells;
     double chi;
-    memset(pair, 0, sizeof pair), memset(third, 0, sizeof third), memset(counts, 0, sizeof counts), memset(thirds, 0, sizeof thirds);
+    memset(pair, 0, sizeof pair), memset(third, 0, sizeof third), memset(counts, 0, sizeof counts),
+        memset(thirds, 0, sizeof thirds);
     memset(by_draft, 0, sizeof by_draft);
     h.seed = 4 + (uint64_t)c;
     h.top_k = WAYS;
@@ -710,15 +755,18 @@ TEST(speculation_is_exact) { /* pairs of tokens of one round, 4000 times, agains
         h.seed = 0;
         REQUIRE(got[v] >= 0 && got[v] < 31, "nothing was drawn: %s", mhk_message(ctx));
       }
-      CHECK(pair[31 * got[1] + got[2]] > 0 && third[got[3]] > 0, "%d, %d, %d cannot be", (int)got[1], (int)got[2], (int)got[3]);
+      CHECK(pair[31 * got[1] + got[2]] > 0 && third[got[3]] > 0, "%d, %d, %d cannot be", (int)got[1], (int)got[2],
+            (int)got[3]);
       counts[31 * got[1] + got[2]]++;
       thirds[got[3]]++;
       mhk_speculation_finish(x);
     }
     chi = chi_square(counts, pair, 31 * 31, DRAWS, &cells);
-    CHECK(cells > 8 && chi < cells + 4.5 * sqrt(2.0 * cells) + 3, "case %d: chi-square of the pairs %g with %d cells", c, chi, cells);
+    CHECK(cells > 8 && chi < cells + 4.5 * sqrt(2.0 * cells) + 3, "case %d: chi-square of the pairs %g with %d cells",
+          c, chi, cells);
     chi = chi_square(thirds, third, 31, DRAWS, &cells);
-    CHECK(cells > 4 && chi < cells + 4.5 * sqrt(2.0 * cells) + 3, "case %d: chi-square of the third %g with %d cells", c, chi, cells);
+    CHECK(cells > 4 && chi < cells + 4.5 * sqrt(2.0 * cells) + 3, "case %d: chi-square of the third %g with %d cells",
+          c, chi, cells);
     { /* the draft alone would not pass */
       int firsts[31] = {0};
       for (b = 0; b < 31; b++)
@@ -728,7 +776,8 @@ TEST(speculation_is_exact) { /* pairs of tokens of one round, 4000 times, agains
     }
     {
       const mhk_speculation_counts n = mhk_speculation_count(x);
-      CHECK(n.accepted > n.drafted / 20 && n.accepted < n.drafted * 19 / 20, "case %d: %d of %d accepted", c, (int)n.accepted, (int)n.drafted);
+      CHECK(n.accepted > n.drafted / 20 && n.accepted < n.drafted * 19 / 20, "case %d: %d of %d accepted", c,
+            (int)n.accepted, (int)n.drafted);
     }
     CHECK_OK(ctx);
     mhk_destroy(ctx);
@@ -738,7 +787,8 @@ TEST(speculation_is_exact) { /* pairs of tokens of one round, 4000 times, agains
 TEST(speculation_stops) { /* in the middle of a round, as alone; the sessions then are where the text is */
   mhk_context *ctx = mhk_create(NULL);
   mhk_model *teacher = mhk_load(ctx, "examples/tiny"), *student = mhk_student_create(ctx, teacher, NULL);
-  mhk_session *target = mhk_session_create(teacher, NULL), *draft = mhk_session_create(student, NULL), *one = mhk_session_create(teacher, NULL);
+  mhk_session *target = mhk_session_create(teacher, NULL), *draft = mhk_session_create(student, NULL),
+              *one = mhk_session_create(teacher, NULL);
   mhk_speculation *x = speculate(target, draft, 6);
   mhk_sampling h = plain(-1);
   int32_t ids[80];
@@ -768,8 +818,11 @@ TEST(speculation_stops) { /* in the middle of a round, as alone; the sessions th
     }
     strcat(said, mhk_text_out(target));
     REQUIRE_OK(ctx);
-    CHECK(k == n && n < 60 && !strcmp(said, text) && mhk_stopped(target) == mhk_stopped(one), "%d tokens in place of %d: \"%s\" in place of \"%s\"", k, n, said, text);
-    CHECK(mhk_session_position(target, 0) == mhk_session_position(one, 0) && mhk_session_position(draft, 0) == mhk_session_position(one, 0), "another place");
+    CHECK(k == n && n < 60 && !strcmp(said, text) && mhk_stopped(target) == mhk_stopped(one),
+          "%d tokens in place of %d: \"%s\" in place of \"%s\"", k, n, said, text);
+    CHECK(mhk_session_position(target, 0) == mhk_session_position(one, 0) &&
+              mhk_session_position(draft, 0) == mhk_session_position(one, 0),
+          "another place");
     CHECK_CLOSE("logits where it stopped", mhk_logits(target), mhk_logits(one), 1024, 1e-4);
   }
   CHECK_OK(ctx);
@@ -800,8 +853,8 @@ TEST(speculation_at_the_edges) {
   mhk_clear_error(ctx);
   CHECK(!speculate(target, draft, 17), "17 tokens");
   CHECK_FAILS(ctx, MHK_ERROR_ARGUMENT, "16");
-  CHECK(!speculate(NULL, draft, 3) && !mhk_speculation_create(NULL) && mhk_speculate(NULL, &h) == -1 && mhk_speculation_finish(NULL) != MHK_OK &&
-            mhk_speculation_count(NULL).tokens == 0,
+  CHECK(!speculate(NULL, draft, 3) && !mhk_speculation_create(NULL) && mhk_speculate(NULL, &h) == -1 &&
+            mhk_speculation_finish(NULL) != MHK_OK && mhk_speculation_count(NULL).tokens == 0,
         "NULL");
   mhk_speculation_destroy(NULL);
   x = speculate(target, draft, 4);
@@ -851,7 +904,8 @@ TEST(mistakes) {
   CHECK_FAILS(ctx, MHK_ERROR_ARGUMENT, "no token");
   CHECK(mhk_sample(s, NULL) >= 0, "the session does not go on");
   CHECK_OK(ctx);
-  CHECK(mhk_stopped(NULL) == MHK_STOP_NONE && !strcmp(mhk_text_rest(NULL), "") && !strcmp(mhk_text_rest(s), ""), "NULL");
+  CHECK(mhk_stopped(NULL) == MHK_STOP_NONE && !strcmp(mhk_text_rest(NULL), "") && !strcmp(mhk_text_rest(s), ""),
+        "NULL");
   memset(&d, 0, sizeof d);
   d.recent = -1;
   CHECK(!mhk_session_create(m, &d), "a negative memory");
@@ -874,7 +928,8 @@ TEST(no_allocation) { /* with everything on, after the first draw */
   long before = 0;
   int i;
   s = mhk_session_create(mhk_load(ctx, "examples/tiny"), NULL);
-  h.top_k = 200, h.top_p = 0.95, h.min_p = 0.001, h.typical = 0.9, h.repetition = 1.1, h.frequency = 0.1, h.bias = &bias, h.n_bias = 1;
+  h.top_k = 200, h.top_p = 0.95, h.min_p = 0.001, h.typical = 0.9, h.repetition = 1.1, h.frequency = 0.1,
+  h.bias = &bias, h.n_bias = 1;
   h.stop_tokens = &stop_token, h.n_stop_tokens = 1, h.stop_strings = &stop, h.n_stop_strings = 1;
   mhk_feed_text(s, "Once upon a time");
   for (i = 0; i < 300; i++) {

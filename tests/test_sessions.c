@@ -1,5 +1,5 @@
-/* Trained models against what PyTorch computed from the same weights (the bundled teacher, or any folder of model folders with --dir),
-   and the properties of sessions and sampling. */
+/* Trained models against what PyTorch computed from the same weights (the bundled teacher, or any
+   folder of model folders with --dir), and the properties of sessions and sampling. */
 #include "json.h"
 #include "models.h"
 #include <dirent.h>
@@ -38,8 +38,8 @@ static void check_tokens(mhk_context *ctx, mhk_tokenizer *k, const char *dir, co
     mhk_index bytes;
     int same = count == n;
     if (same && n) same = memcmp(got, want, sizeof *got * (size_t)n) == 0;
-    CHECK(same, "%s/%s, row %d: \"%.60s\" becomes %d ids, should be %d, or they differ %s", dir, name, rows, t->text, (int)count, n,
-          mhk_message(ctx));
+    CHECK(same, "%s/%s, row %d: \"%.60s\" becomes %d ids, should be %d, or they differ %s", dir, name, rows, t->text,
+          (int)count, n, mhk_message(ctx));
     bytes = mhk_decode(k, want, n, back, t->length * 4 + 16);
     if (d) {
       same = bytes == (mhk_index)d->length && memcmp(back, d->text, d->length) == 0;
@@ -70,8 +70,8 @@ static int32_t argmax(const mhk_real *x, mhk_index n, double *gap) {
 }
 
 /* greedy continuation; a different pick counts only where the best two are at least 1e-3 apart */
-static int check_greedy(mhk_context *ctx, mhk_model *m, const char *what, const int32_t *prompt, int n_prompt, const int32_t *want, int n,
-                        const char *text) {
+static int check_greedy(mhk_context *ctx, mhk_model *m, const char *what, const int32_t *prompt, int n_prompt,
+                        const int32_t *want, int n, const char *text) {
   mhk_session_desc d;
   mhk_session *s;
   mhk_sampling greedy;
@@ -92,15 +92,16 @@ static int check_greedy(mhk_context *ctx, mhk_model *m, const char *what, const 
     CHECK(id == best || (id == -1 && best == mhk_tokenizer_end(mhk_model_tokenizer(m))),
           "%s: greedy sampling gave %d, the largest logit is %d's", what, (int)id, (int)best);
     if (best != want[i]) {
-      CHECK(gap < 1e-3, "%s: token %d is %d, should be %d (the gap to the next is %g)", what, i, (int)best, (int)want[i], gap);
+      CHECK(gap < 1e-3, "%s: token %d is %d, should be %d (the gap to the next is %g)", what, i, (int)best,
+            (int)want[i], gap);
       same = 0;
     }
     if (id < 0) break;
     if (strlen(said) + strlen(mhk_text_out(s)) < sizeof said) strcat(said, mhk_text_out(s));
   }
   if (same && text && *text)
-    CHECK(strncmp(said, text, strlen(said)) == 0 && strlen(said) + 4 >= strlen(text), "%s: says \"%s\", should be \"%s\"", what, said,
-          text);
+    CHECK(strncmp(said, text, strlen(said)) == 0 && strlen(said) + 4 >= strlen(text),
+          "%s: says \"%s\", should be \"%s\"", what, said, text);
   CHECK_OK(ctx);
   mhk_session_destroy(s);
   return same;
@@ -167,7 +168,8 @@ static void check_model(const char *dir) {
         CHECK(logits != NULL, "%s: %s", dir, mhk_message(ctx));
         if (!logits) break;
         if (fl && r < fl->shape[0]) {
-          const double e = CHECK_CLOSE("logits", mhk_data(logits) + (T - kept) * V, want + r * kept * V, kept * V, 5e-5);
+          const double e =
+              CHECK_CLOSE("logits", mhk_data(logits) + (T - kept) * V, want + r * kept * V, kept * V, 5e-5);
           worst = fmax(worst, e);
         }
         for (i = 0; fn && i < T - 1; i++) {
@@ -183,8 +185,8 @@ static void check_model(const char *dir) {
       }
       CHECK(worst_nll < 1e-3, "%s: a token's negative log-likelihood is off by %g", dir, worst_nll);
       CHECK(fabs(mean) < 1e-5, "%s: the mean negative log-likelihood is off by %g", dir, mean);
-      printf("  %-22s logits within %.1e of the largest, nll within %.1e, its mean within %.1e\n", "expected.safetensors", worst, worst_nll,
-             fabs(mean));
+      printf("  %-22s logits within %.1e of the largest, nll within %.1e, its mean within %.1e\n",
+             "expected.safetensors", worst, worst_nll, fabs(mean));
       if ((fl = mhk_file_find(f, "one_token_logits")) != NULL && fl->count == V) {
         const mhk_tensor *logits = mhk_forward(tape, m, tokens, 1, 1, NULL);
         mhk_real *one = (mhk_real *)malloc(sizeof *one * (size_t)V);
@@ -198,7 +200,8 @@ static void check_model(const char *dir) {
     ft = mhk_file_find(f, "greedy_prompt");
     fl = mhk_file_find(f, "greedy_continuation");
     if (ft && fl) {
-      int32_t *prompt = (int32_t *)malloc(sizeof *prompt * (size_t)ft->count), *want = (int32_t *)malloc(sizeof *want * (size_t)fl->count);
+      int32_t *prompt = (int32_t *)malloc(sizeof *prompt * (size_t)ft->count),
+              *want = (int32_t *)malloc(sizeof *want * (size_t)fl->count);
       mhk_file_read_i32(ctx, ft, prompt);
       mhk_file_read_i32(ctx, fl, want);
       check_greedy(ctx, m, "greedy_continuation", prompt, (int)ft->count, want, (int)fl->count, NULL);
@@ -211,12 +214,14 @@ static void check_model(const char *dir) {
     int same = 0, all = 0;
     for (g = json_at(j, "greedy") ? json_at(j, "greedy")->child : NULL; g; g = g->next, all++) {
       int n_prompt, n;
-      int32_t *prompt = json_ids(json_at(g, "prompt_ids"), &n_prompt), *want = json_ids(json_at(g, "continuation_ids"), &n);
+      int32_t *prompt = json_ids(json_at(g, "prompt_ids"), &n_prompt),
+              *want = json_ids(json_at(g, "continuation_ids"), &n);
       if (k) { /* text goes in as the teachers were trained: after one end-of-text token */
         const char *words = json_text(g, "prompt");
         int32_t ids[512];
         const mhk_index count = mhk_encode(k, words, strlen(words), ids, 512);
-        CHECK(count == n_prompt - 1 && prompt[0] == mhk_tokenizer_end(k) && !memcmp(ids, prompt + 1, sizeof *ids * (size_t)count),
+        CHECK(count == n_prompt - 1 && prompt[0] == mhk_tokenizer_end(k) &&
+                  !memcmp(ids, prompt + 1, sizeof *ids * (size_t)count),
               "the prompt's ids differ: %s", words);
       }
       same += check_greedy(ctx, m, json_text(g, "prompt"), prompt, n_prompt, want, n, json_text(g, "text"));
@@ -255,7 +260,7 @@ TEST(models) {
   CHECK(models_checked + tokenizers_checked > 0, "no model folders in %s", dir);
 }
 
-/* ---------------------------------------------------------------------------------------- sessions */
+/* ------------------------------------------------------------------------------------- sessions */
 
 static mhk_sampling sampling(double temperature, int top_k, double top_p, double min_p, uint64_t seed) {
   mhk_sampling s;
@@ -354,7 +359,8 @@ TEST(sampling_properties) {
   CHECK(!memcmp(a, greedy, sizeof a), "a temperature near zero is not greedy");
   h = sampling(1, 0, 0, 0, 77), draw(s, prompt, 7, &h, a, 40);
   h = sampling(1, 0, 0, 0, 77), draw(s, prompt, 7, &h, b, 40);
-  /* the seed counts when it differs from the session's last, so the second run goes on with the generator: begin anew */
+  /* the seed counts when it differs from the session's last, so the second run goes on with the
+     generator: begin anew */
   mhk_session_destroy(s);
   s = mhk_session_create(m, NULL);
   h = sampling(1, 0, 0, 0, 77), draw(s, prompt, 7, &h, b, 40);
@@ -484,7 +490,8 @@ TEST(end_of_text) { /* -1 when the end is drawn; here the head wants nothing els
   CHECK(!strcmp(mhk_text_out(s), ""), "the end has text: %s", mhk_text_out(s));
   mhk_session_reset(s);
   mhk_feed_text(s, "The end.\n");
-  CHECK(mhk_sample_batch(s, &h, &token) == MHK_OK && token == mhk_tokenizer_end(mhk_model_tokenizer(m)), "token %d", (int)token);
+  CHECK(mhk_sample_batch(s, &h, &token) == MHK_OK && token == mhk_tokenizer_end(mhk_model_tokenizer(m)), "token %d",
+        (int)token);
   CHECK_OK(ctx);
   mhk_destroy(ctx);
 }

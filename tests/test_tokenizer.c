@@ -1,4 +1,5 @@
-/* The tokenizer: against Hugging Face's answers, against itself, and against files that are wrong. */
+/* The tokenizer: against Hugging Face's answers, against itself, and against files that are
+   wrong. */
 #include "test.h"
 #include "json.h"
 #include <time.h>
@@ -19,7 +20,8 @@ static void check_round_trip(mhk_tokenizer *k, const char *what, const char *tex
   char *back = (char *)malloc(n + 1);
   CHECK(count >= 0 && count <= (mhk_index)n, "%s: %lld ids for %lld bytes", what, (long long)count, (long long)n);
   bytes = mhk_decode(k, ids, count, back, n + 1);
-  CHECK(bytes == (mhk_index)n && !memcmp(back, text, n), "%s: %lld bytes came back as %lld, or as others", what, (long long)n, (long long)bytes);
+  CHECK(bytes == (mhk_index)n && !memcmp(back, text, n), "%s: %lld bytes came back as %lld, or as others", what,
+        (long long)n, (long long)bytes);
   free(back);
   free(ids);
 }
@@ -29,8 +31,8 @@ static void check_same_ids(const char *what, mhk_tokenizer *a, mhk_tokenizer *b,
   mhk_index i, count[2];
   int32_t *x = encode(a, text, n, &count[0]), *y = encode(b, text, n, &count[1]);
   for (i = 0; i < count[0] && i < count[1] && x[i] == y[i]; i++) continue;
-  CHECK(count[0] == count[1] && i == count[0], "%s: \"%.40s\": %lld and %lld ids, the first %lld the same", what, text, (long long)count[0],
-        (long long)count[1], (long long)i);
+  CHECK(count[0] == count[1] && i == count[0], "%s: \"%.40s\": %lld and %lld ids, the first %lld the same", what, text,
+        (long long)count[0], (long long)count[1], (long long)i);
   free(x);
   free(y);
 }
@@ -44,7 +46,8 @@ static void check_rows(mhk_tokenizer *k, const char *path, int least) {
   int rows = 0;
   REQUIRE(text, "%s cannot be read", path);
   file = json_parse(text);
-  CHECK((int)json_number(file, "vocab_size", -1) == mhk_tokenizer_size(k), "%s: the vocabulary has %d ids", path, mhk_tokenizer_size(k));
+  CHECK((int)json_number(file, "vocab_size", -1) == mhk_tokenizer_size(k), "%s: the vocabulary has %d ids", path,
+        mhk_tokenizer_size(k));
   row = json_at(file, "rows");
   for (row = row ? row->child : NULL; row; row = row->next, rows++) {
     const json *source = json_at(row, "text"), *decoded = json_at(row, "decoded");
@@ -54,11 +57,11 @@ static void check_rows(mhk_tokenizer *k, const char *path, int least) {
     int32_t *got = encode(k, source->text, source->length, &got_n);
     char *back = (char *)malloc(decoded->length + 1);
     while (i < want_n && i < got_n && got[i] == want[i]) i++;
-    CHECK(got_n == want_n && i == want_n, "%s, row %d \"%.40s\": %lld ids instead of %d, the first %d right", path, rows, source->text,
-          (long long)got_n, want_n, i);
+    CHECK(got_n == want_n && i == want_n, "%s, row %d \"%.40s\": %lld ids instead of %d, the first %d right", path,
+          rows, source->text, (long long)got_n, want_n, i);
     bytes = mhk_decode(k, want, want_n, back, decoded->length + 1);
-    CHECK(bytes == (mhk_index)decoded->length && !memcmp(back, decoded->text, decoded->length), "%s, row %d \"%.40s\" is decoded differently",
-          path, rows, source->text);
+    CHECK(bytes == (mhk_index)decoded->length && !memcmp(back, decoded->text, decoded->length),
+          "%s, row %d \"%.40s\" is decoded differently", path, rows, source->text);
     check_round_trip(k, path, source->text, source->length);
     free(back);
     free(got);
@@ -78,8 +81,11 @@ TEST(bundled) {
   REQUIRE_OK(ctx);
   check_rows(k, TINY "/tokens.json", 40);
   check_same_ids("folder and file", k, file, "The little rabbit ran home.", 27);
-  CHECK(mhk_tokenizer_size(k) == 1024 && mhk_tokenizer_end(k) == 0, "size %d, end %ld", mhk_tokenizer_size(k), (long)mhk_tokenizer_end(k));
-  CHECK(mhk_tokenizer_id(k, "<|endoftext|>") == 0 && mhk_tokenizer_id(k, "<|endoftext") == -1 && mhk_tokenizer_id(k, "") == -1, "ids of added tokens");
+  CHECK(mhk_tokenizer_size(k) == 1024 && mhk_tokenizer_end(k) == 0, "size %d, end %ld", mhk_tokenizer_size(k),
+        (long)mhk_tokenizer_end(k));
+  CHECK(mhk_tokenizer_id(k, "<|endoftext|>") == 0 && mhk_tokenizer_id(k, "<|endoftext") == -1 &&
+            mhk_tokenizer_id(k, "") == -1,
+        "ids of added tokens");
   CHECK(!strcmp(mhk_token_bytes(k, 0, &length), "<|endoftext|>") && length == 13, "the bytes of token 0");
   CHECK(!mhk_token_bytes(k, 1024, NULL) && !mhk_token_bytes(k, -1, NULL), "ids that do not exist");
   json_text = mhk_tokenizer_json(k, &length);
@@ -113,7 +119,8 @@ static void check_outside(const char *folder, const char *rows) {
     again = mhk_tokenizer_parse(ctx, json_text, length);
     if (CHECK_OK(ctx), again) {
       check_rows(again, expected, 40);
-      CHECK(mhk_tokenizer_end(again) == mhk_tokenizer_end(k) && mhk_tokenizer_end(k) >= 0, "the end-of-text token is lost on the way through tokenizer.json");
+      CHECK(mhk_tokenizer_end(again) == mhk_tokenizer_end(k) && mhk_tokenizer_end(k) >= 0,
+            "the end-of-text token is lost on the way through tokenizer.json");
     }
   }
   mhk_destroy(ctx);
@@ -158,12 +165,16 @@ static const char *byte_text(int byte) {
   return p;
 }
 
-/* A tokenizer.json with the 256 bytes as ids 0 to 255. NULL: nothing there. vocabulary, merges and added are what stands in the brackets. */
-static text make_tokenizer(const char *vocabulary, const char *merges, const char *added, const char *pre_tokenizer, const char *model, const char *root) {
+/* A tokenizer.json with the 256 bytes as ids 0 to 255. NULL: nothing there. vocabulary, merges and
+   added are what stands in the brackets. */
+static text make_tokenizer(const char *vocabulary, const char *merges, const char *added, const char *pre_tokenizer,
+                           const char *model, const char *root) {
   text t = {NULL, 0, 0};
   int b;
-  put(&t, "{\"added_tokens\": [%s], \"pre_tokenizer\": %s, %s \"model\": {\"type\": \"BPE\", %s \"vocab\": {", added ? added : "",
-      pre_tokenizer ? pre_tokenizer : "{\"type\": \"ByteLevel\", \"add_prefix_space\": false, \"trim_offsets\": true}", root ? root : "", model ? model : "");
+  put(&t, "{\"added_tokens\": [%s], \"pre_tokenizer\": %s, %s \"model\": {\"type\": \"BPE\", %s \"vocab\": {",
+      added ? added : "",
+      pre_tokenizer ? pre_tokenizer : "{\"type\": \"ByteLevel\", \"add_prefix_space\": false, \"trim_offsets\": true}",
+      root ? root : "", model ? model : "");
   for (b = 0; b < 256; b++) put(&t, "%s\"%s\": %d", b ? ", " : "", byte_text(b), b);
   put(&t, "%s}, \"merges\": [%s]}}", vocabulary ? vocabulary : "", merges ? merges : "");
   return t;
@@ -180,8 +191,8 @@ static void check_ids(mhk_tokenizer *k, const char *source, int n, const int *wa
   mhk_index count = mhk_encode(k, source, strlen(source), got, 64);
   int i = 0;
   while (i < n && i < count && got[i] == want[i]) i++;
-  CHECK(count == n && i == n, "\"%s\" is %lld ids instead of %d; at %d %ld instead of %d", source, (long long)count, n, i, i < count ? (long)got[i] : -1L,
-        i < n ? want[i] : -1);
+  CHECK(count == n && i == n, "\"%s\" is %lld ids instead of %d; at %d %ld instead of %d", source, (long long)count, n,
+        i, i < count ? (long)got[i] : -1L, i < n ? want[i] : -1);
 }
 
 /* UTF-8 of a character; returns its bytes */
@@ -206,8 +217,9 @@ static size_t put_character(char *out, uint32_t c) {
   return n;
 }
 
-/* Every code point: a letter, a number, white space or something else? A vocabulary whose merges join a last byte with x, 1 or ! shows which of
-   them stays in one word with the character. The checksum is of Hugging Face's classes, which are those of Unicode 16.0. */
+/* Every code point: a letter, a number, white space or something else? A vocabulary whose merges
+   join a last byte with x, 1 or ! shows which of them stays in one word with the character. The
+   checksum is of Hugging Face's classes, which are those of Unicode 16.0. */
 TEST(classes) {
   static const char next[] = "x1!";
   mhk_context *ctx = mhk_create(NULL);
@@ -239,11 +251,13 @@ TEST(classes) {
         with = i;
       }
     }
-    with = joined == 1 ? (with + 1) % 3 : 3; /* 0 other, 1 letter, 2 number; a space goes with all, other white space with none */
+    /* 0 other, 1 letter, 2 number; a space goes with all, other white space with none */
+    with = joined == 1 ? (with + 1) % 3 : 3;
     counts[with]++;
     hash = (hash ^ (uint64_t)with) * UINT64_C(0x100000001B3);
   }
-  CHECK(counts[1] == 141028 && counts[2] == 1911 && counts[3] == 25, "%ld letters, %ld numbers, %ld spaces", counts[1], counts[2], counts[3]);
+  CHECK(counts[1] == 141028 && counts[2] == 1911 && counts[3] == 25, "%ld letters, %ld numbers, %ld spaces", counts[1],
+        counts[2], counts[3]);
   CHECK(hash == UINT64_C(0x3E1EB78B22042D10), "the classes of some characters are wrong");
   mhk_destroy(ctx);
 }
@@ -251,13 +265,18 @@ TEST(classes) {
 /* Words and merges, on a vocabulary where they are easy to see. */
 TEST(words) {
   static const char vocabulary[] =
-      ", \"ab\": 256, \"abc\": 257, \"bc\": 258, \"\\u0120a\": 259, \"'s\": 260, \"\\u0120\\u0120\": 261, \"s'\": 262, \"aa\": 263";
-  static const char merges[] = "\"a b\", \"ab c\", [\"b\", \"c\"], \"\\u0120 a\", \"' s\", \"\\u0120 \\u0120\", \"s '\", \"a a\"";
-  static const int abc[] = {257}, xbc[] = {'x', 258}, spaces[] = {261, 259}, two[] = {' ', '\n', 'a'}, s[] = {'a', 260, 260};
-  static const int quote[] = {'!', '\'', 's'}, bad[] = {0xC3, 'a', 0xE2, 0x82, 'b'}, aaa[] = {263, 'a'}, last[] = {'a', 261};
+      ", \"ab\": 256, \"abc\": 257, \"bc\": 258, \"\\u0120a\": 259, \"'s\": 260, \"\\u0120\\u0120\": 261, \"s'\": 262, "
+      "\"aa\": 263";
+  static const char merges[] =
+      "\"a b\", \"ab c\", [\"b\", \"c\"], \"\\u0120 a\", \"' s\", \"\\u0120 \\u0120\", \"s '\", \"a a\"";
+  static const int abc[] = {257}, xbc[] = {'x', 258}, spaces[] = {261, 259}, two[] = {' ', '\n', 'a'},
+                   s[] = {'a', 260, 260};
+  static const int quote[] = {'!', '\'', 's'}, bad[] = {0xC3, 'a', 0xE2, 0x82, 'b'}, aaa[] = {263, 'a'},
+                   last[] = {'a', 261};
   static const int first[] = {' ', 256}, none[] = {0}, all[] = {'x', 259, '!'};
   mhk_context *ctx = mhk_create(NULL);
-  mhk_tokenizer *k = parse_and_free(ctx, make_tokenizer(vocabulary, merges, NULL, NULL, NULL, NULL)), *prefix, *whole, *ignore;
+  mhk_tokenizer *k = parse_and_free(ctx, make_tokenizer(vocabulary, merges, NULL, NULL, NULL, NULL)), *prefix, *whole,
+                *ignore;
   REQUIRE_OK(ctx);
   check_ids(k, "", 0, none);
   check_ids(k, "abc", 1, abc);
@@ -270,9 +289,11 @@ TEST(words) {
   check_ids(k, "aaa", 2, aaa);
   check_ids(k, "a  ", 2, last);
   check_ids(k, "x a!", 3, all);
-  prefix = parse_and_free(ctx, make_tokenizer(vocabulary, merges, NULL, "{\"type\": \"ByteLevel\", \"add_prefix_space\": true}", NULL, NULL));
+  prefix = parse_and_free(ctx, make_tokenizer(vocabulary, merges, NULL,
+                                              "{\"type\": \"ByteLevel\", \"add_prefix_space\": true}", NULL, NULL));
   check_ids(prefix, "ab", 2, first); /* "ab" has the lower rank than " a" */
-  whole = parse_and_free(ctx, make_tokenizer(vocabulary, merges, NULL, "{\"type\": \"ByteLevel\", \"use_regex\": false}", NULL, NULL));
+  whole = parse_and_free(
+      ctx, make_tokenizer(vocabulary, merges, NULL, "{\"type\": \"ByteLevel\", \"use_regex\": false}", NULL, NULL));
   ignore = parse_and_free(ctx, make_tokenizer(", \"xyz\": 256", NULL, NULL, NULL, "\"ignore_merges\": true,", NULL));
   REQUIRE_OK(ctx);
   check_ids(whole, "!'s", 2, (const int[]){'!', 260});
@@ -281,11 +302,14 @@ TEST(words) {
 }
 
 TEST(added_tokens) {
-#define ADDED(id, content, strip, normalized)                                                                        \
-  "{\"id\": " #id ", \"content\": \"" content "\", \"single_word\": false, \"lstrip\": " #strip ", \"rstrip\": " #strip \
+#define ADDED(id, content, strip, normalized) \
+  "{\"id\": " #id ", \"content\": \"" content "\", \"single_word\": false, \"lstrip\": " #strip ", \"rstrip\": " \
+    #strip \
   ", \"normalized\": " #normalized ", \"special\": false}"
-  static const char added[] = ADDED(300, "<m>", true, false) ", " ADDED(301, "aa", false, false) ", " ADDED(302, "aaaa", false, false) ", "
-      ADDED(303, "aab", false, false) ", " ADDED(304, "x<", false, true) ", " ADDED(305, "\\u00e9\\u00e9", false, true);
+  static const char added[] = ADDED(300, "<m>", true, false) ", " ADDED(301, "aa", false, false) ", " ADDED(
+      302, "aaaa", false, false) ", " ADDED(303, "aab", false, false) ", " ADDED(304, "x<", false,
+                                                                                 true) ", " ADDED(305, "\\u00e9\\u00e9",
+                                                                                                  false, true);
   mhk_context *ctx = mhk_create(NULL);
   mhk_tokenizer *k = parse_and_free(ctx, make_tokenizer(NULL, NULL, added, NULL, NULL, NULL)), *again;
   REQUIRE_OK(ctx);
@@ -299,11 +323,16 @@ TEST(added_tokens) {
   check_ids(k, "<m> <m>", 2, (const int[]){300, 300});
   check_ids(k, "a <m>   <m>b", 4, (const int[]){'a', 300, 300, 'b'});
   check_ids(k, "\xC3\xA9\xC3\xA9", 1, (const int[]){305});
-  again = parse_and_free(ctx, make_tokenizer(NULL, NULL, ADDED(300, "<m>", true, false) ", " ADDED(301, "  ", false, false), NULL, NULL, NULL));
-  check_ids(again, "<m>  a", 3, (const int[]){300, 301, 'a'}); /* the space belongs to the first token and is the second one */
+  again = parse_and_free(
+      ctx,
+      make_tokenizer(NULL, NULL, ADDED(300, "<m>", true, false) ", " ADDED(301, "  ", false, false), NULL, NULL, NULL));
+  /* the space belongs to the first token and is the second one */
+  check_ids(again, "<m>  a", 3, (const int[]){300, 301, 'a'});
   check_round_trip(k, "added", "aaaab x< \xC3\xA9\xC3\xA9", 13);
-  CHECK(mhk_tokenizer_id(k, "x<") == 304 && mhk_tokenizer_id(k, "aa") == 301 && mhk_tokenizer_id(k, "x") == -1, "ids of added tokens");
-  CHECK(mhk_tokenizer_size(k) == 306 && mhk_tokenizer_end(k) == -1 && !mhk_token_bytes(k, 280, NULL), "size %d", mhk_tokenizer_size(k));
+  CHECK(mhk_tokenizer_id(k, "x<") == 304 && mhk_tokenizer_id(k, "aa") == 301 && mhk_tokenizer_id(k, "x") == -1,
+        "ids of added tokens");
+  CHECK(mhk_tokenizer_size(k) == 306 && mhk_tokenizer_end(k) == -1 && !mhk_token_bytes(k, 280, NULL), "size %d",
+        mhk_tokenizer_size(k));
   mhk_destroy(ctx);
 }
 
@@ -319,10 +348,12 @@ static uint64_t hash_back(mhk_tokenizer *k, const char *source, size_t n, uint64
   return hash;
 }
 
-/* The checksums are of Python 3.6's unicodedata.normalize("NFC"), whose Unicode 9.0 is that of Hugging Face's tokenizers. */
+/* The checksums are of Python 3.6's unicodedata.normalize("NFC"), whose Unicode 9.0 is that of
+   Hugging Face's tokenizers. */
 TEST(normalization_of_every_code_point_and_of_sequences) {
-  static const uint32_t ranges[16][2] = {{0x300, 0x70},  {0x340, 0x20},   {0x1100, 0x100},  {0xAC00, 0x40},  {0xC0, 0xC0},     {0x900, 0x500},
-                                         {0xF40, 0x90},  {0x1F00, 0x100}, {0x1E00, 0xF6},   {0x3040, 0x60},  {0xF900, 0x200},  {0x11080, 0x60},
+  static const uint32_t ranges[16][2] = {{0x300, 0x70},   {0x340, 0x20},    {0x1100, 0x100}, {0xAC00, 0x40},
+                                         {0xC0, 0xC0},    {0x900, 0x500},   {0xF40, 0x90},   {0x1F00, 0x100},
+                                         {0x1E00, 0xF6},  {0x3040, 0x60},   {0xF900, 0x200}, {0x11080, 0x60},
                                          {0x1D150, 0x80}, {0x2F800, 0x200}, {0x41, 0x40},    {0x591, 0x30}};
   const uint64_t start = UINT64_C(0xCBF29CE484222325);
   mhk_context *ctx = mhk_create(NULL);
@@ -357,29 +388,52 @@ TEST(normalization_of_every_code_point_and_of_sequences) {
 #define TOKEN(id, content, flags) "{\"id\": " #id ", \"content\": \"" content "\"" flags "}"
 #define NORMALIZED ", \"normalized\": true"
 
-/* Added tokens beside a normalizer: those that are normalized are looked for in normalized text, the others in the text as it is. */
+/* Added tokens beside a normalizer: those that are normalized are looked for in normalized text,
+   the others in the text as it is. */
 TEST(added_tokens_and_normalization) {
-  static const char added[] = TOKEN(300, "e\\u0301e\\u0301", NORMALIZED) ", " TOKEN(301, "o\\u0301", "") ", " TOKEN(302, "   ", NORMALIZED) ", "
-      TOKEN(303, "  ", NORMALIZED) ", " TOKEN(304, "<m>", NORMALIZED ", \"lstrip\": true, \"rstrip\": true");
+  static const char added[] = TOKEN(300, "e\\u0301e\\u0301", NORMALIZED) ", " TOKEN(301, "o\\u0301", "") ", " TOKEN(
+      302, "   ", NORMALIZED) ", " TOKEN(303, "  ", NORMALIZED) ", " TOKEN(304, "<m>",
+                                                                           NORMALIZED
+                                                                           ", \"lstrip\": true, \"rstrip\": true");
   mhk_context *ctx = mhk_create(NULL);
-  mhk_tokenizer *k = parse_and_free(ctx, make_tokenizer(", \"\\u00c3\\u00a9\": 256", "\"\\u00c3 \\u00a9\"", added, NULL, NULL, NFC));
+  mhk_tokenizer *k =
+      parse_and_free(ctx, make_tokenizer(", \"\\u00c3\\u00a9\": 256", "\"\\u00c3 \\u00a9\"", added, NULL, NULL, NFC));
   REQUIRE_OK(ctx);
   check_ids(k, "e\xCC\x81", 1, (const int[]){256});
   check_ids(k, "\xC3\xA9", 1, (const int[]){256});
   check_ids(k, "\xC3\xA9" "e\xCC\x81", 1, (const int[]){300});
-  check_ids(k, "o\xCC\x81\xC3\xB3", 3, (const int[]){301, 0xC3, 0xB3}); /* a token of raw text, and its like in normalized text */
+  /* a token of raw text, and its like in normalized text */
+  check_ids(k, "o\xCC\x81\xC3\xB3", 3, (const int[]){301, 0xC3, 0xB3});
   check_ids(k, "e\xCC\x81     x", 4, (const int[]){256, 302, 303, 'x'});
   check_ids(k, "e\xCC\x81 <m> x", 3, (const int[]){256, 304, 'x'});
-  check_ids(k, "\xE1\x84\x92\xE1\x85\xA1\xE1\x86\xAB\xFF\xCC\x81", 6, (const int[]){0xED, 0x95, 0x9C, 0xFF, 0xCC, 0x81});
-  CHECK(mhk_tokenizer_id(k, "e\xCC\x81" "e\xCC\x81") == 300 && mhk_tokenizer_id(k, "\xC3\xA9\xC3\xA9") == -1, "ids of added tokens");
+  check_ids(k, "\xE1\x84\x92\xE1\x85\xA1\xE1\x86\xAB\xFF\xCC\x81", 6,
+            (const int[]){0xED, 0x95, 0x9C, 0xFF, 0xCC, 0x81});
+  CHECK(mhk_tokenizer_id(k,
+                         "e\xCC\x81"
+                         "e\xCC\x81") == 300 &&
+            mhk_tokenizer_id(k, "\xC3\xA9\xC3\xA9") == -1,
+        "ids of added tokens");
   mhk_destroy(ctx);
 }
 
-/* Long texts are normalized a part at a time: where they are cut changes nothing, and the time stays linear. */
+/* Long texts are normalized a part at a time: where they are cut changes nothing, and the time
+   stays linear. */
 TEST(normalization_of_long_texts) {
-  static const char *const pieces[] = {"e\xCC\x81", " ", "  ", "\n", "the", "<m>", "a b", "\xE3\x80\x80", "a\xCC\xA7\xCC\x81", "1", "'s", "\xEA\xB0\x80\xE1\x86\xA8"};
-  static const char *const added[] = {TOKEN(300, "  ", NORMALIZED) ", " TOKEN(301, "<m>", NORMALIZED ", \"lstrip\": true"),
-                                      TOKEN(301, "<m>", NORMALIZED ", \"rstrip\": true"), TOKEN(302, "b a", NORMALIZED)};
+  static const char *const pieces[] = {"e\xCC\x81",
+                                       " ",
+                                       "  ",
+                                       "\n",
+                                       "the",
+                                       "<m>",
+                                       "a b",
+                                       "\xE3\x80\x80",
+                                       "a\xCC\xA7\xCC\x81",
+                                       "1",
+                                       "'s",
+                                       "\xEA\xB0\x80\xE1\x86\xA8"};
+  static const char *const added[] = {
+      TOKEN(300, "  ", NORMALIZED) ", " TOKEN(301, "<m>", NORMALIZED ", \"lstrip\": true"),
+      TOKEN(301, "<m>", NORMALIZED ", \"rstrip\": true"), TOKEN(302, "b a", NORMALIZED)};
   mhk_context *ctx = mhk_create(NULL);
   const size_t room = 30000;
   char *source = (char *)malloc(room), *normal = (char *)malloc(room), *big = (char *)malloc(1200001);
@@ -389,8 +443,10 @@ TEST(normalization_of_long_texts) {
   int32_t *ids, *want;
   int round, kind;
   for (kind = 0; kind < 3; kind++) {
-    mhk_tokenizer *back = parse_and_free(ctx, make_tokenizer(NULL, NULL, NULL, NULL, NULL, NFC)); /* bytes of normalized text */
-    k = parse_and_free(ctx, make_tokenizer(", \"th\": 256, \"the\": 257, \"\\u0120\\u0120\": 258", "\"t h\", \"th e\", \"\\u0120 \\u0120\"", added[kind], NULL, NULL, NFC));
+    /* bytes of normalized text */
+    mhk_tokenizer *back = parse_and_free(ctx, make_tokenizer(NULL, NULL, NULL, NULL, NULL, NFC));
+    k = parse_and_free(ctx, make_tokenizer(", \"th\": 256, \"the\": 257, \"\\u0120\\u0120\": 258",
+                                           "\"t h\", \"th e\", \"\\u0120 \\u0120\"", added[kind], NULL, NULL, NFC));
     REQUIRE_OK(ctx);
     for (round = 0; round < 40; round++) {
       size_t n = 0, length;
@@ -405,18 +461,21 @@ TEST(normalization_of_long_texts) {
       ids = encode(k, source, n, &count);
       want = encode(k, normal, length, &other);
       for (i = 0; i < count && i < other && ids[i] == want[i]; i++) continue;
-      CHECK(count == other && i == count, "kind %d, round %d: %lld and %lld ids, the first %lld the same", kind, round, (long long)count, (long long)other, (long long)i);
+      CHECK(count == other && i == count, "kind %d, round %d: %lld and %lld ids, the first %lld the same", kind, round,
+            (long long)count, (long long)other, (long long)i);
       free(ids);
       free(want);
     }
   }
-  for (i = 0; i < 400000; i++) memcpy(big + 3 * i, "e\xCC\x81", 3); /* no place to cut, and then a character without end */
+  /* no place to cut, and then a character without end */
+  for (i = 0; i < 400000; i++) memcpy(big + 3 * i, "e\xCC\x81", 3);
   CHECK(mhk_encode(k, big, 1200000, NULL, 0) == 800000, "400,000 accented letters");
   big[0] = 'a';
   for (i = 0; i < 300000; i++) memcpy(big + 1 + 4 * i, "\xCC\x81\xCC\xA7", 4);
   CHECK(mhk_encode(k, big, 1200001, NULL, 0) == 1200001 - 1, "a letter with 600,000 accents");
   memset(big, ' ', 1000000); /* each of them may take all that follow */
-  k = parse_and_free(ctx, make_tokenizer(NULL, NULL, TOKEN(300, "  ", ", \"lstrip\": true, \"rstrip\": true"), NULL, NULL, NULL));
+  k = parse_and_free(
+      ctx, make_tokenizer(NULL, NULL, TOKEN(300, "  ", ", \"lstrip\": true, \"rstrip\": true"), NULL, NULL, NULL));
   CHECK(mhk_encode(k, big, 1000000, NULL, 0) == 500000, "half a million pairs of spaces");
   CHECK_OK(ctx);
   free(source);
@@ -442,21 +501,30 @@ TEST(odd_added_tokens) {
   memset(&desc, 0, sizeof desc);
   desc.log = count_warning;
   ctx = mhk_create(&desc);
-  k = parse_and_free(ctx, make_tokenizer(NULL, NULL, TOKEN(256, "", "") ", " TOKEN(256, "<x>", ""), NULL, NULL, NULL)); /* empty: not there */
+  /* empty: not there */
+  k = parse_and_free(ctx, make_tokenizer(NULL, NULL, TOKEN(256, "", "") ", " TOKEN(256, "<x>", ""), NULL, NULL, NULL));
   check_ids(k, "a<x>", 2, (const int[]){'a', 256});
-  k = parse_and_free(ctx, make_tokenizer(NULL, NULL, TOKEN(256, "<x>", "") ", " TOKEN(256, "<x>", ""), NULL, NULL, NULL)); /* twice */
+  /* twice */
+  k = parse_and_free(ctx,
+                     make_tokenizer(NULL, NULL, TOKEN(256, "<x>", "") ", " TOKEN(256, "<x>", ""), NULL, NULL, NULL));
   check_ids(k, "a<x>", 2, (const int[]){'a', 256});
-  k = parse_and_free(ctx, make_tokenizer(NULL, NULL, TOKEN(256, "<x>", "") ", " TOKEN(257, "<x>", ", \"lstrip\": true") ", " TOKEN(257, "<y>", ""), NULL, NULL, NULL));
+  k = parse_and_free(
+      ctx, make_tokenizer(NULL, NULL,
+                          TOKEN(256, "<x>", "") ", " TOKEN(257, "<x>", ", \"lstrip\": true") ", " TOKEN(257, "<y>", ""),
+                          NULL, NULL, NULL));
   check_ids(k, "a <x><y>", 3, (const int[]){'a', 256, 257}); /* the first one's id, the last one's flags */
-  k = parse_and_free(ctx, make_tokenizer(NULL, NULL, TOKEN(97, "a", "") ", " TOKEN(97, "a", NORMALIZED), NULL, NULL, NULL));
+  k = parse_and_free(ctx,
+                     make_tokenizer(NULL, NULL, TOKEN(97, "a", "") ", " TOKEN(97, "a", NORMALIZED), NULL, NULL, NULL));
   check_ids(k, "ba", 2, (const int[]){'b', 'a'});
   k = parse_and_free(ctx, make_tokenizer(NULL, NULL, TOKEN(256, "a\\u0000b", ""), NULL, NULL, NULL));
   CHECK(k && mhk_encode(k, "xa\0b", 4, NULL, 0) == 2, "an added token with a zero character");
   REQUIRE_OK(ctx);
   CHECK(warnings == 0, "\"%s\"", warning);
-  k = parse_and_free(ctx, make_tokenizer(", \"hi\": 256", "\"h i\"", TOKEN(257, "hi", "") ", " TOKEN(257, "<x>", ""), NULL, NULL, NULL));
+  k = parse_and_free(ctx, make_tokenizer(", \"hi\": 256", "\"h i\"", TOKEN(257, "hi", "") ", " TOKEN(257, "<x>", ""),
+                                         NULL, NULL, NULL));
   check_ids(k, "a<x>hi", 3, (const int[]){'a', 257, 256}); /* the vocabulary's id counts */
-  CHECK(warnings == 1 && strstr(warning, "\"hi\" has id 257") && strstr(warning, "becomes 256"), "%d warnings, the last \"%s\"", warnings, warning);
+  CHECK(warnings == 1 && strstr(warning, "\"hi\" has id 257") && strstr(warning, "becomes 256"),
+        "%d warnings, the last \"%s\"", warnings, warning);
   k = parse_and_free(ctx, make_tokenizer(NULL, NULL, TOKEN(5, "<x>", "") ", " TOKEN(256, "<y>", ""), NULL, NULL, NULL));
   check_ids(k, "a<x><y>", 3, (const int[]){'a', 256, 257}); /* an id that is taken */
   CHECK(warnings == 3 && mhk_tokenizer_size(k) == 258, "%d warnings, %d tokens", warnings, mhk_tokenizer_size(k));
@@ -464,7 +532,8 @@ TEST(odd_added_tokens) {
   mhk_destroy(ctx);
 }
 
-/* Text that is no UTF-8 is refused or told, by the share of what is wrong; from files and from memory. */
+/* Text that is no UTF-8 is refused or told, by the share of what is wrong; from files and from
+   memory. */
 TEST(training_text_is_utf8) {
   static const char good[] = "Once upon a time \xE2\x82\xAC <|endoftext|> there was\r\na mouse.";
   const char *path = test_path("text.txt");
@@ -494,18 +563,22 @@ TEST(training_text_is_utf8) {
   b = mhk_text_load(ctx, k, &d);
   REQUIRE_OK(ctx);
   n = mhk_text_tokens(a, &x);
-  CHECK(n > 10 && n == mhk_text_tokens(b, &y) && !memcmp(x, y, (size_t)n * sizeof *x), "from memory: %d tokens instead of %d", (int)mhk_text_tokens(b, NULL), (int)n);
+  CHECK(n > 10 && n == mhk_text_tokens(b, &y) && !memcmp(x, y, (size_t)n * sizeof *x),
+        "from memory: %d tokens instead of %d", (int)mhk_text_tokens(b, NULL), (int)n);
   CHECK(warnings == 0, "\"%s\"", warning);
   d.lengths = lengths;
   lengths[0] = sizeof bytes;
   memset(bytes, 'a', sizeof bytes);
   bytes[2100] = '\xE9';
-  CHECK(mhk_text_load(ctx, k, &d) != NULL && warnings == 1 && strstr(warning, "text.txt") && strstr(warning, "byte 2100") && strstr(warning, "1 of its 4000 bytes"),
+  CHECK(mhk_text_load(ctx, k, &d) != NULL && warnings == 1 && strstr(warning, "text.txt") &&
+            strstr(warning, "byte 2100") && strstr(warning, "1 of its 4000 bytes"),
         "%d warnings, the last \"%s\"", warnings, warning);
   CHECK_OK(ctx);
   for (i = 0; i < sizeof bytes; i += 50) bytes[i] = '\xE9';
   CHECK(!mhk_text_load(ctx, k, &d), "Latin-1");
-  CHECK_FAILS(ctx, MHK_ERROR_FORMAT, "text.txt is no text in UTF-8: 2.0 % of its bytes are zero or part of no character, the first at byte 0: it may be Latin-1");
+  CHECK_FAILS(ctx, MHK_ERROR_FORMAT,
+              "text.txt is no text in UTF-8: 2.0 % of its bytes are zero or part of no character, the first at byte 0: "
+              "it may be Latin-1");
   for (i = 0; i < sizeof bytes; i++) bytes[i] = (char)(i % 2 ? 0 : 'a');
   CHECK(!mhk_text_load(ctx, k, &d), "UTF-16");
   CHECK_FAILS(ctx, MHK_ERROR_FORMAT, "the first at byte 1: it looks like UTF-16");
@@ -519,7 +592,8 @@ TEST(training_text_is_utf8) {
   mhk_destroy(ctx);
 }
 
-/* A folder with a tokenizer.json of the 256 bytes and three added tokens, and a tokenizer_config.json; NULL: none. */
+/* A folder with a tokenizer.json of the 256 bytes and three added tokens, and a
+   tokenizer_config.json; NULL: none. */
 static mhk_tokenizer *load_configured(mhk_context *ctx, const char *root, const char *config) {
   static const char added[] = TOKEN(256, "<|endoftext|>", "") ", " TOKEN(257, "<s>", "") ", " TOKEN(258, "</s>", "");
   const char *path = test_path("configured/tokenizer.json");
@@ -530,13 +604,16 @@ static mhk_tokenizer *load_configured(mhk_context *ctx, const char *root, const 
   CHECK(test_write_file(path, t.data, t.n), "cannot write %s", path);
   free(t.data);
   remove(test_path("configured/tokenizer_config.json"));
-  if (config) CHECK(test_write_file(test_path("configured/tokenizer_config.json"), config, strlen(config)), "cannot write a tokenizer_config.json");
+  if (config)
+    CHECK(test_write_file(test_path("configured/tokenizer_config.json"), config, strlen(config)),
+          "cannot write a tokenizer_config.json");
   warnings = 0;
   return mhk_tokenizer_load(ctx, folder);
 }
 
-#define TEMPLATE(before, after)                                                                                            \
-  "\"post_processor\": {\"type\": \"TemplateProcessing\", \"single\": [" before "{\"Sequence\": {\"id\": \"A\", \"type_id\": 0}}" after \
+#define TEMPLATE(before, after) \
+  "\"post_processor\": {\"type\": \"TemplateProcessing\", \"single\": [" before \
+    "{\"Sequence\": {\"id\": \"A\", \"type_id\": 0}}" after \
   "], \"pair\": [], \"special_tokens\": {}},"
 #define SPECIAL(token) "{\"SpecialToken\": {\"id\": \"" token "\", \"type_id\": 0}}"
 
@@ -548,23 +625,28 @@ TEST(start_and_end_tokens) {
   } tokens[] = {
       {NULL, NULL, 256, 256, 2, 0},
       {NULL, "{\"eos_token\": \"</s>\"}", 256, 258, 2, 0},
-      {NULL, "{\"eos_token\": {\"content\": \"</s>\", \"lstrip\": false}, \"bos_token\": {\"content\": \"<s>\"}}", 257, 258, 2, 0},
+      {NULL, "{\"eos_token\": {\"content\": \"</s>\", \"lstrip\": false}, \"bos_token\": {\"content\": \"<s>\"}}", 257,
+       258, 2, 0},
       {NULL, "{\"eos_token\": null, \"bos_token\": null, \"add_bos_token\": null}", 256, 256, 2, 0},
       {NULL, "{\"eos_token\": \"a\"}", 256, 'a', 2, 0}, /* of the vocabulary, but no added one */
       {NULL, "{\"eos_token\": \"<no>\"}", 256, 256, 2, 1},
       {NULL, "{\"bos_token\": \"<s>\", \"add_bos_token\": false}", 257, 256, 1, 0},
-      {NULL, "{\"bos_token\": \"<s>\", \"add_bos_token\": true, \"tokenizer_class\": \"GPT2Tokenizer\"}", 257, 256, 2, 0},
+      {NULL, "{\"bos_token\": \"<s>\", \"add_bos_token\": true, \"tokenizer_class\": \"GPT2Tokenizer\"}", 257, 256, 2,
+       0},
       {NULL, "{\"tokenizer_class\": \"GPT2Tokenizer\"}", 256, 256, 1, 0}, /* these put none */
       {NULL, "{\"tokenizer_class\": \"CodeGenTokenizer\"}", 256, 256, 1, 0},
-      {NULL, "{\"tokenizer_class\": \"GPTNeoXTokenizerFast\", \"add_prefix_space\": true}", 256, 256, 2, 0}, /* but a space, here */
+      /* but a space, here */
+      {NULL, "{\"tokenizer_class\": \"GPTNeoXTokenizerFast\", \"add_prefix_space\": true}", 256, 256, 2, 0},
       {NULL, "{\"tokenizer_class\": \"TokenizersBackend\"}", 256, 256, 2, 0},
       {TEMPLATE(SPECIAL("<s>") ", ", ""), NULL, 257, 256, 2, 0},
       {TEMPLATE("", ""), NULL, 256, 256, 1, 0},
       {TEMPLATE("", ", " SPECIAL("</s>")), NULL, 256, 256, 1, 1},
       {TEMPLATE(SPECIAL("<s>") ", " SPECIAL("</s>") ", ", ""), NULL, 257, 256, 2, 1},
       {"\"post_processor\": {\"type\": \"ByteLevel\"},", NULL, 256, 256, 2, 0},
-      {"\"post_processor\": {\"type\": \"BertProcessing\", \"sep\": [\"</s>\", 258], \"cls\": [\"<s>\", 257]},", NULL, 256, 256, 2, 1},
-      {TEMPLATE(SPECIAL("<s>") ", ", ""), "{\"bos_token\": \"<|endoftext|>\", \"tokenizer_class\": \"GPT2Tokenizer\"}", 257, 256, 2, 0},
+      {"\"post_processor\": {\"type\": \"BertProcessing\", \"sep\": [\"</s>\", 258], \"cls\": [\"<s>\", 257]},", NULL,
+       256, 256, 2, 1},
+      {TEMPLATE(SPECIAL("<s>") ", ", ""), "{\"bos_token\": \"<|endoftext|>\", \"tokenizer_class\": \"GPT2Tokenizer\"}",
+       257, 256, 2, 0},
   };
   mhk_context_desc desc;
   mhk_context *ctx;
@@ -576,9 +658,10 @@ TEST(start_and_end_tokens) {
     const struct tokens *w = tokens + i;
     mhk_tokenizer *k = load_configured(ctx, w->root, w->config);
     REQUIRE_OK(ctx);
-    CHECK(mhk_tokenizer_start(k) == w->start && mhk_tokenizer_end(k) == w->end, "case %d: texts start with %d and end with %d", i, (int)mhk_tokenizer_start(k),
-          (int)mhk_tokenizer_end(k));
-    CHECK(mhk_encode_prompt(k, "x", 1, NULL, 0) == w->prompt, "case %d: %d ids", i, (int)mhk_encode_prompt(k, "x", 1, NULL, 0));
+    CHECK(mhk_tokenizer_start(k) == w->start && mhk_tokenizer_end(k) == w->end,
+          "case %d: texts start with %d and end with %d", i, (int)mhk_tokenizer_start(k), (int)mhk_tokenizer_end(k));
+    CHECK(mhk_encode_prompt(k, "x", 1, NULL, 0) == w->prompt, "case %d: %d ids", i,
+          (int)mhk_encode_prompt(k, "x", 1, NULL, 0));
     CHECK(warnings == w->warnings, "case %d: %d warnings, the last \"%s\"", i, warnings, warnings ? warning : "");
     mhk_tokenizer_destroy(k);
   }
@@ -610,22 +693,26 @@ TEST(start_and_end_tokens_are_saved) {
   REQUIRE_OK(ctx);
   for (i = 0; i < 3; i++) {
     mhk_tokenizer *k = mhk_model_tokenizer(again[i]);
-    CHECK(mhk_tokenizer_start(k) == 257 && mhk_tokenizer_end(k) == 258 && mhk_encode_prompt(k, "x", 1, NULL, 0) == 1, "way %d: texts start with %d and end with %d", i,
-          (int)mhk_tokenizer_start(k), (int)mhk_tokenizer_end(k));
+    CHECK(mhk_tokenizer_start(k) == 257 && mhk_tokenizer_end(k) == 258 && mhk_encode_prompt(k, "x", 1, NULL, 0) == 1,
+          "way %d: texts start with %d and end with %d", i, (int)mhk_tokenizer_start(k), (int)mhk_tokenizer_end(k));
   }
   mhk_destroy(ctx);
 }
 
-/* Every key of the two files that Hugging Face's libraries write or read, and what becomes of it: a difference in ids, a warning, an error, or nothing
-   since it changes no id (test_random_text.py holds the list against the libraries). The value is one that asks for something. */
+/* Every key of the two files that Hugging Face's libraries write or read, and what becomes of it: a
+   difference in ids, a warning, an error, or nothing since it changes no id (test_random_text.py
+   holds the list against the libraries). The value is one that asks for something. */
 enum { HONOURED, WARNED, REFUSED, WITHOUT_EFFECT };
 static const struct key {
   const char *key, *value;
   int fate;
 } tokenizer_keys[] = {
     {"version", "\"2.0\"", REFUSED},
-    {"truncation", "{\"direction\": \"Right\", \"max_length\": 2, \"strategy\": \"LongestFirst\", \"stride\": 0}", WITHOUT_EFFECT},
-    {"padding", "{\"strategy\": {\"Fixed\": 9}, \"direction\": \"Right\", \"pad_to_multiple_of\": null, \"pad_id\": 0, \"pad_type_id\": 0, \"pad_token\": \"a\"}",
+    {"truncation", "{\"direction\": \"Right\", \"max_length\": 2, \"strategy\": \"LongestFirst\", \"stride\": 0}",
+     WITHOUT_EFFECT},
+    {"padding",
+     "{\"strategy\": {\"Fixed\": 9}, \"direction\": \"Right\", \"pad_to_multiple_of\": null, \"pad_id\": 0, "
+     "\"pad_type_id\": 0, \"pad_token\": \"a\"}",
      WITHOUT_EFFECT},
     {"added_tokens", "[{\"id\": 300, \"content\": \"hi\"}]", HONOURED},
     {"normalizer", "{\"type\": \"NFC\"}", HONOURED},
@@ -650,13 +737,16 @@ static const struct key {
     {"added_tokens.single_word", "true", REFUSED},
     {"added_tokens.lstrip", "true", HONOURED},
     {"added_tokens.rstrip", "true", HONOURED},
-    {"added_tokens.normalized", "true", WITHOUT_EFFECT}, /* honoured where there is a normalizer: added_tokens_and_normalization */
-    {"added_tokens.special", "true", WITHOUT_EFFECT},    /* of what decoding leaves out when asked, which it is not here */
+    /* honoured where there is a normalizer: added_tokens_and_normalization */
+    {"added_tokens.normalized", "true", WITHOUT_EFFECT},
+    /* of what decoding leaves out when asked, which it is not here */
+    {"added_tokens.special", "true", WITHOUT_EFFECT},
     {"config.bos_token", "\"<|nothing|>\"", WARNED},
     {"config.eos_token", "\"<|nothing|>\"", WARNED},
     {"config.add_bos_token", "false", HONOURED},
     {"config.add_eos_token", "true", WARNED},
-    {"config.add_prefix_space", "true", WITHOUT_EFFECT}, /* honoured with the classes that are made anew: start_and_end_tokens */
+    /* honoured with the classes that are made anew: start_and_end_tokens */
+    {"config.add_prefix_space", "true", WITHOUT_EFFECT},
     {"config.tokenizer_class", "\"GPT2Tokenizer\"", HONOURED},
     {"config.added_tokens_decoder", "{\"300\": {\"content\": \"<|new|>\"}}", WARNED},
     {"config.clean_up_tokenization_spaces", "true", WARNED},
@@ -695,14 +785,16 @@ static long key_marks(mhk_context *ctx, const struct key *x) {
   int32_t ids[64];
   text t = {NULL, 0, 0};
   const char *key = x ? x->key : "", *value = x ? x->value : "";
-  const int in_model = !strncmp(key, "model.", 6), in_added = !strncmp(key, "added_tokens.", 13), in_config = !strncmp(key, "config.", 7);
+  const int in_model = !strncmp(key, "model.", 6), in_added = !strncmp(key, "added_tokens.", 13),
+            in_config = !strncmp(key, "config.", 7);
   mhk_tokenizer *k;
   mhk_index n, i;
   long mark;
   int b;
   put(&t, "{");
   if (x && !in_model && !in_added && !in_config) put(&t, "\"%s\": %s, ", key, value);
-  if (strcmp(key, "pre_tokenizer")) put(&t, "\"pre_tokenizer\": {\"type\": \"ByteLevel\", \"add_prefix_space\": false}, ");
+  if (strcmp(key, "pre_tokenizer"))
+    put(&t, "\"pre_tokenizer\": {\"type\": \"ByteLevel\", \"add_prefix_space\": false}, ");
   if (strcmp(key, "added_tokens")) {
     put(&t, "\"added_tokens\": [{");
     if (in_added) put(&t, "\"%s\": %s, ", key + 13, value);
@@ -731,7 +823,8 @@ static long key_marks(mhk_context *ctx, const struct key *x) {
   k = mhk_tokenizer_load(ctx, test_path("configured/tokenizer.json"));
   if (!k) return -1;
   n = mhk_encode_prompt(k, source, sizeof source - 1, ids, 64);
-  for (mark = 17 * mhk_tokenizer_start(k) + mhk_tokenizer_end(k), i = 0; i < n; i++) mark = (mark * 31 + ids[i]) % 1000003;
+  for (mark = 17 * mhk_tokenizer_start(k) + mhk_tokenizer_end(k), i = 0; i < n; i++)
+    mark = (mark * 31 + ids[i]) % 1000003;
   mhk_tokenizer_destroy(k);
   return mark;
 }
@@ -753,25 +846,29 @@ TEST(every_key_is_honoured_or_named) {
     const long mark = key_marks(ctx, x);
     CHECK((mark == -1) == (x->fate == REFUSED), "%s %s: %s", x->key, x->value, mhk_message(ctx));
     if (mark == -1) {
-      if (strcmp(name, "type")) CHECK(strstr(mhk_message(ctx), name), "%s: \"%s\" does not name it", x->key, mhk_message(ctx));
+      if (strcmp(name, "type"))
+        CHECK(strstr(mhk_message(ctx), name), "%s: \"%s\" does not name it", x->key, mhk_message(ctx));
       mhk_clear_error(ctx);
       continue;
     }
     CHECK((warnings > 0) == (x->fate == WARNED), "%s: %d warnings", x->key, warnings);
     if (warnings) CHECK(strstr(warning, name), "%s: \"%s\" does not name it", x->key, warning);
-    CHECK((mark != plain) == (x->fate == HONOURED), "%s %s %s", x->key, x->value, mark != plain ? "changes ids" : "changes nothing");
+    CHECK((mark != plain) == (x->fate == HONOURED), "%s %s %s", x->key, x->value,
+          mark != plain ? "changes ids" : "changes nothing");
   }
   mhk_destroy(ctx);
 }
 
-/* vocab.json with merges.txt and added_tokens.json, encoder.json with vocab.bpe: made from the bundled tokenizer.json. */
+/* vocab.json with merges.txt and added_tokens.json, encoder.json with vocab.bpe: made from the
+   bundled tokenizer.json. */
 TEST(other_layouts) {
   static const char source[] = "The little rabbit    said: <|endoftext|>it's \xE2\x82\xAC 5.\n\n  And\tthen?   ";
   mhk_context *ctx = mhk_create(NULL);
   mhk_tokenizer *k = mhk_tokenizer_load(ctx, TINY), *x, *again;
   size_t n = 0, length = 0, good;
   char *data = test_read_file(TINY "/tokenizer.json", &n), folder[512];
-  const char *vocabulary_path = test_path("vocab.json"), *merges_path = test_path("merges.txt"), *added_path = test_path("added_tokens.json");
+  const char *vocabulary_path = test_path("vocab.json"), *merges_path = test_path("merges.txt"),
+             *added_path = test_path("added_tokens.json");
   const json *merge, *vocabulary;
   json *file;
   text merges = {NULL, 0, 0};
@@ -781,7 +878,8 @@ TEST(other_layouts) {
   file = json_parse(data);
   vocabulary = json_at(file, "model.vocab");
   put(&merges, "#version: 0.2\n");
-  for (merge = json_at(file, "model.merges")->child; merge; merge = merge->next) put(&merges, "%s %s\r\n", json_text(merge, "0"), json_text(merge, "1"));
+  for (merge = json_at(file, "model.merges")->child; merge; merge = merge->next)
+    put(&merges, "%s %s\r\n", json_text(merge, "0"), json_text(merge, "1"));
   remove(added_path);
   CHECK(test_write_file(vocabulary_path, vocabulary->start, (size_t)(vocabulary->end - vocabulary->start)) &&
             test_write_file(merges_path, merges.data, merges.n),
@@ -800,7 +898,8 @@ TEST(other_layouts) {
   CHECK(test_write_file(added_path, "{\"    \": 1030, \"\\t\": 1024}", 26), "cannot write %s", added_path);
   x = mhk_tokenizer_load(ctx, merges_path);
   REQUIRE_OK(ctx);
-  CHECK(mhk_tokenizer_size(x) == 1031 && mhk_tokenizer_id(x, "    ") == 1030 && mhk_tokenizer_id(x, "\t") == 1024, "added tokens of added_tokens.json");
+  CHECK(mhk_tokenizer_size(x) == 1031 && mhk_tokenizer_id(x, "    ") == 1030 && mhk_tokenizer_id(x, "\t") == 1024,
+        "added tokens of added_tokens.json");
   check_round_trip(x, "added_tokens.json", source, sizeof source - 1);
   again = mhk_tokenizer_parse(ctx, mhk_tokenizer_json(x, &length), strlen(mhk_tokenizer_json(x, NULL)));
   check_same_ids("its tokenizer.json", x, again, source, sizeof source - 1);
@@ -810,13 +909,15 @@ TEST(other_layouts) {
   CHECK(test_write_file(added_path, "{\"    \": 7}", 11), "cannot write %s", added_path);
   CHECK(!mhk_tokenizer_load(ctx, folder), "id 7 is taken");
   CHECK_FAILS(ctx, MHK_ERROR_FORMAT, "added_tokens.json");
-  CHECK(test_write_file(added_path, "[]", 2) && !mhk_tokenizer_load(ctx, folder), "added_tokens.json should be an object");
+  CHECK(test_write_file(added_path, "[]", 2) && !mhk_tokenizer_load(ctx, folder),
+        "added_tokens.json should be an object");
   CHECK_FAILS(ctx, MHK_ERROR_FORMAT, "added_tokens.json should be one JSON object");
   remove(added_path);
 
   good = merges.n;
   put(&merges, "\nTt he\n");
-  CHECK(test_write_file(merges_path, merges.data, merges.n) && !mhk_tokenizer_load(ctx, folder), "a merge of unknown tokens");
+  CHECK(test_write_file(merges_path, merges.data, merges.n) && !mhk_tokenizer_load(ctx, folder),
+        "a merge of unknown tokens");
   CHECK_FAILS(ctx, MHK_ERROR_FORMAT, "\"Tt\", which is not in the vocabulary");
   merges.n = good;
   put(&merges, "t h e\n");
@@ -866,7 +967,8 @@ TEST(any_bytes) {
   mhk_destroy(ctx);
 }
 
-/* Merging by hand, one pair at a time, for words short and long: the lowest rank first, the leftmost of them first. */
+/* Merging by hand, one pair at a time, for words short and long: the lowest rank first, the
+   leftmost of them first. */
 TEST(merge_order) {
   mhk_context *ctx = mhk_create(NULL);
   mhk_tokenizer *k = mhk_tokenizer_load(ctx, TINY);
@@ -913,7 +1015,8 @@ TEST(merge_order) {
       count--;
       for (i = at + 1; i < count; i++) ids[i] = ids[i + 1];
     }
-    CHECK(got_n == count && !memcmp(got, ids, (size_t)count * sizeof *ids), "round %d: %lld ids instead of %d, or others", round, (long long)got_n, count);
+    CHECK(got_n == count && !memcmp(got, ids, (size_t)count * sizeof *ids),
+          "round %d: %lld ids instead of %d, or others", round, (long long)got_n, count);
   }
   free(pair);
   json_free(file);
@@ -921,7 +1024,8 @@ TEST(merge_order) {
   mhk_destroy(ctx);
 }
 
-/* A megabyte of several kinds. Nothing is timed against a limit: quadratic time would take hours. */
+/* A megabyte of several kinds. Nothing is timed against a limit: quadratic time would take
+   hours. */
 TEST(megabyte) {
   static const char *const parts[] = {"a",   "The little rabbit ran home, and then it's late. ", " ", "\n",
                                       "the", "<|endoftext", "\xE6\x97\xA5\xE6\x9C\xAC", "\x80", "!?"};
@@ -954,7 +1058,8 @@ TEST(room) {
   REQUIRE_OK(ctx);
   n = mhk_encode(k, source, sizeof source - 1, ids, 32);
   memset(some, 0xFF, sizeof some);
-  CHECK(mhk_encode(k, source, sizeof source - 1, some, 3) == n && some[2] == ids[2] && some[3] == -1, "only three ids fit");
+  CHECK(mhk_encode(k, source, sizeof source - 1, some, 3) == n && some[2] == ids[2] && some[3] == -1,
+        "only three ids fit");
   CHECK(mhk_encode(k, source, sizeof source - 1, NULL, 0) == n, "counting ids");
   memset(out, '#', sizeof out);
   bytes = mhk_decode(k, ids, n, out, 5);
@@ -963,9 +1068,11 @@ TEST(room) {
   ids[1] = 5000;
   CHECK(mhk_decode(k, ids, n, out, sizeof out) == -1, "id 5000 was decoded");
   CHECK_FAILS(ctx, MHK_ERROR_ARGUMENT, "id 5000 at place 1");
-  CHECK(mhk_encode(NULL, source, 1, ids, 1) == -1 && mhk_decode(NULL, ids, 1, out, 1) == -1 && mhk_tokenizer_size(NULL) == 0 &&
-            mhk_tokenizer_end(NULL) == -1 && mhk_tokenizer_start(NULL) == -1 && mhk_encode_prompt(NULL, "a", 1, ids, 1) == -1 && mhk_tokenizer_id(NULL, "a") == -1 && !mhk_token_bytes(NULL, 0, NULL) &&
-            !mhk_tokenizer_json(NULL, NULL) && !mhk_tokenizer_load(NULL, TINY) && !mhk_tokenizer_parse(NULL, "{}", 2),
+  CHECK(mhk_encode(NULL, source, 1, ids, 1) == -1 && mhk_decode(NULL, ids, 1, out, 1) == -1 &&
+            mhk_tokenizer_size(NULL) == 0 && mhk_tokenizer_end(NULL) == -1 && mhk_tokenizer_start(NULL) == -1 &&
+            mhk_encode_prompt(NULL, "a", 1, ids, 1) == -1 && mhk_tokenizer_id(NULL, "a") == -1 &&
+            !mhk_token_bytes(NULL, 0, NULL) && !mhk_tokenizer_json(NULL, NULL) && !mhk_tokenizer_load(NULL, TINY) &&
+            !mhk_tokenizer_parse(NULL, "{}", 2),
         "NULL");
   mhk_tokenizer_destroy(NULL);
   CHECK(mhk_encode(k, NULL, 1, ids, 1) == -1, "no text");
@@ -976,9 +1083,12 @@ TEST(room) {
   mhk_destroy(ctx);
 }
 
-/* Pieces of a text, cut everywhere: always whole characters, and together what Python's decode(errors="replace") gives. */
+/* Pieces of a text, cut everywhere: always whole characters, and together what Python's
+   decode(errors="replace") gives. */
 TEST(streaming) {
-  static const char source[] = "a\xC3\xA9\xE2\x82\xAC\xF0\x9F\x98\x80|\x80\xC0\xC3z\xE2\x82z\xF0\x9F\x98z\xED\xA0\x80\xE0\x80\xF4\x90\xF5\xFF\xF0\x9F";
+  static const char source[] =
+      "a\xC3\xA9\xE2\x82\xAC\xF0\x9F\x98\x80|"
+      "\x80\xC0\xC3z\xE2\x82z\xF0\x9F\x98z\xED\xA0\x80\xE0\x80\xF4\x90\xF5\xFF\xF0\x9F";
 #define R "\xEF\xBF\xBD"
   static const char want[] = "a\xC3\xA9\xE2\x82\xAC\xF0\x9F\x98\x80|" R R R "z" R "z" R "z" R R R R R R R R R R;
   const size_t n = sizeof source - 1;
@@ -999,7 +1109,8 @@ TEST(streaming) {
       free(piece);
     }
     used += mhk_stream_finish(&s, out + used);
-    CHECK(used == sizeof want - 1 && !memcmp(out, want, used), "pieces of %lld bytes give other text (%lld bytes)", (long long)step, (long long)used);
+    CHECK(used == sizeof want - 1 && !memcmp(out, want, used), "pieces of %lld bytes give other text (%lld bytes)",
+          (long long)step, (long long)used);
     CHECK(mhk_stream_finish(&s, out) == 0, "nothing is held after the end");
   }
   CHECK(mhk_stream_push(NULL, "a", 1, NULL) == 0 && mhk_stream_finish(NULL, NULL) == 0, "NULL");
@@ -1031,35 +1142,46 @@ TEST(wrong_files) {
       {NULL, "7", NULL, NULL, NULL, NULL, MHK_ERROR_FORMAT, "the merge at byte"},
       {NULL, NULL, "{\"id\": 256}", NULL, NULL, NULL, MHK_ERROR_FORMAT, "no text"},
       {NULL, NULL, "{\"content\": \"<q>\"}", NULL, NULL, NULL, MHK_ERROR_FORMAT, "the id of token"},
-      {NULL, NULL, "{\"id\": 256, \"content\": \"<q>\", \"lstrip\": 1}", NULL, NULL, NULL, MHK_ERROR_FORMAT, "\"lstrip\""},
-      {NULL, NULL, "{\"id\": 256, \"content\": \"<q>\", \"single_word\": true}", NULL, NULL, NULL, MHK_ERROR_UNSUPPORTED, "single_word"},
+      {NULL, NULL, "{\"id\": 256, \"content\": \"<q>\", \"lstrip\": 1}", NULL, NULL, NULL, MHK_ERROR_FORMAT,
+       "\"lstrip\""},
+      {NULL, NULL, "{\"id\": 256, \"content\": \"<q>\", \"single_word\": true}", NULL, NULL, NULL,
+       MHK_ERROR_UNSUPPORTED, "single_word"},
       {NULL, NULL, "3", NULL, NULL, NULL, MHK_ERROR_FORMAT, "no text"},
       {NULL, NULL, NULL, "null", NULL, NULL, MHK_ERROR_UNSUPPORTED, "pre_tokenizer null"},
       {NULL, NULL, NULL, "3", NULL, NULL, MHK_ERROR_UNSUPPORTED, "pre_tokenizer without a type"},
       {NULL, NULL, NULL, "{\"type\": \"Whitespace\"}", NULL, NULL, MHK_ERROR_UNSUPPORTED, "pre_tokenizer Whitespace"},
-      {NULL, NULL, NULL, "{\"type\": \"Sequence\", \"pretokenizers\": [{\"type\": \"Digits\"}, {\"type\": \"ByteLevel\"}]}", NULL, NULL,
+      {NULL, NULL, NULL,
+       "{\"type\": \"Sequence\", \"pretokenizers\": [{\"type\": \"Digits\"}, {\"type\": \"ByteLevel\"}]}", NULL, NULL,
        MHK_ERROR_UNSUPPORTED, "pre_tokenizer Sequence"},
       {NULL, NULL, NULL, "{\"type\": \"ByteLevel\", \"use_regex\": 0}", NULL, NULL, MHK_ERROR_FORMAT, "\"use_regex\""},
       {NULL, NULL, NULL, NULL, "\"byte_fallback\": true,", NULL, MHK_ERROR_UNSUPPORTED, "byte_fallback"},
       {NULL, NULL, NULL, NULL, "\"dropout\": 0.1,", NULL, MHK_ERROR_UNSUPPORTED, "dropout"},
       {NULL, NULL, NULL, NULL, "\"end_of_word_suffix\": \"</w>\",", NULL, MHK_ERROR_UNSUPPORTED, "end_of_word_suffix"},
-      {NULL, NULL, NULL, NULL, "\"continuing_subword_prefix\": \"##\",", NULL, MHK_ERROR_UNSUPPORTED, "continuing_subword_prefix"},
+      {NULL, NULL, NULL, NULL, "\"continuing_subword_prefix\": \"##\",", NULL, MHK_ERROR_UNSUPPORTED,
+       "continuing_subword_prefix"},
       {NULL, NULL, NULL, NULL, NULL, "\"normalizer\": {\"type\": \"NFKC\"},", MHK_ERROR_UNSUPPORTED, "normalizer NFKC"},
-      {NULL, NULL, NULL, NULL, NULL, "\"decoder\": {\"type\": \"Metaspace\"},", MHK_ERROR_UNSUPPORTED, "decoder Metaspace"},
+      {NULL, NULL, NULL, NULL, NULL, "\"decoder\": {\"type\": \"Metaspace\"},", MHK_ERROR_UNSUPPORTED,
+       "decoder Metaspace"},
   };
-  static const char *const texts[][2] = {{"", "value"}, {"{}", "no \"model\""}, {"[]", "no \"model\""}, {"{\"model\": {\"type\": \"Unigram\"}}", "Unigram"},
-                                         {"{\"pre_tokenizer\": {\"type\": \"ByteLevel\"}, \"model\": {\"vocab\": [], \"merges\": []}}", "\"vocab\""},
-                                         {"{\"pre_tokenizer\": {\"type\": \"ByteLevel\"}, \"model\": {\"vocab\": {}}}", "\"merges\""},
-                                         {"{\"pre_tokenizer\": {\"type\": \"ByteLevel\"}, \"model\": {\"vocab\": {}, \"merges\": []}}",
-                                          "no token for byte 0x00"},
-                                         {"{\"pre_tokenizer\": {\"type\": \"ByteLevel\"}, \"model\": {\"vocab\": {}, \"merges\": []}, \"added_tokens\": {}}",
-                                          "added_tokens"}};
+  static const char *const texts[][2] = {
+      {"", "value"},
+      {"{}", "no \"model\""},
+      {"[]", "no \"model\""},
+      {"{\"model\": {\"type\": \"Unigram\"}}", "Unigram"},
+      {"{\"pre_tokenizer\": {\"type\": \"ByteLevel\"}, \"model\": {\"vocab\": [], \"merges\": []}}", "\"vocab\""},
+      {"{\"pre_tokenizer\": {\"type\": \"ByteLevel\"}, \"model\": {\"vocab\": {}}}", "\"merges\""},
+      {"{\"pre_tokenizer\": {\"type\": \"ByteLevel\"}, \"model\": {\"vocab\": {}, \"merges\": []}}",
+       "no token for byte 0x00"},
+      {"{\"pre_tokenizer\": {\"type\": \"ByteLevel\"}, \"model\": {\"vocab\": {}, \"merges\": []}, \"added_tokens\": "
+       "{}}",
+       "added_tokens"}};
   test_memory memory;
   mhk_context *ctx = test_context(&memory, 0, 0);
   size_t i, before;
   for (i = 0; i < sizeof wrong / sizeof *wrong; i++) {
     const struct wrong *w = &wrong[i];
-    mhk_tokenizer *k = parse_and_free(ctx, make_tokenizer(w->vocabulary, w->merges, w->added, w->pre_tokenizer, w->model, w->root));
+    mhk_tokenizer *k =
+        parse_and_free(ctx, make_tokenizer(w->vocabulary, w->merges, w->added, w->pre_tokenizer, w->model, w->root));
     CHECK(!k, "case %d was taken", (int)i);
     CHECK_FAILS(ctx, w->code, w->message);
     mhk_tokenizer_destroy(k);
@@ -1087,10 +1209,12 @@ TEST(wrong_files) {
 TEST(damaged_files) {
   static const char source[] = "abc aa  ab's\n12 <q>  \xE2\x82\xAC\xFF zz e\xCC\x81";
   mhk_context *ctx = mhk_create(NULL);
-  text t = make_tokenizer(", \"ab\": 256, \"abc\": 257, \"aa\": 258, \"\\u0120a\": 259", "\"a b\", [\"ab\", \"c\"], \"a a\", \"\\u0120 a\"",
-                          "{\"id\": 260, \"content\": \"<q>\", \"lstrip\": true, \"rstrip\": true, \"normalized\": false}, "
-                          "{\"id\": 261, \"content\": \"zz\"}",
-                          NULL, "\"dropout\": null, \"ignore_merges\": false,", "\"normalizer\": {\"type\": \"NFC\"}, \"decoder\": {\"type\": \"ByteLevel\"},");
+  text t = make_tokenizer(
+      ", \"ab\": 256, \"abc\": 257, \"aa\": 258, \"\\u0120a\": 259", "\"a b\", [\"ab\", \"c\"], \"a a\", \"\\u0120 a\"",
+      "{\"id\": 260, \"content\": \"<q>\", \"lstrip\": true, \"rstrip\": true, \"normalized\": false}, "
+      "{\"id\": 261, \"content\": \"zz\"}",
+      NULL, "\"dropout\": null, \"ignore_merges\": false,",
+      "\"normalizer\": {\"type\": \"NFC\"}, \"decoder\": {\"type\": \"ByteLevel\"},");
   char *copy = (char *)malloc(2 * t.n);
   uint64_t random = 3;
   int round, good = 0;
@@ -1101,7 +1225,8 @@ TEST(damaged_files) {
     memcpy(copy, t.data, n);
     while (edits-- > 0) {
       at = (size_t)(test_random(&random) % n);
-      if (test_random(&random) % 2) at = (size_t)(test_random(&random) % 2 ? n - 1 - at % 200 : at % 400); /* more at both ends: the middle is dull */
+      /* more at both ends: the middle is dull */
+      if (test_random(&random) % 2) at = (size_t)(test_random(&random) % 2 ? n - 1 - at % 200 : at % 400);
       length = (size_t)(test_random(&random) % 12);
       if (length > n - at) length = n - at;
       switch (test_random(&random) % 4) {
@@ -1120,7 +1245,8 @@ TEST(damaged_files) {
       int32_t ids[64];
       mhk_index i, count = mhk_encode(k, source, sizeof source - 1, ids, 64);
       CHECK(count > 0 && count < 64, "round %d: %lld ids", round, (long long)count);
-      for (i = 0; i < count; i++) CHECK(mhk_token_bytes(k, ids[i], NULL) != NULL, "round %d: id %ld does not exist", round, (long)ids[i]);
+      for (i = 0; i < count; i++)
+        CHECK(mhk_token_bytes(k, ids[i], NULL) != NULL, "round %d: id %ld does not exist", round, (long)ids[i]);
       good++;
     }
     mhk_clear_error(ctx);
@@ -1158,14 +1284,17 @@ TEST(out_of_memory) {
       mhk_index n = mhk_encode(k, word, sizeof word, ids, 256);
       const char *json_text = mhk_tokenizer_json(pair, NULL);
       if (mhk_failed(ctx))
-        CHECK(mhk_error(ctx) == MHK_ERROR_MEMORY && (n == -1 || !json_text), "allocation %ld failed: %s", fail_at, mhk_message(ctx));
+        CHECK(mhk_error(ctx) == MHK_ERROR_MEMORY && (n == -1 || !json_text), "allocation %ld failed: %s", fail_at,
+              mhk_message(ctx));
       else {
-        CHECK(n == 102 && json_text, "%lld ids", (long long)n); /* the space, 98 pairs, an accented letter in two bytes and another */
+        /* the space, 98 pairs, an accented letter in two bytes and another */
+        CHECK(n == 102 && json_text, "%lld ids", (long long)n);
         done = 1;
       }
     }
     mhk_destroy(ctx);
-    CHECK(memory.blocks == 0 && memory.bytes == 0 && !memory.wrong_size, "allocation %ld failed: %lld blocks leaked", fail_at, (long long)memory.blocks);
+    CHECK(memory.blocks == 0 && memory.bytes == 0 && !memory.wrong_size, "allocation %ld failed: %lld blocks leaked",
+          fail_at, (long long)memory.blocks);
   }
   CHECK(done && fail_at > 10, "%ld allocations are not enough", fail_at);
   remove(vocabulary_path);

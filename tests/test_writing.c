@@ -1,4 +1,5 @@
-/* What is written is whole: two writers, killed writers, full disks, links, and what a folder held before. */
+/* What is written is whole: two writers, killed writers, full disks, links, and what a folder held
+   before. */
 #define _DEFAULT_SOURCE
 #define _DARWIN_C_SOURCE
 #include "models.h"
@@ -69,7 +70,7 @@ static void stop(pid_t child) {
   waitpid(child, NULL, 0);
 }
 
-/* ---------------------------------------------------------------------------------------- one file */
+/* ------------------------------------------------------------------------------------- one file */
 
 /* a file whose every byte says who wrote it; the two differ in length */
 static void write_large(void *user, int round) {
@@ -97,7 +98,8 @@ TEST(a_reader_sees_the_whole_file_of_one_of_two_writers) {
     char *bytes = test_read_file(path.path, &n);
     REQUIRE(bytes && n > 0, "there was no file at read %d", reads);
     for (k = 1; k < n && bytes[k] == bytes[0]; k++) {}
-    CHECK(k == n && n == 3000000 - (size_t)(bytes[0] - 'a') * 777777, "%ld bytes of %c, then %c at %ld", (long)n, bytes[0], bytes[k < n ? k : 0], (long)k);
+    CHECK(k == n && n == 3000000 - (size_t)(bytes[0] - 'a') * 777777, "%ld bytes of %c, then %c at %ld", (long)n,
+          bytes[0], bytes[k < n ? k : 0], (long)k);
     seen[bytes[0] == 'b']++;
     free(bytes);
   }
@@ -105,11 +107,13 @@ TEST(a_reader_sees_the_whole_file_of_one_of_two_writers) {
   CHECK(seen[0] && seen[1], "one of two writers was never read: %d and %d", seen[0], seen[1]);
   CHECK(access(failed.path, F_OK) != 0, "a writer failed: %s", test_read_file(failed.path, NULL));
   write_large(&who[0], 0);
-  CHECK(count_files(folder.path, "") == 1, "killed writers left %d files beside the one", count_files(folder.path, "") - 1);
+  CHECK(count_files(folder.path, "") == 1, "killed writers left %d files beside the one",
+        count_files(folder.path, "") - 1);
 }
 
 TEST(links_are_replaced_and_never_written_through) {
-  const place folder = at("links"), path = at("links/a"), target = at("links/target"), temporary = at("links/a.new"), fifo = at("links/fifo");
+  const place folder = at("links"), path = at("links/a"), target = at("links/target"), temporary = at("links/a.new"),
+              fifo = at("links/fifo");
   mhk_context *ctx = mhk_create(NULL);
   struct stat info;
   empty_folder(folder.path);
@@ -141,10 +145,12 @@ TEST(a_new_file_has_the_permissions_of_the_old_one) {
   struct stat info;
   remove(path.path);
   mhk_file_write_bytes(ctx, path.path, "a", 1);
-  CHECK(stat(path.path, &info) == 0 && (info.st_mode & 0777) == 0644, "a new file has %o", (unsigned)info.st_mode & 0777);
+  CHECK(stat(path.path, &info) == 0 && (info.st_mode & 0777) == 0644, "a new file has %o",
+        (unsigned)info.st_mode & 0777);
   chmod(path.path, 0600);
   mhk_file_write_bytes(ctx, path.path, "b", 1);
-  CHECK(stat(path.path, &info) == 0 && (info.st_mode & 0777) == 0600, "a private file became %o", (unsigned)info.st_mode & 0777);
+  CHECK(stat(path.path, &info) == 0 && (info.st_mode & 0777) == 0600, "a private file became %o",
+        (unsigned)info.st_mode & 0777);
   umask(before);
   CHECK_OK(ctx);
   mhk_destroy(ctx);
@@ -186,7 +192,8 @@ TEST(a_full_disk_and_a_read_only_folder_leave_the_old_model) {
   empty_folder(folder.path);
   for (i = 0; i < 2; i++) {
     REQUIRE(mhk_save(m, paths[i], MHK_F32) == MHK_OK, "%s", mhk_message(ctx));
-    for (most = 0; most < 60000; most += 9000) CHECK(save_badly(paths[i], (rlim_t)most, strerror(EFBIG)) == 0, "a disk of %d bytes was enough", most);
+    for (most = 0; most < 60000; most += 9000)
+      CHECK(save_badly(paths[i], (rlim_t)most, strerror(EFBIG)) == 0, "a disk of %d bytes was enough", most);
     if (i == 0) {
       CHECK(save_badly(paths[i], RLIM_INFINITY, strerror(EACCES)) == 0, "a folder that is read-only was written");
       chmod(paths[i], 0755);
@@ -204,9 +211,10 @@ TEST(a_full_disk_and_a_read_only_folder_leave_the_old_model) {
   mhk_destroy(ctx);
 }
 
-/* ---------------------------------------------------------------------------------------- one folder of a model */
+/* ------------------------------------------------------------------------ one folder of a model */
 
-/* two models that differ in everything a folder holds but the shapes of the weights: the first one has a tokenizer */
+/* two models that differ in everything a folder holds but the shapes of the weights: the first one
+   has a tokenizer */
 static mhk_model *one_of_two(mhk_context *ctx, int which) {
   mhk_config c = model_config(PHI);
   mhk_model *m;
@@ -229,7 +237,8 @@ static int which_of_two(const char *path) {
     which = mhk_model_config(found)->rope_theta > 15000;
     is = one_of_two(ctx, which);
     mhk_model_make_trainable(found);
-    if (memcmp(mhk_data(mhk_model_tensor(found, 0)), mhk_data(mhk_model_tensor(is, 0)), 1000) != 0 || (mhk_model_tokenizer(found) != NULL) != (which == 0))
+    if (memcmp(mhk_data(mhk_model_tensor(found, 0)), mhk_data(mhk_model_tensor(is, 0)), 1000) != 0 ||
+        (mhk_model_tokenizer(found) != NULL) != (which == 0))
       which = -2;
   }
   mhk_destroy(ctx);
@@ -237,8 +246,10 @@ static int which_of_two(const char *path) {
 }
 
 TEST(what_a_folder_held_does_not_come_back) {
-  static const char *const left[] = {"tokenizer_config.json", "vocab.json", "merges.txt", "added_tokens.json", "encoder.json", "vocab.bpe"};
-  const place folder = at("held_before"), notes = at("held_before/notes.txt"), bin = at("held_before/pytorch_model.bin");
+  static const char *const left[] = {"tokenizer_config.json", "vocab.json",   "merges.txt",
+                                     "added_tokens.json",     "encoder.json", "vocab.bpe"};
+  const place folder = at("held_before"), notes = at("held_before/notes.txt"),
+              bin = at("held_before/pytorch_model.bin");
   mhk_context *ctx = mhk_create(NULL);
   char path[600];
   int i, round;
@@ -250,9 +261,11 @@ TEST(what_a_folder_held_does_not_come_back) {
       snprintf(path, sizeof path, "%s/%s", folder.path, left[i]);
       test_write_file(path, "{}", 2);
     }
-    CHECK(mhk_save(one_of_two(ctx, 0), folder.path, MHK_F32) == MHK_OK && which_of_two(folder.path) == 0, "%s", mhk_message(ctx));
+    CHECK(mhk_save(one_of_two(ctx, 0), folder.path, MHK_F32) == MHK_OK && which_of_two(folder.path) == 0, "%s",
+          mhk_message(ctx));
     CHECK(holds(path, "{}"), "%s is not read beside tokenizer.json and was removed", path);
-    CHECK(mhk_save(one_of_two(ctx, 1), folder.path, MHK_F32) == MHK_OK && which_of_two(folder.path) == 1, "%s", mhk_message(ctx));
+    CHECK(mhk_save(one_of_two(ctx, 1), folder.path, MHK_F32) == MHK_OK && which_of_two(folder.path) == 1, "%s",
+          mhk_message(ctx));
   }
   CHECK(count_files(folder.path, "") == 4, "%d files are there in place of 4", count_files(folder.path, ""));
   CHECK(holds(notes.path, "keep") && holds(bin.path, "keep"), "a file that is none of the model's was removed");
@@ -304,12 +317,14 @@ TEST(a_save_that_is_killed_leaves_the_old_model_or_the_new_one_or_none) {
   if (test_state.verbose) printf("none %d, first %d, second %d\n", seen[0], seen[1], seen[2]);
   CHECK(seen[1] + seen[2] > 0, "none %d, first %d, second %d times", seen[0], seen[1], seen[2]);
   ctx = mhk_create(NULL);
-  for (i = 0; i < 2; i++) CHECK(mhk_save(one_of_two(ctx, i), folder.path, MHK_F32) == MHK_OK && which_of_two(folder.path) == i, "%s", mhk_message(ctx));
+  for (i = 0; i < 2; i++)
+    CHECK(mhk_save(one_of_two(ctx, i), folder.path, MHK_F32) == MHK_OK && which_of_two(folder.path) == i, "%s",
+          mhk_message(ctx));
   mhk_destroy(ctx);
   CHECK(count_files(folder.path, "") == 2, "killed saves left %d files", count_files(folder.path, "") - 2);
 }
 
-/* ---------------------------------------------------------------------------------------- one folder of a run */
+/* -------------------------------------------------------------------------- one folder of a run */
 
 static mhk_distill_desc run_desc(mhk_context *ctx, const char *out) {
   static int32_t tokens[400];
@@ -337,7 +352,8 @@ static void hold_folder(void *user, int round) {
   (void)round;
   mhk_train_step(tr);
   mhk_checkpoint(tr);
-  test_write_file(test_path("held"), mhk_failed(ctx) ? mhk_message(ctx) : "yes", mhk_failed(ctx) ? strlen(mhk_message(ctx)) : 3);
+  test_write_file(test_path("held"), mhk_failed(ctx) ? mhk_message(ctx) : "yes",
+                  mhk_failed(ctx) ? strlen(mhk_message(ctx)) : 3);
   for (;;) wait_for(1);
 }
 
@@ -369,7 +385,8 @@ TEST(one_trainer_writes_to_a_folder) {
   CHECK_FAILS(ctx, MHK_ERROR_STATE, who);
   d.rank = 1, d.world = 2, d.exchange = (int (*)(void *, mhk_real *, size_t))(uintptr_t)1; /* never called */
   mhk_distill(ctx, &d);
-  CHECK(mhk_error(ctx) != MHK_OK && !strstr(mhk_message(ctx), "in use"), "a worker that does not write was locked out: %s", mhk_message(ctx));
+  CHECK(mhk_error(ctx) != MHK_OK && !strstr(mhk_message(ctx), "in use"),
+        "a worker that does not write was locked out: %s", mhk_message(ctx));
   mhk_clear_error(ctx);
   stop(child);
   d.rank = 0, d.world = 0, d.exchange = NULL;
@@ -379,7 +396,7 @@ TEST(one_trainer_writes_to_a_folder) {
   CHECK(count_files(out.path, "lock") == 0, "the lock's file is still there");
 }
 
-/* ---------------------------------------------------------------------------------------- damaged checkpoints */
+/* -------------------------------------------------------------------------- damaged checkpoints */
 
 static uint64_t turned(uint64_t x, int bits) { return x << bits | x >> (64 - bits); }
 static uint64_t bytes_at(const unsigned char *p, int n) {
@@ -390,8 +407,9 @@ static uint64_t bytes_at(const unsigned char *p, int n) {
 
 /* XXH64 with seed 0, straight from its specification */
 static uint64_t xxh64(const unsigned char *p, size_t n) {
-  static const uint64_t P1 = UINT64_C(0x9E3779B185EBCA87), P2 = UINT64_C(0xC2B2AE3D27D4EB4F), P3 = UINT64_C(0x165667B19E3779F9),
-                        P4 = UINT64_C(0x85EBCA77C2B2AE63), P5 = UINT64_C(0x27D4EB2F165667C5);
+  static const uint64_t P1 = UINT64_C(0x9E3779B185EBCA87), P2 = UINT64_C(0xC2B2AE3D27D4EB4F),
+                        P3 = UINT64_C(0x165667B19E3779F9), P4 = UINT64_C(0x85EBCA77C2B2AE63),
+                        P5 = UINT64_C(0x27D4EB2F165667C5);
   uint64_t v[4], h = P5;
   size_t left = n;
   int i;
@@ -431,8 +449,9 @@ static mhk_context *hearing(heard *h) {
   return mhk_create(&d);
 }
 
-/* Goes on with the run in a folder for so many updates (-1: to its end), with a checkpoint after each, in any number of contexts. Returns the student's
-   numbers, or NULL with the message in said. */
+/* Goes on with the run in a folder for so many updates (-1: to its end), with a checkpoint after
+   each, in any number of contexts. Returns the student's numbers, or NULL with the message in
+   said. */
 static mhk_real *go_on(const char *out, int updates, mhk_windows windows, mhk_index *n, heard *h, char said[1024]) {
   mhk_context *ctx = hearing(h);
   mhk_distill_desc d = run_desc(ctx, out);
@@ -447,7 +466,8 @@ static mhk_real *go_on(const char *out, int updates, mhk_windows windows, mhk_in
   return numbers;
 }
 
-/* damages a copy of a file's bytes; returns its new length. kind 0: a bit of the header, 1: a bit of the tensors, 2: zeros, 3: cut short, 4: longer */
+/* damages a copy of a file's bytes; returns its new length. kind 0: a bit of the header, 1: a bit
+   of the tensors, 2: zeros, 3: cut short, 4: longer */
 static size_t damage(unsigned char *b, size_t n, int kind, uint64_t *random) {
   const size_t header = 8 + (size_t)bytes_at(b, 8);
   size_t where, k;
@@ -484,13 +504,15 @@ TEST(every_damage_of_a_checkpoint_shows) {
   heard h;
   char said[1024];
   int kind, i, refused = 0;
-  CHECK(xxh64((const unsigned char *)"", 0) == UINT64_C(0xEF46DB3751D8E999) && xxh64((const unsigned char *)"abc", 3) == UINT64_C(0x44BC2CF5AD770999),
+  CHECK(xxh64((const unsigned char *)"", 0) == UINT64_C(0xEF46DB3751D8E999) &&
+            xxh64((const unsigned char *)"abc", 3) == UINT64_C(0x44BC2CF5AD770999),
         "this is not XXH64");
   empty_folder(out.path);
   free(go_on(out.path, 5, MHK_WINDOWS_RANDOM, &count, &h, said));
   sound = (unsigned char *)test_read_file(file.path, &n);
   REQUIRE(sound != NULL, "no checkpoint: %s", said);
-  CHECK(bytes_at(sound + n - 8, 8) == xxh64(sound, n - 8), "the last eight bytes are not the XXH64 of what is before them");
+  CHECK(bytes_at(sound + n - 8, 8) == xxh64(sound, n - 8),
+        "the last eight bytes are not the XXH64 of what is before them");
   bytes = (unsigned char *)malloc(n + 5000);
   want = go_on(out.path, -1, MHK_WINDOWS_RANDOM, &count, &h, said);
   for (kind = 0; kind < 5; kind++)
@@ -510,7 +532,8 @@ TEST(every_damage_of_a_checkpoint_shows) {
       if (!got && strstr(said, "checkpoint.safetensors") && strstr(said, "--fresh"))
         refused++;
       else
-        CHECK(got && k == count && memcmp(got, want, sizeof *want * (size_t)k) == 0, "%s: another student, or: %s", names[kind], said);
+        CHECK(got && k == count && memcmp(got, want, sizeof *want * (size_t)k) == 0, "%s: another student, or: %s",
+              names[kind], said);
       free(got);
     }
   CHECK(refused == 300, "%d of 300 damaged checkpoints were refused", refused);
@@ -538,11 +561,19 @@ TEST(a_checkpoint_that_contradicts_itself_is_refused) {
     uint64_t to;
     const char *says;
   } cases[] = {
-    {MHK_WINDOWS_RANDOM, 0, 4, "place in the run"},        {MHK_WINDOWS_RANDOM, 0, 3, "different updates"}, {MHK_WINDOWS_RANDOM, 1, 4, "its stage is over"},
-    {MHK_WINDOWS_RANDOM, 1, 2, "different updates"},       {MHK_WINDOWS_RANDOM, 2, 1, "finished"},          {MHK_WINDOWS_RANDOM, 3, 0, "no stage"},
-    {MHK_WINDOWS_RANDOM, 3, 3, "different updates"},       {MHK_WINDOWS_RANDOM, 4, 7, "different updates"}, {MHK_WINDOWS_RANDOM, 9, 1, "drawn from at random"},
-    {MHK_WINDOWS_RANDOM, 12, UINT64_C(0x7FF8) << 48, "no number"}, {MHK_WINDOWS_RANDOM, 13, UINT64_C(0xBFF0) << 48, "no number"},
-    {MHK_WINDOWS_PACKED, 10, 1, "place in the text"},      {MHK_WINDOWS_PACKED, 11, 400, "place in a document"},
+      {MHK_WINDOWS_RANDOM, 0, 4, "place in the run"},
+      {MHK_WINDOWS_RANDOM, 0, 3, "different updates"},
+      {MHK_WINDOWS_RANDOM, 1, 4, "its stage is over"},
+      {MHK_WINDOWS_RANDOM, 1, 2, "different updates"},
+      {MHK_WINDOWS_RANDOM, 2, 1, "finished"},
+      {MHK_WINDOWS_RANDOM, 3, 0, "no stage"},
+      {MHK_WINDOWS_RANDOM, 3, 3, "different updates"},
+      {MHK_WINDOWS_RANDOM, 4, 7, "different updates"},
+      {MHK_WINDOWS_RANDOM, 9, 1, "drawn from at random"},
+      {MHK_WINDOWS_RANDOM, 12, UINT64_C(0x7FF8) << 48, "no number"},
+      {MHK_WINDOWS_RANDOM, 13, UINT64_C(0xBFF0) << 48, "no number"},
+      {MHK_WINDOWS_PACKED, 10, 1, "place in the text"},
+      {MHK_WINDOWS_PACKED, 11, 400, "place in a document"},
   };
   const place out = at("contradicts"), file = at("contradicts/checkpoint.safetensors");
   size_t c;
@@ -559,8 +590,8 @@ TEST(a_checkpoint_that_contradicts_itself_is_refused) {
     forge(b, n, cases[c].value, cases[c].to);
     empty_folder(out.path);
     test_write_file(file.path, b, n);
-    CHECK(!go_on(out.path, -1, cases[c].windows, &count, &h, said) && strstr(said, cases[c].says), "value %d became %llx: %s", cases[c].value,
-          (unsigned long long)cases[c].to, said);
+    CHECK(!go_on(out.path, -1, cases[c].windows, &count, &h, said) && strstr(said, cases[c].says),
+          "value %d became %llx: %s", cases[c].value, (unsigned long long)cases[c].to, said);
     free(b);
   }
 }
@@ -605,7 +636,8 @@ TEST(a_checkpoint_of_version_1_is_resumed_with_a_warning) {
 }
 
 TEST(the_checkpoint_before_a_damaged_one_is_used_and_that_is_said) {
-  const place out = at("before"), last = at("before/checkpoint.safetensors"), before = at("before/checkpoint.previous.safetensors");
+  const place out = at("before"), last = at("before/checkpoint.safetensors"),
+              before = at("before/checkpoint.previous.safetensors");
   mhk_index n, k;
   heard h;
   char said[1024];
@@ -628,8 +660,11 @@ TEST(the_checkpoint_before_a_damaged_one_is_used_and_that_is_said) {
       remove(last.path); /* as when the process is killed between two renames */
     else
       test_write_file(last.path, b, length);
-    free(go_on(out.path, 1, MHK_WINDOWS_PACKED, &k, &h, said)); /* writes one: the damaged one must not push the sound one out */
-    CHECK(h.warnings == 1 && strstr(h.last, last.path) && strstr(h.last, before.path) && strstr(h.last, way == 1 ? "not there" : "checksum"), "%s", h.last);
+    /* writes one: the damaged one must not push the sound one out */
+    free(go_on(out.path, 1, MHK_WINDOWS_PACKED, &k, &h, said));
+    CHECK(h.warnings == 1 && strstr(h.last, last.path) && strstr(h.last, before.path) &&
+              strstr(h.last, way == 1 ? "not there" : "checksum"),
+          "%s", h.last);
     test_write_file(last.path, b, length);
     got = go_on(out.path, -1, MHK_WINDOWS_PACKED, &k, &h, said);
     CHECK(h.warnings == 1, "%s", h.last);
@@ -649,7 +684,8 @@ TEST(the_checkpoint_before_a_damaged_one_is_used_and_that_is_said) {
     d.fresh = 1;
     tr = mhk_distill(ctx, &d);
     mhk_train_step(tr);
-    CHECK(mhk_checkpoint(tr) == MHK_OK && count_files(out.path, "previous") == 0, "a fresh run keeps a checkpoint of the one before: %s", mhk_message(ctx));
+    CHECK(mhk_checkpoint(tr) == MHK_OK && count_files(out.path, "previous") == 0,
+          "a fresh run keeps a checkpoint of the one before: %s", mhk_message(ctx));
     mhk_destroy(ctx);
   }
   free(want);

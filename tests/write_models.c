@@ -5,7 +5,8 @@
 #include "models.h"
 
 /* tokens and logits (B,T,V) of a model as a file */
-static void write_logits(mhk_context *ctx, mhk_tape *t, mhk_model *m, const int32_t *tokens, mhk_index B, mhk_index T, const char *path) {
+static void write_logits(mhk_context *ctx, mhk_tape *t, mhk_model *m, const int32_t *tokens, mhk_index B, mhk_index T,
+                         const char *path) {
   mhk_tensor *logits = mhk_forward(t, m, tokens, B, T, NULL);
   mhk_file_tensor out[2];
   float *single;
@@ -56,7 +57,8 @@ static void read_one(mhk_context *ctx, mhk_tape *t, const char *folder) {
 }
 
 int main(int argc, char **argv) {
-  static const char *const names[] = {"phi", "phi_grouped", "phi_mamba", "phi_mamba_rotary", "hybrid", "mamba2", "mamba2_biases"};
+  static const char *const names[] = {"phi",    "phi_grouped", "phi_mamba",    "phi_mamba_rotary",
+                                      "hybrid", "mamba2",      "mamba2_biases"};
   const char *folder = argc > 1 ? argv[1] : "build/interop";
   mhk_context *ctx = mhk_create(NULL);
   mhk_tape *t = mhk_tape_create(ctx);

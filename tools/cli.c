@@ -39,9 +39,9 @@ static volatile sig_atomic_t cli_signalled;
 
 /* ---------------------------------------------------------------- messages */
 
-/* OpenMP's threads spin while they wait, which is a little faster on an idle machine and several times slower on one
-   that has other work: a thread that spins holds a processor that a thread with work needs. OpenMP reads its
-   environment before main, hence the second start. */
+/* OpenMP's threads spin while they wait, which is a little faster on an idle machine and several
+   times slower on one that has other work: a thread that spins holds a processor that a thread with
+   work needs. OpenMP reads its environment before main, hence the second start. */
 static void wait_asleep(char **argv) {
 #if defined(__linux__) && defined(_OPENMP)
   if (getenv("OMP_WAIT_POLICY") || getenv("GOMP_SPINCOUNT") || getenv("KMP_BLOCKTIME")) return;
@@ -61,7 +61,8 @@ static wchar_t *wide_text(const char *text) {
   return out;
 }
 
-/* The arguments in UTF-8: main() gets them in a code page that lacks most characters. They live as long as the program. */
+/* The arguments in UTF-8: main() gets them in a code page that lacks most characters. They live as
+   long as the program. */
 static char **utf8_arguments(int argc, char **argv) {
   int i, n = 0;
   wchar_t **wide = CommandLineToArgvW(GetCommandLineW(), &n);
@@ -436,8 +437,8 @@ int cli_missing(const cli_command *c, const char *option) {
   return CLI_USAGE;
 }
 
-/* argument i belongs to option o; value is what stood after "=", or NULL. Returns CLI_GO or the exit code; moves i on.
-   */
+/* argument i belongs to option o; value is what stood after "=", or NULL. Returns CLI_GO or the
+   exit code; moves i on. */
 static int take_option(const cli_option *o, const char *value, int argc, char **argv, int *i) {
   if (o->kind == CLI_FLAG) {
     if (value) {
@@ -449,7 +450,8 @@ static int take_option(const cli_option *o, const char *value, int argc, char **
   }
   if (!value) {
     if (*i + 1 >= argc || strncmp(argv[*i + 1], "--", 2) == 0) {
-      cli_error("--%s needs a value: --%s %s, or --%s=%s where it begins with --", o->name, o->name, o->argument, o->name, o->argument);
+      cli_error("--%s needs a value: --%s %s, or --%s=%s where it begins with --", o->name, o->name, o->argument,
+                o->name, o->argument);
       return CLI_USAGE;
     }
     value = argv[++*i];
@@ -733,7 +735,8 @@ static size_t put_utf8(char *out, unsigned long c) {
   return (size_t)more + 1;
 }
 
-/* Which byte of two is the high one, 0 or 1: as a byte order mark says, else the one that is zero more often. */
+/* Which byte of two is the high one, 0 or 1: as a byte order mark says, else the one that is zero
+   more often. */
 static size_t high_byte(const unsigned char *p, size_t n) {
   size_t i, zeros[2] = {0, 0};
   if (n > 1 && p[0] == 0xFE && p[1] == 0xFF) return 0;
@@ -769,7 +772,8 @@ int cli_to_utf8(cli_content *c, int encoding, const char *name) {
       return CLI_FAILED;
     }
   }
-  if (bad > 0 || i < c->n) cli_note("%s is not all UTF-16: %.0f characters are wrong or cut off", name, (double)(bad + (i < c->n)));
+  if (bad > 0 || i < c->n)
+    cli_note("%s is not all UTF-16: %.0f characters are wrong or cut off", name, (double)(bad + (i < c->n)));
   free(c->text);
   *c = out;
   return out.text ? CLI_GO : cli_add(c, "", 0);

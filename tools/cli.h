@@ -1,4 +1,5 @@
-/* cli.h: what the subcommands of mohawk share: options, messages, progress, JSON, files, signals. */
+/* cli.h: what the subcommands of mohawk share: options, messages, progress, JSON, files,
+   signals. */
 #ifndef MOHAWK_CLI_H
 #define MOHAWK_CLI_H
 
@@ -64,11 +65,13 @@ int cli_parse(const cli_command *command, int argc, char **argv);
 int cli_missing(const cli_command *command, const char *option);
 /* The word in list (n of them) nearest to what was typed, or NULL when none is near. */
 const char *cli_nearest(const char *typed, const char *const *list, int n);
-/* Entry i of numbers that are given once for all or once for each; otherwise where nothing was given. */
+/* Entry i of numbers that are given once for all or once for each; otherwise where nothing was
+   given. */
 double cli_number_at(const cli_numbers *numbers, int i, double otherwise);
 
 /* ---- messages, all on stderr as "mohawk: sentence" */
-/* First of all in main. On Linux it may start the program once more, with OpenMP told to wait asleep. */
+/* First of all in main. On Linux it may start the program once more, with OpenMP told to wait
+   asleep. */
 char **cli_start(int argc, char **argv); /* returns the arguments in UTF-8 */
 const char *cli_program(void);
 CLI_PRINTF(1, 2) int cli_error(const char *format, ...); /* returns CLI_FAILED */
@@ -81,10 +84,12 @@ mhk_model *cli_load(mhk_context *ctx, const char *path);
 int *cli_strict(void);
 /* Says that a model has no tokenizer, and why. Returns CLI_FAILED. */
 int cli_no_tokenizer(const mhk_model *m, const char *path);
-/* Before a model is written: one whose tokenizer could not be read must not lose it unnoticed. CLI_GO, or CLI_FAILED after a message. */
+/* Before a model is written: one whose tokenizer could not be read must not lose it unnoticed.
+   CLI_GO, or CLI_FAILED after a message. */
 int cli_keeps_tokenizer(const mhk_model *m, const char *path);
 #define CLI_STRICT \
-  {"strict", NULL, CLI_FLAG, cli_strict(), 0, 0, "refuse a model that would load with a warning: what it brings and is not used"}
+  {"strict", NULL, CLI_FLAG, cli_strict(), 0, 0, \
+    "refuse a model that would load with a warning: what it brings and is not used"}
 const char *cli_bold(FILE *out);               /* "" where colour is not wanted */
 const char *cli_plain(FILE *out);
 /* The command line again, quoted for the shell, without the flag given in without. */
@@ -124,7 +129,8 @@ typedef struct cli_content {
 int cli_add(cli_content *c, const char *text, size_t n); /* CLI_GO, or CLI_FAILED after a message */
 enum { CLI_UTF8, CLI_LATIN1, CLI_UTF16 };
 #define CLI_ENCODING(value) \
-  {"encoding", "utf8|latin1|utf16", CLI_CHOICE, value, 0, 0, "how text that is read is written; utf16: in the byte order that its mark says (default utf8)"}
+  {"encoding", "utf8|latin1|utf16", CLI_CHOICE, value, 0, 0, \
+    "how text that is read is written; utf16: in the byte order that its mark says (default utf8)"}
 int cli_is_stream(const char *path);              /* a pipe, or - for standard input */
 int cli_read(const char *path, cli_content *c);   /* the same */
 int cli_to_utf8(cli_content *c, int encoding, const char *name); /* the same */
@@ -143,7 +149,8 @@ CLI_PRINTF(3, 4) void cli_progress_show(cli_progress *p, int last, const char *f
 void cli_progress_clear(void);                    /* takes an unfinished line off the screen */
 const char *cli_bar(double share, cli_buffer *b); /* ################---- */
 
-/* A mhk_progress_fn and what it needs: shows tokens done, rate and time left; stops after Ctrl-C. */
+/* A mhk_progress_fn and what it needs: shows tokens done, rate and time left; stops after
+   Ctrl-C. */
 typedef struct cli_task {
   const char *title, *what;
   double started, each; /* each: tokens that one step of the count stands for */

@@ -1,17 +1,20 @@
-/* mohawk demo: a small trained Phi becomes a state-space model in three stages, measured and drawn. */
+/* mohawk demo: a small trained Phi becomes a state-space model in three stages, measured and
+   drawn. */
 #include "demo.h"
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-/* Budgets in tokens; --budget multiplies them. The student that distils alone and the hybrid get the same in all. */
+/* Budgets in tokens; --budget multiplies them. The student that distils alone and the hybrid get
+   the same in all. */
 #define STAGE_1 150000
 #define STAGE_2 300000
 #define STAGE_3 450000
 #define TEXT_TOKENS 450000 /* sampled from the teacher to train on */
 #define EVAL_TOKENS 32768  /* sampled from the teacher to measure on */
 #define SHORT 0.04         /* what --short leaves of all of them */
-/* learning rates of the stages, and of distillation alone (the best of a search from 5e-4 to 4e-3) */
+/* learning rates of the stages, and of distillation alone (the best of a search from 5e-4 to
+   4e-3) */
 #define LR_1 1e-2
 #define LR_2 5e-3
 #define LR_3 1e-3
@@ -324,8 +327,8 @@ static int speak_all(demo *d) {
   return CLI_GO;
 }
 
-/* matrices of the teacher and of the student at three points of its life, and how far all their heads are from the
-   teacher's */
+/* matrices of the teacher and of the student at three points of its life, and how far all their
+   heads are from the teacher's */
 static int draw(demo *d) {
   static const char *const titles[DEMO_PANELS] = {"teacher", "student, untrained", "student, after stage 1",
                                                   "student, after stage 3"};

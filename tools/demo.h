@@ -1,4 +1,5 @@
-/* demo.h: what the demo found out, between demo.c, which does it, and report.c, which writes it down. */
+/* demo.h: what the demo found out, between demo.c, which does it, and report.c, which writes it
+   down. */
 #ifndef MOHAWK_DEMO_H
 #define MOHAWK_DEMO_H
 
@@ -33,7 +34,8 @@ typedef struct demo_results {
   int short_run, window, hybrid_layer;
   demo_model models[DEMO_MODELS];
   demo_training runs[DEMO_RUNS];
-  /* matrices of layer and head over T tokens: teacher, student untrained, after stage 1, after stage 3 */
+  /* matrices of layer and head over T tokens: teacher, student untrained, after stage 1, after
+     stage 3 */
   int layer, head;
   mhk_index T;
   picture_panel panels[DEMO_PANELS];

@@ -91,11 +91,13 @@ static int parse(settings *s, int argc, char **argv) {
       {"threads", "N", CLI_INT, &s->threads, 1, 4096,
        "threads (default: all the machine has; results do not depend on it)"},
       {"precision", "f32|bf16", CLI_CHOICE, &s->precision, 0, 0,
-       "operands of the linear layers' products while training; bf16 is faster where the processor has AVX512-BF16 (AMD) "
+       "operands of the linear layers' products while training; bf16 is faster where the processor has AVX512-BF16 "
+       "(AMD) "
        "or AMX, slower elsewhere; sums, weights and all else stay float32 (default f32)"},
       {"recompute", NULL, CLI_FLAG, &s->recompute, 0, 0,
        "stage 3 computes blocks again in the backward pass: less memory, a third more time"},
-      {"checkpoint-seconds", "N", CLI_REAL, &s->seconds, 0.01, 1e9, "between two checkpoints, of which the last two are kept (default 60)"},
+      {"checkpoint-seconds", "N", CLI_REAL, &s->seconds, 0.01, 1e9,
+       "between two checkpoints, of which the last two are kept (default 60)"},
       {"fresh", NULL, CLI_FLAG, &s->fresh, 0, 0, "start over even if --out holds a checkpoint"},
       {"force", NULL, CLI_FLAG, &s->force, 0, 0, "start even if the memory does not seem to suffice"},
       {"every", "SECONDS", CLI_REAL, &s->every, 0.1, 1e6,

@@ -31,7 +31,8 @@ static int parse_bias(settings *s) {
   }
   s->sampling.bias = s->bias;
   if (!*text) return CLI_GO;
-  cli_error("--bias %s: write token ids and what to add to their logits, as 17:-2.5,300:-inf (%d at most)", s->bias_text, CLI_MAX_LIST);
+  cli_error("--bias %s: write token ids and what to add to their logits, as 17:-2.5,300:-inf (%d at most)",
+            s->bias_text, CLI_MAX_LIST);
   return CLI_USAGE;
 }
 
@@ -57,10 +58,12 @@ static int parse(settings *s, int argc, char **argv) {
       {"model", "PATH", CLI_TEXT, &s->model, 0, 0,
        "a model's folder, or one .safetensors file that holds all of it (required)"},
       {"prompt", "TEXT", CLI_TEXT, &s->prompt, 0, 0,
-       "what to continue, --prompt=TEXT where it begins with --; - reads standard input without its last line end (default: nothing, the start of a text)"},
+       "what to continue, --prompt=TEXT where it begins with --; - reads standard input without its last line end "
+       "(default: nothing, the start of a text)"},
       CLI_ENCODING(&s->encoding),
       {"no-start", NULL, CLI_FLAG, &s->no_start, 0, 0,
-       "put no token before the prompt (default: the one that starts a text, unless the tokenizer's files say that none does)"},
+       "put no token before the prompt (default: the one that starts a text, unless the tokenizer's files say that "
+       "none does)"},
       {"tokens", "N", CLI_COUNT, &s->tokens, 1, 1e12,
        "tokens at most (default 200); the model may end its text earlier"},
       {"temperature", "X", CLI_REAL, &s->sampling.temperature, 0, 100, "0: greedy (default 0.8)"},
@@ -91,7 +94,8 @@ static int parse(settings *s, int argc, char **argv) {
       {"threads", "N", CLI_INT, &s->threads, 1, 4096, "threads (default: all the machine has)"},
       CLI_STRICT,
       {"json", NULL, CLI_FLAG, &s->json, 0, 0, "one JSON object at the end in place of text as it comes"},
-      {"verbose", NULL, CLI_FLAG, &s->verbose, 0, 0, "say at the end how fast it was, with --draft also against the model alone"},
+      {"verbose", NULL, CLI_FLAG, &s->verbose, 0, 0,
+       "say at the end how fast it was, with --draft also against the model alone"},
   };
   const cli_command c = {"generate",
                          "--model PATH [--prompt TEXT] [options]",
@@ -155,11 +159,15 @@ static void print_json(const settings *s, const char *prompt, const cli_content 
 }
 
 static void print_speed(const settings *s, const outcome *o) {
-  cli_note("%lld tokens in %.2f s: %.1f a second", (long long)o->tokens, o->seconds, o->seconds > 0 ? (double)o->tokens / o->seconds : 0);
+  cli_note("%lld tokens in %.2f s: %.1f a second", (long long)o->tokens, o->seconds,
+           o->seconds > 0 ? (double)o->tokens / o->seconds : 0);
   if (s->draft)
-    cli_note("%lld of %lld drafted tokens accepted (%.0f %%), %.2f tokens a pass of the model; alone it takes %.2f s: %.2f times as fast with the draft",
-             (long long)o->counts.accepted, (long long)o->counts.drafted, 100 * share(o->counts.accepted, o->counts.drafted),
-             share(o->counts.tokens, o->counts.passes), o->seconds_alone, o->seconds > 0 ? o->seconds_alone / o->seconds : 0);
+    cli_note(
+        "%lld of %lld drafted tokens accepted (%.0f %%), %.2f tokens a pass of the model; alone it takes %.2f s: %.2f "
+        "times as fast with the draft",
+        (long long)o->counts.accepted, (long long)o->counts.drafted, 100 * share(o->counts.accepted, o->counts.drafted),
+        share(o->counts.tokens, o->counts.passes), o->seconds_alone,
+        o->seconds > 0 ? o->seconds_alone / o->seconds : 0);
 }
 
 /* the next token of either way to draw */

@@ -54,7 +54,8 @@ static mhk_config with_attention(const mhk_config *c) {
     a.head_dim = a.ssm_head_dim;
   }
   if (a.n_kv_head == 0) a.n_kv_head = a.n_head;
-  if (a.arch == MHK_ARCH_MAMBA2) { /* no architecture that is known has no MLP beside attention; its width changes no state */
+  /* no architecture that is known has no MLP beside attention; its width changes no state */
+  if (a.arch == MHK_ARCH_MAMBA2) {
     a.arch = MHK_ARCH_PHI;
     a.d_mlp = 1;
   }

@@ -1,5 +1,5 @@
-/* mohawk: distils Transformers into state-space models, runs them, measures them. One file a subcommand; this one
-   chooses. */
+/* mohawk: distils Transformers into state-space models, runs them, measures them. One file a
+   subcommand; this one chooses. */
 #include "cli.h"
 #include <string.h>
 

@@ -44,9 +44,9 @@ double picture_distance(const float *a, const float *b, mhk_index T) {
 
 /* ---------------------------------------------------------------- colours */
 
-/* Entries are coloured by the signed root of their value, so that small weights stay visible: 0 is dark, 1 yellow,
-   negative ones turn red. Lightness grows evenly (OKLab, Ottosson 2020), so that the picture also reads without colour.
-   */
+/* Entries are coloured by the signed root of their value, so that small weights stay visible: 0 is
+   dark, 1 yellow, negative ones turn red. Lightness grows evenly (OKLab, Ottosson 2020), so that
+   the picture also reads without colour. */
 enum { ZERO = 127, STEPS = 255, NOTHING = 255 };
 
 static int colour_index(double value) {
@@ -75,7 +75,7 @@ static void colour_of(int index, unsigned char rgb[3]) {
   rgb[2] = gamma_byte(-0.0041960863 * l - 0.7034186147 * m + 1.7076147010 * k);
 }
 
-/* ---------------------------------------------------------------- PNG: a palette, stored blocks, no compression */
+/* ------------------------------------------------ PNG: a palette, stored blocks, no compression */
 
 typedef struct bytes {
   unsigned char *data;
@@ -379,8 +379,8 @@ static double tick_step(double range) {
   return power * (x < 1.5 ? 1 : x < 3.5 ? 2 : x < 7.5 ? 5 : 10);
 }
 
-/* The range that shows every curve, logarithmic where it is wide. On a linear scale the first points may leave it at
-   the top, for losses fall steeply at first. */
+/* The range that shows every curve, logarithmic where it is wide. On a linear scale the first
+   points may leave it at the top, for losses fall steeply at first. */
 static chart chart_range(const picture_curve *curves, int n, int log_x) {
   double top = -INFINITY;
   chart c;
@@ -517,9 +517,11 @@ void picture_curves_svg(FILE *out, const char *title, const char *x_label, const
 void picture_charts_svg(FILE *out, const picture_chart *charts, int n) {
   int i;
   file_start(out, n * CHART_WIDTH, CHART_HEIGHT, charts[0].title);
-  fputs("<style>.c0{color:#8250df}.c1{color:#0969da}@media(prefers-color-scheme:dark){.c0{color:#c297ff}.c1{color:#6cb6ff}}"
-        "</style>\n",
-        out);
+  fputs(
+      "<style>.c0{color:#8250df}.c1{color:#0969da}@media(prefers-color-scheme:dark){.c0{color:#c297ff}.c1{color:#"
+      "6cb6ff}}"
+      "</style>\n",
+      out);
   for (i = 0; i < n; i++) {
     fprintf(out, "<g transform=\"translate(%d 0)\">", i * CHART_WIDTH);
     draw_chart(out, &charts[i], 1);

@@ -4,9 +4,9 @@
 
 #include "cli.h"
 
-/* The mixing matrices of one layer over tokens (T), heads one after the other (H,T,T), malloc'ed. A student's layer
-   sees the teacher's residual stream, as in stage 1; for the teacher's own matrices m is the teacher. NULL after a
-   message. */
+/* The mixing matrices of one layer over tokens (T), heads one after the other (H,T,T), malloc'ed. A
+   student's layer sees the teacher's residual stream, as in stage 1; for the teacher's own matrices
+   m is the teacher. NULL after a message. */
 float *picture_matrices(mhk_context *ctx, mhk_model *m, mhk_model *teacher, int layer, const int32_t *tokens,
                         mhk_index T);
 /* || a - b ||_F / || b ||_F of two (T,T) matrices */
@@ -17,12 +17,15 @@ typedef struct picture_panel {
   const float *matrix; /* (T,T), zero above the diagonal */
 } picture_panel;
 
-/* One panel as an <svg> element with axes, to stand in a page (its lines take the colour of the text around it). */
+/* One panel as an <svg> element with axes, to stand in a page (its lines take the colour of the
+   text around it). */
 void picture_panel_svg(FILE *out, const picture_panel *panel, mhk_index T);
 void picture_legend_svg(FILE *out);
-/* All panels beside each other with the legend, as a file of its own, readable on light and dark. */
+/* All panels beside each other with the legend, as a file of its own, readable on light and
+   dark. */
 void picture_svg(FILE *out, const picture_panel *panels, int n, mhk_index T);
-/* The panels without any text, each entry scale pixels wide. Returns 0 when memory does not suffice. */
+/* The panels without any text, each entry scale pixels wide. Returns 0 when memory does not
+   suffice. */
 int picture_png(FILE *out, const picture_panel *panels, int n, mhk_index T, int scale);
 
 typedef struct picture_curve {
@@ -30,8 +33,8 @@ typedef struct picture_curve {
   const double *x, *y;
   int n;
 } picture_curve;
-/* Curves in one chart, as an <svg> element; colours are the classes c0, c1, ... of the page. Non-finite points are left
-   out. */
+/* Curves in one chart, as an <svg> element; colours are the classes c0, c1, ... of the page.
+   Non-finite points are left out. */
 void picture_curves_svg(FILE *out, const char *title, const char *x_label, const picture_curve *curves, int n);
 
 typedef struct picture_chart {
@@ -39,8 +42,8 @@ typedef struct picture_chart {
   const picture_curve *curves;
   int n;
 } picture_chart;
-/* Charts beside each other as a file of its own, readable on light and dark. x is above 0 and drawn to a logarithmic
-   scale, with marks at powers of four: 64, 256, 1k, ... */
+/* Charts beside each other as a file of its own, readable on light and dark. x is above 0 and drawn
+   to a logarithmic scale, with marks at powers of four: 64, 256, 1k, ... */
 void picture_charts_svg(FILE *out, const picture_chart *charts, int n);
 
 void picture_escape(FILE *out, const char *text); /* for XML and HTML */

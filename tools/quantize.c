@@ -31,15 +31,16 @@ static int parse(settings *s, int argc, char **argv) {
       {"no-tokenizer", NULL, CLI_FLAG, &s->no_tokenizer, 0, 0, "write none, whatever lies beside the model"},
       CLI_STRICT,
   };
-  const cli_command c = {"quantize",
-                         "--model PATH --out PATH [--type int8|int4] [--group 32|64] [--text FILE...]",
-                         "Writes a model with embedding, head and projections as integers of 8 or 4 bits and a scale a "
-                         "group, chosen from the weights alone, and tells how far each matrix is off: the root of the "
-                         "squared error over that of the squared weights.",
-                         "mohawk quantize --model run1/student --out student.safetensors --type int8 --text heldout.txt",
-                         options,
-                         CLI_COUNT_OF(options),
-                         NULL};
+  const cli_command c = {
+      "quantize",
+      "--model PATH --out PATH [--type int8|int4] [--group 32|64] [--text FILE...]",
+      "Writes a model with embedding, head and projections as integers of 8 or 4 bits and a scale a "
+      "group, chosen from the weights alone, and tells how far each matrix is off: the root of the "
+      "squared error over that of the squared weights.",
+      "mohawk quantize --model run1/student --out student.safetensors --type int8 --text heldout.txt",
+      options,
+      CLI_COUNT_OF(options),
+      NULL};
   int code = cli_parse(&c, argc, argv);
   if (code == CLI_GO && !s->model) code = cli_missing(&c, "--model PATH");
   if (code == CLI_GO && !s->out) code = cli_missing(&c, "--out PATH");
@@ -84,7 +85,8 @@ static int measure(mhk_context *ctx, const settings *s, mhk_model *m, mhk_model 
          after.cross_entropy_error, before.cross_entropy, after.cross_entropy - before.cross_entropy);
   printf("KL to the model  %8.5f +- %.5f nats a token\n", after.kl, after.kl_error);
   printf("same next token  %8.2f +- %.2f %%\n", 100 * after.agreement, 100 * after.agreement_error);
-  printf("over             %8lld predictions in windows of %lld tokens\n", (long long)after.tokens, (long long)s->length);
+  printf("over             %8lld predictions in windows of %lld tokens\n", (long long)after.tokens,
+         (long long)s->length);
   return CLI_OK;
 }
 

@@ -33,45 +33,46 @@ int report_json(const demo_results *r, const char *path) {
 
 /* ---------------------------------------------------------------- report.html */
 
-static const char head[] = "<!doctype html>\n"
-                           "<html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" "
-                           "content=\"width=device-width,initial-scale=1\">\n"
-                           "<title>mohawk: a Phi becomes a state-space model</title><link rel=\"icon\" href=\"data:,\">\n"
-                           "<style>\n"
-                           ":root{color-scheme:light "
-                           "dark;--ink:#1f2328;--soft:#57606a;--line:#d0d7de;--page:#fff;--card:#f6f8fa;--c0:#0b62c4;--"
-                           "c1:#b35900;--c2:#1a7f4b}\n"
-                           "@media(prefers-color-scheme:dark){:root{--ink:#e6e8eb;--soft:#a0a8b2;--line:#3a4048;--page:"
-                           "#14161a;--card:#1d2026;--c0:#6db1ff;--c1:#f0a35a;--c2:#5fd39a}}\n"
-                           "*{box-sizing:border-box}body{margin:0;background:var(--page);color:var(--ink);font:16px/"
-                           "1.55 system-ui,sans-serif}\n"
-                           "main{max-width:66rem;margin:0 auto;padding:1.5rem 1rem "
-                           "4rem}h1{font-size:1.7rem;line-height:1.2;margin:.5rem 0}h2{font-size:1.2rem;margin:2.4rem "
-                           "0 .4rem}\n"
-                           "p{max-width:46rem;margin:.5rem "
-                           "0}.soft,figcaption{color:var(--soft);font-size:.9rem}figure{margin:0}figcaption{max-width:"
-                           "46rem;margin-top:.4rem}\n"
-                           ".scroll{overflow-x:auto}table{border-collapse:collapse;font-variant-numeric:tabular-nums;"
-                           "margin:.6rem 0;min-width:38rem;width:100%}\n"
-                           "th,td{padding:.4rem .6rem;border-bottom:1px solid "
-                           "var(--line);text-align:right;vertical-align:top;white-space:nowrap}th{font-weight:600}\n"
-                           "th:first-child,td:first-child{text-align:left;padding-left:0;white-space:normal}td "
-                           "small{color:var(--soft)}td:first-child small{display:block;max-width:19rem}\n"
-                           ".best td{background:var(--card)}\n"
-                           ".grid{display:grid;gap:1.2rem "
-                           "2rem;grid-template-columns:repeat(auto-fit,minmax(min(100%,25rem),1fr));margin:.8rem 0}\n"
-                           ".four{grid-template-columns:repeat(auto-fit,minmax(min(100%,14.5rem),1fr))}svg{display:"
-                           "block;width:100%;height:auto}.legend{max-width:22rem}\n"
-                           ".c0{color:var(--c0)}.c1{color:var(--c1)}.c2{color:var(--c2)}\n"
-                           "dl{margin:.6rem 0;display:grid;gap:.2rem 1rem;grid-template-columns:minmax(7rem,11rem) "
-                           "minmax(0,1fr)}dt{font-weight:600}dd{margin:0 0 .7rem;max-width:46rem;overflow-wrap:anywhere}\n"
-                           "@media(max-width:36rem){dl{grid-template-columns:minmax(0,1fr)}dd{margin-bottom:.9rem}table{min-"
-                           "width:33rem}td:first-child small{display:none}th,td{padding:.4rem .45rem}}\n"
-                           "table.small{min-width:0;width:auto;font-size:.9rem}.small "
-                           "td:first-child{white-space:nowrap}\n"
-                           "pre{background:var(--card);padding:.8rem;border-radius:.4rem;overflow-x:auto;font-size:."
-                           "88rem}code{font-size:.92em}\n"
-                           "</style></head><body><main>\n";
+static const char head[] =
+    "<!doctype html>\n"
+    "<html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" "
+    "content=\"width=device-width,initial-scale=1\">\n"
+    "<title>mohawk: a Phi becomes a state-space model</title><link rel=\"icon\" href=\"data:,\">\n"
+    "<style>\n"
+    ":root{color-scheme:light "
+    "dark;--ink:#1f2328;--soft:#57606a;--line:#d0d7de;--page:#fff;--card:#f6f8fa;--c0:#0b62c4;--"
+    "c1:#b35900;--c2:#1a7f4b}\n"
+    "@media(prefers-color-scheme:dark){:root{--ink:#e6e8eb;--soft:#a0a8b2;--line:#3a4048;--page:"
+    "#14161a;--card:#1d2026;--c0:#6db1ff;--c1:#f0a35a;--c2:#5fd39a}}\n"
+    "*{box-sizing:border-box}body{margin:0;background:var(--page);color:var(--ink);font:16px/"
+    "1.55 system-ui,sans-serif}\n"
+    "main{max-width:66rem;margin:0 auto;padding:1.5rem 1rem "
+    "4rem}h1{font-size:1.7rem;line-height:1.2;margin:.5rem 0}h2{font-size:1.2rem;margin:2.4rem "
+    "0 .4rem}\n"
+    "p{max-width:46rem;margin:.5rem "
+    "0}.soft,figcaption{color:var(--soft);font-size:.9rem}figure{margin:0}figcaption{max-width:"
+    "46rem;margin-top:.4rem}\n"
+    ".scroll{overflow-x:auto}table{border-collapse:collapse;font-variant-numeric:tabular-nums;"
+    "margin:.6rem 0;min-width:38rem;width:100%}\n"
+    "th,td{padding:.4rem .6rem;border-bottom:1px solid "
+    "var(--line);text-align:right;vertical-align:top;white-space:nowrap}th{font-weight:600}\n"
+    "th:first-child,td:first-child{text-align:left;padding-left:0;white-space:normal}td "
+    "small{color:var(--soft)}td:first-child small{display:block;max-width:19rem}\n"
+    ".best td{background:var(--card)}\n"
+    ".grid{display:grid;gap:1.2rem "
+    "2rem;grid-template-columns:repeat(auto-fit,minmax(min(100%,25rem),1fr));margin:.8rem 0}\n"
+    ".four{grid-template-columns:repeat(auto-fit,minmax(min(100%,14.5rem),1fr))}svg{display:"
+    "block;width:100%;height:auto}.legend{max-width:22rem}\n"
+    ".c0{color:var(--c0)}.c1{color:var(--c1)}.c2{color:var(--c2)}\n"
+    "dl{margin:.6rem 0;display:grid;gap:.2rem 1rem;grid-template-columns:minmax(7rem,11rem) "
+    "minmax(0,1fr)}dt{font-weight:600}dd{margin:0 0 .7rem;max-width:46rem;overflow-wrap:anywhere}\n"
+    "@media(max-width:36rem){dl{grid-template-columns:minmax(0,1fr)}dd{margin-bottom:.9rem}table{min-"
+    "width:33rem}td:first-child small{display:none}th,td{padding:.4rem .45rem}}\n"
+    "table.small{min-width:0;width:auto;font-size:.9rem}.small "
+    "td:first-child{white-space:nowrap}\n"
+    "pre{background:var(--card);padding:.8rem;border-radius:.4rem;overflow-x:auto;font-size:."
+    "88rem}code{font-size:.92em}\n"
+    "</style></head><body><main>\n";
 
 static const demo_model *find(const demo_results *r, const char *name) {
   int i;
@@ -149,8 +150,8 @@ enum { BINS = 100 };
 
 typedef enum field { LOSS, RELATIVE } field;
 
-/* The updates of one stage as at most BINS means, x in tokens trained before and during it; the arrays hold BINS
-   values. */
+/* The updates of one stage as at most BINS means, x in tokens trained before and during it; the
+   arrays hold BINS values. */
 static int bin_curve(const demo_training *t, int stage, field what, double *x, double *y) {
   double before = 0;
   int i, n, first = -1, end = 0, bins;

@@ -9,7 +9,8 @@
 
 enum { PIECE = 262144 }; /* tokens sampled between two saves; piece k has seed + k */
 
-/* a number that changes with the teacher's weights (FNV-1a over the first megabyte of its first tensor) */
+/* a number that changes with the teacher's weights (FNV-1a over the first megabyte of its first
+   tensor) */
 static unsigned long long fingerprint(mhk_model *teacher) {
   const mhk_tensor *x = mhk_model_tensor(teacher, 0);
   const unsigned char *p = (const unsigned char *)x->data;
@@ -125,7 +126,8 @@ mhk_text *run_sampled_text(mhk_context *ctx, mhk_model *teacher, const char *pat
   return text;
 }
 
-mhk_text *run_load_text(mhk_context *ctx, mhk_model *model, mhk_model *other_model, const mhk_text_desc *desc, int encoding) {
+mhk_text *run_load_text(mhk_context *ctx, mhk_model *model, mhk_model *other_model, const mhk_text_desc *desc,
+                        int encoding) {
   mhk_tokenizer *k = mhk_model_tokenizer(model);
   mhk_text_desc d = *desc;
   cli_content read[CLI_MAX_LIST];
@@ -286,7 +288,8 @@ static void report(reporter *p, const run *r, mhk_trainer *tr, const mhk_progres
   if (info->stage_done) memset(&p->line, 0, sizeof p->line);
 }
 
-/* The stage that had just ended when the checkpoint was written that the run goes on from; 0: none had. */
+/* The stage that had just ended when the checkpoint was written that the run goes on from; 0: none
+   had. */
 static int stage_before(const run *r, const mhk_progress_info *info) {
   int stage = info->stage;
   if (!info->resumed || (info->step > 0 && info->step < info->steps)) return 0;
@@ -332,7 +335,8 @@ run_result run_distill(mhk_context *ctx, const run *r, mhk_trainer **trainer) {
       result = RUN_FAILED;
     }
   }
-  if (p.log && (ferror(p.log) | fclose(p.log)) != 0) cli_note("%s/log.csv is not complete: %s", r->desc.out, strerror(errno));
+  if (p.log && (ferror(p.log) | fclose(p.log)) != 0)
+    cli_note("%s/log.csv is not complete: %s", r->desc.out, strerror(errno));
   return result;
 }
 

@@ -4,9 +4,9 @@
 
 #include "cli.h"
 
-/* Text that the teacher writes itself. It is kept in the file path and found there by the next run with the same
-   teacher and seed; what was written when Ctrl-C came is kept too. NULL after an error that has been told, or after
-   Ctrl-C. */
+/* Text that the teacher writes itself. It is kept in the file path and found there by the next run
+   with the same teacher and seed; what was written when Ctrl-C came is kept too. NULL after an
+   error that has been told, or after Ctrl-C. */
 mhk_text *run_sampled_text(mhk_context *ctx, mhk_model *teacher, const char *path, mhk_index tokens, uint64_t seed);
 
 typedef enum run_result { RUN_DONE, RUN_STOPPED, RUN_FAILED } run_result;
@@ -19,8 +19,9 @@ typedef struct run {
   void *user;
 } run;
 
-/* Trains to the end, to Ctrl-C (with a checkpoint written) or to an error that has been told. desc.out also receives
-   log.csv, one line an update. *trainer holds the student afterwards; it may be NULL after a failure. */
+/* Trains to the end, to Ctrl-C (with a checkpoint written) or to an error that has been told.
+   desc.out also receives log.csv, one line an update. *trainer holds the student afterwards; it may
+   be NULL after a failure. */
 run_result run_distill(mhk_context *ctx, const run *r, mhk_trainer **trainer);
 
 /* One line of desc.out/log.csv. */
@@ -28,11 +29,12 @@ typedef struct run_point {
   int stage;
   double step, tokens, loss, relative, lr, grad_norm, rate;
 } run_point;
-/* The lines of a log up to update step of stage (stage 4: all of them), malloc'ed; *n receives how many. NULL when
-   there are none. */
+/* The lines of a log up to update step of stage (stage 4: all of them), malloc'ed; *n receives how
+   many. NULL when there are none. */
 run_point *run_read_log(const char *folder, int stage, double step, int *n);
 
-/* mhk_evaluate with a progress line. Returns CLI_GO, or CLI_FAILED after a message (none after Ctrl-C). */
+/* mhk_evaluate with a progress line. Returns CLI_GO, or CLI_FAILED after a message (none after
+   Ctrl-C). */
 int run_evaluate(mhk_context *ctx, mhk_model *m, mhk_model *teacher, mhk_text *text, mhk_index length,
                  mhk_index windows, const char *title, mhk_evaluation *result);
 /* a and b as one evaluation over the text of both */
@@ -41,9 +43,10 @@ void run_print_header(FILE *out);
 void run_print_row(FILE *out, const char *name, const mhk_evaluation *e, int with_teacher);
 void run_json_evaluation(cli_json *j, const mhk_evaluation *e, int with_teacher);
 
-/* The text in files, pipes or standard input with a model's tokenizer, or with other_model's when it has none. encoding: CLI_UTF8 and so on.
-   NULL after a message. */
-mhk_text *run_load_text(mhk_context *ctx, mhk_model *model, mhk_model *other_model, const mhk_text_desc *desc, int encoding);
+/* The text in files, pipes or standard input with a model's tokenizer, or with other_model's when
+   it has none. encoding: CLI_UTF8 and so on. NULL after a message. */
+mhk_text *run_load_text(mhk_context *ctx, mhk_model *model, mhk_model *other_model, const mhk_text_desc *desc,
+                        int encoding);
 const char *run_mixers(const mhk_config *c, char *text,
                        size_t capacity); /* "Phi-Mamba with attention in layers 2 and 4" */
 

@@ -14,6 +14,7 @@ extern const unsigned char model_file[]; /* a model in one safetensors file, mad
 extern const size_t model_file_bytes;
 
 void board_write(const char *text);
-/* says what memory the program takes; used: bytes of its array that were ever in use; session: those of the session */
+/* says what memory the program takes; used: bytes of its array that were ever in use; session:
+   those of the session */
 void board_report(void (*write_number)(size_t), size_t used, size_t session);
 #endif

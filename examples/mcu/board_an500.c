@@ -1,4 +1,5 @@
-/* board_an500.c: start, output and memory of the Arm MPS2 with AN500, as QEMU has it: qemu-system-arm -M mps2-an500 -semihosting. */
+/* board_an500.c: start, output and memory of the Arm MPS2 with AN500, as QEMU has it:
+   qemu-system-arm -M mps2-an500 -semihosting. */
 #include "board.h"
 #include <stdint.h>
 

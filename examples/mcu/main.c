@@ -1,10 +1,13 @@
-/* main.c: a distilled model on a microcontroller. No heap, no files, no operating system: the weights are a constant array in flash, which the
-   header reads where they lie, and everything else lives in one static array.
+/* main.c: a distilled model on a microcontroller. No heap, no files, no operating system: the
+   weights are a constant array in flash, which the header reads where they lie, and everything else
+   lives in one static array.
 
-     make mcu        distils and quantises a student, builds it for a Cortex-M7, runs it in qemu-system-arm and says what memory it took
+     make mcu        distils and quantises a student, builds it for a Cortex-M7, runs it in
+                     qemu-system-arm and says what memory it took
 
-   board_an500.c and an500.ld are the board (Arm MPS2 with AN500, as QEMU has it); for another one they are what changes. board_host.c runs
-   the same program on a computer, where it must write the same text. */
+   board_an500.c and an500.ld are the board (Arm MPS2 with AN500, as QEMU has it); for another one
+   they are what changes. board_host.c runs the same program on a computer, where it must write the
+   same text. */
 #include <stddef.h>
 #define MOHAWK_MALLOC(bytes) ((void)(bytes), (void *)0) /* nobody asks: the context below has an allocator of its own */
 #define MOHAWK_FREE(block) ((void)(block))
@@ -16,7 +19,8 @@
 
 #include "board.h"
 
-/* ---- memory: first fit in one array. Blocks that are free know their size and the next one; those in use need no header. */
+/* ---- memory: first fit in one array. Blocks that are free know their size and the next one; those
+   in use need no header. */
 
 #define UNIT sizeof(hole)
 typedef union hole {

@@ -1,5 +1,6 @@
-/* web.c: what the page and its worker call. Everything goes through the interface of mohawk.h; the page holds contexts, models, sessions
-   and trainers as plain numbers (addresses in the module's memory) and asks web_message() after each call. `make web` compiles it. */
+/* web.c: what the page and its worker call. Everything goes through the interface of mohawk.h; the
+   page holds contexts, models, sessions and trainers as plain numbers (addresses in the module's
+   memory) and asks web_message() after each call. `make web` compiles it. */
 #define MOHAWK_IMPLEMENTATION
 #define MOHAWK_NO_STDIO
 #include "../../mohawk.h"
@@ -26,7 +27,9 @@ EXPORT const char *web_isa(mhk_context *ctx) { return mhk_isa_name(ctx); }
 /* ---------------------------------------------------------------- models */
 
 /* a .safetensors file with everything in it; data stays where it is as long as the model */
-EXPORT mhk_model *web_load(mhk_context *ctx, const void *data, size_t bytes) { return mhk_load_memory(ctx, data, bytes); }
+EXPORT mhk_model *web_load(mhk_context *ctx, const void *data, size_t bytes) {
+  return mhk_load_memory(ctx, data, bytes);
+}
 EXPORT int web_layers(mhk_model *m) { return mhk_model_config(m)->n_layer; }
 EXPORT int web_heads(mhk_model *m) { return mhk_model_config(m)->n_head; }
 /* type of the weights: of the largest tensor's */
@@ -42,7 +45,8 @@ EXPORT int web_vocabulary(mhk_model *m) { return mhk_model_config(m)->vocab_size
 
 /* ---------------------------------------------------------------- writing */
 
-/* capacity: tokens that attention layers can remember; a state-space model ignores it. snapshots: states to go back to */
+/* capacity: tokens that attention layers can remember; a state-space model ignores it. snapshots:
+   states to go back to */
 static mhk_session_desc session_desc(int capacity, int snapshots) {
   mhk_session_desc d;
   memset(&d, 0, sizeof d);
@@ -67,7 +71,9 @@ EXPORT void web_back(mhk_session *s, int position) { mhk_session_rewind(s, 0, po
 /* bytes of what the session has to keep of the tokens so far: constant for a state-space model */
 EXPORT double web_state(mhk_session *s) { return (double)mhk_session_state_size(s, 0); }
 /* how many tokens a text has */
-EXPORT int web_count(mhk_model *m, const char *text) { return (int)mhk_encode(mhk_model_tokenizer(m), text, strlen(text), NULL, 0); }
+EXPORT int web_count(mhk_model *m, const char *text) {
+  return (int)mhk_encode(mhk_model_tokenizer(m), text, strlen(text), NULL, 0);
+}
 EXPORT void web_session_end(mhk_session *s) { mhk_session_destroy(s); }
 EXPORT void web_prompt(mhk_session *s, const char *text) { mhk_feed_text(s, text); }
 /* the next token, -1 at the end of the text; temperature 0: always the most likely one */
@@ -97,7 +103,8 @@ EXPORT void web_read(mhk_session *s, int n, int vocabulary) {
 
 /* ---------------------------------------------------------------- distilling */
 
-/* more tokens of the teacher's own, after the n that are there; returns how many there are now. ids has room for all of them. */
+/* more tokens of the teacher's own, after the n that are there; returns how many there are now. ids
+   has room for all of them. */
 EXPORT int web_sample_text(mhk_model *teacher, int32_t *ids, int n, int more, int seed) {
   const int32_t *tokens;
   mhk_text *x = mhk_text_sample(teacher, more, (uint64_t)(unsigned)seed, NULL, NULL);
@@ -110,9 +117,10 @@ EXPORT mhk_text *web_text_from(mhk_context *ctx, mhk_model *teacher, const int32
   return mhk_text_from_tokens(ctx, ids, n, mhk_tokenizer_start(mhk_model_tokenizer(teacher)));
 }
 
-/* a run of the three stages, of so many tokens each; a stage of 0 tokens is skipped. lr3: top learning rate of stage 3, 0: the library's */
-EXPORT mhk_trainer *web_distil(mhk_context *ctx, mhk_model *teacher, mhk_model *student, mhk_text *text, int stage1, int stage2, int stage3,
-                               double lr3, int batch, int length, int seed) {
+/* a run of the three stages, of so many tokens each; a stage of 0 tokens is skipped. lr3: top
+   learning rate of stage 3, 0: the library's */
+EXPORT mhk_trainer *web_distil(mhk_context *ctx, mhk_model *teacher, mhk_model *student, mhk_text *text, int stage1,
+                               int stage2, int stage3, double lr3, int batch, int length, int seed) {
   mhk_distill_desc d;
   memset(&d, 0, sizeof d);
   d.teacher = teacher;
@@ -133,8 +141,8 @@ EXPORT mhk_model *web_student(mhk_context *ctx, mhk_model *teacher) {
   return m;
 }
 EXPORT int web_step(mhk_trainer *t) { return mhk_train_step(t); }
-/* what the last step did: stage, stage done, step, steps, tokens, tokens of the stage, loss, its running mean, tokens a second, seconds left of
-   the stage, learning rate */
+/* what the last step did: stage, stage done, step, steps, tokens, tokens of the stage, loss, its
+   running mean, tokens a second, seconds left of the stage, learning rate */
 EXPORT const double *web_progress(mhk_trainer *t) {
   static double out[11];
   const mhk_progress_info *p = mhk_progress(t);
@@ -168,7 +176,8 @@ EXPORT const double *web_evaluate(mhk_model *m, mhk_model *teacher, mhk_text *te
 
 /* ---------------------------------------------------------------- matrices */
 
-/* the teacher's residual streams over the first tokens of a text: what every student's layers read in stages 1 and 2 */
+/* the teacher's residual streams over the first tokens of a text: what every student's layers read
+   in stages 1 and 2 */
 typedef struct probe {
   mhk_tape *streams, *work;
   mhk_model *teacher;
@@ -198,7 +207,8 @@ EXPORT probe *web_probe(mhk_context *ctx, mhk_model *teacher, mhk_text *text) {
   mhk_forward(p->streams, teacher, tokens, 1, PROBE, &d);
   return p;
 }
-/* matrices of all layers and heads of the teacher or of a student of it: (L,H,PROBE,PROBE), overwritten by the next call */
+/* matrices of all layers and heads of the teacher or of a student of it: (L,H,PROBE,PROBE),
+   overwritten by the next call */
 EXPORT const float *web_matrices(probe *p, mhk_model *m) {
   const mhk_config *c = mhk_model_config(p->teacher);
   const mhk_index n = (mhk_index)c->n_head * PROBE * PROBE;

@@ -137,7 +137,8 @@ static void add_json(bytes *b, const char *json, size_t n) {
     } else
       add(b, json + i, 1);
 }
-/* a safetensors file of its header: the length before it, and behind it as much data as it speaks of, up to a limit */
+/* a safetensors file of its header: the length before it, and behind it as much data as it speaks
+   of, up to a limit */
 static void add_safetensors(bytes *b, const char *header, size_t n) {
   const char key[] = "\"data_offsets\":[";
   unsigned long most = 0, from, to;
@@ -578,8 +579,8 @@ static void target_config(const uint8_t *data, size_t size) {
   mhk_destroy(ctx);
 }
 
-/* A section `tensors`: lines that change the list of what a model of this configuration has. `-name`
-   leaves one out; `name TYPE sizes` adds or replaces. */
+/* A section `tensors`: lines that change the list of what a model of this configuration has.
+   `-name` leaves one out; `name TYPE sizes` adds or replaces. */
 typedef struct weight { char name[100], dtype[8]; mhk_index shape[MHK_MAX_RANK]; int rank; } weight;
 enum { WEIGHTS = 200 };
 
@@ -613,7 +614,8 @@ static int change_weights(weight *w, int n, const char *text) {
   return n;
 }
 
-/* the safetensors file of some of the weights, every second one say; metadata: a JSON object or NULL */
+/* the safetensors file of some of the weights, every second one say; metadata: a JSON object or
+   NULL */
 static bytes weights_file(const weight *w, int n, int first, int step, const char *metadata, int odd) {
   static const uint32_t strange[] = {0x7FC07FC0, 0x7F807F80, 0xFF80FF80, 0x7F7F7F7F, 0x00010001, 0x80008000};
   bytes header = {0}, data = {0}, b = {0};
@@ -698,8 +700,8 @@ static int wanted_weights(folder *f, weight *w) {
 }
 
 /* Letters: m one file in memory, s two shards, else a folder; h b d the type of weights, o odd
-   numbers among them, x plain kernels, r read in place of mapped, t strict; q and 4 save it quantised
-   and change that file as the section `edits` says */
+   numbers among them, x plain kernels, r read in place of mapped, t strict; q and 4 save it
+   quantised and change that file as the section `edits` says */
 static mhk_model *edited_model(mhk_context *ctx, mhk_model *m, folder *f, bytes *file) {
   section *edits = find(f, "edits");
   size_t n = 0;
@@ -825,7 +827,8 @@ static mhk_distill_desc run_of(mhk_context *ctx, int choice) {
   d.checkpoint_seconds = -1;
   return d;
 }
-/* The first byte chooses the run and after which update its checkpoint was written, the rest are edits. */
+/* The first byte chooses the run and after which update its checkpoint was written, the rest are
+   edits. */
 static void target_checkpoint(const uint8_t *data, size_t size) {
   static bytes good[2][7];
   const int choice = size ? data[0] : 0, step = choice / 2 % 7;

@@ -1,5 +1,5 @@
-/* mohawk bench: how fast the parts are, next to what the machine can do at all. tools/bench/peers.py compares with
-   other programs through --serve. */
+/* mohawk bench: how fast the parts are, next to what the machine can do at all.
+   tools/bench/peers.py compares with other programs through --serve. */
 #include "bench.h"
 #include <math.h>
 #include <stdlib.h>
@@ -43,10 +43,12 @@ static int parse(settings *s, int argc, char **argv) {
        "instruction sets: best, scalar, avx2, avx512, neon, wasm (default best); MHK_ISA comes first"},
       {"seconds", "X", CLI_REAL, &s->seconds, 0.001, 1000, "for each row, at least three rounds (default 1)"},
       {"model", "PATH,...", CLI_TEXT, &s->model, 0, 0,
-       "Phi teachers (default examples/tiny): the first for the last cases, of the others decoding only; start_model takes any model, a quantised file too"},
+       "Phi teachers (default examples/tiny): the first for the last cases, of the others decoding only; start_model "
+       "takes any model, a quantised file too"},
       {"out", "FILE", CLI_TEXT, &s->out, 0, 0, "where the results go as JSON (default build/bench.json)"},
       {"context", "FILE", CLI_TEXT, &s->context, 0, 0,
-       "instead: draw what a token costs and its context takes as that grows, of the first model and a student of its shape (SVG)"},
+       "instead: draw what a token costs and its context takes as that grows, of the first model and a student of its "
+       "shape (SVG)"},
       {"context-most", "N", CLI_REAL, &s->most, 64, 1 << 26, "the longest context of it (default 1M)"},
       CLI_STRICT,
       {"json", NULL, CLI_FLAG, &s->json, 0, 0, "one JSON object a row in place of the table"},
@@ -286,7 +288,8 @@ static int check_names(const bench *b) {
   return CLI_USAGE;
 }
 
-/* Answers lines until there are no more. The last case stays open: the next line may ask for it again. */
+/* Answers lines until there are no more. The last case stays open: the next line may ask for it
+   again. */
 static int serve(bench *b) {
   char line[256], name[64];
   const char *words = b->s->isa;
@@ -378,7 +381,9 @@ static void find_models(bench *b) {
     char *path = b->paths[i], config[1024];
     snprintf(path, sizeof b->paths[i], "%.*s", n > 1023 ? 1023 : (int)n, at);
     at += n + (at[n] == ',');
-    if (cli_ends_with(path, ".safetensors") ? cli_exists(path) : cli_join(config, sizeof config, path, "config.json") == CLI_GO && cli_exists(config))
+    if (cli_ends_with(path, ".safetensors")
+            ? cli_exists(path)
+            : cli_join(config, sizeof config, path, "config.json") == CLI_GO && cli_exists(config))
       b->models[b->n_models++] = path;
   }
 }
@@ -392,7 +397,8 @@ static int context(const bench *b) {
     cli_error("--context takes one instruction set, not --isa %s", s->isa);
     return CLI_USAGE;
   }
-  return bench_context(s->context, b->n_models ? b->models[0] : s->model, (int)s->threads.value[0], isa, s->most, s->json);
+  return bench_context(s->context, b->n_models ? b->models[0] : s->model, (int)s->threads.value[0], isa, s->most,
+                       s->json);
 }
 
 int command_bench(int argc, char **argv) {

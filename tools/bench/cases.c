@@ -1,4 +1,5 @@
-/* cases.c: the cases of `mohawk bench`, all through the public interface of mohawk.h. See bench.h. */
+/* cases.c: the cases of `mohawk bench`, all through the public interface of mohawk.h. See
+   bench.h. */
 #include "bench.h"
 #include <ctype.h>
 #include <math.h>
@@ -12,8 +13,11 @@
 #define MAX_TENSORS 256 /* of the models made here */
 #define COLD_BYTES ((double)((size_t)512 << 20)) /* more weights than a cache holds */
 
-/* the matrices of Phi-Mamba 1.5B: those of a layer, then the head. One token reads LAYERS layers, which a few stand for in turn. */
-static const struct { int n, k, rest; } decode_shapes[] = {{10272, 2048, 32}, {2048, 2048, 0}, {8192, 2048, 0}, {2048, 8192, 0}, {51200, 2048, 0}};
+/* the matrices of Phi-Mamba 1.5B: those of a layer, then the head. One token reads LAYERS layers,
+   which a few stand for in turn. */
+static const struct {
+  int n, k, rest;
+} decode_shapes[] = {{10272, 2048, 32}, {2048, 2048, 0}, {8192, 2048, 0}, {2048, 8192, 0}, {51200, 2048, 0}};
 #define LAYERS 24
 #define LAYERS_HELD 3
 #define LAYERS_FED 2 /* of a prompt's, which the others cost as much as; its embedding and head are left out */
@@ -56,7 +60,8 @@ static bench_case *add(bench_case *list, int *n, bench_kind kind, const char *fo
   return c;
 }
 
-/* products of T tokens of a core with 32 heads of 64, attention or state space in chunks of 32, what is causal counted half */
+/* products of T tokens of a core with 32 heads of 64, attention or state space in chunks of 32,
+   what is causal counted half */
 static double core_flop(int attention, double T) {
   return attention ? 2 * T * T * HEAD * HEADS : 2 * T * HEADS * (16.0 * (HEAD + HEAD) + 2.0 * HEAD * HEAD);
 }
@@ -105,9 +110,11 @@ static void list_products(bench_case *list, int *n) {
     }
 }
 
-/* bytes of matrix i of decode_shapes: its elements, the scales of quantised ones, the rows that stay numbers */
+/* bytes of matrix i of decode_shapes: its elements, the scales of quantised ones, the rows that
+   stay numbers */
 static void decode_bytes(mhk_dtype type, int i, size_t part[3]) {
-  const size_t quantised = type == MHK_Q8 || type == MHK_Q4, n = (size_t)decode_shapes[i].n, k = (size_t)decode_shapes[i].k;
+  const size_t quantised = type == MHK_Q8 || type == MHK_Q4, n = (size_t)decode_shapes[i].n,
+               k = (size_t)decode_shapes[i].k;
   const size_t rest = quantised ? (size_t)decode_shapes[i].rest : 0, count = (n - rest) * k;
   part[0] = quantised ? count / (type == MHK_Q8 ? 1 : 2) : count * mhk_dtype_size(type);
   part[1] = quantised ? count / GROUP(type) * 2 : 0;
@@ -115,7 +122,10 @@ static void decode_bytes(mhk_dtype type, int i, size_t part[3]) {
 }
 
 static void list_decoding(bench_case *list, int *n) {
-  static const struct { const char *name; mhk_dtype type; } types[] = {{"f32", MHK_REAL}, {"bf16", MHK_BF16}, {"q8", MHK_Q8}, {"q4", MHK_Q4}};
+  static const struct {
+    const char *name;
+    mhk_dtype type;
+  } types[] = {{"f32", MHK_REAL}, {"bf16", MHK_BF16}, {"q8", MHK_Q8}, {"q4", MHK_Q4}};
   int i, j;
   for (i = 0; i < CLI_COUNT_OF(types); i++) {
     bench_case *c = add(list, n, BENCH_DECODE, "decode_%s", types[i].name);
@@ -217,7 +227,8 @@ static void short_name(const char *path, char *name, size_t size) {
   while (n > 1 && path[n - 1] == '/') n--;
   for (from = n; from > 0 && path[from - 1] != '/';) from--;
   if (cli_ends_with(path, ".safetensors")) n -= strlen(".safetensors");
-  for (i = 0; i + 1 < size && from + i < n; i++) name[i] = isalnum((unsigned char)path[from + i]) ? path[from + i] : '_';
+  for (i = 0; i + 1 < size && from + i < n; i++)
+    name[i] = isalnum((unsigned char)path[from + i]) ? path[from + i] : '_';
   name[i] = 0;
 }
 
@@ -671,7 +682,8 @@ static double run_distill(bench_work *w) {
   return seconds;
 }
 
-/* 0 and 1: logits of 8 x 256 tokens by teacher and student; 2 and 3: 128 tokens one by one; 4: by the student in int8 */
+/* 0 and 1: logits of 8 x 256 tokens by teacher and student; 2 and 3: 128 tokens one by one; 4: by
+   the student in int8 */
 static double run_model(bench_work *w) {
   mhk_model *m = w->c.m == 0 || w->c.m == 2 ? w->teacher : w->student;
   double start = cli_clock();
@@ -702,7 +714,8 @@ static double run_prefill(bench_work *w) {
   return (cli_clock() - start) * LAYERS / LAYERS_FED;
 }
 
-/* in a context of its own, as a program does it; what the system does to start a process is not in it */
+/* in a context of its own, as a program does it; what the system does to start a process is not in
+   it */
 static double run_start(bench_work *w) {
   mhk_context_desc d;
   double start = cli_clock();

@@ -1,4 +1,5 @@
-/* mohawk bench --context: what one more token costs, and what its context takes, as the context grows. */
+/* mohawk bench --context: what one more token costs, and what its context takes, as the context
+   grows. */
 #include "bench.h"
 #include "../picture.h"
 #include <math.h>
@@ -15,13 +16,14 @@ typedef struct costs {
 
 static int feed(costs *c, const int32_t *tokens, mhk_index until) {
   mhk_index n;
-  while ((n = until - mhk_session_position(c->session, 0)) > 0) /* the same tokens again and again: they do not matter */
+  /* the same tokens again and again: they do not matter */
+  while ((n = until - mhk_session_position(c->session, 0)) > 0)
     if (mhk_feed(c->session, tokens, n < TOKENS ? n : TOKENS) != MHK_OK || cli_stopped()) return 0;
   return 1;
 }
 
-/* Fills the context up to n tokens and takes the median of some steps there; returns seconds that filling took, negative
-   after an error. */
+/* Fills the context up to n tokens and takes the median of some steps there; returns seconds that
+   filling took, negative after an error. */
 static double cost_at(costs *c, const int32_t *tokens, mhk_index n, int i) {
   const double started = cli_clock();
   const int steps = n < STEPS ? (int)n : STEPS;
@@ -63,7 +65,8 @@ static int draw(const char *path, const double *contexts, costs *c, int n) {
   return cli_output_close(&out);
 }
 
-static int measure(const char *path, const char *isa, const double *contexts, int n, costs *c, const int32_t *tokens, int json) {
+static int measure(const char *path, const char *isa, const double *contexts, int n, costs *c, const int32_t *tokens,
+                   int json) {
   cli_json lines;
   int i, k, more[2] = {1, 1};
   json_start(&lines, stdout, 0);
@@ -117,7 +120,8 @@ int bench_context(const char *path, const char *model, int threads, mhk_isa isa,
   mhk_model *teacher, *student;
   int i, n = 0, code;
   if (!ctx) return CLI_FAILED;
-  for (at = FIRST; at <= most * 1.05 && n < MOST_CONTEXTS; at *= 4) contexts[n++] = at; /* 1M, read as 1e6, takes in 2^20 */
+  /* 1M, read as 1e6, takes in 2^20 */
+  for (at = FIRST; at <= most * 1.05 && n < MOST_CONTEXTS; at *= 4) contexts[n++] = at;
   memset(&d, 0, sizeof d);
   memset(c, 0, sizeof c);
   teacher = cli_load(ctx, model);

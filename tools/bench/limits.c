@@ -1,5 +1,6 @@
-/* limits.c: the machine's own limits, measured without the library: multiply-adds that never leave the registers,
-   reads of more memory than any cache holds, and the median of what was measured. See bench.h. */
+/* limits.c: the machine's own limits, measured without the library: multiply-adds that never leave
+   the registers, reads of more memory than any cache holds, and the median of what was measured.
+   See bench.h. */
 #include "bench.h"
 #include <math.h>
 #include <stdint.h>
@@ -19,8 +20,8 @@
 #define TWELVE(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11)
 #define TWENTYFOUR(X) TWELVE(X) X(12) X(13) X(14) X(15) X(16) X(17) X(18) X(19) X(20) X(21) X(22) X(23)
 
-/* Each runs rounds rounds of independent multiply-adds and returns something that depends on all of them. The numbers
-   stay near 1: no denormals, no infinities. */
+/* Each runs rounds rounds of independent multiply-adds and returns something that depends on all of
+   them. The numbers stay near 1: no denormals, no infinities. */
 typedef float (*fma_loop)(long rounds, float start);
 
 static float fma_plain(long rounds, float start) {
@@ -107,7 +108,8 @@ __attribute__((target("avx512f,avx512bw,avx512bf16"))) static float dot_avx512(l
   return out[0] + out[15];
 }
 #undef STEP
-/* four tiles of sums from two of each operand; the library has asked the system for the tiles before */
+/* four tiles of sums from two of each operand; the library has asked the system for the tiles
+   before */
 __attribute__((target("avx512f,amx-tile,amx-bf16"))) static float dot_amx(long rounds, float start) {
   struct {
     uint8_t palette, first, reserved[14];
@@ -294,7 +296,8 @@ static double read_rate(const uint64_t *memory, int threads, const read_way *way
 
 double bench_limit_read(int threads) {
   static const int streams[] = {2, 4, 8};
-  static const size_t aheads[] = {0, 64, 128}; /* words: 512 bytes is best on AMD Zen 4, 1024 on Intel Sapphire Rapids */
+  /* words: 512 bytes is best on AMD Zen 4, 1024 on Intel Sapphire Rapids */
+  static const size_t aheads[] = {0, 64, 128};
   static uint64_t *memory;
   static read_way chosen[MAX_THREADS + 1];
   double best = 0;

@@ -1,6 +1,7 @@
-/* peer.h: what the small programs that time other libraries share. Each reads lines "CASE THREADS ROUNDS [MODE]" from
-   standard input and answers each with one line of JSON: the median time of so many rounds after one that does not
-   count, or that it has no such case. They have the case names and sizes of `mohawk bench`. */
+/* peer.h: what the small programs that time other libraries share. Each reads lines "CASE THREADS
+   ROUNDS [MODE]" from standard input and answers each with one line of JSON: the median time of so
+   many rounds after one that does not count, or that it has no such case. They have the case names
+   and sizes of `mohawk bench`. */
 #ifndef PEER_H
 #define PEER_H
 
@@ -28,7 +29,8 @@ typedef enum peer_kind {
   PEER_SSD
 } peer_kind;
 
-/* y (m,n) = x (m,k) times the transpose of w (n,k); dx: y times w; dw: the transpose of y times x */
+/* y (m,n) = x (m,k) times the transpose of w (n,k); dx: y times w; dw: the transpose of y times
+   x */
 typedef struct peer_case {
   peer_kind kind;
   int m, n, k, bf16, copies; /* copies of w, used in turn */

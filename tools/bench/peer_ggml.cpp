@@ -1,7 +1,8 @@
-/* ggml's CPU backend on the cases of `mohawk bench` that it has: products with plain weights, decoding with weights in
-   its q8_0 and q4_0 too (mode packed: as its CPU code rearranges them, where it does), causal flash attention with
-   16-bit keys and values, and the sequential state-space scan. See peer.h; peers.py builds it where GGML_DIR names
-   ggml's source tree. Its interface changes now and then: this was written against commit d99724f2. */
+/* ggml's CPU backend on the cases of `mohawk bench` that it has: products with plain weights,
+   decoding with weights in its q8_0 and q4_0 too (mode packed: as its CPU code rearranges them,
+   where it does), causal flash attention with 16-bit keys and values, and the sequential
+   state-space scan. See peer.h; peers.py builds it where GGML_DIR names ggml's source tree. Its
+   interface changes now and then: this was written against commit d99724f2. */
 #include "peer.h"
 #include <cmath>
 #include <ggml-alloc.h>
@@ -65,7 +66,8 @@ static int prepare_decode(const peer_case *c) {
     auto &s = shapes[i == 12 ? 4 : i % 4];
     w.push_back(ggml_new_tensor_2d(gg.weights, type, s[1], s[0]));
   }
-  ggml_tensor *x[2] = {ggml_new_tensor_1d(gg.ctx, GGML_TYPE_F32, 2048), ggml_new_tensor_1d(gg.ctx, GGML_TYPE_F32, 8192)};
+  ggml_tensor *x[2] = {ggml_new_tensor_1d(gg.ctx, GGML_TYPE_F32, 2048),
+                       ggml_new_tensor_1d(gg.ctx, GGML_TYPE_F32, 8192)};
   gg.graphs.push_back(ggml_new_graph_custom(gg.ctx, 256, false));
   for (int i = 0; i <= 24 * 4; i++) {
     ggml_tensor *matrix = w[i < 24 * 4 ? (size_t)i % 12 : 12];
@@ -90,7 +92,9 @@ static int peer_prepare(peer_case *c) {
   std::vector<ggml_tensor *> random, results;
   ggml_tensor *mask = nullptr, *ids = nullptr, *dt = nullptr, *A = nullptr;
   if (c->kind != PEER_DECODE && strcmp(c->mode, "packed") == 0) return 0;
-  if (c->kind != PEER_DECODE && c->kind != PEER_LINEAR && c->kind != PEER_GEMV && c->kind != PEER_ATTENTION && c->kind != PEER_SSD) return 0;
+  if (c->kind != PEER_DECODE && c->kind != PEER_LINEAR && c->kind != PEER_GEMV && c->kind != PEER_ATTENTION &&
+      c->kind != PEER_SSD)
+    return 0;
   if (!gg.backend) gg.backend = ggml_backend_cpu_init();
   ggml_backend_cpu_set_n_threads(gg.backend, c->threads);
   if (c->kind == PEER_DECODE) return prepare_decode(c);

@@ -1,5 +1,6 @@
-/* oneDNN (version 2, as Debian has it) on the products of `mohawk bench`; see peer.h. Modes: plain uses weights as
-   they lie, packed lets the library choose their layout, which is not timed. cc -O2 -fopenmp peer_onednn.c -ldnnl */
+/* oneDNN (version 2, as Debian has it) on the products of `mohawk bench`; see peer.h. Modes: plain
+   uses weights as they lie, packed lets the library choose their layout, which is not timed. cc -O2
+   -fopenmp peer_onednn.c -ldnnl */
 #include "peer.h"
 #include <oneapi/dnnl/dnnl.h>
 #include <omp.h>
@@ -38,7 +39,8 @@ static dnnl_memory_desc_t layout(int batch, int rows, int columns, int row, int 
   return d;
 }
 
-/* memory of layout to, holding the numbers in from; the numbers themselves where the layouts agree */
+/* memory of layout to, holding the numbers in from; the numbers themselves where the layouts
+   agree */
 static dnnl_memory_t take(float *numbers, dnnl_memory_desc_t from, const dnnl_memory_desc_t *to) {
   dnnl_memory_t source, target;
   dnnl_primitive_desc_t pd;
