@@ -51,7 +51,7 @@ help:
 	@echo 'make bench-peers       the same in turns with OpenBLAS, oneDNN, PyTorch, and ggml where GGML_DIR is its source;'
 	@echo '                       installs them where it can. ARGS="--filter core,step --threads 1" and MODELS="DIR ..." for either'
 	@echo 'make bits BASE=rev     compare hashes of all results with those of the header at that revision'
-	@echo 'make interop           compare with PyTorch and Hugging Face's tokenizers (torch and transformers of $(PYTHON))'
+	@echo 'make interop           compare with PyTorch, transformers and tokenizers (of $(PYTHON))'
 	@echo 'make mcu               the example for a microcontroller, run in qemu-system-arm (needs gcc-arm-none-eabi)'
 	@echo 'make web               the page of examples/web, ready to serve: $(WEB) (needs emscripten)'
 	@echo 'make test-web          drive that page in a headless Chromium'
