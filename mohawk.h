@@ -638,7 +638,8 @@ MHKDEF double mhk_config_state_bytes(const mhk_config *config, mhk_index tokens)
    frozen. A mapped file must not change while the model lives: where its bytes go away (it is cut,
    its disk fails), the system ends a program that touches them (SIGBUS), and bytes that are written
    over are weights at once. Files that others write are replaced whole by rename, as mhk_save()
-   does it, or read. */
+   does it, or read. A folder to which another model is saved while it is read is an error: load it
+   again. */
 MHKDEF mhk_model *mhk_load(mhk_context *ctx, const char *path);
 typedef struct mhk_load_desc {
   /* what would be a warning is an error: tensors that the model does not use, settings without
@@ -9299,20 +9300,26 @@ static int mhk__bytes_open_or_fail(mhk_context *ctx, const char *path, mhk__byte
 }
 
 /* the same, read into memory of an arena */
-static int mhk__bytes_read_or_fail(mhk_context *ctx, mhk__arena *a, const char *path, mhk__bytes *out) {
+static int mhk__bytes_read(mhk_context *ctx, mhk__arena *a, const char *path, mhk__bytes *out) {
   mhk__input in;
-  unsigned char *block = NULL;
   memset(out, 0, sizeof *out);
-  if (mhk_failed(ctx)) return 0;
   int error = mhk__input_open(path, &in);
-  if (!error) {
-    block = (unsigned char *)mhk__arena_alloc(ctx, a, in.size + 1);
-    if (block) error = mhk__input_read(&in, block);
-    mhk__input_close(&in);
-  }
-  if (error) mhk_fail(ctx, MHK_ERROR_FILE, "cannot read %s: %s", path, mhk__file_reason(error));
+  if (error) return error;
+  unsigned char *block = (unsigned char *)mhk__arena_alloc(ctx, a, in.size + 1);
+  error = block ? mhk__input_read(&in, block) : ENOMEM;
+  mhk__input_close(&in);
+  if (error) return error;
   out->data = block;
   out->size = in.size;
+  return 0;
+}
+static int mhk__bytes_read_or_fail(mhk_context *ctx, mhk__arena *a, const char *path, mhk__bytes *out) {
+  if (mhk_failed(ctx)) {
+    memset(out, 0, sizeof *out);
+    return 0;
+  }
+  const int error = mhk__bytes_read(ctx, a, path, out);
+  if (error) mhk_fail(ctx, MHK_ERROR_FILE, "cannot read %s: %s", path, mhk__file_reason(error));
   return !mhk_failed(ctx);
 }
 
@@ -15785,29 +15792,37 @@ MHKDEF mhk_model *mhk_load_memory(mhk_context *ctx, const void *data, size_t byt
 }
 
 #ifndef MOHAWK_NO_STDIO
+/* config.json is the first file of a folder to go when another model is saved there, and the last one
+   to come: where it is the same before the weights are opened and after everything was read, nothing
+   of another model came between. */
 static mhk_model *mhk__load(mhk_context *ctx, const char *path, int read) {
   char folder[MHK__PATH_MOST + 64], config_path[MHK__PATH_MOST + 64];
+  const mhk__mark mark = mhk__scratch_mark(ctx);
   mhk_config config;
-  mhk__bytes bytes;
-  mhk_file *f = mhk__file_open(ctx, path, read);
-  mhk_model *m;
-  if (!f) return NULL;
+  mhk__bytes before, after;
   if (mhk__is_folder(path))
     strcpy(folder, path);
-  else {
-    m = mhk__model_in_one(ctx, f, path);
-    if (m || mhk_failed(ctx)) return m;
+  else
     mhk__folder_of(folder, sizeof folder, path);
-  }
   mhk__join_path(config_path, sizeof config_path, folder, "config.json");
-  mhk__mark mark = mhk__scratch_mark(ctx);
-  if (mhk__bytes_read_or_fail(ctx, &ctx->scratch, config_path, &bytes))
-    mhk_config_parse(ctx, (const char *)bytes.data, bytes.size, config_path, &config);
-  if (mhk_failed(ctx)) mhk_file_close(f);
-  m = mhk_failed(ctx) ? NULL : mhk__model_from_file(ctx, &config, f, path, config_path);
-  if (m) mhk__model_read_ends(m, (const char *)bytes.data, bytes.size, config_path, 0);
+  mhk__bytes_read(ctx, &ctx->scratch, config_path, &before); /* what fails is said once weights are there */
+  mhk_file *f = mhk__file_open(ctx, path, read);
+  mhk_model *m = f && !mhk__is_folder(path) ? mhk__model_in_one(ctx, f, path) : NULL;
+  if (f && !m && !mhk_failed(ctx)) {
+    int changed = !before.data && mhk__bytes_read_or_fail(ctx, &ctx->scratch, config_path, &before);
+    if (before.data) mhk_config_parse(ctx, (const char *)before.data, before.size, config_path, &config);
+    if (mhk_failed(ctx))
+      mhk_file_close(f);
+    else
+      m = mhk__model_from_file(ctx, &config, f, path, config_path);
+    if (m) mhk__model_read_ends(m, (const char *)before.data, before.size, config_path, 0);
+    if (m && !mhk_failed(ctx)) mhk__pick_up_rest(m, folder);
+    changed = changed || mhk__bytes_read(ctx, &ctx->scratch, config_path, &after) || after.size != before.size ||
+              memcmp(after.data, before.data, after.size);
+    if (m && !mhk_failed(ctx) && changed)
+      mhk_fail(ctx, MHK_ERROR_FILE, "another model was saved to %s while this one was read: load it again", folder);
+  }
   mhk__scratch_rewind(ctx, mark);
-  if (m && !mhk_failed(ctx)) mhk__pick_up_rest(m, folder);
   if (m && mhk_failed(ctx)) {
     mhk_model_destroy(m);
     return NULL;

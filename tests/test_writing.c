@@ -111,6 +111,50 @@ TEST(a_reader_sees_the_whole_file_of_one_of_two_writers) {
         count_files(folder.path, "") - 1);
 }
 
+/* model after model of the same shapes, told apart by their configurations and by every weight */
+static void save_others(void *user, int round) {
+  mhk_context *ctx = mhk_create(NULL);
+  mhk_config c = model_config(PHI);
+  mhk_model *m;
+  int i;
+  mhk_index j;
+  c.rope_theta = 10000 + round;
+  m = mhk_model_create(ctx, &c, 1);
+  for (i = 0; i < mhk_model_tensors(m); i++)
+    for (j = 0; j < mhk_model_tensor(m, i)->count; j++)
+      mhk_data(mhk_model_tensor(m, i))[j] = (mhk_real)c.rope_theta;
+  mhk_save(m, (const char *)user, MHK_F32);
+  mhk_destroy(ctx);
+}
+
+TEST(a_model_loaded_while_others_are_saved_is_one_of_them) {
+  place folder = at("turns");
+  int i, loaded = 0, refused = 0, others = 0;
+  double last = 0;
+  pid_t child;
+  empty_folder(folder.path);
+  save_others(folder.path, 0);
+  child = start(save_others, folder.path);
+  for (i = 0; i < 600; i++) {
+    mhk_context *ctx = mhk_create(NULL);
+    mhk_model *m = mhk_load(ctx, folder.path);
+    if (m) {
+      const double theta = mhk_model_config(m)->rope_theta;
+      const mhk_tensor *x = mhk_model_tensor(m, mhk_model_tensors(m) - 1);
+      CHECK(fabs(mhk_value(x) - theta) < 0.5, "the configuration says %g, the weights are those of %g", theta, mhk_value(x));
+      loaded++;
+      others += theta != last;
+      last = theta;
+    } else {
+      CHECK(mhk_error(ctx) == MHK_ERROR_FILE, "refused: %s", mhk_message(ctx));
+      refused++;
+    }
+    mhk_destroy(ctx);
+  }
+  stop(child);
+  CHECK(others > 1, "%d of %d were another one than before, %d were refused", others, loaded, refused);
+}
+
 TEST(links_are_replaced_and_never_written_through) {
   const place folder = at("links"), path = at("links/a"), target = at("links/target"), temporary = at("links/a.new"),
               fifo = at("links/fifo");
@@ -694,6 +738,7 @@ TEST(the_checkpoint_before_a_damaged_one_is_used_and_that_is_said) {
 int main(int argc, char **argv) {
   test_begin(argc, argv);
   RUN(a_reader_sees_the_whole_file_of_one_of_two_writers);
+  RUN(a_model_loaded_while_others_are_saved_is_one_of_them);
   RUN(links_are_replaced_and_never_written_through);
   RUN(a_new_file_has_the_permissions_of_the_old_one);
   RUN(a_full_disk_and_a_read_only_folder_leave_the_old_model);
