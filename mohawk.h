@@ -1,4 +1,4 @@
-/* mohawk.h - v0.1.0 - turn a Transformer into a linear-time state-space model, in one C header
+/* mohawk.h - v0.2.0 - turn a Transformer into a linear-time state-space model, in one C header
 
    No warranty; use it under the MIT licence or as public domain, as you choose (text at the end of
    the file).
@@ -102,7 +102,7 @@
       Platform          >>platform      CPU features, files, clock, random numbers
       Memory            >>memory        arenas, objects, errors, parallel-for
       Kernels           >>kernels       how loops are compiled once per instruction set
-      Products          >>products      GEMM of every stored type, GEMV, quantised weights
+      Products          >>products      GEMM of every stored type, GEMV, quantized weights
       Tensors           >>tensors       types, shapes, parameters
       Tape              >>tape          records, backward, recomputation, gradient checks
       Ops               >>ops           elementwise, reductions, layout, embedding, linear layers
@@ -125,7 +125,7 @@
 /* Which text this is, 10000 major + 100 minor + patch: the implementation includes this file again
    and must find itself, not another version. */
 #undef MHK__TEXT
-#define MHK__TEXT 100
+#define MHK__TEXT 200
 
 /* A pass of this text: the parts of it that are compiled once per instruction set. Of another
    version, the file that includes this one says what is wrong. */
@@ -166,9 +166,9 @@
 #endif
 
 #define MHK_VERSION_MAJOR 0
-#define MHK_VERSION_MINOR 1
+#define MHK_VERSION_MINOR 2
 #define MHK_VERSION_PATCH 0
-#define MHK_VERSION "0.1.0"
+#define MHK_VERSION "0.2.0"
 
 /* The arithmetic type: float, or double when MOHAWK_DOUBLE is defined (for checking; slow). It must
    be the same in every file of a program. */
@@ -225,7 +225,7 @@ typedef void (*mhk_parallel_fn)(void *user, mhk_index tasks, void (*body)(void *
 
 /* Instruction sets of the kernels. MHK_ISA_BEST asks for the best one that processor, compiler and
    build allow. Where the processor has dot products of bytes besides (AVX512-VNNI, ARMv8.2's SDOT),
-   products with quantised weights use them; they give the bits of the set's other kernels. */
+   products with quantized weights use them; they give the bits of the set's other kernels. */
 typedef enum mhk_isa {
   MHK_ISA_BEST = 0,
   MHK_ISA_SCALAR = 1,
@@ -326,17 +326,17 @@ typedef enum mhk_dtype {
   MHK_U64,
   MHK_BOOL,
   MHK_Q8,
-  MHK_Q4 /* quantised matrices of a model: see mhk_quantised */
+  MHK_Q4 /* quantized matrices of a model: see mhk_quantized */
 } mhk_dtype;
 #ifdef MOHAWK_DOUBLE
 #define MHK_REAL MHK_F64
 #else
 #define MHK_REAL MHK_F32
 #endif
-MHKDEF size_t mhk_dtype_size(mhk_dtype dtype);      /* bytes of one element; 0 for quantised and unknown types */
+MHKDEF size_t mhk_dtype_size(mhk_dtype dtype);      /* bytes of one element; 0 for quantized and unknown types */
 MHKDEF const char *mhk_dtype_name(mhk_dtype dtype); /* as safetensors spells it: "F32", "BF16", ...; "Q8", "Q4" */
 
-/* A quantised matrix (N,K), symmetric: element (n,k) is scale * q, with one scale for each group of
+/* A quantized matrix (N,K), symmetric: element (n,k) is scale * q, with one scale for each group of
    32 or 64 neighbours k of a row. Rows lie in blocks of 16, filled up with zeros, so that one
    vector of a kernel holds the same k of many rows and a block is one stretch of memory:
      MHK_Q8   q (blocks,K/4,16,4) signed bytes -128..127; byte (b,c,r,j) is q of row 16 b + r, k = 4
@@ -345,18 +345,18 @@ MHKDEF const char *mhk_dtype_name(mhk_dtype dtype); /* as safetensors spells it:
               = 8 c + j, the high half that of k = 8 c + 4 + j
      scale    (blocks,K/group,16) half-precision numbers
    The last N - rows rows may stay numbers, as the A_log rows of a state-space mixer do. */
-typedef struct mhk_quantised {
+typedef struct mhk_quantized {
   const void *q;
   const uint16_t *scale;   /* host byte order */
   const mhk_real *rest;    /* (N-rows,K), or NULL */
-  mhk_index rows;          /* how many rows are quantised: N, or fewer */
+  mhk_index rows;          /* how many rows are quantized: N, or fewer */
   int group;               /* 32 or 64; divides K */
-} mhk_quantised;
+} mhk_quantized;
 
 /* A contiguous row-major array. Read the fields freely; write only data and grad. Activations have
    dtype MHK_REAL; frozen matrices of a model may stay in the type they were stored in. */
 typedef struct mhk_tensor {
-  void *data;                     /* count elements of dtype; of a quantised one quantised->q */
+  void *data;                     /* count elements of dtype; of a quantized one quantized->q */
   mhk_real *grad;                 /* count elements, or NULL before any gradient has arrived */
   mhk_index shape[MHK_MAX_RANK];  /* shape[0..rank-1]; the rest is 1 */
   mhk_index count;                /* product of the shape */
@@ -368,14 +368,14 @@ typedef struct mhk_tensor {
   struct mhk_tensor *base;        /* views: the tensor whose memory this one shows */
   mhk_index base_offset;          /* views: where in it, in elements */
   /* what a tensor (or the tensor a view shows) of dtype MHK_Q8 or MHK_Q4 consists of, else NULL */
-  const mhk_quantised *quantised;
+  const mhk_quantized *quantized;
 } mhk_tensor;
 
 /* data of a MHK_REAL tensor; NULL for NULL or another type */
 MHKDEF mhk_real *mhk_data(const mhk_tensor *x);
 /* a scalar's (or first element's) value; NaN for NULL */
 MHKDEF double mhk_value(const mhk_tensor *x);
-/* elements [first,first+n) of a tensor of any floating-point or quantised type, as numbers */
+/* elements [first,first+n) of a tensor of any floating-point or quantized type, as numbers */
 MHKDEF mhk_result mhk_tensor_read(const mhk_tensor *x, mhk_index first, mhk_index n, mhk_real *out);
 MHKDEF size_t mhk_tensor_bytes(const mhk_tensor *x); /* what its data takes, in its type */
 
@@ -669,27 +669,27 @@ MHKDEF void mhk_model_destroy(mhk_model *m);
    weights change, config.json goes first and comes last, and a process killed in between leaves a
    folder without it, which does not load until it is saved to again. A tokenizer that the folder
    held goes when the model has none; files that mhk_load() would not read stay. Others who save
-   there at the same time wait (model.lock). dtype MHK_Q8 or MHK_Q4: a model that is quantised is
-   written as it is, bit for bit, any other as mhk_quantise() makes it by default; everything that
-   is not quantised as MHK_F32. The quantised matrix NAME (N,K) is then stored as NAME of type I8
+   there at the same time wait (model.lock). dtype MHK_Q8 or MHK_Q4: a model that is quantized is
+   written as it is, bit for bit, any other as mhk_quantize() makes it by default; everything that
+   is not quantized as MHK_F32. The quantized matrix NAME (N,K) is then stored as NAME of type I8
    (MHK_Q8) or U8 (MHK_Q4), NAME_scale of type F16, and NAME_rest of type F32 with the rows that
-   stay numbers, if any; shapes and order are those of mhk_quantised. */
+   stay numbers, if any; shapes and order are those of mhk_quantized. */
 MHKDEF mhk_result mhk_save(mhk_model *m, const char *path, mhk_dtype dtype);
 #endif
 
 #if !defined(MOHAWK_NO_STDIO) || !defined(MOHAWK_NO_TRAINING)
-typedef struct mhk_quantise_desc {
+typedef struct mhk_quantize_desc {
   mhk_dtype type;  /* MHK_Q8 or MHK_Q4; 0: MHK_Q8 */
   int group;       /* 32 or 64 neighbours share a scale; 0: 64 for MHK_Q8, 32 for MHK_Q4 */
   mhk_dtype ends;  /* type of embedding and head; 0: as type */
-} mhk_quantise_desc;
-/* A frozen copy of m whose embedding, head and projections are quantised; desc may be NULL. Scales
+} mhk_quantize_desc;
+/* A frozen copy of m whose embedding, head and projections are quantized; desc may be NULL. Scales
    are chosen from the weights alone, group by group: for MHK_Q8 the largest weight over 127, for
    MHK_Q4 the scale of least squared error. Norms, convolutions, biases and all other vectors become
    MHK_REAL, as do the rows of in_proj that set the decay (A_log of discrete Mamba-2, dt of Mamba-2)
    and matrices whose rows no group divides; a model that has no others comes back as numbers, with
    a warning. */
-MHKDEF mhk_model *mhk_quantise(mhk_model *m, const mhk_quantise_desc *desc);
+MHKDEF mhk_model *mhk_quantize(mhk_model *m, const mhk_quantize_desc *desc);
 #endif
 
 MHKDEF const mhk_config *mhk_model_config(const mhk_model *m);
@@ -997,7 +997,7 @@ MHKDEF mhk_stop mhk_stopped(const mhk_session *s);
    distribution of mhk_sample() on the target alone, whatever the draft, under every kind of
    sampling; greedy, it is the same text. It pays where a pass of the target over several tokens
    costs little more than over one, and drafting costs much less: a large target whose weights come
-   from memory, a quantised student, a long context. Both sessions are of one context, hold one
+   from memory, a quantized student, a long context. Both sessions are of one context, hold one
    sequence without a window, and have been fed the same text; they belong to the speculation until
    it is finished or destroyed. */
 typedef struct mhk_speculation mhk_speculation;
@@ -2956,16 +2956,16 @@ static mhk_real mhk__element(const void *data, mhk_dtype dtype, mhk_index i) {
   }
 }
 
-/* Quantised matrices, see mhk_quantised. */
+/* Quantized matrices, see mhk_quantized. */
 #define MHK__Q_ROWS 16 /* rows a block */
-static int mhk__is_quantised(mhk_dtype dtype) { return dtype == MHK_Q8 || dtype == MHK_Q4; }
+static int mhk__is_quantized(mhk_dtype dtype) { return dtype == MHK_Q8 || dtype == MHK_Q4; }
 static mhk_index mhk__q_blocks(mhk_index rows) { return (rows + MHK__Q_ROWS - 1) / MHK__Q_ROWS; }
 static mhk_index mhk__q_block_bytes(mhk_dtype dtype, mhk_index k) {
   return dtype == MHK_Q8 ? MHK__Q_ROWS * k : MHK__Q_ROWS * k / 2;
 }
 
 /* element (n,k) of such a matrix with rows of K */
-static mhk_real mhk__q_element(const mhk_quantised *q, mhk_dtype dtype, mhk_index K, mhk_index n, mhk_index k) {
+static mhk_real mhk__q_element(const mhk_quantized *q, mhk_dtype dtype, mhk_index K, mhk_index n, mhk_index k) {
   const mhk_index b = n / MHK__Q_ROWS, r = n % MHK__Q_ROWS;
   int value;
   if (n >= q->rows) return q->rest[(n - q->rows) * K + k];
@@ -2978,14 +2978,14 @@ static mhk_real mhk__q_element(const mhk_quantised *q, mhk_dtype dtype, mhk_inde
   return (mhk_real)value * (mhk_real)mhk__f16_to_f32(q->scale[(b * (K / q->group) + k / q->group) * MHK__Q_ROWS + r]);
 }
 
-/* A matrix of any strides and stored type: element (i,j) at data[i * row + j * col]. A quantised
+/* A matrix of any strides and stored type: element (i,j) at data[i * row + j * col]. A quantized
    one lies as q says and has all its columns: one of the strides is 1, the other its rows' length;
    its rows start at row n0 of q, its columns at k0. */
 typedef struct mhk__matrix {
   const void *data;
   mhk_dtype dtype;
   mhk_index row, col;
-  const mhk_quantised *q;
+  const mhk_quantized *q;
   mhk_index n0, k0;
 } mhk__matrix;
 
@@ -3000,13 +3000,13 @@ static mhk__matrix mhk__mat(const void *data, mhk_dtype dtype, mhk_index row, mh
   return m;
 }
 
-/* y (M,N) = x (M,K) w^T for rows n0.. of a quantised matrix w, of up to q_rows (see the kernels)
+/* y (M,N) = x (M,K) w^T for rows n0.. of a quantized matrix w, of up to q_rows (see the kernels)
    rows of x. Each group of x is brought to 16-bit integers, so that its dot product with the
    integers of w is exact; the groups' products are summed in float32 in their order. The integers
    are off by at most 2^-16 of the group's largest number. */
 typedef struct mhk__q_args {
   mhk_index M, N, K;
-  const mhk_quantised *q;
+  const mhk_quantized *q;
   mhk_dtype dtype;
   mhk_index n0;
   const mhk_real *x;       /* (M,K) */
@@ -3557,14 +3557,14 @@ static void mhk__over(mhk_context *ctx, mhk_index n, mhk_index step,
 #endif /* MOHAWK_IMPLEMENTATION */
 
 /* =================================================================================================
-   PRODUCTS: GEMM of every stored type, GEMV, quantised weights                           >>products
+   PRODUCTS: GEMM of every stored type, GEMV, quantized weights                           >>products
    =================================================================================================
 
    c (m,n) = a (m,k) b (k,n), the GEMM under every linear layer, in five forms:
       packed     both operands are copied into panels, in the order the register tile reads them
       plain      operands as they lie, where they divide into whole tiles or are padded (mhk__block)
       few rows   of x against the rows of a weight matrix: GEMV, as fast as weights can be read
-      quantised  rows of x as 16-bit integers against int8 or int4 weights, dequantized by group
+      quantized  rows of x as 16-bit integers against int8 or int4 weights, dequantized by group
       bfloat16   both operands rounded, sums in float32 (mhk__narrow)
    Weights stay in their stored type and are converted where they are read or packed. The order of
    every sum depends on the shapes and the instruction set, not on the number of threads. */
@@ -3577,7 +3577,7 @@ static mhk_index mhk__padded(mhk_index rows) { return rows + 32; }
 
 #if (defined(MHK__HAS_X86_PASSES) || defined(MHK__HAS_NEON_PASS) || defined(MHK__HAS_WASM_PASS)) && \
     !defined(MOHAWK_DOUBLE)
-/* Blocks [first,last) of quantised weights by tiles of one row of x, of two, and where there are
+/* Blocks [first,last) of quantized weights by tiles of one row of x, of two, and where there are
    such of four, against one block or against two. The rows go in slabs that stay in the
    second-level cache while the blocks pass. */
 typedef void (*mhk__q_tile)(const mhk__q_args *a, mhk_index b, mhk_index i);
@@ -3773,9 +3773,9 @@ static void MHK__N(mhk__pack_by)(mhk_real *dst, mhk_index width, mhk_index rows,
     MHK__N(mhk__pack_panel)(dst, width, rows - p < width ? rows - p : width, k, src + p * row, row, col, scale);
 }
 
-/* the same from a quantised matrix */
-static void MHK__N(mhk__pack_quantised)(mhk_real *dst, mhk_index width, mhk_index rows, mhk_index k, mhk__matrix src) {
-  const mhk_quantised *q = src.q;
+/* the same from a quantized matrix */
+static void MHK__N(mhk__pack_quantized)(mhk_real *dst, mhk_index width, mhk_index rows, mhk_index k, mhk__matrix src) {
+  const mhk_quantized *q = src.q;
   const mhk_index K = src.col == 1 ? src.row : src.col, each = src.dtype == MHK_Q8 ? 4 : 8;
   mhk_index r;
   for (mhk_index p = 0; p < rows; p += width, dst += width * k) {
@@ -3830,8 +3830,8 @@ static void MHK__N(mhk__pack_quantised)(mhk_real *dst, mhk_index width, mhk_inde
 static void MHK__N(mhk__pack)(mhk_real *dst, mhk_index width, mhk_index rows, mhk_index k, mhk__matrix src) {
   const mhk_index size = (mhk_index)mhk_dtype_size(src.dtype);
   mhk_index n;
-  if (mhk__is_quantised(src.dtype)) {
-    MHK__N(mhk__pack_quantised)(dst, width, rows, k, src);
+  if (mhk__is_quantized(src.dtype)) {
+    MHK__N(mhk__pack_quantized)(dst, width, rows, k, src);
     return;
   }
   if (src.dtype == MHK_REAL) {
@@ -4433,7 +4433,7 @@ static void MHK__N(mhk__rows_times)(mhk_index m, mhk_index n, mhk_index k, const
   }
 }
 
-/* ---- rows against quantised weights: with AVX-512 by the kernels of AVX2, or by those for
+/* ---- rows against quantized weights: with AVX-512 by the kernels of AVX2, or by those for
    AVX512-VNNI further down */
 
 #if MHK__PASS != 3 || defined(MHK__HAS_VNNI)
@@ -4770,8 +4770,8 @@ static mhk__matrix mhk__mat_turned(mhk__matrix m) {
 /* A weight (N,K), or its transpose (K,N) as products take it. */
 static mhk__matrix mhk__mat_weight(const mhk_tensor *w, int turned) {
   mhk__matrix m = mhk__mat(w->data, w->dtype, w->shape[1], 1);
-  if (w->quantised) {
-    m.q = w->quantised;
+  if (w->quantized) {
+    m.q = w->quantized;
     m.n0 = w->base_offset / w->shape[1];
   }
   return turned ? mhk__mat_turned(m) : m;
@@ -4872,7 +4872,7 @@ static void mhk__q_task(void *arg, mhk_index task, int worker) {
 
 #define MHK__Q_ROUND 512 /* rows of x made integers at once: the weights are read again for the next */
 
-/* c (M,N) = x (M,K) times the transpose of N quantised rows of w */
+/* c (M,N) = x (M,K) times the transpose of N quantized rows of w */
 static void mhk__q_gemm(mhk_context *ctx, mhk_index M, mhk_index N, mhk_index K, const mhk_real *x, mhk__matrix w,
                         mhk_real *c, mhk_index ldc, const mhk__epilogue *e) {
   const mhk__mark mark = mhk__scratch_mark(ctx);
@@ -4905,7 +4905,7 @@ static void mhk__q_gemm(mhk_context *ctx, mhk_index M, mhk_index N, mhk_index K,
 static void mhk__gemm(mhk_context *ctx, mhk_index M, mhk_index N, mhk_index K, mhk__matrix a, mhk__matrix b,
                       mhk_real *c, mhk_index ldc, const mhk__epilogue *e);
 
-/* mhk__gemm for a b whose rows from `have` on are not quantised: two products, side by side or one
+/* mhk__gemm for a b whose rows from `have` on are not quantized: two products, side by side or one
    added to the other */
 static void mhk__gemm_mixed(mhk_context *ctx, mhk_index M, mhk_index N, mhk_index K, mhk__matrix a, mhk__matrix b,
                             mhk_real *c, mhk_index ldc, const mhk__epilogue *e, mhk_index have) {
@@ -4937,7 +4937,7 @@ static void mhk__gemm_mixed(mhk_context *ctx, mhk_index M, mhk_index N, mhk_inde
 #define MHK__FEW 8
 
 /* c (M,N) = a (M,K) b (K,N), then the epilogue (may be NULL). c's rows are ldc apart. b may be
-   quantised, a not. */
+   quantized, a not. */
 static void mhk__gemm(mhk_context *ctx, mhk_index M, mhk_index N, mhk_index K, mhk__matrix a, mhk__matrix b,
                       mhk_real *c, mhk_index ldc, const mhk__epilogue *e) {
   const mhk__kernels *ks = ctx->kernels;
@@ -4982,7 +4982,7 @@ static void mhk__gemm(mhk_context *ctx, mhk_index M, mhk_index N, mhk_index K, m
   /* A is packed once for all, in rounds of at most 4 MiB that stay in the last cache, B by the task
      that uses it: 16 tasks or more where there is work for them. A longer kc reads and writes C
      less often, a shorter one leaves more room in the caches. Blocks begin at multiples of 64, as
-     groups of quantised weights do. */
+     groups of quantized weights do. */
   g.kc = mhk__up((K + (K + MHK__GEMM_K - 1) / MHK__GEMM_K - 1) / ((K + MHK__GEMM_K - 1) / MHK__GEMM_K), 64);
   g.nc = mhk__up(mhk__max(64, mhk__min(MHK__GEMM_N, N / 16)), 64);
   const mhk_index m = mhk__min(M, MHK__GEMM_M / ks->mr * ks->mr);
@@ -5217,9 +5217,9 @@ MHKDEF mhk_real *mhk_data(const mhk_tensor *x) { return x && x->dtype == MHK_REA
 
 /* element i of a tensor of any type that holds real numbers */
 static mhk_real mhk__tensor_element(const mhk_tensor *x, mhk_index i) {
-  if (!x->quantised) return mhk__element(x->data, x->dtype, i);
+  if (!x->quantized) return mhk__element(x->data, x->dtype, i);
   i += x->base_offset;
-  return mhk__q_element(x->quantised, x->dtype, x->shape[1], i / x->shape[1], i % x->shape[1]);
+  return mhk__q_element(x->quantized, x->dtype, x->shape[1], i / x->shape[1], i % x->shape[1]);
 }
 
 MHKDEF double mhk_value(const mhk_tensor *x) {
@@ -5234,7 +5234,7 @@ MHKDEF mhk_result mhk_tensor_read(const mhk_tensor *x, mhk_index first, mhk_inde
                     (long long)n, (long long)first, x->name ? x->name : "a tensor", (long long)x->count);
   if (x->dtype == MHK_REAL) {
     if (n) memcpy(out, (const mhk_real *)x->data + first, (size_t)n * sizeof(mhk_real));
-  } else if (mhk__is_quantised(x->dtype) || x->dtype == MHK_F32 || x->dtype == MHK_F64 || x->dtype == MHK_F16 ||
+  } else if (mhk__is_quantized(x->dtype) || x->dtype == MHK_F32 || x->dtype == MHK_F64 || x->dtype == MHK_F16 ||
              x->dtype == MHK_BF16)
     for (mhk_index i = 0; i < n; i++) out[i] = mhk__tensor_element(x, first + i);
   else
@@ -5244,7 +5244,7 @@ MHKDEF mhk_result mhk_tensor_read(const mhk_tensor *x, mhk_index first, mhk_inde
 }
 
 MHKDEF size_t mhk_tensor_bytes(const mhk_tensor *x) {
-  const mhk_quantised *q = x ? x->quantised : NULL;
+  const mhk_quantized *q = x ? x->quantized : NULL;
   mhk_index rows;
   if (!x) return 0;
   if (!q) return (size_t)x->count * mhk_dtype_size(x->dtype);
@@ -5436,11 +5436,11 @@ static mhk_tensor *mhk__view(mhk_tape *t, mhk_tensor *x, int rank, const mhk_ind
   if (!v || !mhk__shape_set(t->ctx, v, rank, shape)) return NULL;
   v->dtype = x->dtype;
   v->data = (char *)x->data + offset * (mhk_index)mhk_dtype_size(x->dtype);
-  v->quantised = x->quantised;
+  v->quantized = x->quantized;
   v->grad = x->grad ? x->grad + offset : NULL;
   v->requires_grad = x->requires_grad;
   v->base = x->base ? x->base : x;
-  v->base_offset = x->base || x->quantised ? x->base_offset + offset : offset;
+  v->base_offset = x->base || x->quantized ? x->base_offset + offset : offset;
   v->name = x->name;
   return v;
 }
@@ -5455,8 +5455,8 @@ MHKDEF mhk_tensor *mhk_reshape(mhk_tape *t, mhk_tensor *x, int rank, const mhk_i
              mhk__shape_text(rank, shape, to, sizeof to), (long long)v->count);
     return NULL;
   }
-  if (v && v->quantised && (rank != 2 || shape[1] != x->shape[1])) {
-    mhk_fail(t->ctx, MHK_ERROR_UNSUPPORTED, "reshape: %s is quantised row by row", x->name ? x->name : "a tensor");
+  if (v && v->quantized && (rank != 2 || shape[1] != x->shape[1])) {
+    mhk_fail(t->ctx, MHK_ERROR_UNSUPPORTED, "reshape: %s is quantized row by row", x->name ? x->name : "a tensor");
     return NULL;
   }
   return v;
@@ -6328,7 +6328,7 @@ static mhk_tensor *mhk__linear(mhk_tape *t, const char *name, mhk_tensor *x, mhk
   if (b && (b->rank != 1 || b->shape[0] != w->shape[0]))
     return mhk__shape_error(t, name, w, b, "the bias must have one number an output");
   if (w->dtype != MHK_REAL && w->dtype != MHK_F32 && w->dtype != MHK_F64 && w->dtype != MHK_F16 &&
-      w->dtype != MHK_BF16 && !w->quantised) {
+      w->dtype != MHK_BF16 && !w->quantized) {
     mhk_fail(t->ctx, MHK_ERROR_UNSUPPORTED, "%s: %s is stored as %s", name, w->name ? w->name : "the weight",
              mhk_dtype_name(w->dtype));
     return NULL;
@@ -11501,7 +11501,7 @@ MHKDEF mhk_result mhk_file_read_i32(mhk_context *ctx, const mhk_file_tensor *x, 
 /* A tensor to be written as type dtype from host memory that has the type from. data NULL: eight
    bytes of type U8, which are the checksum (XXH64, little-endian) of all before them; the order
    puts them last where no other tensor has elements of one byte. The types differ only when from is
-   MHK_REAL, a float type or a quantised one (data is then the mhk_tensor), and dtype is F32, F16 or
+   MHK_REAL, a float type or a quantized one (data is then the mhk_tensor), and dtype is F32, F16 or
    BF16. */
 typedef struct mhk__outgoing {
   const char *name;
@@ -11562,7 +11562,7 @@ static mhk_result mhk__write_outgoing(mhk_context *ctx, mhk__output *out, const 
     if (x->from == x->dtype)
       memcpy(bytes, data, (size_t)n * to);
     else {
-      if (mhk__is_quantised(x->from))
+      if (mhk__is_quantized(x->from))
         mhk_tensor_read((const mhk_tensor *)x->data, at, n, values);
       else
         mhk__unpack_host(x->from, data, n, values);
@@ -15171,7 +15171,7 @@ static void mhk__model_train(mhk_model *m, mhk_real **data, mhk_real *grads) {
     x->data = data[i];
     x->grad = grads;
     x->dtype = MHK_REAL;
-    x->quantised = NULL;
+    x->quantized = NULL;
     x->requires_grad = 1;
     grads += x->count;
   }
@@ -15401,7 +15401,7 @@ static void mhk__spec_in_file(const mhk_file *f, const mhk_config *c, mhk__spec 
     strcpy(s->name, "backbone.embedding.weight");
 }
 
-/* The parts of a quantised matrix in a file: NAME, NAME_scale and perhaps NAME_rest. */
+/* The parts of a quantized matrix in a file: NAME, NAME_scale and perhaps NAME_rest. */
 typedef struct mhk__q_parts { const mhk_file_tensor *q, *scale, *rest; } mhk__q_parts;
 
 static const mhk_file_tensor *mhk__file_part(const mhk_file *f, const char *name, const char *part) {
@@ -15416,9 +15416,9 @@ static int mhk__has_shape(const mhk_file_tensor *x, mhk_dtype dtype, int rank, m
          x->shape[3] == d;
 }
 
-/* Whether the file's tensor of s is quantised (see mhk_quantised). If it is but its parts do not
+/* Whether the file's tensor of s is quantized (see mhk_quantized). If it is but its parts do not
    fit, wrong says how. */
-static int mhk__find_quantised(const mhk_file *f, const mhk__spec *s, mhk__q_parts *p, char *wrong, size_t room) {
+static int mhk__find_quantized(const mhk_file *f, const mhk__spec *s, mhk__q_parts *p, char *wrong, size_t room) {
   const mhk_index N = s->shape[0], K = s->shape[1];
   mhk_index rest;
   wrong[0] = 0;
@@ -15437,10 +15437,10 @@ static int mhk__find_quantised(const mhk_file *f, const mhk__spec *s, mhk__q_par
                (long long)K);
   else if (groups < 1 || K % groups || (K / groups != 32 && K / groups != 64) ||
            !mhk__has_shape(p->scale, MHK_F16, 3, blocks, groups, MHK__Q_ROWS, 1))
-    mhk__print(wrong, room, "%s is quantised and needs %s_scale of type F16 and shape (%lld,%lld / 32 or 64,%d)",
+    mhk__print(wrong, room, "%s is quantized and needs %s_scale of type F16 and shape (%lld,%lld / 32 or 64,%d)",
                s->name, s->name, (long long)blocks, (long long)K, MHK__Q_ROWS);
   else if (!mhk__has_shape(p->q, p->q->dtype, 4, blocks, K / each, MHK__Q_ROWS, 4))
-    mhk__print(wrong, room, "%s is quantised and must have the shape (%lld,%lld,%d,4)", s->name, (long long)blocks,
+    mhk__print(wrong, room, "%s is quantized and must have the shape (%lld,%lld,%d,4)", s->name, (long long)blocks,
                (long long)(K / each), MHK__Q_ROWS);
   return 1;
 }
@@ -15456,7 +15456,7 @@ static void mhk__match_one(mhk_model *m, const mhk_file *f, const mhk__spec *s, 
   char have[160], want[160], reason[160], line[700];
   int k, ok;
   mhk__mark_used(f, x, used);
-  if (mhk__find_quantised(f, s, &parts, line, sizeof line)) {
+  if (mhk__find_quantized(f, s, &parts, line, sizeof line)) {
     mhk__mark_used(f, parts.scale, used);
     mhk__mark_used(f, parts.rest, used);
     if (line[0] && mhk__list_room(wrong)) mhk__write_text(&wrong->text, line);
@@ -15584,11 +15584,11 @@ static int mhk__place_tensor(mhk_model *m, mhk_tensor *x, const mhk_file_tensor 
   return x->data != NULL;
 }
 
-/* the same of a quantised matrix: integers are used where they lie, scales and numbers too where
+/* the same of a quantized matrix: integers are used where they lie, scales and numbers too where
    the machine's layout is the file's */
-static int mhk__place_quantised(mhk_model *m, mhk_tensor *x, const mhk__q_parts *p) {
+static int mhk__place_quantized(mhk_model *m, mhk_tensor *x, const mhk__q_parts *p) {
   mhk_context *ctx = m->object.ctx;
-  mhk_quantised *q = (mhk_quantised *)mhk__arena_zeros(ctx, &m->object.arena, 1, sizeof *q);
+  mhk_quantized *q = (mhk_quantized *)mhk__arena_zeros(ctx, &m->object.arena, 1, sizeof *q);
   if (!q) return 0;
   q->q = p->q->data;
   q->group = (int)(x->shape[1] / p->scale->shape[1]);
@@ -15611,7 +15611,7 @@ static int mhk__place_quantised(mhk_model *m, mhk_tensor *x, const mhk__q_parts 
     q->rest = copy;
   }
   x->dtype = p->q->dtype == MHK_I8 ? MHK_Q8 : MHK_Q4;
-  x->quantised = q;
+  x->quantized = q;
   memcpy(&x->data, &q->q, sizeof x->data); /* frozen: nothing writes there */
   return 1;
 }
@@ -15638,8 +15638,8 @@ static mhk_model *mhk__model_from_file(mhk_context *ctx, const mhk_config *confi
     mhk__q_parts parts;
     char wrong[700];
     mhk__spec_in_file(f, &c, &s);
-    if (mhk__find_quantised(f, &s, &parts, wrong, sizeof wrong)
-            ? !mhk__place_quantised(m, m->tensors[i], &parts)
+    if (mhk__find_quantized(f, &s, &parts, wrong, sizeof wrong)
+            ? !mhk__place_quantized(m, m->tensors[i], &parts)
             : !mhk__place_tensor(m, m->tensors[i], parts.q, mhk__role_is_matrix(s.role))) {
       mhk_model_destroy(m);
       return NULL;
@@ -15792,9 +15792,9 @@ MHKDEF mhk_model *mhk_load_memory(mhk_context *ctx, const void *data, size_t byt
 }
 
 #ifndef MOHAWK_NO_STDIO
-/* config.json is the first file of a folder to go when another model is saved there, and the last one
-   to come: where it is the same before the weights are opened and after everything was read, nothing
-   of another model came between. */
+/* config.json is the first file of a folder to go when another model is saved there, and the last
+   one to come: where it is the same before the weights are opened and after everything was read,
+   nothing of another model came between. */
 static mhk_model *mhk__load(mhk_context *ctx, const char *path, int read) {
   char folder[MHK__PATH_MOST + 64], config_path[MHK__PATH_MOST + 64];
   const mhk__mark mark = mhk__scratch_mark(ctx);
@@ -15873,7 +15873,7 @@ static uint64_t mhk__model_hash(const mhk_model *m) {
     }
     for (mhk_index j = 0; j < x->count; j += stride) {
       const unsigned char *at = (const unsigned char *)x->data + (size_t)j * size;
-      if (x->quantised) {
+      if (x->quantized) {
         mhk__put_bytes(bytes, mhk__float_bits((float)mhk__tensor_element(x, j)), 4);
         h = mhk__hash(h, bytes, 4);
         continue;
@@ -15886,7 +15886,7 @@ static uint64_t mhk__model_hash(const mhk_model *m) {
 }
 
 #if !defined(MOHAWK_NO_STDIO) || !defined(MOHAWK_NO_TRAINING)
-/* ---- quantising */
+/* ---- quantizing */
 
 static float mhk__half_of(float v, uint16_t *half) {
   *half = mhk__pack_f16(v);
@@ -15969,13 +15969,13 @@ static void mhk__q_make_block(void *arg, mhk_index block, int worker) {
   }
 }
 
-/* x becomes from with its first rows quantised */
+/* x becomes from with its first rows quantized */
 static int mhk__q_make(mhk_model *m, mhk_tensor *x, const mhk_tensor *from, mhk_dtype dtype, int group,
                        mhk_index rows) {
   mhk_context *ctx = m->object.ctx;
   const mhk_index N = x->shape[0], K = x->shape[1], blocks = mhk__q_blocks(rows),
                   scales = blocks * (K / group) * MHK__Q_ROWS;
-  mhk_quantised *q = (mhk_quantised *)mhk__arena_zeros(ctx, &m->object.arena, 1, sizeof *q);
+  mhk_quantized *q = (mhk_quantized *)mhk__arena_zeros(ctx, &m->object.arena, 1, sizeof *q);
   mhk_real *rest = rows < N ? (mhk_real *)mhk__arena_zeros(ctx, &m->object.arena, (N - rows) * K, sizeof *rest) : NULL;
   mhk__q_making a;
   a.from = from;
@@ -15990,7 +15990,7 @@ static int mhk__q_make(mhk_model *m, mhk_tensor *x, const mhk_tensor *from, mhk_
     if ((a.scale[i] & 0x7C00u) == 0x7C00u)
       return mhk_fail(
                  ctx, MHK_ERROR_ARGUMENT,
-                 "%s cannot be quantised: a weight of row %lld is not finite, or too large for a half-precision scale",
+                 "%s cannot be quantized: a weight of row %lld is not finite, or too large for a half-precision scale",
                  x->name, (long long)(i / MHK__Q_ROWS / (K / group) * MHK__Q_ROWS + i % MHK__Q_ROWS)),
              0;
   if (rest) mhk_tensor_read(from, rows * K, (N - rows) * K, rest);
@@ -16001,19 +16001,19 @@ static int mhk__q_make(mhk_model *m, mhk_tensor *x, const mhk_tensor *from, mhk_
   q->group = group;
   x->dtype = dtype;
   x->data = a.q;
-  x->quantised = q;
+  x->quantized = q;
   return !mhk_failed(ctx);
 }
 
-static int mhk__any_quantised(const mhk_model *m) {
+static int mhk__any_quantized(const mhk_model *m) {
   for (int i = 0; i < m->n_tensors; i++)
-    if (m->tensors[i]->quantised) return 1;
+    if (m->tensors[i]->quantized) return 1;
   return 0;
 }
 
-MHKDEF mhk_model *mhk_quantise(mhk_model *m, const mhk_quantise_desc *desc) {
+MHKDEF mhk_model *mhk_quantize(mhk_model *m, const mhk_quantize_desc *desc) {
   mhk_context *ctx;
-  mhk_quantise_desc d;
+  mhk_quantize_desc d;
   mhk__spec s;
   int i, ok = 1;
   if (!m) return NULL;
@@ -16023,9 +16023,9 @@ MHKDEF mhk_model *mhk_quantise(mhk_model *m, const mhk_quantise_desc *desc) {
   if (desc) d = *desc;
   if ((int)d.type == 0) d.type = MHK_Q8;
   if ((int)d.ends == 0) d.ends = d.type;
-  if (!mhk__is_quantised(d.type) || !mhk__is_quantised(d.ends) || (d.group != 0 && d.group != 32 && d.group != 64)) {
+  if (!mhk__is_quantized(d.type) || !mhk__is_quantized(d.ends) || (d.group != 0 && d.group != 32 && d.group != 64)) {
     mhk_fail(ctx, MHK_ERROR_ARGUMENT,
-             "weights are quantised as Q8 or Q4 in groups of 32 or 64, not as %s and %s in groups of %d",
+             "weights are quantized as Q8 or Q4 in groups of 32 or 64, not as %s and %s in groups of %d",
              mhk_dtype_name(d.type), mhk_dtype_name(d.ends), d.group);
     return NULL;
   }
@@ -16052,9 +16052,9 @@ MHKDEF mhk_model *mhk_quantise(mhk_model *m, const mhk_quantise_desc *desc) {
     mhk_model_destroy(out);
     return NULL;
   }
-  if (!mhk__any_quantised(out))
+  if (!mhk__any_quantized(out))
     mhk__note(ctx, MHK_LOG_WARNING,
-              "nothing of the model is quantised: 32 does not divide the rows of any of its matrices");
+              "nothing of the model is quantized: 32 does not divide the rows of any of its matrices");
   return out;
 }
 #endif
@@ -16062,9 +16062,9 @@ MHKDEF mhk_model *mhk_quantise(mhk_model *m, const mhk_quantise_desc *desc) {
 #ifndef MOHAWK_NO_STDIO
 /* ---- saving */
 
-/* a quantised matrix as it is; returns how many of the three entries are used */
-static int mhk__outgoing_quantised(mhk_context *ctx, mhk__outgoing *o, const mhk_tensor *x) {
-  const mhk_quantised *q = x->quantised;
+/* a quantized matrix as it is; returns how many of the three entries are used */
+static int mhk__outgoing_quantized(mhk_context *ctx, mhk__outgoing *o, const mhk_tensor *x) {
+  const mhk_quantized *q = x->quantized;
   const mhk_index K = x->shape[1], blocks = mhk__q_blocks(q->rows);
   const size_t room = strlen(x->name) + 8;
   mhk_index *shape = (mhk_index *)mhk__scratch(ctx, 9, sizeof *shape);
@@ -16221,14 +16221,14 @@ MHKDEF mhk_result mhk_save(mhk_model *m, const char *path, mhk_dtype dtype) {
   ctx = m->object.ctx;
   if (!mhk__path_fits(ctx, path)) return mhk_error(ctx);
   if ((int)dtype == 0) dtype = MHK_F32;
-  if (dtype != MHK_F32 && dtype != MHK_F16 && dtype != MHK_BF16 && !mhk__is_quantised(dtype))
+  if (dtype != MHK_F32 && dtype != MHK_F16 && dtype != MHK_BF16 && !mhk__is_quantized(dtype))
     return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "a model can be saved as F32, F16, BF16, Q8 or Q4, not as %s",
                     mhk_dtype_size(dtype) ? mhk_dtype_name(dtype) : "an unknown type");
-  if (mhk__is_quantised(dtype) && !mhk__any_quantised(m)) {
-    mhk_quantise_desc desc;
+  if (mhk__is_quantized(dtype) && !mhk__any_quantized(m)) {
+    mhk_quantize_desc desc;
     memset(&desc, 0, sizeof desc);
     desc.type = dtype;
-    m = made = mhk_quantise(m, &desc);
+    m = made = mhk_quantize(m, &desc);
     if (!made) return mhk_error(ctx);
   }
   single = mhk__ends_with(path, ".safetensors");
@@ -16239,11 +16239,11 @@ MHKDEF mhk_result mhk_save(mhk_model *m, const char *path, mhk_dtype dtype) {
   list = (mhk__outgoing *)mhk__scratch(ctx, 3 * (mhk_index)m->n_tensors, sizeof *list);
   for (i = 0; i < m->n_tensors && list; i++) {
     const mhk_tensor *x = m->tensors[i];
-    if (x->quantised && mhk__is_quantised(dtype))
-      n += mhk__outgoing_quantised(ctx, list + n, x);
+    if (x->quantized && mhk__is_quantized(dtype))
+      n += mhk__outgoing_quantized(ctx, list + n, x);
     else
-      mhk__outgoing_set(list + n++, x->name, mhk__is_quantised(dtype) ? MHK_F32 : dtype, x->dtype, x->rank, x->shape,
-                        x->quantised ? (const void *)x : x->data);
+      mhk__outgoing_set(list + n++, x->name, mhk__is_quantized(dtype) ? MHK_F32 : dtype, x->dtype, x->rank, x->shape,
+                        x->quantized ? (const void *)x : x->data);
   }
   metadata[3] = config.data;
   lengths[1] = config.length;
@@ -17275,7 +17275,7 @@ static mhk_index mhk__span_heads_work(const mhk_session *s) { /* elements of wor
 static int mhk__alike(const mhk_tensor *x, const mhk_tensor *y) {
   if (!x || !y) return x == y;
   return x->dtype == y->dtype &&
-         (!x->quantised || (x->quantised->rows == y->quantised->rows && x->quantised->group == y->quantised->group));
+         (!x->quantized || (x->quantized->rows == y->quantized->rows && x->quantized->group == y->quantized->group));
 }
 
 /* Bytes of scratch memory that the drivers take for this session: they are called for each number
@@ -22454,6 +22454,16 @@ MHKDEF const char *mhk_bf16_name(const mhk_context *ctx) { return ctx ? mhk__bf1
 #undef MHK__TEMPLATE
 #undef MHK__TEXT
 /*
+   REVISIONS
+   0.2.0  Renamed: mhk_quantise, mhk_quantise_desc and mhk_quantised to mhk_quantize,
+          mhk_quantize_desc and mhk_quantized. New: mhk_load_with, mhk_model_ends,
+          mhk_model_set_ends, mhk_model_tokenizer_error, mhk_encode_prompt, mhk_tokenizer_start,
+          mhk_feed_bytes, mhk_file_write_bytes; no_start and word_bytes of mhk_session_desc;
+          MOHAWK_REFERENCE. A text ends and starts as the model's files say. Checkpoints carry a
+          checksum (version 2; version 1 resumes); a folder has one trainer at a time. The file is
+          in chapters by topic and includes itself at its end.
+   0.1.0  The first one.
+
    mohawk.h is available under two licences. Choose whichever you prefer.
 
    ------------------------------------------------------------------------------

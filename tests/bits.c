@@ -7,6 +7,11 @@
 #include "test.h"
 #include "models.h"
 
+#if MHK_VERSION_MINOR < 2 /* names of older headers */
+#define mhk_quantize mhk_quantise
+#define mhk_quantize_desc mhk_quantise_desc
+#endif
+
 enum { MOST_LEAVES = 12, LONGEST = 131 };
 
 static struct {
@@ -243,17 +248,17 @@ static void model_of_kind(int kind) {
   mhk_model_destroy(m);
 }
 
-static void quantised(void) {
+static void quantized(void) {
   static const mhk_dtype types[] = {MHK_Q8, MHK_Q4};
   mhk_config c = model_config(HYBRID);
   c.d_model = 64, c.d_mlp = 128, c.head_dim = 32, c.n_head = c.n_kv_head = 2, c.rotary_dim = 16;
   c.ssm_heads = c.ssm_groups = 2, c.ssm_head_dim = 32, c.d_state = 32;
   mhk_model *m = mhk_model_create(run.ctx, &c, 7);
   for (int i = 0; i < 2; i++) {
-    mhk_quantise_desc d;
+    mhk_quantize_desc d;
     memset(&d, 0, sizeof d);
     d.type = types[i];
-    mhk_model *q = mhk_quantise(m, &d);
+    mhk_model *q = mhk_quantize(m, &d);
     conversation(q, "conversation", mhk_dtype_name(types[i]));
     mhk_save(q, test_path("bits.safetensors"), types[i]);
     say("saved", mhk_dtype_name(types[i]), hash_file(test_path("bits.safetensors")));
@@ -334,7 +339,7 @@ static void everything(mhk_isa isa, int bf16) {
     run.tape = mhk_tape_create(run.ctx);
     ops();
     for (int kind = 0; kind < MODEL_KINDS; kind++) model_of_kind(kind);
-    quantised();
+    quantized();
     distillation(0);
     distillation(1);
 #ifndef MOHAWK_DOUBLE

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Kills the command line with SIGKILL at random moments: KILLS times while it distils, half as often each while it converts and quantises. A run goes on to the
+# Kills the command line with SIGKILL at random moments: KILLS times while it distils, half as often each while it converts and quantizes. A run goes on to the
 # bits of one that nobody disturbed; a file is absent, the old one or the new one; a folder is one of both models or does not load; nothing is left over.
 mohawk=${BUILD:-build}/mohawk
 tiny=examples/tiny

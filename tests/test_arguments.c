@@ -36,7 +36,7 @@ static struct {
   test_memory memory;
   mhk_context *ctx;
   mhk_tape *tape;
-  mhk_model *model, *teacher, *mamba, *quantised;
+  mhk_model *model, *teacher, *mamba, *quantized;
   mhk_tokenizer *tokenizer;
   mhk_session *session, *draft;
   mhk_speculation *speculation;
@@ -166,7 +166,7 @@ ARG(mhk_tape_p, mhk_tape *, 3) {
   return w.tape;
 }
 ARG(mhk_model_p, mhk_model *, 5) {
-  mhk_model *const models[5] = {is(c, i, NULL, "teacher") ? w.teacher : w.model, NULL, w.teacher, w.mamba, w.quantised};
+  mhk_model *const models[5] = {is(c, i, NULL, "teacher") ? w.teacher : w.model, NULL, w.teacher, w.mamba, w.quantized};
   if (!strcmp(c->f->name, "mhk_model_destroy")) return chosen(c, i) ? NULL : model_new(w.ctx, PHI, 1);
   return models[chosen(c, i)];
 }
@@ -219,7 +219,7 @@ ARG(mhk_tensor_p, mhk_tensor *, TENSORS) {
   int n = chosen(c, i);
   for (k = 0; n == 0 && k < sizeof likely / sizeof *likely; k++)
     if (strstr(c->f->name, likely[k].f) && !strcmp(c->f->parameter[i].name, likely[k].parameter)) n = likely[k].tensor;
-  return n == 1 ? NULL : n == TENSORS - 1 ? mhk_model_tensor(w.quantised, 0) : w.tensor[n];
+  return n == 1 ? NULL : n == TENSORS - 1 ? mhk_model_tensor(w.quantized, 0) : w.tensor[n];
 }
 ARG(mhk_tensor_pconst_p, mhk_tensor *const *, 4) {
   static mhk_tensor *list[16];
@@ -227,7 +227,7 @@ ARG(mhk_tensor_pconst_p, mhk_tensor *const *, 4) {
   if (chosen(c, i) == 1) return NULL;
   for (k = 0; k < 16; k++)
     list[k] = chosen(c, i) == 2   ? (k == 1 ? NULL : w.tensor[4])
-              : chosen(c, i) == 3 ? mhk_model_tensor(w.quantised, k)
+              : chosen(c, i) == 3 ? mhk_model_tensor(w.quantized, k)
                                   : w.tensor[2];
   return list;
 }
@@ -371,7 +371,7 @@ BASE(mhk_config) {
   d->vocab_size = 258;
 }
 BASE(mhk_load_desc) { memset(d, 0, sizeof *d); }
-BASE(mhk_quantise_desc) { memset(d, 0, sizeof *d); }
+BASE(mhk_quantize_desc) { memset(d, 0, sizeof *d); }
 BASE(mhk_forward_desc) {
   memset(d, 0, sizeof *d);
   d->doc = documents;
@@ -484,7 +484,7 @@ static void world_begin(void) {
   w.mamba = model_of(MAMBA2_BIASES);
   w.tokenizer = mhk_tokenizer_parse(w.ctx, tokenizer_json, strlen(tokenizer_json));
   mhk_model_set_tokenizer(w.model, w.tokenizer);
-  w.quantised = mhk_quantise(w.model, NULL);
+  w.quantized = mhk_quantize(w.model, NULL);
   memset(&session, 0, sizeof session);
   session.capacity = 40;
   session.snapshots = 2;
@@ -503,7 +503,7 @@ static void world_begin(void) {
   run.fresh = 1;
   w.trainer = mhk_distill(w.ctx, &run);
   w.file = mhk_file_open(w.ctx, "examples/tiny");
-  CHECK(w.trainer && w.quantised && w.speculation && w.file, "the objects: %s", mhk_message(w.ctx));
+  CHECK(w.trainer && w.quantized && w.speculation && w.file, "the objects: %s", mhk_message(w.ctx));
   for (i = 0; i < TENSORS - 1; i++) w.tensor[i] = NULL;
 }
 

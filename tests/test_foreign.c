@@ -666,8 +666,8 @@ TEST(ends_of_text_come_from_generation_config_then_config_and_the_tokenizer) {
     back = mhk_load(ctx, test_path("ends.safetensors"));
     check_ends("saved to a file", back, cases[i].want);
     mhk_model_destroy(back);
-    back = mhk_quantise(m, NULL);
-    check_ends("quantised", back, cases[i].want);
+    back = mhk_quantize(m, NULL);
+    check_ends("quantized", back, cases[i].want);
     mhk_model_destroy(back);
     back = mhk_student_create(ctx, m, NULL);
     check_ends("the student", back, cases[i].want);

@@ -493,7 +493,7 @@ TEST(rows_times) {
 }
 
 #ifndef MOHAWK_DOUBLE
-/* ---- quantised weights: the same bits of every set with vectors, and of the kernels that one
+/* ---- quantized weights: the same bits of every set with vectors, and of the kernels that one
    chooses by the processor besides those it would do with */
 
 typedef struct q_kernels {
@@ -539,7 +539,7 @@ static void q_case(const q_kernels *all, int n_all, mhk_dtype dtype, int group, 
   uint16_t *scale = (uint16_t *)raw_room(blocks * groups * 16, 2, 0);
   mhk_real *x = random_room(M * K, -3, 3), *same = NULL;
   double *want = doubles(M * N), most = 0, off = 0;
-  mhk_quantised q;
+  mhk_quantized q;
   mhk__q_args a;
   mhk_index i, j, k, p;
   int v;
@@ -614,7 +614,7 @@ static void q_case(const q_kernels *all, int n_all, mhk_dtype dtype, int group, 
   release();
 }
 
-TEST(quantised) {
+TEST(quantized) {
   static const mhk_index depths[] = {32, 64, 96, 128, 320}, widths[] = {1, 15, 16, 17, 40},
                          firsts[] = {0, 0, 5, 16, 30};
   q_kernels all[16];
@@ -1947,7 +1947,7 @@ int main(int argc, char **argv) {
   RUN(epilogue);
   RUN(rows_times);
 #ifndef MOHAWK_DOUBLE
-  RUN(quantised);
+  RUN(quantized);
 #endif
   RUN(product_plain);
   RUN(gemm);

@@ -1,14 +1,14 @@
-/* Quantised weights: the layout, products with them on every instruction set, files, what
-   quantising costs. */
+/* Quantized weights: the layout, products with them on every instruction set, files, what
+   quantizing costs. */
 #include "models.h"
 
 static const mhk_isa sets[] = {MHK_ISA_SCALAR, MHK_ISA_AVX2, MHK_ISA_AVX512, MHK_ISA_NEON, MHK_ISA_WASM};
 
-/* ---- a quantised matrix of random bytes, and the numbers it stands for, told from the documented
+/* ---- a quantized matrix of random bytes, and the numbers it stands for, told from the documented
    layout alone */
 
 typedef struct matrix {
-  mhk_quantised q;
+  mhk_quantized q;
   mhk_tensor t;
   unsigned char *bytes;
   uint16_t *scales;
@@ -72,7 +72,7 @@ static int matrix_new(matrix *m, mhk_context *ctx, mhk_dtype type, int group, mh
   m->t.shape[1] = K;
   m->t.count = N * K;
   m->t.ctx = ctx;
-  m->t.quantised = &m->q;
+  m->t.quantized = &m->q;
   m->t.data = m->bytes + GUARD + 1;
   m->t.name = "w";
   return 1;
@@ -255,8 +255,8 @@ TEST(elements_and_gradients) {
           for (n = 0; n < N; n++)
             for (k = 0; k < K; k++) want[i * K + k] += w.values[n * K + k];
         CHECK_CLOSE_TO_DOUBLE("the gradient of x", in->grad, want, M * K, 2e-6);
-        CHECK(mhk_reshape(t, &w.t, 1, &w.t.count) == NULL, "a quantised matrix was given another shape");
-        CHECK_FAILS(ctx, MHK_ERROR_UNSUPPORTED, "quantised row by row");
+        CHECK(mhk_reshape(t, &w.t, 1, &w.t.count) == NULL, "a quantized matrix was given another shape");
+        CHECK_FAILS(ctx, MHK_ERROR_UNSUPPORTED, "quantized row by row");
         mhk_tensor_read(&w.t, N * K - 3, 4, part);
         CHECK_FAILS(ctx, MHK_ERROR_ARGUMENT, "4 elements from 7485 on of w, which has 7488");
         matrix_free(&w);
@@ -270,7 +270,7 @@ TEST(elements_and_gradients) {
 /* ---- models */
 
 /* sizes that groups divide; the one odd width of grouped Phi stays, so that one matrix cannot be
-   quantised */
+   quantized */
 static mhk_model *model_wide(mhk_context *ctx, int kind, int factor, uint64_t seed) {
   mhk_config c = model_config(kind);
   mhk_model *m;
@@ -299,8 +299,8 @@ static int ends_with(const char *text, const char *end) {
   return strlen(text) >= strlen(end) && strcmp(text + strlen(text) - strlen(end), end) == 0;
 }
 
-/* which tensors are quantised, how well, and that nothing else changes */
-static void check_quantised(const mhk_model *m, const mhk_model *q, mhk_dtype type, int group) {
+/* which tensors are quantized, how well, and that nothing else changes */
+static void check_quantized(const mhk_model *m, const mhk_model *q, mhk_dtype type, int group) {
   int i;
   for (i = 0; i < mhk_model_tensors(m); i++) {
     const mhk_tensor *x = mhk_model_tensor(m, i), *y = mhk_model_tensor(q, i);
@@ -309,14 +309,14 @@ static void check_quantised(const mhk_model *m, const mhk_model *q, mhk_dtype ty
     const int matrix = x->rank == 2 && K % 32 == 0;
     const mhk_index rest = ends_with(x->name, "in_proj.weight") ? mhk_model_config(m)->ssm_heads : 0;
     mhk_index n, k;
-    CHECK(strcmp(x->name, y->name) == 0 && (y->quantised != NULL) == matrix && y->dtype == (matrix ? type : MHK_REAL),
+    CHECK(strcmp(x->name, y->name) == 0 && (y->quantized != NULL) == matrix && y->dtype == (matrix ? type : MHK_REAL),
           "%s became %s", x->name, mhk_dtype_name(y->dtype));
     if (!matrix) {
       CHECK_SAME(x->name, w, v, x->count);
     } else {
-      const mhk_index g = y->quantised->group;
-      CHECK(g == (K % group ? 32 : group) && y->quantised->rows == x->shape[0] - rest, "%s: groups of %d, %lld rows",
-            x->name, (int)g, (long long)y->quantised->rows);
+      const mhk_index g = y->quantized->group;
+      CHECK(g == (K % group ? 32 : group) && y->quantized->rows == x->shape[0] - rest, "%s: groups of %d, %lld rows",
+            x->name, (int)g, (long long)y->quantized->rows);
       CHECK_SAME("rows that stay", w + (x->shape[0] - rest) * K, v + (x->shape[0] - rest) * K, rest * K);
       for (n = 0; n < x->shape[0] - rest; n++)
         for (k = 0; k < K; k += g) {
@@ -394,7 +394,7 @@ static void save_and_load(mhk_context *ctx, mhk_model *q, mhk_dtype type) {
   /* every matrix starts at a cache line of the file, which is mapped at a page */
   for (i = 0; i < mhk_model_tensors(m); i++) {
     const mhk_tensor *x = mhk_model_tensor(m, i);
-    if (x->quantised) CHECK((uintptr_t)x->quantised->q % 64 == 0, "%s is not aligned", x->name);
+    if (x->quantized) CHECK((uintptr_t)x->quantized->q % 64 == 0, "%s is not aligned", x->name);
   }
   mhk_save(m, again, type);
   mhk_model_destroy(m);
@@ -439,14 +439,14 @@ TEST(models) {
     mhk_model *m = model_wide(ctx, kind, kind % 2 ? 2 : 1, 3);
     for (type = MHK_Q8; type <= MHK_Q4; type++)
       for (group = 32; group <= 64; group += 32) {
-        mhk_quantise_desc d;
+        mhk_quantize_desc d;
         mhk_model *q;
         memset(&d, 0, sizeof d);
         d.type = (mhk_dtype)type;
         d.group = group;
-        q = mhk_quantise(m, &d);
+        q = mhk_quantize(m, &d);
         REQUIRE(q && !mhk_failed(ctx), "%s: %s", model_kind_name(kind), mhk_message(ctx));
-        check_quantised(m, q, (mhk_dtype)type, group);
+        check_quantized(m, q, (mhk_dtype)type, group);
         save_and_load(ctx, q, (mhk_dtype)type);
         mhk_model_destroy(q);
       }
@@ -454,57 +454,57 @@ TEST(models) {
   }
 }
 
-/* defaults, another type for embedding and head, quantising what is quantised, training it again */
+/* defaults, another type for embedding and head, quantizing what is quantized, training it again */
 TEST(descriptions) {
   mhk_context *ctx = mhk_create(NULL);
-  mhk_model *m = model_wide(ctx, PHI_MAMBA_ROTARY, 2, 4), *q = mhk_quantise(m, NULL), *r;
-  mhk_quantise_desc d;
+  mhk_model *m = model_wide(ctx, PHI_MAMBA_ROTARY, 2, 4), *q = mhk_quantize(m, NULL), *r;
+  mhk_quantize_desc d;
   mhk_real *x, *y;
   REQUIRE_OK(ctx);
   CHECK(mhk_model_find(q, "lm_head.weight")->dtype == MHK_Q8 &&
-            mhk_model_find(q, "lm_head.weight")->quantised->group == 64,
+            mhk_model_find(q, "lm_head.weight")->quantized->group == 64,
         "the default is not Q8 in groups of 64");
   memset(&d, 0, sizeof d);
   d.type = MHK_Q4;
   d.ends = MHK_Q8;
-  r = mhk_quantise(m, &d);
+  r = mhk_quantize(m, &d);
   REQUIRE_OK(ctx);
   CHECK(mhk_model_find(r, "lm_head.weight")->dtype == MHK_Q8 &&
             mhk_model_find(r, "backbone.embedding.weight")->dtype == MHK_Q8 &&
             mhk_model_find(r, "backbone.layers.0.mlp.fc1.weight")->dtype == MHK_Q4 &&
-            mhk_model_find(r, "backbone.layers.0.mlp.fc1.weight")->quantised->group == 32,
+            mhk_model_find(r, "backbone.layers.0.mlp.fc1.weight")->quantized->group == 32,
         "Q4 with ends of Q8 is something else");
   CHECK(mhk_tensor_bytes(mhk_model_find(r, "backbone.layers.0.mlp.fc1.weight")) == 768 * 192 / 2 + 768 * 6 * 2,
         "%lld bytes", (long long)mhk_tensor_bytes(mhk_model_find(r, "backbone.layers.0.mlp.fc1.weight")));
   save_and_load(ctx, r, MHK_Q4);
   mhk_model_destroy(r);
-  r = mhk_quantise(q, NULL); /* numbers that are multiples of a scale stay */
+  r = mhk_quantize(q, NULL); /* numbers that are multiples of a scale stay */
   x = read_all(mhk_model_find(q, "lm_head.weight"));
   y = read_all(mhk_model_find(r, "lm_head.weight"));
-  CHECK_CLOSE("quantised twice", y, x, mhk_model_find(q, "lm_head.weight")->count, 1e-6);
+  CHECK_CLOSE("quantized twice", y, x, mhk_model_find(q, "lm_head.weight")->count, 1e-6);
   free(x);
   x = read_all(mhk_model_find(r, "lm_head.weight"));
   CHECK(mhk_model_make_trainable(r) == MHK_OK && mhk_model_find(r, "lm_head.weight")->dtype == MHK_REAL &&
-            !mhk_model_find(r, "lm_head.weight")->quantised,
+            !mhk_model_find(r, "lm_head.weight")->quantized,
         "%s", mhk_message(ctx));
   CHECK_SAME("trainable again", mhk_data(mhk_model_find(r, "lm_head.weight")), x,
              mhk_model_find(r, "lm_head.weight")->count);
   free(x);
   free(y);
   d.type = MHK_BF16;
-  CHECK(!mhk_quantise(m, &d), "quantised as BF16");
+  CHECK(!mhk_quantize(m, &d), "quantized as BF16");
   CHECK_FAILS(ctx, MHK_ERROR_ARGUMENT, "not as BF16");
   d.type = MHK_Q4;
   d.group = 16;
-  CHECK(!mhk_quantise(m, &d), "groups of 16");
+  CHECK(!mhk_quantize(m, &d), "groups of 16");
   CHECK_FAILS(ctx, MHK_ERROR_ARGUMENT, "groups of 16");
   mhk_data(mhk_model_find(m, "backbone.layers.1.mlp.fc2.weight"))[5 * 768 + 3] = (mhk_real)INFINITY;
-  CHECK(!mhk_quantise(m, NULL), "infinity was quantised");
-  CHECK_FAILS(ctx, MHK_ERROR_ARGUMENT, "backbone.layers.1.mlp.fc2.weight cannot be quantised: a weight of row 5");
+  CHECK(!mhk_quantize(m, NULL), "infinity was quantized");
+  CHECK_FAILS(ctx, MHK_ERROR_ARGUMENT, "backbone.layers.1.mlp.fc2.weight cannot be quantized: a weight of row 5");
   mhk_data(mhk_model_find(m, "backbone.layers.1.mlp.fc2.weight"))[5 * 768 + 3] = (mhk_real)NAN;
-  CHECK(!mhk_quantise(m, NULL), "NaN was quantised");
+  CHECK(!mhk_quantize(m, NULL), "NaN was quantized");
   CHECK_FAILS(ctx, MHK_ERROR_ARGUMENT, "row 5");
-  CHECK(!mhk_quantise(NULL, NULL), "no model was quantised");
+  CHECK(!mhk_quantize(NULL, NULL), "no model was quantized");
   mhk_destroy(ctx);
 }
 
@@ -514,7 +514,7 @@ TEST(steps_and_prefill) {
   for (kind = 0; kind < MODEL_KINDS; kind++)
     for (type = MHK_Q8; type <= MHK_Q4; type++) {
       mhk_context *ctx = mhk_create(NULL);
-      mhk_quantise_desc d;
+      mhk_quantize_desc d;
       mhk_model *m = model_wide(ctx, kind, 1, 5), *q;
       mhk_session *s;
       mhk_index n, V = mhk_model_config(m)->vocab_size;
@@ -523,7 +523,7 @@ TEST(steps_and_prefill) {
       int i;
       memset(&d, 0, sizeof d);
       d.type = (mhk_dtype)type;
-      q = mhk_quantise(m, &d);
+      q = mhk_quantize(m, &d);
       s = mhk_session_create(q, NULL);
       REQUIRE_OK(ctx);
       model_tokens(tokens, 24, (int)V, 7);
@@ -575,12 +575,12 @@ TEST(predictions) {
     mhk_model *m = which ? student_of(ctx, tiny, text) : tiny;
     REQUIRE_OK(ctx);
     for (type = MHK_Q8; type <= MHK_Q4; type++) {
-      mhk_quantise_desc d;
+      mhk_quantize_desc d;
       mhk_evaluation before, after;
       mhk_model *q;
       memset(&d, 0, sizeof d);
       d.type = (mhk_dtype)type;
-      q = mhk_quantise(m, &d);
+      q = mhk_quantize(m, &d);
       mhk_evaluate(m, NULL, text, 128, 8, NULL, NULL, &before);
       mhk_evaluate(q, m, text, 128, 8, NULL, NULL, &after);
       REQUIRE_OK(ctx);
@@ -633,7 +633,7 @@ static void bad_file(mhk_context *ctx, const mhk_file *f, const char *change, co
 
 TEST(files_that_lie) {
   mhk_context *ctx = mhk_create(NULL);
-  mhk_model *m = model_wide(ctx, PHI_MAMBA, 1, 6), *q = mhk_quantise(m, NULL), *r;
+  mhk_model *m = model_wide(ctx, PHI_MAMBA, 1, 6), *q = mhk_quantize(m, NULL), *r;
   const char *path = test_path("good.safetensors");
   const char *fc1 = "backbone.layers.0.mlp.fc1.weight", *in = "backbone.layers.0.mixer.in_proj.weight",
              *scale = "backbone.layers.0.mlp.fc1.weight_scale", *rest = "backbone.layers.0.mixer.in_proj.weight_rest";
@@ -648,7 +648,7 @@ TEST(files_that_lie) {
   REQUIRE_OK(ctx);
 #define SHAPE(a, b, c, d) (s[0] = a, s[1] = b, s[2] = c, s[3] = d, s)
   bad_file(ctx, f, NULL, scale, MHK_F16, 0, NULL, MHK_ERROR_CONFIG,
-           "fc1.weight is quantised and needs backbone.layers.0.mlp.fc1.weight_scale");
+           "fc1.weight is quantized and needs backbone.layers.0.mlp.fc1.weight_scale");
   bad_file(ctx, f, scale, scale, MHK_F32, 3, SHAPE(24, 3, 16, 1), MHK_ERROR_CONFIG,
            "_scale of type F16 and shape (24,96 / 32 or 64,16)");
   bad_file(ctx, f, scale, scale, MHK_F16, 3, SHAPE(24, 6, 16, 1), MHK_ERROR_CONFIG, "_scale of type F16");
@@ -666,7 +666,7 @@ TEST(files_that_lie) {
   bad_file(ctx, f, rest, rest, MHK_F16, 2, SHAPE(3, 96, 1, 1), MHK_ERROR_CONFIG, "_rest must be F32");
   bad_file(ctx, f, rest, rest, MHK_F32, 2, SHAPE(500, 96, 1, 1), MHK_ERROR_CONFIG, "_rest must be F32 with fewer than");
   /* fewer blocks then */
-  bad_file(ctx, f, rest, rest, MHK_F32, 2, SHAPE(30, 96, 1, 1), MHK_ERROR_CONFIG, "is quantised and needs");
+  bad_file(ctx, f, rest, rest, MHK_F32, 2, SHAPE(30, 96, 1, 1), MHK_ERROR_CONFIG, "is quantized and needs");
   bad_file(ctx, f, NULL, in, MHK_F32, 0, NULL, MHK_ERROR_CONFIG, "missing: backbone.layers.0.mixer.in_proj.weight");
   bad_file(ctx, f, "backbone.layers.0.norm_scale", scale, MHK_F16, 1, SHAPE(3, 1, 1, 1), MHK_ERROR_CONFIG,
            "unexpected: backbone.layers.0.norm_scale");
@@ -703,10 +703,10 @@ TEST(files_that_lie) {
 }
 
 static void count_warnings(void *user, mhk_log_level level, const char *text) {
-  if (level == MHK_LOG_WARNING && strstr(text, "nothing of the model is quantised")) ++*(int *)user;
+  if (level == MHK_LOG_WARNING && strstr(text, "nothing of the model is quantized")) ++*(int *)user;
 }
 
-TEST(a_model_without_rows_to_quantise_is_saved_as_numbers) {
+TEST(a_model_without_rows_to_quantize_is_saved_as_numbers) {
   static const char *const names[] = {"narrow", "narrow.safetensors"};
   mhk_context_desc d;
   mhk_context *ctx;
@@ -759,7 +759,7 @@ TEST(no_memory) {
     REQUIRE_OK(ctx);
     memory.allocations = 0;
     memory.fail_at = step;
-    q = mhk_quantise(m, NULL);
+    q = mhk_quantize(m, NULL);
     if (q) mhk_save(q, test_path("memory2.safetensors"), MHK_Q8);
     if (!mhk_failed(ctx)) done = 1;
     else CHECK(mhk_error(ctx) == MHK_ERROR_MEMORY, "allocation %ld failed: %s", step, mhk_message(ctx));
@@ -768,7 +768,7 @@ TEST(no_memory) {
     CHECK(memory.blocks == 0 && !memory.wrong_size, "allocation %ld failed: %d blocks are left", step,
           (int)memory.blocks);
   }
-  CHECK(n > 5, "quantising and saving made %ld allocations", n - 1);
+  CHECK(n > 5, "quantizing and saving made %ld allocations", n - 1);
 }
 
 int main(int argc, char **argv) {
@@ -781,7 +781,7 @@ int main(int argc, char **argv) {
   RUN(steps_and_prefill);
   RUN(predictions);
   RUN(files_that_lie);
-  RUN(a_model_without_rows_to_quantise_is_saved_as_numbers);
+  RUN(a_model_without_rows_to_quantize_is_saved_as_numbers);
   RUN(no_memory);
   return test_end();
 }

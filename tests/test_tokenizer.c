@@ -689,7 +689,7 @@ TEST(start_and_end_tokens_are_saved) {
   mhk_save(m, folder, MHK_F32);
   again[0] = mhk_load(ctx, one);
   again[1] = mhk_load(ctx, folder);
-  again[2] = mhk_quantise(m, NULL);
+  again[2] = mhk_quantize(m, NULL);
   REQUIRE_OK(ctx);
   for (i = 0; i < 3; i++) {
     mhk_tokenizer *k = mhk_model_tokenizer(again[i]);

@@ -141,7 +141,8 @@ TEST(a_model_loaded_while_others_are_saved_is_one_of_them) {
     if (m) {
       const double theta = mhk_model_config(m)->rope_theta;
       const mhk_tensor *x = mhk_model_tensor(m, mhk_model_tensors(m) - 1);
-      CHECK(fabs(mhk_value(x) - theta) < 0.5, "the configuration says %g, the weights are those of %g", theta, mhk_value(x));
+      CHECK(fabs(mhk_value(x) - theta) < 0.5, "the configuration says %g, the weights are those of %g", theta,
+            mhk_value(x));
       loaded++;
       others += theta != last;
       last = theta;

@@ -276,7 +276,7 @@ def main():
         b.open(server.url)
         check("both models load within half a minute", b.wait("window.mohawk && mohawk.ready", 30) is not None, b.value("document.body.innerText"))
         weights = [b.value("mohawk.models.%s.weights" % m) for m in MODELS]
-        check("the student is quantised", weights == ["BF16", "Q8"], weights)
+        check("the student is quantized", weights == ["BF16", "Q8"], weights)
         looking(b)
         reaching(b)
         for width, part in ((390, writing), (390, measuring), (1280, distilling), (1280, looking)):

@@ -182,7 +182,7 @@ int command_eval(int argc, char **argv);
 int command_inspect(int argc, char **argv);
 int command_matrix(int argc, char **argv);
 int command_convert(int argc, char **argv);
-int command_quantise(int argc, char **argv);
+int command_quantize(int argc, char **argv);
 int command_demo(int argc, char **argv);
 int command_bench(int argc, char **argv);
 

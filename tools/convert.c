@@ -44,7 +44,7 @@ static mhk_dtype stored_type(const mhk_model *m) {
   int i;
   for (i = 1; i < mhk_model_tensors(m); i++)
     if (mhk_model_tensor(m, i)->count > largest->count) largest = mhk_model_tensor(m, i);
-  return largest->dtype == MHK_F16 || largest->dtype == MHK_BF16 || largest->quantised ? largest->dtype : MHK_F32;
+  return largest->dtype == MHK_F16 || largest->dtype == MHK_BF16 || largest->quantized ? largest->dtype : MHK_F32;
 }
 
 static int convert(mhk_context *ctx, const settings *s) {

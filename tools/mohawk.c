@@ -16,7 +16,7 @@ static const command commands[] = {
     {"inspect", command_inspect, "what a checkpoint holds and what it costs to run"},
     {"matrix", command_matrix, "picture of one head's mixing matrix, teacher beside student"},
     {"convert", command_convert, "any checkpoint that is read, as safetensors"},
-    {"quantize", command_quantise, "a model in 8 or 4 bits a weight, in one file"},
+    {"quantize", command_quantize, "a model in 8 or 4 bits a weight, in one file"},
     {"demo", command_demo, "all of it on a small teacher in a few minutes"},
     {"bench", command_bench, "how fast this machine is at all of it"},
 };

@@ -15,7 +15,7 @@ static const mhk_dtype types[] = {MHK_Q8, MHK_Q4};
 
 static int parse(settings *s, int argc, char **argv) {
   const cli_option options[] = {
-      {"model", "PATH", CLI_TEXT, &s->model, 0, 0, "the model to quantise: a folder or a file (required)"},
+      {"model", "PATH", CLI_TEXT, &s->model, 0, 0, "the model to quantize: a folder or a file (required)"},
       {"out", "PATH", CLI_TEXT, &s->out, 0, 0,
        "ending in .safetensors: one file with configuration and tokenizer inside; else a folder (required)"},
       {"type", "int8|int4", CLI_CHOICE, &s->type, 0, 0, "bits of a weight (default int8)"},
@@ -90,9 +90,9 @@ static int measure(mhk_context *ctx, const settings *s, mhk_model *m, mhk_model 
   return CLI_OK;
 }
 
-static int quantise(mhk_context *ctx, const settings *s) {
+static int quantize(mhk_context *ctx, const settings *s) {
   mhk_model *m = cli_load(ctx, s->model), *q;
-  mhk_quantise_desc d;
+  mhk_quantize_desc d;
   double before = 0, after = 0;
   cli_buffer a, b;
   int i;
@@ -102,23 +102,23 @@ static int quantise(mhk_context *ctx, const settings *s) {
   d.group = s->group;
   if (s->no_tokenizer) mhk_model_set_tokenizer(m, NULL);
   if (m && !s->no_tokenizer && cli_keeps_tokenizer(m, s->out) != CLI_GO) return CLI_FAILED;
-  q = mhk_quantise(m, &d);
+  q = mhk_quantize(m, &d);
   if (!q || mhk_save(q, s->out, d.type) != MHK_OK) return cli_context_error(ctx);
   for (i = 0; i < mhk_model_tensors(m); i++) {
     const mhk_tensor *x = mhk_model_tensor(m, i), *y = mhk_model_tensor(q, i);
     before += (double)mhk_tensor_bytes(x);
     after += (double)mhk_tensor_bytes(y);
-    if (y->quantised) {
+    if (y->quantized) {
       const double error = relative_error(x, y);
       if (error < 0) return cli_error("not enough memory for a row of %s", x->name), CLI_FAILED;
-      printf("  %-58s %s/%d  off by %.5f\n", y->name, mhk_dtype_name(y->dtype), y->quantised->group, error);
+      printf("  %-58s %s/%d  off by %.5f\n", y->name, mhk_dtype_name(y->dtype), y->quantized->group, error);
     }
   }
   printf("saved     %s: %s of weights, before %s\n", s->out, cli_bytes(after, &a), cli_bytes(before, &b));
   return s->text.n ? measure(ctx, s, m, q) : CLI_OK;
 }
 
-int command_quantise(int argc, char **argv) {
+int command_quantize(int argc, char **argv) {
   settings s;
   mhk_context *ctx;
   int code;
@@ -130,7 +130,7 @@ int command_quantise(int argc, char **argv) {
   if (code != CLI_GO) return code;
   cli_catch_signals();
   ctx = cli_context(s.threads);
-  code = ctx ? quantise(ctx, &s) : CLI_FAILED;
+  code = ctx ? quantize(ctx, &s) : CLI_FAILED;
   mhk_destroy(ctx);
   return code;
 }

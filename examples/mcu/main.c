@@ -2,7 +2,7 @@
    weights are a constant array in flash, which the header reads where they lie, and everything else
    lives in one static array.
 
-     make mcu        distils and quantises a student, builds it for a Cortex-M7, runs it in
+     make mcu        distils and quantizes a student, builds it for a Cortex-M7, runs it in
                      qemu-system-arm and says what memory it took
 
    board_an500.c and an500.ld are the board (Arm MPS2 with AN500, as QEMU has it); for another one

@@ -701,7 +701,7 @@ static int wanted_weights(folder *f, weight *w) {
 
 /* Letters: m one file in memory, s two shards, else a folder; h b d the type of weights, o odd
    numbers among them, x plain kernels, r read in place of mapped, t strict; q and 4 save it
-   quantised and change that file as the section `edits` says */
+   quantized and change that file as the section `edits` says */
 static mhk_model *edited_model(mhk_context *ctx, mhk_model *m, folder *f, bytes *file) {
   section *edits = find(f, "edits");
   size_t n = 0;

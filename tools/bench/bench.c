@@ -44,7 +44,7 @@ static int parse(settings *s, int argc, char **argv) {
       {"seconds", "X", CLI_REAL, &s->seconds, 0.001, 1000, "for each row, at least three rounds (default 1)"},
       {"model", "PATH,...", CLI_TEXT, &s->model, 0, 0,
        "Phi teachers (default examples/tiny): the first for the last cases, of the others decoding only; start_model "
-       "takes any model, a quantised file too"},
+       "takes any model, a quantized file too"},
       {"out", "FILE", CLI_TEXT, &s->out, 0, 0, "where the results go as JSON (default build/bench.json)"},
       {"context", "FILE", CLI_TEXT, &s->context, 0, 0,
        "instead: draw what a token costs and its context takes as that grows, of the first model and a student of its "

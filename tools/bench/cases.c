@@ -21,7 +21,7 @@ static const struct {
 #define LAYERS 24
 #define LAYERS_HELD 3
 #define LAYERS_FED 2 /* of a prompt's, which the others cost as much as; its embedding and head are left out */
-#define GROUP(type) ((type) == MHK_Q8 ? 64 : 32) /* as mhk_quantise() has it by default */
+#define GROUP(type) ((type) == MHK_Q8 ? 64 : 32) /* as mhk_quantize() has it by default */
 
 struct bench_work {
   bench_case c;
@@ -30,7 +30,7 @@ struct bench_work {
   mhk_tape_mark start;       /* inputs lie before it, results after it */
   mhk_tensor *in[4];
   mhk_tensor frozen[MAX_COPIES]; /* weights without gradient */
-  mhk_quantised quantised[MAX_COPIES]; /* what they consist of */
+  mhk_quantized quantized[MAX_COPIES]; /* what they consist of */
   int copies;
   void *memory;              /* of frozen */
   mhk_real *cotangent;
@@ -110,14 +110,14 @@ static void list_products(bench_case *list, int *n) {
     }
 }
 
-/* bytes of matrix i of decode_shapes: its elements, the scales of quantised ones, the rows that
+/* bytes of matrix i of decode_shapes: its elements, the scales of quantized ones, the rows that
    stay numbers */
 static void decode_bytes(mhk_dtype type, int i, size_t part[3]) {
-  const size_t quantised = type == MHK_Q8 || type == MHK_Q4, n = (size_t)decode_shapes[i].n,
+  const size_t quantized = type == MHK_Q8 || type == MHK_Q4, n = (size_t)decode_shapes[i].n,
                k = (size_t)decode_shapes[i].k;
-  const size_t rest = quantised ? (size_t)decode_shapes[i].rest : 0, count = (n - rest) * k;
-  part[0] = quantised ? count / (type == MHK_Q8 ? 1 : 2) : count * mhk_dtype_size(type);
-  part[1] = quantised ? count / GROUP(type) * 2 : 0;
+  const size_t rest = quantized ? (size_t)decode_shapes[i].rest : 0, count = (n - rest) * k;
+  part[0] = quantized ? count / (type == MHK_Q8 ? 1 : 2) : count * mhk_dtype_size(type);
+  part[1] = quantized ? count / GROUP(type) * 2 : 0;
   part[2] = rest * k * sizeof(mhk_real);
 }
 
@@ -436,7 +436,7 @@ static int prepare_decode(bench_work *w) {
   if (!at) return 0;
   for (i = 0; i < w->copies; i++) {
     const int shape = i ? (i - 1) % (kinds - 1) : head;
-    mhk_quantised *q = &w->quantised[i];
+    mhk_quantized *q = &w->quantized[i];
     decode_bytes(type, shape, part);
     describe(w, &w->frozen[i], at, decode_shapes[shape].n, decode_shapes[shape].k, type);
     if (i > 0) {
@@ -459,7 +459,7 @@ static int prepare_decode(bench_work *w) {
       q->rest = part[2] ? (const mhk_real *)(const void *)(at + part[0] + part[1]) : NULL;
       q->rows = decode_shapes[shape].n - (q->rest ? decode_shapes[shape].rest : 0);
       q->group = GROUP(type);
-      w->frozen[i].quantised = q;
+      w->frozen[i].quantized = q;
     }
     at += part[0] + part[1] + part[2];
   }
@@ -481,7 +481,7 @@ static int prepare_distill(bench_work *w) {
 
 static int prepare_prefill(bench_work *w) {
   w->student = model(w, 0, LAYERS_FED, HEADS * HEAD, HEADS, 8192, 64);
-  if (!w->c.wide) w->student = mhk_quantise(w->student, NULL);
+  if (!w->c.wide) w->student = mhk_quantize(w->student, NULL);
   return tokens(w, w->c.m, 64);
 }
 
@@ -523,7 +523,7 @@ static int prepare(bench_work *w) {
     case BENCH_MODEL:
       w->teacher = cli_load(w->ctx, w->c.model);
       w->student = mhk_student_create(w->ctx, w->teacher, NULL);
-      if (c->m == 4) w->student = mhk_quantise(w->student, NULL);
+      if (c->m == 4) w->student = mhk_quantize(w->student, NULL);
       return w->teacher && tokens(w, 8 * 256, mhk_model_config(w->teacher)->vocab_size);
   }
   return 0;
