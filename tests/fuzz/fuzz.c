@@ -187,9 +187,10 @@ typedef struct section { char name[40]; bytes content; } section; /* content.dat
 typedef struct folder { char letters[32]; section list[8]; int n; } folder;
 
 static int has(const folder *f, char letter) { return strchr(f->letters, letter) != NULL; }
+/* the last of a name: it is the one that a folder then holds */
 static section *find(folder *f, const char *name) {
   int i;
-  for (i = 0; i < f->n; i++)
+  for (i = f->n - 1; i >= 0; i--)
     if (!strcmp(f->list[i].name, name)) return &f->list[i];
   return NULL;
 }
