@@ -824,8 +824,9 @@ MHKDEF mhk_tokenizer *mhk_tokenizer_parse(mhk_context *ctx, const char *json, si
 MHKDEF void mhk_tokenizer_destroy(mhk_tokenizer *k);
 /* Any bytes in, ids out: writes at most capacity, returns how many there are (call again with more
    room if larger); -1 on error. Added tokens found in the text become their ids; none are put
-   around it. Time is linear in length. mhk_decode() gives the bytes back (unless the tokenizer.json
-   asks for NFC, add_prefix_space, lstrip or rstrip, which change the text). */
+   around it. Time is linear in length. mhk_decode() gives the bytes back, unless the tokenizer asks
+   for NFC, add_prefix_space, lstrip or rstrip, which change the text, or has an added token that its
+   vocabulary spells in characters for bytes. */
 MHKDEF mhk_index mhk_encode(mhk_tokenizer *k, const char *text, size_t length, int32_t *ids, mhk_index capacity);
 /* The same with mhk_tokenizer_start() before the text, where mhk_feed_text() puts it. */
 MHKDEF mhk_index mhk_encode_prompt(mhk_tokenizer *k, const char *text, size_t length, int32_t *ids, mhk_index capacity);

@@ -287,7 +287,8 @@ TEST(headers_that_are_wrong) {
   header_bad("{" T("a", "F8_E4M3", "[1]", 0, 2) "}", 1, F, "claims bytes 0 to 2");
   header_bad("{" T("a", "C64", "[4294967296,4294967296]", 0, 2) "}", 2, F, "of tensor a has an impossible size");
   header_bad("{" T("a", "U8", "[0,1,1,1,4294967296,4294967296]", 0, 0) "}", 0, F,
-             "axis 5 of tensor a has an impossible size");
+             sizeof(mhk_index) > 4 ? "axis 5 of tensor a has an impossible size"
+                                   : "axis 4 of tensor a has an impossible size");
   header_bad("{" T("a", "F32", "[-1]", 0, 4) "}", 4, F, "axis 0 of tensor a has an impossible size");
   header_bad("{" T("a", "F32", "[1.5]", 0, 4) "}", 4, F, "axis 0 of tensor a");
   header_bad("{" T("a", "F32", "[4294967296,4294967296,4]", 0, 4) "}", 4, F, "of tensor a has an impossible size");

@@ -348,28 +348,39 @@ static void use_tokenizer(mhk_context *ctx, mhk_tokenizer *k, const char *text, 
   free(out);
 }
 
+/* Do ids decode to the text that they come from? Not where the tokenizer changes it, or knows an
+   added token as other bytes than its text. */
+static int gives_back(mhk_tokenizer *k) {
+  int set;
+  mhk_index i;
+  for (set = 0; set < 2; set++)
+    for (i = 0; i < k->added[set].n; i++) {
+      const mhk__added *a = k->added[set].tokens[i];
+      size_t n;
+      const char *bytes = mhk_token_bytes(k, a->id, &n);
+      if (a->lstrip || a->rstrip || n != a->content_length || memcmp(bytes, a->content, n) != 0) return 0;
+    }
+  return !k->nfc && !k->prefix_space;
+}
+
 static void target_tokenizer(const uint8_t *data, size_t size) {
   mhk_context *ctx = limited_context(0);
   folder f = read_folder(data, size);
   section *json = find(&f, "tokenizer.json"), *text = find(&f, "text");
   const char *words = text ? (const char *)text->content.data : "Hello, it's 2024.\r\n  fa\xC3\xA7" "ade <|endoftext|>";
   const size_t n = text ? text->content.n : strlen(words);
-  const char *all = json ? (const char *)json->content.data : "";
-  const int exact =
-      !strstr(all, "add_prefix_space") && !strstr(all, "strip") && !strstr(all, "normalizer") && !strstr(all, "\\");
   mhk_tokenizer *k;
   if (json && f.n <= 2)
-    k = mhk_tokenizer_parse(ctx, all, json->content.n);
+    k = mhk_tokenizer_parse(ctx, (const char *)json->content.data, json->content.n);
   else {
     write_folder(&f);
     k = mhk_tokenizer_load(ctx, scratch);
   }
   if (fine(ctx) && k) {
-    size_t length = 0;
-    const char *again = mhk_tokenizer_json(k, &length);
-    use_tokenizer(ctx, k, words, n, exact);
+    const char *again = mhk_tokenizer_json(k, NULL);
+    use_tokenizer(ctx, k, words, n, gives_back(k));
     if (again) {
-      mhk_tokenizer *same = mhk_tokenizer_parse(ctx, again, length);
+      mhk_tokenizer *same = mhk__tokenizer_copy(ctx, k);
       PROMISE(ctx, same || starved(ctx));
       if (same) {
         int32_t a[64], b[64];
