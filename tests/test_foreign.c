@@ -151,30 +151,6 @@ TEST(strict_loading_refuses_what_else_is_a_warning) {
 
 /* ---- tensors */
 
-/* Writes the tensors of folder `from` and extra ones to folder `to` with the same config.json, in
-   which the text `old` becomes `text` (NULL: nothing does). */
-static void with_tensors(const char *from, const char *to, const mhk_file_tensor *extra, int n_extra, const char *old,
-                         const char *text) {
-  static mhk_file_tensor x[128];
-  char path[600], *config, *other;
-  mhk_file *f = mhk_file_open(ctx, test_path(from));
-  int i, n = 0;
-  for (i = 0; i < mhk_file_tensors(f); i++) x[n++] = *mhk_file_tensor_at(f, i);
-  for (i = 0; i < n_extra; i++) x[n++] = extra[i];
-  test_make_folder(test_path(to));
-  snprintf(path, sizeof path, "%s/model.safetensors", test_path(to));
-  mhk_file_write(ctx, path, n, x, 0, NULL);
-  mhk_file_close(f);
-  snprintf(path, sizeof path, "%s/config.json", test_path(from));
-  config = test_read_file(path, NULL);
-  CHECK(config != NULL, "no %s: %s", path, mhk_message(ctx));
-  other = old && config ? changed(config, old, text) : NULL;
-  snprintf(path, sizeof path, "%s/config.json", test_path(to));
-  write_text(path, other ? other : config ? config : "");
-  free(other);
-  free(config);
-}
-
 static mhk_file_tensor numbers_named(const char *name, int rank, mhk_index a, mhk_index b, const void *data) {
   mhk_file_tensor x;
   memset(&x, 0, sizeof x);
@@ -187,6 +163,49 @@ static mhk_file_tensor numbers_named(const char *name, int rank, mhk_index a, mh
   x.data = data;
   x.bytes = (size_t)x.count * sizeof(mhk_real);
   return x;
+}
+
+/* the tensors of a file of numbers, from its byte order to the host's; returns how many */
+static int copy_tensors(mhk_file *f, mhk_file_tensor *x) {
+  int i;
+  for (i = 0; i < mhk_file_tensors(f); i++) {
+    mhk_real *numbers;
+    x[i] = *mhk_file_tensor_at(f, i);
+    numbers = (mhk_real *)malloc(sizeof *numbers * (size_t)x[i].count);
+    mhk_file_read(ctx, &x[i], numbers);
+    x[i].data = numbers;
+    x[i].dtype = MHK_REAL;
+    x[i].bytes = sizeof *numbers * (size_t)x[i].count;
+  }
+  return i;
+}
+static void free_tensors(mhk_file_tensor *x, int n) {
+  while (n > 0) free((void *)(uintptr_t)x[--n].data);
+}
+
+/* Writes the tensors of folder `from` and extra ones to folder `to` with the same config.json, in
+   which the text `old` becomes `text` (NULL: nothing does). */
+static void with_tensors(const char *from, const char *to, const mhk_file_tensor *extra, int n_extra, const char *old,
+                         const char *text) {
+  static mhk_file_tensor x[128];
+  char path[600], *config, *other;
+  mhk_file *f = mhk_file_open(ctx, test_path(from));
+  int i, n;
+  n = copy_tensors(f, x);
+  for (i = 0; i < n_extra; i++) x[n++] = extra[i];
+  test_make_folder(test_path(to));
+  snprintf(path, sizeof path, "%s/model.safetensors", test_path(to));
+  mhk_file_write(ctx, path, n, x, 0, NULL);
+  free_tensors(x, n - n_extra);
+  mhk_file_close(f);
+  snprintf(path, sizeof path, "%s/config.json", test_path(from));
+  config = test_read_file(path, NULL);
+  CHECK(config != NULL, "no %s: %s", path, mhk_message(ctx));
+  other = old && config ? changed(config, old, text) : NULL;
+  snprintf(path, sizeof path, "%s/config.json", test_path(to));
+  write_text(path, other ? other : config ? config : "");
+  free(other);
+  free(config);
 }
 
 TEST(tensors_that_a_model_does_not_use_are_a_warning_with_a_list) {
@@ -542,12 +561,12 @@ TEST(the_layout_of_state_spaces_gives_the_same_logits) {
     mhk_save(m, test_path("theirs"), MHK_F32);
     f = mhk_file_open(ctx, test_path("theirs"));
     REQUIRE_OK(ctx);
-    for (n = 0; n < mhk_file_tensors(f); n++) {
-      x[n] = *mhk_file_tensor_at(f, n);
-      if (strcmp(x[n].name, "backbone.embeddings.weight") == 0) x[n].name = "backbone.embedding.weight";
-    }
+    n = copy_tensors(f, x);
+    for (k = 0; k < n; k++)
+      if (strcmp(x[k].name, "backbone.embeddings.weight") == 0) x[k].name = "backbone.embedding.weight";
     test_make_folder(test_path("spaces"));
     mhk_file_write(ctx, test_path("spaces/model.safetensors"), n, x, 0, NULL);
+    free_tensors(x, n);
     mhk_file_close(f);
     for (k = 0; k < 2;
          k++) { /* their configuration; that of Hugging Face's library beside their name of the embedding */
