@@ -825,8 +825,8 @@ MHKDEF void mhk_tokenizer_destroy(mhk_tokenizer *k);
 /* Any bytes in, ids out: writes at most capacity, returns how many there are (call again with more
    room if larger); -1 on error. Added tokens found in the text become their ids; none are put
    around it. Time is linear in length. mhk_decode() gives the bytes back, unless the tokenizer asks
-   for NFC, add_prefix_space, lstrip or rstrip, which change the text, or has an added token that its
-   vocabulary spells in characters for bytes. */
+   for NFC, add_prefix_space, lstrip or rstrip, which change the text, or has an added token that
+   its vocabulary spells in characters for bytes. */
 MHKDEF mhk_index mhk_encode(mhk_tokenizer *k, const char *text, size_t length, int32_t *ids, mhk_index capacity);
 /* The same with mhk_tokenizer_start() before the text, where mhk_feed_text() puts it. */
 MHKDEF mhk_index mhk_encode_prompt(mhk_tokenizer *k, const char *text, size_t length, int32_t *ids, mhk_index capacity);
@@ -17322,9 +17322,9 @@ static size_t mhk__session_work(const mhk_session *s) {
   return count.room;
 }
 
-/* numbers as an index, far below 0 where they are too many */
+/* numbers as an index, far below 0 where their bytes are too many */
 static mhk_index mhk__at_most(double numbers) {
-  return numbers < (double)(PTRDIFF_MAX / 64) ? (mhk_index)numbers : PTRDIFF_MIN / 2;
+  return numbers < (double)(PTRDIFF_MAX / 2 / (ptrdiff_t)sizeof(double)) ? (mhk_index)numbers : PTRDIFF_MIN / 2;
 }
 
 /* Sets the sizes of a session of a description and lays it out behind itself; base NULL: only
@@ -17474,7 +17474,8 @@ static size_t mhk__session_plan(const mhk_model *m, const mhk_session_desc *desc
   if (s->wide_numbers >= 0) s->wide_numbers = mhk__max(s->wide_numbers, s->vocab);
   memset(&p, 0, sizeof p);
   p.fits = s->state_numbers >= 0 && s->kept_numbers >= 0 && s->wide_numbers >= 0 &&
-           (double)s->cache_rows * (4.0 * MHK__LD(c->head_dim) + 512) < (double)(PTRDIFF_MAX / 64) &&
+           (double)s->cache_rows * (2.0 * MHK__LD(c->head_dim) + 16) * (double)sizeof(mhk_real) * s->workers <
+               (double)(PTRDIFF_MAX / 2) &&
            (double)s->rows * (double)wide < (double)(PTRDIFF_MAX / 64);
   *work = p.fits ? mhk__session_work(s) : 0;
   if (p.fits) mhk__session_layout(s, &p, *work);

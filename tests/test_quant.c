@@ -432,7 +432,7 @@ static void save_and_load(mhk_context *ctx, mhk_model *q, mhk_dtype type) {
   mhk_model_destroy(m);
 }
 
-TEST(models) {
+TEST(quantized_models) {
   int kind, type, group;
   for (kind = 0; kind < MODEL_KINDS; kind++) {
     mhk_context *ctx = mhk_create(NULL);
@@ -776,7 +776,7 @@ int main(int argc, char **argv) {
   RUN(products);
   RUN(numbers_that_are_none);
   RUN(elements_and_gradients);
-  RUN(models);
+  RUN(quantized_models);
   RUN(descriptions);
   RUN(steps_and_prefill);
   RUN(predictions);

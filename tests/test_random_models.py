@@ -140,7 +140,7 @@ def random_models(top):
 
 def table():
     text = (pathlib.Path(__file__).parent / "keys.h").read_text()
-    for where, key, value, does in re.findall(r'^KEY\((\w+), "(\w+)", "((?:[^"\\]|\\.)*)", (\w+)\)', text, re.M):
+    for where, key, value, does in re.findall(r'^KEY\((\w+),\s*"(\w+)",\s*"((?:[^"\\]|\\.)*)",\s*(\w+)\)', text, re.M):
         yield where, key, json.loads(value.replace('\\"', '"')), does
 
 

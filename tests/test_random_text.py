@@ -170,7 +170,7 @@ def random_string(r, i):
 
 def table():
     text = pathlib.Path("tests/test_tokenizer.c").read_text(encoding="utf-8")
-    return set(re.findall(r'^    \{"([a-z_.]+)", ', text, re.M))
+    return set(re.findall(r'^    \{"([a-z_.]+)",\s', text, re.M))
 
 
 def check_keys():
