@@ -510,34 +510,26 @@ MHKDEF mhk_tensor *mhk_gate(mhk_tape *t, mhk_tensor *y, mhk_tensor *z, mhk_tenso
 
 /* Document boundaries of packed sequences: doc (B,T); a new document starts wherever the value
    differs from the token before it. NULL: one document a row. Attention does not look across,
-   states restart, rotary positions count from the start. The first document of a row continues the
-   given state; offset is the position of its first token. */
+   states restart, rotary positions count from the start of the document. */
 
 /* Rotary embedding (half-split): x (B,T,H,P), feature i < dim/2 of each head turns with feature i +
    dim/2 by position * theta^(-2i/dim). */
-MHKDEF mhk_tensor *mhk_rotary(mhk_tape *t, mhk_tensor *x, int dim, double theta, const int32_t *doc, mhk_index offset);
-
-/* Keys and values of the tokens so far. The arrays are the caller's: (B,capacity,G,P) each. */
-typedef struct mhk_kv_cache { mhk_real *k, *v; mhk_index capacity, length; } mhk_kv_cache;
+MHKDEF mhk_tensor *mhk_rotary(mhk_tape *t, mhk_tensor *x, int dim, double theta, const int32_t *doc);
 
 /* Causal softmax attention: q (B,T,H,P), k and v (B,T,G,P), G divides H -> (B,T,H,P), scale
-   1/sqrt(P). Tiles with a running softmax: no T*T memory. With a cache (no-grad only) k and v are
-   appended to it first, and queries see all of it; error when it is full. */
-MHKDEF mhk_tensor *mhk_attention(mhk_tape *t, mhk_tensor *q, mhk_tensor *k, mhk_tensor *v, const int32_t *doc,
-                                 mhk_kv_cache *cache);
+   1/sqrt(P). Tiles with a running softmax: no T*T memory. */
+MHKDEF mhk_tensor *mhk_attention(mhk_tape *t, mhk_tensor *q, mhk_tensor *k, mhk_tensor *v, const int32_t *doc);
 /* its matrix after softmax: (B,H,T,T), zeros above the diagonal */
 MHKDEF mhk_tensor *mhk_attention_matrix(mhk_tape *t, mhk_tensor *q, mhk_tensor *k, const int32_t *doc);
 
 /* Causal depthwise convolution: x (B,T,C), weight (C,1,W) with tap W-1 on the current token, bias
-   (C) or NULL -> (B,T,C). state (B,C,W-1), oldest first, holds the inputs before the first token
-   and is updated (no-grad only); NULL: zeros. silu: applied after. */
+   (C) or NULL -> (B,T,C). Inputs before a document's first token are zeros. silu: applied after. */
 MHKDEF mhk_tensor *mhk_conv1d(mhk_tape *t, mhk_tensor *x, mhk_tensor *weight, mhk_tensor *bias, int silu,
-                              const int32_t *doc, mhk_real *state);
+                              const int32_t *doc);
 /* the same with the channels handed out as n tensors of widths[i] channels, out[i]
    (B,T,widths[i]) */
 MHKDEF mhk_result mhk_conv1d_split(mhk_tape *t, mhk_tensor *x, mhk_tensor *weight, mhk_tensor *bias, int silu,
-                                   const int32_t *doc, mhk_real *state, int n, const mhk_index *widths,
-                                   mhk_tensor **out);
+                                   const int32_t *doc, int n, const mhk_index *widths, mhk_tensor **out);
 
 /* State-space duality (Dao & Gu 2024, arXiv 2405.21060): h_t = exp(log_a_t) h_{t-1} + x_t B_t^T,
    y_t = h_t C_t (+ D_h x_t). x (B,T,H,P), log_a (B,T,H) <= 0, Bm and Cm (B,T,G,N), head h uses
@@ -6792,7 +6784,7 @@ static inline void mhk__ref_rotary(int dim, double theta, double position, const
 
 typedef struct mhk__rotary_args {
   mhk_index T, H, P, half;
-  const mhk_real *x, *cosine, *sine; /* (positions, half) */
+  const mhk_real *x, *cosine, *sine; /* (T,half) */
   const mhk_index *start;
   mhk_real *y;
   int back; /* turn the other way and add */
@@ -6802,8 +6794,7 @@ static void mhk__rotary_body(mhk_context *ctx, void *args, mhk_index first, mhk_
   const mhk__rotary_args *a = (const mhk__rotary_args *)args;
   (void)ctx;
   for (mhk_index r = first; r < last; r++) {
-    /* later documents count from 0: the table's second half */
-    const mhk_index t = r % a->T, from = a->start ? a->start[r] : -1, at = from > 0 ? t - from + a->T : t;
+    const mhk_index from = a->start ? a->start[r] : -1, at = r % a->T - (from > 0 ? from : 0);
     const mhk_real *MHK__RESTRICT c = a->cosine + at * a->half, *MHK__RESTRICT s = a->sine + at * a->half;
     for (mhk_index h = 0; h < a->H; h++) {
       const mhk_real *MHK__RESTRICT x = a->x + (r * a->H + h) * a->P;
@@ -6833,7 +6824,7 @@ static void mhk__rotary_back(mhk_tape *t, mhk__node *n) {
   if (a.y) mhk__over(t->ctx, n->in[0]->shape[0] * a.T, MHK__GRAIN / (a.H * a.P + 1) + 1, mhk__rotary_body, &a);
 }
 
-MHKDEF mhk_tensor *mhk_rotary(mhk_tape *t, mhk_tensor *x, int dim, double theta, const int32_t *doc, mhk_index offset) {
+MHKDEF mhk_tensor *mhk_rotary(mhk_tape *t, mhk_tensor *x, int dim, double theta, const int32_t *doc) {
   mhk__rotary_args a;
   if (!mhk__op_ready(t, x, x) || !mhk__is_real(t, "rotary", x)) return NULL;
   if (x->rank != 4 || dim < 0 || dim % 2 || dim > x->shape[3]) {
@@ -6842,9 +6833,7 @@ MHKDEF mhk_tensor *mhk_rotary(mhk_tape *t, mhk_tensor *x, int dim, double theta,
              mhk__shape_text(x->rank, x->shape, text, sizeof text));
     return NULL;
   }
-  if (!mhk__number_fits(t->ctx, "rotary", "theta", theta, DBL_MIN, DBL_MAX) ||
-      !mhk__number_fits(t->ctx, "rotary", "the first position (offset)", (double)offset, 0, (double)(PTRDIFF_MAX / 64)))
-    return NULL;
+  if (!mhk__number_fits(t->ctx, "rotary", "theta", theta, DBL_MIN, DBL_MAX)) return NULL;
   mhk_tensor *y = mhk__new(t, 4, x->shape);
   if (!y) return NULL;
   memset(&a, 0, sizeof a);
@@ -6855,16 +6844,14 @@ MHKDEF mhk_tensor *mhk_rotary(mhk_tape *t, mhk_tensor *x, int dim, double theta,
   a.x = mhk__d(x);
   a.y = mhk__d(y);
   a.start = mhk__starts(t, doc, x->shape[0], a.T);
-  const mhk_index positions = doc ? 2 * a.T : a.T;
-  mhk_real *c = (mhk_real *)mhk__arena_zeros(t->ctx, &t->arena, positions * a.half, sizeof(mhk_real));
-  mhk_real *s = (mhk_real *)mhk__arena_zeros(t->ctx, &t->arena, positions * a.half, sizeof(mhk_real));
+  mhk_real *c = (mhk_real *)mhk__arena_zeros(t->ctx, &t->arena, a.T * a.half, sizeof(mhk_real));
+  mhk_real *s = (mhk_real *)mhk__arena_zeros(t->ctx, &t->arena, a.T * a.half, sizeof(mhk_real));
   if (!c || !s || (doc && !a.start)) return NULL;
   for (mhk_index j = 0; j < a.half; j++) {
     const double turn = pow(theta, -2.0 * (double)j / dim);
-    for (mhk_index i = 0; i < positions; i++) {
-      const double angle = (double)(i < a.T ? offset + i : i - a.T) * turn;
-      c[i * a.half + j] = MHK__R(cos(angle));
-      s[i * a.half + j] = MHK__R(sin(angle));
+    for (mhk_index i = 0; i < a.T; i++) {
+      c[i * a.half + j] = MHK__R(cos((double)i * turn));
+      s[i * a.half + j] = MHK__R(sin((double)i * turn));
     }
   }
   a.cosine = c;
@@ -6931,7 +6918,6 @@ struct mhk__conv_args {
   mhk_index B, T, C, W;          /* C channels in x */
   const mhk_real *x, *weight, *bias;
   const mhk_index *start;
-  const mhk_real *state;         /* (B,C,W-1) or NULL */
   int silu;
   mhk_real *y;                   /* this run's output, its first channel at y[0] */
   mhk_index ldy, first;          /* columns of y; first channel of the run in x */
@@ -6961,36 +6947,20 @@ static mhk_index mhk__conv_work(mhk_index W) { return (2 * W + 4) * MHK__CONV_BL
 #ifndef MOHAWK_NO_TRAINING
 /* ---- kernels */
 
-/* input of channel row at position t - back; out of the document: 0 or the state */
-static inline void MHK__N(mhk__conv_tap)(const mhk__conv_args *a, mhk_index b, mhk_index t, mhk_index back,
-                                         mhk_index c0, mhk_index n, const mhk_real **row, mhk_real *hold) {
-  const mhk_index s = t - back, from = a->start ? a->start[b * a->T + t] : -1;
-  if (s >= 0 && s >= from) {
-    *row = a->x + (b * a->T + s) * a->C + c0;
-    return;
-  }
-  *row = hold;
-  if (s < 0 && from < 0 && a->state) /* the state's last column is the token just before the first */
-    for (mhk_index i = 0; i < n; i++) hold[i] = a->state[(b * a->C + c0 + i) * (a->W - 1) + a->W - 1 + s];
-  else
-    for (mhk_index i = 0; i < n; i++) hold[i] = 0;
+/* the inputs of channels c0... at position s, as token t sees them: zeros outside its document */
+static inline const mhk_real *MHK__N(mhk__conv_tap)(const mhk__conv_args *a, mhk_index b, mhk_index t, mhk_index s,
+                                                    mhk_index c0, const mhk_real *zeros) {
+  return s < 0 || (a->start && s < a->start[b * a->T + t]) ? zeros : a->x + (b * a->T + s) * a->C + c0;
 }
 
 /* One vector of channels over one sequence, up to four taps and no documents: the last inputs stay
    in registers. k[0..3] are the taps, unused ones 0. */
 static void MHK__N(mhk__conv_run4)(const mhk__conv_args *a, mhk_index b, mhk_index c, mhk_index n, const MHK__V *k) {
   const mhk_real *x = a->x + b * a->T * a->C + c;
-  mhk_real *y = a->y + b * a->T * a->ldy + c - a->first, hold[3][MHK__W];
+  mhk_real *y = a->y + b * a->T * a->ldy + c - a->first;
   const MHK__V bias = a->bias ? MHK__LOADN(a->bias + c, n) : MHK__SET(MHK__R(0)), k0 = k[0], k1 = k[1], k2 = k[2],
                k3 = k[3];
-  for (mhk_index j = 0; j < 3; j++) /* what came before: the state's columns, oldest first, or zeros */
-    for (mhk_index i = 0; i < MHK__W; i++) {
-      const mhk_index column = j - 3 + a->W - 1;
-      hold[j][i] = a->state && i < n && column >= 0 ? a->state[(b * a->C + c + i) * (a->W - 1) + column] : 0;
-    }
-  MHK__V x0 = MHK__LOAD(hold[0]);
-  MHK__V x1 = MHK__LOAD(hold[1]);
-  MHK__V x2 = MHK__LOAD(hold[2]);
+  MHK__V x0 = MHK__SET(MHK__R(0)), x1 = x0, x2 = x0;
   for (mhk_index t = 0; t < a->T; t++, x += a->C, y += a->ldy) {
     const MHK__V x3 = MHK__LOADN(x, n);
     MHK__V v = MHK__FMA(k3, x3, MHK__FMA(k2, x2, MHK__FMA(k1, x1, MHK__FMA(k0, x0, bias))));
@@ -7059,7 +7029,7 @@ static void MHK__N(mhk__conv_taps4)(const mhk__conv_args *a, mhk_index c, mhk_in
 
 static void MHK__N(mhk__conv)(const mhk__conv_args *a, mhk_index c0, mhk_index c1, mhk_real *work) {
   const mhk_index n = c1 - c0, W = a->W;
-  mhk_real *taps = work, *hold = taps + W * MHK__CONV_BLOCK;
+  mhk_real *taps = work, *zeros = taps + W * MHK__CONV_BLOCK;
   if (W <= 4 && !a->start) {
     for (mhk_index i = c0; i < c1; i += MHK__W) {
       MHK__V k[4];
@@ -7070,13 +7040,13 @@ static void MHK__N(mhk__conv)(const mhk__conv_args *a, mhk_index c0, mhk_index c
   }
   for (mhk_index w = 0; w < W; w++)
     for (mhk_index i = 0; i < n; i++) taps[w * n + i] = a->weight[(c0 + i) * W + w];
+  for (mhk_index i = 0; i < n; i++) zeros[i] = 0;
   for (mhk_index b = 0; b < a->B; b++)
     for (mhk_index t = 0; t < a->T; t++) {
       mhk_real *MHK__RESTRICT y = a->y + (b * a->T + t) * a->ldy + c0 - a->first;
       for (mhk_index i = 0; i < n; i++) y[i] = a->bias ? a->bias[c0 + i] : 0;
       for (mhk_index w = 0; w < W; w++) {
-        const mhk_real *row, *k = taps + w * n;
-        MHK__N(mhk__conv_tap)(a, b, t, W - 1 - w, c0, n, &row, hold);
+        const mhk_real *row = MHK__N(mhk__conv_tap)(a, b, t, t - (W - 1 - w), c0, zeros), *k = taps + w * n;
         for (mhk_index i = 0; i < n; i++) y[i] += k[i] * row[i];
       }
       if (a->before) memcpy(a->before + (b * a->T + t) * a->C + c0, y, (size_t)n * sizeof(mhk_real));
@@ -7091,9 +7061,9 @@ static void MHK__N(mhk__conv)(const mhk__conv_args *a, mhk_index c0, mhk_index c
 
 static void MHK__N(mhk__conv_back)(const mhk__conv_args *a, mhk_index c0, mhk_index c1, mhk_real *work) {
   const mhk_index n = c1 - c0, W = a->W;
-  mhk_real *taps = work, *hold = taps + W * MHK__CONV_BLOCK, *dtaps = hold + MHK__CONV_BLOCK,
+  mhk_real *taps = work, *zeros = taps + W * MHK__CONV_BLOCK, *dtaps = zeros + MHK__CONV_BLOCK,
            *g = dtaps + (W + 1) * MHK__CONV_BLOCK;
-  if (W <= 4 && !a->start && !a->state) {
+  if (W <= 4 && !a->start) {
     for (mhk_index i = c0; i < c1; i += MHK__W) {
       const mhk_index m = c1 - i < MHK__W ? c1 - i : MHK__W;
       MHK__V k[4], sums[5];
@@ -7113,6 +7083,7 @@ static void MHK__N(mhk__conv_back)(const mhk__conv_args *a, mhk_index c0, mhk_in
   }
   for (mhk_index w = 0; w < W; w++)
     for (mhk_index i = 0; i < n; i++) taps[w * n + i] = a->weight[(c0 + i) * W + w];
+  for (mhk_index i = 0; i < n; i++) zeros[i] = 0;
   for (mhk_index i = 0; i < (W + 1) * n; i++) dtaps[i] = 0;
   for (mhk_index b = 0; b < a->B; b++)
     for (mhk_index t = 0; t < a->T; t++) {
@@ -7129,14 +7100,13 @@ static void MHK__N(mhk__conv_back)(const mhk__conv_args *a, mhk_index c0, mhk_in
       }
       for (mhk_index w = 0; w < W; w++) {
         const mhk_index s = t - (W - 1 - w);
-        const mhk_real *row;
         if (a->dx && s >= 0 && s >= from) {
           mhk_real *MHK__RESTRICT dx = a->dx + (b * a->T + s) * a->C + c0;
           for (mhk_index i = 0; i < n; i++) dx[i] += taps[w * n + i] * g[i];
         }
         if (a->dweight) {
           mhk_real *MHK__RESTRICT dk = dtaps + w * n;
-          MHK__N(mhk__conv_tap)(a, b, t, W - 1 - w, c0, n, &row, hold);
+          const mhk_real *row = MHK__N(mhk__conv_tap)(a, b, t, s, c0, zeros);
           for (mhk_index i = 0; i < n; i++) dk[i] += g[i] * row[i];
         }
       }
@@ -7217,8 +7187,7 @@ static void mhk__conv_op_back(mhk_tape *t, mhk__node *n) {
 }
 
 MHKDEF mhk_result mhk_conv1d_split(mhk_tape *t, mhk_tensor *x, mhk_tensor *w, mhk_tensor *bias, int silu,
-                                   const int32_t *doc, mhk_real *state, int count, const mhk_index *widths,
-                                   mhk_tensor **out) {
+                                   const int32_t *doc, int count, const mhk_index *widths, mhk_tensor **out) {
   mhk__conv_args a;
   mhk_tensor *in[3];
   mhk_index total = 0, shape[3];
@@ -7246,7 +7215,6 @@ MHKDEF mhk_result mhk_conv1d_split(mhk_tape *t, mhk_tensor *x, mhk_tensor *w, mh
   a.bias = bias ? mhk__d(bias) : NULL;
   a.silu = silu;
   a.start = mhk__starts(t, doc, a.B, a.T);
-  a.state = state;
   if (doc && !a.start) return t->ctx->result;
   shape[0] = a.B;
   shape[1] = a.T;
@@ -7258,8 +7226,6 @@ MHKDEF mhk_result mhk_conv1d_split(mhk_tape *t, mhk_tensor *x, mhk_tensor *w, mh
   in[0] = x;
   in[1] = w;
   in[2] = bias;
-  if (state && t->recording && (x->requires_grad || w->requires_grad || (bias && bias->requires_grad)))
-    return mhk_fail(t->ctx, MHK_ERROR_STATE, "conv1d: a state that is updated serves inference; turn recording off");
   mhk__node *n = mhk__record(t, mhk__conv_op_back, 3, in, count, out, sizeof a);
   if (n && silu) {
     a.before = (mhk_real *)mhk__arena_alloc(t->ctx, &t->arena, (size_t)x->count * sizeof(mhk_real));
@@ -7273,25 +7239,14 @@ MHKDEF mhk_result mhk_conv1d_split(mhk_tape *t, mhk_tensor *x, mhk_tensor *w, mh
     mhk__conv_run(t->ctx, &a);
     total += widths[i];
   }
-  if (state && a.W > 1) { /* the last W-1 inputs; tokens of an earlier document count as zeros for what follows */
-    for (mhk_index b = 0; b < a.B; b++)
-      for (mhk_index c = 0; c < a.C; c++) {
-        mhk_real *s = state + (b * a.C + c) * (a.W - 1);
-        const mhk_index from = a.start && a.T > 0 ? a.start[b * a.T + a.T - 1] : -1;
-        for (mhk_index k = 0; k < a.W - 1; k++) {
-          const mhk_index at = a.T - (a.W - 1) + k;
-          s[k] = at < 0 ? (from < 0 ? s[k + a.T] : 0) : at < from ? 0 : a.x[(b * a.T + at) * a.C + c];
-        }
-      }
-  }
   return t->ctx->result;
 }
 
-MHKDEF mhk_tensor *mhk_conv1d(mhk_tape *t, mhk_tensor *x, mhk_tensor *w, mhk_tensor *bias, int silu, const int32_t *doc,
-                              mhk_real *state) {
+MHKDEF mhk_tensor *mhk_conv1d(mhk_tape *t, mhk_tensor *x, mhk_tensor *w, mhk_tensor *bias, int silu,
+                              const int32_t *doc) {
   mhk_tensor *y = NULL;
   mhk_index all = x ? mhk__last(x) : 0;
-  return mhk_conv1d_split(t, x, w, bias, silu, doc, state, 1, &all, &y) == MHK_OK ? y : NULL;
+  return mhk_conv1d_split(t, x, w, bias, silu, doc, 1, &all, &y) == MHK_OK ? y : NULL;
 }
 #endif /* MOHAWK_NO_TRAINING */
 #endif /* MOHAWK_IMPLEMENTATION */
@@ -7737,8 +7692,7 @@ static int mhk__attention_sizes(mhk_tape *t, const char *name, const mhk_tensor 
   return 1;
 }
 
-MHKDEF mhk_tensor *mhk_attention(mhk_tape *t, mhk_tensor *q, mhk_tensor *k, mhk_tensor *v, const int32_t *doc,
-                                 mhk_kv_cache *cache) {
+MHKDEF mhk_tensor *mhk_attention(mhk_tape *t, mhk_tensor *q, mhk_tensor *k, mhk_tensor *v, const int32_t *doc) {
   mhk__attention_args a;
   mhk_tensor *in[3];
   if (!mhk__op_ready(t, q, k) || !v || !mhk__attention_sizes(t, "attention", q, k, &a) ||
@@ -7751,43 +7705,6 @@ MHKDEF mhk_tensor *mhk_attention(mhk_tape *t, mhk_tensor *q, mhk_tensor *k, mhk_
   a.v = mhk__d(v);
   a.y = mhk__d(y);
   a.start = start;
-  if (cache) {
-    const mhk_index row = a.G * a.P;
-    if (t->recording && (q->requires_grad || k->requires_grad || v->requires_grad)) {
-      mhk_fail(t->ctx, MHK_ERROR_STATE, "attention: a key/value cache serves inference; turn recording off");
-      return NULL;
-    }
-    if (!cache->k || !cache->v || cache->length < 0 || cache->capacity < cache->length ||
-        !mhk__size3(t->ctx, a.B * row + 1, cache->capacity, sizeof(mhk_real))) {
-      mhk_fail(t->ctx, MHK_ERROR_ARGUMENT,
-               "attention: a key/value cache of %lld tokens that holds %lld, or without its arrays",
-               (long long)cache->capacity, (long long)cache->length);
-      return NULL;
-    }
-    if (a.T > cache->capacity - cache->length) {
-      mhk_fail(t->ctx, MHK_ERROR_STATE,
-               "the key/value cache is full: it holds %lld of %lld tokens and %lld more came; give the session a "
-               "larger capacity",
-               (long long)cache->length, (long long)cache->capacity, (long long)a.T);
-      return NULL;
-    }
-    for (mhk_index b = 0; b < a.B; b++) {
-      memcpy(cache->k + (b * cache->capacity + cache->length) * row, a.k + b * a.T * row,
-             (size_t)(a.T * row) * sizeof(mhk_real));
-      memcpy(cache->v + (b * cache->capacity + cache->length) * row, a.v + b * a.T * row,
-             (size_t)(a.T * row) * sizeof(mhk_real));
-    }
-    a.offset = cache->length;
-    cache->length += a.T;
-    a.S = cache->length;
-    a.k = cache->k;
-    a.v = cache->v;
-    a.kv_batch = cache->capacity * row;
-    for (mhk_index i = 0; start && i < a.B * a.T; i++)
-      if (start[i] >= 0) start[i] += a.offset;
-    mhk__attention_forward(t->ctx, &a);
-    return t->ctx->result == MHK_OK ? y : NULL;
-  }
   in[0] = q;
   in[1] = k;
   in[2] = v;
@@ -16596,8 +16513,8 @@ static int mhk__mixer_parts(mhk_tape *t, mhk_model *m, int layer, mhk_tensor *u,
       out->q = mhk_layer_norm(t, out->q, y->qn_w, y->qn_b, c->norm_eps);
       out->k = mhk_layer_norm(t, out->k, y->kn_w, y->kn_b, c->norm_eps);
     }
-    out->q = mhk_rotary(t, out->q, c->rotary_dim, c->rope_theta, doc, 0);
-    out->k = mhk_rotary(t, out->k, c->rotary_dim, c->rope_theta, doc, 0);
+    out->q = mhk_rotary(t, out->q, c->rotary_dim, c->rope_theta, doc);
+    out->k = mhk_rotary(t, out->k, c->rotary_dim, c->rope_theta, doc);
     return out->q && out->k && (matrix_only || out->v);
   }
   const mhk_index E = mhk__d_inner(c);
@@ -16613,7 +16530,7 @@ static int mhk__mixer_parts(mhk_tape *t, mhk_model *m, int layer, mhk_tensor *u,
     widths[1] = widths[2] = GN;
     parts[0] = NULL;
     mhk_conv1d_split(t, xbc, mhk_rows(t, y->conv_w, first, channels),
-                     y->conv_b ? mhk_rows(t, y->conv_b, first, channels) : NULL, c->conv_silu, doc, NULL,
+                     y->conv_b ? mhk_rows(t, y->conv_b, first, channels) : NULL, c->conv_silu, doc,
                      skip_x ? 2 : 3, skip_x ? widths + 1 : widths, skip_x ? parts + 1 : parts);
     if (!xbc || t->ctx->result != MHK_OK) return 0;
     a = mhk__linear_rows(t, u, y->in_w, y->in_b, at_a, H);
@@ -16634,8 +16551,8 @@ static int mhk__mixer_parts(mhk_tape *t, mhk_model *m, int layer, mhk_tensor *u,
     } else {
       out->log_a = mhk_scale(t, mhk_softplus(t, a), -1);
       if (c->ssm_rotary_dim > 0) {
-        out->Bm = mhk_rotary(t, out->Bm, c->ssm_rotary_dim, c->rope_theta, doc, 0);
-        out->Cm = mhk_rotary(t, out->Cm, c->ssm_rotary_dim, c->rope_theta, doc, 0);
+        out->Bm = mhk_rotary(t, out->Bm, c->ssm_rotary_dim, c->rope_theta, doc);
+        out->Cm = mhk_rotary(t, out->Cm, c->ssm_rotary_dim, c->rope_theta, doc);
       }
     }
   }
@@ -16665,7 +16582,7 @@ static mhk_tensor *mhk__mixer(mhk_tape *t, mhk_model *m, int layer, mhk_tensor *
   if (!mhk__mixer_parts(t, m, layer, u, doc, &p)) return NULL;
   mhk__layer *y = m->layers + layer;
   if (y->kind == MHK_MIXER_ATTENTION) {
-    o = mhk__flat(t, mhk_attention(t, p.q, p.k, p.v, doc, NULL));
+    o = mhk__flat(t, mhk_attention(t, p.q, p.k, p.v, doc));
     return residual ? mhk_linear_add(t, o, y->dense_w, y->dense_b, residual) : mhk_linear(t, o, y->dense_w, y->dense_b);
   }
   memset(&desc, 0, sizeof desc);
@@ -19530,7 +19447,7 @@ static double mhk__stage_matrices(mhk__stage_run *r) {
       mhk_tape_record(t, 0);
       mhk_tape_rewind(t, inner);
       if (l < last && r->ctx->result == MHK_OK) {
-        mhk_tensor *y = mhk_attention(t, tp.q, tp.k, tp.v, r->doc, NULL);
+        mhk_tensor *y = mhk_attention(t, tp.q, tp.k, tp.v, r->doc);
         mhk_index shape[3];
         shape[0] = r->B;
         shape[1] = r->T;

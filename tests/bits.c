@@ -12,6 +12,12 @@
 #define mhk_quantize_desc mhk_quantise_desc
 #endif
 
+#ifdef ARGUMENTS_OF_INFERENCE /* bits.sh: an older header, whose ops had arguments for inference too */
+#define mhk_rotary(t, x, dim, theta, doc) mhk_rotary(t, x, dim, theta, doc, 0)
+#define mhk_attention(t, q, k, v, doc) mhk_attention(t, q, k, v, doc, NULL)
+#define mhk_conv1d(t, x, w, bias, silu, doc) mhk_conv1d(t, x, w, bias, silu, doc, NULL)
+#endif
+
 enum { MOST_LEAVES = 12, LONGEST = 131 };
 
 static struct {
@@ -149,14 +155,14 @@ static void mixers(mhk_index T, mhk_index H, mhk_index G, mhk_index P, mhk_index
   mhk_ssd_desc d;
   memset(&d, 0, sizeof d);
   d.doc = doc;
-  out("rotary", size, mhk_rotary(t, in4(B, T, H, P), (int)P / 4 * 2, 10000, doc, 3));
+  out("rotary", size, mhk_rotary(t, in4(B, T, H, P), (int)P / 4 * 2, 10000, doc));
   out("swap_heads", size, mhk_swap_heads(t, in4(B, T, H, P)));
-  out("attention", size, mhk_attention(t, in4(B, T, H, P), in4(B, T, G, P), in4(B, T, G, P), doc, NULL));
+  out("attention", size, mhk_attention(t, in4(B, T, H, P), in4(B, T, G, P), in4(B, T, G, P), doc));
   out("attention_matrix", size, mhk_attention_matrix(t, in4(B, T, H, P), in4(B, T, G, P), doc));
   for (int silu = 0; silu < 2; silu++) {
     const mhk_index w[3] = {H * P, 1, 4};
     out(silu ? "conv1d_silu" : "conv1d", size,
-        mhk_conv1d(t, in3(B, T, H * P), between(-1, 1, 3, w), in1(H * P), silu, doc, NULL));
+        mhk_conv1d(t, in3(B, T, H * P), between(-1, 1, 3, w), in1(H * P), silu, doc));
   }
   for (int form = MHK_SSD_CHUNKED; form <= MHK_SSD_RECURRENT; form++) {
     d.form = (mhk_ssd_form)form;

@@ -328,17 +328,6 @@ ARG(mhk_stream_p, mhk_stream *, 4) {
   s.n_held = held[chosen(c, i)];
   return chosen(c, i) == 1 ? NULL : &s;
 }
-ARG(mhk_kv_cache_p, mhk_kv_cache *, 6) {
-  static mhk_kv_cache cache;
-  /* capacity, length */
-  static const mhk_index sizes[6][2] = {{0, 0}, {8, 2}, {-1, 0}, {PTRDIFF_MIN, PTRDIFF_MAX}, {8, PTRDIFF_MIN}, {8, 1}};
-  const int n = chosen(c, i);
-  cache.k = n == 5 ? NULL : output[0].real;
-  cache.v = output[1].real;
-  cache.capacity = sizes[n][0];
-  cache.length = sizes[n][1];
-  return n == 0 ? NULL : &cache;
-}
 
 static int stop_at_once(void *user, mhk_index done, mhk_index total) {
   (void)user, (void)total;

@@ -153,7 +153,7 @@ TEST(ops_name_the_shapes) {
   CHECK_FAILS(ctx, MHK_ERROR_ARGUMENT, "9");
   CHECK(mhk_cross_entropy(tape, b, ids) == NULL, "label 9 of 4");
   CHECK_FAILS(ctx, MHK_ERROR_ARGUMENT, "9");
-  CHECK(mhk_attention(tape, zeros(4, 1, 3, 3, 4), zeros(4, 1, 3, 2, 4), zeros(4, 1, 3, 2, 4), NULL, NULL) == NULL,
+  CHECK(mhk_attention(tape, zeros(4, 1, 3, 3, 4), zeros(4, 1, 3, 2, 4), zeros(4, 1, 3, 2, 4), NULL) == NULL,
         "3 heads in 2 groups");
   CHECK(mhk_failed(ctx), "attention");
   mhk_clear_error(ctx);
@@ -162,13 +162,13 @@ TEST(ops_name_the_shapes) {
         "3 heads in 2 groups");
   CHECK(mhk_failed(ctx), "ssd");
   mhk_clear_error(ctx);
-  CHECK(mhk_rotary(tape, zeros(4, 1, 3, 2, 4), 3, 10000, NULL, 0) == NULL, "3 rotary features");
+  CHECK(mhk_rotary(tape, zeros(4, 1, 3, 2, 4), 3, 10000, NULL) == NULL, "3 rotary features");
   CHECK(mhk_failed(ctx), "rotary");
   mhk_clear_error(ctx);
-  CHECK(mhk_rotary(tape, zeros(4, 1, 3, 2, 4), 6, 10000, NULL, 0) == NULL, "6 rotary features of 4");
+  CHECK(mhk_rotary(tape, zeros(4, 1, 3, 2, 4), 6, 10000, NULL) == NULL, "6 rotary features of 4");
   CHECK(mhk_failed(ctx), "rotary");
   mhk_clear_error(ctx);
-  CHECK(mhk_conv1d(tape, zeros(3, 1, 3, 5, 1), zeros(3, 4, 1, 4, 1), NULL, 0, NULL, NULL) == NULL,
+  CHECK(mhk_conv1d(tape, zeros(3, 1, 3, 5, 1), zeros(3, 4, 1, 4, 1), NULL, 0, NULL) == NULL,
         "conv1d of 5 channels with 4");
   CHECK(mhk_failed(ctx), "conv1d");
   mhk_clear_error(ctx);
@@ -552,7 +552,7 @@ TEST(numbers_that_are_none_are_named) {
     REFUSED(mhk_scale(tape, x, odd[i]), "scale", text[i]);
     REFUSED(mhk_layer_norm(tape, x, row, NULL, odd[i]), "layer_norm: eps", text[i]);
     REFUSED(mhk_rms_norm(tape, x, row, odd[i]), "rms_norm: eps", text[i]);
-    REFUSED(mhk_rotary(tape, x, 4, odd[i], NULL, 0), "rotary: theta", text[i]);
+    REFUSED(mhk_rotary(tape, x, 4, odd[i], NULL), "rotary: theta", text[i]);
     REFUSED(mhk_cross_entropy_soft(tape, x, x, odd[i]), "temperature", text[i]);
     REFUSED(mhk_train_on(tr, 1, tokens, 1, 8, NULL, odd[i]), "learning rate", text[i]);
     memset(&adamw, 0, sizeof adamw), adamw.lr = odd[i];
@@ -636,9 +636,9 @@ static void all_null(mhk_context *c) {
             !mhk_softmax(t, x) && !mhk_matmul(t, x, x, 0) && !mhk_columns(t, x, 0, 0) && !mhk_swap_heads(t, x) &&
             !mhk_embedding(t, x, NULL, 1, 1) && !mhk_linear(t, x, x, x) && !mhk_linear_gelu(t, x, x, x) &&
             !mhk_linear_add(t, x, x, x, x) && !mhk_layer_norm(t, x, x, x, 1) && !mhk_rms_norm(t, x, x, 1) &&
-            !mhk_gate(t, x, x, x) && !mhk_rotary(t, x, 0, 1, NULL, 0) && !mhk_attention(t, x, x, x, NULL, NULL) &&
-            !mhk_attention_matrix(t, x, x, NULL) && !mhk_conv1d(t, x, x, x, 0, NULL, NULL) &&
-            mhk_conv1d_split(t, x, x, x, 0, NULL, NULL, 2, NULL, out) != MHK_OK && !mhk_ssd(t, x, x, x, x, NULL) &&
+            !mhk_gate(t, x, x, x) && !mhk_rotary(t, x, 0, 1, NULL) && !mhk_attention(t, x, x, x, NULL) &&
+            !mhk_attention_matrix(t, x, x, NULL) && !mhk_conv1d(t, x, x, x, 0, NULL) &&
+            mhk_conv1d_split(t, x, x, x, 0, NULL, 2, NULL, out) != MHK_OK && !mhk_ssd(t, x, x, x, x, NULL) &&
             !mhk_ssd_matrix(t, x, x, x, x, NULL) && !mhk_cross_entropy(t, x, NULL) &&
             !mhk_cross_entropy_soft(t, x, x, 1) && !mhk_kl(t, x, x) && !mhk_hidden_distance(t, x, x) &&
             !mhk_matrix_distance(t, x, x) && !mhk_matrix_orientation(t, x, x, x, x, x, x, NULL, NULL),

@@ -1620,13 +1620,12 @@ TEST(conv) {
       const mhk_index n = runs[i % COUNT(runs)], W = 1 + (i + i / COUNT(runs)) % 5, T = 1 + i * 7 % 23, B = 1 + i % 2,
                       first = i % 3 * 5, C = first + n + i % 4;
       const mhk_index ny = B * T * n, nx = B * T * C;
-      mhk_real *x = random_room(nx, -1, 1), *dx0 = random_room(nx, -1, 1), *before, *given_before, *dw0, *db0, *state;
+      mhk_real *x = random_room(nx, -1, 1), *dx0 = random_room(nx, -1, 1), *before, *given_before, *dw0, *db0;
       mhk_real *weight = random_room(C * W, -1, 1), *bias = random_room(C, -1, 1), *dy = random_room(ny, -1, 1);
       double *y = doubles(ny), *z = doubles(nx), *dx, *dw, *db;
       mhk_index b, t, c, k;
       const int without = i % 5; /* 1 dx, 2 dweight, 3 dbias is not wanted */
       memset(&a, 0, sizeof a);
-      state = random_room(B * C * (W - 1), -1, 1);
       before = room(nx);
       given_before = room(nx);
       a.B = B;
@@ -1650,7 +1649,6 @@ TEST(conv) {
       a.weight = weight;
       a.bias = i % 3 ? bias : NULL;
       a.start = documents(i % 5, B, T);
-      a.state = i / 4 % 2 ? state : NULL;
       for (b = 0; b < B; b++)
         for (c = first; c < first + n; c++) {
           const int kept = n_blocks;
@@ -1661,7 +1659,7 @@ TEST(conv) {
           r.T = (int)T;
           r.W = (int)W;
           r.x = gathered(x + b * T * C + c, T, 1, C);
-          r.past = a.state ? gathered(state + (b * C + c) * (W - 1), W - 1, 1, 1) : NULL;
+          r.past = NULL;
           r.taps = gathered(weight + c * W, W, 1, 1);
           r.bias = a.bias ? (double)bias[c] : 0;
           r.first = starts;
@@ -1708,6 +1706,56 @@ TEST(conv) {
       if (a.dx) result("dx", a.dx, dx, nx, 8 * EPS);
       if (a.dweight) result("dweight", a.dweight, dw, C * W, 10 * EPS);
       if (a.dbias) result("dbias", a.dbias, db, C, 10 * EPS);
+      release();
+    }
+  }
+}
+
+/* T tokens that follow the W - 1 inputs of a state, which moves on */
+TEST(conv_stream) {
+  EACH_MACHINE {
+    static const mhk_index runs[] = {1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 33, 63, 64, 65, 129};
+    for (int i = 0; i < 5 * COUNT(runs); i++) {
+      mhk__stream_args a;
+      const mhk_index n = runs[i % COUNT(runs)], W = 1 + (i + i / COUNT(runs)) % 5, T = 1 + i * 7 % 9,
+                      first = i % 3 * 5, C = first + n;
+      mhk_real *x = random_room(T * C, -1, 1), *state = random_room((W - 1) * C, -1, 1);
+      const double *x0 = as_doubles(x, T * C), *past = as_doubles(state, (W - 1) * C);
+      double *y = doubles(T * n), *next = doubles((W - 1) * C);
+      memset(&a, 0, sizeof a);
+      a.T = T;
+      a.W = W;
+      a.C = a.ldx = C;
+      a.ldy = n;
+      a.first = first;
+      a.silu = i / 2 % 2;
+      a.x = x;
+      a.taps = random_room(W * C, -1, 1);
+      a.bias = i % 3 ? random_room(C, -1, 1) : NULL;
+      a.state = state;
+      a.y = room(T * n);
+      set_at("conv_stream T %lld, channels %lld..%lld, width %lld, silu %d", (long long)T, (long long)first,
+             (long long)C, (long long)W, a.silu);
+      for (mhk_index k = 0; k < (W - 1) * C; k++) /* a channel of another run keeps its state */
+        next[k] = k % C < first ? past[k] : k + T * C < (W - 1) * C ? past[k + T * C] : x0[k + (T - W + 1) * C];
+      for (mhk_index c = first; c < C; c++) {
+        const int kept = n_blocks;
+        mhk__ref_conv r;
+        double *out = doubles(T);
+        memset(&r, 0, sizeof r);
+        r.T = (int)T;
+        r.W = (int)W;
+        r.x = gathered(x + c, T, 1, C);
+        r.past = gathered(state + c, W - 1, 1, C);
+        r.taps = gathered(a.taps + c, W, 1, C);
+        r.bias = a.bias ? (double)a.bias[c] : 0;
+        mhk__ref_conv_forward(&r, out);
+        for (mhk_index t = 0; t < T; t++) y[t * n + c - first] = a.silu ? mhk__ref_silu(out[t]) : out[t];
+        release_from(kept);
+      }
+      ks->conv_stream(&a, first, C);
+      result("y", a.y, y, T * n, 6 * EPS);
+      result("state", state, next, (W - 1) * C, 0);
       release();
     }
   }
@@ -1962,6 +2010,7 @@ int main(int argc, char **argv) {
   RUN(ssd_back);
   RUN(orientation);
   RUN(conv);
+  RUN(conv_stream);
   RUN(norm);
   RUN(softmax);
   RUN(gelu_and_gate);

@@ -109,10 +109,10 @@ BUILD(b_linear_add, mhk_linear_add(t, c->in[0], c->in[1], c->in[2], c->in[3]))
 BUILD(b_layer_norm, mhk_layer_norm(t, c->in[0], c->in[1], c->in[2], 1e-5))
 BUILD(b_rms_norm, mhk_rms_norm(t, c->in[0], c->in[1], 1e-5))
 BUILD(b_gate, mhk_gate(t, c->in[0], c->in[1], c->in[2]))
-BUILD(b_rotary, mhk_rotary(t, c->in[0], 4, 100, c->doc, 3))
-BUILD(b_attention, mhk_attention(t, c->in[0], c->in[1], c->in[2], c->doc, NULL))
+BUILD(b_rotary, mhk_rotary(t, c->in[0], 4, 100, c->doc))
+BUILD(b_attention, mhk_attention(t, c->in[0], c->in[1], c->in[2], c->doc))
 BUILD(b_attention_matrix, mhk_attention_matrix(t, c->in[0], c->in[1], c->doc))
-BUILD(b_conv, mhk_conv1d(t, c->in[0], c->in[1], c->in[2], c->flag, c->doc, NULL))
+BUILD(b_conv, mhk_conv1d(t, c->in[0], c->in[1], c->in[2], c->flag, c->doc))
 BUILD(b_cross_entropy, mhk_cross_entropy(t, c->in[0], c->ids))
 BUILD(b_cross_entropy_soft, mhk_cross_entropy_soft(t, c->in[0], c->in[1], c->number))
 BUILD(b_kl, mhk_kl(t, c->in[0], c->in[1]))
@@ -129,7 +129,7 @@ static mhk_tensor *b_conv_split(mhk_tape *t, op_case *c) {
   mhk_tensor *out[3];
   int i;
   mhk_tensor *sum = NULL;
-  if (mhk_conv1d_split(t, c->in[0], c->in[1], c->in[2], c->flag, c->doc, NULL, 3, widths, out) != MHK_OK) return NULL;
+  if (mhk_conv1d_split(t, c->in[0], c->in[1], c->in[2], c->flag, c->doc, 3, widths, out) != MHK_OK) return NULL;
   for (i = 0; i < 3; i++) {
     mhk_tensor *s = weighted_sum(t, out[i], (uint64_t)(50 + i));
     sum = sum ? mhk_add(t, sum, s) : s;
@@ -697,15 +697,13 @@ TEST(values_losses) {
   finish();
 }
 
-/* where documents start; position of each token in its document, the first of a row counted from
-   offset */
-static void plain_positions(const int32_t *doc, mhk_index B, mhk_index T, mhk_index offset, mhk_index *position,
-                            mhk_index *first) {
+/* where documents start; position of each token in its document */
+static void plain_positions(const int32_t *doc, mhk_index B, mhk_index T, mhk_index *position, mhk_index *first) {
   mhk_index b, i;
   for (b = 0; b < B; b++)
     for (i = 0; i < T; i++) {
       const int starts = i && doc && doc[b * T + i] != doc[b * T + i - 1];
-      position[b * T + i] = i == 0 ? offset : starts ? 0 : position[b * T + i - 1] + 1;
+      position[b * T + i] = i == 0 || starts ? 0 : position[b * T + i - 1] + 1;
       first[b * T + i] = i == 0 ? 0 : starts ? i : first[b * T + i - 1];
     }
 }
@@ -721,9 +719,9 @@ static int32_t *random_documents(mhk_index B, mhk_index T, uint64_t seed) {
 }
 
 TEST(values_rotary) {
-  const mhk_index B = 2, T = 13, H = 3, P = 9;
+  enum { B = 2, T = 1013, H = 3, P = 9 };
   const int dim = 6;
-  mhk_index position[26], first[26], b, i, h, p;
+  mhk_index position[B * T], first[B * T], b, i, h, p;
   int packed;
   start();
   mhk_tape_record(tape, 0);
@@ -731,7 +729,7 @@ TEST(values_rotary) {
     int32_t *doc = packed ? random_documents(B, T, 5) : NULL;
     mhk_tensor *x = P4(B, T, H, P, 1), *y;
     double *want = doubles(x->count);
-    plain_positions(doc, B, T, 1000, position, first);
+    plain_positions(doc, B, T, position, first);
     for (b = 0; b < B; b++)
       for (i = 0; i < T; i++)
         for (h = 0; h < H; h++) {
@@ -740,7 +738,7 @@ TEST(values_rotary) {
           for (p = 0; p < P; p++) w[p] = (double)v[p];
           mhk__ref_rotary(dim, 10000, (double)position[b * T + i], w, w);
         }
-    y = mhk_rotary(tape, x, dim, 10000, doc, 1000);
+    y = mhk_rotary(tape, x, dim, 10000, doc);
     CHECK_CLOSE_TO_DOUBLE("rotary", mhk_data(y), want, x->count, IS_DOUBLE ? 1e-11 : 1e-5);
     free(want);
     free(doc);
@@ -768,7 +766,7 @@ static int *firsts_of(const int32_t *doc, mhk_index B, mhk_index T) {
   mhk_index *position = (mhk_index *)malloc(sizeof *position * (size_t)(B * T)),
             *first = (mhk_index *)malloc(sizeof *first * (size_t)(B * T)), i;
   int *out = (int *)malloc(sizeof *out * (size_t)(B * T));
-  plain_positions(doc, B, T, 0, position, first);
+  plain_positions(doc, B, T, position, first);
   for (i = 0; i < B * T; i++) out[i] = (int)first[i];
   free(position);
   free(first);
@@ -827,7 +825,7 @@ TEST(values_attention) {
         snprintf(name, sizeof name, "attention, T %d, heads %d/%d of %d, packed %d", (int)T, (int)H, (int)G, (int)P,
                  packed);
         CHECK_CLOSE_TO_DOUBLE(name, mhk_data(mhk_attention_matrix(tape, q, k, doc)), m, B * H * T * T, CLOSE);
-        CHECK_CLOSE_TO_DOUBLE(name, mhk_data(mhk_attention(tape, q, k, v, doc, NULL)), y, B * T * H * P, CLOSE);
+        CHECK_CLOSE_TO_DOUBLE(name, mhk_data(mhk_attention(tape, q, k, v, doc)), y, B * T * H * P, CLOSE);
         mhk_tape_reset(tape);
         free(m), free(y), free(doc);
       }
@@ -849,7 +847,7 @@ TEST(attention_is_its_matrix) {
       int i;
       in[0] = q, in[1] = k, in[2] = v;
       test_fill(dy, B * T * H * P, -1, 1, 4);
-      y = mhk_attention(tape, q, k, v, doc, NULL);
+      y = mhk_attention(tape, q, k, v, doc);
       mhk_backward_from(tape, y, dy);
       for (i = 0; i < 3; i++) {
         grads[i] = (mhk_real *)malloc(sizeof **grads * (size_t)in[i]->count);
@@ -874,97 +872,23 @@ TEST(attention_is_its_matrix) {
   finish();
 }
 
-TEST(attention_cache) {
-  const mhk_index B = 2, T = 37, H = 4, G = 2, P = 5;
-  static const mhk_index steps[] = {1, 1, 7, 1, 20, 7};
-  mhk_tensor *q, *k, *v, *y;
-  mhk_kv_cache cache;
-  mhk_real *got;
-  mhk_index at = 0, b;
-  size_t s;
-  start();
-  mhk_tape_record(tape, 0);
-  q = P4(B, T, H, P, 1), k = P4(B, T, G, P, 2), v = P4(B, T, G, P, 3);
-  y = mhk_attention(tape, q, k, v, NULL, NULL);
-  memset(&cache, 0, sizeof cache);
-  cache.capacity = T;
-  cache.k = (mhk_real *)calloc((size_t)(B * T * G * P), sizeof *cache.k);
-  cache.v = (mhk_real *)calloc((size_t)(B * T * G * P), sizeof *cache.v);
-  got = (mhk_real *)calloc((size_t)(B * T * H * P), sizeof *got);
-  for (s = 0; s < sizeof steps / sizeof *steps; s++) {
-    const mhk_index n = steps[s], shape_q[4] = {B, n, H, P}, shape_k[4] = {B, n, G, P};
-    mhk_tensor *qs = mhk_tensor_new(tape, 4, shape_q, NULL), *ks = mhk_tensor_new(tape, 4, shape_k, NULL),
-               *vs = mhk_tensor_new(tape, 4, shape_k, NULL), *ys;
-    for (b = 0; b < B; b++) {
-      memcpy(mhk_data(qs) + b * n * H * P, mhk_data(q) + (b * T + at) * H * P, sizeof *got * (size_t)(n * H * P));
-      memcpy(mhk_data(ks) + b * n * G * P, mhk_data(k) + (b * T + at) * G * P, sizeof *got * (size_t)(n * G * P));
-      memcpy(mhk_data(vs) + b * n * G * P, mhk_data(v) + (b * T + at) * G * P, sizeof *got * (size_t)(n * G * P));
-    }
-    ys = mhk_attention(tape, qs, ks, vs, NULL, &cache);
-    for (b = 0; b < B && ys; b++)
-      memcpy(got + (b * T + at) * H * P, mhk_data(ys) + b * n * H * P, sizeof *got * (size_t)(n * H * P));
-    at += n;
-    CHECK(cache.length == at, "the cache holds %lld tokens, not %lld", (long long)cache.length, (long long)at);
-  }
-  CHECK_CLOSE("attention with a cache", got, mhk_data(y), B * T * H * P, CLOSE);
-  {
-    const mhk_index one_q[4] = {2, 1, 4, 5}, one_k[4] = {2, 1, 2, 5};
-    y = mhk_attention(tape, mhk_tensor_new(tape, 4, one_q, NULL), mhk_tensor_new(tape, 4, one_k, NULL),
-                      mhk_tensor_new(tape, 4, one_k, NULL), NULL, &cache);
-    CHECK(!y && mhk_failed(ctx), "a full cache took another token");
-    mhk_clear_error(ctx);
-  }
-  /* documents among tokens that come to a cache: the first goes on from what is there, the next see
-     only themselves */
-  {
-    const mhk_index n = 20, before = 10, cut = 23, shape_q[4] = {1, 20, 4, 5}, shape_k[4] = {1, 20, 2, 5},
-                    whole_q[4] = {1, 30, 4, 5}, whole_k[4] = {1, 30, 2, 5};
-    mhk_tensor *part[3], *all[3];
-    int32_t doc[30];
-    mhk_index i;
-    for (i = 0; i < 30; i++) doc[i] = i >= cut;
-    for (i = 0; i < 3; i++) {
-      const mhk_tensor *from = i == 0 ? q : i == 1 ? k : v; /* its first sequence */
-      const mhk_index row = i == 0 ? H * P : G * P;
-      part[i] = mhk_tensor_new(tape, 4, i == 0 ? shape_q : shape_k, NULL);
-      all[i] = mhk_tensor_new(tape, 4, i == 0 ? whole_q : whole_k, NULL);
-      memcpy(mhk_data(part[i]), mhk_data(from) + before * row, sizeof *got * (size_t)(n * row));
-      memcpy(mhk_data(all[i]), mhk_data(from), sizeof *got * (size_t)((before + n) * row));
-    }
-    cache.length = before; /* of the tokens above the first sequence's ten are still there */
-    y = mhk_attention(tape, part[0], part[1], part[2], doc + before, &cache);
-    CHECK_CLOSE("documents with a cache", mhk_data(y),
-                mhk_data(mhk_attention(tape, all[0], all[1], all[2], doc, NULL)) + before * H * P, n * H * P, CLOSE);
-    cache.length = before;
-    mhk_tape_record(tape, 1);
-    CHECK(!mhk_attention(tape, q, k, v, NULL, &cache) && mhk_error(ctx) == MHK_ERROR_STATE && cache.length == before,
-          "a cache in a recording");
-    mhk_clear_error(ctx);
-  }
-  free(cache.k), free(cache.v), free(got);
-  finish();
-}
-
 static double *plain_conv(const mhk_tensor *x, const mhk_tensor *w, const mhk_tensor *bias, int with_silu,
-                          const int32_t *doc, const mhk_real *state) {
+                          const int32_t *doc) {
   const mhk_index B = x->shape[0], T = x->shape[1], C = x->shape[2], W = w->shape[2];
-  double *y = doubles(x->count), *z = doubles(T), *taps = doubles(W), *past = doubles(W);
+  double *y = doubles(x->count), *z = doubles(T), *taps = doubles(W);
   int *first = firsts_of(doc, B, T);
   mhk_index b, i, c;
-  for (i = 0; i < B * T; i++)
-    if (first[i] == 0) first[i] = -1; /* what came before belongs to it */
   for (b = 0; b < B; b++)
     for (c = 0; c < C; c++) {
       double *one = head_of(x, C, 1, b, c);
-      mhk__ref_conv r = {(int)T, (int)W, one, past, taps, bias ? (double)mhk_data(bias)[c] : 0, first + b * T};
+      mhk__ref_conv r = {(int)T, (int)W, one, NULL, taps, bias ? (double)mhk_data(bias)[c] : 0, first + b * T};
       for (i = 0; i < W; i++) taps[i] = (double)mhk_data(w)[c * W + i];
-      for (i = 0; i < W - 1; i++) past[i] = state ? (double)state[(b * C + c) * (W - 1) + i] : 0;
       mhk__ref_conv_forward(&r, z);
       for (i = 0; i < T; i++) z[i] = with_silu ? mhk__ref_silu(z[i]) : z[i];
       put_head(y, z, T, C, 1, b, c);
       free(one);
     }
-  free(z), free(taps), free(past), free(first);
+  free(z), free(taps), free(first);
   return y;
 }
 
@@ -982,46 +906,21 @@ TEST(values_conv1d) {
         static const mhk_index widths[3] = {11, 1, 7};
         mhk_tensor *x = P3(B, T, C, 1), *w = P3(C, 1, W, 2), *b = variant & 1 ? P1(C, 3) : NULL, *y, *parts[3];
         int32_t *doc = variant & 2 ? random_documents(B, T, 9) : NULL;
-        mhk_real *state = (mhk_real *)calloc((size_t)(B * C * (W - 1)), sizeof *state), *before;
         double *want;
-        mhk_index bb, c, j, i;
+        mhk_index c, j, i;
         int wrong = 0;
-        test_fill(state, B * C * (W - 1), -1, 1, 4);
-        want = plain_conv(x, w, b, variant >> 2, doc, state);
-        before = (mhk_real *)malloc(sizeof *state * (size_t)(B * C * (W - 1)));
-        memcpy(before, state, sizeof *state * (size_t)(B * C * (W - 1)));
-        y = mhk_conv1d(tape, x, w, b, variant >> 2, doc, state);
-        CHECK_CLOSE_TO_DOUBLE("conv1d with a state", mhk_data(y), want, B * T * C, CLOSE);
-        if (!doc)
-          for (bb = 0; bb < B; bb++)
-            for (c = 0; c < C; c++)
-              for (j = 0; j < W - 1; j++) {
-                const mhk_index at = T - (W - 1) + j;
-                wrong += state[(bb * C + c) * (W - 1) + j] !=
-                         (at >= 0 ? mhk_data(x)[(bb * T + at) * C + c] : before[(bb * C + c) * (W - 1) + (W - 1) + at]);
-              }
-        CHECK(!wrong, "conv1d leaves a wrong state behind (%d of T %d, W %d)", wrong, (int)T, (int)W);
-        free(want);
-        want = plain_conv(x, w, b, variant >> 2, doc, NULL);
-        y = mhk_conv1d(tape, x, w, b, variant >> 2, doc, NULL);
+        want = plain_conv(x, w, b, variant >> 2, doc);
+        y = mhk_conv1d(tape, x, w, b, variant >> 2, doc);
         CHECK_CLOSE_TO_DOUBLE("conv1d", mhk_data(y), want, B * T * C, CLOSE);
-        mhk_conv1d_split(tape, x, w, b, variant >> 2, doc, NULL, 3, widths, parts);
+        mhk_conv1d_split(tape, x, w, b, variant >> 2, doc, 3, widths, parts);
         for (j = 0, c = 0, wrong = 0; j < 3 && y; c += widths[j++])
           for (i = 0; i < B * T; i++)
             wrong += memcmp(mhk_data(parts[j]) + i * widths[j], mhk_data(y) + i * C + c,
-                            sizeof *state * (size_t)widths[j]) != 0;
+                            sizeof(mhk_real) * (size_t)widths[j]) != 0;
         CHECK(!wrong, "conv1d_split differs from conv1d in %d places", wrong);
         mhk_tape_reset(tape);
-        free(want), free(state), free(before), free(doc);
+        free(want), free(doc);
       }
-  {
-    mhk_real state[6] = {1, 2, 3, 4, 5, 6};
-    mhk_tape_record(tape, 1);
-    CHECK(!mhk_conv1d(tape, P3(1, 5, 2, 1), P3(2, 1, 4, 2), NULL, 0, NULL, state) &&
-              mhk_error(ctx) == MHK_ERROR_STATE && state[5] == 6,
-          "a state in a recording");
-    mhk_clear_error(ctx);
-  }
   finish();
 }
 
@@ -1690,7 +1589,7 @@ TEST(mixers_are_their_matrices) { /* a mixer's output from its matrix and public
         mhk_tensor *p = mhk_linear(tape, u, layer_tensor(m, l, "in_proj.weight"), layer_tensor(m, l, "in_proj.bias"));
         z = mhk_columns(tape, p, mamba2 ? 0 : E + 2 * GN, E);
         x = mhk_conv1d(tape, mhk_columns(tape, p, mamba2 ? E : 0, E + 2 * GN), layer_tensor(m, l, "conv1d.weight"),
-                       layer_tensor(m, l, "conv1d.bias"), c->conv_silu, NULL, NULL);
+                       layer_tensor(m, l, "conv1d.bias"), c->conv_silu, NULL);
         x = mhk_columns(tape, x, 0, E);
       }
       x = mhk_reshape(tape, x, 4, shape);
@@ -1958,7 +1857,6 @@ int main(int argc, char **argv) {
   RUN(values_rotary);
   RUN(values_attention);
   RUN(attention_is_its_matrix);
-  RUN(attention_cache);
   RUN(values_conv1d);
   RUN(ssd_is_its_matrix);
   RUN(ssd_gradients_agree);

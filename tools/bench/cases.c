@@ -653,7 +653,7 @@ static double run_layer(bench_work *w) {
   } else if (w->c.kind == BENCH_MIXER) {
     y = mhk_forward_mixer(w->tape, w->student, 0, w->in[0], NULL);
   } else if (w->c.wide) {
-    y = mhk_attention(w->tape, w->in[0], w->in[1], w->in[2], NULL, NULL);
+    y = mhk_attention(w->tape, w->in[0], w->in[1], w->in[2], NULL);
   } else {
     y = mhk_ssd(w->tape, w->in[0], w->in[1], w->in[2], w->in[3], NULL);
   }
