@@ -1,5 +1,5 @@
-// app.cc: a distilled model in a C++ application. Handles own what they stand for, an error becomes
-// an exception, text comes piece by piece.
+// app.cc: a distilled model in a C++ application. Handles own their objects, errors become
+// exceptions, and text arrives piece by piece.
 //
 //   c++ -std=c++11 -O3 -I. examples/app.cc -o app
 //   ./app examples/tiny "Once upon a time"
@@ -33,8 +33,8 @@ class Writer {
     check();
   }
 
-  // Calls piece with whole UTF-8 characters until it returns false, the model ends its text, or so
-  // many tokens are written.
+  // Calls piece() with whole UTF-8 characters until it returns false, the model ends its text, or
+  // the given number of tokens is written.
   void write(const std::string &prompt, int tokens, const std::function<bool(const char *)> &piece) {
     mhk_sampling how = {};
     how.temperature = 0.8;
@@ -48,7 +48,7 @@ class Writer {
   }
 
  private:
-  // After an error every call does nothing, so one look at the end of a chain is enough.
+  // After an error every call does nothing, so one check at the end of a chain is enough.
   void check() {
     if (!mhk_failed(context_.get())) return;
     const std::string message = mhk_message(context_.get());

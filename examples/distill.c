@@ -1,9 +1,8 @@
-/* distill.c: distilling from C. The caller owns the loop: draw, stop, log, evaluate wherever you
-   like.
+/* distill.c: distil a model from C. The caller owns the loop: draw, log, evaluate or stop after any
+   update.
 
      cc -O3 -fopenmp -I. examples/distill.c -lm -o distill        (without -fopenmp: one thread)
-     ./distill examples/tiny corpus.txt run1                      (again: goes on from the
-       checkpoint in run1)
+     ./distill examples/tiny corpus.txt run1                      (run again to resume from run1)
 */
 #define MOHAWK_IMPLEMENTATION
 #include "mohawk.h"
@@ -24,8 +23,8 @@ int main(int argc, char **argv) {
     return 2;
   }
 
-  memset(&options, 0, sizeof options); /* in every description zero means the default */
-  options.threads = -1;                /* all there are; results do not depend on it */
+  memset(&options, 0, sizeof options); /* in every description, zero means the default */
+  options.threads = -1;                /* all CPUs; results do not depend on it */
   ctx = mhk_create(&options);
   teacher = mhk_load(ctx, argv[1]);
 
@@ -36,10 +35,10 @@ int main(int argc, char **argv) {
   memset(&run, 0, sizeof run);
   run.teacher = teacher;
   run.text = mhk_text_load(ctx, mhk_model_tokenizer(teacher), &text);
-  run.out = argv[3];             /* checkpoints; a run found there is resumed */
-  run.stages[0].tokens = 50000;  /* mixing matrices */
-  run.stages[1].tokens = 100000; /* hidden states */
-  run.stages[2].tokens = 150000; /* predictions */
+  run.out = argv[3];             /* checkpoints; resumes a run it finds there */
+  run.stages[0].tokens = 50000;  /* matrix orientation */
+  run.stages[1].tokens = 100000; /* hidden-state alignment */
+  run.stages[2].tokens = 150000; /* knowledge distillation */
   if (!mhk_failed(ctx)) printf("up to %.0f MB of memory\n", mhk_distill_bytes(&run) * 1e-6);
 
   trainer = mhk_distill(ctx, &run);

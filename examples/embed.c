@@ -1,9 +1,9 @@
-/* embed.c: a distilled model in a program of one's own. This is all there is to it.
+/* embed.c: a distilled model in your own program. This is all the code it takes.
 
      cc -O3 -I. examples/embed.c -lm -o embed
      ./embed build/demo/student "Once upon a time"
 
-   A state-space student needs the same memory whether it has read ten tokens or a million. */
+   A state-space student needs the same memory after ten tokens as after a million. */
 #define MOHAWK_IMPLEMENTATION
 #include "mohawk.h"
 #include <stdio.h>
@@ -19,7 +19,7 @@ int main(int argc, char **argv) {
     fputs(mhk_text_out(session), stdout); /* whole characters only */
   putchar('\n');
 
-  failed = mhk_failed(ctx); /* one check at the end: after an error the calls above do nothing */
+  failed = mhk_failed(ctx); /* one check at the end: after an error, calls do nothing */
   if (failed) fprintf(stderr, "%s\n", mhk_message(ctx));
   mhk_destroy(ctx); /* and everything made from it */
   return failed;

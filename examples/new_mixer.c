@@ -1,11 +1,9 @@
-/* new_mixer.c: a mixer and a loss of one's own on the tape, their gradient checked by finite
-   differences.
+/* new_mixer.c: your own mixer and loss on the tape, with a gradient check by finite differences.
 
      cc -O3 -I. examples/new_mixer.c -lm -o new_mixer
 
-   The mixer is a state-space layer whose output passes a soft cap x / sqrt(1 + x^2). The cap is an
-   op that mohawk.h does not have, so it brings its own backward; everything else is put together
-   from ops that do. */
+   The mixer is a state-space layer with a soft cap x / sqrt(1 + x^2) on its output. mohawk.h has no
+   such op, so this file defines its forward and backward. Everything else uses existing ops. */
 #define MOHAWK_IMPLEMENTATION
 #include "mohawk.h"
 #include <math.h>
@@ -44,7 +42,7 @@ static mhk_tensor *loss(mhk_tape *t, void *user) {
   return mhk_mean(t, mhk_square(t, mhk_sub(t, y, p->target)));
 }
 
-/* a tensor of waves: any smooth values do */
+/* a tensor of sine waves: any smooth values will do */
 static mhk_tensor *waves(mhk_context *ctx, const char *name, int rank, mhk_index last, double speed) {
   mhk_index shape[4], i;
   mhk_tensor *x;

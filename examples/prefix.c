@@ -1,12 +1,12 @@
-/* prefix.c: a prompt read once, continued several ways, kept for tomorrow.
+/* prefix.c: read a prompt once, continue it several ways, and save it for later.
 
      cc -O3 -I. examples/prefix.c -lm -o prefix
      ./prefix build/demo/student "Once upon a time there was a fox who could not sleep."
 
-   A session's state is a value. Here sequence 0 of a session reads the prompt; its state is copied
-   into three others, which go their own ways in step; then it is saved to a file and loaded into a
-   new session, as a program would do that starts again with the same long prompt. Everything runs
-   in two blocks of memory whose size is known beforehand. */
+   The state of a session can be copied, saved and loaded. Here one sequence reads the prompt. The
+   program copies its state into three sequences, which continue differently in one batch. It then
+   saves the state to a file and loads it again, as a program does that restarts with the same long
+   prompt. Both sessions have a size that is known in advance. */
 #define MOHAWK_IMPLEMENTATION
 #include "mohawk.h"
 #include <stdio.h>
@@ -35,10 +35,10 @@ int main(int argc, char **argv) {
   int i, way, failed;
 
   memset(&desc, 0, sizeof desc);
-  desc.capacity = 512;                           /* of no meaning for a state-space model */
-  reader = mhk_session_create(model, &desc);     /* one sequence, for text */
+  desc.capacity = 512;                           /* ignored by state-space models */
+  reader = mhk_session_create(model, &desc);     /* one sequence */
   desc.batch = WAYS;
-  session = mhk_session_create(model, &desc);    /* three in step */
+  session = mhk_session_create(model, &desc);    /* three sequences per step */
   printf("sessions: %.0f KB\n", 1e-3 * (double)(mhk_session_size(model, &desc)));
 
   start = clock();
@@ -66,12 +66,12 @@ int main(int argc, char **argv) {
     putchar('\n');
   }
 
-  /* the next day: no token of the prompt is computed again */
+  /* later: no token of the prompt is computed again */
   mhk_session_reset(reader);
   start = clock();
   mhk_session_load_file(reader, 0, file);
   loaded = milliseconds(start);
-  sampling.temperature = -1; /* greedy: what the prompt alone would be continued with */
+  sampling.temperature = -1; /* greedy: the same continuation as without the save */
   printf("loaded: ...");
   for (i = 0; i < TOKENS && (token = mhk_sample(reader, &sampling)) >= 0; i++) fputs(mhk_text_out(reader), stdout);
   printf("\n%lld tokens: fed in %.2f ms, copied %d times in %.2f ms, saved (%.0f KB) in %.2f ms, loaded in %.2f ms\n",

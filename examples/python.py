@@ -1,4 +1,4 @@
-"""python.py: a distilled model from Python, through ctypes and the shared library. No package is needed.
+"""python.py: a distilled model in Python, through ctypes and the shared library. It needs no packages.
 
     make build/libmohawk.so
     python3 examples/python.py examples/tiny "Once upon a time"
@@ -10,7 +10,7 @@ import sys
 LIBRARY = os.environ.get("MOHAWK_LIBRARY", "build/libmohawk.so")
 
 
-class Sampling(ctypes.Structure):  # mhk_sampling, all of its fields in their order: zero is a good default for each
+class Sampling(ctypes.Structure):  # all fields of mhk_sampling, in order; zero means the default
     _fields_ = [
         ("temperature", ctypes.c_double),
         ("top_k", ctypes.c_int),

@@ -6,10 +6,10 @@ int main(int argc, char **argv) {
   unsigned long n = 0;
   int c;
   if (!f) {
-    fprintf(stderr, "array: %s\n", argc == 2 ? "the file cannot be read" : "one file is needed");
+    fprintf(stderr, "array: %s\n", argc == 2 ? "cannot read the file" : "usage: array FILE");
     return 1;
   }
-  /* aligned as tensors are within the file, so that they are used where they lie */
+  /* aligned like the tensors in the file, so that the header can use them in place */
   printf("#include \"board.h\"\n\n__attribute__((aligned(64))) const unsigned char model_file[] = {");
   for (; (c = getc(f)) != EOF; n++) printf("%s%d,", n % 32 ? "" : "\n", c);
   printf("\n};\nconst size_t model_file_bytes = %lu;\n", n);

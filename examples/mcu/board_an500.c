@@ -1,18 +1,18 @@
-/* board_an500.c: start, output and memory of the Arm MPS2 with AN500, as QEMU has it:
+/* board_an500.c: startup, output and memory of the Arm MPS2 with AN500, emulated by
    qemu-system-arm -M mps2-an500 -semihosting. */
 #include "board.h"
 #include <stdint.h>
 
-/* of an500.ld */
+/* defined in an500.ld */
 extern uint32_t data_start[], data_end[], data_in_flash[], bss_start[], bss_end[], stack_top[];
 extern char flash_end[];
 
 int main(void);
 void reset(void);
 
-#define UNTOUCHED 0xA5A5A5A5u /* fills the stack, to see how deep it went */
+#define UNTOUCHED 0xA5A5A5A5u /* fills the stack, to measure its use */
 
-/* the debugger's services: Arm semihosting */
+/* Arm semihosting: services of the debugger */
 enum { SYS_WRITE0 = 4, SYS_EXIT_EXTENDED = 0x20 };
 static void semihost(uint32_t service, const void *argument) {
   register uint32_t r0 __asm__("r0") = service;
@@ -37,7 +37,7 @@ static void fault(void) {
 void reset(void) {
   uint32_t *p;
   const uint32_t *from = data_in_flash;
-  *(volatile uint32_t *)0xE000ED88 |= 0xFu << 20; /* CPACR: the floating-point unit */
+  *(volatile uint32_t *)0xE000ED88 |= 0xFu << 20; /* CPACR: enable the floating-point unit */
   __asm__ volatile("dsb\n\tisb" ::: "memory");
   for (p = data_start; p < data_end; p++) *p = *from++;
   for (p = bss_start; p < bss_end; p++) *p = 0;
@@ -45,7 +45,7 @@ void reset(void) {
   leave((uint32_t)main());
 }
 
-/* the first sixteen exceptions; interrupts stay off */
+/* the first sixteen exceptions; interrupts stay disabled */
 __attribute__((section(".vectors"), used)) static const struct {
   void *stack;
   void (*handlers[15])(void);

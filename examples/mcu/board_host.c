@@ -1,4 +1,4 @@
-/* board_host.c: the program on a computer, to compare with. */
+/* board_host.c: the same program on a computer, for comparison. */
 #include "board.h"
 #include <stdio.h>
 

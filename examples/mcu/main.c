@@ -1,15 +1,15 @@
-/* main.c: a distilled model on a microcontroller. No heap, no files, no operating system: the
-   weights are a constant array in flash, which the header reads where they lie, and everything else
-   lives in one static array.
+/* main.c: a distilled model on a microcontroller, without heap, files or operating system. The
+   weights are a constant array in flash, and the header reads them in place. Everything else is in
+   one static array.
 
-     make mcu        distils and quantizes a student, builds it for a Cortex-M7, runs it in
-                     qemu-system-arm and says what memory it took
+     make mcu        distils and quantizes a student, builds this program for a Cortex-M7, runs it
+                     in qemu-system-arm and reports its memory
 
-   board_an500.c and an500.ld are the board (Arm MPS2 with AN500, as QEMU has it); for another one
-   they are what changes. board_host.c runs the same program on a computer, where it must write the
-   same text. */
+   board_an500.c and an500.ld describe the board (Arm MPS2 with AN500, emulated by QEMU). Replace
+   them for another board. board_host.c runs the same program on a computer, where it must write
+   the same text. */
 #include <stddef.h>
-#define MOHAWK_MALLOC(bytes) ((void)(bytes), (void *)0) /* nobody asks: the context below has an allocator of its own */
+#define MOHAWK_MALLOC(bytes) ((void)(bytes), (void *)0) /* never called: the context below has its own allocator */
 #define MOHAWK_FREE(block) ((void)(block))
 #define MOHAWK_NO_STDIO
 #define MOHAWK_NO_TRAINING
@@ -19,8 +19,8 @@
 
 #include "board.h"
 
-/* ---- memory: first fit in one array. Blocks that are free know their size and the next one; those
-   in use need no header. */
+/* ---- memory: a first-fit allocator in one array. A free block stores its size and the next free
+   block. A block in use needs no header, because the header's release() is told the size. */
 
 #define UNIT sizeof(hole)
 typedef union hole {
@@ -32,7 +32,7 @@ typedef union hole {
 } hole;
 
 static hole memory[MCU_MEMORY / sizeof(hole)], *holes;
-static size_t highest; /* units of memory that were ever in use */
+static size_t highest; /* the most units ever in use */
 
 static void *take(void *user, size_t bytes) {
   const size_t units = (bytes + UNIT - 1) / UNIT;
@@ -107,9 +107,9 @@ int main(void) {
   desc.allocator.alloc = take;
   desc.allocator.release = give;
   ctx = mhk_create(&desc);
-  model = mhk_load_memory(ctx, model_file, model_file_bytes); /* stays in flash */
+  model = mhk_load_memory(ctx, model_file, model_file_bytes); /* the weights stay in flash */
   memset(&small, 0, sizeof small);
-  small.chunk = 4; /* tokens of the prompt that go through a layer together */
+  small.chunk = 4; /* tokens of the prompt that a layer processes at once */
   session = mhk_session_create(model, &small);
   memset(&greedy, 0, sizeof greedy);
   greedy.temperature = -1;
