@@ -36,7 +36,7 @@ show = @mkdir -p $(@D); if $(1); then printf 'building  %-18s %s ... ok\n' '$(@F
   printf 'building  %-18s %s ... failed\n' '$(@F)' '$(CC) $(CFLAGS) $(OPENMP)$(2)'; exit 1; fi
 endif
 
-.PHONY: help all demo test golden models fuzz bench bench-peers bits interop mcu web test-web install uninstall clean
+.PHONY: help all demo test golden models fuzz bench bench-peers bench-base bits interop mcu web test-web install uninstall clean
 .DELETE_ON_ERROR:
 
 help:
@@ -50,6 +50,8 @@ help:
 	@echo 'make bench             measure speed, next to what the machine can do at most: $(BUILD)/bench.json'
 	@echo 'make bench-peers       the same in turns with OpenBLAS, oneDNN, PyTorch, and ggml where GGML_DIR is its source;'
 	@echo '                       installs them where it can. ARGS="--filter core,step --threads 1" and MODELS="DIR ..." for either'
+	@echo 'make bench-base BASE=rev   this tree in turns with that revision (or folder): the ratio of each row, worst first;'
+	@echo '                       fails where a row is more than 3 % slower. ARGS as above, and --rounds 3 --pairs 5'
 	@echo 'make bits BASE=rev     compare hashes of all results with those of the header at that revision'
 	@echo 'make interop           compare with PyTorch, transformers and tokenizers (of $(PYTHON))'
 	@echo 'make mcu               the example for a microcontroller, run in qemu-system-arm (needs gcc-arm-none-eabi)'
@@ -126,6 +128,10 @@ bench: $(BUILD)/mohawk
 
 bench-peers: $(BUILD)/mohawk
 	@$(PYTHON) tools/bench/peers.py $(WITH_MODELS) $(ARGS)
+
+# both are built with the compiler and flags of this call
+bench-base:
+	@OPENMP='$(OPENMP)' $(PYTHON) tools/bench/base.py '$(BASE)' $(WITH_MODELS) $(ARGS)
 
 # the same bits as the header of another revision of this repository: make bits BASE=HEAD~3
 bits:

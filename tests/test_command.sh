@@ -171,5 +171,36 @@ says "model_decode_student_int8_student"
 check "decoding of a second model" sh -c "$mohawk bench --model $tiny,$tiny/ --filter model_decode_teacher_tiny --threads 1 --seconds 0.01 --json --out $work/bench.json | grep -q '\"case\": \"model_decode_teacher_tiny\"'"
 check "a picture as PNG" "$mohawk" matrix --teacher "$tiny" --prompt "Once upon a time" --out "$work/matrix.png"
 
+# bench-base: programs that answer with given times stand for two builds
+if command -v "${PYTHON:-python3}" >/dev/null 2>&1; then
+  build_of() { # PROGRAM, then CASE MILLISECONDS ...: a program that serves these cases
+    program=$work/$1
+    shift
+    { echo '#!/bin/sh' && echo 'case " $* " in *" --list "*)' && printf 'echo %s\n' "$@" | grep -v '[0-9.]$' && echo 'exit ;; esac' &&
+      echo 'while read -r name threads rounds; do case $name in' &&
+      printf '%s) echo "{\"isa\": \"none\", \"ours_ms\": %s}" ;;\n' "$@" && echo 'esac; done'; } >"$program"
+    chmod +x "$program"
+  }
+  base() { BUILD=$work "${PYTHON:-python3}" tools/bench/base.py "$work/old" --new "$work/new" --threads 1 --pairs 2 --rounds 2; }
+  build_of old even 20 later 100 sooner 50
+  build_of new even 20 later 102 sooner 40 fresh 1
+  base >"$work/said" 2>&1
+  check "no row is slower" [ $? -eq 0 ]
+  says "none of 3 rows is more than 3 % slower"
+  says "fresh is left out: the base does not have it"
+  check "the worst row comes first" sh -c "grep -A 1 ^case '$work/said' | grep -q '^later .* 1.020 '"
+  build_of new even 20 later 104 sooner 40
+  base >"$work/said" 2>&1
+  check "a row is slower" [ $? -eq 1 ]
+  says "1 of 3 rows are more than 3 % slower"
+  check "it ran again" grep -q '"later".* "pairs": 8}' "$work/bench_base.json"
+  check "those that are not slower did not" grep -q '"sooner".* "pairs": 4}' "$work/bench_base.json"
+  sed '/^later/s/echo .*/exit ;;/' "$work/new" >"$work/dies"
+  cat "$work/dies" >"$work/new"
+  base >"$work/said" 2>&1
+  check "a row that cannot be measured is no success" [ $? -eq 1 ]
+  says "not measured: later (1)"
+fi
+
 echo "$name: $passed passed, $failed failed"
 [ "$failed" -eq 0 ]

@@ -15,12 +15,13 @@ import atexit
 import glob
 import json
 import os
-import select
 import shutil
 import statistics
 import subprocess
 import sys
 import time
+
+from served import Program, say, turns
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(os.path.dirname(HERE))
@@ -42,10 +43,6 @@ parser.add_argument("--no-install", action="store_true")
 parser.add_argument("--no-compile", action="store_true", help="PyTorch without torch.compile")
 parser.add_argument("--out", default=os.path.join(BUILD, "bench.json"))
 args = parser.parse_args()
-
-
-def say(text):
-    print("peers.py: " + text, file=sys.stderr, flush=True)
 
 
 def quiet(command, **more):
@@ -123,57 +120,27 @@ def build_ggml():
 # ---- programs that answer lines
 
 
-class Program:
-    def __init__(self, name, command, modes, environment):
-        self.name, self.command, self.modes, self.environment = name, command, modes, environment
-        self.process = None
-
-    def stop(self):
-        if self.process:
-            self.process.kill()
-            self.process.wait()
-        self.process = None
-
-    def ask(self, case, threads, rounds, mode=""):
-        """the answer, or None where there is none"""
-        if not self.process:
-            self.process = subprocess.Popen(self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-                                            cwd=ROOT, env=self.environment)
-        try:
-            self.process.stdin.write(f"{case} {threads} {rounds} {mode}\n")
-            self.process.stdin.flush()
-        except OSError:
-            self.stop()
-            return None
-        if not select.select([self.process.stdout], [], [], args.limit)[0]:
-            say(f"{self.name} {mode} took too long for {case} and is left out there")
-            self.stop()
-            return None
-        line = self.process.stdout.readline()
-        if not line:
-            self.stop()
-            return None
-        answer = json.loads(line)
-        return None if "unsupported" in answer else answer
+def program(name, command, *modes):
+    return Program(name, command, ROOT, args.limit, modes or ("",), **LOWER.get(args.isa, {}), PYTHONWARNINGS="ignore")
 
 
-def programs(environment):
+def programs():
     install_packages()
     found = []
     multiarch = [f"-I{p}" for p in glob.glob("/usr/include/*/openblas*")]
     blas = build("peer_openblas", "peer_openblas.c", "-lopenblas", *multiarch)
     if blas:
-        found.append(Program("OpenBLAS", [blas], [""], environment))
+        found.append(program("OpenBLAS", [blas]))
     dnn = build("peer_onednn", "peer_onednn.c", "-fopenmp", "-ldnnl")
     if dnn:
-        found.append(Program("oneDNN", [dnn], ["plain", "packed"], environment))
+        found.append(program("oneDNN", [dnn], "plain", "packed"))
     python = python_with_torch()
     if python:
         modes = ["eager"] if args.no_compile else ["eager", "compile"]
-        found.append(Program("PyTorch", [python, os.path.join(HERE, "peer_torch.py"), *args.model.split(",")], modes, environment))
+        found.append(program("PyTorch", [python, os.path.join(HERE, "peer_torch.py"), *args.model.split(",")], *modes))
     ggml = build_ggml()
     if ggml:
-        found.append(Program("ggml", [ggml], ["plain", "packed"], environment))
+        found.append(program("ggml", [ggml], "plain", "packed"))
     return found
 
 
@@ -215,17 +182,14 @@ def compare(case, threads, ours, peers):
     if not row:
         return []
 
-    def count(ms):  # a turn lasts a few hundredths of a second: many rounds of what is short
-        return max(1, min(50, int(40 / ms)))
-
     for peer, mode in chosen:
         peer.ask(case, threads, 1, mode)
     mine, theirs, started = [], [[] for _ in chosen], time.perf_counter()
     while len(mine) < args.pairs or time.perf_counter() - started < args.seconds:
         if len(mine) >= 200 or (len(mine) >= 2 and time.perf_counter() - started > 5 * args.seconds):
             break
-        row = ours.ask(case, threads, count(row["ours_ms"]))
-        answers = [p.ask(case, threads, count(first[p, mode]), mode) for p, mode in chosen]
+        row = ours.ask(case, threads, turns(row["ours_ms"]))
+        answers = [p.ask(case, threads, turns(first[p, mode]), mode) for p, mode in chosen]
         if not row or not all(answers):
             break
         mine.append(row)
@@ -255,18 +219,14 @@ def summary(mine, theirs, peer, mode, first):
 
 
 def main():
-    # threads of all programs spin for about 0.1 ms before they sleep: enough from one loop to the next, and not ruinous
-    # on a machine that has other work
-    environment = {"GOMP_SPINCOUNT": "5000", "PYTHONWARNINGS": "ignore", **os.environ, **LOWER.get(args.isa, {})}
-    environment.pop("OMP_WAIT_POLICY", None)
     mohawk = os.path.join(BUILD, "mohawk")
-    names = subprocess.run([mohawk, "bench", "--list", "--model", args.model], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True,
+    names = subprocess.run([mohawk, "bench", "--list", "--model", args.model], cwd=ROOT, stdout=subprocess.PIPE, text=True,
                            check=True).stdout.split()
     words = [w for w in args.filter.split(",") if w]
     names = [n for n in names if not words or any(w in n for w in words)]
     threads = [int(x) for x in args.threads.split(",") if x] or sorted({1, min(2, os.cpu_count() or 1)})
-    peers = programs(environment)
-    ours = Program("mohawk", [mohawk, "bench", "--serve", "--isa", args.isa, "--model", args.model], [""], environment)
+    peers = programs()
+    ours = program("mohawk", [mohawk, "bench", "--serve", "--isa", args.isa, "--model", args.model])
     for p in [ours, *peers]:
         atexit.register(p.stop)
     rows, alone = [], []
@@ -289,7 +249,7 @@ def main():
         part = args.out + ".alone"
         command = [mohawk, "bench", "--filter", ",".join(alone), "--threads", ",".join(map(str, threads))]
         command += ["--isa", args.isa, "--model", args.model, "--out", part, "--json"]
-        subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, check=True)
+        subprocess.run(command, cwd=ROOT, env=ours.environment, stdout=subprocess.DEVNULL, check=True)
         with open(part) as file:
             more = [r for r in json.load(file) if r["case"] in alone]
         os.remove(part)
