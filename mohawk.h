@@ -1,4 +1,4 @@
-/* mohawk.h - v0.2.0 - turn a Transformer into a linear-time state-space model, in one C header
+/* mohawk.h - v0.3.0 - turn a Transformer into a linear-time state-space model, in one C header
 
    No warranty; use it under the MIT licence or as public domain, as you choose (text at the end of
    the file).
@@ -33,7 +33,7 @@
       mhk_distill_desc d;
       memset(&d, 0, sizeof d);
       d.teacher = mhk_load(ctx, "phi-1_5");
-      d.text = text;                              // from mhk_text_load() or mhk_text_sample()
+      d.corpus = text;                              // from mhk_corpus_load() or mhk_corpus_sample()
       d.out = "run1";                             // checkpoints; the same call resumes
       d.stages[0].tokens = 500000; d.stages[1].tokens = 1000000; d.stages[2].tokens = 1500000;
       mhk_trainer *t = mhk_distill(ctx, &d);
@@ -125,7 +125,7 @@
 /* Which text this is, 10000 major + 100 minor + patch: the implementation includes this file again
    and must find itself, not another version. */
 #undef MHK__TEXT
-#define MHK__TEXT 200
+#define MHK__TEXT 300
 
 /* A pass of this text: the parts of it that are compiled once per instruction set. Of another
    version, the file that includes this one says what is wrong. */
@@ -166,9 +166,9 @@
 #endif
 
 #define MHK_VERSION_MAJOR 0
-#define MHK_VERSION_MINOR 2
+#define MHK_VERSION_MINOR 3
 #define MHK_VERSION_PATCH 0
-#define MHK_VERSION "0.2.0"
+#define MHK_VERSION "0.3.0"
 
 /* The arithmetic type: float, or double when MOHAWK_DOUBLE is defined (for checking; slow). It must
    be the same in every file of a program. */
@@ -185,7 +185,7 @@ typedef struct mhk_tape mhk_tape;
 typedef struct mhk_model mhk_model;
 typedef struct mhk_tokenizer mhk_tokenizer;
 typedef struct mhk_session mhk_session;
-typedef struct mhk_text mhk_text;
+typedef struct mhk_corpus mhk_corpus;
 typedef struct mhk_trainer mhk_trainer;
 
 /* -------------------------------------------------------------------------------------- results */
@@ -333,7 +333,7 @@ typedef enum mhk_dtype {
 #else
 #define MHK_REAL MHK_F32
 #endif
-MHKDEF size_t mhk_dtype_size(mhk_dtype dtype);      /* bytes of one element; 0 for quantized and unknown types */
+MHKDEF size_t mhk_dtype_bytes(mhk_dtype dtype);      /* bytes of one element; 0 for quantized and unknown types */
 MHKDEF const char *mhk_dtype_name(mhk_dtype dtype); /* as safetensors spells it: "F32", "BF16", ...; "Q8", "Q4" */
 
 /* A quantized matrix (N,K), symmetric: element (n,k) is scale * q, with one scale for each group of
@@ -701,8 +701,8 @@ MHKDEF int mhk_model_ends(const mhk_model *m, const int32_t **ids);
 /* These and no others from now on, n from 0 to 1000; mhk_save() keeps them in
    generation_config.json. */
 MHKDEF mhk_result mhk_model_set_ends(mhk_model *m, const int32_t *ids, int n);
-MHKDEF int mhk_model_tensors(const mhk_model *m);
-MHKDEF mhk_tensor *mhk_model_tensor(const mhk_model *m, int i);
+MHKDEF int mhk_model_count(const mhk_model *m);
+MHKDEF mhk_tensor *mhk_model_at(const mhk_model *m, int i);
 MHKDEF mhk_tensor *mhk_model_find(const mhk_model *m, const char *name);   /* by checkpoint name; NULL if absent */
 #ifndef MOHAWK_NO_TRAINING
 /* Turns all parameters into trainable float32 (float64) copies. */
@@ -762,7 +762,7 @@ MHKDEF mhk_tensor *mhk_forward_matrix(mhk_tape *t, mhk_model *m, int layer, mhk_
    which is read as data: nothing it names is ever run, and what a state dict does not need is
    refused. */
 typedef struct mhk_file mhk_file;
-typedef struct mhk_file_tensor {
+typedef struct mhk_stored {
   const char *name;
   mhk_dtype dtype; /* 0: a type that is not read here (F8_E4M3, C64...), whose bytes are there all the same */
   int rank;
@@ -770,7 +770,7 @@ typedef struct mhk_file_tensor {
   mhk_index count;
   const void *data; /* in the mapped file: little-endian, aligned to the element or not */
   size_t bytes;
-} mhk_file_tensor;
+} mhk_stored;
 #ifndef MOHAWK_NO_STDIO
 /* Opens a file of either kind, an index of shards, or what a folder holds: model.safetensors, its
    index, pytorch_model.bin, its index, the first of them that is there. Everything is checked
@@ -780,19 +780,19 @@ MHKDEF mhk_file *mhk_file_open(mhk_context *ctx, const char *path);
 /* data must stay; without stdio: safetensors only */
 MHKDEF mhk_file *mhk_file_open_memory(mhk_context *ctx, const void *data, size_t bytes);
 MHKDEF void mhk_file_close(mhk_file *f);
-MHKDEF int mhk_file_tensors(const mhk_file *f);
-MHKDEF const mhk_file_tensor *mhk_file_tensor_at(const mhk_file *f, int i);            /* sorted by name */
-MHKDEF const mhk_file_tensor *mhk_file_find(const mhk_file *f, const char *name);
+MHKDEF int mhk_file_count(const mhk_file *f);
+MHKDEF const mhk_stored *mhk_file_at(const mhk_file *f, int i);            /* sorted by name */
+MHKDEF const mhk_stored *mhk_file_find(const mhk_file *f, const char *name);
 /* text of __metadata__, or NULL; length may be NULL */
 MHKDEF const char *mhk_file_metadata(const mhk_file *f, const char *key, size_t *length);
 /* converts any number type */
-MHKDEF mhk_result mhk_file_read(mhk_context *ctx, const mhk_file_tensor *x, mhk_real *out);
+MHKDEF mhk_result mhk_file_read(mhk_context *ctx, const mhk_stored *x, mhk_real *out);
 /* integer types; error when one does not fit */
-MHKDEF mhk_result mhk_file_read_i32(mhk_context *ctx, const mhk_file_tensor *x, int32_t *out);
+MHKDEF mhk_result mhk_file_read_i32(mhk_context *ctx, const mhk_stored *x, int32_t *out);
 #ifndef MOHAWK_NO_STDIO
 /* Writing: describe all tensors, then write. data is in host byte order and dtype; metadata is
    n_metadata pairs key, value. */
-MHKDEF mhk_result mhk_file_write(mhk_context *ctx, const char *path, int n, const mhk_file_tensor *tensors,
+MHKDEF mhk_result mhk_file_write(mhk_context *ctx, const char *path, int n, const mhk_stored *tensors,
                                  int n_metadata, const char *const *metadata);
 /* Any other file. Like all files here it is written as path.new (path.new2 and on while others
    write it too), flushed to the disk and renamed: readers see the old file or the new one, a writer
@@ -812,7 +812,7 @@ MHKDEF mhk_result mhk_file_write_bytes(mhk_context *ctx, const char *path, const
 MHKDEF mhk_tokenizer *mhk_tokenizer_load(mhk_context *ctx, const char *path);
 #endif
 /* a tokenizer.json in memory */
-MHKDEF mhk_tokenizer *mhk_tokenizer_parse(mhk_context *ctx, const char *json, size_t length);
+MHKDEF mhk_tokenizer *mhk_tokenizer_load_memory(mhk_context *ctx, const char *json, size_t length);
 MHKDEF void mhk_tokenizer_destroy(mhk_tokenizer *k);
 /* Any bytes in, ids out: writes at most capacity, returns how many there are (call again with more
    room if larger); -1 on error. Added tokens found in the text become their ids; none are put
@@ -833,8 +833,8 @@ MHKDEF const char *mhk_token_bytes(mhk_tokenizer *k, int32_t id, size_t *length)
 /* id of the token that ends a text, -1 if there is none: eos_token of the tokenizer_config.json
    beside tokenizer.json, else <|endoftext|> */
 MHKDEF int32_t mhk_tokenizer_end(const mhk_tokenizer *k);
-/* id of the token that starts one, as it does the documents of mhk_text_load(): its bos_token, what
-   tokenizer.json puts before a text, else as above */
+/* id of the token that starts one, as it does the documents of mhk_corpus_load(): its bos_token,
+   what tokenizer.json puts before a text, else as above */
 MHKDEF int32_t mhk_tokenizer_start(const mhk_tokenizer *k);
 /* the tokenizer as a tokenizer.json; the tokenizer's memory */
 MHKDEF const char *mhk_tokenizer_json(mhk_tokenizer *k, size_t *length);
@@ -852,11 +852,11 @@ MHKDEF size_t mhk_stream_finish(mhk_stream *s, char *out);
 
 /* A session runs a model for inference: one or more sequences of tokens, each at its own position.
    State-space layers keep a state of constant size, attention layers the keys and values of the
-   tokens so far. All its memory is one block, whose size mhk_session_size() tells beforehand: after
-   creation nothing more is asked of the allocator, but for words longer than word_bytes. Sequences
-   are numbered from 0. What a sequence answers does not depend on the others of its session
-   (products of a few rows are summed in another order than those of many: rounding differs). Zero
-   means the default named here. */
+   tokens so far. All its memory is one block, whose size mhk_session_bytes() tells beforehand:
+   after creation nothing more is asked of the allocator, but for words longer than word_bytes.
+   Sequences are numbered from 0. What a sequence answers does not depend on the others of its
+   session (products of a few rows are summed in another order than those of many: rounding
+   differs). Zero means the default named here. */
 typedef struct mhk_session_desc {
   mhk_index batch;          /* sequences; 0: 1 */
   /* tokens an attention layer holds of each sequence; 0: the model's max_position, or 2048. Of no
@@ -874,7 +874,7 @@ typedef struct mhk_session_desc {
   /* the caller's block to live in, which must outlast the session; NULL: from the context's
      allocator */
   void *memory;
-  size_t memory_bytes;      /* its size: at least mhk_session_size(), aligned or not */
+  size_t memory_bytes;      /* its size: at least mhk_session_bytes(), aligned or not */
   /* bytes of the longest word (run without a break) of mhk_feed_text() that the block has room for;
      0: 1024. A longer one takes memory from the context's allocator for as long as it lasts, or is
      an error where the block is the caller's. */
@@ -883,7 +883,7 @@ typedef struct mhk_session_desc {
 } mhk_session_desc;
 /* Bytes of the block that a session of this description takes with this context's threads (fewer
    later are fine, more stay unused). 0 on error. */
-MHKDEF size_t mhk_session_size(const mhk_model *m, const mhk_session_desc *desc);
+MHKDEF size_t mhk_session_bytes(const mhk_model *m, const mhk_session_desc *desc);
 /* desc may be NULL. The model must outlive the session; its tokenizer, if text is wanted, must be
    there by now. */
 MHKDEF mhk_session *mhk_session_create(mhk_model *m, const mhk_session_desc *desc);
@@ -1001,7 +1001,7 @@ typedef struct mhk_speculation_desc {
   int tokens;
 } mhk_speculation_desc;
 /* tokens drawn, passes of the target */
-typedef struct mhk_speculation_counts { mhk_index tokens, passes, drafted, accepted; } mhk_speculation_counts;
+typedef struct mhk_speculation_info { mhk_index tokens, passes, drafted, accepted; } mhk_speculation_info;
 MHKDEF mhk_speculation *mhk_speculation_create(const mhk_speculation_desc *desc);
 /* the sessions stay, as mhk_speculation_finish() leaves them */
 MHKDEF void mhk_speculation_destroy(mhk_speculation *x);
@@ -1012,7 +1012,7 @@ MHKDEF int32_t mhk_speculate(mhk_speculation *x, const mhk_sampling *sampling);
 /* Brings both sessions to what was returned so far, logits included: they can be used by
    themselves, and the speculation goes on after them. */
 MHKDEF mhk_result mhk_speculation_finish(mhk_speculation *x);
-MHKDEF mhk_speculation_counts mhk_speculation_count(const mhk_speculation *x);
+MHKDEF mhk_speculation_info mhk_speculation_progress(const mhk_speculation *x);
 
 /* The state of a sequence as a value: what it has seen, its logits, the tokens that penalties
    count, and the start of an unfinished character of text; not the random numbers of sampling. A
@@ -1021,16 +1021,16 @@ MHKDEF mhk_speculation_counts mhk_speculation_count(const mhk_speculation *x);
    to catch mistakes, no proof), and is the same on every machine whose mhk_real has one size. A
    session with a smaller `recent` keeps the last of the tokens that penalties count. */
 /* bytes now: constant without attention, else growing with the position */
-MHKDEF size_t mhk_session_state_size(const mhk_session *s, mhk_index sequence);
+MHKDEF size_t mhk_session_state_bytes(const mhk_session *s, mhk_index sequence);
 /* bytes: room, at least that size */
-MHKDEF mhk_result mhk_session_save(mhk_session *s, mhk_index sequence, void *state, size_t bytes);
+MHKDEF mhk_result mhk_session_save_memory(mhk_session *s, mhk_index sequence, void *state, size_t bytes);
 /* Everything is checked before the sequence is touched: state of another model, damaged, or longer
    than the capacity are refused. */
-MHKDEF mhk_result mhk_session_load(mhk_session *s, mhk_index sequence, const void *state, size_t bytes);
+MHKDEF mhk_result mhk_session_load_memory(mhk_session *s, mhk_index sequence, const void *state, size_t bytes);
 #ifndef MOHAWK_NO_STDIO
 /* written under another name and renamed */
-MHKDEF mhk_result mhk_session_save_file(mhk_session *s, mhk_index sequence, const char *path);
-MHKDEF mhk_result mhk_session_load_file(mhk_session *s, mhk_index sequence, const char *path);
+MHKDEF mhk_result mhk_session_save(mhk_session *s, mhk_index sequence, const char *path);
+MHKDEF mhk_result mhk_session_load(mhk_session *s, mhk_index sequence, const char *path);
 #endif
 /* Makes a sequence a copy of another one, of the same session or another of the same model object:
    one prompt, many continuations. */
@@ -1058,7 +1058,7 @@ MHKDEF mhk_real *mhk_session_ssm(mhk_session *s, mhk_index sequence, int layer);
    character is refused; fewer such bytes are told in a warning. max_document > 0 cuts longer
    documents at line ends as soon as they pass that many bytes. repeat[i] uses file i that many
    times (NULL: once). Documents are shuffled by seed (0: order kept). */
-typedef struct mhk_text_desc {
+typedef struct mhk_corpus_desc {
   int n_files;
   const char *const *files;
   const int *repeat;
@@ -1067,19 +1067,20 @@ typedef struct mhk_text_desc {
   uint64_t seed;
   const char *const *texts; /* NULL, or per file: its content, files[i] then only names it; NULL: the file is read */
   const size_t *lengths;    /* of texts in bytes; NULL: they end with a zero character */
-} mhk_text_desc;
+} mhk_corpus_desc;
 #ifndef MOHAWK_NO_STDIO
-MHKDEF mhk_text *mhk_text_load(mhk_context *ctx, mhk_tokenizer *k, const mhk_text_desc *desc);
+MHKDEF mhk_corpus *mhk_corpus_load(mhk_context *ctx, mhk_tokenizer *k, const mhk_corpus_desc *desc);
 #endif
 /* The caller's tokens, copied; end: the id that starts a document, -1: none. */
-MHKDEF mhk_text *mhk_text_from_tokens(mhk_context *ctx, const int32_t *tokens, mhk_index n, int32_t end);
+MHKDEF mhk_corpus *mhk_corpus_from_tokens(mhk_context *ctx, const int32_t *tokens, mhk_index n, int32_t end);
 /* Text that the model itself writes, document after document, at temperature 1: for distillation
    without a corpus. progress, if not NULL, is called with tokens done and wanted; non-zero from it
    stops (the text then holds what there is). Depends on seed only, not on threads. */
 typedef int (*mhk_progress_fn)(void *user, mhk_index done, mhk_index total);
-MHKDEF mhk_text *mhk_text_sample(mhk_model *m, mhk_index tokens, uint64_t seed, mhk_progress_fn progress, void *user);
-MHKDEF void mhk_text_destroy(mhk_text *x);
-MHKDEF mhk_index mhk_text_tokens(const mhk_text *x, const int32_t **tokens);
+MHKDEF mhk_corpus *mhk_corpus_sample(mhk_model *m, mhk_index tokens, uint64_t seed, mhk_progress_fn progress,
+                                     void *user);
+MHKDEF void mhk_corpus_destroy(mhk_corpus *x);
+MHKDEF mhk_index mhk_corpus_tokens(const mhk_corpus *x, const int32_t **tokens);
 
 /* --------------------------------------------------------------------------------- distillation */
 
@@ -1114,7 +1115,7 @@ typedef struct mhk_distill_desc {
   mhk_model *teacher;           /* frozen */
   mhk_model *student;           /* trainable, from mhk_student_create(); NULL: made from the next line */
   mhk_student_desc student_desc;
-  mhk_text *text;
+  mhk_corpus *corpus;
   mhk_stage_desc stages[3];     /* matrices, hidden states, predictions */
   mhk_index batch, length;      /* sequences of how many tokens at once; 0: 8 and 256 */
   mhk_index update_tokens;      /* tokens an update, by gradient accumulation; 0: batch * length */
@@ -1199,7 +1200,7 @@ typedef struct mhk_evaluation {
 } mhk_evaluation;
 /* Over the first windows windows (0: all) of length tokens each (0: 256); predictions inside a
    window only. teacher may be NULL. */
-MHKDEF mhk_result mhk_evaluate(mhk_model *m, mhk_model *teacher, mhk_text *text, mhk_index length, mhk_index windows,
+MHKDEF mhk_result mhk_evaluate(mhk_model *m, mhk_model *teacher, mhk_corpus *text, mhk_index length, mhk_index windows,
                                mhk_progress_fn progress, void *user, mhk_evaluation *result);
 #endif
 
@@ -2929,7 +2930,7 @@ static float mhk__f16_to_f32(uint16_t h) {
   return h & 0x8000u ? -f : f;
 }
 
-MHKDEF size_t mhk_dtype_size(mhk_dtype dtype) {
+MHKDEF size_t mhk_dtype_bytes(mhk_dtype dtype) {
   switch (dtype) {
     case MHK_F64: case MHK_I64: case MHK_U64: return 8;
     case MHK_F32: case MHK_I32: case MHK_U32: return 4;
@@ -3821,7 +3822,7 @@ static void MHK__N(mhk__pack_quantized)(mhk_real *dst, mhk_index width, mhk_inde
 }
 
 static void MHK__N(mhk__pack)(mhk_real *dst, mhk_index width, mhk_index rows, mhk_index k, mhk__matrix src) {
-  const mhk_index size = (mhk_index)mhk_dtype_size(src.dtype);
+  const mhk_index size = (mhk_index)mhk_dtype_bytes(src.dtype);
   mhk_index n;
   if (mhk__is_quantized(src.dtype)) {
     MHK__N(mhk__pack_quantized)(dst, width, rows, k, src);
@@ -4421,7 +4422,7 @@ static void MHK__N(mhk__rows_times)(mhk_index m, mhk_index n, mhk_index k, const
   }
 #endif
   for (mhk_index j = 0; j < n; j++) {
-    MHK__N(mhk__widen)(k, (const char *)w + j * k * (mhk_index)mhk_dtype_size(dtype), dtype, work);
+    MHK__N(mhk__widen)(k, (const char *)w + j * k * (mhk_index)mhk_dtype_bytes(dtype), dtype, work);
     MHK__N(mhk__few_rows)(m, 1, k, x, x, work, y + j, ldy);
   }
 }
@@ -4749,7 +4750,7 @@ static mhk__matrix mhk__mat_from(const mhk__matrix *m, mhk_index i, mhk_index j)
     at.n0 += m->col == 1 ? i : j;
     at.k0 += m->col == 1 ? j : i;
   } else if (m->data) /* there is none while work memory is counted */
-    at.data = (const char *)m->data + (i * m->row + j * m->col) * (mhk_index)mhk_dtype_size(m->dtype);
+    at.data = (const char *)m->data + (i * m->row + j * m->col) * (mhk_index)mhk_dtype_bytes(m->dtype);
   return at;
 }
 
@@ -5240,7 +5241,7 @@ MHKDEF size_t mhk_tensor_bytes(const mhk_tensor *x) {
   const mhk_quantized *q = x ? x->quantized : NULL;
   mhk_index rows;
   if (!x) return 0;
-  if (!q) return (size_t)x->count * mhk_dtype_size(x->dtype);
+  if (!q) return (size_t)x->count * mhk_dtype_bytes(x->dtype);
   const mhk_index K = x->shape[1];
   rows = mhk__max(0, mhk__min(x->shape[0], q->rows - x->base_offset / K));
   const mhk_index blocks = mhk__q_blocks(rows);
@@ -5428,7 +5429,7 @@ static mhk_tensor *mhk__view(mhk_tape *t, mhk_tensor *x, int rank, const mhk_ind
   mhk_tensor *v = (mhk_tensor *)mhk__arena_zeros(t->ctx, &t->arena, 1, sizeof *v);
   if (!v || !mhk__shape_set(t->ctx, v, rank, shape)) return NULL;
   v->dtype = x->dtype;
-  v->data = (char *)x->data + offset * (mhk_index)mhk_dtype_size(x->dtype);
+  v->data = (char *)x->data + offset * (mhk_index)mhk_dtype_bytes(x->dtype);
   v->quantized = x->quantized;
   v->grad = x->grad ? x->grad + offset : NULL;
   v->requires_grad = x->requires_grad;
@@ -10088,7 +10089,7 @@ static uint64_t mhk__little(const unsigned char *p, size_t bytes) {
 /* n elements of a little-endian array as mhk_real */
 static void mhk__unpack(mhk_dtype dtype, const void *data, mhk_index n, mhk_real *out) {
   const unsigned char *p = (const unsigned char *)data;
-  const size_t size = mhk_dtype_size(dtype);
+  const size_t size = mhk_dtype_bytes(dtype);
   if (dtype == MHK_REAL && mhk__little_endian()) {
     if (n) memcpy(out, p, (size_t)n * size);
     return;
@@ -10132,7 +10133,7 @@ static void mhk__turn(const void *data, mhk_index n, size_t size, void *out) {
 #ifndef MOHAWK_NO_STDIO
 /* the same from host memory (tensors in use) */
 static void mhk__unpack_host(mhk_dtype dtype, const void *data, mhk_index n, mhk_real *out) {
-  const size_t size = mhk_dtype_size(dtype);
+  const size_t size = mhk_dtype_bytes(dtype);
   if (mhk__little_endian())
     mhk__unpack(dtype, data, n, out);
   else
@@ -10160,7 +10161,7 @@ typedef struct mhk__shard {
 } mhk__shard;
 
 typedef struct mhk__stored {
-  mhk_file_tensor t; /* first: what the caller sees */
+  mhk_stored t; /* first: what the caller sees */
   const char *type;  /* as the file spells it, where t.dtype is 0 */
   int shard;
   size_t begin, end;
@@ -10217,7 +10218,7 @@ static int mhk__read_entry(mhk_file *f, const char *path, const mhk__json *x, si
         mhk__arena_text(ctx, &f->object.arena, dtype->text, strlen(dtype->text) < 40 ? strlen(dtype->text) : 40);
   for (i = 0; i < MHK_MAX_RANK; i++) out->t.shape[i] = 1;
   out->t.rank = shape->count < MHK_MAX_RANK ? (int)shape->count : MHK_MAX_RANK;
-  const size_t element = mhk_dtype_size(out->t.dtype);
+  const size_t element = mhk_dtype_bytes(out->t.dtype);
   for (s = shape->first, i = 0; s; s = s->next, i++) {
     const mhk_index last = i < MHK_MAX_RANK ? 1 : out->t.shape[MHK_MAX_RANK - 1];
     if (!mhk__json_integer(s, &size) || size < 0 || (uint64_t)size > (uint64_t)PTRDIFF_MAX ||
@@ -10739,7 +10740,7 @@ static int mhk__pickle_storage(mhk__unpickler *r) {
   if (!found)
     return mhk__pickle_fail(r, MHK_ERROR_FORMAT, "the storage %s is not in the archive",
                             mhk__printable(wanted.name, wanted.name_length, shown));
-  const size_t size = mhk_dtype_size(x[1]->dtype);
+  const size_t size = mhk_dtype_bytes(x[1]->dtype);
   if (x[4]->n < 0 || (uint64_t)x[4]->n > (uint64_t)(found->bytes / size) || (size_t)x[4]->n * size != found->bytes)
     return mhk__pickle_fail(r, MHK_ERROR_FORMAT,
                             "the storage %s should have %lld elements of type %s, its entry has %lld bytes",
@@ -10806,7 +10807,7 @@ static int mhk__pickle_tensor(mhk__unpickler *r, const mhk__pickled *args) {
     return mhk__pickle_fail(r, MHK_ERROR_FORMAT, "a tensor that reaches outside its storage of %lld elements",
                             (long long)x[0]->n);
   out->count = empty ? 0 : (mhk_index)count;
-  out->bytes = x[0]->bytes + (size_t)x[1]->n * mhk_dtype_size(out->dtype);
+  out->bytes = x[0]->bytes + (size_t)x[1]->n * mhk_dtype_bytes(out->dtype);
   return mhk__pickle_push(r, out);
 }
 
@@ -10972,7 +10973,7 @@ static int mhk__pickled_key_order(const void *a, const void *b) {
 
 /* the elements of a tensor in order, copied into the file's memory */
 static const void *mhk__pickled_gather(mhk_file *f, const mhk__pickled *x) {
-  const size_t size = mhk_dtype_size(x->dtype);
+  const size_t size = mhk_dtype_bytes(x->dtype);
   unsigned char *out = (unsigned char *)mhk__arena_zeros(f->object.ctx, &f->object.arena, x->count, size), *to = out;
   mhk_index at[MHK_MAX_RANK] = {0}, from = 0, i;
   for (i = 0; i < x->count && out; i++, to += size) {
@@ -11077,7 +11078,7 @@ static int mhk__read_archive(mhk_file *f, int shard, mhk__stored **entries, int 
     e->t.rank = t->rank;
     memcpy(e->t.shape, t->shape, sizeof t->shape);
     e->t.count = t->count;
-    e->t.bytes = (size_t)t->count * mhk_dtype_size(t->dtype);
+    e->t.bytes = (size_t)t->count * mhk_dtype_bytes(t->dtype);
     e->t.data = t->bytes;
     if (t->gather) {
       if (e->t.bytes > b->size - copied)
@@ -11339,18 +11340,18 @@ MHKDEF mhk_file *mhk_file_open_memory(mhk_context *ctx, const void *data, size_t
 
 MHKDEF void mhk_file_close(mhk_file *f) { mhk__object_free(f); }
 
-MHKDEF int mhk_file_tensors(const mhk_file *f) { return f ? f->n : 0; }
+MHKDEF int mhk_file_count(const mhk_file *f) { return f ? f->n : 0; }
 
-MHKDEF const mhk_file_tensor *mhk_file_tensor_at(const mhk_file *f, int i) {
+MHKDEF const mhk_stored *mhk_file_at(const mhk_file *f, int i) {
   return f && i >= 0 && i < f->n ? &f->sorted[i]->t : NULL;
 }
 
-MHKDEF const mhk_file_tensor *mhk_file_find(const mhk_file *f, const char *name) {
-  return f && name ? mhk_file_tensor_at(f, mhk__file_index(f, name)) : NULL;
+MHKDEF const mhk_stored *mhk_file_find(const mhk_file *f, const char *name) {
+  return f && name ? mhk_file_at(f, mhk__file_index(f, name)) : NULL;
 }
 
 /* the file that a tensor of f is in */
-static const char *mhk__file_path_of(const mhk_file *f, const mhk_file_tensor *x) {
+static const char *mhk__file_path_of(const mhk_file *f, const mhk_stored *x) {
   return f->shards[((const mhk__stored *)(const void *)x)->shard].path;
 }
 
@@ -11365,7 +11366,7 @@ MHKDEF const char *mhk_file_metadata(const mhk_file *f, const char *key, size_t 
   return NULL;
 }
 
-static int mhk__file_tensor_ok(mhk_context *ctx, const mhk_file_tensor *x, const void *out) {
+static int mhk__file_tensor_ok(mhk_context *ctx, const mhk_stored *x, const void *out) {
   if (mhk_failed(ctx)) return 0;
   if (!x || !x->data || (!out && x->count)) {
     mhk_fail(ctx, MHK_ERROR_ARGUMENT, "reading a tensor needs the tensor and room for it; %s is NULL",
@@ -11378,7 +11379,7 @@ static int mhk__file_tensor_ok(mhk_context *ctx, const mhk_file_tensor *x, const
              x->name ? x->name : "?");
     return 0;
   }
-  if (mhk_dtype_size(x->dtype) == 0 || x->count < 0 || x->bytes / mhk_dtype_size(x->dtype) != (size_t)x->count) {
+  if (mhk_dtype_bytes(x->dtype) == 0 || x->count < 0 || x->bytes / mhk_dtype_bytes(x->dtype) != (size_t)x->count) {
     mhk_fail(ctx, MHK_ERROR_ARGUMENT, "tensor %.200s: %lld elements of type %d are not %lld bytes",
              x->name ? x->name : "?", (long long)x->count, (int)x->dtype, (long long)x->bytes);
     return 0;
@@ -11386,19 +11387,19 @@ static int mhk__file_tensor_ok(mhk_context *ctx, const mhk_file_tensor *x, const
   return 1;
 }
 
-MHKDEF mhk_result mhk_file_read(mhk_context *ctx, const mhk_file_tensor *x, mhk_real *out) {
+MHKDEF mhk_result mhk_file_read(mhk_context *ctx, const mhk_stored *x, mhk_real *out) {
   if (!mhk__file_tensor_ok(ctx, x, out)) return mhk_error(ctx);
   mhk__unpack(x->dtype, x->data, x->count, out);
   return MHK_OK;
 }
 
-MHKDEF mhk_result mhk_file_read_i32(mhk_context *ctx, const mhk_file_tensor *x, int32_t *out) {
+MHKDEF mhk_result mhk_file_read_i32(mhk_context *ctx, const mhk_stored *x, int32_t *out) {
   if (!mhk__file_tensor_ok(ctx, x, out)) return mhk_error(ctx);
   if (x->dtype == MHK_F32 || x->dtype == MHK_F64 || x->dtype == MHK_F16 || x->dtype == MHK_BF16)
     return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "tensor %.200s has the type %s; integers are wanted",
                     x->name ? x->name : "?", mhk_dtype_name(x->dtype));
   const unsigned char *p = (const unsigned char *)x->data;
-  const size_t size = mhk_dtype_size(x->dtype);
+  const size_t size = mhk_dtype_bytes(x->dtype);
   const int is_signed = x->dtype == MHK_I8 || x->dtype == MHK_I16 || x->dtype == MHK_I32 || x->dtype == MHK_I64;
   for (mhk_index i = 0; i < x->count; i++, p += size) {
     uint64_t bits = mhk__little(p, size), magnitude;
@@ -11446,7 +11447,7 @@ static void mhk__outgoing_set(mhk__outgoing *o, const char *name, mhk_dtype dtyp
    elements before small ones, so that each is aligned to its element; then by name */
 static int mhk__outgoing_order(const void *a, const void *b) {
   const mhk__outgoing *x = (const mhk__outgoing *)a, *y = (const mhk__outgoing *)b;
-  const size_t p = mhk_dtype_size(x->dtype), q = mhk_dtype_size(y->dtype);
+  const size_t p = mhk_dtype_bytes(x->dtype), q = mhk_dtype_bytes(y->dtype);
   const int odd = (size_t)x->count * p % MHK__ALIGN != 0, odd_y = (size_t)y->count * q % MHK__ALIGN != 0;
   return odd != odd_y ? odd - odd_y : p != q ? (p > q ? -1 : 1) : strcmp(x->name, y->name);
 }
@@ -11458,7 +11459,7 @@ static int mhk__outgoing_name_order(const void *a, const void *b) {
 #define MHK__OUT_BLOCK 4096 /* elements converted at a time */
 
 static mhk_result mhk__write_outgoing(mhk_context *ctx, mhk__output *out, const mhk__outgoing *x) {
-  const size_t from = mhk_dtype_size(x->from), to = mhk_dtype_size(x->dtype);
+  const size_t from = mhk_dtype_bytes(x->from), to = mhk_dtype_bytes(x->dtype);
   mhk__mark mark = mhk__scratch_mark(ctx);
 #ifndef MOHAWK_NO_TRAINING
   if (!x->data && x->count) {
@@ -11556,7 +11557,7 @@ static mhk_result mhk__file_put(mhk_context *ctx, mhk__output *out, const char *
   }
   for (int i = 0; i < n; i++) {
     const mhk__outgoing *x = (const mhk__outgoing *)order[i];
-    const size_t bytes = mhk__size3(ctx, x->count, 1, mhk_dtype_size(x->dtype));
+    const size_t bytes = mhk__size3(ctx, x->count, 1, mhk_dtype_bytes(x->dtype));
     mhk__write_key(&w, x->name);
     mhk__write_open(&w, '{');
     mhk__write_key(&w, "dtype");
@@ -11616,7 +11617,7 @@ MHKDEF mhk_result mhk_file_write_bytes(mhk_context *ctx, const char *path, const
   return mhk__output_close_or_fail(ctx, &out);
 }
 
-MHKDEF mhk_result mhk_file_write(mhk_context *ctx, const char *path, int n, const mhk_file_tensor *tensors,
+MHKDEF mhk_result mhk_file_write(mhk_context *ctx, const char *path, int n, const mhk_stored *tensors,
                                  int n_metadata, const char *const *metadata) {
   mhk__outgoing *list;
   int j;
@@ -11630,9 +11631,9 @@ MHKDEF mhk_result mhk_file_write(mhk_context *ctx, const char *path, int n, cons
   mhk__mark mark = mhk__scratch_mark(ctx);
   list = (mhk__outgoing *)mhk__scratch(ctx, n, sizeof *list);
   for (int i = 0; i < n && list; i++) {
-    const mhk_file_tensor *x = &tensors[i];
+    const mhk_stored *x = &tensors[i];
     mhk_index count = 1;
-    if (!x->name || mhk_dtype_size(x->dtype) == 0 || x->rank < 0 || x->rank > MHK_MAX_RANK || x->count < 0 ||
+    if (!x->name || mhk_dtype_bytes(x->dtype) == 0 || x->rank < 0 || x->rank > MHK_MAX_RANK || x->count < 0 ||
         (!x->data && x->count)) {
       mhk_fail(ctx, MHK_ERROR_ARGUMENT,
                "tensor %d (%.200s) cannot be written: name, type, rank (at most %d) and data are needed", i,
@@ -12972,10 +12973,10 @@ static mhk_tokenizer *mhk__tokenizer_from_json(mhk_context *ctx, const char *jso
   return NULL;
 }
 
-MHKDEF mhk_tokenizer *mhk_tokenizer_parse(mhk_context *ctx, const char *json, size_t length) {
+MHKDEF mhk_tokenizer *mhk_tokenizer_load_memory(mhk_context *ctx, const char *json, size_t length) {
   if (mhk_failed(ctx)) return NULL;
   if (!json) {
-    mhk_fail(ctx, MHK_ERROR_ARGUMENT, "mhk_tokenizer_parse was given no text");
+    mhk_fail(ctx, MHK_ERROR_ARGUMENT, "mhk_tokenizer_load_memory was given no text");
     return NULL;
   }
   return mhk__tokenizer_from_json(ctx, json, length, "the tokenizer.json in memory", NULL, 0, NULL);
@@ -15201,8 +15202,8 @@ MHKDEF void mhk_model_destroy(mhk_model *m) {
 
 MHKDEF const mhk_config *mhk_model_config(const mhk_model *m) { return m ? &m->config : NULL; }
 MHKDEF mhk_tokenizer *mhk_model_tokenizer(const mhk_model *m) { return m ? m->tokenizer : NULL; }
-MHKDEF int mhk_model_tensors(const mhk_model *m) { return m ? m->n_tensors : 0; }
-MHKDEF mhk_tensor *mhk_model_tensor(const mhk_model *m, int i) {
+MHKDEF int mhk_model_count(const mhk_model *m) { return m ? m->n_tensors : 0; }
+MHKDEF mhk_tensor *mhk_model_at(const mhk_model *m, int i) {
   return m && i >= 0 && i < m->n_tensors ? m->tensors[i] : NULL;
 }
 
@@ -15320,15 +15321,15 @@ static void mhk__spec_in_file(const mhk_file *f, const mhk_config *c, mhk__spec 
 }
 
 /* The parts of a quantized matrix in a file: NAME, NAME_scale and perhaps NAME_rest. */
-typedef struct mhk__q_parts { const mhk_file_tensor *q, *scale, *rest; } mhk__q_parts;
+typedef struct mhk__q_parts { const mhk_stored *q, *scale, *rest; } mhk__q_parts;
 
-static const mhk_file_tensor *mhk__file_part(const mhk_file *f, const char *name, const char *part) {
+static const mhk_stored *mhk__file_part(const mhk_file *f, const char *name, const char *part) {
   char whole[128];
   mhk__print(whole, sizeof whole, "%s_%s", name, part);
   return mhk_file_find(f, whole);
 }
 
-static int mhk__has_shape(const mhk_file_tensor *x, mhk_dtype dtype, int rank, mhk_index a, mhk_index b, mhk_index c,
+static int mhk__has_shape(const mhk_stored *x, mhk_dtype dtype, int rank, mhk_index a, mhk_index b, mhk_index c,
                           mhk_index d) {
   return x && x->dtype == dtype && x->rank == rank && x->shape[0] == a && x->shape[1] == b && x->shape[2] == c &&
          x->shape[3] == d;
@@ -15363,13 +15364,13 @@ static int mhk__find_quantized(const mhk_file *f, const mhk__spec *s, mhk__q_par
   return 1;
 }
 
-static void mhk__mark_used(const mhk_file *f, const mhk_file_tensor *x, char *used) {
+static void mhk__mark_used(const mhk_file *f, const mhk_stored *x, char *used) {
   if (x) used[mhk__file_index(f, x->name)] = 1;
 }
 
 /* what tensor s of the file has against the model; nothing: it fits */
 static void mhk__match_one(mhk_model *m, const mhk_file *f, const mhk__spec *s, char *used, mhk__list *wrong) {
-  const mhk_file_tensor *x = mhk_file_find(f, s->name);
+  const mhk_stored *x = mhk_file_find(f, s->name);
   mhk__q_parts parts;
   char have[160], want[160], reason[160], line[700];
   int k, ok;
@@ -15451,14 +15452,14 @@ static int mhk__match_tensors(mhk_model *m, const mhk_file *f, const char *path,
 }
 
 /* Whether two tensors of a file are the same numbers. */
-static int mhk__same_tensor(mhk_context *ctx, const mhk_file_tensor *x, const mhk_file_tensor *y) {
+static int mhk__same_tensor(mhk_context *ctx, const mhk_stored *x, const mhk_stored *y) {
   mhk_real a[1024], b[1024];
   if (x->count != y->count || memcmp(x->shape, y->shape, sizeof x->shape) != 0 || !x->dtype || !y->dtype) return 0;
   if (x->dtype == y->dtype) return x->data == y->data || memcmp(x->data, y->data, x->bytes) == 0;
   for (mhk_index i = 0; i < x->count; i += 1024) {
     const mhk_index n = x->count - i < 1024 ? x->count - i : 1024;
-    mhk__unpack(x->dtype, (const char *)x->data + (size_t)i * mhk_dtype_size(x->dtype), n, a);
-    mhk__unpack(y->dtype, (const char *)y->data + (size_t)i * mhk_dtype_size(y->dtype), n, b);
+    mhk__unpack(x->dtype, (const char *)x->data + (size_t)i * mhk_dtype_bytes(x->dtype), n, a);
+    mhk__unpack(y->dtype, (const char *)y->data + (size_t)i * mhk_dtype_bytes(y->dtype), n, b);
     for (mhk_index k = 0; k < n; k++)
       if (!(a[k] == b[k])) return 0;
   }
@@ -15469,7 +15470,7 @@ static int mhk__same_tensor(mhk_context *ctx, const mhk_file_tensor *x, const mh
    has it from version 5 on. */
 static void mhk__untie_head(mhk_context *ctx, mhk_config *c, const mhk_file *f, const char *path,
                             const char *config_path) {
-  const mhk_file_tensor *head = mhk_file_find(f, "lm_head.weight"), *embedding;
+  const mhk_stored *head = mhk_file_find(f, "lm_head.weight"), *embedding;
   mhk__spec s;
   if (!c->tie_embeddings || !head || !mhk__spec_of(c, 0, MHK__EMBEDDING, &s)) return;
   mhk__spec_in_file(f, c, &s);
@@ -15483,9 +15484,9 @@ static void mhk__untie_head(mhk_context *ctx, mhk_config *c, const mhk_file *f, 
 
 /* Puts one stored tensor in place: mapped where the layout of the file serves as it is, else
    copied. */
-static int mhk__place_tensor(mhk_model *m, mhk_tensor *x, const mhk_file_tensor *from, int matrix) {
+static int mhk__place_tensor(mhk_model *m, mhk_tensor *x, const mhk_stored *from, int matrix) {
   mhk_context *ctx = m->object.ctx;
-  const size_t size = mhk_dtype_size(from->dtype);
+  const size_t size = mhk_dtype_bytes(from->dtype);
   if (matrix && from->dtype != MHK_F64) {
     x->dtype = from->dtype;
     if (mhk__little_endian() && (uintptr_t)from->data % size == 0) {
@@ -15782,7 +15783,7 @@ static uint64_t mhk__model_hash(const mhk_model *m) {
   h = mhk__hash(h, c->mixer, (size_t)c->n_layer);
   for (int i = 0; i < m->n_tensors; i++) {
     const mhk_tensor *x = m->tensors[i];
-    const size_t size = mhk_dtype_size(x->dtype);
+    const size_t size = mhk_dtype_bytes(x->dtype);
     const mhk_index stride = x->count > 256 ? x->count / 256 : 1;
     if (x->name) h = mhk__hash(h, x->name, strlen(x->name));
     for (mhk_index j = 0; j < x->rank; j++) {
@@ -16141,7 +16142,7 @@ MHKDEF mhk_result mhk_save(mhk_model *m, const char *path, mhk_dtype dtype) {
   if ((int)dtype == 0) dtype = MHK_F32;
   if (dtype != MHK_F32 && dtype != MHK_F16 && dtype != MHK_BF16 && !mhk__is_quantized(dtype))
     return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "a model can be saved as F32, F16, BF16, Q8 or Q4, not as %s",
-                    mhk_dtype_size(dtype) ? mhk_dtype_name(dtype) : "an unknown type");
+                    mhk_dtype_bytes(dtype) ? mhk_dtype_name(dtype) : "an unknown type");
   if (mhk__is_quantized(dtype) && !mhk__any_quantized(m)) {
     mhk_quantize_desc desc;
     memset(&desc, 0, sizeof desc);
@@ -17406,7 +17407,7 @@ static size_t mhk__session_plan(const mhk_model *m, const mhk_session_desc *desc
   return sizeof(mhk__chunk) + MHK__ALIGN + p.used;
 }
 
-MHKDEF size_t mhk_session_size(const mhk_model *m, const mhk_session_desc *desc) {
+MHKDEF size_t mhk_session_bytes(const mhk_model *m, const mhk_session_desc *desc) {
   mhk_session s;
   size_t work;
   return m && m->object.ctx->result == MHK_OK ? mhk__session_plan(m, desc, &s, &work) : 0;
@@ -18382,7 +18383,7 @@ static double mhk__state_bytes(const mhk_session *s, double rows, double tokens)
              (double)sizeof(mhk_real);
 }
 
-MHKDEF size_t mhk_session_state_size(const mhk_session *s, mhk_index sequence) {
+MHKDEF size_t mhk_session_state_bytes(const mhk_session *s, mhk_index sequence) {
   if (!s || sequence < 0 || sequence >= s->batch) return 0;
   return (size_t)mhk__state_bytes(s, (double)mhk__rows_needed(s, s->sequences[sequence].position), (double)s->recent);
 }
@@ -18428,13 +18429,13 @@ static void mhk__state_write(const mhk_session *s, mhk_index sequence, mhk__stat
   mhk__state_put(o, head, 8);
 }
 
-MHKDEF mhk_result mhk_session_save(mhk_session *s, mhk_index sequence, void *state, size_t bytes) {
+MHKDEF mhk_result mhk_session_save_memory(mhk_session *s, mhk_index sequence, void *state, size_t bytes) {
   mhk__state_out o;
   if (!mhk__sequence_there(s, sequence)) return s ? s->object.ctx->result : MHK_ERROR_MEMORY;
-  if (!state || bytes < mhk_session_state_size(s, sequence))
+  if (!state || bytes < mhk_session_state_bytes(s, sequence))
     return mhk_fail(s->object.ctx, MHK_ERROR_ARGUMENT,
                     "the state of sequence %lld takes %.0f bytes, there is room for %.0f", (long long)sequence,
-                    (double)mhk_session_state_size(s, sequence), state ? (double)bytes : 0.0);
+                    (double)mhk_session_state_bytes(s, sequence), state ? (double)bytes : 0.0);
   memset(&o, 0, sizeof o);
   o.to = (unsigned char *)state;
   mhk__state_write(s, sequence, &o);
@@ -18499,13 +18500,13 @@ static mhk_result mhk__state_load(mhk_session *s, mhk_index sequence, const void
   return MHK_OK;
 }
 
-MHKDEF mhk_result mhk_session_load(mhk_session *s, mhk_index sequence, const void *state, size_t bytes) {
+MHKDEF mhk_result mhk_session_load_memory(mhk_session *s, mhk_index sequence, const void *state, size_t bytes) {
   if (!mhk__sequence_there(s, sequence)) return s ? s->object.ctx->result : MHK_ERROR_MEMORY;
   return mhk__state_load(s, sequence, state, bytes, "the block");
 }
 
 #ifndef MOHAWK_NO_STDIO
-MHKDEF mhk_result mhk_session_save_file(mhk_session *s, mhk_index sequence, const char *path) {
+MHKDEF mhk_result mhk_session_save(mhk_session *s, mhk_index sequence, const char *path) {
   mhk__output file;
   mhk__state_out o;
   if (!mhk__sequence_there(s, sequence)) return s ? s->object.ctx->result : MHK_ERROR_MEMORY;
@@ -18517,7 +18518,7 @@ MHKDEF mhk_result mhk_session_save_file(mhk_session *s, mhk_index sequence, cons
   return mhk__output_close_or_fail(s->object.ctx, &file);
 }
 
-MHKDEF mhk_result mhk_session_load_file(mhk_session *s, mhk_index sequence, const char *path) {
+MHKDEF mhk_result mhk_session_load(mhk_session *s, mhk_index sequence, const char *path) {
   mhk__bytes bytes;
   if (!mhk__sequence_there(s, sequence)) return s ? s->object.ctx->result : MHK_ERROR_MEMORY;
   if (!mhk__path_fits(s->object.ctx, path) || !mhk__bytes_open_or_fail(s->object.ctx, path, &bytes))
@@ -18669,7 +18670,7 @@ struct mhk_speculation {
   mhk_index n_seen;
   const mhk_sampling *how;                      /* while a round is computed */
   int drafted;
-  mhk_speculation_counts counts;
+  mhk_speculation_info counts;
 };
 
 MHKDEF mhk_speculation *mhk_speculation_create(const mhk_speculation_desc *desc) {
@@ -18708,8 +18709,8 @@ MHKDEF mhk_speculation *mhk_speculation_create(const mhk_speculation_desc *desc)
   return x;
 }
 
-MHKDEF mhk_speculation_counts mhk_speculation_count(const mhk_speculation *x) {
-  mhk_speculation_counts none;
+MHKDEF mhk_speculation_info mhk_speculation_progress(const mhk_speculation *x) {
+  mhk_speculation_info none;
   memset(&none, 0, sizeof none);
   return x ? x->counts : none;
 }
@@ -18913,7 +18914,7 @@ static int mhk__is_finite(double x) { return x - x == 0.0; }
 
 /* ---------------------------------------------------------------------------------------- text */
 
-struct mhk_text {
+struct mhk_corpus {
   mhk__object object;
   int32_t *tokens;
   mhk_index n;
@@ -18960,16 +18961,16 @@ static int mhk__pile_room(mhk_context *ctx, mhk__pile *p, mhk_index extra) {
 static int mhk__is_blank(unsigned char c) { return c == ' ' || (c >= 9 && c <= 13) || (c >= 28 && c <= 31); }
 #endif
 
-typedef struct mhk__text_build {
+typedef struct mhk__corpus_build {
   mhk_context *ctx;
   mhk_tokenizer *tokenizer;
   mhk__pile ids;    /* int32_t: every passage once */
   mhk__pile pieces; /* mhk_index pairs: first, count of a document, as often as it is used */
-} mhk__text_build;
+} mhk__corpus_build;
 
 #ifndef MOHAWK_NO_STDIO
 /* One passage: blanks at both ends dropped, tokenised, noted repeat times. */
-static void mhk__text_passage(mhk__text_build *b, const unsigned char *text, size_t n, int repeat) {
+static void mhk__corpus_passage(mhk__corpus_build *b, const unsigned char *text, size_t n, int repeat) {
   mhk_index *piece;
   while (n > 0 && mhk__is_blank(text[0])) text++, n--;
   while (n > 0 && mhk__is_blank(text[n - 1])) n--;
@@ -18993,18 +18994,19 @@ static void mhk__text_passage(mhk__text_build *b, const unsigned char *text, siz
 }
 
 /* One document; longest > 0: cut at line ends as soon as a passage is longer than that. */
-static void mhk__text_document(mhk__text_build *b, const unsigned char *text, size_t n, size_t longest, int repeat) {
+static void mhk__corpus_document(mhk__corpus_build *b, const unsigned char *text, size_t n, size_t longest,
+                                 int repeat) {
   size_t from = 0, i;
   for (i = 0; longest > 0 && i < n && b->ctx->result == MHK_OK; i++)
     if (text[i] == '\n' && i + 1 - from > longest) {
-      mhk__text_passage(b, text + from, i + 1 - from, repeat);
+      mhk__corpus_passage(b, text + from, i + 1 - from, repeat);
       from = i + 1;
     }
-  if (b->ctx->result == MHK_OK) mhk__text_passage(b, text + from, n - from, repeat);
+  if (b->ctx->result == MHK_OK) mhk__corpus_passage(b, text + from, n - from, repeat);
 }
 
 /* Is this text in UTF-8? 0 and an error if it cannot be, a warning if parts of it are not. */
-static int mhk__text_check(mhk_context *ctx, const char *path, const unsigned char *text, size_t n) {
+static int mhk__corpus_check(mhk_context *ctx, const char *path, const unsigned char *text, size_t n) {
   size_t at = 0, first = n, bad = 0, zeros = 0, step;
   const char *looks = "";
   for (; at < n; at += step) {
@@ -19035,39 +19037,39 @@ static int mhk__text_check(mhk_context *ctx, const char *path, const unsigned ch
   return share < 1;
 }
 
-static void mhk__text_read(mhk__text_build *b, const char *path, const unsigned char *data, size_t size,
+static void mhk__corpus_read(mhk__corpus_build *b, const char *path, const unsigned char *data, size_t size,
                            size_t longest, int repeat) {
   const size_t mark = sizeof(MHK__END_TEXT) - 1;
   size_t from = 0, i;
   if (size >= 3 && memcmp(data, "\xEF\xBB\xBF", 3) == 0) from = 3;
-  if (!mhk__text_check(b->ctx, path, data, size)) return;
+  if (!mhk__corpus_check(b->ctx, path, data, size)) return;
   for (i = from; b->ctx->result == MHK_OK && i < size;) {
     const unsigned char *p = (const unsigned char *)memchr(data + i, '<', size - i);
     if (!p) break;
     i = (size_t)(p - data);
     if (size - i >= mark && memcmp(p, MHK__END_TEXT, mark) == 0) {
-      mhk__text_document(b, data + from, i - from, longest, repeat);
+      mhk__corpus_document(b, data + from, i - from, longest, repeat);
       from = i += mark;
     } else
       i++;
   }
-  if (b->ctx->result == MHK_OK) mhk__text_document(b, data + from, size - from, longest, repeat);
+  if (b->ctx->result == MHK_OK) mhk__corpus_document(b, data + from, size - from, longest, repeat);
 }
 
-static void mhk__text_file(mhk__text_build *b, const char *path, size_t longest, int repeat) {
+static void mhk__corpus_file(mhk__corpus_build *b, const char *path, size_t longest, int repeat) {
   mhk__bytes bytes;
   const int error = mhk__bytes_open(path, &bytes);
   if (error)
     mhk_fail(b->ctx, MHK_ERROR_FILE, "the text %s cannot be read: %s", path, mhk__file_reason(error));
   else
-    mhk__text_read(b, path, bytes.data, bytes.size, longest, repeat);
+    mhk__corpus_read(b, path, bytes.data, bytes.size, longest, repeat);
   mhk__bytes_close(&bytes);
 }
 #endif
 
 /* tokens and documents of a new text; NULL with an error when they do not fit in memory */
-static mhk_text *mhk__text_new(mhk_context *ctx, mhk_index n, mhk_index documents) {
-  mhk_text *x = (mhk_text *)mhk__object_new(ctx, sizeof(mhk_text), NULL);
+static mhk_corpus *mhk__corpus_new(mhk_context *ctx, mhk_index n, mhk_index documents) {
+  mhk_corpus *x = (mhk_corpus *)mhk__object_new(ctx, sizeof(mhk_corpus), NULL);
   if (!x) return NULL;
   x->tokens = (int32_t *)mhk__arena_alloc(ctx, &x->object.arena, mhk__size3(ctx, n, 1, sizeof(int32_t)));
   x->start = (mhk_index *)mhk__arena_alloc(ctx, &x->object.arena, mhk__size3(ctx, documents + 1, 1, sizeof(mhk_index)));
@@ -19081,9 +19083,9 @@ static mhk_text *mhk__text_new(mhk_context *ctx, mhk_index n, mhk_index document
 }
 
 #ifndef MOHAWK_NO_STDIO
-MHKDEF mhk_text *mhk_text_load(mhk_context *ctx, mhk_tokenizer *k, const mhk_text_desc *desc) {
-  mhk__text_build b;
-  mhk_text *x = NULL;
+MHKDEF mhk_corpus *mhk_corpus_load(mhk_context *ctx, mhk_tokenizer *k, const mhk_corpus_desc *desc) {
+  mhk__corpus_build b;
+  mhk_corpus *x = NULL;
   mhk_index i, j, total = 0, at = 0, *piece;
   if (mhk_failed(ctx)) return NULL;
   if (!k || !desc || desc->n_files <= 0 || !desc->files) {
@@ -19103,10 +19105,10 @@ MHKDEF mhk_text *mhk_text_load(mhk_context *ctx, mhk_tokenizer *k, const mhk_tex
       mhk_fail(ctx, MHK_ERROR_ARGUMENT,
                "file %d of a text: it needs a name and to be used between 0 and a million times, not %d", f, repeat);
     else if (repeat > 0 && desc->texts && desc->texts[f])
-      mhk__text_read(&b, desc->files[f], (const unsigned char *)desc->texts[f],
+      mhk__corpus_read(&b, desc->files[f], (const unsigned char *)desc->texts[f],
                      desc->lengths ? desc->lengths[f] : strlen(desc->texts[f]), longest, repeat);
     else if (repeat > 0)
-      mhk__text_file(&b, desc->files[f], longest, repeat);
+      mhk__corpus_file(&b, desc->files[f], longest, repeat);
   }
   if (ctx->result == MHK_OK && b.pieces.n == 0)
     mhk_fail(ctx, MHK_ERROR_FORMAT, "there is no text in %s%s", desc->files[0],
@@ -19130,7 +19132,7 @@ MHKDEF mhk_text *mhk_text_load(mhk_context *ctx, mhk_tokenizer *k, const mhk_tex
       mhk_fail(ctx, MHK_ERROR_MEMORY, "the text has more tokens than this machine can count");
     else total += count;
   }
-  if (ctx->result == MHK_OK) x = mhk__text_new(ctx, total, b.pieces.n);
+  if (ctx->result == MHK_OK) x = mhk__corpus_new(ctx, total, b.pieces.n);
   for (i = 0; x && i < b.pieces.n; i++) {
     const int32_t *from = (const int32_t *)(const void *)b.ids.data + piece[2 * i];
     x->start[i] = at;
@@ -19149,7 +19151,7 @@ MHKDEF mhk_text *mhk_text_load(mhk_context *ctx, mhk_tokenizer *k, const mhk_tex
 }
 #endif
 
-MHKDEF mhk_text *mhk_text_from_tokens(mhk_context *ctx, const int32_t *tokens, mhk_index n, int32_t end) {
+MHKDEF mhk_corpus *mhk_corpus_from_tokens(mhk_context *ctx, const int32_t *tokens, mhk_index n, int32_t end) {
   mhk_index i, documents = 1;
   if (mhk_failed(ctx)) return NULL;
   if (!tokens || n <= 0) {
@@ -19164,7 +19166,7 @@ MHKDEF mhk_text *mhk_text_from_tokens(mhk_context *ctx, const int32_t *tokens, m
     }
     if (i > 0 && end >= 0 && tokens[i] == end) documents++;
   }
-  mhk_text *x = mhk__text_new(ctx, n, documents);
+  mhk_corpus *x = mhk__corpus_new(ctx, n, documents);
   if (!x) return NULL;
   memcpy(x->tokens, tokens, (size_t)n * sizeof(int32_t));
   documents = 0;
@@ -19179,13 +19181,14 @@ MHKDEF mhk_text *mhk_text_from_tokens(mhk_context *ctx, const int32_t *tokens, m
 /* Rounds of sequences in step, each from one end-of-text token on. A sequence that ends a document
    goes on with the next one, as in the packed text that language models are trained on, so that no
    work is lost; after about 210 to 320 tokens a new round starts afresh. */
-MHKDEF mhk_text *mhk_text_sample(mhk_model *m, mhk_index tokens, uint64_t seed, mhk_progress_fn progress, void *user) {
+MHKDEF mhk_corpus *mhk_corpus_sample(mhk_model *m, mhk_index tokens, uint64_t seed, mhk_progress_fn progress,
+                                     void *user) {
   mhk_context *ctx;
   mhk_session_desc sd;
   mhk_sampling how;
   mhk__pile all, round;
   mhk__rng r;
-  mhk_text *x = NULL;
+  mhk_corpus *x = NULL;
   mhk_index batch, longest, done = 0;
   int32_t first[MHK__SAMPLE_BATCH];
   int stop = 0, i;
@@ -19237,17 +19240,17 @@ MHKDEF mhk_text *mhk_text_sample(mhk_model *m, mhk_index tokens, uint64_t seed, 
     }
   if (progress && !stop && ctx->result == MHK_OK) progress(user, done, tokens);
   if (s) mhk_session_destroy(s);
-  if (ctx->result == MHK_OK) x = mhk_text_from_tokens(ctx, (const int32_t *)(const void *)all.data, done, end);
+  if (ctx->result == MHK_OK) x = mhk_corpus_from_tokens(ctx, (const int32_t *)(const void *)all.data, done, end);
   mhk__pile_free(ctx, &all);
   mhk__pile_free(ctx, &round);
   return x;
 }
 
-MHKDEF void mhk_text_destroy(mhk_text *x) {
+MHKDEF void mhk_corpus_destroy(mhk_corpus *x) {
   if (x) mhk__object_free(x);
 }
 
-MHKDEF mhk_index mhk_text_tokens(const mhk_text *x, const int32_t **tokens) {
+MHKDEF mhk_index mhk_corpus_tokens(const mhk_corpus *x, const int32_t **tokens) {
   if (tokens) *tokens = x ? x->tokens : NULL;
   return x ? x->n : 0;
 }
@@ -19879,7 +19882,7 @@ struct mhk_trainer {
 static mhk_context *mhk__trainer_context(const mhk_trainer *tr) { return tr ? tr->object.ctx : NULL; }
 
 static void mhk__shuffle_documents(mhk_trainer *tr) {
-  const mhk_index n = tr->desc.text->n_documents;
+  const mhk_index n = tr->desc.corpus->n_documents;
   mhk__rng r;
   mhk__rng_seed(&r, (tr->desc.seed ^ 0x5DEECE66Du) + tr->epoch * 0x9E3779B97F4A7C15u);
   for (mhk_index i = 0; i < n; i++) tr->order[i] = i;
@@ -19893,7 +19896,7 @@ static void mhk__shuffle_documents(mhk_trainer *tr) {
 /* The next batch: every worker draws all of its windows and keeps its share, so that together they
    see the same text as one would. */
 static void mhk__next_batch(mhk_trainer *tr) {
-  const mhk_text *x = tr->desc.text;
+  const mhk_corpus *x = tr->desc.corpus;
   const mhk_index T = tr->desc.length;
   mhk_index row, mine = 0;
   for (row = 0; row < tr->desc.batch; row++) {
@@ -20209,7 +20212,7 @@ MHKDEF int mhk_train_step(mhk_trainer *tr) {
   mhk_progress_info *p = &tr->info;
   p->stage_done = 0;
   if (tr->finished) return 0;
-  if (!tr->desc.text) {
+  if (!tr->desc.corpus) {
     mhk_fail(ctx, MHK_ERROR_STATE,
              "this trainer has no text: give one in the description, or drive it with mhk_train_on()");
     return 0;
@@ -20331,8 +20334,8 @@ static char *mhk__run_text(mhk_trainer *tr) {
                  d->precision == MHK_PRECISION_BF16 ? MHK__REAL_TEXT " with products of BF16" : MHK__REAL_TEXT);
   mhk__hex(mhk__model_hash(d->teacher), hex);
   mhk__fact_text(&w, 0, "teacher's weights", hex);
-  mhk__fact_integer(&w, 0, "tokens of text", d->text ? d->text->n : 0);
-  mhk__hex(d->text ? mhk__hash(MHK__HASH_START, d->text->tokens, (size_t)d->text->n * sizeof(int32_t)) : 0, hex);
+  mhk__fact_integer(&w, 0, "tokens of text", d->corpus ? d->corpus->n : 0);
+  mhk__hex(d->corpus ? mhk__hash(MHK__HASH_START, d->corpus->tokens, (size_t)d->corpus->n * sizeof(int32_t)) : 0, hex);
   mhk__fact_text(&w, 0, "text", hex);
   for (int i = 1; i <= 3; i++) {
     const mhk_stage_desc *s = &d->stages[i - 1];
@@ -20523,7 +20526,7 @@ static int mhk__saved_parse(const char *text, size_t n, size_t values, uint64_t 
 /* what cannot be true of a checkpoint of this run, or NULL */
 static const char *mhk__saved_wrong(mhk_trainer *tr, const uint64_t v[MHK__SAVED]) {
   const double loss = mhk__double_of(v[12]), seconds = mhk__double_of(v[13]);
-  const mhk_text *x = tr->desc.text;
+  const mhk_corpus *x = tr->desc.corpus;
   if (v[0] < 1 || v[0] > 3 || v[2] > 1 || v[3] > 3 || v[4] > (uint64_t)PTRDIFF_MAX)
     return "its place in the run is impossible";
   if (v[2] && (v[0] != 3 || v[1] != 0)) return "it says that the run is finished, in the middle of it";
@@ -20552,7 +20555,7 @@ static int mhk__resume_tensors(mhk_trainer *tr, const mhk_file *f, int read, cha
   mhk__outgoing o;
   int i, k, same = 1;
   for (i = 0; same && mhk__checkpoint_tensor(tr, i, &o); i++) {
-    const mhk_file_tensor *y = mhk_file_find(f, o.name);
+    const mhk_stored *y = mhk_file_find(f, o.name);
     same = y && y->dtype == MHK_REAL && y->rank == o.rank;
     for (k = 0; same && k < o.rank; k++) same = y->shape[k] == o.shape[k];
     if (!same)
@@ -20747,16 +20750,16 @@ static int mhk__distill_check(mhk_context *ctx, const mhk_distill_desc *d) {
                i + 1, (long long)s->tokens, (long long)d->update_tokens);
       return 0;
     }
-    if (s->tokens > 0 && d->text && d->text->largest >= d->teacher->config.vocab_size) {
+    if (s->tokens > 0 && d->corpus && d->corpus->largest >= d->teacher->config.vocab_size) {
       mhk_fail(ctx, MHK_ERROR_ARGUMENT,
                "the text has token %ld, the teacher's vocabulary ends at %d: was it made with another "
                "tokenizer?",
-               (long)d->text->largest, d->teacher->config.vocab_size - 1);
+               (long)d->corpus->largest, d->teacher->config.vocab_size - 1);
       return 0;
     }
-    if (s->tokens > 0 && d->text && d->windows == MHK_WINDOWS_RANDOM && d->text->n < d->length) {
+    if (s->tokens > 0 && d->corpus && d->windows == MHK_WINDOWS_RANDOM && d->corpus->n < d->length) {
       mhk_fail(ctx, MHK_ERROR_ARGUMENT, "the text has %lld tokens, too few for one window of %lld",
-               (long long)d->text->n, (long long)d->length);
+               (long long)d->corpus->n, (long long)d->length);
       return 0;
     }
   }
@@ -20827,7 +20830,7 @@ static void mhk__trainer_fill(mhk_trainer *tr, mhk_context *ctx) {
   tr->window = (int32_t *)mhk__arena_zeros(ctx, arena, window, sizeof(int32_t));
   if (d->windows == MHK_WINDOWS_PACKED) {
     tr->window_doc = (int32_t *)mhk__arena_zeros(ctx, arena, window, sizeof(int32_t));
-    if (d->text) tr->order = (mhk_index *)mhk__arena_zeros(ctx, arena, d->text->n_documents, sizeof(mhk_index));
+    if (d->corpus) tr->order = (mhk_index *)mhk__arena_zeros(ctx, arena, d->corpus->n_documents, sizeof(mhk_index));
   }
   if (ctx->result != MHK_OK) return;
   for (int i = 1; i <= 3; i++) { /* the optimiser of the largest stage, now rather than in the middle of the run */
@@ -20999,9 +21002,9 @@ MHKDEF double mhk_distill_bytes(const mhk_distill_desc *desc) {
   }
   bytes = mhk__arena_bytes(2.0 * model * real) + mhk__arena_bytes((d.exchange ? 3.0 : 2.0) * trained * real);
   bytes += mhk__arena_bytes(1.1 * tape * rows * real) + mhk__arena_bytes(scratch * real);
-  if (d.text)
+  if (d.corpus)
     bytes +=
-        4.0 * (double)d.text->n + 8.0 * (double)d.text->n_documents * (d.windows == MHK_WINDOWS_PACKED ? 2.0 : 1.0);
+        4.0 * (double)d.corpus->n + 8.0 * (double)d.corpus->n_documents * (d.windows == MHK_WINDOWS_PACKED ? 2.0 : 1.0);
   return bytes + 2e6;
 }
 
@@ -21050,7 +21053,7 @@ static void mhk__window_mean(const double *x, mhk_index n, double *mean, double 
   *error = n > 1 ? sqrt(square / (double)(n - 1) / (double)n) : 0.0;
 }
 
-MHKDEF mhk_result mhk_evaluate(mhk_model *m, mhk_model *teacher, mhk_text *text, mhk_index length, mhk_index windows,
+MHKDEF mhk_result mhk_evaluate(mhk_model *m, mhk_model *teacher, mhk_corpus *text, mhk_index length, mhk_index windows,
                                mhk_progress_fn progress, void *user, mhk_evaluation *result) {
   mhk_context *ctx;
   mhk__scores s;
@@ -21793,7 +21796,7 @@ static void mhk__bf16_any(uint32_t *block, mhk__matrix src, mhk_index rows, mhk_
 /* panels of width rows: word p of all rows, then word p + 1; words: of k, padded */
 static inline void mhk__bf16_panels(uint32_t *dst, mhk_index width, mhk_index rows, mhk_index k, mhk_index words,
                                     mhk__matrix src) {
-  const mhk_index size = (mhk_index)mhk_dtype_size(src.dtype), wide = mhk__up(width, 16);
+  const mhk_index size = (mhk_index)mhk_dtype_bytes(src.dtype), wide = mhk__up(width, 16);
   const __mmask16 last = (__mmask16)(0xFFFFu >> (wide - width));
   uint32_t room[16 * 16 + 16], *block = room + (64 - (uintptr_t)room % 64) % 64 / 4;
   if (src.row == 1 && src.dtype != MHK_F64) { /* along the lines: each is fetched once, however far the next one is */
@@ -21905,7 +21908,7 @@ static void mhk__dot_fill(mhk__narrow *u) {
    two such for 32 rows; columns as above. */
 #define MHK__AMX_K 32
 static void mhk__amx_pack_a(void *to, mhk_index rows, mhk_index k, mhk__matrix src) {
-  const mhk_index size = (mhk_index)mhk_dtype_size(src.dtype), words = mhk__up(k, MHK__AMX_K) / 2;
+  const mhk_index size = (mhk_index)mhk_dtype_bytes(src.dtype), words = mhk__up(k, MHK__AMX_K) / 2;
   uint32_t room[16 * 16 + 16], *block = room + (64 - (uintptr_t)room % 64) % 64 / 4, *dst = (uint32_t *)to;
   for (mhk_index i = 0; i < mhk__up(rows, 32); i += 16)
     for (mhk_index p = 0; p < words; p += 16, dst += 16 * 16) {
@@ -22374,6 +22377,17 @@ MHKDEF const char *mhk_bf16_name(const mhk_context *ctx) { return ctx ? mhk__bf1
 #undef MHK__TEXT
 /*
    REVISIONS
+   0.3.0  Renamed. A corpus: mhk_text, mhk_text_desc and mhk_text_load, _from_tokens, _sample,
+          _destroy and _tokens to mhk_corpus...; mhk_distill_desc.text to .corpus. A bare name takes
+          a path, _memory takes bytes: mhk_session_save and _load to mhk_session_save_memory and
+          mhk_session_load_memory, mhk_session_save_file and _load_file to mhk_session_save and
+          mhk_session_load, mhk_tokenizer_parse to mhk_tokenizer_load_memory. Lists have _count, _at
+          and _find: mhk_file_tensors to mhk_file_count, mhk_file_tensor_at to mhk_file_at, the type
+          mhk_file_tensor to mhk_stored, mhk_model_tensors to mhk_model_count, mhk_model_tensor to
+          mhk_model_at; mhk_speculation_count and the type mhk_speculation_counts, which is no list,
+          to mhk_speculation_progress and mhk_speculation_info. Sizes end in _bytes:
+          mhk_session_size to mhk_session_bytes, mhk_session_state_size to
+          mhk_session_state_bytes, mhk_dtype_size to mhk_dtype_bytes.
    0.2.0  Renamed: mhk_quantise, mhk_quantise_desc and mhk_quantised to mhk_quantize,
           mhk_quantize_desc and mhk_quantized. New: mhk_load_with, mhk_model_ends,
           mhk_model_set_ends, mhk_model_tokenizer_error, mhk_encode_prompt, mhk_tokenizer_start,

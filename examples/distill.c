@@ -14,7 +14,7 @@ int main(int argc, char **argv) {
   mhk_context *ctx;
   mhk_model *teacher;
   mhk_distill_desc run;
-  mhk_text_desc text;
+  mhk_corpus_desc text;
   mhk_trainer *trainer;
   char student[512];
   int more = 1, failed;
@@ -34,7 +34,7 @@ int main(int argc, char **argv) {
 
   memset(&run, 0, sizeof run);
   run.teacher = teacher;
-  run.text = mhk_text_load(ctx, mhk_model_tokenizer(teacher), &text);
+  run.corpus = mhk_corpus_load(ctx, mhk_model_tokenizer(teacher), &text);
   run.out = argv[3];             /* checkpoints; resumes a run it finds there */
   run.stages[0].tokens = 50000;  /* matrix orientation */
   run.stages[1].tokens = 100000; /* hidden-state alignment */

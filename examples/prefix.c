@@ -39,7 +39,7 @@ int main(int argc, char **argv) {
   reader = mhk_session_create(model, &desc);     /* one sequence */
   desc.batch = WAYS;
   session = mhk_session_create(model, &desc);    /* three sequences per step */
-  printf("sessions: %.0f KB\n", 1e-3 * (double)(mhk_session_size(model, &desc)));
+  printf("sessions: %.0f KB\n", 1e-3 * (double)(mhk_session_bytes(model, &desc)));
 
   start = clock();
   mhk_feed_text(reader, prompt);
@@ -50,7 +50,7 @@ int main(int argc, char **argv) {
   for (way = 0; way < WAYS; way++) mhk_session_copy(session, way, reader, 0);
   copied = milliseconds(start);
   start = clock();
-  mhk_session_save_file(reader, 0, file);
+  mhk_session_save(reader, 0, file);
   saved = milliseconds(start);
 
   memset(&sampling, 0, sizeof sampling);
@@ -69,13 +69,13 @@ int main(int argc, char **argv) {
   /* later: no token of the prompt is computed again */
   mhk_session_reset(reader);
   start = clock();
-  mhk_session_load_file(reader, 0, file);
+  mhk_session_load(reader, 0, file);
   loaded = milliseconds(start);
   sampling.temperature = -1; /* greedy: the same continuation as without the save */
   printf("loaded: ...");
   for (i = 0; i < TOKENS && (token = mhk_sample(reader, &sampling)) >= 0; i++) fputs(mhk_text_out(reader), stdout);
   printf("\n%lld tokens: fed in %.2f ms, copied %d times in %.2f ms, saved (%.0f KB) in %.2f ms, loaded in %.2f ms\n",
-         (long long)n, fed, WAYS, copied, 1e-3 * (double)mhk_session_state_size(reader, 0), saved, loaded);
+         (long long)n, fed, WAYS, copied, 1e-3 * (double)mhk_session_state_bytes(reader, 0), saved, loaded);
 
   failed = mhk_failed(ctx);
   if (failed) fprintf(stderr, "%s\n", mhk_message(ctx));

@@ -5,9 +5,19 @@
    compiler, its flags and its libm: they are compared, never recorded in the project. */
 #define MOHAWK_IMPLEMENTATION
 #include "test.h"
-#include "models.h"
 
-#if MHK_VERSION_MINOR < 2 /* names of older headers */
+#if MHK_VERSION_MINOR < 3 /* names of older headers */
+#define mhk_corpus mhk_text
+#define corpus text
+#define mhk_corpus_from_tokens mhk_text_from_tokens
+#define mhk_corpus_sample mhk_text_sample
+#define mhk_corpus_tokens mhk_text_tokens
+#define mhk_model_count mhk_model_tensors
+#define mhk_model_at mhk_model_tensor
+#define mhk_session_state_bytes mhk_session_state_size
+#define mhk_session_save_memory mhk_session_save
+#endif
+#if MHK_VERSION_MINOR < 2
 #define mhk_quantize mhk_quantise
 #define mhk_quantize_desc mhk_quantise_desc
 #endif
@@ -17,6 +27,7 @@
 #define mhk_attention(t, q, k, v, doc) mhk_attention(t, q, k, v, doc, NULL)
 #define mhk_conv1d(t, x, w, bias, silu, doc) mhk_conv1d(t, x, w, bias, silu, doc, NULL)
 #endif
+#include "models.h"
 
 enum { MOST_LEAVES = 12, LONGEST = 131 };
 
@@ -220,10 +231,10 @@ static void conversation(mhk_model *m, const char *what, const char *size) {
   model_tokens(tokens, 37, m ? mhk_model_config(m)->vocab_size : 1, 8);
   mhk_feed(s, tokens, 37);
   if (s) {
-    const size_t bytes = mhk_session_state_size(s, 0);
+    const size_t bytes = mhk_session_state_bytes(s, 0);
     void *state = malloc(bytes);
     h = hash_of(h, mhk_logits(s), sizeof(mhk_real) * (size_t)mhk_model_config(m)->vocab_size);
-    mhk_session_save(s, 0, state, bytes);
+    mhk_session_save_memory(s, 0, state, bytes);
     h = hash_of(h, state, bytes);
     free(state);
   }
@@ -245,7 +256,7 @@ static void model_of_kind(int kind) {
   logits = mhk_forward(run.tape, m, tokens, 2, 40, NULL);
   h = hash_tensor(hash_start(), logits);
   mhk_backward(run.tape, mhk_mean(run.tape, mhk_square(run.tape, logits)));
-  for (int i = 0; i < mhk_model_tensors(m); i++) h = hash_tensor(h, mhk_model_tensor(m, i));
+  for (int i = 0; i < mhk_model_count(m); i++) h = hash_tensor(h, mhk_model_at(m, i));
   say("model", name, h);
   mhk_tape_reset(run.tape);
   conversation(m, "conversation", name);
@@ -286,7 +297,7 @@ static void distillation(int hybrid) {
   memset(&d, 0, sizeof d);
   memset(losses, 0, sizeof losses);
   model_tokens(tokens, 4000, 31, 12);
-  d.text = mhk_text_from_tokens(run.ctx, tokens, 4000, 0);
+  d.corpus = mhk_corpus_from_tokens(run.ctx, tokens, 4000, 0);
   d.teacher = teacher;
   d.batch = 2;
   d.length = 33;
@@ -301,13 +312,13 @@ static void distillation(int hybrid) {
   while (mhk_train_step(tr) && n < 60) losses[n++] = mhk_progress(tr)->loss;
   say("losses", hybrid ? "hybrid" : "pure", hash_of(hash_start(), losses, sizeof losses));
   uint64_t h = hash_start();
-  for (int i = 0; tr && i < mhk_model_tensors(mhk_student(tr)); i++)
-    h = hash_of(h, mhk_model_tensor(mhk_student(tr), i)->data, mhk_tensor_bytes(mhk_model_tensor(mhk_student(tr), i)));
+  for (int i = 0; tr && i < mhk_model_count(mhk_student(tr)); i++)
+    h = hash_of(h, mhk_model_at(mhk_student(tr), i)->data, mhk_tensor_bytes(mhk_model_at(mhk_student(tr), i)));
   say("student", hybrid ? "hybrid" : "pure", h);
   if (tr) {
     mhk_evaluation e;
     memset(&e, 0, sizeof e);
-    mhk_evaluate(mhk_student(tr), teacher, d.text, 64, 8, NULL, NULL, &e);
+    mhk_evaluate(mhk_student(tr), teacher, d.corpus, 64, 8, NULL, NULL, &e);
     say("evaluation", hybrid ? "hybrid" : "pure", hash_of(hash_start(), &e, sizeof e));
   }
   mhk_trainer_destroy(tr);
@@ -323,9 +334,9 @@ static void bundled_teacher(void) {
     const mhk_index count = mhk_encode(mhk_model_tokenizer(m), story, n, ids, 20000);
     say("encode", "story", hash_of(hash_start(), ids, sizeof *ids * (size_t)(count > 0 ? count : 0)));
     conversation(m, "conversation", "teacher");
-    mhk_text *text = mhk_text_sample(m, 600, 3, NULL, NULL);
+    mhk_corpus *text = mhk_corpus_sample(m, 600, 3, NULL, NULL);
     const int32_t *tokens = NULL;
-    const mhk_index sampled = mhk_text_tokens(text, &tokens);
+    const mhk_index sampled = mhk_corpus_tokens(text, &tokens);
     say("text_sample", "600", hash_of(hash_start(), tokens, tokens ? sizeof *tokens * (size_t)sampled : 0));
   }
   free(story);

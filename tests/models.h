@@ -70,8 +70,8 @@ static inline mhk_model *model_new(mhk_context *ctx, int kind, uint64_t seed) {
   const mhk_config c = model_config(kind);
   mhk_model *m = mhk_model_create(ctx, &c, seed);
   int i;
-  for (i = 0; i < mhk_model_tensors(m); i++) {
-    mhk_tensor *x = mhk_model_tensor(m, i);
+  for (i = 0; i < mhk_model_count(m); i++) {
+    mhk_tensor *x = mhk_model_at(m, i);
     mhk_index j;
     uint64_t s = seed * 1000 + (uint64_t)i;
     for (j = 0; j < x->count; j++) mhk_data(x)[j] += (mhk_real)(float)test_uniform(&s, -0.2, 0.2);
@@ -86,7 +86,7 @@ static inline void model_tokens(int32_t *tokens, mhk_index n, int vocabulary, ui
 
 static inline void model_zero_grads(mhk_model *m) {
   int i;
-  for (i = 0; i < mhk_model_tensors(m); i++) mhk_zero_grad(mhk_model_tensor(m, i));
+  for (i = 0; i < mhk_model_count(m); i++) mhk_zero_grad(mhk_model_at(m, i));
 }
 
 /* all weights, or all gradients (zeros where there are none), one after another; the caller frees
@@ -95,11 +95,11 @@ static inline mhk_real *model_numbers(const mhk_model *m, int gradients, mhk_ind
   mhk_index n = 0;
   mhk_real *v;
   int i;
-  for (i = 0; i < mhk_model_tensors(m); i++) n += mhk_model_tensor(m, i)->count;
+  for (i = 0; i < mhk_model_count(m); i++) n += mhk_model_at(m, i)->count;
   v = (mhk_real *)calloc((size_t)n + 1, sizeof *v);
   *count = n;
-  for (i = 0, n = 0; i < mhk_model_tensors(m); i++) {
-    const mhk_tensor *x = mhk_model_tensor(m, i);
+  for (i = 0, n = 0; i < mhk_model_count(m); i++) {
+    const mhk_tensor *x = mhk_model_at(m, i);
     const mhk_real *from = gradients ? x->grad : mhk_data(x);
     if (from) memcpy(v + n, from, sizeof *v * (size_t)x->count);
     n += x->count;

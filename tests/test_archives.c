@@ -10,13 +10,13 @@ static mhk_context *ctx;
 
 static void values(const mhk_file *f, const char *name, mhk_dtype dtype, int rank, mhk_index first, mhk_index n,
                    const double *want) {
-  const mhk_file_tensor *x = mhk_file_find(f, name);
+  const mhk_stored *x = mhk_file_find(f, name);
   mhk_real got[64];
   mhk_index i;
   REQUIRE(x && n <= 64, "%s is missing", name);
   REQUIRE(x->dtype == dtype && x->rank == rank && x->count == n && (rank == 0 || x->shape[0] == first),
           "%s: %s, %d axes, %lld elements", name, mhk_dtype_name(x->dtype), x->rank, (long long)x->count);
-  CHECK(x->bytes == (size_t)n * mhk_dtype_size(dtype), "%s has %lld bytes", name, (long long)x->bytes);
+  CHECK(x->bytes == (size_t)n * mhk_dtype_bytes(dtype), "%s has %lld bytes", name, (long long)x->bytes);
   mhk_file_read(ctx, x, got);
   CHECK_OK(ctx);
   for (i = 0; i < n; i++)
@@ -31,13 +31,13 @@ static void fixture(const mhk_file *f) {
                       i16[] = {-32768, 32767};
   static const double i32[] = {-2147483648.0, 2147483647.0}, i64[] = {1099511627776.0, -1}, truth[] = {1, 0}, seven = 7,
                       scalar = 3.25;
-  const mhk_file_tensor *x, *y;
+  const mhk_stored *x, *y;
   mhk_real got[40], bf16[3];
   char name[256] = "a_long_name.";
   int i, j, k;
   REQUIRE(f, "%s", mhk_message(ctx));
   /* and a number, a list and None, which are none */
-  CHECK(mhk_file_tensors(f) == 17, "%d tensors", mhk_file_tensors(f));
+  CHECK(mhk_file_count(f) == 17, "%d tensors", mhk_file_count(f));
   values(f, "f32", MHK_F32, 2, 2, 6, f32);
   values(f, "turned", MHK_F32, 2, 3, 6, turned);
   values(f, "row", MHK_F32, 1, 3, 3, f32 + 3);
@@ -86,8 +86,8 @@ TEST(folders_and_shards) {
   int i;
   REQUIRE(bytes && f, "%s", mhk_message(ctx));
   end += sprintf(end, "{\"weight_map\":{");
-  for (i = 0; i < mhk_file_tensors(f); i++)
-    end += sprintf(end, "%s\"%s\":\"pytorch_model-00001-of-00002.bin\"", i ? "," : "", mhk_file_tensor_at(f, i)->name);
+  for (i = 0; i < mhk_file_count(f); i++)
+    end += sprintf(end, "%s\"%s\":\"pytorch_model-00001-of-00002.bin\"", i ? "," : "", mhk_file_at(f, i)->name);
   mhk_file_close(f);
   sprintf(end, ",\"other\":\"pytorch_model-00002-of-00002.bin\"}}");
   CHECK(test_write_file(test_path("pytorch_model-00001-of-00002.bin"), bytes, n), "cannot write");
@@ -95,7 +95,7 @@ TEST(folders_and_shards) {
   remove(test_path("pytorch_model.bin"));
   { /* shards of both kinds under one index */
     static const float one = 1;
-    mhk_file_tensor x;
+    mhk_stored x;
     memset(&x, 0, sizeof x);
     x.name = "other";
     x.dtype = MHK_F32;
@@ -105,8 +105,8 @@ TEST(folders_and_shards) {
   }
   CHECK(test_write_file(test_path("pytorch_model.bin.index.json"), text, strlen(text)), "cannot write");
   f = mhk_file_open(ctx, test_path(""));
-  CHECK(mhk_file_tensors(f) == 18 && mhk_file_find(f, "other") && mhk_file_find(f, "turned"), "%d tensors: %s",
-        mhk_file_tensors(f), mhk_message(ctx));
+  CHECK(mhk_file_count(f) == 18 && mhk_file_find(f, "other") && mhk_file_find(f, "turned"), "%d tensors: %s",
+        mhk_file_count(f), mhk_message(ctx));
   mhk_file_close(f);
   CHECK_OK(ctx);
 }
@@ -182,9 +182,9 @@ TEST(pickles_that_are_right) {
              "tR" TEXT("\1", "l") "](K\1h\0e" TEXT("\1", "m") "]K\1a" TEXT("\1", "f") "G?\xf0\0\0\0\0\0\0K\5Nu.");
   values(f, "a", MHK_F32, 2, 1, 6, all);
   values(f, "b", MHK_F32, 1, 3, 3, all);
-  CHECK(mhk_file_tensors(f) == 2, "%d tensors", mhk_file_tensors(f));
+  CHECK(mhk_file_count(f) == 2, "%d tensors", mhk_file_count(f));
   f = PICKLE("\x80\x02}.");
-  CHECK(f && mhk_file_tensors(f) == 0, "an empty dictionary: %s", mhk_message(ctx));
+  CHECK(f && mhk_file_count(f) == 0, "an empty dictionary: %s", mhk_message(ctx));
   CHECK_OK(ctx);
 }
 
@@ -527,8 +527,8 @@ TEST(cut_and_changed) {
     if (f) {
       int t;
       good++;
-      for (t = 0; t < mhk_file_tensors(f); t++) {
-        const mhk_file_tensor *x = mhk_file_tensor_at(f, t);
+      for (t = 0; t < mhk_file_count(f); t++) {
+        const mhk_stored *x = mhk_file_at(f, t);
         if (x->count <= 4096) mhk_file_read(ctx, x, room);
       }
       CHECK_OK(ctx);
@@ -552,7 +552,7 @@ TEST(allocations_that_fail) {
     mhk_context *c = test_context(&memory, n, 0);
     if (c) {
       mhk_file *f = mhk_file_open_memory(c, bytes, length);
-      done = mhk_file_tensors(f) == 17;
+      done = mhk_file_count(f) == 17;
       CHECK(done || mhk_error(c) == MHK_ERROR_MEMORY, "call %ld: %s", n, mhk_message(c));
       mhk_file_close(f);
       mhk_destroy(c);

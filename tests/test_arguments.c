@@ -40,7 +40,7 @@ static struct {
   mhk_tokenizer *tokenizer;
   mhk_session *session, *draft;
   mhk_speculation *speculation;
-  mhk_text *text;
+  mhk_corpus *text;
   mhk_trainer *trainer;
   mhk_file *file;
   mhk_tensor *tensor[16];
@@ -79,7 +79,7 @@ static int is_size(const char *owner, const char *name) {
                                       "mhk_decode n",
                                       "mhk_feed n",
                                       "mhk_score n",
-                                      "mhk_text_from_tokens n",
+                                      "mhk_corpus_from_tokens n",
                                       "mhk_probabilities V",
                                       "mhk_probabilities n_recent",
                                       "mhk_draw V",
@@ -173,7 +173,7 @@ ARG(mhk_model_p, mhk_model *, 5) {
 ARG(mhk_tokenizer_p, mhk_tokenizer *, 2) {
   if (chosen(c, i)) return NULL;
   return !strcmp(c->f->name, "mhk_tokenizer_destroy")
-             ? mhk_tokenizer_parse(w.ctx, tokenizer_json, strlen(tokenizer_json))
+             ? mhk_tokenizer_load_memory(w.ctx, tokenizer_json, strlen(tokenizer_json))
              : w.tokenizer;
 }
 ARG(mhk_session_p, mhk_session *, 3) {
@@ -182,9 +182,9 @@ ARG(mhk_session_p, mhk_session *, 3) {
   return chosen(c, i) ? w.draft : w.session;
 }
 ARG(mhk_speculation_p, mhk_speculation *, 2) { return chosen(c, i) ? NULL : w.speculation; }
-ARG(mhk_text_p, mhk_text *, 2) {
+ARG(mhk_corpus_p, mhk_corpus *, 2) {
   if (chosen(c, i)) return NULL;
-  return !strcmp(c->f->name, "mhk_text_destroy") ? mhk_text_from_tokens(w.ctx, zeros, 9, -1) : w.text;
+  return !strcmp(c->f->name, "mhk_corpus_destroy") ? mhk_corpus_from_tokens(w.ctx, zeros, 9, -1) : w.text;
 }
 ARG(mhk_trainer_p, mhk_trainer *, 2) { return chosen(c, i) ? NULL : w.trainer; }
 ARG(mhk_file_p, mhk_file *, 2) { return chosen(c, i) ? NULL : w.file; }
@@ -219,7 +219,7 @@ ARG(mhk_tensor_p, mhk_tensor *, TENSORS) {
   int n = chosen(c, i);
   for (k = 0; n == 0 && k < sizeof likely / sizeof *likely; k++)
     if (strstr(c->f->name, likely[k].f) && !strcmp(c->f->parameter[i].name, likely[k].parameter)) n = likely[k].tensor;
-  return n == 1 ? NULL : n == TENSORS - 1 ? mhk_model_tensor(w.quantized, 0) : w.tensor[n];
+  return n == 1 ? NULL : n == TENSORS - 1 ? mhk_model_at(w.quantized, 0) : w.tensor[n];
 }
 ARG(mhk_tensor_pconst_p, mhk_tensor *const *, 4) {
   static mhk_tensor *list[16];
@@ -227,7 +227,7 @@ ARG(mhk_tensor_pconst_p, mhk_tensor *const *, 4) {
   if (chosen(c, i) == 1) return NULL;
   for (k = 0; k < 16; k++)
     list[k] = chosen(c, i) == 2   ? (k == 1 ? NULL : w.tensor[4])
-              : chosen(c, i) == 3 ? mhk_model_tensor(w.quantized, k)
+              : chosen(c, i) == 3 ? mhk_model_at(w.quantized, k)
                                   : w.tensor[2];
   return list;
 }
@@ -284,7 +284,7 @@ static const char *valid_text(const call *c, int i) {
   if (is(c, i, "mhk_load", "path") || is(c, i, "mhk_file_open", "path") || is(c, i, "mhk_tokenizer_load", "path"))
     return "examples/tiny";
   if (is(c, i, NULL, "path")) return test_path("arguments.safetensors");
-  if (is(c, i, "mhk_tokenizer_parse", "json")) return tokenizer_json;
+  if (is(c, i, "mhk_tokenizer_load_memory", "json")) return tokenizer_json;
   if (is(c, i, "mhk_config_preset", "name")) return "phi-1.5";
   if (is(c, i, "mhk_file_find", "name") || is(c, i, "model_find", "name")) return "x";
   return "ab ab <|endoftext|>b and what is no token, in a text that is as long as sizes here are";
@@ -404,7 +404,7 @@ BASE(mhk_speculation_desc) {
   d->draft = w.draft;
   d->tokens = 2;
 }
-BASE(mhk_text_desc) {
+BASE(mhk_corpus_desc) {
   static const char *const files[8] = {"tests/test.h", "nowhere", NULL, "", NULL, NULL, NULL, NULL};
   static const int repeat[8] = {1, INT_MAX, -1, 0, 0, 0, 0, 0};
   static const size_t most[8] = {100, SIZE_MAX, 0, 1, 1, 1, 1, 1};
@@ -421,12 +421,12 @@ BASE(mhk_stage_desc) {
 BASE(mhk_distill_desc) {
   memset(d, 0, sizeof *d);
   d->teacher = w.teacher;
-  d->text = w.text;
+  d->corpus = w.text;
   d->batch = 2;
   d->length = 8;
   d->stages[0].tokens = d->stages[1].tokens = d->stages[2].tokens = 64;
 }
-BASE(mhk_file_tensor) {
+BASE(mhk_stored) {
   memset(d, 0, sizeof *d);
   d->name = "x";
   d->dtype = MHK_F32;
@@ -471,7 +471,7 @@ static void world_begin(void) {
   w.model = model_of(HYBRID);
   w.teacher = model_of(PHI);
   w.mamba = model_of(MAMBA2_BIASES);
-  w.tokenizer = mhk_tokenizer_parse(w.ctx, tokenizer_json, strlen(tokenizer_json));
+  w.tokenizer = mhk_tokenizer_load_memory(w.ctx, tokenizer_json, strlen(tokenizer_json));
   mhk_model_set_tokenizer(w.model, w.tokenizer);
   w.quantized = mhk_quantize(w.model, NULL);
   memset(&session, 0, sizeof session);
@@ -486,7 +486,7 @@ static void world_begin(void) {
   mhk_feed(both.target, zeros, 3);
   mhk_feed(both.draft, zeros, 3);
   w.speculation = mhk_speculation_create(&both);
-  w.text = mhk_text_from_tokens(w.ctx, documents, 200, 3);
+  w.text = mhk_corpus_from_tokens(w.ctx, documents, 200, 3);
   base_mhk_distill_desc(&run);
   run.out = test_path("run");
   run.fresh = 1;

@@ -43,7 +43,7 @@ static mhk_distill_desc description(mhk_context *ctx, mhk_index text_tokens) {
   d.teacher = mhk_load(ctx, "examples/tiny");
   model_tokens(tokens, text_tokens, 1024, 4);
   for (i = 0; i < text_tokens; i += 37) tokens[i] = 0;
-  d.text = mhk_text_from_tokens(ctx, tokens, text_tokens, 0);
+  d.corpus = mhk_corpus_from_tokens(ctx, tokens, text_tokens, 0);
   free(tokens);
   d.batch = 2;
   d.length = 48;
@@ -147,9 +147,9 @@ TEST(sampled_text_on_any_number_of_threads) {
   for (way = 0; way < WAYS; way++) {
     mhk_context *ctx = context(way);
     mhk_model *m = mhk_load(ctx, "examples/tiny");
-    mhk_text *x = mhk_text_sample(m, 300, 9, NULL, NULL);
+    mhk_corpus *x = mhk_corpus_sample(m, 300, 9, NULL, NULL);
     const int32_t *tokens = NULL;
-    const mhk_index n = mhk_text_tokens(x, &tokens);
+    const mhk_index n = mhk_corpus_tokens(x, &tokens);
     REQUIRE_OK(ctx);
     REQUIRE(n >= 300 && tokens[0] == 0, "%lld tokens, the first is %d", (long long)n, (int)tokens[0]);
     if (way == 0)
@@ -190,8 +190,8 @@ TEST(save_and_load) {
         mhk_save(m, first, types[d]);
         back = mhk_load(ctx, first);
         REQUIRE(back != NULL, "%s: %s", model_kind_name(kind), mhk_message(ctx));
-        CHECK(mhk_model_tensors(back) == mhk_model_tensors(m), "%d tensors, there were %d", mhk_model_tensors(back),
-              mhk_model_tensors(m));
+        CHECK(mhk_model_count(back) == mhk_model_count(m), "%d tensors, there were %d", mhk_model_count(back),
+              mhk_model_count(m));
         CHECK(mhk_config_parameters(mhk_model_config(back)) == mhk_config_parameters(mhk_model_config(m)),
               "another number of parameters");
         if (d == 0 && sizeof(mhk_real) == 4)
@@ -210,9 +210,9 @@ TEST(save_and_load) {
         again = mhk_load(ctx, first);
         mhk_model_make_trainable(again);
         CHECK_OK(ctx);
-        for (i = 0; i < mhk_model_tensors(again); i++)
-          CHECK(mhk_model_tensor(again, i)->dtype == MHK_REAL && mhk_model_tensor(again, i)->requires_grad,
-                "%s is not trainable", mhk_model_tensor(again, i)->name);
+        for (i = 0; i < mhk_model_count(again); i++)
+          CHECK(mhk_model_at(again, i)->dtype == MHK_REAL && mhk_model_at(again, i)->requires_grad,
+                "%s is not trainable", mhk_model_at(again, i)->name);
         mhk_save(again, second, types[d]);
         if (one_file) same_file(first, second);
         mhk_tape_reset(t);

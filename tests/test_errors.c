@@ -389,7 +389,7 @@ TEST(distillation) {
   CHECK(mhk_failed(ctx) && strstr(mhk_message(ctx), "teacher"), "%s", mhk_message(ctx));
   mhk_clear_error(ctx);
   d.teacher = model_new(ctx, PHI_MAMBA, 3);
-  d.text = mhk_text_from_tokens(ctx, tokens, 100, -1);
+  d.corpus = mhk_corpus_from_tokens(ctx, tokens, 100, -1);
   d.stages[0].tokens = 100000;
   CHECK(mhk_distill(ctx, &d) == NULL, "a teacher without attention");
   CHECK(mhk_failed(ctx), "no error");
@@ -429,7 +429,7 @@ TEST(diverged_training) { /* a learning rate that makes NaN stops with a sentenc
   memset(&d, 0, sizeof d);
   model_tokens(tokens, 400, 31, 3);
   d.teacher = model_new(ctx, PHI, 3);
-  d.text = mhk_text_from_tokens(ctx, tokens, 400, -1);
+  d.corpus = mhk_corpus_from_tokens(ctx, tokens, 400, -1);
   d.batch = 2;
   d.length = 16;
   d.stages[2].tokens = 32 * 200;
@@ -459,7 +459,7 @@ TEST(diverged_training_names_what_was_first) {
       REQUIRE(mhk_model_find(d.teacher, tensors[i]) != NULL, "%s is not there", tensors[i]);
       mhk_data(mhk_model_find(d.teacher, tensors[i]))[i ? tokens[3] * (i == 1 ? 24 : 1) : 2] =
           i == 1 ? (mhk_real)INFINITY : (mhk_real)NAN;
-      d.text = mhk_text_from_tokens(ctx, tokens, 400, -1);
+      d.corpus = mhk_corpus_from_tokens(ctx, tokens, 400, -1);
       d.batch = 2;
       d.length = 180;
       d.stages[stage - 1].tokens = 360 * 3;
@@ -481,7 +481,7 @@ TEST(diverged_training_names_what_was_first) {
     for (i = 0; i < 24 * 24; i++)
       mhk_data(mhk_model_find(d.student, "backbone.layers.1.mixer.in_proj.weight"))[48 * 24 + i] =
           (mhk_real)(sizeof(mhk_real) == 4 ? 3e38 : 1e308);
-    d.text = mhk_text_from_tokens(ctx, tokens, 400, -1);
+    d.corpus = mhk_corpus_from_tokens(ctx, tokens, 400, -1);
     d.batch = 2;
     d.length = 16;
     d.stages[stage - 1].tokens = 32 * 3;
@@ -542,7 +542,7 @@ TEST(numbers_that_are_none_are_named) {
   x = zeros(4, 1, 3, 2, 4), row = zeros(1, 4, 1, 1, 1), p[0] = row;
   memset(&d, 0, sizeof d);
   d.teacher = model_new(ctx, PHI, 3);
-  d.text = mhk_text_from_tokens(ctx, tokens, 100, -1);
+  d.corpus = mhk_corpus_from_tokens(ctx, tokens, 100, -1);
   d.batch = 1;
   d.length = 8;
   tr = mhk_distill(ctx, &d);
@@ -613,7 +613,7 @@ static void all_null(mhk_context *c) {
   mhk_clear_error(NULL), mhk_fail(NULL, MHK_ERROR_STATE, "x");
   CHECK(mhk_failed(NULL) && mhk_error(NULL) != MHK_OK && mhk_message(NULL) != NULL, "no context is a failed context");
   mhk_destroy(NULL);
-  CHECK(mhk_dtype_size((mhk_dtype)99) == 0 && mhk_dtype_name((mhk_dtype)99) != NULL, "an unknown type");
+  CHECK(mhk_dtype_bytes((mhk_dtype)99) == 0 && mhk_dtype_name((mhk_dtype)99) != NULL, "an unknown type");
   CHECK(mhk_data(NULL) == NULL && mhk_value(NULL) != mhk_value(NULL), "no tensor");
   CHECK(mhk_tape_create(c) == NULL, "a tape");
   mhk_tape_destroy(t), mhk_tape_reset(t), mhk_tape_record(t, 1), mhk_tape_rewind(t, mark);
@@ -650,7 +650,7 @@ static void all_null(mhk_context *c) {
         "a configuration of nothing");
   CHECK(!mhk_load(c, NULL) && !mhk_model_create(c, NULL, 1) && mhk_save(m, NULL, MHK_F32) != MHK_OK &&
             !mhk_model_config(m) && !mhk_model_tokenizer(m) && mhk_model_set_tokenizer(m, NULL) != MHK_OK &&
-            mhk_model_tensors(m) == 0 && !mhk_model_tensor(m, 0) && !mhk_model_find(m, NULL) &&
+            mhk_model_count(m) == 0 && !mhk_model_at(m, 0) && !mhk_model_find(m, NULL) &&
             mhk_model_make_trainable(m) != MHK_OK && !mhk_student_create(c, NULL, NULL) &&
             mhk_model_transfer(m, m) != MHK_OK && mhk_model_init_mixers(m, m, MHK_INIT_DEFAULT, 1) != MHK_OK,
         "a model of nothing");
@@ -659,14 +659,15 @@ static void all_null(mhk_context *c) {
             !mhk_forward_norm(t, m, 0, x) && !mhk_forward_mixer(t, m, 0, x, NULL) &&
             !mhk_forward_block(t, m, 0, x, NULL) && !mhk_forward_head(t, m, x) && !mhk_forward_matrix(t, m, 0, x, NULL),
         "a pass through nothing");
-  CHECK(!mhk_file_open(c, NULL) && !mhk_file_open_memory(c, NULL, 0) && mhk_file_tensors(NULL) == 0 &&
-            !mhk_file_tensor_at(NULL, 0) && !mhk_file_find(NULL, NULL) && !mhk_file_metadata(NULL, NULL, NULL) &&
+  CHECK(!mhk_file_open(c, NULL) && !mhk_file_open_memory(c, NULL, 0) && mhk_file_count(NULL) == 0 &&
+            !mhk_file_at(NULL, 0) && !mhk_file_find(NULL, NULL) && !mhk_file_metadata(NULL, NULL, NULL) &&
             mhk_file_read(c, NULL, NULL) != MHK_OK && mhk_file_read_i32(c, NULL, NULL) != MHK_OK &&
             mhk_file_write(c, NULL, 0, NULL, 0, NULL) != MHK_OK,
         "a file of nothing");
   mhk_file_close(NULL);
-  CHECK(!mhk_tokenizer_load(c, NULL) && !mhk_tokenizer_parse(c, NULL, 0) && mhk_encode(NULL, NULL, 0, NULL, 0) <= 0 &&
-            mhk_decode(NULL, NULL, 0, NULL, 0) <= 0 && mhk_tokenizer_size(NULL) == 0 &&
+  CHECK(!mhk_tokenizer_load(c, NULL) && !mhk_tokenizer_load_memory(c, NULL, 0) &&
+            mhk_encode(NULL, NULL, 0, NULL, 0) <= 0 && mhk_decode(NULL, NULL, 0, NULL, 0) <= 0 &&
+            mhk_tokenizer_size(NULL) == 0 &&
             mhk_tokenizer_id(NULL, NULL) == -1 && !mhk_token_bytes(NULL, 0, NULL) && mhk_tokenizer_end(NULL) == -1 &&
             !mhk_tokenizer_json(NULL, NULL),
         "a tokenizer of nothing");
@@ -678,21 +679,22 @@ static void all_null(mhk_context *c) {
             !mhk_logits(NULL) && mhk_sample(NULL, NULL) == -1 && mhk_sample_batch(NULL, NULL, &id) != MHK_OK &&
             mhk_text_out(NULL) != NULL,
         "a session of nothing");
-  CHECK(mhk_session_size(m, NULL) == 0 && mhk_session_position(NULL, 0) == 0 &&
+  CHECK(mhk_session_bytes(m, NULL) == 0 && mhk_session_position(NULL, 0) == 0 &&
             mhk_session_reset_one(NULL, 0) != MHK_OK && !mhk_logits_of(NULL, 0) &&
             mhk_feed_many(NULL, NULL, NULL) != MHK_OK &&
             mhk_feed_logits(NULL, NULL, NULL, NULL, NULL, NULL) != MHK_OK &&
-            mhk_score(NULL, 0, &id, 1, NULL) != MHK_OK && mhk_session_state_size(NULL, 0) == 0 &&
-            mhk_session_save(NULL, 0, NULL, 0) != MHK_OK && mhk_session_load(NULL, 0, NULL, 0) != MHK_OK &&
-            mhk_session_save_file(NULL, 0, NULL) != MHK_OK && mhk_session_load_file(NULL, 0, NULL) != MHK_OK &&
+            mhk_score(NULL, 0, &id, 1, NULL) != MHK_OK && mhk_session_state_bytes(NULL, 0) == 0 &&
+            mhk_session_save_memory(NULL, 0, NULL, 0) != MHK_OK &&
+            mhk_session_load_memory(NULL, 0, NULL, 0) != MHK_OK &&
+            mhk_session_save(NULL, 0, NULL) != MHK_OK && mhk_session_load(NULL, 0, NULL) != MHK_OK &&
             mhk_session_copy(NULL, 0, NULL, 0) != MHK_OK && mhk_session_snapshot(NULL, 0) != MHK_OK &&
             mhk_session_rewind(NULL, 0, 0) == -1 && !mhk_session_conv(NULL, 0, 0) && !mhk_session_ssm(NULL, 0, 0),
         "the states of nothing");
   mhk_session_destroy(NULL), mhk_session_reset(NULL);
-  CHECK(!mhk_text_load(c, NULL, NULL) && !mhk_text_from_tokens(c, NULL, 3, -1) &&
-            !mhk_text_sample(m, 10, 1, NULL, NULL) && mhk_text_tokens(NULL, NULL) == 0,
+  CHECK(!mhk_corpus_load(c, NULL, NULL) && !mhk_corpus_from_tokens(c, NULL, 3, -1) &&
+            !mhk_corpus_sample(m, 10, 1, NULL, NULL) && mhk_corpus_tokens(NULL, NULL) == 0,
         "a text of nothing");
-  mhk_text_destroy(NULL);
+  mhk_corpus_destroy(NULL);
   distill = mhk_distill_defaults(NULL);
   CHECK(distill.batch > 0 && distill.length > 0, "defaults of nothing");
   CHECK(mhk_distill_bytes(NULL) == 0 && !mhk_distill(c, NULL) && mhk_train_step(NULL) == 0 && !mhk_progress(NULL) &&

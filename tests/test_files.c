@@ -255,7 +255,7 @@ static void header_bad(const char *header, size_t data, mhk_result code, const c
 static void header_good(const char *header, size_t data, int tensors) {
   unsigned char *block;
   mhk_file *f = open_text(header, data, &block);
-  CHECK(f && mhk_file_tensors(f) == tensors, "%s: %s", header, mhk_message(ctx));
+  CHECK(f && mhk_file_count(f) == tensors, "%s: %s", header, mhk_message(ctx));
   mhk_clear_error(ctx);
   mhk_file_close(f);
   free(block);
@@ -332,7 +332,7 @@ TEST(types_and_ranks_that_are_not_read_leave_the_file_usable) {
   mhk_real b = 0;
   int32_t c[12];
   mhk_file *f = open_text(header, 19, &block);
-  const mhk_file_tensor *x = mhk_file_find(f, "a");
+  const mhk_stored *x = mhk_file_find(f, "a");
   REQUIRE(f && x && x->dtype == 0 && x->bytes == 3 && x->count == 3 && x->rank == 1, "%s", mhk_message(ctx));
   CHECK(mhk_file_read(ctx, x, &b) != MHK_OK, "read");
   CHECK_FAILS(ctx, MHK_ERROR_UNSUPPORTED, "tensor a has a type that is not read");
@@ -366,8 +366,8 @@ TEST(lengths_that_are_wrong) {
 static double touch(mhk_file *f) {
   double sum = 0;
   int i;
-  for (i = 0; i < mhk_file_tensors(f); i++) {
-    const mhk_file_tensor *x = mhk_file_tensor_at(f, i);
+  for (i = 0; i < mhk_file_count(f); i++) {
+    const mhk_stored *x = mhk_file_at(f, i);
     mhk_real *out = (mhk_real *)malloc(((size_t)x->count + 1) * sizeof *out);
     int32_t *ids = (int32_t *)malloc(((size_t)x->count + 1) * sizeof *ids);
     mhk_index k;
@@ -390,7 +390,7 @@ static unsigned char *small_file(size_t *length) {
   static const unsigned char flags[5] = {0, 1, 1, 0, 1};
   static const char *const metadata[] = {"format", "pt", "quote \" and \xe2\x82\xac",
                                          "line\nend\t\\ \x01 \xf0\x9f\x98\x80"};
-  mhk_file_tensor x[3];
+  mhk_stored x[3];
   const char *path = test_path("small.safetensors");
   memset(x, 0, sizeof x);
   x[0].name = "flags";
@@ -459,14 +459,14 @@ TEST(files_cut_and_changed) {
 static void read_one(mhk_dtype dtype, const void *bytes, int n, const double *want) {
   mhk_real out[16];
   unsigned char shifted[160];
-  mhk_file_tensor x;
+  mhk_stored x;
   int i, shift;
   memset(&x, 0, sizeof x);
   x.name = "x";
   x.dtype = dtype;
   x.rank = 1;
   x.shape[0] = x.count = n;
-  x.bytes = (size_t)n * mhk_dtype_size(dtype);
+  x.bytes = (size_t)n * mhk_dtype_bytes(dtype);
   for (shift = 0; shift < 3; shift++) { /* aligned or not */
     memcpy(shifted + shift, bytes, x.bytes);
     x.data = shifted + shift;
@@ -532,7 +532,7 @@ TEST(integers_must_fit) {
                                        0xFF, 0xFF, 0xFF, 0xFF, 0, 0, 0, 0x80, 0, 0, 0, 0};
   int32_t out[3];
   mhk_real real[3];
-  mhk_file_tensor x;
+  mhk_stored x;
   memset(&x, 0, sizeof x);
   x.name = "tokens";
   x.dtype = MHK_I64;
@@ -560,9 +560,9 @@ TEST(integers_must_fit) {
 /* ---- out and in again */
 
 /* what stands little-endian in a file is what was given in the machine's own order */
-static int same_values(const mhk_file_tensor *x, const void *given) {
+static int same_values(const mhk_stored *x, const void *given) {
   const unsigned char *a = (const unsigned char *)x->data, *b = (const unsigned char *)given;
-  const size_t size = mhk_dtype_size(x->dtype);
+  const size_t size = mhk_dtype_bytes(x->dtype);
   const uint16_t one = 1;
   size_t i;
   for (i = 0; i < x->bytes; i++)
@@ -579,7 +579,7 @@ TEST(written_and_read) {
                                      "u16",  "i32", "u32", "i64", "u64", "bool"};
   static const char *const metadata[] = {"case", "{\"a\": [1, 2]}", "empty", ""};
   const char *path = test_path("round.safetensors");
-  mhk_file_tensor x[15];
+  mhk_stored x[15];
   mhk_file *f;
   uint64_t random = 5;
   size_t length;
@@ -607,22 +607,22 @@ TEST(written_and_read) {
   free(bytes);
   f = mhk_file_open(ctx, path);
   REQUIRE(f, "%s", mhk_message(ctx));
-  CHECK(mhk_file_tensors(f) == 15, "%d tensors", mhk_file_tensors(f));
+  CHECK(mhk_file_count(f) == 15, "%d tensors", mhk_file_count(f));
   for (i = 0; i < 15; i++) {
-    const mhk_file_tensor *y = mhk_file_find(f, x[i].name);
+    const mhk_stored *y = mhk_file_find(f, x[i].name);
     REQUIRE(y, "%s is missing", x[i].name);
     CHECK(y->dtype == x[i].dtype && y->rank == x[i].rank && y->count == x[i].count &&
               memcmp(y->shape, x[i].shape, sizeof y->shape) == 0,
           "%s has changed", x[i].name);
-    CHECK((uintptr_t)y->data % mhk_dtype_size(y->dtype) == 0, "%s is not aligned", x[i].name);
-    CHECK(y->bytes == (size_t)y->count * mhk_dtype_size(y->dtype) && same_values(y, x[i].data), "%s has other bits",
+    CHECK((uintptr_t)y->data % mhk_dtype_bytes(y->dtype) == 0, "%s is not aligned", x[i].name);
+    CHECK(y->bytes == (size_t)y->count * mhk_dtype_bytes(y->dtype) && same_values(y, x[i].data), "%s has other bits",
           x[i].name);
     if (i > 0)
-      CHECK(strcmp(mhk_file_tensor_at(f, i - 1)->name, mhk_file_tensor_at(f, i)->name) < 0, "not sorted by name");
+      CHECK(strcmp(mhk_file_at(f, i - 1)->name, mhk_file_at(f, i)->name) < 0, "not sorted by name");
   }
   CHECK(!mhk_file_find(f, "f3") && !mhk_file_find(f, "") && !mhk_file_find(f, "zzz") && !mhk_file_find(NULL, "f32"),
         "something is found that is not there");
-  CHECK(!mhk_file_tensor_at(f, -1) && !mhk_file_tensor_at(f, 15), "places outside");
+  CHECK(!mhk_file_at(f, -1) && !mhk_file_at(f, 15), "places outside");
   text = mhk_file_metadata(f, "case", &length);
   CHECK(text && strcmp(text, metadata[1]) == 0 && length == strlen(metadata[1]), "metadata: %s", text ? text : "none");
   text = mhk_file_metadata(f, "empty", &length);
@@ -642,7 +642,7 @@ TEST(writing_what_cannot_be_written) {
   static const float a[2] = {1, 2};
   static const char *const metadata[] = {"a", "1", "a", "2", "b", "\xff", "c", NULL};
   const char *path = test_path("never.safetensors");
-  mhk_file_tensor x[2];
+  mhk_stored x[2];
   memset(x, 0, sizeof x);
   x[0].name = "a";
   x[0].dtype = MHK_F32;
@@ -684,7 +684,7 @@ TEST(writing_what_cannot_be_written) {
   mhk_clear_error(ctx);
   {
     mhk_file *f = mhk_file_open(ctx, path);
-    CHECK(mhk_file_tensors(f) == 1, "the old file is gone: %s", mhk_message(ctx));
+    CHECK(mhk_file_count(f) == 1, "the old file is gone: %s", mhk_message(ctx));
     mhk_file_close(f);
   }
   remove(path);
@@ -699,7 +699,7 @@ static void text_file(const char *name, const char *text) {
 
 static void shard(const char *name, const char *a, const char *b) {
   static const float values[3] = {1, 2, 3};
-  mhk_file_tensor x[2];
+  mhk_stored x[2];
   int i, n = b ? 2 : 1;
   memset(x, 0, sizeof x);
   for (i = 0; i < n; i++) {
@@ -746,12 +746,12 @@ TEST(shards) {
   text_file(INDEX, good);
   f = mhk_file_open(ctx, test_path("shards"));
   REQUIRE(f, "%s", mhk_message(ctx));
-  CHECK(mhk_file_tensors(f) == 3 && mhk_file_find(f, "a") && mhk_file_find(f, "b") && mhk_file_find(f, "c"),
-        "%d tensors", mhk_file_tensors(f));
+  CHECK(mhk_file_count(f) == 3 && mhk_file_find(f, "a") && mhk_file_find(f, "b") && mhk_file_find(f, "c"),
+        "%d tensors", mhk_file_count(f));
   touch(f);
   mhk_file_close(f);
   f = mhk_file_open(ctx, test_path(INDEX));
-  CHECK(mhk_file_tensors(f) == 3, "an index by its path: %s", mhk_message(ctx));
+  CHECK(mhk_file_count(f) == 3, "an index by its path: %s", mhk_message(ctx));
   mhk_file_close(f);
   index_bad("{}", F, "has no \"weight_map\"");
   index_bad("{\"weight_map\":{}}", F, "has no \"weight_map\"");
@@ -779,7 +779,7 @@ TEST(shards) {
   /* a single file comes before an index */
   shard("shards/model.safetensors", "whole", NULL);
   f = mhk_file_open(ctx, test_path("shards"));
-  CHECK(mhk_file_tensors(f) == 1 && mhk_file_find(f, "whole"), "%s", mhk_message(ctx));
+  CHECK(mhk_file_count(f) == 1 && mhk_file_find(f, "whole"), "%s", mhk_message(ctx));
   mhk_file_close(f);
 }
 
@@ -802,7 +802,7 @@ TEST(paths) {
   CHECK_FAILS(ctx, MHK_ERROR_FORMAT, "empty.safetensors has 0 bytes");
   CHECK(!mhk_file_open(NULL, "x"), "opened without a context");
   mhk_file_close(NULL);
-  CHECK(mhk_file_tensors(NULL) == 0 && !mhk_file_metadata(NULL, "a", NULL), "NULL files");
+  CHECK(mhk_file_count(NULL) == 0 && !mhk_file_metadata(NULL, "a", NULL), "NULL files");
 }
 
 /* the n-th allocation fails, for every n: an error, no leak */
@@ -819,9 +819,9 @@ TEST(allocations_that_fail) {
     if (c) {
       f = mhk_file_open_memory(c, bytes, length);
       if (f) {
-        mhk_file_tensor all[3];
+        mhk_stored all[3];
         int i;
-        for (i = 0; i < 3; i++) all[i] = *mhk_file_tensor_at(f, i);
+        for (i = 0; i < 3; i++) all[i] = *mhk_file_at(f, i);
         done = mhk_file_write(c, test_path("copy.safetensors"), 3, all, 0, NULL) == MHK_OK;
       }
       CHECK(done || mhk_error(c) == MHK_ERROR_MEMORY, "call %ld: %s", n, mhk_message(c));

@@ -83,7 +83,7 @@ TEST(only_regular_files_are_opened_by_name_and_nothing_waits) {
     CHECK_FAILS(ctx, MHK_ERROR_FILE, "it is not a regular file");
     CHECK(!mhk_tokenizer_load(ctx, path[i]), "opened");
     CHECK_FAILS(ctx, MHK_ERROR_FILE, "it is not a regular file");
-    CHECK(mhk_session_load_file(s, 0, path[i]) != MHK_OK, "opened");
+    CHECK(mhk_session_load(s, 0, path[i]) != MHK_OK, "opened");
     CHECK_FAILS(ctx, MHK_ERROR_FILE, "it is not a regular file");
   }
   for (i = 0; i < 2; i++) { /* in a model's folder */
@@ -151,8 +151,8 @@ TEST(strict_loading_refuses_what_else_is_a_warning) {
 
 /* ---- tensors */
 
-static mhk_file_tensor numbers_named(const char *name, int rank, mhk_index a, mhk_index b, const void *data) {
-  mhk_file_tensor x;
+static mhk_stored numbers_named(const char *name, int rank, mhk_index a, mhk_index b, const void *data) {
+  mhk_stored x;
   memset(&x, 0, sizeof x);
   x.name = name;
   x.dtype = MHK_REAL;
@@ -166,11 +166,11 @@ static mhk_file_tensor numbers_named(const char *name, int rank, mhk_index a, mh
 }
 
 /* the tensors of a file of numbers, from its byte order to the host's; returns how many */
-static int copy_tensors(mhk_file *f, mhk_file_tensor *x) {
+static int copy_tensors(mhk_file *f, mhk_stored *x) {
   int i;
-  for (i = 0; i < mhk_file_tensors(f); i++) {
+  for (i = 0; i < mhk_file_count(f); i++) {
     mhk_real *numbers;
-    x[i] = *mhk_file_tensor_at(f, i);
+    x[i] = *mhk_file_at(f, i);
     numbers = (mhk_real *)malloc(sizeof *numbers * (size_t)x[i].count);
     mhk_file_read(ctx, &x[i], numbers);
     x[i].data = numbers;
@@ -179,15 +179,15 @@ static int copy_tensors(mhk_file *f, mhk_file_tensor *x) {
   }
   return i;
 }
-static void free_tensors(mhk_file_tensor *x, int n) {
+static void free_tensors(mhk_stored *x, int n) {
   while (n > 0) free((void *)(uintptr_t)x[--n].data);
 }
 
 /* Writes the tensors of folder `from` and extra ones to folder `to` with the same config.json, in
    which the text `old` becomes `text` (NULL: nothing does). */
-static void with_tensors(const char *from, const char *to, const mhk_file_tensor *extra, int n_extra, const char *old,
+static void with_tensors(const char *from, const char *to, const mhk_stored *extra, int n_extra, const char *old,
                          const char *text) {
-  static mhk_file_tensor x[128];
+  static mhk_stored x[128];
   char path[600], *config, *other;
   mhk_file *f = mhk_file_open(ctx, test_path(from));
   int i, n;
@@ -212,7 +212,7 @@ TEST(tensors_that_a_model_does_not_use_are_a_warning_with_a_list) {
   static const char *const names[] = {"model.layers.0.self_attn.rotary_emb.inv_freq", "model.layers.1.attn.masked_bias",
                                       "optimizer.step"};
   mhk_real some[4] = {1, 2, 3, 4}, want[31], got[31];
-  mhk_file_tensor extra[3];
+  mhk_stored extra[3];
   mhk_model *m = model_new(ctx, PHI, 3);
   int i;
   mhk_save(m, test_path("phi"), MHK_F32);
@@ -248,7 +248,7 @@ TEST(tensors_that_contradict_the_configuration_are_refused) {
   mhk_real some[4] = {1, 2, 3, 4};
   size_t i;
   for (i = 0; i < sizeof cases / sizeof *cases; i++) {
-    mhk_file_tensor extra = numbers_named(cases[i].name, 1, 4, 1, some);
+    mhk_stored extra = numbers_named(cases[i].name, 1, 4, 1, some);
     mhk_model *m = model_new(ctx, cases[i].kind, 3);
     mhk_save(m, test_path("plain"), MHK_F32);
     mhk_model_destroy(m);
@@ -270,7 +270,7 @@ TEST(a_head_of_its_own_counts_where_the_configuration_ties_it) {
   for (i = 0; i < 2; i++) {
     mhk_real want[31], got[31];
     mhk_model *m = model_new(ctx, kinds[i], 3), *back;
-    mhk_file_tensor extra;
+    mhk_stored extra;
     int k;
     logits_of(m, want);
     mhk_save(m, test_path("untied"), MHK_F32);
@@ -308,7 +308,7 @@ TEST(a_head_of_its_own_counts_where_the_configuration_ties_it) {
       mhk_model *tied;
       c.tie_embeddings = 1;
       tied = mhk_model_create(ctx, &c, 3);
-      memcpy(mhk_data(mhk_model_tensor(tied, 0)), mhk_data(e), (size_t)e->count * sizeof(mhk_real));
+      memcpy(mhk_data(mhk_model_at(tied, 0)), mhk_data(e), (size_t)e->count * sizeof(mhk_real));
       mhk_save(tied, test_path("tied"), MHK_F32);
       for (j = 0; j < e->count; j++) wide[j] = (double)mhk_data(e)[j];
       extra = numbers_named("lm_head.weight", 2, 31, 24, k ? (const void *)wide : e->data);
@@ -331,7 +331,7 @@ TEST(types_that_are_not_read_matter_only_where_they_are_used) {
   size_t n, i, places = 0;
   static const char from[] = "\"dtype\":\"U16\"", to[] = "\"dtype\":\"C64\"";
   static const uint16_t some[4] = {1, 2, 3, 4};
-  mhk_file_tensor extra = numbers_named("leftover", 1, 4, 1, some);
+  mhk_stored extra = numbers_named("leftover", 1, 4, 1, some);
   extra.dtype = MHK_U16;
   extra.bytes = sizeof some;
   mhk_save(m, test_path("phi"), MHK_F32);
@@ -552,7 +552,7 @@ TEST(the_layout_of_state_spaces_gives_the_same_logits) {
   int i, k;
   for (i = 0; i < 2; i++) {
     mhk_model *m = model_new(ctx, kinds[i], 3), *back;
-    mhk_file_tensor x[64];
+    mhk_stored x[64];
     mhk_real want[31], got[31];
     text config;
     mhk_file *f;
@@ -740,7 +740,7 @@ TEST(a_text_ends_at_any_of_them) {
     mhk_session *s = mhk_session_create(m, NULL), *d = mhk_session_create(m, NULL);
     mhk_speculation_desc desc;
     mhk_speculation *x;
-    mhk_text *text;
+    mhk_corpus *text;
     const int32_t *ids;
     mhk_index k, n, starts = 0;
     mhk_data(bias)[two[i]] += 1000;
@@ -757,12 +757,12 @@ TEST(a_text_ends_at_any_of_them) {
     CHECK(mhk_speculate(x, usual) == -1 && mhk_stopped(s) == MHK_STOP_END, "stopped: %d, %s", (int)mhk_stopped(s),
           mhk_message(ctx));
     mhk_speculation_destroy(x);
-    text = mhk_text_sample(m, 64, 3, NULL, NULL); /* start, end, start, end... */
-    n = mhk_text_tokens(text, &ids);
+    text = mhk_corpus_sample(m, 64, 3, NULL, NULL); /* start, end, start, end... */
+    n = mhk_corpus_tokens(text, &ids);
     CHECK(n == 64, "%d tokens, %s", (int)n, mhk_message(ctx));
     for (k = 0; k < n; k++) starts += ids[k] == 0;
     CHECK(starts == 32, "%d of 64 tokens start a document", (int)starts);
-    mhk_text_destroy(text);
+    mhk_corpus_destroy(text);
     mhk_data(bias)[two[i]] -= 1000;
     mhk_session_destroy(s);
     mhk_session_destroy(d);

@@ -86,7 +86,7 @@ static void close_golden(golden *g) {
   mhk_destroy(g->ctx);
 }
 
-static const mhk_file_tensor *find(golden *g, const char *prefix, const char *name) {
+static const mhk_stored *find(golden *g, const char *prefix, const char *name) {
   char full[512];
   snprintf(full, sizeof full, "%s%s", prefix, name);
   return mhk_file_find(g->file, full);
@@ -94,7 +94,7 @@ static const mhk_file_tensor *find(golden *g, const char *prefix, const char *na
 
 /* the file's numbers; the caller frees them. NULL when there is no such tensor. */
 static mhk_real *values(golden *g, const char *prefix, const char *name, mhk_index *count) {
-  const mhk_file_tensor *x = find(g, prefix, name);
+  const mhk_stored *x = find(g, prefix, name);
   mhk_real *v;
   if (!x) return NULL;
   v = (mhk_real *)malloc(sizeof *v * (size_t)(x->count + 1));
@@ -104,7 +104,7 @@ static mhk_real *values(golden *g, const char *prefix, const char *name, mhk_ind
 }
 
 static int32_t *integers(golden *g, const char *name) {
-  const mhk_file_tensor *x = mhk_file_find(g->file, name);
+  const mhk_stored *x = mhk_file_find(g->file, name);
   int32_t *v;
   if (!x) return NULL;
   v = (int32_t *)malloc(sizeof *v * (size_t)(x->count + 1));
@@ -113,7 +113,7 @@ static int32_t *integers(golden *g, const char *name) {
 }
 
 static mhk_tensor *input(golden *g, const char *name, int grad) {
-  const mhk_file_tensor *x = mhk_file_find(g->file, name);
+  const mhk_stored *x = mhk_file_find(g->file, name);
   mhk_real *v = values(g, "", name, NULL);
   mhk_tensor *t = x ? mhk_tensor_new(g->tape, x->rank, x->shape, v) : NULL;
   free(v);
@@ -137,7 +137,7 @@ static void compare(golden *g, const char *prefix, const char *name, const mhk_r
 }
 
 static void compare_tensor(golden *g, const char *prefix, const char *name, const mhk_tensor *x) {
-  const mhk_file_tensor *f = find(g, prefix, name);
+  const mhk_stored *f = find(g, prefix, name);
   int i;
   if (!f) return;
   if (x && x->rank == f->rank)
@@ -166,11 +166,11 @@ static mhk_model *model(golden *g, const mhk_config *config, const char *prefix)
   int i, used = 0, given = 0;
   CHECK(m != NULL, "no model: %s", mhk_message(g->ctx));
   if (!m) return NULL;
-  for (i = 0; i < mhk_file_tensors(g->file); i++)
-    given += strncmp(mhk_file_tensor_at(g->file, i)->name, prefix, length) == 0;
-  for (i = 0; i < mhk_model_tensors(m); i++) {
-    mhk_tensor *x = mhk_model_tensor(m, i);
-    const mhk_file_tensor *f = find(g, prefix, x->name);
+  for (i = 0; i < mhk_file_count(g->file); i++)
+    given += strncmp(mhk_file_at(g->file, i)->name, prefix, length) == 0;
+  for (i = 0; i < mhk_model_count(m); i++) {
+    mhk_tensor *x = mhk_model_at(m, i);
+    const mhk_stored *f = find(g, prefix, x->name);
     CHECK(f != NULL, "the file has no %s%s", prefix, x->name);
     if (!f) continue;
     CHECK(f->count == x->count, "%s%s has %lld numbers, the model %lld", prefix, x->name, (long long)f->count,
@@ -184,15 +184,15 @@ static mhk_model *model(golden *g, const mhk_config *config, const char *prefix)
 
 static void zero_grads(mhk_model *m) {
   int i;
-  for (i = 0; i < mhk_model_tensors(m); i++) mhk_zero_grad(mhk_model_tensor(m, i));
+  for (i = 0; i < mhk_model_count(m); i++) mhk_zero_grad(mhk_model_at(m, i));
 }
 
 /* Every gradient prefix+name; parameters without one in the file must have none, or zeros. */
 static void compare_grads(golden *g, mhk_model *m, const char *prefix, const char *strip) {
   const size_t skip = strlen(strip);
   int i;
-  for (i = 0; i < mhk_model_tensors(m); i++) {
-    const mhk_tensor *x = mhk_model_tensor(m, i);
+  for (i = 0; i < mhk_model_count(m); i++) {
+    const mhk_tensor *x = mhk_model_at(m, i);
     const char *name = x->name;
     if (strncmp(name, strip, skip)) continue;
     if (find(g, prefix, name + skip)) {
@@ -225,7 +225,7 @@ static void language_model(const char *name) {
   mhk_model *m;
   mhk_tensor *residuals[MHK_MAX_LAYERS + 1], *logits, *loss;
   mhk_forward_desc forward;
-  const mhk_file_tensor *shape;
+  const mhk_stored *shape;
   int32_t *tokens, *labels;
   mhk_index B, T, i;
   int l;
@@ -375,7 +375,7 @@ static void mixer_config(golden *g, const char *path, mhk_config *c) {
 }
 
 /* (B,n,D) of u (B,all,D), from token first on */
-static mhk_tensor *part(golden *g, const mhk_file_tensor *u, const mhk_real *v, mhk_index first, mhk_index n) {
+static mhk_tensor *part(golden *g, const mhk_stored *u, const mhk_real *v, mhk_index first, mhk_index n) {
   mhk_index shape[3], b, all = u->shape[1], D = u->shape[2];
   mhk_tensor *x;
   shape[0] = u->shape[0];
@@ -388,7 +388,7 @@ static mhk_tensor *part(golden *g, const mhk_file_tensor *u, const mhk_real *v, 
 }
 
 /* prefix grad.u covers prefill and steps; the steps' part is zero */
-static void compare_grad_u(golden *g, const char *name, const mhk_file_tensor *f, const mhk_tensor *u) {
+static void compare_grad_u(golden *g, const char *name, const mhk_stored *f, const mhk_tensor *u) {
   mhk_index b, all = f->shape[1], n = u ? u->shape[1] : 0, D = f->shape[2];
   mhk_real *padded;
   if (!u || !u->grad || !mhk_file_find(g->file, name)) {
@@ -421,8 +421,8 @@ static mhk_model *carrier(golden *g, const mhk_model *m, const mhk_real *u, mhk_
   c.vocab_size = (int)(rows > D ? rows : D);
   n = mhk_model_create(g->ctx, &c, 1);
   if (!n) return NULL;
-  for (i = 0; i < mhk_model_tensors(n); i++) {
-    mhk_tensor *x = mhk_model_tensor(n, (int)i);
+  for (i = 0; i < mhk_model_count(n); i++) {
+    mhk_tensor *x = mhk_model_at(n, (int)i);
     for (j = 0; j < x->count; j++)
       mhk_data(x)[j] = strstr(x->name, "norm.weight") ? (mhk_real)(sqrt(c.norm_eps) / SMALL) : 0;
   }
@@ -437,9 +437,9 @@ static mhk_model *carrier(golden *g, const mhk_model *m, const mhk_real *u, mhk_
   in1 = mhk_data(mhk_model_find(m, "backbone.layers.0.mixer.in_proj.weight"));
   out = mhk_data(mhk_model_find(n, "backbone.layers.0.mixer.out_proj.weight"));
   out1 = mhk_data(mhk_model_find(m, "backbone.layers.0.mixer.out_proj.weight"));
-  embedding = mhk_data(mhk_model_tensor(n, 0));
+  embedding = mhk_data(mhk_model_at(n, 0));
   head = mhk_data(mhk_model_find(n, "lm_head.weight"));
-  CHECK(strstr(mhk_model_tensor(n, 0)->name, "embedding") && head && in && out, "the carrier has other names");
+  CHECK(strstr(mhk_model_at(n, 0)->name, "embedding") && head && in && out, "the carrier has other names");
   for (i = 0; i < mhk_model_find(m, "backbone.layers.0.mixer.in_proj.weight")->shape[0]; i++)
     for (j = 0; j < D; j++) in[i * 4 * D + j] = in1[i * D + j];
   for (i = 0; i < D; i++)
@@ -537,7 +537,7 @@ static void discrete_mamba2(const char *name) {
   golden g;
   mhk_config config;
   mhk_model *m;
-  const mhk_file_tensor *fu;
+  const mhk_stored *fu;
   mhk_real *v, *cotangent;
   mhk_tensor *u, *y;
   mhk_forward_desc forward;
@@ -562,7 +562,7 @@ static void discrete_mamba2(const char *name) {
   for (i = 0; i < sizeof names / sizeof *names; i++) {
     char full[128];
     mhk_tensor *x;
-    const mhk_file_tensor *f = find(&g, "param.", names[i]);
+    const mhk_stored *f = find(&g, "param.", names[i]);
     snprintf(full, sizeof full, "backbone.layers.0.mixer.%s", names[i]);
     x = mhk_model_find(m, full);
     CHECK(x && f && x->count == f->count, "param.%s does not fit %s", names[i], full);
@@ -652,7 +652,7 @@ static void stages(const char *name) {
   golden g;
   mhk_config config;
   mhk_model *teacher, *student;
-  const mhk_file_tensor *shape;
+  const mhk_stored *shape;
   int32_t *tokens;
   mhk_index B, T;
   int k, l;
@@ -688,7 +688,7 @@ static void stages(const char *name) {
     compare_scalar(&g, label, loss, TOLERANCE);
     snprintf(label, sizeof label, "%s.loss_per_layer", kinds[k]);
     if (mhk_file_find(g.file, label)) {
-      const mhk_file_tensor *f = mhk_file_find(g.file, label);
+      const mhk_stored *f = mhk_file_find(g.file, label);
       mhk_real got[MHK_MAX_LAYERS];
       mhk_index n = 0;
       for (l = 0; l < config.n_layer; l++) /* the file leaves out layers that keep their attention */
@@ -700,8 +700,8 @@ static void stages(const char *name) {
     snprintf(label, sizeof label, "%s.grad.", kinds[k]);
     compare_grads(&g, student, label, "");
     /* a frozen model gets none; this one was made trainable by its creation */
-    for (l = 0; l < mhk_model_tensors(teacher); l++) {
-      const mhk_tensor *x = mhk_model_tensor(teacher, l);
+    for (l = 0; l < mhk_model_count(teacher); l++) {
+      const mhk_tensor *x = mhk_model_at(teacher, l);
       double sum = 0;
       mhk_index i;
       for (i = 0; x->grad && i < x->count; i++) sum += fabs((double)x->grad[i]);
@@ -753,15 +753,15 @@ static void run(const char *name) {
   }
   {
     int32_t *tokens = integers(&g, "stage3.tokens");
-    const mhk_file_tensor *f = mhk_file_find(g.file, "stage3.tokens");
-    if (tokens && f) desc.text = mhk_text_from_tokens(g.ctx, tokens, f->count, -1);
+    const mhk_stored *f = mhk_file_find(g.file, "stage3.tokens");
+    if (tokens && f) desc.corpus = mhk_corpus_from_tokens(g.ctx, tokens, f->count, -1);
     free(tokens);
   }
   trainer = mhk_distill(g.ctx, &desc);
   CHECK(trainer != NULL, "no trainer: %s", mhk_message(g.ctx));
   for (stage = 1; stage <= 3 && trainer; stage++) {
     char label[40];
-    const mhk_file_tensor *f;
+    const mhk_stored *f;
     int32_t *tokens;
     mhk_real *losses;
     mhk_index s;
@@ -805,8 +805,8 @@ static void run(const char *name) {
   }
   group(&g, "final weights (norm)", WEIGHT_TOLERANCE);
   skip_keys = strstr(name, "hybrid") != NULL;
-  for (i = 0; i < mhk_model_tensors(student); i++) {
-    const mhk_tensor *x = mhk_model_tensor(student, i);
+  for (i = 0; i < mhk_model_count(student); i++) {
+    const mhk_tensor *x = mhk_model_at(student, i);
     mhk_index n = 0, k;
     mhk_real *want = values(&g, "final.", x->name, &n);
     double off = 0, size = 0;

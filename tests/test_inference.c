@@ -464,7 +464,7 @@ TEST(one_block_known_beforehand) {
         d.chunk = 19;
         d.snapshots = 2;
         d.snapshot_every = 11;
-        size = mhk_session_size(m, &d);
+        size = mhk_session_bytes(m, &d);
         REQUIRE(size > 0, "%s", mhk_message(ctx));
         if (given) {
           buffer = (unsigned char *)malloc(size + 33);
@@ -536,7 +536,7 @@ TEST(more_threads_than_planned) { /* a session made with one thread stays inside
   mhk_session_reset(a);
   mhk_set_threads(ctx, 4);
   b = session_of(m, 1, 300, 0);
-  CHECK(mhk_session_size(m, NULL) > 0, "%s", mhk_message(ctx));
+  CHECK(mhk_session_bytes(m, NULL) > 0, "%s", mhk_message(ctx));
   mhk_feed(a, tokens, 200);
   mhk_feed(b, tokens, 200);
   REQUIRE_OK(ctx);
@@ -558,15 +558,15 @@ TEST(impossible_descriptions) {
   CHECK_FAILS(ctx, MHK_ERROR_ARGUMENT, "batch -1");
   d.batch = 0;
   d.window = -3;
-  CHECK(mhk_session_size(m, &d) == 0, "a negative window");
+  CHECK(mhk_session_bytes(m, &d) == 0, "a negative window");
   CHECK_FAILS(ctx, MHK_ERROR_ARGUMENT, "window -3");
   d.window = 0;
   d.capacity = PTRDIFF_MAX / 8;
-  CHECK(mhk_session_size(m, &d) == 0, "a cache beyond the address space");
+  CHECK(mhk_session_bytes(m, &d) == 0, "a cache beyond the address space");
   CHECK_FAILS(ctx, MHK_ERROR_MEMORY, "address space");
   d.capacity = 10;
   d.window = PTRDIFF_MAX / 4;
-  CHECK(mhk_session_size(m, &d) == 0, "a window beyond the address space");
+  CHECK(mhk_session_bytes(m, &d) == 0, "a window beyond the address space");
   CHECK_FAILS(ctx, MHK_ERROR_MEMORY, "address space");
   mhk_destroy(ctx);
 }
@@ -622,7 +622,7 @@ TEST(long_words) {
   mhk_session_destroy(given);
   d.word_bytes = 5000;
   d.capacity = 6000;
-  i = mhk_session_size(m, &d);
+  i = mhk_session_bytes(m, &d);
   CHECK(i > 5000 * 32, "%.0f bytes", (double)i);
   d.memory = malloc(i);
   d.memory_bytes = i;
@@ -636,7 +636,7 @@ TEST(long_words) {
   memory.fail_at = 0;
   CHECK_SAME("a word of 5000 bytes in the caller's memory", mhk_logits(given), mhk_logits(t), 1024);
   d.word_bytes = (size_t)-1;
-  CHECK(mhk_session_size(m, &d) == 0, "a word as long as memory");
+  CHECK(mhk_session_bytes(m, &d) == 0, "a word as long as memory");
   CHECK_FAILS(ctx, MHK_ERROR_ARGUMENT, "word_bytes");
   mhk_destroy(ctx);
   free(d.memory);
@@ -674,11 +674,11 @@ TEST(normalized_prompts_in_the_callers_memory) {
     mhk_index count;
     sprintf(changed, "%.*s\"normalizer\": %s%.*s\"add_prefix_space\": %s%s", (int)(at - json), json,
             normalizers[kind & 1], (int)(space - at - 18), at + 18, kind & 2 ? "true" : "false", space + 25);
-    k = mhk_tokenizer_parse(ctx, changed, strlen(changed));
+    k = mhk_tokenizer_load_memory(ctx, changed, strlen(changed));
     mhk_model_set_tokenizer(m, k);
     memset(&d, 0, sizeof d);
     d.capacity = 4500;
-    size = mhk_session_size(m, &d);
+    size = mhk_session_bytes(m, &d);
     d.memory = malloc(size);
     d.memory_bytes = size;
     s = mhk_session_create(m, &d);
@@ -755,15 +755,15 @@ TEST(states_are_values) {
       model_tokens(tokens, 40, V, 2);
       at[0] = at[1] = at[2] = tokens;
       mhk_feed_many(a, at, n);
-      bytes = mhk_session_state_size(a, 1);
+      bytes = mhk_session_state_bytes(a, 1);
       state = (unsigned char *)malloc(bytes + 8);
       memset(state, 0xA5, bytes + 8);
-      mhk_session_save(a, 1, state, bytes);
+      mhk_session_save_memory(a, 1, state, bytes);
       REQUIRE_OK(ctx);
       for (i = 0; i < 8; i++) CHECK(state[bytes + i] == 0xA5, "written behind the state");
-      CHECK(mhk_session_save(a, 1, state, bytes - 1) == MHK_ERROR_ARGUMENT, "no room for the state");
+      CHECK(mhk_session_save_memory(a, 1, state, bytes - 1) == MHK_ERROR_ARGUMENT, "no room for the state");
       CHECK_FAILS(ctx, MHK_ERROR_ARGUMENT, "room");
-      mhk_session_load(b, 0, state, bytes);
+      mhk_session_load_memory(b, 0, state, bytes);
       mhk_session_copy(a, 2, a, 1);
       REQUIRE_OK(ctx);
       CHECK(mhk_session_position(b, 0) == 23 && mhk_session_position(a, 2) == 23, "positions");
@@ -789,37 +789,38 @@ TEST(states_are_values) {
       for (i = 0; i < bytes; i += i < 64 || i > bytes - 12 ? 1 : 97) {
         const mhk_index before = mhk_session_position(b, 0);
         state[i] ^= 0x41;
-        CHECK(mhk_session_load(b, 0, state, bytes) != MHK_OK && mhk_session_position(b, 0) == before,
+        CHECK(mhk_session_load_memory(b, 0, state, bytes) != MHK_OK && mhk_session_position(b, 0) == before,
               "byte %d was changed and nobody saw", (int)i);
         mhk_clear_error(ctx);
         state[i] ^= 0x41;
       }
       for (i = 0; i < bytes; i += i < 80 ? 1 : 61) {
-        CHECK(mhk_session_load(b, 0, state, i) != MHK_OK, "%d of %d bytes were enough", (int)i, (int)bytes);
+        CHECK(mhk_session_load_memory(b, 0, state, i) != MHK_OK, "%d of %d bytes were enough", (int)i, (int)bytes);
         mhk_clear_error(ctx);
       }
       /* files */
-      mhk_session_save_file(a, 2, test_path("state"));
-      mhk_session_load_file(b, 0, test_path("state"));
+      mhk_session_save(a, 2, test_path("state"));
+      mhk_session_load(b, 0, test_path("state"));
       REQUIRE_OK(ctx);
       CHECK_SAME("through a file", mhk_logits(b), mhk_logits_of(a, 2), V);
-      mhk_session_load_file(b, 0, test_path("no such file"));
+      mhk_session_load(b, 0, test_path("no such file"));
       CHECK_FAILS(ctx, MHK_ERROR_FILE, "no such file");
-      mhk_session_save_file(a, 2, test_path("no such folder/state"));
+      mhk_session_save(a, 2, test_path("no such folder/state"));
       CHECK_FAILS(ctx, MHK_ERROR_FILE, "no such folder");
       /* another model, another layout, other weights */
       {
         mhk_model *other = model_new(ctx, kind, 6), *same = model_new(ctx, kind, 5);
         mhk_session *s = mhk_session_create(other, &d), *t = mhk_session_create(same, &d);
-        mhk_session_load(s, 0, state, bytes);
+        mhk_session_load_memory(s, 0, state, bytes);
         CHECK_FAILS(ctx, MHK_ERROR_STATE, "another model");
-        CHECK(mhk_session_load(t, 0, state, bytes) == MHK_OK, "the same weights made again: %s", mhk_message(ctx));
+        CHECK(mhk_session_load_memory(t, 0, state, bytes) == MHK_OK, "the same weights made again: %s",
+              mhk_message(ctx));
         mhk_session_copy(t, 0, a, 1);
         CHECK_FAILS(ctx, MHK_ERROR_STATE, "one model");
       }
       if (!step && (kind <= PHI_GROUPED || kind == HYBRID)) { /* too long for the cache there */
         mhk_session *s = session_of(m, 1, 22, 0);
-        mhk_session_load(s, 0, state, bytes);
+        mhk_session_load_memory(s, 0, state, bytes);
         CHECK_FAILS(ctx, MHK_ERROR_STATE, "takes 22");
         mhk_session_copy(s, 0, a, 1);
         CHECK_FAILS(ctx, MHK_ERROR_STATE, "takes 22");
@@ -828,7 +829,7 @@ TEST(states_are_values) {
         mhk_session *s;
         d.window = 17;
         s = mhk_session_create(m, &d);
-        mhk_session_load(s, 0, state, bytes);
+        mhk_session_load_memory(s, 0, state, bytes);
         CHECK_FAILS(ctx, MHK_ERROR_STATE, "smaller window");
       }
       free(state);
@@ -930,8 +931,8 @@ TEST(a_model_in_training) { /* a session sees the weights as they are when it is
   int i;
   model_tokens(tokens, 9, V, 2);
   mhk_feed(a, tokens, 9);
-  for (i = 0; i < mhk_model_tensors(m); i++) {
-    mhk_tensor *x = mhk_model_tensor(m, i);
+  for (i = 0; i < mhk_model_count(m); i++) {
+    mhk_tensor *x = mhk_model_at(m, i);
     mhk_index j;
     for (j = 0; j < x->count; j++) mhk_data(x)[j] *= (mhk_real)1.125;
   }
@@ -963,9 +964,9 @@ TEST(from_memory) {
   for (i = 0; i < 2; i++) {
     n = mhk_load_memory(ctx, i ? moved + 1 : bytes, size);
     REQUIRE(n != NULL, "%s", mhk_message(ctx));
-    for (t = 0; t < mhk_model_tensors(m); t++) {
-      const mhk_tensor *a = mhk_model_tensor(m, t), *b = mhk_model_tensor(n, t);
-      const size_t each = mhk_dtype_size(a->dtype);
+    for (t = 0; t < mhk_model_count(m); t++) {
+      const mhk_tensor *a = mhk_model_at(m, t), *b = mhk_model_at(n, t);
+      const size_t each = mhk_dtype_bytes(a->dtype);
       CHECK(a->dtype == b->dtype && !memcmp(a->data, b->data, (size_t)a->count * each), "%s differs", a->name);
       if (little_endian && i == 0 && a->dtype == MHK_BF16)
         CHECK((const char *)b->data >= bytes && (const char *)b->data < bytes + size, "%s was copied", a->name);

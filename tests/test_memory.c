@@ -56,14 +56,14 @@ static int speculation(mhk_context *ctx) {
   return n == 5 && !mhk_failed(ctx);
 }
 static int text(mhk_context *ctx) {
-  mhk_text_desc d;
+  mhk_corpus_desc d;
   const char *files[1];
   memset(&d, 0, sizeof d);
   d.n_files = 1;
   d.files = files;
   files[0] = test_path("text.txt");
   d.seed = 3;
-  return mhk_text_load(ctx, mhk_tokenizer_load(ctx, "examples/tiny"), &d) != NULL;
+  return mhk_corpus_load(ctx, mhk_tokenizer_load(ctx, "examples/tiny"), &d) != NULL;
 }
 static int forward_backward(mhk_context *ctx) {
   static const int32_t tokens[12] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12},
@@ -83,7 +83,7 @@ static mhk_distill_desc small_run(mhk_context *ctx, const char *out) {
   memset(&d, 0, sizeof d);
   model_tokens(tokens, 200, 31, 5);
   d.teacher = mhk_load(ctx, test_path("m0"));
-  d.text = mhk_text_from_tokens(ctx, tokens, 200, -1);
+  d.corpus = mhk_corpus_from_tokens(ctx, tokens, 200, -1);
   d.batch = 2;
   d.length = 12;
   d.out = out;
@@ -111,10 +111,10 @@ static int evaluation(mhk_context *ctx) {
   int32_t tokens[100];
   model_tokens(tokens, 100, 31, 5);
   return mhk_evaluate(mhk_load(ctx, test_path("m4")), mhk_load(ctx, test_path("m0")),
-                      mhk_text_from_tokens(ctx, tokens, 100, -1), 20, 0, NULL, NULL, &e) == MHK_OK;
+                      mhk_corpus_from_tokens(ctx, tokens, 100, -1), 20, 0, NULL, NULL, &e) == MHK_OK;
 }
 static int sampled_text(mhk_context *ctx) {
-  return mhk_text_sample(mhk_load(ctx, test_path("m2")), 40, 3, NULL, NULL) != NULL;
+  return mhk_corpus_sample(mhk_load(ctx, test_path("m2")), 40, 3, NULL, NULL) != NULL;
 }
 
 static void fail_everywhere(const char *name, scenario run) {
@@ -273,14 +273,14 @@ TEST(objects_give_their_memory_back) {
     mhk_tape *t = mhk_tape_create(ctx);
     mhk_file *f = mhk_file_open(ctx, test_path("m4"));
     int32_t tokens[5] = {1, 2, 3, 4, 5};
-    mhk_text *x = mhk_text_from_tokens(ctx, tokens, 5, -1);
+    mhk_corpus *x = mhk_corpus_from_tokens(ctx, tokens, 5, -1);
     memset(&d, 0, sizeof d);
     d.capacity = 16;
     s = mhk_session_create(m, &d);
     mhk_feed(s, tokens, 5);
     mhk_forward(t, m, tokens, 1, 5, NULL);
     CHECK_OK(ctx);
-    mhk_text_destroy(x);
+    mhk_corpus_destroy(x);
     mhk_file_close(f);
     mhk_tape_destroy(t);
     mhk_session_destroy(s);

@@ -297,23 +297,23 @@ TEST(the_bundled_teacher) {
   CHECK(c->arch == MHK_ARCH_PHI && c->n_layer == 4 && c->d_model == 128 && c->n_head == 4 && c->vocab_size == 1024 &&
             c->rotary_dim == 16,
         "config");
-  CHECK(mhk_model_tensors(m) == 61, "%d tensors", mhk_model_tensors(m));
-  for (i = 0; i < mhk_model_tensors(m); i++) {
-    x = mhk_model_tensor(m, i);
+  CHECK(mhk_model_count(m) == 61, "%d tensors", mhk_model_count(m));
+  for (i = 0; i < mhk_model_count(m); i++) {
+    x = mhk_model_at(m, i);
     total += (double)x->count;
     CHECK(mhk_model_find(m, x->name) == x && x->data && !x->requires_grad && !x->grad, "%s", x->name);
     CHECK(x->dtype == (x->rank == 2 ? MHK_BF16 : MHK_REAL), "%s has type %s", x->name, mhk_dtype_name(x->dtype));
   }
   CHECK(total == mhk_config_parameters(c), "%.0f weights, %.0f announced", total, mhk_config_parameters(c));
-  CHECK(!mhk_model_find(m, "model") && !mhk_model_tensor(m, -1) && !mhk_model_tensor(m, 61), "absent tensors");
+  CHECK(!mhk_model_find(m, "model") && !mhk_model_at(m, -1) && !mhk_model_at(m, 61), "absent tensors");
   CHECK(mhk_model_tokenizer(m) && mhk_tokenizer_size(mhk_model_tokenizer(m)) == 1024, "the tokenizer");
   CHECK(mhk_save(m, test_path("copy"), MHK_BF16) == MHK_OK, "%s", mhk_message(ctx));
   mhk_model_destroy(m);
   { /* bf16 in, bf16 out: the same bits */
     mhk_file *a = mhk_file_open(ctx, TINY), *b = mhk_file_open(ctx, test_path("copy"));
-    REQUIRE(a && b && mhk_file_tensors(a) == mhk_file_tensors(b), "%s", mhk_message(ctx));
-    for (i = 0; i < mhk_file_tensors(a); i++) {
-      const mhk_file_tensor *p = mhk_file_tensor_at(a, i), *q = mhk_file_tensor_at(b, i);
+    REQUIRE(a && b && mhk_file_count(a) == mhk_file_count(b), "%s", mhk_message(ctx));
+    for (i = 0; i < mhk_file_count(a); i++) {
+      const mhk_stored *p = mhk_file_at(a, i), *q = mhk_file_at(b, i);
       CHECK(strcmp(p->name, q->name) == 0 && p->dtype == q->dtype && p->bytes == q->bytes &&
                 memcmp(p->data, q->data, p->bytes) == 0,
             "%s has changed", p->name);
@@ -333,10 +333,10 @@ static void same_model(const char *what, mhk_model *a, mhk_model *b) {
     return;
   }
   CHECK(same_config(mhk_model_config(a), mhk_model_config(b)), "%s: another configuration", what);
-  CHECK(mhk_model_tensors(a) == mhk_model_tensors(b), "%s: %d and %d tensors", what, mhk_model_tensors(a),
-        mhk_model_tensors(b));
-  for (i = 0; i < mhk_model_tensors(a) && i < mhk_model_tensors(b); i++) {
-    mhk_tensor *x = mhk_model_tensor(a, i), *y = mhk_model_tensor(b, i);
+  CHECK(mhk_model_count(a) == mhk_model_count(b), "%s: %d and %d tensors", what, mhk_model_count(a),
+        mhk_model_count(b));
+  for (i = 0; i < mhk_model_count(a) && i < mhk_model_count(b); i++) {
+    mhk_tensor *x = mhk_model_at(a, i), *y = mhk_model_at(b, i);
     CHECK(strcmp(x->name, y->name) == 0 && x->count == y->count, "%s: %s and %s", what, x->name, y->name);
     CHECK_SAME(x->name, mhk_data(x), mhk_data(y), x->count);
   }
@@ -393,14 +393,14 @@ TEST(saved_and_loaded) {
       test_config(&c, kind);
       m = mhk_model_create(ctx, &c, 5 + (uint64_t)kind);
       REQUIRE(m, "kind %d: %s", kind, mhk_message(ctx));
-      grad = mhk_model_tensor(m, 0)->grad;
-      for (i = 0; i < mhk_model_tensors(m); i++) {
-        mhk_tensor *x = mhk_model_tensor(m, i);
+      grad = mhk_model_at(m, 0)->grad;
+      for (i = 0; i < mhk_model_count(m); i++) {
+        mhk_tensor *x = mhk_model_at(m, i);
         CHECK(x->grad == grad && x->requires_grad && x->dtype == MHK_REAL, "%s: gradients are not one block", x->name);
         grad += x->count;
       }
-      for (i = 0; i < mhk_model_tensors(m); i++) { /* what float32 holds, in the double build too */
-        mhk_tensor *x = mhk_model_tensor(m, i);
+      for (i = 0; i < mhk_model_count(m); i++) { /* what float32 holds, in the double build too */
+        mhk_tensor *x = mhk_model_at(m, i);
         mhk_index k;
         for (k = 0; k < x->count; k++) mhk_data(x)[k] = (mhk_real)(float)mhk_data(x)[k];
       }
@@ -469,7 +469,7 @@ TEST(saving_what_cannot_be_saved) {
    degrees. */
 static void broken(const char *folder, const char *skip, const char *extra, const char *reshape) {
   mhk_file *f = mhk_file_open(ctx, test_path("model0"));
-  mhk_file_tensor x[128];
+  mhk_stored x[128];
   char path[512], *config;
   size_t length = 0;
   int i, n = 0;
@@ -478,12 +478,12 @@ static void broken(const char *folder, const char *skip, const char *extra, cons
   snprintf(path, sizeof path, "%s/config.json", test_path(folder));
   CHECK(config && test_write_file(path, config, length), "cannot write %s", path);
   free(config);
-  for (i = 0; i < mhk_file_tensors(f); i++) {
-    x[n] = *mhk_file_tensor_at(f, i);
+  for (i = 0; i < mhk_file_count(f); i++) {
+    x[n] = *mhk_file_at(f, i);
     if (skip && strstr(x[n].name, skip)) continue;
     if (reshape && strstr(x[n].name, reshape)) {
-      x[n].shape[0] = mhk_file_tensor_at(f, i)->shape[1];
-      x[n].shape[1] = mhk_file_tensor_at(f, i)->shape[0];
+      x[n].shape[0] = mhk_file_at(f, i)->shape[1];
+      x[n].shape[1] = mhk_file_at(f, i)->shape[0];
     }
     n++;
   }

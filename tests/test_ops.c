@@ -1283,9 +1283,9 @@ TEST(no_grad_makes_no_records) {
   after = mhk_tape_here(tape);
   CHECK(after.records == before.records, "a frozen model leaves %lld records",
         (long long)(after.records - before.records));
-  for (i = 0; i < mhk_model_tensors(m); i++)
-    CHECK(!mhk_model_tensor(m, i)->grad && !mhk_model_tensor(m, i)->requires_grad, "%s is not frozen",
-          mhk_model_tensor(m, i)->name);
+  for (i = 0; i < mhk_model_count(m); i++)
+    CHECK(!mhk_model_at(m, i)->grad && !mhk_model_at(m, i)->requires_grad, "%s is not frozen",
+          mhk_model_at(m, i)->name);
   finish();
 }
 
@@ -1296,15 +1296,15 @@ TEST(frozen_parameters_get_no_gradient) {
   int i;
   start();
   m = model_new(ctx, HYBRID, 3);
-  for (i = 0; i < mhk_model_tensors(m); i += 2) mhk_model_tensor(m, i)->requires_grad = 0;
+  for (i = 0; i < mhk_model_count(m); i += 2) mhk_model_at(m, i)->requires_grad = 0;
   model_zero_grads(m);
   model_tokens(tokens, 10, 31, 1);
   model_tokens(labels, 10, 31, 2);
   logits = mhk_forward(tape, m, tokens, 2, 5, NULL);
   mhk_backward(tape, mhk_cross_entropy(tape, logits, labels));
   REQUIRE_OK(ctx);
-  for (i = 0; i < mhk_model_tensors(m); i++) {
-    const mhk_tensor *x = mhk_model_tensor(m, i);
+  for (i = 0; i < mhk_model_count(m); i++) {
+    const mhk_tensor *x = mhk_model_at(m, i);
     double sum = 0;
     mhk_index j;
     for (j = 0; x->grad && j < x->count; j++) sum += fabs((double)x->grad[j]);
@@ -1425,8 +1425,8 @@ TEST(recompute_with_frozen_layers_below) {
   int i;
   start();
   m = model_new(ctx, HYBRID, 3);
-  for (i = 0; i < mhk_model_tensors(m); i++) { /* only the last block learns */
-    mhk_tensor *x = mhk_model_tensor(m, i);
+  for (i = 0; i < mhk_model_count(m); i++) { /* only the last block learns */
+    mhk_tensor *x = mhk_model_at(m, i);
     x->requires_grad = strstr(x->name, ".2.") != NULL;
   }
   memset(&d, 0, sizeof d);
@@ -1495,8 +1495,8 @@ TEST(models_gradients) { /* the whole model against finite differences, a few pa
     for (i = 0; i < n; i++) scale = fmax(scale, fabs((double)analytic[i]));
     mhk_tape_reset(tape);
     mhk_tape_record(tape, 0);
-    for (i = 0; i < mhk_model_tensors(m); at += mhk_model_tensor(m, i++)->count) {
-      mhk_tensor *x = mhk_model_tensor(m, i);
+    for (i = 0; i < mhk_model_count(m); at += mhk_model_at(m, i++)->count) {
+      mhk_tensor *x = mhk_model_at(m, i);
       const mhk_index j = x->count / 3;
       const double h = IS_DOUBLE ? 1e-5 : 2e-2;
       const mhk_real old = mhk_data(x)[j];

@@ -88,11 +88,11 @@ static mhk_distill_desc description(mhk_context *ctx, mhk_precision precision, c
   d.teacher = mhk_load(ctx, "examples/tiny");
   if (n == 0) {
     const int32_t *tokens;
-    n = mhk_text_tokens(mhk_text_sample(d.teacher, TEXT, 5, NULL, NULL), &tokens);
+    n = mhk_corpus_tokens(mhk_corpus_sample(d.teacher, TEXT, 5, NULL, NULL), &tokens);
     if (n > TEXT) n = TEXT;
     if (n > 0) memcpy(text, tokens, (size_t)n * sizeof *text);
   }
-  d.text = mhk_text_from_tokens(ctx, text, n, 0);
+  d.corpus = mhk_corpus_from_tokens(ctx, text, n, 0);
   d.batch = 2;
   d.length = 48;
   for (i = 0; i < 3; i++) d.stages[i].tokens = UPDATES * d.batch * d.length;
@@ -111,7 +111,7 @@ static int distill(mhk_context *ctx, mhk_precision precision, double *loss, doub
   int n = 0;
   while (n < MOST && mhk_train_step(tr)) loss[n++] = mhk_progress(tr)->loss;
   memset(&e, 0, sizeof e);
-  mhk_evaluate(mhk_student(tr), d.teacher, d.text, 48, 20, NULL, NULL, &e);
+  mhk_evaluate(mhk_student(tr), d.teacher, d.corpus, 48, 20, NULL, NULL, &e);
   CHECK_OK(ctx);
   *kl = e.kl;
   return n;

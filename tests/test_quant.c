@@ -280,8 +280,8 @@ static mhk_model *model_wide(mhk_context *ctx, int kind, int factor, uint64_t se
   if (c.ssm_heads) c.ssm_head_dim = 32 * factor;
   if (c.d_mlp && kind != PHI_GROUPED) c.d_mlp = 4 * c.d_model;
   m = mhk_model_create(ctx, &c, seed);
-  for (i = 0; i < mhk_model_tensors(m); i++) {
-    mhk_tensor *x = mhk_model_tensor(m, i);
+  for (i = 0; i < mhk_model_count(m); i++) {
+    mhk_tensor *x = mhk_model_at(m, i);
     mhk_index j;
     uint64_t s = seed * 1000 + (uint64_t)i;
     for (j = 0; j < x->count; j++) mhk_data(x)[j] += (mhk_real)(float)test_uniform(&s, -0.02, 0.02);
@@ -302,8 +302,8 @@ static int ends_with(const char *text, const char *end) {
 /* which tensors are quantized, how well, and that nothing else changes */
 static void check_quantized(const mhk_model *m, const mhk_model *q, mhk_dtype type, int group) {
   int i;
-  for (i = 0; i < mhk_model_tensors(m); i++) {
-    const mhk_tensor *x = mhk_model_tensor(m, i), *y = mhk_model_tensor(q, i);
+  for (i = 0; i < mhk_model_count(m); i++) {
+    const mhk_tensor *x = mhk_model_at(m, i), *y = mhk_model_at(q, i);
     mhk_real *v = read_all(x), *w = read_all(y);
     const mhk_index K = x->shape[1];
     const int matrix = x->rank == 2 && K % 32 == 0;
@@ -344,7 +344,7 @@ static void check_quantized(const mhk_model *m, const mhk_model *q, mhk_dtype ty
 
 static mhk_real *logits_of(mhk_model *m, mhk_index T, mhk_index *count) {
   int32_t tokens[64];
-  mhk_tape *t = mhk_tape_create(mhk_model_tensor(m, 0)->ctx);
+  mhk_tape *t = mhk_tape_create(mhk_model_at(m, 0)->ctx);
   mhk_tensor *y;
   mhk_real *out = NULL;
   model_tokens(tokens, T, mhk_model_config(m)->vocab_size, 7);
@@ -361,9 +361,9 @@ static void check_same_model(mhk_model *a, mhk_model *b) {
   mhk_index n, k;
   mhk_real *x, *y;
   int i;
-  REQUIRE(a && b && mhk_model_tensors(a) == mhk_model_tensors(b), "one of two models is missing");
-  for (i = 0; i < mhk_model_tensors(a); i++) {
-    const mhk_tensor *p = mhk_model_tensor(a, i), *q = mhk_model_tensor(b, i);
+  REQUIRE(a && b && mhk_model_count(a) == mhk_model_count(b), "one of two models is missing");
+  for (i = 0; i < mhk_model_count(a); i++) {
+    const mhk_tensor *p = mhk_model_at(a, i), *q = mhk_model_at(b, i);
     CHECK(p->dtype == q->dtype, "%s is %s here and %s there", p->name, mhk_dtype_name(p->dtype),
           mhk_dtype_name(q->dtype));
     x = read_all(p);
@@ -392,8 +392,8 @@ static void save_and_load(mhk_context *ctx, mhk_model *q, mhk_dtype type) {
   REQUIRE_OK(ctx);
   check_same_model(q, m);
   /* every matrix starts at a cache line of the file, which is mapped at a page */
-  for (i = 0; i < mhk_model_tensors(m); i++) {
-    const mhk_tensor *x = mhk_model_tensor(m, i);
+  for (i = 0; i < mhk_model_count(m); i++) {
+    const mhk_tensor *x = mhk_model_at(m, i);
     if (x->quantized) CHECK((uintptr_t)x->quantized->q % 64 == 0, "%s is not aligned", x->name);
   }
   mhk_save(m, again, type);
@@ -421,11 +421,11 @@ static void save_and_load(mhk_context *ctx, mhk_model *q, mhk_dtype type) {
   REQUIRE(mhk_save(q, numbers, MHK_F32) == MHK_OK, "%s", mhk_message(ctx)); /* and back to numbers */
   m = mhk_load(ctx, numbers);
   REQUIRE_OK(ctx);
-  for (i = 0; i < mhk_model_tensors(m); i++) {
-    mhk_real *x = read_all(mhk_model_tensor(m, i)), *y = read_all(mhk_model_tensor(q, i));
-    CHECK(mhk_model_tensor(m, i)->dtype == MHK_F32, "%s is %s", mhk_model_tensor(m, i)->name,
-          mhk_dtype_name(mhk_model_tensor(m, i)->dtype));
-    CHECK_CLOSE(mhk_model_tensor(m, i)->name, x, y, mhk_model_tensor(m, i)->count, 1e-7);
+  for (i = 0; i < mhk_model_count(m); i++) {
+    mhk_real *x = read_all(mhk_model_at(m, i)), *y = read_all(mhk_model_at(q, i));
+    CHECK(mhk_model_at(m, i)->dtype == MHK_F32, "%s is %s", mhk_model_at(m, i)->name,
+          mhk_dtype_name(mhk_model_at(m, i)->dtype));
+    CHECK_CLOSE(mhk_model_at(m, i)->name, x, y, mhk_model_at(m, i)->count, 1e-7);
     free(x);
     free(y);
   }
@@ -540,12 +540,12 @@ TEST(steps_and_prefill) {
 }
 
 /* a student of the bundled teacher, made in a moment */
-static mhk_model *student_of(mhk_context *ctx, mhk_model *teacher, mhk_text *text) {
+static mhk_model *student_of(mhk_context *ctx, mhk_model *teacher, mhk_corpus *text) {
   mhk_distill_desc d;
   mhk_trainer *tr;
   memset(&d, 0, sizeof d);
   d.teacher = teacher;
-  d.text = text;
+  d.corpus = text;
   d.batch = 4;
   d.length = 64;
   d.stages[0].tokens = 3000;
@@ -563,13 +563,13 @@ TEST(predictions) {
   static const char *const files[] = {"examples/story.txt"};
   mhk_context *ctx = mhk_create(NULL);
   mhk_model *tiny = mhk_load(ctx, "examples/tiny");
-  mhk_text_desc td;
-  mhk_text *text;
+  mhk_corpus_desc td;
+  mhk_corpus *text;
   int type, which;
   memset(&td, 0, sizeof td);
   td.n_files = 1;
   td.files = files;
-  text = mhk_text_load(ctx, mhk_model_tokenizer(tiny), &td);
+  text = mhk_corpus_load(ctx, mhk_model_tokenizer(tiny), &td);
   REQUIRE_OK(ctx);
   for (which = 0; which < 2; which++) {
     mhk_model *m = which ? student_of(ctx, tiny, text) : tiny;
@@ -601,8 +601,8 @@ TEST(predictions) {
 
 static void bad_file(mhk_context *ctx, const mhk_file *f, const char *change, const char *from, mhk_dtype dtype,
                      int rank, const mhk_index *shape, mhk_result code, const char *message) {
-  const int n = mhk_file_tensors(f);
-  mhk_file_tensor *list = (mhk_file_tensor *)malloc((size_t)n * sizeof *list);
+  const int n = mhk_file_count(f);
+  mhk_stored *list = (mhk_stored *)malloc((size_t)n * sizeof *list);
   const char *metadata[2] = {"config.json", NULL};
   const char *path = test_path("bad.safetensors");
   mhk_model *m;
@@ -611,7 +611,7 @@ static void bad_file(mhk_context *ctx, const mhk_file *f, const char *change, co
   metadata[1] = mhk_file_metadata(f, "config.json", NULL);
   REQUIRE(list, "memory");
   for (i = 0; i < n; i++) {
-    list[j] = *mhk_file_tensor_at(f, i);
+    list[j] = *mhk_file_at(f, i);
     if (strcmp(list[j].name, from) == 0) {
       if (!change) continue; /* left out */
       list[j].name = change;
@@ -619,7 +619,7 @@ static void bad_file(mhk_context *ctx, const mhk_file *f, const char *change, co
       list[j].rank = rank;
       list[j].data = zeros;
       for (list[j].count = 1; rank-- > 0;) list[j].count *= list[j].shape[rank] = shape[rank];
-      REQUIRE((size_t)list[j].count <= sizeof zeros / mhk_dtype_size(dtype), "the test's tensor is too large");
+      REQUIRE((size_t)list[j].count <= sizeof zeros / mhk_dtype_bytes(dtype), "the test's tensor is too large");
     }
     j++;
   }

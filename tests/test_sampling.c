@@ -377,16 +377,16 @@ TEST(penalties_follow_the_state) { /* back in time and into another session */
             (int)token[1], (int)want);
     }
     { /* as bytes: into a session that remembers as much, and one that remembers less */
-      const size_t bytes = mhk_session_state_size(s, 0);
+      const size_t bytes = mhk_session_state_bytes(s, 0);
       unsigned char *state = (unsigned char *)malloc(bytes);
       const int32_t all = penalised(s, &h, prompt, 8);
       int32_t token[2] = {-1, -1};
-      REQUIRE(state != NULL && mhk_session_save(s, 0, state, bytes) == MHK_OK, "%s", mhk_message(ctx));
+      REQUIRE(state != NULL && mhk_session_save_memory(s, 0, state, bytes) == MHK_OK, "%s", mhk_message(ctx));
       mhk_session_reset(s);
-      mhk_session_load(s, 0, state, bytes);
+      mhk_session_load_memory(s, 0, state, bytes);
       CHECK(mhk_sample(s, &h) == all, "a state loaded remembers something else");
-      mhk_session_load(other, 0, state, bytes);
-      mhk_session_load(other, 1, state, bytes);
+      mhk_session_load_memory(other, 0, state, bytes);
+      mhk_session_load_memory(other, 1, state, bytes);
       mhk_sample_batch(other, &h, token);
       CHECK(token[0] == want && token[1] == want, "loaded into less room: %d, %d, should be %d", (int)token[0],
             (int)token[1], (int)want);
@@ -556,7 +556,7 @@ static mhk_speculation *speculate(mhk_session *target, mhk_session *draft, int t
    before after all were accepted, else fewer or one. last: tokens drafted for the pass before,
    negative where some were refused, 0: none yet; left: how many tokens of it are left to return, -1
    after finishing. */
-static void check_pass(mhk_speculation_counts before, mhk_speculation_counts now, int fixed, int *last, int *left) {
+static void check_pass(mhk_speculation_info before, mhk_speculation_info now, int fixed, int *last, int *left) {
   const int drafted = (int)(now.drafted - before.drafted), accepted = (int)(now.accepted - before.accepted),
             passes = (int)(now.passes - before.passes);
   CHECK(now.tokens == before.tokens + 1 && passes >= 0 && passes <= 1, "a call returns %d tokens in %d passes",
@@ -627,7 +627,7 @@ TEST(greedy_speculation) {
       mhk_session *draft = mhk_session_create(m[j], &d);
       for (c = 0; c < 4; c++) {
         mhk_speculation *x;
-        mhk_speculation_counts count;
+        mhk_speculation_info count;
         int k, same = 1, last = 0, left = 0;
         mhk_session_reset(target);
         mhk_session_reset(draft);
@@ -637,9 +637,9 @@ TEST(greedy_speculation) {
         REQUIRE_OK(ctx);
         said[0] = 0;
         for (k = 0; k < n && same; k++) {
-          const mhk_speculation_counts before = mhk_speculation_count(x);
+          const mhk_speculation_info before = mhk_speculation_progress(x);
           const int32_t id = mhk_speculate(x, &h);
-          check_pass(before, mhk_speculation_count(x), lengths[c], &last, &left);
+          check_pass(before, mhk_speculation_progress(x), lengths[c], &last, &left);
           same = id == want[k];
           CHECK(same, "target %d, draft %d, %d tokens: token %d is %d, should be %d", i, j, lengths[c], k, (int)id,
                 (int)want[k]);
@@ -651,7 +651,7 @@ TEST(greedy_speculation) {
         }
         REQUIRE_OK(ctx);
         CHECK(!strcmp(said, text), "target %d, draft %d: another text", i, j);
-        count = mhk_speculation_count(x);
+        count = mhk_speculation_progress(x);
         CHECK(count.tokens == n && count.accepted <= count.drafted && count.passes <= n &&
                   count.passes + count.accepted >= n - 2,
               "%d tokens in %d passes", (int)count.tokens, (int)count.passes);
@@ -775,7 +775,7 @@ TEST(speculation_is_exact) { /* pairs of tokens of one round, 4000 times, agains
       CHECK(chi > 5 * (cells + 20), "case %d: the draft has the same distribution: chi-square %g", c, chi);
     }
     {
-      const mhk_speculation_counts n = mhk_speculation_count(x);
+      const mhk_speculation_info n = mhk_speculation_progress(x);
       CHECK(n.accepted > n.drafted / 20 && n.accepted < n.drafted * 19 / 20, "case %d: %d of %d accepted", c,
             (int)n.accepted, (int)n.drafted);
     }
@@ -854,7 +854,7 @@ TEST(speculation_at_the_edges) {
   CHECK(!speculate(target, draft, 17), "17 tokens");
   CHECK_FAILS(ctx, MHK_ERROR_ARGUMENT, "16");
   CHECK(!speculate(NULL, draft, 3) && !mhk_speculation_create(NULL) && mhk_speculate(NULL, &h) == -1 &&
-            mhk_speculation_finish(NULL) != MHK_OK && mhk_speculation_count(NULL).tokens == 0,
+            mhk_speculation_finish(NULL) != MHK_OK && mhk_speculation_progress(NULL).tokens == 0,
         "NULL");
   mhk_speculation_destroy(NULL);
   x = speculate(target, draft, 4);

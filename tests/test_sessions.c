@@ -146,7 +146,7 @@ static void check_model(const char *dir) {
   mhk_tape_record(tape, 0);
   snprintf(path, sizeof path, "%s/expected.safetensors", dir);
   if (exists(dir, "expected.safetensors")) {
-    const mhk_file_tensor *ft, *fl, *fn;
+    const mhk_stored *ft, *fl, *fn;
     const mhk_index V = mhk_model_config(m)->vocab_size;
     f = mhk_file_open(ctx, path);
     ft = mhk_file_find(f, "tokens");

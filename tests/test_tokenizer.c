@@ -116,7 +116,7 @@ static void check_outside(const char *folder, const char *rows) {
   if (CHECK_OK(ctx), k) {
     check_rows(k, expected, 40);
     json_text = mhk_tokenizer_json(k, &length);
-    again = mhk_tokenizer_parse(ctx, json_text, length);
+    again = mhk_tokenizer_load_memory(ctx, json_text, length);
     if (CHECK_OK(ctx), again) {
       check_rows(again, expected, 40);
       CHECK(mhk_tokenizer_end(again) == mhk_tokenizer_end(k) && mhk_tokenizer_end(k) >= 0,
@@ -181,7 +181,7 @@ static text make_tokenizer(const char *vocabulary, const char *merges, const cha
 }
 
 static mhk_tokenizer *parse_and_free(mhk_context *ctx, text t) {
-  mhk_tokenizer *k = mhk_tokenizer_parse(ctx, t.data, t.n);
+  mhk_tokenizer *k = mhk_tokenizer_load_memory(ctx, t.data, t.n);
   free(t.data);
   return k;
 }
@@ -540,8 +540,8 @@ TEST(training_text_is_utf8) {
   mhk_context_desc desc;
   mhk_context *ctx;
   mhk_tokenizer *k;
-  mhk_text *a, *b;
-  mhk_text_desc d;
+  mhk_corpus *a, *b;
+  mhk_corpus_desc d;
   const int32_t *x, *y;
   mhk_index n;
   char bytes[4000];
@@ -556,38 +556,38 @@ TEST(training_text_is_utf8) {
   d.files = files;
   warnings = 0;
   test_write_file(path, good, sizeof good - 1);
-  a = mhk_text_load(ctx, k, &d);
+  a = mhk_corpus_load(ctx, k, &d);
   memcpy(bytes, "\xEF\xBB\xBF", 3); /* a byte order mark, which is no text */
   memcpy(bytes + 3, good, sizeof good);
   d.texts = texts;
-  b = mhk_text_load(ctx, k, &d);
+  b = mhk_corpus_load(ctx, k, &d);
   REQUIRE_OK(ctx);
-  n = mhk_text_tokens(a, &x);
-  CHECK(n > 10 && n == mhk_text_tokens(b, &y) && !memcmp(x, y, (size_t)n * sizeof *x),
-        "from memory: %d tokens instead of %d", (int)mhk_text_tokens(b, NULL), (int)n);
+  n = mhk_corpus_tokens(a, &x);
+  CHECK(n > 10 && n == mhk_corpus_tokens(b, &y) && !memcmp(x, y, (size_t)n * sizeof *x),
+        "from memory: %d tokens instead of %d", (int)mhk_corpus_tokens(b, NULL), (int)n);
   CHECK(warnings == 0, "\"%s\"", warning);
   d.lengths = lengths;
   lengths[0] = sizeof bytes;
   memset(bytes, 'a', sizeof bytes);
   bytes[2100] = '\xE9';
-  CHECK(mhk_text_load(ctx, k, &d) != NULL && warnings == 1 && strstr(warning, "text.txt") &&
+  CHECK(mhk_corpus_load(ctx, k, &d) != NULL && warnings == 1 && strstr(warning, "text.txt") &&
             strstr(warning, "byte 2100") && strstr(warning, "1 of its 4000 bytes"),
         "%d warnings, the last \"%s\"", warnings, warning);
   CHECK_OK(ctx);
   for (i = 0; i < sizeof bytes; i += 50) bytes[i] = '\xE9';
-  CHECK(!mhk_text_load(ctx, k, &d), "Latin-1");
+  CHECK(!mhk_corpus_load(ctx, k, &d), "Latin-1");
   CHECK_FAILS(ctx, MHK_ERROR_FORMAT,
               "text.txt is no text in UTF-8: 2.0 % of its bytes are zero or part of no character, the first at byte 0: "
               "it may be Latin-1");
   for (i = 0; i < sizeof bytes; i++) bytes[i] = (char)(i % 2 ? 0 : 'a');
-  CHECK(!mhk_text_load(ctx, k, &d), "UTF-16");
+  CHECK(!mhk_corpus_load(ctx, k, &d), "UTF-16");
   CHECK_FAILS(ctx, MHK_ERROR_FORMAT, "the first at byte 1: it looks like UTF-16");
   memcpy(bytes, "\x1F\x8B\x08", 3);
   for (i = 3; i < sizeof bytes; i++) bytes[i] = (char)(unsigned char)(i * i * 37 >> 3);
-  CHECK(!mhk_text_load(ctx, k, &d), "gzip");
+  CHECK(!mhk_corpus_load(ctx, k, &d), "gzip");
   CHECK_FAILS(ctx, MHK_ERROR_FORMAT, "gzip");
   memset(bytes, 0, sizeof bytes);
-  CHECK(!mhk_text_load(ctx, k, &d), "zeros");
+  CHECK(!mhk_corpus_load(ctx, k, &d), "zeros");
   CHECK_FAILS(ctx, MHK_ERROR_FORMAT, "nothing but zeros");
   mhk_destroy(ctx);
 }
@@ -890,7 +890,7 @@ TEST(other_layouts) {
   check_same_ids("vocab.json", k, x, source, sizeof source - 1);
   CHECK(mhk_tokenizer_end(x) == 0 && mhk_tokenizer_id(x, "<|endoftext|>") == 0, "the end-of-text token");
   check_rows(x, TINY "/tokens.json", 40);
-  again = mhk_tokenizer_parse(ctx, mhk_tokenizer_json(x, &length), strlen(mhk_tokenizer_json(x, NULL)));
+  again = mhk_tokenizer_load_memory(ctx, mhk_tokenizer_json(x, &length), strlen(mhk_tokenizer_json(x, NULL)));
   check_same_ids("its tokenizer.json", x, again, source, sizeof source - 1);
   CHECK(length == strlen(mhk_tokenizer_json(x, NULL)), "the length of the tokenizer.json is %lld", (long long)length);
   CHECK_OK(ctx);
@@ -901,7 +901,7 @@ TEST(other_layouts) {
   CHECK(mhk_tokenizer_size(x) == 1031 && mhk_tokenizer_id(x, "    ") == 1030 && mhk_tokenizer_id(x, "\t") == 1024,
         "added tokens of added_tokens.json");
   check_round_trip(x, "added_tokens.json", source, sizeof source - 1);
-  again = mhk_tokenizer_parse(ctx, mhk_tokenizer_json(x, &length), strlen(mhk_tokenizer_json(x, NULL)));
+  again = mhk_tokenizer_load_memory(ctx, mhk_tokenizer_json(x, &length), strlen(mhk_tokenizer_json(x, NULL)));
   check_same_ids("its tokenizer.json", x, again, source, sizeof source - 1);
   id = 1027;
   CHECK(mhk_decode(x, &id, 1, NULL, 0) == -1, "a gap was decoded");
@@ -1072,7 +1072,7 @@ TEST(room) {
             mhk_tokenizer_size(NULL) == 0 && mhk_tokenizer_end(NULL) == -1 && mhk_tokenizer_start(NULL) == -1 &&
             mhk_encode_prompt(NULL, "a", 1, ids, 1) == -1 && mhk_tokenizer_id(NULL, "a") == -1 &&
             !mhk_token_bytes(NULL, 0, NULL) && !mhk_tokenizer_json(NULL, NULL) && !mhk_tokenizer_load(NULL, TINY) &&
-            !mhk_tokenizer_parse(NULL, "{}", 2),
+            !mhk_tokenizer_load_memory(NULL, "{}", 2),
         "NULL");
   mhk_tokenizer_destroy(NULL);
   CHECK(mhk_encode(k, NULL, 1, ids, 1) == -1, "no text");
@@ -1187,13 +1187,13 @@ TEST(wrong_files) {
     mhk_tokenizer_destroy(k);
   }
   for (i = 0; i < sizeof texts / sizeof *texts; i++) {
-    CHECK(!mhk_tokenizer_parse(ctx, texts[i][0], strlen(texts[i][0])), "\"%s\" was taken", texts[i][0]);
+    CHECK(!mhk_tokenizer_load_memory(ctx, texts[i][0], strlen(texts[i][0])), "\"%s\" was taken", texts[i][0]);
     if (mhk_error(ctx) == MHK_ERROR_UNSUPPORTED)
       CHECK_FAILS(ctx, MHK_ERROR_UNSUPPORTED, texts[i][1]);
     else
       CHECK_FAILS(ctx, MHK_ERROR_FORMAT, texts[i][1]);
   }
-  CHECK(!mhk_tokenizer_parse(ctx, NULL, 0), "no text");
+  CHECK(!mhk_tokenizer_load_memory(ctx, NULL, 0), "no text");
   CHECK_FAILS(ctx, MHK_ERROR_ARGUMENT, "no text");
   CHECK(!mhk_tokenizer_load(ctx, "no/such/folder"), "nothing there");
   CHECK_FAILS(ctx, MHK_ERROR_FILE, "no/such/folder");
@@ -1239,7 +1239,7 @@ TEST(damaged_files) {
         default: memmove(copy + at, copy + (size_t)(test_random(&random) % (n - length)), length); break;
       }
     }
-    k = mhk_tokenizer_parse(ctx, copy, n);
+    k = mhk_tokenizer_load_memory(ctx, copy, n);
     CHECK((k != NULL) == !mhk_failed(ctx), "round %d: a result and an error, or neither", round);
     if (k) {
       int32_t ids[64];
@@ -1279,7 +1279,7 @@ TEST(out_of_memory) {
     test_memory memory;
     mhk_context *ctx = test_context(&memory, fail_at, 0);
     if (ctx) {
-      mhk_tokenizer *k = mhk_tokenizer_parse(ctx, t.data, t.n), *pair = mhk_tokenizer_load(ctx, folder);
+      mhk_tokenizer *k = mhk_tokenizer_load_memory(ctx, t.data, t.n), *pair = mhk_tokenizer_load(ctx, folder);
       int32_t ids[256];
       mhk_index n = mhk_encode(k, word, sizeof word, ids, 256);
       const char *json_text = mhk_tokenizer_json(pair, NULL);

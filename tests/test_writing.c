@@ -120,9 +120,9 @@ static void save_others(void *user, int round) {
   mhk_index j;
   c.rope_theta = 10000 + round;
   m = mhk_model_create(ctx, &c, 1);
-  for (i = 0; i < mhk_model_tensors(m); i++)
-    for (j = 0; j < mhk_model_tensor(m, i)->count; j++)
-      mhk_data(mhk_model_tensor(m, i))[j] = (mhk_real)c.rope_theta;
+  for (i = 0; i < mhk_model_count(m); i++)
+    for (j = 0; j < mhk_model_at(m, i)->count; j++)
+      mhk_data(mhk_model_at(m, i))[j] = (mhk_real)c.rope_theta;
   mhk_save(m, (const char *)user, MHK_F32);
   mhk_destroy(ctx);
 }
@@ -140,7 +140,7 @@ TEST(a_model_loaded_while_others_are_saved_is_one_of_them) {
     mhk_model *m = mhk_load(ctx, folder.path);
     if (m) {
       const double theta = mhk_model_config(m)->rope_theta;
-      const mhk_tensor *x = mhk_model_tensor(m, mhk_model_tensors(m) - 1);
+      const mhk_tensor *x = mhk_model_at(m, mhk_model_count(m) - 1);
       CHECK(fabs(mhk_value(x) - theta) < 0.5, "the configuration says %g, the weights are those of %g", theta,
             mhk_value(x));
       loaded++;
@@ -282,7 +282,7 @@ static int which_of_two(const char *path) {
     which = mhk_model_config(found)->rope_theta > 15000;
     is = one_of_two(ctx, which);
     mhk_model_make_trainable(found);
-    if (memcmp(mhk_data(mhk_model_tensor(found, 0)), mhk_data(mhk_model_tensor(is, 0)), 1000) != 0 ||
+    if (memcmp(mhk_data(mhk_model_at(found, 0)), mhk_data(mhk_model_at(is, 0)), 1000) != 0 ||
         (mhk_model_tokenizer(found) != NULL) != (which == 0))
       which = -2;
   }
@@ -380,7 +380,7 @@ static mhk_distill_desc run_desc(mhk_context *ctx, const char *out) {
   model_tokens(tokens, 400, c.vocab_size, 7);
   memset(&d, 0, sizeof d);
   d.teacher = mhk_model_create(ctx, &c, 3);
-  d.text = mhk_text_from_tokens(ctx, tokens, 400, -1);
+  d.corpus = mhk_corpus_from_tokens(ctx, tokens, 400, -1);
   for (s = 0; s < 3; s++) d.stages[s].tokens = 4 * 32;
   d.batch = 2;
   d.length = 16;
@@ -646,7 +646,7 @@ TEST(a_checkpoint_of_version_1_is_resumed_with_a_warning) {
   mhk_context *ctx = mhk_create(NULL);
   const char *metadata[6] = {"format", "mohawk checkpoint 1", "state", NULL, "run", NULL};
   char state[14 * 17], said[1024];
-  mhk_file_tensor list[100];
+  mhk_stored list[100];
   mhk_index n, k;
   mhk_real *want, *got;
   mhk_file *f;
@@ -657,16 +657,16 @@ TEST(a_checkpoint_of_version_1_is_resumed_with_a_warning) {
   empty_folder(out.path);
   free(go_on(out.path, 6, MHK_WINDOWS_RANDOM, &k, &h, said));
   f = mhk_file_open(ctx, file.path);
-  REQUIRE(want && f && mhk_file_tensors(f) < 100, "%s", said);
-  for (i = 0; i < mhk_file_tensors(f); i++)
-    if (strcmp(mhk_file_tensor_at(f, i)->name, "checksum.xxh64") != 0) {
+  REQUIRE(want && f && mhk_file_count(f) < 100, "%s", said);
+  for (i = 0; i < mhk_file_count(f); i++)
+    if (strcmp(mhk_file_at(f, i)->name, "checksum.xxh64") != 0) {
       mhk_real *numbers;
-      list[count] = *mhk_file_tensor_at(f, i);
+      list[count] = *mhk_file_at(f, i);
       numbers = (mhk_real *)malloc(list[count].bytes + 1);
       mhk_file_read(ctx, &list[count], numbers); /* in the order of this machine's bytes */
       list[count++].data = numbers;
     }
-  CHECK(count == mhk_file_tensors(f) - 1, "no checksum among the tensors");
+  CHECK(count == mhk_file_count(f) - 1, "no checksum among the tensors");
   snprintf(state, sizeof state, "%s", mhk_file_metadata(f, "state", NULL)); /* without its last value */
   metadata[3] = state;
   metadata[5] = mhk_file_metadata(f, "run", NULL);

@@ -8,7 +8,7 @@
 static void write_logits(mhk_context *ctx, mhk_tape *t, mhk_model *m, const int32_t *tokens, mhk_index B, mhk_index T,
                          const char *path) {
   mhk_tensor *logits = mhk_forward(t, m, tokens, B, T, NULL);
-  mhk_file_tensor out[2];
+  mhk_stored out[2];
   float *single;
   mhk_index i;
   if (!logits) return;
@@ -39,7 +39,7 @@ static void read_one(mhk_context *ctx, mhk_tape *t, const char *folder) {
   char path[1024];
   int32_t tokens[1024];
   mhk_model *m = mhk_load(ctx, folder);
-  const mhk_file_tensor *x;
+  const mhk_stored *x;
   mhk_file *f;
   snprintf(path, sizeof path, "%s/tokens.safetensors", folder);
   f = mhk_file_open(ctx, path);

@@ -40,10 +40,10 @@ static int parse(settings *s, int argc, char **argv) {
 
 /* the type of the largest weight, among those that can be written */
 static mhk_dtype stored_type(const mhk_model *m) {
-  const mhk_tensor *largest = mhk_model_tensor(m, 0);
+  const mhk_tensor *largest = mhk_model_at(m, 0);
   int i;
-  for (i = 1; i < mhk_model_tensors(m); i++)
-    if (mhk_model_tensor(m, i)->count > largest->count) largest = mhk_model_tensor(m, i);
+  for (i = 1; i < mhk_model_count(m); i++)
+    if (mhk_model_at(m, i)->count > largest->count) largest = mhk_model_at(m, i);
   return largest->dtype == MHK_F16 || largest->dtype == MHK_BF16 || largest->quantized ? largest->dtype : MHK_F32;
 }
 
@@ -60,7 +60,7 @@ static int convert(mhk_context *ctx, const settings *s) {
   if (!s->no_tokenizer && cli_keeps_tokenizer(m, s->out) != CLI_GO) return CLI_FAILED;
   dtype = s->dtype < 0 ? stored_type(m) : types[s->dtype];
   if (mhk_save(m, s->out, dtype) != MHK_OK) return cli_context_error(ctx);
-  for (i = 0; i < mhk_model_tensors(m); i++) parameters += (double)mhk_model_tensor(m, i)->count;
+  for (i = 0; i < mhk_model_count(m); i++) parameters += (double)mhk_model_at(m, i)->count;
   printf("saved     %s: %s parameters, %s%s\n", s->out, cli_count(parameters, &count), mhk_dtype_name(dtype),
          mhk_model_tokenizer(m) ? ", with its tokenizer" : ", without a tokenizer");
   return CLI_OK;

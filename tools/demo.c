@@ -52,7 +52,7 @@ typedef struct demo {
   mhk_context *ctx;
   mhk_model *teacher;
   mhk_model *model[DEMO_MODELS];
-  mhk_text *text, *samples, *story;
+  mhk_corpus *text, *samples, *story;
   float *matrices[DEMO_PANELS];
   const char *saving; /* folder of the run in progress */
   double started;
@@ -145,7 +145,7 @@ static void fill_run(const demo *d, int number, mhk_distill_desc *desc) {
   int i;
   memset(desc, 0, sizeof *desc);
   desc->teacher = d->teacher;
-  desc->text = d->text;
+  desc->corpus = d->text;
   desc->batch = BATCH;
   desc->length = LENGTH;
   desc->seed = TRAIN_SEED;
@@ -338,7 +338,7 @@ static int draw(demo *d) {
   char path[1024];
   cli_output o;
   int i, l, h;
-  d->r.T = mhk_text_tokens(d->story, &tokens);
+  d->r.T = mhk_corpus_tokens(d->story, &tokens);
   if (d->r.T > PICTURE_TOKENS) d->r.T = PICTURE_TOKENS;
   d->r.distance = (double *)calloc((size_t)(DEMO_PANELS * layers * heads), sizeof *d->r.distance);
   if (!d->r.distance) return cli_error("out of memory");
@@ -419,13 +419,13 @@ static int prepare(demo *d) {
 
 static int load_texts(demo *d) {
   char path[1024];
-  mhk_text_desc desc;
+  mhk_corpus_desc desc;
   memset(&desc, 0, sizeof desc);
   desc.n_files = 1;
   desc.files = &d->s->story;
   d->story = run_load_text(d->ctx, d->teacher, NULL, &desc, CLI_UTF8);
   if (!d->story || out_path(d, path, sizeof path, "text.safetensors") != CLI_GO) return CLI_FAILED;
-  d->r.story_tokens = (double)mhk_text_tokens(d->story, NULL);
+  d->r.story_tokens = (double)mhk_corpus_tokens(d->story, NULL);
   d->text = run_sampled_text(d->ctx, d->teacher, path, (mhk_index)d->r.text_tokens, TRAIN_SEED);
   if (!d->text || out_path(d, path, sizeof path, "eval.safetensors") != CLI_GO) return CLI_FAILED;
   d->samples = run_sampled_text(d->ctx, d->teacher, path, (mhk_index)d->r.sample_tokens, EVAL_SEED);

@@ -19,7 +19,7 @@ typedef struct distillation {
   const settings *s;
   mhk_context *ctx;
   mhk_model *teacher;
-  mhk_text *eval_text;
+  mhk_corpus *eval_text;
   int keep[CLI_MAX_LIST];
   run r;
   cli_json json;
@@ -220,9 +220,9 @@ static int check_memory(const distillation *d) {
                    d->s->out, cli_bytes(need, &a), cli_bytes(have, &b));
 }
 
-static mhk_text *load_files(distillation *d) {
+static mhk_corpus *load_files(distillation *d) {
   const settings *s = d->s;
-  mhk_text_desc desc;
+  mhk_corpus_desc desc;
   int repeat[CLI_MAX_LIST], i;
   size_t most[CLI_MAX_LIST];
   if (s->repeat.n > s->text.n || s->max_document.n > s->text.n) {
@@ -243,7 +243,7 @@ static mhk_text *load_files(distillation *d) {
   return run_load_text(d->ctx, d->teacher, NULL, &desc, s->encoding);
 }
 
-static mhk_text *sample(distillation *d, const char *name, mhk_index tokens, uint64_t seed) {
+static mhk_corpus *sample(distillation *d, const char *name, mhk_index tokens, uint64_t seed) {
   char path[1024];
   if (cli_join(path, sizeof path, d->s->out, name) != CLI_GO) return NULL;
   return run_sampled_text(d->ctx, d->teacher, path, tokens, seed);
@@ -252,19 +252,19 @@ static mhk_text *sample(distillation *d, const char *name, mhk_index tokens, uin
 static int load_text(distillation *d) {
   const settings *s = d->s;
   mhk_distill_desc *desc = &d->r.desc;
-  mhk_text_desc eval;
+  mhk_corpus_desc eval;
   cli_buffer amount;
   double budget = 0;
   int i;
   for (i = 0; i < 3; i++) budget += (double)desc->stages[i].tokens;
   if (s->text.n > 0) {
-    desc->text = load_files(d);
-    if (desc->text) cli_note("%s tokens of text", cli_count((double)mhk_text_tokens(desc->text, NULL), &amount));
+    desc->corpus = load_files(d);
+    if (desc->corpus) cli_note("%s tokens of text", cli_count((double)mhk_corpus_tokens(desc->corpus, NULL), &amount));
   } else {
     mhk_index n = s->sample_tokens ? s->sample_tokens : (mhk_index)(budget < 2e6 ? budget : 2e6);
-    desc->text = sample(d, "text.safetensors", n, (uint64_t)s->seed);
+    desc->corpus = sample(d, "text.safetensors", n, (uint64_t)s->seed);
   }
-  if (!desc->text || s->no_eval) return desc->text ? CLI_GO : CLI_FAILED;
+  if (!desc->corpus || s->no_eval) return desc->corpus ? CLI_GO : CLI_FAILED;
   if (s->eval.n == 0) return CLI_GO;
   memset(&eval, 0, sizeof eval);
   eval.n_files = s->eval.n;
@@ -356,7 +356,7 @@ static void json_begin(distillation *d) {
   json_text(&d->json, "teacher", d->s->teacher);
   json_text(&d->json, "out", d->s->out);
   json_real(&d->json, "teacher_parameters", mhk_config_parameters(mhk_model_config(d->teacher)));
-  json_count(&d->json, "text_tokens", (double)mhk_text_tokens(d->r.desc.text, NULL));
+  json_count(&d->json, "text_tokens", (double)mhk_corpus_tokens(d->r.desc.corpus, NULL));
   json_real(&d->json, "memory_bytes", mhk_distill_bytes(&d->r.desc));
   json_close(&d->json);
 }

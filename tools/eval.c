@@ -55,8 +55,8 @@ static void print(const settings *s, const mhk_evaluation *e) {
 
 static int evaluate(mhk_context *ctx, const settings *s) {
   mhk_model *m = cli_load(ctx, s->model), *teacher = s->teacher ? cli_load(ctx, s->teacher) : NULL;
-  mhk_text_desc desc;
-  mhk_text *text;
+  mhk_corpus_desc desc;
+  mhk_corpus *text;
   mhk_evaluation e;
   if (mhk_failed(ctx)) return cli_context_error(ctx);
   memset(&desc, 0, sizeof desc);

@@ -129,7 +129,7 @@ typedef struct outcome {
   mhk_index tokens;
   double seconds, seconds_alone; /* seconds_alone: of the model without its draft, for as many tokens */
   const char *reason;
-  mhk_speculation_counts counts;
+  mhk_speculation_info counts;
 } outcome;
 
 static double share(mhk_index part, mhk_index of) { return of > 0 ? (double)part / (double)of : 0; }
@@ -235,7 +235,7 @@ static int generate(mhk_context *ctx, const settings *s, const char *prompt, cli
   if (!s->json) fputc('\n', stdout);
   if (x && (s->verbose || s->json)) {
     mhk_index n;
-    o.counts = mhk_speculation_count(x);
+    o.counts = mhk_speculation_progress(x);
     mhk_speculation_finish(x);
     mhk_session_reset(session);
     mhk_feed_bytes(session, prompt, s->prompt_bytes);

@@ -79,8 +79,8 @@ static mhk_config with_states(const mhk_config *c) {
 static double stored_bytes(const mhk_model *m) {
   double bytes = 0;
   int i;
-  for (i = 0; i < mhk_model_tensors(m); i++) {
-    bytes += (double)mhk_tensor_bytes(mhk_model_tensor(m, i));
+  for (i = 0; i < mhk_model_count(m); i++) {
+    bytes += (double)mhk_tensor_bytes(mhk_model_at(m, i));
   }
   return bytes;
 }
@@ -203,15 +203,15 @@ static void show_model(const settings *s, const mhk_model *m) {
   int i, n = mhk_model_ends(m, &ends);
   if (!s->json) {
     print_config(s, s->paths.path[0], c);
-    printf("tensors         %d, %s as stored\n", mhk_model_tensors(m), cli_bytes(stored_bytes(m), &bytes));
+    printf("tensors         %d, %s as stored\n", mhk_model_count(m), cli_bytes(stored_bytes(m), &bytes));
     if (k) {
       printf("tokenizer       %d tokens\n", mhk_tokenizer_size(k));
     } else {
       printf("tokenizer       none\n");
     }
     for (i = 0; i < n; i++) printf("%s%d%s", i ? ", " : "a text ends at  ", (int)ends[i], i + 1 == n ? "\n" : "");
-    for (i = 0; s->names && i < mhk_model_tensors(m); i++) {
-      const mhk_tensor *x = mhk_model_tensor(m, i);
+    for (i = 0; s->names && i < mhk_model_count(m); i++) {
+      const mhk_tensor *x = mhk_model_at(m, i);
       print_tensor(x->name, x->dtype, x->rank, x->shape);
     }
     return;
@@ -223,8 +223,8 @@ static void show_model(const settings *s, const mhk_model *m) {
   for (i = 0; i < n; i++) json_count(&j, NULL, ends[i]);
   json_close(&j);
   json_open(&j, "tensors", '[');
-  for (i = 0; i < mhk_model_tensors(m); i++) {
-    const mhk_tensor *x = mhk_model_tensor(m, i);
+  for (i = 0; i < mhk_model_count(m); i++) {
+    const mhk_tensor *x = mhk_model_at(m, i);
     json_tensor(&j, x->name, x->dtype, x->rank, x->shape);
   }
   json_close(&j);
@@ -241,8 +241,8 @@ static void show_file(const settings *s, const mhk_file *f) {
     json_begin(&j, s, NULL);
     json_open(&j, "tensors", '[');
   }
-  for (i = 0; i < mhk_file_tensors(f); i++) {
-    const mhk_file_tensor *x = mhk_file_tensor_at(f, i);
+  for (i = 0; i < mhk_file_count(f); i++) {
+    const mhk_stored *x = mhk_file_at(f, i);
     bytes += (double)x->bytes;
     if (s->json) {
       json_tensor(&j, x->name, x->dtype, x->rank, x->shape);
@@ -255,7 +255,7 @@ static void show_file(const settings *s, const mhk_file *f) {
     json_count(&j, "bytes", bytes);
     json_close(&j);
   } else {
-    printf("%d tensors, %s\n", mhk_file_tensors(f), cli_bytes(bytes, &total));
+    printf("%d tensors, %s\n", mhk_file_count(f), cli_bytes(bytes, &total));
   }
 }
 

@@ -53,15 +53,15 @@ static mhk_index read_tokens(mhk_context *ctx, const settings *s, mhk_model *tea
   if (s->prompt && k) {
     n = mhk_encode_prompt(k, s->prompt, strlen(s->prompt), ids, s->tokens);
   } else {
-    mhk_text_desc desc;
+    mhk_corpus_desc desc;
     const int32_t *all;
-    mhk_text *text;
+    mhk_corpus *text;
     memset(&desc, 0, sizeof desc);
     desc.n_files = s->text.n;
     desc.files = s->text.path;
     text = run_load_text(ctx, teacher, NULL, &desc, s->encoding);
     if (!text) return 0;
-    n = mhk_text_tokens(text, &all);
+    n = mhk_corpus_tokens(text, &all);
     memcpy(ids, all, (size_t)(n < s->tokens ? n : s->tokens) * sizeof *ids);
   }
   if (n > s->tokens) n = s->tokens;

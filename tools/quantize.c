@@ -71,8 +71,8 @@ static double relative_error(const mhk_tensor *x, const mhk_tensor *y) {
 }
 
 static int measure(mhk_context *ctx, const settings *s, mhk_model *m, mhk_model *q) {
-  mhk_text_desc desc;
-  mhk_text *text;
+  mhk_corpus_desc desc;
+  mhk_corpus *text;
   mhk_evaluation before, after;
   memset(&desc, 0, sizeof desc);
   desc.n_files = s->text.n;
@@ -104,8 +104,8 @@ static int quantize(mhk_context *ctx, const settings *s) {
   if (m && !s->no_tokenizer && cli_keeps_tokenizer(m, s->out) != CLI_GO) return CLI_FAILED;
   q = mhk_quantize(m, &d);
   if (!q || mhk_save(q, s->out, d.type) != MHK_OK) return cli_context_error(ctx);
-  for (i = 0; i < mhk_model_tensors(m); i++) {
-    const mhk_tensor *x = mhk_model_tensor(m, i), *y = mhk_model_tensor(q, i);
+  for (i = 0; i < mhk_model_count(m); i++) {
+    const mhk_tensor *x = mhk_model_at(m, i), *y = mhk_model_at(q, i);
     before += (double)mhk_tensor_bytes(x);
     after += (double)mhk_tensor_bytes(y);
     if (y->quantized) {

@@ -12,9 +12,9 @@ enum { PIECE = 262144 }; /* tokens sampled between two saves; piece k has seed +
 /* a number that changes with the teacher's weights (FNV-1a over the first megabyte of its first
    tensor) */
 static unsigned long long fingerprint(mhk_model *teacher) {
-  const mhk_tensor *x = mhk_model_tensor(teacher, 0);
+  const mhk_tensor *x = mhk_model_at(teacher, 0);
   const unsigned char *p = (const unsigned char *)x->data;
-  size_t i, bytes = (size_t)x->count * mhk_dtype_size(x->dtype);
+  size_t i, bytes = (size_t)x->count * mhk_dtype_bytes(x->dtype);
   unsigned long long h = 1469598103934665603ull;
   for (i = 0; i < bytes && i < 1000000; i++) h = (h ^ p[i]) * 1099511628211ull;
   return h;
@@ -25,7 +25,7 @@ static mhk_index read_sampled(mhk_context *ctx, const char *path, const char *la
   mhk_index n = 0;
   if (cli_exists(path)) {
     mhk_file *f = mhk_file_open(ctx, path);
-    const mhk_file_tensor *x = f ? mhk_file_find(f, "tokens") : NULL;
+    const mhk_stored *x = f ? mhk_file_find(f, "tokens") : NULL;
     const char *found = f ? mhk_file_metadata(f, "mohawk.sample", NULL) : NULL;
     if (x && found && strcmp(found, label) == 0) {
       int32_t *all = (int32_t *)malloc((size_t)x->count * sizeof *all + 1);
@@ -43,7 +43,7 @@ static mhk_index read_sampled(mhk_context *ctx, const char *path, const char *la
 
 static int write_sampled(mhk_context *ctx, const char *path, const char *label, const int32_t *ids, mhk_index n) {
   const char *metadata[2];
-  mhk_file_tensor x;
+  mhk_stored x;
   memset(&x, 0, sizeof x);
   metadata[0] = "mohawk.sample";
   metadata[1] = label;
@@ -72,9 +72,9 @@ static int report_piece(void *user, mhk_index done, mhk_index total) {
 /* One piece more. Returns its tokens, 0 after Ctrl-C, or -1 after a message. */
 static mhk_index sample_piece(mhk_context *ctx, mhk_model *teacher, int32_t *ids, mhk_index tokens, uint64_t seed,
                               sampling *all) {
-  mhk_text *piece = mhk_text_sample(teacher, tokens, seed, report_piece, all);
+  mhk_corpus *piece = mhk_corpus_sample(teacher, tokens, seed, report_piece, all);
   const int32_t *values;
-  mhk_index n = mhk_text_tokens(piece, &values);
+  mhk_index n = mhk_corpus_tokens(piece, &values);
   if (!piece || mhk_failed(ctx)) {
     cli_context_error(ctx);
     return -1;
@@ -82,15 +82,15 @@ static mhk_index sample_piece(mhk_context *ctx, mhk_model *teacher, int32_t *ids
   if (n > tokens) n = tokens;
   if (cli_stopped()) n = 0;
   if (n > 0) memcpy(ids, values, (size_t)n * sizeof *ids);
-  mhk_text_destroy(piece);
+  mhk_corpus_destroy(piece);
   return n;
 }
 
-mhk_text *run_sampled_text(mhk_context *ctx, mhk_model *teacher, const char *path, mhk_index tokens, uint64_t seed) {
+mhk_corpus *run_sampled_text(mhk_context *ctx, mhk_model *teacher, const char *path, mhk_index tokens, uint64_t seed) {
   char label[96];
   sampling all;
   cli_buffer amount, speed;
-  mhk_text *text = NULL;
+  mhk_corpus *text = NULL;
   mhk_index n, found;
   int32_t *ids = (int32_t *)malloc((size_t)tokens * sizeof *ids + 1);
   if (!ids) {
@@ -120,20 +120,20 @@ mhk_text *run_sampled_text(mhk_context *ctx, mhk_model *teacher, const char *pat
                       cli_count((double)n, &amount),
                       cli_count((double)(n - found) / (cli_clock() - all.task.started), &speed));
   }
-  text = mhk_text_from_tokens(ctx, ids, n, mhk_tokenizer_start(mhk_model_tokenizer(teacher)));
+  text = mhk_corpus_from_tokens(ctx, ids, n, mhk_tokenizer_start(mhk_model_tokenizer(teacher)));
   if (!text) cli_context_error(ctx);
   free(ids);
   return text;
 }
 
-mhk_text *run_load_text(mhk_context *ctx, mhk_model *model, mhk_model *other_model, const mhk_text_desc *desc,
+mhk_corpus *run_load_text(mhk_context *ctx, mhk_model *model, mhk_model *other_model, const mhk_corpus_desc *desc,
                         int encoding) {
   mhk_tokenizer *k = mhk_model_tokenizer(model);
-  mhk_text_desc d = *desc;
+  mhk_corpus_desc d = *desc;
   cli_content read[CLI_MAX_LIST];
   const char *texts[CLI_MAX_LIST];
   size_t lengths[CLI_MAX_LIST];
-  mhk_text *text = NULL;
+  mhk_corpus *text = NULL;
   int i, good = 1;
   if (!k && other_model) k = mhk_model_tokenizer(other_model);
   if (!k) {
@@ -149,7 +149,7 @@ mhk_text *run_load_text(mhk_context *ctx, mhk_model *model, mhk_model *other_mod
   }
   d.texts = texts;
   d.lengths = lengths;
-  if (good) text = mhk_text_load(ctx, k, &d);
+  if (good) text = mhk_corpus_load(ctx, k, &d);
   for (i = 0; i < d.n_files; i++) free(read[i].text);
   if (good && !text) {
     cli_context_error(ctx);
@@ -342,7 +342,7 @@ run_result run_distill(mhk_context *ctx, const run *r, mhk_trainer **trainer) {
 
 /* ---------------------------------------------------------------- evaluation */
 
-int run_evaluate(mhk_context *ctx, mhk_model *m, mhk_model *teacher, mhk_text *text, mhk_index length,
+int run_evaluate(mhk_context *ctx, mhk_model *m, mhk_model *teacher, mhk_corpus *text, mhk_index length,
                  mhk_index windows, const char *title, mhk_evaluation *result) {
   cli_task task;
   cli_task_start(&task, "measuring", title, (double)length);

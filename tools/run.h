@@ -7,7 +7,7 @@
 /* Text that the teacher writes itself. It is kept in the file path and found there by the next run
    with the same teacher and seed; what was written when Ctrl-C came is kept too. NULL after an
    error that has been told, or after Ctrl-C. */
-mhk_text *run_sampled_text(mhk_context *ctx, mhk_model *teacher, const char *path, mhk_index tokens, uint64_t seed);
+mhk_corpus *run_sampled_text(mhk_context *ctx, mhk_model *teacher, const char *path, mhk_index tokens, uint64_t seed);
 
 typedef enum run_result { RUN_DONE, RUN_STOPPED, RUN_FAILED } run_result;
 
@@ -35,7 +35,7 @@ run_point *run_read_log(const char *folder, int stage, double step, int *n);
 
 /* mhk_evaluate with a progress line. Returns CLI_GO, or CLI_FAILED after a message (none after
    Ctrl-C). */
-int run_evaluate(mhk_context *ctx, mhk_model *m, mhk_model *teacher, mhk_text *text, mhk_index length,
+int run_evaluate(mhk_context *ctx, mhk_model *m, mhk_model *teacher, mhk_corpus *text, mhk_index length,
                  mhk_index windows, const char *title, mhk_evaluation *result);
 /* a and b as one evaluation over the text of both */
 mhk_evaluation run_join(const mhk_evaluation *a, const mhk_evaluation *b);
@@ -45,7 +45,7 @@ void run_json_evaluation(cli_json *j, const mhk_evaluation *e, int with_teacher)
 
 /* The text in files, pipes or standard input with a model's tokenizer, or with other_model's when
    it has none. encoding: CLI_UTF8 and so on. NULL after a message. */
-mhk_text *run_load_text(mhk_context *ctx, mhk_model *model, mhk_model *other_model, const mhk_text_desc *desc,
+mhk_corpus *run_load_text(mhk_context *ctx, mhk_model *model, mhk_model *other_model, const mhk_corpus_desc *desc,
                         int encoding);
 const char *run_mixers(const mhk_config *c, char *text,
                        size_t capacity); /* "Phi-Mamba with attention in layers 2 and 4" */

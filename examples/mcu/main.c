@@ -124,7 +124,7 @@ int main(void) {
     board_write(i + 1 < n ? " " : "\n");
   }
   if (mhk_failed(ctx)) return fail(mhk_message(ctx));
-  board_report(write_number, highest * UNIT, mhk_session_size(model, &small));
+  board_report(write_number, highest * UNIT, mhk_session_bytes(model, &small));
   mhk_destroy(ctx);
   return 0;
 }

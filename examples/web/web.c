@@ -34,10 +34,10 @@ EXPORT int web_layers(mhk_model *m) { return mhk_model_config(m)->n_layer; }
 EXPORT int web_heads(mhk_model *m) { return mhk_model_config(m)->n_head; }
 /* type of the weights: of the largest tensor's */
 EXPORT const char *web_weights(mhk_model *m) {
-  const mhk_tensor *most = mhk_model_tensor(m, 0);
+  const mhk_tensor *most = mhk_model_at(m, 0);
   int i;
-  for (i = 1; i < mhk_model_tensors(m); i++)
-    if (mhk_model_tensor(m, i)->count > most->count) most = mhk_model_tensor(m, i);
+  for (i = 1; i < mhk_model_count(m); i++)
+    if (mhk_model_at(m, i)->count > most->count) most = mhk_model_at(m, i);
   return mhk_dtype_name(most->dtype);
 }
 EXPORT double web_parameters(mhk_model *m) { return mhk_config_parameters(mhk_model_config(m)); }
@@ -61,7 +61,7 @@ EXPORT mhk_session *web_session(mhk_model *m, int capacity, int snapshots) {
 /* bytes of a session, work space and all, without making it; 0: more than there are addresses */
 EXPORT double web_session_size(mhk_context *ctx, mhk_model *m, int capacity) {
   const mhk_session_desc d = session_desc(capacity, 0);
-  const size_t size = mhk_session_size(m, &d);
+  const size_t size = mhk_session_bytes(m, &d);
   if (size == 0) mhk_clear_error(ctx);
   return (double)size;
 }
@@ -69,7 +69,7 @@ EXPORT double web_session_size(mhk_context *ctx, mhk_model *m, int capacity) {
 EXPORT void web_keep(mhk_session *s) { mhk_session_snapshot(s, 0); }
 EXPORT void web_back(mhk_session *s, int position) { mhk_session_rewind(s, 0, position); }
 /* bytes of what the session has to keep of the tokens so far: constant for a state-space model */
-EXPORT double web_state(mhk_session *s) { return (double)mhk_session_state_size(s, 0); }
+EXPORT double web_state(mhk_session *s) { return (double)mhk_session_state_bytes(s, 0); }
 /* how many tokens a text has */
 EXPORT int web_count(mhk_model *m, const char *text) {
   return (int)mhk_encode(mhk_model_tokenizer(m), text, strlen(text), NULL, 0);
@@ -107,25 +107,25 @@ EXPORT void web_read(mhk_session *s, int n, int vocabulary) {
    has room for all of them. */
 EXPORT int web_sample_text(mhk_model *teacher, int32_t *ids, int n, int more, int seed) {
   const int32_t *tokens;
-  mhk_text *x = mhk_text_sample(teacher, more, (uint64_t)(unsigned)seed, NULL, NULL);
-  mhk_index got = mhk_text_tokens(x, &tokens);
+  mhk_corpus *x = mhk_corpus_sample(teacher, more, (uint64_t)(unsigned)seed, NULL, NULL);
+  mhk_index got = mhk_corpus_tokens(x, &tokens);
   if (got > 0) memcpy(ids + n, tokens, (size_t)got * sizeof *ids);
-  mhk_text_destroy(x);
+  mhk_corpus_destroy(x);
   return n + (int)got;
 }
-EXPORT mhk_text *web_text_from(mhk_context *ctx, mhk_model *teacher, const int32_t *ids, int n) {
-  return mhk_text_from_tokens(ctx, ids, n, mhk_tokenizer_start(mhk_model_tokenizer(teacher)));
+EXPORT mhk_corpus *web_text_from(mhk_context *ctx, mhk_model *teacher, const int32_t *ids, int n) {
+  return mhk_corpus_from_tokens(ctx, ids, n, mhk_tokenizer_start(mhk_model_tokenizer(teacher)));
 }
 
 /* a run of the three stages, of so many tokens each; a stage of 0 tokens is skipped. lr3: top
    learning rate of stage 3, 0: the library's */
-EXPORT mhk_trainer *web_distil(mhk_context *ctx, mhk_model *teacher, mhk_model *student, mhk_text *text, int stage1,
+EXPORT mhk_trainer *web_distil(mhk_context *ctx, mhk_model *teacher, mhk_model *student, mhk_corpus *text, int stage1,
                                int stage2, int stage3, double lr3, int batch, int length, int seed) {
   mhk_distill_desc d;
   memset(&d, 0, sizeof d);
   d.teacher = teacher;
   d.student = student;
-  d.text = text;
+  d.corpus = text;
   d.stages[0].tokens = stage1;
   d.stages[1].tokens = stage2;
   d.stages[2].tokens = stage3;
@@ -163,7 +163,7 @@ EXPORT const double *web_progress(mhk_trainer *t) {
 }
 
 /* cross-entropy, KL to the teacher, share of the same next token */
-EXPORT const double *web_evaluate(mhk_model *m, mhk_model *teacher, mhk_text *text, int length, int windows) {
+EXPORT const double *web_evaluate(mhk_model *m, mhk_model *teacher, mhk_corpus *text, int length, int windows) {
   static double out[3];
   mhk_evaluation e;
   memset(&e, 0, sizeof e);
@@ -186,13 +186,13 @@ typedef struct probe {
 } probe;
 
 EXPORT int web_probe_tokens(void) { return PROBE; }
-EXPORT probe *web_probe(mhk_context *ctx, mhk_model *teacher, mhk_text *text) {
+EXPORT probe *web_probe(mhk_context *ctx, mhk_model *teacher, mhk_corpus *text) {
   const mhk_config *c = mhk_model_config(teacher);
   const int32_t *tokens;
   mhk_forward_desc d;
   probe *p = (probe *)calloc(1, sizeof *p);
   if (p) p->out = (float *)calloc((size_t)c->n_layer * (size_t)c->n_head, PROBE * PROBE * sizeof *p->out);
-  if (!p || !p->out || mhk_text_tokens(text, &tokens) < PROBE) {
+  if (!p || !p->out || mhk_corpus_tokens(text, &tokens) < PROBE) {
     mhk_fail(ctx, MHK_ERROR_MEMORY, "no memory or no text for the matrices");
     free(p);
     return NULL;

@@ -262,8 +262,8 @@ static void use_file(mhk_context *ctx, const mhk_file *f) {
   static int32_t numbers[1 << 14];
   bytes list = {0};
   int i, whole = 1;
-  for (i = 0; i < mhk_file_tensors(f); i++) {
-    const mhk_file_tensor *x = mhk_file_tensor_at(f, i);
+  for (i = 0; i < mhk_file_count(f); i++) {
+    const mhk_stored *x = mhk_file_at(f, i);
     PROMISE(ctx, mhk_file_find(f, x->name) == x);
     if (x->count > 1 << 14) {
       whole = 0;
@@ -278,14 +278,14 @@ static void use_file(mhk_context *ctx, const mhk_file *f) {
   mhk_file_metadata(f, "format", NULL);
   if (f && whole) {
     const char *const metadata[] = {"format", "pt"};
-    const mhk_file_tensor *all = (const mhk_file_tensor *)(const void *)list.data;
+    const mhk_stored *all = (const mhk_stored *)(const void *)list.data;
     mhk_file *again;
-    mhk_file_write(ctx, at("again.safetensors"), mhk_file_tensors(f), all, 1, metadata);
+    mhk_file_write(ctx, at("again.safetensors"), mhk_file_count(f), all, 1, metadata);
     if (fine(ctx)) {
       again = mhk_file_open(ctx, at("again.safetensors"));
-      PROMISE(ctx, again ? mhk_file_tensors(again) == mhk_file_tensors(f) : starved(ctx));
-      for (i = 0; again && i < mhk_file_tensors(f); i++) {
-        const mhk_file_tensor *x = mhk_file_tensor_at(f, i), *y = mhk_file_tensor_at(again, i);
+      PROMISE(ctx, again ? mhk_file_count(again) == mhk_file_count(f) : starved(ctx));
+      for (i = 0; again && i < mhk_file_count(f); i++) {
+        const mhk_stored *x = mhk_file_at(f, i), *y = mhk_file_at(again, i);
         PROMISE(ctx, !strcmp(x->name, y->name) && x->bytes == y->bytes);
         PROMISE(ctx, !x->bytes || !memcmp(x->data, y->data, x->bytes));
       }
@@ -371,7 +371,7 @@ static void target_tokenizer(const uint8_t *data, size_t size) {
   const size_t n = text ? text->content.n : strlen(words);
   mhk_tokenizer *k;
   if (json && f.n <= 2)
-    k = mhk_tokenizer_parse(ctx, (const char *)json->content.data, json->content.n);
+    k = mhk_tokenizer_load_memory(ctx, (const char *)json->content.data, json->content.n);
   else {
     write_folder(&f);
     k = mhk_tokenizer_load(ctx, scratch);
@@ -454,16 +454,16 @@ static void use_session(mhk_context *ctx, mhk_model *m, const int32_t *tokens, m
   for (i = 0; i < 3 && mhk_session_position(s, 0) < 30; i++) mhk_sample(s, &how);
   mhk_text_rest(s);
   fine(ctx);
-  n = mhk_session_state_size(s, 0);
+  n = mhk_session_state_bytes(s, 0);
   state = malloc(n);
-  PROMISE(ctx, mhk_session_save(s, 0, state, n) == MHK_OK);
+  PROMISE(ctx, mhk_session_save_memory(s, 0, state, n) == MHK_OK);
   mhk_session_rewind(s, 0, 4);
   PROMISE(ctx, mhk_feed(s, tokens, 1) == MHK_OK);
   other = session_of(m, window);
   if (fine(ctx) && other) {
-    PROMISE(ctx, mhk_session_load(s, 0, state, n) == MHK_OK);
-    PROMISE(ctx, mhk_session_save_file(s, 0, at("state")) == MHK_OK);
-    PROMISE(ctx, mhk_session_load_file(other, 0, at("state")) == MHK_OK);
+    PROMISE(ctx, mhk_session_load_memory(s, 0, state, n) == MHK_OK);
+    PROMISE(ctx, mhk_session_save(s, 0, at("state")) == MHK_OK);
+    PROMISE(ctx, mhk_session_load(other, 0, at("state")) == MHK_OK);
     mhk_feed(s, tokens, 2);
     mhk_feed(other, tokens, 2);
     PROMISE(ctx, !fine(ctx) || same_logits(s, other, V));
@@ -500,7 +500,7 @@ static void use_teacher(mhk_context *ctx, mhk_model *m, const int32_t *tokens) {
   int i;
   memset(&how, 0, sizeof how);
   memset(&d, 0, sizeof d);
-  d.text = mhk_text_from_tokens(ctx, tokens, 24, tokens[0]);
+  d.corpus = mhk_corpus_from_tokens(ctx, tokens, 24, tokens[0]);
   if (mhk_model_config(m)->n_layer > 1) {
     how.keep_attention = &kept;
     how.n_keep_attention = 1;
@@ -513,11 +513,11 @@ static void use_teacher(mhk_context *ctx, mhk_model *m, const int32_t *tokens) {
   tr = mhk_distill(ctx, &d);
   while (mhk_train_step(tr)) mhk_progress(tr);
   fine(ctx);
-  mhk_evaluate(m, d.student, d.text, 6, 2, NULL, NULL, &result);
+  mhk_evaluate(m, d.student, d.corpus, 6, 2, NULL, NULL, &result);
   fine(ctx);
   mhk_trainer_destroy(tr);
   mhk_model_destroy(d.student);
-  mhk_text_destroy(d.text);
+  mhk_corpus_destroy(d.corpus);
 }
 
 static int same_files(const char *a, const char *b) {
@@ -533,7 +533,7 @@ static int same_files(const char *a, const char *b) {
 static void use_saved(mhk_context *ctx, mhk_model *m, const int32_t *tokens, mhk_dtype dtype, int whole_folder) {
   const char *one = at(whole_folder ? "one" : "one.safetensors"), *two = at(whole_folder ? "two" : "two.safetensors");
   mhk_model *copy;
-  mhk_text *text;
+  mhk_corpus *text;
   mhk_sampling how;
   mhk_save(m, one, dtype);
   if (!fine(ctx)) return;
@@ -544,9 +544,9 @@ static void use_saved(mhk_context *ctx, mhk_model *m, const int32_t *tokens, mhk
                               : same_files(one, two));
   fine(ctx);
   if (!copy) return;
-  text = mhk_text_sample(copy, 10, 1, NULL, NULL);
+  text = mhk_corpus_sample(copy, 10, 1, NULL, NULL);
   fine(ctx);
-  mhk_text_destroy(text);
+  mhk_corpus_destroy(text);
   memset(&how, 0, sizeof how);
   how.top_k = 3;
   speculate(ctx, m, copy, tokens, &how);
@@ -641,7 +641,7 @@ static bytes weights_file(const weight *w, int n, int first, int step, const cha
     size_t size = 1, from = data.n;
     mhk_index count = 1, j;
     for (k = MHK_F32; k <= MHK_BOOL; k++)
-      if (!strcmp(w[i].dtype, mhk_dtype_name((mhk_dtype)k))) size = mhk_dtype_size((mhk_dtype)k);
+      if (!strcmp(w[i].dtype, mhk_dtype_name((mhk_dtype)k))) size = mhk_dtype_bytes((mhk_dtype)k);
     snprintf(text, sizeof text, "%s\"%s\":{\"dtype\":\"%s\",\"shape\":[", header.n > 1 ? "," : "", w[i].name,
              w[i].dtype);
     add_text(&header, text);
@@ -698,8 +698,8 @@ static int wanted_weights(folder *f, weight *w) {
   if (config) mhk_config_parse(ctx, (const char *)config->content.data, config->content.n, "config.json", &c);
   if (config && !mhk_failed(ctx) && tiny(&c)) {
     m = mhk_model_create(ctx, &c, 1);
-    for (; n < mhk_model_tensors(m) && n < WEIGHTS; n++) {
-      const mhk_tensor *x = mhk_model_tensor(m, n);
+    for (; n < mhk_model_count(m) && n < WEIGHTS; n++) {
+      const mhk_tensor *x = mhk_model_at(m, n);
       memset(&w[n], 0, sizeof w[n]);
       snprintf(w[n].name, sizeof w[n].name, "%s", x->name);
       strcpy(w[n].dtype, has(f, 'h') ? "F16" : has(f, 'b') ? "BF16" : has(f, 'd') ? "F64" : "F32");
@@ -794,12 +794,12 @@ static void target_state(const uint8_t *data, size_t size) {
   size_t n, i;
   void *good;
   mhk_feed(s, tokens, choice / 6 % 8);
-  n = mhk_session_state_size(s, 0);
+  n = mhk_session_state_bytes(s, 0);
   good = malloc(n);
-  PROMISE(ctx, mhk_session_save(s, 0, good, n) == MHK_OK);
+  PROMISE(ctx, mhk_session_save_memory(s, 0, good, n) == MHK_OK);
   b = edited(good, n, data + (size > 0), size ? size - 1 : 0);
   sum_up(&b, mhk__hash(UINT64_C(14695981039346656037), b.data, b.n < 8 ? 0 : b.n - 8));
-  if (mhk_session_load(s, 0, b.data, b.n) == MHK_OK) {
+  if (mhk_session_load_memory(s, 0, b.data, b.n) == MHK_OK) {
     mhk_sampling how;
     memset(&how, 0, sizeof how);
     how.presence = 1;
@@ -813,9 +813,9 @@ static void target_state(const uint8_t *data, size_t size) {
     mhk_session_rewind(s, 0, mhk_session_position(s, 0) - 1);
     fine(ctx);
     free(good);
-    n = mhk_session_state_size(s, 0);
+    n = mhk_session_state_bytes(s, 0);
     good = malloc(n);
-    PROMISE(ctx, mhk_session_save(s, 0, good, n) == MHK_OK && mhk_session_load(s, 0, good, n) == MHK_OK);
+    PROMISE(ctx, mhk_session_save_memory(s, 0, good, n) == MHK_OK && mhk_session_load_memory(s, 0, good, n) == MHK_OK);
   }
   free(good);
   free(b.data);
@@ -830,7 +830,7 @@ static mhk_distill_desc run_of(mhk_context *ctx, int choice) {
   model_tokens(tokens, 90, 31, 1);
   for (i = 0; i < 90; i += 13) tokens[i] = 0;
   d.teacher = model_new(ctx, PHI, 1);
-  d.text = mhk_text_from_tokens(ctx, tokens, 90, 0);
+  d.corpus = mhk_corpus_from_tokens(ctx, tokens, 90, 0);
   d.batch = 1;
   d.length = 8;
   d.windows = choice % 2 ? MHK_WINDOWS_PACKED : MHK_WINDOWS_RANDOM;
@@ -887,7 +887,7 @@ static mhk_tokenizer *small_tokenizer(mhk_context *ctx) {
                "\"pre_tokenizer\":{\"type\":\"ByteLevel\"},\"model\":{\"type\":\"BPE\",\"vocab\":{");
   add_byte_tokens(&b);
   add_text(&b, ",\"th\":257,\"the\":258,\"\xC4\xA0the\":259},\"merges\":[\"t h\",\"th e\",\"\xC4\xA0 the\"]}}");
-  k = mhk_tokenizer_parse(ctx, (const char *)b.data, b.n);
+  k = mhk_tokenizer_load_memory(ctx, (const char *)b.data, b.n);
   PROMISE(ctx, k != NULL);
   free(b.data);
   return k;
@@ -901,8 +901,8 @@ static void target_text(const uint8_t *data, size_t size) {
   char paths[8][700];
   int repeat[8], i;
   size_t most[8];
-  mhk_text_desc d;
-  mhk_text *x;
+  mhk_corpus_desc d;
+  mhk_corpus *x;
   memset(&d, 0, sizeof d);
   write_folder(&f);
   for (i = 0; i < f.n; i++) {
@@ -917,10 +917,10 @@ static void target_text(const uint8_t *data, size_t size) {
   d.repeat = f.letters[0] ? repeat : NULL;
   d.max_document_of = f.letters[0] ? most : NULL;
   d.seed = has(&f, 's');
-  x = mhk_text_load(ctx, small_tokenizer(ctx), &d);
+  x = mhk_corpus_load(ctx, small_tokenizer(ctx), &d);
   if (x) {
     const int32_t *tokens;
-    const mhk_index n = mhk_text_tokens(x, &tokens);
+    const mhk_index n = mhk_corpus_tokens(x, &tokens);
     mhk_index j;
     for (j = 0; j < n; j++) PROMISE(ctx, tokens[j] >= 0 && tokens[j] < 260);
   }

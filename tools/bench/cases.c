@@ -116,7 +116,7 @@ static void decode_bytes(mhk_dtype type, int i, size_t part[3]) {
   const size_t quantized = type == MHK_Q8 || type == MHK_Q4, n = (size_t)decode_shapes[i].n,
                k = (size_t)decode_shapes[i].k;
   const size_t rest = quantized ? (size_t)decode_shapes[i].rest : 0, count = (n - rest) * k;
-  part[0] = quantized ? count / (type == MHK_Q8 ? 1 : 2) : count * mhk_dtype_size(type);
+  part[0] = quantized ? count / (type == MHK_Q8 ? 1 : 2) : count * mhk_dtype_bytes(type);
   part[1] = quantized ? count / GROUP(type) * 2 : 0;
   part[2] = rest * k * sizeof(mhk_real);
 }
@@ -330,7 +330,7 @@ static void fill_bf16(uint16_t *x, mhk_index n) {
 
 /* weights (n,k) that want no gradient, in copies behind each other */
 static int freeze(bench_work *w, mhk_index n, mhk_index k, mhk_dtype dtype, int copies) {
-  const size_t size = mhk_dtype_size(dtype), each = (size_t)(n * k) * size;
+  const size_t size = mhk_dtype_bytes(dtype), each = (size_t)(n * k) * size;
   char *first = hold(w, each * (size_t)copies);
   int c;
   w->copies = copies;
@@ -598,9 +598,9 @@ double bench_memory(const bench_work *w) {
 static void adamw(bench_work *w) {
   mhk_tensor *x[MAX_TENSORS];
   mhk_adamw_desc d;
-  const int n = mhk_model_tensors(w->student);
+  const int n = mhk_model_count(w->student);
   int i;
-  for (i = 0; i < n && i < MAX_TENSORS; i++) x[i] = mhk_model_tensor(w->student, i);
+  for (i = 0; i < n && i < MAX_TENSORS; i++) x[i] = mhk_model_at(w->student, i);
   memset(&d, 0, sizeof d);
   d.lr = 1e-4;
   d.beta2 = 0.95;

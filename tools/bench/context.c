@@ -33,7 +33,7 @@ static double cost_at(costs *c, const int32_t *tokens, mhk_index n, int i) {
   filled = cli_clock() - started;
   for (k = 0; k < steps; k++) { /* from just before n to just behind it */
     double before;
-    if (k == steps / 2) c->bytes[i] = (double)mhk_session_state_size(c->session, 0);
+    if (k == steps / 2) c->bytes[i] = (double)mhk_session_state_bytes(c->session, 0);
     before = cli_clock();
     if (mhk_feed(c->session, tokens + k, 1) != MHK_OK) return -1;
     ms[k] = 1e3 * (cli_clock() - before);
