@@ -1365,14 +1365,19 @@ static double mhk__seconds(void) {
 
 /* ---- text from values: the printf family without stdio and without locales ---- */
 
-#define MHK__DIGITS 800 /* room for every decimal digit of a double */
+#define MHK__DIGITS 800 /* room for every decimal digit of a double, and more than decide any */
 
-/* All digits of a finite number above 0, exactly: x = d.ddd * 10^exponent. Returns how many. */
-static int mhk__decimal(double x, char digits[MHK__DIGITS], int *exponent) {
+typedef struct mhk__number { /* d.ddd * 10^exponent; no digits: zero */
+  int n, exponent;
+  char digits[MHK__DIGITS];
+} mhk__number;
+
+/* All digits of m * 2^e, exactly. m > 0 has up to 55 bits, and the number the size of a double. */
+static void mhk__decimal(uint64_t m, int e, mhk__number *out) {
   uint32_t w[96]; /* base 10^9, lowest first */
-  int e, n = 0, i, count = 0, shift;
-  uint64_t m = (uint64_t)ldexp(frexp(x, &e), 53);
-  for (e -= 53; e < 0 && m % 2 == 0; e++) m /= 2;
+  int n = 0, i, shift;
+  out->n = 0;
+  for (; e < 0 && m % 2 == 0; e++) m /= 2;
   for (; m; m /= 1000000000u) w[n++] = (uint32_t)(m % 1000000000u);
   for (shift = e; shift != 0;) { /* times 2^e, or 5^-e for the digits of x * 10^-e */
     const int step = shift > 0 ? (shift < 29 ? shift : 29) : (shift > -12 ? -shift : 12);
@@ -1389,36 +1394,37 @@ static int mhk__decimal(double x, char digits[MHK__DIGITS], int *exponent) {
   for (i = n - 1; i >= 0; i--) {
     uint32_t place = 100000000u;
     for (; place; place /= 10)
-      if (count || w[i] / place % 10) digits[count++] = (char)('0' + w[i] / place % 10);
+      if (out->n || w[i] / place % 10) out->digits[out->n++] = (char)('0' + w[i] / place % 10);
   }
-  *exponent = count - 1 + (e < 0 ? e : 0);
-  return count;
+  out->exponent = out->n - 1 + (e < 0 ? e : 0);
 }
 
-/* Rounds to the first n digits, ties to even; with n <= 0 to nothing or a one before them. Returns
-   how many are left. */
-static int mhk__round_decimal(char *digits, int count, int n, int *exponent) {
-  if (n >= count) return count;
-  if (n < 0) return 0;
-  int up = digits[n] > '5';
-  if (digits[n] == '5') {
-    for (int i = n + 1; !up && i < count; i++) up = digits[i] != '0';
+/* x >= 0 as m * 2^e with m below 2^53 */
+static uint64_t mhk__mantissa(double x, int *e) {
+  const uint64_t m = (uint64_t)ldexp(frexp(x, e), 53);
+  *e -= 53;
+  return m;
+}
+
+/* Rounds to the first n digits, ties to even; with n <= 0 to nothing or a one before them. */
+static void mhk__round_decimal(mhk__number *x, int n) {
+  char *digits = x->digits;
+  if (n >= x->n) return;
+  int up = n >= 0 && digits[n] > '5';
+  if (n >= 0 && digits[n] == '5') {
+    for (int i = n + 1; !up && i < x->n; i++) up = digits[i] != '0';
     if (!up) up = n > 0 && (digits[n - 1] - '0') % 2;
   }
+  x->n = n > 0 ? n : 0;
   for (int i = n; up && i > 0; i--) {
-    if (digits[i - 1] < '9') {
-      digits[i - 1]++;
-      up = 0;
-    } else
-      digits[i - 1] = '0';
+    up = digits[i - 1] == '9';
+    digits[i - 1] = up ? '0' : (char)(digits[i - 1] + 1);
   }
-  if (up) {
-    memmove(digits + 1, digits, (size_t)n);
-    digits[0] = '1';
-    ++*exponent;
-    if (n == 0) n = 1;
-  }
-  return n;
+  if (!up) return;
+  if (n == 0) x->n = 1;
+  memmove(digits + 1, digits, (size_t)n);
+  digits[0] = '1';
+  x->exponent++;
 }
 
 typedef struct mhk__printed { char *out; size_t room, n; } mhk__printed;
@@ -1433,8 +1439,8 @@ static void mhk__put_times(mhk__printed *p, char c, int n) {
 
 /* form e, f or g */
 static void mhk__put_double(mhk__printed *p, double x, char form, int precision) {
-  char digits[MHK__DIGITS], text[8];
-  int count = 0, exponent = 0, i, strip = 0, n = 0, last;
+  mhk__number d;
+  int e = 0, strip = 0;
   if (x < 0) {
     mhk__put_text(p, "-", 1);
     x = -x;
@@ -1444,32 +1450,32 @@ static void mhk__put_double(mhk__printed *p, double x, char form, int precision)
     return;
   }
   if (precision < 0) precision = 6;
-  if (x > 0) count = mhk__decimal(x, digits, &exponent);
+  d.n = d.exponent = 0;
+  const uint64_t m = mhk__mantissa(x, &e);
+  if (m) mhk__decimal(m, e, &d);
   if (form == 'g') {
     if (precision == 0) precision = 1;
-    count = mhk__round_decimal(digits, count, precision, &exponent);
-    form = exponent < -4 || exponent >= precision ? 'e' : 'f';
-    precision -= form == 'e' ? 1 : 1 + exponent;
+    mhk__round_decimal(&d, precision);
+    form = d.exponent < -4 || d.exponent >= precision ? 'e' : 'f';
+    precision -= form == 'e' ? 1 : 1 + d.exponent;
     strip = 1;
   }
-  count = mhk__round_decimal(digits, count, form == 'e' ? precision + 1 : exponent + 1 + precision, &exponent);
-  if (count == 0) exponent = 0;
+  mhk__round_decimal(&d, form == 'e' ? precision + 1 : d.exponent + 1 + precision);
+  if (d.n == 0) d.exponent = 0;
+  const int last = form == 'e' ? 0 : d.exponent; /* place of the digit before the point */
   /* zeros at the end */
-  while (strip && precision > 0 && (form == 'e' ? precision : exponent + precision) >= count) precision--;
-  while (strip && precision > 0 && digits[form == 'e' ? precision : exponent + precision] == '0') precision--;
-  last = form == 'e' ? 0 : exponent; /* place of the digit before the point */
-  for (i = form == 'e' || exponent > 0 ? 0 : last; i <= last + precision; i++) {
-    const char c = i >= 0 && i < count ? digits[i] : '0';
-    mhk__put_text(p, &c, 1);
+  while (strip && precision > 0 && (last + precision >= d.n || d.digits[last + precision] == '0')) precision--;
+  for (int i = last < 0 ? last : 0; i <= last + precision; i++) {
+    mhk__put_text(p, i >= 0 && i < d.n ? &d.digits[i] : "0", 1);
     if (i == last && precision > 0) mhk__put_text(p, ".", 1);
   }
   if (form != 'e') return;
-  text[n++] = 'e';
-  text[n++] = exponent < 0 ? '-' : '+';
-  if (exponent < 0) exponent = -exponent;
-  if (exponent >= 100) text[n++] = (char)('0' + exponent / 100);
-  text[n++] = (char)('0' + exponent / 10 % 10);
-  text[n++] = (char)('0' + exponent % 10);
+  char text[6] = {'e', d.exponent < 0 ? '-' : '+'};
+  int n = 2;
+  if (d.exponent < 0) d.exponent = -d.exponent;
+  if (d.exponent >= 100) text[n++] = (char)('0' + d.exponent / 100);
+  text[n++] = (char)('0' + d.exponent / 10 % 10);
+  text[n++] = (char)('0' + d.exponent % 10);
   mhk__put_text(p, text, (size_t)n);
 }
 
@@ -9266,151 +9272,100 @@ static int mhk__ends_with(const char *text, const char *end) {
 
 /* ---- numbers: text to double and back, whatever the locale says about decimal points */
 
-#define MHK__BIG_WORDS 136  /* 4352 bits: 800 digits over 10^1130, and 128 bits more */
-#define MHK__BIG_DIGITS 800 /* 767 decide every double; the rest is one digit that says "and a little more" */
-
-typedef struct mhk__big {
-  int n;
-  uint32_t w[MHK__BIG_WORDS];
-} mhk__big;
-
-static void mhk__big_muladd(mhk__big *x, uint32_t factor, uint32_t add) {
-  uint64_t carry = add;
-  for (int i = 0; i < x->n; i++) {
-    carry += (uint64_t)x->w[i] * factor;
-    x->w[i] = (uint32_t)carry;
-    carry >>= 32;
+/* Below 0, 0 or above 0 as x is below, at or above m * 2^e. */
+static int mhk__number_against(const mhk__number *x, uint64_t m, int e) {
+  mhk__number y;
+  mhk__decimal(m, e, &y);
+  if (x->exponent != y.exponent) return x->exponent < y.exponent ? -1 : 1;
+  for (int i = 0; i < x->n || i < y.n; i++) {
+    const int order = (i < x->n ? x->digits[i] : '0') - (i < y.n ? y.digits[i] : '0');
+    if (order) return order;
   }
-  if (carry && x->n < MHK__BIG_WORDS) x->w[x->n++] = (uint32_t)carry;
+  return 0;
 }
 
-static int mhk__big_bits(const mhk__big *x) {
-  if (x->n == 0) return 0;
-  int bits = 32 * (x->n - 1);
-  for (uint32_t top = x->w[x->n - 1]; top; top >>= 1) bits++;
-  return bits;
-}
-
-static void mhk__big_shift(mhk__big *x, int bits) {
-  int words = bits / 32, rest = bits % 32, i;
-  if (bits == 0 || x->n == 0) return;
-  for (i = x->n; i > 0; i--)
-    if (i - 1 + words < MHK__BIG_WORDS) x->w[i - 1 + words] = x->w[i - 1];
-  for (i = 0; i < words && i < MHK__BIG_WORDS; i++) x->w[i] = 0;
-  x->n = x->n + words < MHK__BIG_WORDS ? x->n + words : MHK__BIG_WORDS;
-  if (rest) mhk__big_muladd(x, (uint32_t)1 << rest, 0);
-}
-
-/* x -= y if x >= y; says whether it did */
-static int mhk__big_subtract(mhk__big *x, const mhk__big *y) {
-  uint64_t borrow = 0;
-  if (x->n < y->n) return 0;
-  if (x->n == y->n)
-    for (int i = x->n - 1; i >= 0; i--) {
-      if (x->w[i] > y->w[i]) break;
-      if (x->w[i] < y->w[i]) return 0;
+/* The double nearest to x, which has digits; ties to even. Starts from a guess, and moves on until
+   x lies between the points halfway to its neighbours. */
+static double mhk__nearest_double(const mhk__number *x, double guess) {
+  const uint64_t least = (uint64_t)1 << 52; /* of a normal number; the one below it is half as far away */
+  int e;
+  uint64_t m = mhk__mantissa(guess < DBL_MAX ? guess : DBL_MAX, &e);
+  for (; m && e < -1074; e++) m /= 2;
+  if (m == 0) e = -1074;
+  for (;;) {
+    const int up = mhk__number_against(x, 2 * m + 1, e - 1), lowest = m == least && e > -1074;
+    if (up > 0 || (up == 0 && m % 2)) {
+      if (++m < 2 * least) continue;
+      m = least;
+      if (++e > 971) return HUGE_VAL;
+      continue;
     }
-  for (int i = 0; i < x->n; i++) {
-    uint64_t less = (uint64_t)(i < y->n ? y->w[i] : 0) + borrow, have = x->w[i];
-    borrow = have < less;
-    x->w[i] = (uint32_t)(have - less);
+    if (m == 0) return 0.0;
+    const int down = lowest ? mhk__number_against(x, 4 * m - 1, e - 2) : mhk__number_against(x, 2 * m - 1, e - 1);
+    if (down > 0 || (down == 0 && m % 2 == 0)) return ldexp((double)m, e);
+    m = lowest ? 2 * least - 1 : m - 1;
+    e -= lowest;
   }
-  while (x->n > 0 && x->w[x->n - 1] == 0) x->n--;
-  return 1;
 }
 
-/* digits * 10^exponent, correctly rounded, by exact long division */
-static double mhk__exact_double(const char *digits, int n, int exponent) {
-  mhk__big a, b;
-  uint64_t q = 0, rest, half;
-  a.n = 0;
-  b.n = 1;
-  b.w[0] = 1;
-  for (int i = 0; i < n; i++) mhk__big_muladd(&a, 10, (uint32_t)(digits[i] - '0'));
-  for (int i = 0; i < exponent; i++) mhk__big_muladd(&a, 10, 0);
-  for (int i = 0; i > exponent; i--) mhk__big_muladd(&b, 10, 0);
-  const int shift = 63 - (mhk__big_bits(&a) - mhk__big_bits(&b)); /* q = a * 2^shift / b has 63 or 64 bits */
-  if (shift >= 0)
-    mhk__big_shift(&a, shift);
-  else
-    mhk__big_shift(&b, -shift);
-  mhk__big_shift(&b, 63);
-  for (int i = 0; i < 64; i++) {
-    q = (q << 1) | (uint64_t)mhk__big_subtract(&a, &b);
-    mhk__big_shift(&a, 1);
+/* x * 10^power, exact where both factors and the result are */
+static double mhk__scale_ten(double x, int power) {
+  static const double powers[] = {1e1, 1e2, 1e4, 1e8, 1e16, 1e32, 1e64, 1e128, 1e256};
+  double factor = 1.0;
+  const int n = power < 0 ? -power : power;
+  for (int i = 0; i < 9 && n >> i; i++) {
+    if (!(n >> i & 1)) continue;
+    if (n <= 22) factor *= powers[i];
+    else x = power < 0 ? x / powers[i] : x * powers[i];
   }
-  const int bits = q >> 63 ? 64 : 63;
-  const int power = bits - 1 - shift; /* the value lies in [2^power, 2^(power+1)) */
-  const int keep = power >= -1022 ? 53 : 53 - (-1022 - power);
-  if (keep < 0) return 0.0;
-  const int drop = bits - keep;
-  rest = drop >= 64 ? q : q & (((uint64_t)1 << drop) - 1);
-  half = (uint64_t)1 << (drop - 1);
-  q = drop >= 64 ? 0 : q >> drop;
-  if (rest > half || (rest == half && (a.n > 0 || (q & 1)))) q++;
-  return ldexp((double)q, drop - shift);
+  return power < 0 ? x / factor : x * factor;
 }
 
-/* The number at the start of text, in JSON's grammar; correctly rounded. */
+/* The number at the start of text, in JSON's grammar, or Infinity; correctly rounded. */
 static double mhk__parse_double(const char *text, size_t length) {
-  char digits[MHK__BIG_DIGITS + 1];
-  int n = 0, negative = 0, started = 0, dropped = 0, exponent = 0, fraction = 0;
-  long written = 0;
+  mhk__number d;
+  int exponent = 0, fraction = 0, dropped = 0; /* exponent: of the last digit kept */
   uint64_t mantissa = 0;
   size_t i = 0;
-  double x;
-  if (i < length && text[i] == '-') {
-    negative = 1;
-    i++;
-  }
+  const int negative = length > 0 && text[0] == '-';
+  if (negative) i++;
   if (length - i >= 8 && memcmp(text + i, "Infinity", 8) == 0) return negative ? -HUGE_VAL : HUGE_VAL;
-  for (; i < length; i++) {
-    char c = text[i];
+  for (d.n = 0; i < length; i++) {
+    const char c = text[i];
     if (c == '.' && !fraction) {
       fraction = 1;
       continue;
     }
     if (c < '0' || c > '9') break;
-    if (c != '0') started = 1;
-    if (started && n < MHK__BIG_DIGITS) {
-      digits[n++] = c;
-      if (n <= 19) mantissa = mantissa * 10 + (uint64_t)(c - '0');
-      if (fraction && exponent > -100000000) exponent--;
-    } else {
-      if (c != '0') dropped = 1;
-      if (!fraction && started && exponent < 100000000) exponent++;
-      if (fraction && !started && exponent > -100000000) exponent--;
-    }
+    const int kept = d.n < MHK__DIGITS - 1;
+    if (!kept) dropped |= c != '0';
+    if (kept && (d.n || c != '0')) d.digits[d.n++] = c;
+    if (kept && fraction && exponent > -100000000) exponent--;
+    if (!kept && !fraction && exponent < 100000000) exponent++;
   }
   if (i < length && (text[i] == 'e' || text[i] == 'E')) {
-    int minus = 0;
+    int written = 0, minus = 0;
     i++;
     if (i < length && (text[i] == '-' || text[i] == '+')) minus = text[i++] == '-';
     for (; i < length && text[i] >= '0' && text[i] <= '9'; i++)
       if (written < 100000000) written = written * 10 + (text[i] - '0');
-    exponent += (int)(minus ? -written : written);
+    exponent += minus ? -written : written;
   }
-  while (n > 1 && digits[n - 1] == '0' && !dropped) {
-    n--;
-    exponent++;
-    if (n < 19) mantissa /= 10;
+  if (dropped) { /* what follows the digits only makes the number a little larger */
+    d.digits[d.n++] = '1';
+    exponent--;
   }
-  if (n == 0)
-    x = 0.0;
-  else if (n + exponent > 310)
+  for (; d.n > 0 && d.digits[d.n - 1] == '0'; d.n--) exponent++;
+  d.exponent = d.n - 1 + exponent;
+  double x = 0.0;
+  if (d.n > 0 && d.exponent > 309)
     x = HUGE_VAL;
-  else if (n + exponent < -330)
-    x = 0.0;
-  else if (n <= 15 && exponent >= -22 && exponent <= 22) { /* both factors are exact, so one rounding is all there is */
-    double p = 1.0;
-    for (int k = exponent < 0 ? -exponent : exponent; k > 0; k--) p *= 10.0;
-    x = exponent < 0 ? (double)mantissa / p : (double)mantissa * p;
-  } else {
-    if (dropped) {
-      digits[n++] = '1';
-      exponent--;
-    }
-    x = mhk__exact_double(digits, n, exponent);
+  else if (d.n > 0 && d.exponent >= -330) {
+    const int used = d.n < 19 ? d.n : 19;
+    for (int k = 0; k < used; k++) mantissa = mantissa * 10 + (uint64_t)(d.digits[k] - '0');
+    exponent = d.exponent - (used - 1);
+    x = mhk__scale_ten((double)mantissa, exponent);
+    if (d.n > 15 || exponent < -22 || exponent > 22) x = mhk__nearest_double(&d, x);
   }
   return negative ? -x : x;
 }
@@ -9418,57 +9373,24 @@ static double mhk__parse_double(const char *text, size_t length) {
 /* A double as text that reads back to the same bits, with few digits, as Python prints it: 1e-05,
    0.1, 10000.0. Returns the length. */
 static size_t mhk__format_double(double value, char out[32]) {
-  char text[64], digits[20];
-  int precision, n = 0, power = 0, i;
-  size_t k = 0;
-  if (!(value - value == 0.0)) {
-    strcpy(out, value > 0 ? "Infinity" : value < 0 ? "-Infinity" : "NaN");
-    return strlen(out);
+  mhk__number all, d;
+  int e = 0;
+  const int negative = value < 0 || (value == 0 && 1 / value < 0);
+  if (!(value - value == 0.0))
+    return mhk__print(out, 32, "%s", value > 0 ? "Infinity" : value < 0 ? "-Infinity" : "NaN");
+  if (negative) value = -value;
+  const uint64_t m = mhk__mantissa(value, &e);
+  if (m == 0) return mhk__print(out, 32, negative ? "-0.0" : "0.0");
+  mhk__decimal(m, e, &all);
+  for (int n = 15; n <= 17; n++) {
+    d = all;
+    mhk__round_decimal(&d, n);
+    if (mhk__nearest_double(&d, value) == value) break;
   }
-  if (value < 0 || (value == 0 && 1 / value < 0)) out[k++] = '-';
-  if (value < 0) value = -value;
-  for (precision = 15; precision <= 17; precision++) {
-    const char *p = text;
-    int negative = 0;
-    mhk__print(text, sizeof text, "%.*e", precision - 1, value);
-    for (n = 0; *p && *p != 'e'; p++) /* the decimal point may be anything */
-      if (*p >= '0' && *p <= '9' && n < 17) digits[n++] = *p;
-    power = 0;
-    if (*p == 'e') p++;
-    if (*p == '-' || *p == '+') negative = *p++ == '-';
-    for (; *p >= '0' && *p <= '9'; p++) power = power * 10 + (*p - '0');
-    if (negative) power = -power;
-    while (n > 1 && digits[n - 1] == '0') n--;
-    if (value == 0 || mhk__exact_double(digits, n, power - (n - 1)) == value) break;
-  }
-  if (power >= -4 && power < 16) {
-    if (power < 0) {
-      out[k++] = '0';
-      out[k++] = '.';
-      for (i = -1; i > power; i--) out[k++] = '0';
-    }
-    for (i = 0; i < n || i <= power; i++) {
-      if (power >= 0 && i == power + 1) out[k++] = '.';
-      out[k++] = i < n ? digits[i] : '0';
-    }
-    if (power >= 0 && n <= power + 1) {
-      out[k++] = '.';
-      out[k++] = '0';
-    }
-  } else {
-    int p = power < 0 ? -power : power;
-    for (i = 0; i < n; i++) {
-      if (i == 1) out[k++] = '.';
-      out[k++] = digits[i];
-    }
-    out[k++] = 'e';
-    out[k++] = power < 0 ? '-' : '+';
-    if (p >= 100) out[k++] = (char)('0' + p / 100);
-    out[k++] = (char)('0' + p / 10 % 10);
-    out[k++] = (char)('0' + p % 10);
-  }
-  out[k] = 0;
-  return k;
+  while (d.n > 1 && d.digits[d.n - 1] == '0') d.n--;
+  const int fixed = d.exponent >= -4 && d.exponent < 16, decimals = d.n - 1 - (fixed ? d.exponent : 0);
+  return mhk__print(out, 32, fixed ? "%s%.*f" : "%s%.*e", negative ? "-" : "", fixed && decimals < 1 ? 1 : decimals,
+                    value);
 }
 
 /* ---- JSON in: strict (RFC 8259), bounded, in one pass; a key that stands twice in an object is an
