@@ -9083,20 +9083,34 @@ static void mhk__adamw_factors(double lr, double decay, double beta1, double bet
   s[6] = MHK__R(scale);
 }
 
-typedef struct mhk__adamw_args { int n, keep; mhk_tensor *const *x; mhk_real *moments, s[7]; } mhk__adamw_args;
+/* Parameters behind each other, and what AdamW needs of them. */
+typedef struct mhk__adamw_args {
+  int n, keep;           /* keep: gradients stay, else they are zeroed */
+  int decay_matrices;    /* weight decay on tensors of two axes and more only */
+  mhk_tensor *const *x;
+  mhk_real *moments;     /* of each: its first moments, then its second */
+  mhk_real s[7];
+} mhk__adamw_args;
 
-/* elements first to last of all parameters behind each other */
+/* elements first to last of all parameters */
 static void mhk__adamw_body(mhk_context *ctx, void *args, mhk_index first, mhk_index last) {
   const mhk__adamw_args *a = (const mhk__adamw_args *)args;
   mhk_index at = 0;
   for (int i = 0; i < a->n && at < last; at += a->x[i++]->count) {
     mhk_tensor *x = a->x[i];
     const mhk_index from = mhk__max(first - at, 0), n = mhk__min(last - at, x->count) - from;
-    mhk_real *m = a->moments + 2 * at + from;
+    mhk_real *m = a->moments + 2 * at + from, s[7];
     if (n <= 0 || !x->grad) continue;
-    ctx->kernels->adamw(n, mhk_data(x) + from, x->grad + from, m, m + x->count, a->s);
+    memcpy(s, a->s, sizeof s);
+    if (a->decay_matrices && x->rank < 2) s[0] = 0;
+    ctx->kernels->adamw(n, (mhk_real *)x->data + from, x->grad + from, m, m + x->count, s);
     if (!a->keep) memset(x->grad + from, 0, (size_t)n * sizeof(mhk_real));
   }
+}
+
+/* One update of all parameters; their count is total. */
+static void mhk__adamw_update(mhk_context *ctx, mhk__adamw_args *a, mhk_index total) {
+  mhk__over(ctx, total, 4 * MHK__GRAIN, mhk__adamw_body, a);
 }
 
 MHKDEF mhk_result mhk_adamw(mhk_context *ctx, int n, mhk_tensor *const *x, mhk_real *moments, int64_t step,
@@ -9126,12 +9140,13 @@ MHKDEF mhk_result mhk_adamw(mhk_context *ctx, int n, mhk_tensor *const *x, mhk_r
       return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "adamw: parameter %d of %d is not one of mhk_real", i, n);
     total += x[i]->count;
   }
+  memset(&a, 0, sizeof a);
   a.n = n;
   a.keep = d.keep_grad;
   a.x = x;
   a.moments = moments;
   mhk__adamw_factors(d.lr, d.weight_decay, d.beta1, d.beta2, d.eps, d.scale, (double)step, a.s);
-  mhk__over(ctx, total, 4 * MHK__GRAIN, mhk__adamw_body, &a);
+  mhk__adamw_update(ctx, &a, total);
   return ctx->result;
 }
 #endif /* MOHAWK_NO_TRAINING */
@@ -16495,31 +16510,35 @@ static mhk_tensor *mhk__group_norm(mhk_tape *t, mhk_tensor *x, mhk_tensor *w, mh
   return mhk_mul(t, y ? mhk_reshape(t, y, x->rank, x->shape) : NULL, w);
 }
 
-/* the mixer of a layer, plus residual when there is one (added by the output projection) */
-static mhk_tensor *mhk__mixer(mhk_tape *t, mhk_model *m, int layer, mhk_tensor *u, const int32_t *doc,
-                              mhk_tensor *residual) {
-  mhk__parts p;
-  mhk_tensor *o;
+/* A mixer's output from its parts, through the output projection, plus residual if there is one. */
+static mhk_tensor *mhk__mixer_output(mhk_tape *t, mhk_model *m, int layer, const mhk__parts *p, const int32_t *doc,
+                                     mhk_tensor *residual) {
+  const mhk__layer *y = m->layers + layer;
+  mhk_tensor *o, *w = y->out_w, *b = y->out_b;
   mhk_ssd_desc desc;
-  memset(&p, 0, sizeof p);
-  if (!mhk__mixer_parts(t, m, layer, u, doc, &p)) return NULL;
-  mhk__layer *y = m->layers + layer;
-  if (y->kind == MHK_MIXER_ATTENTION) {
-    o = mhk__flat(t, mhk_attention(t, p.q, p.k, p.v, doc));
-    return residual ? mhk_linear_add(t, o, y->dense_w, y->dense_b, residual) : mhk_linear(t, o, y->dense_w, y->dense_b);
-  }
   memset(&desc, 0, sizeof desc);
   desc.doc = doc;
-  if (y->kind == MHK_MIXER_MAMBA2) {
-    o = mhk_ssd(t, mhk__scale_rows(t, p.x, p.dt), p.log_a, p.Bm, p.Cm, &desc);
-    o = mhk_add(t, o, mhk__scale_rows(t, p.x, y->D));
-    o = mhk__group_norm(t, mhk_gate(t, mhk__flat(t, o), p.z, NULL), y->ssm_norm_w, m->config.ssm_groups,
+  if (y->kind == MHK_MIXER_ATTENTION) {
+    o = mhk__flat(t, mhk_attention(t, p->q, p->k, p->v, doc));
+    w = y->dense_w;
+    b = y->dense_b;
+  } else if (y->kind == MHK_MIXER_MAMBA2) {
+    o = mhk_ssd(t, mhk__scale_rows(t, p->x, p->dt), p->log_a, p->Bm, p->Cm, &desc);
+    o = mhk_add(t, o, mhk__scale_rows(t, p->x, y->D));
+    o = mhk__group_norm(t, mhk_gate(t, mhk__flat(t, o), p->z, NULL), y->ssm_norm_w, m->config.ssm_groups,
                         m->config.norm_eps);
   } else {
     desc.D = y->D;
-    o = mhk_gate(t, mhk__flat(t, mhk_ssd(t, p.x, p.log_a, p.Bm, p.Cm, &desc)), p.z, y->z_bias);
+    o = mhk_gate(t, mhk__flat(t, mhk_ssd(t, p->x, p->log_a, p->Bm, p->Cm, &desc)), p->z, y->z_bias);
   }
-  return residual ? mhk_linear_add(t, o, y->out_w, y->out_b, residual) : mhk_linear(t, o, y->out_w, y->out_b);
+  return residual ? mhk_linear_add(t, o, w, b, residual) : mhk_linear(t, o, w, b);
+}
+
+static mhk_tensor *mhk__mixer(mhk_tape *t, mhk_model *m, int layer, mhk_tensor *u, const int32_t *doc,
+                              mhk_tensor *residual) {
+  mhk__parts p;
+  memset(&p, 0, sizeof p);
+  return mhk__mixer_parts(t, m, layer, u, doc, &p) ? mhk__mixer_output(t, m, layer, &p, doc, residual) : NULL;
 }
 
 MHKDEF mhk_tensor *mhk_forward_mixer(mhk_tape *t, mhk_model *m, int layer, mhk_tensor *u, const mhk_forward_desc *d) {
@@ -18827,8 +18846,7 @@ MHKDEF int32_t mhk_speculate(mhk_speculation *x, const mhk_sampling *sampling) {
    ============================================================================================== */
 
 #define MHK__END_TEXT "<|endoftext|>"
-/* numbers a task of the optimiser handles: fixed, so that sums do not depend on the threads */
-#define MHK__UPDATE_BLOCK 16384
+#define MHK__UPDATE_BLOCK 16384 /* numbers of a block of the optimiser */
 #define MHK__SAMPLE_BATCH 64    /* sequences a model writes in step */
 #define MHK__LOGITS_PIECE ((mhk_index)1 << 21) /* logits that evaluation holds at once, of each model */
 
@@ -19297,19 +19315,35 @@ static int mhk__trains_rest(const mhk__layer *y) {
 
 /* ------------------------------------------------------------------------------- stages: losses */
 
-/* One evaluation of a stage's loss with its gradients. */
+/* What the loss of a stage is computed from. Gradients come with it when the tape records. */
 typedef struct mhk__stage_run {
-  mhk_tape *tape;
   mhk_context *ctx;
+  mhk_tape *tape;
   mhk_model *student, *teacher;
-  const mhk_stage_desc *desc; /* defaults resolved */
-  const unsigned char *same;
-  const int32_t *tokens, *doc;
+  int stage;                   /* 1..3 */
+  const mhk_stage_desc *desc;  /* defaults resolved */
+  const unsigned char *same;   /* (L): MHK__SAME_NORM, MHK__SAME_MLP */
+  const int32_t *tokens, *doc; /* (B,T) */
   mhk_index B, T;
   int record, recompute;
-  double *layer_loss; /* L or NULL */
-  double *relative;   /* L * heads or NULL */
+  double *layer_loss;          /* (L) or NULL */
+  double *relative;            /* (L,H), stage 1, or NULL */
+  char *why;                   /* mhk__find_first() says here what was first not finite */
 } mhk__stage_run;
+
+static mhk__stage_run mhk__stage_run_of(mhk_tape *tape, mhk_model *student, mhk_model *teacher, int stage,
+                                        const mhk_stage_desc *desc, const unsigned char *same) {
+  mhk__stage_run run;
+  memset(&run, 0, sizeof run);
+  run.ctx = mhk_tape_context(tape);
+  run.tape = tape;
+  run.student = student;
+  run.teacher = teacher;
+  run.stage = stage;
+  run.desc = desc;
+  run.same = same;
+  return run;
+}
 
 static int mhk__copy_values(mhk_tensor *to, const mhk_tensor *from) {
   if (!to || !from || to->count != from->count) return 0;
@@ -19317,209 +19351,179 @@ static int mhk__copy_values(mhk_tensor *to, const mhk_tensor *from) {
   return 1;
 }
 
-/* x + MLP(u) of a block */
-static mhk_tensor *mhk__mlp_add(mhk_tape *t, const mhk__layer *y, mhk_tensor *u, mhk_tensor *x) {
-  return mhk_linear_add(t, mhk_linear_gelu(t, u, y->fc1_w, y->fc1_b), y->fc2_w, y->fc2_b, x);
-}
-
 /* A scalar loss into its number, and its gradients into the parameters. */
-static double mhk__loss_take(mhk__stage_run *r, mhk_tensor *loss) {
+static double mhk__loss_take(mhk__stage_run *run, mhk_tensor *loss) {
   const double value = mhk_value(loss);
-  if (loss && r->record && loss->requires_grad && mhk__is_finite(value)) mhk_backward(r->tape, loss);
+  if (loss && run->record && loss->requires_grad && mhk__is_finite(value)) mhk_backward(run->tape, loss);
   return value;
 }
 
-/* Stage 1: mean over (batch, head) of the Frobenius distance of the mixing matrices, layer by layer
-   along the teacher's stream. */
-static double mhk__stage_matrices(mhk__stage_run *r) {
-  mhk_tape *t = r->tape;
-  mhk_model *s = r->student, *m = r->teacher;
-  const int H = s->config.ssm_heads;
+/* The teacher's block from its mixer on: y + MLP(u), where y = X + mixer(u). */
+static mhk_tensor *mhk__teacher_mlp(mhk__stage_run *run, int l, mhk_tensor *u, mhk_tensor *y) {
+  const mhk__layer *layer = run->teacher->layers + l;
+  return mhk_linear_add(run->tape, mhk_linear_gelu(run->tape, u, layer->fc1_w, layer->fc1_b), layer->fc2_w,
+                        layer->fc2_b, y);
+}
+
+/* Stage 1, matrix orientation, of layer l: the mean over batch and heads of
+   || softmax(Q K^T / sqrt(P)) - M ||_F on the teacher's X_l, by tiles (>>losses): neither matrix is
+   ever whole in memory. next, unless NULL, receives X_{l+1}. */
+static double mhk__orient_layer(mhk__stage_run *run, int l, mhk_tensor *x, mhk_tensor **next) {
+  mhk_tape *tape = run->tape;
+  mhk_model *student = run->student, *teacher = run->teacher;
+  const mhk__layer *layer = student->layers + l;
+  mhk_tensor *u = mhk_forward_norm(tape, teacher, l, x), *own = u;
+  mhk__parts attention, ssd;
+  memset(&attention, 0, sizeof attention);
+  memset(&ssd, 0, sizeof ssd);
+  attention.matrix_only = next == NULL;
+  ssd.matrix_only = 1;
+  mhk__mixer_parts(tape, teacher, l, u, run->doc, &attention);
+  const mhk_tape_mark mark = mhk_tape_here(tape);
+  mhk_tape_record(tape, run->record);
+  if (!(run->same[l] & MHK__SAME_NORM) || (run->record && (mhk__trains(layer->norm_w) || mhk__trains(layer->norm_b))))
+    own = mhk_forward_norm(tape, student, l, x);
+  mhk__mixer_parts(tape, student, l, own, run->doc, &ssd);
+  const double loss =
+      mhk__loss_take(run, mhk_matrix_orientation(tape, ssd.log_a, ssd.Bm, ssd.Cm, layer->D, attention.q, attention.k,
+                                                 run->doc,
+                                                 run->relative ? run->relative + l * student->config.ssm_heads : NULL));
+  mhk_tape_record(tape, 0);
+  mhk_tape_rewind(tape, mark);
+  if (next && run->ctx->result == MHK_OK)
+    *next = mhk__teacher_mlp(run, l, u, mhk__mixer_output(tape, teacher, l, &attention, run->doc, x));
+  return loss;
+}
+
+/* Stage 2, hidden-state alignment, of layer l: the mean over batch and tokens of
+   || block_teacher(X_l) - block_student(X_l) ||_2. While norm and MLP are the teacher's and frozen
+   they cancel in the difference, and the mixers alone are compared. next, unless NULL, receives
+   X_{l+1}. */
+static double mhk__align_layer(mhk__stage_run *run, int l, mhk_tensor *x, mhk_tensor **next) {
+  mhk_tape *tape = run->tape;
+  mhk_model *student = run->student, *teacher = run->teacher;
+  const int both = MHK__SAME_NORM | MHK__SAME_MLP;
+  const int mixers = (run->same[l] & both) == both && !(run->record && mhk__trains_rest(student->layers + l));
+  mhk_forward_desc plain, own;
+  memset(&plain, 0, sizeof plain);
+  plain.doc = run->doc;
+  own = plain;
+  own.recompute = run->recompute;
+  mhk_tensor *u = mixers ? mhk_forward_norm(tape, teacher, l, x) : x;
+  mhk_tensor *target = u ? mhk_tensor_new(tape, u->rank, u->shape, NULL) : NULL;
+  const mhk_tape_mark mark = mhk_tape_here(tape);
+  mhk__copy_values(target, mixers ? mhk_forward_mixer(tape, teacher, l, u, &plain)
+                                  : mhk_forward_block(tape, teacher, l, x, &plain));
+  mhk_tape_rewind(tape, mark);
+  mhk_tape_record(tape, run->record);
+  const double loss = mhk__loss_take(
+      run, mhk_hidden_distance(tape, mixers ? mhk_forward_mixer(tape, student, l, u, &own)
+                                            : mhk_forward_block(tape, student, l, x, &own), target));
+  mhk_tape_record(tape, 0);
+  mhk_tape_rewind(tape, mark);
+  if (next) *next = mixers ? mhk__teacher_mlp(run, l, u, mhk_add(tape, x, target)) : target;
+  return loss;
+}
+
+/* Stages 1 and 2: one pass of the teacher, and in each of its blocks the loss of the student's
+   layer on the same input X_l. Layers learn for themselves, so that one block's activations are in
+   memory at a time. Returns the sum over all layers with a mixer of the student's own. */
+static double mhk__stage_along_teacher(mhk__stage_run *run) {
+  const mhk__layer *layers = run->student->layers;
+  int last = run->student->config.n_layer - 1;
   double total = 0.0;
-  int l, last = s->config.n_layer - 1;
-  mhk_forward_desc fd;
-  while (last >= 0 && s->layers[last].kind == MHK_MIXER_ATTENTION) last--;
-  memset(&fd, 0, sizeof fd);
-  fd.doc = r->doc;
-  mhk_tape_record(t, 0);
-  mhk_tensor *x = mhk_forward_embedding(t, m, r->tokens, r->B, r->T);
-  for (l = 0; l <= last && r->ctx->result == MHK_OK; l++) {
-    const mhk_tape_mark mark = mhk_tape_here(t);
-    const mhk__layer *a = &s->layers[l], *b = &m->layers[l];
-    mhk_tensor *next = NULL;
-    if (a->kind == MHK_MIXER_ATTENTION)
-      next = mhk_forward_block(t, m, l, x, &fd);
+  mhk_forward_desc plain;
+  memset(&plain, 0, sizeof plain);
+  plain.doc = run->doc;
+  while (last >= 0 && layers[last].kind == MHK_MIXER_ATTENTION) last--;
+  mhk_tensor *x = mhk_forward_embedding(run->tape, run->teacher, run->tokens, run->B, run->T);
+  for (int l = 0; l <= last && run->ctx->result == MHK_OK; l++) {
+    const mhk_tape_mark mark = mhk_tape_here(run->tape);
+    mhk_tensor *next = NULL, **wanted = l < last ? &next : NULL;
+    if (layers[l].kind == MHK_MIXER_ATTENTION)
+      next = mhk_forward_block(run->tape, run->teacher, l, x, &plain);
     else {
-      mhk_tensor *u = mhk_forward_norm(t, m, l, x), *loss, *own = u;
-      mhk__parts tp, sp;
-      memset(&tp, 0, sizeof tp);
-      memset(&sp, 0, sizeof sp);
-      tp.matrix_only = l == last;
-      sp.matrix_only = 1;
-      mhk__mixer_parts(t, m, l, u, r->doc, &tp);
-      mhk_tape_mark inner = mhk_tape_here(t);
-      mhk_tape_record(t, r->record);
-      if (!(r->same[l] & MHK__SAME_NORM) || (r->record && (mhk__trains(a->norm_w) || mhk__trains(a->norm_b))))
-        own = mhk_forward_norm(t, s, l, x);
-      mhk__mixer_parts(t, s, l, own, r->doc, &sp);
-      loss = mhk_matrix_orientation(t, sp.log_a, sp.Bm, sp.Cm, a->D, tp.q, tp.k, r->doc,
-                                    r->relative ? r->relative + (mhk_index)l * H : NULL);
-      {
-        const double value = mhk__loss_take(r, loss);
-        if (r->layer_loss) r->layer_loss[l] = value;
-        total += value;
-      }
-      mhk_tape_record(t, 0);
-      mhk_tape_rewind(t, inner);
-      if (l < last && r->ctx->result == MHK_OK) {
-        mhk_tensor *y = mhk_attention(t, tp.q, tp.k, tp.v, r->doc);
-        mhk_index shape[3];
-        shape[0] = r->B;
-        shape[1] = r->T;
-        shape[2] = y ? y->shape[2] * y->shape[3] : 0;
-        y = mhk_linear_add(t, mhk_reshape(t, y, 3, shape), b->dense_w, b->dense_b, x);
-        next = mhk__mlp_add(t, b, u, y);
-      }
+      const double loss = run->stage == 1 ? mhk__orient_layer(run, l, x, wanted) : mhk__align_layer(run, l, x, wanted);
+      if (run->layer_loss) run->layer_loss[l] = loss;
+      total += loss;
     }
-    if (l < last) mhk__copy_values(x, next);
-    mhk_tape_rewind(t, mark);
+    mhk__copy_values(x, next);
+    mhk_tape_rewind(run->tape, mark);
   }
   return total;
 }
 
-/* Stage 2: mean over (batch, token) of || block_student(X_l) - block_teacher(X_l) ||_2. While norm
-   and MLP are the teacher's and frozen they cancel in the difference, and the mixers alone are
-   compared. */
-static double mhk__stage_hidden(mhk__stage_run *r) {
-  mhk_tape *t = r->tape;
-  mhk_model *s = r->student, *m = r->teacher;
-  double total = 0.0;
-  int l, last = s->config.n_layer - 1;
-  mhk_forward_desc fd;
-  mhk_tensor *x, *target = NULL;
-  while (last >= 0 && s->layers[last].kind == MHK_MIXER_ATTENTION) last--;
-  memset(&fd, 0, sizeof fd);
-  fd.doc = r->doc;
-  mhk_forward_desc sd = fd;
-  sd.recompute = r->recompute;
-  mhk_tape_record(t, 0);
-  x = mhk_forward_embedding(t, m, r->tokens, r->B, r->T);
-  if (x) target = mhk_tensor_new(t, x->rank, x->shape, NULL);
-  for (l = 0; l <= last && r->ctx->result == MHK_OK; l++) {
-    const mhk_tape_mark mark = mhk_tape_here(t);
-    const mhk__layer *a = &s->layers[l];
-    const int both = MHK__SAME_NORM | MHK__SAME_MLP;
-    const int train_rest = r->record && mhk__trains_rest(a);
-    double value = 0.0;
-    if (a->kind == MHK_MIXER_ATTENTION) {
-      if (l < last) mhk__copy_values(x, mhk_forward_block(t, m, l, x, &fd));
-    } else if ((r->same[l] & both) == both && !train_rest) {
-      mhk_tensor *u = mhk_forward_norm(t, m, l, x);
-      const mhk_tape_mark inner = mhk_tape_here(t);
-      mhk_tensor *y = mhk_forward_mixer(t, m, l, u, &fd);
-      mhk__copy_values(target, y);
-      mhk_tape_rewind(t, inner);
-      mhk_tape_record(t, r->record);
-      value = mhk__loss_take(r, mhk_hidden_distance(t, mhk_forward_mixer(t, s, l, u, &sd), target));
-      mhk_tape_record(t, 0);
-      mhk_tape_rewind(t, inner);
-      if (l < last) mhk__copy_values(x, mhk__mlp_add(t, &m->layers[l], u, mhk_add(t, x, target)));
-    } else {
-      mhk__copy_values(target, mhk_forward_block(t, m, l, x, &fd));
-      mhk_tape_rewind(t, mark);
-      mhk_tape_record(t, r->record);
-      value = mhk__loss_take(r, mhk_hidden_distance(t, mhk_forward_block(t, s, l, x, &sd), target));
-      mhk_tape_record(t, 0);
-      mhk_tensor *swap = x; /* the teacher's output is the next block's input */
-      x = target;
-      target = swap;
-    }
-    if (a->kind != MHK_MIXER_ATTENTION) {
-      if (r->layer_loss) r->layer_loss[l] = value;
-      total += value;
-    }
-    mhk_tape_rewind(t, mark);
-  }
-  return total;
-}
-
-/* A model's last residual stream without gradient: one block's activations at a time. keep, if not
-   NULL, receives the L outputs of the blocks. */
-static mhk_tensor *mhk__stream(mhk_tape *t, mhk_model *m, const int32_t *tokens, mhk_index B, mhk_index T,
-                               const int32_t *doc, mhk_tensor **keep) {
-  const int recording = mhk_tape_record(t, 0);
-  mhk_context *ctx = mhk_tape_context(t);
-  mhk_forward_desc fd;
-  mhk_tensor *x = mhk_forward_embedding(t, m, tokens, B, T);
-  memset(&fd, 0, sizeof fd);
-  fd.doc = doc;
+/* The last residual stream (B,T,D) of a model without gradient: one block's activations at a time.
+   outputs, if not NULL, receives the L outputs of the blocks. */
+static mhk_tensor *mhk__residual_stream(mhk_tape *tape, mhk_model *m, const int32_t *tokens, mhk_index B, mhk_index T,
+                                        const int32_t *doc, mhk_tensor **outputs) {
+  const int recording = mhk_tape_record(tape, 0);
+  mhk_context *ctx = mhk_tape_context(tape);
+  mhk_forward_desc plain;
+  memset(&plain, 0, sizeof plain);
+  plain.doc = doc;
+  mhk_tensor *x = mhk_forward_embedding(tape, m, tokens, B, T);
   for (int l = 0; l < m->config.n_layer && x && ctx->result == MHK_OK; l++) {
     mhk_tensor *to = x;
-    if (keep) keep[l] = to = mhk_tensor_new(t, x->rank, x->shape, NULL);
-    mhk_tape_mark mark = mhk_tape_here(t);
-    mhk__copy_values(to, mhk_forward_block(t, m, l, x, &fd));
-    mhk_tape_rewind(t, mark);
+    if (outputs) outputs[l] = to = mhk_tensor_new(tape, x->rank, x->shape, NULL);
+    const mhk_tape_mark mark = mhk_tape_here(tape);
+    mhk__copy_values(to, mhk_forward_block(tape, m, l, x, &plain));
+    mhk_tape_rewind(tape, mark);
     x = to;
   }
-  mhk_tape_record(t, recording);
+  mhk_tape_record(tape, recording);
   return ctx->result == MHK_OK ? x : NULL;
 }
 
-/* Stage 3: cross-entropy against the teacher's prediction end to end, and its two optional
-   terms. */
-static double mhk__stage_predictions(mhk__stage_run *r) {
-  mhk_tape *t = r->tape;
-  mhk_model *s = r->student;
-  const int L = s->config.n_layer, align = r->desc->own_stream > 0.0;
-  const mhk__mark scratch = mhk__scratch_mark(r->ctx);
-  const mhk_index rows = r->B * r->T;
-  mhk_tensor **keep = NULL, **own = NULL, *target, *logits, *loss;
+/* Stage 3, knowledge distillation: cross-entropy of the student's predictions, end to end, against
+   the teacher's, plus hard_labels times that against the text, plus own_stream times the distance
+   of each block's output from the teacher's, both on their own inputs. */
+static double mhk__stage_predictions(mhk__stage_run *run) {
+  mhk_context *ctx = run->ctx;
+  mhk_tape *tape = run->tape;
+  const mhk_stage_desc *d = run->desc;
+  const int L = run->student->config.n_layer;
+  const mhk_index rows = run->B * run->T;
+  const mhk__mark scratch = mhk__scratch_mark(ctx);
+  mhk_tensor **teachers = NULL, **own = NULL; /* residual streams */
   int32_t *labels = NULL;
-  mhk_forward_desc fd;
-  if (align) {
-    keep = (mhk_tensor **)mhk__scratch(r->ctx, L, sizeof *keep);
-    own = (mhk_tensor **)mhk__scratch(r->ctx, L + 1, sizeof *own);
+  double value = NAN;
+  if (d->own_stream > 0.0) {
+    teachers = (mhk_tensor **)mhk__scratch(ctx, L, sizeof *teachers);
+    own = (mhk_tensor **)mhk__scratch(ctx, L + 1, sizeof *own);
   }
-  if (r->desc->hard_labels > 0.0 && (labels = (int32_t *)mhk__scratch(r->ctx, rows, sizeof *labels)) != NULL) {
-    mhk_index i; /* the next token, within row and document */
-    for (i = 0; i < rows; i++)
-      labels[i] = (i + 1) % r->T == 0 || (r->doc && r->doc[i + 1] != r->doc[i]) ? -1 : r->tokens[i + 1];
+  if (d->hard_labels > 0.0) labels = (int32_t *)mhk__scratch(ctx, rows, sizeof *labels);
+  for (mhk_index i = 0; labels && i < rows; i++) /* the next token, within row and document */
+    labels[i] = (i + 1) % run->T == 0 || (run->doc && run->doc[i + 1] != run->doc[i]) ? -1 : run->tokens[i + 1];
+  if (ctx->result == MHK_OK) {
+    mhk_tensor *target = mhk__residual_stream(tape, run->teacher, run->tokens, run->B, run->T, run->doc, teachers);
+    target = mhk_forward_head(tape, run->teacher, target);
+    mhk_tape_record(tape, run->record);
+    mhk_forward_desc fd;
+    memset(&fd, 0, sizeof fd);
+    fd.doc = run->doc;
+    fd.recompute = run->recompute;
+    fd.residuals = own;
+    mhk_tensor *logits = mhk_forward(tape, run->student, run->tokens, run->B, run->T, &fd);
+    mhk_tensor *loss = mhk_cross_entropy_soft(tape, logits, target, d->temperature);
+    if (labels && ctx->result == MHK_OK)
+      loss = mhk_add(tape, loss, mhk_scale(tape, mhk_cross_entropy(tape, logits, labels), d->hard_labels));
+    for (int l = 0; own && l < L && ctx->result == MHK_OK; l++)
+      loss = mhk_add(tape, loss, mhk_scale(tape, mhk_hidden_distance(tape, own[l + 1], teachers[l]), d->own_stream));
+    value = mhk__loss_take(run, loss);
   }
-  if (r->ctx->result != MHK_OK) {
-    mhk__scratch_rewind(r->ctx, scratch);
-    return NAN;
-  }
-  mhk_tape_record(t, 0);
-  target = mhk__stream(t, r->teacher, r->tokens, r->B, r->T, r->doc, keep);
-  target = mhk_forward_head(t, r->teacher, target);
-  mhk_tape_record(t, r->record);
-  memset(&fd, 0, sizeof fd);
-  fd.doc = r->doc;
-  fd.recompute = r->recompute;
-  fd.residuals = own;
-  logits = mhk_forward(t, s, r->tokens, r->B, r->T, &fd);
-  loss = mhk_cross_entropy_soft(t, logits, target, r->desc->temperature);
-  if (labels && r->ctx->result == MHK_OK)
-    loss = mhk_add(t, loss, mhk_scale(t, mhk_cross_entropy(t, logits, labels), r->desc->hard_labels));
-  if (align && r->ctx->result == MHK_OK)
-    for (int l = 0; l < L; l++)
-      loss = mhk_add(t, loss, mhk_scale(t, mhk_hidden_distance(t, own[l + 1], keep[l]), r->desc->own_stream));
-  const double value = mhk__loss_take(r, loss);
-  mhk__scratch_rewind(r->ctx, scratch);
+  mhk__scratch_rewind(ctx, scratch);
   return value;
 }
 
 /* The loss of a stage; NaN on failure. The tape is left as it was found. */
-static double mhk__stage_loss(mhk__stage_run *r, int stage) {
-  const mhk_tape_mark mark = mhk_tape_here(r->tape);
-  const int recording = mhk_tape_record(r->tape, 0);
-  r->record = recording;
-  const double value = stage == 1   ? mhk__stage_matrices(r)
-                       : stage == 2 ? mhk__stage_hidden(r)
-                                    : mhk__stage_predictions(r);
-  mhk_tape_record(r->tape, recording);
-  mhk_tape_rewind(r->tape, mark);
-  return r->ctx->result == MHK_OK ? value : (double)NAN;
+static double mhk__stage_loss(mhk__stage_run *run) {
+  const mhk_tape_mark mark = mhk_tape_here(run->tape);
+  run->record = mhk_tape_record(run->tape, 0);
+  const double value = run->stage == 3 ? mhk__stage_predictions(run) : mhk__stage_along_teacher(run);
+  mhk_tape_record(run->tape, run->record);
+  mhk_tape_rewind(run->tape, mark);
+  return run->ctx->result == MHK_OK ? value : (double)NAN;
 }
 
 /* -------------------------------------------------------------------------------- what diverged */
@@ -19542,73 +19546,77 @@ static int mhk__breaks(char *why, const mhk_tensor *x, int decay, const char *wh
 
 /* Layer l of m on x: its norm, what its mixer works on, and, unless only its matrix is wanted,
    the mixer's and the block's output, which next receives. */
-static int mhk__layer_breaks(mhk__stage_run *r, mhk_model *m, const char *who, int l, mhk_tensor *x, int matrix_only,
-                             mhk_tensor *next, char *why) {
-  mhk_tape *t = r->tape;
-  const mhk_tape_mark mark = mhk_tape_here(t);
+static int mhk__layer_breaks(mhk__stage_run *run, mhk_model *m, const char *who, int l, mhk_tensor *x, int matrix_only,
+                             mhk_tensor *next) {
+  mhk_tape *tape = run->tape;
+  const mhk_tape_mark mark = mhk_tape_here(tape);
   mhk_forward_desc fd;
   mhk__parts p;
-  mhk_tensor *u = mhk_forward_norm(t, m, l, x), *y;
   memset(&fd, 0, sizeof fd);
   memset(&p, 0, sizeof p);
-  fd.doc = r->doc;
+  fd.doc = run->doc;
   p.matrix_only = matrix_only;
-  mhk__mixer_parts(t, m, l, u, r->doc, &p);
-  int found = mhk__breaks(why, u, 0, "the norm", l, who) || mhk__breaks(why, p.q, 0, "queries", l, who) ||
-              mhk__breaks(why, p.k, 0, "keys", l, who) || mhk__breaks(why, p.v, 0, "values", l, who) ||
-              mhk__breaks(why, p.log_a, 1, "the log decay", l, who) || mhk__breaks(why, p.Bm, 0, "B", l, who) ||
-              mhk__breaks(why, p.Cm, 0, "C", l, who) || mhk__breaks(why, p.x, 0, "x of the mixer", l, who) ||
-              mhk__breaks(why, p.z, 0, "z of the mixer", l, who);
+  mhk_tensor *u = mhk_forward_norm(tape, m, l, x);
+  mhk__mixer_parts(tape, m, l, u, run->doc, &p);
+  const struct { const mhk_tensor *x; const char *name; int decay; } parts[] = {
+    {u, "the norm", 0}, {p.q, "queries", 0}, {p.k, "keys", 0}, {p.v, "values", 0}, {p.log_a, "the log decay", 1},
+    {p.Bm, "B", 0}, {p.Cm, "C", 0}, {p.x, "x of the mixer", 0}, {p.z, "z of the mixer", 0}};
+  int found = 0;
+  for (size_t i = 0; i < sizeof parts / sizeof *parts && !found; i++)
+    found = mhk__breaks(run->why, parts[i].x, parts[i].decay, parts[i].name, l, who);
   if (!found && !matrix_only) {
-    y = mhk_forward_mixer(t, m, l, u, &fd);
-    found = mhk__breaks(why, y, 0, "the output of the mixer", l, who);
-    y = found ? NULL : mhk_forward_block(t, m, l, x, &fd);
-    found = found || mhk__breaks(why, y, 0, "the output", l, who);
+    found = mhk__breaks(run->why, mhk_forward_mixer(tape, m, l, u, &fd), 0, "the output of the mixer", l, who);
+    mhk_tensor *y = found ? NULL : mhk_forward_block(tape, m, l, x, &fd);
+    found = found || mhk__breaks(run->why, y, 0, "the output", l, who);
     if (next) mhk__copy_values(next, y);
   }
-  mhk_tape_rewind(t, mark);
+  mhk_tape_rewind(tape, mark);
   return found;
 }
 
-/* Computes the loss of a stage once more, looking for the first numbers that are not finite:
-   weights, then activations in their order. Returns whether they are the teacher's. */
-static int mhk__find_first(mhk__stage_run *r, int stage, char *why) {
-  const char *const names[2] = {"teacher", "student"};
-  mhk_model *const models[2] = {r->teacher, r->student};
-  mhk_tape *t = r->tape;
-  const mhk_tape_mark mark = mhk_tape_here(t);
-  const int recording = mhk_tape_record(t, 0), L = r->student->config.n_layer;
-  int k, i, found = 0;
-  for (k = 0; k < 2; k++)
-    for (i = 0; i < models[k]->n_tensors; i++)
-      if (mhk__breaks(why, models[k]->tensors[i], 0, models[k]->tensors[i]->name, -1, names[k])) {
-        mhk_tape_record(t, recording);
-        return k == 0;
-      }
-  for (k = 0; k < (stage == 3 ? 2 : 1) && !found; k++) {
-    mhk_tensor *x = mhk_forward_embedding(t, models[k], r->tokens, r->B, r->T),
-               *next = x ? mhk_tensor_new(t, x->rank, x->shape, NULL) : NULL, *swap;
-    found = mhk__breaks(why, x, 0, "the embedding", -1, names[k]);
-    for (i = 0; i < L && next && !found; i++) {
-      found = mhk__layer_breaks(r, models[k], names[k], i, x, 0, next, why);
-      if (!found && stage != 3 && r->student->layers[i].kind != MHK_MIXER_ATTENTION &&
-          mhk__layer_breaks(r, r->student, names[1], i, x, stage == 1, NULL, why)) {
-        k = 1;
-        found = 1;
-      }
-      swap = x;
-      x = next;
-      next = swap;
-    }
-    if (!found && stage == 3)
-      found = mhk__breaks(why, mhk_forward_head(t, models[k], x), 0, "the logits", -1, names[k]);
-    if (found) break;
+enum { MHK__NOBODY, MHK__TEACHER, MHK__STUDENT };
+
+/* The activations of a model on the run's tokens, in their order; of a teacher in stages 1 and 2
+   also those of the student's layers on the way. Returns whose numbers are first not finite. */
+static int mhk__forward_breaks(mhk__stage_run *run, int whose) {
+  mhk_tape *tape = run->tape;
+  mhk_model *m = whose == MHK__TEACHER ? run->teacher : run->student;
+  const char *who = whose == MHK__TEACHER ? "teacher" : "student";
+  mhk_tensor *x = mhk_forward_embedding(tape, m, run->tokens, run->B, run->T),
+             *next = x ? mhk_tensor_new(tape, x->rank, x->shape, NULL) : NULL;
+  if (mhk__breaks(run->why, x, 0, "the embedding", -1, who)) return whose;
+  for (int l = 0; l < m->config.n_layer && next; l++) {
+    if (mhk__layer_breaks(run, m, who, l, x, 0, next)) return whose;
+    if (run->stage != 3 && run->student->layers[l].kind != MHK_MIXER_ATTENTION &&
+        mhk__layer_breaks(run, run->student, "student", l, x, run->stage == 1, NULL))
+      return MHK__STUDENT;
+    mhk_tensor *swap = x;
+    x = next;
+    next = swap;
   }
-  mhk_tape_record(t, recording);
-  mhk_tape_rewind(t, mark);
-  if (r->ctx->result != MHK_OK) mhk_clear_error(r->ctx); /* no memory for looking: the divergence is what counts */
-  if (!found) mhk__print(why, MHK__WHY, "the loss itself, from activations that are finite");
-  return found && k == 0;
+  return run->stage == 3 && mhk__breaks(run->why, mhk_forward_head(tape, m, x), 0, "the logits", -1, who) ? whose
+                                                                                                         : MHK__NOBODY;
+}
+
+/* Computes a stage's loss once more, looking for the first numbers that are not finite: weights,
+   then activations in their order. run->why says where; returns whether they are the teacher's. */
+static int mhk__find_first(mhk__stage_run *run) {
+  const mhk_tape_mark mark = mhk_tape_here(run->tape);
+  const int recording = mhk_tape_record(run->tape, 0);
+  int whose = MHK__NOBODY;
+  for (int k = MHK__TEACHER; k <= MHK__STUDENT && !whose; k++) {
+    const mhk_model *m = k == MHK__TEACHER ? run->teacher : run->student;
+    for (int i = 0; i < m->n_tensors && !whose; i++)
+      if (mhk__breaks(run->why, m->tensors[i], 0, m->tensors[i]->name, -1, k == MHK__TEACHER ? "teacher" : "student"))
+        whose = k;
+  }
+  if (!whose) whose = mhk__forward_breaks(run, MHK__TEACHER);
+  if (!whose && run->stage == 3) whose = mhk__forward_breaks(run, MHK__STUDENT);
+  mhk_tape_record(run->tape, recording);
+  mhk_tape_rewind(run->tape, mark);
+  if (run->ctx->result != MHK_OK) mhk_clear_error(run->ctx); /* no memory for looking: the divergence is what counts */
+  if (!whose) mhk__print(run->why, MHK__WHY, "the loss itself, from activations that are finite");
+  return whose == MHK__TEACHER;
 }
 
 /* -------------------------------------------------------------------------- stages: description */
@@ -19709,7 +19717,6 @@ MHKDEF double mhk_stage_loss(mhk_tape *t, mhk_model *student, mhk_model *teacher
                              mhk_index B, mhk_index T, const int32_t *doc, const mhk_stage_desc *desc,
                              double *layer_loss, double *relative) {
   mhk_context *ctx = t ? mhk_tape_context(t) : NULL;
-  mhk__stage_run r;
   unsigned char same[MHK_MAX_LAYERS];
   if (mhk_failed(ctx)) return NAN;
   if (!student || !teacher || !tokens || stage < 1 || stage > 3 || B <= 0 || T <= 0) {
@@ -19722,31 +19729,28 @@ MHKDEF double mhk_stage_loss(mhk_tape *t, mhk_model *student, mhk_model *teacher
   if (!mhk__pair_check(ctx, student, teacher, stage)) return NAN;
   mhk_stage_desc d = mhk__stage_defaults(desc, stage, student->config.d_model);
   if (!mhk__stage_numbers(ctx, &d, stage) || !mhk__size3(ctx, B, T, 64)) return NAN;
-  memset(&r, 0, sizeof r);
   if (stage != 3) mhk__stage_same(student, teacher, same);
   if (layer_loss) memset(layer_loss, 0, (size_t)student->config.n_layer * sizeof(double));
   if (relative && stage == 1)
     memset(relative, 0, (size_t)student->config.n_layer * (size_t)student->config.ssm_heads * sizeof(double));
-  r.tape = t;
-  r.ctx = ctx;
-  r.student = student;
-  r.teacher = teacher;
-  r.desc = &d;
-  r.same = same;
-  r.tokens = tokens;
-  r.doc = doc;
-  r.B = B;
-  r.T = T;
-  r.layer_loss = layer_loss;
-  r.relative = stage == 1 ? relative : NULL;
-  return mhk__stage_loss(&r, stage);
+  mhk__stage_run run = mhk__stage_run_of(t, student, teacher, stage, &d, same);
+  run.tokens = tokens;
+  run.doc = doc;
+  run.B = B;
+  run.T = T;
+  run.layer_loss = layer_loss;
+  run.relative = relative;
+  return mhk__stage_loss(&run);
 }
 
 /* -------------------------------------------------------------------------------------- trainer */
 
+/* Numbers first to first + n of a trained tensor. Blocks have a fixed size, so that sums over them
+   do not depend on threads. */
 typedef struct mhk__update_block {
-  int tensor; /* in trained[] */
+  double sum; /* of the gradients' squares */
   mhk_index first, n;
+  int tensor; /* in trained[] */
 } mhk__update_block;
 
 struct mhk_trainer {
@@ -19775,17 +19779,15 @@ struct mhk_trainer {
   unsigned char *flags;    /* n_tensors: trained in this stage */
   unsigned char *required; /* n_tensors: requires_grad as the caller left it */
   mhk_tensor **trained;
-  mhk_index *moment_at; /* where each trained tensor's moments are */
+  mhk_index *trained_at; /* numbers trained before each */
   int n_trained;
   mhk_index trained_count, moment_room;
-  mhk_real *moment1, *moment2, *staging;
+  mhk_real *moments, *staging; /* moments: of each trained tensor its first ones, then its second; staging: gradients */
   mhk__update_block *blocks;
-  double *block_sum;
   mhk_index n_blocks, block_room;
   unsigned char same[MHK_MAX_LAYERS];
   char why[MHK__WHY];     /* what was first not finite in the update under way; "": all is */
   int teacher_broke;      /* and that is the teacher's */
-  mhk_real factors[2][7]; /* of the update under way, as the kernel wants them: with decay, and without */
   /* data */
   mhk__rng rng;
   int32_t *window, *window_doc;
@@ -19794,6 +19796,7 @@ struct mhk_trainer {
   mhk_index document, offset; /* packed: next document and token of it */
   /* progress */
   mhk_progress_info info;
+  double loss_average; /* of the stage under way: 0 at its start, while info still shows the last one's */
   double *layer_loss, *relative, *layer_now, *relative_now;
   /* stage time of earlier processes; clock at the start of this one's first update */
   double seconds_before, started_seconds;
@@ -19815,42 +19818,41 @@ static void mhk__shuffle_documents(mhk_trainer *tr) {
   }
 }
 
+/* A packed window: T tokens from the place in the text on, from one document into the next. to and
+   doc, which numbers the window's documents from 0, are NULL where another worker takes it. */
+static void mhk__packed_window(mhk_trainer *tr, mhk_index T, int32_t *to, int32_t *doc) {
+  const mhk_corpus *x = tr->desc.corpus;
+  int32_t number = 0;
+  for (mhk_index filled = 0; filled < T; number++) {
+    const mhk_index d = tr->order[tr->document], from = x->start[d] + tr->offset, left = x->start[d + 1] - from;
+    const mhk_index n = mhk__min(left, T - filled);
+    if (to) memcpy(to + filled, x->tokens + from, (size_t)n * sizeof(int32_t));
+    for (mhk_index i = 0; doc && i < n; i++) doc[filled + i] = number;
+    filled += n;
+    tr->offset += n;
+    if (n < left) continue;
+    tr->offset = 0;
+    if (++tr->document < x->n_documents) continue;
+    tr->document = 0;
+    tr->epoch++;
+    mhk__shuffle_documents(tr);
+  }
+}
+
 /* The next batch: every worker draws all of its windows and keeps its share, so that together they
    see the same text as one would. */
 static void mhk__next_batch(mhk_trainer *tr) {
   const mhk_corpus *x = tr->desc.corpus;
-  const mhk_index T = tr->desc.length;
-  mhk_index row, mine = 0;
-  for (row = 0; row < tr->desc.batch; row++) {
-    const int keep = row / tr->rows == tr->desc.rank;
-    int32_t *to = tr->window + mine * T, *doc = tr->window_doc ? tr->window_doc + mine * T : NULL;
-    if (tr->desc.windows == MHK_WINDOWS_RANDOM) {
+  const mhk_index T = tr->desc.length, first = tr->rows * tr->desc.rank;
+  for (mhk_index row = 0; row < tr->desc.batch; row++) {
+    const int mine = row >= first && row < first + tr->rows;
+    int32_t *to = mine ? tr->window + (row - first) * T : NULL;
+    if (tr->desc.windows == MHK_WINDOWS_PACKED)
+      mhk__packed_window(tr, T, to, mine ? tr->window_doc + (row - first) * T : NULL);
+    else {
       const mhk_index at = (mhk_index)mhk__rng_below(&tr->rng, (uint64_t)(x->n - T) + 1);
-      if (keep) memcpy(to, x->tokens + at, (size_t)T * sizeof(int32_t));
-    } else {
-      mhk_index filled = 0;
-      int32_t number = 0;
-      while (filled < T) {
-        const mhk_index d = tr->order[tr->document], from = x->start[d] + tr->offset, left = x->start[d + 1] - from;
-        const mhk_index n = left < T - filled ? left : T - filled;
-        if (keep) {
-          memcpy(to + filled, x->tokens + from, (size_t)n * sizeof(int32_t));
-          for (mhk_index i = 0; i < n; i++) doc[filled + i] = number;
-        }
-        filled += n;
-        tr->offset += n;
-        number++;
-        if (n == left) {
-          tr->offset = 0;
-          if (++tr->document == x->n_documents) {
-            tr->document = 0;
-            tr->epoch++;
-            mhk__shuffle_documents(tr);
-          }
-        }
-      }
+      if (to) memcpy(to, x->tokens + at, (size_t)T * sizeof(int32_t));
     }
-    if (keep) mine++;
   }
 }
 
@@ -19866,23 +19868,25 @@ static mhk_index mhk__stage_count(const mhk_model *m, const unsigned char *flags
   return n;
 }
 
-/* Memory of the optimiser for the largest of the stages asked for; what there is already is kept
-   when it is enough. */
+/* Bytes of an optimiser's memory: blocks, moments, gradients to exchange. */
+static double mhk__optimizer_bytes(double count, double blocks, int exchange) {
+  return blocks * sizeof(mhk__update_block) + count * (exchange ? 3.0 : 2.0) * sizeof(mhk_real);
+}
+
+/* Memory of the optimiser for the largest of the stages asked for, in one piece; what there is
+   already is kept when it is enough. */
 static int mhk__optimizer_room(mhk_trainer *tr, mhk_index count, mhk_index blocks) {
-  mhk_context *ctx = tr->object.ctx;
-  mhk__arena *arena = &tr->object.arena;
-  if (count > tr->moment_room) {
-    tr->moment1 = (mhk_real *)mhk__arena_zeros(ctx, arena, count, sizeof(mhk_real));
-    tr->moment2 = (mhk_real *)mhk__arena_zeros(ctx, arena, count, sizeof(mhk_real));
-    tr->staging = tr->desc.exchange ? (mhk_real *)mhk__arena_zeros(ctx, arena, count, sizeof(mhk_real)) : NULL;
-    tr->moment_room = ctx->result == MHK_OK ? count : 0;
-  }
-  if (blocks > tr->block_room) {
-    tr->blocks = (mhk__update_block *)mhk__arena_zeros(ctx, arena, blocks, sizeof *tr->blocks);
-    tr->block_sum = (double *)mhk__arena_zeros(ctx, arena, blocks, sizeof(double));
-    tr->block_room = ctx->result == MHK_OK ? blocks : 0;
-  }
-  return ctx->result == MHK_OK;
+  if (count <= tr->moment_room && blocks <= tr->block_room) return 1;
+  const double bytes = mhk__optimizer_bytes((double)count, (double)blocks, tr->desc.exchange != NULL);
+  const size_t most = (size_t)PTRDIFF_MAX; /* an arena says so when that is too much */
+  char *at = (char *)mhk__arena_alloc(tr->object.ctx, &tr->object.arena, bytes < (double)most ? (size_t)bytes : most);
+  if (!at) return 0;
+  tr->blocks = (mhk__update_block *)(void *)at;
+  tr->moments = (mhk_real *)(void *)(at + (size_t)blocks * sizeof *tr->blocks);
+  tr->staging = tr->desc.exchange ? tr->moments + 2 * count : NULL;
+  tr->moment_room = count;
+  tr->block_room = blocks;
+  return 1;
 }
 
 /* A new optimiser for a stage: which tensors, zero moments. */
@@ -19898,7 +19902,7 @@ static int mhk__optimizer_start(mhk_trainer *tr, int stage) {
   for (int i = 0; i < m->n_tensors; i++)
     if (tr->flags[i]) {
       tr->trained[tr->n_trained] = m->tensors[i];
-      tr->moment_at[tr->n_trained] = at;
+      tr->trained_at[tr->n_trained] = at;
       for (first = 0; first < m->tensors[i]->count; first += MHK__UPDATE_BLOCK) {
         tr->blocks[n].tensor = tr->n_trained;
         tr->blocks[n].first = first;
@@ -19911,10 +19915,7 @@ static int mhk__optimizer_start(mhk_trainer *tr, int stage) {
     }
   tr->n_blocks = n;
   tr->trained_count = at;
-  if (at > 0) {
-    memset(tr->moment1, 0, (size_t)at * sizeof(mhk_real));
-    memset(tr->moment2, 0, (size_t)at * sizeof(mhk_real));
-  }
+  if (at > 0) memset(tr->moments, 0, (size_t)at * 2 * sizeof(mhk_real));
   if (stage != 3)
     mhk__stage_same(m, tr->desc.teacher, tr->same);
   else
@@ -19942,25 +19943,13 @@ static void mhk__square_block(void *arg, mhk_index task, int worker) {
   for (i = 0; i + 8 <= b->n; i += 8)
     for (mhk_index j = 0; j < 8; j++) sum[j] += (double)g[i + j] * (double)g[i + j];
   for (mhk_index j = 0; i < b->n; i++, j++) sum[j] += (double)g[i] * (double)g[i];
-  tr->block_sum[task] = ((sum[0] + sum[1]) + (sum[2] + sum[3])) + ((sum[4] + sum[5]) + (sum[6] + sum[7]));
-}
-
-/* AdamW with decoupled decay, in the order of PyTorch's: decay, moments, step. */
-static void mhk__adamw_block(void *arg, mhk_index task, int worker) {
-  mhk_trainer *tr = (mhk_trainer *)arg;
-  const mhk__update_block *b = &tr->blocks[task];
-  const mhk_tensor *x = tr->trained[b->tensor];
-  const mhk_index at = tr->moment_at[b->tensor] + b->first;
-  const mhk_real *s = tr->factors[tr->desc.decays == MHK_DECAY_MATRICES && x->rank < 2];
-  (void)worker;
-  tr->object.ctx->kernels->adamw(b->n, (mhk_real *)x->data + b->first, x->grad + b->first, tr->moment1 + at,
-                                 tr->moment2 + at, s);
+  tr->blocks[task].sum = ((sum[0] + sum[1]) + (sum[2] + sum[3])) + ((sum[4] + sum[5]) + (sum[6] + sum[7]));
 }
 
 /* Sums gradients over the workers, through one contiguous block. */
 static void mhk__exchange(mhk_trainer *tr) {
   for (int i = 0; i < tr->n_trained; i++)
-    memcpy(tr->staging + tr->moment_at[i], tr->trained[i]->grad, (size_t)tr->trained[i]->count * sizeof(mhk_real));
+    memcpy(tr->staging + tr->trained_at[i], tr->trained[i]->grad, (size_t)tr->trained[i]->count * sizeof(mhk_real));
   const int answer = tr->desc.exchange(tr->desc.exchange_user, tr->staging, (size_t)tr->trained_count);
   if (answer) {
     mhk_fail(tr->object.ctx, MHK_ERROR_STATE, "the gradient exchange failed with %d in stage %d after %lld updates",
@@ -19968,7 +19957,7 @@ static void mhk__exchange(mhk_trainer *tr) {
     return;
   }
   for (int i = 0; i < tr->n_trained; i++)
-    memcpy(tr->trained[i]->grad, tr->staging + tr->moment_at[i], (size_t)tr->trained[i]->count * sizeof(mhk_real));
+    memcpy(tr->trained[i]->grad, tr->staging + tr->trained_at[i], (size_t)tr->trained[i]->count * sizeof(mhk_real));
 }
 
 static void mhk__diverged(mhk_trainer *tr, double value, const char *what, double lr) {
@@ -20007,15 +19996,14 @@ static void mhk__gradient_breaks(mhk_trainer *tr) {
 static double mhk__optimizer_step(mhk_trainer *tr, double loss, double lr, double parts) {
   mhk_context *ctx = tr->object.ctx;
   const mhk_stage_desc *d = &tr->desc.stages[tr->optimizer_stage - 1];
-  double norm = 0.0, t, scale;
-  mhk_real *f = tr->factors[0];
+  double norm = 0.0;
   if (tr->desc.exchange) {
     parts *= (double)tr->desc.world;
     mhk__exchange(tr);
     if (ctx->result != MHK_OK) return NAN;
   }
   mhk__parallel(ctx, tr->n_blocks, mhk__square_block, tr);
-  for (mhk_index i = 0; i < tr->n_blocks; i++) norm += tr->block_sum[i];
+  for (mhk_index i = 0; i < tr->n_blocks; i++) norm += tr->blocks[i].sum;
   norm = sqrt(norm) / parts;
   if (!mhk__is_finite(loss)) {
     mhk__diverged(tr, loss, "the loss", lr);
@@ -20026,14 +20014,17 @@ static double mhk__optimizer_step(mhk_trainer *tr, double loss, double lr, doubl
     mhk__diverged(tr, norm, "the gradient", lr);
     return NAN;
   }
-  scale = 1.0 / parts;
+  double scale = 1.0 / parts;
   if (d->clip > 0.0 && d->clip / (norm + 1e-6) < 1.0) scale *= d->clip / (norm + 1e-6);
-  t = (double)++tr->optimizer_step;
+  mhk__adamw_args a;
+  a.n = tr->n_trained;
+  a.keep = 1;
+  a.decay_matrices = tr->desc.decays == MHK_DECAY_MATRICES;
+  a.x = tr->trained;
+  a.moments = tr->moments;
   mhk__adamw_factors(lr, d->weight_decay > 0.0 ? d->weight_decay : 0.0, tr->desc.beta1, tr->desc.beta2, tr->desc.eps,
-                     scale, t, f);
-  memcpy(tr->factors[1], f, sizeof tr->factors[0]);
-  tr->factors[1][0] = 0;
-  mhk__parallel(ctx, tr->n_blocks, mhk__adamw_block, tr);
+                     scale, (double)++tr->optimizer_step, a.s);
+  mhk__adamw_update(ctx, &a, tr->trained_count);
   return norm;
 }
 
@@ -20043,9 +20034,7 @@ static double mhk__update(mhk_trainer *tr, int stage, const int32_t *tokens, mhk
   mhk_context *ctx = tr->object.ctx;
   mhk_model *m = tr->student;
   const mhk_index L = m->config.n_layer, cells = L * (mhk_index)m->config.ssm_heads;
-  mhk__stage_run r;
-  mhk_precision before;
-  double loss = 0.0, value, norm;
+  double loss = 0.0;
   if (tr->optimizer_stage != stage && !mhk__optimizer_start(tr, stage)) return NAN;
   tr->why[0] = 0;
   tr->teacher_broke = 0;
@@ -20056,29 +20045,24 @@ static double mhk__update(mhk_trainer *tr, int stage, const int32_t *tokens, mhk
     m->tensors[i]->requires_grad = tr->flags[i];
   }
   mhk__parallel(ctx, tr->n_blocks, mhk__zero_block, tr);
+  mhk__stage_run run =
+      mhk__stage_run_of(tr->tape, m, tr->desc.teacher, stage, &tr->desc.stages[stage - 1], tr->same);
+  run.tokens = tokens ? tokens : tr->window;
+  run.doc = tokens ? doc : tr->window_doc;
+  run.B = B;
+  run.T = T;
+  run.recompute = stage == 3 && tr->desc.recompute;
+  run.layer_loss = tr->layer_now;
+  run.relative = tr->relative_now;
+  run.why = tr->why;
   for (mhk_index k = 0; k < micro && ctx->result == MHK_OK; k++) {
     if (!tokens) mhk__next_batch(tr);
-    memset(&r, 0, sizeof r);
-    r.tape = tr->tape;
-    r.ctx = ctx;
-    r.student = m;
-    r.teacher = tr->desc.teacher;
-    r.desc = &tr->desc.stages[stage - 1];
-    r.same = tr->same;
-    r.tokens = tokens ? tokens : tr->window;
-    r.doc = tokens ? doc : tr->window_doc;
-    r.B = B;
-    r.T = T;
-    r.recompute = stage == 3 && tr->desc.recompute;
-    r.layer_loss = stage == 3 ? NULL : tr->layer_now;
-    r.relative = stage == 1 ? tr->relative_now : NULL;
     for (mhk_index j = 0; j < L; j++) tr->layer_now[j] = 0.0;
     for (mhk_index j = 0; j < cells; j++) tr->relative_now[j] = 0.0;
-    before = mhk_set_precision(ctx, tr->desc.precision);
-    value = mhk__stage_loss(&r, stage);
+    const mhk_precision before = mhk_set_precision(ctx, tr->desc.precision);
+    const double value = mhk__stage_loss(&run);
     loss += value / (double)micro;
-    if (!mhk__is_finite(value) && ctx->result == MHK_OK && !tr->why[0])
-      tr->teacher_broke = mhk__find_first(&r, stage, tr->why);
+    if (!mhk__is_finite(value) && ctx->result == MHK_OK && !tr->why[0]) tr->teacher_broke = mhk__find_first(&run);
     ctx->precision = before;
     mhk_tape_reset(tr->tape);
     for (mhk_index j = 0; j < L; j++) tr->layer_loss[j] += tr->layer_now[j] / (double)micro;
@@ -20086,7 +20070,7 @@ static double mhk__update(mhk_trainer *tr, int stage, const int32_t *tokens, mhk
   }
   for (int i = 0; i < m->n_tensors; i++) m->tensors[i]->requires_grad = tr->required[i];
   if (ctx->result != MHK_OK) return NAN;
-  norm = mhk__optimizer_step(tr, loss, lr, (double)micro);
+  const double norm = mhk__optimizer_step(tr, loss, lr, (double)micro);
   if (ctx->result != MHK_OK) return NAN;
   tr->info.grad_norm = norm;
   return loss;
@@ -20106,7 +20090,7 @@ static void mhk__stage_seek(mhk_trainer *tr) {
     tr->seconds_before = 0.0;
     tr->step_before = 0;
     tr->started_seconds = -1.0;
-    tr->info.loss_average = 0.0;
+    tr->loss_average = 0.0;
   }
   if (tr->stage > 3) {
     tr->stage = 3;
@@ -20147,14 +20131,13 @@ MHKDEF int mhk_train_step(mhk_trainer *tr) {
     tr->step_before = tr->step;
   }
   lr = mhk_learning_rate(d->lr, d->lr_low, mhk__share(d->warmup, S), mhk__share(d->decay, S), tr->step, S);
-  double average = p->loss_average;
   const double loss = mhk__update(tr, stage, NULL, tr->rows, tr->desc.length, NULL, tr->micro, lr);
   if (ctx->result != MHK_OK) return 0;
   tr->step++;
   const double now = mhk__seconds();
   mhk__progress_place(tr, stage, tr->step);
   p->loss = loss;
-  p->loss_average = average + (loss - average) / (double)(tr->step < 20 ? tr->step : 20);
+  p->loss_average = tr->loss_average += (loss - tr->loss_average) / (double)(tr->step < 20 ? tr->step : 20);
   p->lr = lr;
   {
     const double here = now > tr->started_seconds ? now - tr->started_seconds : 0.0;
@@ -20164,7 +20147,6 @@ MHKDEF int mhk_train_step(mhk_trainer *tr) {
     p->seconds_left = p->tokens_per_second > 0.0 ? (double)(p->total_tokens - p->tokens) / p->tokens_per_second : 0.0;
   }
   if (tr->step >= S) {
-    average = p->loss_average;
     p->stage_done = 1;
     mhk__stage_seek(tr);
   }
@@ -20173,7 +20155,6 @@ MHKDEF int mhk_train_step(mhk_trainer *tr) {
                    (tr->desc.checkpoint_seconds > 0.0 && now - tr->checkpoint_clock >= tr->desc.checkpoint_seconds)))
     mhk_checkpoint(tr);
 #endif
-  if (p->stage_done) p->loss_average = average; /* of the stage that ended; the next one starts from its first step */
   return ctx->result == MHK_OK;
 }
 
@@ -20352,7 +20333,7 @@ static void mhk__saved_get(const mhk_trainer *tr, uint64_t v[MHK__SAVED]) {
   v[9] = tr->epoch;
   v[10] = (uint64_t)tr->document;
   v[11] = (uint64_t)tr->offset;
-  v[12] = mhk__bits_of(tr->info.loss_average);
+  v[12] = mhk__bits_of(tr->loss_average);
   v[13] = mhk__bits_of(tr->seconds_before + here);
   v[14] = (uint64_t)tr->driven;
 }
@@ -20370,7 +20351,7 @@ static int mhk__checkpoint_tensor(mhk_trainer *tr, int i, mhk__outgoing *o) {
   if (i >= m->n_tensors + 2 * moments) return 0;
   const mhk_tensor *x = own ? m->tensors[i] : tr->trained[at];
   mhk__outgoing_set(o, x->name, MHK_REAL, MHK_REAL, x->rank, x->shape,
-                    own ? x->data : (second ? tr->moment2 : tr->moment1) + tr->moment_at[at]);
+                    own ? x->data : tr->moments + 2 * tr->trained_at[at] + (second ? x->count : 0));
   if (own) return 1;
   const size_t room = strlen(x->name) + 20;
   char *name = (char *)mhk__scratch(ctx, (mhk_index)room, 1);
@@ -20530,7 +20511,7 @@ static int mhk__resume_read(mhk_trainer *tr, const mhk_file *f, const char *path
   tr->document = (mhk_index)v[10];
   tr->offset = (mhk_index)v[11];
   tr->driven = (mhk_index)v[14];
-  tr->info.loss_average = mhk__double_of(v[12]);
+  tr->info.loss_average = tr->loss_average = mhk__double_of(v[12]);
   tr->seconds_before = mhk__double_of(v[13]);
   tr->info.resumed = 1;
   mhk__progress_place(tr, tr->stage, tr->finished ? tr->S[2] : tr->step);
@@ -20744,7 +20725,7 @@ static void mhk__trainer_fill(mhk_trainer *tr, mhk_context *ctx) {
   tr->flags = (unsigned char *)mhk__arena_zeros(ctx, arena, m->n_tensors, 1);
   tr->required = (unsigned char *)mhk__arena_zeros(ctx, arena, m->n_tensors, 1);
   tr->trained = (mhk_tensor **)mhk__arena_zeros(ctx, arena, m->n_tensors, sizeof(mhk_tensor *));
-  tr->moment_at = (mhk_index *)mhk__arena_zeros(ctx, arena, m->n_tensors, sizeof(mhk_index));
+  tr->trained_at = (mhk_index *)mhk__arena_zeros(ctx, arena, m->n_tensors, sizeof(mhk_index));
   tr->layer_loss = (double *)mhk__arena_zeros(ctx, arena, L, sizeof(double));
   tr->layer_now = (double *)mhk__arena_zeros(ctx, arena, L, sizeof(double));
   tr->relative = (double *)mhk__arena_zeros(ctx, arena, cells, sizeof(double));
@@ -20755,14 +20736,6 @@ static void mhk__trainer_fill(mhk_trainer *tr, mhk_context *ctx) {
     if (d->corpus) tr->order = (mhk_index *)mhk__arena_zeros(ctx, arena, d->corpus->n_documents, sizeof(mhk_index));
   }
   if (ctx->result != MHK_OK) return;
-  for (int i = 1; i <= 3; i++) { /* the optimiser of the largest stage, now rather than in the middle of the run */
-    if (tr->S[i - 1] == 0) continue;
-    mhk__stage_trains(m, i, d->stages[i - 1].trains, tr->flags);
-    c = mhk__stage_count(m, tr->flags, &b);
-    if (c > count) count = c;
-    if (b > blocks) blocks = b;
-  }
-  if (!mhk__optimizer_room(tr, count, blocks)) return;
   mhk__rng_seed(&tr->rng, d->seed);
   if (tr->order) mhk__shuffle_documents(tr);
   tr->run = mhk__run_text(tr);
@@ -20781,6 +20754,16 @@ static void mhk__trainer_fill(mhk_trainer *tr, mhk_context *ctx) {
     }
   }
 #endif
+  /* The optimiser of the largest stage, now rather than in the middle of the run; last, because an
+     arena's next block after a large one is as large. */
+  for (int i = 1; i <= 3; i++) {
+    if (tr->S[i - 1] == 0) continue;
+    mhk__stage_trains(m, i, d->stages[i - 1].trains, tr->flags);
+    c = mhk__stage_count(m, tr->flags, &b);
+    if (c > count) count = c;
+    if (b > blocks) blocks = b;
+  }
+  if (ctx->result == MHK_OK) mhk__optimizer_room(tr, count, blocks);
 }
 
 MHKDEF mhk_trainer *mhk_distill(mhk_context *ctx, const mhk_distill_desc *desc) {
@@ -20922,7 +20905,8 @@ MHKDEF double mhk_distill_bytes(const mhk_distill_desc *desc) {
     }
     if (stage > tape) tape = stage;
   }
-  bytes = mhk__arena_bytes(2.0 * model * real) + mhk__arena_bytes((d.exchange ? 3.0 : 2.0) * trained * real);
+  bytes = mhk__arena_bytes(2.0 * model * real) +
+          mhk__optimizer_bytes(trained, trained / MHK__UPDATE_BLOCK + 64.0 * c.n_layer, d.exchange != NULL);
   bytes += mhk__arena_bytes(1.1 * tape * rows * real) + mhk__arena_bytes(scratch * real);
   if (d.corpus)
     bytes +=
@@ -21024,8 +21008,8 @@ MHKDEF mhk_result mhk_evaluate(mhk_model *m, mhk_model *teacher, mhk_corpus *tex
     mhk_tape_reset(t);
     /* the last of a window does not count */
     for (mhk_index i = 0; i < n; i++) labels[i] = (i + 1) % length ? tokens[i + 1] : tokens[i];
-    x = mhk__stream(t, m, tokens, B, length, NULL, NULL);
-    if (teacher) y = mhk__stream(t, teacher, tokens, B, length, NULL, NULL);
+    x = mhk__residual_stream(t, m, tokens, B, length, NULL, NULL);
+    if (teacher) y = mhk__residual_stream(t, teacher, tokens, B, length, NULL, NULL);
     shape[0] = n;
     shape[1] = D;
     x = mhk_reshape(t, x, 2, shape);
