@@ -77,6 +77,11 @@ if command -v iconv >/dev/null 2>&1; then
     eval_text --text "$work/story.$encoding" --encoding utf16
     check "text in $encoding" [ "$(entropy)" = "$reference" ]
   done
+  # what is wrong is told beside JSON too, and not in it
+  { cat "$work/story.UTF-16LE" && printf x; } >"$work/cut.UTF-16LE"
+  "$mohawk" eval --model "$tiny" --windows 2 --json --text "$work/cut.UTF-16LE" --encoding utf16 >"$work/json" 2>"$work/said"
+  says "mohawk: warning: $work/cut.UTF-16LE is not all UTF-16"
+  check "JSON beside a warning" sh -c "grep -qv warning '$work/json' && [ \$(wc -l <'$work/json') -eq 1 ]"
   eval_text --text "$work/story.UTF-16"
   says "it looks like UTF-16"
   says "--encoding utf16"

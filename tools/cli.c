@@ -33,6 +33,9 @@ static struct {
   int quiet;
   int strict;
   double every;
+  const cli_command *command; /* that runs, and its arguments */
+  int argc;
+  char **argv;
 } cli;
 
 static volatile sig_atomic_t cli_signalled;
@@ -127,6 +130,13 @@ int cli_error(const char *format, ...) {
   return CLI_FAILED;
 }
 
+void cli_warning(const char *format, ...) {
+  va_list args;
+  va_start(args, format);
+  message("mohawk: warning: ", format, args);
+  va_end(args);
+}
+
 void cli_note(const char *format, ...) {
   va_list args;
   if (cli.quiet) return;
@@ -139,7 +149,7 @@ int cli_context_error(const mhk_context *ctx) { return cli_error("%s", mhk_messa
 
 static void log_message(void *user, mhk_log_level level, const char *text) {
   (void)user;
-  if (level == MHK_LOG_WARNING) cli_error("warning: %s", text); /* errors are told once, by who gives up */
+  if (level == MHK_LOG_WARNING) cli_warning("%s", text); /* errors are told once, by who gives up */
 }
 
 mhk_context *cli_context(int threads) { return cli_context_on(threads, MHK_ISA_BEST); }
@@ -160,7 +170,7 @@ mhk_context *cli_context_on(int threads, mhk_isa isa) {
   return ctx;
 }
 
-int *cli_strict(void) { return &cli.strict; }
+int cli_strict(void) { return cli.strict; }
 
 mhk_model *cli_load(mhk_context *ctx, const char *path) {
   mhk_load_desc desc;
@@ -208,16 +218,18 @@ static void print_quoted(FILE *out, const char *word) {
   fputc('\'', out);
 }
 
-void cli_print_command(FILE *out, const char *command, int argc, char **argv, const char *without) {
+void cli_say_resume(const char *folder) {
   int i;
-  print_quoted(out, cli.program);
-  fprintf(out, " %s", command);
-  for (i = 0; i < argc; i++) {
-    if (without && strcmp(argv[i], without) == 0) continue;
-    fputc(' ', out);
-    print_quoted(out, argv[i]);
+  cli_progress_clear();
+  fprintf(stderr, "mohawk: stopped; everything so far is saved in %s. This goes on:\n  ", folder);
+  print_quoted(stderr, cli.program);
+  fprintf(stderr, " %s", cli.command->name);
+  for (i = 0; i < cli.argc; i++) {
+    if (strcmp(cli.argv[i], "--fresh") == 0) continue;
+    fputc(' ', stderr);
+    print_quoted(stderr, cli.argv[i]);
   }
-  fputc('\n', out);
+  fputc('\n', stderr);
 }
 
 /* ---------------------------------------------------------------- options */
@@ -284,6 +296,7 @@ static void print_wrapped(FILE *out, const char *text, int indent) {
 
 static void print_option(FILE *out, const cli_option *o) {
   int column;
+  if (o->kind == CLI_REST) return;
   if (o->kind == CLI_HEADING) {
     fprintf(out, "\n%s%s%s\n", cli_bold(out), o->help, cli_plain(out));
     return;
@@ -342,8 +355,7 @@ static int in_bounds(const cli_option *o, double x) {
   return (o->low == 0 && o->high == 0) || (x >= o->low && x <= o->high);
 }
 
-static int set_numbers(const cli_option *o, const char *text) {
-  cli_numbers *list = (cli_numbers *)o->value;
+static int set_numbers(const cli_option *o, cli_numbers *list, const char *text) {
   const char *p = text;
   list->n = 0;
   for (;;) {
@@ -357,14 +369,14 @@ static int set_numbers(const cli_option *o, const char *text) {
   }
 }
 
-static int set_choice(const cli_option *o, const char *text) {
+static int set_choice(const cli_option *o, int *value, const char *text) {
   const char *word = o->argument;
   size_t n = strlen(text);
   int i;
   for (i = 0; *word; i++) {
     size_t k = strcspn(word, "|");
     if (k == n && strncmp(word, text, n) == 0) {
-      *(int *)o->value = i;
+      *value = i;
       return CLI_GO;
     }
     word += k;
@@ -373,31 +385,33 @@ static int set_choice(const cli_option *o, const char *text) {
   return bad_value(o, text);
 }
 
-static int set_number(const cli_option *o, const char *text) {
+static int set_number(const cli_option *o, void *value, const char *text) {
   double x = 0;
   const char *end = read_number(text, &x);
   if (!end || *end || !in_bounds(o, x)) return bad_value(o, text);
   if (o->kind == CLI_REAL) {
-    *(double *)o->value = x;
+    *(double *)value = x;
   } else if (floor(x + 0.5) != x || fabs(x) > (o->kind == CLI_INT ? 2e9 : 9e15)) {
     return bad_value(o, text);
   } else if (o->kind == CLI_INT) {
-    *(int *)o->value = (int)x;
+    *(int *)value = (int)x;
   } else {
-    *(mhk_index *)o->value = (mhk_index)x;
+    *(mhk_index *)value = (mhk_index)x;
   }
   return CLI_GO;
 }
 
-static int set_option(const cli_option *o, const char *text) {
+static int set_option(const cli_option *o, void *value, const char *text) {
   switch (o->kind) {
-    case CLI_TEXT: *(const char **)o->value = text; return CLI_GO;
-    case CLI_NUMBERS: return set_numbers(o, text);
-    case CLI_CHOICE: return set_choice(o, text);
+    case CLI_TEXT: *(const char **)value = text; return CLI_GO;
+    case CLI_NUMBERS: return set_numbers(o, (cli_numbers *)value, text);
+    case CLI_CHOICE: return set_choice(o, (int *)value, text);
     case CLI_INT:
     case CLI_COUNT:
-    case CLI_REAL: return set_number(o, text);
+    case CLI_REAL: return set_number(o, value, text);
     case CLI_FILES:
+    case CLI_REST:
+    case CLI_STRICTLY:
     case CLI_FLAG:
     case CLI_HEADING: break;
   }
@@ -437,66 +451,134 @@ int cli_missing(const cli_command *c, const char *option) {
   return CLI_USAGE;
 }
 
-/* argument i belongs to option o; value is what stood after "=", or NULL. Returns CLI_GO or the
-   exit code; moves i on. */
-static int take_option(const cli_option *o, const char *value, int argc, char **argv, int *i) {
-  if (o->kind == CLI_FLAG) {
-    if (value) {
+/* a command line as it is read */
+typedef struct reading {
+  const cli_command *command;
+  char *settings;
+  int argc, at; /* at: the argument that is read */
+  char **argv;
+} reading;
+
+static void *value_of(const reading *r, const cli_option *o) { return r->settings + o->at; }
+
+/* The argument that is read belongs to option o; text is what stood after "=", or NULL. Returns
+   CLI_GO or the exit code, at the last argument that belongs to it. */
+static int take_option(reading *r, const cli_option *o, const char *text) {
+  void *value = value_of(r, o);
+  if (o->kind == CLI_FLAG || o->kind == CLI_STRICTLY) {
+    if (text) {
       cli_error("--%s takes no value", o->name);
       return CLI_USAGE;
     }
-    *(int *)o->value = 1;
+    *(o->kind == CLI_FLAG ? (int *)value : &cli.strict) = 1;
     return CLI_GO;
   }
-  if (!value) {
-    if (*i + 1 >= argc || strncmp(argv[*i + 1], "--", 2) == 0) {
+  if (!text) {
+    if (r->at + 1 >= r->argc || strncmp(r->argv[r->at + 1], "--", 2) == 0) {
       cli_error("--%s needs a value: --%s %s, or --%s=%s where it begins with --", o->name, o->name, o->argument,
                 o->name, o->argument);
       return CLI_USAGE;
     }
-    value = argv[++*i];
+    text = r->argv[++r->at];
   }
   if (o->kind == CLI_FILES) {
-    int code = add_file((cli_files *)o->value, value, o->name);
-    while (code == CLI_GO && *i + 1 < argc && strncmp(argv[*i + 1], "--", 2) != 0)
-      code = add_file((cli_files *)o->value, argv[++*i], o->name);
+    int code = add_file((cli_files *)value, text, o->name);
+    while (code == CLI_GO && r->at + 1 < r->argc && strncmp(r->argv[r->at + 1], "--", 2) != 0)
+      code = add_file((cli_files *)value, r->argv[++r->at], o->name);
     return code;
   }
-  return set_option(o, value);
+  return set_option(o, value, text);
 }
 
-int cli_parse(const cli_command *c, int argc, char **argv) {
-  int i, k, code, options = 1;
-  for (i = 0; i < argc; i++) {
-    const char *a = argv[i];
-    size_t length;
-    if (options && strcmp(a, "--") == 0) {
-      options = 0;
-      continue;
-    }
-    if (options && (strcmp(a, "--help") == 0 || strcmp(a, "-h") == 0)) {
-      print_command_help(stdout, c);
-      return CLI_OK;
-    }
-    if (!options || strncmp(a, "--", 2) != 0) {
-      if (!c->rest) {
-        cli_error("\"%s\" belongs to no option (`mohawk %s --help` explains)", a, c->name);
-        return CLI_USAGE;
-      }
-      code = add_file(c->rest, a, c->name);
-      if (code != CLI_GO) return code;
-      continue;
-    }
-    a += 2;
-    length = strcspn(a, "=");
-    for (k = 0; k < c->n_options; k++)
-      if (c->options[k].name && strlen(c->options[k].name) == length && strncmp(c->options[k].name, a, length) == 0)
-        break;
-    if (k == c->n_options) return unknown_option(c, a, length);
-    code = take_option(&c->options[k], a[length] == '=' ? a + length + 1 : NULL, argc, argv, &i);
-    if (code != CLI_GO) return code;
+/* the option whose name are the first length characters of typed, or NULL */
+static const cli_option *find_option(const cli_command *c, const char *typed, size_t length) {
+  int i;
+  for (i = 0; i < c->n_options; i++) {
+    const char *name = c->options[i].name;
+    if (name && strlen(name) == length && strncmp(name, typed, length) == 0) return &c->options[i];
+  }
+  return NULL;
+}
+
+/* an argument that belongs to no option */
+static int take_rest(reading *r, const char *word) {
+  const cli_command *c = r->command;
+  int i;
+  for (i = 0; i < c->n_options; i++)
+    if (c->options[i].kind == CLI_REST) return add_file((cli_files *)value_of(r, &c->options[i]), word, c->name);
+  cli_error("\"%s\" belongs to no option (`mohawk %s --help` explains)", word, c->name);
+  return CLI_USAGE;
+}
+
+static int is_given(const cli_option *o, const void *value) {
+  switch (o->kind) {
+    case CLI_TEXT: return *(const char *const *)value != NULL;
+    case CLI_FILES:
+    case CLI_REST: return ((const cli_files *)value)->n > 0;
+    default: return 1;
+  }
+}
+
+/* whether all that must be given is there */
+static int check_given(const reading *r) {
+  char what[64];
+  int i;
+  for (i = 0; i < r->command->n_options; i++) {
+    const cli_option *o = &r->command->options[i];
+    if (o->low <= 0 || is_given(o, value_of(r, o))) continue;
+    snprintf(what, sizeof what, "%s%s %s", o->name ? "--" : "a", o->name ? o->name : "", o->argument);
+    return cli_missing(r->command, what);
   }
   return CLI_GO;
+}
+
+/* Reads the whole command line into the settings. Returns CLI_GO, or the exit code. */
+static int read_options(reading *r) {
+  int code = CLI_GO, options = 1;
+  for (; r->at < r->argc && code == CLI_GO; r->at++) {
+    const char *word = r->argv[r->at];
+    if (options && strcmp(word, "--") == 0) {
+      options = 0;
+    } else if (options && (strcmp(word, "--help") == 0 || strcmp(word, "-h") == 0)) {
+      print_command_help(stdout, r->command);
+      return CLI_OK;
+    } else if (!options || strncmp(word, "--", 2) != 0) {
+      code = take_rest(r, word);
+    } else {
+      const size_t length = strcspn(word += 2, "=");
+      const cli_option *o = find_option(r->command, word, length);
+      if (!o) return unknown_option(r->command, word, length);
+      code = take_option(r, o, word[length] == '=' ? word + length + 1 : NULL);
+    }
+  }
+  return code == CLI_GO ? check_given(r) : code;
+}
+
+/* what --threads says; 0: all the machine has */
+static int threads_of(const reading *r) {
+  const cli_option *o = find_option(r->command, "threads", strlen("threads"));
+  return o && o->kind == CLI_INT ? *(const int *)value_of(r, o) : 0;
+}
+
+int cli_run(const cli_command *c, int argc, char **argv) {
+  reading r = {c, NULL, argc, 0, argv};
+  mhk_context *ctx;
+  int code;
+  r.settings = (char *)malloc(c->size);
+  if (!r.settings) return cli_error("out of memory");
+  memcpy(r.settings, c->defaults, c->size);
+  code = read_options(&r);
+  if (code == CLI_GO && c->check) code = c->check(r.settings);
+  if (code == CLI_GO) {
+    cli.command = c;
+    cli.argc = argc;
+    cli.argv = argv;
+    ctx = cli_context(threads_of(&r));
+    code = ctx ? c->body(ctx, r.settings) : CLI_FAILED;
+    mhk_destroy(ctx);
+  }
+  free(r.settings);
+  return code;
 }
 
 /* ---------------------------------------------------------------- numbers */
@@ -773,7 +855,7 @@ int cli_to_utf8(cli_content *c, int encoding, const char *name) {
     }
   }
   if (bad > 0 || i < c->n)
-    cli_note("%s is not all UTF-16: %.0f characters are wrong or cut off", name, (double)(bad + (i < c->n)));
+    cli_warning("%s is not all UTF-16: %.0f characters are wrong or cut off", name, (double)(bad + (i < c->n)));
   free(c->text);
   *c = out;
   return out.text ? CLI_GO : cli_add(c, "", 0);

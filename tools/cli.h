@@ -8,6 +8,7 @@
 #endif
 
 #include "../mohawk.h"
+#include <stddef.h>
 #include <stdio.h>
 
 #if defined(__GNUC__) || defined(__clang__)
@@ -33,6 +34,8 @@ typedef struct cli_numbers {
 
 typedef enum cli_kind {
   CLI_HEADING, /* no option: a heading in the help */
+  CLI_REST,    /* cli_files: arguments that belong to no option; without it there may be none */
+  CLI_STRICTLY, /* --strict, for cli_load() */
   CLI_FLAG,    /* int, becomes 1 */
   CLI_TEXT,    /* const char * */
   CLI_INT,     /* int */
@@ -47,20 +50,34 @@ typedef struct cli_option {
   const char *name;     /* without the dashes */
   const char *argument; /* as the help shows it; NULL: none */
   cli_kind kind;
-  void *value;      /* holds the default when parsing starts */
-  double low, high; /* bounds of numbers; both 0: none */
+  size_t at;        /* where its value stands in the command's settings: CLI_AT(field) */
+  double low, high; /* bounds of numbers; both 0: none. low 1 of a text or files: it must be given */
   const char *help;
 } cli_option;
 
+/* A command is its settings, a table of options that fill them, and what it does with them. */
 typedef struct cli_command {
-  const char *name, *synopsis, *about, *example;
+  const char *name, *summary, *synopsis, *about, *example;
   const cli_option *options;
   int n_options;
-  cli_files *rest; /* arguments that belong to no option; NULL: not allowed */
+  const void *defaults; /* the settings before options are read, size bytes */
+  size_t size;
+  /* What the table cannot say of the settings. Returns CLI_GO, or CLI_USAGE after a message. NULL:
+     nothing. */
+  int (*check)(void *settings);
+  /* Does the work, with a context that has --threads threads (all the machine has where there is
+     no such option) and goes afterwards with all that it holds. Returns an exit code. */
+  int (*body)(mhk_context *ctx, void *settings);
 } cli_command;
 
-/* Returns CLI_GO, CLI_OK after --help, CLI_USAGE after a mistake that has been explained. */
-int cli_parse(const cli_command *command, int argc, char **argv);
+/* In the file of a command: a field of its type `settings`, and members of its description. */
+#define CLI_AT(field) offsetof(settings, field)
+#define CLI_OPTIONS(table) .options = table, .n_options = CLI_COUNT_OF(table)
+#define CLI_SETTINGS(values) .defaults = &(values), .size = sizeof(values)
+
+/* Reads the options and does what the command does. Returns its exit code: CLI_OK after --help,
+   CLI_USAGE after a mistake, which has been explained. */
+int cli_run(const cli_command *command, int argc, char **argv);
 /* Complains that an option is missing. Returns CLI_USAGE. */
 int cli_missing(const cli_command *command, const char *option);
 /* The word in list (n of them) nearest to what was typed, or NULL when none is near. */
@@ -75,25 +92,27 @@ double cli_number_at(const cli_numbers *numbers, int i, double otherwise);
 char **cli_start(int argc, char **argv); /* returns the arguments in UTF-8 */
 const char *cli_program(void);
 CLI_PRINTF(1, 2) int cli_error(const char *format, ...); /* returns CLI_FAILED */
-CLI_PRINTF(1, 2) void cli_note(const char *format, ...);
+CLI_PRINTF(1, 2) void cli_warning(const char *format, ...);
+CLI_PRINTF(1, 2) void cli_note(const char *format, ...); /* progress: nothing where that is quiet */
 int cli_context_error(const mhk_context *ctx); /* the context's sentence; returns CLI_FAILED */
 mhk_context *cli_context(int threads);         /* a context whose warnings go to stderr */
 mhk_context *cli_context_on(int threads, mhk_isa isa);
 /* mhk_load, as --strict says: every command that loads models has that option */
 mhk_model *cli_load(mhk_context *ctx, const char *path);
-int *cli_strict(void);
+int cli_strict(void);
 /* Says that a model has no tokenizer, and why. Returns CLI_FAILED. */
 int cli_no_tokenizer(const mhk_model *m, const char *path);
 /* Before a model is written: one whose tokenizer could not be read must not lose it unnoticed.
    CLI_GO, or CLI_FAILED after a message. */
 int cli_keeps_tokenizer(const mhk_model *m, const char *path);
 #define CLI_STRICT \
-  {"strict", NULL, CLI_FLAG, cli_strict(), 0, 0, \
+  {"strict", NULL, CLI_STRICTLY, 0, 0, 0, \
     "refuse a model that would load with a warning: what it brings and is not used"}
 const char *cli_bold(FILE *out);               /* "" where colour is not wanted */
 const char *cli_plain(FILE *out);
-/* The command line again, quoted for the shell, without the flag given in without. */
-void cli_print_command(FILE *out, const char *command, int argc, char **argv, const char *without);
+/* After Ctrl-C: that all is saved in the folder, and the command line that goes on, which is the
+   same without --fresh. */
+void cli_say_resume(const char *folder);
 
 /* ---- numbers as people read them; all return text in buffer */
 typedef struct cli_buffer {
@@ -128,8 +147,8 @@ typedef struct cli_content {
 } cli_content; /* zero to start */
 int cli_add(cli_content *c, const char *text, size_t n); /* CLI_GO, or CLI_FAILED after a message */
 enum { CLI_UTF8, CLI_LATIN1, CLI_UTF16 };
-#define CLI_ENCODING(value) \
-  {"encoding", "utf8|latin1|utf16", CLI_CHOICE, value, 0, 0, \
+#define CLI_ENCODING(at) \
+  {"encoding", "utf8|latin1|utf16", CLI_CHOICE, at, 0, 0, \
     "how text that is read is written; utf16: in the byte order that its mark says (default utf8)"}
 int cli_is_stream(const char *path);              /* a pipe, or - for standard input */
 int cli_read(const char *path, cli_content *c);   /* the same */
@@ -175,16 +194,9 @@ void json_bytes(cli_json *j, const char *key, const char *text, size_t length);
 void json_real(cli_json *j, const char *key, double value);
 void json_count(cli_json *j, const char *key, double value);
 
-/* ---- the subcommands */
-int command_distill(int argc, char **argv);
-int command_generate(int argc, char **argv);
-int command_eval(int argc, char **argv);
-int command_inspect(int argc, char **argv);
-int command_matrix(int argc, char **argv);
-int command_convert(int argc, char **argv);
-int command_quantize(int argc, char **argv);
-int command_demo(int argc, char **argv);
-int command_bench(int argc, char **argv);
+/* ---- the subcommands, one file each */
+extern const cli_command command_distill, command_generate, command_eval, command_inspect, command_matrix,
+    command_convert, command_quantize, command_demo, command_bench;
 
 #define CLI_COUNT_OF(array) ((int)(sizeof(array) / sizeof((array)[0])))
 

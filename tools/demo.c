@@ -59,32 +59,21 @@ typedef struct demo {
   demo_results r;
 } demo;
 
-static int parse(settings *s, int argc, char **argv) {
-  const cli_option options[] = {
-      {"teacher", "DIR", CLI_TEXT, &s->teacher, 0, 0, "a small Phi (default examples/tiny, the bundled one)"},
-      {"out", "DIR", CLI_TEXT, &s->out, 0, 0, "where everything goes (default build/demo)"},
-      {"story", "FILE", CLI_TEXT, &s->story, 0, 0, "text to measure on (default examples/story.txt)"},
-      {"short", NULL, CLI_FLAG, &s->short_run, 0, 0,
-       "a small fraction of the budget: shows that it runs, not what it can do"},
-      {"budget", "X", CLI_REAL, &s->budget, 0.01, 1000, "multiply the tokens of training by this (default 1)"},
-      CLI_STRICT,
-      {"fresh", NULL, CLI_FLAG, &s->fresh, 0, 0, "start over in place of going on"},
-      {"threads", "N", CLI_INT, &s->threads, 1, 4096,
-       "threads (default: all the machine has; results do not depend on it)"},
-  };
-  const cli_command c = {"demo",
-                         "[options]",
-                         "Distils the bundled teacher into a state-space student in three stages, into another by "
-                         "distillation "
-                         "alone and into a hybrid, measures "
-                         "all of them on text that none has seen, and writes a report. Ctrl-C saves; the same command "
-                         "goes on.",
-                         "make demo",
-                         options,
-                         CLI_COUNT_OF(options),
-                         NULL};
-  return cli_parse(&c, argc, argv);
-}
+static const settings defaults = {
+    .teacher = "examples/tiny", .out = "build/demo", .story = "examples/story.txt", .budget = 1};
+
+static const cli_option options[] = {
+    {"teacher", "DIR", CLI_TEXT, CLI_AT(teacher), 0, 0, "a small Phi (default examples/tiny, the bundled one)"},
+    {"out", "DIR", CLI_TEXT, CLI_AT(out), 0, 0, "where everything goes (default build/demo)"},
+    {"story", "FILE", CLI_TEXT, CLI_AT(story), 0, 0, "text to measure on (default examples/story.txt)"},
+    {"short", NULL, CLI_FLAG, CLI_AT(short_run), 0, 0,
+     "a small fraction of the budget: shows that it runs, not what it can do"},
+    {"budget", "X", CLI_REAL, CLI_AT(budget), 0.01, 1000, "multiply the tokens of training by this (default 1)"},
+    CLI_STRICT,
+    {"fresh", NULL, CLI_FLAG, CLI_AT(fresh), 0, 0, "start over in place of going on"},
+    {"threads", "N", CLI_INT, CLI_AT(threads), 1, 4096,
+     "threads (default: all the machine has; results do not depend on it)"},
+};
 
 static int out_path(const demo *d, char *path, size_t capacity, const char *name) {
   return cli_join(path, capacity, d->s->out, name);
@@ -454,7 +443,7 @@ static int write_results(demo *d) {
   return CLI_GO;
 }
 
-static int run_demo(demo *d) {
+static int distil_and_report(demo *d) {
   if (prepare(d) != CLI_GO) return CLI_FAILED;
   cli_catch_signals();
   if (load_texts(d) != CLI_GO || train_all(d) != CLI_GO || measure_all(d) != CLI_GO) return CLI_FAILED;
@@ -463,31 +452,31 @@ static int run_demo(demo *d) {
   return CLI_OK;
 }
 
-int command_demo(int argc, char **argv) {
-  settings s;
+static int run_demo(mhk_context *ctx, void *user) {
   demo d;
   int code, i;
-  memset(&s, 0, sizeof s);
-  s.teacher = "examples/tiny";
-  s.out = "build/demo";
-  s.story = "examples/story.txt";
-  s.budget = 1;
-  code = parse(&s, argc, argv);
-  if (code != CLI_GO) return code;
   memset(&d, 0, sizeof d);
-  d.s = &s;
+  d.s = (const settings *)user;
   d.started = cli_clock();
-  d.ctx = cli_context(s.threads);
-  code = d.ctx ? run_demo(&d) : CLI_FAILED;
-  if (code != CLI_OK && cli_stopped()) {
-    cli_progress_clear();
-    fprintf(stderr, "mohawk: stopped; everything so far is saved in %s. This goes on:\n  ", s.out);
-    cli_print_command(stderr, "demo", argc, argv, "--fresh");
-  }
+  d.ctx = ctx;
+  code = distil_and_report(&d);
+  if (code != CLI_OK && cli_stopped()) cli_say_resume(d.s->out);
   for (i = 0; i < DEMO_MODELS; i++) free(d.r.models[i].text);
   for (i = 0; i < DEMO_RUNS; i++) free(d.r.runs[i].points);
   for (i = 0; i < DEMO_PANELS; i++) free(d.matrices[i]);
   free(d.r.distance);
-  mhk_destroy(d.ctx);
   return code;
 }
+
+const cli_command command_demo = {
+    .name = "demo",
+    .summary = "all of it on a small teacher in a few minutes",
+    .synopsis = "[options]",
+    .about = "Distils the bundled teacher into a state-space student in three stages, into another by distillation "
+             "alone and into a hybrid, measures all of them on text that none has seen, and writes a report. Ctrl-C "
+             "saves; the same command goes on.",
+    .example = "make demo",
+    CLI_OPTIONS(options),
+    CLI_SETTINGS(defaults),
+    .body = run_demo,
+};

@@ -27,97 +27,85 @@ typedef struct distillation {
   int measured[4];
 } distillation;
 
-static int parse(settings *s, int argc, char **argv) {
-  const cli_option options[] = {
-      {NULL, NULL, CLI_HEADING, NULL, 0, 0, "what"},
-      {"teacher", "DIR", CLI_TEXT, &s->teacher, 0, 0,
-       "the teacher: a folder with config.json, safetensors and tokenizer.json (required)"},
-      {"text", "FILE...", CLI_FILES, &s->text, 0, 0,
-       "training text; documents are separated by <|endoftext|>. Without it the teacher writes its own text, once"},
-      CLI_ENCODING(&s->encoding),
-      {"out", "DIR", CLI_TEXT, &s->out, 0, 0, "folder for checkpoints, log.csv and the student (default mohawk-out)"},
-      {"eval", "FILE...", CLI_FILES, &s->eval, 0, 0,
-       "held-out text, measured after each stage; without it the student is measured at the end on new samples of the "
-       "teacher"},
-      {"recipe", "best|paper", CLI_CHOICE, &s->recipe, 0, 0,
-       "best (default): attention initialisation, rotary B and C, own-stream alignment, half of each stage spent "
-       "decaying; paper: identity "
-       "initialisation, none of the extras, decay over the last tenth. Options below change single points"},
-      {NULL, NULL, CLI_HEADING, NULL, 0, 0, "student"},
-      {"keep-attention", "L,...", CLI_NUMBERS, &s->keep, 0, 255,
-       "layers, counted from 0, that stay attention: a hybrid"},
-      {"init", "default|identity|attention|random", CLI_CHOICE, &s->init, 0, 0,
-       "how new mixers start (default: as --recipe says)"},
-      {"rotary", "teacher|none|N", CLI_TEXT, &s->rotary, 0, 0,
-       "rotary embedding on the first N features of B and C (default: as --recipe says)"},
-      {"d-state", "N", CLI_INT, &s->d_state, 1, 4096, "state size (default: the teacher's head size)"},
-      {"chunk", "N", CLI_INT, &s->chunk, 1, 65536, "chunk_size written into the student's config.json (default 128)"},
-      {"dtype", "f32|f16|bf16", CLI_CHOICE, &s->dtype, 0, 0, "how the student is saved (default f32)"},
-      {NULL, NULL, CLI_HEADING, NULL, 0, 0, "stages; one value holds for all three, A,B,C for each, - is the default"},
-      {"tokens", "A,B,C", CLI_NUMBERS, &s->tokens, 0, 1e15,
-       "tokens for matrices, hidden states, predictions; 0 skips a stage (default 0.5M,1M,1.5M)"},
-      {"lr", "A,B,C", CLI_NUMBERS, &s->lr, 0, 10, "top learning rates (default by stage and model width)"},
-      {"warmup", "A,B,C", CLI_NUMBERS, &s->warmup, 0, 1, "share of a stage spent warming up (default 0.05)"},
-      {"decay", "A,B,C", CLI_NUMBERS, &s->decay, 0, 1, "share of a stage spent decaying linearly (default 0.5)"},
-      {"weight-decay", "A,B,C", CLI_NUMBERS, &s->weight_decay, 0, 10, "AdamW's weight decay (default 0.1)"},
-      {"weight-decay-on", "all|matrices", CLI_CHOICE, &s->decays, 0, 0, "which trained tensors decay (default all)"},
-      {"clip", "A,B,C", CLI_NUMBERS, &s->clip, 0, 1e9, "largest gradient norm; 0: none (default 0,0,1)"},
-      {"temperature", "X", CLI_REAL, &s->temperature, 0.01, 100,
-       "stage 3: temperature on the student's logits (default 1)"},
-      {"hard-labels", "X", CLI_REAL, &s->hard_labels, 0, 1000,
-       "stage 3: weight of cross-entropy against the text (default 0)"},
-      {"own-stream", "X", CLI_REAL, &s->own_stream, 0, 1000,
-       "stage 3: weight of own-stream alignment; 0: none (default 0.03)"},
-      {"train", "all|mixers", CLI_CHOICE, &s->train, 0, 0, "stage 3: what trains (default all)"},
-      {NULL, NULL, CLI_HEADING, NULL, 0, 0, "data"},
-      {"batch", "N", CLI_COUNT, &s->batch, 1, 1e6, "sequences at once (default 8)"},
-      {"length", "N", CLI_COUNT, &s->length, 2, 1e7, "tokens a sequence (default 256)"},
-      {"update-tokens", "N", CLI_COUNT, &s->update_tokens, 1, 1e12,
-       "tokens an update, by accumulating gradients (default batch x length)"},
-      {"windows", "random|packed", CLI_CHOICE, &s->windows, 0, 0,
-       "windows at random places, or documents packed in order with boundaries (default random)"},
-      {"repeat", "N,...", CLI_NUMBERS, &s->repeat, 1, 1000, "how many times each file of --text is used (default 1)"},
-      {"max-document", "BYTES,...", CLI_NUMBERS, &s->max_document, 0, 1e15,
-       "cut documents at line ends as soon as they pass this; one value for each file of --text, 0: never (default 0)"},
-      {"sample-tokens", "N", CLI_COUNT, &s->sample_tokens, 64, 1e12,
-       "tokens the teacher writes without --text (default: the budget, at most 2M)"},
-      {"eval-windows", "N", CLI_COUNT, &s->eval_windows, 0, 1e12, "windows measured; 0: all (default 128)"},
-      {"eval-length", "N", CLI_COUNT, &s->eval_length, 2, 1e7, "tokens a window measured (default: --length)"},
-      {"eval-max-document", "BYTES", CLI_COUNT, &s->eval_max_document, 0, 1e15,
-       "as --max-document, for --eval (default 0)"},
-      {"no-eval", NULL, CLI_FLAG, &s->no_eval, 0, 0, "measure nothing"},
-      {NULL, NULL, CLI_HEADING, NULL, 0, 0, "run"},
-      {"seed", "N", CLI_INT, &s->seed, 1, 2e9, "of the new mixers, the windows and the samples (default 1)"},
-      {"threads", "N", CLI_INT, &s->threads, 1, 4096,
-       "threads (default: all the machine has; results do not depend on it)"},
-      {"precision", "f32|bf16", CLI_CHOICE, &s->precision, 0, 0,
-       "operands of the linear layers' products while training; bf16 is faster where the processor has AVX512-BF16 "
-       "(AMD) "
-       "or AMX, slower elsewhere; sums, weights and all else stay float32 (default f32)"},
-      {"recompute", NULL, CLI_FLAG, &s->recompute, 0, 0,
-       "stage 3 computes blocks again in the backward pass: less memory, a third more time"},
-      {"checkpoint-seconds", "N", CLI_REAL, &s->seconds, 0.01, 1e9,
-       "between two checkpoints, of which the last two are kept (default 60)"},
-      {"fresh", NULL, CLI_FLAG, &s->fresh, 0, 0, "start over even if --out holds a checkpoint"},
-      {"force", NULL, CLI_FLAG, &s->force, 0, 0, "start even if the memory does not seem to suffice"},
-      {"every", "SECONDS", CLI_REAL, &s->every, 0.1, 1e6,
-       "between lines of progress when there is no terminal (default 10)"},
-      CLI_STRICT,
-      {"json", NULL, CLI_FLAG, &s->json, 0, 0, "JSON lines on standard output in place of text"},
-  };
-  const cli_command c = {"distill",
-                         "--teacher DIR [--text FILE...] [options]",
-                         "Distils a Phi checkpoint into a Phi-Mamba state-space model in MOHAWK's three stages. Ctrl-C "
-                         "saves; the "
-                         "same command goes on.",
-                         "mohawk distill --teacher phi-1_5/ --text corpus.txt --keep-attention 4,10,16,22 --out run1",
-                         options,
-                         CLI_COUNT_OF(options),
-                         NULL};
-  int code = cli_parse(&c, argc, argv);
-  if (code == CLI_GO && !s->teacher) code = cli_missing(&c, "--teacher DIR");
-  return code;
-}
+static const settings defaults = {.out = "mohawk-out", .own_stream = -1, .eval_windows = 128, .seed = 1, .every = 10};
+
+static const cli_option options[] = {
+    {NULL, NULL, CLI_HEADING, 0, 0, 0, "what"},
+    {"teacher", "DIR", CLI_TEXT, CLI_AT(teacher), 1, 0,
+     "the teacher: a folder with config.json, safetensors and tokenizer.json (required)"},
+    {"text", "FILE...", CLI_FILES, CLI_AT(text), 0, 0,
+     "training text; documents are separated by <|endoftext|>. Without it the teacher writes its own text, once"},
+    CLI_ENCODING(CLI_AT(encoding)),
+    {"out", "DIR", CLI_TEXT, CLI_AT(out), 0, 0, "folder for checkpoints, log.csv and the student (default mohawk-out)"},
+    {"eval", "FILE...", CLI_FILES, CLI_AT(eval), 0, 0,
+     "held-out text, measured after each stage; without it the student is measured at the end on new samples of the "
+     "teacher"},
+    {"recipe", "best|paper", CLI_CHOICE, CLI_AT(recipe), 0, 0,
+     "best (default): attention initialisation, rotary B and C, own-stream alignment, half of each stage spent "
+     "decaying; paper: identity "
+     "initialisation, none of the extras, decay over the last tenth. Options below change single points"},
+    {NULL, NULL, CLI_HEADING, 0, 0, 0, "student"},
+    {"keep-attention", "L,...", CLI_NUMBERS, CLI_AT(keep), 0, 255,
+     "layers, counted from 0, that stay attention: a hybrid"},
+    {"init", "default|identity|attention|random", CLI_CHOICE, CLI_AT(init), 0, 0,
+     "how new mixers start (default: as --recipe says)"},
+    {"rotary", "teacher|none|N", CLI_TEXT, CLI_AT(rotary), 0, 0,
+     "rotary embedding on the first N features of B and C (default: as --recipe says)"},
+    {"d-state", "N", CLI_INT, CLI_AT(d_state), 1, 4096, "state size (default: the teacher's head size)"},
+    {"chunk", "N", CLI_INT, CLI_AT(chunk), 1, 65536, "chunk_size written into the student's config.json (default 128)"},
+    {"dtype", "f32|f16|bf16", CLI_CHOICE, CLI_AT(dtype), 0, 0, "how the student is saved (default f32)"},
+    {NULL, NULL, CLI_HEADING, 0, 0, 0, "stages; one value holds for all three, A,B,C for each, - is the default"},
+    {"tokens", "A,B,C", CLI_NUMBERS, CLI_AT(tokens), 0, 1e15,
+     "tokens for matrices, hidden states, predictions; 0 skips a stage (default 0.5M,1M,1.5M)"},
+    {"lr", "A,B,C", CLI_NUMBERS, CLI_AT(lr), 0, 10, "top learning rates (default by stage and model width)"},
+    {"warmup", "A,B,C", CLI_NUMBERS, CLI_AT(warmup), 0, 1, "share of a stage spent warming up (default 0.05)"},
+    {"decay", "A,B,C", CLI_NUMBERS, CLI_AT(decay), 0, 1, "share of a stage spent decaying linearly (default 0.5)"},
+    {"weight-decay", "A,B,C", CLI_NUMBERS, CLI_AT(weight_decay), 0, 10, "AdamW's weight decay (default 0.1)"},
+    {"weight-decay-on", "all|matrices", CLI_CHOICE, CLI_AT(decays), 0, 0, "which trained tensors decay (default all)"},
+    {"clip", "A,B,C", CLI_NUMBERS, CLI_AT(clip), 0, 1e9, "largest gradient norm; 0: none (default 0,0,1)"},
+    {"temperature", "X", CLI_REAL, CLI_AT(temperature), 0.01, 100,
+     "stage 3: temperature on the student's logits (default 1)"},
+    {"hard-labels", "X", CLI_REAL, CLI_AT(hard_labels), 0, 1000,
+     "stage 3: weight of cross-entropy against the text (default 0)"},
+    {"own-stream", "X", CLI_REAL, CLI_AT(own_stream), 0, 1000,
+     "stage 3: weight of own-stream alignment; 0: none (default 0.03)"},
+    {"train", "all|mixers", CLI_CHOICE, CLI_AT(train), 0, 0, "stage 3: what trains (default all)"},
+    {NULL, NULL, CLI_HEADING, 0, 0, 0, "data"},
+    {"batch", "N", CLI_COUNT, CLI_AT(batch), 1, 1e6, "sequences at once (default 8)"},
+    {"length", "N", CLI_COUNT, CLI_AT(length), 2, 1e7, "tokens a sequence (default 256)"},
+    {"update-tokens", "N", CLI_COUNT, CLI_AT(update_tokens), 1, 1e12,
+     "tokens an update, by accumulating gradients (default batch x length)"},
+    {"windows", "random|packed", CLI_CHOICE, CLI_AT(windows), 0, 0,
+     "windows at random places, or documents packed in order with boundaries (default random)"},
+    {"repeat", "N,...", CLI_NUMBERS, CLI_AT(repeat), 1, 1000, "how many times each file of --text is used (default 1)"},
+    {"max-document", "BYTES,...", CLI_NUMBERS, CLI_AT(max_document), 0, 1e15,
+     "cut documents at line ends as soon as they pass this; one value for each file of --text, 0: never (default 0)"},
+    {"sample-tokens", "N", CLI_COUNT, CLI_AT(sample_tokens), 64, 1e12,
+     "tokens the teacher writes without --text (default: the budget, at most 2M)"},
+    {"eval-windows", "N", CLI_COUNT, CLI_AT(eval_windows), 0, 1e12, "windows measured; 0: all (default 128)"},
+    {"eval-length", "N", CLI_COUNT, CLI_AT(eval_length), 2, 1e7, "tokens a window measured (default: --length)"},
+    {"eval-max-document", "BYTES", CLI_COUNT, CLI_AT(eval_max_document), 0, 1e15,
+     "as --max-document, for --eval (default 0)"},
+    {"no-eval", NULL, CLI_FLAG, CLI_AT(no_eval), 0, 0, "measure nothing"},
+    {NULL, NULL, CLI_HEADING, 0, 0, 0, "run"},
+    {"seed", "N", CLI_INT, CLI_AT(seed), 1, 2e9, "of the new mixers, the windows and the samples (default 1)"},
+    {"threads", "N", CLI_INT, CLI_AT(threads), 1, 4096,
+     "threads (default: all the machine has; results do not depend on it)"},
+    {"precision", "f32|bf16", CLI_CHOICE, CLI_AT(precision), 0, 0,
+     "operands of the linear layers' products while training; bf16 is faster where the processor has AVX512-BF16 "
+     "(AMD) "
+     "or AMX, slower elsewhere; sums, weights and all else stay float32 (default f32)"},
+    {"recompute", NULL, CLI_FLAG, CLI_AT(recompute), 0, 0,
+     "stage 3 computes blocks again in the backward pass: less memory, a third more time"},
+    {"checkpoint-seconds", "N", CLI_REAL, CLI_AT(seconds), 0.01, 1e9,
+     "between two checkpoints, of which the last two are kept (default 60)"},
+    {"fresh", NULL, CLI_FLAG, CLI_AT(fresh), 0, 0, "start over even if --out holds a checkpoint"},
+    {"force", NULL, CLI_FLAG, CLI_AT(force), 0, 0, "start even if the memory does not seem to suffice"},
+    {"every", "SECONDS", CLI_REAL, CLI_AT(every), 0.1, 1e6,
+     "between lines of progress when there is no terminal (default 10)"},
+    CLI_STRICT,
+    {"json", NULL, CLI_FLAG, CLI_AT(json), 0, 0, "JSON lines on standard output in place of text"},
+};
 
 /* in a description 0 means default and negative none; at the command line 0 means 0 */
 static double given(const cli_numbers *numbers, int i) {
@@ -306,8 +294,8 @@ static run_result after_stage(void *user, int stage, mhk_model *student) {
   return cli_stopped() ? RUN_STOPPED : RUN_FAILED;
 }
 
-static void say_resume(const distillation *d, int argc, char **argv) {
-  cli_progress_clear();
+static void say_resume(const distillation *d) {
+  cli_say_resume(d->s->out);
   if (d->s->json) {
     cli_json j = d->json;
     json_open(&j, NULL, '{');
@@ -315,8 +303,6 @@ static void say_resume(const distillation *d, int argc, char **argv) {
     json_text(&j, "out", d->s->out);
     json_close(&j);
   }
-  fprintf(stderr, "mohawk: stopped; everything so far is saved in %s. This goes on:\n  ", d->s->out);
-  cli_print_command(stderr, "distill", argc, argv, "--fresh");
 }
 
 static int save(distillation *d, mhk_model *student) {
@@ -361,7 +347,7 @@ static void json_begin(distillation *d) {
   json_close(&d->json);
 }
 
-static int distill(distillation *d, int argc, char **argv) {
+static int train(distillation *d) {
   const settings *s = d->s;
   mhk_trainer *trainer = NULL;
   run_result result;
@@ -369,7 +355,7 @@ static int distill(distillation *d, int argc, char **argv) {
   if (fill(d) != CLI_GO || check_memory(d) != CLI_GO || cli_make_folders(s->out) != CLI_GO) return CLI_FAILED;
   cli_catch_signals();
   if (load_text(d) != CLI_GO) {
-    if (cli_stopped()) say_resume(d, argc, argv);
+    if (cli_stopped()) say_resume(d);
     return CLI_FAILED;
   }
   if (s->json) json_begin(d);
@@ -378,36 +364,33 @@ static int distill(distillation *d, int argc, char **argv) {
   result = run_distill(d->ctx, &d->r, &trainer);
   if (result == RUN_FAILED) return CLI_FAILED;
   code = result == RUN_DONE ? finish(d, mhk_student(trainer)) : CLI_FAILED;
-  if (code != CLI_OK && cli_stopped()) say_resume(d, argc, argv);
+  if (code != CLI_OK && cli_stopped()) say_resume(d);
   return code;
 }
 
-int command_distill(int argc, char **argv) {
-  settings s;
+static int distill(mhk_context *ctx, void *user) {
   distillation d;
   cli_buffer n;
-  int code;
-  memset(&s, 0, sizeof s);
-  s.out = "mohawk-out";
-  s.own_stream = -1;
-  s.eval_windows = 128;
-  s.seed = 1;
-  s.every = 10;
-  code = parse(&s, argc, argv);
-  if (code != CLI_GO) return code;
-  cli_quiet(s.json);
-  cli_every(s.every);
   memset(&d, 0, sizeof d);
-  d.s = &s;
-  d.ctx = cli_context(s.threads);
-  if (!d.ctx) return CLI_FAILED;
-  d.teacher = cli_load(d.ctx, s.teacher);
-  if (d.teacher) {
-    cli_note("teacher %s, %s parameters", s.teacher, cli_count(mhk_config_parameters(mhk_model_config(d.teacher)), &n));
-    code = distill(&d, argc, argv);
-  } else {
-    code = cli_context_error(d.ctx);
-  }
-  mhk_destroy(d.ctx);
-  return code;
+  d.s = (const settings *)user;
+  d.ctx = ctx;
+  cli_quiet(d.s->json);
+  cli_every(d.s->every);
+  d.teacher = cli_load(ctx, d.s->teacher);
+  if (!d.teacher) return cli_context_error(ctx);
+  cli_note("teacher %s, %s parameters", d.s->teacher,
+           cli_count(mhk_config_parameters(mhk_model_config(d.teacher)), &n));
+  return train(&d);
 }
+
+const cli_command command_distill = {
+    .name = "distill",
+    .summary = "turn a Phi checkpoint into a state-space model",
+    .synopsis = "--teacher DIR [--text FILE...] [options]",
+    .about = "Distils a Phi checkpoint into a Phi-Mamba state-space model in MOHAWK's three stages. Ctrl-C saves; "
+             "the same command goes on.",
+    .example = "mohawk distill --teacher phi-1_5/ --text corpus.txt --keep-attention 4,10,16,22 --out run1",
+    CLI_OPTIONS(options),
+    CLI_SETTINGS(defaults),
+    .body = distill,
+};

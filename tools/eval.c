@@ -10,37 +10,25 @@ typedef struct settings {
   int threads, json, encoding;
 } settings;
 
-static int parse(settings *s, int argc, char **argv) {
-  const cli_option options[] = {
-      {"model", "PATH", CLI_TEXT, &s->model, 0, 0, "the model to measure: a folder or a .safetensors file (required)"},
-      {"text", "FILE...", CLI_FILES, &s->text, 0, 0,
-       "text to predict, - for standard input; documents are separated by <|endoftext|> (required)"},
-      CLI_ENCODING(&s->encoding),
-      {"teacher", "PATH", CLI_TEXT, &s->teacher, 0, 0,
-       "compare with this model: KL(teacher, model) and the share of equal next tokens"},
-      {"length", "N", CLI_COUNT, &s->length, 2, 1e7, "tokens a window (default 256)"},
-      {"windows", "N", CLI_COUNT, &s->windows, 0, 1e12,
-       "how many windows from the start of the text; 0: all (default 0)"},
-      {"max-document", "BYTES", CLI_COUNT, &s->max_document, 0, 1e15,
-       "cut documents at line ends as soon as they pass this; 0: never (default 0)"},
-      {"threads", "N", CLI_INT, &s->threads, 1, 4096, "threads (default: all the machine has)"},
-      CLI_STRICT,
-      {"json", NULL, CLI_FLAG, &s->json, 0, 0, "one JSON object in place of text"},
-  };
-  const cli_command c = {"eval",
-                         "--model PATH --text FILE... [options]",
-                         "Cross-entropy and perplexity on text, and with --teacher the distance from it, each with its "
-                         "standard "
-                         "error over windows.",
-                         "mohawk eval --model run1/student --teacher phi-1_5/ --text heldout.txt",
-                         options,
-                         CLI_COUNT_OF(options),
-                         NULL};
-  int code = cli_parse(&c, argc, argv);
-  if (code == CLI_GO && !s->model) code = cli_missing(&c, "--model PATH");
-  if (code == CLI_GO && s->text.n == 0) code = cli_missing(&c, "--text FILE");
-  return code;
-}
+static const settings defaults = {.length = 256};
+
+static const cli_option options[] = {
+    {"model", "PATH", CLI_TEXT, CLI_AT(model), 1, 0,
+     "the model to measure: a folder or a .safetensors file (required)"},
+    {"text", "FILE...", CLI_FILES, CLI_AT(text), 1, 0,
+     "text to predict, - for standard input; documents are separated by <|endoftext|> (required)"},
+    CLI_ENCODING(CLI_AT(encoding)),
+    {"teacher", "PATH", CLI_TEXT, CLI_AT(teacher), 0, 0,
+     "compare with this model: KL(teacher, model) and the share of equal next tokens"},
+    {"length", "N", CLI_COUNT, CLI_AT(length), 2, 1e7, "tokens a window (default 256)"},
+    {"windows", "N", CLI_COUNT, CLI_AT(windows), 0, 1e12,
+     "how many windows from the start of the text; 0: all (default 0)"},
+    {"max-document", "BYTES", CLI_COUNT, CLI_AT(max_document), 0, 1e15,
+     "cut documents at line ends as soon as they pass this; 0: never (default 0)"},
+    {"threads", "N", CLI_INT, CLI_AT(threads), 1, 4096, "threads (default: all the machine has)"},
+    CLI_STRICT,
+    {"json", NULL, CLI_FLAG, CLI_AT(json), 0, 0, "one JSON object in place of text"},
+};
 
 static void print(const settings *s, const mhk_evaluation *e) {
   const double perplexity = exp(e->cross_entropy);
@@ -53,11 +41,14 @@ static void print(const settings *s, const mhk_evaluation *e) {
   printf("over             %8lld predictions in windows of %lld tokens\n", (long long)e->tokens, (long long)s->length);
 }
 
-static int evaluate(mhk_context *ctx, const settings *s) {
+static int evaluate(mhk_context *ctx, void *user) {
+  const settings *s = (const settings *)user;
   mhk_model *m = cli_load(ctx, s->model), *teacher = s->teacher ? cli_load(ctx, s->teacher) : NULL;
   mhk_corpus_desc desc;
   mhk_corpus *text;
   mhk_evaluation e;
+  cli_quiet(s->json);
+  cli_catch_signals();
   if (mhk_failed(ctx)) return cli_context_error(ctx);
   memset(&desc, 0, sizeof desc);
   desc.n_files = s->text.n;
@@ -80,18 +71,14 @@ static int evaluate(mhk_context *ctx, const settings *s) {
   return CLI_OK;
 }
 
-int command_eval(int argc, char **argv) {
-  settings s;
-  mhk_context *ctx;
-  int code;
-  memset(&s, 0, sizeof s);
-  s.length = 256;
-  code = parse(&s, argc, argv);
-  if (code != CLI_GO) return code;
-  cli_quiet(s.json);
-  cli_catch_signals();
-  ctx = cli_context(s.threads);
-  code = ctx ? evaluate(ctx, &s) : CLI_FAILED;
-  mhk_destroy(ctx);
-  return code;
-}
+const cli_command command_eval = {
+    .name = "eval",
+    .summary = "cross-entropy, perplexity, agreement and KL on text",
+    .synopsis = "--model PATH --text FILE... [options]",
+    .about = "Cross-entropy and perplexity on text, and with --teacher the distance from it, each with its standard "
+             "error over windows.",
+    .example = "mohawk eval --model run1/student --teacher phi-1_5/ --text heldout.txt",
+    CLI_OPTIONS(options),
+    CLI_SETTINGS(defaults),
+    .body = evaluate,
+};

@@ -36,7 +36,9 @@ static int parse_bias(settings *s) {
   return CLI_USAGE;
 }
 
-static int lists(settings *s) {
+/* what the options say about sampling, as its description takes it */
+static int check(void *user) {
+  settings *s = (settings *)user;
   int i;
   for (i = 0; i < s->stop_numbers.n; i++) {
     const double x = s->stop_numbers.value[i];
@@ -46,6 +48,8 @@ static int lists(settings *s) {
     }
     s->stop_tokens[i] = (int32_t)x;
   }
+  if (s->greedy || s->sampling.temperature == 0) s->sampling.temperature = -1;
+  s->sampling.seed = (uint64_t)s->seed;
   s->sampling.stop_tokens = s->stop_tokens;
   s->sampling.n_stop_tokens = s->stop_numbers.n;
   s->sampling.stop_strings = s->stops.path;
@@ -53,61 +57,52 @@ static int lists(settings *s) {
   return s->bias_text ? parse_bias(s) : CLI_GO;
 }
 
-static int parse(settings *s, int argc, char **argv) {
-  const cli_option options[] = {
-      {"model", "PATH", CLI_TEXT, &s->model, 0, 0,
-       "a model's folder, or one .safetensors file that holds all of it (required)"},
-      {"prompt", "TEXT", CLI_TEXT, &s->prompt, 0, 0,
-       "what to continue, --prompt=TEXT where it begins with --; - reads standard input without its last line end "
-       "(default: nothing, the start of a text)"},
-      CLI_ENCODING(&s->encoding),
-      {"no-start", NULL, CLI_FLAG, &s->no_start, 0, 0,
-       "put no token before the prompt (default: the one that starts a text, unless the tokenizer's files say that "
-       "none does)"},
-      {"tokens", "N", CLI_COUNT, &s->tokens, 1, 1e12,
-       "tokens at most (default 200); the model may end its text earlier"},
-      {"temperature", "X", CLI_REAL, &s->sampling.temperature, 0, 100, "0: greedy (default 0.8)"},
-      {"top-k", "N", CLI_INT, &s->sampling.top_k, 0, 1e9, "draw from the N most likely tokens; 0: all (default 0)"},
-      {"top-p", "X", CLI_REAL, &s->sampling.top_p, 1e-6, 1,
-       "draw from the most likely tokens that make up this probability (default 0.95)"},
-      {"min-p", "X", CLI_REAL, &s->sampling.min_p, 0, 1,
-       "drop tokens below this share of the most likely one's probability (default 0)"},
-      {"typical", "X", CLI_REAL, &s->sampling.typical, 1e-6, 1,
-       "draw from the tokens of nearly average surprise that make up this probability (default 1)"},
-      {"repetition", "X", CLI_REAL, &s->sampling.repetition, 1e-3, 100,
-       "divide the logits of tokens seen lately by this, or multiply them if negative (default 1)"},
-      {"frequency", "X", CLI_REAL, &s->sampling.frequency, -100, 100,
-       "take this from a token's logit for each time it was seen lately (default 0)"},
-      {"presence", "X", CLI_REAL, &s->sampling.presence, -100, 100,
-       "take this from the logits of tokens seen lately (default 0)"},
-      {"penalty-tokens", "N", CLI_INT, &s->sampling.penalty_tokens, 1, 1e9,
-       "lately: among this many last tokens, the prompt's too (default 256)"},
-      {"bias", "ID:X,...", CLI_TEXT, &s->bias_text, 0, 0, "add X to the logit of token ID; -inf forbids it"},
-      {"stop", "TEXT...", CLI_FILES, &s->stops, 0, 0, "end before the first of these texts; none of it is shown"},
-      {"stop-token", "ID,...", CLI_NUMBERS, &s->stop_numbers, 0, 0, "end at these tokens"},
-      {"seed", "N", CLI_INT, &s->seed, 1, 2e9, "of the random numbers (default 1)"},
-      {"greedy", NULL, CLI_FLAG, &s->greedy, 0, 0, "always the most likely token"},
-      {"draft", "PATH", CLI_TEXT, &s->draft, 0, 0,
-       "a student that proposes tokens for the model to judge several at a time: the same text in distribution"},
-      {"draft-tokens", "N", CLI_INT, &s->draft_tokens, 1, 16,
-       "tokens it proposes at a time (default: as many as have been accepted lately)"},
-      {"threads", "N", CLI_INT, &s->threads, 1, 4096, "threads (default: all the machine has)"},
-      CLI_STRICT,
-      {"json", NULL, CLI_FLAG, &s->json, 0, 0, "one JSON object at the end in place of text as it comes"},
-      {"verbose", NULL, CLI_FLAG, &s->verbose, 0, 0,
-       "say at the end how fast it was, with --draft also against the model alone"},
-  };
-  const cli_command c = {"generate",
-                         "--model PATH [--prompt TEXT] [options]",
-                         "Continues a prompt with a teacher, a student or a hybrid.",
-                         "mohawk generate --model run1/student --prompt \"The little rabbit\" --tokens 100",
-                         options,
-                         CLI_COUNT_OF(options),
-                         NULL};
-  int code = cli_parse(&c, argc, argv);
-  if (code == CLI_GO && !s->model) code = cli_missing(&c, "--model PATH");
-  return code == CLI_GO ? lists(s) : code;
-}
+static const settings defaults = {
+    .prompt = "", .tokens = 200, .sampling = {.temperature = 0.8, .top_p = 0.95}, .seed = 1};
+
+static const cli_option options[] = {
+    {"model", "PATH", CLI_TEXT, CLI_AT(model), 1, 0,
+     "a model's folder, or one .safetensors file that holds all of it (required)"},
+    {"prompt", "TEXT", CLI_TEXT, CLI_AT(prompt), 0, 0,
+     "what to continue, --prompt=TEXT where it begins with --; - reads standard input without its last line end "
+     "(default: nothing, the start of a text)"},
+    CLI_ENCODING(CLI_AT(encoding)),
+    {"no-start", NULL, CLI_FLAG, CLI_AT(no_start), 0, 0,
+     "put no token before the prompt (default: the one that starts a text, unless the tokenizer's files say that "
+     "none does)"},
+    {"tokens", "N", CLI_COUNT, CLI_AT(tokens), 1, 1e12,
+     "tokens at most (default 200); the model may end its text earlier"},
+    {"temperature", "X", CLI_REAL, CLI_AT(sampling.temperature), 0, 100, "0: greedy (default 0.8)"},
+    {"top-k", "N", CLI_INT, CLI_AT(sampling.top_k), 0, 1e9, "draw from the N most likely tokens; 0: all (default 0)"},
+    {"top-p", "X", CLI_REAL, CLI_AT(sampling.top_p), 1e-6, 1,
+     "draw from the most likely tokens that make up this probability (default 0.95)"},
+    {"min-p", "X", CLI_REAL, CLI_AT(sampling.min_p), 0, 1,
+     "drop tokens below this share of the most likely one's probability (default 0)"},
+    {"typical", "X", CLI_REAL, CLI_AT(sampling.typical), 1e-6, 1,
+     "draw from the tokens of nearly average surprise that make up this probability (default 1)"},
+    {"repetition", "X", CLI_REAL, CLI_AT(sampling.repetition), 1e-3, 100,
+     "divide the logits of tokens seen lately by this, or multiply them if negative (default 1)"},
+    {"frequency", "X", CLI_REAL, CLI_AT(sampling.frequency), -100, 100,
+     "take this from a token's logit for each time it was seen lately (default 0)"},
+    {"presence", "X", CLI_REAL, CLI_AT(sampling.presence), -100, 100,
+     "take this from the logits of tokens seen lately (default 0)"},
+    {"penalty-tokens", "N", CLI_INT, CLI_AT(sampling.penalty_tokens), 1, 1e9,
+     "lately: among this many last tokens, the prompt's too (default 256)"},
+    {"bias", "ID:X,...", CLI_TEXT, CLI_AT(bias_text), 0, 0, "add X to the logit of token ID; -inf forbids it"},
+    {"stop", "TEXT...", CLI_FILES, CLI_AT(stops), 0, 0, "end before the first of these texts; none of it is shown"},
+    {"stop-token", "ID,...", CLI_NUMBERS, CLI_AT(stop_numbers), 0, 0, "end at these tokens"},
+    {"seed", "N", CLI_INT, CLI_AT(seed), 1, 2e9, "of the random numbers (default 1)"},
+    {"greedy", NULL, CLI_FLAG, CLI_AT(greedy), 0, 0, "always the most likely token"},
+    {"draft", "PATH", CLI_TEXT, CLI_AT(draft), 0, 0,
+     "a student that proposes tokens for the model to judge several at a time: the same text in distribution"},
+    {"draft-tokens", "N", CLI_INT, CLI_AT(draft_tokens), 1, 16,
+     "tokens it proposes at a time (default: as many as have been accepted lately)"},
+    {"threads", "N", CLI_INT, CLI_AT(threads), 1, 4096, "threads (default: all the machine has)"},
+    CLI_STRICT,
+    {"json", NULL, CLI_FLAG, CLI_AT(json), 0, 0, "one JSON object at the end in place of text as it comes"},
+    {"verbose", NULL, CLI_FLAG, CLI_AT(verbose), 0, 0,
+     "say at the end how fast it was, with --draft also against the model alone"},
+};
 
 /* the prompt from standard input, without the line end that ends it */
 static int read_prompt(settings *s, cli_content *input) {
@@ -183,7 +178,7 @@ static int show(const settings *s, const char *text, cli_content *out) {
   return CLI_GO;
 }
 
-static int generate(mhk_context *ctx, const settings *s, const char *prompt, cli_content *out) {
+static int go_on(mhk_context *ctx, const settings *s, const char *prompt, cli_content *out) {
   static const char *const reasons[] = {"failure", "end of text", "stop token", "stop text"};
   mhk_model *m = cli_load(ctx, s->model), *student = s->draft ? cli_load(ctx, s->draft) : NULL;
   mhk_tokenizer *k = mhk_model_tokenizer(m);
@@ -250,30 +245,29 @@ static int generate(mhk_context *ctx, const settings *s, const char *prompt, cli
   return CLI_OK;
 }
 
-int command_generate(int argc, char **argv) {
-  settings s;
+static int generate(mhk_context *ctx, void *user) {
+  settings *s = (settings *)user;
   cli_content input, out;
-  mhk_context *ctx;
   int code;
-  memset(&s, 0, sizeof s);
   memset(&input, 0, sizeof input);
   memset(&out, 0, sizeof out);
-  s.prompt = "";
-  s.tokens = 200;
-  s.sampling.temperature = 0.8;
-  s.sampling.top_p = 0.95;
-  s.seed = 1;
-  code = parse(&s, argc, argv);
-  if (code != CLI_GO) return code;
-  if (s.greedy || s.sampling.temperature == 0) s.sampling.temperature = -1;
-  s.sampling.seed = (uint64_t)s.seed;
-  s.prompt_bytes = strlen(s.prompt);
-  if (strcmp(s.prompt, "-") == 0 && read_prompt(&s, &input) != CLI_GO) return CLI_FAILED;
+  s->prompt_bytes = strlen(s->prompt);
+  code = strcmp(s->prompt, "-") == 0 ? read_prompt(s, &input) : CLI_GO;
   cli_catch_signals();
-  ctx = cli_context(s.threads);
-  code = ctx ? generate(ctx, &s, s.prompt, &out) : CLI_FAILED;
-  mhk_destroy(ctx);
+  if (code == CLI_GO) code = go_on(ctx, s, s->prompt, &out);
   free(input.text);
   free(out.text);
   return code;
 }
+
+const cli_command command_generate = {
+    .name = "generate",
+    .summary = "continue a prompt",
+    .synopsis = "--model PATH [--prompt TEXT] [options]",
+    .about = "Continues a prompt with a teacher, a student or a hybrid.",
+    .example = "mohawk generate --model run1/student --prompt \"The little rabbit\" --tokens 100",
+    CLI_OPTIONS(options),
+    CLI_SETTINGS(defaults),
+    .check = check,
+    .body = generate,
+};

@@ -4,37 +4,21 @@
 #include <string.h>
 
 typedef struct settings {
-  cli_files paths;
   mhk_index context;
   int names, json;
+  cli_files paths;
 } settings;
 
-static int parse(settings *s, int argc, char **argv) {
-  const cli_option options[] = {
-      {"names", NULL, CLI_FLAG, &s->names, 0, 0, "also list every tensor with its shape and type"},
-      {"context", "T", CLI_COUNT, &s->context, 1, 1e12,
-       "tokens for which the memory of decoding is told (default: what the model was made for)"},
-      CLI_STRICT,
-      {"json", NULL, CLI_FLAG, &s->json, 0, 0, "one JSON object in place of text"},
-  };
-  const cli_command c = {"inspect",
-                         "PATH [options]",
-                         "Shows configuration, size, mixers and tensors of a model's folder or .safetensors file, and "
-                         "what it holds "
-                         "while decoding. PATH may "
-                         "also be the name of a known shape, such as phi-1.5, phi-2, phi-mamba-1.5b, mamba2-1.3b.",
-                         "mohawk inspect run1/student --names",
-                         options,
-                         CLI_COUNT_OF(options),
-                         &s->paths};
-  int code = cli_parse(&c, argc, argv);
-  if (code == CLI_GO && s->paths.n == 0) code = cli_missing(&c, "a PATH");
-  if (code == CLI_GO && s->paths.n > 1) {
-    cli_error("inspect takes one PATH, not %d", s->paths.n);
-    code = CLI_USAGE;
-  }
-  return code;
-}
+static const settings defaults = {0};
+
+static const cli_option options[] = {
+    {NULL, "PATH", CLI_REST, CLI_AT(paths), 1, 0, NULL},
+    {"names", NULL, CLI_FLAG, CLI_AT(names), 0, 0, "also list every tensor with its shape and type"},
+    {"context", "T", CLI_COUNT, CLI_AT(context), 1, 1e12,
+     "tokens for which the memory of decoding is told (default: what the model was made for)"},
+    CLI_STRICT,
+    {"json", NULL, CLI_FLAG, CLI_AT(json), 0, 0, "one JSON object in place of text"},
+};
 
 static const char *mixer_name(int kind) {
   switch (kind) {
@@ -270,7 +254,16 @@ static void show_shape(const settings *s, const mhk_config *c) {
   json_close(&j);
 }
 
-static int inspect(mhk_context *ctx, const settings *s) {
+/* one path */
+static int check(void *user) {
+  const settings *s = (const settings *)user;
+  if (s->paths.n == 1) return CLI_GO;
+  cli_error("inspect takes one PATH, not %d", s->paths.n);
+  return CLI_USAGE;
+}
+
+static int inspect(mhk_context *ctx, void *user) {
+  const settings *s = (const settings *)user;
   const char *path = s->paths.path[0];
   char first[2048];
   mhk_config config;
@@ -289,20 +282,21 @@ static int inspect(mhk_context *ctx, const settings *s) {
   snprintf(first, sizeof first, "%s", mhk_message(ctx));
   mhk_clear_error(ctx);
   f = cli_ends_with(path, ".safetensors") || cli_ends_with(path, ".bin") ? mhk_file_open(ctx, path) : NULL;
-  if (!f || *cli_strict()) return cli_error("%s", first);
+  if (!f || cli_strict()) return cli_error("%s", first);
   show_file(s, f);
   return CLI_OK;
 }
 
-int command_inspect(int argc, char **argv) {
-  settings s;
-  mhk_context *ctx;
-  int code;
-  memset(&s, 0, sizeof s);
-  code = parse(&s, argc, argv);
-  if (code != CLI_GO) return code;
-  ctx = cli_context(1);
-  code = ctx ? inspect(ctx, &s) : CLI_FAILED;
-  mhk_destroy(ctx);
-  return code;
-}
+const cli_command command_inspect = {
+    .name = "inspect",
+    .summary = "what a checkpoint holds and what it costs to run",
+    .synopsis = "PATH [options]",
+    .about = "Shows configuration, size, mixers and tensors of a model's folder or .safetensors file, and what it "
+             "holds while decoding. PATH may also be the name of a known shape, such as phi-1.5, phi-2, "
+             "phi-mamba-1.5b, mamba2-1.3b.",
+    .example = "mohawk inspect run1/student --names",
+    CLI_OPTIONS(options),
+    CLI_SETTINGS(defaults),
+    .check = check,
+    .body = inspect,
+};

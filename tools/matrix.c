@@ -11,39 +11,28 @@ typedef struct settings {
   mhk_index tokens;
 } settings;
 
-static int parse(settings *s, int argc, char **argv) {
-  const cli_option options[] = {
-      {"teacher", "PATH", CLI_TEXT, &s->teacher, 0, 0,
-       "the teacher (required); students see its residual stream, as in stage 1"},
-      {"model", "PATH...", CLI_FILES, &s->models, 0, 0, "students to show beside it"},
-      {"layer", "L", CLI_INT, &s->layer, 0, MHK_MAX_LAYERS - 1, "layer, counted from 0 (default 0)"},
-      {"head", "H", CLI_INT, &s->head, 0, 1e6, "head, counted from 0 (default 0)"},
-      {"prompt", "TEXT", CLI_TEXT, &s->prompt, 0, 0, "text whose tokens are mixed"},
-      {"text", "FILE", CLI_FILES, &s->text, 0, 0, "or the start of this file"},
-      CLI_ENCODING(&s->encoding),
-      {"tokens", "N", CLI_COUNT, &s->tokens, 2, 4096, "at most so many tokens of it (default 64)"},
-      {"out", "FILE", CLI_TEXT, &s->out, 0, 0,
-       "matrix.svg with axes and legend, or a .png of the bare matrices (default matrix.svg)"},
-      {"scale", "N", CLI_INT, &s->scale, 1, 64, "pixels an entry in a .png (default 4)"},
-      CLI_STRICT,
-      {"json", NULL, CLI_FLAG, &s->json, 0, 0, "the distances as one JSON object in place of text"},
-  };
-  const cli_command c = {"matrix",
-                         "--teacher PATH [--model PATH...] [options]",
-                         "Draws the mixing matrix of one head: each row is a token, each column a token it reads. For "
-                         "each model "
-                         "the distance to the "
-                         "teacher, ||M - M_teacher||_F / ||M_teacher||_F, is told.",
-                         "mohawk matrix --teacher examples/tiny --model build/demo/student --layer 1 --text "
-                         "examples/story.txt "
-                         "--out matrix.svg",
-                         options,
-                         CLI_COUNT_OF(options),
-                         NULL};
-  int code = cli_parse(&c, argc, argv);
-  if (code == CLI_GO && !s->teacher) code = cli_missing(&c, "--teacher PATH");
-  if (code == CLI_GO && !s->prompt && s->text.n == 0) code = cli_missing(&c, "--prompt TEXT or --text FILE");
-  return code;
+static const settings defaults = {.out = "matrix.svg", .tokens = 64, .scale = 4};
+
+static const cli_option options[] = {
+    {"teacher", "PATH", CLI_TEXT, CLI_AT(teacher), 1, 0,
+     "the teacher (required); students see its residual stream, as in stage 1"},
+    {"model", "PATH...", CLI_FILES, CLI_AT(models), 0, 0, "students to show beside it"},
+    {"layer", "L", CLI_INT, CLI_AT(layer), 0, MHK_MAX_LAYERS - 1, "layer, counted from 0 (default 0)"},
+    {"head", "H", CLI_INT, CLI_AT(head), 0, 1e6, "head, counted from 0 (default 0)"},
+    {"prompt", "TEXT", CLI_TEXT, CLI_AT(prompt), 0, 0, "text whose tokens are mixed"},
+    {"text", "FILE", CLI_FILES, CLI_AT(text), 0, 0, "or the start of this file"},
+    CLI_ENCODING(CLI_AT(encoding)),
+    {"tokens", "N", CLI_COUNT, CLI_AT(tokens), 2, 4096, "at most so many tokens of it (default 64)"},
+    {"out", "FILE", CLI_TEXT, CLI_AT(out), 0, 0,
+     "matrix.svg with axes and legend, or a .png of the bare matrices (default matrix.svg)"},
+    {"scale", "N", CLI_INT, CLI_AT(scale), 1, 64, "pixels an entry in a .png (default 4)"},
+    CLI_STRICT,
+    {"json", NULL, CLI_FLAG, CLI_AT(json), 0, 0, "the distances as one JSON object in place of text"},
+};
+
+static int check(void *user) {
+  const settings *s = (const settings *)user;
+  return s->prompt || s->text.n > 0 ? CLI_GO : cli_missing(&command_matrix, "--prompt TEXT or --text FILE");
 }
 
 /* the first tokens of the prompt or file; 0 after a message */
@@ -147,7 +136,8 @@ static int draw(mhk_context *ctx, const settings *s, mhk_model *teacher, const i
   return code;
 }
 
-static int matrix(mhk_context *ctx, const settings *s) {
+static int matrix(mhk_context *ctx, void *user) {
+  const settings *s = (const settings *)user;
   mhk_model *teacher = cli_load(ctx, s->teacher);
   const mhk_config *c = mhk_model_config(teacher);
   int32_t *ids;
@@ -167,18 +157,16 @@ static int matrix(mhk_context *ctx, const settings *s) {
   return code;
 }
 
-int command_matrix(int argc, char **argv) {
-  settings s;
-  mhk_context *ctx;
-  int code;
-  memset(&s, 0, sizeof s);
-  s.out = "matrix.svg";
-  s.tokens = 64;
-  s.scale = 4;
-  code = parse(&s, argc, argv);
-  if (code != CLI_GO) return code;
-  ctx = cli_context(0);
-  code = ctx ? matrix(ctx, &s) : CLI_FAILED;
-  mhk_destroy(ctx);
-  return code;
-}
+const cli_command command_matrix = {
+    .name = "matrix",
+    .summary = "picture of one head's mixing matrix, teacher beside student",
+    .synopsis = "--teacher PATH [--model PATH...] [options]",
+    .about = "Draws the mixing matrix of one head: each row is a token, each column a token it reads. For each "
+             "model the distance to the teacher, ||M - M_teacher||_F / ||M_teacher||_F, is told.",
+    .example = "mohawk matrix --teacher examples/tiny --model build/demo/student --layer 1 --text "
+               "examples/story.txt --out matrix.svg",
+    CLI_OPTIONS(options),
+    CLI_SETTINGS(defaults),
+    .check = check,
+    .body = matrix,
+};

@@ -3,22 +3,9 @@
 #include "cli.h"
 #include <string.h>
 
-typedef struct command {
-  const char *name;
-  int (*run)(int argc, char **argv);
-  const char *help;
-} command;
-
-static const command commands[] = {
-    {"distill", command_distill, "turn a Phi checkpoint into a state-space model"},
-    {"generate", command_generate, "continue a prompt"},
-    {"eval", command_eval, "cross-entropy, perplexity, agreement and KL on text"},
-    {"inspect", command_inspect, "what a checkpoint holds and what it costs to run"},
-    {"matrix", command_matrix, "picture of one head's mixing matrix, teacher beside student"},
-    {"convert", command_convert, "any checkpoint that is read, as safetensors"},
-    {"quantize", command_quantize, "a model in 8 or 4 bits a weight, in one file"},
-    {"demo", command_demo, "all of it on a small teacher in a few minutes"},
-    {"bench", command_bench, "how fast this machine is at all of it"},
+static const cli_command *const commands[] = {
+    &command_distill, &command_generate, &command_eval, &command_inspect, &command_matrix,
+    &command_convert, &command_quantize, &command_demo, &command_bench,
 };
 
 static void print_help(FILE *out) {
@@ -27,7 +14,7 @@ static void print_help(FILE *out) {
           "usage: mohawk COMMAND [options]\n\nmohawk %s distils Transformers into state-space models on a "
           "CPU.\n\n%scommands%s\n",
           mhk_version(), cli_bold(out), cli_plain(out));
-  for (i = 0; i < CLI_COUNT_OF(commands); i++) fprintf(out, "  %-10s %s\n", commands[i].name, commands[i].help);
+  for (i = 0; i < CLI_COUNT_OF(commands); i++) fprintf(out, "  %-10s %s\n", commands[i]->name, commands[i]->summary);
   fprintf(out,
           "\n`mohawk COMMAND --help` shows the options of a command, `mohawk --version` the version.\n\n%sstart "
           "here%s\n"
@@ -45,9 +32,9 @@ int main(int argc, char **argv) {
     return CLI_USAGE;
   }
   for (i = 0; i < CLI_COUNT_OF(commands); i++) {
-    names[i] = commands[i].name;
-    if (strcmp(argv[1], commands[i].name) == 0) {
-      int code = commands[i].run(argc - 2, argv + 2);
+    names[i] = commands[i]->name;
+    if (strcmp(argv[1], commands[i]->name) == 0) {
+      int code = cli_run(commands[i], argc - 2, argv + 2);
       if (fflush(stdout) != 0 || ferror(stdout)) code = cli_error("standard output could not be written");
       return code;
     }

@@ -13,42 +13,31 @@ typedef struct settings {
 
 static const mhk_dtype types[] = {MHK_Q8, MHK_Q4};
 
-static int parse(settings *s, int argc, char **argv) {
-  const cli_option options[] = {
-      {"model", "PATH", CLI_TEXT, &s->model, 0, 0, "the model to quantize: a folder or a file (required)"},
-      {"out", "PATH", CLI_TEXT, &s->out, 0, 0,
-       "ending in .safetensors: one file with configuration and tokenizer inside; else a folder (required)"},
-      {"type", "int8|int4", CLI_CHOICE, &s->type, 0, 0, "bits of a weight (default int8)"},
-      {"ends", "int8|int4", CLI_CHOICE, &s->ends, 0, 0, "the same for embedding and head (default: as --type)"},
-      {"group", "N", CLI_INT, &s->group, 32, 64,
-       "neighbours of a row that share a scale: 32 or 64 (default 64 for int8, 32 for int4)"},
-      {"text", "FILE...", CLI_FILES, &s->text, 0, 0,
-       "held-out text: measure cross-entropy before and after, and KL between the two"},
-      CLI_ENCODING(&s->encoding),
-      {"length", "N", CLI_COUNT, &s->length, 2, 1e7, "tokens a window of it (default 256)"},
-      {"windows", "N", CLI_COUNT, &s->windows, 0, 1e12, "how many windows from its start; 0: all (default 128)"},
-      {"threads", "N", CLI_INT, &s->threads, 1, 4096, "threads (default: all the machine has)"},
-      {"no-tokenizer", NULL, CLI_FLAG, &s->no_tokenizer, 0, 0, "write none, whatever lies beside the model"},
-      CLI_STRICT,
-  };
-  const cli_command c = {
-      "quantize",
-      "--model PATH --out PATH [--type int8|int4] [--group 32|64] [--text FILE...]",
-      "Writes a model with embedding, head and projections as integers of 8 or 4 bits and a scale a "
-      "group, chosen from the weights alone, and tells how far each matrix is off: the root of the "
-      "squared error over that of the squared weights.",
-      "mohawk quantize --model run1/student --out student.safetensors --type int8 --text heldout.txt",
-      options,
-      CLI_COUNT_OF(options),
-      NULL};
-  int code = cli_parse(&c, argc, argv);
-  if (code == CLI_GO && !s->model) code = cli_missing(&c, "--model PATH");
-  if (code == CLI_GO && !s->out) code = cli_missing(&c, "--out PATH");
-  if (code == CLI_GO && s->group && s->group != 32 && s->group != 64) {
-    cli_error("--group is %d: it may be 32 or 64", s->group);
-    code = CLI_USAGE;
-  }
-  return code;
+static const settings defaults = {.ends = -1, .length = 256, .windows = 128};
+
+static const cli_option options[] = {
+    {"model", "PATH", CLI_TEXT, CLI_AT(model), 1, 0, "the model to quantize: a folder or a file (required)"},
+    {"out", "PATH", CLI_TEXT, CLI_AT(out), 1, 0,
+     "ending in .safetensors: one file with configuration and tokenizer inside; else a folder (required)"},
+    {"type", "int8|int4", CLI_CHOICE, CLI_AT(type), 0, 0, "bits of a weight (default int8)"},
+    {"ends", "int8|int4", CLI_CHOICE, CLI_AT(ends), 0, 0, "the same for embedding and head (default: as --type)"},
+    {"group", "N", CLI_INT, CLI_AT(group), 32, 64,
+     "neighbours of a row that share a scale: 32 or 64 (default 64 for int8, 32 for int4)"},
+    {"text", "FILE...", CLI_FILES, CLI_AT(text), 0, 0,
+     "held-out text: measure cross-entropy before and after, and KL between the two"},
+    CLI_ENCODING(CLI_AT(encoding)),
+    {"length", "N", CLI_COUNT, CLI_AT(length), 2, 1e7, "tokens a window of it (default 256)"},
+    {"windows", "N", CLI_COUNT, CLI_AT(windows), 0, 1e12, "how many windows from its start; 0: all (default 128)"},
+    {"threads", "N", CLI_INT, CLI_AT(threads), 1, 4096, "threads (default: all the machine has)"},
+    {"no-tokenizer", NULL, CLI_FLAG, CLI_AT(no_tokenizer), 0, 0, "write none, whatever lies beside the model"},
+    CLI_STRICT,
+};
+
+static int check(void *user) {
+  const settings *s = (const settings *)user;
+  if (s->group == 0 || s->group == 32 || s->group == 64) return CLI_GO;
+  cli_error("--group is %d: it may be 32 or 64", s->group);
+  return CLI_USAGE;
 }
 
 /* root of sum (x - y)^2 over sum x^2; negative when there is no memory */
@@ -90,12 +79,14 @@ static int measure(mhk_context *ctx, const settings *s, mhk_model *m, mhk_model 
   return CLI_OK;
 }
 
-static int quantize(mhk_context *ctx, const settings *s) {
+static int quantize(mhk_context *ctx, void *user) {
+  const settings *s = (const settings *)user;
   mhk_model *m = cli_load(ctx, s->model), *q;
   mhk_quantize_desc d;
   double before = 0, after = 0;
   cli_buffer a, b;
   int i;
+  cli_catch_signals();
   memset(&d, 0, sizeof d);
   d.type = types[s->type];
   if (s->ends >= 0) d.ends = types[s->ends];
@@ -118,19 +109,16 @@ static int quantize(mhk_context *ctx, const settings *s) {
   return s->text.n ? measure(ctx, s, m, q) : CLI_OK;
 }
 
-int command_quantize(int argc, char **argv) {
-  settings s;
-  mhk_context *ctx;
-  int code;
-  memset(&s, 0, sizeof s);
-  s.ends = -1;
-  s.length = 256;
-  s.windows = 128;
-  code = parse(&s, argc, argv);
-  if (code != CLI_GO) return code;
-  cli_catch_signals();
-  ctx = cli_context(s.threads);
-  code = ctx ? quantize(ctx, &s) : CLI_FAILED;
-  mhk_destroy(ctx);
-  return code;
-}
+const cli_command command_quantize = {
+    .name = "quantize",
+    .summary = "a model in 8 or 4 bits a weight, in one file",
+    .synopsis = "--model PATH --out PATH [--type int8|int4] [--group 32|64] [--text FILE...]",
+    .about = "Writes a model with embedding, head and projections as integers of 8 or 4 bits and a scale a group, "
+             "chosen from the weights alone, and tells how far each matrix is off: the root of the squared error "
+             "over that of the squared weights.",
+    .example = "mohawk quantize --model run1/student --out student.safetensors --type int8 --text heldout.txt",
+    CLI_OPTIONS(options),
+    CLI_SETTINGS(defaults),
+    .check = check,
+    .body = quantize,
+};

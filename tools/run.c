@@ -336,7 +336,7 @@ run_result run_distill(mhk_context *ctx, const run *r, mhk_trainer **trainer) {
     }
   }
   if (p.log && (ferror(p.log) | fclose(p.log)) != 0)
-    cli_note("%s/log.csv is not complete: %s", r->desc.out, strerror(errno));
+    cli_warning("%s/log.csv is not complete: %s", r->desc.out, strerror(errno));
   return result;
 }
 

@@ -35,38 +35,29 @@ typedef struct bench {
   int printed;
 } bench;
 
-static int parse(settings *s, int argc, char **argv) {
-  const cli_option options[] = {
-      {"filter", "TEXT,...", CLI_TEXT, &s->filter, 0, 0, "only cases whose name contains one of these"},
-      {"threads", "N,...", CLI_NUMBERS, &s->threads, 1, 256, "thread counts (default: 1 and all the machine has)"},
-      {"isa", "NAME,...", CLI_TEXT, &s->isa, 0, 0,
-       "instruction sets: best, scalar, avx2, avx512, neon, wasm (default best); MHK_ISA comes first"},
-      {"seconds", "X", CLI_REAL, &s->seconds, 0.001, 1000, "for each row, at least three rounds (default 1)"},
-      {"model", "PATH,...", CLI_TEXT, &s->model, 0, 0,
-       "Phi teachers (default examples/tiny): the first for the last cases, of the others decoding only; start_model "
-       "takes any model, a quantized file too"},
-      {"out", "FILE", CLI_TEXT, &s->out, 0, 0, "where the results go as JSON (default build/bench.json)"},
-      {"context", "FILE", CLI_TEXT, &s->context, 0, 0,
-       "instead: draw what a token costs and its context takes as that grows, of the first model and a student of its "
-       "shape (SVG)"},
-      {"context-most", "N", CLI_REAL, &s->most, 64, 1 << 26, "the longest context of it (default 1M)"},
-      CLI_STRICT,
-      {"json", NULL, CLI_FLAG, &s->json, 0, 0, "one JSON object a row in place of the table"},
-      {"list", NULL, CLI_FLAG, &s->list, 0, 0, "name the cases and measure nothing"},
-      {"serve", NULL, CLI_FLAG, &s->serve, 0, 0,
-       "read lines \"CASE THREADS ROUNDS\", answer each with a JSON object: to be measured in turns with others"},
-  };
-  const cli_command c = {"bench",
-                         "[options]",
-                         "Measures products, cores, layers, training steps and a small model, each next to its share "
-                         "of what the machine can do at most: multiply-adds, or reading memory. Times are medians; "
-                         "thread counts take turns. `make bench-peers` compares with other libraries.",
-                         "mohawk bench --filter sgemm,core --threads 1,2",
-                         options,
-                         CLI_COUNT_OF(options),
-                         NULL};
-  return cli_parse(&c, argc, argv);
-}
+static const settings defaults = {
+    .isa = "best", .out = "build/bench.json", .model = "examples/tiny", .seconds = 1, .most = 1 << 20};
+
+static const cli_option options[] = {
+    {"filter", "TEXT,...", CLI_TEXT, CLI_AT(filter), 0, 0, "only cases whose name contains one of these"},
+    {"threads", "N,...", CLI_NUMBERS, CLI_AT(threads), 1, 256, "thread counts (default: 1 and all the machine has)"},
+    {"isa", "NAME,...", CLI_TEXT, CLI_AT(isa), 0, 0,
+     "instruction sets: best, scalar, avx2, avx512, neon, wasm (default best); MHK_ISA comes first"},
+    {"seconds", "X", CLI_REAL, CLI_AT(seconds), 0.001, 1000, "for each row, at least three rounds (default 1)"},
+    {"model", "PATH,...", CLI_TEXT, CLI_AT(model), 0, 0,
+     "Phi teachers (default examples/tiny): the first for the last cases, of the others decoding only; start_model "
+     "takes any model, a quantized file too"},
+    {"out", "FILE", CLI_TEXT, CLI_AT(out), 0, 0, "where the results go as JSON (default build/bench.json)"},
+    {"context", "FILE", CLI_TEXT, CLI_AT(context), 0, 0,
+     "instead: draw what a token costs and its context takes as that grows, of the first model and a student of its "
+     "shape (SVG)"},
+    {"context-most", "N", CLI_REAL, CLI_AT(most), 64, 1 << 26, "the longest context of it (default 1M)"},
+    CLI_STRICT,
+    {"json", NULL, CLI_FLAG, CLI_AT(json), 0, 0, "one JSON object a row in place of the table"},
+    {"list", NULL, CLI_FLAG, CLI_AT(list), 0, 0, "name the cases and measure nothing"},
+    {"serve", NULL, CLI_FLAG, CLI_AT(serve), 0, 0,
+     "read lines \"CASE THREADS ROUNDS\", answer each with a JSON object: to be measured in turns with others"},
+};
 
 /* ---------------------------------------------------------------- names */
 
@@ -335,11 +326,8 @@ static int serve(bench *b) {
 }
 
 /* 1 and all that there are, unless given */
-static int choose_threads(settings *s) {
-  mhk_context *ctx = cli_context(0);
-  int all = mhk_threads(ctx), i;
-  if (!ctx) return CLI_FAILED;
-  mhk_destroy(ctx);
+static void choose_threads(settings *s, int all) {
+  int i;
   if (s->threads.n == 0) {
     s->threads.value[0] = 1;
     s->threads.value[1] = all;
@@ -347,7 +335,6 @@ static int choose_threads(settings *s) {
   }
   for (i = 0; i < s->threads.n; i++)
     if (!(s->threads.value[i] >= 1)) s->threads.value[i] = 1;
-  return CLI_GO;
 }
 
 static int to_file(bench *b) {
@@ -401,37 +388,37 @@ static int context(const bench *b) {
                        s->json);
 }
 
-int command_bench(int argc, char **argv) {
-  settings s;
-  bench *b;
-  int code, i;
-  memset(&s, 0, sizeof s);
-  s.isa = "best";
-  s.out = "build/bench.json";
-  s.model = "examples/tiny";
-  s.seconds = 1;
-  s.most = 1 << 20;
-  code = parse(&s, argc, argv);
-  if (code == CLI_GO) code = choose_threads(&s);
-  if (code != CLI_GO) return code;
-  b = (bench *)calloc(1, sizeof *b);
+static int list(bench *b) {
+  int i;
+  for (i = 0; i < b->n; i++) printf("%s\n", b->list[i].name);
+  return CLI_OK;
+}
+
+static int run(mhk_context *ctx, void *user) {
+  settings *s = (settings *)user;
+  bench *b = (bench *)calloc(1, sizeof *b);
+  int code;
   if (!b) return cli_error("out of memory");
-  b->s = &s;
+  choose_threads(s, mhk_threads(ctx));
+  b->s = s;
   find_models(b);
-  if (s.context) {
-    code = context(b);
-    free(b);
-    return code;
-  }
   b->n = bench_list(b->list, b->models, b->n_models);
-  b->table = s.json ? NULL : stdout;
+  b->table = s->json ? NULL : stdout;
   json_start(&b->lines, stdout, 0);
-  if (s.list) {
-    for (i = 0; i < b->n; i++) printf("%s\n", b->list[i].name);
-    code = CLI_OK;
-  } else {
-    code = s.serve ? serve(b) : to_file(b);
-  }
+  code = s->context ? context(b) : s->list ? list(b) : s->serve ? serve(b) : to_file(b);
   free(b);
   return code;
 }
+
+const cli_command command_bench = {
+    .name = "bench",
+    .summary = "how fast this machine is at all of it",
+    .synopsis = "[options]",
+    .about = "Measures products, cores, layers, training steps and a small model, each next to its share of what "
+             "the machine can do at most: multiply-adds, or reading memory. Times are medians; thread counts take "
+             "turns. `make bench-peers` compares with other libraries.",
+    .example = "mohawk bench --filter sgemm,core --threads 1,2",
+    CLI_OPTIONS(options),
+    CLI_SETTINGS(defaults),
+    .body = run,
+};
