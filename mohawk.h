@@ -459,10 +459,12 @@ MHKDEF mhk_tensor *mhk_custom(mhk_tape *t, int inputs, mhk_tensor *const *in, in
 MHKDEF int mhk_wants_grad(mhk_tape *t, mhk_tensor *x);
 
 /* Compares the tape's gradient of f with respect to x with central finite differences, element by
-   element (at most 256, evenly spread). f builds a scalar from x and whatever else it likes. error
-   is |analytic - numeric| over the largest |gradient| seen; steps are 1e-2 of x's scale in float32,
-   1e-5 in float64. Returns the error of the worst element (NaN after a failure); report may be
-   NULL. x gets its values back; gradients it held are lost. */
+   element (at most 256, evenly spread). f builds a scalar from x and whatever else it likes, the
+   same each time. error is |analytic - numeric| over the largest |gradient| seen; steps are 1e-2 of
+   x's scale in float32, 1e-5 in float64. A correct backward stays below 4e-2 in float32 and 1e-6
+   with MOHAWK_DOUBLE, which is the build to check in. A backward that writes the gradient instead
+   of adding to it is found too. Returns the error of the worst element (NaN after a failure);
+   report may be NULL. x gets its values back; gradients it held are lost. */
 typedef struct mhk_gradient_report { double error, analytic, numeric; mhk_index at, checked; } mhk_gradient_report;
 MHKDEF double mhk_check_gradient(mhk_tape *t, mhk_tensor *(*f)(mhk_tape *t, void *user), void *user, mhk_tensor *x,
                                  mhk_gradient_report *report);
@@ -2539,6 +2541,41 @@ MHKDEF mhk_result mhk_fail(mhk_context *ctx, mhk_result code, const char *format
   return r;
 }
 
+/* mhk_fail() for functions that return a number or a pointer, so that a check is one statement:
+   `return mhk__no(ctx, code, ...)` returns 0, `return mhk__null(...)` NULL. In C++, where void *
+   does not become any other pointer by itself, a class does it. */
+#ifdef __cplusplus
+extern "C++" {
+struct mhk__nothing {
+  template <typename T> operator T *() const { return NULL; }
+};
+}
+#define MHK__NOTHING mhk__nothing()
+#else
+typedef void *mhk__nothing;
+#define MHK__NOTHING NULL
+#endif
+#if defined(__GNUC__) || defined(__clang__)
+__attribute__((format(printf, 3, 4)))
+#endif
+static int mhk__no(mhk_context *ctx, mhk_result code, const char *format, ...) {
+  va_list args;
+  va_start(args, format);
+  mhk__vfail(ctx, code, format, args);
+  va_end(args);
+  return 0;
+}
+#if defined(__GNUC__) || defined(__clang__)
+__attribute__((format(printf, 3, 4)))
+#endif
+static mhk__nothing mhk__null(mhk_context *ctx, mhk_result code, const char *format, ...) {
+  va_list args;
+  va_start(args, format);
+  mhk__vfail(ctx, code, format, args);
+  va_end(args);
+  return MHK__NOTHING;
+}
+
 #if defined(__GNUC__) || defined(__clang__)
 __attribute__((format(printf, 3, 4)))
 #endif
@@ -2595,11 +2632,9 @@ static size_t mhk__size3(mhk_context *ctx, mhk_index a, mhk_index b, size_t c) {
 
 static void *mhk__raw_alloc(mhk_context *ctx, size_t bytes) {
   void *p = bytes > (size_t)PTRDIFF_MAX ? NULL : ctx->allocator.alloc(ctx->allocator.user, bytes);
-  if (!p) {
-    mhk_fail(ctx, MHK_ERROR_MEMORY, "out of memory: %.1f MB more were needed, %.1f MB are in use", (double)bytes * 1e-6,
-             (double)ctx->memory * 1e-6);
-    return NULL;
-  }
+  if (!p)
+    return mhk__null(ctx, MHK_ERROR_MEMORY, "out of memory: %.1f MB more were needed, %.1f MB are in use",
+                     (double)bytes * 1e-6, (double)ctx->memory * 1e-6);
   ctx->memory += bytes;
   if (ctx->memory > ctx->peak) ctx->peak = ctx->memory;
   return p;
@@ -2633,11 +2668,9 @@ static void *mhk__arena_alloc(mhk_context *ctx, mhk__arena *a, size_t bytes) {
   mhk__chunk *c, *last = NULL;
   size_t index = a->index, need, room;
   if (ctx->result != MHK_OK) return NULL;
-  if (bytes > (size_t)PTRDIFF_MAX - 4096) {
-    mhk_fail(ctx, MHK_ERROR_MEMORY, "out of memory: a block of %.1f MB cannot be had on this machine",
-             (double)bytes * 1e-6);
-    return NULL;
-  }
+  if (bytes > (size_t)PTRDIFF_MAX - 4096)
+    return mhk__null(ctx, MHK_ERROR_MEMORY, "out of memory: a block of %.1f MB cannot be had on this machine",
+                     (double)bytes * 1e-6);
   need = (bytes + MHK__ALIGN - 1) / MHK__ALIGN * MHK__ALIGN;
   if (need == 0) need = MHK__ALIGN;
   if (a->kind == MHK__COUNTS) {
@@ -2654,11 +2687,9 @@ static void *mhk__arena_alloc(mhk_context *ctx, mhk__arena *a, size_t bytes) {
       a->index = index;
       return p;
     }
-  if (a->kind == MHK__FIXED) {
-    mhk_fail(ctx, MHK_ERROR_MEMORY, "a session's block has %.0f bytes for work and %.0f more were needed",
-             (double)a->first->room, (double)need);
-    return NULL;
-  }
+  if (a->kind == MHK__FIXED)
+    return mhk__null(ctx, MHK_ERROR_MEMORY, "a session's block has %.0f bytes for work and %.0f more were needed",
+                     (double)a->first->room, (double)need);
   /* blocks double, so that there are few, but where memory is dear; with the address sanitizer each
      allocation is a block, so that red zones work */
 #ifdef MHK__ASAN
@@ -5172,26 +5203,18 @@ static const char *mhk__shape_text(int rank, const mhk_index *shape, char *out, 
 static int mhk__shape_set(mhk_context *ctx, mhk_tensor *x, int rank, const mhk_index *shape) {
   const mhk_index most = PTRDIFF_MAX / (mhk_index)sizeof(double);
   mhk_index count = 1, empty = 0;
-  if (rank < 0 || rank > MHK_MAX_RANK) {
-    mhk_fail(ctx, MHK_ERROR_SHAPE, "a tensor of rank %d: ranks go from 0 to %d", rank, MHK_MAX_RANK);
-    return 0;
-  }
-  if (rank > 0 && !shape) {
-    mhk_fail(ctx, MHK_ERROR_ARGUMENT, "a tensor of rank %d needs a shape, and was given NULL", rank);
-    return 0;
-  }
+  if (rank < 0 || rank > MHK_MAX_RANK)
+    return mhk__no(ctx, MHK_ERROR_SHAPE, "a tensor of rank %d: ranks go from 0 to %d", rank, MHK_MAX_RANK);
+  if (rank > 0 && !shape)
+    return mhk__no(ctx, MHK_ERROR_ARGUMENT, "a tensor of rank %d needs a shape, and was given NULL", rank);
   for (int i = 0; i < MHK_MAX_RANK; i++) {
     const mhk_index n = i < rank ? shape[i] : 1;
-    if (n < 0) {
-      mhk_fail(ctx, MHK_ERROR_SHAPE, "axis %d of a new tensor has %lld elements", i, (long long)n);
-      return 0;
-    }
+    if (n < 0)
+      return mhk__no(ctx, MHK_ERROR_SHAPE, "axis %d of a new tensor has %lld elements", i, (long long)n);
     empty |= n == 0;
-    if (n > 0 && (count > most / n || (empty && count * n > most / 128))) {
-      mhk_fail(ctx, MHK_ERROR_MEMORY, "a tensor of %lld x %lld elements and more does not fit this machine",
-               (long long)count, (long long)n);
-      return 0;
-    }
+    if (n > 0 && (count > most / n || (empty && count * n > most / 128)))
+      return mhk__no(ctx, MHK_ERROR_MEMORY, "a tensor of %lld x %lld elements and more does not fit this machine",
+                     (long long)count, (long long)n);
     if (n > 0) count *= n;
     x->shape[i] = n;
   }
@@ -5211,6 +5234,9 @@ static mhk_tensor *mhk__tensor_in(mhk_context *ctx, mhk__arena *arena, int rank,
   x->data = mhk__arena_alloc(ctx, arena, (size_t)x->count * sizeof(mhk_real));
   return x->data ? x : NULL;
 }
+
+/* the numbers of a tensor that is known to hold the arithmetic type; NULL without tensor */
+static mhk_real *mhk__d(const mhk_tensor *x) { return x ? (mhk_real *)x->data : NULL; }
 #endif /* MOHAWK_NO_TRAINING */
 
 MHKDEF mhk_real *mhk_data(const mhk_tensor *x) { return x && x->dtype == MHK_REAL ? (mhk_real *)x->data : NULL; }
@@ -5420,6 +5446,21 @@ static mhk__node *mhk__record(mhk_tape *t, void (*backward)(mhk_tape *t, mhk__no
   return n;
 }
 
+/* The end of an op of one output: writes it down, with a copy of `saved` for its backward pass, and
+   returns the output; NULL where something has failed on the way. The inputs follow, each an
+   mhk_tensor *, NULL where there is none. */
+static mhk_tensor *mhk__emit(mhk_tape *t, void (*backward)(mhk_tape *t, mhk__node *n), mhk_tensor *out,
+                             const void *saved, size_t bytes, int inputs, ...) {
+  mhk_tensor *in[MHK__MAX_IN];
+  va_list list;
+  va_start(list, inputs);
+  for (int i = 0; i < inputs; i++) in[i] = va_arg(list, mhk_tensor *);
+  va_end(list);
+  mhk__node *n = mhk__record(t, backward, inputs, in, 1, &out, bytes);
+  if (n && bytes) memcpy(n->saved, saved, bytes);
+  return t->ctx->result == MHK_OK ? out : NULL;
+}
+
 MHKDEF mhk_tensor *mhk_tensor_new(mhk_tape *t, int rank, const mhk_index *shape, const mhk_real *values) {
   if (!mhk__tape_ready(t)) return NULL;
   mhk_tensor *x = mhk__new(t, rank, shape);
@@ -5449,27 +5490,22 @@ MHKDEF mhk_tensor *mhk_reshape(mhk_tape *t, mhk_tensor *x, int rank, const mhk_i
   char from[128], to[128];
   if (!mhk__tape_ready(t) || !x) return NULL;
   mhk_tensor *v = mhk__view(t, x, rank, shape, 0);
-  if (v && v->count != x->count) {
-    mhk_fail(t->ctx, MHK_ERROR_SHAPE, "reshape: %s has %lld elements, %s has %lld",
-             mhk__shape_text(x->rank, x->shape, from, sizeof from), (long long)x->count,
-             mhk__shape_text(rank, shape, to, sizeof to), (long long)v->count);
-    return NULL;
-  }
-  if (v && v->quantized && (rank != 2 || shape[1] != x->shape[1])) {
-    mhk_fail(t->ctx, MHK_ERROR_UNSUPPORTED, "reshape: %s is quantized row by row", x->name ? x->name : "a tensor");
-    return NULL;
-  }
+  if (v && v->count != x->count)
+    return mhk__null(t->ctx, MHK_ERROR_SHAPE, "reshape: %s has %lld elements, %s has %lld",
+                     mhk__shape_text(x->rank, x->shape, from, sizeof from), (long long)x->count,
+                     mhk__shape_text(rank, shape, to, sizeof to), (long long)v->count);
+  if (v && v->quantized && (rank != 2 || shape[1] != x->shape[1]))
+    return mhk__null(t->ctx, MHK_ERROR_UNSUPPORTED, "reshape: %s is quantized row by row",
+                     x->name ? x->name : "a tensor");
   return v;
 }
 
 MHKDEF mhk_tensor *mhk_rows(mhk_tape *t, mhk_tensor *x, mhk_index first, mhk_index rows) {
   mhk_index shape[MHK_MAX_RANK];
   if (!mhk__tape_ready(t) || !x) return NULL;
-  if (x->rank < 1 || first < 0 || rows < 0 || first > x->shape[0] || rows > x->shape[0] - first) {
-    mhk_fail(t->ctx, MHK_ERROR_SHAPE, "%lld rows from %lld on of a tensor that has %lld", (long long)rows,
-             (long long)first, (long long)(x->rank < 1 ? 0 : x->shape[0]));
-    return NULL;
-  }
+  if (x->rank < 1 || first < 0 || rows < 0 || first > x->shape[0] || rows > x->shape[0] - first)
+    return mhk__null(t->ctx, MHK_ERROR_SHAPE, "%lld rows from %lld on of a tensor that has %lld", (long long)rows,
+                     (long long)first, (long long)(x->rank < 1 ? 0 : x->shape[0]));
   for (int i = 0; i < x->rank; i++) shape[i] = x->shape[i];
   shape[0] = rows;
   return mhk__view(t, x, x->rank, shape, x->shape[0] ? first * (x->count / x->shape[0]) : 0);
@@ -5487,19 +5523,16 @@ MHKDEF mhk_tensor *mhk_detach(mhk_tape *t, mhk_tensor *x) {
 
 MHKDEF mhk_tensor *mhk_require_grad(mhk_tape *t, mhk_tensor *x) {
   if (!mhk__tape_ready(t) || !x) return NULL;
-  if (x->dtype != MHK_REAL) {
-    mhk_fail(t->ctx, MHK_ERROR_ARGUMENT, "%s is stored as %s: only %s tensors can have a gradient",
-             x->name ? x->name : "a tensor", mhk_dtype_name(x->dtype), mhk_dtype_name(MHK_REAL));
-    return NULL;
-  }
+  if (x->dtype != MHK_REAL)
+    return mhk__null(t->ctx, MHK_ERROR_ARGUMENT, "%s is stored as %s: only %s tensors can have a gradient",
+                     x->name ? x->name : "a tensor", mhk_dtype_name(x->dtype), mhk_dtype_name(MHK_REAL));
   const mhk_tensor *owner = x->base ? x->base : x;
-  if (!owner->grad && !mhk__arena_holds(&t->arena, owner)) {
-    mhk_fail(t->ctx, MHK_ERROR_ARGUMENT,
-             "require_grad: %s is no tensor of this tape, on which its gradient would lie: use mhk_parameter(), for a "
-             "model's mhk_model_make_trainable(), or a copy",
-             x->name ? x->name : "a tensor");
-    return NULL;
-  }
+  if (!owner->grad && !mhk__arena_holds(&t->arena, owner))
+    return mhk__null(
+        t->ctx, MHK_ERROR_ARGUMENT,
+        "require_grad: %s is no tensor of this tape, on which its gradient would lie: use mhk_parameter(), for a "
+        "model's mhk_model_make_trainable(), or a copy",
+        x->name ? x->name : "a tensor");
   x->requires_grad = 1;
   return mhk__grad(t, x) ? x : NULL;
 }
@@ -5531,10 +5564,7 @@ static void mhk__axpy_body(mhk_context *ctx, void *args, mhk_index first, mhk_in
 }
 /* y += f x */
 static void mhk__axpy(mhk_context *ctx, mhk_index n, mhk_real f, const mhk_real *x, mhk_real *y) {
-  mhk__axpy_args a;
-  a.y = y;
-  a.x = x;
-  a.f = f;
+  mhk__axpy_args a = {y, x, f};
   mhk__over(ctx, n, MHK__GRAIN, mhk__axpy_body, &a);
 }
 
@@ -5552,16 +5582,13 @@ MHKDEF mhk_result mhk_backward_many(mhk_tape *t, int n, mhk_tensor *const *y, co
     return mhk_fail(t->ctx, MHK_ERROR_ARGUMENT,
                     "backward: %d outputs and their cotangents are needed, a list is missing", n);
   for (int i = 0; i < n; i++) {
-    mhk__axpy_args a;
     int add;
     if (!y[i] || !cotangents[i])
       return mhk_fail(t->ctx, MHK_ERROR_ARGUMENT, "backward: output %d or its cotangent is missing", i);
     if (!y[i]->requires_grad)
       return mhk_fail(t->ctx, MHK_ERROR_STATE,
                       "backward: nothing that output %d depends on wants a gradient, or recording was off", i);
-    a.x = cotangents[i];
-    a.y = mhk__into_all(t, y[i], &add);
-    a.f = 1;
+    mhk__axpy_args a = {mhk__into_all(t, y[i], &add), cotangents[i], 1};
     if (!a.y) return t->ctx->result;
     mhk__over(t->ctx, y[i]->count, MHK__GRAIN, add ? mhk__axpy_body : mhk__copy_body, &a);
   }
@@ -5585,7 +5612,7 @@ MHKDEF mhk_result mhk_backward(mhk_tape *t, mhk_tensor *loss) {
 
 typedef struct mhk__recompute_saved { mhk_block_fn f; void *user; } mhk__recompute_saved;
 
-static void mhk__recompute_back(mhk_tape *t, mhk__node *n) {
+static void mhk__recompute_op_back(mhk_tape *t, mhk__node *n) {
   const mhk__recompute_saved *s = (const mhk__recompute_saved *)n->saved;
   mhk_tensor *x = n->in[0], *copy, *y;
   mhk_real *g = mhk__into(t, x); /* before the mark, so that it stays */
@@ -5614,10 +5641,8 @@ MHKDEF mhk_tensor *mhk_recompute(mhk_tape *t, mhk_block_fn f, void *user, mhk_te
   mhk_index shape[MHK_MAX_RANK], count;
   int rank, i;
   if (!mhk__tape_ready(t) || !x) return NULL;
-  if (!f) {
-    mhk_fail(t->ctx, MHK_ERROR_ARGUMENT, "recompute: the function is missing (NULL)");
-    return NULL;
-  }
+  if (!f)
+    return mhk__null(t->ctx, MHK_ERROR_ARGUMENT, "recompute: the function is missing (NULL)");
   if (!t->recording) return f(t, user, x);
   mhk_tape_mark mark = mhk_tape_here(t);
   mhk__mark hold = mhk__scratch_mark(t->ctx);
@@ -5636,12 +5661,11 @@ MHKDEF mhk_tensor *mhk_recompute(mhk_tape *t, mhk_block_fn f, void *user, mhk_te
   if (!out) return NULL;
   i = x->requires_grad;
   x->requires_grad = 1; /* the parameters inside want gradients even where x does not */
-  mhk__node *n = mhk__record(t, mhk__recompute_back, 1, &x, 1, &out, sizeof(mhk__recompute_saved));
+  mhk__node *n = mhk__record(t, mhk__recompute_op_back, 1, &x, 1, &out, sizeof(mhk__recompute_saved));
   x->requires_grad = i;
-  if (!n) return NULL;
-  ((mhk__recompute_saved *)n->saved)->f = f;
-  ((mhk__recompute_saved *)n->saved)->user = user;
-  return out;
+  const mhk__recompute_saved s = {f, user};
+  if (n) *(mhk__recompute_saved *)n->saved = s;
+  return n ? out : NULL;
 }
 
 typedef struct mhk__custom_saved {
@@ -5649,113 +5673,105 @@ typedef struct mhk__custom_saved {
   void *user;
 } mhk__custom_saved;
 
-static void mhk__custom_back(mhk_tape *t, mhk__node *n) {
+static void mhk__custom_op_back(mhk_tape *t, mhk__node *n) {
   const mhk__custom_saved *s = (const mhk__custom_saved *)n->saved;
-  mhk_op op;
-  op.tape = t;
-  op.out = n->out[0];
-  op.in = n->in;
-  op.inputs = n->inputs;
-  op.user = s->user;
+  const mhk_op op = {t, n->out[0], n->in, n->inputs, s->user};
   s->backward(&op);
 }
 
 MHKDEF mhk_tensor *mhk_custom(mhk_tape *t, int inputs, mhk_tensor *const *in, int rank, const mhk_index *shape,
                               void (*forward)(const mhk_op *op), void (*backward)(const mhk_op *op), const void *user,
                               size_t user_size) {
-  mhk_op op;
-  void *copy = NULL;
   if (!mhk__tape_ready(t)) return NULL;
-  if (!forward || inputs < 0 || inputs > MHK__MAX_IN || (inputs > 0 && !in) || (user_size > 0 && !user)) {
-    mhk_fail(
+  if (!forward || inputs < 0 || inputs > MHK__MAX_IN || (inputs > 0 && !in) || (user_size > 0 && !user))
+    return mhk__null(
         t->ctx, MHK_ERROR_ARGUMENT,
         "a custom op of %d inputs: it may have up to %d, and neither their list nor user nor forward may be missing",
         inputs, MHK__MAX_IN);
-    return NULL;
-  }
   for (int i = 0; i < inputs; i++)
     if (!in[i]) return NULL;
-  op.out = mhk_tensor_new(t, rank, shape, NULL);
-  if (user_size) {
-    copy = mhk__arena_alloc(t->ctx, &t->arena, user_size);
-    if (copy) memcpy(copy, user, user_size);
-  }
-  if (!op.out || t->ctx->result != MHK_OK) return NULL;
-  op.tape = t;
-  op.in = in;
-  op.inputs = inputs;
-  op.user = user_size ? copy : NULL;
+  void *copy = user_size ? mhk__arena_alloc(t->ctx, &t->arena, user_size) : NULL;
+  if (copy) memcpy(copy, user, user_size);
+  mhk_tensor *out = mhk_tensor_new(t, rank, shape, NULL);
+  if (!out) return NULL;
+  const mhk_op op = {t, out, in, inputs, copy};
   forward(&op);
-  mhk__node *n = backward ? mhk__record(t, mhk__custom_back, inputs, in, 1, &op.out, sizeof(mhk__custom_saved)) : NULL;
-  if (n) {
-    ((mhk__custom_saved *)n->saved)->backward = backward;
-    ((mhk__custom_saved *)n->saved)->user = op.user;
+  const mhk__custom_saved s = {backward, copy};
+  mhk__node *n = backward ? mhk__record(t, mhk__custom_op_back, inputs, in, 1, &out, sizeof s) : NULL;
+  if (n) *(mhk__custom_saved *)n->saved = s;
+  return t->ctx->result == MHK_OK ? out : NULL;
+}
+
+/* What one backward pass of f adds to the gradient of x. The pass that is measured comes second, so
+   that it finds a gradient: one that is written where it should be added to shows. */
+static mhk_result mhk__added_gradient(mhk_tape *t, mhk_tensor *(*f)(mhk_tape *t, void *user), void *user, mhk_tensor *x,
+                                      mhk_real *added) {
+  const mhk_tape_mark mark = mhk_tape_here(t);
+  const int was = mhk_tape_record(t, 1);
+  mhk_zero_grad(x);
+  for (int pass = 0; pass < 2 && t->ctx->result == MHK_OK; pass++) {
+    memcpy(added, x->grad, (size_t)x->count * sizeof(mhk_real));
+    mhk_tensor *y = f(t, user);
+    if (!y || mhk_backward(t, y) != MHK_OK) break;
+    for (mhk_index i = 0; i < x->count; i++) added[i] = x->grad[i] - added[i];
+    mhk_tape_rewind(t, mark);
   }
-  return t->ctx->result == MHK_OK ? op.out : NULL;
+  mhk_zero_grad(x);
+  mhk_tape_record(t, was);
+  return t->ctx->result;
+}
+
+/* (f(x + step) - f(x - step)) / (2 step) for element i of x, in the steps that its type can make */
+static double mhk__finite_difference(mhk_tape *t, mhk_tensor *(*f)(mhk_tape *t, void *user), void *user, mhk_tensor *x,
+                                     mhk_index i, double step) {
+  const mhk_tape_mark mark = mhk_tape_here(t);
+  mhk_real *at = mhk__d(x) + i;
+  const mhk_real keep = *at, high = MHK__R((double)keep + step), low = MHK__R((double)keep - step);
+  *at = high;
+  const double up = mhk_value(f(t, user));
+  mhk_tape_rewind(t, mark);
+  *at = low;
+  const double down = mhk_value(f(t, user));
+  mhk_tape_rewind(t, mark);
+  *at = keep;
+  return (up - down) / ((double)high - (double)low);
 }
 
 MHKDEF double mhk_check_gradient(mhk_tape *t, mhk_tensor *(*f)(mhk_tape *t, void *user), void *user, mhk_tensor *x,
                                  mhk_gradient_report *report) {
-  mhk_gradient_report r;
-  mhk_real *data;
-  double scale = 0, largest = 0, step, worst = -1;
-  mhk_index i;
-  memset(&r, 0, sizeof r);
-  r.error = (double)NAN;
+  mhk_gradient_report r = {(double)NAN, 0, 0, 0, 0};
+  double scale = 0, largest = 0, worst = -1;
   if (report) *report = r;
   if (mhk__tape_ready(t) && !f) mhk_fail(t->ctx, MHK_ERROR_ARGUMENT, "check_gradient: the function is missing (NULL)");
   if (!mhk__tape_ready(t) || !x || !mhk_require_grad(t, x)) return r.error;
-  data = (mhk_real *)x->data;
-  mhk_tape_mark mark = mhk_tape_here(t);
-  mhk__mark hold = mhk__scratch_mark(t->ctx);
+  const mhk__mark hold = mhk__scratch_mark(t->ctx);
+  const mhk_index n = mhk__min(256, x->count);
   mhk_real *analytic = (mhk_real *)mhk__scratch(t->ctx, x->count, sizeof(mhk_real));
-  if (!analytic) return r.error;
-  mhk_zero_grad(x);
-  const int was = mhk_tape_record(t, 1);
-  mhk_tensor *y = f(t, user);
-  if (!y || mhk_backward(t, y) != MHK_OK) {
-    mhk_tape_record(t, was);
-    return r.error;
-  }
-  memcpy(analytic, x->grad, (size_t)x->count * sizeof(mhk_real));
-  mhk_zero_grad(x);
-  mhk_tape_rewind(t, mark);
-  mhk_tape_record(t, 0);
-  for (i = 0; i < x->count; i++) {
-    scale += (double)data[i] * (double)data[i];
-    if (fabs((double)analytic[i]) > largest) largest = fabs((double)analytic[i]);
+  mhk_real *numeric = (mhk_real *)mhk__scratch(t->ctx, n, sizeof(mhk_real));
+  if (!analytic || !numeric || mhk__added_gradient(t, f, user, x, analytic) != MHK_OK) return r.error;
+  for (mhk_index i = 0; i < x->count; i++) {
+    scale += (double)mhk__d(x)[i] * (double)mhk__d(x)[i];
+    largest = fmax(largest, fabs((double)analytic[i]));
   }
   scale = x->count ? sqrt(scale / (double)x->count) : 0;
-  step = (sizeof(mhk_real) == 4 ? 1e-2 : 1e-5) * (scale > 0 ? scale : 1);
-  const mhk_index n = x->count < 256 ? x->count : 256;
-  {
-    mhk_real *numeric = (mhk_real *)mhk__scratch(t->ctx, n, sizeof(mhk_real));
-    for (mhk_index k = 0; numeric && k < n && t->ctx->result == MHK_OK; k++) {
-      const mhk_real keep = data[i = k * x->count / n];
-      data[i] = MHK__R((double)keep + step);
-      const double up = mhk_value(f(t, user));
-      mhk_tape_rewind(t, mark);
-      data[i] = MHK__R((double)keep - step);
-      const double down = mhk_value(f(t, user));
-      mhk_tape_rewind(t, mark);
-      numeric[k] = MHK__R((up - down) / ((double)MHK__R((double)keep + step) - (double)MHK__R((double)keep - step)));
-      data[i] = keep;
-      if (fabs((double)numeric[k]) > largest) largest = fabs((double)numeric[k]);
-    }
-    for (mhk_index k = 0; numeric && k < n && t->ctx->result == MHK_OK; k++) {
-      const double e = fabs((double)analytic[i = k * x->count / n] - (double)numeric[k]) / (largest > 0 ? largest : 1);
-      if (!(e <= worst)) {
-        worst = e;
-        r.error = e;
-        r.analytic = (double)analytic[i];
-        r.numeric = (double)numeric[k];
-        r.at = i;
-      }
-    }
+  const double step = (sizeof(mhk_real) == 4 ? 1e-2 : 1e-5) * (scale > 0 ? scale : 1);
+  const int was = mhk_tape_record(t, 0);
+  for (mhk_index k = 0; k < n && t->ctx->result == MHK_OK; k++) {
+    numeric[k] = MHK__R(mhk__finite_difference(t, f, user, x, k * x->count / n, step));
+    largest = fmax(largest, fabs((double)numeric[k]));
+  }
+  mhk_tape_record(t, was);
+  for (mhk_index k = 0; k < n && t->ctx->result == MHK_OK; k++) {
+    const mhk_index i = k * x->count / n;
+    const double e = fabs((double)analytic[i] - (double)numeric[k]) / (largest > 0 ? largest : 1);
+    if (e <= worst || worst != worst) continue; /* NaN is worst */
+    worst = r.error = e;
+    r.analytic = (double)analytic[i];
+    r.numeric = (double)numeric[k];
+    r.at = i;
   }
   r.checked = n;
   if (n == 0) r.error = 0;
-  mhk_tape_record(t, was);
   mhk__scratch_rewind(t->ctx, hold);
   if (t->ctx->result != MHK_OK) r.error = (double)NAN;
   if (report) *report = r;
@@ -5770,8 +5786,9 @@ MHKDEF double mhk_check_gradient(mhk_tape *t, mhk_tensor *(*f)(mhk_tape *t, void
 
    An op is a function on the tape. It checks its inputs, makes its output and computes it; where
    an input wants a gradient it also records what its backward pass will need. The backward pass,
-   mhk__..._back, stands beside it: it reads the gradient of the output and adds to those of the
-   inputs. The chapters after this one hold the ops that have kernels of their own. */
+   mhk__..._op_back, stands beside it: it reads the gradient of the output and adds to those of the
+   inputs. Above each pair stands what it computes: y the output, dy its gradient, and so on. The
+   chapters after this one hold the ops that have kernels of their own. */
 
 #if MHK__REFERENCE == 1 && !defined(MHK__PASS)
 /* ---- reference */
@@ -5795,66 +5812,100 @@ static inline double mhk__ref_gelu_slope(double x) {
 
 #if defined(MOHAWK_IMPLEMENTATION) && !defined(MHK__PASS)
 #ifndef MOHAWK_NO_TRAINING
-static int mhk__op_ready(const mhk_tape *t, const mhk_tensor *a, const mhk_tensor *b) {
-  return mhk__tape_ready(t) && a && b;
+/* ---- what ops have in common */
+
+/* May the op run? The tape has not failed, the first `needed` of its inputs are there, and all that
+   are there hold the arithmetic type; only the weights of linear and embedding may stay in a stored
+   type. The inputs follow, each an mhk_tensor *. */
+static int mhk__ready(mhk_tape *t, const char *op, int needed, int inputs, ...) {
+  int ready = mhk__tape_ready(t);
+  va_list list;
+  va_start(list, inputs);
+  for (int i = 0; ready && i < inputs; i++) {
+    const mhk_tensor *x = va_arg(list, mhk_tensor *);
+    if (!x)
+      ready = i >= needed;
+    else if (x->dtype != MHK_REAL)
+      ready = mhk__no(t->ctx, MHK_ERROR_ARGUMENT,
+                      "%s: %s is stored as %s; only the weights of linear and embedding may stay in a stored type", op,
+                      x->name ? x->name : "an input", mhk_dtype_name(x->dtype));
+  }
+  va_end(list);
+  return ready;
 }
 
-/* the op computes on the arithmetic type; stored types are for the weights of linear and
-   embedding */
-static int mhk__is_real(mhk_tape *t, const char *op, const mhk_tensor *x) {
-  if (x->dtype == MHK_REAL) return 1;
-  mhk_fail(t->ctx, MHK_ERROR_ARGUMENT,
-           "%s: %s is stored as %s; only the weights of linear and embedding may stay in a stored type", op,
-           x->name ? x->name : "an input", mhk_dtype_name(x->dtype));
-  return 0;
-}
-
-static mhk_tensor *mhk__shape_error(mhk_tape *t, const char *op, const mhk_tensor *a, const mhk_tensor *b,
-                                    const char *want) {
+/* whether a condition on the shapes of a and b holds; if not, the error says what is wanted */
+static int mhk__fits(mhk_tape *t, const char *op, int condition, const mhk_tensor *a, const mhk_tensor *b,
+                     const char *want) {
   char x[128], y[128];
-  mhk_fail(t->ctx, MHK_ERROR_SHAPE, "%s: %s%s%s and %s%s%s do not fit: %s", op, a->name ? a->name : "",
-           a->name ? " " : "", mhk__shape_text(a->rank, a->shape, x, sizeof x), b->name ? b->name : "",
-           b->name ? " " : "", mhk__shape_text(b->rank, b->shape, y, sizeof y), want);
-  return NULL;
+  if (condition) return 1;
+  return mhk__no(t->ctx, MHK_ERROR_SHAPE, "%s: %s%s%s and %s%s%s do not fit: %s", op, a->name ? a->name : "",
+                 a->name ? " " : "", mhk__shape_text(a->rank, a->shape, x, sizeof x), b->name ? b->name : "",
+                 b->name ? " " : "", mhk__shape_text(b->rank, b->shape, y, sizeof y), want);
 }
 
 static int mhk__same_shape(const mhk_tensor *a, const mhk_tensor *b) {
-  if (a->rank != b->rank) return 0;
-  for (int i = 0; i < a->rank; i++)
-    if (a->shape[i] != b->shape[i]) return 0;
-  return 1;
+  int same = a->rank == b->rank;
+  for (int i = 0; same && i < a->rank; i++) same = a->shape[i] == b->shape[i];
+  return same;
 }
 
 static mhk_index mhk__last(const mhk_tensor *x) { return x->rank > 0 ? x->shape[x->rank - 1] : 1; }
 static mhk_index mhk__row_count(const mhk_tensor *x) { return mhk__last(x) > 0 ? x->count / mhk__last(x) : 0; }
-static mhk_real *mhk__d(const mhk_tensor *x) { return (mhk_real *)x->data; }
 
+/* no bias, or one with a number for each of n */
+static int mhk__bias_fits(mhk_tape *t, const char *op, const mhk_tensor *x, const mhk_tensor *bias, mhk_index n) {
+  return !bias || mhk__fits(t, op, bias->rank == 1 && bias->shape[0] == n, x, bias,
+                            "the bias must have one number for each column of the output");
+}
+
+/* a new tensor with x's axes but for the last one */
+static mhk_tensor *mhk__new_wide(mhk_tape *t, const mhk_tensor *x, mhk_index last) {
+  mhk_index shape[MHK_MAX_RANK];
+  for (int i = 0; i < x->rank; i++) shape[i] = x->shape[i];
+  shape[x->rank - 1] = last;
+  return mhk__new(t, x->rank, shape);
+}
+
+/* Sums over rows, column by column: out (cols) += sum of dy, of a norm's weight
+   dy (x - mean) rstd. */
 typedef struct mhk__columns_args {
-  const mhk_real *x, *y;
-  mhk_real *out;
   mhk_index rows, cols;
-  const mhk_real *mean, *rstd;
+  const mhk_real *dy, *x, *mean, *rstd; /* dy and x (rows,cols), mean and rstd (rows); x NULL: no norm */
+  mhk_real *out;
 } mhk__columns_args;
 static void mhk__column_sum_body(mhk_context *ctx, void *args, mhk_index first, mhk_index last) {
   const mhk__columns_args *a = (const mhk__columns_args *)args;
+  const mhk_index n = last - first;
   mhk_real sum[64], *MHK__RESTRICT s = sum;
   (void)ctx;
-  for (mhk_index j = 0; j < last - first; j++) s[j] = 0;
+  for (mhk_index j = 0; j < n; j++) s[j] = 0;
   for (mhk_index r = 0; r < a->rows; r++) {
-    const mhk_real *x = a->x + r * a->cols + first;
-    for (mhk_index j = 0; j < last - first; j++) s[j] += x[j];
+    const mhk_real *dy = a->dy + r * a->cols + first;
+    if (a->x) {
+      const mhk_real *x = a->x + r * a->cols + first, mean = a->mean[r], rstd = a->rstd[r];
+      for (mhk_index j = 0; j < n; j++) s[j] += dy[j] * (x[j] - mean) * rstd;
+    } else
+      for (mhk_index j = 0; j < n; j++) s[j] += dy[j];
   }
-  for (mhk_index j = first; j < last; j++) a->out[j] += s[j - first];
+  for (mhk_index j = 0; j < n; j++) a->out[first + j] += s[j];
 }
-/* out (cols) += sum over rows of x */
-static void mhk__column_sum(mhk_context *ctx, mhk_index rows, mhk_index cols, const mhk_real *x, mhk_real *out) {
-  mhk__columns_args a;
-  memset(&a, 0, sizeof a);
-  a.x = x;
-  a.out = out;
-  a.rows = rows;
-  a.cols = cols;
+/* out (cols) += sum over rows of dy */
+static void mhk__column_sum(mhk_context *ctx, mhk_index rows, mhk_index cols, const mhk_real *dy, mhk_real *out) {
+  mhk__columns_args a = {rows, cols, dy, NULL, NULL, NULL, out};
   mhk__over(ctx, cols, 64, mhk__column_sum_body, &a);
+}
+
+/* row(ctx, args, r) for each of `rows` rows of n numbers, shared out among the workers */
+typedef void (*mhk__row_fn)(mhk_context *ctx, const void *args, mhk_index r);
+typedef struct mhk__each_row { mhk__row_fn row; const void *args; } mhk__each_row;
+static void mhk__each_row_body(mhk_context *ctx, void *args, mhk_index first, mhk_index last) {
+  const mhk__each_row *e = (const mhk__each_row *)args;
+  for (; first < last; first++) e->row(ctx, e->args, first);
+}
+static void mhk__over_rows(mhk_context *ctx, mhk_index rows, mhk_index n, mhk__row_fn row, const void *args) {
+  mhk__each_row e = {row, args};
+  mhk__over(ctx, rows, MHK__GRAIN / (n + 1) + 1, mhk__each_row_body, &e);
 }
 
 /* first token of each token's document, -1 for the first document of a row (it continues what came
@@ -5871,72 +5922,72 @@ static mhk_index *mhk__starts(mhk_tape *t, const int32_t *doc, mhk_index B, mhk_
 
 /* ---- elementwise ---- */
 
+/*    y = a + b    da += dy      db += dy
+      y = a - b    da += dy      db -= dy
+      y = a b      da += dy b    db += dy a
+   A vector or scalar b repeats, and its gradient is the sum over the repetitions. */
 typedef enum mhk__binary_kind { MHK__ADD2, MHK__SUB2, MHK__MUL2 } mhk__binary_kind;
-/* wrap: b's element of i is i % wrap */
-typedef struct mhk__binary_saved { mhk__binary_kind kind; mhk_index wrap; } mhk__binary_saved;
 
-static void mhk__binary_back(mhk_tape *t, mhk__node *n) {
-  const mhk__binary_saved *s = (const mhk__binary_saved *)n->saved;
-  mhk_tensor *a = n->in[0], *b = n->in[1], *y = n->out[0];
-  mhk_real *da = mhk__into(t, a), *db = mhk__into(t, b);
-  if (da) {
-    if (s->kind == MHK__MUL2) {
-      for (mhk_index i = 0; i < y->count; i += s->wrap)
-        for (mhk_index j = 0; j < s->wrap; j++)
-          da[i + j] += y->grad[i + j] * mhk__d(b)[j + (b->count == y->count ? i : 0)];
-    } else
-      mhk__axpy(t->ctx, y->count, MHK__R(1), y->grad, da);
-  }
-  if (!db) return;
-  if (b->count == y->count) {
-    if (s->kind == MHK__MUL2)
-      for (mhk_index i = 0; i < y->count; i++) db[i] += y->grad[i] * mhk__d(a)[i];
-    else
-      mhk__axpy(t->ctx, y->count, s->kind == MHK__SUB2 ? MHK__R(-1) : MHK__R(1), y->grad, db);
-  } else
-    for (mhk_index j = 0; j < s->wrap; j++) {
+static void mhk__binary_op_back(mhk_tape *t, mhk__node *n) {
+  const mhk__binary_kind kind = *(const mhk__binary_kind *)n->saved;
+  const mhk_index count = n->out[0]->count, wrap = n->in[1]->count;
+  const mhk_real *dy = n->out[0]->grad, *a = mhk__d(n->in[0]), *b = mhk__d(n->in[1]);
+  mhk_real *da = mhk__into(t, n->in[0]), *db = mhk__into(t, n->in[1]);
+  if (da && kind == MHK__MUL2) {
+    for (mhk_index i = 0; i < count; i += wrap)
+      for (mhk_index j = 0; j < wrap; j++) da[i + j] += dy[i + j] * b[j];
+  } else if (da)
+    mhk__axpy(t->ctx, count, MHK__R(1), dy, da);
+  if (db && wrap < count)
+    for (mhk_index j = 0; j < wrap; j++) {
       double sum = 0;
-      for (mhk_index i = j; i < y->count; i += s->wrap)
-        sum += (double)(s->kind == MHK__MUL2 ? y->grad[i] * mhk__d(a)[i] : y->grad[i]);
-      db[j] += MHK__R(s->kind == MHK__SUB2 ? -sum : sum);
+      for (mhk_index i = j; i < count; i += wrap) sum += (double)(kind == MHK__MUL2 ? dy[i] * a[i] : dy[i]);
+      db[j] += MHK__R(kind == MHK__SUB2 ? -sum : sum);
     }
+  else if (db && kind == MHK__MUL2)
+    for (mhk_index i = 0; i < count; i++) db[i] += dy[i] * a[i];
+  else if (db)
+    mhk__axpy(t->ctx, count, kind == MHK__SUB2 ? MHK__R(-1) : MHK__R(1), dy, db);
 }
 
-static mhk_tensor *mhk__binary(mhk_tape *t, const char *name, mhk__binary_kind kind, mhk_tensor *a, mhk_tensor *b) {
-  mhk_tensor *in[2];
-  if (!mhk__op_ready(t, a, b) || !mhk__is_real(t, name, a) || !mhk__is_real(t, name, b)) return NULL;
-  if (!mhk__same_shape(a, b) && b->count != 1 && !(b->rank == 1 && a->rank > 0 && b->count == mhk__last(a)))
-    return mhk__shape_error(t, name, a, b,
-                            "the second may have the shape of the first, of its last axis, or one element");
+static mhk_tensor *mhk__binary_op(mhk_tape *t, const char *name, mhk__binary_kind kind, mhk_tensor *a, mhk_tensor *b) {
+  if (!mhk__ready(t, name, 2, 2, a, b)) return NULL;
+  if (!mhk__fits(t, name,
+                 mhk__same_shape(a, b) || b->count == 1 || (b->rank == 1 && a->rank > 0 && b->count == mhk__last(a)), a,
+                 b, "the second may have the shape of the first, of its last axis, or one element"))
+    return NULL;
   mhk_tensor *y = mhk__new(t, a->rank, a->shape);
   if (!y) return NULL;
   const mhk_index wrap = b->count > 0 ? b->count : 1;
-  const mhk_real *x = mhk__d(a);
   const mhk_real *z = mhk__d(b);
-  for (mhk_index i = 0; i < a->count; i += wrap)
+  for (mhk_index i = 0; i < a->count; i += wrap) {
+    const mhk_real *x = mhk__d(a) + i;
     for (mhk_index j = 0; j < wrap; j++)
-      mhk__d(y)[i + j] = kind == MHK__ADD2 ? x[i + j] + z[j] : kind == MHK__SUB2 ? x[i + j] - z[j] : x[i + j] * z[j];
-  in[0] = a;
-  in[1] = b;
-  mhk__node *n = mhk__record(t, mhk__binary_back, 2, in, 1, &y, sizeof(mhk__binary_saved));
-  if (n) {
-    ((mhk__binary_saved *)n->saved)->kind = kind;
-    ((mhk__binary_saved *)n->saved)->wrap = wrap;
+      mhk__d(y)[i + j] = kind == MHK__ADD2 ? x[j] + z[j] : kind == MHK__SUB2 ? x[j] - z[j] : x[j] * z[j];
   }
-  return y;
+  return mhk__emit(t, mhk__binary_op_back, y, &kind, sizeof kind, 2, a, b);
 }
-MHKDEF mhk_tensor *mhk_add(mhk_tape *t, mhk_tensor *a, mhk_tensor *b) { return mhk__binary(t, "add", MHK__ADD2, a, b); }
-MHKDEF mhk_tensor *mhk_sub(mhk_tape *t, mhk_tensor *a, mhk_tensor *b) { return mhk__binary(t, "sub", MHK__SUB2, a, b); }
-MHKDEF mhk_tensor *mhk_mul(mhk_tape *t, mhk_tensor *a, mhk_tensor *b) { return mhk__binary(t, "mul", MHK__MUL2, a, b); }
+MHKDEF mhk_tensor *mhk_add(mhk_tape *t, mhk_tensor *a, mhk_tensor *b) {
+  return mhk__binary_op(t, "add", MHK__ADD2, a, b);
+}
+MHKDEF mhk_tensor *mhk_sub(mhk_tape *t, mhk_tensor *a, mhk_tensor *b) {
+  return mhk__binary_op(t, "sub", MHK__SUB2, a, b);
+}
+MHKDEF mhk_tensor *mhk_mul(mhk_tape *t, mhk_tensor *a, mhk_tensor *b) {
+  return mhk__binary_op(t, "mul", MHK__MUL2, a, b);
+}
 
+/* y = f(x), dx += dy f'(x): f stands in mhk__unary_body, f' in mhk__unary_back_body */
 typedef enum mhk__unary_kind {
   MHK__SCALE1, MHK__SQUARE1, MHK__SQRT1, MHK__EXP1, MHK__LOG1, MHK__SIGMOID1, MHK__SOFTPLUS1, MHK__SILU1, MHK__GELU1
 } mhk__unary_kind;
 typedef struct mhk__unary_args {
   mhk__unary_kind kind;
   mhk_real factor;
-  const mhk_real *x, *y, *dy;
-  mhk_real *out;
+  const mhk_real *x;
+  mhk_real *y;
+  const mhk_real *dy;
+  mhk_real *dx;
 } mhk__unary_args;
 
 static mhk_real mhk__sigmoid1(mhk_real x) { return MHK__R(1) / (MHK__R(1) + MHK__REXP(-x)); }
@@ -5944,7 +5995,7 @@ static mhk_real mhk__sigmoid1(mhk_real x) { return MHK__R(1) / (MHK__R(1) + MHK_
 static void mhk__unary_body(mhk_context *ctx, void *args, mhk_index first, mhk_index last) {
   const mhk__unary_args *a = (const mhk__unary_args *)args;
   const mhk_real *x = a->x;
-  mhk_real *y = a->out, f = a->factor;
+  mhk_real *y = a->y, f = a->factor;
   switch (a->kind) {
     case MHK__SCALE1: for (mhk_index i = first; i < last; i++) y[i] = x[i] * f; break;
     case MHK__SQUARE1: for (mhk_index i = first; i < last; i++) y[i] = x[i] * x[i]; break;
@@ -5952,7 +6003,7 @@ static void mhk__unary_body(mhk_context *ctx, void *args, mhk_index first, mhk_i
     case MHK__EXP1: for (mhk_index i = first; i < last; i++) y[i] = MHK__REXP(x[i]); break;
     case MHK__LOG1: for (mhk_index i = first; i < last; i++) y[i] = MHK__R(log(x[i])); break;
     case MHK__SIGMOID1: for (mhk_index i = first; i < last; i++) y[i] = mhk__sigmoid1(x[i]); break;
-    case MHK__SOFTPLUS1:
+    case MHK__SOFTPLUS1: /* log(1 + e^x) */
       for (mhk_index i = first; i < last; i++) y[i] = (x[i] > 0 ? x[i] : 0) + MHK__R(log1p(exp(-fabs((double)x[i]))));
       break;
     case MHK__SILU1: for (mhk_index i = first; i < last; i++) y[i] = x[i] * mhk__sigmoid1(x[i]); break;
@@ -5963,7 +6014,7 @@ static void mhk__unary_body(mhk_context *ctx, void *args, mhk_index first, mhk_i
 static void mhk__unary_back_body(mhk_context *ctx, void *args, mhk_index first, mhk_index last) {
   const mhk__unary_args *a = (const mhk__unary_args *)args;
   const mhk_real *x = a->x, *y = a->y, *g = a->dy;
-  mhk_real *d = a->out, f = a->factor, s;
+  mhk_real *d = a->dx, f = a->factor, s, block[256];
   switch (a->kind) {
     case MHK__SCALE1: for (mhk_index i = first; i < last; i++) d[i] += g[i] * f; break;
     case MHK__SQUARE1: for (mhk_index i = first; i < last; i++) d[i] += g[i] * 2 * x[i]; break;
@@ -5979,295 +6030,242 @@ static void mhk__unary_back_body(mhk_context *ctx, void *args, mhk_index first, 
         d[i] += g[i] * s * (1 + x[i] * (1 - s));
       }
       break;
-    case MHK__GELU1:
-      for (mhk_index i = first; i < last;) {
-        mhk_real block[256];
-        const mhk_index k = mhk__min(256, last - i);
+    case MHK__GELU1: /* the kernel writes, and this adds */
+      for (mhk_index i = first, k; i < last; i += k) {
+        k = mhk__min(256, last - i);
         ctx->kernels->gelu_back(k, x + i, g + i, block);
         for (mhk_index j = 0; j < k; j++) d[i + j] += block[j];
-        i += k;
       }
       break;
   }
 }
 
-static void mhk__unary_back(mhk_tape *t, mhk__node *n) {
+static void mhk__unary_op_back(mhk_tape *t, mhk__node *n) {
   mhk__unary_args a = *(const mhk__unary_args *)n->saved;
-  a.out = mhk__into(t, n->in[0]);
+  a.dx = mhk__into(t, n->in[0]);
   a.dy = n->out[0]->grad;
-  if (a.out) mhk__over(t->ctx, n->in[0]->count, MHK__GRAIN, mhk__unary_back_body, &a);
+  if (a.dx) mhk__over(t->ctx, n->in[0]->count, MHK__GRAIN, mhk__unary_back_body, &a);
 }
 
-static mhk_tensor *mhk__unary(mhk_tape *t, const char *name, mhk__unary_kind kind, double factor, mhk_tensor *x) {
-  mhk__unary_args a;
-  if (!mhk__op_ready(t, x, x) || !mhk__is_real(t, name, x)) return NULL;
+static mhk_tensor *mhk__unary_op(mhk_tape *t, const char *name, mhk__unary_kind kind, double factor, mhk_tensor *x) {
+  if (!mhk__ready(t, name, 1, 1, x)) return NULL;
   mhk_tensor *y = mhk__new(t, x->rank, x->shape);
   if (!y) return NULL;
-  memset(&a, 0, sizeof a);
-  a.kind = kind;
-  a.factor = MHK__R(factor);
-  a.x = mhk__d(x);
-  a.y = a.out = mhk__d(y);
+  mhk__unary_args a = {kind, MHK__R(factor), mhk__d(x), mhk__d(y), NULL, NULL};
   mhk__over(t->ctx, x->count, MHK__GRAIN, mhk__unary_body, &a);
-  mhk__node *n = mhk__record(t, mhk__unary_back, 1, &x, 1, &y, sizeof a);
-  if (n) *(mhk__unary_args *)n->saved = a;
-  return y;
+  return mhk__emit(t, mhk__unary_op_back, y, &a, sizeof a, 1, x);
 }
 MHKDEF mhk_tensor *mhk_scale(mhk_tape *t, mhk_tensor *x, double factor) {
-  if (!mhk__op_ready(t, x, x) || !mhk__number_fits(t->ctx, "scale", "factor", factor, -MHK__REAL_MOST, MHK__REAL_MOST))
+  if (!mhk__ready(t, "scale", 1, 1, x) ||
+      !mhk__number_fits(t->ctx, "scale", "factor", factor, -MHK__REAL_MOST, MHK__REAL_MOST))
     return NULL;
-  return mhk__unary(t, "scale", MHK__SCALE1, factor, x);
+  return mhk__unary_op(t, "scale", MHK__SCALE1, factor, x);
 }
-MHKDEF mhk_tensor *mhk_square(mhk_tape *t, mhk_tensor *x) { return mhk__unary(t, "square", MHK__SQUARE1, 0, x); }
-MHKDEF mhk_tensor *mhk_sqrt(mhk_tape *t, mhk_tensor *x) { return mhk__unary(t, "sqrt", MHK__SQRT1, 0, x); }
-MHKDEF mhk_tensor *mhk_exp(mhk_tape *t, mhk_tensor *x) { return mhk__unary(t, "exp", MHK__EXP1, 0, x); }
-MHKDEF mhk_tensor *mhk_log(mhk_tape *t, mhk_tensor *x) { return mhk__unary(t, "log", MHK__LOG1, 0, x); }
-MHKDEF mhk_tensor *mhk_sigmoid(mhk_tape *t, mhk_tensor *x) { return mhk__unary(t, "sigmoid", MHK__SIGMOID1, 0, x); }
-MHKDEF mhk_tensor *mhk_softplus(mhk_tape *t, mhk_tensor *x) { return mhk__unary(t, "softplus", MHK__SOFTPLUS1, 0, x); }
-MHKDEF mhk_tensor *mhk_silu(mhk_tape *t, mhk_tensor *x) { return mhk__unary(t, "silu", MHK__SILU1, 0, x); }
-MHKDEF mhk_tensor *mhk_gelu(mhk_tape *t, mhk_tensor *x) { return mhk__unary(t, "gelu", MHK__GELU1, 0, x); }
+MHKDEF mhk_tensor *mhk_square(mhk_tape *t, mhk_tensor *x) { return mhk__unary_op(t, "square", MHK__SQUARE1, 0, x); }
+MHKDEF mhk_tensor *mhk_sqrt(mhk_tape *t, mhk_tensor *x) { return mhk__unary_op(t, "sqrt", MHK__SQRT1, 0, x); }
+MHKDEF mhk_tensor *mhk_exp(mhk_tape *t, mhk_tensor *x) { return mhk__unary_op(t, "exp", MHK__EXP1, 0, x); }
+MHKDEF mhk_tensor *mhk_log(mhk_tape *t, mhk_tensor *x) { return mhk__unary_op(t, "log", MHK__LOG1, 0, x); }
+MHKDEF mhk_tensor *mhk_sigmoid(mhk_tape *t, mhk_tensor *x) { return mhk__unary_op(t, "sigmoid", MHK__SIGMOID1, 0, x); }
+MHKDEF mhk_tensor *mhk_softplus(mhk_tape *t, mhk_tensor *x) {
+  return mhk__unary_op(t, "softplus", MHK__SOFTPLUS1, 0, x);
+}
+MHKDEF mhk_tensor *mhk_silu(mhk_tape *t, mhk_tensor *x) { return mhk__unary_op(t, "silu", MHK__SILU1, 0, x); }
+MHKDEF mhk_tensor *mhk_gelu(mhk_tape *t, mhk_tensor *x) { return mhk__unary_op(t, "gelu", MHK__GELU1, 0, x); }
 
 /* ---- reductions and layout ---- */
 
-typedef struct mhk__sum_saved { mhk_real factor; } mhk__sum_saved;
-
-static void mhk__sum_back(mhk_tape *t, mhk__node *n) {
+/* y_i = f (sum of each run of n numbers of x)    dx += f dy_i, throughout the run */
+static void mhk__sums_op_back(mhk_tape *t, mhk__node *n) {
   mhk_real *d = mhk__into(t, n->in[0]);
-  const mhk_real f = ((const mhk__sum_saved *)n->saved)->factor;
-  const mhk_index each = n->out[0]->count ? n->in[0]->count / n->out[0]->count : 0;
-  for (mhk_index i = 0; d && i < n->out[0]->count; i++)
+  const mhk_real f = *(const mhk_real *)n->saved;
+  const mhk_index runs = n->out[0]->count, each = runs ? n->in[0]->count / runs : 0;
+  for (mhk_index i = 0; d && i < runs; i++)
     for (mhk_index j = 0; j < each; j++) d[i * each + j] += f * n->out[0]->grad[i];
 }
 
-/* sums of runs of each elements, times factor */
-static mhk_tensor *mhk__sums(mhk_tape *t, const char *name, mhk_tensor *x, int rank, mhk_index each, double factor) {
-  if (!mhk__is_real(t, name, x)) return NULL;
-  mhk_tensor *y = mhk__new(t, rank, x->shape);
+/* the output has the first `rank` axes of x */
+static mhk_tensor *mhk__sums_op(mhk_tape *t, const char *name, mhk_tensor *x, int rank, double factor) {
+  mhk_tensor *y = mhk__ready(t, name, 1, 1, x) ? mhk__new(t, rank, x->shape) : NULL;
   if (!y) return NULL;
+  const mhk_index each = y->count ? x->count / y->count : 0;
   for (mhk_index i = 0; i < y->count; i++) {
     double sum = 0;
     for (mhk_index j = 0; j < each; j++) sum += (double)mhk__d(x)[i * each + j];
     mhk__d(y)[i] = MHK__R(sum * factor);
   }
-  mhk__node *n = mhk__record(t, mhk__sum_back, 1, &x, 1, &y, sizeof(mhk__sum_saved));
-  if (n) ((mhk__sum_saved *)n->saved)->factor = MHK__R(factor);
-  return y;
+  const mhk_real f = MHK__R(factor);
+  return mhk__emit(t, mhk__sums_op_back, y, &f, sizeof f, 1, x);
 }
-MHKDEF mhk_tensor *mhk_sum(mhk_tape *t, mhk_tensor *x) {
-  return mhk__op_ready(t, x, x) ? mhk__sums(t, "sum", x, 0, x->count, 1) : NULL;
-}
+MHKDEF mhk_tensor *mhk_sum(mhk_tape *t, mhk_tensor *x) { return mhk__sums_op(t, "sum", x, 0, 1); }
 MHKDEF mhk_tensor *mhk_mean(mhk_tape *t, mhk_tensor *x) {
-  return mhk__op_ready(t, x, x) ? mhk__sums(t, "mean", x, 0, x->count, x->count ? 1.0 / (double)x->count : 0) : NULL;
+  return mhk__sums_op(t, "mean", x, 0, x && x->count ? 1.0 / (double)x->count : 0);
 }
 MHKDEF mhk_tensor *mhk_sum_last(mhk_tape *t, mhk_tensor *x) {
-  if (!mhk__op_ready(t, x, x)) return NULL;
-  return x->rank == 0 ? mhk__sums(t, "sum_last", x, 0, 1, 1)
-                      : mhk__sums(t, "sum_last", x, x->rank - 1, mhk__last(x), 1);
+  return mhk__sums_op(t, "sum_last", x, x && x->rank > 0 ? x->rank - 1 : 0, 1);
 }
 
 static mhk__matrix mhk__real_mat(const mhk_real *data, mhk_index row, mhk_index col) {
   return mhk__mat(data, MHK_REAL, row, col);
 }
 
-static const mhk__epilogue *mhk__accumulate(mhk__epilogue *e) {
-  memset(e, 0, sizeof *e);
-  e->accumulate = 1;
+/* a product that is added to what is there */
+static mhk__epilogue mhk__accumulate(void) {
+  mhk__epilogue e;
+  memset(&e, 0, sizeof e);
+  e.accumulate = 1;
   return e;
 }
 
-typedef struct mhk__matmul_saved { mhk_index batch, m, n, k, brs, bcs; } mhk__matmul_saved;
+/* y = a b      da += dy b^T    db += a^T dy
+   y = a b^T    da += dy b      db += dy^T a
+   y (batch,m,n), a (batch,m,k) */
+typedef struct mhk__matmul_saved { mhk_index batch, m, n, k; int transposed; } mhk__matmul_saved;
 
+/* batch times c (M,N) = a (M,K) b (K,N), or added to c */
 static void mhk__products(mhk_context *ctx, mhk_index batch, mhk_index M, mhk_index N, mhk_index K, mhk__matrix a,
                           mhk__matrix b, mhk_real *c, int accumulate) {
-  mhk__batch_args g;
-  g.M = M;
-  g.N = g.ldc = N;
-  g.K = K;
-  g.step_a = M * K;
-  g.step_b = K * N;
-  g.step_c = M * N;
-  g.a = a;
-  g.b = b;
-  g.c = c;
-  g.accumulate = accumulate;
+  mhk__batch_args g = {M, N, K, M * K, K * N, M * N, N, a, b, c, accumulate};
   mhk__gemm_batch(ctx, batch, &g);
 }
 
-static void mhk__matmul_back(mhk_tape *t, mhk__node *node) {
-  const mhk__matmul_saved *s = (const mhk__matmul_saved *)node->saved;
+static void mhk__matmul_op_back(mhk_tape *t, mhk__node *node) {
+  const mhk__matmul_saved s = *(const mhk__matmul_saved *)node->saved;
   const mhk_real *g = node->out[0]->grad, *a = mhk__d(node->in[0]), *b = mhk__d(node->in[1]);
   mhk_real *da = mhk__into(t, node->in[0]), *db = mhk__into(t, node->in[1]);
   if (da)
-    mhk__products(t->ctx, s->batch, s->m, s->k, s->n, mhk__real_mat(g, s->n, 1), mhk__real_mat(b, s->bcs, s->brs), da,
-                  1);
-  /* b is (k,n) */
-  if (db && s->bcs == 1)
-    mhk__products(t->ctx, s->batch, s->k, s->n, s->m, mhk__real_mat(a, 1, s->k), mhk__real_mat(g, s->n, 1), db, 1);
-  if (db && s->bcs != 1)
-    mhk__products(t->ctx, s->batch, s->n, s->k, s->m, mhk__real_mat(g, 1, s->n), mhk__real_mat(a, s->k, 1), db, 1);
+    mhk__products(t->ctx, s.batch, s.m, s.k, s.n, mhk__real_mat(g, s.n, 1),
+                  s.transposed ? mhk__real_mat(b, s.k, 1) : mhk__real_mat(b, 1, s.n), da, 1);
+  if (db && s.transposed)
+    mhk__products(t->ctx, s.batch, s.n, s.k, s.m, mhk__real_mat(g, 1, s.n), mhk__real_mat(a, s.k, 1), db, 1);
+  else if (db)
+    mhk__products(t->ctx, s.batch, s.k, s.n, s.m, mhk__real_mat(a, 1, s.k), mhk__real_mat(g, s.n, 1), db, 1);
 }
 
 MHKDEF mhk_tensor *mhk_matmul(mhk_tape *t, mhk_tensor *a, mhk_tensor *b, int transpose_b) {
-  mhk_index shape[MHK_MAX_RANK];
-  mhk__matmul_saved s;
-  mhk_tensor *in[2];
-  int r;
-  if (!mhk__op_ready(t, a, b) || !mhk__is_real(t, "matmul", a) || !mhk__is_real(t, "matmul", b)) return NULL;
+  if (!mhk__ready(t, "matmul", 2, 2, a, b)) return NULL;
   int fits = a->rank >= 2 && b->rank == a->rank;
-  for (r = 0; fits && r < a->rank - 2; r++) fits = a->shape[r] == b->shape[r];
-  if (!fits || a->shape[a->rank - 1] != b->shape[b->rank - (transpose_b ? 1 : 2)])
-    return mhk__shape_error(t, "matmul", a, b,
-                            transpose_b ? "(...,m,k) and (...,n,k) are needed" : "(...,m,k) and (...,k,n) are needed");
-  for (r = 0; r < a->rank; r++) shape[r] = a->shape[r];
-  s.m = a->shape[a->rank - 2];
-  s.k = a->shape[a->rank - 1];
-  s.n = shape[a->rank - 1] = b->shape[b->rank - (transpose_b ? 2 : 1)];
-  s.brs = transpose_b ? 1 : s.n;
-  s.bcs = transpose_b ? s.k : 1;
-  mhk_tensor *y = mhk__new(t, a->rank, shape);
+  mhk_index batch = 1;
+  for (int r = 0; fits && r < a->rank - 2; r++) {
+    fits = a->shape[r] == b->shape[r];
+    batch *= a->shape[r];
+  }
+  if (!mhk__fits(t, "matmul", fits && mhk__last(a) == b->shape[b->rank - (transpose_b ? 1 : 2)], a, b,
+                 transpose_b ? "(...,m,k) and (...,n,k) are needed" : "(...,m,k) and (...,k,n) are needed"))
+    return NULL;
+  const mhk__matmul_saved s = {batch, a->shape[a->rank - 2], b->shape[b->rank - (transpose_b ? 2 : 1)], mhk__last(a),
+                               transpose_b != 0};
+  mhk_tensor *y = mhk__new_wide(t, a, s.n);
   if (!y) return NULL;
-  for (s.batch = 1, r = 0; r < a->rank - 2; r++) s.batch *= a->shape[r];
-  mhk__products(t->ctx, s.batch, s.m, s.n, s.k, mhk__real_mat(mhk__d(a), s.k, 1),
-                mhk__real_mat(mhk__d(b), s.brs, s.bcs), mhk__d(y), 0);
-  in[0] = a;
-  in[1] = b;
-  mhk__node *node = mhk__record(t, mhk__matmul_back, 2, in, 1, &y, sizeof s);
-  if (node) *(mhk__matmul_saved *)node->saved = s;
-  return t->ctx->result == MHK_OK ? y : NULL;
+  mhk__products(t->ctx, batch, s.m, s.n, s.k, mhk__real_mat(mhk__d(a), s.k, 1),
+                transpose_b ? mhk__real_mat(mhk__d(b), 1, s.k) : mhk__real_mat(mhk__d(b), s.n, 1), mhk__d(y), 0);
+  return mhk__emit(t, mhk__matmul_op_back, y, &s, sizeof s, 2, a, b);
 }
 
-typedef struct mhk__slice_saved { mhk_index first; } mhk__slice_saved;
-
-static void mhk__slice_back(mhk_tape *t, mhk__node *n) {
+/* y = columns [first,first+width) of x    dx += dy, in these columns */
+static void mhk__columns_op_back(mhk_tape *t, mhk__node *n) {
   mhk_real *d = mhk__into(t, n->in[0]);
-  const mhk_index first = ((const mhk__slice_saved *)n->saved)->first, wide = mhk__last(n->in[0]),
-                  w = mhk__last(n->out[0]), rows = mhk__row_count(n->out[0]);
+  const mhk_index first = *(const mhk_index *)n->saved, wide = mhk__last(n->in[0]), w = mhk__last(n->out[0]),
+                  rows = mhk__row_count(n->out[0]);
   for (mhk_index r = 0; d && r < rows; r++)
     for (mhk_index j = 0; j < w; j++) d[r * wide + first + j] += n->out[0]->grad[r * w + j];
 }
 
 MHKDEF mhk_tensor *mhk_columns(mhk_tape *t, mhk_tensor *x, mhk_index first, mhk_index width) {
-  mhk_index shape[MHK_MAX_RANK];
-  if (!mhk__op_ready(t, x, x) || !mhk__is_real(t, "columns", x)) return NULL;
-  if (x->rank < 1 || first < 0 || width < 0 || first > mhk__last(x) || width > mhk__last(x) - first) {
-    mhk_fail(t->ctx, MHK_ERROR_SHAPE, "%lld columns from %lld on of a tensor whose last axis has %lld",
-             (long long)width, (long long)first, (long long)mhk__last(x));
-    return NULL;
-  }
-  for (int i = 0; i < x->rank; i++) shape[i] = x->shape[i];
-  shape[x->rank - 1] = width;
-  mhk_tensor *y = mhk__new(t, x->rank, shape);
-  if (!y) return NULL;
+  if (!mhk__ready(t, "columns", 1, 1, x)) return NULL;
+  if (x->rank < 1 || first < 0 || width < 0 || first > mhk__last(x) || width > mhk__last(x) - first)
+    return mhk__null(t->ctx, MHK_ERROR_SHAPE, "%lld columns from %lld on of a tensor whose last axis has %lld",
+                     (long long)width, (long long)first, (long long)mhk__last(x));
+  mhk_tensor *y = mhk__new_wide(t, x, width);
   const mhk_index rows = mhk__row_count(x);
-  for (mhk_index r = 0; r < rows; r++)
+  for (mhk_index r = 0; y && r < rows; r++)
     memcpy(mhk__d(y) + r * width, mhk__d(x) + r * mhk__last(x) + first, (size_t)width * sizeof(mhk_real));
-  mhk__node *n = mhk__record(t, mhk__slice_back, 1, &x, 1, &y, sizeof(mhk__slice_saved));
-  if (n) ((mhk__slice_saved *)n->saved)->first = first;
-  return y;
+  return y ? mhk__emit(t, mhk__columns_op_back, y, &first, sizeof first, 1, x) : NULL;
 }
 
-/* out (B,H,T,P) = or += in (B,T,H,P) */
-static void mhk__swap(const mhk_real *in, mhk_index B, mhk_index T, mhk_index H, mhk_index P, mhk_real *out, int add) {
-  for (mhk_index b = 0; b < B; b++)
-    for (mhk_index t = 0; t < T; t++)
-      for (mhk_index h = 0; h < H; h++) {
-        const mhk_real *x = in + ((b * T + t) * H + h) * P;
-        mhk_real *y = out + ((b * H + h) * T + t) * P;
-        for (mhk_index p = 0; p < P; p++) y[p] = add ? y[p] + x[p] : x[p];
-      }
+/* y (B,H,T,P) = or += x (B,T,H,P); the shape is x's, whose axes after the first three are one */
+static void mhk__swap(const mhk_tensor *shape, const mhk_real *x, mhk_real *y, int add) {
+  const mhk_index T = shape->shape[1], H = shape->shape[2], heads = shape->shape[0] * T * H,
+                  P = shape->count ? shape->count / heads : 0;
+  for (mhk_index i = 0; i < heads; i++, x += P) {
+    const mhk_index b = i / (T * H), s = i / H % T, h = i % H;
+    mhk_real *to = y + ((b * H + h) * T + s) * P;
+    for (mhk_index p = 0; p < P; p++) to[p] = add ? to[p] + x[p] : x[p];
+  }
 }
 
-static void mhk__swap_back(mhk_tape *t, mhk__node *n) {
+/* y = x with two axes exchanged    dx += dy with the same axes exchanged */
+static void mhk__swap_op_back(mhk_tape *t, mhk__node *n) {
   mhk_real *d = mhk__into(t, n->in[0]);
-  const mhk_tensor *y = n->out[0];
-  if (d)
-    mhk__swap(y->grad, y->shape[0], y->shape[1], y->shape[2],
-              y->count ? y->count / (y->shape[0] * y->shape[1] * y->shape[2]) : 0, d, 1);
+  if (d) mhk__swap(n->out[0], n->out[0]->grad, d, 1);
 }
 
 MHKDEF mhk_tensor *mhk_swap_heads(mhk_tape *t, mhk_tensor *x) {
-  mhk_index shape[MHK_MAX_RANK];
-  if (!mhk__op_ready(t, x, x) || !mhk__is_real(t, "swap_heads", x)) return NULL;
-  if (x->rank < 3) {
-    mhk_fail(t->ctx, MHK_ERROR_SHAPE, "swap_heads: a tensor of rank %d has no axes 1 and 2 before its last one",
-             x->rank);
-    return NULL;
-  }
-  for (int i = 0; i < x->rank; i++) shape[i] = x->shape[i];
-  shape[1] = x->shape[2];
-  shape[2] = x->shape[1];
+  if (!mhk__ready(t, "swap_heads", 1, 1, x)) return NULL;
+  if (x->rank < 3)
+    return mhk__null(t->ctx, MHK_ERROR_SHAPE,
+                     "swap_heads: a tensor of rank %d has no axes 1 and 2 before its last one", x->rank);
+  const mhk_index shape[MHK_MAX_RANK] = {x->shape[0], x->shape[2], x->shape[1], x->shape[3], x->shape[4]};
   mhk_tensor *y = mhk__new(t, x->rank, shape);
   if (!y) return NULL;
-  mhk__swap(mhk__d(x), x->shape[0], x->shape[1], x->shape[2],
-            x->count ? x->count / (x->shape[0] * x->shape[1] * x->shape[2]) : 0, mhk__d(y), 0);
-  mhk__record(t, mhk__swap_back, 1, &x, 1, &y, 0);
-  return y;
+  mhk__swap(x, mhk__d(x), mhk__d(y), 0);
+  return mhk__emit(t, mhk__swap_op_back, y, NULL, 0, 1, x);
 }
 
 /* ---- embedding and linear ---- */
 
-typedef struct mhk__embedding_saved { const int32_t *tokens; mhk_index rows, d; } mhk__embedding_saved;
-typedef struct mhk__embedding_args { mhk__embedding_saved s; const mhk_real *dy; mhk_real *dw; } mhk__embedding_args;
+/* y_r = w[token_r]    dw[token_r] += dy_r */
+typedef struct mhk__embedding_args {
+  const int32_t *tokens;
+  mhk_index rows, d;
+  const mhk_real *dy;
+  mhk_real *dw;
+} mhk__embedding_args;
 
 static void mhk__embedding_back_body(mhk_context *ctx, void *args, mhk_index first, mhk_index last) {
   const mhk__embedding_args *a = (const mhk__embedding_args *)args;
   (void)ctx;
-  for (mhk_index r = 0; r < a->s.rows; r++) {
-    const mhk_real *g = a->dy + r * a->s.d;
-    mhk_real *w = a->dw + a->s.tokens[r] * a->s.d;
+  for (mhk_index r = 0; r < a->rows; r++) {
+    const mhk_real *g = a->dy + r * a->d;
+    mhk_real *w = a->dw + a->tokens[r] * a->d;
     for (mhk_index j = first; j < last; j++) w[j] += g[j];
   }
 }
 
-static void mhk__embedding_back(mhk_tape *t, mhk__node *n) {
-  mhk__embedding_args a;
-  a.s = *(const mhk__embedding_saved *)n->saved;
+static void mhk__embedding_op_back(mhk_tape *t, mhk__node *n) {
+  mhk__embedding_args a = *(const mhk__embedding_args *)n->saved;
   a.dw = mhk__into(t, n->in[0]);
   a.dy = n->out[0]->grad;
-  if (a.dw) mhk__over(t->ctx, a.s.d, 64, mhk__embedding_back_body, &a);
+  if (a.dw) mhk__over(t->ctx, a.d, 64, mhk__embedding_back_body, &a); /* columns: two rows may be of one token */
 }
 
 MHKDEF mhk_tensor *mhk_embedding(mhk_tape *t, mhk_tensor *w, const int32_t *tokens, mhk_index B, mhk_index T) {
-  mhk_index shape[3];
-  if (!mhk__op_ready(t, w, w)) return NULL;
-  if (!tokens && B > 0 && T > 0) {
-    mhk_fail(t->ctx, MHK_ERROR_ARGUMENT, "embedding: %lld x %lld tokens are needed, and there are none (NULL)",
-             (long long)B, (long long)T);
-    return NULL;
-  }
-  if (w->rank != 2) {
-    mhk_fail(t->ctx, MHK_ERROR_SHAPE, "embedding: the weight has rank %d and must be (vocabulary, d_model)", w->rank);
-    return NULL;
-  }
-  shape[0] = B;
-  shape[1] = T;
-  shape[2] = w->shape[1];
+  if (!mhk__tape_ready(t) || !w) return NULL;
+  if (!tokens && B > 0 && T > 0)
+    return mhk__null(t->ctx, MHK_ERROR_ARGUMENT, "embedding: %lld x %lld tokens are needed, and there are none (NULL)",
+                     (long long)B, (long long)T);
+  if (w->rank != 2)
+    return mhk__null(t->ctx, MHK_ERROR_SHAPE, "embedding: the weight has rank %d and must be (vocabulary, d_model)",
+                     w->rank);
+  const mhk_index shape[3] = {B, T, w->shape[1]};
   mhk_tensor *y = mhk__new(t, 3, shape);
-  if (!y) return NULL;
+  int32_t *copy = y ? (int32_t *)mhk__arena_zeros(t->ctx, &t->arena, B * T, sizeof(int32_t)) : NULL;
+  if (!copy) return NULL;
   for (mhk_index r = 0; r < B * T; r++) {
-    mhk_real *to = mhk__d(y) + r * w->shape[1];
-    if (tokens[r] < 0 || tokens[r] >= w->shape[0]) {
-      mhk_fail(t->ctx, MHK_ERROR_ARGUMENT, "token %lld of the input is %d: the vocabulary has ids 0 to %lld",
-               (long long)r, (int)tokens[r], (long long)w->shape[0] - 1);
-      return NULL;
-    }
-    mhk_tensor_read(w, tokens[r] * w->shape[1], w->shape[1], to);
+    if (tokens[r] < 0 || tokens[r] >= w->shape[0])
+      return mhk__null(t->ctx, MHK_ERROR_ARGUMENT, "token %lld of the input is %d: the vocabulary has ids 0 to %lld",
+                       (long long)r, (int)tokens[r], (long long)w->shape[0] - 1);
+    copy[r] = tokens[r];
+    mhk_tensor_read(w, tokens[r] * w->shape[1], w->shape[1], mhk__d(y) + r * w->shape[1]);
   }
-  mhk__node *n = mhk__record(t, mhk__embedding_back, 1, &w, 1, &y, sizeof(mhk__embedding_saved));
-  if (n) {
-    mhk__embedding_saved *s = (mhk__embedding_saved *)n->saved;
-    int32_t *copy = (int32_t *)mhk__arena_zeros(t->ctx, &t->arena, B * T, sizeof(int32_t));
-    if (!copy) return NULL;
-    if (B * T > 0) memcpy(copy, tokens, (size_t)(B * T) * sizeof(int32_t));
-    s->tokens = copy;
-    s->rows = B * T;
-    s->d = w->shape[1];
-  }
-  return y;
+  const mhk__embedding_args a = {copy, B * T, w->shape[1], NULL, NULL};
+  return mhk__emit(t, mhk__embedding_op_back, y, &a, sizeof a, 1, w);
 }
 
+/*    y = x w^T + bias            dx += dy w    dw += dy^T x    dbias += sum over rows of dy
+      y = gelu(x w^T + bias)      the same with dy gelu'(before) for dy
+      y = x w^T + bias + r        dr += dy */
 typedef struct mhk__linear_saved {
-  mhk_real *before; /* gelu */
+  mhk_real *before; /* what gelu is applied to */
   mhk_precision precision;
 } mhk__linear_saved;
 
@@ -6286,23 +6284,19 @@ static void mhk__gelu_back_body(mhk_context *ctx, void *args, mhk_index first, m
   ctx->kernels->gelu_back(last - first, a->x + first, a->dy + first, a->dx + first);
 }
 
-static void mhk__linear_back(mhk_tape *t, mhk__node *n) {
+static void mhk__linear_op_back(mhk_tape *t, mhk__node *n) {
   const mhk__linear_saved *s = (const mhk__linear_saved *)n->saved;
   mhk_context *ctx = t->ctx;
-  mhk_tensor *x = n->in[0], *w = n->in[1], *b = n->in[2], *residual = n->in[3], *y = n->out[0];
+  mhk_tensor *x = n->in[0], *w = n->in[1], *y = n->out[0];
   const mhk_index N = w->shape[0], K = w->shape[1], rows = N ? y->count / N : 0;
   const mhk__mark mark = mhk__scratch_mark(ctx);
-  mhk_real *dw = mhk__into(t, w), *db = mhk__into(t, b), *dr = mhk__into(t, residual), *dx;
+  mhk_real *dw = mhk__into(t, w), *db = mhk__into(t, n->in[2]), *dr = mhk__into(t, n->in[3]);
   const mhk_real *g = y->grad;
-  mhk__epilogue e;
+  mhk__epilogue e = mhk__accumulate();
   int add = 1;
-  dx = rows > 0 ? mhk__into_all(t, x, &add) : NULL;
-  mhk__accumulate(&e);
+  mhk_real *dx = rows > 0 ? mhk__into_all(t, x, &add) : NULL;
   if (s->before) {
-    mhk__gelu_args a;
-    a.x = s->before;
-    a.dy = g;
-    a.dx = (mhk_real *)mhk__scratch(ctx, y->count, sizeof(mhk_real));
+    mhk__gelu_args a = {s->before, g, (mhk_real *)mhk__scratch(ctx, y->count, sizeof(mhk_real))};
     if (!a.dx) return;
     mhk__over(ctx, y->count, MHK__GRAIN, mhk__gelu_back_body, &a);
     g = a.dx;
@@ -6316,58 +6310,47 @@ static void mhk__linear_back(mhk_tape *t, mhk__node *n) {
   mhk__scratch_rewind(ctx, mark);
 }
 
-static mhk_tensor *mhk__linear(mhk_tape *t, const char *name, mhk_tensor *x, mhk_tensor *w, mhk_tensor *b, int gelu,
-                               mhk_tensor *residual) {
-  mhk_index shape[MHK_MAX_RANK];
-  mhk_tensor *in[4];
-  mhk_real *before = NULL;
-  mhk__epilogue e;
-  if (!mhk__op_ready(t, x, w) || !mhk__is_real(t, name, x)) return NULL;
-  if (w->rank != 2 || x->rank < 1 || mhk__last(x) != w->shape[1])
-    return mhk__shape_error(t, name, x, w, "(...,K) and (N,K) are needed");
-  if (b && (b->rank != 1 || b->shape[0] != w->shape[0]))
-    return mhk__shape_error(t, name, w, b, "the bias must have one number an output");
-  if (w->dtype != MHK_REAL && w->dtype != MHK_F32 && w->dtype != MHK_F64 && w->dtype != MHK_F16 &&
-      w->dtype != MHK_BF16 && !w->quantized) {
-    mhk_fail(t->ctx, MHK_ERROR_UNSUPPORTED, "%s: %s is stored as %s", name, w->name ? w->name : "the weight",
-             mhk_dtype_name(w->dtype));
+static mhk_tensor *mhk__linear_op(mhk_tape *t, const char *name, mhk_tensor *x, mhk_tensor *w, mhk_tensor *b, int gelu,
+                                  mhk_tensor *residual) {
+  if (!w || !mhk__ready(t, name, 1, 3, x, b, residual)) return NULL;
+  if (!mhk__fits(t, name, w->rank == 2 && x->rank >= 1 && mhk__last(x) == w->shape[1], x, w,
+                 "(...,K) and (N,K) are needed") ||
+      !mhk__bias_fits(t, name, w, b, w->shape[0]))
     return NULL;
-  }
-  for (int i = 0; i < x->rank; i++) shape[i] = x->shape[i];
-  shape[x->rank - 1] = w->shape[0];
-  mhk_tensor *y = mhk__new(t, x->rank, shape);
-  if (!y) return NULL;
-  if (residual && !mhk__same_shape(residual, y))
-    return mhk__shape_error(t, name, y, residual, "the residual must have the output's shape");
-  const mhk_index rows = mhk__row_count(x);
-  in[0] = x;
-  in[1] = w;
-  in[2] = b;
-  in[3] = residual;
-  mhk__node *n = mhk__record(t, mhk__linear_back, 4, in, 1, &y, sizeof(mhk__linear_saved));
-  if (n) ((mhk__linear_saved *)n->saved)->precision = t->ctx->precision;
+  if (w->dtype != MHK_REAL && w->dtype != MHK_F32 && w->dtype != MHK_F64 && w->dtype != MHK_F16 &&
+      w->dtype != MHK_BF16 && !w->quantized)
+    return mhk__null(t->ctx, MHK_ERROR_UNSUPPORTED, "%s: %s is stored as %s", name, w->name ? w->name : "the weight",
+                     mhk_dtype_name(w->dtype));
+  mhk_tensor *y = mhk__new_wide(t, x, w->shape[0]);
+  if (!y || (residual && !mhk__fits(t, name, mhk__same_shape(residual, y), y, residual,
+                                    "the residual must have the output's shape")))
+    return NULL;
+  mhk_tensor *const in[4] = {x, w, b, residual};
+  mhk__node *n = mhk__record(t, mhk__linear_op_back, 4, in, 1, &y, sizeof(mhk__linear_saved));
+  mhk__linear_saved s = {NULL, t->ctx->precision};
   if (n && gelu) {
-    before = (mhk_real *)mhk__arena_alloc(t->ctx, &t->arena, (size_t)y->count * sizeof(mhk_real));
-    if (!before) return NULL;
-    ((mhk__linear_saved *)n->saved)->before = before;
+    s.before = (mhk_real *)mhk__arena_alloc(t->ctx, &t->arena, (size_t)y->count * sizeof(mhk_real));
+    if (!s.before) return NULL;
   }
+  if (n) *(mhk__linear_saved *)n->saved = s;
+  mhk__epilogue e;
   memset(&e, 0, sizeof e);
-  e.bias = b ? mhk__d(b) : NULL;
-  e.residual = residual ? mhk__d(residual) : NULL;
-  e.before = before;
+  e.bias = mhk__d(b);
+  e.residual = mhk__d(residual);
+  e.before = s.before;
   e.gelu = gelu;
-  mhk__linear_product(t->ctx, t->ctx->precision, rows, w->shape[0], w->shape[1],
+  mhk__linear_product(t->ctx, s.precision, mhk__row_count(x), w->shape[0], w->shape[1],
                       mhk__real_mat(mhk__d(x), w->shape[1], 1), mhk__mat_weight(w, 1), mhk__d(y), &e);
   return t->ctx->result == MHK_OK ? y : NULL;
 }
 MHKDEF mhk_tensor *mhk_linear(mhk_tape *t, mhk_tensor *x, mhk_tensor *w, mhk_tensor *b) {
-  return mhk__linear(t, "linear", x, w, b, 0, NULL);
+  return mhk__linear_op(t, "linear", x, w, b, 0, NULL);
 }
 MHKDEF mhk_tensor *mhk_linear_gelu(mhk_tape *t, mhk_tensor *x, mhk_tensor *w, mhk_tensor *b) {
-  return mhk__linear(t, "linear_gelu", x, w, b, 1, NULL);
+  return mhk__linear_op(t, "linear_gelu", x, w, b, 1, NULL);
 }
 MHKDEF mhk_tensor *mhk_linear_add(mhk_tape *t, mhk_tensor *x, mhk_tensor *w, mhk_tensor *b, mhk_tensor *residual) {
-  return residual ? mhk__linear(t, "linear_add", x, w, b, 0, residual) : NULL;
+  return residual ? mhk__linear_op(t, "linear_add", x, w, b, 0, residual) : NULL;
 }
 #endif /* MOHAWK_NO_TRAINING */
 #endif /* MOHAWK_IMPLEMENTATION */
@@ -6554,211 +6537,153 @@ static void MHK__N(mhk__gate_back)(mhk_index n, const mhk_real *y, const mhk_rea
 #ifndef MOHAWK_NO_TRAINING
 /* ---- ops */
 
+/* what the ops of this chapter compute from, and keep for their backward passes */
 typedef struct mhk__rows_args {
-  mhk_index n;
-  const mhk_real *x, *w, *b, *dy, *y;
-  mhk_real *out, *mean, *rstd, *dx, *work;
+  mhk_index n, rows;
+  const mhk_real *x, *z, *w, *b;  /* x and z (rows,n), w and b (n) */
+  mhk_real *y, *mean, *rstd;      /* y (rows,n), mean and rstd (rows) */
   mhk_real eps;
   int centre;
+  const mhk_real *dy;
+  mhk_real *dx, *dz;              /* added to; NULL: not wanted */
 } mhk__rows_args;
 
-static void mhk__softmax_body(mhk_context *ctx, void *args, mhk_index first, mhk_index last) {
+static mhk__rows_args mhk__rows_of(const mhk_tensor *x, const mhk_tensor *y) {
+  mhk__rows_args a;
+  memset(&a, 0, sizeof a);
+  a.n = mhk__last(x);
+  a.rows = mhk__row_count(x);
+  a.x = mhk__d(x);
+  a.y = mhk__d(y);
+  return a;
+}
+
+/* y = softmax(x)    dx += y (dy - sum of y dy) */
+static void mhk__softmax_row(mhk_context *ctx, const void *args, mhk_index r) {
   const mhk__rows_args *a = (const mhk__rows_args *)args;
-  for (; first < last; first++) ctx->kernels->softmax(a->n, a->x + first * a->n, a->out + first * a->n);
+  ctx->kernels->softmax(a->n, a->x + r * a->n, a->y + r * a->n);
 }
 
-/* dx += p (dy - sum(p dy)) */
-static void mhk__softmax_row_back(mhk_index n, const mhk_real *p, const mhk_real *dy, mhk_real f, mhk_real *dx) {
+/* dx += f y (dy - sum of y dy), for one row */
+static void mhk__through_softmax(mhk_index n, const mhk_real *y, const mhk_real *dy, mhk_real f, mhk_real *dx) {
   double dot = 0;
-  for (mhk_index j = 0; j < n; j++) dot += (double)(p[j] * dy[j]);
-  for (mhk_index j = 0; j < n; j++) dx[j] += f * p[j] * (dy[j] - MHK__R(dot));
+  for (mhk_index j = 0; j < n; j++) dot += (double)(y[j] * dy[j]);
+  for (mhk_index j = 0; j < n; j++) dx[j] += f * y[j] * (dy[j] - MHK__R(dot));
 }
 
-static void mhk__softmax_back(mhk_tape *t, mhk__node *n) {
-  mhk_real *d = mhk__into(t, n->in[0]);
-  const mhk_index k = mhk__last(n->in[0]), rows = mhk__row_count(n->in[0]);
-  for (mhk_index r = 0; d && r < rows; r++)
-    mhk__softmax_row_back(k, mhk__d(n->out[0]) + r * k, n->out[0]->grad + r * k, MHK__R(1), d + r * k);
+static void mhk__softmax_row_back(mhk_context *ctx, const void *args, mhk_index r) {
+  const mhk__rows_args *a = (const mhk__rows_args *)args;
+  (void)ctx;
+  mhk__through_softmax(a->n, a->y + r * a->n, a->dy + r * a->n, MHK__R(1), a->dx + r * a->n);
+}
+
+static void mhk__softmax_op_back(mhk_tape *t, mhk__node *n) {
+  mhk__rows_args a = mhk__rows_of(n->in[0], n->out[0]);
+  a.dy = n->out[0]->grad;
+  a.dx = mhk__into(t, n->in[0]);
+  if (a.dx) mhk__over_rows(t->ctx, a.rows, a.n, mhk__softmax_row_back, &a);
 }
 
 MHKDEF mhk_tensor *mhk_softmax(mhk_tape *t, mhk_tensor *x) {
-  mhk__rows_args a;
-  if (!mhk__op_ready(t, x, x) || !mhk__is_real(t, "softmax", x)) return NULL;
-  mhk_tensor *y = mhk__new(t, x->rank, x->shape);
+  mhk_tensor *y = mhk__ready(t, "softmax", 1, 1, x) ? mhk__new(t, x->rank, x->shape) : NULL;
   if (!y) return NULL;
-  memset(&a, 0, sizeof a);
-  a.n = mhk__last(x);
-  a.x = mhk__d(x);
-  a.out = mhk__d(y);
-  mhk__over(t->ctx, mhk__row_count(x), MHK__GRAIN / (a.n + 1) + 1, mhk__softmax_body, &a);
-  mhk__record(t, mhk__softmax_back, 1, &x, 1, &y, 0);
-  return y;
+  const mhk__rows_args a = mhk__rows_of(x, y);
+  mhk__over_rows(t->ctx, a.rows, a.n, mhk__softmax_row, &a);
+  return mhk__emit(t, mhk__softmax_op_back, y, NULL, 0, 1, x);
 }
 
-typedef struct mhk__norm_saved { mhk_real *mean, *rstd; int centre; } mhk__norm_saved;
-
-static void mhk__norm_body(mhk_context *ctx, void *args, mhk_index first, mhk_index last) {
+/* n = (x - mean) rstd, rstd = 1 / sqrt(variance + eps); y = n w + b
+   dx += rstd (g - mean(g) - n mean(g n)) with g = dy w; RMSNorm has no means of x and g
+   dw += sum over rows of dy n;  db += sum over rows of dy */
+static void mhk__norm_row(mhk_context *ctx, const void *args, mhk_index r) {
   const mhk__rows_args *a = (const mhk__rows_args *)args;
-  for (; first < last; first++)
-    ctx->kernels->norm(a->n, a->x + first * a->n, a->w, a->b, a->eps, a->centre, a->out + first * a->n, a->mean + first,
-                       a->rstd + first);
+  ctx->kernels->norm(a->n, a->x + r * a->n, a->w, a->b, a->eps, a->centre, a->y + r * a->n, a->mean + r, a->rstd + r);
 }
 
-static void mhk__norm_back_body(mhk_context *ctx, void *args, mhk_index first, mhk_index last) {
+static void mhk__norm_row_back(mhk_context *ctx, const void *args, mhk_index r) {
   const mhk__rows_args *a = (const mhk__rows_args *)args;
-  for (; first < last; first++)
-    ctx->kernels->norm_back(a->n, a->x + first * a->n, a->w, a->mean[first], a->rstd[first], a->centre,
-                            a->dy + first * a->n, a->dx + first * a->n);
+  ctx->kernels->norm_back(a->n, a->x + r * a->n, a->w, a->mean[r], a->rstd[r], a->centre, a->dy + r * a->n,
+                          a->dx + r * a->n);
 }
 
-/* dw += sum over rows of dy xhat */
-static void mhk__norm_weight_body(mhk_context *ctx, void *args, mhk_index first, mhk_index last) {
-  const mhk__columns_args *a = (const mhk__columns_args *)args;
-  mhk_real sum[64];
-  (void)ctx;
-  for (mhk_index j = 0; j < last - first; j++) sum[j] = 0;
-  for (mhk_index r = 0; r < a->rows; r++) {
-    const mhk_real *x = a->x + r * a->cols + first, *g = a->y + r * a->cols + first, m = a->mean[r], s = a->rstd[r];
-    for (mhk_index j = 0; j < last - first; j++) sum[j] += g[j] * (x[j] - m) * s;
-  }
-  for (mhk_index j = first; j < last; j++) a->out[j] += sum[j - first];
+static void mhk__norm_op_back(mhk_tape *t, mhk__node *n) {
+  mhk__rows_args a = *(const mhk__rows_args *)n->saved;
+  mhk_real *dw = mhk__into(t, n->in[1]), *db = mhk__into(t, n->in[2]);
+  mhk__columns_args c = {a.rows, a.n, n->out[0]->grad, a.x, a.mean, a.rstd, dw};
+  a.dy = n->out[0]->grad;
+  a.dx = mhk__into(t, n->in[0]);
+  if (a.dx) mhk__over_rows(t->ctx, a.rows, a.n, mhk__norm_row_back, &a);
+  if (dw) mhk__over(t->ctx, a.n, 64, mhk__column_sum_body, &c);
+  if (db) mhk__column_sum(t->ctx, a.rows, a.n, a.dy, db);
 }
 
-static void mhk__norm_back(mhk_tape *t, mhk__node *n) {
-  const mhk__norm_saved *s = (const mhk__norm_saved *)n->saved;
-  mhk_tensor *x = n->in[0], *w = n->in[1], *b = n->in[2], *y = n->out[0];
-  const mhk_index k = mhk__last(x), rows = mhk__row_count(x);
-  mhk_real *dw = mhk__into(t, w), *db = mhk__into(t, b);
-  mhk__rows_args a;
-  memset(&a, 0, sizeof a);
-  a.n = k;
-  a.x = mhk__d(x);
-  a.w = mhk__d(w);
-  a.mean = s->mean;
-  a.rstd = s->rstd;
-  a.centre = s->centre;
-  a.dy = y->grad;
-  a.dx = mhk__into(t, x);
-  if (a.dx) mhk__over(t->ctx, rows, MHK__GRAIN / (k + 1) + 1, mhk__norm_back_body, &a);
-  if (dw) {
-    mhk__columns_args c;
-    c.x = a.x;
-    c.y = y->grad;
-    c.out = dw;
-    c.rows = rows;
-    c.cols = k;
-    c.mean = s->mean;
-    c.rstd = s->rstd;
-    mhk__over(t->ctx, k, 64, mhk__norm_weight_body, &c);
-  }
-  if (db) mhk__column_sum(t->ctx, rows, k, y->grad, db);
-}
-
-static mhk_tensor *mhk__norm(mhk_tape *t, const char *name, mhk_tensor *x, mhk_tensor *w, mhk_tensor *b, double eps,
-                             int centre) {
-  mhk__rows_args a;
-  mhk_tensor *in[3];
-  if (!mhk__op_ready(t, x, w) || !mhk__is_real(t, name, x) || !mhk__is_real(t, name, w)) return NULL;
-  if (!mhk__number_fits(t->ctx, name, "eps", eps, 0, MHK__REAL_MOST)) return NULL;
-  if (w->rank != 1 || mhk__last(x) != w->shape[0] || mhk__last(x) < 1)
-    return mhk__shape_error(t, name, x, w, "the weight must have the size of the last axis");
-  if (b && (b->rank != 1 || b->shape[0] != w->shape[0]))
-    return mhk__shape_error(t, name, w, b, "weight and bias must have one size");
+static mhk_tensor *mhk__norm_op(mhk_tape *t, const char *name, mhk_tensor *x, mhk_tensor *w, mhk_tensor *b, double eps,
+                                int centre) {
+  if (!mhk__ready(t, name, 2, 3, x, w, b) || !mhk__number_fits(t->ctx, name, "eps", eps, 0, MHK__REAL_MOST))
+    return NULL;
+  if (!mhk__fits(t, name, w->rank == 1 && mhk__last(x) == w->shape[0] && mhk__last(x) >= 1, x, w,
+                 "the weight must have the size of the last axis") ||
+      !mhk__bias_fits(t, name, w, b, w->shape[0]))
+    return NULL;
   mhk_tensor *y = mhk__new(t, x->rank, x->shape);
-  if (!y) return NULL;
-  const mhk_index rows = mhk__row_count(x);
-  memset(&a, 0, sizeof a);
-  a.n = mhk__last(x);
-  a.x = mhk__d(x);
+  mhk__rows_args a = mhk__rows_of(x, y);
   a.w = mhk__d(w);
-  a.b = b ? mhk__d(b) : NULL;
+  a.b = mhk__d(b);
   a.eps = MHK__R(eps);
   a.centre = centre;
-  a.out = mhk__d(y);
-  a.mean = (mhk_real *)mhk__arena_zeros(t->ctx, &t->arena, rows, sizeof(mhk_real));
-  a.rstd = (mhk_real *)mhk__arena_zeros(t->ctx, &t->arena, rows, sizeof(mhk_real));
-  if (!a.mean || !a.rstd) return NULL;
-  mhk__over(t->ctx, rows, MHK__GRAIN / (a.n + 1) + 1, mhk__norm_body, &a);
-  in[0] = x;
-  in[1] = w;
-  in[2] = b;
-  mhk__node *n = mhk__record(t, mhk__norm_back, 3, in, 1, &y, sizeof(mhk__norm_saved));
-  if (n) {
-    ((mhk__norm_saved *)n->saved)->mean = a.mean;
-    ((mhk__norm_saved *)n->saved)->rstd = a.rstd;
-    ((mhk__norm_saved *)n->saved)->centre = centre;
-  }
-  return y;
+  a.mean = (mhk_real *)mhk__arena_zeros(t->ctx, &t->arena, a.rows, sizeof(mhk_real));
+  a.rstd = (mhk_real *)mhk__arena_zeros(t->ctx, &t->arena, a.rows, sizeof(mhk_real));
+  if (!y || !a.mean || !a.rstd) return NULL;
+  mhk__over_rows(t->ctx, a.rows, a.n, mhk__norm_row, &a);
+  return mhk__emit(t, mhk__norm_op_back, y, &a, sizeof a, 3, x, w, b);
 }
 MHKDEF mhk_tensor *mhk_layer_norm(mhk_tape *t, mhk_tensor *x, mhk_tensor *w, mhk_tensor *b, double eps) {
-  return mhk__norm(t, "layer_norm", x, w, b, eps, 1);
+  return mhk__norm_op(t, "layer_norm", x, w, b, eps, 1);
 }
 MHKDEF mhk_tensor *mhk_rms_norm(mhk_tape *t, mhk_tensor *x, mhk_tensor *w, double eps) {
-  return mhk__norm(t, "rms_norm", x, w, NULL, eps, 0);
+  return mhk__norm_op(t, "rms_norm", x, w, NULL, eps, 0);
 }
 
-typedef struct mhk__gate_args {
-  mhk_index n;
-  const mhk_real *y, *z, *bias, *g;
-  mhk_real *out, *dy, *dz;
-} mhk__gate_args;
-
-static void mhk__gate_body(mhk_context *ctx, void *args, mhk_index first, mhk_index last) {
-  const mhk__gate_args *a = (const mhk__gate_args *)args;
-  for (; first < last; first++)
-    ctx->kernels->gate(a->n, a->y + first * a->n, a->z + first * a->n, a->bias, a->out + first * a->n);
+/* y = x silu(s), s = z + bias    dx += dy silu(s), dz += dy x silu'(s), dbias += sum over rows of
+   that */
+static void mhk__gate_row(mhk_context *ctx, const void *args, mhk_index r) {
+  const mhk__rows_args *a = (const mhk__rows_args *)args;
+  ctx->kernels->gate(a->n, a->x + r * a->n, a->z + r * a->n, a->b, a->y + r * a->n);
 }
 
-static void mhk__gate_back_body(mhk_context *ctx, void *args, mhk_index first, mhk_index last) {
-  const mhk__gate_args *a = (const mhk__gate_args *)args;
-  for (; first < last; first++) {
-    const mhk_index at = first * a->n;
-    ctx->kernels->gate_back(a->n, a->y + at, a->z + at, a->bias, a->g + at, a->dy ? a->dy + at : NULL,
-                            a->dz ? a->dz + at : NULL);
-  }
+static void mhk__gate_row_back(mhk_context *ctx, const void *args, mhk_index r) {
+  const mhk__rows_args *a = (const mhk__rows_args *)args;
+  const mhk_index at = r * a->n;
+  ctx->kernels->gate_back(a->n, a->x + at, a->z + at, a->b, a->dy + at, a->dx ? a->dx + at : NULL,
+                          a->dz ? a->dz + at : NULL);
 }
 
-static void mhk__gate_back(mhk_tape *t, mhk__node *node) {
-  mhk_tensor *y = node->in[0], *z = node->in[1], *b = node->in[2];
+static void mhk__gate_op_back(mhk_tape *t, mhk__node *n) {
+  mhk__rows_args a = *(const mhk__rows_args *)n->saved;
   const mhk__mark mark = mhk__scratch_mark(t->ctx);
-  mhk_real *dz = mhk__into(t, z), *db = mhk__into(t, b);
-  mhk__gate_args a;
-  a.n = mhk__last(y);
-  a.y = mhk__d(y);
-  a.z = mhk__d(z);
-  a.bias = b ? mhk__d(b) : NULL;
-  a.g = node->out[0]->grad;
-  a.out = NULL;
-  a.dy = mhk__into(t, y);
-  a.dz = dz || db ? (mhk_real *)mhk__scratch(t->ctx, y->count, sizeof(mhk_real)) : NULL;
+  mhk_real *dz = mhk__into(t, n->in[1]), *db = mhk__into(t, n->in[2]);
+  a.dy = n->out[0]->grad;
+  a.dx = mhk__into(t, n->in[0]);
+  a.dz = dz || db ? (mhk_real *)mhk__scratch(t->ctx, a.rows * a.n, sizeof(mhk_real)) : NULL; /* written, not added to */
   if ((dz || db) && !a.dz) return;
-  mhk__over(t->ctx, mhk__row_count(y), MHK__GRAIN / (a.n + 1) + 1, mhk__gate_back_body, &a);
-  if (dz) mhk__axpy(t->ctx, z->count, MHK__R(1), a.dz, dz);
-  if (db) mhk__column_sum(t->ctx, mhk__row_count(y), a.n, a.dz, db);
+  mhk__over_rows(t->ctx, a.rows, a.n, mhk__gate_row_back, &a);
+  if (dz) mhk__axpy(t->ctx, a.rows * a.n, MHK__R(1), a.dz, dz);
+  if (db) mhk__column_sum(t->ctx, a.rows, a.n, a.dz, db);
   mhk__scratch_rewind(t->ctx, mark);
 }
 
-MHKDEF mhk_tensor *mhk_gate(mhk_tape *t, mhk_tensor *y, mhk_tensor *z, mhk_tensor *b) {
-  mhk__gate_args a;
-  mhk_tensor *in[3];
-  if (!mhk__op_ready(t, y, z) || !mhk__is_real(t, "gate", y) || !mhk__is_real(t, "gate", z)) return NULL;
-  if (!mhk__same_shape(y, z)) return mhk__shape_error(t, "gate", y, z, "both must have one shape");
-  if (b && (b->rank != 1 || b->shape[0] != mhk__last(y)))
-    return mhk__shape_error(t, "gate", y, b, "the bias must have the size of the last axis");
-  mhk_tensor *out = mhk__new(t, y->rank, y->shape);
-  if (!out) return NULL;
-  memset(&a, 0, sizeof a);
-  a.n = mhk__last(y);
-  a.y = mhk__d(y);
+MHKDEF mhk_tensor *mhk_gate(mhk_tape *t, mhk_tensor *x, mhk_tensor *z, mhk_tensor *b) {
+  if (!mhk__ready(t, "gate", 2, 3, x, z, b) ||
+      !mhk__fits(t, "gate", mhk__same_shape(x, z), x, z, "both must have one shape") ||
+      !mhk__bias_fits(t, "gate", x, b, mhk__last(x)))
+    return NULL;
+  mhk_tensor *y = mhk__new(t, x->rank, x->shape);
+  if (!y) return NULL;
+  mhk__rows_args a = mhk__rows_of(x, y);
   a.z = mhk__d(z);
-  a.bias = b ? mhk__d(b) : NULL;
-  a.out = mhk__d(out);
-  mhk__over(t->ctx, mhk__row_count(y), MHK__GRAIN / (a.n + 1) + 1, mhk__gate_body, &a);
-  in[0] = y;
-  in[1] = z;
-  in[2] = b;
-  mhk__record(t, mhk__gate_back, 3, in, 1, &out, 0);
-  return out;
+  a.b = mhk__d(b);
+  mhk__over_rows(t->ctx, a.rows, a.n, mhk__gate_row, &a);
+  return mhk__emit(t, mhk__gate_op_back, y, &a, sizeof a, 3, x, z, b);
 }
 #endif /* MOHAWK_NO_TRAINING */
 #endif /* MOHAWK_IMPLEMENTATION */
@@ -6789,84 +6714,74 @@ static inline void mhk__ref_rotary(int dim, double theta, double position, const
 #ifndef MOHAWK_NO_TRAINING
 /* ---- ops */
 
+/* With c and s, cosine and sine of position * theta^(-2i/dim), and j = i + dim/2:
+      y_i = x_i c - x_j s      dx_i += dy_i c + dy_j s
+      y_j = x_j c + x_i s      dx_j += dy_j c - dy_i s
+   Features from dim on pass through. */
 typedef struct mhk__rotary_args {
   mhk_index T, H, P, half;
-  const mhk_real *x, *cosine, *sine; /* (T,half) */
+  const mhk_real *x, *cosine, *sine; /* x (B,T,H,P), the others (T,half) */
   const mhk_index *start;
   mhk_real *y;
-  int back; /* turn the other way and add */
+  int back; /* turn the other way and add: x is dy, y is dx */
 } mhk__rotary_args;
 
-static void mhk__rotary_body(mhk_context *ctx, void *args, mhk_index first, mhk_index last) {
+static void mhk__rotary_row(mhk_context *ctx, const void *args, mhk_index r) {
   const mhk__rotary_args *a = (const mhk__rotary_args *)args;
+  const mhk_index from = a->start ? a->start[r] : -1, position = r % a->T - (from > 0 ? from : 0), half = a->half;
+  const mhk_real *MHK__RESTRICT c = a->cosine + position * half, *MHK__RESTRICT s = a->sine + position * half;
   (void)ctx;
-  for (mhk_index r = first; r < last; r++) {
-    const mhk_index from = a->start ? a->start[r] : -1, at = r % a->T - (from > 0 ? from : 0);
-    const mhk_real *MHK__RESTRICT c = a->cosine + at * a->half, *MHK__RESTRICT s = a->sine + at * a->half;
-    for (mhk_index h = 0; h < a->H; h++) {
-      const mhk_real *MHK__RESTRICT x = a->x + (r * a->H + h) * a->P;
-      mhk_real *MHK__RESTRICT y = a->y + (r * a->H + h) * a->P;
-      if (a->back) {
-        for (mhk_index i = 0; i < a->half; i++) {
-          y[i] += x[i] * c[i] + x[i + a->half] * s[i];
-          y[i + a->half] += x[i + a->half] * c[i] - x[i] * s[i];
-        }
-        for (mhk_index i = 2 * a->half; i < a->P; i++) y[i] += x[i];
-      } else {
-        for (mhk_index i = 0; i < a->half; i++) {
-          y[i] = x[i] * c[i] - x[i + a->half] * s[i];
-          y[i + a->half] = x[i + a->half] * c[i] + x[i] * s[i];
-        }
-        for (mhk_index i = 2 * a->half; i < a->P; i++) y[i] = x[i];
+  for (mhk_index h = 0; h < a->H; h++) {
+    const mhk_real *MHK__RESTRICT x = a->x + (r * a->H + h) * a->P;
+    mhk_real *MHK__RESTRICT y = a->y + (r * a->H + h) * a->P;
+    if (a->back) {
+      for (mhk_index i = 0; i < half; i++) {
+        y[i] += x[i] * c[i] + x[i + half] * s[i];
+        y[i + half] += x[i + half] * c[i] - x[i] * s[i];
       }
+      for (mhk_index i = 2 * half; i < a->P; i++) y[i] += x[i];
+    } else {
+      for (mhk_index i = 0; i < half; i++) {
+        y[i] = x[i] * c[i] - x[i + half] * s[i];
+        y[i + half] = x[i + half] * c[i] + x[i] * s[i];
+      }
+      for (mhk_index i = 2 * half; i < a->P; i++) y[i] = x[i];
     }
   }
 }
 
-static void mhk__rotary_back(mhk_tape *t, mhk__node *n) {
+static void mhk__rotary_op_back(mhk_tape *t, mhk__node *n) {
   mhk__rotary_args a = *(const mhk__rotary_args *)n->saved;
   a.y = mhk__into(t, n->in[0]);
   a.x = n->out[0]->grad;
   a.back = 1;
-  if (a.y) mhk__over(t->ctx, n->in[0]->shape[0] * a.T, MHK__GRAIN / (a.H * a.P + 1) + 1, mhk__rotary_body, &a);
+  if (a.y) mhk__over_rows(t->ctx, n->in[0]->shape[0] * a.T, a.H * a.P, mhk__rotary_row, &a);
 }
 
 MHKDEF mhk_tensor *mhk_rotary(mhk_tape *t, mhk_tensor *x, int dim, double theta, const int32_t *doc) {
-  mhk__rotary_args a;
-  if (!mhk__op_ready(t, x, x) || !mhk__is_real(t, "rotary", x)) return NULL;
-  if (x->rank != 4 || dim < 0 || dim % 2 || dim > x->shape[3]) {
-    char text[128];
-    mhk_fail(t->ctx, MHK_ERROR_SHAPE, "rotary: %d features of %s: (B,T,H,P) and an even number up to P are needed", dim,
-             mhk__shape_text(x->rank, x->shape, text, sizeof text));
-    return NULL;
-  }
+  char text[128];
+  if (!mhk__ready(t, "rotary", 1, 1, x)) return NULL;
+  if (x->rank != 4 || dim < 0 || dim % 2 || dim > x->shape[3])
+    return mhk__null(t->ctx, MHK_ERROR_SHAPE,
+                     "rotary: %d features of %s: (B,T,H,P) and an even number up to P are needed", dim,
+                     mhk__shape_text(x->rank, x->shape, text, sizeof text));
   if (!mhk__number_fits(t->ctx, "rotary", "theta", theta, DBL_MIN, DBL_MAX)) return NULL;
+  const mhk_index B = x->shape[0], T = x->shape[1], half = dim / 2;
   mhk_tensor *y = mhk__new(t, 4, x->shape);
-  if (!y) return NULL;
-  memset(&a, 0, sizeof a);
-  a.T = x->shape[1];
-  a.H = x->shape[2];
-  a.P = x->shape[3];
-  a.half = dim / 2;
-  a.x = mhk__d(x);
-  a.y = mhk__d(y);
-  a.start = mhk__starts(t, doc, x->shape[0], a.T);
-  mhk_real *c = (mhk_real *)mhk__arena_zeros(t->ctx, &t->arena, a.T * a.half, sizeof(mhk_real));
-  mhk_real *s = (mhk_real *)mhk__arena_zeros(t->ctx, &t->arena, a.T * a.half, sizeof(mhk_real));
-  if (!c || !s || (doc && !a.start)) return NULL;
-  for (mhk_index j = 0; j < a.half; j++) {
+  const mhk_index *start = mhk__starts(t, doc, B, T);
+  mhk_real *c = (mhk_real *)mhk__arena_zeros(t->ctx, &t->arena, T * half, sizeof(mhk_real));
+  mhk_real *s = (mhk_real *)mhk__arena_zeros(t->ctx, &t->arena, T * half, sizeof(mhk_real));
+  if (!y || !c || !s || (doc && !start)) return NULL;
+  for (mhk_index j = 0; j < half; j++) {
     const double turn = pow(theta, -2.0 * (double)j / dim);
-    for (mhk_index i = 0; i < a.T; i++) {
-      c[i * a.half + j] = MHK__R(cos((double)i * turn));
-      s[i * a.half + j] = MHK__R(sin((double)i * turn));
+    for (mhk_index i = 0; i < T; i++) {
+      c[i * half + j] = MHK__R(cos((double)i * turn));
+      s[i * half + j] = MHK__R(sin((double)i * turn));
     }
   }
-  a.cosine = c;
-  a.sine = s;
-  mhk__over(t->ctx, x->shape[0] * a.T, MHK__GRAIN / (a.H * a.P + 1) + 1, mhk__rotary_body, &a);
-  mhk__node *n = mhk__record(t, mhk__rotary_back, 1, &x, 1, &y, sizeof a);
-  if (n) *(mhk__rotary_args *)n->saved = a;
-  return y;
+  const mhk__rotary_args a = {T, x->shape[2], x->shape[3], half, mhk__d(x), c, s, start, mhk__d(y), 0};
+  mhk__over_rows(t->ctx, B * T, a.H * a.P, mhk__rotary_row, &a);
+  return mhk__emit(t, mhk__rotary_op_back, y, &a, sizeof a, 1, x);
 }
 #endif /* MOHAWK_NO_TRAINING */
 #endif /* MOHAWK_IMPLEMENTATION */
@@ -7178,16 +7093,18 @@ static void mhk__conv_run(mhk_context *ctx, const mhk__conv_args *a) {
 
 /* ---- ops */
 
+/* y = z, or silu(z): z_t = bias + sum over w of tap_w x_{t-(W-1)+w}
+   With dz = dy, or dy silu'(z):  dx_s += sum over w of tap_w dz_{s+(W-1)-w},
+   dtap_w += sum over t of dz_t x_{t-(W-1)+w},  dbias += sum over t of dz_t
+   Each output is a run of channels of its own. */
 static void mhk__conv_op_back(mhk_tape *t, mhk__node *n) {
   mhk__conv_args a = *(const mhk__conv_args *)n->saved;
-  mhk_index first = 0;
   a.dx = mhk__into(t, n->in[0]);
   a.dweight = mhk__into(t, n->in[1]);
   a.dbias = mhk__into(t, n->in[2]);
-  for (int i = 0; i < n->outputs; i++) {
-    a.first = first;
+  a.first = 0;
+  for (int i = 0; i < n->outputs; a.first += a.ldy, i++) {
     a.ldy = mhk__last(n->out[i]);
-    first += a.ldy;
     a.dy = n->out[i]->grad;
     if (a.dy) mhk__conv_run(t->ctx, &a);
   }
@@ -7195,23 +7112,23 @@ static void mhk__conv_op_back(mhk_tape *t, mhk__node *n) {
 
 MHKDEF mhk_result mhk_conv1d_split(mhk_tape *t, mhk_tensor *x, mhk_tensor *w, mhk_tensor *bias, int silu,
                                    const int32_t *doc, int count, const mhk_index *widths, mhk_tensor **out) {
-  mhk__conv_args a;
-  mhk_tensor *in[3];
-  mhk_index total = 0, shape[3];
-  int i;
-  for (i = 0; out && i < count && i < MHK__MAX_OUT; i++) out[i] = NULL;
-  if (!mhk__op_ready(t, x, w)) return t ? t->ctx->result : MHK_ERROR_MEMORY;
+  mhk_index total = 0;
+  for (int i = 0; out && i < count && i < MHK__MAX_OUT; i++) out[i] = NULL;
+  if (!t) return MHK_ERROR_MEMORY;
+  mhk_context *ctx = t->ctx;
+  if (!mhk__tape_ready(t) || !x || !w) return ctx->result;
   if (!out || !widths)
-    return mhk_fail(t->ctx, MHK_ERROR_ARGUMENT, "conv1d: %d widths and room for as many tensors are needed", count);
-  if (!mhk__is_real(t, "conv1d", x) || !mhk__is_real(t, "conv1d", w)) return t->ctx->result;
-  for (i = 0; i < count && i < MHK__MAX_OUT && total >= 0; i++)
+    return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "conv1d: %d widths and room for as many tensors are needed", count);
+  if (!mhk__ready(t, "conv1d", 2, 3, x, w, bias)) return ctx->result;
+  for (int i = 0; i < count && i < MHK__MAX_OUT && total >= 0; i++)
     total = widths[i] < 0 || widths[i] > x->count - total ? -1 : total + widths[i];
-  if (x->rank != 3 || w->rank != 3 || w->shape[0] != x->shape[2] || w->shape[1] != 1 || w->shape[2] < 1 ||
-      (bias && (bias->rank != 1 || bias->shape[0] != x->shape[2])) ||
-      total != x->shape[2] || count < 1 || count > MHK__MAX_OUT) {
-    mhk__shape_error(t, "conv1d", x, w, "(B,T,C) and (C,1,W) are needed, a bias of C, and widths that add up to C");
-    return t->ctx->result;
-  }
+  if (!mhk__fits(t, "conv1d",
+                 x->rank == 3 && w->rank == 3 && w->shape[0] == x->shape[2] && w->shape[1] == 1 && w->shape[2] >= 1 &&
+                     (!bias || (bias->rank == 1 && bias->shape[0] == x->shape[2])) && total == x->shape[2] &&
+                     count >= 1 && count <= MHK__MAX_OUT,
+                 x, w, "(B,T,C) and (C,1,W) are needed, a bias of C, and widths that add up to C"))
+    return ctx->result;
+  mhk__conv_args a;
   memset(&a, 0, sizeof a);
   a.B = x->shape[0];
   a.T = x->shape[1];
@@ -7219,34 +7136,22 @@ MHKDEF mhk_result mhk_conv1d_split(mhk_tape *t, mhk_tensor *x, mhk_tensor *w, mh
   a.W = w->shape[2];
   a.x = mhk__d(x);
   a.weight = mhk__d(w);
-  a.bias = bias ? mhk__d(bias) : NULL;
+  a.bias = mhk__d(bias);
   a.silu = silu;
   a.start = mhk__starts(t, doc, a.B, a.T);
-  if (doc && !a.start) return t->ctx->result;
-  shape[0] = a.B;
-  shape[1] = a.T;
-  for (i = 0; i < count; i++) {
-    shape[2] = widths[i];
-    out[i] = mhk__new(t, 3, shape);
-    if (!out[i]) return t->ctx->result;
-  }
-  in[0] = x;
-  in[1] = w;
-  in[2] = bias;
+  for (int i = 0; i < count; i++) out[i] = mhk__new_wide(t, x, widths[i]);
+  if (ctx->result != MHK_OK) return ctx->result;
+  mhk_tensor *const in[3] = {x, w, bias};
   mhk__node *n = mhk__record(t, mhk__conv_op_back, 3, in, count, out, sizeof a);
-  if (n && silu) {
-    a.before = (mhk_real *)mhk__arena_alloc(t->ctx, &t->arena, (size_t)x->count * sizeof(mhk_real));
-    if (!a.before) return t->ctx->result;
-  }
+  if (n && silu) a.before = (mhk_real *)mhk__arena_alloc(ctx, &t->arena, (size_t)x->count * sizeof(mhk_real));
+  if (ctx->result != MHK_OK) return ctx->result;
   if (n) *(mhk__conv_args *)n->saved = a;
-  for (i = 0, total = 0; i < count; i++) {
-    a.first = total;
+  for (int i = 0; i < count; a.first += a.ldy, i++) {
     a.ldy = widths[i];
     a.y = mhk__d(out[i]);
-    mhk__conv_run(t->ctx, &a);
-    total += widths[i];
+    mhk__conv_run(ctx, &a);
   }
-  return t->ctx->result;
+  return ctx->result;
 }
 
 MHKDEF mhk_tensor *mhk_conv1d(mhk_tape *t, mhk_tensor *x, mhk_tensor *w, mhk_tensor *bias, int silu,
@@ -7668,6 +7573,8 @@ static void mhk__attention_backward(mhk_context *ctx, const mhk__attention_args 
 
 /* ---- ops */
 
+/* y = M v    dv += M^T dy;  through the softmax, dS = M (dM - sum over keys of M dM), dM = dy v^T:
+              dq += dS k / sqrt(P),  dk += dS^T q / sqrt(P) */
 static void mhk__attention_op_back(mhk_tape *t, mhk__node *n) {
   mhk__attention_args a = *(const mhk__attention_args *)n->saved;
   a.dq = mhk__into(t, n->in[0]);
@@ -7678,16 +7585,16 @@ static void mhk__attention_op_back(mhk_tape *t, mhk__node *n) {
   mhk__attention_backward(t->ctx, &a);
 }
 
-/* checks q (B,T,H,P) against k (B,S,G,P) and fills the sizes */
-static int mhk__attention_sizes(mhk_tape *t, const char *name, const mhk_tensor *q, const mhk_tensor *k,
+/* checks q (B,T,H,P) against k (B,T,G,P) and fills the sizes */
+static int mhk__attention_sizes(mhk_tape *t, const char *name, mhk_tensor *q, mhk_tensor *k, const int32_t *doc,
                                 mhk__attention_args *a) {
   memset(a, 0, sizeof *a);
-  if (!mhk__is_real(t, name, q) || !mhk__is_real(t, name, k)) return 0;
-  if (q->rank != 4 || k->rank != 4 || q->shape[0] != k->shape[0] || q->shape[1] != k->shape[1] ||
-      q->shape[3] != k->shape[3] || k->shape[2] < 1 || q->shape[2] % k->shape[2]) {
-    mhk__shape_error(t, name, q, k, "(B,T,H,P) and (B,T,G,P) are needed, G dividing H");
+  if (!mhk__ready(t, name, 2, 2, q, k) ||
+      !mhk__fits(t, name,
+                 q->rank == 4 && k->rank == 4 && q->shape[0] == k->shape[0] && q->shape[1] == k->shape[1] &&
+                     q->shape[3] == k->shape[3] && k->shape[2] >= 1 && q->shape[2] % k->shape[2] == 0,
+                 q, k, "(B,T,H,P) and (B,T,G,P) are needed, G dividing H"))
     return 0;
-  }
   a->B = q->shape[0];
   a->T = a->S = q->shape[1];
   a->H = q->shape[2];
@@ -7696,25 +7603,19 @@ static int mhk__attention_sizes(mhk_tape *t, const char *name, const mhk_tensor 
   a->kv_batch = a->S * a->G * a->P;
   a->q = mhk__d(q);
   a->k = mhk__d(k);
-  return 1;
+  a->start = mhk__starts(t, doc, a->B, a->T);
+  return t->ctx->result == MHK_OK;
 }
 
 MHKDEF mhk_tensor *mhk_attention(mhk_tape *t, mhk_tensor *q, mhk_tensor *k, mhk_tensor *v, const int32_t *doc) {
   mhk__attention_args a;
-  mhk_tensor *in[3];
-  if (!mhk__op_ready(t, q, k) || !v || !mhk__attention_sizes(t, "attention", q, k, &a) ||
-      !mhk__is_real(t, "attention", v))
+  if (!mhk__ready(t, "attention", 3, 3, q, k, v) || !mhk__attention_sizes(t, "attention", q, k, doc, &a) ||
+      !mhk__fits(t, "attention", mhk__same_shape(k, v), k, v, "keys and values must have one shape"))
     return NULL;
-  if (!mhk__same_shape(k, v)) return mhk__shape_error(t, "attention", k, v, "keys and values must have one shape");
-  mhk_tensor *y = mhk__new(t, 4, q->shape);
-  mhk_index *start = mhk__starts(t, doc, a.B, a.T);
-  if (!y || (doc && !start)) return NULL;
+  mhk_tensor *y = mhk__new(t, 4, q->shape), *const in[3] = {q, k, v};
+  if (!y) return NULL;
   a.v = mhk__d(v);
   a.y = mhk__d(y);
-  a.start = start;
-  in[0] = q;
-  in[1] = k;
-  in[2] = v;
   mhk__node *n = mhk__record(t, mhk__attention_op_back, 3, in, 1, &y, sizeof a);
   if (n) {
     a.lse = (mhk_real *)mhk__arena_zeros(t->ctx, &t->arena, a.B * a.H * a.T, sizeof(mhk_real));
@@ -7725,68 +7626,48 @@ MHKDEF mhk_tensor *mhk_attention(mhk_tape *t, mhk_tensor *q, mhk_tensor *k, mhk_
   return t->ctx->result == MHK_OK ? y : NULL;
 }
 
-typedef struct mhk__matrix_saved { mhk_index B, T, H, G, P; const mhk_index *start; double *cum; } mhk__matrix_saved;
-
-static void mhk__attention_matrix_back(mhk_tape *t, mhk__node *n) {
-  const mhk__matrix_saved *s = (const mhk__matrix_saved *)n->saved;
-  const mhk_index T = s->T, P = s->P;
+/* M = softmax(S), S = q k^T / sqrt(P)    dS = M (dM - sum over keys of M dM),
+   dq += dS k / sqrt(P),  dk += dS^T q / sqrt(P) */
+static void mhk__attention_matrix_op_back(mhk_tape *t, mhk__node *n) {
+  const mhk__attention_args *a = (const mhk__attention_args *)n->saved;
+  const mhk_index T = a->T, P = a->P;
   const mhk_real scale = MHK__R(1.0 / sqrt((double)P));
   const mhk__mark mark = mhk__scratch_mark(t->ctx);
   mhk_real *dq = mhk__into(t, n->in[0]), *dk = mhk__into(t, n->in[1]),
            *ds = (mhk_real *)mhk__scratch(t->ctx, T * T, sizeof(mhk_real));
-  mhk__epilogue e;
-  mhk__accumulate(&e);
-  for (mhk_index b = 0; ds && b < s->B; b++)
-    for (mhk_index h = 0; h < s->H; h++) {
-      const mhk_index g = h / (s->H / s->G), atq = (b * T * s->H + h) * P, atk = (b * T * s->G + g) * P,
-                      at = (b * s->H + h) * T * T;
-      memset(ds, 0, (size_t)(T * T) * sizeof(mhk_real));
-      for (mhk_index i = 0; i < T; i++)
-        mhk__softmax_row_back(i + 1, mhk__d(n->out[0]) + at + i * T, n->out[0]->grad + at + i * T, scale, ds + i * T);
-      if (dq)
-        mhk__gemm(t->ctx, T, P, T, mhk__real_mat(ds, T, 1), mhk__real_mat(mhk__d(n->in[1]) + atk, s->G * P, 1),
-                  dq + atq, s->H * P, &e);
-      if (dk)
-        mhk__gemm(t->ctx, T, P, T, mhk__real_mat(ds, 1, T), mhk__real_mat(mhk__d(n->in[0]) + atq, s->H * P, 1),
-                  dk + atk, s->G * P, &e);
-    }
+  const mhk__epilogue e = mhk__accumulate();
+  for (mhk_index i = 0; ds && i < a->B * a->H; i++) {
+    const mhk_index b = i / a->H, h = i % a->H, ldq = a->H * P, ldk = a->G * P, atq = b * T * ldq + h * P,
+                    atk = b * T * ldk + h / (a->H / a->G) * P, at = i * T * T;
+    memset(ds, 0, (size_t)(T * T) * sizeof(mhk_real));
+    for (mhk_index row = 0; row < T; row++)
+      mhk__through_softmax(row + 1, mhk__d(n->out[0]) + at + row * T, n->out[0]->grad + at + row * T, scale,
+                           ds + row * T);
+    if (dq) mhk__gemm(t->ctx, T, P, T, mhk__real_mat(ds, T, 1), mhk__real_mat(a->k + atk, ldk, 1), dq + atq, ldq, &e);
+    if (dk) mhk__gemm(t->ctx, T, P, T, mhk__real_mat(ds, 1, T), mhk__real_mat(a->q + atq, ldq, 1), dk + atk, ldk, &e);
+  }
   mhk__scratch_rewind(t->ctx, mark);
 }
 
 MHKDEF mhk_tensor *mhk_attention_matrix(mhk_tape *t, mhk_tensor *q, mhk_tensor *k, const int32_t *doc) {
   mhk__attention_args a;
-  mhk__matrix_saved s;
-  mhk_index shape[4];
-  mhk_tensor *in[2];
-  if (!mhk__op_ready(t, q, k) || !mhk__attention_sizes(t, "attention_matrix", q, k, &a)) return NULL;
-  memset(&s, 0, sizeof s);
-  s.B = shape[0] = a.B;
-  s.H = shape[1] = a.H;
-  s.T = shape[2] = shape[3] = a.T;
-  s.G = a.G;
-  s.P = a.P;
+  if (!mhk__attention_sizes(t, "attention_matrix", q, k, doc, &a)) return NULL;
+  const mhk_index T = a.T, P = a.P, shape[4] = {a.B, a.H, T, T};
   mhk_tensor *y = mhk__new(t, 4, shape);
-  s.start = mhk__starts(t, doc, a.B, a.T);
-  if (!y || (doc && !s.start)) return NULL;
-  for (mhk_index b = 0; b < a.B; b++)
-    for (mhk_index h = 0; h < a.H; h++) {
-      mhk_real *m = mhk__d(y) + (b * a.H + h) * a.T * a.T;
-      mhk__gemm(t->ctx, a.T, a.T, a.P, mhk__real_mat(a.q + (b * a.T * a.H + h) * a.P, a.H * a.P, 1),
-                mhk__real_mat(a.k + (b * a.T * a.G + h / (a.H / a.G)) * a.P, 1, a.G * a.P), m, a.T, NULL);
-      for (mhk_index i = 0; i < a.T; i++) {
-        mhk_real *row = m + i * a.T;
-        const mhk_index from = s.start && s.start[b * a.T + i] > 0 ? s.start[b * a.T + i] : 0;
-        for (mhk_index j = 0; j <= i; j++) row[j] *= MHK__R(1.0 / sqrt((double)a.P));
-        for (mhk_index j = 0; j < from; j++) row[j] = 0;
-        t->ctx->kernels->softmax(i + 1 - from, row + from, row + from);
-        for (mhk_index j = i + 1; j < a.T; j++) row[j] = 0;
-      }
+  for (mhk_index i = 0; y && i < a.B * a.H; i++) {
+    const mhk_index b = i / a.H, h = i % a.H;
+    mhk_real *m = mhk__d(y) + i * T * T;
+    mhk__gemm(t->ctx, T, T, P, mhk__real_mat(a.q + (b * T * a.H + h) * P, a.H * P, 1),
+              mhk__real_mat(a.k + (b * T * a.G + h / (a.H / a.G)) * P, 1, a.G * P), m, T, NULL);
+    for (mhk_index t1 = 0; t1 < T; t1++) {
+      mhk_real *row = m + t1 * T;
+      const mhk_index from = a.start && a.start[b * T + t1] > 0 ? a.start[b * T + t1] : 0;
+      for (mhk_index j = from; j <= t1; j++) row[j] *= MHK__R(1.0 / sqrt((double)P));
+      t->ctx->kernels->softmax(t1 + 1 - from, row + from, row + from);
+      for (mhk_index j = 0; j < T; j++) row[j] = j < from || j > t1 ? 0 : row[j];
     }
-  in[0] = q;
-  in[1] = k;
-  mhk__node *n = mhk__record(t, mhk__attention_matrix_back, 2, in, 1, &y, sizeof s);
-  if (n) *(mhk__matrix_saved *)n->saved = s;
-  return t->ctx->result == MHK_OK ? y : NULL;
+  }
+  return y ? mhk__emit(t, mhk__attention_matrix_op_back, y, &a, sizeof a, 2, q, k) : NULL;
 }
 #endif /* MOHAWK_NO_TRAINING */
 #endif /* MOHAWK_IMPLEMENTATION */
@@ -8327,6 +8208,16 @@ static void mhk__ssd_backward(mhk_context *ctx, const mhk__ssd_args *args) {
 
 /* ---- ops */
 
+/* to (H) += sum over batches of from (B,H) */
+static void mhk__sum_batches(mhk_index B, mhk_index H, const mhk_real *from, mhk_real *to) {
+  for (mhk_index h = 0; h < H; h++)
+    for (mhk_index b = 0; b < B; b++) to[h] += from[b * H + h];
+}
+
+/* h_t = a_t h_{t-1} + x_t B_t^T, y_t = h_t C_t + D x_t. With e_t, the gradient of h_t, from behind:
+      e_t = dy_t C_t^T + a_{t+1} e_{t+1}    dx_t += e_t B_t + D dy_t    dB_t += e_t^T x_t
+      dC_t += h_t^T dy_t                    dlog_a_t += a_t (e_t . h_{t-1})    dD += dy_t . x_t
+   The gradient of the final state starts e, and e_0 a_0 is that of the initial one. */
 static void mhk__ssd_op_back(mhk_tape *t, mhk__node *n) {
   mhk__ssd_args a = *(const mhk__ssd_args *)n->saved;
   const mhk__mark mark = mhk__scratch_mark(t->ctx);
@@ -8340,32 +8231,22 @@ static void mhk__ssd_op_back(mhk_tape *t, mhk__node *n) {
   a.dfinal = n->out[1]->grad;
   if (dd) a.dd = (mhk_real *)mhk__scratch(t->ctx, a.B * a.H, sizeof(mhk_real));
   mhk__ssd_backward(t->ctx, &a);
-  if (dd && t->ctx->result == MHK_OK)
-    for (mhk_index h = 0; h < a.H; h++)
-      for (mhk_index b = 0; b < a.B; b++) dd[h] += a.dd[b * a.H + h];
+  if (dd && t->ctx->result == MHK_OK) mhk__sum_batches(a.B, a.H, a.dd, dd);
   mhk__scratch_rewind(t->ctx, mark);
 }
 
-/* log_a (B,T,H), b and c (B,T,G,N), d (H) or NULL */
-static int mhk__ssd_sizes(mhk_tape *t, const char *name, const mhk_tensor *la, const mhk_tensor *b, const mhk_tensor *c,
-                          const mhk_tensor *d, mhk__ssd_args *a) {
+/* checks log_a (B,T,H), b and c (B,T,G,N), d (H) or NULL, and fills the sizes */
+static int mhk__ssd_sizes(mhk_tape *t, const char *name, mhk_tensor *la, mhk_tensor *b, mhk_tensor *c, mhk_tensor *d,
+                          const int32_t *doc, mhk__ssd_args *a) {
   memset(a, 0, sizeof *a);
-  if (!mhk__is_real(t, name, la) || !mhk__is_real(t, name, b) || !mhk__is_real(t, name, c) ||
-      (d && !mhk__is_real(t, name, d)))
+  if (!mhk__ready(t, name, 3, 4, la, b, c, d) ||
+      !mhk__fits(t, name,
+                 la->rank == 3 && b->rank == 4 && b->shape[0] == la->shape[0] && b->shape[1] == la->shape[1] &&
+                     b->shape[2] >= 1 && la->shape[2] % b->shape[2] == 0,
+                 la, b, "log_a (B,T,H) and B (B,T,G,N) are needed, G dividing H") ||
+      !mhk__fits(t, name, mhk__same_shape(b, c), b, c, "B and C must have one shape") ||
+      (d && !mhk__fits(t, name, d->rank == 1 && d->shape[0] == la->shape[2], la, d, "D must have one number a head")))
     return 0;
-  if (la->rank != 3 || b->rank != 4 || b->shape[0] != la->shape[0] || b->shape[1] != la->shape[1] || b->shape[2] < 1 ||
-      la->shape[2] % b->shape[2]) {
-    mhk__shape_error(t, name, la, b, "log_a (B,T,H) and B (B,T,G,N) are needed, G dividing H");
-    return 0;
-  }
-  if (!mhk__same_shape(b, c)) {
-    mhk__shape_error(t, name, b, c, "B and C must have one shape");
-    return 0;
-  }
-  if (d && (d->rank != 1 || d->shape[0] != la->shape[2])) {
-    mhk__shape_error(t, name, la, d, "D must have one number a head");
-    return 0;
-  }
   a->B = la->shape[0];
   a->T = la->shape[1];
   a->H = la->shape[2];
@@ -8374,51 +8255,40 @@ static int mhk__ssd_sizes(mhk_tape *t, const char *name, const mhk_tensor *la, c
   a->log_a = mhk__d(la);
   a->b = mhk__d(b);
   a->c = mhk__d(c);
-  a->d = d ? mhk__d(d) : NULL;
-  return 1;
+  a->d = mhk__d(d);
+  a->start = mhk__starts(t, doc, a->B, a->T);
+  return t->ctx->result == MHK_OK;
 }
 
 MHKDEF mhk_tensor *mhk_ssd(mhk_tape *t, mhk_tensor *x, mhk_tensor *la, mhk_tensor *b, mhk_tensor *c,
                            const mhk_ssd_desc *desc) {
   mhk_ssd_desc d;
   mhk__ssd_args a;
-  mhk_tensor *in[6], *out[2];
-  mhk_index shape[4], chunks;
   memset(&d, 0, sizeof d);
   if (desc) d = *desc;
   if (d.final_state) *d.final_state = NULL;
-  if (!mhk__op_ready(t, x, la) || !b || !c || !mhk__is_real(t, "ssd", x) ||
-      !mhk__ssd_sizes(t, "ssd", la, b, c, d.D, &a))
+  if (!mhk__ready(t, "ssd", 1, 2, x, d.initial_state) || !mhk__ssd_sizes(t, "ssd", la, b, c, d.D, d.doc, &a) ||
+      !mhk__fits(t, "ssd", x->rank == 4 && x->shape[0] == a.B && x->shape[1] == a.T && x->shape[2] == a.H, x, la,
+                 "x (B,T,H,P) and log_a (B,T,H) are needed"))
     return NULL;
-  if (x->rank != 4 || x->shape[0] != a.B || x->shape[1] != a.T || x->shape[2] != a.H)
-    return mhk__shape_error(t, "ssd", x, la, "x (B,T,H,P) and log_a (B,T,H) are needed");
   a.P = x->shape[3];
-  shape[0] = a.B;
-  shape[1] = a.H;
-  shape[2] = a.P;
-  shape[3] = a.N;
+  const mhk_index shape[4] = {a.B, a.H, a.P, a.N};
+  mhk_tensor *const in[6] = {x, la, b, c, d.D, d.initial_state}, *out[2];
   out[0] = mhk__new(t, 4, x->shape);
   out[1] = mhk__new(t, 4, shape);
-  a.start = mhk__starts(t, d.doc, a.B, a.T);
-  if (!out[0] || !out[1] || (d.doc && !a.start)) return NULL;
-  if (d.initial_state && !mhk__same_shape(d.initial_state, out[1]))
-    return mhk__shape_error(t, "ssd", x, d.initial_state, "the initial state must be (B,H,P,N)");
+  if (!out[0] || !out[1] || (d.initial_state && !mhk__fits(t, "ssd", mhk__same_shape(d.initial_state, out[1]), x,
+                                                           d.initial_state, "the initial state must be (B,H,P,N)")))
+    return NULL;
   a.x = mhk__d(x);
-  a.initial = d.initial_state ? mhk__d(d.initial_state) : NULL;
+  a.initial = mhk__d(d.initial_state);
   a.y = mhk__d(out[0]);
   a.final = mhk__d(out[1]);
   a.Q = d.chunk > 0 ? d.chunk : MHK__SSD_CHUNK;
   if (a.Q > a.T && a.T > 0) a.Q = a.T;
-  in[0] = x;
-  in[1] = la;
-  in[2] = b;
-  in[3] = c;
-  in[4] = d.D;
-  in[5] = d.initial_state;
   mhk__node *n = mhk__record(t, mhk__ssd_op_back, 6, in, 2, out, sizeof a);
   const int recurrent = d.form == MHK_SSD_RECURRENT || (d.form == MHK_SSD_AUTO && !n && a.T <= MHK__STEPS);
   if (n) {
-    chunks = a.Q > 0 ? (a.T + a.Q - 1) / a.Q : 0;
+    const mhk_index chunks = a.Q > 0 ? (a.T + a.Q - 1) / a.Q : 0;
     a.states = (mhk_real *)mhk__arena_alloc(t->ctx, &t->arena,
                                             mhk__size3(t->ctx, a.B * a.H * chunks, a.P * a.N, sizeof(mhk_real)));
     if (!a.states) return NULL;
@@ -8430,89 +8300,75 @@ MHKDEF mhk_tensor *mhk_ssd(mhk_tape *t, mhk_tensor *x, mhk_tensor *la, mhk_tenso
   return t->ctx->result == MHK_OK ? out[0] : NULL;
 }
 
-/* factor[t][s] = exp(cum_t - cum_s) for s <= t in one document, else 0; cum in double, so that long
-   sequences lose nothing */
+typedef struct mhk__ssd_matrix_saved {
+  mhk__ssd_args a;
+  double *cum; /* (B,H,T): log_a_1 + ... + log_a_t; in double, so that long sequences lose nothing */
+} mhk__ssd_matrix_saved;
+
+/* exp(cum_t - cum_s) for s <= t in one document, else 0 */
 static mhk_real mhk__decay(const double *cum, const mhk_index *start, mhk_index t, mhk_index s) {
   if (s > t || (start && start[t] > s)) return 0;
   return MHK__R(exp(cum[t] - cum[s]));
 }
 
-static void mhk__ssd_matrix_back(mhk_tape *t, mhk__node *n) {
-  const mhk__matrix_saved *s = (const mhk__matrix_saved *)n->saved;
-  const mhk_index T = s->T, N = s->P;
+/* M[t,s] = (C_t . B_s) decay[t,s] + (t = s) D.  With dS = dM decay and R = dM (M - D on the
+   diagonal):
+      dC += dS B    dB += dS^T C    dD += sum of dM[t,t]
+      dlog_a_t += sum over t' >= t of (row sum - column sum of R at t') */
+static void mhk__ssd_matrix_op_back(mhk_tape *t, mhk__node *n) {
+  const mhk__ssd_matrix_saved *s = (const mhk__ssd_matrix_saved *)n->saved;
+  const mhk__ssd_args *a = &s->a;
+  const mhk_index T = a->T, N = a->N, row = a->G * N;
   const mhk__mark mark = mhk__scratch_mark(t->ctx);
   mhk_real *dla = mhk__into(t, n->in[0]), *db = mhk__into(t, n->in[1]), *dc = mhk__into(t, n->in[2]),
-           *dd = mhk__into(t, n->in[3]);
-  const mhk_real *D = n->in[3] ? mhk__d(n->in[3]) : NULL;
-  mhk_real *ds = (mhk_real *)mhk__scratch(t->ctx, T * T, sizeof(mhk_real));
+           *dd = mhk__into(t, n->in[3]), *ds = (mhk_real *)mhk__scratch(t->ctx, T * T, sizeof(mhk_real));
   double *dcum = (double *)mhk__scratch(t->ctx, T, sizeof(double)), run;
-  mhk__epilogue e;
-  mhk_index i;
-  mhk__accumulate(&e);
+  const mhk__epilogue e = mhk__accumulate();
   if (!ds || !dcum) return;
-  for (mhk_index b = 0; b < s->B; b++)
-    for (mhk_index h = 0; h < s->H; h++) {
-      const mhk_index at = (b * s->H + h) * T * T, row = s->G * N, atg = (b * T * s->G + h / (s->H / s->G)) * N;
-      const mhk_real *m = mhk__d(n->out[0]) + at, *g = n->out[0]->grad + at;
-      const double *cum = s->cum + (b * s->H + h) * T;
-      for (i = 0; i < T; i++) dcum[i] = 0;
-      for (i = 0; i < T; i++)
-        for (mhk_index j = 0; j < T; j++) {
-          const double r = j <= i ? (double)(g[i * T + j] * (m[i * T + j] - (D && i == j ? D[h] : 0))) : 0;
-          ds[i * T + j] = j <= i ? g[i * T + j] * mhk__decay(cum, s->start ? s->start + b * T : NULL, i, j) : 0;
-          dcum[i] += r;
-          dcum[j] -= r;
-        }
-      if (dc)
-        mhk__gemm(t->ctx, T, N, T, mhk__real_mat(ds, T, 1), mhk__real_mat(mhk__d(n->in[1]) + atg, row, 1), dc + atg,
-                  row, &e);
-      if (db)
-        mhk__gemm(t->ctx, T, N, T, mhk__real_mat(ds, 1, T), mhk__real_mat(mhk__d(n->in[2]) + atg, row, 1), db + atg,
-                  row, &e);
-      for (run = 0, i = T - 1; dla && i >= 0; i--) dla[(b * T + i) * s->H + h] += MHK__R(run += dcum[i]);
-      for (run = 0, i = 0; i < T; i++) run += (double)g[i * T + i];
-      if (dd) dd[h] += MHK__R(run);
-    }
+  for (mhk_index k = 0; k < a->B * a->H; k++) {
+    const mhk_index b = k / a->H, h = k % a->H, at = b * T * row + h / (a->H / a->G) * N;
+    const mhk_real *m = mhk__d(n->out[0]) + k * T * T, *g = n->out[0]->grad + k * T * T;
+    memset(dcum, 0, (size_t)T * sizeof(double));
+    for (mhk_index i = 0; i < T; i++)
+      for (mhk_index j = 0; j < T; j++) {
+        const double r = j <= i ? (double)(g[i * T + j] * (m[i * T + j] - (a->d && i == j ? a->d[h] : 0))) : 0;
+        ds[i * T + j] =
+            j <= i ? g[i * T + j] * mhk__decay(s->cum + k * T, a->start ? a->start + b * T : NULL, i, j) : 0;
+        dcum[i] += r;
+        dcum[j] -= r;
+      }
+    if (dc) mhk__gemm(t->ctx, T, N, T, mhk__real_mat(ds, T, 1), mhk__real_mat(a->b + at, row, 1), dc + at, row, &e);
+    if (db) mhk__gemm(t->ctx, T, N, T, mhk__real_mat(ds, 1, T), mhk__real_mat(a->c + at, row, 1), db + at, row, &e);
+    run = 0;
+    for (mhk_index i = T - 1; dla && i >= 0; i--) dla[(b * T + i) * a->H + h] += MHK__R(run += dcum[i]);
+    run = 0;
+    for (mhk_index i = 0; i < T; i++) run += (double)g[i * T + i];
+    if (dd) dd[h] += MHK__R(run);
+  }
   mhk__scratch_rewind(t->ctx, mark);
 }
 
 MHKDEF mhk_tensor *mhk_ssd_matrix(mhk_tape *t, mhk_tensor *la, mhk_tensor *Bm, mhk_tensor *Cm, mhk_tensor *D,
                                   const int32_t *doc) {
-  mhk__ssd_args a;
-  mhk__matrix_saved s;
-  mhk_index shape[4];
-  mhk_tensor *in[4];
-  if (!mhk__op_ready(t, la, Bm) || !Cm || !mhk__ssd_sizes(t, "ssd_matrix", la, Bm, Cm, D, &a)) return NULL;
-  memset(&s, 0, sizeof s);
-  s.B = shape[0] = a.B;
-  s.H = shape[1] = a.H;
-  s.T = shape[2] = shape[3] = a.T;
-  s.G = a.G;
-  s.P = a.N;
+  mhk__ssd_matrix_saved s;
+  if (!mhk__ssd_sizes(t, "ssd_matrix", la, Bm, Cm, D, doc, &s.a)) return NULL;
+  const mhk__ssd_args *a = &s.a;
+  const mhk_index T = a->T, row = a->G * a->N, shape[4] = {a->B, a->H, T, T};
   mhk_tensor *y = mhk__new(t, 4, shape);
-  s.start = mhk__starts(t, doc, a.B, a.T);
-  s.cum = (double *)mhk__arena_zeros(t->ctx, &t->arena, a.B * a.H * a.T, sizeof(double));
-  if (!y || !s.cum || (doc && !s.start)) return NULL;
-  for (mhk_index b = 0; b < a.B; b++)
-    for (mhk_index h = 0; h < a.H; h++) {
-      mhk_real *m = mhk__d(y) + (b * a.H + h) * a.T * a.T;
-      const mhk_index at = (b * a.T * a.G + h / (a.H / a.G)) * a.N;
-      double *cum = s.cum + (b * a.H + h) * a.T, run = 0;
-      for (mhk_index i = 0; i < a.T; i++) cum[i] = run += mhk__log_decay(a.log_a[(b * a.T + i) * a.H + h]);
-      mhk__gemm(t->ctx, a.T, a.T, a.N, mhk__real_mat(a.c + at, a.G * a.N, 1), mhk__real_mat(a.b + at, 1, a.G * a.N), m,
-                a.T, NULL);
-      for (mhk_index i = 0; i < a.T; i++) {
-        for (mhk_index j = 0; j < a.T; j++) m[i * a.T + j] *= mhk__decay(cum, s.start ? s.start + b * a.T : NULL, i, j);
-        if (a.d) m[i * a.T + i] += a.d[h];
-      }
+  s.cum = (double *)mhk__arena_zeros(t->ctx, &t->arena, a->B * a->H * T, sizeof(double));
+  if (!y || !s.cum) return NULL;
+  for (mhk_index k = 0; k < a->B * a->H; k++) {
+    const mhk_index b = k / a->H, h = k % a->H, at = b * T * row + h / (a->H / a->G) * a->N;
+    mhk_real *m = mhk__d(y) + k * T * T;
+    double *cum = s.cum + k * T, run = 0;
+    for (mhk_index i = 0; i < T; i++) cum[i] = run += mhk__log_decay(a->log_a[(b * T + i) * a->H + h]);
+    mhk__gemm(t->ctx, T, T, a->N, mhk__real_mat(a->c + at, row, 1), mhk__real_mat(a->b + at, 1, row), m, T, NULL);
+    for (mhk_index i = 0; i < T; i++) {
+      for (mhk_index j = 0; j < T; j++) m[i * T + j] *= mhk__decay(cum, a->start ? a->start + b * T : NULL, i, j);
+      if (a->d) m[i * T + i] += a->d[h];
     }
-  in[0] = la;
-  in[1] = Bm;
-  in[2] = Cm;
-  in[3] = D;
-  mhk__node *n = mhk__record(t, mhk__ssd_matrix_back, 4, in, 1, &y, sizeof s);
-  if (n) *(mhk__matrix_saved *)n->saved = s;
-  return t->ctx->result == MHK_OK ? y : NULL;
+  }
+  return mhk__emit(t, mhk__ssd_matrix_op_back, y, &s, sizeof s, 4, la, Bm, Cm, D);
 }
 #endif /* MOHAWK_NO_TRAINING */
 #endif /* MOHAWK_IMPLEMENTATION */
@@ -8793,176 +8649,156 @@ MHK__HEAD_TASK(mhk__orientation_back_task, mhk__orientation_args, orientation_ba
 
 /* ---- ops */
 
-typedef struct mhk__xent_args {
+/* A mean over rows of what each row adds; the target gets no gradient. */
+typedef struct mhk__loss_args mhk__loss_args;
+struct mhk__loss_args {
+  mhk__row_fn row, row_back; /* both for one row; row writes loss[r], row_back adds to dx */
   mhk_index n, rows;
-  const mhk_real *x, *target;
-  const int32_t *labels;
-  mhk_real *lse, *target_lse, *d;
-  double *loss;
-  mhk_real it, g; /* 1 / temperature; cotangent over the rows that count */
+  const mhk_real *x, *target; /* (rows,n) */
+  const int32_t *labels;      /* (rows), in place of a target; negative: the row does not count */
+  double *loss;               /* (rows) */
+  mhk_real *lse, *target_lse; /* (rows): log-sum-exp */
+  mhk_real inverse;           /* 1 / temperature */
+  mhk_real share;             /* of a row in the mean; in the backward pass also times the cotangent */
   int kl;
-} mhk__xent_args;
+  mhk_real *dx;
+};
 
-static void mhk__xent_body(mhk_context *ctx, void *args, mhk_index first, mhk_index last) {
-  const mhk__xent_args *a = (const mhk__xent_args *)args;
-  for (mhk_index r = first; r < last; r++) {
-    const mhk_real *x = a->x + r * a->n;
-    a->loss[r] = 0;
-    if (a->labels && a->labels[r] < 0) continue;
-    const double lse = ctx->kernels->log_sum_exp(a->n, x, a->it);
-    a->lse[r] = MHK__R(lse);
-    if (a->labels)
-      a->loss[r] = lse - (double)(x[a->labels[r]] * a->it);
-    else {
-      const mhk_real *y = a->target + r * a->n;
-      const double target_lse = ctx->kernels->log_sum_exp(a->n, y, MHK__R(1));
-      a->target_lse[r] = MHK__R(target_lse);
-      a->loss[r] = lse - ctx->kernels->soft_dot(a->n, x, y, MHK__R(target_lse)) * (double)a->it;
-      if (a->kl) a->loss[r] -= target_lse - ctx->kernels->soft_dot(a->n, y, y, MHK__R(target_lse));
-    }
-  }
+static void mhk__mean_loss_op_back(mhk_tape *t, mhk__node *n) {
+  mhk__loss_args a = *(const mhk__loss_args *)n->saved;
+  a.dx = mhk__into(t, n->in[0]);
+  a.share *= n->out[0]->grad[0] * a.inverse;
+  if (a.dx) mhk__over_rows(t->ctx, a.rows, a.n, a.row_back, &a);
 }
 
-static void mhk__xent_back_body(mhk_context *ctx, void *args, mhk_index first, mhk_index last) {
-  const mhk__xent_args *a = (const mhk__xent_args *)args;
-  for (mhk_index r = first; r < last; r++) {
-    if (a->labels && a->labels[r] < 0) continue;
-    ctx->kernels->soft_back(a->n, a->x + r * a->n, a->it, a->lse[r], a->labels ? NULL : a->target + r * a->n,
-                            a->labels ? 0 : a->target_lse[r], a->g, a->d + r * a->n);
-    if (a->labels) a->d[r * a->n + a->labels[r]] -= a->g;
-  }
-}
-
-static void mhk__xent_back(mhk_tape *t, mhk__node *n) {
-  mhk__xent_args a = *(const mhk__xent_args *)n->saved;
-  a.d = mhk__into(t, n->in[0]);
-  a.g *= n->out[0]->grad[0] * a.it;
-  if (a.d) mhk__over(t->ctx, a.rows, MHK__GRAIN / (a.n + 1) + 1, mhk__xent_back_body, &a);
-}
-
-/* mean over rows of cross-entropy against labels, or against a target's softmax */
-static mhk_tensor *mhk__xent(mhk_tape *t, const char *name, mhk_tensor *x, const int32_t *labels, mhk_tensor *target,
-                             double temperature, int kl) {
-  mhk__xent_args a;
-  mhk_index r, counted = 0;
+/* the mean over the `counted` rows that count */
+static mhk_tensor *mhk__mean_loss_op(mhk_tape *t, mhk_tensor *x, mhk__loss_args *a, mhk_index counted) {
   double sum = 0;
-  if (!mhk__op_ready(t, x, x) || (!labels && !target) || !mhk__is_real(t, name, x)) return NULL;
-  if (target && !mhk__is_real(t, name, target)) return NULL;
-  if (target && (mhk__last(x) != mhk__last(target) || x->count != target->count))
-    return mhk__shape_error(t, name, x, target, "both logits must have one shape");
-  if (!mhk__number_fits(t->ctx, name, "temperature", temperature, MHK__REAL_LEAST, MHK__REAL_MOST)) return NULL;
+  mhk_tensor *y = mhk__new(t, 0, NULL);
+  a->loss = (double *)mhk__arena_zeros(t->ctx, &t->arena, a->rows, sizeof(double));
+  if (!y || !a->loss) return NULL;
+  mhk__over_rows(t->ctx, a->rows, a->n, a->row, a);
+  for (mhk_index r = 0; r < a->rows; r++) sum += a->loss[r];
+  mhk__d(y)[0] = MHK__R(counted ? sum / (double)counted : 0);
+  a->share = MHK__R(counted ? 1.0 / (double)counted : 0);
+  return mhk__emit(t, mhk__mean_loss_op_back, y, a, sizeof *a, 1, x);
+}
+
+/* Of a row with p = softmax(x / temperature), against a label or q = softmax(target):
+      cross-entropy    loss = lse - x_label / temperature          dx += (p - 1 at the label) /
+                       temperature
+                       loss = lse - sum of q x / temperature       dx += (p - q) / temperature
+      KL               loss = that + sum of q log q                the same */
+static void mhk__cross_entropy_row(mhk_context *ctx, const void *args, mhk_index r) {
+  const mhk__loss_args *a = (const mhk__loss_args *)args;
+  const mhk_real *x = a->x + r * a->n;
+  if (a->labels && a->labels[r] < 0) return;
+  const double lse = ctx->kernels->log_sum_exp(a->n, x, a->inverse);
+  a->lse[r] = MHK__R(lse);
+  if (a->labels) {
+    a->loss[r] = lse - (double)(x[a->labels[r]] * a->inverse);
+    return;
+  }
+  const mhk_real *y = a->target + r * a->n;
+  const double target_lse = ctx->kernels->log_sum_exp(a->n, y, MHK__R(1));
+  a->target_lse[r] = MHK__R(target_lse);
+  a->loss[r] = lse - ctx->kernels->soft_dot(a->n, x, y, MHK__R(target_lse)) * (double)a->inverse;
+  if (a->kl) a->loss[r] -= target_lse - ctx->kernels->soft_dot(a->n, y, y, MHK__R(target_lse));
+}
+
+static void mhk__cross_entropy_row_back(mhk_context *ctx, const void *args, mhk_index r) {
+  const mhk__loss_args *a = (const mhk__loss_args *)args;
+  if (a->labels && a->labels[r] < 0) return;
+  ctx->kernels->soft_back(a->n, a->x + r * a->n, a->inverse, a->lse[r], a->labels ? NULL : a->target + r * a->n,
+                          a->labels ? 0 : a->target_lse[r], a->share, a->dx + r * a->n);
+  if (a->labels) a->dx[r * a->n + a->labels[r]] -= a->share;
+}
+
+static mhk_tensor *mhk__cross_entropy_op(mhk_tape *t, const char *name, mhk_tensor *x, const int32_t *labels,
+                                         mhk_tensor *target, double temperature, int kl) {
+  mhk__loss_args a;
+  if ((!labels && !target) || !mhk__ready(t, name, 1, 2, x, target)) return NULL;
+  if ((target && !mhk__fits(t, name, mhk__last(x) == mhk__last(target) && x->count == target->count, x, target,
+                            "both logits must have one shape")) ||
+      !mhk__number_fits(t->ctx, name, "temperature", temperature, MHK__REAL_LEAST, MHK__REAL_MOST))
+    return NULL;
   memset(&a, 0, sizeof a);
+  a.row = mhk__cross_entropy_row;
+  a.row_back = mhk__cross_entropy_row_back;
   a.n = mhk__last(x);
   a.rows = mhk__row_count(x);
   a.x = mhk__d(x);
-  a.target = target ? mhk__d(target) : NULL;
-  a.it = MHK__R(1 / temperature);
+  a.target = mhk__d(target);
+  a.inverse = MHK__R(1 / temperature);
   a.kl = kl;
-  mhk_tensor *y = mhk__new(t, 0, NULL);
   a.lse = (mhk_real *)mhk__arena_zeros(t->ctx, &t->arena, a.rows, sizeof(mhk_real));
   a.target_lse = (mhk_real *)mhk__arena_zeros(t->ctx, &t->arena, target ? a.rows : 0, sizeof(mhk_real));
-  if (labels) {
-    int32_t *copy = (int32_t *)mhk__arena_zeros(t->ctx, &t->arena, a.rows, sizeof(int32_t));
-    for (r = 0; copy && r < a.rows; r++) {
-      if (labels[r] >= a.n) {
-        mhk_fail(t->ctx, MHK_ERROR_ARGUMENT, "%s: label %lld is %d: the vocabulary has ids 0 to %lld", name,
-                 (long long)r, (int)labels[r], (long long)a.n - 1);
-        return NULL;
-      }
-      copy[r] = labels[r];
-      counted += labels[r] >= 0;
-    }
-    a.labels = copy;
-  } else
-    counted = a.rows;
-  mhk__mark mark = mhk__scratch_mark(t->ctx);
-  a.loss = (double *)mhk__scratch(t->ctx, a.rows, sizeof(double));
-  if (!y || !a.loss || t->ctx->result != MHK_OK) return NULL;
-  mhk__over(t->ctx, a.rows, MHK__GRAIN / (a.n + 1) + 1, mhk__xent_body, &a);
-  for (r = 0; r < a.rows; r++) sum += a.loss[r];
-  mhk__scratch_rewind(t->ctx, mark);
-  mhk__d(y)[0] = MHK__R(counted ? sum / (double)counted : 0);
-  a.g = MHK__R(counted ? 1.0 / (double)counted : 0);
-  a.loss = NULL;
-  mhk__node *n = mhk__record(t, mhk__xent_back, 1, &x, 1, &y, sizeof a);
-  if (n) *(mhk__xent_args *)n->saved = a;
-  return y;
+  int32_t *copy = (int32_t *)mhk__arena_zeros(t->ctx, &t->arena, labels ? a.rows : 0, sizeof(int32_t));
+  if (t->ctx->result != MHK_OK) return NULL;
+  mhk_index counted = labels ? 0 : a.rows;
+  for (mhk_index r = 0; labels && r < a.rows; r++) {
+    if (labels[r] >= a.n)
+      return mhk__null(t->ctx, MHK_ERROR_ARGUMENT, "%s: label %lld is %d: the vocabulary has ids 0 to %lld", name,
+                       (long long)r, (int)labels[r], (long long)a.n - 1);
+    copy[r] = labels[r];
+    counted += labels[r] >= 0;
+  }
+  a.labels = labels ? copy : NULL;
+  return mhk__mean_loss_op(t, x, &a, counted);
 }
 MHKDEF mhk_tensor *mhk_cross_entropy(mhk_tape *t, mhk_tensor *logits, const int32_t *labels) {
-  if (mhk__op_ready(t, logits, logits) && !labels)
-    mhk_fail(t->ctx, MHK_ERROR_ARGUMENT, "cross_entropy: the labels are missing (NULL)");
-  return labels ? mhk__xent(t, "cross_entropy", logits, labels, NULL, 1, 0) : NULL;
+  if (mhk__ready(t, "cross_entropy", 1, 1, logits) && !labels)
+    return mhk__null(t->ctx, MHK_ERROR_ARGUMENT, "cross_entropy: the labels are missing (NULL)");
+  return mhk__cross_entropy_op(t, "cross_entropy", logits, labels, NULL, 1, 0);
 }
 MHKDEF mhk_tensor *mhk_cross_entropy_soft(mhk_tape *t, mhk_tensor *logits, mhk_tensor *target, double temperature) {
-  return target ? mhk__xent(t, "cross_entropy_soft", logits, NULL, target, temperature, 0) : NULL;
+  return mhk__cross_entropy_op(t, "cross_entropy_soft", logits, NULL, target, temperature, 0);
 }
 MHKDEF mhk_tensor *mhk_kl(mhk_tape *t, mhk_tensor *logits, mhk_tensor *target) {
-  return target ? mhk__xent(t, "kl", logits, NULL, target, 1, 1) : NULL;
+  return mhk__cross_entropy_op(t, "kl", logits, NULL, target, 1, 1);
 }
 
-typedef struct mhk__distance_args {
-  mhk_index n, rows;
-  const mhk_real *x, *y;
-  double *norm;
-  mhk_real *d, g;
-} mhk__distance_args;
-
-static void mhk__distance_body(mhk_context *ctx, void *args, mhk_index first, mhk_index last) {
-  const mhk__distance_args *a = (const mhk__distance_args *)args;
-  for (; first < last; first++)
-    a->norm[first] = sqrt(ctx->kernels->distance(a->n, a->x + first * a->n, a->y + first * a->n));
+/* loss = || x - target ||    dx += (x - target) / loss; where both are equal, the subgradient 0 */
+static void mhk__distance_row(mhk_context *ctx, const void *args, mhk_index r) {
+  const mhk__loss_args *a = (const mhk__loss_args *)args;
+  a->loss[r] = sqrt(ctx->kernels->distance(a->n, a->x + r * a->n, a->target + r * a->n));
 }
 
-static void mhk__distance_back_body(mhk_context *ctx, void *args, mhk_index first, mhk_index last) {
-  const mhk__distance_args *a = (const mhk__distance_args *)args;
+static void mhk__distance_row_back(mhk_context *ctx, const void *args, mhk_index r) {
+  const mhk__loss_args *a = (const mhk__loss_args *)args;
+  const mhk_real f = a->loss[r] > 0 ? MHK__R((double)a->share / a->loss[r]) : 0;
+  const mhk_real *x = a->x + r * a->n, *y = a->target + r * a->n;
+  mhk_real *d = a->dx + r * a->n;
   (void)ctx;
-  for (; first < last; first++) {
-    /* where both are equal: the subgradient 0 */
-    const mhk_real f = a->norm[first] > 0 ? MHK__R((double)a->g / a->norm[first]) : 0;
-    const mhk_real *x = a->x + first * a->n, *y = a->y + first * a->n;
-    mhk_real *d = a->d + first * a->n;
-    for (mhk_index j = 0; j < a->n; j++) d[j] += f * (x[j] - y[j]);
-  }
+  for (mhk_index j = 0; j < a->n; j++) d[j] += f * (x[j] - y[j]);
 }
 
-static void mhk__distance_back(mhk_tape *t, mhk__node *n) {
-  mhk__distance_args a = *(const mhk__distance_args *)n->saved;
-  a.d = mhk__into(t, n->in[0]);
-  a.g *= n->out[0]->grad[0];
-  if (a.d) mhk__over(t->ctx, a.rows, MHK__GRAIN / (a.n + 1) + 1, mhk__distance_back_body, &a);
-}
-
-/* mean over rows of n elements of || x - target ||_2 */
-static mhk_tensor *mhk__mean_distance(mhk_tape *t, const char *name, mhk_tensor *x, mhk_tensor *target, mhk_index n) {
-  mhk__distance_args a;
-  double sum = 0;
-  if (!mhk__is_real(t, name, x) || !mhk__is_real(t, name, target)) return NULL;
-  if (!mhk__same_shape(x, target)) return mhk__shape_error(t, name, x, target, "both must have one shape");
+/* mean over rows of n numbers, the last `axes` axes of x */
+static mhk_tensor *mhk__distance_op(mhk_tape *t, const char *name, mhk_tensor *x, mhk_tensor *target, int axes) {
+  mhk__loss_args a;
+  if (!mhk__ready(t, name, 2, 2, x, target) ||
+      !mhk__fits(t, name, axes < 2 || x->rank >= axes, x, target, "(...,T,T) is needed") ||
+      !mhk__fits(t, name, mhk__same_shape(x, target), x, target, "both must have one shape"))
+    return NULL;
   memset(&a, 0, sizeof a);
-  a.n = n;
-  a.rows = n > 0 ? x->count / n : 0;
+  a.row = mhk__distance_row;
+  a.row_back = mhk__distance_row_back;
+  a.n = mhk__last(x) * (axes == 2 ? x->shape[x->rank - 2] : 1);
+  a.rows = a.n > 0 ? x->count / a.n : 0;
   a.x = mhk__d(x);
-  a.y = mhk__d(target);
-  mhk_tensor *y = mhk__new(t, 0, NULL);
-  a.norm = (double *)mhk__arena_zeros(t->ctx, &t->arena, a.rows, sizeof(double));
-  if (!y || !a.norm) return NULL;
-  mhk__over(t->ctx, a.rows, MHK__GRAIN / (n + 1) + 1, mhk__distance_body, &a);
-  for (mhk_index r = 0; r < a.rows; r++) sum += a.norm[r];
-  mhk__d(y)[0] = MHK__R(a.rows ? sum / (double)a.rows : 0);
-  a.g = MHK__R(a.rows ? 1.0 / (double)a.rows : 0);
-  mhk__node *node = mhk__record(t, mhk__distance_back, 1, &x, 1, &y, sizeof a);
-  if (node) *(mhk__distance_args *)node->saved = a;
-  return y;
+  a.target = mhk__d(target);
+  a.inverse = 1;
+  return mhk__mean_loss_op(t, x, &a, a.rows);
 }
 MHKDEF mhk_tensor *mhk_hidden_distance(mhk_tape *t, mhk_tensor *x, mhk_tensor *target) {
-  return mhk__op_ready(t, x, target) ? mhk__mean_distance(t, "hidden_distance", x, target, mhk__last(x)) : NULL;
+  return mhk__distance_op(t, "hidden_distance", x, target, 1);
 }
 MHKDEF mhk_tensor *mhk_matrix_distance(mhk_tape *t, mhk_tensor *x, mhk_tensor *target) {
-  if (!mhk__op_ready(t, x, target)) return NULL;
-  if (x->rank < 2) return mhk__shape_error(t, "matrix_distance", x, target, "(...,T,T) is needed");
-  return mhk__mean_distance(t, "matrix_distance", x, target, x->shape[x->rank - 1] * x->shape[x->rank - 2]);
+  return mhk__distance_op(t, "matrix_distance", x, target, 2);
 }
 
+/* loss = mean over b and h of || M - A ||_F, M of SSD, A of attention    dM = (M - A) /
+   || M - A ||_F, and from there as in mhk__ssd_matrix_op_back(), tile by tile */
 static void mhk__orientation_op_back(mhk_tape *t, mhk__node *n) {
   mhk__orientation_args a = *(const mhk__orientation_args *)n->saved;
   const mhk__mark mark = mhk__scratch_mark(t->ctx);
@@ -8974,64 +8810,55 @@ static void mhk__orientation_op_back(mhk_tape *t, mhk__node *n) {
   if (dd) a.dd = (mhk_real *)mhk__scratch(t->ctx, a.B * a.H, sizeof(mhk_real));
   mhk__run(t->ctx, &a, a.B * a.G, a.G, mhk__orientation_work(a.T, a.N, a.PT),
            (double)(a.B * a.H * a.N) * (double)(a.T * a.T), mhk__orientation_back_task);
-  if (dd && t->ctx->result == MHK_OK)
-    for (mhk_index h = 0; h < a.H; h++)
-      for (mhk_index b = 0; b < a.B; b++) dd[h] += a.dd[b * a.H + h];
+  if (dd && t->ctx->result == MHK_OK) mhk__sum_batches(a.B, a.H, a.dd, dd);
   mhk__scratch_rewind(t->ctx, mark);
 }
 
 MHKDEF mhk_tensor *mhk_matrix_orientation(mhk_tape *t, mhk_tensor *la, mhk_tensor *Bm, mhk_tensor *Cm, mhk_tensor *D,
                                           mhk_tensor *q, mhk_tensor *k, const int32_t *doc, double *relative) {
+  static const char name[] = "matrix_orientation";
   mhk__ssd_args s;
-  mhk__attention_args q_args;
+  mhk__attention_args teacher;
   mhk__orientation_args a;
-  mhk_tensor *in[4];
-  mhk_index b;
-  double sum = 0;
-  if (!mhk__op_ready(t, la, Bm) || !Cm || !q || !k) return NULL;
-  if (!mhk__ssd_sizes(t, "matrix_orientation", la, Bm, Cm, D, &s) ||
-      !mhk__attention_sizes(t, "matrix_orientation", q, k, &q_args))
+  if (!mhk__ready(t, name, 2, 2, q, k) || !mhk__ssd_sizes(t, name, la, Bm, Cm, D, NULL, &s) ||
+      !mhk__attention_sizes(t, name, q, k, doc, &teacher) ||
+      !mhk__fits(t, name, teacher.B == s.B && teacher.T == s.T && teacher.H == s.H, la, q,
+                 "both mixers must have one batch, length and number of heads"))
     return NULL;
-  if (q_args.B != s.B || q_args.T != s.T || q_args.H != s.H)
-    return mhk__shape_error(t, "matrix_orientation", la, q,
-                            "both mixers must have one batch, length and number of heads");
   memset(&a, 0, sizeof a);
   a.B = s.B;
   a.T = s.T;
   a.H = a.HT = s.H;
   a.G = s.G;
   a.N = s.N;
-  a.GT = q_args.G;
-  a.PT = q_args.P;
+  a.GT = teacher.G;
+  a.PT = teacher.P;
   a.log_a = s.log_a;
   a.b = s.b;
   a.c = s.c;
   a.d = s.d;
-  a.q = q_args.q;
-  a.k = q_args.k;
-  a.start = q_args.start = mhk__starts(t, doc, a.B, a.T);
+  a.q = teacher.q;
+  a.k = teacher.k;
+  a.start = teacher.start;
+  const mhk_index heads = a.B * a.H;
   mhk_tensor *y = mhk__new(t, 0, NULL);
-  a.lse = q_args.lse = (mhk_real *)mhk__arena_zeros(t->ctx, &t->arena, a.B * a.H * a.T, sizeof(mhk_real));
-  a.difference = (double *)mhk__arena_zeros(t->ctx, &t->arena, a.B * a.H, sizeof(double));
-  a.norm = (double *)mhk__arena_zeros(t->ctx, &t->arena, a.B * a.H, sizeof(double));
-  if (!y || !a.lse || !a.difference || !a.norm || (doc && !a.start)) return NULL;
-  mhk__attention_forward(t->ctx, &q_args); /* denominators only */
-  mhk__run(t->ctx, &a, a.B * a.H, a.H, mhk__orientation_work(a.T, a.N, a.PT),
-           (double)(a.B * a.H * a.N) * (double)(a.T * a.T), mhk__orientation_task);
+  a.lse = teacher.lse = (mhk_real *)mhk__arena_zeros(t->ctx, &t->arena, heads * a.T, sizeof(mhk_real));
+  a.difference = (double *)mhk__arena_zeros(t->ctx, &t->arena, heads, sizeof(double));
+  a.norm = (double *)mhk__arena_zeros(t->ctx, &t->arena, heads, sizeof(double));
+  if (!y || !a.lse || !a.difference || !a.norm) return NULL;
+  mhk__attention_forward(t->ctx, &teacher); /* denominators only */
+  mhk__run(t->ctx, &a, heads, a.H, mhk__orientation_work(a.T, a.N, a.PT),
+           (double)(heads * a.N) * (double)(a.T * a.T), mhk__orientation_task);
   if (t->ctx->result != MHK_OK) return NULL;
-  for (mhk_index i = 0; i < a.B * a.H; i++) sum += sqrt(a.difference[i]);
-  a.scale = a.B * a.H > 0 ? 1.0 / (double)(a.B * a.H) : 0;
+  double sum = 0;
+  for (mhk_index i = 0; i < heads; i++) sum += sqrt(a.difference[i]);
+  a.scale = heads > 0 ? 1.0 / (double)heads : 0;
   mhk__d(y)[0] = MHK__R(sum * a.scale);
-  for (mhk_index h = 0; relative && h < a.H; h++)
-    for (relative[h] = 0, b = 0; b < a.B; b++)
-      relative[h] += sqrt(a.difference[b * a.H + h] / a.norm[b * a.H + h]) / (double)a.B;
-  in[0] = la;
-  in[1] = Bm;
-  in[2] = Cm;
-  in[3] = D;
-  mhk__node *n = mhk__record(t, mhk__orientation_op_back, 4, in, 1, &y, sizeof a);
-  if (n) *(mhk__orientation_args *)n->saved = a;
-  return y;
+  for (mhk_index h = 0; relative && h < a.H; h++) {
+    relative[h] = 0;
+    for (mhk_index i = h; i < heads; i += a.H) relative[h] += sqrt(a.difference[i] / a.norm[i]) / (double)a.B;
+  }
+  return mhk__emit(t, mhk__orientation_op_back, y, &a, sizeof a, 4, la, Bm, Cm, D);
 }
 #endif /* MOHAWK_NO_TRAINING */
 #endif /* MOHAWK_IMPLEMENTATION */
@@ -15054,7 +14881,7 @@ MHKDEF mhk_result mhk_model_make_trainable(mhk_model *m) {
 
 static void mhk__fill(mhk_tensor *x, double value) {
   if (x)
-    for (mhk_index i = 0; i < x->count; i++) ((mhk_real *)x->data)[i] = (mhk_real)value;
+    for (mhk_index i = 0; i < x->count; i++) mhk__d(x)[i] = (mhk_real)value;
 }
 
 /* rows [first,first+rows) of a matrix, or a vector's elements, uniform in +-bound */
@@ -22294,6 +22121,8 @@ MHKDEF const char *mhk_bf16_name(const mhk_context *ctx) { return ctx ? mhk__bf1
           to mhk_speculation_progress and mhk_speculation_info. Sizes end in _bytes:
           mhk_session_size to mhk_session_bytes, mhk_session_state_size to
           mhk_session_state_bytes, mhk_dtype_size to mhk_dtype_bytes.
+          Gone, since only sessions need them: mhk_kv_cache and the cache of mhk_attention, the
+          state of mhk_conv1d and mhk_conv1d_split, the offset of mhk_rotary.
    0.2.0  Renamed: mhk_quantise, mhk_quantise_desc and mhk_quantised to mhk_quantize,
           mhk_quantize_desc and mhk_quantized. New: mhk_load_with, mhk_model_ends,
           mhk_model_set_ends, mhk_model_tokenizer_error, mhk_encode_prompt, mhk_tokenizer_start,

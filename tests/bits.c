@@ -6,7 +6,10 @@
 #define MOHAWK_IMPLEMENTATION
 #include "test.h"
 
-#if MHK_VERSION_MINOR < 3 /* names of older headers */
+#if MHK_VERSION_MINOR < 3 /* names and arguments of older headers */
+#define mhk_rotary(t, x, dim, theta, doc) mhk_rotary(t, x, dim, theta, doc, 0)
+#define mhk_attention(t, q, k, v, doc) mhk_attention(t, q, k, v, doc, NULL)
+#define mhk_conv1d(t, x, w, bias, silu, doc) mhk_conv1d(t, x, w, bias, silu, doc, NULL)
 #define mhk_corpus mhk_text
 #define corpus text
 #define mhk_corpus_from_tokens mhk_text_from_tokens
@@ -20,12 +23,6 @@
 #if MHK_VERSION_MINOR < 2
 #define mhk_quantize mhk_quantise
 #define mhk_quantize_desc mhk_quantise_desc
-#endif
-
-#ifdef ARGUMENTS_OF_INFERENCE /* bits.sh: an older header, whose ops had arguments for inference too */
-#define mhk_rotary(t, x, dim, theta, doc) mhk_rotary(t, x, dim, theta, doc, 0)
-#define mhk_attention(t, q, k, v, doc) mhk_attention(t, q, k, v, doc, NULL)
-#define mhk_conv1d(t, x, w, bias, silu, doc) mhk_conv1d(t, x, w, bias, silu, doc, NULL)
 #endif
 #include "models.h"
 

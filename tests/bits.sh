@@ -5,11 +5,9 @@
 set -eu
 build=${BUILD:-build}
 hashes() { # FOLDER of mohawk.h and tests, OUTPUT
-  older=""
-  if grep -q mhk_kv_cache "$1/mohawk.h"; then older=-DARGUMENTS_OF_INFERENCE; fi
   for double in "" -DMOHAWK_DOUBLE; do
     # shellcheck disable=SC2086
-    ${CC:-cc} -std=gnu99 ${CFLAGS:--O3} ${OPENMP:-} $double $older "$1/tests/bits.c" -lm -o "$1/bits.out"
+    ${CC:-cc} -std=gnu99 ${CFLAGS:--O3} ${OPENMP:-} $double "$1/tests/bits.c" -lm -o "$1/bits.out"
     # shellcheck disable=SC2086
     BUILD=$build ${TEST_WRAPPER:-} "$1/bits.out"
   done >"$2"

@@ -1216,6 +1216,12 @@ static void copy_forward(const mhk_op *o) {
   memcpy(o->out->data, o->in[0]->data, sizeof(mhk_real) * (size_t)o->out->count);
 }
 BUILD(b_wrong, mhk_custom(t, 1, c->in, 1, c->in[0]->shape, copy_forward, wrong_backward, NULL, 0))
+static void writing_backward(const mhk_op *o) { /* right, but for = in place of += */
+  mhk_index i;
+  if (mhk_wants_grad(o->tape, o->in[0]))
+    for (i = 0; i < o->out->count; i++) o->in[0]->grad[i] = o->out->grad[i];
+}
+BUILD(b_writes, mhk_custom(t, 1, c->in, 1, c->in[0]->shape, copy_forward, writing_backward, NULL, 0))
 TEST(checker_finds_the_element) {
   op_case c;
   mhk_gradient_report r;
@@ -1223,6 +1229,15 @@ TEST(checker_finds_the_element) {
   c = op(b_wrong, P1(9, 1), NULL, NULL, NULL);
   CHECK(mhk_check_gradient(tape, scalar_of, &c, c.in[0], &r) > 0.01, "a wrong gradient passed with error %g", r.error);
   CHECK(r.at == 4, "the worst element is %lld, not 4", (long long)r.at);
+  finish();
+}
+
+TEST(checker_finds_a_gradient_that_is_written_and_not_added_to) {
+  op_case c;
+  mhk_gradient_report r;
+  start();
+  c = op(b_writes, P1(9, 1), NULL, NULL, NULL);
+  CHECK(mhk_check_gradient(tape, scalar_of, &c, c.in[0], &r) > 0.5, "it passed with error %g", r.error);
   finish();
 }
 
@@ -1866,6 +1881,7 @@ int main(int argc, char **argv) {
   RUN(custom_ops);
   RUN(checker_sees_a_wrong_gradient);
   RUN(checker_finds_the_element);
+  RUN(checker_finds_a_gradient_that_is_written_and_not_added_to);
   RUN(views);
   RUN(no_grad_makes_no_records);
   RUN(frozen_parameters_get_no_gradient);
