@@ -2624,10 +2624,9 @@ static size_t mhk__size3(mhk_context *ctx, mhk_index a, mhk_index b, size_t c) {
     size_t x = (size_t)a, y = (size_t)b, most = (size_t)PTRDIFF_MAX;
     if ((y == 0 || x <= most / y) && (c == 0 || x * y <= most / c)) return x * y * c;
   }
-  mhk_fail(ctx, MHK_ERROR_MEMORY,
-           "an array of %lld x %lld elements of %d bytes does not fit this machine's address space", (long long)a,
-           (long long)b, (int)c);
-  return 0;
+  return (size_t)mhk__no(ctx, MHK_ERROR_MEMORY,
+                         "an array of %lld x %lld elements of %d bytes does not fit this machine's address space",
+                         (long long)a, (long long)b, (int)c);
 }
 
 static void *mhk__raw_alloc(mhk_context *ctx, size_t bytes) {
