@@ -17240,6 +17240,8 @@ MHKDEF mhk_session *mhk_session_create(mhk_model *m, const mhk_session_desc *des
 
 MHKDEF void mhk_session_destroy(mhk_session *s) { mhk__object_free(s); }
 
+static mhk_result mhk__session_result(const mhk_session *s) { return s ? s->object.ctx->result : MHK_ERROR_MEMORY; }
+
 static int mhk__sequence_there(const mhk_session *s, mhk_index sequence) {
   if (!s || s->object.ctx->result != MHK_OK) return 0;
   if (sequence >= 0 && sequence < s->batch) return 1;
@@ -17262,7 +17264,7 @@ MHKDEF void mhk_session_reset(mhk_session *s) {
 }
 MHKDEF mhk_result mhk_session_reset_one(mhk_session *s, mhk_index sequence) {
   if (mhk__sequence_there(s, sequence)) mhk__sequence_reset(s, sequence);
-  return s ? s->object.ctx->result : MHK_ERROR_MEMORY;
+  return mhk__session_result(s);
 }
 MHKDEF mhk_index mhk_session_position(const mhk_session *s, mhk_index sequence) {
   return s && sequence >= 0 && sequence < s->batch ? s->sequences[sequence].position : 0;
@@ -17755,7 +17757,7 @@ static void mhk__pass_logits(mhk_session *s, mhk_index spans, const mhk__take *t
 
 /* ---- feeding ---- */
 
-static void mhk__keep(mhk_session *s, mhk_index sequence);
+static void mhk__snapshot_take(mhk_session *s, mhk_index sequence);
 
 /* Everything that can be wrong with a feed, before anything is done. */
 static int mhk__feed_makes_sense(mhk_session *s) {
@@ -17790,15 +17792,14 @@ static int mhk__feed_makes_sense(mhk_session *s) {
   return 1;
 }
 
-/* Feeds s->lengths tokens at s->tokens. A sequence goes in pieces that depend on itself only
-   (chunk, snapshots), so that its numbers do not depend on its neighbours; a pass takes as many
-   whole pieces as fit. */
-static mhk_result mhk__feed(mhk_session *s, const mhk__take *take) {
+/* Prefill of a session that has been entered: feeds s->lengths tokens at s->tokens. A sequence goes
+   in pieces that depend on itself only (chunk, snapshots), so that its numbers do not depend on its
+   neighbours; a pass takes as many whole pieces as fit. */
+static void mhk__feed_entered(mhk_session *s, const mhk__take *take) {
   mhk_context *ctx = s->object.ctx;
   mhk_index spans, rows;
-  if (!mhk__feed_makes_sense(s)) return ctx->result;
+  if (!mhk__feed_makes_sense(s)) return;
   if (s->model->trainable) mhk__session_prepare(s);
-  mhk__entered entered = mhk__session_enter(s);
   for (mhk_index b = 0; b < s->batch; b++) s->fed[b] = 0;
   for (;;) {
     spans = rows = 0;
@@ -17822,16 +17823,21 @@ static mhk_result mhk__feed(mhk_session *s, const mhk__take *take) {
       q->position += s->spans[i].n;
       s->fed[s->spans[i].sequence] += s->spans[i].n;
       mhk__sampler_fed(&s->sampler, s->spans[i].sequence, s->spans[i].tokens, s->spans[i].n);
-      if (s->snapshot_every && q->position % s->snapshot_every == 0) mhk__keep(s, s->spans[i].sequence);
+      if (s->snapshot_every && q->position % s->snapshot_every == 0) mhk__snapshot_take(s, s->spans[i].sequence);
     }
     if (ctx->result != MHK_OK) break;
   }
+}
+
+static mhk_result mhk__feed(mhk_session *s, const mhk__take *take) {
+  const mhk__entered entered = mhk__session_enter(s);
+  mhk__feed_entered(s, take);
   mhk__session_leave(s, entered);
-  return ctx->result;
+  return s->object.ctx->result;
 }
 
 MHKDEF mhk_result mhk_feed(mhk_session *s, const int32_t *tokens, mhk_index n) {
-  if (!s || s->object.ctx->result != MHK_OK) return s ? s->object.ctx->result : MHK_ERROR_MEMORY;
+  if (!s || s->object.ctx->result != MHK_OK) return mhk__session_result(s);
   if (n < 0 || n > PTRDIFF_MAX / 64 / s->batch)
     return mhk_fail(s->object.ctx, MHK_ERROR_ARGUMENT, "each of %lld sequences was fed %lld tokens",
                     (long long)s->batch, (long long)n);
@@ -17856,7 +17862,7 @@ static int mhk__many(mhk_session *s, const int32_t *const *tokens, const mhk_ind
 }
 
 MHKDEF mhk_result mhk_feed_many(mhk_session *s, const int32_t *const *tokens, const mhk_index *lengths) {
-  return mhk__many(s, tokens, lengths) ? mhk__feed(s, NULL) : s ? s->object.ctx->result : MHK_ERROR_MEMORY;
+  return mhk__many(s, tokens, lengths) ? mhk__feed(s, NULL) : mhk__session_result(s);
 }
 
 MHKDEF mhk_result mhk_feed_logits(mhk_session *s, const int32_t *const *tokens, const mhk_index *lengths,
@@ -17865,7 +17871,7 @@ MHKDEF mhk_result mhk_feed_logits(mhk_session *s, const int32_t *const *tokens, 
   t.wanted = wanted;
   t.take = take;
   t.user = user;
-  return mhk__many(s, tokens, lengths) ? mhk__feed(s, take ? &t : NULL) : s ? s->object.ctx->result : MHK_ERROR_MEMORY;
+  return mhk__many(s, tokens, lengths) ? mhk__feed(s, take ? &t : NULL) : mhk__session_result(s);
 }
 
 typedef struct mhk__scoring { const mhk_session *s; const int32_t *tokens; mhk_index n; double *out; } mhk__scoring;
@@ -17884,7 +17890,7 @@ MHKDEF mhk_result mhk_score(mhk_session *s, mhk_index sequence, const int32_t *t
                             double *log_probabilities) {
   mhk__scoring x;
   mhk__take take;
-  if (!mhk__sequence_there(s, sequence)) return s ? s->object.ctx->result : MHK_ERROR_MEMORY;
+  if (!mhk__sequence_there(s, sequence)) return mhk__session_result(s);
   if (n < 0 || (n > 0 && (!tokens || !log_probabilities)))
     return mhk_fail(s->object.ctx, MHK_ERROR_ARGUMENT,
                     "scoring %lld tokens takes the tokens and room for as many numbers", (long long)n);
@@ -17908,14 +17914,20 @@ MHKDEF mhk_result mhk_score(mhk_session *s, mhk_index sequence, const int32_t *t
   return mhk__feed(s, &take);
 }
 
-/* ids that the tokenizer has filled the buffer with */
-static void mhk__feed_ids(void *user, const int32_t *ids, mhk_index n) { mhk_feed((mhk_session *)user, ids, n); }
+/* Ids that the tokenizer has filled the buffer with. It calls this while the session is entered. */
+static void mhk__feed_ids(void *user, const int32_t *ids, mhk_index n) {
+  mhk_session *s = (mhk_session *)user;
+  if (s->object.ctx->result != MHK_OK) return;
+  s->tokens[0] = ids;
+  s->lengths[0] = n;
+  mhk__feed_entered(s, NULL);
+}
 
 MHKDEF mhk_result mhk_feed_bytes(mhk_session *s, const char *text, size_t length) {
   const unsigned char *bytes = (const unsigned char *)text;
   mhk_context *ctx;
   mhk__ids out;
-  if (!s || s->object.ctx->result != MHK_OK) return s ? s->object.ctx->result : MHK_ERROR_MEMORY;
+  if (!s || s->object.ctx->result != MHK_OK) return mhk__session_result(s);
   ctx = s->object.ctx;
   mhk_tokenizer *k = s->model->tokenizer;
   if (!k && s->model->tokenizer_error)
@@ -17966,90 +17978,100 @@ MHKDEF const mhk_real *mhk_logits(const mhk_session *s) {
   return s ? s->logits : NULL;
 }
 
-/* ---- snapshots ---- */
+/* ---- what a sequence has seen ---- */
 
-/* a copy of numbers that the next tokens see of a cache with a window: rows of keys and of values
-   of each attention layer */
-static mhk_index mhk__kept_rows(const mhk_session *s, const mhk__sequence *q) {
-  return s->window ? mhk__min(q->position - q->first, s->window - 1) : 0;
+/* positions of keys and values that the next tokens of a sequence at position see: the last ones */
+static mhk_index mhk__rows_needed(const mhk_session *s, mhk_index position) {
+  return !s->attention_layers ? 0 : s->window ? mhk__min(position, s->window - 1) : position;
 }
 
-static void mhk__keep(mhk_session *s, mhk_index sequence) {
-  mhk__sequence *q = s->sequences + sequence;
-  const mhk_index kv = (mhk_index)s->model->config.n_kv_head * s->model->config.head_dim, rows = mhk__kept_rows(s, q);
-  mhk__snapshot *slot = NULL;
-  if (q->position == 0) return; /* the start needs no slot */
-  for (mhk_index i = 0; i < s->snapshots; i++) { /* the same place again, else a free one, else the oldest */
-    mhk__snapshot *x = q->snapshots + i;
-    if (x->position == q->position) {
-      slot = x;
-      break;
-    }
-    if (!slot || x->position < slot->position) slot = x;
+/* The memory that the next tokens of a sequence read, in the order that snapshots and saved states
+   have it in: piece 0 is all recurrent numbers, pieces 1 to 2 * attention_layers the last rows of
+   each cache, keys before values. *n: its numbers. */
+static mhk_real *mhk__state_piece(const mhk_session *s, const mhk__sequence *q, int piece, mhk_index rows,
+                                  mhk_index *n) {
+  const mhk_index kv = (mhk_index)s->model->config.n_kv_head * s->model->config.head_dim;
+  *n = piece ? rows * kv : s->state_numbers;
+  return piece ? q->cache + (s->cache_rows * (piece - 1) + q->position - q->first - rows) * kv : q->state;
+}
+
+/* What the next tokens see goes to numbers, one piece after the other. */
+static void mhk__state_keep(const mhk_session *s, const mhk__sequence *q, mhk_index rows, mhk_real *numbers) {
+  mhk_index n;
+  for (int i = 0; i <= 2 * s->attention_layers; i++, numbers += n) {
+    const mhk_real *piece = mhk__state_piece(s, q, i, rows, &n);
+    if (n > 0) memcpy(numbers, piece, (size_t)n * sizeof(mhk_real));
   }
-  if (!slot) return;
+}
+
+/* Takes a sequence back to a position that it has passed, where mhk__state_keep() kept numbers.
+   rows 0: the caches still hold what was before that position. */
+static void mhk__state_back(mhk_session *s, mhk_index sequence, mhk_index position, mhk_index rows,
+                            const mhk_real *numbers) {
+  mhk__sequence *q = s->sequences + sequence;
+  mhk_index n;
+  mhk__sampler_forget(&s->sampler, sequence, q->position - position);
+  for (mhk_index i = 0; i < s->snapshots; i++) /* of a past that is given up */
+    if (q->snapshots[i].position > position) q->snapshots[i].position = 0;
+  q->position = position;
+  if (s->window) q->first = position - rows;
+  q->fed = 0;
+  for (int i = 0; i <= 2 * s->attention_layers; i++, numbers += n) {
+    mhk_real *piece = mhk__state_piece(s, q, i, rows, &n);
+    if (n > 0) memcpy(piece, numbers, (size_t)n * sizeof(mhk_real));
+  }
+}
+
+/* ---- snapshots ---- */
+
+/* A snapshot of a sequence as it is: in the slot of the same position, else in a free one, else in
+   place of the oldest. */
+static void mhk__snapshot_take(mhk_session *s, mhk_index sequence) {
+  mhk__sequence *q = s->sequences + sequence;
+  mhk__snapshot *slot = q->snapshots;
+  if (q->position == 0 || s->snapshots == 0) return; /* the start needs no slot */
+  for (mhk_index i = 1; i < s->snapshots && slot->position != q->position; i++) {
+    mhk__snapshot *x = q->snapshots + i;
+    if (x->position == q->position || x->position < slot->position) slot = x;
+  }
   slot->position = q->position;
-  slot->rows = rows;
-  mhk_real *to = slot->numbers;
-  if (s->state_numbers) memcpy(to, q->state, (size_t)s->state_numbers * sizeof(mhk_real));
-  to += s->state_numbers;
-  for (int l = 0; rows && l < 2 * s->attention_layers; l++, to += rows * kv)
-    memcpy(to, q->cache + (s->cache_rows * l + q->position - q->first - rows) * kv,
-           (size_t)(rows * kv) * sizeof(mhk_real));
+  slot->rows = s->window ? mhk__rows_needed(s, q->position) : 0;
+  mhk__state_keep(s, q, slot->rows, slot->numbers);
 }
 
 MHKDEF mhk_result mhk_session_snapshot(mhk_session *s, mhk_index sequence) {
-  if (!mhk__sequence_there(s, sequence)) return s ? s->object.ctx->result : MHK_ERROR_MEMORY;
+  if (!mhk__sequence_there(s, sequence)) return mhk__session_result(s);
   if (s->snapshots == 0 && (s->state_layers || s->window))
     return mhk_fail(s->object.ctx, MHK_ERROR_STATE,
                     "the session was made without snapshots: mhk_session_desc.snapshots says how many it keeps");
-  mhk__keep(s, sequence);
+  mhk__snapshot_take(s, sequence);
   return MHK_OK;
 }
 
 MHKDEF mhk_index mhk_session_rewind(mhk_session *s, mhk_index sequence, mhk_index position) {
   const mhk__snapshot *best = NULL;
   if (!mhk__sequence_there(s, sequence)) return -1;
-  mhk__sequence *q = s->sequences + sequence;
+  const mhk__sequence *q = s->sequences + sequence;
   if (position < 0 || position > q->position) {
     mhk_fail(s->object.ctx, MHK_ERROR_ARGUMENT, "sequence %lld cannot go back to %lld: it is at %lld",
              (long long)sequence, (long long)position, (long long)q->position);
     return -1;
   }
   if (position == q->position) return position;
-  q->fed = 0;
-  if (!s->state_layers && !s->window) {
-    mhk__sampler_forget(&s->sampler, sequence, q->position - position);
-    return q->position = position;
-  }
   for (mhk_index i = 0; i < s->snapshots; i++) {
-    mhk__snapshot *x = q->snapshots + i;
-    if (x->position > position)
-      x->position = 0; /* of a past that is given up */
-    else if (x->position > 0 && (!best || x->position > best->position))
-      best = x;
+    const mhk__snapshot *x = q->snapshots + i;
+    if (x->position > 0 && x->position <= position && (!best || x->position > best->position)) best = x;
   }
-  if (!best) {
+  if (!s->state_layers && !s->window)
+    mhk__state_back(s, sequence, position, 0, NULL);
+  else if (best)
+    mhk__state_back(s, sequence, best->position, best->rows, best->numbers);
+  else
     mhk__sequence_reset(s, sequence);
-    return 0;
-  }
-  mhk__sampler_forget(&s->sampler, sequence, q->position - best->position);
-  q->position = best->position;
-  if (s->state_numbers) memcpy(q->state, best->numbers, (size_t)s->state_numbers * sizeof(mhk_real));
-  const mhk_index kv = (mhk_index)s->model->config.n_kv_head * s->model->config.head_dim;
-  if (s->window) q->first = best->position - best->rows;
-  for (int l = 0; best->rows && l < 2 * s->attention_layers; l++)
-    memcpy(q->cache + s->cache_rows * l * kv, best->numbers + s->state_numbers + best->rows * l * kv,
-           (size_t)(best->rows * kv) * sizeof(mhk_real));
   return q->position;
 }
 
 /* ---- the state as a value ---- */
-
-/* positions of keys and values that the next tokens of a sequence at position see: the last ones */
-static mhk_index mhk__rows_needed(const mhk_session *s, mhk_index position) {
-  return !s->attention_layers ? 0 : s->window ? mhk__min(position, s->window - 1) : position;
-}
 
 /* Whether a state at position with its last rows of keys and values can become a sequence of s. */
 static int mhk__state_fits(mhk_session *s, mhk_index position, mhk_index rows) {
@@ -18071,7 +18093,7 @@ static int mhk__state_fits(mhk_session *s, mhk_index position, mhk_index rows) {
 
 MHKDEF mhk_result mhk_session_copy(mhk_session *to, mhk_index to_sequence, const mhk_session *from,
                                    mhk_index from_sequence) {
-  if (!mhk__sequence_there(to, to_sequence)) return to ? to->object.ctx->result : MHK_ERROR_MEMORY;
+  if (!mhk__sequence_there(to, to_sequence)) return mhk__session_result(to);
   if (!from || from_sequence < 0 || from_sequence >= from->batch)
     return mhk_fail(to->object.ctx, MHK_ERROR_ARGUMENT, "there is no sequence %lld to copy", (long long)from_sequence);
   if (from->model != to->model)
@@ -18086,11 +18108,11 @@ MHKDEF mhk_result mhk_session_copy(mhk_session *to, mhk_index to_sequence, const
   b->position = a->position;
   b->first = a->position - needed;
   b->fed = a->fed;
-  if (to->state_numbers) memcpy(b->state, a->state, (size_t)to->state_numbers * sizeof(mhk_real));
-  const mhk_index kv = (mhk_index)to->model->config.n_kv_head * to->model->config.head_dim;
-  for (int l = 0; needed && l < 2 * to->attention_layers; l++)
-    memcpy(b->cache + to->cache_rows * l * kv, a->cache + (from->cache_rows * l + rows - needed) * kv,
-           (size_t)(needed * kv) * sizeof(mhk_real));
+  for (int i = 0; i <= 2 * to->attention_layers; i++) {
+    mhk_index n;
+    mhk_real *piece = mhk__state_piece(to, b, i, needed, &n);
+    if (n > 0) memcpy(piece, mhk__state_piece(from, a, i, needed, &n), (size_t)n * sizeof(mhk_real));
+  }
   if (a->fed)
     memcpy(to->logits + to_sequence * to->vocab, from->logits + from_sequence * from->vocab,
            (size_t)to->vocab * sizeof(mhk_real));
@@ -18098,8 +18120,8 @@ MHKDEF mhk_result mhk_session_copy(mhk_session *to, mhk_index to_sequence, const
   return MHK_OK;
 }
 
-/* bytes; then state numbers, keys and values, logits, tokens that penalties count, and 8 bytes of
-   checksum */
+/* A saved state: a head of MHK__STATE_HEAD bytes, the pieces of mhk__state_piece(), logits, tokens
+   that penalties count, and 8 bytes of checksum. All numbers are little-endian. */
 #define MHK__STATE_HEAD 64
 #define MHK__STATE_VERSION 2
 
@@ -18125,19 +18147,12 @@ static void mhk__state_put(mhk__state_out *o, const void *bytes, size_t n) {
 }
 
 static void mhk__state_put_numbers(mhk__state_out *o, const mhk_real *x, mhk_index n) {
-  unsigned char turned[64 * sizeof(mhk_real)];
-  if (mhk__little_endian()) {
-    if (n > 0) mhk__state_put(o, x, (size_t)n * sizeof(mhk_real));
-    return;
-  }
-  for (mhk_index i = 0; i < n; i += 64) {
-    const mhk_index some = mhk__min(64, n - i);
-    for (mhk_index j = 0; j < some; j++) {
-      const unsigned char *p = (const unsigned char *)(x + i + j);
-      for (size_t k = 0; k < sizeof(mhk_real); k++)
-        turned[(size_t)j * sizeof(mhk_real) + k] = p[sizeof(mhk_real) - 1 - k];
-    }
-    mhk__state_put(o, turned, (size_t)some * sizeof(mhk_real));
+  mhk_real little[64];
+  const mhk_index each = mhk__little_endian() ? n : 64;
+  for (mhk_index i = 0, some; i < n; i += some) {
+    some = mhk__min(each, n - i);
+    if (!mhk__little_endian()) mhk__turn(x + i, some, sizeof(mhk_real), little);
+    mhk__state_put(o, mhk__little_endian() ? x + i : little, (size_t)some * sizeof(mhk_real));
   }
 }
 
@@ -18157,8 +18172,7 @@ MHKDEF size_t mhk_session_state_bytes(const mhk_session *s, mhk_index sequence) 
 
 static void mhk__state_write(const mhk_session *s, mhk_index sequence, mhk__state_out *o) {
   const mhk__sequence *q = s->sequences + sequence;
-  const mhk_index rows = mhk__rows_needed(s, q->position),
-                  kv = (mhk_index)s->model->config.n_kv_head * s->model->config.head_dim;
+  const mhk_index rows = mhk__rows_needed(s, q->position);
   unsigned char head[MHK__STATE_HEAD];
   mhk_index n_seen;
   const int32_t *seen = mhk__sampler_seen(&s->sampler, sequence, &n_seen);
@@ -18178,9 +18192,11 @@ static void mhk__state_write(const mhk_session *s, mhk_index sequence, mhk__stat
   mhk__put_bytes(head + 56, (uint64_t)n_seen, 8);
   o->sum = MHK__HASH_START;
   mhk__state_put(o, head, sizeof head);
-  mhk__state_put_numbers(o, q->state, s->state_numbers);
-  for (int l = 0; rows && l < 2 * s->attention_layers; l++)
-    mhk__state_put_numbers(o, q->cache + (s->cache_rows * l + q->position - q->first - rows) * kv, rows * kv);
+  for (int i = 0; i <= 2 * s->attention_layers; i++) {
+    mhk_index n;
+    const mhk_real *piece = mhk__state_piece(s, q, i, rows, &n);
+    mhk__state_put_numbers(o, piece, n);
+  }
   if (q->fed)
     mhk__state_put_numbers(o, s->logits + sequence * s->vocab, s->vocab);
   else
@@ -18198,7 +18214,7 @@ static void mhk__state_write(const mhk_session *s, mhk_index sequence, mhk__stat
 
 MHKDEF mhk_result mhk_session_save_memory(mhk_session *s, mhk_index sequence, void *state, size_t bytes) {
   mhk__state_out o;
-  if (!mhk__sequence_there(s, sequence)) return s ? s->object.ctx->result : MHK_ERROR_MEMORY;
+  if (!mhk__sequence_there(s, sequence)) return mhk__session_result(s);
   if (!state || bytes < mhk_session_state_bytes(s, sequence))
     return mhk_fail(s->object.ctx, MHK_ERROR_ARGUMENT,
                     "the state of sequence %lld takes %.0f bytes, there is room for %.0f", (long long)sequence,
@@ -18209,14 +18225,19 @@ MHKDEF mhk_result mhk_session_save_memory(mhk_session *s, mhk_index sequence, vo
   return MHK_OK;
 }
 
-static mhk_result mhk__state_load(mhk_session *s, mhk_index sequence, const void *state, size_t bytes,
-                                  const char *where) {
+/* What the head of a saved state says. */
+typedef struct mhk__state_head {
+  mhk_index position, rows; /* rows: of keys and values */
+  mhk_index seen;           /* tokens that penalties count */
+} mhk__state_head;
+
+/* Checks a saved state before anything of it is taken over: MHK_OK and its head, or an error that
+   says what is wrong with it. */
+static mhk_result mhk__state_check(mhk_session *s, const unsigned char *p, size_t bytes, const char *where,
+                                   mhk__state_head *head) {
   mhk_context *ctx = s->object.ctx;
-  const unsigned char *p = (const unsigned char *)state;
-  const mhk_index kv = (mhk_index)s->model->config.n_kv_head * s->model->config.head_dim;
-  mhk__sequence *q = s->sequences + sequence;
-  if (!state || bytes < MHK__STATE_HEAD + 8 || memcmp(p, "MHKSTATE", 8) != 0)
-    return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s is no session's state: it does not start like one", where);
+  if (!p || bytes < MHK__STATE_HEAD + 8 || memcmp(p, "MHKSTATE", 8) != 0)
+    return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s is not a saved session state: it does not start like one", where);
   if (mhk__get_bytes(p + 8, 4) != MHK__STATE_VERSION)
     return mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "%s has version %.0f of a session's state and this is %d", where,
                     (double)mhk__get_bytes(p + 8, 4), MHK__STATE_VERSION);
@@ -18225,27 +18246,37 @@ static mhk_result mhk__state_load(mhk_session *s, mhk_index sequence, const void
                     (double)mhk__get_bytes(p + 12, 4), (int)sizeof(mhk_real));
   if (mhk__get_bytes(p + 16, 8) != mhk__model_hash(s->model))
     return mhk_fail(ctx, MHK_ERROR_STATE, "%s is the state of another model, or of this one with other weights", where);
-  const uint64_t position = mhk__get_bytes(p + 24, 8);
-  const uint64_t rows = mhk__get_bytes(p + 32, 8);
-  const uint64_t room = mhk__get_bytes(p + 48, 8);
-  const uint64_t seen = mhk__get_bytes(p + 56, 8);
+  const uint64_t position = mhk__get_bytes(p + 24, 8), rows = mhk__get_bytes(p + 32, 8),
+                 room = mhk__get_bytes(p + 48, 8), seen = mhk__get_bytes(p + 56, 8);
+  const double should = mhk__state_bytes(s, (double)rows, (double)room);
   if (position > (uint64_t)(PTRDIFF_MAX / 64) || rows > position || seen > position || seen > room ||
-      (double)bytes < mhk__state_bytes(s, (double)rows, (double)room) ||
-      (double)bytes > mhk__state_bytes(s, (double)rows, (double)room))
+      (double)bytes < should || (double)bytes > should)
     return mhk_fail(ctx, MHK_ERROR_FORMAT,
                     "%s is damaged: it has %.0f bytes, and after %.0f tokens with keys and values of %.0f and %.0f "
                     "remembered it should have %.0f",
-                    where, (double)bytes, (double)position, (double)rows, (double)seen,
-                    mhk__state_bytes(s, (double)rows, (double)room));
+                    where, (double)bytes, (double)position, (double)rows, (double)seen, should);
   if (mhk__get_bytes(p + bytes - 8, 8) != mhk__hash(MHK__HASH_START, p, bytes - 8))
     return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s is damaged: its checksum is wrong", where);
   if (p[40] > 1 || p[41] > 3)
     return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s is damaged: it claims %d logits and %d bytes of an unfinished character",
                     where, p[40], p[41]);
-  if (!mhk__state_fits(s, (mhk_index)position, (mhk_index)rows)) return ctx->result;
-  const mhk_index needed = mhk__rows_needed(s, (mhk_index)position);
+  head->position = (mhk_index)position;
+  head->rows = (mhk_index)rows;
+  head->seen = (mhk_index)seen;
+  return mhk__state_fits(s, head->position, head->rows) ? MHK_OK : ctx->result;
+}
+
+static mhk_result mhk__state_load(mhk_session *s, mhk_index sequence, const void *state, size_t bytes,
+                                  const char *where) {
+  const unsigned char *p = (const unsigned char *)state;
+  const mhk_index kv = (mhk_index)s->model->config.n_kv_head * s->model->config.head_dim;
+  mhk__sequence *q = s->sequences + sequence;
+  mhk__state_head head;
+  memset(&head, 0, sizeof head);
+  if (mhk__state_check(s, p, bytes, where, &head) != MHK_OK) return s->object.ctx->result;
+  const mhk_index needed = mhk__rows_needed(s, head.position);
   mhk__sequence_reset(s, sequence);
-  q->position = (mhk_index)position;
+  q->position = head.position;
   q->first = q->position - needed;
   q->fed = p[40];
   if (sequence == 0) {
@@ -18253,14 +18284,16 @@ static mhk_result mhk__state_load(mhk_session *s, mhk_index sequence, const void
     memcpy(s->sampler.stream.held, p + 42, 4);
   }
   p += MHK__STATE_HEAD;
-  mhk__unpack(MHK_REAL, p, s->state_numbers, q->state);
-  p += (size_t)s->state_numbers * sizeof(mhk_real);
-  for (int l = 0; rows && l < 2 * s->attention_layers; l++, p += (size_t)((mhk_index)rows * kv) * sizeof(mhk_real))
-    mhk__unpack(MHK_REAL, p + (size_t)(((mhk_index)rows - needed) * kv) * sizeof(mhk_real), needed * kv,
-                q->cache + s->cache_rows * l * kv);
+  for (int i = 0; i <= 2 * s->attention_layers; i++) {
+    mhk_index n;
+    mhk_real *piece = mhk__state_piece(s, q, i, needed, &n);
+    if (i > 0) p += (size_t)((head.rows - needed) * kv) * sizeof(mhk_real);
+    mhk__unpack(MHK_REAL, p, n, piece);
+    p += (size_t)n * sizeof(mhk_real);
+  }
   mhk__unpack(MHK_REAL, p, s->vocab, s->logits + sequence * s->vocab);
   p += (size_t)s->vocab * sizeof(mhk_real);
-  for (mhk_index i = 0; i < (mhk_index)seen; i++, p += 4) {
+  for (mhk_index i = 0; i < head.seen; i++, p += 4) {
     const int32_t token = (int32_t)mhk__get_bytes(p, 4);
     mhk__sampler_fed(&s->sampler, sequence, &token, 1);
   }
@@ -18268,7 +18301,7 @@ static mhk_result mhk__state_load(mhk_session *s, mhk_index sequence, const void
 }
 
 MHKDEF mhk_result mhk_session_load_memory(mhk_session *s, mhk_index sequence, const void *state, size_t bytes) {
-  if (!mhk__sequence_there(s, sequence)) return s ? s->object.ctx->result : MHK_ERROR_MEMORY;
+  if (!mhk__sequence_there(s, sequence)) return mhk__session_result(s);
   return mhk__state_load(s, sequence, state, bytes, "the block");
 }
 
@@ -18276,7 +18309,7 @@ MHKDEF mhk_result mhk_session_load_memory(mhk_session *s, mhk_index sequence, co
 MHKDEF mhk_result mhk_session_save(mhk_session *s, mhk_index sequence, const char *path) {
   mhk__output file;
   mhk__state_out o;
-  if (!mhk__sequence_there(s, sequence)) return s ? s->object.ctx->result : MHK_ERROR_MEMORY;
+  if (!mhk__sequence_there(s, sequence)) return mhk__session_result(s);
   if (!mhk__path_fits(s->object.ctx, path)) return s->object.ctx->result;
   mhk__output_open(&file, path);
   memset(&o, 0, sizeof o);
@@ -18287,7 +18320,7 @@ MHKDEF mhk_result mhk_session_save(mhk_session *s, mhk_index sequence, const cha
 
 MHKDEF mhk_result mhk_session_load(mhk_session *s, mhk_index sequence, const char *path) {
   mhk__bytes bytes;
-  if (!mhk__sequence_there(s, sequence)) return s ? s->object.ctx->result : MHK_ERROR_MEMORY;
+  if (!mhk__sequence_there(s, sequence)) return mhk__session_result(s);
   if (!mhk__path_fits(s->object.ctx, path) || !mhk__bytes_open_or_fail(s->object.ctx, path, &bytes))
     return s->object.ctx->result;
   mhk__state_load(s, sequence, bytes.data, bytes.size, path);
@@ -18484,18 +18517,7 @@ MHKDEF mhk_speculation_info mhk_speculation_progress(const mhk_speculation *x) {
 
 /* Takes a session back to a position that it has passed, where its recurrent numbers were state. */
 static void mhk__step_back(mhk_session *s, mhk_index position, const mhk_real *state) {
-  mhk__sequence *q = s->sequences;
-  if (q->position == position) return;
-  mhk__sampler_forget(&s->sampler, 0, q->position - position);
-  for (mhk_index i = 0; i < s->snapshots; i++)
-    if (q->snapshots[i].position > position) q->snapshots[i].position = 0;
-  q->position = position;
-  q->fed = 0;
-  if (s->state_numbers) memcpy(q->state, state, (size_t)s->state_numbers * sizeof(mhk_real));
-}
-
-static void mhk__keep_state(const mhk_session *s, mhk_real *state) {
-  if (s->state_numbers) memcpy(state, s->sequences[0].state, (size_t)s->state_numbers * sizeof(mhk_real));
+  if (s->sequences->position != position) mhk__state_back(s, 0, position, 0, state);
 }
 
 MHKDEF mhk_result mhk_speculation_finish(mhk_speculation *x) {
@@ -18565,14 +18587,14 @@ static int mhk__speculation_round(mhk_speculation *x, const mhk_sampling *how) {
   x->said = 1;
   x->target_at = t->sequences[0].position;
   x->draft_at = d->sequences[0].position;
-  mhk__keep_state(t, x->target_state);
+  mhk__state_keep(t, t->sequences, 0, x->target_state);
   seen = mhk__sampler_seen(&t->sampler, 0, &x->n_seen);
   memcpy(x->seen, seen, (size_t)x->n_seen * sizeof *seen);
   x->seen[x->n_seen] = x->round[0];
   for (int i = 0; i < x->drafted; i++) { /* the last token is not fed: it may be refused */
     double *q = x->q + i * t->vocab;
     int32_t some[2];
-    mhk__keep_state(d, x->draft_states + i * d->state_numbers);
+    mhk__state_keep(d, d->sequences, 0, x->draft_states + i * d->state_numbers);
     some[0] = x->before;
     some[1] = x->round[i];
     if (mhk_feed(d, i ? some + 1 : some + 1 - x->lead, i ? 1 : 1 + x->lead) != MHK_OK) return 0;
@@ -18647,8 +18669,8 @@ MHKDEF int32_t mhk_speculate(mhk_speculation *x, const mhk_sampling *sampling) {
     x->n = x->said = 1;
     x->target_at = t->sequences[0].position;
     x->draft_at = x->draft->sequences[0].position;
-    mhk__keep_state(t, x->target_state);
-    mhk__keep_state(x->draft, x->draft_states);
+    mhk__state_keep(t, t->sequences, 0, x->target_state);
+    mhk__state_keep(x->draft, x->draft->sequences, 0, x->draft_states);
     return token;
   }
   if (x->said == x->n) {
@@ -19161,7 +19183,7 @@ static mhk__stage_run mhk__stage_run_of(mhk_tape *tape, mhk_model *student, mhk_
                                         const mhk_stage_desc *desc, const unsigned char *same) {
   mhk__stage_run run;
   memset(&run, 0, sizeof run);
-  run.ctx = mhk_tape_context(tape);
+  run.ctx = tape->ctx;
   run.tape = tape;
   run.student = student;
   run.teacher = teacher;
@@ -19284,7 +19306,7 @@ static double mhk__stage_along_teacher(mhk__stage_run *run) {
 static mhk_tensor *mhk__residual_stream(mhk_tape *tape, mhk_model *m, const int32_t *tokens, mhk_index B, mhk_index T,
                                         const int32_t *doc, mhk_tensor **outputs) {
   const int recording = mhk_tape_record(tape, 0);
-  mhk_context *ctx = mhk_tape_context(tape);
+  mhk_context *ctx = tape->ctx;
   mhk_forward_desc plain;
   memset(&plain, 0, sizeof plain);
   plain.doc = doc;
