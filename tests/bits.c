@@ -106,6 +106,7 @@ static void out(const char *what, const char *size, mhk_tensor *y) {
   run.seed = 0;
 }
 
+/* what works element by element, and rows: norms, softmax, losses, sums */
 static void elementwise(mhk_index n, const char *size) {
   mhk_tape *t = run.tape;
   out("add", size, mhk_add(t, in2(3, n), in2(3, n)));
@@ -156,6 +157,7 @@ static const int32_t *documents(mhk_index B, mhk_index T) {
   return doc;
 }
 
+/* attention, convolution and SSD with their matrices, in documents where packed */
 static void mixers(mhk_index T, mhk_index H, mhk_index G, mhk_index P, mhk_index N, int packed, const char *size) {
   mhk_tape *t = run.tape;
   const mhk_index B = 2;
@@ -283,6 +285,7 @@ static void quantized(void) {
 
 /* --------------------------------------------------------------------------------- distillation */
 
+/* 20 updates of each stage: losses and weights */
 static void distillation(int hybrid) {
   static const int kept[] = {1};
   mhk_model *teacher = model_new(run.ctx, PHI, 11);

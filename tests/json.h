@@ -41,6 +41,8 @@ static inline unsigned json_hex(const char *p) {
   return (unsigned)strtoul(hex, NULL, 16);
 }
 
+/* The string at p, which is a quotation mark: *text receives it without escapes, malloc'ed. Returns
+   what follows it. */
 static inline const char *json_string(const char *p, char **text, size_t *length) {
   const char *q = p + 1;
   char *out;
@@ -84,6 +86,7 @@ static inline const char *json_string(const char *p, char **text, size_t *length
   return *q ? q + 1 : q;
 }
 
+/* The value at *source, with all that is in it; *source moves behind it. */
 static inline json *json_value(const char **source) {
   const char *p = json_space(*source);
   json *j = (json *)calloc(1, sizeof *j), **tail;
@@ -124,6 +127,7 @@ static inline json *json_value(const char **source) {
   *source = p;
   return j;
 }
+
 /* text must end with a 0 and stay while start and end are used */
 static inline json *json_parse(const char *text) { return json_value(&text); }
 
@@ -150,6 +154,7 @@ static inline const char *json_text(const json *j, const char *path) {
   j = json_at(j, path);
   return j && j->type == 's' ? j->text : "";
 }
+
 /* an array of numbers as int32; the caller frees it */
 static inline int32_t *json_ids(const json *j, int *n) {
   int32_t *ids = (int32_t *)malloc(((size_t)(j ? j->n : 0) + 1) * sizeof *ids);

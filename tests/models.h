@@ -11,6 +11,7 @@ static inline const char *model_kind_name(int kind) {
   return names[kind];
 }
 
+/* A small configuration of a kind: two or three layers, 24 wide, 31 tokens. */
 static inline mhk_config model_config(int kind) {
   mhk_config c;
   int l;

@@ -24,6 +24,7 @@ static void values(const mhk_file *f, const char *name, mhk_dtype dtype, int ran
           want[i]);
 }
 
+/* what tests/golden/pytorch_model.bin holds, element by element */
 static void fixture(const mhk_file *f) {
   static const double f32[] = {-2.5, -1.5, -0.5, 0.5, 1.5, 2.5}, turned[] = {-2.5, 0.5, -1.5, 1.5, -0.5, 2.5},
                       f64[] = {0.1, -1e300};

@@ -455,6 +455,7 @@ static mhk_model *model_of(int kind) {
   return mhk_model_create(w.ctx, &config, 1);
 }
 
+/* one of everything that a function may be given */
 static void world_begin(void) {
   mhk_context_desc d;
   mhk_distill_desc run;
@@ -569,6 +570,7 @@ static void one_call(call *c) {
   }
 }
 
+/* a function with every value of every parameter, and with many of their combinations */
 static void all_calls(const function *f) {
   uint64_t seed = 7;
   double all = 1;

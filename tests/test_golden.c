@@ -219,6 +219,7 @@ static int parse_config(golden *g, const char *path, mhk_config *config) {
 
 /* --------------------------------------------------------------------------------- whole models */
 
+/* logits, residuals, loss and gradients of a whole model */
 static void language_model(const char *name) {
   golden g;
   mhk_config config;
@@ -284,6 +285,7 @@ TEST(mamba2) { language_model("mamba2"); }
 
 /* --------------------------------------------------------------------------------- the SSD core */
 
+/* SSD in chunks of several lengths: alone, from a state, and over packed documents */
 static void ssd(const char *name) {
   static const char *const kinds[] = {"plain.", "state.", "packed."};
   static const mhk_index chunks[] = {0, 1, 7, 16, 64, 1024};
@@ -531,6 +533,7 @@ static void session_of_mixer(golden *g, const mhk_model *m, const mhk_real *u, m
   free(stepped);
 }
 
+/* the mixer on tokens, as a matrix, over packed documents, and step by step in a session */
 static void discrete_mamba2(const char *name) {
   static const char *const names[] = {"in_proj.weight", "z_bias", "conv1d.weight",
                                       "conv1d.bias",    "D",      "out_proj.weight"};
@@ -647,6 +650,7 @@ static int teacher_and_student(golden *g, mhk_model **teacher, mhk_model **stude
   return *student != NULL;
 }
 
+/* the losses of the three stages and their gradients */
 static void stages(const char *name) {
   static const char *const kinds[] = {"stage1", "stage2", "stage3", "stage3.temperature2", "stage3.own_stream"};
   golden g;
@@ -717,6 +721,7 @@ TEST(stages_hybrid) { stages("stages_hybrid"); }
 
 /* ------------------------------------------------------------------------------------- training */
 
+/* a whole distillation: the loss of each update, learning rates, and the weights at the end */
 static void run(const char *name) {
   golden g;
   mhk_config config;

@@ -1,8 +1,8 @@
 /* The header as a file: contents against banners, sections that only look upward, examples that
    compile as printed, what a program sees of it after including it, and how it links. Needs a C
    compiler (CC) at run time; the C++ parts are skipped without one (CXX). */
+#include "source.h"
 #include "test.h"
-#include <ctype.h>
 
 #define WARNINGS "-Wall -Wextra -Wpedantic -Wshadow -Wconversion -Wsign-conversion -Werror"
 
@@ -36,32 +36,6 @@ static void show_log(void) {
 
 static void write_text(const char *name, const char *text) {
   CHECK(test_write_file(test_path(name), text, strlen(text)), "cannot write %s", name);
-}
-
-static char *blanked(const char *text, size_t n) {
-  char *p = (char *)malloc(n + 1);
-  size_t i = 0;
-  memcpy(p, text, n + 1);
-  while (i < n) {
-    if (p[i] == '/' && p[i + 1] == '*') {
-      while (i < n && !(p[i] == '*' && p[i + 1] == '/')) {
-        if (p[i] != '\n') p[i] = ' ';
-        i++;
-        if (p[i] == '*' && p[i + 1] == '/') break;
-      }
-      if (i < n) p[i] = p[i + 1] = ' ', i += 2;
-    } else if (p[i] == '"' || p[i] == '\'') {
-      const char quote = p[i];
-      i++;
-      while (i < n && p[i] != quote && p[i] != '\n') {
-        if (p[i] == '\\') p[i++] = ' ';
-        p[i++] = ' ';
-      }
-      i++;
-    } else
-      i++;
-  }
-  return p;
 }
 
 static void load(void) {
@@ -101,25 +75,169 @@ static void check_lines(const char *path, const char *text) {
   free(code);
 }
 
-TEST(lines_fit) {
+/* Gives every C source of the project to `each`, mohawk.h first. */
+static void each_source(void (*each)(const char *path, const char *text)) {
   char *list, *path, *next;
   int files = 0;
   SHELL("ls mohawk.h tests/*.[ch] tests/*/*.[ch] tools/*.[ch] tools/*/*.[ch] tools/*/*.cpp examples/*.c examples/*.cc "
         "examples/*/*.[ch]");
   list = test_read_file(test_path("command.log"), NULL);
-  REQUIRE(list != NULL, "there is no list of files");
-  for (path = list; *path; path = next) {
+  CHECK(list != NULL, "there is no list of files");
+  for (path = list; path && *path; path = next) {
     char *text;
     next = path + strcspn(path, "\n");
     if (*next) *next++ = 0;
     text = test_read_file(path, NULL);
     CHECK(text != NULL, "%s cannot be read", path);
-    if (text) check_lines(path, text);
+    if (text) each(path, text);
     files += text != NULL;
     free(text);
   }
-  CHECK(files > 60, "only %d files were read", files);
   free(list);
+  CHECK(files > 60, "only %d files were read", files);
+}
+
+TEST(lines_fit) { each_source(check_lines); }
+
+/* ------------------------------------------------------------------------------------- budgets */
+
+enum {
+  MOST_LINES = 80, /* of a function, */
+  MOST_KERNEL_LINES = 120, /* of one that is compiled for each instruction set */
+  MOST_NESTING = 5,
+  MOST_PUBLIC_PARAMETERS = 7,
+  MOST_PARAMETERS = 10,
+  MOST_UNEXPLAINED = 30 /* lines of a static function without a comment above */
+};
+
+/* What is over, as "path function: what". This list may only become shorter. */
+static const char *const over_budget[] = {
+    "examples/web/web.c web_distil: parameters",
+    "tests/test_archives.c archives_that_are_wrong: lines",
+    "tests/test_errors.c numbers_that_are_none_are_named: lines",
+    "tests/test_errors.c all_null: lines",
+    "tests/test_golden.c discrete_mamba2: lines",
+    "tests/test_golden.c run: lines",
+    "tests/test_inference.c one_block_known_beforehand: lines",
+    "tests/test_inference.c one_block_known_beforehand: nesting",
+    "tests/test_inference.c states_are_values: lines",
+    "tests/test_kernels.c q_case: lines",
+    "tests/test_kernels.c q_case: nesting",
+    "tests/test_kernels.c quantized: nesting",
+    "tests/test_kernels.c gemm: lines",
+    "tests/test_kernels.c orientation: lines",
+    "tests/test_kernels.c conv: lines",
+    "tests/test_models.c students: lines",
+    "tests/test_ops.c values_linear: nesting",
+    "tests/test_ops.c values_products_and_norms: lines",
+    "tests/test_ops.c values_products_and_norms: nesting",
+    "tests/test_ops.c ssd_is_its_matrix: nesting",
+    "tests/test_ops.c mixers_are_their_matrices: nesting",
+    "tests/test_quant.c check_product: parameters",
+    "tests/test_quant.c products: nesting",
+    "tests/test_quant.c elements_and_gradients: nesting",
+    "tests/test_sampling.c speculation_is_exact: lines",
+    "tests/test_sessions.c check_model: lines",
+    "tests/test_tokenizer.c other_layouts: lines",
+    "tests/test_tokenizer.c wrong_files: lines"};
+enum { OVER_BUDGET = sizeof over_budget / sizeof *over_budget };
+static int still_over[OVER_BUDGET];
+
+/* what a file's functions break, one text each */
+typedef struct findings {
+  int n, functions;
+  char what[400][160];
+} findings;
+
+static void find(findings *out, const char *path, const function *f, const char *what, int n, int most) {
+  if (n <= most || out->n == 400) return;
+  snprintf(out->what[out->n++], sizeof *out->what, "%s %s: %s", path, f->name, what);
+}
+
+static void find_over_budget(findings *out, const char *path, const char *text) {
+  enum { MOST = 4000 };
+  function *list = (function *)malloc(MOST * sizeof *list);
+  int i;
+  out->n = 0;
+  out->functions = find_functions(text, list, MOST);
+  for (i = 0; i < out->functions; i++) {
+    const function *f = &list[i];
+    find(out, path, f, "lines", f->lines, f->is_kernel ? MOST_KERNEL_LINES : MOST_LINES);
+    find(out, path, f, "nesting", f->nesting, MOST_NESTING);
+    find(out, path, f, "parameters", f->parameters, f->is_public ? MOST_PUBLIC_PARAMETERS : MOST_PARAMETERS);
+    if (f->is_public && !f->is_defined) find(out, path, f, "no comment", !f->is_commented, 0);
+    if (f->is_static && !f->is_commented) find(out, path, f, "no comment", f->lines, MOST_UNEXPLAINED);
+  }
+  free(list);
+}
+
+static void check_budget(const char *path, const char *text) {
+  static findings found;
+  int i, k;
+  if (!strcmp(path, "mohawk.h")) return;
+  find_over_budget(&found, path, text);
+  for (i = 0; i < found.n; i++) {
+    for (k = 0; k < OVER_BUDGET && strcmp(found.what[i], over_budget[k]); k++) {}
+    if (k < OVER_BUDGET) still_over[k] = 1;
+    CHECK(k < OVER_BUDGET, "%s: over the budget of a function", found.what[i]);
+  }
+}
+
+TEST(functions_fit_their_budget) {
+  int k;
+  each_source(check_budget);
+  for (k = 0; k < OVER_BUDGET; k++)
+    CHECK(still_over[k], "\"%s\" is within its budget now: take it off the list", over_budget[k]);
+}
+
+/* the reader of functions finds what it is there to find, and nothing else */
+TEST(budgets_are_seen) {
+  static const char *const wanted[] = {
+      "x.c long_one: lines",         "x.c long_one: no comment", "x.c deep: nesting",
+      "x.c many: parameters",        "x.c mhk_many: parameters", "x.c mhk_bare: no comment",
+      "x.c long_kernel: lines",      "x.c long_kernel: no comment", "x.c bare_kernel: no comment",
+      "x.c after_odd_brackets: nesting"};
+  static findings found;
+  char line[80], *text = (char *)calloc(1, 100000);
+  size_t i;
+  int n;
+  strcat(text, "#define MACRO(x) { x }\n/* } { */ static const char *s = \"}{\\\"\", c = '{';\n"
+               "MHKDEF int mhk_bare(int a);\n\n/* said */\nMHKDEF int mhk_said(int a);\nMHKDEF int mhk_too(int a);\n\n"
+               "MHKDEF int mhk_behind(int a); /* said */\n\n"
+               "/* many */\nMHKDEF int mhk_many(int, int, int, int, int, int, int, int);\n"
+               "struct s { int x[3]; };\nstatic int x[] = {1, 2};\n");
+  strcat(text, "static int many(int a, int (*b)(int, int), int c, int d, int e, int f, int g, int h, int i, int j, "
+               "int k) { return 1; }\n"
+               "static int few(int (*b)(int, int, int, int, int, int, int, int, int, int, int, int)) { return b; }\n"
+               "static int deep(int a) {\n  for (;;) if (a) while (a) { switch (a) { case 1: if (a) do a++; while (a); "
+               "} }\n  return 1;\n}\n"
+               "static int flat(int a) {\n  if (a) a++;\n  else if (a == 1) a--;\n  else if (a == 2) a--;\n  else if "
+               "(a == 3) a--;\n  else if (a == 4) a--;\n  else if (a == 5) { a--; }\n  return a;\n}\n");
+  strcat(text, "static int odd(int a) {\n#ifdef A\n  if (a) {\n#else\n  if (!a) {\n#endif\n    a++;\n  }\n  return "
+               "a;\n}\nstatic int after_odd_brackets(int a) { if (a) if (a) if (a) if (a) if (a) if (a) a++; }\n");
+  for (n = 0; n < 4; n++) {
+    static const char *const heads[] = {"static int long_one(int a) {\n", "TEST(long_enough) {\n",
+                                        "#ifdef MHK__TEMPLATE\nstatic int MHK__N(bare_kernel)(int a) {\n",
+                                        "static int MHK__N(long_kernel)(int a) {\n"};
+    static const int lines[] = {79, 78, 118, 119};
+    int k;
+    strcat(text, heads[n]);
+    for (k = 0; k < lines[n]; k++) snprintf(line, sizeof line, "  a += %d;\n", k), strcat(text, line);
+    strcat(text, "}\n");
+  }
+  strcat(text, "#endif\n");
+  find_over_budget(&found, "x.c", text);
+  CHECK(found.functions == 15, "%d functions were found", found.functions);
+  CHECK(found.n == (int)(sizeof wanted / sizeof *wanted), "%d findings", found.n);
+  for (i = 0; i < sizeof wanted / sizeof *wanted; i++) {
+    for (n = 0; n < found.n && strcmp(found.what[n], wanted[i]); n++) {}
+    CHECK(n < found.n, "it does not find \"%s\"", wanted[i]);
+  }
+  for (n = 0; n < found.n; n++) {
+    for (i = 0; i < sizeof wanted / sizeof *wanted && strcmp(found.what[n], wanted[i]); i++) {}
+    CHECK(i < sizeof wanted / sizeof *wanted, "it finds \"%s\"", found.what[n]);
+  }
+  free(text);
 }
 
 /* C2y spells them 0o666 and warns about the others, which no older C can read */
@@ -225,7 +343,6 @@ TEST(contents) {
         listed < n_sections ? sections[listed].tag : "");
 }
 
-static int is_word(char c) { return isalnum((unsigned char)c) || c == '_'; }
 static int section_of(const char *at_header) {
   int s = n_sections;
   while (s > 0 && sections[s - 1].at > at_header) s--;
@@ -743,6 +860,8 @@ int main(int argc, char **argv) {
   test_begin(argc, argv);
   load();
   RUN(lines_fit);
+  RUN(budgets_are_seen);
+  RUN(functions_fit_their_budget);
   RUN(no_octal_numbers);
   RUN(version);
   RUN(contents);

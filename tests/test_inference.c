@@ -41,6 +41,7 @@ static void collecting(collected *c, mhk_real *room, mhk_index batch, mhk_index 
   for (i = 0; i < 8; i++) c->last[i] = -1;
   for (i = 0; i < batch * most * V; i++) room[i] = (mhk_real)NAN;
 }
+
 /* feeds n tokens of sequence 0 in parts and collects all logits */
 static void feed_parts(mhk_session *s, const int32_t *tokens, mhk_index n, mhk_index part, collected *c) {
   mhk_index at;
@@ -243,6 +244,9 @@ static void heads64(const mhk_config *c, int n, double *x, int position, const m
   }
 }
 #define MOST 60
+
+/* logits of a Phi in double, as its equations say them; window: how far back a token sees, 0:
+   all */
 static void phi64(const mhk_model *m, const int32_t *tokens, int T, int window, double *logits) {
   static double x[MOST][24], q[MOST][24], k[MOST][24], v[MOST][24], u[MOST][24], hidden[128], o[24], y[24];
   const mhk_config *c = mhk_model_config(m);

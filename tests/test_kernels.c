@@ -102,6 +102,7 @@ static mhk_real *copy_room(const mhk_real *x, mhk_index n) {
   memcpy(y, x, (size_t)n * sizeof *x);
   return y;
 }
+
 /* plain memory, zeroed */
 static double *doubles(mhk_index n) {
   double *x = (double *)raw_room(n > 0 ? n : 1, sizeof(double), 1);
@@ -123,6 +124,7 @@ static int guard_is_whole(const char *p, const char *end, size_t step) {
   return p >= end || (memcmp(p, step > 1 ? (const void *)&h : (const void *)&ones, step) == 0 &&
                       memcmp(p, p + step, (size_t)(end - p) - step) == 0);
 }
+
 /* The guards of all blocks from one on are whole; they are freed. */
 static void release_from(int first) {
   int i;
@@ -289,6 +291,7 @@ static const char *type_name(mhk_dtype d) {
 }
 
 #define COUNT(list) ((int)(sizeof(list) / sizeof *(list)))
+
 /* around every width (1, 2, 4, 8, 16), every register tile (4, 6, 8, 14; 4, 8, 16, 32, 48), and
    some primes */
 static const mhk_index tile_sizes[] = {1,  2,  3,  4,  5,  6,  7,  8,  9,  11, 13, 14, 15, 16, 17, 23, 27, 28, 29,
@@ -1002,6 +1005,7 @@ static double *gathered(const mhk_real *x, mhk_index rows, mhk_index n, mhk_inde
     for (i = 0; i < n; i++) y[r * n + i] = (double)x[r * stride + i];
   return y;
 }
+
 /* the other way: adds them to such rows */
 static void scattered(const double *x, mhk_index rows, mhk_index n, mhk_index stride, double *y) {
   mhk_index r, i;
@@ -1046,6 +1050,7 @@ static void attention_reference(const mhk__attention_args *a, double *y, double 
     }
 }
 
+/* inputs of a case, with holes where nothing may be read */
 static void attention_make(mhk__attention_args *a, const attention_case *c) {
   mhk_index b, i;
   memset(a, 0, sizeof *a);
@@ -1358,6 +1363,7 @@ static int ssd_number(int i, ssd_case *c) {
 /* whatever the decay: its logarithms are summed in double */
 #define SSD_TOLERANCE (32 * EPS)
 
+/* outputs, last states and the states between chunks against the reference */
 static void ssd_forward_case(const ssd_case *c, int recurrent) {
   const mhk_index one = c->P * c->N, ny = c->B * c->T * c->H * c->P, chunks = (c->T + c->Q - 1) / c->Q,
                   bh = c->B * c->H;

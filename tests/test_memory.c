@@ -117,6 +117,7 @@ static int sampled_text(mhk_context *ctx) {
   return mhk_corpus_sample(mhk_load(ctx, test_path("m2")), 40, 3, NULL, NULL) != NULL;
 }
 
+/* Runs a scenario again and again, and each time one more allocation succeeds before one fails. */
 static void fail_everywhere(const char *name, scenario run) {
   long n, step = 1, total = 0, failures = 0;
   for (n = 1;; n += step) {

@@ -24,6 +24,8 @@ static double half_value(uint16_t h) {
 
 #define GUARD 64 /* bytes before and behind, which make any sum they get into NaN */
 
+/* A quantized matrix of random integers and scales, with guards around them, and its values in
+   double. */
 static int matrix_new(matrix *m, mhk_context *ctx, mhk_dtype type, int group, mhk_index N, mhk_index K, mhk_index rest,
                       uint64_t seed) {
   const mhk_index rows = N - rest, blocks = (rows + 15) / 16, groups = K / group, scales = blocks * groups * 16;
@@ -108,6 +110,8 @@ static const mhk_real *product(mhk_context *ctx, mhk_tape *t, const matrix *w, m
                            : mhk_linear(t, in, view, b));
 }
 
+/* one product with everything that may follow it, against sums in double, on two instruction
+   sets */
 static void check_product(mhk_context *ctx, mhk_context *two, mhk_tape *t, mhk_tape *t2, mhk_dtype type, int group,
                           mhk_index N, mhk_index K, mhk_index rest, mhk_index first, mhk_index M) {
   matrix w;
@@ -380,6 +384,7 @@ static void check_same_model(mhk_model *a, mhk_model *b) {
   free(y);
 }
 
+/* a quantized model through files: the same bits, mapped where they lie, moved or damaged */
 static void save_and_load(mhk_context *ctx, mhk_model *q, mhk_dtype type) {
   const char *one = test_path("q.safetensors"), *again = test_path("again.safetensors"), *folder = test_path("q"),
              *numbers = test_path("f.safetensors");
@@ -599,6 +604,7 @@ TEST(predictions) {
 
 /* ---- files that lie */
 
+/* the file f with one tensor changed is refused with this code and message */
 static void bad_file(mhk_context *ctx, const mhk_file *f, const char *change, const char *from, mhk_dtype dtype,
                      int rank, const mhk_index *shape, mhk_result code, const char *message) {
   const int n = mhk_file_count(f);

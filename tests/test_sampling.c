@@ -39,6 +39,8 @@ static void keep_share(double *p, const int *order, int V, double share) {
   scale_to_one(p, V);
 }
 
+/* What mhk_probabilities() promises, in its order and without haste. Returns how many tokens are
+   left. */
 static int reference(const mhk_real *logits, int V, const mhk_sampling *s, const int32_t *recent, int n, double *p) {
   static double x[MOST], key[MOST];
   static int order[MOST];

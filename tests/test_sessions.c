@@ -107,6 +107,7 @@ static int check_greedy(mhk_context *ctx, mhk_model *m, const char *what, const 
   return same;
 }
 
+/* Holds a model folder against its expected.json: texts, tokens, logits, greedy continuations. */
 static void check_model(const char *dir) {
   mhk_context_desc cd;
   mhk_context *ctx;

@@ -13,6 +13,7 @@
 #define TEXT_TOKENS 450000 /* sampled from the teacher to train on */
 #define EVAL_TOKENS 32768  /* sampled from the teacher to measure on */
 #define SHORT 0.04         /* what --short leaves of all of them */
+
 /* learning rates of the stages, and of distillation alone (the best of a search from 5e-4 to
    4e-3) */
 #define LR_1 1e-2
@@ -360,6 +361,7 @@ static int draw(demo *d) {
 
 /* ---------------------------------------------------------------- all of it */
 
+/* teacher, budgets, the two students' shapes, and the plan that they make */
 static int prepare(demo *d) {
   static const char *const names[DEMO_RUNS] = {"three stages", "distillation alone", "hybrid"}, *const folders[] = {
                                                                                                     "pure", "alone",

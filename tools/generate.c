@@ -178,6 +178,7 @@ static int show(const settings *s, const char *text, cli_content *out) {
   return CLI_GO;
 }
 
+/* Continues the prompt: to standard output as it comes, or into out for JSON. */
 static int go_on(mhk_context *ctx, const settings *s, const char *prompt, cli_content *out) {
   static const char *const reasons[] = {"failure", "end of text", "stop token", "stop text"};
   mhk_model *m = cli_load(ctx, s->model), *student = s->draft ? cli_load(ctx, s->draft) : NULL;

@@ -178,6 +178,7 @@ static void json_begin(cli_json *j, const settings *s, const mhk_config *c) {
   if (c) json_config(j, s, c);
 }
 
+/* all of a model: configuration, size, tokenizer, tensors */
 static void show_model(const settings *s, const mhk_model *m) {
   const mhk_config *c = mhk_model_config(m);
   const mhk_tokenizer *k = mhk_model_tokenizer(m);

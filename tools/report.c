@@ -209,6 +209,7 @@ static void write_curves(FILE *f, const demo_results *r) {
 
 /* ---- matrices */
 
+/* four pictures of one head, and how far all heads are from the teacher's */
 static void write_matrices(FILE *f, const demo_results *r) {
   const int layers = r->teacher->n_layer, heads = r->teacher->n_head;
   int i, l, h;

@@ -59,6 +59,7 @@ static mhk_context *limited_context(int plain) {
   d.isa = plain ? MHK_ISA_SCALAR : MHK_ISA_BEST;
   return mhk_create(&d);
 }
+
 /* Whether the last call worked, and from here on a context that does. Most errors are the input's
    business; lack of memory is none for a tiny model. */
 static int at_ease;
@@ -127,6 +128,7 @@ static void add_byte_tokens(bytes *b) {
     add_text(b, text);
   }
 }
+
 /* JSON with @bytes replaced */
 static void add_json(bytes *b, const char *json, size_t n) {
   size_t i;
@@ -137,6 +139,7 @@ static void add_json(bytes *b, const char *json, size_t n) {
     } else
       add(b, json + i, 1);
 }
+
 /* a safetensors file of its header: the length before it, and behind it as much data as it speaks
    of, up to a limit */
 static void add_safetensors(bytes *b, const char *header, size_t n) {
@@ -159,6 +162,7 @@ static void add_safetensors(bytes *b, const char *header, size_t n) {
   }
   free(text.data);
 }
+
 /* an archive of a pickle and three storages */
 static void add_archive(bytes *b, const void *pickle, size_t n, int wide) {
   static const unsigned char storage[64] = {1, 2, 3};
@@ -257,6 +261,7 @@ static void sum_up(bytes *b, uint64_t sum) {
 
 /* ----------------------------------------------------------------------------- files of tensors */
 
+/* all that a file which opened may be asked: its tensors, its metadata, a copy written again */
 static void use_file(mhk_context *ctx, const mhk_file *f) {
   static mhk_real values[1 << 14];
   static int32_t numbers[1 << 14];
@@ -435,6 +440,7 @@ static void speculate(mhk_context *ctx, mhk_model *m, mhk_model *draft, const in
   mhk_session_destroy(d.draft);
 }
 
+/* a session of the model: feeding, sampling, rewinding, and states saved, loaded and copied */
 static void use_session(mhk_context *ctx, mhk_model *m, const int32_t *tokens, mhk_index window) {
   const int V = mhk_model_config(m)->vocab_size;
   mhk_session *s = session_of(m, window), *other;
@@ -727,6 +733,8 @@ static mhk_model *edited_model(mhk_context *ctx, mhk_model *m, folder *f, bytes 
   free(saved);
   return mhk_load_memory(ctx, file->data, file->n);
 }
+
+/* a folder of files or one file, as a model that runs if it loads */
 static void target_model(const uint8_t *data, size_t size) {
   static weight w[WEIGHTS];
   folder f = read_folder(data, size);
@@ -839,6 +847,7 @@ static mhk_distill_desc run_of(mhk_context *ctx, int choice) {
   d.checkpoint_seconds = -1;
   return d;
 }
+
 /* The first byte chooses the run and after which update its checkpoint was written, the rest are
    edits. */
 static void target_checkpoint(const uint8_t *data, size_t size) {
@@ -944,6 +953,8 @@ static double number_of(const uint8_t **p, size_t *n) {
   *p += 9, *n -= 9;
   return x;
 }
+
+/* logits and settings of a sampler; what is drawn must be among what may be drawn */
 static void target_sampling(const uint8_t *data, size_t size) {
   enum { V = 31 };
   mhk_context *ctx = limited_context(0);

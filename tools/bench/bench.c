@@ -194,6 +194,7 @@ static int fits(const bench_case *c) {
   return 0;
 }
 
+/* One case at all thread counts, which take turns: rows for the table and the file. */
 static int measure_case(bench *b, const bench_case *c, mhk_isa isa, row *rows, int n_rows) {
   bench_work *ours, *other = NULL;
   int i, code = CLI_GO, more = 1, rounds = 0;

@@ -165,6 +165,7 @@ static void list_narrow(bench_case *list, int *n) {
   }
 }
 
+/* cores, mixers, prompts, training steps and stage 1 */
 static void list_layers(bench_case *list, int *n) {
   static const char *const kinds[] = {"ssd", "attention"}, *const ways[] = {"forward", "backward"};
   int T, back, wide;
@@ -485,6 +486,7 @@ static int prepare_prefill(bench_work *w) {
   return tokens(w, w->c.m, 64);
 }
 
+/* inputs, weights and models of a case; 0 after an error */
 static int prepare(bench_work *w) {
   const bench_case *c = &w->c;
   mhk_student_desc s;

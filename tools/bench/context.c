@@ -65,6 +65,7 @@ static int draw(const char *path, const double *contexts, costs *c, int n) {
   return cli_output_close(&out);
 }
 
+/* the table, one line a context, and the picture */
 static int measure(const char *path, const char *isa, const double *contexts, int n, costs *c, const int32_t *tokens,
                    int json) {
   cli_json lines;

@@ -64,6 +64,7 @@ static float *peer_numbers(size_t n) {
   return x;
 }
 
+/* the numbers in the name of a case; 0 where the name is of none that peers have */
 static int peer_parse(peer_case *c) {
   int m = 1, n = 0, k = 0, end = 0;
   if (sscanf(c->name, "sgemm_%d_%d_%d%n", &m, &n, &k, &end) == 3) {

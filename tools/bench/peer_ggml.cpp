@@ -87,6 +87,7 @@ static int prepare_decode(const peer_case *c) {
   return 1;
 }
 
+/* tensors and graph of a case; false where there is none */
 static int peer_prepare(peer_case *c) {
   const int64_t T = c->m;
   std::vector<ggml_tensor *> random, results;

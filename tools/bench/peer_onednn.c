@@ -63,6 +63,7 @@ static dnnl_memory_t take(float *numbers, dnnl_memory_desc_t from, const dnnl_me
   return target;
 }
 
+/* the primitive of a case and its memory; 0 where there is none */
 static int peer_prepare(peer_case *c) {
   const dnnl_data_type_t f32 = dnnl_f32, type = c->bf16 ? dnnl_bf16 : dnnl_f32;
   const int packed = strcmp(c->mode, "packed") == 0, batch = c->kind == PEER_BATCH ? 64 : 1;
