@@ -1296,6 +1296,10 @@ sums that this code relies on: compile it without them, or define MOHAWK_ALLOW_F
 #endif
 #endif
 
+#if defined(MHK__POSIX) || defined(MHK__WINDOWS)
+#define MHK__SYSTEM
+#endif
+
 #if (defined(MOHAWK_MALLOC) || defined(MOHAWK_FREE)) && !(defined(MOHAWK_MALLOC) && defined(MOHAWK_FREE))
 #error "mohawk.h: define both of MOHAWK_MALLOC and MOHAWK_FREE, or neither"
 #endif
@@ -1367,7 +1371,7 @@ static double mhk__seconds(void) {
 
 /* ---- text from values: the printf family without stdio and without locales ---- */
 
-#define MHK__DIGITS 800 /* room for every decimal digit of a double, and more than decide any */
+enum { MHK__DIGITS = 800 }; /* room for every decimal digit of a double, and more than decide any */
 
 typedef struct mhk__number { /* d.ddd * 10^exponent; no digits: zero */
   int n, exponent;
@@ -1481,101 +1485,108 @@ static void mhk__put_double(mhk__printed *p, double x, char form, int precision)
   mhk__put_text(p, text, (size_t)n);
 }
 
+/* One conversion of a format: %[-0][width][.precision][size]kind. Width and precision are numbers,
+   or stars, which take them from the arguments. */
+typedef struct mhk__conversion {
+  int left, zero, width, precision; /* precision -1: none */
+  int size;                         /* 0 int, 1 long, 2 long long, 3 size_t or ptrdiff_t */
+  char kind;
+} mhk__conversion;
+
+static const char *mhk__parse_width(const char *format, va_list *args, int *out) {
+  *out = 0;
+  if (*format == '*') {
+    *out = va_arg(*args, int);
+    return format + 1;
+  }
+  for (; *format >= '0' && *format <= '9'; format++) *out = *out % 10000 * 10 + (*format - '0'); /* stays small */
+  return format;
+}
+
+/* from behind the % to the letter that is its kind */
+static const char *mhk__parse_conversion(const char *format, va_list *args, mhk__conversion *c) {
+  memset(c, 0, sizeof *c);
+  c->precision = -1;
+  for (; *format == '-' || *format == '0'; format++) {
+    c->left |= *format == '-';
+    c->zero |= *format == '0';
+  }
+  format = mhk__parse_width(format, args, &c->width);
+  if (*format == '.') format = mhk__parse_width(format + 1, args, &c->precision);
+  for (; *format && strchr("lztjh", *format); format++)
+    c->size = *format == 'l' ? c->size + 1 : *format == 'h' ? 0 : *format == 'j' ? 2 : 3;
+  c->kind = *format;
+  return format;
+}
+
+/* d i u x X p c, all but the spaces on the right */
+static void mhk__put_integer(mhk__printed *p, const mhk__conversion *c, va_list *args) {
+  const unsigned base = strchr("diu", c->kind) ? 10 : 16;
+  char text[24];
+  int n = 0, negative = 0;
+  uint64_t v = 0;
+  if (c->kind == 'd' || c->kind == 'i') {
+    const int64_t x = c->size == 0   ? (int64_t)va_arg(*args, int)
+                      : c->size == 1 ? (int64_t)va_arg(*args, long)
+                      : c->size == 2 ? (int64_t)va_arg(*args, long long)
+                                     : (int64_t)va_arg(*args, ptrdiff_t);
+    negative = x < 0;
+    v = negative ? (uint64_t)0 - (uint64_t)x : (uint64_t)x;
+  } else if (c->kind == 'p')
+    v = (uint64_t)(uintptr_t)va_arg(*args, void *);
+  else if (c->kind == 'c')
+    text[23 - n++] = (char)va_arg(*args, int);
+  else
+    v = c->size == 0   ? (uint64_t)va_arg(*args, unsigned)
+        : c->size == 1 ? (uint64_t)va_arg(*args, unsigned long)
+        : c->size == 2 ? (uint64_t)va_arg(*args, unsigned long long)
+                       : (uint64_t)va_arg(*args, size_t);
+  if (c->kind != 'c') {
+    do text[23 - n++] = (c->kind == 'X' ? "0123456789ABCDEF" : "0123456789abcdef")[v % base];
+    while ((v /= base) != 0);
+  }
+  if (!c->left && !c->zero) mhk__put_times(p, ' ', c->width - n - negative);
+  if (negative) mhk__put_text(p, "-", 1);
+  if (!c->left && c->zero) mhk__put_times(p, '0', c->width - n - negative);
+  mhk__put_text(p, text + 24 - n, (size_t)n);
+}
+
 /* vsnprintf, except that there are the conversions d i u x X c s e f g p and %, the flags - and 0,
    and no wide characters. Returns the length. */
-static size_t mhk__vprint(char *out, size_t room, const char *format, va_list args) {
-  mhk__printed p;
-  p.out = out;
-  p.room = room;
-  p.n = 0;
+static size_t mhk__vprint(char *out, size_t room, const char *format, va_list list) {
+  mhk__printed p = {out, room, 0};
+  va_list args;
+  va_copy(args, list); /* a pointer to a parameter of this type is another type on some machines */
   for (; *format; format++) {
     const size_t start = p.n;
-    char number[24];
-    int left = 0, zero = 0, width = 0, precision = -1, size = 0, negative = 0, n = 0;
-    uint64_t v = 0;
+    mhk__conversion c;
     if (*format != '%') {
       mhk__put_text(&p, format, 1);
       continue;
     }
-    for (format++; *format == '-' || *format == '0'; format++) {
-      left |= *format == '-';
-      zero |= *format == '0';
-    }
-    if (*format == '*') {
-      width = va_arg(args, int);
-      format++;
-    } else
-      for (; *format >= '0' && *format <= '9'; format++) width = width % 10000 * 10 + (*format - '0'); /* stays small */
-    if (*format == '.') {
-      precision = 0;
-      if (*++format == '*') {
-        precision = va_arg(args, int);
-        format++;
-      } else
-        for (; *format >= '0' && *format <= '9'; format++) precision = precision % 10000 * 10 + (*format - '0');
-    }
-    for (; *format == 'l' || *format == 'z' || *format == 't' || *format == 'j' || *format == 'h'; format++)
-      size = *format == 'l' ? size + 1 : *format == 'h' ? 0 : *format == 'j' ? 2 : 3;
-    switch (*format) {
-      case 'd':
-      case 'i': {
-        const int64_t x = size == 0   ? (int64_t)va_arg(args, int)
-                          : size == 1 ? (int64_t)va_arg(args, long)
-                          : size == 2 ? (int64_t)va_arg(args, long long)
-                                      : (int64_t)va_arg(args, ptrdiff_t);
-        negative = x < 0;
-        v = negative ? (uint64_t)0 - (uint64_t)x : (uint64_t)x;
-        break;
-      }
-      case 'u':
-      case 'x':
-      case 'X':
-        v = size == 0   ? (uint64_t)va_arg(args, unsigned)
-            : size == 1 ? (uint64_t)va_arg(args, unsigned long)
-            : size == 2 ? (uint64_t)va_arg(args, unsigned long long)
-                        : (uint64_t)va_arg(args, size_t);
-        break;
-      case 'p': v = (uint64_t)(uintptr_t)va_arg(args, void *); break;
-      case 'c': number[0] = (char)va_arg(args, int); break;
-      case 's': {
-        const char *text = va_arg(args, const char *);
-        size_t length = 0;
-        if (!text) text = "(null)";
-        while ((precision < 0 || length < (size_t)precision) && text[length]) length++;
-        if (!left) mhk__put_times(&p, ' ', width - (int)length);
-        mhk__put_text(&p, text, length);
-        break;
-      }
-      case 'e':
-      case 'f':
-      case 'g': {
-        const double x = va_arg(args, double);
-        mhk__printed length;
-        memset(&length, 0, sizeof length); /* only counts */
-        if (width > 0 && !left) mhk__put_double(&length, x, *format, precision);
-        if (length.n > 0) mhk__put_times(&p, ' ', width - (int)length.n);
-        mhk__put_double(&p, x, *format, precision);
-        break;
-      }
-      case 0: format--; break;
-      default: mhk__put_text(&p, format, 1); break; /* %% and what is not known */
-    }
-    if (*format && strchr("diuxXpc", *format)) {
-      const unsigned base = *format == 'd' || *format == 'i' || *format == 'u' ? 10 : 16;
-      if (*format == 'c')
-        n = 1;
-      else {
-        do number[23 - n++] = (*format == 'X' ? "0123456789ABCDEF" : "0123456789abcdef")[v % base];
-        while ((v /= base) != 0);
-        memmove(number, number + 24 - n, (size_t)n);
-      }
-      if (!left && !zero) mhk__put_times(&p, ' ', width - n - negative);
-      if (negative) mhk__put_text(&p, "-", 1);
-      if (!left && zero) mhk__put_times(&p, '0', width - n - negative);
-      mhk__put_text(&p, number, (size_t)n);
-    }
-    if (left) mhk__put_times(&p, ' ', width - (int)(p.n - start));
+    format = mhk__parse_conversion(format + 1, &args, &c);
+    if (c.kind && strchr("diuxXpc", c.kind))
+      mhk__put_integer(&p, &c, &args);
+    else if (c.kind == 's') {
+      const char *text = va_arg(args, const char *);
+      size_t length = 0;
+      if (!text) text = "(null)";
+      while ((c.precision < 0 || length < (size_t)c.precision) && text[length]) length++;
+      if (!c.left) mhk__put_times(&p, ' ', c.width - (int)length);
+      mhk__put_text(&p, text, length);
+    } else if (c.kind == 'e' || c.kind == 'f' || c.kind == 'g') {
+      const double x = va_arg(args, double);
+      mhk__printed length = {NULL, 0, 0}; /* only counts */
+      if (c.width > 0 && !c.left) mhk__put_double(&length, x, c.kind, c.precision);
+      if (length.n > 0) mhk__put_times(&p, ' ', c.width - (int)length.n);
+      mhk__put_double(&p, x, c.kind, c.precision);
+    } else if (c.kind)
+      mhk__put_text(&p, &c.kind, 1); /* %% and what is not known */
+    else
+      format--; /* the text ends within a conversion */
+    if (c.left) mhk__put_times(&p, ' ', c.width - (int)(p.n - start));
   }
+  va_end(args);
   if (room > 0) out[p.n < room ? p.n : room - 1] = 0;
   return p.n;
 }
@@ -1609,18 +1620,201 @@ static int mhk__little_endian(void) {
   return first == 1;
 }
 
+/* ---- files and locks: what each system calls them ---- */
+
+/* A file's bytes, mapped where the system can, read into memory elsewhere. */
+typedef struct mhk__bytes {
+  const unsigned char *data;
+  size_t size;
+  void *owned; /* what to unmap or free; NULL: nothing */
+} mhk__bytes;
+
 #ifndef MOHAWK_NO_STDIO
-#if defined(__STRICT_ANSI__) && defined(MHK__POSIX)
+/* Three times the same functions: POSIX, Windows, and what C itself has. They return 0 or what is
+   wrong, as in errno or MHK__NOT_REGULAR. Files to write are made anew, never opened where
+   something stands, and are locked until they are closed: one that can be locked was left by a
+   process that was killed. Where locks are not to be had, files that were left stay. */
+enum {
+  MHK__NOT_REGULAR = -1, /* a pipe, a device, a socket */
+  MHK__AT_ONCE = 1 << 30 /* bytes in one call: some systems take less than 2^31 */
+};
+
+static const char *mhk__file_reason(int error) {
+  return error == MHK__NOT_REGULAR ? "it is not a regular file" : strerror(error);
+}
+
+static int mhk__errno(void) { return errno ? errno : EIO; }
+
+#ifdef MHK__POSIX
+typedef int mhk__handle;
+#define MHK__NO_HANDLE (-1)
+#ifdef O_NOFOLLOW
+#define MHK__NO_FOLLOW O_NOFOLLOW
+#elif defined(__O_NOFOLLOW)
+#define MHK__NO_FOLLOW __O_NOFOLLOW /* strict C99 hides the other */
+#else
+#define MHK__NO_FOLLOW 0
+#endif
+#ifdef __STRICT_ANSI__
 #ifdef __cplusplus
 extern "C"
 #endif
     int
-    fsync(int); /* strict C99 hides this POSIX declaration */
+    fsync(int); /* strict C99 hides this declaration too */
 #endif
 
-#ifdef MHK__WINDOWS
+static int mhk__is_folder(const char *path) {
+  struct stat info;
+  return stat(path, &info) == 0 && S_ISDIR(info.st_mode);
+}
+static int mhk__is_file(const char *path) {
+  struct stat info;
+  return stat(path, &info) == 0 && S_ISREG(info.st_mode);
+}
+static int mhk__new_folder(const char *path) {
+  return mkdir(path, S_IRWXU | S_IRWXG | S_IRWXO) == 0 ? 0 : mhk__errno();
+}
+static int mhk__handle_close(mhk__handle fd) { return close(fd) == 0 || errno == EINTR ? 0 : mhk__errno(); }
+static int mhk__handle_flush(mhk__handle fd) { return fsync(fd) == 0 ? 0 : mhk__errno(); }
+static int mhk__replace(const char *from, const char *to) { return rename(from, to) == 0 ? 0 : mhk__errno(); }
+static void mhk__remove(const char *path) { unlink(path); }
+
+/* a regular file to read; opening anything else fails at once and waits for nobody */
+static int mhk__handle_open(const char *path, mhk__handle *out, size_t *size) {
+  struct stat info;
+  int error = 0;
+  const int fd = *out = open(path, O_RDONLY | O_NONBLOCK);
+  if (fd < 0) return errno == ENXIO ? MHK__NOT_REGULAR : mhk__errno(); /* ENXIO: a socket */
+  if (fstat(fd, &info) != 0)
+    error = mhk__errno();
+  else if (!S_ISREG(info.st_mode))
+    error = S_ISDIR(info.st_mode) ? EISDIR : MHK__NOT_REGULAR;
+  else if ((uintmax_t)info.st_size > (uintmax_t)PTRDIFF_MAX)
+    error = EFBIG;
+  if (error)
+    close(fd);
+  else
+    *size = (size_t)info.st_size;
+  return error;
+}
+
+/* up to n bytes; *done 0: the file ends */
+static int mhk__handle_read(mhk__handle fd, void *out, size_t n, size_t *done) {
+  ssize_t k;
+  do k = read(fd, out, n);
+  while (k < 0 && errno == EINTR);
+  *done = k < 0 ? 0 : (size_t)k;
+  return k < 0 ? mhk__errno() : 0;
+}
+static int mhk__handle_write(mhk__handle fd, const void *data, size_t n, size_t *done) {
+  ssize_t k;
+  do k = write(fd, data, n);
+  while (k < 0 && errno == EINTR);
+  *done = k < 0 ? 0 : (size_t)k;
+  return k < 0 ? mhk__errno() : 0;
+}
+
+static int mhk__map(mhk__handle fd, size_t size, void **out) {
+  *out = mmap(NULL, size, PROT_READ, MAP_PRIVATE, fd, 0);
+  if (*out != MAP_FAILED) return 0;
+  *out = NULL;
+  return errno ? errno : ENOMEM;
+}
+static void mhk__unmap(void *map, size_t size) { munmap(map, size); }
+
+/* 1: the handle holds the lock of the file that still stands at path; 2: it holds it, and another
+   file or none stands there now; 0: somebody else holds it; -1: this file system has no locks */
+static int mhk__lock_handle(int fd, const char *path, int wait) {
+  struct stat own, found;
+#ifdef LOCK_EX
+  while (flock(fd, wait ? LOCK_EX : LOCK_EX | LOCK_NB) != 0)
+    if (errno != EINTR) return errno == EWOULDBLOCK ? 0 : -1;
+#else
+  (void)wait;
+  return -1;
+#endif
+  return fstat(fd, &own) == 0 && stat(path, &found) == 0 && own.st_dev == found.st_dev && own.st_ino == found.st_ino
+             ? 1
+             : 2;
+}
+
+/* Can a new file take the place of what is at path? *mode: with which permissions. */
+static int mhk__can_replace(const char *path, unsigned *mode) {
+  struct stat info;
+  *mode = S_IRUSR | S_IWUSR | S_IRGRP | S_IWGRP | S_IROTH | S_IWOTH;
+  if (stat(path, &info) != 0) return 0;
+  *mode = (unsigned)(info.st_mode & (S_IRWXU | S_IRWXG | S_IRWXO));
+  return S_ISREG(info.st_mode) ? 0 : S_ISDIR(info.st_mode) ? EISDIR : MHK__NOT_REGULAR;
+}
+
+static int mhk__handle_new(const char *path, unsigned mode, mhk__handle *out) {
+  const int fd = open(path, O_WRONLY | O_CREAT | O_EXCL, (mode_t)mode);
+  if (fd < 0) return mhk__errno();
+  fcntl(fd, F_SETFD, FD_CLOEXEC);
+  const int got = mhk__lock_handle(fd, path, 0);
+  if (got == 1 || got == -1) {
+    *out = fd;
+    return 0;
+  }
+  close(fd); /* taken for one that was left, in the moment before it was locked */
+  return EEXIST;
+}
+
+static void mhk__remove_left(const char *path) {
+  struct stat info;
+  const int fd = open(path, O_RDONLY | O_NONBLOCK | MHK__NO_FOLLOW);
+  if (fd < 0) return;
+  if (fstat(fd, &info) == 0 && S_ISREG(info.st_mode) && mhk__lock_handle(fd, path, 0) == 1) unlink(path);
+  close(fd);
+}
+
+/* a lock file, open and locked; EBUSY when somebody else has it */
+static int mhk__lock_open(const char *path, int wait, mhk__handle *out) {
+  for (;;) {
+    struct stat info;
+    const int fd =
+        open(path, O_RDWR | O_CREAT | MHK__NO_FOLLOW, S_IRUSR | S_IWUSR | S_IRGRP | S_IWGRP | S_IROTH | S_IWOTH);
+    if (fd < 0) return mhk__errno();
+    fcntl(fd, F_SETFD, FD_CLOEXEC);
+    const int regular = fstat(fd, &info) == 0 && S_ISREG(info.st_mode),
+              got = regular ? mhk__lock_handle(fd, path, wait) : 0;
+    if (got == 1 || got == -1) {
+      *out = fd;
+      return 0;
+    }
+    close(fd);
+    if (got == 0) return regular ? EBUSY : MHK__NOT_REGULAR;
+    /* 2: it was given back, and its file removed, while this one was being opened */
+  }
+}
+
+static size_t mhk__process_name(char *out, size_t room) {
+  struct utsname system;
+  return mhk__print(out, room, "process %ld on %.64s", (long)getpid(),
+                    uname(&system) >= 0 ? system.nodename : "this machine");
+}
+
+/* So that a renamed file is found under its name after a power cut. Not every file system can: no
+   error. */
+static void mhk__flush_folder(const char *path) {
+  char folder[1024];
+  size_t n = mhk__folder_length(path);
+  if (n >= sizeof folder) return;
+  memcpy(folder, path, n);
+  if (n == 0) folder[n++] = '.';
+  folder[n] = 0;
+  const int fd = open(folder, O_RDONLY);
+  if (fd < 0) return;
+  fsync(fd);
+  close(fd);
+}
+
+#elif defined(MHK__WINDOWS)
+typedef HANDLE mhk__handle;
+#define MHK__NO_HANDLE INVALID_HANDLE_VALUE
+
 /* Paths are UTF-8 here and UTF-16 there. 0 and a reason in errno when this one is neither. */
-#define MHK__WIDE_PATH 1200
+enum { MHK__WIDE_PATH = 1200 };
 static int mhk__wide(const char *path, wchar_t out[MHK__WIDE_PATH]) {
   if (MultiByteToWideChar(CP_UTF8, MB_ERR_INVALID_CHARS, path, -1, out, MHK__WIDE_PATH) > 0) return 1;
   errno = ENOENT;
@@ -1651,10 +1845,28 @@ static DWORD mhk__attributes(const char *path) {
   wchar_t wide[MHK__WIDE_PATH];
   return mhk__wide(path, wide) ? GetFileAttributesW(wide) : INVALID_FILE_ATTRIBUTES;
 }
+static int mhk__is_folder(const char *path) {
+  const DWORD found = mhk__attributes(path);
+  return found != INVALID_FILE_ATTRIBUTES && (found & FILE_ATTRIBUTE_DIRECTORY);
+}
+static int mhk__is_file(const char *path) {
+  const DWORD found = mhk__attributes(path);
+  return found != INVALID_FILE_ATTRIBUTES && !(found & FILE_ATTRIBUTE_DIRECTORY);
+}
+static int mhk__new_folder(const char *path) {
+  wchar_t wide[MHK__WIDE_PATH];
+  if (!mhk__wide(path, wide)) return errno;
+  return CreateDirectoryW(wide, NULL) ? 0 : mhk__windows_errno();
+}
+static int mhk__handle_close(mhk__handle file) { return CloseHandle(file) ? 0 : mhk__windows_errno(); }
+static int mhk__handle_flush(mhk__handle file) { return FlushFileBuffers(file) ? 0 : mhk__windows_errno(); }
+static void mhk__remove(const char *path) {
+  wchar_t wide[MHK__WIDE_PATH];
+  if (mhk__wide(path, wide)) DeleteFileW(wide);
+}
 
-/* Puts a file in the place of another, 0 or errno. One that a program has mapped cannot be replaced
-   there, but it can be moved: it then stays as path.old until nobody maps it and the next one is
-   written. */
+/* Puts a file in the place of another. One that a program has mapped cannot be replaced there, but
+   it can be moved: it then stays as path.old until nobody maps it and the next one is written. */
 static int mhk__replace(const char *from, const char *to) {
   wchar_t a[MHK__WIDE_PATH], b[MHK__WIDE_PATH], old[MHK__WIDE_PATH + 4];
   if (!mhk__wide(from, a) || !mhk__wide(to, b)) return errno;
@@ -1671,242 +1883,56 @@ static int mhk__replace(const char *from, const char *to) {
   DeleteFileW(old);
   return 0;
 }
-#endif
-#endif /* MOHAWK_NO_STDIO */
 
-/* A file's bytes, mapped where the system can, read into memory elsewhere. */
-typedef struct mhk__bytes {
-  const unsigned char *data;
-  size_t size;
-  void *owned; /* what to unmap or free; NULL: nothing */
-} mhk__bytes;
-
-#ifndef MOHAWK_NO_STDIO
-#define MHK__NOT_REGULAR (-1) /* beside the errors of errno: a pipe, a device, a socket */
-
-static const char *mhk__file_reason(int error) {
-  return error == MHK__NOT_REGULAR ? "it is not a regular file" : strerror(error);
-}
-
-/* A regular file open for reading; opening anything else fails at once and waits for nobody. */
-typedef struct mhk__input {
-#ifdef MHK__POSIX
-  int file;
-#elif defined(MHK__WINDOWS)
-  HANDLE file;
-#else
-  FILE *file;
-#endif
-  size_t size;
-} mhk__input;
-
-static void mhk__input_close(mhk__input *in) {
-#ifdef MHK__POSIX
-  close(in->file);
-#elif defined(MHK__WINDOWS)
-  CloseHandle(in->file);
-#else
-  fclose(in->file);
-#endif
-}
-
-/* 0 or what is wrong */
-static int mhk__input_open(const char *path, mhk__input *in) {
+static int mhk__handle_open(const char *path, mhk__handle *out, size_t *size) {
+  wchar_t wide[MHK__WIDE_PATH];
+  LARGE_INTEGER bytes;
   int error = 0;
-  memset(in, 0, sizeof *in);
-  errno = 0;
-#ifdef MHK__POSIX
-  {
-    struct stat info;
-    in->file = open(path, O_RDONLY | O_NONBLOCK);
-    if (in->file < 0) return errno == ENXIO ? MHK__NOT_REGULAR : errno ? errno : EIO; /* ENXIO: a socket */
-    if (fstat(in->file, &info) != 0)
-      error = errno ? errno : EIO;
-    else if (!S_ISREG(info.st_mode))
-      error = S_ISDIR(info.st_mode) ? EISDIR : MHK__NOT_REGULAR;
-    else if ((uintmax_t)info.st_size > (uintmax_t)PTRDIFF_MAX)
-      error = EFBIG;
-    else
-      in->size = (size_t)info.st_size;
-  }
-#elif defined(MHK__WINDOWS)
-  {
-    wchar_t wide[MHK__WIDE_PATH];
-    LARGE_INTEGER size;
-    if (!mhk__wide(path, wide)) return errno;
-    in->file = CreateFileW(wide, GENERIC_READ, FILE_SHARE_READ | FILE_SHARE_WRITE | FILE_SHARE_DELETE, NULL,
-                           OPEN_EXISTING, FILE_ATTRIBUTE_NORMAL, NULL);
-    if (in->file == INVALID_HANDLE_VALUE) return mhk__windows_errno();
-    if (GetFileType(in->file) != FILE_TYPE_DISK)
-      error = MHK__NOT_REGULAR;
-    else if (!GetFileSizeEx(in->file, &size))
-      error = mhk__windows_errno();
-    else if ((uint64_t)size.QuadPart > (uint64_t)PTRDIFF_MAX)
-      error = EFBIG;
-    else
-      in->size = (size_t)size.QuadPart;
-  }
-#else
-  {
-    long size = -1;
-    in->file = fopen(path, "rb");
-    if (!in->file) return errno ? errno : EIO;
-    if (fseek(in->file, 0, SEEK_END) != 0 || (size = ftell(in->file)) < 0 || fseek(in->file, 0, SEEK_SET) != 0)
-      error = EIO;
-    else in->size = (size_t)size;
-  }
-#endif
-  if (error) mhk__input_close(in);
+  if (!mhk__wide(path, wide)) return errno;
+  *out = CreateFileW(wide, GENERIC_READ, FILE_SHARE_READ | FILE_SHARE_WRITE | FILE_SHARE_DELETE, NULL, OPEN_EXISTING,
+                     FILE_ATTRIBUTE_NORMAL, NULL);
+  if (*out == INVALID_HANDLE_VALUE) return mhk__windows_errno();
+  if (GetFileType(*out) != FILE_TYPE_DISK)
+    error = MHK__NOT_REGULAR;
+  else if (!GetFileSizeEx(*out, &bytes))
+    error = mhk__windows_errno();
+  else if ((uint64_t)bytes.QuadPart > (uint64_t)PTRDIFF_MAX)
+    error = EFBIG;
+  if (error)
+    CloseHandle(*out);
+  else
+    *size = (size_t)bytes.QuadPart;
   return error;
 }
 
-/* The whole file into out, which has room for its size; 0 or errno, EIO when the file has become
-   shorter. */
-static int mhk__input_read(mhk__input *in, unsigned char *out) {
-  size_t at = 0;
-  while (at < in->size) {
-#ifdef MHK__WINDOWS
-    DWORD n = 0;
-    if (!ReadFile(in->file, out + at, in->size - at < (1u << 30) ? (DWORD)(in->size - at) : 1u << 30, &n, NULL))
-      return mhk__windows_errno();
-    if (n == 0) return EIO;
-#elif defined(MHK__POSIX)
-    const ssize_t n = read(in->file, out + at, in->size - at < ((size_t)1 << 30) ? in->size - at : (size_t)1 << 30);
-    if (n < 0 && errno == EINTR) continue;
-    if (n <= 0) return n < 0 && errno ? errno : EIO;
-#else
-    const size_t n = fread(out + at, 1, in->size - at, in->file);
-    if (n == 0) return EIO;
-#endif
-    at += (size_t)n;
-  }
-  return 0;
+static int mhk__handle_read(mhk__handle file, void *out, size_t n, size_t *done) {
+  DWORD k = 0;
+  const int error = ReadFile(file, out, (DWORD)n, &k, NULL) ? 0 : mhk__windows_errno();
+  *done = k;
+  return error;
 }
-
-/* 0 or what is wrong. Empty files have data "" and size 0. */
-static int mhk__bytes_open(const char *path, mhk__bytes *out) {
-  mhk__input in;
-  memset(out, 0, sizeof *out);
-  int error = mhk__input_open(path, &in);
-  if (error) return error;
-  out->data = (const unsigned char *)"";
-  if (in.size > 0) {
-#ifdef MHK__POSIX
-    void *map = mmap(NULL, in.size, PROT_READ, MAP_PRIVATE, in.file, 0);
-    if (map == MAP_FAILED)
-      error = errno ? errno : ENOMEM;
-    else
-      out->owned = map;
-#elif defined(MHK__WINDOWS)
-    HANDLE map = CreateFileMappingW(in.file, NULL, PAGE_READONLY, 0, 0, NULL);
-    if (map) out->owned = MapViewOfFile(map, FILE_MAP_READ, 0, 0, 0);
-    if (!out->owned) error = mhk__windows_errno();
-    if (map) CloseHandle(map); /* the view keeps what it needs */
-#else
-    out->owned = MOHAWK_MALLOC(in.size);
-    error = out->owned ? mhk__input_read(&in, (unsigned char *)out->owned) : ENOMEM;
-    if (error && out->owned) {
-      MOHAWK_FREE(out->owned);
-      out->owned = NULL;
-    }
-#endif
-  }
-  mhk__input_close(&in);
-  if (out->owned) {
-    out->data = (const unsigned char *)out->owned;
-    out->size = in.size;
-  }
+static int mhk__handle_write(mhk__handle file, const void *data, size_t n, size_t *done) {
+  DWORD k = 0;
+  const int error = WriteFile(file, data, (DWORD)n, &k, NULL) ? 0 : mhk__windows_errno();
+  *done = k;
   return error;
 }
 
-static void mhk__bytes_close(mhk__bytes *b) {
-  if (b->owned) {
-#ifdef MHK__POSIX
-    munmap(b->owned, b->size);
-#elif defined(MHK__WINDOWS)
-    UnmapViewOfFile(b->owned);
-#else
-    MOHAWK_FREE(b->owned);
-#endif
-  }
-  memset(b, 0, sizeof *b);
+static int mhk__map(mhk__handle file, size_t size, void **out) {
+  HANDLE map = CreateFileMappingW(file, NULL, PAGE_READONLY, 0, 0, NULL);
+  (void)size;
+  *out = map ? MapViewOfFile(map, FILE_MAP_READ, 0, 0, 0) : NULL;
+  const int error = *out ? 0 : mhk__windows_errno();
+  if (map) CloseHandle(map); /* the view keeps what it needs */
+  return error;
 }
-
-/* Files being written, and locks: what the systems call them. A file is made anew, never opened
-   where something stands, and is locked until it is closed: one that can be locked was left by a
-   process that was killed. Where locks are not to be had, files that were left stay. All functions
-   return 0 or errno. */
-#ifdef MHK__POSIX
-typedef int mhk__handle;
-#define MHK__NO_HANDLE (-1)
-#ifdef O_NOFOLLOW
-#define MHK__NO_FOLLOW O_NOFOLLOW
-#elif defined(__O_NOFOLLOW)
-#define MHK__NO_FOLLOW __O_NOFOLLOW /* strict C99 hides the other */
-#else
-#define MHK__NO_FOLLOW 0
-#endif
-
-/* 1: the handle holds the lock of the file that still stands at path; 2: it holds it, and another
-   file or none stands there now; 0: somebody else holds it; -1: this file system has no locks */
-static int mhk__lock_handle(int fd, const char *path, int wait) {
-  struct stat own, found;
-#ifdef LOCK_EX
-  while (flock(fd, wait ? LOCK_EX : LOCK_EX | LOCK_NB) != 0)
-    if (errno != EINTR) return errno == EWOULDBLOCK ? 0 : -1;
-#else
-  (void)wait;
-  return -1;
-#endif
-  return fstat(fd, &own) == 0 && stat(path, &found) == 0 && own.st_dev == found.st_dev && own.st_ino == found.st_ino
-             ? 1
-             : 2;
+static void mhk__unmap(void *map, size_t size) {
+  (void)size;
+  UnmapViewOfFile(map);
 }
-
-static int mhk__file_new_at(const char *path, unsigned mode, mhk__handle *out) {
-  int fd = open(path, O_WRONLY | O_CREAT | O_EXCL, (mode_t)mode);
-  if (fd < 0) return errno ? errno : EIO;
-  fcntl(fd, F_SETFD, FD_CLOEXEC);
-  *out = fd;
-  switch (mhk__lock_handle(fd, path, 0)) {
-    case 1:
-    case -1: return 0;
-  }
-  close(fd); /* taken for one that was left, in the moment before it was locked */
-  *out = MHK__NO_HANDLE;
-  return EEXIST;
-}
-
-static void mhk__remove_left(const char *path) {
-  struct stat info;
-  int fd = open(path, O_RDONLY | O_NONBLOCK | MHK__NO_FOLLOW);
-  if (fd < 0) return;
-  if (fstat(fd, &info) == 0 && S_ISREG(info.st_mode) && mhk__lock_handle(fd, path, 0) == 1) unlink(path);
-  close(fd);
-}
-
-static int mhk__handle_write(mhk__handle fd, const void *data, size_t n) {
-  const char *p = (const char *)data;
-  while (n > 0) {
-    const ssize_t done = write(fd, p, n < 1u << 30 ? n : 1u << 30);
-    if (done < 0 && errno == EINTR) continue;
-    if (done <= 0) return done < 0 && errno ? errno : EIO;
-    p += done;
-    n -= (size_t)done;
-  }
-  return 0;
-}
-
-static int mhk__handle_flush(mhk__handle fd) { return fsync(fd) == 0 ? 0 : errno ? errno : EIO; }
-static int mhk__handle_close(mhk__handle fd) { return close(fd) == 0 || errno == EINTR ? 0 : errno ? errno : EIO; }
-static int mhk__replace(const char *from, const char *to) { return rename(from, to) == 0 ? 0 : errno ? errno : EIO; }
-static void mhk__remove(const char *path) { unlink(path); }
-#elif defined(MHK__WINDOWS)
-typedef HANDLE mhk__handle;
-#define MHK__NO_HANDLE INVALID_HANDLE_VALUE
 
 /* shared for reading and renaming only: the system's own lock */
-static int mhk__file_new_at(const char *path, unsigned mode, mhk__handle *out) {
+static int mhk__handle_new(const char *path, unsigned mode, mhk__handle *out) {
   wchar_t wide[MHK__WIDE_PATH];
   (void)mode;
   if (!mhk__wide(path, wide)) return errno;
@@ -1924,70 +1950,202 @@ static void mhk__remove_left(const char *path) {
   if (file != INVALID_HANDLE_VALUE) CloseHandle(file);
 }
 
-static int mhk__handle_write(mhk__handle file, const void *data, size_t n) {
-  const char *p = (const char *)data;
-  while (n > 0) {
-    DWORD done = 0;
-    if (!WriteFile(file, p, (DWORD)(n < 1u << 30 ? n : 1u << 30), &done, NULL)) return mhk__windows_errno();
-    if (done == 0) return EIO;
-    p += done;
-    n -= done;
+static int mhk__lock_open(const char *path, int wait, mhk__handle *out) {
+  wchar_t wide[MHK__WIDE_PATH];
+  if (!mhk__wide(path, wide)) return errno;
+  for (;;) {
+    *out = CreateFileW(wide, GENERIC_READ | GENERIC_WRITE | DELETE, FILE_SHARE_READ, NULL, OPEN_ALWAYS,
+                       FILE_FLAG_DELETE_ON_CLOSE, NULL);
+    if (*out != MHK__NO_HANDLE) return 0;
+    if (GetLastError() != ERROR_SHARING_VIOLATION) return mhk__windows_errno();
+    if (!wait) return EBUSY;
+    Sleep(5);
+  }
+}
+
+static size_t mhk__process_name(char *out, size_t room) {
+  return mhk__print(out, room, "process %ld", (long)GetCurrentProcessId());
+}
+
+#else
+typedef FILE *mhk__handle;
+#define MHK__NO_HANDLE NULL
+
+static int mhk__is_file(const char *path) {
+  FILE *f = fopen(path, "rb");
+  if (f) fclose(f);
+  return f != NULL;
+}
+static int mhk__is_folder(const char *path) { return !mhk__is_file(path) && strrchr(path, '.') == NULL; }
+static int mhk__new_folder(const char *path) {
+  (void)path;
+  return mhk__errno();
+}
+static int mhk__handle_close(mhk__handle f) { return fclose(f) == 0 ? 0 : mhk__errno(); }
+static int mhk__handle_flush(mhk__handle f) { return fflush(f) == 0 ? 0 : mhk__errno(); }
+static int mhk__replace(const char *from, const char *to) { return rename(from, to) == 0 ? 0 : mhk__errno(); }
+static void mhk__remove(const char *path) { remove(path); }
+
+static int mhk__handle_open(const char *path, mhk__handle *out, size_t *size) {
+  long bytes = -1;
+  *out = fopen(path, "rb");
+  if (!*out) return mhk__errno();
+  if (fseek(*out, 0, SEEK_END) == 0 && (bytes = ftell(*out)) >= 0 && fseek(*out, 0, SEEK_SET) == 0) {
+    *size = (size_t)bytes;
+    return 0;
+  }
+  fclose(*out);
+  return EIO;
+}
+static int mhk__handle_read(mhk__handle f, void *out, size_t n, size_t *done) {
+  *done = fread(out, 1, n, f);
+  return 0;
+}
+static int mhk__handle_write(mhk__handle f, const void *data, size_t n, size_t *done) {
+  *done = fwrite(data, 1, n, f);
+  return *done == n ? 0 : mhk__errno();
+}
+static int mhk__handle_new(const char *path, unsigned mode, mhk__handle *out) {
+  (void)mode;
+  *out = fopen(path, "wb");
+  return *out ? 0 : mhk__errno();
+}
+static void mhk__remove_left(const char *path) { (void)path; }
+#endif
+#ifndef MHK__POSIX
+static void mhk__flush_folder(const char *path) { (void)path; }
+static int mhk__can_replace(const char *path, unsigned *mode) {
+  (void)path;
+  *mode = 0;
+  return 0;
+}
+#endif
+
+/* The whole file into out, which has room for its size; 0 or what is wrong, EIO when the file has
+   become shorter. */
+static int mhk__read_all(mhk__handle file, unsigned char *out, size_t n) {
+  const size_t most = MHK__AT_ONCE;
+  for (size_t done; n > 0; out += done, n -= done) {
+    const int error = mhk__handle_read(file, out, n < most ? n : most, &done);
+    if (error || done == 0) return error ? error : EIO;
   }
   return 0;
 }
 
-static int mhk__handle_flush(mhk__handle file) { return FlushFileBuffers(file) ? 0 : mhk__windows_errno(); }
-static int mhk__handle_close(mhk__handle file) { return CloseHandle(file) ? 0 : mhk__windows_errno(); }
-static void mhk__remove(const char *path) {
-  wchar_t wide[MHK__WIDE_PATH];
-  if (mhk__wide(path, wide)) DeleteFileW(wide);
+static int mhk__write_all(mhk__handle file, const void *data, size_t n) {
+  const unsigned char *p = (const unsigned char *)data;
+  const size_t most = MHK__AT_ONCE;
+  for (size_t done; n > 0; p += done, n -= done) {
+    const int error = mhk__handle_write(file, p, n < most ? n : most, &done);
+    if (error || done == 0) return error ? error : EIO;
+  }
+  return 0;
 }
-#else
-typedef FILE *mhk__handle;
-#define MHK__NO_HANDLE NULL
-static int mhk__file_new_at(const char *path, unsigned mode, mhk__handle *out) {
-  (void)mode;
-  *out = fopen(path, "wb");
-  return *out ? 0 : errno ? errno : EIO;
-}
-static void mhk__remove_left(const char *path) { (void)path; }
-static int mhk__handle_write(mhk__handle f, const void *data, size_t n) {
-  return fwrite(data, 1, n, f) == n ? 0 : errno ? errno : EIO;
-}
-static int mhk__handle_flush(mhk__handle f) { return fflush(f) == 0 ? 0 : errno ? errno : EIO; }
-static int mhk__handle_close(mhk__handle f) { return fclose(f) == 0 ? 0 : errno ? errno : EIO; }
-static int mhk__replace(const char *from, const char *to) { return rename(from, to) == 0 ? 0 : errno ? errno : EIO; }
-static void mhk__remove(const char *path) { remove(path); }
-#endif
 
-/* So that a renamed file is found under its name after a power cut. Not every file system can: no
-   error. */
-static void mhk__flush_folder(const char *path) {
+/* 0 or what is wrong. Empty files have data "" and size 0. */
+static int mhk__bytes_open(const char *path, mhk__bytes *out) {
+  mhk__handle file;
+  memset(out, 0, sizeof *out);
+  errno = 0;
+  int error = mhk__handle_open(path, &file, &out->size);
+  if (error) return error;
+  out->data = (const unsigned char *)"";
+  if (out->size > 0) {
+#ifdef MHK__SYSTEM
+    error = mhk__map(file, out->size, &out->owned);
+#else
+    out->owned = MOHAWK_MALLOC(out->size);
+    error = out->owned ? mhk__read_all(file, (unsigned char *)out->owned, out->size) : ENOMEM;
+    if (error && out->owned) MOHAWK_FREE(out->owned);
+#endif
+    out->data = (const unsigned char *)out->owned;
+  }
+  mhk__handle_close(file);
+  if (error) memset(out, 0, sizeof *out);
+  return error;
+}
+
+static void mhk__bytes_close(mhk__bytes *b) {
+#ifdef MHK__SYSTEM
+  if (b->owned) mhk__unmap(b->owned, b->size);
+#else
+  if (b->owned) MOHAWK_FREE(b->owned);
+#endif
+  memset(b, 0, sizeof *b);
+}
+
+/* 0 when the folder is there afterwards, else errno. The parent must exist. */
+static int mhk__make_folder(const char *path) {
+  if (mhk__is_folder(path)) return 0;
+  errno = 0;
+  const int error = mhk__new_folder(path);
+  return error && !mhk__is_folder(path) ? error : 0;
+}
+
+/* dir/name into out; 0 when it does not fit */
+static int mhk__join_path(char *out, size_t capacity, const char *dir, const char *name) {
+  size_t n = strlen(dir), k = strlen(name);
+  int slash = n > 0 && mhk__folder_length(dir) != n;
+  if (n + k + 2 > capacity) return 0;
+  memcpy(out, dir, n);
+  if (slash) out[n++] = '/';
+  memcpy(out + n, name, k + 1);
+  return 1;
+}
+
+/* A lock that dies with the process: a file that says who holds it, locked while it is open. Where
+   there are no locks it locks nobody out. */
+typedef struct mhk__lock {
+  mhk__handle file;
+  char path[1024];
+} mhk__lock;
+
+/* 0, EBUSY when somebody else has it (a trainer of this process too), or errno. wait: until it is
+   free */
+static int mhk__lock_take(mhk__lock *l, const char *path, int wait) {
+  char who[128];
+  l->file = MHK__NO_HANDLE;
+  if (strlen(path) >= sizeof l->path) return ENAMETOOLONG;
+  strcpy(l->path, path);
+#ifdef MHK__SYSTEM
+  const int error = mhk__lock_open(path, wait, &l->file);
+  if (error) return error;
+  memset(who, ' ', sizeof who);
+  who[mhk__process_name(who, sizeof who)] = ' '; /* over the zero at its end */
+  who[sizeof who - 1] = '\n';
+  (void)mhk__write_all(l->file, who, sizeof who); /* the name is a help; the lock is there without it */
+#else
+  (void)wait;
+  (void)who;
+#endif
+  return 0;
+}
+
+static void mhk__lock_give(mhk__lock *l) {
+  if (l->file == MHK__NO_HANDLE) return;
 #ifdef MHK__POSIX
-  char folder[1024];
-  size_t n = mhk__folder_length(path);
-  if (n >= sizeof folder) return;
-  memcpy(folder, path, n);
-  if (n == 0) folder[n++] = '.';
-  folder[n] = 0;
-  const int fd = open(folder, O_RDONLY);
-  if (fd < 0) return;
-  fsync(fd);
-  close(fd);
-#else
-  (void)path;
+  unlink(l->path);
 #endif
+  mhk__handle_close(l->file);
+  l->file = MHK__NO_HANDLE;
 }
 
-#define MHK__WRITERS 9 /* of one path at a time */
+#ifndef MOHAWK_NO_TRAINING
+/* The file at path gets another name, before a new one takes this one. Where there are hard links
+   there is a file at path all the while. */
+static void mhk__keep_as(const char *path, const char *other) {
+#ifdef MHK__POSIX
+  unlink(other);
+  if (link(path, other) == 0) return;
+#endif
+  mhk__replace(path, other);
+}
+#endif
+
+enum { MHK__WRITERS = 9 }; /* of one path at a time */
 
 static int mhk__temporary_path(char out[1024], const char *path, int k) {
-  const size_t n = strlen(path);
-  if (n + 6 > 1024) return 0;
-  strcpy(out, path);
-  strcpy(out + n, ".new0");
-  out[n + 4] = (char)(k > 1 ? '0' + k : 0);
-  return 1;
+  return mhk__print(out, 1024, k > 1 ? "%s.new%d" : "%s.new", path, k) < 1024;
 }
 
 /* takes away what killed writers of path left */
@@ -2068,7 +2226,6 @@ static uint64_t mhk__xxh64_end(const mhk__xxh64 *h) {
   return x ^ x >> 32;
 }
 #endif
-
 /* A file being written, under a temporary name (path.new, path.new2...), flushed to the disk and
    renamed at the end, so that the old content stays until the new one is complete. All calls keep
    the first errno in error. */
@@ -2096,30 +2253,23 @@ static void mhk__output_clear(mhk__output *o, const char *path) {
 }
 
 static int mhk__output_open(mhk__output *o, const char *path) {
-  unsigned mode = 6 * 64 + 6 * 8 + 6; /* rw-rw-rw-: C2y wants octal numbers spelled as no older C can */
-#ifdef MHK__POSIX
-  struct stat info;
-#endif
+  unsigned mode;
   mhk__output_clear(o, path);
-  o->error = EEXIST;
   errno = 0;
-#ifdef MHK__POSIX
-  if (stat(path, &info) == 0) {
-    if (!S_ISREG(info.st_mode)) return o->error = S_ISDIR(info.st_mode) ? EISDIR : MHK__NOT_REGULAR;
-    mode = (unsigned)(info.st_mode & (S_IRWXU | S_IRWXG | S_IRWXO));
-  }
-#endif
+  o->error = mhk__can_replace(path, &mode);
+  if (o->error) return o->error;
+  o->error = EEXIST;
   mhk__remove_temporaries(path);
   for (int k = 1; k <= MHK__WRITERS && o->error == EEXIST; k++)
     o->error =
-        mhk__temporary_path(o->temporary, path, k) ? mhk__file_new_at(o->temporary, mode, &o->file) : ENAMETOOLONG;
+        mhk__temporary_path(o->temporary, path, k) ? mhk__handle_new(o->temporary, mode, &o->file) : ENAMETOOLONG;
   o->busy = o->error == EEXIST;
   return o->error;
 }
 
 static void mhk__output_put(mhk__output *o, const void *data, size_t bytes) {
   errno = 0;
-  if (!o->error && bytes) o->error = mhk__handle_write(o->file, data, bytes);
+  if (!o->error && bytes) o->error = mhk__write_all(o->file, data, bytes);
 }
 
 static void mhk__output_write(mhk__output *o, const void *data, size_t bytes) {
@@ -2155,7 +2305,7 @@ static int mhk__output_flush(mhk__output *o) {
 static int mhk__output_close(mhk__output *o, int keep) {
   if (o->file == MHK__NO_HANDLE) return o->error;
   if (keep) mhk__output_flush(o);
-#if !defined(MHK__POSIX) && !defined(MHK__WINDOWS)
+#ifndef MHK__SYSTEM
   if (mhk__handle_close(o->file) && !o->error) o->error = EIO;
   o->file = MHK__NO_HANDLE;
 #endif
@@ -2174,137 +2324,6 @@ static const char *mhk__output_why(const mhk__output *o) {
   return mhk__file_reason(o->error);
 }
 
-/* A lock that dies with the process: a file that says who holds it, locked while it is open. Where
-   there are no locks it locks nobody out. */
-typedef struct mhk__lock {
-  mhk__handle file;
-  char path[1024];
-} mhk__lock;
-
-/* 0, EBUSY when somebody else has it (a trainer of this process too), or errno. wait: until it is
-   free */
-static int mhk__lock_take(mhk__lock *l, const char *path, int wait) {
-#ifdef MHK__POSIX
-  int fd, got = 2;
-  struct stat info;
-  struct utsname system;
-  char who[128];
-  l->file = MHK__NO_HANDLE;
-  if (strlen(path) >= sizeof l->path) return ENAMETOOLONG;
-  while (got == 2) { /* 2: it was given back, and its file removed, while this one was being opened */
-    fd = open(path, O_RDWR | O_CREAT | MHK__NO_FOLLOW, S_IRUSR | S_IWUSR | S_IRGRP | S_IWGRP | S_IROTH | S_IWOTH);
-    if (fd < 0) return errno ? errno : EIO;
-    fcntl(fd, F_SETFD, FD_CLOEXEC);
-    got = fstat(fd, &info) == 0 && S_ISREG(info.st_mode) ? mhk__lock_handle(fd, path, wait) : -2;
-    if (got == 2 || got == 0 || got == -2) close(fd);
-  }
-  if (got == 0 || got == -2) return got ? MHK__NOT_REGULAR : EBUSY;
-  memset(who, ' ', sizeof who);
-  const size_t n = mhk__print(who, sizeof who, "process %ld on %.64s", (long)getpid(),
-                              uname(&system) >= 0 ? system.nodename : "this machine");
-  who[n] = ' ';
-  who[sizeof who - 1] = '\n';
-  (void)mhk__handle_write(fd, who, sizeof who); /* the name is a help; the lock is there without it */
-  l->file = fd;
-  strcpy(l->path, path);
-#elif defined(MHK__WINDOWS)
-  wchar_t wide[MHK__WIDE_PATH];
-  char who[64];
-  l->file = MHK__NO_HANDLE;
-  if (!mhk__wide(path, wide)) return errno;
-  for (;;) {
-    l->file = CreateFileW(wide, GENERIC_READ | GENERIC_WRITE | DELETE, FILE_SHARE_READ, NULL, OPEN_ALWAYS,
-                          FILE_FLAG_DELETE_ON_CLOSE, NULL);
-    if (l->file != MHK__NO_HANDLE) break;
-    if (GetLastError() != ERROR_SHARING_VIOLATION) return mhk__windows_errno();
-    if (!wait) return EBUSY;
-    Sleep(5);
-  }
-  mhk__print(who, sizeof who, "process %ld        \n", (long)GetCurrentProcessId());
-  mhk__handle_write(l->file, who, strlen(who));
-#else
-  (void)path;
-  (void)wait;
-  l->file = MHK__NO_HANDLE;
-#endif
-  return 0;
-}
-
-static void mhk__lock_give(mhk__lock *l) {
-  if (l->file == MHK__NO_HANDLE) return;
-#ifdef MHK__POSIX
-  unlink(l->path);
-#endif
-  mhk__handle_close(l->file);
-  l->file = MHK__NO_HANDLE;
-}
-
-#ifndef MOHAWK_NO_TRAINING
-/* The file at path gets another name, before a new one takes this one. Where there are hard links
-   there is a file at path all the while. */
-static void mhk__keep_as(const char *path, const char *other) {
-#ifdef MHK__POSIX
-  unlink(other);
-  if (link(path, other) == 0) return;
-#endif
-  mhk__replace(path, other);
-}
-#endif
-
-static int mhk__is_folder(const char *path) {
-#ifdef MHK__POSIX
-  struct stat info;
-  return stat(path, &info) == 0 && S_ISDIR(info.st_mode);
-#elif defined(MHK__WINDOWS)
-  const DWORD found = mhk__attributes(path);
-  return found != INVALID_FILE_ATTRIBUTES && (found & FILE_ATTRIBUTE_DIRECTORY);
-#else
-  FILE *f = fopen(path, "rb");
-  if (f) fclose(f);
-  return !f && strrchr(path, '.') == NULL;
-#endif
-}
-
-static int mhk__is_file(const char *path) {
-#ifdef MHK__POSIX
-  struct stat info;
-  return stat(path, &info) == 0 && S_ISREG(info.st_mode);
-#elif defined(MHK__WINDOWS)
-  const DWORD found = mhk__attributes(path);
-  return found != INVALID_FILE_ATTRIBUTES && !(found & FILE_ATTRIBUTE_DIRECTORY);
-#else
-  FILE *f = fopen(path, "rb");
-  if (f) fclose(f);
-  return f != NULL;
-#endif
-}
-
-/* 0 when the folder is there afterwards, else errno. The parent must exist. */
-static int mhk__make_folder(const char *path) {
-  if (mhk__is_folder(path)) return 0;
-  errno = 0;
-#ifdef MHK__POSIX
-  if (mkdir(path, S_IRWXU | S_IRWXG | S_IRWXO) == 0) return 0;
-#elif defined(MHK__WINDOWS)
-  {
-    wchar_t wide[MHK__WIDE_PATH];
-    if (mhk__wide(path, wide) && CreateDirectoryW(wide, NULL)) return 0;
-    errno = mhk__windows_errno();
-  }
-#endif
-  return mhk__is_folder(path) ? 0 : errno ? errno : EIO;
-}
-
-/* dir/name into out; 0 when it does not fit */
-static int mhk__join_path(char *out, size_t capacity, const char *dir, const char *name) {
-  size_t n = strlen(dir), k = strlen(name);
-  int slash = n > 0 && mhk__folder_length(dir) != n;
-  if (n + k + 2 > capacity) return 0;
-  memcpy(out, dir, n);
-  if (slash) out[n++] = '/';
-  memcpy(out + n, name, k + 1);
-  return 1;
-}
 #else
 static void mhk__bytes_close(mhk__bytes *b) { memset(b, 0, sizeof *b); }
 #endif
@@ -2322,30 +2341,35 @@ static const char *mhk__environment(const char *name) {
    SDM vol. 1, 13.2 and 15.2). */
 #if (defined(__x86_64__) || defined(__i386__)) && (defined(__GNUC__) || defined(__clang__))
 #define MHK__X86
+enum { MHK__EAX, MHK__EBX, MHK__ECX, MHK__EDX };
 static void mhk__cpuid(unsigned leaf, unsigned sub, unsigned r[4]) {
   __asm__ volatile("cpuid" : "=a"(r[0]), "=b"(r[1]), "=c"(r[2]), "=d"(r[3]) : "a"(leaf), "c"(sub));
 }
+/* XCR0: the registers that the system saves; bits 1 and 2 vectors of 256 bits, 5 to 7 of 512 bits
+   and masks, 17 and 18 tiles */
+static unsigned mhk__saved_registers(void) {
+  unsigned low, high;
+  __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  (void)high;
+  return low;
+}
 #endif
+
+static int mhk__all_of(unsigned x, unsigned bits) { return (x & bits) == bits; }
 
 static mhk_isa mhk__cpu_best(void) {
 #ifdef MHK__X86
-  unsigned r[4], low, high;
+  const unsigned fma = 1u << 27 | 1u << 28 | 1u << 12 | 1u << 29;      /* OSXSAVE, AVX, FMA, F16C */
+  const unsigned avx512 = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31; /* F, DQ, BW, VL */
+  unsigned r[4];
   mhk__cpuid(0, 0, r);
-  if (r[0] >= 7) {
-    mhk__cpuid(1, 0, r);
-    /* OSXSAVE, AVX, FMA, F16C */
-    if ((r[2] & (1u << 27)) && (r[2] & (1u << 28)) && (r[2] & (1u << 12)) && (r[2] & (1u << 29))) {
-      __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
-      (void)high;
-      mhk__cpuid(7, 0, r);
-      if ((low & 0x6u) == 0x6u && (r[1] & (1u << 5))) { /* AVX2 */
-        const unsigned need = (1u << 16) | (1u << 17) | (1u << 30) | (1u << 31); /* F, DQ, BW, VL */
-        if ((low & 0xE6u) == 0xE6u && (r[1] & need) == need) return MHK_ISA_AVX512;
-        return MHK_ISA_AVX2;
-      }
-    }
-  }
-  return MHK_ISA_SCALAR;
+  if (r[MHK__EAX] < 7) return MHK_ISA_SCALAR;
+  mhk__cpuid(1, 0, r);
+  if (!mhk__all_of(r[MHK__ECX], fma)) return MHK_ISA_SCALAR;
+  const unsigned saved = mhk__saved_registers();
+  mhk__cpuid(7, 0, r);
+  if (!mhk__all_of(saved, 0x6u) || !mhk__all_of(r[MHK__EBX], 1u << 5)) return MHK_ISA_SCALAR; /* AVX2 */
+  return mhk__all_of(saved, 0xE6u) && mhk__all_of(r[MHK__EBX], avx512) ? MHK_ISA_AVX512 : MHK_ISA_AVX2;
 #elif defined(__AARCH64EL__)
   return MHK_ISA_NEON;
 #elif defined(__wasm_simd128__)
@@ -2356,28 +2380,26 @@ static mhk_isa mhk__cpu_best(void) {
 }
 
 /* Units beyond the instruction set: AVX512-BF16 (CPUID 7.1, EAX bit 5), AMX with bfloat16 (7.0, EDX
-   bits 24 and 22; tile state in XCR0 bits 17 and 18). */
+   bits 24 and 22). */
 enum { mhk__cpu_avx512_bf16 = 1, mhk__cpu_amx_bf16 = 2, mhk__cpu_amd = 4 };
 #ifndef MOHAWK_NO_TRAINING
 static int mhk__cpu_units(void) {
   int units = 0;
 #if defined(MHK__X86) && defined(__x86_64__)
-  unsigned r[4], low, high;
+  unsigned r[4];
   if (mhk__cpu_best() != MHK_ISA_AVX512) return 0;
   mhk__cpuid(0, 0, r);
-  if ((r[1] == 0x68747541u && r[3] == 0x69746E65u && r[2] == 0x444D4163u) || /* AuthenticAMD */
-      (r[1] == 0x6F677948u && r[3] == 0x6E65476Eu && r[2] == 0x656E6975u))   /* HygonGenuine */
+  if ((r[MHK__EBX] == 0x68747541u && r[MHK__EDX] == 0x69746E65u && r[MHK__ECX] == 0x444D4163u) || /* AuthenticAMD */
+      (r[MHK__EBX] == 0x6F677948u && r[MHK__EDX] == 0x6E65476Eu && r[MHK__ECX] == 0x656E6975u))   /* HygonGenuine */
     units |= mhk__cpu_amd;
-  __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
-  (void)high;
   mhk__cpuid(7, 0, r);
-  const unsigned subleaves = r[0];
-  const unsigned amx = r[3];
+  const unsigned subleaves = r[MHK__EAX];
+  if (mhk__all_of(r[MHK__EDX], 1u << 22 | 1u << 24) && mhk__all_of(mhk__saved_registers(), 0x60000u))
+    units |= mhk__cpu_amx_bf16;
   if (subleaves >= 1) {
     mhk__cpuid(7, 1, r);
-    if (r[0] & (1u << 5)) units |= mhk__cpu_avx512_bf16;
+    if (r[MHK__EAX] & 1u << 5) units |= mhk__cpu_avx512_bf16;
   }
-  if ((amx & (1u << 22)) && (amx & (1u << 24)) && (low & 0x60000u) == 0x60000u) units |= mhk__cpu_amx_bf16;
 #endif
   return units;
 }
@@ -2449,7 +2471,7 @@ static uint64_t mhk__hash(uint64_t h, const void *data, size_t n) {
    MEMORY: arenas, objects, contexts, errors                                                >>memory
    ============================================================================================== */
 
-#define MHK__ALIGN 64 /* a cache line, and the widest vector */
+enum { MHK__ALIGN = 64 }; /* a cache line, and the widest vector */
 
 typedef struct mhk__chunk {
   struct mhk__chunk *next;
@@ -2595,7 +2617,7 @@ static void mhk__note(mhk_context *ctx, mhk_log_level level, const char *format,
 
 /* Says what is wrong with a number that must lie between low and high (DBL_MIN: above 0; of
    DBL_MAX: any finite one), in at most MHK__SETTING bytes. */
-#define MHK__SETTING 240
+enum { MHK__SETTING = 240 };
 static int mhk__number_wrong(char *out, const char *name, double value, double low, double high) {
   char from[40] = "a finite number";
   if (value >= low && value <= high) return 0;
@@ -5309,8 +5331,7 @@ MHKDEF void mhk_zero_grad(mhk_tensor *x) {
 
 #if defined(MOHAWK_IMPLEMENTATION) && !defined(MHK__PASS)
 #ifndef MOHAWK_NO_TRAINING
-#define MHK__MAX_IN 8
-#define MHK__MAX_OUT 4
+enum { MHK__MAX_IN = 8, MHK__MAX_OUT = 4 };
 
 typedef struct mhk__node mhk__node;
 struct mhk__node {
@@ -5550,7 +5571,7 @@ static void mhk__unwind(mhk_tape *t, mhk_index stop) {
   t->recording = was;
 }
 
-#define MHK__GRAIN 8192 /* elements a task of an elementwise op takes */
+enum { MHK__GRAIN = 8192 }; /* elements a task of an elementwise op takes */
 
 typedef struct mhk__axpy_args { mhk_real *y; const mhk_real *x; mhk_real f; } mhk__axpy_args;
 static void mhk__axpy_body(mhk_context *ctx, void *args, mhk_index first, mhk_index last) {
@@ -6858,7 +6879,7 @@ struct mhk__stream_args {
   mhk_index first;
 };
 
-#define MHK__CONV_BLOCK 64 /* channels a task of the convolution takes */
+enum { MHK__CONV_BLOCK = 64 }; /* channels a task of the convolution takes */
 #ifndef MOHAWK_NO_TRAINING
 static mhk_index mhk__conv_work(mhk_index W) { return (2 * W + 4) * MHK__CONV_BLOCK; }
 #endif /* MOHAWK_NO_TRAINING */
@@ -9067,16 +9088,18 @@ static int mhk__bytes_open_or_fail(mhk_context *ctx, const char *path, mhk__byte
 
 /* the same, read into memory of an arena */
 static int mhk__bytes_read(mhk_context *ctx, mhk__arena *a, const char *path, mhk__bytes *out) {
-  mhk__input in;
+  mhk__handle file;
+  size_t n;
   memset(out, 0, sizeof *out);
-  int error = mhk__input_open(path, &in);
+  errno = 0;
+  int error = mhk__handle_open(path, &file, &n);
   if (error) return error;
-  unsigned char *block = (unsigned char *)mhk__arena_alloc(ctx, a, in.size + 1);
-  error = block ? mhk__input_read(&in, block) : ENOMEM;
-  mhk__input_close(&in);
+  unsigned char *block = (unsigned char *)mhk__arena_alloc(ctx, a, n + 1);
+  error = block ? mhk__read_all(file, block, n) : ENOMEM;
+  mhk__handle_close(file);
   if (error) return error;
   out->data = block;
-  out->size = in.size;
+  out->size = n;
   return 0;
 }
 static int mhk__bytes_read_or_fail(mhk_context *ctx, mhk__arena *a, const char *path, mhk__bytes *out) {
@@ -21996,17 +22019,13 @@ MHKDEF const char *mhk_bf16_name(const mhk_context *ctx) { return ctx ? mhk__bf1
 #if defined(MOHAWK_IMPLEMENTATION) && !defined(MHK__PASS)
 /* nothing private stays behind */
 #undef MHK__AFTER
-#undef MHK__ALIGN
 #undef MHK__AMX_K
 #undef MHK__ASAN
 #undef MHK__BIG_DIGITS
 #undef MHK__BIG_WORDS
-#undef MHK__CONV_BLOCK
-#undef MHK__DIGITS
 #undef MHK__DOT_COLUMNS
 #undef MHK__DOT_ROWS
 #undef MHK__END_TEXT
-#undef MHK__GRAIN
 #undef MHK__HASH_START
 #undef MHK__HAS_AMX
 #undef MHK__HAS_BF16_DOT
@@ -22023,10 +22042,7 @@ MHKDEF const char *mhk_bf16_name(const mhk_context *ctx) { return ctx ? mhk__bf1
 #undef MHK__LETTER
 #undef MHK__LIST_MOST
 #undef MHK__QUIET
-#undef MHK__NOT_REGULAR
 #undef MHK__LOGITS_PIECE
-#undef MHK__MAX_IN
-#undef MHK__MAX_OUT
 #undef MHK__MOST_DRAFTED
 #undef MHK__NARROW_K
 #undef MHK__NUMBER
@@ -22049,6 +22065,7 @@ MHKDEF const char *mhk_bf16_name(const mhk_context *ctx) { return ctx ? mhk__bf1
 #undef MHK__PICKLE_MOST
 #undef MHK__POP
 #undef MHK__POSIX
+#undef MHK__SYSTEM
 #undef MHK__PRAGMA
 #undef MHK__PUSH_AMX
 #undef MHK__PUSH_AVX2
@@ -22082,7 +22099,6 @@ MHKDEF const char *mhk_bf16_name(const mhk_context *ctx) { return ctx ? mhk__bf1
 #undef MHK__NFC_JOINS
 #undef MHK__NFC_PART
 #undef MHK__SHORT_WORD
-#undef MHK__SETTING
 #undef MHK__SMALL
 #undef MHK__SPACE
 #undef MHK__SSD_CHUNK
@@ -22102,9 +22118,7 @@ MHKDEF const char *mhk_bf16_name(const mhk_context *ctx) { return ctx ? mhk__bf1
 #undef MHK__TOKEN_VOCABULARY
 #undef MHK__UPDATE_BLOCK
 #undef MHK__WHY
-#undef MHK__WIDE_PATH
 #undef MHK__DAMAGE
-#undef MHK__WRITERS
 #undef MHK__XXH_1
 #undef MHK__XXH_2
 #undef MHK__XXH_3
