@@ -395,7 +395,6 @@ MHKDEF int mhk_tape_record(mhk_tape *t, int on);
 typedef struct mhk_tape_mark { size_t chunk, used; mhk_index records; } mhk_tape_mark;
 MHKDEF mhk_tape_mark mhk_tape_here(const mhk_tape *t);
 MHKDEF void mhk_tape_rewind(mhk_tape *t, mhk_tape_mark mark);
-MHKDEF mhk_context *mhk_tape_context(const mhk_tape *t);
 
 /* New tensors on the tape. values may be NULL for zeros; they are copied. */
 MHKDEF mhk_tensor *mhk_tensor_new(mhk_tape *t, int rank, const mhk_index *shape, const mhk_real *values);
@@ -432,10 +431,8 @@ MHKDEF mhk_result mhk_adamw(mhk_context *ctx, int n, mhk_tensor *const *x, mhk_r
 /* Adds d(loss)/dx to x->grad of every x that requires a gradient. loss must be a scalar. Runs each
    recorded op once, from the last to the first; the records are then spent, the values stay. */
 MHKDEF mhk_result mhk_backward(mhk_tape *t, mhk_tensor *loss);
-/* the same from y of any shape and its cotangent (count of y) */
+/* The same from y of any shape and its cotangent d(loss)/dy (count of y). */
 MHKDEF mhk_result mhk_backward_from(mhk_tape *t, mhk_tensor *y, const mhk_real *cotangent);
-/* the same from several outputs at once */
-MHKDEF mhk_result mhk_backward_many(mhk_tape *t, int n, mhk_tensor *const *y, const mhk_real *const *cotangents);
 
 /* Runs f(t,user,x) without keeping its activations, and runs it again when the backward pass needs
    them: memory for time. f must compute the same thing each time from x, parameters and user. */
@@ -890,24 +887,28 @@ MHKDEF size_t mhk_session_bytes(const mhk_model *m, const mhk_session_desc *desc
    there by now. */
 MHKDEF mhk_session *mhk_session_create(mhk_model *m, const mhk_session_desc *desc);
 MHKDEF void mhk_session_destroy(mhk_session *s);
-/* All sequences, or one of them, to the start: no tokens seen, no snapshots. */
-MHKDEF void mhk_session_reset(mhk_session *s);
-MHKDEF mhk_result mhk_session_reset_one(mhk_session *s, mhk_index sequence);
+/* A sequence back to the start: no tokens seen, no snapshots. MHK_ALL: every sequence. */
+#define MHK_ALL (-1)
+MHKDEF mhk_result mhk_session_reset(mhk_session *s, mhk_index sequence);
 /* tokens seen; 0 for a sequence that is not there */
 MHKDEF mhk_index mhk_session_position(const mhk_session *s, mhk_index sequence);
 
 /* Prefill: n tokens for each sequence, (batch,n). Logits of the last one are then in mhk_logits().
    A wrong token or a full cache is found before anything is done: the session stays as it was. */
 MHKDEF mhk_result mhk_feed(mhk_session *s, const int32_t *tokens, mhk_index n);
-/* lengths[b] tokens at tokens[b] for each sequence b; 0: that one stays as it is. Nothing is
-   padded: the work is that of the tokens. */
-MHKDEF mhk_result mhk_feed_many(mhk_session *s, const int32_t *const *tokens, const mhk_index *lengths);
-/* The same, and take receives the logits (V) after token index of a sequence wherever
-   wanted[sequence][index] is not 0; wanted NULL, or NULL for a sequence: after each. A sequence's
-   come in order. logits are gone when take returns; take must not use the session. */
+/* Receives the logits (V) after token `index` of what a sequence was fed. They are gone when it
+   returns; it must not use the session. */
 typedef void (*mhk_logits_fn)(void *user, mhk_index sequence, mhk_index index, const mhk_real *logits);
-MHKDEF mhk_result mhk_feed_logits(mhk_session *s, const int32_t *const *tokens, const mhk_index *lengths,
-                                  const unsigned char *const *wanted, mhk_logits_fn take, void *user);
+typedef struct mhk_feed_desc {
+  const int32_t *const *tokens;       /* for each sequence b lengths[b] ids */
+  const mhk_index *lengths;           /* 0: that sequence stays as it is */
+  mhk_logits_fn take;                 /* called with a sequence's logits in their order; NULL: not wanted */
+  void *user;
+  const unsigned char *const *wanted; /* take is called where wanted[b][index] is not 0; NULL, or NULL for b: always */
+} mhk_feed_desc;
+/* The same with as many tokens for each sequence as it has. Nothing is padded: the work is that of
+   the tokens. */
+MHKDEF mhk_result mhk_feed_batch(mhk_session *s, const mhk_feed_desc *desc);
 /* Feeds n tokens to one sequence and tells how likely each was after those before it: n natural
    logarithms of probabilities. The sequence must have seen a token (text: the end-of-text
    token). */
@@ -919,10 +920,9 @@ MHKDEF mhk_result mhk_score(mhk_session *s, mhk_index sequence, const int32_t *t
 MHKDEF mhk_result mhk_feed_text(mhk_session *s, const char *text);
 /* the same, for text with zero characters */
 MHKDEF mhk_result mhk_feed_bytes(mhk_session *s, const char *text, size_t length);
-/* (batch,V) after the last token each was fed; NULL while a sequence has none */
-MHKDEF const mhk_real *mhk_logits(const mhk_session *s);
-/* (V) of one sequence; NULL while it has none */
-MHKDEF const mhk_real *mhk_logits_of(const mhk_session *s, mhk_index sequence);
+/* The logits (V) after the last token that a sequence was fed; NULL while it has none. Those of all
+   sequences lie one after the other: (batch,V) from sequence 0 on. */
+MHKDEF const mhk_real *mhk_logits(const mhk_session *s, mhk_index sequence);
 
 /* added to the token's logit; -INFINITY forbids it */
 typedef struct mhk_token_bias { int32_t token; double value; } mhk_token_bias;
@@ -5365,7 +5365,6 @@ MHKDEF mhk_tape *mhk_tape_create(mhk_context *ctx) {
   return t;
 }
 MHKDEF void mhk_tape_destroy(mhk_tape *t) { mhk__object_free(t); }
-MHKDEF mhk_context *mhk_tape_context(const mhk_tape *t) { return t ? t->ctx : NULL; }
 
 MHKDEF int mhk_tape_record(mhk_tape *t, int on) {
   const int was = t ? t->recording : 0;
@@ -5595,39 +5594,32 @@ static void mhk__copy_body(mhk_context *ctx, void *args, mhk_index first, mhk_in
   memcpy(a->y + first, a->x + first, (size_t)(last - first) * sizeof(mhk_real));
 }
 
-MHKDEF mhk_result mhk_backward_many(mhk_tape *t, int n, mhk_tensor *const *y, const mhk_real *const *cotangents) {
+MHKDEF mhk_result mhk_backward_from(mhk_tape *t, mhk_tensor *y, const mhk_real *cotangent) {
+  mhk__axpy_args a;
+  int add;
   if (!t) return MHK_ERROR_MEMORY;
   if (t->ctx->result != MHK_OK) return t->ctx->result;
-  if (n < 0 || (n > 0 && (!y || !cotangents)))
-    return mhk_fail(t->ctx, MHK_ERROR_ARGUMENT,
-                    "backward: %d outputs and their cotangents are needed, a list is missing", n);
-  for (int i = 0; i < n; i++) {
-    int add;
-    if (!y[i] || !cotangents[i])
-      return mhk_fail(t->ctx, MHK_ERROR_ARGUMENT, "backward: output %d or its cotangent is missing", i);
-    if (!y[i]->requires_grad)
-      return mhk_fail(t->ctx, MHK_ERROR_STATE,
-                      "backward: nothing that output %d depends on wants a gradient, or recording was off", i);
-    mhk__axpy_args a = {mhk__into_all(t, y[i], &add), cotangents[i], 1};
-    if (!a.y) return t->ctx->result;
-    mhk__over(t->ctx, y[i]->count, MHK__GRAIN, add ? mhk__axpy_body : mhk__copy_body, &a);
-  }
+  if (!y || !cotangent)
+    return mhk_fail(t->ctx, MHK_ERROR_ARGUMENT, "backward: the output or its cotangent is missing");
+  if (!y->requires_grad)
+    return mhk_fail(t->ctx, MHK_ERROR_STATE,
+                    "backward: nothing that the output depends on wants a gradient, or recording was off");
+  a.x = cotangent;
+  a.y = mhk__into_all(t, y, &add);
+  a.f = 1;
+  if (!a.y) return t->ctx->result;
+  mhk__over(t->ctx, y->count, MHK__GRAIN, add ? mhk__axpy_body : mhk__copy_body, &a);
   mhk__unwind(t, 0);
   return t->ctx->result;
 }
 
-MHKDEF mhk_result mhk_backward_from(mhk_tape *t, mhk_tensor *y, const mhk_real *cotangent) {
-  return mhk_backward_many(t, 1, &y, &cotangent);
-}
-
 MHKDEF mhk_result mhk_backward(mhk_tape *t, mhk_tensor *loss) {
   const mhk_real one = 1;
-  const mhk_real *p = &one;
   if (t && loss && loss->count != 1)
     return mhk_fail(t->ctx, MHK_ERROR_SHAPE,
                     "backward: the loss has %lld elements and must have one; mhk_backward_from() takes a cotangent",
                     (long long)loss->count);
-  return mhk_backward_many(t, 1, &loss, &p);
+  return mhk_backward_from(t, loss, &one);
 }
 
 typedef struct mhk__recompute_saved { mhk_block_fn f; void *user; } mhk__recompute_saved;
@@ -17282,11 +17274,12 @@ static void mhk__sequence_reset(mhk_session *s, mhk_index sequence) {
   mhk__sampler_reset(&s->sampler, sequence);
 }
 
-MHKDEF void mhk_session_reset(mhk_session *s) {
-  for (mhk_index b = 0; s && b < s->batch; b++) mhk__sequence_reset(s, b);
-}
-MHKDEF mhk_result mhk_session_reset_one(mhk_session *s, mhk_index sequence) {
-  if (mhk__sequence_there(s, sequence)) mhk__sequence_reset(s, sequence);
+MHKDEF mhk_result mhk_session_reset(mhk_session *s, mhk_index sequence) {
+  if (sequence != MHK_ALL) {
+    if (mhk__sequence_there(s, sequence)) mhk__sequence_reset(s, sequence);
+  } else {
+    for (mhk_index b = 0; s && b < s->batch; b++) mhk__sequence_reset(s, b);
+  }
   return mhk__session_result(s);
 }
 MHKDEF mhk_index mhk_session_position(const mhk_session *s, mhk_index sequence) {
@@ -17719,13 +17712,7 @@ static void mhk__pass_layers(mhk_session *s, mhk_index spans, mhk_index rows) {
 
 /* ---- logits ---- */
 
-typedef struct mhk__take {
-  const unsigned char *const *wanted;
-  mhk_logits_fn take;
-  void *user;
-} mhk__take;
-
-static int mhk__wants(const mhk__take *take, mhk_index sequence, mhk_index index) {
+static int mhk__wants(const mhk_feed_desc *take, mhk_index sequence, mhk_index index) {
   return take && (!take->wanted || !take->wanted[sequence] || take->wanted[sequence][index]);
 }
 
@@ -17742,7 +17729,8 @@ static void mhk__pass_head(mhk_session *s, mhk_index n, const mhk_real *x, mhk_r
 
 /* Walks the rows of a pass whose logits somebody wants, from (*i,*t) on; 0 at the end. done[b]:
    tokens of the feed before this pass. */
-static int mhk__next_wanted(const mhk_session *s, mhk_index spans, const mhk__take *take, mhk_index *i, mhk_index *t) {
+static int mhk__next_wanted(const mhk_session *s, mhk_index spans, const mhk_feed_desc *take, mhk_index *i,
+                            mhk_index *t) {
   for (; *i < spans; (*i)++, *t = 0)
     for (; *t < s->spans[*i].n; (*t)++) {
       const mhk_index b = s->spans[*i].sequence, index = s->fed[b] + *t;
@@ -17753,7 +17741,7 @@ static int mhk__next_wanted(const mhk_session *s, mhk_index spans, const mhk__ta
 
 /* Logits of a pass: of each feed's last token, and of those that take wants, as many at a time as
    the block has room for. */
-static void mhk__pass_logits(mhk_session *s, mhk_index spans, const mhk__take *take) {
+static void mhk__pass_logits(mhk_session *s, mhk_index spans, const mhk_feed_desc *take) {
   const mhk_index D = s->model->config.d_model, V = s->vocab, room = mhk__min(s->rows, s->wide_numbers / V);
   mhk_index i = 0, t = 0;
   while (s->object.ctx->result == MHK_OK && mhk__next_wanted(s, spans, take, &i, &t)) {
@@ -17818,7 +17806,7 @@ static int mhk__feed_makes_sense(mhk_session *s) {
 /* Prefill of a session that has been entered: feeds s->lengths tokens at s->tokens. A sequence goes
    in pieces that depend on itself only (chunk, snapshots), so that its numbers do not depend on its
    neighbours; a pass takes as many whole pieces as fit. */
-static void mhk__feed_entered(mhk_session *s, const mhk__take *take) {
+static void mhk__feed_entered(mhk_session *s, const mhk_feed_desc *take) {
   mhk_context *ctx = s->object.ctx;
   mhk_index spans, rows;
   if (!mhk__feed_makes_sense(s)) return;
@@ -17852,7 +17840,7 @@ static void mhk__feed_entered(mhk_session *s, const mhk__take *take) {
   }
 }
 
-static mhk_result mhk__feed(mhk_session *s, const mhk__take *take) {
+static mhk_result mhk__feed(mhk_session *s, const mhk_feed_desc *take) {
   const mhk__entered entered = mhk__session_enter(s);
   mhk__feed_entered(s, take);
   mhk__session_leave(s, entered);
@@ -17871,30 +17859,16 @@ MHKDEF mhk_result mhk_feed(mhk_session *s, const int32_t *tokens, mhk_index n) {
   return mhk__feed(s, NULL);
 }
 
-static int mhk__many(mhk_session *s, const int32_t *const *tokens, const mhk_index *lengths) {
-  if (!s || s->object.ctx->result != MHK_OK) return 0;
-  if (!tokens || !lengths) {
-    mhk_fail(s->object.ctx, MHK_ERROR_ARGUMENT, "feeding many sequences takes tokens and lengths of each");
-    return 0;
-  }
+MHKDEF mhk_result mhk_feed_batch(mhk_session *s, const mhk_feed_desc *desc) {
+  if (!s || s->object.ctx->result != MHK_OK) return mhk__session_result(s);
+  if (!desc || !desc->tokens || !desc->lengths)
+    return mhk_fail(s->object.ctx, MHK_ERROR_ARGUMENT,
+                    "feed_batch needs tokens and lengths: a list of ids and a count for each sequence");
   for (mhk_index b = 0; b < s->batch; b++) {
-    s->tokens[b] = tokens[b];
-    s->lengths[b] = lengths[b];
+    s->tokens[b] = desc->tokens[b];
+    s->lengths[b] = desc->lengths[b];
   }
-  return 1;
-}
-
-MHKDEF mhk_result mhk_feed_many(mhk_session *s, const int32_t *const *tokens, const mhk_index *lengths) {
-  return mhk__many(s, tokens, lengths) ? mhk__feed(s, NULL) : mhk__session_result(s);
-}
-
-MHKDEF mhk_result mhk_feed_logits(mhk_session *s, const int32_t *const *tokens, const mhk_index *lengths,
-                                  const unsigned char *const *wanted, mhk_logits_fn take, void *user) {
-  mhk__take t;
-  t.wanted = wanted;
-  t.take = take;
-  t.user = user;
-  return mhk__many(s, tokens, lengths) ? mhk__feed(s, take ? &t : NULL) : mhk__session_result(s);
+  return mhk__feed(s, desc->take ? desc : NULL);
 }
 
 typedef struct mhk__scoring { const mhk_session *s; const int32_t *tokens; mhk_index n; double *out; } mhk__scoring;
@@ -17912,7 +17886,7 @@ static void mhk__score_take(void *user, mhk_index sequence, mhk_index index, con
 MHKDEF mhk_result mhk_score(mhk_session *s, mhk_index sequence, const int32_t *tokens, mhk_index n,
                             double *log_probabilities) {
   mhk__scoring x;
-  mhk__take take;
+  mhk_feed_desc take;
   if (!mhk__sequence_there(s, sequence)) return mhk__session_result(s);
   if (n < 0 || (n > 0 && (!tokens || !log_probabilities)))
     return mhk_fail(s->object.ctx, MHK_ERROR_ARGUMENT,
@@ -17931,7 +17905,7 @@ MHKDEF mhk_result mhk_score(mhk_session *s, mhk_index sequence, const int32_t *t
   x.n = n;
   x.out = log_probabilities;
   if (tokens[0] < s->vocab) mhk__score_next(&x, 0, s->logits + sequence * s->vocab);
-  take.wanted = NULL;
+  memset(&take, 0, sizeof take);
   take.take = mhk__score_take;
   take.user = &x;
   return mhk__feed(s, &take);
@@ -17991,14 +17965,9 @@ MHKDEF mhk_result mhk_feed_text(mhk_session *s, const char *text) {
   return mhk_feed_bytes(s, text, text ? strlen(text) : 0);
 }
 
-MHKDEF const mhk_real *mhk_logits_of(const mhk_session *s, mhk_index sequence) {
+MHKDEF const mhk_real *mhk_logits(const mhk_session *s, mhk_index sequence) {
   return s && sequence >= 0 && sequence < s->batch && s->sequences[sequence].fed ? s->logits + sequence * s->vocab
                                                                                  : NULL;
-}
-MHKDEF const mhk_real *mhk_logits(const mhk_session *s) {
-  for (mhk_index b = 0; s && b < s->batch; b++)
-    if (!s->sequences[b].fed) return NULL;
-  return s ? s->logits : NULL;
 }
 
 /* ---- what a sequence has seen ---- */
@@ -18381,10 +18350,11 @@ static int mhk__sampling_fits(mhk_session *s, const mhk_sampling *how) {
 static int mhk__draw_ready(mhk_session *s, const mhk_sampling *how) {
   mhk_context *ctx = s->object.ctx;
   if (ctx->result != MHK_OK) return 0;
-  if (!mhk_logits(s)) {
-    mhk_fail(ctx, MHK_ERROR_STATE, "sample: feed at least one token first");
-    return 0;
-  }
+  for (mhk_index b = 0; b < s->batch; b++)
+    if (!s->sequences[b].fed) {
+      mhk_fail(ctx, MHK_ERROR_STATE, "sample: feed sequence %lld at least one token first", (long long)b);
+      return 0;
+    }
   if (!mhk__sampling_fits(s, how)) return 0;
   if (how->seed && how->seed != s->sampler.seed) {
     s->sampler.seed = how->seed;
@@ -18603,7 +18573,7 @@ static int mhk__speculation_round(mhk_speculation *x, const mhk_sampling *how) {
   const mhk_index room = t->attention_layers ? t->capacity - t->sequences[0].position : PTRDIFF_MAX;
   const mhk_index draft_room = d->attention_layers ? d->capacity - d->sequences[0].position : PTRDIFF_MAX;
   const int32_t *tokens = x->round, *seen;
-  mhk__take take;
+  mhk_feed_desc feed;
   x->drafted = (int)mhk__min(x->next, mhk__max(0, mhk__min(room - 1, draft_room - x->lead)));
   x->how = how;
   x->accepted = x->broken = 0;
@@ -18625,15 +18595,14 @@ static int mhk__speculation_round(mhk_speculation *x, const mhk_sampling *how) {
     x->round[i + 1] = mhk_draw(q, t->vocab, mhk__rng_uniform(&t->sampler.rng));
     x->seen[x->n_seen + 1 + i] = x->round[i + 1];
   }
-  take.wanted = NULL;
-  take.take = mhk__judge;
-  take.user = x;
-  mhk_index length = x->drafted + 1;
-  if (!mhk__many(t, &tokens, &length)) return 0;
-  if (x->drafted) {
-    if (mhk__feed(t, &take) != MHK_OK) return 0;
-  } else if (mhk__feed(t, NULL) == MHK_OK)
-    mhk__judge(x, 0, 0, t->logits);
+  const mhk_index length = x->drafted + 1;
+  memset(&feed, 0, sizeof feed);
+  feed.tokens = &tokens;
+  feed.lengths = &length;
+  if (x->drafted) feed.take = mhk__judge;
+  feed.user = x;
+  if (mhk_feed_batch(t, &feed) != MHK_OK) return 0;
+  if (!x->drafted) mhk__judge(x, 0, 0, t->logits);
   if (x->broken || x->object.ctx->result != MHK_OK) return 0;
   x->n = x->accepted + 2;
   x->counts.passes++;
@@ -19030,7 +18999,7 @@ MHKDEF mhk_corpus *mhk_corpus_sample(mhk_model *m, mhk_index tokens, uint64_t se
       const mhk_index length = drawn < left ? drawn : left;
       mhk_index step = 0, b, n;
       int32_t *grid = (int32_t *)(void *)round.data; /* (length, batch) */
-      mhk_session_reset(s);
+      mhk_session_reset(s, MHK_ALL);
       how.seed = mhk__rng_next(&r) | 1u;
       memcpy(grid, first, (size_t)batch * sizeof(int32_t));
       mhk_feed(s, first, 1);
@@ -19587,7 +19556,7 @@ MHKDEF double mhk_learning_rate(double top, double low, mhk_index warmup, mhk_in
 MHKDEF double mhk_stage_loss(mhk_tape *t, mhk_model *student, mhk_model *teacher, int stage, const int32_t *tokens,
                              mhk_index B, mhk_index T, const int32_t *doc, const mhk_stage_desc *desc,
                              double *layer_loss, double *relative) {
-  mhk_context *ctx = t ? mhk_tape_context(t) : NULL;
+  mhk_context *ctx = t ? t->ctx : NULL;
   unsigned char same[MHK_MAX_LAYERS];
   if (mhk_failed(ctx)) return NAN;
   if (!student || !teacher || !tokens || stage < 1 || stage > 3 || B <= 0 || T <= 0) {
@@ -22156,8 +22125,13 @@ MHKDEF const char *mhk_bf16_name(const mhk_context *ctx) { return ctx ? mhk__bf1
           to mhk_speculation_progress and mhk_speculation_info. Sizes end in _bytes:
           mhk_session_size to mhk_session_bytes, mhk_session_state_size to
           mhk_session_state_bytes, mhk_dtype_size to mhk_dtype_bytes.
+          Merged: mhk_feed_many and mhk_feed_logits into mhk_feed_batch with an mhk_feed_desc;
+          mhk_logits and mhk_logits_of into mhk_logits(s, sequence); mhk_session_reset and
+          mhk_session_reset_one into mhk_session_reset(s, sequence or MHK_ALL); mhk_backward_many
+          into mhk_backward_from (several outputs: the sum of each times its cotangent).
           Gone, since only sessions need them: mhk_kv_cache and the cache of mhk_attention, the
-          state of mhk_conv1d and mhk_conv1d_split, the offset of mhk_rotary.
+          state of mhk_conv1d and mhk_conv1d_split, the offset of mhk_rotary. Gone too:
+          mhk_tape_context (op->out->ctx has it).
    0.2.0  Renamed: mhk_quantise, mhk_quantise_desc and mhk_quantised to mhk_quantize,
           mhk_quantize_desc and mhk_quantized. New: mhk_load_with, mhk_model_ends,
           mhk_model_set_ends, mhk_model_tokenizer_error, mhk_encode_prompt, mhk_tokenizer_start,

@@ -40,7 +40,7 @@ class Writer {
     how.temperature = 0.8;
     how.top_p = 0.95;
     how.seed = 1;
-    mhk_session_reset(session_.get());
+    mhk_session_reset(session_.get(), MHK_ALL);
     mhk_feed_text(session_.get(), prompt.c_str());
     while (tokens-- > 0 && mhk_sample(session_.get(), &how) >= 0 && piece(mhk_text_out(session_.get()))) {
     }

@@ -67,7 +67,7 @@ int main(int argc, char **argv) {
   }
 
   /* later: no token of the prompt is computed again */
-  mhk_session_reset(reader);
+  mhk_session_reset(reader, MHK_ALL);
   start = clock();
   mhk_session_load(reader, 0, file);
   loaded = milliseconds(start);

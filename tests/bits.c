@@ -19,6 +19,7 @@
 #define mhk_model_at mhk_model_tensor
 #define mhk_session_state_bytes mhk_session_state_size
 #define mhk_session_save_memory mhk_session_save
+#define mhk_logits mhk_logits_of
 #endif
 #if MHK_VERSION_MINOR < 2
 #define mhk_quantize mhk_quantise
@@ -232,7 +233,7 @@ static void conversation(mhk_model *m, const char *what, const char *size) {
   if (s) {
     const size_t bytes = mhk_session_state_bytes(s, 0);
     void *state = malloc(bytes);
-    h = hash_of(h, mhk_logits(s), sizeof(mhk_real) * (size_t)mhk_model_config(m)->vocab_size);
+    h = hash_of(h, mhk_logits(s, 0), sizeof(mhk_real) * (size_t)mhk_model_config(m)->vocab_size);
     mhk_session_save_memory(s, 0, state, bytes);
     h = hash_of(h, state, bytes);
     free(state);

@@ -73,7 +73,6 @@ static void make_tokenizer(void) { /* the 256 bytes, a word and the end of the t
    that reads its array so far is to be added here. */
 static int is_size(const char *owner, const char *name) {
   static const char *const sizes[] = {"mhk_adamw n",
-                                      "mhk_backward_many n",
                                       "mhk_encode capacity",
                                       "mhk_encode_prompt capacity",
                                       "mhk_decode n",
@@ -256,24 +255,6 @@ ARG(const_int32_t_p, const int32_t *, 5) {
 }
 ARG(const_mhk_real_p, const mhk_real *, 2) { return chosen(c, i) ? NULL : reals; }
 ARG(const_double_p, const double *, 2) { return chosen(c, i) ? NULL : (output[0].d[0] = 0.5, output[0].d); }
-ARG(const_int32_t_pconst_p, const int32_t *const *, 3) {
-  static const int32_t *list[16];
-  int k;
-  for (k = 0; k < 16; k++) list[k] = chosen(c, i) == 2 ? NULL : zeros;
-  return chosen(c, i) == 1 ? NULL : list;
-}
-ARG(const_mhk_real_pconst_p, const mhk_real *const *, 3) {
-  static const mhk_real *list[16];
-  int k;
-  for (k = 0; k < 16; k++) list[k] = chosen(c, i) == 2 ? NULL : reals;
-  return chosen(c, i) == 1 ? NULL : list;
-}
-ARG(const_unsigned_char_pconst_p, const unsigned char *const *, 3) {
-  static const unsigned char *list[16], wanted[64] = {1, 0, 1};
-  int k;
-  for (k = 0; k < 16; k++) list[k] = chosen(c, i) == 2 ? NULL : wanted;
-  return chosen(c, i) == 1 ? NULL : list;
-}
 ARG(const_char_pconst_p, const char *const *, 3) {
   static const char *list[16];
   int k;
@@ -349,7 +330,6 @@ static void do_nothing(const mhk_op *op) { (void)op; }
 typedef mhk_tensor *(*scalar_fn)(mhk_tape *t, void *user);
 typedef void (*op_fn)(const mhk_op *op);
 ARG(mhk_progress_fn, mhk_progress_fn, 2) { return chosen(c, i) ? NULL : stop_at_once; }
-ARG(mhk_logits_fn, mhk_logits_fn, 2) { return chosen(c, i) ? NULL : take_logits; }
 ARG(mhk_block_fn, mhk_block_fn, 2) { return chosen(c, i) ? NULL : block; }
 ARG(function_mhk_tensor_p, scalar_fn, 2) { return chosen(c, i) ? NULL : to_scalar; }
 ARG(function_void, op_fn, 2) { return chosen(c, i) ? NULL : do_nothing; }
@@ -398,6 +378,16 @@ BASE(mhk_sampling) {
   d->n_stop_tokens = 1;
   d->stop_strings = stops;
   d->n_stop_strings = 1;
+}
+BASE(mhk_feed_desc) {
+  static const int32_t *const tokens[16] = {zeros, documents};
+  static const mhk_index lengths[16] = {3, 2};
+  static const unsigned char some[64] = {1, 0, 1}, *const wanted[16] = {some};
+  memset(d, 0, sizeof *d);
+  d->tokens = tokens;
+  d->lengths = lengths;
+  d->take = take_logits;
+  d->wanted = wanted;
 }
 BASE(mhk_speculation_desc) {
   d->target = w.session;

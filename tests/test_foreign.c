@@ -53,7 +53,7 @@ static void logits_of(mhk_model *m, mhk_real *out) {
   static const int32_t tokens[] = {7, 2, 30, 11, 4, 4, 19, 1, 25};
   mhk_session *s = mhk_session_create(m, NULL);
   mhk_feed(s, tokens, 9);
-  if (mhk_logits(s)) memcpy(out, mhk_logits(s), (size_t)mhk_model_config(m)->vocab_size * sizeof *out);
+  if (mhk_logits(s, 0)) memcpy(out, mhk_logits(s, 0), (size_t)mhk_model_config(m)->vocab_size * sizeof *out);
   CHECK_OK(ctx);
   mhk_session_destroy(s);
 }
@@ -747,7 +747,7 @@ TEST(a_text_ends_at_any_of_them) {
     mhk_feed_text(s, "Once");
     CHECK(mhk_sample(s, usual) == -1 && mhk_stopped(s) == MHK_STOP_END, "stopped: %d, %s", (int)mhk_stopped(s),
           mhk_message(ctx));
-    mhk_session_reset(s);
+    mhk_session_reset(s, MHK_ALL);
     mhk_feed_text(s, "Once");
     mhk_feed_text(d, "Once");
     memset(&desc, 0, sizeof desc);

@@ -41,7 +41,13 @@ static void collecting(collected *c, mhk_real *room, mhk_index batch, mhk_index 
   for (i = 0; i < 8; i++) c->last[i] = -1;
   for (i = 0; i < batch * most * V; i++) room[i] = (mhk_real)NAN;
 }
-
+static mhk_result feed_batch(mhk_session *s, const int32_t *const *tokens, const mhk_index *lengths) {
+  mhk_feed_desc feed;
+  memset(&feed, 0, sizeof feed);
+  feed.tokens = tokens;
+  feed.lengths = lengths;
+  return mhk_feed_batch(s, &feed);
+}
 /* feeds n tokens of sequence 0 in parts and collects all logits */
 static void feed_parts(mhk_session *s, const int32_t *tokens, mhk_index n, mhk_index part, collected *c) {
   mhk_index at;
@@ -49,7 +55,13 @@ static void feed_parts(mhk_session *s, const int32_t *tokens, mhk_index n, mhk_i
     const int32_t *here = tokens + at;
     const mhk_index length = n - at < part ? n - at : part;
     c->first[0] = at;
-    mhk_feed_logits(s, &here, &length, NULL, collect, c);
+    mhk_feed_desc feed;
+    memset(&feed, 0, sizeof feed);
+    feed.tokens = &here;
+    feed.lengths = &length;
+    feed.take = collect;
+    feed.user = c;
+    mhk_feed_batch(s, &feed);
   }
 }
 
@@ -80,12 +92,12 @@ TEST(the_tape_in_any_cut) {
         char name[100];
         collected c;
         collecting(&c, got, 1, 37);
-        mhk_session_reset(s);
+        mhk_session_reset(s, MHK_ALL);
         feed_parts(s, tokens, 37, parts[j], &c);
         snprintf(name, sizeof name, "%s, chunks of %d, fed by %d", what, (int)chunks[i], (int)parts[j]);
         CHECK(c.disorder == 0 && mhk_session_position(s, 0) == 37, "%s: %d out of order", name, c.disorder);
         CHECK_CLOSE(name, got, mhk_data(want), 37 * V, CLOSE);
-        CHECK_CLOSE(name, mhk_logits(s), got + 36 * V, V, 1e-6);
+        CHECK_CLOSE(name, mhk_logits(s, 0), got + 36 * V, V, 1e-6);
       }
       mhk_session_destroy(s);
     }
@@ -113,10 +125,10 @@ TEST(stored_types) { /* 16-bit weights: the same numbers as their float32 copies
       mhk_feed(sa, tokens, 20);
       mhk_feed(sb, tokens, 20);
       REQUIRE_OK(ctx);
-      CHECK_CLOSE(model_kind_name(kind), mhk_logits(sa), mhk_logits(sb), V, CLOSE);
+      CHECK_CLOSE(model_kind_name(kind), mhk_logits(sa, 0), mhk_logits(sb, 0), V, CLOSE);
       mhk_feed(sa, tokens + 20, 1);
       mhk_feed(sb, tokens + 20, 1);
-      CHECK_CLOSE(model_kind_name(kind), mhk_logits(sa), mhk_logits(sb), V, CLOSE);
+      CHECK_CLOSE(model_kind_name(kind), mhk_logits(sa, 0), mhk_logits(sb, 0), V, CLOSE);
       CHECK_OK(ctx);
       mhk_destroy(ctx);
     }
@@ -143,18 +155,19 @@ TEST(ragged_batches) {
         one[b] = session_of(m, 1, 64, 16);
         mhk_feed(one[b], tokens[b], lengths[plan][b]);
       }
-      mhk_feed_many(all, at, lengths[plan]);
+      feed_batch(all, at, lengths[plan]);
       REQUIRE_OK(ctx);
       for (b = 0; b < 4; b++) {
         CHECK(mhk_session_position(all, b) == lengths[plan][b], "position %d", (int)mhk_session_position(all, b));
-        CHECK((mhk_logits_of(all, b) != NULL) == (lengths[plan][b] > 0),
+        CHECK((mhk_logits(all, b) != NULL) == (lengths[plan][b] > 0),
               "sequence %d: logits without a token or none with", b);
-        if (mhk_logits_of(all, b))
-          CHECK_CLOSE(model_kind_name(kind), mhk_logits_of(all, b), mhk_logits(one[b]), V, CLOSE);
+        if (mhk_logits(all, b))
+          CHECK_CLOSE(model_kind_name(kind), mhk_logits(all, b), mhk_logits(one[b], 0), V, CLOSE);
       }
-      mhk_session_reset_one(all, 1);
-      mhk_session_reset(one[1]);
-      CHECK(mhk_session_position(all, 1) == 0 && !mhk_logits_of(all, 1) && !mhk_logits(all),
+      mhk_session_reset(all, 1);
+      mhk_session_reset(one[1], MHK_ALL);
+      CHECK(mhk_session_position(all, 1) == 0 && !mhk_logits(all, 1) &&
+                (mhk_logits(all, 0) != NULL) == (lengths[plan][0] > 0),
             "a sequence that was reset");
       for (step = 0; step < 5; step++) {
         int32_t next[4];
@@ -165,15 +178,16 @@ TEST(ragged_batches) {
         mhk_feed(all, next, 1);
         REQUIRE_OK(ctx);
         for (b = 0; b < 4; b++)
-          CHECK_CLOSE(model_kind_name(kind), mhk_logits(all) + b * V, mhk_logits(one[b]), V, CLOSE);
+          CHECK_CLOSE(model_kind_name(kind), mhk_logits(all, 0) + b * V, mhk_logits(one[b], 0), V, CLOSE);
       }
       for (b = 0; b < 4; b++) { /* two of four */
         at[b] = tokens[b] + 20;
         n[b] = b % 2 ? 3 : 0;
         if (n[b]) mhk_feed(one[b], at[b], 3);
       }
-      mhk_feed_many(all, at, n);
-      for (b = 0; b < 4; b++) CHECK_CLOSE(model_kind_name(kind), mhk_logits(all) + b * V, mhk_logits(one[b]), V, CLOSE);
+      feed_batch(all, at, n);
+      for (b = 0; b < 4; b++)
+        CHECK_CLOSE(model_kind_name(kind), mhk_logits(all, 0) + b * V, mhk_logits(one[b], 0), V, CLOSE);
       CHECK_OK(ctx);
       mhk_destroy(ctx);
     }
@@ -192,14 +206,14 @@ TEST(neighbours_change_nothing) { /* the bits of a sequence do not depend on wha
     model_tokens(y, 40, V, 2);
     model_tokens(z, 40, V, 3);
     at[0] = x, at[1] = y, at[2] = z;
-    mhk_feed_many(a, at, n);
+    feed_batch(a, at, n);
     at[0] = z, at[2] = x, n[0] = 9, n[2] = 37;
-    mhk_feed_many(b, at, n);
+    feed_batch(b, at, n);
     mhk_feed(alone, y, 29);
     REQUIRE_OK(ctx);
-    CHECK_SAME(model_kind_name(kind), mhk_logits_of(a, 1), mhk_logits_of(b, 1), V);
+    CHECK_SAME(model_kind_name(kind), mhk_logits(a, 1), mhk_logits(b, 1), V);
     /* pieces of more than 4 rows: the same sums */
-    CHECK_SAME(model_kind_name(kind), mhk_logits_of(a, 1), mhk_logits(alone), V);
+    CHECK_SAME(model_kind_name(kind), mhk_logits(a, 1), mhk_logits(alone, 0), V);
     mhk_destroy(ctx);
   }
 }
@@ -323,7 +337,7 @@ TEST(sliding_windows) {
           collected seen;
           char name[100];
           collecting(&seen, got, 1, MOST);
-          mhk_session_reset(s);
+          mhk_session_reset(s, MHK_ALL);
           feed_parts(s, tokens, MOST, parts[p], &seen);
           REQUIRE_OK(ctx);
           snprintf(name, sizeof name, "%s, window %d, chunks of %d, fed by %d", model_kind_name(kind), windows[w],
@@ -349,27 +363,27 @@ TEST(full_caches) {
     mhk_real before[2 * V];
     model_tokens(tokens, 20, V, 1);
     at[0] = at[1] = tokens;
-    mhk_feed_many(s, at, n);
-    mhk_feed_many(same, at, n);
+    feed_batch(s, at, n);
+    feed_batch(same, at, n);
     REQUIRE_OK(ctx);
-    memcpy(before, mhk_logits(s), sizeof before);
+    memcpy(before, mhk_logits(s, 0), sizeof before);
     n[0] = 1, n[1] = 1;
-    CHECK(mhk_feed_many(s, at, n) == MHK_ERROR_STATE, "an eleventh token fits a cache of 10");
+    CHECK(feed_batch(s, at, n) == MHK_ERROR_STATE, "an eleventh token fits a cache of 10");
     CHECK_FAILS(ctx, MHK_ERROR_STATE, "holds 10 of 10 tokens and 1 more");
     n[0] = 3, n[1] = 0;
-    mhk_feed_many(s, at, n);
+    feed_batch(s, at, n);
     CHECK_FAILS(ctx, MHK_ERROR_STATE, "holds 8 of 10 tokens and 3 more");
     n[0] = 2;
     tokens[1] = V;
-    mhk_feed_many(s, at, n);
+    feed_batch(s, at, n);
     CHECK_FAILS(ctx, MHK_ERROR_ARGUMENT, "31");
-    CHECK_SAME("logits after refused feeds", mhk_logits(s), before, 2 * V);
+    CHECK_SAME("logits after refused feeds", mhk_logits(s, 0), before, 2 * V);
     CHECK(mhk_session_position(s, 0) == 8, "a refused feed moved the position");
     tokens[1] = 3;
-    mhk_feed_many(s, at, n);
-    mhk_feed_many(same, at, n);
+    feed_batch(s, at, n);
+    feed_batch(same, at, n);
     CHECK_OK(ctx);
-    CHECK_SAME("after refused feeds", mhk_logits(s), mhk_logits(same), 2 * V);
+    CHECK_SAME("after refused feeds", mhk_logits(s, 0), mhk_logits(same, 0), 2 * V);
     mhk_destroy(ctx);
   }
 }
@@ -392,6 +406,7 @@ TEST(scores_and_chosen_positions) {
     int32_t tokens[30];
     double got[26], want;
     some_logits some;
+    mhk_feed_desc feed;
     unsigned char wanted[30] = {0};
     const unsigned char *flags[2];
     const int32_t *at[2];
@@ -402,33 +417,39 @@ TEST(scores_and_chosen_positions) {
     n[0] = 0, n[1] = 4;
     CHECK(mhk_score(s, 1, tokens, 3, got) == MHK_ERROR_STATE, "a score before any token");
     CHECK_FAILS(ctx, MHK_ERROR_STATE, "feed sequence 1");
-    mhk_feed_many(s, at, n);
+    feed_batch(s, at, n);
     mhk_score(s, 1, tokens + 4, 26, got);
     REQUIRE_OK(ctx);
     CHECK(mhk_session_position(s, 1) == 30 && mhk_session_position(s, 0) == 0, "a score moves its sequence only");
     mhk_feed(steps, tokens, 4);
     for (i = 0; i < 26; i++) {
       double sum = 0;
-      for (v = 0; v < V; v++) sum += exp((double)mhk_logits(steps)[v]);
-      want = (double)mhk_logits(steps)[tokens[4 + i]] - log(sum);
+      for (v = 0; v < V; v++) sum += exp((double)mhk_logits(steps, 0)[v]);
+      want = (double)mhk_logits(steps, 0)[tokens[4 + i]] - log(sum);
       CHECK(fabs(got[i] - want) < 1e-4, "%s: token %d scores %.8f, should be %.8f", model_kind_name(kind), i, got[i],
             want);
       mhk_feed(steps, tokens + 4 + i, 1);
     }
-    CHECK_CLOSE("logits after a score", mhk_logits_of(s, 1), mhk_logits(steps), V, CLOSE);
-    mhk_session_reset(s);
-    mhk_session_reset(steps);
+    CHECK_CLOSE("logits after a score", mhk_logits(s, 1), mhk_logits(steps, 0), V, CLOSE);
+    mhk_session_reset(s, MHK_ALL);
+    mhk_session_reset(steps, MHK_ALL);
     memset(&some, 0, sizeof some);
     wanted[0] = wanted[13] = wanted[29] = 1;
     flags[0] = wanted, flags[1] = NULL;
     n[0] = 30, n[1] = 2;
-    mhk_feed_logits(s, at, n, flags, take_some, &some);
+    memset(&feed, 0, sizeof feed);
+    feed.tokens = at;
+    feed.lengths = n;
+    feed.take = take_some;
+    feed.user = &some;
+    feed.wanted = flags;
+    mhk_feed_batch(s, &feed);
     REQUIRE(some.n == 5, "%d rows of logits instead of 5", some.n);
     for (i = 0; i < 30; i++) {
       int r;
       mhk_feed(steps, tokens + i, 1);
       for (r = 0; r < 5; r++)
-        if (some.index[r] == i) CHECK_CLOSE("a chosen position", some.rows[r], mhk_logits(steps), V, CLOSE);
+        if (some.index[r] == i) CHECK_CLOSE("a chosen position", some.rows[r], mhk_logits(steps, 0), V, CLOSE);
     }
     CHECK_OK(ctx);
     mhk_destroy(ctx);
@@ -491,7 +512,7 @@ TEST(one_block_known_beforehand) {
         memory.fail_at = 1; /* from here on there is nothing */
         memory.allocations = 0;
         if (d.batch == 3) {
-          mhk_feed_many(s, at, n);
+          feed_batch(s, at, n);
           mhk_feed(s, tokens, 2);
           mhk_score(s, 2, tokens, 20, scores);
           for (i = 0; i < 30; i++) mhk_sample_batch(s, &how, tokens);
@@ -537,17 +558,17 @@ TEST(more_threads_than_planned) { /* a session made with one thread stays inside
   int32_t tokens[200];
   model_tokens(tokens, 200, 1024, 2);
   mhk_feed(a, tokens, 200);
-  mhk_session_reset(a);
+  mhk_session_reset(a, MHK_ALL);
   mhk_set_threads(ctx, 4);
   b = session_of(m, 1, 300, 0);
   CHECK(mhk_session_bytes(m, NULL) > 0, "%s", mhk_message(ctx));
   mhk_feed(a, tokens, 200);
   mhk_feed(b, tokens, 200);
   REQUIRE_OK(ctx);
-  CHECK_SAME("on 1 and 4 threads", mhk_logits(a), mhk_logits(b), 1024);
+  CHECK_SAME("on 1 and 4 threads", mhk_logits(a, 0), mhk_logits(b, 0), 1024);
   mhk_feed(a, tokens, 1);
   mhk_feed(b, tokens, 1);
-  CHECK_SAME("a step on 1 and 4 threads", mhk_logits(a), mhk_logits(b), 1024);
+  CHECK_SAME("a step on 1 and 4 threads", mhk_logits(a, 0), mhk_logits(b, 0), 1024);
   CHECK_OK(ctx);
   mhk_destroy(ctx);
 }
@@ -603,8 +624,8 @@ TEST(long_words) {
   for (i = 0; i < sizeof text; i++) text[i] = (char)('a' + i * i % 26);
   ids[0] = mhk_tokenizer_start(k);
   for (word = 0; word < 3; word++) {
-    mhk_session_reset(s);
-    mhk_session_reset(t);
+    mhk_session_reset(s, MHK_ALL);
+    mhk_session_reset(t, MHK_ALL);
     bytes = (long)memory.bytes;
     mhk_feed_bytes(s, text, sizes[word]);
     CHECK((long)memory.bytes == bytes, "a word of %d bytes left %ld bytes", (int)sizes[word],
@@ -613,7 +634,7 @@ TEST(long_words) {
     mhk_feed(t, ids, n + 1);
     REQUIRE_OK(ctx);
     CHECK(mhk_session_position(s, 0) == n + 1, "%d ids instead of %d", (int)mhk_session_position(s, 0), (int)n + 1);
-    CHECK_SAME("a long word", mhk_logits(s), mhk_logits(t), 1024);
+    CHECK_SAME("a long word", mhk_logits(s, 0), mhk_logits(t, 0), 1024);
   }
   memory.fail_at = 1;
   memory.allocations = 0;
@@ -638,7 +659,7 @@ TEST(long_words) {
   CHECK_OK(ctx);
   CHECK(memory.allocations == 0, "%ld allocations", memory.allocations);
   memory.fail_at = 0;
-  CHECK_SAME("a word of 5000 bytes in the caller's memory", mhk_logits(given), mhk_logits(t), 1024);
+  CHECK_SAME("a word of 5000 bytes in the caller's memory", mhk_logits(given, 0), mhk_logits(t, 0), 1024);
   d.word_bytes = (size_t)-1;
   CHECK(mhk_session_bytes(m, &d) == 0, "a word as long as memory");
   CHECK_FAILS(ctx, MHK_ERROR_ARGUMENT, "word_bytes");
@@ -713,12 +734,12 @@ TEST(start_token) {
   s = mhk_session_create(m, &d);
   mhk_feed_text(s, "a");
   CHECK(mhk_session_position(s, 0) == 2, "position %d", (int)mhk_session_position(s, 0));
-  mhk_session_reset(s);
+  mhk_session_reset(s, MHK_ALL);
   mhk_feed_text(s, "<|endoftext|>a");
   CHECK(mhk_session_position(s, 0) == 2, "a start token that was typed: position %d", (int)mhk_session_position(s, 0));
   mhk_feed_bytes(s, "a\0b", 3);
   CHECK(mhk_session_position(s, 0) == 5, "a zero character: position %d", (int)mhk_session_position(s, 0));
-  mhk_session_reset(s);
+  mhk_session_reset(s, MHK_ALL);
   mhk_feed_bytes(s, NULL, 0);
   CHECK(mhk_session_position(s, 0) == 1, "no text: position %d", (int)mhk_session_position(s, 0));
   d.no_start = 1;
@@ -758,7 +779,7 @@ TEST(states_are_values) {
       b = mhk_session_create(m, &d);
       model_tokens(tokens, 40, V, 2);
       at[0] = at[1] = at[2] = tokens;
-      mhk_feed_many(a, at, n);
+      feed_batch(a, at, n);
       bytes = mhk_session_state_bytes(a, 1);
       state = (unsigned char *)malloc(bytes + 8);
       memset(state, 0xA5, bytes + 8);
@@ -771,24 +792,24 @@ TEST(states_are_values) {
       mhk_session_copy(a, 2, a, 1);
       REQUIRE_OK(ctx);
       CHECK(mhk_session_position(b, 0) == 23 && mhk_session_position(a, 2) == 23, "positions");
-      CHECK_SAME(model_kind_name(kind), mhk_logits(b), mhk_logits_of(a, 1), V);
-      CHECK_SAME(model_kind_name(kind), mhk_logits_of(a, 2), mhk_logits_of(a, 1), V);
+      CHECK_SAME(model_kind_name(kind), mhk_logits(b, 0), mhk_logits(a, 1), V);
+      CHECK_SAME(model_kind_name(kind), mhk_logits(a, 2), mhk_logits(a, 1), V);
       for (i = 0; i < 3; i++) { /* both go on with the same bits: one row at a time */
         n[1] = n[2] = 1;
         at[1] = at[2] = tokens + 23 + i;
-        mhk_feed_many(a, at, n);
+        feed_batch(a, at, n);
         mhk_feed(b, at[1], 1);
         REQUIRE_OK(ctx);
-        CHECK_SAME(model_kind_name(kind), mhk_logits(b), mhk_logits_of(a, 1), V);
-        CHECK_SAME(model_kind_name(kind), mhk_logits_of(a, 2), mhk_logits_of(a, 1), V);
+        CHECK_SAME(model_kind_name(kind), mhk_logits(b, 0), mhk_logits(a, 1), V);
+        CHECK_SAME(model_kind_name(kind), mhk_logits(a, 2), mhk_logits(a, 1), V);
       }
       /* forks go their own ways */
       n[1] = n[2] = 1;
       at[1] = tokens + 30, at[2] = tokens + 31;
-      mhk_feed_many(a, at, n);
+      feed_batch(a, at, n);
       mhk_feed(b, at[1], 1);
-      CHECK_SAME(model_kind_name(kind), mhk_logits(b), mhk_logits_of(a, 1), V);
-      CHECK(memcmp(mhk_logits_of(a, 1), mhk_logits_of(a, 2), sizeof(mhk_real) * V) != 0, "a fork follows its origin");
+      CHECK_SAME(model_kind_name(kind), mhk_logits(b, 0), mhk_logits(a, 1), V);
+      CHECK(memcmp(mhk_logits(a, 1), mhk_logits(a, 2), sizeof(mhk_real) * V) != 0, "a fork follows its origin");
       /* every damaged byte is found, and the sequence stays as it was */
       for (i = 0; i < bytes; i += i < 64 || i > bytes - 12 ? 1 : 97) {
         const mhk_index before = mhk_session_position(b, 0);
@@ -806,7 +827,7 @@ TEST(states_are_values) {
       mhk_session_save(a, 2, test_path("state"));
       mhk_session_load(b, 0, test_path("state"));
       REQUIRE_OK(ctx);
-      CHECK_SAME("through a file", mhk_logits(b), mhk_logits_of(a, 2), V);
+      CHECK_SAME("through a file", mhk_logits(b, 0), mhk_logits(a, 2), V);
       mhk_session_load(b, 0, test_path("no such file"));
       CHECK_FAILS(ctx, MHK_ERROR_FILE, "no such file");
       mhk_session_save(a, 2, test_path("no such folder/state"));
@@ -865,15 +886,15 @@ TEST(snapshots_and_rewinding) {
       for (i = 0; i < 64; i++) {
         mhk_feed(s, tokens + i, 1);
         REQUIRE_OK(ctx);
-        memcpy(want[i], mhk_logits(s), sizeof want[i]);
+        memcpy(want[i], mhk_logits(s, 0), sizeof want[i]);
       }
       /* kept: 40, 50, 60 */
       back = mhk_session_rewind(s, 0, 57);
       CHECK(back == (attention_only ? 57 : 50), "%s: back to %d", model_kind_name(kind), (int)back);
-      CHECK(mhk_session_position(s, 0) == back && !mhk_logits(s), "after rewinding");
+      CHECK(mhk_session_position(s, 0) == back && !mhk_logits(s, 0), "after rewinding");
       for (i = back; i < 64; i++) {
         mhk_feed(s, tokens + i, 1);
-        CHECK_SAME(model_kind_name(kind), mhk_logits(s), want[i], V); /* the same steps: the same bits */
+        CHECK_SAME(model_kind_name(kind), mhk_logits(s, 0), want[i], V); /* the same steps: the same bits */
       }
       back = mhk_session_rewind(s, 0, 45);
       CHECK(back == (attention_only ? 45 : 40), "%s: back to %d", model_kind_name(kind), (int)back);
@@ -883,13 +904,13 @@ TEST(snapshots_and_rewinding) {
       back = mhk_session_rewind(s, 0, 46);
       CHECK(back == 46, "%s: a snapshot on request at 46, back to %d", model_kind_name(kind), (int)back);
       mhk_feed(s, tokens + 46, 18);
-      CHECK_CLOSE(model_kind_name(kind), mhk_logits(s), want[63], V, CLOSE);
+      CHECK_CLOSE(model_kind_name(kind), mhk_logits(s, 0), want[63], V, CLOSE);
       CHECK(mhk_session_rewind(s, 0, 65) == -1, "forward");
       CHECK_FAILS(ctx, MHK_ERROR_ARGUMENT, "65");
       back = mhk_session_rewind(s, 0, 3);
       CHECK(back == (attention_only ? 3 : 0), "%s: back to %d", model_kind_name(kind), (int)back);
       mhk_feed(s, tokens + back, 64 - back);
-      CHECK_CLOSE(model_kind_name(kind), mhk_logits(s), want[63], V, CLOSE);
+      CHECK_CLOSE(model_kind_name(kind), mhk_logits(s, 0), want[63], V, CLOSE);
       CHECK_OK(ctx);
       mhk_destroy(ctx);
     }
@@ -915,13 +936,13 @@ TEST(threads_change_no_bit) {
       s = session_of(m, 3, 300, 64);
       model_tokens(tokens, 200, (int)size, 2);
       at[0] = at[1] = at[2] = tokens;
-      mhk_feed_many(s, at, n);
+      feed_batch(s, at, n);
       mhk_feed(s, tokens, 1);
       REQUIRE_OK(ctx);
       if (threads == 1)
-        memcpy(first, mhk_logits(s), sizeof *first * (size_t)(3 * size));
+        memcpy(first, mhk_logits(s, 0), sizeof *first * (size_t)(3 * size));
       else
-        CHECK_SAME(kind == MODEL_KINDS ? "tiny" : model_kind_name(kind), mhk_logits(s), first, 3 * size);
+        CHECK_SAME(kind == MODEL_KINDS ? "tiny" : model_kind_name(kind), mhk_logits(s, 0), first, 3 * size);
       mhk_destroy(ctx);
     }
   }
@@ -940,11 +961,11 @@ TEST(a_model_in_training) { /* a session sees the weights as they are when it is
     mhk_index j;
     for (j = 0; j < x->count; j++) mhk_data(x)[j] *= (mhk_real)1.125;
   }
-  mhk_session_reset(a);
+  mhk_session_reset(a, MHK_ALL);
   b = session_of(m, 1, 10, 0);
   mhk_feed(a, tokens, 9);
   mhk_feed(b, tokens, 9);
-  CHECK_SAME("a session older than the weights", mhk_logits(a), mhk_logits(b), V);
+  CHECK_SAME("a session older than the weights", mhk_logits(a, 0), mhk_logits(b, 0), V);
   CHECK_OK(ctx);
   mhk_destroy(ctx);
 }

@@ -262,10 +262,10 @@ TEST(frequencies) { /* 6000 draws of a session with everything on, against the r
   h.bias = bias, h.n_bias = 2, h.seed = 99;
   mhk_feed(s, prompt, 4);
   REQUIRE_OK(ctx);
-  cells = reference(mhk_logits(s), 31, &h, prompt, 4, p);
+  cells = reference(mhk_logits(s, 0), 31, &h, prompt, 4, p);
   for (i = 0; i < 6000; i++) {
     int32_t id;
-    mhk_session_reset(s);
+    mhk_session_reset(s, MHK_ALL);
     mhk_feed(s, prompt, 4);
     id = mhk_sample(s, &h);
     h.seed = 0;
@@ -306,7 +306,7 @@ TEST(what_penalties_remember) {
     h.penalty_tokens = i % 8;
     for (row = 0; row < 2; row++) {
       int v;
-      reference(mhk_logits(s) + 31 * row, 31, &h, seen[row] + n - 7, 7, p);
+      reference(mhk_logits(s, 0) + 31 * row, 31, &h, seen[row] + n - 7, 7, p);
       for (v = 0; v < 31; v++)
         if (p[v] > 0) want[row] = v;
     }
@@ -317,12 +317,12 @@ TEST(what_penalties_remember) {
       seen[row][n] = token[row];
     }
   }
-  mhk_session_reset(s); /* forgets them */
+  mhk_session_reset(s, MHK_ALL); /* forgets them */
   mhk_feed(s, prompt, 1);
   h.penalty_tokens = 0;
   for (row = 0; row < 2; row++) {
     int v, want = 0;
-    reference(mhk_logits(s) + 31 * row, 31, &h, prompt + row, 1, p);
+    reference(mhk_logits(s, 0) + 31 * row, 31, &h, prompt + row, 1, p);
     for (v = 0; v < 31; v++)
       if (p[v] > 0) want = v;
     seen[row][0] = want;
@@ -338,7 +338,7 @@ TEST(what_penalties_remember) {
 static int32_t penalised(const mhk_session *s, const mhk_sampling *h, const int32_t *seen, int n) {
   double p[31];
   int v;
-  reference(mhk_logits_of(s, 0), 31, h, seen, n, p);
+  reference(mhk_logits(s, 0), 31, h, seen, n, p);
   for (v = 0; v < 30 && p[v] <= 0;) v++;
   return v;
 }
@@ -367,7 +367,7 @@ TEST(penalties_follow_the_state) { /* back in time and into another session */
     CHECK(mhk_sample(s, &h) == want, "after going back what came later counts");
     d.batch = 2, d.recent = 4;
     other = mhk_session_create(m, &d);
-    mhk_session_reset(s);
+    mhk_session_reset(s, MHK_ALL);
     mhk_feed(s, prompt, 8);
     mhk_session_copy(other, 0, s, 0);
     mhk_session_copy(other, 1, other, 0);
@@ -384,7 +384,7 @@ TEST(penalties_follow_the_state) { /* back in time and into another session */
       const int32_t all = penalised(s, &h, prompt, 8);
       int32_t token[2] = {-1, -1};
       REQUIRE(state != NULL && mhk_session_save_memory(s, 0, state, bytes) == MHK_OK, "%s", mhk_message(ctx));
-      mhk_session_reset(s);
+      mhk_session_reset(s, MHK_ALL);
       mhk_session_load_memory(s, 0, state, bytes);
       CHECK(mhk_sample(s, &h) == all, "a state loaded remembers something else");
       mhk_session_load_memory(other, 0, state, bytes);
@@ -439,7 +439,7 @@ TEST(stop_strings) {
     const char *found = i < 10 ? strstr(text, stop) : NULL;
     char said[512] = "", want[512];
     int taken;
-    mhk_session_reset(s);
+    mhk_session_reset(s, MHK_ALL);
     mhk_feed_text(s, "Once");
     h.stop_strings = &stop;
     h.n_stop_strings = i < 10;
@@ -459,7 +459,7 @@ TEST(stop_strings) {
   { /* several: where the first one is complete */
     static const char *const several[] = {"zzz", "said: stop. D", "aid"};
     char said[512] = "";
-    mhk_session_reset(s);
+    mhk_session_reset(s, MHK_ALL);
     mhk_feed_text(s, "Once");
     h.stop_strings = several, h.n_stop_strings = 3;
     say(s, k, text, &h, said);
@@ -491,7 +491,7 @@ TEST(stop_tokens) {
         "it did not stop at the full stop");
   CHECK(!strcmp(said, " upon a time") && mhk_stopped(s) == MHK_STOP_TOKEN, "\"%s\", reason %d", said,
         (int)mhk_stopped(s));
-  mhk_session_reset(s);
+  mhk_session_reset(s, MHK_ALL);
   h.n_stop_tokens = 0;
   h.stop_strings = waits, h.n_stop_strings = 1;
   said[0] = 0;
@@ -502,12 +502,12 @@ TEST(stop_tokens) {
   mhk_session_copy(other, 0, s, 0);
   CHECK(!strcmp(mhk_text_out(other), "") && !strcmp(mhk_text_rest(other), " a time"), "a copy holds back \"%s\"",
         mhk_text_out(other));
-  memcpy(before, mhk_logits(s), sizeof before);
+  memcpy(before, mhk_logits(s, 0), sizeof before);
   end.token = mhk_tokenizer_end(k), end.value = 1e6;
   h.bias = &end, h.n_bias = 1;
   CHECK(mhk_sample(s, &h) == -1 && mhk_stopped(s) == MHK_STOP_END && !strcmp(mhk_text_out(s), " a time"),
         "the end brings \"%s\"", mhk_text_out(s));
-  CHECK_SAME("logits after the end, which is not fed", mhk_logits(s), before, 1024);
+  CHECK_SAME("logits after the end, which is not fed", mhk_logits(s, 0), before, 1024);
   CHECK_OK(ctx);
   mhk_destroy(ctx);
 }
@@ -591,7 +591,7 @@ static void check_pass(mhk_speculation_info before, mhk_speculation_info now, in
 static int alone(mhk_session *s, const char *prompt, const mhk_sampling *h, int32_t *out, int n, char *text) {
   int i;
   text[0] = 0;
-  mhk_session_reset(s);
+  mhk_session_reset(s, MHK_ALL);
   mhk_feed_text(s, prompt);
   for (i = 0; i < n && (out[i] = mhk_sample(s, h)) >= 0; i++) strcat(text, mhk_text_out(s));
   return i;
@@ -631,8 +631,8 @@ TEST(greedy_speculation) {
         mhk_speculation *x;
         mhk_speculation_info count;
         int k, same = 1, last = 0, left = 0;
-        mhk_session_reset(target);
-        mhk_session_reset(draft);
+        mhk_session_reset(target, MHK_ALL);
+        mhk_session_reset(draft, MHK_ALL);
         mhk_feed_text(target, prompt);
         mhk_feed_text(draft, prompt);
         x = speculate(target, draft, lengths[c]);
@@ -666,8 +666,8 @@ TEST(greedy_speculation) {
                   mhk_session_position(draft, 0) == mhk_session_position(target, 0),
               "positions %d and %d, should be %d", (int)mhk_session_position(target, 0),
               (int)mhk_session_position(draft, 0), (int)mhk_session_position(plain_one, 0));
-        CHECK_CLOSE("logits after speculation", mhk_logits(target), mhk_logits(plain_one), 1024, 1e-4);
-        CHECK(mhk_logits(draft) != NULL, "the draft has no logits");
+        CHECK_CLOSE("logits after speculation", mhk_logits(target, 0), mhk_logits(plain_one, 0), 1024, 1e-4);
+        CHECK(mhk_logits(draft, 0) != NULL, "the draft has no logits");
       }
       mhk_session_destroy(draft);
     }
@@ -681,9 +681,9 @@ TEST(greedy_speculation) {
 /* Feeds path (n tokens) after the prompt and gives the distribution of the next token by the
    reference. */
 static void next_after(mhk_session *s, const int32_t *path, int n, const mhk_sampling *h, double *p) {
-  mhk_session_reset(s);
+  mhk_session_reset(s, MHK_ALL);
   mhk_feed(s, path, n);
-  reference(mhk_logits(s), 31, h, path, n, p);
+  reference(mhk_logits(s, 0), 31, h, path, n, p);
 }
 
 static double chi_square(const int *count, const double *p, int n, int draws, int *cells) {
@@ -748,8 +748,8 @@ TEST(speculation_is_exact) { /* pairs of tokens of one round, 4000 times, agains
     REQUIRE_OK(ctx);
     for (i = 0; i < DRAWS; i++) {
       int32_t got[4];
-      mhk_session_reset(target);
-      mhk_session_reset(draft);
+      mhk_session_reset(target, MHK_ALL);
+      mhk_session_reset(draft, MHK_ALL);
       mhk_feed(target, path, 3);
       mhk_feed(draft, path, 3);
       for (v = 0; v < 4; v++) {
@@ -809,8 +809,8 @@ TEST(speculation_stops) { /* in the middle of a round, as alone; the sessions th
     else h.stop_tokens = &stop_token, h.n_stop_tokens = 1;
     n = alone(one, "The rabbit", &h, ids, 60, text);
     strcat(text, mhk_text_out(one));
-    mhk_session_reset(target);
-    mhk_session_reset(draft);
+    mhk_session_reset(target, MHK_ALL);
+    mhk_session_reset(draft, MHK_ALL);
     mhk_feed_text(target, "The rabbit");
     mhk_feed_text(draft, "The rabbit");
     said[0] = 0;
@@ -825,7 +825,7 @@ TEST(speculation_stops) { /* in the middle of a round, as alone; the sessions th
     CHECK(mhk_session_position(target, 0) == mhk_session_position(one, 0) &&
               mhk_session_position(draft, 0) == mhk_session_position(one, 0),
           "another place");
-    CHECK_CLOSE("logits where it stopped", mhk_logits(target), mhk_logits(one), 1024, 1e-4);
+    CHECK_CLOSE("logits where it stopped", mhk_logits(target, 0), mhk_logits(one, 0), 1024, 1e-4);
   }
   CHECK_OK(ctx);
   mhk_destroy(ctx);
@@ -936,7 +936,7 @@ TEST(no_allocation) { /* with everything on, after the first draw */
   mhk_feed_text(s, "Once upon a time");
   for (i = 0; i < 300; i++) {
     if (mhk_sample(s, &h) < 0) {
-      mhk_session_reset(s);
+      mhk_session_reset(s, MHK_ALL);
       mhk_feed(s, &bias.token, 1);
     }
     if (i == 2) before = memory.allocations;

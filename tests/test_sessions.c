@@ -86,8 +86,8 @@ static int check_greedy(mhk_context *ctx, mhk_model *m, const char *what, const 
   for (i = 0; i < n && same; i++) {
     double gap = 0;
     int32_t best, id;
-    if (!mhk_logits(s)) break;
-    best = argmax(mhk_logits(s), mhk_model_config(m)->vocab_size, &gap);
+    if (!mhk_logits(s, 0)) break;
+    best = argmax(mhk_logits(s, 0), mhk_model_config(m)->vocab_size, &gap);
     id = mhk_sample(s, &greedy);
     CHECK(id == best || (id == -1 && best == mhk_tokenizer_end(mhk_model_tokenizer(m))),
           "%s: greedy sampling gave %d, the largest logit is %d's", what, (int)id, (int)best);
@@ -290,7 +290,7 @@ TEST(feeding_in_parts) {
     model_tokens(tokens, 74, 31, 9);
     a = mhk_session_create(m, &d);
     b = mhk_session_create(m, &d);
-    CHECK(mhk_logits(a) == NULL, "logits before any token");
+    CHECK(mhk_logits(a, 0) == NULL, "logits before any token");
     mhk_feed(a, tokens, 37);
     for (p = 0; p < 4; at += parts[p++]) {
       for (row = 0; row < 2; row++)
@@ -298,10 +298,10 @@ TEST(feeding_in_parts) {
       mhk_feed(b, some, parts[p]);
     }
     REQUIRE_OK(ctx);
-    CHECK_CLOSE(model_kind_name(kind), mhk_logits(b), mhk_logits(a), 62, 2e-5);
-    mhk_session_reset(b);
+    CHECK_CLOSE(model_kind_name(kind), mhk_logits(b, 0), mhk_logits(a, 0), 62, 2e-5);
+    mhk_session_reset(b, MHK_ALL);
     mhk_feed(b, tokens, 37);
-    CHECK_SAME(model_kind_name(kind), mhk_logits(b), mhk_logits(a), 62);
+    CHECK_SAME(model_kind_name(kind), mhk_logits(b, 0), mhk_logits(a, 0), 62);
     CHECK_OK(ctx);
     mhk_destroy(ctx);
   }
@@ -332,7 +332,7 @@ TEST(a_full_cache_is_an_error) {
 static void draw(mhk_session *s, const int32_t *prompt, int n_prompt, const mhk_sampling *how, int32_t *out, int n) {
   mhk_sampling h = *how;
   int i;
-  mhk_session_reset(s);
+  mhk_session_reset(s, MHK_ALL);
   mhk_feed(s, prompt, n_prompt);
   for (i = 0; i < n; i++) {
     out[i] = mhk_sample(s, &h);
@@ -371,13 +371,13 @@ TEST(sampling_properties) {
   for (i = same = 0; i < 40; i++) same += a[i] == greedy[i];
   CHECK(same < 40, "sampling at temperature 1 is greedy");
   /* top_k 5: every token among the five most likely */
-  mhk_session_reset(s);
+  mhk_session_reset(s, MHK_ALL);
   mhk_feed(s, prompt, 7);
   for (i = 0; i < 40; i++) {
     mhk_real logits[1024];
     int32_t id;
     int v, better = 0;
-    memcpy(logits, mhk_logits(s), sizeof logits);
+    memcpy(logits, mhk_logits(s, 0), sizeof logits);
     h = sampling(2, 5, 0, 0, 0);
     id = mhk_sample(s, &h);
     if (id < 0) break;
@@ -399,10 +399,10 @@ TEST(sampling_frequencies) { /* 6000 draws against the probabilities */
   double p[31], sum = 0, chi = 0;
   mhk_feed(s, prompt, 2);
   REQUIRE_OK(ctx);
-  for (v = 0; v < 31; v++) sum += p[v] = exp((double)mhk_logits(s)[v] / 0.7);
+  for (v = 0; v < 31; v++) sum += p[v] = exp((double)mhk_logits(s, 0)[v] / 0.7);
   for (i = 0; i < 6000; i++) {
     int32_t id;
-    mhk_session_reset(s);
+    mhk_session_reset(s, MHK_ALL);
     mhk_feed(s, prompt, 2);
     id = mhk_sample(s, &h);
     h.seed = 0;
@@ -433,12 +433,12 @@ TEST(batches) { /* each row as if it were alone */
   d.batch = 1;
   one = mhk_session_create(m, &d);
   for (row = 0; row < 3; row++) {
-    mhk_session_reset(one);
+    mhk_session_reset(one, MHK_ALL);
     mhk_feed(one, prompts[row], 3);
     for (i = 0; i < 20; i++) {
       int32_t id;
       double gap;
-      argmax(mhk_logits(one), 1024, &gap);
+      argmax(mhk_logits(one, 0), 1024, &gap);
       mhk_sample_batch(one, &greedy, &id);
       if (id != tokens[i][row]) {
         CHECK(gap < 1e-3, "row %d, token %d: %d in a batch, %d alone", row, i, (int)tokens[i][row], (int)id);
@@ -446,7 +446,7 @@ TEST(batches) { /* each row as if it were alone */
       }
     }
   }
-  mhk_session_reset(all);
+  mhk_session_reset(all, MHK_ALL);
   mhk_feed(all, &prompts[0][0], 3);
   for (i = 0; i < 10; i++) mhk_sample_batch(all, &random, tokens[i]);
   for (i = 0; i < 10; i++)
@@ -467,11 +467,11 @@ TEST(text_in_text_out) {
   mhk_feed(a, ids, n + 1);
   mhk_feed_text(b, "Once upon a time");
   REQUIRE_OK(ctx);
-  CHECK_SAME("logits of text and of its ids", mhk_logits(b), mhk_logits(a), 1024);
+  CHECK_SAME("logits of text and of its ids", mhk_logits(b, 0), mhk_logits(a, 0), 1024);
   n = mhk_encode(k, ", there", 7, ids, 32);
   mhk_feed(a, ids, n);
   mhk_feed_text(b, ", there"); /* in the middle nothing is put before it */
-  CHECK_SAME("logits of more text", mhk_logits(b), mhk_logits(a), 1024);
+  CHECK_SAME("logits of more text", mhk_logits(b, 0), mhk_logits(a, 0), 1024);
   CHECK_OK(ctx);
   mhk_destroy(ctx);
 }
@@ -489,7 +489,7 @@ TEST(end_of_text) { /* -1 when the end is drawn; here the head wants nothing els
   mhk_feed_text(s, "The end.\n");
   CHECK(mhk_sample(s, &h) == -1, "the end of the text was not seen");
   CHECK(!strcmp(mhk_text_out(s), ""), "the end has text: %s", mhk_text_out(s));
-  mhk_session_reset(s);
+  mhk_session_reset(s, MHK_ALL);
   mhk_feed_text(s, "The end.\n");
   CHECK(mhk_sample_batch(s, &h, &token) == MHK_OK && token == mhk_tokenizer_end(mhk_model_tokenizer(m)), "token %d",
         (int)token);
@@ -509,7 +509,7 @@ TEST(one_file) { /* a model, its configuration and its tokenizer in one file */
   mhk_feed_text(a, "It was a dark night");
   mhk_feed_text(b, "It was a dark night");
   REQUIRE_OK(ctx);
-  CHECK_SAME("logits", mhk_logits(b), mhk_logits(a), 1024);
+  CHECK_SAME("logits", mhk_logits(b, 0), mhk_logits(a, 0), 1024);
   mhk_destroy(ctx);
 }
 

@@ -233,7 +233,7 @@ static int go_on(mhk_context *ctx, const settings *s, const char *prompt, cli_co
     mhk_index n;
     o.counts = mhk_speculation_progress(x);
     mhk_speculation_finish(x);
-    mhk_session_reset(session);
+    mhk_session_reset(session, MHK_ALL);
     mhk_feed_bytes(session, prompt, s->prompt_bytes);
     start = cli_clock();
     for (n = 0; n < o.tokens && !cli_stopped(); n++)

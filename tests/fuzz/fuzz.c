@@ -417,7 +417,7 @@ static mhk_session *session_of(mhk_model *m, mhk_index window) {
   return mhk_session_create(m, &d);
 }
 static int same_logits(const mhk_session *a, const mhk_session *b, int V) {
-  const mhk_real *x = mhk_logits(a), *y = mhk_logits(b);
+  const mhk_real *x = mhk_logits(a, 0), *y = mhk_logits(b, 0);
   return x && y && !memcmp(x, y, sizeof *x * (size_t)V);
 }
 
@@ -474,8 +474,8 @@ static void use_session(mhk_context *ctx, mhk_model *m, const int32_t *tokens, m
     mhk_feed(other, tokens, 2);
     PROMISE(ctx, !fine(ctx) || same_logits(s, other, V));
     PROMISE(ctx, mhk_session_copy(other, 0, s, 0) == MHK_OK && same_logits(s, other, V));
-    mhk_session_reset(other);
-    mhk_session_reset(s);
+    mhk_session_reset(other, MHK_ALL);
+    mhk_session_reset(s, MHK_ALL);
     mhk_feed(s, tokens, 1);
     mhk_score(s, 0, tokens, 4, chances);
     fine(ctx);

@@ -710,7 +710,7 @@ static double run_model(bench_work *w) {
 static double run_prefill(bench_work *w) {
   double start;
   if (!w->session) w->session = mhk_session_create(w->student, NULL);
-  mhk_session_reset(w->session);
+  mhk_session_reset(w->session, MHK_ALL);
   start = cli_clock();
   mhk_feed(w->session, w->tokens, w->c.m);
   return (cli_clock() - start) * LAYERS / LAYERS_FED;
