@@ -13558,15 +13558,15 @@ MHKDEF size_t mhk_stream_finish(mhk_stream *s, char *out) {
    MODELS: configurations, weights, initialisation, transfer                                >>models
    ============================================================================================== */
 
+/* What a layer is made of. Of the mixers' tensors a layer has those of its own mixer, others are
+   NULL. */
 typedef struct mhk__layer {
   mhk_mixer kind;
   mhk_tensor *norm_w, *norm_b;                                       /* norm_b NULL: RMSNorm (Mamba-2) */
   mhk_tensor *q_w, *q_b, *k_w, *k_b, *v_w, *v_b, *dense_w, *dense_b; /* attention */
   mhk_tensor *qn_w, *qn_b, *kn_w, *kn_b;                             /* LayerNorm of queries and keys, or NULL */
-  /* state-space; absent ones NULL */
   mhk_tensor *in_w, *in_b, *z_bias, *conv_w, *conv_b, *dt_bias, *A_log, *D, *ssm_norm_w, *out_w, *out_b;
-  /* MLP; NULL: none */
-  mhk_tensor *fc1_w, *fc1_b, *fc2_w, *fc2_b;
+  mhk_tensor *fc1_w, *fc1_b, *fc2_w, *fc2_b; /* MLP; NULL: none */
 } mhk__layer;
 
 struct mhk_model {
@@ -13585,278 +13585,245 @@ struct mhk_model {
   int n_ends, ends_exact;      /* exact: the tokenizer's does not count besides */
 };
 
-/* ---- which tensors a configuration asks for */
+/* ---- the tensors of a configuration ----
+   One table says everything about them: naming, making, loading, drawing, training, quantizing and
+   transferring weights go through it. */
 
-typedef enum mhk__role {
-  MHK__EMBEDDING,
-  MHK__NORM_W,
-  MHK__NORM_B, /* from here on: of each layer */
-  MHK__Q_W,
-  MHK__Q_B,
-  MHK__K_W,
-  MHK__K_B,
-  MHK__V_W,
-  MHK__V_B,
-  MHK__DENSE_W,
-  MHK__DENSE_B,
-  MHK__QN_W,
-  MHK__QN_B,
-  MHK__KN_W,
-  MHK__KN_B,
-  MHK__IN_W,
-  MHK__IN_B,
-  MHK__Z_BIAS,
-  MHK__CONV_W,
-  MHK__CONV_B,
-  MHK__DT_BIAS,
-  MHK__A_LOG,
-  MHK__D,
-  MHK__SSM_NORM_W,
-  MHK__OUT_W,
-  MHK__OUT_B,
-  MHK__FC1_W,
-  MHK__FC1_B,
-  MHK__FC2_W,
-  MHK__FC2_B,
-  MHK__FINAL_W,
-  MHK__FINAL_B,
-  MHK__HEAD_W,
-  MHK__HEAD_B, /* of the model again */
-  MHK__ROLES
+/* what a tensor's row says; MHK__ROLE() puts the beginnings in front */
+enum {            /* whose it is */
+  MHK__OF_MODEL,  /* the model's, before the layers */
+  MHK__OF_BLOCK,  /* from here on: one in each layer that has such a part */
+  MHK__OF_ATTENTION,
+  MHK__OF_STATE_SPACE,
+  MHK__OF_MLP,
+  MHK__OF_END     /* the model's again, behind the layers */
+};
+enum { MHK__NAMED_PLAIN, MHK__NAMED_EMBEDDING, MHK__NAMED_NORM, MHK__NAMED_FINAL, MHK__NAMED_ATTENTION };
+enum { /* what a configuration must have, besides its owner */
+  MHK__IF_ALWAYS,
+  MHK__IF_LAYER_NORM,
+  MHK__IF_QK_NORM,
+  MHK__IF_PROJ_BIAS,
+  MHK__IF_CONV_BIAS,
+  MHK__IF_DISCRETE,
+  MHK__IF_MAMBA2,
+  MHK__IF_UNTIED
+};
+enum {                 /* sizes of axes */
+  MHK__SIZE_NONE,      /* no second axis: a vector */
+  MHK__SIZE_VOCAB,
+  MHK__SIZE_MODEL,     /* d_model */
+  MHK__SIZE_MLP,
+  MHK__SIZE_QUERIES,   /* attention heads times their size */
+  MHK__SIZE_KEYS,      /* the same of keys and values */
+  MHK__SIZE_HEAD,
+  MHK__SIZE_HEADS,     /* state-space heads */
+  MHK__SIZE_INNER,     /* the same times their size */
+  MHK__SIZE_CHANNELS,  /* x, B and C: what the convolution works on */
+  MHK__SIZE_PROJECTED, /* what in_proj makes: channels, gate and decays */
+  MHK__SIZE_TAPS       /* of the convolution: two axes, (1,d_conv) */
+};
+enum {                /* how it starts where a model is drawn */
+  MHK__START_ZERO,
+  MHK__START_ONE,
+  MHK__START_NORMAL,  /* deviation 0.02, as language models usually have it */
+  MHK__START_LINEAR,  /* as PyTorch draws a Linear or a convolution: uniform in +-1/sqrt(inputs) */
+  MHK__START_BIAS,    /* as PyTorch draws their bias: in the bounds of the weight before it */
+  MHK__START_A_LOG,   /* as Mamba-2 is published: the log of a number uniform in [1,16] */
+  MHK__START_DT_BIAS, /* as well: softplus of it is log-uniform in [0.001,0.1] */
+  MHK__STARTS
+};
+enum {               /* the least mhk_trains that trains it, where a stage's loss depends on it */
+  MHK__TRAIN_MATRIX, /* MHK_TRAIN_MATRICES; the mixing matrix, and so stage 1, depends on it */
+  MHK__TRAIN_MIXER,  /* MHK_TRAIN_MIXERS */
+  MHK__TRAIN_NORM,   /* MHK_TRAIN_ALL; stage 1 depends on it */
+  MHK__TRAIN_REST    /* MHK_TRAIN_ALL */
+};
+
+typedef struct mhk__role {
+  size_t at; /* where mhk_model or mhk__layer has it */
+  unsigned char owner, named;
+  char name[24];
+  unsigned char needs, rows, across, start, trains;
 } mhk__role;
 
+#define MHK__ROLE(type, field, owner, named, name, needs, rows, across, start, trains) \
+  {offsetof(type, field), MHK__OF_##owner, MHK__NAMED_##named, name, MHK__IF_##needs, MHK__SIZE_##rows, \
+   MHK__SIZE_##across, MHK__START_##start, MHK__TRAIN_##trains}
+static const mhk__role mhk__roles[] = { /* in the order of the checkpoint */
+  MHK__ROLE(mhk_model, embedding, MODEL, EMBEDDING, ".weight", ALWAYS, VOCAB, MODEL, NORMAL, REST),
+  MHK__ROLE(mhk__layer, norm_w, BLOCK, NORM, ".weight", ALWAYS, MODEL, NONE, ONE, NORM),
+  MHK__ROLE(mhk__layer, norm_b, BLOCK, NORM, ".bias", LAYER_NORM, MODEL, NONE, ZERO, NORM),
+  MHK__ROLE(mhk__layer, q_w, ATTENTION, ATTENTION, ".q_proj.weight", ALWAYS, QUERIES, MODEL, LINEAR, MIXER),
+  MHK__ROLE(mhk__layer, q_b, ATTENTION, ATTENTION, ".q_proj.bias", ALWAYS, QUERIES, NONE, BIAS, MIXER),
+  MHK__ROLE(mhk__layer, k_w, ATTENTION, ATTENTION, ".k_proj.weight", ALWAYS, KEYS, MODEL, LINEAR, MIXER),
+  MHK__ROLE(mhk__layer, k_b, ATTENTION, ATTENTION, ".k_proj.bias", ALWAYS, KEYS, NONE, BIAS, MIXER),
+  MHK__ROLE(mhk__layer, v_w, ATTENTION, ATTENTION, ".v_proj.weight", ALWAYS, KEYS, MODEL, LINEAR, MIXER),
+  MHK__ROLE(mhk__layer, v_b, ATTENTION, ATTENTION, ".v_proj.bias", ALWAYS, KEYS, NONE, BIAS, MIXER),
+  MHK__ROLE(mhk__layer, dense_w, ATTENTION, ATTENTION, ".dense.weight", ALWAYS, MODEL, QUERIES, LINEAR, MIXER),
+  MHK__ROLE(mhk__layer, dense_b, ATTENTION, ATTENTION, ".dense.bias", ALWAYS, MODEL, NONE, BIAS, MIXER),
+  MHK__ROLE(mhk__layer, qn_w, ATTENTION, ATTENTION, ".q_layernorm.weight", QK_NORM, HEAD, NONE, ONE, MIXER),
+  MHK__ROLE(mhk__layer, qn_b, ATTENTION, ATTENTION, ".q_layernorm.bias", QK_NORM, HEAD, NONE, ZERO, MIXER),
+  MHK__ROLE(mhk__layer, kn_w, ATTENTION, ATTENTION, ".k_layernorm.weight", QK_NORM, HEAD, NONE, ONE, MIXER),
+  MHK__ROLE(mhk__layer, kn_b, ATTENTION, ATTENTION, ".k_layernorm.bias", QK_NORM, HEAD, NONE, ZERO, MIXER),
+  MHK__ROLE(mhk__layer, in_w, STATE_SPACE, PLAIN, "mixer.in_proj.weight", ALWAYS, PROJECTED, MODEL, LINEAR, MATRIX),
+  MHK__ROLE(mhk__layer, in_b, STATE_SPACE, PLAIN, "mixer.in_proj.bias", PROJ_BIAS, PROJECTED, NONE, BIAS, MATRIX),
+  MHK__ROLE(mhk__layer, z_bias, STATE_SPACE, PLAIN, "mixer.z_bias", DISCRETE, INNER, NONE, ZERO, MIXER),
+  MHK__ROLE(mhk__layer, conv_w, STATE_SPACE, PLAIN, "mixer.conv1d.weight", ALWAYS, CHANNELS, TAPS, LINEAR, MATRIX),
+  MHK__ROLE(mhk__layer, conv_b, STATE_SPACE, PLAIN, "mixer.conv1d.bias", CONV_BIAS, CHANNELS, NONE, BIAS, MATRIX),
+  MHK__ROLE(mhk__layer, dt_bias, STATE_SPACE, PLAIN, "mixer.dt_bias", MAMBA2, HEADS, NONE, DT_BIAS, MIXER),
+  MHK__ROLE(mhk__layer, A_log, STATE_SPACE, PLAIN, "mixer.A_log", MAMBA2, HEADS, NONE, A_LOG, MIXER),
+  MHK__ROLE(mhk__layer, D, STATE_SPACE, PLAIN, "mixer.D", ALWAYS, HEADS, NONE, ONE, MATRIX),
+  MHK__ROLE(mhk__layer, ssm_norm_w, STATE_SPACE, PLAIN, "mixer.norm.weight", MAMBA2, INNER, NONE, ONE, MIXER),
+  MHK__ROLE(mhk__layer, out_w, STATE_SPACE, PLAIN, "mixer.out_proj.weight", ALWAYS, MODEL, INNER, LINEAR, MIXER),
+  MHK__ROLE(mhk__layer, out_b, STATE_SPACE, PLAIN, "mixer.out_proj.bias", PROJ_BIAS, MODEL, NONE, BIAS, MIXER),
+  MHK__ROLE(mhk__layer, fc1_w, MLP, PLAIN, "mlp.fc1.weight", ALWAYS, MLP, MODEL, LINEAR, REST),
+  MHK__ROLE(mhk__layer, fc1_b, MLP, PLAIN, "mlp.fc1.bias", ALWAYS, MLP, NONE, BIAS, REST),
+  MHK__ROLE(mhk__layer, fc2_w, MLP, PLAIN, "mlp.fc2.weight", ALWAYS, MODEL, MLP, LINEAR, REST),
+  MHK__ROLE(mhk__layer, fc2_b, MLP, PLAIN, "mlp.fc2.bias", ALWAYS, MODEL, NONE, BIAS, REST),
+  MHK__ROLE(mhk_model, norm_w, END, FINAL, ".weight", ALWAYS, MODEL, NONE, ONE, REST),
+  MHK__ROLE(mhk_model, norm_b, END, FINAL, ".bias", LAYER_NORM, MODEL, NONE, ZERO, REST),
+  MHK__ROLE(mhk_model, head_w, END, PLAIN, "lm_head.weight", UNTIED, VOCAB, MODEL, LINEAR, REST),
+  MHK__ROLE(mhk_model, head_b, END, PLAIN, "lm_head.bias", LAYER_NORM, VOCAB, NONE, BIAS, REST)};
+#undef MHK__ROLE
+
+/* An architecture: what its blocks have, and what its tensors are called. */
+typedef struct mhk__arch {
+  char name[12], root[12];  /* root: how names begin, the head's excepted */
+  char called[5][20];       /* by MHK__NAMED_... */
+  int layer_norm;           /* norms are LayerNorm, not RMSNorm; the head has a bias */
+} mhk__arch;
+
+static const mhk__arch *mhk__arch_of(const mhk_config *c) {
+  static const mhk__arch archs[] = {
+    {"Phi", "model", {"", "embed_tokens", "input_layernorm", "final_layernorm", "self_attn"}, 1},
+    {"Phi-Mamba", "backbone", {"", "embedding", "input_layernorm", "final_layernorm", "mixer.self_attn"}, 1},
+    {"Mamba-2", "backbone", {"", "embeddings", "norm", "norm_f", "mixer.self_attn"}, 0}};
+  return &archs[(int)c->arch - 1];
+}
+
+/* A tensor of a model: a role in one layer, with its name in whole and its shape. */
 typedef struct mhk__spec {
   char name[96];
-  mhk__role role;
+  const mhk__role *role;
   int layer, rank;
   mhk_index shape[3];
 } mhk__spec;
 
-static mhk_tensor **mhk__slot(mhk_model *m, int layer, mhk__role role) {
-  mhk__layer *y = &m->layers[layer];
-  switch (role) {
-    case MHK__EMBEDDING: return &m->embedding;
-    case MHK__FINAL_W: return &m->norm_w;
-    case MHK__FINAL_B: return &m->norm_b;
-    case MHK__HEAD_W: return &m->head_w;
-    case MHK__HEAD_B: return &m->head_b;
-    case MHK__NORM_W: return &y->norm_w;
-    case MHK__NORM_B: return &y->norm_b;
-    case MHK__Q_W: return &y->q_w;
-    case MHK__Q_B: return &y->q_b;
-    case MHK__K_W: return &y->k_w;
-    case MHK__K_B: return &y->k_b;
-    case MHK__V_W: return &y->v_w;
-    case MHK__V_B: return &y->v_b;
-    case MHK__DENSE_W: return &y->dense_w;
-    case MHK__DENSE_B: return &y->dense_b;
-    case MHK__QN_W: return &y->qn_w;
-    case MHK__QN_B: return &y->qn_b;
-    case MHK__KN_W: return &y->kn_w;
-    case MHK__KN_B: return &y->kn_b;
-    case MHK__IN_W: return &y->in_w;
-    case MHK__IN_B: return &y->in_b;
-    case MHK__Z_BIAS: return &y->z_bias;
-    case MHK__CONV_W: return &y->conv_w;
-    case MHK__CONV_B: return &y->conv_b;
-    case MHK__DT_BIAS: return &y->dt_bias;
-    case MHK__A_LOG: return &y->A_log;
-    case MHK__D: return &y->D;
-    case MHK__SSM_NORM_W: return &y->ssm_norm_w;
-    case MHK__OUT_W: return &y->out_w;
-    case MHK__OUT_B: return &y->out_b;
-    case MHK__FC1_W: return &y->fc1_w;
-    case MHK__FC1_B: return &y->fc1_b;
-    case MHK__FC2_W: return &y->fc2_w;
-    default: return &y->fc2_b;
-  }
-}
+static int mhk__role_layered(const mhk__role *r) { return r->owner != MHK__OF_MODEL && r->owner != MHK__OF_END; }
 
 /* matrices of linear and embedding: the ones that may stay in their stored type */
-static int mhk__role_is_matrix(mhk__role role) {
-  switch (role) {
-    case MHK__EMBEDDING:
-    case MHK__HEAD_W:
-    case MHK__Q_W:
-    case MHK__K_W:
-    case MHK__V_W:
-    case MHK__DENSE_W:
-    case MHK__IN_W:
-    case MHK__OUT_W:
-    case MHK__FC1_W:
-    case MHK__FC2_W: return 1;
-    default: return 0;
+static int mhk__role_is_matrix(const mhk__role *r) {
+  return r->across != MHK__SIZE_NONE && r->across != MHK__SIZE_TAPS;
+}
+
+static mhk_tensor **mhk__slot(mhk_model *m, const mhk__spec *s) {
+  char *base = mhk__role_layered(s->role) ? (char *)&m->layers[s->layer] : (char *)m;
+  return (mhk_tensor **)(void *)(base + s->role->at);
+}
+
+static int mhk__has_role(const mhk_config *c, int layer, const mhk__role *r) {
+  const int kind = c->mixer[layer];
+  if (r->owner == MHK__OF_ATTENTION && kind != MHK_MIXER_ATTENTION) return 0;
+  if (r->owner == MHK__OF_STATE_SPACE && kind != MHK_MIXER_DISCRETE_MAMBA2 && kind != MHK_MIXER_MAMBA2) return 0;
+  if (r->owner == MHK__OF_MLP && c->d_mlp == 0) return 0;
+  switch (r->needs) {
+    case MHK__IF_LAYER_NORM: return mhk__arch_of(c)->layer_norm;
+    case MHK__IF_QK_NORM: return c->qk_layernorm != 0;
+    case MHK__IF_PROJ_BIAS: return c->proj_bias != 0;
+    case MHK__IF_CONV_BIAS: return c->conv_bias != 0;
+    case MHK__IF_DISCRETE: return kind == MHK_MIXER_DISCRETE_MAMBA2;
+    case MHK__IF_MAMBA2: return kind == MHK_MIXER_MAMBA2;
+    case MHK__IF_UNTIED: return !c->tie_embeddings;
+    default: return 1;
   }
 }
 
-/* what a tensor is called behind "layers.3.", or in whole */
-static void mhk__role_name(const mhk_config *c, mhk__role role, char out[48]) {
-  static const char names[MHK__ROLES][32] = {"embed_tokens.weight",
-                                             "input_layernorm.weight",
-                                             "input_layernorm.bias",
-                                             "q_proj.weight",
-                                             "q_proj.bias",
-                                             "k_proj.weight",
-                                             "k_proj.bias",
-                                             "v_proj.weight",
-                                             "v_proj.bias",
-                                             "dense.weight",
-                                             "dense.bias",
-                                             "q_layernorm.weight",
-                                             "q_layernorm.bias",
-                                             "k_layernorm.weight",
-                                             "k_layernorm.bias",
-                                             "in_proj.weight",
-                                             "in_proj.bias",
-                                             "z_bias",
-                                             "conv1d.weight",
-                                             "conv1d.bias",
-                                             "dt_bias",
-                                             "A_log",
-                                             "D",
-                                             "norm.weight",
-                                             "out_proj.weight",
-                                             "out_proj.bias",
-                                             "fc1.weight",
-                                             "fc1.bias",
-                                             "fc2.weight",
-                                             "fc2.bias",
-                                             "final_layernorm.weight",
-                                             "final_layernorm.bias",
-                                             "lm_head.weight",
-                                             "lm_head.bias"};
-  const int attention = role >= MHK__Q_W && role <= MHK__KN_B, ssm = role >= MHK__IN_W && role <= MHK__OUT_B;
-  out[0] = 0;
-  if ((attention && c->arch == MHK_ARCH_PHI_MAMBA) || ssm) strcat(out, "mixer.");
-  if (attention) strcat(out, "self_attn.");
-  if (role >= MHK__FC1_W && role <= MHK__FC2_B) strcat(out, "mlp.");
-  if (role == MHK__EMBEDDING && c->arch != MHK_ARCH_PHI)
-    strcat(out, c->arch == MHK_ARCH_MAMBA2 ? "embeddings.weight" : "embedding.weight");
-  else if (c->arch == MHK_ARCH_MAMBA2 &&
-           (role == MHK__NORM_W || role == MHK__NORM_B || role == MHK__FINAL_W || role == MHK__FINAL_B)) {
-    strcat(out, role == MHK__NORM_W || role == MHK__NORM_B ? "norm" : "norm_f");
-    strcat(out, role == MHK__NORM_W || role == MHK__FINAL_W ? ".weight" : ".bias");
-  } else strcat(out, names[role]);
+static mhk_index mhk__d_inner(const mhk_config *c) { return (mhk_index)c->ssm_heads * c->ssm_head_dim; }
+static mhk_index mhk__conv_channels(const mhk_config *c) {
+  return mhk__d_inner(c) + 2 * (mhk_index)c->ssm_groups * c->d_state;
+}
+
+static mhk_index mhk__size_of(const mhk_config *c, int size) {
+  switch (size) {
+    case MHK__SIZE_VOCAB: return c->vocab_size;
+    case MHK__SIZE_MODEL: return c->d_model;
+    case MHK__SIZE_MLP: return c->d_mlp;
+    case MHK__SIZE_QUERIES: return (mhk_index)c->n_head * c->head_dim;
+    case MHK__SIZE_KEYS: return (mhk_index)c->n_kv_head * c->head_dim;
+    case MHK__SIZE_HEAD: return c->head_dim;
+    case MHK__SIZE_HEADS: return c->ssm_heads;
+    case MHK__SIZE_INNER: return mhk__d_inner(c);
+    case MHK__SIZE_CHANNELS: return mhk__conv_channels(c);
+    case MHK__SIZE_PROJECTED: return mhk__d_inner(c) + mhk__conv_channels(c) + c->ssm_heads;
+    default: return 1;
+  }
+}
+
+/* what a tensor is called behind "backbone.layers.3.", or behind the root, or in whole */
+static void mhk__role_name(const mhk_config *c, const mhk__role *r, char out[48]) {
+  mhk__print(out, 48, "%s%s", mhk__arch_of(c)->called[r->named], r->name);
 }
 
 /* The tensor of a role in a layer: name and shape. 0 when the model has none. */
-static int mhk__spec_of(const mhk_config *c, int layer, mhk__role role, mhk__spec *s) {
-  const mhk_index D = c->d_model, V = c->vocab_size, Q = (mhk_index)c->n_head * c->head_dim,
-                  K = (mhk_index)c->n_kv_head * c->head_dim, E = (mhk_index)c->ssm_heads * c->ssm_head_dim,
-                  S = E + 2 * (mhk_index)c->ssm_groups * c->d_state;
-  const int layered = role > MHK__EMBEDDING && role < MHK__FINAL_W, kind = layered ? c->mixer[layer] : 0,
-            attention = kind == MHK_MIXER_ATTENTION, discrete = kind == MHK_MIXER_DISCRETE_MAMBA2,
-            mamba2 = kind == MHK_MIXER_MAMBA2, phi = c->arch != MHK_ARCH_MAMBA2;
-  mhk_index a = 0, b = 0;
-  int has = 0;
-  char tail[48];
-  switch (role) {
-    case MHK__EMBEDDING: has = 1, a = V, b = D; break;
-    case MHK__FINAL_W:
-    case MHK__NORM_W: has = 1, a = D; break;
-    case MHK__FINAL_B:
-    case MHK__NORM_B: has = phi, a = D; break;
-    case MHK__HEAD_W: has = !c->tie_embeddings, a = V, b = D; break;
-    case MHK__HEAD_B: has = phi, a = V; break;
-    case MHK__Q_W: has = attention, a = Q, b = D; break;
-    case MHK__Q_B: has = attention, a = Q; break;
-    case MHK__K_W:
-    case MHK__V_W: has = attention, a = K, b = D; break;
-    case MHK__K_B:
-    case MHK__V_B: has = attention, a = K; break;
-    case MHK__DENSE_W: has = attention, a = D, b = Q; break;
-    case MHK__DENSE_B: has = attention, a = D; break;
-    case MHK__QN_W:
-    case MHK__QN_B:
-    case MHK__KN_W:
-    case MHK__KN_B: has = attention && c->qk_layernorm, a = c->head_dim; break;
-    case MHK__IN_W: has = discrete || mamba2, a = E + S + c->ssm_heads, b = D; break;
-    case MHK__IN_B: has = (discrete || mamba2) && c->proj_bias, a = E + S + c->ssm_heads; break;
-    case MHK__Z_BIAS: has = discrete, a = E; break;
-    case MHK__CONV_W: has = discrete || mamba2, a = S, b = 1; break;
-    case MHK__CONV_B: has = (discrete || mamba2) && c->conv_bias, a = S; break;
-    case MHK__DT_BIAS:
-    case MHK__A_LOG: has = mamba2, a = c->ssm_heads; break;
-    case MHK__D: has = discrete || mamba2, a = c->ssm_heads; break;
-    case MHK__SSM_NORM_W: has = mamba2, a = E; break;
-    case MHK__OUT_W: has = discrete || mamba2, a = D, b = E; break;
-    case MHK__OUT_B: has = (discrete || mamba2) && c->proj_bias, a = D; break;
-    case MHK__FC1_W: has = c->d_mlp > 0, a = c->d_mlp, b = D; break;
-    case MHK__FC1_B: has = c->d_mlp > 0, a = c->d_mlp; break;
-    case MHK__FC2_W: has = c->d_mlp > 0, a = D, b = c->d_mlp; break;
-    case MHK__FC2_B: has = c->d_mlp > 0, a = D; break;
-    default: break;
-  }
-  if (!has) return 0;
-  s->role = role;
+static int mhk__spec_of(const mhk_config *c, int layer, const mhk__role *r, mhk__spec *s) {
+  char name[48];
+  if (!mhk__has_role(c, layer, r)) return 0;
+  s->role = r;
   s->layer = layer;
-  s->rank = role == MHK__CONV_W ? 3 : b ? 2 : 1;
-  s->shape[0] = a;
-  s->shape[1] = b ? b : 1;
-  s->shape[2] = role == MHK__CONV_W ? c->d_conv : 1;
-  mhk__role_name(c, role, tail);
-  if (role == MHK__HEAD_W || role == MHK__HEAD_B)
-    strcpy(s->name, tail);
-  else if (layered)
-    mhk__print(s->name, sizeof s->name, "%s.layers.%d.%s", c->arch == MHK_ARCH_PHI ? "model" : "backbone", layer, tail);
+  s->rank = r->across == MHK__SIZE_NONE ? 1 : r->across == MHK__SIZE_TAPS ? 3 : 2;
+  s->shape[0] = mhk__size_of(c, r->rows);
+  s->shape[1] = mhk__size_of(c, r->across);
+  s->shape[2] = r->across == MHK__SIZE_TAPS ? c->d_conv : 1;
+  mhk__role_name(c, r, name);
+  if (mhk__role_layered(r))
+    mhk__print(s->name, sizeof s->name, "%s.layers.%d.%s", mhk__arch_of(c)->root, layer, name);
+  else if (r->named == MHK__NAMED_PLAIN)
+    strcpy(s->name, name);
   else
-    mhk__print(s->name, sizeof s->name, "%s.%s", c->arch == MHK_ARCH_PHI ? "model" : "backbone", tail);
+    mhk__print(s->name, sizeof s->name, "%s.%s", mhk__arch_of(c)->root, name);
   return 1;
 }
 
-/* All tensors one after another, in the order of the checkpoint: start with s->layer = -1 and go on
+enum { MHK__ROLES = (int)(sizeof mhk__roles / sizeof *mhk__roles) };
+
+/* All tensors one after another, in the order of the checkpoint: start with s->role NULL, and go on
    until 0. */
 static int mhk__spec_next(const mhk_config *c, mhk__spec *s) {
-  int role = s->layer < 0 ? (int)MHK__EMBEDDING : (int)s->role + 1, layer = s->layer < 0 ? 0 : s->layer;
-  for (; role < (int)MHK__ROLES; role++) {
-    if (role == (int)MHK__FINAL_W && layer + 1 < c->n_layer) {
-      layer++;
-      role = (int)MHK__NORM_W;
+  if (!s->role) s->layer = 0;
+  for (int i = s->role ? (int)(s->role - mhk__roles) + 1 : 0; i < MHK__ROLES; i++) {
+    if (mhk__roles[i].owner == MHK__OF_END && mhk__roles[i - 1].owner != MHK__OF_END && s->layer + 1 < c->n_layer) {
+      s->layer++;
+      i = 1; /* the first of a layer */
     }
-    if (mhk__spec_of(c, layer, (mhk__role)role, s)) return 1;
+    if (mhk__spec_of(c, s->layer, &mhk__roles[i], s)) return 1;
   }
   return 0;
 }
 
 /* the settings that decide a tensor's shape, for errors */
 static void mhk__spec_reason(const mhk_config *c, const mhk__spec *s, char *out, size_t room) {
-  const int pm = c->arch == MHK_ARCH_PHI_MAMBA, m2 = c->arch == MHK_ARCH_MAMBA2;
-  switch (s->role) {
-    case MHK__EMBEDDING:
-    case MHK__HEAD_W:
-      mhk__print(out, room, "vocab_size %d, %s %d", c->vocab_size, pm ? "d_model" : "hidden_size", c->d_model);
+  const mhk__role *r = s->role;
+  const int ours = c->arch == MHK_ARCH_PHI_MAMBA, m2 = c->arch == MHK_ARCH_MAMBA2;
+  switch (r->rows == MHK__SIZE_MODEL && r->across != MHK__SIZE_NONE ? r->across : r->rows) {
+    case MHK__SIZE_VOCAB:
+      if (r->across == MHK__SIZE_NONE)
+        mhk__print(out, room, "vocab_size %d", c->vocab_size);
+      else
+        mhk__print(out, room, "vocab_size %d, %s %d", c->vocab_size, ours ? "d_model" : "hidden_size", c->d_model);
       break;
-    case MHK__HEAD_B: mhk__print(out, room, "vocab_size %d", c->vocab_size); break;
-    case MHK__FC1_W:
-    case MHK__FC1_B:
-    case MHK__FC2_W: mhk__print(out, room, "%s %d", pm ? "d_mlp" : "intermediate_size", c->d_mlp); break;
-    case MHK__Q_W:
-    case MHK__Q_B:
-    case MHK__DENSE_W: mhk__print(out, room, "num_attention_heads %d of size %d", c->n_head, c->head_dim); break;
-    case MHK__K_W:
-    case MHK__K_B:
-    case MHK__V_W:
-    case MHK__V_B: mhk__print(out, room, "num_key_value_heads %d of size %d", c->n_kv_head, c->head_dim); break;
-    case MHK__QN_W:
-    case MHK__QN_B:
-    case MHK__KN_W:
-    case MHK__KN_B: mhk__print(out, room, "head size %d", c->head_dim); break;
-    case MHK__IN_W:
-    case MHK__IN_B:
-    case MHK__CONV_W:
-    case MHK__CONV_B:
-    case MHK__Z_BIAS:
-    case MHK__D:
-    case MHK__OUT_W:
-    case MHK__DT_BIAS:
-    case MHK__A_LOG:
-    case MHK__SSM_NORM_W:
+    case MHK__SIZE_MODEL: mhk__print(out, room, "%s %d", ours ? "d_model" : "hidden_size", c->d_model); break;
+    case MHK__SIZE_MLP: mhk__print(out, room, "%s %d", ours ? "d_mlp" : "intermediate_size", c->d_mlp); break;
+    case MHK__SIZE_QUERIES:
+      mhk__print(out, room, "num_attention_heads %d of size %d", c->n_head, c->head_dim);
+      break;
+    case MHK__SIZE_KEYS: mhk__print(out, room, "num_key_value_heads %d of size %d", c->n_kv_head, c->head_dim); break;
+    case MHK__SIZE_HEAD: mhk__print(out, room, "head size %d", c->head_dim); break;
+    default:
       mhk__print(out, room,
-               m2 ? "num_heads %d, head_dim %d, n_groups %d, state_size %d, conv_kernel %d"
-                  : "n_v_heads %d of size %d, n_qk_heads %d, d_state %d, d_conv %d",
-               c->ssm_heads, c->ssm_head_dim, c->ssm_groups, c->d_state, c->d_conv);
-      break;
-    default: mhk__print(out, room, "%s %d", pm ? "d_model" : "hidden_size", c->d_model); break;
+                 m2 ? "num_heads %d, head_dim %d, n_groups %d, state_size %d, conv_kernel %d"
+                    : "n_v_heads %d of size %d, n_qk_heads %d, d_state %d, d_conv %d",
+                 c->ssm_heads, c->ssm_head_dim, c->ssm_groups, c->d_state, c->d_conv);
   }
 }
 
@@ -14039,8 +14006,7 @@ static mhk_result mhk__config_wrong(char *out, const mhk_config *c) {
   if (c->pad_vocab_multiple < 0 || (c->pad_vocab_multiple > 1 && c->vocab_size % c->pad_vocab_multiple))
     return mhk__say(out, MHK_ERROR_CONFIG, "a vocabulary of %d is no multiple of pad_vocab_size_multiple %d",
                     c->vocab_size, c->pad_vocab_multiple);
-  memset(&s, 0, sizeof s);
-  s.layer = -1;
+  s.role = NULL;
   while (mhk__spec_next(c, &s))
     if ((double)s.shape[0] * (double)s.shape[1] * (double)s.shape[2] * 16.0 > (double)PTRDIFF_MAX)
       return mhk__say(out, MHK_ERROR_CONFIG, "%s with %.0f elements does not fit this machine's address space", s.name,
@@ -14054,11 +14020,6 @@ MHKDEF mhk_result mhk_config_check(mhk_context *ctx, const mhk_config *config) {
   if (!config) return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "mhk_config_check needs a configuration");
   mhk_result code = mhk__config_wrong(sentence, config);
   return code == MHK_OK ? code : mhk_fail(ctx, code, "%s", sentence);
-}
-
-static mhk_index mhk__d_inner(const mhk_config *c) { return (mhk_index)c->ssm_heads * c->ssm_head_dim; }
-static mhk_index mhk__conv_channels(const mhk_config *c) {
-  return mhk__d_inner(c) + 2 * (mhk_index)c->ssm_groups * c->d_state;
 }
 
 MHKDEF double mhk_config_state_bytes(const mhk_config *c, mhk_index tokens) {
@@ -14077,8 +14038,7 @@ MHKDEF double mhk_config_parameters(const mhk_config *config) {
   mhk__spec s;
   double n = 0;
   if (!config || mhk__config_wrong(sentence, config) != MHK_OK) return 0;
-  memset(&s, 0, sizeof s);
-  s.layer = -1;
+  s.role = NULL;
   while (mhk__spec_next(config, &s)) n += (double)s.shape[0] * (double)s.shape[1] * (double)s.shape[2];
   return n;
 }
@@ -14817,16 +14777,15 @@ static mhk_model *mhk__model_new(mhk_context *ctx, const mhk_config *config) {
   mhk__spec s;
   if (!m) return NULL;
   m->config = *config;
-  memset(&s, 0, sizeof s);
-  s.layer = -1;
+  s.role = NULL;
   while (mhk__spec_next(config, &s)) m->n_tensors++;
   m->layers = (mhk__layer *)mhk__arena_zeros(ctx, &m->object.arena, config->n_layer, sizeof(mhk__layer));
   m->tensors = (mhk_tensor **)mhk__arena_zeros(ctx, &m->object.arena, m->n_tensors, sizeof(mhk_tensor *));
   mhk_tensor *tensors = (mhk_tensor *)mhk__arena_zeros(ctx, &m->object.arena, m->n_tensors, sizeof(mhk_tensor));
   for (int l = 0; l < config->n_layer && m->layers; l++) m->layers[l].kind = (mhk_mixer)config->mixer[l];
-  s.layer = -1;
+  s.role = NULL;
   for (int i = 0; !mhk_failed(ctx) && mhk__spec_next(config, &s); i++) {
-    mhk_tensor *x = m->tensors[i] = *mhk__slot(m, s.layer, s.role) = &tensors[i];
+    mhk_tensor *x = m->tensors[i] = *mhk__slot(m, &s) = &tensors[i];
     x->name = mhk__arena_text(ctx, &m->object.arena, s.name, strlen(s.name));
     x->rank = s.rank;
     for (int k = 0; k < MHK_MAX_RANK; k++) x->shape[k] = k < 3 ? s.shape[k] : 1;
@@ -14906,29 +14865,51 @@ static void mhk__fill_uniform(mhk__rng *rng, mhk_tensor *x, mhk_index first, mhk
   for (mhk_index i = 0; i < rows * row; i++) p[i] = (mhk_real)((2.0 * mhk__rng_uniform(rng) - 1.0) * bound);
 }
 
-/* as PyTorch draws the weight (and bias) of a Linear: uniform in +-1/sqrt(inputs) */
-static void mhk__fill_linear(mhk__rng *rng, mhk_tensor *weight, mhk_tensor *bias) {
-  if (!weight) return;
+/* as PyTorch draws the weight of a Linear: uniform in +-1/sqrt(inputs); returns that bound */
+static double mhk__fill_linear(mhk__rng *rng, mhk_tensor *weight) {
   const double bound = 1.0 / sqrt((double)(weight->count / weight->shape[0]));
   mhk__fill_uniform(rng, weight, 0, weight->shape[0], bound);
-  if (bias) mhk__fill_uniform(rng, bias, 0, bias->count, bound);
+  return bound;
 }
 
-/* the state-space mixer of a layer drawn as its published code draws it */
-static void mhk__fill_mixer(mhk__rng *rng, mhk__layer *y) {
-  mhk__fill_linear(rng, y->in_w, y->in_b);
-  mhk__fill_linear(rng, y->conv_w, y->conv_b);
-  mhk__fill_linear(rng, y->out_w, y->out_b);
-  mhk__fill(y->z_bias, 0);
-  mhk__fill(y->D, 1);
-  mhk__fill(y->ssm_norm_w, 1);
-  if (y->A_log)
-    for (mhk_index i = 0; i < y->A_log->count; i++)
-      ((mhk_real *)y->A_log->data)[i] = (mhk_real)log(1.0 + 15.0 * mhk__rng_uniform(rng));
-  if (y->dt_bias) /* softplus of it is log-uniform in [0.001,0.1] */
-    for (mhk_index i = 0; i < y->dt_bias->count; i++) {
-      const double dt = exp(log(0.001) + mhk__rng_uniform(rng) * (log(0.1) - log(0.001)));
-      ((mhk_real *)y->dt_bias->data)[i] = (mhk_real)(dt + log(-expm1(-dt)));
+/* A tensor as its role says it starts. *bound passes from a weight to the bias behind it. */
+static void mhk__draw(mhk__rng *rng, mhk_tensor *x, int start, double *bound) {
+  mhk_real *at = (mhk_real *)x->data;
+  switch (start) {
+    case MHK__START_ONE: mhk__fill(x, 1); break;
+    case MHK__START_LINEAR: *bound = mhk__fill_linear(rng, x); break;
+    case MHK__START_BIAS:
+      if (*bound > 0) mhk__fill_uniform(rng, x, 0, x->count, *bound);
+      *bound = 0;
+      break;
+    case MHK__START_NORMAL:
+      for (mhk_index i = 0; i < x->count; i++) at[i] = (mhk_real)(0.02 * mhk__rng_normal(rng));
+      break;
+    case MHK__START_A_LOG:
+      for (mhk_index i = 0; i < x->count; i++) at[i] = (mhk_real)log(1.0 + 15.0 * mhk__rng_uniform(rng));
+      break;
+    case MHK__START_DT_BIAS:
+      for (mhk_index i = 0; i < x->count; i++) {
+        const double dt = exp(log(0.001) + mhk__rng_uniform(rng) * (log(0.1) - log(0.001)));
+        at[i] = (mhk_real)(dt + log(-expm1(-dt)));
+      }
+      break;
+    default: mhk__fill(x, 0); break;
+  }
+}
+
+/* Draws what a layer has (owner < 0), or what is an owner's of it: matrices and constants first,
+   then A_log, then dt_bias. */
+static void mhk__draw_layer(mhk__rng *rng, mhk_model *m, int layer, int owner) {
+  mhk__spec s;
+  double bound = 0;
+  for (int turn = MHK__START_BIAS; turn < MHK__STARTS; turn++)
+    for (int i = 0; i < MHK__ROLES; i++) {
+      const mhk__role *r = &mhk__roles[i];
+      const int its_turn = r->start < MHK__START_BIAS ? (int)MHK__START_BIAS : (int)r->start;
+      if (its_turn == turn && mhk__role_layered(r) && (owner < 0 || r->owner == owner) &&
+          mhk__spec_of(&m->config, layer, r, &s))
+        mhk__draw(rng, *mhk__slot(m, &s), r->start, &bound);
     }
 }
 
@@ -14936,6 +14917,8 @@ static void mhk__fill_mixer(mhk__rng *rng, mhk__layer *y) {
    deviation 0.02 as language models usually have it, state-space mixers as published. */
 MHKDEF mhk_model *mhk_model_create(mhk_context *ctx, const mhk_config *config, uint64_t seed) {
   mhk__rng rng;
+  mhk__spec s;
+  double bound = 0;
   mhk_real *grads;
   if (mhk_config_check(ctx, config) != MHK_OK) return NULL;
   mhk_model *m = mhk__model_new(ctx, config);
@@ -14950,23 +14933,11 @@ MHKDEF mhk_model *mhk_model_create(mhk_context *ctx, const mhk_config *config, u
   mhk__model_train(m, data, grads);
   mhk__scratch_rewind(ctx, mark);
   mhk__rng_seed(&rng, seed);
-  for (mhk_index i = 0; i < m->embedding->count; i++)
-    ((mhk_real *)m->embedding->data)[i] = (mhk_real)(0.02 * mhk__rng_normal(&rng));
-  for (int l = 0; l < config->n_layer; l++) {
-    mhk__layer *y = &m->layers[l];
-    mhk__fill(y->norm_w, 1);
-    mhk__fill_linear(&rng, y->q_w, y->q_b);
-    mhk__fill_linear(&rng, y->k_w, y->k_b);
-    mhk__fill_linear(&rng, y->v_w, y->v_b);
-    mhk__fill_linear(&rng, y->dense_w, y->dense_b);
-    mhk__fill(y->qn_w, 1);
-    mhk__fill(y->kn_w, 1);
-    mhk__fill_mixer(&rng, y);
-    mhk__fill_linear(&rng, y->fc1_w, y->fc1_b);
-    mhk__fill_linear(&rng, y->fc2_w, y->fc2_b);
-  }
-  mhk__fill(m->norm_w, 1);
-  if (m->head_w != m->embedding) mhk__fill_linear(&rng, m->head_w, m->head_b);
+  mhk__draw(&rng, m->embedding, MHK__START_NORMAL, &bound);
+  for (int l = 0; l < config->n_layer; l++) mhk__draw_layer(&rng, m, l, -1);
+  s.role = NULL;
+  while (mhk__spec_next(config, &s))
+    if (s.role->owner == MHK__OF_END) mhk__draw(&rng, *mhk__slot(m, &s), s.role->start, &bound);
   return m;
 }
 #endif
@@ -15074,19 +15045,19 @@ static int mhk__model_follow(mhk_model *copy, const mhk_model *m) {
    settings (a layer more, a bias that config.json leaves out): then file and configuration
    contradict each other, and leaving it out would be another model. */
 static int mhk__tensor_contradicts(const mhk_config *c, const char *name) {
-  const char *root = c->arch == MHK_ARCH_PHI ? "model." : "backbone.";
+  const char *root = mhk__arch_of(c)->root;
   char tail[48];
-  int role, layered = 0;
-  if (strncmp(name, root, strlen(root)) == 0) name += strlen(root);
+  int layered = 0;
+  if (strncmp(name, root, strlen(root)) == 0 && name[strlen(root)] == '.') name += strlen(root) + 1;
   if (strncmp(name, "layers.", 7) == 0) {
     const size_t digits = strspn(name + 7, "0123456789");
     if (digits == 0 || name[7 + digits] != '.') return 0;
     name += 8 + digits;
     layered = 1;
   }
-  for (role = MHK__EMBEDDING; role < MHK__ROLES; role++) {
-    mhk__role_name(c, (mhk__role)role, tail);
-    if (layered == (role > MHK__EMBEDDING && role < MHK__FINAL_W) && strcmp(name, tail) == 0) return 1;
+  for (int i = 0; i < MHK__ROLES; i++) {
+    mhk__role_name(c, &mhk__roles[i], tail);
+    if (layered == mhk__role_layered(&mhk__roles[i]) && strcmp(name, tail) == 0) return 1;
   }
   return 0;
 }
@@ -15094,7 +15065,7 @@ static int mhk__tensor_contradicts(const mhk_config *c, const char *name) {
 /* The tensor of s as this file names it: the embedding of a Mamba-2 has one name in Hugging Face's
    library and one in the authors' own. */
 static void mhk__spec_in_file(const mhk_file *f, const mhk_config *c, mhk__spec *s) {
-  if (s->role == MHK__EMBEDDING && c->arch == MHK_ARCH_MAMBA2 && mhk__file_index(f, s->name) < 0)
+  if (s->role->named == MHK__NAMED_EMBEDDING && c->arch == MHK_ARCH_MAMBA2 && mhk__file_index(f, s->name) < 0)
     strcpy(s->name, "backbone.embedding.weight");
 }
 
@@ -15196,11 +15167,10 @@ static int mhk__match_tensors(mhk_model *m, const mhk_file *f, const char *path,
   mhk__list_start(&shapes, ctx);
   mhk__list_start(&missing, ctx);
   mhk__list_start(&unused, ctx);
-  memset(&s, 0, sizeof s);
-  s.layer = -1;
+  s.role = NULL;
   while (mhk__spec_next(&m->config, &s)) {
-    const char *name =
-        m->config.arch == MHK_ARCH_MAMBA2 && s.role == MHK__EMBEDDING ? "backbone.embeddings.weight" : s.name;
+    char name[sizeof s.name];
+    strcpy(name, s.name);
     mhk__spec_in_file(f, &m->config, &s);
     if (mhk__file_index(f, s.name) >= 0)
       mhk__match_one(m, f, &s, used, &shapes);
@@ -15250,7 +15220,7 @@ static void mhk__untie_head(mhk_context *ctx, mhk_config *c, const mhk_file *f, 
                             const char *config_path) {
   const mhk_stored *head = mhk_file_find(f, "lm_head.weight"), *embedding;
   mhk__spec s;
-  if (!c->tie_embeddings || !head || !mhk__spec_of(c, 0, MHK__EMBEDDING, &s)) return;
+  if (!c->tie_embeddings || !head || !mhk__spec_of(c, 0, mhk__roles, &s)) return;
   mhk__spec_in_file(f, c, &s);
   embedding = mhk_file_find(f, s.name);
   if (!embedding || mhk__same_tensor(ctx, head, embedding)) return;
@@ -15329,8 +15299,7 @@ static mhk_model *mhk__model_from_file(mhk_context *ctx, const mhk_config *confi
     mhk_model_destroy(m);
     return NULL;
   }
-  memset(&s, 0, sizeof s);
-  s.layer = -1;
+  s.role = NULL;
   for (int i = 0; mhk__spec_next(&c, &s); i++) {
     mhk__q_parts parts;
     char wrong[700];
@@ -15728,13 +15697,13 @@ MHKDEF mhk_model *mhk_quantize(mhk_model *m, const mhk_quantize_desc *desc) {
   }
   mhk_model *out = mhk__model_new(ctx, &m->config);
   if (!out) return NULL;
-  memset(&s, 0, sizeof s);
-  s.layer = -1;
+  s.role = NULL;
   for (i = 0; ok && mhk__spec_next(&m->config, &s); i++) {
     const mhk_tensor *from = m->tensors[i];
     mhk_tensor *x = out->tensors[i];
-    const mhk_dtype type = s.role == MHK__EMBEDDING || s.role == MHK__HEAD_W ? d.ends : d.type;
-    const mhk_index rows = s.shape[0] - (s.role == MHK__IN_W ? m->config.ssm_heads : 0);
+    const mhk_dtype type = s.role->rows == MHK__SIZE_VOCAB ? d.ends : d.type;
+    /* the rows that make decays stay numbers */
+    const mhk_index rows = s.shape[0] - (s.role->rows == MHK__SIZE_PROJECTED ? m->config.ssm_heads : 0);
     int group = d.group ? d.group : type == MHK_Q8 ? 64 : 32;
     if (mhk__role_is_matrix(s.role) && s.shape[1] % group) group = 32;
     if (mhk__role_is_matrix(s.role) && s.shape[1] % group == 0 && s.shape[1] > 0 && rows > 0)
@@ -16002,22 +15971,15 @@ static int mhk__same_depth(mhk_model *student, mhk_model *teacher) {
 }
 
 MHKDEF mhk_result mhk_model_transfer(mhk_model *student, mhk_model *teacher) {
+  mhk__spec s;
   if (!student || !teacher)
     return student ? mhk_fail(student->object.ctx, MHK_ERROR_ARGUMENT, "mhk_model_transfer needs a teacher")
                    : MHK_ERROR_ARGUMENT;
   if (mhk_failed(student->object.ctx)) return mhk_error(student->object.ctx);
   if (!mhk__can_train(student, "mhk_model_transfer") || !mhk__same_depth(student, teacher))
     return mhk_error(student->object.ctx);
-  mhk__transfer(student->embedding, teacher->embedding);
-  mhk__transfer(student->norm_w, teacher->norm_w);
-  mhk__transfer(student->norm_b, teacher->norm_b);
-  if (student->head_w != student->embedding) mhk__transfer(student->head_w, teacher->head_w);
-  mhk__transfer(student->head_b, teacher->head_b);
-  for (int l = 0; l < student->config.n_layer && !mhk_failed(student->object.ctx); l++) {
-    for (int role = MHK__NORM_W; role <= (int)MHK__FC2_B; role++)
-      if (role < (int)MHK__IN_W || role > (int)MHK__OUT_B)
-        if (!mhk__transfer(*mhk__slot(student, l, (mhk__role)role), *mhk__slot(teacher, l, (mhk__role)role))) break;
-  }
+  for (s.role = NULL; mhk__spec_next(&student->config, &s);)
+    if (s.role->owner != MHK__OF_STATE_SPACE && !mhk__transfer(*mhk__slot(student, &s), *mhk__slot(teacher, &s))) break;
   return mhk_error(student->object.ctx);
 }
 
@@ -16041,7 +16003,7 @@ static int mhk__copy_heads(mhk_tensor *to, mhk_index first, int heads, int size,
 static void mhk__init_mixer(mhk__rng *rng, const mhk_config *c, mhk__layer *y, const mhk__layer *teacher,
                             const mhk_config *tc, int attention) {
   const mhk_index E = (mhk_index)c->ssm_heads * c->ssm_head_dim, GN = (mhk_index)c->ssm_groups * c->d_state;
-  mhk__fill_linear(rng, y->in_w, NULL);
+  mhk__fill_linear(rng, y->in_w);
   mhk__fill(y->in_b, 0);
   mhk__fill_uniform(rng, y->in_w, E + 2 * GN, E, 0); /* z */
   mhk__fill(y->z_bias, MHK__OPEN_GATE);
@@ -16049,7 +16011,7 @@ static void mhk__init_mixer(mhk__rng *rng, const mhk_config *c, mhk__layer *y, c
   for (mhk_index i = 0; i < y->conv_w->shape[0]; i++) ((mhk_real *)y->conv_w->data)[(i + 1) * c->d_conv - 1] = 1;
   mhk__fill(y->conv_b, 0);
   mhk__fill(y->D, 1);
-  mhk__fill_linear(rng, y->out_w, NULL);
+  mhk__fill_linear(rng, y->out_w);
   mhk__fill(y->out_b, 0);
   if (!attention || teacher->kind != MHK_MIXER_ATTENTION) return;
   mhk__copy_heads(y->in_w, 0, c->ssm_heads, c->ssm_head_dim, teacher->v_w, tc->n_kv_head, tc->head_dim);
@@ -16077,7 +16039,7 @@ MHKDEF mhk_result mhk_model_init_mixers(mhk_model *student, mhk_model *teacher, 
     mhk__layer *y = &student->layers[l];
     if (y->kind == MHK_MIXER_ATTENTION) continue;
     if (y->kind == MHK_MIXER_MAMBA2 || init == MHK_INIT_RANDOM)
-      mhk__fill_mixer(&rng, y);
+      mhk__draw_layer(&rng, student, l, MHK__OF_STATE_SPACE);
     else
       mhk__init_mixer(&rng, &student->config, y, teacher ? &teacher->layers[l] : NULL,
                       teacher ? &teacher->config : NULL, init == MHK_INIT_ATTENTION);
@@ -16085,10 +16047,42 @@ MHKDEF mhk_result mhk_model_init_mixers(mhk_model *student, mhk_model *teacher, 
   return MHK_OK;
 }
 
+/* The configuration of a teacher's student: discrete Mamba-2 in place of all attention that is not
+   kept, heads as many and as large as the teacher's. Layers to keep that the teacher does not have
+   do not count. */
+static mhk_config mhk__student_config(const mhk_config *teacher, const mhk_student_desc *d) {
+  const mhk_config *t = teacher;
+  mhk_config c;
+  memcpy(&c, t, sizeof c);
+  c.arch = MHK_ARCH_PHI_MAMBA;
+  c.tie_embeddings = 0;
+  c.pad_vocab_multiple = c.vocab_size % 8 == 0 ? 8 : 1; /* no padding: exactly the teacher's vocabulary */
+  for (int l = 0; l < c.n_layer; l++) c.mixer[l] = MHK_MIXER_DISCRETE_MAMBA2;
+  for (int i = 0; i < d->n_keep_attention && d->keep_attention; i++)
+    if (d->keep_attention[i] >= 0 && d->keep_attention[i] < c.n_layer)
+      c.mixer[d->keep_attention[i]] = MHK_MIXER_ATTENTION;
+  if (mhk__config_uses(&c, MHK_MIXER_DISCRETE_MAMBA2)) {
+    c.ssm_heads = c.ssm_groups = t->n_head;
+    c.ssm_head_dim = t->head_dim;
+    c.d_state = d->d_state > 0 ? d->d_state : t->head_dim;
+    c.d_conv = 4;
+    c.chunk_size = d->chunk_size > 0 ? d->chunk_size : 128;
+    c.conv_bias = 1;
+    c.ssm_rotary_dim = d->rotary_dim < 0            ? 0
+                       : d->rotary_dim              ? d->rotary_dim
+                       : t->rotary_dim <= c.d_state ? t->rotary_dim
+                                                    : c.d_state / 2 * 2;
+  }
+  if (!mhk__config_uses(&c, MHK_MIXER_ATTENTION)) {
+    c.n_head = c.n_kv_head = c.head_dim = c.rotary_dim = c.qk_layernorm = 0;
+    if (c.ssm_rotary_dim == 0) c.rope_theta = 0;
+  }
+  if (c.ssm_rotary_dim && t->rope_theta <= 0) c.rope_theta = 10000.0;
+  return c;
+}
+
 MHKDEF mhk_model *mhk_student_create(mhk_context *ctx, mhk_model *teacher, const mhk_student_desc *desc) {
   mhk_student_desc d;
-  mhk_config c;
-  int l;
   if (mhk_failed(ctx)) return NULL;
   if (!teacher || mhk_failed(teacher->object.ctx)) {
     mhk_fail(ctx, MHK_ERROR_ARGUMENT, "mhk_student_create needs a teacher%s%s", teacher ? ": " : "",
@@ -16100,7 +16094,7 @@ MHKDEF mhk_model *mhk_student_create(mhk_context *ctx, mhk_model *teacher, const
   const mhk_config *t = &teacher->config;
   if (t->arch != MHK_ARCH_PHI) {
     mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "a student can be made of a Phi teacher only; this one is a %s",
-             t->arch == MHK_ARCH_MAMBA2 ? "Mamba-2" : "Phi-Mamba");
+             mhk__arch_of(t)->name);
     return NULL;
   }
   if (d.n_keep_attention < 0 || (d.n_keep_attention > 0 && !d.keep_attention) || d.d_state < 0 || d.rotary_dim < -1 ||
@@ -16111,37 +16105,15 @@ MHKDEF mhk_model *mhk_student_create(mhk_context *ctx, mhk_model *teacher, const
              d.rotary_dim, d.chunk_size);
     return NULL;
   }
-  memcpy(&c, t, sizeof c);
-  c.arch = MHK_ARCH_PHI_MAMBA;
-  c.tie_embeddings = 0;
-  c.pad_vocab_multiple = c.vocab_size % 8 == 0 ? 8 : 1; /* no padding: exactly the teacher's vocabulary */
-  for (l = 0; l < c.n_layer; l++) c.mixer[l] = MHK_MIXER_DISCRETE_MAMBA2;
   for (int i = 0; i < d.n_keep_attention; i++) {
-    l = d.keep_attention[i];
-    if (l < 0 || l >= c.n_layer) {
+    const int l = d.keep_attention[i];
+    if (l < 0 || l >= t->n_layer) {
       mhk_fail(ctx, MHK_ERROR_ARGUMENT, "attention cannot be kept in layer %d: the teacher has layers 0 to %d", l,
-               c.n_layer - 1);
+               t->n_layer - 1);
       return NULL;
     }
-    c.mixer[l] = MHK_MIXER_ATTENTION;
   }
-  if (mhk__config_uses(&c, MHK_MIXER_DISCRETE_MAMBA2)) {
-    c.ssm_heads = c.ssm_groups = t->n_head;
-    c.ssm_head_dim = t->head_dim;
-    c.d_state = d.d_state ? d.d_state : t->head_dim;
-    c.d_conv = 4;
-    c.chunk_size = d.chunk_size ? d.chunk_size : 128;
-    c.conv_bias = 1;
-    c.ssm_rotary_dim = d.rotary_dim == -1           ? 0
-                       : d.rotary_dim               ? d.rotary_dim
-                       : t->rotary_dim <= c.d_state ? t->rotary_dim
-                                                    : c.d_state / 2 * 2;
-  }
-  if (!mhk__config_uses(&c, MHK_MIXER_ATTENTION)) {
-    c.n_head = c.n_kv_head = c.head_dim = c.rotary_dim = c.qk_layernorm = 0;
-    if (c.ssm_rotary_dim == 0) c.rope_theta = 0;
-  }
-  if (c.ssm_rotary_dim && t->rope_theta <= 0) c.rope_theta = 10000.0;
+  const mhk_config c = mhk__student_config(t, &d);
   mhk_model *m = mhk_model_create(ctx, &c, d.seed ? d.seed : 1);
   if (!m) return NULL;
   mhk_model_transfer(m, teacher);
@@ -19037,44 +19009,24 @@ MHKDEF mhk_index mhk_corpus_tokens(const mhk_corpus *x, const int32_t **tokens) 
 
 /* ------------------------------------------------------------ stages: what they reach and train */
 
-static void mhk__flag(const mhk_model *m, const mhk_tensor *x, unsigned char *flags) {
-  if (!x) return;
-  for (int i = 0; i < m->n_tensors; i++)
-    if (m->tensors[i] == x) flags[i] = 1;
-}
-
 /* flags[i] = 1 for each tensor of the student that the stage trains: never more than its loss
    reaches, so that all others stay untouched */
 static void mhk__stage_trains(const mhk_model *m, int stage, mhk_trains trains, unsigned char *flags) {
-  memset(flags, 0, (size_t)m->n_tensors);
+  mhk__spec s;
   if (trains == MHK_TRAIN_DEFAULT)
     trains = stage == 1 ? MHK_TRAIN_MATRICES : stage == 2 ? MHK_TRAIN_MIXERS : MHK_TRAIN_ALL;
-  if (stage == 3 && trains == MHK_TRAIN_ALL) {
-    memset(flags, 1, (size_t)m->n_tensors);
-    return;
-  }
-  for (int l = 0; l < m->config.n_layer; l++) {
-    const mhk__layer *y = &m->layers[l];
-    if (y->kind == MHK_MIXER_ATTENTION) {
-      if (stage != 3 || trains != MHK_TRAIN_MIXERS) continue;
-      mhk__flag(m, y->q_w, flags), mhk__flag(m, y->q_b, flags), mhk__flag(m, y->k_w, flags),
-          mhk__flag(m, y->k_b, flags);
-      mhk__flag(m, y->v_w, flags), mhk__flag(m, y->v_b, flags), mhk__flag(m, y->dense_w, flags),
-          mhk__flag(m, y->dense_b, flags);
-      mhk__flag(m, y->qn_w, flags), mhk__flag(m, y->qn_b, flags), mhk__flag(m, y->kn_w, flags),
-          mhk__flag(m, y->kn_b, flags);
-      continue;
-    }
-    mhk__flag(m, y->in_w, flags), mhk__flag(m, y->in_b, flags), mhk__flag(m, y->D, flags);
-    mhk__flag(m, y->conv_w, flags), mhk__flag(m, y->conv_b, flags);
-    if (trains == MHK_TRAIN_ALL) mhk__flag(m, y->norm_w, flags), mhk__flag(m, y->norm_b, flags);
-    if (stage == 1 || trains == MHK_TRAIN_MATRICES) continue;
-    mhk__flag(m, y->z_bias, flags), mhk__flag(m, y->dt_bias, flags), mhk__flag(m, y->A_log, flags),
-        mhk__flag(m, y->ssm_norm_w, flags);
-    mhk__flag(m, y->out_w, flags), mhk__flag(m, y->out_b, flags);
-    if (trains == MHK_TRAIN_ALL)
-      mhk__flag(m, y->fc1_w, flags), mhk__flag(m, y->fc1_b, flags), mhk__flag(m, y->fc2_w, flags),
-          mhk__flag(m, y->fc2_b, flags);
+  s.role = NULL;
+  for (int i = 0; mhk__spec_next(&m->config, &s); i++) {
+    const int part = s.role->trains, kept = m->config.mixer[s.layer] == MHK_MIXER_ATTENTION,
+              matrix = part == MHK__TRAIN_MATRIX || part == MHK__TRAIN_NORM;
+    if (stage == 3 && trains == MHK_TRAIN_ALL)
+      flags[i] = 1;
+    else if (!mhk__role_layered(s.role) || kept) /* kept attention has nothing to learn before stage 3 */
+      flags[i] = stage == 3 && trains == MHK_TRAIN_MIXERS && s.role->owner == MHK__OF_ATTENTION;
+    else
+      flags[i] = (stage > 1 || matrix) && (int)trains >= (part == MHK__TRAIN_MATRIX  ? (int)MHK_TRAIN_MATRICES
+                                                          : part == MHK__TRAIN_MIXER ? (int)MHK_TRAIN_MIXERS
+                                                                                     : (int)MHK_TRAIN_ALL);
   }
 }
 
@@ -20659,27 +20611,6 @@ MHKDEF void mhk_trainer_destroy(mhk_trainer *tr) {
 
 /* ------------------------------------------------------------------- trainer: memory beforehand */
 
-/* The student's configuration as far as memory depends on it, without making one. */
-static mhk_config mhk__student_shape(const mhk_distill_desc *d) {
-  mhk_config c = d->teacher->config;
-  const mhk_student_desc *s = &d->student_desc;
-  if (d->student) return d->student->config;
-  c.arch = MHK_ARCH_PHI_MAMBA;
-  c.tie_embeddings = 0;
-  c.conv_bias = 1;
-  c.ssm_heads = c.ssm_groups = c.n_head;
-  c.ssm_head_dim = c.head_dim;
-  c.d_state = s->d_state > 0 ? s->d_state : c.head_dim;
-  c.d_conv = 4;
-  c.chunk_size = s->chunk_size > 0 ? s->chunk_size : 128;
-  c.ssm_rotary_dim = s->rotary_dim >= 0 ? c.rotary_dim : 0;
-  for (int l = 0; l < c.n_layer; l++) c.mixer[l] = MHK_MIXER_DISCRETE_MAMBA2;
-  for (int l = 0; l < s->n_keep_attention && s->keep_attention; l++)
-    if (s->keep_attention[l] >= 0 && s->keep_attention[l] < c.n_layer)
-      c.mixer[s->keep_attention[l]] = MHK_MIXER_ATTENTION;
-  return c;
-}
-
 /* Numbers a token that one block keeps for its backward pass. matrix: stage 1 needs B, C and the
    decay only. */
 static double mhk__block_numbers(const mhk_config *c, int attention, int matrix) {
@@ -20708,7 +20639,7 @@ MHKDEF double mhk_distill_bytes(const mhk_distill_desc *desc) {
   if (!desc || !desc->teacher) return 0.0;
   mhk_distill_desc d = mhk_distill_defaults(desc);
   mhk_config t = d.teacher->config;
-  mhk_config c = mhk__student_shape(&d);
+  mhk_config c = d.student ? d.student->config : mhk__student_config(&t, &d.student_desc);
   rows = (double)(d.batch / (d.world > 0 ? d.world : 1)) * (double)d.length;
   D = c.d_model;
   V = c.vocab_size;

@@ -547,7 +547,9 @@ TEST(students) {
   mhk_student_desc d;
   mhk_model *teacher, *s, *again;
   mhk_tensor *in;
+  mhk_distill_desc run;
   mhk_index i, D = 24, E = 24, GN = 4 * 6;
+  double bytes;
   int l;
   test_config(&c, 0);
   teacher = mhk_model_create(ctx, &c, 11);
@@ -596,6 +598,15 @@ TEST(students) {
         "gate and D");
   again = mhk_student_create(ctx, teacher, &d);
   same_model("the same seed", s, again);
+  /* memory is planned for the student that will be made */
+  memset(&run, 0, sizeof run);
+  run.teacher = teacher;
+  run.student_desc = d;
+  run.stages[2].tokens = 4096;
+  bytes = mhk_distill_bytes(&run);
+  run.student = s;
+  CHECK(bytes > 0 && bytes == mhk_distill_bytes(&run), "%.0f bytes before the student is made, then %.0f", bytes,
+        mhk_distill_bytes(&run));
   mhk_model_destroy(again);
   mhk_model_destroy(s);
   /* identity, no rotary, its own d_state */
