@@ -20393,6 +20393,11 @@ static int mhk__distill_check(mhk_context *ctx, const mhk_distill_desc *d) {
              d->out);
     return 0;
   }
+#else
+  const size_t most = 1024 - sizeof "/checkpoint.previous.safetensors.new0";
+  if (d->out && strlen(d->out) > most)
+    return mhk__no(ctx, MHK_ERROR_ARGUMENT, "the path for checkpoints has %lld bytes: %lld are the most",
+                   (long long)strlen(d->out), (long long)most);
 #endif
   if (d->student && !d->student->trainable) {
     mhk_fail(ctx, MHK_ERROR_ARGUMENT,

@@ -409,6 +409,25 @@ TEST(distillation) {
   CHECK(mhk_distill(ctx, &d) == NULL && mhk_failed(ctx), "worker 2 of 0..1");
   mhk_clear_error(ctx);
   d.world = d.rank = 0;
+  { /* the longest path for checkpoints is one that all their files fit */
+    char out[1100];
+    mhk_trainer *tr;
+    snprintf(out, sizeof out, "%s", test_path("long"));
+    mkdir(out, 0777);
+    while (strlen(out) < 987) strcat(out, strlen(out) < 986 ? "/." : "/");
+    d.out = out;
+    CHECK(mhk_distill(ctx, &d) == NULL, "a path of %d bytes", (int)strlen(out));
+    CHECK_FAILS(ctx, MHK_ERROR_ARGUMENT, "has 987 bytes: 986 are the most");
+    out[986] = 0;
+    tr = mhk_distill(ctx, &d);
+    CHECK(tr && mhk_checkpoint(tr) == MHK_OK && mhk_checkpoint(tr) == MHK_OK, "%s", mhk_message(ctx));
+    mhk_trainer_destroy(tr);
+    tr = mhk_distill(ctx, &d);
+    CHECK(tr != NULL, "%s", mhk_message(ctx));
+    mhk_trainer_destroy(tr);
+    mhk_clear_error(ctx);
+    d.out = NULL;
+  }
   {
     int keep[1] = {2};
     d.student_desc.keep_attention = keep;
