@@ -20394,7 +20394,7 @@ static int mhk__distill_check(mhk_context *ctx, const mhk_distill_desc *d) {
     return 0;
   }
 #else
-  const size_t most = 1024 - sizeof "/checkpoint.previous.safetensors.new0";
+  const size_t most = MHK__PATH_MOST + 1 - sizeof "/checkpoint.previous.safetensors";
   if (d->out && strlen(d->out) > most)
     return mhk__no(ctx, MHK_ERROR_ARGUMENT, "the path for checkpoints has %lld bytes: %lld are the most",
                    (long long)strlen(d->out), (long long)most);
