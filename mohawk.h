@@ -18654,17 +18654,43 @@ MHKDEF int32_t mhk_speculate(mhk_speculation *x, const mhk_sampling *sampling) {
 #endif /* MOHAWK_IMPLEMENTATION */
 #if defined(MOHAWK_IMPLEMENTATION) && !defined(MHK__PASS) && !defined(MOHAWK_NO_TRAINING)
 /* =================================================================================================
-   MOHAWK: text, the three stages, optimiser, trainer, checkpoints, evaluation              >>mohawk
-   ============================================================================================== */
+   MOHAWK: corpus, the three stages, trainer, checkpoints, evaluation                       >>mohawk
+   =================================================================================================
+
+   A Transformer becomes a state-space model, after Bick, Li, Xing, Kolter and Gu, "Transformers to
+   SSMs: Distilling Quadratic Knowledge to Subquadratic Models" (arXiv 2408.10189), section 4. The
+   student has the teacher's blocks with another mixer in them, and comes near the teacher in three
+   stages, each starting from the weights of the one before. X_l is the teacher's residual stream
+   before block l, u_l = norm(X_l), and phi is what a stage trains:
+
+     1 matrix orientation       min_phi  sum_l || softmax(Q_l K_l^T / sqrt(P)) - M_phi(u_l) ||_F
+       head by head, M being the mixing matrix of >>ssd. phi: what M depends on, which is the
+       in-projection, the convolution and D.
+     2 hidden-state alignment   min_phi  sum_l || block_l(X_l) - block_phi(X_l) ||_2
+       token by token. phi: the mixers.
+     3 knowledge distillation   min_phi  CE(softmax(teacher(x)), softmax(student_phi(x) / tau))
+       end to end. phi: everything. MLPs, norms, embedding and head have been the teacher's from the
+       start: mhk_student_create() copies them (weight transfer).
+
+   In stages 1 and 2 each layer is given the teacher's X_l, not what the student's layers before it
+   make of the tokens. So layers learn independently of each other in one pass of the teacher, and
+   the activations of one block at a time are in memory.
+
+   Each stage has its own budget of tokens and its own learning rate, which follows a
+   warmup-stable-decay schedule: up along a straight line, constant, down along a straight line.
+   Gradients are clipped by their global norm and AdamW (>>optimizer) updates. A checkpoint holds
+   weights, moments, random numbers and the place in the corpus: a run that goes on from one
+   computes the same bits as one that was never stopped. */
 
 #define MHK__END_TEXT "<|endoftext|>"
 #define MHK__UPDATE_BLOCK 16384 /* numbers of a block of the optimiser */
 #define MHK__SAMPLE_BATCH 64    /* sequences a model writes in step */
+#define MHK__WINDOW 256         /* tokens of a window of a batch or of an evaluation, by default */
 #define MHK__LOGITS_PIECE ((mhk_index)1 << 21) /* logits that evaluation holds at once, of each model */
 
 static int mhk__is_finite(double x) { return x - x == 0.0; }
 
-/* ---------------------------------------------------------------------------------------- text */
+/* -------------------------------------------------------------------------------------- corpus */
 
 struct mhk_corpus {
   mhk__object object;
@@ -18712,6 +18738,19 @@ static int mhk__pile_room(mhk_context *ctx, mhk__pile *p, mhk_index extra) {
 #ifndef MOHAWK_NO_STDIO
 static int mhk__is_blank(unsigned char c) { return c == ' ' || (c >= 9 && c <= 13) || (c >= 28 && c <= 31); }
 #endif
+
+/* Puts n elements of size bytes, 16 at most, in random order (Fisher and Yates). */
+static void mhk__shuffle(uint64_t seed, void *elements, mhk_index n, size_t size) {
+  unsigned char *x = (unsigned char *)elements, keep[16];
+  mhk__rng r;
+  mhk__rng_seed(&r, seed);
+  for (mhk_index i = n - 1; i > 0; i--) {
+    unsigned char *a = x + (size_t)i * size, *b = x + (size_t)mhk__rng_below(&r, (uint64_t)i + 1) * size;
+    memcpy(keep, a, size);
+    memmove(a, b, size);
+    memcpy(b, keep, size);
+  }
+}
 
 typedef struct mhk__corpus_build {
   mhk_context *ctx;
@@ -18835,10 +18874,38 @@ static mhk_corpus *mhk__corpus_new(mhk_context *ctx, mhk_index n, mhk_index docu
 }
 
 #ifndef MOHAWK_NO_STDIO
+/* The documents of a build behind each other, each after the token that starts one (negative:
+   none). */
+static mhk_corpus *mhk__corpus_pack(const mhk__corpus_build *b, int32_t start) {
+  const mhk_index *piece = (const mhk_index *)(const void *)b->pieces.data;
+  mhk_index total = 0, at = 0;
+  for (mhk_index i = 0; i < b->pieces.n; i++) {
+    const mhk_index count = piece[2 * i + 1] + (start >= 0);
+    if (count > PTRDIFF_MAX - total) {
+      mhk_fail(b->ctx, MHK_ERROR_MEMORY, "the text has more tokens than this machine can count");
+      return NULL;
+    }
+    total += count;
+  }
+  mhk_corpus *x = mhk__corpus_new(b->ctx, total, b->pieces.n);
+  for (mhk_index i = 0; x && i < b->pieces.n; i++) {
+    x->start[i] = at;
+    if (start >= 0) x->tokens[at++] = start;
+    memcpy(x->tokens + at, (const int32_t *)(const void *)b->ids.data + piece[2 * i],
+           (size_t)piece[2 * i + 1] * sizeof(int32_t));
+    at += piece[2 * i + 1];
+  }
+  if (!x) return NULL;
+  x->start[x->n_documents] = total;
+  for (mhk_index i = 0; i < total; i++)
+    if (x->tokens[i] > x->largest) x->largest = x->tokens[i];
+  return x;
+}
+
+/* Reads files one after the other into passages, and packs these into a corpus. */
 MHKDEF mhk_corpus *mhk_corpus_load(mhk_context *ctx, mhk_tokenizer *k, const mhk_corpus_desc *desc) {
   mhk__corpus_build b;
   mhk_corpus *x = NULL;
-  mhk_index i, j, total = 0, at = 0, *piece;
   if (mhk_failed(ctx)) return NULL;
   if (!k || !desc || desc->n_files <= 0 || !desc->files) {
     mhk_fail(ctx, MHK_ERROR_ARGUMENT, "a text needs a tokenizer and at least one file");
@@ -18849,7 +18916,6 @@ MHKDEF mhk_corpus *mhk_corpus_load(mhk_context *ctx, mhk_tokenizer *k, const mhk
   b.tokenizer = k;
   b.ids.size = sizeof(int32_t);
   b.pieces.size = 2 * sizeof(mhk_index);
-  const int32_t end = mhk_tokenizer_start(k);
   for (int f = 0; f < desc->n_files && ctx->result == MHK_OK; f++) {
     const int repeat = desc->repeat ? desc->repeat[f] : 1;
     const size_t longest = desc->max_document_of ? desc->max_document_of[f] : desc->max_document;
@@ -18865,38 +18931,8 @@ MHKDEF mhk_corpus *mhk_corpus_load(mhk_context *ctx, mhk_tokenizer *k, const mhk
   if (ctx->result == MHK_OK && b.pieces.n == 0)
     mhk_fail(ctx, MHK_ERROR_FORMAT, "there is no text in %s%s", desc->files[0],
              desc->n_files > 1 ? " and the files after it" : "");
-  piece = (mhk_index *)(void *)b.pieces.data;
-  if (ctx->result == MHK_OK && desc->seed) { /* Fisher & Yates */
-    mhk__rng r;
-    mhk__rng_seed(&r, desc->seed);
-    for (i = b.pieces.n - 1; i > 0; i--) {
-      const mhk_index o = (mhk_index)mhk__rng_below(&r, (uint64_t)i + 1), first = piece[2 * i],
-                      count = piece[2 * i + 1];
-      piece[2 * i] = piece[2 * o];
-      piece[2 * i + 1] = piece[2 * o + 1];
-      piece[2 * o] = first;
-      piece[2 * o + 1] = count;
-    }
-  }
-  for (i = 0; i < b.pieces.n && ctx->result == MHK_OK; i++) {
-    const mhk_index count = piece[2 * i + 1] + (end >= 0);
-    if (count > PTRDIFF_MAX - total)
-      mhk_fail(ctx, MHK_ERROR_MEMORY, "the text has more tokens than this machine can count");
-    else total += count;
-  }
-  if (ctx->result == MHK_OK) x = mhk__corpus_new(ctx, total, b.pieces.n);
-  for (i = 0; x && i < b.pieces.n; i++) {
-    const int32_t *from = (const int32_t *)(const void *)b.ids.data + piece[2 * i];
-    x->start[i] = at;
-    if (end >= 0) x->tokens[at++] = end;
-    memcpy(x->tokens + at, from, (size_t)piece[2 * i + 1] * sizeof(int32_t));
-    at += piece[2 * i + 1];
-  }
-  if (x) {
-    x->start[x->n_documents] = total;
-    for (j = 0; j < total; j++)
-      if (x->tokens[j] > x->largest) x->largest = x->tokens[j];
-  }
+  if (desc->seed) mhk__shuffle(desc->seed, b.pieces.data, b.pieces.n, b.pieces.size);
+  if (ctx->result == MHK_OK) x = mhk__corpus_pack(&b, mhk_tokenizer_start(k));
   mhk__pile_free(ctx, &b.ids);
   mhk__pile_free(ctx, &b.pieces);
   return x;
@@ -19483,7 +19519,7 @@ MHKDEF mhk_distill_desc mhk_distill_defaults(const mhk_distill_desc *desc) {
   d_model = d.teacher ? d.teacher->config.d_model : d.student ? d.student->config.d_model : 128;
   for (int i = 0; i < 3; i++) d.stages[i] = mhk__stage_defaults(&d.stages[i], i + 1, d_model);
   if (d.batch == 0) d.batch = 8;
-  if (d.length == 0) d.length = 256;
+  if (d.length == 0) d.length = MHK__WINDOW;
   if (d.update_tokens == 0 && d.batch > 0 && d.length > 0 && d.batch <= PTRDIFF_MAX / d.length)
     d.update_tokens = d.batch * d.length;
   d.beta1 = mhk__or(d.beta1, 0.9);
@@ -19598,16 +19634,11 @@ struct mhk_trainer {
 
 static mhk_context *mhk__trainer_context(const mhk_trainer *tr) { return tr ? tr->object.ctx : NULL; }
 
+/* the order of documents in an epoch */
 static void mhk__shuffle_documents(mhk_trainer *tr) {
   const mhk_index n = tr->desc.corpus->n_documents;
-  mhk__rng r;
-  mhk__rng_seed(&r, (tr->desc.seed ^ 0x5DEECE66Du) + tr->epoch * 0x9E3779B97F4A7C15u);
   for (mhk_index i = 0; i < n; i++) tr->order[i] = i;
-  for (mhk_index i = n - 1; i > 0; i--) {
-    const mhk_index o = (mhk_index)mhk__rng_below(&r, (uint64_t)i + 1), keep = tr->order[i];
-    tr->order[i] = tr->order[o];
-    tr->order[o] = keep;
-  }
+  mhk__shuffle((tr->desc.seed ^ 0x5DEECE66Du) + tr->epoch * 0x9E3779B97F4A7C15u, tr->order, n, sizeof *tr->order);
 }
 
 /* A packed window: T tokens from the place in the text on, from one document into the next. to and
@@ -20735,110 +20766,128 @@ static void mhk__window_mean(const double *x, mhk_index n, double *mean, double 
   *error = n > 1 ? sqrt(square / (double)(n - 1) / (double)n) : 0.0;
 }
 
-MHKDEF mhk_result mhk_evaluate(mhk_model *m, mhk_model *teacher, mhk_corpus *text, mhk_index length, mhk_index windows,
-                               mhk_progress_fn progress, void *user, mhk_evaluation *result) {
+/* An evaluation under way. Cross-entropy, divergence and agreement stand behind each other: of each
+   token of a batch in rows, their means over a window in means. */
+typedef struct mhk__evaluating {
   mhk_context *ctx;
-  mhk__scores s;
-  mhk_index w;
-  int stop = 0;
-  if (result) memset(result, 0, sizeof *result);
-  if (!m) return MHK_ERROR_ARGUMENT;
-  ctx = m->object.ctx;
-  if (ctx->result != MHK_OK) return ctx->result;
-  if (!text || !result || length < 0 || windows < 0 || length == 1)
+  mhk_tape *tape;
+  mhk_model *m, *teacher; /* teacher: or NULL */
+  const mhk_corpus *corpus;
+  mhk_index length, windows, batch;
+  double *rows;           /* (3, batch * length) */
+  double *means;          /* (3, windows) */
+  int32_t *labels;        /* (batch * length) */
+} mhk__evaluating;
+
+/* logits of rows first to first + n of a residual stream x (1,rows,D) */
+static const mhk_real *mhk__logits_of_rows(mhk_tape *tape, mhk_model *m, mhk_tensor *x, mhk_index first, mhk_index n) {
+  mhk_index shape[3] = {1, n, 0};
+  shape[2] = m->config.d_model;
+  return mhk_data(mhk_forward_head(tape, m, mhk_reshape(tape, mhk_rows(tape, x, first, n), 3, shape)));
+}
+
+/* Scores windows w to w + B. The residual streams of all their tokens are held, logits of a piece
+   of them at a time. */
+static void mhk__evaluate_batch(mhk__evaluating *e, mhk_index w, mhk_index B) {
+  const mhk_index V = e->m->config.vocab_size, n = B * e->length, all = e->batch * e->length;
+  const mhk_index piece = mhk__min(mhk__max(MHK__LOGITS_PIECE / V, 16), all);
+  const int32_t *tokens = e->corpus->tokens + w * e->length;
+  mhk_model *models[2] = {e->m, e->teacher};
+  mhk_tensor *x[2] = {NULL, NULL};
+  mhk_tape_reset(e->tape);
+  for (mhk_index i = 0; i < n; i++) /* the last of a window does not count */
+    e->labels[i] = (i + 1) % e->length ? tokens[i + 1] : tokens[i];
+  for (int k = 0; k < 2 && models[k]; k++) {
+    const mhk_index shape[2] = {n, models[k]->config.d_model};
+    x[k] = mhk__residual_stream(e->tape, models[k], tokens, B, e->length, NULL, NULL);
+    x[k] = mhk_reshape(e->tape, x[k], 2, shape);
+  }
+  for (mhk_index from = 0; from < n && e->ctx->result == MHK_OK; from += piece) {
+    const mhk_tape_mark mark = mhk_tape_here(e->tape);
+    mhk__scores s;
+    s.kernels = e->ctx->kernels;
+    s.rows = mhk__min(piece, n - from);
+    s.V = V;
+    s.labels = e->labels + from;
+    s.logits = mhk__logits_of_rows(e->tape, e->m, x[0], from, s.rows);
+    s.target = e->teacher ? mhk__logits_of_rows(e->tape, e->teacher, x[1], from, s.rows) : NULL;
+    s.cross_entropy = e->rows + from;
+    s.kl = e->rows + all + from;
+    s.agree = e->rows + 2 * all + from;
+    if (e->ctx->result != MHK_OK) return;
+    mhk__parallel(e->ctx, (s.rows + MHK__SCORE_ROWS - 1) / MHK__SCORE_ROWS, mhk__score_rows, &s);
+    mhk_tape_rewind(e->tape, mark);
+  }
+  for (mhk_index i = 0; i < 3 * B; i++) {
+    const double *row = e->rows + i / B * all + i % B * e->length;
+    double sum = 0.0;
+    for (mhk_index j = 0; j + 1 < e->length; j++) sum += row[j];
+    e->means[i / B * e->windows + w + i % B] = sum / (double)(e->length - 1);
+  }
+}
+
+/* what makes an evaluation impossible, as an error */
+static mhk_result mhk__evaluate_check(const mhk_model *m, const mhk_model *teacher, const mhk_corpus *corpus,
+                                      mhk_index length, mhk_index windows, const mhk_evaluation *result) {
+  mhk_context *ctx = m->object.ctx;
+  if (!corpus || !result || length < 0 || windows < 0 || length == 1)
     return mhk_fail(ctx, MHK_ERROR_ARGUMENT,
                     "an evaluation needs a text, a place for the result, and windows of two tokens or more");
-  if (length == 0) length = 256;
   if (teacher && teacher->config.vocab_size != m->config.vocab_size)
     return mhk_fail(ctx, MHK_ERROR_CONFIG,
                     "the model's vocabulary is %d, the teacher's %d: their predictions cannot be compared",
                     m->config.vocab_size, teacher->config.vocab_size);
-  if (text->largest >= m->config.vocab_size)
+  if (corpus->largest >= m->config.vocab_size)
     return mhk_fail(ctx, MHK_ERROR_ARGUMENT,
                     "the text has token %ld, the model's vocabulary ends at %d: was it made with another "
                     "tokenizer?",
-                    (long)text->largest, m->config.vocab_size - 1);
-  const mhk_index have = text->n / length;
-  if (have == 0)
+                    (long)corpus->largest, m->config.vocab_size - 1);
+  if (corpus->n < (length ? length : MHK__WINDOW))
     return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "the text has %lld tokens, too few for one window of %lld",
-                    (long long)text->n, (long long)length);
-  if (windows == 0 || windows > have) windows = have;
-  const mhk_index V = m->config.vocab_size;
-  const mhk_index D = m->config.d_model;
-  mhk_index batch = length >= 2048 ? 1 : 2048 / length;
-  if (batch > windows) batch = windows;
-  const mhk_index rows = batch * length;
-  mhk_index piece = MHK__LOGITS_PIECE / V < 16 ? 16 : MHK__LOGITS_PIECE / V;
-  if (piece > rows) piece = rows;
-  mhk__mark scratch = mhk__scratch_mark(ctx);
-  double *window = (double *)mhk__scratch(ctx, 3 * windows, sizeof(double));
-  double *row = (double *)mhk__scratch(ctx, 3 * rows, sizeof(double));
-  int32_t *labels = (int32_t *)mhk__scratch(ctx, rows, sizeof(int32_t));
-  mhk_tape *t = mhk_tape_create(ctx);
-  if (t) mhk_tape_record(t, 0);
-  for (w = 0; w < windows && t && !stop && ctx->result == MHK_OK; w += batch) {
-    const mhk_index B = windows - w < batch ? windows - w : batch, n = B * length;
-    const int32_t *tokens = text->tokens + w * length;
-    mhk_index shape[3];
-    mhk_tensor *x, *y = NULL;
-    mhk_tape_reset(t);
-    /* the last of a window does not count */
-    for (mhk_index i = 0; i < n; i++) labels[i] = (i + 1) % length ? tokens[i + 1] : tokens[i];
-    x = mhk__residual_stream(t, m, tokens, B, length, NULL, NULL);
-    if (teacher) y = mhk__residual_stream(t, teacher, tokens, B, length, NULL, NULL);
-    shape[0] = n;
-    shape[1] = D;
-    x = mhk_reshape(t, x, 2, shape);
-    if (teacher) {
-      shape[1] = teacher->config.d_model;
-      y = mhk_reshape(t, y, 2, shape);
-    }
-    for (mhk_index from = 0; from < n && ctx->result == MHK_OK; from += piece) {
-      const mhk_index k = n - from < piece ? n - from : piece;
-      const mhk_tape_mark mark = mhk_tape_here(t);
-      mhk_tensor *a, *b = NULL;
-      shape[0] = 1;
-      shape[1] = k;
-      shape[2] = D;
-      a = mhk_forward_head(t, m, mhk_reshape(t, mhk_rows(t, x, from, k), 3, shape));
-      if (teacher) {
-        shape[2] = teacher->config.d_model;
-        b = mhk_forward_head(t, teacher, mhk_reshape(t, mhk_rows(t, y, from, k), 3, shape));
-      }
-      if (!a || (teacher && !b)) break;
-      s.kernels = ctx->kernels;
-      s.logits = mhk_data(a);
-      s.target = mhk_data(b);
-      s.labels = labels + from;
-      s.rows = k;
-      s.V = V;
-      s.cross_entropy = row + from;
-      s.kl = row + rows + from;
-      s.agree = row + 2 * rows + from;
-      mhk__parallel(ctx, (k + MHK__SCORE_ROWS - 1) / MHK__SCORE_ROWS, mhk__score_rows, &s);
-      mhk_tape_rewind(t, mark);
-    }
-    if (ctx->result != MHK_OK) break;
-    for (mhk_index i = 0; i < B; i++) {
-      for (int kind = 0; kind < 3; kind++) {
-        const double *from_row = row + (mhk_index)kind * rows + i * length;
-        double sum = 0.0;
-        for (mhk_index j = 0; j + 1 < length; j++) sum += from_row[j];
-        window[(mhk_index)kind * windows + w + i] = sum / (double)(length - 1);
-      }
-    }
-    if (progress) stop = progress(user, w + B, windows);
+                    (long long)corpus->n, (long long)(length ? length : MHK__WINDOW));
+  return MHK_OK;
+}
+
+/* Windows lie behind each other in the corpus. Those that make 2,048 tokens go together. */
+MHKDEF mhk_result mhk_evaluate(mhk_model *m, mhk_model *teacher, mhk_corpus *corpus, mhk_index length,
+                               mhk_index windows, mhk_progress_fn progress, void *user, mhk_evaluation *result) {
+  mhk__evaluating e;
+  mhk_index done = 0;
+  int stop = 0;
+  if (result) memset(result, 0, sizeof *result);
+  if (!m) return MHK_ERROR_ARGUMENT;
+  mhk_context *ctx = m->object.ctx;
+  if (ctx->result != MHK_OK || mhk__evaluate_check(m, teacher, corpus, length, windows, result) != MHK_OK)
+    return ctx->result;
+  const mhk__mark scratch = mhk__scratch_mark(ctx);
+  e.ctx = ctx;
+  e.m = m;
+  e.teacher = teacher;
+  e.corpus = corpus;
+  e.length = length ? length : MHK__WINDOW;
+  e.windows = corpus->n / e.length;
+  if (windows > 0 && windows < e.windows) e.windows = windows;
+  e.batch = mhk__min(mhk__max(2048 / e.length, 1), e.windows);
+  e.means = (double *)mhk__scratch(ctx, 3 * e.windows, sizeof(double));
+  e.rows = (double *)mhk__scratch(ctx, 3 * e.batch * e.length, sizeof(double));
+  e.labels = (int32_t *)mhk__scratch(ctx, e.batch * e.length, sizeof(int32_t));
+  e.tape = mhk_tape_create(ctx);
+  mhk_tape_record(e.tape, 0);
+  while (done < e.windows && !stop && ctx->result == MHK_OK) {
+    const mhk_index B = mhk__min(e.batch, e.windows - done);
+    mhk__evaluate_batch(&e, done, B);
+    done += B;
+    if (progress && ctx->result == MHK_OK) stop = progress(user, done, e.windows);
   }
-  if (ctx->result == MHK_OK && t) {
-    const mhk_index done = w < windows ? w : windows;
-    result->tokens = done * (length - 1);
-    mhk__window_mean(window, done, &result->cross_entropy, &result->cross_entropy_error);
+  if (ctx->result == MHK_OK) {
+    result->tokens = done * (e.length - 1);
+    mhk__window_mean(e.means, done, &result->cross_entropy, &result->cross_entropy_error);
     if (teacher) {
-      mhk__window_mean(window + windows, done, &result->kl, &result->kl_error);
-      mhk__window_mean(window + 2 * windows, done, &result->agreement, &result->agreement_error);
+      mhk__window_mean(e.means + e.windows, done, &result->kl, &result->kl_error);
+      mhk__window_mean(e.means + 2 * e.windows, done, &result->agreement, &result->agreement_error);
     }
   }
-  mhk_tape_destroy(t);
+  mhk_tape_destroy(e.tape);
   mhk__scratch_rewind(ctx, scratch);
   return ctx->result;
 }
@@ -22022,6 +22071,7 @@ MHKDEF const char *mhk_bf16_name(const mhk_context *ctx) { return ctx ? mhk__bf1
 #undef MHK__TOKEN_MAPPED
 #undef MHK__TOKEN_VOCABULARY
 #undef MHK__UPDATE_BLOCK
+#undef MHK__WINDOW
 #undef MHK__WHY
 #undef MHK__DAMAGE
 #undef MHK__XXH_1
