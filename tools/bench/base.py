@@ -6,7 +6,7 @@ usage: base.py BASE [--filter TEXT,...] [--threads 1,2] [--isa NAME] [--model PA
 
 BASE is a revision of this repository, a folder with its sources, or a built `mohawk`. Both trees are built with the
 same compiler and flags (CC, CFLAGS, OPENMP), each with its own header and its own `mohawk bench`. A row is a case at
-a number of threads. In each round both programs start afresh for a case and take turns, the first one alternating;
+a number of threads; where the system allows it (Linux) both programs run on the same cores. In each round both programs start afresh for a case and take turns, the first one alternating;
 the ratio of a pair is this tree's time over the base's: above 1, this tree is slower. Rows over the limit run again
 before they are judged by the median of all their pairs. The table is sorted worst first, with the quartiles as the
 spread. Exit code 1: some row is more than --limit percent slower.
@@ -101,6 +101,35 @@ def cases(program, folder, model):
 # ---- measuring
 
 
+def cores():
+    """one logical processor of each core that this process may use; none where the system does not tell"""
+    if not hasattr(os, "sched_getaffinity"):
+        return []
+    found = {}
+    for n in sorted(os.sched_getaffinity(0)):
+        try:
+            with open(f"/sys/devices/system/cpu/cpu{n}/topology/thread_siblings_list") as file:
+                found.setdefault(file.read(), n)
+        except OSError:
+            found.setdefault(n, n)
+    return list(found.values())
+
+
+class Pinned(Program):
+    """both programs on the same cores: those of a shared machine differ by more than two revisions do"""
+    places = cores()
+
+    def ask(self, case, threads, rounds, mode=""):
+        self.start()
+        if len(self.places) >= threads:
+            try:
+                for task in os.listdir(f"/proc/{self.process.pid}/task"):
+                    os.sched_setaffinity(int(task), self.places[-threads:])
+            except OSError:
+                pass
+        return super().ask(case, threads, rounds, mode)
+
+
 class Row:
     def __init__(self, case, threads):
         self.case, self.threads, self.isa = case, threads, ""
@@ -193,7 +222,7 @@ def main():
     if not names:
         sys.exit(f"base.py: --filter {args.filter} matches no case of both")
     threads = [int(x) for x in args.threads.split(",") if x] or sorted({1, min(2, os.cpu_count() or 1)})
-    base, new = [Program(name, [program, "bench", "--serve", "--isa", args.isa, "--model", model], folder, args.wait)
+    base, new = [Pinned(name, [program, "bench", "--serve", "--isa", args.isa, "--model", model], folder, args.wait)
                  for name, (program, folder) in zip(("base", "new"), built)]
     for p in (base, new):
         atexit.register(p.stop)

@@ -32,11 +32,14 @@ class Program:
             self.process.wait()
         self.process = None
 
-    def ask(self, case, threads, rounds, mode=""):
-        """the answer, or None where there is none"""
+    def start(self):
         if not self.process:
             self.process = subprocess.Popen(self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
                                             cwd=self.folder, env=self.environment)
+
+    def ask(self, case, threads, rounds, mode=""):
+        """the answer, or None where there is none"""
+        self.start()
         try:
             self.process.stdin.write(f"{case} {threads} {rounds} {mode}\n")
             self.process.stdin.flush()
