@@ -1223,13 +1223,13 @@ MHKDEF mhk_result mhk_evaluate(mhk_model *m, mhk_model *teacher, mhk_corpus *tex
    ============================================================================================== */
 #if defined(MOHAWK_IMPLEMENTATION) && !defined(MHK__PASS)
 #ifdef MOHAWK__IMPLEMENTED
-#error "mohawk.h: the implementation was asked for twice in one file"
+#error "mohawk.h: one file includes the implementation twice"
 #endif
 #define MOHAWK__IMPLEMENTED
 
 #define MHK__VERSION (10000 * MHK_VERSION_MAJOR + 100 * MHK_VERSION_MINOR + MHK_VERSION_PATCH)
 #if MHK__TEXT != MHK__VERSION
-#error "mohawk.h: the declarations included before the implementation are those of another version of this header"
+#error "mohawk.h: the declarations included before the implementation are from another version of this header"
 #endif
 
 /* mhk_create() refuses at run time what has no macro here */
@@ -2319,8 +2319,8 @@ static int mhk__output_close(mhk__output *o, int keep) {
 
 static const char *mhk__output_why(const mhk__output *o) {
   if (o->busy)
-    return "so many others are writing it, or were killed where files cannot be locked: remove the files beside it "
-           "that end in .new and a number";
+    return "too many programs are writing it, or were killed: remove the files next to it that end in .new and a "
+           "number";
   return mhk__file_reason(o->error);
 }
 
@@ -2647,7 +2647,7 @@ static size_t mhk__size3(mhk_context *ctx, mhk_index a, mhk_index b, size_t c) {
     if ((y == 0 || x <= most / y) && (c == 0 || x * y <= most / c)) return x * y * c;
   }
   return (size_t)mhk__no(ctx, MHK_ERROR_MEMORY,
-                         "an array of %lld x %lld elements of %d bytes does not fit this machine's address space",
+                         "an array of %lld x %lld elements of %d bytes does not fit in this machine's address space",
                          (long long)a, (long long)b, (int)c);
 }
 
@@ -2690,7 +2690,7 @@ static void *mhk__arena_alloc(mhk_context *ctx, mhk__arena *a, size_t bytes) {
   size_t index = a->index, need, room;
   if (ctx->result != MHK_OK) return NULL;
   if (bytes > (size_t)PTRDIFF_MAX - 4096)
-    return mhk__null(ctx, MHK_ERROR_MEMORY, "out of memory: a block of %.1f MB cannot be had on this machine",
+    return mhk__null(ctx, MHK_ERROR_MEMORY, "out of memory: a block of %.1f MB is too large for this machine",
                      (double)bytes * 1e-6);
   need = (bytes + MHK__ALIGN - 1) / MHK__ALIGN * MHK__ALIGN;
   if (need == 0) need = MHK__ALIGN;
@@ -2709,7 +2709,7 @@ static void *mhk__arena_alloc(mhk_context *ctx, mhk__arena *a, size_t bytes) {
       return p;
     }
   if (a->kind == MHK__FIXED)
-    return mhk__null(ctx, MHK_ERROR_MEMORY, "a session's block has %.0f bytes for work and %.0f more were needed",
+    return mhk__null(ctx, MHK_ERROR_MEMORY, "the session's block has %.0f bytes of work space and needs %.0f more",
                      (double)a->first->room, (double)need);
   /* blocks double, so that there are few, but where memory is dear; with the address sanitizer each
      allocation is a block, so that red zones work */
@@ -2879,7 +2879,7 @@ MHKDEF const char *mhk_version(void) { return MHK_VERSION; }
 MHKDEF int mhk_failed(const mhk_context *ctx) { return !ctx || ctx->result != MHK_OK; }
 MHKDEF mhk_result mhk_error(const mhk_context *ctx) { return ctx ? ctx->result : MHK_ERROR_MEMORY; }
 MHKDEF const char *mhk_message(const mhk_context *ctx) {
-  return ctx ? ctx->message : "out of memory: not even a context could be made";
+  return ctx ? ctx->message : "out of memory: cannot create a context";
 }
 MHKDEF void mhk_clear_error(mhk_context *ctx) {
   if (!ctx) return;
@@ -2891,9 +2891,10 @@ MHKDEF mhk_result mhk_set_threads(mhk_context *ctx, int threads) {
   if (!ctx) return MHK_ERROR_MEMORY;
   if (ctx->parallel_for)
     return mhk_fail(ctx, MHK_ERROR_ARGUMENT,
-                    "the number of threads cannot be set on a context with the caller's own parallel_for");
+                    "cannot set the number of threads: this context uses the caller's parallel_for");
   if (threads < -1 || threads > 4096)
-    return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "%d threads make no sense: use 1 or more, or -1 for all", threads);
+    return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "the number of threads cannot be %d: use 1 or more, or -1 for all",
+                    threads);
 #ifdef _OPENMP
   ctx->workers = threads == -1 ? omp_get_max_threads() : threads == 0 ? 1 : threads;
 #else
@@ -3532,7 +3533,7 @@ MHKDEF mhk_precision mhk_set_precision(mhk_context *ctx, mhk_precision precision
   if (mhk_failed(ctx)) return MHK_PRECISION_FULL;
   mhk_precision before = ctx->precision;
   if (precision != MHK_PRECISION_FULL && precision != MHK_PRECISION_BF16)
-    mhk_fail(ctx, MHK_ERROR_ARGUMENT, "precision %d is none: 0 is full, 1 bfloat16", (int)precision);
+    mhk_fail(ctx, MHK_ERROR_ARGUMENT, "unknown precision %d: use 0 (full) or 1 (bfloat16)", (int)precision);
   else
     ctx->precision = precision;
   return before;
@@ -5225,16 +5226,17 @@ static int mhk__shape_set(mhk_context *ctx, mhk_tensor *x, int rank, const mhk_i
   const mhk_index most = PTRDIFF_MAX / (mhk_index)sizeof(double);
   mhk_index count = 1, empty = 0;
   if (rank < 0 || rank > MHK_MAX_RANK)
-    return mhk__no(ctx, MHK_ERROR_SHAPE, "a tensor of rank %d: ranks go from 0 to %d", rank, MHK_MAX_RANK);
+    return mhk__no(ctx, MHK_ERROR_SHAPE, "a tensor cannot have rank %d: ranks are 0 to %d", rank, MHK_MAX_RANK);
   if (rank > 0 && !shape)
-    return mhk__no(ctx, MHK_ERROR_ARGUMENT, "a tensor of rank %d needs a shape, and was given NULL", rank);
+    return mhk__no(ctx, MHK_ERROR_ARGUMENT, "a tensor of rank %d needs a shape, but the shape is NULL", rank);
   for (int i = 0; i < MHK_MAX_RANK; i++) {
     const mhk_index n = i < rank ? shape[i] : 1;
     if (n < 0)
-      return mhk__no(ctx, MHK_ERROR_SHAPE, "axis %d of a new tensor has %lld elements", i, (long long)n);
+      return mhk__no(ctx, MHK_ERROR_SHAPE, "axis %d of a new tensor cannot have %lld elements", i, (long long)n);
     empty |= n == 0;
     if (n > 0 && (count > most / n || (empty && count * n > most / 128)))
-      return mhk__no(ctx, MHK_ERROR_MEMORY, "a tensor of %lld x %lld elements and more does not fit this machine",
+      return mhk__no(ctx, MHK_ERROR_MEMORY,
+                     "a tensor of %lld x %lld or more elements does not fit in this machine's address space",
                      (long long)count, (long long)n);
     if (n > 0) count *= n;
     x->shape[i] = n;
@@ -5277,7 +5279,9 @@ MHKDEF mhk_result mhk_tensor_read(const mhk_tensor *x, mhk_index first, mhk_inde
   if (!x) return MHK_ERROR_ARGUMENT;
   if (mhk_failed(x->ctx)) return mhk_error(x->ctx);
   if (first < 0 || n < 0 || first > x->count || n > x->count - first || (n && (!x->data || !out)))
-    return mhk_fail(x->ctx, MHK_ERROR_ARGUMENT, "%lld elements from %lld on of %s, which has %lld, or no room for them",
+    return mhk_fail(x->ctx, MHK_ERROR_ARGUMENT,
+                    "cannot read %lld elements from element %lld of %s: it has %lld, or there is no room for them "
+                    "(NULL)",
                     (long long)n, (long long)first, x->name ? x->name : "a tensor", (long long)x->count);
   if (x->dtype == MHK_REAL) {
     if (n) memcpy(out, (const mhk_real *)x->data + first, (size_t)n * sizeof(mhk_real));
@@ -5285,7 +5289,7 @@ MHKDEF mhk_result mhk_tensor_read(const mhk_tensor *x, mhk_index first, mhk_inde
              x->dtype == MHK_BF16)
     for (mhk_index i = 0; i < n; i++) out[i] = mhk__tensor_element(x, first + i);
   else
-    return mhk_fail(x->ctx, MHK_ERROR_UNSUPPORTED, "%s is stored as %s: there are no real numbers to read",
+    return mhk_fail(x->ctx, MHK_ERROR_UNSUPPORTED, "%s is stored as %s, which cannot be read as real numbers",
                     x->name ? x->name : "a tensor", mhk_dtype_name(x->dtype));
   return MHK_OK;
 }
@@ -5389,7 +5393,7 @@ MHKDEF void mhk_tape_rewind(mhk_tape *t, mhk_tape_mark mark) {
   if (!t) return;
   if (mark.records < 0 || mark.records > t->records || !mhk__arena_has(&t->arena, mark.chunk, mark.used)) {
     mhk_fail(t->ctx, MHK_ERROR_ARGUMENT,
-             "rewind: the mark is none that mhk_tape_here() gave for this tape, or lies behind what was dropped since");
+             "rewind: the mark is not from mhk_tape_here() on this tape, or what it marks was already dropped");
     return;
   }
   while (t->last && t->last->index >= mark.records) t->last = t->last->previous;
@@ -5514,7 +5518,8 @@ MHKDEF mhk_tensor *mhk_reshape(mhk_tape *t, mhk_tensor *x, int rank, const mhk_i
                      mhk__shape_text(x->rank, x->shape, from, sizeof from), (long long)x->count,
                      mhk__shape_text(rank, shape, to, sizeof to), (long long)v->count);
   if (v && v->quantized && (rank != 2 || shape[1] != x->shape[1]))
-    return mhk__null(t->ctx, MHK_ERROR_UNSUPPORTED, "reshape: %s is quantized row by row",
+    return mhk__null(t->ctx, MHK_ERROR_UNSUPPORTED,
+                     "reshape: %s is quantized row by row, so its rows must keep their length",
                      x->name ? x->name : "a tensor");
   return v;
 }
@@ -5523,8 +5528,8 @@ MHKDEF mhk_tensor *mhk_rows(mhk_tape *t, mhk_tensor *x, mhk_index first, mhk_ind
   mhk_index shape[MHK_MAX_RANK];
   if (!mhk__tape_ready(t) || !x) return NULL;
   if (x->rank < 1 || first < 0 || rows < 0 || first > x->shape[0] || rows > x->shape[0] - first)
-    return mhk__null(t->ctx, MHK_ERROR_SHAPE, "%lld rows from %lld on of a tensor that has %lld", (long long)rows,
-                     (long long)first, (long long)(x->rank < 1 ? 0 : x->shape[0]));
+    return mhk__null(t->ctx, MHK_ERROR_SHAPE, "cannot view %lld rows from row %lld of a tensor that has %lld",
+                     (long long)rows, (long long)first, (long long)(x->rank < 1 ? 0 : x->shape[0]));
   for (int i = 0; i < x->rank; i++) shape[i] = x->shape[i];
   shape[0] = rows;
   return mhk__view(t, x, x->rank, shape, x->shape[0] ? first * (x->count / x->shape[0]) : 0);
@@ -5549,8 +5554,8 @@ MHKDEF mhk_tensor *mhk_require_grad(mhk_tape *t, mhk_tensor *x) {
   if (!owner->grad && !mhk__arena_holds(&t->arena, owner))
     return mhk__null(
         t->ctx, MHK_ERROR_ARGUMENT,
-        "require_grad: %s is no tensor of this tape, on which its gradient would lie: use mhk_parameter(), for a "
-        "model's mhk_model_make_trainable(), or a copy",
+        "require_grad: %s is not a tensor of this tape: use mhk_parameter(), mhk_model_make_trainable() for a model, "
+        "or a copy on the tape",
         x->name ? x->name : "a tensor");
   x->requires_grad = 1;
   return mhk__grad(t, x) ? x : NULL;
@@ -5600,10 +5605,10 @@ MHKDEF mhk_result mhk_backward_from(mhk_tape *t, mhk_tensor *y, const mhk_real *
   if (!t) return MHK_ERROR_MEMORY;
   if (t->ctx->result != MHK_OK) return t->ctx->result;
   if (!y || !cotangent)
-    return mhk_fail(t->ctx, MHK_ERROR_ARGUMENT, "backward: the output or its cotangent is missing");
+    return mhk_fail(t->ctx, MHK_ERROR_ARGUMENT, "backward: the output or its cotangent is missing (NULL)");
   if (!y->requires_grad)
     return mhk_fail(t->ctx, MHK_ERROR_STATE,
-                    "backward: nothing that the output depends on wants a gradient, or recording was off");
+                    "backward: the output depends on nothing that requires a gradient, or recording was off");
   a.x = cotangent;
   a.y = mhk__into_all(t, y, &add);
   a.f = 1;
@@ -5617,7 +5622,8 @@ MHKDEF mhk_result mhk_backward(mhk_tape *t, mhk_tensor *loss) {
   const mhk_real one = 1;
   if (t && loss && loss->count != 1)
     return mhk_fail(t->ctx, MHK_ERROR_SHAPE,
-                    "backward: the loss has %lld elements and must have one; mhk_backward_from() takes a cotangent",
+                    "backward: the loss has %lld elements and must have one; use mhk_backward_from() to give a "
+                    "cotangent",
                     (long long)loss->count);
   return mhk_backward_from(t, loss, &one);
 }
@@ -5637,7 +5643,7 @@ static void mhk__recompute_op_back(mhk_tape *t, mhk__node *n) {
   }
   y = copy ? s->f(t, s->user, copy) : NULL;
   if (y && y->count != n->out[0]->count)
-    mhk_fail(t->ctx, MHK_ERROR_STATE, "recompute: the function built something else the second time");
+    mhk_fail(t->ctx, MHK_ERROR_STATE, "recompute: the function built something different the second time");
   else if (y && y->requires_grad) { /* else neither x nor any parameter inside wants a gradient */
     mhk_real *gy = mhk__grad(t, y);
     if (gy) {
@@ -5698,7 +5704,8 @@ MHKDEF mhk_tensor *mhk_custom(mhk_tape *t, int inputs, mhk_tensor *const *in, in
   if (!forward || inputs < 0 || inputs > MHK__MAX_IN || (inputs > 0 && !in) || (user_size > 0 && !user))
     return mhk__null(
         t->ctx, MHK_ERROR_ARGUMENT,
-        "a custom op of %d inputs: it may have up to %d, and neither their list nor user nor forward may be missing",
+        "a custom op with %d inputs: it needs at most %d inputs, their list, a forward function, and user when "
+        "user_size is above 0",
         inputs, MHK__MAX_IN);
   for (int i = 0; i < inputs; i++)
     if (!in[i]) return NULL;
@@ -5839,7 +5846,7 @@ static int mhk__ready(mhk_tape *t, const char *op, int needed, int inputs, ...) 
       ready = i >= needed;
     else if (x->dtype != MHK_REAL)
       ready = mhk__no(t->ctx, MHK_ERROR_ARGUMENT,
-                      "%s: %s is stored as %s; only the weights of linear and embedding may stay in a stored type", op,
+                      "%s: %s is stored as %s; only weights of linear and embedding may have a stored type", op,
                       x->name ? x->name : "an input", mhk_dtype_name(x->dtype));
   }
   va_end(list);
@@ -5851,9 +5858,9 @@ static int mhk__fits(mhk_tape *t, const char *op, int condition, const mhk_tenso
                      const char *want) {
   char x[128], y[128];
   if (condition) return 1;
-  return mhk__no(t->ctx, MHK_ERROR_SHAPE, "%s: %s%s%s and %s%s%s do not fit: %s", op, a->name ? a->name : "",
-                 a->name ? " " : "", mhk__shape_text(a->rank, a->shape, x, sizeof x), b->name ? b->name : "",
-                 b->name ? " " : "", mhk__shape_text(b->rank, b->shape, y, sizeof y), want);
+  return mhk__no(t->ctx, MHK_ERROR_SHAPE, "%s: the shapes of %s%s%s and %s%s%s do not match: %s", op,
+                 a->name ? a->name : "", a->name ? " " : "", mhk__shape_text(a->rank, a->shape, x, sizeof x),
+                 b->name ? b->name : "", b->name ? " " : "", mhk__shape_text(b->rank, b->shape, y, sizeof y), want);
 }
 
 static int mhk__same_shape(const mhk_tensor *a, const mhk_tensor *b) {
@@ -5868,7 +5875,7 @@ static mhk_index mhk__row_count(const mhk_tensor *x) { return mhk__last(x) > 0 ?
 /* no bias, or one with a number for each of n */
 static int mhk__bias_fits(mhk_tape *t, const char *op, const mhk_tensor *x, const mhk_tensor *bias, mhk_index n) {
   return !bias || mhk__fits(t, op, bias->rank == 1 && bias->shape[0] == n, x, bias,
-                            "the bias must have one number for each column of the output");
+                            "the bias must have one element for each column of the output");
 }
 
 /* a new tensor with x's axes but for the last one */
@@ -5966,7 +5973,7 @@ static mhk_tensor *mhk__binary_op(mhk_tape *t, const char *name, mhk__binary_kin
   if (!mhk__ready(t, name, 2, 2, a, b)) return NULL;
   if (!mhk__fits(t, name,
                  mhk__same_shape(a, b) || b->count == 1 || (b->rank == 1 && a->rank > 0 && b->count == mhk__last(a)), a,
-                 b, "the second may have the shape of the first, of its last axis, or one element"))
+                 b, "the second must have the shape of the first, the shape of its last axis, or one element"))
     return NULL;
   mhk_tensor *y = mhk__new(t, a->rank, a->shape);
   if (!y) return NULL;
@@ -6162,7 +6169,7 @@ MHKDEF mhk_tensor *mhk_matmul(mhk_tape *t, mhk_tensor *a, mhk_tensor *b, int tra
     batch *= a->shape[r];
   }
   if (!mhk__fits(t, "matmul", fits && mhk__last(a) == b->shape[b->rank - (transpose_b ? 1 : 2)], a, b,
-                 transpose_b ? "(...,m,k) and (...,n,k) are needed" : "(...,m,k) and (...,k,n) are needed"))
+                 transpose_b ? "they must be (...,m,k) and (...,n,k)" : "they must be (...,m,k) and (...,k,n)"))
     return NULL;
   const mhk__matmul_saved s = {batch, a->shape[a->rank - 2], b->shape[b->rank - (transpose_b ? 2 : 1)], mhk__last(a),
                                transpose_b != 0};
@@ -6185,7 +6192,8 @@ static void mhk__columns_op_back(mhk_tape *t, mhk__node *n) {
 MHKDEF mhk_tensor *mhk_columns(mhk_tape *t, mhk_tensor *x, mhk_index first, mhk_index width) {
   if (!mhk__ready(t, "columns", 1, 1, x)) return NULL;
   if (x->rank < 1 || first < 0 || width < 0 || first > mhk__last(x) || width > mhk__last(x) - first)
-    return mhk__null(t->ctx, MHK_ERROR_SHAPE, "%lld columns from %lld on of a tensor whose last axis has %lld",
+    return mhk__null(t->ctx, MHK_ERROR_SHAPE,
+                     "cannot view %lld columns from column %lld of a tensor whose last axis has %lld",
                      (long long)width, (long long)first, (long long)mhk__last(x));
   mhk_tensor *y = mhk__new_wide(t, x, width);
   const mhk_index rows = mhk__row_count(x);
@@ -6253,10 +6261,10 @@ static void mhk__embedding_op_back(mhk_tape *t, mhk__node *n) {
 MHKDEF mhk_tensor *mhk_embedding(mhk_tape *t, mhk_tensor *w, const int32_t *tokens, mhk_index B, mhk_index T) {
   if (!mhk__tape_ready(t) || !w) return NULL;
   if (!tokens && B > 0 && T > 0)
-    return mhk__null(t->ctx, MHK_ERROR_ARGUMENT, "embedding: %lld x %lld tokens are needed, and there are none (NULL)",
+    return mhk__null(t->ctx, MHK_ERROR_ARGUMENT, "embedding: the %lld x %lld tokens are missing (NULL)",
                      (long long)B, (long long)T);
   if (w->rank != 2)
-    return mhk__null(t->ctx, MHK_ERROR_SHAPE, "embedding: the weight has rank %d and must be (vocabulary, d_model)",
+    return mhk__null(t->ctx, MHK_ERROR_SHAPE, "embedding: the weight has rank %d; it must be (vocabulary, d_model)",
                      w->rank);
   const mhk_index shape[3] = {B, T, w->shape[1]};
   mhk_tensor *y = mhk__new(t, 3, shape);
@@ -6326,7 +6334,7 @@ static mhk_tensor *mhk__linear_op(mhk_tape *t, const char *name, mhk_tensor *x, 
                                   mhk_tensor *residual) {
   if (!w || !mhk__ready(t, name, 1, 3, x, b, residual)) return NULL;
   if (!mhk__fits(t, name, w->rank == 2 && x->rank >= 1 && mhk__last(x) == w->shape[1], x, w,
-                 "(...,K) and (N,K) are needed") ||
+                 "they must be (...,K) and (N,K)") ||
       !mhk__bias_fits(t, name, w, b, w->shape[0]))
     return NULL;
   if (w->dtype != MHK_REAL && w->dtype != MHK_F32 && w->dtype != MHK_F64 && w->dtype != MHK_F16 &&
@@ -6335,7 +6343,7 @@ static mhk_tensor *mhk__linear_op(mhk_tape *t, const char *name, mhk_tensor *x, 
                      mhk_dtype_name(w->dtype));
   mhk_tensor *y = mhk__new_wide(t, x, w->shape[0]);
   if (!y || (residual && !mhk__fits(t, name, mhk__same_shape(residual, y), y, residual,
-                                    "the residual must have the output's shape")))
+                                    "the residual must have the shape of the output")))
     return NULL;
   mhk_tensor *const in[4] = {x, w, b, residual};
   mhk__node *n = mhk__record(t, mhk__linear_op_back, 4, in, 1, &y, sizeof(mhk__linear_saved));
@@ -6686,7 +6694,7 @@ static void mhk__gate_op_back(mhk_tape *t, mhk__node *n) {
 
 MHKDEF mhk_tensor *mhk_gate(mhk_tape *t, mhk_tensor *x, mhk_tensor *z, mhk_tensor *b) {
   if (!mhk__ready(t, "gate", 2, 3, x, z, b) ||
-      !mhk__fits(t, "gate", mhk__same_shape(x, z), x, z, "both must have one shape") ||
+      !mhk__fits(t, "gate", mhk__same_shape(x, z), x, z, "both must have the same shape") ||
       !mhk__bias_fits(t, "gate", x, b, mhk__last(x)))
     return NULL;
   mhk_tensor *y = mhk__new(t, x->rank, x->shape);
@@ -6775,7 +6783,8 @@ MHKDEF mhk_tensor *mhk_rotary(mhk_tape *t, mhk_tensor *x, int dim, double theta,
   if (!mhk__ready(t, "rotary", 1, 1, x)) return NULL;
   if (x->rank != 4 || dim < 0 || dim % 2 || dim > x->shape[3])
     return mhk__null(t->ctx, MHK_ERROR_SHAPE,
-                     "rotary: %d features of %s: (B,T,H,P) and an even number up to P are needed", dim,
+                     "rotary: %d features of %s: the input must be (B,T,H,P) and the number of features even and at "
+                     "most P", dim,
                      mhk__shape_text(x->rank, x->shape, text, sizeof text));
   if (!mhk__number_fits(t->ctx, "rotary", "theta", theta, DBL_MIN, DBL_MAX)) return NULL;
   const mhk_index B = x->shape[0], T = x->shape[1], half = dim / 2;
@@ -7130,7 +7139,8 @@ MHKDEF mhk_result mhk_conv1d_split(mhk_tape *t, mhk_tensor *x, mhk_tensor *w, mh
   mhk_context *ctx = t->ctx;
   if (!mhk__tape_ready(t) || !x || !w) return ctx->result;
   if (!out || !widths)
-    return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "conv1d: %d widths and room for as many tensors are needed", count);
+    return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "conv1d: the list of %d widths or of the outputs is missing (NULL)",
+                    count);
   if (!mhk__ready(t, "conv1d", 2, 3, x, w, bias)) return ctx->result;
   for (int i = 0; i < count && i < MHK__MAX_OUT && total >= 0; i++)
     total = widths[i] < 0 || widths[i] > x->count - total ? -1 : total + widths[i];
@@ -7138,7 +7148,7 @@ MHKDEF mhk_result mhk_conv1d_split(mhk_tape *t, mhk_tensor *x, mhk_tensor *w, mh
                  x->rank == 3 && w->rank == 3 && w->shape[0] == x->shape[2] && w->shape[1] == 1 && w->shape[2] >= 1 &&
                      (!bias || (bias->rank == 1 && bias->shape[0] == x->shape[2])) && total == x->shape[2] &&
                      count >= 1 && count <= MHK__MAX_OUT,
-                 x, w, "(B,T,C) and (C,1,W) are needed, a bias of C, and widths that add up to C"))
+                 x, w, "they must be (B,T,C) and (C,1,W), with a bias of C, and the widths must add up to C"))
     return ctx->result;
   mhk__conv_args a;
   memset(&a, 0, sizeof a);
@@ -7605,7 +7615,7 @@ static int mhk__attention_sizes(mhk_tape *t, const char *name, mhk_tensor *q, mh
       !mhk__fits(t, name,
                  q->rank == 4 && k->rank == 4 && q->shape[0] == k->shape[0] && q->shape[1] == k->shape[1] &&
                      q->shape[3] == k->shape[3] && k->shape[2] >= 1 && q->shape[2] % k->shape[2] == 0,
-                 q, k, "(B,T,H,P) and (B,T,G,P) are needed, G dividing H"))
+                 q, k, "they must be (B,T,H,P) and (B,T,G,P), and G must divide H"))
     return 0;
   a->B = q->shape[0];
   a->T = a->S = q->shape[1];
@@ -7622,7 +7632,7 @@ static int mhk__attention_sizes(mhk_tape *t, const char *name, mhk_tensor *q, mh
 MHKDEF mhk_tensor *mhk_attention(mhk_tape *t, mhk_tensor *q, mhk_tensor *k, mhk_tensor *v, const int32_t *doc) {
   mhk__attention_args a;
   if (!mhk__ready(t, "attention", 3, 3, q, k, v) || !mhk__attention_sizes(t, "attention", q, k, doc, &a) ||
-      !mhk__fits(t, "attention", mhk__same_shape(k, v), k, v, "keys and values must have one shape"))
+      !mhk__fits(t, "attention", mhk__same_shape(k, v), k, v, "keys and values must have the same shape"))
     return NULL;
   mhk_tensor *y = mhk__new(t, 4, q->shape), *const in[3] = {q, k, v};
   if (!y) return NULL;
@@ -8255,9 +8265,10 @@ static int mhk__ssd_sizes(mhk_tape *t, const char *name, mhk_tensor *la, mhk_ten
       !mhk__fits(t, name,
                  la->rank == 3 && b->rank == 4 && b->shape[0] == la->shape[0] && b->shape[1] == la->shape[1] &&
                      b->shape[2] >= 1 && la->shape[2] % b->shape[2] == 0,
-                 la, b, "log_a (B,T,H) and B (B,T,G,N) are needed, G dividing H") ||
-      !mhk__fits(t, name, mhk__same_shape(b, c), b, c, "B and C must have one shape") ||
-      (d && !mhk__fits(t, name, d->rank == 1 && d->shape[0] == la->shape[2], la, d, "D must have one number a head")))
+                 la, b, "log_a must be (B,T,H), B must be (B,T,G,N), and G must divide H") ||
+      !mhk__fits(t, name, mhk__same_shape(b, c), b, c, "B and C must have the same shape") ||
+      (d && !mhk__fits(t, name, d->rank == 1 && d->shape[0] == la->shape[2], la, d,
+                       "D must have one element per head")))
     return 0;
   a->B = la->shape[0];
   a->T = la->shape[1];
@@ -8281,7 +8292,7 @@ MHKDEF mhk_tensor *mhk_ssd(mhk_tape *t, mhk_tensor *x, mhk_tensor *la, mhk_tenso
   if (d.final_state) *d.final_state = NULL;
   if (!mhk__ready(t, "ssd", 1, 2, x, d.initial_state) || !mhk__ssd_sizes(t, "ssd", la, b, c, d.D, d.doc, &a) ||
       !mhk__fits(t, "ssd", x->rank == 4 && x->shape[0] == a.B && x->shape[1] == a.T && x->shape[2] == a.H, x, la,
-                 "x (B,T,H,P) and log_a (B,T,H) are needed"))
+                 "x must be (B,T,H,P) and log_a must be (B,T,H)"))
     return NULL;
   a.P = x->shape[3];
   const mhk_index shape[4] = {a.B, a.H, a.P, a.N};
@@ -8731,7 +8742,7 @@ static mhk_tensor *mhk__cross_entropy_op(mhk_tape *t, const char *name, mhk_tens
   mhk__loss_args a;
   if ((!labels && !target) || !mhk__ready(t, name, 1, 2, x, target)) return NULL;
   if ((target && !mhk__fits(t, name, mhk__last(x) == mhk__last(target) && x->count == target->count, x, target,
-                            "both logits must have one shape")) ||
+                            "both logits must have the same shape")) ||
       !mhk__number_fits(t->ctx, name, "temperature", temperature, MHK__REAL_LEAST, MHK__REAL_MOST))
     return NULL;
   memset(&a, 0, sizeof a);
@@ -8789,8 +8800,8 @@ static void mhk__distance_row_back(mhk_context *ctx, const void *args, mhk_index
 static mhk_tensor *mhk__distance_op(mhk_tape *t, const char *name, mhk_tensor *x, mhk_tensor *target, int axes) {
   mhk__loss_args a;
   if (!mhk__ready(t, name, 2, 2, x, target) ||
-      !mhk__fits(t, name, axes < 2 || x->rank >= axes, x, target, "(...,T,T) is needed") ||
-      !mhk__fits(t, name, mhk__same_shape(x, target), x, target, "both must have one shape"))
+      !mhk__fits(t, name, axes < 2 || x->rank >= axes, x, target, "both must be (...,T,T)") ||
+      !mhk__fits(t, name, mhk__same_shape(x, target), x, target, "both must have the same shape"))
     return NULL;
   memset(&a, 0, sizeof a);
   a.row = mhk__distance_row;
@@ -8835,7 +8846,7 @@ MHKDEF mhk_tensor *mhk_matrix_orientation(mhk_tape *t, mhk_tensor *la, mhk_tenso
   if (!mhk__ready(t, name, 2, 2, q, k) || !mhk__ssd_sizes(t, name, la, Bm, Cm, D, NULL, &s) ||
       !mhk__attention_sizes(t, name, q, k, doc, &teacher) ||
       !mhk__fits(t, name, teacher.B == s.B && teacher.T == s.T && teacher.H == s.H, la, q,
-                 "both mixers must have one batch, length and number of heads"))
+                 "both mixers must have the same batch, length and number of heads"))
     return NULL;
   memset(&a, 0, sizeof a);
   a.B = s.B;
@@ -8959,7 +8970,7 @@ MHKDEF mhk_result mhk_adamw(mhk_context *ctx, int n, mhk_tensor *const *x, mhk_r
   if (!ctx) return MHK_ERROR_MEMORY;
   if (ctx->result != MHK_OK) return ctx->result;
   if (n < 0 || (n > 0 && (!x || !moments)) || !desc)
-    return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "adamw: parameters, moments and a description are needed");
+    return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "adamw: parameters, moments or the description are missing (NULL)");
   mhk_adamw_desc d = *desc;
   if (!(d.beta1 > 0)) d.beta1 = d.beta1 == 0 ? 0.9 : -1;
   if (!(d.beta2 > 0)) d.beta2 = d.beta2 == 0 ? 0.999 : -1;
@@ -8972,11 +8983,12 @@ MHKDEF mhk_result mhk_adamw(mhk_context *ctx, int n, mhk_tensor *const *x, mhk_r
   if (step < 1 || !(d.beta1 > 0 && d.beta1 < 1 && d.beta2 > 0 && d.beta2 < 1 && d.eps > 0 && d.eps <= MHK__REAL_MOST))
     return mhk_fail(
         ctx, MHK_ERROR_ARGUMENT,
-        "adamw: step %lld, betas %g and %g, eps %g; steps count from 1, betas lie in (0,1), eps is above 0 and finite",
+        "adamw: step %lld, betas %g and %g, eps %g: steps start at 1, betas must be in (0,1), eps must be above 0 and "
+        "finite",
         (long long)step, desc->beta1, desc->beta2, desc->eps);
   for (int i = 0; i < n; i++) {
     if (!x[i] || x[i]->dtype != MHK_REAL)
-      return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "adamw: parameter %d of %d is not one of mhk_real", i, n);
+      return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "adamw: parameter %d of %d is not of type mhk_real", i, n);
     total += x[i]->count;
   }
   memset(&a, 0, sizeof a);
@@ -9364,13 +9376,13 @@ static int mhk__json_text(mhk__json_reader *r, const char **text, size_t *length
       }
       i += 6;
       if (code >= 0xDC00 && code < 0xE000) {
-        mhk__json_fail(r, i - 6, "no second half of a surrogate pair without its first");
+        mhk__json_fail(r, i - 6, "no low surrogate without a high surrogate before it");
         return 0;
       }
       if (code >= 0xD800 && code < 0xDC00) {
         if (r->n - i < 6 || r->s[i] != '\\' || r->s[i + 1] != 'u' || !mhk__json_hex4(r, i + 2, &low) || low < 0xDC00 ||
             low > 0xDFFF) {
-          mhk__json_fail(r, i, "the second half of a surrogate pair");
+          mhk__json_fail(r, i, "the low surrogate of a pair");
           return 0;
         }
         i += 6;
@@ -9505,7 +9517,7 @@ static int mhk__json_keys_differ(mhk__json_reader *r, const mhk__json *object) {
   if (twice) {
     long long line = 1;
     for (size_t i = 0; i < twice->at && i < r->n; i++) line += r->s[i] == '\n';
-    mhk_fail(r->ctx, MHK_ERROR_FORMAT, "%s, line %lld, byte %lld: the key \"%.100s\" stands twice in one object",
+    mhk_fail(r->ctx, MHK_ERROR_FORMAT, "%s, line %lld, byte %lld: the key \"%.100s\" appears twice in one object",
              r->where, line, (long long)twice->at, twice->key);
   }
   return twice == NULL;
@@ -9702,7 +9714,7 @@ static void mhk__write_bytes(mhk__writer *w, const char *text, size_t length) {
     if (length >= w->room - w->length || !w->data) {
       size_t room = w->room < 512 ? 1024 : w->room * 2;
       if (length > (size_t)PTRDIFF_MAX / 4 || w->length > (size_t)PTRDIFF_MAX / 4) {
-        mhk_fail(w->ctx, MHK_ERROR_MEMORY, "a text of %.0f bytes does not fit this machine's memory",
+        mhk_fail(w->ctx, MHK_ERROR_MEMORY, "a text of %.0f bytes does not fit in this machine's memory",
                  (double)w->length + (double)length);
         return;
       }
@@ -9984,11 +9996,11 @@ static int mhk__read_entry(mhk_file *f, const char *path, const mhk__json *x, si
   int64_t begin, end, size;
   int i = 0;
   if (memchr(x->key, 0, x->key_length))
-    return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: the tensor name \"%.200s...\" holds a zero byte", path, x->key), 0;
+    return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: the tensor name \"%.200s...\" contains a zero byte", path, x->key), 0;
   if (!mhk__json_is(dtype, MHK__JSON_STRING) || !mhk__json_is(shape, MHK__JSON_ARRAY) ||
       !mhk__json_is(offsets, MHK__JSON_ARRAY) || offsets->count != 2)
     return mhk_fail(ctx, MHK_ERROR_FORMAT,
-                    "%s: tensor %.200s needs \"dtype\", \"shape\" and \"data_offsets\" of two numbers", path, x->key),
+                    "%s: tensor %.200s needs \"dtype\", \"shape\" and two \"data_offsets\"", path, x->key),
            0;
   out->t.dtype = mhk__dtype_named(dtype);
   if (!out->t.dtype)
@@ -10002,7 +10014,7 @@ static int mhk__read_entry(mhk_file *f, const char *path, const mhk__json *x, si
     if (!mhk__json_integer(s, &size) || size < 0 || (uint64_t)size > (uint64_t)PTRDIFF_MAX ||
         (size > 0 && (count > PTRDIFF_MAX / (mhk_index)size / (mhk_index)(element ? element : 1) ||
                       last > PTRDIFF_MAX / (mhk_index)size)))
-      return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: axis %d of tensor %.200s has an impossible size", path, i, x->key), 0;
+      return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: axis %d of tensor %.200s has an invalid size", path, i, x->key), 0;
     out->t.shape[i < MHK_MAX_RANK ? i : MHK_MAX_RANK - 1] = last * (mhk_index)size;
     count *= (mhk_index)size;
   }
@@ -10019,7 +10031,7 @@ static int mhk__read_entry(mhk_file *f, const char *path, const mhk__json *x, si
   if ((uint64_t)(end - begin) != (uint64_t)out->t.bytes) {
     char text[160];
     return mhk_fail(ctx, MHK_ERROR_FORMAT,
-                    "%s: tensor %.200s of shape %s and type %s needs %lld bytes, its data_offsets give %lld", path,
+                    "%s: tensor %.200s of shape %s and type %s needs %lld bytes, but its data_offsets give %lld", path,
                     x->key, mhk__shape_text(out->t.rank, out->t.shape, text, sizeof text), mhk_dtype_name(out->t.dtype),
                     (long long)out->t.bytes, (long long)(end - begin)),
            0;
@@ -10040,15 +10052,15 @@ static int mhk__read_header(mhk_file *f, int shard, mhk__stored **entries, int *
   mhk_index count, i = 0;
   char where[512];
   if (b->size < 8)
-    return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s has %lld bytes: a safetensors file starts with 8 bytes of header length",
+    return mhk_fail(ctx, MHK_ERROR_FORMAT,
+                    "%s has %lld bytes: too short for a safetensors file, which starts with 8 bytes of header length",
                     path, (long long)b->size),
            0;
   const uint64_t length = mhk__little(b->data, 8);
   if (length > MHK__HEADER_MOST || length > b->size - 8)
     return mhk_fail(ctx, MHK_ERROR_FORMAT,
-                    "%s is no safetensors file (nor one of PyTorch 1.6 or later), or is cut off: its first 8 bytes "
-                    "announce a header of %llu "
-                    "bytes, the file has %lld bytes in all",
+                    "%s is not a safetensors file (or one of PyTorch 1.6 or later), or it is truncated: its first 8 "
+                    "bytes give a header of %llu bytes, but the file has %lld bytes",
                     path, (unsigned long long)length, (long long)b->size),
            0;
   room = b->size - 8 - (size_t)length;
@@ -10062,12 +10074,12 @@ static int mhk__read_header(mhk_file *f, int shard, mhk__stored **entries, int *
   const mhk__json *m = mhk__json_get(root, "__metadata__");
   if (m && m->type != MHK__JSON_NULL) {
     if (m->type != MHK__JSON_OBJECT)
-      return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: __metadata__ must be an object of texts", where), 0;
+      return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: __metadata__ must be an object of strings", where), 0;
     for (const mhk__json *x = m->first; x; x = x->next) {
       mhk__metadata *y = (mhk__metadata *)mhk__arena_zeros(ctx, &f->object.arena, 1, sizeof *y);
       if (!y) return 0;
       if (x->type != MHK__JSON_STRING)
-        return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: the value of \"%.100s\" in __metadata__ must be a text", where,
+        return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: the value of \"%.100s\" in __metadata__ must be a string", where,
                         x->key),
                0;
       y->key = mhk__arena_text(ctx, &f->object.arena, x->key, x->key_length);
@@ -10082,7 +10094,7 @@ static int mhk__read_header(mhk_file *f, int shard, mhk__stored **entries, int *
     }
   }
   count = root->count - (m ? 1 : 0);
-  if (count > INT_MAX / 2) return mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "%s holds too many tensors", path), 0;
+  if (count > INT_MAX / 2) return mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "%s has too many tensors", path), 0;
   *entries = (mhk__stored *)mhk__arena_zeros(ctx, &f->object.arena, count, sizeof(mhk__stored));
   const void **order = (const void **)mhk__scratch(ctx, count, 2 * sizeof(void *));
   if (!*entries || !order) return 0;
@@ -10101,13 +10113,13 @@ static int mhk__read_header(mhk_file *f, int shard, mhk__stored **entries, int *
     const mhk__stored *e = (const mhk__stored *)order[i];
     if (e->begin != at)
       return mhk_fail(ctx, MHK_ERROR_FORMAT,
-                      "%s: tensor %.200s starts at byte %lld of the data, %lld expected: there is %s before it", path,
+                      "%s: tensor %.200s starts at byte %lld of the data instead of %lld: there is %s before it", path,
                       e->t.name, (long long)e->begin, (long long)at, e->begin < at ? "an overlap" : "a hole"),
              0;
     at = e->end;
   }
   if (at != room)
-    return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s has %lld bytes of data, its tensors account for %lld", path,
+    return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s has %lld bytes of data, but its tensors account for %lld", path,
                     (long long)room, (long long)at),
            0;
   return 1;
@@ -10189,21 +10201,21 @@ static size_t mhk__zip_entry(mhk_context *ctx, const char *path, const mhk__byte
   if (flags & 1) return mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "%s: its entry %s is encrypted", path, shown), (size_t)0;
   if (method != 0)
     return mhk_fail(ctx, MHK_ERROR_UNSUPPORTED,
-                    "%s: its entry %s is compressed (zip method %u); torch.save stores tensors as they are, and only "
-                    "that is read",
+                    "%s: its entry %s is compressed (zip method %u); only uncompressed entries are supported, as "
+                    "torch.save writes them",
                     path, shown, method),
            (size_t)0;
   const unsigned char *local = b->data + (header <= directory ? (size_t)header : 0);
   if (header > directory || directory - (size_t)header < 30 || mhk__little(local, 4) != MHK__ZIP_ENTRY ||
       mhk__little(local + 8, 2) != 0 || mhk__little(local + 26, 2) != name)
-    return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: its zip directory says that %s starts at byte %llu, where it does not",
+    return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: its zip directory places %s at byte %llu, but it is not there",
                     path, shown, (unsigned long long)header),
            (size_t)0;
   out->header = (size_t)header;
   out->begin = 30 + name + (size_t)mhk__little(local + 28, 2);
   if (out->begin > directory - out->header || packed != bytes || bytes > directory - out->header - out->begin)
     return mhk_fail(ctx, MHK_ERROR_FORMAT,
-                    "%s: its entry %s claims %llu bytes from byte %llu on; the file has %lld bytes", path, shown,
+                    "%s: its entry %s claims %llu bytes from byte %llu; the file has %lld bytes", path, shown,
                     (unsigned long long)bytes, (unsigned long long)(out->header + out->begin), (long long)b->size),
            (size_t)0;
   if (memcmp(local + 30, p + 46, name) != 0)
@@ -10232,7 +10244,7 @@ static const mhk__packed **mhk__zip_entries(mhk_context *ctx, const char *path, 
   const unsigned char *p = b->data + end;
   if (b->size < 22 || mhk__little(p, 4) != MHK__ZIP_END || mhk__little(p + 20, 2) != b->size - end - 22)
     return mhk_fail(ctx, MHK_ERROR_FORMAT,
-                    "%s starts like a zip archive and has no directory at its end: it is cut off", path),
+                    "%s starts like a zip archive but has no directory at its end: it is truncated", path),
            (const mhk__packed **)NULL;
   uint64_t n = mhk__little(p + 10, 2);
   uint64_t length = mhk__little(p + 12, 4);
@@ -10249,7 +10261,7 @@ static const mhk__packed **mhk__zip_entries(mhk_context *ctx, const char *path, 
   }
   if (start > end || length != end - start || n > length / 46)
     return mhk_fail(ctx, MHK_ERROR_FORMAT,
-                    "%s: its zip directory of %llu entries cannot be the %llu bytes from byte %llu on", path,
+                    "%s: its zip directory of %llu entries cannot be the %llu bytes from byte %llu", path,
                     (unsigned long long)n, (unsigned long long)length, (unsigned long long)start),
            (const mhk__packed **)NULL;
   *count = (mhk_index)n;
@@ -10274,7 +10286,7 @@ static const mhk__packed **mhk__zip_entries(mhk_context *ctx, const char *path, 
   mhk__sort(order, order + *count, *count, mhk__packed_name_order);
   for (i = 1; i < *count; i++)
     if (mhk__packed_name_order(order[i - 1], order[i]) == 0)
-      return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: its entry %s stands twice", path,
+      return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: its entry %s appears twice", path,
                       mhk__printable(((const mhk__packed *)order[i])->name,
                                      ((const mhk__packed *)order[i])->name_length, shown)),
              (const mhk__packed **)NULL;
@@ -10408,7 +10420,7 @@ static mhk__pickled *mhk__pickle_pop(mhk__unpickler *r, int type, const char *wh
 static int mhk__pickle_marked(mhk__unpickler *r, mhk__pickled ***items, size_t *n) {
   size_t at = r->depth;
   while (at > 0 && r->stack[at - 1]->type != MHK__PICKLED_MARK) at--;
-  if (at == 0) return mhk__pickle_fail(r, MHK_ERROR_FORMAT, "the instruction needs a mark and finds none");
+  if (at == 0) return mhk__pickle_fail(r, MHK_ERROR_FORMAT, "the instruction needs a mark and there is none");
   *items = r->stack + at;
   *n = r->depth - at;
   r->depth = at - 1;
@@ -10465,7 +10477,7 @@ static int mhk__pickle_global(mhk__unpickler *r) {
   size_t length = 0, n_lines, i;
   char shown[64];
   for (n_lines = 0; n_lines < 2; length++) {
-    if (r->at + length >= r->n) return mhk__pickle_fail(r, MHK_ERROR_FORMAT, "a name without its end");
+    if (r->at + length >= r->n) return mhk__pickle_fail(r, MHK_ERROR_FORMAT, "a name does not end");
     if (r->p[r->at + length] == '\n') n_lines++;
   }
   for (i = 0; i < sizeof known / sizeof known[0]; i++)
@@ -10544,7 +10556,7 @@ static int mhk__pickle_tensor(mhk__unpickler *r, const mhk__pickled *args) {
         r, MHK_ERROR_FORMAT,
         "this does not describe a tensor: (storage, offset, shape, strides, requires_grad, hooks) is needed");
   if (x[2]->n > MHK_MAX_RANK)
-    return mhk__pickle_fail(r, MHK_ERROR_UNSUPPORTED, "a tensor with %lld axes; this version reads up to %d",
+    return mhk__pickle_fail(r, MHK_ERROR_UNSUPPORTED, "a tensor has %lld axes; this version supports up to %d",
                             (long long)x[2]->n, MHK_MAX_RANK);
   out = mhk__pickle_node(r, MHK__PICKLED_TENSOR);
   if (!out) return 0;
@@ -10553,36 +10565,36 @@ static int mhk__pickle_tensor(mhk__unpickler *r, const mhk__pickled *args) {
   for (i = 0; i < MHK_MAX_RANK; i++) out->shape[i] = 1;
   last = x[1]->n;
   if (last < 0 || last > x[0]->n)
-    return mhk__pickle_fail(r, MHK_ERROR_FORMAT, "a tensor that starts outside its storage of %lld elements",
+    return mhk__pickle_fail(r, MHK_ERROR_FORMAT, "a tensor starts outside its storage of %lld elements",
                             (long long)x[0]->n);
   for (i = 0; i < out->rank; i++) {
     const mhk__pickled *size = x[2]->items[i], *stride = x[3]->items[i];
     if (size->type != MHK__PICKLED_INTEGER || stride->type != MHK__PICKLED_INTEGER || size->n < 0 || stride->n < 0 ||
         size->n > PTRDIFF_MAX || stride->n > PTRDIFF_MAX)
-      return mhk__pickle_fail(r, MHK_ERROR_FORMAT, "axis %d of a tensor has an impossible size or stride", i);
+      return mhk__pickle_fail(r, MHK_ERROR_FORMAT, "axis %d of a tensor has an invalid size or stride", i);
     out->shape[i] = (mhk_index)size->n;
     out->stride[i] = (mhk_index)stride->n;
     empty |= size->n == 0;
     if (size->n > 0 && whole > PTRDIFF_MAX / size->n)
-      return mhk__pickle_fail(r, MHK_ERROR_FORMAT, "axis %d of a tensor has an impossible size or stride", i);
+      return mhk__pickle_fail(r, MHK_ERROR_FORMAT, "axis %d of a tensor has an invalid size or stride", i);
     if (size->n > 0) whole *= size->n;
   }
   for (i = out->rank - 1; i >= 0 && !empty; i--) {
     const int64_t steps = (int64_t)out->shape[i] - 1, stride = (int64_t)out->stride[i];
     if (steps > 0 && stride > (x[0]->n - last) / steps)
-      return mhk__pickle_fail(r, MHK_ERROR_FORMAT, "a tensor that reaches outside its storage of %lld elements",
+      return mhk__pickle_fail(r, MHK_ERROR_FORMAT, "a tensor extends outside its storage of %lld elements",
                               (long long)x[0]->n);
     last += steps * stride;
     out->gather |= steps > 0 && stride != next;
     if ((int64_t)out->shape[i] > x[0]->n / count)
       return mhk__pickle_fail(r, MHK_ERROR_UNSUPPORTED,
-                              "a tensor of more elements than its storage has (%lld): it shows some twice",
+                              "a tensor has more elements than its storage (%lld), so it repeats some",
                               (long long)x[0]->n);
     count *= (int64_t)out->shape[i];
     next = count;
   }
   if (!empty && last >= x[0]->n)
-    return mhk__pickle_fail(r, MHK_ERROR_FORMAT, "a tensor that reaches outside its storage of %lld elements",
+    return mhk__pickle_fail(r, MHK_ERROR_FORMAT, "a tensor extends outside its storage of %lld elements",
                             (long long)x[0]->n);
   out->count = empty ? 0 : (mhk_index)count;
   out->bytes = x[0]->bytes + (size_t)x[1]->n * mhk_dtype_bytes(out->dtype);
@@ -10603,7 +10615,7 @@ static int mhk__pickle_reduce(mhk__unpickler *r) {
       if (args->n == 3 && args->items[0]->type == MHK__PICKLED_TENSOR) return mhk__pickle_push(r, args->items[0]);
       return mhk__pickle_fail(r, MHK_ERROR_FORMAT,
                               "this does not describe a parameter: (tensor, requires_grad, hooks) is needed");
-    default: return mhk__pickle_fail(r, MHK_ERROR_FORMAT, "something is called that is no function");
+    default: return mhk__pickle_fail(r, MHK_ERROR_FORMAT, "it calls something that is not a function");
   }
 }
 
@@ -10611,7 +10623,7 @@ static int mhk__pickle_reduce(mhk__unpickler *r) {
 static const unsigned char *mhk__pickle_take(mhk__unpickler *r, uint64_t n) {
   const unsigned char *p = r->p + r->at;
   if (n > r->n - r->at) {
-    mhk__pickle_fail(r, MHK_ERROR_FORMAT, "the instruction needs %llu bytes, %lld are left", (unsigned long long)n,
+    mhk__pickle_fail(r, MHK_ERROR_FORMAT, "the instruction needs %llu bytes, but %lld are left", (unsigned long long)n,
                      (long long)(r->n - r->at));
     return NULL;
   }
@@ -10642,14 +10654,14 @@ static int mhk__pickle_memo(mhk__unpickler *r, size_t bytes, int put) {
     mhk__pickled *x = mhk__pickle_top(r, 0, "a value to keep");
     if (!x) return 0;
     if (at >= r->at)
-      return mhk__pickle_fail(r, MHK_ERROR_FORMAT, "a value is kept in place %llu, far above those in use",
+      return mhk__pickle_fail(r, MHK_ERROR_FORMAT, "a value is stored in memo %llu, far above those in use",
                               (unsigned long long)at);
     if (!mhk__pickle_room(r, &r->memo, &r->memo_room, at + 1)) return 0;
     r->memo[at] = x;
     return 1;
   }
   if (at >= r->memo_room || !r->memo[at])
-    return mhk__pickle_fail(r, MHK_ERROR_FORMAT, "nothing is kept in place %llu", (unsigned long long)at);
+    return mhk__pickle_fail(r, MHK_ERROR_FORMAT, "memo %llu is empty", (unsigned long long)at);
   return mhk__pickle_push(r, r->memo[at]);
 }
 
@@ -10682,7 +10694,8 @@ static int mhk__pickle_step(mhk__unpickler *r, int code) {
       n = (size_t)(code - 0x84);
       for (i = 0; i < n; i++)
         if (i >= r->depth || r->stack[r->depth - 1 - i]->type == MHK__PICKLED_MARK)
-          return mhk__pickle_fail(r, MHK_ERROR_FORMAT, "the instruction needs %d values and finds %d", (int)n, (int)i);
+          return mhk__pickle_fail(r, MHK_ERROR_FORMAT, "the instruction needs %d values and there are %d", (int)n,
+                                  (int)i);
       r->depth -= n;
       return mhk__pickle_tuple(r, r->stack + r->depth, n);
     case 't': return mhk__pickle_marked(r, &items, &n) && mhk__pickle_tuple(r, items, n);
@@ -10712,7 +10725,7 @@ static int mhk__pickle_step(mhk__unpickler *r, int code) {
              mhk__pickle_top(r, MHK__PICKLED_DICTIONARY, "a dictionary that gets attributes");
     default:
       return mhk__pickle_fail(r, MHK_ERROR_UNSUPPORTED,
-                              "the instruction 0x%02X, which a dictionary of tensors does not need: refused",
+                              "instruction 0x%02X, which a dictionary of tensors does not need: refused",
                               (unsigned)code);
   }
 }
@@ -10720,13 +10733,13 @@ static int mhk__pickle_step(mhk__unpickler *r, int code) {
 /* what the pickle makes, or NULL */
 static mhk__pickled *mhk__unpickle(mhk__unpickler *r) {
   if (r->n < 2 || r->p[0] != 0x80 || r->p[1] != 2) {
-    mhk__pickle_fail(r, MHK_ERROR_UNSUPPORTED, "only protocol 2 is read, which torch.save writes");
+    mhk__pickle_fail(r, MHK_ERROR_UNSUPPORTED, "only protocol 2 is supported, which torch.save writes");
     return NULL;
   }
   for (r->at = 2;;) {
     r->op = r->at;
     if (r->at >= r->n) {
-      mhk__pickle_fail(r, MHK_ERROR_FORMAT, "it ends without its last instruction");
+      mhk__pickle_fail(r, MHK_ERROR_FORMAT, "it ends without a STOP instruction");
       return NULL;
     }
     const int code = r->p[r->at++];
@@ -10735,7 +10748,7 @@ static mhk__pickled *mhk__unpickle(mhk__unpickler *r) {
   }
   if (r->depth != 1 || r->at != r->n) {
     mhk__pickle_fail(r, MHK_ERROR_FORMAT,
-                     "it ends with %lld values on its stack and %lld bytes behind it; it should be 1 and 0",
+                     "it ends with %lld values on its stack and %lld bytes left; it must end with 1 and 0",
                      (long long)r->depth, (long long)(r->n - r->at));
     return NULL;
   }
@@ -10789,14 +10802,15 @@ static int mhk__read_archive(mhk_file *f, int shard, mhk__stored **entries, int 
     if (e->name_length < 8 || memcmp(e->name + e->name_length - 8, "data.pkl", 8) != 0) continue;
     if (e->name_length > 8 && e->name[e->name_length - 9] != '/') continue;
     if (pickle)
-      return mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "%s holds several pickles: one state dict is read", path), 0;
+      return mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "%s contains several pickles; it must be one state dict", path), 0;
     pickle = e;
   }
   if (!pickle)
-    return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s is a zip archive without data.pkl: not one that torch.save wrote", path),
+    return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s is a zip archive without data.pkl, so torch.save did not write it",
+                    path),
            0;
   if (pickle->bytes > MHK__PICKLE_MOST)
-    return mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "%s: its pickle has %lld bytes; up to %lld are read", path,
+    return mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "%s: its pickle has %lld bytes; the limit is %lld", path,
                     (long long)pickle->bytes, (long long)MHK__PICKLE_MOST),
            0;
   r.prefix = pickle->name;
@@ -10805,14 +10819,14 @@ static int mhk__read_archive(mhk_file *f, int shard, mhk__stored **entries, int 
   r.n = pickle->bytes;
   if (pickle->crc && pickle->crc != mhk__crc32(r.p, r.n))
     return mhk_fail(ctx, MHK_ERROR_FORMAT,
-                    "%s: its pickle does not have the checksum that the archive gives: the file is damaged", path),
+                    "%s: the checksum of its pickle is wrong: the file is damaged", path),
            0;
   for (i = 0; i < r.n_entries; i++) {
     const mhk__packed *e = r.entries[i];
     if (e->name_length == r.prefix_length + 9 && memcmp(e->name, r.prefix, r.prefix_length) == 0 &&
         memcmp(e->name + r.prefix_length, "byteorder", 9) == 0 &&
         (e->bytes != 6 || memcmp(b->data + e->begin, "little", 6) != 0))
-      return mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "%s was written with the byte order \"%s\"; only little is read",
+      return mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "%s has byte order \"%s\"; only \"little\" is supported",
                       path, mhk__printable(b->data + e->begin, e->bytes, shown)),
              0;
   }
@@ -10824,10 +10838,11 @@ static int mhk__read_archive(mhk_file *f, int shard, mhk__stored **entries, int 
     count += x->value->type == MHK__PICKLED_TENSOR;
   }
   if (count == 0 && inner)
-    return mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "%s holds no tensors by name, but a dictionary \"%s\": save that alone",
+    return mhk_fail(ctx, MHK_ERROR_UNSUPPORTED,
+                    "%s contains a dictionary \"%s\" instead of named tensors: save only that dictionary",
                     path, mhk__printable(inner->key->bytes, (size_t)inner->key->n, shown)),
            0;
-  if (count > INT_MAX / 2) return mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "%s holds too many tensors", path), 0;
+  if (count > INT_MAX / 2) return mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "%s has too many tensors", path), 0;
   const void **order = (const void **)mhk__scratch(ctx, count, 2 * sizeof(void *));
   if (!order) return 0;
   for (x = root->first, i = 0; x; x = x->next) {
@@ -10840,7 +10855,7 @@ static int mhk__read_archive(mhk_file *f, int shard, mhk__stored **entries, int 
   mhk__sort(order, order + count, count, mhk__pickled_key_order);
   for (i = 1; i < count; i++)
     if (mhk__pickled_key_order(order[i - 1], order[i]) == 0)
-      return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: tensor %s stands twice", path,
+      return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: tensor %s appears twice", path,
                       mhk__printable(((const mhk__pickled *)order[i])->key->bytes,
                                      (size_t)((const mhk__pickled *)order[i])->key->n, shown)),
              0;
@@ -10905,7 +10920,7 @@ static int mhk__file_finish(mhk_file *f) {
     if (!ok) return 0;
     total += counts[i];
   }
-  if (total > INT_MAX / 2) return mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "%s holds too many tensors", f->path), 0;
+  if (total > INT_MAX / 2) return mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "%s has too many tensors", f->path), 0;
   f->n = (int)total;
   f->sorted = (mhk__stored **)mhk__arena_zeros(ctx, &f->object.arena, total, sizeof(void *));
   const void **order = (const void **)mhk__scratch(ctx, total, 2 * sizeof(void *));
@@ -10916,7 +10931,7 @@ static int mhk__file_finish(mhk_file *f) {
   if (total) memcpy(f->sorted, order, (size_t)total * sizeof(void *));
   for (i = 1; i < f->n; i++)
     if (strcmp(f->sorted[i - 1]->t.name, f->sorted[i]->t.name) == 0)
-      return mhk_fail(ctx, MHK_ERROR_FORMAT, "tensor %.200s stands twice: in %.500s and in %.500s",
+      return mhk_fail(ctx, MHK_ERROR_FORMAT, "tensor %.200s appears twice: in %.500s and in %.500s",
                       f->sorted[i]->t.name, f->shards[f->sorted[i - 1]->shard].path,
                       f->shards[f->sorted[i]->shard].path),
              0;
@@ -10974,13 +10989,13 @@ static mhk_file *mhk__file_open_index(mhk_context *ctx, const char *path, const 
   if (!root) goto done;
   map = mhk__json_get(root, "weight_map");
   if (!mhk__json_is(map, MHK__JSON_OBJECT) || map->count == 0) {
-    mhk_fail(ctx, MHK_ERROR_FORMAT, "%s has no \"weight_map\" that says which tensor is in which file", path);
+    mhk_fail(ctx, MHK_ERROR_FORMAT, "%s has no \"weight_map\" from tensors to files", path);
     goto done;
   }
   for (x = map->first; x; x = x->next)
     if (!mhk__plain_name(x)) {
       mhk_fail(ctx, MHK_ERROR_FORMAT,
-               "%s: the file of tensor %.200s must be the plain name of a file beside the index, it is \"%.200s\"",
+               "%s: the file of tensor %.200s must be a plain file name in the folder of the index, not \"%.200s\"",
                path, x->key, mhk__json_string(x) ? x->text : "no text");
       goto done;
     }
@@ -11013,7 +11028,7 @@ static mhk_file *mhk__file_open_index(mhk_context *ctx, const char *path, const 
   for (x = map->first; x; x = x->next) {
     const int at = memchr(x->key, 0, x->key_length) ? -1 : mhk__file_index(f, x->key);
     if (at < 0 || strcmp(f->shards[f->sorted[at]->shard].name, x->text) != 0) {
-      mhk_fail(ctx, MHK_ERROR_FORMAT, "%s says that tensor %.200s is in %.200s, which does not hold it", path, x->key,
+      mhk_fail(ctx, MHK_ERROR_FORMAT, "%s says that tensor %.200s is in %.200s, which does not have it", path, x->key,
                x->text);
       goto done;
     }
@@ -11074,9 +11089,9 @@ static void mhk__folder_of(char *out, size_t room, const char *path) {
 static int mhk__path_fits(mhk_context *ctx, const char *path) {
   if (mhk_failed(ctx)) return 0;
   if (!path || !path[0])
-    mhk_fail(ctx, MHK_ERROR_ARGUMENT, "a path is needed, none was given");
+    mhk_fail(ctx, MHK_ERROR_ARGUMENT, "the path is missing");
   else if (strlen(path) > MHK__PATH_MOST)
-    mhk_fail(ctx, MHK_ERROR_ARGUMENT, "a path of %lld bytes is too long: %d is the most", (long long)strlen(path),
+    mhk_fail(ctx, MHK_ERROR_ARGUMENT, "a path of %lld bytes is too long: the limit is %d", (long long)strlen(path),
              MHK__PATH_MOST);
   return !mhk_failed(ctx);
 }
@@ -11094,7 +11109,7 @@ static mhk_file *mhk__file_open(mhk_context *ctx, const char *path, int read) {
                      : mhk__file_open_single(ctx, inside, NULL, read != 0);
     }
     mhk_fail(ctx, MHK_ERROR_FILE,
-             "the folder %s holds neither model.safetensors nor pytorch_model.bin, nor the index of either", path);
+             "the folder %s has no model.safetensors, no pytorch_model.bin, and no index of either", path);
     return NULL;
   }
   if (mhk__ends_with(path, ".json")) {
@@ -11110,7 +11125,7 @@ MHKDEF mhk_file *mhk_file_open(mhk_context *ctx, const char *path) { return mhk_
 MHKDEF mhk_file *mhk_file_open_memory(mhk_context *ctx, const void *data, size_t bytes) {
   if (mhk_failed(ctx)) return NULL;
   if (!data && bytes) {
-    mhk_fail(ctx, MHK_ERROR_ARGUMENT, "mhk_file_open_memory was given %lld bytes at NULL", (long long)bytes);
+    mhk_fail(ctx, MHK_ERROR_ARGUMENT, "mhk_file_open_memory: %lld bytes are at NULL", (long long)bytes);
     return NULL;
   }
   return mhk__file_open_single(ctx, "the file in memory", data ? data : "", bytes);
@@ -11147,13 +11162,13 @@ MHKDEF const char *mhk_file_metadata(const mhk_file *f, const char *key, size_t 
 static int mhk__file_tensor_ok(mhk_context *ctx, const mhk_stored *x, const void *out) {
   if (mhk_failed(ctx)) return 0;
   if (!x || !x->data || (!out && x->count)) {
-    mhk_fail(ctx, MHK_ERROR_ARGUMENT, "reading a tensor needs the tensor and room for it; %s is NULL",
+    mhk_fail(ctx, MHK_ERROR_ARGUMENT, "cannot read a tensor: %s is NULL",
              x && x->data ? "the room" : "the tensor");
     return 0;
   }
   if (!x->dtype) {
     mhk_fail(ctx, MHK_ERROR_UNSUPPORTED,
-             "tensor %.200s has a type that is not read: F64, F32, F16, BF16, BOOL and integers of 8 to 64 bits are",
+             "tensor %.200s has an unsupported type: use F64, F32, F16, BF16, BOOL or integers of 8 to 64 bits",
              x->name ? x->name : "?");
     return 0;
   }
@@ -11174,7 +11189,7 @@ MHKDEF mhk_result mhk_file_read(mhk_context *ctx, const mhk_stored *x, mhk_real 
 MHKDEF mhk_result mhk_file_read_i32(mhk_context *ctx, const mhk_stored *x, int32_t *out) {
   if (!mhk__file_tensor_ok(ctx, x, out)) return mhk_error(ctx);
   if (x->dtype == MHK_F32 || x->dtype == MHK_F64 || x->dtype == MHK_F16 || x->dtype == MHK_BF16)
-    return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "tensor %.200s has the type %s; integers are wanted",
+    return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "tensor %.200s has type %s; it must have an integer type",
                     x->name ? x->name : "?", mhk_dtype_name(x->dtype));
   const unsigned char *p = (const unsigned char *)x->data;
   const size_t size = mhk_dtype_bytes(x->dtype);
@@ -11185,7 +11200,7 @@ MHKDEF mhk_result mhk_file_read_i32(mhk_context *ctx, const mhk_stored *x, int32
     if (negative && size < 8) bits |= ~(uint64_t)0 << (8 * size);
     magnitude = negative ? ~bits + 1 : bits;
     if (magnitude > (negative ? (uint64_t)2147483648u : (uint64_t)2147483647u))
-      return mhk_fail(ctx, MHK_ERROR_FORMAT, "element %lld of tensor %.200s is %s%llu, which does not fit 32 bits",
+      return mhk_fail(ctx, MHK_ERROR_FORMAT, "element %lld of tensor %.200s is %s%llu, which does not fit in 32 bits",
                       (long long)i, x->name ? x->name : "?", negative ? "-" : "", (unsigned long long)magnitude);
     out[i] = negative ? (int32_t)(-(int64_t)magnitude) : (int32_t)magnitude;
   }
@@ -11307,12 +11322,12 @@ static mhk_result mhk__file_put(mhk_context *ctx, mhk__output *out, const char *
     if (!tensors[i].name[0] || strcmp(tensors[i].name, "__metadata__") == 0 ||
         !mhk__utf8_valid(tensors[i].name, strlen(tensors[i].name)))
       mhk_fail(ctx, MHK_ERROR_ARGUMENT,
-               "tensor %d cannot be written: its name must be valid UTF-8, not empty and not __metadata__", i);
+               "cannot write tensor %d: its name must be valid UTF-8, not empty and not __metadata__", i);
   }
   mhk__sort(order, order + n, n, mhk__outgoing_name_order);
   for (int i = 1; i < n; i++)
     if (mhk__outgoing_name_order(order[i - 1], order[i]) == 0)
-      mhk_fail(ctx, MHK_ERROR_ARGUMENT, "two tensors to be written are called %.200s",
+      mhk_fail(ctx, MHK_ERROR_ARGUMENT, "cannot write two tensors named %.200s",
                ((const mhk__outgoing *)order[i])->name);
   mhk__sort(order, order + n, n, mhk__outgoing_order);
   mhk__write_to(&w, ctx, &ctx->scratch);
@@ -11327,7 +11342,7 @@ static mhk_result mhk__file_put(mhk_context *ctx, mhk__output *out, const char *
         if (strcmp(metadata[2 * j], metadata[2 * i]) == 0)
           mhk_fail(ctx, MHK_ERROR_ARGUMENT, "the metadata key \"%.100s\" is given twice", metadata[2 * i]);
       if (!mhk__utf8_valid(metadata[2 * i], strlen(metadata[2 * i])) || !mhk__utf8_valid(metadata[2 * i + 1], length))
-        mhk_fail(ctx, MHK_ERROR_ARGUMENT, "the metadata \"%.100s\" is no valid UTF-8", metadata[2 * i]);
+        mhk_fail(ctx, MHK_ERROR_ARGUMENT, "the metadata \"%.100s\" is not valid UTF-8", metadata[2 * i]);
       mhk__write_key(&w, metadata[2 * i]);
       mhk__write_string(&w, metadata[2 * i + 1], length);
     }
@@ -11389,7 +11404,7 @@ MHKDEF mhk_result mhk_file_write_bytes(mhk_context *ctx, const char *path, const
   mhk__output out;
   if (!mhk__path_fits(ctx, path)) return mhk_error(ctx);
   if (!data && bytes)
-    return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "%s cannot be written from %.0f bytes at NULL", path, (double)bytes);
+    return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "cannot write %s: its %.0f bytes are at NULL", path, (double)bytes);
   mhk__output_open(&out, path);
   mhk__output_write(&out, data, bytes);
   return mhk__output_close_or_fail(ctx, &out);
@@ -11402,7 +11417,7 @@ MHKDEF mhk_result mhk_file_write(mhk_context *ctx, const char *path, int n, cons
   if (mhk_failed(ctx)) return mhk_error(ctx);
   if (n < 0 || n_metadata < 0 || (n && !tensors) || (n_metadata && !metadata))
     return mhk_fail(ctx, MHK_ERROR_ARGUMENT,
-                    "mhk_file_write was given %d tensors and %d metadata pairs without the arrays for them", n,
+                    "mhk_file_write: the array of %d tensors or of %d metadata pairs is missing (NULL)", n,
                     n_metadata);
   for (int i = 0; i < 2 * n_metadata; i++)
     if (!metadata[i]) return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "metadata text %d is NULL", i);
@@ -11414,7 +11429,7 @@ MHKDEF mhk_result mhk_file_write(mhk_context *ctx, const char *path, int n, cons
     if (!x->name || mhk_dtype_bytes(x->dtype) == 0 || x->rank < 0 || x->rank > MHK_MAX_RANK || x->count < 0 ||
         (!x->data && x->count)) {
       mhk_fail(ctx, MHK_ERROR_ARGUMENT,
-               "tensor %d (%.200s) cannot be written: name, type, rank (at most %d) and data are needed", i,
+               "cannot write tensor %d (%.200s): it needs a name, a type, a rank of at most %d, and data", i,
                x->name ? x->name : "no name", MHK_MAX_RANK);
       break;
     }
@@ -11805,7 +11820,7 @@ static uint32_t mhk__hash_pair(uint32_t left, uint32_t right) {
 static uint32_t mhk__table_size(mhk_context *ctx, mhk_index n, const char *where) {
   uint32_t size = 16;
   if (n > ((mhk_index)1 << 28)) {
-    mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "%s has %lld entries, more than this version reads", where, (long long)n);
+    mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "%s has %lld entries, more than this version supports", where, (long long)n);
     return 0;
   }
   while (size < 2 * (uint32_t)n) size *= 2;
@@ -12102,7 +12117,7 @@ static int mhk__token_entry(mhk_context *ctx, const mhk__json *x, const char *wh
       number = 10 * number + (x->key[at] - '0');
     if (x->key && (at == 0 || at < x->key_length)) number = -1;
     if (!mhk__json_is(content, MHK__JSON_STRING)) {
-      mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: the added token at byte %lld has no text \"content\"", where,
+      mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: the added token at byte %lld has no \"content\" string", where,
                (long long)x->at);
       return 0;
     }
@@ -12111,12 +12126,12 @@ static int mhk__token_entry(mhk_context *ctx, const mhk__json *x, const char *wh
   }
   if (value == x && (*length == 0 || memchr(*text, 0, *length))) {
     mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: the token at byte %lld %s", where, (long long)x->at,
-             *length ? "has a zero character" : "is empty");
+             *length ? "contains a zero character" : "is empty");
     return 0;
   }
   if ((value || !x->key) && !mhk__json_integer(value, &number)) number = -1;
   if (number < 0 || number >= INT32_MAX) {
-    mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: the id of token \"%.*s\" should be a whole number from 0 to %ld", where,
+    mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: the id of token \"%.*s\" must be a whole number from 0 to %ld", where,
              mhk__shown(*text, *length), *text, (long)INT32_MAX - 1);
     return 0;
   }
@@ -12130,7 +12145,7 @@ static int mhk__token_flag(mhk_context *ctx, const mhk__json *object, const char
   const mhk__json *x = mhk__json_get(object, key);
   if (!x) return fallback;
   if (!mhk__json_is(x, MHK__JSON_TRUE) && !mhk__json_is(x, MHK__JSON_FALSE))
-    mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: \"%s\" at byte %lld should be true or false", where, key, (long long)x->at);
+    mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: \"%s\" at byte %lld must be true or false", where, key, (long long)x->at);
   return mhk__json_is(x, MHK__JSON_TRUE);
 }
 
@@ -12156,7 +12171,7 @@ static int mhk__tokens_read(mhk_tokenizer *k, const mhk__token_source *source, s
     for (const mhk__json *x = list ? list->first : NULL; x; x = x->next) {
       if (!mhk__token_entry(ctx, x, pass ? source->added_where : source->where, &text, &length, &id)) return 0;
       if (!mhk__id_plausible(id, count)) {
-        mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: id %ld of token \"%.*s\" is far beyond the %lld tokens there are",
+        mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: id %ld of token \"%.*s\" is far above the number of tokens, %lld",
                  pass ? source->added_where : source->where, (long)id, mhk__shown(text, length), text,
                  (long long)count);
         return 0;
@@ -12167,7 +12182,7 @@ static int mhk__tokens_read(mhk_tokenizer *k, const mhk__token_source *source, s
     }
   }
   if (total >= UINT32_MAX) {
-    mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "%s has %.0f MB of tokens, more than this version reads", source->where,
+    mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "%s has %.0f MB of tokens, more than this version supports", source->where,
              (double)total * 1e-6);
     return 0;
   }
@@ -12186,13 +12201,13 @@ static int mhk__tokens_read(mhk_tokenizer *k, const mhk__token_source *source, s
   for (const mhk__json *x = source->vocabulary->first; x; x = x->next) {
     if (!mhk__token_entry(ctx, x, source->where, &text, &length, &id)) return 0;
     if (k->kind[id]) {
-      mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: id %ld is given to \"%.*s\", and to another token before it", source->where,
+      mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: id %ld of \"%.*s\" already belongs to another token", source->where,
                (long)id, mhk__shown(text, length), text);
       return 0;
     }
     const int mapped = mhk__token_map(text, length, k->bytes + *used, &length);
     if (mhk__vocabulary_find(k, k->bytes + *used, length, mapped, &slot) >= 0) {
-      mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: token \"%.*s\" is there twice", source->where,
+      mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: token \"%.*s\" appears twice", source->where,
                mhk__shown(text, x->key_length), text);
       return 0;
     }
@@ -12220,14 +12235,14 @@ static void mhk__added_place(mhk_tokenizer *k, const mhk__token_source *source, 
   else if (there >= 0)
     a->id = there;
   if (a->id != named) {
-    const char *why = taken ? "which another token has" : "and another one in the vocabulary";
+    const char *why = taken ? "which belongs to another token" : "but another one in the vocabulary";
     if (!mhk__json_is(source->added, MHK__JSON_ARRAY)) { /* nobody else reads such a file either */
       mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: added token \"%.*s\" has id %ld, %s", source->added_where,
                mhk__shown(a->content, a->content_length), a->content, (long)named, why);
       return;
     }
     mhk__note(ctx, MHK_LOG_WARNING,
-              "%s: added token \"%.*s\" has id %ld, %s: it becomes %ld, as with Hugging Face's tokenizers",
+              "%s: added token \"%.*s\" has id %ld, %s: it becomes %ld, as in Hugging Face's tokenizers",
               source->added_where, mhk__shown(a->content, a->content_length), a->content, (long)named, why,
               (long)a->id);
   }
@@ -12370,7 +12385,7 @@ static int mhk__merge_add(mhk_tokenizer *k, const mhk__token_source *source, con
                source->merges_where, (long)k->n_merges + 1, mhk__shown(shown, length), shown);
     else
       mhk_fail(ctx, MHK_ERROR_FORMAT,
-               "%s: merge %ld makes a token out of \"%.*s\" and \"%.*s\" that is not in the vocabulary",
+               "%s: merge %ld of \"%.*s\" and \"%.*s\" makes a token that is not in the vocabulary",
                source->merges_where, (long)k->n_merges + 1, mhk__shown(left, n_left), left, mhk__shown(right, n_right),
                right);
     return 0;
@@ -12424,7 +12439,7 @@ static int mhk__merges_read(mhk_tokenizer *k, const mhk__token_source *source, c
                mhk__json_is(b, MHK__JSON_STRING))
         mhk__merge_add(k, source, a->text, a->length, b->text, b->length, room, longest);
       else
-        mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: the merge at byte %lld should be \"left right\" or [\"left\",\"right\"]",
+        mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: the merge at byte %lld must be \"left right\" or [\"left\",\"right\"]",
                  source->merges_where, (long long)x->at);
     }
   } else
@@ -12438,7 +12453,7 @@ static int mhk__merges_read(mhk_tokenizer *k, const mhk__token_source *source, c
       if (mhk__merge_split(line, n, &n_left))
         mhk__merge_add(k, source, line, n_left, line + n_left + 1, n - n_left - 1, room, longest);
       else
-        mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: line %lld should be two tokens with a space between them",
+        mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: line %lld must be two tokens separated by a space",
                  source->merges_where, (long long)i);
     }
   return !mhk_failed(ctx);
@@ -12454,7 +12469,7 @@ static int32_t mhk__named_token(mhk_tokenizer *k, const mhk__token_source *sourc
   if (mhk__json_is(x, MHK__JSON_OBJECT)) x = mhk__json_get(x, "content");
   if (!x || mhk__json_is(x, MHK__JSON_NULL)) return -1;
   if (!mhk__json_is(x, MHK__JSON_STRING)) {
-    mhk_fail(k->object.ctx, MHK_ERROR_FORMAT, "%s: \"%s\" should be a token's text", source->config_where, key);
+    mhk_fail(k->object.ctx, MHK_ERROR_FORMAT, "%s: \"%s\" must be the text of a token", source->config_where, key);
     return -1;
   }
   int32_t id = mhk_tokenizer_id(k, x->text);
@@ -12463,7 +12478,7 @@ static int32_t mhk__named_token(mhk_tokenizer *k, const mhk__token_source *sourc
     id = mhk__vocabulary_find(k, room, length, mapped, NULL);
   }
   if (id < 0)
-    mhk__note(k->object.ctx, MHK_LOG_WARNING, "%s: %s \"%.*s\" is no token of the vocabulary: it is left out",
+    mhk__note(k->object.ctx, MHK_LOG_WARNING, "%s: %s \"%.*s\" is not in the vocabulary and is ignored",
               source->config_where, key,
               mhk__shown(x->text, x->length), x->text);
   return id;
@@ -12486,7 +12501,8 @@ static int32_t mhk__post_processor(mhk_tokenizer *k, const mhk__token_source *so
     return id;
   }
   if (!type || strcmp(type, "TemplateProcessing")) {
-    mhk__note(ctx, MHK_LOG_WARNING, "%s: post_processor %.60s is not applied: what it puts around a text is left out",
+    mhk__note(ctx, MHK_LOG_WARNING,
+              "%s: post_processor %.60s is not supported: the tokens that it adds to a text are left out",
               source->where, type ? type : "without a type");
     return -1;
   }
@@ -12500,8 +12516,8 @@ static int32_t mhk__post_processor(mhk_tokenizer *k, const mhk__token_source *so
   }
   if (left_out)
     mhk__note(ctx, MHK_LOG_WARNING,
-              "%s: of what post_processor puts around a text only the first token before it is put: "
-              "add the others to the ids", source->where);
+              "%s: of the tokens that post_processor adds to a text, only the first before it is added: add the "
+              "others to the ids", source->where);
   return id;
 }
 
@@ -12518,7 +12534,7 @@ static void mhk__token_decoder_check(mhk_tokenizer *k, const mhk__token_source *
   }
   if (n > 0)
     mhk__note(k->object.ctx, MHK_LOG_WARNING,
-              "%s: added_tokens_decoder has %d tokens that %s has not, the first of them \"%.*s\": they are taken for "
+              "%s: added_tokens_decoder has %d tokens that %s does not have, the first is \"%.*s\": they are read as "
               "plain text",
               source->config_where, n, source->where, mhk__shown(missing->text, missing->length), missing->text);
 }
@@ -12529,7 +12545,8 @@ static void mhk__special_tokens_check(mhk_tokenizer *k, const mhk__token_source 
     const mhk__json *content = mhk__json_is(x, MHK__JSON_OBJECT) ? mhk__json_get(x, "content") : x;
     if (!mhk__json_is(content, MHK__JSON_STRING) || content->length == 0) continue;
     if (mhk_tokenizer_id(k, content->text) >= 0) continue;
-    mhk__note(k->object.ctx, MHK_LOG_WARNING, "%s: \"%.*s\" of %s is no added token of %s: it is taken for plain text",
+    mhk__note(k->object.ctx, MHK_LOG_WARNING,
+              "%s: \"%.*s\" of %s is not an added token of %s: it is read as plain text",
               source->config_where,
               mhk__shown(content->text, content->length), content->text, key, source->where);
     return;
@@ -12569,7 +12586,7 @@ static int mhk__tokenizer_configure(mhk_tokenizer *k, const mhk__token_source *s
     k->prefix_space = mhk__token_flag(ctx, c, "add_prefix_space", 0, source->config_where);
   for (i = 0; i < 3; i++)
     if (mhk__json_is(mhk__json_get(c, warned[i]), MHK__JSON_TRUE))
-      mhk__note(ctx, MHK_LOG_WARNING, "%s: %s is not done here", source->config_where, warned[i]);
+      mhk__note(ctx, MHK_LOG_WARNING, "%s: %s is not supported and is ignored", source->config_where, warned[i]);
   mhk__token_decoder_check(k, source);
   mhk__special_tokens_check(k, source, "extra_special_tokens");
   mhk__special_tokens_check(k, source, "additional_special_tokens");
@@ -12615,7 +12632,7 @@ static int mhk__token_config_read(mhk_context *ctx, mhk__arena *tree, mhk__token
   source->config_where = where;
   source->decoder = mhk__json_get(source->config, "added_tokens_decoder");
   if (source->config && !mhk__json_is(source->config, MHK__JSON_OBJECT))
-    mhk_fail(ctx, MHK_ERROR_FORMAT, "%s should be a JSON object", where);
+    mhk_fail(ctx, MHK_ERROR_FORMAT, "%s must be a JSON object", where);
   if (source->decoder && !mhk__json_is(source->decoder, MHK__JSON_OBJECT)) source->decoder = NULL;
   return !mhk_failed(ctx);
 }
@@ -12638,7 +12655,8 @@ static const mhk__json *mhk__token_part(const mhk__json *root, const char *name)
 static void mhk__token_part_refused(mhk_context *ctx, const mhk__json *part, const char *name, const char *where) {
   const char *type = mhk__json_string(mhk__json_get(part, "type"));
   mhk_fail(ctx, MHK_ERROR_UNSUPPORTED,
-           "%s: %s %.60s is not supported: this reads byte-level BPE with GPT-2's pattern and no normalizer but NFC",
+           "%s: %s %.60s is not supported: this version reads byte-level BPE with GPT-2's pattern and NFC or no "
+           "normalizer",
            where, name, type ? type : part ? "without a type" : "null");
 }
 
@@ -12731,13 +12749,13 @@ static mhk_tokenizer *mhk__tokenizer_from_json(mhk_context *ctx, const char *jso
     source.added = mhk__json_get(root, "added_tokens");
     if (mhk__json_is(source.added, MHK__JSON_NULL)) source.added = NULL;
     if (!mhk__json_is(model, MHK__JSON_OBJECT))
-      mhk_fail(ctx, MHK_ERROR_FORMAT, "%s has no \"model\": it should be a tokenizer.json", where);
+      mhk_fail(ctx, MHK_ERROR_FORMAT, "%s has no \"model\": it must be a tokenizer.json", where);
     else if (mhk__token_settings(k, root, model, where)) {
       if (!mhk__json_is(source.vocabulary, MHK__JSON_OBJECT) || !mhk__json_is(source.merges, MHK__JSON_ARRAY))
-        mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: \"model\" should have \"vocab\" {text: id, ...} and \"merges\" [...]",
+        mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: \"model\" must have \"vocab\" {text: id, ...} and \"merges\" [...]",
                  where);
       else if (source.added && !mhk__json_is(source.added, MHK__JSON_ARRAY))
-        mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: \"added_tokens\" should be an array", where);
+        mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: \"added_tokens\" must be an array", where);
       else if (mhk__tokenizer_build(k, &source)) {
         k->json = mhk__arena_text(ctx, &k->object.arena, json, length);
         k->json_length = length;
@@ -12754,7 +12772,7 @@ static mhk_tokenizer *mhk__tokenizer_from_json(mhk_context *ctx, const char *jso
 MHKDEF mhk_tokenizer *mhk_tokenizer_load_memory(mhk_context *ctx, const char *json, size_t length) {
   if (mhk_failed(ctx)) return NULL;
   if (!json) {
-    mhk_fail(ctx, MHK_ERROR_ARGUMENT, "mhk_tokenizer_load_memory was given no text");
+    mhk_fail(ctx, MHK_ERROR_ARGUMENT, "mhk_tokenizer_load_memory: the text is missing (NULL)");
     return NULL;
   }
   return mhk__tokenizer_from_json(ctx, json, length, "the tokenizer.json in memory", NULL, 0, NULL);
@@ -12766,7 +12784,7 @@ static mhk_tokenizer *mhk__tokenizer_copy(mhk_context *ctx, mhk_tokenizer *k) {
   size_t length = 0;
   const char *json = mhk_tokenizer_json(k, &length);
   if (!json) {
-    mhk_fail(ctx, mhk_error(k->object.ctx), "the tokenizer cannot be copied: %s", mhk_message(k->object.ctx));
+    mhk_fail(ctx, mhk_error(k->object.ctx), "cannot copy the tokenizer: %s", mhk_message(k->object.ctx));
     return NULL;
   }
   return mhk__tokenizer_from_json(ctx, json, length, "the tokenizer's copy", k->config, k->config_length,
@@ -12807,7 +12825,7 @@ static mhk_tokenizer *mhk__tokenizer_from_pair(mhk_context *ctx, const char *voc
     if (!mhk_failed(ctx)) {
       if (!mhk__json_is(source.vocabulary, MHK__JSON_OBJECT) ||
           (source.added && !mhk__json_is(source.added, MHK__JSON_OBJECT)))
-        mhk_fail(ctx, MHK_ERROR_FORMAT, "%s should be one JSON object {text: id, ...}",
+        mhk_fail(ctx, MHK_ERROR_FORMAT, "%s must be one JSON object {text: id, ...}",
                  mhk__json_is(source.vocabulary, MHK__JSON_OBJECT) ? added : vocabulary);
       else
         good = mhk__tokenizer_build(k, &source);
@@ -12843,7 +12861,7 @@ MHKDEF mhk_tokenizer *mhk_tokenizer_load(mhk_context *ctx, const char *path) {
     layout = mhk__tokenizer_layout(path);
     if (layout == 0) {
       mhk_fail(ctx, MHK_ERROR_FILE,
-               "%s holds no tokenizer.json, vocab.json with merges.txt, or encoder.json with vocab.bpe", path);
+               "%s has no tokenizer.json, vocab.json with merges.txt, or encoder.json with vocab.bpe", path);
       return NULL;
     }
     strcpy(folder, path);
@@ -12903,8 +12921,8 @@ static int mhk__room_open(mhk_context *ctx, const mhk__ids *out, size_t n, mhk__
   room->grown = out->longest > 0 && n > out->longest;
   if (room->grown && !out->grows) {
     mhk_fail(ctx, MHK_ERROR_MEMORY,
-             "%.0f bytes of text without a break are more than the session's block was made for, %.0f: "
-             "mhk_session_desc.word_bytes asks for more", (double)n, (double)out->longest);
+             "%.0f bytes of text without a break are too many for the session's block, which has room for %.0f: raise "
+             "mhk_session_desc.word_bytes", (double)n, (double)out->longest);
     return 0;
   }
   if (room->grown) {
@@ -12989,7 +13007,7 @@ static void mhk__encode_long(const mhk_tokenizer *k, const unsigned char *word, 
   uint32_t i, after;
   size_t entries = 0, h;
   if (n >= UINT32_MAX) {
-    mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "a word of %.0f MB without a break is more than this version encodes",
+    mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "%.0f MB of text without a break are more than this version can encode",
              (double)n * 1e-6);
     return;
   }
@@ -13283,8 +13301,8 @@ static mhk_index mhk__encode(mhk_tokenizer *k, const char *text, size_t length, 
   if (mhk_failed(ctx)) return -1;
   memset(&out, 0, sizeof out);
   if ((!text && length > 0) || length > (size_t)PTRDIFF_MAX || (!ids && capacity > 0)) {
-    mhk_fail(ctx, MHK_ERROR_ARGUMENT, "mhk_encode was given no %s",
-             !ids && capacity > 0 ? "place for the ids" : "text");
+    mhk_fail(ctx, MHK_ERROR_ARGUMENT, "mhk_encode: the %s is missing (NULL)",
+             !ids && capacity > 0 ? "array of ids" : "text");
     return -1;
   }
   out.ids = ids;
@@ -13317,23 +13335,24 @@ MHKDEF mhk_index mhk_decode(mhk_tokenizer *k, const int32_t *ids, mhk_index n, c
   size_t total = 0, length = 0;
   if (mhk_failed(ctx)) return -1;
   if (n < 0 || (n > 0 && !ids) || (!text && capacity > 0)) {
-    mhk_fail(ctx, MHK_ERROR_ARGUMENT, "mhk_decode was given %s",
-             n < 0           ? "a negative number of ids"
-             : n > 0 && !ids ? "no ids"
-                             : "no room");
+    mhk_fail(ctx, MHK_ERROR_ARGUMENT, "mhk_decode: %s",
+             n < 0           ? "the number of ids is negative"
+             : n > 0 && !ids ? "the array of ids is missing (NULL)"
+                             : "the buffer for the text is missing (NULL)");
     return -1;
   }
   for (mhk_index i = 0; i < n; i++) {
     const char *bytes = mhk_token_bytes(k, ids[i], &length);
     if (!bytes) {
-      mhk_fail(ctx, MHK_ERROR_ARGUMENT, "id %ld at place %lld of %lld is no token: the vocabulary ends at %d%s",
+      mhk_fail(ctx, MHK_ERROR_ARGUMENT, "id %ld at position %lld of %lld is not a token: the vocabulary ends at %d%s",
                (long)ids[i], (long long)i, (long long)n, k->size - 1,
                ids[i] >= 0 && ids[i] < k->size ? " and has a gap there" : "");
       return -1;
     }
     if (total < capacity) memcpy(text + total, bytes, length < capacity - total ? length : capacity - total);
     if (length > (size_t)PTRDIFF_MAX - total) {
-      mhk_fail(ctx, MHK_ERROR_MEMORY, "the text of %lld ids does not fit this machine's address space", (long long)n);
+      mhk_fail(ctx, MHK_ERROR_MEMORY, "the text of %lld ids does not fit in this machine's address space",
+               (long long)n);
       return -1;
     }
     total += length;
@@ -13839,7 +13858,7 @@ MHKDEF mhk_result mhk_config_preset(mhk_context *ctx, const char *name, mhk_conf
   mhk_config c;
   if (mhk_failed(ctx)) return mhk_error(ctx);
   if (!name || !config)
-    return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "mhk_config_preset needs a name and a place for the configuration");
+    return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "mhk_config_preset: the name or the configuration is missing (NULL)");
   memset(&c, 0, sizeof c);
   const int phi = strcmp(name, "phi-1") == 0 || strcmp(name, "phi-1.5") == 0 || strcmp(name, "phi-2") == 0;
   const int mamba = strcmp(name, "phi-mamba-1.5b") == 0 || strcmp(name, "hybrid-phi-mamba-1.5b") == 0;
@@ -13886,8 +13905,8 @@ MHKDEF mhk_result mhk_config_preset(mhk_context *ctx, const char *name, mhk_conf
     for (int l = 0; l < c.n_layer; l++) c.mixer[l] = MHK_MIXER_MAMBA2;
   } else
     return mhk_fail(ctx, MHK_ERROR_ARGUMENT,
-                    "there is no preset \"%.60s\": phi-1, phi-1.5, phi-2, phi-mamba-1.5b, hybrid-phi-mamba-1.5b, "
-                    "mamba2-130m and mamba2-1.3b are there",
+                    "unknown preset \"%.60s\": use phi-1, phi-1.5, phi-2, phi-mamba-1.5b, hybrid-phi-mamba-1.5b, "
+                    "mamba2-130m or mamba2-1.3b",
                     name);
   *config = c;
   return MHK_OK;
@@ -13908,7 +13927,7 @@ static mhk_result mhk__say(char *out, mhk_result code, const char *format, ...) 
 
 static int mhk__in_range(char *out, const char *what, double value, double low, double high) {
   if (value >= low && value <= high) return 1;
-  mhk__say(out, MHK_ERROR_CONFIG, "%s is %.0f: it must lie between %.0f and %.0f", what, value, low, high);
+  mhk__say(out, MHK_ERROR_CONFIG, "%s is %.0f: it must be between %.0f and %.0f", what, value, low, high);
   return 0;
 }
 
@@ -13917,14 +13936,14 @@ static mhk_result mhk__check_rotary(char *out, int rotary, int size, double thet
   mhk__format_double((double)rotary / size, factor);
   mhk__format_double(theta, number);
   if (rotary < 0 || rotary > size)
-    return mhk__say(out, MHK_ERROR_CONFIG, "%d rotary features do not fit %s of size %d", rotary,
+    return mhk__say(out, MHK_ERROR_CONFIG, "%d rotary features do not fit in %s of size %d", rotary,
                     ssm ? "a state (d_state)" : "a head", size);
   if (rotary % 2 && ssm)
-    return mhk__say(out, MHK_ERROR_CONFIG, "rotary_dim %d of B and C is odd: features turn in pairs", rotary);
+    return mhk__say(out, MHK_ERROR_CONFIG, "rotary_dim %d of B and C is odd: features rotate in pairs", rotary);
   if (rotary % 2)
     return mhk__say(out, MHK_ERROR_CONFIG,
-                    "%d rotary features per head is odd: partial_rotary_factor %s of head size %d", rotary, factor,
-                    size);
+                    "%d rotary features per head are an odd number: partial_rotary_factor is %s and the head size %d",
+                    rotary, factor, size);
   if (rotary > 0 && !(theta > 0 && theta <= 1e300))
     return mhk__say(out, MHK_ERROR_CONFIG, "rope_theta is %s: it must be above 0", number);
   return MHK_OK;
@@ -13936,7 +13955,7 @@ static mhk_result mhk__config_wrong(char *out, const mhk_config *c) {
   char number[32];
   mhk__spec s;
   if (c->arch != MHK_ARCH_PHI && c->arch != MHK_ARCH_PHI_MAMBA && c->arch != MHK_ARCH_MAMBA2)
-    return mhk__say(out, MHK_ERROR_CONFIG, "architecture %d is none of Phi (1), Phi-Mamba (2) and Mamba-2 (3)",
+    return mhk__say(out, MHK_ERROR_CONFIG, "unknown architecture %d: use Phi (1), Phi-Mamba (2) or Mamba-2 (3)",
                     (int)c->arch);
   if (!mhk__in_range(out, "the number of layers", c->n_layer, 1, MHK_MAX_LAYERS)) return MHK_ERROR_CONFIG;
   if (!mhk__in_range(out, c->arch == MHK_ARCH_PHI_MAMBA ? "d_model" : "hidden_size", c->d_model, 1, most))
@@ -13947,7 +13966,7 @@ static mhk_result mhk__config_wrong(char *out, const mhk_config *c) {
     return MHK_ERROR_CONFIG;
   mhk__format_double(c->norm_eps, number);
   if (!(c->norm_eps > 0 && c->norm_eps < 1))
-    return mhk__say(out, MHK_ERROR_CONFIG, "the eps of the norms is %s: it must lie between 0 and 1, 1e-05 is usual",
+    return mhk__say(out, MHK_ERROR_CONFIG, "the eps of the norms is %s: it must be between 0 and 1; 1e-05 is usual",
                     number);
   for (int l = 0; l < c->n_layer; l++) {
     const int kind = c->mixer[l];
@@ -13991,7 +14010,7 @@ static mhk_result mhk__config_wrong(char *out, const mhk_config *c) {
                       c->arch == MHK_ARCH_MAMBA2 ? "num_heads must be a multiple of n_groups"
                                                  : "n_v_heads must be a multiple of n_qk_heads");
     if (c->ssm_rotary_dim && c->arch == MHK_ARCH_MAMBA2)
-      return mhk__say(out, MHK_ERROR_CONFIG, "rotary_dim %d: rotary features of B and C exist in Phi-Mamba only",
+      return mhk__say(out, MHK_ERROR_CONFIG, "rotary_dim is %d: only Phi-Mamba has rotary features of B and C",
                       c->ssm_rotary_dim);
     if (mhk__check_rotary(out, c->ssm_rotary_dim, c->d_state, c->rope_theta, 1)) return MHK_ERROR_CONFIG;
     if (!(c->dt_min >= 0 && c->dt_min < 1e300) || (c->dt_max != 0 && !(c->dt_max > c->dt_min))) {
@@ -13999,25 +14018,25 @@ static mhk_result mhk__config_wrong(char *out, const mhk_config *c) {
       mhk__format_double(c->dt_min, number);
       mhk__format_double(c->dt_max, high);
       return mhk__say(out, MHK_ERROR_CONFIG,
-                      "time_step_limit from %s to %s leaves no room: the first must not be negative, the second larger",
+                      "time_step_limit is %s to %s: the first must be at least 0 and the second larger than the first",
                       number, high);
     }
   }
   if (c->pad_vocab_multiple < 0 || (c->pad_vocab_multiple > 1 && c->vocab_size % c->pad_vocab_multiple))
-    return mhk__say(out, MHK_ERROR_CONFIG, "a vocabulary of %d is no multiple of pad_vocab_size_multiple %d",
+    return mhk__say(out, MHK_ERROR_CONFIG, "a vocabulary of %d is not a multiple of pad_vocab_size_multiple %d",
                     c->vocab_size, c->pad_vocab_multiple);
   s.role = NULL;
   while (mhk__spec_next(c, &s))
     if ((double)s.shape[0] * (double)s.shape[1] * (double)s.shape[2] * 16.0 > (double)PTRDIFF_MAX)
-      return mhk__say(out, MHK_ERROR_CONFIG, "%s with %.0f elements does not fit this machine's address space", s.name,
-                      (double)s.shape[0] * (double)s.shape[1] * (double)s.shape[2]);
+      return mhk__say(out, MHK_ERROR_CONFIG, "%s with %.0f elements does not fit in this machine's address space",
+                      s.name, (double)s.shape[0] * (double)s.shape[1] * (double)s.shape[2]);
   return MHK_OK;
 }
 
 MHKDEF mhk_result mhk_config_check(mhk_context *ctx, const mhk_config *config) {
   char sentence[MHK__SENTENCE];
   if (mhk_failed(ctx)) return mhk_error(ctx);
-  if (!config) return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "mhk_config_check needs a configuration");
+  if (!config) return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "mhk_config_check: the configuration is missing (NULL)");
   mhk_result code = mhk__config_wrong(sentence, config);
   return code == MHK_OK ? code : mhk_fail(ctx, code, "%s", sentence);
 }
@@ -14117,7 +14136,7 @@ static void mhk__warn_unseen(const mhk__settings *s, const char *quiet) {
     if (!x->seen && x->type != MHK__JSON_NULL && !mhk__has_word(quiet, x->key) && mhk__list_room(&list))
       mhk__write_bytes(&list.text, x->key, x->key_length < 60 ? x->key_length : 60);
   if (list.n)
-    mhk__note(s->ctx, MHK_LOG_WARNING, "%s: not known here and without effect%s%s: %s", s->where,
+    mhk__note(s->ctx, MHK_LOG_WARNING, "%s: unknown and ignored%s%s: %s", s->where,
               s->part[0] ? ", in " : "", s->part, mhk__list_end(&list));
   mhk__scratch_rewind(s->ctx, mark);
 }
@@ -14129,7 +14148,7 @@ static void mhk__setting_wrong(const mhk__settings *s, const mhk__json *x, const
                       : x->type == MHK__JSON_FALSE ? "false"
                       : x->type == MHK__JSON_ARRAY ? "a list"
                                                    : "an object";
-  mhk_fail(s->ctx, MHK_ERROR_CONFIG, "%s: %s%s%s must be %s, it is %.60s", s->where, s->part, s->part[0] ? "." : "",
+  mhk_fail(s->ctx, MHK_ERROR_CONFIG, "%s: %s%s%s must be %s, but is %.60s", s->where, s->part, s->part[0] ? "." : "",
            key, wanted, found);
 }
 
@@ -14169,7 +14188,7 @@ static int mhk__setting_flag(const mhk__settings *s, const char *key, int fallba
 
 /* Things that would change what the model computes and are not done here: said, not ignored. */
 static void mhk__setting_refuse(const mhk__settings *s, const char *key, const char *value, const char *known) {
-  mhk_fail(s->ctx, MHK_ERROR_UNSUPPORTED, "%s: %s%s%s is \"%.60s\", which this version does not do; it knows %s",
+  mhk_fail(s->ctx, MHK_ERROR_UNSUPPORTED, "%s: %s%s%s is \"%.60s\", which is not supported; supported: %s",
            s->where, s->part, s->part[0] ? "." : "", key, value, known);
 }
 
@@ -14191,9 +14210,9 @@ static mhk__settings mhk__parse_rope(const mhk__settings *s) {
   if (x && x->type != MHK__JSON_OBJECT)
     mhk__setting_wrong(s, x, key, "an object");
   else if (type && !mhk__json_equals(type, "default"))
-    mhk__setting_refuse(s, key, type->text ? type->text : "?", "the plain rotary embedding (\"default\") only");
+    mhk__setting_refuse(s, key, type->text ? type->text : "?", "the plain rotary embedding (\"default\")");
   else if (!type && mhk__setting(&r, "factor"))
-    mhk__setting_refuse(s, key, "scaled", "the plain rotary embedding only");
+    mhk__setting_refuse(s, key, "scaled", "the plain rotary embedding");
   return r;
 }
 
@@ -14212,14 +14231,15 @@ static void mhk__parse_attention(const mhk__settings *s, mhk_config *c) {
   if (head_dim)
     c->head_dim = mhk__setting_int(s, "head_dim", -1);
   else if (c->n_head < 1 || c->d_model % c->n_head)
-    mhk_fail(s->ctx, MHK_ERROR_CONFIG, "%s: hidden_size %d cannot be cut into %d attention heads (num_attention_heads)",
+    mhk_fail(s->ctx, MHK_ERROR_CONFIG,
+             "%s: hidden_size %d cannot be divided into %d attention heads (num_attention_heads)",
              s->where, c->d_model, c->n_head);
   else
     c->head_dim = c->d_model / c->n_head;
   if (!(factor >= 0 && factor <= 1)) {
     char number[32];
     mhk__format_double(factor, number);
-    mhk_fail(s->ctx, MHK_ERROR_CONFIG, "%s: partial_rotary_factor is %s: it must lie between 0 and 1", s->where,
+    mhk_fail(s->ctx, MHK_ERROR_CONFIG, "%s: partial_rotary_factor is %s: it must be between 0 and 1", s->where,
              number);
   } else
     c->rotary_dim = (int)(factor * c->head_dim); /* cut off, as the library does */
@@ -14278,7 +14298,7 @@ static int mhk__parse_inner(const mhk__settings *s, const mhk_config *c, double 
       (int)(inner + 0.5) % by == 0)
     return (int)(inner + 0.5);
   mhk__format_double(expand, number);
-  mhk_fail(s->ctx, MHK_ERROR_CONFIG, "%s: %s: expand %s of d_model %d cannot be cut into heads: %s is %d", s->where,
+  mhk_fail(s->ctx, MHK_ERROR_CONFIG, "%s: %s: expand %s of d_model %d cannot be divided into heads: %s is %d", s->where,
            s->part, number, c->d_model, what, by);
   return 0;
 }
@@ -14304,15 +14324,15 @@ static void mhk__parse_state_spaces(const mhk__settings *s, mhk_config *c) {
   if (!mhk__json_equals(layer, "Mamba2"))
     mhk_fail(
         s->ctx, MHK_ERROR_UNSUPPORTED,
-        "%s describes a Mamba-1 (its ssm_cfg has %s%.60s%s for layer); of this layout Mamba-2 is known (\"Mamba2\")",
+        "%s describes a Mamba-1 (its ssm_cfg has %s%.60s%s for layer); only Mamba-2 (\"Mamba2\") is supported",
         s->where, layer ? "\"" : "nothing", layer && layer->text ? layer->text : "", layer ? "\"" : "");
   if (attention && attention->count)
     mhk_fail(s->ctx, MHK_ERROR_UNSUPPORTED,
-             "%s: attn_layer_idx names %lld layers of attention; a hybrid of Mamba-2 and attention is not known here",
+             "%s: attn_layer_idx names %lld layers of attention; hybrids of Mamba-2 and attention are not supported",
              s->where, (long long)attention->count);
   if (mhk__setting_int(s, "d_intermediate", 0) > 0)
     mhk_fail(s->ctx, MHK_ERROR_UNSUPPORTED,
-             "%s: d_intermediate is %d: a Mamba-2 with MLPs between its layers is not known here", s->where,
+             "%s: d_intermediate is %d: a Mamba-2 with MLPs between its layers is not supported", s->where,
              mhk__setting_int(s, "d_intermediate", 0));
   c->n_layer = mhk__setting_int(s, "n_layer", -1);
   c->d_model = mhk__setting_int(s, "d_model", -1);
@@ -14334,8 +14354,8 @@ static void mhk__parse_state_spaces(const mhk__settings *s, mhk_config *c) {
   mhk__parse_limit(&ssm, "dt_limit", c);
   const int d_ssm = mhk__setting_int(&ssm, "d_ssm", inner);
   if (d_ssm != inner)
-    mhk_fail(s->ctx, MHK_ERROR_UNSUPPORTED, "%s: ssm_cfg.d_ssm is %d: only d_inner, %d here, is known", s->where, d_ssm,
-             inner);
+    mhk_fail(s->ctx, MHK_ERROR_UNSUPPORTED, "%s: ssm_cfg.d_ssm is %d: only d_inner, here %d, is supported", s->where,
+             d_ssm, inner);
   if (mhk__setting_flag(&ssm, "D_has_hdim", 0)) mhk__setting_refuse(&ssm, "D_has_hdim", "true", "false");
   if (!mhk__setting_flag(&ssm, "rmsnorm", 1)) mhk__setting_refuse(&ssm, "rmsnorm", "false", "true");
   if (mhk__setting_flag(&ssm, "norm_before_gate", 0)) mhk__setting_refuse(&ssm, "norm_before_gate", "true", "false");
@@ -14449,7 +14469,7 @@ static void mhk__parse_phi_mamba(mhk_context *ctx, const mhk__json *root, const 
       const double eps = mhk__setting_double(&input, "layer_norm_eps", c->norm_eps);
       mhk__parse_attention(&input, &one);
       if (hidden != c->d_model)
-        mhk_fail(ctx, MHK_ERROR_CONFIG, "%s: %s.hidden_size is %d, d_model is %d: they must be the same", where, part,
+        mhk_fail(ctx, MHK_ERROR_CONFIG, "%s: %s.hidden_size is %d, d_model is %d: they must be equal", where, part,
                  hidden, c->d_model);
       if (one.qk_layernorm && eps != c->norm_eps)
         mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "%s: %s.layer_norm_eps differs from the other norms'", where, part);
@@ -14467,14 +14487,14 @@ static void mhk__parse_phi_mamba(mhk_context *ctx, const mhk__json *root, const 
     if (mhk_failed(ctx)) return;
     if (memcmp(&one, attention ? &first_attention : &first_ssm, sizeof one) != 0) {
       mhk_fail(ctx, MHK_ERROR_UNSUPPORTED,
-               "%s: %s differs from an earlier block of its kind; this version has one setting for all of them", where,
-               part);
+               "%s: %s differs from an earlier block of its kind; this version supports one value for all of them",
+               where, part);
       return;
     }
     while (n-- > 0) c->mixer[layers++] = attention ? MHK_MIXER_ATTENTION : MHK_MIXER_DISCRETE_MAMBA2;
   }
   if (layers != c->n_layer) {
-    mhk_fail(ctx, MHK_ERROR_CONFIG, "%s: the blocks have %d layers in all, MixerModel.input.n_layer is %d", where,
+    mhk_fail(ctx, MHK_ERROR_CONFIG, "%s: the blocks have %d layers in total, but MixerModel.input.n_layer is %d", where,
              layers, c->n_layer);
     return;
   }
@@ -14499,7 +14519,8 @@ static void mhk__parse_phi_mamba(mhk_context *ctx, const mhk__json *root, const 
     c->proj_bias = first_ssm.proj_bias;
     if (c->ssm_rotary_dim && have_attention && c->rotary_dim && first_ssm.rope_theta != c->rope_theta)
       mhk_fail(ctx, MHK_ERROR_UNSUPPORTED,
-               "%s: rope_theta of attention and of state-space blocks differ; this version has one for both", where);
+               "%s: rope_theta differs between attention and state-space blocks; this version supports one value for "
+               "both", where);
     if (c->ssm_rotary_dim) c->rope_theta = first_ssm.rope_theta;
   }
 }
@@ -14511,7 +14532,7 @@ MHKDEF mhk_result mhk_config_parse(mhk_context *ctx, const char *json, size_t le
   char sentence[MHK__SENTENCE];
   if (mhk_failed(ctx)) return mhk_error(ctx);
   if (!json || !config)
-    return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "mhk_config_parse needs a text and a place for the configuration");
+    return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "mhk_config_parse: the text or the configuration is missing (NULL)");
   if (!where) where = "config.json";
   memset(&c, 0, sizeof c);
   mhk__mark mark = mhk__scratch_mark(ctx);
@@ -14541,10 +14562,9 @@ MHKDEF mhk_result mhk_config_parse(mhk_context *ctx, const char *json, size_t le
     else {
       const char *is = mhk__json_string(architecture) ? architecture->text : mhk__json_string(type) ? type->text : NULL;
       mhk_fail(ctx, MHK_ERROR_UNSUPPORTED,
-               "%s describes %s%.60s%s; this version knows PhiForCausalLM, Mamba2ForCausalLM, Mamba-2 of mamba_ssm "
-               "(ssm_cfg) and phi-mamba (MixerModel, "
-               "Block1, ...)",
-               where, is ? "\"" : "no model it names", is ? is : "", is ? "\"" : "");
+               "%s describes %s%.60s%s; supported are PhiForCausalLM, Mamba2ForCausalLM, Mamba-2 of mamba_ssm "
+               "(ssm_cfg) and phi-mamba (MixerModel, Block1, ...)",
+               where, is ? "\"" : "a model without naming it", is ? is : "", is ? "\"" : "");
     }
   }
   mhk__scratch_rewind(ctx, mark);
@@ -14810,7 +14830,7 @@ static int mhk__model_memory(mhk_model *m, mhk_real **data, mhk_real **grads) {
   for (int i = 0; i < m->n_tensors; i++) {
     const mhk_index count = m->tensors[i]->count;
     if (total > PTRDIFF_MAX - count)
-      return mhk_fail(ctx, MHK_ERROR_MEMORY, "the model's %.0f weights do not fit this machine",
+      return mhk_fail(ctx, MHK_ERROR_MEMORY, "the model's %.0f weights do not fit in this machine's address space",
                       mhk_config_parameters(&m->config)),
              0;
     total += count;
@@ -15000,10 +15020,11 @@ MHKDEF mhk_result mhk_model_set_ends(mhk_model *m, const int32_t *ids, int n) {
   if (!m) return MHK_ERROR_ARGUMENT;
   if (mhk_failed(m->object.ctx)) return mhk_error(m->object.ctx);
   if (n < 0 || n > 1000 || (n > 0 && !ids))
-    return mhk_fail(m->object.ctx, MHK_ERROR_ARGUMENT, "%d ends of text: a model has from 0 to 1000", n);
+    return mhk_fail(m->object.ctx, MHK_ERROR_ARGUMENT, "a model cannot have %d ends of text: 0 to 1000 are allowed", n);
   for (int i = 0; i < n; i++)
     if (ids[i] < 0)
-      return mhk_fail(m->object.ctx, MHK_ERROR_ARGUMENT, "the end of text %d is no token: ids start at 0", (int)ids[i]);
+      return mhk_fail(m->object.ctx, MHK_ERROR_ARGUMENT, "the end of text %d is not a token: ids start at 0",
+                      (int)ids[i]);
   mhk__model_put_ends(m, ids, n, 1);
   return mhk_error(m->object.ctx);
 }
@@ -15017,7 +15038,8 @@ static void mhk__model_take_tokenizer(mhk_model *m, mhk_tokenizer *k, int owns) 
   if (k && mhk_tokenizer_size(k) > m->config.vocab_size)
     mhk__note(
         m->object.ctx, MHK_LOG_WARNING,
-        "the tokenizer has ids up to %d, the model's vocabulary ends at %d: text with the ids between cannot be fed",
+        "the tokenizer has ids up to %d, but the model's vocabulary ends at %d: the model cannot read the ids in "
+        "between",
         mhk_tokenizer_size(k) - 1, m->config.vocab_size - 1);
 }
 
@@ -15137,10 +15159,10 @@ static void mhk__match_one(mhk_model *m, const mhk_file *f, const mhk__spec *s, 
   shard += mhk__folder_length(shard);
   mhk__spec_reason(&m->config, s, reason, sizeof reason);
   if (ok)
-    mhk__print(line, sizeof line, "%s has the type %s in %.200s, weights must be F32, F16, BF16 or F64", s->name,
+    mhk__print(line, sizeof line, "%s has type %s in %.200s; weights must be F32, F16, BF16 or F64", s->name,
                x->dtype ? mhk_dtype_name(x->dtype) : ((const mhk__stored *)(const void *)x)->type, shard);
   else
-    mhk__print(line, sizeof line, "%s is %s in %.200s, config.json asks for %s (%s)", s->name,
+    mhk__print(line, sizeof line, "%s is %s in %.200s, but config.json asks for %s (%s)", s->name,
                mhk__shape_text(x->rank, x->shape, have, sizeof have), shard,
                mhk__shape_text(s->rank, s->shape, want, sizeof want), reason);
   mhk__write_text(&wrong->text, line);
@@ -15191,9 +15213,9 @@ static int mhk__match_tensors(mhk_model *m, const mhk_file *f, const char *path,
     mhk__write_text(&all, mhk__list_end(&shapes));
     mhk__list_add(&all, &missing, " missing: ");
     mhk__list_add(&all, &unused, " unexpected: ");
-    if (all.data) mhk_fail(ctx, MHK_ERROR_CONFIG, "%.200s does not fit %.200s: %s", path, config_path, all.data);
+    if (all.data) mhk_fail(ctx, MHK_ERROR_CONFIG, "%.200s does not match %.200s: %s", path, config_path, all.data);
   } else if (unused.n)
-    mhk__note(ctx, MHK_LOG_WARNING, "%.200s holds %d tensor%s that the model does not use: %s", path, unused.n,
+    mhk__note(ctx, MHK_LOG_WARNING, "%.200s has %d tensor%s that the model does not use: %s", path, unused.n,
               unused.n == 1 ? "" : "s", mhk__list_end(&unused));
   mhk__scratch_rewind(ctx, mark);
   return !mhk_failed(ctx);
@@ -15226,7 +15248,7 @@ static void mhk__untie_head(mhk_context *ctx, mhk_config *c, const mhk_file *f, 
   if (!embedding || mhk__same_tensor(ctx, head, embedding)) return;
   c->tie_embeddings = 0;
   mhk__note(ctx, MHK_LOG_WARNING,
-            "%.200s ties lm_head.weight to the embedding, but %.200s holds another one: that one counts", config_path,
+            "%.200s ties lm_head.weight to the embedding, but %.200s has a different one, which is used", config_path,
             path);
 }
 
@@ -15356,8 +15378,9 @@ static void mhk__generation_notes(const mhk__settings *s) {
     if (mhk__list_room(list)) mhk__write_bytes(&list->text, x->key, x->key_length < 60 ? x->key_length : 60);
   }
   if (drawn.n)
-    mhk__note(s->ctx, MHK_LOG_INFO, "%s says how to draw; here mhk_sampling does: %s", s->where, mhk__list_end(&drawn));
-  if (lost.n) mhk__note(s->ctx, MHK_LOG_WARNING, "%s: without effect here: %s", s->where, mhk__list_end(&lost));
+    mhk__note(s->ctx, MHK_LOG_INFO, "%s has sampling settings, which are ignored (mhk_sampling sets them): %s",
+              s->where, mhk__list_end(&drawn));
+  if (lost.n) mhk__note(s->ctx, MHK_LOG_WARNING, "%s: ignored: %s", s->where, mhk__list_end(&lost));
   mhk__scratch_rewind(s->ctx, mark);
 }
 
@@ -15378,14 +15401,15 @@ static void mhk__model_read_ends(mhk_model *m, const char *json, size_t length, 
     for (one = x->type == MHK__JSON_ARRAY ? x->first : x; one && n < 1000;
          one = x->type == MHK__JSON_ARRAY ? one->next : NULL) {
       if (!mhk__json_integer(one, &id) || id > INT32_MAX) {
-        mhk__setting_wrong(&s, x, "eos_token_id", "a token's id or a list of them");
+        mhk__setting_wrong(&s, x, "eos_token_id", "a token id or a list of token ids");
         break;
       }
       if (id >= 0) m->ends[n++] = (int32_t)id; /* -1 says none */
     }
     m->n_ends = n;
   }
-  if (root && root->type != MHK__JSON_OBJECT) mhk_fail(ctx, MHK_ERROR_FORMAT, "%s is not an object of settings", where);
+  if (root && root->type != MHK__JSON_OBJECT)
+    mhk_fail(ctx, MHK_ERROR_FORMAT, "%s is not a JSON object of settings", where);
   if (generation && !mhk_failed(ctx)) mhk__generation_notes(&s);
   mhk__scratch_rewind(ctx, mark);
 }
@@ -15407,7 +15431,7 @@ static void mhk__pick_up_rest(mhk_model *m, const char *folder) {
       mhk_tokenizer *k = i < 3 ? mhk_tokenizer_load(ctx, folder[0] ? folder : ".") : NULL;
       if (i >= 3)
         mhk_fail(ctx, MHK_ERROR_UNSUPPORTED,
-                 "%s is of a kind that is not known here; byte-level BPE in tokenizer.json is", path);
+                 "%s is an unsupported kind of tokenizer; byte-level BPE in tokenizer.json is supported", path);
       mhk__model_got_tokenizer(m, k);
       return;
     }
@@ -15452,7 +15476,7 @@ MHKDEF mhk_model *mhk_load_memory(mhk_context *ctx, const void *data, size_t byt
   if (!m && !mhk_failed(ctx)) {
     mhk_file_close(f);
     mhk_fail(ctx, MHK_ERROR_FORMAT,
-             "%s has no config.json in its metadata: it is no model that mhk_save() wrote as one file", name);
+             "%s has no config.json in its metadata: it is not a model that mhk_save() wrote as one file", name);
   }
   return m;
 }
@@ -15486,7 +15510,7 @@ static mhk_model *mhk__load(mhk_context *ctx, const char *path, int read) {
     changed = changed || mhk__bytes_read(ctx, &ctx->scratch, config_path, &after) || after.size != before.size ||
               memcmp(after.data, before.data, after.size);
     if (m && !mhk_failed(ctx) && changed)
-      mhk_fail(ctx, MHK_ERROR_FILE, "another model was saved to %s while this one was read: load it again", folder);
+      mhk_fail(ctx, MHK_ERROR_FILE, "another model was saved to %s during loading: load it again", folder);
   }
   mhk__scratch_rewind(ctx, mark);
   if (m && mhk_failed(ctx)) {
@@ -15691,7 +15715,7 @@ MHKDEF mhk_model *mhk_quantize(mhk_model *m, const mhk_quantize_desc *desc) {
   if ((int)d.ends == 0) d.ends = d.type;
   if (!mhk__is_quantized(d.type) || !mhk__is_quantized(d.ends) || (d.group != 0 && d.group != 32 && d.group != 64)) {
     mhk_fail(ctx, MHK_ERROR_ARGUMENT,
-             "weights are quantized as Q8 or Q4 in groups of 32 or 64, not as %s and %s in groups of %d",
+             "weights can be quantized as Q8 or Q4 in groups of 32 or 64, not as %s and %s in groups of %d",
              mhk_dtype_name(d.type), mhk_dtype_name(d.ends), d.group);
     return NULL;
   }
@@ -15720,7 +15744,7 @@ MHKDEF mhk_model *mhk_quantize(mhk_model *m, const mhk_quantize_desc *desc) {
   }
   if (!mhk__any_quantized(out))
     mhk__note(ctx, MHK_LOG_WARNING,
-              "nothing of the model is quantized: 32 does not divide the rows of any of its matrices");
+              "no matrix of the model can be quantized: rows must have a multiple of 32 elements");
   return out;
 }
 #endif
@@ -15818,7 +15842,7 @@ static void mhk__folder_replace(mhk_context *ctx, const char *folder, mhk__outpu
       mhk__output_ok(ctx, &b[i].out);
     } else if (b[i].changes && !mhk_failed(ctx)) {
       mhk__remove(path[i]);
-      mhk__note(ctx, MHK_LOG_WARNING, "%s belonged to another model and is removed", path[i]);
+      mhk__note(ctx, MHK_LOG_WARNING, "removed %s, which belonged to another model", path[i]);
     }
   }
   mhk__flush_folder(path[0]);
@@ -15833,7 +15857,7 @@ static void mhk__save_folder(mhk_context *ctx, const char *folder, int n, const 
   mhk__lock lock;
   int error = mhk__make_folder(folder);
   if (error) {
-    mhk_fail(ctx, MHK_ERROR_FILE, "cannot make the folder %s: %s", folder, strerror(error));
+    mhk_fail(ctx, MHK_ERROR_FILE, "cannot create the folder %s: %s", folder, strerror(error));
     return;
   }
   mhk__join_path(path, sizeof path, folder, "model.safetensors");
@@ -15844,7 +15868,7 @@ static void mhk__save_folder(mhk_context *ctx, const char *folder, int n, const 
     mhk__join_path(name, sizeof name, folder, "model.lock"); /* others who save there do so before or after */
     error = mhk__lock_take(&lock, name, 1);
     if (error)
-      mhk_fail(ctx, MHK_ERROR_FILE, "the folder %s cannot be locked with %s: %s", folder, name,
+      mhk_fail(ctx, MHK_ERROR_FILE, "cannot lock the folder %s with %s: %s", folder, name,
                mhk__file_reason(error));
     else
       mhk__folder_replace(ctx, folder, &weights, metadata + 2, lengths + 1);
@@ -15955,7 +15979,7 @@ static int mhk__transfer(mhk_tensor *to, const mhk_tensor *from) {
   char a[160], b[160];
   if (!to || !from || to == from) return 1;
   if (to->rank != from->rank || memcmp(to->shape, from->shape, sizeof to->shape) != 0) {
-    mhk_fail(to->ctx, MHK_ERROR_SHAPE, "weights cannot be transferred: %s of the student is %s, %s of the teacher %s",
+    mhk_fail(to->ctx, MHK_ERROR_SHAPE, "cannot transfer weights: %s of the student is %s, %s of the teacher is %s",
              to->name, mhk__shape_text(to->rank, to->shape, a, sizeof a), from->name,
              mhk__shape_text(from->rank, from->shape, b, sizeof b));
     return 0;
@@ -15965,7 +15989,8 @@ static int mhk__transfer(mhk_tensor *to, const mhk_tensor *from) {
 
 static int mhk__same_depth(mhk_model *student, mhk_model *teacher) {
   if (student->config.n_layer == teacher->config.n_layer) return 1;
-  mhk_fail(student->object.ctx, MHK_ERROR_CONFIG, "the student has %d layers, the teacher %d: they must be as many",
+  mhk_fail(student->object.ctx, MHK_ERROR_CONFIG,
+           "the student has %d layers, the teacher %d: the numbers must be equal",
            student->config.n_layer, teacher->config.n_layer);
   return 0;
 }
@@ -16029,10 +16054,10 @@ MHKDEF mhk_result mhk_model_init_mixers(mhk_model *student, mhk_model *teacher, 
   if (mhk_failed(ctx) || !mhk__can_train(student, "mhk_model_init_mixers")) return mhk_error(ctx);
   if (init == MHK_INIT_DEFAULT) init = MHK_INIT_ATTENTION;
   if (init != MHK_INIT_IDENTITY && init != MHK_INIT_ATTENTION && init != MHK_INIT_RANDOM)
-    return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "initialisation %d is none of identity (1), attention (2) and random (3)",
+    return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "unknown initialization %d: use identity (1), attention (2) or random (3)",
                     (int)init);
   if (init == MHK_INIT_ATTENTION && !teacher)
-    return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "initialisation from attention needs the teacher");
+    return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "initialization from attention needs the teacher");
   if (init == MHK_INIT_ATTENTION && !mhk__same_depth(student, teacher)) return mhk_error(ctx);
   mhk__rng_seed(&rng, seed);
   for (int l = 0; l < student->config.n_layer; l++) {
@@ -16093,7 +16118,7 @@ MHKDEF mhk_model *mhk_student_create(mhk_context *ctx, mhk_model *teacher, const
   if (desc) d = *desc;
   const mhk_config *t = &teacher->config;
   if (t->arch != MHK_ARCH_PHI) {
-    mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "a student can be made of a Phi teacher only; this one is a %s",
+    mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "a student needs a Phi teacher; this one is a %s",
              mhk__arch_of(t)->name);
     return NULL;
   }
@@ -16236,12 +16261,13 @@ static mhk_tensor *mhk__spread(mhk_tape *t, mhk_tensor *x, mhk_index heads) {
 static int mhk__layer_ready(mhk_tape *t, const mhk_model *m, int layer, const mhk_tensor *u) {
   if (!mhk__tape_ready(t) || !m || !u || m->object.ctx != t->ctx) return 0;
   if (layer < 0 || layer >= m->config.n_layer) {
-    mhk_fail(t->ctx, MHK_ERROR_ARGUMENT, "layer %d of a model that has layers 0 to %d", layer, m->config.n_layer - 1);
+    mhk_fail(t->ctx, MHK_ERROR_ARGUMENT, "there is no layer %d: the model has layers 0 to %d", layer,
+             m->config.n_layer - 1);
     return 0;
   }
   if (u->rank != 3 || u->shape[2] != m->config.d_model) {
     char text[128];
-    mhk_fail(t->ctx, MHK_ERROR_SHAPE, "layer %d was given %s and takes (B,T,%d)", layer,
+    mhk_fail(t->ctx, MHK_ERROR_SHAPE, "the input of layer %d is %s; it must be (B,T,%d)", layer,
              mhk__shape_text(u->rank, u->shape, text, sizeof text), m->config.d_model);
     return 0;
   }
@@ -16379,7 +16405,7 @@ MHKDEF mhk_tensor *mhk_forward_embedding(mhk_tape *t, mhk_model *m, const int32_
   if (!mhk__tape_ready(t) || !m) return NULL;
   if (!tokens || B < 1 || T < 1) {
     mhk_fail(t->ctx, MHK_ERROR_ARGUMENT,
-             "a forward pass over %lld sequences of %lld tokens: at least one of each is needed", (long long)B,
+             "a forward pass needs at least one sequence and one token, not %lld and %lld", (long long)B,
              (long long)T);
     return NULL;
   }
@@ -16615,8 +16641,8 @@ static void mhk__sampling_wrong(const mhk_sampling *how, mhk_index V, char wrong
   if (how->n_bias < 0 || (how->n_bias > 0 && !how->bias) || how->n_stop_tokens < 0 ||
       (how->n_stop_tokens > 0 && !how->stop_tokens) || how->n_stop_strings < 0 ||
       (how->n_stop_strings > 0 && !how->stop_strings)) {
-    mhk__print(wrong, MHK__SETTING, "a list is missing: of %d biases, %d stop tokens or %d stop strings", how->n_bias,
-               how->n_stop_tokens, how->n_stop_strings);
+    mhk__print(wrong, MHK__SETTING, "the list of %d biases, %d stop tokens or %d stop strings is missing (NULL)",
+               how->n_bias, how->n_stop_tokens, how->n_stop_strings);
     return;
   }
   for (int i = 0; i < how->n_bias && !*wrong; i++) {
@@ -17093,15 +17119,16 @@ static size_t mhk__session_plan(const mhk_model *m, const mhk_session_desc *desc
     mhk_fail(
         ctx, MHK_ERROR_ARGUMENT,
         "a session cannot have batch %lld, capacity %lld, window %lld, chunk %lld, snapshots %lld, snapshot_every "
-        "%lld, recent %lld: none may be negative, and batch, chunk, snapshots and recent not beyond %lld, nor "
-        "word_bytes %.0f beyond 2^25",
+        "%lld, recent %lld: none may be negative, batch, chunk, snapshots and recent at most %lld, and word_bytes "
+        "(%.0f) at most 2^25",
         (long long)d.batch, (long long)d.capacity, (long long)d.window, (long long)d.chunk, (long long)d.snapshots,
         (long long)d.snapshot_every, (long long)d.recent, (long long)most, (double)d.word_bytes);
     return 0;
   }
   if (d.capacity > PTRDIFF_MAX / 64 || d.window > PTRDIFF_MAX / 64) {
     mhk_fail(ctx, MHK_ERROR_MEMORY,
-             "a session with a capacity of %lld tokens and a window of %lld does not fit this machine's address space",
+             "a session with a capacity of %lld tokens and a window of %lld does not fit in this machine's address "
+             "space",
              (long long)d.capacity, (long long)d.window);
     return 0;
   }
@@ -17153,7 +17180,7 @@ static size_t mhk__session_plan(const mhk_model *m, const mhk_session_desc *desc
   if (p.fits) mhk__session_layout(s, &p, *work);
   if (!p.fits) {
     mhk_fail(ctx, MHK_ERROR_MEMORY,
-             "a session of %lld sequences with %lld tokens of cache and chunks of %lld does not fit this machine's "
+             "a session of %lld sequences with %lld tokens of cache and chunks of %lld does not fit in this machine's "
              "address space",
              (long long)s->batch, (long long)s->cache_rows, (long long)s->chunk);
     return 0;
@@ -17195,7 +17222,7 @@ MHKDEF mhk_session *mhk_session_create(mhk_model *m, const mhk_session_desc *des
   memset(&arena, 0, sizeof arena);
   if (given) {
     if (desc->memory_bytes < bytes) {
-      mhk_fail(ctx, MHK_ERROR_MEMORY, "the session was given a block of %.0f bytes and takes %.0f",
+      mhk_fail(ctx, MHK_ERROR_MEMORY, "the session's block has %.0f bytes and needs %.0f",
                (double)desc->memory_bytes, (double)bytes);
       return NULL;
     }
@@ -17232,7 +17259,7 @@ static mhk_result mhk__session_result(const mhk_session *s) { return s ? s->obje
 static int mhk__sequence_there(const mhk_session *s, mhk_index sequence) {
   if (!s || s->object.ctx->result != MHK_OK) return 0;
   if (sequence >= 0 && sequence < s->batch) return 1;
-  mhk_fail(s->object.ctx, MHK_ERROR_ARGUMENT, "sequence %lld of a session that has sequences 0 to %lld",
+  mhk_fail(s->object.ctx, MHK_ERROR_ARGUMENT, "there is no sequence %lld: the session has sequences 0 to %lld",
            (long long)sequence, (long long)s->batch - 1);
   return 0;
 }
@@ -17749,14 +17776,14 @@ static int mhk__feed_makes_sense(mhk_session *s) {
   for (mhk_index b = 0; b < s->batch; b++) {
     const mhk__sequence *q = s->sequences + b;
     if (s->lengths[b] < 0 || (s->lengths[b] > 0 && !s->tokens[b])) {
-      mhk_fail(ctx, MHK_ERROR_ARGUMENT, "sequence %lld was fed %lld tokens%s", (long long)b, (long long)s->lengths[b],
-               s->lengths[b] > 0 ? " at NULL" : "");
+      mhk_fail(ctx, MHK_ERROR_ARGUMENT, "cannot feed sequence %lld %lld tokens%s", (long long)b,
+               (long long)s->lengths[b], s->lengths[b] > 0 ? " at NULL" : "");
       return 0;
     }
     if (s->attention_layers && !s->window && s->lengths[b] > s->capacity - q->position) {
       mhk_fail(ctx, MHK_ERROR_STATE,
-               "the key/value cache of sequence %lld is full: it holds %lld of %lld tokens and %lld more came; give "
-               "the session a larger capacity or a window",
+               "the key/value cache of sequence %lld is full: it holds %lld of %lld tokens and %lld more do not fit; "
+               "give the session a larger capacity or a window",
                (long long)b, (long long)q->position, (long long)s->capacity, (long long)s->lengths[b]);
       return 0;
     }
@@ -17822,7 +17849,7 @@ static mhk_result mhk__feed(mhk_session *s, const mhk_feed_desc *take) {
 MHKDEF mhk_result mhk_feed(mhk_session *s, const int32_t *tokens, mhk_index n) {
   if (!s || s->object.ctx->result != MHK_OK) return mhk__session_result(s);
   if (n < 0 || n > PTRDIFF_MAX / 64 / s->batch)
-    return mhk_fail(s->object.ctx, MHK_ERROR_ARGUMENT, "each of %lld sequences was fed %lld tokens",
+    return mhk_fail(s->object.ctx, MHK_ERROR_ARGUMENT, "cannot feed each of %lld sequences %lld tokens",
                     (long long)s->batch, (long long)n);
   for (mhk_index b = 0; b < s->batch; b++) {
     s->tokens[b] = tokens ? tokens + b * n : NULL;
@@ -17862,7 +17889,7 @@ MHKDEF mhk_result mhk_score(mhk_session *s, mhk_index sequence, const int32_t *t
   if (!mhk__sequence_there(s, sequence)) return mhk__session_result(s);
   if (n < 0 || (n > 0 && (!tokens || !log_probabilities)))
     return mhk_fail(s->object.ctx, MHK_ERROR_ARGUMENT,
-                    "scoring %lld tokens takes the tokens and room for as many numbers", (long long)n);
+                    "scoring %lld tokens needs the tokens and room for as many numbers", (long long)n);
   if (n == 0) return MHK_OK;
   if (!s->sequences[sequence].fed)
     return mhk_fail(s->object.ctx, MHK_ERROR_STATE, "score: feed sequence %lld at least one token first",
@@ -17900,22 +17927,22 @@ MHKDEF mhk_result mhk_feed_bytes(mhk_session *s, const char *text, size_t length
   ctx = s->object.ctx;
   mhk_tokenizer *k = s->model->tokenizer;
   if (!k && s->model->tokenizer_error)
-    return mhk_fail(ctx, MHK_ERROR_STATE, "the model is without its tokenizer: %s", s->model->tokenizer_error);
+    return mhk_fail(ctx, MHK_ERROR_STATE, "the model has no tokenizer: %s", s->model->tokenizer_error);
   if (!k)
     return mhk_fail(ctx, MHK_ERROR_STATE,
                     "the model has no tokenizer: put a tokenizer.json beside it, or feed token ids");
   if (!s->ids)
     return mhk_fail(ctx, MHK_ERROR_STATE,
-                    "the model was given its tokenizer after this session was made: make the session after it");
+                    "the model got its tokenizer after this session was created: create the session afterwards");
   if ((!text && length > 0) || length > (size_t)PTRDIFF_MAX)
-    return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "feed_bytes was given no text");
+    return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "feed_bytes: the text is missing (NULL)");
   if (s->batch != 1)
     return mhk_fail(ctx, MHK_ERROR_ARGUMENT,
-                    "feed_text serves sessions of one sequence, this one has %lld: feed token ids",
+                    "feed_text needs a session of one sequence; this one has %lld: feed token ids",
                     (long long)s->batch);
   if (k->object.ctx != ctx)
     return mhk_fail(ctx, MHK_ERROR_ARGUMENT,
-                    "the tokenizer is of another context: encode the text there and feed token ids");
+                    "the tokenizer belongs to another context: encode the text there and feed token ids");
   memset(&out, 0, sizeof out);
   out.ids = s->ids;
   out.capacity = s->chunk;
@@ -17933,7 +17960,7 @@ MHKDEF mhk_result mhk_feed_bytes(mhk_session *s, const char *text, size_t length
 
 MHKDEF mhk_result mhk_feed_text(mhk_session *s, const char *text) {
   if (s && s->object.ctx->result == MHK_OK && !text)
-    return mhk_fail(s->object.ctx, MHK_ERROR_ARGUMENT, "feed_text was given no text");
+    return mhk_fail(s->object.ctx, MHK_ERROR_ARGUMENT, "feed_text: the text is missing (NULL)");
   return mhk_feed_bytes(s, text, text ? strlen(text) : 0);
 }
 
@@ -18007,7 +18034,7 @@ MHKDEF mhk_result mhk_session_snapshot(mhk_session *s, mhk_index sequence) {
   if (!mhk__sequence_there(s, sequence)) return mhk__session_result(s);
   if (s->snapshots == 0 && (s->state_layers || s->window))
     return mhk_fail(s->object.ctx, MHK_ERROR_STATE,
-                    "the session was made without snapshots: mhk_session_desc.snapshots says how many it keeps");
+                    "the session keeps no snapshots: set mhk_session_desc.snapshots");
   mhk__snapshot_take(s, sequence);
   return MHK_OK;
 }
@@ -18041,14 +18068,14 @@ MHKDEF mhk_index mhk_session_rewind(mhk_session *s, mhk_index sequence, mhk_inde
 static int mhk__state_fits(mhk_session *s, mhk_index position, mhk_index rows) {
   const mhk_index needed = mhk__rows_needed(s, position);
   if (s->attention_layers && !s->window && position > s->capacity) {
-    mhk_fail(s->object.ctx, MHK_ERROR_STATE, "the state has seen %lld tokens and the session's cache takes %lld",
+    mhk_fail(s->object.ctx, MHK_ERROR_STATE, "the state has seen %lld tokens, but the session's cache holds %lld",
              (long long)position, (long long)s->capacity);
     return 0;
   }
   if (rows < needed) {
     mhk_fail(s->object.ctx, MHK_ERROR_STATE,
-             "the state holds keys and values of the last %lld tokens and this session's attention sees %lld: it was "
-             "made with a smaller window",
+             "the state holds keys and values of the last %lld tokens, but this session's attention sees %lld: the "
+             "state comes from a smaller window",
              (long long)rows, (long long)needed);
     return 0;
   }
@@ -18061,7 +18088,8 @@ MHKDEF mhk_result mhk_session_copy(mhk_session *to, mhk_index to_sequence, const
   if (!from || from_sequence < 0 || from_sequence >= from->batch)
     return mhk_fail(to->object.ctx, MHK_ERROR_ARGUMENT, "there is no sequence %lld to copy", (long long)from_sequence);
   if (from->model != to->model)
-    return mhk_fail(to->object.ctx, MHK_ERROR_STATE, "a sequence can be copied between sessions of one model only");
+    return mhk_fail(to->object.ctx, MHK_ERROR_STATE,
+                    "a sequence can only be copied between sessions of the same model");
   const mhk__sequence *a = from->sequences + from_sequence;
   mhk__sequence *b = to->sequences + to_sequence;
   if (a == b) return MHK_OK;
@@ -18181,7 +18209,7 @@ MHKDEF mhk_result mhk_session_save_memory(mhk_session *s, mhk_index sequence, vo
   if (!mhk__sequence_there(s, sequence)) return mhk__session_result(s);
   if (!state || bytes < mhk_session_state_bytes(s, sequence))
     return mhk_fail(s->object.ctx, MHK_ERROR_ARGUMENT,
-                    "the state of sequence %lld takes %.0f bytes, there is room for %.0f", (long long)sequence,
+                    "the state of sequence %lld needs %.0f bytes, but there is room for %.0f", (long long)sequence,
                     (double)mhk_session_state_bytes(s, sequence), state ? (double)bytes : 0.0);
   memset(&o, 0, sizeof o);
   o.to = (unsigned char *)state;
@@ -18203,11 +18231,11 @@ static mhk_result mhk__state_check(mhk_session *s, const unsigned char *p, size_
   if (!p || bytes < MHK__STATE_HEAD + 8 || memcmp(p, "MHKSTATE", 8) != 0)
     return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s is not a saved session state: it does not start like one", where);
   if (mhk__get_bytes(p + 8, 4) != MHK__STATE_VERSION)
-    return mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "%s has version %.0f of a session's state and this is %d", where,
-                    (double)mhk__get_bytes(p + 8, 4), MHK__STATE_VERSION);
+    return mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "%s is a session state of version %.0f; this program reads version %d",
+                    where, (double)mhk__get_bytes(p + 8, 4), MHK__STATE_VERSION);
   if (mhk__get_bytes(p + 12, 4) != sizeof(mhk_real))
-    return mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "%s holds numbers of %.0f bytes and this build computes with %d", where,
-                    (double)mhk__get_bytes(p + 12, 4), (int)sizeof(mhk_real));
+    return mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "%s holds numbers of %.0f bytes, but this build computes with %d",
+                    where, (double)mhk__get_bytes(p + 12, 4), (int)sizeof(mhk_real));
   if (mhk__get_bytes(p + 16, 8) != mhk__model_hash(s->model))
     return mhk_fail(ctx, MHK_ERROR_STATE, "%s is the state of another model, or of this one with other weights", where);
   const uint64_t position = mhk__get_bytes(p + 24, 8), rows = mhk__get_bytes(p + 32, 8),
@@ -18306,13 +18334,14 @@ static int mhk__sampling_fits(mhk_session *s, const mhk_sampling *how) {
   char wrong[MHK__SETTING];
   mhk__sampling_wrong(how, s->vocab, wrong);
   if (!*wrong && how->penalty_tokens > s->sampler.window)
-    mhk__print(wrong, sizeof wrong, "penalty_tokens is %d, and the session remembers %lld (recent of mhk_session_desc)",
+    mhk__print(wrong, sizeof wrong,
+               "penalty_tokens is %d, but the session remembers %lld tokens (recent of mhk_session_desc)",
                how->penalty_tokens, (long long)s->sampler.window);
   for (int k = 0; !*wrong && k < how->n_stop_strings; k++)
     if (strlen(how->stop_strings[k]) > s->sampler.stop_bytes)
       mhk__print(
           wrong, sizeof wrong,
-          "stop string %d is longer than the %lld bytes the session was made for (stop_bytes of mhk_session_desc)", k,
+          "stop string %d is longer than the session's limit of %lld bytes (stop_bytes of mhk_session_desc)", k,
           (long long)s->sampler.stop_bytes);
   if (*wrong) mhk_fail(s->object.ctx, MHK_ERROR_ARGUMENT, "sample: %s", wrong);
   return !*wrong;
@@ -18344,7 +18373,7 @@ static int mhk__draw_fails(mhk_session *s, const mhk_real *logits) {
     mhk_fail(s->object.ctx, MHK_ERROR_STATE, "sample: logit %lld is not a number: the weights or the state are broken",
              (long long)i);
   else
-    mhk_fail(s->object.ctx, MHK_ERROR_ARGUMENT, "sample: bias and penalties leave no token possible");
+    mhk_fail(s->object.ctx, MHK_ERROR_ARGUMENT, "sample: bias and penalties exclude every token");
   return 0;
 }
 
@@ -18363,7 +18392,7 @@ MHKDEF mhk_result mhk_sample_batch(mhk_session *s, const mhk_sampling *sampling,
   mhk_sampling usual;
   if (!s) return MHK_ERROR_MEMORY;
   if (!tokens)
-    return mhk_fail(s->object.ctx, MHK_ERROR_ARGUMENT, "sample_batch: there is no room (NULL) for the tokens");
+    return mhk_fail(s->object.ctx, MHK_ERROR_ARGUMENT, "sample_batch: the array for the tokens is missing (NULL)");
   if (!mhk__draw_all(s, mhk__sampling_or(sampling, &usual), tokens)) return s->object.ctx->result;
   return mhk_feed(s, tokens, 1);
 }
@@ -18388,7 +18417,7 @@ static int mhk__session_say(mhk_session *s, const mhk_sampling *how, int32_t tok
   if (!bytes) return 1;
   if (s->sampler.stop_bytes + 3 * (length + 4) + 2 > s->sampler.text_room) {
     mhk_fail(s->object.ctx, MHK_ERROR_STATE,
-             "sample: token %d is longer than those of the tokenizer that the session was made with", (int)token);
+             "sample: token %d is longer than any token of the session's first tokenizer", (int)token);
     return 0;
   }
   if (mhk__sampler_text(&s->sampler, how, bytes, length, 0)) s->sampler.stop = MHK_STOP_STRING;
@@ -18402,7 +18431,7 @@ MHKDEF int32_t mhk_sample(mhk_session *s, const mhk_sampling *sampling) {
   mhk__say_nothing(s);
   if (s->batch != 1) {
     mhk_fail(s->object.ctx, MHK_ERROR_ARGUMENT,
-             "sample serves sessions of one sequence, this one has %lld: use mhk_sample_batch()", (long long)s->batch);
+             "sample needs a session of one sequence; this one has %lld: use mhk_sample_batch()", (long long)s->batch);
     return -1;
   }
   sampling = mhk__sampling_or(sampling, &usual);
@@ -18448,8 +18477,8 @@ MHKDEF mhk_speculation *mhk_speculation_create(const mhk_speculation_desc *desc)
   if (!d || d->object.ctx != ctx || d == t || t->batch != 1 || d->batch != 1 || t->window || d->window ||
       t->vocab != d->vocab || desc->tokens < 0 || desc->tokens > MHK__MOST_DRAFTED) {
     mhk_fail(ctx, MHK_ERROR_ARGUMENT,
-             "speculation takes two sessions of one context, each of one sequence without a window, with the same "
-             "vocabulary, and drafts of up to %d tokens",
+             "speculation needs two sessions of one context and vocabulary, each with one sequence and no window, and "
+             "drafts of at most %d tokens",
              MHK__MOST_DRAFTED);
     return NULL;
   }
@@ -18819,12 +18848,12 @@ static int mhk__corpus_check(mhk_context *ctx, const char *path, const unsigned 
     looks = ": it may be Latin-1";
   if (share >= 1)
     mhk_fail(ctx, MHK_ERROR_FORMAT,
-             "%s is no text in UTF-8: %.1f %% of its bytes are zero or part of no character, the first at byte %.0f%s",
+             "%s is not UTF-8 text: %.1f %% of its bytes are zero or invalid, the first at byte %.0f%s",
              path, share, (double)first, looks);
   else
     mhk__note(ctx, MHK_LOG_WARNING,
-              "%s is not all UTF-8: %.0f of its %.0f bytes (%.2g %%) are zero or part of no character, the first at "
-              "byte %.0f%s", path, (double)bad, (double)n, share, (double)first, looks);
+              "%s is not all UTF-8: %.0f of its %.0f bytes (%.2g %%) are zero or invalid, the first at byte %.0f%s",
+              path, (double)bad, (double)n, share, (double)first, looks);
   return share < 1;
 }
 
@@ -18851,7 +18880,7 @@ static void mhk__corpus_file(mhk__corpus_build *b, const char *path, size_t long
   mhk__bytes bytes;
   const int error = mhk__bytes_open(path, &bytes);
   if (error)
-    mhk_fail(b->ctx, MHK_ERROR_FILE, "the text %s cannot be read: %s", path, mhk__file_reason(error));
+    mhk_fail(b->ctx, MHK_ERROR_FILE, "cannot read the text %s: %s", path, mhk__file_reason(error));
   else
     mhk__corpus_read(b, path, bytes.data, bytes.size, longest, repeat);
   mhk__bytes_close(&bytes);
@@ -18921,7 +18950,7 @@ MHKDEF mhk_corpus *mhk_corpus_load(mhk_context *ctx, mhk_tokenizer *k, const mhk
     const size_t longest = desc->max_document_of ? desc->max_document_of[f] : desc->max_document;
     if (!desc->files[f] || repeat < 0 || repeat > 1000000)
       mhk_fail(ctx, MHK_ERROR_ARGUMENT,
-               "file %d of a text: it needs a name and to be used between 0 and a million times, not %d", f, repeat);
+               "file %d of a text needs a name and a repeat between 0 and a million, not %d", f, repeat);
     else if (repeat > 0 && desc->texts && desc->texts[f])
       mhk__corpus_read(&b, desc->files[f], (const unsigned char *)desc->texts[f],
                      desc->lengths ? desc->lengths[f] : strlen(desc->texts[f]), longest, repeat);
@@ -18948,7 +18977,7 @@ MHKDEF mhk_corpus *mhk_corpus_from_tokens(mhk_context *ctx, const int32_t *token
   }
   for (i = 0; i < n; i++) {
     if (tokens[i] < 0) {
-      mhk_fail(ctx, MHK_ERROR_ARGUMENT, "token %lld of the text is %ld: tokens are not negative", (long long)i,
+      mhk_fail(ctx, MHK_ERROR_ARGUMENT, "token %lld of the text is %ld: token ids cannot be negative", (long long)i,
                (long)tokens[i]);
       return NULL;
     }
@@ -18982,7 +19011,7 @@ MHKDEF mhk_corpus *mhk_corpus_sample(mhk_model *m, mhk_index tokens, uint64_t se
   int stop = 0, i;
   if (!m || mhk_failed(ctx = m->object.ctx)) return NULL;
   if (tokens <= 0 || tokens > PTRDIFF_MAX / 64) {
-    mhk_fail(ctx, MHK_ERROR_ARGUMENT, "%lld tokens of text cannot be sampled: ask for one or more", (long long)tokens);
+    mhk_fail(ctx, MHK_ERROR_ARGUMENT, "cannot sample %lld tokens of text: ask for one or more", (long long)tokens);
     return NULL;
   }
   int32_t end = m->tokenizer ? mhk_tokenizer_start(m->tokenizer) : -1;
@@ -19069,7 +19098,7 @@ static void mhk__stage_trains(const mhk_model *m, int stage, mhk_trains trains, 
 /* The teacher must be able to teach this student. stage 0: what holds for all of them. */
 static int mhk__pair_check(mhk_context *ctx, const mhk_model *s, const mhk_model *t, int stage) {
   if (s->object.ctx != ctx || t->object.ctx != ctx) {
-    mhk_fail(ctx, MHK_ERROR_ARGUMENT, "teacher and student must be made from the same context as the training");
+    mhk_fail(ctx, MHK_ERROR_ARGUMENT, "teacher and student must belong to the context of the training");
     return 0;
   }
   if (s->config.n_layer != t->config.n_layer || s->config.d_model != t->config.d_model ||
@@ -19443,7 +19472,7 @@ static int mhk__find_first(mhk__stage_run *run) {
   mhk_tape_record(run->tape, recording);
   mhk_tape_rewind(run->tape, mark);
   if (run->ctx->result != MHK_OK) mhk_clear_error(run->ctx); /* no memory for looking: the divergence is what counts */
-  if (!whose) mhk__print(run->why, MHK__WHY, "the loss itself, from activations that are finite");
+  if (!whose) mhk__print(run->why, MHK__WHY, "the loss itself; the activations are finite");
   return whose == MHK__TEACHER;
 }
 
@@ -19549,8 +19578,7 @@ MHKDEF double mhk_stage_loss(mhk_tape *t, mhk_model *student, mhk_model *teacher
   if (mhk_failed(ctx)) return NAN;
   if (!student || !teacher || !tokens || stage < 1 || stage > 3 || B <= 0 || T <= 0) {
     mhk_fail(ctx, MHK_ERROR_ARGUMENT,
-             "the loss of a stage needs student, teacher, a stage from 1 to 3 (this is %d) and at least one "
-             "token",
+             "the loss of a stage needs student, teacher, a stage from 1 to 3 (not %d) and at least one token",
              stage);
     return NAN;
   }
@@ -19789,16 +19817,17 @@ static void mhk__diverged(mhk_trainer *tr, double value, const char *what, doubl
   if (tr->teacher_broke) {
     mhk_fail(
         tr->object.ctx, MHK_ERROR_STATE,
-        "stage %d diverged at update %lld: %s is %s. First not finite: %s. The teacher computes such numbers by "
-        "itself: no learning rate helps, mend or replace its weights. The student keeps the weights before this update",
+        "stage %d diverged at update %lld: %s is %s. First value that is not finite: %s. The teacher computes it on "
+        "its own, so no learning rate helps: repair or replace its weights. The student keeps its weights from before "
+        "this update",
         stage, (long long)tr->optimizer_step + 1, what, number, tr->why);
     return;
   }
   mhk_fail(
       tr->object.ctx, MHK_ERROR_STATE,
-      "stage %d diverged at update %lld: %s is %s at learning rate %g. First not finite: %s. The student keeps the "
-      "weights before this update; start again with a lower learning rate for this stage (stages[%d].lr, %g was the "
-      "top), a longer warm-up or a smaller clip",
+      "stage %d diverged at update %lld: %s is %s at learning rate %g. First value that is not finite: %s. The "
+      "student keeps its weights from before this update. Start again with a lower learning rate for this stage "
+      "(stages[%d].lr, the top was %g), a longer warmup or a smaller clip",
       stage, (long long)tr->optimizer_step + 1, what, number, lr, tr->why[0] ? tr->why : "the sum of the losses",
       stage - 1, tr->desc.stages[stage - 1].lr);
 }
@@ -19943,7 +19972,7 @@ MHKDEF int mhk_train_step(mhk_trainer *tr) {
   if (tr->finished) return 0;
   if (!tr->desc.corpus) {
     mhk_fail(ctx, MHK_ERROR_STATE,
-             "this trainer has no text: give one in the description, or drive it with mhk_train_on()");
+             "this trainer has no text: set one in the description, or call mhk_train_on()");
     return 0;
   }
   stage = tr->stage;
@@ -19986,7 +20015,7 @@ MHKDEF double mhk_train_on(mhk_trainer *tr, int stage, const int32_t *tokens, mh
   mhk_context *ctx = mhk__trainer_context(tr);
   if (mhk_failed(ctx)) return NAN;
   if (stage < 1 || stage > 3 || !tokens || B <= 0 || T <= 0) {
-    mhk_fail(ctx, MHK_ERROR_ARGUMENT, "an update needs a stage from 1 to 3 (this is %d) and tokens", stage);
+    mhk_fail(ctx, MHK_ERROR_ARGUMENT, "an update needs a stage from 1 to 3 (not %d) and tokens", stage);
     return NAN;
   }
   if (!mhk__number_fits(ctx, "mhk_train_on", "the learning rate (lr)", lr, 0, MHK__REAL_MOST) ||
@@ -20123,8 +20152,8 @@ static void mhk__run_differs(mhk_context *ctx, const char *path, const char *was
     is = b;
   }
   mhk_fail(ctx, MHK_ERROR_STATE,
-           "%s belongs to another run: it has \"%.*s\" where this one has \"%.*s\". Describe the run as it was, "
-           "use another folder, or set fresh to start over",
+           "%s belongs to another run: it has \"%.*s\" where this one has \"%.*s\". Use the same settings, use "
+           "another folder, or set fresh to start over",
            path, mhk__line_length(was), was, mhk__line_length(is), is);
 }
 
@@ -20254,22 +20283,22 @@ static const char *mhk__saved_wrong(mhk_trainer *tr, const uint64_t v[MHK__SAVED
   const double loss = mhk__double_of(v[12]), seconds = mhk__double_of(v[13]);
   const mhk_corpus *x = tr->desc.corpus;
   if (v[0] < 1 || v[0] > 3 || v[2] > 1 || v[3] > 3 || v[4] > (uint64_t)PTRDIFF_MAX)
-    return "its place in the run is impossible";
+    return "its position in the run is invalid";
   if (v[2] && (v[0] != 3 || v[1] != 0)) return "it says that the run is finished, in the middle of it";
   if (!v[2] && v[1] >= (uint64_t)tr->S[v[0] - 1]) return "its stage is over";
-  if ((v[3] != 0) != (v[4] != 0)) return "its optimiser belongs to no stage";
+  if ((v[3] != 0) != (v[4] != 0)) return "its optimizer belongs to no stage";
   if (v[14] == 0 && (v[4] != v[1] || (v[3] != 0 && v[3] != v[0])))
-    return "its optimiser and its stage have made different updates";
-  if ((v[5] | v[6] | v[7] | v[8]) == 0) return "its generator of random numbers cannot be there";
+    return "its optimizer and its stage have made different numbers of updates";
+  if ((v[5] | v[6] | v[7] | v[8]) == 0) return "the state of its random generator is invalid";
   if (!mhk__is_finite(loss) || !(seconds >= 0.0) || !mhk__is_finite(seconds))
-    return "its loss or its time is no number";
-  if (!tr->order) return v[9] | v[10] | v[11] ? "it has a place in a text that is drawn from at random" : NULL;
-  if (v[10] >= (uint64_t)x->n_documents) return "its place in the text is impossible";
+    return "its loss or its time is not a number";
+  if (!tr->order) return v[9] | v[10] | v[11] ? "it has a position in the text, but its windows are random" : NULL;
+  if (v[10] >= (uint64_t)x->n_documents) return "its position in the text is invalid";
   tr->epoch = v[9];
   mhk__shuffle_documents(tr);
   return v[11] < (uint64_t)(x->start[tr->order[v[10]] + 1] - x->start[tr->order[v[10]]])
              ? NULL
-             : "its place in a document is impossible";
+             : "its position in a document is invalid";
 }
 
 #define MHK__DAMAGE 600
@@ -20306,7 +20335,7 @@ static int mhk__resume_read(mhk_trainer *tr, const mhk_file *f, const char *path
   v[14] = (uint64_t)old; /* it does not say */
   if (!format || (!old && strcmp(format, MHK__CHECKPOINT) != 0) || !run ||
       !mhk__saved_parse(state, n, old ? MHK__SAVED - 1 : MHK__SAVED, v)) {
-    mhk__print(why, MHK__DAMAGE, "it is no checkpoint of a training run that this version reads");
+    mhk__print(why, MHK__DAMAGE, "it is not a checkpoint of a training run that this version can read");
     return 0;
   }
   if (strcmp(run, tr->run) != 0) {
@@ -20373,7 +20402,7 @@ static int mhk__resume_from(mhk_trainer *tr, const char *path, char why[MHK__DAM
   mhk_file_close(f);
   if (old && result > 0)
     mhk__note(ctx, MHK_LOG_WARNING,
-              "the checkpoint %s is of an older version, without a checksum: damage in its numbers would not show",
+              "the checkpoint %s is from an older version and has no checksum, so damage cannot be detected",
               path);
   return result;
 }
@@ -20387,7 +20416,7 @@ static void mhk__resume(mhk_trainer *tr) {
   char why[2][MHK__DAMAGE];
   int i, there = 0, got;
   for (i = 0; i < 2; i++) {
-    strcpy(why[i], "it is not there");
+    strcpy(why[i], "it does not exist");
     if (!mhk__is_file(path[i])) continue;
     there |= 1 << i;
     got = mhk__resume_from(tr, path[i], why[i]);
@@ -20396,7 +20425,7 @@ static void mhk__resume(mhk_trainer *tr) {
       tr->keeps = i == 0;
       if (i == 1)
         mhk__note(ctx, MHK_LOG_WARNING,
-                  "the checkpoint %.300s cannot be used: %s. The run goes on from the one before it, %.300s", path[0],
+                  "the checkpoint %.300s cannot be used: %s. The run continues from the one before it, %.300s", path[0],
                   why[0], path[1]);
       return;
     }
@@ -20420,7 +20449,8 @@ static int mhk__distill_check(mhk_context *ctx, const mhk_distill_desc *d) {
   }
 #ifdef MOHAWK_NO_STDIO
   if (d->out) {
-    mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "checkpoints in %.200s cannot be had: this program was built without files",
+    mhk_fail(ctx, MHK_ERROR_UNSUPPORTED,
+             "checkpoints in %.200s are not available: this program was built without files (MOHAWK_NO_STDIO)",
              d->out);
     return 0;
   }
@@ -20441,7 +20471,8 @@ static int mhk__distill_check(mhk_context *ctx, const mhk_distill_desc *d) {
     return 0;
   }
   if (d->batch < 1 || d->length < 2 || d->batch > PTRDIFF_MAX / 1024 / d->length) {
-    mhk_fail(ctx, MHK_ERROR_ARGUMENT, "batches of %lld sequences of %lld tokens cannot be trained on: at least 1 of 2",
+    mhk_fail(ctx, MHK_ERROR_ARGUMENT,
+             "cannot train on batches of %lld sequences of %lld tokens: use at least 1 sequence of 2 tokens",
              (long long)d->batch, (long long)d->length);
     return 0;
   }
@@ -20462,13 +20493,13 @@ static int mhk__distill_check(mhk_context *ctx, const mhk_distill_desc *d) {
   if (!(d->beta1 >= 0.0 && d->beta1 < 1.0 && d->beta2 >= 0.0 && d->beta2 < 1.0 && d->eps > 0.0 &&
         d->eps <= MHK__REAL_MOST)) {
     mhk_fail(ctx, MHK_ERROR_ARGUMENT,
-             "AdamW with beta1 %g, beta2 %g, eps %g: the betas lie in (0,1), eps is positive and finite", d->beta1,
+             "AdamW with beta1 %g, beta2 %g, eps %g: betas must be in (0,1), eps must be positive and finite", d->beta1,
              d->beta2, d->eps);
     return 0;
   }
   if (!mhk__number_fits(ctx, "distillation", "checkpoint_seconds", d->checkpoint_seconds, -DBL_MAX, DBL_MAX)) return 0;
   if (d->precision != MHK_PRECISION_FULL && d->precision != MHK_PRECISION_BF16) {
-    mhk_fail(ctx, MHK_ERROR_ARGUMENT, "precision %d is none: 0 is full, 1 bfloat16", (int)d->precision);
+    mhk_fail(ctx, MHK_ERROR_ARGUMENT, "unknown precision %d: use 0 (full) or 1 (bfloat16)", (int)d->precision);
     return 0;
   }
   for (int i = 0; i < 3; i++) {
@@ -20483,8 +20514,7 @@ static int mhk__distill_check(mhk_context *ctx, const mhk_distill_desc *d) {
     }
     if (s->tokens > 0 && d->corpus && d->corpus->largest >= d->teacher->config.vocab_size) {
       mhk_fail(ctx, MHK_ERROR_ARGUMENT,
-               "the text has token %ld, the teacher's vocabulary ends at %d: was it made with another "
-               "tokenizer?",
+               "the text has token %ld, but the teacher's vocabulary ends at %d: was it made with another tokenizer?",
                (long)d->corpus->largest, d->teacher->config.vocab_size - 1);
       return 0;
     }
@@ -20526,7 +20556,7 @@ static int mhk__trainer_lock(mhk_trainer *tr) {
              "the folder %s is in use: %s trains there. Wait for it, stop it, or name another folder", out,
              mhk__lock_holder(path, who));
   else if (error)
-    mhk_fail(tr->object.ctx, MHK_ERROR_FILE, "the folder %s for checkpoints cannot be locked with %s: %s", out, path,
+    mhk_fail(tr->object.ctx, MHK_ERROR_FILE, "cannot lock the folder %s for checkpoints with %s: %s", out, path,
              mhk__file_reason(error));
   return !error;
 }
@@ -20574,7 +20604,7 @@ static void mhk__trainer_fill(mhk_trainer *tr, mhk_context *ctx) {
     const int error = d->rank == 0 ? mhk__make_folder(d->out) : 0;
     tr->path = (char *)mhk__arena_zeros(ctx, arena, (mhk_index)(2 * room), 1);
     if (error)
-      mhk_fail(ctx, MHK_ERROR_FILE, "the folder %s for checkpoints cannot be made: %s", d->out, strerror(error));
+      mhk_fail(ctx, MHK_ERROR_FILE, "cannot create the folder %s for checkpoints: %s", d->out, strerror(error));
     else if (tr->path && mhk__trainer_lock(tr)) {
       tr->previous = tr->path + room;
       mhk__join_path(tr->path, room, d->out, "checkpoint.safetensors");
@@ -20835,11 +20865,11 @@ static mhk_result mhk__evaluate_check(const mhk_model *m, const mhk_model *teach
                     "an evaluation needs a text, a place for the result, and windows of two tokens or more");
   if (teacher && teacher->config.vocab_size != m->config.vocab_size)
     return mhk_fail(ctx, MHK_ERROR_CONFIG,
-                    "the model's vocabulary is %d, the teacher's %d: their predictions cannot be compared",
+                    "the model's vocabulary is %d, but the teacher's is %d: their predictions cannot be compared",
                     m->config.vocab_size, teacher->config.vocab_size);
   if (corpus->largest >= m->config.vocab_size)
     return mhk_fail(ctx, MHK_ERROR_ARGUMENT,
-                    "the text has token %ld, the model's vocabulary ends at %d: was it made with another "
+                    "the text has token %ld, but the model's vocabulary ends at %d: was it made with another "
                     "tokenizer?",
                     (long)corpus->largest, m->config.vocab_size - 1);
   if (corpus->n < (length ? length : MHK__WINDOW))
@@ -21864,7 +21894,7 @@ static void mhk__context_bf16(mhk_context *ctx, mhk_bf16_unit unit, mhk__kernels
     int i = MHK_BF16_PLAIN;
     while (i <= MHK_BF16_AMX && strcmp(forced, mhk__bf16_text((mhk_bf16_unit)i)) != 0) i++;
     if (i > MHK_BF16_AMX)
-      mhk_fail(ctx, MHK_ERROR_ARGUMENT, "MHK_BF16_UNIT is \"%.40s\": it may be plain, avx512 or amx", forced);
+      mhk_fail(ctx, MHK_ERROR_ARGUMENT, "MHK_BF16_UNIT is \"%.40s\": it must be plain, avx512 or amx", forced);
     else
       unit = (mhk_bf16_unit)i;
   }
@@ -21874,7 +21904,7 @@ static void mhk__context_bf16(mhk_context *ctx, mhk_bf16_unit unit, mhk__kernels
   else if (!mhk__bf16_fill(ctx->isa, unit, kernels)) {
     ctx->bf16_unit = MHK_BF16_PLAIN;
     mhk_fail(ctx, MHK_ERROR_UNSUPPORTED,
-             "the bfloat16 unit %s is not to be had here with the instruction set %s: the best one is %s",
+             "the bfloat16 unit %s is not available here with the instruction set %s: the best one is %s",
              mhk__bf16_text(unit), mhk__isa_text(ctx->isa), mhk__bf16_text(mhk__bf16_best(ctx->isa, kernels)));
   }
 }
@@ -21916,9 +21946,8 @@ MHKDEF mhk_context *mhk_create(const mhk_context_desc *desc) {
   ctx->workers = 1;
   if (!mhk__exact_math())
     mhk_fail(ctx, MHK_ERROR_UNSUPPORTED,
-             "mohawk.h was compiled by flags like -fassociative-math or -fno-honor-nans, which break its sums and its "
-             "checks for NaN: "
-             "compile it without them, or define MOHAWK_ALLOW_FAST_MATH to try anyway");
+             "mohawk.h was compiled with flags like -fassociative-math or -fno-honor-nans, which break its sums and "
+             "its checks for NaN: compile it without them, or define MOHAWK_ALLOW_FAST_MATH to try anyway");
   if (desc && (desc->allocator.alloc != NULL) != (desc->allocator.release != NULL))
     mhk_fail(ctx, MHK_ERROR_ARGUMENT, "the allocator has only one of alloc and release: give both or neither");
   if (d.parallel_for) {
@@ -21928,7 +21957,7 @@ MHKDEF mhk_context *mhk_create(const mhk_context_desc *desc) {
     if (d.parallel_workers < 1) {
       ctx->workers = 1;
       mhk_fail(ctx, MHK_ERROR_ARGUMENT,
-               "parallel_for was given with %d workers: parallel_workers must say how many it has", d.parallel_workers);
+               "parallel_for has %d workers: set parallel_workers to their number", d.parallel_workers);
     }
   } else
     mhk_set_threads(ctx, d.threads);
@@ -21941,10 +21970,10 @@ MHKDEF mhk_context *mhk_create(const mhk_context_desc *desc) {
         found = 1;
       }
     if (!found)
-      mhk_fail(ctx, MHK_ERROR_ARGUMENT, "MHK_ISA is \"%.40s\": it may be scalar, avx2, avx512, neon or wasm", forced);
+      mhk_fail(ctx, MHK_ERROR_ARGUMENT, "MHK_ISA is \"%.40s\": it must be scalar, avx2, avx512, neon or wasm", forced);
   }
   if (!mhk__isa_fill(isa, &block->kernels)) {
-    mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "the instruction set %s is not to be had here: the best one is %s",
+    mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "the instruction set %s is not available here: the best one is %s",
              mhk__isa_text(isa), mhk__isa_text(mhk__isa_best()));
     isa = MHK_ISA_SCALAR;
     mhk__isa_fill(isa, &block->kernels);

@@ -376,7 +376,7 @@ static inline mhk_context *test_machine(mhk_isa isa, mhk_bf16_unit unit, int thr
   else
     what = isa == MHK_ISA_BEST || isa == MHK_ISA_AVX512 ? units[unit] : "";
   if (!strstr(test_state.missing, what)) strcat(strcat(test_state.missing, " "), what);
-  CHECK_FAILS(ctx, MHK_ERROR_UNSUPPORTED, "is not to be had here");
+  CHECK_FAILS(ctx, MHK_ERROR_UNSUPPORTED, "is not available here");
   mhk_destroy(ctx);
   return NULL;
 }

@@ -199,12 +199,12 @@ TEST(pickles_that_are_wrong) {
   REFUSED("\x80\x02" "ctorch\nFloatStorage2\n.", U, "torch.FloatStorage2");
   REFUSED("\x80\x02" "ctorch.FloatStorage\n\n.", U, "torch.FloatStorage.");
   REFUSED("\x80\x02" "c\xff\x01\n\n.", U, "it names ...");
-  REFUSED("\x80\x02" "cos\nsystem", F, "a name without its end");
+  REFUSED("\x80\x02" "cos\nsystem", F, "a name does not end");
   REFUSED("\x80\x02(S'os'\nios\nsystem\n.", U,
-          "the instruction 0x53, which a dictionary of tensors does not need: refused");
-  REFUSED("\x80\x02(ios\nsystem\n.", U, "the instruction 0x69");
+          "instruction 0x53, which a dictionary of tensors does not need: refused");
+  REFUSED("\x80\x02(ios\nsystem\n.", U, "instruction 0x69");
   REFUSED("\x80\x02(cos\nsystem\no.", U, "os.system");
-  REFUSED("\x80\x02}(o.", U, "the instruction 0x6F");
+  REFUSED("\x80\x02}(o.", U, "instruction 0x6F");
   REFUSED("\x80\x02)\x81.", U, "0x81");
   REFUSED("\x80\x02" "Pid\n.", U, "0x50");
   REFUSED("\x80\x02" "\x82\1.", U, "0x82");
@@ -214,13 +214,13 @@ TEST(pickles_that_are_wrong) {
   REFUSED("", U, "only protocol 2");
   REFUSED("}.", U, "only protocol 2");
   /* a machine that is fed nonsense */
-  REFUSED("\x80\x02", F, "byte 2 of its pickle: it ends without its last instruction");
+  REFUSED("\x80\x02", F, "byte 2 of its pickle: it ends without a STOP instruction");
   REFUSED("\x80\x02.", F, "0 values on its stack");
   REFUSED("\x80\x02}}.", F, "2 values");
-  REFUSED("\x80\x02}.}", F, "1 bytes behind it");
+  REFUSED("\x80\x02}.}", F, "1 bytes left");
   REFUSED("\x80\x02N.", F, "needs a dictionary of tensors and finds something else");
   REFUSED("\x80\x02(.", F, "needs a dictionary of tensors");
-  REFUSED("\x80\x02t.", F, "needs a mark and finds none");
+  REFUSED("\x80\x02t.", F, "needs a mark and there is none");
   REFUSED("\x80\x02u.", F, "needs a mark");
   REFUSED("\x80\x02" "e.", F, "needs a mark");
   REFUSED("\x80\x02(Nu.", F, "needs a dictionary and finds nothing");
@@ -230,24 +230,24 @@ TEST(pickles_that_are_wrong) {
   REFUSED("\x80\x02}(Ns.", F, "needs a key and finds something else");
   REFUSED("\x80\x02}Ne.", F, "needs a mark");
   REFUSED("\x80\x02}Na.", F, "needs a list");
-  REFUSED("\x80\x02N\x86.", F, "needs 2 values and finds 1");
-  REFUSED("\x80\x02NN(N\x87.", F, "needs 3 values and finds 1");
+  REFUSED("\x80\x02N\x86.", F, "needs 2 values and there are 1");
+  REFUSED("\x80\x02NN(N\x87.", F, "needs 3 values and there are 1");
   REFUSED("\x80\x02R.", F, "needs a tuple of arguments and finds nothing");
   REFUSED("\x80\x02)R.", F, "needs a function and finds nothing");
-  REFUSED("\x80\x02})R.", F, "something is called that is no function");
-  REFUSED("\x80\x02" "ctorch\nFloatStorage\n)R.", F, "no function");
+  REFUSED("\x80\x02})R.", F, "it calls something that is not a function");
+  REFUSED("\x80\x02" "ctorch\nFloatStorage\n)R.", F, "not a function");
   REFUSED("\x80\x02" "ccollections\nOrderedDict\n]\x85R.", U, "OrderedDict made from arguments");
   REFUSED("\x80\x02Q.", F, "needs a tuple");
   REFUSED("\x80\x02]Nb.", F, "a dictionary that gets attributes");
-  REFUSED("\x80\x02h\0.", F, "nothing is kept in place 0");
-  REFUSED("\x80\x02}q\1h\2.", F, "nothing is kept in place 2");
-  REFUSED("\x80\x02}j\xff\xff\xff\xff.", F, "nothing is kept in place 4294967295");
-  REFUSED("\x80\x02}r\xff\xff\xff\xff.", F, "a value is kept in place 4294967295, far above");
+  REFUSED("\x80\x02h\0.", F, "memo 0 is empty");
+  REFUSED("\x80\x02}q\1h\2.", F, "memo 2 is empty");
+  REFUSED("\x80\x02}j\xff\xff\xff\xff.", F, "memo 4294967295 is empty");
+  REFUSED("\x80\x02}r\xff\xff\xff\xff.", F, "a value is stored in memo 4294967295, far above");
   REFUSED("\x80\x02(q\0.", F, "needs a value to keep");
-  REFUSED("\x80\x02X\xff\xff\xff\xff.", F, "needs 4294967295 bytes, 1 are left");
+  REFUSED("\x80\x02X\xff\xff\xff\xff.", F, "needs 4294967295 bytes, but 1 are left");
   REFUSED("\x80\x02X\1\0.", F, "needs 4 bytes");
   REFUSED("\x80\x02K", F, "needs 1 bytes");
-  REFUSED("\x80\x02G1234567", F, "needs 8 bytes, 7");
+  REFUSED("\x80\x02G1234567", F, "needs 8 bytes, but 7");
   REFUSED("\x80\x02\x8a\x09" "123456789.", U, "a whole number of 9 bytes");
   REFUSED("\x80\x02\x8a\xff.", F, "needs 255 bytes");
 }
@@ -282,16 +282,16 @@ TEST(tensors_that_are_wrong) {
   REFUSED(START ")QNu.", F, "does not describe a storage");
   /* tensors of a storage of 6 elements */
   REFUSED(START TEXT("\1", "a") TENSOR_OF(FLOATS, "K\1", "K\6\x85", "K\1\x85") "u.", F,
-          "reaches outside its storage of 6 elements");
-  REFUSED(START TEXT("\1", "a") TENSOR_OF(FLOATS, "K\0", "K\6\x85", "K\2\x85") "u.", F, "reaches outside");
-  REFUSED(START TEXT("\1", "a") TENSOR_OF(FLOATS, "K\6", "K\1\x85", "K\1\x85") "u.", F, "reaches outside");
-  REFUSED(START TEXT("\1", "a") TENSOR_OF(FLOATS, "K\6", ")", ")") "u.", F, "reaches outside");
+          "extends outside its storage of 6 elements");
+  REFUSED(START TEXT("\1", "a") TENSOR_OF(FLOATS, "K\0", "K\6\x85", "K\2\x85") "u.", F, "extends outside");
+  REFUSED(START TEXT("\1", "a") TENSOR_OF(FLOATS, "K\6", "K\1\x85", "K\1\x85") "u.", F, "extends outside");
+  REFUSED(START TEXT("\1", "a") TENSOR_OF(FLOATS, "K\6", ")", ")") "u.", F, "extends outside");
   REFUSED(START TEXT("\1", "a") TENSOR_OF(FLOATS, "K\7", "K\0\x85", "K\1\x85") "u.", F, "starts outside");
   REFUSED(START TEXT("\1", "a") TENSOR_OF(FLOATS, "J\xff\xff\xff\xff", "K\1\x85", "K\1\x85") "u.", F, "starts outside");
   REFUSED(START TEXT("\1", "a") TENSOR_OF(FLOATS, "K\0", "J\xff\xff\xff\xff\x85", "K\1\x85") "u.", F,
-          "impossible size or stride");
+          "invalid size or stride");
   REFUSED(START TEXT("\1", "a") TENSOR_OF(FLOATS, "K\0", "K\2\x85", "J\xff\xff\xff\xff\x85") "u.", F,
-          "impossible size or stride");
+          "invalid size or stride");
   REFUSED(START TEXT("\1", "a")
               TENSOR_OF(FLOATS, "K\0", "K\2\x85", "\x8a\x08\xff\xff\xff\xff\xff\xff\xff\x7f\x85") "u.",
           F, "");
@@ -301,10 +301,10 @@ TEST(tensors_that_are_wrong) {
   REFUSED(START TEXT("\1", "a") TENSOR_OF(
               FLOATS, "K\0", "K\0\x8a\x08\xff\xff\xff\xff\xff\xff\xff\x3f\x8a\x08\xff\xff\xff\xff\xff\xff\xff\x3f\x87",
               "K\1K\1K\1\x87") "u.",
-          F, "impossible size");
+          F, "invalid size");
   REFUSED(START TEXT("\1", "a") TENSOR_OF(FLOATS, "K\0", "M\0\x10M\0\x10\x86", "K\0K\0\x86") "u.", U,
-          "more elements than its storage has (6): it shows some twice");
-  REFUSED(START TEXT("\1", "a") TENSOR_OF(FLOATS, "K\0", "K\7\x85", "K\0\x85") "u.", U, "shows some twice");
+          "more elements than its storage (6), so it repeats some");
+  REFUSED(START TEXT("\1", "a") TENSOR_OF(FLOATS, "K\0", "K\7\x85", "K\0\x85") "u.", U, "repeats some");
   REFUSED(START TEXT("\1", "a") TENSOR_OF(FLOATS, "K\0", "(K\1K\1K\1K\1K\1K\1t", "(K\1K\1K\1K\1K\1K\1t") "u.", U,
           "6 axes");
   REFUSED(START TEXT("\1", "a") TENSOR_OF(FLOATS, "K\0", "K\6\x85", "K\6K\1\x86") "u.", F,
@@ -312,18 +312,18 @@ TEST(tensors_that_are_wrong) {
   REFUSED(START TEXT("\1", "a") TENSOR_OF(FLOATS, "K\0", "K\6", "K\1") "u.", F, "does not describe a tensor");
   REFUSED(START TEXT("\1", "a") TENSOR_OF("N", "K\0", "K\6\x85", "K\1\x85") "u.", F, "does not describe a tensor");
   REFUSED(START TEXT("\1", "a") TENSOR_OF(FLOATS, "N", "K\6\x85", "K\1\x85") "u.", F, "does not describe a tensor");
-  REFUSED(START TEXT("\1", "a") TENSOR_OF(FLOATS, "K\0", "N\x85", "K\1\x85") "u.", F, "impossible size or stride");
+  REFUSED(START TEXT("\1", "a") TENSOR_OF(FLOATS, "K\0", "N\x85", "K\1\x85") "u.", F, "invalid size or stride");
   REFUSED(START TEXT("\1", "a") REBUILD ")Ru.", F, "does not describe a tensor");
   REFUSED(START TEXT("\1", "a") "ctorch._utils\n_rebuild_parameter\n)Ru.", F, "does not describe a parameter");
   REFUSED(START TEXT("\1", "a") "ctorch._utils\n_rebuild_parameter\n(NNNtRu.", F, "does not describe a parameter");
   /* names */
-  REFUSED(START TEXT("\1", "a") TENSOR TEXT("\1", "a") TENSOR "u.", F, "tensor a stands twice");
+  REFUSED(START TEXT("\1", "a") TENSOR TEXT("\1", "a") TENSOR "u.", F, "tensor a appears twice");
   REFUSED(START TEXT("\0", "") TENSOR "u.", F, "tensor 0 has no usable name");
   REFUSED(START TEXT("\1", "\xff") TENSOR "u.", F, "no usable name");
   REFUSED(START TEXT("\1", "\0") TENSOR "u.", F, "no usable name");
   REFUSED(START "K\1" TENSOR "u.", F, "no usable name");
   REFUSED(START TEXT("\5", "model") "}" TEXT("\1", "a") TENSOR "su.", U,
-          "holds no tensors by name, but a dictionary \"model\": save that alone");
+          "contains a dictionary \"model\" instead of named tensors: save only that dictionary");
 }
 
 /* many kept values used many times over: neither memory nor time may grow with what they would
@@ -354,7 +354,7 @@ TEST(bombs) {
   memcpy(text + n, TENSOR "q\1s(", sizeof TENSOR + 3), n += sizeof TENSOR + 3;
   for (i = 0; i < 10000; i++) memcpy(text + n, "h\0h\1", 4), n += 4;
   memcpy(text + n, "u.", 2), n += 2;
-  CHECK(!pickled(text, n) && strstr(mhk_message(ctx), "stands twice"), "%s", mhk_message(ctx));
+  CHECK(!pickled(text, n) && strstr(mhk_message(ctx), "appears twice"), "%s", mhk_message(ctx));
   mhk_clear_error(ctx);
   /* the same elements turned again and again: copies larger than the file are refused */
   memcpy(text, START, 4), n = 4;
@@ -420,31 +420,31 @@ TEST(archives_that_are_wrong) {
   unsigned char *end;
   int wide;
   archive(3, big, 0);
-  ARCHIVE_REFUSED(U, "the byte order \"big\"; only little is read");
+  ARCHIVE_REFUSED(U, "has byte order \"big\"; only \"little\" is supported");
   archive(3, twice, 0);
-  ARCHIVE_REFUSED(F, "its entry x/data/0 stands twice");
+  ARCHIVE_REFUSED(F, "its entry x/data/0 appears twice");
   archive(3, two, 0);
   ARCHIVE_REFUSED(U, "several pickles");
   archive(2, parts + 1, 0);
   ARCHIVE_REFUSED(F, "a zip archive without data.pkl");
   archive(3, parts, 0), made[made_n - 10 - 4]--, made_n--; /* cut */
-  ARCHIVE_REFUSED(F, "it is cut off");
+  ARCHIVE_REFUSED(F, "it is truncated");
   archive(3, parts, 0), made_n = 40;
-  ARCHIVE_REFUSED(F, "it is cut off");
+  ARCHIVE_REFUSED(F, "it is truncated");
   archive(3, parts, 0), made_n = 4;
-  ARCHIVE_REFUSED(F, "it is cut off");
+  ARCHIVE_REFUSED(F, "it is truncated");
   archive(3, parts, 0), made_n = 3; /* no archive at all */
   ARCHIVE_REFUSED(F, "has 3 bytes");
   archive(3, parts, 0), entry_of(0)[16] ^= 1;
-  ARCHIVE_REFUSED(F, "does not have the checksum");
+  ARCHIVE_REFUSED(F, "the checksum of its pickle is wrong");
   archive(3, parts, 0), made[60] ^= 1;
-  ARCHIVE_REFUSED(F, "does not have the checksum");
+  ARCHIVE_REFUSED(F, "the checksum of its pickle is wrong");
   archive(3, parts, 0), entry_of(1)[8] |= 1;
   ARCHIVE_REFUSED(U, "x/data/0 is encrypted");
   archive(3, parts, 0), entry_of(1)[10] = 8;
   ARCHIVE_REFUSED(U, "x/data/0 is compressed (zip method 8)");
   archive(3, parts, 0), made[8] = 8; /* only the local header says so */
-  ARCHIVE_REFUSED(F, "x/data.pkl starts at byte 0, where it does not");
+  ARCHIVE_REFUSED(F, "places x/data.pkl at byte 0, but it is not there");
   archive(3, parts, 0), made[30] = 'y';
   ARCHIVE_REFUSED(F, "x/data.pkl has another name in the zip directory");
   archive(3, parts, 0), entry_of(1)[20]++;
@@ -454,9 +454,9 @@ TEST(archives_that_are_wrong) {
   archive(3, parts, 0), entry_of(0)[20] += 40, entry_of(0)[24] += 40;
   ARCHIVE_REFUSED(F, "its entry x/data/0 overlaps the one before it");
   archive(3, parts, 0), entry_of(1)[42] += 1;
-  ARCHIVE_REFUSED(F, "says that x/data/0 starts at byte");
+  ARCHIVE_REFUSED(F, "places x/data/0 at byte");
   archive(3, parts, 0), memset(entry_of(1) + 42, 255, 4);
-  ARCHIVE_REFUSED(F, "says that x/data/0 starts at byte 4294967295");
+  ARCHIVE_REFUSED(F, "places x/data/0 at byte 4294967295");
   archive(3, parts, 0), entry_of(1)[0] = 0;
   ARCHIVE_REFUSED(F, "directory is damaged");
   archive(3, parts, 0), memset(entry_of(2) + 28, 255, 2);
@@ -472,7 +472,7 @@ TEST(archives_that_are_wrong) {
   archive(3, parts, 0), memset(made + made_n - 10, 255, 4);
   ARCHIVE_REFUSED(F, "cannot be the 4294967295 bytes");
   archive(3, parts, 0), memset(made + made_n - 6, 255, 4);
-  ARCHIVE_REFUSED(F, "bytes from byte 4294967295 on");
+  ARCHIVE_REFUSED(F, "bytes from byte 4294967295");
   archive(3, parts, 0), made[made_n - 6]++;
   ARCHIVE_REFUSED(F, "cannot be the");
   archive(3, parts, 1), memset(made + made_n - 22 - 12, 255, 8); /* where the wide end is */
@@ -480,14 +480,14 @@ TEST(archives_that_are_wrong) {
   archive(3, parts, 1), made[made_n - 22 - 12]++;
   ARCHIVE_REFUSED(F, "the end of its zip directory is damaged");
   archive(3, parts, 1), memset(made + made_n - 22 - 20 - 8, 255, 8); /* the directory's place */
-  ARCHIVE_REFUSED(F, "bytes from byte 18446744073709551615 on");
+  ARCHIVE_REFUSED(F, "bytes from byte 18446744073709551615");
   archive(3, parts, 1), memset(made + made_n - 22 - 20 - 24, 255, 8); /* entries */
   ARCHIVE_REFUSED(F, "its zip directory of 18446744073709551615 entries");
   for (wide = 0; wide < 3; wide++) { /* zip64 fields: size, packed size, place */
     archive(3, parts, 1);
     end = entry_of(1);
     memset(end + 46 + end[28] + 5 + 4 + 8 * wide, 255, 8);
-    ARCHIVE_REFUSED(F, wide == 2 ? "starts at byte 18446744073709551615" : "its entry x/data/0 claims");
+    ARCHIVE_REFUSED(F, wide == 2 ? "at byte 18446744073709551615, but it is not there" : "its entry x/data/0 claims");
   }
   archive(3, parts, 1), entry_of(1)[46 + 8 + 5 + 2] = 8; /* a field too short for three sizes leaves 0xFFFFFFFF */
   ARCHIVE_REFUSED(F, "x/data/0");

@@ -95,7 +95,7 @@ check "a prompt in Latin-1" sh -c "sed 's/, \"seconds.*//' '$work/latin1' >'$wor
 printf '\000a\000\351\040\254\330\075\336\000' | generate --prompt - --encoding utf16
 says "\"prompt\": \"$(printf 'a\303\251\342\202\254\360\237\230\200')\""
 eval_text --text "$work/latin1.txt"
-says "latin1.txt is no text in UTF-8"
+says "latin1.txt is not UTF-8 text"
 says "the first at byte 15"
 generate --prompt=--x
 says '"prompt": "--x"'

@@ -95,9 +95,9 @@ static void ask(int isa, int unit, int by_environment) {
           mhk_bf16_name(ctx));
   } else {
     if (name[0] && strcmp(mhk_isa_name(ctx), name) != 0)
-      snprintf(message, sizeof message, "the instruction set %s is not to be had here: the best one is ", name);
+      snprintf(message, sizeof message, "the instruction set %s is not available here: the best one is ", name);
     else
-      snprintf(message, sizeof message, "the bfloat16 unit %s is not to be had here with the instruction set %s: the ",
+      snprintf(message, sizeof message, "the bfloat16 unit %s is not available here with the instruction set %s: the ",
                unit_name, mhk_isa_name(ctx));
     CHECK(isa > MHK_ISA_SCALAR || unit > MHK_BF16_PLAIN, "%s", mhk_message(ctx));
     CHECK_FAILS(ctx, MHK_ERROR_UNSUPPORTED, message);
@@ -124,7 +124,7 @@ TEST(asking_for_what_the_processor_lacks) {
     ctx = mhk_create(NULL);
     CHECK_FAILS(
         ctx, MHK_ERROR_ARGUMENT,
-        i ? "MHK_BF16_UNIT is \"vnni\": it may be plain, avx512 or amx" : "MHK_ISA is \"sse2\": it may be scalar");
+        i ? "MHK_BF16_UNIT is \"vnni\": it must be plain, avx512 or amx" : "MHK_ISA is \"sse2\": it must be scalar");
     mhk_destroy(ctx);
   }
   for (i = 0; i < 2; i++) test_environment(variables[i], saved[i][0] ? saved[i] : NULL);
@@ -633,7 +633,7 @@ static void all_null(mhk_context *c) {
   CHECK(mhk_failed(NULL) && mhk_error(NULL) != MHK_OK && mhk_message(NULL) != NULL, "no context is a failed context");
   mhk_destroy(NULL);
   CHECK(mhk_dtype_bytes((mhk_dtype)99) == 0 && mhk_dtype_name((mhk_dtype)99) != NULL, "an unknown type");
-  CHECK(mhk_data(NULL) == NULL && mhk_value(NULL) != mhk_value(NULL), "no tensor");
+  CHECK(mhk_data(NULL) == NULL && mhk_value(NULL) != mhk_value(NULL), "not a tensor");
   CHECK(mhk_tape_create(c) == NULL, "a tape");
   mhk_tape_destroy(t), mhk_tape_reset(t), mhk_tape_record(t, 1), mhk_tape_rewind(t, mark);
   mark = mhk_tape_here(t);

@@ -65,9 +65,9 @@ TEST(json_that_is_wrong) {
   json_bad("[\"\\x\"]", "after a backslash, found 'x'");
   json_bad("[\"\\u12G4\"]", "four hexadecimal digits");
   json_bad("[\"\\u12", "four hexadecimal digits");
-  json_bad("[\"\\ud800\"]", "second half of a surrogate pair");
-  json_bad("[\"\\ud800\\u0041\"]", "second half of a surrogate pair");
-  json_bad("[\"\\udc00\"]", "no second half of a surrogate pair without its first");
+  json_bad("[\"\\ud800\"]", "the low surrogate of a pair");
+  json_bad("[\"\\ud800\\u0041\"]", "the low surrogate of a pair");
+  json_bad("[\"\\udc00\"]", "no low surrogate without a high surrogate");
   json_bad("[\"\xff\"]", "expected valid UTF-8, found the byte 0xFF");
   json_bad("[\"\xc0\x80\"]", "expected valid UTF-8");     /* overlong */
   json_bad("[\"\xe0\x80\x80\"]", "expected valid UTF-8"); /* overlong */
@@ -75,8 +75,8 @@ TEST(json_that_is_wrong) {
   json_bad("[\"\xf4\x90\x80\x80\"]", "expected valid UTF-8");
   json_bad("[\"\xe2\x82", "expected valid UTF-8");
   json_bad("\xef\xbb\xbf{}", "expected a value, found the byte 0xEF");
-  json_bad("{\"a\":1,\"b\":2,\"a\":3}", "the key \"a\" stands twice");
-  json_bad("{\"a\":1,\"\\u0061\":3}", "the key \"a\" stands twice");
+  json_bad("{\"a\":1,\"b\":2,\"a\":3}", "the key \"a\" appears twice");
+  json_bad("{\"a\":1,\"\\u0061\":3}", "the key \"a\" appears twice");
   json_bad("// no\n{}", "expected a value, found '/'");
 }
 
@@ -116,7 +116,7 @@ TEST(json_depth_and_size) {
   strcpy(big + n, "}");
   json_good(big);
   strcpy(big + n, ",\"token 77777\":0}");
-  json_bad(big, "the key \"token 77777\" stands twice");
+  json_bad(big, "the key \"token 77777\" appears twice");
   free(big);
 }
 
@@ -270,32 +270,32 @@ TEST(headers_that_are_wrong) {
   header_bad(" ", 0, F, "does not start with '{'");
   header_bad(" []", 0, F, "does not start with '{'");
   header_bad("[]", 0, F, "does not start with '{'");
-  header_bad("{}", 4, F, "has 4 bytes of data, its tensors account for 0");
-  header_bad("{" T("a", "F32", "[2]", 0, 8) "}", 12, F, "has 12 bytes of data, its tensors account for 8");
+  header_bad("{}", 4, F, "has 4 bytes of data, but its tensors account for 0");
+  header_bad("{" T("a", "F32", "[2]", 0, 8) "}", 12, F, "has 12 bytes of data, but its tensors account for 8");
   header_bad("{" T("a", "F32", "[2]", 0, 8) "}", 4, F, "tensor a claims bytes 0 to 8 of the data, which has 4 bytes");
   header_bad("{" T("a", "F32", "[2]", 0, 12) "}", 12, F,
-             "tensor a of shape (2) and type F32 needs 8 bytes, its data_offsets give 12");
+             "tensor a of shape (2) and type F32 needs 8 bytes, but its data_offsets give 12");
   header_bad("{" T("a", "F32", "[2]", 8, 0) "}", 8, F, "claims bytes 8 to 0");
   header_bad("{" T("a", "F32", "[2]", -8, 0) "}", 8, F, "claims bytes -8 to 0");
   header_bad("{" T("a", "F32", "[2]", 0, 8) "," T("b", "F32", "[2]", 4, 12) "}", 12, F,
-             "starts at byte 4 of the data, 8 expected: there is an overlap before it");
+             "starts at byte 4 of the data instead of 8: there is an overlap before it");
   header_bad("{" T("a", "F32", "[1]", 0, 4) "," T("b", "F32", "[1]", 8, 12) "}", 12, F,
-             "tensor b starts at byte 8 of the data, 4 expected: there is a hole before it");
+             "tensor b starts at byte 8 of the data instead of 4: there is a hole before it");
   header_bad("{" T("a", "F32", "[1]", 4, 8) "}", 8, F, "there is a hole");
   header_bad("{" T("a", "F32", "[1]", 0, 4) "," T("b", "F32", "[1]", 0, 4) "}", 4, F, "there is an overlap");
-  header_bad("{" T("a", "F32", "[1]", 0, 4) "," T("a", "F32", "[1]", 4, 8) "}", 8, F, "the key \"a\" stands twice");
+  header_bad("{" T("a", "F32", "[1]", 0, 4) "," T("a", "F32", "[1]", 4, 8) "}", 8, F, "the key \"a\" appears twice");
   header_bad("{" T("a", "F8_E4M3", "[1]", 0, 2) "}", 1, F, "claims bytes 0 to 2");
-  header_bad("{" T("a", "C64", "[4294967296,4294967296]", 0, 2) "}", 2, F, "of tensor a has an impossible size");
+  header_bad("{" T("a", "C64", "[4294967296,4294967296]", 0, 2) "}", 2, F, "of tensor a has an invalid size");
   header_bad("{" T("a", "U8", "[0,1,1,1,4294967296,4294967296]", 0, 0) "}", 0, F,
-             sizeof(mhk_index) > 4 ? "axis 5 of tensor a has an impossible size"
-                                   : "axis 4 of tensor a has an impossible size");
-  header_bad("{" T("a", "F32", "[-1]", 0, 4) "}", 4, F, "axis 0 of tensor a has an impossible size");
+             sizeof(mhk_index) > 4 ? "axis 5 of tensor a has an invalid size"
+                                   : "axis 4 of tensor a has an invalid size");
+  header_bad("{" T("a", "F32", "[-1]", 0, 4) "}", 4, F, "axis 0 of tensor a has an invalid size");
   header_bad("{" T("a", "F32", "[1.5]", 0, 4) "}", 4, F, "axis 0 of tensor a");
-  header_bad("{" T("a", "F32", "[4294967296,4294967296,4]", 0, 4) "}", 4, F, "of tensor a has an impossible size");
-  header_bad("{" T("a", "U8", "[9223372036854775807,2]", 0, 4) "}", 4, F, "of tensor a has an impossible size");
+  header_bad("{" T("a", "F32", "[4294967296,4294967296,4]", 0, 4) "}", 4, F, "of tensor a has an invalid size");
+  header_bad("{" T("a", "U8", "[9223372036854775807,2]", 0, 4) "}", 4, F, "of tensor a has an invalid size");
   header_bad("{" T("a", "U8", "[18446744073709551617]", 0, 1) "}", 1, F, "axis 0 of tensor a");
   header_bad("{" T("a", "F64", "[2305843009213693952]", 0, 0) "}", 0, F, "axis 0 of tensor a");
-  header_bad("{" T("a", "F32", "{}", 0, 4) "}", 4, F, "tensor a needs \"dtype\", \"shape\" and \"data_offsets\"");
+  header_bad("{" T("a", "F32", "{}", 0, 4) "}", 4, F, "tensor a needs \"dtype\", \"shape\" and two \"data_offsets\"");
   header_bad("{" T("a", "F32", "[\"1\"]", 0, 4) "}", 4, F, "axis 0 of tensor a");
   header_bad("{\"a\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0]}}", 4, F, "tensor a needs");
   header_bad("{\"a\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,4,8]}}", 4, F, "tensor a needs");
@@ -303,9 +303,9 @@ TEST(headers_that_are_wrong) {
   header_bad("{\"a\":{\"dtype\":\"F32\",\"shape\":[1]}}", 4, F, "tensor a needs");
   header_bad("{\"a\":{\"dtype\":1,\"shape\":[1],\"data_offsets\":[0,4]}}", 4, F, "tensor a needs");
   header_bad("{\"a\":7}", 4, F, "tensor a needs");
-  header_bad("{\"a\\u0000b\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1]}}", 1, F, "holds a zero byte");
+  header_bad("{\"a\\u0000b\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1]}}", 1, F, "contains a zero byte");
   header_bad("{\"__metadata__\":[]}", 0, F, "__metadata__ must be an object");
-  header_bad("{\"__metadata__\":{\"a\":1}}", 0, F, "the value of \"a\" in __metadata__ must be a text");
+  header_bad("{\"__metadata__\":{\"a\":1}}", 0, F, "the value of \"a\" in __metadata__ must be a string");
   header_bad("{\"__metadata__\":{}} {", 0, F, "nothing more after the value");
 }
 
@@ -335,7 +335,7 @@ TEST(types_and_ranks_that_are_not_read_leave_the_file_usable) {
   const mhk_stored *x = mhk_file_find(f, "a");
   REQUIRE(f && x && x->dtype == 0 && x->bytes == 3 && x->count == 3 && x->rank == 1, "%s", mhk_message(ctx));
   CHECK(mhk_file_read(ctx, x, &b) != MHK_OK, "read");
-  CHECK_FAILS(ctx, MHK_ERROR_UNSUPPORTED, "tensor a has a type that is not read");
+  CHECK_FAILS(ctx, MHK_ERROR_UNSUPPORTED, "tensor a has an unsupported type");
   CHECK(mhk_file_read(ctx, mhk_file_find(f, "b"), &b) == MHK_OK, "%s", mhk_message(ctx));
   x = mhk_file_find(f, "c");
   CHECK(x && x->rank == 5 && x->shape[3] == 1 && x->shape[4] == 6 && x->count == 12,
@@ -351,13 +351,13 @@ TEST(lengths_that_are_wrong) {
   memset(block, 0, sizeof block);
   for (n = 0; n < 8; n++) {
     CHECK(!mhk_file_open_memory(ctx, block, n), "a file of %d bytes was accepted", (int)n);
-    CHECK_FAILS(ctx, MHK_ERROR_FORMAT, "a safetensors file starts with 8 bytes of header length");
+    CHECK_FAILS(ctx, MHK_ERROR_FORMAT, "too short for a safetensors file, which starts with 8 bytes of header length");
   }
   CHECK(!mhk_file_open_memory(ctx, block, 16), "a header of length 0 was accepted");
   CHECK_FAILS(ctx, MHK_ERROR_FORMAT, "does not start with '{'");
   for (i = 0; i < 8; i++) block[i] = 0xFF;
   CHECK(!mhk_file_open_memory(ctx, block, sizeof block), "a header of 2^64-1 bytes was accepted");
-  CHECK_FAILS(ctx, MHK_ERROR_FORMAT, "announce a header of 18446744073709551615 bytes, the file has 64");
+  CHECK_FAILS(ctx, MHK_ERROR_FORMAT, "give a header of 18446744073709551615 bytes, but the file has 64");
   CHECK(!mhk_file_open_memory(ctx, NULL, 10), "NULL was accepted");
   CHECK_FAILS(ctx, MHK_ERROR_ARGUMENT, "NULL");
 }
@@ -545,10 +545,10 @@ TEST(integers_must_fit) {
   x.shape[0] = x.count = 3;
   x.bytes = 24;
   mhk_file_read_i32(ctx, &x, out);
-  CHECK_FAILS(ctx, MHK_ERROR_FORMAT, "element 2 of tensor tokens is 2147483648, which does not fit 32 bits");
+  CHECK_FAILS(ctx, MHK_ERROR_FORMAT, "element 2 of tensor tokens is 2147483648, which does not fit in 32 bits");
   x.dtype = MHK_F64;
   mhk_file_read_i32(ctx, &x, out);
-  CHECK_FAILS(ctx, MHK_ERROR_ARGUMENT, "tensor tokens has the type F64; integers are wanted");
+  CHECK_FAILS(ctx, MHK_ERROR_ARGUMENT, "tensor tokens has type F64; it must have an integer type");
   x.bytes = 23;
   mhk_file_read(ctx, &x, real);
   CHECK_FAILS(ctx, MHK_ERROR_ARGUMENT, "3 elements");
@@ -651,7 +651,7 @@ TEST(writing_what_cannot_be_written) {
   x[0].data = a;
   x[1] = x[0];
   mhk_file_write(ctx, path, 2, x, 0, NULL);
-  CHECK_FAILS(ctx, MHK_ERROR_ARGUMENT, "two tensors to be written are called a");
+  CHECK_FAILS(ctx, MHK_ERROR_ARGUMENT, "cannot write two tensors named a");
   x[1].name = "__metadata__";
   mhk_file_write(ctx, path, 2, x, 0, NULL);
   CHECK_FAILS(ctx, MHK_ERROR_ARGUMENT, "not __metadata__");
@@ -665,12 +665,12 @@ TEST(writing_what_cannot_be_written) {
   x[1].count = 2;
   x[1].data = NULL;
   mhk_file_write(ctx, path, 2, x, 0, NULL);
-  CHECK_FAILS(ctx, MHK_ERROR_ARGUMENT, "data are needed");
+  CHECK_FAILS(ctx, MHK_ERROR_ARGUMENT, "and data");
   x[1].data = a;
   mhk_file_write(ctx, path, 2, x, 2, metadata);
   CHECK_FAILS(ctx, MHK_ERROR_ARGUMENT, "the metadata key \"a\" is given twice");
   mhk_file_write(ctx, path, 2, x, 1, metadata + 4);
-  CHECK_FAILS(ctx, MHK_ERROR_ARGUMENT, "the metadata \"b\" is no valid UTF-8");
+  CHECK_FAILS(ctx, MHK_ERROR_ARGUMENT, "the metadata \"b\" is not valid UTF-8");
   mhk_file_write(ctx, path, 2, x, 1, metadata + 6);
   CHECK_FAILS(ctx, MHK_ERROR_ARGUMENT, "NULL");
   mhk_file_write(ctx, test_path("no such folder/x.safetensors"), 2, x, 0, NULL);
@@ -736,10 +736,10 @@ TEST(shards) {
   remove(test_path("shards/pytorch_model.bin")), remove(test_path("shards/model.safetensors")),
       remove(test_path(INDEX));
   CHECK(!mhk_file_open(ctx, test_path("shards")), "an empty folder was opened");
-  CHECK_FAILS(ctx, MHK_ERROR_FILE, "holds neither model.safetensors nor pytorch_model.bin, nor the index of either");
+  CHECK_FAILS(ctx, MHK_ERROR_FILE, "has no model.safetensors, no pytorch_model.bin, and no index of either");
   text_file("shards/pytorch_model.bin", "not an archive");
   CHECK(!mhk_file_open(ctx, test_path("shards")), "a pickle was opened");
-  CHECK_FAILS(ctx, MHK_ERROR_FORMAT, "pytorch_model.bin is no safetensors file (nor one of PyTorch 1.6 or later)");
+  CHECK_FAILS(ctx, MHK_ERROR_FORMAT, "pytorch_model.bin is not a safetensors file (or one of PyTorch 1.6 or later)");
   shard("shards/s1.safetensors", "a", "c");
   shard("shards/s2.safetensors", "b", NULL);
   shard("secret.safetensors", "b", NULL);
@@ -757,23 +757,23 @@ TEST(shards) {
   index_bad("{\"weight_map\":{}}", F, "has no \"weight_map\"");
   index_bad("{\"weight_map\":", F, "line 1, byte 14");
   index_bad("{\"weight_map\":{\"b\":\"../secret.safetensors\"}}", F,
-            "the plain name of a file beside the index, it is \"../secret.safetensors\"");
-  index_bad("{\"weight_map\":{\"b\":\"/etc/passwd\"}}", F, "plain name");
-  index_bad("{\"weight_map\":{\"b\":\"c:x\"}}", F, "plain name");
-  index_bad("{\"weight_map\":{\"b\":\"a\\\\b\"}}", F, "plain name");
-  index_bad("{\"weight_map\":{\"b\":\"..\"}}", F, "plain name");
-  index_bad("{\"weight_map\":{\"b\":\"\"}}", F, "plain name");
-  index_bad("{\"weight_map\":{\"b\":\"s2.safetensors\\u0000\"}}", F, "plain name");
-  index_bad("{\"weight_map\":{\"b\":1}}", F, "plain name");
+            "a plain file name in the folder of the index, not \"../secret.safetensors\"");
+  index_bad("{\"weight_map\":{\"b\":\"/etc/passwd\"}}", F, "plain file name");
+  index_bad("{\"weight_map\":{\"b\":\"c:x\"}}", F, "plain file name");
+  index_bad("{\"weight_map\":{\"b\":\"a\\\\b\"}}", F, "plain file name");
+  index_bad("{\"weight_map\":{\"b\":\"..\"}}", F, "plain file name");
+  index_bad("{\"weight_map\":{\"b\":\"\"}}", F, "plain file name");
+  index_bad("{\"weight_map\":{\"b\":\"s2.safetensors\\u0000\"}}", F, "plain file name");
+  index_bad("{\"weight_map\":{\"b\":1}}", F, "plain file name");
   index_bad("{\"weight_map\":{\"b\":\"s3.safetensors\"}}", MHK_ERROR_FILE, "s3.safetensors: ");
   index_bad("{\"weight_map\":{\"a\":\"s2.safetensors\",\"b\":\"s2.safetensors\"}}", F,
-            "says that tensor a is in s2.safetensors, which does not hold it");
+            "says that tensor a is in s2.safetensors, which does not have it");
   index_bad("{\"weight_map\":{\"a\":\"s1.safetensors\",\"b\":\"s1.safetensors\",\"c\":\"s1.safetensors\"}}", F,
             "tensor b is in s1.safetensors");
   index_bad("{\"weight_map\":{\"a\":\"s1.safetensors\",\"b\":\"s2.safetensors\"}}", F,
             "does not name tensor c, which is in");
   shard("shards/s2.safetensors", "b", "a");
-  index_bad(good, F, "tensor a stands twice");
+  index_bad(good, F, "tensor a appears twice");
   text_file("shards/s2.safetensors", "short");
   index_bad(good, F, "s2.safetensors has 5 bytes");
   /* a single file comes before an index */

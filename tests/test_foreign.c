@@ -354,7 +354,7 @@ TEST(types_that_are_not_read_matter_only_where_they_are_used) {
     if (memcmp(data + i, "lm_head.weight\":{\"dtype\":\"F32\"", 30) == 0) memcpy(data + i + 26, "F34", 3);
   test_write_file(test_path("odd_type/model.safetensors"), data, n);
   CHECK(!mhk_load(ctx, test_path("odd_type")), "loaded");
-  CHECK_FAILS(ctx, MHK_ERROR_CONFIG, "lm_head.weight has the type F34 in model.safetensors");
+  CHECK_FAILS(ctx, MHK_ERROR_CONFIG, "lm_head.weight has type F34 in model.safetensors");
   free(data);
 }
 
@@ -716,12 +716,12 @@ TEST(ends_of_text_can_be_set_and_are_exactly_those) {
   check_ends("none, saved", back, "");
   mhk_model_destroy(back);
   CHECK(mhk_model_set_ends(m, bad, 2) != MHK_OK, "set");
-  CHECK_FAILS(ctx, MHK_ERROR_ARGUMENT, "the end of text -8 is no token");
+  CHECK_FAILS(ctx, MHK_ERROR_ARGUMENT, "the end of text -8 is not a token");
   CHECK(mhk_model_set_ends(m, NULL, 2) != MHK_OK, "set");
   CHECK_FAILS(ctx, MHK_ERROR_ARGUMENT, "2 ends of text");
   CHECK(mhk_model_set_ends(m, some, 1001) != MHK_OK, "set");
   CHECK_FAILS(ctx, MHK_ERROR_ARGUMENT, "1001 ends of text");
-  CHECK(mhk_model_ends(NULL, NULL) == 0 && mhk_model_set_ends(NULL, some, 1) != MHK_OK, "no model");
+  CHECK(mhk_model_ends(NULL, NULL) == 0 && mhk_model_set_ends(NULL, some, 1) != MHK_OK, "not a model");
   mhk_model_destroy(m);
 }
 
@@ -808,11 +808,11 @@ TEST(a_tokenizer_larger_than_the_vocabulary_is_a_warning_until_such_a_token_is_f
   write_text(test_path("small/tokenizer.json"), json ? json : "");
   free(json);
   CHECK(!load_strictly(test_path("small")), "loaded");
-  CHECK_FAILS(ctx, MHK_ERROR_UNSUPPORTED, "the tokenizer has ids up to 1023, the model's vocabulary ends at 30");
+  CHECK_FAILS(ctx, MHK_ERROR_UNSUPPORTED, "the tokenizer has ids up to 1023, but the model's vocabulary ends at 30");
   no_warnings();
   m = mhk_load(ctx, test_path("small"));
   REQUIRE_OK(ctx);
-  CHECK(mhk_model_tokenizer(m) && !mhk_model_tokenizer_error(m), "without its tokenizer");
+  CHECK(mhk_model_tokenizer(m) && !mhk_model_tokenizer_error(m), "has no tokenizer");
   CHECK(n_warnings == 1 && strstr(warnings, "the model's vocabulary ends at 30"), "%s", warnings);
   s = mhk_session_create(m, NULL);
   CHECK(mhk_feed_text(s, "Once upon a time") != MHK_OK, "fed");
@@ -827,7 +827,7 @@ TEST(a_tokenizer_that_cannot_be_read_leaves_the_model_without_and_says_why) {
   static const struct { const char *name, *text, *why;
   } cases[] = {{"tokenizer.json", "{", "line 1"},
                {"tokenizer.json", "{\"model\": {\"type\": \"WordPiece\"}}", "WordPiece"},
-               {"tokenizer.model", "x", "is of a kind that is not known here"},
+               {"tokenizer.model", "x", "is an unsupported kind of tokenizer"},
                {"vocab.json", "{}", "merges.txt"}};
   size_t i;
   for (i = 0; i < sizeof cases / sizeof *cases; i++) {
@@ -857,7 +857,7 @@ TEST(a_tokenizer_that_cannot_be_read_leaves_the_model_without_and_says_why) {
     mhk_clear_error(ctx);
     remove(path);
   }
-  CHECK(mhk_model_tokenizer_error(NULL) == NULL, "no model");
+  CHECK(mhk_model_tokenizer_error(NULL) == NULL, "not a model");
 }
 
 int main(int argc, char **argv) {

@@ -653,7 +653,7 @@ TEST(renamed) {
   CHECK(test_write_file(test_path("vendor/mohawk.h"), other, length), "cannot write");
   write_text("mixed.c", "#include \"mohawk.h\"\n#define MOHAWK_IMPLEMENTATION\n#include \"vendor/mohawk.h\"\n");
   snprintf(command, sizeof command, "%s -std=c99 -I. -E %s", cc, test_path("mixed.c"));
-  fails_saying("those of another version of this header", command);
+  fails_saying("from another version of this header", command);
   free(other);
 }
 

@@ -497,7 +497,7 @@ TEST(one_block_known_beforehand) {
           d.memory = buffer + 1; /* not aligned */
           d.memory_bytes = size - 1;
           CHECK(!mhk_session_create(m, &d), "a block that is too small");
-          CHECK_FAILS(ctx, MHK_ERROR_MEMORY, "takes");
+          CHECK_FAILS(ctx, MHK_ERROR_MEMORY, "and needs");
           d.memory_bytes = size;
         }
         before = memory.bytes;
@@ -747,8 +747,8 @@ TEST(start_token) {
   mhk_feed_text(s, "a");
   CHECK(mhk_session_position(s, 0) == 1, "no start token: position %d", (int)mhk_session_position(s, 0));
   REQUIRE_OK(ctx);
-  CHECK(mhk_feed_text(s, NULL) != MHK_OK, "no text");
-  CHECK_FAILS(ctx, MHK_ERROR_ARGUMENT, "no text");
+  CHECK(mhk_feed_text(s, NULL) != MHK_OK, "the text is missing");
+  CHECK_FAILS(ctx, MHK_ERROR_ARGUMENT, "the text is missing");
   mhk_destroy(ctx);
 }
 
@@ -841,14 +841,14 @@ TEST(states_are_values) {
         CHECK(mhk_session_load_memory(t, 0, state, bytes) == MHK_OK, "the same weights made again: %s",
               mhk_message(ctx));
         mhk_session_copy(t, 0, a, 1);
-        CHECK_FAILS(ctx, MHK_ERROR_STATE, "one model");
+        CHECK_FAILS(ctx, MHK_ERROR_STATE, "the same model");
       }
       if (!step && (kind <= PHI_GROUPED || kind == HYBRID)) { /* too long for the cache there */
         mhk_session *s = session_of(m, 1, 22, 0);
         mhk_session_load_memory(s, 0, state, bytes);
-        CHECK_FAILS(ctx, MHK_ERROR_STATE, "takes 22");
+        CHECK_FAILS(ctx, MHK_ERROR_STATE, "holds 22");
         mhk_session_copy(s, 0, a, 1);
-        CHECK_FAILS(ctx, MHK_ERROR_STATE, "takes 22");
+        CHECK_FAILS(ctx, MHK_ERROR_STATE, "holds 22");
       }
       if (step && (kind <= PHI_GROUPED || kind == HYBRID)) { /* a larger window wants keys that are gone */
         mhk_session *s;

@@ -66,7 +66,7 @@ TEST(presets) {
   mhk_config_preset(ctx, "phi-2", &c);
   CHECK(c.head_dim == 80 && c.rotary_dim == 32, "phi-2: heads of %d, %d of it rotary", c.head_dim, c.rotary_dim);
   mhk_config_preset(ctx, "phi-9", &c);
-  CHECK_FAILS(ctx, MHK_ERROR_ARGUMENT, "there is no preset \"phi-9\": phi-1, phi-1.5");
+  CHECK_FAILS(ctx, MHK_ERROR_ARGUMENT, "unknown preset \"phi-9\": use phi-1, phi-1.5");
   CHECK(mhk_config_format(NULL, NULL, 0) == 0 && mhk_config_parameters(NULL) == 0, "NULL");
 }
 
@@ -104,36 +104,37 @@ TEST(phi_that_is_not_supported) {
   const mhk_result U = MHK_ERROR_UNSUPPORTED, C = MHK_ERROR_CONFIG;
 #define PHI "{\"model_type\":\"phi\"" PHI_REST
   config_bad(PHI ",\"rope_scaling\":{\"type\":\"linear\",\"factor\":2.0}}", U,
-             "rope_scaling is \"linear\", which this version does not do");
+             "rope_scaling is \"linear\", which is not supported");
   config_bad(PHI ",\"rope_parameters\":{\"rope_type\":\"yarn\",\"factor\":2.0}}", U, "rope_parameters is \"yarn\"");
   config_bad(PHI ",\"hidden_act\":\"relu\"}", U,
-             "hidden_act is \"relu\", which this version does not do; it knows \"gelu_new\"");
+             "hidden_act is \"relu\", which is not supported; supported: \"gelu_new\"");
   config_bad(PHI ",\"quantization_config\":{\"bits\":4}}", U, "quantization_config is set");
   config_bad("{\"architectures\":[\"LlamaForCausalLM\"],\"model_type\":\"llama\"}", U,
-             "\"LlamaForCausalLM\"; this version knows PhiForCausalLM");
+             "\"LlamaForCausalLM\"; supported are PhiForCausalLM");
   config_bad("{\"model_type\":\"phi-msft\"}", U, "\"phi-msft\"");
-  config_bad("{}", U, "no model it names");
-  config_bad("[]", U, "no model it names");
-  config_bad(PHI ",\"partial_rotary_factor\":1.5}", C, "partial_rotary_factor is 1.5: it must lie between 0 and 1");
+  config_bad("{}", U, "a model without naming it");
+  config_bad("[]", U, "a model without naming it");
+  config_bad(PHI ",\"partial_rotary_factor\":1.5}", C, "partial_rotary_factor is 1.5: it must be between 0 and 1");
   config_bad(PHI ",\"num_key_value_heads\":5}", C, "32 attention heads cannot share 5 key/value heads evenly");
   config_bad(PHI ",\"rope_theta\":0}", C, "rope_theta is 0.0: it must be above 0");
-  config_bad(PHI ",\"rope_theta\":\"x\"}", C, "rope_theta must be a number, it is x");
-  config_bad(PHI ",\"qk_layernorm\":1}", C, "qk_layernorm must be true or false, it is 1");
+  config_bad(PHI ",\"rope_theta\":\"x\"}", C, "rope_theta must be a number, but is x");
+  config_bad(PHI ",\"qk_layernorm\":1}", C, "qk_layernorm must be true or false, but is 1");
   config_bad("{\"model_type\":\"phi\",\"hidden_size\":48}", C,
-             "num_hidden_layers must be a whole number from 0 to 2147483647, it is missing");
+             "num_hidden_layers must be a whole number from 0 to 2147483647, but is missing");
   config_bad("{\"model_type\":\"phi\",\"hidden_size\":48.5}", C, "must be a whole number");
 #undef PHI
 #define PHI(size, heads, more) \
   "{\"model_type\":\"phi\",\"num_hidden_layers\":2,\"vocab_size\":61,\"intermediate_size\":8,\"hidden_size\":" #size \
     ",\"num_attention_heads\":" #heads more "}"
   config_bad(PHI(48, 4, ",\"partial_rotary_factor\":0.25"), C,
-             "config.json: 3 rotary features per head is odd: partial_rotary_factor 0.25 of head size 12");
-  config_bad(PHI(50, 4, ""), C, "hidden_size 50 cannot be cut into 4 attention heads");
-  config_bad(PHI(48, 0, ""), C, "hidden_size 48 cannot be cut into 0 attention heads");
-  config_bad(PHI(0, 4, ""), C, "hidden_size is 0: it must lie between 1 and");
+             "config.json: 3 rotary features per head are an odd number: partial_rotary_factor is 0.25 and the head "
+             "size 12");
+  config_bad(PHI(50, 4, ""), C, "hidden_size 50 cannot be divided into 4 attention heads");
+  config_bad(PHI(48, 0, ""), C, "hidden_size 48 cannot be divided into 0 attention heads");
+  config_bad(PHI(0, 4, ""), C, "hidden_size is 0: it must be between 1 and");
   config_bad(PHI(48, 4, ",\"layer_norm_eps\":0"), C, "the eps of the norms is 0.0");
-  config_bad(PHI(2147483648, 4, ""), C, "hidden_size must be a whole number from 0 to 2147483647, it is 2147483648");
-  config_bad(PHI(-48, 4, ""), C, "it is -48");
+  config_bad(PHI(2147483648, 4, ""), C, "hidden_size must be a whole number from 0 to 2147483647, but is 2147483648");
+  config_bad(PHI(-48, 4, ""), C, "but is -48");
 #undef PHI
 }
 
@@ -145,18 +146,18 @@ TEST(config_check_says_what_is_wrong) {
   change; \
   mhk_config_check(ctx, &c); \
   CHECK_FAILS(ctx, MHK_ERROR_CONFIG, message)
-  BAD(c.n_layer = 0, "the number of layers is 0: it must lie between 1 and 256");
+  BAD(c.n_layer = 0, "the number of layers is 0: it must be between 1 and 256");
   BAD(c.n_layer = 257, "the number of layers is 257");
   BAD(c.arch = (mhk_arch)9, "architecture 9");
   BAD(c.arch = MHK_ARCH_PHI, "the mixer of layer 0 is 2; every layer of a Phi has attention");
   BAD(c.mixer[3] = 7, "the mixer of layer 3 is 7");
   BAD(c.d_model = -5, "d_model is -5");
-  BAD(c.vocab_size = 51201, "a vocabulary of 51201 is no multiple of pad_vocab_size_multiple 8");
+  BAD(c.vocab_size = 51201, "a vocabulary of 51201 is not a multiple of pad_vocab_size_multiple 8");
   BAD(c.ssm_groups = 5,
       "32 state-space heads cannot share 5 groups of B and C evenly: n_v_heads must be a multiple of n_qk_heads");
-  BAD(c.ssm_rotary_dim = 66, "66 rotary features do not fit a state (d_state) of size 64");
+  BAD(c.ssm_rotary_dim = 66, "66 rotary features do not fit in a state (d_state) of size 64");
   BAD(c.ssm_rotary_dim = 7, "rotary_dim 7 of B and C is odd");
-  BAD(c.rotary_dim = 66, "66 rotary features do not fit a head of size 64");
+  BAD(c.rotary_dim = 66, "66 rotary features do not fit in a head of size 64");
   BAD(c.d_conv = 0, "d_conv is 0");
   BAD(c.d_state = 0, "d_state is 0");
   BAD(c.rope_theta = NAN, "rope_theta is NaN");
@@ -164,11 +165,11 @@ TEST(config_check_says_what_is_wrong) {
   BAD(c.n_kv_head = 0, "num_key_value_heads is 0");
   BAD((c.d_model = 1 << 24, c.d_mlp = 0), "the width of the MLP is 0");
   mhk_config_preset(ctx, "mamba2-130m", &good);
-  BAD(c.dt_min = 2; c.dt_max = 1, "time_step_limit from 2.0 to 1.0 leaves no room");
-  BAD(c.ssm_rotary_dim = 2, "rotary features of B and C exist in Phi-Mamba only");
-  BAD(c.d_mlp = 5, "the width of the MLP is 5: it must lie between 0 and 0");
+  BAD(c.dt_min = 2; c.dt_max = 1, "time_step_limit is 2.0 to 1.0: the first");
+  BAD(c.ssm_rotary_dim = 2, "only Phi-Mamba has rotary features of B and C");
+  BAD(c.d_mlp = 5, "the width of the MLP is 5: it must be between 0 and 0");
   mhk_config_check(ctx, NULL);
-  CHECK_FAILS(ctx, MHK_ERROR_ARGUMENT, "needs a configuration");
+  CHECK_FAILS(ctx, MHK_ERROR_ARGUMENT, "the configuration is missing");
 }
 
 #define DISCRETE(more) \
@@ -226,7 +227,7 @@ TEST(phi_mamba_as_released) {
     for (c.rotary_dim = 0; c.rotary_dim <= c.head_dim; c.rotary_dim += 2 + c.head_dim / 16 * 2)
       round_trip("rotary factors", &c);
   config_bad(MIXER(1024, 5, "\"Block1\":{\"n_layers\":4," DISCRETE("") "}"), C,
-             "the blocks have 4 layers in all, MixerModel.input.n_layer is 5");
+             "the blocks have 4 layers in total, but MixerModel.input.n_layer is 5");
   config_bad(MIXER(1024, 1, "\"Block1\":{\"n_layers\":1,\"CoreType\":\"modules.mixers.mlstm\"}"), U,
              "Block1.CoreType is \"modules.mixers.mlstm\"");
   config_bad(MIXER(1024, 1, "\"Block1\":{\"n_layers\":1,\"BlockType\":\"other\"," DISCRETE("") "}"), U,
@@ -236,7 +237,7 @@ TEST(phi_mamba_as_released) {
                        ",\"rotary_dim\":8") "}"),
              U, "Block2.core_input differs from an earlier block of its kind");
   config_bad(MIXER(1024, 1, "\"Block1\":{\"n_layers\":1," ATTENTION(",\"head_dim\":7") "}"), C,
-             "3 rotary features per head is odd");
+             "3 rotary features per head are an odd number");
   config_bad(MIXER(1024, 1, "\"Block1\":{\"n_layers\":1," DISCRETE(",\"rotary_dim\":7") "}"), C,
              "rotary_dim 7 of B and C is odd");
   config_bad(MIXER(1024, 300, "\"Block1\":{\"n_layers\":300," DISCRETE("") "}"), U, "more than 256 layers");
@@ -247,7 +248,7 @@ TEST(phi_mamba_as_released) {
       "head_prenorm\":\"rms\"}}}",
       U, "lm_head_prenorm is \"rms\"");
   config_bad("{\"MixerModel\":{}}", C,
-             "LanguageModel.input.vocab_size must be a whole number from 0 to 2147483647, it is missing");
+             "LanguageModel.input.vocab_size must be a whole number from 0 to 2147483647, but is missing");
 }
 
 TEST(mamba2_as_written_by_libraries) {
@@ -276,7 +277,7 @@ TEST(mamba2_as_written_by_libraries) {
   round_trip("mamba2 with a lower limit", &c);
   config_bad(MAMBA2(",\"time_step_limit\":[NaN,1]"), MHK_ERROR_FORMAT, "found 'N'");
   config_bad(MAMBA2(",\"time_step_limit\":[0.1]"), C, "time_step_limit must be a list of two numbers");
-  config_bad(MAMBA2(",\"time_step_limit\":[0.1,0.01]"), C, "leaves no room");
+  config_bad(MAMBA2(",\"time_step_limit\":[0.1,0.01]"), C, "the second larger than the first");
   config_bad(MAMBA2(",\"hidden_act\":\"gelu\""), U, "hidden_act is \"gelu\"");
   config_bad(MAMBA2(",\"rms_norm\":false"), U, "rms_norm is \"false\"");
   config_bad(
@@ -459,7 +460,7 @@ TEST(saving_what_cannot_be_saved) {
   mhk_save(m, test_path("large"), MHK_I32);
   CHECK_FAILS(ctx, MHK_ERROR_ARGUMENT, "F32, F16, BF16, Q8 or Q4, not as I32");
   mhk_save(m, test_path("no/such/folder"), MHK_F32);
-  CHECK_FAILS(ctx, MHK_ERROR_FILE, "cannot make the folder");
+  CHECK_FAILS(ctx, MHK_ERROR_FILE, "cannot create the folder");
   mhk_save(m, "", MHK_F32);
   CHECK_FAILS(ctx, MHK_ERROR_ARGUMENT, "path");
   mhk_model_destroy(m);
@@ -502,7 +503,7 @@ TEST(weights_that_do_not_fit) {
   broken("b1", NULL, NULL, "layers.1.mlp.fc1.weight");
   CHECK(!mhk_load(ctx, test_path("b1")), "loaded");
   CHECK_FAILS(ctx, MHK_ERROR_CONFIG,
-              "model.layers.1.mlp.fc1.weight is (24,50) in model.safetensors, config.json asks for (50,24) "
+              "model.layers.1.mlp.fc1.weight is (24,50) in model.safetensors, but config.json asks for (50,24) "
               "(intermediate_size 50)");
   broken("b2", "fc2.bias", "model.layers.0.mlp.fc3.weight", NULL);
   CHECK(!mhk_load(ctx, test_path("b2")), "loaded");
@@ -668,7 +669,8 @@ TEST(students_of_grouped_and_frozen_teachers) {
   s = mhk_model_create(ctx, &c, 2);
   mhk_model_transfer(s, teacher);
   CHECK_FAILS(ctx, MHK_ERROR_SHAPE,
-              "model.embed_tokens.weight of the student is (38,24), model.embed_tokens.weight of the teacher (37,24)");
+              "model.embed_tokens.weight of the student is (38,24), model.embed_tokens.weight of the teacher is "
+              "(37,24)");
   mhk_model_destroy(s);
   mhk_model_destroy(teacher);
   teacher = mhk_load(ctx, TINY); /* bf16, mapped */
@@ -689,7 +691,7 @@ TEST(students_of_grouped_and_frozen_teachers) {
   mhk_model_transfer(s, s);
   CHECK_FAILS(ctx, MHK_ERROR_STATE, "which are frozen: call mhk_model_make_trainable() first");
   CHECK(!mhk_student_create(ctx, s, NULL), "made");
-  CHECK_FAILS(ctx, MHK_ERROR_UNSUPPORTED, "a student can be made of a Phi teacher only; this one is a Phi-Mamba");
+  CHECK_FAILS(ctx, MHK_ERROR_UNSUPPORTED, "a student needs a Phi teacher; this one is a Phi-Mamba");
   mhk_model_destroy(s);
 }
 

@@ -577,7 +577,7 @@ TEST(training_text_is_utf8) {
   for (i = 0; i < sizeof bytes; i += 50) bytes[i] = '\xE9';
   CHECK(!mhk_corpus_load(ctx, k, &d), "Latin-1");
   CHECK_FAILS(ctx, MHK_ERROR_FORMAT,
-              "text.txt is no text in UTF-8: 2.0 % of its bytes are zero or part of no character, the first at byte 0: "
+              "text.txt is not UTF-8 text: 2.0 % of its bytes are zero or invalid, the first at byte 0: "
               "it may be Latin-1");
   for (i = 0; i < sizeof bytes; i++) bytes[i] = (char)(i % 2 ? 0 : 'a');
   CHECK(!mhk_corpus_load(ctx, k, &d), "UTF-16");
@@ -666,7 +666,7 @@ TEST(start_and_end_tokens) {
     mhk_tokenizer_destroy(k);
   }
   CHECK(!load_configured(ctx, NULL, "[]"), "a tokenizer_config.json that is a list");
-  CHECK_FAILS(ctx, MHK_ERROR_FORMAT, "tokenizer_config.json should be");
+  CHECK_FAILS(ctx, MHK_ERROR_FORMAT, "tokenizer_config.json must be");
   CHECK(!load_configured(ctx, NULL, "{\"add_bos_token\": 1}"), "a flag that is a number");
   CHECK_FAILS(ctx, MHK_ERROR_FORMAT, "add_bos_token");
   CHECK(!load_configured(ctx, NULL, "{\"eos_token\": 1}"), "a token that is a number");
@@ -911,7 +911,7 @@ TEST(other_layouts) {
   CHECK_FAILS(ctx, MHK_ERROR_FORMAT, "added_tokens.json");
   CHECK(test_write_file(added_path, "[]", 2) && !mhk_tokenizer_load(ctx, folder),
         "added_tokens.json should be an object");
-  CHECK_FAILS(ctx, MHK_ERROR_FORMAT, "added_tokens.json should be one JSON object");
+  CHECK_FAILS(ctx, MHK_ERROR_FORMAT, "added_tokens.json must be one JSON object");
   remove(added_path);
 
   good = merges.n;
@@ -922,7 +922,7 @@ TEST(other_layouts) {
   merges.n = good;
   put(&merges, "t h e\n");
   CHECK(test_write_file(merges_path, merges.data, merges.n) && !mhk_tokenizer_load(ctx, folder), "a merge of three");
-  CHECK_FAILS(ctx, MHK_ERROR_FORMAT, "should be two tokens");
+  CHECK_FAILS(ctx, MHK_ERROR_FORMAT, "must be two tokens");
   remove(merges_path);
   CHECK(!mhk_tokenizer_load(ctx, folder), "merges.txt is gone");
   CHECK_FAILS(ctx, MHK_ERROR_FILE, "merges.txt");
@@ -1067,7 +1067,7 @@ TEST(room) {
   CHECK(mhk_decode(k, ids, n, NULL, 0) == bytes && mhk_decode(k, NULL, 0, NULL, 0) == 0, "counting bytes");
   ids[1] = 5000;
   CHECK(mhk_decode(k, ids, n, out, sizeof out) == -1, "id 5000 was decoded");
-  CHECK_FAILS(ctx, MHK_ERROR_ARGUMENT, "id 5000 at place 1");
+  CHECK_FAILS(ctx, MHK_ERROR_ARGUMENT, "id 5000 at position 1");
   CHECK(mhk_encode(NULL, source, 1, ids, 1) == -1 && mhk_decode(NULL, ids, 1, out, 1) == -1 &&
             mhk_tokenizer_size(NULL) == 0 && mhk_tokenizer_end(NULL) == -1 && mhk_tokenizer_start(NULL) == -1 &&
             mhk_encode_prompt(NULL, "a", 1, ids, 1) == -1 && mhk_tokenizer_id(NULL, "a") == -1 &&
@@ -1076,7 +1076,7 @@ TEST(room) {
         "NULL");
   mhk_tokenizer_destroy(NULL);
   CHECK(mhk_encode(k, NULL, 1, ids, 1) == -1, "no text");
-  CHECK_FAILS(ctx, MHK_ERROR_ARGUMENT, "no text");
+  CHECK_FAILS(ctx, MHK_ERROR_ARGUMENT, "the text is missing");
   CHECK(!mhk_tokenizer_load(ctx, NULL) && mhk_encode(k, "a", 1, ids, 1) == -1, "a failed context does nothing");
   CHECK_FAILS(ctx, MHK_ERROR_ARGUMENT, "path");
   mhk_tokenizer_destroy(k);
@@ -1122,13 +1122,13 @@ TEST(wrong_files) {
     mhk_result code;
     const char *message;
   } wrong[] = {
-      {", \"aa\": 5", NULL, NULL, NULL, NULL, NULL, MHK_ERROR_FORMAT, "id 5 is given to \"aa\""},
+      {", \"aa\": 5", NULL, NULL, NULL, NULL, NULL, MHK_ERROR_FORMAT, "id 5 of \"aa\""},
       {", \"a\": 256", NULL, NULL, NULL, NULL, NULL, MHK_ERROR_FORMAT, "twice"},
       {", \"aa\": -1", NULL, NULL, NULL, NULL, NULL, MHK_ERROR_FORMAT, "the id of token \"aa\""},
       {", \"aa\": 1.5", NULL, NULL, NULL, NULL, NULL, MHK_ERROR_FORMAT, "the id of token \"aa\""},
       {", \"aa\": \"256\"", NULL, NULL, NULL, NULL, NULL, MHK_ERROR_FORMAT, "the id of token \"aa\""},
       {", \"aa\": 1e300", NULL, NULL, NULL, NULL, NULL, MHK_ERROR_FORMAT, "the id of token \"aa\""},
-      {", \"aa\": 2147483646", NULL, NULL, NULL, NULL, NULL, MHK_ERROR_FORMAT, "far beyond"},
+      {", \"aa\": 2147483646", NULL, NULL, NULL, NULL, NULL, MHK_ERROR_FORMAT, "far above"},
       {", \"aa\": 99999999999999999999", NULL, NULL, NULL, NULL, NULL, MHK_ERROR_FORMAT, "the id of token \"aa\""},
       {", \"\": 256", NULL, NULL, NULL, NULL, NULL, MHK_ERROR_FORMAT, "empty"},
       {", \"a\\u0000\": 256", NULL, NULL, NULL, NULL, NULL, MHK_ERROR_FORMAT, "zero character"},
@@ -1140,13 +1140,13 @@ TEST(wrong_files) {
       {NULL, "[\"a\"]", NULL, NULL, NULL, NULL, MHK_ERROR_FORMAT, "the merge at byte"},
       {NULL, "[\"a\", 3]", NULL, NULL, NULL, NULL, MHK_ERROR_FORMAT, "the merge at byte"},
       {NULL, "7", NULL, NULL, NULL, NULL, MHK_ERROR_FORMAT, "the merge at byte"},
-      {NULL, NULL, "{\"id\": 256}", NULL, NULL, NULL, MHK_ERROR_FORMAT, "no text"},
+      {NULL, NULL, "{\"id\": 256}", NULL, NULL, NULL, MHK_ERROR_FORMAT, "has no \"content\" string"},
       {NULL, NULL, "{\"content\": \"<q>\"}", NULL, NULL, NULL, MHK_ERROR_FORMAT, "the id of token"},
       {NULL, NULL, "{\"id\": 256, \"content\": \"<q>\", \"lstrip\": 1}", NULL, NULL, NULL, MHK_ERROR_FORMAT,
        "\"lstrip\""},
       {NULL, NULL, "{\"id\": 256, \"content\": \"<q>\", \"single_word\": true}", NULL, NULL, NULL,
        MHK_ERROR_UNSUPPORTED, "single_word"},
-      {NULL, NULL, "3", NULL, NULL, NULL, MHK_ERROR_FORMAT, "no text"},
+      {NULL, NULL, "3", NULL, NULL, NULL, MHK_ERROR_FORMAT, "has no \"content\" string"},
       {NULL, NULL, NULL, "null", NULL, NULL, MHK_ERROR_UNSUPPORTED, "pre_tokenizer null"},
       {NULL, NULL, NULL, "3", NULL, NULL, MHK_ERROR_UNSUPPORTED, "pre_tokenizer without a type"},
       {NULL, NULL, NULL, "{\"type\": \"Whitespace\"}", NULL, NULL, MHK_ERROR_UNSUPPORTED, "pre_tokenizer Whitespace"},
@@ -1194,7 +1194,7 @@ TEST(wrong_files) {
       CHECK_FAILS(ctx, MHK_ERROR_FORMAT, texts[i][1]);
   }
   CHECK(!mhk_tokenizer_load_memory(ctx, NULL, 0), "no text");
-  CHECK_FAILS(ctx, MHK_ERROR_ARGUMENT, "no text");
+  CHECK_FAILS(ctx, MHK_ERROR_ARGUMENT, "the text is missing");
   CHECK(!mhk_tokenizer_load(ctx, "no/such/folder"), "nothing there");
   CHECK_FAILS(ctx, MHK_ERROR_FILE, "no/such/folder");
   CHECK(!mhk_tokenizer_load(ctx, TINY "/config.json"), "that is no tokenizer");

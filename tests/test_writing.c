@@ -276,7 +276,7 @@ static int which_of_two(const char *path) {
   mhk_model *found = mhk_load(ctx, path), *is;
   int which = -1;
   if (!found) {
-    if (!strstr(mhk_message(ctx), "config.json") && !strstr(mhk_message(ctx), "holds neither")) which = -2;
+    if (!strstr(mhk_message(ctx), "config.json") && !strstr(mhk_message(ctx), "has no model.safetensors")) which = -2;
     if (which == -2) printf("%s\n", mhk_message(ctx));
   } else {
     which = mhk_model_config(found)->rope_theta > 15000;
@@ -606,19 +606,19 @@ TEST(a_checkpoint_that_contradicts_itself_is_refused) {
     uint64_t to;
     const char *says;
   } cases[] = {
-      {MHK_WINDOWS_RANDOM, 0, 4, "place in the run"},
-      {MHK_WINDOWS_RANDOM, 0, 3, "different updates"},
+      {MHK_WINDOWS_RANDOM, 0, 4, "position in the run"},
+      {MHK_WINDOWS_RANDOM, 0, 3, "different numbers of updates"},
       {MHK_WINDOWS_RANDOM, 1, 4, "its stage is over"},
-      {MHK_WINDOWS_RANDOM, 1, 2, "different updates"},
+      {MHK_WINDOWS_RANDOM, 1, 2, "different numbers of updates"},
       {MHK_WINDOWS_RANDOM, 2, 1, "finished"},
       {MHK_WINDOWS_RANDOM, 3, 0, "no stage"},
-      {MHK_WINDOWS_RANDOM, 3, 3, "different updates"},
-      {MHK_WINDOWS_RANDOM, 4, 7, "different updates"},
-      {MHK_WINDOWS_RANDOM, 9, 1, "drawn from at random"},
-      {MHK_WINDOWS_RANDOM, 12, UINT64_C(0x7FF8) << 48, "no number"},
-      {MHK_WINDOWS_RANDOM, 13, UINT64_C(0xBFF0) << 48, "no number"},
-      {MHK_WINDOWS_PACKED, 10, 1, "place in the text"},
-      {MHK_WINDOWS_PACKED, 11, 400, "place in a document"},
+      {MHK_WINDOWS_RANDOM, 3, 3, "different numbers of updates"},
+      {MHK_WINDOWS_RANDOM, 4, 7, "different numbers of updates"},
+      {MHK_WINDOWS_RANDOM, 9, 1, "windows are random"},
+      {MHK_WINDOWS_RANDOM, 12, UINT64_C(0x7FF8) << 48, "not a number"},
+      {MHK_WINDOWS_RANDOM, 13, UINT64_C(0xBFF0) << 48, "not a number"},
+      {MHK_WINDOWS_PACKED, 10, 1, "position in the text"},
+      {MHK_WINDOWS_PACKED, 11, 400, "position in a document"},
   };
   const place out = at("contradicts"), file = at("contradicts/checkpoint.safetensors");
   size_t c;
@@ -699,7 +699,7 @@ TEST(the_checkpoint_before_a_damaged_one_is_used_and_that_is_said) {
     CHECK(h.warnings == 0, "%s", h.last);
     CHECK(count_files(out.path, "") == 2, "%d files after some checkpoints", count_files(out.path, ""));
     b = (unsigned char *)test_read_file(last.path, &length);
-    REQUIRE(b != NULL, "no checkpoint");
+    REQUIRE(b != NULL, "not a checkpoint");
     b[length / 2] ^= 4;
     if (way == 1)
       remove(last.path); /* as when the process is killed between two renames */
@@ -708,7 +708,7 @@ TEST(the_checkpoint_before_a_damaged_one_is_used_and_that_is_said) {
     /* writes one: the damaged one must not push the sound one out */
     free(go_on(out.path, 1, MHK_WINDOWS_PACKED, &k, &h, said));
     CHECK(h.warnings == 1 && strstr(h.last, last.path) && strstr(h.last, before.path) &&
-              strstr(h.last, way == 1 ? "not there" : "checksum"),
+              strstr(h.last, way == 1 ? "does not exist" : "checksum"),
           "%s", h.last);
     test_write_file(last.path, b, length);
     got = go_on(out.path, -1, MHK_WINDOWS_PACKED, &k, &h, said);
