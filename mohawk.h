@@ -1,17 +1,17 @@
 /* mohawk.h - v0.3.0 - turn a Transformer into a linear-time state-space model, in one C header
 
-   No warranty; use it under the MIT licence or as public domain, as you choose (text at the end of
-   the file).
+   No warranty. Use it under the MIT license or as public domain, as you choose; both texts are at
+   the end of the file.
 
-   Tensor ops, a small autograd, the Phi attention layer, the Mamba-2 SSD layer, and MOHAWK:
-   distillation of a Transformer into a state-space model by matching first the mixing matrices,
-   then the hidden states, then the predictions (Bick, Li, Xing, Kolter, Gu: "Transformers to SSMs",
-   arXiv 2408.10189). C99 or C++11, libc and libm, optionally OpenMP, nothing else.
+   Tensor ops, a small autograd, the attention layer of Phi, the SSD layer of Mamba-2, and MOHAWK,
+   which distills a Transformer into a state-space model. It first matches the mixing matrices, then
+   the hidden states, then the predictions (Bick, Li, Xing, Kolter, Gu: "Transformers to SSMs",
+   arXiv 2408.10189). Needs C99 or C++11, libc and libm. OpenMP is optional.
 
    QUICK START
-   In one file of a program define MOHAWK_IMPLEMENTATION before including this header; everywhere
-   else include it plainly. A complete program that loads a model and lets it write; build it with
-   `cc -O2 app.c -lm`, add -fopenmp for threads:
+   In one file of your program, define MOHAWK_IMPLEMENTATION before you include this header. All
+   other files only include it. This complete program loads a model and generates text. Build it
+   with `cc -O2 app.c -lm`; add -fopenmp for threads.
 
       #define MOHAWK_IMPLEMENTATION
       #include "mohawk.h"
@@ -28,7 +28,7 @@
         return 0;
       }
 
-   To distil, make a student of a teacher and step a trainer:
+   To distill, describe a run and step the trainer:
 
       mhk_distill_desc d;
       memset(&d, 0, sizeof d);
@@ -41,94 +41,95 @@
       mhk_save(mhk_student(t), "student", MHK_F32);      // PyTorch reads it
 
    THE IDEA. A sequence mixer is a lower triangular matrix: y_t = sum over s <= t of M[t,s] x_s.
-   In attention, M[t,s] is the softmax of q_t . k_s: all pairs of tokens, time in T^2, and a cache
-   of every key and value. In a state-space layer, M[t,s] = (C_t . B_s) a_{s+1} ... a_t, with decays
-   a between 0 and 1. This M never has to be made: the same y comes from a recurrence over a state h
-   of fixed size,
+   In attention, M[t,s] is the softmax over q_t . k_s. It needs all pairs of tokens, so time grows
+   with T^2, and generation keeps a cache of every key and value. In a state-space layer,
+   M[t,s] = (C_t . B_s) a_{s+1} ... a_t, with decays a between 0 and 1. There is no need to compute
+   this M, because the same y comes from a recurrence over a state h of fixed size:
 
       h_t = a_t h_{t-1} + x_t B_t^T          y_t = h_t C_t
 
-   That both forms are one is state-space duality (SSD): training multiplies chunks of the matrix,
-   generation steps the recurrence, in constant time and memory a token. And since both mixers are
-   matrices, one can be taught to be the other. MOHAWK does so from the inside out:
+   The two forms are equal; this is state-space duality (SSD). Training multiplies chunks of the
+   matrix. Generation steps the recurrence, in constant time and memory per token. Both mixers are
+   matrices, so one can be trained to match the other. MOHAWK does this from the inside out:
 
-      stage 1   matrix orientation       each student mixer's M approaches the teacher's attention
-      stage 2   hidden-state alignment   each mixer's output approaches the teacher's, on its inputs
-      stage 3   knowledge distillation   MLPs, norms, embedding and head are taken over (weight
-                                         transfer), then the whole student learns to predict what
-                                         the teacher predicts
+      stage 1   matrix orientation       each student mixer's M learns to match the teacher's
+                                         attention matrix
+      stage 2   hidden-state alignment   each student mixer's output learns to match the teacher's,
+                                         on the teacher's inputs
+      stage 3   knowledge distillation   the student copies the teacher's MLPs, norms, embedding and
+                                         head (weight transfer), then the whole student learns the
+                                         teacher's predictions
 
-   HOW TO READ THIS FILE. SSD in twenty minutes: >>ssd has the idea, then recurrence, matrix,
-   chunked scan and gradients in plain C, then the same fast. >>attention, >>losses (stage 1 among
-   them) and the other chapters between >>products and >>optimizer are made alike; >>kernels says
-   how the fast form is compiled once per instruction set. >>tape and >>ops are the autograd,
-   >>layers puts ops together to models, >>mohawk trains them, >>sessions runs them.
+   HOW TO READ THIS FILE. For SSD in twenty minutes, read >>ssd: the idea, then recurrence, matrix,
+   chunked scan and gradients in plain C, then the fast form. >>attention, >>losses (with stage 1)
+   and the other chapters from >>products to >>optimizer have the same structure. >>kernels says how
+   the fast form is compiled once per instruction set. >>tape and >>ops are the autograd. >>layers
+   builds models from ops, >>mohawk trains them, and >>sessions runs them.
 
-   OPTIONS, defined before the include. None changes a struct or a signature, except MOHAWK_DOUBLE;
-   what an option leaves out is not declared either. In every file of the program:
-      MOHAWK_STATIC               everything is static: several private copies in one program
-      MOHAWK_DOUBLE               arithmetic in double, for checking
-      MOHAWK_NO_TRAINING          inference only: no tape, no ops, no making of models, no
-                                  distillation, no evaluation
-      MOHAWK_NO_STDIO             no files, no environment, no stdio.h: models come from memory,
+   OPTIONS. Define them before the include. Only MOHAWK_DOUBLE changes structs or signatures. An
+   option that removes a feature also removes its declarations. In every file of the program:
+      MOHAWK_STATIC               make everything static, for several private copies in one program
+      MOHAWK_DOUBLE               compute in double, for checking
+      MOHAWK_NO_TRAINING          inference only: no tape, ops, new models, distillation or
+                                  evaluation
+      MOHAWK_NO_STDIO             no files, no environment, no stdio.h: load models from memory with
                                   mhk_load_memory()
-   In the one with the implementation:
-      MOHAWK_IMPLEMENTATION       this file holds the code
+   In the file with the implementation:
+      MOHAWK_IMPLEMENTATION       compile the code here
       MOHAWK_NO_SIMD              plain C kernels only
-      MOHAWK_MALLOC(bytes), MOHAWK_FREE(block)   the default allocator, both or neither
-      MOHAWK_REFERENCE            compile the chapters' references in, for tests
-      MOHAWK_HEADER_NAME          how this file is found when it includes itself, if not as
-                                  "mohawk.h"
-      MOHAWK_ALLOW_FAST_MATH      do not refuse -ffast-math and those of its parts that change what
-                                  comparisons and sums mean
+      MOHAWK_MALLOC(bytes), MOHAWK_FREE(block)   the default allocator; define both or neither
+      MOHAWK_REFERENCE            compile the plain C references of the chapters, for tests
+      MOHAWK_HEADER_NAME          the name under which this file includes itself, if not "mohawk.h"
+      MOHAWK_ALLOW_FAST_MATH      accept -ffast-math and its parts, which change the meaning of
+                                  comparisons and sums
 
-   MEMORY. A context has one allocator, given at creation. Each object (model, tape, session,
-   trainer...) lives in its own blocks of it and dies with its destroy function or with the context.
+   MEMORY. A context has one allocator, which you can set at creation. Each object (model, tape,
+   session, trainer and so on) owns its blocks until its destroy function or the context frees them.
    Weights of loaded models stay in the mapped file, in their stored type. A tape keeps its memory
-   between steps: loops allocate only in their first round. Sizes from outside are checked before
-   they are used.
+   between steps, so a loop allocates only in its first iteration. All sizes from files and callers
+   are checked before use.
 
-   THREADS. Work is cut by the problem's size, never by the number of threads, and sums have a fixed
-   order: the same build on the same instruction set gives the same bits on any number of threads.
-   Threads are OpenMP's when compiled with it, or the caller's own (mhk_context_desc.parallel_for).
-   Contexts share nothing; one context serves one thread at a time.
+   THREADS. The size of the problem decides how work is split, never the number of threads, and sums
+   have a fixed order. The same build on the same instruction set gives the same bits on any number
+   of threads. Threads come from OpenMP if compiled with it, or from the caller
+   (mhk_context_desc.parallel_for). Contexts share nothing. Use a context from one thread at a time.
 
-   ERRORS. Nothing here prints, exits or aborts. The first error stays in its context as a code and
-   a sentence; after it every call on the context does nothing, so that one check at the end of a
-   chain is enough.
+   ERRORS. Nothing here prints, exits or aborts. A context keeps its first error as a code and a
+   sentence. After that, every call on the context does nothing, so one check at the end of a chain
+   of calls is enough.
 
    CONTENTS (search for the tag)
-      Interface         >>interface     every declaration: shapes, ownership, errors
+      Interface         >>interface     all declarations: shapes, ownership, errors
       Platform          >>platform      CPU features, files, clock, random numbers
       Memory            >>memory        arenas, objects, errors, parallel-for
-      Kernels           >>kernels       how loops are compiled once per instruction set
-      Products          >>products      GEMM of every stored type, GEMV, quantized weights
+      Kernels           >>kernels       how kernels are compiled once per instruction set
+      Products          >>products      GEMM and GEMV for every stored type, quantized weights
       Tensors           >>tensors       types, shapes, parameters
-      Tape              >>tape          records, backward, recomputation, gradient checks
+      Tape              >>tape          recording, backward, recomputation, gradient checks
       Ops               >>ops           elementwise, reductions, layout, embedding, linear layers
-      Rows              >>rows          softmax, LayerNorm, RMSNorm, the gate
-      Rotary            >>rotary        positions as rotations
-      Convolution       >>convolution   causal and depthwise
-      Attention         >>attention     causal softmax attention in tiles
+      Rows              >>rows          softmax, LayerNorm, RMSNorm, gating
+      Rotary            >>rotary        rotary position embedding
+      Convolution       >>convolution   causal depthwise convolution
+      Attention         >>attention     causal softmax attention in tiles (FlashAttention)
       SSD               >>ssd           state-space duality, the mixer of Mamba-2
-      Losses            >>losses        cross-entropy, KL, distances, and stage 1 in tiles
+      Losses            >>losses        cross-entropy, KL, distances, matrix orientation (stage 1)
       Optimizer         >>optimizer     AdamW
-      Files             >>files         JSON, safetensors, PyTorch's archives
+      Files             >>files         JSON, safetensors, PyTorch archives
       Tokenizer         >>tokenizer     byte-level BPE
-      Models            >>models        configurations, weights, initialisation
+      Models            >>models        configurations, weights, initialization
       Layers            >>layers        mixers, blocks, forward passes on a tape
       Sessions          >>sessions      prefill, step, sampling
-      Mohawk            >>mohawk        text, the three stages, optimiser, trainer, evaluation
-      Passes            >>passes        the instruction sets, and contexts, which choose one
-   Each section uses only what stands above it. */
+      Mohawk            >>mohawk        text, the three stages, optimizer, trainer, evaluation
+      Passes            >>passes        the instruction sets, and contexts, which select one
+   Each section uses only sections above it. */
 
-/* Which text this is, 10000 major + 100 minor + patch: the implementation includes this file again
-   and must find itself, not another version. */
+/* The version of this text, 10000 major + 100 minor + patch. The implementation includes this file
+   again and must find itself, not another version. */
 #undef MHK__TEXT
 #define MHK__TEXT 300
 
-/* A pass of this text: the parts of it that are compiled once per instruction set. Of another
-   version, the file that includes this one says what is wrong. */
+/* Set during a pass: compile only the parts that exist once per instruction set. If the versions
+   differ, the including file reports it. */
 #undef MHK__TEMPLATE
 #if defined(MHK__PASS) && MHK__TEXT == MHK__VERSION
 #define MHK__TEMPLATE
