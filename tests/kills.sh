@@ -45,7 +45,7 @@ while [ $killed -lt "$kills" ] && [ $tries -lt $((3 * kills)) ]; do
   if kill_during "$(some_time "$most" $tries)" "$mohawk" distill --teacher $tiny --text examples/story.txt --tokens 1k,1k,2k --batch 2 --length 64 --keep-attention 2 \
     --no-eval --threads 1 --checkpoint-seconds 0.02 --out "$work/run"; then
     killed=$((killed + 1))
-    grep -q "going on from the checkpoint" "$work/said" && resumed=$((resumed + 1))
+    grep -q "resuming from the checkpoint" "$work/said" && resumed=$((resumed + 1))
     grep -q "warning" "$work/said" && cat "$work/said"
     [ $((killed % 10)) -eq 0 ] && finish
   else

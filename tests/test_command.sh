@@ -135,7 +135,7 @@ says "has no tokenizer"
 check "inspect of a PyTorch file" "$mohawk" inspect tests/golden/pytorch_model.bin
 "$mohawk" quantize --model "$tiny" --out "$work/q8.safetensors" --text examples/story.txt --windows 2 >"$work/said"
 says "KL to the model"
-says "Q8/64  off by 0.00"
+says "Q8/64  error 0.00"
 check "quantize to int4" "$mohawk" quantize --model "$tiny" --out "$work/q4.safetensors" --type int4 --group 64 --ends int8
 "$mohawk" inspect "$work/q4.safetensors" --names >"$work/said"
 says "Q4"

@@ -181,14 +181,14 @@ mhk_model *cli_load(mhk_context *ctx, const char *path) {
 
 int cli_no_tokenizer(const mhk_model *m, const char *path) {
   const char *why = mhk_model_tokenizer_error(m);
-  if (why) return cli_error("%s is without its tokenizer: %s", path, why);
-  return cli_error("%s has no tokenizer: put the tokenizer.json of its teacher beside it", path);
+  if (why) return cli_error("%s has no tokenizer: %s", path, why);
+  return cli_error("%s has no tokenizer: put the tokenizer.json of its teacher next to it", path);
 }
 
 int cli_keeps_tokenizer(const mhk_model *m, const char *path) {
   const char *why = mhk_model_tokenizer_error(m);
-  return why ? cli_error("%s would be written without its tokenizer: %s. mohawk convert --tokenizer gives it another "
-                         "one, --no-tokenizer writes it without",
+  return why ? cli_error("%s would be saved without its tokenizer: %s. Use mohawk convert --tokenizer to give it "
+                         "another one, or --no-tokenizer to save it without one",
                          path, why)
              : CLI_GO;
 }
@@ -221,7 +221,7 @@ static void print_quoted(FILE *out, const char *word) {
 void cli_say_resume(const char *folder) {
   int i;
   cli_progress_clear();
-  fprintf(stderr, "mohawk: stopped; everything so far is saved in %s. This goes on:\n  ", folder);
+  fprintf(stderr, "mohawk: stopped; progress is saved in %s. To resume, run:\n  ", folder);
   print_quoted(stderr, cli.program);
   fprintf(stderr, " %s", cli.command->name);
   for (i = 0; i < cli.argc; i++) {
@@ -439,15 +439,15 @@ static int unknown_option(const cli_command *c, const char *typed, size_t length
   word[length] = 0;
   near = cli_nearest(word, names, n);
   if (near) {
-    cli_error("there is no option --%s: did you mean --%s?", word, near);
+    cli_error("unknown option --%s: did you mean --%s?", word, near);
   } else {
-    cli_error("there is no option --%s: `mohawk %s --help` lists them", word, c->name);
+    cli_error("unknown option --%s: `mohawk %s --help` lists the options", word, c->name);
   }
   return CLI_USAGE;
 }
 
 int cli_missing(const cli_command *c, const char *option) {
-  cli_error("%s needs %s (`mohawk %s --help` explains)", c->name, option, c->name);
+  cli_error("%s needs %s (see `mohawk %s --help`)", c->name, option, c->name);
   return CLI_USAGE;
 }
 
@@ -475,7 +475,7 @@ static int take_option(reading *r, const cli_option *o, const char *text) {
   }
   if (!text) {
     if (r->at + 1 >= r->argc || strncmp(r->argv[r->at + 1], "--", 2) == 0) {
-      cli_error("--%s needs a value: --%s %s, or --%s=%s where it begins with --", o->name, o->name, o->argument,
+      cli_error("--%s needs a value: --%s %s, or --%s=%s if it starts with --", o->name, o->name, o->argument,
                 o->name, o->argument);
       return CLI_USAGE;
     }
@@ -506,7 +506,7 @@ static int take_rest(reading *r, const char *word) {
   int i;
   for (i = 0; i < c->n_options; i++)
     if (c->options[i].kind == CLI_REST) return add_file((cli_files *)value_of(r, &c->options[i]), word, c->name);
-  cli_error("\"%s\" belongs to no option (`mohawk %s --help` explains)", word, c->name);
+  cli_error("\"%s\" does not belong to an option (see `mohawk %s --help`)", word, c->name);
   return CLI_USAGE;
 }
 
@@ -686,7 +686,7 @@ int cli_make_folders(const char *path) {
     if (path[i] != '/' && path[i] != 0) continue;
     memcpy(part, path, i);
     part[i] = 0;
-    if (!make_folder(part)) return cli_error("the folder %s cannot be made: %s", part, strerror(errno));
+    if (!make_folder(part)) return cli_error("cannot create the folder %s: %s", part, strerror(errno));
   }
   return CLI_GO;
 }
@@ -719,7 +719,7 @@ int cli_output_open(cli_output *o, const char *path) {
   strcpy(folder, path);
   while (n > 0 && !strchr(FOLDER_ENDS, folder[n - 1])) n--;
   folder[n] = 0;
-  if (!may_write(n ? folder : ".")) return cli_error("%s cannot be written: %s", path, strerror(errno));
+  if (!may_write(n ? folder : ".")) return cli_error("cannot write %s: %s", path, strerror(errno));
 #if defined(_WIN32)
   {
     char *name = _tempnam(NULL, "mohawk");
@@ -729,7 +729,7 @@ int cli_output_open(cli_output *o, const char *path) {
 #else
   o->file = open_memstream(&o->data, &o->size);
 #endif
-  return o->file ? CLI_GO : cli_error("%s cannot be written: %s", path, strerror(errno));
+  return o->file ? CLI_GO : cli_error("cannot write %s: %s", path, strerror(errno));
 }
 
 int cli_output_close(cli_output *o) {
@@ -746,7 +746,7 @@ int cli_output_close(cli_output *o) {
   if (fclose(o->file) != 0) bad = 1;
   ctx = bad ? NULL : cli_context(1);
   if (!ctx)
-    code = cli_error("%s cannot be written: out of memory", o->path);
+    code = cli_error("cannot write %s: out of memory", o->path);
   else if (mhk_file_write_bytes(ctx, o->path, o->data, o->size) != MHK_OK)
     code = cli_context_error(ctx);
   mhk_destroy(ctx);
@@ -792,14 +792,14 @@ int cli_read(const char *path, cli_content *c) {
   size_t n;
   int bad;
   memset(c, 0, sizeof *c);
-  if (!f) return cli_error("%s cannot be read: %s", path, strerror(errno));
+  if (!f) return cli_error("cannot read %s: %s", path, strerror(errno));
 #if defined(_WIN32)
   if (f == stdin) _setmode(_fileno(stdin), _O_BINARY); /* line ends stay as they are */
 #endif
   bad = cli_add(c, "", 0) != CLI_GO;
   while (!bad && (n = fread(part, 1, sizeof part, f)) > 0) bad = cli_add(c, part, n) != CLI_GO;
   if (!bad && ferror(f)) {
-    cli_error("%s cannot be read: %s", name, strerror(errno));
+    cli_error("cannot read %s: %s", name, strerror(errno));
     bad = 1;
   }
   if (f != stdin) fclose(f);
@@ -855,7 +855,7 @@ int cli_to_utf8(cli_content *c, int encoding, const char *name) {
     }
   }
   if (bad > 0 || i < c->n)
-    cli_warning("%s is not all UTF-16: %.0f characters are wrong or cut off", name, (double)(bad + (i < c->n)));
+    cli_warning("%s is not all UTF-16: %.0f characters are invalid or truncated", name, (double)(bad + (i < c->n)));
   free(c->text);
   *c = out;
   return out.text ? CLI_GO : cli_add(c, "", 0);

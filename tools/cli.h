@@ -107,7 +107,7 @@ int cli_no_tokenizer(const mhk_model *m, const char *path);
 int cli_keeps_tokenizer(const mhk_model *m, const char *path);
 #define CLI_STRICT \
   {"strict", NULL, CLI_STRICTLY, 0, 0, 0, \
-    "refuse a model that would load with a warning: what it brings and is not used"}
+    "treat warnings during loading as errors, for example parts of a model that are not used"}
 const char *cli_bold(FILE *out);               /* "" where colour is not wanted */
 const char *cli_plain(FILE *out);
 /* After Ctrl-C: that all is saved in the folder, and the command line that goes on, which is the
@@ -149,7 +149,7 @@ int cli_add(cli_content *c, const char *text, size_t n); /* CLI_GO, or CLI_FAILE
 enum { CLI_UTF8, CLI_LATIN1, CLI_UTF16 };
 #define CLI_ENCODING(at) \
   {"encoding", "utf8|latin1|utf16", CLI_CHOICE, at, 0, 0, \
-    "how text that is read is written; utf16: in the byte order that its mark says (default utf8)"}
+    "encoding of the text files; utf16 takes its byte order from the byte order mark (default utf8)"}
 int cli_is_stream(const char *path);              /* a pipe, or - for standard input */
 int cli_read(const char *path, cli_content *c);   /* the same */
 int cli_to_utf8(cli_content *c, int encoding, const char *name); /* the same */

@@ -11,15 +11,14 @@ static const mhk_dtype types[] = {MHK_F32, MHK_F16, MHK_BF16};
 static const settings defaults = {.dtype = -1};
 
 static const cli_option options[] = {
-    {"model", "PATH", CLI_TEXT, CLI_AT(model), 1, 0, "a model's folder, or one file beside its config.json (required)"},
+    {"model", "PATH", CLI_TEXT, CLI_AT(model), 1, 0, "a model folder, or one file next to its config.json (required)"},
     {"out", "PATH", CLI_TEXT, CLI_AT(out), 1, 0,
-     "a folder; or, when it ends in .safetensors, one file that holds weights, configuration and tokenizer "
-     "(required)"},
+     "a folder, or a name ending in .safetensors for one file with weights, configuration and tokenizer (required)"},
     {"dtype", "f32|f16|bf16", CLI_CHOICE, CLI_AT(dtype), 0, 0,
-     "how weights are stored (default: as they are in the model)"},
+     "type of the stored weights (default: as in the model)"},
     {"tokenizer", "PATH", CLI_TEXT, CLI_AT(tokenizer), 0, 0,
-     "put in the tokenizer of this folder, when the model comes without"},
-    {"no-tokenizer", NULL, CLI_FLAG, CLI_AT(no_tokenizer), 0, 0, "write none, whatever lies beside the model"},
+     "add the tokenizer of this folder, for a model that has none"},
+    {"no-tokenizer", NULL, CLI_FLAG, CLI_AT(no_tokenizer), 0, 0, "write no tokenizer, even if the model has one"},
     CLI_STRICT,
 };
 
@@ -54,11 +53,10 @@ static int convert(mhk_context *ctx, void *user) {
 
 const cli_command command_convert = {
     .name = "convert",
-    .summary = "any checkpoint that is read, as safetensors",
+    .summary = "convert a model to safetensors",
     .synopsis = "--model PATH --out PATH [--dtype f32|f16|bf16]",
-    .about = "Writes a model as safetensors, whatever layout it comes in: the authors' pytorch_model.bin (or shards "
-             "of it), safetensors in one file or in shards, config.json as Hugging Face's library or as the authors "
-             "write it.",
+    .about = "Converts a model to safetensors. The input may be pytorch_model.bin or safetensors, in one file or in "
+             "shards, with a config.json of Hugging Face's transformers or of the authors.",
     .example = "mohawk convert --model phi-mamba/ --tokenizer phi-1_5/ --out phi-mamba.safetensors",
     CLI_OPTIONS(options),
     CLI_SETTINGS(defaults),

@@ -32,13 +32,14 @@
 #define PROMPT "Once upon a time, there was a boy called"
 
 static const demo_entry entries[DEMO_MODELS] = {
-    {"teacher", "the Phi that all of it starts from", -1, 0},
-    {"untrained", "the teacher's embedding, MLPs, norms and head; mixers that start from its attention weights", -1, 0},
-    {"after stage 1", "mixing matrices matched, layer by layer", 0, 1},
-    {"after stage 2", "outputs of the blocks matched, layer by layer", 0, 2},
-    {"after stage 3", "the whole model distilled: the finished student", 0, 3},
-    {"distillation alone", "the same student and budget, all of it spent on the teacher's predictions", 1, 3},
-    {"hybrid", "the three stages with one layer left as attention", 2, 3},
+    {"teacher", "the Phi that is distilled", -1, 0},
+    {"untrained", "embedding, MLPs, norms and head of the teacher; mixers initialized from its attention weights", -1,
+     0},
+    {"after stage 1", "matrix orientation: mixing matrices match, layer by layer", 0, 1},
+    {"after stage 2", "hidden-state alignment: block outputs match, layer by layer", 0, 2},
+    {"after stage 3", "knowledge distillation: the finished student", 0, 3},
+    {"stage 3 alone", "the same student with the whole budget in stage 3", 1, 3},
+    {"hybrid", "all three stages, with one layer that keeps attention", 2, 3},
 };
 enum { TEACHER, UNTRAINED, STUDENT = 4, HYBRID = 6 };
 
@@ -64,16 +65,16 @@ static const settings defaults = {
     .teacher = "examples/tiny", .out = "build/demo", .story = "examples/story.txt", .budget = 1};
 
 static const cli_option options[] = {
-    {"teacher", "DIR", CLI_TEXT, CLI_AT(teacher), 0, 0, "a small Phi (default examples/tiny, the bundled one)"},
-    {"out", "DIR", CLI_TEXT, CLI_AT(out), 0, 0, "where everything goes (default build/demo)"},
-    {"story", "FILE", CLI_TEXT, CLI_AT(story), 0, 0, "text to measure on (default examples/story.txt)"},
+    {"teacher", "DIR", CLI_TEXT, CLI_AT(teacher), 0, 0, "a small Phi (default examples/tiny, the bundled teacher)"},
+    {"out", "DIR", CLI_TEXT, CLI_AT(out), 0, 0, "output folder (default build/demo)"},
+    {"story", "FILE", CLI_TEXT, CLI_AT(story), 0, 0, "text for the evaluation (default examples/story.txt)"},
     {"short", NULL, CLI_FLAG, CLI_AT(short_run), 0, 0,
-     "a small fraction of the budget: shows that it runs, not what it can do"},
-    {"budget", "X", CLI_REAL, CLI_AT(budget), 0.01, 1000, "multiply the tokens of training by this (default 1)"},
+     "use a small fraction of the budget: checks that everything runs, not how good it gets"},
+    {"budget", "X", CLI_REAL, CLI_AT(budget), 0.01, 1000, "multiply the number of training tokens by X (default 1)"},
     CLI_STRICT,
-    {"fresh", NULL, CLI_FLAG, CLI_AT(fresh), 0, 0, "start over in place of going on"},
+    {"fresh", NULL, CLI_FLAG, CLI_AT(fresh), 0, 0, "start over instead of resuming"},
     {"threads", "N", CLI_INT, CLI_AT(threads), 1, 4096,
-     "threads (default: all the machine has; results do not depend on it)"},
+     "number of threads (default: all CPUs; results do not depend on it)"},
 };
 
 static int out_path(const demo *d, char *path, size_t capacity, const char *name) {
@@ -191,7 +192,7 @@ static run_result train(demo *d, int number) {
   r.after_stage = after_stage;
   r.user = d;
   if (run_complete(&r.desc)) {
-    printf("          trained before, in %s\n", folder);
+    printf("          already trained, in %s\n", folder);
     d->started = 0;
     return RUN_DONE;
   }
@@ -212,7 +213,7 @@ static int train_all(demo *d) {
   for (i = 0; i < DEMO_RUNS && result == RUN_DONE; i++) {
     const mhk_config *c = i == 2 ? d->r.hybrid : d->r.student;
     if (i == 1) {
-      printf("alone     the same student, stage 3 only, %s tokens\n", cli_count(all, &n));
+      printf("alone     the same student with stage 3 only, %s tokens\n", cli_count(all, &n));
     } else {
       printf("%-9s %s, %d layers, %s parameters\n", i == 0 ? "student" : "hybrid", run_mixers(c, mixers, sizeof mixers),
              c->n_layer, cli_count(mhk_config_parameters(c), &n));
@@ -267,7 +268,7 @@ static int measure_all(demo *d) {
 static void print_table(const demo *d) {
   int i;
   cli_buffer a, b;
-  printf("\nmeasured on text that no student saw: %s tokens of the teacher's, %s of %s\n",
+  printf("\nmeasured on held-out text: %s tokens of teacher samples, %s of %s\n",
          cli_count(d->r.sample_tokens, &a), cli_count(d->r.story_tokens, &b), d->s->story);
   run_print_header(stdout);
   for (i = 0; i < DEMO_MODELS; i++) run_print_row(stdout, d->r.models[i].is.name, &d->r.models[i].all, i > 0);
@@ -363,7 +364,7 @@ static int draw(demo *d) {
 
 /* teacher, budgets, the two students' shapes, and the plan that they make */
 static int prepare(demo *d) {
-  static const char *const names[DEMO_RUNS] = {"three stages", "distillation alone", "hybrid"}, *const folders[] = {
+  static const char *const names[DEMO_RUNS] = {"three stages", "stage 3 alone", "hybrid"}, *const folders[] = {
                                                                                                     "pure", "alone",
                                                                                                     "hybrid"};
   static const double budget[3] = {STAGE_1, STAGE_2, STAGE_3};
@@ -385,7 +386,7 @@ static int prepare(demo *d) {
   d->r.head = PICTURE_HEAD;
   d->r.teacher = mhk_model_config(d->teacher);
   if (d->r.teacher->n_layer <= HYBRID_LAYER)
-    return cli_error("the demo needs a teacher of at least %d layers, %s has %d", HYBRID_LAYER + 1, d->s->teacher,
+    return cli_error("the demo needs a teacher with at least %d layers; %s has %d", HYBRID_LAYER + 1, d->s->teacher,
                      d->r.teacher->n_layer);
   for (i = 0; i < 3; i++) d->r.budget[i] = fmax(update, floor(budget[i] * x / update + 0.5) * update);
   d->r.text_tokens = fmax(16 * LENGTH, floor(TEXT_TOKENS * x));
@@ -472,11 +473,11 @@ static int run_demo(mhk_context *ctx, void *user) {
 
 const cli_command command_demo = {
     .name = "demo",
-    .summary = "all of it on a small teacher in a few minutes",
+    .summary = "distill and measure a small teacher in a few minutes",
     .synopsis = "[options]",
-    .about = "Distils the bundled teacher into a state-space student in three stages, into another by distillation "
-             "alone and into a hybrid, measures all of them on text that none has seen, and writes a report. Ctrl-C "
-             "saves; the same command goes on.",
+    .about = "Distills the bundled teacher into three students: one in three stages, one with stage 3 only, and a "
+             "hybrid. Measures them on held-out text and writes a report. Ctrl-C saves; run the same command again to "
+             "resume.",
     .example = "make demo",
     CLI_OPTIONS(options),
     CLI_SETTINGS(defaults),

@@ -34,77 +34,83 @@ static const cli_option options[] = {
     {"teacher", "DIR", CLI_TEXT, CLI_AT(teacher), 1, 0,
      "the teacher: a folder with config.json, safetensors and tokenizer.json (required)"},
     {"text", "FILE...", CLI_FILES, CLI_AT(text), 0, 0,
-     "training text; documents are separated by <|endoftext|>. Without it the teacher writes its own text, once"},
+     "training text; <|endoftext|> separates documents. Without it, the teacher generates the text"},
     CLI_ENCODING(CLI_AT(encoding)),
-    {"out", "DIR", CLI_TEXT, CLI_AT(out), 0, 0, "folder for checkpoints, log.csv and the student (default mohawk-out)"},
+    {"out", "DIR", CLI_TEXT, CLI_AT(out), 0, 0,
+     "output folder for checkpoints, log.csv and the student (default mohawk-out)"},
     {"eval", "FILE...", CLI_FILES, CLI_AT(eval), 0, 0,
-     "held-out text, measured after each stage; without it the student is measured at the end on new samples of the "
+     "held-out text to evaluate on after each stage. Without it, the final student is evaluated on new samples of the "
      "teacher"},
     {"recipe", "best|paper", CLI_CHOICE, CLI_AT(recipe), 0, 0,
-     "best (default): attention initialisation, rotary B and C, own-stream alignment, half of each stage spent "
-     "decaying; paper: identity "
-     "initialisation, none of the extras, decay over the last tenth. Options below change single points"},
+     "best (default): initialization from attention, rotary B and C, alignment of hidden states in stage 3, learning "
+     "rate decay over the second half of each stage; paper: initialization as identity, none of these additions, "
+     "decay over the last tenth. The options below override single settings"},
     {NULL, NULL, CLI_HEADING, 0, 0, 0, "student"},
     {"keep-attention", "L,...", CLI_NUMBERS, CLI_AT(keep), 0, 255,
-     "layers, counted from 0, that stay attention: a hybrid"},
+     "layers that keep attention, counted from 0: the student becomes a hybrid"},
     {"init", "default|identity|attention|random", CLI_CHOICE, CLI_AT(init), 0, 0,
-     "how new mixers start (default: as --recipe says)"},
+     "initialization of the new mixers (default: from --recipe)"},
     {"rotary", "teacher|none|N", CLI_TEXT, CLI_AT(rotary), 0, 0,
-     "rotary embedding on the first N features of B and C (default: as --recipe says)"},
+     "rotary embedding on the first N features of B and C (default: from --recipe)"},
     {"d-state", "N", CLI_INT, CLI_AT(d_state), 1, 4096, "state size (default: the teacher's head size)"},
-    {"chunk", "N", CLI_INT, CLI_AT(chunk), 1, 65536, "chunk_size written into the student's config.json (default 128)"},
-    {"dtype", "f32|f16|bf16", CLI_CHOICE, CLI_AT(dtype), 0, 0, "how the student is saved (default f32)"},
-    {NULL, NULL, CLI_HEADING, 0, 0, 0, "stages; one value holds for all three, A,B,C for each, - is the default"},
+    {"chunk", "N", CLI_INT, CLI_AT(chunk), 1, 65536, "chunk_size in the student's config.json (default 128)"},
+    {"dtype", "f32|f16|bf16", CLI_CHOICE, CLI_AT(dtype), 0, 0, "type of the saved weights (default f32)"},
+    {NULL, NULL, CLI_HEADING, 0, 0, 0, "stages; one value for all three stages, or A,B,C for each; - is the default"},
     {"tokens", "A,B,C", CLI_NUMBERS, CLI_AT(tokens), 0, 1e15,
-     "tokens for matrices, hidden states, predictions; 0 skips a stage (default 0.5M,1M,1.5M)"},
-    {"lr", "A,B,C", CLI_NUMBERS, CLI_AT(lr), 0, 10, "top learning rates (default by stage and model width)"},
-    {"warmup", "A,B,C", CLI_NUMBERS, CLI_AT(warmup), 0, 1, "share of a stage spent warming up (default 0.05)"},
-    {"decay", "A,B,C", CLI_NUMBERS, CLI_AT(decay), 0, 1, "share of a stage spent decaying linearly (default 0.5)"},
-    {"weight-decay", "A,B,C", CLI_NUMBERS, CLI_AT(weight_decay), 0, 10, "AdamW's weight decay (default 0.1)"},
-    {"weight-decay-on", "all|matrices", CLI_CHOICE, CLI_AT(decays), 0, 0, "which trained tensors decay (default all)"},
-    {"clip", "A,B,C", CLI_NUMBERS, CLI_AT(clip), 0, 1e9, "largest gradient norm; 0: none (default 0,0,1)"},
+     "tokens for matrix orientation, hidden-state alignment, knowledge distillation; 0 skips a stage (default "
+     "0.5M,1M,1.5M)"},
+    {"lr", "A,B,C", CLI_NUMBERS, CLI_AT(lr), 0, 10, "peak learning rates (default: from stage and model width)"},
+    {"warmup", "A,B,C", CLI_NUMBERS, CLI_AT(warmup), 0, 1,
+     "fraction of a stage for the warmup of the learning rate (default 0.05)"},
+    {"decay", "A,B,C", CLI_NUMBERS, CLI_AT(decay), 0, 1,
+     "fraction of a stage for the linear decay of the learning rate (default 0.5)"},
+    {"weight-decay", "A,B,C", CLI_NUMBERS, CLI_AT(weight_decay), 0, 10, "weight decay of AdamW (default 0.1)"},
+    {"weight-decay-on", "all|matrices", CLI_CHOICE, CLI_AT(decays), 0, 0,
+     "which trained tensors get weight decay (default all)"},
+    {"clip", "A,B,C", CLI_NUMBERS, CLI_AT(clip), 0, 1e9, "maximum gradient norm; 0: no clipping (default 0,0,1)"},
     {"temperature", "X", CLI_REAL, CLI_AT(temperature), 0.01, 100,
      "stage 3: temperature on the student's logits (default 1)"},
     {"hard-labels", "X", CLI_REAL, CLI_AT(hard_labels), 0, 1000,
      "stage 3: weight of cross-entropy against the text (default 0)"},
     {"own-stream", "X", CLI_REAL, CLI_AT(own_stream), 0, 1000,
-     "stage 3: weight of own-stream alignment; 0: none (default 0.03)"},
-    {"train", "all|mixers", CLI_CHOICE, CLI_AT(train), 0, 0, "stage 3: what trains (default all)"},
+     "stage 3: weight of the alignment of hidden states on the student's own inputs; 0: none (default 0.03)"},
+    {"train", "all|mixers", CLI_CHOICE, CLI_AT(train), 0, 0, "stage 3: which parts train (default all)"},
     {NULL, NULL, CLI_HEADING, 0, 0, 0, "data"},
-    {"batch", "N", CLI_COUNT, CLI_AT(batch), 1, 1e6, "sequences at once (default 8)"},
-    {"length", "N", CLI_COUNT, CLI_AT(length), 2, 1e7, "tokens a sequence (default 256)"},
+    {"batch", "N", CLI_COUNT, CLI_AT(batch), 1, 1e6, "sequences per batch (default 8)"},
+    {"length", "N", CLI_COUNT, CLI_AT(length), 2, 1e7, "tokens per sequence (default 256)"},
     {"update-tokens", "N", CLI_COUNT, CLI_AT(update_tokens), 1, 1e12,
-     "tokens an update, by accumulating gradients (default batch x length)"},
+     "tokens per update, by accumulating gradients (default batch x length)"},
     {"windows", "random|packed", CLI_CHOICE, CLI_AT(windows), 0, 0,
-     "windows at random places, or documents packed in order with boundaries (default random)"},
+     "windows at random positions, or documents packed in order with boundaries (default random)"},
     {"repeat", "N,...", CLI_NUMBERS, CLI_AT(repeat), 1, 1000, "how many times each file of --text is used (default 1)"},
     {"max-document", "BYTES,...", CLI_NUMBERS, CLI_AT(max_document), 0, 1e15,
-     "cut documents at line ends as soon as they pass this; one value for each file of --text, 0: never (default 0)"},
+     "split documents at the first line end after this many bytes; one value for each file of --text; 0: never "
+     "(default 0)"},
     {"sample-tokens", "N", CLI_COUNT, CLI_AT(sample_tokens), 64, 1e12,
-     "tokens the teacher writes without --text (default: the budget, at most 2M)"},
-    {"eval-windows", "N", CLI_COUNT, CLI_AT(eval_windows), 0, 1e12, "windows measured; 0: all (default 128)"},
-    {"eval-length", "N", CLI_COUNT, CLI_AT(eval_length), 2, 1e7, "tokens a window measured (default: --length)"},
+     "tokens that the teacher generates without --text (default: the budget, at most 2M)"},
+    {"eval-windows", "N", CLI_COUNT, CLI_AT(eval_windows), 0, 1e12, "windows to evaluate on; 0: all (default 128)"},
+    {"eval-length", "N", CLI_COUNT, CLI_AT(eval_length), 2, 1e7,
+     "tokens per window of the evaluation (default: --length)"},
     {"eval-max-document", "BYTES", CLI_COUNT, CLI_AT(eval_max_document), 0, 1e15,
      "as --max-document, for --eval (default 0)"},
-    {"no-eval", NULL, CLI_FLAG, CLI_AT(no_eval), 0, 0, "measure nothing"},
+    {"no-eval", NULL, CLI_FLAG, CLI_AT(no_eval), 0, 0, "do not evaluate"},
     {NULL, NULL, CLI_HEADING, 0, 0, 0, "run"},
-    {"seed", "N", CLI_INT, CLI_AT(seed), 1, 2e9, "of the new mixers, the windows and the samples (default 1)"},
+    {"seed", "N", CLI_INT, CLI_AT(seed), 1, 2e9, "seed of the new mixers, the windows and the samples (default 1)"},
     {"threads", "N", CLI_INT, CLI_AT(threads), 1, 4096,
-     "threads (default: all the machine has; results do not depend on it)"},
+     "number of threads (default: all CPUs; results do not depend on it)"},
     {"precision", "f32|bf16", CLI_CHOICE, CLI_AT(precision), 0, 0,
-     "operands of the linear layers' products while training; bf16 is faster where the processor has AVX512-BF16 "
-     "(AMD) "
-     "or AMX, slower elsewhere; sums, weights and all else stay float32 (default f32)"},
+     "operands of the matrix products in linear layers during training. bf16 is faster on processors with AVX512-BF16 "
+     "(AMD) or AMX and slower elsewhere; sums, weights and everything else stay float32 (default f32)"},
     {"recompute", NULL, CLI_FLAG, CLI_AT(recompute), 0, 0,
-     "stage 3 computes blocks again in the backward pass: less memory, a third more time"},
+     "stage 3 recomputes blocks in the backward pass: less memory, a third more time"},
     {"checkpoint-seconds", "N", CLI_REAL, CLI_AT(seconds), 0.01, 1e9,
-     "between two checkpoints, of which the last two are kept (default 60)"},
-    {"fresh", NULL, CLI_FLAG, CLI_AT(fresh), 0, 0, "start over even if --out holds a checkpoint"},
-    {"force", NULL, CLI_FLAG, CLI_AT(force), 0, 0, "start even if the memory does not seem to suffice"},
+     "seconds between checkpoints; the last two are kept (default 60)"},
+    {"fresh", NULL, CLI_FLAG, CLI_AT(fresh), 0, 0, "start over even if --out has a checkpoint"},
+    {"force", NULL, CLI_FLAG, CLI_AT(force), 0, 0, "start even if there seems to be too little memory"},
     {"every", "SECONDS", CLI_REAL, CLI_AT(every), 0.1, 1e6,
-     "between lines of progress when there is no terminal (default 10)"},
+     "seconds between lines of progress if there is no terminal (default 10)"},
     CLI_STRICT,
-    {"json", NULL, CLI_FLAG, CLI_AT(json), 0, 0, "JSON lines on standard output in place of text"},
+    {"json", NULL, CLI_FLAG, CLI_AT(json), 0, 0, "print JSON lines instead of text"},
 };
 
 /* in a description 0 means default and negative none; at the command line 0 means 0 */
@@ -137,7 +143,7 @@ static int fill_student(distillation *d, mhk_student_desc *student) {
   for (i = 0; i < s->keep.n; i++) {
     d->keep[i] = (int)cli_number_at(&s->keep, i, -1);
     if (d->keep[i] < 0 || d->keep[i] >= teacher->n_layer)
-      return cli_error("--keep-attention names layer %d: the teacher has layers 0 to %d", d->keep[i],
+      return cli_error("--keep-attention: there is no layer %d; the teacher has layers 0 to %d", d->keep[i],
                        teacher->n_layer - 1);
   }
   student->keep_attention = d->keep;
@@ -154,7 +160,7 @@ static int fill_student(distillation *d, mhk_student_desc *student) {
   } else if (s->rotary) {
     student->rotary_dim = atoi(s->rotary);
     if (student->rotary_dim <= 0)
-      return cli_error("--rotary %s is neither teacher, none nor a number of features", s->rotary);
+      return cli_error("--rotary %s is not teacher, none or a number of features", s->rotary);
   }
   return CLI_GO;
 }
@@ -187,13 +193,13 @@ static int check_memory(const distillation *d) {
   if (mhk_failed(d->ctx)) return cli_context_error(d->ctx);
   if (have <= 0 || need <= have || d->s->force) {
     cli_note("%s needs up to %s of memory; %s free here", d->s->out, cli_bytes(need, &a),
-             have > 0 ? cli_bytes(have, &b) : "it is not known how much is");
+             have > 0 ? cli_bytes(have, &b) : "an unknown amount");
     return CLI_GO;
   }
   while (smaller.length > 32) {
     smaller.length /= 2;
     if (mhk_distill_bytes(&smaller) <= have)
-      return cli_error("%s needs %s of memory, this machine has %s free: try --length %lld (%s)", d->s->out,
+      return cli_error("%s needs %s of memory, but %s are free: try --length %lld (%s)", d->s->out,
                        cli_bytes(need, &a), cli_bytes(have, &b), (long long)smaller.length,
                        cli_bytes(mhk_distill_bytes(&smaller), &c));
   }
@@ -201,10 +207,10 @@ static int check_memory(const distillation *d) {
   smaller.recompute = 1;
   while (smaller.batch > 1 && mhk_distill_bytes(&smaller) > have) smaller.batch /= 2;
   if (mhk_distill_bytes(&smaller) <= have)
-    return cli_error("%s needs %s of memory, this machine has %s free: try --recompute --batch %lld (%s)", d->s->out,
+    return cli_error("%s needs %s of memory, but %s are free: try --recompute --batch %lld (%s)", d->s->out,
                      cli_bytes(need, &a), cli_bytes(have, &b), (long long)smaller.batch,
                      cli_bytes(mhk_distill_bytes(&smaller), &c));
-  return cli_error("%s needs %s of memory, this machine has %s free, and no --length or --batch of this teacher fits",
+  return cli_error("%s needs %s of memory, but %s are free: no --length or --batch fits for this teacher",
                    d->s->out, cli_bytes(need, &a), cli_bytes(have, &b));
 }
 
@@ -214,7 +220,8 @@ static mhk_corpus *load_files(distillation *d) {
   int repeat[CLI_MAX_LIST], i;
   size_t most[CLI_MAX_LIST];
   if (s->repeat.n > s->text.n || s->max_document.n > s->text.n) {
-    cli_error("--text names %d files, --%s %d", s->text.n, s->repeat.n > s->text.n ? "repeat" : "max-document",
+    cli_error("--text has %d files, but --%s has %d values", s->text.n,
+              s->repeat.n > s->text.n ? "repeat" : "max-document",
               s->repeat.n > s->text.n ? s->repeat.n : s->max_document.n);
     return NULL;
   }
@@ -385,10 +392,10 @@ static int distill(mhk_context *ctx, void *user) {
 
 const cli_command command_distill = {
     .name = "distill",
-    .summary = "turn a Phi checkpoint into a state-space model",
+    .summary = "distill a Phi into a state-space model",
     .synopsis = "--teacher DIR [--text FILE...] [options]",
-    .about = "Distils a Phi checkpoint into a Phi-Mamba state-space model in MOHAWK's three stages. Ctrl-C saves; "
-             "the same command goes on.",
+    .about = "Distills a Phi into a Phi-Mamba state-space model in the three stages of MOHAWK. Ctrl-C saves; run the "
+             "same command again to resume.",
     .example = "mohawk distill --teacher phi-1_5/ --text corpus.txt --keep-attention 4,10,16,22 --out run1",
     CLI_OPTIONS(options),
     CLI_SETTINGS(defaults),

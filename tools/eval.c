@@ -14,28 +14,28 @@ static const settings defaults = {.length = 256};
 
 static const cli_option options[] = {
     {"model", "PATH", CLI_TEXT, CLI_AT(model), 1, 0,
-     "the model to measure: a folder or a .safetensors file (required)"},
+     "the model to evaluate: a folder or a .safetensors file (required)"},
     {"text", "FILE...", CLI_FILES, CLI_AT(text), 1, 0,
-     "text to predict, - for standard input; documents are separated by <|endoftext|> (required)"},
+     "text to evaluate on, - for standard input; <|endoftext|> separates documents (required)"},
     CLI_ENCODING(CLI_AT(encoding)),
     {"teacher", "PATH", CLI_TEXT, CLI_AT(teacher), 0, 0,
-     "compare with this model: KL(teacher, model) and the share of equal next tokens"},
-    {"length", "N", CLI_COUNT, CLI_AT(length), 2, 1e7, "tokens a window (default 256)"},
+     "compare with this model: KL(teacher, model) and how often the next tokens agree"},
+    {"length", "N", CLI_COUNT, CLI_AT(length), 2, 1e7, "tokens per window (default 256)"},
     {"windows", "N", CLI_COUNT, CLI_AT(windows), 0, 1e12,
-     "how many windows from the start of the text; 0: all (default 0)"},
+     "number of windows from the start of the text; 0: all (default 0)"},
     {"max-document", "BYTES", CLI_COUNT, CLI_AT(max_document), 0, 1e15,
-     "cut documents at line ends as soon as they pass this; 0: never (default 0)"},
-    {"threads", "N", CLI_INT, CLI_AT(threads), 1, 4096, "threads (default: all the machine has)"},
+     "split documents at the first line end after this many bytes; 0: never (default 0)"},
+    {"threads", "N", CLI_INT, CLI_AT(threads), 1, 4096, "number of threads (default: all CPUs)"},
     CLI_STRICT,
-    {"json", NULL, CLI_FLAG, CLI_AT(json), 0, 0, "one JSON object in place of text"},
+    {"json", NULL, CLI_FLAG, CLI_AT(json), 0, 0, "print one JSON object instead of text"},
 };
 
 static void print(const settings *s, const mhk_evaluation *e) {
   const double perplexity = exp(e->cross_entropy);
-  printf("cross-entropy    %8.4f +- %.4f nats a token\n", e->cross_entropy, e->cross_entropy_error);
+  printf("cross-entropy    %8.4f +- %.4f nats per token\n", e->cross_entropy, e->cross_entropy_error);
   printf("perplexity       %8.3f +- %.3f\n", perplexity, perplexity * e->cross_entropy_error);
   if (s->teacher) {
-    printf("KL to teacher    %8.4f +- %.4f nats a token\n", e->kl, e->kl_error);
+    printf("KL to teacher    %8.4f +- %.4f nats per token\n", e->kl, e->kl_error);
     printf("same next token  %8.2f +- %.2f %%\n", 100 * e->agreement, 100 * e->agreement_error);
   }
   printf("over             %8lld predictions in windows of %lld tokens\n", (long long)e->tokens, (long long)s->length);
@@ -73,10 +73,10 @@ static int evaluate(mhk_context *ctx, void *user) {
 
 const cli_command command_eval = {
     .name = "eval",
-    .summary = "cross-entropy, perplexity, agreement and KL on text",
+    .summary = "measure cross-entropy, perplexity, agreement and KL on text",
     .synopsis = "--model PATH --text FILE... [options]",
-    .about = "Cross-entropy and perplexity on text, and with --teacher the distance from it, each with its standard "
-             "error over windows.",
+    .about = "Measures cross-entropy and perplexity on text, and with --teacher the distance from the teacher, each "
+             "with its standard error over windows.",
     .example = "mohawk eval --model run1/student --teacher phi-1_5/ --text heldout.txt",
     CLI_OPTIONS(options),
     CLI_SETTINGS(defaults),

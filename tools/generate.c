@@ -31,7 +31,7 @@ static int parse_bias(settings *s) {
   }
   s->sampling.bias = s->bias;
   if (!*text) return CLI_GO;
-  cli_error("--bias %s: write token ids and what to add to their logits, as 17:-2.5,300:-inf (%d at most)",
+  cli_error("--bias %s: use token ids and what to add to their logits, as in 17:-2.5,300:-inf (%d at most)",
             s->bias_text, CLI_MAX_LIST);
   return CLI_USAGE;
 }
@@ -43,7 +43,7 @@ static int check(void *user) {
   for (i = 0; i < s->stop_numbers.n; i++) {
     const double x = s->stop_numbers.value[i];
     if (!(x >= 0 && x <= INT32_MAX)) {
-      cli_error("--stop-token takes ids of tokens");
+      cli_error("--stop-token needs token ids");
       return CLI_USAGE;
     }
     s->stop_tokens[i] = (int32_t)x;
@@ -62,46 +62,46 @@ static const settings defaults = {
 
 static const cli_option options[] = {
     {"model", "PATH", CLI_TEXT, CLI_AT(model), 1, 0,
-     "a model's folder, or one .safetensors file that holds all of it (required)"},
+     "a model folder, or one .safetensors file with the whole model (required)"},
     {"prompt", "TEXT", CLI_TEXT, CLI_AT(prompt), 0, 0,
-     "what to continue, --prompt=TEXT where it begins with --; - reads standard input without its last line end "
-     "(default: nothing, the start of a text)"},
+     "the text to continue, as --prompt=TEXT if it starts with --; - reads standard input and drops its last newline "
+     "(default: empty, the start of a text)"},
     CLI_ENCODING(CLI_AT(encoding)),
     {"no-start", NULL, CLI_FLAG, CLI_AT(no_start), 0, 0,
-     "put no token before the prompt (default: the one that starts a text, unless the tokenizer's files say that "
-     "none does)"},
+     "add no start token before the prompt (default: add one, unless the tokenizer's files say that there is none)"},
     {"tokens", "N", CLI_COUNT, CLI_AT(tokens), 1, 1e12,
-     "tokens at most (default 200); the model may end its text earlier"},
+     "maximum number of tokens (default 200); the model may end its text earlier"},
     {"temperature", "X", CLI_REAL, CLI_AT(sampling.temperature), 0, 100, "0: greedy (default 0.8)"},
-    {"top-k", "N", CLI_INT, CLI_AT(sampling.top_k), 0, 1e9, "draw from the N most likely tokens; 0: all (default 0)"},
+    {"top-k", "N", CLI_INT, CLI_AT(sampling.top_k), 0, 1e9, "sample from the N most likely tokens; 0: all (default 0)"},
     {"top-p", "X", CLI_REAL, CLI_AT(sampling.top_p), 1e-6, 1,
-     "draw from the most likely tokens that make up this probability (default 0.95)"},
+     "sample from the most likely tokens with this total probability (default 0.95)"},
     {"min-p", "X", CLI_REAL, CLI_AT(sampling.min_p), 0, 1,
-     "drop tokens below this share of the most likely one's probability (default 0)"},
+     "drop tokens below this fraction of the probability of the most likely one (default 0)"},
     {"typical", "X", CLI_REAL, CLI_AT(sampling.typical), 1e-6, 1,
-     "draw from the tokens of nearly average surprise that make up this probability (default 1)"},
+     "typical sampling: sample from the tokens of most typical surprise with this total probability (default 1)"},
     {"repetition", "X", CLI_REAL, CLI_AT(sampling.repetition), 1e-3, 100,
-     "divide the logits of tokens seen lately by this, or multiply them if negative (default 1)"},
+     "divide positive logits of recent tokens by X, multiply negative ones (default 1)"},
     {"frequency", "X", CLI_REAL, CLI_AT(sampling.frequency), -100, 100,
-     "take this from a token's logit for each time it was seen lately (default 0)"},
+     "subtract X from the logit of a token for each recent occurrence (default 0)"},
     {"presence", "X", CLI_REAL, CLI_AT(sampling.presence), -100, 100,
-     "take this from the logits of tokens seen lately (default 0)"},
+     "subtract X from the logits of recent tokens (default 0)"},
     {"penalty-tokens", "N", CLI_INT, CLI_AT(sampling.penalty_tokens), 1, 1e9,
-     "lately: among this many last tokens, the prompt's too (default 256)"},
+     "number of recent tokens, including the prompt's (default 256)"},
     {"bias", "ID:X,...", CLI_TEXT, CLI_AT(bias_text), 0, 0, "add X to the logit of token ID; -inf forbids it"},
-    {"stop", "TEXT...", CLI_FILES, CLI_AT(stops), 0, 0, "end before the first of these texts; none of it is shown"},
-    {"stop-token", "ID,...", CLI_NUMBERS, CLI_AT(stop_numbers), 0, 0, "end at these tokens"},
-    {"seed", "N", CLI_INT, CLI_AT(seed), 1, 2e9, "of the random numbers (default 1)"},
-    {"greedy", NULL, CLI_FLAG, CLI_AT(greedy), 0, 0, "always the most likely token"},
+    {"stop", "TEXT...", CLI_FILES, CLI_AT(stops), 0, 0, "stop before the first of these texts, which is not printed"},
+    {"stop-token", "ID,...", CLI_NUMBERS, CLI_AT(stop_numbers), 0, 0, "stop at these tokens"},
+    {"seed", "N", CLI_INT, CLI_AT(seed), 1, 2e9, "seed of the random numbers (default 1)"},
+    {"greedy", NULL, CLI_FLAG, CLI_AT(greedy), 0, 0, "always choose the most likely token"},
     {"draft", "PATH", CLI_TEXT, CLI_AT(draft), 0, 0,
-     "a student that proposes tokens for the model to judge several at a time: the same text in distribution"},
+     "speculative decoding: this student drafts tokens and the model verifies them; the output distribution stays the "
+     "same"},
     {"draft-tokens", "N", CLI_INT, CLI_AT(draft_tokens), 1, 16,
-     "tokens it proposes at a time (default: as many as have been accepted lately)"},
-    {"threads", "N", CLI_INT, CLI_AT(threads), 1, 4096, "threads (default: all the machine has)"},
+     "tokens per draft (default: adapts to how many were accepted)"},
+    {"threads", "N", CLI_INT, CLI_AT(threads), 1, 4096, "number of threads (default: all CPUs)"},
     CLI_STRICT,
-    {"json", NULL, CLI_FLAG, CLI_AT(json), 0, 0, "one JSON object at the end in place of text as it comes"},
+    {"json", NULL, CLI_FLAG, CLI_AT(json), 0, 0, "print one JSON object at the end instead of text"},
     {"verbose", NULL, CLI_FLAG, CLI_AT(verbose), 0, 0,
-     "say at the end how fast it was, with --draft also against the model alone"},
+     "print the speed at the end, with --draft also compared with the model alone"},
 };
 
 /* the prompt from standard input, without the line end that ends it */
@@ -154,12 +154,12 @@ static void print_json(const settings *s, const char *prompt, const cli_content 
 }
 
 static void print_speed(const settings *s, const outcome *o) {
-  cli_note("%lld tokens in %.2f s: %.1f a second", (long long)o->tokens, o->seconds,
+  cli_note("%lld tokens in %.2f s: %.1f per second", (long long)o->tokens, o->seconds,
            o->seconds > 0 ? (double)o->tokens / o->seconds : 0);
   if (s->draft)
     cli_note(
-        "%lld of %lld drafted tokens accepted (%.0f %%), %.2f tokens a pass of the model; alone it takes %.2f s: %.2f "
-        "times as fast with the draft",
+        "%lld of %lld drafted tokens accepted (%.0f %%), %.2f tokens per pass of the model; the model alone needs "
+        "%.2f s: %.2f times as fast with the draft",
         (long long)o->counts.accepted, (long long)o->counts.drafted, 100 * share(o->counts.accepted, o->counts.drafted),
         share(o->counts.tokens, o->counts.passes), o->seconds_alone,
         o->seconds > 0 ? o->seconds_alone / o->seconds : 0);

@@ -15,9 +15,9 @@ static const cli_option options[] = {
     {NULL, "PATH", CLI_REST, CLI_AT(paths), 1, 0, NULL},
     {"names", NULL, CLI_FLAG, CLI_AT(names), 0, 0, "also list every tensor with its shape and type"},
     {"context", "T", CLI_COUNT, CLI_AT(context), 1, 1e12,
-     "tokens for which the memory of decoding is told (default: what the model was made for)"},
+     "report the decoding memory after T tokens (default: the context length of the model)"},
     CLI_STRICT,
-    {"json", NULL, CLI_FLAG, CLI_AT(json), 0, 0, "one JSON object in place of text"},
+    {"json", NULL, CLI_FLAG, CLI_AT(json), 0, 0, "print one JSON object instead of text"},
 };
 
 static const char *mixer_name(int kind) {
@@ -92,7 +92,7 @@ static void print_state(const settings *s, const mhk_config *c) {
   const mhk_config attention = with_attention(c), student = with_states(c);
   cli_buffer here, there;
   int i;
-  printf("memory of decoding (float32), one sequence\n");
+  printf("decoding memory (float32), one sequence\n");
   for (i = 0; i < 2; i++) {
     printf("  after %-7lld %10s", (long long)contexts[i], cli_bytes(mhk_config_state_bytes(c, contexts[i]), &here));
     if (c->arch == MHK_ARCH_PHI) {
@@ -126,7 +126,7 @@ static void print_config(const settings *s, const char *path, const mhk_config *
     if (c->ssm_rotary_dim) printf(", rotary on %d features", c->ssm_rotary_dim);
     printf("\n");
   }
-  if (c->max_position) printf("made for        %d tokens\n", c->max_position);
+  if (c->max_position) printf("context         %d tokens\n", c->max_position);
   print_mixers(c);
   print_state(s, c);
 }
@@ -259,7 +259,7 @@ static void show_shape(const settings *s, const mhk_config *c) {
 static int check(void *user) {
   const settings *s = (const settings *)user;
   if (s->paths.n == 1) return CLI_GO;
-  cli_error("inspect takes one PATH, not %d", s->paths.n);
+  cli_error("inspect needs one PATH, not %d", s->paths.n);
   return CLI_USAGE;
 }
 
@@ -290,11 +290,10 @@ static int inspect(mhk_context *ctx, void *user) {
 
 const cli_command command_inspect = {
     .name = "inspect",
-    .summary = "what a checkpoint holds and what it costs to run",
+    .summary = "show what a model contains and the memory it needs",
     .synopsis = "PATH [options]",
-    .about = "Shows configuration, size, mixers and tensors of a model's folder or .safetensors file, and what it "
-             "holds while decoding. PATH may also be the name of a known shape, such as phi-1.5, phi-2, "
-             "phi-mamba-1.5b, mamba2-1.3b.",
+    .about = "Shows the configuration, size, mixers, tensors and decoding memory of a model folder or .safetensors "
+             "file. PATH may also be the name of a preset: phi-1.5, phi-2, phi-mamba-1.5b, mamba2-1.3b and others.",
     .example = "mohawk inspect run1/student --names",
     CLI_OPTIONS(options),
     CLI_SETTINGS(defaults),

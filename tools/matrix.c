@@ -15,19 +15,19 @@ static const settings defaults = {.out = "matrix.svg", .tokens = 64, .scale = 4}
 
 static const cli_option options[] = {
     {"teacher", "PATH", CLI_TEXT, CLI_AT(teacher), 1, 0,
-     "the teacher (required); students see its residual stream, as in stage 1"},
-    {"model", "PATH...", CLI_FILES, CLI_AT(models), 0, 0, "students to show beside it"},
+     "the teacher (required); students get its hidden states as input, as in stage 1"},
+    {"model", "PATH...", CLI_FILES, CLI_AT(models), 0, 0, "students to show next to it"},
     {"layer", "L", CLI_INT, CLI_AT(layer), 0, MHK_MAX_LAYERS - 1, "layer, counted from 0 (default 0)"},
     {"head", "H", CLI_INT, CLI_AT(head), 0, 1e6, "head, counted from 0 (default 0)"},
-    {"prompt", "TEXT", CLI_TEXT, CLI_AT(prompt), 0, 0, "text whose tokens are mixed"},
-    {"text", "FILE", CLI_FILES, CLI_AT(text), 0, 0, "or the start of this file"},
+    {"prompt", "TEXT", CLI_TEXT, CLI_AT(prompt), 0, 0, "the text"},
+    {"text", "FILE", CLI_FILES, CLI_AT(text), 0, 0, "or use the start of this file"},
     CLI_ENCODING(CLI_AT(encoding)),
-    {"tokens", "N", CLI_COUNT, CLI_AT(tokens), 2, 4096, "at most so many tokens of it (default 64)"},
+    {"tokens", "N", CLI_COUNT, CLI_AT(tokens), 2, 4096, "maximum number of tokens (default 64)"},
     {"out", "FILE", CLI_TEXT, CLI_AT(out), 0, 0,
-     "matrix.svg with axes and legend, or a .png of the bare matrices (default matrix.svg)"},
-    {"scale", "N", CLI_INT, CLI_AT(scale), 1, 64, "pixels an entry in a .png (default 4)"},
+     "an .svg with axes and legend, or a .png of the matrices only (default matrix.svg)"},
+    {"scale", "N", CLI_INT, CLI_AT(scale), 1, 64, "pixels per entry in a .png (default 4)"},
     CLI_STRICT,
-    {"json", NULL, CLI_FLAG, CLI_AT(json), 0, 0, "the distances as one JSON object in place of text"},
+    {"json", NULL, CLI_FLAG, CLI_AT(json), 0, 0, "print the distances as one JSON object instead of text"},
 };
 
 static int check(void *user) {
@@ -54,7 +54,7 @@ static mhk_index read_tokens(mhk_context *ctx, const settings *s, mhk_model *tea
     memcpy(ids, all, (size_t)(n < s->tokens ? n : s->tokens) * sizeof *ids);
   }
   if (n > s->tokens) n = s->tokens;
-  if (n < 2) cli_error("that is no text to draw: at least two tokens are needed");
+  if (n < 2) cli_error("the text is too short: at least two tokens are needed");
   return n < 2 ? 0 : n;
 }
 
@@ -89,7 +89,7 @@ static void tell(const settings *s, const picture_panel *panels, int n, mhk_inde
   }
   for (i = 1; i < n; i++)
     printf("%-40s relative error %.3f\n", panels[i].title, picture_distance(panels[i].matrix, panels[0].matrix, T));
-  printf("saved     %s: layer %d, head %d, %lld tokens; rows read, columns are read\n", s->out, s->layer, s->head,
+  printf("saved     %s: layer %d, head %d, %lld tokens\n", s->out, s->layer, s->head,
          (long long)T);
 }
 
@@ -103,7 +103,7 @@ static mhk_model *load(mhk_context *ctx, const settings *s, mhk_model *teacher, 
   }
   mine = mhk_model_config(m);
   if (mine->n_layer == c->n_layer && mine->d_model == c->d_model) return m;
-  cli_error("%s is no student of this teacher: %d layers of width %d, not %d of %d", s->models.path[i - 1],
+  cli_error("%s is not a student of this teacher: it has %d layers of width %d, not %d of %d", s->models.path[i - 1],
             mine->n_layer, mine->d_model, c->n_layer, c->d_model);
   return NULL;
 }
@@ -145,10 +145,10 @@ static int matrix(mhk_context *ctx, void *user) {
   int code = CLI_FAILED;
   if (!teacher) return cli_context_error(ctx);
   if (s->layer >= c->n_layer || s->head >= c->n_head)
-    return cli_error("layer %d, head %d: the teacher has layers 0 to %d and heads 0 to %d", s->layer, s->head,
-                     c->n_layer - 1, c->n_head - 1);
+    return cli_error("there is no layer %d, head %d: the teacher has layers 0 to %d and heads 0 to %d", s->layer,
+                     s->head, c->n_layer - 1, c->n_head - 1);
   if (s->models.n >= MOST)
-    return cli_error("%d models are too many for one picture: %d at most", s->models.n, MOST - 1);
+    return cli_error("%d models are too many for one picture: the limit is %d", s->models.n, MOST - 1);
   ids = (int32_t *)malloc((size_t)s->tokens * sizeof *ids);
   if (!ids) return cli_error("out of memory for %lld tokens", (long long)s->tokens);
   T = read_tokens(ctx, s, teacher, ids);
@@ -159,10 +159,10 @@ static int matrix(mhk_context *ctx, void *user) {
 
 const cli_command command_matrix = {
     .name = "matrix",
-    .summary = "picture of one head's mixing matrix, teacher beside student",
+    .summary = "draw the mixing matrix of one head, teacher next to student",
     .synopsis = "--teacher PATH [--model PATH...] [options]",
-    .about = "Draws the mixing matrix of one head: each row is a token, each column a token it reads. For each "
-             "model the distance to the teacher, ||M - M_teacher||_F / ||M_teacher||_F, is told.",
+    .about = "Draws the mixing matrix of one head: each row is a token, each column a token that it reads. Prints the "
+             "distance of each model from the teacher, ||M - M_teacher||_F / ||M_teacher||_F.",
     .example = "mohawk matrix --teacher examples/tiny --model build/demo/student --layer 1 --text "
                "examples/story.txt --out matrix.svg",
     CLI_OPTIONS(options),

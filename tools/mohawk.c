@@ -11,7 +11,7 @@ static const cli_command *const commands[] = {
 static void print_help(FILE *out) {
   int i;
   fprintf(out,
-          "usage: mohawk COMMAND [options]\n\nmohawk %s distils Transformers into state-space models on a "
+          "usage: mohawk COMMAND [options]\n\nmohawk %s distills Transformers into state-space models on a "
           "CPU.\n\n%scommands%s\n",
           mhk_version(), cli_bold(out), cli_plain(out));
   for (i = 0; i < CLI_COUNT_OF(commands); i++) fprintf(out, "  %-10s %s\n", commands[i]->name, commands[i]->summary);
@@ -35,7 +35,7 @@ int main(int argc, char **argv) {
     names[i] = commands[i]->name;
     if (strcmp(argv[1], commands[i]->name) == 0) {
       int code = cli_run(commands[i], argc - 2, argv + 2);
-      if (fflush(stdout) != 0 || ferror(stdout)) code = cli_error("standard output could not be written");
+      if (fflush(stdout) != 0 || ferror(stdout)) code = cli_error("cannot write to standard output");
       return code;
     }
   }
@@ -49,9 +49,9 @@ int main(int argc, char **argv) {
   }
   near = cli_nearest(argv[1], names, CLI_COUNT_OF(commands));
   if (near) {
-    cli_error("there is no command \"%s\": did you mean \"%s\"?", argv[1], near);
+    cli_error("unknown command \"%s\": did you mean \"%s\"?", argv[1], near);
   } else {
-    cli_error("there is no command \"%s\": `mohawk --help` lists them", argv[1]);
+    cli_error("unknown command \"%s\": `mohawk --help` lists the commands", argv[1]);
   }
   return CLI_USAGE;
 }

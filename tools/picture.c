@@ -285,9 +285,9 @@ static void draw_panel(FILE *out, const picture_panel *panel, mhk_index T) {
     text_at(out, LEFT + at, TOP + SIDE + 14, i == 4 ? "end" : i ? "middle" : "start", "", label);
     if (i) text_at(out, LEFT - 5, TOP + at + (i == 4 ? 0 : 4), "end", "", label);
   }
-  text_at(out, LEFT + SIDE / 2, TOP + SIDE + 30, "middle", "", "token that is read");
+  text_at(out, LEFT + SIDE / 2, TOP + SIDE + 30, "middle", "", "source token");
   snprintf(turn, sizeof turn, " transform=\"rotate(-90 %d %d)\"", 10, TOP + SIDE / 2);
-  text_at(out, 10, TOP + SIDE / 2 + 4, "middle", turn, "token that reads");
+  text_at(out, 10, TOP + SIDE / 2 + 4, "middle", turn, "output token");
 }
 
 static void draw_legend(FILE *out) {
@@ -308,7 +308,7 @@ static void draw_legend(FILE *out) {
     snprintf(label, sizeof label, "%g", ticks[i]);
     text_at(out, x, 46, "middle", "", label);
   }
-  text_at(out, x0, 12, "start", "", "weight of the token read");
+  text_at(out, x0, 12, "start", "", "weight of the source token");
 }
 
 static void svg_start(FILE *out, int width, int height, const char *label) {
@@ -326,7 +326,7 @@ void picture_panel_svg(FILE *out, const picture_panel *panel, mhk_index T) {
 }
 
 void picture_legend_svg(FILE *out) {
-  svg_start(out, LEGEND_WIDTH, LEGEND_HEIGHT, "colours from -0.5 over 0 to 1");
+  svg_start(out, LEGEND_WIDTH, LEGEND_HEIGHT, "color scale from -0.5 over 0 to 1");
   fputs(">", out);
   draw_legend(out);
   fputs("</svg>\n", out);

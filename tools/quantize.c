@@ -18,25 +18,26 @@ static const settings defaults = {.ends = -1, .length = 256, .windows = 128};
 static const cli_option options[] = {
     {"model", "PATH", CLI_TEXT, CLI_AT(model), 1, 0, "the model to quantize: a folder or a file (required)"},
     {"out", "PATH", CLI_TEXT, CLI_AT(out), 1, 0,
-     "ending in .safetensors: one file with configuration and tokenizer inside; else a folder (required)"},
-    {"type", "int8|int4", CLI_CHOICE, CLI_AT(type), 0, 0, "bits of a weight (default int8)"},
-    {"ends", "int8|int4", CLI_CHOICE, CLI_AT(ends), 0, 0, "the same for embedding and head (default: as --type)"},
+     "a name ending in .safetensors for one file with configuration and tokenizer, or a folder (required)"},
+    {"type", "int8|int4", CLI_CHOICE, CLI_AT(type), 0, 0, "bits per weight (default int8)"},
+    {"ends", "int8|int4", CLI_CHOICE, CLI_AT(ends), 0, 0, "bits per weight of embedding and head (default: as --type)"},
     {"group", "N", CLI_INT, CLI_AT(group), 32, 64,
-     "neighbours of a row that share a scale: 32 or 64 (default 64 for int8, 32 for int4)"},
+     "neighbors in a row that share a scale: 32 or 64 (default 64 for int8, 32 for int4)"},
     {"text", "FILE...", CLI_FILES, CLI_AT(text), 0, 0,
-     "held-out text: measure cross-entropy before and after, and KL between the two"},
+     "held-out text: measure cross-entropy before and after, and the KL between the two"},
     CLI_ENCODING(CLI_AT(encoding)),
-    {"length", "N", CLI_COUNT, CLI_AT(length), 2, 1e7, "tokens a window of it (default 256)"},
-    {"windows", "N", CLI_COUNT, CLI_AT(windows), 0, 1e12, "how many windows from its start; 0: all (default 128)"},
-    {"threads", "N", CLI_INT, CLI_AT(threads), 1, 4096, "threads (default: all the machine has)"},
-    {"no-tokenizer", NULL, CLI_FLAG, CLI_AT(no_tokenizer), 0, 0, "write none, whatever lies beside the model"},
+    {"length", "N", CLI_COUNT, CLI_AT(length), 2, 1e7, "tokens per window of the text (default 256)"},
+    {"windows", "N", CLI_COUNT, CLI_AT(windows), 0, 1e12,
+     "number of windows from the start of the text; 0: all (default 128)"},
+    {"threads", "N", CLI_INT, CLI_AT(threads), 1, 4096, "number of threads (default: all CPUs)"},
+    {"no-tokenizer", NULL, CLI_FLAG, CLI_AT(no_tokenizer), 0, 0, "write no tokenizer, even if the model has one"},
     CLI_STRICT,
 };
 
 static int check(void *user) {
   const settings *s = (const settings *)user;
   if (s->group == 0 || s->group == 32 || s->group == 64) return CLI_GO;
-  cli_error("--group is %d: it may be 32 or 64", s->group);
+  cli_error("--group is %d: it must be 32 or 64", s->group);
   return CLI_USAGE;
 }
 
@@ -70,9 +71,9 @@ static int measure(mhk_context *ctx, const settings *s, mhk_model *m, mhk_model 
   if (!text || run_evaluate(ctx, m, NULL, text, s->length, s->windows, "before", &before) != CLI_GO ||
       run_evaluate(ctx, q, m, text, s->length, s->windows, "after", &after) != CLI_GO)
     return CLI_FAILED;
-  printf("cross-entropy    %8.4f +- %.4f nats a token, before %.4f: %+.4f\n", after.cross_entropy,
+  printf("cross-entropy    %8.4f +- %.4f nats per token, before %.4f: %+.4f\n", after.cross_entropy,
          after.cross_entropy_error, before.cross_entropy, after.cross_entropy - before.cross_entropy);
-  printf("KL to the model  %8.5f +- %.5f nats a token\n", after.kl, after.kl_error);
+  printf("KL to the model  %8.5f +- %.5f nats per token\n", after.kl, after.kl_error);
   printf("same next token  %8.2f +- %.2f %%\n", 100 * after.agreement, 100 * after.agreement_error);
   printf("over             %8lld predictions in windows of %lld tokens\n", (long long)after.tokens,
          (long long)s->length);
@@ -102,20 +103,20 @@ static int quantize(mhk_context *ctx, void *user) {
     if (y->quantized) {
       const double error = relative_error(x, y);
       if (error < 0) return cli_error("not enough memory for a row of %s", x->name), CLI_FAILED;
-      printf("  %-58s %s/%d  off by %.5f\n", y->name, mhk_dtype_name(y->dtype), y->quantized->group, error);
+      printf("  %-58s %s/%d  error %.5f\n", y->name, mhk_dtype_name(y->dtype), y->quantized->group, error);
     }
   }
-  printf("saved     %s: %s of weights, before %s\n", s->out, cli_bytes(after, &a), cli_bytes(before, &b));
+  printf("saved     %s: %s of weights, %s before\n", s->out, cli_bytes(after, &a), cli_bytes(before, &b));
   return s->text.n ? measure(ctx, s, m, q) : CLI_OK;
 }
 
 const cli_command command_quantize = {
     .name = "quantize",
-    .summary = "a model in 8 or 4 bits a weight, in one file",
+    .summary = "store a model with 8 or 4 bits per weight, in one file",
     .synopsis = "--model PATH --out PATH [--type int8|int4] [--group 32|64] [--text FILE...]",
-    .about = "Writes a model with embedding, head and projections as integers of 8 or 4 bits and a scale a group, "
-             "chosen from the weights alone, and tells how far each matrix is off: the root of the squared error "
-             "over that of the squared weights.",
+    .about = "Stores embedding, head and projections as integers of 8 or 4 bits with one scale per group, chosen from "
+             "the weights alone. Prints the relative error of each matrix: the root of the squared error over the "
+             "root of the squared weights.",
     .example = "mohawk quantize --model run1/student --out student.safetensors --type int8 --text heldout.txt",
     CLI_OPTIONS(options),
     CLI_SETTINGS(defaults),

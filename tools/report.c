@@ -82,7 +82,7 @@ static const demo_model *find(const demo_results *r, const char *name) {
 }
 
 static void write_opening(FILE *f, const demo_results *r) {
-  const demo_model *student = find(r, "after stage 3"), *alone = find(r, "distillation alone"),
+  const demo_model *student = find(r, "after stage 3"), *alone = find(r, "stage 3 alone"),
                    *hybrid = find(r, "hybrid");
   const double spread =
       2 * sqrt(student->all.kl_error * student->all.kl_error + alone->all.kl_error * alone->all.kl_error);
@@ -91,24 +91,24 @@ static void write_opening(FILE *f, const demo_results *r) {
   fputs(head, f);
   fputs("<h1>A Phi becomes a state-space model</h1>\n", f);
   fprintf(f,
-          "<p>The teacher is a trained Phi of %d layers, width %d and %s parameters. The student has the same layers, "
-          "with each attention "
-          "replaced by a state-space mixer whose memory does not grow with the text. It learned from %s tokens that "
-          "the teacher wrote "
-          "itself: %s to match mixing matrices, %s to match the outputs of blocks, %s to match predictions.</p>\n",
+          "<p>The teacher is a trained Phi with %d layers, width %d and %s parameters. The student has the same "
+          "layers, but a state-space mixer replaces each attention, so its memory does not grow with the text. It "
+          "learned from %s tokens that the teacher generated: %s for matrix orientation, %s for hidden-state "
+          "alignment and %s for knowledge distillation.</p>\n",
           r->teacher->n_layer, r->teacher->d_model, cli_count(mhk_config_parameters(r->teacher), &n),
           cli_count(r->text_tokens, &m), cli_count(r->budget[0], &a), cli_count(r->budget[1], &b),
           cli_count(r->budget[2], &c));
   fprintf(f,
-          "<p><strong>The three stages end at a KL divergence of %.3f from the teacher; the same tokens spent on "
-          "distillation alone, at %.3f%s.",
+          "<p><strong>The three stages end with a KL divergence of %.3f from the teacher. With stage 3 alone, the "
+          "same number of tokens ends with %.3f%s.",
           student->all.kl, alone->all.kl,
           fabs(gain) < spread ? " (no clear difference)"
           : gain > 0          ? ""
-                              : " (here the stages did not pay)");
-  fprintf(f, "</strong> With attention kept in layer %d it is %.3f.</p>\n", r->hybrid_layer, hybrid->all.kl);
+                              : " (the first two stages did not help here)");
+  fprintf(f, "</strong> If layer %d keeps attention, it is %.3f.</p>\n", r->hybrid_layer, hybrid->all.kl);
   if (r->short_run)
-    fputs("<p class=\"soft\">This was a short run: it shows that everything works, not what it can do.</p>\n", f);
+    fputs("<p class=\"soft\">This was a short run: it checks that everything works, not how good the student "
+          "gets.</p>\n", f);
 }
 
 static void write_row(FILE *f, const demo_model *m, int is_teacher) {
@@ -129,18 +129,16 @@ static void write_row(FILE *f, const demo_model *m, int is_teacher) {
 static void write_table(FILE *f, const demo_results *r) {
   cli_buffer a, b;
   int i;
-  fputs("<h2>Measured on text that no student saw</h2>\n<figure><div class=\"scroll\"><table><thead><tr><th>model</th>"
-        "<th>cross-entropy</th><th>KL to teacher</th><th>same next token</th><th>KL on the story</th>"
-        "<th>tokens trained on</th></tr></thead><tbody>\n",
+  fputs("<h2>Measured on held-out text</h2>\n<figure><div "
+        "class=\"scroll\"><table><thead><tr><th>model</th><th>cross-entropy</th><th>KL to teacher</th><th>same next "
+        "token</th><th>KL on the story</th><th>training tokens</th></tr></thead><tbody>\n",
         f);
   for (i = 0; i < DEMO_MODELS; i++) write_row(f, &r->models[i], i == 0);
   fprintf(f,
-          "</tbody></table></div><figcaption>Nats a token over %s tokens that the teacher wrote with another seed and "
-          "a story of %s tokens written for this project, in windows of %d; &plusmn; is one standard error over "
-          "windows. "
-          "The first three columns cover both texts. Same next token: how often student and teacher find the same "
-          "token "
-          "most likely. One seed.</figcaption></figure>\n",
+          "</tbody></table></div><figcaption>Nats per token, over %s tokens that the teacher generated with another "
+          "seed and a story of %s tokens written for this project, in windows of %d; &plusmn; is one standard error "
+          "over windows. The first three columns cover both texts. Same next token: how often student and teacher "
+          "rank the same token first. One seed.</figcaption></figure>\n",
           cli_count(r->sample_tokens, &a), cli_count(r->story_tokens, &b), r->window);
 }
 
@@ -187,7 +185,7 @@ static void write_chart(FILE *f, const demo_results *r, const char *title, int s
     curves[i].y = y[i];
     curves[i].n = i == 1 ? 0 : bin_curve(&r->runs[i], stage, what, x[i], y[i]); /* run 1 has another loss */
   }
-  picture_curves_svg(f, title, "tokens trained on", curves, DEMO_RUNS);
+  picture_curves_svg(f, title, "training tokens", curves, DEMO_RUNS);
 }
 
 static void write_curves(FILE *f, const demo_results *r) {
@@ -197,13 +195,11 @@ static void write_curves(FILE *f, const demo_results *r) {
   write_chart(f, r, "Stage 2: distance of block outputs", 2, LOSS);
   write_chart(f, r, "Stage 3: loss", 3, LOSS);
   fprintf(f,
-          "</div><figcaption>Each point is a mean over updates. Stages 1 and 2 sum over the layers that learn, three "
-          "of %d in "
-          "the hybrid, so its curves lie lower for that alone. Stage 3 adds the distance of the residual streams, "
-          "weighted "
-          "0.03, to the cross-entropy. Distillation alone goes without that term, so that its loss cannot stand in the "
-          "same "
-          "chart. A curve may leave the top of its chart during its first updates.</figcaption></figure>\n",
+          "</div><figcaption>Each point is a mean over updates. Stages 1 and 2 sum over the layers that train. In the "
+          "hybrid these are three of %d, so its curves are lower. The loss of stage 3 is the cross-entropy plus 0.03 "
+          "times the distance between the hidden states. The student with stage 3 alone trains without that term, so "
+          "its loss is not comparable and not shown. A curve may leave the top of its chart during its first "
+          "updates.</figcaption></figure>\n",
           r->teacher->n_layer);
 }
 
@@ -213,19 +209,17 @@ static void write_curves(FILE *f, const demo_results *r) {
 static void write_matrices(FILE *f, const demo_results *r) {
   const int layers = r->teacher->n_layer, heads = r->teacher->n_head;
   int i, l, h;
-  fprintf(f, "<h2>One head's mixing matrix, layer %d, head %d</h2>\n<figure><div class=\"grid four\">\n", r->layer,
+  fprintf(f, "<h2>Mixing matrix of layer %d, head %d</h2>\n<figure><div class=\"grid four\">\n", r->layer,
           r->head);
   for (i = 0; i < DEMO_PANELS; i++) picture_panel_svg(f, &r->panels[i], r->T);
   fputs("</div><div class=\"legend\">\n", f);
   picture_legend_svg(f);
   fprintf(f,
-          "</div><figcaption>The first %lld tokens of the story. Row: the token that reads; column: the token that is "
-          "read. "
-          "The teacher's rows sum to one; the student's weights may be negative and as large as they like. Colours "
-          "follow "
-          "the root of the weight, so that small ones show, and end at -0.5 and 1. Student matrices see the teacher's "
-          "residual stream, as in stage 1; stages 2 and 3 no longer ask for equal matrices, so these may drift apart "
-          "again.</figcaption></figure>\n",
+          "</div><figcaption>The first %lld tokens of the story. Row: output token; column: source token. The "
+          "teacher's rows sum to one. The student's weights may be negative and are not bounded. Colors show the root "
+          "of the weight, so that small weights are visible, and end at -0.5 and 1. Student matrices are computed "
+          "from the teacher's hidden states, as in stage 1. Stages 2 and 3 do not require equal matrices, so they may "
+          "differ again.</figcaption></figure>\n",
           (long long)r->T);
   fputs("<figure><div class=\"scroll\"><table class=\"small\"><thead><tr><th>relative error of the matrices, heads 0, "
         "1, ...</th>",
@@ -249,7 +243,7 @@ static void write_matrices(FILE *f, const demo_results *r) {
 
 static void write_texts(FILE *f, const demo_results *r) {
   int i;
-  fputs("<h2>The same prompt continued</h2>\n<p>&ldquo;", f);
+  fputs("<h2>Continuations of the same prompt</h2>\n<p>&ldquo;", f);
   picture_escape(f, r->prompt);
   fputs(" &hellip;&rdquo;</p>\n<dl>\n", f);
   for (i = 0; i < DEMO_MODELS; i++) {
@@ -257,9 +251,8 @@ static void write_texts(FILE *f, const demo_results *r) {
     picture_escape(f, r->models[i].text ? r->models[i].text : "");
     fputs("</dd>\n", f);
   }
-  fputs("</dl>\n<p class=\"soft\">Drawn with one seed, temperature 0.7 and top-p 0.9, not chosen. The teacher has a "
-        "million parameters and tells stories "
-        "accordingly.</p>\n",
+  fputs("</dl>\n<p class=\"soft\">Sampled with one seed, temperature 0.7 and top-p 0.9, and not selected. Do not "
+        "expect more from a teacher with a million parameters.</p>\n",
         f);
 }
 
@@ -267,10 +260,10 @@ static void write_end(FILE *f, const demo_results *r) {
   const mhk_index contexts[3] = {256, 2048, 16384};
   cli_buffer n, a, b, c;
   int i;
-  fputs("<h2>What the student is for</h2>\n<figure><div class=\"scroll\"><table class=\"small\"><thead><tr><th>memory "
-        "of decoding after</th><th>teacher</th>"
-        "<th>student</th><th>hybrid</th></tr></thead><tbody>\n",
-        f);
+  fputs(
+      "<h2>Decoding memory</h2>\n<figure><div class=\"scroll\"><table "
+      "class=\"small\"><thead><tr><th>after</th><th>teacher</th><th>student</th><th>hybrid</th></tr></thead><tbody>\n",
+      f);
   for (i = 0; i < 3; i++)
     fprintf(f, "<tr><td>%lld tokens</td><td>%s</td><td>%s</td><td>%s</td></tr>\n", (long long)contexts[i],
             cli_bytes(mhk_config_state_bytes(r->teacher, contexts[i]), &a),
@@ -279,9 +272,9 @@ static void write_end(FILE *f, const demo_results *r) {
   fputs("</tbody></table></div><figcaption>Computed from the shapes, one sequence, float32.</figcaption></figure>\n",
         f);
   fprintf(f,
-          "<h2>Go on</h2>\n<pre>build/mohawk generate --model %s/student --prompt \"The little rabbit\"\nbuild/mohawk "
-          "inspect %s/student\n"
-          "build/mohawk eval --model %s/student --teacher %s --text examples/story.txt</pre>\n",
+          "<h2>Next steps</h2>\n<pre>build/mohawk generate --model %s/student --prompt \"The little "
+          "rabbit\"\nbuild/mohawk inspect %s/student\nbuild/mohawk eval --model %s/student --teacher %s --text "
+          "examples/story.txt</pre>\n",
           r->out, r->out, r->out, r->teacher_path);
   fprintf(f,
           "<p class=\"soft\">Written by mohawk %s%s%s. Bundled teacher: trained on stories by Pratham Books and "

@@ -113,7 +113,7 @@ mhk_corpus *run_sampled_text(mhk_context *ctx, mhk_model *teacher, const char *p
     n += more;
   }
   if (found == tokens) {
-    cli_progress_show(&all.task.progress, 1, "%-9s %s tokens that the teacher wrote, from %s", "text",
+    cli_progress_show(&all.task.progress, 1, "%-9s %s tokens written by the teacher, from %s", "text",
                       cli_count((double)n, &amount), path);
   } else {
     cli_progress_show(&all.task.progress, 1, "%-9s %s tokens sampled from the teacher, %s tokens/s", "text",
@@ -153,8 +153,8 @@ mhk_corpus *run_load_text(mhk_context *ctx, mhk_model *model, mhk_model *other_m
   for (i = 0; i < d.n_files; i++) free(read[i].text);
   if (good && !text) {
     cli_context_error(ctx);
-    if (strstr(mhk_message(ctx), "looks like UTF-16")) cli_error("--encoding utf16 reads such text");
-    if (strstr(mhk_message(ctx), "may be Latin-1")) cli_error("--encoding latin1 reads such text");
+    if (strstr(mhk_message(ctx), "looks like UTF-16")) cli_error("use --encoding utf16");
+    if (strstr(mhk_message(ctx), "may be Latin-1")) cli_error("use --encoding latin1");
   }
   return text;
 }
@@ -312,7 +312,7 @@ run_result run_distill(mhk_context *ctx, const run *r, mhk_trainer **trainer) {
     return RUN_FAILED;
   }
   if (info->resumed && info->step < info->steps)
-    cli_note("going on from the checkpoint in %s: stage %d, update %lld of %lld", r->desc.out, info->stage,
+    cli_note("resuming from the checkpoint in %s: stage %d, update %lld of %lld", r->desc.out, info->stage,
              (long long)info->step, (long long)info->steps);
   if (r->desc.out) p.log = open_log(r->desc.out, info);
   stage = stage_before(r, info); /* what follows a stage may not have happened: do it again */
@@ -336,7 +336,7 @@ run_result run_distill(mhk_context *ctx, const run *r, mhk_trainer **trainer) {
     }
   }
   if (p.log && (ferror(p.log) | fclose(p.log)) != 0)
-    cli_warning("%s/log.csv is not complete: %s", r->desc.out, strerror(errno));
+    cli_warning("%s/log.csv is incomplete: %s", r->desc.out, strerror(errno));
   return result;
 }
 

@@ -39,24 +39,25 @@ static const settings defaults = {
     .isa = "best", .out = "build/bench.json", .model = "examples/tiny", .seconds = 1, .most = 1 << 20};
 
 static const cli_option options[] = {
-    {"filter", "TEXT,...", CLI_TEXT, CLI_AT(filter), 0, 0, "only cases whose name contains one of these"},
-    {"threads", "N,...", CLI_NUMBERS, CLI_AT(threads), 1, 256, "thread counts (default: 1 and all the machine has)"},
+    {"filter", "TEXT,...", CLI_TEXT, CLI_AT(filter), 0, 0, "run only cases whose name contains one of these"},
+    {"threads", "N,...", CLI_NUMBERS, CLI_AT(threads), 1, 256, "thread counts (default: 1 and all CPUs)"},
     {"isa", "NAME,...", CLI_TEXT, CLI_AT(isa), 0, 0,
-     "instruction sets: best, scalar, avx2, avx512, neon, wasm (default best); MHK_ISA comes first"},
-    {"seconds", "X", CLI_REAL, CLI_AT(seconds), 0.001, 1000, "for each row, at least three rounds (default 1)"},
+     "instruction sets: best, scalar, avx2, avx512, neon, wasm (default best); MHK_ISA takes precedence"},
+    {"seconds", "X", CLI_REAL, CLI_AT(seconds), 0.001, 1000, "time for each row, at least three rounds (default 1)"},
     {"model", "PATH,...", CLI_TEXT, CLI_AT(model), 0, 0,
-     "Phi teachers (default examples/tiny): the first for the last cases, of the others decoding only; start_model "
-     "takes any model, a quantized file too"},
-    {"out", "FILE", CLI_TEXT, CLI_AT(out), 0, 0, "where the results go as JSON (default build/bench.json)"},
+     "Phi teachers (default examples/tiny): the first for all model cases, the others for decoding only; start_model "
+     "accepts any model, also a quantized file"},
+    {"out", "FILE", CLI_TEXT, CLI_AT(out), 0, 0, "write the results as JSON to this file (default build/bench.json)"},
     {"context", "FILE", CLI_TEXT, CLI_AT(context), 0, 0,
-     "instead: draw what a token costs and its context takes as that grows, of the first model and a student of its "
-     "shape (SVG)"},
-    {"context-most", "N", CLI_REAL, CLI_AT(most), 64, 1 << 26, "the longest context of it (default 1M)"},
+     "draw the time and memory of a token against the length of the context, for the first model and a student of its "
+     "shape, as SVG, and measure nothing else"},
+    {"context-most", "N", CLI_REAL, CLI_AT(most), 64, 1 << 26, "the longest context for --context (default 1M)"},
     CLI_STRICT,
-    {"json", NULL, CLI_FLAG, CLI_AT(json), 0, 0, "one JSON object a row in place of the table"},
-    {"list", NULL, CLI_FLAG, CLI_AT(list), 0, 0, "name the cases and measure nothing"},
+    {"json", NULL, CLI_FLAG, CLI_AT(json), 0, 0, "print one JSON object per row instead of the table"},
+    {"list", NULL, CLI_FLAG, CLI_AT(list), 0, 0, "list the cases and measure nothing"},
     {"serve", NULL, CLI_FLAG, CLI_AT(serve), 0, 0,
-     "read lines \"CASE THREADS ROUNDS\", answer each with a JSON object: to be measured in turns with others"},
+     "read lines \"CASE THREADS ROUNDS\" and answer each with a JSON object, for measuring alternately with other "
+     "libraries"},
 };
 
 /* ---------------------------------------------------------------- names */
@@ -89,7 +90,7 @@ static int next_isa(const char **words, mhk_isa *isa) {
       return 1;
     }
   near = cli_nearest(word, names, CLI_COUNT_OF(names));
-  cli_error("--isa %s is none of best, scalar, avx2, avx512, neon, wasm%s%s%s", word, near ? ": did you mean " : "",
+  cli_error("--isa %s is not one of best, scalar, avx2, avx512, neon, wasm%s%s%s", word, near ? ": did you mean " : "",
             near ? near : "", near ? "?" : "");
   return -1;
 }
@@ -190,7 +191,7 @@ static int fits(const bench_case *c) {
   const double need = c->kind == BENCH_CORE ? (double)c->m * 32 * 64 * 4 * (c->back ? 16 : 8) : 0;
   const double there = cli_memory_free();
   if (there <= 0 || need < 0.8 * there) return 1;
-  cli_note("%s is left out: it needs more memory than is free", c->name);
+  cli_note("skipped %s: it needs more memory than is free", c->name);
   return 0;
 }
 
@@ -382,7 +383,7 @@ static int context(const bench *b) {
   mhk_isa isa;
   if (next_isa(&words, &isa) < 0) return CLI_USAGE;
   if (*words) {
-    cli_error("--context takes one instruction set, not --isa %s", s->isa);
+    cli_error("--context needs one instruction set, not --isa %s", s->isa);
     return CLI_USAGE;
   }
   return bench_context(s->context, b->n_models ? b->models[0] : s->model, (int)s->threads.value[0], isa, s->most,
@@ -413,11 +414,11 @@ static int run(mhk_context *ctx, void *user) {
 
 const cli_command command_bench = {
     .name = "bench",
-    .summary = "how fast this machine is at all of it",
+    .summary = "measure the speed of this machine",
     .synopsis = "[options]",
-    .about = "Measures products, cores, layers, training steps and a small model, each next to its share of what "
-             "the machine can do at most: multiply-adds, or reading memory. Times are medians; thread counts take "
-             "turns. `make bench-peers` compares with other libraries.",
+    .about = "Measures products, mixers, layers, training steps and a small model. Compares each with the limit of "
+             "the machine: multiply-adds or memory reads. Times are medians; thread counts alternate. `make "
+             "bench-peers` compares with other libraries.",
     .example = "mohawk bench --filter sgemm,core --threads 1,2",
     CLI_OPTIONS(options),
     CLI_SETTINGS(defaults),

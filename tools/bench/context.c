@@ -106,7 +106,7 @@ static int measure(const char *path, const char *isa, const double *contexts, in
       fflush(stdout);
     }
   }
-  if (!json && !isfinite(c[0].ms[n - 1])) printf("-: filling the teacher's context takes more than two minutes\n");
+  if (!json && !isfinite(c[0].ms[n - 1])) printf("-: it takes more than two minutes to fill the teacher's context\n");
   if (draw(path, contexts, c, n) != CLI_GO) return CLI_FAILED;
   if (!json) printf("written: %s\n", path);
   return CLI_OK;
