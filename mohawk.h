@@ -1372,14 +1372,15 @@ static double mhk__seconds(void) {
 
 /* ---- text from values: the printf family without stdio and without locales ---- */
 
-enum { MHK__DIGITS = 800 }; /* room for every decimal digit of a double, and more than decide any */
+enum { MHK__DIGITS = 800 }; /* room for all decimal digits of a double */
 
-typedef struct mhk__number { /* d.ddd * 10^exponent; no digits: zero */
+typedef struct mhk__number { /* d.ddd * 10^exponent; no digits means zero */
   int n, exponent;
   char digits[MHK__DIGITS];
 } mhk__number;
 
-/* All digits of m * 2^e, exactly. m > 0 has up to 55 bits, and the number the size of a double. */
+/* All digits of m * 2^e, exactly. m > 0 has up to 55 bits, and the value is in the range of a
+   double. */
 static void mhk__decimal(uint64_t m, int e, mhk__number *out) {
   uint32_t w[96]; /* base 10^9, lowest first */
   int n = 0, i, shift;
@@ -1413,7 +1414,7 @@ static uint64_t mhk__mantissa(double x, int *e) {
   return m;
 }
 
-/* Rounds to the first n digits, ties to even; with n <= 0 to nothing or a one before them. */
+/* Rounds to the first n digits, ties to even; for n <= 0, to zero or to a one before them. */
 static void mhk__round_decimal(mhk__number *x, int n) {
   char *digits = x->digits;
   if (n >= x->n) return;
@@ -1469,8 +1470,8 @@ static void mhk__put_double(mhk__printed *p, double x, char form, int precision)
   }
   mhk__round_decimal(&d, form == 'e' ? precision + 1 : d.exponent + 1 + precision);
   if (d.n == 0) d.exponent = 0;
-  const int last = form == 'e' ? 0 : d.exponent; /* place of the digit before the point */
-  /* zeros at the end */
+  const int last = form == 'e' ? 0 : d.exponent; /* index of the digit before the point */
+  /* trailing zeros */
   while (strip && precision > 0 && (last + precision >= d.n || d.digits[last + precision] == '0')) precision--;
   for (int i = last < 0 ? last : 0; i <= last + precision; i++) {
     mhk__put_text(p, i >= 0 && i < d.n ? &d.digits[i] : "0", 1);
@@ -1487,7 +1488,7 @@ static void mhk__put_double(mhk__printed *p, double x, char form, int precision)
 }
 
 /* One conversion of a format: %[-0][width][.precision][size]kind. Width and precision are numbers,
-   or stars, which take them from the arguments. */
+   or * to read them from the arguments. */
 typedef struct mhk__conversion {
   int left, zero, width, precision; /* precision -1: none */
   int size;                         /* 0 int, 1 long, 2 long long, 3 size_t or ptrdiff_t */
@@ -1504,7 +1505,7 @@ static const char *mhk__parse_width(const char *format, va_list *args, int *out)
   return format;
 }
 
-/* from behind the % to the letter that is its kind */
+/* parses from after the % to the letter of the kind */
 static const char *mhk__parse_conversion(const char *format, va_list *args, mhk__conversion *c) {
   memset(c, 0, sizeof *c);
   c->precision = -1;
@@ -1520,7 +1521,7 @@ static const char *mhk__parse_conversion(const char *format, va_list *args, mhk_
   return format;
 }
 
-/* d i u x X p c, all but the spaces on the right */
+/* d i u x X p c, without the padding on the right */
 static void mhk__put_integer(mhk__printed *p, const mhk__conversion *c, va_list *args) {
   const unsigned base = strchr("diu", c->kind) ? 10 : 16;
   char text[24];
@@ -1552,12 +1553,12 @@ static void mhk__put_integer(mhk__printed *p, const mhk__conversion *c, va_list 
   mhk__put_text(p, text + 24 - n, (size_t)n);
 }
 
-/* vsnprintf, except that there are the conversions d i u x X c s e f g p and %, the flags - and 0,
-   and no wide characters. Returns the length. */
+/* vsnprintf with the conversions d i u x X c s e f g p and %, the flags - and 0, and no wide
+   characters. Returns the length. */
 static size_t mhk__vprint(char *out, size_t room, const char *format, va_list list) {
   mhk__printed p = {out, room, 0};
   va_list args;
-  va_copy(args, list); /* a pointer to a parameter of this type is another type on some machines */
+  va_copy(args, list); /* on some machines, va_list is an array and a pointer to this parameter has another type */
   for (; *format; format++) {
     const size_t start = p.n;
     mhk__conversion c;
@@ -1582,9 +1583,9 @@ static size_t mhk__vprint(char *out, size_t room, const char *format, va_list li
       if (length.n > 0) mhk__put_times(&p, ' ', c.width - (int)length.n);
       mhk__put_double(&p, x, c.kind, c.precision);
     } else if (c.kind)
-      mhk__put_text(&p, &c.kind, 1); /* %% and what is not known */
+      mhk__put_text(&p, &c.kind, 1); /* %% and unknown conversions */
     else
-      format--; /* the text ends within a conversion */
+      format--; /* the format ends inside a conversion */
     if (c.left) mhk__put_times(&p, ' ', c.width - (int)(p.n - start));
   }
   va_end(args);
@@ -1603,7 +1604,7 @@ static size_t mhk__print(char *out, size_t room, const char *format, ...) {
   return n;
 }
 
-/* the end of the folder in a path, its slash included */
+/* the length of the folder in a path, with its slash */
 static size_t mhk__folder_length(const char *path) {
   size_t n = strlen(path);
 #ifdef MHK__WINDOWS
@@ -1623,21 +1624,21 @@ static int mhk__little_endian(void) {
 
 /* ---- files and locks: what each system calls them ---- */
 
-/* A file's bytes, mapped where the system can, read into memory elsewhere. */
+/* The bytes of a file, mapped if the system supports it, otherwise read into memory. */
 typedef struct mhk__bytes {
   const unsigned char *data;
   size_t size;
-  void *owned; /* what to unmap or free; NULL: nothing */
+  void *owned; /* what to unmap or free, or NULL */
 } mhk__bytes;
 
 #ifndef MOHAWK_NO_STDIO
-/* Three times the same functions: POSIX, Windows, and what C itself has. They return 0 or what is
-   wrong, as in errno or MHK__NOT_REGULAR. Files to write are made anew, never opened where
-   something stands, and are locked until they are closed: one that can be locked was left by a
-   process that was killed. Where locks are not to be had, files that were left stay. */
+/* The same functions three times: for POSIX, for Windows and for standard C. They return 0, an
+   errno value or MHK__NOT_REGULAR. A file to write is always created, never opened if it exists,
+   and stays locked until it is closed. If a temporary file can be locked, a killed process left it.
+   On systems without locks, such files stay. */
 enum {
   MHK__NOT_REGULAR = -1, /* a pipe, a device, a socket */
-  MHK__AT_ONCE = 1 << 30 /* bytes in one call: some systems take less than 2^31 */
+  MHK__AT_ONCE = 1 << 30 /* bytes per call: some systems accept less than 2^31 */
 };
 
 static const char *mhk__file_reason(int error) {
@@ -1680,7 +1681,7 @@ static int mhk__handle_flush(mhk__handle fd) { return fsync(fd) == 0 ? 0 : mhk__
 static int mhk__replace(const char *from, const char *to) { return rename(from, to) == 0 ? 0 : mhk__errno(); }
 static void mhk__remove(const char *path) { unlink(path); }
 
-/* a regular file to read; opening anything else fails at once and waits for nobody */
+/* opens a regular file to read; for anything else it fails at once and never waits */
 static int mhk__handle_open(const char *path, mhk__handle *out, size_t *size) {
   struct stat info;
   int error = 0;
@@ -1699,7 +1700,7 @@ static int mhk__handle_open(const char *path, mhk__handle *out, size_t *size) {
   return error;
 }
 
-/* up to n bytes; *done 0: the file ends */
+/* up to n bytes; *done is 0 at the end of the file */
 static int mhk__handle_read(mhk__handle fd, void *out, size_t n, size_t *done) {
   ssize_t k;
   do k = read(fd, out, n);
@@ -1723,8 +1724,9 @@ static int mhk__map(mhk__handle fd, size_t size, void **out) {
 }
 static void mhk__unmap(void *map, size_t size) { munmap(map, size); }
 
-/* 1: the handle holds the lock of the file that still stands at path; 2: it holds it, and another
-   file or none stands there now; 0: somebody else holds it; -1: this file system has no locks */
+/* Returns 1 if the handle holds the lock and its file is still at path, 2 if it holds the lock but
+   path is another file or gone, 0 if another process holds it, -1 if this file system has no
+   locks. */
 static int mhk__lock_handle(int fd, const char *path, int wait) {
   struct stat own, found;
 #ifdef LOCK_EX
@@ -1739,7 +1741,7 @@ static int mhk__lock_handle(int fd, const char *path, int wait) {
              : 2;
 }
 
-/* Can a new file take the place of what is at path? *mode: with which permissions. */
+/* Returns whether a new file can replace path; *mode gets its permissions. */
 static int mhk__can_replace(const char *path, unsigned *mode) {
   struct stat info;
   *mode = S_IRUSR | S_IWUSR | S_IRGRP | S_IWGRP | S_IROTH | S_IWOTH;
@@ -1757,7 +1759,7 @@ static int mhk__handle_new(const char *path, unsigned mode, mhk__handle *out) {
     *out = fd;
     return 0;
   }
-  close(fd); /* taken for one that was left, in the moment before it was locked */
+  close(fd); /* another process removed it as a leftover before it was locked */
   return EEXIST;
 }
 
@@ -1769,7 +1771,7 @@ static void mhk__remove_left(const char *path) {
   close(fd);
 }
 
-/* a lock file, open and locked; EBUSY when somebody else has it */
+/* a lock file, open and locked; EBUSY if another process has it */
 static int mhk__lock_open(const char *path, int wait, mhk__handle *out) {
   for (;;) {
     struct stat info;
@@ -1785,7 +1787,7 @@ static int mhk__lock_open(const char *path, int wait, mhk__handle *out) {
     }
     close(fd);
     if (got == 0) return regular ? EBUSY : MHK__NOT_REGULAR;
-    /* 2: it was given back, and its file removed, while this one was being opened */
+    /* 2: its owner released it and removed the file while this call opened it */
   }
 }
 
@@ -1795,8 +1797,7 @@ static size_t mhk__process_name(char *out, size_t room) {
                     uname(&system) >= 0 ? system.nodename : "this machine");
 }
 
-/* So that a renamed file is found under its name after a power cut. Not every file system can: no
-   error. */
+/* Makes a rename survive a power cut. Some file systems cannot; that is not an error. */
 static void mhk__flush_folder(const char *path) {
   char folder[1024];
   size_t n = mhk__folder_length(path);
@@ -1814,7 +1815,7 @@ static void mhk__flush_folder(const char *path) {
 typedef HANDLE mhk__handle;
 #define MHK__NO_HANDLE INVALID_HANDLE_VALUE
 
-/* Paths are UTF-8 here and UTF-16 there. 0 and a reason in errno when this one is neither. */
+/* Paths are UTF-8 here and UTF-16 in Windows. Returns 0 and sets errno if the path is invalid. */
 enum { MHK__WIDE_PATH = 1200 };
 static int mhk__wide(const char *path, wchar_t out[MHK__WIDE_PATH]) {
   if (MultiByteToWideChar(CP_UTF8, MB_ERR_INVALID_CHARS, path, -1, out, MHK__WIDE_PATH) > 0) return 1;
@@ -1822,7 +1823,7 @@ static int mhk__wide(const char *path, wchar_t out[MHK__WIDE_PATH]) {
   return 0;
 }
 
-/* the last error of the system as errno has it; never 0 */
+/* the last error of the system as an errno value; never 0 */
 static int mhk__windows_errno(void) {
   switch (GetLastError()) {
     case ERROR_FILE_NOT_FOUND:
@@ -1866,8 +1867,8 @@ static void mhk__remove(const char *path) {
   if (mhk__wide(path, wide)) DeleteFileW(wide);
 }
 
-/* Puts a file in the place of another. One that a program has mapped cannot be replaced there, but
-   it can be moved: it then stays as path.old until nobody maps it and the next one is written. */
+/* Replaces a file. Windows cannot replace a mapped file but can move it. It then stays as path.old
+   until no program maps it and the next file is written. */
 static int mhk__replace(const char *from, const char *to) {
   wchar_t a[MHK__WIDE_PATH], b[MHK__WIDE_PATH], old[MHK__WIDE_PATH + 4];
   if (!mhk__wide(from, a) || !mhk__wide(to, b)) return errno;
@@ -1924,7 +1925,7 @@ static int mhk__map(mhk__handle file, size_t size, void **out) {
   (void)size;
   *out = map ? MapViewOfFile(map, FILE_MAP_READ, 0, 0, 0) : NULL;
   const int error = *out ? 0 : mhk__windows_errno();
-  if (map) CloseHandle(map); /* the view keeps what it needs */
+  if (map) CloseHandle(map); /* the view keeps the file open */
   return error;
 }
 static void mhk__unmap(void *map, size_t size) {
@@ -1932,7 +1933,7 @@ static void mhk__unmap(void *map, size_t size) {
   UnmapViewOfFile(map);
 }
 
-/* shared for reading and renaming only: the system's own lock */
+/* shared only for reading and renaming: the lock of the system */
 static int mhk__handle_new(const char *path, unsigned mode, mhk__handle *out) {
   wchar_t wide[MHK__WIDE_PATH];
   (void)mode;
@@ -1945,7 +1946,7 @@ static int mhk__handle_new(const char *path, unsigned mode, mhk__handle *out) {
 static void mhk__remove_left(const char *path) {
   wchar_t wide[MHK__WIDE_PATH];
   if (!mhk__wide(path, wide)) return;
-  /* not while it is open */
+  /* impossible while it is open */
   HANDLE file =
       CreateFileW(wide, DELETE, 0, NULL, OPEN_EXISTING, FILE_FLAG_DELETE_ON_CLOSE | FILE_FLAG_OPEN_REPARSE_POINT, NULL);
   if (file != INVALID_HANDLE_VALUE) CloseHandle(file);
@@ -2022,8 +2023,8 @@ static int mhk__can_replace(const char *path, unsigned *mode) {
 }
 #endif
 
-/* The whole file into out, which has room for its size; 0 or what is wrong, EIO when the file has
-   become shorter. */
+/* Reads the whole file into out, which has room for its size. Returns 0 or an error, EIO if the
+   file is now shorter. */
 static int mhk__read_all(mhk__handle file, unsigned char *out, size_t n) {
   const size_t most = MHK__AT_ONCE;
   for (size_t done; n > 0; out += done, n -= done) {
@@ -2043,7 +2044,7 @@ static int mhk__write_all(mhk__handle file, const void *data, size_t n) {
   return 0;
 }
 
-/* 0 or what is wrong. Empty files have data "" and size 0. */
+/* Returns 0 or an error. An empty file has data "" and size 0. */
 static int mhk__bytes_open(const char *path, mhk__bytes *out) {
   mhk__handle file;
   memset(out, 0, sizeof *out);
@@ -2075,7 +2076,7 @@ static void mhk__bytes_close(mhk__bytes *b) {
   memset(b, 0, sizeof *b);
 }
 
-/* 0 when the folder is there afterwards, else errno. The parent must exist. */
+/* Returns 0 if the folder exists afterwards, otherwise errno. The parent must exist. */
 static int mhk__make_folder(const char *path) {
   if (mhk__is_folder(path)) return 0;
   errno = 0;
@@ -2083,7 +2084,7 @@ static int mhk__make_folder(const char *path) {
   return error && !mhk__is_folder(path) ? error : 0;
 }
 
-/* dir/name into out; 0 when it does not fit */
+/* writes dir/name into out; returns 0 if it does not fit */
 static int mhk__join_path(char *out, size_t capacity, const char *dir, const char *name) {
   size_t n = strlen(dir), k = strlen(name);
   int slash = n > 0 && mhk__folder_length(dir) != n;
@@ -2094,14 +2095,14 @@ static int mhk__join_path(char *out, size_t capacity, const char *dir, const cha
   return 1;
 }
 
-/* A lock that dies with the process: a file that says who holds it, locked while it is open. Where
-   there are no locks it locks nobody out. */
+/* A lock that ends with the process: a file that names its owner and is locked while open. On file
+   systems without locks it has no effect. */
 typedef struct mhk__lock {
   mhk__handle file;
   char path[1024];
 } mhk__lock;
 
-/* 0, EBUSY when somebody else has it (a trainer of this process too), or errno. wait: until it is
+/* Returns 0, EBUSY if another owner has it (also in this process), or errno. wait: wait until it is
    free */
 static int mhk__lock_take(mhk__lock *l, const char *path, int wait) {
   char who[128];
@@ -2112,9 +2113,9 @@ static int mhk__lock_take(mhk__lock *l, const char *path, int wait) {
   const int error = mhk__lock_open(path, wait, &l->file);
   if (error) return error;
   memset(who, ' ', sizeof who);
-  who[mhk__process_name(who, sizeof who)] = ' '; /* over the zero at its end */
+  who[mhk__process_name(who, sizeof who)] = ' '; /* overwrites the terminating zero */
   who[sizeof who - 1] = '\n';
-  (void)mhk__write_all(l->file, who, sizeof who); /* the name is a help; the lock is there without it */
+  (void)mhk__write_all(l->file, who, sizeof who); /* the name is informational; the lock works without it */
 #else
   (void)wait;
   (void)who;
@@ -2132,8 +2133,8 @@ static void mhk__lock_give(mhk__lock *l) {
 }
 
 #ifndef MOHAWK_NO_TRAINING
-/* The file at path gets another name, before a new one takes this one. Where there are hard links
-   there is a file at path all the while. */
+/* Renames the file at path, before a new file gets this name. If the system has hard links, path
+   exists at all times. */
 static void mhk__keep_as(const char *path, const char *other) {
 #ifdef MHK__POSIX
   unlink(other);
@@ -2143,13 +2144,13 @@ static void mhk__keep_as(const char *path, const char *other) {
 }
 #endif
 
-enum { MHK__WRITERS = 9 }; /* of one path at a time */
+enum { MHK__WRITERS = 9 }; /* one path at a time */
 
 static int mhk__temporary_path(char out[1024], const char *path, int k) {
   return mhk__print(out, 1024, k > 1 ? "%s.new%d" : "%s.new", path, k) < 1024;
 }
 
-/* takes away what killed writers of path left */
+/* removes the leftovers of killed writers of path */
 static void mhk__remove_temporaries(const char *path) {
   char temporary[1024];
   for (int k = 1; k <= MHK__WRITERS; k++)
@@ -2157,8 +2158,8 @@ static void mhk__remove_temporaries(const char *path) {
 }
 
 #ifndef MOHAWK_NO_TRAINING
-/* XXH64 with seed 0 (Yann Collet's xxHash), of bytes as they come: any change within eight aligned
-   bytes shows, any other but once in 2^64. The same on every machine. */
+/* XXH64 with seed 0 (Yann Collet's xxHash), computed incrementally. It detects any change within
+   eight aligned bytes; other changes go undetected once in 2^64. It is the same on all machines. */
 typedef struct mhk__xxh64 {
   uint64_t lane[4], total;
   unsigned char held[32];
@@ -2201,7 +2202,7 @@ static void mhk__xxh64_put(mhk__xxh64 *h, const void *data, size_t n) {
     p += more;
     n -= more;
   }
-  memcpy(lane, h->lane, sizeof lane); /* p could point there, for all the compiler knows */
+  memcpy(lane, h->lane, sizeof lane); /* the compiler must assume that p points there */
   for (; n >= 32; n -= 32, p += 32)
     for (int i = 0; i < 4; i++) lane[i] = mhk__xxh64_lane(lane[i], p + 8 * i);
   memcpy(h->lane, lane, sizeof lane);
@@ -2227,16 +2228,16 @@ static uint64_t mhk__xxh64_end(const mhk__xxh64 *h) {
   return x ^ x >> 32;
 }
 #endif
-/* A file being written, under a temporary name (path.new, path.new2...), flushed to the disk and
-   renamed at the end, so that the old content stays until the new one is complete. All calls keep
-   the first errno in error. */
+/* A file that is being written under a temporary name (path.new, path.new2...). At the end it is
+   flushed to disk and renamed, so the old content stays until the new one is complete. `error`
+   keeps the first errno. */
 typedef struct mhk__output {
   mhk__handle file;
-  int error, busy, flushed; /* busy: all temporary names are taken */
+  int error, busy, flushed; /* busy: all temporary names are in use */
   size_t held;
 #ifndef MOHAWK_NO_TRAINING
   int summing;
-  mhk__xxh64 sum; /* of all bytes so far, while summing */
+  mhk__xxh64 sum; /* of all bytes so far, if summing */
 #endif
   const char *path;
   char temporary[1024];
@@ -2290,7 +2291,7 @@ static void mhk__output_write(mhk__output *o, const void *data, size_t bytes) {
   o->held += bytes;
 }
 
-/* all of it on the disk, still under the temporary name */
+/* flushes everything to disk, still under the temporary name */
 static int mhk__output_flush(mhk__output *o) {
   if (o->file == MHK__NO_HANDLE || o->flushed) return o->error;
   mhk__output_put(o, o->block, o->held);
@@ -2301,8 +2302,8 @@ static int mhk__output_flush(mhk__output *o) {
   return o->error;
 }
 
-/* Renames it, or throws it away (keep 0). The lock goes last: nobody takes the file for one that
-   was left. */
+/* Renames the file, or removes it if keep is 0. The lock is released last, so no other process
+   removes the file as a leftover. */
 static int mhk__output_close(mhk__output *o, int keep) {
   if (o->file == MHK__NO_HANDLE) return o->error;
   if (keep) mhk__output_flush(o);
@@ -2338,8 +2339,8 @@ static const char *mhk__environment(const char *name) {
 #endif
 }
 
-/* What processor and system offer. x86: CPUID and the register state that the system saves (Intel
-   SDM vol. 1, 13.2 and 15.2). */
+/* Features of processor and system. On x86: CPUID and the register state that the system saves
+   (Intel SDM vol. 1, 13.2 and 15.2). */
 #if (defined(__x86_64__) || defined(__i386__)) && (defined(__GNUC__) || defined(__clang__))
 #define MHK__X86
 enum { MHK__EAX, MHK__EBX, MHK__ECX, MHK__EDX };
@@ -2380,8 +2381,8 @@ static mhk_isa mhk__cpu_best(void) {
 #endif
 }
 
-/* Units beyond the instruction set: AVX512-BF16 (CPUID 7.1, EAX bit 5), AMX with bfloat16 (7.0, EDX
-   bits 24 and 22). */
+/* Units for bfloat16: AVX512-BF16 (CPUID 7.1, EAX bit 5), AMX with bfloat16 (7.0, EDX bits 24 and
+   22). */
 enum { mhk__cpu_avx512_bf16 = 1, mhk__cpu_amx_bf16 = 2, mhk__cpu_amd = 4 };
 #ifndef MOHAWK_NO_TRAINING
 static int mhk__cpu_units(void) {
@@ -2406,8 +2407,8 @@ static int mhk__cpu_units(void) {
 }
 #endif
 
-/* Random numbers: xoshiro256++ (Blackman & Vigna 2019, public domain), seeded by splitmix64. The
-   state is a value: saved and restored with checkpoints. */
+/* Random numbers: xoshiro256++ (Blackman & Vigna 2019, public domain), seeded by splitmix64.
+   Checkpoints save and restore its state. */
 typedef struct mhk__rng { uint64_t s[4]; } mhk__rng;
 
 static void mhk__rng_seed(mhk__rng *r, uint64_t seed) {
@@ -2449,7 +2450,7 @@ static double mhk__rng_normal(mhk__rng *r) {
 }
 #endif
 
-/* the n low bytes of v, little-endian, out and in */
+/* writes and reads the n low bytes of v, little-endian */
 static void mhk__put_bytes(unsigned char *to, uint64_t v, int n) {
   for (; n > 0; n--, v >>= 8) *to++ = (unsigned char)(v & 255u);
 }
@@ -2459,7 +2460,7 @@ static uint64_t mhk__get_bytes(const unsigned char *from, int n) {
   return v;
 }
 
-/* FNV-1a, 64 bits: tells runs and models apart, no protection against intent */
+/* FNV-1a, 64 bits: distinguishes runs and models, but does not resist tampering */
 static uint64_t mhk__hash(uint64_t h, const void *data, size_t n) {
   const unsigned char *p = (const unsigned char *)data;
   for (size_t i = 0; i < n; i++) h = (h ^ p[i]) * 1099511628211u;
@@ -2476,17 +2477,17 @@ enum { MHK__ALIGN = 64 }; /* a cache line, and the widest vector */
 
 typedef struct mhk__chunk {
   struct mhk__chunk *next;
-  size_t bytes;  /* of the whole block, this header included */
-  size_t used;   /* from the first aligned byte on */
+  size_t bytes;  /* of the whole block, including this header */
+  size_t used;   /* from the first aligned byte */
   size_t room;
 } mhk__chunk;
 
-/* How an arena gets its memory: blocks as they are needed; one block of somebody else's and never
-   more; none at all: what would be used is counted in that block's header, what it hands out must
-   not be touched. */
+/* How an arena gets its memory: it allocates blocks as needed; or it has one fixed block of the
+   caller and never grows; or it has no memory and only counts what would be used, in the header of
+   its block, and nothing it returns may be accessed. */
 typedef enum mhk__arena_kind { MHK__GROWS, MHK__FIXED, MHK__COUNTS } mhk__arena_kind;
 
-/* A list of blocks that is filled from the front. Rewinding keeps the blocks for the next round. */
+/* A list of blocks that is filled from the front. Rewinding keeps the blocks for reuse. */
 typedef struct mhk__arena {
   mhk__chunk *first, *current;
   size_t index; /* of current */
@@ -2495,11 +2496,11 @@ typedef struct mhk__arena {
 
 typedef struct mhk__mark { size_t chunk, used; } mhk__mark;
 
-/* Everything a context makes starts with one of these, and lives in its own arena. */
+/* Every object of a context starts with one of these and lives in its own arena. */
 typedef struct mhk__object {
   struct mhk__object *previous, *next;
   mhk_context *ctx;
-  void (*destroy)(void *object); /* closes what is not memory; may be NULL */
+  void (*destroy)(void *object); /* closes resources other than memory; may be NULL */
   mhk__arena arena;
 } mhk__object;
 
@@ -2517,9 +2518,9 @@ struct mhk_context {
   mhk_precision precision;
   const mhk__kernels *kernels;
   mhk_result result;
-  int strict; /* while a model is loaded that way: warnings are errors */
+  int strict; /* set while a model loads strictly: warnings are errors */
   mhk__object *objects;
-  mhk__arena scratch; /* rewound by every op that uses it */
+  mhk__arena scratch; /* every op that uses it rewinds it */
   size_t memory, peak;
   char message[2048];
 };
@@ -2528,9 +2529,9 @@ static void *mhk__default_alloc(void *user, size_t bytes) {
   void *block = MOHAWK_MALLOC(bytes);
   (void)user;
 #ifdef MHK__HUGE_PAGE
-  /* Large pages for large blocks where the system gives them to those who ask: rows of many heads
-     lie a page or two apart, and half of what SSD loses between 2048 and 8192 tokens is looking up
-     pages. A refusal is no error. */
+  /* Asks for huge pages for large blocks, on systems that grant them on request. The rows of many
+     heads lie a page or two apart, and page lookups are half of what SSD loses between 2048 and
+     8192 tokens. A refusal is not an error. */
   if (block && bytes >= 2 * MHK__HUGE_PAGE) {
     const uintptr_t at = (uintptr_t)block, first = (at + MHK__HUGE_PAGE - 1) / MHK__HUGE_PAGE * MHK__HUGE_PAGE;
     const size_t most = bytes - (size_t)(first - at);
@@ -2564,9 +2565,9 @@ MHKDEF mhk_result mhk_fail(mhk_context *ctx, mhk_result code, const char *format
   return r;
 }
 
-/* mhk_fail() for functions that return a number or a pointer, so that a check is one statement:
-   `return mhk__no(ctx, code, ...)` returns 0, `return mhk__null(...)` NULL. In C++, where void *
-   does not become any other pointer by itself, a class does it. */
+/* mhk_fail() for functions that return a number or a pointer, so a check is one statement: `return
+   mhk__no(ctx, code, ...)` returns 0, `return mhk__null(...)` returns NULL. In C++, where void *
+   does not convert to other pointers, a class does this. */
 #ifdef __cplusplus
 extern "C++" {
 struct mhk__nothing {
@@ -2616,8 +2617,8 @@ static void mhk__note(mhk_context *ctx, mhk_log_level level, const char *format,
     ctx->log(ctx->log_user, level, text);
 }
 
-/* Says what is wrong with a number that must lie between low and high (DBL_MIN: above 0; of
-   DBL_MAX: any finite one), in at most MHK__SETTING bytes. */
+/* Describes what is wrong with a number that must be between low and high (DBL_MIN: above 0;
+   DBL_MAX: any finite value), in at most MHK__SETTING bytes. */
 enum { MHK__SETTING = 240 };
 static int mhk__number_wrong(char *out, const char *name, double value, double low, double high) {
   char from[40] = "a finite number";
@@ -2631,7 +2632,7 @@ static int mhk__number_wrong(char *out, const char *name, double value, double l
 }
 
 #ifndef MOHAWK_NO_TRAINING
-/* the same as an error of the function `where` */
+/* the same, as an error of the function `where` */
 static int mhk__number_fits(mhk_context *ctx, const char *where, const char *name, double value, double low,
                             double high) {
   char wrong[MHK__SETTING];
@@ -2641,7 +2642,7 @@ static int mhk__number_fits(mhk_context *ctx, const char *where, const char *nam
 }
 #endif
 
-/* a*b*c, or 0 with an error when that does not fit; none may be negative */
+/* a*b*c, or 0 with an error if it does not fit; none may be negative */
 static size_t mhk__size3(mhk_context *ctx, mhk_index a, mhk_index b, size_t c) {
   if (a >= 0 && b >= 0) {
     size_t x = (size_t)a, y = (size_t)b, most = (size_t)PTRDIFF_MAX;
@@ -2685,7 +2686,7 @@ static void mhk__arena_free(mhk_context *ctx, mhk__arena *a) {
   memset(a, 0, sizeof *a);
 }
 
-/* bytes of memory aligned to MHK__ALIGN, content undefined; NULL and an error when there is none */
+/* uninitialized memory, aligned to MHK__ALIGN; NULL with an error if memory is out */
 static void *mhk__arena_alloc(mhk_context *ctx, mhk__arena *a, size_t bytes) {
   mhk__chunk *c, *last = NULL;
   size_t index = a->index, need, room;
@@ -2712,8 +2713,8 @@ static void *mhk__arena_alloc(mhk_context *ctx, mhk__arena *a, size_t bytes) {
   if (a->kind == MHK__FIXED)
     return mhk__null(ctx, MHK_ERROR_MEMORY, "the session's block has %.0f bytes of work space and needs %.0f more",
                      (double)a->first->room, (double)need);
-  /* blocks double, so that there are few, but where memory is dear; with the address sanitizer each
-     allocation is a block, so that red zones work */
+  /* Blocks double in size to keep them few, except where memory is scarce. With the address
+     sanitizer each allocation is a block, so that red zones work. */
 #ifdef MHK__ASAN
   room = need;
 #elif defined(MOHAWK_NO_TRAINING)
@@ -2772,7 +2773,8 @@ static void mhk__arena_rewind(mhk_context *ctx, mhk__arena *a, mhk__mark m) {
 }
 
 #ifndef MOHAWK_NO_TRAINING
-/* Was there ever a mark of so many bytes of that chunk, and is it not beyond the end now? */
+/* Returns whether a mark at this position of the chunk can exist and is not beyond the current
+   end. */
 static int mhk__arena_has(const mhk__arena *a, size_t chunk, size_t used) {
   const mhk__chunk *c = a->first;
   size_t i = 0;
@@ -2783,7 +2785,7 @@ static int mhk__arena_has(const mhk__arena *a, size_t chunk, size_t used) {
   return c ? used <= c->used : chunk == 0 && used == 0;
 }
 
-/* whether p lies in what was handed out of an arena */
+/* whether p lies in memory that the arena has allocated */
 static int mhk__arena_holds(const mhk__arena *a, const void *p) {
   mhk__chunk *c = a->first;
   for (; c; c = c->next)
@@ -2792,7 +2794,7 @@ static int mhk__arena_holds(const mhk__arena *a, const void *p) {
 }
 #endif
 
-/* count * size bytes of an arena, zeroed; every product checked */
+/* count * size zeroed bytes of an arena; the product is checked */
 static void *mhk__arena_zeros(mhk_context *ctx, mhk__arena *a, mhk_index count, size_t size) {
   size_t bytes = mhk__size3(ctx, count, 1, size);
   void *p = mhk__arena_alloc(ctx, a, bytes);
@@ -2809,7 +2811,7 @@ static char *mhk__arena_text(mhk_context *ctx, mhk__arena *a, const char *text, 
   return p;
 }
 
-/* Short-lived memory of an op: take a mark, allocate, rewind. */
+/* Short-lived memory of an op: set a mark, allocate, rewind. */
 static mhk__mark mhk__scratch_mark(mhk_context *ctx) { return mhk__arena_mark(&ctx->scratch); }
 static void mhk__scratch_rewind(mhk_context *ctx, mhk__mark m) { mhk__arena_rewind(ctx, &ctx->scratch, m); }
 static void *mhk__scratch(mhk_context *ctx, mhk_index count, size_t size) {
@@ -2817,8 +2819,8 @@ static void *mhk__scratch(mhk_context *ctx, mhk_index count, size_t size) {
   return ctx->result == MHK_OK ? mhk__arena_alloc(ctx, &ctx->scratch, bytes) : NULL;
 }
 
-/* Makes zeroed memory, which starts with a mhk__object and goes with the arena, an object of the
-   context. */
+/* Registers zeroed memory, which starts with a mhk__object and belongs to the arena, as an object
+   of the context. */
 static void mhk__object_join(mhk_context *ctx, void *object, mhk__arena arena, void (*destroy)(void *object)) {
   mhk__object *o = (mhk__object *)object;
   o->ctx = ctx;
@@ -2829,7 +2831,7 @@ static void mhk__object_join(mhk_context *ctx, void *object, mhk__arena arena, v
   ctx->objects = o;
 }
 
-/* A new object of a context: zeroed, its first member a mhk__object. */
+/* Creates an object of a context: zeroed, with a mhk__object as its first member. */
 static void *mhk__object_new(mhk_context *ctx, size_t bytes, void (*destroy)(void *object)) {
   mhk__arena arena;
   if (!ctx || ctx->result != MHK_OK) return NULL;
@@ -5220,9 +5222,9 @@ static const char *mhk__shape_text(int rank, const mhk_index *shape, char *out, 
   return out;
 }
 #ifndef MOHAWK_NO_TRAINING
-/* Fills everything but data; 0 and an error for an impossible shape. The axes that are not 0 are
-   multiplied too, so that any product of a shape's axes fits; empty tensors leave room for what
-   ops add to one. */
+/* Sets everything except data. Returns 0 with an error if the shape is invalid. The product of the
+   nonzero axes must fit too, so any product of axes fits. Empty tensors leave room for what ops add
+   to a shape. */
 static int mhk__shape_set(mhk_context *ctx, mhk_tensor *x, int rank, const mhk_index *shape) {
   const mhk_index most = PTRDIFF_MAX / (mhk_index)sizeof(double);
   mhk_index count = 1, empty = 0;
@@ -5259,13 +5261,13 @@ static mhk_tensor *mhk__tensor_in(mhk_context *ctx, mhk__arena *arena, int rank,
   return x->data ? x : NULL;
 }
 
-/* the numbers of a tensor that is known to hold the arithmetic type; NULL without tensor */
+/* the elements of a tensor of the arithmetic type; NULL if there is no tensor */
 static mhk_real *mhk__d(const mhk_tensor *x) { return x ? (mhk_real *)x->data : NULL; }
 #endif /* MOHAWK_NO_TRAINING */
 
 MHKDEF mhk_real *mhk_data(const mhk_tensor *x) { return x && x->dtype == MHK_REAL ? (mhk_real *)x->data : NULL; }
 
-/* element i of a tensor of any type that holds real numbers */
+/* element i of a tensor of any real type */
 static mhk_real mhk__tensor_element(const mhk_tensor *x, mhk_index i) {
   if (!x->quantized) return mhk__element(x->data, x->dtype, i);
   i += x->base_offset;
@@ -5345,7 +5347,7 @@ struct mhk__node {
   void (*backward)(mhk_tape *t, mhk__node *n);
   mhk_tensor *in[MHK__MAX_IN], *out[MHK__MAX_OUT];
   int inputs, outputs;
-  void *saved; /* what the op keeps for its backward pass */
+  void *saved; /* what the op saves for its backward pass */
 };
 
 struct mhk_tape {
@@ -5412,7 +5414,7 @@ MHKDEF void mhk_tape_reset(mhk_tape *t) {
 
 static int mhk__tape_ready(const mhk_tape *t) { return t && t->ctx->result == MHK_OK; }
 
-/* the gradient of x, made and zeroed when it is not there yet; NULL only without memory */
+/* the gradient of x, allocated and zeroed on first use; NULL only if memory is out */
 static mhk_real *mhk__grad(mhk_tape *t, mhk_tensor *x) {
   if (x->grad) return x->grad;
   if (x->base) {
@@ -5423,11 +5425,11 @@ static mhk_real *mhk__grad(mhk_tape *t, mhk_tensor *x) {
   return x->grad;
 }
 
-/* the gradient to add to, or NULL when x wants none */
+/* the gradient to add to, or NULL if x needs none */
 static mhk_real *mhk__into(mhk_tape *t, mhk_tensor *x) { return x && x->requires_grad ? mhk__grad(t, x) : NULL; }
-/* The same for an op that can write all of it: *add is 0 when nothing has arrived before, and what
-   is there then is no number. Call it after mhk__into() of the op's other inputs: one of them may
-   be the same tensor, or a view of it. */
+/* The same for an op that can write the whole gradient. If *add is 0, no gradient has arrived yet
+   and the memory is uninitialized. Call this after mhk__into() for the op's other inputs, because
+   one of them may be the same tensor or a view of it. */
 static mhk_real *mhk__into_all(mhk_tape *t, mhk_tensor *x, int *add) {
   *add = 1;
   if (!x || !x->requires_grad || x->grad || x->base || x->count == 0) return mhk__into(t, x);
@@ -5444,8 +5446,8 @@ static mhk_tensor *mhk__new(mhk_tape *t, int rank, const mhk_index *shape) {
   return mhk__tensor_in(t->ctx, &t->arena, rank, shape);
 }
 
-/* Writes an op down when something upstream wants a gradient; then the outputs want one too. NULL:
-   nothing to record (or no memory). */
+/* Records an op if one of its inputs needs a gradient; then its outputs need one too. NULL: there
+   is nothing to record, or memory is out. */
 static mhk__node *mhk__record(mhk_tape *t, void (*backward)(mhk_tape *t, mhk__node *n), int inputs,
                               mhk_tensor *const *in, int outputs, mhk_tensor *const *out, size_t saved) {
   mhk__node *n;
@@ -5470,9 +5472,8 @@ static mhk__node *mhk__record(mhk_tape *t, void (*backward)(mhk_tape *t, mhk__no
   return n;
 }
 
-/* The end of an op of one output: writes it down, with a copy of `saved` for its backward pass, and
-   returns the output; NULL where something has failed on the way. The inputs follow, each an
-   mhk_tensor *, NULL where there is none. */
+/* Ends an op with one output: records it with a copy of `saved` for its backward pass and returns
+   the output, or NULL after an error. The inputs follow as mhk_tensor *, NULL for an absent one. */
 static mhk_tensor *mhk__emit(mhk_tape *t, void (*backward)(mhk_tape *t, mhk__node *n), mhk_tensor *out,
                              const void *saved, size_t bytes, int inputs, ...) {
   mhk_tensor *in[MHK__MAX_IN];
@@ -5562,21 +5563,21 @@ MHKDEF mhk_tensor *mhk_require_grad(mhk_tape *t, mhk_tensor *x) {
   return mhk__grad(t, x) ? x : NULL;
 }
 
-/* runs the records from the last one down to index stop */
+/* runs the backward passes from the last record down to index stop */
 static void mhk__unwind(mhk_tape *t, mhk_index stop) {
   const int was = t->recording;
   t->recording = 0;
   while (t->last && t->last->index >= stop && t->ctx->result == MHK_OK) {
     mhk__node *n = t->last;
     int i, reached = 0;
-    t->last = n->previous; /* the count of records goes on, so that earlier marks stay true */
+    t->last = n->previous; /* the number of records keeps growing, so earlier marks stay valid */
     for (i = 0; i < n->outputs; i++) reached |= n->out[i]->grad != NULL || (n->out[i]->base && mhk__grad(t, n->out[i]));
     if (reached) n->backward(t, n);
   }
   t->recording = was;
 }
 
-enum { MHK__GRAIN = 8192 }; /* elements a task of an elementwise op takes */
+enum { MHK__GRAIN = 8192 }; /* elements per task of an elementwise op */
 
 typedef struct mhk__axpy_args { mhk_real *y; const mhk_real *x; mhk_real f; } mhk__axpy_args;
 static void mhk__axpy_body(mhk_context *ctx, void *args, mhk_index first, mhk_index last) {
@@ -5634,18 +5635,18 @@ typedef struct mhk__recompute_saved { mhk_block_fn f; void *user; } mhk__recompu
 static void mhk__recompute_op_back(mhk_tape *t, mhk__node *n) {
   const mhk__recompute_saved *s = (const mhk__recompute_saved *)n->saved;
   mhk_tensor *x = n->in[0], *copy, *y;
-  mhk_real *g = mhk__into(t, x); /* before the mark, so that it stays */
+  mhk_real *g = mhk__into(t, x); /* created before the mark, so it survives the rewind */
   const mhk_tape_mark inner = mhk_tape_here(t);
   t->recording = 1;
   copy = mhk_detach(t, x);
-  if (copy && g) { /* adds where x itself would: the same bits as without recomputation */
+  if (copy && g) { /* adds where x itself would, for the same bits as without recomputation */
     copy->requires_grad = 1;
     copy->grad = g;
   }
   y = copy ? s->f(t, s->user, copy) : NULL;
   if (y && y->count != n->out[0]->count)
     mhk_fail(t->ctx, MHK_ERROR_STATE, "recompute: the function built something different the second time");
-  else if (y && y->requires_grad) { /* else neither x nor any parameter inside wants a gradient */
+  else if (y && y->requires_grad) { /* otherwise neither x nor any parameter inside needs a gradient */
     mhk_real *gy = mhk__grad(t, y);
     if (gy) {
       for (mhk_index i = 0; i < y->count; i++) gy[i] += n->out[0]->grad[i];
@@ -5679,7 +5680,7 @@ MHKDEF mhk_tensor *mhk_recompute(mhk_tape *t, mhk_block_fn f, void *user, mhk_te
   mhk__scratch_rewind(t->ctx, hold);
   if (!out) return NULL;
   i = x->requires_grad;
-  x->requires_grad = 1; /* the parameters inside want gradients even where x does not */
+  x->requires_grad = 1; /* parameters inside need gradients even if x does not */
   mhk__node *n = mhk__record(t, mhk__recompute_op_back, 1, &x, 1, &out, sizeof(mhk__recompute_saved));
   x->requires_grad = i;
   const mhk__recompute_saved s = {f, user};
@@ -5722,8 +5723,8 @@ MHKDEF mhk_tensor *mhk_custom(mhk_tape *t, int inputs, mhk_tensor *const *in, in
   return t->ctx->result == MHK_OK ? out : NULL;
 }
 
-/* What one backward pass of f adds to the gradient of x. The pass that is measured comes second, so
-   that it finds a gradient: one that is written where it should be added to shows. */
+/* What one backward pass of f adds to the gradient of x. The measured pass is the second one and
+   finds a gradient there, so an op that overwrites gradients instead of adding is caught. */
 static mhk_result mhk__added_gradient(mhk_tape *t, mhk_tensor *(*f)(mhk_tape *t, void *user), void *user, mhk_tensor *x,
                                       mhk_real *added) {
   const mhk_tape_mark mark = mhk_tape_here(t);
@@ -5741,7 +5742,7 @@ static mhk_result mhk__added_gradient(mhk_tape *t, mhk_tensor *(*f)(mhk_tape *t,
   return t->ctx->result;
 }
 
-/* (f(x + step) - f(x - step)) / (2 step) for element i of x, in the steps that its type can make */
+/* (f(x + step) - f(x - step)) / (2 step) for element i of x, with steps as its type rounds them */
 static double mhk__finite_difference(mhk_tape *t, mhk_tensor *(*f)(mhk_tape *t, void *user), void *user, mhk_tensor *x,
                                      mhk_index i, double step) {
   const mhk_tape_mark mark = mhk_tape_here(t);
@@ -5820,7 +5821,7 @@ static inline double mhk__ref_silu_slope(double x) {
   const double s = mhk__ref_sigmoid(x);
   return s * (1 + x * (1 - s));
 }
-/* gelu_new: the form with tanh, which is 2 sigmoid(2 u) - 1 */
+/* gelu_new: the approximation with tanh(u) = 2 sigmoid(2 u) - 1 */
 static inline double mhk__ref_gelu(double x) {
   return x * mhk__ref_sigmoid(2 * 0.7978845608028654 * (x + 0.044715 * x * x * x));
 }
@@ -5834,9 +5835,9 @@ static inline double mhk__ref_gelu_slope(double x) {
 #ifndef MOHAWK_NO_TRAINING
 /* ---- what ops have in common */
 
-/* May the op run? The tape has not failed, the first `needed` of its inputs are there, and all that
-   are there hold the arithmetic type; only the weights of linear and embedding may stay in a stored
-   type. The inputs follow, each an mhk_tensor *. */
+/* Returns whether the op can run: the tape has not failed, the first `needed` inputs are present,
+   and all present inputs have the arithmetic type. Only weights of linear and embedding may have a
+   stored type. The inputs follow as mhk_tensor *. */
 static int mhk__ready(mhk_tape *t, const char *op, int needed, int inputs, ...) {
   int ready = mhk__tape_ready(t);
   va_list list;
@@ -5854,7 +5855,7 @@ static int mhk__ready(mhk_tape *t, const char *op, int needed, int inputs, ...) 
   return ready;
 }
 
-/* whether a condition on the shapes of a and b holds; if not, the error says what is wanted */
+/* checks a condition on the shapes of a and b; if it does not hold, the error is `wanted` */
 static int mhk__fits(mhk_tape *t, const char *op, int condition, const mhk_tensor *a, const mhk_tensor *b,
                      const char *want) {
   char x[128], y[128];
@@ -5873,13 +5874,13 @@ static int mhk__same_shape(const mhk_tensor *a, const mhk_tensor *b) {
 static mhk_index mhk__last(const mhk_tensor *x) { return x->rank > 0 ? x->shape[x->rank - 1] : 1; }
 static mhk_index mhk__row_count(const mhk_tensor *x) { return mhk__last(x) > 0 ? x->count / mhk__last(x) : 0; }
 
-/* no bias, or one with a number for each of n */
+/* no bias, or one with n elements */
 static int mhk__bias_fits(mhk_tape *t, const char *op, const mhk_tensor *x, const mhk_tensor *bias, mhk_index n) {
   return !bias || mhk__fits(t, op, bias->rank == 1 && bias->shape[0] == n, x, bias,
                             "the bias must have one element for each column of the output");
 }
 
-/* a new tensor with x's axes but for the last one */
+/* a new tensor with the axes of x except the last one */
 static mhk_tensor *mhk__new_wide(mhk_tape *t, const mhk_tensor *x, mhk_index last) {
   mhk_index shape[MHK_MAX_RANK];
   for (int i = 0; i < x->rank; i++) shape[i] = x->shape[i];
@@ -5887,8 +5888,8 @@ static mhk_tensor *mhk__new_wide(mhk_tape *t, const mhk_tensor *x, mhk_index las
   return mhk__new(t, x->rank, shape);
 }
 
-/* Sums over rows, column by column: out (cols) += sum of dy, of a norm's weight
-   dy (x - mean) rstd. */
+/* Sums over rows for each column: out (cols) += sum of dy, or for the weight of a norm, of dy (x -
+   mean) rstd. */
 typedef struct mhk__columns_args {
   mhk_index rows, cols;
   const mhk_real *dy, *x, *mean, *rstd; /* dy and x (rows,cols), mean and rstd (rows); x NULL: no norm */
@@ -5916,7 +5917,7 @@ static void mhk__column_sum(mhk_context *ctx, mhk_index rows, mhk_index cols, co
   mhk__over(ctx, cols, 64, mhk__column_sum_body, &a);
 }
 
-/* row(ctx, args, r) for each of `rows` rows of n numbers, shared out among the workers */
+/* calls row(ctx, args, r) for each of `rows` rows of n elements, split among the workers */
 typedef void (*mhk__row_fn)(mhk_context *ctx, const void *args, mhk_index r);
 typedef struct mhk__each_row { mhk__row_fn row; const void *args; } mhk__each_row;
 static void mhk__each_row_body(mhk_context *ctx, void *args, mhk_index first, mhk_index last) {
@@ -5928,8 +5929,8 @@ static void mhk__over_rows(mhk_context *ctx, mhk_index rows, mhk_index n, mhk__r
   mhk__over(ctx, rows, MHK__GRAIN / (n + 1) + 1, mhk__each_row_body, &e);
 }
 
-/* first token of each token's document, -1 for the first document of a row (it continues what came
-   before); NULL without doc */
+/* The first token of each token's document. It is -1 for the first document of a row, which
+   continues what came before. NULL if there are no documents. */
 static mhk_index *mhk__starts(mhk_tape *t, const int32_t *doc, mhk_index B, mhk_index T) {
   if (!doc) return NULL;
   mhk_index *start = (mhk_index *)mhk__arena_zeros(t->ctx, &t->arena, B * T, sizeof(mhk_index));
@@ -6038,7 +6039,7 @@ static void mhk__unary_back_body(mhk_context *ctx, void *args, mhk_index first, 
   switch (a->kind) {
     case MHK__SCALE1: for (mhk_index i = first; i < last; i++) d[i] += g[i] * f; break;
     case MHK__SQUARE1: for (mhk_index i = first; i < last; i++) d[i] += g[i] * 2 * x[i]; break;
-    /* at 0: the subgradient 0 */
+    /* the subgradient at 0 is 0 */
     case MHK__SQRT1: for (mhk_index i = first; i < last; i++) d[i] += y[i] > 0 ? g[i] / (2 * y[i]) : 0; break;
     case MHK__EXP1: for (mhk_index i = first; i < last; i++) d[i] += g[i] * y[i]; break;
     case MHK__LOG1: for (mhk_index i = first; i < last; i++) d[i] += g[i] / x[i]; break;
@@ -6050,7 +6051,7 @@ static void mhk__unary_back_body(mhk_context *ctx, void *args, mhk_index first, 
         d[i] += g[i] * s * (1 + x[i] * (1 - s));
       }
       break;
-    case MHK__GELU1: /* the kernel writes, and this adds */
+    case MHK__GELU1: /* the kernel writes, this adds */
       for (mhk_index i = first, k; i < last; i += k) {
         k = mhk__min(256, last - i);
         ctx->kernels->gelu_back(k, x + i, g + i, block);
@@ -6128,7 +6129,7 @@ static mhk__matrix mhk__real_mat(const mhk_real *data, mhk_index row, mhk_index 
   return mhk__mat(data, MHK_REAL, row, col);
 }
 
-/* a product that is added to what is there */
+/* a product that is added to the output */
 static mhk__epilogue mhk__accumulate(void) {
   mhk__epilogue e;
   memset(&e, 0, sizeof e);
@@ -6286,7 +6287,7 @@ MHKDEF mhk_tensor *mhk_embedding(mhk_tape *t, mhk_tensor *w, const int32_t *toke
       y = gelu(x w^T + bias)      the same with dy gelu'(before) for dy
       y = x w^T + bias + r        dr += dy */
 typedef struct mhk__linear_saved {
-  mhk_real *before; /* what gelu is applied to */
+  mhk_real *before; /* the input of gelu */
   mhk_precision precision;
 } mhk__linear_saved;
 
@@ -6388,7 +6389,7 @@ MHKDEF mhk_tensor *mhk_linear_add(mhk_tape *t, mhk_tensor *x, mhk_tensor *w, mhk
 #if MHK__REFERENCE == 1 && !defined(MHK__PASS)
 /* ---- reference */
 
-/* y = softmax(x); returns the logarithm of its denominator */
+/* y = softmax(x); returns log sum exp(x) */
 static inline double mhk__ref_softmax(int n, const double *x, double *y) {
   double largest = -HUGE_VAL, sum = 0;
   for (int i = 0; i < n; i++) largest = fmax(largest, x[i]);
@@ -6408,7 +6409,7 @@ static inline double mhk__ref_normalize(int n, const double *x, double eps, int 
   for (int i = 0; i < n; i++) normalized[i] = (x[i] - *mean) / sqrt(variance + eps);
   return 1 / sqrt(variance + eps);
 }
-/* dx from dn, the gradient of the normalized numbers */
+/* dx from dn, the gradient of the normalized values */
 static inline void mhk__ref_normalize_back(int n, const double *normalized, double rstd, int centre, const double *dn,
                                            double *dx) {
   double sum = 0, dot = 0;
@@ -6463,7 +6464,8 @@ static void MHK__N(mhk__softmax)(mhk_index n, const mhk_real *x, mhk_real *y) {
 }
 #endif /* MOHAWK_NO_TRAINING */
 
-/* log sum exp(scale x); sums blocks of 256 in double so that a large vocabulary loses nothing */
+/* log sum exp(scale x); adds sums of 256 elements in double, so a large vocabulary loses no
+   precision */
 static double MHK__N(mhk__log_sum_exp)(mhk_index n, const mhk_real *x, mhk_real scale) {
   const mhk_real most = MHK__N(mhk__row_max)(n, x) * scale;
   double total = 0;
@@ -6538,7 +6540,7 @@ static void MHK__N(mhk__gate)(mhk_index n, const mhk_real *y, const mhk_real *z,
   }
 }
 #ifndef MOHAWK_NO_TRAINING
-/* dy += g silu(s); dz = g y silu'(s): written, the caller adds it up */
+/* dy += g silu(s); dz = g y silu'(s) is written, and the caller adds it up */
 static void MHK__N(mhk__gate_back)(mhk_index n, const mhk_real *y, const mhk_real *z, const mhk_real *bias,
                                    const mhk_real *g, mhk_real *dy, mhk_real *dz) {
   const MHK__V one = MHK__SET(MHK__R(1));
@@ -6558,7 +6560,7 @@ static void MHK__N(mhk__gate_back)(mhk_index n, const mhk_real *y, const mhk_rea
 #ifndef MOHAWK_NO_TRAINING
 /* ---- ops */
 
-/* what the ops of this chapter compute from, and keep for their backward passes */
+/* inputs of the ops of this chapter, which they also save for their backward passes */
 typedef struct mhk__rows_args {
   mhk_index n, rows;
   const mhk_real *x, *z, *w, *b;  /* x and z (rows,n), w and b (n) */
@@ -6566,7 +6568,7 @@ typedef struct mhk__rows_args {
   mhk_real eps;
   int centre;
   const mhk_real *dy;
-  mhk_real *dx, *dz;              /* added to; NULL: not wanted */
+  mhk_real *dx, *dz;              /* added to; NULL: not needed */
 } mhk__rows_args;
 
 static mhk__rows_args mhk__rows_of(const mhk_tensor *x, const mhk_tensor *y) {
@@ -6720,7 +6722,7 @@ MHKDEF mhk_tensor *mhk_gate(mhk_tape *t, mhk_tensor *x, mhk_tensor *z, mhk_tenso
 #if MHK__REFERENCE == 1 && !defined(MHK__PASS)
 /* ---- reference */
 
-/* Rotary embedding of one head's numbers at a position: i and i + dim/2 turn by position *
+/* Rotary embedding of one head at a position: rotates elements i and i + dim/2 by position *
    theta^(-2i/dim). */
 static inline void mhk__ref_rotary(int dim, double theta, double position, const double *x, double *y) {
   for (int i = 0; i < dim / 2; i++) {
@@ -6744,7 +6746,7 @@ typedef struct mhk__rotary_args {
   const mhk_real *x, *cosine, *sine; /* x (B,T,H,P), the others (T,half) */
   const mhk_index *start;
   mhk_real *y;
-  int back; /* turn the other way and add: x is dy, y is dx */
+  int back; /* backward: rotate the other way and add, where x is dy and y is dx */
 } mhk__rotary_args;
 
 static void mhk__rotary_row(mhk_context *ctx, const void *args, mhk_index r) {
@@ -6822,19 +6824,19 @@ MHKDEF mhk_tensor *mhk_rotary(mhk_tape *t, mhk_tensor *x, int dim, double theta,
 
 typedef struct mhk__ref_conv {
   int T, W;
-  const double *x, *past;  /* (T); (W-1) inputs before the first token, oldest first, or NULL for zeros */
+  const double *x, *past;  /* (T); the (W-1) inputs before the first token, oldest first, or NULL for zeros */
   const double *taps;      /* (W) */
   double bias;
-  const int *first;        /* (T) first token of t's document; -1: the past belongs to it. NULL: -1 throughout */
+  const int *first;        /* (T): the first token of t's document, -1 if it includes the past; NULL: -1 everywhere */
 } mhk__ref_conv;
 
-/* the input that tap w of token t lies on */
+/* the input under tap w of token t */
 static inline double mhk__ref_conv_input(const mhk__ref_conv *a, int t, int w) {
   const int s = t - (a->W - 1 - w), first = a->first ? a->first[t] : -1;
   if (s < 0) return first < 0 && a->past ? a->past[a->W - 1 + s] : 0;
   return s >= first ? a->x[s] : 0;
 }
-/* z (T), before any activation */
+/* z (T), before the activation */
 static inline void mhk__ref_conv_forward(const mhk__ref_conv *a, double *z) {
   for (int t = 0; t < a->T; t++) {
     z[t] = a->bias;
@@ -6857,31 +6859,32 @@ static inline void mhk__ref_conv_back(const mhk__ref_conv *a, const double *dz, 
 #if defined(MOHAWK_IMPLEMENTATION) && !defined(MHK__PASS)
 /* ---- arguments */
 
-/* Depthwise convolution of one run of channels: x rows have ldx columns, y rows ldy. */
+/* Depthwise convolution of one range of channels. Rows of x have ldx columns, rows of y have
+   ldy. */
 struct mhk__conv_args {
   mhk_index B, T, C, W;          /* C channels in x */
   const mhk_real *x, *weight, *bias;
   const mhk_index *start;
   int silu;
-  mhk_real *y;                   /* this run's output, its first channel at y[0] */
-  mhk_index ldy, first;          /* columns of y; first channel of the run in x */
+  mhk_real *y;                   /* output of this range, its first channel at y[0] */
+  mhk_index ldy, first;          /* columns of y; first channel of the range in x */
   mhk_real *before;              /* (B,T,C): pre-activation, silu only */
   const mhk_real *dy;
-  mhk_real *dx, *dweight, *dbias; /* added to; NULL: not wanted */
+  mhk_real *dx, *dweight, *dbias; /* added to; NULL: not needed */
 };
 
-/* The convolution in inference: T tokens of one sequence. x rows have ldx columns, channels lie
-   side by side everywhere. */
+/* The convolution in inference: T tokens of one sequence. Rows of x have ldx columns; channels are
+   adjacent everywhere. */
 struct mhk__stream_args {
   mhk_index T, W, C, ldx, ldy;
-  const mhk_real *x, *taps, *bias; /* taps (W,C), the last one on the token itself */
-  mhk_real *state;                 /* (W-1,C) the inputs before, oldest first: moved on */
+  const mhk_real *x, *taps, *bias; /* taps (W,C); the last one is for the token itself */
+  mhk_real *state;                 /* (W-1,C): the previous inputs, oldest first; updated */
   int silu;
   mhk_real *y;                     /* channel c goes to column c - first */
   mhk_index first;
 };
 
-enum { MHK__CONV_BLOCK = 64 }; /* channels a task of the convolution takes */
+enum { MHK__CONV_BLOCK = 64 }; /* channels per task of the convolution */
 #ifndef MOHAWK_NO_TRAINING
 static mhk_index mhk__conv_work(mhk_index W) { return (2 * W + 4) * MHK__CONV_BLOCK; }
 #endif /* MOHAWK_NO_TRAINING */
@@ -6891,14 +6894,14 @@ static mhk_index mhk__conv_work(mhk_index W) { return (2 * W + 4) * MHK__CONV_BL
 #ifndef MOHAWK_NO_TRAINING
 /* ---- kernels */
 
-/* the inputs of channels c0... at position s, as token t sees them: zeros outside its document */
+/* the inputs of channels c0... at position s as seen by token t: zeros outside its document */
 static inline const mhk_real *MHK__N(mhk__conv_tap)(const mhk__conv_args *a, mhk_index b, mhk_index t, mhk_index s,
                                                     mhk_index c0, const mhk_real *zeros) {
   return s < 0 || (a->start && s < a->start[b * a->T + t]) ? zeros : a->x + (b * a->T + s) * a->C + c0;
 }
 
-/* One vector of channels over one sequence, up to four taps and no documents: the last inputs stay
-   in registers. k[0..3] are the taps, unused ones 0. */
+/* One vector of channels over one sequence, for up to four taps and no documents. The last inputs
+   stay in registers. k[0..3] are the taps; unused ones are 0. */
 static void MHK__N(mhk__conv_run4)(const mhk__conv_args *a, mhk_index b, mhk_index c, mhk_index n, const MHK__V *k) {
   const mhk_real *x = a->x + b * a->T * a->C + c;
   mhk_real *y = a->y + b * a->T * a->ldy + c - a->first;
@@ -7065,7 +7068,7 @@ static void MHK__N(mhk__conv_back)(const mhk__conv_args *a, mhk_index c0, mhk_in
 }
 #endif /* MOHAWK_NO_TRAINING */
 
-/* input of channels c.. at token t: of this run or from the state */
+/* input of channels c.. at token t, from x or from the state */
 static inline const mhk_real *MHK__N(mhk__stream_row)(const mhk__stream_args *a, mhk_index t, mhk_index c) {
   return t < 0 ? a->state + (t + a->W - 1) * a->C + c : a->x + t * a->ldx + c;
 }
@@ -7257,7 +7260,7 @@ struct mhk__attention_args {
   mhk_real *y;              /* (B,T,H,P) */
   mhk_real *lse;            /* (B,H,T): log of the softmax's denominator, scores scaled; NULL in no-grad */
   const mhk_real *dy, *yy;  /* backward: cotangent and output */
-  mhk_real *dq, *dk, *dv;   /* added to; NULL: not wanted */
+  mhk_real *dq, *dk, *dv;   /* added to; NULL: not needed */
 };
 
 /* elements of work memory a kernel needs, the widest register tile allowed for */
@@ -7828,7 +7831,7 @@ struct mhk__ssd_args {
   mhk_real *states;                     /* (B,H,chunks,P,N) states before each chunk, or NULL */
   mhk_real *final;                      /* (B,H,P,N) */
   const mhk_real *dy, *dfinal;          /* backward */
-  mhk_real *dx, *dlog_a, *db, *dc, *dinitial; /* added to; NULL: not wanted */
+  mhk_real *dx, *dlog_a, *db, *dc, *dinitial; /* added to; NULL: not needed */
   mhk_real *dd;                         /* (B,H) written */
   mhk_index span;                       /* heads of a task forward, groups backward */
 };
@@ -8435,7 +8438,7 @@ struct mhk__orientation_args {
   mhk_real *lse;                 /* (B,H,T) written by forward, read by backward */
   double *difference, *norm;     /* (B,H): sums of squares of M_s - M_t and of M_t */
   double scale;                  /* backward: cotangent / (B H) */
-  mhk_real *dlog_a, *db, *dc;    /* added to; NULL: not wanted */
+  mhk_real *dlog_a, *db, *dc;    /* added to; NULL: not needed */
   mhk_real *dd;                  /* (B,H) written */
 };
 #ifndef MOHAWK_NO_TRAINING
@@ -9010,7 +9013,7 @@ MHKDEF mhk_result mhk_adamw(mhk_context *ctx, int n, mhk_tensor *const *x, mhk_r
 
 /* ---- small helpers */
 
-/* Sorts n pointers in n log n whatever they hold; room has space for n more. compare as for
+/* Merge sort of n pointers, n log n in the worst case; room has space for n more. compare is as for
    qsort. */
 static void mhk__sort(const void **x, const void **room, mhk_index n, int (*compare)(const void *, const void *)) {
   const void **from = x, **to = room, **swap;
@@ -9029,7 +9032,7 @@ static void mhk__sort(const void **x, const void **room, mhk_index n, int (*comp
   if (from != x) memcpy(x, from, (size_t)n * sizeof *x);
 }
 
-/* bytes of the valid UTF-8 character at the start of s; 0 if there is none */
+/* length of the valid UTF-8 character at the start of s, 0 if there is none */
 static size_t mhk__utf8_length(const unsigned char *s, size_t n) {
   if (n == 0) return 0;
   const unsigned c = s[0];
@@ -9057,7 +9060,7 @@ static int mhk__utf8_valid(const char *text, size_t n) {
 }
 #endif
 
-/* writes one code point, returns its bytes (1 to 4) */
+/* writes one code point and returns its length (1 to 4) */
 static size_t mhk__utf8_put(char *out, uint32_t c) {
   if (c < 0x80) {
     out[0] = (char)c;
@@ -9082,7 +9085,7 @@ static size_t mhk__utf8_put(char *out, uint32_t c) {
 }
 
 #ifndef MOHAWK_NO_STDIO
-/* the whole file, mapped, or an error that names it */
+/* maps the whole file, or sets an error that names it */
 static int mhk__bytes_open_or_fail(mhk_context *ctx, const char *path, mhk__bytes *out) {
   memset(out, 0, sizeof *out);
   if (mhk_failed(ctx)) return 0;
@@ -9091,7 +9094,7 @@ static int mhk__bytes_open_or_fail(mhk_context *ctx, const char *path, mhk__byte
   return error == 0;
 }
 
-/* the same, read into memory of an arena */
+/* the same, but reads into memory of an arena */
 static int mhk__bytes_read(mhk_context *ctx, mhk__arena *a, const char *path, mhk__bytes *out) {
   mhk__handle file;
   size_t n;
@@ -9117,13 +9120,13 @@ static int mhk__bytes_read_or_fail(mhk_context *ctx, mhk__arena *a, const char *
   return !mhk_failed(ctx);
 }
 
-/* what went wrong while writing is an error that names the file */
+/* turns a failure to write into an error that names the file */
 static int mhk__output_ok(mhk_context *ctx, const mhk__output *o) {
   if (o->error && !mhk_failed(ctx)) mhk_fail(ctx, MHK_ERROR_FILE, "cannot write %s: %s", o->path, mhk__output_why(o));
   return !mhk_failed(ctx);
 }
 
-/* ends a file that was written, kept unless the context has failed */
+/* closes a written file and keeps it unless the context has failed */
 static mhk_result mhk__output_close_or_fail(mhk_context *ctx, mhk__output *o) {
   const int keep = !mhk_failed(ctx);
   mhk__output_close(o, keep);
@@ -9141,7 +9144,7 @@ static int mhk__ends_with(const char *text, const char *end) {
 
 /* ---- numbers: text to double and back, whatever the locale says about decimal points */
 
-/* Below 0, 0 or above 0 as x is below, at or above m * 2^e. */
+/* Compares x with m * 2^e: below 0, 0 or above 0. */
 static int mhk__number_against(const mhk__number *x, uint64_t m, int e) {
   mhk__number y;
   mhk__decimal(m, e, &y);
@@ -9153,10 +9156,10 @@ static int mhk__number_against(const mhk__number *x, uint64_t m, int e) {
   return 0;
 }
 
-/* The double nearest to x, which has digits; ties to even. Starts from a guess, and moves on until
-   x lies between the points halfway to its neighbours. */
+/* The double nearest to x, which has digits; ties to even. Starts from a guess and moves until x
+   lies between the midpoints to the neighbors. */
 static double mhk__nearest_double(const mhk__number *x, double guess) {
-  const uint64_t least = (uint64_t)1 << 52; /* of a normal number; the one below it is half as far away */
+  const uint64_t least = (uint64_t)1 << 52; /* for a normal number; the neighbor below is half as far away */
   int e;
   uint64_t m = mhk__mantissa(guess < DBL_MAX ? guess : DBL_MAX, &e);
   for (; m && e < -1074; e++) m /= 2;
@@ -9177,7 +9180,7 @@ static double mhk__nearest_double(const mhk__number *x, double guess) {
   }
 }
 
-/* x * 10^power, exact where both factors and the result are */
+/* x * 10^power, exact if both factors and the result are exact */
 static double mhk__scale_ten(double x, int power) {
   static const double powers[] = {1e1, 1e2, 1e4, 1e8, 1e16, 1e32, 1e64, 1e128, 1e256};
   double factor = 1.0;
@@ -9190,10 +9193,10 @@ static double mhk__scale_ten(double x, int power) {
   return power < 0 ? x / factor : x * factor;
 }
 
-/* The number at the start of text, in JSON's grammar, or Infinity; correctly rounded. */
+/* Reads a number in JSON's grammar, or Infinity, at the start of text; correctly rounded. */
 static double mhk__parse_double(const char *text, size_t length) {
   mhk__number d;
-  int exponent = 0, fraction = 0, dropped = 0; /* exponent: of the last digit kept */
+  int exponent = 0, fraction = 0, dropped = 0; /* exponent of the last digit kept */
   uint64_t mantissa = 0;
   size_t i = 0;
   const int negative = length > 0 && text[0] == '-';
@@ -9220,7 +9223,7 @@ static double mhk__parse_double(const char *text, size_t length) {
       if (written < 100000000) written = written * 10 + (text[i] - '0');
     exponent += minus ? -written : written;
   }
-  if (dropped) { /* what follows the digits only makes the number a little larger */
+  if (dropped) { /* the digits after those kept only make the number a little larger */
     d.digits[d.n++] = '1';
     exponent--;
   }
@@ -9239,8 +9242,8 @@ static double mhk__parse_double(const char *text, size_t length) {
   return negative ? -x : x;
 }
 
-/* A double as text that reads back to the same bits, with few digits, as Python prints it: 1e-05,
-   0.1, 10000.0. Returns the length. */
+/* Writes a double as short text that reads back to the same bits, in Python's format: 1e-05, 0.1,
+   10000.0. Returns the length. */
 static size_t mhk__format_double(double value, char out[32]) {
   mhk__number all, d;
   int e = 0;
@@ -9275,21 +9278,21 @@ typedef enum mhk__json_type {
   MHK__JSON_OBJECT
 } mhk__json_type;
 
-/* One value. Children of arrays and objects are a list in the order of the file: for (x = v->first;
-   x; x = x->next). */
+/* One value. The children of arrays and objects are a list in file order: for (x = v->first; x; x =
+   x->next). */
 typedef struct mhk__json {
   struct mhk__json *next, *first;
   const char *key;           /* members of objects: the key, UTF-8, 0-terminated; else NULL */
   const char *text;          /* strings: the UTF-8 text; numbers: as written; both 0-terminated */
   size_t key_length, length; /* bytes of key and text (a string may hold 0 bytes) */
-  size_t at;                 /* where in the text, in bytes */
+  size_t at;                 /* byte offset in the text */
   mhk_index count;           /* arrays and objects: how many children */
   mhk__json_type type;
-  int seen;                  /* a setting that was asked for */
+  int seen;                  /* a setting that was read */
 } mhk__json;
 
 #define MHK__JSON_DEPTH 100  /* brackets inside brackets */
-#define MHK__JSON_INFINITY 1 /* flag: the words Infinity and -Infinity are numbers, as Python writes them */
+#define MHK__JSON_INFINITY 1 /* flag: accept Infinity and -Infinity as numbers, as Python writes them */
 
 typedef struct mhk__json_reader {
   mhk_context *ctx;
@@ -9298,7 +9301,7 @@ typedef struct mhk__json_reader {
   size_t n, at;
   const char *where;
   int flags;
-  char *pool;       /* unescaped text: never longer than what it was written as */
+  char *pool;       /* unescaped text: never longer than its escaped form */
   mhk__json *nodes; /* unused nodes of the last block */
   int nodes_left, block;
 } mhk__json_reader;
@@ -9338,7 +9341,7 @@ static int mhk__json_hex4(const mhk__json_reader *r, size_t at, uint32_t *out) {
   return 1;
 }
 
-/* the string whose opening quote is at r->at */
+/* reads the string whose opening quote is at r->at */
 static int mhk__json_text(mhk__json_reader *r, const char **text, size_t *length) {
   char *start = r->pool, *out = r->pool;
   size_t i = r->at + 1;
@@ -9524,7 +9527,7 @@ static int mhk__json_keys_differ(mhk__json_reader *r, const mhk__json *object) {
   return twice == NULL;
 }
 
-/* The tree of a text, in the arena; it does not need the text any more. where names the text in
+/* Parses a text into a tree in the arena, which does not refer to the text. where names the text in
    errors. */
 static mhk__json *mhk__json_parse(mhk_context *ctx, mhk__arena *a, const char *json, size_t length, const char *where,
                                   int flags) {
@@ -9547,7 +9550,7 @@ static mhk__json *mhk__json_parse(mhk_context *ctx, mhk__arena *a, const char *j
   }
   r.pool = (char *)mhk__arena_alloc(ctx, a, length + 1);
   if (!r.pool) return NULL;
-  for (;;) { /* one value a round, with what follows it */
+  for (;;) { /* one value per iteration, with what follows it */
     mhk__json *v = mhk__json_new(&r);
     int c, open = 0;
     if (!v) return NULL;
@@ -9592,7 +9595,7 @@ static mhk__json *mhk__json_parse(mhk_context *ctx, mhk__arena *a, const char *j
         return NULL;
     } else if (!mhk__json_read_number(&r, v))
       return NULL;
-    while (depth > 0) { /* commas and closing brackets, up to where the next value begins */
+    while (depth > 0) { /* commas and closing brackets up to the start of the next value */
       const int object = stack[depth - 1]->type == MHK__JSON_OBJECT;
       int comma = 0;
       mhk__json_space(&r);
@@ -9638,7 +9641,7 @@ static mhk__json *mhk__json_parse(mhk_context *ctx, mhk__arena *a, const char *j
   return root;
 }
 
-/* the member of an object, by linear search; NULL when object is NULL, something else, or has no
+/* the member of an object, by linear search; NULL if object is NULL, is not an object, or has no
    such key */
 static const mhk__json *mhk__json_get(const mhk__json *object, const char *key) {
   size_t n = strlen(key);
@@ -9660,7 +9663,7 @@ static double mhk__json_number(const mhk__json *x) {
   return x && x->type == MHK__JSON_NUMBER ? mhk__parse_double(x->text, x->length) : (double)NAN;
 }
 
-/* 1: x is a whole number (2048, also 2048.0 or 2e3) that fits */
+/* returns whether x is a whole number (2048, also 2048.0 or 2e3) that fits */
 static int mhk__json_integer(const mhk__json *x, int64_t *out) {
   uint64_t value = 0, most = (uint64_t)INT64_MAX;
   double d;
@@ -9689,10 +9692,9 @@ static int mhk__json_integer(const mhk__json *x, int64_t *out) {
 typedef struct mhk__writer {
   mhk_context *ctx;
   mhk__arena *arena;
-  char *data; /* always 0-terminated; NULL before the first byte and after a failure */
+  char *data; /* always 0-terminated; NULL before the first byte and after an error */
   size_t length, room;
-  /* of the JSON being written: brackets open, no spaces and line ends, nothing in this bracket
-     yet */
+  /* state of the JSON: open brackets, no spaces and newlines, current bracket still empty */
   int depth, compact, fresh;
 } mhk__writer;
 
@@ -9756,7 +9758,7 @@ static void mhk__write_double(mhk__writer *w, double value) {
   mhk__write_bytes(w, text, mhk__format_double(value, text));
 }
 
-/* quoted and escaped; bytes that are no UTF-8 become U+FFFD */
+/* quotes and escapes; bytes that are not UTF-8 become U+FFFD */
 static void mhk__write_string(mhk__writer *w, const char *text, size_t length) {
   size_t i = 0, from = 0;
   mhk__write_bytes(w, "\"", 1);
@@ -9795,21 +9797,21 @@ static void mhk__write_line(mhk__writer *w) {
   for (int i = 0; i < w->depth; i++) mhk__write_bytes(w, "  ", 2);
 }
 
-/* before each value of an array */
+/* call before each value of an array */
 static void mhk__write_item(mhk__writer *w) {
   if (!w->fresh) mhk__write_bytes(w, ",", 1);
   w->fresh = 0;
   mhk__write_line(w);
 }
 
-/* before each value of an object */
+/* call before each value of an object */
 static void mhk__write_key(mhk__writer *w, const char *key) {
   mhk__write_item(w);
   mhk__write_string(w, key, strlen(key));
   mhk__write_text(w, w->compact ? ":" : ": ");
 }
 
-/* open '{' or '[' as a value; close '}' or ']' */
+/* opens '{' or '[' as a value; closes '}' or ']' */
 static void mhk__write_open(mhk__writer *w, char bracket) {
   mhk__write_bytes(w, &bracket, 1);
   w->depth++;
@@ -9852,7 +9854,7 @@ static uint16_t mhk__pack_f16(float x) {
   uint32_t bits = mhk__float_bits(x), sign = (bits >> 16) & 0x8000u, rest, half, drop, out;
   bits &= 0x7FFFFFFFu;
   if (bits > 0x7F800000u) return (uint16_t)(sign | 0x7E00u);
-  if (bits >= 0x477FF000u) return (uint16_t)(sign | 0x7C00u); /* 65520 and more round to infinity */
+  if (bits >= 0x477FF000u) return (uint16_t)(sign | 0x7C00u); /* values from 65520 round to infinity */
   if (bits >= 0x38800000u) {                                  /* normal */
     out = (bits - 0x38000000u) >> 13;
     rest = bits & 0x1FFFu;
@@ -9877,7 +9879,7 @@ static uint64_t mhk__little(const unsigned char *p, size_t bytes) {
   return x;
 }
 
-/* n elements of a little-endian array as mhk_real */
+/* reads n elements of a little-endian array as mhk_real */
 static void mhk__unpack(mhk_dtype dtype, const void *data, mhk_index n, mhk_real *out) {
   const unsigned char *p = (const unsigned char *)data;
   const size_t size = mhk_dtype_bytes(dtype);
@@ -9906,7 +9908,7 @@ static void mhk__unpack(mhk_dtype dtype, const void *data, mhk_index n, mhk_real
   }
 }
 
-/* n elements from the host's byte order to little-endian, or back; out may be data */
+/* converts n elements from the byte order of the host to little-endian or back; out may be data */
 static void mhk__turn(const void *data, mhk_index n, size_t size, void *out) {
   const unsigned char *from = (const unsigned char *)data;
   unsigned char *to = (unsigned char *)out;
@@ -9938,7 +9940,7 @@ static void mhk__unpack_host(mhk_dtype dtype, const void *data, mhk_index n, mhk
 
 /* ---- safetensors in */
 
-#define MHK__HEADER_MOST 100000000 /* bytes, the limit of the reference implementation */
+#define MHK__HEADER_MOST 100000000 /* bytes: the limit of the reference implementation */
 
 typedef struct mhk__metadata {
   struct mhk__metadata *next;
@@ -9952,8 +9954,8 @@ typedef struct mhk__shard {
 } mhk__shard;
 
 typedef struct mhk__stored {
-  mhk_stored t; /* first: what the caller sees */
-  const char *type;  /* as the file spells it, where t.dtype is 0 */
+  mhk_stored t; /* first: the part that the caller sees */
+  const char *type;  /* type name from the file, if t.dtype is 0 */
   int shard;
   size_t begin, end;
 } mhk__stored;
@@ -9988,7 +9990,7 @@ static int mhk__stored_place_order(const void *a, const void *b) {
   return x->end < y->end ? -1 : x->end > y->end;
 }
 
-/* one entry of a header */
+/* reads one entry of a header */
 static int mhk__read_entry(mhk_file *f, const char *path, const mhk__json *x, size_t room, mhk__stored *out) {
   mhk_context *ctx = f->object.ctx;
   const mhk__json *dtype = mhk__json_get(x, "dtype"), *shape = mhk__json_get(x, "shape"),
@@ -10043,8 +10045,8 @@ static int mhk__read_entry(mhk_file *f, const char *path, const mhk__json *x, si
   return out->t.name != NULL;
 }
 
-/* Reads the header of a shard; its tensors go to *entries, *n of them. Scratch is the caller's to
-   rewind. */
+/* Reads the header of a shard and returns its *n tensors in *entries. The caller rewinds
+   scratch. */
 static int mhk__read_header(mhk_file *f, int shard, mhk__stored **entries, int *n) {
   mhk_context *ctx = f->object.ctx;
   const char *path = f->shards[shard].path;
@@ -10108,7 +10110,7 @@ static int mhk__read_header(mhk_file *f, int shard, mhk__stored **entries, int *
     e->t.data = b->data + 8 + (size_t)length + e->begin;
     order[i++] = e;
   }
-  /* the tensors must cover the data without holes or overlaps: nothing hidden, nothing shared */
+  /* the tensors must cover the data without gaps or overlaps, so nothing is hidden or shared */
   mhk__sort(order, order + count, count, mhk__stored_place_order);
   for (i = 0; i < count; i++) {
     const mhk__stored *e = (const mhk__stored *)order[i];
@@ -10138,12 +10140,12 @@ static int mhk__read_header(mhk_file *f, int shard, mhk__stored **entries, int *
 #define MHK__ZIP_DIRECTORY 0x02014B50u /* an entry of the directory, */
 #define MHK__ZIP_END 0x06054B50u       /* its end, */
 #define MHK__ZIP_END64 0x06064B50u     /* its end with sizes of 64 bits */
-#define MHK__ZIP_LOCATOR 0x07064B50u   /* and where that is */
-#define MHK__PICKLE_MOST ((size_t)1 << 23) /* bytes: room for about 50000 tensors */
+#define MHK__ZIP_LOCATOR 0x07064B50u   /* and the position of that end */
+#define MHK__PICKLE_MOST ((size_t)1 << 23) /* bytes: enough for about 50000 tensors */
 
 typedef struct mhk__packed {
   const unsigned char *name;
-  size_t name_length, header, begin, bytes; /* header: where the entry starts; begin: where its bytes do */
+  size_t name_length, header, begin, bytes; /* header: offset of the entry; begin: offset of its bytes */
   uint32_t crc;                             /* 0: unknown */
 } mhk__packed;
 
@@ -10157,7 +10159,7 @@ static int mhk__packed_name_order(const void *a, const void *b) {
   return mhk__text_order((const char *)x->name, x->name_length, (const char *)y->name, y->name_length);
 }
 
-/* text from a file as part of a message: what is not printable becomes '?' */
+/* text from a file for a message: '?' replaces what is not printable */
 static const char *mhk__printable(const unsigned char *text, size_t length, char out[64]) {
   size_t i, n = length < 60 ? length : 60;
   for (i = 0; i < n; i++) out[i] = (char)(text[i] >= 0x20 && text[i] < 0x7F ? text[i] : '?');
@@ -10165,7 +10167,7 @@ static const char *mhk__printable(const unsigned char *text, size_t length, char
   return out;
 }
 
-/* one entry of the directory, `left` bytes before its end; the bytes it takes, or 0 */
+/* reads one entry of the directory, `left` bytes before its end; returns its length, or 0 */
 static size_t mhk__zip_entry(mhk_context *ctx, const char *path, const mhk__bytes *b, size_t directory,
                              const unsigned char *p, size_t left, mhk__packed *out) {
   size_t at;
@@ -10183,7 +10185,7 @@ static size_t mhk__zip_entry(mhk_context *ctx, const char *path, const mhk__byte
   const size_t whole = 46 + name + extra + (size_t)mhk__little(p + 32, 2);
   if (whole > left) return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: its zip directory is damaged", path), (size_t)0;
   mhk__printable(p + 46, name, shown);
-  /* sizes that need 64 bits stand in the field of id 1, in this order */
+  /* sizes that need 64 bits are in the field with id 1, in this order */
   for (x = p + 46 + name, at = 0; extra - at >= 4;) {
     const size_t id = (size_t)mhk__little(x + at, 2), end = at + 4 + (size_t)mhk__little(x + at + 2, 2);
     if (end > extra) break;
@@ -10230,14 +10232,14 @@ static size_t mhk__zip_entry(mhk_context *ctx, const char *path, const mhk__byte
   return whole;
 }
 
-/* The entries of an archive, sorted by name, none twice, none over another. In scratch. */
+/* Reads the entries of an archive into scratch, sorted by name, without duplicates or overlaps. */
 static const mhk__packed **mhk__zip_entries(mhk_context *ctx, const char *path, const mhk__bytes *b, mhk_index *count) {
   const size_t least = b->size > 65557 ? b->size - 65557 : 0;
   size_t end, at, size, whole;
   mhk__packed *entries;
   mhk_index i;
   char shown[64];
-  for (end = b->size >= 22 ? b->size - 22 : 0; b->size >= 22; end--) { /* a comment of any length may stand behind it */
+  for (end = b->size >= 22 ? b->size - 22 : 0; b->size >= 22; end--) { /* a comment of any length may follow it */
     if (mhk__little(b->data + end, 4) == MHK__ZIP_END && mhk__little(b->data + end + 20, 2) == b->size - end - 22)
       break;
     if (end == least) break;
@@ -10294,7 +10296,7 @@ static const mhk__packed **mhk__zip_entries(mhk_context *ctx, const char *path, 
   return (const mhk__packed **)order;
 }
 
-/* CRC-32 as zip has it (ISO 3309) */
+/* CRC-32 of zip (ISO 3309) */
 static uint32_t mhk__crc32(const unsigned char *p, size_t n) {
   uint32_t table[16], crc = 0xFFFFFFFFu, i;
   for (i = 0; i < 16; i++) {
@@ -10311,7 +10313,7 @@ static uint32_t mhk__crc32(const unsigned char *p, size_t n) {
 }
 
 typedef enum mhk__pickled_type {
-  MHK__PICKLED_OTHER = 1, /* None, lists, floats: what tensors do not need */
+  MHK__PICKLED_OTHER = 1, /* None, lists, floats: values that tensors do not need */
   MHK__PICKLED_MARK,
   MHK__PICKLED_BOOL,
   MHK__PICKLED_INTEGER,
@@ -10336,7 +10338,7 @@ typedef struct mhk__pickled {
   struct mhk__pickled *first, *last, *next; /* pairs of the dictionary */
   struct mhk__pickled *key, *value;         /* of the pair */
   mhk_index shape[MHK_MAX_RANK], stride[MHK_MAX_RANK], count; /* tensors; strides in elements */
-  int rank, gather;             /* gather: the elements do not stand in order */
+  int rank, gather;             /* gather: the elements are not in order */
 } mhk__pickled;
 
 typedef struct mhk__unpickler {
@@ -10348,7 +10350,7 @@ typedef struct mhk__unpickler {
   const unsigned char *prefix; /* of all entries' names */
   size_t prefix_length;
   const unsigned char *p;
-  size_t n, at, op; /* op: where the instruction stands */
+  size_t n, at, op; /* op: offset of the instruction */
   mhk__pickled **stack, **memo;
   size_t depth, stack_room, memo_room;
   mhk__pickled *spare;
@@ -10381,7 +10383,7 @@ static mhk__pickled *mhk__pickle_node(mhk__unpickler *r, mhk__pickled_type type)
   return x;
 }
 
-/* room for `need` pointers in a list */
+/* reserves room for `need` pointers in a list */
 static int mhk__pickle_room(mhk__unpickler *r, mhk__pickled ***list, size_t *room, size_t need) {
   size_t more = *room ? *room : 64;
   mhk__pickled **larger;
@@ -10401,7 +10403,7 @@ static int mhk__pickle_push(mhk__unpickler *r, mhk__pickled *x) {
   return 1;
 }
 
-/* the value on top, which must be of a type (0: any but a mark) */
+/* the top value, which must have a type (0: any except a mark) */
 static mhk__pickled *mhk__pickle_top(mhk__unpickler *r, int type, const char *what) {
   mhk__pickled *x = r->depth ? r->stack[r->depth - 1] : NULL;
   if (x && (type ? (int)x->type == type : x->type != MHK__PICKLED_MARK)) return x;
@@ -10416,8 +10418,8 @@ static mhk__pickled *mhk__pickle_pop(mhk__unpickler *r, int type, const char *wh
   return x;
 }
 
-/* takes off everything down to the last mark, and the mark; what was taken stays at *items until
-   something is pushed */
+/* pops everything down to the last mark, and the mark; the popped values stay at *items until the
+   next push */
 static int mhk__pickle_marked(mhk__unpickler *r, mhk__pickled ***items, size_t *n) {
   size_t at = r->depth;
   while (at > 0 && r->stack[at - 1]->type != MHK__PICKLED_MARK) at--;
@@ -10459,7 +10461,7 @@ static int mhk__pickled_is(const mhk__pickled *x, const char *text) {
 
 static int mhk__pickle_global(mhk__unpickler *r) {
   static const struct {
-    char name[40]; /* module and name, as they stand in the file */
+    char name[40]; /* module and name, as in the file */
     mhk__pickled_type type;
     mhk_dtype dtype;
   } known[] = {{"collections\nOrderedDict\n", MHK__PICKLED_ORDERED_DICTIONARY, MHK_F32},
@@ -10496,7 +10498,7 @@ static int mhk__pickle_global(mhk__unpickler *r) {
                           shown);
 }
 
-/* ("storage", type, key, location, elements): the bytes of the entry data/key */
+/* ("storage", type, key, location, elements): the bytes of entry data/key */
 static int mhk__pickle_storage(mhk__unpickler *r) {
   mhk__pickled *args = mhk__pickle_pop(r, MHK__PICKLED_TUPLE, "a tuple that describes a storage"), **x, *out;
   char name[300], shown[64];
@@ -10620,7 +10622,7 @@ static int mhk__pickle_reduce(mhk__unpickler *r) {
   }
 }
 
-/* reads the next n bytes: where they stand */
+/* returns the next n bytes and moves past them */
 static const unsigned char *mhk__pickle_take(mhk__unpickler *r, uint64_t n) {
   const unsigned char *p = r->p + r->at;
   if (n > r->n - r->at) {
@@ -10651,7 +10653,7 @@ static int mhk__pickle_memo(mhk__unpickler *r, size_t bytes, int put) {
   const unsigned char *p = mhk__pickle_take(r, bytes);
   if (!p) return 0;
   const size_t at = (size_t)mhk__little(p, bytes);
-  if (put) { /* places are numbered as they are used, so a number is never above that of the bytes read */
+  if (put) { /* memo numbers are assigned in order, so none is above the number of bytes read */
     mhk__pickled *x = mhk__pickle_top(r, 0, "a value to keep");
     if (!x) return 0;
     if (at >= r->at)
@@ -10666,7 +10668,7 @@ static int mhk__pickle_memo(mhk__unpickler *r, size_t bytes, int put) {
   return mhk__pickle_push(r, r->memo[at]);
 }
 
-/* one instruction: 1 to go on, 0 on errors */
+/* runs one instruction; returns 1 to continue, 0 on errors */
 static int mhk__pickle_step(mhk__unpickler *r, int code) {
   mhk__pickled *x, *y, **items = NULL;
   const unsigned char *p;
@@ -10721,7 +10723,7 @@ static int mhk__pickle_step(mhk__unpickler *r, int code) {
     case 'c': return mhk__pickle_global(r);
     case 'Q': return mhk__pickle_storage(r);
     case 'R': return mhk__pickle_reduce(r);
-    case 'b': /* attributes of an OrderedDict: versions of modules */
+    case 'b': /* the attributes of an OrderedDict hold versions of modules */
       return mhk__pickle_pop(r, 0, "attributes") &&
              mhk__pickle_top(r, MHK__PICKLED_DICTIONARY, "a dictionary that gets attributes");
     default:
@@ -10731,7 +10733,7 @@ static int mhk__pickle_step(mhk__unpickler *r, int code) {
   }
 }
 
-/* what the pickle makes, or NULL */
+/* the result of the pickle, or NULL */
 static mhk__pickled *mhk__unpickle(mhk__unpickler *r) {
   if (r->n < 2 || r->p[0] != 0x80 || r->p[1] != 2) {
     mhk__pickle_fail(r, MHK_ERROR_UNSUPPORTED, "only protocol 2 is supported, which torch.save writes");
@@ -10756,14 +10758,13 @@ static mhk__pickled *mhk__unpickle(mhk__unpickler *r) {
   return mhk__pickle_top(r, MHK__PICKLED_DICTIONARY, "a dictionary of tensors");
 }
 
-/* pairs by key; the same key again is found at once, so that time does not grow with what is
-   shared */
+/* pairs sorted by key; finds a repeated key at once, so that time does not grow with sharing */
 static int mhk__pickled_key_order(const void *a, const void *b) {
   const mhk__pickled *x = ((const mhk__pickled *)a)->key, *y = ((const mhk__pickled *)b)->key;
   return x == y ? 0 : mhk__text_order((const char *)x->bytes, (size_t)x->n, (const char *)y->bytes, (size_t)y->n);
 }
 
-/* the elements of a tensor in order, copied into the file's memory */
+/* copies the elements of a tensor, in order, into the memory of the file */
 static const void *mhk__pickled_gather(mhk_file *f, const mhk__pickled *x) {
   const size_t size = mhk_dtype_bytes(x->dtype);
   unsigned char *out = (unsigned char *)mhk__arena_zeros(f->object.ctx, &f->object.arena, x->count, size), *to = out;
@@ -10780,8 +10781,7 @@ static const void *mhk__pickled_gather(mhk_file *f, const mhk__pickled *x) {
   return out;
 }
 
-/* Reads an archive of PyTorch as mhk__read_header() reads a header. Scratch is the caller's to
-   rewind. */
+/* Reads a PyTorch archive as mhk__read_header() reads a header. The caller rewinds scratch. */
 static int mhk__read_archive(mhk_file *f, int shard, mhk__stored **entries, int *n) {
   mhk_context *ctx = f->object.ctx;
   const char *path = f->shards[shard].path;
@@ -10847,7 +10847,7 @@ static int mhk__read_archive(mhk_file *f, int shard, mhk__stored **entries, int 
   const void **order = (const void **)mhk__scratch(ctx, count, 2 * sizeof(void *));
   if (!order) return 0;
   for (x = root->first, i = 0; x; x = x->next) {
-    if (x->value->type != MHK__PICKLED_TENSOR) continue; /* a step counter or the like */
+    if (x->value->type != MHK__PICKLED_TENSOR) continue; /* for example a step counter */
     if (x->key->type != MHK__PICKLED_TEXT || x->key->n == 0 || x->key->n > 4096 ||
         memchr(x->key->bytes, 0, (size_t)x->key->n) || !mhk__utf8_valid((const char *)x->key->bytes, (size_t)x->key->n))
       return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: tensor %lld has no usable name", path, (long long)i), 0;
@@ -10901,8 +10901,8 @@ static mhk_file *mhk__file_new(mhk_context *ctx, const char *path, mhk_index sha
   return f;
 }
 
-/* All shards are mapped: reads their headers and sorts the names. Scratch is the caller's to
-   rewind. */
+/* Reads the headers of all shards, which are mapped, and sorts the names. The caller rewinds
+   scratch. */
 static int mhk__file_finish(mhk_file *f) {
   mhk_context *ctx = f->object.ctx;
   mhk__stored **lists = (mhk__stored **)mhk__scratch(ctx, f->n_shards, sizeof(void *));
@@ -10945,7 +10945,7 @@ static int mhk__shard_name_order(const void *a, const void *b) {
   return mhk__text_order(x->text, x->length, y->text, y->length);
 }
 
-/* A shard lies beside its index: a name that leads elsewhere is refused. */
+/* A shard must be in the folder of its index: a name that leads elsewhere is refused. */
 static int mhk__plain_name(const mhk__json *x) {
   const char *s = mhk__json_string(x);
   if (!s || x->length == 0 || strlen(s) != x->length || s[0] == '.') return 0;
@@ -10953,7 +10953,7 @@ static int mhk__plain_name(const mhk__json *x) {
 }
 #endif
 
-/* place of a tensor among the sorted ones; -1: absent */
+/* index of a tensor in sorted order; -1 if absent */
 static int mhk__file_index(const mhk_file *f, const char *name) {
   int low = 0, high = f->n;
   while (low < high) {
@@ -10975,7 +10975,8 @@ static int mhk__shard_open(mhk_file *f, int shard, int read) {
               : mhk__bytes_open_or_fail(ctx, x->path, &x->bytes);
 }
 
-/* folder: where the index stands, "" for here; read: shards are read, not mapped */
+/* folder: the folder of the index, "" for the current one; read: read shards instead of mapping
+   them */
 static mhk_file *mhk__file_open_index(mhk_context *ctx, const char *path, const char *folder, int read) {
   mhk__mark mark = mhk__scratch_mark(ctx);
   mhk__bytes text;
@@ -11025,7 +11026,7 @@ static mhk_file *mhk__file_open_index(mhk_context *ctx, const char *path, const 
     if (!mhk__shard_open(f, s, read)) goto done;
   }
   if (!mhk__file_finish(f)) goto done;
-  /* index and shards must say the same */
+  /* index and shards must agree */
   for (x = map->first; x; x = x->next) {
     const int at = memchr(x->key, 0, x->key_length) ? -1 : mhk__file_index(f, x->key);
     if (at < 0 || strcmp(f->shards[f->sorted[at]->shard].name, x->text) != 0) {
@@ -11056,9 +11057,10 @@ done:
 }
 #endif
 
-#define MHK__PATH_MOST 1000 /* bytes of a path, so that names and endings can be put behind it */
+#define MHK__PATH_MOST 1000 /* limit on the length of a path, so that names and endings can be appended */
 
-/* one file, given as the caller's bytes, or data NULL: mapped, or read where bytes is not 0 */
+/* opens one file: the bytes of the caller, or if data is NULL, maps it, or reads it if bytes is not
+   0 */
 static mhk_file *mhk__file_open_single(mhk_context *ctx, const char *path, const void *data, size_t bytes) {
   mhk__mark mark = mhk__scratch_mark(ctx);
   mhk_file *f = mhk__file_new(ctx, path, 1);
@@ -11144,7 +11146,7 @@ MHKDEF const mhk_stored *mhk_file_find(const mhk_file *f, const char *name) {
   return f && name ? mhk_file_at(f, mhk__file_index(f, name)) : NULL;
 }
 
-/* the file that a tensor of f is in */
+/* the file that contains a tensor of f */
 static const char *mhk__file_path_of(const mhk_file *f, const mhk_stored *x) {
   return f->shards[((const mhk__stored *)(const void *)x)->shard].path;
 }
@@ -11211,11 +11213,10 @@ MHKDEF mhk_result mhk_file_read_i32(mhk_context *ctx, const mhk_stored *x, int32
 #ifndef MOHAWK_NO_STDIO
 /* ---- safetensors out */
 
-/* A tensor to be written as type dtype from host memory that has the type from. data NULL: eight
-   bytes of type U8, which are the checksum (XXH64, little-endian) of all before them; the order
-   puts them last where no other tensor has elements of one byte. The types differ only when from is
-   MHK_REAL, a float type or a quantized one (data is then the mhk_tensor), and dtype is F32, F16 or
-   BF16. */
+/* A tensor to write as type dtype from host memory of type from. If data is NULL, it is eight bytes
+   of type U8 with the checksum (XXH64, little-endian) of all data before them; the order puts them
+   last if no other tensor has one-byte elements. The types may differ if from is MHK_REAL, a float
+   type or a quantized one (data is then the mhk_tensor) and dtype is F32, F16 or BF16. */
 typedef struct mhk__outgoing {
   const char *name;
   mhk_dtype dtype, from;
@@ -11237,8 +11238,8 @@ static void mhk__outgoing_set(mhk__outgoing *o, const char *name, mhk_dtype dtyp
   o->data = data;
 }
 
-/* first the tensors that fill whole cache lines, so that all of them start at one; then large
-   elements before small ones, so that each is aligned to its element; then by name */
+/* Tensors that fill whole cache lines come first, so they all start at one. Then large elements
+   come before small ones, so each tensor is aligned to its elements. Then the order is by name. */
 static int mhk__outgoing_order(const void *a, const void *b) {
   const mhk__outgoing *x = (const mhk__outgoing *)a, *y = (const mhk__outgoing *)b;
   const size_t p = mhk_dtype_bytes(x->dtype), q = mhk_dtype_bytes(y->dtype);
@@ -11250,7 +11251,7 @@ static int mhk__outgoing_name_order(const void *a, const void *b) {
   return strcmp(((const mhk__outgoing *)a)->name, ((const mhk__outgoing *)b)->name);
 }
 
-#define MHK__OUT_BLOCK 4096 /* elements converted at a time */
+#define MHK__OUT_BLOCK 4096 /* elements per conversion */
 
 static mhk_result mhk__write_outgoing(mhk_context *ctx, mhk__output *out, const mhk__outgoing *x) {
   const size_t from = mhk_dtype_bytes(x->from), to = mhk_dtype_bytes(x->dtype);
@@ -11305,8 +11306,8 @@ static mhk_result mhk__write_outgoing(mhk_context *ctx, mhk__output *out, const 
   return mhk_error(ctx);
 }
 
-/* Writes all of it into out, which the caller closes whatever happened. metadata: n_metadata pairs
-   key, value; lengths of the values, or NULL for 0-terminated ones */
+/* Writes everything into out, which the caller closes in any case. metadata: n_metadata pairs of
+   key and value; lengths: of the values, or NULL if they are 0-terminated */
 static mhk_result mhk__file_put(mhk_context *ctx, mhk__output *out, const char *path, int n,
                                 const mhk__outgoing *tensors, int n_metadata, const char *const *metadata,
                                 const size_t *lengths) {
@@ -11469,8 +11470,8 @@ MHKDEF mhk_result mhk_file_write(mhk_context *ctx, const char *path, int n, cons
 #define MHK__NUMBER 2u
 #define MHK__SPACE 3u
 
-/* Unicode 16.0: general categories L* and N*, and White_Space, as runs of code points from U+0000
-   on, each 4 * length + class. What comes after the last run is MHK__OTHER. */
+/* Unicode 16.0: general categories L* and N*, and White_Space, as runs of code points from U+0000,
+   each 4 * length + class. Everything after the last run is MHK__OTHER. */
 static const uint16_t mhk__class_runs[] = {
     36,   23,    72,   7,     60,    42,    28,    105,  24,   105,   40,   7,     104,   7,     36,    5,     28,
     10,   4,     5,    12,    6,     5,     4,     14,   4,    93,    4,    125,   4,     1833,  16,    49,    56,
@@ -11568,16 +11569,16 @@ static const uint16_t mhk__class_runs[] = {
     69,   20,    13,   4,     21,    4,     69,    2320, 54,   11148, 42,   4120,  65533, 65533, 39817, 128,   16617,
     24,   889,   8,    23049, 56,    29893, 60,    2489, 9864, 2169,  6024, 19757, 20,    16769};
 
-/* Unicode 9.0, whose rules are those of Hugging Face's tokenizers; characters that came later stay
-   as they are. Numbers below 2^21, low digits first: digits 45 to 89 are 0 to 44 with more to
-   follow. 0 is '#'; '?' and '\\' are left out.
-   pairs: how many second parts of decompositions there are; each, from the one before. Then twice
-   (pairs that are composed again, others): how many; of each 2 * number of the second part + (code
-   points are left out), how many if so, the first part from that of the pair before.
-   rest: how many characters stand for one other; of each 2 * that one from the one before + (code
-   points are left out), how many if so. How many runs of one combining class there are; of each the
-   code points left out before, its length - 1, its class from the one before. "From" means 2 x, or
-   -2 x - 1 below 0. */
+/* Unicode 9.0, the version that Hugging Face's tokenizers follow; later characters stay unchanged.
+   Numbers are below 2^21 and start with the low digit: digits 45 to 89 mean 0 to 44 with more to
+   follow. 0 is '#'; '?' and '\\' are not used. pairs: the number of second parts of decompositions,
+   then each as a difference from the one before. Then twice (pairs that compose again, others):
+   their number; for each, 2 * index of the second part + (code points are skipped), how many if so,
+   and the first part as a difference from that of the pair before. rest: the number of characters
+   that stand for one other; for each, 2 * that one as a difference + (code points are skipped), and
+   how many if so. Then the number of runs of one combining class; for each, the code points skipped
+   before it, its length - 1, and its class as a difference. A difference x is 2 x, or -2 x - 1
+   below 0. */
 static const char mhk__nfc_pairs[] =
   "y$YF$T&q%fi.gi.Y%_%c$Q$6+p%u%/a$cA{@^$,+&]$|i$hj'nT)zX&Y`+ci.%cIfPXu$M9ayl%cZk%]GbB}f%ohh$jrT$%twj%z)U$T4[)w8{X&56"
   "_A7%bmh$kW$fmi$'vJV$R4S$V$a.q(Kn)a(D{4'^+Yo%+%jWi$V$u26=~qS$%%z7&]'z%##7#=#)#]$#C$'%'##7#)#%+##7#)#>$-%%##7#=#)#&%"
@@ -11645,7 +11646,7 @@ static const char mhk__nfc_rest[] =
   "#&}&####'v$#&3#';)w,&'#k'#v,&#&s%#'##&l(#'##&v%#'n%####&k%#'y@##o|,'2`$)Y-U_-#X-Yn%$k,#%j,&#Q-#'6+*+%'7#$6B&7_&%#V"
   "s$)#$3#%)#$$#$'#YU$)6e%(7##z,";
 
-/* the character at the start of n bytes and its length; 0 when there is no well-formed one */
+/* the character at the start of n bytes and its length; 0 if it is not well-formed */
 static size_t mhk__utf8_get(const unsigned char *p, size_t n, uint32_t *c) {
   const size_t length = mhk__utf8_length(p, n);
   if (length == 1) *c = p[0];
@@ -11663,7 +11664,7 @@ static int mhk__byte_of(uint32_t c) {
   return c == 323 ? 173 : -1;
 }
 
-/* the other way round, as UTF-8: one or two bytes */
+/* the inverse, as UTF-8: one or two bytes */
 static size_t mhk__byte_character(unsigned char byte, char *out) {
   uint32_t c = byte;
   if (c <= 32)
@@ -11677,33 +11678,33 @@ static size_t mhk__byte_character(unsigned char byte, char *out) {
 
 /* ----------------------------------------------------------------------------------- structures */
 
-/* what an id is: any of these; none: the id does not exist */
+/* flags of an id; 0: the id does not exist */
 #define MHK__TOKEN_VOCABULARY 1
-/* its text in the vocabulary stands for bytes; else the text is meant as it is, and no merge
-   reaches it */
+/* its text in the vocabulary stands for bytes; otherwise the text is literal and no merge makes
+   it */
 #define MHK__TOKEN_MAPPED 2
 #define MHK__TOKEN_ADDED 4
 
 typedef struct mhk__merge { uint32_t left, right, rank; } mhk__merge; /* a slot of the table; rank UINT32_MAX: empty */
 
 typedef struct mhk__added {
-  const char *text; /* as it is looked for: what is matched in normalized text is normalized itself */
+  const char *text; /* the text to search for; normalized if it is matched in normalized text */
   const char *content;
   size_t length, content_length;
-  int32_t id; /* -1: another of this text counts */
+  int32_t id; /* -1: another token with this text takes precedence */
   unsigned char lstrip, rstrip, special, normalized;
 } mhk__added;
 
-/* Sorted by text; those that start with byte b are first[b] up to first[b + 1]. */
+/* Sorted by text; tokens that start with byte b are first[b] up to first[b + 1]. */
 typedef struct mhk__added_set {
   const mhk__added **tokens;
   mhk_index n;
   mhk_index first[257];
 } mhk__added_set;
 
-/* words met before, with their ids: text is mostly made of few words */
+/* cache of words and their ids: most text consists of few words */
 #ifdef MOHAWK_NO_TRAINING
-#define MHK__WORD_BITS 6 /* prompts are short: 4 kB instead of 256 */
+#define MHK__WORD_BITS 6 /* prompts are short: 4 KB instead of 256 */
 #else
 #define MHK__WORD_BITS 12
 #endif
@@ -11716,19 +11717,20 @@ typedef struct mhk__word {
   int32_t ids[MHK__WORD_IDS];
 } mhk__word;
 
-/* Normalization to NFC. A character's entry: combining class; MHK__NFC_PART times 1 + the number of
-   its decomposition; whether it may join with a character before it; whether it never stays. */
+/* Normalization to NFC. The entry of a character: combining class; MHK__NFC_PART times 1 + the
+   index of its decomposition; whether it can compose with a character before it; whether NFC always
+   replaces it. */
 #define MHK__NFC_CLASS 0xFFu
 #define MHK__NFC_PART 0x100u
 #define MHK__NFC_JOINS 0x100000u
 #define MHK__NFC_GOES 0x200000u
-#define MHK__NFC_END 0x30000u /* no entries from here on */
+#define MHK__NFC_END 0x30000u /* no entries from here */
 #define MHK__NFC_HASH 2048u
 typedef struct mhk__nfc {
   unsigned char page[MHK__NFC_END / 64];
   uint32_t (*entries)[64];    /* page 0 is empty */
-  uint32_t (*parts)[3];       /* a character and what it stands for; [2] 0: one character */
-  uint16_t *pairs;            /* numbers + 1 of what composes, hashed by both parts; 0: empty */
+  uint32_t (*parts)[3];       /* a character and its decomposition; [2] is 0 if that is one character */
+  uint16_t *pairs;            /* indices + 1 of the pairs that compose, hashed by both parts; 0: empty */
 } mhk__nfc;
 
 struct mhk_tokenizer {
@@ -11737,7 +11739,7 @@ struct mhk_tokenizer {
   mhk_index n_classes;
   unsigned char ascii[128];
   int size;             /* the largest id + 1 */
-  char *bytes;          /* all tokens, each followed by a 0 */
+  char *bytes;          /* the bytes of all tokens, each followed by a 0 */
   uint32_t *at, *length; /* by id */
   unsigned char *kind;
   int32_t *slot_ids; /* the vocabulary hashed by bytes; -1: empty */
@@ -11746,11 +11748,11 @@ struct mhk_tokenizer {
   uint32_t merge_mask, n_merges;
   int32_t *merged; /* by rank */
   uint32_t byte_ids[256];
-  mhk__added_set added[2]; /* those looked for first (not normalized), and the others, looked for in what is left */
+  mhk__added_set added[2]; /* tokens to find first (not normalized), and tokens to find in the rest */
   mhk__word *words;
-  mhk__nfc *nfc; /* NULL: text is taken as it is */
+  mhk__nfc *nfc; /* NULL: text is not normalized */
   int prefix_space, use_regex, ignore_merges;
-  int cuts; /* text may be cut before any space that follows something else */
+  int cuts; /* text may be split before any space that follows another character */
   int32_t end, start;
   int puts_start; /* start goes before prompts */
   const char *json, *config; /* tokenizer.json; tokenizer_config.json or NULL */
@@ -11779,8 +11781,8 @@ static int mhk__classes_make(mhk_tokenizer *k) {
   return 1;
 }
 
-/* The class of the character at the start of n > 0 bytes, and how long it is. A byte that is part
-   of no character counts as one. */
+/* The class of the character at the start of n > 0 bytes, and its length. An invalid byte counts as
+   one character. */
 static unsigned mhk__class_at(const mhk_tokenizer *k, const unsigned char *p, size_t n, size_t *length) {
   uint32_t c = 0;
   mhk_index low = 0, high = k->n_classes;
@@ -11793,7 +11795,7 @@ static unsigned mhk__class_at(const mhk_tokenizer *k, const unsigned char *p, si
     *length = 1;
     return MHK__OTHER;
   }
-  while (high - low > 1) { /* the last run that does not start behind c */
+  while (high - low > 1) { /* the last run that starts at or before c */
     const mhk_index middle = low + (high - low) / 2;
     if (k->classes[middle] >> 2 <= c)
       low = middle;
@@ -11816,7 +11818,7 @@ static uint32_t mhk__hash_pair(uint32_t left, uint32_t right) {
   return (uint32_t)(((uint64_t)left << 32 | right) * 0x9E3779B97F4A7C15u >> 32);
 }
 
-/* a power of two with at least half of the slots left empty; 0 and an error when there are too
+/* a power of two that leaves at least half of the slots empty; 0 with an error if there are too
    many */
 static uint32_t mhk__table_size(mhk_context *ctx, mhk_index n, const char *where) {
   uint32_t size = 16;
@@ -11828,7 +11830,7 @@ static uint32_t mhk__table_size(mhk_context *ctx, mhk_index n, const char *where
   return size;
 }
 
-/* the id of a token of the vocabulary, or -1; *slot is where it is or would be */
+/* the id of a token of the vocabulary, or -1; *slot is its slot, or the slot for it */
 static int32_t mhk__vocabulary_find(const mhk_tokenizer *k, const char *bytes, size_t n, int mapped, uint32_t *slot) {
   uint32_t s = mhk__hash_bytes(bytes, n) & k->slot_mask;
   for (;; s = (s + 1) & k->slot_mask) {
@@ -11841,7 +11843,7 @@ static int32_t mhk__vocabulary_find(const mhk_tokenizer *k, const char *bytes, s
   }
 }
 
-/* the rank of a pair, UINT32_MAX when it does not merge */
+/* the rank of a pair, UINT32_MAX if it does not merge */
 static uint32_t mhk__merge_rank(const mhk_tokenizer *k, uint32_t left, uint32_t right) {
   uint32_t s = mhk__hash_pair(left, right) & k->merge_mask;
   for (;; s = (s + 1) & k->merge_mask) {
@@ -11869,7 +11871,7 @@ static uint32_t mhk__nfc_at(const mhk__nfc *f, uint32_t c) {
   return c < MHK__NFC_END ? f->entries[f->page[c / 64]][c % 64] : 0;
 }
 
-/* the entry of a character, to be changed */
+/* the writable entry of a character */
 static uint32_t *mhk__nfc_entry(mhk_tokenizer *k, uint32_t c, uint32_t *pages) {
   unsigned char *page = &k->nfc->page[c / 64];
   if (!*page) *page = (unsigned char)(*pages)++;
@@ -11924,20 +11926,21 @@ static int mhk__nfc_make(mhk_tokenizer *k) {
   }
   for (code = 0x1161; code < 0x11C3; code++) /* Hangul: vowels, and consonants after them */
     if (code < 0x1176 || code > 0x11A7) *mhk__nfc_entry(k, code, &pages) |= MHK__NFC_JOINS;
-  for (i = 0; i < number; i++) /* some stand for marks only, which move */
+  for (i = 0; i < number; i++) /* some decompose into marks only, which are reordered */
     if (mhk__nfc_at(k->nfc, k->nfc->parts[i][1]) & MHK__NFC_CLASS)
       *mhk__nfc_entry(k, k->nfc->parts[i][0], &pages) |= MHK__NFC_JOINS;
   return 1;
 }
 
-/* Is the text known to be NFC? The quick check of Unicode's annex 15; a maybe counts as no. */
+/* Returns whether the text is certainly NFC: the quick check of Unicode's annex 15, where "maybe"
+   counts as no. */
 static int mhk__nfc_fine(const mhk__nfc *f, const unsigned char *text, size_t n) {
   size_t at = 0, step;
   uint32_t last = 0, c = 0, e;
   for (; at < n; at += step) {
     step = 1;
     e = 0;
-    if (text[at] >= 0xCC) { /* U+0300 is the first of interest */
+    if (text[at] >= 0xCC) { /* characters below U+0300 do not change */
       step = mhk__utf8_get(text + at, n - at, &c);
       if (step == 0)
         step = 1;
@@ -11963,7 +11966,7 @@ static size_t mhk__nfc_parts_of(const mhk__nfc *f, uint32_t c, uint32_t *out) {
     out[2] = 0x11A7 + c % 28;
     return c % 28 ? 3 : 2;
   }
-  while ((e = mhk__nfc_at(f, c) / MHK__NFC_PART & 0xFFF) != 0) { /* second parts never come apart */
+  while ((e = mhk__nfc_at(f, c) / MHK__NFC_PART & 0xFFF) != 0) { /* second parts never decompose */
     c = f->parts[e - 1][1];
     if (f->parts[e - 1][2]) second[n++] = f->parts[e - 1][2];
   }
@@ -11972,7 +11975,7 @@ static size_t mhk__nfc_parts_of(const mhk__nfc *f, uint32_t c, uint32_t *out) {
   return n + 1;
 }
 
-/* what two characters become, or 0 */
+/* the composition of two characters, or 0 */
 static uint32_t mhk__nfc_join(const mhk__nfc *f, uint32_t a, uint32_t b) {
   uint32_t slot = mhk__hash_pair(a, b) % MHK__NFC_HASH, number;
   if (a >= 0x1100 && a < 0x1113 && b >= 0x1161 && b < 0x1176) return 0xAC00 + ((a - 0x1100) * 21 + b - 0x1161) * 28;
@@ -11982,8 +11985,7 @@ static uint32_t mhk__nfc_join(const mhk__nfc *f, uint32_t a, uint32_t b) {
   return 0;
 }
 
-/* Marks in the order of their classes, those of one class as they were: a round for each class
-   there is. */
+/* Sorts marks by class and keeps the order within a class: one pass per class. */
 static void mhk__nfc_order(const mhk__nfc *f, const uint32_t *in, size_t n, uint32_t *out) {
   uint32_t class_now = 0, class_next;
   do {
@@ -11999,8 +12001,8 @@ static void mhk__nfc_order(const mhk__nfc *f, const uint32_t *in, size_t n, uint
   } while (class_now < 256);
 }
 
-/* A character and what joins with it or is ordered after it: n bytes of well-formed text. Returns
-   the bytes written. */
+/* Normalizes a character and the marks after it: n bytes of well-formed text. Returns the bytes
+   written. */
 static size_t mhk__nfc_run(mhk_context *ctx, const mhk__nfc *f, const unsigned char *text, size_t n, char *out) {
   mhk__mark mark = mhk__scratch_mark(ctx);
   uint32_t *a, *b, c = 0, last = 0;
@@ -12018,7 +12020,7 @@ static size_t mhk__nfc_run(mhk_context *ctx, const mhk__nfc *f, const unsigned c
       if (j > i) mhk__nfc_order(f, a + i, j - i, b + i);
       if (j < used) b[j] = a[j], j++;
     }
-    for (i = 0; i < used; i++) { /* what is kept goes back into a */
+    for (i = 0; i < used; i++) { /* the remaining marks go back into a */
       const uint32_t e = mhk__nfc_at(f, b[i]) & MHK__NFC_CLASS;
       const uint32_t joined = started && (kept == starter + 1 || last < e) ? mhk__nfc_join(f, a[starter], b[i]) : 0;
       if (joined) {
@@ -12039,7 +12041,7 @@ static size_t mhk__nfc_run(mhk_context *ctx, const mhk__nfc *f, const unsigned c
   return used;
 }
 
-/* The NFC of n bytes, at most 3 n. What is no character stays, and nothing joins with it. */
+/* The NFC of n bytes, at most 3 n. Invalid bytes stay, and nothing composes with them. */
 static size_t mhk__nfc_text(mhk_tokenizer *k, const unsigned char *text, size_t n, char *out) {
   const mhk__nfc *f = k->nfc;
   size_t at = 0, end, step, used = 0;
@@ -12063,9 +12065,10 @@ static size_t mhk__nfc_text(mhk_tokenizer *k, const unsigned char *text, size_t 
 
 /* -------------------------------------------------------------------------------------- reading */
 
-/* Where a tokenizer comes from. The vocabulary is an object of ids by text; added tokens an array
-   of objects (tokenizer.json), an object of ids by text (added_tokens.json) or of objects by id
-   (decoder, in tokenizer_config.json), or not there; merges an array, or lines of text. */
+/* The sources of a tokenizer. The vocabulary is an object from text to id. Added tokens are an
+   array of objects (tokenizer.json), an object from text to id (added_tokens.json), an object from
+   id to object (the decoder in tokenizer_config.json), or absent. Merges are an array, or lines of
+   text. */
 typedef struct mhk__token_source {
   const char *where, *merges_where, *added_where, *config_where; /* names in errors */
   const mhk__json *vocabulary, *added, *merges, *post_processor, *config, *decoder;
@@ -12073,7 +12076,7 @@ typedef struct mhk__token_source {
   size_t merge_lines_length, config_length;
 } mhk__token_source;
 
-/* how many of n bytes to show in a message: short, and whole characters (for "%.*s") */
+/* how many of n bytes to show in a message with "%.*s": few, and whole characters */
 static int mhk__shown(const char *text, size_t n) {
   size_t most = n < 60 ? n : 60;
   if (most < n)
@@ -12081,8 +12084,8 @@ static int mhk__shown(const char *text, size_t n) {
   return (int)most;
 }
 
-/* A token's text as bytes: 1 when every character stands for one; 0: copied as it is. Never longer
-   than the text. */
+/* Maps the text of a token to bytes and returns 1 if every character stands for a byte; otherwise
+   copies the text and returns 0. The result is never longer than the text. */
 static int mhk__token_map(const char *text, size_t n, char *out, size_t *length) {
   size_t i = 0, step, used = 0;
   while (i < n) {
@@ -12102,7 +12105,8 @@ static int mhk__token_map(const char *text, size_t n, char *out, size_t *length)
   return 1;
 }
 
-/* Text and id of an entry of the vocabulary or of the added tokens; 0 after an error. */
+/* Reads text and id of an entry of the vocabulary or of the added tokens; returns 0 after an
+   error. */
 static int mhk__token_entry(mhk_context *ctx, const mhk__json *x, const char *where, const char **text, size_t *length,
                             int32_t *id) {
   const mhk__json *value = x;
@@ -12111,7 +12115,7 @@ static int mhk__token_entry(mhk_context *ctx, const mhk__json *x, const char *wh
   if (x->key && !mhk__json_is(x, MHK__JSON_OBJECT)) {
     *text = x->key;
     *length = x->key_length;
-  } else { /* the key, if any, is the id: added_tokens_decoder of a tokenizer_config.json */
+  } else { /* if there is a key, it is the id, as in added_tokens_decoder of tokenizer_config.json */
     const mhk__json *content = mhk__json_get(x, "content");
     value = x->key ? NULL : mhk__json_get(x, "id");
     for (number = 0; x->key && x->key[at] >= '0' && x->key[at] <= '9' && at < 10; at++)
@@ -12140,7 +12144,7 @@ static int mhk__token_entry(mhk_context *ctx, const mhk__json *x, const char *wh
   return 1;
 }
 
-/* object[key] as 0 or 1; fallback when it is not there */
+/* object[key] as 0 or 1; fallback if it is absent */
 static int mhk__token_flag(mhk_context *ctx, const mhk__json *object, const char *key, int fallback,
                            const char *where) {
   const mhk__json *x = mhk__json_get(object, key);
@@ -12155,7 +12159,7 @@ static int mhk__added_compare(const void *a, const void *b) {
   return mhk__text_order(x->text, x->length, y->text, y->length);
 }
 
-/* Can an id be that of one among count tokens? There may be gaps. */
+/* Returns whether an id is plausible for one of count tokens; there may be gaps. */
 static int mhk__id_plausible(int32_t id, mhk_index count) { return id / 4 <= count + 16384; }
 
 /* Ids, bytes and kinds of all tokens, and the vocabulary's table. */
@@ -12190,7 +12194,7 @@ static int mhk__tokens_read(mhk_tokenizer *k, const mhk__token_source *source, s
   n_slots = mhk__table_size(ctx, source->vocabulary->count, source->where);
   if (!n_slots) return 0;
   k->slot_mask = n_slots - 1;
-  /* added tokens whose id is taken go behind all others */
+  /* added tokens whose id is in use get ids after all others */
   k->bytes = (char *)mhk__arena_zeros(ctx, arena, (mhk_index)total, 1);
   k->at = (uint32_t *)mhk__arena_zeros(ctx, arena, top + 1 + n_added, sizeof(uint32_t));
   k->length = (uint32_t *)mhk__arena_zeros(ctx, arena, top + 1 + n_added, sizeof(uint32_t));
@@ -12222,9 +12226,9 @@ static int mhk__tokens_read(mhk_tokenizer *k, const mhk__token_source *source, s
   return 1;
 }
 
-/* The id of an added token, whose bytes are noted when it is new. One that the vocabulary has keeps
-   that id, and one whose id is taken gets the next free one, as with Hugging Face's tokenizers.
-   Other programs may go by the file, so a warning tells. */
+/* Sets the id of an added token and stores its bytes if it is new. A token of the vocabulary keeps
+   that id, and a token whose id is in use gets the next free one, as in Hugging Face's tokenizers.
+   Other programs may use the id in the file, so there is a warning. */
 static void mhk__added_place(mhk_tokenizer *k, const mhk__token_source *source, mhk__added *a, size_t *used) {
   mhk_context *ctx = k->object.ctx;
   size_t length = 0;
@@ -12237,7 +12241,7 @@ static void mhk__added_place(mhk_tokenizer *k, const mhk__token_source *source, 
     a->id = there;
   if (a->id != named) {
     const char *why = taken ? "which belongs to another token" : "but another one in the vocabulary";
-    if (!mhk__json_is(source->added, MHK__JSON_ARRAY)) { /* nobody else reads such a file either */
+    if (!mhk__json_is(source->added, MHK__JSON_ARRAY)) { /* other programs do not read such a file either */
       mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: added token \"%.*s\" has id %ld, %s", source->added_where,
                mhk__shown(a->content, a->content_length), a->content, (long)named, why);
       return;
@@ -12247,7 +12251,7 @@ static void mhk__added_place(mhk_tokenizer *k, const mhk__token_source *source, 
               source->added_where, mhk__shown(a->content, a->content_length), a->content, (long)named, why,
               (long)a->id);
   }
-  if (there < 0) { /* its bytes are its text, whatever the characters */
+  if (there < 0) { /* its bytes are its literal text */
     memcpy(k->bytes + *used, a->content, a->content_length);
     k->bytes[*used + a->content_length] = 0;
     k->at[a->id] = (uint32_t)*used;
@@ -12268,14 +12272,14 @@ static void mhk__added_flags(mhk_context *ctx, const mhk__json *x, const char *w
              mhk__shown(a->content, a->content_length), a->content);
 }
 
-/* One of the two sets that are looked for: sorted, no text twice. Behind the pointers is as much
-   room again. */
+/* Builds one of the two sets to search for: sorted, without duplicate texts. There is the same
+   amount of room after the pointers. */
 static void mhk__added_sort(mhk__added_set *s, mhk_index room) {
   mhk_index i, n = 0;
   unsigned b = 0;
   mhk__sort((const void **)s->tokens, (const void **)(s->tokens + room), s->n, mhk__added_compare);
   for (i = 0; i < s->n; i++) {
-    if (n > 0 && mhk__added_compare(s->tokens[n - 1], s->tokens[i]) == 0) continue; /* normalized they are the same */
+    if (n > 0 && mhk__added_compare(s->tokens[n - 1], s->tokens[i]) == 0) continue; /* they are equal when normalized */
     while (b <= (unsigned char)s->tokens[i]->text[0]) s->first[b++] = n;
     s->tokens[n++] = s->tokens[i];
   }
@@ -12283,7 +12287,8 @@ static void mhk__added_sort(mhk__added_set *s, mhk_index room) {
   while (b <= 256) s->first[b++] = n;
 }
 
-/* What is looked for in normalized text. Does it allow cuts before spaces? */
+/* Normalizes the tokens to find in normalized text, and checks whether they allow splits before
+   spaces. */
 static int mhk__added_normalize(mhk_tokenizer *k, mhk__added *a) {
   if (k->nfc) {
     char *text = (char *)mhk__arena_alloc(k->object.ctx, &k->object.arena, 3 * a->length + 1);
@@ -12298,8 +12303,8 @@ static int mhk__added_normalize(mhk_tokenizer *k, mhk__added *a) {
   return 1;
 }
 
-/* Added tokens as they are looked for in text. The end-of-text token of a bare vocabulary counts as
-   one. */
+/* Builds the sets of added tokens to find in text. The end-of-text token of a plain vocabulary
+   counts as one. */
 static int mhk__added_read(mhk_tokenizer *k, const mhk__token_source *source, size_t used) {
   mhk_context *ctx = k->object.ctx;
   const char end_text[] = "<|endoftext|>";
@@ -12308,7 +12313,7 @@ static int mhk__added_read(mhk_tokenizer *k, const mhk__token_source *source, si
   mhk__added *all = (mhk__added *)mhk__arena_zeros(ctx, &k->object.arena, most, sizeof(mhk__added));
   mhk__added *a = all, *kept = NULL;
   mhk_index i, n = 0;
-  for (int set = 0; set < 2; set++) { /* twice the room: sorting wants it */
+  for (int set = 0; set < 2; set++) { /* twice the room, for sorting */
     k->added[set].tokens = (const mhk__added **)mhk__arena_zeros(ctx, &k->object.arena, most, 2 * sizeof(mhk__added *));
     if (!all || !k->added[set].tokens) return 0;
   }
@@ -12326,7 +12331,7 @@ static int mhk__added_read(mhk_tokenizer *k, const mhk__token_source *source, si
   }
   mhk__sort((const void **)(void *)order, (const void **)(void *)(order + most), n, mhk__added_compare);
   for (i = 0; i < n; i++)
-    if (kept && mhk__added_compare(kept, order[i]) == 0) { /* once more: the first one's id, the last one's flags */
+    if (kept && mhk__added_compare(kept, order[i]) == 0) { /* a duplicate: the id of the first, the flags of the last */
       const int32_t id = kept->id;
       const char *text = kept->content;
       *kept = *order[i];
@@ -12341,7 +12346,7 @@ static int mhk__added_read(mhk_tokenizer *k, const mhk__token_source *source, si
     if (a->id < 0) continue;
     mhk__added_place(k, source, a, &used);
     if (is_end) k->end = a->id;
-    if (is_end && !flags) { /* special there as well */
+    if (is_end && !flags) { /* also special there */
       a->normalized = 0;
       a->special = 1;
     }
@@ -12362,8 +12367,8 @@ static int mhk__added_read(mhk_tokenizer *k, const mhk__token_source *source, si
   return !mhk_failed(ctx);
 }
 
-/* One merge: both parts and the whole must be in the vocabulary. room has place for two tokens of
-   the length longest. */
+/* Adds one merge: both parts and the result must be in the vocabulary. room has space for two
+   tokens of length longest. */
 static int mhk__merge_add(mhk_tokenizer *k, const mhk__token_source *source, const char *left, size_t n_left,
                           const char *right, size_t n_right, char *room, size_t longest) {
   mhk_context *ctx = k->object.ctx;
@@ -12392,7 +12397,7 @@ static int mhk__merge_add(mhk_tokenizer *k, const mhk__token_source *source, con
     return 0;
   }
   k->merged[k->n_merges] = id[2];
-  if (mapped[0] && mapped[1]) { /* other tokens do not come out of bytes, so there is nothing to merge */
+  if (mapped[0] && mapped[1]) { /* other tokens do not stand for bytes and never merge */
     for (uint32_t s = mhk__hash_pair((uint32_t)id[0], (uint32_t)id[1]) & k->merge_mask;; s = (s + 1) & k->merge_mask) {
       m = &k->merges[s];
       if (m->rank == UINT32_MAX || (m->left == (uint32_t)id[0] && m->right == (uint32_t)id[1])) break;
@@ -12405,7 +12410,7 @@ static int mhk__merge_add(mhk_tokenizer *k, const mhk__token_source *source, con
   return 1;
 }
 
-/* the two parts of "left right"; 0 when there are not two */
+/* splits "left right" into two parts; returns 0 if there are not two */
 static int mhk__merge_split(const char *line, size_t n, size_t *n_left) {
   const char *space = (const char *)memchr(line, ' ', n);
   if (!space || space == line) return 0;
@@ -12460,8 +12465,8 @@ static int mhk__merges_read(mhk_tokenizer *k, const mhk__token_source *source, c
   return !mhk_failed(ctx);
 }
 
-/* the id of a token that a configuration names, as text or as an object with "content"; -1: none is
-   named, or, with a warning, it does not exist */
+/* the id of a token that a configuration names by text or by an object with "content"; -1 if none
+   is named or, with a warning, if it does not exist */
 static int32_t mhk__named_token(mhk_tokenizer *k, const mhk__token_source *source, const char *key) {
   const mhk__json *x = mhk__json_get(source->config, key);
   char token[256], *room = token;
@@ -12485,8 +12490,8 @@ static int32_t mhk__named_token(mhk_tokenizer *k, const mhk__token_source *sourc
   return id;
 }
 
-/* What a post-processor puts before a text: its id, -1 none; *says: it decides that. A warning
-   tells what it puts elsewhere. */
+/* The token that a post-processor adds before a text, or -1. *says: the post-processor decides
+   this. Other tokens that it adds cause a warning. */
 static int32_t mhk__post_processor(mhk_tokenizer *k, const mhk__token_source *source, const mhk__json *x, int *says) {
   mhk_context *ctx = k->object.ctx;
   const char *type = mhk__json_string(mhk__json_get(x, "type"));
@@ -12522,7 +12527,8 @@ static int32_t mhk__post_processor(mhk_tokenizer *k, const mhk__token_source *so
   return id;
 }
 
-/* What transformers adds to a tokenizer from tokenizer_config.json but is not known here. */
+/* Warns about tokens that transformers adds from tokenizer_config.json but that tokenizer.json does
+   not have. */
 static void mhk__token_decoder_check(mhk_tokenizer *k, const mhk__token_source *source) {
   const mhk__json *x, *missing = NULL;
   int n = 0;
@@ -12554,9 +12560,9 @@ static void mhk__special_tokens_check(mhk_tokenizer *k, const mhk__token_source 
   }
 }
 
-/* What a tokenizer_config.json says beyond tokenizer.json, and a post-processor: which tokens start
-   and end a text. Unless one of them decides, prompts start with the token that starts a text, but
-   not those of the tokenizers that are known to do without. */
+/* Reads from tokenizer_config.json and the post-processor which tokens start and end a text. If
+   neither decides, prompts begin with the start token, except for tokenizer classes that are known
+   to omit it. */
 static int mhk__tokenizer_configure(mhk_tokenizer *k, const mhk__token_source *source) {
   static const char without[6][24] = {"GPT2Tokenizer",         "GPT2TokenizerFast", "CodeGenTokenizer",
                                       "CodeGenTokenizerFast",  "GPTNeoXTokenizer",  "GPTNeoXTokenizerFast"};
@@ -12583,7 +12589,7 @@ static int mhk__tokenizer_configure(mhk_tokenizer *k, const mhk__token_source *s
   else if (!says && without_start)
     k->puts_start = 0;
   if (without_start && prefix && !mhk__json_is(prefix, MHK__JSON_NULL))
-    /* they are made from this */
+    /* transformers builds these tokenizers from this setting */
     k->prefix_space = mhk__token_flag(ctx, c, "add_prefix_space", 0, source->config_where);
   for (i = 0; i < 3; i++)
     if (mhk__json_is(mhk__json_get(c, warned[i]), MHK__JSON_TRUE))
@@ -12638,8 +12644,8 @@ static int mhk__token_config_read(mhk_context *ctx, mhk__arena *tree, mhk__token
   return !mhk_failed(ctx);
 }
 
-/* A part of tokenizer.json by its type: NULL when it is null or not there; a sequence of one is
-   that one. */
+/* A part of tokenizer.json by its type: NULL if it is null or absent; a sequence of one part is
+   that part. */
 static const mhk__json *mhk__token_part(const mhk__json *root, const char *name) {
   const mhk__json *x = mhk__json_get(root, name);
   if (!x || mhk__json_is(x, MHK__JSON_NULL)) return NULL;
@@ -12661,8 +12667,8 @@ static void mhk__token_part_refused(mhk_context *ctx, const mhk__json *part, con
            where, name, type ? type : part ? "without a type" : "null");
 }
 
-/* Refuses what changes ids and is not done here. Padding, truncation and the tokens that a
-   post-processor puts around a text are left to the caller. */
+/* Refuses unsupported parts that would change ids. Padding, truncation and the tokens that a
+   post-processor adds around a text are left to the caller. */
 static int mhk__token_settings(mhk_tokenizer *k, const mhk__json *root, const mhk__json *model, const char *where) {
   static const char affixes[2][32] = {"continuing_subword_prefix", "end_of_word_suffix"};
   mhk_context *ctx = k->object.ctx;
@@ -12704,7 +12710,7 @@ static int mhk__token_settings(mhk_tokenizer *k, const mhk__json *root, const mh
   }
   x = mhk__token_part(root, "pre_tokenizer");
   list = mhk__json_get(x, "pretokenizers");
-  /* the pattern written out, then ByteLevel for the bytes only */
+  /* the explicit pattern, then ByteLevel for the bytes only */
   if (mhk__json_is(list, MHK__JSON_ARRAY) && list->count == 2) {
     const mhk__json *split = list->first, *level = split->next;
     if (mhk__json_equals(mhk__json_get(split, "type"), "Split") &&
@@ -12841,7 +12847,7 @@ static mhk_tokenizer *mhk__tokenizer_from_pair(mhk_context *ctx, const char *voc
   return NULL;
 }
 
-/* what layout a folder holds: 1 tokenizer.json, 2 vocab.json and merges.txt, 3 encoder.json and
+/* the layout of a folder: 1 tokenizer.json, 2 vocab.json and merges.txt, 3 encoder.json and
    vocab.bpe, 0 none */
 static int mhk__tokenizer_layout(const char *folder) {
   static const char names[3][16] = {"tokenizer.json", "vocab.json", "encoder.json"};
@@ -12900,18 +12906,18 @@ MHKDEF void mhk_tokenizer_destroy(mhk_tokenizer *k) { mhk__object_free(k); }
 
 /* ---------------------------------------------------------------------------------- text to ids */
 
-/* Where ids go: what does not fit is only counted, unless full() takes what there is and makes
-   room. */
+/* The destination of ids. Ids that do not fit are only counted, unless full() consumes those
+   present and makes room. */
 typedef struct mhk__ids {
   int32_t *ids;
   mhk_index capacity, n;
   void (*full)(void *user, const int32_t *ids, mhk_index n);
   void *user;
-  size_t longest; /* bytes of text that the scratch memory is made for at a time; 0: any number */
-  int grows;      /* longer ones take the allocator's, for as long as they need it */
+  size_t longest; /* bytes of text per part that scratch memory has room for; 0: no limit */
+  int grows;      /* longer parts use the allocator temporarily */
 } mhk__ids;
 
-/* Scratch memory for work on n bytes of text, from mhk__room_open() to mhk__room_close(). */
+/* Scratch memory for n bytes of text, valid from mhk__room_open() to mhk__room_close(). */
 typedef struct mhk__room {
   mhk__arena kept;
   mhk__mark mark;
@@ -12951,9 +12957,9 @@ static void mhk__ids_put(mhk__ids *out, int32_t id) {
 }
 
 #define MHK__SHORT_WORD 32
-#define MHK__TEXT_WORD 1024 /* bytes of the longest word that a session's block has room for, if it does not say */
+#define MHK__TEXT_WORD 1024 /* default for the longest word, in bytes, that a session's block has room for */
 
-/* Short words: the lowest rank is searched for each time. */
+/* Short words: search all pairs for the lowest rank each time. */
 static void mhk__encode_short(const mhk_tokenizer *k, const unsigned char *word, size_t n, mhk__ids *out) {
   uint32_t id[MHK__SHORT_WORD], rank[MHK__SHORT_WORD]; /* rank[i]: of the pair i, i + 1 */
   size_t i, at;
@@ -12999,9 +13005,9 @@ static void mhk__heap_push(uint64_t *heap, size_t *n, uint64_t x) {
   heap[i] = x;
 }
 
-/* Long words: symbols in a linked list, pairs in a heap by rank and place: O(n log n). Entries of
-   the heap that no longer hold are dropped when they come up; each merge takes one out and puts at
-   most two in, so that there are never more than 2 n. */
+/* Long words: symbols in a linked list, pairs in a heap ordered by rank and position, O(n log n).
+   Outdated entries of the heap are dropped when they reach the top. Each merge pops one entry and
+   pushes at most two, so there are never more than 2 n. */
 static void mhk__encode_long(const mhk_tokenizer *k, const unsigned char *word, size_t n, mhk__ids *out) {
   mhk_context *ctx = k->object.ctx;
   mhk__room room;
@@ -13014,7 +13020,7 @@ static void mhk__encode_long(const mhk_tokenizer *k, const unsigned char *word, 
   }
   if (!mhk__room_open(ctx, out, n, &room)) return;
   uint32_t *id = (uint32_t *)mhk__scratch(ctx, (mhk_index)n, sizeof(uint32_t));
-  /* of the pair that starts here; UINT32_MAX: none, or no symbol */
+  /* of the pair that starts here; UINT32_MAX: no pair, or no symbol */
   uint32_t *rank = (uint32_t *)mhk__scratch(ctx, (mhk_index)n, sizeof(uint32_t));
   uint32_t *previous = (uint32_t *)mhk__scratch(ctx, (mhk_index)n, sizeof(uint32_t));
   uint32_t *next = (uint32_t *)mhk__scratch(ctx, (mhk_index)n, sizeof(uint32_t)); /* n: the end */
@@ -13023,7 +13029,7 @@ static void mhk__encode_long(const mhk_tokenizer *k, const unsigned char *word, 
     const uint32_t end = (uint32_t)n;
     for (i = 0; i < end; i++) {
       id[i] = k->byte_ids[word[i]];
-      previous[i] = i - 1; /* of the first one: never used */
+      previous[i] = i - 1; /* of the first symbol: never used */
       next[i] = i + 1;
     }
     for (i = 0; i < end; i++) {
@@ -13036,7 +13042,7 @@ static void mhk__encode_long(const mhk_tokenizer *k, const unsigned char *word, 
       i = (uint32_t)(heap[0] & UINT32_MAX);
       heap[0] = heap[--entries];
       if (entries > 0) mhk__heap_down(heap, entries, 0);
-      if (rank[i] != r) continue; /* something was merged here meanwhile */
+      if (rank[i] != r) continue; /* outdated: a merge has changed this pair */
       id[i] = (uint32_t)k->merged[r];
       after = next[i];
       rank[after] = UINT32_MAX;
@@ -13058,8 +13064,8 @@ static void mhk__encode_long(const mhk_tokenizer *k, const unsigned char *word, 
   mhk__room_close(ctx, &room);
 }
 
-/* scratch memory that text without a break takes at most: as a word, and copies of it with a space
-   or normalized */
+/* the most scratch memory for text without a break: as a word, and its copies with a space or
+   normalized */
 static size_t mhk__word_room(const mhk_tokenizer *k, size_t bytes) {
   return (k->nfc || k->prefix_space ? 36 : 32) * bytes + 12 * MHK__ALIGN;
 }
@@ -13107,7 +13113,7 @@ static void mhk__encode_word(mhk_tokenizer *k, const unsigned char *word, size_t
   for (mhk_index i = 0; i < slot->n; i++) mhk__ids_put(out, slot->ids[i]);
 }
 
-/* Cuts text without added tokens into words. */
+/* Splits text without added tokens into words. */
 static void mhk__encode_words(mhk_tokenizer *k, const unsigned char *text, size_t n, mhk__ids *out) {
   size_t at = 0, end, step = 0, last;
   if (!k->use_regex) {
@@ -13127,19 +13133,19 @@ static void mhk__encode_words(mhk_tokenizer *k, const unsigned char *text, size_
         continue;
       }
     }
-    if (text[at] == ' ' && end < n) { /* one space goes with what follows it */
+    if (text[at] == ' ' && end < n) { /* one space belongs to the word after it */
       const unsigned following = mhk__class_at(k, text + end, n - end, &step);
       if (following != MHK__SPACE) {
         kind = following;
         end += step;
       }
     }
-    last = at; /* where the last character of the run starts */
+    last = at; /* start of the last character of the run */
     while (end < n && mhk__class_at(k, text + end, n - end, &step) == kind) {
       last = end;
       end += step;
     }
-    /* the last of several spaces is left for the next word */
+    /* the last of several spaces belongs to the next word */
     if (kind == MHK__SPACE && end < n && last > at) end = last;
     mhk__encode_word(k, text + at, end - at, out);
     at = end;
@@ -13151,15 +13157,15 @@ static const mhk__added *mhk__added_at(const mhk__added_set *s, const unsigned c
   mhk_index low = s->first[*text], high = s->first[*text + 1];
   const mhk__added *found = NULL;
   size_t depth = 1;
-  while (low < high) { /* those between agree with the text in their first depth bytes */
+  while (low < high) { /* tokens in between agree with the text in their first depth bytes */
     if (s->tokens[low]->length == depth) found = s->tokens[low++];
     if (depth >= n || low >= high) break;
-    if (high - low == 1) { /* the common case: one left */
+    if (high - low == 1) { /* the common case: one token left */
       const mhk__added *a = s->tokens[low];
       return a->length <= n && memcmp(a->text + depth, text + depth, a->length - depth) == 0 ? a : found;
     } else {
       mhk_index side, a, b, bound[2] = {low, high};
-      for (side = 0; side < 2; side++) { /* the first with a byte not below text's, then the first above it */
+      for (side = 0; side < 2; side++) { /* the first one with a byte not below that of text, then the first above it */
         for (a = bound[0], b = high; a < b;) {
           const mhk_index middle = a + (b - a) / 2;
           if ((unsigned char)s->tokens[middle]->text[depth] + (side ? 0 : 1) <= text[depth])
@@ -13177,7 +13183,7 @@ static const mhk__added *mhk__added_at(const mhk__added_set *s, const unsigned c
   return found;
 }
 
-/* bytes of the white space character that text ends with, 0: it ends with another one */
+/* length of the white space character at the end of text, 0 if there is none */
 static size_t mhk__one_space_before(const mhk_tokenizer *k, const unsigned char *text, size_t n) {
   size_t start = n, step = 0;
   if (n == 0) return 0;
@@ -13185,16 +13191,16 @@ static size_t mhk__one_space_before(const mhk_tokenizer *k, const unsigned char 
   return mhk__class_at(k, text + start, n - start, &step) == MHK__SPACE && start + step == n ? step : 0;
 }
 
-/* how many bytes of white space text ends with */
+/* length of the white space at the end of text */
 static size_t mhk__space_before(const mhk_tokenizer *k, const unsigned char *text, size_t n) {
   size_t left = n, step;
   while ((step = mhk__one_space_before(k, text, left)) != 0) left -= step;
   return n - left;
 }
 
-/* The first place at or after least where text can be cut and its parts encoded one by one: before
-   a space that follows something else. A word never crosses it, and nothing joins across it. n:
-   there is none. */
+/* The first position from least where the text can be split and its parts encoded separately:
+   before a space that follows another character. No word crosses it, and nothing composes across
+   it. Returns n if there is none. */
 static size_t mhk__cut(const mhk_tokenizer *k, const unsigned char *text, size_t n, size_t least) {
   if (!k->use_regex) return n;
   for (; least < n; least++)
@@ -13204,8 +13210,8 @@ static size_t mhk__cut(const mhk_tokenizer *k, const unsigned char *text, size_t
 
 static void mhk__encode_span(mhk_tokenizer *k, const unsigned char *text, size_t n, int level, mhk__ids *out);
 
-/* Text between added tokens that are looked for first: normalized, if that changes anything, a part
-   at a time. */
+/* Encodes text between added tokens that are found first: normalizes it if needed, one part at a
+   time. */
 static void mhk__encode_normalized(mhk_tokenizer *k, const unsigned char *text, size_t n, mhk__ids *out) {
   mhk_context *ctx = k->object.ctx;
   const size_t least = out->longest > 0 && out->longest < 1024 ? out->longest / 2 : 512;
@@ -13227,7 +13233,8 @@ static void mhk__encode_normalized(mhk_tokenizer *k, const unsigned char *text, 
   }
 }
 
-/* Text between added tokens: words, perhaps with a space put before them. */
+/* Encodes text between added tokens: words, with a space added before them if prefix_space is
+   set. */
 static void mhk__encode_prefixed(mhk_tokenizer *k, const unsigned char *text, size_t n, mhk__ids *out) {
   size_t first = 0;
   if (k->prefix_space && text[0] != ' ') {
@@ -13246,7 +13253,7 @@ static void mhk__encode_prefixed(mhk_tokenizer *k, const unsigned char *text, si
   mhk__encode_words(k, text + first, n - first, out);
 }
 
-/* text without the added tokens of a level */
+/* encodes text without the added tokens of a level */
 static void mhk__encode_between(mhk_tokenizer *k, const unsigned char *text, size_t n, int level, mhk__ids *out) {
   if (level == 0 && k->nfc)
     mhk__encode_normalized(k, text, n, out);
@@ -13254,7 +13261,7 @@ static void mhk__encode_between(mhk_tokenizer *k, const unsigned char *text, siz
     mhk__encode_span(k, text, n, level + 1, out);
 }
 
-/* level 0, 1: cut at the added tokens of that set; 2: words */
+/* level 0, 1: split at the added tokens of that set; 2: words */
 static void mhk__encode_span(mhk_tokenizer *k, const unsigned char *text, size_t n, int level, mhk__ids *out) {
   size_t done = 0, at = 0;
   if (n == 0 || mhk_failed(k->object.ctx)) return;
@@ -13270,7 +13277,7 @@ static void mhk__encode_span(mhk_tokenizer *k, const unsigned char *text, size_t
       at++;
       continue;
     }
-    at = stop = at + a->length; /* the space after it may hold another one, as with Hugging Face's tokenizers */
+    at = stop = at + a->length; /* the space after it may contain another token, as in Hugging Face's tokenizers */
     if (a->lstrip && start > done) start -= mhk__space_before(k, text + done, start - done);
     if (a->rstrip) {
       size_t step = 0;
@@ -13284,8 +13291,8 @@ static void mhk__encode_span(mhk_tokenizer *k, const unsigned char *text, size_t
   mhk__encode_between(k, text + done, n - done, level, out);
 }
 
-/* Does the start token go before this prompt? A text that begins with it has it; without text it is
-   all. */
+/* Returns whether the start token goes before this prompt: not if the text begins with it. Without
+   text, it is the whole prompt. */
 static int mhk__starts_text(const mhk_tokenizer *k, const unsigned char *text, size_t n) {
   if (k->start < 0 || (!k->puts_start && n > 0)) return 0;
   for (int set = 0; set < 2 && n > 0; set++) {
@@ -13378,7 +13385,7 @@ MHKDEF int32_t mhk_tokenizer_id(mhk_tokenizer *k, const char *token) {
 
 /* -------------------------------------------------------------------------------------- writing */
 
-/* a token's text as a vocabulary writes it, 0-terminated; room for twice its bytes + 1 */
+/* the text of a token as in a vocabulary, 0-terminated; needs room for twice its bytes + 1 */
 static size_t mhk__token_text(const mhk_tokenizer *k, int32_t id, char *out) {
   const char *bytes = k->bytes + k->at[id];
   size_t i, n = 0, length = k->length[id];
@@ -13408,7 +13415,7 @@ static void mhk__write_byte_level(mhk__writer *w, const char *key, int prefix_sp
   mhk__write_close(w, '}');
 }
 
-/* added tokens in the order of their ids */
+/* added tokens in order of id */
 static void mhk__write_added(mhk__writer *w, const mhk_tokenizer *k, const mhk__added **by_id) {
   for (int set = 0; set < 2; set++)
     for (mhk_index i = 0; i < k->added[set].n; i++) by_id[k->added[set].tokens[i]->id] = k->added[set].tokens[i];
@@ -13489,7 +13496,7 @@ MHKDEF const char *mhk_tokenizer_json(mhk_tokenizer *k, size_t *length) {
   mhk_context *ctx = k ? k->object.ctx : NULL;
   if (length) *length = 0;
   if (mhk_failed(ctx)) return NULL;
-  if (!k->json) { /* read from another layout: written at the first call */
+  if (!k->json) { /* read from another layout: created at the first call */
     mhk__mark mark = mhk__scratch_mark(ctx);
     const mhk__added **by_id = (const mhk__added **)mhk__scratch(ctx, k->size, sizeof *by_id);
     const mhk__merge **by_rank = (const mhk__merge **)mhk__scratch(ctx, (mhk_index)k->n_merges, sizeof *by_rank);
@@ -13519,8 +13526,8 @@ MHKDEF const char *mhk_tokenizer_json(mhk_tokenizer *k, size_t *length) {
 
 /* ------------------------------------------------------------------------------------ streaming */
 
-/* Could the byte follow the n held ones inside a well-formed character (Unicode 16.0, table
-   3-7)? */
+/* Returns whether the byte can follow the n held ones inside a well-formed character (Unicode 16.0,
+   table 3-7). */
 static int mhk__stream_fits(const unsigned char *held, int n, unsigned char byte) {
   if ((byte & 0xC0u) != 0x80) return 0;
   if (n > 1) return 1;
@@ -13533,8 +13540,7 @@ static int mhk__stream_fits(const unsigned char *held, int n, unsigned char byte
   }
 }
 
-/* The start of a character that does not go on becomes one U+FFFD, as does each byte that cannot
-   start one. */
+/* An incomplete character becomes one U+FFFD, as does each byte that cannot start a character. */
 MHKDEF size_t mhk_stream_push(mhk_stream *s, const char *bytes, size_t length, char *out) {
   size_t i = 0, n = 0;
   if (!s || !bytes || !out) return 0;
@@ -13558,7 +13564,7 @@ MHKDEF size_t mhk_stream_push(mhk_stream *s, const char *bytes, size_t length, c
         n += (size_t)whole;
         s->n_held = 0;
       }
-    } else { /* the byte is looked at again */
+    } else { /* process the byte again */
       n += mhk__utf8_put(out + n, 0xFFFD);
       s->n_held = 0;
     }
@@ -13578,8 +13584,7 @@ MHKDEF size_t mhk_stream_finish(mhk_stream *s, char *out) {
    MODELS: configurations, weights, initialisation, transfer                                >>models
    ============================================================================================== */
 
-/* What a layer is made of. Of the mixers' tensors a layer has those of its own mixer, others are
-   NULL. */
+/* The tensors of a layer. A layer has the tensors of its own mixer; the others are NULL. */
 typedef struct mhk__layer {
   mhk_mixer kind;
   mhk_tensor *norm_w, *norm_b;                                       /* norm_b NULL: RMSNorm (Mamba-2) */
@@ -13596,30 +13601,30 @@ struct mhk_model {
   mhk_file *file;                                            /* mapped weights, or NULL */
   mhk_tensor *embedding, *norm_w, *norm_b, *head_w, *head_b; /* head_w == embedding when tied */
   mhk__layer *layers;
-  mhk_tensor **tensors; /* all of them, in the order of the checkpoint */
+  mhk_tensor **tensors; /* all tensors, in the order of the checkpoint */
   int n_tensors;
   int trainable;
   int owns_tokenizer;
-  const char *tokenizer_error; /* of the tokenizer that lies beside it; NULL: none */
-  int32_t *ends;               /* n_ends, and room for the tokenizer's; NULL: none */
-  int n_ends, ends_exact;      /* exact: the tokenizer's does not count besides */
+  const char *tokenizer_error; /* error of the tokenizer next to it, or NULL */
+  int32_t *ends;               /* n_ends, and room for that of the tokenizer; NULL: none */
+  int n_ends, ends_exact;      /* exact: the tokenizer's end does not count */
 };
 
 /* ---- the tensors of a configuration ----
    One table says everything about them: naming, making, loading, drawing, training, quantizing and
    transferring weights go through it. */
 
-/* what a tensor's row says; MHK__ROLE() puts the beginnings in front */
+/* the fields of a row of roles; MHK__ROLE() adds the prefixes */
 enum {            /* whose it is */
-  MHK__OF_MODEL,  /* the model's, before the layers */
-  MHK__OF_BLOCK,  /* from here on: one in each layer that has such a part */
+  MHK__OF_MODEL,  /* tensors of the model, before the layers */
+  MHK__OF_BLOCK,  /* tensors of a layer, if it has such a part */
   MHK__OF_ATTENTION,
   MHK__OF_STATE_SPACE,
   MHK__OF_MLP,
-  MHK__OF_END     /* the model's again, behind the layers */
+  MHK__OF_END     /* tensors of the model, after the layers */
 };
 enum { MHK__NAMED_PLAIN, MHK__NAMED_EMBEDDING, MHK__NAMED_NORM, MHK__NAMED_FINAL, MHK__NAMED_ATTENTION };
-enum { /* what a configuration must have, besides its owner */
+enum { /* what a configuration must have, besides the owner */
   MHK__IF_ALWAYS,
   MHK__IF_LAYER_NORM,
   MHK__IF_QK_NORM,
@@ -13635,25 +13640,25 @@ enum {                 /* sizes of axes */
   MHK__SIZE_MODEL,     /* d_model */
   MHK__SIZE_MLP,
   MHK__SIZE_QUERIES,   /* attention heads times their size */
-  MHK__SIZE_KEYS,      /* the same of keys and values */
+  MHK__SIZE_KEYS,      /* the same for keys and values */
   MHK__SIZE_HEAD,
   MHK__SIZE_HEADS,     /* state-space heads */
   MHK__SIZE_INNER,     /* the same times their size */
-  MHK__SIZE_CHANNELS,  /* x, B and C: what the convolution works on */
-  MHK__SIZE_PROJECTED, /* what in_proj makes: channels, gate and decays */
-  MHK__SIZE_TAPS       /* of the convolution: two axes, (1,d_conv) */
+  MHK__SIZE_CHANNELS,  /* x, B and C: the input of the convolution */
+  MHK__SIZE_PROJECTED, /* the output of in_proj: channels, gate and decays */
+  MHK__SIZE_TAPS       /* for the convolution: two axes, (1,d_conv) */
 };
-enum {                /* how it starts where a model is drawn */
+enum {                /* how a new model initializes it */
   MHK__START_ZERO,
   MHK__START_ONE,
-  MHK__START_NORMAL,  /* deviation 0.02, as language models usually have it */
-  MHK__START_LINEAR,  /* as PyTorch draws a Linear or a convolution: uniform in +-1/sqrt(inputs) */
-  MHK__START_BIAS,    /* as PyTorch draws their bias: in the bounds of the weight before it */
-  MHK__START_A_LOG,   /* as Mamba-2 is published: the log of a number uniform in [1,16] */
-  MHK__START_DT_BIAS, /* as well: softplus of it is log-uniform in [0.001,0.1] */
+  MHK__START_NORMAL,  /* normal with standard deviation 0.02, as usual in language models */
+  MHK__START_LINEAR,  /* as PyTorch initializes a Linear or a convolution: uniform in +-1/sqrt(inputs) */
+  MHK__START_BIAS,    /* as PyTorch initializes their bias: in the bounds of the weight before it */
+  MHK__START_A_LOG,   /* as in Mamba-2: the log of a number uniform in [1,16] */
+  MHK__START_DT_BIAS, /* as in Mamba-2: softplus of it is log-uniform in [0.001,0.1] */
   MHK__STARTS
 };
-enum {               /* the least mhk_trains that trains it, where a stage's loss depends on it */
+enum {               /* the smallest mhk_trains that trains it, if the loss of the stage depends on it */
   MHK__TRAIN_MATRIX, /* MHK_TRAIN_MATRICES; the mixing matrix, and so stage 1, depends on it */
   MHK__TRAIN_MIXER,  /* MHK_TRAIN_MIXERS */
   MHK__TRAIN_NORM,   /* MHK_TRAIN_ALL; stage 1 depends on it */
@@ -13661,7 +13666,7 @@ enum {               /* the least mhk_trains that trains it, where a stage's los
 };
 
 typedef struct mhk__role {
-  size_t at; /* where mhk_model or mhk__layer has it */
+  size_t at; /* its offset in mhk_model or mhk__layer */
   unsigned char owner, named;
   char name[24];
   unsigned char needs, rows, across, start, trains;
@@ -13707,9 +13712,9 @@ static const mhk__role mhk__roles[] = { /* in the order of the checkpoint */
   MHK__ROLE(mhk_model, head_b, END, PLAIN, "lm_head.bias", LAYER_NORM, VOCAB, NONE, BIAS, REST)};
 #undef MHK__ROLE
 
-/* An architecture: what its blocks have, and what its tensors are called. */
+/* An architecture: the parts of its blocks and the names of its tensors. */
 typedef struct mhk__arch {
-  char name[12], root[12];  /* root: how names begin, the head's excepted */
+  char name[12], root[12];  /* root: prefix of the names, except for the head */
   char called[5][20];       /* by MHK__NAMED_... */
   int layer_norm;           /* norms are LayerNorm, not RMSNorm; the head has a bias */
 } mhk__arch;
@@ -13722,7 +13727,7 @@ static const mhk__arch *mhk__arch_of(const mhk_config *c) {
   return &archs[(int)c->arch - 1];
 }
 
-/* A tensor of a model: a role in one layer, with its name in whole and its shape. */
+/* A tensor of a model: a role in one layer, with its full name and its shape. */
 typedef struct mhk__spec {
   char name[96];
   const mhk__role *role;
@@ -13732,7 +13737,7 @@ typedef struct mhk__spec {
 
 static int mhk__role_layered(const mhk__role *r) { return r->owner != MHK__OF_MODEL && r->owner != MHK__OF_END; }
 
-/* matrices of linear and embedding: the ones that may stay in their stored type */
+/* matrices of linear and embedding, which may keep their stored type */
 static int mhk__role_is_matrix(const mhk__role *r) {
   return r->across != MHK__SIZE_NONE && r->across != MHK__SIZE_TAPS;
 }
@@ -13780,12 +13785,12 @@ static mhk_index mhk__size_of(const mhk_config *c, int size) {
   }
 }
 
-/* what a tensor is called behind "backbone.layers.3.", or behind the root, or in whole */
+/* the name of a tensor after "backbone.layers.3." or after the root, or its full name */
 static void mhk__role_name(const mhk_config *c, const mhk__role *r, char out[48]) {
   mhk__print(out, 48, "%s%s", mhk__arch_of(c)->called[r->named], r->name);
 }
 
-/* The tensor of a role in a layer: name and shape. 0 when the model has none. */
+/* Name and shape of the tensor of a role in a layer; returns 0 if the model has none. */
 static int mhk__spec_of(const mhk_config *c, int layer, const mhk__role *r, mhk__spec *s) {
   char name[48];
   if (!mhk__has_role(c, layer, r)) return 0;
@@ -13807,8 +13812,7 @@ static int mhk__spec_of(const mhk_config *c, int layer, const mhk__role *r, mhk_
 
 enum { MHK__ROLES = (int)(sizeof mhk__roles / sizeof *mhk__roles) };
 
-/* All tensors one after another, in the order of the checkpoint: start with s->role NULL, and go on
-   until 0. */
+/* Iterates over all tensors in the order of the checkpoint: start with s->role NULL, stop at 0. */
 static int mhk__spec_next(const mhk_config *c, mhk__spec *s) {
   if (!s->role) s->layer = 0;
   for (int i = s->role ? (int)(s->role - mhk__roles) + 1 : 0; i < MHK__ROLES; i++) {
@@ -13821,7 +13825,7 @@ static int mhk__spec_next(const mhk_config *c, mhk__spec *s) {
   return 0;
 }
 
-/* the settings that decide a tensor's shape, for errors */
+/* the settings that determine the shape of a tensor, for errors */
 static void mhk__spec_reason(const mhk_config *c, const mhk__spec *s, char *out, size_t room) {
   const mhk__role *r = s->role;
   const int ours = c->arch == MHK_ARCH_PHI_MAMBA, m2 = c->arch == MHK_ARCH_MAMBA2;
@@ -13887,7 +13891,7 @@ MHKDEF mhk_result mhk_config_preset(mhk_context *ctx, const char *name, mhk_conf
       c.pad_vocab_multiple = 8;
     }
     for (int l = 0; l < c.n_layer; l++)
-      /* 4, 10, 16, 22 stay attention */
+      /* 4, 10, 16, 22 keep attention */
       c.mixer[l] = phi || (hybrid && l % 6 == 4) ? MHK_MIXER_ATTENTION : MHK_MIXER_DISCRETE_MAMBA2;
   } else if (strcmp(name, "mamba2-130m") == 0 || strcmp(name, "mamba2-1.3b") == 0) {
     const int is_130m = strcmp(name, "mamba2-130m") == 0;
@@ -13950,7 +13954,7 @@ static mhk_result mhk__check_rotary(char *out, int rotary, int size, double thet
   return MHK_OK;
 }
 
-/* MHK_OK, or what is wrong as a sentence of at most MHK__SENTENCE bytes */
+/* returns MHK_OK, or an error with a sentence of at most MHK__SENTENCE bytes */
 static mhk_result mhk__config_wrong(char *out, const mhk_config *c) {
   const double most = 1 << 24;
   char number[32];
@@ -14063,7 +14067,7 @@ MHKDEF double mhk_config_parameters(const mhk_config *config) {
   return n;
 }
 
-#define MHK__LIST_MOST 1500 /* bytes of a list of names in a message; the rest is counted */
+#define MHK__LIST_MOST 1500 /* room for a list of names in a message; the rest is only counted */
 
 typedef struct mhk__list {
   mhk__writer text;
@@ -14096,7 +14100,7 @@ static const char *mhk__list_end(mhk__list *list) {
 typedef struct mhk__settings {
   mhk_context *ctx;
   const mhk__json *object;
-  const char *where, *part; /* the text, and which object of it ("" for the whole) */
+  const char *where, *part; /* the text, and which of its objects ("" for the whole) */
 } mhk__settings;
 
 static mhk__settings mhk__settings_of(mhk_context *ctx, const mhk__json *object, const char *where, const char *part) {
@@ -14108,7 +14112,7 @@ static mhk__settings mhk__settings_of(mhk_context *ctx, const mhk__json *object,
   return s;
 }
 
-/* a setting that is there and not null */
+/* a setting that is present and not null */
 static const mhk__json *mhk__setting(const mhk__settings *s, const char *key) {
   const size_t length = strlen(key);
   mhk__json *x = mhk__json_is(s->object, MHK__JSON_OBJECT) ? s->object->first : NULL;
@@ -14118,7 +14122,7 @@ static const mhk__json *mhk__setting(const mhk__settings *s, const char *key) {
   return x;
 }
 
-/* whether words, with blanks between them, has this one */
+/* whether a list of words, separated by blanks, contains this one */
 static int mhk__has_word(const char *words, const char *word) {
   const size_t length = strlen(word);
   for (const char *at = strstr(words, word); at && length; at = strstr(at + 1, word))
@@ -14126,8 +14130,8 @@ static int mhk__has_word(const char *words, const char *word) {
   return 0;
 }
 
-/* Settings that nobody asked for are one warning, but for those named in quiet, which do not change
-   what a model computes. */
+/* Reports all settings that were not read in one warning, except those in quiet, which do not
+   change what a model computes. */
 static void mhk__warn_unseen(const mhk__settings *s, const char *quiet) {
   mhk__mark mark = mhk__scratch_mark(s->ctx);
   mhk__list list;
@@ -14153,7 +14157,7 @@ static void mhk__setting_wrong(const mhk__settings *s, const mhk__json *x, const
            key, wanted, found);
 }
 
-/* a count; fallback -1: it must be there */
+/* reads a count; fallback -1: it is required */
 static int mhk__setting_int(const mhk__settings *s, const char *key, int fallback) {
   const mhk__json *x = mhk__setting(s, key);
   int64_t value;
@@ -14165,7 +14169,7 @@ static int mhk__setting_int(const mhk__settings *s, const char *key, int fallbac
   return (int)value;
 }
 
-/* a number; infinities also as the library of Hugging Face wraps them: {"__float__": "Infinity"} */
+/* reads a number; also accepts infinities as transformers writes them: {"__float__": "Infinity"} */
 static double mhk__setting_value(const mhk__settings *s, const mhk__json *x, const char *key) {
   const mhk__json *wrapped = mhk__json_get(x, "__float__");
   if (mhk__json_is(x, MHK__JSON_NUMBER)) return mhk__json_number(x);
@@ -14187,7 +14191,7 @@ static int mhk__setting_flag(const mhk__settings *s, const char *key, int fallba
   return x->type == MHK__JSON_TRUE;
 }
 
-/* Things that would change what the model computes and are not done here: said, not ignored. */
+/* Refuses an unsupported setting that would change what the model computes. */
 static void mhk__setting_refuse(const mhk__settings *s, const char *key, const char *value, const char *known) {
   mhk_fail(s->ctx, MHK_ERROR_UNSUPPORTED, "%s: %s%s%s is \"%.60s\", which is not supported; supported: %s",
            s->where, s->part, s->part[0] ? "." : "", key, value, known);
@@ -14199,8 +14203,8 @@ static void mhk__refuse_quantized(const mhk__settings *s) {
              "%s: quantization_config is set; this version reads weights of F32, F16 and BF16 only", s->where);
 }
 
-/* rope_parameters, or rope_scaling, as older versions of the library call it and which counts
-   before it. Either may say that nothing is scaled. */
+/* rope_parameters, or rope_scaling, its name in older versions of transformers, which takes
+   precedence. Either may say that nothing is scaled. */
 static mhk__settings mhk__parse_rope(const mhk__settings *s) {
   const mhk__json *old = mhk__setting(s, "rope_scaling"), *parameters = mhk__setting(s, "rope_parameters");
   const char *key = old && old->count ? "rope_scaling" : "rope_parameters";
@@ -14243,10 +14247,10 @@ static void mhk__parse_attention(const mhk__settings *s, mhk_config *c) {
     mhk_fail(s->ctx, MHK_ERROR_CONFIG, "%s: partial_rotary_factor is %s: it must be between 0 and 1", s->where,
              number);
   } else
-    c->rotary_dim = (int)(factor * c->head_dim); /* cut off, as the library does */
+    c->rotary_dim = (int)(factor * c->head_dim); /* truncated, as in transformers */
 }
 
-/* what Hugging Face's library keeps in every config.json: names and types, training, how its own
+/* settings that transformers writes to every config.json: names and types, training, how its own
    code runs; ends of text are read with the model */
 #define MHK__QUIET \
   "_name_or_path architectures auto_map bos_token_id chunk_size_feed_forward dtype eos_token_id id2label " \
@@ -14274,7 +14278,7 @@ static void mhk__parse_phi(const mhk__settings *s, mhk_config *c) {
   mhk__warn_unseen(s, MHK__QUIET "attention_dropout embd_pdrop resid_pdrop");
 }
 
-/* [low, high] of step sizes */
+/* [low, high] for step sizes */
 static void mhk__parse_limit(const mhk__settings *s, const char *key, mhk_config *c) {
   const mhk__json *limit = mhk__setting(s, key);
   if (!limit) return;
@@ -14290,8 +14294,8 @@ static void mhk__parse_limit(const mhk__settings *s, const char *key, mhk_config
     mhk__setting_wrong(s, limit, key, "a list whose second number is above 0");
 }
 
-/* d_inner = expand * d_model, a whole number that `by`, the setting called what, divides; else 0
-   and an error */
+/* d_inner = expand * d_model, a whole number that is divisible by `by`, the setting named what;
+   otherwise 0 with an error */
 static int mhk__parse_inner(const mhk__settings *s, const mhk_config *c, double fallback, int by, const char *what) {
   const double expand = mhk__setting_double(s, "expand", fallback), inner = expand * c->d_model;
   char number[32];
@@ -14304,7 +14308,7 @@ static int mhk__parse_inner(const mhk__settings *s, const mhk_config *c, double 
   return 0;
 }
 
-/* vocab_size filled up to a multiple, as the authors' code of either state-space model makes its
+/* vocab_size padded to a multiple, as the authors' code of both state-space models does for the
    embedding */
 static void mhk__parse_vocabulary(const mhk__settings *s, int fallback, mhk_config *c) {
   const int size = mhk__setting_int(s, "vocab_size", -1),
@@ -14316,8 +14320,7 @@ static void mhk__parse_vocabulary(const mhk__settings *s, int fallback, mhk_conf
     c->vocab_size = (size + c->pad_vocab_multiple - 1) / c->pad_vocab_multiple * c->pad_vocab_multiple;
 }
 
-/* config.json of state-spaces' own code (mamba_ssm). It has no field for the eps of its norms,
-   which is 1e-5. */
+/* config.json of mamba_ssm. It has no field for the eps of its norms, which is 1e-5. */
 static void mhk__parse_state_spaces(const mhk__settings *s, mhk_config *c) {
   const mhk__settings ssm = mhk__settings_of(s->ctx, mhk__setting(s, "ssm_cfg"), s->where, "ssm_cfg");
   const mhk__json *layer = mhk__setting(&ssm, "layer"), *attention = mhk__setting(s, "attn_layer_idx");
@@ -14338,7 +14341,7 @@ static void mhk__parse_state_spaces(const mhk__settings *s, mhk_config *c) {
   c->n_layer = mhk__setting_int(s, "n_layer", -1);
   c->d_model = mhk__setting_int(s, "d_model", -1);
   mhk__parse_vocabulary(s, 8, c);
-  c->pad_vocab_multiple = 0; /* saved as Hugging Face's library has it, which counts the rows that are there */
+  c->pad_vocab_multiple = 0; /* saved by transformers, which stores the actual number of rows */
   c->tie_embeddings = mhk__setting_flag(s, "tie_embeddings", 1);
   c->norm_eps = 1e-5;
   if (!mhk__setting_flag(s, "rms_norm", 1)) mhk__setting_refuse(s, "rms_norm", "false", "true");
@@ -14402,7 +14405,7 @@ static void mhk__parse_mamba2(const mhk__settings *s, mhk_config *c) {
       "rescale_prenorm_residual residual_in_fp32 time_step_floor time_step_max time_step_min time_step_rank");
 }
 
-/* settings of one block's core_input into c, whose other fields are those of the blocks before */
+/* reads the core_input of one block into c, which already has the settings of the blocks before */
 static void mhk__parse_discrete(const mhk__settings *s, mhk_config *c) {
   const mhk__json *act = mhk__setting(s, "activation");
   c->d_state = mhk__setting_int(s, "d_state", 64);
@@ -14477,7 +14480,7 @@ static void mhk__parse_phi_mamba(mhk_context *ctx, const mhk__json *root, const 
       if (!mhk__setting(&mm, "max_position_embeddings"))
         c->max_position = mhk__setting_int(&input, "max_position_embeddings", 0);
       mhk__warn_unseen(&input, MHK__QUIET "attention_dropout attn_type layer_idx max_position_embeddings");
-      if (!have_attention) memcpy(&first_attention, &one, sizeof one); /* with its padding, for the comparison */
+      if (!have_attention) memcpy(&first_attention, &one, sizeof one); /* with padding, for the comparison */
       have_attention = 1;
     } else {
       mhk__parse_discrete(&input, &one);
@@ -14603,8 +14606,8 @@ static void mhk__write_flag_key(mhk__writer *w, const char *key, int on) {
   mhk__write_word_key(w, key, on ? "true" : "false");
 }
 
-/* the share of a head that turns, such that cutting share * size off gives the number of features
-   again */
+/* the fraction of a head that rotates, chosen so that truncating fraction * size gives the number
+   of features */
 static double mhk__rotary_factor(int rotary, int size) {
   double factor = (double)rotary / size;
   while ((int)(factor * size) < rotary) factor *= 1 + DBL_EPSILON;
@@ -14687,8 +14690,8 @@ static void mhk__write_ends(mhk__writer *w, const int32_t *ends, int n) {
   if (n != 1) mhk__write_close(w, ']');
 }
 
-/* dtype: of the weights beside it, 0 when not known; m: whose ends of text are written too, or NULL
-   */
+/* dtype: type of the weights, 0 if unknown; m: the model whose ends of text are also written, or
+   NULL */
 static void mhk__write_config(mhk__writer *w, const mhk_config *c, mhk_dtype dtype, const mhk_model *m) {
   mhk__write_open(w, '{');
   if (c->arch == MHK_ARCH_PHI_MAMBA) {
@@ -14710,7 +14713,7 @@ static void mhk__write_config(mhk__writer *w, const mhk_config *c, mhk_dtype dty
     mhk__write_int_key(w, "d_model", c->d_model);
     mhk__write_int_key(w, "n_layer", c->n_layer);
     mhk__write_string_key(w, "lm_head_prenorm", "layer");
-    /* what the authors' code fixes is written where it differs */
+    /* settings that the authors' code fixes are written only if they differ */
     if (c->d_mlp != 4 * (int64_t)c->d_model) mhk__write_int_key(w, "d_mlp", c->d_mlp);
     if (c->norm_eps < 1e-5 || c->norm_eps > 1e-5) mhk__write_double_key(w, "layer_norm_eps", c->norm_eps);
     if (c->max_position > 0 && !mhk__config_uses(c, MHK_MIXER_ATTENTION))
@@ -14730,7 +14733,7 @@ static void mhk__write_config(mhk__writer *w, const mhk_config *c, mhk_dtype dty
     mhk__write_int_key(w, "num_hidden_layers", c->n_layer);
     if (phi) {
       mhk__write_phi_attention(w, c);
-      mhk__write_key(w, "rope_parameters"); /* the same for the library from version 5 on */
+      mhk__write_key(w, "rope_parameters"); /* the same for transformers from version 5 */
       mhk__write_open(w, '{');
       mhk__write_double_key(w, "partial_rotary_factor", mhk__rotary_factor(c->rotary_dim, c->head_dim));
       mhk__write_double_key(w, "rope_theta", c->rope_theta);
@@ -14754,13 +14757,13 @@ static void mhk__write_config(mhk__writer *w, const mhk_config *c, mhk_dtype dty
       mhk__write_string_key(w, "hidden_act", "silu");
       mhk__write_double_key(w, "layer_norm_epsilon", c->norm_eps);
       mhk__write_flag_key(w, "rms_norm", 1);
-      if (c->dt_min > 0 || c->dt_max > 0) { /* 0 to infinity is what readers assume, and infinity is no JSON */
+      if (c->dt_min > 0 || c->dt_max > 0) { /* readers assume 0 to infinity, and JSON has no infinity */
         mhk__write_key(w, "time_step_limit");
         mhk__write_open(w, '[');
         mhk__write_item(w);
         mhk__write_double(w, c->dt_min);
         mhk__write_item(w);
-        mhk__write_double(w, c->dt_max > 0 ? c->dt_max : 1e38); /* what PyTorch can compare float32 and bfloat16 with */
+        mhk__write_double(w, c->dt_max > 0 ? c->dt_max : 1e38); /* lets PyTorch compare float32 and bfloat16 */
         mhk__write_close(w, ']');
       }
     }
@@ -14792,7 +14795,7 @@ MHKDEF size_t mhk_config_format(const mhk_config *config, char *json, size_t cap
 
 /* ---- models: memory, creation */
 
-/* A model without weights: every tensor with its name and shape. */
+/* Creates a model without weights: all tensors with names and shapes. */
 static mhk_model *mhk__model_new(mhk_context *ctx, const mhk_config *config) {
   mhk_model *m = (mhk_model *)mhk__object_new(ctx, sizeof *m, NULL);
   mhk__spec s;
@@ -14823,8 +14826,8 @@ static mhk_model *mhk__model_new(mhk_context *ctx, const mhk_config *config) {
 }
 
 #ifndef MOHAWK_NO_TRAINING
-/* Memory for all tensors as MHK_REAL and for their gradients, the gradients in one block in the
-   order of the tensors. data and grads receive what is to be put in place. */
+/* Allocates memory for all tensors as MHK_REAL and for their gradients, which are one block in the
+   order of the tensors. data and grads receive the pointers. */
 static int mhk__model_memory(mhk_model *m, mhk_real **data, mhk_real **grads) {
   mhk_context *ctx = m->object.ctx;
   mhk_index total = 0;
@@ -14878,7 +14881,7 @@ static void mhk__fill(mhk_tensor *x, double value) {
     for (mhk_index i = 0; i < x->count; i++) mhk__d(x)[i] = (mhk_real)value;
 }
 
-/* rows [first,first+rows) of a matrix, or a vector's elements, uniform in +-bound */
+/* initializes rows [first,first+rows) of a matrix, or elements of a vector, uniform in +-bound */
 static void mhk__fill_uniform(mhk__rng *rng, mhk_tensor *x, mhk_index first, mhk_index rows, double bound) {
   if (!x) return;
   const mhk_index row = x->count / x->shape[0];
@@ -14886,14 +14889,15 @@ static void mhk__fill_uniform(mhk__rng *rng, mhk_tensor *x, mhk_index first, mhk
   for (mhk_index i = 0; i < rows * row; i++) p[i] = (mhk_real)((2.0 * mhk__rng_uniform(rng) - 1.0) * bound);
 }
 
-/* as PyTorch draws the weight of a Linear: uniform in +-1/sqrt(inputs); returns that bound */
+/* initializes the weight of a Linear as PyTorch does: uniform in +-1/sqrt(inputs); returns that
+   bound */
 static double mhk__fill_linear(mhk__rng *rng, mhk_tensor *weight) {
   const double bound = 1.0 / sqrt((double)(weight->count / weight->shape[0]));
   mhk__fill_uniform(rng, weight, 0, weight->shape[0], bound);
   return bound;
 }
 
-/* A tensor as its role says it starts. *bound passes from a weight to the bias behind it. */
+/* Initializes a tensor as its role says. *bound passes from a weight to the bias after it. */
 static void mhk__draw(mhk__rng *rng, mhk_tensor *x, int start, double *bound) {
   mhk_real *at = (mhk_real *)x->data;
   switch (start) {
@@ -14919,8 +14923,8 @@ static void mhk__draw(mhk__rng *rng, mhk_tensor *x, int start, double *bound) {
   }
 }
 
-/* Draws what a layer has (owner < 0), or what is an owner's of it: matrices and constants first,
-   then A_log, then dt_bias. */
+/* Initializes the tensors of a layer (owner < 0), or only those of one owner: matrices and
+   constants first, then A_log, then dt_bias. */
 static void mhk__draw_layer(mhk__rng *rng, mhk_model *m, int layer, int owner) {
   mhk__spec s;
   double bound = 0;
@@ -14934,8 +14938,8 @@ static void mhk__draw_layer(mhk__rng *rng, mhk_model *m, int layer, int owner) {
     }
 }
 
-/* Linear layers and convolutions as PyTorch draws them, norms 1 and 0, the embedding normal with
-   deviation 0.02 as language models usually have it, state-space mixers as published. */
+/* Initializes linear layers and convolutions as PyTorch does, norms to 1 and 0, the embedding
+   normally with standard deviation 0.02, and state-space mixers as published. */
 MHKDEF mhk_model *mhk_model_create(mhk_context *ctx, const mhk_config *config, uint64_t seed) {
   mhk__rng rng;
   mhk__spec s;
@@ -15006,7 +15010,7 @@ static int mhk__model_ends_at(const mhk_model *m, int32_t token) {
   return n > 0;
 }
 
-/* n numbers, or with ids NULL room for them */
+/* n ids, or room for them if ids is NULL */
 static int mhk__model_put_ends(mhk_model *m, const int32_t *ids, int n, int exact) {
   int32_t *ends = (int32_t *)mhk__arena_zeros(m->object.ctx, &m->object.arena, (mhk_index)n + 1, sizeof *ends);
   if (!ends) return 0;
@@ -15030,7 +15034,7 @@ MHKDEF mhk_result mhk_model_set_ends(mhk_model *m, const int32_t *ids, int n) {
   return mhk_error(m->object.ctx);
 }
 
-/* The tokenizer becomes the model's, which destroys it if it owns it. */
+/* Gives the model a tokenizer, which the model destroys if it owns it. */
 static void mhk__model_take_tokenizer(mhk_model *m, mhk_tokenizer *k, int owns) {
   if (m->owns_tokenizer && m->tokenizer != k) mhk_tokenizer_destroy(m->tokenizer);
   m->owns_tokenizer = k && (owns || (m->owns_tokenizer && m->tokenizer == k));
@@ -15052,7 +15056,7 @@ MHKDEF mhk_result mhk_model_set_tokenizer(mhk_model *m, mhk_tokenizer *k) {
 }
 
 #if !defined(MOHAWK_NO_TRAINING) || !defined(MOHAWK_NO_STDIO)
-/* What a copy keeps beside weights: tokenizer and ends of text. 0 on failure. */
+/* Copies what a model has besides weights: tokenizer and ends of text. Returns 0 on failure. */
 static int mhk__model_follow(mhk_model *copy, const mhk_model *m) {
   mhk_context *ctx = copy->object.ctx;
   if (m->ends && !mhk_failed(ctx)) mhk__model_put_ends(copy, m->ends, m->n_ends, m->ends_exact);
@@ -15064,9 +15068,9 @@ static int mhk__model_follow(mhk_model *copy, const mhk_model *m) {
 
 /* ---- loading */
 
-/* Whether a tensor that the model does not use is one that its architecture has under other
-   settings (a layer more, a bias that config.json leaves out): then file and configuration
-   contradict each other, and leaving it out would be another model. */
+/* Returns whether an unused tensor would exist under other settings, such as one more layer or a
+   bias that config.json omits. Then file and configuration contradict each other, and ignoring the
+   tensor would give another model. */
 static int mhk__tensor_contradicts(const mhk_config *c, const char *name) {
   const char *root = mhk__arch_of(c)->root;
   char tail[48];
@@ -15085,8 +15089,8 @@ static int mhk__tensor_contradicts(const mhk_config *c, const char *name) {
   return 0;
 }
 
-/* The tensor of s as this file names it: the embedding of a Mamba-2 has one name in Hugging Face's
-   library and one in the authors' own. */
+/* The tensor of s by its name in this file: the embedding of a Mamba-2 has different names in
+   transformers and in the authors' code. */
 static void mhk__spec_in_file(const mhk_file *f, const mhk_config *c, mhk__spec *s) {
   if (s->role->named == MHK__NAMED_EMBEDDING && c->arch == MHK_ARCH_MAMBA2 && mhk__file_index(f, s->name) < 0)
     strcpy(s->name, "backbone.embedding.weight");
@@ -15107,8 +15111,8 @@ static int mhk__has_shape(const mhk_stored *x, mhk_dtype dtype, int rank, mhk_in
          x->shape[3] == d;
 }
 
-/* Whether the file's tensor of s is quantized (see mhk_quantized). If it is but its parts do not
-   fit, wrong says how. */
+/* Returns whether the tensor of s is quantized in the file (see mhk_quantized). If its parts do not
+   fit, `wrong` says how. */
 static int mhk__find_quantized(const mhk_file *f, const mhk__spec *s, mhk__q_parts *p, char *wrong, size_t room) {
   const mhk_index N = s->shape[0], K = s->shape[1];
   mhk_index rest;
@@ -15140,7 +15144,7 @@ static void mhk__mark_used(const mhk_file *f, const mhk_stored *x, char *used) {
   if (x) used[mhk__file_index(f, x->name)] = 1;
 }
 
-/* what tensor s of the file has against the model; nothing: it fits */
+/* reports how tensor s of the file does not match the model, if so */
 static void mhk__match_one(mhk_model *m, const mhk_file *f, const mhk__spec *s, char *used, mhk__list *wrong) {
   const mhk_stored *x = mhk_file_find(f, s->name);
   mhk__q_parts parts;
@@ -15177,8 +15181,8 @@ static void mhk__list_add(mhk__writer *all, mhk__list *list, const char *what) {
   mhk__write_text(all, mhk__list_end(list));
 }
 
-/* Holds the file's tensors against the model's. The error lists everything that does not fit; what
-   is there and not used is a warning. */
+/* Compares the tensors of the file with the model. The error lists everything that does not match;
+   unused tensors cause a warning. */
 static int mhk__match_tensors(mhk_model *m, const mhk_file *f, const char *path, const char *config_path) {
   mhk_context *ctx = m->object.ctx;
   mhk__mark mark = mhk__scratch_mark(ctx);
@@ -15200,7 +15204,7 @@ static int mhk__match_tensors(mhk_model *m, const mhk_file *f, const char *path,
     else if (mhk__list_room(&missing))
       mhk__write_text(&missing.text, name);
   }
-  /* the embedding once more */
+  /* a copy of the embedding */
   if (m->config.tie_embeddings) mhk__mark_used(f, mhk_file_find(f, "lm_head.weight"), used);
   for (i = 0; i < f->n; i++) {
     const char *name = f->sorted[i]->t.name;
@@ -15222,7 +15226,7 @@ static int mhk__match_tensors(mhk_model *m, const mhk_file *f, const char *path,
   return !mhk_failed(ctx);
 }
 
-/* Whether two tensors of a file are the same numbers. */
+/* Whether two tensors of a file have the same values. */
 static int mhk__same_tensor(mhk_context *ctx, const mhk_stored *x, const mhk_stored *y) {
   mhk_real a[1024], b[1024];
   if (x->count != y->count || memcmp(x->shape, y->shape, sizeof x->shape) != 0 || !x->dtype || !y->dtype) return 0;
@@ -15237,8 +15241,8 @@ static int mhk__same_tensor(mhk_context *ctx, const mhk_stored *x, const mhk_sto
   return !mhk_failed(ctx);
 }
 
-/* A head of its own in the file counts, whatever the configuration says: as Hugging Face's library
-   has it from version 5 on. */
+/* A separate head in the file is used even if the configuration ties it, as in transformers from
+   version 5. */
 static void mhk__untie_head(mhk_context *ctx, mhk_config *c, const mhk_file *f, const char *path,
                             const char *config_path) {
   const mhk_stored *head = mhk_file_find(f, "lm_head.weight"), *embedding;
@@ -15253,15 +15257,14 @@ static void mhk__untie_head(mhk_context *ctx, mhk_config *c, const mhk_file *f, 
             path);
 }
 
-/* Puts one stored tensor in place: mapped where the layout of the file serves as it is, else
-   copied. */
+/* Loads one tensor: mapped if the layout of the file can be used directly, otherwise copied. */
 static int mhk__place_tensor(mhk_model *m, mhk_tensor *x, const mhk_stored *from, int matrix) {
   mhk_context *ctx = m->object.ctx;
   const size_t size = mhk_dtype_bytes(from->dtype);
   if (matrix && from->dtype != MHK_F64) {
     x->dtype = from->dtype;
     if (mhk__little_endian() && (uintptr_t)from->data % size == 0) {
-      memcpy(&x->data, &from->data, sizeof x->data); /* frozen: nothing writes there */
+      memcpy(&x->data, &from->data, sizeof x->data); /* frozen, so nothing writes to it */
       return 1;
     }
     x->data = mhk__arena_zeros(ctx, &m->object.arena, x->count, size);
@@ -15274,8 +15277,8 @@ static int mhk__place_tensor(mhk_model *m, mhk_tensor *x, const mhk_stored *from
   return x->data != NULL;
 }
 
-/* the same of a quantized matrix: integers are used where they lie, scales and numbers too where
-   the machine's layout is the file's */
+/* the same for a quantized matrix: integers are always used in place, scales and floats if the host
+   has the byte order of the file */
 static int mhk__place_quantized(mhk_model *m, mhk_tensor *x, const mhk__q_parts *p) {
   mhk_context *ctx = m->object.ctx;
   mhk_quantized *q = (mhk_quantized *)mhk__arena_zeros(ctx, &m->object.arena, 1, sizeof *q);
@@ -15302,11 +15305,12 @@ static int mhk__place_quantized(mhk_model *m, mhk_tensor *x, const mhk__q_parts 
   }
   x->dtype = p->q->dtype == MHK_I8 ? MHK_Q8 : MHK_Q4;
   x->quantized = q;
-  memcpy(&x->data, &q->q, sizeof x->data); /* frozen: nothing writes there */
+  memcpy(&x->data, &q->q, sizeof x->data); /* frozen, so nothing writes to it */
   return 1;
 }
 
-/* The model of a configuration with the weights of f, which it takes over (also when it fails). */
+/* Creates the model of a configuration with the weights of f, and takes ownership of f, even on
+   failure. */
 static mhk_model *mhk__model_from_file(mhk_context *ctx, const mhk_config *config, mhk_file *f, const char *path,
                                        const char *config_path) {
   mhk_config c = *config;
@@ -15337,7 +15341,8 @@ static mhk_model *mhk__model_from_file(mhk_context *ctx, const mhk_config *confi
   return m;
 }
 
-/* A tokenizer that was read, or failed to be: then the model is without one, and knows why. */
+/* Gives the model the tokenizer that was read; if reading it failed, the model stores the
+   reason. */
 static void mhk__model_got_tokenizer(mhk_model *m, mhk_tokenizer *k) {
   mhk_context *ctx = m->object.ctx;
   char why[sizeof ctx->message];
@@ -15350,8 +15355,8 @@ static void mhk__model_got_tokenizer(mhk_model *m, mhk_tokenizer *k) {
   mhk__note(ctx, MHK_LOG_WARNING, "the model is loaded without its tokenizer: %s", m->tokenizer_error);
 }
 
-/* Settings of generation_config.json other than ends of text: how to draw is noted, what else would
-   change the text is warned about. Zero, one, false and nothing change nothing. */
+/* Checks the settings of generation_config.json other than ends of text: sampling settings give a
+   note, others that would change the text a warning. Zero, one, false and null have no effect. */
 static void mhk__generation_notes(const mhk__settings *s) {
   static const char quiet[] = "_from_model_config assistant_confidence_threshold assistant_early_exit "
                               "assistant_ensemble_weight assistant_lookbehind bos_token_id "
@@ -15385,7 +15390,8 @@ static void mhk__generation_notes(const mhk__settings *s) {
   mhk__scratch_rewind(s->ctx, mark);
 }
 
-/* eos_token_id of config.json or, after it, of generation_config.json: a token or a list of them */
+/* reads eos_token_id of config.json and, after it, of generation_config.json: a token or a list of
+   tokens */
 static void mhk__model_read_ends(mhk_model *m, const char *json, size_t length, const char *where, int generation) {
   mhk_context *ctx = m->object.ctx;
   mhk__mark mark = mhk__scratch_mark(ctx);
@@ -15416,7 +15422,7 @@ static void mhk__model_read_ends(mhk_model *m, const char *json, size_t length, 
 }
 
 #ifndef MOHAWK_NO_STDIO
-/* what else lies in a model's folder: its tokenizer, if there is one, and generation_config.json */
+/* reads the rest of a model folder: the tokenizer, if there is one, and generation_config.json */
 static void mhk__pick_up_rest(mhk_model *m, const char *folder) {
   static const char names[][20] = {"tokenizer.json", "vocab.json", "encoder.json", "tokenizer.model", "vocab.txt"};
   mhk_context *ctx = m->object.ctx;
@@ -15439,8 +15445,8 @@ static void mhk__pick_up_rest(mhk_model *m, const char *folder) {
 }
 #endif
 
-/* The model of a file that has its configuration, and perhaps its tokenizer, among its metadata;
-   takes the file over. NULL without an error: it has none. */
+/* Creates a model from a file that has the configuration, and perhaps the tokenizer, in its
+   metadata; takes ownership of the file. NULL without an error: the file has no configuration. */
 static mhk_model *mhk__model_in_one(mhk_context *ctx, mhk_file *f, const char *path) {
   char where[MHK__PATH_MOST + 64];
   mhk_config config;
@@ -15483,9 +15489,8 @@ MHKDEF mhk_model *mhk_load_memory(mhk_context *ctx, const void *data, size_t byt
 }
 
 #ifndef MOHAWK_NO_STDIO
-/* config.json is the first file of a folder to go when another model is saved there, and the last
-   one to come: where it is the same before the weights are opened and after everything was read,
-   nothing of another model came between. */
+/* Saving another model to a folder removes config.json first and creates it last. If it is the same
+   before the weights are opened and after everything is read, all files belong to one model. */
 static mhk_model *mhk__load(mhk_context *ctx, const char *path, int read) {
   char folder[MHK__PATH_MOST + 64], config_path[MHK__PATH_MOST + 64];
   const mhk__mark mark = mhk__scratch_mark(ctx);
@@ -15496,7 +15501,7 @@ static mhk_model *mhk__load(mhk_context *ctx, const char *path, int read) {
   else
     mhk__folder_of(folder, sizeof folder, path);
   mhk__join_path(config_path, sizeof config_path, folder, "config.json");
-  mhk__bytes_read(ctx, &ctx->scratch, config_path, &before); /* what fails is said once weights are there */
+  mhk__bytes_read(ctx, &ctx->scratch, config_path, &before); /* errors are reported after the weights are loaded */
   mhk_file *f = mhk__file_open(ctx, path, read);
   mhk_model *m = f && !mhk__is_folder(path) ? mhk__model_in_one(ctx, f, path) : NULL;
   if (f && !m && !mhk_failed(ctx)) {
@@ -15532,8 +15537,9 @@ MHKDEF mhk_model *mhk_load_with(mhk_context *ctx, const char *path, const mhk_lo
 MHKDEF mhk_model *mhk_load(mhk_context *ctx, const char *path) { return mhk_load_with(ctx, path, NULL); }
 #endif
 
-/* A model's mark: its configuration, and of each tensor name, shape and up to 256 values, the same
-   on every machine. No more than samples: a large file is not read through for it. */
+/* A fingerprint of a model: its configuration and, for each tensor, name, shape and up to 256
+   values. It is the same on all machines. Only samples are used, so a large file is not read
+   completely. */
 static uint64_t mhk__model_hash(const mhk_model *m) {
   const mhk_config *c = &m->config;
   const int numbers[] = {(int)c->arch,      c->n_layer,        c->d_model,    c->vocab_size,   c->d_mlp,
@@ -15589,10 +15595,10 @@ static int mhk__round_within(float v, int low, int high) {
   return (int)(limited < 0 ? limited - 0.5f : limited + 0.5f);
 }
 
-/* The scale of a group of n weights, and their integers; infinite when a weight is not finite. For
-   MHK_Q4 the extreme weight is tried at many places between 5.5 and 8.5 on either side; for the
-   integers each gives, the scale of least squared error is known, and the error with it: sum x^2 -
-   (sum x q)^2 / sum q^2. */
+/* The scale of a group of n weights, and their integers; infinite if a weight is not finite. For
+   MHK_Q4, the extreme weight is tried at many positions between 5.5 and 8.5, with either sign. For
+   the resulting integers, the scale with the least squared error is known, and so is the error: sum
+   x^2 - (sum x q)^2 / sum q^2. */
 static uint16_t mhk__q_group(mhk_dtype dtype, int n, const mhk_real *x, signed char *out) {
   const int low = dtype == MHK_Q8 ? -127 : -8, high = dtype == MHK_Q8 ? 127 : 7;
   float extreme = 0, scale;
@@ -15635,7 +15641,7 @@ typedef struct mhk__q_making {
   uint16_t *scale;
 } mhk__q_making;
 
-/* one block of 16 rows; work holds a row and the integers of a group */
+/* quantizes one block of 16 rows; work holds a row and the integers of a group */
 static void mhk__q_make_block(void *arg, mhk_index block, int worker) {
   const mhk__job *job = (const mhk__job *)arg;
   const mhk__q_making *a = (const mhk__q_making *)job->args;
@@ -15660,7 +15666,7 @@ static void mhk__q_make_block(void *arg, mhk_index block, int worker) {
   }
 }
 
-/* x becomes from with its first rows quantized */
+/* makes x a copy of from with its first rows quantized */
 static int mhk__q_make(mhk_model *m, mhk_tensor *x, const mhk_tensor *from, mhk_dtype dtype, int group,
                        mhk_index rows) {
   mhk_context *ctx = m->object.ctx;
@@ -15727,7 +15733,7 @@ MHKDEF mhk_model *mhk_quantize(mhk_model *m, const mhk_quantize_desc *desc) {
     const mhk_tensor *from = m->tensors[i];
     mhk_tensor *x = out->tensors[i];
     const mhk_dtype type = s.role->rows == MHK__SIZE_VOCAB ? d.ends : d.type;
-    /* the rows that make decays stay numbers */
+    /* the rows that compute decays stay floats */
     const mhk_index rows = s.shape[0] - (s.role->rows == MHK__SIZE_PROJECTED ? m->config.ssm_heads : 0);
     int group = d.group ? d.group : type == MHK_Q8 ? 64 : 32;
     if (mhk__role_is_matrix(s.role) && s.shape[1] % group) group = 32;
@@ -15753,7 +15759,7 @@ MHKDEF mhk_model *mhk_quantize(mhk_model *m, const mhk_quantize_desc *desc) {
 #ifndef MOHAWK_NO_STDIO
 /* ---- saving */
 
-/* a quantized matrix as it is; returns how many of the three entries are used */
+/* writes a quantized matrix unchanged; returns how many of the three entries are used */
 static int mhk__outgoing_quantized(mhk_context *ctx, mhk__outgoing *o, const mhk_tensor *x) {
   const mhk_quantized *q = x->quantized;
   const mhk_index K = x->shape[1], blocks = mhk__q_blocks(q->rows);
@@ -15778,12 +15784,12 @@ static int mhk__outgoing_quantized(mhk_context *ctx, mhk__outgoing *o, const mhk
   return 3;
 }
 
-/* config.json, tokenizer.json, tokenizer_config.json, generation_config.json: files of a folder,
+/* config.json, tokenizer.json, tokenizer_config.json, generation_config.json: files of a folder or
    metadata of a single file */
 #define MHK__SAVED_TEXTS 4
 
-/* A file of a model's folder beside the weights. text NULL: the model has none, and an old one is
-   not to be taken for its own. */
+/* A file of a model folder other than the weights. text NULL: the model has none, and an old file
+   must go. */
 typedef struct mhk__beside {
   const char *text;
   size_t length;
@@ -15791,8 +15797,8 @@ typedef struct mhk__beside {
   mhk__output out;
 } mhk__beside;
 
-/* Whether the folder's file differs from what is to be there; then it is written, still under its
-   temporary name. */
+/* Returns whether the file in the folder differs from the new text; if so, writes the new one under
+   its temporary name. */
 static void mhk__beside_write(mhk_context *ctx, mhk__beside *b, char *path) {
   mhk__bytes old;
   mhk__output_clear(&b->out, path);
@@ -15810,12 +15816,12 @@ static void mhk__beside_write(mhk_context *ctx, mhk__beside *b, char *path) {
   mhk__output_ok(ctx, &b->out);
 }
 
-/* The weights, written under their temporary name, and the texts become the model of a folder.
-   Where more changes than the weights, the folder is without config.json in between, which no
-   reader accepts: so it goes first and comes last. */
+/* Makes the weights, which have a temporary name, and the texts the model of a folder. If more than
+   the weights changes, config.json is removed first and created last, and no reader accepts the
+   folder in between. */
 static void mhk__folder_replace(mhk_context *ctx, const char *folder, mhk__output *weights, const char *const *texts,
                                 const size_t *lengths) {
-  /* what is read where there is no tokenizer.json */
+  /* files that are read if there is no tokenizer.json */
   static const char others[][20] = {"vocab.json", "merges.txt", "added_tokens.json", "encoder.json", "vocab.bpe"};
   const int n = texts[3] ? MHK__SAVED_TEXTS : MHK__SAVED_TEXTS + (int)(sizeof others / sizeof *others);
   const mhk__mark mark = mhk__scratch_mark(ctx);
@@ -15850,7 +15856,7 @@ static void mhk__folder_replace(mhk_context *ctx, const char *folder, mhk__outpu
   mhk__scratch_rewind(ctx, mark);
 }
 
-/* metadata and lengths: as of a single file, with NULL where the model has no such text */
+/* metadata and lengths: as for a single file, with NULL for texts that the model does not have */
 static void mhk__save_folder(mhk_context *ctx, const char *folder, int n, const mhk__outgoing *list,
                              const char *const *metadata, const size_t *lengths) {
   char path[MHK__PATH_MOST + 64];
@@ -15866,7 +15872,7 @@ static void mhk__save_folder(mhk_context *ctx, const char *folder, int n, const 
   mhk__output_flush(&weights);
   if (mhk__output_ok(ctx, &weights)) {
     char name[MHK__PATH_MOST + 64];
-    mhk__join_path(name, sizeof name, folder, "model.lock"); /* others who save there do so before or after */
+    mhk__join_path(name, sizeof name, folder, "model.lock"); /* other savers wait */
     error = mhk__lock_take(&lock, name, 1);
     if (error)
       mhk_fail(ctx, MHK_ERROR_FILE, "cannot lock the folder %s with %s: %s", folder, name,
@@ -15878,8 +15884,7 @@ static void mhk__save_folder(mhk_context *ctx, const char *folder, int n, const 
   mhk__output_close(&weights, 0); /* unless it has been */
 }
 
-/* generation_config.json: where a text ends, exactly or as the rest has it; nothing when that is
-   not known */
+/* generation_config.json: the ends of text; nothing if they are not known */
 static void mhk__write_generation(mhk__writer *w, const mhk_model *m) {
   const int32_t *ends;
   const int n = mhk_model_ends(m, &ends);
@@ -15975,7 +15980,7 @@ static int mhk__can_train(mhk_model *m, const char *what) {
   return 0;
 }
 
-/* 1 when both are absent, or copied; an error when the shapes differ */
+/* returns 1 if both are absent or the copy succeeds; an error if the shapes differ */
 static int mhk__transfer(mhk_tensor *to, const mhk_tensor *from) {
   char a[160], b[160];
   if (!to || !from || to == from) return 1;
@@ -16009,9 +16014,9 @@ MHKDEF mhk_result mhk_model_transfer(mhk_model *student, mhk_model *teacher) {
   return mhk_error(student->object.ctx);
 }
 
-/* Heads of a teacher's projection into rows of to, from first on: heads blocks of size rows each. A
-   teacher with fewer heads gives each to several. 0, and nothing done, when the sizes do not
-   match. */
+/* Copies the heads of a teacher's projection to rows of `to` from `first`: `heads` blocks of `size`
+   rows each. If the teacher has fewer heads, each goes to several. Returns 0 and does nothing if
+   the sizes do not match. */
 static int mhk__copy_heads(mhk_tensor *to, mhk_index first, int heads, int size, const mhk_tensor *from, int from_heads,
                            int from_size) {
   const mhk_index D = to->shape[1];
@@ -16023,7 +16028,7 @@ static int mhk__copy_heads(mhk_tensor *to, mhk_index first, int heads, int size,
   return 1;
 }
 
-#define MHK__OPEN_GATE 1.278464542761 /* silu of it is 1 */
+#define MHK__OPEN_GATE 1.278464542761 /* silu of this is 1 */
 
 /* method: section 4 of Bick et al. 2024 (identity), and "The Mamba in the Llama" (attention) */
 static void mhk__init_mixer(mhk__rng *rng, const mhk_config *c, mhk__layer *y, const mhk__layer *teacher,
@@ -16073,16 +16078,16 @@ MHKDEF mhk_result mhk_model_init_mixers(mhk_model *student, mhk_model *teacher, 
   return MHK_OK;
 }
 
-/* The configuration of a teacher's student: discrete Mamba-2 in place of all attention that is not
-   kept, heads as many and as large as the teacher's. Layers to keep that the teacher does not have
-   do not count. */
+/* The configuration of a student: discrete Mamba-2 replaces all attention that is not kept, with as
+   many heads of the same size as the teacher. Ignores kept layers that the teacher does not
+   have. */
 static mhk_config mhk__student_config(const mhk_config *teacher, const mhk_student_desc *d) {
   const mhk_config *t = teacher;
   mhk_config c;
   memcpy(&c, t, sizeof c);
   c.arch = MHK_ARCH_PHI_MAMBA;
   c.tie_embeddings = 0;
-  c.pad_vocab_multiple = c.vocab_size % 8 == 0 ? 8 : 1; /* no padding: exactly the teacher's vocabulary */
+  c.pad_vocab_multiple = c.vocab_size % 8 == 0 ? 8 : 1; /* no padding: the same vocabulary as the teacher */
   for (int l = 0; l < c.n_layer; l++) c.mixer[l] = MHK_MIXER_DISCRETE_MAMBA2;
   for (int i = 0; i < d->n_keep_attention && d->keep_attention; i++)
     if (d->keep_attention[i] >= 0 && d->keep_attention[i] < c.n_layer)
@@ -16144,7 +16149,7 @@ MHKDEF mhk_model *mhk_student_create(mhk_context *ctx, mhk_model *teacher, const
   if (!m) return NULL;
   mhk_model_transfer(m, teacher);
   mhk_model_init_mixers(m, teacher, d.init, d.seed ? d.seed : 1);
-  if (!mhk__model_follow(m, teacher)) { /* copies, so that the teacher may go */
+  if (!mhk__model_follow(m, teacher)) { /* copies, so the teacher may be destroyed */
     mhk_model_destroy(m);
     return NULL;
   }
@@ -16159,9 +16164,9 @@ MHKDEF mhk_model *mhk_student_create(mhk_context *ctx, mhk_model *teacher, const
 
 /* ---- pieces of a mixer ---- */
 
-/* What a mixer's core works on. State-space: x (B,T,H,P), log_a (B,T,H), Bm and Cm (B,T,G,N) after
+/* The inputs of a mixer's core. State-space: x (B,T,H,P), log_a (B,T,H), Bm and Cm (B,T,G,N) after
    convolution and rotary, z (B,T,E), and for Mamba-2 the step sizes dt (B,T,H). Attention: q, k, v
-   (B,T,heads,P) after q/k norm and rotary. matrix_only leaves out what the mixing matrix does not
+   (B,T,heads,P) after q/k norm and rotary. matrix_only skips what the mixing matrix does not
    need. */
 typedef struct mhk__parts {
   int matrix_only;
@@ -16210,7 +16215,7 @@ static void mhk__clamp_back(const mhk_op *op) {
   }
 }
 
-/* y (...,n) = x (...,n) times s, one number a row; s repeats when it is shorter (one a head) */
+/* y (...,n) = x (...,n) times s, one element per row; s repeats if it is shorter (one per head) */
 static void mhk__scale_rows_forward(const mhk_op *op) {
   const mhk_index n = mhk__last(op->out), rows = mhk__row_count(op->out), wrap = op->in[1]->count;
   for (mhk_index r = 0; r < rows; r++)
@@ -16238,7 +16243,7 @@ static mhk_tensor *mhk__scale_rows(mhk_tape *t, mhk_tensor *x, mhk_tensor *s) {
   return mhk_custom(t, 2, in, x->rank, x->shape, mhk__scale_rows_forward, mhk__scale_rows_back, NULL, 0);
 }
 
-/* (B,T,G,N) -> (B,T,H,N): each group's row once for every head that uses it */
+/* (B,T,G,N) -> (B,T,H,N): repeats the row of each group for every head that uses it */
 static void mhk__spread_forward(const mhk_op *op) {
   const mhk_index n = mhk__last(op->out), rows = mhk__row_count(op->out),
                   each = op->out->shape[2] / op->in[0]->shape[2];
@@ -16337,7 +16342,7 @@ static int mhk__mixer_parts(mhk_tape *t, mhk_model *m, int layer, mhk_tensor *u,
   return t->ctx->result == MHK_OK && out->log_a && out->Bm && out->Cm;
 }
 
-/* RMSNorm of each of the groups of the last axis for itself, as Mamba-2 has it */
+/* RMSNorm over each group of the last axis separately, as in Mamba-2 */
 static mhk_tensor *mhk__group_norm(mhk_tape *t, mhk_tensor *x, mhk_tensor *w, mhk_index groups, double eps) {
   mhk_index shape[2];
   if (!x || !w || groups <= 1) return mhk_rms_norm(t, x, w, eps);
@@ -16350,7 +16355,8 @@ static mhk_tensor *mhk__group_norm(mhk_tape *t, mhk_tensor *x, mhk_tensor *w, mh
   return mhk_mul(t, y ? mhk_reshape(t, y, x->rank, x->shape) : NULL, w);
 }
 
-/* A mixer's output from its parts, through the output projection, plus residual if there is one. */
+/* The output of a mixer from its parts, through the output projection, plus the residual if there
+   is one. */
 static mhk_tensor *mhk__mixer_output(mhk_tape *t, mhk_model *m, int layer, const mhk__parts *p, const int32_t *doc,
                                      mhk_tensor *residual) {
   const mhk__layer *y = m->layers + layer;
@@ -16392,7 +16398,7 @@ MHKDEF mhk_tensor *mhk_forward_norm(mhk_tape *t, mhk_model *m, int layer, mhk_te
                    : mhk_rms_norm(t, x, y->norm_w, m->config.norm_eps);
 }
 
-/* Phi and Phi-Mamba: x + mixer(norm(x)) + mlp(norm(x)), side by side. Mamba-2: x +
+/* Phi and Phi-Mamba: x + mixer(norm(x)) + mlp(norm(x)), in parallel. Mamba-2: x +
    mixer(norm(x)). */
 MHKDEF mhk_tensor *mhk_forward_block(mhk_tape *t, mhk_model *m, int layer, mhk_tensor *x, const mhk_forward_desc *d) {
   mhk_tensor *u = mhk_forward_norm(t, m, layer, x);
@@ -16426,7 +16432,7 @@ MHKDEF mhk_tensor *mhk_forward_matrix(mhk_tape *t, mhk_model *m, int layer, mhk_
   p.matrix_only = 1;
   if (!mhk__mixer_parts(t, m, layer, u, doc, &p)) return NULL;
   if (p.q) return mhk_attention_matrix(t, p.q, p.k, doc);
-  if (p.dt) { /* the step size scales what a token puts in */
+  if (p.dt) { /* the step size scales the input of a token */
     p.Bm = mhk__scale_rows(t, mhk__spread(t, p.Bm, m->config.ssm_heads), p.dt);
     p.Cm = mhk__spread(t, p.Cm, m->config.ssm_heads);
   }
@@ -16451,7 +16457,7 @@ MHKDEF mhk_tensor *mhk_forward(mhk_tape *t, mhk_model *m, const int32_t *tokens,
     if (d.recompute && t->recording) {
       mhk__block_user *u = (mhk__block_user *)mhk__arena_zeros(t->ctx, &t->arena, 1, sizeof *u);
       int32_t *doc = NULL;
-      if (u && d.doc) { /* the backward pass reads it again */
+      if (u && d.doc) { /* kept, because the backward pass reads it again */
         doc = (int32_t *)mhk__arena_zeros(t->ctx, &t->arena, B * T, sizeof(int32_t));
         if (doc) memcpy(doc, d.doc, (size_t)(B * T) * sizeof(int32_t));
       }
@@ -16492,17 +16498,16 @@ typedef struct mhk__snapshot {
   mhk_real *numbers;
 } mhk__snapshot;
 
-/* A sequence. Its caches hold the keys and values of positions first, first + 1, ... position -
-   1. */
+/* A sequence. Its caches hold the keys and values of positions first to position - 1. */
 typedef struct mhk__sequence {
   mhk_index position, first;
-  int fed;           /* its logits are there */
-  mhk_real *state;   /* of each state-space layer: inputs of the convolution (W-1,C), then the state (H,P,N) */
-  mhk_real *cache;   /* of each attention layer: keys (rows,G,P), then values */
+  int fed;           /* its logits are valid */
+  mhk_real *state;   /* for each state-space layer: inputs of the convolution (W-1,C), then the state (H,P,N) */
+  mhk_real *cache;   /* for each attention layer: keys (rows,G,P), then values */
   mhk__snapshot *snapshots;
 } mhk__sequence;
 
-/* n tokens of a sequence that are computed together; their activations start at a row. */
+/* n tokens of a sequence that are computed together; their activations start at `row`. */
 typedef struct mhk__span {
   mhk_index sequence, row, n;
   const int32_t *tokens;
@@ -16510,25 +16515,25 @@ typedef struct mhk__span {
 
 /* ---- sampling: what a session keeps for it, in one piece of memory of known size */
 
-/* Room for remembered tokens: rarely moved, and after some that were fed last are taken back the
-   window is still full. */
+/* Room for remembered tokens. It is larger than the window, so tokens rarely move, and the window
+   stays full after a rewind. */
 #define MHK__RECENT_ROOM(window) (2 * (window) + 32)
 
 typedef struct mhk__sampler {
   uint64_t seed;
   mhk__rng rng;
-  mhk_index rows, vocab, window; /* window: tokens remembered of each row */
+  mhk_index rows, vocab, window; /* window: tokens remembered for each row */
   double *p;                     /* (V) */
   mhk_index *n_recent;           /* (rows) */
   int32_t *order;                /* (V) */
-  int32_t *recent;               /* (rows,MHK__RECENT_ROOM): the last window of n_recent[row] tokens count */
-  char *text;                    /* what the last sample finished, 0, what is held back */
+  int32_t *recent;               /* (rows,MHK__RECENT_ROOM): the last `window` of n_recent[row] tokens count */
+  char *text;                    /* the text of the last sample, 0, the text that is held back */
   size_t text_room, stop_bytes, held_at, held;
   mhk_stream stream;
   mhk_stop stop;
 } mhk__sampler;
 
-/* a new sequence in a row: nothing was seen, no text is held; random numbers go on */
+/* starts a new sequence in a row: no tokens seen, no text held back; the random state continues */
 static void mhk__sampler_reset(mhk__sampler *s, mhk_index row) {
   s->n_recent[row] = 0;
   if (row > 0) return;
@@ -16538,8 +16543,8 @@ static void mhk__sampler_reset(mhk__sampler *s, mhk_index row) {
   if (s->text) s->text[0] = 0;
 }
 
-/* Bytes of a sampler's memory; with memory (aligned for double), also puts the sampler there. 0:
-   too large. longest: bytes of the longest token, 0: no text. */
+/* Returns the bytes of a sampler's memory, 0 if too large. If memory is given (aligned for double),
+   places the sampler there. longest: bytes of the longest token, 0 for no text. */
 static size_t mhk__sampler_place(mhk__sampler *s, void *memory, mhk_index rows, mhk_index V, mhk_index window,
                                  size_t longest, size_t stop_bytes) {
   const size_t text = longest > 0 ? stop_bytes + 3 * (longest + 4) + 2 : 0;
@@ -16567,7 +16572,7 @@ static size_t mhk__sampler_place(mhk__sampler *s, void *memory, mhk_index rows, 
          (size_t)rows * (sizeof(mhk_index) + (size_t)MHK__RECENT_ROOM(window) * sizeof(int32_t)) + text;
 }
 
-/* bytes of a tokenizer's longest token: room that text needs */
+/* the length of a tokenizer's longest token: room for text */
 static size_t mhk__longest_token(mhk_tokenizer *k) {
   size_t longest = 0, length;
   for (int32_t id = 0; id < mhk_tokenizer_size(k); id++)
@@ -16575,12 +16580,12 @@ static size_t mhk__longest_token(mhk_tokenizer *k) {
   return longest;
 }
 
-/* the last n tokens of a row were not fed after all */
+/* takes back the last n tokens of a row */
 static void mhk__sampler_forget(mhk__sampler *s, mhk_index row, mhk_index n) {
   s->n_recent[row] -= mhk__min(n, s->n_recent[row]);
 }
 
-/* tokens that a row was fed */
+/* adds tokens that were fed to a row */
 static void mhk__sampler_fed(mhk__sampler *s, mhk_index row, const int32_t *tokens, mhk_index n) {
   int32_t *recent = s->recent + row * MHK__RECENT_ROOM(s->window);
   mhk_index *have = s->n_recent + row;
@@ -16597,13 +16602,13 @@ static void mhk__sampler_fed(mhk__sampler *s, mhk_index row, const int32_t *toke
   *have += n;
 }
 
-/* the tokens that a row remembers, *n of them */
+/* the *n tokens that a row remembers */
 static const int32_t *mhk__sampler_seen(const mhk__sampler *s, mhk_index row, mhk_index *n) {
   *n = mhk__min(s->n_recent[row], s->window);
   return s->recent + row * MHK__RECENT_ROOM(s->window) + s->n_recent[row] - *n;
 }
 
-/* a row becomes a copy of another one, without what its memory does not hold */
+/* copies a row, as far as its memory has room */
 static void mhk__sampler_copy(mhk__sampler *to, mhk_index to_row, const mhk__sampler *from, mhk_index from_row) {
   mhk_index n;
   const int32_t *seen = mhk__sampler_seen(from, from_row, &n);
@@ -16624,7 +16629,7 @@ static const mhk_sampling *mhk__sampling_or(const mhk_sampling *how, mhk_samplin
   return room;
 }
 
-/* says what makes a description of sampling senseless, or nothing */
+/* sets an error if a description of sampling is invalid */
 static void mhk__sampling_wrong(const mhk_sampling *how, mhk_index V, char wrong[MHK__SETTING]) {
   const struct { const char *name; double value, least, most; } numbers[] = {
     {"temperature", how->temperature, -DBL_MAX, DBL_MAX},
@@ -16688,19 +16693,19 @@ static void mhk__penalise(const mhk_real *logits, mhk_index V, const mhk_samplin
     }
 }
 
-/* Moves the best of ids[0..n) to the front, as few as together weigh at least mass, at most most of
-   them, and returns how many that are. mass < 0: by their number alone. Good is a large w, or, with
-   a centre, one whose ratio to it is near 1. Quickselect: linear time. */
+/* Moves the best of ids[0..n) to the front: the fewest with a total weight of at least mass, and at
+   most `most`. Returns their number. If mass < 0, only the number counts. A large w is good or,
+   with a center, a w whose ratio to it is near 1. Quickselect: linear time. */
 static mhk_index mhk__keep_best(const double *w, int32_t *ids, mhk_index n, mhk_index most, double mass,
                                 double centre) {
 #define MHK__GOOD(id) (centre > 0 ? (w[id] < centre ? w[id] / centre : centre / w[id]) : w[id])
   const int by_mass = mass >= 0;
-  mhk_index low = 0, high = n; /* ids before low are kept, those from high on are not */
+  mhk_index low = 0, high = n; /* ids before low are kept, ids from high are dropped */
   uint64_t turn = 1;
   while (low < high && low < most && (!by_mass || mass > 0)) {
     mhk_index i, m = low;
     double good, sum = 0;
-    turn = turn * 6364136223846793005u + 1442695040888963407u; /* no input is slow by design */
+    turn = turn * 6364136223846793005u + 1442695040888963407u; /* a random pivot, so no input is slow */
     i = low + (mhk_index)((turn >> 33) % (uint64_t)(high - low));
     const int32_t pivot = ids[i];
     ids[i] = ids[high - 1];
@@ -16716,7 +16721,7 @@ static mhk_index mhk__keep_best(const double *w, int32_t *ids, mhk_index n, mhk_
     }
     ids[high - 1] = ids[m];
     ids[m] = pivot;
-    if (m >= most || (by_mass && sum >= mass)) /* enough without the pivot */
+    if (m >= most || (by_mass && sum >= mass)) /* enough mass without the pivot */
       high = m;
     else {
       low = m + 1;
@@ -16727,17 +16732,17 @@ static mhk_index mhk__keep_best(const double *w, int32_t *ids, mhk_index n, mhk_
   return low;
 }
 
-/* the k largest of x (V) to the front of ids (V), the others behind them */
+/* moves the ids of the k largest of x (V) to the front of ids (V) */
 static void mhk__top_k(const double *x, mhk_index V, mhk_index k, int32_t *ids) {
   mhk_index i, n, width = V / 4 / k;
   double least = x[0];
-  if (width < 4) { /* not worth a look ahead */
+  if (width < 4) { /* too many for the shortcut */
     for (i = 0; i < V; i++) ids[i] = (int32_t)i;
     mhk__keep_best(x, ids, V, k, -1, 0);
     return;
   }
-  /* the largest of each stretch; the k best of these are k numbers, so what is below them all is
-     out */
+  /* Takes the maximum of each range. The k largest maxima are k numbers, so smaller numbers cannot
+     be among the k largest. */
   for (n = 0; n < 4 * k; n++) {
     const mhk_index first = n * width, end = n + 1 < 4 * k ? first + width : V;
     double most = x[first];
@@ -16763,7 +16768,7 @@ MHKDEF mhk_index mhk_probabilities(const mhk_real *logits, mhk_index V, const mh
   mhk_sampling usual;
   mhk_index i, n = V, kept = 0, best = 0;
   int32_t *ids = scratch;
-  int listed = 0; /* the tokens left are ids[0..n), all others have p = 0 */
+  int listed = 0; /* the remaining tokens are ids[0..n); all others have p = 0 */
   char wrong[MHK__SETTING];
   double temperature, most, total = 0;
   how = mhk__sampling_or(how, &usual);
@@ -16783,7 +16788,7 @@ MHKDEF mhk_index mhk_probabilities(const mhk_real *logits, mhk_index V, const mh
     p[best] = 1;
     return 1;
   }
-  if (how->top_k > 0 && how->top_k < V) { /* before the exponentials, which then are few */
+  if (how->top_k > 0 && how->top_k < V) { /* before the exponentials, to compute fewer of them */
     mhk__top_k(p, V, n = how->top_k, ids);
     listed = 1;
     for (i = n; i < V; i++) p[ids[i]] = 0;
@@ -16792,8 +16797,8 @@ MHKDEF mhk_index mhk_probabilities(const mhk_real *logits, mhk_index V, const mh
     for (i = 0; i < V; i++) total += p[i] = exp((p[i] - most) / temperature);
   if ((how->top_p > 0 && how->top_p < 1) || how->min_p > 0 || (how->typical > 0 && how->typical < 1)) {
     const double top_p = how->top_p > 0 && how->top_p < 1 ? how->top_p : 1;
-    /* Tokens so small that all of them weigh less than what top_p drops can be dropped unseen. The
-       likeliest has weight 1. */
+    /* Drops tokens so unlikely that all of them together weigh less than what top_p drops. The most
+       likely token has weight 1. */
     const double drop = (1 - top_p) * total / (double)(n + 1),
                  least = how->min_p > drop ? (how->min_p < 1 ? how->min_p : 1) : drop;
     for (i = 0; i < n; i++) {
@@ -16811,7 +16816,7 @@ MHKDEF mhk_index mhk_probabilities(const mhk_real *logits, mhk_index V, const mh
     }
     for (total = 0, i = 0; i < n; i++) total += p[ids[i]];
     if (how->typical > 0 && how->typical < 1) {
-      double centre = 0; /* the weight whose -log p is the entropy: the weighted geometric mean */
+      double centre = 0; /* the weight with -log p equal to the entropy: the weighted geometric mean */
       for (i = 0; i < n; i++) centre += p[ids[i]] * log(p[ids[i]]);
       kept = mhk__keep_best(p, ids, n, n, how->typical * total, exp(centre / total));
       for (; n > kept; n--) p[ids[n - 1]] = 0;
@@ -16831,7 +16836,7 @@ MHKDEF int32_t mhk_draw(const double *p, mhk_index V, double uniform) {
   if (!p) return -1;
   for (mhk_index i = 0; i < V; i += 16) {
     const double *x = p + i;
-    if (V - i >= 16) { /* stretches that do not hold it by their sums */
+    if (V - i >= 16) { /* skip ranges by their sums */
       const double sum = (((x[0] + x[1]) + (x[2] + x[3])) + ((x[4] + x[5]) + (x[6] + x[7]))) +
                          (((x[8] + x[9]) + (x[10] + x[11])) + ((x[12] + x[13]) + (x[14] + x[15])));
       if (run + sum <= uniform) {
@@ -16842,13 +16847,13 @@ MHKDEF int32_t mhk_draw(const double *p, mhk_index V, double uniform) {
     for (mhk_index j = 0; j < 16 && i + j < V; j++)
       if (x[j] > 0 && (run += x[j]) > uniform) return (int32_t)(i + j);
   }
-  for (mhk_index i = V; i-- > 0;) /* rounding left a little of 1 over */
+  for (mhk_index i = V; i-- > 0;) /* rounding: the probabilities sum to less than 1 */
     if (p[i] > 0) return (int32_t)i;
   return -1;
 }
 
-/* One draw from a row of logits; -1 when it has no possible token. Greedy without more to it needs
-   no distribution. */
+/* Draws a token from a row of logits; -1 if no token is possible. Plain greedy sampling needs no
+   distribution. */
 static int32_t mhk__sampler_draw(mhk__sampler *s, mhk_index row, const mhk_real *logits, const mhk_sampling *how,
                                  double uniform) {
   mhk_index i, best = 0, n;
@@ -16864,8 +16869,8 @@ static int32_t mhk__sampler_draw(mhk__sampler *s, mhk_index row, const mhk_real 
                                                                                  : -1;
 }
 
-/* Takes the bytes of one more token into the text, at the end of the text what is held back too.
-   Returns whether a stop string ended it. */
+/* Adds the bytes of a token to the text; at the end of the text, also what is held back. Returns
+   whether a stop string ended the text. */
 static int mhk__sampler_text(mhk__sampler *s, const mhk_sampling *how, const char *bytes, size_t length, int end) {
   size_t n = s->held, out, i;
   int k, found = 0;
@@ -16886,7 +16891,7 @@ static int mhk__sampler_text(mhk__sampler *s, const mhk_sampling *how, const cha
   for (k = 0; how && !found && !end && k < how->n_stop_strings; k++) {
     const char *stop = how->stop_strings[k];
     const size_t m = strlen(stop);
-    for (i = n >= m ? n - m + 1 : 0; i < out; i++) /* the start of a stop at the end of the text */
+    for (i = n >= m ? n - m + 1 : 0; i < out; i++) /* a possible start of a stop string at the end of the text */
       if (!memcmp(s->text + i, stop, n - i)) out = i;
   }
   s->held = found ? 0 : n - out;
@@ -16900,27 +16905,27 @@ struct mhk_session {
   mhk__object object;
   mhk_model *model;
   mhk_index batch, vocab, rows, chunk, capacity, window, snapshots, snapshot_every;
-  mhk_index piece, cache_rows;                 /* tokens that a cache takes in at once; rows of each */
-  mhk_index state_numbers, kept_numbers;       /* of a sequence; of a snapshot */
-  int attention_layers, state_layers, workers; /* workers: the work memory is made for */
+  mhk_index piece, cache_rows;                 /* tokens that a cache stores at once; rows of each cache */
+  mhk_index state_numbers, kept_numbers;       /* numbers per sequence; per snapshot */
+  int attention_layers, state_layers, workers; /* the number of workers that work memory has room for */
   mhk__sequence *sequences;
   mhk__span *spans;
-  mhk_index *fed;                              /* of each sequence, while feeding */
+  mhk_index *fed;                              /* per sequence, during a feed */
   mhk_index *lengths;
   const int32_t **tokens;
   mhk__prepared *layers;
-  mhk__arena work;                             /* serves in place of the context's scratch memory */
-  mhk_real *x, *y, *u;                         /* (rows,D): residual stream, the same after the mixer, its norm */
-  mhk_real *wide;                              /* all that lives inside a block; then logits of many tokens */
+  mhk__arena work;                             /* replaces the scratch memory of the context */
+  mhk_real *x, *y, *u;                         /* (rows,D): residual, residual after the mixer, normalized residual */
+  mhk_real *wide;                              /* activations inside a block; then logits of many tokens */
   mhk_index wide_numbers;
-  double *turn[2];                             /* rotary angles a position: of attention, of B and C */
+  double *turn[2];                             /* rotary angles per position: for attention, for B and C */
   mhk_real *turned[2];                         /* (rows,dim): cosines, then sines */
-  mhk_index *starts;                           /* (rows): the first key a token sees, with a window */
+  mhk_index *starts;                           /* (rows): with a window, the first key that a token sees */
   mhk_real *logits;                            /* (batch,V) */
-  int32_t *ids;                                /* (chunk) of text being fed; NULL: no tokenizer */
+  int32_t *ids;                                /* (chunk) ids of the text being fed; NULL: no tokenizer */
   mhk_index recent;
   size_t stop_bytes, word_bytes;
-  int no_start, given;                         /* given: the block is the caller's */
+  int no_start, given;                         /* given: the block belongs to the caller */
   mhk__sampler sampler;
 };
 
@@ -16928,7 +16933,7 @@ struct mhk_session {
 
 typedef struct mhk__layout { unsigned char *base; size_t used; int fits; } mhk__layout;
 
-/* a * b * size bytes of the block, aligned; NULL while counting */
+/* reserves a * b * size aligned bytes of the block; NULL while counting */
 static void *mhk__place(mhk__layout *p, mhk_index a, mhk_index b, size_t size) {
   const size_t most = ((size_t)PTRDIFF_MAX / 2 - p->used - MHK__ALIGN) / size;
   void *at = p->base ? p->base + p->used : NULL;
@@ -16940,7 +16945,7 @@ static void *mhk__place(mhk__layout *p, mhk_index a, mhk_index b, size_t size) {
   return at;
 }
 
-/* numbers an activation row takes inside a block, each of up to eight parts aligned */
+/* numbers per row of the activations inside a block, with up to eight aligned parts */
 static mhk_index mhk__wide_row(const mhk_config *c, int mixer) {
   if (mixer == MHK_MIXER_ATTENTION) return 2 * (mhk_index)c->head_dim * (c->n_head + c->n_kv_head);
   return 4 * mhk__d_inner(c) + mhk__d_inner(c) + 4 * (mhk_index)c->ssm_groups * c->d_state +
@@ -16959,7 +16964,7 @@ static void mhk__apply(mhk_context *ctx, mhk_index rows, const mhk_real *x, cons
             w->shape[0], &e);
 }
 
-static mhk_index mhk__span_heads_work(const mhk_session *s) { /* elements of work a head's kernel may need */
+static mhk_index mhk__span_heads_work(const mhk_session *s) { /* elements of work memory for the kernel of a head */
   const mhk_config *c = &s->model->config;
   mhk_index most = 1;
   if (s->attention_layers) {
@@ -16971,16 +16976,15 @@ static mhk_index mhk__span_heads_work(const mhk_session *s) { /* elements of wor
   return most;
 }
 
-/* two weights of the same role are stored alike */
+/* two weights of the same role are stored the same way */
 static int mhk__alike(const mhk_tensor *x, const mhk_tensor *y) {
   if (!x || !y) return x == y;
   return x->dtype == y->dtype &&
          (!x->quantized || (x->quantized->rows == y->quantized->rows && x->quantized->group == y->quantized->group));
 }
 
-/* Bytes of scratch memory that the drivers take for this session: they are called for each number
-   of rows on a context whose scratch memory only counts. What is passed to them there is not
-   touched. */
+/* Bytes of scratch memory that the drivers use for this session. Calls them for each number of rows
+   on a context whose scratch memory only counts; they do not access their arguments then. */
 static size_t mhk__session_work(const mhk_session *s) {
   const mhk_model *m = s->model;
   mhk_context probe = *m->object.ctx;
@@ -16989,7 +16993,7 @@ static size_t mhk__session_work(const mhk_session *s) {
   memset(&probe.scratch, 0, sizeof probe.scratch);
   probe.scratch.kind = MHK__COUNTS;
   probe.scratch.first = probe.scratch.current = &count;
-  for (mhk_index rows = 1; rows <= mhk__min(s->rows, MHK__GEMM_M); rows++) { /* of more rows no product takes more */
+  for (mhk_index rows = 1; rows <= mhk__min(s->rows, MHK__GEMM_M); rows++) { /* more rows need no more memory */
     const mhk__layer *before = NULL;
     for (int l = 0; l < m->config.n_layer; l++) {
       const mhk__layer *y = m->layers + l;
@@ -16997,7 +17001,7 @@ static size_t mhk__session_work(const mhk_session *s) {
           mhk__alike(y->out_w, before->out_w) && mhk__alike(y->q_w, before->q_w) && mhk__alike(y->k_w, before->k_w) &&
           mhk__alike(y->v_w, before->v_w) && mhk__alike(y->dense_w, before->dense_w) &&
           mhk__alike(y->fc1_w, before->fc1_w) && mhk__alike(y->fc2_w, before->fc2_w))
-        continue; /* the same products as in the layer before */
+        continue; /* the same products as in the previous layer */
       before = y;
       if (y->in_w) {
         mhk__apply(&probe, rows, NULL, y->in_w, y->in_b, 0, NULL, NULL);
@@ -17016,18 +17020,18 @@ static size_t mhk__session_work(const mhk_session *s) {
     mhk__apply(&probe, rows, NULL, m->head_w, m->head_b, 0, NULL, NULL);
   }
   mhk__run(&probe, NULL, 1, 1, mhk__span_heads_work(s), 0, NULL);
-  if (m->tokenizer) /* a long word on top of it: tokens are fed from inside the tokenizer */
+  if (m->tokenizer) /* plus a long word, because the tokenizer calls the feed */
     count.room += mhk__word_room(m->tokenizer, s->word_bytes);
   return count.room;
 }
 
-/* numbers as an index, far below 0 where their bytes are too many */
+/* the count as an index, far below 0 if its bytes are too many */
 static mhk_index mhk__at_most(double numbers) {
   return numbers < (double)(PTRDIFF_MAX / 2 / (ptrdiff_t)sizeof(double)) ? (mhk_index)numbers : PTRDIFF_MIN / 2;
 }
 
-/* Sets the sizes of a session of a description and lays it out behind itself; base NULL: only
-   counts. */
+/* Computes the sizes of a session from a description and lays it out after its struct; if base is
+   NULL, only counts. */
 static void mhk__session_layout(mhk_session *s, mhk__layout *p, size_t work) {
   const mhk_config *c = &s->model->config;
   const mhk_index D = c->d_model, kv = (mhk_index)c->n_kv_head * c->head_dim;
@@ -17102,8 +17106,8 @@ static void mhk__session_layout(mhk_session *s, mhk__layout *p, size_t work) {
   }
 }
 
-/* Fills s with what a description means and returns the bytes of the block that a session of it
-   takes, 0 and an error when it makes no sense. */
+/* Resolves a description into s and returns the bytes of a session's block, or 0 with an error if
+   the description is invalid. */
 static size_t mhk__session_plan(const mhk_model *m, const mhk_session_desc *desc, mhk_session *s, size_t *work) {
   mhk_context *ctx = m->object.ctx;
   const mhk_config *c = &m->config;
@@ -17133,7 +17137,7 @@ static size_t mhk__session_plan(const mhk_model *m, const mhk_session_desc *desc
              (long long)d.capacity, (long long)d.window);
     return 0;
   }
-  /* the session only reads the weights, except that a caller may write its own state */
+  /* the session only reads the weights; a caller may write its own state */
   memcpy(&s->model, &m, sizeof m);
   s->workers = ctx->workers;
   s->batch = d.batch ? d.batch : 1;
@@ -17286,7 +17290,7 @@ MHKDEF mhk_index mhk_session_position(const mhk_session *s, mhk_index sequence) 
   return s && sequence >= 0 && sequence < s->batch ? s->sequences[sequence].position : 0;
 }
 
-/* where a state-space layer's numbers start among its sequence's; -1: none */
+/* offset of a state-space layer in the recurrent numbers of its sequence; -1 if it has none */
 static mhk_index mhk__state_at(const mhk_session *s, int layer) {
   const mhk_config *c = &s->model->config;
   const mhk_index each = mhk__conv_channels(c) * (c->d_conv - 1) + mhk__d_inner(c) * c->d_state;
@@ -17307,8 +17311,8 @@ MHKDEF mhk_real *mhk_session_ssm(mhk_session *s, mhk_index sequence, int layer) 
 
 /* ---- a pass: all layers over the rows of some spans ---- */
 
-/* While a session computes, its own memory serves as the context's scratch memory, and no more
-   workers run than that was made for. */
+/* While a session computes, its own memory is the scratch memory of the context, and at most as
+   many workers run as it has room for. */
 typedef struct mhk__entered { mhk__arena scratch; int workers; } mhk__entered;
 static mhk__entered mhk__session_enter(mhk_session *s) {
   mhk_context *ctx = s->object.ctx;
@@ -17329,7 +17333,7 @@ typedef struct mhk__pass {
   mhk_session *s;
   const mhk__layer *layer;
   const mhk__prepared *prepared;
-  /* from: of each span, tokens that are through the attention; part: the next ones at most */
+  /* from: tokens of each range that attention has processed; part: the most for the next step */
   mhk_index spans, rows, state_at, from, part;
   int attention_index;
   mhk_real *q, *k, *v, *o;                       /* attention */
@@ -17340,8 +17344,8 @@ typedef struct mhk__pass {
   mhk_real *norm_y;
 } mhk__pass;
 
-#define MHK__ROWS_TASK 8    /* rows a task of elementwise work takes */
-#define MHK__STREAM_BLOCK 256 /* channels a task of the convolution takes */
+#define MHK__ROWS_TASK 8    /* rows per task of elementwise work */
+#define MHK__STREAM_BLOCK 256 /* channels per task of the convolution */
 
 static void mhk__pass_rows(mhk_context *ctx, const mhk__pass *p, double cost,
                            void (*body)(void *arg, mhk_index task, int worker)) {
@@ -17368,7 +17372,7 @@ static void mhk__pass_norm(mhk_context *ctx, mhk__pass *p, const mhk_real *x, co
   mhk__pass_rows(ctx, p, 4.0 * (double)p->s->model->config.d_model, mhk__norm_task);
 }
 
-/* turns the first dim features of each of n heads of P, in place; t: dim/2 cosines, then sines */
+/* rotates the first dim features of each of n heads of P in place; t: dim/2 cosines, then sines */
 static void mhk__turn_heads(mhk_index n, mhk_index P, int dim, const mhk_real *t, mhk_real *x) {
   const mhk_index half = dim / 2;
   const mhk_real *MHK__RESTRICT c = t, *MHK__RESTRICT s = t + half;
@@ -17382,7 +17386,7 @@ static void mhk__turn_heads(mhk_index n, mhk_index P, int dim, const mhk_real *t
   }
 }
 
-/* angles of all rows, in double: one table serves all layers */
+/* angles of all rows in double, one table for all layers */
 static void mhk__pass_turns(const mhk__pass *p) {
   mhk_session *s = p->s;
   for (int kind = 0; kind < 2; kind++) {
@@ -17406,7 +17410,7 @@ static mhk_real *mhk__take_part(mhk_real **at, mhk_index numbers) {
   return part;
 }
 
-/* attention: norms of queries and keys, rotary */
+/* attention: q/k norms, rotary */
 static void mhk__queries_task(void *arg, mhk_index task, int worker) {
   const mhk__job *job = (const mhk__job *)arg;
   const mhk__pass *p = (const mhk__pass *)job->args;
@@ -17431,20 +17435,20 @@ static void mhk__queries_task(void *arg, mhk_index task, int worker) {
   }
 }
 
-/* the caches of an attention layer: keys; values follow after cache_rows rows */
+/* the cache of an attention layer: keys; the values follow after cache_rows rows */
 static mhk_real *mhk__cache_of(const mhk_session *s, mhk_index sequence, int attention_index) {
   const mhk_index kv = (mhk_index)s->model->config.n_kv_head * s->model->config.head_dim;
   return s->sequences[sequence].cache + 2 * s->cache_rows * kv * attention_index;
 }
 
-/* With a window: the position of the first row that stays when n tokens come to a cache that holds
+/* With a window: the position of the first row that stays when n tokens are added to a cache of
    first .. position - 1. */
 static mhk_index mhk__window_first(const mhk_session *s, mhk_index first, mhk_index position, mhk_index n) {
   if (!s->window || position - first + n <= s->cache_rows) return first;
   return mhk__max(first, position - (s->window - 1));
 }
 
-/* first row of a span's cache after from tokens of it: what mhk__window_first() came to, part by
+/* the first row of a range's cache after `from` of its tokens: repeats mhk__window_first() part by
    part */
 static mhk_index mhk__first_after(const mhk_session *s, const mhk__span *span, mhk_index from) {
   const mhk__sequence *q = s->sequences + span->sequence;
@@ -17454,7 +17458,7 @@ static mhk_index mhk__first_after(const mhk_session *s, const mhk__span *span, m
   return first;
 }
 
-/* one head of one span's part */
+/* one head of one range's part */
 static void mhk__attend_task(void *arg, mhk_index task, int worker) {
   const mhk__job *job = (const mhk__job *)arg;
   const mhk__pass *p = (const mhk__pass *)job->args;
@@ -17512,7 +17516,7 @@ static void mhk__pass_attention(mhk_context *ctx, mhk__pass *p) {
       if (n <= 0) continue;
       const mhk_index before = mhk__first_after(s, span, p->from);
       const mhk_index first = mhk__window_first(s, before, position, n);
-      if (first > before && position > first) { /* make room: what the window has left behind goes */
+      if (first > before && position > first) { /* makes room by dropping the rows that left the window */
         memmove(keys, keys + (first - before) * kv, (size_t)((position - first) * kv) * sizeof(mhk_real));
         memmove(values, values + (first - before) * kv, (size_t)((position - first) * kv) * sizeof(mhk_real));
       }
@@ -17547,7 +17551,7 @@ static void mhk__stream_task(void *arg, mhk_index task, int worker) {
   a.bias = p->layer->conv_b ? mhk_data(p->layer->conv_b) : NULL;
   a.state = s->sequences[span->sequence].state + p->state_at;
   a.silu = c->conv_silu;
-  for (run = 0; run < 3; run++) { /* x, B, C go to arrays of their own */
+  for (run = 0; run < 3; run++) { /* x, B, C get separate arrays */
     const mhk_index end = at + (run ? GN : E);
     a.ldy = end - at;
     a.first = at;
@@ -17590,7 +17594,7 @@ static void mhk__decays_task(void *arg, mhk_index task, int worker) {
   }
 }
 
-/* one head of one span */
+/* one head of one range */
 static void mhk__scan_task(void *arg, mhk_index task, int worker) {
   const mhk__job *job = (const mhk__job *)arg;
   const mhk__pass *p = (const mhk__pass *)job->args;
@@ -17671,8 +17675,8 @@ static void mhk__pass_scan(mhk_context *ctx, mhk__pass *p) {
   mhk__apply(ctx, rows, p->out, y->out_w, y->out_b, 0, s->x, s->y);
 }
 
-/* All layers over the rows of the first spans; s->x then holds the residual stream. Moves states
-   and caches on, not yet the positions. */
+/* Runs all layers over the rows of the first ranges; then s->x holds the residual. Updates states
+   and caches, but not the positions. */
 static void mhk__pass_layers(mhk_session *s, mhk_index spans, mhk_index rows) {
   mhk_context *ctx = s->object.ctx;
   const mhk_model *m = s->model;
@@ -17716,7 +17720,7 @@ static int mhk__wants(const mhk_feed_desc *take, mhk_index sequence, mhk_index i
   return take && (!take->wanted || !take->wanted[sequence] || take->wanted[sequence][index]);
 }
 
-/* norm and head of n rows of x: logits (n,V) */
+/* final norm and head for n rows of x: logits (n,V) */
 static void mhk__pass_head(mhk_session *s, mhk_index n, const mhk_real *x, mhk_real *logits) {
   const mhk_model *m = s->model;
   mhk__pass p;
@@ -17727,8 +17731,8 @@ static void mhk__pass_head(mhk_session *s, mhk_index n, const mhk_real *x, mhk_r
   mhk__apply(s->object.ctx, n, s->u, m->head_w, m->head_b, 0, NULL, logits);
 }
 
-/* Walks the rows of a pass whose logits somebody wants, from (*i,*t) on; 0 at the end. done[b]:
-   tokens of the feed before this pass. */
+/* Finds the next row of a pass whose logits are needed, from (*i,*t); 0 at the end. done[b]: tokens
+   of the feed before this pass. */
 static int mhk__next_wanted(const mhk_session *s, mhk_index spans, const mhk_feed_desc *take, mhk_index *i,
                             mhk_index *t) {
   for (; *i < spans; (*i)++, *t = 0)
@@ -17739,8 +17743,8 @@ static int mhk__next_wanted(const mhk_session *s, mhk_index spans, const mhk_fee
   return 0;
 }
 
-/* Logits of a pass: of each feed's last token, and of those that take wants, as many at a time as
-   the block has room for. */
+/* Computes the logits of a pass: for the last token of each feed and for those that the callback
+   needs, as many at a time as the block has room for. */
 static void mhk__pass_logits(mhk_session *s, mhk_index spans, const mhk_feed_desc *take) {
   const mhk_index D = s->model->config.d_model, V = s->vocab, room = mhk__min(s->rows, s->wide_numbers / V);
   mhk_index i = 0, t = 0;
@@ -17752,7 +17756,7 @@ static void mhk__pass_logits(mhk_session *s, mhk_index spans, const mhk_feed_des
       memcpy(s->y + n++ * D, s->x + (s->spans[i].row + t) * D, (size_t)D * sizeof(mhk_real));
       t++;
     }
-    if (!take) logits = s->logits + b * V; /* last tokens of neighbours: straight to their place */
+    if (!take) logits = s->logits + b * V; /* last tokens of adjacent sequences: write directly to the result */
     mhk__pass_head(s, n, s->y, logits);
     for (n = 0; mhk__next_wanted(s, spans, take, &i0, &t0) && (i0 < i || (i0 == i && t0 < t)); n++, t0++) {
       const mhk_index index = s->fed[s->spans[i0].sequence] + t0;
@@ -17770,7 +17774,7 @@ static void mhk__pass_logits(mhk_session *s, mhk_index spans, const mhk_feed_des
 
 static void mhk__snapshot_take(mhk_session *s, mhk_index sequence);
 
-/* Everything that can be wrong with a feed, before anything is done. */
+/* Checks everything about a feed before it changes anything. */
 static int mhk__feed_makes_sense(mhk_session *s) {
   mhk_context *ctx = s->object.ctx;
   const mhk_index known = s->model->embedding->shape[0];
@@ -17803,9 +17807,9 @@ static int mhk__feed_makes_sense(mhk_session *s) {
   return 1;
 }
 
-/* Prefill of a session that has been entered: feeds s->lengths tokens at s->tokens. A sequence goes
-   in pieces that depend on itself only (chunk, snapshots), so that its numbers do not depend on its
-   neighbours; a pass takes as many whole pieces as fit. */
+/* Prefill: feeds s->lengths tokens at s->tokens, in a session that has been entered. A sequence is
+   split into pieces that depend only on itself (chunk, snapshots), so its results do not depend on
+   other sequences. A pass processes as many whole pieces as fit. */
 static void mhk__feed_entered(mhk_session *s, const mhk_feed_desc *take) {
   mhk_context *ctx = s->object.ctx;
   mhk_index spans, rows;
@@ -17911,7 +17915,8 @@ MHKDEF mhk_result mhk_score(mhk_session *s, mhk_index sequence, const int32_t *t
   return mhk__feed(s, &take);
 }
 
-/* Ids that the tokenizer has filled the buffer with. It calls this while the session is entered. */
+/* Feeds the ids in the buffer when it is full. The tokenizer calls this while the session is
+   entered. */
 static void mhk__feed_ids(void *user, const int32_t *ids, mhk_index n) {
   mhk_session *s = (mhk_session *)user;
   if (s->object.ctx->result != MHK_OK) return;
@@ -17972,14 +17977,14 @@ MHKDEF const mhk_real *mhk_logits(const mhk_session *s, mhk_index sequence) {
 
 /* ---- what a sequence has seen ---- */
 
-/* positions of keys and values that the next tokens of a sequence at position see: the last ones */
+/* the number of last keys and values that the next tokens of a sequence at position see */
 static mhk_index mhk__rows_needed(const mhk_session *s, mhk_index position) {
   return !s->attention_layers ? 0 : s->window ? mhk__min(position, s->window - 1) : position;
 }
 
-/* The memory that the next tokens of a sequence read, in the order that snapshots and saved states
-   have it in: piece 0 is all recurrent numbers, pieces 1 to 2 * attention_layers the last rows of
-   each cache, keys before values. *n: its numbers. */
+/* The memory that the next tokens of a sequence read, in the order of snapshots and saved states.
+   Piece 0 has all recurrent numbers, pieces 1 to 2 * attention_layers have the last rows of each
+   cache, keys before values. *n: the length of the piece. */
 static mhk_real *mhk__state_piece(const mhk_session *s, const mhk__sequence *q, int piece, mhk_index rows,
                                   mhk_index *n) {
   const mhk_index kv = (mhk_index)s->model->config.n_kv_head * s->model->config.head_dim;
@@ -17987,7 +17992,7 @@ static mhk_real *mhk__state_piece(const mhk_session *s, const mhk__sequence *q, 
   return piece ? q->cache + (s->cache_rows * (piece - 1) + q->position - q->first - rows) * kv : q->state;
 }
 
-/* What the next tokens see goes to numbers, one piece after the other. */
+/* Copies what the next tokens see to numbers, piece by piece. */
 static void mhk__state_keep(const mhk_session *s, const mhk__sequence *q, mhk_index rows, mhk_real *numbers) {
   mhk_index n;
   for (int i = 0; i <= 2 * s->attention_layers; i++, numbers += n) {
@@ -17996,14 +18001,14 @@ static void mhk__state_keep(const mhk_session *s, const mhk__sequence *q, mhk_in
   }
 }
 
-/* Takes a sequence back to a position that it has passed, where mhk__state_keep() kept numbers.
-   rows 0: the caches still hold what was before that position. */
+/* Rewinds a sequence to a position where mhk__state_keep() saved numbers. rows 0: the caches still
+   hold everything before that position. */
 static void mhk__state_back(mhk_session *s, mhk_index sequence, mhk_index position, mhk_index rows,
                             const mhk_real *numbers) {
   mhk__sequence *q = s->sequences + sequence;
   mhk_index n;
   mhk__sampler_forget(&s->sampler, sequence, q->position - position);
-  for (mhk_index i = 0; i < s->snapshots; i++) /* of a past that is given up */
+  for (mhk_index i = 0; i < s->snapshots; i++) /* from a past that is now invalid */
     if (q->snapshots[i].position > position) q->snapshots[i].position = 0;
   q->position = position;
   if (s->window) q->first = position - rows;
@@ -18016,8 +18021,8 @@ static void mhk__state_back(mhk_session *s, mhk_index sequence, mhk_index positi
 
 /* ---- snapshots ---- */
 
-/* A snapshot of a sequence as it is: in the slot of the same position, else in a free one, else in
-   place of the oldest. */
+/* Takes a snapshot of a sequence: in the slot of the same position, otherwise in a free slot,
+   otherwise in place of the oldest. */
 static void mhk__snapshot_take(mhk_session *s, mhk_index sequence) {
   mhk__sequence *q = s->sequences + sequence;
   mhk__snapshot *slot = q->snapshots;
@@ -18065,7 +18070,8 @@ MHKDEF mhk_index mhk_session_rewind(mhk_session *s, mhk_index sequence, mhk_inde
 
 /* ---- the state as a value ---- */
 
-/* Whether a state at position with its last rows of keys and values can become a sequence of s. */
+/* Checks whether a state at position with its last rows of keys and values can become a sequence of
+   s. */
 static int mhk__state_fits(mhk_session *s, mhk_index position, mhk_index rows) {
   const mhk_index needed = mhk__rows_needed(s, position);
   if (s->attention_layers && !s->window && position > s->capacity) {
@@ -18114,11 +18120,11 @@ MHKDEF mhk_result mhk_session_copy(mhk_session *to, mhk_index to_sequence, const
 }
 
 /* A saved state: a head of MHK__STATE_HEAD bytes, the pieces of mhk__state_piece(), logits, tokens
-   that penalties count, and 8 bytes of checksum. All numbers are little-endian. */
+   for penalties, and 8 bytes of checksum. All numbers are little-endian. */
 #define MHK__STATE_HEAD 64
 #define MHK__STATE_VERSION 2
 
-/* Where a state is written to: memory or a file, with the checksum so far. */
+/* The destination of a state, memory or a file, with the checksum so far. */
 typedef struct mhk__state_out {
   unsigned char *to;
 #ifndef MOHAWK_NO_STDIO
@@ -18149,8 +18155,8 @@ static void mhk__state_put_numbers(mhk__state_out *o, const mhk_real *x, mhk_ind
   }
 }
 
-/* bytes of a state with that many rows of keys and values and that much room for tokens; a double,
-   for numbers out of files */
+/* bytes of a state with these numbers of rows of keys and values and of tokens; a double, because
+   the numbers may come from a file */
 static double mhk__state_bytes(const mhk_session *s, double rows, double tokens) {
   const mhk_config *c = &s->model->config;
   return MHK__STATE_HEAD + 8 + 4.0 * tokens +
@@ -18218,14 +18224,14 @@ MHKDEF mhk_result mhk_session_save_memory(mhk_session *s, mhk_index sequence, vo
   return MHK_OK;
 }
 
-/* What the head of a saved state says. */
+/* The contents of the head of a saved state. */
 typedef struct mhk__state_head {
-  mhk_index position, rows; /* rows: of keys and values */
-  mhk_index seen;           /* tokens that penalties count */
+  mhk_index position, rows; /* rows of keys and values */
+  mhk_index seen;           /* tokens for penalties */
 } mhk__state_head;
 
-/* Checks a saved state before anything of it is taken over: MHK_OK and its head, or an error that
-   says what is wrong with it. */
+/* Checks a saved state before any of it is used: returns MHK_OK and its head, or an error that says
+   what is wrong. */
 static mhk_result mhk__state_check(mhk_session *s, const unsigned char *p, size_t bytes, const char *where,
                                    mhk__state_head *head) {
   mhk_context *ctx = s->object.ctx;
@@ -18330,7 +18336,7 @@ MHKDEF const char *mhk_text_rest(mhk_session *s) {
   return mhk_text_out(s);
 }
 
-/* whether the settings make sense for the session */
+/* whether the settings are valid for the session */
 static int mhk__sampling_fits(mhk_session *s, const mhk_sampling *how) {
   char wrong[MHK__SETTING];
   mhk__sampling_wrong(how, s->vocab, wrong);
@@ -18348,7 +18354,7 @@ static int mhk__sampling_fits(mhk_session *s, const mhk_sampling *how) {
   return !*wrong;
 }
 
-/* Before draws: whether that is so and there are logits; the session then has its seed. */
+/* Before draws: checks the settings and that there are logits, and seeds the session. */
 static int mhk__draw_ready(mhk_session *s, const mhk_sampling *how) {
   mhk_context *ctx = s->object.ctx;
   if (ctx->result != MHK_OK) return 0;
@@ -18365,7 +18371,7 @@ static int mhk__draw_ready(mhk_session *s, const mhk_sampling *how) {
   return 1;
 }
 
-/* says why nothing can be drawn from logits; returns 0 */
+/* sets the error that says why no token can be drawn; returns 0 */
 static int mhk__draw_fails(mhk_session *s, const mhk_real *logits) {
   mhk_index i;
   for (i = 0; i < s->vocab; i++)
@@ -18378,7 +18384,7 @@ static int mhk__draw_fails(mhk_session *s, const mhk_real *logits) {
   return 0;
 }
 
-/* a draw for each row; how has been filled in */
+/* draws a token for each row; `how` is resolved */
 static int mhk__draw_all(mhk_session *s, const mhk_sampling *how, int32_t *tokens) {
   if (!mhk__draw_ready(s, how)) return 0;
   for (mhk_index b = 0; b < s->batch; b++) {
@@ -18403,7 +18409,7 @@ static void mhk__say_nothing(mhk_session *s) {
   if (s->sampler.text) s->sampler.text[0] = 0;
 }
 
-/* Takes a drawn token into the text: returns 0 where the text ends. */
+/* Adds a drawn token to the text; returns 0 if the text ends. */
 static int mhk__session_say(mhk_session *s, const mhk_sampling *how, int32_t token) {
   mhk_tokenizer *k = s->model->tokenizer;
   size_t length = 0;
@@ -18444,24 +18450,24 @@ MHKDEF int32_t mhk_sample(mhk_session *s, const mhk_sampling *sampling) {
 
 #define MHK__MOST_DRAFTED 16
 
-/* A round starts with the sessions at the tokens before round[0], which was returned last
-   (pending); the draft also lacks the lead tokens before it. The draft then writes
-   round[1..drafted], the target judges them, and round[1..n) are what is accepted and one token
-   more, drawn by the target. */
+/* A round starts with both sessions before round[0], the pending token, which was returned last;
+   the draft session also lacks `lead` tokens before it. The draft then writes round[1..drafted] and
+   the target verifies them. round[1..n) are the accepted tokens and one more, drawn by the
+   target. */
 struct mhk_speculation {
   mhk__object object;
   mhk_session *target, *draft;
   int fixed, next, lead;                        /* lead: 0 or 1 */
-  /* tokens of the round; how many of them were returned, the pending one among them; n 0: no
+  /* tokens of the round; how many were returned, including the pending one; n is 0 outside a
      round */
   int n, said;
-  int accepted, broken;                         /* of this round; broken: a token had no distribution */
+  int accepted, broken;                         /* of this round; broken: a token had no valid distribution */
   int32_t before, round[MHK__MOST_DRAFTED + 2]; /* before: the lead token */
   mhk_index target_at, draft_at;                /* positions at the start of the round */
-  /* recurrent numbers at the start of the round; of the draft after each of its tokens too */
+  /* recurrent numbers at the start of the round; for the draft, also after each of its tokens */
   mhk_real *target_state, *draft_states;
-  double *q;                                    /* (MOST_DRAFTED,V): what the draft drew from */
-  int32_t *seen;                                /* the target's tokens for penalties at the start, then the round's */
+  double *q;                                    /* (MOST_DRAFTED,V): the distributions that the draft drew from */
+  int32_t *seen;                                /* tokens for penalties: at the start, then of the round */
   mhk_index n_seen;
   const mhk_sampling *how;                      /* while a round is computed */
   int drafted;
@@ -18510,7 +18516,7 @@ MHKDEF mhk_speculation_info mhk_speculation_progress(const mhk_speculation *x) {
   return x ? x->counts : none;
 }
 
-/* Takes a session back to a position that it has passed, where its recurrent numbers were state. */
+/* Rewinds a session to an earlier position, where its recurrent numbers were `state`. */
 static void mhk__step_back(mhk_session *s, mhk_index position, const mhk_real *state) {
   if (s->sequences->position != position) mhk__state_back(s, 0, position, 0, state);
 }
@@ -18542,14 +18548,14 @@ static int mhk__speculation_p(mhk_speculation *x, mhk_session *s, const mhk_real
          mhk__draw_fails(s, logits);
 }
 
-/* The target's logits after round[index]: accepts the drafted token that follows with probability
-   min(1, p/q), else draws from what p has more than q. */
+/* The target's logits after round[index]: accepts the next drafted token with probability min(1,
+   p/q), otherwise draws from the positive part of p - q. */
 static void mhk__judge(void *user, mhk_index sequence, mhk_index index, const mhk_real *logits) {
   mhk_speculation *x = (mhk_speculation *)user;
   mhk_session *t = x->target;
   double *p = t->sampler.p, *q = x->q + index * t->vocab, left = 0;
   (void)sequence;
-  if (x->broken || index > x->accepted) return; /* a token before this one was refused */
+  if (x->broken || index > x->accepted) return; /* an earlier token was rejected */
   if (!mhk__speculation_p(x, t, logits, (int)index, p)) {
     x->broken = 1;
     return;
@@ -18564,12 +18570,12 @@ static void mhk__judge(void *user, mhk_index sequence, mhk_index index, const mh
       q[i] = p[i] > q[i] ? p[i] - q[i] : 0;
       left += q[i];
     }
-    if (left > 0) p = q; /* else the two differ by rounding only */
+    if (left > 0) p = q; /* otherwise p and q differ only by rounding */
   }
   x->round[x->accepted + 1] = mhk_draw(p, t->vocab, mhk__rng_uniform(&t->sampler.rng) * (p == q ? left : 1));
 }
 
-/* a round: drafts after the pending token, and has them judged */
+/* runs a round: drafts after the pending token and verifies the drafts */
 static int mhk__speculation_round(mhk_speculation *x, const mhk_sampling *how) {
   mhk_session *t = x->target, *d = x->draft;
   const mhk_index room = t->attention_layers ? t->capacity - t->sequences[0].position : PTRDIFF_MAX;
@@ -18586,7 +18592,7 @@ static int mhk__speculation_round(mhk_speculation *x, const mhk_sampling *how) {
   seen = mhk__sampler_seen(&t->sampler, 0, &x->n_seen);
   memcpy(x->seen, seen, (size_t)x->n_seen * sizeof *seen);
   x->seen[x->n_seen] = x->round[0];
-  for (int i = 0; i < x->drafted; i++) { /* the last token is not fed: it may be refused */
+  for (int i = 0; i < x->drafted; i++) { /* the last token is not fed, because it may be rejected */
     double *q = x->q + i * t->vocab;
     int32_t some[2];
     mhk__state_keep(d, d->sequences, 0, x->draft_states + i * d->state_numbers);
@@ -18615,19 +18621,18 @@ static int mhk__speculation_round(mhk_speculation *x, const mhk_sampling *how) {
   return 1;
 }
 
-/* What a round has said becomes the sessions' past: both at the tokens before the last one, which
-   is pending now. */
+/* Ends a round: moves both sessions to before its last token, which is now pending. */
 static void mhk__speculation_settle(mhk_speculation *x) {
   mhk_session *t = x->target, *d = x->draft;
   const int known = x->n - 1; /* tokens of the round that the target keeps */
   const int lead = x->lead;
-  if (t->state_numbers && x->accepted < x->drafted) { /* recurrent numbers cannot be taken back in part */
+  if (t->state_numbers && x->accepted < x->drafted) { /* recurrent numbers cannot be rewound in part */
     mhk__step_back(t, x->target_at, x->target_state);
     mhk_feed(t, x->round, known);
   } else
-    /* nothing of the recurrent numbers: there are none, or all is accepted */
+    /* recurrent numbers need no rewind: there are none, or all tokens were accepted */
     mhk__step_back(t, x->target_at + known, x->target_state);
-  if (x->drafted == 0) { /* no room to draft: the draft keeps up */
+  if (x->drafted == 0) { /* no room to draft: the draft session only catches up */
     if (lead) mhk_feed(d, &x->before, 1);
     mhk_feed(d, x->round, 1);
     x->lead = 0;
@@ -18650,7 +18655,7 @@ MHKDEF int32_t mhk_speculate(mhk_speculation *x, const mhk_sampling *sampling) {
   if (x->object.ctx->result != MHK_OK) return -1;
   sampling = mhk__sampling_or(sampling, &usual);
   if (!mhk__sampling_fits(t, sampling)) return -1;
-  if (x->n == 0) { /* the first token comes from logits that are there already */
+  if (x->n == 0) { /* the first token comes from existing logits */
     if (!t->sequences[0].fed || !x->draft->sequences[0].fed) {
       mhk_fail(x->object.ctx, MHK_ERROR_STATE, "speculate: feed both sessions the same tokens first, at least one");
       return -1;
@@ -18713,10 +18718,10 @@ MHKDEF int32_t mhk_speculate(mhk_speculation *x, const mhk_sampling *sampling) {
    computes the same bits as one that was never stopped. */
 
 #define MHK__END_TEXT "<|endoftext|>"
-#define MHK__UPDATE_BLOCK 16384 /* numbers of a block of the optimiser */
-#define MHK__SAMPLE_BATCH 64    /* sequences a model writes in step */
+#define MHK__UPDATE_BLOCK 16384 /* numbers per block of the optimizer */
+#define MHK__SAMPLE_BATCH 64    /* sequences that a model samples at once */
 #define MHK__WINDOW 256         /* tokens of a window of a batch or of an evaluation, by default */
-#define MHK__LOGITS_PIECE ((mhk_index)1 << 21) /* logits that evaluation holds at once, of each model */
+#define MHK__LOGITS_PIECE ((mhk_index)1 << 21) /* the most logits of each model that an evaluation holds at once */
 
 static int mhk__is_finite(double x) { return x - x == 0.0; }
 
@@ -18726,12 +18731,12 @@ struct mhk_corpus {
   mhk__object object;
   int32_t *tokens;
   mhk_index n;
-  mhk_index *start; /* n_documents + 1: where each document begins, and n */
+  mhk_index *start; /* n_documents + 1: the start of each document, then n */
   mhk_index n_documents;
   int32_t largest; /* token */
 };
 
-/* An array that grows, of the context's allocator; free it on every path. */
+/* A growing array in memory of the context's allocator; free it on every path. */
 typedef struct mhk__pile {
   unsigned char *data;
   mhk_index n, capacity;
@@ -18744,7 +18749,7 @@ static void mhk__pile_free(mhk_context *ctx, mhk__pile *p) {
   p->n = p->capacity = 0;
 }
 
-/* room for extra more elements; 0 when there is none */
+/* reserves room for extra more elements; 0 with an error if memory is out */
 static int mhk__pile_room(mhk_context *ctx, mhk__pile *p, mhk_index extra) {
   mhk_index capacity;
   if (ctx->result != MHK_OK) return 0;
@@ -18785,18 +18790,18 @@ static void mhk__shuffle(uint64_t seed, void *elements, mhk_index n, size_t size
 typedef struct mhk__corpus_build {
   mhk_context *ctx;
   mhk_tokenizer *tokenizer;
-  mhk__pile ids;    /* int32_t: every passage once */
-  mhk__pile pieces; /* mhk_index pairs: first, count of a document, as often as it is used */
+  mhk__pile ids;    /* int32_t tokens: each passage once */
+  mhk__pile pieces; /* mhk_index pairs: first token and count of a document, once per use */
 } mhk__corpus_build;
 
 #ifndef MOHAWK_NO_STDIO
-/* One passage: blanks at both ends dropped, tokenised, noted repeat times. */
+/* Adds one passage: trims blanks at both ends, tokenizes, and records it `repeat` times. */
 static void mhk__corpus_passage(mhk__corpus_build *b, const unsigned char *text, size_t n, int repeat) {
   mhk_index *piece;
   while (n > 0 && mhk__is_blank(text[0])) text++, n--;
   while (n > 0 && mhk__is_blank(text[n - 1])) n--;
   if (n == 0) return;
-  const mhk_index room = (mhk_index)n; /* a byte-level token is a byte at least */
+  const mhk_index room = (mhk_index)n; /* a byte-level token has at least one byte */
   if (!mhk__pile_room(b->ctx, &b->ids, room) || !mhk__pile_room(b->ctx, &b->pieces, repeat)) return;
   mhk_index count = mhk_encode(b->tokenizer, (const char *)text, n, (int32_t *)(void *)b->ids.data + b->ids.n,
                                b->ids.capacity - b->ids.n);
@@ -18814,7 +18819,7 @@ static void mhk__corpus_passage(mhk__corpus_build *b, const unsigned char *text,
   b->ids.n += count;
 }
 
-/* One document; longest > 0: cut at line ends as soon as a passage is longer than that. */
+/* Adds one document. If longest > 0, splits it at the first line end after that many bytes. */
 static void mhk__corpus_document(mhk__corpus_build *b, const unsigned char *text, size_t n, size_t longest,
                                  int repeat) {
   size_t from = 0, i;
@@ -18826,7 +18831,8 @@ static void mhk__corpus_document(mhk__corpus_build *b, const unsigned char *text
   if (b->ctx->result == MHK_OK) mhk__corpus_passage(b, text + from, n - from, repeat);
 }
 
-/* Is this text in UTF-8? 0 and an error if it cannot be, a warning if parts of it are not. */
+/* Checks that a text is UTF-8: returns 0 with an error if it cannot be, and warns if parts of it
+   are not. */
 static int mhk__corpus_check(mhk_context *ctx, const char *path, const unsigned char *text, size_t n) {
   size_t at = 0, first = n, bad = 0, zeros = 0, step;
   const char *looks = "";
@@ -18888,7 +18894,8 @@ static void mhk__corpus_file(mhk__corpus_build *b, const char *path, size_t long
 }
 #endif
 
-/* tokens and documents of a new text; NULL with an error when they do not fit in memory */
+/* allocates tokens and documents of a new corpus; NULL with an error if they do not fit in
+   memory */
 static mhk_corpus *mhk__corpus_new(mhk_context *ctx, mhk_index n, mhk_index documents) {
   mhk_corpus *x = (mhk_corpus *)mhk__object_new(ctx, sizeof(mhk_corpus), NULL);
   if (!x) return NULL;
@@ -18996,9 +19003,9 @@ MHKDEF mhk_corpus *mhk_corpus_from_tokens(mhk_context *ctx, const int32_t *token
   return x;
 }
 
-/* Rounds of sequences in step, each from one end-of-text token on. A sequence that ends a document
-   goes on with the next one, as in the packed text that language models are trained on, so that no
-   work is lost; after about 210 to 320 tokens a new round starts afresh. */
+/* Samples rounds of sequences in parallel, each from an end-of-text token. A sequence that ends a
+   document continues with the next one, as in the packed text that language models train on, so no
+   work is lost. After about 210 to 320 tokens, a new round starts. */
 MHKDEF mhk_corpus *mhk_corpus_sample(mhk_model *m, mhk_index tokens, uint64_t seed, mhk_progress_fn progress,
                                      void *user) {
   mhk_context *ctx;
@@ -19016,7 +19023,7 @@ MHKDEF mhk_corpus *mhk_corpus_sample(mhk_model *m, mhk_index tokens, uint64_t se
     return NULL;
   }
   int32_t end = m->tokenizer ? mhk_tokenizer_start(m->tokenizer) : -1;
-  if (end < 0 || end >= m->config.vocab_size) end = 0; /* no end-of-text token known: documents start with token 0 */
+  if (end < 0 || end >= m->config.vocab_size) end = 0; /* without an end-of-text token, documents start with token 0 */
   longest = m->config.max_position > 1 && m->config.max_position < 320 ? m->config.max_position : 320;
   batch = (tokens + longest - 1) / longest < MHK__SAMPLE_BATCH ? (tokens + longest - 1) / longest : MHK__SAMPLE_BATCH;
   memset(&all, 0, sizeof all);
@@ -19044,7 +19051,7 @@ MHKDEF mhk_corpus *mhk_corpus_sample(mhk_model *m, mhk_index tokens, uint64_t se
       for (step = 1; step < length && !stop && ctx->result == MHK_OK; step++) {
         int32_t *row = grid + step * batch;
         if (!mhk__draw_all(s, &how, row)) break;
-        for (b = 0; b < batch; b++) /* after another end than this the next document starts */
+        for (b = 0; b < batch; b++) /* after an end token other than this one, the next document starts */
           if (row[b - batch] != end && mhk__model_ends_at(m, row[b - batch])) row[b] = end;
         mhk_feed(s, row, 1);
         if (progress && step % 16 == 0) {
@@ -19075,8 +19082,8 @@ MHKDEF mhk_index mhk_corpus_tokens(const mhk_corpus *x, const int32_t **tokens) 
 
 /* ------------------------------------------------------------ stages: what they reach and train */
 
-/* flags[i] = 1 for each tensor of the student that the stage trains: never more than its loss
-   reaches, so that all others stay untouched */
+/* Sets flags[i] = 1 for each tensor of the student that the stage trains. These are only tensors
+   that the loss depends on; all others stay unchanged. */
 static void mhk__stage_trains(const mhk_model *m, int stage, mhk_trains trains, unsigned char *flags) {
   mhk__spec s;
   if (trains == MHK_TRAIN_DEFAULT)
@@ -19087,7 +19094,7 @@ static void mhk__stage_trains(const mhk_model *m, int stage, mhk_trains trains, 
               matrix = part == MHK__TRAIN_MATRIX || part == MHK__TRAIN_NORM;
     if (stage == 3 && trains == MHK_TRAIN_ALL)
       flags[i] = 1;
-    else if (!mhk__role_layered(s.role) || kept) /* kept attention has nothing to learn before stage 3 */
+    else if (!mhk__role_layered(s.role) || kept) /* layers that keep attention learn only in stage 3 */
       flags[i] = stage == 3 && trains == MHK_TRAIN_MIXERS && s.role->owner == MHK__OF_ATTENTION;
     else
       flags[i] = (stage > 1 || matrix) && (int)trains >= (part == MHK__TRAIN_MATRIX  ? (int)MHK_TRAIN_MATRICES
@@ -19096,7 +19103,7 @@ static void mhk__stage_trains(const mhk_model *m, int stage, mhk_trains trains, 
   }
 }
 
-/* The teacher must be able to teach this student. stage 0: what holds for all of them. */
+/* Checks that the teacher can teach this student. stage 0: the requirements of all stages. */
 static int mhk__pair_check(mhk_context *ctx, const mhk_model *s, const mhk_model *t, int stage) {
   if (s->object.ctx != ctx || t->object.ctx != ctx) {
     mhk_fail(ctx, MHK_ERROR_ARGUMENT, "teacher and student must belong to the context of the training");
@@ -19134,8 +19141,8 @@ static int mhk__pair_check(mhk_context *ctx, const mhk_model *s, const mhk_model
 #define MHK__SAME_NORM 1
 #define MHK__SAME_MLP 2
 
-/* 1 when a student's parameter has exactly the value of the teacher's, whatever type that is stored
-   in */
+/* returns whether a student's parameter has exactly the values of the teacher's, in any stored
+   type */
 static int mhk__same_values(const mhk_tensor *a, const mhk_tensor *b) {
   if (!a || !b) return a == b;
   if (a->count != b->count || a->dtype != MHK_REAL) return 0;
@@ -19147,8 +19154,8 @@ static int mhk__same_values(const mhk_tensor *a, const mhk_tensor *b) {
   return 1;
 }
 
-/* Which layers still have the teacher's norm and MLP: there stages 1 and 2 can use the
-   teacher's. */
+/* Finds the layers that still have the teacher's norm and MLP: there, stages 1 and 2 can use those
+   of the teacher. */
 static void mhk__stage_same(const mhk_model *s, const mhk_model *t, unsigned char *same) {
   for (int l = 0; l < s->config.n_layer; l++) {
     const mhk__layer *a = &s->layers[l], *b = &t->layers[l];
@@ -19165,7 +19172,7 @@ static void mhk__stage_same(const mhk_model *s, const mhk_model *t, unsigned cha
 
 static int mhk__trains(const mhk_tensor *x) { return x && x->requires_grad; }
 
-/* the block but for its mixer */
+/* the block except its mixer */
 static int mhk__trains_rest(const mhk__layer *y) {
   return mhk__trains(y->norm_w) || mhk__trains(y->norm_b) || mhk__trains(y->fc1_w) || mhk__trains(y->fc1_b) ||
          mhk__trains(y->fc2_w) || mhk__trains(y->fc2_b);
@@ -19173,7 +19180,7 @@ static int mhk__trains_rest(const mhk__layer *y) {
 
 /* ------------------------------------------------------------------------------- stages: losses */
 
-/* What the loss of a stage is computed from. Gradients come with it when the tape records. */
+/* The inputs of a stage's loss. If the tape records, gradients are computed with the loss. */
 typedef struct mhk__stage_run {
   mhk_context *ctx;
   mhk_tape *tape;
@@ -19186,7 +19193,7 @@ typedef struct mhk__stage_run {
   int record, recompute;
   double *layer_loss;          /* (L) or NULL */
   double *relative;            /* (L,H), stage 1, or NULL */
-  char *why;                   /* mhk__find_first() says here what was first not finite */
+  char *why;                   /* mhk__find_first() writes here what was the first value that is not finite */
 } mhk__stage_run;
 
 static mhk__stage_run mhk__stage_run_of(mhk_tape *tape, mhk_model *student, mhk_model *teacher, int stage,
@@ -19209,23 +19216,23 @@ static int mhk__copy_values(mhk_tensor *to, const mhk_tensor *from) {
   return 1;
 }
 
-/* A scalar loss into its number, and its gradients into the parameters. */
+/* Reads a scalar loss and adds its gradients to the parameters. */
 static double mhk__loss_take(mhk__stage_run *run, mhk_tensor *loss) {
   const double value = mhk_value(loss);
   if (loss && run->record && loss->requires_grad && mhk__is_finite(value)) mhk_backward(run->tape, loss);
   return value;
 }
 
-/* The teacher's block from its mixer on: y + MLP(u), where y = X + mixer(u). */
+/* The teacher's block after its mixer: y + MLP(u), where y = X + mixer(u). */
 static mhk_tensor *mhk__teacher_mlp(mhk__stage_run *run, int l, mhk_tensor *u, mhk_tensor *y) {
   const mhk__layer *layer = run->teacher->layers + l;
   return mhk_linear_add(run->tape, mhk_linear_gelu(run->tape, u, layer->fc1_w, layer->fc1_b), layer->fc2_w,
                         layer->fc2_b, y);
 }
 
-/* Stage 1, matrix orientation, of layer l: the mean over batch and heads of
-   || softmax(Q K^T / sqrt(P)) - M ||_F on the teacher's X_l, by tiles (>>losses): neither matrix is
-   ever whole in memory. next, unless NULL, receives X_{l+1}. */
+/* Stage 1, matrix orientation, of layer l: the mean over batch and heads of || softmax(Q K^T /
+   sqrt(P)) - M ||_F on the teacher's X_l. It runs in tiles (>>losses), so neither matrix is ever in
+   memory as a whole. If next is not NULL, it receives X_{l+1}. */
 static double mhk__orient_layer(mhk__stage_run *run, int l, mhk_tensor *x, mhk_tensor **next) {
   mhk_tape *tape = run->tape;
   mhk_model *student = run->student, *teacher = run->teacher;
@@ -19253,10 +19260,10 @@ static double mhk__orient_layer(mhk__stage_run *run, int l, mhk_tensor *x, mhk_t
   return loss;
 }
 
-/* Stage 2, hidden-state alignment, of layer l: the mean over batch and tokens of
-   || block_teacher(X_l) - block_student(X_l) ||_2. While norm and MLP are the teacher's and frozen
-   they cancel in the difference, and the mixers alone are compared. next, unless NULL, receives
-   X_{l+1}. */
+/* Stage 2, hidden-state alignment, of layer l: the mean over batch and tokens of ||
+   block_teacher(X_l) - block_student(X_l) ||_2. While norm and MLP are frozen copies of the
+   teacher's, they cancel in the difference, and only the mixers are compared. If next is not NULL,
+   it receives X_{l+1}. */
 static double mhk__align_layer(mhk__stage_run *run, int l, mhk_tensor *x, mhk_tensor **next) {
   mhk_tape *tape = run->tape;
   mhk_model *student = run->student, *teacher = run->teacher;
@@ -19283,9 +19290,9 @@ static double mhk__align_layer(mhk__stage_run *run, int l, mhk_tensor *x, mhk_te
   return loss;
 }
 
-/* Stages 1 and 2: one pass of the teacher, and in each of its blocks the loss of the student's
-   layer on the same input X_l. Layers learn for themselves, so that one block's activations are in
-   memory at a time. Returns the sum over all layers with a mixer of the student's own. */
+/* Stages 1 and 2: one pass of the teacher, with the loss of each student layer on the input X_l of
+   the teacher's block. Layers learn independently, so the activations of only one block are in
+   memory at a time. Returns the sum over all layers with a new mixer. */
 static double mhk__stage_along_teacher(mhk__stage_run *run) {
   const mhk__layer *layers = run->student->layers;
   int last = run->student->config.n_layer - 1;
@@ -19311,8 +19318,8 @@ static double mhk__stage_along_teacher(mhk__stage_run *run) {
   return total;
 }
 
-/* The last residual stream (B,T,D) of a model without gradient: one block's activations at a time.
-   outputs, if not NULL, receives the L outputs of the blocks. */
+/* The final hidden state (B,T,D) of a model without gradients; the activations of only one block
+   are in memory at a time. If outputs is not NULL, it receives the outputs of the L blocks. */
 static mhk_tensor *mhk__residual_stream(mhk_tape *tape, mhk_model *m, const int32_t *tokens, mhk_index B, mhk_index T,
                                         const int32_t *doc, mhk_tensor **outputs) {
   const int recording = mhk_tape_record(tape, 0);
@@ -19333,9 +19340,10 @@ static mhk_tensor *mhk__residual_stream(mhk_tape *tape, mhk_model *m, const int3
   return ctx->result == MHK_OK ? x : NULL;
 }
 
-/* Stage 3, knowledge distillation: cross-entropy of the student's predictions, end to end, against
-   the teacher's, plus hard_labels times that against the text, plus own_stream times the distance
-   of each block's output from the teacher's, both on their own inputs. */
+/* Stage 3, knowledge distillation: the cross-entropy of the whole student's predictions against the
+   teacher's, plus hard_labels times the cross-entropy against the text, plus own_stream times the
+   distance between each student block's output and the teacher's, each computed on its own
+   inputs. */
 static double mhk__stage_predictions(mhk__stage_run *run) {
   mhk_context *ctx = run->ctx;
   mhk_tape *tape = run->tape;
@@ -19351,7 +19359,7 @@ static double mhk__stage_predictions(mhk__stage_run *run) {
     own = (mhk_tensor **)mhk__scratch(ctx, L + 1, sizeof *own);
   }
   if (d->hard_labels > 0.0) labels = (int32_t *)mhk__scratch(ctx, rows, sizeof *labels);
-  for (mhk_index i = 0; labels && i < rows; i++) /* the next token, within row and document */
+  for (mhk_index i = 0; labels && i < rows; i++) /* the next token in the same row and document */
     labels[i] = (i + 1) % run->T == 0 || (run->doc && run->doc[i + 1] != run->doc[i]) ? -1 : run->tokens[i + 1];
   if (ctx->result == MHK_OK) {
     mhk_tensor *target = mhk__residual_stream(tape, run->teacher, run->tokens, run->B, run->T, run->doc, teachers);
@@ -19374,7 +19382,7 @@ static double mhk__stage_predictions(mhk__stage_run *run) {
   return value;
 }
 
-/* The loss of a stage; NaN on failure. The tape is left as it was found. */
+/* The loss of a stage; NaN on failure. Rewinds the tape to where it was. */
 static double mhk__stage_loss(mhk__stage_run *run) {
   const mhk_tape_mark mark = mhk_tape_here(run->tape);
   run->record = mhk_tape_record(run->tape, 0);
@@ -19386,9 +19394,9 @@ static double mhk__stage_loss(mhk__stage_run *run) {
 
 /* -------------------------------------------------------------------------------- what diverged */
 
-#define MHK__WHY 256 /* bytes of where a computation stopped being finite */
+#define MHK__WHY 256 /* room for the description of the first value that is not finite */
 
-/* Says where when a number of x is not finite. A log decay may be minus infinity. */
+/* If x has a value that is not finite, describes where. A log decay may be minus infinity. */
 static int mhk__breaks(char *why, const mhk_tensor *x, int decay, const char *what, int layer, const char *who) {
   for (mhk_index i = 0; x && i < x->count; i++) {
     const double v = (double)mhk__tensor_element(x, i);
@@ -19402,8 +19410,8 @@ static int mhk__breaks(char *why, const mhk_tensor *x, int decay, const char *wh
   return 0;
 }
 
-/* Layer l of m on x: its norm, what its mixer works on, and, unless only its matrix is wanted,
-   the mixer's and the block's output, which next receives. */
+/* Layer l of m on x: its norm, the inputs of its mixer and, unless only the matrix is needed, the
+   outputs of the mixer and the block; next receives the latter. */
 static int mhk__layer_breaks(mhk__stage_run *run, mhk_model *m, const char *who, int l, mhk_tensor *x, int matrix_only,
                              mhk_tensor *next) {
   mhk_tape *tape = run->tape;
@@ -19434,8 +19442,8 @@ static int mhk__layer_breaks(mhk__stage_run *run, mhk_model *m, const char *who,
 
 enum { MHK__NOBODY, MHK__TEACHER, MHK__STUDENT };
 
-/* The activations of a model on the run's tokens, in their order; of a teacher in stages 1 and 2
-   also those of the student's layers on the way. Returns whose numbers are first not finite. */
+/* Recomputes the activations of a model in order; for a teacher in stages 1 and 2, also those of
+   the student's layers. Returns the model with the first value that is not finite. */
 static int mhk__forward_breaks(mhk__stage_run *run, int whose) {
   mhk_tape *tape = run->tape;
   mhk_model *m = whose == MHK__TEACHER ? run->teacher : run->student;
@@ -19456,8 +19464,8 @@ static int mhk__forward_breaks(mhk__stage_run *run, int whose) {
                                                                                                          : MHK__NOBODY;
 }
 
-/* Computes a stage's loss once more, looking for the first numbers that are not finite: weights,
-   then activations in their order. run->why says where; returns whether they are the teacher's. */
+/* Recomputes the loss of a stage to find the first value that is not finite: weights, then
+   activations in order. run->why describes it; returns whether it belongs to the teacher. */
 static int mhk__find_first(mhk__stage_run *run) {
   const mhk_tape_mark mark = mhk_tape_here(run->tape);
   const int recording = mhk_tape_record(run->tape, 0);
@@ -19472,18 +19480,18 @@ static int mhk__find_first(mhk__stage_run *run) {
   if (!whose && run->stage == 3) whose = mhk__forward_breaks(run, MHK__STUDENT);
   mhk_tape_record(run->tape, recording);
   mhk_tape_rewind(run->tape, mark);
-  if (run->ctx->result != MHK_OK) mhk_clear_error(run->ctx); /* no memory for looking: the divergence is what counts */
+  if (run->ctx->result != MHK_OK) mhk_clear_error(run->ctx); /* no memory for the search: report the divergence */
   if (!whose) mhk__print(run->why, MHK__WHY, "the loss itself; the activations are finite");
   return whose == MHK__TEACHER;
 }
 
 /* -------------------------------------------------------------------------- stages: description */
 
-/* NaN stays, to be refused */
+/* keep NaN, so that it is refused */
 static double mhk__or(double value, double otherwise) { return value == 0.0 ? otherwise : value; }
 
-/* Top learning rates that were measured: small teachers at d_model 128 and 256, and those of Bick
-   et al. 2024 at 2048; between them straight lines in the logarithms. */
+/* Measured peak learning rates: small teachers at d_model 128 and 256, and those of Bick et al.
+   2024 at 2048; linear in the logarithms in between. */
 static double mhk__default_lr(int stage, int d_model) {
   static const double at[3] = {128.0, 256.0, 2048.0};
   static const double lr[3][3] = {{1e-2, 1e-2, 2e-4}, {5e-3, 3e-3, 1e-4}, {1e-3, 5e-4, 1e-4}};
@@ -19517,7 +19525,7 @@ static mhk_stage_desc mhk__stage_defaults(const mhk_stage_desc *desc, int stage,
   return d;
 }
 
-/* the numbers of a stage's description, with defaults in place */
+/* the numbers of a stage's description, with defaults filled in */
 static int mhk__stage_numbers(mhk_context *ctx, const mhk_stage_desc *d, int stage) {
   const double most = MHK__REAL_MOST;
   const struct { const char *name; double value, low, high; } numbers[] = {
@@ -19602,10 +19610,10 @@ MHKDEF double mhk_stage_loss(mhk_tape *t, mhk_model *student, mhk_model *teacher
 
 /* -------------------------------------------------------------------------------------- trainer */
 
-/* Numbers first to first + n of a trained tensor. Blocks have a fixed size, so that sums over them
-   do not depend on threads. */
+/* Elements first to first + n of a trained tensor. Blocks have a fixed size, so sums over them do
+   not depend on the number of threads. */
 typedef struct mhk__update_block {
-  double sum; /* of the gradients' squares */
+  double sum; /* of the squared gradients */
   mhk_index first, n;
   int tensor; /* in trained[] */
 } mhk__update_block;
@@ -19617,45 +19625,45 @@ struct mhk_trainer {
   mhk_tape *tape;
   char *path, *previous; /* of the last two checkpoints, or NULL */
 #ifndef MOHAWK_NO_STDIO
-  /* what stands at path is sound and of this run: the next one does not replace it, but pushes it
-     to previous */
+  /* the file at path is a valid checkpoint of this run: the next one moves it to previous instead
+     of replacing it */
   int keeps;
   mhk__lock lock; /* of its folder */
   int locked;
 #endif
-  char *run;  /* the description as text, one fact a line */
-  mhk_index S[3];      /* updates of each stage */
+  char *run;  /* the description as text, one setting per line */
+  mhk_index S[3];      /* number of updates of each stage */
   mhk_index micro;     /* batches an update */
-  mhk_index rows;      /* of this worker in a batch */
-  int stage, finished; /* stage: 1..3, the next update's */
-  mhk_index step;      /* updates done in it */
+  mhk_index rows;      /* sequences of this worker in a batch */
+  int stage, finished; /* stage of the next update, 1 to 3 */
+  mhk_index step;      /* updates done in this stage */
   mhk_index driven;    /* updates by mhk_train_on() */
   /* optimiser */
-  int optimizer_stage; /* the stage that moments belong to; 0: none */
+  int optimizer_stage; /* the stage that the moments belong to; 0: none */
   mhk_index optimizer_step;
   unsigned char *flags;    /* n_tensors: trained in this stage */
-  unsigned char *required; /* n_tensors: requires_grad as the caller left it */
+  unsigned char *required; /* n_tensors: requires_grad as the caller set it */
   mhk_tensor **trained;
-  mhk_index *trained_at; /* numbers trained before each */
+  mhk_index *trained_at; /* offset of each trained tensor */
   int n_trained;
   mhk_index trained_count, moment_room;
-  mhk_real *moments, *staging; /* moments: of each trained tensor its first ones, then its second; staging: gradients */
+  mhk_real *moments, *staging; /* moments: first, then second, per tensor; staging: gradients */
   mhk__update_block *blocks;
   mhk_index n_blocks, block_room;
   unsigned char same[MHK_MAX_LAYERS];
-  char why[MHK__WHY];     /* what was first not finite in the update under way; "": all is */
-  int teacher_broke;      /* and that is the teacher's */
+  char why[MHK__WHY];     /* the first value that is not finite in the current update; "" if all are finite */
+  int teacher_broke;      /* and it belongs to the teacher */
   /* data */
   mhk__rng rng;
   int32_t *window, *window_doc;
-  mhk_index *order; /* of documents in this epoch */
+  mhk_index *order; /* order of the documents in this epoch */
   uint64_t epoch;
-  mhk_index document, offset; /* packed: next document and token of it */
+  mhk_index document, offset; /* packed: next document and its next token */
   /* progress */
   mhk_progress_info info;
-  double loss_average; /* of the stage under way: 0 at its start, while info still shows the last one's */
+  double loss_average; /* average of the current stage: 0 at its start, while info still shows that of the last stage */
   double *layer_loss, *relative, *layer_now, *relative_now;
-  /* stage time of earlier processes; clock at the start of this one's first update */
+  /* time in this stage in earlier processes; clock at the first update of this process */
   double seconds_before, started_seconds;
   mhk_index step_before;                  /* updates of this stage done by earlier processes */
   double checkpoint_clock;
@@ -19670,8 +19678,8 @@ static void mhk__shuffle_documents(mhk_trainer *tr) {
   mhk__shuffle((tr->desc.seed ^ 0x5DEECE66Du) + tr->epoch * 0x9E3779B97F4A7C15u, tr->order, n, sizeof *tr->order);
 }
 
-/* A packed window: T tokens from the place in the text on, from one document into the next. to and
-   doc, which numbers the window's documents from 0, are NULL where another worker takes it. */
+/* A packed window: T tokens from the position in the text, across documents. doc numbers the
+   documents of the window from 0. to and doc are NULL if the window belongs to another worker. */
 static void mhk__packed_window(mhk_trainer *tr, mhk_index T, int32_t *to, int32_t *doc) {
   const mhk_corpus *x = tr->desc.corpus;
   int32_t number = 0;
@@ -19691,8 +19699,8 @@ static void mhk__packed_window(mhk_trainer *tr, mhk_index T, int32_t *to, int32_
   }
 }
 
-/* The next batch: every worker draws all of its windows and keeps its share, so that together they
-   see the same text as one would. */
+/* The next batch: every worker draws all windows and keeps its share, so all workers together see
+   the same text as a single one. */
 static void mhk__next_batch(mhk_trainer *tr) {
   const mhk_corpus *x = tr->desc.corpus;
   const mhk_index T = tr->desc.length, first = tr->rows * tr->desc.rank;
@@ -19708,7 +19716,7 @@ static void mhk__next_batch(mhk_trainer *tr) {
   }
 }
 
-/* numbers and blocks a stage trains */
+/* elements and blocks that a stage trains */
 static mhk_index mhk__stage_count(const mhk_model *m, const unsigned char *flags, mhk_index *blocks) {
   mhk_index n = 0;
   *blocks = 0;
@@ -19720,17 +19728,17 @@ static mhk_index mhk__stage_count(const mhk_model *m, const unsigned char *flags
   return n;
 }
 
-/* Bytes of an optimiser's memory: blocks, moments, gradients to exchange. */
+/* Bytes of the optimizer's memory: blocks, moments, gradients to exchange. */
 static double mhk__optimizer_bytes(double count, double blocks, int exchange) {
   return blocks * sizeof(mhk__update_block) + count * (exchange ? 3.0 : 2.0) * sizeof(mhk_real);
 }
 
-/* Memory of the optimiser for the largest of the stages asked for, in one piece; what there is
-   already is kept when it is enough. */
+/* Allocates optimizer memory for the largest of the given stages in one piece; keeps existing
+   memory if it is large enough. */
 static int mhk__optimizer_room(mhk_trainer *tr, mhk_index count, mhk_index blocks) {
   if (count <= tr->moment_room && blocks <= tr->block_room) return 1;
   const double bytes = mhk__optimizer_bytes((double)count, (double)blocks, tr->desc.exchange != NULL);
-  const size_t most = (size_t)PTRDIFF_MAX; /* an arena says so when that is too much */
+  const size_t most = (size_t)PTRDIFF_MAX; /* the arena sets the error if this is too much */
   char *at = (char *)mhk__arena_alloc(tr->object.ctx, &tr->object.arena, bytes < (double)most ? (size_t)bytes : most);
   if (!at) return 0;
   tr->blocks = (mhk__update_block *)(void *)at;
@@ -19741,7 +19749,7 @@ static int mhk__optimizer_room(mhk_trainer *tr, mhk_index count, mhk_index block
   return 1;
 }
 
-/* A new optimiser for a stage: which tensors, zero moments. */
+/* Starts the optimizer of a stage: selects its tensors and zeroes the moments. */
 static int mhk__optimizer_start(mhk_trainer *tr, int stage) {
   mhk_model *m = tr->student;
   mhk_index count, blocks, at = 0, n = 0, first;
@@ -19798,7 +19806,7 @@ static void mhk__square_block(void *arg, mhk_index task, int worker) {
   tr->blocks[task].sum = ((sum[0] + sum[1]) + (sum[2] + sum[3])) + ((sum[4] + sum[5]) + (sum[6] + sum[7]));
 }
 
-/* Sums gradients over the workers, through one contiguous block. */
+/* Sums gradients over the workers, in one contiguous block. */
 static void mhk__exchange(mhk_trainer *tr) {
   for (int i = 0; i < tr->n_trained; i++)
     memcpy(tr->staging + tr->trained_at[i], tr->trained[i]->grad, (size_t)tr->trained[i]->count * sizeof(mhk_real));
@@ -19844,7 +19852,7 @@ static void mhk__gradient_breaks(mhk_trainer *tr) {
   mhk__print(tr->why, sizeof tr->why, "the norm of the gradients, which are finite");
 }
 
-/* The step of the optimiser: gradients are sums over `parts` batches of mean losses. Returns their
+/* One step of the optimizer. Gradients are sums over `parts` batches of mean losses. Returns their
    norm after averaging. */
 static double mhk__optimizer_step(mhk_trainer *tr, double loss, double lr, double parts) {
   mhk_context *ctx = tr->object.ctx;
@@ -19881,7 +19889,7 @@ static double mhk__optimizer_step(mhk_trainer *tr, double loss, double lr, doubl
   return norm;
 }
 
-/* One update of a stage: `micro` batches from the text, or one of the caller's. */
+/* One update of a stage: `micro` batches from the text, or one batch of the caller. */
 static double mhk__update(mhk_trainer *tr, int stage, const int32_t *tokens, mhk_index B, mhk_index T,
                           const int32_t *doc, mhk_index micro, double lr) {
   mhk_context *ctx = tr->object.ctx;
@@ -19934,7 +19942,7 @@ static mhk_index mhk__share(double share, mhk_index S) {
   return share <= 0.0 ? 0 : n < 1 ? 1 : n > S ? S : n;
 }
 
-/* To the next stage with updates to do, from the present one on. */
+/* Moves to the next stage that has updates left, starting with the current one. */
 static void mhk__stage_seek(mhk_trainer *tr) {
   while (tr->stage <= 3 && tr->step >= tr->S[tr->stage - 1]) {
     tr->stage++;
@@ -20038,7 +20046,7 @@ MHKDEF mhk_model *mhk_student(mhk_trainer *tr) { return tr ? tr->student : NULL;
 
 /* ---------------------------------------------------------------------------------- checkpoints */
 
-/* "name: value", with the stage before it unless that is 0 */
+/* "name: value", after the stage unless it is 0 */
 static void mhk__fact_name(mhk__writer *w, int stage, const char *name) {
   if (stage) {
     mhk__write_text(w, "stage ");
@@ -20078,7 +20086,7 @@ static void mhk__hex(uint64_t v, char out[17]) {
 #define MHK__REAL_TEXT "F32"
 #endif
 
-/* Everything that decides what a run computes, a fact a line. */
+/* Everything that determines the results of a run, one setting per line. */
 static char *mhk__run_text(mhk_trainer *tr) {
   mhk_context *ctx = tr->object.ctx;
   const mhk_distill_desc *d = &tr->desc;
@@ -20133,7 +20141,7 @@ static char *mhk__run_text(mhk_trainer *tr) {
 }
 
 #ifndef MOHAWK_NO_STDIO
-/* length of the line at text, without its end */
+/* length of the line at text, without the newline */
 static int mhk__line_length(const char *text) {
   int n = 0;
   while (text[n] && text[n] != '\n' && n < 200) n++;
@@ -20171,7 +20179,8 @@ static double mhk__double_of(uint64_t v) {
 }
 #endif
 
-/* 64-bit values of a trainer's state, beside its tensors; version 1 had one less and no checksum */
+/* 64-bit values of a trainer's state, in addition to its tensors; version 1 had one less and no
+   checksum */
 #define MHK__SAVED 15
 
 #ifndef MOHAWK_NO_STDIO
@@ -20193,8 +20202,8 @@ static void mhk__saved_get(const mhk_trainer *tr, uint64_t v[MHK__SAVED]) {
 
 #define MHK__CHECKPOINT "mohawk checkpoint 2"
 
-/* One of a checkpoint's tensors: the student's, then first moments, then second ones; 0 after the
-   last */
+/* Tensor i of a checkpoint: the student's, then first moments, then second moments; returns 0 after
+   the last */
 static int mhk__checkpoint_tensor(mhk_trainer *tr, int i, mhk__outgoing *o) {
   mhk_context *ctx = tr->object.ctx;
   const mhk_model *m = tr->student;
@@ -20226,7 +20235,7 @@ MHKDEF mhk_result mhk_checkpoint(mhk_trainer *tr) {
   if (!tr->path)
     return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "this trainer has no folder for checkpoints: name one in out");
   tr->checkpoint_clock = mhk__seconds();
-  if (tr->desc.rank != 0) return MHK_OK; /* all workers hold the same: the first one writes */
+  if (tr->desc.rank != 0) return MHK_OK; /* all workers have the same state, so the first one writes */
   mhk__mark mark = mhk__scratch_mark(ctx);
   list = (mhk__outgoing *)mhk__scratch(ctx, 3 * (mhk_index)tr->student->n_tensors + 1, sizeof *list);
   while (list && mhk__checkpoint_tensor(tr, n, list + n)) n++;
@@ -20245,10 +20254,10 @@ MHKDEF mhk_result mhk_checkpoint(mhk_trainer *tr) {
     metadata[5] = tr->run;
     mhk__file_put(ctx, &out, tr->path, n, list, 3, metadata, NULL);
     mhk__output_flush(&out);
-    /* where that fails, one is kept */
+    /* if this fails, only one is kept */
     if (mhk__output_ok(ctx, &out) && tr->keeps && mhk__is_file(tr->path)) mhk__keep_as(tr->path, tr->previous);
     if (mhk__output_close_or_fail(ctx, &out) == MHK_OK) {
-      if (tr->desc.fresh && !tr->keeps) mhk__remove(tr->previous); /* of the run that this one replaces */
+      if (tr->desc.fresh && !tr->keeps) mhk__remove(tr->previous); /* from the run that this one replaces */
       tr->keeps = 1;
     }
   }
@@ -20257,7 +20266,7 @@ MHKDEF mhk_result mhk_checkpoint(mhk_trainer *tr) {
   return ctx->result;
 }
 
-/* sixteen hexadecimal digits and a separator, so many times; 0 when the text is anything else */
+/* reads values of sixteen hexadecimal digits and a separator; returns 0 for any other text */
 static int mhk__saved_parse(const char *text, size_t n, size_t values, uint64_t v[MHK__SAVED]) {
   if (!text || n != values * 17 - 1) return 0;
   for (size_t i = 0; i < MHK__SAVED; i++) v[i] = 0;
@@ -20279,7 +20288,7 @@ static int mhk__saved_parse(const char *text, size_t n, size_t values, uint64_t 
   return 1;
 }
 
-/* what cannot be true of a checkpoint of this run, or NULL */
+/* what contradicts a checkpoint of this run, or NULL */
 static const char *mhk__saved_wrong(mhk_trainer *tr, const uint64_t v[MHK__SAVED]) {
   const double loss = mhk__double_of(v[12]), seconds = mhk__double_of(v[13]);
   const mhk_corpus *x = tr->desc.corpus;
@@ -20304,7 +20313,7 @@ static const char *mhk__saved_wrong(mhk_trainer *tr, const uint64_t v[MHK__SAVED
 
 #define MHK__DAMAGE 600
 
-/* Checks that f has all tensors of this run's state (read 0), or reads them. */
+/* Checks that f has all tensors of this run's state (read 0), or reads them (read 1). */
 static int mhk__resume_tensors(mhk_trainer *tr, const mhk_file *f, int read, char why[MHK__DAMAGE]) {
   mhk_context *ctx = tr->object.ctx;
   const mhk__mark mark = mhk__scratch_mark(ctx);
@@ -20318,14 +20327,14 @@ static int mhk__resume_tensors(mhk_trainer *tr, const mhk_file *f, int read, cha
       mhk__print(why, MHK__DAMAGE, "it %s tensor %.200s%s", y ? "has" : "lacks", o.name,
                  y ? " in another shape or type" : "");
     else if (read)
-      mhk_file_read(ctx, y, (mhk_real *)(uintptr_t)o.data); /* the trainer's own memory */
+      mhk_file_read(ctx, y, (mhk_real *)(uintptr_t)o.data); /* memory of the trainer */
     mhk__scratch_rewind(ctx, mark);
   }
   return same && ctx->result == MHK_OK;
 }
 
-/* Takes over a checkpoint: 1; 0: damaged, and why; -1: the context has failed. Nothing is taken
-   over unless all of it can be. */
+/* Restores a checkpoint. Returns 1, 0 with the reason if it is damaged, -1 if the context has
+   failed. Restores nothing unless everything is valid. */
 static int mhk__resume_read(mhk_trainer *tr, const mhk_file *f, const char *path, int old, char why[MHK__DAMAGE]) {
   mhk_context *ctx = tr->object.ctx;
   const char *format = mhk_file_metadata(f, "format", NULL), *run = mhk_file_metadata(f, "run", NULL), *state, *wrong;
@@ -20333,7 +20342,7 @@ static int mhk__resume_read(mhk_trainer *tr, const mhk_file *f, const char *path
   size_t n = 0;
   state = mhk_file_metadata(f, "state", &n);
   memset(v, 0, sizeof v);
-  v[14] = (uint64_t)old; /* it does not say */
+  v[14] = (uint64_t)old; /* it does not contain this */
   if (!format || (!old && strcmp(format, MHK__CHECKPOINT) != 0) || !run ||
       !mhk__saved_parse(state, n, old ? MHK__SAVED - 1 : MHK__SAVED, v)) {
     mhk__print(why, MHK__DAMAGE, "it is not a checkpoint of a training run that this version can read");
@@ -20371,8 +20380,8 @@ static int mhk__resume_read(mhk_trainer *tr, const mhk_file *f, const char *path
   return 1;
 }
 
-/* The same of a file that is there. Its checksum comes first: what a damaged file says is not
-   believed. */
+/* The same for an existing file. Checks the checksum first, because nothing in a damaged file can
+   be trusted. */
 static int mhk__resume_from(mhk_trainer *tr, const char *path, char why[MHK__DAMAGE]) {
   static const char first[] = "{\"__metadata__\":{\"format\":\"mohawk checkpoint 1\"";
   mhk_context *ctx = tr->object.ctx;
@@ -20408,9 +20417,8 @@ static int mhk__resume_from(mhk_trainer *tr, const char *path, char why[MHK__DAM
   return result;
 }
 
-/* Continues where a checkpoint stands, or where the one before it did when that one is damaged.
-   Where neither can be used it is an error that says what to do: starting over silently would cost
-   the run. */
+/* Resumes from the checkpoint or, if it is damaged, from the one before it. If neither can be used,
+   sets an error that says what to do; silently starting over would lose the run. */
 static void mhk__resume(mhk_trainer *tr) {
   mhk_context *ctx = tr->object.ctx;
   const char *const path[2] = {tr->path, tr->previous};
@@ -20529,7 +20537,7 @@ static int mhk__distill_check(mhk_context *ctx, const mhk_distill_desc *d) {
 }
 
 #ifndef MOHAWK_NO_STDIO
-/* "process 123 on NAME", as far as it can be read */
+/* "process 123 on NAME", as far as the file can be read */
 static const char *mhk__lock_holder(const char *path, char out[128]) {
   mhk__bytes b;
   size_t n = 0;
@@ -20543,7 +20551,7 @@ static const char *mhk__lock_holder(const char *path, char out[128]) {
   return n > 0 ? out : "another process";
 }
 
-/* One trainer writes to a folder. Other workers of its job only read there. */
+/* Only one trainer writes to a folder. Other workers of its job only read from it. */
 static int mhk__trainer_lock(mhk_trainer *tr) {
   const char *out = tr->desc.out;
   char path[MHK__PATH_MOST + 64], who[128];
@@ -20573,7 +20581,7 @@ static void mhk__trainer_close(void *object) {
 #endif
 }
 
-/* The parts of a trainer that need memory. */
+/* Allocates the parts of a trainer. */
 static void mhk__trainer_fill(mhk_trainer *tr, mhk_context *ctx) {
   mhk__arena *arena = &tr->object.arena;
   mhk_distill_desc *d = &tr->desc;
@@ -20613,8 +20621,8 @@ static void mhk__trainer_fill(mhk_trainer *tr, mhk_context *ctx) {
     }
   }
 #endif
-  /* The optimiser of the largest stage, now rather than in the middle of the run; last, because an
-     arena's next block after a large one is as large. */
+  /* Allocates the optimizer of the largest stage now, not in the middle of the run. It comes last
+     because an arena's next block after a large one is as large. */
   for (int i = 1; i <= 3; i++) {
     if (tr->S[i - 1] == 0) continue;
     mhk__stage_trains(m, i, d->stages[i - 1].trains, tr->flags);
@@ -20655,7 +20663,7 @@ MHKDEF mhk_trainer *mhk_distill(mhk_context *ctx, const mhk_distill_desc *desc) 
     if (tr->path && !d.fresh) mhk__resume(tr);
 #endif
   }
-  tr->desc.out = NULL; /* the caller's memory; path is ours */
+  tr->desc.out = NULL; /* memory of the caller; path is our copy */
   tr->desc.student_desc.keep_attention = NULL;
   tr->desc.student_desc.n_keep_attention = 0;
   tr->checkpoint_clock = mhk__seconds();
@@ -20678,8 +20686,8 @@ MHKDEF void mhk_trainer_destroy(mhk_trainer *tr) {
 
 /* ------------------------------------------------------------------- trainer: memory beforehand */
 
-/* Numbers a token that one block keeps for its backward pass. matrix: stage 1 needs B, C and the
-   decay only. */
+/* Numbers per token that one block saves for its backward pass. matrix: stage 1 needs only B, C and
+   the decay. */
 static double mhk__block_numbers(const mhk_config *c, int attention, int matrix) {
   const double D = c->d_model, E = (double)c->ssm_heads * c->ssm_head_dim, GN = (double)c->ssm_groups * c->d_state,
                H = c->ssm_heads;
@@ -20690,7 +20698,8 @@ static double mhk__block_numbers(const mhk_config *c, int attention, int matrix)
          2.0 * D + 2.0 * c->d_mlp;
 }
 
-/* what an arena takes for so many bytes: its blocks double up to 32 MB, then stay that large */
+/* memory that an arena needs for this many bytes: its blocks double up to 32 MB, then stay that
+   large */
 static double mhk__arena_bytes(double bytes) {
   const double most = 33554432.0;
   double room = 65536.0;
@@ -20722,7 +20731,7 @@ MHKDEF double mhk_distill_bytes(const mhk_distill_desc *desc) {
     if (n > block) block = n;
   }
   teacher_block = mhk__block_numbers(&t, 1, 0);
-  scratch = V * D + 4.0 * D * D + rows * D; /* a packed matrix, and what ops put aside */
+  scratch = V * D + 4.0 * D * D + rows * D; /* a packed matrix, and scratch memory of ops */
   for (int i = 1; i <= 3; i++) {
     double count = d.stages[i - 1].trains == MHK_TRAIN_ALL ? model : mixers, stage;
     if (d.stages[i - 1].tokens == 0) continue;
@@ -20734,8 +20743,8 @@ MHKDEF double mhk_distill_bytes(const mhk_distill_desc *desc) {
     } else if (i == 2) {
       stage = 3.0 * D + (teacher_block > 2.0 * block ? teacher_block : 2.0 * block);
     } else {
-      /* the teacher's stream and logits stay; the student's activations and logits come twice, with
-         their gradients */
+      /* hidden states and logits of the teacher stay; activations and logits of the student count
+         twice, with their gradients */
       stage = (d.stages[2].own_stream > 0.0 ? c.n_layer * D : D) + 6.0 * D + 3.0 * V;
       stage += d.recompute ? 2.6 * block + 2.0 * c.n_layer * D : 2.0 * all;
       if (stage < teacher_block) stage = teacher_block;
@@ -20788,7 +20797,7 @@ static void mhk__score_rows(void *arg, mhk_index task, int worker) {
   }
 }
 
-/* mean over windows, and the standard error of that mean */
+/* the mean over windows and its standard error */
 static void mhk__window_mean(const double *x, mhk_index n, double *mean, double *error) {
   double sum = 0.0, square = 0.0;
   for (mhk_index i = 0; i < n; i++) sum += x[i];
@@ -20826,7 +20835,7 @@ static void mhk__evaluate_batch(mhk__evaluating *e, mhk_index w, mhk_index B) {
   mhk_model *models[2] = {e->m, e->teacher};
   mhk_tensor *x[2] = {NULL, NULL};
   mhk_tape_reset(e->tape);
-  for (mhk_index i = 0; i < n; i++) /* the last of a window does not count */
+  for (mhk_index i = 0; i < n; i++) /* the last token of a window has no target */
     e->labels[i] = (i + 1) % e->length ? tokens[i + 1] : tokens[i];
   for (int k = 0; k < 2 && models[k]; k++) {
     const mhk_index shape[2] = {n, models[k]->config.d_model};
