@@ -2189,6 +2189,7 @@ static void mhk__xxh64_start(mhk__xxh64 *h) {
   h->lane[3] = 0 - MHK__XXH_1;
 }
 
+/* n more bytes: 32 at a time, the rest waits */
 static void mhk__xxh64_put(mhk__xxh64 *h, const void *data, size_t n) {
   const unsigned char *p = (const unsigned char *)data;
   const size_t held = (size_t)(h->total % 32);
@@ -2209,6 +2210,7 @@ static void mhk__xxh64_put(mhk__xxh64 *h, const void *data, size_t n) {
   if (n) memcpy(h->held, p, n);
 }
 
+/* the hash of all bytes so far */
 static uint64_t mhk__xxh64_end(const mhk__xxh64 *h) {
   static const int turns[4] = {1, 7, 12, 18};
   const unsigned char *p = h->held, *end = p + h->total % 32;
@@ -2274,6 +2276,7 @@ static void mhk__output_put(mhk__output *o, const void *data, size_t bytes) {
   if (!o->error && bytes) o->error = mhk__write_all(o->file, data, bytes);
 }
 
+/* bytes behind those before: collected in a block, unless they are more than one */
 static void mhk__output_write(mhk__output *o, const void *data, size_t bytes) {
   if (bytes == 0) return;
 #ifndef MOHAWK_NO_TRAINING
@@ -2359,6 +2362,7 @@ static unsigned mhk__saved_registers(void) {
 
 static int mhk__all_of(unsigned x, unsigned bits) { return (x & bits) == bits; }
 
+/* the best instruction set for whose kernels everything is there */
 static mhk_isa mhk__cpu_best(void) {
 #ifdef MHK__X86
   const unsigned fma = 1u << 27 | 1u << 28 | 1u << 12 | 1u << 29;      /* OSXSAVE, AVX, FMA, F16C */
@@ -2747,6 +2751,8 @@ static mhk__mark mhk__arena_mark(const mhk__arena *a) {
   return m;
 }
 
+/* What was handed out since the mark may be handed out again; the blocks stay, but with the address
+   sanitizer, which is to see who uses them still. */
 static void mhk__arena_rewind(mhk_context *ctx, mhk__arena *a, mhk__mark m) {
   mhk__chunk *c = a->first, *keep = NULL;
   size_t i = 0;
@@ -2818,6 +2824,11 @@ static void *mhk__scratch(mhk_context *ctx, mhk_index count, size_t size) {
   size_t bytes = mhk__size3(ctx, count, 1, size);
   return ctx->result == MHK_OK ? mhk__arena_alloc(ctx, &ctx->scratch, bytes) : NULL;
 }
+#ifndef MOHAWK_NO_TRAINING
+static mhk_real *mhk__scratch_reals(mhk_context *ctx, mhk_index n) {
+  return (mhk_real *)mhk__scratch(ctx, n, sizeof(mhk_real));
+}
+#endif
 
 /* Registers zeroed memory, which starts with a mhk__object and belongs to the arena, as an object
    of the context. */
@@ -2857,6 +2868,8 @@ static void mhk__object_free(void *object) {
   mhk__arena_free(ctx, &arena);
 }
 
+/* body(arg, task, worker) for each task, by the caller's threads, OpenMP's, or one after the
+   other */
 static void mhk__parallel(mhk_context *ctx, mhk_index tasks, void (*body)(void *arg, mhk_index task, int worker),
                           void *arg) {
   mhk_index i;
@@ -5414,6 +5427,10 @@ MHKDEF void mhk_tape_reset(mhk_tape *t) {
 
 static int mhk__tape_ready(const mhk_tape *t) { return t && t->ctx->result == MHK_OK; }
 
+static mhk_real *mhk__tape_zeros(mhk_tape *t, mhk_index n) {
+  return (mhk_real *)mhk__arena_zeros(t->ctx, &t->arena, n, sizeof(mhk_real));
+}
+
 /* the gradient of x, allocated and zeroed on first use; NULL only if memory is out */
 static mhk_real *mhk__grad(mhk_tape *t, mhk_tensor *x) {
   if (x->grad) return x->grad;
@@ -5421,7 +5438,7 @@ static mhk_real *mhk__grad(mhk_tape *t, mhk_tensor *x) {
     mhk_real *g = mhk__grad(t, x->base);
     x->grad = g ? g + x->base_offset : NULL;
   } else
-    x->grad = (mhk_real *)mhk__arena_zeros(t->ctx, &t->arena, x->count, sizeof(mhk_real));
+    x->grad = mhk__tape_zeros(t, x->count);
   return x->grad;
 }
 
@@ -5632,6 +5649,7 @@ MHKDEF mhk_result mhk_backward(mhk_tape *t, mhk_tensor *loss) {
 
 typedef struct mhk__recompute_saved { mhk_block_fn f; void *user; } mhk__recompute_saved;
 
+/* builds it again, from a copy of x that shares x's gradient, and unwinds what that recorded */
 static void mhk__recompute_op_back(mhk_tape *t, mhk__node *n) {
   const mhk__recompute_saved *s = (const mhk__recompute_saved *)n->saved;
   mhk_tensor *x = n->in[0], *copy, *y;
@@ -5673,7 +5691,7 @@ MHKDEF mhk_tensor *mhk_recompute(mhk_tape *t, mhk_block_fn f, void *user, mhk_te
   count = y->count;
   rank = y->rank;
   for (i = 0; i < MHK_MAX_RANK; i++) shape[i] = y->shape[i];
-  mhk_real *copy = (mhk_real *)mhk__scratch(t->ctx, count, sizeof(mhk_real));
+  mhk_real *copy = mhk__scratch_reals(t->ctx, count);
   if (copy) memcpy(copy, y->data, (size_t)count * sizeof(mhk_real));
   mhk_tape_rewind(t, mark);
   mhk_tensor *out = copy ? mhk_tensor_new(t, rank, shape, copy) : NULL;
@@ -5767,8 +5785,8 @@ MHKDEF double mhk_check_gradient(mhk_tape *t, mhk_tensor *(*f)(mhk_tape *t, void
   if (!mhk__tape_ready(t) || !x || !mhk_require_grad(t, x)) return r.error;
   const mhk__mark hold = mhk__scratch_mark(t->ctx);
   const mhk_index n = mhk__min(256, x->count);
-  mhk_real *analytic = (mhk_real *)mhk__scratch(t->ctx, x->count, sizeof(mhk_real));
-  mhk_real *numeric = (mhk_real *)mhk__scratch(t->ctx, n, sizeof(mhk_real));
+  mhk_real *analytic = mhk__scratch_reals(t->ctx, x->count);
+  mhk_real *numeric = mhk__scratch_reals(t->ctx, n);
   if (!analytic || !numeric || mhk__added_gradient(t, f, user, x, analytic) != MHK_OK) return r.error;
   for (mhk_index i = 0; i < x->count; i++) {
     scale += (double)mhk__d(x)[i] * (double)mhk__d(x)[i];
@@ -5832,6 +5850,9 @@ static inline double mhk__ref_gelu_slope(double x) {
 #endif /* reference */
 
 #if defined(MOHAWK_IMPLEMENTATION) && !defined(MHK__PASS)
+/* log(1 + e^x), for sessions too */
+static mhk_real mhk__softplus(mhk_real x) { return (x > 0 ? x : 0) + MHK__R(log1p(exp(-fabs((double)x)))); }
+
 #ifndef MOHAWK_NO_TRAINING
 /* ---- what ops have in common */
 
@@ -6024,9 +6045,7 @@ static void mhk__unary_body(mhk_context *ctx, void *args, mhk_index first, mhk_i
     case MHK__EXP1: for (mhk_index i = first; i < last; i++) y[i] = MHK__REXP(x[i]); break;
     case MHK__LOG1: for (mhk_index i = first; i < last; i++) y[i] = MHK__R(log(x[i])); break;
     case MHK__SIGMOID1: for (mhk_index i = first; i < last; i++) y[i] = mhk__sigmoid1(x[i]); break;
-    case MHK__SOFTPLUS1: /* log(1 + e^x) */
-      for (mhk_index i = first; i < last; i++) y[i] = (x[i] > 0 ? x[i] : 0) + MHK__R(log1p(exp(-fabs((double)x[i]))));
-      break;
+    case MHK__SOFTPLUS1: for (mhk_index i = first; i < last; i++) y[i] = mhk__softplus(x[i]); break;
     case MHK__SILU1: for (mhk_index i = first; i < last; i++) y[i] = x[i] * mhk__sigmoid1(x[i]); break;
     case MHK__GELU1: ctx->kernels->gelu(last - first, x + first, y + first); break;
   }
@@ -6318,7 +6337,7 @@ static void mhk__linear_op_back(mhk_tape *t, mhk__node *n) {
   int add = 1;
   mhk_real *dx = rows > 0 ? mhk__into_all(t, x, &add) : NULL;
   if (s->before) {
-    mhk__gelu_args a = {s->before, g, (mhk_real *)mhk__scratch(ctx, y->count, sizeof(mhk_real))};
+    mhk__gelu_args a = {s->before, g, mhk__scratch_reals(ctx, y->count)};
     if (!a.dx) return;
     mhk__over(ctx, y->count, MHK__GRAIN, mhk__gelu_back_body, &a);
     g = a.dx;
@@ -6654,8 +6673,8 @@ static mhk_tensor *mhk__norm_op(mhk_tape *t, const char *name, mhk_tensor *x, mh
   a.b = mhk__d(b);
   a.eps = MHK__R(eps);
   a.centre = centre;
-  a.mean = (mhk_real *)mhk__arena_zeros(t->ctx, &t->arena, a.rows, sizeof(mhk_real));
-  a.rstd = (mhk_real *)mhk__arena_zeros(t->ctx, &t->arena, a.rows, sizeof(mhk_real));
+  a.mean = mhk__tape_zeros(t, a.rows);
+  a.rstd = mhk__tape_zeros(t, a.rows);
   if (!y || !a.mean || !a.rstd) return NULL;
   mhk__over_rows(t->ctx, a.rows, a.n, mhk__norm_row, &a);
   return mhk__emit(t, mhk__norm_op_back, y, &a, sizeof a, 3, x, w, b);
@@ -6687,7 +6706,7 @@ static void mhk__gate_op_back(mhk_tape *t, mhk__node *n) {
   mhk_real *dz = mhk__into(t, n->in[1]), *db = mhk__into(t, n->in[2]);
   a.dy = n->out[0]->grad;
   a.dx = mhk__into(t, n->in[0]);
-  a.dz = dz || db ? (mhk_real *)mhk__scratch(t->ctx, a.rows * a.n, sizeof(mhk_real)) : NULL; /* written, not added to */
+  a.dz = dz || db ? mhk__scratch_reals(t->ctx, a.rows * a.n) : NULL; /* written, not added to */
   if ((dz || db) && !a.dz) return;
   mhk__over_rows(t->ctx, a.rows, a.n, mhk__gate_row_back, &a);
   if (dz) mhk__axpy(t->ctx, a.rows * a.n, MHK__R(1), a.dz, dz);
@@ -6734,51 +6753,69 @@ static inline void mhk__ref_rotary(int dim, double theta, double position, const
 #endif /* reference */
 
 #if defined(MOHAWK_IMPLEMENTATION) && !defined(MHK__PASS)
+/* Turns n heads of P numbers where they are. With c and s, cosine and sine of position *
+   theta^(-2i/dim), which lie one after the other in turn, and j = i + dim/2:
+      x_i = x_i c - x_j s    x_j = x_j c + x_i s    features from dim on stay */
+static void mhk__turn_heads(mhk_index n, mhk_index P, mhk_index dim, const mhk_real *turn, mhk_real *x) {
+  const mhk_index half = dim / 2;
+  const mhk_real *MHK__RESTRICT c = turn, *MHK__RESTRICT s = turn + half;
+  for (mhk_index h = 0; h < n; h++, x += P) {
+    mhk_real *MHK__RESTRICT low = x, *MHK__RESTRICT high = x + half;
+    for (mhk_index i = 0; i < half; i++) {
+      const mhk_real a = low[i], b = high[i];
+      low[i] = a * c[i] - b * s[i];
+      high[i] = b * c[i] + a * s[i];
+    }
+  }
+}
+
 #ifndef MOHAWK_NO_TRAINING
 /* ---- ops */
 
-/* With c and s, cosine and sine of position * theta^(-2i/dim), and j = i + dim/2:
-      y_i = x_i c - x_j s      dx_i += dy_i c + dy_j s
-      y_j = x_j c + x_i s      dx_j += dy_j c - dy_i s
-   Features from dim on pass through. */
+/* The gradient turns the other way:  dx_i += dy_i c + dy_j s    dx_j += dy_j c - dy_i s */
 typedef struct mhk__rotary_args {
-  mhk_index T, H, P, half;
-  const mhk_real *x, *cosine, *sine; /* x (B,T,H,P), the others (T,half) */
+  mhk_index T, H, P, dim;
+  const mhk_real *x, *turn; /* x (B,T,H,P), turn (T,dim): dim/2 cosines, dim/2 sines */
   const mhk_index *start;
   mhk_real *y;
-  int back; /* backward: rotate the other way and add, where x is dy and y is dx */
+  const mhk_real *dy;
+  mhk_real *dx;
 } mhk__rotary_args;
+
+static const mhk_real *mhk__turn_at(const mhk__rotary_args *a, mhk_index r) {
+  const mhk_index from = a->start ? a->start[r] : -1;
+  return a->turn + (r % a->T - (from > 0 ? from : 0)) * a->dim;
+}
 
 static void mhk__rotary_row(mhk_context *ctx, const void *args, mhk_index r) {
   const mhk__rotary_args *a = (const mhk__rotary_args *)args;
-  const mhk_index from = a->start ? a->start[r] : -1, position = r % a->T - (from > 0 ? from : 0), half = a->half;
-  const mhk_real *MHK__RESTRICT c = a->cosine + position * half, *MHK__RESTRICT s = a->sine + position * half;
+  const mhk_index n = a->H * a->P;
+  (void)ctx;
+  memcpy(a->y + r * n, a->x + r * n, (size_t)n * sizeof(mhk_real));
+  mhk__turn_heads(a->H, a->P, a->dim, mhk__turn_at(a, r), a->y + r * n);
+}
+
+static void mhk__rotary_row_back(mhk_context *ctx, const void *args, mhk_index r) {
+  const mhk__rotary_args *a = (const mhk__rotary_args *)args;
+  const mhk_index half = a->dim / 2;
+  const mhk_real *MHK__RESTRICT c = mhk__turn_at(a, r), *MHK__RESTRICT s = c + half;
   (void)ctx;
   for (mhk_index h = 0; h < a->H; h++) {
-    const mhk_real *MHK__RESTRICT x = a->x + (r * a->H + h) * a->P;
-    mhk_real *MHK__RESTRICT y = a->y + (r * a->H + h) * a->P;
-    if (a->back) {
-      for (mhk_index i = 0; i < half; i++) {
-        y[i] += x[i] * c[i] + x[i + half] * s[i];
-        y[i + half] += x[i + half] * c[i] - x[i] * s[i];
-      }
-      for (mhk_index i = 2 * half; i < a->P; i++) y[i] += x[i];
-    } else {
-      for (mhk_index i = 0; i < half; i++) {
-        y[i] = x[i] * c[i] - x[i + half] * s[i];
-        y[i + half] = x[i + half] * c[i] + x[i] * s[i];
-      }
-      for (mhk_index i = 2 * half; i < a->P; i++) y[i] = x[i];
+    const mhk_real *MHK__RESTRICT dy = a->dy + (r * a->H + h) * a->P;
+    mhk_real *MHK__RESTRICT dx = a->dx + (r * a->H + h) * a->P;
+    for (mhk_index i = 0; i < half; i++) {
+      dx[i] += dy[i] * c[i] + dy[i + half] * s[i];
+      dx[i + half] += dy[i + half] * c[i] - dy[i] * s[i];
     }
+    for (mhk_index i = a->dim; i < a->P; i++) dx[i] += dy[i];
   }
 }
 
 static void mhk__rotary_op_back(mhk_tape *t, mhk__node *n) {
   mhk__rotary_args a = *(const mhk__rotary_args *)n->saved;
-  a.y = mhk__into(t, n->in[0]);
-  a.x = n->out[0]->grad;
-  a.back = 1;
-  if (a.y) mhk__over_rows(t->ctx, n->in[0]->shape[0] * a.T, a.H * a.P, mhk__rotary_row, &a);
+  a.dx = mhk__into(t, n->in[0]);
+  a.dy = n->out[0]->grad;
+  if (a.dx) mhk__over_rows(t->ctx, n->in[0]->shape[0] * a.T, a.H * a.P, mhk__rotary_row_back, &a);
 }
 
 MHKDEF mhk_tensor *mhk_rotary(mhk_tape *t, mhk_tensor *x, int dim, double theta, const int32_t *doc) {
@@ -6793,17 +6830,16 @@ MHKDEF mhk_tensor *mhk_rotary(mhk_tape *t, mhk_tensor *x, int dim, double theta,
   const mhk_index B = x->shape[0], T = x->shape[1], half = dim / 2;
   mhk_tensor *y = mhk__new(t, 4, x->shape);
   const mhk_index *start = mhk__starts(t, doc, B, T);
-  mhk_real *c = (mhk_real *)mhk__arena_zeros(t->ctx, &t->arena, T * half, sizeof(mhk_real));
-  mhk_real *s = (mhk_real *)mhk__arena_zeros(t->ctx, &t->arena, T * half, sizeof(mhk_real));
-  if (!y || !c || !s || (doc && !start)) return NULL;
+  mhk_real *turn = mhk__tape_zeros(t, T * dim);
+  if (!y || !turn || (doc && !start)) return NULL;
   for (mhk_index j = 0; j < half; j++) {
-    const double turn = pow(theta, -2.0 * (double)j / dim);
+    const double angle = pow(theta, -2.0 * (double)j / dim);
     for (mhk_index i = 0; i < T; i++) {
-      c[i * half + j] = MHK__R(cos((double)i * turn));
-      s[i * half + j] = MHK__R(sin((double)i * turn));
+      turn[i * dim + j] = MHK__R(cos((double)i * angle));
+      turn[i * dim + half + j] = MHK__R(sin((double)i * angle));
     }
   }
-  const mhk__rotary_args a = {T, x->shape[2], x->shape[3], half, mhk__d(x), c, s, start, mhk__d(y), 0};
+  const mhk__rotary_args a = {T, x->shape[2], x->shape[3], dim, mhk__d(x), turn, start, mhk__d(y), NULL, NULL};
   mhk__over_rows(t->ctx, B * T, a.H * a.P, mhk__rotary_row, &a);
   return mhk__emit(t, mhk__rotary_op_back, y, &a, sizeof a, 1, x);
 }
@@ -6974,6 +7010,15 @@ static void MHK__N(mhk__conv_taps4)(const mhk__conv_args *a, mhk_index c, mhk_in
   }
 }
 
+/* the taps of n channels, tap by tap, and zeros for what lies outside a document */
+static void MHK__N(mhk__conv_taps)(const mhk__conv_args *a, mhk_index c0, mhk_index n, mhk_real *taps,
+                                   mhk_real *zeros) {
+  for (mhk_index w = 0; w < a->W; w++)
+    for (mhk_index i = 0; i < n; i++) taps[w * n + i] = a->weight[(c0 + i) * a->W + w];
+  for (mhk_index i = 0; i < n; i++) zeros[i] = 0;
+}
+
+/* channels [c0,c1) of all sequences: in registers where that is possible, else tap by tap */
 static void MHK__N(mhk__conv)(const mhk__conv_args *a, mhk_index c0, mhk_index c1, mhk_real *work) {
   const mhk_index n = c1 - c0, W = a->W;
   mhk_real *taps = work, *zeros = taps + W * MHK__CONV_BLOCK;
@@ -6985,9 +7030,7 @@ static void MHK__N(mhk__conv)(const mhk__conv_args *a, mhk_index c0, mhk_index c
     }
     return;
   }
-  for (mhk_index w = 0; w < W; w++)
-    for (mhk_index i = 0; i < n; i++) taps[w * n + i] = a->weight[(c0 + i) * W + w];
-  for (mhk_index i = 0; i < n; i++) zeros[i] = 0;
+  MHK__N(mhk__conv_taps)(a, c0, n, taps, zeros);
   for (mhk_index b = 0; b < a->B; b++)
     for (mhk_index t = 0; t < a->T; t++) {
       mhk_real *MHK__RESTRICT y = a->y + (b * a->T + t) * a->ldy + c0 - a->first;
@@ -7006,31 +7049,31 @@ static void MHK__N(mhk__conv)(const mhk__conv_args *a, mhk_index c0, mhk_index c
     }
 }
 
+/* the gradients of one vector of channels, of up to four taps and no documents */
+static void MHK__N(mhk__conv_back_few)(const mhk__conv_args *a, mhk_index c, mhk_index n) {
+  MHK__V k[4], sums[5];
+  mhk_real lane[MHK__W];
+  MHK__N(mhk__conv_taps4)(a, c, n, k);
+  for (mhk_index w = 0; w < 5; w++) sums[w] = MHK__SET(MHK__R(0));
+  for (mhk_index b = 0; b < a->B; b++) MHK__N(mhk__conv_back4)(a, b, c, n, k, sums);
+  for (mhk_index w = 4 - a->W; a->dweight && w < 4; w++) {
+    MHK__STORE(lane, sums[w]);
+    for (mhk_index j = 0; j < n; j++) a->dweight[(c + j) * a->W + w - 4 + a->W] += lane[j];
+  }
+  MHK__STORE(lane, sums[4]);
+  for (mhk_index j = 0; a->dbias && j < n; j++) a->dbias[c + j] += lane[j];
+}
+
+/* the gradients of channels [c0,c1), in the same two ways */
 static void MHK__N(mhk__conv_back)(const mhk__conv_args *a, mhk_index c0, mhk_index c1, mhk_real *work) {
   const mhk_index n = c1 - c0, W = a->W;
   mhk_real *taps = work, *zeros = taps + W * MHK__CONV_BLOCK, *dtaps = zeros + MHK__CONV_BLOCK,
            *g = dtaps + (W + 1) * MHK__CONV_BLOCK;
   if (W <= 4 && !a->start) {
-    for (mhk_index i = c0; i < c1; i += MHK__W) {
-      const mhk_index m = c1 - i < MHK__W ? c1 - i : MHK__W;
-      MHK__V k[4], sums[5];
-      MHK__N(mhk__conv_taps4)(a, i, m, k);
-      for (mhk_index w = 0; w < 5; w++) sums[w] = MHK__SET(MHK__R(0));
-      for (mhk_index b = 0; b < a->B; b++) MHK__N(mhk__conv_back4)(a, b, i, m, k, sums);
-      for (mhk_index w = 0; w < 5; w++) {
-        mhk_real lane[MHK__W];
-        MHK__STORE(lane, sums[w]);
-        if (w == 4 && a->dbias)
-          for (mhk_index j = 0; j < m; j++) a->dbias[i + j] += lane[j];
-        if (w < 4 && w >= 4 - W && a->dweight)
-          for (mhk_index j = 0; j < m; j++) a->dweight[(i + j) * W + w - 4 + W] += lane[j];
-      }
-    }
+    for (mhk_index c = c0; c < c1; c += MHK__W) MHK__N(mhk__conv_back_few)(a, c, mhk__min(c1 - c, MHK__W));
     return;
   }
-  for (mhk_index w = 0; w < W; w++)
-    for (mhk_index i = 0; i < n; i++) taps[w * n + i] = a->weight[(c0 + i) * W + w];
-  for (mhk_index i = 0; i < n; i++) zeros[i] = 0;
+  MHK__N(mhk__conv_taps)(a, c0, n, taps, zeros);
   for (mhk_index i = 0; i < (W + 1) * n; i++) dtaps[i] = 0;
   for (mhk_index b = 0; b < a->B; b++)
     for (mhk_index t = 0; t < a->T; t++) {
@@ -7073,6 +7116,7 @@ static inline const mhk_real *MHK__N(mhk__stream_row)(const mhk__stream_args *a,
   return t < 0 ? a->state + (t + a->W - 1) * a->C + c : a->x + t * a->ldx + c;
 }
 
+/* channels [c0,c1) of T tokens, and of the state behind them */
 static void MHK__N(mhk__conv_stream)(const mhk__stream_args *a, mhk_index c0, mhk_index c1) {
   const mhk_index T = a->T, W = a->W;
   for (mhk_index c = c0; c < c1; c += MHK__W) {
@@ -7644,7 +7688,7 @@ MHKDEF mhk_tensor *mhk_attention(mhk_tape *t, mhk_tensor *q, mhk_tensor *k, mhk_
   a.y = mhk__d(y);
   mhk__node *n = mhk__record(t, mhk__attention_op_back, 3, in, 1, &y, sizeof a);
   if (n) {
-    a.lse = (mhk_real *)mhk__arena_zeros(t->ctx, &t->arena, a.B * a.H * a.T, sizeof(mhk_real));
+    a.lse = mhk__tape_zeros(t, a.B * a.H * a.T);
     if (!a.lse) return NULL;
     *(mhk__attention_args *)n->saved = a;
   }
@@ -7660,7 +7704,7 @@ static void mhk__attention_matrix_op_back(mhk_tape *t, mhk__node *n) {
   const mhk_real scale = MHK__R(1.0 / sqrt((double)P));
   const mhk__mark mark = mhk__scratch_mark(t->ctx);
   mhk_real *dq = mhk__into(t, n->in[0]), *dk = mhk__into(t, n->in[1]),
-           *ds = (mhk_real *)mhk__scratch(t->ctx, T * T, sizeof(mhk_real));
+           *ds = mhk__scratch_reals(t->ctx, T * T);
   const mhk__epilogue e = mhk__accumulate();
   for (mhk_index i = 0; ds && i < a->B * a->H; i++) {
     const mhk_index b = i / a->H, h = i % a->H, ldq = a->H * P, ldk = a->G * P, atq = b * T * ldq + h * P,
@@ -8255,7 +8299,7 @@ static void mhk__ssd_op_back(mhk_tape *t, mhk__node *n) {
   a.dinitial = mhk__into(t, n->in[5]);
   a.dy = mhk__grad(t, n->out[0]);
   a.dfinal = n->out[1]->grad;
-  if (dd) a.dd = (mhk_real *)mhk__scratch(t->ctx, a.B * a.H, sizeof(mhk_real));
+  if (dd) a.dd = mhk__scratch_reals(t->ctx, a.B * a.H);
   mhk__ssd_backward(t->ctx, &a);
   if (dd && t->ctx->result == MHK_OK) mhk__sum_batches(a.B, a.H, a.dd, dd);
   mhk__scratch_rewind(t->ctx, mark);
@@ -8348,7 +8392,7 @@ static void mhk__ssd_matrix_op_back(mhk_tape *t, mhk__node *n) {
   const mhk_index T = a->T, N = a->N, row = a->G * N;
   const mhk__mark mark = mhk__scratch_mark(t->ctx);
   mhk_real *dla = mhk__into(t, n->in[0]), *db = mhk__into(t, n->in[1]), *dc = mhk__into(t, n->in[2]),
-           *dd = mhk__into(t, n->in[3]), *ds = (mhk_real *)mhk__scratch(t->ctx, T * T, sizeof(mhk_real));
+           *dd = mhk__into(t, n->in[3]), *ds = mhk__scratch_reals(t->ctx, T * T);
   double *dcum = (double *)mhk__scratch(t->ctx, T, sizeof(double)), run;
   const mhk__epilogue e = mhk__accumulate();
   if (!ds || !dcum) return;
@@ -8758,8 +8802,8 @@ static mhk_tensor *mhk__cross_entropy_op(mhk_tape *t, const char *name, mhk_tens
   a.target = mhk__d(target);
   a.inverse = MHK__R(1 / temperature);
   a.kl = kl;
-  a.lse = (mhk_real *)mhk__arena_zeros(t->ctx, &t->arena, a.rows, sizeof(mhk_real));
-  a.target_lse = (mhk_real *)mhk__arena_zeros(t->ctx, &t->arena, target ? a.rows : 0, sizeof(mhk_real));
+  a.lse = mhk__tape_zeros(t, a.rows);
+  a.target_lse = mhk__tape_zeros(t, target ? a.rows : 0);
   int32_t *copy = (int32_t *)mhk__arena_zeros(t->ctx, &t->arena, labels ? a.rows : 0, sizeof(int32_t));
   if (t->ctx->result != MHK_OK) return NULL;
   mhk_index counted = labels ? 0 : a.rows;
@@ -8834,7 +8878,7 @@ static void mhk__orientation_op_back(mhk_tape *t, mhk__node *n) {
   a.db = mhk__into(t, n->in[1]);
   a.dc = mhk__into(t, n->in[2]);
   a.scale *= (double)n->out[0]->grad[0];
-  if (dd) a.dd = (mhk_real *)mhk__scratch(t->ctx, a.B * a.H, sizeof(mhk_real));
+  if (dd) a.dd = mhk__scratch_reals(t->ctx, a.B * a.H);
   mhk__run(t->ctx, &a, a.B * a.G, a.G, mhk__orientation_work(a.T, a.N, a.PT),
            (double)(a.B * a.H * a.N) * (double)(a.T * a.T), mhk__orientation_back_task);
   if (dd && t->ctx->result == MHK_OK) mhk__sum_batches(a.B, a.H, a.dd, dd);
@@ -8869,7 +8913,7 @@ MHKDEF mhk_tensor *mhk_matrix_orientation(mhk_tape *t, mhk_tensor *la, mhk_tenso
   a.start = teacher.start;
   const mhk_index heads = a.B * a.H;
   mhk_tensor *y = mhk__new(t, 0, NULL);
-  a.lse = teacher.lse = (mhk_real *)mhk__arena_zeros(t->ctx, &t->arena, heads * a.T, sizeof(mhk_real));
+  a.lse = teacher.lse = mhk__tape_zeros(t, heads * a.T);
   a.difference = (double *)mhk__arena_zeros(t->ctx, &t->arena, heads, sizeof(double));
   a.norm = (double *)mhk__arena_zeros(t->ctx, &t->arena, heads, sizeof(double));
   if (!y || !a.lse || !a.difference || !a.norm) return NULL;
@@ -17372,21 +17416,7 @@ static void mhk__pass_norm(mhk_context *ctx, mhk__pass *p, const mhk_real *x, co
   mhk__pass_rows(ctx, p, 4.0 * (double)p->s->model->config.d_model, mhk__norm_task);
 }
 
-/* rotates the first dim features of each of n heads of P in place; t: dim/2 cosines, then sines */
-static void mhk__turn_heads(mhk_index n, mhk_index P, int dim, const mhk_real *t, mhk_real *x) {
-  const mhk_index half = dim / 2;
-  const mhk_real *MHK__RESTRICT c = t, *MHK__RESTRICT s = t + half;
-  for (mhk_index h = 0; h < n; h++, x += P) {
-    mhk_real *MHK__RESTRICT low = x, *MHK__RESTRICT high = x + half;
-    for (mhk_index i = 0; i < half; i++) {
-      const mhk_real a = low[i], b = high[i];
-      low[i] = a * c[i] - b * s[i];
-      high[i] = b * c[i] + a * s[i];
-    }
-  }
-}
-
-/* angles of all rows in double, one table for all layers */
+/* angles of all rows, in double: one table serves all layers */
 static void mhk__pass_turns(const mhk__pass *p) {
   mhk_session *s = p->s;
   for (int kind = 0; kind < 2; kind++) {
@@ -17560,8 +17590,6 @@ static void mhk__stream_task(void *arg, mhk_index task, int worker) {
     at = end;
   }
 }
-
-static mhk_real mhk__softplus(mhk_real x) { return (x > 0 ? x : 0) + MHK__R(log1p(exp(-fabs((double)x)))); }
 
 /* state-space: log-decays, rotary of B and C, step sizes */
 static void mhk__decays_task(void *arg, mhk_index task, int worker) {
