@@ -928,19 +928,16 @@ MHKDEF const mhk_real *mhk_logits(const mhk_session *s, mhk_index sequence);
 /* added to the token's logit; -INFINITY forbids it */
 typedef struct mhk_token_bias { int32_t token; double value; } mhk_token_bias;
 
-/* How the next token is chosen. All zero draws from the model's own distribution. What is asked for
-   happens in this order, each filter on the probabilities that the one before left, scaled to sum
-   to 1 again: bias, penalties, temperature, top_k, top_p, min_p, typical. Where tokens are equally
-   good the smaller id comes first. The order and each rule are those of Hugging Face's
-   transformers, where it has them. */
+/* How the next token is chosen. The steps run in this order, each filter on what the one before
+   left, scaled to sum to 1 again: bias, penalties, temperature, top_k, top_p, min_p, typical. Equal
+   tokens are ordered by id. Order and rules are those of Hugging Face's transformers, where it has
+   them. A value outside the range given here is refused. */
 typedef struct mhk_sampling {
-  /* logits are divided by it; 0: 1; negative: greedy, the likeliest token after bias and
-     penalties */
-  double temperature;
+  double temperature; /* logits are divided by it, >= 0; 0: 0.8, never "greedy", which has its own name: */
+  int greedy;         /* 1: the likeliest token after bias and penalties; temperature and filters are ignored */
+  int exact;          /* 1: temperature 0 and top_p 0 mean 1: the model's own distribution unless you say more */
   int top_k;          /* keep the k likeliest; 0: all */
-  /* keep the likeliest that together reach this probability (Holtzman et al. 2019); 0: 1; above 1
-     is an error */
-  double top_p;
+  double top_p;       /* keep the likeliest that reach this probability, 0 to 1 (Holtzman et al. 2019); 0: 0.95 */
   double min_p;       /* keep tokens at least this share, up to 1, of the most likely one's probability; 0: all */
   uint64_t seed;      /* used when it differs from the session's last; 0: keep going */
   /* keep the tokens whose -log p is nearest to its mean, that together reach this probability
@@ -976,7 +973,7 @@ MHKDEF mhk_index mhk_probabilities(const mhk_real *logits, mhk_index V, const mh
 MHKDEF int32_t mhk_draw(const double *p, mhk_index V, double uniform);
 
 /* Draws the next token from the logits and feeds it (batch 1). Returns it, or -1 at a stop (which
-   is not fed) or failure. sampling NULL: temperature 0.8, top_p 0.95. */
+   is not fed) or failure. sampling NULL: as all zero. */
 MHKDEF int32_t mhk_sample(mhk_session *s, const mhk_sampling *sampling);
 /* the same for every sequence: tokens (batch); end-of-text and stops are tokens like any other */
 MHKDEF mhk_result mhk_sample_batch(mhk_session *s, const mhk_sampling *sampling, int32_t *tokens);
@@ -1097,21 +1094,27 @@ typedef enum mhk_trains {
 typedef enum mhk_decays { MHK_DECAY_ALL = 0, MHK_DECAY_MATRICES = 1 } mhk_decays;
 /* One stage. Zero means the default named here. */
 typedef struct mhk_stage_desc {
-  mhk_index tokens;      /* budget, rounded down to whole updates; 0: the stage is skipped */
+  /* budget, rounded down to whole updates; 0: the stage is skipped, unless all three are 0: then
+     0.5, 1 and 1.5 million */
+  mhk_index tokens;
   double lr;             /* top learning rate; 0: by stage and d_model (mhk_distill_defaults) */
   double lr_low;         /* where the decay ends; 0: 1e-8 */
   double warmup;         /* share of updates; 0: 0.05; negative: none */
-  double decay;          /* share of updates; 0: 0.5; negative: none */
+  double decay;          /* share of updates; 0: 0.5 (PAPER: 0.1); negative: none */
   double weight_decay;   /* 0: 0.1; negative: none */
   double clip;           /* global gradient norm; 0: 1 in stage 3, none else; negative: none */
   double temperature;    /* stage 3, on the student's logits; 0: 1 */
   double hard_labels;    /* stage 3: weight of cross-entropy against the text; 0: none */
-  double own_stream;     /* stage 3: lambda of own-stream alignment; 0: 0.03; negative: none */
+  double own_stream;     /* stage 3: lambda of own-stream alignment; 0: 0.03 (PAPER: none); negative: none */
   /* 0: stage 1 in_proj, conv1d and D; stage 2 the mixers that are not kept attention; stage 3
      everything */
   mhk_trains trains;
 } mhk_stage_desc;
 
+/* The defaults of a run. BEST, the best student at equal tokens: attention initialisation, rotary B
+   and C, own-stream alignment in stage 3, the last half of each stage decaying. PAPER, Bick et al.
+   2024: identity initialisation, neither of the two, the last tenth decaying. */
+typedef enum mhk_recipe { MHK_RECIPE_BEST = 0, MHK_RECIPE_PAPER = 1 } mhk_recipe;
 /* random places, or documents packed with boundaries in order */
 typedef enum mhk_windows { MHK_WINDOWS_RANDOM = 0, MHK_WINDOWS_PACKED = 1 } mhk_windows;
 typedef struct mhk_distill_desc {
@@ -1119,6 +1122,7 @@ typedef struct mhk_distill_desc {
   mhk_model *student;           /* trainable, from mhk_student_create(); NULL: made from the next line */
   mhk_student_desc student_desc;
   mhk_corpus *corpus;
+  mhk_recipe recipe;            /* where the defaults of stages and student_desc come from */
   mhk_stage_desc stages[3];     /* matrices, hidden states, predictions */
   mhk_index batch, length;      /* sequences of how many tokens at once; 0: 8 and 256 */
   mhk_index update_tokens;      /* tokens an update, by gradient accumulation; 0: batch * length */
@@ -2620,6 +2624,9 @@ static void mhk__note(mhk_context *ctx, mhk_log_level level, const char *format,
   else
     ctx->log(ctx->log_user, level, text);
 }
+
+/* a number of a description, or its default; NaN stays, to be refused */
+static double mhk__or(double value, double otherwise) { return value == 0.0 ? otherwise : value; }
 
 /* Describes what is wrong with a number that must be between low and high (DBL_MIN: above 0;
    DBL_MAX: any finite value), in at most MHK__SETTING bytes. */
@@ -16665,18 +16672,21 @@ static void mhk__sampler_copy(mhk__sampler *to, mhk_index to_row, const mhk__sam
   if (to->held) memcpy(to->text + 1, from->text + from->held_at, to->held);
 }
 
+/* the description with its defaults in place, in room */
 static const mhk_sampling *mhk__sampling_or(const mhk_sampling *how, mhk_sampling *room) {
-  if (how) return how;
-  memset(room, 0, sizeof *room);
-  room->temperature = 0.8;
-  room->top_p = 0.95;
+  if (how)
+    *room = *how;
+  else
+    memset(room, 0, sizeof *room);
+  room->temperature = mhk__or(room->temperature, room->exact ? 1.0 : 0.8);
+  room->top_p = mhk__or(room->top_p, room->exact ? 1.0 : 0.95);
   return room;
 }
 
 /* sets an error if a description of sampling is invalid */
 static void mhk__sampling_wrong(const mhk_sampling *how, mhk_index V, char wrong[MHK__SETTING]) {
   const struct { const char *name; double value, least, most; } numbers[] = {
-    {"temperature", how->temperature, -DBL_MAX, DBL_MAX},
+    {"temperature", how->temperature, 0, DBL_MAX},
     {"top_k", (double)how->top_k, 0, DBL_MAX},
     {"top_p", how->top_p, 0, 1},
     {"min_p", how->min_p, 0, 1},
@@ -16814,8 +16824,9 @@ MHKDEF mhk_index mhk_probabilities(const mhk_real *logits, mhk_index V, const mh
   int32_t *ids = scratch;
   int listed = 0; /* the remaining tokens are ids[0..n); all others have p = 0 */
   char wrong[MHK__SETTING];
-  double temperature, most, total = 0;
+  double most, total = 0;
   how = mhk__sampling_or(how, &usual);
+  const double temperature = how->temperature;
   if (!logits || V < 1 || V > INT32_MAX || !p || !scratch || (n_recent > 0 && !recent)) return 0;
   mhk__sampling_wrong(how, V, wrong);
   if (*wrong) return 0;
@@ -16826,8 +16837,7 @@ MHKDEF mhk_index mhk_probabilities(const mhk_real *logits, mhk_index V, const mh
   }
   most = p[best];
   if (most < -DBL_MAX) return 0;
-  temperature = how->temperature > 0 || how->temperature < 0 ? how->temperature : 1;
-  if (temperature < 0) {
+  if (how->greedy) {
     memset(p, 0, (size_t)V * sizeof *p);
     p[best] = 1;
     return 1;
@@ -16839,8 +16849,8 @@ MHKDEF mhk_index mhk_probabilities(const mhk_real *logits, mhk_index V, const mh
     for (i = 0; i < n; i++) total += p[ids[i]] = exp((p[ids[i]] - most) / temperature);
   } else
     for (i = 0; i < V; i++) total += p[i] = exp((p[i] - most) / temperature);
-  if ((how->top_p > 0 && how->top_p < 1) || how->min_p > 0 || (how->typical > 0 && how->typical < 1)) {
-    const double top_p = how->top_p > 0 && how->top_p < 1 ? how->top_p : 1;
+  if (how->top_p < 1 || how->min_p > 0 || (how->typical > 0 && how->typical < 1)) {
+    const double top_p = how->top_p;
     /* Drops tokens so unlikely that all of them together weigh less than what top_p drops. The most
        likely token has weight 1. */
     const double drop = (1 - top_p) * total / (double)(n + 1),
@@ -16902,7 +16912,7 @@ static int32_t mhk__sampler_draw(mhk__sampler *s, mhk_index row, const mhk_real 
                                  double uniform) {
   mhk_index i, best = 0, n;
   const int32_t *recent = mhk__sampler_seen(s, row, &n);
-  if (how->temperature < 0 && how->n_bias == 0 && !mhk__sampling_penalises(how)) {
+  if (how->greedy && how->n_bias == 0 && !mhk__sampling_penalises(how)) {
     for (i = 0; i < s->vocab; i++) {
       if (!(fabs((double)logits[i]) <= DBL_MAX)) return -1;
       if (logits[i] > logits[best]) best = i;
@@ -19061,7 +19071,7 @@ MHKDEF mhk_corpus *mhk_corpus_sample(mhk_model *m, mhk_index tokens, uint64_t se
   sd.batch = batch;
   sd.capacity = longest + 1;
   memset(&how, 0, sizeof how);
-  how.temperature = 1.0;
+  how.exact = 1;
   mhk__rng_seed(&r, seed);
   for (i = 0; i < (int)batch; i++) first[i] = end;
   mhk_session *s = mhk_session_create(m, &sd);
@@ -19515,9 +19525,6 @@ static int mhk__find_first(mhk__stage_run *run) {
 
 /* -------------------------------------------------------------------------- stages: description */
 
-/* keep NaN, so that it is refused */
-static double mhk__or(double value, double otherwise) { return value == 0.0 ? otherwise : value; }
-
 /* Measured peak learning rates: small teachers at d_model 128 and 256, and those of Bick et al.
    2024 at 2048; linear in the logarithms in between. */
 static double mhk__default_lr(int stage, int d_model) {
@@ -19575,7 +19582,16 @@ static int mhk__stage_numbers(mhk_context *ctx, const mhk_stage_desc *d, int sta
   return 1;
 }
 
+/* what the zeros of a description mean where the paper's recipe differs */
+static void mhk__recipe_paper(mhk_distill_desc *d) {
+  for (int i = 0; i < 3; i++) d->stages[i].decay = mhk__or(d->stages[i].decay, 0.1);
+  d->stages[2].own_stream = mhk__or(d->stages[2].own_stream, -1.0);
+  if (d->student_desc.init == MHK_INIT_DEFAULT) d->student_desc.init = MHK_INIT_IDENTITY;
+  if (d->student_desc.rotary_dim == 0) d->student_desc.rotary_dim = -1;
+}
+
 MHKDEF mhk_distill_desc mhk_distill_defaults(const mhk_distill_desc *desc) {
+  static const mhk_index tokens[3] = {500000, 1000000, 1500000};
   mhk_distill_desc d;
   int d_model;
   if (desc)
@@ -19583,6 +19599,9 @@ MHKDEF mhk_distill_desc mhk_distill_defaults(const mhk_distill_desc *desc) {
   else
     memset(&d, 0, sizeof d);
   d_model = d.teacher ? d.teacher->config.d_model : d.student ? d.student->config.d_model : 128;
+  if (d.recipe == MHK_RECIPE_PAPER) mhk__recipe_paper(&d);
+  if (d.stages[0].tokens == 0 && d.stages[1].tokens == 0 && d.stages[2].tokens == 0)
+    for (int i = 0; i < 3; i++) d.stages[i].tokens = tokens[i];
   for (int i = 0; i < 3; i++) d.stages[i] = mhk__stage_defaults(&d.stages[i], i + 1, d_model);
   if (d.batch == 0) d.batch = 8;
   if (d.length == 0) d.length = MHK__WINDOW;
@@ -20539,6 +20558,9 @@ static int mhk__distill_check(mhk_context *ctx, const mhk_distill_desc *d) {
     mhk_fail(ctx, MHK_ERROR_ARGUMENT, "unknown precision %d: use 0 (full) or 1 (bfloat16)", (int)d->precision);
     return 0;
   }
+  if (d->recipe != MHK_RECIPE_BEST && d->recipe != MHK_RECIPE_PAPER)
+    return mhk__no(ctx, MHK_ERROR_ARGUMENT, "unknown recipe %d: use 0 (the best one known) or 1 (the paper's)",
+                   (int)d->recipe);
   for (int i = 0; i < 3; i++) {
     const mhk_stage_desc *s = &d->stages[i];
     if (!mhk__stage_numbers(ctx, s, i + 1)) return 0;
@@ -22182,6 +22204,9 @@ MHKDEF const char *mhk_bf16_name(const mhk_context *ctx) { return ctx ? mhk__bf1
           mhk_logits and mhk_logits_of into mhk_logits(s, sequence); mhk_session_reset and
           mhk_session_reset_one into mhk_session_reset(s, sequence or MHK_ALL); mhk_backward_many
           into mhk_backward_from (several outputs: the sum of each times its cotangent).
+          Changed: a zeroed mhk_sampling means what NULL means (temperature 0.8, top_p 0.95), greedy
+          and exact have names, a negative temperature is refused. mhk_distill_desc.recipe; budgets
+          that are all 0 are 0.5, 1 and 1.5 million tokens.
           Gone, since only sessions need them: mhk_kv_cache and the cache of mhk_attention, the
           state of mhk_conv1d and mhk_conv1d_split, the offset of mhk_rotary. Gone too:
           mhk_tape_context (op->out->ctx has it).

@@ -71,7 +71,7 @@ int main(int argc, char **argv) {
   start = clock();
   mhk_session_load(reader, 0, file);
   loaded = milliseconds(start);
-  sampling.temperature = -1; /* greedy: the same continuation as without the save */
+  sampling.greedy = 1; /* the same continuation as without the save */
   printf("loaded: ...");
   for (i = 0; i < TOKENS && (token = mhk_sample(reader, &sampling)) >= 0; i++) fputs(mhk_text_out(reader), stdout);
   printf("\n%lld tokens: fed in %.2f ms, copied %d times in %.2f ms, saved (%.0f KB) in %.2f ms, loaded in %.2f ms\n",

@@ -13,6 +13,8 @@ LIBRARY = os.environ.get("MOHAWK_LIBRARY", "build/libmohawk.so")
 class Sampling(ctypes.Structure):  # all fields of mhk_sampling, in order; zero means the default
     _fields_ = [
         ("temperature", ctypes.c_double),
+        ("greedy", ctypes.c_int),
+        ("exact", ctypes.c_int),
         ("top_k", ctypes.c_int),
         ("top_p", ctypes.c_double),
         ("min_p", ctypes.c_double),

@@ -564,6 +564,10 @@ TEST(numbers_that_are_none_are_named) {
   d.corpus = mhk_corpus_from_tokens(ctx, tokens, 100, -1);
   d.batch = 1;
   d.length = 8;
+  d.recipe = (mhk_recipe)2;
+  CHECK(!mhk_distill(ctx, &d), "a recipe that does not exist");
+  CHECK_FAILS(ctx, MHK_ERROR_ARGUMENT, "unknown recipe 2");
+  d.recipe = MHK_RECIPE_BEST;
   tr = mhk_distill(ctx, &d);
   s = mhk_session_create(d.teacher, NULL);
   mhk_feed(s, tokens, 3);
@@ -597,6 +601,10 @@ TEST(numbers_that_are_none_are_named) {
       REFUSED(mhk_sample(s, &how), settings[k].name, text[i]);
     }
   }
+  memset(&how, 0, sizeof how), how.temperature = -1;
+  REFUSED(mhk_sample(s, &how), "temperature is -1", "not below 0");
+  memset(&how, 0, sizeof how), how.top_p = -0.5;
+  REFUSED(mhk_sample(s, &how), "top_p is -0.5", "from 0 to 1");
   memset(&how, 0, sizeof how), how.top_p = 7;
   REFUSED(mhk_sample(s, &how), "top_p is 7", "from 0 to 1");
   memset(&how, 0, sizeof how), how.min_p = -3;
@@ -712,7 +720,9 @@ static void all_null(mhk_context *c) {
         "a text of nothing");
   mhk_corpus_destroy(NULL);
   distill = mhk_distill_defaults(NULL);
-  CHECK(distill.batch > 0 && distill.length > 0, "defaults of nothing");
+  CHECK(distill.batch > 0 && distill.length > 0 && distill.stages[0].tokens == 500000 &&
+            distill.stages[1].tokens == 1000000 && distill.stages[2].tokens == 1500000,
+        "defaults of nothing");
   CHECK(mhk_distill_bytes(NULL) == 0 && !mhk_distill(c, NULL) && mhk_train_step(NULL) == 0 && !mhk_progress(NULL) &&
             !mhk_student(NULL) && mhk_checkpoint(NULL) != MHK_OK,
         "a trainer of nothing");

@@ -804,7 +804,7 @@ TEST(small_builds) {
   }
   mhk_save(mhk_load(ctx, "examples/tiny"), test_path("tiny.safetensors"), MHK_BF16);
   memset(&greedy, 0, sizeof greedy);
-  greedy.temperature = -1;
+  greedy.greedy = 1;
   s = mhk_session_create(mhk_load(ctx, test_path("tiny.safetensors")), NULL);
   mhk_feed_text(s, "Once upon a time");
   for (i = 0; i < 20; i++) sprintf(want + strlen(want), "%d ", (int)mhk_sample(s, &greedy));
@@ -817,7 +817,7 @@ TEST(small_builds) {
              "  mhk_context *ctx = mhk_create(NULL);\n "
              " mhk_sampling greedy;\n  int i;\n"
              "  mhk_session *s = mhk_session_create(mhk_load_memory(ctx, data, bytes), NULL);\n  memset(&greedy, 0, "
-             "sizeof greedy);\n  greedy.temperature = -1;\n"
+             "sizeof greedy);\n  greedy.greedy = 1;\n"
              "  mhk_feed_text(s, \"Once upon a time\");\n"
              "  for (i = 0; i < 20; i++) printf(\"%d \", (int)mhk_sample(s, "
              "&greedy));\n"

@@ -649,6 +649,36 @@ TEST(students) {
   mhk_model_destroy(teacher);
 }
 
+TEST(recipes) {
+  mhk_config c;
+  mhk_distill_desc d, best, paper;
+  mhk_trainer *tr;
+  int i;
+  memset(&d, 0, sizeof d);
+  test_config(&c, 0);
+  d.teacher = mhk_model_create(ctx, &c, 11);
+  best = mhk_distill_defaults(&d);
+  d.recipe = MHK_RECIPE_PAPER;
+  paper = mhk_distill_defaults(&d);
+  for (i = 0; i < 3; i++)
+    CHECK(best.stages[i].decay == 0.5 && paper.stages[i].decay == 0.1 && best.stages[i].lr == paper.stages[i].lr &&
+              best.stages[i].tokens == paper.stages[i].tokens,
+          "the recipes' stage %d", i + 1);
+  CHECK(best.stages[2].own_stream == 0.03 && paper.stages[2].own_stream < 0, "own-stream alignment");
+  CHECK(best.student_desc.init == MHK_INIT_ATTENTION && paper.student_desc.init == MHK_INIT_IDENTITY, "the start");
+  tr = mhk_distill(ctx, &d);
+  REQUIRE(tr, "%s", mhk_message(ctx));
+  CHECK(mhk_model_config(mhk_student(tr))->ssm_rotary_dim == 0, "the paper's student has rotary B and C");
+  d.stages[0].decay = 0.3, d.stages[2].own_stream = 0.5, d.stages[2].tokens = 64;
+  d.student_desc.init = MHK_INIT_RANDOM, d.student_desc.rotary_dim = 2;
+  paper = mhk_distill_defaults(&d);
+  CHECK(paper.stages[0].decay == 0.3 && paper.stages[2].own_stream == 0.5 && paper.stages[0].tokens == 0 &&
+            paper.stages[2].tokens == 64 && paper.student_desc.init == MHK_INIT_RANDOM &&
+            paper.student_desc.rotary_dim == 2,
+        "a recipe overrides what the caller says");
+  CHECK_OK(ctx);
+}
+
 TEST(students_of_grouped_and_frozen_teachers) {
   mhk_config c;
   mhk_model *teacher, *s;
@@ -768,6 +798,7 @@ int main(int argc, char **argv) {
   RUN(saving_what_cannot_be_saved);
   RUN(weights_that_do_not_fit);
   RUN(students);
+  RUN(recipes);
   RUN(students_of_grouped_and_frozen_teachers);
   RUN(changed_models);
   RUN(allocations_that_fail);

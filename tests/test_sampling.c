@@ -4,10 +4,13 @@
 
 enum { MOST = 1024 };
 
+/* the model's own distribution at a temperature; negative: greedy */
 static mhk_sampling plain(double temperature) {
   mhk_sampling s;
   memset(&s, 0, sizeof s);
-  s.temperature = temperature;
+  s.greedy = temperature < 0;
+  s.exact = 1;
+  if (temperature > 0) s.temperature = temperature;
   return s;
 }
 
@@ -59,8 +62,8 @@ static int reference(const mhk_real *logits, int V, const mhk_sampling *s, const
   ordered_by = x;
   qsort(order, (size_t)V, sizeof *order, by_value);
   for (i = 0; i < V; i++)
-    p[i] = s->temperature < 0 ? i == order[0] : exp((x[i] - x[order[0]]) / (s->temperature > 0 ? s->temperature : 1));
-  if (s->temperature < 0) return 1;
+    p[i] = s->greedy ? i == order[0] : exp((x[i] - x[order[0]]) / (s->temperature > 0 ? s->temperature : 1));
+  if (s->greedy) return 1;
   for (i = s->top_k; s->top_k > 0 && i < V; i++) p[order[i]] = 0;
   scale_to_one(p, V);
   if (s->top_p > 0 && s->top_p < 1) keep_share(p, order, V, s->top_p);
@@ -163,6 +166,34 @@ TEST(distributions) {
   }
 }
 
+/* zeros mean what NULL means, and what they are said to mean */
+TEST(a_zeroed_description_is_the_usual_one) {
+  static mhk_real logits[301];
+  double usual[301], p[301];
+  int32_t scratch[301];
+  mhk_sampling s;
+  mhk_index left;
+  int i, best = 0;
+  memset(&s, 0, sizeof s);
+  test_fill(logits, 301, -9, 9, 5);
+  for (i = 0; i < 301; i++)
+    if (logits[i] > logits[best]) best = i;
+  left = mhk_probabilities(logits, 301, NULL, NULL, 0, usual, scratch);
+  CHECK(left > 1 && left < 301, "%d tokens are left without a description", (int)left);
+  CHECK(mhk_probabilities(logits, 301, &s, NULL, 0, p, scratch) == left && !memcmp(p, usual, sizeof p),
+        "a zeroed description is not NULL");
+  s.temperature = 0.8, s.top_p = 0.95;
+  CHECK(mhk_probabilities(logits, 301, &s, NULL, 0, p, scratch) == left && !memcmp(p, usual, sizeof p),
+        "the usual one is not 0.8 and 0.95");
+  s.temperature = 1, s.top_p = 1;
+  CHECK(mhk_probabilities(logits, 301, &s, NULL, 0, usual, scratch) == 301, "tokens were filtered by nothing");
+  s.temperature = s.top_p = 0, s.exact = 1;
+  CHECK(mhk_probabilities(logits, 301, &s, NULL, 0, p, scratch) == 301 && !memcmp(p, usual, sizeof p),
+        "exact is not the model's own distribution");
+  s.greedy = 1, s.temperature = 3;
+  CHECK(mhk_probabilities(logits, 301, &s, NULL, 0, p, scratch) == 1 && p[best] == 1, "greedy is not the likeliest");
+}
+
 TEST(impossible_distributions) {
   mhk_real logits[8] = {0, 1, 2, 3, 4, 5, 6, 7};
   const mhk_token_bias far = {8, 1}, nan_bias = {1, NAN}, all[2] = {{0, -INFINITY}, {1, -INFINITY}};
@@ -183,7 +214,7 @@ TEST(impossible_distributions) {
   s.bias = all, s.n_bias = 2;
   CHECK(mhk_probabilities(logits, 2, &s, NULL, 0, p, scratch) == 0, "all tokens are forbidden");
   CHECK(mhk_probabilities(logits, 3, &s, NULL, 0, p, scratch) == 1 && p[2] == 1, "one token is left");
-  s = plain(NAN);
+  s.temperature = NAN;
   CHECK(mhk_probabilities(logits, 8, &s, NULL, 0, p, scratch) == 0, "temperature that is no number");
   s = plain(1);
   s.penalty_tokens = -1;
@@ -411,7 +442,7 @@ static int say(mhk_session *s, mhk_tokenizer *k, const char *text, const mhk_sam
     mhk_token_bias force;
     mhk_sampling h = *how;
     force.token = ids[i], force.value = 1e6;
-    h.bias = &force, h.n_bias = 1, h.temperature = -1;
+    h.bias = &force, h.n_bias = 1, h.greedy = 1;
     if (mhk_sample(s, &h) != ids[i]) {
       strcat(said, mhk_text_out(s));
       break;
@@ -950,6 +981,7 @@ TEST(no_allocation) { /* with everything on, after the first draw */
 int main(int argc, char **argv) {
   test_begin(argc, argv);
   RUN(distributions);
+  RUN(a_zeroed_description_is_the_usual_one);
   RUN(impossible_distributions);
   RUN(draws);
   RUN(the_same_everywhere);

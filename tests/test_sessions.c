@@ -80,7 +80,7 @@ static int check_greedy(mhk_context *ctx, mhk_model *m, const char *what, const 
   memset(&d, 0, sizeof d);
   d.capacity = n_prompt + n + 1;
   memset(&greedy, 0, sizeof greedy);
-  greedy.temperature = -1;
+  greedy.greedy = 1;
   s = mhk_session_create(m, &d);
   mhk_feed(s, prompt, n_prompt);
   for (i = 0; i < n && same; i++) {
@@ -266,7 +266,9 @@ TEST(models) {
 static mhk_sampling sampling(double temperature, int top_k, double top_p, double min_p, uint64_t seed) {
   mhk_sampling s;
   memset(&s, 0, sizeof s);
-  s.temperature = temperature;
+  s.exact = 1;
+  s.greedy = temperature < 0;
+  if (temperature > 0) s.temperature = temperature;
   s.top_k = top_k;
   s.top_p = top_p;
   s.min_p = min_p;

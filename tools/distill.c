@@ -120,19 +120,16 @@ static double given(const cli_numbers *numbers, int i) {
 }
 
 static void fill_stage(const settings *s, int i, mhk_stage_desc *stage) {
-  static const double budget[] = {0.5e6, 1e6, 1.5e6};
-  stage->tokens = (mhk_index)cli_number_at(&s->tokens, i, budget[i]);
+  stage->tokens = (mhk_index)cli_number_at(&s->tokens, i, (double)mhk_distill_defaults(NULL).stages[i].tokens);
   stage->lr = cli_number_at(&s->lr, i, 0);
   stage->warmup = given(&s->warmup, i);
   stage->decay = given(&s->decay, i);
-  if (s->recipe == 1 && stage->decay == 0) stage->decay = 0.1;
   stage->weight_decay = given(&s->weight_decay, i);
   stage->clip = given(&s->clip, i);
   if (i < 2) return;
   stage->temperature = s->temperature;
   stage->hard_labels = s->hard_labels;
   if (s->own_stream >= 0) stage->own_stream = s->own_stream > 0 ? s->own_stream : -1;
-  if (s->own_stream < 0 && s->recipe == 1) stage->own_stream = -1;
   stage->trains = s->train == 1 ? MHK_TRAIN_MIXERS : MHK_TRAIN_DEFAULT;
 }
 
@@ -151,12 +148,11 @@ static int fill_student(distillation *d, mhk_student_desc *student) {
   student->d_state = s->d_state;
   student->chunk_size = s->chunk;
   student->seed = (uint64_t)s->seed;
-  student->init = s->init ? (mhk_init)s->init : s->recipe == 1 ? MHK_INIT_IDENTITY : MHK_INIT_DEFAULT;
-  student->rotary_dim = s->recipe == 1 ? -1 : 0;
+  student->init = (mhk_init)s->init;
   if (s->rotary && strcmp(s->rotary, "none") == 0) {
     student->rotary_dim = -1;
   } else if (s->rotary && strcmp(s->rotary, "teacher") == 0) {
-    student->rotary_dim = 0;
+    student->rotary_dim = teacher->rotary_dim > 0 ? teacher->rotary_dim : -1;
   } else if (s->rotary) {
     student->rotary_dim = atoi(s->rotary);
     if (student->rotary_dim <= 0)
@@ -169,8 +165,14 @@ static int fill(distillation *d) {
   const settings *s = d->s;
   mhk_distill_desc *desc = &d->r.desc;
   int i;
+  mhk_index tokens = 0;
   desc->teacher = d->teacher;
-  for (i = 0; i < 3; i++) fill_stage(s, i, &desc->stages[i]);
+  desc->recipe = (mhk_recipe)s->recipe;
+  for (i = 0; i < 3; i++) {
+    fill_stage(s, i, &desc->stages[i]);
+    tokens += desc->stages[i].tokens;
+  }
+  if (tokens == 0) return cli_error("--tokens leaves nothing to train: at least one stage needs tokens");
   desc->batch = s->batch;
   desc->length = s->length;
   desc->update_tokens = s->update_tokens;

@@ -48,7 +48,7 @@ static int check(void *user) {
     }
     s->stop_tokens[i] = (int32_t)x;
   }
-  if (s->greedy || s->sampling.temperature == 0) s->sampling.temperature = -1;
+  s->sampling.greedy = s->greedy || s->sampling.temperature == 0;
   s->sampling.seed = (uint64_t)s->seed;
   s->sampling.stop_tokens = s->stop_tokens;
   s->sampling.n_stop_tokens = s->stop_numbers.n;

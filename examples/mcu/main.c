@@ -112,7 +112,7 @@ int main(void) {
   small.chunk = 4; /* tokens of the prompt that a layer processes at once */
   session = mhk_session_create(model, &small);
   memset(&greedy, 0, sizeof greedy);
-  greedy.temperature = -1;
+  greedy.greedy = 1;
 
   mhk_feed_text(session, prompt);
   if (mhk_failed(ctx)) return fail(mhk_message(ctx));

@@ -80,7 +80,8 @@ EXPORT void web_prompt(mhk_session *s, const char *text) { mhk_feed_text(s, text
 EXPORT int web_next(mhk_session *s, double temperature, double top_p, int seed) {
   mhk_sampling p;
   memset(&p, 0, sizeof p);
-  p.temperature = temperature > 0 ? temperature : -1;
+  p.temperature = temperature;
+  p.greedy = temperature == 0;
   p.top_p = top_p;
   p.seed = (uint64_t)(unsigned)seed;
   return mhk_sample(s, &p);

@@ -978,6 +978,8 @@ static void target_sampling(const uint8_t *data, size_t size) {
   how.repetition = number_of(&data, &size);
   how.frequency = number_of(&data, &size);
   how.presence = number_of(&data, &size);
+  how.greedy = size && *data % 7 == 0;
+  how.exact = size && *data % 3 == 0;
   how.top_k = size ? (int)(*data % 40) - 3 : 0;
   how.penalty_tokens = size ? (int)(*data / 40) - 1 : 0;
   how.seed = size;
