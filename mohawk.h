@@ -3173,61 +3173,92 @@ typedef struct mhk__orientation_args mhk__orientation_args;
 typedef struct mhk__conv_args mhk__conv_args;
 typedef struct mhk__stream_args mhk__stream_args;
 
+/* The list of kernels, one entry each: result, name, arguments, and the reference in plain C that
+   tests/test_kernels.c holds it to, mhk__ref_<that name>. That test walks this list and calls each
+   kernel. From the list come the fields of the table, their filling in each pass, and the tasks of
+   kernels that take one head. K(result, name, arguments, reference) */
+#define MHK__KERNELS(K) \
+  /* rows x k elements of src into panels of width rows, zero padded */ \
+  K(void, pack, (mhk_real *dst, mhk_index width, mhk_index rows, mhk_index k, mhk__matrix src), element) \
+  /* c (m,n) = or += packed a (m,k) times packed b (k,n) */ \
+  K(void, product, (mhk_index m, mhk_index n, mhk_index k, const mhk_real *a, const mhk_real *b, mhk_real *c, \
+    mhk_index ldc, int accumulate), product) \
+  /* the same of operands as they lie, where they divide into whole tiles; 0: they do not, nothing was done */ \
+  K(int, product_plain, (mhk_index m, mhk_index n, mhk_index k, const mhk_real *a, mhk_index row, mhk_index col, \
+    const mhk_real *b, mhk_index ldb, mhk_real *c, mhk_index ldc, int accumulate), product) \
+  K(void, epilogue, (mhk_index m, mhk_index n, mhk_real *c, mhk_index ldc, mhk_index offset, \
+    const mhk__epilogue *e, mhk_index column), gelu) \
+  /* y (m,n) = x (m,k) w(n,k)^T for few rows: streams w once; work holds (m + 1) k numbers */ \
+  K(void, rows_times, (mhk_index m, mhk_index n, mhk_index k, const mhk_real *x, const void *w, mhk_dtype dtype, \
+    mhk_real *y, mhk_index ldy, mhk_real *work), product) \
+  K(void, conv_stream, (const mhk__stream_args *a, mhk_index c0, mhk_index c1), conv_forward) \
+  /* one row each */ \
+  K(void, norm, (mhk_index n, const mhk_real *x, const mhk_real *w, const mhk_real *b, mhk_real eps, int centre, \
+    mhk_real *y, mhk_real *mean, mhk_real *rstd), normalize) \
+  K(double, log_sum_exp, (mhk_index n, const mhk_real *x, mhk_real scale), softmax) \
+  K(void, gelu, (mhk_index n, const mhk_real *x, mhk_real *y), gelu) \
+  K(void, gate, (mhk_index n, const mhk_real *y, const mhk_real *z, const mhk_real *bias, mhk_real *out), \
+    silu)
+
+/* Products with quantized weights: AVX-512 has none of its own, see mhk__isa_fill(). */
+#define MHK__QUANTIZED_KERNELS(K) \
+  /* fills digits, scale and offset of one row of x */ \
+  K(void, q_prepare, (const mhk__q_args *a, mhk_index row), product) \
+  /* blocks [first,last) of w, which reach into the rows wanted */ \
+  K(void, q_times, (const mhk__q_args *a, mhk_index first, mhk_index last), product)
+
+/* One head h, or one group g of heads, of sequence b. H(name, arguments, reference). The step is
+   none of AVX-512's either. */
+#define MHK__STEP_KERNELS(H) H(attention_step, attention, attention_matrix)
+#define MHK__HEAD_KERNELS(H) \
+  H(attention, attention, attention_matrix) \
+  H(ssd, ssd, ssd_chunked) \
+  H(ssd_step, ssd, ssd_recurrent)
+
+#ifdef MOHAWK_NO_TRAINING
+#define MHK__TRAINING_KERNELS(K)
+#define MHK__TRAINING_HEAD_KERNELS(H)
+#else
+#define MHK__TRAINING_HEAD_KERNELS(H) \
+  H(attention_back, attention, attention_back) \
+  H(ssd_back, ssd, ssd_back) \
+  H(orientation, orientation, distance) \
+  H(orientation_back, orientation, ssd_matrix_back)
+#define MHK__TRAINING_KERNELS(K) \
+  K(void, conv, (const mhk__conv_args *a, mhk_index c0, mhk_index c1, mhk_real *work), conv_forward) \
+  K(void, conv_back, (const mhk__conv_args *a, mhk_index c0, mhk_index c1, mhk_real *work), conv_back) \
+  K(void, norm_back, (mhk_index n, const mhk_real *x, const mhk_real *w, mhk_real mean, mhk_real rstd, int centre, \
+    const mhk_real *dy, mhk_real *dx), normalize_back) \
+  K(void, softmax, (mhk_index n, const mhk_real *x, mhk_real *y), softmax) \
+  K(double, soft_dot, (mhk_index n, const mhk_real *logits, const mhk_real *target, mhk_real target_lse), \
+    cross_entropy_soft) \
+  K(void, soft_back, (mhk_index n, const mhk_real *logits, mhk_real inverse_temperature, mhk_real lse, \
+    const mhk_real *target, mhk_real target_lse, mhk_real g, mhk_real *d), cross_entropy_soft) \
+  K(void, gelu_back, (mhk_index n, const mhk_real *x, const mhk_real *dy, mhk_real *dx), gelu_slope) \
+  K(void, gate_back, (mhk_index n, const mhk_real *y, const mhk_real *z, const mhk_real *bias, const mhk_real *g, \
+    mhk_real *dy, mhk_real *dz), silu_slope) \
+  K(double, distance, (mhk_index n, const mhk_real *x, const mhk_real *y), distance) \
+  K(void, adamw, (mhk_index n, mhk_real *p, const mhk_real *g, mhk_real *m, mhk_real *v, const mhk_real *s), \
+    adamw)
+#endif
+
+/* f(K,H) of every list: see the table right here */
+#define MHK__ALL_KERNELS(K, H) \
+  MHK__KERNELS(K) MHK__QUANTIZED_KERNELS(K) MHK__STEP_KERNELS(H) MHK__HEAD_KERNELS(H) \
+  MHK__TRAINING_HEAD_KERNELS(H) MHK__TRAINING_KERNELS(K)
+
+#define MHK__FIELD(result, name, arguments, reference) result(*name) arguments;
+#define MHK__HEAD_FIELD(name, of, reference) \
+  void (*name)(const mhk__##of##_args *a, mhk_index b, mhk_index h, mhk_real *work);
 struct mhk__kernels {
   int mr, nr; /* the register tile of products: rows of A, columns of B */
+  /* rows of x up to which quantized products by integers are faster than float products of weights
+     made wide: all, where dot products of bytes do twice the work */
+  mhk_index q_rows;
 #ifndef MOHAWK_NO_TRAINING
   mhk__narrow narrow;
 #endif
-  /* rows x k numbers, row i's element j at src[i * rs + j * cs], into panels of width rows, zero
-     padded */
-  void (*pack)(mhk_real *dst, mhk_index width, mhk_index rows, mhk_index k, mhk__matrix src);
-  /* c (m,n) = or += packed a (m,k) times packed b (k,n) */
-  void (*product)(mhk_index m, mhk_index n, mhk_index k, const mhk_real *a, const mhk_real *b, mhk_real *c,
-                  mhk_index ldc, int accumulate);
-  /* the same of operands as they lie, where they divide into whole tiles; 0: they do not, nothing
-     was done */
-  int (*product_plain)(mhk_index m, mhk_index n, mhk_index k, const mhk_real *a, mhk_index row, mhk_index col,
-                       const mhk_real *b, mhk_index ldb, mhk_real *c, mhk_index ldc, int accumulate);
-  void (*epilogue)(mhk_index m, mhk_index n, mhk_real *c, mhk_index ldc, mhk_index offset, const mhk__epilogue *e,
-                   mhk_index column);
-  /* y (m,n) = x (m,k) w(n,k)^T for few rows: streams w once; work holds (m + 1) k numbers */
-  void (*rows_times)(mhk_index m, mhk_index n, mhk_index k, const mhk_real *x, const void *w, mhk_dtype dtype,
-                     mhk_real *y, mhk_index ldy, mhk_real *work);
-  /* fills digits, scale and offset of one row of x */
-  void (*q_prepare)(const mhk__q_args *a, mhk_index row);
-  /* blocks [first,last) of w, which reach into the rows wanted */
-  void (*q_times)(const mhk__q_args *a, mhk_index first, mhk_index last);
-  /* rows of x up to which that is faster than float products of weights made wide: all, where dot
-     products of bytes do twice the work */
-  mhk_index q_rows;
-  void (*attention)(const mhk__attention_args *a, mhk_index b, mhk_index h, mhk_real *work);
-  void (*attention_step)(const mhk__attention_args *a, mhk_index b, mhk_index h, mhk_real *work);
-  void (*attention_back)(const mhk__attention_args *a, mhk_index b, mhk_index g, mhk_real *work);
-  void (*ssd)(const mhk__ssd_args *a, mhk_index b, mhk_index h, mhk_real *work);
-  void (*ssd_step)(const mhk__ssd_args *a, mhk_index b, mhk_index h, mhk_real *work);
-  void (*ssd_back)(const mhk__ssd_args *a, mhk_index b, mhk_index g, mhk_real *work);
-  void (*orientation)(const mhk__orientation_args *a, mhk_index b, mhk_index h, mhk_real *work);
-  void (*orientation_back)(const mhk__orientation_args *a, mhk_index b, mhk_index g, mhk_real *work);
-  void (*conv)(const mhk__conv_args *a, mhk_index c0, mhk_index c1, mhk_real *work);
-  void (*conv_back)(const mhk__conv_args *a, mhk_index c0, mhk_index c1, mhk_real *work);
-  void (*conv_stream)(const mhk__stream_args *a, mhk_index c0, mhk_index c1);
-  /* one row each */
-  void (*norm)(mhk_index n, const mhk_real *x, const mhk_real *w, const mhk_real *b, mhk_real eps, int centre,
-               mhk_real *y, mhk_real *mean, mhk_real *rstd);
-  void (*norm_back)(mhk_index n, const mhk_real *x, const mhk_real *w, mhk_real mean, mhk_real rstd, int centre,
-                    const mhk_real *dy, mhk_real *dx);
-  void (*softmax)(mhk_index n, const mhk_real *x, mhk_real *y);
-  double (*log_sum_exp)(mhk_index n, const mhk_real *x, mhk_real scale);
-  double (*soft_dot)(mhk_index n, const mhk_real *logits, const mhk_real *target, mhk_real target_lse);
-  void (*soft_back)(mhk_index n, const mhk_real *logits, mhk_real inverse_temperature, mhk_real lse,
-                    const mhk_real *target, mhk_real target_lse, mhk_real g, mhk_real *d);
-  void (*gelu)(mhk_index n, const mhk_real *x, mhk_real *y);
-  void (*gelu_back)(mhk_index n, const mhk_real *x, const mhk_real *dy, mhk_real *dx);
-  void (*gate)(mhk_index n, const mhk_real *y, const mhk_real *z, const mhk_real *bias, mhk_real *out);
-  void (*gate_back)(mhk_index n, const mhk_real *y, const mhk_real *z, const mhk_real *bias, const mhk_real *g,
-                    mhk_real *dy, mhk_real *dz);
-  double (*distance)(mhk_index n, const mhk_real *x, const mhk_real *y);
-  void (*adamw)(mhk_index n, mhk_real *p, const mhk_real *g, mhk_real *m, mhk_real *v, const mhk_real *s);
+  MHK__ALL_KERNELS(MHK__FIELD, MHK__HEAD_FIELD)
 };
 
 static mhk_index mhk__up(mhk_index n, mhk_index step) { return (n + step - 1) / step * step; }
@@ -3236,6 +3267,12 @@ static mhk_index mhk__max(mhk_index a, mhk_index b) { return a > b ? a : b; }
 
 #define MHK__TILE 64 /* rows and columns of a tile of attention and stage-1 matrices */
 
+/* the passes */
+#define MHK__SCALAR 1
+#define MHK__AVX2 2
+#define MHK__AVX512 3
+#define MHK__NEON 4
+#define MHK__WASM 5
 #if !defined(MOHAWK_NO_SIMD) && defined(MHK__X86)
 #define MHK__HAS_X86_PASSES
 #if !defined(MOHAWK_DOUBLE) && (defined(__clang__) ? __clang_major__ >= 6 : __GNUC__ >= 8)
@@ -3272,8 +3309,7 @@ static mhk_index mhk__max(mhk_index a, mhk_index b) { return a > b ? a : b; }
 #endif /* MOHAWK_IMPLEMENTATION */
 
 #ifdef MHK__TEMPLATE
-/* ---- the template: MHK__PASS 1 scalar, 2 AVX2+FMA, 3 AVX-512, 4 NEON, 5 WASM SIMD128; MHK__SUFFIX
-   names the pass ---- */
+/* ---- the template: MHK__PASS is one of the passes above, MHK__SUFFIX the end of its names ---- */
 #define MHK__JOIN2(a, b) a##b
 #define MHK__JOIN(a, b) MHK__JOIN2(a, b)
 /* no MHK__JOIN: names stand inside of its arguments too, and a macro does not expand within
@@ -3283,8 +3319,17 @@ static mhk_index mhk__max(mhk_index a, mhk_index b) { return a > b ? a : b; }
 #define MHK__N(name) MHK__N2(name, MHK__SUFFIX)
 #define MHK__PASS_DONE MHK__TEXT
 
-/* The vocabulary: MHK__W numbers a vector. Products round once (fused) where the set has it. */
-#if MHK__PASS == 1
+/* The vocabulary: MHK__W numbers a vector. Products round once (fused) where the set has it. What a
+   pass can, and has code for below:
+     MHK__HAS_PREFETCH      asks for lines ahead
+     MHK__HAS_32_REGISTERS  of vectors; the others have 16
+     MHK__HAS_BLOCKS_OF_4   blocks of four vectors gain by them
+     MHK__HAS_DECODING      attention's step and products with quantized weights; AVX-512 decodes by
+                            AVX2's, see mhk__isa_fill()
+     MHK__HAS_BYTE_DOTS     integers of x as bytes for VNNI or SDOT, see >>passes
+   The register tile of packed products has MHK__MR rows, MHK__HALF for what is left at the end, and
+   MHK__NV vectors; the one that needs no packing MHK__TALL rows. */
+#if MHK__PASS == MHK__SCALAR
 #define MHK__W 1
 #define MHK__V mhk_real
 #define MHK__LOAD(p) (*(p))
@@ -3301,8 +3346,9 @@ static mhk_index mhk__max(mhk_index a, mhk_index b) { return a > b ? a : b; }
 #define MHK__MR 4
 #define MHK__HALF 2
 #define MHK__NV 4
-#define MHK__TALL 8 /* rows of the register tile that needs no packing */
-#elif MHK__PASS == 2
+#define MHK__TALL 8
+#define MHK__HAS_DECODING
+#elif MHK__PASS == MHK__AVX2
 #ifdef MOHAWK_DOUBLE
 #define MHK__W 4
 #define MHK__V __m256d
@@ -3340,9 +3386,11 @@ static mhk_index mhk__max(mhk_index a, mhk_index b) { return a > b ? a : b; }
 #endif
 #define MHK__MR 6
 #define MHK__TALL 6
-#define MHK__HALF 4 /* rows of the smaller register tile, for what is left at the end */
+#define MHK__HALF 4
 #define MHK__NV 2
-#elif MHK__PASS == 3
+#define MHK__HAS_PREFETCH
+#define MHK__HAS_DECODING
+#elif MHK__PASS == MHK__AVX512
 #ifdef MOHAWK_DOUBLE
 #define MHK__W 8
 #define MHK__V __m512d
@@ -3383,10 +3431,15 @@ static mhk_index mhk__max(mhk_index a, mhk_index b) { return a > b ? a : b; }
 #endif
 #define MHK__MR 14
 #define MHK__TALL 6
-#define MHK__BROAD
+#define MHK__HAS_PREFETCH
+#define MHK__HAS_32_REGISTERS
+#ifdef MHK__HAS_VNNI
+#define MHK__HAS_BYTE_DOTS
+#endif
+#define MHK__HAS_BLOCKS_OF_4
 #define MHK__HALF 8
 #define MHK__NV 2
-#elif MHK__PASS == 4
+#elif MHK__PASS == MHK__NEON
 #ifdef MOHAWK_DOUBLE
 #define MHK__W 2
 #define MHK__V float64x2_t
@@ -3422,7 +3475,13 @@ static mhk_index mhk__max(mhk_index a, mhk_index b) { return a > b ? a : b; }
 #define MHK__TALL 8
 #define MHK__HALF 4
 #define MHK__NV 2 /* MHK__TILE must be a multiple of MHK__NR */
-#elif MHK__PASS == 5
+#define MHK__HAS_PREFETCH
+#define MHK__HAS_32_REGISTERS
+#define MHK__HAS_DECODING
+#ifdef MHK__HAS_SDOT
+#define MHK__HAS_BYTE_DOTS
+#endif
+#elif MHK__PASS == MHK__WASM
 #ifdef MOHAWK_DOUBLE
 #error "mohawk.h: the WASM kernels are float32 only; define MOHAWK_NO_SIMD with MOHAWK_DOUBLE"
 #endif
@@ -3456,6 +3515,7 @@ static inline MHK__V MHK__N(mhk__load_f16)(const uint16_t *p) {
 #define MHK__HALF 2
 #define MHK__NV 2
 #define MHK__TALL 6
+#define MHK__HAS_DECODING
 #endif
 #define MHK__NR (MHK__NV * MHK__W)
 #if MHK__TILE % (MHK__NV * MHK__W) != 0
@@ -3598,13 +3658,16 @@ static void mhk__run(mhk_context *ctx, const void *args, mhk_index tasks, mhk_in
   mhk__scratch_rewind(ctx, mark);
 }
 #ifndef MOHAWK_NO_TRAINING
-/* one head or group of one sequence a task */
-#define MHK__HEAD_TASK(name, type, kernel) \
-  static void name(void *arg, mhk_index task, int worker) { \
+/* one head, or one group of heads, of one sequence a task */
+#define MHK__HEAD_TASK(name, of, reference) \
+  static void mhk__##name##_task(void *arg, mhk_index task, int worker) { \
     const mhk__job *job = (const mhk__job *)arg; \
-    job->ctx->kernels->kernel((const type *)job->args, task / job->heads, task % job->heads, job->work + worker * \
-        job->each); \
+    job->ctx->kernels->name((const mhk__##of##_args *)job->args, task / job->heads, task % job->heads, \
+      job->work + worker * job->each); \
   }
+MHK__STEP_KERNELS(MHK__HEAD_TASK)
+MHK__HEAD_KERNELS(MHK__HEAD_TASK)
+MHK__TRAINING_HEAD_KERNELS(MHK__HEAD_TASK)
 
 /* Rows and columns: body(args, first, last) over [0,n) in pieces of step. */
 typedef struct mhk__range {
@@ -3685,8 +3748,8 @@ static void mhk__q_tiles(const mhk__q_args *a, mhk_index first, mhk_index last, 
 
 /* W rows of W numbers, row stride rs, transposed: column j goes to dst + j * width, its first n
    numbers */
-#if MHK__PASS == 2 && !defined(MOHAWK_DOUBLE)
-#define MHK__TRANSPOSES
+#if MHK__PASS == MHK__AVX2 && !defined(MOHAWK_DOUBLE)
+#define MHK__HAS_TRANSPOSE
 static inline void MHK__N(mhk__transpose)(const mhk_real *src, mhk_index rs, mhk_index rows, mhk_real *dst,
                                           mhk_index width, mhk_index n) {
   const __m256 zero = _mm256_setzero_ps();
@@ -3697,13 +3760,16 @@ static inline void MHK__N(mhk__transpose)(const mhk_real *src, mhk_index rs, mhk
     _mm256_storeu_ps(dst + (j) * width, v); \
   else \
     MHK__STORE_FIRST(dst + (j) * width, v, n)
-#define MHK__PAIR(lo, hi, a, b) \
+#define MHK__UNPACK(lo, hi, a, b) \
   lo = _mm256_unpacklo_ps(a, b); \
   hi = _mm256_unpackhi_ps(a, b);
   r0 = MHK__ROW(0); r1 = MHK__ROW(1); r2 = MHK__ROW(2); r3 = MHK__ROW(3);
   r4 = MHK__ROW(4); r5 = MHK__ROW(5); r6 = MHK__ROW(6); r7 = MHK__ROW(7);
-  MHK__PAIR(t0, t1, r0, r1)
-  MHK__PAIR(t2, t3, r2, r3) MHK__PAIR(t4, t5, r4, r5) MHK__PAIR(t6, t7, r6, r7) r0 = _mm256_shuffle_ps(t0, t2, 0x44);
+  MHK__UNPACK(t0, t1, r0, r1)
+  MHK__UNPACK(t2, t3, r2, r3)
+  MHK__UNPACK(t4, t5, r4, r5)
+  MHK__UNPACK(t6, t7, r6, r7)
+  r0 = _mm256_shuffle_ps(t0, t2, 0x44);
   r1 = _mm256_shuffle_ps(t0, t2, 0xEE);
   r2 = _mm256_shuffle_ps(t1, t3, 0x44);
   r3 = _mm256_shuffle_ps(t1, t3, 0xEE);
@@ -3717,10 +3783,10 @@ static inline void MHK__N(mhk__transpose)(const mhk_real *src, mhk_index rs, mhk
   MHK__OUT(6, _mm256_permute2f128_ps(r2, r6, 0x31)); MHK__OUT(7, _mm256_permute2f128_ps(r3, r7, 0x31));
 #undef MHK__ROW
 #undef MHK__OUT
-#undef MHK__PAIR
+#undef MHK__UNPACK
 }
-#elif MHK__PASS == 3 && !defined(MOHAWK_DOUBLE)
-#define MHK__TRANSPOSES
+#elif MHK__PASS == MHK__AVX512 && !defined(MOHAWK_DOUBLE)
+#define MHK__HAS_TRANSPOSE
 static inline void MHK__N(mhk__transpose)(const mhk_real *src, mhk_index rs, mhk_index rows, mhk_real *dst,
                                           mhk_index width, mhk_index n) {
   const __mmask16 all = (__mmask16)0xFFFF, keep = n >= 16 ? all : MHK__MASK(n);
@@ -3764,8 +3830,8 @@ static inline void MHK__N(mhk__transpose)(const mhk_real *src, mhk_index rs, mhk
 #undef MHK__OUT
 #undef MHK__FOUR
 }
-#elif MHK__PASS == 4 && !defined(MOHAWK_DOUBLE)
-#define MHK__TRANSPOSES
+#elif MHK__PASS == MHK__NEON && !defined(MOHAWK_DOUBLE)
+#define MHK__HAS_TRANSPOSE
 static inline void MHK__N(mhk__transpose)(const mhk_real *src, mhk_index rs, mhk_index rows, mhk_real *dst,
                                           mhk_index width, mhk_index n) {
   const float32x4_t zero = vdupq_n_f32(0);
@@ -3827,7 +3893,7 @@ static void MHK__N(mhk__pack_panel)(mhk_real *MHK__RESTRICT dst, mhk_index width
         }
       }
   }
-#ifdef MHK__TRANSPOSES
+#ifdef MHK__HAS_TRANSPOSE
   else if (col == 1 && !scale)
     for (; j + MHK__W <= k; j += MHK__W)
       for (i = 0; i < width; i += MHK__W) {
@@ -3951,15 +4017,6 @@ static void MHK__N(mhk__pack)(mhk_real *dst, mhk_index width, mhk_index rows, mh
 #define MHK__WRITE(i) MHK__STORE(c, s##i##a); MHK__STORE(c + MHK__W, s##i##b); c += ldc;
 #define MHK__ADD(i) MHK__STORE(c, MHK__LOAD(c) + s##i##a); MHK__STORE(c + MHK__W, MHK__LOAD(c + MHK__W) + s##i##b); \
   c += ldc;
-#elif MHK__NV == 3
-#define MHK__DECLARE(i) MHK__V s##i##a = zero, s##i##b = zero, s##i##c = zero;
-#define MHK__STEP(i) x = MHK__SET(a[i]); s##i##a = MHK__FMA(x, ba, s##i##a); s##i##b = MHK__FMA(x, bb, s##i##b); \
-  s##i##c = MHK__FMA(x, bc, s##i##c);
-#define MHK__WRITE(i) MHK__STORE(c, s##i##a); MHK__STORE(c + MHK__W, s##i##b); MHK__STORE(c + 2 * MHK__W, s##i##c); \
-  c += ldc;
-#define MHK__ADD(i) \
-  MHK__STORE(c, MHK__LOAD(c) + s##i##a); MHK__STORE(c + MHK__W, MHK__LOAD(c + MHK__W) + s##i##b); \
-  MHK__STORE(c + 2 * MHK__W, MHK__LOAD(c + 2 * MHK__W) + s##i##c); c += ldc;
 #else
 #define MHK__DECLARE(i) MHK__V s##i##a = zero, s##i##b = zero, s##i##c = zero, s##i##d = zero;
 #define MHK__STEP(i) \
@@ -3977,9 +4034,6 @@ static void MHK__N(mhk__pack)(mhk_real *dst, mhk_index width, mhk_index rows, mh
 #if MHK__NV == 2
 #define MHK__MORE_B
 #define MHK__LOAD_B
-#elif MHK__NV == 3
-#define MHK__MORE_B MHK__V bc;
-#define MHK__LOAD_B bc = MHK__LOAD(b + 2 * MHK__W);
 #else
 #define MHK__MORE_B MHK__V bc, bd;
 #define MHK__LOAD_B bc = MHK__LOAD(b + 2 * MHK__W); bd = MHK__LOAD(b + 3 * MHK__W);
@@ -4042,7 +4096,7 @@ static void MHK__N(mhk__product)(mhk_index m, mhk_index n, mhk_index k, const mh
 
 /* ---- products of operands that need no packing (mhk__block) ---- */
 
-/* MHK__TALL rows by two vectors of sums, or by one, with many registers (MHK__BROAD) by four: fewer
+/* MHK__TALL rows by two vectors of sums, or by one, with many registers (MHK__HAS_BLOCKS_OF_4) by four: fewer
    loads for as many sums. Named variables, as above. */
 #define MHK__SUM2(i) MHK__V s##i##a = zero, s##i##b = zero;
 #define MHK__TAKE2(i) s##i##a = MHK__LOAD(from + (i) * ldc); s##i##b = MHK__LOAD(from + (i) * ldc + MHK__W);
@@ -4103,7 +4157,7 @@ static void MHK__N(mhk__product)(mhk_index m, mhk_index n, mhk_index k, const mh
 #define MHK__VARS4 MHK__V x, ba, bb, bc, bd
 #define MHK__VARS2 MHK__V x, ba, bb
 #define MHK__VARS1 MHK__V ba
-#ifdef MHK__BROAD
+#ifdef MHK__HAS_BLOCKS_OF_4
 MHK__BLOCK_OF(mhk__block_tall4, MHK__TALL, 4, MHK__VARS4)
 MHK__BLOCK_OF(mhk__block_low4, 4, 4, MHK__VARS4)
 #endif
@@ -4112,7 +4166,7 @@ MHK__BLOCK_OF(mhk__block_tall1, MHK__TALL, 1, MHK__VARS1)
 MHK__BLOCK_OF(mhk__block_low2, 4, 2, MHK__VARS2)
 MHK__BLOCK_OF(mhk__block_low1, 4, 1, MHK__VARS1)
 
-#if MHK__PASS != 1 && MHK__PASS != 5
+#ifdef MHK__HAS_PREFETCH
 #define MHK__FETCH(p) MHK__PREFETCH(p)
 #else
 #define MHK__FETCH(p) ((void)(p))
@@ -4138,7 +4192,7 @@ static void MHK__N(mhk__blocks)(const mhk__block *p, mhk_index m, mhk_index n, i
     if (part == mhk__upper_a) from = i;
     if (p->ahead) MHK__N(mhk__fetch)(p->ahead, 16); /* more would fill the queue of misses, fewer come too late */
     j = first;
-#ifdef MHK__BROAD
+#ifdef MHK__HAS_BLOCKS_OF_4
     for (; j + 3 * MHK__W < last; j += 4 * MHK__W)
       if (tall)
         MHK__N(mhk__block_tall4)(p, i, j, from, to);
@@ -4240,7 +4294,7 @@ static void MHK__N(mhk__rows_in_twice)(mhk_index n, mhk_index w, const mhk_real 
 static void MHK__N(mhk__turned_in)(mhk_index n, mhk_index w, const mhk_real *src, mhk_index ld, mhk_real *dst) {
   const mhk_index wide = MHK__LD(n);
   mhk_index i, j = 0;
-#ifdef MHK__TRANSPOSES
+#ifdef MHK__HAS_TRANSPOSE
   for (i = 0; i < wide; i += MHK__W)
     for (j = 0; j + MHK__W <= w; j += MHK__W)
       if (n - i >= MHK__W)
@@ -4258,7 +4312,7 @@ static void MHK__N(mhk__turned_in)(mhk_index n, mhk_index w, const mhk_real *src
 static void MHK__N(mhk__turned_out)(mhk_index n, mhk_index w, const mhk_real *src, mhk_real *dst) {
   const mhk_index ld = MHK__LD(w);
   mhk_index i = 0, j;
-#ifdef MHK__TRANSPOSES
+#ifdef MHK__HAS_TRANSPOSE
   for (; i + MHK__W <= n; i += MHK__W) {
     for (j = 0; j + MHK__W <= w; j += MHK__W)
       MHK__N(mhk__transpose)(src + i * ld + j, ld, MHK__W, dst + j * n + i, n, MHK__W);
@@ -4300,7 +4354,7 @@ static inline mhk_real MHK__N(mhk__dot)(mhk_index n, const mhk_real *x, const mh
 #ifndef MOHAWK_NO_TRAINING
 /* one square of MHK__W, turned */
 static inline void MHK__N(mhk__turn_tile)(const mhk_real *src, mhk_index ld, mhk_real *dst, mhk_index wide) {
-#ifdef MHK__TRANSPOSES
+#ifdef MHK__HAS_TRANSPOSE
   MHK__N(mhk__transpose)(src, ld, MHK__W, dst, wide, MHK__W);
 #else
   for (mhk_index i = 0; i < MHK__W; i++)
@@ -4367,8 +4421,8 @@ static void MHK__N(mhk__gelu_back)(mhk_index n, const mhk_real *x, const mhk_rea
 }
 #endif /* MOHAWK_NO_TRAINING */
 
-static void MHK__N(mhk__epilogue_rows)(mhk_index m, mhk_index n, mhk_real *c, mhk_index ldc, mhk_index offset,
-                                       const mhk__epilogue *e, mhk_index column) {
+static void MHK__N(mhk__epilogue)(mhk_index m, mhk_index n, mhk_real *c, mhk_index ldc, mhk_index offset,
+                                   const mhk__epilogue *e, mhk_index column) {
   for (mhk_index i = 0; i < m; i++) {
     mhk_real *MHK__RESTRICT row = c + i * ldc;
     if (e->bias)
@@ -4427,7 +4481,7 @@ static void MHK__N(mhk__epilogue_rows)(mhk_index m, mhk_index n, mhk_real *c, mh
 #define MHK__ROWS2(M, r) M(r, 0) M(r, 1)
 #define MHK__ROWS3(M, r) M(r, 0) M(r, 1) M(r, 2)
 #define MHK__ROWS4(M, r) M(r, 0) M(r, 1) M(r, 2) M(r, 3)
-#if MHK__PASS == 3 || MHK__PASS == 4
+#ifdef MHK__HAS_32_REGISTERS
 #define MHK__FEW_ROWS4(name, type, pair, number) MHK__FEW_ROWS(name, type, pair, number, 4, MHK__ROWS4, 4, \
   MHK__FOUR_STREAMS)
 #else
@@ -4512,7 +4566,7 @@ static void MHK__N(mhk__rows_times)(mhk_index m, mhk_index n, mhk_index k, const
 /* ---- rows against quantized weights: with AVX-512 by the kernels of AVX2, or by those for
    AVX512-VNNI further down */
 
-#if MHK__PASS != 3 || defined(MHK__HAS_VNNI)
+#if defined(MHK__HAS_DECODING) || defined(MHK__HAS_BYTE_DOTS)
 /* y of rows [16 block, 16 block + 16) of w, as far as they are wanted, for rows [i, i + m) of x */
 static void MHK__N(mhk__q_store)(const mhk__q_args *a, mhk_index block, mhk_index i, mhk_index m, const float *sums) {
   const mhk_index n = block * MHK__Q_ROWS - a->n0, from = n < 0 ? -n : 0,
@@ -4555,7 +4609,7 @@ static inline void MHK__N(mhk__q_round)(const mhk__q_args *a, mhk_index row, mhk
 
 #endif
 
-#if (MHK__PASS == 3 && defined(MHK__HAS_VNNI)) || (MHK__PASS == 4 && defined(MHK__HAS_SDOT))
+#ifdef MHK__HAS_BYTE_DOTS
 static void MHK__N(mhk__q_prepare_bytes)(const mhk__q_args *a, mhk_index row) {
   const mhk_index group = a->q->group;
   signed char *MHK__RESTRICT to = (signed char *)(a->digits + row * a->K);
@@ -4571,7 +4625,7 @@ static void MHK__N(mhk__q_prepare_bytes)(const mhk__q_args *a, mhk_index row) {
 }
 #endif
 
-#if MHK__PASS != 3
+#ifdef MHK__HAS_DECODING
 static void MHK__N(mhk__q_prepare)(const mhk__q_args *a, mhk_index row) {
   const mhk_index group = a->q->group;
   int16_t *MHK__RESTRICT to = a->digits + row * a->K;
@@ -4587,8 +4641,8 @@ static void MHK__N(mhk__q_prepare)(const mhk__q_args *a, mhk_index row) {
   }
 }
 
-#if (MHK__PASS == 2 || MHK__PASS == 4 || MHK__PASS == 5) && !defined(MOHAWK_DOUBLE)
-#if MHK__PASS == 2
+#if MHK__PASS != MHK__SCALAR && !defined(MOHAWK_DOUBLE)
+#if MHK__PASS == MHK__AVX2
 #define MHK__I __m256i
 #define MHK__I_LOAD(p) _mm256_loadu_si256((const __m256i *)(const void *)(p))
 #define MHK__I_SET(x) _mm256_set1_epi32(x)
@@ -4600,7 +4654,7 @@ static void MHK__N(mhk__q_prepare)(const mhk__q_args *a, mhk_index row) {
 #define MHK__I_ADD(a, b) _mm256_add_epi32(a, b)
 #define MHK__I_REAL(a) _mm256_cvtepi32_ps(a)
 #define MHK__HALVES(p) _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)(p)))
-#elif MHK__PASS == 4
+#elif MHK__PASS == MHK__NEON
 #define MHK__I int32x4_t
 #define MHK__I_LOAD(p) vreinterpretq_s32_s8(vld1q_s8((const int8_t *)(p)))
 #define MHK__I_SET(x) vdupq_n_s32(x)
@@ -7432,7 +7486,7 @@ static void MHK__N(mhk__attention)(const mhk__attention_args *a, mhk_index b, mh
 
 /* AVX-512 decodes with AVX2: sums across more lanes cost more than they save (1.2 to 1.6 times the
    time, keys in the caches) */
-#if MHK__PASS != 3
+#ifdef MHK__HAS_DECODING
 /* y (P) = f times the sum of n rows of v, kv apart, by the weights s */
 static void MHK__N(mhk__weighted_rows)(mhk_index n, mhk_index P, const mhk_real *s, const mhk_real *v, mhk_index kv,
                                        mhk_real f, mhk_real *y) {
@@ -7629,10 +7683,6 @@ static void MHK__N(mhk__attention_back)(const mhk__attention_args *a, mhk_index 
 #if defined(MOHAWK_IMPLEMENTATION) && !defined(MHK__PASS)
 #ifndef MOHAWK_NO_TRAINING
 /* ---- drivers */
-
-MHK__HEAD_TASK(mhk__attention_task, mhk__attention_args, attention)
-MHK__HEAD_TASK(mhk__attention_step_task, mhk__attention_args, attention_step)
-MHK__HEAD_TASK(mhk__attention_back_task, mhk__attention_args, attention_back)
 
 static double mhk__attention_cost(const mhk__attention_args *a) {
   return (double)(a->B * a->H * a->P) * (double)(a->T * a->S);
@@ -8257,10 +8307,6 @@ static void MHK__N(mhk__ssd_back)(const mhk__ssd_args *a, mhk_index b, mhk_index
 #ifndef MOHAWK_NO_TRAINING
 /* ---- drivers */
 
-MHK__HEAD_TASK(mhk__ssd_task, mhk__ssd_args, ssd)
-MHK__HEAD_TASK(mhk__ssd_step_task, mhk__ssd_args, ssd_step)
-MHK__HEAD_TASK(mhk__ssd_back_task, mhk__ssd_args, ssd_back)
-
 static double mhk__ssd_cost(const mhk__ssd_args *a) {
   return 2.0 * (double)(a->B * a->T * a->H) * (double)(a->P * a->N);
 }
@@ -8720,11 +8766,6 @@ static void MHK__N(mhk__orientation_back)(const mhk__orientation_args *a, mhk_in
 
 #if defined(MOHAWK_IMPLEMENTATION) && !defined(MHK__PASS)
 #ifndef MOHAWK_NO_TRAINING
-/* ---- drivers */
-
-MHK__HEAD_TASK(mhk__orientation_task, mhk__orientation_args, orientation)
-MHK__HEAD_TASK(mhk__orientation_back_task, mhk__orientation_args, orientation_back)
-
 /* ---- ops */
 
 /* A mean over rows of what each row adds; the target gets no gradient. */
@@ -20992,28 +21033,12 @@ MHKDEF mhk_result mhk_evaluate(mhk_model *m, mhk_model *teacher, mhk_corpus *cor
    known to be there. */
 
 #ifdef MHK__TEMPLATE
+#define MHK__FILL(result, name, arguments, reference) k->name = MHK__N(mhk__##name);
+#define MHK__FILL_HEAD(name, of, reference) k->name = MHK__N(mhk__##name);
 static void MHK__N(mhk__fill)(mhk__kernels *k) {
   k->mr = MHK__MR;
   k->nr = MHK__NR;
-  k->pack = MHK__N(mhk__pack);
-  k->product = MHK__N(mhk__product);
-  k->product_plain = MHK__N(mhk__product_plain);
-  k->epilogue = MHK__N(mhk__epilogue_rows);
-  k->rows_times = MHK__N(mhk__rows_times);
-  k->q_rows = MHK__PASS == 1 ? 8 : 64;
-#if MHK__PASS != 3
-  k->q_prepare = MHK__N(mhk__q_prepare);
-  k->q_times = MHK__N(mhk__q_times);
-  k->attention_step = MHK__N(mhk__attention_step);
-#endif
-  k->attention = MHK__N(mhk__attention);
-  k->ssd = MHK__N(mhk__ssd);
-  k->ssd_step = MHK__N(mhk__ssd_step);
-  k->conv_stream = MHK__N(mhk__conv_stream);
-  k->norm = MHK__N(mhk__norm);
-  k->log_sum_exp = MHK__N(mhk__log_sum_exp);
-  k->gelu = MHK__N(mhk__gelu);
-  k->gate = MHK__N(mhk__gate);
+  k->q_rows = MHK__W == 1 ? 8 : 64;
 #ifndef MOHAWK_NO_TRAINING
   k->narrow.mr = MHK__MR;
   k->narrow.nr = MHK__NR;
@@ -21022,28 +21047,18 @@ static void MHK__N(mhk__fill)(mhk__kernels *k) {
   k->narrow.pack_a = MHK__N(mhk__narrow_pack_a);
   k->narrow.pack_b = MHK__N(mhk__narrow_pack_b);
   k->narrow.product = MHK__N(mhk__narrow_product);
-  k->attention_back = MHK__N(mhk__attention_back);
-  k->ssd_back = MHK__N(mhk__ssd_back);
-  k->orientation = MHK__N(mhk__orientation);
-  k->orientation_back = MHK__N(mhk__orientation_back);
-  k->conv = MHK__N(mhk__conv);
-  k->conv_back = MHK__N(mhk__conv_back);
-  k->norm_back = MHK__N(mhk__norm_back);
-  k->softmax = MHK__N(mhk__softmax);
-  k->soft_dot = MHK__N(mhk__soft_dot);
-  k->soft_back = MHK__N(mhk__soft_back);
-  k->gelu_back = MHK__N(mhk__gelu_back);
-  k->gate_back = MHK__N(mhk__gate_back);
-  k->distance = MHK__N(mhk__distance);
-  k->adamw = MHK__N(mhk__adamw);
 #endif
+  MHK__KERNELS(MHK__FILL)
+  MHK__HEAD_KERNELS(MHK__FILL_HEAD)
+#ifdef MHK__HAS_DECODING
+  MHK__QUANTIZED_KERNELS(MHK__FILL)
+  MHK__STEP_KERNELS(MHK__FILL_HEAD)
+#endif
+  MHK__TRAINING_KERNELS(MHK__FILL)
+  MHK__TRAINING_HEAD_KERNELS(MHK__FILL_HEAD)
 }
 
-#undef MHK__JOIN2
-#undef MHK__JOIN
-#undef MHK__N
-#undef MHK__N2
-#undef MHK__N3
+/* what each pass has its own of */
 #undef MHK__W
 #undef MHK__V
 #undef MHK__LOAD
@@ -21055,81 +21070,35 @@ static void MHK__N(mhk__fill)(mhk__kernels *k) {
 #undef MHK__MIN
 #undef MHK__POWER2
 #undef MHK__MASK
+#undef MHK__FROM
 #undef MHK__LOAD_BF16
 #undef MHK__LOAD_F16
-#undef MHK__WIDEN
-#undef MHK__FETCH
 #undef MHK__WORDS
 #undef MHK__LOAD_WORDS
 #undef MHK__EVEN_BF16
 #undef MHK__ODD_BF16
-#undef MHK__FEW_ROWS
-#undef MHK__FEW_ROWS4
-#undef MHK__FEW_ROWS_OF
-#undef MHK__STREAM_START
-#undef MHK__STREAM_STEP
-#undef MHK__STREAM_END
-#undef MHK__SUM_START
-#undef MHK__SUM_STEP
-#undef MHK__SUM_END
-#undef MHK__THREE_STREAMS
-#undef MHK__FOUR_STREAMS
-#undef MHK__ROWS1
-#undef MHK__ROWS2
-#undef MHK__ROWS3
-#undef MHK__ROWS4
-#undef MHK__PLAIN
-#undef MHK__PAIR
-#undef MHK__PAIR_BF16
-#undef MHK__PAIR_F16
 #undef MHK__LOAD_FIRST
 #undef MHK__STORE_FIRST
-#undef MHK__TRANSPOSES
-#undef MHK__WANT_C
-#undef MHK__FROM
-#undef MHK__TALL
-#undef MHK__BROAD
-#undef MHK__SUM4
-#undef MHK__SUM2
-#undef MHK__TAKE4
-#undef MHK__TAKE2
-#undef MHK__TIMES4
-#undef MHK__TIMES2
-#undef MHK__GO4
-#undef MHK__GO2
-#undef MHK__PUT4
-#undef MHK__PUT2
-#undef MHK__B4
-#undef MHK__B2
-#undef MHK__SUM1
-#undef MHK__TAKE1
-#undef MHK__TIMES1
-#undef MHK__GO1
-#undef MHK__PUT1
-#undef MHK__B1
-#undef MHK__BLOCK_OF
-#undef MHK__VARS4
-#undef MHK__VARS2
-#undef MHK__VARS1
-#undef MHK__EACH2
-#undef MHK__EACH4
-#undef MHK__EACH6
-#undef MHK__EACH8
-#undef MHK__EACH14
-#undef MHK__MORE_B
-#undef MHK__LOAD_B
-#undef MHK__TILE_OF
-#undef MHK__HALF
-#undef MHK__MR
-#undef MHK__NV
-#undef MHK__NR
-#undef MHK__LOADN
-#undef MHK__STOREN
-#undef MHK__EACH
+#undef MHK__FETCH
+#undef MHK__FEW_ROWS4
+#undef MHK__PAIR_BF16
+#undef MHK__PAIR_F16
 #undef MHK__DECLARE
 #undef MHK__STEP
 #undef MHK__WRITE
 #undef MHK__ADD
+#undef MHK__MORE_B
+#undef MHK__LOAD_B
+#undef MHK__MR
+#undef MHK__HALF
+#undef MHK__NV
+#undef MHK__TALL
+#undef MHK__HAS_TRANSPOSE
+#undef MHK__HAS_BLOCKS_OF_4
+#undef MHK__HAS_PREFETCH
+#undef MHK__HAS_32_REGISTERS
+#undef MHK__HAS_DECODING
+#undef MHK__HAS_BYTE_DOTS
 #endif /* MHK__TEMPLATE */
 
 #if defined(MOHAWK_IMPLEMENTATION) && !defined(MHK__PASS)
@@ -21149,7 +21118,7 @@ static void MHK__N(mhk__fill)(mhk__kernels *k) {
 #define MHK__POP MHK__PRAGMA(GCC pop_options)
 #endif
 
-#define MHK__PASS 1
+#define MHK__PASS MHK__SCALAR
 #define MHK__SUFFIX _scalar
 #include MOHAWK_HEADER_NAME
 #if !defined(MHK__PASS_DONE) || MHK__PASS_DONE != MHK__VERSION
@@ -21161,7 +21130,7 @@ or version: #define MOHAWK_HEADER_NAME to the name it is included by, in quotes,
 #undef MHK__PASS_DONE
 #ifdef MHK__HAS_X86_PASSES
 MHK__PUSH_AVX2
-#define MHK__PASS 2
+#define MHK__PASS MHK__AVX2
 #define MHK__SUFFIX _avx2
 #include MOHAWK_HEADER_NAME
 #undef MHK__PASS
@@ -21169,7 +21138,7 @@ MHK__PUSH_AVX2
 #undef MHK__PASS_DONE
 MHK__POP
 MHK__PUSH_AVX512
-#define MHK__PASS 3
+#define MHK__PASS MHK__AVX512
 #define MHK__SUFFIX _avx512
 #include MOHAWK_HEADER_NAME
 #undef MHK__PASS
@@ -21178,7 +21147,7 @@ MHK__PUSH_AVX512
 MHK__POP
 #endif
 #ifdef MHK__HAS_NEON_PASS
-#define MHK__PASS 4
+#define MHK__PASS MHK__NEON
 #define MHK__SUFFIX _neon
 #include MOHAWK_HEADER_NAME
 #undef MHK__PASS
@@ -21186,7 +21155,7 @@ MHK__POP
 #undef MHK__PASS_DONE
 #endif
 #ifdef MHK__HAS_WASM_PASS
-#define MHK__PASS 5
+#define MHK__PASS MHK__WASM
 #define MHK__SUFFIX _wasm
 #include MOHAWK_HEADER_NAME
 #undef MHK__PASS
@@ -21223,19 +21192,19 @@ static inline __m512i mhk__q_four(const signed char *x) {
 #define MHK__STEP(s, r, w, at) \
   l##s = _mm512_dpbusd_epi32(l##s, w, mhk__q_four(x + (r) * 2 * K + (at))); \
   h##s = _mm512_dpbusd_epi32(h##s, w, mhk__q_four(x + (r) * 2 * K + (at) + 32));
-#define MHK__ROWS2(f, w, at) f(0, 0, w, at) f(1, 1, w, at)
-#define MHK__ROWS4(f, w, at) MHK__ROWS2(f, w, at) f(2, 2, w, at) f(3, 3, w, at)
+#define MHK__FIRST2(f, w, at) f(0, 0, w, at) f(1, 1, w, at)
+#define MHK__FIRST4(f, w, at) MHK__FIRST2(f, w, at) f(2, 2, w, at) f(3, 3, w, at)
 #define MHK__OTHER4(f, w, at) f(4, 0, w, at) f(5, 1, w, at) f(6, 2, w, at) f(7, 3, w, at)
 #define MHK__STEPS1(at) MHK__STEP(0, 0, even[0], at) MHK__STEP(1, 0, odd[0], (at) + 4)
-#define MHK__STEPS2(at) MHK__ROWS2(MHK__STEP, even[0], at) MHK__ROWS2(MHK__STEP, odd[0], (at) + 4)
-#define MHK__STEPS4(at) MHK__ROWS4(MHK__STEP, even[0], at) MHK__ROWS4(MHK__STEP, odd[0], (at) + 4)
+#define MHK__STEPS2(at) MHK__FIRST2(MHK__STEP, even[0], at) MHK__FIRST2(MHK__STEP, odd[0], (at) + 4)
+#define MHK__STEPS4(at) MHK__FIRST4(MHK__STEP, even[0], at) MHK__FIRST4(MHK__STEP, odd[0], (at) + 4)
 #define MHK__STEPS8(at) \
-  MHK__ROWS4(MHK__STEP, even[0], at) MHK__OTHER4(MHK__STEP, even[1], at) \
-  MHK__ROWS4(MHK__STEP, odd[0], (at) + 4) MHK__OTHER4(MHK__STEP, odd[1], (at) + 4)
+  MHK__FIRST4(MHK__STEP, even[0], at) MHK__OTHER4(MHK__STEP, even[1], at) \
+  MHK__FIRST4(MHK__STEP, odd[0], (at) + 4) MHK__OTHER4(MHK__STEP, odd[1], (at) + 4)
 #define MHK__NONE(s, r, w, at) __m512i l##s = _mm512_set1_epi32(offset[(r) * groups]), h##s = _mm512_setzero_si512();
 #define MHK__NONE1 MHK__NONE(0, 0, 0, 0) __m512i l1 = _mm512_setzero_si512(), h1 = l1;
-#define MHK__NONE2 MHK__ROWS2(MHK__NONE, 0, 0)
-#define MHK__NONE4 MHK__ROWS4(MHK__NONE, 0, 0)
+#define MHK__NONE2 MHK__FIRST2(MHK__NONE, 0, 0)
+#define MHK__NONE4 MHK__FIRST4(MHK__NONE, 0, 0)
 #define MHK__NONE8 MHK__NONE4 MHK__OTHER4(MHK__NONE, 0, 0)
 #define MHK__BY(block) _mm512_maskz_cvtph_ps(MHK__ALL, _mm256_loadu_si256((const __m256i *)(const void *)(scale + \
   (block) * groups * MHK__Q_ROWS)))
@@ -21247,18 +21216,18 @@ static inline __m512i mhk__q_four(const signed char *x) {
   l0 = _mm512_add_epi32(l0, l1); \
   h0 = _mm512_add_epi32(h0, h1); \
   MHK__END(0, 0, 0, 0)
-#define MHK__ENDS2 MHK__ROWS2(MHK__END, 0, 0)
-#define MHK__ENDS4 MHK__ROWS4(MHK__END, 0, 0)
+#define MHK__ENDS2 MHK__FIRST2(MHK__END, 0, 0)
+#define MHK__ENDS4 MHK__FIRST4(MHK__END, 0, 0)
 #define MHK__ENDS8 MHK__ENDS4 by = MHK__BY(1); MHK__OTHER4(MHK__END, 0, 0)
 #define MHK__SUM(s, r, w, at) _mm512_storeu_ps(sums + (s) * MHK__Q_ROWS, sum##s);
 #define MHK__SUMS1 MHK__SUM(0, 0, 0, 0)
-#define MHK__SUMS2 MHK__ROWS2(MHK__SUM, 0, 0)
-#define MHK__SUMS4 MHK__ROWS4(MHK__SUM, 0, 0)
+#define MHK__SUMS2 MHK__FIRST2(MHK__SUM, 0, 0)
+#define MHK__SUMS4 MHK__FIRST4(MHK__SUM, 0, 0)
 #define MHK__SUMS8 MHK__SUMS4 MHK__OTHER4(MHK__SUM, 0, 0)
 #define MHK__START(s, r, w, at) __m512 sum##s = _mm512_setzero_ps();
 #define MHK__START1 MHK__START(0, 0, 0, 0)
-#define MHK__START2 MHK__ROWS2(MHK__START, 0, 0)
-#define MHK__START4 MHK__ROWS4(MHK__START, 0, 0)
+#define MHK__START2 MHK__FIRST2(MHK__START, 0, 0)
+#define MHK__START4 MHK__FIRST4(MHK__START, 0, 0)
 #define MHK__START8 MHK__START4 MHK__OTHER4(MHK__START, 0, 0)
 #define MHK__OPEN_Q8(block) \
   MHK__NEXT(p[block]) \
@@ -21321,8 +21290,8 @@ static void mhk__q_times_vnni(const mhk__q_args *a, mhk_index first, mhk_index l
 #undef MHK__NEXT
 #undef MHK__ALL
 #undef MHK__STEP
-#undef MHK__ROWS2
-#undef MHK__ROWS4
+#undef MHK__FIRST2
+#undef MHK__FIRST4
 #undef MHK__OTHER4
 #undef MHK__STEPS1
 #undef MHK__STEPS2
@@ -21365,14 +21334,14 @@ MHK__POP
    registers, their sums wait in memory. Counted in the code of GCC 12, a row takes 140 vector
    instructions for 256 bytes of MHK_Q4 in groups of 32 alone, 114 in a tile of two, 104 in one of
    four; for 512 of MHK_Q8 100, 98, 98. */
-#define MHK__EACH1(f, v, x, n) f(0, v, x, n)
-#define MHK__EACH2(f, v, x, n) f(0, v, x, n) f(1, v, x, n)
-#define MHK__EACH4(f, v, x, n) f(0, v, x, n) f(1, v, x, n) f(2, v, x, n) f(3, v, x, n)
+#define MHK__OF1(f, v, x, n) f(0, v, x, n)
+#define MHK__OF2(f, v, x, n) f(0, v, x, n) f(1, v, x, n)
+#define MHK__OF4(f, v, x, n) f(0, v, x, n) f(1, v, x, n) f(2, v, x, n) f(3, v, x, n)
 #define MHK__VECTORS1(f, n) f(1, 0, n) f(1, 1, n) f(1, 2, n) f(1, 3, n)
 #define MHK__VECTORS2(f, n) f(2, 0, n) f(2, 1, n) f(2, 2, n) f(2, 3, n)
 #define MHK__VECTORS4(f, n) f(4, 0, n) f(4, 1, n)
 #define MHK__NONE(r, v, x, n) int32x4_t l##r##v = vdupq_n_s32(less * offset[r * groups]), h##r##v = vdupq_n_s32(0);
-#define MHK__NONES(R, v, n) MHK__EACH##R(MHK__NONE, v, x, n)
+#define MHK__NONES(R, v, n) MHK__OF##R(MHK__NONE, v, x, n)
 #define MHK__TAKE(r, v, x, at) const int8x16_t xl##r = vld1q_s8(x + r * 2 * K + at), xh##r = vld1q_s8(x + r * 2 * K + \
   at + 32);
 #define MHK__DOT(r, v, w, n) \
@@ -21380,15 +21349,15 @@ MHK__POP
   h##r##v = vdotq_laneq_s32(h##r##v, w, xh##r, n);
 #define MHK__FOUR_Q8(R, v, n) { \
   const int8x16_t w = vld1q_s8(p + 64 * n + 16 * v); \
-  MHK__EACH##R(MHK__DOT, v, w, n) }
+  MHK__OF##R(MHK__DOT, v, w, n) }
 #define MHK__EIGHT_Q4(R, v, n) { \
   const int8x16_t w = vld1q_s8(p + 64 * n + 16 * v), even = vandq_s8(w, low), \
     odd = vreinterpretq_s8_u8(vshrq_n_u8(vreinterpretq_u8_s8(w), 4)); \
-  MHK__EACH##R(MHK__DOT, v, even, 2 * n) \
-  MHK__EACH##R(MHK__DOT, v, odd, 2 * n + 1) }
+  MHK__OF##R(MHK__DOT, v, even, 2 * n) \
+  MHK__OF##R(MHK__DOT, v, odd, 2 * n + 1) }
 /* 16 of k, of which lines of the weights are asked for ahead */
 #define MHK__SIXTEEN(type, R, n_lines, at) { \
-  MHK__EACH##R(MHK__TAKE, 0, x, at) \
+  MHK__OF##R(MHK__TAKE, 0, x, at) \
   for (n = 0; n < (R < 4 ? n_lines : n_lines / 2); n++) MHK__PREFETCH_L1(p + MHK__Q_AHEAD + 64 * (half * \
     (n_lines / 2) + n)); \
   MHK__SIXTEEN_##type(R) \
@@ -21402,7 +21371,7 @@ MHK__POP
     vmulq_n_f32(by, size[r * groups]));
 #define MHK__ENDS(R, v, n) { \
   const float32x4_t by = vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(scale + 4 * (n + v)))); \
-  MHK__EACH##R(MHK__END, v, by, n) }
+  MHK__OF##R(MHK__END, v, by, n) }
 #define MHK__START(r, v, x, n) sum[4 * r] = sum[4 * r + 1] = sum[4 * r + 2] = sum[4 * r + 3] = vdupq_n_f32(0);
 #define MHK__SUM(r, v, x, n) \
   vst1q_f32(sums + 16 * r, sum[4 * r]); \
@@ -21424,7 +21393,7 @@ MHK__POP
     mhk_index g, j; \
     int half, n; \
     (void)low; \
-    MHK__EACH##R(MHK__START, 0, 0, 0) \
+    MHK__OF##R(MHK__START, 0, 0, 0) \
     for (g = 0; g < groups; g++, scale += MHK__Q_ROWS, size++, offset++, from += group * 4 * n_lines, xs += 2 * group) \
       for (half = 0; half < (R < 4 ? 1 : 2); half++) { \
         const signed char *p = from + 32 * half, *x = xs; \
@@ -21435,7 +21404,7 @@ MHK__POP
         } \
         MHK__VECTORS##R(MHK__ENDS, (R < 4 ? 0 : 2 * half)) \
       } \
-    MHK__EACH##R(MHK__SUM, 0, 0, 0) \
+    MHK__OF##R(MHK__SUM, 0, 0, 0) \
     mhk__q_store_neon(a, b, i, R, sums); \
   }
 MHK__TILE_Q(Q8, 4, 0, 1)
@@ -21450,9 +21419,9 @@ static void mhk__q_times_sdot(const mhk__q_args *a, mhk_index first, mhk_index l
   else
     mhk__q_tiles(a, first, last, mhk__sdot_Q4_1, mhk__sdot_Q4_2, mhk__sdot_Q4_4, NULL);
 }
-#undef MHK__EACH1
-#undef MHK__EACH2
-#undef MHK__EACH4
+#undef MHK__OF1
+#undef MHK__OF2
+#undef MHK__OF4
 #undef MHK__VECTORS1
 #undef MHK__VECTORS2
 #undef MHK__VECTORS4
@@ -21656,35 +21625,29 @@ static void mhk__dot_pack_b(void *dst, mhk_index n_columns, mhk_index k, mhk__ma
 }
 
 /* the register tile: each word of a against 32 of b */
-#define MHK__EACH(M) M(0) M(1) M(2) M(3) M(4) M(5) M(6) M(7) M(8) M(9) M(10) M(11) M(12) M(13)
-#define MHK__DECLARE(i) __m512 s##i = _mm512_setzero_ps(), t##i = _mm512_setzero_ps();
-#define MHK__STEP(i) \
+#define MHK__DOT_DECLARE(i) __m512 s##i = _mm512_setzero_ps(), t##i = _mm512_setzero_ps();
+#define MHK__DOT_STEP(i) \
   x = (__m512bh)_mm512_set1_epi32((int)a[i]); \
   s##i = _mm512_dpbf16_ps(s##i, x, p); \
   t##i = _mm512_dpbf16_ps(t##i, x, q);
-#define MHK__WRITE(i) _mm512_storeu_ps(c, s##i); _mm512_storeu_ps(c + 16, t##i); c += ldc;
-#define MHK__ADD(i) _mm512_storeu_ps(c, _mm512_loadu_ps(c) + s##i); \
+#define MHK__DOT_WRITE(i) _mm512_storeu_ps(c, s##i); _mm512_storeu_ps(c + 16, t##i); c += ldc;
+#define MHK__DOT_ADD(i) _mm512_storeu_ps(c, _mm512_loadu_ps(c) + s##i); \
   _mm512_storeu_ps(c + 16, _mm512_loadu_ps(c + 16) + t##i); c += ldc;
 static void mhk__dot_tile(mhk_index words, const uint32_t *MHK__RESTRICT a, const uint32_t *MHK__RESTRICT b, float *c,
                           mhk_index ldc, int accumulate) {
   __m512bh x, p, q;
-  MHK__EACH(MHK__DECLARE)
+  MHK__EACH(MHK__DOT_ROWS, MHK__DOT_DECLARE)
   for (; words > 0; words--, a += MHK__DOT_ROWS, b += MHK__DOT_COLUMNS) {
     p = (__m512bh)_mm512_loadu_si512(b);
     q = (__m512bh)_mm512_loadu_si512(b + 16);
-    MHK__EACH(MHK__STEP)
+    MHK__EACH(MHK__DOT_ROWS, MHK__DOT_STEP)
   }
   if (accumulate) {
-    MHK__EACH(MHK__ADD)
+    MHK__EACH(MHK__DOT_ROWS, MHK__DOT_ADD)
   } else {
-    MHK__EACH(MHK__WRITE)
+    MHK__EACH(MHK__DOT_ROWS, MHK__DOT_WRITE)
   }
 }
-#undef MHK__EACH
-#undef MHK__DECLARE
-#undef MHK__STEP
-#undef MHK__WRITE
-#undef MHK__ADD
 
 /* m x n of a tile's sums, 32 to a row, into c */
 static void mhk__bf16_edge(const float *tile, mhk_index m, mhk_index n, float *c, mhk_index ldc, int accumulate) {
@@ -22059,131 +22022,6 @@ MHKDEF const char *mhk_isa_name(const mhk_context *ctx) { return ctx ? mhk__isa_
 MHKDEF const char *mhk_bf16_name(const mhk_context *ctx) { return ctx ? mhk__bf16_text(ctx->bf16_unit) : ""; }
 #endif /* MOHAWK_NO_TRAINING */
 #endif /* MOHAWK_IMPLEMENTATION */
-#if defined(MOHAWK_IMPLEMENTATION) && !defined(MHK__PASS)
-/* nothing private stays behind */
-#undef MHK__AFTER
-#undef MHK__AMX_K
-#undef MHK__ASAN
-#undef MHK__BIG_DIGITS
-#undef MHK__BIG_WORDS
-#undef MHK__DOT_COLUMNS
-#undef MHK__DOT_ROWS
-#undef MHK__END_TEXT
-#undef MHK__HASH_START
-#undef MHK__HAS_AMX
-#undef MHK__HAS_BF16_DOT
-#undef MHK__HAS_NEON_PASS
-#undef MHK__HAS_SDOT
-#undef MHK__HAS_WASM_PASS
-#undef MHK__HAS_X86_PASSES
-#undef MHK__HAS_VNNI
-#undef MHK__HEADER_MOST
-#undef MHK__HEAD_TASK
-#undef MHK__HUGE_PAGE
-#undef MHK__JSON_DEPTH
-#undef MHK__JSON_INFINITY
-#undef MHK__LETTER
-#undef MHK__LIST_MOST
-#undef MHK__QUIET
-#undef MHK__LOGITS_PIECE
-#undef MHK__MOST_DRAFTED
-#undef MHK__NARROW_K
-#undef MHK__NUMBER
-#undef MHK__OPEN_GATE
-#undef MHK__OTHER
-#undef MHK__OUT_BLOCK
-#undef MHK__PACK_COLUMNS
-#undef MHK__FEW
-#undef MHK__GEMM_M
-#undef MHK__GEMM_N
-#undef MHK__GEMM_K
-#undef MHK__ROW_BLOCK
-#undef MHK__Q_ROUND
-#undef MHK__Q_AHEAD
-#undef MHK__Q_SLAB
-#undef MHK__Q_LIMIT
-#undef MHK__Q_ROWS
-#undef MHK__Q_TINY
-#undef MHK__PATH_MOST
-#undef MHK__PICKLE_MOST
-#undef MHK__POP
-#undef MHK__POSIX
-#undef MHK__SYSTEM
-#undef MHK__PRAGMA
-#undef MHK__PUSH_AMX
-#undef MHK__PUSH_AVX2
-#undef MHK__PUSH_AVX512
-#undef MHK__PUSH_BF16
-#undef MHK__PUSH_VNNI
-#undef MHK__R
-#undef MHK__REAL_LEAST
-#undef MHK__REAL_MOST
-#undef MHK__REAL_TEXT
-#undef MHK__RECENT_ROOM
-#undef MHK__RESTRICT
-#undef MHK__PREFETCH
-#undef MHK__PREFETCH_WRITE
-#undef MHK__PREFETCH_L1
-#undef MHK__REXP
-#undef MHK__ROWS_AHEAD
-#undef MHK__ROWS_TASK
-#undef MHK__SAME_MLP
-#undef MHK__SAME_NORM
-#undef MHK__SAMPLE_BATCH
-#undef MHK__SAVED
-#undef MHK__CHECKPOINT
-#undef MHK__SAVED_TEXTS
-#undef MHK__SCORE_ROWS
-#undef MHK__SENTENCE
-#undef MHK__NFC_CLASS
-#undef MHK__NFC_END
-#undef MHK__NFC_GOES
-#undef MHK__NFC_HASH
-#undef MHK__NFC_JOINS
-#undef MHK__NFC_PART
-#undef MHK__SHORT_WORD
-#undef MHK__SMALL
-#undef MHK__SPACE
-#undef MHK__SSD_CHUNK
-#undef MHK__LD
-#undef MHK__NO_FOLLOW
-#undef MHK__NO_HANDLE
-#undef MHK__OVER
-#undef MHK__STATE_HEAD
-#undef MHK__STATE_VERSION
-#undef MHK__STEPS
-#undef MHK__STREAM_BLOCK
-#undef MHK__TARGET_SDOT
-#undef MHK__TEXT_WORD
-#undef MHK__TILE
-#undef MHK__TOKEN_ADDED
-#undef MHK__TOKEN_MAPPED
-#undef MHK__TOKEN_VOCABULARY
-#undef MHK__UPDATE_BLOCK
-#undef MHK__WINDOW
-#undef MHK__WHY
-#undef MHK__DAMAGE
-#undef MHK__XXH_1
-#undef MHK__XXH_2
-#undef MHK__XXH_3
-#undef MHK__XXH_4
-#undef MHK__XXH_5
-#undef MHK__WINDOWS
-#undef MHK__WORD_BYTES
-#undef MHK__WORD_IDS
-#undef MHK__WORD_BITS
-#undef MHK__WORD_SLOTS
-#undef MHK__X86
-#undef MHK__ZIP_DIRECTORY
-#undef MHK__ZIP_END
-#undef MHK__ZIP_END64
-#undef MHK__ZIP_ENTRY
-#undef MHK__ZIP_LOCATOR
-#undef MHK__FAST_MATH
-#undef MHK__GETTIMEOFDAY
-#undef MHK__VERSION
-#endif /* MOHAWK_IMPLEMENTATION */
-
 #ifndef MHK__PASS
 #undef MHK__TEMPLATE
 #undef MHK__TEXT

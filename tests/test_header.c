@@ -558,7 +558,16 @@ TEST(leaves_nothing_behind) {
   before = test_read_file(test_path("before.txt"), NULL);
   after = test_read_file(test_path("after.txt"), NULL);
   REQUIRE(before && after, "no list of macros");
-  for (p = after; (p = strstr(p, "#define MHK__")) != NULL; p++) CHECK(0, "left behind: %.60s", p + 8);
+  /* macros may stay where their names say whose they are, but for those that steer the file itself */
+  for (p = header; (p = strstr(p, "#define ")) != NULL; p += 8) {
+    const char *name = p + 8;
+    CHECK(!strncmp(name, "MHK_", 4) || !strncmp(name, "MHKDEF", 6) || !strncmp(name, "MOHAWK_", 7) ||
+              !strncmp(name, "WIN32_LEAN_AND_MEAN", 19) || !strncmp(name, "NOMINMAX", 8),
+          "a macro without a prefix: %.40s", name);
+  }
+  CHECK(!strstr(after, "#define MHK__PASS ") && !strstr(after, "#define MHK__TEMPLATE") &&
+            !strstr(after, "#define MHK__TEXT "),
+        "a pass has not ended");
   CHECK(strstr(after, "#define __AVX2__") == NULL || strstr(before, "#define __AVX2__") != NULL,
         "the instruction set stays switched");
   free(before), free(after);
