@@ -3714,6 +3714,14 @@ static void mhk__over(mhk_context *ctx, mhk_index n, mhk_index step,
 static mhk_index mhk__padded(mhk_index rows) { return rows + 32; }
 #endif /* MOHAWK_NO_TRAINING */
 
+/* y of rows [16 block, 16 block + 16) of w, as far as they are wanted, for rows [i, i + m) of x */
+static void mhk__q_store(const mhk__q_args *a, mhk_index block, mhk_index i, mhk_index m, const float *sums) {
+  const mhk_index n = block * MHK__Q_ROWS - a->n0, from = n < 0 ? -n : 0,
+                  to = a->N - n < MHK__Q_ROWS ? a->N - n : MHK__Q_ROWS;
+  for (mhk_index row = 0; row < m; row++)
+    for (mhk_index r = from; r < to; r++) a->y[(i + row) * a->ldy + n + r] = sums[row * MHK__Q_ROWS + r];
+}
+
 #if (defined(MHK__HAS_X86_PASSES) || defined(MHK__HAS_NEON_PASS) || defined(MHK__HAS_WASM_PASS)) && \
     !defined(MOHAWK_DOUBLE)
 /* Blocks [first,last) of quantized weights by tiles of one row of x, of two, and where there are
@@ -3740,6 +3748,93 @@ static void mhk__q_tiles(const mhk__q_args *a, mhk_index first, mhk_index last, 
     }
   }
 }
+
+/* One generator for the integer tiles of all instruction sets: R rows of x against the 16 rows of
+   one block of w, or of two blocks, which are read once. A lane is a row of w. A line of 64 bytes
+   holds 4 numbers along k of each row (MHK_Q8) or 8 (MHK_Q4); it is 64 / (4 MHK__Q_LANES) vectors.
+   d<r><v> adds up, for one group, what row r of x gives in vector v; sum<r><v> the groups' results.
+   Named variables, so that no compiler spills an array. What a set brings along:
+     MHK__Q_LANES, MHK__Q_INT, MHK__Q_REAL    its vectors, of 32-bit integers and of floats
+     MHK__Q_LOAD(p), MHK__Q_SPREAD(x)         a vector of w; one float in every lane
+     MHK__Q_SCALES(p)                         16-bit scales as floats
+     MHK__Q_SUM, MHK__Q_NONE(start)           d: its type and first value; start is what the
+     MHK__Q_TOTAL(d, start)                   offset of Q8 or Q4 adds, here or in the total
+     MHK__Q_OFFSET_Q8, MHK__Q_OFFSET_Q4       whether there is such an offset: 0 or 1
+     MHK__Q_STEP_Q8, MHK__Q_STEP_Q4           numbers along k of one turn of the inner loop
+     MHK__Q_TURN_Q8(R, V), MHK__Q_TURN_Q4     its lines: V(MHK__Q_LINE_Q8, R, 0) is the first one
+     MHK__Q_PARTS_Q8, MHK__Q_PARTS_Q4         makes of a vector w what is multiplied,
+     MHK__Q_ROW_Q8(r, v, n), MHK__Q_ROW_Q4    and what row r of x does with it, at line n
+     MHK__Q_TARGET                            an attribute of the function, or nothing
+   Multiply, add, dequantize: the integers are exact in any order, the order of float operations
+   stands here, so that all sets give the same bits. */
+#define MHK__Q_R1(f, v, n) f(0, v, n)
+#define MHK__Q_R2(f, v, n) f(0, v, n) f(1, v, n)
+#define MHK__Q_R4(f, v, n) f(0, v, n) f(1, v, n) f(2, v, n) f(3, v, n)
+#define MHK__Q_V1(f, R, n) f(R, 0, n)
+#define MHK__Q_V2(f, R, n) f(R, 0, n) f(R, 1, n)
+#define MHK__Q_V4(f, R, n) f(R, 0, n) f(R, 1, n) f(R, 2, n) f(R, 3, n)
+#define MHK__Q_LOW(f, R, n) f(R, 0, n) f(R, 1, n)
+#define MHK__Q_HIGH(f, R, n) f(R, 2, n) f(R, 3, n)
+#define MHK__Q_BLOCK(v) ((v) * MHK__Q_LANES / MHK__Q_ROWS) /* which block and which of its rows vector v starts at */
+#define MHK__Q_AT(v) ((v) * MHK__Q_LANES % MHK__Q_ROWS)
+#define MHK__Q_START(R, v, n) MHK__Q_R##R(MHK__Q_START_ROW, v, n)
+#define MHK__Q_START_ROW(r, v, n) MHK__Q_REAL sum##r##v = MHK__Q_SPREAD(0.0f);
+#define MHK__Q_ZERO(R, v, n) MHK__Q_R##R(MHK__Q_ZERO_ROW, v, n)
+#define MHK__Q_ZERO_ROW(r, v, n) MHK__Q_SUM d##r##v = MHK__Q_NONE(has_offset * offset[(r) * groups]);
+#define MHK__Q_LINE_Q8(R, v, n) MHK__Q_LINE(Q8, R, v, n)
+#define MHK__Q_LINE_Q4(R, v, n) MHK__Q_LINE(Q4, R, v, n)
+#define MHK__Q_LINE(type, R, v, n) { \
+    const unsigned char *line = p + MHK__Q_BLOCK(v) * block + 64 * (n); \
+    if (MHK__Q_AT(v) == 0) MHK__PREFETCH_L1(line + MHK__Q_AHEAD); \
+    const MHK__Q_INT w = MHK__Q_LOAD(line + 4 * MHK__Q_AT(v)); \
+    MHK__Q_PARTS_##type \
+    MHK__Q_R##R(MHK__Q_ROW_##type, v, n) \
+  }
+#define MHK__Q_END(R, v, n) { \
+    const MHK__Q_REAL by = MHK__Q_SCALES(scale + MHK__Q_BLOCK(v) * groups * MHK__Q_ROWS + MHK__Q_AT(v)); \
+    MHK__Q_R##R(MHK__Q_END_ROW, v, n) \
+  }
+#define MHK__Q_END_ROW(r, v, n) \
+  sum##r##v = MHK__Q_FMA(MHK__Q_TOTAL(d##r##v, has_offset * offset[(r) * groups]), \
+    by * MHK__Q_SPREAD(size[(r) * groups]), sum##r##v);
+#define MHK__Q_STORE(R, v, n) MHK__Q_R##R(MHK__Q_STORE_ROW, v, n)
+#define MHK__Q_STORE_ROW(r, v, n) \
+  MHK__Q_PUT(sums + (MHK__Q_BLOCK(v) * rows + (r)) * MHK__Q_ROWS + MHK__Q_AT(v), sum##r##v);
+#define MHK__Q_GROUP(type, R, V) { \
+    const unsigned char *p = from; \
+    const signed char *x = digits; \
+    V(MHK__Q_ZERO, R, 0) \
+    for (j = 0; j < group; j += MHK__Q_STEP_##type, x += 2 * MHK__Q_STEP_##type) { \
+      MHK__Q_TURN_##type(R, V) \
+      p += MHK__Q_STEP_##type * MHK__Q_BYTES_##type; \
+    } \
+    V(MHK__Q_END, R, 0) \
+  }
+#define MHK__Q_BYTES_Q8 MHK__Q_ROWS /* of a block for one number along k */
+#define MHK__Q_BYTES_Q4 (MHK__Q_ROWS / 2)
+/* GROUPS: MHK__Q_GROUP, or MHK__Q_HALVES, which takes the vectors of a block half by half where
+   the registers do not hold the integers of all */
+#define MHK__Q_HALVES(type, R, V) MHK__Q_GROUP(type, R, MHK__Q_LOW) MHK__Q_GROUP(type, R, MHK__Q_HIGH)
+#define MHK__Q_TILE(name, type, R, V, blocks, GROUPS) \
+  MHK__Q_TARGET static void name(const mhk__q_args *a, mhk_index b, mhk_index i) { \
+    const mhk_index K = a->K, group = a->q->group, groups = K / group, block = mhk__q_block_bytes(a->dtype, K); \
+    const unsigned char *from = (const unsigned char *)a->q->q + b * block; \
+    const uint16_t *scale = a->q->scale + b * groups * MHK__Q_ROWS; \
+    const signed char *digits = (const signed char *)(a->digits + i * K); \
+    const float *size = a->scale + i * groups; \
+    const int32_t has_offset = MHK__Q_OFFSET_##type, *offset = a->offset + i * groups; \
+    enum { rows = R }; \
+    float sums[(blocks) * rows * MHK__Q_ROWS]; \
+    mhk_index g, j; \
+    V(MHK__Q_START, R, 0) \
+    for (g = 0; g < groups; g++, scale += MHK__Q_ROWS, size++, offset++) { \
+      GROUPS(type, R, V) \
+      from += group * MHK__Q_BYTES_##type; \
+      digits += 2 * group; \
+    } \
+    V(MHK__Q_STORE, R, 0) \
+    for (j = 0; j < (blocks); j++) mhk__q_store(a, b + j, i, rows, sums + j * rows * MHK__Q_ROWS); \
+  }
 #endif
 #endif /* MOHAWK_IMPLEMENTATION */
 
@@ -4567,14 +4662,6 @@ static void MHK__N(mhk__rows_times)(mhk_index m, mhk_index n, mhk_index k, const
    AVX512-VNNI further down */
 
 #if defined(MHK__HAS_DECODING) || defined(MHK__HAS_BYTE_DOTS)
-/* y of rows [16 block, 16 block + 16) of w, as far as they are wanted, for rows [i, i + m) of x */
-static void MHK__N(mhk__q_store)(const mhk__q_args *a, mhk_index block, mhk_index i, mhk_index m, const float *sums) {
-  const mhk_index n = block * MHK__Q_ROWS - a->n0, from = n < 0 ? -n : 0,
-                  to = a->N - n < MHK__Q_ROWS ? a->N - n : MHK__Q_ROWS;
-  for (mhk_index row = 0; row < m; row++)
-    for (mhk_index r = from; r < to; r++) a->y[(i + row) * a->ldy + n + r] = sums[row * MHK__Q_ROWS + r];
-}
-
 /* Loops of 32 are what compilers turn into vectors without being told to. A number is not finite
    when its bits, less the sign, reach those of infinity. */
 static inline void MHK__N(mhk__q_round)(const mhk__q_args *a, mhk_index row, mhk_index g, int32_t digits[64]) {
@@ -4642,174 +4729,115 @@ static void MHK__N(mhk__q_prepare)(const mhk__q_args *a, mhk_index row) {
 }
 
 #if MHK__PASS != MHK__SCALAR && !defined(MOHAWK_DOUBLE)
+/* 16-bit words of the four bytes of a row, made by shifts, against pairs of x: the same integers as
+   the plain loop below. AVX-VNNI's sum of two products of words (VPDPWSSD) in place of the
+   multiplication and addition of AVX2 was not faster on Sapphire Rapids: it runs on fewer ports and
+   its sums wait longer. */
+#undef MHK__Q_LANES
+#undef MHK__Q_INT
+#undef MHK__Q_REAL
+#undef MHK__Q_LOAD
+#undef MHK__Q_SPREAD
+#undef MHK__Q_SCALES
+#undef MHK__Q_SUM
+#undef MHK__Q_NONE
+#undef MHK__Q_TOTAL
+#undef MHK__Q_FMA
+#undef MHK__Q_PUT
+#define MHK__Q_LANES MHK__W
+#define MHK__Q_REAL MHK__V
+#define MHK__Q_SPREAD(x) MHK__SET(x)
+#define MHK__Q_FMA(a, b, c) MHK__FMA(a, b, c)
+#define MHK__Q_PUT(p, v) MHK__STORE(p, v)
+#define MHK__Q_SCALES(p) MHK__LOAD_F16(p)
 #if MHK__PASS == MHK__AVX2
-#define MHK__I __m256i
-#define MHK__I_LOAD(p) _mm256_loadu_si256((const __m256i *)(const void *)(p))
+#define MHK__Q_INT __m256i
+#define MHK__Q_LOAD(p) _mm256_loadu_si256((const __m256i *)(const void *)(p))
 #define MHK__I_SET(x) _mm256_set1_epi32(x)
 #define MHK__I_AND(a, b) _mm256_and_si256(a, b)
 #define MHK__I_LEFT(a, n) _mm256_slli_epi16(a, n)
 #define MHK__I_RIGHT(a, n) _mm256_srai_epi16(a, n)
 #define MHK__I_DOWN(a, n) _mm256_srli_epi16(a, n)
 #define MHK__I_DOT(sum, a, b) _mm256_add_epi32(sum, _mm256_madd_epi16(a, b))
-#define MHK__I_ADD(a, b) _mm256_add_epi32(a, b)
-#define MHK__I_REAL(a) _mm256_cvtepi32_ps(a)
-#define MHK__HALVES(p) _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)(p)))
+#define MHK__Q_SUM __m256i
+#define MHK__Q_NONE(start) _mm256_setzero_si256()
+#define MHK__Q_TOTAL(d, start) _mm256_cvtepi32_ps(_mm256_add_epi32(d, MHK__I_SET(start)))
 #elif MHK__PASS == MHK__NEON
-#define MHK__I int32x4_t
-#define MHK__I_LOAD(p) vreinterpretq_s32_s8(vld1q_s8((const int8_t *)(p)))
+#define MHK__Q_INT int32x4_t
+#define MHK__Q_LOAD(p) vreinterpretq_s32_u8(vld1q_u8(p))
 #define MHK__I_SET(x) vdupq_n_s32(x)
 #define MHK__I_AND(a, b) vandq_s32(a, b)
 #define MHK__I_LEFT(a, n) vreinterpretq_s32_s16(vshlq_n_s16(vreinterpretq_s16_s32(a), n))
 #define MHK__I_RIGHT(a, n) vreinterpretq_s32_s16(vshrq_n_s16(vreinterpretq_s16_s32(a), n))
 #define MHK__I_DOWN(a, n) vreinterpretq_s32_u16(vshrq_n_u16(vreinterpretq_u16_s32(a), n))
-#define MHK__I_ADD(a, b) vaddq_s32(a, b)
-#define MHK__I_REAL(a) ((MHK__V)vcvtq_f32_s32(a))
-#define MHK__HALVES(p) MHK__LOAD_F16(p)
 /* products of words are added to neighbours once a group, not at every step */
-#define MHK__DOTS int32x4x2_t
-#define MHK__NO_DOTS(sum) sum.val[0] = sum.val[1] = none;
 #define MHK__I_DOT(sum, a, b) mhk__neon_dot(sum, vreinterpretq_s16_s32(a), vreinterpretq_s16_s32(b))
-#define MHK__I_TOTAL(a) vpaddq_s32(a.val[0], a.val[1])
+#define MHK__Q_SUM int32x4x2_t
+#define MHK__Q_NONE(start) {{vdupq_n_s32(0), vdupq_n_s32(0)}}
+#define MHK__Q_TOTAL(d, start) vcvtq_f32_s32(vaddq_s32(vpaddq_s32(d.val[0], d.val[1]), MHK__I_SET(start)))
 static inline int32x4x2_t mhk__neon_dot(int32x4x2_t sum, int16x8_t a, int16x8_t b) {
   sum.val[0] = vmlal_s16(sum.val[0], vget_low_s16(a), vget_low_s16(b));
   sum.val[1] = vmlal_high_s16(sum.val[1], a, b);
   return sum;
 }
 #else
-#define MHK__I v128_t
-#define MHK__I_LOAD(p) wasm_v128_load(p)
+#define MHK__Q_INT v128_t
+#define MHK__Q_LOAD(p) wasm_v128_load(p)
 #define MHK__I_SET(x) wasm_i32x4_splat(x)
 #define MHK__I_AND(a, b) wasm_v128_and(a, b)
 #define MHK__I_LEFT(a, n) wasm_i16x8_shl(a, n)
 #define MHK__I_RIGHT(a, n) wasm_i16x8_shr(a, n)
 #define MHK__I_DOWN(a, n) wasm_u16x8_shr(a, n)
 #define MHK__I_DOT(sum, a, b) wasm_i32x4_add(sum, wasm_i32x4_dot_i16x8(a, b))
-#define MHK__I_ADD(a, b) wasm_i32x4_add(a, b)
-#define MHK__I_REAL(a) ((MHK__V)wasm_f32x4_convert_i32x4(a))
-#define MHK__HALVES(p) MHK__LOAD_F16(p)
-#endif
-#ifndef MHK__DOTS
-#define MHK__DOTS MHK__I
-#define MHK__NO_DOTS(sum) sum = none;
-#define MHK__I_TOTAL(a) a
+#define MHK__Q_SUM v128_t
+#define MHK__Q_NONE(start) wasm_i32x4_splat(0)
+#define MHK__Q_TOTAL(d, start) ((MHK__V)wasm_f32x4_convert_i32x4(wasm_i32x4_add(d, MHK__I_SET(start))))
 #endif
 /* two integers of x, in every lane */
-static inline MHK__I MHK__N(mhk__q_pair)(const int16_t *x) {
+static inline MHK__Q_INT MHK__N(mhk__q_pair)(const signed char *x) {
   int32_t both;
   memcpy(&both, x, sizeof both);
   return MHK__I_SET(both);
 }
-
-/* A lane is a row: 16-bit words of its four bytes, made by shifts, against pairs of x. The same
-   integers as the plain loop below. A tile is R rows of x against the 16 of a block, which is read
-   once; d<r><v> adds up what row r gives in vector v of the block. AVX-VNNI's sum of two products
-   of words (VPDPWSSD) in place of the multiplication and addition of AVX2 was not faster on
-   Sapphire Rapids: it runs on fewer ports and its sums wait longer. */
+#define MHK__Q_TARGET
+#define MHK__Q_OFFSET_Q8 0
+#define MHK__Q_OFFSET_Q4 1
+#define MHK__Q_STEP_Q8 4
+#define MHK__Q_STEP_Q4 8
+#define MHK__Q_TURN_Q8(R, V) V(MHK__Q_LINE_Q8, R, 0)
+#define MHK__Q_TURN_Q4(R, V) V(MHK__Q_LINE_Q4, R, 0)
+#define MHK__Q_PARTS_Q8 const MHK__Q_INT w0 = MHK__I_RIGHT(MHK__I_LEFT(w, 8), 8), w1 = MHK__I_RIGHT(w, 8);
+#define MHK__Q_PARTS_Q4 \
+  const MHK__Q_INT low = MHK__I_SET(0x000F000F), w0 = MHK__I_AND(w, low), w1 = MHK__I_AND(MHK__I_DOWN(w, 8), low); \
+  const MHK__Q_INT w2 = MHK__I_AND(MHK__I_DOWN(w, 4), low), w3 = MHK__I_DOWN(w, 12);
+#define MHK__Q_DOT(r, v, part, at) d##r##v = MHK__I_DOT(d##r##v, part, MHK__N(mhk__q_pair)(x + (r) * 2 * K + 2 * (at)));
+#define MHK__Q_ROW_Q8(r, v, n) MHK__Q_DOT(r, v, w0, 0) MHK__Q_DOT(r, v, w1, 2)
+#define MHK__Q_ROW_Q4(r, v, n) MHK__Q_ROW_Q8(r, v, n) MHK__Q_DOT(r, v, w2, 4) MHK__Q_DOT(r, v, w3, 6)
 #if MHK__W == 8
-#define MHK__Q_VECTORS(f, R) f(R, 0) f(R, 1)
-#else
-#define MHK__Q_VECTORS(f, R) f(R, 0) f(R, 1) f(R, 2) f(R, 3)
-#endif
-#define MHK__Q_ROWS_1(f, v) f(0, v)
-#define MHK__Q_ROWS_2(f, v) f(0, v) f(1, v)
-#define MHK__Q_ROWS_4(f, v) f(0, v) f(1, v) f(2, v) f(3, v)
-#define MHK__Q_START(R, v) MHK__Q_ROWS_##R(MHK__Q_START_ROW, v)
-#define MHK__Q_START_ROW(r, v) MHK__V sum##r##v = MHK__SET(0.0f);
-#define MHK__Q_ZERO(R, v) MHK__Q_ROWS_##R(MHK__Q_ZERO_ROW, v)
-#define MHK__Q_ZERO_ROW(r, v) MHK__DOTS d##r##v; MHK__NO_DOTS(d##r##v)
-#define MHK__Q_DOT(r, v, w, at) d##r##v = MHK__I_DOT(d##r##v, w, MHK__N(mhk__q_pair)(x + (r) * K + (at)));
-#define MHK__Q8_STEP(R, v) { \
-  const MHK__I w = MHK__I_LOAD(p + 4 * MHK__W * (v)), w0 = MHK__I_RIGHT(MHK__I_LEFT(w, 8), 8), w1 = MHK__I_RIGHT(w, \
-    8); \
-  MHK__Q_ROWS_##R(MHK__Q8_ROW, v) }
-#define MHK__Q8_ROW(r, v) MHK__Q_DOT(r, v, w0, 0) MHK__Q_DOT(r, v, w1, 2)
-#define MHK__Q4_STEP(R, v) { \
-  const MHK__I w = MHK__I_LOAD(p + 4 * MHK__W * (v)), w0 = MHK__I_AND(w, low), w1 = MHK__I_AND(MHK__I_DOWN(w, 8), \
-    low); \
-  const MHK__I w2 = MHK__I_AND(MHK__I_DOWN(w, 4), low), w3 = MHK__I_DOWN(w, 12); \
-  MHK__Q_ROWS_##R(MHK__Q4_ROW, v) }
-#define MHK__Q4_ROW(r, v) MHK__Q_DOT(r, v, w0, 0) MHK__Q_DOT(r, v, w1, 2) MHK__Q_DOT(r, v, w2, 4) MHK__Q_DOT(r, v, \
-  w3, 6)
-#define MHK__Q_END(R, v) { const MHK__V by = MHK__HALVES(scale + MHK__W * (v)); MHK__Q_ROWS_##R(MHK__Q_END_ROW, v) }
-#define MHK__Q_END_ROW(r, v) \
-  sum##r##v = MHK__FMA(MHK__I_REAL(MHK__I_ADD(MHK__I_TOTAL(d##r##v), MHK__I_SET(offset[(r) * groups] * less))), by * \
-    MHK__SET(size[(r) * groups]), sum##r##v);
-#define MHK__Q_STORE(R, v) MHK__Q_ROWS_##R(MHK__Q_STORE_ROW, v)
-#define MHK__Q_STORE_ROW(r, v) MHK__STORE(sums + (r) * MHK__Q_ROWS + MHK__W * (v), sum##r##v);
-#define MHK__TILE_Q(type, step, factor, R) \
-  static void MHK__N(mhk__##type##_##R)(const mhk__q_args *a, mhk_index b, mhk_index i) { \
-    const mhk_index K = a->K, group = a->q->group, groups = K / group; \
-    const signed char *p = (const signed char *)a->q->q + b * mhk__q_block_bytes(a->dtype, K); \
-    const uint16_t *scale = a->q->scale + b * groups * MHK__Q_ROWS; \
-    const int16_t *x = a->digits + i * K; \
-    const float *size = a->scale + i * groups; \
-    const int32_t less = factor, *offset = a->offset + i * groups; \
-    const MHK__I low = MHK__I_SET(0x000F000F), none = MHK__I_SET(0); \
-    float sums[R * MHK__Q_ROWS]; \
-    mhk_index g, j; \
-    MHK__Q_VECTORS(MHK__Q_START, R) \
-    (void)low; \
-    for (g = 0; g < groups; g++, scale += MHK__Q_ROWS, size++, offset++) { \
-      MHK__Q_VECTORS(MHK__Q_ZERO, R) \
-      for (j = 0; j < group; j += step, p += 4 * MHK__Q_ROWS, x += step) { \
-        MHK__PREFETCH_L1(p + MHK__Q_AHEAD); \
-        MHK__Q_VECTORS(MHK__##type##_STEP, R) \
-      } \
-      MHK__Q_VECTORS(MHK__Q_END, R) \
-    } \
-    MHK__Q_VECTORS(MHK__Q_STORE, R) \
-    MHK__N(mhk__q_store)(a, b, i, R, sums); \
-  }
-MHK__TILE_Q(Q8, 4, 0, 1)
-MHK__TILE_Q(Q8, 4, 0, 2)
-MHK__TILE_Q(Q4, 8, 1, 1)
-MHK__TILE_Q(Q4, 8, 1, 2)
-#if MHK__W == 8
-MHK__TILE_Q(Q8, 4, 0, 4)
-MHK__TILE_Q(Q4, 8, 1, 4)
-#define MHK__Q_FOUR(type) MHK__N(mhk__##type##_4)
-#else /* the registers of fewer lanes do not hold the sums of four rows */
-#define MHK__Q_FOUR(type) NULL
-#endif
+MHK__Q_TILE(MHK__N(mhk__q8_1), Q8, 1, MHK__Q_V2, 1, MHK__Q_GROUP)
+MHK__Q_TILE(MHK__N(mhk__q8_2), Q8, 2, MHK__Q_V2, 1, MHK__Q_GROUP)
+MHK__Q_TILE(MHK__N(mhk__q8_4), Q8, 4, MHK__Q_V2, 1, MHK__Q_GROUP)
+MHK__Q_TILE(MHK__N(mhk__q4_1), Q4, 1, MHK__Q_V2, 1, MHK__Q_GROUP)
+MHK__Q_TILE(MHK__N(mhk__q4_2), Q4, 2, MHK__Q_V2, 1, MHK__Q_GROUP)
+MHK__Q_TILE(MHK__N(mhk__q4_4), Q4, 4, MHK__Q_V2, 1, MHK__Q_GROUP)
 static void MHK__N(mhk__q_times)(const mhk__q_args *a, mhk_index first, mhk_index last) {
   if (a->dtype == MHK_Q8)
-    mhk__q_tiles(a, first, last, MHK__N(mhk__Q8_1), MHK__N(mhk__Q8_2), MHK__Q_FOUR(Q8), NULL);
+    mhk__q_tiles(a, first, last, MHK__N(mhk__q8_1), MHK__N(mhk__q8_2), MHK__N(mhk__q8_4), NULL);
   else
-    mhk__q_tiles(a, first, last, MHK__N(mhk__Q4_1), MHK__N(mhk__Q4_2), MHK__Q_FOUR(Q4), NULL);
+    mhk__q_tiles(a, first, last, MHK__N(mhk__q4_1), MHK__N(mhk__q4_2), MHK__N(mhk__q4_4), NULL);
 }
-#undef MHK__I
-#undef MHK__I_LOAD
-#undef MHK__I_SET
-#undef MHK__I_AND
-#undef MHK__I_LEFT
-#undef MHK__I_RIGHT
-#undef MHK__I_DOWN
-#undef MHK__I_DOT
-#undef MHK__I_ADD
-#undef MHK__I_REAL
-#undef MHK__I_TOTAL
-#undef MHK__DOTS
-#undef MHK__NO_DOTS
-#undef MHK__HALVES
-#undef MHK__Q_FOUR
-#undef MHK__Q_VECTORS
-#undef MHK__Q_ROWS_1
-#undef MHK__Q_ROWS_2
-#undef MHK__Q_ROWS_4
-#undef MHK__Q_START
-#undef MHK__Q_START_ROW
-#undef MHK__Q_ZERO
-#undef MHK__Q_ZERO_ROW
-#undef MHK__Q_DOT
-#undef MHK__Q_END
-#undef MHK__Q_END_ROW
-#undef MHK__Q_STORE
-#undef MHK__Q_STORE_ROW
-#undef MHK__Q8_STEP
-#undef MHK__Q8_ROW
-#undef MHK__Q4_STEP
-#undef MHK__Q4_ROW
-#undef MHK__TILE_Q
+#else /* the registers of fewer lanes do not hold the sums of four rows */
+MHK__Q_TILE(MHK__N(mhk__q8_1), Q8, 1, MHK__Q_V4, 1, MHK__Q_GROUP)
+MHK__Q_TILE(MHK__N(mhk__q8_2), Q8, 2, MHK__Q_V4, 1, MHK__Q_GROUP)
+MHK__Q_TILE(MHK__N(mhk__q4_1), Q4, 1, MHK__Q_V4, 1, MHK__Q_GROUP)
+MHK__Q_TILE(MHK__N(mhk__q4_2), Q4, 2, MHK__Q_V4, 1, MHK__Q_GROUP)
+static void MHK__N(mhk__q_times)(const mhk__q_args *a, mhk_index first, mhk_index last) {
+  if (a->dtype == MHK_Q8)
+    mhk__q_tiles(a, first, last, MHK__N(mhk__q8_1), MHK__N(mhk__q8_2), NULL, NULL);
+  else
+    mhk__q_tiles(a, first, last, MHK__N(mhk__q4_1), MHK__N(mhk__q4_2), NULL, NULL);
+}
+#endif
 #else
 static void MHK__N(mhk__q_times)(const mhk__q_args *a, mhk_index first, mhk_index last) {
   const mhk_index K = a->K, groups = K / a->q->group, chunks = a->q->group / (a->dtype == MHK_Q8 ? 4 : 8);
@@ -4838,7 +4866,7 @@ static void MHK__N(mhk__q_times)(const mhk__q_args *a, mhk_index first, mhk_inde
         }
         for (mhk_index r = 0; r < MHK__Q_ROWS; r++) sums[r] += (float)dot[r] * (mhk__f16_to_f32(*scale++) * by);
       }
-      MHK__N(mhk__q_store)(a, b, i, 1, sums);
+      mhk__q_store(a, b, i, 1, sums);
     }
 }
 #endif
@@ -21185,260 +21213,167 @@ static inline __m512i mhk__q_four(const signed char *x) {
   memcpy(&four, x, sizeof four);
   return _mm512_set1_epi32(four);
 }
-#define MHK__NEXT(p) MHK__PREFETCH_L1((p) + MHK__Q_AHEAD);
-#define MHK__ALL ((__mmask16)0xFFFF)
-/* l<s> and h<s> add up what the low and the high bytes of row r give for sum s. One row alone has
-   two of each, which would wait for each other. */
-#define MHK__STEP(s, r, w, at) \
-  l##s = _mm512_dpbusd_epi32(l##s, w, mhk__q_four(x + (r) * 2 * K + (at))); \
-  h##s = _mm512_dpbusd_epi32(h##s, w, mhk__q_four(x + (r) * 2 * K + (at) + 32));
-#define MHK__FIRST2(f, w, at) f(0, 0, w, at) f(1, 1, w, at)
-#define MHK__FIRST4(f, w, at) MHK__FIRST2(f, w, at) f(2, 2, w, at) f(3, 3, w, at)
-#define MHK__OTHER4(f, w, at) f(4, 0, w, at) f(5, 1, w, at) f(6, 2, w, at) f(7, 3, w, at)
-#define MHK__STEPS1(at) MHK__STEP(0, 0, even[0], at) MHK__STEP(1, 0, odd[0], (at) + 4)
-#define MHK__STEPS2(at) MHK__FIRST2(MHK__STEP, even[0], at) MHK__FIRST2(MHK__STEP, odd[0], (at) + 4)
-#define MHK__STEPS4(at) MHK__FIRST4(MHK__STEP, even[0], at) MHK__FIRST4(MHK__STEP, odd[0], (at) + 4)
-#define MHK__STEPS8(at) \
-  MHK__FIRST4(MHK__STEP, even[0], at) MHK__OTHER4(MHK__STEP, even[1], at) \
-  MHK__FIRST4(MHK__STEP, odd[0], (at) + 4) MHK__OTHER4(MHK__STEP, odd[1], (at) + 4)
-#define MHK__NONE(s, r, w, at) __m512i l##s = _mm512_set1_epi32(offset[(r) * groups]), h##s = _mm512_setzero_si512();
-#define MHK__NONE1 MHK__NONE(0, 0, 0, 0) __m512i l1 = _mm512_setzero_si512(), h1 = l1;
-#define MHK__NONE2 MHK__FIRST2(MHK__NONE, 0, 0)
-#define MHK__NONE4 MHK__FIRST4(MHK__NONE, 0, 0)
-#define MHK__NONE8 MHK__NONE4 MHK__OTHER4(MHK__NONE, 0, 0)
-#define MHK__BY(block) _mm512_maskz_cvtph_ps(MHK__ALL, _mm256_loadu_si256((const __m256i *)(const void *)(scale + \
-  (block) * groups * MHK__Q_ROWS)))
-#define MHK__END(s, r, w, at) \
-  sum##s = _mm512_fmadd_ps(_mm512_maskz_cvtepi32_ps(MHK__ALL, _mm512_add_epi32(_mm512_maskz_slli_epi32(MHK__ALL, \
-    h##s, 8), l##s)), \
-                           _mm512_mul_ps(by, _mm512_set1_ps(size[(r) * groups])), sum##s);
-#define MHK__ENDS1 \
-  l0 = _mm512_add_epi32(l0, l1); \
-  h0 = _mm512_add_epi32(h0, h1); \
-  MHK__END(0, 0, 0, 0)
-#define MHK__ENDS2 MHK__FIRST2(MHK__END, 0, 0)
-#define MHK__ENDS4 MHK__FIRST4(MHK__END, 0, 0)
-#define MHK__ENDS8 MHK__ENDS4 by = MHK__BY(1); MHK__OTHER4(MHK__END, 0, 0)
-#define MHK__SUM(s, r, w, at) _mm512_storeu_ps(sums + (s) * MHK__Q_ROWS, sum##s);
-#define MHK__SUMS1 MHK__SUM(0, 0, 0, 0)
-#define MHK__SUMS2 MHK__FIRST2(MHK__SUM, 0, 0)
-#define MHK__SUMS4 MHK__FIRST4(MHK__SUM, 0, 0)
-#define MHK__SUMS8 MHK__SUMS4 MHK__OTHER4(MHK__SUM, 0, 0)
-#define MHK__START(s, r, w, at) __m512 sum##s = _mm512_setzero_ps();
-#define MHK__START1 MHK__START(0, 0, 0, 0)
-#define MHK__START2 MHK__FIRST2(MHK__START, 0, 0)
-#define MHK__START4 MHK__FIRST4(MHK__START, 0, 0)
-#define MHK__START8 MHK__START4 MHK__OTHER4(MHK__START, 0, 0)
-#define MHK__OPEN_Q8(block) \
-  MHK__NEXT(p[block]) \
-  MHK__NEXT(p[block] + 64) \
-  even[block] = _mm512_xor_si512(_mm512_loadu_si512(p[block]), constant); \
-  odd[block] = _mm512_xor_si512(_mm512_loadu_si512(p[block] + 64), constant); \
-  p[block] += 128;
-#define MHK__OPEN_Q4(block) \
-  MHK__NEXT(p[block]) \
-  odd[block] = _mm512_loadu_si512(p[block]); \
-  even[block] = _mm512_and_si512(odd[block], constant); \
-  odd[block] = _mm512_and_si512(_mm512_srli_epi16(odd[block], 4), constant); \
-  p[block] += 64;
-#define MHK__OPEN1(type) MHK__OPEN_##type(0)
-#define MHK__OPEN2(type) MHK__OPEN_##type(0) MHK__OPEN_##type(1)
-/* rows [i, i + R) of x against the 16 of each of the blocks from b on: of one, or of two, for which
-   what is read of x serves twice. n: R * blocks */
-#define MHK__TILE_Q(type, value, n, R, blocks) \
-  static void mhk__vnni_##type##_##n(const mhk__q_args *a, mhk_index b, mhk_index i) { \
-    const mhk_index K = a->K, group = a->q->group, groups = K / group; \
-    const uint16_t *scale = a->q->scale + b * groups * MHK__Q_ROWS; \
-    const __m512i constant = _mm512_set1_epi32(value); \
-    const int32_t *offset = a->offset + i * groups; \
-    const signed char *x = (const signed char *)(a->digits + i * K); \
-    const float *size = a->scale + i * groups; \
-    const unsigned char *p[blocks]; \
-    float sums[n * MHK__Q_ROWS]; \
-    mhk_index g, j; \
-    MHK__START##n \
-    for (j = 0; j < blocks; j++) p[j] = (const unsigned char *)a->q->q + (b + j) * mhk__q_block_bytes(a->dtype, K); \
-    for (g = 0; g < groups; g++, scale += MHK__Q_ROWS, size++, offset++) { \
-      __m512 by = MHK__BY(0); \
-      MHK__NONE##n \
-      for (j = 0; j < group; j += 32, x += 64) { \
-        __m512i even[blocks], odd[blocks]; \
-        MHK__OPEN##blocks(type) MHK__STEPS##n(0) \
-        MHK__OPEN##blocks(type) MHK__STEPS##n(8) \
-        MHK__OPEN##blocks(type) MHK__STEPS##n(16) \
-        MHK__OPEN##blocks(type) MHK__STEPS##n(24) \
-      } \
-      MHK__ENDS##n \
-    } \
-    MHK__SUMS##n \
-    for (j = 0; j < blocks; j++) mhk__q_store_avx512(a, b + j, i, R, sums + j * R * MHK__Q_ROWS); \
+#undef MHK__Q_LANES
+#undef MHK__Q_INT
+#undef MHK__Q_REAL
+#undef MHK__Q_LOAD
+#undef MHK__Q_SPREAD
+#undef MHK__Q_SCALES
+#undef MHK__Q_SUM
+#undef MHK__Q_NONE
+#undef MHK__Q_TOTAL
+#undef MHK__Q_FMA
+#undef MHK__Q_PUT
+#undef MHK__Q_TARGET
+#undef MHK__Q_OFFSET_Q8
+#undef MHK__Q_STEP_Q8
+#undef MHK__Q_STEP_Q4
+#undef MHK__Q_TURN_Q8
+#undef MHK__Q_TURN_Q4
+#undef MHK__Q_PARTS_Q8
+#undef MHK__Q_PARTS_Q4
+#undef MHK__Q_DOT
+#undef MHK__Q_ROW_Q8
+#undef MHK__Q_ROW_Q4
+#define MHK__Q_TARGET
+#define MHK__Q_LANES 16
+#define MHK__Q_INT __m512i
+#define MHK__Q_REAL __m512
+#define MHK__Q_LOAD(p) _mm512_loadu_si512(p)
+#define MHK__Q_SPREAD(x) _mm512_set1_ps(x)
+#define MHK__Q_FMA(a, b, c) _mm512_fmadd_ps(a, b, c)
+#define MHK__Q_PUT(p, v) _mm512_storeu_ps(p, v)
+#define MHK__Q_ALL ((__mmask16)0xFFFF)
+#define MHK__Q_SCALES(p) _mm512_maskz_cvtph_ps(MHK__Q_ALL, _mm256_loadu_si256((const __m256i *)(const void *)(p)))
+/* What low and high bytes of x give. One row alone has two sums of each, which would wait for each
+   other. */
+typedef struct mhk__vnni_sum { __m512i low[2], high[2]; } mhk__vnni_sum;
+#define MHK__Q_SUM mhk__vnni_sum
+#define MHK__Q_NONE(start) \
+  {{_mm512_set1_epi32(start), _mm512_setzero_si512()}, {_mm512_setzero_si512(), _mm512_setzero_si512()}}
+#define MHK__Q_TOTAL(d, start) _mm512_maskz_cvtepi32_ps(MHK__Q_ALL, _mm512_add_epi32(_mm512_maskz_slli_epi32( \
+  MHK__Q_ALL, _mm512_add_epi32(d.high[0], d.high[1]), 8), _mm512_add_epi32(d.low[0], d.low[1])))
+#define MHK__Q_OFFSET_Q8 1
+#define MHK__Q_STEP_Q8 32
+#define MHK__Q_STEP_Q4 32
+#define MHK__Q_TURN_Q4(R, V) \
+  V(MHK__Q_LINE_Q4, R, 0) V(MHK__Q_LINE_Q4, R, 1) V(MHK__Q_LINE_Q4, R, 2) V(MHK__Q_LINE_Q4, R, 3)
+#define MHK__Q_TURN_Q8(R, V) \
+  V(MHK__Q_LINE_Q8, R, 0) V(MHK__Q_LINE_Q8, R, 1) V(MHK__Q_LINE_Q8, R, 2) V(MHK__Q_LINE_Q8, R, 3) \
+  V(MHK__Q_LINE_Q8, R, 4) V(MHK__Q_LINE_Q8, R, 5) V(MHK__Q_LINE_Q8, R, 6) V(MHK__Q_LINE_Q8, R, 7)
+#define MHK__Q_PARTS_Q8 const __m512i w0 = _mm512_xor_si512(w, _mm512_set1_epi32((int)0x80808080u));
+#define MHK__Q_PARTS_Q4 \
+  const __m512i low = _mm512_set1_epi32(0x0F0F0F0F), w0 = _mm512_and_si512(w, low), \
+                w1 = _mm512_and_si512(_mm512_srli_epi16(w, 4), low);
+#define MHK__Q_DOT(r, v, part, four) { \
+    enum { which = rows == 1 ? (four) & 1 : 0 }; \
+    d##r##v.low[which] = _mm512_dpbusd_epi32(d##r##v.low[which], part, mhk__q_four(x + (r) * 2 * K + 4 * (four))); \
+    d##r##v.high[which] = \
+      _mm512_dpbusd_epi32(d##r##v.high[which], part, mhk__q_four(x + (r) * 2 * K + 4 * (four) + 32)); \
   }
-MHK__TILE_Q(Q8, (int)0x80808080u, 1, 1, 1)
-MHK__TILE_Q(Q8, (int)0x80808080u, 2, 2, 1)
-MHK__TILE_Q(Q8, (int)0x80808080u, 4, 4, 1)
-MHK__TILE_Q(Q8, (int)0x80808080u, 8, 4, 2)
-MHK__TILE_Q(Q4, 0x0F0F0F0F, 1, 1, 1)
-MHK__TILE_Q(Q4, 0x0F0F0F0F, 2, 2, 1)
-MHK__TILE_Q(Q4, 0x0F0F0F0F, 4, 4, 1)
-MHK__TILE_Q(Q4, 0x0F0F0F0F, 8, 4, 2)
+#define MHK__Q_ROW_Q8(r, v, n) MHK__Q_DOT(r, v, w0, n)
+#define MHK__Q_ROW_Q4(r, v, n) MHK__Q_DOT(r, v, w0, 2 * (n)) MHK__Q_DOT(r, v, w1, 2 * (n) + 1)
+MHK__Q_TILE(mhk__vnni_q8_1, Q8, 1, MHK__Q_V1, 1, MHK__Q_GROUP)
+MHK__Q_TILE(mhk__vnni_q8_2, Q8, 2, MHK__Q_V1, 1, MHK__Q_GROUP)
+MHK__Q_TILE(mhk__vnni_q8_4, Q8, 4, MHK__Q_V1, 1, MHK__Q_GROUP)
+MHK__Q_TILE(mhk__vnni_q8_8, Q8, 4, MHK__Q_V2, 2, MHK__Q_GROUP)
+MHK__Q_TILE(mhk__vnni_q4_1, Q4, 1, MHK__Q_V1, 1, MHK__Q_GROUP)
+MHK__Q_TILE(mhk__vnni_q4_2, Q4, 2, MHK__Q_V1, 1, MHK__Q_GROUP)
+MHK__Q_TILE(mhk__vnni_q4_4, Q4, 4, MHK__Q_V1, 1, MHK__Q_GROUP)
+MHK__Q_TILE(mhk__vnni_q4_8, Q4, 4, MHK__Q_V2, 2, MHK__Q_GROUP)
 static void mhk__q_times_vnni(const mhk__q_args *a, mhk_index first, mhk_index last) {
   if (a->dtype == MHK_Q8)
-    mhk__q_tiles(a, first, last, mhk__vnni_Q8_1, mhk__vnni_Q8_2, mhk__vnni_Q8_4, mhk__vnni_Q8_8);
+    mhk__q_tiles(a, first, last, mhk__vnni_q8_1, mhk__vnni_q8_2, mhk__vnni_q8_4, mhk__vnni_q8_8);
   else
-    mhk__q_tiles(a, first, last, mhk__vnni_Q4_1, mhk__vnni_Q4_2, mhk__vnni_Q4_4, mhk__vnni_Q4_8);
+    mhk__q_tiles(a, first, last, mhk__vnni_q4_1, mhk__vnni_q4_2, mhk__vnni_q4_4, mhk__vnni_q4_8);
 }
-#undef MHK__NEXT
-#undef MHK__ALL
-#undef MHK__STEP
-#undef MHK__FIRST2
-#undef MHK__FIRST4
-#undef MHK__OTHER4
-#undef MHK__STEPS1
-#undef MHK__STEPS2
-#undef MHK__STEPS4
-#undef MHK__STEPS8
-#undef MHK__NONE
-#undef MHK__NONE1
-#undef MHK__NONE2
-#undef MHK__NONE4
-#undef MHK__NONE8
-#undef MHK__BY
-#undef MHK__END
-#undef MHK__ENDS1
-#undef MHK__ENDS2
-#undef MHK__ENDS4
-#undef MHK__ENDS8
-#undef MHK__SUM
-#undef MHK__SUMS1
-#undef MHK__SUMS2
-#undef MHK__SUMS4
-#undef MHK__SUMS8
-#undef MHK__START
-#undef MHK__START1
-#undef MHK__START2
-#undef MHK__START4
-#undef MHK__START8
-#undef MHK__OPEN_Q8
-#undef MHK__OPEN_Q4
-#undef MHK__OPEN1
-#undef MHK__OPEN2
-#undef MHK__TILE_Q
 MHK__POP
 #endif
 
 #ifdef MHK__HAS_SDOT
 /* SDOT: both signed bytes of x against the signed bytes of w as they lie (MHK_Q4: its halves, which
-   are 8 too large), the same integers as everywhere. A lane is a row of w; four bytes of x are
-   chosen by their place in a vector of 16. l<r><v> and h<r><v> add up the low and the high bytes of
-   row r against vector v of a block. Four rows take half a block at a time: their integers fill the
-   registers, their sums wait in memory. Counted in the code of GCC 12, a row takes 140 vector
-   instructions for 256 bytes of MHK_Q4 in groups of 32 alone, 114 in a tile of two, 104 in one of
-   four; for 512 of MHK_Q8 100, 98, 98. */
-#define MHK__OF1(f, v, x, n) f(0, v, x, n)
-#define MHK__OF2(f, v, x, n) f(0, v, x, n) f(1, v, x, n)
-#define MHK__OF4(f, v, x, n) f(0, v, x, n) f(1, v, x, n) f(2, v, x, n) f(3, v, x, n)
-#define MHK__VECTORS1(f, n) f(1, 0, n) f(1, 1, n) f(1, 2, n) f(1, 3, n)
-#define MHK__VECTORS2(f, n) f(2, 0, n) f(2, 1, n) f(2, 2, n) f(2, 3, n)
-#define MHK__VECTORS4(f, n) f(4, 0, n) f(4, 1, n)
-#define MHK__NONE(r, v, x, n) int32x4_t l##r##v = vdupq_n_s32(less * offset[r * groups]), h##r##v = vdupq_n_s32(0);
-#define MHK__NONES(R, v, n) MHK__OF##R(MHK__NONE, v, x, n)
-#define MHK__TAKE(r, v, x, at) const int8x16_t xl##r = vld1q_s8(x + r * 2 * K + at), xh##r = vld1q_s8(x + r * 2 * K + \
-  at + 32);
-#define MHK__DOT(r, v, w, n) \
-  l##r##v = vdotq_laneq_s32(l##r##v, w, xl##r, n); \
-  h##r##v = vdotq_laneq_s32(h##r##v, w, xh##r, n);
-#define MHK__FOUR_Q8(R, v, n) { \
-  const int8x16_t w = vld1q_s8(p + 64 * n + 16 * v); \
-  MHK__OF##R(MHK__DOT, v, w, n) }
-#define MHK__EIGHT_Q4(R, v, n) { \
-  const int8x16_t w = vld1q_s8(p + 64 * n + 16 * v), even = vandq_s8(w, low), \
-    odd = vreinterpretq_s8_u8(vshrq_n_u8(vreinterpretq_u8_s8(w), 4)); \
-  MHK__OF##R(MHK__DOT, v, even, 2 * n) \
-  MHK__OF##R(MHK__DOT, v, odd, 2 * n + 1) }
-/* 16 of k, of which lines of the weights are asked for ahead */
-#define MHK__SIXTEEN(type, R, n_lines, at) { \
-  MHK__OF##R(MHK__TAKE, 0, x, at) \
-  for (n = 0; n < (R < 4 ? n_lines : n_lines / 2); n++) MHK__PREFETCH_L1(p + MHK__Q_AHEAD + 64 * (half * \
-    (n_lines / 2) + n)); \
-  MHK__SIXTEEN_##type(R) \
-  p += 64 * n_lines; }
-#define MHK__SIXTEEN_Q8(R) \
-  MHK__VECTORS##R(MHK__FOUR_Q8, 0) MHK__VECTORS##R(MHK__FOUR_Q8, 1) MHK__VECTORS##R(MHK__FOUR_Q8, \
-    2) MHK__VECTORS##R(MHK__FOUR_Q8, 3)
-#define MHK__SIXTEEN_Q4(R) MHK__VECTORS##R(MHK__EIGHT_Q4, 0) MHK__VECTORS##R(MHK__EIGHT_Q4, 1)
-#define MHK__END(r, v, by, n) \
-  sum[4 * r + n + v] = vfmaq_f32(sum[4 * r + n + v], vcvtq_f32_s32(vaddq_s32(vshlq_n_s32(h##r##v, 8), l##r##v)), \
-    vmulq_n_f32(by, size[r * groups]));
-#define MHK__ENDS(R, v, n) { \
-  const float32x4_t by = vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(scale + 4 * (n + v)))); \
-  MHK__OF##R(MHK__END, v, by, n) }
-#define MHK__START(r, v, x, n) sum[4 * r] = sum[4 * r + 1] = sum[4 * r + 2] = sum[4 * r + 3] = vdupq_n_f32(0);
-#define MHK__SUM(r, v, x, n) \
-  vst1q_f32(sums + 16 * r, sum[4 * r]); \
-  vst1q_f32(sums + 16 * r + 4, sum[4 * r + 1]); \
-  vst1q_f32(sums + 16 * r + 8, sum[4 * r + 2]); \
-  vst1q_f32(sums + 16 * r + 12, sum[4 * r + 3]);
-/* rows [i, i + R) of x against the 16 of block b */
-#define MHK__TILE_Q(type, n_lines, factor, R) \
-  MHK__TARGET_SDOT static void mhk__sdot_##type##_##R(const mhk__q_args *a, mhk_index b, mhk_index i) { \
-    const mhk_index K = a->K, group = a->q->group, groups = K / group; \
-    const signed char *from = (const signed char *)a->q->q + b * mhk__q_block_bytes(a->dtype, K); \
-    const uint16_t *scale = a->q->scale + b * groups * MHK__Q_ROWS; \
-    const int32_t less = factor, *offset = a->offset + i * groups; \
-    const signed char *xs = (const signed char *)(a->digits + i * K); \
-    const float *size = a->scale + i * groups; \
-    const int8x16_t low = vdupq_n_s8(15); \
-    float32x4_t sum[4 * R]; \
-    float sums[R * MHK__Q_ROWS]; \
-    mhk_index g, j; \
-    int half, n; \
-    (void)low; \
-    MHK__OF##R(MHK__START, 0, 0, 0) \
-    for (g = 0; g < groups; g++, scale += MHK__Q_ROWS, size++, offset++, from += group * 4 * n_lines, xs += 2 * group) \
-      for (half = 0; half < (R < 4 ? 1 : 2); half++) { \
-        const signed char *p = from + 32 * half, *x = xs; \
-        MHK__VECTORS##R(MHK__NONES, 0) \
-        for (j = 0; j < group; j += 32, x += 64) { \
-          MHK__SIXTEEN(type, R, n_lines, 0) \
-          MHK__SIXTEEN(type, R, n_lines, 16) \
-        } \
-        MHK__VECTORS##R(MHK__ENDS, (R < 4 ? 0 : 2 * half)) \
-      } \
-    MHK__OF##R(MHK__SUM, 0, 0, 0) \
-    mhk__q_store_neon(a, b, i, R, sums); \
+   are 8 too large), the same integers as everywhere. Four bytes of x are chosen by their place in a
+   vector of 16. Four rows take half a block at a time: their integers fill the registers, their
+   sums wait in memory. Counted in the code of GCC 12, a row takes 140 vector instructions for 256
+   bytes of MHK_Q4 in groups of 32 alone, 114 in a tile of two, 104 in one of four; for 512 of
+   MHK_Q8 100, 98, 98. */
+#undef MHK__Q_LANES
+#undef MHK__Q_INT
+#undef MHK__Q_REAL
+#undef MHK__Q_LOAD
+#undef MHK__Q_SPREAD
+#undef MHK__Q_SCALES
+#undef MHK__Q_SUM
+#undef MHK__Q_NONE
+#undef MHK__Q_TOTAL
+#undef MHK__Q_FMA
+#undef MHK__Q_PUT
+#undef MHK__Q_TARGET
+#undef MHK__Q_OFFSET_Q8
+#undef MHK__Q_STEP_Q8
+#undef MHK__Q_STEP_Q4
+#undef MHK__Q_TURN_Q8
+#undef MHK__Q_TURN_Q4
+#undef MHK__Q_PARTS_Q8
+#undef MHK__Q_PARTS_Q4
+#undef MHK__Q_DOT
+#undef MHK__Q_ROW_Q8
+#undef MHK__Q_ROW_Q4
+#define MHK__Q_TARGET MHK__TARGET_SDOT
+#define MHK__Q_LANES 4
+#define MHK__Q_INT int8x16_t
+#define MHK__Q_REAL float32x4_t
+#define MHK__Q_LOAD(p) vreinterpretq_s8_u8(vld1q_u8(p))
+#define MHK__Q_SPREAD(x) vdupq_n_f32(x)
+#define MHK__Q_FMA(a, b, c) vfmaq_f32(c, a, b)
+#define MHK__Q_PUT(p, v) vst1q_f32(p, v)
+#define MHK__Q_SCALES(p) vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p)))
+/* what low and high bytes of x give */
+typedef struct mhk__sdot_sum { int32x4_t low, high; } mhk__sdot_sum;
+#define MHK__Q_SUM mhk__sdot_sum
+#define MHK__Q_NONE(start) {vdupq_n_s32(start), vdupq_n_s32(0)}
+#define MHK__Q_TOTAL(d, start) vcvtq_f32_s32(vaddq_s32(vshlq_n_s32(d.high, 8), d.low))
+#define MHK__Q_OFFSET_Q8 0
+#define MHK__Q_STEP_Q8 32
+#define MHK__Q_STEP_Q4 32
+/* 16 integers of row r of x, of 32: their low bytes, and their high ones */
+#define MHK__Q_TAKE(r, v, at) \
+  const int8x16_t xl##r = vld1q_s8(x + (r) * 2 * K + (at)), xh##r = vld1q_s8(x + (r) * 2 * K + (at) + 32);
+#define MHK__Q_TURN_Q8(R, V) { \
+    MHK__Q_R##R(MHK__Q_TAKE, 0, 0) \
+    V(MHK__Q_LINE_Q8, R, 0) V(MHK__Q_LINE_Q8, R, 1) V(MHK__Q_LINE_Q8, R, 2) V(MHK__Q_LINE_Q8, R, 3) \
+  } { \
+    MHK__Q_R##R(MHK__Q_TAKE, 0, 16) \
+    V(MHK__Q_LINE_Q8, R, 4) V(MHK__Q_LINE_Q8, R, 5) V(MHK__Q_LINE_Q8, R, 6) V(MHK__Q_LINE_Q8, R, 7) \
   }
-MHK__TILE_Q(Q8, 4, 0, 1)
-MHK__TILE_Q(Q8, 4, 0, 2)
-MHK__TILE_Q(Q8, 4, 0, 4)
-MHK__TILE_Q(Q4, 2, 1, 1)
-MHK__TILE_Q(Q4, 2, 1, 2)
-MHK__TILE_Q(Q4, 2, 1, 4)
+#define MHK__Q_TURN_Q4(R, V) { \
+    MHK__Q_R##R(MHK__Q_TAKE, 0, 0) \
+    V(MHK__Q_LINE_Q4, R, 0) V(MHK__Q_LINE_Q4, R, 1) \
+  } { \
+    MHK__Q_R##R(MHK__Q_TAKE, 0, 16) \
+    V(MHK__Q_LINE_Q4, R, 2) V(MHK__Q_LINE_Q4, R, 3) \
+  }
+#define MHK__Q_PARTS_Q8
+#define MHK__Q_PARTS_Q4 \
+  const int8x16_t even = vandq_s8(w, vdupq_n_s8(15)), \
+                  odd = vreinterpretq_s8_u8(vshrq_n_u8(vreinterpretq_u8_s8(w), 4));
+#define MHK__Q_DOT(r, v, part, four) \
+  d##r##v.low = vdotq_laneq_s32(d##r##v.low, part, xl##r, (four) & 3); \
+  d##r##v.high = vdotq_laneq_s32(d##r##v.high, part, xh##r, (four) & 3);
+#define MHK__Q_ROW_Q8(r, v, n) MHK__Q_DOT(r, v, w, n)
+#define MHK__Q_ROW_Q4(r, v, n) MHK__Q_DOT(r, v, even, 2 * (n)) MHK__Q_DOT(r, v, odd, 2 * (n) + 1)
+MHK__Q_TILE(mhk__sdot_q8_1, Q8, 1, MHK__Q_V4, 1, MHK__Q_GROUP)
+MHK__Q_TILE(mhk__sdot_q8_2, Q8, 2, MHK__Q_V4, 1, MHK__Q_GROUP)
+MHK__Q_TILE(mhk__sdot_q8_4, Q8, 4, MHK__Q_V4, 1, MHK__Q_HALVES)
+MHK__Q_TILE(mhk__sdot_q4_1, Q4, 1, MHK__Q_V4, 1, MHK__Q_GROUP)
+MHK__Q_TILE(mhk__sdot_q4_2, Q4, 2, MHK__Q_V4, 1, MHK__Q_GROUP)
+MHK__Q_TILE(mhk__sdot_q4_4, Q4, 4, MHK__Q_V4, 1, MHK__Q_HALVES)
 static void mhk__q_times_sdot(const mhk__q_args *a, mhk_index first, mhk_index last) {
   if (a->dtype == MHK_Q8)
-    mhk__q_tiles(a, first, last, mhk__sdot_Q8_1, mhk__sdot_Q8_2, mhk__sdot_Q8_4, NULL);
+    mhk__q_tiles(a, first, last, mhk__sdot_q8_1, mhk__sdot_q8_2, mhk__sdot_q8_4, NULL);
   else
-    mhk__q_tiles(a, first, last, mhk__sdot_Q4_1, mhk__sdot_Q4_2, mhk__sdot_Q4_4, NULL);
+    mhk__q_tiles(a, first, last, mhk__sdot_q4_1, mhk__sdot_q4_2, mhk__sdot_q4_4, NULL);
 }
-#undef MHK__OF1
-#undef MHK__OF2
-#undef MHK__OF4
-#undef MHK__VECTORS1
-#undef MHK__VECTORS2
-#undef MHK__VECTORS4
-#undef MHK__NONE
-#undef MHK__NONES
-#undef MHK__TAKE
-#undef MHK__DOT
-#undef MHK__FOUR_Q8
-#undef MHK__EIGHT_Q4
-#undef MHK__SIXTEEN
-#undef MHK__SIXTEEN_Q8
-#undef MHK__SIXTEEN_Q4
-#undef MHK__END
-#undef MHK__ENDS
-#undef MHK__START
-#undef MHK__SUM
-#undef MHK__TILE_Q
 
 /* Told to the compiler, or asked from the system. Where neither is known to answer, the plain
    kernels run. */
