@@ -2968,6 +2968,41 @@ static inline void mhk__ref_mix(int T, int S, int P, const double *M, const doub
       for (int s = 0; s < S; s++) y[t * P + p] += M[t * S + s] * x[s * P + p];
     }
 }
+
+/* What a half-precision number is: a sign, 5 bits of exponent, 10 of fraction */
+static inline double mhk__ref_f16(uint16_t h) {
+  const int exponent = h >> 10 & 31, fraction = h & 1023;
+  const double size = exponent == 31 ? (fraction ? NAN : HUGE_VAL)
+                      : exponent     ? ldexp(1024 + fraction, exponent - 25)
+                                     : ldexp(fraction, -24);
+  return h >> 15 ? -size : size;
+}
+/* and one of bfloat16: 8 bits of exponent, as float32 has them, 7 of fraction */
+static inline double mhk__ref_bf16(uint16_t h) {
+  const int exponent = h >> 7 & 255, fraction = h & 127;
+  const double size = exponent == 255 ? (fraction ? NAN : HUGE_VAL)
+                      : exponent      ? ldexp(128 + fraction, exponent - 134)
+                                      : ldexp(fraction, -133);
+  return h >> 15 ? -size : size;
+}
+/* x rounded to bfloat16: to the nearest number of 8 significant bits, ties to the even one; 0 for
+   what is subnormal in float32 */
+static inline double mhk__ref_bf16_round(double x) {
+  int exponent;
+  const double scaled = ldexp(frexp((double)(float)x, &exponent), 8), down = floor(scaled), part = scaled - down;
+  const int up = part > 0.5 || (part >= 0.5 && fmod(down, 2) != 0);
+  return fabs((double)(float)x) < ldexp(1, -126) ? 0 : ldexp(down + up, exponent - 8);
+}
+
+/* element i of an array of floating-point numbers */
+static inline double mhk__ref_element(const void *data, mhk_dtype dtype, mhk_index i) {
+  switch (dtype) {
+    case MHK_F64: return ((const double *)data)[i];
+    case MHK_F32: return (double)((const float *)data)[i];
+    case MHK_F16: return mhk__ref_f16(((const uint16_t *)data)[i]);
+    default: return mhk__ref_bf16(((const uint16_t *)data)[i]);
+  }
+}
 #endif /* reference */
 
 #if defined(MOHAWK_IMPLEMENTATION) && !defined(MHK__PASS)
@@ -3708,6 +3743,42 @@ static void mhk__over(mhk_context *ctx, mhk_index n, mhk_index step,
    Weights stay in their stored type and are converted where they are read or packed. The order of
    every sum depends on the shapes and the instruction set, not on the number of threads. */
 
+#if MHK__REFERENCE == 1 && !defined(MHK__PASS)
+/* ---- reference */
+
+/* a matrix of any strides: element (i,j) at[i * row + j * col] */
+typedef struct mhk__ref_matrix { const double *at; mhk_index row, col; } mhk__ref_matrix;
+static inline mhk__ref_matrix mhk__ref_strided(const double *at, mhk_index row, mhk_index col) {
+  mhk__ref_matrix m;
+  m.at = at;
+  m.row = row;
+  m.col = col;
+  return m;
+}
+
+/* c (m,n) += a (m,k) b (k,n): GEMM, and GEMV where m is 1 */
+static inline void mhk__ref_product(mhk_index m, mhk_index n, mhk_index k, mhk__ref_matrix a, mhk__ref_matrix b,
+                                    double *c) {
+  for (mhk_index i = 0; i < m; i++)
+    for (mhk_index j = 0; j < n; j++) {
+      double sum = 0;
+      for (mhk_index l = 0; l < k; l++) sum += a.at[i * a.row + l * a.col] * b.at[l * b.row + j * b.col];
+      c[i * n + j] += sum;
+    }
+}
+
+/* Element (n,k) of a quantized matrix with rows of K, dequantized: scale times integer. Its layout
+   is that of mhk_quantized. */
+static inline double mhk__ref_dequantized(const mhk_quantized *q, mhk_dtype dtype, mhk_index K, mhk_index n,
+                                          mhk_index k) {
+  const mhk_index block = n / 16, row = n % 16, each = dtype == MHK_Q8 ? 4 : 8;
+  if (n >= q->rows) return (double)q->rest[(n - q->rows) * K + k];
+  const unsigned char byte = ((const unsigned char *)q->q)[((block * (K / each) + k / each) * 16 + row) * 4 + k % 4];
+  const int integer = dtype == MHK_Q8 ? (byte < 128 ? byte : byte - 256) : (k % 8 < 4 ? byte % 16 : byte / 16) - 8;
+  return integer * mhk__ref_f16(q->scale[(block * (K / q->group) + k / q->group) * 16 + row]);
+}
+#endif /* reference */
+
 #if defined(MOHAWK_IMPLEMENTATION) && !defined(MHK__PASS)
 #ifndef MOHAWK_NO_TRAINING
 /* room for a packed operand of that many rows or columns: every register tile divides into it */
@@ -4191,8 +4262,8 @@ static void MHK__N(mhk__product)(mhk_index m, mhk_index n, mhk_index k, const mh
 
 /* ---- products of operands that need no packing (mhk__block) ---- */
 
-/* MHK__TALL rows by two vectors of sums, or by one, with many registers (MHK__HAS_BLOCKS_OF_4) by four: fewer
-   loads for as many sums. Named variables, as above. */
+/* MHK__TALL rows by two vectors of sums, or by one, and with many registers by four: fewer loads
+   for as many sums. Named variables, as above. */
 #define MHK__SUM2(i) MHK__V s##i##a = zero, s##i##b = zero;
 #define MHK__TAKE2(i) s##i##a = MHK__LOAD(from + (i) * ldc); s##i##b = MHK__LOAD(from + (i) * ldc + MHK__W);
 #define MHK__TIMES2(i) x = MHK__SET(f[(i) * fs]); s##i##a = s##i##a * x; s##i##b = s##i##b * x;
@@ -8541,13 +8612,39 @@ MHKDEF mhk_tensor *mhk_ssd_matrix(mhk_tape *t, mhk_tensor *la, mhk_tensor *Bm, m
 #if MHK__REFERENCE == 1 && !defined(MHK__PASS)
 /* ---- reference */
 
-/* Stage 1 of MOHAWK, matrix orientation: || student - teacher ||_F of two mixing matrices (T,T) of
-   a head. d, if not NULL, receives its gradient with respect to the student's, zeros where they are
-   equal. */
-static inline double mhk__ref_matrix_distance(int T, const double *student, const double *teacher, double *d) {
+/* Cross-entropy of a row of logits against the class that is right: minus the logarithm of its
+   probability. d (n) receives the gradient, softmax(logits) - one-hot. */
+static inline double mhk__ref_cross_entropy(int n, const double *logits, int label, double *d) {
+  const double log_sum_exp = mhk__ref_softmax(n, logits, d);
+  d[label] -= 1;
+  return log_sum_exp - logits[label];
+}
+
+/* Stage 3, knowledge distillation: cross-entropy of softmax(logits / temperature) against the
+   teacher's p = softmax(target). p (n) is filled, d (n) receives the gradient. The KL divergence is
+   that less the teacher's entropy, and has the same gradient. */
+static inline double mhk__ref_cross_entropy_soft(int n, const double *logits, const double *target,
+                                                 double temperature, double *p, double *d) {
+  mhk__ref_softmax(n, target, p);
+  for (int i = 0; i < n; i++) d[i] = logits[i] / temperature;
+  double loss = mhk__ref_softmax(n, d, d);
+  for (int i = 0; i < n; i++) loss -= p[i] * logits[i] / temperature;
+  for (int i = 0; i < n; i++) d[i] = (d[i] - p[i]) / temperature;
+  return loss;
+}
+static inline double mhk__ref_kl(int n, const double *logits, const double *target, double *p, double *d) {
+  double kl = mhk__ref_cross_entropy_soft(n, logits, target, 1, p, d);
+  for (int i = 0; i < n; i++) kl += p[i] > 0 ? p[i] * log(p[i]) : 0;
+  return kl;
+}
+
+/* || x - y ||_2: of two hidden states in stage 2, hidden-state alignment; of the T * T numbers of
+   two mixing matrices, the Frobenius norm of stage 1, matrix orientation. d, if not NULL, receives
+   the gradient with respect to x, zeros where both are equal. */
+static inline double mhk__ref_distance(int n, const double *x, const double *y, double *d) {
   double sum = 0;
-  for (int i = 0; i < T * T; i++) sum += (student[i] - teacher[i]) * (student[i] - teacher[i]);
-  for (int i = 0; d && i < T * T; i++) d[i] = sum > 0 ? (student[i] - teacher[i]) / sqrt(sum) : 0;
+  for (int i = 0; i < n; i++) sum += (x[i] - y[i]) * (x[i] - y[i]);
+  for (int i = 0; d && i < n; i++) d[i] = sum > 0 ? (x[i] - y[i]) / sqrt(sum) : 0;
   return sqrt(sum);
 }
 #endif /* reference */
@@ -9016,6 +9113,23 @@ MHKDEF mhk_tensor *mhk_matrix_orientation(mhk_tape *t, mhk_tensor *la, mhk_tenso
 
    Adam with decoupled weight decay (Loshchilov & Hutter, arXiv 1711.05101). Each parameter and
    its two moments are read and written once an update. */
+
+#if MHK__REFERENCE == 1 && !defined(MHK__PASS) && !defined(MOHAWK_NO_TRAINING)
+/* ---- reference */
+
+/* Update number `step` (from 1) of n parameters p with moments m and v, by gradients g: the moments
+   are running means, corrected for having started at zero. */
+static inline void mhk__ref_adamw(int n, const mhk_adamw_desc *s, int step, const double *g, double *p, double *m,
+                                  double *v) {
+  for (int i = 0; i < n; i++) {
+    const double gradient = s->scale * g[i];
+    m[i] = s->beta1 * m[i] + (1 - s->beta1) * gradient;
+    v[i] = s->beta2 * v[i] + (1 - s->beta2) * gradient * gradient;
+    const double mean = m[i] / (1 - pow(s->beta1, step)), square = v[i] / (1 - pow(s->beta2, step));
+    p[i] -= s->lr * (s->weight_decay * p[i] + mean / (sqrt(square) + s->eps));
+  }
+}
+#endif /* reference */
 
 #ifdef MHK__TEMPLATE
 #ifndef MOHAWK_NO_TRAINING

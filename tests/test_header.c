@@ -558,7 +558,7 @@ TEST(leaves_nothing_behind) {
   before = test_read_file(test_path("before.txt"), NULL);
   after = test_read_file(test_path("after.txt"), NULL);
   REQUIRE(before && after, "no list of macros");
-  /* macros may stay where their names say whose they are, but for those that steer the file itself */
+  /* macros may stay where their names say whose they are, but for those that steer the file */
   for (p = header; (p = strstr(p, "#define ")) != NULL; p += 8) {
     const char *name = p + 8;
     CHECK(!strncmp(name, "MHK_", 4) || !strncmp(name, "MHKDEF", 6) || !strncmp(name, "MOHAWK_", 7) ||

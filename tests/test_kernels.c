@@ -36,6 +36,13 @@ static mhk__kernels tables[8];
 static int n_machines;
 static const mhk__kernels *ks; /* the one under test */
 static int machine;
+/* a kernel, taken to be called: how often is counted by the list that the header has of them */
+#define NUMBER(result, name, arguments, reference) kernel_##name,
+#define HEAD_NUMBER(name, of, reference) kernel_##name,
+enum { MHK__ALL_KERNELS(NUMBER, HEAD_NUMBER) N_KERNELS };
+static int taken[8][N_KERNELS];
+#define KERNEL_OF(i, name) (taken[i][kernel_##name]++, tables[i].name)
+#define KERNEL(name) KERNEL_OF(machine, name)
 #define EACH_MACHINE for (machine = 0; begin_machine(); machine++)
 
 /* ---- memory between guards ---- */
@@ -250,17 +257,6 @@ static mhk_index *documents(int kind, mhk_index B, mhk_index T) {
 
 /* ---- numbers stored in other types ---- */
 
-static double half_value(uint16_t h) {
-  const int e = (h >> 10) & 31, m = h & 1023;
-  const double v = e == 0 ? ldexp(m, -24) : e == 31 ? (m ? NAN : INFINITY) : ldexp(1024 + m, e - 25);
-  return h & 0x8000 ? -v : v;
-}
-static double bfloat_value(uint16_t h) {
-  const int e = (h >> 7) & 255, m = h & 127;
-  const double v = e == 0 ? ldexp(m, -133) : e == 255 ? (m ? NAN : INFINITY) : ldexp(128 + m, e - 134);
-  return h & 0x8000 ? -v : v;
-}
-
 /* n numbers of a type in about [-2,2], and what they are */
 static void *stored(mhk_dtype dtype, mhk_index n, double **values) {
   const size_t size = dtype == MHK_F64 ? 8 : dtype == MHK_F32 ? 4 : 2;
@@ -269,20 +265,15 @@ static void *stored(mhk_dtype dtype, mhk_index n, double **values) {
   *values = doubles(n);
   for (i = 0; i < n; i++) {
     const double x = test_uniform(&seed, -2, 2);
-    if (dtype == MHK_F64) {
+    if (dtype == MHK_F64)
       ((double *)data)[i] = x;
-      (*values)[i] = x;
-    } else if (dtype == MHK_F32) {
+    else if (dtype == MHK_F32)
       ((float *)data)[i] = (float)x;
-      (*values)[i] = (double)(float)x;
-    } else {
-      uint16_t h;
+    else
       do
-        h = (uint16_t)test_random(&seed);
-      while (!(fabs(dtype == MHK_F16 ? half_value(h) : bfloat_value(h)) < 2));
-      ((uint16_t *)data)[i] = h;
-      (*values)[i] = dtype == MHK_F16 ? half_value(h) : bfloat_value(h);
-    }
+        ((uint16_t *)data)[i] = (uint16_t)test_random(&seed);
+      while (!(fabs(mhk__ref_element(data, dtype, i)) < 2));
+    (*values)[i] = mhk__ref_element(data, dtype, i);
   }
   return data;
 }
@@ -344,7 +335,7 @@ TEST(pack) {
               mhk_real *to = room((rows + width - 1) / width * width * k);
               set_at("pack %s, panels of %lld, %lld x %lld, strides %lld and %lld", type_name(types[type]),
                      (long long)width, (long long)rows, (long long)k, (long long)row, (long long)col);
-              ks->pack(to, width, rows, k, mhk__mat(data, types[type], row, col));
+              KERNEL(pack)(to, width, rows, k, mhk__mat(data, types[type], row, col));
               check_packed(to, width, rows, k, values, row, col);
               release();
             }
@@ -364,10 +355,10 @@ TEST(stored_types) {
         mhk_index i;
         for (i = 0; i < 65536; i++) {
           data[i] = (uint16_t)i;
-          values[i] = type ? bfloat_value((uint16_t)i) : half_value((uint16_t)i);
+          values[i] = mhk__ref_element(data, dtype, i);
         }
         set_at("pack %s, all numbers", type_name(dtype));
-        ks->pack(to, ks->nr, 256, 256, mhk__mat(data, dtype, 256 / col, col));
+        KERNEL(pack)(to, ks->nr, 256, 256, mhk__mat(data, dtype, 256 / col, col));
         check_packed(to, ks->nr, 256, 256, values, 256 / col, col);
         release();
       }
@@ -379,19 +370,16 @@ TEST(product) {
   static const mhk_index depths[] = {0, 1, 2, 7, 64};
   EACH_MACHINE {
     mhk_real *a = random_room(MOST * MOST, -1, 1), *b = random_room(MOST * MOST, -1, 1);
+    const double *exact_a = as_doubles(a, MOST * MOST), *exact_b = as_doubles(b, MOST * MOST);
     const int kept = n_blocks;
     int d;
     for (d = 0; d < COUNT(depths); d++) {
       const mhk_index k = depths[d];
       static double want[MOST * MOST];
-      mhk_index i, j, p;
+      mhk_index i, j;
       int r, c;
-      for (i = 0; i < MOST; i++)
-        for (j = 0; j < MOST; j++) {
-          double sum = 0;
-          for (p = 0; p < k; p++) sum += (double)a[i * MOST + p] * (double)b[j * MOST + p];
-          want[i * MOST + j] = sum;
-        }
+      memset(want, 0, sizeof want);
+      mhk__ref_product(MOST, MOST, k, mhk__ref_strided(exact_a, MOST, 1), mhk__ref_strided(exact_b, 1, MOST), want);
       for (r = 0; r < COUNT(tile_sizes); r++)
         for (c = k == 7 ? 0 : r % 3; c < COUNT(tile_sizes); c += k == 7 ? 1 : 3) {
           const mhk_index m = tile_sizes[r], n = tile_sizes[c], ldc = n + (r + c) % 2 * 3;
@@ -402,14 +390,14 @@ TEST(product) {
           double *exact = doubles(m * n);
           set_at("product %lld x %lld x %lld, %s", (long long)m, (long long)n, (long long)k,
                  accumulate ? "added" : "written");
-          ks->pack(pa, ks->mr, m, k, mhk__mat(a, MHK_REAL, MOST, 1));
-          ks->pack(pb, ks->nr, n, k, mhk__mat(b, MHK_REAL, MOST, 1));
+          KERNEL(pack)(pa, ks->mr, m, k, mhk__mat(a, MHK_REAL, MOST, 1));
+          KERNEL(pack)(pb, ks->nr, n, k, mhk__mat(b, MHK_REAL, MOST, 1));
           for (i = 0; i < m; i++)
             for (j = 0; j < n; j++) {
               if (accumulate) to[i * ldc + j] = (mhk_real)(i % 7 - 3);
               exact[i * n + j] = want[i * MOST + j] + (accumulate ? (double)(i % 7 - 3) : 0);
             }
-          ks->product(m, n, k, pa, pb, to, ldc, accumulate);
+          KERNEL(product)(m, n, k, pa, pb, to, ldc, accumulate);
           result("c", dense(to, m, n, ldc), exact, m * n, 8 * EPS);
           release_from(kept);
         }
@@ -417,8 +405,8 @@ TEST(product) {
     { /* nothing to do */
       mhk_real *none = room(0);
       set_at("product of nothing");
-      ks->product(0, 5, 3, a, b, none, 5, 0);
-      ks->product(5, 0, 3, a, b, none, 5, 1);
+      KERNEL(product)(0, 5, 3, a, b, none, 5, 0);
+      KERNEL(product)(5, 0, 3, a, b, none, 5, 1);
     }
   }
 }
@@ -452,7 +440,7 @@ TEST(epilogue) {
             want_before[r * n + j] = x;
             want[r * n + j] = e.gelu ? mhk__ref_gelu(x) : x;
           }
-        ks->epilogue(m, n, c, ldc, offset, &e, column);
+        KERNEL(epilogue)(m, n, c, ldc, offset, &e, column);
         result("c", dense(c, m, n, ldc), want, m * n, 6 * EPS);
         if (e.before) result("before", dense(before + offset, m, n, ldc), want_before, m * n, 2 * EPS);
         release();
@@ -475,20 +463,18 @@ TEST(rows_times) {
           void *data = stored(types[type], n * k, &w);
           mhk_real *x = random_room(m * k, -1, 1), *y = rows_room(m, ldy, n), *work = work_room((m + 1) * k);
           double *want = doubles(m * n), size = 0, most = 0; /* of the terms and of the sums: a sum may cancel */
-          mhk_index i, j, p;
+          double *one = as_doubles(x, m * k), *terms = doubles(m * n);
+          mhk_index i;
           set_at("rows_times %s %lld x %lld x %lld", type_name(types[type]), (long long)m, (long long)n, (long long)k);
-          for (i = 0; i < m; i++)
-            for (j = 0; j < n; j++) {
-              double sum = 0, terms = 0;
-              for (p = 0; p < k; p++) {
-                sum += (double)x[i * k + p] * w[j * k + p];
-                terms += fabs((double)x[i * k + p] * w[j * k + p]);
-              }
-              want[i * n + j] = sum;
-              if (terms > size) size = terms;
-              if (fabs(sum) > most) most = fabs(sum);
-            }
-          ks->rows_times(m, n, k, x, data, types[type], y, ldy, work);
+          mhk__ref_product(m, n, k, mhk__ref_strided(one, k, 1), mhk__ref_strided(w, 1, k), want);
+          for (i = 0; i < m * k; i++) one[i] = fabs(one[i]);
+          for (i = 0; i < n * k; i++) w[i] = fabs(w[i]);
+          mhk__ref_product(m, n, k, mhk__ref_strided(one, k, 1), mhk__ref_strided(w, 1, k), terms);
+          for (i = 0; i < m * n; i++) {
+            if (terms[i] > size) size = terms[i];
+            if (fabs(want[i]) > most) most = fabs(want[i]);
+          }
+          KERNEL(rows_times)(m, n, k, x, data, types[type], y, ldy, work);
           result("y", dense(y, m, n, ldy), want, m * n, 4 * EPS * (most > 0 ? size / most : 1));
           release();
         }
@@ -510,8 +496,8 @@ static int q_all(q_kernels *all) {
   int i, n = 0;
   for (i = 0; i < n_machines; i++, n++) {
     all[n].name = mhk_isa_name(contexts[i]);
-    all[n].prepare = tables[i].q_prepare;
-    all[n].times = tables[i].q_times;
+    all[n].prepare = KERNEL_OF(i, q_prepare);
+    all[n].times = KERNEL_OF(i, q_times);
     all[n].exact = contexts[i]->isa != MHK_ISA_SCALAR;
 #if defined(__AARCH64EL__) && !defined(MOHAWK_NO_SIMD)
     if (contexts[i]->isa == MHK_ISA_NEON) {
@@ -576,7 +562,7 @@ static void q_case(const q_kernels *all, int n_all, mhk_dtype dtype, int group, 
     for (j = 0; j < N; j++) {
       double room_for = 0, size = 0, largest = 0;
       for (k = 0; k < K; k++) {
-        const double e = (double)mhk__q_element(&q, dtype, K, n0 + j, k);
+        const double e = mhk__ref_dequantized(&q, dtype, K, n0 + j, k);
         if (k % group == 0)
           for (largest = 0, p = k; p < k + group; p++)
             if (fabs((double)x[i * K + p]) > largest) largest = fabs((double)x[i * K + p]);
@@ -646,8 +632,7 @@ TEST(product_plain) {
   static const mhk_index rows[] = {1, 2, 3, 4, 5, 6, 7, 8, 10, 11, 12, 14, 16, 18, 20, 30, 64},
                          depths[] = {1, 2, 31, 64};
   EACH_MACHINE {
-    const mhk__kernels *ks = contexts[machine]->kernels;
-    int r, d, way, taken = 0;
+    int r, d, way, done_at_all = 0;
     mhk_index n;
     for (r = 0; r < COUNT(rows); r++)
       for (d = 0; d < COUNT(depths); d++)
@@ -658,24 +643,25 @@ TEST(product_plain) {
             mhk_real *a = random_room(m * (k + 2) + k * (m + 3), -1, 1), *b = random_room(k * ldb, -1, 1),
                      *c = rows_room(m, ldc, n);
             double *want = doubles(m * n);
-            mhk_index i, j, p;
+            mhk_index i, j;
             int done;
             set_at("product_plain %lld x %lld x %lld, way %d", (long long)m, (long long)n, (long long)k, way);
             for (i = 0; i < m; i++)
               for (j = 0; j < n; j++) {
                 if (way & 2) c[i * ldc + j] = (mhk_real)0.25;
                 want[i * n + j] = way & 2 ? 0.25 : 0;
-                for (p = 0; p < k; p++) want[i * n + j] += (double)a[i * ar + p * ac] * (double)b[p * ldb + j];
               }
-            done = ks->product_plain(m, n, k, a, ar, ac, b, ldb, c, ldc, way & 2);
-            taken += done;
+            mhk__ref_product(m, n, k, mhk__ref_strided(as_doubles(a, m * (k + 2) + k * (m + 3)), ar, ac),
+                             mhk__ref_strided(as_doubles(b, k * ldb), ldb, 1), want);
+            done = KERNEL(product_plain)(m, n, k, a, ar, ac, b, ldb, c, ldc, way & 2);
+            done_at_all += done;
             if (done) CHECK_CLOSE_TO_DOUBLE(at, dense(c, m, n, ldc), want, m * n, 20 * EPS);
             else if (way & 2)
               for (i = 0; i < m * n; i++)
                 CHECK(c[i / n * ldc + i % n] == (mhk_real)0.25, "element %lld was touched", (long long)i);
             release();
           }
-    CHECK(taken > 0, "no sizes divide into tiles");
+    CHECK(done_at_all > 0, "no sizes divide into tiles");
   }
 }
 
@@ -725,7 +711,7 @@ TEST(gemm) {
                  *first = NULL;
         double *want = doubles(M * N), *want_before = doubles(M * N);
         mhk__epilogue e;
-        mhk_index i, j, p;
+        mhk_index i, j;
         const int kind = (s + 5 * way) % 11;
         memset(&e, 0, sizeof e);
         e.accumulate = kind & 1;
@@ -734,10 +720,12 @@ TEST(gemm) {
         e.gelu = kind >> 3;
         set_at("gemm %lld x %lld x %lld, %s, way %d, epilogue %d", (long long)M, (long long)N, (long long)K,
                type_name(type), way, kind);
+        for (i = 0; i < nb; i++) values[i] = (double)(mhk_real)values[i];
+        for (i = 0; i < M * N; i++) want[i] = e.accumulate ? (double)(i % N % 5 - 2) : 0;
+        mhk__ref_product(M, N, K, mhk__ref_strided(as_doubles(a, na), ar, ac), mhk__ref_strided(values, br, bc), want);
         for (i = 0; i < M; i++)
           for (j = 0; j < N; j++) {
-            double sum = e.accumulate ? (double)(j % 5 - 2) : 0;
-            for (p = 0; p < K; p++) sum += (double)a[i * ar + p * ac] * (double)(mhk_real)values[p * br + j * bc];
+            double sum = want[i * N + j];
             if (e.bias) sum += (double)bias[j];
             if (e.residual) sum += (double)residual[i * ldc + j];
             want_before[i * N + j] = sum;
@@ -791,15 +779,6 @@ static void units_open(void) {
 }
 #define EACH_UNIT for (unit = MHK_BF16_PLAIN; unit < COUNT(units); unit++)
 
-/* the nearest number with 8 significant bits, ties to the even one; 0 for what is subnormal in
-   float32 */
-static double rounded(double x) {
-  int e;
-  const double m = frexp((double)(float)x, &e), scaled = ldexp(m, 8), down = floor(scaled), part = scaled - down;
-  const double up = part > 0.5 || (part == 0.5 && fmod(down, 2) != 0) ? 1 : 0;
-  return fabs((double)(float)x) < ldexp(1, -126) ? 0 : ldexp(down + up, e - 8);
-}
-
 /* Every pattern of the upper half with the lower halves around a tie, through both sides of a
    product with the identity. */
 TEST(narrow_rounding) {
@@ -838,7 +817,7 @@ TEST(narrow_rounding) {
         CHECK_OK(ctx);
         for (i = 0; i < M * K; i++) {
           const mhk_index at_x = way < 2 ? i / K * row + i % K * col : i / M * col + i % M * row;
-          const double want = rounded((double)x[at_x]);
+          const double want = mhk__ref_bf16_round((double)x[at_x]);
           if ((double)c[i] != want) {
             CHECK(0, "%s: %.9g becomes %.9g, should be %.9g", at, (double)x[at_x], (double)c[i], want);
             break;
@@ -859,21 +838,19 @@ TEST(narrow_product) {
     double *values;
     mhk_real *a = random_room(MOST * MOST, -1, 1);
     void *half = stored(MHK_BF16, MOST * MOST, &values);
+    double *exact_a = as_doubles(a, MOST * MOST);
     const int kept = n_blocks;
     int d;
+    for (d = 0; d < MOST * MOST; d++) exact_a[d] = mhk__ref_bf16_round(exact_a[d]);
     units_open();
     for (d = 0; d < COUNT(depths); d++) {
       const mhk_index k = depths[d];
       static double want[MOST * MOST];
       static mhk_real plain[MOST * MOST];
-      mhk_index i, j, p;
+      mhk_index i, j;
       int r, c, unit;
-      for (i = 0; i < MOST; i++)
-        for (j = 0; j < MOST; j++) {
-          double sum = 0;
-          for (p = 0; p < k; p++) sum += rounded((double)a[i * MOST + p]) * values[j * MOST + p];
-          want[i * MOST + j] = sum;
-        }
+      memset(want, 0, sizeof want);
+      mhk__ref_product(MOST, MOST, k, mhk__ref_strided(exact_a, MOST, 1), mhk__ref_strided(values, 1, MOST), want);
       for (r = 0; r < COUNT(tile_sizes); r++)
         for (c = k == 7 ? 0 : r % 3; c < COUNT(tile_sizes); c += k == 7 ? 1 : 3)
           EACH_UNIT {
@@ -942,13 +919,13 @@ TEST(narrow_gemm) {
                    *first = NULL;
           double *want = doubles(M * N), *ra = doubles(na), *rb = doubles(nb);
           mhk__epilogue e;
-          mhk_index i, j, p;
+          mhk_index i, j;
           if (M * N * K > 20000000 && way % 4 != 2) {
             release();
             continue;
           }
-          for (i = 0; i < na; i++) ra[i] = M > 4 ? rounded((double)a[i]) : (double)a[i];
-          for (i = 0; i < nb; i++) rb[i] = M > 4 ? rounded(values[i]) : (double)(mhk_real)values[i];
+          for (i = 0; i < na; i++) ra[i] = M > 4 ? mhk__ref_bf16_round((double)a[i]) : (double)a[i];
+          for (i = 0; i < nb; i++) rb[i] = M > 4 ? mhk__ref_bf16_round(values[i]) : (double)(mhk_real)values[i];
           memset(&e, 0, sizeof e);
           e.accumulate = kind & 1;
           e.bias = kind & 2 ? bias : NULL;
@@ -956,10 +933,11 @@ TEST(narrow_gemm) {
           e.gelu = kind >> 3;
           set_at("narrow gemm by %s, %lld x %lld x %lld, %s, way %d, epilogue %d", mhk_bf16_name(ctx), (long long)M,
                  (long long)N, (long long)K, type_name(type), way, kind);
+          for (i = 0; i < M * N; i++) want[i] = e.accumulate ? (double)(i % N % 5 - 2) : 0;
+          mhk__ref_product(M, N, K, mhk__ref_strided(ra, ar, ac), mhk__ref_strided(rb, br, bc), want);
           for (i = 0; i < M; i++)
             for (j = 0; j < N; j++) {
-              double sum = e.accumulate ? (double)(j % 5 - 2) : 0;
-              for (p = 0; p < K; p++) sum += ra[i * ar + p * ac] * rb[p * br + j * bc];
+              double sum = want[i * N + j];
               if (e.bias) sum += (double)bias[j];
               if (e.residual) sum += (double)residual[i * ldc + j];
               want[i * N + j] = e.gelu ? mhk__ref_gelu(sum) : sum;
@@ -1110,7 +1088,7 @@ static void attention_forward_case(const attention_case *c) {
     for (b = c->B - 1; b >= 0; b--) /* from the last to the first, so that what is written too far shows */
       for (h = c->H - 1; h >= 0; h--) {
         const int kept = n_blocks;
-        ks->attention(&a, b, h, work_room(mhk__attention_work(c->S, c->P)));
+        KERNEL(attention)(&a, b, h, work_room(mhk__attention_work(c->S, c->P)));
         release_from(kept);
       }
     if (a.y) result("attention y", a.y, y, ny, 10 * EPS * (1 + c->scale));
@@ -1181,7 +1159,7 @@ TEST(attention_step) {
       for (b = c.B - 1; b >= 0; b--)
         for (h = c.H - 1; h >= 0; h--) {
           const int kept = n_blocks;
-          ks->attention_step(&a, b, h, work_room(c.S + 16));
+          KERNEL(attention_step)(&a, b, h, work_room(c.S + 16));
           release_from(kept);
         }
       result("step y", a.y, y, ny, 10 * EPS * (1 + c.scale));
@@ -1249,7 +1227,7 @@ TEST(attention_back) {
       for (b = c.B - 1; b >= 0; b--)
         for (g = c.G - 1; g >= 0; g--) {
           const int kept = n_blocks;
-          ks->attention_back(&a, b, g, work_room(mhk__attention_back_work(c.T, c.P)));
+          KERNEL(attention_back)(&a, b, g, work_room(mhk__attention_back_work(c.T, c.P)));
           release_from(kept);
         }
       if (a.dq) result("dq", a.dq, dq, ny, 10 * EPS);
@@ -1390,9 +1368,9 @@ static void ssd_forward_case(const ssd_case *c, int recurrent) {
       for (h = recurrent ? c->H - 1 : (c->H - 1) / c->span; h >= 0; h--) {
         const int kept = n_blocks;
         if (recurrent)
-          ks->ssd_step(&a, b, h, work_room(1));
+          KERNEL(ssd_step)(&a, b, h, work_room(1));
         else
-          ks->ssd(&a, b, h, work_room(mhk__ssd_work(c->Q, c->N, c->P, c->span)));
+          KERNEL(ssd)(&a, b, h, work_room(mhk__ssd_work(c->Q, c->N, c->P, c->span)));
         release_from(kept);
       }
     result("ssd y", a.y, y, ny, tolerance);
@@ -1485,7 +1463,7 @@ TEST(ssd_back) {
       for (b = c.B - 1; b >= 0; b--)
         for (g = (c.G - 1) / c.span; g >= 0; g--) {
           const int kept = n_blocks;
-          ks->ssd_back(&a, b, g, work_room(mhk__ssd_work(c.Q, c.N, c.P, c.span * (c.H / c.G))));
+          KERNEL(ssd_back)(&a, b, g, work_room(mhk__ssd_work(c.Q, c.N, c.P, c.span * (c.H / c.G))));
           release_from(kept);
         }
       if (a.dx) result("dx", a.dx, dx, ny, tolerance);
@@ -1574,7 +1552,7 @@ TEST(orientation) {
                                            dd + b * a.H + h};
           double *student = doubles(a.T * a.T), *dM = doubles(a.T * a.T), distance;
           mhk__ref_ssd_matrix(&r, student);
-          distance = mhk__ref_matrix_distance(r.T, student, teacher, dM);
+          distance = mhk__ref_distance(r.T * r.T, student, teacher, dM);
           difference[b * a.H + h] = distance * distance;
           for (n = 0; n < a.T * a.T; n++) norm[b * a.H + h] += teacher[n] * teacher[n];
           for (n = 0; n < a.T * a.T; n++) dM[n] *= a.scale;
@@ -1587,7 +1565,7 @@ TEST(orientation) {
       for (b = a.B - 1; b >= 0; b--)
         for (h = a.H - 1; h >= 0; h--) {
           const int kept = n_blocks;
-          ks->orientation(&a, b, h, work_room(mhk__orientation_work(a.T, a.N, a.PT)));
+          KERNEL(orientation)(&a, b, h, work_room(mhk__orientation_work(a.T, a.N, a.PT)));
           release_from(kept);
         }
       for (n = 0; n < a.B * a.H; n++) {
@@ -1601,7 +1579,7 @@ TEST(orientation) {
       for (b = a.B - 1; b >= 0; b--)
         for (g = a.G - 1; g >= 0; g--) {
           const int kept = n_blocks;
-          ks->orientation_back(&a, b, g, work_room(mhk__orientation_work(a.T, a.N, a.PT)));
+          KERNEL(orientation_back)(&a, b, g, work_room(mhk__orientation_work(a.T, a.N, a.PT)));
           release_from(kept);
         }
       if (a.dlog_a) result("dlog_a", a.dlog_a, dl, a.B * a.T * a.H, 20 * EPS);
@@ -1686,7 +1664,7 @@ TEST(conv) {
       for (k = (n - 1) / CHANNELS; k >= 0; k--) {
         const mhk_index c0 = first + k * CHANNELS, c1 = mhk__min(c0 + CHANNELS, first + n);
         const int kept = n_blocks;
-        ks->conv(&a, c0, c1, work_room(mhk__conv_work(W)));
+        KERNEL(conv)(&a, c0, c1, work_room(mhk__conv_work(W)));
         release_from(kept);
       }
       result("y", a.y, y, ny, 6 * EPS);
@@ -1706,7 +1684,7 @@ TEST(conv) {
       for (k = (n - 1) / CHANNELS; k >= 0; k--) {
         const mhk_index c0 = first + k * CHANNELS, c1 = mhk__min(c0 + CHANNELS, first + n);
         const int kept = n_blocks;
-        ks->conv_back(&a, c0, c1, work_room(mhk__conv_work(W)));
+        KERNEL(conv_back)(&a, c0, c1, work_room(mhk__conv_work(W)));
         release_from(kept);
       }
       if (a.dx) result("dx", a.dx, dx, nx, 8 * EPS);
@@ -1759,7 +1737,7 @@ TEST(conv_stream) {
         for (mhk_index t = 0; t < T; t++) y[t * n + c - first] = a.silu ? mhk__ref_silu(out[t]) : out[t];
         release_from(kept);
       }
-      ks->conv_stream(&a, first, C);
+      KERNEL(conv_stream)(&a, first, C);
       result("y", a.y, y, T * n, 6 * EPS);
       result("state", state, next, (W - 1) * C, 0);
       release();
@@ -1791,13 +1769,13 @@ TEST(norm) {
           dn[j] = (double)dy[j] * (double)w[j];
         }
         mhk__ref_normalize_back((int)n, normalized, r, centre, dn, dwant);
-        ks->norm(n, x, w, b, (mhk_real)1e-3, centre, y, mean, rstd);
+        KERNEL(norm)(n, x, w, b, (mhk_real)1e-3, centre, y, mean, rstd);
         result("y", y, want, n, few);
         CHECK(fabs((double)*mean - m) <= 8 * EPS * 3, "%s: mean %.9g, should be %.9g", at, (double)*mean, m);
         CHECK(fabs((double)*rstd - r) <= 16 * EPS * r, "%s: rstd %.9g, should be %.9g", at, (double)*rstd, r);
         *mean = (mhk_real)m;
         *rstd = (mhk_real)r;
-        ks->norm_back(n, x, w, *mean, *rstd, centre, dy, dx);
+        KERNEL(norm_back)(n, x, w, *mean, *rstd, centre, dy, dx);
         result("dx", dx, dwant, n, few);
         release();
       }
@@ -1813,45 +1791,45 @@ TEST(softmax) {
         const double range = kind == 0 ? 3 : kind == 1 ? 60 : 1000;
         mhk_real *x = random_room(n, -range, range), *target = random_room(n, -4, 4), *y = room(n),
                  *same = copy_room(x, n), *d = random_room(n, -1, 1);
-        double *want = doubles(n), *dwant = as_doubles(d, n), *quarter = doubles(n), *t = doubles(n), most = -INFINITY,
-               dot = 0, scaled, lse, tlse, got;
+        double *want = doubles(n), *dwant = as_doubles(d, n), *quarter = doubles(n), most = -INFINITY, scaled, lse, got;
+        double *exact = as_doubles(x, n), *exact_target = as_doubles(target, n), *p = doubles(n), *slope = doubles(n);
         mhk_index j;
         set_at("softmax of %lld in +-%g", (long long)n, range);
         for (j = 0; j < n; j++) most = (double)x[j] > most ? (double)x[j] : most, quarter[j] = 0.75 * (double)x[j];
-        lse = mhk__ref_softmax((int)n, as_doubles(x, n), want);
+        lse = mhk__ref_softmax((int)n, exact, want);
         scaled = mhk__ref_softmax((int)n, quarter, quarter);
-        tlse = mhk__ref_softmax((int)n, as_doubles(target, n), t);
-        ks->softmax(n, x, y);
+        const double tlse = mhk__ref_softmax((int)n, exact_target, p),
+                     dot = lse - mhk__ref_cross_entropy_soft((int)n, exact, exact_target, 1, p, slope);
+        KERNEL(softmax)(n, x, y);
         result("y", y, want, n, 14 * EPS);
-        ks->softmax(n, same, same);
+        KERNEL(softmax)(n, same, same);
         result("y in place", same, want, n, 14 * EPS);
-        got = ks->log_sum_exp(n, x, 1);
+        got = KERNEL(log_sum_exp)(n, x, 1);
         CHECK(fabs(got - lse) <= 4 * EPS * (1 + fabs(most)), "%s: log_sum_exp is %.12g, should be %.12g", at, got, lse);
-        got = ks->log_sum_exp(n, x, (mhk_real)0.75);
+        got = KERNEL(log_sum_exp)(n, x, (mhk_real)0.75);
         CHECK(fabs(got - scaled) <= 4 * EPS * (1 + fabs(most)),
               "%s: log_sum_exp with a scale is %.12g, should be %.12g", at, got, scaled);
-        for (j = 0; j < n; j++) dot += t[j] * (double)x[j];
-        got = ks->soft_dot(n, x, target, (mhk_real)tlse);
+        got = KERNEL(soft_dot)(n, x, target, (mhk_real)tlse);
         CHECK(fabs(got - dot) <= 12 * EPS * range, "%s: soft_dot is %.12g, should be %.12g", at, got, dot);
         if (kind == 0) {
           /* the sums over the row come rounded to mhk_real, as the callers keep them */
-          const double it = 0.5, l = (double)(mhk_real)(log(2.0) + lse * it), tl = (double)(mhk_real)tlse;
-          mhk_real *d2 = copy_room(d, n);
+          const mhk_real it = (mhk_real)0.5, g = (mhk_real)0.3, tl = (mhk_real)tlse;
+          mhk_real *d2 = copy_room(d, n), l;
           double *dwant2 = as_doubles(d, n);
-          for (j = 0; j < n; j++) {
-            const double e = exp((double)x[j] * it - l);
-            dwant[j] += 0.3 * (e - exp((double)target[j] - tl));
-            dwant2[j] += 0.3 * e;
-          }
-          ks->soft_back(n, x, (mhk_real)it, (mhk_real)l, target, (mhk_real)tl, (mhk_real)0.3, d);
+          mhk__ref_cross_entropy_soft((int)n, exact, exact_target, 2, p, slope);
+          for (j = 0; j < n; j++) dwant[j] += (double)g * 2 * slope[j];
+          for (j = 0; j < n; j++) exact[j] /= 2;
+          l = (mhk_real)mhk__ref_softmax((int)n, exact, p);
+          for (j = 0; j < n; j++) dwant2[j] += (double)g * p[j];
+          KERNEL(soft_back)(n, x, it, l, target, tl, g, d);
           result("soft_back", d, dwant, n, 10 * EPS);
-          ks->soft_back(n, x, (mhk_real)it, (mhk_real)l, NULL, 0, (mhk_real)0.3, d2);
+          KERNEL(soft_back)(n, x, it, l, NULL, 0, g, d2);
           result("soft_back without target", d2, dwant2, n, 10 * EPS);
         }
         release();
       }
-    ks->soft_back(0, NULL, 1, 0, NULL, 0, 1, NULL);
-    CHECK(ks->soft_dot(0, NULL, NULL, 0) == 0, "nothing");
+    KERNEL(soft_back)(0, NULL, 1, 0, NULL, 0, 1, NULL);
+    CHECK(KERNEL(soft_dot)(0, NULL, NULL, 0) == 0, "nothing");
   }
 }
 
@@ -1880,24 +1858,24 @@ TEST(gelu_and_gate) {
           dywant[j] += g * mhk__ref_silu(gate);
           dzwant[j] = g * v * mhk__ref_silu_slope(gate);
         }
-        ks->gelu(n, x, y);
+        KERNEL(gelu)(n, x, y);
         result("gelu", y, want, n, 4 * EPS);
-        ks->gelu(n, same, same);
+        KERNEL(gelu)(n, same, same);
         result("gelu in place", same, want, n, 4 * EPS);
-        ks->gelu_back(n, x, dy, dx);
+        KERNEL(gelu_back)(n, x, dy, dx);
         result("gelu_back", dx, dwant, n, 20 * EPS);
         y = room(n);
-        ks->gate(n, x, z, bias, y);
+        KERNEL(gate)(n, x, z, bias, y);
         result("gate", y, gwant, n, 4 * EPS);
         d = copy_room(dy0, n);
-        ks->gate_back(n, x, z, bias, dy, d, dz);
+        KERNEL(gate_back)(n, x, z, bias, dy, d, dz);
         result("gate_back dy", d, dywant, n, 4 * EPS);
         result("gate_back dz", dz, dzwant, n, 12 * EPS);
         dz = room(n);
-        ks->gate_back(n, x, z, bias, dy, NULL, dz);
+        KERNEL(gate_back)(n, x, z, bias, dy, NULL, dz);
         result("gate_back dz alone", dz, dzwant, n, 12 * EPS);
         d = copy_room(dy0, n);
-        ks->gate_back(n, x, z, bias, dy, d, NULL);
+        KERNEL(gate_back)(n, x, z, bias, dy, d, NULL);
         result("gate_back dy alone", d, dywant, n, 4 * EPS);
         release();
       }
@@ -1916,18 +1894,18 @@ TEST(not_numbers) {
         for (j = 0; j < n; j++) one[j] = 1;
         set_at("NaN at %lld of %lld", (long long)i, (long long)n);
         x[i] = (mhk_real)NAN;
-        ks->gelu(n, x, y);
+        KERNEL(gelu)(n, x, y);
         for (j = 0; j < n; j++) bad |= (y[j] != y[j]) != (i == j);
         CHECK(!bad, "%s: gelu", at);
-        ks->gate(n, one, x, NULL, y);
+        KERNEL(gate)(n, one, x, NULL, y);
         for (bad = 0, j = 0; j < n; j++) bad |= (y[j] != y[j]) != (i == j);
         CHECK(!bad, "%s: gate", at);
-        ks->softmax(n, x, y);
+        KERNEL(softmax)(n, x, y);
         CHECK(y[i] != y[i], "%s: softmax makes it %g", at, (double)y[i]);
-        CHECK(isnan(ks->log_sum_exp(n, x, 1)), "%s: log_sum_exp", at);
-        CHECK(isnan(ks->distance(n, x, one)), "%s: distance", at);
+        CHECK(isnan(KERNEL(log_sum_exp)(n, x, 1)), "%s: log_sum_exp", at);
+        CHECK(isnan(KERNEL(distance)(n, x, one)), "%s: distance", at);
         x[i] = (mhk_real)INFINITY;
-        ks->gelu(n, x, y);
+        KERNEL(gelu)(n, x, y);
         CHECK(y[i] == (mhk_real)INFINITY, "%s: gelu of infinity is %g", at, (double)y[i]);
         release();
       }
@@ -1940,11 +1918,9 @@ TEST(distance) {
     for (i = 0; i < COUNT(row_sizes); i++) {
       const mhk_index n = row_sizes[i];
       mhk_real *x = random_room(n, -1, 1), *y = random_room(n, -1, 1);
-      double want = 0;
-      mhk_index j;
+      const double norm = mhk__ref_distance((int)n, as_doubles(x, n), as_doubles(y, n), NULL), want = norm * norm;
       set_at("distance of %lld", (long long)n);
-      for (j = 0; j < n; j++) want += ((double)x[j] - (double)y[j]) * ((double)x[j] - (double)y[j]);
-      result_number("distance", ks->distance(n, x, y), want, want, 8 * EPS);
+      result_number("distance", KERNEL(distance)(n, x, y), want, want, 8 * EPS);
       release();
     }
   }
@@ -1958,29 +1934,41 @@ TEST(adamw) {
       mhk_real *p = random_room(n, -1, 1), *g = random_room(n, -1, 1), *m = random_room(n, -0.1, 0.1),
                *v = random_room(n, 0, 0.1), *s = room(7);
       double *wp = as_doubles(p, n), *wm = as_doubles(m, n), *wv = as_doubles(v, n);
-      mhk_index j;
+      mhk_adamw_desc how;
+      memset(&how, 0, sizeof how);
+      how.lr = 1e-2;
+      how.weight_decay = 0.1;
+      how.beta1 = 0.9;
+      how.beta2 = 0.95;
+      how.eps = 1e-8;
+      how.scale = 0.6;
       set_at("adamw of %lld", (long long)n);
       for (step = 1; step <= 3; step++) {
-        s[0] = (mhk_real)(1e-2 * 0.1);
-        s[1] = (mhk_real)0.9;
-        s[2] = (mhk_real)0.95;
-        s[3] = (mhk_real)(1e-2 / (1 - pow(0.9, step)));
-        s[4] = (mhk_real)(1 / sqrt(1 - pow(0.95, step)));
-        s[5] = (mhk_real)1e-8;
-        s[6] = (mhk_real)0.6;
-        for (j = 0; j < n; j++) {
-          const double gi = (double)g[j] * (double)s[6];
-          wm[j] = wm[j] * (double)s[1] + gi * (1 - (double)s[1]);
-          wv[j] = wv[j] * (double)s[2] + gi * gi * (1 - (double)s[2]);
-          wp[j] += -wp[j] * (double)s[0] - (double)s[3] * wm[j] / (sqrt(wv[j]) * (double)s[4] + (double)s[5]);
-        }
-        ks->adamw(n, p, g, m, v, s);
+        mhk__ref_adamw((int)n, &how, step, as_doubles(g, n), wp, wm, wv);
+        mhk__adamw_factors(how.lr, how.weight_decay, how.beta1, how.beta2, how.eps, how.scale, step, s);
+        KERNEL(adamw)(n, p, g, m, v, s);
       }
       result("p", p, wp, n, 8 * EPS);
       result("m", m, wm, n, 8 * EPS);
       result("v", v, wv, n, 8 * EPS);
       release();
     }
+  }
+}
+
+/* The header's list of kernels: each entry names a reference (one that does not exist would not
+   compile), and the tests above have called each kernel of each instruction set. */
+TEST(every_kernel_has_a_reference_and_a_test) {
+#define ROW(result, name, arguments, reference) {#name, (void (*)(void))mhk__ref_##reference},
+#define HEAD_ROW(name, of, reference) {#name, (void (*)(void))mhk__ref_##reference},
+  static const struct { const char *name; void (*reference)(void); } list[] = {
+      MHK__ALL_KERNELS(ROW, HEAD_ROW)};
+  int i, k;
+  CHECK(COUNT(list) == N_KERNELS, "the list has %d kernels", COUNT(list));
+  for (k = 0; k < N_KERNELS; k++) {
+    CHECK(list[k].reference != NULL, "%s has no reference", list[k].name);
+    for (i = 0; i < n_machines && !test_state.filter && !test_state.skipped; i++)
+      CHECK(taken[i][k], "no test calls the kernel %s of %s", list[k].name, mhk_isa_name(contexts[i]));
   }
 }
 
@@ -2023,6 +2011,7 @@ int main(int argc, char **argv) {
   RUN(not_numbers);
   RUN(distance);
   RUN(adamw);
+  RUN(every_kernel_has_a_reference_and_a_test);
   for (isa = 0; isa < n_machines; isa++) mhk_destroy(contexts[isa]);
   free(scalar_log);
   return test_end();

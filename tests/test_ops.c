@@ -16,8 +16,21 @@ static void start(void) {
   ctx = mhk_create(NULL);
   tape = mhk_tape_create(ctx);
 }
+static double *doubles(mhk_index n) { return (double *)calloc((size_t)n + 1, sizeof(double)); }
+
+/* n numbers in double, as the reference reads them; finish() frees them */
+static double *kept[4096];
+static int n_kept;
+static double *exact(const mhk_real *x, mhk_index n) {
+  if (n_kept == 4096) exit(3);
+  double *y = kept[n_kept++] = doubles(n);
+  for (mhk_index i = 0; i < n; i++) y[i] = (double)x[i];
+  return y;
+}
+
 static void finish(void) {
   CHECK_OK(ctx);
+  while (n_kept) free(kept[--n_kept]);
   mhk_destroy(ctx);
   ctx = NULL;
 }
@@ -303,8 +316,6 @@ TEST(gradients_losses) {
 
 /* ------------------------------------------------------------------- values against plain loops */
 
-static double *doubles(mhk_index n) { return (double *)calloc((size_t)n + 1, sizeof(double)); }
-
 typedef mhk_tensor *(*unary_op)(mhk_tape *, mhk_tensor *);
 static double f_sqrt(double x) { return sqrt(x); }
 static double f_square(double x) { return x * x; }
@@ -396,28 +407,15 @@ TEST(values_extremes) {
   finish();
 }
 
-/* m rows of x (m,k) times w (n,k), plus bias */
-static void plain_linear(double *out, const mhk_real *x, const mhk_real *w, const mhk_real *bias, mhk_index m,
-                         mhk_index n, mhk_index k) {
-  mhk_index i, j, l;
-  for (i = 0; i < m; i++)
-    for (j = 0; j < n; j++) {
-      double s = bias ? (double)bias[j] : 0;
-      for (l = 0; l < k; l++) s += (double)x[i * k + l] * (double)w[j * k + l];
-      out[i * n + j] = s;
-    }
+/* c (m,n) += x (m,k) w (n,k)^T */
+static void plain_linear(double *c, const mhk_real *x, const mhk_real *w, mhk_index m, mhk_index n, mhk_index k) {
+  mhk__ref_product(m, n, k, mhk__ref_strided(exact(x, m * k), k, 1), mhk__ref_strided(exact(w, n * k), 1, k), c);
 }
 
 static uint16_t to_bf16(float f) {
   uint32_t u;
   memcpy(&u, &f, 4);
   return (uint16_t)((u + 0x7FFF + ((u >> 16) & 1)) >> 16);
-}
-static float from_bf16(uint16_t h) {
-  const uint32_t u = (uint32_t)h << 16;
-  float f;
-  memcpy(&f, &u, 4);
-  return f;
 }
 /* exact for the multiples of 1/256 below 2 that the test uses */
 static uint16_t to_f16(float f) {
@@ -468,14 +466,15 @@ TEST(values_linear) {
           if (kind >= 2) *v = (mhk_real)(floor((double)*v * 256) / 256);
           single[i] = (float)*v;
           half[i] = kind == 2 ? to_f16((float)*v) : to_bf16((float)*v);
-          if (kind == 3) *v = (mhk_real)from_bf16(half[i]);
+          if (kind == 3) *v = (mhk_real)mhk__ref_bf16(half[i]);
         }
         if (kind) {
           stored.dtype = kind == 1 ? MHK_F32 : kind == 2 ? MHK_F16 : MHK_BF16;
           stored.data = kind == 1 ? (void *)single : (void *)half;
           stored.requires_grad = 0;
         }
-        plain_linear(want, mhk_data(x), mhk_data(w), bias ? mhk_data(b) : NULL, m, n, k);
+        for (i = 0; i < m * n; i++) want[i] = bias ? (double)mhk_data(b)[i % n] : 0;
+        plain_linear(want, mhk_data(x), mhk_data(w), m, n, k);
         snprintf(name, sizeof name, "linear %lldx%lldx%lld, weights %s, bias %d", (long long)m, (long long)n,
                  (long long)k, mhk_dtype_name(stored.dtype), bias);
         CHECK_CLOSE_TO_DOUBLE(name, mhk_data(mhk_linear(tape, x, &stored, bias ? b : NULL)), want, m * n, CLOSE);
@@ -487,16 +486,14 @@ TEST(values_linear) {
           mhk_tensor *y, *x2;
           mhk_real *dy = (mhk_real *)malloc(sizeof *dy * (size_t)(m * n));
           double *dx = doubles(m * k);
-          mhk_index j, l;
           mhk_tape_record(tape, 1);
           shape[1] = k;
           x2 = mhk_require_grad(tape, mhk_tensor_new(tape, 2, shape, mhk_data(x)));
           y = mhk_linear(tape, x2, &stored, bias ? b : NULL);
           test_fill(dy, m * n, -1, 1, 5);
           mhk_backward_from(tape, y, dy);
-          for (i = 0; i < m; i++)
-            for (j = 0; j < n; j++)
-              for (l = 0; l < k; l++) dx[i * k + l] += (double)dy[i * n + j] * (double)mhk_data(w)[j * k + l];
+          mhk__ref_product(m, k, n, mhk__ref_strided(exact(dy, m * n), n, 1),
+                           mhk__ref_strided(exact(mhk_data(w), n * k), k, 1), dx);
           CHECK_CLOSE_TO_DOUBLE(name, x2 ? x2->grad : NULL, dx, m * k, CLOSE);
           mhk_tape_record(tape, 0);
           free(dy);
@@ -519,20 +516,18 @@ TEST(values_linear_weight_gradient) {
     mhk_tensor *x = P2(m, k, 1), *w = P2(n, k, 2), *b = P1(n, 3), *y;
     double *dw = doubles(n * k), *db = doubles(n), *dx = doubles(m * k);
     mhk_real *dy = (mhk_real *)malloc(sizeof *dy * (size_t)(m * n));
-    mhk_index i, j, l;
+    mhk_index i, j;
     test_fill(dy, m * n, -1, 1, 4);
     y = mhk_linear(tape, x, w, b);
     mhk_backward_from(tape, y, dy);
     y = mhk_linear(tape, x, w, b); /* gradients add up */
     mhk_backward_from(tape, y, dy);
-    for (i = 0; i < m; i++)
-      for (j = 0; j < n; j++) {
-        db[j] += 2 * (double)dy[i * n + j];
-        for (l = 0; l < k; l++) {
-          dw[j * k + l] += 2 * (double)dy[i * n + j] * (double)mhk_data(x)[i * k + l];
-          dx[i * k + l] += 2 * (double)dy[i * n + j] * (double)mhk_data(w)[j * k + l];
-        }
-      }
+    for (i = 0; i < 2; i++) {
+      const mhk__ref_matrix d = mhk__ref_strided(exact(dy, m * n), n, 1), back = mhk__ref_strided(d.at, 1, n);
+      mhk__ref_product(n, k, m, back, mhk__ref_strided(exact(mhk_data(x), m * k), k, 1), dw);
+      mhk__ref_product(m, k, n, d, mhk__ref_strided(exact(mhk_data(w), n * k), k, 1), dx);
+      for (j = 0; j < m * n; j++) db[j % n] += d.at[j];
+    }
     CHECK_CLOSE_TO_DOUBLE("x", x->grad, dx, m * k, CLOSE);
     CHECK_CLOSE_TO_DOUBLE("weight", w->grad, dw, n * k, CLOSE);
     CHECK_CLOSE_TO_DOUBLE("bias", b->grad, db, n, CLOSE);
@@ -567,13 +562,12 @@ TEST(values_products_and_norms) {
         const mhk_index b = sizes[s][0], m = sizes[s][1], n = sizes[s][2], k = sizes[s][3];
         mhk_tensor *x = P3(b, m, k, 1), *w = transposed ? P3(b, n, k, 2) : P3(b, k, n, 2);
         double *want = doubles(b * m * n);
-        mhk_index i, j, l, h;
-        for (h = 0; h < b; h++)
-          for (i = 0; i < m; i++)
-            for (j = 0; j < n; j++)
-              for (l = 0; l < k; l++)
-                want[(h * m + i) * n + j] += (double)mhk_data(x)[(h * m + i) * k + l] *
-                                             (double)mhk_data(w)[h * k * n + (transposed ? j * k + l : l * n + j)];
+        for (mhk_index h = 0; h < b; h++) {
+          const double *right = exact(mhk_data(w) + h * k * n, k * n);
+          mhk__ref_product(m, n, k, mhk__ref_strided(exact(mhk_data(x) + h * m * k, m * k), k, 1),
+                           transposed ? mhk__ref_strided(right, 1, k) : mhk__ref_strided(right, n, 1),
+                           want + h * m * n);
+        }
         CHECK_CLOSE_TO_DOUBLE("matmul", mhk_data(mhk_matmul(tape, x, w, transposed)), want, b * m * n, CLOSE);
         free(want);
       }
@@ -587,28 +581,19 @@ TEST(values_products_and_norms) {
       double *want = doubles(rows * n);
       mhk_index i, j;
       for (i = 0; i < rows; i++) {
-        double mean = 0, var = 0;
-        for (j = 0; j < n; j++) mean += (double)mhk_data(x)[i * n + j] / (double)n;
-        for (j = 0; j < n; j++) var += pow((double)mhk_data(x)[i * n + j] - mean, 2) / (double)n;
-        for (j = 0; j < n; j++)
-          want[i * n + j] = ((double)mhk_data(x)[i * n + j] - mean) / sqrt(var + 1e-5) * (double)mhk_data(w)[j] +
-                            (double)mhk_data(b)[j];
+        double mean;
+        mhk__ref_normalize((int)n, exact(mhk_data(x) + i * n, n), 1e-5, 1, &mean, want + i * n);
+        for (j = 0; j < n; j++) want[i * n + j] = want[i * n + j] * (double)mhk_data(w)[j] + (double)mhk_data(b)[j];
       }
       CHECK_CLOSE_TO_DOUBLE("layer_norm", mhk_data(mhk_layer_norm(tape, x, w, b, 1e-5)), want, rows * n,
                             n == 2 ? 20 * CLOSE : CLOSE);
       for (i = 0; i < rows; i++) {
-        double square = 0;
-        for (j = 0; j < n; j++) square += pow((double)mhk_data(x)[i * n + j], 2) / (double)n;
-        for (j = 0; j < n; j++)
-          want[i * n + j] = (double)mhk_data(x)[i * n + j] / sqrt(square + 1e-5) * (double)mhk_data(w)[j];
+        double mean;
+        mhk__ref_normalize((int)n, exact(mhk_data(x) + i * n, n), 1e-5, 0, &mean, want + i * n);
+        for (j = 0; j < n; j++) want[i * n + j] *= (double)mhk_data(w)[j];
       }
       CHECK_CLOSE_TO_DOUBLE("rms_norm", mhk_data(mhk_rms_norm(tape, x, w, 1e-5)), want, rows * n, CLOSE);
-      for (i = 0; i < rows; i++) {
-        double top = -1e300, sum = 0;
-        for (j = 0; j < n; j++) top = fmax(top, (double)mhk_data(x)[i * n + j]);
-        for (j = 0; j < n; j++) sum += exp((double)mhk_data(x)[i * n + j] - top);
-        for (j = 0; j < n; j++) want[i * n + j] = exp((double)mhk_data(x)[i * n + j] - top) / sum;
-      }
+      for (i = 0; i < rows; i++) mhk__ref_softmax((int)n, exact(mhk_data(x) + i * n, n), want + i * n);
       CHECK_CLOSE_TO_DOUBLE("softmax", mhk_data(mhk_softmax(tape, x)), want, rows * n, CLOSE);
       for (i = 0; i < rows; i++)
         for (j = 0; j < n; j++)
@@ -650,24 +635,18 @@ TEST(values_losses) {
   const mhk_index rows = 7, V = 129;
   mhk_tensor *x, *y;
   double ce = 0, soft = 0, kl = 0, distance = 0, matrix = 0;
-  mhk_index i, j, counted = 0;
+  mhk_index i, counted = 0;
   start();
   mhk_tape_record(tape, 0);
   x = parameter5(2, rows, V, 1, 1, -4, 4, 1);
   y = parameter5(2, rows, V, 1, 1, -4, 4, 2);
   for (i = 0; i < rows; i++) {
-    const mhk_real *a = mhk_data(x) + i * V, *b = mhk_data(y) + i * V;
-    double za = 0, zt = 0, zb = 0, d = 0;
-    for (j = 0; j < V; j++)
-      za += exp((double)a[j]), zt += exp((double)a[j] / 2), zb += exp((double)b[j]),
-          d += pow((double)a[j] - (double)b[j], 2);
-    if (labels[i] >= 0) ce += log(za) - (double)a[labels[i]], counted++;
-    for (j = 0; j < V; j++) {
-      const double p = exp((double)b[j]) / zb;
-      soft += p * (log(zt) - (double)a[j] / 2) / (double)rows;
-      kl += p * (log(p) - ((double)a[j] - log(za))) / (double)rows;
-    }
-    distance += sqrt(d) / (double)rows;
+    const double *logits = exact(mhk_data(x) + i * V, V), *target = exact(mhk_data(y) + i * V, V);
+    double p[129], d[129];
+    if (labels[i] >= 0) ce += mhk__ref_cross_entropy((int)V, logits, labels[i], d), counted++;
+    soft += mhk__ref_cross_entropy_soft((int)V, logits, target, 2, p, d) / (double)rows;
+    kl += mhk__ref_kl((int)V, logits, target, p, d) / (double)rows;
+    distance += mhk__ref_distance((int)V, logits, target, NULL) / (double)rows;
   }
   ce /= (double)counted;
   CHECK(fabs(mhk_value(mhk_cross_entropy(tape, x, labels)) - ce) <= 10 * CLOSE * ce, "cross entropy %.9g", ce);
@@ -680,11 +659,8 @@ TEST(values_losses) {
         distance);
   x = P4(2, 3, 9, 9, 1);
   y = P4(2, 3, 9, 9, 2);
-  for (i = 0; i < 6; i++) {
-    double d = 0;
-    for (j = 0; j < 81; j++) d += pow((double)mhk_data(x)[i * 81 + j] - (double)mhk_data(y)[i * 81 + j], 2);
-    matrix += sqrt(d) / 6;
-  }
+  for (i = 0; i < 6; i++)
+    matrix += mhk__ref_distance(81, exact(mhk_data(x) + i * 81, 81), exact(mhk_data(y) + i * 81, 81), NULL) / 6;
   CHECK(fabs(mhk_value(mhk_matrix_distance(tape, x, y)) - matrix) <= 10 * CLOSE * matrix, "matrix distance %.9g",
         matrix);
   /* no distance, no gradient: not NaN */
@@ -1796,7 +1772,7 @@ TEST(adamw) {
       mhk_tensor *x[3];
       mhk_adamw_desc d;
       mhk_real *moments = (mhk_real *)calloc(2 * ALL, sizeof *moments);
-      double *p = (double *)malloc(3 * ALL * sizeof *p), *m = p + ALL, *v = m + ALL;
+      double *p = (double *)malloc(4 * ALL * sizeof *p), *m = p + ALL, *v = m + ALL, *g = v + ALL;
       mhk_index at = 0, j;
       int64_t step;
       uint64_t seed = 7;
@@ -1819,14 +1795,13 @@ TEST(adamw) {
       }
       x[1]->grad = NULL;
       for (step = 1; step <= 3; step++) {
-        for (i = 0, at = 0; i < 3; at += sizes[i++])
-          for (j = 0; i != 1 && j < sizes[i]; j++) {
-            const double g = 0.5 * (double)x[i]->grad[j];
-            m[at + j] = 0.9 * m[at + j] + 0.1 * g;
-            v[at + j] = 0.95 * v[at + j] + 0.05 * g * g;
-            p[at + j] -= 0.01 * (0.1 * p[at + j] + m[at + j] / (1 - pow(0.9, (double)step)) /
-                                                       (sqrt(v[at + j] / (1 - pow(0.95, (double)step))) + 1e-8));
-          }
+        mhk_adamw_desc all = d; /* as zeros of the description are understood */
+        all.beta1 = 0.9;
+        all.eps = 1e-8;
+        for (i = 0, at = 0; i < 3; at += sizes[i++]) {
+          for (j = 0; i != 1 && j < sizes[i]; j++) g[j] = (double)x[i]->grad[j];
+          if (i != 1) mhk__ref_adamw((int)sizes[i], &all, (int)step, g, p + at, m + at, v + at);
+        }
         CHECK(mhk_adamw(ctx, 3, x, moments, step, &d) == MHK_OK, "%s", mhk_message(ctx));
         for (i = 0, at = 0; i < 3; i += 2) /* gradients are zeros afterwards, or as they were */
           for (j = 0; j < sizes[i]; j++) at += (double)x[i]->grad[j] != (keep ? 0.25 + (double)((i + j) % 5) : 0);

@@ -1,6 +1,7 @@
 /* Training with bfloat16 operands: what the linear layers compute and remember, what a distillation
    loses by it, and that a run cannot slip from one precision into the other. The kernels themselves
    are held in test_kernels.c. */
+#define MOHAWK_REFERENCE
 #include "test.h"
 
 enum { ROWS = 19, IN = 37, OUT = 41 };
@@ -11,22 +12,15 @@ enum { ROWS = 19, IN = 37, OUT = 41 };
 #define EPS 1.2e-7
 #endif
 
-/* to 8 significant bits, ties to even */
-static double rounded(double x) {
-  int e;
-  const double m = ldexp(frexp((double)(float)x, &e), 8);
-  return ldexp(nearbyint(m), e - 8);
-}
-
-/* c (m,n) = sum over k of rounded(a) rounded(b), each by strides */
-static void product(double *c, int m, int n, int k, const mhk_real *a, int ar, int ac, const mhk_real *b, int br,
-                    int bc) {
-  int i, j, p;
-  for (i = 0; i < m; i++)
-    for (j = 0; j < n; j++) {
-      c[i * n + j] = 0;
-      for (p = 0; p < k; p++) c[i * n + j] += rounded((double)a[i * ar + p * ac]) * rounded((double)b[p * br + j * bc]);
-    }
+/* c (m,n) = sum over k of rounded(a) rounded(b), each by strides; both of at most ELEMENTS */
+enum { ELEMENTS = OUT * IN };
+static void product(double *c, mhk_index m, mhk_index n, mhk_index k, const mhk_real *a, mhk_index ar, mhk_index ac,
+                    const mhk_real *b, mhk_index br, mhk_index bc) {
+  double one[ELEMENTS], other[ELEMENTS];
+  for (mhk_index i = 0; i < m * k; i++) one[i] = mhk__ref_bf16_round((double)a[i]);
+  for (mhk_index i = 0; i < k * n; i++) other[i] = mhk__ref_bf16_round((double)b[i]);
+  memset(c, 0, (size_t)(m * n) * sizeof *c);
+  mhk__ref_product(m, n, k, mhk__ref_strided(one, ar, ac), mhk__ref_strided(other, br, bc), c);
 }
 
 /* Forward and both gradients; the precision is what it was when the op ran, not when the gradients

@@ -1,11 +1,12 @@
 /* Quantized weights: the layout, products with them on every instruction set, files, what
    quantizing costs. */
+#define MOHAWK_REFERENCE
 #include "models.h"
 
 static const mhk_isa sets[] = {MHK_ISA_SCALAR, MHK_ISA_AVX2, MHK_ISA_AVX512, MHK_ISA_NEON, MHK_ISA_WASM};
 
-/* ---- a quantized matrix of random bytes, and the numbers it stands for, told from the documented
-   layout alone */
+/* ---- a quantized matrix of random bytes, and the numbers it stands for, as the reference tells
+   them from the documented layout */
 
 typedef struct matrix {
   mhk_quantized q;
@@ -15,12 +16,6 @@ typedef struct matrix {
   mhk_real *rest;
   double *values; /* (N,K) */
 } matrix;
-
-static double half_value(uint16_t h) {
-  const int exponent = h >> 10 & 31, fraction = h & 1023;
-  const double size = exponent ? ldexp(1024 + fraction, exponent - 25) : ldexp(fraction, -24);
-  return h >> 15 ? -size : size;
-}
 
 #define GUARD 64 /* bytes before and behind, which make any sum they get into NaN */
 
@@ -50,23 +45,7 @@ static int matrix_new(matrix *m, mhk_context *ctx, mhk_dtype type, int group, mh
   m->q.rows = rows;
   m->q.group = group;
   for (n = 0; n < N; n++)
-    for (k = 0; k < K; k++) {
-      const unsigned char *p = (const unsigned char *)m->q.q;
-      double v;
-      if (n >= rows)
-        v = (double)m->rest[(n - rows) * K + k];
-      else {
-        const mhk_index b = n / 16, r = n % 16;
-        if (type == MHK_Q8)
-          v = ((const signed char *)p)[((b * (K / 4) + k / 4) * 16 + r) * 4 + k % 4];
-        else {
-          const unsigned char both = p[((b * (K / 8) + k / 8) * 16 + r) * 4 + k % 4];
-          v = (k % 8 < 4 ? both % 16 : both / 16) - 8;
-        }
-        v *= half_value(m->q.scale[(b * groups + k / group) * 16 + r]);
-      }
-      m->values[n * K + k] = v;
-    }
+    for (k = 0; k < K; k++) m->values[n * K + k] = mhk__ref_dequantized(&m->q, type, K, n, k);
   m->t.dtype = type;
   m->t.rank = 2;
   for (i = 0; i < MHK_MAX_RANK; i++) m->t.shape[i] = 1;
