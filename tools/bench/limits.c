@@ -35,79 +35,68 @@ static float fma_plain(long rounds, float start) {
   return sum;
 }
 
+/* The body of a loop in the registers of an instruction set, which says before: VECTOR, SET, ADD,
+   STORE, and STEP(i), a round of register i. EACH: how many registers. */
+#define MAKE(i) VECTOR a##i = SET(start + (float)i);
+#define SUM(i) sum = ADD(sum, a##i);
+#define LOOP(EACH) \
+  VECTOR sum = SET(0); \
+  float out[sizeof(VECTOR) / sizeof(float)]; \
+  long r; \
+  EACH(MAKE) \
+  for (r = 0; r < rounds; r++) { \
+    EACH(STEP) \
+  } \
+  EACH(SUM) \
+  STORE(out, sum); \
+  return out[0] + out[sizeof out / sizeof *out - 1];
+
 #ifdef BENCH_X86
-#define MAKE(i) __m128 a##i = _mm_set1_ps(start + (float)i);
+#define VECTOR __m128
+#define SET _mm_set1_ps
+#define ADD _mm_add_ps
+#define STORE _mm_storeu_ps
 #define STEP(i) a##i = _mm_add_ps(_mm_mul_ps(a##i, x), y);
-#define SUM(i) sum = _mm_add_ps(sum, a##i);
 static float fma_sse(long rounds, float start) {
-  const __m128 x = _mm_set1_ps(0.999f), y = _mm_set1_ps(0.001f);
-  __m128 sum = _mm_setzero_ps();
-  float out[4];
-  long r;
-  TWELVE(MAKE)
-  for (r = 0; r < rounds; r++) {
-    TWELVE(STEP)
-  }
-  TWELVE(SUM)
-  _mm_storeu_ps(out, sum);
-  return out[0] + out[3];
+  const VECTOR x = SET(0.999f), y = SET(0.001f);
+  LOOP(TWELVE)
 }
-#undef MAKE
+#undef VECTOR
+#undef SET
+#undef ADD
+#undef STORE
 #undef STEP
-#undef SUM
-#define MAKE(i) __m256 a##i = _mm256_set1_ps(start + (float)i);
+#define VECTOR __m256
+#define SET _mm256_set1_ps
+#define ADD _mm256_add_ps
+#define STORE _mm256_storeu_ps
 #define STEP(i) a##i = _mm256_fmadd_ps(a##i, x, y);
-#define SUM(i) sum = _mm256_add_ps(sum, a##i);
 __attribute__((target("avx2,fma"))) static float fma_avx2(long rounds, float start) {
-  const __m256 x = _mm256_set1_ps(0.999f), y = _mm256_set1_ps(0.001f);
-  __m256 sum = _mm256_setzero_ps();
-  float out[8];
-  long r;
-  TWELVE(MAKE)
-  for (r = 0; r < rounds; r++) {
-    TWELVE(STEP)
-  }
-  TWELVE(SUM)
-  _mm256_storeu_ps(out, sum);
-  return out[0] + out[7];
+  const VECTOR x = SET(0.999f), y = SET(0.001f);
+  LOOP(TWELVE)
 }
-#undef MAKE
+#undef VECTOR
+#undef SET
+#undef ADD
+#undef STORE
 #undef STEP
-#undef SUM
-#define MAKE(i) __m512 a##i = _mm512_set1_ps(start + (float)i);
+#define VECTOR __m512
+#define SET _mm512_set1_ps
+#define ADD _mm512_add_ps
+#define STORE _mm512_storeu_ps
 #define STEP(i) a##i = _mm512_fmadd_ps(a##i, x, y);
-#define SUM(i) sum = _mm512_add_ps(sum, a##i);
 __attribute__((target("avx512f"))) static float fma_avx512(long rounds, float start) {
-  const __m512 x = _mm512_set1_ps(0.999f), y = _mm512_set1_ps(0.001f);
-  __m512 sum = _mm512_setzero_ps();
-  float out[16];
-  long r;
-  TWENTYFOUR(MAKE)
-  for (r = 0; r < rounds; r++) {
-    TWENTYFOUR(STEP)
-  }
-  TWENTYFOUR(SUM)
-  _mm512_storeu_ps(out, sum);
-  return out[0] + out[15];
+  const VECTOR x = SET(0.999f), y = SET(0.001f);
+  LOOP(TWENTYFOUR)
 }
 #undef STEP
 #if defined(__x86_64__) && defined(__linux__) && (defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11)
 #define BENCH_BF16
 #define STEP(i) a##i = _mm512_dpbf16_ps(a##i, x, x);
 __attribute__((target("avx512f,avx512bw,avx512bf16"))) static float dot_avx512(long rounds, float start) {
-  const __m512bh x = _mm512_cvtne2ps_pbh(_mm512_setzero_ps(), _mm512_set1_ps(1e-6f));
-  __m512 sum = _mm512_setzero_ps();
-  float out[16];
-  long r;
-  TWENTYFOUR(MAKE)
-  for (r = 0; r < rounds; r++) {
-    TWENTYFOUR(STEP)
-  }
-  TWENTYFOUR(SUM)
-  _mm512_storeu_ps(out, sum);
-  return out[0] + out[15];
+  const __m512bh x = _mm512_cvtne2ps_pbh(SET(0), SET(1e-6f));
+  LOOP(TWENTYFOUR)
 }
-#undef STEP
 /* four tiles of sums from two of each operand; the library has asked the system for the tiles
    before */
 __attribute__((target("avx512f,amx-tile,amx-bf16"))) static float dot_amx(long rounds, float start) {
@@ -146,28 +135,18 @@ __attribute__((target("avx512f,amx-tile,amx-bf16"))) static float dot_amx(long r
   return start + out[0];
 }
 #endif
-#undef MAKE
-#undef SUM
 #endif
 
 #ifdef BENCH_NEON
-#define MAKE(i) float32x4_t a##i = vdupq_n_f32(start + (float)i);
+#define VECTOR float32x4_t
+#define SET vdupq_n_f32
+#define ADD vaddq_f32
+#define STORE vst1q_f32
 #define STEP(i) a##i = vfmaq_f32(y, a##i, x);
-#define SUM(i) sum = vaddq_f32(sum, a##i);
 static float fma_neon(long rounds, float start) {
-  const float32x4_t x = vdupq_n_f32(0.999f), y = vdupq_n_f32(0.001f);
-  float32x4_t sum = vdupq_n_f32(0);
-  long r;
-  TWENTYFOUR(MAKE)
-  for (r = 0; r < rounds; r++) {
-    TWENTYFOUR(STEP)
-  }
-  TWENTYFOUR(SUM)
-  return vgetq_lane_f32(sum, 0) + vgetq_lane_f32(sum, 3);
+  const VECTOR x = SET(0.999f), y = SET(0.001f);
+  LOOP(TWENTYFOUR)
 }
-#undef MAKE
-#undef STEP
-#undef SUM
 #endif
 
 /* the loop of an instruction set, its multiply-adds a round, and where its best is kept */
