@@ -540,6 +540,30 @@ static void session_of_mixer(golden *g, const mhk_model *m, const mhk_real *u, m
   free(stepped);
 }
 
+/* one pass over the tokens before the steps, as output or matrix: what it gives, all gradients */
+static void forward_and_back(golden *g, mhk_model *m, const mhk_stored *fu, const mhk_real *v, mhk_index prefill,
+                             const char *what) {
+  char name[64];
+  mhk_tensor *u, *y;
+  mhk_real *cotangent;
+  zero_grads(m);
+  mhk_tape_reset(g->tape);
+  u = mhk_require_grad(g->tape, part(g, fu, v, 0, prefill));
+  y = strcmp(what, "matrix") ? mhk_forward_mixer(g->tape, m, 0, u, NULL) : mhk_forward_matrix(g->tape, m, 0, u, NULL);
+  group(g, what, TOLERANCE);
+  compare_tensor(g, "", what, y);
+  snprintf(name, sizeof name, "cotangent_%s", what);
+  cotangent = values(g, "", name, NULL);
+  mhk_backward_from(g->tape, y, cotangent);
+  snprintf(name, sizeof name, "%s, gradients", what);
+  group(g, name, TOLERANCE);
+  snprintf(name, sizeof name, "%s.grad.", what);
+  compare_grads(g, m, name, "backbone.layers.0.mixer.");
+  snprintf(name, sizeof name, "%s.grad.u", what);
+  compare_grad_u(g, name, fu, u);
+  free(cotangent);
+}
+
 /* the mixer on tokens, as a matrix, over packed documents, and step by step in a session */
 static void discrete_mamba2(const char *name) {
   static const char *const names[] = {"in_proj.weight", "z_bias", "conv1d.weight",
@@ -548,8 +572,7 @@ static void discrete_mamba2(const char *name) {
   mhk_config config;
   mhk_model *m;
   const mhk_stored *fu;
-  mhk_real *v, *cotangent;
-  mhk_tensor *u, *y;
+  mhk_real *v;
   mhk_forward_desc forward;
   int32_t *doc;
   mhk_index B, prefill, steps;
@@ -585,29 +608,8 @@ static void discrete_mamba2(const char *name) {
   CHECK(prefill + steps == fu->shape[1], "u holds %lld tokens, prefill and steps are %lld", (long long)fu->shape[1],
         (long long)(prefill + steps));
 
-  u = mhk_require_grad(g.tape, part(&g, fu, v, 0, prefill));
-  y = mhk_forward_mixer(g.tape, m, 0, u, NULL);
-  group(&g, "output", TOLERANCE);
-  compare_tensor(&g, "", "output", y);
-  cotangent = values(&g, "", "cotangent_output", NULL);
-  mhk_backward_from(g.tape, y, cotangent);
-  group(&g, "output, gradients", TOLERANCE);
-  compare_grads(&g, m, "output.grad.", "backbone.layers.0.mixer.");
-  compare_grad_u(&g, "output.grad.u", fu, u);
-  free(cotangent);
-
-  zero_grads(m);
-  mhk_tape_reset(g.tape);
-  u = mhk_require_grad(g.tape, part(&g, fu, v, 0, prefill));
-  y = mhk_forward_matrix(g.tape, m, 0, u, NULL);
-  group(&g, "matrix", TOLERANCE);
-  compare_tensor(&g, "", "matrix", y);
-  cotangent = values(&g, "", "cotangent_matrix", NULL);
-  mhk_backward_from(g.tape, y, cotangent);
-  group(&g, "matrix, gradients", TOLERANCE);
-  compare_grads(&g, m, "matrix.grad.", "backbone.layers.0.mixer.");
-  compare_grad_u(&g, "matrix.grad.u", fu, u);
-  free(cotangent);
+  forward_and_back(&g, m, fu, v, prefill, "output");
+  forward_and_back(&g, m, fu, v, prefill, "matrix");
 
   mhk_tape_reset(g.tape);
   mhk_tape_record(g.tape, 0);
@@ -728,99 +730,91 @@ TEST(stages_hybrid) { stages("stages_hybrid"); }
 
 /* ------------------------------------------------------------------------------------- training */
 
-/* a whole distillation: the loss of each update, learning rates, and the weights at the end */
-static void run(const char *name) {
-  golden g;
-  mhk_config config;
-  mhk_model *teacher, *student;
+/* the description of a run, from the settings in the file */
+static mhk_distill_desc run_desc(golden *g, mhk_model *teacher, mhk_model *student) {
+  const double decay = json_number(g->settings, "optimizer.weight_decay", 0.1),
+               clip = json_number(g->settings, "clip.max_norm", 1);
   mhk_distill_desc desc;
-  mhk_trainer *trainer;
-  int stage, i, skip_keys;
-  if (!open_golden(&g, name)) return;
-  if (!teacher_and_student(&g, &teacher, &student, &config)) {
-    close_golden(&g);
-    return;
-  }
+  int32_t *tokens = integers(g, "stage3.tokens");
+  const mhk_stored *f = mhk_file_find(g->file, "stage3.tokens");
+  int stage;
   memset(&desc, 0, sizeof desc);
   desc.teacher = teacher;
   desc.student = student;
-  desc.batch = (mhk_index)json_number(g.settings, "batch", 1);
-  desc.length = (mhk_index)json_number(g.settings, "length", 32);
-  desc.beta1 = json_number(g.settings, "optimizer.beta1", 0.9);
-  desc.beta2 = json_number(g.settings, "optimizer.beta2", 0.95);
-  desc.eps = json_number(g.settings, "optimizer.eps", 1e-8);
-  desc.decays = strstr(json_text(g.settings, "optimizer.decay"), "matri") ? MHK_DECAY_MATRICES : MHK_DECAY_ALL;
+  desc.batch = (mhk_index)json_number(g->settings, "batch", 1);
+  desc.length = (mhk_index)json_number(g->settings, "length", 32);
+  desc.beta1 = json_number(g->settings, "optimizer.beta1", 0.9);
+  desc.beta2 = json_number(g->settings, "optimizer.beta2", 0.95);
+  desc.eps = json_number(g->settings, "optimizer.eps", 1e-8);
+  desc.decays = strstr(json_text(g->settings, "optimizer.decay"), "matri") ? MHK_DECAY_MATRICES : MHK_DECAY_ALL;
   for (stage = 0; stage < 3; stage++) {
     char path[32];
-    const double decay = json_number(g.settings, "optimizer.weight_decay", 0.1),
-                 clip = json_number(g.settings, "clip.max_norm", 1);
     snprintf(path, sizeof path, "steps.%d", stage);
-    desc.stages[stage].tokens = (mhk_index)json_number(g.settings, path, 0) * desc.batch * desc.length;
+    desc.stages[stage].tokens = (mhk_index)json_number(g->settings, path, 0) * desc.batch * desc.length;
     snprintf(path, sizeof path, "lr.stage%d.top", stage + 1);
-    desc.stages[stage].lr = json_number(g.settings, path, 1e-3);
+    desc.stages[stage].lr = json_number(g->settings, path, 1e-3);
     desc.stages[stage].weight_decay = decay > 0 ? decay : -1;
-    desc.stages[stage].clip = (int)json_number(g.settings, "clip.stage", 3) == stage + 1 ? clip : -1;
+    desc.stages[stage].clip = (int)json_number(g->settings, "clip.stage", 3) == stage + 1 ? clip : -1;
     desc.stages[stage].own_stream = -1;
     desc.stages[stage].temperature = 1;
   }
-  {
-    int32_t *tokens = integers(&g, "stage3.tokens");
-    const mhk_stored *f = mhk_file_find(g.file, "stage3.tokens");
-    if (tokens && f) desc.corpus = mhk_corpus_from_tokens(g.ctx, tokens, f->count, -1);
-    free(tokens);
+  if (tokens && f) desc.corpus = mhk_corpus_from_tokens(g->ctx, tokens, f->count, -1);
+  free(tokens);
+  return desc;
+}
+
+/* the learning rate of a step, which must be the one that mohawk's own schedule has there */
+static double run_rate(golden *g, int stage, int step, mhk_index steps) {
+  char path[60];
+  const json *l;
+  double rate, own;
+  snprintf(path, sizeof path, "lr.stage%d.values.%d", stage, step);
+  rate = json_number(g->settings, path, -1);
+  CHECK(rate >= 0, "the settings have no learning rate for step %d of stage %d", step, stage);
+  snprintf(path, sizeof path, "lr.stage%d", stage);
+  l = json_at(g->settings, path);
+  own = mhk_learning_rate(json_number(l, "top", 0), json_number(l, "low", 0),
+                          (mhk_index)json_number(l, "warmup_steps", 0), (mhk_index)json_number(l, "decay_steps", 0),
+                          step, steps);
+  CHECK(fabs(own - rate) <= 1e-12 + 1e-9 * rate, "learning rate of step %d in stage %d: %.12g, should be %.12g", step,
+        stage, own, rate);
+  return rate;
+}
+
+/* all updates of a stage, each with the loss that the file has */
+static void run_stage(golden *g, mhk_trainer *trainer, int stage) {
+  char label[40];
+  const mhk_stored *f;
+  int32_t *tokens;
+  mhk_real *losses;
+  mhk_index s;
+  snprintf(label, sizeof label, "stage%d.tokens", stage);
+  f = mhk_file_find(g->file, label);
+  tokens = integers(g, label);
+  snprintf(label, sizeof label, "stage%d.loss", stage);
+  losses = values(g, "", label, NULL);
+  if (f && losses) group(g, label, LOSS_TOLERANCE);
+  for (s = 0; f && losses && s < f->shape[0]; s++) {
+    const double rate = run_rate(g, stage, (int)s, f->shape[0]), want = (double)losses[s],
+                 loss = mhk_train_on(trainer, stage, tokens + s * f->shape[1] * f->shape[2], f->shape[1], f->shape[2],
+                                     NULL, rate);
+    char path[60];
+    snprintf(path, sizeof path, "stage %d, step %d", stage, (int)s);
+    CHECK(fabs(loss - want) <= LOSS_TOLERANCE * fabs(want), "%s: the loss is %.9g, should be %.9g", path, loss, want);
+    note(g, path, fabs(loss - want) / fabs(want));
   }
-  trainer = mhk_distill(g.ctx, &desc);
-  CHECK(trainer != NULL, "no trainer: %s", mhk_message(g.ctx));
-  for (stage = 1; stage <= 3 && trainer; stage++) {
-    char label[40];
-    const mhk_stored *f;
-    int32_t *tokens;
-    mhk_real *losses;
-    mhk_index s;
-    snprintf(label, sizeof label, "stage%d.tokens", stage);
-    f = mhk_file_find(g.file, label);
-    tokens = integers(&g, label);
-    snprintf(label, sizeof label, "stage%d.loss", stage);
-    losses = values(&g, "", label, NULL);
-    if (!f || !losses) {
-      free(tokens);
-      free(losses);
-      continue;
-    }
-    group(&g, label, LOSS_TOLERANCE);
-    for (s = 0; s < f->shape[0]; s++) {
-      char path[60];
-      double loss, lr;
-      snprintf(path, sizeof path, "lr.stage%d.values.%d", stage, (int)s);
-      lr = json_number(g.settings, path, -1);
-      CHECK(lr >= 0, "the settings have no learning rate for step %d of stage %d", (int)s, stage);
-      loss = mhk_train_on(trainer, stage, tokens + s * f->shape[1] * f->shape[2], f->shape[1], f->shape[2], NULL, lr);
-      snprintf(path, sizeof path, "stage %d, step %d", stage, (int)s);
-      CHECK(fabs(loss - (double)losses[s]) <= LOSS_TOLERANCE * fabs((double)losses[s]),
-            "%s: the loss is %.9g, should be %.9g", path, loss, (double)losses[s]);
-      note(&g, path, fabs(loss - (double)losses[s]) / fabs((double)losses[s]));
-      /* the schedule that mohawk itself would have followed */
-      {
-        const json *l;
-        double own;
-        snprintf(path, sizeof path, "lr.stage%d", stage);
-        l = json_at(g.settings, path);
-        own = mhk_learning_rate(json_number(l, "top", 0), json_number(l, "low", 0),
-                                (mhk_index)json_number(l, "warmup_steps", 0),
-                                (mhk_index)json_number(l, "decay_steps", 0), s, f->shape[0]);
-        CHECK(fabs(own - lr) <= 1e-12 + 1e-9 * lr, "learning rate of step %d in stage %d: %.12g, should be %.12g",
-              (int)s, stage, own, lr);
-      }
-    }
-    free(tokens);
-    free(losses);
-  }
-  group(&g, "final weights (norm)", WEIGHT_TOLERANCE);
-  skip_keys = strstr(name, "hybrid") != NULL;
+  free(tokens);
+  free(losses);
+}
+
+/* the student's weights against the file's, by the norm of their difference */
+static void compare_final(golden *g, const mhk_model *student, int skip_keys) {
+  int i;
+  group(g, "final weights (norm)", WEIGHT_TOLERANCE);
   for (i = 0; i < mhk_model_count(student); i++) {
     const mhk_tensor *x = mhk_model_at(student, i);
     mhk_index n = 0, k;
-    mhk_real *want = values(&g, "final.", x->name, &n);
+    mhk_real *want = values(g, "final.", x->name, &n);
     double off = 0, size = 0;
     CHECK(want && n == x->count, "the file has no final.%s of the right size", x->name);
     if (!want || (skip_keys && strstr(x->name, "k_proj.bias"))) {
@@ -833,9 +827,29 @@ static void run(const char *name) {
       size += (double)want[k] * (double)want[k];
     }
     CHECK(sqrt(off) <= WEIGHT_TOLERANCE * sqrt(size), "final.%s is off by %.2e of its norm", x->name, sqrt(off / size));
-    note(&g, x->name, size > 0 ? sqrt(off / size) : sqrt(off));
+    note(g, x->name, size > 0 ? sqrt(off / size) : sqrt(off));
     free(want);
   }
+}
+
+/* a whole distillation: the loss of each update, learning rates, and the weights at the end */
+static void run(const char *name) {
+  golden g;
+  mhk_config config;
+  mhk_model *teacher, *student;
+  mhk_distill_desc desc;
+  mhk_trainer *trainer;
+  int stage;
+  if (!open_golden(&g, name)) return;
+  if (!teacher_and_student(&g, &teacher, &student, &config)) {
+    close_golden(&g);
+    return;
+  }
+  desc = run_desc(&g, teacher, student);
+  trainer = mhk_distill(g.ctx, &desc);
+  CHECK(trainer != NULL, "no trainer: %s", mhk_message(g.ctx));
+  for (stage = 1; stage <= 3 && trainer; stage++) run_stage(&g, trainer, stage);
+  compare_final(&g, student, strstr(name, "hybrid") != NULL);
   close_golden(&g);
 }
 

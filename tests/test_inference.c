@@ -460,95 +460,105 @@ TEST(scores_and_chosen_positions) {
 
 static int text_too(int kind) { return kind == MODEL_KINDS; } /* one more: the bundled model with its tokenizer */
 
+/* Everything that two sessions can do, with three sequences each or with one that reads text. */
+static void use_two(mhk_session *s, mhk_session *other, int batch, int32_t *tokens) {
+  const int32_t *at[3];
+  mhk_index n[3] = {41, 3, 17};
+  mhk_sampling how;
+  double scores[20];
+  int32_t id;
+  int i;
+  memset(&how, 0, sizeof how);
+  at[0] = at[1] = at[2] = tokens;
+  if (batch) {
+    feed_batch(s, at, n);
+    mhk_feed(s, tokens, 2);
+    mhk_score(s, 2, tokens, 20, scores);
+    for (i = 0; i < 30; i++) mhk_sample_batch(s, &how, tokens);
+    mhk_session_copy(s, 1, s, 0);
+    mhk_session_copy(other, 2, s, 1);
+    mhk_session_snapshot(s, 0);
+    mhk_session_rewind(s, 0, 20);
+    mhk_feed(other, tokens, 5);
+  } else {
+    mhk_feed_text(s,
+                  "Once upon a time there was a mouse; it ate the moon, every night a little more, until nobody "
+                  "could see it any more. \n\n\n 1234567890 "
+                  "donaudampfschifffahrtselektrizitaetenhauptbetriebswerkbauunterbeamtengesellschaft "
+                  "\xF0\x9F\x90\xAD\xF0\x9F\x90\xAD!");
+    for (i = 0; i < 30; i++)
+      if (mhk_sample(s, NULL) < 0) break;
+    mhk_session_copy(other, 0, s, 0);
+    id = mhk_sample(other, NULL);
+    CHECK(id >= -1, "a sample");
+  }
+}
+
+/* given: the caller has the memory */
+static void one_block(int kind, int threads, int given) {
+  test_memory memory;
+  mhk_context *ctx = test_context(&memory, 0, threads);
+  mhk_model *m;
+  mhk_session_desc d;
+  mhk_session *s, *other;
+  size_t size, before;
+  long count;
+  unsigned char *buffer = NULL;
+  int32_t tokens[60];
+  int i;
+  memset(&d, 0, sizeof d);
+  m = text_too(kind) ? mhk_load(ctx, "examples/tiny") : model_new(ctx, kind, 5);
+  model_tokens(tokens, 60, V, 2);
+  d.batch = text_too(kind) ? 1 : 3;
+  d.capacity = 400;
+  d.chunk = 19;
+  d.snapshots = 2;
+  d.snapshot_every = 11;
+  size = mhk_session_bytes(m, &d);
+  REQUIRE(size > 0, "%s", mhk_message(ctx));
+  if (given) {
+    buffer = (unsigned char *)malloc(size + 33);
+    memset(buffer, 0xA5, size + 33);
+    d.memory = buffer + 1; /* not aligned */
+    d.memory_bytes = size - 1;
+    CHECK(!mhk_session_create(m, &d), "a block that is too small");
+    CHECK_FAILS(ctx, MHK_ERROR_MEMORY, "and needs");
+    d.memory_bytes = size;
+  }
+  before = memory.bytes;
+  count = memory.allocations;
+  s = mhk_session_create(m, &d);
+  REQUIRE(s != NULL, "%s", mhk_message(ctx));
+  CHECK(memory.allocations == count + (given ? 0 : 1) && memory.bytes == before + (given ? 0 : size),
+        "%ld allocations, %.0f bytes instead of %.0f", memory.allocations - count,
+        (double)(memory.bytes - before), (double)size);
+  d.memory = NULL;
+  other = mhk_session_create(m, &d);
+  memory.fail_at = 1; /* from here on there is nothing */
+  memory.allocations = 0;
+  use_two(s, other, d.batch == 3, tokens);
+  CHECK_OK(ctx);
+  CHECK(memory.allocations == 0, "%s, %d threads: %ld allocations after creation",
+        text_too(kind) ? "tiny" : model_kind_name(kind), threads, memory.allocations);
+  memory.fail_at = 0;
+  if (given) {
+    CHECK(buffer[0] == 0xA5, "the byte before the block was written");
+    for (i = 0; i < 32; i++)
+      CHECK(buffer[size + 1 + (size_t)i] == 0xA5, "byte %d behind the block was written", i);
+  }
+  mhk_session_destroy(other);
+  mhk_session_destroy(s);
+  CHECK(memory.bytes == before, "the session left %.0f bytes", (double)memory.bytes - (double)before);
+  mhk_destroy(ctx);
+  CHECK(memory.blocks == 0, "%d blocks are left", (int)memory.blocks);
+  free(buffer);
+}
+
 TEST(one_block_known_beforehand) {
   int kind, threads, given;
   for (kind = 0; kind <= MODEL_KINDS; kind++)
     for (threads = 1; threads < 4; threads += 2)
-      for (given = 0; given < 2; given++) {
-        test_memory memory;
-        mhk_context *ctx = test_context(&memory, 0, threads);
-        mhk_model *m;
-        mhk_session_desc d;
-        mhk_session *s, *other;
-        mhk_sampling how;
-        size_t size, before;
-        long count;
-        unsigned char *buffer = NULL;
-        int32_t tokens[60], id;
-        const int32_t *at[3];
-        mhk_index n[3] = {41, 3, 17};
-        double scores[20];
-        int i;
-        memset(&d, 0, sizeof d);
-        memset(&how, 0, sizeof how);
-        m = text_too(kind) ? mhk_load(ctx, "examples/tiny") : model_new(ctx, kind, 5);
-        model_tokens(tokens, 60, V, 2);
-        at[0] = at[1] = at[2] = tokens;
-        d.batch = text_too(kind) ? 1 : 3;
-        d.capacity = 400;
-        d.chunk = 19;
-        d.snapshots = 2;
-        d.snapshot_every = 11;
-        size = mhk_session_bytes(m, &d);
-        REQUIRE(size > 0, "%s", mhk_message(ctx));
-        if (given) {
-          buffer = (unsigned char *)malloc(size + 33);
-          memset(buffer, 0xA5, size + 33);
-          d.memory = buffer + 1; /* not aligned */
-          d.memory_bytes = size - 1;
-          CHECK(!mhk_session_create(m, &d), "a block that is too small");
-          CHECK_FAILS(ctx, MHK_ERROR_MEMORY, "and needs");
-          d.memory_bytes = size;
-        }
-        before = memory.bytes;
-        count = memory.allocations;
-        s = mhk_session_create(m, &d);
-        REQUIRE(s != NULL, "%s", mhk_message(ctx));
-        CHECK(memory.allocations == count + (given ? 0 : 1) && memory.bytes == before + (given ? 0 : size),
-              "%ld allocations, %.0f bytes instead of %.0f", memory.allocations - count,
-              (double)(memory.bytes - before), (double)size);
-        d.memory = NULL;
-        other = mhk_session_create(m, &d);
-        memory.fail_at = 1; /* from here on there is nothing */
-        memory.allocations = 0;
-        if (d.batch == 3) {
-          feed_batch(s, at, n);
-          mhk_feed(s, tokens, 2);
-          mhk_score(s, 2, tokens, 20, scores);
-          for (i = 0; i < 30; i++) mhk_sample_batch(s, &how, tokens);
-          mhk_session_copy(s, 1, s, 0);
-          mhk_session_copy(other, 2, s, 1);
-          mhk_session_snapshot(s, 0);
-          mhk_session_rewind(s, 0, 20);
-          mhk_feed(other, tokens, 5);
-        } else {
-          mhk_feed_text(s,
-                        "Once upon a time there was a mouse; it ate the moon, every night a little more, until nobody "
-                        "could see it any more. \n\n\n 1234567890 "
-                        "donaudampfschifffahrtselektrizitaetenhauptbetriebswerkbauunterbeamtengesellschaft "
-                        "\xF0\x9F\x90\xAD\xF0\x9F\x90\xAD!");
-          for (i = 0; i < 30; i++)
-            if (mhk_sample(s, NULL) < 0) break;
-          mhk_session_copy(other, 0, s, 0);
-          id = mhk_sample(other, NULL);
-          CHECK(id >= -1, "a sample");
-        }
-        CHECK_OK(ctx);
-        CHECK(memory.allocations == 0, "%s, %d threads: %ld allocations after creation",
-              text_too(kind) ? "tiny" : model_kind_name(kind), threads, memory.allocations);
-        memory.fail_at = 0;
-        if (given) {
-          CHECK(buffer[0] == 0xA5, "the byte before the block was written");
-          for (i = 0; i < 32; i++)
-            CHECK(buffer[size + 1 + (size_t)i] == 0xA5, "byte %d behind the block was written", i);
-        }
-        mhk_session_destroy(other);
-        mhk_session_destroy(s);
-        CHECK(memory.bytes == before, "the session left %.0f bytes", (double)memory.bytes - (double)before);
-        mhk_destroy(ctx);
-        CHECK(memory.blocks == 0, "%d blocks are left", (int)memory.blocks);
-        free(buffer);
-      }
+      for (given = 0; given < 2; given++) one_block(kind, threads, given);
 }
 
 TEST(more_threads_than_planned) { /* a session made with one thread stays inside its block */
@@ -754,113 +764,130 @@ TEST(start_token) {
 
 /* ---- states ---- */
 
+/* every damaged byte of a state is found, and the sequence stays as it was */
+static void damage(mhk_context *ctx, mhk_session *b, unsigned char *state, size_t bytes) {
+  size_t i;
+  for (i = 0; i < bytes; i += i < 64 || i > bytes - 12 ? 1 : 97) {
+    const mhk_index before = mhk_session_position(b, 0);
+    state[i] ^= 0x41;
+    CHECK(mhk_session_load_memory(b, 0, state, bytes) != MHK_OK && mhk_session_position(b, 0) == before,
+          "byte %d was changed and nobody saw", (int)i);
+    mhk_clear_error(ctx);
+    state[i] ^= 0x41;
+  }
+  for (i = 0; i < bytes; i += i < 80 ? 1 : 61) {
+    CHECK(mhk_session_load_memory(b, 0, state, i) != MHK_OK, "%d of %d bytes were enough", (int)i, (int)bytes);
+    mhk_clear_error(ctx);
+  }
+}
+
+/* Another model, another layout, other weights: d describes a session of m that could take the
+   state, which is the one of sequence 1 of a. */
+static void refuse_elsewhere(mhk_context *ctx, int kind, mhk_model *m, mhk_session *a, mhk_session_desc d,
+                             const unsigned char *state, size_t bytes) {
+  const int windowed = d.window > 0;
+  {
+    mhk_model *other = model_new(ctx, kind, 6), *same = model_new(ctx, kind, 5);
+    mhk_session *s = mhk_session_create(other, &d), *t = mhk_session_create(same, &d);
+    mhk_session_load_memory(s, 0, state, bytes);
+    CHECK_FAILS(ctx, MHK_ERROR_STATE, "another model");
+    CHECK(mhk_session_load_memory(t, 0, state, bytes) == MHK_OK, "the same weights made again: %s",
+          mhk_message(ctx));
+    mhk_session_copy(t, 0, a, 1);
+    CHECK_FAILS(ctx, MHK_ERROR_STATE, "the same model");
+  }
+  if (!windowed && (kind <= PHI_GROUPED || kind == HYBRID)) { /* too long for the cache there */
+    mhk_session *s = session_of(m, 1, 22, 0);
+    mhk_session_load_memory(s, 0, state, bytes);
+    CHECK_FAILS(ctx, MHK_ERROR_STATE, "holds 22");
+    mhk_session_copy(s, 0, a, 1);
+    CHECK_FAILS(ctx, MHK_ERROR_STATE, "holds 22");
+  }
+  if (windowed && (kind <= PHI_GROUPED || kind == HYBRID)) { /* a larger window wants keys that are gone */
+    mhk_session *s;
+    d.window = 17;
+    s = mhk_session_create(m, &d);
+    mhk_session_load_memory(s, 0, state, bytes);
+    CHECK_FAILS(ctx, MHK_ERROR_STATE, "smaller window");
+  }
+}
+
+/* window: 0 for none */
+static void state_is_a_value(int kind, mhk_index window) {
+  mhk_context *ctx = mhk_create(NULL);
+  mhk_model *m = model_new(ctx, kind, 5);
+  mhk_session_desc d;
+  mhk_session *a, *b;
+  int32_t tokens[40];
+  const int32_t *at[3];
+  mhk_index n[3] = {0, 23, 0};
+  size_t bytes, i;
+  unsigned char *state;
+  memset(&d, 0, sizeof d);
+  d.batch = 3;
+  d.capacity = 64;
+  d.window = window;
+  d.chunk = 8;
+  a = mhk_session_create(m, &d);
+  d.batch = 1;
+  d.chunk = 11;
+  d.capacity = 41;
+  b = mhk_session_create(m, &d);
+  model_tokens(tokens, 40, V, 2);
+  at[0] = at[1] = at[2] = tokens;
+  feed_batch(a, at, n);
+  bytes = mhk_session_state_bytes(a, 1);
+  state = (unsigned char *)malloc(bytes + 8);
+  memset(state, 0xA5, bytes + 8);
+  mhk_session_save_memory(a, 1, state, bytes);
+  REQUIRE_OK(ctx);
+  for (i = 0; i < 8; i++) CHECK(state[bytes + i] == 0xA5, "written behind the state");
+  CHECK(mhk_session_save_memory(a, 1, state, bytes - 1) == MHK_ERROR_ARGUMENT, "no room for the state");
+  CHECK_FAILS(ctx, MHK_ERROR_ARGUMENT, "room");
+  mhk_session_load_memory(b, 0, state, bytes);
+  mhk_session_copy(a, 2, a, 1);
+  REQUIRE_OK(ctx);
+  CHECK(mhk_session_position(b, 0) == 23 && mhk_session_position(a, 2) == 23, "positions");
+  CHECK_SAME(model_kind_name(kind), mhk_logits(b, 0), mhk_logits(a, 1), V);
+  CHECK_SAME(model_kind_name(kind), mhk_logits(a, 2), mhk_logits(a, 1), V);
+  for (i = 0; i < 3; i++) { /* both go on with the same bits: one row at a time */
+    n[1] = n[2] = 1;
+    at[1] = at[2] = tokens + 23 + i;
+    feed_batch(a, at, n);
+    mhk_feed(b, at[1], 1);
+    REQUIRE_OK(ctx);
+    CHECK_SAME(model_kind_name(kind), mhk_logits(b, 0), mhk_logits(a, 1), V);
+    CHECK_SAME(model_kind_name(kind), mhk_logits(a, 2), mhk_logits(a, 1), V);
+  }
+  /* forks go their own ways */
+  n[1] = n[2] = 1;
+  at[1] = tokens + 30, at[2] = tokens + 31;
+  feed_batch(a, at, n);
+  mhk_feed(b, at[1], 1);
+  CHECK_SAME(model_kind_name(kind), mhk_logits(b, 0), mhk_logits(a, 1), V);
+  CHECK(memcmp(mhk_logits(a, 1), mhk_logits(a, 2), sizeof(mhk_real) * V) != 0, "a fork follows its origin");
+  damage(ctx, b, state, bytes);
+  /* files */
+  mhk_session_save(a, 2, test_path("state"));
+  mhk_session_load(b, 0, test_path("state"));
+  REQUIRE_OK(ctx);
+  CHECK_SAME("through a file", mhk_logits(b, 0), mhk_logits(a, 2), V);
+  mhk_session_load(b, 0, test_path("no such file"));
+  CHECK_FAILS(ctx, MHK_ERROR_FILE, "no such file");
+  mhk_session_save(a, 2, test_path("no such folder/state"));
+  CHECK_FAILS(ctx, MHK_ERROR_FILE, "no such folder");
+  refuse_elsewhere(ctx, kind, m, a, d, state, bytes);
+  free(state);
+  CHECK_OK(ctx);
+  mhk_destroy(ctx);
+}
+
 TEST(states_are_values) {
-  int kind, step;
-  for (kind = 0; kind < MODEL_KINDS; kind++)
-    for (step = 0; step < 2; step++) { /* without and with a window */
-      mhk_context *ctx = mhk_create(NULL);
-      mhk_model *m = model_new(ctx, kind, 5);
-      mhk_session_desc d;
-      mhk_session *a, *b;
-      int32_t tokens[40];
-      const int32_t *at[3];
-      mhk_index n[3] = {0, 23, 0};
-      size_t bytes, i;
-      unsigned char *state;
-      memset(&d, 0, sizeof d);
-      d.batch = 3;
-      d.capacity = 64;
-      d.window = step ? 9 : 0;
-      d.chunk = 8;
-      a = mhk_session_create(m, &d);
-      d.batch = 1;
-      d.chunk = 11;
-      d.capacity = 41;
-      b = mhk_session_create(m, &d);
-      model_tokens(tokens, 40, V, 2);
-      at[0] = at[1] = at[2] = tokens;
-      feed_batch(a, at, n);
-      bytes = mhk_session_state_bytes(a, 1);
-      state = (unsigned char *)malloc(bytes + 8);
-      memset(state, 0xA5, bytes + 8);
-      mhk_session_save_memory(a, 1, state, bytes);
-      REQUIRE_OK(ctx);
-      for (i = 0; i < 8; i++) CHECK(state[bytes + i] == 0xA5, "written behind the state");
-      CHECK(mhk_session_save_memory(a, 1, state, bytes - 1) == MHK_ERROR_ARGUMENT, "no room for the state");
-      CHECK_FAILS(ctx, MHK_ERROR_ARGUMENT, "room");
-      mhk_session_load_memory(b, 0, state, bytes);
-      mhk_session_copy(a, 2, a, 1);
-      REQUIRE_OK(ctx);
-      CHECK(mhk_session_position(b, 0) == 23 && mhk_session_position(a, 2) == 23, "positions");
-      CHECK_SAME(model_kind_name(kind), mhk_logits(b, 0), mhk_logits(a, 1), V);
-      CHECK_SAME(model_kind_name(kind), mhk_logits(a, 2), mhk_logits(a, 1), V);
-      for (i = 0; i < 3; i++) { /* both go on with the same bits: one row at a time */
-        n[1] = n[2] = 1;
-        at[1] = at[2] = tokens + 23 + i;
-        feed_batch(a, at, n);
-        mhk_feed(b, at[1], 1);
-        REQUIRE_OK(ctx);
-        CHECK_SAME(model_kind_name(kind), mhk_logits(b, 0), mhk_logits(a, 1), V);
-        CHECK_SAME(model_kind_name(kind), mhk_logits(a, 2), mhk_logits(a, 1), V);
-      }
-      /* forks go their own ways */
-      n[1] = n[2] = 1;
-      at[1] = tokens + 30, at[2] = tokens + 31;
-      feed_batch(a, at, n);
-      mhk_feed(b, at[1], 1);
-      CHECK_SAME(model_kind_name(kind), mhk_logits(b, 0), mhk_logits(a, 1), V);
-      CHECK(memcmp(mhk_logits(a, 1), mhk_logits(a, 2), sizeof(mhk_real) * V) != 0, "a fork follows its origin");
-      /* every damaged byte is found, and the sequence stays as it was */
-      for (i = 0; i < bytes; i += i < 64 || i > bytes - 12 ? 1 : 97) {
-        const mhk_index before = mhk_session_position(b, 0);
-        state[i] ^= 0x41;
-        CHECK(mhk_session_load_memory(b, 0, state, bytes) != MHK_OK && mhk_session_position(b, 0) == before,
-              "byte %d was changed and nobody saw", (int)i);
-        mhk_clear_error(ctx);
-        state[i] ^= 0x41;
-      }
-      for (i = 0; i < bytes; i += i < 80 ? 1 : 61) {
-        CHECK(mhk_session_load_memory(b, 0, state, i) != MHK_OK, "%d of %d bytes were enough", (int)i, (int)bytes);
-        mhk_clear_error(ctx);
-      }
-      /* files */
-      mhk_session_save(a, 2, test_path("state"));
-      mhk_session_load(b, 0, test_path("state"));
-      REQUIRE_OK(ctx);
-      CHECK_SAME("through a file", mhk_logits(b, 0), mhk_logits(a, 2), V);
-      mhk_session_load(b, 0, test_path("no such file"));
-      CHECK_FAILS(ctx, MHK_ERROR_FILE, "no such file");
-      mhk_session_save(a, 2, test_path("no such folder/state"));
-      CHECK_FAILS(ctx, MHK_ERROR_FILE, "no such folder");
-      /* another model, another layout, other weights */
-      {
-        mhk_model *other = model_new(ctx, kind, 6), *same = model_new(ctx, kind, 5);
-        mhk_session *s = mhk_session_create(other, &d), *t = mhk_session_create(same, &d);
-        mhk_session_load_memory(s, 0, state, bytes);
-        CHECK_FAILS(ctx, MHK_ERROR_STATE, "another model");
-        CHECK(mhk_session_load_memory(t, 0, state, bytes) == MHK_OK, "the same weights made again: %s",
-              mhk_message(ctx));
-        mhk_session_copy(t, 0, a, 1);
-        CHECK_FAILS(ctx, MHK_ERROR_STATE, "the same model");
-      }
-      if (!step && (kind <= PHI_GROUPED || kind == HYBRID)) { /* too long for the cache there */
-        mhk_session *s = session_of(m, 1, 22, 0);
-        mhk_session_load_memory(s, 0, state, bytes);
-        CHECK_FAILS(ctx, MHK_ERROR_STATE, "holds 22");
-        mhk_session_copy(s, 0, a, 1);
-        CHECK_FAILS(ctx, MHK_ERROR_STATE, "holds 22");
-      }
-      if (step && (kind <= PHI_GROUPED || kind == HYBRID)) { /* a larger window wants keys that are gone */
-        mhk_session *s;
-        d.window = 17;
-        s = mhk_session_create(m, &d);
-        mhk_session_load_memory(s, 0, state, bytes);
-        CHECK_FAILS(ctx, MHK_ERROR_STATE, "smaller window");
-      }
-      free(state);
-      CHECK_OK(ctx);
-      mhk_destroy(ctx);
-    }
+  int kind;
+  for (kind = 0; kind < MODEL_KINDS; kind++) {
+    state_is_a_value(kind, 0);
+    state_is_a_value(kind, 9);
+  }
 }
 
 TEST(snapshots_and_rewinding) {
