@@ -14364,6 +14364,14 @@ static int mhk__has_word(const char *words, const char *word) {
   return 0;
 }
 
+static const char *mhk__first_word(const char *words, char out[32]) {
+  size_t n = 0;
+  while (n < 31 && words[n] && words[n] != ' ') n++;
+  memcpy(out, words, n);
+  out[n] = 0;
+  return out;
+}
+
 /* Reports all settings that were not read in one warning, except those in quiet, which do not
    change what a model computes. */
 static void mhk__warn_unseen(const mhk__settings *s, const char *quiet) {
@@ -14455,14 +14463,176 @@ static mhk__settings mhk__parse_rope(const mhk__settings *s) {
   return r;
 }
 
+/* [low, high] for step sizes */
+static void mhk__parse_limit(const mhk__settings *s, const char *key, mhk_config *c) {
+  const mhk__json *limit = mhk__setting(s, key);
+  if (!limit) return;
+  if (limit->type != MHK__JSON_ARRAY || limit->count != 2) {
+    mhk__setting_wrong(s, limit, key, "a list of two numbers");
+    return;
+  }
+  c->dt_min = mhk__setting_value(s, limit->first, key);
+  c->dt_max = mhk__setting_value(s, limit->first->next, key);
+  if (c->dt_max >= 1e38)
+    c->dt_max = 0;
+  else if (c->dt_max == 0)
+    mhk__setting_wrong(s, limit, key, "a list whose second number is above 0");
+}
+
+/* ---- the keys of config.json, each once for reading and for writing */
+
+enum {               /* what a key's value is */
+  MHK__KEY_INT,      /* a field of mhk_config: a count, */
+  MHK__KEY_REAL,     /* a number, */
+  MHK__KEY_FLAG,     /* true or false */
+  MHK__KEY_WORD,     /* one of those in words, which all mean the same; the first is written */
+  MHK__KEY_ON,       /* only true is known */
+  MHK__KEY_OFF,      /* only false is known, and it is not written */
+  MHK__KEY_MLP,      /* a count, usually 4 d_model */
+  MHK__KEY_LIMIT,    /* [dt_min, dt_max]: written where there is one */
+  MHK__KEY_SILU,     /* "silu" or "identity" */
+  MHK__KEY_ZERO,     /* written as 0.0; without effect */
+  MHK__KEY_NONE,     /* written as null; what it may say instead is read by hand */
+  /* read by hand, as all that follows from other keys too: */
+  MHK__KEY_HEAD_DIM, /* written where the heads do not make up d_model */
+  MHK__KEY_ROTARY,   /* the share of a head's features that turn */
+  MHK__KEY_EXPAND,   /* d_inner by d_model */
+  MHK__KEY_UNUSUAL = 32 /* added: written only where it is not as usual */
+};
+#define MHK__NEEDED -1.0
+
+typedef struct mhk__key {
+  char name[24];
+  unsigned char kind;
+  size_t at;    /* of the field in mhk_config */
+  double usual; /* its value where the key is missing and the field is still 0; MHK__NEEDED: an error */
+  char words[40];
+} mhk__key;
+
+#define MHK__KEY(name, kind, field, usual) {name, MHK__KEY_##kind, offsetof(mhk_config, field), usual, ""}
+#define MHK__KEY_OF(name, kind, words) {name, MHK__KEY_##kind, 0, 0, words}
+#define MHK__KEYS(list) list, (int)(sizeof list / sizeof *list)
+
+static const mhk__key mhk__attention_keys[] = { /* Phi's, and those of attention in a phi-mamba */
+  MHK__KEY("hidden_size", INT, d_model, MHK__NEEDED),
+  MHK__KEY("num_attention_heads", INT, n_head, 32),
+  MHK__KEY("num_key_value_heads", INT, n_kv_head, 0), /* missing: as many as queries */
+  MHK__KEY("head_dim", HEAD_DIM, head_dim, 0),
+  MHK__KEY("max_position_embeddings", INT, max_position, 2048),
+  MHK__KEY("layer_norm_eps", REAL, norm_eps, 1e-5),
+  MHK__KEY("qk_layernorm", FLAG, qk_layernorm, 0),
+  MHK__KEY_OF("attention_dropout", ZERO, ""),
+  MHK__KEY("rope_theta", REAL, rope_theta, 10000),
+  MHK__KEY("partial_rotary_factor", ROTARY, rotary_dim, 0),
+  MHK__KEY_OF("rope_scaling", NONE, "")};
+static const mhk__key mhk__phi_keys[] = { /* those of attention come after the first */
+  MHK__KEY("num_hidden_layers", INT, n_layer, MHK__NEEDED),
+  MHK__KEY("intermediate_size", INT, d_mlp, MHK__NEEDED),
+  MHK__KEY_OF("hidden_act", WORD, "gelu_new gelu_pytorch_tanh gelu_fast"),
+  MHK__KEY_OF("embd_pdrop", ZERO, ""),
+  MHK__KEY_OF("resid_pdrop", ZERO, ""),
+  MHK__KEY("tie_word_embeddings", FLAG, tie_embeddings, 0)};
+static const mhk__key mhk__mamba2_keys[] = { /* Mamba-2 of transformers */
+  MHK__KEY("num_hidden_layers", INT, n_layer, MHK__NEEDED),
+  MHK__KEY("hidden_size", INT, d_model, MHK__NEEDED),
+  MHK__KEY("num_heads", INT, ssm_heads, 128),
+  MHK__KEY("head_dim", INT, ssm_head_dim, 64),
+  MHK__KEY("state_size", INT, d_state, 128),
+  MHK__KEY("n_groups", INT, ssm_groups, 8),
+  MHK__KEY_OF("expand", EXPAND, ""),
+  MHK__KEY("conv_kernel", INT, d_conv, 4),
+  MHK__KEY("chunk_size", INT, chunk_size, 256),
+  MHK__KEY("use_bias", FLAG, proj_bias, 0),
+  MHK__KEY("use_conv_bias", FLAG, conv_bias, 1),
+  MHK__KEY_OF("hidden_act", WORD, "silu swish"),
+  MHK__KEY("layer_norm_epsilon", REAL, norm_eps, 1e-5),
+  MHK__KEY_OF("rms_norm", ON, ""),
+  MHK__KEY_OF("time_step_limit", LIMIT, ""),
+  MHK__KEY("tie_word_embeddings", FLAG, tie_embeddings, 0),
+  MHK__KEY_OF("norm_before_gate", OFF, "")};
+static const mhk__key mhk__state_spaces_keys[] = { /* state-spaces' own, which is read only, */
+  MHK__KEY("n_layer", INT, n_layer, MHK__NEEDED),
+  MHK__KEY("d_model", INT, d_model, MHK__NEEDED),
+  MHK__KEY("tie_embeddings", FLAG, tie_embeddings, 1),
+  MHK__KEY_OF("rms_norm", ON, "")};
+static const mhk__key mhk__ssm_cfg_keys[] = { /* and its ssm_cfg */
+  MHK__KEY("headdim", INT, ssm_head_dim, 64),
+  MHK__KEY("ngroups", INT, ssm_groups, 1),
+  MHK__KEY("d_state", INT, d_state, 128),
+  MHK__KEY("d_conv", INT, d_conv, 4),
+  MHK__KEY("chunk_size", INT, chunk_size, 256),
+  MHK__KEY("conv_bias", FLAG, conv_bias, 1),
+  MHK__KEY("bias", FLAG, proj_bias, 0),
+  MHK__KEY_OF("dt_limit", LIMIT, ""),
+  MHK__KEY_OF("D_has_hdim", OFF, ""),
+  MHK__KEY_OF("rmsnorm", ON, ""),
+  MHK__KEY_OF("norm_before_gate", OFF, "")};
+static const mhk__key mhk__mixer_model_keys[] = { /* phi-mamba: what its authors fix is written where it differs */
+  MHK__KEY("d_model", INT, d_model, MHK__NEEDED),
+  MHK__KEY("n_layer", INT, n_layer, MHK__NEEDED),
+  MHK__KEY_OF("lm_head_prenorm", WORD, "layer"),
+  MHK__KEY("d_mlp", MLP + MHK__KEY_UNUSUAL, d_mlp, 0),
+  MHK__KEY("layer_norm_eps", REAL + MHK__KEY_UNUSUAL, norm_eps, 1e-5)};
+static const mhk__key mhk__discrete_keys[] = { /* core_input of its state-space blocks */
+  MHK__KEY("d_state", INT, d_state, 64),
+  MHK__KEY("n_v_heads", INT, ssm_heads, 32),
+  MHK__KEY("n_qk_heads", INT, ssm_groups, 32),
+  MHK__KEY("d_conv", INT, d_conv, 4),
+  MHK__KEY("conv_bias", FLAG, conv_bias, 1),
+  MHK__KEY("expand", EXPAND, ssm_head_dim, 0),
+  MHK__KEY("chunk_size", INT, chunk_size, 128),
+  MHK__KEY("activation", SILU, conv_silu, 0),
+  MHK__KEY("bias", FLAG, proj_bias, 0),
+  MHK__KEY("rotary_dim", INT + MHK__KEY_UNUSUAL, ssm_rotary_dim, 0)};
+
+/* Reads what can be read without other keys. */
+static void mhk__keys_read(const mhk__settings *s, const mhk__key *keys, int n, mhk_config *c) {
+  for (const mhk__key *k = keys; k < keys + n; k++) {
+    void *field = (char *)c + k->at;
+    const int kind = k->kind % MHK__KEY_UNUSUAL;
+    if (kind == MHK__KEY_INT || kind == MHK__KEY_MLP) {
+      const double usual = kind == MHK__KEY_INT ? k->usual : c->d_model <= INT_MAX / 4 ? 4.0 * c->d_model : 0;
+      int *x = (int *)field;
+      *x = mhk__setting_int(s, k->name, *x ? *x : (int)usual);
+    } else if (kind == MHK__KEY_REAL) {
+      double *x = (double *)field;
+      *x = mhk__setting_double(s, k->name, *x > 0 ? *x : k->usual);
+    } else if (kind == MHK__KEY_FLAG)
+      *(int *)field = mhk__setting_flag(s, k->name, (int)k->usual);
+    else if (kind == MHK__KEY_ON || kind == MHK__KEY_OFF) {
+      const int only = kind == MHK__KEY_ON;
+      if (mhk__setting_flag(s, k->name, only) != only)
+        mhk__setting_refuse(s, k->name, only ? "false" : "true", only ? "true" : "false");
+    } else if (kind == MHK__KEY_WORD || kind == MHK__KEY_SILU) {
+      const mhk__json *x = mhk__setting(s, k->name);
+      const char *words = kind == MHK__KEY_WORD ? k->words : "silu swish", *word = mhk__json_string(x) ? x->text : "";
+      char first[32], known[40];
+      mhk__print(known, sizeof known, "\"%s\"", mhk__first_word(words, first));
+      if (kind == MHK__KEY_SILU) *(int *)field = mhk__has_word(words, word);
+      if (x && !mhk__has_word(words, word) && !(kind == MHK__KEY_SILU && strcmp(word, "identity") == 0))
+        mhk__setting_refuse(s, k->name, x->text ? x->text : "?",
+                            kind == MHK__KEY_SILU ? "\"identity\" and \"silu\"" : known);
+    } else if (kind == MHK__KEY_LIMIT)
+      mhk__parse_limit(s, k->name, c);
+    else if (kind == MHK__KEY_ZERO)
+      mhk__setting(s, k->name);
+  }
+}
+
+/* the fields of these keys from one configuration to another */
+static void mhk__keys_copy(const mhk__key *keys, int n, const mhk_config *from, mhk_config *to) {
+  for (const mhk__key *k = keys; k < keys + n; k++)
+    if (k->at)
+      memcpy((char *)to + k->at, (const char *)from + k->at,
+             k->kind % MHK__KEY_UNUSUAL == MHK__KEY_REAL ? sizeof(double) : sizeof(int));
+}
+
 /* the attention settings of a Phi, in config.json or in a phi_attention block */
 static void mhk__parse_attention(const mhk__settings *s, mhk_config *c) {
   const mhk__json *head_dim = mhk__setting(s, "head_dim");
   const mhk__settings r = mhk__parse_rope(s);
-  c->n_head = mhk__setting_int(s, "num_attention_heads", 32);
-  c->n_kv_head = mhk__setting_int(s, "num_key_value_heads", c->n_head);
-  c->qk_layernorm = mhk__setting_flag(s, "qk_layernorm", 0);
-  c->rope_theta = mhk__setting_double(s, "rope_theta", 10000.0);
+  mhk__keys_read(s, MHK__KEYS(mhk__attention_keys), c);
+  if (!mhk__setting(s, "num_key_value_heads")) c->n_kv_head = c->n_head;
   if (mhk__setting(&r, "rope_theta")) c->rope_theta = mhk__setting_double(&r, "rope_theta", 0);
   double factor = mhk__setting_double(s, "partial_rotary_factor", 0.5);
   if (mhk__setting(&r, "partial_rotary_factor")) factor = mhk__setting_double(&r, "partial_rotary_factor", 0);
@@ -14494,38 +14664,14 @@ static void mhk__parse_attention(const mhk__settings *s, mhk_config *c) {
   "torch_dtype transformers_version use_cache "
 
 static void mhk__parse_phi(const mhk__settings *s, mhk_config *c) {
-  const mhk__json *act = mhk__setting(s, "hidden_act");
   c->arch = MHK_ARCH_PHI;
   mhk__refuse_quantized(s);
-  c->n_layer = mhk__setting_int(s, "num_hidden_layers", -1);
-  c->d_model = mhk__setting_int(s, "hidden_size", -1);
-  c->vocab_size = mhk__setting_int(s, "vocab_size", -1);
-  c->d_mlp = mhk__setting_int(s, "intermediate_size", -1);
-  c->norm_eps = mhk__setting_double(s, "layer_norm_eps", 1e-5);
-  c->tie_embeddings = mhk__setting_flag(s, "tie_word_embeddings", 0);
-  c->max_position = mhk__setting_int(s, "max_position_embeddings", 2048);
-  if (act && !mhk__json_equals(act, "gelu_new") && !mhk__json_equals(act, "gelu_pytorch_tanh") &&
-      !mhk__json_equals(act, "gelu_fast"))
-    mhk__setting_refuse(s, "hidden_act", act->text ? act->text : "?", "\"gelu_new\"");
+  mhk__keys_read(s, mhk__phi_keys, 1, c);
   mhk__parse_attention(s, c);
+  c->vocab_size = mhk__setting_int(s, "vocab_size", -1);
+  mhk__keys_read(s, MHK__KEYS(mhk__phi_keys), c);
   for (int l = 0; l < c->n_layer && l < MHK_MAX_LAYERS; l++) c->mixer[l] = MHK_MIXER_ATTENTION;
-  mhk__warn_unseen(s, MHK__QUIET "attention_dropout embd_pdrop resid_pdrop");
-}
-
-/* [low, high] for step sizes */
-static void mhk__parse_limit(const mhk__settings *s, const char *key, mhk_config *c) {
-  const mhk__json *limit = mhk__setting(s, key);
-  if (!limit) return;
-  if (limit->type != MHK__JSON_ARRAY || limit->count != 2) {
-    mhk__setting_wrong(s, limit, key, "a list of two numbers");
-    return;
-  }
-  c->dt_min = mhk__setting_value(s, limit->first, key);
-  c->dt_max = mhk__setting_value(s, limit->first->next, key);
-  if (c->dt_max >= 1e38)
-    c->dt_max = 0;
-  else if (c->dt_max == 0)
-    mhk__setting_wrong(s, limit, key, "a list whose second number is above 0");
+  mhk__warn_unseen(s, MHK__QUIET);
 }
 
 /* d_inner = expand * d_model, a whole number that is divisible by `by`, the setting named what;
@@ -14572,31 +14718,18 @@ static void mhk__parse_state_spaces(const mhk__settings *s, mhk_config *c) {
     mhk_fail(s->ctx, MHK_ERROR_UNSUPPORTED,
              "%s: d_intermediate is %d: a Mamba-2 with MLPs between its layers is not supported", s->where,
              mhk__setting_int(s, "d_intermediate", 0));
-  c->n_layer = mhk__setting_int(s, "n_layer", -1);
-  c->d_model = mhk__setting_int(s, "d_model", -1);
+  mhk__keys_read(s, MHK__KEYS(mhk__state_spaces_keys), c);
+  mhk__keys_read(&ssm, MHK__KEYS(mhk__ssm_cfg_keys), c);
   mhk__parse_vocabulary(s, 8, c);
   c->pad_vocab_multiple = 0; /* saved by transformers, which stores the actual number of rows */
-  c->tie_embeddings = mhk__setting_flag(s, "tie_embeddings", 1);
   c->norm_eps = 1e-5;
-  if (!mhk__setting_flag(s, "rms_norm", 1)) mhk__setting_refuse(s, "rms_norm", "false", "true");
-  c->ssm_head_dim = mhk__setting_int(&ssm, "headdim", 64);
+  c->conv_silu = 1;
   const int inner = mhk__parse_inner(&ssm, c, 2, c->ssm_head_dim, "headdim");
   c->ssm_heads = c->ssm_head_dim > 0 ? inner / c->ssm_head_dim : 0;
-  c->ssm_groups = mhk__setting_int(&ssm, "ngroups", 1);
-  c->d_state = mhk__setting_int(&ssm, "d_state", 128);
-  c->d_conv = mhk__setting_int(&ssm, "d_conv", 4);
-  c->chunk_size = mhk__setting_int(&ssm, "chunk_size", 256);
-  c->conv_bias = mhk__setting_flag(&ssm, "conv_bias", 1);
-  c->proj_bias = mhk__setting_flag(&ssm, "bias", 0);
-  c->conv_silu = 1;
-  mhk__parse_limit(&ssm, "dt_limit", c);
   const int d_ssm = mhk__setting_int(&ssm, "d_ssm", inner);
   if (d_ssm != inner)
     mhk_fail(s->ctx, MHK_ERROR_UNSUPPORTED, "%s: ssm_cfg.d_ssm is %d: only d_inner, here %d, is supported", s->where,
              d_ssm, inner);
-  if (mhk__setting_flag(&ssm, "D_has_hdim", 0)) mhk__setting_refuse(&ssm, "D_has_hdim", "true", "false");
-  if (!mhk__setting_flag(&ssm, "rmsnorm", 1)) mhk__setting_refuse(&ssm, "rmsnorm", "false", "true");
-  if (mhk__setting_flag(&ssm, "norm_before_gate", 0)) mhk__setting_refuse(&ssm, "norm_before_gate", "true", "false");
   for (int l = 0; l < c->n_layer && l < MHK_MAX_LAYERS; l++) c->mixer[l] = MHK_MIXER_MAMBA2;
   mhk__warn_unseen(s, MHK__QUIET "attn_cfg fused_add_norm residual_in_fp32");
   mhk__warn_unseen(&ssm, "A_init_range conv_init device dt_init_floor dt_max dt_min dtype layer_idx process_group "
@@ -14604,22 +14737,10 @@ static void mhk__parse_state_spaces(const mhk__settings *s, mhk_config *c) {
 }
 
 static void mhk__parse_mamba2(const mhk__settings *s, mhk_config *c) {
-  const mhk__json *act = mhk__setting(s, "hidden_act");
   c->arch = MHK_ARCH_MAMBA2;
   mhk__refuse_quantized(s);
-  c->n_layer = mhk__setting_int(s, "num_hidden_layers", -1);
-  c->d_model = mhk__setting_int(s, "hidden_size", -1);
+  mhk__keys_read(s, MHK__KEYS(mhk__mamba2_keys), c);
   c->vocab_size = mhk__setting_int(s, "vocab_size", -1);
-  c->norm_eps = mhk__setting_double(s, "layer_norm_epsilon", 1e-5);
-  c->tie_embeddings = mhk__setting_flag(s, "tie_word_embeddings", 0);
-  c->ssm_heads = mhk__setting_int(s, "num_heads", 128);
-  c->ssm_head_dim = mhk__setting_int(s, "head_dim", 64);
-  c->ssm_groups = mhk__setting_int(s, "n_groups", 8);
-  c->d_state = mhk__setting_int(s, "state_size", 128);
-  c->d_conv = mhk__setting_int(s, "conv_kernel", 4);
-  c->chunk_size = mhk__setting_int(s, "chunk_size", 256);
-  c->conv_bias = mhk__setting_flag(s, "use_conv_bias", 1);
-  c->proj_bias = mhk__setting_flag(s, "use_bias", 0);
   c->conv_silu = 1;
   const double expand = mhk__setting_double(s, "expand", 2);
   if (!(fabs(expand * c->d_model - (double)c->ssm_heads * c->ssm_head_dim) < 0.5)) {
@@ -14628,11 +14749,6 @@ static void mhk__parse_mamba2(const mhk__settings *s, mhk_config *c) {
     mhk_fail(s->ctx, MHK_ERROR_CONFIG, "%s: expand %s of hidden_size %d is not num_heads %d times head_dim %d",
              s->where, number, c->d_model, c->ssm_heads, c->ssm_head_dim);
   }
-  if (act && !mhk__json_equals(act, "silu") && !mhk__json_equals(act, "swish"))
-    mhk__setting_refuse(s, "hidden_act", act->text ? act->text : "?", "\"silu\"");
-  if (!mhk__setting_flag(s, "rms_norm", 1)) mhk__setting_refuse(s, "rms_norm", "false", "true");
-  if (mhk__setting_flag(s, "norm_before_gate", 0)) mhk__setting_refuse(s, "norm_before_gate", "true", "false");
-  mhk__parse_limit(s, "time_step_limit", c);
   for (int l = 0; l < c->n_layer && l < MHK_MAX_LAYERS; l++) c->mixer[l] = MHK_MIXER_MAMBA2;
   mhk__warn_unseen(
       s, MHK__QUIET
@@ -14641,125 +14757,97 @@ static void mhk__parse_mamba2(const mhk__settings *s, mhk_config *c) {
 
 /* reads the core_input of one block into c, which already has the settings of the blocks before */
 static void mhk__parse_discrete(const mhk__settings *s, mhk_config *c) {
-  const mhk__json *act = mhk__setting(s, "activation");
-  c->d_state = mhk__setting_int(s, "d_state", 64);
-  c->ssm_heads = mhk__setting_int(s, "n_v_heads", 32);
-  c->ssm_groups = mhk__setting_int(s, "n_qk_heads", 32);
-  c->d_conv = mhk__setting_int(s, "d_conv", 4);
-  c->chunk_size = mhk__setting_int(s, "chunk_size", 128);
-  c->conv_bias = mhk__setting_flag(s, "conv_bias", 1);
-  c->proj_bias = mhk__setting_flag(s, "bias", 0);
-  c->ssm_rotary_dim = mhk__setting_int(s, "rotary_dim", 0);
+  mhk__keys_read(s, MHK__KEYS(mhk__discrete_keys), c);
   if (c->ssm_rotary_dim) c->rope_theta = mhk__setting_double(s, "rope_theta", 10000.0);
-  c->conv_silu = mhk__json_equals(act, "silu") || mhk__json_equals(act, "swish");
-  if (act && !c->conv_silu && !mhk__json_equals(act, "identity"))
-    mhk__setting_refuse(s, "activation", act->text ? act->text : "?", "\"identity\" and \"silu\"");
   const int inner = mhk__parse_inner(s, c, 1, c->ssm_heads, "n_v_heads");
   if (c->ssm_heads > 0) c->ssm_head_dim = inner / c->ssm_heads;
   mhk__warn_unseen(s, "d_model device dtype layer_idx rope_theta");
 }
 
+/* What a phi-mamba's blocks have said so far: the settings of their two kinds, one each for all
+   layers. */
+typedef struct mhk__blocks {
+  mhk_config attention, ssm; /* with zeros between the fields: they are compared as bytes */
+  int have_attention, have_ssm, layers;
+} mhk__blocks;
+
+/* one block of a phi-mamba: a number of layers with one mixer */
+static void mhk__parse_block(const mhk__settings *block, mhk_config *c, mhk__blocks *found) {
+  mhk_context *ctx = block->ctx;
+  const mhk__json *core = mhk__setting(block, "CoreType"), *type = mhk__setting(block, "BlockType");
+  const int attention = mhk__json_equals(core, "modules.mixers.phi_attention");
+  mhk_config one, *first = attention ? &found->attention : &found->ssm;
+  int n = mhk__setting_int(block, "n_layers", 1), *have = attention ? &found->have_attention : &found->have_ssm;
+  char part[64];
+  mhk__print(part, sizeof part, "%.40s.core_input", block->part);
+  const mhk__settings input = mhk__settings_of(ctx, mhk__json_get(block->object, "core_input"), block->where, part);
+  if (type && !mhk__json_equals(type, "modules.phi_block"))
+    mhk__setting_refuse(block, "BlockType", type->text ? type->text : "?", "\"modules.phi_block\"");
+  if (!attention && !mhk__json_equals(core, "modules.mixers.discrete_mamba2"))
+    mhk__setting_refuse(block, "CoreType", core && core->text ? core->text : "missing",
+                        "\"modules.mixers.discrete_mamba2\" and \"modules.mixers.phi_attention\"");
+  if (n > MHK_MAX_LAYERS - found->layers)
+    mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "%s: more than %d layers", block->where, MHK_MAX_LAYERS);
+  if (mhk_failed(ctx)) return;
+  memset(&one, 0, sizeof one);
+  one.d_model = c->d_model;
+  if (attention) {
+    one.norm_eps = c->norm_eps;
+    mhk__parse_attention(&input, &one);
+    if (one.d_model != c->d_model)
+      mhk_fail(ctx, MHK_ERROR_CONFIG, "%s: %s.hidden_size is %d, d_model is %d: they must be equal", block->where,
+               part, one.d_model, c->d_model);
+    if (one.qk_layernorm && one.norm_eps != c->norm_eps)
+      mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "%s: %s.layer_norm_eps differs from the other norms'", block->where, part);
+    if (!c->max_position) c->max_position = mhk__setting_int(&input, "max_position_embeddings", 0);
+    one.norm_eps = c->norm_eps; /* these need not be those of other blocks */
+    one.max_position = c->max_position;
+    mhk__warn_unseen(&input, MHK__QUIET "attn_type layer_idx");
+  } else
+    mhk__parse_discrete(&input, &one);
+  if (!*have) memcpy(first, &one, sizeof one);
+  *have = 1;
+  mhk__warn_unseen(block, "block_input core_input");
+  if (!mhk_failed(ctx) && memcmp(&one, first, sizeof one) != 0)
+    mhk_fail(ctx, MHK_ERROR_UNSUPPORTED,
+             "%s: %s differs from an earlier block of its kind; this version supports one value for all of them",
+             block->where, part);
+  while (n-- > 0 && !mhk_failed(ctx))
+    c->mixer[found->layers++] = attention ? MHK_MIXER_ATTENTION : MHK_MIXER_DISCRETE_MAMBA2;
+}
+
 static void mhk__parse_phi_mamba(mhk_context *ctx, const mhk__json *root, const char *where, mhk_config *c) {
   const mhk__json *language = mhk__json_get(mhk__json_get(root, "LanguageModel"), "input"),
-                  *mixer = mhk__json_get(mhk__json_get(root, "MixerModel"), "input"), *b;
-  mhk__settings lm = mhk__settings_of(ctx, language, where, "LanguageModel.input"),
-                mm = mhk__settings_of(ctx, mixer, where, "MixerModel.input");
-  const mhk__json *prenorm = mhk__setting(&mm, "lm_head_prenorm");
-  mhk_config one, first_attention, first_ssm;
-  int have_attention = 0, have_ssm = 0, layers = 0;
+                  *mixer = mhk__json_get(mhk__json_get(root, "MixerModel"), "input");
+  const mhk__settings lm = mhk__settings_of(ctx, language, where, "LanguageModel.input"),
+                      mm = mhk__settings_of(ctx, mixer, where, "MixerModel.input");
+  mhk__blocks found;
   c->arch = MHK_ARCH_PHI_MAMBA;
   mhk__parse_vocabulary(&lm, 1, c);
   c->tie_embeddings = mhk__setting_flag(&lm, "tie_embeddings", 0);
-  c->d_model = mhk__setting_int(&mm, "d_model", -1);
-  c->n_layer = mhk__setting_int(&mm, "n_layer", -1);
-  c->d_mlp = mhk__setting_int(&mm, "d_mlp", c->d_model <= INT_MAX / 4 ? 4 * c->d_model : 0);
-  c->norm_eps = mhk__setting_double(&mm, "layer_norm_eps", 1e-5);
+  mhk__keys_read(&mm, MHK__KEYS(mhk__mixer_model_keys), c);
   c->max_position = mhk__setting_int(&mm, "max_position_embeddings", 0);
-  if (prenorm && !mhk__json_equals(prenorm, "layer"))
-    mhk__setting_refuse(&mm, "lm_head_prenorm", prenorm->text ? prenorm->text : "?", "\"layer\"");
   mhk__warn_unseen(&lm, "");
   mhk__warn_unseen(&mm, "");
-  if (mhk_failed(ctx)) return;
-  memset(&first_attention, 0, sizeof first_attention);
-  memset(&first_ssm, 0, sizeof first_ssm);
-  for (b = root->first; b; b = b->next) {
-    char part[64];
-    if (strncmp(b->key, "Block", 5) != 0) continue;
-    mhk__settings block = mhk__settings_of(ctx, b, where, b->key);
-    const mhk__json *core = mhk__setting(&block, "CoreType");
-    const mhk__json *type = mhk__setting(&block, "BlockType");
-    mhk__print(part, sizeof part, "%.40s.core_input", b->key);
-    mhk__settings input = mhk__settings_of(ctx, mhk__json_get(b, "core_input"), where, part);
-    int n = mhk__setting_int(&block, "n_layers", 1);
-    const int attention = mhk__json_equals(core, "modules.mixers.phi_attention");
-    if (type && !mhk__json_equals(type, "modules.phi_block"))
-      mhk__setting_refuse(&block, "BlockType", type->text ? type->text : "?", "\"modules.phi_block\"");
-    if (!attention && !mhk__json_equals(core, "modules.mixers.discrete_mamba2"))
-      mhk__setting_refuse(&block, "CoreType", core && core->text ? core->text : "missing",
-                          "\"modules.mixers.discrete_mamba2\" and \"modules.mixers.phi_attention\"");
-    if (n > MHK_MAX_LAYERS - layers)
-      mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "%s: more than %d layers", where, MHK_MAX_LAYERS);
-    if (mhk_failed(ctx)) return;
-    memset(&one, 0, sizeof one);
-    one.d_model = c->d_model;
-    if (attention) {
-      const int hidden = mhk__setting_int(&input, "hidden_size", c->d_model);
-      const double eps = mhk__setting_double(&input, "layer_norm_eps", c->norm_eps);
-      mhk__parse_attention(&input, &one);
-      if (hidden != c->d_model)
-        mhk_fail(ctx, MHK_ERROR_CONFIG, "%s: %s.hidden_size is %d, d_model is %d: they must be equal", where, part,
-                 hidden, c->d_model);
-      if (one.qk_layernorm && eps != c->norm_eps)
-        mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "%s: %s.layer_norm_eps differs from the other norms'", where, part);
-      if (!mhk__setting(&mm, "max_position_embeddings"))
-        c->max_position = mhk__setting_int(&input, "max_position_embeddings", 0);
-      mhk__warn_unseen(&input, MHK__QUIET "attention_dropout attn_type layer_idx max_position_embeddings");
-      if (!have_attention) memcpy(&first_attention, &one, sizeof one); /* with padding, for the comparison */
-      have_attention = 1;
-    } else {
-      mhk__parse_discrete(&input, &one);
-      if (!have_ssm) memcpy(&first_ssm, &one, sizeof one);
-      have_ssm = 1;
-    }
-    mhk__warn_unseen(&block, "block_input core_input");
-    if (mhk_failed(ctx)) return;
-    if (memcmp(&one, attention ? &first_attention : &first_ssm, sizeof one) != 0) {
-      mhk_fail(ctx, MHK_ERROR_UNSUPPORTED,
-               "%s: %s differs from an earlier block of its kind; this version supports one value for all of them",
-               where, part);
-      return;
-    }
-    while (n-- > 0) c->mixer[layers++] = attention ? MHK_MIXER_ATTENTION : MHK_MIXER_DISCRETE_MAMBA2;
+  memset(&found, 0, sizeof found);
+  for (const mhk__json *b = root->first; b && !mhk_failed(ctx); b = b->next) {
+    const mhk__settings block = mhk__settings_of(ctx, b, where, b->key);
+    if (strncmp(b->key, "Block", 5) == 0) mhk__parse_block(&block, c, &found);
   }
-  if (layers != c->n_layer) {
+  if (mhk_failed(ctx)) return;
+  if (found.layers != c->n_layer) {
     mhk_fail(ctx, MHK_ERROR_CONFIG, "%s: the blocks have %d layers in total, but MixerModel.input.n_layer is %d", where,
-             layers, c->n_layer);
+             found.layers, c->n_layer);
     return;
   }
-  if (have_attention) {
-    c->n_head = first_attention.n_head;
-    c->n_kv_head = first_attention.n_kv_head;
-    c->head_dim = first_attention.head_dim;
-    c->rotary_dim = first_attention.rotary_dim;
-    c->qk_layernorm = first_attention.qk_layernorm;
-    c->rope_theta = first_attention.rope_theta;
-  }
-  if (have_ssm) {
-    c->ssm_heads = first_ssm.ssm_heads;
-    c->ssm_groups = first_ssm.ssm_groups;
-    c->ssm_head_dim = first_ssm.ssm_head_dim;
-    c->d_state = first_ssm.d_state;
-    c->d_conv = first_ssm.d_conv;
-    c->chunk_size = first_ssm.chunk_size;
-    c->ssm_rotary_dim = first_ssm.ssm_rotary_dim;
-    c->conv_silu = first_ssm.conv_silu;
-    c->conv_bias = first_ssm.conv_bias;
-    c->proj_bias = first_ssm.proj_bias;
-    if (c->ssm_rotary_dim && have_attention && c->rotary_dim && first_ssm.rope_theta != c->rope_theta)
+  if (found.have_attention) mhk__keys_copy(MHK__KEYS(mhk__attention_keys), &found.attention, c);
+  if (found.have_ssm) {
+    mhk__keys_copy(MHK__KEYS(mhk__discrete_keys), &found.ssm, c);
+    if (c->ssm_rotary_dim && found.have_attention && c->rotary_dim && found.ssm.rope_theta != c->rope_theta)
       mhk_fail(ctx, MHK_ERROR_UNSUPPORTED,
                "%s: rope_theta differs between attention and state-space blocks; this version supports one value for "
                "both", where);
-    if (c->ssm_rotary_dim) c->rope_theta = first_ssm.rope_theta;
+    if (c->ssm_rotary_dim) c->rope_theta = found.ssm.rope_theta;
   }
 }
 
@@ -14857,18 +14945,53 @@ static void mhk__write_expand(mhk__writer *w, const mhk_config *c) {
     mhk__write_double(w, (double)inner / c->d_model);
 }
 
-static void mhk__write_phi_attention(mhk__writer *w, const mhk_config *c) {
-  mhk__write_int_key(w, "hidden_size", c->d_model);
-  mhk__write_int_key(w, "num_attention_heads", c->n_head);
-  mhk__write_int_key(w, "num_key_value_heads", c->n_kv_head);
-  if ((int64_t)c->n_head * c->head_dim != c->d_model) mhk__write_int_key(w, "head_dim", c->head_dim);
-  mhk__write_int_key(w, "max_position_embeddings", c->max_position > 0 ? c->max_position : 2048);
-  mhk__write_double_key(w, "layer_norm_eps", c->norm_eps);
-  mhk__write_flag_key(w, "qk_layernorm", c->qk_layernorm);
-  mhk__write_double_key(w, "attention_dropout", 0.0);
-  mhk__write_double_key(w, "rope_theta", c->rope_theta);
-  mhk__write_double_key(w, "partial_rotary_factor", mhk__rotary_factor(c->rotary_dim, c->head_dim));
-  mhk__write_word_key(w, "rope_scaling", "null");
+static void mhk__write_limit(mhk__writer *w, const char *key, const mhk_config *c) {
+  if (!(c->dt_min > 0 || c->dt_max > 0)) return; /* readers assume 0 to infinity, and JSON has no infinity */
+  mhk__write_key(w, key);
+  mhk__write_open(w, '[');
+  mhk__write_item(w);
+  mhk__write_double(w, c->dt_min);
+  mhk__write_item(w);
+  mhk__write_double(w, c->dt_max > 0 ? c->dt_max : 1e38); /* lets PyTorch compare float32 and bfloat16 */
+  mhk__write_close(w, ']');
+}
+
+static void mhk__keys_write(mhk__writer *w, const mhk__key *keys, int n, const mhk_config *c) {
+  for (const mhk__key *k = keys; k < keys + n; k++) {
+    const int kind = k->kind % MHK__KEY_UNUSUAL, unusual = k->kind >= MHK__KEY_UNUSUAL;
+    int whole = 0;
+    double real = 0;
+    char word[32];
+    memcpy(&whole, (const char *)c + k->at, sizeof whole);
+    if (kind == MHK__KEY_REAL) memcpy(&real, (const char *)c + k->at, sizeof real);
+    switch (kind) {
+      case MHK__KEY_INT:
+        if (unusual && whole == (int)k->usual) break;
+        mhk__write_int_key(w, k->name, whole > 0 || !(k->usual > 0) ? whole : (int)k->usual);
+        break;
+      case MHK__KEY_MLP:
+        if (whole != 4 * (int64_t)c->d_model) mhk__write_int_key(w, k->name, whole);
+        break;
+      case MHK__KEY_REAL:
+        if (!unusual || real < k->usual || real > k->usual) mhk__write_double_key(w, k->name, real);
+        break;
+      case MHK__KEY_FLAG: mhk__write_flag_key(w, k->name, whole); break;
+      case MHK__KEY_ON: mhk__write_flag_key(w, k->name, 1); break;
+      case MHK__KEY_ZERO: mhk__write_double_key(w, k->name, 0.0); break;
+      case MHK__KEY_NONE: mhk__write_word_key(w, k->name, "null"); break;
+      case MHK__KEY_SILU: mhk__write_string_key(w, k->name, whole ? "silu" : "identity"); break;
+      case MHK__KEY_WORD:
+        mhk__write_string_key(w, k->name, mhk__first_word(k->words, word));
+        break;
+      case MHK__KEY_HEAD_DIM:
+        if ((int64_t)c->n_head * whole != c->d_model) mhk__write_int_key(w, k->name, whole);
+        break;
+      case MHK__KEY_ROTARY: mhk__write_double_key(w, k->name, mhk__rotary_factor(whole, c->head_dim)); break;
+      case MHK__KEY_EXPAND: mhk__write_expand(w, c); break;
+      case MHK__KEY_LIMIT: mhk__write_limit(w, k->name, c); break;
+      default: break;
+    }
+  }
 }
 
 static void mhk__write_blocks(mhk__writer *w, const mhk_config *c) {
@@ -14891,22 +15014,11 @@ static void mhk__write_blocks(mhk__writer *w, const mhk_config *c) {
     mhk__write_key(w, "core_input");
     mhk__write_open(w, '{');
     if (attention) {
-      mhk__write_phi_attention(w, c);
+      mhk__keys_write(w, MHK__KEYS(mhk__attention_keys), c);
       mhk__write_string_key(w, "attn_type", "eager");
     } else {
-      mhk__write_int_key(w, "d_state", c->d_state);
-      mhk__write_int_key(w, "n_v_heads", c->ssm_heads);
-      mhk__write_int_key(w, "n_qk_heads", c->ssm_groups);
-      mhk__write_int_key(w, "d_conv", c->d_conv);
-      mhk__write_flag_key(w, "conv_bias", c->conv_bias);
-      mhk__write_expand(w, c);
-      mhk__write_int_key(w, "chunk_size", c->chunk_size);
-      mhk__write_string_key(w, "activation", c->conv_silu ? "silu" : "identity");
-      mhk__write_flag_key(w, "bias", c->proj_bias);
-      if (c->ssm_rotary_dim) {
-        mhk__write_int_key(w, "rotary_dim", c->ssm_rotary_dim);
-        mhk__write_double_key(w, "rope_theta", c->rope_theta);
-      }
+      mhk__keys_write(w, MHK__KEYS(mhk__discrete_keys), c);
+      if (c->ssm_rotary_dim) mhk__write_double_key(w, "rope_theta", c->rope_theta);
     }
     mhk__write_close(w, '}');
     mhk__write_close(w, '}');
@@ -14944,12 +15056,7 @@ static void mhk__write_config(mhk__writer *w, const mhk_config *c, mhk_dtype dty
     mhk__write_open(w, '{');
     mhk__write_key(w, "input");
     mhk__write_open(w, '{');
-    mhk__write_int_key(w, "d_model", c->d_model);
-    mhk__write_int_key(w, "n_layer", c->n_layer);
-    mhk__write_string_key(w, "lm_head_prenorm", "layer");
-    /* settings that the authors' code fixes are written only if they differ */
-    if (c->d_mlp != 4 * (int64_t)c->d_model) mhk__write_int_key(w, "d_mlp", c->d_mlp);
-    if (c->norm_eps < 1e-5 || c->norm_eps > 1e-5) mhk__write_double_key(w, "layer_norm_eps", c->norm_eps);
+    mhk__keys_write(w, MHK__KEYS(mhk__mixer_model_keys), c);
     if (c->max_position > 0 && !mhk__config_uses(c, MHK_MIXER_ATTENTION))
       mhk__write_int_key(w, "max_position_embeddings", c->max_position);
     mhk__write_close(w, '}');
@@ -14964,44 +15071,18 @@ static void mhk__write_config(mhk__writer *w, const mhk_config *c, mhk_dtype dty
     mhk__write_close(w, ']');
     mhk__write_string_key(w, "model_type", phi ? "phi" : "mamba2");
     mhk__write_int_key(w, "vocab_size", c->vocab_size);
-    mhk__write_int_key(w, "num_hidden_layers", c->n_layer);
     if (phi) {
-      mhk__write_phi_attention(w, c);
+      mhk__keys_write(w, mhk__phi_keys, 1, c);
+      mhk__keys_write(w, MHK__KEYS(mhk__attention_keys), c);
       mhk__write_key(w, "rope_parameters"); /* the same for transformers from version 5 */
       mhk__write_open(w, '{');
       mhk__write_double_key(w, "partial_rotary_factor", mhk__rotary_factor(c->rotary_dim, c->head_dim));
       mhk__write_double_key(w, "rope_theta", c->rope_theta);
       mhk__write_string_key(w, "rope_type", "default");
       mhk__write_close(w, '}');
-      mhk__write_int_key(w, "intermediate_size", c->d_mlp);
-      mhk__write_string_key(w, "hidden_act", "gelu_new");
-      mhk__write_double_key(w, "embd_pdrop", 0.0);
-      mhk__write_double_key(w, "resid_pdrop", 0.0);
-    } else {
-      mhk__write_int_key(w, "hidden_size", c->d_model);
-      mhk__write_int_key(w, "num_heads", c->ssm_heads);
-      mhk__write_int_key(w, "head_dim", c->ssm_head_dim);
-      mhk__write_int_key(w, "state_size", c->d_state);
-      mhk__write_int_key(w, "n_groups", c->ssm_groups);
-      mhk__write_expand(w, c);
-      mhk__write_int_key(w, "conv_kernel", c->d_conv);
-      mhk__write_int_key(w, "chunk_size", c->chunk_size);
-      mhk__write_flag_key(w, "use_bias", c->proj_bias);
-      mhk__write_flag_key(w, "use_conv_bias", c->conv_bias);
-      mhk__write_string_key(w, "hidden_act", "silu");
-      mhk__write_double_key(w, "layer_norm_epsilon", c->norm_eps);
-      mhk__write_flag_key(w, "rms_norm", 1);
-      if (c->dt_min > 0 || c->dt_max > 0) { /* readers assume 0 to infinity, and JSON has no infinity */
-        mhk__write_key(w, "time_step_limit");
-        mhk__write_open(w, '[');
-        mhk__write_item(w);
-        mhk__write_double(w, c->dt_min);
-        mhk__write_item(w);
-        mhk__write_double(w, c->dt_max > 0 ? c->dt_max : 1e38); /* lets PyTorch compare float32 and bfloat16 */
-        mhk__write_close(w, ']');
-      }
-    }
-    mhk__write_flag_key(w, "tie_word_embeddings", c->tie_embeddings);
+      mhk__keys_write(w, mhk__phi_keys + 1, (int)(sizeof mhk__phi_keys / sizeof *mhk__phi_keys) - 1, c);
+    } else
+      mhk__keys_write(w, MHK__KEYS(mhk__mamba2_keys), c);
     if (m && mhk_tokenizer_start(m->tokenizer) >= 0)
       mhk__write_int_key(w, "bos_token_id", mhk_tokenizer_start(m->tokenizer));
     if (m && m->n_ends)
@@ -15026,6 +15107,11 @@ MHKDEF size_t mhk_config_format(const mhk_config *config, char *json, size_t cap
     mhk__write_config(&w, config, (mhk_dtype)0, NULL);
   return w.length;
 }
+
+#undef MHK__KEY
+#undef MHK__KEY_OF
+#undef MHK__KEYS
+#undef MHK__NEEDED
 
 /* ---- models: memory, creation */
 
