@@ -142,12 +142,27 @@
 /* =================================================================================================
    INTERFACE                                                                             >>interface
    =================================================================================================
-   Shapes are written (slowest,...,fastest). B batch, T tokens, D d_model, H heads, P head size of
-   the values, G heads of B and C (or of keys and values), N d_state, V vocabulary, L layers.
+   In four depths; each uses only what stands above it:
+      1  Run a model                          load it, feed it text, let it write
+      2  Distil one                           a corpus, a student, a trainer, a measurement
+      3  Models and sessions in full          contexts, configurations, files, tokenizers, sessions
+      4  Tape and ops                         tensors, gradients, layers and losses of your own
 
-   Common to all functions: a context, and with it everything made from it, belongs to one thread at
-   a time. Functions given NULL, or whose context has failed, do nothing and return NULL, zero or
-   the error, so that a chain of calls is checked once at its end with mhk_failed(). */
+   RULES, the same everywhere:
+   * Descriptions. What has a default stands in a description, a struct whose zero fields mean the
+     default named beside them: memset it and set what you want. NULL means all zero; a description
+     that is needed says so.
+   * Names. A bare name takes a path, _memory takes bytes. Lists have _count, _at(i), _find(name).
+     Sizes end in _bytes: size_t for what exists, double for estimates, which may exceed an address
+     space.
+   * Ownership. What _create, _load, _open and _sample return is yours to destroy; it dies with its
+     context at the latest. Other pointers belong to the object that was asked.
+   * Errors. A context keeps its first error; from then on every call on it does nothing and returns
+     NULL, zero, -1 or the error, as does a call given NULL for an object. Check once, at the end of
+     a chain, with mhk_failed().
+   * Threads. A context, with everything made from it, serves one thread at a time.
+   * Shapes are written (slowest,...,fastest): B batch, T tokens, D d_model, H heads, P head size of
+     the values, G heads of B and C (or of keys and values), N d_state, V vocabulary, L layers. */
 
 #include <stddef.h>
 #include <stdint.h>
@@ -181,15 +196,16 @@ typedef float mhk_real;
 
 typedef ptrdiff_t mhk_index; /* sizes, positions and loop counters: signed, as wide as a pointer */
 
-typedef struct mhk_context mhk_context;
-typedef struct mhk_tape mhk_tape;
-typedef struct mhk_model mhk_model;
-typedef struct mhk_tokenizer mhk_tokenizer;
-typedef struct mhk_session mhk_session;
-typedef struct mhk_corpus mhk_corpus;
-typedef struct mhk_trainer mhk_trainer;
-
-/* -------------------------------------------------------------------------------------- results */
+typedef struct mhk_context mhk_context;     /* memory, kernels, threads and the first error */
+typedef struct mhk_model mhk_model;         /* a configuration and its weights */
+typedef struct mhk_tokenizer mhk_tokenizer; /* text to token ids and back */
+typedef struct mhk_session mhk_session;     /* a model at work on one or more sequences */
+typedef struct mhk_tensor mhk_tensor;       /* an array with a shape, and its gradient */
+typedef struct mhk_tape mhk_tape;           /* a computation that can be differentiated */
+typedef struct mhk_corpus mhk_corpus;       /* training text, as tokens */
+typedef struct mhk_trainer mhk_trainer;     /* a distillation under way */
+typedef struct mhk_context_desc mhk_context_desc;
+typedef struct mhk_session_desc mhk_session_desc;
 
 typedef enum mhk_result {
   MHK_OK = 0,
@@ -203,115 +219,9 @@ typedef enum mhk_result {
   MHK_ERROR_STATE = -8        /* right call, wrong time: a full cache, a finished trainer, diverged training */
 } mhk_result;
 
-/* The library's version as text, equal to MHK_VERSION of the header that was compiled. */
-MHKDEF const char *mhk_version(void);
+#define MHK_MAX_RANK 5 /* axes of a tensor at most */
 
-/* -------------------------------------------------------------------------------------- context */
-
-/* Memory comes from here. alloc returns NULL when there is none; release gets the size back. Blocks
-   need the alignment of malloc only. Both are called from the thread that uses the context. */
-typedef struct mhk_allocator {
-  void *(*alloc)(void *user, size_t bytes);
-  void (*release)(void *user, void *block, size_t bytes);
-  void *user;
-} mhk_allocator;
-
-typedef enum mhk_log_level { MHK_LOG_ERROR = 1, MHK_LOG_WARNING = 2, MHK_LOG_INFO = 3 } mhk_log_level;
-typedef void (*mhk_log_fn)(void *user, mhk_log_level level, const char *message);
-
-/* Runs body(arg, task, worker) once for each task in [0,tasks), in any order, and returns when all
-   are done; worker is in [0,workers) and no two running bodies share one. */
-typedef void (*mhk_parallel_fn)(void *user, mhk_index tasks, void (*body)(void *arg, mhk_index task, int worker),
-                                void *arg);
-
-/* Instruction sets of the kernels. MHK_ISA_BEST asks for the best one that processor, compiler and
-   build allow. Where the processor has dot products of bytes besides (AVX512-VNNI, ARMv8.2's SDOT),
-   products with quantized weights use them; they give the bits of the set's other kernels. */
-typedef enum mhk_isa {
-  MHK_ISA_BEST = 0,
-  MHK_ISA_SCALAR = 1,
-  MHK_ISA_AVX2 = 2,
-  MHK_ISA_AVX512 = 3,
-  MHK_ISA_NEON = 4,
-  MHK_ISA_WASM = 5
-} mhk_isa;
-
-/* What multiplies numbers of bfloat16 (see mhk_set_precision): the instruction set's own
-   multiply-adds on operands that were rounded before, AVX512-BF16's VDPBF16PS, or the tiles of AMX.
-   BEST: AMX where processor, system (Linux) and compiler have it, else VDPBF16PS on AMD's
-   processors, where it does twice the multiply-adds of float32 (on Intel's it does half as many),
-   else PLAIN. All three round the operands alike and sum in float32; PLAIN gives VDPBF16PS's very
-   bits under the AVX-512 kernels (subnormal sums excepted), AMX sums in another order. */
-typedef enum mhk_bf16_unit {
-  MHK_BF16_BEST = 0,
-  MHK_BF16_PLAIN = 1,
-  MHK_BF16_AVX512 = 2,
-  MHK_BF16_AMX = 3
-} mhk_bf16_unit;
-
-/* All zero is a good default. */
-typedef struct mhk_context_desc {
-  mhk_allocator allocator;      /* zero: MOHAWK_MALLOC / MOHAWK_FREE */
-  mhk_log_fn log;               /* warnings and notes; NULL: none */
-  void *log_user;
-  /* OpenMP threads; 0: one; -1: as many as OpenMP offers. Ignored without OpenMP. Results do not
-     depend on it. */
-  int threads;
-  mhk_parallel_fn parallel_for; /* the caller's own threads in place of OpenMP */
-  void *parallel_user;
-  int parallel_workers;         /* how many workers parallel_for has (needed with it) */
-  /* 0: best. The environment variable MHK_ISA (scalar, avx2, avx512, neon, wasm) comes first. */
-  mhk_isa isa;
-  mhk_bf16_unit bf16_unit;      /* 0: best. The environment variable MHK_BF16_UNIT (plain, avx512, amx) comes first. */
-} mhk_context_desc;
-
-/* A context: allocator, kernels, threads and the first error. desc may be NULL. Returns NULL only
-   when not even the context could be allocated; an impossible description gives a context that has
-   failed and says why. */
-MHKDEF mhk_context *mhk_create(const mhk_context_desc *desc);
-/* Frees the context and everything made from it. */
-MHKDEF void mhk_destroy(mhk_context *ctx);
-
-/* Non-zero when ctx is NULL or an error happened since creation or mhk_clear_error(). */
-MHKDEF int mhk_failed(const mhk_context *ctx);
-MHKDEF mhk_result mhk_error(const mhk_context *ctx);
-/* The first error as one sentence naming the thing that is wrong and what would be right; "" when
-   there is none. Valid until the context is destroyed or the error cleared. */
-MHKDEF const char *mhk_message(const mhk_context *ctx);
-MHKDEF void mhk_clear_error(mhk_context *ctx);
-/* Makes ctx fail with the caller's own message (printf format, conversions d i u x X c s e f g p),
-   for user-defined ops and callbacks. Keeps an earlier error. Returns code. */
-MHKDEF mhk_result mhk_fail(mhk_context *ctx, mhk_result code, const char *format, ...)
-#if defined(__GNUC__) || defined(__clang__)
-    __attribute__((format(printf, 3, 4)))
-#endif
-    ;
-
-MHKDEF int mhk_threads(const mhk_context *ctx);                 /* workers in use */
-MHKDEF mhk_result mhk_set_threads(mhk_context *ctx, int threads); /* as mhk_context_desc.threads */
-MHKDEF const char *mhk_isa_name(const mhk_context *ctx);        /* "scalar", "avx2", ... in use */
-MHKDEF size_t mhk_memory_in_use(const mhk_context *ctx);        /* bytes the context holds of its allocator now */
-MHKDEF size_t mhk_memory_peak(const mhk_context *ctx);          /* the most it ever held */
-
-/* How the products of linear layers (mhk_linear and its kin) are made from now on, forward and
-   backward. BF16: both operands are rounded to bfloat16 on their way into the product (to nearest,
-   ties to even, subnormal numbers to zero), the sums are float32; parameters, activations and
-   gradients stay what they are, and so does everything else. For training, where it is faster on
-   processors that have an instruction for it and gives the same numbers, slower, elsewhere.
-   Products of up to four rows (decoding) stay as they are: there reading the weights takes the
-   time. Ops remember for their backward pass what was set when they ran. Returns what was set
-   before. */
-typedef enum mhk_precision { MHK_PRECISION_FULL = 0, MHK_PRECISION_BF16 = 1 } mhk_precision;
-#ifndef MOHAWK_NO_TRAINING
-MHKDEF mhk_precision mhk_set_precision(mhk_context *ctx, mhk_precision precision);
-/* what multiplies numbers of bfloat16: "plain", "avx512", "amx" */
-MHKDEF const char *mhk_bf16_name(const mhk_context *ctx);
-#endif
-
-/* -------------------------------------------------------------------------------------- tensors */
-
-#define MHK_MAX_RANK 5
-
+/* types of stored numbers */
 typedef enum mhk_dtype {
   MHK_F32 = 1,
   MHK_F64,
@@ -334,338 +244,124 @@ typedef enum mhk_dtype {
 #else
 #define MHK_REAL MHK_F32
 #endif
-MHKDEF size_t mhk_dtype_bytes(mhk_dtype dtype);      /* bytes of one element; 0 for quantized and unknown types */
-MHKDEF const char *mhk_dtype_name(mhk_dtype dtype); /* as safetensors spells it: "F32", "BF16", ...; "Q8", "Q4" */
 
-/* A quantized matrix (N,K), symmetric: element (n,k) is scale * q, with one scale for each group of
-   32 or 64 neighbours k of a row. Rows lie in blocks of 16, filled up with zeros, so that one
-   vector of a kernel holds the same k of many rows and a block is one stretch of memory:
-     MHK_Q8   q (blocks,K/4,16,4) signed bytes -128..127; byte (b,c,r,j) is q of row 16 b + r, k = 4
-              c + j
-     MHK_Q4   q (blocks,K/8,16,4) bytes; the low half of byte (b,c,r,j) is q + 8 of row 16 b + r, k
-              = 8 c + j, the high half that of k = 8 c + 4 + j
-     scale    (blocks,K/group,16) half-precision numbers
-   The last N - rows rows may stay numbers, as the A_log rows of a state-space mixer do. */
-typedef struct mhk_quantized {
-  const void *q;
-  const uint16_t *scale;   /* host byte order */
-  const mhk_real *rest;    /* (N-rows,K), or NULL */
-  mhk_index rows;          /* how many rows are quantized: N, or fewer */
-  int group;               /* 32 or 64; divides K */
-} mhk_quantized;
+/* Products of linear layers (mhk_linear and its kin) in training, forward and backward. BF16: both
+   operands are rounded to bfloat16 on their way in (to nearest, ties to even, subnormal numbers to
+   zero), the sums are float32; parameters, activations, gradients and all else stay as they are.
+   Speeds up training on CPUs with a bf16 instruction; elsewhere the results are the same but
+   slower. Products of up to four rows (decoding) stay full: there reading the weights takes the
+   time. */
+typedef enum mhk_precision { MHK_PRECISION_FULL = 0, MHK_PRECISION_BF16 = 1 } mhk_precision;
 
-/* A contiguous row-major array. Read the fields freely; write only data and grad. Activations have
-   dtype MHK_REAL; frozen matrices of a model may stay in the type they were stored in. */
-typedef struct mhk_tensor {
-  void *data;                     /* count elements of dtype; of a quantized one quantized->q */
-  mhk_real *grad;                 /* count elements, or NULL before any gradient has arrived */
-  mhk_index shape[MHK_MAX_RANK];  /* shape[0..rank-1]; the rest is 1 */
-  mhk_index count;                /* product of the shape */
-  int rank;                       /* 0 (a scalar) to MHK_MAX_RANK */
-  mhk_dtype dtype;
-  int requires_grad;              /* gradients flow into it (parameters being trained, and all that depends on them) */
-  const char *name;               /* parameters: checkpoint name; else NULL */
-  mhk_context *ctx;
-  struct mhk_tensor *base;        /* views: the tensor whose memory this one shows */
-  mhk_index base_offset;          /* views: where in it, in elements */
-  /* what a tensor (or the tensor a view shows) of dtype MHK_Q8 or MHK_Q4 consists of, else NULL */
-  const mhk_quantized *quantized;
-} mhk_tensor;
+/* =================================================================================================
+   1  RUN A MODEL
+   ============================================================================================== */
 
-/* data of a MHK_REAL tensor; NULL for NULL or another type */
-MHKDEF mhk_real *mhk_data(const mhk_tensor *x);
-/* a scalar's (or first element's) value; NaN for NULL */
-MHKDEF double mhk_value(const mhk_tensor *x);
-/* elements [first,first+n) of a tensor of any floating-point or quantized type, as numbers */
-MHKDEF mhk_result mhk_tensor_read(const mhk_tensor *x, mhk_index first, mhk_index n, mhk_real *out);
-MHKDEF size_t mhk_tensor_bytes(const mhk_tensor *x); /* what its data takes, in its type */
+/* A context: allocator, kernels, threads and the first error. Returns NULL only when not even the
+   context could be allocated; an impossible description gives a context that has failed and says
+   why. */
+MHKDEF mhk_context *mhk_create(const mhk_context_desc *desc);
+/* Frees the context and everything made from it. */
+MHKDEF void mhk_destroy(mhk_context *ctx);
 
-#ifndef MOHAWK_NO_TRAINING
-/* ---------------------------------------------------------------------------------------- tape */
-
-/* A tape owns the activations of a computation and what is needed to differentiate it. Ops run at
-   once; while recording is on and an input requires a gradient they also write themselves down.
-   Everything made on a tape lives until the tape is reset, rewound past it, or destroyed. Memory is
-   kept for the next round: a loop of equal steps allocates only in its first one. */
-MHKDEF mhk_tape *mhk_tape_create(mhk_context *ctx);
-MHKDEF void mhk_tape_destroy(mhk_tape *t);
-MHKDEF void mhk_tape_reset(mhk_tape *t);
-/* recording on (1, the default) or off (0, no-grad); returns what it was */
-MHKDEF int mhk_tape_record(mhk_tape *t, int on);
-/* a point to rewind to: tensors and records made after it are dropped, earlier ones stay */
-typedef struct mhk_tape_mark { size_t chunk, used; mhk_index records; } mhk_tape_mark;
-MHKDEF mhk_tape_mark mhk_tape_here(const mhk_tape *t);
-MHKDEF void mhk_tape_rewind(mhk_tape *t, mhk_tape_mark mark);
-
-/* New tensors on the tape. values may be NULL for zeros; they are copied. */
-MHKDEF mhk_tensor *mhk_tensor_new(mhk_tape *t, int rank, const mhk_index *shape, const mhk_real *values);
-/* The same memory under another shape (same count), or rows [first,first+rows) of the first axis.
-   Gradients are shared too. */
-MHKDEF mhk_tensor *mhk_reshape(mhk_tape *t, mhk_tensor *x, int rank, const mhk_index *shape);
-MHKDEF mhk_tensor *mhk_rows(mhk_tape *t, mhk_tensor *x, mhk_index first, mhk_index rows);
-/* x's values as a constant: no gradient flows back (shares the memory) */
-MHKDEF mhk_tensor *mhk_detach(mhk_tape *t, mhk_tensor *x);
-/* Marks a leaf of this tape, or a parameter, as wanting a gradient and gives it a zeroed one.
-   Returns x. */
-MHKDEF mhk_tensor *mhk_require_grad(mhk_tape *t, mhk_tensor *x);
-/* A parameter of the caller's own (not on the tape): lives as long as ctx, requires a gradient.
-   values NULL: zeros. */
-MHKDEF mhk_tensor *mhk_parameter(mhk_context *ctx, const char *name, int rank, const mhk_index *shape,
-                                 const mhk_real *values);
-MHKDEF void mhk_zero_grad(mhk_tensor *x);
-
-/* One update of AdamW (Loshchilov & Hutter, arXiv 1711.05101) over n parameters, each element read
-   and written once, for training loops of one's own; an mhk_trainer has its own. Parameters without
-   a gradient stay as they are. moments belongs to the caller: two numbers for each element of all
-   n, zeros before the first step, used with the same list every time. step counts from 1. Gradients
-   are zeroed for the next round unless keep_grad. */
-typedef struct mhk_adamw_desc {
-  double lr;                /* learning rate, as it is */
-  double beta1, beta2, eps; /* 0: 0.9, 0.999, 1e-8 */
-  double weight_decay;      /* decoupled: x loses lr * weight_decay * x */
-  double scale;             /* on the gradients: 1 / batches, a clip; 0: 1 */
-  int keep_grad;
-} mhk_adamw_desc;
-MHKDEF mhk_result mhk_adamw(mhk_context *ctx, int n, mhk_tensor *const *x, mhk_real *moments, int64_t step,
-                            const mhk_adamw_desc *desc);
-
-/* Adds d(loss)/dx to x->grad of every x that requires a gradient. loss must be a scalar. Runs each
-   recorded op once, from the last to the first; the records are then spent, the values stay. */
-MHKDEF mhk_result mhk_backward(mhk_tape *t, mhk_tensor *loss);
-/* The same from y of any shape and its cotangent d(loss)/dy (count of y). */
-MHKDEF mhk_result mhk_backward_from(mhk_tape *t, mhk_tensor *y, const mhk_real *cotangent);
-
-/* Runs f(t,user,x) without keeping its activations, and runs it again when the backward pass needs
-   them: memory for time. f must compute the same thing each time from x, parameters and user. */
-typedef mhk_tensor *(*mhk_block_fn)(mhk_tape *t, void *user, mhk_tensor *x);
-MHKDEF mhk_tensor *mhk_recompute(mhk_tape *t, mhk_block_fn f, void *user, mhk_tensor *x);
-
-/* An op of the caller's own. forward fills out->data; backward reads out->grad and adds to
-   in[i]->grad where mhk_wants_grad(t,in[i]) (which also makes the gradient's memory). user_size
-   bytes of user are copied, so that a struct on the stack serves. Returns the output, of the given
-   shape. */
-typedef struct mhk_op {
-  mhk_tape *tape;
-  mhk_tensor *out;
-  mhk_tensor *const *in;
-  int inputs;
-  void *user;
-} mhk_op;
-MHKDEF mhk_tensor *mhk_custom(mhk_tape *t, int inputs, mhk_tensor *const *in, int rank, const mhk_index *shape,
-                              void (*forward)(const mhk_op *op), void (*backward)(const mhk_op *op), const void *user,
-                              size_t user_size);
-MHKDEF int mhk_wants_grad(mhk_tape *t, mhk_tensor *x);
-
-/* Compares the tape's gradient of f with respect to x with central finite differences, element by
-   element (at most 256, evenly spread). f builds a scalar from x and whatever else it likes, the
-   same each time. error is |analytic - numeric| over the largest |gradient| seen; steps are 1e-2 of
-   x's scale in float32, 1e-5 in float64. A correct backward stays below 4e-2 in float32 and 1e-6
-   with MOHAWK_DOUBLE, which is the build to check in. A backward that writes the gradient instead
-   of adding to it is found too. Returns the error of the worst element (NaN after a failure);
-   report may be NULL. x gets its values back; gradients it held are lost. */
-typedef struct mhk_gradient_report { double error, analytic, numeric; mhk_index at, checked; } mhk_gradient_report;
-MHKDEF double mhk_check_gradient(mhk_tape *t, mhk_tensor *(*f)(mhk_tape *t, void *user), void *user, mhk_tensor *x,
-                                 mhk_gradient_report *report);
-
-/* ---------------------------------------------------------------------------------------- ops */
-
-/* Elementwise and reductions. a and b have the same shape, or b is a vector of a's last axis, or b
-   is a scalar. */
-MHKDEF mhk_tensor *mhk_add(mhk_tape *t, mhk_tensor *a, mhk_tensor *b);
-MHKDEF mhk_tensor *mhk_sub(mhk_tape *t, mhk_tensor *a, mhk_tensor *b);
-MHKDEF mhk_tensor *mhk_mul(mhk_tape *t, mhk_tensor *a, mhk_tensor *b);
-MHKDEF mhk_tensor *mhk_scale(mhk_tape *t, mhk_tensor *x, double factor);
-MHKDEF mhk_tensor *mhk_square(mhk_tape *t, mhk_tensor *x);
-MHKDEF mhk_tensor *mhk_sqrt(mhk_tape *t, mhk_tensor *x);
-MHKDEF mhk_tensor *mhk_exp(mhk_tape *t, mhk_tensor *x);
-MHKDEF mhk_tensor *mhk_log(mhk_tape *t, mhk_tensor *x);
-MHKDEF mhk_tensor *mhk_sigmoid(mhk_tape *t, mhk_tensor *x);
-MHKDEF mhk_tensor *mhk_softplus(mhk_tape *t, mhk_tensor *x);
-MHKDEF mhk_tensor *mhk_silu(mhk_tape *t, mhk_tensor *x);
-MHKDEF mhk_tensor *mhk_gelu(mhk_tape *t, mhk_tensor *x); /* gelu_new, the tanh form Phi uses */
-MHKDEF mhk_tensor *mhk_sum(mhk_tape *t, mhk_tensor *x);  /* over everything: a scalar */
-MHKDEF mhk_tensor *mhk_mean(mhk_tape *t, mhk_tensor *x);
-MHKDEF mhk_tensor *mhk_sum_last(mhk_tape *t, mhk_tensor *x);  /* over the last axis: (...,n) -> (...) */
-MHKDEF mhk_tensor *mhk_softmax(mhk_tape *t, mhk_tensor *x);   /* over the last axis */
-/* (...,m,k) x (...,k,n) -> (...,m,n), leading axes equal; transpose_b: b is (...,n,k) */
-MHKDEF mhk_tensor *mhk_matmul(mhk_tape *t, mhk_tensor *a, mhk_tensor *b, int transpose_b);
-/* columns [first,first+width) of the last axis, as a copy */
-MHKDEF mhk_tensor *mhk_columns(mhk_tape *t, mhk_tensor *x, mhk_index first, mhk_index width);
-/* axes 1 and 2 exchanged, as a copy: (B,T,H,P) -> (B,H,T,P) */
-MHKDEF mhk_tensor *mhk_swap_heads(mhk_tape *t, mhk_tensor *x);
-
-/* weight (V,D), tokens B*T ids below V -> (B,T,D) */
-MHKDEF mhk_tensor *mhk_embedding(mhk_tape *t, mhk_tensor *weight, const int32_t *tokens, mhk_index B, mhk_index T);
-/* x (...,K), weight (N,K) as PyTorch's Linear, bias (N) or NULL -> (...,N). _gelu applies gelu_new;
-   _add adds residual (...,N). */
-MHKDEF mhk_tensor *mhk_linear(mhk_tape *t, mhk_tensor *x, mhk_tensor *weight, mhk_tensor *bias);
-MHKDEF mhk_tensor *mhk_linear_gelu(mhk_tape *t, mhk_tensor *x, mhk_tensor *weight, mhk_tensor *bias);
-MHKDEF mhk_tensor *mhk_linear_add(mhk_tape *t, mhk_tensor *x, mhk_tensor *weight, mhk_tensor *bias,
-                                  mhk_tensor *residual);
-/* over the last axis n: weight (n), bias (n) */
-MHKDEF mhk_tensor *mhk_layer_norm(mhk_tape *t, mhk_tensor *x, mhk_tensor *weight, mhk_tensor *bias, double eps);
-MHKDEF mhk_tensor *mhk_rms_norm(mhk_tape *t, mhk_tensor *x, mhk_tensor *weight, double eps);
-/* y * silu(z + z_bias): y, z (...,E), z_bias (E) or NULL */
-MHKDEF mhk_tensor *mhk_gate(mhk_tape *t, mhk_tensor *y, mhk_tensor *z, mhk_tensor *z_bias);
-
-/* Document boundaries of packed sequences: doc (B,T); a new document starts wherever the value
-   differs from the token before it. NULL: one document a row. Attention does not look across,
-   states restart, rotary positions count from the start of the document. */
-
-/* Rotary embedding (half-split): x (B,T,H,P), feature i < dim/2 of each head turns with feature i +
-   dim/2 by position * theta^(-2i/dim). */
-MHKDEF mhk_tensor *mhk_rotary(mhk_tape *t, mhk_tensor *x, int dim, double theta, const int32_t *doc);
-
-/* Causal softmax attention: q (B,T,H,P), k and v (B,T,G,P), G divides H -> (B,T,H,P), scale
-   1/sqrt(P). Tiles with a running softmax: no T*T memory. */
-MHKDEF mhk_tensor *mhk_attention(mhk_tape *t, mhk_tensor *q, mhk_tensor *k, mhk_tensor *v, const int32_t *doc);
-/* its matrix after softmax: (B,H,T,T), zeros above the diagonal */
-MHKDEF mhk_tensor *mhk_attention_matrix(mhk_tape *t, mhk_tensor *q, mhk_tensor *k, const int32_t *doc);
-
-/* Causal depthwise convolution: x (B,T,C), weight (C,1,W) with tap W-1 on the current token, bias
-   (C) or NULL -> (B,T,C). Inputs before a document's first token are zeros. silu: applied after. */
-MHKDEF mhk_tensor *mhk_conv1d(mhk_tape *t, mhk_tensor *x, mhk_tensor *weight, mhk_tensor *bias, int silu,
-                              const int32_t *doc);
-/* the same with the channels handed out as n tensors of widths[i] channels, out[i]
-   (B,T,widths[i]) */
-MHKDEF mhk_result mhk_conv1d_split(mhk_tape *t, mhk_tensor *x, mhk_tensor *weight, mhk_tensor *bias, int silu,
-                                   const int32_t *doc, int n, const mhk_index *widths, mhk_tensor **out);
-
-/* State-space duality (Dao & Gu 2024, arXiv 2405.21060): h_t = exp(log_a_t) h_{t-1} + x_t B_t^T,
-   y_t = h_t C_t (+ D_h x_t). x (B,T,H,P), log_a (B,T,H) <= 0, Bm and Cm (B,T,G,N), head h uses
-   group h/(H/G) -> (B,T,H,P). A log_a of minus infinity forgets the state, whatever it was, if that
-   is finite; a positive one is computed as it is, and NaN gives NaN. */
-typedef enum mhk_ssd_form { MHK_SSD_AUTO = 0, MHK_SSD_CHUNKED = 1, MHK_SSD_RECURRENT = 2 } mhk_ssd_form;
-typedef struct mhk_ssd_desc {
-  mhk_tensor *D;             /* (H) or NULL */
-  mhk_tensor *initial_state; /* (B,H,P,N) or NULL for zeros; gets a gradient if it wants one */
-  /* if not NULL receives the state (B,H,P,N) after the last token; gradients may flow into it */
-  mhk_tensor **final_state;
-  const int32_t *doc;
-  mhk_index chunk;           /* tokens a chunk; 0: 32. Results differ by rounding only. */
-  mhk_ssd_form form;         /* AUTO: recurrent for a few tokens without gradient, else chunked */
-} mhk_ssd_desc;
-MHKDEF mhk_tensor *mhk_ssd(mhk_tape *t, mhk_tensor *x, mhk_tensor *log_a, mhk_tensor *Bm, mhk_tensor *Cm,
-                           const mhk_ssd_desc *desc);
-/* its matrix (B,H,T,T): M[t,s] = (C_t . B_s) exp(log_a_{s+1} + ... + log_a_t) for s <= t, plus D_h
-   (or NULL) on the diagonal */
-MHKDEF mhk_tensor *mhk_ssd_matrix(mhk_tape *t, mhk_tensor *log_a, mhk_tensor *Bm, mhk_tensor *Cm, mhk_tensor *D,
-                                  const int32_t *doc);
-
-/* Losses: scalars. logits (...,V); labels one id a row, negative: the row does not count. Means
-   over the rows that count. */
-MHKDEF mhk_tensor *mhk_cross_entropy(mhk_tape *t, mhk_tensor *logits, const int32_t *labels);
-/* cross-entropy of softmax(logits / temperature) against softmax(target_logits); the target gets no
-   gradient */
-MHKDEF mhk_tensor *mhk_cross_entropy_soft(mhk_tape *t, mhk_tensor *logits, mhk_tensor *target_logits,
-                                          double temperature);
-/* KL(softmax(target_logits) || softmax(logits)) */
-MHKDEF mhk_tensor *mhk_kl(mhk_tape *t, mhk_tensor *logits, mhk_tensor *target_logits);
-/* mean over rows of || x - target ||_2 over the last axis (MOHAWK stage 2); the target gets no
-   gradient */
-MHKDEF mhk_tensor *mhk_hidden_distance(mhk_tape *t, mhk_tensor *x, mhk_tensor *target);
-/* mean over (B,H) of || x - target ||_F, both (B,H,T,T) (MOHAWK stage 1) */
-MHKDEF mhk_tensor *mhk_matrix_distance(mhk_tape *t, mhk_tensor *x, mhk_tensor *target);
-/* mhk_matrix_distance(mhk_ssd_matrix(log_a,Bm,Cm,D), mhk_attention_matrix(q,k)) without making
-   either: memory in T, not T*T. relative, if not NULL, receives per head || M_s - M_t ||_F /
-   || M_t ||_F, mean over the batch (H values). q and k get no gradient. */
-MHKDEF mhk_tensor *mhk_matrix_orientation(mhk_tape *t, mhk_tensor *log_a, mhk_tensor *Bm, mhk_tensor *Cm, mhk_tensor *D,
-                                          mhk_tensor *q, mhk_tensor *k, const int32_t *doc, double *relative);
-#endif
-
-/* --------------------------------------------------------------------------------------- models */
-
-typedef enum mhk_arch { MHK_ARCH_PHI = 1, MHK_ARCH_PHI_MAMBA = 2, MHK_ARCH_MAMBA2 = 3 } mhk_arch;
-typedef enum mhk_mixer { MHK_MIXER_ATTENTION = 1, MHK_MIXER_DISCRETE_MAMBA2 = 2, MHK_MIXER_MAMBA2 = 3 } mhk_mixer;
-#define MHK_MAX_LAYERS 256
-
-/* What a model is. arch decides block form, names and config.json; mixer[l] the mixer of layer l.
-   Fields that do not concern the mixers in use are zero. */
-typedef struct mhk_config {
-  mhk_arch arch;
-  int n_layer, d_model, vocab_size;
-  int d_mlp;                     /* width of the MLP; 0 for Mamba-2 */
-  double norm_eps;
-  int tie_embeddings;            /* lm_head shares the embedding */
-  int max_position;              /* tokens the teacher was made for; a note, nothing stops there */
-  /* attention */
-  int n_head, n_kv_head, head_dim, rotary_dim, qk_layernorm;
-  double rope_theta;
-  /* state-space mixers */
-  /* d_inner = ssm_heads * ssm_head_dim; a Mamba-2 normalises each of the ssm_groups parts of
-     d_inner for itself, as mamba_ssm and Hugging Face's library do */
-  int ssm_heads, ssm_groups, ssm_head_dim, d_state, d_conv, chunk_size;
-  int ssm_rotary_dim;            /* discrete Mamba-2 only; 0: none */
-  int conv_silu;                 /* activation after the convolution: 0 identity, 1 silu */
-  int conv_bias, proj_bias;      /* Mamba-2: use_conv_bias, use_bias */
-  double dt_min, dt_max;         /* Mamba-2: time_step_limit; dt_max 0: none */
-  int pad_vocab_multiple;        /* phi-mamba: pad_vocab_size_multiple */
-  unsigned char mixer[MHK_MAX_LAYERS]; /* mhk_mixer of each layer */
-} mhk_config;
-
-/* Named shapes: "phi-1", "phi-1.5", "phi-2", "phi-mamba-1.5b", "hybrid-phi-mamba-1.5b",
-   "mamba2-130m", "mamba2-1.3b". */
-MHKDEF mhk_result mhk_config_preset(mhk_context *ctx, const char *name, mhk_config *config);
-/* Checks that a configuration makes sense; the error is a sentence with the numbers in it. */
-MHKDEF mhk_result mhk_config_check(mhk_context *ctx, const mhk_config *config);
-/* config.json of PhiForCausalLM, Mamba2ForCausalLM, the Mamba-2 of state-spaces' mamba_ssm, or
-   phi-mamba (plain, or under one outer key "config"). where names the text in errors. Settings that
-   are not known are a warning. */
-MHKDEF mhk_result mhk_config_parse(mhk_context *ctx, const char *json, size_t length, const char *where,
-                                   mhk_config *config);
-/* The same out again: writes at most capacity bytes with a terminating 0, returns the length
-   without it (call with NULL, 0 to learn it). */
-MHKDEF size_t mhk_config_format(const mhk_config *config, char *json, size_t capacity);
-MHKDEF double mhk_config_parameters(const mhk_config *config); /* how many numbers the model has */
-/* Bytes of a sequence's state after so many tokens: constant for state-space layers, keys and
-   values of every token for attention ones. */
-MHKDEF double mhk_config_state_bytes(const mhk_config *config, mhk_index tokens);
+/* Non-zero when ctx is NULL or an error happened since creation or mhk_clear_error(). */
+MHKDEF int mhk_failed(const mhk_context *ctx);
+/* The first error as one sentence that names what is wrong and what would be right; "" when there
+   is none. Valid until the context is destroyed or the error cleared. */
+MHKDEF const char *mhk_message(const mhk_context *ctx);
 
 #ifndef MOHAWK_NO_STDIO
-/* Reads a model: a folder with config.json and what mhk_file_open() finds there, and tokenizer and
-   generation_config.json beside it if there are any; or one .safetensors file that mhk_save()
-   wrote, with all of them in its metadata. A tokenizer that cannot be read leaves the model without
-   one, with a warning. Of generation_config.json the ends of text count (mhk_model_ends()); how to
-   draw is said to mhk_sample(). Weights are mapped and stay in their stored type: the model is
-   frozen. A mapped file must not change while the model lives: where its bytes go away (it is cut,
-   its disk fails), the system ends a program that touches them (SIGBUS), and bytes that are written
-   over are weights at once. Files that others write are replaced whole by rename, as mhk_save()
-   does it, or read. A folder to which another model is saved while it is read is an error: load it
-   again. */
+/* Reads a model: a folder with config.json and what mhk_file_open() finds there, and with tokenizer
+   and generation_config.json if it has them; or one .safetensors file that mhk_save() wrote, with
+   all of them in its metadata. The weights are mapped and keep their stored type: the model is
+   frozen. A tokenizer that cannot be read leaves the model without one, with a warning; from
+   generation_config.json only the tokens that end a text are used (mhk_model_ends()). A mapped file
+   must not change while the model lives. Where its bytes go away (the file is cut, its disk fails)
+   the system ends a program that touches them (SIGBUS); bytes that are overwritten are weights at
+   once. Files that others write should be replaced whole by rename, as mhk_save() does, or loaded
+   with `read`. A folder to which another model is saved during the load is an error. */
 MHKDEF mhk_model *mhk_load(mhk_context *ctx, const char *path);
-typedef struct mhk_load_desc {
-  /* what would be a warning is an error: tensors that the model does not use, settings without
-     effect, a tokenizer that cannot be used... */
-  int strict;
-  /* files are read into memory of the context in place of being mapped: nothing that happens to
-     them later reaches the model */
-  int read;
-} mhk_load_desc;
-/* The same as desc says it; desc may be NULL. */
-MHKDEF mhk_model *mhk_load_with(mhk_context *ctx, const char *path, const mhk_load_desc *desc);
-#endif
-/* The same from a .safetensors file that mhk_save() wrote, in memory: weights stay where they are
-   (data must outlive the model), as far as they are aligned to their type. */
-MHKDEF mhk_model *mhk_load_memory(mhk_context *ctx, const void *data, size_t bytes);
-#ifndef MOHAWK_NO_TRAINING
-/* A new model with weights drawn as PyTorch's layers draw them. Trainable. */
-MHKDEF mhk_model *mhk_model_create(mhk_context *ctx, const mhk_config *config, uint64_t seed);
 #endif
 MHKDEF void mhk_model_destroy(mhk_model *m);
+
+/* A session of one sequence by default. The model must outlive it; the model's tokenizer, if you
+   want text, must be there by now. */
+MHKDEF mhk_session *mhk_session_create(mhk_model *m, const mhk_session_desc *desc);
+MHKDEF void mhk_session_destroy(mhk_session *s);
+
+/* Feeds text (UTF-8) through the model's tokenizer; sessions of one sequence. At the start of a
+   sequence mhk_tokenizer_start() goes first, as the teachers were trained, unless the text begins
+   with it, the tokenizer's files say that none does, or mhk_session_desc.no_start is set. */
+MHKDEF mhk_result mhk_feed_text(mhk_session *s, const char *text);
+/* The same for text that may contain zero characters. */
+MHKDEF mhk_result mhk_feed_bytes(mhk_session *s, const char *text, size_t length);
+
+/* added to the token's logit; -INFINITY forbids it */
+typedef struct mhk_token_bias { int32_t token; double value; } mhk_token_bias;
+
+/* How the next token is chosen. The steps run in this order, each filter on what the one before
+   left, scaled to sum to 1 again: bias, penalties, temperature, top_k, top_p, min_p, typical. Ties
+   go to the smaller id. Order and rules are those of Hugging Face's transformers, where it has
+   them. A value outside the range given here is refused. */
+typedef struct mhk_sampling {
+  double temperature; /* logits are divided by it, >= 0; 0: 0.8, never "greedy", which has its own name: */
+  int greedy;         /* 1: the likeliest token after bias and penalties; temperature and filters are ignored */
+  int exact;          /* 1: temperature 0 and top_p 0 mean 1: the model's own distribution unless you say more */
+  int top_k;          /* keep the k likeliest; 0: all */
+  double top_p;       /* keep the likeliest that reach this probability, 0 to 1 (Holtzman et al. 2019); 0: 0.95 */
+  double min_p;       /* keep tokens with at least this share, 0 to 1, of the likeliest one's probability; 0: all */
+  uint64_t seed;      /* used when it differs from the session's last; 0: continue */
+  /* keep the tokens whose -log p is nearest its mean, that reach this probability, 0 to 1 (Meister
+     et al. 2022); 0: 1 */
+  double typical;
+  /* a token seen: its logit is divided by this if positive, else multiplied (Keskar et al. 2019);
+     0: 1 */
+  double repetition;
+  double frequency;   /* a token's logit loses this each time it was seen, */
+  double presence;    /* and this if it was seen at all */
+  /* how many of the last tokens count as seen, the prompt's too; 0: all that the session remembers
+     (mhk_session_desc.recent) */
+  int penalty_tokens;
+  const mhk_token_bias *bias;
+  int n_bias;
+  const int32_t *stop_tokens; /* mhk_sample() ends at these as at the end-of-text token */
+  int n_stop_tokens;
+  /* mhk_sample() ends where the text shows one of these. mhk_text_out() shows neither it nor what
+     follows: text that may yet become one is held back. */
+  const char *const *stop_strings;
+  int n_stop_strings;
+} mhk_sampling;
+
+/* Draws the next token from the logits and feeds it; sessions of one sequence. Returns the token,
+   or -1 at a stop (which is not fed) or on failure. */
+MHKDEF int32_t mhk_sample(mhk_session *s, const mhk_sampling *sampling);
+/* The whole characters that the last mhk_sample() finished: 0-terminated, the session's memory. */
+MHKDEF const char *mhk_text_out(mhk_session *s);
+/* When you end the text yourself: what is still held back; then in mhk_text_out() too. */
+MHKDEF const char *mhk_text_rest(mhk_session *s);
+/* Why the last mhk_sample() returned -1 (MHK_STOP_NONE: it did not, or it failed). */
+typedef enum mhk_stop { MHK_STOP_NONE = 0, MHK_STOP_END = 1, MHK_STOP_TOKEN = 2, MHK_STOP_STRING = 3 } mhk_stop;
+MHKDEF mhk_stop mhk_stopped(const mhk_session *s);
+
+/* =================================================================================================
+   2  DISTIL ONE
+   ============================================================================================== */
+
 #ifndef MOHAWK_NO_STDIO
-/* Writes a folder: config.json, model.safetensors (dtype MHK_F32, MHK_F16, MHK_BF16; 0: MHK_F32),
-   tokenizer.json when the model has one, and generation_config.json when it knows where a text
-   ends. A path ending in .safetensors is one file with all of them inside. Written as
-   mhk_file_write_bytes() says: never half a file. A folder holds the old model or the new one,
-   never some of each: all files are written before the first is renamed; then, unless only the
-   weights change, config.json goes first and comes last, and a process killed in between leaves a
-   folder without it, which does not load until it is saved to again. A tokenizer that the folder
-   held goes when the model has none; files that mhk_load() would not read stay. Others who save
-   there at the same time wait (model.lock). dtype MHK_Q8 or MHK_Q4: a model that is quantized is
-   written as it is, bit for bit, any other as mhk_quantize() makes it by default; everything that
-   is not quantized as MHK_F32. The quantized matrix NAME (N,K) is then stored as NAME of type I8
-   (MHK_Q8) or U8 (MHK_Q4), NAME_scale of type F16, and NAME_rest of type F32 with the rows that
-   stay numbers, if any; shapes and order are those of mhk_quantized. */
+/* Writes a folder: config.json, model.safetensors, tokenizer.json when the model has a tokenizer,
+   and generation_config.json when it knows where a text ends. A path that ends in .safetensors
+   becomes one file with all of them inside. dtype: MHK_F32, MHK_F16, MHK_BF16; 0: MHK_F32. PyTorch
+   reads it. Every file is written as mhk_file_write_bytes() says. A folder holds the old model or
+   the new one, never some of each: all files are written before the first is renamed; then, unless
+   only the weights change, config.json goes first and comes last, so that a process killed in
+   between leaves a folder that does not load until it is saved to again. A tokenizer that the
+   folder held is removed when the model has none; files that mhk_load() would not read stay. Others
+   who save there at the same time wait (model.lock).
+   dtype MHK_Q8 or MHK_Q4: a quantized model is written as it is, bit for bit, any other as
+   mhk_quantize() makes it by default; what is not quantized is MHK_F32. The quantized matrix NAME
+   (N,K) is stored as NAME of type I8 (MHK_Q8) or U8 (MHK_Q4), NAME_scale of type F16, and NAME_rest
+   of type F32 with the rows that stay unquantized, if any; shapes and order are those of
+   mhk_quantized. */
 MHKDEF mhk_result mhk_save(mhk_model *m, const char *path, mhk_dtype dtype);
 #endif
 
@@ -675,41 +371,54 @@ typedef struct mhk_quantize_desc {
   int group;       /* 32 or 64 neighbours share a scale; 0: 64 for MHK_Q8, 32 for MHK_Q4 */
   mhk_dtype ends;  /* type of embedding and head; 0: as type */
 } mhk_quantize_desc;
-/* A frozen copy of m whose embedding, head and projections are quantized; desc may be NULL. Scales
-   are chosen from the weights alone, group by group: for MHK_Q8 the largest weight over 127, for
-   MHK_Q4 the scale of least squared error. Norms, convolutions, biases and all other vectors become
-   MHK_REAL, as do the rows of in_proj that set the decay (A_log of discrete Mamba-2, dt of Mamba-2)
-   and matrices whose rows no group divides; a model that has no others comes back as numbers, with
-   a warning. */
+/* A frozen copy of m whose embedding, head and projections are quantized. Scales are chosen from
+   the weights alone, group by group: for MHK_Q8 the largest weight over 127, for MHK_Q4 the scale
+   of least squared error. Norms, convolutions, biases and all other vectors become MHK_REAL, and so
+   do the rows of in_proj that set the decay (A_log of discrete Mamba-2, dt of Mamba-2) and matrices
+   whose rows no group divides. A model that has nothing else comes back unquantized, with a
+   warning. */
 MHKDEF mhk_model *mhk_quantize(mhk_model *m, const mhk_quantize_desc *desc);
 #endif
 
-MHKDEF const mhk_config *mhk_model_config(const mhk_model *m);
-MHKDEF mhk_tokenizer *mhk_model_tokenizer(const mhk_model *m);             /* the model's, or NULL */
-/* why the tokenizer that lies beside a loaded model is not its own: a sentence, the model's memory;
-   NULL: there is none, or it is in use */
-MHKDEF const char *mhk_model_tokenizer_error(const mhk_model *m);
-/* k must live as long as the model. It may know more tokens than the model has (a warning): one
-   that has no row is an error when it is fed. */
-MHKDEF mhk_result mhk_model_set_tokenizer(mhk_model *m, mhk_tokenizer *k);
-/* The tokens that end a text: mhk_sample() and mhk_speculate() stop at any of them. A loaded model
-   has eos_token_id of generation_config.json, else of config.json; unless the former was written on
-   purpose (has no _from_model_config), mhk_tokenizer_end() of the model's tokenizer is one besides.
-   Returns how many there are; *ids (ids may be NULL) is the model's memory, valid until tokenizer
-   or ends change. */
-MHKDEF int mhk_model_ends(const mhk_model *m, const int32_t **ids);
-/* These and no others from now on, n from 0 to 1000; mhk_save() keeps them in
-   generation_config.json. */
-MHKDEF mhk_result mhk_model_set_ends(mhk_model *m, const int32_t *ids, int n);
-MHKDEF int mhk_model_count(const mhk_model *m);
-MHKDEF mhk_tensor *mhk_model_at(const mhk_model *m, int i);
-MHKDEF mhk_tensor *mhk_model_find(const mhk_model *m, const char *name);   /* by checkpoint name; NULL if absent */
 #ifndef MOHAWK_NO_TRAINING
-/* Turns all parameters into trainable float32 (float64) copies. */
-MHKDEF mhk_result mhk_model_make_trainable(mhk_model *m);
+/* ----------------------------------------------------------------------------- training text */
 
-/* How a student's new mixers start (method: Bick et al. 2024 section 4; "The Mamba in the Llama",
-   arXiv 2408.15237, for attention). */
+/* Reports progress; a non-zero return stops the work. */
+typedef int (*mhk_progress_fn)(void *user, mhk_index done, mhk_index total);
+
+/* One long row of tokens, in which each document starts with mhk_tokenizer_start(). The files are
+   UTF-8 (a byte order mark is skipped), their documents separated by the end-of-text token written
+   out (<|endoftext|>). A file is refused when one byte in a hundred is zero or part of no
+   character; fewer such bytes are a warning. */
+typedef struct mhk_corpus_desc {
+  int n_files;
+  const char *const *files;
+  const int *repeat;             /* file i is used repeat[i] times; NULL: once */
+  size_t max_document;           /* longer documents are cut at line ends once they pass so many bytes; 0: never */
+  const size_t *max_document_of; /* per file, instead of max_document */
+  uint64_t seed;                 /* shuffles the documents; 0: their order is kept */
+  const char *const *texts; /* NULL, or per file: its content, files[i] then only names it; NULL: the file is read */
+  const size_t *lengths;    /* of texts in bytes; NULL: they end with a zero character */
+} mhk_corpus_desc;
+#ifndef MOHAWK_NO_STDIO
+/* desc must name at least one file. */
+MHKDEF mhk_corpus *mhk_corpus_load(mhk_context *ctx, mhk_tokenizer *k, const mhk_corpus_desc *desc);
+#endif
+/* Copies n tokens of the caller's. end: the id that starts a document, -1: none. */
+MHKDEF mhk_corpus *mhk_corpus_from_tokens(mhk_context *ctx, const int32_t *tokens, mhk_index n, int32_t end);
+/* Text that the model itself writes, document after document, from its own distribution: you can
+   distil without a corpus. When progress stops it, the corpus holds what there is. The result
+   depends on seed only, not on threads. */
+MHKDEF mhk_corpus *mhk_corpus_sample(mhk_model *m, mhk_index tokens, uint64_t seed, mhk_progress_fn progress,
+                                     void *user);
+MHKDEF void mhk_corpus_destroy(mhk_corpus *x);
+/* How many tokens it has; *tokens (tokens may be NULL) receives where they are. */
+MHKDEF mhk_index mhk_corpus_tokens(const mhk_corpus *x, const int32_t **tokens);
+
+/* ----------------------------------------------------------------------------------- student */
+
+/* How a student's new mixers start (Bick et al. 2024, section 4; for ATTENTION, the default, Wang
+   et al. 2024, "The Mamba in the Llama", arXiv 2408.15237). */
 typedef enum mhk_init {
   MHK_INIT_DEFAULT = 0,
   MHK_INIT_IDENTITY = 1,
@@ -725,36 +434,310 @@ typedef struct mhk_student_desc {
   int chunk_size;            /* 0: 128 */
   uint64_t seed;             /* 0: 1 */
 } mhk_student_desc;
-/* A Phi-Mamba student of a Phi teacher: takes over embedding, norms, MLPs, head and kept attention
-   layers; its other mixers are new. desc may be NULL. */
+/* A Phi-Mamba student of a Phi teacher. Embedding, norms, MLPs, head and kept attention layers are
+   taken over (weight transfer); its other mixers are new. */
 MHKDEF mhk_model *mhk_student_create(mhk_context *ctx, mhk_model *teacher, const mhk_student_desc *desc);
-/* The two halves of it, for models made otherwise. transfer copies every weight that both have and
-   that is no state-space mixer's. */
-MHKDEF mhk_result mhk_model_transfer(mhk_model *student, mhk_model *teacher);
-MHKDEF mhk_result mhk_model_init_mixers(mhk_model *student, mhk_model *teacher, mhk_init init, uint64_t seed);
 
-typedef struct mhk_forward_desc {
-  const int32_t *doc; /* document of each token (B,T), or NULL */
-  int recompute;      /* recompute each block in the backward pass instead of keeping its activations */
-  int last_only;      /* logits of the last token only: (B,1,V) */
-  /* if not NULL receives the L+1 residual streams: input of block 0..L-1 and the last block's
-     output */
-  mhk_tensor **residuals;
-} mhk_forward_desc;
-/* tokens (B,T) -> logits (B,T,V). desc may be NULL. */
-MHKDEF mhk_tensor *mhk_forward(mhk_tape *t, mhk_model *m, const int32_t *tokens, mhk_index B, mhk_index T,
-                               const mhk_forward_desc *desc);
-/* Its pieces. x (B,T,D) is the residual stream; u is x after the block's norm. */
-MHKDEF mhk_tensor *mhk_forward_embedding(mhk_tape *t, mhk_model *m, const int32_t *tokens, mhk_index B, mhk_index T);
-MHKDEF mhk_tensor *mhk_forward_norm(mhk_tape *t, mhk_model *m, int layer, mhk_tensor *x);
-MHKDEF mhk_tensor *mhk_forward_mixer(mhk_tape *t, mhk_model *m, int layer, mhk_tensor *u, const mhk_forward_desc *desc);
-MHKDEF mhk_tensor *mhk_forward_block(mhk_tape *t, mhk_model *m, int layer, mhk_tensor *x, const mhk_forward_desc *desc);
-MHKDEF mhk_tensor *mhk_forward_head(mhk_tape *t, mhk_model *m, mhk_tensor *x);
-/* the mixing matrix of a layer: (B,H,T,T) */
-MHKDEF mhk_tensor *mhk_forward_matrix(mhk_tape *t, mhk_model *m, int layer, mhk_tensor *u, const int32_t *doc);
+/* ------------------------------------------------------------------------------ distillation */
+
+/* The defaults of a run. BEST, the best student at equal tokens: attention initialisation, rotary B
+   and C, own-stream alignment in stage 3, the last half of each stage decaying. PAPER, Bick et al.
+   2024: identity initialisation, neither of the two, the last tenth decaying. */
+typedef enum mhk_recipe { MHK_RECIPE_BEST = 0, MHK_RECIPE_PAPER = 1 } mhk_recipe;
+/* Which tensors a stage trains. DEFAULT: MATRICES (in_proj, conv1d and D) in stage 1, MIXERS (those
+   that are not kept attention) in stage 2, ALL in stage 3. */
+typedef enum mhk_trains {
+  MHK_TRAIN_DEFAULT = 0,
+  MHK_TRAIN_MATRICES = 1,
+  MHK_TRAIN_MIXERS = 2,
+  MHK_TRAIN_ALL = 3
+} mhk_trains;
+/* which trained tensors weight decay applies to */
+typedef enum mhk_decays { MHK_DECAY_ALL = 0, MHK_DECAY_MATRICES = 1 } mhk_decays;
+/* windows at random places, or documents packed in order with their boundaries */
+typedef enum mhk_windows { MHK_WINDOWS_RANDOM = 0, MHK_WINDOWS_PACKED = 1 } mhk_windows;
+
+/* One stage. Its learning rate warms up, stays, and decays linearly to lr_low. */
+typedef struct mhk_stage_desc {
+  /* budget, rounded down to whole updates; 0: the stage is skipped, unless all three are 0: then
+     0.5, 1 and 1.5 million */
+  mhk_index tokens;
+  double lr;             /* top learning rate; 0: by stage and d_model (mhk_distill_defaults) */
+  double lr_low;         /* where the decay ends; 0: 1e-8 */
+  double warmup;         /* share of updates; 0: 0.05; negative: none */
+  double decay;          /* share of updates; 0: 0.5 (PAPER: 0.1); negative: none */
+  double weight_decay;   /* 0: 0.1; negative: none */
+  double clip;           /* global gradient norm; 0: 1 in stage 3, none else; negative: none */
+  double temperature;    /* stage 3, on the student's logits; 0: 1 */
+  double hard_labels;    /* stage 3: weight of cross-entropy against the text; 0: none */
+  double own_stream;     /* stage 3: lambda of own-stream alignment; 0: 0.03 (PAPER: none); negative: none */
+  mhk_trains trains;
+} mhk_stage_desc;
+
+typedef struct mhk_distill_desc {
+  mhk_model *teacher;           /* needed; frozen */
+  mhk_model *student;           /* trainable, from mhk_student_create(); NULL: made from the next line */
+  mhk_student_desc student_desc;
+  mhk_corpus *corpus;
+  mhk_recipe recipe;            /* where the defaults of stages and student_desc come from */
+  /* 1 matrix orientation, 2 hidden-state alignment, 3 knowledge distillation */
+  mhk_stage_desc stages[3];
+  mhk_index batch, length;      /* sequences of how many tokens at once; 0: 8 and 256 */
+  mhk_index update_tokens;      /* tokens an update, by gradient accumulation; 0: batch * length */
+  mhk_windows windows;
+  double beta1, beta2, eps;     /* AdamW; 0: 0.9, 0.95, 1e-8 */
+  mhk_decays decays;
+  int recompute;                /* stage 3 recomputes blocks in the backward pass: less memory, a third more time */
+  mhk_precision precision;      /* of the products in updates; evaluation and checkpoints are float32 either way */
+  uint64_t seed;                /* text windows; 0: 1 */
+  /* Folder for checkpoints; NULL: none. The trainer holds a lock on it (out/run.lock): a second
+     trainer for it, here or in another process, is an error that names the process. The lock dies
+     with its process. Systems and network drives without locks lock nothing. */
+  const char *out;
+  double checkpoint_seconds;    /* between checkpoints; 0: 60; negative: only at the end of a stage and on request */
+  int fresh;                    /* start over even if out holds a checkpoint */
+  /* Sums gradients over the workers of a data-parallel job: called once an update with all
+     gradients of the stage (n numbers); a non-zero return is a failure. world and rank divide the
+     batch's windows. */
+  int (*exchange)(void *user, mhk_real *gradients, size_t n);
+  void *exchange_user;
+  int world, rank;              /* 0: 1 worker */
+} mhk_distill_desc;
+
+/* The description with every default filled in. */
+MHKDEF mhk_distill_desc mhk_distill_defaults(const mhk_distill_desc *desc);
+/* Peak memory of the run beyond the teacher's file, in bytes: an estimate from above. */
+MHKDEF double mhk_distill_bytes(const mhk_distill_desc *desc);
+/* A trainer. It resumes when out holds a checkpoint of the same run; another description is an
+   error that names the difference. */
+MHKDEF mhk_trainer *mhk_distill(mhk_context *ctx, const mhk_distill_desc *desc);
+MHKDEF void mhk_trainer_destroy(mhk_trainer *tr);
+/* One update. Returns 1 after an update (including the last), 0 when finished or failed. A loss or
+   gradient that is not finite is an error that says where it came from: which layer of teacher or
+   student, and what of it. */
+MHKDEF int mhk_train_step(mhk_trainer *tr);
+typedef struct mhk_progress_info {
+  int stage;                /* 1..3 */
+  int stage_done;           /* the last step ended its stage */
+  int resumed;              /* the run continued from a checkpoint */
+  mhk_index step, steps;    /* updates done in this stage, and its total */
+  mhk_index tokens, total_tokens; /* of this stage */
+  double loss;              /* of the last update */
+  double loss_average;      /* running mean over about the last 20 */
+  double lr, grad_norm;     /* grad_norm before clipping; 0 where not computed */
+  double seconds, tokens_per_second, seconds_left; /* this stage; left: this stage, from the rate so far */
+  const double *layer_loss; /* stages 1 and 2: L losses, 0 for kept attention; NULL in stage 3 */
+  const double *relative;   /* stage 1: (L,H) relative errors; else NULL */
+} mhk_progress_info;
+MHKDEF const mhk_progress_info *mhk_progress(mhk_trainer *tr);
+/* The student. It stays with the context when the trainer is destroyed; one of your own must
+   outlive the trainer. */
+MHKDEF mhk_model *mhk_student(mhk_trainer *tr);
+#ifndef MOHAWK_NO_STDIO
+/* Writes out/checkpoint.safetensors, with a checksum of everything in it; the one before stays as
+   out/checkpoint.previous.safetensors. mhk_distill() continues from that, with a warning, when the
+   last one is damaged. */
+MHKDEF mhk_result mhk_checkpoint(mhk_trainer *tr);
 #endif
 
-/* ---------------------------------------------------------------------------------------- files */
+/* -------------------------------------------------------------------------------- evaluation */
+
+typedef struct mhk_evaluate_desc {
+  mhk_model *teacher;   /* to compare with, or NULL */
+  mhk_corpus *corpus;   /* needed */
+  mhk_index length;     /* tokens of a window, whose predictions stay inside it; 0: 256 */
+  mhk_index windows;    /* how many, from the start; 0: all */
+  mhk_progress_fn progress;
+  void *user;
+} mhk_evaluate_desc;
+typedef struct mhk_evaluation {
+  mhk_index tokens;                            /* predictions that count */
+  double cross_entropy, cross_entropy_error;   /* nats a token, and its standard error over windows */
+  double kl, kl_error;                         /* KL(teacher || model); 0 without teacher */
+  double agreement, agreement_error;           /* share of tokens with the teacher's top-1 */
+} mhk_evaluation;
+MHKDEF mhk_result mhk_evaluate(mhk_model *m, const mhk_evaluate_desc *desc, mhk_evaluation *result);
+#endif
+
+/* =================================================================================================
+   3  MODELS AND SESSIONS IN FULL
+   ============================================================================================== */
+
+/* ---------------------------------------------------------------------------------- contexts */
+
+/* Where memory comes from. alloc returns NULL when there is none; release gets the size back.
+   Blocks need the alignment of malloc only. Both are called from the thread that uses the
+   context. */
+typedef struct mhk_allocator {
+  void *(*alloc)(void *user, size_t bytes);
+  void (*release)(void *user, void *block, size_t bytes);
+  void *user;
+} mhk_allocator;
+
+typedef enum mhk_log_level { MHK_LOG_ERROR = 1, MHK_LOG_WARNING = 2, MHK_LOG_INFO = 3 } mhk_log_level;
+typedef void (*mhk_log_fn)(void *user, mhk_log_level level, const char *message);
+
+/* Runs body(arg, task, worker) once for each task in [0,tasks), in any order, and returns when all
+   are done; worker is in [0,workers), and no two bodies that run at once share one. */
+typedef void (*mhk_parallel_fn)(void *user, mhk_index tasks, void (*body)(void *arg, mhk_index task, int worker),
+                                void *arg);
+
+/* Instruction sets of the kernels. MHK_ISA_BEST asks for the best one that processor, compiler and
+   build allow. Where the processor also has dot products of bytes (AVX512-VNNI, ARMv8.2's SDOT),
+   products with quantized weights use them; the results are bit-identical to the other kernels of
+   the set. */
+typedef enum mhk_isa {
+  MHK_ISA_BEST = 0,
+  MHK_ISA_SCALAR = 1,
+  MHK_ISA_AVX2 = 2,
+  MHK_ISA_AVX512 = 3,
+  MHK_ISA_NEON = 4,
+  MHK_ISA_WASM = 5
+} mhk_isa;
+
+/* Hardware used for bfloat16 products: ordinary FMA on rounded operands, AVX512-BF16's VDPBF16PS,
+   or AMX. BEST: AMX where processor, system (Linux) and compiler have it, else VDPBF16PS on AMD's
+   processors, where it does twice the multiply-adds of float32 (on Intel's it does half as many),
+   else PLAIN. All three round the operands alike and sum in float32; PLAIN and VDPBF16PS agree to
+   the bit under the AVX-512 kernels (subnormal sums excepted), AMX sums in another order. */
+typedef enum mhk_bf16_unit {
+  MHK_BF16_BEST = 0,
+  MHK_BF16_PLAIN = 1,
+  MHK_BF16_AVX512 = 2,
+  MHK_BF16_AMX = 3
+} mhk_bf16_unit;
+
+struct mhk_context_desc {
+  mhk_allocator allocator;      /* zero: MOHAWK_MALLOC / MOHAWK_FREE */
+  mhk_log_fn log;               /* warnings and notes; NULL: none */
+  void *log_user;
+  int threads;                  /* OpenMP threads; 0: one; -1: as many as OpenMP offers. Results do not depend on it. */
+  mhk_parallel_fn parallel_for; /* the caller's own threads in place of OpenMP */
+  void *parallel_user;
+  int parallel_workers;         /* how many workers parallel_for has (needed with it) */
+  mhk_isa isa;                  /* the environment variable MHK_ISA (scalar, avx2, ...) comes first */
+  mhk_precision precision;      /* of ops that you call; mhk_distill_desc has its own for training */
+  mhk_bf16_unit bf16_unit;      /* the environment variable MHK_BF16_UNIT (plain, avx512, amx) comes first */
+};
+
+MHKDEF mhk_result mhk_error(const mhk_context *ctx); /* the first error's code */
+MHKDEF void mhk_clear_error(mhk_context *ctx);
+/* Makes ctx fail with a message of your own (printf format, conversions d i u x X c s e f g p),
+   from ops and callbacks. An earlier error stays. Returns code. */
+MHKDEF mhk_result mhk_fail(mhk_context *ctx, mhk_result code, const char *format, ...)
+#if defined(__GNUC__) || defined(__clang__)
+    __attribute__((format(printf, 3, 4)))
+#endif
+    ;
+
+/* The library's version as text: MHK_VERSION of the header that was compiled. */
+MHKDEF const char *mhk_version(void);
+MHKDEF int mhk_threads(const mhk_context *ctx);                 /* workers in use */
+MHKDEF mhk_result mhk_set_threads(mhk_context *ctx, int threads); /* as mhk_context_desc.threads */
+MHKDEF const char *mhk_isa_name(const mhk_context *ctx);        /* "scalar", "avx2", ... in use */
+MHKDEF size_t mhk_memory_in_use(const mhk_context *ctx);        /* bytes the context holds of its allocator now */
+MHKDEF size_t mhk_memory_peak(const mhk_context *ctx);          /* the most it ever held */
+#ifndef MOHAWK_NO_TRAINING
+/* unit of bfloat16 products: "plain", "avx512", "amx" */
+MHKDEF const char *mhk_bf16_name(const mhk_context *ctx);
+#endif
+
+/* ---------------------------------------------------------------------------- configurations */
+
+typedef enum mhk_arch { MHK_ARCH_PHI = 1, MHK_ARCH_PHI_MAMBA = 2, MHK_ARCH_MAMBA2 = 3 } mhk_arch;
+typedef enum mhk_mixer { MHK_MIXER_ATTENTION = 1, MHK_MIXER_DISCRETE_MAMBA2 = 2, MHK_MIXER_MAMBA2 = 3 } mhk_mixer;
+#define MHK_MAX_LAYERS 256
+
+/* What a model is. arch decides block form, names and config.json; mixer[l] the mixer of layer l.
+   Fields that do not concern the mixers in use are zero. */
+typedef struct mhk_config {
+  mhk_arch arch;
+  int n_layer, d_model, vocab_size;
+  int d_mlp;                     /* width of the MLP; 0 for Mamba-2 */
+  double norm_eps;
+  int tie_embeddings;            /* lm_head shares the embedding */
+  int max_position;              /* tokens the teacher was made for: informational, not enforced */
+  /* attention */
+  int n_head, n_kv_head, head_dim, rotary_dim, qk_layernorm;
+  double rope_theta;
+  /* state-space mixers: d_inner = ssm_heads * ssm_head_dim; a Mamba-2 normalises each of the
+     ssm_groups parts of d_inner by itself, as mamba_ssm and Hugging Face's library do */
+  int ssm_heads, ssm_groups, ssm_head_dim, d_state, d_conv, chunk_size;
+  int ssm_rotary_dim;            /* discrete Mamba-2 only; 0: none */
+  int conv_silu;                 /* activation after the convolution: 0 identity, 1 silu */
+  int conv_bias, proj_bias;      /* Mamba-2: use_conv_bias, use_bias */
+  double dt_min, dt_max;         /* Mamba-2: time_step_limit; dt_max 0: none */
+  int pad_vocab_multiple;        /* phi-mamba: pad_vocab_size_multiple */
+  unsigned char mixer[MHK_MAX_LAYERS]; /* mhk_mixer of each layer */
+} mhk_config;
+
+/* Named shapes: "phi-1", "phi-1.5", "phi-2", "phi-mamba-1.5b", "hybrid-phi-mamba-1.5b",
+   "mamba2-130m", "mamba2-1.3b". */
+MHKDEF mhk_result mhk_config_preset(mhk_context *ctx, const char *name, mhk_config *config);
+/* Checks that a configuration makes sense; the error is a sentence with the numbers in it. */
+MHKDEF mhk_result mhk_config_check(mhk_context *ctx, const mhk_config *config);
+/* Reads the config.json of PhiForCausalLM, Mamba2ForCausalLM, the Mamba-2 of state-spaces'
+   mamba_ssm, or phi-mamba (plain, or under one outer key "config"). where names the text in errors.
+   Unknown settings are a warning. */
+MHKDEF mhk_result mhk_config_parse(mhk_context *ctx, const char *json, size_t length, const char *where,
+                                   mhk_config *config);
+/* Writes config.json: at most capacity bytes with a terminating 0. Returns the length without it
+   (call with NULL, 0 to learn it). */
+MHKDEF size_t mhk_config_format(const mhk_config *config, char *json, size_t capacity);
+MHKDEF double mhk_config_parameters(const mhk_config *config); /* how many numbers the model has */
+/* Size of a sequence's state after so many tokens: constant for state-space layers, keys and values
+   of every token for attention ones. */
+MHKDEF double mhk_config_state_bytes(const mhk_config *config, mhk_index tokens);
+
+/* ------------------------------------------------------------------------------------ models */
+
+#ifndef MOHAWK_NO_STDIO
+typedef struct mhk_load_desc {
+  /* what would be a warning is an error: tensors that the model does not use, settings without
+     effect, a tokenizer that cannot be used... */
+  int strict;
+  /* files are read into memory of the context instead of being mapped: what happens to them later
+     does not reach the model */
+  int read;
+} mhk_load_desc;
+/* mhk_load() as the description says. */
+MHKDEF mhk_model *mhk_load_with(mhk_context *ctx, const char *path, const mhk_load_desc *desc);
+#endif
+/* A model from a .safetensors file of mhk_save() in memory. Weights stay where they are (data must
+   outlive the model), as far as they are aligned to their type. */
+MHKDEF mhk_model *mhk_load_memory(mhk_context *ctx, const void *data, size_t bytes);
+
+MHKDEF const mhk_config *mhk_model_config(const mhk_model *m);
+MHKDEF mhk_tokenizer *mhk_model_tokenizer(const mhk_model *m); /* the model's, or NULL */
+/* Why the tokenizer beside a loaded model is not in use: a sentence; NULL: there is none, or it is
+   in use. */
+MHKDEF const char *mhk_model_tokenizer_error(const mhk_model *m);
+/* k must outlive the model. It may know more tokens than the model has (a warning): feeding one
+   that has no row is an error. */
+MHKDEF mhk_result mhk_model_set_tokenizer(mhk_model *m, mhk_tokenizer *k);
+/* The tokens that end a text: mhk_sample() and mhk_speculate() stop at any of them. A loaded model
+   has eos_token_id of generation_config.json, else of config.json; unless the former was written on
+   purpose (has no _from_model_config), mhk_tokenizer_end() of the model's tokenizer is one too.
+   Returns how many there are; *ids (ids may be NULL) is valid until tokenizer or ends change. */
+MHKDEF int mhk_model_ends(const mhk_model *m, const int32_t **ids);
+/* These and no others from now on, n from 0 to 1000; mhk_save() keeps them in
+   generation_config.json. */
+MHKDEF mhk_result mhk_model_set_ends(mhk_model *m, const int32_t *ids, int n);
+MHKDEF int mhk_model_count(const mhk_model *m); /* tensors */
+MHKDEF mhk_tensor *mhk_model_at(const mhk_model *m, int i);
+MHKDEF mhk_tensor *mhk_model_find(const mhk_model *m, const char *name); /* by checkpoint name; NULL if absent */
+#ifndef MOHAWK_NO_TRAINING
+/* A new model, trainable, with weights drawn as PyTorch's layers draw them. */
+MHKDEF mhk_model *mhk_model_create(mhk_context *ctx, const mhk_config *config, uint64_t seed);
+/* Turns all parameters into trainable float32 (float64) copies. */
+MHKDEF mhk_result mhk_model_make_trainable(mhk_model *m);
+/* The two halves of mhk_student_create(), for students made otherwise. Weight transfer: copies
+   every weight that both have and that is no state-space mixer's. */
+MHKDEF mhk_result mhk_model_transfer(mhk_model *student, mhk_model *teacher);
+MHKDEF mhk_result mhk_model_init_mixers(mhk_model *student, mhk_model *teacher, mhk_init init, uint64_t seed);
+#endif
+
+/* ------------------------------------------------------------------------------------- files */
 
 /* safetensors (huggingface/safetensors, format of version 0.4): 8 bytes of header length, a JSON
    header, raw little-endian tensors. PyTorch's own files (torch.save of a state dict, PyTorch 1.6
@@ -773,8 +756,8 @@ typedef struct mhk_stored {
 } mhk_stored;
 #ifndef MOHAWK_NO_STDIO
 /* Opens a file of either kind, an index of shards, or what a folder holds: model.safetensors, its
-   index, pytorch_model.bin, its index, the first of them that is there. Everything is checked
-   before it is believed, but for the checksums of mapped tensors. */
+   index, pytorch_model.bin, its index, the first of them that is there. All metadata is
+   validated; checksums of mapped tensors are not verified. */
 MHKDEF mhk_file *mhk_file_open(mhk_context *ctx, const char *path);
 #endif
 /* data must stay; without stdio: safetensors only */
@@ -802,7 +785,7 @@ MHKDEF mhk_result mhk_file_write(mhk_context *ctx, const char *path, int n, cons
 MHKDEF mhk_result mhk_file_write_bytes(mhk_context *ctx, const char *path, const void *data, size_t bytes);
 #endif
 
-/* ------------------------------------------------------------------------------------ tokenizer */
+/* -------------------------------------------------------------------------------- tokenizers */
 
 /* Byte-level BPE as GPT-2, Phi and GPT-NeoX (with NFC, which the Mamba-2 models have) use it. path:
    a folder or file: tokenizer.json, or vocab.json with merges.txt (and added_tokens.json), or
@@ -839,70 +822,53 @@ MHKDEF int32_t mhk_tokenizer_start(const mhk_tokenizer *k);
 /* the tokenizer as a tokenizer.json; the tokenizer's memory */
 MHKDEF const char *mhk_tokenizer_json(mhk_tokenizer *k, size_t *length);
 
-/* Streaming: gives back only whole UTF-8 characters, holding an unfinished one until the next call;
-   bytes that can be no character become U+FFFD, one for each longest start of a character that
-   breaks off. */
-typedef struct mhk_stream { unsigned char held[4]; int n_held; } mhk_stream; /* zero to start */
-/* returns bytes written; out has room for 3 * (length + 4) */
-MHKDEF size_t mhk_stream_push(mhk_stream *s, const char *bytes, size_t length, char *out);
-/* at the end: what is held, as U+FFFD (3 bytes) or nothing */
-MHKDEF size_t mhk_stream_finish(mhk_stream *s, char *out);
+/* ---------------------------------------------------------------------------------- sessions */
 
-/* ------------------------------------------------------------------------------------- sessions */
-
-/* A session runs a model for inference: one or more sequences of tokens, each at its own position.
+/* A session runs one or more sequences of tokens, numbered from 0, each at its own position.
    State-space layers keep a state of constant size, attention layers the keys and values of the
-   tokens so far. All its memory is one block, whose size mhk_session_bytes() tells beforehand:
-   after creation nothing more is asked of the allocator, but for words longer than word_bytes.
-   Sequences are numbered from 0. What a sequence answers does not depend on the others of its
-   session (products of a few rows are summed in another order than those of many: rounding
-   differs). Zero means the default named here. */
-typedef struct mhk_session_desc {
+   tokens so far. All of it is one block of mhk_session_bytes(): nothing more is asked of the
+   allocator after creation, except for words longer than word_bytes. A sequence's answers do not
+   depend on its neighbours (up to rounding: products of a few rows sum in another order than those
+   of many). */
+struct mhk_session_desc {
   mhk_index batch;          /* sequences; 0: 1 */
-  /* tokens an attention layer holds of each sequence; 0: the model's max_position, or 2048. Of no
-     meaning without attention. */
+  /* tokens an attention layer holds of each sequence; 0: the model's max_position, or 2048. Ignored
+     without attention layers. */
   mhk_index capacity;
   /* attention layers see a token and the window - 1 before it, forget the rest, and are never full
-     (capacity then has no meaning; positions go on counting). 0: everything */
+     (capacity is then ignored; positions go on counting). 0: everything */
   mhk_index window;
   mhk_index chunk;          /* tokens of a sequence computed together; more is faster and takes more memory; 0: 256 */
   mhk_index snapshots;      /* states of each sequence kept to rewind to: the newest ones */
-  /* tokens between those that are kept by themselves; 0: only mhk_session_snapshot() keeps them */
-  mhk_index snapshot_every;
+  mhk_index snapshot_every; /* one is kept every so many tokens; 0: only mhk_session_snapshot() keeps them */
   mhk_index recent;         /* last tokens of each sequence remembered for the penalties of mhk_sampling; 0: 256 */
   size_t stop_bytes;        /* bytes of the longest stop string of mhk_sampling; 0: 64 */
-  /* the caller's block to live in, which must outlast the session; NULL: from the context's
-     allocator */
-  void *memory;
+  void *memory;             /* a block of yours to live in, which must outlast the session; NULL: the context's */
   size_t memory_bytes;      /* its size: at least mhk_session_bytes(), aligned or not */
   /* bytes of the longest word (run without a break) of mhk_feed_text() that the block has room for;
-     0: 1024. A longer one takes memory from the context's allocator for as long as it lasts, or is
-     an error where the block is the caller's. */
+     0: 1024. A longer one takes memory of the context's allocator for as long as it lasts, or is an
+     error where the block is yours. */
   size_t word_bytes;
   int no_start;             /* mhk_feed_text() puts no token before the text */
-} mhk_session_desc;
-/* Bytes of the block that a session of this description takes with this context's threads (fewer
-   later are fine, more stay unused). 0 on error. */
+};
+/* Size of the block that a session of this description takes with this context's threads (with
+   fewer later, some stays unused). 0 on error. */
 MHKDEF size_t mhk_session_bytes(const mhk_model *m, const mhk_session_desc *desc);
-/* desc may be NULL. The model must outlive the session; its tokenizer, if text is wanted, must be
-   there by now. */
-MHKDEF mhk_session *mhk_session_create(mhk_model *m, const mhk_session_desc *desc);
-MHKDEF void mhk_session_destroy(mhk_session *s);
 /* A sequence back to the start: no tokens seen, no snapshots. MHK_ALL: every sequence. */
 #define MHK_ALL (-1)
 MHKDEF mhk_result mhk_session_reset(mhk_session *s, mhk_index sequence);
-/* tokens seen; 0 for a sequence that is not there */
+/* Tokens seen; 0 for a sequence that does not exist. */
 MHKDEF mhk_index mhk_session_position(const mhk_session *s, mhk_index sequence);
 
-/* Prefill: n tokens for each sequence, (batch,n). Logits of the last one are then in mhk_logits().
-   A wrong token or a full cache is found before anything is done: the session stays as it was. */
+/* Prefill: n tokens for each sequence, (batch,n); mhk_logits() then has those after the last. A
+   wrong token or a full cache is found before anything is done: the session stays as it was. */
 MHKDEF mhk_result mhk_feed(mhk_session *s, const int32_t *tokens, mhk_index n);
 /* Receives the logits (V) after token `index` of what a sequence was fed. They are gone when it
    returns; it must not use the session. */
 typedef void (*mhk_logits_fn)(void *user, mhk_index sequence, mhk_index index, const mhk_real *logits);
 typedef struct mhk_feed_desc {
-  const int32_t *const *tokens;       /* for each sequence b lengths[b] ids */
-  const mhk_index *lengths;           /* 0: that sequence stays as it is */
+  const int32_t *const *tokens;       /* needed: for each sequence b lengths[b] ids */
+  const mhk_index *lengths;           /* needed; 0: that sequence stays as it is */
   mhk_logits_fn take;                 /* called with a sequence's logits in their order; NULL: not wanted */
   void *user;
   const unsigned char *const *wanted; /* take is called where wanted[b][index] is not 0; NULL, or NULL for b: always */
@@ -911,304 +877,403 @@ typedef struct mhk_feed_desc {
    the tokens. */
 MHKDEF mhk_result mhk_feed_batch(mhk_session *s, const mhk_feed_desc *desc);
 /* Feeds n tokens to one sequence and tells how likely each was after those before it: n natural
-   logarithms of probabilities. The sequence must have seen a token (text: the end-of-text
+   logarithms of probabilities. The sequence must have seen a token (for text: the end-of-text
    token). */
 MHKDEF mhk_result mhk_score(mhk_session *s, mhk_index sequence, const int32_t *tokens, mhk_index n,
                             double *log_probabilities);
-/* Text through the model's tokenizer (batch 1): the ids of mhk_encode(). At the start of a sequence
-   mhk_tokenizer_start() goes first, as the teachers were trained, unless the text begins with it,
-   the tokenizer's files say that none does, or mhk_session_desc.no_start. */
-MHKDEF mhk_result mhk_feed_text(mhk_session *s, const char *text);
-/* the same, for text with zero characters */
-MHKDEF mhk_result mhk_feed_bytes(mhk_session *s, const char *text, size_t length);
 /* The logits (V) after the last token that a sequence was fed; NULL while it has none. Those of all
    sequences lie one after the other: (batch,V) from sequence 0 on. */
 MHKDEF const mhk_real *mhk_logits(const mhk_session *s, mhk_index sequence);
+/* mhk_sample() for every sequence: tokens (batch). End-of-text and stops are tokens like any
+   other. */
+MHKDEF mhk_result mhk_sample_batch(mhk_session *s, const mhk_sampling *sampling, int32_t *tokens);
 
-/* added to the token's logit; -INFINITY forbids it */
-typedef struct mhk_token_bias { int32_t token; double value; } mhk_token_bias;
-
-/* How the next token is chosen. The steps run in this order, each filter on what the one before
-   left, scaled to sum to 1 again: bias, penalties, temperature, top_k, top_p, min_p, typical. Equal
-   tokens are ordered by id. Order and rules are those of Hugging Face's transformers, where it has
-   them. A value outside the range given here is refused. */
-typedef struct mhk_sampling {
-  double temperature; /* logits are divided by it, >= 0; 0: 0.8, never "greedy", which has its own name: */
-  int greedy;         /* 1: the likeliest token after bias and penalties; temperature and filters are ignored */
-  int exact;          /* 1: temperature 0 and top_p 0 mean 1: the model's own distribution unless you say more */
-  int top_k;          /* keep the k likeliest; 0: all */
-  double top_p;       /* keep the likeliest that reach this probability, 0 to 1 (Holtzman et al. 2019); 0: 0.95 */
-  double min_p;       /* keep tokens at least this share, up to 1, of the most likely one's probability; 0: all */
-  uint64_t seed;      /* used when it differs from the session's last; 0: keep going */
-  /* keep the tokens whose -log p is nearest to its mean, that together reach this probability
-     (Meister et al. 2022); 0: 1 */
-  double typical;
-  /* a token seen: its logit is divided by this if positive, else multiplied (Keskar et al. 2019);
-     0: 1 */
-  double repetition;
-  double frequency;   /* a token's logit loses this each time it was seen, */
-  double presence;    /* and this if it was seen at all */
-  /* how many of the last tokens count as seen, the prompt's too; 0: all that are remembered
-     (mhk_session_desc.recent) */
-  int penalty_tokens;
-  const mhk_token_bias *bias;
-  int n_bias;
-  const int32_t *stop_tokens; /* mhk_sample() ends at these as at the end-of-text token */
-  int n_stop_tokens;
-  /* mhk_sample() ends where the text shows one of these. mhk_text_out() never shows it nor what
-     follows: text that may yet become one is held back. */
-  const char *const *stop_strings;
-  int n_stop_strings;
-} mhk_sampling;
-
-/* The distribution that sampling draws from, for logits (V) of the caller's own: probabilities p
-   (V), zero for tokens filtered out, sum 1. how NULL: as mhk_sample(). recent: the tokens that
-   penalties count (penalty_tokens takes the last of them), may be NULL if n_recent is 0. scratch
-   (V). A logit of -INFINITY is a token that cannot be. Returns how many tokens are left; 0 when a
-   logit is NaN or too large, none is possible, or how is wrong. */
+/* The distribution that sampling draws from, for logits (V) of your own: probabilities p (V), zero
+   for tokens filtered out, sum 1. recent: the tokens that penalties count (the last penalty_tokens
+   of them), may be NULL if n_recent is 0. scratch (V). A logit of -INFINITY is a token that cannot
+   be. Returns how many tokens are left; 0 when a logit is NaN or too large, none is possible, or
+   how is wrong. */
 MHKDEF mhk_index mhk_probabilities(const mhk_real *logits, mhk_index V, const mhk_sampling *how, const int32_t *recent,
                                    mhk_index n_recent, double *p, int32_t *scratch);
-/* The token where the running sum of p (V), by id, passes uniform, which the caller draws from
-   [0,1). */
+/* The token where the running sum of p (V), by id, passes uniform, which you draw from [0,1). */
 MHKDEF int32_t mhk_draw(const double *p, mhk_index V, double uniform);
 
-/* Draws the next token from the logits and feeds it (batch 1). Returns it, or -1 at a stop (which
-   is not fed) or failure. sampling NULL: as all zero. */
-MHKDEF int32_t mhk_sample(mhk_session *s, const mhk_sampling *sampling);
-/* the same for every sequence: tokens (batch); end-of-text and stops are tokens like any other */
-MHKDEF mhk_result mhk_sample_batch(mhk_session *s, const mhk_sampling *sampling, int32_t *tokens);
-/* whole characters that mhk_sample() finished in its last call; 0-terminated, session's memory */
-MHKDEF const char *mhk_text_out(mhk_session *s);
-/* when the caller ends the text: what is still held back; then in mhk_text_out() too */
-MHKDEF const char *mhk_text_rest(mhk_session *s);
-/* why the last mhk_sample() returned -1 (MHK_STOP_NONE: it did not, or it failed) */
-typedef enum mhk_stop { MHK_STOP_NONE = 0, MHK_STOP_END = 1, MHK_STOP_TOKEN = 2, MHK_STOP_STRING = 3 } mhk_stop;
-MHKDEF mhk_stop mhk_stopped(const mhk_session *s);
+/* ---- the state of a sequence as a value: what it has seen, its logits, the tokens that penalties
+   count, and an unfinished character of text; not the random numbers of sampling. Copies include
+   text held back for stop strings; saved states do not. The bytes start with a version and a
+   fingerprint of the model (configuration and samples of all weights: to catch mistakes, no proof),
+   and are the same on every machine whose mhk_real has one size. A session with a smaller `recent`
+   keeps the last of the tokens that penalties count. ---- */
 
-/* Speculative decoding (Leviathan et al. 2023, Chen et al. 2023): a draft session, of a student
-   say, proposes tokens, and the target judges all of them in one pass. What comes out has the
-   distribution of mhk_sample() on the target alone, whatever the draft, under every kind of
-   sampling; greedy, it is the same text. It pays where a pass of the target over several tokens
-   costs little more than over one, and drafting costs much less: a large target whose weights come
-   from memory, a quantized student, a long context. Both sessions are of one context, hold one
-   sequence without a window, and have been fed the same text; they belong to the speculation until
-   it is finished or destroyed. */
-typedef struct mhk_speculation mhk_speculation;
-typedef struct mhk_speculation_desc {
-  mhk_session *target, *draft;
-  /* drafted for each pass of the target; 0: by how many were accepted before, from 1 to 7: up to 8
-     rows are cheap, see MHK__FEW */
-  int tokens;
-} mhk_speculation_desc;
-/* tokens drawn, passes of the target */
-typedef struct mhk_speculation_info { mhk_index tokens, passes, drafted, accepted; } mhk_speculation_info;
-MHKDEF mhk_speculation *mhk_speculation_create(const mhk_speculation_desc *desc);
-/* the sessions stay, as mhk_speculation_finish() leaves them */
-MHKDEF void mhk_speculation_destroy(mhk_speculation *x);
-/* As mhk_sample() on the target: its text and reason to stop are the target's. After -1 the
-   speculation is finished. sampling may change between calls, except that tokens already judged
-   stand. */
-MHKDEF int32_t mhk_speculate(mhk_speculation *x, const mhk_sampling *sampling);
-/* Brings both sessions to what was returned so far, logits included: they can be used by
-   themselves, and the speculation goes on after them. */
-MHKDEF mhk_result mhk_speculation_finish(mhk_speculation *x);
-MHKDEF mhk_speculation_info mhk_speculation_progress(const mhk_speculation *x);
-
-/* The state of a sequence as a value: what it has seen, its logits, the tokens that penalties
-   count, and the start of an unfinished character of text; not the random numbers of sampling. A
-   copy has the text that is held back for stop strings too, saved bytes have not. As bytes it
-   starts with a version and a fingerprint of the model (configuration and samples of all weights:
-   to catch mistakes, no proof), and is the same on every machine whose mhk_real has one size. A
-   session with a smaller `recent` keeps the last of the tokens that penalties count. */
-/* bytes now: constant without attention, else growing with the position */
+/* Bytes of the state now: constant without attention, else growing with the position. */
 MHKDEF size_t mhk_session_state_bytes(const mhk_session *s, mhk_index sequence);
-/* bytes: room, at least that size */
+/* state has room for `bytes`, at least mhk_session_state_bytes(). */
 MHKDEF mhk_result mhk_session_save_memory(mhk_session *s, mhk_index sequence, void *state, size_t bytes);
-/* Everything is checked before the sequence is touched: state of another model, damaged, or longer
-   than the capacity are refused. */
+/* A state of another model, damaged, or longer than the capacity is refused before the sequence is
+   touched. */
 MHKDEF mhk_result mhk_session_load_memory(mhk_session *s, mhk_index sequence, const void *state, size_t bytes);
 #ifndef MOHAWK_NO_STDIO
-/* written under another name and renamed */
-MHKDEF mhk_result mhk_session_save(mhk_session *s, mhk_index sequence, const char *path);
+MHKDEF mhk_result mhk_session_save(mhk_session *s, mhk_index sequence, const char *path); /* never half a file */
 MHKDEF mhk_result mhk_session_load(mhk_session *s, mhk_index sequence, const char *path);
 #endif
 /* Makes a sequence a copy of another one, of the same session or another of the same model object:
    one prompt, many continuations. */
 MHKDEF mhk_result mhk_session_copy(mhk_session *to, mhk_index to_sequence, const mhk_session *from,
                                    mhk_index from_sequence);
-/* Keeps the state as it is now (in place of the oldest one when all slots are taken). */
+/* Keeps the state as it is now, in place of the oldest one when all slots are taken. */
 MHKDEF mhk_result mhk_session_snapshot(mhk_session *s, mhk_index sequence);
-/* Goes back to the latest kept state at or before position and returns where that is, so that the
-   caller feeds what came between again; with no such snapshot that is 0, the start. A model of
-   attention layers only (without window) needs no snapshots: it goes back to position itself.
-   Logits are gone until the next token. -1 on error. */
+/* Goes back to the latest kept state at or before position and returns where that is, for you to
+   feed what came between again; without such a snapshot that is 0, the start. A model of attention
+   layers only (without window) needs none: it goes back to position itself. Logits are gone until
+   the next token. -1 on error. */
 MHKDEF mhk_index mhk_session_rewind(mhk_session *s, mhk_index sequence, mhk_index position);
-/* The recurrent numbers themselves: a state-space layer's last inputs of the convolution
-   (d_conv-1,channels), oldest first, and its state (H,P,N); NULL for other layers. Read or write
-   them between calls. */
+/* The recurrent numbers themselves, to read or write between calls: a state-space layer's last
+   inputs of the convolution (d_conv-1,channels), oldest first, and its state (H,P,N); NULL for
+   other layers. */
 MHKDEF mhk_real *mhk_session_conv(mhk_session *s, mhk_index sequence, int layer);
 MHKDEF mhk_real *mhk_session_ssm(mhk_session *s, mhk_index sequence, int layer);
 
+/* ---- speculative decoding (Leviathan et al. 2023, Chen et al. 2023): a draft session, a student's
+   say, proposes tokens, and the target judges all of them in one pass. The output has the
+   distribution of mhk_sample() on the target alone, whatever the draft and the sampling; greedy, it
+   is the same text. Worthwhile when verifying several tokens costs little more than one, and a
+   draft costs much less: a large target whose weights come from memory, a quantized student, a long
+   context. ---- */
+
+typedef struct mhk_speculation mhk_speculation;
+typedef struct mhk_speculation_desc {
+  /* Needed. Both are of one context, hold one sequence without a window, have been fed the same
+     text, and belong to the speculation until it is finished or destroyed. */
+  mhk_session *target, *draft;
+  int tokens; /* drafted for each pass; 0: by how many were accepted before, 1 to 7 (up to 8 rows are cheap) */
+} mhk_speculation_desc;
+MHKDEF mhk_speculation *mhk_speculation_create(const mhk_speculation_desc *desc);
+/* The sessions stay, as mhk_speculation_finish() leaves them. */
+MHKDEF void mhk_speculation_destroy(mhk_speculation *x);
+/* As mhk_sample() on the target: its text and reason to stop are the target's. After -1 the
+   speculation is finished. sampling may change between calls, except that tokens already judged
+   stand. */
+MHKDEF int32_t mhk_speculate(mhk_speculation *x, const mhk_sampling *sampling);
+/* Brings both sessions to what was returned so far, logits included: use them by themselves, or
+   continue the speculation. */
+MHKDEF mhk_result mhk_speculation_finish(mhk_speculation *x);
+/* tokens drawn, passes of the target, tokens drafted and accepted */
+typedef struct mhk_speculation_info { mhk_index tokens, passes, drafted, accepted; } mhk_speculation_info;
+MHKDEF mhk_speculation_info mhk_speculation_progress(const mhk_speculation *x);
+
+/* =================================================================================================
+   4  TAPE AND OPS
+   ============================================================================================== */
+
+/* ----------------------------------------------------------------------------------- tensors */
+
+MHKDEF size_t mhk_dtype_bytes(mhk_dtype dtype);     /* of one element; 0 for quantized and unknown types */
+MHKDEF const char *mhk_dtype_name(mhk_dtype dtype); /* as safetensors spells it: "F32", "BF16", ...; "Q8", "Q4" */
+
+/* A quantized matrix (N,K), symmetric: element (n,k) is scale * q, with one scale for each group of
+   32 or 64 neighbours k of a row. Rows lie in blocks of 16, filled up with zeros, so that one
+   vector of a kernel holds the same k of many rows and a block is one stretch of memory:
+     MHK_Q8   q (blocks,K/4,16,4) signed bytes -128..127; byte (b,c,r,j) is q of row 16 b + r, k = 4
+              c + j
+     MHK_Q4   q (blocks,K/8,16,4) bytes; the low half of byte (b,c,r,j) is q + 8 of row 16 b + r, k
+              = 8 c + j, the high half that of k = 8 c + 4 + j
+     scale    (blocks,K/group,16) half-precision numbers
+   The last N - rows rows may stay unquantized, as the A_log rows of a state-space mixer do. */
+typedef struct mhk_quantized {
+  const void *q;
+  const uint16_t *scale;   /* host byte order */
+  const mhk_real *rest;    /* (N-rows,K), or NULL */
+  mhk_index rows;          /* how many rows are quantized: N, or fewer */
+  int group;               /* 32 or 64; divides K */
+} mhk_quantized;
+
+/* A contiguous row-major array. Read the fields freely; write only data and grad. Activations have
+   dtype MHK_REAL; frozen matrices of a model may keep the type they were stored in. */
+struct mhk_tensor {
+  void *data;                     /* count elements of dtype; of a quantized one quantized->q */
+  mhk_real *grad;                 /* count elements, or NULL before any gradient has arrived */
+  mhk_index shape[MHK_MAX_RANK];  /* shape[0..rank-1]; the rest is 1 */
+  mhk_index count;                /* product of the shape */
+  int rank;                       /* 0 (a scalar) to MHK_MAX_RANK */
+  mhk_dtype dtype;
+  int requires_grad;              /* gradients flow into it (parameters being trained, and all that depends on them) */
+  const char *name;               /* parameters: checkpoint name; else NULL */
+  mhk_context *ctx;
+  struct mhk_tensor *base;        /* views: the tensor whose memory this one shows */
+  mhk_index base_offset;          /* views: where in it, in elements */
+  const mhk_quantized *quantized; /* parts of a tensor (or of what a view shows) of MHK_Q8 or MHK_Q4, else NULL */
+};
+
+/* The data of an MHK_REAL tensor; NULL for NULL or another type. */
+MHKDEF mhk_real *mhk_data(const mhk_tensor *x);
+/* A scalar's (or the first element's) value; NaN for NULL. */
+MHKDEF double mhk_value(const mhk_tensor *x);
+/* Elements [first,first+n) of a tensor of any floating-point or quantized type, as numbers. */
+MHKDEF mhk_result mhk_tensor_read(const mhk_tensor *x, mhk_index first, mhk_index n, mhk_real *out);
+MHKDEF size_t mhk_tensor_bytes(const mhk_tensor *x); /* of its data */
+
+/* UTF-8 in pieces, for loops that decode tokens themselves: gives back only whole characters and
+   holds an unfinished one until the next call; invalid bytes become U+FFFD, one per maximal
+   ill-formed prefix (Unicode 3.9). */
+typedef struct mhk_stream { unsigned char held[4]; int n_held; } mhk_stream; /* zero to start */
+/* Returns the bytes written; out has room for 3 * (length + 4). */
+MHKDEF size_t mhk_stream_push(mhk_stream *s, const char *bytes, size_t length, char *out);
+/* At the end: what is held, as U+FFFD (3 bytes) or nothing. */
+MHKDEF size_t mhk_stream_finish(mhk_stream *s, char *out);
+
 #ifndef MOHAWK_NO_TRAINING
-/* ---------------------------------------------------------------------------------------- text */
+/* -------------------------------------------------------------------------------------- tape */
 
-/* Training text: one long row of tokens, documents each starting with mhk_tokenizer_start(). */
-/* n files of text in UTF-8, a byte order mark left out; documents are separated by the end-of-text
-   token written out (<|endoftext|>). A file of which one byte in a hundred is zero or part of no
-   character is refused; fewer such bytes are told in a warning. max_document > 0 cuts longer
-   documents at line ends as soon as they pass that many bytes. repeat[i] uses file i that many
-   times (NULL: once). Documents are shuffled by seed (0: order kept). */
-typedef struct mhk_corpus_desc {
-  int n_files;
-  const char *const *files;
-  const int *repeat;
-  size_t max_document;
-  const size_t *max_document_of; /* per file, instead of max_document */
-  uint64_t seed;
-  const char *const *texts; /* NULL, or per file: its content, files[i] then only names it; NULL: the file is read */
-  const size_t *lengths;    /* of texts in bytes; NULL: they end with a zero character */
-} mhk_corpus_desc;
-#ifndef MOHAWK_NO_STDIO
-MHKDEF mhk_corpus *mhk_corpus_load(mhk_context *ctx, mhk_tokenizer *k, const mhk_corpus_desc *desc);
-#endif
-/* The caller's tokens, copied; end: the id that starts a document, -1: none. */
-MHKDEF mhk_corpus *mhk_corpus_from_tokens(mhk_context *ctx, const int32_t *tokens, mhk_index n, int32_t end);
-/* Text that the model itself writes, document after document, at temperature 1: for distillation
-   without a corpus. progress, if not NULL, is called with tokens done and wanted; non-zero from it
-   stops (the text then holds what there is). Depends on seed only, not on threads. */
-typedef int (*mhk_progress_fn)(void *user, mhk_index done, mhk_index total);
-MHKDEF mhk_corpus *mhk_corpus_sample(mhk_model *m, mhk_index tokens, uint64_t seed, mhk_progress_fn progress,
-                                     void *user);
-MHKDEF void mhk_corpus_destroy(mhk_corpus *x);
-MHKDEF mhk_index mhk_corpus_tokens(const mhk_corpus *x, const int32_t **tokens);
+/* A tape owns the activations of a computation and what is needed to differentiate it. Ops run at
+   once; while recording is on and an input requires a gradient they are also recorded. What is made
+   on a tape lives until the tape is reset, rewound past it, or destroyed. Memory is kept for the
+   next round: a loop of equal steps allocates only in its first one. Ops return NULL on failure. */
+MHKDEF mhk_tape *mhk_tape_create(mhk_context *ctx);
+MHKDEF void mhk_tape_destroy(mhk_tape *t);
+MHKDEF void mhk_tape_reset(mhk_tape *t);
+/* Recording on (1, the default) or off (0, no-grad); returns what it was. */
+MHKDEF int mhk_tape_record(mhk_tape *t, int on);
+/* A point to rewind to: tensors and records made after it are dropped, earlier ones stay. */
+typedef struct mhk_tape_mark { size_t chunk, used; mhk_index records; } mhk_tape_mark;
+MHKDEF mhk_tape_mark mhk_tape_here(const mhk_tape *t);
+MHKDEF void mhk_tape_rewind(mhk_tape *t, mhk_tape_mark mark);
 
-/* --------------------------------------------------------------------------------- distillation */
+/* New tensors on the tape. values may be NULL for zeros; they are copied. */
+MHKDEF mhk_tensor *mhk_tensor_new(mhk_tape *t, int rank, const mhk_index *shape, const mhk_real *values);
+/* The same memory under another shape (same count), or rows [first,first+rows) of the first axis.
+   Gradients are shared too. */
+MHKDEF mhk_tensor *mhk_reshape(mhk_tape *t, mhk_tensor *x, int rank, const mhk_index *shape);
+MHKDEF mhk_tensor *mhk_rows(mhk_tape *t, mhk_tensor *x, mhk_index first, mhk_index rows);
+/* x's values as a constant: no gradient flows back (shares the memory). */
+MHKDEF mhk_tensor *mhk_detach(mhk_tape *t, mhk_tensor *x);
+/* Marks a leaf of this tape, or a parameter, as wanting a gradient and gives it a zeroed one.
+   Returns x. */
+MHKDEF mhk_tensor *mhk_require_grad(mhk_tape *t, mhk_tensor *x);
+/* A parameter of your own (not on the tape): lives as long as ctx, requires a gradient. values
+   NULL: zeros. */
+MHKDEF mhk_tensor *mhk_parameter(mhk_context *ctx, const char *name, int rank, const mhk_index *shape,
+                                 const mhk_real *values);
+MHKDEF void mhk_zero_grad(mhk_tensor *x);
 
-typedef enum mhk_trains {
-  MHK_TRAIN_DEFAULT = 0,
-  MHK_TRAIN_MATRICES = 1,
-  MHK_TRAIN_MIXERS = 2,
-  MHK_TRAIN_ALL = 3
-} mhk_trains;
-/* which trained tensors weight decay applies to */
-typedef enum mhk_decays { MHK_DECAY_ALL = 0, MHK_DECAY_MATRICES = 1 } mhk_decays;
-/* One stage. Zero means the default named here. */
-typedef struct mhk_stage_desc {
-  /* budget, rounded down to whole updates; 0: the stage is skipped, unless all three are 0: then
-     0.5, 1 and 1.5 million */
-  mhk_index tokens;
-  double lr;             /* top learning rate; 0: by stage and d_model (mhk_distill_defaults) */
-  double lr_low;         /* where the decay ends; 0: 1e-8 */
-  double warmup;         /* share of updates; 0: 0.05; negative: none */
-  double decay;          /* share of updates; 0: 0.5 (PAPER: 0.1); negative: none */
-  double weight_decay;   /* 0: 0.1; negative: none */
-  double clip;           /* global gradient norm; 0: 1 in stage 3, none else; negative: none */
-  double temperature;    /* stage 3, on the student's logits; 0: 1 */
-  double hard_labels;    /* stage 3: weight of cross-entropy against the text; 0: none */
-  double own_stream;     /* stage 3: lambda of own-stream alignment; 0: 0.03 (PAPER: none); negative: none */
-  /* 0: stage 1 in_proj, conv1d and D; stage 2 the mixers that are not kept attention; stage 3
-     everything */
-  mhk_trains trains;
-} mhk_stage_desc;
+/* Adds d(loss)/dx to x->grad of every x that requires a gradient. loss must be a scalar. Runs each
+   recorded op once, from the last to the first; the records are then spent, the values stay. */
+MHKDEF mhk_result mhk_backward(mhk_tape *t, mhk_tensor *loss);
+/* The same from y of any shape and its cotangent d(loss)/dy (count of y). */
+MHKDEF mhk_result mhk_backward_from(mhk_tape *t, mhk_tensor *y, const mhk_real *cotangent);
 
-/* The defaults of a run. BEST, the best student at equal tokens: attention initialisation, rotary B
-   and C, own-stream alignment in stage 3, the last half of each stage decaying. PAPER, Bick et al.
-   2024: identity initialisation, neither of the two, the last tenth decaying. */
-typedef enum mhk_recipe { MHK_RECIPE_BEST = 0, MHK_RECIPE_PAPER = 1 } mhk_recipe;
-/* random places, or documents packed with boundaries in order */
-typedef enum mhk_windows { MHK_WINDOWS_RANDOM = 0, MHK_WINDOWS_PACKED = 1 } mhk_windows;
-typedef struct mhk_distill_desc {
-  mhk_model *teacher;           /* frozen */
-  mhk_model *student;           /* trainable, from mhk_student_create(); NULL: made from the next line */
-  mhk_student_desc student_desc;
-  mhk_corpus *corpus;
-  mhk_recipe recipe;            /* where the defaults of stages and student_desc come from */
-  mhk_stage_desc stages[3];     /* matrices, hidden states, predictions */
-  mhk_index batch, length;      /* sequences of how many tokens at once; 0: 8 and 256 */
-  mhk_index update_tokens;      /* tokens an update, by gradient accumulation; 0: batch * length */
-  mhk_windows windows;
-  double beta1, beta2, eps;     /* AdamW; 0: 0.9, 0.95, 1e-8 */
-  mhk_decays decays;
-  int recompute;                /* stage 3 recomputes blocks in the backward pass: less memory, a third more time */
-  /* of the products in updates; BF16: see mhk_set_precision. Evaluation and checkpoints are float32
-     either way. */
-  mhk_precision precision;
-  uint64_t seed;                /* text windows; 0: 1 */
-  /* folder for checkpoints; NULL: none. Locked while the trainer lives, by out/run.lock: another
-     one for it is an error that names the process, this one too. The lock dies with its process.
-     Systems and network drives without locks lock nothing. */
-  const char *out;
-  double checkpoint_seconds;    /* between checkpoints; 0: 60; negative: only at the end of a stage and on request */
-  int fresh;                    /* start over even if out holds a checkpoint */
-  /* Sums gradients over the workers of a data-parallel job: called once an update with all
-     gradients of the stage (n numbers); returns non-zero to fail. world and rank divide the batch's
-     windows. */
-  int (*exchange)(void *user, mhk_real *gradients, size_t n);
-  void *exchange_user;
-  int world, rank;              /* 0: 1 worker */
-} mhk_distill_desc;
+/* Runs f(t,user,x) without keeping its activations, and runs it again when the backward pass needs
+   them: memory for time. f must compute the same each time from x, parameters and user. */
+typedef mhk_tensor *(*mhk_block_fn)(mhk_tape *t, void *user, mhk_tensor *x);
+MHKDEF mhk_tensor *mhk_recompute(mhk_tape *t, mhk_block_fn f, void *user, mhk_tensor *x);
 
-/* What a description means after defaults. */
-MHKDEF mhk_distill_desc mhk_distill_defaults(const mhk_distill_desc *desc);
-/* Memory the run will hold at its peak beyond the teacher's file, in bytes (an estimate from
-   above). */
-MHKDEF double mhk_distill_bytes(const mhk_distill_desc *desc);
-/* A trainer; resumes when out holds a checkpoint of the same run (a different description is an
-   error that names the difference). */
-MHKDEF mhk_trainer *mhk_distill(mhk_context *ctx, const mhk_distill_desc *desc);
-MHKDEF void mhk_trainer_destroy(mhk_trainer *tr);
-/* One update. Returns 1 when it made one, so that a loop sees the last one too; 0 when there was
-   nothing left to do, or on failure. A loss or gradient that is not finite is an error that says
-   what was first: which layer of teacher or student, and what of it. */
-MHKDEF int mhk_train_step(mhk_trainer *tr);
-/* One update of the given stage on the caller's tokens (B,T) at the caller's learning rate: the
-   arithmetic of mhk_train_step() without schedule and data, for tests and for loops of one's own.
-   Returns the loss (NaN on failure). */
+/* An op of your own. forward fills out->data; backward reads out->grad and adds to in[i]->grad
+   where mhk_wants_grad(t,in[i]) (which also makes the gradient's memory). */
+typedef struct mhk_op {
+  mhk_tape *tape;
+  mhk_tensor *out;
+  mhk_tensor *const *in;
+  int inputs;
+  void *user;
+} mhk_op;
+typedef struct mhk_custom_desc {
+  int inputs;
+  mhk_tensor *const *in;
+  int rank;                            /* of the output, */
+  const mhk_index *shape;              /* and its shape */
+  void (*forward)(const mhk_op *op);   /* needed */
+  void (*backward)(const mhk_op *op);  /* NULL: no gradient flows through */
+  const void *user;                    /* user_bytes of it are copied: a struct on the stack serves */
+  size_t user_bytes;
+} mhk_custom_desc;
+/* Returns the output. Needs desc. */
+MHKDEF mhk_tensor *mhk_custom(mhk_tape *t, const mhk_custom_desc *desc);
+MHKDEF int mhk_wants_grad(mhk_tape *t, mhk_tensor *x);
+
+/* Compares the tape's gradient of f with respect to x with central finite differences, element by
+   element (at most 256, evenly spread). f builds a scalar from x and whatever else it likes. error
+   is |analytic - numeric| over the largest |gradient| seen; steps are 1e-2 of x's scale in float32,
+   1e-5 in float64. Returns the error of the worst element (NaN after a failure); report may be
+   NULL. x gets its values back; gradients it held are lost. */
+typedef struct mhk_gradient_report { double error, analytic, numeric; mhk_index at, checked; } mhk_gradient_report;
+MHKDEF double mhk_check_gradient(mhk_tape *t, mhk_tensor *(*f)(mhk_tape *t, void *user), void *user, mhk_tensor *x,
+                                 mhk_gradient_report *report);
+
+/* One update of AdamW (Loshchilov & Hutter, arXiv 1711.05101) over n parameters, each element read
+   and written once, for training loops of your own; an mhk_trainer has its own. Parameters without
+   a gradient stay as they are. moments belongs to you: two numbers for each element of all n, zeros
+   before the first step, used with the same list every time. step counts from 1. Gradients are
+   zeroed for the next round unless keep_grad. */
+typedef struct mhk_adamw_desc {
+  double lr;                /* learning rate, as it is: 0 changes nothing */
+  double beta1, beta2, eps; /* 0: 0.9, 0.999, 1e-8 */
+  double weight_decay;      /* decoupled: x loses lr * weight_decay * x */
+  double scale;             /* on the gradients: 1 / batches, a clip; 0: 1 */
+  int keep_grad;
+} mhk_adamw_desc;
+MHKDEF mhk_result mhk_adamw(mhk_context *ctx, int n, mhk_tensor *const *x, mhk_real *moments, int64_t step,
+                            const mhk_adamw_desc *desc);
+
+/* --------------------------------------------------------------------------------------- ops */
+
+/* Elementwise and reductions. a and b have the same shape, or b is a vector of a's last axis, or b
+   is a scalar. */
+MHKDEF mhk_tensor *mhk_add(mhk_tape *t, mhk_tensor *a, mhk_tensor *b);
+MHKDEF mhk_tensor *mhk_sub(mhk_tape *t, mhk_tensor *a, mhk_tensor *b);
+MHKDEF mhk_tensor *mhk_mul(mhk_tape *t, mhk_tensor *a, mhk_tensor *b);
+MHKDEF mhk_tensor *mhk_scale(mhk_tape *t, mhk_tensor *x, double factor);
+MHKDEF mhk_tensor *mhk_square(mhk_tape *t, mhk_tensor *x);
+MHKDEF mhk_tensor *mhk_sqrt(mhk_tape *t, mhk_tensor *x);
+MHKDEF mhk_tensor *mhk_exp(mhk_tape *t, mhk_tensor *x);
+MHKDEF mhk_tensor *mhk_log(mhk_tape *t, mhk_tensor *x);
+MHKDEF mhk_tensor *mhk_sigmoid(mhk_tape *t, mhk_tensor *x);
+MHKDEF mhk_tensor *mhk_softplus(mhk_tape *t, mhk_tensor *x);
+MHKDEF mhk_tensor *mhk_silu(mhk_tape *t, mhk_tensor *x);
+MHKDEF mhk_tensor *mhk_gelu(mhk_tape *t, mhk_tensor *x); /* gelu_new, the tanh form Phi uses */
+MHKDEF mhk_tensor *mhk_sum(mhk_tape *t, mhk_tensor *x);  /* over everything: a scalar */
+MHKDEF mhk_tensor *mhk_mean(mhk_tape *t, mhk_tensor *x);
+MHKDEF mhk_tensor *mhk_sum_last(mhk_tape *t, mhk_tensor *x);  /* over the last axis: (...,n) -> (...) */
+MHKDEF mhk_tensor *mhk_softmax(mhk_tape *t, mhk_tensor *x);   /* over the last axis */
+/* (...,m,k) x (...,k,n) -> (...,m,n), leading axes equal; transpose_b: b is (...,n,k) */
+MHKDEF mhk_tensor *mhk_matmul(mhk_tape *t, mhk_tensor *a, mhk_tensor *b, int transpose_b);
+/* Columns [first,first+width) of the last axis, as a copy. */
+MHKDEF mhk_tensor *mhk_columns(mhk_tape *t, mhk_tensor *x, mhk_index first, mhk_index width);
+/* Axes 1 and 2 exchanged, as a copy: (B,T,H,P) -> (B,H,T,P). */
+MHKDEF mhk_tensor *mhk_swap_heads(mhk_tape *t, mhk_tensor *x);
+
+/* weight (V,D), tokens B*T ids below V -> (B,T,D) */
+MHKDEF mhk_tensor *mhk_embedding(mhk_tape *t, mhk_tensor *weight, const int32_t *tokens, mhk_index B, mhk_index T);
+/* x (...,K), weight (N,K) as PyTorch's Linear, bias (N) or NULL -> (...,N). _gelu applies gelu_new;
+   _add adds residual (...,N). */
+MHKDEF mhk_tensor *mhk_linear(mhk_tape *t, mhk_tensor *x, mhk_tensor *weight, mhk_tensor *bias);
+MHKDEF mhk_tensor *mhk_linear_gelu(mhk_tape *t, mhk_tensor *x, mhk_tensor *weight, mhk_tensor *bias);
+MHKDEF mhk_tensor *mhk_linear_add(mhk_tape *t, mhk_tensor *x, mhk_tensor *weight, mhk_tensor *bias,
+                                  mhk_tensor *residual);
+/* Over the last axis n: weight (n), bias (n). */
+MHKDEF mhk_tensor *mhk_layer_norm(mhk_tape *t, mhk_tensor *x, mhk_tensor *weight, mhk_tensor *bias, double eps);
+MHKDEF mhk_tensor *mhk_rms_norm(mhk_tape *t, mhk_tensor *x, mhk_tensor *weight, double eps);
+/* y * silu(z + z_bias): y, z (...,E), z_bias (E) or NULL */
+MHKDEF mhk_tensor *mhk_gate(mhk_tape *t, mhk_tensor *y, mhk_tensor *z, mhk_tensor *z_bias);
+
+/* ------------------------------------------------------------------------------------ mixers */
+
+/* Document boundaries of packed sequences: doc (B,T); a new document starts wherever the value
+   differs from the token before it. NULL: one document a row. Attention does not look across,
+   states restart, rotary positions count from the start of the document. */
+
+/* Rotary embedding (half-split): x (B,T,H,P), feature i < dim/2 of each head is rotated with
+   feature i + dim/2 by position * theta^(-2i/dim). */
+MHKDEF mhk_tensor *mhk_rotary(mhk_tape *t, mhk_tensor *x, int dim, double theta, const int32_t *doc);
+
+/* Causal softmax attention: q (B,T,H,P), k and v (B,T,G,P), G divides H -> (B,T,H,P), scale
+   1/sqrt(P). Computed in tiles with an online softmax (FlashAttention): no T*T memory. */
+MHKDEF mhk_tensor *mhk_attention(mhk_tape *t, mhk_tensor *q, mhk_tensor *k, mhk_tensor *v, const int32_t *doc);
+/* Its matrix after softmax: (B,H,T,T), zeros above the diagonal. */
+MHKDEF mhk_tensor *mhk_attention_matrix(mhk_tape *t, mhk_tensor *q, mhk_tensor *k, const int32_t *doc);
+
+typedef struct mhk_conv1d_desc {
+  const int32_t *doc;
+  int silu;                /* 1: silu after the convolution */
+  int parts;               /* the channels are handed out as so many tensors; 0: as one */
+  const mhk_index *widths; /* channels of each part: they add up to C */
+  mhk_tensor **out;        /* receives the parts, out[i] (B,T,widths[i]) */
+} mhk_conv1d_desc;
+/* Causal depthwise convolution: x (B,T,C), weight (C,1,W) with tap W-1 on the current token, bias
+   (C) or NULL -> (B,T,C), or the first part. Inputs before a document's first token are zeros. */
+MHKDEF mhk_tensor *mhk_conv1d(mhk_tape *t, mhk_tensor *x, mhk_tensor *weight, mhk_tensor *bias,
+                              const mhk_conv1d_desc *desc);
+
+/* State-space duality (Dao & Gu 2024, arXiv 2405.21060): h_t = exp(log_a_t) h_{t-1} + x_t B_t^T,
+   y_t = h_t C_t (+ D_h x_t). x (B,T,H,P), log_a (B,T,H) <= 0, Bm and Cm (B,T,G,N), head h uses
+   group h/(H/G) -> (B,T,H,P). A log_a of minus infinity forgets the state, whatever it was, if that
+   is finite; a positive one is computed as it is, and NaN gives NaN. */
+typedef enum mhk_ssd_form { MHK_SSD_AUTO = 0, MHK_SSD_CHUNKED = 1, MHK_SSD_RECURRENT = 2 } mhk_ssd_form;
+typedef struct mhk_ssd_desc {
+  mhk_tensor *D;             /* (H) or NULL */
+  mhk_tensor *initial_state; /* (B,H,P,N) or NULL for zeros; gets a gradient if it wants one */
+  /* if not NULL receives the state (B,H,P,N) after the last token; gradients may flow into it */
+  mhk_tensor **final_state;
+  const int32_t *doc;
+  mhk_index chunk;           /* tokens a chunk; 0: 32. Results differ by rounding only. */
+  mhk_ssd_form form;         /* AUTO: recurrent for a few tokens without gradient, else chunked */
+} mhk_ssd_desc;
+MHKDEF mhk_tensor *mhk_ssd(mhk_tape *t, mhk_tensor *x, mhk_tensor *log_a, mhk_tensor *Bm, mhk_tensor *Cm,
+                           const mhk_ssd_desc *desc);
+/* Its matrix (B,H,T,T): M[t,s] = (C_t . B_s) exp(log_a_{s+1} + ... + log_a_t) for s <= t, plus D_h
+   (or NULL) on the diagonal */
+MHKDEF mhk_tensor *mhk_ssd_matrix(mhk_tape *t, mhk_tensor *log_a, mhk_tensor *Bm, mhk_tensor *Cm, mhk_tensor *D,
+                                  const int32_t *doc);
+
+/* ------------------------------------------------------------------------------------ losses */
+
+/* Losses: scalars. logits (...,V); labels one id a row, negative: the row does not count. Means
+   over the rows that count. */
+MHKDEF mhk_tensor *mhk_cross_entropy(mhk_tape *t, mhk_tensor *logits, const int32_t *labels);
+/* Knowledge distillation, the loss of stage 3: cross-entropy of softmax(logits / temperature)
+   against softmax(target_logits); the target gets no gradient. */
+MHKDEF mhk_tensor *mhk_cross_entropy_soft(mhk_tape *t, mhk_tensor *logits, mhk_tensor *target_logits,
+                                          double temperature);
+/* KL(softmax(target_logits) || softmax(logits)) */
+MHKDEF mhk_tensor *mhk_kl(mhk_tape *t, mhk_tensor *logits, mhk_tensor *target_logits);
+/* Hidden-state alignment, the loss of stage 2: mean over rows of || x - target ||_2 over the last
+   axis; the target gets no gradient. */
+MHKDEF mhk_tensor *mhk_hidden_distance(mhk_tape *t, mhk_tensor *x, mhk_tensor *target);
+/* Mean over (B,H) of || x - target ||_F, both (B,H,T,T). */
+MHKDEF mhk_tensor *mhk_matrix_distance(mhk_tape *t, mhk_tensor *x, mhk_tensor *target);
+typedef struct mhk_orientation_desc {
+  mhk_tensor *log_a, *Bm, *Cm, *D; /* the student's mixer, as for mhk_ssd_matrix(); D may be NULL */
+  mhk_tensor *q, *k;               /* the teacher's, as for mhk_attention_matrix(); no gradient */
+  const int32_t *doc;
+  double *relative;                /* (H), if not NULL: || M_s - M_t ||_F / || M_t ||_F of each head, mean over B */
+} mhk_orientation_desc;
+/* Matrix orientation, the loss of stage 1: mhk_matrix_distance(mhk_ssd_matrix(log_a,Bm,Cm,D),
+   mhk_attention_matrix(q,k)) without making either matrix: memory in T, not T*T. Needs desc. */
+MHKDEF mhk_tensor *mhk_matrix_orientation(mhk_tape *t, const mhk_orientation_desc *desc);
+
+/* ------------------------------------------------------------------------ layers of a model */
+
+typedef struct mhk_forward_desc {
+  const int32_t *doc; /* document of each token (B,T), or NULL */
+  int recompute;      /* recompute each block in the backward pass instead of keeping its activations */
+  int last_only;      /* logits of the last token only: (B,1,V) */
+  /* if not NULL receives the L+1 residual streams: input of block 0..L-1 and the last block's
+     output */
+  mhk_tensor **residuals;
+} mhk_forward_desc;
+/* tokens (B,T) -> logits (B,T,V) */
+MHKDEF mhk_tensor *mhk_forward(mhk_tape *t, mhk_model *m, const int32_t *tokens, mhk_index B, mhk_index T,
+                               const mhk_forward_desc *desc);
+/* Its pieces. x (B,T,D) is the residual stream, u is x after the block's norm. */
+MHKDEF mhk_tensor *mhk_forward_embedding(mhk_tape *t, mhk_model *m, const int32_t *tokens, mhk_index B, mhk_index T);
+MHKDEF mhk_tensor *mhk_forward_norm(mhk_tape *t, mhk_model *m, int layer, mhk_tensor *x);
+MHKDEF mhk_tensor *mhk_forward_mixer(mhk_tape *t, mhk_model *m, int layer, mhk_tensor *u, const mhk_forward_desc *desc);
+MHKDEF mhk_tensor *mhk_forward_block(mhk_tape *t, mhk_model *m, int layer, mhk_tensor *x, const mhk_forward_desc *desc);
+MHKDEF mhk_tensor *mhk_forward_head(mhk_tape *t, mhk_model *m, mhk_tensor *x);
+/* The mixing matrix of a layer: (B,H,T,T). */
+MHKDEF mhk_tensor *mhk_forward_matrix(mhk_tape *t, mhk_model *m, int layer, mhk_tensor *u, const int32_t *doc);
+
+/* ------------------------------------------------------------------- pieces of a distillation */
+
+/* One update of a stage on your tokens (B,T) at your learning rate: the arithmetic of
+   mhk_train_step() without schedule and data, for loops of your own. Returns the loss (NaN on
+   failure). */
 MHKDEF double mhk_train_on(mhk_trainer *tr, int stage, const int32_t *tokens, mhk_index B, mhk_index T,
                            const int32_t *doc, double lr);
-typedef struct mhk_progress_info {
-  int stage;                /* 1..3 */
-  int stage_done;           /* the last step ended its stage */
-  int resumed;              /* the run continued from a checkpoint */
-  mhk_index step, steps;    /* updates done in this stage, and its total */
-  mhk_index tokens, total_tokens; /* of this stage */
-  double loss;              /* of the last update */
-  double loss_average;      /* running mean over about the last 20 */
-  double lr, grad_norm;     /* grad_norm before clipping; 0 where not computed */
-  double seconds, tokens_per_second, seconds_left; /* this stage; left: this stage, from the rate so far */
-  const double *layer_loss; /* stages 1 and 2: L losses, 0 for kept attention; NULL in stage 3 */
-  const double *relative;   /* stage 1: (L,H) relative errors; else NULL */
-} mhk_progress_info;
-MHKDEF const mhk_progress_info *mhk_progress(mhk_trainer *tr);
-/* stays with the context when the trainer is destroyed; one of the caller's own must outlive it */
-MHKDEF mhk_model *mhk_student(mhk_trainer *tr);
-#ifndef MOHAWK_NO_STDIO
-/* Writes out/checkpoint.safetensors, with a checksum of everything in it; the one before stays as
-   out/checkpoint.previous.safetensors. mhk_distill() goes on from that when the last one is
-   damaged, with a warning. */
-MHKDEF mhk_result mhk_checkpoint(mhk_trainer *tr);
-#endif
-/* Loss of a stage and its gradients (added to the parameters') without an update. layer_loss: L
-   values or NULL. */
-MHKDEF double mhk_stage_loss(mhk_tape *t, mhk_model *student, mhk_model *teacher, int stage, const int32_t *tokens,
-                             mhk_index B, mhk_index T, const int32_t *doc, const mhk_stage_desc *desc,
-                             double *layer_loss, double *relative);
-/* The learning rate of update s of S: warm-up, stable, linear decay to low (Bick et al. 2024).
-   NaN for rates that are not finite or counts that are negative. */
+/* The learning rate of update s of S: warm-up, stable, linear decay to low (Bick et al. 2024). NaN
+   for rates that are not finite or counts that are negative. */
 MHKDEF double mhk_learning_rate(double top, double low, mhk_index warmup, mhk_index decay, mhk_index s, mhk_index S);
-
-/* ----------------------------------------------------------------------------------- evaluation */
-
-typedef struct mhk_evaluation {
-  mhk_index tokens;                            /* predictions that count */
-  double cross_entropy, cross_entropy_error;   /* nats a token, and its standard error over windows */
-  double kl, kl_error;                         /* KL(teacher || model); 0 without teacher */
-  double agreement, agreement_error;           /* share of tokens with the teacher's top-1 */
-} mhk_evaluation;
-/* Over the first windows windows (0: all) of length tokens each (0: 256); predictions inside a
-   window only. teacher may be NULL. */
-MHKDEF mhk_result mhk_evaluate(mhk_model *m, mhk_model *teacher, mhk_corpus *text, mhk_index length, mhk_index windows,
-                               mhk_progress_fn progress, void *user, mhk_evaluation *result);
+typedef struct mhk_stage_loss_desc {
+  mhk_model *student, *teacher;
+  int stage;                      /* 1..3 */
+  const int32_t *tokens;          /* (B,T) */
+  mhk_index B, T;
+  const int32_t *doc;
+  const mhk_stage_desc *settings; /* NULL: the stage's defaults */
+  double *layer_loss;             /* receives L values, and */
+  double *relative;               /* in stage 1 (L,H) relative errors; either may be NULL */
+} mhk_stage_loss_desc;
+/* Loss of a stage and its gradients (added to the parameters') without an update; NaN on failure.
+   Needs desc. */
+MHKDEF double mhk_stage_loss(mhk_tape *t, const mhk_stage_loss_desc *desc);
 #endif
 
 #endif /* MOHAWK_H */
@@ -2651,6 +2716,12 @@ static int mhk__number_fits(mhk_context *ctx, const char *where, const char *nam
   mhk_fail(ctx, MHK_ERROR_ARGUMENT, "%s: %s", where, wrong);
   return 0;
 }
+
+static int mhk__precision_fits(mhk_context *ctx, mhk_precision precision) {
+  if (precision == MHK_PRECISION_FULL || precision == MHK_PRECISION_BF16) return 1;
+  mhk_fail(ctx, MHK_ERROR_ARGUMENT, "unknown precision %d: use 0 (full) or 1 (bfloat16)", (int)precision);
+  return 0;
+}
 #endif
 
 /* a*b*c, or 0 with an error if it does not fit; none may be negative */
@@ -3647,15 +3718,6 @@ static inline MHK__V MHK__N(mhk__silu_of)(MHK__V v) { return v * MHK__N(mhk__vsi
 
 #if defined(MOHAWK_IMPLEMENTATION) && !defined(MHK__PASS)
 #ifndef MOHAWK_NO_TRAINING
-MHKDEF mhk_precision mhk_set_precision(mhk_context *ctx, mhk_precision precision) {
-  if (mhk_failed(ctx)) return MHK_PRECISION_FULL;
-  mhk_precision before = ctx->precision;
-  if (precision != MHK_PRECISION_FULL && precision != MHK_PRECISION_BF16)
-    mhk_fail(ctx, MHK_ERROR_ARGUMENT, "unknown precision %d: use 0 (full) or 1 (bfloat16)", (int)precision);
-  else
-    ctx->precision = precision;
-  return before;
-}
 #endif /* MOHAWK_NO_TRAINING */
 
 /* ---- drivers: cut work into tasks, give each worker its memory ---- */
@@ -5877,26 +5939,25 @@ static void mhk__custom_op_back(mhk_tape *t, mhk__node *n) {
   s->backward(&op);
 }
 
-MHKDEF mhk_tensor *mhk_custom(mhk_tape *t, int inputs, mhk_tensor *const *in, int rank, const mhk_index *shape,
-                              void (*forward)(const mhk_op *op), void (*backward)(const mhk_op *op), const void *user,
-                              size_t user_size) {
+MHKDEF mhk_tensor *mhk_custom(mhk_tape *t, const mhk_custom_desc *d) {
   if (!mhk__tape_ready(t)) return NULL;
-  if (!forward || inputs < 0 || inputs > MHK__MAX_IN || (inputs > 0 && !in) || (user_size > 0 && !user))
+  if (!d || !d->forward || d->inputs < 0 || d->inputs > MHK__MAX_IN || (d->inputs > 0 && !d->in) ||
+      (d->user_bytes > 0 && !d->user))
     return mhk__null(
         t->ctx, MHK_ERROR_ARGUMENT,
         "a custom op with %d inputs: it needs at most %d inputs, their list, a forward function, and user when "
-        "user_size is above 0",
-        inputs, MHK__MAX_IN);
-  for (int i = 0; i < inputs; i++)
-    if (!in[i]) return NULL;
-  void *copy = user_size ? mhk__arena_alloc(t->ctx, &t->arena, user_size) : NULL;
-  if (copy) memcpy(copy, user, user_size);
-  mhk_tensor *out = mhk_tensor_new(t, rank, shape, NULL);
+        "user_bytes is above 0",
+        d ? d->inputs : 0, MHK__MAX_IN);
+  for (int i = 0; i < d->inputs; i++)
+    if (!d->in[i]) return NULL;
+  void *copy = d->user_bytes ? mhk__arena_alloc(t->ctx, &t->arena, d->user_bytes) : NULL;
+  if (copy) memcpy(copy, d->user, d->user_bytes);
+  mhk_tensor *out = mhk_tensor_new(t, d->rank, d->shape, NULL);
   if (!out) return NULL;
-  const mhk_op op = {t, out, in, inputs, copy};
-  forward(&op);
-  const mhk__custom_saved s = {backward, copy};
-  mhk__node *n = backward ? mhk__record(t, mhk__custom_op_back, inputs, in, 1, &out, sizeof s) : NULL;
+  const mhk_op op = {t, out, d->in, d->inputs, copy};
+  d->forward(&op);
+  const mhk__custom_saved s = {d->backward, copy};
+  mhk__node *n = d->backward ? mhk__record(t, mhk__custom_op_back, d->inputs, d->in, 1, &out, sizeof s) : NULL;
   if (n) *(mhk__custom_saved *)n->saved = s;
   return t->ctx->result == MHK_OK ? out : NULL;
 }
@@ -7339,17 +7400,19 @@ static void mhk__conv_op_back(mhk_tape *t, mhk__node *n) {
   }
 }
 
-MHKDEF mhk_result mhk_conv1d_split(mhk_tape *t, mhk_tensor *x, mhk_tensor *w, mhk_tensor *bias, int silu,
-                                   const int32_t *doc, int count, const mhk_index *widths, mhk_tensor **out) {
-  mhk_index total = 0;
+MHKDEF mhk_tensor *mhk_conv1d(mhk_tape *t, mhk_tensor *x, mhk_tensor *w, mhk_tensor *bias,
+                              const mhk_conv1d_desc *desc) {
+  mhk_index total = 0, all = x ? mhk__last(x) : 0;
+  mhk_tensor *whole = NULL;
+  const int parts = desc ? desc->parts : 0, count = parts ? parts : 1;
+  const mhk_index *widths = parts ? desc->widths : &all;
+  mhk_tensor **out = parts ? desc->out : &whole;
   for (int i = 0; out && i < count && i < MHK__MAX_OUT; i++) out[i] = NULL;
-  if (!t) return MHK_ERROR_MEMORY;
+  if (!mhk__ready(t, "conv1d", 2, 3, x, w, bias)) return NULL;
   mhk_context *ctx = t->ctx;
-  if (!mhk__tape_ready(t) || !x || !w) return ctx->result;
   if (!out || !widths)
-    return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "conv1d: the list of %d widths or of the outputs is missing (NULL)",
-                    count);
-  if (!mhk__ready(t, "conv1d", 2, 3, x, w, bias)) return ctx->result;
+    return mhk__null(ctx, MHK_ERROR_ARGUMENT, "conv1d: the list of %d widths or of the outputs is missing (NULL)",
+                     count);
   for (int i = 0; i < count && i < MHK__MAX_OUT && total >= 0; i++)
     total = widths[i] < 0 || widths[i] > x->count - total ? -1 : total + widths[i];
   if (!mhk__fits(t, "conv1d",
@@ -7357,7 +7420,7 @@ MHKDEF mhk_result mhk_conv1d_split(mhk_tape *t, mhk_tensor *x, mhk_tensor *w, mh
                      (!bias || (bias->rank == 1 && bias->shape[0] == x->shape[2])) && total == x->shape[2] &&
                      count >= 1 && count <= MHK__MAX_OUT,
                  x, w, "they must be (B,T,C) and (C,1,W), with a bias of C, and the widths must add up to C"))
-    return ctx->result;
+    return NULL;
   mhk__conv_args a;
   memset(&a, 0, sizeof a);
   a.B = x->shape[0];
@@ -7367,28 +7430,21 @@ MHKDEF mhk_result mhk_conv1d_split(mhk_tape *t, mhk_tensor *x, mhk_tensor *w, mh
   a.x = mhk__d(x);
   a.weight = mhk__d(w);
   a.bias = mhk__d(bias);
-  a.silu = silu;
-  a.start = mhk__starts(t, doc, a.B, a.T);
+  a.silu = desc && desc->silu;
+  a.start = mhk__starts(t, desc ? desc->doc : NULL, a.B, a.T);
   for (int i = 0; i < count; i++) out[i] = mhk__new_wide(t, x, widths[i]);
-  if (ctx->result != MHK_OK) return ctx->result;
+  if (ctx->result != MHK_OK) return NULL;
   mhk_tensor *const in[3] = {x, w, bias};
   mhk__node *n = mhk__record(t, mhk__conv_op_back, 3, in, count, out, sizeof a);
-  if (n && silu) a.before = (mhk_real *)mhk__arena_alloc(ctx, &t->arena, (size_t)x->count * sizeof(mhk_real));
-  if (ctx->result != MHK_OK) return ctx->result;
+  if (n && a.silu) a.before = (mhk_real *)mhk__arena_alloc(ctx, &t->arena, (size_t)x->count * sizeof(mhk_real));
+  if (ctx->result != MHK_OK) return NULL;
   if (n) *(mhk__conv_args *)n->saved = a;
   for (int i = 0; i < count; a.first += a.ldy, i++) {
     a.ldy = widths[i];
     a.y = mhk__d(out[i]);
     mhk__conv_run(ctx, &a);
   }
-  return ctx->result;
-}
-
-MHKDEF mhk_tensor *mhk_conv1d(mhk_tape *t, mhk_tensor *x, mhk_tensor *w, mhk_tensor *bias, int silu,
-                              const int32_t *doc) {
-  mhk_tensor *y = NULL;
-  mhk_index all = x ? mhk__last(x) : 0;
-  return mhk_conv1d_split(t, x, w, bias, silu, doc, 1, &all, &y) == MHK_OK ? y : NULL;
+  return ctx->result == MHK_OK ? out[0] : NULL;
 }
 #endif /* MOHAWK_NO_TRAINING */
 #endif /* MOHAWK_IMPLEMENTATION */
@@ -9058,15 +9114,15 @@ static void mhk__orientation_op_back(mhk_tape *t, mhk__node *n) {
   mhk__scratch_rewind(t->ctx, mark);
 }
 
-MHKDEF mhk_tensor *mhk_matrix_orientation(mhk_tape *t, mhk_tensor *la, mhk_tensor *Bm, mhk_tensor *Cm, mhk_tensor *D,
-                                          mhk_tensor *q, mhk_tensor *k, const int32_t *doc, double *relative) {
+MHKDEF mhk_tensor *mhk_matrix_orientation(mhk_tape *t, const mhk_orientation_desc *d) {
   static const char name[] = "matrix_orientation";
   mhk__ssd_args s;
   mhk__attention_args teacher;
   mhk__orientation_args a;
-  if (!mhk__ready(t, name, 2, 2, q, k) || !mhk__ssd_sizes(t, name, la, Bm, Cm, D, NULL, &s) ||
-      !mhk__attention_sizes(t, name, q, k, doc, &teacher) ||
-      !mhk__fits(t, name, teacher.B == s.B && teacher.T == s.T && teacher.H == s.H, la, q,
+  if (!d || !mhk__ready(t, name, 2, 2, d->q, d->k) ||
+      !mhk__ssd_sizes(t, name, d->log_a, d->Bm, d->Cm, d->D, NULL, &s) ||
+      !mhk__attention_sizes(t, name, d->q, d->k, d->doc, &teacher) ||
+      !mhk__fits(t, name, teacher.B == s.B && teacher.T == s.T && teacher.H == s.H, d->log_a, d->q,
                  "both mixers must have the same batch, length and number of heads"))
     return NULL;
   memset(&a, 0, sizeof a);
@@ -9098,11 +9154,11 @@ MHKDEF mhk_tensor *mhk_matrix_orientation(mhk_tape *t, mhk_tensor *la, mhk_tenso
   for (mhk_index i = 0; i < heads; i++) sum += sqrt(a.difference[i]);
   a.scale = heads > 0 ? 1.0 / (double)heads : 0;
   mhk__d(y)[0] = MHK__R(sum * a.scale);
-  for (mhk_index h = 0; relative && h < a.H; h++) {
-    relative[h] = 0;
-    for (mhk_index i = h; i < heads; i += a.H) relative[h] += sqrt(a.difference[i] / a.norm[i]) / (double)a.B;
+  for (mhk_index h = 0; d->relative && h < a.H; h++) {
+    d->relative[h] = 0;
+    for (mhk_index i = h; i < heads; i += a.H) d->relative[h] += sqrt(a.difference[i] / a.norm[i]) / (double)a.B;
   }
-  return mhk__emit(t, mhk__orientation_op_back, y, &a, sizeof a, 4, la, Bm, Cm, D);
+  return mhk__emit(t, mhk__orientation_op_back, y, &a, sizeof a, 4, d->log_a, d->Bm, d->Cm, d->D);
 }
 #endif /* MOHAWK_NO_TRAINING */
 #endif /* MOHAWK_IMPLEMENTATION */
@@ -16556,11 +16612,10 @@ static void mhk__scale_rows_back(const mhk_op *op) {
   }
 }
 static mhk_tensor *mhk__scale_rows(mhk_tape *t, mhk_tensor *x, mhk_tensor *s) {
-  mhk_tensor *in[2];
+  mhk_tensor *const in[2] = {x, s};
   if (!x || !s) return NULL;
-  in[0] = x;
-  in[1] = s;
-  return mhk_custom(t, 2, in, x->rank, x->shape, mhk__scale_rows_forward, mhk__scale_rows_back, NULL, 0);
+  const mhk_custom_desc op = {2, in, x->rank, x->shape, mhk__scale_rows_forward, mhk__scale_rows_back, NULL, 0};
+  return mhk_custom(t, &op);
 }
 
 /* (B,T,G,N) -> (B,T,H,N): repeats the row of each group for every head that uses it */
@@ -16581,7 +16636,8 @@ static mhk_tensor *mhk__spread(mhk_tape *t, mhk_tensor *x, mhk_index heads) {
   if (!x) return NULL;
   memcpy(shape, x->shape, sizeof shape);
   shape[2] = heads;
-  return mhk_custom(t, 1, &x, 4, shape, mhk__spread_forward, mhk__spread_back, NULL, 0);
+  const mhk_custom_desc op = {1, &x, 4, shape, mhk__spread_forward, mhk__spread_back, NULL, 0};
+  return mhk_custom(t, &op);
 }
 
 static int mhk__layer_ready(mhk_tape *t, const mhk_model *m, int layer, const mhk_tensor *u) {
@@ -16632,9 +16688,10 @@ static int mhk__mixer_parts(mhk_tape *t, mhk_model *m, int layer, mhk_tensor *u,
     widths[0] = E;
     widths[1] = widths[2] = GN;
     parts[0] = NULL;
-    mhk_conv1d_split(t, xbc, mhk_rows(t, y->conv_w, first, channels),
-                     y->conv_b ? mhk_rows(t, y->conv_b, first, channels) : NULL, c->conv_silu, doc,
-                     skip_x ? 2 : 3, skip_x ? widths + 1 : widths, skip_x ? parts + 1 : parts);
+    const mhk_conv1d_desc conv = {doc, c->conv_silu, skip_x ? 2 : 3, skip_x ? widths + 1 : widths,
+                                  skip_x ? parts + 1 : parts};
+    mhk_conv1d(t, xbc, mhk_rows(t, y->conv_w, first, channels),
+               y->conv_b ? mhk_rows(t, y->conv_b, first, channels) : NULL, &conv);
     if (!xbc || t->ctx->result != MHK_OK) return 0;
     a = mhk__linear_rows(t, u, y->in_w, y->in_b, at_a, H);
     out->x = skip_x ? NULL : mhk__heads(t, parts[0], H);
@@ -16647,8 +16704,9 @@ static int mhk__mixer_parts(mhk_tape *t, mhk_model *m, int layer, mhk_tensor *u,
         mhk__clamp limits;
         limits.low = MHK__R(c->dt_min);
         limits.high = c->dt_max > 0 ? MHK__R(c->dt_max) : MHK__R(FLT_MAX);
-        out->dt = mhk_custom(t, 1, &out->dt, out->dt->rank, out->dt->shape, mhk__clamp_forward, mhk__clamp_back,
-                             &limits, sizeof limits);
+        const mhk_custom_desc clamp = {1, &out->dt, out->dt->rank, out->dt->shape, mhk__clamp_forward,
+                                       mhk__clamp_back, &limits, sizeof limits};
+        out->dt = mhk_custom(t, &clamp);
       }
       out->log_a = mhk_mul(t, out->dt, mhk_scale(t, mhk_exp(t, y->A_log), -1));
     } else {
@@ -19556,10 +19614,10 @@ static double mhk__orient_layer(mhk__stage_run *run, int l, mhk_tensor *x, mhk_t
   if (!(run->same[l] & MHK__SAME_NORM) || (run->record && (mhk__trains(layer->norm_w) || mhk__trains(layer->norm_b))))
     own = mhk_forward_norm(tape, student, l, x);
   mhk__mixer_parts(tape, student, l, own, run->doc, &ssd);
-  const double loss =
-      mhk__loss_take(run, mhk_matrix_orientation(tape, ssd.log_a, ssd.Bm, ssd.Cm, layer->D, attention.q, attention.k,
-                                                 run->doc,
-                                                 run->relative ? run->relative + l * student->config.ssm_heads : NULL));
+  const mhk_orientation_desc matrices = {
+      ssd.log_a, ssd.Bm, ssd.Cm, layer->D, attention.q, attention.k, run->doc,
+      run->relative ? run->relative + l * student->config.ssm_heads : NULL};
+  const double loss = mhk__loss_take(run, mhk_matrix_orientation(tape, &matrices));
   mhk_tape_record(tape, 0);
   mhk_tape_rewind(tape, mark);
   if (next && run->ctx->result == MHK_OK)
@@ -19895,32 +19953,32 @@ MHKDEF double mhk_learning_rate(double top, double low, mhk_index warmup, mhk_in
   return (double)(S - s) / (double)decay * (top - low) + low;
 }
 
-MHKDEF double mhk_stage_loss(mhk_tape *t, mhk_model *student, mhk_model *teacher, int stage, const int32_t *tokens,
-                             mhk_index B, mhk_index T, const int32_t *doc, const mhk_stage_desc *desc,
-                             double *layer_loss, double *relative) {
+MHKDEF double mhk_stage_loss(mhk_tape *t, const mhk_stage_loss_desc *desc) {
   mhk_context *ctx = t ? t->ctx : NULL;
+  mhk_model *const student = desc ? desc->student : NULL, *const teacher = desc ? desc->teacher : NULL;
+  const int stage = desc ? desc->stage : 0;
   unsigned char same[MHK_MAX_LAYERS];
   if (mhk_failed(ctx)) return NAN;
-  if (!student || !teacher || !tokens || stage < 1 || stage > 3 || B <= 0 || T <= 0) {
+  if (!student || !teacher || !desc->tokens || stage < 1 || stage > 3 || desc->B <= 0 || desc->T <= 0) {
     mhk_fail(ctx, MHK_ERROR_ARGUMENT,
              "the loss of a stage needs student, teacher, a stage from 1 to 3 (not %d) and at least one token",
              stage);
     return NAN;
   }
   if (!mhk__pair_check(ctx, student, teacher, stage)) return NAN;
-  mhk_stage_desc d = mhk__stage_defaults(desc, stage, student->config.d_model);
-  if (!mhk__stage_numbers(ctx, &d, stage) || !mhk__size3(ctx, B, T, 64)) return NAN;
+  mhk_stage_desc d = mhk__stage_defaults(desc->settings, stage, student->config.d_model);
+  if (!mhk__stage_numbers(ctx, &d, stage) || !mhk__size3(ctx, desc->B, desc->T, 64)) return NAN;
   if (stage != 3) mhk__stage_same(student, teacher, same);
-  if (layer_loss) memset(layer_loss, 0, (size_t)student->config.n_layer * sizeof(double));
-  if (relative && stage == 1)
-    memset(relative, 0, (size_t)student->config.n_layer * (size_t)student->config.ssm_heads * sizeof(double));
+  if (desc->layer_loss) memset(desc->layer_loss, 0, (size_t)student->config.n_layer * sizeof(double));
+  if (desc->relative && stage == 1)
+    memset(desc->relative, 0, (size_t)student->config.n_layer * (size_t)student->config.ssm_heads * sizeof(double));
   mhk__stage_run run = mhk__stage_run_of(t, student, teacher, stage, &d, same);
-  run.tokens = tokens;
-  run.doc = doc;
-  run.B = B;
-  run.T = T;
-  run.layer_loss = layer_loss;
-  run.relative = relative;
+  run.tokens = desc->tokens;
+  run.doc = desc->doc;
+  run.B = desc->B;
+  run.T = desc->T;
+  run.layer_loss = desc->layer_loss;
+  run.relative = desc->relative;
   return mhk__stage_loss(&run);
 }
 
@@ -20236,7 +20294,8 @@ static double mhk__update(mhk_trainer *tr, int stage, const int32_t *tokens, mhk
     if (!tokens) mhk__next_batch(tr);
     for (mhk_index j = 0; j < L; j++) tr->layer_now[j] = 0.0;
     for (mhk_index j = 0; j < cells; j++) tr->relative_now[j] = 0.0;
-    const mhk_precision before = mhk_set_precision(ctx, tr->desc.precision);
+    const mhk_precision before = ctx->precision;
+    ctx->precision = tr->desc.precision;
     const double value = mhk__stage_loss(&run);
     loss += value / (double)micro;
     if (!mhk__is_finite(value) && ctx->result == MHK_OK && !tr->why[0]) tr->teacher_broke = mhk__find_first(&run);
@@ -20823,10 +20882,7 @@ static int mhk__distill_check(mhk_context *ctx, const mhk_distill_desc *d) {
     return 0;
   }
   if (!mhk__number_fits(ctx, "distillation", "checkpoint_seconds", d->checkpoint_seconds, -DBL_MAX, DBL_MAX)) return 0;
-  if (d->precision != MHK_PRECISION_FULL && d->precision != MHK_PRECISION_BF16) {
-    mhk_fail(ctx, MHK_ERROR_ARGUMENT, "unknown precision %d: use 0 (full) or 1 (bfloat16)", (int)d->precision);
-    return 0;
-  }
+  if (!mhk__precision_fits(ctx, d->precision)) return 0;
   if (d->recipe != MHK_RECIPE_BEST && d->recipe != MHK_RECIPE_PAPER)
     return mhk__no(ctx, MHK_ERROR_ARGUMENT, "unknown recipe %d: use 0 (the best one known) or 1 (the paper's)",
                    (int)d->recipe);
@@ -21186,12 +21242,14 @@ static void mhk__evaluate_batch(mhk__evaluating *e, mhk_index w, mhk_index B) {
 }
 
 /* what makes an evaluation impossible, as an error */
-static mhk_result mhk__evaluate_check(const mhk_model *m, const mhk_model *teacher, const mhk_corpus *corpus,
-                                      mhk_index length, mhk_index windows, const mhk_evaluation *result) {
+static mhk_result mhk__evaluate_check(const mhk_model *m, const mhk_evaluate_desc *desc, const mhk_evaluation *result) {
   mhk_context *ctx = m->object.ctx;
-  if (!corpus || !result || length < 0 || windows < 0 || length == 1)
+  if (!desc || !desc->corpus || !result || desc->length < 0 || desc->windows < 0 || desc->length == 1)
     return mhk_fail(ctx, MHK_ERROR_ARGUMENT,
-                    "an evaluation needs a text, a place for the result, and windows of two tokens or more");
+                    "an evaluation needs a corpus, a place for the result, and windows of two tokens or more");
+  const mhk_model *teacher = desc->teacher;
+  const mhk_corpus *corpus = desc->corpus;
+  const mhk_index length = desc->length ? desc->length : MHK__WINDOW;
   if (teacher && teacher->config.vocab_size != m->config.vocab_size)
     return mhk_fail(ctx, MHK_ERROR_CONFIG,
                     "the model's vocabulary is %d, but the teacher's is %d: their predictions cannot be compared",
@@ -21201,31 +21259,30 @@ static mhk_result mhk__evaluate_check(const mhk_model *m, const mhk_model *teach
                     "the text has token %ld, but the model's vocabulary ends at %d: was it made with another "
                     "tokenizer?",
                     (long)corpus->largest, m->config.vocab_size - 1);
-  if (corpus->n < (length ? length : MHK__WINDOW))
+  if (corpus->n < length)
     return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "the text has %lld tokens, too few for one window of %lld",
-                    (long long)corpus->n, (long long)(length ? length : MHK__WINDOW));
+                    (long long)corpus->n, (long long)length);
   return MHK_OK;
 }
 
 /* Windows lie behind each other in the corpus. Those that make 2,048 tokens go together. */
-MHKDEF mhk_result mhk_evaluate(mhk_model *m, mhk_model *teacher, mhk_corpus *corpus, mhk_index length,
-                               mhk_index windows, mhk_progress_fn progress, void *user, mhk_evaluation *result) {
+MHKDEF mhk_result mhk_evaluate(mhk_model *m, const mhk_evaluate_desc *desc, mhk_evaluation *result) {
   mhk__evaluating e;
   mhk_index done = 0;
   int stop = 0;
   if (result) memset(result, 0, sizeof *result);
   if (!m) return MHK_ERROR_ARGUMENT;
   mhk_context *ctx = m->object.ctx;
-  if (ctx->result != MHK_OK || mhk__evaluate_check(m, teacher, corpus, length, windows, result) != MHK_OK)
+  if (ctx->result != MHK_OK || mhk__evaluate_check(m, desc, result) != MHK_OK)
     return ctx->result;
   const mhk__mark scratch = mhk__scratch_mark(ctx);
   e.ctx = ctx;
   e.m = m;
-  e.teacher = teacher;
-  e.corpus = corpus;
-  e.length = length ? length : MHK__WINDOW;
-  e.windows = corpus->n / e.length;
-  if (windows > 0 && windows < e.windows) e.windows = windows;
+  e.teacher = desc->teacher;
+  e.corpus = desc->corpus;
+  e.length = desc->length ? desc->length : MHK__WINDOW;
+  e.windows = e.corpus->n / e.length;
+  if (desc->windows > 0 && desc->windows < e.windows) e.windows = desc->windows;
   e.batch = mhk__min(mhk__max(2048 / e.length, 1), e.windows);
   e.means = (double *)mhk__scratch(ctx, 3 * e.windows, sizeof(double));
   e.rows = (double *)mhk__scratch(ctx, 3 * e.batch * e.length, sizeof(double));
@@ -21236,12 +21293,12 @@ MHKDEF mhk_result mhk_evaluate(mhk_model *m, mhk_model *teacher, mhk_corpus *cor
     const mhk_index B = mhk__min(e.batch, e.windows - done);
     mhk__evaluate_batch(&e, done, B);
     done += B;
-    if (progress && ctx->result == MHK_OK) stop = progress(user, done, e.windows);
+    if (desc->progress && ctx->result == MHK_OK) stop = desc->progress(desc->user, done, e.windows);
   }
   if (ctx->result == MHK_OK) {
     result->tokens = done * (e.length - 1);
     mhk__window_mean(e.means, done, &result->cross_entropy, &result->cross_entropy_error);
-    if (teacher) {
+    if (e.teacher) {
       mhk__window_mean(e.means + e.windows, done, &result->kl, &result->kl_error);
       mhk__window_mean(e.means + 2 * e.windows, done, &result->agreement, &result->agreement_error);
     }
@@ -22139,6 +22196,7 @@ MHKDEF mhk_context *mhk_create(const mhk_context_desc *desc) {
   ctx->isa = isa;
 #ifndef MOHAWK_NO_TRAINING
   mhk__context_bf16(ctx, d.bf16_unit, &block->kernels);
+  if (mhk__precision_fits(ctx, d.precision)) ctx->precision = d.precision;
 #endif
   return ctx;
 }
@@ -22175,14 +22233,18 @@ MHKDEF const char *mhk_bf16_name(const mhk_context *ctx) { return ctx ? mhk__bf1
           mhk_session_state_bytes, mhk_dtype_size to mhk_dtype_bytes.
           Merged: mhk_feed_many and mhk_feed_logits into mhk_feed_batch with an mhk_feed_desc;
           mhk_logits and mhk_logits_of into mhk_logits(s, sequence); mhk_session_reset and
-          mhk_session_reset_one into mhk_session_reset(s, sequence or MHK_ALL); mhk_backward_many
+          mhk_session_reset_one into mhk_session_reset(s, sequence or MHK_ALL); mhk_conv1d and
+          mhk_conv1d_split into mhk_conv1d with an mhk_conv1d_desc; mhk_backward_many
           into mhk_backward_from (several outputs: the sum of each times its cotangent).
           Changed: a zeroed mhk_sampling means what NULL means (temperature 0.8, top_p 0.95), greedy
           and exact have names, a negative temperature is refused. mhk_distill_desc.recipe; budgets
           that are all 0 are 0.5, 1 and 1.5 million tokens.
           Gone, since only sessions need them: mhk_kv_cache and the cache of mhk_attention, the
           state of mhk_conv1d and mhk_conv1d_split, the offset of mhk_rotary. Gone too:
-          mhk_tape_context (op->out->ctx has it).
+          mhk_tape_context (op->out->ctx has it); mhk_set_precision, which is
+          mhk_context_desc.precision now.
+          Descriptions in place of long lists: mhk_custom_desc, mhk_orientation_desc,
+          mhk_evaluate_desc, mhk_stage_loss_desc.
    0.2.0  Renamed: mhk_quantise, mhk_quantise_desc and mhk_quantised to mhk_quantize,
           mhk_quantize_desc and mhk_quantized. New: mhk_load_with, mhk_model_ends,
           mhk_model_set_ends, mhk_model_tokenizer_error, mhk_encode_prompt, mhk_tokenizer_start,

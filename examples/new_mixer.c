@@ -25,7 +25,16 @@ static void cap_backward(const mhk_op *op) { /* dy/dx = (1 + x^2)^(-3/2) */
 }
 
 static mhk_tensor *cap(mhk_tape *t, mhk_tensor *x) {
-  return x ? mhk_custom(t, 1, &x, x->rank, x->shape, cap_forward, cap_backward, NULL, 0) : NULL;
+  mhk_custom_desc d;
+  if (!x) return NULL;
+  memset(&d, 0, sizeof d);
+  d.inputs = 1;
+  d.in = &x;
+  d.rank = x->rank;
+  d.shape = x->shape;
+  d.forward = cap_forward;
+  d.backward = cap_backward;
+  return mhk_custom(t, &d);
 }
 
 /* B sequences of T tokens, H heads of P values, states of N */

@@ -127,8 +127,8 @@ END {
   for (s = 1; s <= count; s++) {
     line = statement[s]
     if (match(line, /typedef enum [a-z_0-9]+/)) enums[substr(line, RSTART + 13, RLENGTH - 13)] = 1
-    if (match(line, /typedef struct [a-z_0-9]+ \{/)) {
-      name = substr(line, RSTART + 15, RLENGTH - 17)
+    if (match(line, /struct [a-z_0-9]+ \{/)) {
+      name = substr(line, RSTART + 7, RLENGTH - 9)
       body = substr(line, RSTART + RLENGTH)
       sub(/\}[^}]*$/, "", body)
       fields[name] = body

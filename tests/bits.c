@@ -9,7 +9,21 @@
 #if MHK_VERSION_MINOR < 3 /* names and arguments of older headers */
 #define mhk_rotary(t, x, dim, theta, doc) mhk_rotary(t, x, dim, theta, doc, 0)
 #define mhk_attention(t, q, k, v, doc) mhk_attention(t, q, k, v, doc, NULL)
-#define mhk_conv1d(t, x, w, bias, silu, doc) mhk_conv1d(t, x, w, bias, silu, doc, NULL)
+#define mhk_conv1d(t, x, w, bias, d) mhk_conv1d(t, x, w, bias, (d)->silu, (d)->doc, NULL)
+#define mhk_matrix_orientation(t, d) \
+  mhk_matrix_orientation(t, (d)->log_a, (d)->Bm, (d)->Cm, (d)->D, (d)->q, (d)->k, (d)->doc, (d)->relative)
+#define mhk_evaluate(m, d, e) mhk_evaluate(m, (d)->teacher, (d)->corpus, (d)->length, (d)->windows, NULL, NULL, e)
+typedef struct mhk_conv1d_desc { const int32_t *doc; int silu; } mhk_conv1d_desc;
+typedef struct mhk_orientation_desc {
+  mhk_tensor *log_a, *Bm, *Cm, *D, *q, *k;
+  const int32_t *doc;
+  double *relative;
+} mhk_orientation_desc;
+typedef struct mhk_evaluate_desc {
+  mhk_model *teacher;
+  mhk_text *text;
+  mhk_index length, windows;
+} mhk_evaluate_desc;
 #define mhk_corpus mhk_text
 #define corpus text
 #define mhk_corpus_from_tokens mhk_text_from_tokens
@@ -172,8 +186,12 @@ static void mixers(mhk_index T, mhk_index H, mhk_index G, mhk_index P, mhk_index
   out("attention_matrix", size, mhk_attention_matrix(t, in4(B, T, H, P), in4(B, T, G, P), doc));
   for (int silu = 0; silu < 2; silu++) {
     const mhk_index w[3] = {H * P, 1, 4};
+    mhk_conv1d_desc conv;
+    memset(&conv, 0, sizeof conv);
+    conv.doc = doc;
+    conv.silu = silu;
     out(silu ? "conv1d_silu" : "conv1d", size,
-        mhk_conv1d(t, in3(B, T, H * P), between(-1, 1, 3, w), in1(H * P), silu, doc));
+        mhk_conv1d(t, in3(B, T, H * P), between(-1, 1, 3, w), in1(H * P), &conv));
   }
   for (int form = MHK_SSD_CHUNKED; form <= MHK_SSD_RECURRENT; form++) {
     d.form = (mhk_ssd_form)form;
@@ -187,7 +205,8 @@ static void mixers(mhk_index T, mhk_index H, mhk_index G, mhk_index P, mhk_index
     double relative[16] = {0};
     mhk_tensor *log_a = decays(B, T, H), *b = in4(B, T, G, N), *c = in4(B, T, G, N), *D = in1(H);
     mhk_tensor *q = mhk_detach(t, in4(B, T, H, P)), *k = mhk_detach(t, in4(B, T, G, P));
-    out("matrix_orientation", size, mhk_matrix_orientation(t, log_a, b, c, D, q, k, doc, relative));
+    const mhk_orientation_desc matrices = {log_a, b, c, D, q, k, doc, relative};
+    out("matrix_orientation", size, mhk_matrix_orientation(t, &matrices));
     say("matrix_orientation_relative", size, hash_of(hash_start(), relative, sizeof relative));
   }
   out("matrix_distance", size, mhk_matrix_distance(t, in4(B, H, T, T), in4(B, H, T, T)));
@@ -318,8 +337,14 @@ static void distillation(int hybrid) {
   say("student", hybrid ? "hybrid" : "pure", h);
   if (tr) {
     mhk_evaluation e;
+    mhk_evaluate_desc measured;
     memset(&e, 0, sizeof e);
-    mhk_evaluate(mhk_student(tr), teacher, d.corpus, 64, 8, NULL, NULL, &e);
+    memset(&measured, 0, sizeof measured);
+    measured.teacher = teacher;
+    measured.corpus = d.corpus;
+    measured.length = 64;
+    measured.windows = 8;
+    mhk_evaluate(mhk_student(tr), &measured, &e);
     say("evaluation", hybrid ? "hybrid" : "pure", hash_of(hash_start(), &e, sizeof e));
   }
   mhk_trainer_destroy(tr);
@@ -350,10 +375,15 @@ static void everything(mhk_isa isa, int bf16) {
   d.isa = isa;
   d.threads = 2;
   d.bf16_unit = MHK_BF16_PLAIN;
+#if MHK_VERSION_MINOR >= 3
+  d.precision = bf16 ? MHK_PRECISION_BF16 : MHK_PRECISION_FULL;
+#endif
   run.ctx = mhk_create(&d);
   if (!mhk_failed(run.ctx)) {
     run.precision = bf16 ? "bf16" : sizeof(mhk_real) == 8 ? "double" : "float";
+#if MHK_VERSION_MINOR < 3
     mhk_set_precision(run.ctx, bf16 ? MHK_PRECISION_BF16 : MHK_PRECISION_FULL);
+#endif
     run.tape = mhk_tape_create(run.ctx);
     ops();
     for (int kind = 0; kind < MODEL_KINDS; kind++) model_of_kind(kind);

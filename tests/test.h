@@ -342,7 +342,8 @@ static inline void test_environment(const char *name, const char *value) {
 /* A context on an instruction set with a unit for bfloat16, for tests that walk all of them,
    whatever MHK_ISA and MHK_BF16_UNIT say; NULL where this machine or build has not got it, which
    the program says at its end. */
-static inline mhk_context *test_machine(mhk_isa isa, mhk_bf16_unit unit, int threads) {
+static inline mhk_context *test_machine_rounding(mhk_isa isa, mhk_bf16_unit unit, int threads,
+                                                 mhk_precision precision) {
   static const char *const isas[] = {"", "scalar", "avx2", "avx512", "neon", "wasm"};
   static const char *const units[] = {"", "plain", "AVX512-BF16", "AMX"};
   static const char *const variables[] = {"MHK_ISA", "MHK_BF16_UNIT"};
@@ -359,6 +360,11 @@ static inline mhk_context *test_machine(mhk_isa isa, mhk_bf16_unit unit, int thr
   memset(&d, 0, sizeof d);
   d.isa = isa;
   d.bf16_unit = unit;
+#if MHK_VERSION_MINOR >= 3 /* tests/bits.c includes older headers */
+  d.precision = precision;
+#else
+  (void)precision;
+#endif
   d.threads = threads;
   ctx = mhk_create(&d);
   for (i = 0; i < 2; i++)
@@ -379,5 +385,8 @@ static inline mhk_context *test_machine(mhk_isa isa, mhk_bf16_unit unit, int thr
   CHECK_FAILS(ctx, MHK_ERROR_UNSUPPORTED, "is not available here");
   mhk_destroy(ctx);
   return NULL;
+}
+static inline mhk_context *test_machine(mhk_isa isa, mhk_bf16_unit unit, int threads) {
+  return test_machine_rounding(isa, unit, threads, MHK_PRECISION_FULL);
 }
 #endif

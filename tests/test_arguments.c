@@ -85,6 +85,8 @@ static int is_size(const char *owner, const char *name) {
                                       "mhk_file_write n",
                                       "mhk_file_write n_metadata",
                                       "field n_bias",
+                                      "field inputs",
+                                      "field user_bytes",
                                       "field n_stop_tokens",
                                       "field n_stop_strings",
                                       "field n_files",
@@ -151,7 +153,6 @@ ARG(uint64_t, uint64_t, INTEGERS) { return (uint64_t)integer(chosen(c, i), 0); }
 ARG(double, double, DOUBLES) { return number(chosen(c, i)); }
 ARG(mhk_dtype, mhk_dtype, 18) { return (mhk_dtype)(chosen(c, i) == 17 ? INT_MAX : chosen(c, i) - 1); }
 ARG(mhk_init, mhk_init, 6) { return (mhk_init)(chosen(c, i) == 5 ? INT_MIN : chosen(c, i)); }
-ARG(mhk_precision, mhk_precision, 4) { return (mhk_precision)(chosen(c, i) == 3 ? -1 : chosen(c, i)); }
 ARG(mhk_result, mhk_result, 5) { return (mhk_result)(chosen(c, i) == 4 ? 99 : -chosen(c, i)); }
 
 ARG(mhk_context_p, mhk_context *, 2) {
@@ -210,8 +211,6 @@ ARG(mhk_tensor_p, mhk_tensor *, TENSORS) {
                 {"mhk_embedding", "weight", 4},
                 {"mhk_ssd", "log_a", 5},
                 {"mhk_ssd", "D", 13},
-                {"matrix_orientation", "log_a", 5},
-                {"matrix_orientation", "D", 13},
                 {"mhk_backward", "loss", 2},
                 {"mhk_gate", "z_bias", 3}};
   size_t k;
@@ -230,7 +229,6 @@ ARG(mhk_tensor_pconst_p, mhk_tensor *const *, 4) {
                                   : w.tensor[2];
   return list;
 }
-ARG(mhk_tensor_p_p, mhk_tensor **, 2) { return chosen(c, i) ? NULL : output[0].tensor; }
 ARG(mhk_tape_mark, mhk_tape_mark, 3) {
   mhk_tape_mark m = mhk_tape_here(w.tape);
   if (chosen(c, i) == 1) memset(&m, 0, sizeof m);
@@ -328,11 +326,9 @@ static mhk_tensor *to_scalar(mhk_tape *t, void *user) {
 }
 static void do_nothing(const mhk_op *op) { (void)op; }
 typedef mhk_tensor *(*scalar_fn)(mhk_tape *t, void *user);
-typedef void (*op_fn)(const mhk_op *op);
 ARG(mhk_progress_fn, mhk_progress_fn, 2) { return chosen(c, i) ? NULL : stop_at_once; }
 ARG(mhk_block_fn, mhk_block_fn, 2) { return chosen(c, i) ? NULL : block; }
 ARG(function_mhk_tensor_p, scalar_fn, 2) { return chosen(c, i) ? NULL : to_scalar; }
-ARG(function_void, op_fn, 2) { return chosen(c, i) ? NULL : do_nothing; }
 
 BASE(mhk_context_desc) { memset(d, 0, sizeof *d); }
 BASE(mhk_config) {
@@ -394,6 +390,55 @@ BASE(mhk_speculation_desc) {
   d->draft = w.draft;
   d->tokens = 2;
 }
+BASE(mhk_custom_desc) {
+  static mhk_tensor *in[2];
+  static const mhk_index shape[8] = {2, 3, 1, 1, 1, 1, 1, 1};
+  in[0] = in[1] = w.tensor[4];
+  memset(d, 0, sizeof *d);
+  d->inputs = 2;
+  d->in = in;
+  d->rank = 2;
+  d->shape = shape;
+  d->forward = d->backward = do_nothing;
+  d->user = zeros;
+  d->user_bytes = 8;
+}
+BASE(mhk_conv1d_desc) {
+  static const mhk_index widths[8] = {2, 1, 1, 1, 1, 1, 1, 1};
+  memset(d, 0, sizeof *d);
+  d->parts = 2;
+  d->widths = widths;
+  d->out = output[0].tensor;
+  d->doc = documents;
+}
+BASE(mhk_orientation_desc) {
+  memset(d, 0, sizeof *d);
+  d->log_a = w.tensor[5];
+  d->Bm = d->Cm = w.tensor[0];
+  d->D = w.tensor[13];
+  d->q = d->k = w.tensor[0];
+  d->relative = output[0].d;
+}
+BASE(mhk_evaluate_desc) {
+  memset(d, 0, sizeof *d);
+  d->teacher = w.teacher;
+  d->corpus = w.text;
+  d->length = 8;
+  d->windows = 3;
+  d->progress = stop_at_once;
+}
+BASE(mhk_stage_loss_desc) {
+  static const mhk_stage_desc settings = {0};
+  memset(d, 0, sizeof *d);
+  d->student = w.model;
+  d->teacher = w.teacher;
+  d->stage = 2;
+  d->tokens = zeros;
+  d->B = d->T = 3;
+  d->settings = &settings;
+  d->layer_loss = output[0].d;
+  d->relative = output[1].d;
+}
 BASE(mhk_corpus_desc) {
   static const char *const files[8] = {"tests/test.h", "nowhere", NULL, "", NULL, NULL, NULL, NULL};
   static const int repeat[8] = {1, INT_MAX, -1, 0, 0, 0, 0, 0};
@@ -403,10 +448,6 @@ BASE(mhk_corpus_desc) {
   d->n_files = 1;
   d->repeat = repeat;
   d->max_document_of = most;
-}
-BASE(mhk_stage_desc) {
-  memset(d, 0, sizeof *d);
-  d->tokens = 64;
 }
 BASE(mhk_distill_desc) {
   memset(d, 0, sizeof *d);

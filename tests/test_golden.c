@@ -695,7 +695,8 @@ static void stages(const char *name) {
     if (!mhk_file_find(g.file, label)) continue;
     mhk_tape_reset(g.tape);
     zero_grads(student);
-    loss = mhk_stage_loss(g.tape, student, teacher, stage, tokens, B, T, NULL, &desc, layers, NULL);
+    const mhk_stage_loss_desc asked = {student, teacher, stage, tokens, B, T, NULL, &desc, layers, NULL};
+    loss = mhk_stage_loss(g.tape, &asked);
     group(&g, kinds[k], TOLERANCE);
     CHECK_OK(g.ctx);
     compare_scalar(&g, label, loss, TOLERANCE);

@@ -110,8 +110,12 @@ static int evaluation(mhk_context *ctx) {
   mhk_evaluation e;
   int32_t tokens[100];
   model_tokens(tokens, 100, 31, 5);
-  return mhk_evaluate(mhk_load(ctx, test_path("m4")), mhk_load(ctx, test_path("m0")),
-                      mhk_corpus_from_tokens(ctx, tokens, 100, -1), 20, 0, NULL, NULL, &e) == MHK_OK;
+  mhk_evaluate_desc d;
+  memset(&d, 0, sizeof d);
+  d.teacher = mhk_load(ctx, test_path("m0"));
+  d.corpus = mhk_corpus_from_tokens(ctx, tokens, 100, -1);
+  d.length = 20;
+  return mhk_evaluate(mhk_load(ctx, test_path("m4")), &d, &e) == MHK_OK;
 }
 static int sampled_text(mhk_context *ctx) {
   return mhk_corpus_sample(mhk_load(ctx, test_path("m2")), 40, 3, NULL, NULL) != NULL;

@@ -125,15 +125,23 @@ BUILD(b_gate, mhk_gate(t, c->in[0], c->in[1], c->in[2]))
 BUILD(b_rotary, mhk_rotary(t, c->in[0], 4, 100, c->doc))
 BUILD(b_attention, mhk_attention(t, c->in[0], c->in[1], c->in[2], c->doc))
 BUILD(b_attention_matrix, mhk_attention_matrix(t, c->in[0], c->in[1], c->doc))
-BUILD(b_conv, mhk_conv1d(t, c->in[0], c->in[1], c->in[2], c->flag, c->doc))
+static mhk_tensor *conv(mhk_tape *t, mhk_tensor *x, mhk_tensor *w, mhk_tensor *b, int silu, const int32_t *doc) {
+  const mhk_conv1d_desc d = {doc, silu, 0, NULL, NULL};
+  return mhk_conv1d(t, x, w, b, &d);
+}
+BUILD(b_conv, conv(t, c->in[0], c->in[1], c->in[2], c->flag, c->doc))
 BUILD(b_cross_entropy, mhk_cross_entropy(t, c->in[0], c->ids))
 BUILD(b_cross_entropy_soft, mhk_cross_entropy_soft(t, c->in[0], c->in[1], c->number))
 BUILD(b_kl, mhk_kl(t, c->in[0], c->in[1]))
 BUILD(b_hidden, mhk_hidden_distance(t, c->in[0], c->in[1]))
 BUILD(b_matrix_distance, mhk_matrix_distance(t, c->in[0], c->in[1]))
 BUILD(b_ssd_matrix, mhk_ssd_matrix(t, c->in[0], c->in[1], c->in[2], c->in[3], c->doc))
-BUILD(b_orientation,
-      mhk_matrix_orientation(t, c->in[0], c->in[1], c->in[2], c->in[3], c->in[4], c->in[5], c->doc, NULL))
+/* in: log_a, B, C, D, q, k */
+static mhk_tensor *orientation(mhk_tape *t, mhk_tensor *const *in, const int32_t *doc, double *relative) {
+  const mhk_orientation_desc d = {in[0], in[1], in[2], in[3], in[4], in[5], doc, relative};
+  return mhk_matrix_orientation(t, &d);
+}
+BUILD(b_orientation, orientation(t, c->in, c->doc, NULL))
 BUILD(b_reshape, mhk_square(t, mhk_reshape(t, c->in[0], 1, &c->in[0]->count)))
 BUILD(b_rows, mhk_square(t, mhk_rows(t, c->in[0], 1, 2)))
 
@@ -142,7 +150,8 @@ static mhk_tensor *b_conv_split(mhk_tape *t, op_case *c) {
   mhk_tensor *out[3];
   int i;
   mhk_tensor *sum = NULL;
-  if (mhk_conv1d_split(t, c->in[0], c->in[1], c->in[2], c->flag, c->doc, 3, widths, out) != MHK_OK) return NULL;
+  const mhk_conv1d_desc d = {c->doc, c->flag, 3, widths, out};
+  if (!mhk_conv1d(t, c->in[0], c->in[1], c->in[2], &d)) return NULL;
   for (i = 0; i < 3; i++) {
     mhk_tensor *s = weighted_sum(t, out[i], (uint64_t)(50 + i));
     sum = sum ? mhk_add(t, sum, s) : s;
@@ -261,7 +270,7 @@ TEST(gradients_mixers) {
     c = op(b_conv, P3(2, 9, 7, 1), P3(7, 1, 2, 2), NULL, NULL), c.doc = doc,
     check_gradients("conv1d of width 2 without bias", &c);
     c = op(b_conv_split, P3(2, 9, 7, 1), P3(7, 1, 4, 2), P1(7, 3), NULL), c.doc = doc, c.flag = packed,
-    check_gradients("conv1d_split", &c);
+    check_gradients("conv1d in parts", &c);
     for (form = 0; form < 3; form++)
       for (chunk = 0; chunk <= 4; chunk += 4) {
         char name[80];
@@ -886,14 +895,15 @@ TEST(values_conv1d) {
         mhk_index c, j, i;
         int wrong = 0;
         want = plain_conv(x, w, b, variant >> 2, doc);
-        y = mhk_conv1d(tape, x, w, b, variant >> 2, doc);
+        const mhk_conv1d_desc split = {doc, variant >> 2, 3, widths, parts};
+        y = conv(tape, x, w, b, variant >> 2, doc);
         CHECK_CLOSE_TO_DOUBLE("conv1d", mhk_data(y), want, B * T * C, CLOSE);
-        mhk_conv1d_split(tape, x, w, b, variant >> 2, doc, 3, widths, parts);
+        CHECK(mhk_conv1d(tape, x, w, b, &split) == parts[0], "the first part is not what is returned");
         for (j = 0, c = 0, wrong = 0; j < 3 && y; c += widths[j++])
           for (i = 0; i < B * T; i++)
             wrong += memcmp(mhk_data(parts[j]) + i * widths[j], mhk_data(y) + i * C + c,
                             sizeof(mhk_real) * (size_t)widths[j]) != 0;
-        CHECK(!wrong, "conv1d_split differs from conv1d in %d places", wrong);
+        CHECK(!wrong, "the parts of conv1d differ from the whole in %d places", wrong);
         mhk_tape_reset(tape);
         free(want), free(doc);
       }
@@ -1071,7 +1081,7 @@ TEST(matrix_orientation_is_fused) {
     for (variant = 0; variant < 4; variant++) {
       const mhk_index B = 2, T = lengths[s], H = 4, G = variant & 1 ? 2 : 4, N = 7, K = variant & 1 ? 2 : 4, P = 9;
       int32_t *doc = variant & 2 ? random_documents(B, T, s) : NULL;
-      mhk_tensor *in[4], *q = P4(B, T, H, P, 7), *k = P4(B, T, K, P, 8), *loss, *student, *teacher;
+      mhk_tensor *in[6], *q = P4(B, T, H, P, 7), *k = P4(B, T, K, P, 8), *loss, *student, *teacher;
       mhk_real *grads[4];
       double value, relative[4], plain_relative[4] = {0, 0, 0, 0};
       mhk_index b, h, j;
@@ -1079,7 +1089,8 @@ TEST(matrix_orientation_is_fused) {
       in[0] = parameter5(3, B, T, H, 1, -1, -0.001, 2), in[1] = P4(B, T, G, N, 3), in[2] = P4(B, T, G, N, 4),
       in[3] = variant == 1 ? NULL : P1(H, 5);
       frozen(q), frozen(k);
-      loss = mhk_matrix_orientation(tape, in[0], in[1], in[2], in[3], q, k, doc, relative);
+      in[4] = q, in[5] = k;
+      loss = orientation(tape, in, doc, relative);
       value = mhk_value(loss);
       mhk_backward(tape, loss);
       for (i = 0; i < 4; i++) {
@@ -1145,7 +1156,9 @@ static mhk_tensor *cube(mhk_tape *t, mhk_tensor *a, mhk_tensor *b) {
   cube_user u; /* on the stack: copied */
   u.factor = 1.5;
   in[0] = a, in[1] = b;
-  return a ? mhk_custom(t, 2, in, a->rank, a->shape, cube_forward, cube_backward, &u, sizeof u) : NULL;
+  if (!a) return NULL;
+  const mhk_custom_desc d = {2, in, a->rank, a->shape, cube_forward, cube_backward, &u, sizeof u};
+  return mhk_custom(t, &d);
 }
 BUILD(b_cube, cube(t, c->in[0], c->in[1]))
 
@@ -1191,13 +1204,17 @@ static void wrong_backward(const mhk_op *o) {
 static void copy_forward(const mhk_op *o) {
   memcpy(o->out->data, o->in[0]->data, sizeof(mhk_real) * (size_t)o->out->count);
 }
-BUILD(b_wrong, mhk_custom(t, 1, c->in, 1, c->in[0]->shape, copy_forward, wrong_backward, NULL, 0))
+static mhk_tensor *copy_op(mhk_tape *t, mhk_tensor *const *in, void (*backward)(const mhk_op *op)) {
+  const mhk_custom_desc d = {1, in, 1, in[0]->shape, copy_forward, backward, NULL, 0};
+  return mhk_custom(t, &d);
+}
+BUILD(b_wrong, copy_op(t, c->in, wrong_backward))
 static void writing_backward(const mhk_op *o) { /* right, but for = in place of += */
   mhk_index i;
   if (mhk_wants_grad(o->tape, o->in[0]))
     for (i = 0; i < o->out->count; i++) o->in[0]->grad[i] = o->out->grad[i];
 }
-BUILD(b_writes, mhk_custom(t, 1, c->in, 1, c->in[0]->shape, copy_forward, writing_backward, NULL, 0))
+BUILD(b_writes, copy_op(t, c->in, writing_backward))
 TEST(checker_finds_the_element) {
   op_case c;
   mhk_gradient_report r;
@@ -1578,7 +1595,7 @@ TEST(mixers_are_their_matrices) { /* a mixer's output from its matrix and public
       else {
         mhk_tensor *p = mhk_linear(tape, u, layer_tensor(m, l, "in_proj.weight"), layer_tensor(m, l, "in_proj.bias"));
         z = mhk_columns(tape, p, mamba2 ? 0 : E + 2 * GN, E);
-        x = mhk_conv1d(tape, mhk_columns(tape, p, mamba2 ? E : 0, E + 2 * GN), layer_tensor(m, l, "conv1d.weight"),
+        x = conv(tape, mhk_columns(tape, p, mamba2 ? E : 0, E + 2 * GN), layer_tensor(m, l, "conv1d.weight"),
                        layer_tensor(m, l, "conv1d.bias"), c->conv_silu, NULL);
         x = mhk_columns(tape, x, 0, E);
       }
@@ -1692,10 +1709,11 @@ static void check_resets(mhk_index T) {
     CHECK_CLOSE("chunked, gradient", grads[0][i], grads[2][i], in[i]->count, CLOSE_GRAD);
     CHECK_CLOSE("recurrent, gradient", grads[1][i], grads[2][i], in[i]->count, CLOSE_GRAD);
   }
+  mhk_tensor *const both[6] = {in[1], in[2], in[3], in[4], q, k};
   for (form = 0; form < 2; form++) {
     loss[form] = form ? mhk_matrix_distance(tape, mhk_ssd_matrix(tape, in[1], in[2], in[3], in[4], NULL),
                                             mhk_attention_matrix(tape, q, k, NULL))
-                      : mhk_matrix_orientation(tape, in[1], in[2], in[3], in[4], q, k, NULL, NULL);
+                      : orientation(tape, both, NULL, NULL);
     mhk_backward(tape, loss[form]);
     for (i = 1; i < 5; i++) {
       memcpy(grads[form][i], in[i]->grad, sizeof ***grads * (size_t)in[i]->count);

@@ -549,6 +549,7 @@ TEST(predictions) {
   mhk_model *tiny = mhk_load(ctx, "examples/tiny");
   mhk_corpus_desc td;
   mhk_corpus *text;
+  mhk_evaluate_desc measured;
   int type, which;
   memset(&td, 0, sizeof td);
   td.n_files = 1;
@@ -565,8 +566,11 @@ TEST(predictions) {
       memset(&d, 0, sizeof d);
       d.type = (mhk_dtype)type;
       q = mhk_quantize(m, &d);
-      mhk_evaluate(m, NULL, text, 128, 8, NULL, NULL, &before);
-      mhk_evaluate(q, m, text, 128, 8, NULL, NULL, &after);
+      memset(&measured, 0, sizeof measured);
+      measured.corpus = text, measured.length = 128, measured.windows = 8;
+      mhk_evaluate(m, &measured, &before);
+      measured.teacher = m;
+      mhk_evaluate(q, &measured, &after);
       REQUIRE_OK(ctx);
       CHECK(fabs(after.cross_entropy - before.cross_entropy) < ce[type - MHK_Q8] && after.kl < kl[type - MHK_Q8] &&
                 after.kl > 0,

@@ -309,6 +309,73 @@ TEST(feeding_in_parts) {
   }
 }
 
+/* the first logits of a session of this description, fed and sampled as described */
+static void first_logits(mhk_model *m, const mhk_session_desc *d, const mhk_sampling *how, mhk_real *logits) {
+  static const int32_t tokens[3] = {3, 4, 5};
+  mhk_session *s = mhk_session_create(m, d);
+  mhk_feed(s, tokens, 3);
+  mhk_sample(s, how);
+  CHECK(mhk_session_bytes(m, d) == mhk_session_bytes(m, NULL), "the sizes of sessions");
+  if (mhk_logits(s, 0)) memcpy(logits, mhk_logits(s, 0), sizeof *logits * 31);
+  mhk_session_destroy(s);
+}
+
+/* every description that may be NULL means the same all zero */
+TEST(zeroed_descriptions_are_null) {
+  static const struct {
+    mhk_context_desc context;
+    mhk_session_desc session;
+    mhk_sampling sampling;
+    mhk_student_desc student;
+    mhk_quantize_desc quantize;
+    mhk_load_desc load;
+    mhk_forward_desc forward;
+    mhk_ssd_desc ssd;
+    mhk_conv1d_desc conv;
+    mhk_distill_desc distill;
+  } zero;
+  static const mhk_index x4[] = {1, 5, 2, 4}, x3[] = {1, 5, 2}, w[] = {2, 1, 3};
+  static mhk_real all[31 * 8];
+  const int32_t tokens[8] = {1, 2, 3, 4, 5, 6, 7, 8};
+  mhk_context *ctx = mhk_create(NULL), *other = mhk_create(&zero.context);
+  mhk_model *teacher = model_new(ctx, PHI, 5), *m[2];
+  mhk_tape *t = mhk_tape_create(ctx);
+  mhk_distill_desc d[2];
+  mhk_real logits[2][31] = {{0}, {1}};
+  int i;
+  CHECK(mhk_threads(ctx) == mhk_threads(other) && !strcmp(mhk_isa_name(ctx), mhk_isa_name(other)), "contexts");
+  first_logits(teacher, NULL, NULL, logits[0]);
+  first_logits(teacher, &zero.session, &zero.sampling, logits[1]);
+  CHECK_SAME("sessions and sampling", logits[0], logits[1], 31);
+  mhk_tape_record(t, 0);
+  for (i = 0; i < 4; i++) {
+    m[0] = i == 0 ? mhk_student_create(ctx, teacher, NULL) : i == 1 ? mhk_quantize(model_new(ctx, PHI_MAMBA, 5), NULL)
+         : i == 2 ? mhk_load_with(ctx, "examples/tiny", NULL) : teacher;
+    m[1] = i == 0 ? mhk_student_create(ctx, teacher, &zero.student)
+         : i == 1 ? mhk_quantize(model_new(ctx, PHI_MAMBA, 5), &zero.quantize)
+         : i == 2 ? mhk_load_with(ctx, "examples/tiny", &zero.load) : teacher;
+    mhk_tensor *a = mhk_forward(t, m[0], tokens, 1, 8, NULL), *b = mhk_forward(t, m[1], tokens, 1, 8, &zero.forward);
+    REQUIRE(a && b && a->count == b->count, "forward %d: %s", i, mhk_message(ctx));
+    CHECK(!memcmp(mhk_data(a), mhk_data(b), mhk_tensor_bytes(a)), "students, quantization, loading or forward: %d", i);
+  }
+  test_fill(all, 31 * 8, -1, -0.1, 3);
+  {
+    mhk_tensor *x = mhk_tensor_new(t, 4, x4, all), *log_a = mhk_tensor_new(t, 3, x3, all),
+               *taps = mhk_tensor_new(t, 3, w, all);
+    CHECK_SAME("ssd", mhk_data(mhk_ssd(t, x, log_a, x, x, NULL)), mhk_data(mhk_ssd(t, x, log_a, x, x, &zero.ssd)), 40);
+    CHECK_SAME("conv1d", mhk_data(mhk_conv1d(t, log_a, taps, NULL, NULL)),
+               mhk_data(mhk_conv1d(t, log_a, taps, NULL, &zero.conv)), 10);
+  }
+  d[0] = mhk_distill_defaults(NULL);
+  d[1] = mhk_distill_defaults(&zero.distill);
+  CHECK(d[0].batch == d[1].batch && d[0].stages[2].tokens == d[1].stages[2].tokens &&
+            d[0].stages[0].lr == d[1].stages[0].lr && d[0].student_desc.init == d[1].student_desc.init,
+        "the defaults of a distillation");
+  CHECK_OK(ctx);
+  mhk_destroy(ctx);
+  mhk_destroy(other);
+}
+
 TEST(a_full_cache_is_an_error) {
   mhk_context *ctx = mhk_create(NULL);
   mhk_session_desc d;
@@ -523,6 +590,7 @@ int main(int argc, char **argv) {
   RUN(models);
   if (folder) return test_end();
   RUN(feeding_in_parts);
+  RUN(zeroed_descriptions_are_null);
   RUN(a_full_cache_is_an_error);
   RUN(sampling_properties);
   RUN(sampling_frequencies);

@@ -345,8 +345,9 @@ run_result run_distill(mhk_context *ctx, const run *r, mhk_trainer **trainer) {
 int run_evaluate(mhk_context *ctx, mhk_model *m, mhk_model *teacher, mhk_corpus *text, mhk_index length,
                  mhk_index windows, const char *title, mhk_evaluation *result) {
   cli_task task;
+  const mhk_evaluate_desc desc = {teacher, text, length, windows, cli_task_report, &task};
   cli_task_start(&task, "measuring", title, (double)length);
-  if (mhk_evaluate(m, teacher, text, length, windows, cli_task_report, &task, result) != MHK_OK)
+  if (mhk_evaluate(m, &desc, result) != MHK_OK)
     return cli_context_error(ctx);
   cli_progress_clear();
   return cli_stopped() ? CLI_FAILED : CLI_GO;

@@ -166,9 +166,15 @@ EXPORT const double *web_progress(mhk_trainer *t) {
 /* cross-entropy, KL to the teacher, share of the same next token */
 EXPORT const double *web_evaluate(mhk_model *m, mhk_model *teacher, mhk_corpus *text, int length, int windows) {
   static double out[3];
+  mhk_evaluate_desc d;
   mhk_evaluation e;
+  memset(&d, 0, sizeof d);
   memset(&e, 0, sizeof e);
-  mhk_evaluate(m, teacher, text, length, windows, NULL, NULL, &e);
+  d.teacher = teacher;
+  d.corpus = text;
+  d.length = length;
+  d.windows = windows;
+  mhk_evaluate(m, &d, &e);
   out[0] = e.cross_entropy;
   out[1] = e.kl;
   out[2] = e.agreement;

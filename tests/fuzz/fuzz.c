@@ -519,7 +519,10 @@ static void use_teacher(mhk_context *ctx, mhk_model *m, const int32_t *tokens) {
   tr = mhk_distill(ctx, &d);
   while (mhk_train_step(tr)) mhk_progress(tr);
   fine(ctx);
-  mhk_evaluate(m, d.student, d.corpus, 6, 2, NULL, NULL, &result);
+  {
+    const mhk_evaluate_desc measured = {d.student, d.corpus, 6, 2, NULL, NULL};
+    mhk_evaluate(m, &measured, &result);
+  }
   fine(ctx);
   mhk_trainer_destroy(tr);
   mhk_model_destroy(d.student);

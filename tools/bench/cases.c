@@ -541,11 +541,11 @@ bench_work *bench_open(const bench_case *c, int threads, mhk_isa isa) {
   memset(&desc, 0, sizeof desc);
   desc.threads = threads;
   desc.isa = isa;
+  desc.precision = c->narrow ? MHK_PRECISION_BF16 : MHK_PRECISION_FULL;
   draw_state = 1;
   w->c = *c;
   w->isa = isa;
   w->ctx = mhk_create(&desc);
-  mhk_set_precision(w->ctx, c->narrow ? MHK_PRECISION_BF16 : MHK_PRECISION_FULL);
   w->tape = mhk_tape_create(w->ctx);
   if (!prepare(w) || mhk_failed(w->ctx)) {
     if (mhk_failed(w->ctx)) {
@@ -750,7 +750,8 @@ double bench_run(bench_work *w) {
     case BENCH_STEP: seconds = run_step(w); break;
     case BENCH_STAGE1:
       start = cli_clock();
-      mhk_stage_loss(w->tape, w->student, w->teacher, 1, w->tokens, 1, w->c.m, NULL, NULL, NULL, NULL);
+      mhk_stage_loss(w->tape, &(mhk_stage_loss_desc){w->student, w->teacher, 1, w->tokens, 1, w->c.m, NULL, NULL, NULL,
+                                                     NULL});
       seconds = cli_clock() - start;
       break;
     case BENCH_DISTILL: seconds = run_distill(w); break;
