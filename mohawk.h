@@ -3139,7 +3139,7 @@ static mhk_real mhk__element(const void *data, mhk_dtype dtype, mhk_index i) {
 }
 
 /* Quantized matrices, see mhk_quantized. */
-#define MHK__Q_ROWS 16 /* rows a block */
+enum { MHK__Q_ROWS = 16 }; /* rows a block */
 static int mhk__is_quantized(mhk_dtype dtype) { return dtype == MHK_Q8 || dtype == MHK_Q4; }
 static mhk_index mhk__q_blocks(mhk_index rows) { return (rows + MHK__Q_ROWS - 1) / MHK__Q_ROWS; }
 static mhk_index mhk__q_block_bytes(mhk_dtype dtype, mhk_index k) {
@@ -3182,84 +3182,18 @@ static mhk__matrix mhk__mat(const void *data, mhk_dtype dtype, mhk_index row, mh
   return m;
 }
 
-/* y (M,N) = x (M,K) w^T for rows n0.. of a quantized matrix w, of up to q_rows (see the kernels)
-   rows of x. Each group of x is brought to 16-bit integers, so that its dot product with the
-   integers of w is exact; the groups' products are summed in float32 in their order. The integers
-   are off by at most 2^-16 of the group's largest number. */
-typedef struct mhk__q_args {
-  mhk_index M, N, K;
-  const mhk_quantized *q;
-  mhk_dtype dtype;
-  mhk_index n0;
-  const mhk_real *x;       /* (M,K) */
-  /* (M,K), each four in the order 0 2 1 3: the lanes a vector of bytes falls into when its 16-bit
-     words are shifted. Of kernels that multiply bytes: of 32 integers 256 h + l first the signed
-     bytes l, then h */
-  int16_t *digits;
-  float *scale;            /* (M,K/group) */
-  /* (M,K/group): what the 8 in the halves of MHK_Q4 adds, negated; of kernels that multiply bytes
-     for MHK_Q8 what 128 adds */
-  int32_t *offset;
-  mhk_real *y;
-  mhk_index ldy;
-} mhk__q_args;
-
-/* Bytes of weights to ask for ahead. Left to the processor, one row of MHK_Q8 on Zen 4 reads 22 to
-   36 GB/s, by where in the program the loop happens to lie; so it is 33. */
-#define MHK__Q_AHEAD 4096
-#define MHK__Q_SLAB 131072 /* bytes of x as integers that pass over the blocks of a task together */
-/* largest integer of x: times 16 words of 15 * 256 it stays below 2^31, and it is two signed
-   bytes */
-#define MHK__Q_LIMIT 32512
-#define MHK__Q_TINY 1e-30f /* groups of x that are smaller count as zero */
-
-/* What happens to a product before it is stored, in this order. */
-typedef struct mhk__epilogue {
-  int accumulate;           /* c += product instead of c = product */
-  const mhk_real *bias;     /* (N), added to each row */
-  const mhk_real *residual; /* same layout as c, added */
-  mhk_real *before;         /* same layout as c: receives the value before gelu */
-  int gelu;
-} mhk__epilogue;
-
-/* Which part of a product is wanted or not zero: everything; c on and below, or on and above its
-   diagonal; a lower or upper triangular. Whole register tiles are left out, what they would have
-   held is not touched. */
-enum { mhk__whole, mhk__lower_c, mhk__upper_c, mhk__lower_a, mhk__upper_a };
-
-/* Rows that are wanted soon, to be asked for while there is something else to do. Rows of one head
-   lie pages apart, where no hardware looks ahead. */
-typedef struct mhk__ahead {
-  struct { const mhk_real *at; mhk_index ld, w, rows; } part[8];
-  int parts, now;
-} mhk__ahead;
-
-static void mhk__look_ahead(mhk__ahead *a, const mhk_real *at, mhk_index ld, mhk_index w, mhk_index rows) {
-  if (!at || rows < 1) return;
-  a->part[a->parts].at = at;
-  a->part[a->parts].ld = ld;
-  a->part[a->parts].w = w;
-  a->part[a->parts].rows = rows;
-  a->parts++;
+/* A matrix as it lies in memory: element (i,k) at[i * row + k * col] */
+typedef struct mhk__operand { const mhk_real *at; mhk_index row, col; } mhk__operand;
+static mhk__operand mhk__strided(const mhk_real *at, mhk_index row, mhk_index col) {
+  mhk__operand o;
+  o.at = at;
+  o.row = row;
+  o.col = col;
+  return o;
 }
-
-/* A product of operands as they lie in work memory: c = f (c0 + a1 b1) + a2 b2, row i of it by f[i
-   * fs]. Element (i,k) of a left operand is at a[i * row + k * col]: its numbers are broadcast one
-   by one, so that it may lie either way; only the right ones must lie row by row. Nothing is packed
-   for one use alone, and edges need no code of their own: rows of b and c are padded to MHK__LD
-   numbers, and what is read beyond a's rows only reaches rows of c beyond its own. */
-typedef struct mhk__block {
-  const mhk_real *a1, *b1, *a2, *b2; /* a1 NULL: that product is absent */
-  mhk_index k1, row1, col1, k2, row2, col2, ldb;
-  const mhk_real *c0;                /* same layout as c, may be c; NULL: zeros */
-  const mhk_real *f;                 /* NULL: ones */
-  mhk_index fs;
-  mhk_real *c;
-  mhk_index ldc;
-  mhk__ahead *ahead;                 /* or NULL */
-} mhk__block;
-#define MHK__LD(n) (((n) + 15) / 16 * 16) /* numbers in a padded row: whole vectors of every instruction set */
-#define MHK__OVER 8                       /* rows that a tile may reach beyond the last one */
+/* in rows ld apart; and the transpose of such a matrix, which is in columns then */
+static mhk__operand mhk__in_rows(const mhk_real *at, mhk_index ld) { return mhk__strided(at, ld, 1); }
+static mhk__operand mhk__in_columns(const mhk_real *at, mhk_index ld) { return mhk__strided(at, 1, ld); }
 
 /* Products of bfloat16 numbers: packed numbers take size bytes each, k counts in steps of kr
    (padded with zeros), tiles are mr x nr. pack_a takes rows x k numbers as ks->pack does, pack_b
@@ -3273,6 +3207,8 @@ typedef struct mhk__narrow {
 } mhk__narrow;
 
 /* what the kernels of the chapters below are called with */
+typedef struct mhk__epilogue mhk__epilogue;
+typedef struct mhk__q_args mhk__q_args;
 typedef struct mhk__attention_args mhk__attention_args;
 typedef struct mhk__ssd_args mhk__ssd_args;
 typedef struct mhk__orientation_args mhk__orientation_args;
@@ -3290,8 +3226,8 @@ typedef struct mhk__stream_args mhk__stream_args;
   K(void, product, (mhk_index m, mhk_index n, mhk_index k, const mhk_real *a, const mhk_real *b, mhk_real *c, \
     mhk_index ldc, int accumulate), product) \
   /* the same of operands as they lie, where they divide into whole tiles; 0: they do not, nothing was done */ \
-  K(int, product_plain, (mhk_index m, mhk_index n, mhk_index k, const mhk_real *a, mhk_index row, mhk_index col, \
-    const mhk_real *b, mhk_index ldb, mhk_real *c, mhk_index ldc, int accumulate), product) \
+  K(int, product_plain, (mhk_index m, mhk_index n, mhk_index k, mhk__operand a, mhk__operand b, mhk_real *c, \
+    mhk_index ldc, int accumulate), product) \
   K(void, epilogue, (mhk_index m, mhk_index n, mhk_real *c, mhk_index ldc, mhk_index offset, \
     const mhk__epilogue *e, mhk_index column), gelu) \
   /* y (m,n) = x (m,k) w(n,k)^T for few rows: streams w once; work holds (m + 1) k numbers */ \
@@ -3842,6 +3778,123 @@ static inline double mhk__ref_dequantized(const mhk_quantized *q, mhk_dtype dtyp
 #endif /* reference */
 
 #if defined(MOHAWK_IMPLEMENTATION) && !defined(MHK__PASS)
+/* ---- arguments */
+
+/* y (M,N) = x (M,K) w^T for rows n0.. of a quantized matrix w, of up to q_rows (see the kernels)
+   rows of x. Each group of x is brought to 16-bit integers, so that its dot product with the
+   integers of w is exact; the groups' products are summed in float32 in their order. The integers
+   are off by at most 2^-16 of the group's largest number. */
+struct mhk__q_args {
+  mhk_index M, N, K;
+  const mhk_quantized *q;
+  mhk_dtype dtype;
+  mhk_index n0;
+  const mhk_real *x;       /* (M,K) */
+  /* (M,K), each four in the order 0 2 1 3: the lanes a vector of bytes falls into when its 16-bit
+     words are shifted. Of kernels that multiply bytes: of 32 integers 256 h + l first the signed
+     bytes l, then h */
+  int16_t *digits;
+  float *scale;            /* (M,K/group) */
+  /* (M,K/group): what the 8 in the halves of MHK_Q4 adds, negated; of kernels that multiply bytes
+     for MHK_Q8 what 128 adds */
+  int32_t *offset;
+  mhk_real *y;
+  mhk_index ldy;
+};
+
+/* Bytes of weights to ask for ahead. Left to the processor, one row of MHK_Q8 on Zen 4 reads 22 to
+   36 GB/s, by where in the program the loop happens to lie; so it is 33. */
+enum { MHK__Q_AHEAD = 4096 };
+enum { MHK__Q_SLAB = 131072 }; /* bytes of x as integers that pass over the blocks of a task together */
+/* largest integer of x: times 16 words of 15 * 256 it stays below 2^31, and it is two signed
+   bytes */
+enum { MHK__Q_LIMIT = 32512 };
+#define MHK__Q_TINY 1e-30f /* groups of x that are smaller count as zero */
+
+/* What happens to a product before it is stored, in this order. */
+struct mhk__epilogue {
+  int accumulate;           /* c += product instead of c = product */
+  const mhk_real *bias;     /* (N), added to each row */
+  const mhk_real *residual; /* same layout as c, added */
+  mhk_real *before;         /* same layout as c: receives the value before gelu */
+  int gelu;
+};
+
+/* Which part of a product is wanted or not zero: everything; c on and below, or on and above its
+   diagonal; a lower or upper triangular. Whole register tiles are left out, what they would have
+   held is not touched. */
+enum { mhk__whole, mhk__lower_c, mhk__upper_c, mhk__lower_a, mhk__upper_a };
+
+/* Rows that are wanted soon, to be asked for while there is something else to do. Rows of one head
+   lie pages apart, where no hardware looks ahead. */
+typedef struct mhk__ahead {
+  struct { const mhk_real *at; mhk_index ld, w, rows; } part[8];
+  int parts, now;
+} mhk__ahead;
+
+static void mhk__look_ahead(mhk__ahead *a, const mhk_real *at, mhk_index ld, mhk_index w, mhk_index rows) {
+  if (!at || rows < 1) return;
+  a->part[a->parts].at = at;
+  a->part[a->parts].ld = ld;
+  a->part[a->parts].w = w;
+  a->part[a->parts].rows = rows;
+  a->parts++;
+}
+
+/* A product of operands as they lie in work memory: c = f (c0 + a1 b1) + a2 b2, where row i is
+   multiplied by f[i * fs]. The numbers of left operands are broadcast one by one, so that they may
+   lie either way; only the right ones must lie row by row. Nothing is packed for one use alone, and
+   edges need no code of their own: rows of b and c are padded to MHK__LD numbers, and what is read
+   beyond a's rows only reaches rows of c beyond its own. */
+typedef struct mhk__block {
+  mhk__operand a1, a2; /* a1.at NULL: that product is absent */
+  const mhk_real *b1, *b2;
+  mhk_index k1, k2, ldb;
+  const mhk_real *c0;  /* same layout as c, may be c; NULL: zeros */
+  const mhk_real *f;   /* NULL: ones */
+  mhk_index fs;
+  mhk_real *c;
+  mhk_index ldc;
+  mhk__ahead *ahead;   /* or NULL */
+} mhk__block;
+#define MHK__LD(n) (((n) + 15) / 16 * 16) /* numbers in a padded row: whole vectors of every instruction set */
+enum { MHK__OVER = 8 }; /* rows that a tile may reach beyond the last one */
+/* at which lines are asked for where rows lie too far apart for the processor's own guesses */
+enum { MHK__ROWS_AHEAD = 16 };
+enum { MHK__WIDEN = 64 }; /* numbers of a row made wide at once */
+
+/* Work memory of a kernel. Its buffers stand in one table, BUFFERS(D, V, M), which makes the struct
+   of pointers name##_room, name##_lay(), which hands out the memory, and name##_work(), how much
+   that is:
+     D(name, n)        n doubles
+     V(name, n)        n numbers
+     M(name, rows, n)  rows of n numbers, padded to MHK__LD(n), and MHK__OVER spare rows, which
+                       register tiles may read and write */
+static mhk_index mhk__matrix_room(mhk_index rows, mhk_index n) { return (rows + MHK__OVER) * MHK__LD(n); }
+static mhk_real *mhk__take(mhk_real *work, mhk_index *used, mhk_index n) {
+  mhk_real *at = work ? work + *used : NULL;
+  *used += MHK__LD(n);
+  return at;
+}
+#define MHK__DOUBLES(name, n) double *name;
+#define MHK__NUMBERS(name, n) mhk_real *name;
+#define MHK__MATRIX(name, rows, n) mhk_real *name;
+#define MHK__TAKE_DOUBLES(name, n) w->name = (double *)mhk__take(work, &used, 2 * (n));
+#define MHK__TAKE_NUMBERS(name, n) w->name = mhk__take(work, &used, n);
+#define MHK__TAKE_MATRIX(name, rows, n) w->name = mhk__take(work, &used, mhk__matrix_room(rows, n));
+#define MHK__LIST(...) __VA_ARGS__
+#define MHK__ROOM(name, BUFFERS, sizes, given) \
+  typedef struct name##_room { BUFFERS(MHK__DOUBLES, MHK__NUMBERS, MHK__MATRIX) } name##_room; \
+  static mhk_index name##_lay(name##_room *w, mhk_real *work, MHK__LIST sizes) { \
+    mhk_index used = 0; \
+    BUFFERS(MHK__TAKE_DOUBLES, MHK__TAKE_NUMBERS, MHK__TAKE_MATRIX) \
+    return used; \
+  } \
+  static mhk_index name##_work sizes { \
+    name##_room w; \
+    return name##_lay(&w, NULL, MHK__LIST given); \
+  }
+
 #ifndef MOHAWK_NO_TRAINING
 /* room for a packed operand of that many rows or columns: every register tile divides into it */
 static mhk_index mhk__padded(mhk_index rows) { return rows + 32; }
@@ -3850,7 +3903,7 @@ static mhk_index mhk__padded(mhk_index rows) { return rows + 32; }
 /* y of rows [16 block, 16 block + 16) of w, as far as they are wanted, for rows [i, i + m) of x */
 static void mhk__q_store(const mhk__q_args *a, mhk_index block, mhk_index i, mhk_index m, const float *sums) {
   const mhk_index n = block * MHK__Q_ROWS - a->n0, from = n < 0 ? -n : 0,
-                  to = a->N - n < MHK__Q_ROWS ? a->N - n : MHK__Q_ROWS;
+                  to = mhk__min(a->N - n, MHK__Q_ROWS);
   for (mhk_index row = 0; row < m; row++)
     for (mhk_index r = from; r < to; r++) a->y[(i + row) * a->ldy + n + r] = sums[row * MHK__Q_ROWS + r];
 }
@@ -4095,10 +4148,6 @@ static void MHK__N(mhk__widen)(mhk_index n, const void *src, mhk_dtype dtype, mh
     for (; i < n; i++) dst[i] = mhk__element(src, dtype, i);
 }
 
-#define MHK__WIDEN 64 /* numbers of a row made wide at once */
-/* at which lines are asked for where rows lie too far apart for the processor's own guesses */
-#define MHK__ROWS_AHEAD 16
-
 /* one panel: w of its width rows are there, the rest becomes zero; scale, if given, multiplies
    column j by scale[j] */
 static void MHK__N(mhk__pack_panel)(mhk_real *MHK__RESTRICT dst, mhk_index width, mhk_index w, mhk_index k,
@@ -4143,57 +4192,57 @@ static void MHK__N(mhk__pack_by)(mhk_real *dst, mhk_index width, mhk_index rows,
     MHK__N(mhk__pack_panel)(dst, width, rows - p < width ? rows - p : width, k, src + p * row, row, col, scale);
 }
 
-/* the same from a quantized matrix */
+/* rows of one block of a quantized matrix, from row n on, and k of their columns: dequantized into
+   a panel */
+static void MHK__N(mhk__dequantize)(mhk_real *to, mhk_index width, mhk_index rows, mhk_index k, const mhk__matrix *src,
+                                    mhk_index n) {
+  const mhk_quantized *q = src->q;
+  const mhk_index K = src->row, each = src->dtype == MHK_Q8 ? 4 : 8, block = n / MHK__Q_ROWS, first = n % MHK__Q_ROWS;
+  const unsigned char *from =
+      (const unsigned char *)q->q + ((block * (K / each) + src->k0 / each) * MHK__Q_ROWS + first) * 4;
+  const uint16_t *scale = q->scale + block * (K / q->group) * MHK__Q_ROWS + first;
+  mhk_real s[MHK__Q_ROWS];
+  mhk_index group = -1;
+  for (mhk_index j = 0; j < k; j += each, from += MHK__Q_ROWS * 4, to += each * width) {
+    if ((src->k0 + j) / q->group != group) {
+      group = (src->k0 + j) / q->group;
+      for (mhk_index i = 0; i < rows; i++) s[i] = (mhk_real)mhk__f16_to_f32(scale[group * MHK__Q_ROWS + i]);
+    }
+    if (src->dtype == MHK_Q8)
+      for (mhk_index i = 0; i < rows; i++) {
+        const signed char *four = (const signed char *)from + 4 * i;
+        to[i] = (mhk_real)four[0] * s[i];
+        to[i + width] = (mhk_real)four[1] * s[i];
+        to[i + 2 * width] = (mhk_real)four[2] * s[i];
+        to[i + 3 * width] = (mhk_real)four[3] * s[i];
+      }
+    else
+      for (mhk_index i = 0; i < rows; i++)
+        for (mhk_index at = 0; at < 4; at++) {
+          const int both = from[4 * i + at];
+          to[i + at * width] = (mhk_real)((both & 15) - 8) * s[i];
+          to[i + (at + 4) * width] = (mhk_real)((both >> 4) - 8) * s[i];
+        }
+  }
+}
+
+/* the same as mhk__pack_by from a quantized matrix */
 static void MHK__N(mhk__pack_quantized)(mhk_real *dst, mhk_index width, mhk_index rows, mhk_index k, mhk__matrix src) {
-  const mhk_quantized *q = src.q;
-  const mhk_index K = src.col == 1 ? src.row : src.col, each = src.dtype == MHK_Q8 ? 4 : 8;
-  mhk_index r;
+  const int whole_chunks = src.col == 1 && src.k0 % 8 == 0 && k % 8 == 0;
+  mhk_index part;
   for (mhk_index p = 0; p < rows; p += width, dst += width * k) {
     const mhk_index w = rows - p < width ? rows - p : width;
-    if (src.col != 1) {
-      for (mhk_index j = 0; j < k; j++)
-        for (mhk_index i = 0; i < w; i++)
-          dst[j * width + i] = mhk__q_element(q, src.dtype, K, src.n0 + j, src.k0 + p + i);
-    } else if (src.k0 % 8 || k % 8) {
-      for (mhk_index j = 0; j < k; j++)
-        for (mhk_index i = 0; i < w; i++)
-          dst[j * width + i] = mhk__q_element(q, src.dtype, K, src.n0 + p + i, src.k0 + j);
-    } else
-      for (mhk_index i = 0; i < w; i += r) { /* the rows of one block at a time */
-        const mhk_index n = src.n0 + p + i, b = n / MHK__Q_ROWS, first = n % MHK__Q_ROWS,
-                        c0 = b * (K / each) + src.k0 / each;
-        const unsigned char *from = (const unsigned char *)q->q + (c0 * MHK__Q_ROWS + first) * 4;
-        const uint16_t *scale = q->scale + b * (K / q->group) * MHK__Q_ROWS + first;
-        mhk_real *to = dst + i;
-        mhk_real s[MHK__Q_ROWS];
-        mhk_index in, group = -1;
-        r = w - i < MHK__Q_ROWS - first ? w - i : MHK__Q_ROWS - first;
-        for (mhk_index j = 0; j < k; j += each, from += MHK__Q_ROWS * 4, to += each * width) {
-          if ((src.k0 + j) / q->group != group) {
-            group = (src.k0 + j) / q->group;
-            for (in = 0; in < r; in++) s[in] = (mhk_real)mhk__f16_to_f32(scale[group * MHK__Q_ROWS + in]);
-          }
-          if (src.dtype == MHK_Q8)
-            for (in = 0; in < r; in++) {
-              const signed char *four = (const signed char *)from + 4 * in;
-              to[in] = (mhk_real)four[0] * s[in];
-              to[in + width] = (mhk_real)four[1] * s[in];
-              to[in + 2 * width] = (mhk_real)four[2] * s[in];
-              to[in + 3 * width] = (mhk_real)four[3] * s[in];
-            }
-          else
-            for (in = 0; in < r; in++) {
-              const unsigned char *four = from + 4 * in;
-              for (mhk_index at = 0; at < 4; at++) {
-                to[in + at * width] = (mhk_real)((four[at] & 15) - 8) * s[in];
-                to[in + (at + 4) * width] = (mhk_real)((four[at] >> 4) - 8) * s[in];
-              }
-            }
-        }
-      }
-    if (w < width)
-      for (mhk_index j = 0; j < k; j++)
-        for (mhk_index i = w; i < width; i++) dst[j * width + i] = 0;
+    for (mhk_index i = 0; whole_chunks && i < w; i += part) { /* the rows of one block at a time */
+      const mhk_index n = src.n0 + p + i;
+      part = mhk__min(w - i, MHK__Q_ROWS - n % MHK__Q_ROWS);
+      MHK__N(mhk__dequantize)(dst + i, width, part, k, &src, n);
+    }
+    for (mhk_index j = 0; j < k; j++) {
+      for (mhk_index i = 0; !whole_chunks && i < w; i++)
+        dst[j * width + i] = src.col == 1 ? mhk__q_element(src.q, src.dtype, src.row, src.n0 + p + i, src.k0 + j)
+                                          : mhk__q_element(src.q, src.dtype, src.col, src.n0 + j, src.k0 + p + i);
+      for (mhk_index i = w; i < width; i++) dst[j * width + i] = 0;
+    }
   }
 }
 
@@ -4214,7 +4263,7 @@ static void MHK__N(mhk__pack)(mhk_real *dst, mhk_index width, mhk_index rows, mh
     if (src.col == 1) /* some columns of all rows, made wide in the first-level cache and packed from there */
       for (mhk_index j = 0; j < k; j += n) {
         mhk_real wide[(MHK__NR > MHK__MR ? MHK__NR : MHK__MR) * MHK__WIDEN];
-        n = k - j < MHK__WIDEN ? k - j : MHK__WIDEN;
+        n = mhk__min(k - j, MHK__WIDEN);
         for (mhk_index i = 0; i < w; i++)
           MHK__N(mhk__widen)(n, from + (i * src.row + j) * size, src.dtype, wide + i * MHK__WIDEN);
         MHK__N(mhk__pack_panel)(dst + j * width, width, w, n, wide, MHK__WIDEN, 1, NULL);
@@ -4294,31 +4343,35 @@ static void MHK__N(mhk__pack)(mhk_real *dst, mhk_index width, mhk_index rows, mh
 MHK__TILE_OF(mhk__tile, MHK__MR)
 MHK__TILE_OF(mhk__tile_half, MHK__HALF)
 
+/* a tile at the edge of c, of which m x n numbers are there */
+static void MHK__N(mhk__tile_edge)(mhk_index m, mhk_index n, mhk_index k, const mhk_real *a, const mhk_real *b,
+                                   mhk_real *c, mhk_index ldc, int accumulate) {
+  mhk_real edge[MHK__MR * MHK__NR];
+  if (m <= MHK__HALF)
+    MHK__N(mhk__tile_half)(k, a, b, edge, MHK__NR, 0);
+  else
+    MHK__N(mhk__tile)(k, a, b, edge, MHK__NR, 0);
+  for (mhk_index i = 0; i < m; i++)
+    for (mhk_index j = 0; j < n; j += MHK__W) {
+      MHK__V v = MHK__LOAD(edge + i * MHK__NR + j);
+      if (accumulate) v = v + MHK__LOADN(c + i * ldc + j, n - j);
+      MHK__STOREN(c + i * ldc + j, v, n - j);
+    }
+}
+
 static void MHK__N(mhk__product)(mhk_index m, mhk_index n, mhk_index k, const mhk_real *a, const mhk_real *b,
                                  mhk_real *c, mhk_index ldc, int accumulate) {
   for (mhk_index j = 0; j < n; j += MHK__NR)
     for (mhk_index i = 0; i < m; i += MHK__MR) {
-      const mhk_index mm = m - i < MHK__MR ? m - i : MHK__MR, nn = n - j < MHK__NR ? n - j : MHK__NR;
+      const mhk_index rows = m - i < MHK__MR ? m - i : MHK__MR, columns = n - j < MHK__NR ? n - j : MHK__NR;
       const mhk_real *pa = a + i * k, *pb = b + j * k;
-      mhk_real *to_c = c + i * ldc + j;
-      if (nn == MHK__NR && mm == MHK__MR)
-        MHK__N(mhk__tile)(k, pa, pb, to_c, ldc, accumulate);
-      else if (nn == MHK__NR && mm == MHK__HALF)
-        MHK__N(mhk__tile_half)(k, pa, pb, to_c, ldc, accumulate);
-      else {
-        mhk_real edge[MHK__MR * MHK__NR];
-        if (mm <= MHK__HALF)
-          MHK__N(mhk__tile_half)(k, pa, pb, edge, MHK__NR, 0);
-        else
-          MHK__N(mhk__tile)(k, pa, pb, edge, MHK__NR, 0);
-        for (mhk_index ii = 0; ii < mm; ii++)
-          for (mhk_index jj = 0; jj < nn; jj += MHK__W) {
-            mhk_real *at = to_c + ii * ldc + jj;
-            MHK__V v = MHK__LOAD(edge + ii * MHK__NR + jj);
-            if (accumulate) v = v + MHK__LOADN(at, nn - jj);
-            MHK__STOREN(at, v, nn - jj);
-          }
-      }
+      mhk_real *to = c + i * ldc + j;
+      if (columns == MHK__NR && rows == MHK__MR)
+        MHK__N(mhk__tile)(k, pa, pb, to, ldc, accumulate);
+      else if (columns == MHK__NR && rows == MHK__HALF)
+        MHK__N(mhk__tile_half)(k, pa, pb, to, ldc, accumulate);
+      else
+        MHK__N(mhk__tile_edge)(rows, columns, k, pa, pb, to, ldc, accumulate);
     }
 }
 
@@ -4361,10 +4414,10 @@ static void MHK__N(mhk__product)(mhk_index m, mhk_index n, mhk_index k, const mh
       const mhk_real *from = p->c0 + i * ldc + j; \
       MHK__EACH(rows, MHK__JOIN(MHK__TAKE, v)) \
     } \
-    if (p->a1) { \
-      row = p->row1; \
-      col = p->col1; \
-      for (k = p->k1, a = p->a1 + i * row, b = p->b1 + j; k > 0; k--, a += col, b += ldb) { \
+    if (p->a1.at) { \
+      row = p->a1.row; \
+      col = p->a1.col; \
+      for (k = p->k1, a = p->a1.at + i * row, b = p->b1 + j; k > 0; k--, a += col, b += ldb) { \
         MHK__JOIN(MHK__B, v) \
         MHK__EACH(rows, MHK__JOIN(MHK__GO, v)) \
       } \
@@ -4374,9 +4427,9 @@ static void MHK__N(mhk__product)(mhk_index m, mhk_index n, mhk_index k, const mh
       const mhk_real *f = p->f + i * fs; \
       MHK__EACH(rows, MHK__JOIN(MHK__TIMES, v)) \
     } \
-    row = p->row2; \
-    col = p->col2; \
-    for (k = k1 - k0, a = p->a2 + k0 * col + i * row, b = p->b2 + k0 * ldb + j; k > 0; k--, a += col, b += ldb) { \
+    row = p->a2.row; \
+    col = p->a2.col; \
+    for (k = k1 - k0, a = p->a2.at + k0 * col + i * row, b = p->b2 + k0 * ldb + j; k > 0; k--, a += col, b += ldb) { \
       MHK__JOIN(MHK__B, v) \
       MHK__EACH(rows, MHK__JOIN(MHK__GO, v)) \
     } \
@@ -4442,20 +4495,17 @@ static void MHK__N(mhk__blocks)(const mhk__block *p, mhk_index m, mhk_index n, i
 }
 
 /* c (m,n) = f (c0 + a1 b1) + a b with what the block says of c0, a1 and f, which are then
-   forgotten; a (m,k) by strides, rows of b and c ldb and ldc apart */
-static void MHK__N(mhk__multiply)(mhk__block *p, mhk_index m, mhk_index n, mhk_index k, const mhk_real *a,
-                                  mhk_index row, mhk_index col, const mhk_real *b, mhk_index ldb, mhk_real *c,
-                                  mhk_index ldc, int part) {
+   forgotten; a (m,k), b (k,n) in rows, rows of c ldc apart */
+static void MHK__N(mhk__multiply)(mhk__block *p, mhk_index m, mhk_index n, mhk_index k, mhk__operand a, mhk__operand b,
+                                  mhk_real *c, mhk_index ldc, int part) {
   p->k2 = k;
   p->a2 = a;
-  p->row2 = row;
-  p->col2 = col;
-  p->b2 = b;
-  p->ldb = ldb;
+  p->b2 = b.at;
+  p->ldb = b.row;
   p->c = c;
   p->ldc = ldc;
   MHK__N(mhk__blocks)(p, m, n, part);
-  p->c0 = p->a1 = p->f = NULL;
+  p->c0 = p->a1.at = p->f = NULL;
 }
 
 /* Rows go in tiles of MHK__TALL and of 4 (see mhk__blocks), columns in vectors: is nothing left
@@ -4465,14 +4515,13 @@ static int MHK__N(mhk__fits)(mhk_index m, mhk_index n) {
   return n % MHK__W == 0 && (rest == 0 || rest == 4 || (m >= MHK__TALL && rest + MHK__TALL == 8));
 }
 
-static int MHK__N(mhk__product_plain)(mhk_index m, mhk_index n, mhk_index k, const mhk_real *a, mhk_index row,
-                                      mhk_index col, const mhk_real *b, mhk_index ldb, mhk_real *c, mhk_index ldc,
-                                      int accumulate) {
+static int MHK__N(mhk__product_plain)(mhk_index m, mhk_index n, mhk_index k, mhk__operand a, mhk__operand b,
+                                      mhk_real *c, mhk_index ldc, int accumulate) {
   mhk__block p;
   if (!MHK__N(mhk__fits)(m, n)) return 0;
   memset(&p, 0, sizeof p);
   if (accumulate) p.c0 = c;
-  MHK__N(mhk__multiply)(&p, m, n, k, a, row, col, b, ldb, c, ldc, mhk__whole);
+  MHK__N(mhk__multiply)(&p, m, n, k, a, b, c, ldc, mhk__whole);
   return 1;
 }
 
@@ -4972,31 +5021,36 @@ static void MHK__N(mhk__q_times)(const mhk__q_args *a, mhk_index first, mhk_inde
 }
 #endif
 #else
+/* Dot products of one group of x with that of the rows of a block: integers. Four of x lie in the
+   order 0 2 1 3. */
+static void MHK__N(mhk__q_group)(const signed char *p, const int16_t *x, mhk_index group, mhk_dtype dtype,
+                                 int32_t dot[MHK__Q_ROWS]) {
+  const mhk_index each = dtype == MHK_Q8 ? 4 : 8;
+  for (mhk_index j = 0; j < group; j += each, x += each, p += 4 * MHK__Q_ROWS)
+    for (mhk_index r = 0; r < MHK__Q_ROWS; r++) {
+      const signed char *w = p + 4 * r;
+      if (dtype == MHK_Q8)
+        dot[r] += w[0] * x[0] + w[1] * x[2] + w[2] * x[1] + w[3] * x[3];
+      else
+        dot[r] += (w[0] & 15) * x[0] + (w[1] & 15) * x[2] + (w[2] & 15) * x[1] + (w[3] & 15) * x[3] +
+                  ((w[0] >> 4) & 15) * x[4] + ((w[1] >> 4) & 15) * x[6] + ((w[2] >> 4) & 15) * x[5] +
+                  ((w[3] >> 4) & 15) * x[7];
+    }
+}
+
 static void MHK__N(mhk__q_times)(const mhk__q_args *a, mhk_index first, mhk_index last) {
-  const mhk_index K = a->K, groups = K / a->q->group, chunks = a->q->group / (a->dtype == MHK_Q8 ? 4 : 8);
+  const mhk_index K = a->K, group = a->q->group, groups = K / group, bytes = mhk__q_block_bytes(a->dtype, K);
   for (mhk_index b = first; b < last; b++)
     for (mhk_index i = 0; i < a->M; i++) {
-      const signed char *p = (const signed char *)a->q->q + b * mhk__q_block_bytes(a->dtype, K);
+      const signed char *p = (const signed char *)a->q->q + b * bytes;
       const uint16_t *scale = a->q->scale + b * groups * MHK__Q_ROWS;
-      const int16_t *x = a->digits + i * K;
       float sums[MHK__Q_ROWS];
       for (mhk_index r = 0; r < MHK__Q_ROWS; r++) sums[r] = 0;
       for (mhk_index g = 0; g < groups; g++) {
         int32_t dot[MHK__Q_ROWS];
         const float by = a->scale[i * groups + g];
         for (mhk_index r = 0; r < MHK__Q_ROWS; r++) dot[r] = a->dtype == MHK_Q8 ? 0 : a->offset[i * groups + g];
-        for (mhk_index c = 0; c < chunks; c++, p += 4 * MHK__Q_ROWS) {
-          for (mhk_index r = 0; r < MHK__Q_ROWS; r++) {
-            const signed char *w = p + 4 * r;
-            if (a->dtype == MHK_Q8)
-              dot[r] += w[0] * x[0] + w[1] * x[2] + w[2] * x[1] + w[3] * x[3];
-            else
-              dot[r] += (w[0] & 15) * x[0] + (w[1] & 15) * x[2] + (w[2] & 15) * x[1] + (w[3] & 15) * x[3] +
-                        ((w[0] >> 4) & 15) * x[4] + ((w[1] >> 4) & 15) * x[6] + ((w[2] >> 4) & 15) * x[5] +
-                        ((w[3] >> 4) & 15) * x[7];
-          }
-          x += a->dtype == MHK_Q8 ? 4 : 8;
-        }
+        MHK__N(mhk__q_group)(p + g * (bytes / groups), a->digits + i * K + g * group, group, a->dtype, dot);
         for (mhk_index r = 0; r < MHK__Q_ROWS; r++) sums[r] += (float)dot[r] * (mhk__f16_to_f32(*scale++) * by);
       }
       mhk__q_store(a, b, i, 1, sums);
@@ -5080,14 +5134,14 @@ typedef struct mhk__gemm_args {
 
 static int mhk__epilogue_works(const mhk__epilogue *e) { return e && (e->bias || e->residual || e->before || e->gelu); }
 
-#define MHK__PACK_COLUMNS 64
+enum { MHK__PACK_COLUMNS = 64 };
 /* rows of A, MHK__GEMM_K long, that stay in the second-level cache while the columns of a task
    pass: 168 gain nothing */
-#define MHK__ROW_BLOCK 84
+enum { MHK__ROW_BLOCK = 84 };
 /* with 256 and 384 the sums in C cost 2 to 8 %; with 768 the caches are too small for the blocks */
-#define MHK__GEMM_K 512
-#define MHK__GEMM_N 256
-#define MHK__GEMM_M 2048  /* rows of A packed at once */
+enum { MHK__GEMM_K = 512 };
+enum { MHK__GEMM_N = 256 };
+enum { MHK__GEMM_M = 2048 }; /* rows of A packed at once */
 
 /* packs rows of A for one block of k: panels lie one after the other, blocks of k one after the
    other */
@@ -5161,7 +5215,7 @@ static void mhk__q_task(void *arg, mhk_index task, int worker) {
   if (mhk__epilogue_works(g->e)) ks->epilogue(a->M, n, a->y + from, a->ldy, g->first * a->ldy + from, g->e, from);
 }
 
-#define MHK__Q_ROUND 512 /* rows of x made integers at once: the weights are read again for the next */
+enum { MHK__Q_ROUND = 512 }; /* rows of x made integers at once: the weights are read again for the next */
 
 /* c (M,N) = x (M,K) times the transpose of N quantized rows of w */
 static void mhk__q_gemm(mhk_context *ctx, mhk_index M, mhk_index N, mhk_index K, const mhk_real *x, mhk__matrix w,
@@ -5225,7 +5279,7 @@ static void mhk__gemm_mixed(mhk_context *ctx, mhk_index M, mhk_index N, mhk_inde
 
 /* so many rows are done sooner by streaming the weights, four rows at a time, than by packing
    them */
-#define MHK__FEW 8
+enum { MHK__FEW = 8 };
 
 /* c (M,N) = a (M,K) b (K,N), then the epilogue (may be NULL). c's rows are ldc apart. b may be
    quantized, a not. */
@@ -5307,7 +5361,7 @@ typedef struct mhk__narrow_args {
   const mhk__epilogue *e;
 } mhk__narrow_args;
 
-#define MHK__NARROW_K 512 /* numbers of a block along k; every kr divides it */
+enum { MHK__NARROW_K = 512 }; /* numbers of a block along k; every kr divides it */
 
 /* bytes of packed rows (or columns) x k, rows counted in whole tiles */
 static mhk_index mhk__narrow_bytes(const mhk__narrow *u, mhk_index rows, mhk_index k) {
@@ -5389,9 +5443,11 @@ static void mhk__batch_task(void *arg, mhk_index task, int worker) {
   const mhk__batch_args *g = (const mhk__batch_args *)job->args;
   const mhk__kernels *ks = job->ctx->kernels;
   mhk_real *pb = job->work + worker * job->each, *pa = pb + mhk__padded(g->N) * g->K;
-  if (g->b.col == 1 && ks->product_plain(g->M, g->N, g->K, (const mhk_real *)g->a.data + task * g->step_a, g->a.row,
-                                         g->a.col, (const mhk_real *)g->b.data + task * g->step_b, g->b.row,
-                                         g->c + task * g->step_c, g->ldc, g->accumulate))
+  if (g->b.col == 1 &&
+      ks->product_plain(g->M, g->N, g->K,
+                        mhk__strided((const mhk_real *)g->a.data + task * g->step_a, g->a.row, g->a.col),
+                        mhk__in_rows((const mhk_real *)g->b.data + task * g->step_b, g->b.row),
+                        g->c + task * g->step_c, g->ldc, g->accumulate))
     return;
   ks->pack(pa, ks->mr, g->M, g->K,
            mhk__mat((const mhk_real *)g->a.data + task * g->step_a, MHK_REAL, g->a.row, g->a.col));
@@ -7523,119 +7579,152 @@ struct mhk__attention_args {
   mhk_real *dq, *dk, *dv;   /* added to; NULL: not needed */
 };
 
-/* elements of work memory a kernel needs, the widest register tile allowed for */
-static mhk_index mhk__attention_work(mhk_index S, mhk_index P) {
-  const mhk_index K = MHK__TILE, over = K + MHK__OVER, p = MHK__LD(P);
-  return 2 * (S + K) * p + P * K + over * (K + p) + 3 * K + 64;
-}
+/* Tiles of MHK__TILE queries meet tiles of as many keys. fade: what earlier sums shrink by where
+   the largest score grows. */
+#define MHK__ATTENTION_BUFFERS(D, V, M) \
+  M(keys, S, P) \
+  M(values, S, P) \
+  M(queries, P, MHK__TILE) /* a tile, turned */ \
+  M(scores, MHK__TILE, MHK__TILE) /* keys by queries */ \
+  M(out, MHK__TILE, P) /* y, not yet divided by sum */ \
+  V(most, MHK__TILE) /* of each query the largest score */ \
+  V(sum, MHK__TILE) /* and the denominator so far */ \
+  V(fade, MHK__TILE)
+MHK__ROOM(mhk__attention, MHK__ATTENTION_BUFFERS, (mhk_index S, mhk_index P), (S, P))
+
 #ifndef MOHAWK_NO_TRAINING
-static mhk_index mhk__attention_back_work(mhk_index T, mhk_index P) {
-  const mhk_index K = MHK__TILE, over = K + MHK__OVER, p = MHK__LD(P);
-  return (T + K) * (2 * P + 3 * p) + over * (3 * p + 2 * K) + 2 * K + 64;
-}
+#define MHK__ATTENTION_BACK_BUFFERS(D, V, M) \
+  M(keys_turned, P, T) /* tile after tile */ \
+  M(values_turned, P, T) \
+  M(keys, T, P) \
+  M(dk, T, P) /* sums over queries and heads */ \
+  M(dv, T, P) \
+  M(queries, MHK__TILE, P) \
+  M(dy, MHK__TILE, P) \
+  M(dq, MHK__TILE, P) \
+  M(m, MHK__TILE, MHK__TILE) /* the matrix, queries by keys here */ \
+  M(dscore, MHK__TILE, MHK__TILE) /* dM, then the gradient of scores */ \
+  V(mean, MHK__TILE) /* the sum over keys of M dM, which is dy . y */
+MHK__ROOM(mhk__attention_back, MHK__ATTENTION_BACK_BUFFERS, (mhk_index T, mhk_index P), (T, P))
 #endif /* MOHAWK_NO_TRAINING */
 #endif /* MOHAWK_IMPLEMENTATION */
 
 #ifdef MHK__TEMPLATE
 /* ---- kernels */
 
-/* Tiles of queries with a running maximum and sum (Dao et al., arXiv 2205.14135). Scores are made
-   turned, keys by queries: maximum and sum then run down the rows, a vector of queries at once, and
-   the tile is the left operand of the product with the values as it stands. Keys and values are
-   copied in once, when the first tile of queries reaches them. */
+/* Online softmax of one tile of scores, keys by queries. The largest score of each query so far and
+   the sum of exp(score - largest) run on from tile to tile; where the largest grows, what was added
+   up before shrinks by fade. Leaves exp(score - largest) in the tile. Query i sees the keys j <=
+   before + i; where `cut`, documents follow each other, and only queries before until[j] see key
+   j. */
+static void MHK__N(mhk__online_softmax)(const mhk__attention_room *w, mhk_index keys, mhk_index queries, mhk_index P,
+                                        mhk_index before, int cut, const mhk_index *until) {
+  const MHK__V zero = MHK__SET(MHK__R(0)), lowest = MHK__SET(MHK__R(-3e38)),
+               scale = MHK__SET(MHK__R(1.0 / sqrt((double)P)));
+  const mhk_index ld = MHK__LD(queries);
+  for (mhk_index i = 0; i < queries; i += MHK__W) { /* a vector of queries at once */
+    /* keys before sure are seen by all of them, keys from to on by none */
+    const mhk_index to = mhk__min(keys, before + i + MHK__W), sure = cut ? 0 : mhk__min(keys, before + i + 1);
+    mhk_real *at = w->scores + i;
+    MHK__V best = lowest, e, total, old = MHK__LOAD(w->most + i);
+    mhk_index j;
+    for (j = 0; j < sure; j++) best = MHK__MAX(best, MHK__LOAD(at + j * ld));
+    for (; j < to; j++) {
+      e = MHK__FROM(MHK__LOAD(at + j * ld), lowest, j - before - i);
+      if (cut) e = MHK__FROM(lowest, e, until[j] - i);
+      best = MHK__MAX(best, e);
+    }
+    best = MHK__MAX(old, best * scale);
+    MHK__STORE(w->most + i, best);
+    old = MHK__N(mhk__vexp)(old - best);
+    MHK__STORE(w->fade + i, old);
+    total = MHK__LOAD(w->sum + i) * old;
+    best = zero - best;
+    for (j = 0; j < sure; j++) {
+      e = MHK__N(mhk__vexp)(MHK__FMA(MHK__LOAD(at + j * ld), scale, best));
+      MHK__STORE(at + j * ld, e);
+      total = total + e;
+    }
+    for (; j < to; j++) {
+      e = MHK__FROM(MHK__N(mhk__vexp)(MHK__FMA(MHK__LOAD(at + j * ld), scale, best)), zero, j - before - i);
+      if (cut) e = MHK__FROM(zero, e, until[j] - i);
+      MHK__STORE(at + j * ld, e);
+      total = total + e;
+    }
+    for (; j < keys; j++) MHK__STORE(at + j * ld, zero);
+    MHK__STORE(w->sum + i, total);
+  }
+}
+
+/* FlashAttention: tiles of queries meet tiles of keys, with online softmax (Dao et al., arXiv
+   2205.14135). Beside the reference: the matrix is never there as a whole, so the denominator is
+   known only at the end, and y is divided by it then. Scores are made turned, keys by queries:
+   maximum and sum then run down the rows, a vector of queries at once, and the tile is the left
+   operand of the product with the values as it stands. Keys and values are copied in once, when the
+   first tile of queries reaches them. */
 static void MHK__N(mhk__attention)(const mhk__attention_args *a, mhk_index b, mhk_index h, mhk_real *work) {
   const mhk_index T = a->T, S = a->S, P = a->P, g = h / (a->H / a->G), kv = a->G * P, ldq = a->H * P, K = MHK__TILE,
                   wide = MHK__LD(P);
   const mhk_real *q = a->q + (b * T * a->H + h) * P, *k = a->k + b * a->kv_batch + g * P,
                  *v = a->v ? a->v + b * a->kv_batch + g * P : NULL;
   const mhk_index *start = a->start ? a->start + b * T : NULL;
-  const MHK__V zero = MHK__SET(MHK__R(0)), lowest = MHK__SET(MHK__R(-3e38)),
-               scale = MHK__SET(MHK__R(1.0 / sqrt((double)P)));
-  mhk_real *keys = work, *values = keys + (S + K) * wide, *qt = values + (S + K) * wide, *s = qt + P * K,
-           *o = s + (K + MHK__OVER) * K;
-  mhk_real *most = o + (K + MHK__OVER) * wide, *sum = most + K, *f = sum + K;
-  mhk_index i0, i1, j0, i, j, ready = 0, until[MHK__TILE];
+  mhk_index i1, ready = 0, until[MHK__TILE];
+  mhk__attention_room w;
   mhk__ahead ahead;
-  mhk__block p;
-  memset(&p, 0, sizeof p);
-  p.ahead = &ahead;
-  for (i0 = 0; i0 < T; i0 = i1) {
+  mhk__block block;
+  mhk__attention_lay(&w, work, S, P);
+  memset(&block, 0, sizeof block);
+  block.ahead = &ahead;
+  for (mhk_index i0 = 0; i0 < T; i0 = i1) {
     /* tiles of queries end where tiles of keys do */
     const mhk_index rows = mhk__min(T - i0, K - (a->offset + i0) % K), wide_q = MHK__LD(rows),
                     last = a->offset + i0 + rows, after = last + K;
-    mhk_index first = start && start[i0] > 0 ? start[i0] / K * K : 0;
+    const mhk_index first = start && start[i0] > 0 ? start[i0] / K * K : 0;
+    mhk_real *y = a->y ? a->y + ((b * T + i0) * a->H + h) * P : NULL;
     i1 = i0 + rows;
-    ahead.parts = ahead.now = 0;
     for (; ready < last; ready += K) {
       const mhk_index n = mhk__min(K, S - ready);
       if (ready + K <= first) continue;
-      MHK__N(mhk__rows_in)(n, P, k + ready * kv, kv, NULL, keys + ready * wide);
-      if (v) MHK__N(mhk__rows_in)(n, P, v + ready * kv, kv, NULL, values + ready * wide);
+      MHK__N(mhk__rows_in)(n, P, k + ready * kv, kv, NULL, w.keys + ready * wide);
+      if (v) MHK__N(mhk__rows_in)(n, P, v + ready * kv, kv, NULL, w.values + ready * wide);
     }
-    MHK__N(mhk__turned_in)(rows, P, q + i0 * ldq, ldq, qt);
+    MHK__N(mhk__turned_in)(rows, P, q + i0 * ldq, ldq, w.queries);
+    ahead.parts = ahead.now = 0;
     mhk__look_ahead(&ahead, q + i1 * ldq, ldq, P, mhk__min(K, T - i1));
     mhk__look_ahead(&ahead, k + last * kv, kv, P, mhk__min(after, S) - last);
     mhk__look_ahead(&ahead, v ? v + last * kv : NULL, kv, P, mhk__min(after, S) - last);
-    mhk__look_ahead(&ahead, a->y ? a->y + ((b * T + i0) * a->H + h) * P : NULL, ldq, P, rows);
-    for (i = 0; i < wide_q; i += MHK__W) {
-      MHK__STORE(most + i, lowest);
-      MHK__STORE(sum + i, zero);
+    mhk__look_ahead(&ahead, y, ldq, P, rows);
+    for (mhk_index i = 0; i < wide_q; i += MHK__W) {
+      MHK__STORE(w.most + i, MHK__SET(MHK__R(-3e38)));
+      MHK__STORE(w.sum + i, MHK__SET(MHK__R(0)));
     }
-    for (j0 = first; j0 < last; j0 += K) {
+    for (mhk_index j0 = first; j0 < last; j0 += K) {
       /* query i sees key j <= before + i of the tile */
       const mhk_index n = mhk__min(K, last - j0), before = a->offset + i0 - j0;
       const int corner = before == 0, cut = start && start[i1 - 1] > j0;
-      if (cut)
-        for (j = 0, i = 0; j < n; j++) { /* and only queries before until[j] see key j: documents follow each other */
-          while (i < rows && start[i0 + i] <= j0 + j) i++;
-          until[j] = i;
-        }
-      MHK__N(mhk__multiply)
-      (&p, n, rows, P, keys + j0 * wide, wide, 1, qt, wide_q, s, wide_q, corner ? mhk__upper_c : mhk__whole);
-      for (i = 0; i < rows; i += MHK__W) {
-        /* rows before sure are seen by all */
-        const mhk_index to = mhk__min(n, before + i + MHK__W), sure = cut ? 0 : mhk__min(n, before + i + 1);
-        mhk_real *at = s + i;
-        MHK__V best = lowest, e, total, old = MHK__LOAD(most + i);
-        for (j = 0; j < sure; j++) best = MHK__MAX(best, MHK__LOAD(at + j * wide_q));
-        for (; j < to; j++) {
-          e = MHK__FROM(MHK__LOAD(at + j * wide_q), lowest, j - before - i);
-          if (cut) e = MHK__FROM(lowest, e, until[j] - i);
-          best = MHK__MAX(best, e);
-        }
-        best = MHK__MAX(old, best * scale);
-        MHK__STORE(most + i, best);
-        old = MHK__N(mhk__vexp)(old - best);
-        MHK__STORE(f + i, old);
-        total = MHK__LOAD(sum + i) * old;
-        best = zero - best;
-        for (j = 0; j < sure; j++) {
-          e = MHK__N(mhk__vexp)(MHK__FMA(MHK__LOAD(at + j * wide_q), scale, best));
-          MHK__STORE(at + j * wide_q, e);
-          total = total + e;
-        }
-        for (; j < to; j++) {
-          e = MHK__FROM(MHK__N(mhk__vexp)(MHK__FMA(MHK__LOAD(at + j * wide_q), scale, best)), zero, j - before - i);
-          if (cut) e = MHK__FROM(zero, e, until[j] - i);
-          MHK__STORE(at + j * wide_q, e);
-          total = total + e;
-        }
-        for (; j < n; j++) MHK__STORE(at + j * wide_q, zero);
-        MHK__STORE(sum + i, total);
+      for (mhk_index j = 0, i = 0; cut && j < n; j++) {
+        while (i < rows && start[i0 + i] <= j0 + j) i++;
+        until[j] = i;
       }
-      if (!v) continue;
-      p.c0 = j0 > first ? o : NULL;
-      p.f = j0 > first ? f : NULL;
-      p.fs = 1;
       MHK__N(mhk__multiply)
-      (&p, rows, P, n, s, 1, wide_q, values + j0 * wide, wide, o, wide, corner ? mhk__lower_a : mhk__whole);
+      (&block, n, rows, P, mhk__in_rows(w.keys + j0 * wide, wide), mhk__in_rows(w.queries, wide_q), w.scores, wide_q,
+       corner ? mhk__upper_c : mhk__whole);
+      MHK__N(mhk__online_softmax)(&w, n, rows, P, before, cut, until);
+      if (!v) continue;
+      block.c0 = j0 > first ? w.out : NULL;
+      block.f = j0 > first ? w.fade : NULL;
+      block.fs = 1;
+      MHK__N(mhk__multiply)
+      (&block, rows, P, n, mhk__in_columns(w.scores, wide_q), mhk__in_rows(w.values + j0 * wide, wide), w.out, wide,
+       corner ? mhk__lower_a : mhk__whole);
     }
-    if (a->y) {
-      for (i = 0; i < rows; i++) f[i] = MHK__R(1) / sum[i];
-      MHK__N(mhk__rows_out)(rows, P, o, f, NULL, a->y + ((b * T + i0) * a->H + h) * P, ldq, 0);
+    if (y) {
+      for (mhk_index i = 0; i < rows; i++) w.fade[i] = MHK__R(1) / w.sum[i];
+      MHK__N(mhk__rows_out)(rows, P, w.out, w.fade, NULL, y, ldq, 0);
     }
     if (a->lse)
-      for (i = 0; i < rows; i++) a->lse[(b * a->H + h) * T + i0 + i] = most[i] + MHK__R(log((double)sum[i]));
+      for (mhk_index i = 0; i < rows; i++)
+        a->lse[(b * a->H + h) * T + i0 + i] = w.most[i] + MHK__R(log((double)w.sum[i]));
   }
 }
 
@@ -7751,86 +7840,98 @@ static void MHK__N(mhk__attention_step)(const mhk__attention_args *a, mhk_index 
 }
 #endif
 #ifndef MOHAWK_NO_TRAINING
-/* All query heads of one key/value head. p = exp(s - lse); dv += p^T dy; dp = dy v^T; ds = p (dp -
-   sum(dy y)) scale; dq += ds k; dk += ds^T q. Here tiles stand queries by keys. */
+/* One tile of the matrix again from scores, M = exp(score - log-sum-exp), and of dM the gradient of
+   scores, M (dM - mean) / sqrt(P). On the diagonal (corner) rows are made to the end of the
+   register tile that they are in. start: of the tile's queries, counted from its first key; NULL:
+   all keys are seen. */
+static void MHK__N(mhk__softmax_tile_back)(const mhk__attention_back_room *w, mhk_index rows, mhk_index keys,
+                                           mhk_index P, const mhk_real *lse, int corner, const mhk_index *start,
+                                           mhk_index j0) {
+  const MHK__V zero = MHK__SET(MHK__R(0)), scale = MHK__SET(MHK__R(1.0 / sqrt((double)P)));
+  const mhk_index ld = MHK__LD(keys);
+  for (mhk_index i = 0; i < rows; i++) {
+    const MHK__V shift = MHK__SET(-lse[i]), mean = MHK__SET(w->mean[i]);
+    const mhk_index to = corner ? mhk__min(keys, i + MHK__OVER) : keys;
+    mhk_real *m = w->m + i * ld, *dscore = w->dscore + i * ld;
+    for (mhk_index j = 0; j < to; j += MHK__W) {
+      MHK__V e = MHK__N(mhk__vexp)(MHK__FMA(MHK__LOAD(m + j), scale, shift)), d;
+      if (corner && j + MHK__W > i) e = MHK__FROM(zero, e, i + 1 - j);
+      if (start) e = MHK__FROM(e, zero, start[i] - j0 - j);
+      d = e * (MHK__LOAD(dscore + j) - mean) * scale;
+      MHK__STORE(m + j, e);
+      MHK__STORE(dscore + j, d);
+    }
+  }
+}
+
+/* All query heads of one key/value head, tile by tile: dv += M^T dy; dM = dy v^T; dscore = M (dM -
+   mean) / sqrt(P); dq += dscore k; dk += dscore^T q. Beside the reference: the mean, the sum over
+   keys of M dM, is dy . y, so that one pass over the tiles does. */
 static void MHK__N(mhk__attention_back)(const mhk__attention_args *a, mhk_index b, mhk_index g, mhk_real *work) {
   const mhk_index T = a->T, P = a->P, kv = a->G * P, ld = a->H * P, K = MHK__TILE, group = a->H / a->G,
                   wide = MHK__LD(P), from_k = b * a->kv_batch + g * P;
   const mhk_real *k = a->k + from_k, *v = a->v + from_k;
   const mhk_index *start = a->start ? a->start + b * T : NULL;
-  const MHK__V zero = MHK__SET(MHK__R(0)), scale = MHK__SET(MHK__R(1.0 / sqrt((double)P)));
-  mhk_real *kt = work, *vt = kt + (T + K) * P + MHK__OVER, *kr = vt + (T + K) * P + MHK__OVER,
-           *dk = kr + (T + K) * wide, *dv = dk + (T + K) * wide;
-  mhk_real *qr = dv + (T + K) * wide, *dyr = qr + (K + MHK__OVER) * wide, *s = dyr + (K + MHK__OVER) * wide;
-  mhk_real *ds = s + (K + MHK__OVER) * K, *dq = ds + (K + MHK__OVER) * K, *delta = dq + (K + MHK__OVER) * wide;
+  mhk__attention_back_room w;
   mhk__ahead ahead;
-  mhk__block p;
-  memset(&p, 0, sizeof p);
-  p.ahead = &ahead;
-  for (mhk_index h = g * group; h < (g + 1) * group; h++)
-    for (mhk_index i0 = 0; i0 < T; i0 += K) {
-      const mhk_index rows = mhk__min(K, T - i0), last = i0 + rows, at = ((b * T + i0) * a->H + h) * P,
-                      next = mhk__min(K, T - last);
-      const mhk_index first = start && start[i0] > 0 ? start[i0] / K * K : 0;
-      const mhk_real *lse = a->lse + (b * a->H + h) * T + i0;
-      if (h == g * group) {
-        MHK__N(mhk__turned_in)(rows, P, k + i0 * kv, kv, kt + i0 * P);
-        MHK__N(mhk__turned_in)(rows, P, v + i0 * kv, kv, vt + i0 * P);
-        MHK__N(mhk__rows_in)(rows, P, k + i0 * kv, kv, NULL, kr + i0 * wide);
-      }
-      MHK__N(mhk__rows_in)(rows, P, a->q + at, ld, NULL, qr);
-      MHK__N(mhk__rows_in)(rows, P, a->dy + at, ld, NULL, dyr);
-      MHK__N(mhk__rows_in)(rows, P, a->yy + at, ld, NULL, dq);
-      MHK__N(mhk__row_dots)(rows, P, dyr, dq, NULL, NULL, delta);
-      ahead.parts = ahead.now = 0;
-      mhk__look_ahead(&ahead, a->dq ? a->dq + at : NULL, ld, P, rows);
-      mhk__look_ahead(&ahead, a->q + at + rows * ld, ld, P, next);
-      mhk__look_ahead(&ahead, a->dy + at + rows * ld, ld, P, next);
-      mhk__look_ahead(&ahead, a->yy + at + rows * ld, ld, P, next);
-      if (h == g * group) {
-        mhk__look_ahead(&ahead, k + last * kv, kv, P, next);
-        mhk__look_ahead(&ahead, v + last * kv, kv, P, next);
-      }
-      for (mhk_index j0 = first; j0 < last; j0 += K) {
-        const mhk_index n = mhk__min(K, T - j0), wide_k = MHK__LD(n);
-        const int corner = i0 == j0, fresh = corner && h == g * group, cut = start && start[last - 1] > j0;
-        MHK__N(mhk__multiply)
-        (&p, rows, n, P, qr, wide, 1, kt + j0 * P, wide_k, s, wide_k, corner ? mhk__lower_c : mhk__whole);
-        MHK__N(mhk__multiply)
-        (&p, rows, n, P, dyr, wide, 1, vt + j0 * P, wide_k, ds, wide_k, corner ? mhk__lower_c : mhk__whole);
-        for (mhk_index i = 0; i < rows; i++) { /* in the corner to the end of the row's tile */
-          const MHK__V shift = MHK__SET(-lse[i]), less = MHK__SET(delta[i]);
-          const mhk_index to = corner ? mhk__min(n, i + MHK__OVER) : n;
-          mhk_real *row = s + i * wide_k, *drow = ds + i * wide_k;
-          for (mhk_index j = 0; j < to; j += MHK__W) {
-            MHK__V e = MHK__N(mhk__vexp)(MHK__FMA(MHK__LOAD(row + j), scale, shift)), d;
-            if (corner && j + MHK__W > i) e = MHK__FROM(zero, e, i + 1 - j);
-            if (cut) e = MHK__FROM(e, zero, start[i0 + i] - j0 - j);
-            d = e * (MHK__LOAD(drow + j) - less) * scale;
-            MHK__STORE(row + j, e);
-            MHK__STORE(drow + j, d);
-          }
-        }
-        if (a->dv) {
-          p.c0 = fresh ? NULL : dv + j0 * wide;
-          MHK__N(mhk__multiply)
-          (&p, n, P, rows, s, 1, wide_k, dyr, wide, dv + j0 * wide, wide, corner ? mhk__upper_a : mhk__whole);
-        }
-        if (a->dk) {
-          p.c0 = fresh ? NULL : dk + j0 * wide;
-          MHK__N(mhk__multiply)
-          (&p, n, P, rows, ds, 1, wide_k, qr, wide, dk + j0 * wide, wide, corner ? mhk__upper_a : mhk__whole);
-        }
-        if (a->dq) {
-          p.c0 = j0 > first ? dq : NULL;
-          MHK__N(mhk__multiply)
-          (&p, rows, P, n, ds, wide_k, 1, kr + j0 * wide, wide, dq, wide, corner ? mhk__lower_a : mhk__whole);
-        }
-      }
-      if (a->dq) MHK__N(mhk__rows_out)(rows, P, dq, NULL, NULL, a->dq + at, ld, 1);
+  mhk__block block;
+  mhk__attention_back_lay(&w, work, T, P);
+  memset(&block, 0, sizeof block);
+  block.ahead = &ahead;
+  for (mhk_index task = 0; task < group * ((T + K - 1) / K); task++) { /* head after head, tile after tile of queries */
+    const mhk_index h = g * group + task / ((T + K - 1) / K), i0 = task % ((T + K - 1) / K) * K;
+    const mhk_index rows = mhk__min(K, T - i0), last = i0 + rows, at = ((b * T + i0) * a->H + h) * P,
+                    next = mhk__min(K, T - last);
+    const mhk_index first = start && start[i0] > 0 ? start[i0] / K * K : 0;
+    const int first_head = h == g * group;
+    if (first_head) {
+      MHK__N(mhk__turned_in)(rows, P, k + i0 * kv, kv, w.keys_turned + i0 * P);
+      MHK__N(mhk__turned_in)(rows, P, v + i0 * kv, kv, w.values_turned + i0 * P);
+      MHK__N(mhk__rows_in)(rows, P, k + i0 * kv, kv, NULL, w.keys + i0 * wide);
     }
-  if (a->dk) MHK__N(mhk__rows_out)(T, P, dk, NULL, NULL, a->dk + from_k, kv, 1);
-  if (a->dv) MHK__N(mhk__rows_out)(T, P, dv, NULL, NULL, a->dv + from_k, kv, 1);
+    MHK__N(mhk__rows_in)(rows, P, a->q + at, ld, NULL, w.queries);
+    MHK__N(mhk__rows_in)(rows, P, a->dy + at, ld, NULL, w.dy);
+    MHK__N(mhk__rows_in)(rows, P, a->yy + at, ld, NULL, w.dq);
+    MHK__N(mhk__row_dots)(rows, P, w.dy, w.dq, NULL, NULL, w.mean);
+    ahead.parts = ahead.now = 0;
+    mhk__look_ahead(&ahead, a->dq ? a->dq + at : NULL, ld, P, rows);
+    mhk__look_ahead(&ahead, a->q + at + rows * ld, ld, P, next);
+    mhk__look_ahead(&ahead, a->dy + at + rows * ld, ld, P, next);
+    mhk__look_ahead(&ahead, a->yy + at + rows * ld, ld, P, next);
+    mhk__look_ahead(&ahead, first_head ? k + last * kv : NULL, kv, P, next);
+    mhk__look_ahead(&ahead, first_head ? v + last * kv : NULL, kv, P, next);
+    for (mhk_index j0 = first; j0 < last; j0 += K) {
+      const mhk_index n = mhk__min(K, T - j0), wide_k = MHK__LD(n);
+      const int corner = i0 == j0, fresh = corner && first_head;
+      const mhk__operand queries = mhk__in_rows(w.queries, wide), dy = mhk__in_rows(w.dy, wide);
+      const int part = corner ? mhk__lower_c : mhk__whole, turned_part = corner ? mhk__upper_a : mhk__whole;
+      MHK__N(mhk__multiply)
+      (&block, rows, n, P, queries, mhk__in_rows(w.keys_turned + j0 * P, wide_k), w.m, wide_k, part);
+      MHK__N(mhk__multiply)
+      (&block, rows, n, P, dy, mhk__in_rows(w.values_turned + j0 * P, wide_k), w.dscore, wide_k, part);
+      MHK__N(mhk__softmax_tile_back)
+      (&w, rows, n, P, a->lse + (b * a->H + h) * T + i0, corner, start && start[last - 1] > j0 ? start + i0 : NULL, j0);
+      if (a->dv) {
+        block.c0 = fresh ? NULL : w.dv + j0 * wide;
+        MHK__N(mhk__multiply)
+        (&block, n, P, rows, mhk__in_columns(w.m, wide_k), dy, w.dv + j0 * wide, wide, turned_part);
+      }
+      if (a->dk) {
+        block.c0 = fresh ? NULL : w.dk + j0 * wide;
+        MHK__N(mhk__multiply)
+        (&block, n, P, rows, mhk__in_columns(w.dscore, wide_k), queries, w.dk + j0 * wide, wide, turned_part);
+      }
+      if (a->dq) {
+        block.c0 = j0 > first ? w.dq : NULL;
+        MHK__N(mhk__multiply)
+        (&block, rows, P, n, mhk__in_rows(w.dscore, wide_k), mhk__in_rows(w.keys + j0 * wide, wide), w.dq, wide,
+         corner ? mhk__lower_a : mhk__whole);
+      }
+    }
+    if (a->dq) MHK__N(mhk__rows_out)(rows, P, w.dq, NULL, NULL, a->dq + at, ld, 1);
+  }
+  if (a->dk) MHK__N(mhk__rows_out)(T, P, w.dk, NULL, NULL, a->dk + from_k, kv, 1);
+  if (a->dv) MHK__N(mhk__rows_out)(T, P, w.dv, NULL, NULL, a->dv + from_k, kv, 1);
 }
 #endif /* MOHAWK_NO_TRAINING */
 #endif /* MHK__TEMPLATE */
@@ -8092,16 +8193,83 @@ struct mhk__ssd_args {
   mhk_index span;                       /* heads of a task forward, groups backward */
 };
 
-#define MHK__SSD_CHUNK 32 /* tokens of a chunk of the SSD form, unless the caller says */
-#define MHK__STEPS 8      /* so many tokens go through the recurrence one by one rather than as a chunk */
+enum { MHK__SSD_CHUNK = 32 }; /* tokens of a chunk of the SSD form, unless the caller says */
+enum { MHK__STEPS = 8 }; /* so many tokens go through the recurrence one by one rather than as a chunk */
 
 /* A log decay in a running sum. e^-1000 forgets all there is: minus infinity is a full reset,
    whose sum with others must keep their digits. NaN stays. */
 static double mhk__log_decay(mhk_real x) { return x < -1000 ? -1000.0 : (double)x; }
 
-static mhk_index mhk__ssd_work(mhk_index Q, mhk_index N, mhk_index P, mhk_index heads) { /* heads of one task */
-  const mhk_index q = MHK__LD(Q), n = MHK__LD(N), p = MHK__LD(P), over = Q + MHK__OVER;
-  return (8 + N + P + 3 * over) * q + over * 4 * (n + p) + 2 * P * n + heads * (N + MHK__OVER) * p + 64;
+/* For chunks of Q tokens and the heads of one task */
+#define MHK__SSD_BUFFERS(D, V, M) \
+  D(cum, Q) /* the logarithms of decays, summed from the chunk's start on */ \
+  V(carry, Q) /* decays from before the chunk to t */ \
+  V(tail, Q) /* and from t to its end */ \
+  V(hold, 2 * MHK__LD(Q)) /* for mhk__decay_tile() */ \
+  M(ct, N, Q) /* C, turned */ \
+  M(b, Q, N) \
+  M(bct, Q, Q) /* C B^T, turned */ \
+  M(m, Q, Q) /* decays, then the matrix, turned */ \
+  M(x, Q, P) \
+  M(tail_x, Q, P) \
+  M(y, Q, P) /* where y itself has no room for whole register tiles */ \
+  V(states, heads * mhk__matrix_room(N, P)) /* turned */
+#define MHK__SSD_SIZES (mhk_index Q, mhk_index N, mhk_index P, mhk_index heads)
+MHK__ROOM(mhk__ssd, MHK__SSD_BUFFERS, MHK__SSD_SIZES, (Q, N, P, heads))
+
+#ifndef MOHAWK_NO_TRAINING
+#define MHK__SSD_BACK_BUFFERS(D, V, M) \
+  D(cum, Q) /* as above */ \
+  V(carry, Q) \
+  V(tail, Q) \
+  V(hold, 2 * MHK__LD(Q)) \
+  M(b, Q, N) \
+  M(bt, N, Q) /* turned */ \
+  M(c, Q, N) \
+  M(x, Q, P) \
+  M(xt, P, Q) /* turned */ \
+  M(dy, Q, P) \
+  M(carry_dy, Q, P) \
+  M(cbt, Q, Q) /* C B^T */ \
+  M(m, Q, Q) /* decays L, then the matrix M */ \
+  M(dcb, Q, Q) /* dM o L, without its diagonal */ \
+  V(same, Q) /* that diagonal: what a token gives itself */ \
+  M(state, P, N) /* before the chunk */ \
+  M(dstate, P, N) /* gradient of the one after it */ \
+  M(dx, Q, P) \
+  M(db, Q, N) \
+  M(dc, Q, N) \
+  V(dcum, Q) \
+  V(dstates, heads * mhk__matrix_room(N, P)) /* gradients of the heads' states, turned */
+MHK__ROOM(mhk__ssd_back, MHK__SSD_BACK_BUFFERS, MHK__SSD_SIZES, (Q, N, P, heads))
+#endif /* MOHAWK_NO_TRAINING */
+
+/* Asks for what the kernels read and write of head h in the chunk from t0 on, if there is one, and
+   for B and C of its group where they are read with it. */
+static void mhk__ssd_ahead(const mhk__ssd_args *a, mhk_index b, mhk_index h, mhk_index t0, int with_bc,
+                           mhk__ahead *ahead) {
+  const mhk_index n = t0 < 0 ? 0 : mhk__min(a->Q, a->T - t0), chunks = (a->T + a->Q - 1) / a->Q;
+  ahead->parts = ahead->now = 0;
+  if (n <= 0) return;
+  const mhk_index ldx = a->H * a->P, ldb = a->G * a->N, xy = ((b * a->T + t0) * a->H + h) * a->P,
+                  bc = ((b * a->T + t0) * a->G + h / (a->H / a->G)) * a->N,
+                  state = ((b * a->H + h) * chunks + t0 / a->Q) * a->P * a->N;
+  if (with_bc) {
+    mhk__look_ahead(ahead, a->c + bc, ldb, a->N, n);
+    mhk__look_ahead(ahead, a->b + bc, ldb, a->N, n);
+  }
+  if (!a->dy) {
+    mhk__look_ahead(ahead, a->x + xy, ldx, a->P, n);
+    mhk__look_ahead(ahead, a->y + xy, ldx, a->P, n);
+    mhk__look_ahead(ahead, a->states ? a->states + state : NULL, a->N, a->N, a->P);
+    return;
+  }
+  mhk__look_ahead(ahead, a->dy + xy, ldx, a->P, n);
+  mhk__look_ahead(ahead, a->x + xy, ldx, a->P, n);
+  mhk__look_ahead(ahead, a->dx ? a->dx + xy : NULL, ldx, a->P, n);
+  mhk__look_ahead(ahead, a->dc ? a->dc + bc : NULL, ldb, a->N, n);
+  mhk__look_ahead(ahead, a->db ? a->db + bc : NULL, ldb, a->N, n);
+  mhk__look_ahead(ahead, t0 > 0 || a->initial ? a->states + state : NULL, a->N, a->N, a->P);
 }
 #endif /* MOHAWK_IMPLEMENTATION */
 
@@ -8185,93 +8353,82 @@ static void MHK__N(mhk__decay_edges)(mhk_index n, const double *cum, const mhk_i
   }
 }
 
-/* Chunk by chunk, the heads of one task in turn: their rows lie side by side, and heads of one B/C
-   group share what is made of B and C. The state is kept turned, (N,P), as the right operand it is;
-   G = C B^T is made turned too, for which only C must be. */
+/* The chunked scan, chunk by chunk, the heads of one task in turn: their rows lie side by side, and
+   heads of one B/C group share what is made of B and C. Beside the reference: everything is a
+   product of matrices that lie turned as the products want them, the state (N,P) and the matrix
+   among them; and what token t leaves in the state carries its decay in x, once for all of N. */
 static void MHK__N(mhk__ssd)(const mhk__ssd_args *a, mhk_index b, mhk_index task, mhk_real *work) {
   const mhk_index T = a->T, P = a->P, N = a->N, Q = a->Q, group = a->H / a->G, ldx = a->H * P, ldb = a->G * N,
                   chunks = (T + Q - 1) / Q;
-  const mhk_index q = MHK__LD(Q), wide_n = MHK__LD(N), wide_p = MHK__LD(P), first = task * a->span,
+  const mhk_index wide_n = MHK__LD(N), wide_p = MHK__LD(P), each = mhk__matrix_room(N, P), first = task * a->span,
                   last = mhk__min(a->H, first + a->span);
   const mhk_index *start = a->start ? a->start + b * T : NULL;
-  double *cum = (double *)work;
-  mhk_real *carry = work + 2 * q, *tail = carry + q, *hold = tail + q, *ct = hold + 2 * q, *br = ct + N * q,
-           *cb = br + (Q + MHK__OVER) * wide_n;
-  mhk_real *s = cb + (Q + MHK__OVER) * q, *xr = s + (Q + MHK__OVER) * q, *xs = xr + Q * wide_p, *yr = xs + Q * wide_p;
-  mhk_real *states = yr + (Q + MHK__OVER) * wide_p;
-  const mhk_index each = (N + MHK__OVER) * wide_p;
+  mhk__ssd_room w;
+  mhk__ssd_lay(&w, work, Q, N, P, a->span);
   for (mhk_index h = first; h < last; h++) {
-    mhk_real *state = states + (h - first) * each;
+    mhk_real *state = w.states + (h - first) * each;
     if (a->initial)
       MHK__N(mhk__turned_in)(P, N, a->initial + (b * a->H + h) * P * N, N, state);
     else
       memset(state, 0, (size_t)(N * wide_p) * sizeof(mhk_real));
   }
-  for (mhk_index c = 0; c < chunks; c++) {
-    const mhk_index t0 = c * Q, n = T - t0 < Q ? T - t0 : Q, lda = MHK__LD(n);
+  for (mhk_index chunk = 0; chunk < chunks; chunk++) {
+    const mhk_index t0 = chunk * Q, n = T - t0 < Q ? T - t0 : Q, wide = MHK__LD(n);
     mhk__ahead ahead;
-    mhk__block k;
-    memset(&k, 0, sizeof k);
-    k.ahead = &ahead;
+    mhk__block block;
+    memset(&block, 0, sizeof block);
+    block.ahead = &ahead;
     for (mhk_index h = first; h < last; h++) {
-      const mhk_index g = h / group;
-      const mhk_real *x = a->x + ((b * T + t0) * a->H + h) * P, *la = a->log_a + (b * T + t0) * a->H + h;
-      const mhk_real *bm = a->b + ((b * T + t0) * a->G + g) * N, *cm = a->c + ((b * T + t0) * a->G + g) * N;
-      mhk_real *state = states + (h - first) * each, *y = a->y + ((b * T + t0) * a->H + h) * P;
-      const int direct = MHK__N(mhk__fits)(n, P);
+      const mhk_index xy = ((b * T + t0) * a->H + h) * P, bc = ((b * T + t0) * a->G + h / group) * N;
+      const mhk_real *log_a = a->log_a + (b * T + t0) * a->H + h;
+      mhk_real *state = w.states + (h - first) * each, *y = a->y + xy;
+      const int in_place = MHK__N(mhk__fits)(n, P);
       double sum = 0;
-      { /* the next head's rows, or the next chunk's */
-        const mhk_index h2 = h + 1 < last ? h + 1 : first, t2 = h + 1 < last ? t0 : t0 + Q, n2 = mhk__min(Q, T - t2),
-                        at = (b * T + t2) * a->H + h2;
-        ahead.parts = ahead.now = 0;
-        if (t2 > t0 || h2 % group == 0) {
-          mhk__look_ahead(&ahead, n2 > 0 ? a->c + ((b * T + t2) * a->G + h2 / group) * N : NULL, ldb, N, n2);
-          mhk__look_ahead(&ahead, n2 > 0 ? a->b + ((b * T + t2) * a->G + h2 / group) * N : NULL, ldb, N, n2);
-        }
-        mhk__look_ahead(&ahead, n2 > 0 ? a->x + at * P : NULL, ldx, P, n2);
-        mhk__look_ahead(&ahead, n2 > 0 ? a->y + at * P : NULL, ldx, P, n2);
-        mhk__look_ahead(&ahead, n2 > 0 && a->states ? a->states + ((b * a->H + h2) * chunks + t2 / Q) * P * N : NULL, N,
-                        N, P);
-      }
-      for (mhk_index t = 0; t < n; t++) cum[t] = sum += mhk__log_decay(la[t * a->H]);
-      MHK__N(mhk__decay_tile)(n, cum, start ? start + t0 : NULL, t0, 1, hold, s, lda);
-      MHK__N(mhk__decay_edges)(n, cum, start ? start + t0 : NULL, t0, carry, tail);
+      if (h + 1 < last)
+        mhk__ssd_ahead(a, b, h + 1, t0, (h + 1) % group == 0, &ahead);
+      else
+        mhk__ssd_ahead(a, b, first, t0 + Q, 1, &ahead);
+      for (mhk_index t = 0; t < n; t++) w.cum[t] = sum += mhk__log_decay(log_a[t * a->H]);
+      MHK__N(mhk__decay_tile)(n, w.cum, start ? start + t0 : NULL, t0, 1, w.hold, w.m, wide);
+      MHK__N(mhk__decay_edges)(n, w.cum, start ? start + t0 : NULL, t0, w.carry, w.tail);
       if (h == first || h % group == 0) {
-        MHK__N(mhk__turned_in)(n, N, cm, ldb, ct);
-        MHK__N(mhk__rows_in)(n, N, bm, ldb, NULL, br);
-        MHK__N(mhk__multiply)(&k, n, n, N, br, wide_n, 1, ct, lda, cb, lda, mhk__upper_c);
+        MHK__N(mhk__turned_in)(n, N, a->c + bc, ldb, w.ct);
+        MHK__N(mhk__rows_in)(n, N, a->b + bc, ldb, NULL, w.b);
+        MHK__N(mhk__multiply)
+        (&block, n, n, N, mhk__in_rows(w.b, wide_n), mhk__in_rows(w.ct, wide), w.bct, wide, mhk__upper_c);
       }
-      MHK__N(mhk__rows_in_twice)(n, P, x, ldx, tail, xr, xs);
+      MHK__N(mhk__rows_in_twice)(n, P, a->x + xy, ldx, w.tail, w.x, w.tail_x);
       for (mhk_index i = 0; i < n; i++) {
+        mhk_real *m = w.m + i * wide;
+        const mhk_real *bct = w.bct + i * wide;
         for (mhk_index j = i / MHK__W * MHK__W; j < n; j += MHK__W)
-          MHK__STORE(s + i * lda + j, MHK__LOAD(s + i * lda + j) * MHK__LOAD(cb + i * lda + j));
-        if (a->d) s[i * lda + i] += a->d[h]; /* y_t += D x_t comes with the product */
+          MHK__STORE(m + j, MHK__LOAD(m + j) * MHK__LOAD(bct + j));
+        if (a->d) m[i] += a->d[h]; /* y_t += D x_t comes with the product */
       }
-      if (a->states) { /* (P,N) */
-        mhk_real *to = a->states + ((b * a->H + h) * chunks + c) * P * N;
-        MHK__N(mhk__turned_out)(N, P, state, to);
+      if (a->states) /* (P,N), for the backward pass */
+        MHK__N(mhk__turned_out)(N, P, state, a->states + ((b * a->H + h) * chunks + chunk) * P * N);
+      /* y = carry C state + (C B^T o decays + D) x */
+      if (chunk > 0 || a->initial) {
+        block.k1 = N;
+        block.a1 = mhk__in_columns(w.ct, wide);
+        block.b1 = state;
+        block.f = w.carry;
+        block.fs = 1;
       }
-      /* y = carry C state + (C B^T o decay + D) x */
-      if (c > 0 || a->initial) {
-        k.k1 = N;
-        k.a1 = ct;
-        k.row1 = 1;
-        k.col1 = lda;
-        k.b1 = state;
-        k.f = carry;
-        k.fs = 1;
-      }
-      MHK__N(mhk__multiply)(&k, n, P, n, s, 1, lda, xr, wide_p, direct ? y : yr, direct ? ldx : wide_p, mhk__lower_a);
-      if (!direct) MHK__N(mhk__rows_out)(n, P, yr, NULL, NULL, y, ldx, 0);
+      MHK__N(mhk__multiply)
+      (&block, n, P, n, mhk__in_columns(w.m, wide), mhk__in_rows(w.x, wide_p), in_place ? y : w.y,
+       in_place ? ldx : wide_p, mhk__lower_a);
+      if (!in_place) MHK__N(mhk__rows_out)(n, P, w.y, NULL, NULL, y, ldx, 0);
       /* the state after the chunk: carry_last state + B^T (tail x) */
-      k.c0 = state;
-      k.f = carry + n - 1;
-      k.fs = 0;
-      MHK__N(mhk__multiply)(&k, N, P, n, br, 1, wide_n, xs, wide_p, state, wide_p, mhk__whole);
+      block.c0 = state;
+      block.f = w.carry + n - 1;
+      block.fs = 0;
+      MHK__N(mhk__multiply)
+      (&block, N, P, n, mhk__in_columns(w.b, wide_n), mhk__in_rows(w.tail_x, wide_p), state, wide_p, mhk__whole);
     }
   }
   for (mhk_index h = first; h < last; h++)
-    MHK__N(mhk__turned_out)(N, P, states + (h - first) * each, a->final + (b * a->H + h) * P * N);
+    MHK__N(mhk__turned_out)(N, P, w.states + (h - first) * each, a->final + (b * a->H + h) * P * N);
 }
 
 /* the recurrence itself, token by token */
@@ -8308,152 +8465,165 @@ static void MHK__N(mhk__ssd_step)(const mhk__ssd_args *a, mhk_index b, mhk_index
   }
 }
 #ifndef MOHAWK_NO_TRAINING
-/* Chunks from the last to the first; the heads of one B/C group in turn. With L the decays, S = C
-   B^T o L, h0 the state before the chunk, hQ after it: dG = dy x^T o L, dx = (S + D)^T dy + tail B
-   dhQ, dC = dG B + carry dy h0^T, dB = dG^T C + tail x dhQ^T, dh0 = carry_last dhQ + (carry C)^T
-   dy. exp(cum_t) only comes with C_t, exp(-cum_s) with B_s and exp(cum_last) with hQ: dcum_t = C_t
-   dC_t - B_t dB_t, and dhQ . hQ for the last token. What a token gives itself is in both and left
-   out of both until the rows are written: a decay that nothing passes has the gradient 0. */
+/* ---- the backward kernel
+
+   Chunks from the last to the first, and in each the heads of a B/C group in turn. Inside a chunk
+   of n tokens, with L the decays (L[t,s] = exp(cum_t - cum_s) for s <= t), M = C B^T o L + D, h0
+   the state before the chunk and dh its gradient after it, the forward pass is
+
+      y = M x + carry C h0              the state after = carry_last h0 + (tail x)^T B
+
+   so that, every line one or two products of matrices,
+
+      dCB = dy x^T o L                              dM, masked by decays
+      dx  = M^T dy + tail B dh
+      dC  = dCB B + carry dy h0                     dB = dCB^T C + tail x dh
+      dh0 = carry_last dh + (carry dy)^T C          which is dh of the chunk before
+
+   The gradient of log_a needs no products of its own. exp(cum_t) only comes with C_t, exp(-cum_s)
+   with B_s, and exp(cum_last) with the state after: dcum_t = C_t . dC_t - B_t . dB_t, and h . dh of
+   the state after for the last token. log_a_r stands in every cum_t with t >= r: sums from the end.
+   What a token gives itself passes no decay, is in C . dC and in B . dB alike, and would leave
+   rounding errors where 0 is right: it is kept apart (same) until rows are written. */
+
+/* Decays, rows and products of head h in the chunk from t0 on that the gradients are made of: cum,
+   carry, tail, x, dy, carry dy, M and dCB, and the gradient of D, which is the sum of dM's
+   diagonal. */
+static void MHK__N(mhk__ssd_back_open)(const mhk__ssd_args *a, mhk_index b, mhk_index h, mhk_index t0, mhk_index n,
+                                       const mhk__ssd_back_room *w, mhk__block *block) {
+  const mhk_index P = a->P, ldx = a->H * P, wide = MHK__LD(n), wide_p = MHK__LD(P),
+                  xy = ((b * a->T + t0) * a->H + h) * P;
+  const mhk_real *log_a = a->log_a + (b * a->T + t0) * a->H + h;
+  const mhk_index *start = a->start ? a->start + b * a->T + t0 : NULL;
+  double sum = 0, dd = 0;
+  for (mhk_index t = 0; t < n; t++) w->cum[t] = sum += mhk__log_decay(log_a[t * a->H]);
+  MHK__N(mhk__decay_tile)(n, w->cum, start, t0, 0, w->hold, w->m, wide);
+  MHK__N(mhk__decay_edges)(n, w->cum, start, t0, w->carry, w->tail);
+  MHK__N(mhk__rows_in)(n, P, a->x + xy, ldx, NULL, w->x);
+  MHK__N(mhk__turned_in)(n, P, w->x, wide_p, w->xt);
+  MHK__N(mhk__rows_in_twice)(n, P, a->dy + xy, ldx, w->carry, w->dy, w->carry_dy);
+  MHK__N(mhk__multiply)
+  (block, n, n, P, mhk__in_rows(w->dy, wide_p), mhk__in_rows(w->xt, wide), w->dcb, wide, mhk__lower_c);
+  for (mhk_index i = 0; i < n; i++) { /* to the end of the tile that row i belongs to */
+    mhk_real *m = w->m + i * wide, *dcb = w->dcb + i * wide, *cbt = w->cbt + i * wide;
+    for (mhk_index j = 0; j < mhk__min(n, i + MHK__OVER); j += MHK__W) {
+      const MHK__V decay = MHK__LOAD(m + j);
+      MHK__STORE(m + j, decay * MHK__LOAD(cbt + j));
+      MHK__STORE(dcb + j, decay * MHK__LOAD(dcb + j));
+    }
+    if (a->d) m[i] += a->d[h];
+    w->same[i] = dcb[i];
+    dcb[i] = 0;
+    dd += (double)w->same[i];
+  }
+  if (a->dd) a->dd[b * a->H + h] += MHK__R(dd);
+}
+
+/* dB, dC and dlog_a of that head; dstate: of the state after the chunk (N,P) */
+static void MHK__N(mhk__ssd_back_bc)(const mhk__ssd_args *a, mhk_index b, mhk_index h, mhk_index t0, mhk_index n,
+                                     const mhk__ssd_back_room *w, const mhk_real *dstate, mhk__block *block) {
+  const mhk_index P = a->P, N = a->N, chunk = t0 / a->Q, chunks = (a->T + a->Q - 1) / a->Q, ldb = a->G * N;
+  const mhk_index wide = MHK__LD(n), wide_n = MHK__LD(N), wide_p = MHK__LD(P),
+                  bc = ((b * a->T + t0) * a->G + h / (a->H / a->G)) * N;
+  const int before = chunk > 0 || a->initial, after = chunk < chunks - 1 || a->dfinal;
+  const mhk_real *state = a->states + ((b * a->H + h) * chunks + chunk) * P * N;
+  if (before && N != wide_n) {
+    MHK__N(mhk__rows_in)(P, N, state, N, NULL, w->state);
+    state = w->state;
+  }
+  if (after) MHK__N(mhk__turned_in)(N, P, dstate, wide_p, w->dstate);
+  block->k1 = P;
+  block->fs = 1;
+  block->a1 = mhk__in_rows(before ? w->dy : NULL, wide_p);
+  block->b1 = state;
+  block->f = w->carry;
+  MHK__N(mhk__multiply)
+  (block, n, N, n, mhk__in_rows(w->dcb, wide), mhk__in_rows(w->b, wide_n), w->dc, wide_n, mhk__lower_a);
+  block->a1 = mhk__in_rows(after ? w->x : NULL, wide_p);
+  block->b1 = w->dstate;
+  block->f = w->tail;
+  MHK__N(mhk__multiply)
+  (block, n, N, n, mhk__in_columns(w->dcb, wide), mhk__in_rows(w->c, wide_n), w->db, wide_n, mhk__upper_a);
+  if (a->dc) MHK__N(mhk__rows_out)(n, N, w->dc, w->same, w->b, a->dc + bc, ldb, 1);
+  if (a->db) MHK__N(mhk__rows_out)(n, N, w->db, w->same, w->c, a->db + bc, ldb, 1);
+  if (a->dlog_a) {
+    mhk_real *dlog_a = a->dlog_a + (b * a->T + t0) * a->H + h;
+    double sum = 0;
+    MHK__N(mhk__row_dots)(n, N, w->c, w->dc, w->b, w->db, w->dcum);
+    if (after) {
+      const mhk_real *state_after = chunk + 1 < chunks ? a->states + ((b * a->H + h) * chunks + chunk + 1) * P * N
+                                                       : a->final + (b * a->H + h) * P * N;
+      for (mhk_index i = 0; i < P; i++)
+        sum += (double)MHK__N(mhk__dot)(N, state_after + i * N, w->dstate + i * wide_n);
+    }
+    for (mhk_index t = n - 1; t >= 0; t--) {
+      sum += (double)w->dcum[t];
+      dlog_a[t * a->H] += MHK__R(sum);
+    }
+  }
+}
+
 static void MHK__N(mhk__ssd_back)(const mhk__ssd_args *a, mhk_index b, mhk_index task, mhk_real *work) {
   const mhk_index T = a->T, P = a->P, N = a->N, Q = a->Q, group = a->H / a->G, ldx = a->H * P, ldb = a->G * N,
                   chunks = (T + Q - 1) / Q;
-  const mhk_index q = MHK__LD(Q), wide_n = MHK__LD(N), wide_p = MHK__LD(P), first = task * a->span,
-                  last = mhk__min(a->G, first + a->span);
-  const mhk_index *start = a->start ? a->start + b * T : NULL;
-  double *cum = (double *)work;
-  const mhk_index over = Q + MHK__OVER;
-  mhk_real *carry = work + 2 * q, *tail = carry + q, *hold = tail + q, *bt = hold + 2 * q, *xt = bt + N * q,
-           *br = xt + P * q, *cr = br + over * wide_n;
-  mhk_real *xr = cr + over * wide_n, *dyr = xr + over * wide_p, *dys = dyr + over * wide_p;
-  mhk_real *cb = dys + Q * wide_p, *s = cb + over * q, *dg = s + over * q;
-  mhk_real *ht = dg + over * q, *dht = ht + P * wide_n, *dxr = dht + P * wide_n, *dbr = dxr + over * wide_p;
-  mhk_real *dcr = dbr + over * wide_n, *dcum = dcr + over * wide_n, *same = dcum + q, *dstates = same + q;
-  const mhk_index each = (N + MHK__OVER) * wide_p;
-  for (mhk_index h = first * group; h < last * group; h++) {
-    mhk_real *dstate = dstates + (h - first * group) * each;
+  const mhk_index wide_n = MHK__LD(N), wide_p = MHK__LD(P), each = mhk__matrix_room(N, P),
+                  first = task * a->span * group, last = mhk__min(a->H, first + a->span * group);
+  mhk__ssd_back_room w;
+  mhk__ssd_back_lay(&w, work, Q, N, P, a->span * group);
+  for (mhk_index h = first; h < last; h++) {
+    mhk_real *dstate = w.dstates + (h - first) * each;
     if (a->dfinal)
       MHK__N(mhk__turned_in)(P, N, a->dfinal + (b * a->H + h) * P * N, N, dstate);
     else
       memset(dstate, 0, (size_t)(N * wide_p) * sizeof(mhk_real));
     if (a->dd) a->dd[b * a->H + h] = 0;
   }
-  for (mhk_index c = chunks - 1; c >= 0; c--) {
-    const mhk_index t0 = c * Q, n = T - t0 < Q ? T - t0 : Q, lda = MHK__LD(n);
-    const int before = c > 0 || a->initial != NULL, after = c < chunks - 1 || a->dfinal != NULL;
+  for (mhk_index chunk = chunks - 1; chunk >= 0; chunk--) {
+    const mhk_index t0 = chunk * Q, n = T - t0 < Q ? T - t0 : Q, wide = MHK__LD(n);
     mhk__ahead ahead;
-    mhk__block k;
-    memset(&k, 0, sizeof k);
-    k.ahead = &ahead;
+    mhk__block block;
+    memset(&block, 0, sizeof block);
+    block.ahead = &ahead;
     ahead.parts = ahead.now = 0;
-    for (mhk_index g = first; g < last; g++) {
-      const mhk_index bc = ((b * T + t0) * a->G + g) * N;
-      /* turned from the copy: see mhk__rows_in_twice */
-      MHK__N(mhk__rows_in)(n, N, a->c + bc, ldb, NULL, cr);
-      MHK__N(mhk__rows_in)(n, N, a->b + bc, ldb, NULL, br);
-      MHK__N(mhk__turned_in)(n, N, br, wide_n, bt);
-      MHK__N(mhk__multiply)(&k, n, n, N, cr, wide_n, 1, bt, lda, cb, lda, mhk__lower_c);
-      for (mhk_index h = g * group; h < (g + 1) * group; h++) {
-        const mhk_index xy = ((b * T + t0) * a->H + h) * P;
-        const mhk_real *la = a->log_a + (b * T + t0) * a->H + h, *after_h;
-        mhk_real *dstate = dstates + (h - first * group) * each;
-        double sum = 0, run = 0, dd = 0;
-        {
-          const mhk_index next = h + 1 < last * group, h2 = next ? h + 1 : first * group, t2 = next ? t0 : t0 - Q,
-                          n2 = t2 < 0 ? 0 : mhk__min(Q, T - t2);
-          const mhk_index at = ((b * T + t2) * a->H + h2) * P, gt = ((b * T + t2) * a->G + h2 / group) * N;
-          ahead.parts = ahead.now = 0;
-          if (n2 > 0 && (!next || h2 % group == 0)) {
-            mhk__look_ahead(&ahead, a->c + gt, ldb, N, n2);
-            mhk__look_ahead(&ahead, a->b + gt, ldb, N, n2);
-          }
-          if (n2 > 0) {
-            mhk__look_ahead(&ahead, a->dy + at, ldx, P, n2);
-            mhk__look_ahead(&ahead, a->x + at, ldx, P, n2);
-            mhk__look_ahead(&ahead, a->dx ? a->dx + at : NULL, ldx, P, n2);
-            mhk__look_ahead(&ahead, a->dc ? a->dc + gt : NULL, ldb, N, n2);
-            mhk__look_ahead(&ahead, a->db ? a->db + gt : NULL, ldb, N, n2);
-            mhk__look_ahead(
-                &ahead, t2 > 0 || a->initial ? a->states + ((b * a->H + h2) * chunks + t2 / Q) * P * N : NULL, N, N, P);
-          }
-        }
-        for (mhk_index t = 0; t < n; t++) cum[t] = sum += mhk__log_decay(la[t * a->H]);
-        MHK__N(mhk__decay_tile)(n, cum, start ? start + t0 : NULL, t0, 0, hold, s, lda);
-        MHK__N(mhk__decay_edges)(n, cum, start ? start + t0 : NULL, t0, carry, tail);
-        MHK__N(mhk__rows_in)(n, P, a->x + xy, ldx, NULL, xr);
-        MHK__N(mhk__turned_in)(n, P, xr, wide_p, xt);
-        MHK__N(mhk__rows_in_twice)(n, P, a->dy + xy, ldx, carry, dyr, dys);
-        MHK__N(mhk__multiply)(&k, n, n, P, dyr, wide_p, 1, xt, lda, dg, lda, mhk__lower_c);
-        for (mhk_index i = 0; i < n; i++) { /* to the end of the tile that row i belongs to */
-          for (mhk_index j = 0; j < mhk__min(n, i + MHK__OVER); j += MHK__W) {
-            const MHK__V l = MHK__LOAD(s + i * lda + j);
-            MHK__STORE(s + i * lda + j, l * MHK__LOAD(cb + i * lda + j));
-            MHK__STORE(dg + i * lda + j, l * MHK__LOAD(dg + i * lda + j));
-          }
-          if (a->d) s[i * lda + i] += a->d[h];
-          same[i] = dg[i * lda + i];
-          dg[i * lda + i] = 0;
-          dd += (double)same[i];
-        }
-        if (a->dd) a->dd[b * a->H + h] += MHK__R(dd);
-        k.col1 = 1;
-        k.fs = 1;
-        if (a->dx) {
-          k.k1 = N;
-          k.a1 = after ? br : NULL;
-          k.row1 = wide_n;
-          k.b1 = dstate;
-          k.f = tail;
-          MHK__N(mhk__multiply)(&k, n, P, n, s, 1, lda, dyr, wide_p, dxr, wide_p, mhk__upper_a);
-          MHK__N(mhk__rows_out)(n, P, dxr, NULL, NULL, a->dx + xy, ldx, 1);
-        }
-        if (a->dc || a->db || a->dlog_a) {
-          const mhk_real *before_h = a->states + ((b * a->H + h) * chunks + c) * P * N;
-          if (before && N != wide_n) {
-            MHK__N(mhk__rows_in)(P, N, before_h, N, NULL, ht);
-            before_h = ht;
-          }
-          k.k1 = P;
-          k.a1 = before ? dyr : NULL;
-          k.row1 = wide_p;
-          k.b1 = before_h;
-          k.f = carry;
-          MHK__N(mhk__multiply)(&k, n, N, n, dg, lda, 1, br, wide_n, dcr, wide_n, mhk__lower_a);
-          if (after) MHK__N(mhk__turned_in)(N, P, dstate, wide_p, dht);
-          k.a1 = after ? xr : NULL;
-          k.b1 = dht;
-          k.f = tail;
-          MHK__N(mhk__multiply)(&k, n, N, n, dg, 1, lda, cr, wide_n, dbr, wide_n, mhk__upper_a);
-          if (a->dc) MHK__N(mhk__rows_out)(n, N, dcr, same, br, a->dc + bc, ldb, 1);
-          if (a->db) MHK__N(mhk__rows_out)(n, N, dbr, same, cr, a->db + bc, ldb, 1);
-        }
-        if (a->dlog_a) { /* log_a_r stands in every cum_t with t >= r */
-          mhk_real *to = a->dlog_a + (b * T + t0) * a->H + h;
-          MHK__N(mhk__row_dots)(n, N, cr, dcr, br, dbr, dcum);
-          if (after) {
-            after_h = c + 1 < chunks ? a->states + ((b * a->H + h) * chunks + c + 1) * P * N
-                                     : a->final + (b * a->H + h) * P * N;
-            for (mhk_index i = 0; i < P; i++) run += (double)MHK__N(mhk__dot)(N, after_h + i * N, dht + i * wide_n);
-          }
-          for (mhk_index t = n - 1; t >= 0; t--) {
-            run += (double)dcum[t];
-            to[t * a->H] += MHK__R(run);
-          }
-        }
-        if (before || a->dinitial) { /* c == 0 without an initial state: its gradient is not wanted */
-          k.c0 = dstate;
-          k.f = carry + n - 1;
-          k.fs = 0;
-          MHK__N(mhk__multiply)(&k, N, P, n, cr, 1, wide_n, dys, wide_p, dstate, wide_p, mhk__whole);
-        }
+    for (mhk_index h = first; h < last; h++) {
+      const mhk_index xy = ((b * T + t0) * a->H + h) * P, bc = ((b * T + t0) * a->G + h / group) * N;
+      mhk_real *dstate = w.dstates + (h - first) * each;
+      if (h % group == 0) { /* turned from the copy: see mhk__rows_in_twice */
+        MHK__N(mhk__rows_in)(n, N, a->c + bc, ldb, NULL, w.c);
+        MHK__N(mhk__rows_in)(n, N, a->b + bc, ldb, NULL, w.b);
+        MHK__N(mhk__turned_in)(n, N, w.b, wide_n, w.bt);
+        MHK__N(mhk__multiply)
+        (&block, n, n, N, mhk__in_rows(w.c, wide_n), mhk__in_rows(w.bt, wide), w.cbt, wide, mhk__lower_c);
+      }
+      if (h + 1 < last)
+        mhk__ssd_ahead(a, b, h + 1, t0, (h + 1) % group == 0, &ahead);
+      else
+        mhk__ssd_ahead(a, b, first, t0 - Q, 1, &ahead);
+      MHK__N(mhk__ssd_back_open)(a, b, h, t0, n, &w, &block);
+      if (a->dx) { /* M^T dy + tail B dh */
+        block.k1 = N;
+        block.a1 = mhk__in_rows(chunk < chunks - 1 || a->dfinal ? w.b : NULL, wide_n);
+        block.b1 = dstate;
+        block.f = w.tail;
+        block.fs = 1;
+        MHK__N(mhk__multiply)
+        (&block, n, P, n, mhk__in_columns(w.m, wide), mhk__in_rows(w.dy, wide_p), w.dx, wide_p, mhk__upper_a);
+        MHK__N(mhk__rows_out)(n, P, w.dx, NULL, NULL, a->dx + xy, ldx, 1);
+      }
+      if (a->dc || a->db || a->dlog_a) MHK__N(mhk__ssd_back_bc)(a, b, h, t0, n, &w, dstate, &block);
+      if (chunk > 0 || a->dinitial) { /* dh0; where nothing is before the sequence, it is not wanted */
+        block.c0 = dstate;
+        block.f = w.carry + n - 1;
+        block.fs = 0;
+        MHK__N(mhk__multiply)
+        (&block, N, P, n, mhk__in_columns(w.c, wide_n), mhk__in_rows(w.carry_dy, wide_p), dstate, wide_p, mhk__whole);
       }
     }
   }
-  if (a->dinitial)
-    for (mhk_index h = first * group; h < last * group; h++) {
-      const mhk_real *dstate = dstates + (h - first * group) * each;
-      for (mhk_index i = 0; i < P; i++)
-        for (mhk_index t = 0; t < N; t++) a->dinitial[((b * a->H + h) * P + i) * N + t] += dstate[t * wide_p + i];
-    }
+  for (mhk_index h = first; a->dinitial && h < last; h++) {
+    const mhk_real *dstate = w.dstates + (h - first) * each;
+    for (mhk_index i = 0; i < P * N; i++) a->dinitial[(b * a->H + h) * P * N + i] += dstate[i % N * wide_p + i / N];
+  }
 }
 #endif /* MOHAWK_NO_TRAINING */
 #endif /* MHK__TEMPLATE */
@@ -8480,7 +8650,7 @@ static void mhk__ssd_backward(mhk_context *ctx, const mhk__ssd_args *args) {
   mhk__ssd_args a = *args;
   a.span = mhk__ssd_span(a.B, a.G);
   const mhk_index tasks = (a.G + a.span - 1) / a.span;
-  mhk__run(ctx, &a, a.B * tasks, tasks, mhk__ssd_work(a.Q, a.N, a.P, a.span * (a.H / a.G)), mhk__ssd_cost(&a),
+  mhk__run(ctx, &a, a.B * tasks, tasks, mhk__ssd_back_work(a.Q, a.N, a.P, a.span * (a.H / a.G)), mhk__ssd_cost(&a),
            mhk__ssd_back_task);
 }
 
@@ -8562,7 +8732,7 @@ MHKDEF mhk_tensor *mhk_ssd(mhk_tape *t, mhk_tensor *x, mhk_tensor *la, mhk_tenso
   a.initial = mhk__d(d.initial_state);
   a.y = mhk__d(out[0]);
   a.final = mhk__d(out[1]);
-  a.Q = d.chunk > 0 ? d.chunk : MHK__SSD_CHUNK;
+  a.Q = d.chunk > 0 ? d.chunk : (mhk_index)MHK__SSD_CHUNK;
   if (a.Q > a.T && a.T > 0) a.Q = a.T;
   mhk__node *n = mhk__record(t, mhk__ssd_op_back, 6, in, 2, out, sizeof a);
   const int recurrent = d.form == MHK_SSD_RECURRENT || (d.form == MHK_SSD_AUTO && !n && a.T <= MHK__STEPS);
@@ -8720,10 +8890,27 @@ struct mhk__orientation_args {
   mhk_real *dd;                  /* (B,H) written */
 };
 #ifndef MOHAWK_NO_TRAINING
-static mhk_index mhk__orientation_work(mhk_index T, mhk_index N, mhk_index P) {
-  const mhk_index K = MHK__TILE, over = K + MHK__OVER, n = MHK__LD(N);
-  return 4 * MHK__LD(T) + (T + K) * (N + P + 2 * n) + over * (2 * n + MHK__LD(P) + 3 * K) + 20 * K + 64;
-}
+/* For both passes; the forward one leaves some alone. Tiles are of the matrices: MHK__TILE rows of
+   tokens t, as many columns of tokens s. */
+#define MHK__ORIENTATION_BUFFERS(D, V, M) \
+  D(cum, T) /* sums of log-decays */ \
+  D(dcum, T) \
+  M(b_turned, N, T) /* tile after tile */ \
+  M(k_turned, P, T) \
+  M(b, T, N) \
+  M(db, T, N) \
+  M(c, MHK__TILE, N) \
+  M(dc, MHK__TILE, N) \
+  M(q, MHK__TILE, P) \
+  M(student, MHK__TILE, MHK__TILE) \
+  M(teacher, MHK__TILE, MHK__TILE) /* its numbers, then the gradient of C B^T */ \
+  M(decay, MHK__TILE, MHK__TILE) /* on the diagonal */ \
+  V(row_decay, MHK__TILE) /* off it, the factors of a decay */ \
+  V(column_decay, MHK__TILE) /* around the tile's corner */ \
+  V(row_sums, MHK__TILE) /* of gradient times matrix */ \
+  V(column_sums, MHK__TILE) \
+  M(part, MHK__TILE, 1) /* one vector a row */
+MHK__ROOM(mhk__orientation, MHK__ORIENTATION_BUFFERS, (mhk_index T, mhk_index N, mhk_index P), (T, N, P))
 #endif /* MOHAWK_NO_TRAINING */
 #endif /* MOHAWK_IMPLEMENTATION */
 
@@ -8776,86 +8963,95 @@ static double MHK__N(mhk__distance)(mhk_index n, const mhk_real *x, const mhk_re
   return total;
 }
 
-/* One tile of both matrices: rows i0.., columns j0... On the diagonal decay is a tile, off it u_i
-   v_j: the factors around the tile's corner, all at most 1. Writes the student's tile to s and the
-   teacher's to p, on the diagonal each row to the end of its register tile. */
-static void MHK__N(mhk__two_tiles)(const mhk__orientation_args *a, mhk_index h, const double *cum,
-                                   const mhk_index *start, const mhk_real *lse, mhk_index i0, mhk_index rows,
-                                   mhk_index j0, mhk_index cols, const mhk_real *cr, const mhk_real *bt,
-                                   const mhk_real *qr, const mhk_real *kt, mhk_real *s, mhk_real *p, mhk_real *decay,
-                                   mhk_real *u, mhk_real *v) {
+/* One tile of both matrices, rows i0.., columns j0.. of head h. On the diagonal decays are a tile,
+   off it row_decay_i column_decay_j: the factors around the tile's corner, all at most 1. On the
+   diagonal each row is made to the end of its register tile. */
+static void MHK__N(mhk__two_tiles)(const mhk__orientation_args *a, mhk_index b, mhk_index h, mhk_index i0,
+                                   mhk_index j0, const mhk__orientation_room *w) {
   const MHK__V zero = MHK__SET(MHK__R(0)), scale = MHK__SET(MHK__R(1.0 / sqrt((double)a->PT)));
-  const int corner = i0 == j0, cut = start && start[i0 + rows - 1] > j0;
-  mhk__block k;
-  memset(&k, 0, sizeof k);
+  const mhk_index K = MHK__TILE, rows = mhk__min(K, a->T - i0), cols = mhk__min(K, a->T - j0);
+  const mhk_index *start = a->start ? a->start + b * a->T + i0 : NULL;
+  const mhk_real *lse = a->lse + (b * a->H + h) * a->T + i0;
+  const double *cum = w->cum;
+  const int corner = i0 == j0, cut = start && start[rows - 1] > j0, part = corner ? mhk__lower_c : mhk__whole;
+  mhk__block block;
+  memset(&block, 0, sizeof block);
   MHK__N(mhk__multiply)
-  (&k, rows, cols, a->N, cr, MHK__LD(a->N), 1, bt, MHK__LD(cols), s, MHK__TILE, corner ? mhk__lower_c : mhk__whole);
+  (&block, rows, cols, a->N, mhk__in_rows(w->c, MHK__LD(a->N)), mhk__in_rows(w->b_turned + j0 * a->N, MHK__LD(cols)),
+   w->student, K, part);
   MHK__N(mhk__multiply)
-  (&k, rows, cols, a->PT, qr, MHK__LD(a->PT), 1, kt, MHK__LD(cols), p, MHK__TILE, corner ? mhk__lower_c : mhk__whole);
+  (&block, rows, cols, a->PT, mhk__in_rows(w->q, MHK__LD(a->PT)),
+   mhk__in_rows(w->k_turned + j0 * a->PT, MHK__LD(cols)), w->teacher, K, part);
   if (corner) {
     mhk_real hold[2 * MHK__TILE];
-    MHK__N(mhk__decay_tile)(rows, cum + i0, start ? start + i0 : NULL, i0, 0, hold, decay, MHK__TILE);
-    for (mhk_index i = 0; a->d && i < rows; i++) s[i * MHK__TILE + i] += a->d[h];
+    MHK__N(mhk__decay_tile)(rows, cum + i0, start, i0, 0, hold, w->decay, K);
+    for (mhk_index i = 0; a->d && i < rows; i++) w->student[i * K + i] += a->d[h];
   } else {
-    for (mhk_index i = 0; i < rows; i++) u[i] = MHK__R(cum[i0 + i] - cum[i0 - 1]);
-    for (mhk_index j = 0; j < cols; j++) v[j] = MHK__R(cum[i0 - 1] - cum[j0 + j]);
-    MHK__N(mhk__row_exp)(rows, u, MHK__R(1), 0, u);
-    MHK__N(mhk__row_exp)(cols, v, MHK__R(1), 0, v);
+    for (mhk_index i = 0; i < rows; i++) w->row_decay[i] = MHK__R(cum[i0 + i] - cum[i0 - 1]);
+    for (mhk_index j = 0; j < cols; j++) w->column_decay[j] = MHK__R(cum[i0 - 1] - cum[j0 + j]);
+    MHK__N(mhk__row_exp)(rows, w->row_decay, MHK__R(1), 0, w->row_decay);
+    MHK__N(mhk__row_exp)(cols, w->column_decay, MHK__R(1), 0, w->column_decay);
   }
   for (mhk_index i = 0; i < rows; i++) {
-    const MHK__V shift = MHK__SET(-lse[i0 + i]), ui = MHK__SET(corner ? MHK__R(1) : u[i]);
-    const mhk_real *factor = corner ? decay + i * MHK__TILE : v;
+    const MHK__V shift = MHK__SET(-lse[i]), row_decay = MHK__SET(corner ? MHK__R(1) : w->row_decay[i]);
+    const mhk_real *decay = corner ? w->decay + i * K : w->column_decay;
     const mhk_index to = corner ? mhk__min(cols, i + MHK__OVER) : cols;
+    mhk_real *to_student = w->student + i * K, *to_teacher = w->teacher + i * K;
     for (mhk_index j = 0; j < to; j += MHK__W) {
-      mhk_real *at = s + i * MHK__TILE + j, *to_p = p + i * MHK__TILE + j;
-      MHK__V ms = MHK__LOAD(at) * ui * MHK__LOAD(factor + j),
-             mt = MHK__N(mhk__vexp)(MHK__FMA(MHK__LOAD(to_p), scale, shift));
-      if (corner) mt = MHK__FROM(zero, mt, i + 1 - j);
+      MHK__V student = MHK__LOAD(to_student + j) * row_decay * MHK__LOAD(decay + j),
+             teacher = MHK__N(mhk__vexp)(MHK__FMA(MHK__LOAD(to_teacher + j), scale, shift));
+      if (corner) teacher = MHK__FROM(zero, teacher, i + 1 - j);
       if (cut) {
-        ms = MHK__FROM(ms, zero, start[i0 + i] - j0 - j);
-        mt = MHK__FROM(mt, zero, start[i0 + i] - j0 - j);
+        student = MHK__FROM(student, zero, start[i] - j0 - j);
+        teacher = MHK__FROM(teacher, zero, start[i] - j0 - j);
       }
-      MHK__STORE(at, ms);
-      MHK__STORE(to_p, mt);
+      MHK__STORE(to_student + j, student);
+      MHK__STORE(to_teacher + j, teacher);
     }
   }
 }
 
 /* what both passes need of one head: columns of B and k in tiles, sums of the log-decays */
-static void MHK__N(mhk__orientation_pack)(const mhk__orientation_args *a, mhk_index b, mhk_index h, mhk_real *bt,
-                                          mhk_real *kt, double *cum) {
+static void MHK__N(mhk__orientation_pack)(const mhk__orientation_args *a, mhk_index b, mhk_index h,
+                                          const mhk__orientation_room *w) {
   const mhk_index T = a->T, g = h / (a->H / a->G), gt = h / (a->HT / a->GT);
   double sum = 0;
   for (mhk_index j0 = 0; j0 < T; j0 += MHK__TILE) {
     const mhk_index n = mhk__min(MHK__TILE, T - j0);
-    MHK__N(mhk__turned_in)(n, a->N, a->b + ((b * T + j0) * a->G + g) * a->N, a->G * a->N, bt + j0 * a->N);
-    MHK__N(mhk__turned_in)(n, a->PT, a->k + ((b * T + j0) * a->GT + gt) * a->PT, a->GT * a->PT, kt + j0 * a->PT);
+    MHK__N(mhk__turned_in)
+    (n, a->N, a->b + ((b * T + j0) * a->G + g) * a->N, a->G * a->N, w->b_turned + j0 * a->N);
+    MHK__N(mhk__turned_in)
+    (n, a->PT, a->k + ((b * T + j0) * a->GT + gt) * a->PT, a->GT * a->PT, w->k_turned + j0 * a->PT);
   }
-  for (mhk_index t = 0; t < T; t++) cum[t] = sum += mhk__log_decay(a->log_a[(b * T + t) * a->H + h]);
+  for (mhk_index t = 0; t < T; t++) w->cum[t] = sum += mhk__log_decay(a->log_a[(b * T + t) * a->H + h]);
 }
 
+/* and of MHK__TILE tokens from i0 on: rows of C and q */
+static void MHK__N(mhk__orientation_rows)(const mhk__orientation_args *a, mhk_index b, mhk_index h, mhk_index i0,
+                                          const mhk__orientation_room *w) {
+  const mhk_index T = a->T, rows = mhk__min(MHK__TILE, T - i0), g = h / (a->H / a->G);
+  MHK__N(mhk__rows_in)(rows, a->N, a->c + ((b * T + i0) * a->G + g) * a->N, a->G * a->N, NULL, w->c);
+  MHK__N(mhk__rows_in)(rows, a->PT, a->q + ((b * T + i0) * a->HT + h) * a->PT, a->HT * a->PT, NULL, w->q);
+}
+
+/* Sums of squares of student - teacher and of the teacher. Beside the reference: neither matrix is
+   there as a whole, tiles of both are made, compared and forgotten. */
 static void MHK__N(mhk__orientation)(const mhk__orientation_args *a, mhk_index b, mhk_index h, mhk_real *work) {
-  const mhk_index T = a->T, K = MHK__TILE, g = h / (a->H / a->G), over = K + MHK__OVER;
-  const mhk_index *start = a->start ? a->start + b * T : NULL;
-  double *cum = (double *)work;
-  mhk_real *bt = work + 2 * MHK__LD(T), *kt = bt + (T + K) * a->N, *cr = kt + (T + K) * a->PT,
-           *qr = cr + over * MHK__LD(a->N);
-  mhk_real *s = qr + over * MHK__LD(a->PT), *p = s + over * K, *decay = p + over * K, *u = decay + over * K, *v = u + K;
-  const mhk_real *lse = a->lse + (b * a->H + h) * T;
+  const mhk_index T = a->T, K = MHK__TILE;
   double difference = 0, norm = 0;
-  MHK__N(mhk__orientation_pack)(a, b, h, bt, kt, cum);
+  mhk__orientation_room w;
+  mhk__orientation_lay(&w, work, T, a->N, a->PT);
+  MHK__N(mhk__orientation_pack)(a, b, h, &w);
   for (mhk_index i0 = 0; i0 < T; i0 += K) {
     const mhk_index rows = mhk__min(K, T - i0);
-    MHK__N(mhk__rows_in)(rows, a->N, a->c + ((b * T + i0) * a->G + g) * a->N, a->G * a->N, NULL, cr);
-    MHK__N(mhk__rows_in)(rows, a->PT, a->q + ((b * T + i0) * a->HT + h) * a->PT, a->HT * a->PT, NULL, qr);
+    MHK__N(mhk__orientation_rows)(a, b, h, i0, &w);
     for (mhk_index j0 = 0; j0 <= i0; j0 += K) {
       const mhk_index cols = mhk__min(K, T - j0);
       MHK__V d2 = MHK__SET(MHK__R(0)), n2 = d2;
-      MHK__N(mhk__two_tiles)
-      (a, h, cum, start, lse, i0, rows, j0, cols, cr, bt + j0 * a->N, qr, kt + j0 * a->PT, s, p, decay, u, v);
+      MHK__N(mhk__two_tiles)(a, b, h, i0, j0, &w);
       for (mhk_index i = 0; i < rows; i++)
         for (mhk_index j = 0; j < (i0 == j0 ? i + 1 : cols); j += MHK__W) {
-          const MHK__V t = MHK__LOAD(p + i * K + j), d = MHK__LOAD(s + i * K + j) - t;
+          const MHK__V t = MHK__LOAD(w.teacher + i * K + j), d = MHK__LOAD(w.student + i * K + j) - t;
           d2 = MHK__FMA(d, d, d2);
           n2 = MHK__FMA(t, t, n2);
         }
@@ -8867,80 +9063,83 @@ static void MHK__N(mhk__orientation)(const mhk__orientation_args *a, mhk_index b
   a->norm[b * a->H + h] = norm;
 }
 
+/* Of one tile: dM = factor (student - teacher), with decays the gradient of C B^T, in place of the
+   teacher's numbers; dM o M into the sums that are the gradients of cum; and dM's diagonal into dd,
+   the gradient of D. */
+static void MHK__N(mhk__orientation_tile_back)(mhk_index rows, mhk_index cols, mhk_index i0, mhk_index j0,
+                                               mhk_real factor, const mhk__orientation_room *w, double *dd) {
+  const MHK__V zero = MHK__SET(MHK__R(0)), vf = MHK__SET(factor);
+  const mhk_index K = MHK__TILE;
+  const int corner = i0 == j0;
+  mhk_real *column_sums = w->column_sums;
+  for (mhk_index j = 0; j < MHK__LD(cols); j += MHK__W) MHK__STORE(column_sums + j, zero);
+  for (mhk_index i = 0; i < rows; i++) {
+    const MHK__V row_decay = MHK__SET(corner ? MHK__R(1) : w->row_decay[i]);
+    const mhk_real *decay = corner ? w->decay + i * K : w->column_decay, *student = w->student + i * K;
+    mhk_real *teacher = w->teacher + i * K;
+    const mhk_index to = corner ? mhk__min(cols, i + MHK__OVER) : cols;
+    MHK__V sum = zero;
+    for (mhk_index j = 0; j < to; j += MHK__W) {
+      const MHK__V m = MHK__LOAD(student + j), dm = vf * (m - MHK__LOAD(teacher + j));
+      MHK__V x = dm * m;
+      if (corner) x = MHK__FROM(zero, x, i - j); /* what stands on the diagonal no decay passes */
+      sum = sum + x;
+      MHK__STORE(column_sums + j, MHK__LOAD(column_sums + j) + x);
+      MHK__STORE(teacher + j, dm * row_decay * MHK__LOAD(decay + j));
+    }
+    MHK__STORE(w->part + i * MHK__W, sum);
+    if (corner) *dd += (double)teacher[i];
+  }
+  MHK__N(mhk__row_sums)(rows, w->part, w->row_sums);
+  for (mhk_index i = 0; i < rows; i++) w->dcum[i0 + i] += (double)w->row_sums[i];
+  for (mhk_index j = 0; j < cols; j++) w->dcum[j0 + j] -= (double)column_sums[j];
+}
+
+/* The tiles again, for all heads of a B/C group: dC += dCB B, dB += dCB^T C. The gradient of a log
+   decay is summed from the end: it stands in every cum_t from its token on. */
 static void MHK__N(mhk__orientation_back)(const mhk__orientation_args *a, mhk_index b, mhk_index g, mhk_real *work) {
-  const mhk_index T = a->T, K = MHK__TILE, N = a->N, group = a->H / a->G, ldb = a->G * N, over = K + MHK__OVER,
-                  wide = MHK__LD(N);
-  const mhk_index *start = a->start ? a->start + b * T : NULL;
-  double *cum = (double *)work, *dcum = cum + T;
-  mhk_real *bt = work + 4 * MHK__LD(T), *kt = bt + (T + K) * N, *br = kt + (T + K) * a->PT, *db = br + T * wide,
-           *cr = db + (T + K) * wide;
-  mhk_real *qr = cr + over * wide, *dc = qr + over * MHK__LD(a->PT), *s = dc + over * wide, *p = s + over * K;
-  mhk_real *decay = p + over * K, *u = decay + over * K, *v = u + K, *row = v + K, *column = row + K;
-  mhk_real *part = column + K;
-  mhk__block k;
-  memset(&k, 0, sizeof k);
-  MHK__N(mhk__rows_in)(T, N, a->b + (b * T * a->G + g) * N, ldb, NULL, br);
+  const mhk_index T = a->T, K = MHK__TILE, N = a->N, group = a->H / a->G, ldb = a->G * N, wide = MHK__LD(N);
+  mhk__orientation_room w;
+  mhk__block block;
+  mhk__orientation_lay(&w, work, T, N, a->PT);
+  memset(&block, 0, sizeof block);
+  MHK__N(mhk__rows_in)(T, N, a->b + (b * T * a->G + g) * N, ldb, NULL, w.b);
   for (mhk_index h = g * group; h < (g + 1) * group; h++) {
     const double norm = sqrt(a->difference[b * a->H + h]);
-    const mhk_real f = norm > 0 ? MHK__R(a->scale / norm) : 0; /* equal matrices: the subgradient 0 */
-    const mhk_real *lse = a->lse + (b * a->H + h) * T;
-    const MHK__V zero = MHK__SET(MHK__R(0)), vf = MHK__SET(f);
-    double dd = 0;
-    MHK__N(mhk__orientation_pack)(a, b, h, bt, kt, cum);
-    for (mhk_index i = 0; i < T; i++) dcum[i] = 0;
+    const mhk_real factor = norm > 0 ? MHK__R(a->scale / norm) : 0; /* equal matrices: the subgradient 0 */
+    double dd = 0, sum = 0;
+    MHK__N(mhk__orientation_pack)(a, b, h, &w);
+    for (mhk_index i = 0; i < T; i++) w.dcum[i] = 0;
     for (mhk_index i0 = 0; i0 < T; i0 += K) {
       const mhk_index rows = mhk__min(K, T - i0);
-      const mhk_real *cc = a->c + ((b * T + i0) * a->G + g) * N;
-      MHK__N(mhk__rows_in)(rows, a->PT, a->q + ((b * T + i0) * a->HT + h) * a->PT, a->HT * a->PT, NULL, qr);
-      MHK__N(mhk__rows_in)(rows, N, cc, ldb, NULL, cr);
+      MHK__N(mhk__orientation_rows)(a, b, h, i0, &w);
       for (mhk_index j0 = 0; j0 <= i0; j0 += K) {
         const mhk_index cols = mhk__min(K, T - j0);
         const int corner = i0 == j0;
-        MHK__N(mhk__two_tiles)
-        (a, h, cum, start, lse, i0, rows, j0, cols, cr, bt + j0 * N, qr, kt + j0 * a->PT, s, p, decay, u, v);
-        for (mhk_index j = 0; j < MHK__LD(cols); j += MHK__W) MHK__STORE(column + j, zero);
-        for (mhk_index i = 0; i < rows; i++) {
-          const MHK__V ui = MHK__SET(corner ? MHK__R(1) : u[i]);
-          const mhk_real *factor = corner ? decay + i * K : v;
-          const mhk_index to = corner ? mhk__min(cols, i + MHK__OVER) : cols;
-          MHK__V sum = zero;
-          for (mhk_index j = 0; j < to; j += MHK__W) { /* what stands on the diagonal no decay passes */
-            const MHK__V ms = MHK__LOAD(s + i * K + j), dm = vf * (ms - MHK__LOAD(p + i * K + j));
-            MHK__V x = dm * ms;
-            if (corner) x = MHK__FROM(zero, x, i - j);
-            sum = sum + x;
-            MHK__STORE(column + j, MHK__LOAD(column + j) + x);
-            MHK__STORE(p + i * K + j, dm * ui * MHK__LOAD(factor + j));
-          }
-          MHK__STORE(part + i * MHK__W, sum);
-          if (corner) dd += (double)p[i * K + i];
-        }
-        MHK__N(mhk__row_sums)(rows, part, row);
-        for (mhk_index i = 0; i < rows; i++) dcum[i0 + i] += (double)row[i];
-        for (mhk_index j = 0; j < cols; j++) dcum[j0 + j] -= (double)column[j];
+        MHK__N(mhk__two_tiles)(a, b, h, i0, j0, &w);
+        MHK__N(mhk__orientation_tile_back)(rows, cols, i0, j0, factor, &w, &dd);
         if (a->db) {
-          k.c0 = corner && h == g * group ? NULL : db + j0 * wide;
+          block.c0 = corner && h == g * group ? NULL : w.db + j0 * wide;
           MHK__N(mhk__multiply)
-          (&k, cols, N, rows, p, 1, K, cr, wide, db + j0 * wide, wide, corner ? mhk__upper_a : mhk__whole);
+          (&block, cols, N, rows, mhk__in_columns(w.teacher, K), mhk__in_rows(w.c, wide), w.db + j0 * wide, wide,
+           corner ? mhk__upper_a : mhk__whole);
         }
         if (a->dc) {
-          k.c0 = j0 > 0 ? dc : NULL;
+          block.c0 = j0 > 0 ? w.dc : NULL;
           MHK__N(mhk__multiply)
-          (&k, rows, N, cols, p, K, 1, br + j0 * wide, wide, dc, wide, corner ? mhk__lower_a : mhk__whole);
+          (&block, rows, N, cols, mhk__in_rows(w.teacher, K), mhk__in_rows(w.b + j0 * wide, wide), w.dc, wide,
+           corner ? mhk__lower_a : mhk__whole);
         }
       }
-      if (a->dc) MHK__N(mhk__rows_out)(rows, N, dc, NULL, NULL, a->dc + ((b * T + i0) * a->G + g) * N, ldb, 1);
+      if (a->dc) MHK__N(mhk__rows_out)(rows, N, w.dc, NULL, NULL, a->dc + ((b * T + i0) * a->G + g) * N, ldb, 1);
     }
-    if (a->dlog_a) {
-      double run = 0;
-      for (mhk_index i = T - 1; i >= 0; i--) {
-        run += dcum[i];
-        a->dlog_a[(b * T + i) * a->H + h] += MHK__R(run);
-      }
+    for (mhk_index i = T - 1; a->dlog_a && i >= 0; i--) {
+      sum += w.dcum[i];
+      a->dlog_a[(b * T + i) * a->H + h] += MHK__R(sum);
     }
     if (a->dd) a->dd[b * a->H + h] = MHK__R(dd);
   }
-  if (a->db) MHK__N(mhk__rows_out)(T, N, db, NULL, NULL, a->db + (b * T * a->G + g) * N, ldb, 1);
+  if (a->db) MHK__N(mhk__rows_out)(T, N, w.db, NULL, NULL, a->db + (b * T * a->G + g) * N, ldb, 1);
 }
 #endif /* MOHAWK_NO_TRAINING */
 #endif /* MHK__TEMPLATE */
@@ -21808,7 +22007,7 @@ static inline void mhk__bf16_panels(uint32_t *dst, mhk_index width, mhk_index ro
     }
 }
 #define MHK__DOT_ROWS 14
-#define MHK__DOT_COLUMNS 32
+enum { MHK__DOT_COLUMNS = 32 };
 static void mhk__dot_pack_a(void *dst, mhk_index rows, mhk_index k, mhk__matrix src) {
   mhk__bf16_panels((uint32_t *)dst, MHK__DOT_ROWS, rows, k, (k + 1) / 2, src);
 }
@@ -21882,7 +22081,7 @@ static void mhk__dot_fill(mhk__narrow *u) {
 #ifdef MHK__HAS_AMX
 /* AMX takes 16 words of k at once: rows of the left operand as they are, 16 rows a tile of 1 KB,
    two such for 32 rows; columns as above. */
-#define MHK__AMX_K 32
+enum { MHK__AMX_K = 32 };
 static void mhk__amx_pack_a(void *to, mhk_index rows, mhk_index k, mhk__matrix src) {
   const mhk_index size = (mhk_index)mhk_dtype_bytes(src.dtype), words = mhk__up(k, MHK__AMX_K) / 2;
   uint32_t room[16 * 16 + 16], *block = room + (64 - (uintptr_t)room % 64) % 64 / 4, *dst = (uint32_t *)to;

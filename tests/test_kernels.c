@@ -653,7 +653,7 @@ TEST(product_plain) {
               }
             mhk__ref_product(m, n, k, mhk__ref_strided(as_doubles(a, m * (k + 2) + k * (m + 3)), ar, ac),
                              mhk__ref_strided(as_doubles(b, k * ldb), ldb, 1), want);
-            done = KERNEL(product_plain)(m, n, k, a, ar, ac, b, ldb, c, ldc, way & 2);
+            done = KERNEL(product_plain)(m, n, k, mhk__strided(a, ar, ac), mhk__in_rows(b, ldb), c, ldc, way & 2);
             done_at_all += done;
             if (done) CHECK_CLOSE_TO_DOUBLE(at, dense(c, m, n, ldc), want, m * n, 20 * EPS);
             else if (way & 2)
@@ -1463,7 +1463,7 @@ TEST(ssd_back) {
       for (b = c.B - 1; b >= 0; b--)
         for (g = (c.G - 1) / c.span; g >= 0; g--) {
           const int kept = n_blocks;
-          KERNEL(ssd_back)(&a, b, g, work_room(mhk__ssd_work(c.Q, c.N, c.P, c.span * (c.H / c.G))));
+          KERNEL(ssd_back)(&a, b, g, work_room(mhk__ssd_back_work(c.Q, c.N, c.P, c.span * (c.H / c.G))));
           release_from(kept);
         }
       if (a.dx) result("dx", a.dx, dx, ny, tolerance);
