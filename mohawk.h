@@ -4031,6 +4031,7 @@ static void mhk__q_tiles(const mhk__q_args *a, mhk_index first, mhk_index last, 
    numbers */
 #if MHK__PASS == MHK__AVX2 && !defined(MOHAWK_DOUBLE)
 #define MHK__HAS_TRANSPOSE
+/* rows are interleaved in pairs, pairs in fours, and those exchange halves */
 static inline void MHK__N(mhk__transpose)(const mhk_real *src, mhk_index rs, mhk_index rows, mhk_real *dst,
                                           mhk_index width, mhk_index n) {
   const __m256 zero = _mm256_setzero_ps();
@@ -4068,6 +4069,7 @@ static inline void MHK__N(mhk__transpose)(const mhk_real *src, mhk_index rs, mhk
 }
 #elif MHK__PASS == MHK__AVX512 && !defined(MOHAWK_DOUBLE)
 #define MHK__HAS_TRANSPOSE
+/* four rows at a time are transposed in lanes of four, which then change places */
 static inline void MHK__N(mhk__transpose)(const mhk_real *src, mhk_index rs, mhk_index rows, mhk_real *dst,
                                           mhk_index width, mhk_index n) {
   const __mmask16 all = (__mmask16)0xFFFF, keep = n >= 16 ? all : MHK__MASK(n);
@@ -4113,6 +4115,7 @@ static inline void MHK__N(mhk__transpose)(const mhk_real *src, mhk_index rs, mhk
 }
 #elif MHK__PASS == MHK__NEON && !defined(MOHAWK_DOUBLE)
 #define MHK__HAS_TRANSPOSE
+/* interleaving rows 0 and 2, 1 and 3, and then both, is transposing */
 static inline void MHK__N(mhk__transpose)(const mhk_real *src, mhk_index rs, mhk_index rows, mhk_real *dst,
                                           mhk_index width, mhk_index n) {
   const float32x4_t zero = vdupq_n_f32(0);
@@ -4246,6 +4249,8 @@ static void MHK__N(mhk__pack_quantized)(mhk_real *dst, mhk_index width, mhk_inde
   }
 }
 
+/* Any matrix into panels. Numbers of a stored type are made wide on the way: of rows that lie one
+   after the other a few columns at a time. */
 static void MHK__N(mhk__pack)(mhk_real *dst, mhk_index width, mhk_index rows, mhk_index k, mhk__matrix src) {
   const mhk_index size = (mhk_index)mhk_dtype_bytes(src.dtype);
   mhk_index n;
@@ -5395,6 +5400,8 @@ static void mhk__narrow_rows(void *arg, mhk_index task, int worker) {
   if (mhk__epilogue_works(g->e)) ks->epilogue(m, g->n, c, g->ldc, i0 * g->ldc + g->j0, g->e, g->j0);
 }
 
+/* c (M,N) = a b of rounded operands. Few rows, and quantized weights, are done in full precision.
+   */
 static void mhk__gemm_narrow(mhk_context *ctx, mhk_index M, mhk_index N, mhk_index K, mhk__matrix a, mhk__matrix b,
                              mhk_real *c, mhk_index ldc, const mhk__epilogue *e) {
   const mhk__narrow *u = &ctx->kernels->narrow;
@@ -8563,6 +8570,7 @@ static void MHK__N(mhk__ssd_back_bc)(const mhk__ssd_args *a, mhk_index b, mhk_in
   }
 }
 
+/* the chunks of the heads of one task, and the gradient of the initial state */
 static void MHK__N(mhk__ssd_back)(const mhk__ssd_args *a, mhk_index b, mhk_index task, mhk_real *work) {
   const mhk_index T = a->T, P = a->P, N = a->N, Q = a->Q, group = a->H / a->G, ldx = a->H * P, ldb = a->G * N,
                   chunks = (T + Q - 1) / Q;
@@ -9213,6 +9221,8 @@ static void mhk__cross_entropy_row_back(mhk_context *ctx, const void *args, mhk_
   if (a->labels) a->dx[r * a->n + a->labels[r]] -= a->share;
 }
 
+/* Mean over rows of cross-entropy against labels, negative ones left out, or against the softmax of
+   a target; of the KL divergence, where `kl`. */
 static mhk_tensor *mhk__cross_entropy_op(mhk_tape *t, const char *name, mhk_tensor *x, const int32_t *labels,
                                          mhk_tensor *target, double temperature, int kl) {
   mhk__loss_args a;
