@@ -35,7 +35,6 @@
       d.teacher = mhk_load(ctx, "phi-1_5");
       d.corpus = text;                              // from mhk_corpus_load() or mhk_corpus_sample()
       d.out = "run1";                             // checkpoints; the same call resumes
-      d.stages[0].tokens = 500000; d.stages[1].tokens = 1000000; d.stages[2].tokens = 1500000;
       mhk_trainer *t = mhk_distill(ctx, &d);
       while (mhk_train_step(t)) draw(mhk_progress(t));   // the caller owns the loop
       mhk_save(mhk_student(t), "student", MHK_F32);      // PyTorch reads it
@@ -275,11 +274,11 @@ MHKDEF const char *mhk_message(const mhk_context *ctx);
    and generation_config.json if it has them; or one .safetensors file that mhk_save() wrote, with
    all of them in its metadata. The weights are mapped and keep their stored type: the model is
    frozen. A tokenizer that cannot be read leaves the model without one, with a warning; from
-   generation_config.json only the tokens that end a text are used (mhk_model_ends()). A mapped file
-   must not change while the model lives. Where its bytes go away (the file is cut, its disk fails)
-   the system ends a program that touches them (SIGBUS); bytes that are overwritten are weights at
-   once. Files that others write should be replaced whole by rename, as mhk_save() does, or loaded
-   with `read`. A folder to which another model is saved during the load is an error. */
+   generation_config.json only the tokens that end a text are used (mhk_model_ends()).
+   A mapped file must not change while the model lives: bytes that are overwritten are weights at
+   once, and a program that touches bytes that are gone (the file was cut, its disk failed) is ended
+   by the system (SIGBUS). Files that others write should be replaced whole by rename, as mhk_save()
+   does, or loaded with `read`. A folder to which another model is saved meanwhile is an error. */
 MHKDEF mhk_model *mhk_load(mhk_context *ctx, const char *path);
 #endif
 MHKDEF void mhk_model_destroy(mhk_model *m);
@@ -351,12 +350,12 @@ MHKDEF mhk_stop mhk_stopped(const mhk_session *s);
 /* Writes a folder: config.json, model.safetensors, tokenizer.json when the model has a tokenizer,
    and generation_config.json when it knows where a text ends. A path that ends in .safetensors
    becomes one file with all of them inside. dtype: MHK_F32, MHK_F16, MHK_BF16; 0: MHK_F32. PyTorch
-   reads it. Every file is written as mhk_file_write_bytes() says. A folder holds the old model or
-   the new one, never some of each: all files are written before the first is renamed; then, unless
-   only the weights change, config.json goes first and comes last, so that a process killed in
-   between leaves a folder that does not load until it is saved to again. A tokenizer that the
-   folder held is removed when the model has none; files that mhk_load() would not read stay. Others
-   who save there at the same time wait (model.lock).
+   reads it.
+   Every file is written as mhk_file_write_bytes() says. A folder holds the old model or the new
+   one, never some of each: a process that is killed while it renames files leaves a folder that
+   does not load until it is saved to again. A tokenizer that the folder held is removed when the
+   model has none; files that mhk_load() would not read stay. Others who save there at the same time
+   wait (model.lock).
    dtype MHK_Q8 or MHK_Q4: a quantized model is written as it is, bit for bit, any other as
    mhk_quantize() makes it by default; what is not quantized is MHK_F32. The quantized matrix NAME
    (N,K) is stored as NAME of type I8 (MHK_Q8) or U8 (MHK_Q4), NAME_scale of type F16, and NAME_rest
@@ -381,7 +380,7 @@ MHKDEF mhk_model *mhk_quantize(mhk_model *m, const mhk_quantize_desc *desc);
 #endif
 
 #ifndef MOHAWK_NO_TRAINING
-/* ----------------------------------------------------------------------------- training text */
+/* ---- training text ---- */
 
 /* Reports progress; a non-zero return stops the work. */
 typedef int (*mhk_progress_fn)(void *user, mhk_index done, mhk_index total);
@@ -415,7 +414,7 @@ MHKDEF void mhk_corpus_destroy(mhk_corpus *x);
 /* How many tokens it has; *tokens (tokens may be NULL) receives where they are. */
 MHKDEF mhk_index mhk_corpus_tokens(const mhk_corpus *x, const int32_t **tokens);
 
-/* ----------------------------------------------------------------------------------- student */
+/* ---- student ---- */
 
 /* How a student's new mixers start (Bick et al. 2024, section 4; for ATTENTION, the default, Wang
    et al. 2024, "The Mamba in the Llama", arXiv 2408.15237). */
@@ -438,7 +437,7 @@ typedef struct mhk_student_desc {
    taken over (weight transfer); its other mixers are new. */
 MHKDEF mhk_model *mhk_student_create(mhk_context *ctx, mhk_model *teacher, const mhk_student_desc *desc);
 
-/* ------------------------------------------------------------------------------ distillation */
+/* ---- distillation ---- */
 
 /* The defaults of a run. BEST, the best student at equal tokens: attention initialisation, rotary B
    and C, own-stream alignment in stage 3, the last half of each stage decaying. PAPER, Bick et al.
@@ -540,7 +539,7 @@ MHKDEF mhk_model *mhk_student(mhk_trainer *tr);
 MHKDEF mhk_result mhk_checkpoint(mhk_trainer *tr);
 #endif
 
-/* -------------------------------------------------------------------------------- evaluation */
+/* ---- evaluation ---- */
 
 typedef struct mhk_evaluate_desc {
   mhk_model *teacher;   /* to compare with, or NULL */
@@ -563,7 +562,7 @@ MHKDEF mhk_result mhk_evaluate(mhk_model *m, const mhk_evaluate_desc *desc, mhk_
    3  MODELS AND SESSIONS IN FULL
    ============================================================================================== */
 
-/* ---------------------------------------------------------------------------------- contexts */
+/* ---- contexts ---- */
 
 /* Where memory comes from. alloc returns NULL when there is none; release gets the size back.
    Blocks need the alignment of malloc only. Both are called from the thread that uses the
@@ -642,7 +641,7 @@ MHKDEF size_t mhk_memory_peak(const mhk_context *ctx);          /* the most it e
 MHKDEF const char *mhk_bf16_name(const mhk_context *ctx);
 #endif
 
-/* ---------------------------------------------------------------------------- configurations */
+/* ---- configurations ---- */
 
 typedef enum mhk_arch { MHK_ARCH_PHI = 1, MHK_ARCH_PHI_MAMBA = 2, MHK_ARCH_MAMBA2 = 3 } mhk_arch;
 typedef enum mhk_mixer { MHK_MIXER_ATTENTION = 1, MHK_MIXER_DISCRETE_MAMBA2 = 2, MHK_MIXER_MAMBA2 = 3 } mhk_mixer;
@@ -689,7 +688,7 @@ MHKDEF double mhk_config_parameters(const mhk_config *config); /* how many numbe
    of every token for attention ones. */
 MHKDEF double mhk_config_state_bytes(const mhk_config *config, mhk_index tokens);
 
-/* ------------------------------------------------------------------------------------ models */
+/* ---- models ---- */
 
 #ifndef MOHAWK_NO_STDIO
 typedef struct mhk_load_desc {
@@ -737,12 +736,12 @@ MHKDEF mhk_result mhk_model_transfer(mhk_model *student, mhk_model *teacher);
 MHKDEF mhk_result mhk_model_init_mixers(mhk_model *student, mhk_model *teacher, mhk_init init, uint64_t seed);
 #endif
 
-/* ------------------------------------------------------------------------------------- files */
+/* ---- files ---- */
 
 /* safetensors (huggingface/safetensors, format of version 0.4): 8 bytes of header length, a JSON
    header, raw little-endian tensors. PyTorch's own files (torch.save of a state dict, PyTorch 1.6
-   and later: pytorch_model.bin): a zip archive of raw tensors and a pickle that describes them,
-   which is read as data: nothing it names is ever run, and what a state dict does not need is
+   and later: pytorch_model.bin): a zip archive of raw tensors and a pickle that describes them. The
+   pickle is read as data: nothing it names is ever run, and what a state dict does not need is
    refused. */
 typedef struct mhk_file mhk_file;
 typedef struct mhk_stored {
@@ -760,32 +759,32 @@ typedef struct mhk_stored {
    validated; checksums of mapped tensors are not verified. */
 MHKDEF mhk_file *mhk_file_open(mhk_context *ctx, const char *path);
 #endif
-/* data must stay; without stdio: safetensors only */
+/* The same from memory, which must outlive the file; without stdio: safetensors only. */
 MHKDEF mhk_file *mhk_file_open_memory(mhk_context *ctx, const void *data, size_t bytes);
 MHKDEF void mhk_file_close(mhk_file *f);
 MHKDEF int mhk_file_count(const mhk_file *f);
 MHKDEF const mhk_stored *mhk_file_at(const mhk_file *f, int i);            /* sorted by name */
 MHKDEF const mhk_stored *mhk_file_find(const mhk_file *f, const char *name);
-/* text of __metadata__, or NULL; length may be NULL */
+/* The text of a key of __metadata__, or NULL; length may be NULL. */
 MHKDEF const char *mhk_file_metadata(const mhk_file *f, const char *key, size_t *length);
-/* converts any number type */
+/* Copies a tensor's numbers, converted from any type of number. */
 MHKDEF mhk_result mhk_file_read(mhk_context *ctx, const mhk_stored *x, mhk_real *out);
-/* integer types; error when one does not fit */
+/* The same for integer types; an error when a number does not fit. */
 MHKDEF mhk_result mhk_file_read_i32(mhk_context *ctx, const mhk_stored *x, int32_t *out);
 #ifndef MOHAWK_NO_STDIO
-/* Writing: describe all tensors, then write. data is in host byte order and dtype; metadata is
-   n_metadata pairs key, value. */
+/* Writes a safetensors file of n tensors: name, dtype, rank, shape and data (in host byte order) of
+   each count. metadata: n_metadata pairs key, value. */
 MHKDEF mhk_result mhk_file_write(mhk_context *ctx, const char *path, int n, const mhk_stored *tensors,
                                  int n_metadata, const char *const *metadata);
-/* Any other file. Like all files here it is written as path.new (path.new2 and on while others
-   write it too), flushed to the disk and renamed: readers see the old file or the new one, a writer
-   that fails or is killed leaves the old one. What a killed writer left behind goes when path is
-   written again. A symbolic link at path is replaced, not followed; a new file has the permissions
-   of the one it replaces, as far as the umask allows. */
+/* Writes any other file. Like all files here it is written as path.new (path.new2 and so on while
+   others write it too), flushed to disk and renamed: readers see the old file or the new one, and a
+   writer that fails or is killed leaves the old one. Leftovers of a killed writer are removed when
+   path is written again. A symbolic link at path is replaced, not followed; the new file keeps the
+   permissions of the old one, as far as the umask allows. */
 MHKDEF mhk_result mhk_file_write_bytes(mhk_context *ctx, const char *path, const void *data, size_t bytes);
 #endif
 
-/* -------------------------------------------------------------------------------- tokenizers */
+/* ---- tokenizers ---- */
 
 /* Byte-level BPE as GPT-2, Phi and GPT-NeoX (with NFC, which the Mamba-2 models have) use it. path:
    a folder or file: tokenizer.json, or vocab.json with merges.txt (and added_tokens.json), or
@@ -794,7 +793,7 @@ MHKDEF mhk_result mhk_file_write_bytes(mhk_context *ctx, const char *path, const
 #ifndef MOHAWK_NO_STDIO
 MHKDEF mhk_tokenizer *mhk_tokenizer_load(mhk_context *ctx, const char *path);
 #endif
-/* a tokenizer.json in memory */
+/* A tokenizer.json in memory. */
 MHKDEF mhk_tokenizer *mhk_tokenizer_load_memory(mhk_context *ctx, const char *json, size_t length);
 MHKDEF void mhk_tokenizer_destroy(mhk_tokenizer *k);
 /* Any bytes in, ids out: writes at most capacity, returns how many there are (call again with more
@@ -809,20 +808,20 @@ MHKDEF mhk_index mhk_encode_prompt(mhk_tokenizer *k, const char *text, size_t le
    an id does not exist. */
 MHKDEF mhk_index mhk_decode(mhk_tokenizer *k, const int32_t *ids, mhk_index n, char *text, size_t capacity);
 MHKDEF int mhk_tokenizer_size(const mhk_tokenizer *k);                    /* one more than the largest id */
-/* id of an added or special token ("<|endoftext|>"), -1 if absent */
+/* The id of an added or special token ("<|endoftext|>"), -1 if absent. */
 MHKDEF int32_t mhk_tokenizer_id(mhk_tokenizer *k, const char *token);
-/* bytes of one token, NULL if the id does not exist */
+/* The bytes of one token, NULL if the id does not exist; length may be NULL. */
 MHKDEF const char *mhk_token_bytes(mhk_tokenizer *k, int32_t id, size_t *length);
-/* id of the token that ends a text, -1 if there is none: eos_token of the tokenizer_config.json
-   beside tokenizer.json, else <|endoftext|> */
+/* The id of the token that ends a text, -1 if there is none: eos_token of the tokenizer_config.json
+   beside tokenizer.json, else <|endoftext|>. */
 MHKDEF int32_t mhk_tokenizer_end(const mhk_tokenizer *k);
-/* id of the token that starts one, as it does the documents of mhk_corpus_load(): its bos_token,
-   what tokenizer.json puts before a text, else as above */
+/* The id of the token that starts a text, and the documents of mhk_corpus_load(): its bos_token,
+   else what tokenizer.json puts before a text, else mhk_tokenizer_end(). */
 MHKDEF int32_t mhk_tokenizer_start(const mhk_tokenizer *k);
-/* the tokenizer as a tokenizer.json; the tokenizer's memory */
+/* The tokenizer as a tokenizer.json. */
 MHKDEF const char *mhk_tokenizer_json(mhk_tokenizer *k, size_t *length);
 
-/* ---------------------------------------------------------------------------------- sessions */
+/* ---- sessions ---- */
 
 /* A session runs one or more sequences of tokens, numbered from 0, each at its own position.
    State-space layers keep a state of constant size, attention layers the keys and values of the
@@ -965,7 +964,7 @@ MHKDEF mhk_speculation_info mhk_speculation_progress(const mhk_speculation *x);
    4  TAPE AND OPS
    ============================================================================================== */
 
-/* ----------------------------------------------------------------------------------- tensors */
+/* ---- tensors ---- */
 
 MHKDEF size_t mhk_dtype_bytes(mhk_dtype dtype);     /* of one element; 0 for quantized and unknown types */
 MHKDEF const char *mhk_dtype_name(mhk_dtype dtype); /* as safetensors spells it: "F32", "BF16", ...; "Q8", "Q4" */
@@ -1022,7 +1021,7 @@ MHKDEF size_t mhk_stream_push(mhk_stream *s, const char *bytes, size_t length, c
 MHKDEF size_t mhk_stream_finish(mhk_stream *s, char *out);
 
 #ifndef MOHAWK_NO_TRAINING
-/* -------------------------------------------------------------------------------------- tape */
+/* ---- tape ---- */
 
 /* A tape owns the activations of a computation and what is needed to differentiate it. Ops run at
    once; while recording is on and an input requires a gradient they are also recorded. What is made
@@ -1113,7 +1112,7 @@ typedef struct mhk_adamw_desc {
 MHKDEF mhk_result mhk_adamw(mhk_context *ctx, int n, mhk_tensor *const *x, mhk_real *moments, int64_t step,
                             const mhk_adamw_desc *desc);
 
-/* --------------------------------------------------------------------------------------- ops */
+/* ---- ops ---- */
 
 /* Elementwise and reductions. a and b have the same shape, or b is a vector of a's last axis, or b
    is a scalar. */
@@ -1154,7 +1153,7 @@ MHKDEF mhk_tensor *mhk_rms_norm(mhk_tape *t, mhk_tensor *x, mhk_tensor *weight, 
 /* y * silu(z + z_bias): y, z (...,E), z_bias (E) or NULL */
 MHKDEF mhk_tensor *mhk_gate(mhk_tape *t, mhk_tensor *y, mhk_tensor *z, mhk_tensor *z_bias);
 
-/* ------------------------------------------------------------------------------------ mixers */
+/* ---- mixers ---- */
 
 /* Document boundaries of packed sequences: doc (B,T); a new document starts wherever the value
    differs from the token before it. NULL: one document a row. Attention does not look across,
@@ -1203,7 +1202,7 @@ MHKDEF mhk_tensor *mhk_ssd(mhk_tape *t, mhk_tensor *x, mhk_tensor *log_a, mhk_te
 MHKDEF mhk_tensor *mhk_ssd_matrix(mhk_tape *t, mhk_tensor *log_a, mhk_tensor *Bm, mhk_tensor *Cm, mhk_tensor *D,
                                   const int32_t *doc);
 
-/* ------------------------------------------------------------------------------------ losses */
+/* ---- losses ---- */
 
 /* Losses: scalars. logits (...,V); labels one id a row, negative: the row does not count. Means
    over the rows that count. */
@@ -1229,7 +1228,7 @@ typedef struct mhk_orientation_desc {
    mhk_attention_matrix(q,k)) without making either matrix: memory in T, not T*T. Needs desc. */
 MHKDEF mhk_tensor *mhk_matrix_orientation(mhk_tape *t, const mhk_orientation_desc *desc);
 
-/* ------------------------------------------------------------------------ layers of a model */
+/* ---- layers of a model ---- */
 
 typedef struct mhk_forward_desc {
   const int32_t *doc; /* document of each token (B,T), or NULL */
@@ -1251,16 +1250,13 @@ MHKDEF mhk_tensor *mhk_forward_head(mhk_tape *t, mhk_model *m, mhk_tensor *x);
 /* The mixing matrix of a layer: (B,H,T,T). */
 MHKDEF mhk_tensor *mhk_forward_matrix(mhk_tape *t, mhk_model *m, int layer, mhk_tensor *u, const int32_t *doc);
 
-/* ------------------------------------------------------------------- pieces of a distillation */
+/* ---- pieces of a distillation ---- */
 
 /* One update of a stage on your tokens (B,T) at your learning rate: the arithmetic of
    mhk_train_step() without schedule and data, for loops of your own. Returns the loss (NaN on
    failure). */
 MHKDEF double mhk_train_on(mhk_trainer *tr, int stage, const int32_t *tokens, mhk_index B, mhk_index T,
                            const int32_t *doc, double lr);
-/* The learning rate of update s of S: warm-up, stable, linear decay to low (Bick et al. 2024). NaN
-   for rates that are not finite or counts that are negative. */
-MHKDEF double mhk_learning_rate(double top, double low, mhk_index warmup, mhk_index decay, mhk_index s, mhk_index S);
 typedef struct mhk_stage_loss_desc {
   mhk_model *student, *teacher;
   int stage;                      /* 1..3 */
@@ -20155,13 +20151,6 @@ MHKDEF mhk_distill_desc mhk_distill_defaults(const mhk_distill_desc *desc) {
   return d;
 }
 
-MHKDEF double mhk_learning_rate(double top, double low, mhk_index warmup, mhk_index decay, mhk_index s, mhk_index S) {
-  if (warmup < 0 || decay < 0 || s < 0 || S < s || !(fabs(top) <= DBL_MAX) || !(fabs(low) <= DBL_MAX)) return NAN;
-  if (s < warmup) return top * (double)s / (double)warmup;
-  if (s < S - decay || decay == 0) return top;
-  return (double)(S - s) / (double)decay * (top - low) + low;
-}
-
 MHKDEF double mhk_stage_loss(mhk_tape *t, const mhk_stage_loss_desc *desc) {
   mhk_context *ctx = t ? t->ctx : NULL;
   mhk_model *const student = desc ? desc->student : NULL, *const teacher = desc ? desc->teacher : NULL;
@@ -20526,6 +20515,14 @@ static mhk_index mhk__share(double share, mhk_index S) {
   return share <= 0.0 ? 0 : n < 1 ? 1 : n > S ? S : n;
 }
 
+/* the rate of update s of S: warm-up, stable, linear decay to lr_low (Bick et al. 2024) */
+static double mhk__learning_rate(const mhk_stage_desc *d, mhk_index s, mhk_index S) {
+  const mhk_index warmup = mhk__share(d->warmup, S), decay = mhk__share(d->decay, S);
+  if (s < warmup) return d->lr * (double)s / (double)warmup;
+  if (s < S - decay || decay == 0) return d->lr;
+  return (double)(S - s) / (double)decay * (d->lr - d->lr_low) + d->lr_low;
+}
+
 /* Moves to the next stage that has updates left, starting with the current one. */
 static void mhk__stage_seek(mhk_trainer *tr) {
   while (tr->stage <= 3 && tr->step >= tr->S[tr->stage - 1]) {
@@ -20575,7 +20572,7 @@ MHKDEF int mhk_train_step(mhk_trainer *tr) {
     tr->started_seconds = mhk__seconds();
     tr->step_before = tr->step;
   }
-  lr = mhk_learning_rate(d->lr, d->lr_low, mhk__share(d->warmup, S), mhk__share(d->decay, S), tr->step, S);
+  lr = mhk__learning_rate(d, tr->step, S);
   const double loss = mhk__update(tr, stage, NULL, tr->rows, tr->desc.length, NULL, tr->micro, lr);
   if (ctx->result != MHK_OK) return 0;
   tr->step++;
@@ -22451,7 +22448,7 @@ MHKDEF const char *mhk_bf16_name(const mhk_context *ctx) { return ctx ? mhk__bf1
           Gone, since only sessions need them: mhk_kv_cache and the cache of mhk_attention, the
           state of mhk_conv1d and mhk_conv1d_split, the offset of mhk_rotary. Gone too:
           mhk_tape_context (op->out->ctx has it); mhk_set_precision, which is
-          mhk_context_desc.precision now.
+          mhk_context_desc.precision now; mhk_learning_rate (mhk_progress() has it).
           Descriptions in place of long lists: mhk_custom_desc, mhk_orientation_desc,
           mhk_evaluate_desc, mhk_stage_loss_desc.
    0.2.0  Renamed: mhk_quantise, mhk_quantise_desc and mhk_quantised to mhk_quantize,
