@@ -1,5 +1,5 @@
-/* distill.c: distil a model from C. The caller owns the loop: draw, log, evaluate or stop after any
-   update.
+/* distill.c: distill a model from C. The caller owns the loop: draw, log, evaluate or stop after
+   any update.
 
      cc -O3 -fopenmp -I. examples/distill.c -lm -o distill        (without -fopenmp: one thread)
      ./distill examples/tiny corpus.txt run1                      (run again to resume from run1)

@@ -149,7 +149,7 @@ int cli_context_error(const mhk_context *ctx) { return cli_error("%s", mhk_messa
 
 static void log_message(void *user, mhk_log_level level, const char *text) {
   (void)user;
-  if (level == MHK_LOG_WARNING) cli_warning("%s", text); /* errors are told once, by who gives up */
+  if (level == MHK_LOG_WARNING) cli_warning("%s", text); /* errors are reported once, by the caller */
 }
 
 mhk_context *cli_context(int threads) { return cli_context_on(threads, MHK_ISA_BEST); }
@@ -193,13 +193,13 @@ int cli_keeps_tokenizer(const mhk_model *m, const char *path) {
              : CLI_GO;
 }
 
-static int colour(FILE *out) {
+static int color(FILE *out) {
   const char *no = getenv("NO_COLOR"), *term = getenv("TERM");
   return !(no && *no) && isatty(fileno(out)) && !(term && strcmp(term, "dumb") == 0);
 }
 
-const char *cli_bold(FILE *out) { return colour(out) ? "\033[1m" : ""; }
-const char *cli_plain(FILE *out) { return colour(out) ? "\033[0m" : ""; }
+const char *cli_bold(FILE *out) { return color(out) ? "\033[1m" : ""; }
+const char *cli_plain(FILE *out) { return color(out) ? "\033[0m" : ""; }
 
 static void print_quoted(FILE *out, const char *word) {
   const char *c;

@@ -108,7 +108,7 @@ int cli_keeps_tokenizer(const mhk_model *m, const char *path);
 #define CLI_STRICT \
   {"strict", NULL, CLI_STRICTLY, 0, 0, 0, \
     "treat warnings during loading as errors, for example parts of a model that are not used"}
-const char *cli_bold(FILE *out);               /* "" where colour is not wanted */
+const char *cli_bold(FILE *out);               /* "" where color is not wanted */
 const char *cli_plain(FILE *out);
 /* After Ctrl-C: that all is saved in the folder, and the command line that goes on, which is the
    same without --fresh. */

@@ -5,7 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Budgets in tokens; --budget multiplies them. The student that distils alone and the hybrid get
+/* Budgets in tokens; --budget multiplies them. The student that distills alone and the hybrid get
    the same in all. */
 #define STAGE_1 150000
 #define STAGE_2 300000

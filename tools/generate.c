@@ -204,7 +204,7 @@ static int go_on(mhk_context *ctx, const settings *s, const char *prompt, cli_co
     mhk_speculation_desc d;
     d.target = session;
     d.tokens = s->draft_tokens;
-    mhk_model_set_tokenizer(student, k); /* the text is the same for both, whatever lies beside the student */
+    mhk_model_set_tokenizer(student, k); /* the text is the same for both, even if the student has a tokenizer */
     d.draft = mhk_session_create(student, &desc);
     x = mhk_speculation_create(&d);
     mhk_feed_bytes(d.draft, prompt, s->prompt_bytes);

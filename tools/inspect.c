@@ -216,7 +216,7 @@ static void show_model(const settings *s, const mhk_model *m) {
   json_close(&j);
 }
 
-/* a safetensors or PyTorch file that is no model: its tensors */
+/* the tensors of a safetensors or PyTorch file that is not a model */
 static void show_file(const settings *s, const mhk_file *f) {
   double bytes = 0;
   cli_buffer total;

@@ -1,4 +1,4 @@
-/* mohawk: distils Transformers into state-space models, runs them, measures them. One file a
+/* mohawk: distills Transformers into state-space models, runs them, measures them. One file a
    subcommand; this one chooses. */
 #include "cli.h"
 #include <string.h>

@@ -42,14 +42,14 @@ double picture_distance(const float *a, const float *b, mhk_index T) {
   return sqrt(difference / size);
 }
 
-/* ---------------------------------------------------------------- colours */
+/* ---------------------------------------------------------------- colors */
 
-/* Entries are coloured by the signed root of their value, so that small weights stay visible: 0 is
+/* Entries are colored by the signed root of their value, so that small weights stay visible: 0 is
    dark, 1 yellow, negative ones turn red. Lightness grows evenly (OKLab, Ottosson 2020), so that
-   the picture also reads without colour. */
+   the picture also reads without color. */
 enum { ZERO = 127, STEPS = 255, NOTHING = 255 };
 
-static int colour_index(double value) {
+static int color_index(double value) {
   double u = value < 0 ? -sqrt(-value) : sqrt(value);
   if (!(u > -1)) u = -1;
   if (u > 1) u = 1;
@@ -61,7 +61,7 @@ static unsigned char gamma_byte(double x) {
   return (unsigned char)floor(255 * (y < 0 ? 0 : y > 1 ? 1 : y) + 0.5);
 }
 
-static void colour_of(int index, unsigned char rgb[3]) {
+static void color_of(int index, unsigned char rgb[3]) {
   const double u = (double)(index - ZERO) / ZERO, s = fabs(u), degree = 0.017453292519943295;
   const double lightness = u < 0 ? 0.21 + 0.52 * s : 0.21 + 0.74 * s;
   const double chroma = u < 0 ? 0.07 + 0.13 * s : 0.07 + 0.08 * s;
@@ -142,7 +142,7 @@ static void put_stored(bytes *b, const unsigned char *raw, size_t n) {
   put32(b, s2 << 16 | s1);
 }
 
-/* colour indices (height,width) as a PNG in memory, malloc'ed; data NULL when there is none */
+/* color indices (height,width) as a PNG in memory, malloc'ed; data NULL when there is none */
 static bytes encode_png(const unsigned char *index, size_t width, size_t height) {
   const size_t n = height * (width + 1);
   unsigned char *raw = (unsigned char *)malloc(n), rgb[3], alpha[256];
@@ -164,7 +164,7 @@ static bytes encode_png(const unsigned char *index, size_t width, size_t height)
     chunk_end(&b, start);
     start = chunk_begin(&b, "PLTE");
     for (i = 0; i < 256; i++) {
-      colour_of(i < STEPS ? i : ZERO, rgb);
+      color_of(i < STEPS ? i : ZERO, rgb);
       put(&b, rgb, 3);
       alpha[i] = i == NOTHING ? 0 : 255;
     }
@@ -186,7 +186,7 @@ static bytes encode_png(const unsigned char *index, size_t width, size_t height)
 
 /* what a matrix looks like: nothing above the diagonal */
 static unsigned char pixel(const float *matrix, mhk_index T, mhk_index row, mhk_index column) {
-  return (unsigned char)(column > row ? NOTHING : colour_index((double)matrix[row * T + column]));
+  return (unsigned char)(column > row ? NOTHING : color_index((double)matrix[row * T + column]));
 }
 
 int picture_png(FILE *out, const picture_panel *panels, int n, mhk_index T, int scale) {
@@ -298,7 +298,7 @@ static void draw_legend(FILE *out) {
   int i, n = 70;
   for (i = 0; i < n; i++) {
     double u = low + (1 - low) * (i + 0.5) / n;
-    colour_of((int)floor(ZERO + ZERO * u + 0.5), rgb);
+    color_of((int)floor(ZERO + ZERO * u + 0.5), rgb);
     fprintf(out, "<rect x=\"%.2f\" y=\"18\" width=\"%.2f\" height=\"12\" fill=\"#%02x%02x%02x\"/>", x0 + width * i / n,
             width / n + 0.3, rgb[0], rgb[1], rgb[2]);
   }

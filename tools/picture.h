@@ -17,7 +17,7 @@ typedef struct picture_panel {
   const float *matrix; /* (T,T), zero above the diagonal */
 } picture_panel;
 
-/* One panel as an <svg> element with axes, to stand in a page (its lines take the colour of the
+/* One panel as an <svg> element with axes, to stand in a page (its lines take the color of the
    text around it). */
 void picture_panel_svg(FILE *out, const picture_panel *panel, mhk_index T);
 void picture_legend_svg(FILE *out);
@@ -33,7 +33,7 @@ typedef struct picture_curve {
   const double *x, *y;
   int n;
 } picture_curve;
-/* Curves in one chart, as an <svg> element; colours are the classes c0, c1, ... of the page.
+/* Curves in one chart, as an <svg> element; colors are the classes c0, c1, ... of the page.
    Non-finite points are left out. */
 void picture_curves_svg(FILE *out, const char *title, const char *x_label, const picture_curve *curves, int n);
 

@@ -42,7 +42,7 @@ row() {
     alone) echo "stage 3 alone|--recipe paper --tokens 0,0,$((30 * scale))k --lr 2e-3|3.161|0.308|0.643" ;;
     staged) echo "0.5 + 1 + 1.5 M|--recipe paper $staged --lr 3e-3,3e-3,1e-3|3.131|0.205|0.703" ;;
     staged-high) echo "0.5 + 1 + 1.5 M, stage 1 at 1e-2|--recipe paper $staged --lr 1e-2,3e-3,1e-3|3.108|0.186|0.713" ;;
-    attention) echo "attention initialisation, decay over the last half|--rotary none --own-stream 0 $staged --lr 1e-2,5e-3,5e-4|3.095|0.161|0.731" ;;
+    attention) echo "attention initialization, decay over the last half|--rotary none --own-stream 0 $staged --lr 1e-2,5e-3,5e-4|3.095|0.161|0.731" ;;
     rotary) echo "the same with rotary and own-stream alignment|$staged --lr 1e-2,5e-3,1e-3|3.086|0.134|0.753" ;;
     hybrid) echo "hybrid, layer 2 kept|--recipe paper --keep-attention 2 $staged --lr 3e-3,3e-3,1e-3|3.064|0.137|0.753" ;;
     hybrid-best) echo "hybrid, layer 2 kept, rotary and own-stream|--keep-attention 2 $staged --lr 1e-2,5e-3,1e-3|3.039|0.087|0.800" ;;

@@ -2,7 +2,7 @@
    weights are a constant array in flash, and the header reads them in place. Everything else is in
    one static array.
 
-     make mcu        distils and quantizes a student, builds this program for a Cortex-M7, runs it
+     make mcu        distills and quantizes a student, builds this program for a Cortex-M7, runs it
                      in qemu-system-arm and reports its memory
 
    board_an500.c and an500.ld describe the board (Arm MPS2 with AN500, emulated by QEMU). Replace

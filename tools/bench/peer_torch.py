@@ -352,7 +352,7 @@ def distill(f):
     fast = f(loss)
     train = {1: [p for k, p in student.named_parameters() if re.search("mixer.(into|conv|skip)", k)],
              2: [p for k, p in student.named_parameters() if ".mixer." in k], 3: list(student.parameters())}
-    optimiser = {k: torch.optim.AdamW(v, lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+    optimizer = {k: torch.optim.AdamW(v, lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
                  for k, v in train.items()}
 
     def run():
@@ -369,11 +369,11 @@ def distill(f):
                 logits, stream, outputs = teacher(tokens, stage == 3)
                 if stage == 1:
                     outputs = [b.mixer.kept for b in teacher.blocks]
-            optimiser[stage].zero_grad(set_to_none=True)
+            optimizer[stage].zero_grad(set_to_none=True)
             fast(stage, logits, stream, outputs).backward()
             if stage == 3:
                 nn.utils.clip_grad_norm_(train[3], 1.0)
-            optimiser[stage].step()
+            optimizer[stage].step()
             total += (time.perf_counter() - started) * math.floor(budget / 2048)
         return total
 
