@@ -2709,14 +2709,12 @@ static int mhk__number_fits(mhk_context *ctx, const char *where, const char *nam
                             double high) {
   char wrong[MHK__SETTING];
   if (!mhk__number_wrong(wrong, name, value, low, high)) return 1;
-  mhk_fail(ctx, MHK_ERROR_ARGUMENT, "%s: %s", where, wrong);
-  return 0;
+  return mhk__no(ctx, MHK_ERROR_ARGUMENT, "%s: %s", where, wrong);
 }
 
 static int mhk__precision_fits(mhk_context *ctx, mhk_precision precision) {
   if (precision == MHK_PRECISION_FULL || precision == MHK_PRECISION_BF16) return 1;
-  mhk_fail(ctx, MHK_ERROR_ARGUMENT, "unknown precision %d: use 0 (full) or 1 (bfloat16)", (int)precision);
-  return 0;
+  return mhk__no(ctx, MHK_ERROR_ARGUMENT, "unknown precision %d: use 0 (full) or 1 (bfloat16)", (int)precision);
 }
 #endif
 
@@ -2764,10 +2762,35 @@ static void mhk__arena_free(mhk_context *ctx, mhk__arena *a) {
   memset(a, 0, sizeof *a);
 }
 
+/* A new block behind `last`, with room for need bytes. Blocks double in size to keep them few,
+   except where memory is scarce. With the address sanitizer each allocation is a block, so that red
+   zones work. */
+static mhk__chunk *mhk__arena_grow(mhk_context *ctx, mhk__arena *a, mhk__chunk *last, size_t need) {
+  size_t room = 4096 - 2 * MHK__ALIGN - sizeof(mhk__chunk);
+#ifdef MHK__ASAN
+  room = need;
+#elif !defined(MOHAWK_NO_TRAINING)
+  if (last) room = last->room < ((size_t)1 << 25) ? last->room * 2 : last->room;
+#endif
+  if (room < need) room = need;
+  const size_t bytes = sizeof(mhk__chunk) + MHK__ALIGN + room;
+  mhk__chunk *c = (mhk__chunk *)mhk__raw_alloc(ctx, bytes);
+  if (!c) return NULL;
+  c->next = NULL;
+  c->bytes = bytes;
+  c->room = room;
+  c->used = 0;
+  if (last)
+    last->next = c;
+  else
+    a->first = c;
+  return c;
+}
+
 /* uninitialized memory, aligned to MHK__ALIGN; NULL with an error if memory is out */
 static void *mhk__arena_alloc(mhk_context *ctx, mhk__arena *a, size_t bytes) {
   mhk__chunk *c, *last = NULL;
-  size_t index = a->index, need, room;
+  size_t index = a->index, need;
   if (ctx->result != MHK_OK) return NULL;
   if (bytes > (size_t)PTRDIFF_MAX - 4096)
     return mhk__null(ctx, MHK_ERROR_MEMORY, "out of memory: a block of %.1f MB is too large for this machine",
@@ -2791,28 +2814,9 @@ static void *mhk__arena_alloc(mhk_context *ctx, mhk__arena *a, size_t bytes) {
   if (a->kind == MHK__FIXED)
     return mhk__null(ctx, MHK_ERROR_MEMORY, "the session's block has %.0f bytes of work space and needs %.0f more",
                      (double)a->first->room, (double)need);
-  /* Blocks double in size to keep them few, except where memory is scarce. With the address
-     sanitizer each allocation is a block, so that red zones work. */
-#ifdef MHK__ASAN
-  room = need;
-#elif defined(MOHAWK_NO_TRAINING)
-  room = 4096 - 2 * MHK__ALIGN - sizeof(mhk__chunk);
-  if (room < need) room = need;
-#else
-  room = last ? (last->room < ((size_t)1 << 25) ? last->room * 2 : last->room)
-              : 4096 - 2 * MHK__ALIGN - sizeof(mhk__chunk);
-  if (room < need) room = need;
-#endif
-  c = (mhk__chunk *)mhk__raw_alloc(ctx, sizeof(mhk__chunk) + MHK__ALIGN + room);
+  c = mhk__arena_grow(ctx, a, last, need);
   if (!c) return NULL;
-  c->next = NULL;
-  c->bytes = sizeof(mhk__chunk) + MHK__ALIGN + room;
-  c->room = room;
   c->used = need;
-  if (last)
-    last->next = c;
-  else
-    a->first = c;
   a->current = c;
   a->index = last ? index : 0;
   return mhk__chunk_data(c);
@@ -3114,15 +3118,14 @@ static float mhk__f16_to_f32(uint16_t h) {
   return h & 0x8000u ? -f : f;
 }
 
-MHKDEF size_t mhk_dtype_bytes(mhk_dtype dtype) {
-  switch (dtype) {
-    case MHK_F64: case MHK_I64: case MHK_U64: return 8;
-    case MHK_F32: case MHK_I32: case MHK_U32: return 4;
-    case MHK_F16: case MHK_BF16: case MHK_I16: case MHK_U16: return 2;
-    case MHK_I8: case MHK_U8: case MHK_BOOL: return 1;
-    default: return 0;
-  }
+static const struct { const char *name; size_t bytes; } mhk__dtypes[] = { /* in the order of mhk_dtype */
+    {"unknown type", 0}, {"F32", 4}, {"F64", 8}, {"F16", 2}, {"BF16", 2}, {"I8", 1},   {"U8", 1}, {"I16", 2},
+    {"U16", 2},          {"I32", 4}, {"U32", 4}, {"I64", 8}, {"U64", 8},  {"BOOL", 1}, {"Q8", 0}, {"Q4", 0}};
+static unsigned mhk__known_dtype(mhk_dtype dtype) {
+  return (unsigned)dtype <= (unsigned)MHK_Q4 ? (unsigned)dtype : 0u;
 }
+MHKDEF size_t mhk_dtype_bytes(mhk_dtype dtype) { return mhk__dtypes[mhk__known_dtype(dtype)].bytes; }
+MHKDEF const char *mhk_dtype_name(mhk_dtype dtype) { return mhk__dtypes[mhk__known_dtype(dtype)].name; }
 
 /* element i of an array of a floating-point dtype */
 static mhk_real mhk__element(const void *data, mhk_dtype dtype, mhk_index i) {
@@ -5483,27 +5486,6 @@ static void mhk__gemm_batch(mhk_context *ctx, mhk_index batch, const mhk__batch_
    ============================================================================================== */
 
 #if defined(MOHAWK_IMPLEMENTATION) && !defined(MHK__PASS)
-MHKDEF const char *mhk_dtype_name(mhk_dtype dtype) {
-  switch (dtype) {
-    case MHK_F32: return "F32";
-    case MHK_F64: return "F64";
-    case MHK_F16: return "F16";
-    case MHK_BF16: return "BF16";
-    case MHK_I8: return "I8";
-    case MHK_U8: return "U8";
-    case MHK_I16: return "I16";
-    case MHK_U16: return "U16";
-    case MHK_I32: return "I32";
-    case MHK_U32: return "U32";
-    case MHK_I64: return "I64";
-    case MHK_U64: return "U64";
-    case MHK_BOOL: return "BOOL";
-    case MHK_Q8: return "Q8";
-    case MHK_Q4: return "Q4";
-    default: return "unknown type";
-  }
-}
-
 /* "(2,37,32)" */
 static const char *mhk__shape_text(int rank, const mhk_index *shape, char *out, size_t capacity) {
   size_t n = 0;
@@ -6774,6 +6756,7 @@ static double MHK__N(mhk__log_sum_exp)(mhk_index n, const mhk_real *x, mhk_real 
   return (double)most + log(total);
 }
 
+/* y = (x - mean) rstd w + b, and mean and rstd for the backward pass; RMSNorm has centre 0 */
 static void MHK__N(mhk__norm)(mhk_index n, const mhk_real *x, const mhk_real *w, const mhk_real *b, mhk_real eps,
                               int centre, mhk_real *y, mhk_real *mean, mhk_real *rstd) {
   mhk_index i;
@@ -10039,10 +10022,8 @@ static mhk__json *mhk__json_parse(mhk_context *ctx, mhk__arena *a, const char *j
   r.n = length;
   r.where = where;
   r.flags = flags;
-  if (length > (size_t)PTRDIFF_MAX - 1) {
-    mhk_fail(ctx, MHK_ERROR_FORMAT, "%s is too long", where);
-    return NULL;
-  }
+  if (length > (size_t)PTRDIFF_MAX - 1)
+    return mhk__null(ctx, MHK_ERROR_FORMAT, "%s is too long", where);
   r.pool = (char *)mhk__arena_alloc(ctx, a, length + 1);
   if (!r.pool) return NULL;
   for (;;) { /* one value per iteration, with what follows it */
@@ -10494,12 +10475,11 @@ static int mhk__read_entry(mhk_file *f, const char *path, const mhk__json *x, si
   int64_t begin, end, size;
   int i = 0;
   if (memchr(x->key, 0, x->key_length))
-    return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: the tensor name \"%.200s...\" contains a zero byte", path, x->key), 0;
+    return mhk__no(ctx, MHK_ERROR_FORMAT, "%s: the tensor name \"%.200s...\" contains a zero byte", path, x->key);
   if (!mhk__json_is(dtype, MHK__JSON_STRING) || !mhk__json_is(shape, MHK__JSON_ARRAY) ||
       !mhk__json_is(offsets, MHK__JSON_ARRAY) || offsets->count != 2)
-    return mhk_fail(ctx, MHK_ERROR_FORMAT,
-                    "%s: tensor %.200s needs \"dtype\", \"shape\" and two \"data_offsets\"", path, x->key),
-           0;
+    return mhk__no(ctx, MHK_ERROR_FORMAT, "%s: tensor %.200s needs \"dtype\", \"shape\" and two \"data_offsets\"", path,
+                   x->key);
   out->t.dtype = mhk__dtype_named(dtype);
   if (!out->t.dtype)
     out->type =
@@ -10512,27 +10492,24 @@ static int mhk__read_entry(mhk_file *f, const char *path, const mhk__json *x, si
     if (!mhk__json_integer(s, &size) || size < 0 || (uint64_t)size > (uint64_t)PTRDIFF_MAX ||
         (size > 0 && (count > PTRDIFF_MAX / (mhk_index)size / (mhk_index)(element ? element : 1) ||
                       last > PTRDIFF_MAX / (mhk_index)size)))
-      return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: axis %d of tensor %.200s has an invalid size", path, i, x->key), 0;
+      return mhk__no(ctx, MHK_ERROR_FORMAT, "%s: axis %d of tensor %.200s has an invalid size", path, i, x->key);
     out->t.shape[i < MHK_MAX_RANK ? i : MHK_MAX_RANK - 1] = last * (mhk_index)size;
     count *= (mhk_index)size;
   }
   if (!mhk__json_integer(offsets->first, &begin) || !mhk__json_integer(offsets->first->next, &end) || begin < 0 ||
       end < begin || (uint64_t)end > (uint64_t)room)
-    return mhk_fail(ctx, MHK_ERROR_FORMAT,
-                    "%s: tensor %.200s claims bytes %.24s to %.24s of the data, which has %lld bytes", path, x->key,
-                    mhk__json_is(offsets->first, MHK__JSON_NUMBER) ? offsets->first->text : "?",
-                    mhk__json_is(offsets->first->next, MHK__JSON_NUMBER) ? offsets->first->next->text : "?",
-                    (long long)room),
-           0;
+    return mhk__no(
+        ctx, MHK_ERROR_FORMAT, "%s: tensor %.200s claims bytes %.24s to %.24s of the data, which has %lld bytes", path,
+        x->key, mhk__json_is(offsets->first, MHK__JSON_NUMBER) ? offsets->first->text : "?",
+        mhk__json_is(offsets->first->next, MHK__JSON_NUMBER) ? offsets->first->next->text : "?", (long long)room);
   out->t.count = count;
   out->t.bytes = out->t.dtype ? (size_t)count * element : (size_t)(end - begin);
   if ((uint64_t)(end - begin) != (uint64_t)out->t.bytes) {
     char text[160];
-    return mhk_fail(ctx, MHK_ERROR_FORMAT,
-                    "%s: tensor %.200s of shape %s and type %s needs %lld bytes, but its data_offsets give %lld", path,
-                    x->key, mhk__shape_text(out->t.rank, out->t.shape, text, sizeof text), mhk_dtype_name(out->t.dtype),
-                    (long long)out->t.bytes, (long long)(end - begin)),
-           0;
+    return mhk__no(ctx, MHK_ERROR_FORMAT,
+                   "%s: tensor %.200s of shape %s and type %s needs %lld bytes, but its data_offsets give %lld", path,
+                   x->key, mhk__shape_text(out->t.rank, out->t.shape, text, sizeof text), mhk_dtype_name(out->t.dtype),
+                   (long long)out->t.bytes, (long long)(end - begin));
   }
   out->begin = (size_t)begin;
   out->end = (size_t)end;
@@ -10550,36 +10527,33 @@ static int mhk__read_header(mhk_file *f, int shard, mhk__stored **entries, int *
   mhk_index count, i = 0;
   char where[512];
   if (b->size < 8)
-    return mhk_fail(ctx, MHK_ERROR_FORMAT,
-                    "%s has %lld bytes: too short for a safetensors file, which starts with 8 bytes of header length",
-                    path, (long long)b->size),
-           0;
+    return mhk__no(ctx, MHK_ERROR_FORMAT,
+                   "%s has %lld bytes: too short for a safetensors file, which starts with 8 bytes of header length",
+                   path, (long long)b->size);
   const uint64_t length = mhk__little(b->data, 8);
   if (length > MHK__HEADER_MOST || length > b->size - 8)
-    return mhk_fail(ctx, MHK_ERROR_FORMAT,
-                    "%s is not a safetensors file (or one of PyTorch 1.6 or later), or it is truncated: its first 8 "
-                    "bytes give a header of %llu bytes, but the file has %lld bytes",
-                    path, (unsigned long long)length, (long long)b->size),
-           0;
+    return mhk__no(ctx, MHK_ERROR_FORMAT,
+                   "%s is not a safetensors file (or one of PyTorch 1.6 or later), or it is truncated: its first 8 "
+                   "bytes give a header of %llu bytes, but the file has %lld bytes",
+                   path, (unsigned long long)length, (long long)b->size);
   room = b->size - 8 - (size_t)length;
   mhk__print(where, sizeof where, "the header of %.480s", path);
   while (at < length && b->data[8 + at] && strchr(" \t\r\n", b->data[8 + at])) at++;
   if (at == length || b->data[8 + at] != '{')
-    return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s does not start with '{'", where), 0;
+    return mhk__no(ctx, MHK_ERROR_FORMAT, "%s does not start with '{'", where);
   at = 0;
   const mhk__json *root = mhk__json_parse(ctx, &ctx->scratch, (const char *)b->data + 8, (size_t)length, where, 0);
   if (!root) return 0;
   const mhk__json *m = mhk__json_get(root, "__metadata__");
   if (m && m->type != MHK__JSON_NULL) {
     if (m->type != MHK__JSON_OBJECT)
-      return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: __metadata__ must be an object of strings", where), 0;
+      return mhk__no(ctx, MHK_ERROR_FORMAT, "%s: __metadata__ must be an object of strings", where);
     for (const mhk__json *x = m->first; x; x = x->next) {
       mhk__metadata *y = (mhk__metadata *)mhk__arena_zeros(ctx, &f->object.arena, 1, sizeof *y);
       if (!y) return 0;
       if (x->type != MHK__JSON_STRING)
-        return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: the value of \"%.100s\" in __metadata__ must be a string", where,
-                        x->key),
-               0;
+        return mhk__no(ctx, MHK_ERROR_FORMAT, "%s: the value of \"%.100s\" in __metadata__ must be a string", where,
+                       x->key);
       y->key = mhk__arena_text(ctx, &f->object.arena, x->key, x->key_length);
       y->value = mhk__arena_text(ctx, &f->object.arena, x->text, x->length);
       y->length = x->length;
@@ -10592,7 +10566,7 @@ static int mhk__read_header(mhk_file *f, int shard, mhk__stored **entries, int *
     }
   }
   count = root->count - (m ? 1 : 0);
-  if (count > INT_MAX / 2) return mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "%s has too many tensors", path), 0;
+  if (count > INT_MAX / 2) return mhk__no(ctx, MHK_ERROR_UNSUPPORTED, "%s has too many tensors", path);
   *entries = (mhk__stored *)mhk__arena_zeros(ctx, &f->object.arena, count, sizeof(mhk__stored));
   const void **order = (const void **)mhk__scratch(ctx, count, 2 * sizeof(void *));
   if (!*entries || !order) return 0;
@@ -10610,16 +10584,14 @@ static int mhk__read_header(mhk_file *f, int shard, mhk__stored **entries, int *
   for (i = 0; i < count; i++) {
     const mhk__stored *e = (const mhk__stored *)order[i];
     if (e->begin != at)
-      return mhk_fail(ctx, MHK_ERROR_FORMAT,
-                      "%s: tensor %.200s starts at byte %lld of the data instead of %lld: there is %s before it", path,
-                      e->t.name, (long long)e->begin, (long long)at, e->begin < at ? "an overlap" : "a hole"),
-             0;
+      return mhk__no(ctx, MHK_ERROR_FORMAT,
+                     "%s: tensor %.200s starts at byte %lld of the data instead of %lld: there is %s before it", path,
+                     e->t.name, (long long)e->begin, (long long)at, e->begin < at ? "an overlap" : "a hole");
     at = e->end;
   }
   if (at != room)
-    return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s has %lld bytes of data, but its tensors account for %lld", path,
-                    (long long)room, (long long)at),
-           0;
+    return mhk__no(ctx, MHK_ERROR_FORMAT, "%s has %lld bytes of data, but its tensors account for %lld", path,
+                   (long long)room, (long long)at);
   return 1;
 }
 
@@ -10741,27 +10713,24 @@ static const mhk__packed **mhk__zip_entries(mhk_context *ctx, const char *path, 
   }
   const unsigned char *p = b->data + end;
   if (b->size < 22 || mhk__little(p, 4) != MHK__ZIP_END || mhk__little(p + 20, 2) != b->size - end - 22)
-    return mhk_fail(ctx, MHK_ERROR_FORMAT,
-                    "%s starts like a zip archive but has no directory at its end: it is truncated", path),
-           (const mhk__packed **)NULL;
+    return mhk__null(ctx, MHK_ERROR_FORMAT,
+                     "%s starts like a zip archive but has no directory at its end: it is truncated", path);
   uint64_t n = mhk__little(p + 10, 2);
   uint64_t length = mhk__little(p + 12, 4);
   uint64_t start = mhk__little(p + 16, 4);
   if (end >= 20 && mhk__little(p - 20, 4) == MHK__ZIP_LOCATOR) {
     const uint64_t record = mhk__little(p - 12, 8);
     if (end < 76 || record > end - 76 || mhk__little(b->data + (size_t)record, 4) != MHK__ZIP_END64)
-      return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: the end of its zip directory is damaged", path),
-             (const mhk__packed **)NULL;
+      return mhk__null(ctx, MHK_ERROR_FORMAT, "%s: the end of its zip directory is damaged", path);
     end = (size_t)record;
     n = mhk__little(b->data + end + 32, 8);
     length = mhk__little(b->data + end + 40, 8);
     start = mhk__little(b->data + end + 48, 8);
   }
   if (start > end || length != end - start || n > length / 46)
-    return mhk_fail(ctx, MHK_ERROR_FORMAT,
-                    "%s: its zip directory of %llu entries cannot be the %llu bytes from byte %llu", path,
-                    (unsigned long long)n, (unsigned long long)length, (unsigned long long)start),
-           (const mhk__packed **)NULL;
+    return mhk__null(ctx, MHK_ERROR_FORMAT,
+                     "%s: its zip directory of %llu entries cannot be the %llu bytes from byte %llu", path,
+                     (unsigned long long)n, (unsigned long long)length, (unsigned long long)start);
   *count = (mhk_index)n;
   entries = (mhk__packed *)mhk__scratch(ctx, *count, sizeof *entries);
   const void **order = (const void **)mhk__scratch(ctx, *count, 2 * sizeof(void *));
@@ -10772,22 +10741,20 @@ static const mhk__packed **mhk__zip_entries(mhk_context *ctx, const char *path, 
     order[i] = &entries[i];
   }
   if (size != 0)
-    return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: its zip directory is damaged", path), (const mhk__packed **)NULL;
+    return mhk__null(ctx, MHK_ERROR_FORMAT, "%s: its zip directory is damaged", path);
   mhk__sort(order, order + *count, *count, mhk__packed_place_order);
   for (i = 1; i < *count; i++) {
     const mhk__packed *x = (const mhk__packed *)order[i - 1], *y = (const mhk__packed *)order[i];
     if (x->begin + x->bytes > y->header)
-      return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: its entry %s overlaps the one before it", path,
-                      mhk__printable(y->name, y->name_length, shown)),
-             (const mhk__packed **)NULL;
+      return mhk__null(ctx, MHK_ERROR_FORMAT, "%s: its entry %s overlaps the one before it", path,
+                       mhk__printable(y->name, y->name_length, shown));
   }
   mhk__sort(order, order + *count, *count, mhk__packed_name_order);
   for (i = 1; i < *count; i++)
     if (mhk__packed_name_order(order[i - 1], order[i]) == 0)
-      return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: its entry %s appears twice", path,
-                      mhk__printable(((const mhk__packed *)order[i])->name,
-                                     ((const mhk__packed *)order[i])->name_length, shown)),
-             (const mhk__packed **)NULL;
+      return mhk__null(
+          ctx, MHK_ERROR_FORMAT, "%s: its entry %s appears twice", path,
+          mhk__printable(((const mhk__packed *)order[i])->name, ((const mhk__packed *)order[i])->name_length, shown));
   return (const mhk__packed **)order;
 }
 
@@ -10861,8 +10828,7 @@ static int mhk__pickle_fail(mhk__unpickler *r, mhk_result code, const char *form
   va_start(args, format);
   mhk__vprint(text, sizeof text, format, args);
   va_end(args);
-  mhk_fail(r->ctx, code, "%s, byte %lld of its pickle: %s", r->path, (long long)r->op, text);
-  return 0;
+  return mhk__no(r->ctx, code, "%s, byte %lld of its pickle: %s", r->path, (long long)r->op, text);
 }
 
 static mhk__pickled *mhk__pickle_node(mhk__unpickler *r, mhk__pickled_type type) {
@@ -11298,33 +11264,27 @@ static int mhk__read_archive(mhk_file *f, int shard, mhk__stored **entries, int 
     if (e->name_length < 8 || memcmp(e->name + e->name_length - 8, "data.pkl", 8) != 0) continue;
     if (e->name_length > 8 && e->name[e->name_length - 9] != '/') continue;
     if (pickle)
-      return mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "%s contains several pickles; it must be one state dict", path), 0;
+      return mhk__no(ctx, MHK_ERROR_UNSUPPORTED, "%s contains several pickles; it must be one state dict", path);
     pickle = e;
   }
   if (!pickle)
-    return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s is a zip archive without data.pkl, so torch.save did not write it",
-                    path),
-           0;
+    return mhk__no(ctx, MHK_ERROR_FORMAT, "%s is a zip archive without data.pkl, so torch.save did not write it", path);
   if (pickle->bytes > MHK__PICKLE_MOST)
-    return mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "%s: its pickle has %lld bytes; the limit is %lld", path,
-                    (long long)pickle->bytes, (long long)MHK__PICKLE_MOST),
-           0;
+    return mhk__no(ctx, MHK_ERROR_UNSUPPORTED, "%s: its pickle has %lld bytes; the limit is %lld", path,
+                   (long long)pickle->bytes, (long long)MHK__PICKLE_MOST);
   r.prefix = pickle->name;
   r.prefix_length = pickle->name_length - 8;
   r.p = b->data + pickle->begin;
   r.n = pickle->bytes;
   if (pickle->crc && pickle->crc != mhk__crc32(r.p, r.n))
-    return mhk_fail(ctx, MHK_ERROR_FORMAT,
-                    "%s: the checksum of its pickle is wrong: the file is damaged", path),
-           0;
+    return mhk__no(ctx, MHK_ERROR_FORMAT, "%s: the checksum of its pickle is wrong: the file is damaged", path);
   for (i = 0; i < r.n_entries; i++) {
     const mhk__packed *e = r.entries[i];
     if (e->name_length == r.prefix_length + 9 && memcmp(e->name, r.prefix, r.prefix_length) == 0 &&
         memcmp(e->name + r.prefix_length, "byteorder", 9) == 0 &&
         (e->bytes != 6 || memcmp(b->data + e->begin, "little", 6) != 0))
-      return mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "%s has byte order \"%s\"; only \"little\" is supported",
-                      path, mhk__printable(b->data + e->begin, e->bytes, shown)),
-             0;
+      return mhk__no(ctx, MHK_ERROR_UNSUPPORTED, "%s has byte order \"%s\"; only \"little\" is supported", path,
+                     mhk__printable(b->data + e->begin, e->bytes, shown));
   }
   root = mhk__unpickle(&r);
   if (!root) return 0;
@@ -11334,27 +11294,25 @@ static int mhk__read_archive(mhk_file *f, int shard, mhk__stored **entries, int 
     count += x->value->type == MHK__PICKLED_TENSOR;
   }
   if (count == 0 && inner)
-    return mhk_fail(ctx, MHK_ERROR_UNSUPPORTED,
-                    "%s contains a dictionary \"%s\" instead of named tensors: save only that dictionary",
-                    path, mhk__printable(inner->key->bytes, (size_t)inner->key->n, shown)),
-           0;
-  if (count > INT_MAX / 2) return mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "%s has too many tensors", path), 0;
+    return mhk__no(ctx, MHK_ERROR_UNSUPPORTED,
+                   "%s contains a dictionary \"%s\" instead of named tensors: save only that dictionary", path,
+                   mhk__printable(inner->key->bytes, (size_t)inner->key->n, shown));
+  if (count > INT_MAX / 2) return mhk__no(ctx, MHK_ERROR_UNSUPPORTED, "%s has too many tensors", path);
   const void **order = (const void **)mhk__scratch(ctx, count, 2 * sizeof(void *));
   if (!order) return 0;
   for (x = root->first, i = 0; x; x = x->next) {
     if (x->value->type != MHK__PICKLED_TENSOR) continue; /* for example a step counter */
     if (x->key->type != MHK__PICKLED_TEXT || x->key->n == 0 || x->key->n > 4096 ||
         memchr(x->key->bytes, 0, (size_t)x->key->n) || !mhk__utf8_valid((const char *)x->key->bytes, (size_t)x->key->n))
-      return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: tensor %lld has no usable name", path, (long long)i), 0;
+      return mhk__no(ctx, MHK_ERROR_FORMAT, "%s: tensor %lld has no usable name", path, (long long)i);
     order[i++] = x;
   }
   mhk__sort(order, order + count, count, mhk__pickled_key_order);
   for (i = 1; i < count; i++)
     if (mhk__pickled_key_order(order[i - 1], order[i]) == 0)
-      return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: tensor %s appears twice", path,
-                      mhk__printable(((const mhk__pickled *)order[i])->key->bytes,
-                                     (size_t)((const mhk__pickled *)order[i])->key->n, shown)),
-             0;
+      return mhk__no(ctx, MHK_ERROR_FORMAT, "%s: tensor %s appears twice", path,
+                     mhk__printable(((const mhk__pickled *)order[i])->key->bytes,
+                                    (size_t)((const mhk__pickled *)order[i])->key->n, shown));
   *entries = (mhk__stored *)mhk__arena_zeros(ctx, &f->object.arena, count, sizeof(mhk__stored));
   if (!*entries) return 0;
   *n = (int)count;
@@ -11371,9 +11329,8 @@ static int mhk__read_archive(mhk_file *f, int shard, mhk__stored **entries, int 
     e->t.data = t->bytes;
     if (t->gather) {
       if (e->t.bytes > b->size - copied)
-        return mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "%s: its transposed tensors together are larger than the file",
-                        path),
-               0;
+        return mhk__no(ctx, MHK_ERROR_UNSUPPORTED, "%s: its transposed tensors together are larger than the file",
+                       path);
       copied += e->t.bytes;
       e->t.data = mhk__pickled_gather(f, t);
     }
@@ -11416,7 +11373,7 @@ static int mhk__file_finish(mhk_file *f) {
     if (!ok) return 0;
     total += counts[i];
   }
-  if (total > INT_MAX / 2) return mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "%s has too many tensors", f->path), 0;
+  if (total > INT_MAX / 2) return mhk__no(ctx, MHK_ERROR_UNSUPPORTED, "%s has too many tensors", f->path);
   f->n = (int)total;
   f->sorted = (mhk__stored **)mhk__arena_zeros(ctx, &f->object.arena, total, sizeof(void *));
   const void **order = (const void **)mhk__scratch(ctx, total, 2 * sizeof(void *));
@@ -11427,10 +11384,9 @@ static int mhk__file_finish(mhk_file *f) {
   if (total) memcpy(f->sorted, order, (size_t)total * sizeof(void *));
   for (i = 1; i < f->n; i++)
     if (strcmp(f->sorted[i - 1]->t.name, f->sorted[i]->t.name) == 0)
-      return mhk_fail(ctx, MHK_ERROR_FORMAT, "tensor %.200s appears twice: in %.500s and in %.500s",
-                      f->sorted[i]->t.name, f->shards[f->sorted[i - 1]->shard].path,
-                      f->shards[f->sorted[i]->shard].path),
-             0;
+      return mhk__no(ctx, MHK_ERROR_FORMAT, "tensor %.200s appears twice: in %.500s and in %.500s",
+                     f->sorted[i]->t.name, f->shards[f->sorted[i - 1]->shard].path,
+                     f->shards[f->sorted[i]->shard].path);
   return 1;
 }
 
@@ -11606,9 +11562,8 @@ static mhk_file *mhk__file_open(mhk_context *ctx, const char *path, int read) {
         return i % 2 ? mhk__file_open_index(ctx, inside, path, read)
                      : mhk__file_open_single(ctx, inside, NULL, read != 0);
     }
-    mhk_fail(ctx, MHK_ERROR_FILE,
-             "the folder %s has no model.safetensors, no pytorch_model.bin, and no index of either", path);
-    return NULL;
+    return mhk__null(ctx, MHK_ERROR_FILE,
+                     "the folder %s has no model.safetensors, no pytorch_model.bin, and no index of either", path);
   }
   if (mhk__ends_with(path, ".json")) {
     mhk__folder_of(inside, sizeof inside, path);
@@ -11622,10 +11577,8 @@ MHKDEF mhk_file *mhk_file_open(mhk_context *ctx, const char *path) { return mhk_
 
 MHKDEF mhk_file *mhk_file_open_memory(mhk_context *ctx, const void *data, size_t bytes) {
   if (mhk_failed(ctx)) return NULL;
-  if (!data && bytes) {
-    mhk_fail(ctx, MHK_ERROR_ARGUMENT, "mhk_file_open_memory: %lld bytes are at NULL", (long long)bytes);
-    return NULL;
-  }
+  if (!data && bytes)
+    return mhk__null(ctx, MHK_ERROR_ARGUMENT, "mhk_file_open_memory: %lld bytes are at NULL", (long long)bytes);
   return mhk__file_open_single(ctx, "the file in memory", data ? data : "", bytes);
 }
 
@@ -11659,22 +11612,16 @@ MHKDEF const char *mhk_file_metadata(const mhk_file *f, const char *key, size_t 
 
 static int mhk__file_tensor_ok(mhk_context *ctx, const mhk_stored *x, const void *out) {
   if (mhk_failed(ctx)) return 0;
-  if (!x || !x->data || (!out && x->count)) {
-    mhk_fail(ctx, MHK_ERROR_ARGUMENT, "cannot read a tensor: %s is NULL",
-             x && x->data ? "the room" : "the tensor");
-    return 0;
-  }
-  if (!x->dtype) {
-    mhk_fail(ctx, MHK_ERROR_UNSUPPORTED,
-             "tensor %.200s has an unsupported type: use F64, F32, F16, BF16, BOOL or integers of 8 to 64 bits",
-             x->name ? x->name : "?");
-    return 0;
-  }
-  if (mhk_dtype_bytes(x->dtype) == 0 || x->count < 0 || x->bytes / mhk_dtype_bytes(x->dtype) != (size_t)x->count) {
-    mhk_fail(ctx, MHK_ERROR_ARGUMENT, "tensor %.200s: %lld elements of type %d are not %lld bytes",
-             x->name ? x->name : "?", (long long)x->count, (int)x->dtype, (long long)x->bytes);
-    return 0;
-  }
+  if (!x || !x->data || (!out && x->count))
+    return mhk__no(ctx, MHK_ERROR_ARGUMENT, "cannot read a tensor: %s is NULL",
+                   x && x->data ? "the room" : "the tensor");
+  if (!x->dtype)
+    return mhk__no(ctx, MHK_ERROR_UNSUPPORTED,
+                   "tensor %.200s has an unsupported type: use F64, F32, F16, BF16, BOOL or integers of 8 to 64 bits",
+                   x->name ? x->name : "?");
+  if (mhk_dtype_bytes(x->dtype) == 0 || x->count < 0 || x->bytes / mhk_dtype_bytes(x->dtype) != (size_t)x->count)
+    return mhk__no(ctx, MHK_ERROR_ARGUMENT, "tensor %.200s: %lld elements of type %d are not %lld bytes",
+                   x->name ? x->name : "?", (long long)x->count, (int)x->dtype, (long long)x->bytes);
   return 1;
 }
 
@@ -12616,25 +12563,19 @@ static int mhk__token_entry(mhk_context *ctx, const mhk__json *x, const char *wh
     for (number = 0; x->key && x->key[at] >= '0' && x->key[at] <= '9' && at < 10; at++)
       number = 10 * number + (x->key[at] - '0');
     if (x->key && (at == 0 || at < x->key_length)) number = -1;
-    if (!mhk__json_is(content, MHK__JSON_STRING)) {
-      mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: the added token at byte %lld has no \"content\" string", where,
-               (long long)x->at);
-      return 0;
-    }
+    if (!mhk__json_is(content, MHK__JSON_STRING))
+      return mhk__no(ctx, MHK_ERROR_FORMAT, "%s: the added token at byte %lld has no \"content\" string", where,
+                     (long long)x->at);
     *text = content->text;
     *length = content->length;
   }
-  if (value == x && (*length == 0 || memchr(*text, 0, *length))) {
-    mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: the token at byte %lld %s", where, (long long)x->at,
-             *length ? "contains a zero character" : "is empty");
-    return 0;
-  }
+  if (value == x && (*length == 0 || memchr(*text, 0, *length)))
+    return mhk__no(ctx, MHK_ERROR_FORMAT, "%s: the token at byte %lld %s", where, (long long)x->at,
+                   *length ? "contains a zero character" : "is empty");
   if ((value || !x->key) && !mhk__json_integer(value, &number)) number = -1;
-  if (number < 0 || number >= INT32_MAX) {
-    mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: the id of token \"%.*s\" must be a whole number from 0 to %ld", where,
-             mhk__shown(*text, *length), *text, (long)INT32_MAX - 1);
-    return 0;
-  }
+  if (number < 0 || number >= INT32_MAX)
+    return mhk__no(ctx, MHK_ERROR_FORMAT, "%s: the id of token \"%.*s\" must be a whole number from 0 to %ld", where,
+                   mhk__shown(*text, *length), *text, (long)INT32_MAX - 1);
   *id = (int32_t)number;
   return 1;
 }
@@ -12670,22 +12611,18 @@ static int mhk__tokens_read(mhk_tokenizer *k, const mhk__token_source *source, s
     const mhk__json *list = pass ? source->added : source->vocabulary;
     for (const mhk__json *x = list ? list->first : NULL; x; x = x->next) {
       if (!mhk__token_entry(ctx, x, pass ? source->added_where : source->where, &text, &length, &id)) return 0;
-      if (!mhk__id_plausible(id, count)) {
-        mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: id %ld of token \"%.*s\" is far above the number of tokens, %lld",
-                 pass ? source->added_where : source->where, (long)id, mhk__shown(text, length), text,
-                 (long long)count);
-        return 0;
-      }
+      if (!mhk__id_plausible(id, count))
+        return mhk__no(ctx, MHK_ERROR_FORMAT, "%s: id %ld of token \"%.*s\" is far above the number of tokens, %lld",
+                       pass ? source->added_where : source->where, (long)id, mhk__shown(text, length), text,
+                       (long long)count);
       if (id > top) top = id;
       if (pass == 0 && length > *longest) *longest = length;
       total += length + 1; /* cannot overflow: the text was in memory before */
     }
   }
-  if (total >= UINT32_MAX) {
-    mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "%s has %.0f MB of tokens, more than this version supports", source->where,
-             (double)total * 1e-6);
-    return 0;
-  }
+  if (total >= UINT32_MAX)
+    return mhk__no(ctx, MHK_ERROR_UNSUPPORTED, "%s has %.0f MB of tokens, more than this version supports",
+                   source->where, (double)total * 1e-6);
   n_slots = mhk__table_size(ctx, source->vocabulary->count, source->where);
   if (!n_slots) return 0;
   k->slot_mask = n_slots - 1;
@@ -12700,17 +12637,13 @@ static int mhk__tokens_read(mhk_tokenizer *k, const mhk__token_source *source, s
 
   for (const mhk__json *x = source->vocabulary->first; x; x = x->next) {
     if (!mhk__token_entry(ctx, x, source->where, &text, &length, &id)) return 0;
-    if (k->kind[id]) {
-      mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: id %ld of \"%.*s\" already belongs to another token", source->where,
-               (long)id, mhk__shown(text, length), text);
-      return 0;
-    }
+    if (k->kind[id])
+      return mhk__no(ctx, MHK_ERROR_FORMAT, "%s: id %ld of \"%.*s\" already belongs to another token", source->where,
+                     (long)id, mhk__shown(text, length), text);
     const int mapped = mhk__token_map(text, length, k->bytes + *used, &length);
-    if (mhk__vocabulary_find(k, k->bytes + *used, length, mapped, &slot) >= 0) {
-      mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: token \"%.*s\" appears twice", source->where,
-               mhk__shown(text, x->key_length), text);
-      return 0;
-    }
+    if (mhk__vocabulary_find(k, k->bytes + *used, length, mapped, &slot) >= 0)
+      return mhk__no(ctx, MHK_ERROR_FORMAT, "%s: token \"%.*s\" appears twice", source->where,
+                     mhk__shown(text, x->key_length), text);
     k->slot_ids[slot] = id;
     k->at[id] = (uint32_t)*used;
     k->length[id] = (uint32_t)length;
@@ -13108,10 +13041,10 @@ static int mhk__tokenizer_build(mhk_tokenizer *k, const mhk__token_source *sourc
     if (id < 0) {
       char text[3] = {0, 0, 0};
       mhk__byte_character((unsigned char)b, text);
-      mhk_fail(ctx, MHK_ERROR_FORMAT,
-               "%s has no token for byte 0x%02X (\"%s\"): a byte-level vocabulary has one for each of the 256 bytes",
-               source->where, (unsigned)b, text);
-      return 0;
+      return mhk__no(
+          ctx, MHK_ERROR_FORMAT,
+          "%s has no token for byte 0x%02X (\"%s\"): a byte-level vocabulary has one for each of the 256 bytes",
+          source->where, (unsigned)b, text);
     }
     k->byte_ids[b] = (uint32_t)id;
   }
@@ -13173,22 +13106,16 @@ static int mhk__token_settings(mhk_tokenizer *k, const mhk__json *root, const mh
     return 0;
   }
   x = mhk__json_get(root, "version");
-  if (x && !mhk__json_equals(x, "1.0")) {
-    mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "%s: \"version\" of the file is not 1.0", where);
-    return 0;
-  }
+  if (x && !mhk__json_equals(x, "1.0"))
+    return mhk__no(ctx, MHK_ERROR_UNSUPPORTED, "%s: \"version\" of the file is not 1.0", where);
   x = mhk__json_get(model, "dropout");
   const double dropout = mhk__json_is(x, MHK__JSON_NUMBER) ? mhk__json_number(x) : 0;
-  if (mhk__token_flag(ctx, model, "byte_fallback", 0, where) || !(dropout <= 0)) {
-    mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "%s: BPE with byte_fallback or dropout is not supported", where);
-    return 0;
-  }
+  if (mhk__token_flag(ctx, model, "byte_fallback", 0, where) || !(dropout <= 0))
+    return mhk__no(ctx, MHK_ERROR_UNSUPPORTED, "%s: BPE with byte_fallback or dropout is not supported", where);
   for (int i = 0; i < 2; i++) {
     x = mhk__json_get(model, affixes[i]);
-    if (x && !mhk__json_is(x, MHK__JSON_NULL) && !mhk__json_equals(x, "")) {
-      mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "%s: BPE with %s is not supported", where, affixes[i]);
-      return 0;
-    }
+    if (x && !mhk__json_is(x, MHK__JSON_NULL) && !mhk__json_equals(x, ""))
+      return mhk__no(ctx, MHK_ERROR_UNSUPPORTED, "%s: BPE with %s is not supported", where, affixes[i]);
   }
   k->ignore_merges = mhk__token_flag(ctx, model, "ignore_merges", 0, where);
 
@@ -13273,10 +13200,8 @@ static mhk_tokenizer *mhk__tokenizer_from_json(mhk_context *ctx, const char *jso
 
 MHKDEF mhk_tokenizer *mhk_tokenizer_load_memory(mhk_context *ctx, const char *json, size_t length) {
   if (mhk_failed(ctx)) return NULL;
-  if (!json) {
-    mhk_fail(ctx, MHK_ERROR_ARGUMENT, "mhk_tokenizer_load_memory: the text is missing (NULL)");
-    return NULL;
-  }
+  if (!json)
+    return mhk__null(ctx, MHK_ERROR_ARGUMENT, "mhk_tokenizer_load_memory: the text is missing (NULL)");
   return mhk__tokenizer_from_json(ctx, json, length, "the tokenizer.json in memory", NULL, 0, NULL);
 }
 
@@ -13285,10 +13210,8 @@ MHKDEF mhk_tokenizer *mhk_tokenizer_load_memory(mhk_context *ctx, const char *js
 static mhk_tokenizer *mhk__tokenizer_copy(mhk_context *ctx, mhk_tokenizer *k) {
   size_t length = 0;
   const char *json = mhk_tokenizer_json(k, &length);
-  if (!json) {
-    mhk_fail(ctx, mhk_error(k->object.ctx), "cannot copy the tokenizer: %s", mhk_message(k->object.ctx));
-    return NULL;
-  }
+  if (!json)
+    return mhk__null(ctx, mhk_error(k->object.ctx), "cannot copy the tokenizer: %s", mhk_message(k->object.ctx));
   return mhk__tokenizer_from_json(ctx, json, length, "the tokenizer's copy", k->config, k->config_length,
                                   "its tokenizer_config.json");
 }
@@ -13361,11 +13284,9 @@ MHKDEF mhk_tokenizer *mhk_tokenizer_load(mhk_context *ctx, const char *path) {
   if (!mhk__path_fits(ctx, path)) return NULL;
   if (mhk__is_folder(path)) {
     layout = mhk__tokenizer_layout(path);
-    if (layout == 0) {
-      mhk_fail(ctx, MHK_ERROR_FILE,
-               "%s has no tokenizer.json, vocab.json with merges.txt, or encoder.json with vocab.bpe", path);
-      return NULL;
-    }
+    if (layout == 0)
+      return mhk__null(ctx, MHK_ERROR_FILE,
+                       "%s has no tokenizer.json, vocab.json with merges.txt, or encoder.json with vocab.bpe", path);
     strcpy(folder, path);
     mhk__join_path(first, sizeof first, folder, "tokenizer.json");
   } else {
@@ -13421,12 +13342,12 @@ typedef struct mhk__room {
 
 static int mhk__room_open(mhk_context *ctx, const mhk__ids *out, size_t n, mhk__room *room) {
   room->grown = out->longest > 0 && n > out->longest;
-  if (room->grown && !out->grows) {
-    mhk_fail(ctx, MHK_ERROR_MEMORY,
-             "%.0f bytes of text without a break are too many for the session's block, which has room for %.0f: raise "
-             "mhk_session_desc.word_bytes", (double)n, (double)out->longest);
-    return 0;
-  }
+  if (room->grown && !out->grows)
+    return mhk__no(
+        ctx, MHK_ERROR_MEMORY,
+        "%.0f bytes of text without a break are too many for the session's block, which has room for %.0f: raise "
+        "mhk_session_desc.word_bytes",
+        (double)n, (double)out->longest);
   if (room->grown) {
     room->kept = ctx->scratch;
     memset(&ctx->scratch, 0, sizeof ctx->scratch);
@@ -14944,9 +14865,8 @@ static int mhk__parse_inner(const mhk__settings *s, const mhk_config *c, double 
       (int)(inner + 0.5) % by == 0)
     return (int)(inner + 0.5);
   mhk__format_double(expand, number);
-  mhk_fail(s->ctx, MHK_ERROR_CONFIG, "%s: %s: expand %s of d_model %d cannot be divided into heads: %s is %d", s->where,
-           s->part, number, c->d_model, what, by);
-  return 0;
+  return mhk__no(s->ctx, MHK_ERROR_CONFIG, "%s: %s: expand %s of d_model %d cannot be divided into heads: %s is %d",
+                 s->where, s->part, number, c->d_model, what, by);
 }
 
 /* vocab_size padded to a multiple, as the authors' code of both state-space models does for the
@@ -15415,9 +15335,8 @@ static int mhk__model_memory(mhk_model *m, mhk_real **data, mhk_real **grads) {
   for (int i = 0; i < m->n_tensors; i++) {
     const mhk_index count = m->tensors[i]->count;
     if (total > PTRDIFF_MAX - count)
-      return mhk_fail(ctx, MHK_ERROR_MEMORY, "the model's %.0f weights do not fit in this machine's address space",
-                      mhk_config_parameters(&m->config)),
-             0;
+      return mhk__no(ctx, MHK_ERROR_MEMORY, "the model's %.0f weights do not fit in this machine's address space",
+                     mhk_config_parameters(&m->config));
     total += count;
     data[i] = (mhk_real *)mhk__arena_zeros(ctx, &m->object.arena, count, sizeof(mhk_real));
     if (!data[i]) return 0;
@@ -15457,7 +15376,7 @@ MHKDEF mhk_result mhk_model_make_trainable(mhk_model *m) {
   return mhk_error(ctx);
 }
 
-static void mhk__fill(mhk_tensor *x, double value) {
+static void mhk__set_all(mhk_tensor *x, double value) {
   if (x)
     for (mhk_index i = 0; i < x->count; i++) mhk__d(x)[i] = (mhk_real)value;
 }
@@ -15482,7 +15401,7 @@ static double mhk__fill_linear(mhk__rng *rng, mhk_tensor *weight) {
 static void mhk__draw(mhk__rng *rng, mhk_tensor *x, int start, double *bound) {
   mhk_real *at = (mhk_real *)x->data;
   switch (start) {
-    case MHK__START_ONE: mhk__fill(x, 1); break;
+    case MHK__START_ONE: mhk__set_all(x, 1); break;
     case MHK__START_LINEAR: *bound = mhk__fill_linear(rng, x); break;
     case MHK__START_BIAS:
       if (*bound > 0) mhk__fill_uniform(rng, x, 0, x->count, *bound);
@@ -15500,7 +15419,7 @@ static void mhk__draw(mhk__rng *rng, mhk_tensor *x, int start, double *bound) {
         at[i] = (mhk_real)(dt + log(-expm1(-dt)));
       }
       break;
-    default: mhk__fill(x, 0); break;
+    default: mhk__set_all(x, 0); break;
   }
 }
 
@@ -16266,11 +16185,10 @@ static int mhk__q_make(mhk_model *m, mhk_tensor *x, const mhk_tensor *from, mhk_
   mhk__run(ctx, &a, blocks, 0, K, (double)rows * (double)K * 16, mhk__q_make_block);
   for (mhk_index i = 0; i < scales; i++)
     if ((a.scale[i] & 0x7C00u) == 0x7C00u)
-      return mhk_fail(
-                 ctx, MHK_ERROR_ARGUMENT,
-                 "%s cannot be quantized: a weight of row %lld is not finite, or too large for a half-precision scale",
-                 x->name, (long long)(i / MHK__Q_ROWS / (K / group) * MHK__Q_ROWS + i % MHK__Q_ROWS)),
-             0;
+      return mhk__no(
+          ctx, MHK_ERROR_ARGUMENT,
+          "%s cannot be quantized: a weight of row %lld is not finite, or too large for a half-precision scale",
+          x->name, (long long)(i / MHK__Q_ROWS / (K / group) * MHK__Q_ROWS + i % MHK__Q_ROWS));
   if (rest) mhk_tensor_read(from, rows * K, (N - rows) * K, rest);
   q->q = a.q;
   q->scale = a.scale;
@@ -16301,12 +16219,10 @@ MHKDEF mhk_model *mhk_quantize(mhk_model *m, const mhk_quantize_desc *desc) {
   if (desc) d = *desc;
   if ((int)d.type == 0) d.type = MHK_Q8;
   if ((int)d.ends == 0) d.ends = d.type;
-  if (!mhk__is_quantized(d.type) || !mhk__is_quantized(d.ends) || (d.group != 0 && d.group != 32 && d.group != 64)) {
-    mhk_fail(ctx, MHK_ERROR_ARGUMENT,
-             "weights can be quantized as Q8 or Q4 in groups of 32 or 64, not as %s and %s in groups of %d",
-             mhk_dtype_name(d.type), mhk_dtype_name(d.ends), d.group);
-    return NULL;
-  }
+  if (!mhk__is_quantized(d.type) || !mhk__is_quantized(d.ends) || (d.group != 0 && d.group != 32 && d.group != 64))
+    return mhk__null(ctx, MHK_ERROR_ARGUMENT,
+                     "weights can be quantized as Q8 or Q4 in groups of 32 or 64, not as %s and %s in groups of %d",
+                     mhk_dtype_name(d.type), mhk_dtype_name(d.ends), d.group);
   mhk_model *out = mhk__model_new(ctx, &m->config);
   if (!out) return NULL;
   s.role = NULL;
@@ -16556,30 +16472,27 @@ MHKDEF mhk_result mhk_save(mhk_model *m, const char *path, mhk_dtype dtype) {
 
 static int mhk__can_train(mhk_model *m, const char *what) {
   if (m->trainable) return 1;
-  mhk_fail(m->object.ctx, MHK_ERROR_STATE,
-           "%s changes the student's weights, which are frozen: call mhk_model_make_trainable() first", what);
-  return 0;
+  return mhk__no(m->object.ctx, MHK_ERROR_STATE,
+                 "%s changes the student's weights, which are frozen: call mhk_model_make_trainable() first", what);
 }
 
 /* returns 1 if both are absent or the copy succeeds; an error if the shapes differ */
 static int mhk__transfer(mhk_tensor *to, const mhk_tensor *from) {
   char a[160], b[160];
   if (!to || !from || to == from) return 1;
-  if (to->rank != from->rank || memcmp(to->shape, from->shape, sizeof to->shape) != 0) {
-    mhk_fail(to->ctx, MHK_ERROR_SHAPE, "cannot transfer weights: %s of the student is %s, %s of the teacher is %s",
-             to->name, mhk__shape_text(to->rank, to->shape, a, sizeof a), from->name,
-             mhk__shape_text(from->rank, from->shape, b, sizeof b));
-    return 0;
-  }
+  if (to->rank != from->rank || memcmp(to->shape, from->shape, sizeof to->shape) != 0)
+    return mhk__no(to->ctx, MHK_ERROR_SHAPE,
+                   "cannot transfer weights: %s of the student is %s, %s of the teacher is %s", to->name,
+                   mhk__shape_text(to->rank, to->shape, a, sizeof a), from->name,
+                   mhk__shape_text(from->rank, from->shape, b, sizeof b));
   return mhk_tensor_read(from, 0, from->count, (mhk_real *)to->data) == MHK_OK;
 }
 
 static int mhk__same_depth(mhk_model *student, mhk_model *teacher) {
   if (student->config.n_layer == teacher->config.n_layer) return 1;
-  mhk_fail(student->object.ctx, MHK_ERROR_CONFIG,
-           "the student has %d layers, the teacher %d: the numbers must be equal",
-           student->config.n_layer, teacher->config.n_layer);
-  return 0;
+  return mhk__no(student->object.ctx, MHK_ERROR_CONFIG,
+                 "the student has %d layers, the teacher %d: the numbers must be equal", student->config.n_layer,
+                 teacher->config.n_layer);
 }
 
 MHKDEF mhk_result mhk_model_transfer(mhk_model *student, mhk_model *teacher) {
@@ -16616,15 +16529,15 @@ static void mhk__init_mixer(mhk__rng *rng, const mhk_config *c, mhk__layer *y, c
                             const mhk_config *tc, int attention) {
   const mhk_index E = (mhk_index)c->ssm_heads * c->ssm_head_dim, GN = (mhk_index)c->ssm_groups * c->d_state;
   mhk__fill_linear(rng, y->in_w);
-  mhk__fill(y->in_b, 0);
+  mhk__set_all(y->in_b, 0);
   mhk__fill_uniform(rng, y->in_w, E + 2 * GN, E, 0); /* z */
-  mhk__fill(y->z_bias, MHK__OPEN_GATE);
-  mhk__fill(y->conv_w, 0);
+  mhk__set_all(y->z_bias, MHK__OPEN_GATE);
+  mhk__set_all(y->conv_w, 0);
   for (mhk_index i = 0; i < y->conv_w->shape[0]; i++) ((mhk_real *)y->conv_w->data)[(i + 1) * c->d_conv - 1] = 1;
-  mhk__fill(y->conv_b, 0);
-  mhk__fill(y->D, 1);
+  mhk__set_all(y->conv_b, 0);
+  mhk__set_all(y->D, 1);
   mhk__fill_linear(rng, y->out_w);
-  mhk__fill(y->out_b, 0);
+  mhk__set_all(y->out_b, 0);
   if (!attention || teacher->kind != MHK_MIXER_ATTENTION) return;
   mhk__copy_heads(y->in_w, 0, c->ssm_heads, c->ssm_head_dim, teacher->v_w, tc->n_kv_head, tc->head_dim);
   mhk__copy_heads(y->in_w, E, c->ssm_groups, c->d_state, teacher->k_w, tc->n_kv_head, tc->head_dim);
@@ -16696,34 +16609,26 @@ static mhk_config mhk__student_config(const mhk_config *teacher, const mhk_stude
 MHKDEF mhk_model *mhk_student_create(mhk_context *ctx, mhk_model *teacher, const mhk_student_desc *desc) {
   mhk_student_desc d;
   if (mhk_failed(ctx)) return NULL;
-  if (!teacher || mhk_failed(teacher->object.ctx)) {
-    mhk_fail(ctx, MHK_ERROR_ARGUMENT, "mhk_student_create needs a teacher%s%s", teacher ? ": " : "",
-             teacher ? mhk_message(teacher->object.ctx) : "");
-    return NULL;
-  }
+  if (!teacher || mhk_failed(teacher->object.ctx))
+    return mhk__null(ctx, MHK_ERROR_ARGUMENT, "mhk_student_create needs a teacher%s%s", teacher ? ": " : "",
+                     teacher ? mhk_message(teacher->object.ctx) : "");
   memset(&d, 0, sizeof d);
   if (desc) d = *desc;
   const mhk_config *t = &teacher->config;
-  if (t->arch != MHK_ARCH_PHI) {
-    mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "a student needs a Phi teacher; this one is a %s",
-             mhk__arch_of(t)->name);
-    return NULL;
-  }
+  if (t->arch != MHK_ARCH_PHI)
+    return mhk__null(ctx, MHK_ERROR_UNSUPPORTED, "a student needs a Phi teacher; this one is a %s",
+                     mhk__arch_of(t)->name);
   if (d.n_keep_attention < 0 || (d.n_keep_attention > 0 && !d.keep_attention) || d.d_state < 0 || d.rotary_dim < -1 ||
-      d.chunk_size < 0) {
-    mhk_fail(ctx, MHK_ERROR_ARGUMENT,
-             "a student cannot have n_keep_attention %d%s, d_state %d, rotary_dim %d, chunk_size %d",
-             d.n_keep_attention, d.n_keep_attention > 0 && !d.keep_attention ? " with no list" : "", d.d_state,
-             d.rotary_dim, d.chunk_size);
-    return NULL;
-  }
+      d.chunk_size < 0)
+    return mhk__null(ctx, MHK_ERROR_ARGUMENT,
+                     "a student cannot have n_keep_attention %d%s, d_state %d, rotary_dim %d, chunk_size %d",
+                     d.n_keep_attention, d.n_keep_attention > 0 && !d.keep_attention ? " with no list" : "", d.d_state,
+                     d.rotary_dim, d.chunk_size);
   for (int i = 0; i < d.n_keep_attention; i++) {
     const int l = d.keep_attention[i];
-    if (l < 0 || l >= t->n_layer) {
-      mhk_fail(ctx, MHK_ERROR_ARGUMENT, "attention cannot be kept in layer %d: the teacher has layers 0 to %d", l,
-               t->n_layer - 1);
-      return NULL;
-    }
+    if (l < 0 || l >= t->n_layer)
+      return mhk__null(ctx, MHK_ERROR_ARGUMENT, "attention cannot be kept in layer %d: the teacher has layers 0 to %d",
+                       l, t->n_layer - 1);
   }
   const mhk_config c = mhk__student_config(t, &d);
   mhk_model *m = mhk_model_create(ctx, &c, d.seed ? d.seed : 1);
@@ -16847,16 +16752,13 @@ static mhk_tensor *mhk__spread(mhk_tape *t, mhk_tensor *x, mhk_index heads) {
 
 static int mhk__layer_ready(mhk_tape *t, const mhk_model *m, int layer, const mhk_tensor *u) {
   if (!mhk__tape_ready(t) || !m || !u || m->object.ctx != t->ctx) return 0;
-  if (layer < 0 || layer >= m->config.n_layer) {
-    mhk_fail(t->ctx, MHK_ERROR_ARGUMENT, "there is no layer %d: the model has layers 0 to %d", layer,
-             m->config.n_layer - 1);
-    return 0;
-  }
+  if (layer < 0 || layer >= m->config.n_layer)
+    return mhk__no(t->ctx, MHK_ERROR_ARGUMENT, "there is no layer %d: the model has layers 0 to %d", layer,
+                   m->config.n_layer - 1);
   if (u->rank != 3 || u->shape[2] != m->config.d_model) {
     char text[128];
-    mhk_fail(t->ctx, MHK_ERROR_SHAPE, "the input of layer %d is %s; it must be (B,T,%d)", layer,
-             mhk__shape_text(u->rank, u->shape, text, sizeof text), m->config.d_model);
-    return 0;
+    return mhk__no(t->ctx, MHK_ERROR_SHAPE, "the input of layer %d is %s; it must be (B,T,%d)", layer,
+                   mhk__shape_text(u->rank, u->shape, text, sizeof text), m->config.d_model);
   }
   return 1;
 }
@@ -16993,12 +16895,10 @@ MHKDEF mhk_tensor *mhk_forward_block(mhk_tape *t, mhk_model *m, int layer, mhk_t
 
 MHKDEF mhk_tensor *mhk_forward_embedding(mhk_tape *t, mhk_model *m, const int32_t *tokens, mhk_index B, mhk_index T) {
   if (!mhk__tape_ready(t) || !m) return NULL;
-  if (!tokens || B < 1 || T < 1) {
-    mhk_fail(t->ctx, MHK_ERROR_ARGUMENT,
-             "a forward pass needs at least one sequence and one token, not %lld and %lld", (long long)B,
-             (long long)T);
-    return NULL;
-  }
+  if (!tokens || B < 1 || T < 1)
+    return mhk__null(t->ctx, MHK_ERROR_ARGUMENT,
+                     "a forward pass needs at least one sequence and one token, not %lld and %lld", (long long)B,
+                     (long long)T);
   return mhk_embedding(t, m->embedding, tokens, B, T);
 }
 
@@ -17812,11 +17712,9 @@ MHKDEF mhk_session *mhk_session_create(mhk_model *m, const mhk_session_desc *des
   if (!bytes) return NULL;
   memset(&arena, 0, sizeof arena);
   if (given) {
-    if (desc->memory_bytes < bytes) {
-      mhk_fail(ctx, MHK_ERROR_MEMORY, "the session's block has %.0f bytes and needs %.0f",
-               (double)desc->memory_bytes, (double)bytes);
-      return NULL;
-    }
+    if (desc->memory_bytes < bytes)
+      return mhk__null(ctx, MHK_ERROR_MEMORY, "the session's block has %.0f bytes and needs %.0f",
+                       (double)desc->memory_bytes, (double)bytes);
     block = (unsigned char *)desc->memory;
     block += (MHK__ALIGN - (uintptr_t)block % MHK__ALIGN) % MHK__ALIGN;
   } else {
@@ -17850,9 +17748,8 @@ static mhk_result mhk__session_result(const mhk_session *s) { return s ? s->obje
 static int mhk__sequence_there(const mhk_session *s, mhk_index sequence) {
   if (!s || s->object.ctx->result != MHK_OK) return 0;
   if (sequence >= 0 && sequence < s->batch) return 1;
-  mhk_fail(s->object.ctx, MHK_ERROR_ARGUMENT, "there is no sequence %lld: the session has sequences 0 to %lld",
-           (long long)sequence, (long long)s->batch - 1);
-  return 0;
+  return mhk__no(s->object.ctx, MHK_ERROR_ARGUMENT, "there is no sequence %lld: the session has sequences 0 to %lld",
+                 (long long)sequence, (long long)s->batch - 1);
 }
 
 static void mhk__sequence_reset(mhk_session *s, mhk_index sequence) {
@@ -18350,29 +18247,22 @@ static int mhk__feed_makes_sense(mhk_session *s) {
   const mhk_index known = s->model->embedding->shape[0];
   for (mhk_index b = 0; b < s->batch; b++) {
     const mhk__sequence *q = s->sequences + b;
-    if (s->lengths[b] < 0 || (s->lengths[b] > 0 && !s->tokens[b])) {
-      mhk_fail(ctx, MHK_ERROR_ARGUMENT, "cannot feed sequence %lld %lld tokens%s", (long long)b,
-               (long long)s->lengths[b], s->lengths[b] > 0 ? " at NULL" : "");
-      return 0;
-    }
-    if (s->attention_layers && !s->window && s->lengths[b] > s->capacity - q->position) {
-      mhk_fail(ctx, MHK_ERROR_STATE,
-               "the key/value cache of sequence %lld is full: it holds %lld of %lld tokens and %lld more do not fit; "
-               "give the session a larger capacity or a window",
-               (long long)b, (long long)q->position, (long long)s->capacity, (long long)s->lengths[b]);
-      return 0;
-    }
-    if (s->lengths[b] > PTRDIFF_MAX / 64 - q->position) {
-      mhk_fail(ctx, MHK_ERROR_STATE, "sequence %lld cannot count beyond %lld tokens", (long long)b,
-               (long long)(PTRDIFF_MAX / 64));
-      return 0;
-    }
+    if (s->lengths[b] < 0 || (s->lengths[b] > 0 && !s->tokens[b]))
+      return mhk__no(ctx, MHK_ERROR_ARGUMENT, "cannot feed sequence %lld %lld tokens%s", (long long)b,
+                     (long long)s->lengths[b], s->lengths[b] > 0 ? " at NULL" : "");
+    if (s->attention_layers && !s->window && s->lengths[b] > s->capacity - q->position)
+      return mhk__no(
+          ctx, MHK_ERROR_STATE,
+          "the key/value cache of sequence %lld is full: it holds %lld of %lld tokens and %lld more do not fit; "
+          "give the session a larger capacity or a window",
+          (long long)b, (long long)q->position, (long long)s->capacity, (long long)s->lengths[b]);
+    if (s->lengths[b] > PTRDIFF_MAX / 64 - q->position)
+      return mhk__no(ctx, MHK_ERROR_STATE, "sequence %lld cannot count beyond %lld tokens", (long long)b,
+                     (long long)(PTRDIFF_MAX / 64));
     for (mhk_index i = 0; i < s->lengths[b]; i++)
-      if (s->tokens[b][i] < 0 || s->tokens[b][i] >= known) {
-        mhk_fail(ctx, MHK_ERROR_ARGUMENT, "token %lld of sequence %lld is %d: the vocabulary has ids 0 to %lld",
-                 (long long)i, (long long)b, (int)s->tokens[b][i], (long long)known - 1);
-        return 0;
-      }
+      if (s->tokens[b][i] < 0 || s->tokens[b][i] >= known)
+        return mhk__no(ctx, MHK_ERROR_ARGUMENT, "token %lld of sequence %lld is %d: the vocabulary has ids 0 to %lld",
+                       (long long)i, (long long)b, (int)s->tokens[b][i], (long long)known - 1);
   }
   return 1;
 }
@@ -18644,18 +18534,15 @@ MHKDEF mhk_index mhk_session_rewind(mhk_session *s, mhk_index sequence, mhk_inde
    s. */
 static int mhk__state_fits(mhk_session *s, mhk_index position, mhk_index rows) {
   const mhk_index needed = mhk__rows_needed(s, position);
-  if (s->attention_layers && !s->window && position > s->capacity) {
-    mhk_fail(s->object.ctx, MHK_ERROR_STATE, "the state has seen %lld tokens, but the session's cache holds %lld",
-             (long long)position, (long long)s->capacity);
-    return 0;
-  }
-  if (rows < needed) {
-    mhk_fail(s->object.ctx, MHK_ERROR_STATE,
-             "the state holds keys and values of the last %lld tokens, but this session's attention sees %lld: the "
-             "state comes from a smaller window",
-             (long long)rows, (long long)needed);
-    return 0;
-  }
+  if (s->attention_layers && !s->window && position > s->capacity)
+    return mhk__no(s->object.ctx, MHK_ERROR_STATE, "the state has seen %lld tokens, but the session's cache holds %lld",
+                   (long long)position, (long long)s->capacity);
+  if (rows < needed)
+    return mhk__no(
+        s->object.ctx, MHK_ERROR_STATE,
+        "the state holds keys and values of the last %lld tokens, but this session's attention sees %lld: the "
+        "state comes from a smaller window",
+        (long long)rows, (long long)needed);
   return 1;
 }
 
@@ -18929,10 +18816,8 @@ static int mhk__draw_ready(mhk_session *s, const mhk_sampling *how) {
   mhk_context *ctx = s->object.ctx;
   if (ctx->result != MHK_OK) return 0;
   for (mhk_index b = 0; b < s->batch; b++)
-    if (!s->sequences[b].fed) {
-      mhk_fail(ctx, MHK_ERROR_STATE, "sample: feed sequence %lld at least one token first", (long long)b);
-      return 0;
-    }
+    if (!s->sequences[b].fed)
+      return mhk__no(ctx, MHK_ERROR_STATE, "sample: feed sequence %lld at least one token first", (long long)b);
   if (!mhk__sampling_fits(s, how)) return 0;
   if (how->seed && how->seed != s->sampler.seed) {
     s->sampler.seed = how->seed;
@@ -18947,11 +18832,9 @@ static int mhk__draw_fails(mhk_session *s, const mhk_real *logits) {
   for (i = 0; i < s->vocab; i++)
     if (!(fabs((double)logits[i]) <= DBL_MAX)) break;
   if (i < s->vocab)
-    mhk_fail(s->object.ctx, MHK_ERROR_STATE, "sample: logit %lld is not a number: the weights or the state are broken",
-             (long long)i);
-  else
-    mhk_fail(s->object.ctx, MHK_ERROR_ARGUMENT, "sample: bias and penalties exclude every token");
-  return 0;
+    return mhk__no(s->object.ctx, MHK_ERROR_STATE,
+                   "sample: logit %lld is not a number: the weights or the state are broken", (long long)i);
+  return mhk__no(s->object.ctx, MHK_ERROR_ARGUMENT, "sample: bias and penalties exclude every token");
 }
 
 /* draws a token for each row; `how` is resolved */
@@ -18992,11 +18875,9 @@ static int mhk__session_say(mhk_session *s, const mhk_sampling *how, int32_t tok
   }
   const char *bytes = k ? mhk_token_bytes(k, token, &length) : NULL;
   if (!bytes) return 1;
-  if (s->sampler.stop_bytes + 3 * (length + 4) + 2 > s->sampler.text_room) {
-    mhk_fail(s->object.ctx, MHK_ERROR_STATE,
-             "sample: token %d is longer than any token of the session's first tokenizer", (int)token);
-    return 0;
-  }
+  if (s->sampler.stop_bytes + 3 * (length + 4) + 2 > s->sampler.text_room)
+    return mhk__no(s->object.ctx, MHK_ERROR_STATE,
+                   "sample: token %d is longer than any token of the session's first tokenizer", (int)token);
   if (mhk__sampler_text(&s->sampler, how, bytes, length, 0)) s->sampler.stop = MHK_STOP_STRING;
   return s->sampler.stop == MHK_STOP_NONE;
 }
@@ -19052,13 +18933,12 @@ MHKDEF mhk_speculation *mhk_speculation_create(const mhk_speculation_desc *desc)
   mhk_session *t = desc->target;
   mhk_session *d = desc->draft;
   if (!d || d->object.ctx != ctx || d == t || t->batch != 1 || d->batch != 1 || t->window || d->window ||
-      t->vocab != d->vocab || desc->tokens < 0 || desc->tokens > MHK__MOST_DRAFTED) {
-    mhk_fail(ctx, MHK_ERROR_ARGUMENT,
-             "speculation needs two sessions of one context and vocabulary, each with one sequence and no window, and "
-             "drafts of at most %d tokens",
-             MHK__MOST_DRAFTED);
-    return NULL;
-  }
+      t->vocab != d->vocab || desc->tokens < 0 || desc->tokens > MHK__MOST_DRAFTED)
+    return mhk__null(
+        ctx, MHK_ERROR_ARGUMENT,
+        "speculation needs two sessions of one context and vocabulary, each with one sequence and no window, and "
+        "drafts of at most %d tokens",
+        MHK__MOST_DRAFTED);
   x = (mhk_speculation *)mhk__object_new(ctx, sizeof *x, NULL);
   if (!x) return NULL;
   arena = &x->object.arena;
@@ -19324,10 +19204,8 @@ static int mhk__pile_room(mhk_context *ctx, mhk__pile *p, mhk_index extra) {
   mhk_index capacity;
   if (ctx->result != MHK_OK) return 0;
   if (extra <= p->capacity - p->n) return 1;
-  if (extra > PTRDIFF_MAX / 4 || p->capacity > PTRDIFF_MAX / 4) {
-    mhk_fail(ctx, MHK_ERROR_MEMORY, "out of memory: a list of more than %lld elements", (long long)p->capacity);
-    return 0;
-  }
+  if (extra > PTRDIFF_MAX / 4 || p->capacity > PTRDIFF_MAX / 4)
+    return mhk__no(ctx, MHK_ERROR_MEMORY, "out of memory: a list of more than %lld elements", (long long)p->capacity);
   capacity = p->capacity * 2 > p->n + extra ? p->capacity * 2 : p->n + extra;
   if (capacity < 1024) capacity = 1024;
   const size_t bytes = mhk__size3(ctx, capacity, 1, p->size);
@@ -19488,10 +19366,8 @@ static mhk_corpus *mhk__corpus_pack(const mhk__corpus_build *b, int32_t start) {
   mhk_index total = 0, at = 0;
   for (mhk_index i = 0; i < b->pieces.n; i++) {
     const mhk_index count = piece[2 * i + 1] + (start >= 0);
-    if (count > PTRDIFF_MAX - total) {
-      mhk_fail(b->ctx, MHK_ERROR_MEMORY, "the text has more tokens than this machine can count");
-      return NULL;
-    }
+    if (count > PTRDIFF_MAX - total)
+      return mhk__null(b->ctx, MHK_ERROR_MEMORY, "the text has more tokens than this machine can count");
     total += count;
   }
   mhk_corpus *x = mhk__corpus_new(b->ctx, total, b->pieces.n);
@@ -19514,10 +19390,8 @@ MHKDEF mhk_corpus *mhk_corpus_load(mhk_context *ctx, mhk_tokenizer *k, const mhk
   mhk__corpus_build b;
   mhk_corpus *x = NULL;
   if (mhk_failed(ctx)) return NULL;
-  if (!k || !desc || desc->n_files <= 0 || !desc->files) {
-    mhk_fail(ctx, MHK_ERROR_ARGUMENT, "a text needs a tokenizer and at least one file");
-    return NULL;
-  }
+  if (!k || !desc || desc->n_files <= 0 || !desc->files)
+    return mhk__null(ctx, MHK_ERROR_ARGUMENT, "a text needs a tokenizer and at least one file");
   memset(&b, 0, sizeof b);
   b.ctx = ctx;
   b.tokenizer = k;
@@ -19549,16 +19423,12 @@ MHKDEF mhk_corpus *mhk_corpus_load(mhk_context *ctx, mhk_tokenizer *k, const mhk
 MHKDEF mhk_corpus *mhk_corpus_from_tokens(mhk_context *ctx, const int32_t *tokens, mhk_index n, int32_t end) {
   mhk_index i, documents = 1;
   if (mhk_failed(ctx)) return NULL;
-  if (!tokens || n <= 0) {
-    mhk_fail(ctx, MHK_ERROR_ARGUMENT, "a text needs at least one token");
-    return NULL;
-  }
+  if (!tokens || n <= 0)
+    return mhk__null(ctx, MHK_ERROR_ARGUMENT, "a text needs at least one token");
   for (i = 0; i < n; i++) {
-    if (tokens[i] < 0) {
-      mhk_fail(ctx, MHK_ERROR_ARGUMENT, "token %lld of the text is %ld: token ids cannot be negative", (long long)i,
-               (long)tokens[i]);
-      return NULL;
-    }
+    if (tokens[i] < 0)
+      return mhk__null(ctx, MHK_ERROR_ARGUMENT, "token %lld of the text is %ld: token ids cannot be negative",
+                       (long long)i, (long)tokens[i]);
     if (i > 0 && end >= 0 && tokens[i] == end) documents++;
   }
   mhk_corpus *x = mhk__corpus_new(ctx, n, documents);
@@ -19588,10 +19458,9 @@ MHKDEF mhk_corpus *mhk_corpus_sample(mhk_model *m, mhk_index tokens, uint64_t se
   int32_t first[MHK__SAMPLE_BATCH];
   int stop = 0, i;
   if (!m || mhk_failed(ctx = m->object.ctx)) return NULL;
-  if (tokens <= 0 || tokens > PTRDIFF_MAX / 64) {
-    mhk_fail(ctx, MHK_ERROR_ARGUMENT, "cannot sample %lld tokens of text: ask for one or more", (long long)tokens);
-    return NULL;
-  }
+  if (tokens <= 0 || tokens > PTRDIFF_MAX / 64)
+    return mhk__null(ctx, MHK_ERROR_ARGUMENT, "cannot sample %lld tokens of text: ask for one or more",
+                     (long long)tokens);
   int32_t end = m->tokenizer ? mhk_tokenizer_start(m->tokenizer) : -1;
   if (end < 0 || end >= m->config.vocab_size) end = 0; /* without an end-of-text token, documents start with token 0 */
   longest = m->config.max_position > 1 && m->config.max_position < 320 ? m->config.max_position : 320;
@@ -19675,35 +19544,27 @@ static void mhk__stage_trains(const mhk_model *m, int stage, mhk_trains trains, 
 
 /* Checks that the teacher can teach this student. stage 0: the requirements of all stages. */
 static int mhk__pair_check(mhk_context *ctx, const mhk_model *s, const mhk_model *t, int stage) {
-  if (s->object.ctx != ctx || t->object.ctx != ctx) {
-    mhk_fail(ctx, MHK_ERROR_ARGUMENT, "teacher and student must belong to the context of the training");
-    return 0;
-  }
+  if (s->object.ctx != ctx || t->object.ctx != ctx)
+    return mhk__no(ctx, MHK_ERROR_ARGUMENT, "teacher and student must belong to the context of the training");
   if (s->config.n_layer != t->config.n_layer || s->config.d_model != t->config.d_model ||
-      s->config.vocab_size != t->config.vocab_size) {
-    mhk_fail(ctx, MHK_ERROR_CONFIG,
-             "the student has %d layers, d_model %d and vocabulary %d, the teacher %d, %d and %d: they must be "
-             "equal",
-             s->config.n_layer, s->config.d_model, s->config.vocab_size, t->config.n_layer, t->config.d_model,
-             t->config.vocab_size);
-    return 0;
-  }
+      s->config.vocab_size != t->config.vocab_size)
+    return mhk__no(ctx, MHK_ERROR_CONFIG,
+                   "the student has %d layers, d_model %d and vocabulary %d, the teacher %d, %d and %d: they must be "
+                   "equal",
+                   s->config.n_layer, s->config.d_model, s->config.vocab_size, t->config.n_layer, t->config.d_model,
+                   t->config.vocab_size);
   for (int l = 0; stage == 1 && l < s->config.n_layer; l++) {
     if (s->layers[l].kind == MHK_MIXER_ATTENTION) continue;
-    if (s->layers[l].kind != MHK_MIXER_DISCRETE_MAMBA2 || t->layers[l].kind != MHK_MIXER_ATTENTION) {
-      mhk_fail(ctx, MHK_ERROR_CONFIG,
-               "stage 1 compares a discrete Mamba-2 mixer with attention; layer %d has another pair: skip the "
-               "stage",
-               l);
-      return 0;
-    }
-    if (s->config.ssm_heads != t->config.n_head) {
-      mhk_fail(ctx, MHK_ERROR_CONFIG,
-               "stage 1 compares matrices head by head, but the student has %d heads and the teacher %d: make "
-               "them equal or skip the stage",
-               s->config.ssm_heads, t->config.n_head);
-      return 0;
-    }
+    if (s->layers[l].kind != MHK_MIXER_DISCRETE_MAMBA2 || t->layers[l].kind != MHK_MIXER_ATTENTION)
+      return mhk__no(ctx, MHK_ERROR_CONFIG,
+                     "stage 1 compares a discrete Mamba-2 mixer with attention; layer %d has another pair: skip the "
+                     "stage",
+                     l);
+    if (s->config.ssm_heads != t->config.n_head)
+      return mhk__no(ctx, MHK_ERROR_CONFIG,
+                     "stage 1 compares matrices head by head, but the student has %d heads and the teacher %d: make "
+                     "them equal or skip the stage",
+                     s->config.ssm_heads, t->config.n_head);
   }
   return 1;
 }
@@ -20560,11 +20421,9 @@ MHKDEF int mhk_train_step(mhk_trainer *tr) {
   mhk_progress_info *p = &tr->info;
   p->stage_done = 0;
   if (tr->finished) return 0;
-  if (!tr->desc.corpus) {
-    mhk_fail(ctx, MHK_ERROR_STATE,
-             "this trainer has no text: set one in the description, or call mhk_train_on()");
-    return 0;
-  }
+  if (!tr->desc.corpus)
+    return mhk__no(ctx, MHK_ERROR_STATE,
+                   "this trainer has no text: set one in the description, or call mhk_train_on()");
   stage = tr->stage;
   S = tr->S[stage - 1];
   const mhk_stage_desc *d = &tr->desc.stages[stage - 1];
@@ -21033,60 +20892,45 @@ static void mhk__resume(mhk_trainer *tr) {
 /* -------------------------------------------------------------------------- trainer: making one */
 
 static int mhk__distill_check(mhk_context *ctx, const mhk_distill_desc *d) {
-  if (!d->teacher) {
-    mhk_fail(ctx, MHK_ERROR_ARGUMENT, "distillation needs a teacher");
-    return 0;
-  }
+  if (!d->teacher)
+    return mhk__no(ctx, MHK_ERROR_ARGUMENT, "distillation needs a teacher");
 #ifdef MOHAWK_NO_STDIO
-  if (d->out) {
-    mhk_fail(ctx, MHK_ERROR_UNSUPPORTED,
-             "checkpoints in %.200s are not available: this program was built without files (MOHAWK_NO_STDIO)",
-             d->out);
-    return 0;
-  }
+  if (d->out)
+    return mhk__no(ctx, MHK_ERROR_UNSUPPORTED,
+                   "checkpoints in %.200s are not available: this program was built without files (MOHAWK_NO_STDIO)",
+                   d->out);
 #else
   const size_t most = MHK__PATH_MOST + 1 - sizeof "/checkpoint.previous.safetensors";
   if (d->out && strlen(d->out) > most)
     return mhk__no(ctx, MHK_ERROR_ARGUMENT, "the path for checkpoints has %lld bytes: %lld are the most",
                    (long long)strlen(d->out), (long long)most);
 #endif
-  if (d->student && !d->student->trainable) {
-    mhk_fail(ctx, MHK_ERROR_ARGUMENT,
-             "the student is frozen: make it with mhk_student_create(), or call mhk_model_make_trainable() on "
-             "it");
-    return 0;
-  }
-  if (d->student == d->teacher) {
-    mhk_fail(ctx, MHK_ERROR_ARGUMENT, "teacher and student are the same model");
-    return 0;
-  }
-  if (d->batch < 1 || d->length < 2 || d->batch > PTRDIFF_MAX / 1024 / d->length) {
-    mhk_fail(ctx, MHK_ERROR_ARGUMENT,
-             "cannot train on batches of %lld sequences of %lld tokens: use at least 1 sequence of 2 tokens",
-             (long long)d->batch, (long long)d->length);
-    return 0;
-  }
-  if (d->update_tokens < d->batch * d->length || d->update_tokens % (d->batch * d->length) != 0) {
-    mhk_fail(ctx, MHK_ERROR_ARGUMENT,
-             "an update of %lld tokens is not a whole number of batches: batch %lld x length %lld is %lld",
-             (long long)d->update_tokens, (long long)d->batch, (long long)d->length, (long long)(d->batch * d->length));
-    return 0;
-  }
+  if (d->student && !d->student->trainable)
+    return mhk__no(ctx, MHK_ERROR_ARGUMENT,
+                   "the student is frozen: make it with mhk_student_create(), or call mhk_model_make_trainable() on "
+                   "it");
+  if (d->student == d->teacher)
+    return mhk__no(ctx, MHK_ERROR_ARGUMENT, "teacher and student are the same model");
+  if (d->batch < 1 || d->length < 2 || d->batch > PTRDIFF_MAX / 1024 / d->length)
+    return mhk__no(ctx, MHK_ERROR_ARGUMENT,
+                   "cannot train on batches of %lld sequences of %lld tokens: use at least 1 sequence of 2 tokens",
+                   (long long)d->batch, (long long)d->length);
+  if (d->update_tokens < d->batch * d->length || d->update_tokens % (d->batch * d->length) != 0)
+    return mhk__no(ctx, MHK_ERROR_ARGUMENT,
+                   "an update of %lld tokens is not a whole number of batches: batch %lld x length %lld is %lld",
+                   (long long)d->update_tokens, (long long)d->batch, (long long)d->length,
+                   (long long)(d->batch * d->length));
   if (d->world < 1 || d->rank < 0 || d->rank >= d->world || d->batch % d->world != 0 ||
-      (d->world > 1 && !d->exchange)) {
-    mhk_fail(ctx, MHK_ERROR_ARGUMENT,
-             "worker %d of %d with batch %lld: rank must be below world, world must divide the batch, and "
-             "several workers need an exchange",
-             d->rank, d->world, (long long)d->batch);
-    return 0;
-  }
+      (d->world > 1 && !d->exchange))
+    return mhk__no(ctx, MHK_ERROR_ARGUMENT,
+                   "worker %d of %d with batch %lld: rank must be below world, world must divide the batch, and "
+                   "several workers need an exchange",
+                   d->rank, d->world, (long long)d->batch);
   if (!(d->beta1 >= 0.0 && d->beta1 < 1.0 && d->beta2 >= 0.0 && d->beta2 < 1.0 && d->eps > 0.0 &&
-        d->eps <= MHK__REAL_MOST)) {
-    mhk_fail(ctx, MHK_ERROR_ARGUMENT,
-             "AdamW with beta1 %g, beta2 %g, eps %g: betas must be in (0,1), eps must be positive and finite", d->beta1,
-             d->beta2, d->eps);
-    return 0;
-  }
+        d->eps <= MHK__REAL_MOST))
+    return mhk__no(ctx, MHK_ERROR_ARGUMENT,
+                   "AdamW with beta1 %g, beta2 %g, eps %g: betas must be in (0,1), eps must be positive and finite",
+                   d->beta1, d->beta2, d->eps);
   if (!mhk__number_fits(ctx, "distillation", "checkpoint_seconds", d->checkpoint_seconds, -DBL_MAX, DBL_MAX)) return 0;
   if (!mhk__precision_fits(ctx, d->precision)) return 0;
   if (d->recipe != MHK_RECIPE_BEST && d->recipe != MHK_RECIPE_PAPER)
@@ -21095,24 +20939,19 @@ static int mhk__distill_check(mhk_context *ctx, const mhk_distill_desc *d) {
   for (int i = 0; i < 3; i++) {
     const mhk_stage_desc *s = &d->stages[i];
     if (!mhk__stage_numbers(ctx, s, i + 1)) return 0;
-    if (s->tokens > 0 && s->tokens < d->update_tokens) {
-      mhk_fail(ctx, MHK_ERROR_ARGUMENT,
-               "stage %d has a budget of %lld tokens, less than one update of %lld: raise it, or set it to 0 to "
-               "skip the stage",
-               i + 1, (long long)s->tokens, (long long)d->update_tokens);
-      return 0;
-    }
-    if (s->tokens > 0 && d->corpus && d->corpus->largest >= d->teacher->config.vocab_size) {
-      mhk_fail(ctx, MHK_ERROR_ARGUMENT,
-               "the text has token %ld, but the teacher's vocabulary ends at %d: was it made with another tokenizer?",
-               (long)d->corpus->largest, d->teacher->config.vocab_size - 1);
-      return 0;
-    }
-    if (s->tokens > 0 && d->corpus && d->windows == MHK_WINDOWS_RANDOM && d->corpus->n < d->length) {
-      mhk_fail(ctx, MHK_ERROR_ARGUMENT, "the text has %lld tokens, too few for one window of %lld",
-               (long long)d->corpus->n, (long long)d->length);
-      return 0;
-    }
+    if (s->tokens > 0 && s->tokens < d->update_tokens)
+      return mhk__no(ctx, MHK_ERROR_ARGUMENT,
+                     "stage %d has a budget of %lld tokens, less than one update of %lld: raise it, or set it to 0 to "
+                     "skip the stage",
+                     i + 1, (long long)s->tokens, (long long)d->update_tokens);
+    if (s->tokens > 0 && d->corpus && d->corpus->largest >= d->teacher->config.vocab_size)
+      return mhk__no(
+          ctx, MHK_ERROR_ARGUMENT,
+          "the text has token %ld, but the teacher's vocabulary ends at %d: was it made with another tokenizer?",
+          (long)d->corpus->largest, d->teacher->config.vocab_size - 1);
+    if (s->tokens > 0 && d->corpus && d->windows == MHK_WINDOWS_RANDOM && d->corpus->n < d->length)
+      return mhk__no(ctx, MHK_ERROR_ARGUMENT, "the text has %lld tokens, too few for one window of %lld",
+                     (long long)d->corpus->n, (long long)d->length);
   }
   return 1;
 }
@@ -21217,10 +21056,8 @@ static void mhk__trainer_fill(mhk_trainer *tr, mhk_context *ctx) {
 MHKDEF mhk_trainer *mhk_distill(mhk_context *ctx, const mhk_distill_desc *desc) {
   int i, first = 0;
   if (mhk_failed(ctx)) return NULL;
-  if (!desc) {
-    mhk_fail(ctx, MHK_ERROR_ARGUMENT, "distillation needs a description");
-    return NULL;
-  }
+  if (!desc)
+    return mhk__null(ctx, MHK_ERROR_ARGUMENT, "distillation needs a description");
   mhk_distill_desc d = mhk_distill_defaults(desc);
   if (!mhk__distill_check(ctx, &d)) return NULL;
   mhk_trainer *tr = (mhk_trainer *)mhk__object_new(ctx, sizeof(mhk_trainer), mhk__trainer_close);
