@@ -3936,22 +3936,27 @@ static void mhk__q_tiles(const mhk__q_args *a, mhk_index first, mhk_index last, 
 
 /* One generator for the integer tiles of all instruction sets: R rows of x against the 16 rows of
    one block of w, or of two blocks, which are read once. A lane is a row of w. A line of 64 bytes
-   holds 4 numbers along k of each row (MHK_Q8) or 8 (MHK_Q4); it is 64 / (4 MHK__Q_LANES) vectors.
+   holds 4 numbers along k of each row (MHK_Q8) or 8 (MHK_Q4); it is 64 / (4 LANES) vectors.
    d<r><v> adds up, for one group, what row r of x gives in vector v; sum<r><v> the groups' results.
-   Named variables, so that no compiler spills an array. What a set brings along:
-     MHK__Q_LANES, MHK__Q_INT, MHK__Q_REAL    its vectors, of 32-bit integers and of floats
-     MHK__Q_LOAD(p), MHK__Q_SPREAD(x)         a vector of w; one float in every lane
-     MHK__Q_SCALES(p)                         16-bit scales as floats
-     MHK__Q_SUM, MHK__Q_NONE(start)           d: its type and first value; start is what the
-     MHK__Q_TOTAL(d, start)                   offset of Q8 or Q4 adds, here or in the total
-     MHK__Q_OFFSET_Q8, MHK__Q_OFFSET_Q4       whether there is such an offset: 0 or 1
-     MHK__Q_STEP_Q8, MHK__Q_STEP_Q4           numbers along k of one turn of the inner loop
-     MHK__Q_TURN_Q8(R, V), MHK__Q_TURN_Q4     its lines: V(MHK__Q_LINE_Q8, R, 0) is the first one
-     MHK__Q_PARTS_Q8, MHK__Q_PARTS_Q4         makes of a vector w what is multiplied,
-     MHK__Q_ROW_Q8(r, v, n), MHK__Q_ROW_Q4    and what row r of x does with it, at line n
-     MHK__Q_TARGET                            an attribute of the function, or nothing
+   Named variables, so that no compiler spills an array. What a set brings along, as
+   MHK__Q_SET##_LANES and so on:
+     LANES, INT, REAL          its vectors, of 32-bit integers and of floats
+     LOAD(p), SPREAD(x)        a vector of w; one float in every lane
+     SCALES(p)                 16-bit scales as floats
+     FMA(a, b, c), PUT(p, v)   multiply-add and store of floats
+     SUM, NONE(start),         d: its type, first value and what it comes to, in floats; start is
+     TOTAL(d, start)           what the offset of Q8 or Q4 adds, once, at either end
+     OFFSET_Q8, OFFSET_Q4      whether there is such an offset: 0 or 1
+     STEP_Q8, STEP_Q4          numbers along k of one turn of the inner loop
+     TURN_Q8(R, V), TURN_Q4    its lines: V(MHK__Q_LINE_Q8, R, 0) is the first one
+     PARTS_Q8, PARTS_Q4        makes of a vector w what is multiplied,
+     ROW_Q8(r, v, n), ROW_Q4   and what row r of x does with it, at line n
+     TARGET                    an attribute of the function, or nothing
    Multiply, add, dequantize: the integers are exact in any order, the order of float operations
    stands here, so that all sets give the same bits. */
+#define MHK__Q2(set, name) set##name
+#define MHK__Q1(set, name) MHK__Q2(set, name)
+#define MHK__Q(name) MHK__Q1(MHK__Q_SET, name)
 #define MHK__Q_R1(f, v, n) f(0, v, n)
 #define MHK__Q_R2(f, v, n) f(0, v, n) f(1, v, n)
 #define MHK__Q_R4(f, v, n) f(0, v, n) f(1, v, n) f(2, v, n) f(3, v, n)
@@ -3960,38 +3965,38 @@ static void mhk__q_tiles(const mhk__q_args *a, mhk_index first, mhk_index last, 
 #define MHK__Q_V4(f, R, n) f(R, 0, n) f(R, 1, n) f(R, 2, n) f(R, 3, n)
 #define MHK__Q_LOW(f, R, n) f(R, 0, n) f(R, 1, n)
 #define MHK__Q_HIGH(f, R, n) f(R, 2, n) f(R, 3, n)
-#define MHK__Q_BLOCK(v) ((v) * MHK__Q_LANES / MHK__Q_ROWS) /* which block and which of its rows vector v starts at */
-#define MHK__Q_AT(v) ((v) * MHK__Q_LANES % MHK__Q_ROWS)
+#define MHK__Q_BLOCK(v) ((v) * MHK__Q(_LANES) / MHK__Q_ROWS) /* which block and which of its rows vector v starts at */
+#define MHK__Q_AT(v) ((v) * MHK__Q(_LANES) % MHK__Q_ROWS)
 #define MHK__Q_START(R, v, n) MHK__Q_R##R(MHK__Q_START_ROW, v, n)
-#define MHK__Q_START_ROW(r, v, n) MHK__Q_REAL sum##r##v = MHK__Q_SPREAD(0.0f);
+#define MHK__Q_START_ROW(r, v, n) MHK__Q(_REAL) sum##r##v = MHK__Q(_SPREAD)(0.0f);
 #define MHK__Q_ZERO(R, v, n) MHK__Q_R##R(MHK__Q_ZERO_ROW, v, n)
-#define MHK__Q_ZERO_ROW(r, v, n) MHK__Q_SUM d##r##v = MHK__Q_NONE(has_offset * offset[(r) * groups]);
+#define MHK__Q_ZERO_ROW(r, v, n) MHK__Q(_SUM) d##r##v = MHK__Q(_NONE)(has_offset * offset[(r) * groups]);
 #define MHK__Q_LINE_Q8(R, v, n) MHK__Q_LINE(Q8, R, v, n)
 #define MHK__Q_LINE_Q4(R, v, n) MHK__Q_LINE(Q4, R, v, n)
 #define MHK__Q_LINE(type, R, v, n) { \
     const unsigned char *line = p + MHK__Q_BLOCK(v) * block + 64 * (n); \
     if (MHK__Q_AT(v) == 0) MHK__PREFETCH_L1(line + MHK__Q_AHEAD); \
-    const MHK__Q_INT w = MHK__Q_LOAD(line + 4 * MHK__Q_AT(v)); \
-    MHK__Q_PARTS_##type \
-    MHK__Q_R##R(MHK__Q_ROW_##type, v, n) \
+    const MHK__Q(_INT) w = MHK__Q(_LOAD)(line + 4 * MHK__Q_AT(v)); \
+    MHK__Q(_PARTS_##type) \
+    MHK__Q_R##R(MHK__Q(_ROW_##type), v, n) \
   }
 #define MHK__Q_END(R, v, n) { \
-    const MHK__Q_REAL by = MHK__Q_SCALES(scale + MHK__Q_BLOCK(v) * groups * MHK__Q_ROWS + MHK__Q_AT(v)); \
+    const MHK__Q(_REAL) by = MHK__Q(_SCALES)(scale + MHK__Q_BLOCK(v) * groups * MHK__Q_ROWS + MHK__Q_AT(v)); \
     MHK__Q_R##R(MHK__Q_END_ROW, v, n) \
   }
 #define MHK__Q_END_ROW(r, v, n) \
-  sum##r##v = MHK__Q_FMA(MHK__Q_TOTAL(d##r##v, has_offset * offset[(r) * groups]), \
-    by * MHK__Q_SPREAD(size[(r) * groups]), sum##r##v);
+  sum##r##v = MHK__Q(_FMA)(MHK__Q(_TOTAL)(d##r##v, has_offset * offset[(r) * groups]), \
+    by * MHK__Q(_SPREAD)(size[(r) * groups]), sum##r##v);
 #define MHK__Q_STORE(R, v, n) MHK__Q_R##R(MHK__Q_STORE_ROW, v, n)
 #define MHK__Q_STORE_ROW(r, v, n) \
-  MHK__Q_PUT(sums + (MHK__Q_BLOCK(v) * rows + (r)) * MHK__Q_ROWS + MHK__Q_AT(v), sum##r##v);
+  MHK__Q(_PUT)(sums + (MHK__Q_BLOCK(v) * rows + (r)) * MHK__Q_ROWS + MHK__Q_AT(v), sum##r##v);
 #define MHK__Q_GROUP(type, R, V) { \
     const unsigned char *p = from; \
     const signed char *x = digits; \
     V(MHK__Q_ZERO, R, 0) \
-    for (j = 0; j < group; j += MHK__Q_STEP_##type, x += 2 * MHK__Q_STEP_##type) { \
-      MHK__Q_TURN_##type(R, V) \
-      p += MHK__Q_STEP_##type * MHK__Q_BYTES_##type; \
+    for (j = 0; j < group; j += MHK__Q(_STEP_##type), x += 2 * MHK__Q(_STEP_##type)) { \
+      MHK__Q(_TURN_##type)(R, V) \
+      p += MHK__Q(_STEP_##type) * MHK__Q_BYTES_##type; \
     } \
     V(MHK__Q_END, R, 0) \
   }
@@ -4001,13 +4006,13 @@ static void mhk__q_tiles(const mhk__q_args *a, mhk_index first, mhk_index last, 
    the registers do not hold the integers of all */
 #define MHK__Q_HALVES(type, R, V) MHK__Q_GROUP(type, R, MHK__Q_LOW) MHK__Q_GROUP(type, R, MHK__Q_HIGH)
 #define MHK__Q_TILE(name, type, R, V, blocks, GROUPS) \
-  MHK__Q_TARGET static void name(const mhk__q_args *a, mhk_index b, mhk_index i) { \
+  MHK__Q(_TARGET) static void name(const mhk__q_args *a, mhk_index b, mhk_index i) { \
     const mhk_index K = a->K, group = a->q->group, groups = K / group, block = mhk__q_block_bytes(a->dtype, K); \
     const unsigned char *from = (const unsigned char *)a->q->q + b * block; \
     const uint16_t *scale = a->q->scale + b * groups * MHK__Q_ROWS; \
     const signed char *digits = (const signed char *)(a->digits + i * K); \
     const float *size = a->scale + i * groups; \
-    const int32_t has_offset = MHK__Q_OFFSET_##type, *offset = a->offset + i * groups; \
+    const int32_t has_offset = MHK__Q(_OFFSET_##type), *offset = a->offset + i * groups; \
     enum { rows = R }; \
     float sums[(blocks) * rows * MHK__Q_ROWS]; \
     mhk_index g, j; \
@@ -4919,38 +4924,28 @@ static void MHK__N(mhk__q_prepare)(const mhk__q_args *a, mhk_index row) {
    the plain loop below. AVX-VNNI's sum of two products of words (VPDPWSSD) in place of the
    multiplication and addition of AVX2 was not faster on Sapphire Rapids: it runs on fewer ports and
    its sums wait longer. */
-#undef MHK__Q_LANES
-#undef MHK__Q_INT
-#undef MHK__Q_REAL
-#undef MHK__Q_LOAD
-#undef MHK__Q_SPREAD
-#undef MHK__Q_SCALES
-#undef MHK__Q_SUM
-#undef MHK__Q_NONE
-#undef MHK__Q_TOTAL
-#undef MHK__Q_FMA
-#undef MHK__Q_PUT
-#define MHK__Q_LANES MHK__W
-#define MHK__Q_REAL MHK__V
-#define MHK__Q_SPREAD(x) MHK__SET(x)
-#define MHK__Q_FMA(a, b, c) MHK__FMA(a, b, c)
-#define MHK__Q_PUT(p, v) MHK__STORE(p, v)
-#define MHK__Q_SCALES(p) MHK__LOAD_F16(p)
+#define MHK__Q_SET MHK__DOTS
+#define MHK__DOTS_LANES MHK__W
+#define MHK__DOTS_REAL MHK__V
+#define MHK__DOTS_SPREAD(x) MHK__SET(x)
+#define MHK__DOTS_FMA(a, b, c) MHK__FMA(a, b, c)
+#define MHK__DOTS_PUT(p, v) MHK__STORE(p, v)
+#define MHK__DOTS_SCALES(p) MHK__LOAD_F16(p)
 #if MHK__PASS == MHK__AVX2
-#define MHK__Q_INT __m256i
-#define MHK__Q_LOAD(p) _mm256_loadu_si256((const __m256i *)(const void *)(p))
+#define MHK__DOTS_INT __m256i
+#define MHK__DOTS_LOAD(p) _mm256_loadu_si256((const __m256i *)(const void *)(p))
 #define MHK__I_SET(x) _mm256_set1_epi32(x)
 #define MHK__I_AND(a, b) _mm256_and_si256(a, b)
 #define MHK__I_LEFT(a, n) _mm256_slli_epi16(a, n)
 #define MHK__I_RIGHT(a, n) _mm256_srai_epi16(a, n)
 #define MHK__I_DOWN(a, n) _mm256_srli_epi16(a, n)
 #define MHK__I_DOT(sum, a, b) _mm256_add_epi32(sum, _mm256_madd_epi16(a, b))
-#define MHK__Q_SUM __m256i
-#define MHK__Q_NONE(start) _mm256_setzero_si256()
-#define MHK__Q_TOTAL(d, start) _mm256_cvtepi32_ps(_mm256_add_epi32(d, MHK__I_SET(start)))
+#define MHK__DOTS_SUM __m256i
+#define MHK__DOTS_NONE(start) _mm256_setzero_si256()
+#define MHK__DOTS_TOTAL(d, start) _mm256_cvtepi32_ps(_mm256_add_epi32(d, MHK__I_SET(start)))
 #elif MHK__PASS == MHK__NEON
-#define MHK__Q_INT int32x4_t
-#define MHK__Q_LOAD(p) vreinterpretq_s32_u8(vld1q_u8(p))
+#define MHK__DOTS_INT int32x4_t
+#define MHK__DOTS_LOAD(p) vreinterpretq_s32_u8(vld1q_u8(p))
 #define MHK__I_SET(x) vdupq_n_s32(x)
 #define MHK__I_AND(a, b) vandq_s32(a, b)
 #define MHK__I_LEFT(a, n) vreinterpretq_s32_s16(vshlq_n_s16(vreinterpretq_s16_s32(a), n))
@@ -4958,47 +4953,48 @@ static void MHK__N(mhk__q_prepare)(const mhk__q_args *a, mhk_index row) {
 #define MHK__I_DOWN(a, n) vreinterpretq_s32_u16(vshrq_n_u16(vreinterpretq_u16_s32(a), n))
 /* products of words are added to neighbours once a group, not at every step */
 #define MHK__I_DOT(sum, a, b) mhk__neon_dot(sum, vreinterpretq_s16_s32(a), vreinterpretq_s16_s32(b))
-#define MHK__Q_SUM int32x4x2_t
-#define MHK__Q_NONE(start) {{vdupq_n_s32(0), vdupq_n_s32(0)}}
-#define MHK__Q_TOTAL(d, start) vcvtq_f32_s32(vaddq_s32(vpaddq_s32(d.val[0], d.val[1]), MHK__I_SET(start)))
+#define MHK__DOTS_SUM int32x4x2_t
+#define MHK__DOTS_NONE(start) {{vdupq_n_s32(0), vdupq_n_s32(0)}}
+#define MHK__DOTS_TOTAL(d, start) vcvtq_f32_s32(vaddq_s32(vpaddq_s32(d.val[0], d.val[1]), MHK__I_SET(start)))
 static inline int32x4x2_t mhk__neon_dot(int32x4x2_t sum, int16x8_t a, int16x8_t b) {
   sum.val[0] = vmlal_s16(sum.val[0], vget_low_s16(a), vget_low_s16(b));
   sum.val[1] = vmlal_high_s16(sum.val[1], a, b);
   return sum;
 }
 #else
-#define MHK__Q_INT v128_t
-#define MHK__Q_LOAD(p) wasm_v128_load(p)
+#define MHK__DOTS_INT v128_t
+#define MHK__DOTS_LOAD(p) wasm_v128_load(p)
 #define MHK__I_SET(x) wasm_i32x4_splat(x)
 #define MHK__I_AND(a, b) wasm_v128_and(a, b)
 #define MHK__I_LEFT(a, n) wasm_i16x8_shl(a, n)
 #define MHK__I_RIGHT(a, n) wasm_i16x8_shr(a, n)
 #define MHK__I_DOWN(a, n) wasm_u16x8_shr(a, n)
 #define MHK__I_DOT(sum, a, b) wasm_i32x4_add(sum, wasm_i32x4_dot_i16x8(a, b))
-#define MHK__Q_SUM v128_t
-#define MHK__Q_NONE(start) wasm_i32x4_splat(0)
-#define MHK__Q_TOTAL(d, start) ((MHK__V)wasm_f32x4_convert_i32x4(wasm_i32x4_add(d, MHK__I_SET(start))))
+#define MHK__DOTS_SUM v128_t
+#define MHK__DOTS_NONE(start) wasm_i32x4_splat(0)
+#define MHK__DOTS_TOTAL(d, start) ((MHK__V)wasm_f32x4_convert_i32x4(wasm_i32x4_add(d, MHK__I_SET(start))))
 #endif
 /* two integers of x, in every lane */
-static inline MHK__Q_INT MHK__N(mhk__q_pair)(const signed char *x) {
+static inline MHK__DOTS_INT MHK__N(mhk__q_pair)(const signed char *x) {
   int32_t both;
   memcpy(&both, x, sizeof both);
   return MHK__I_SET(both);
 }
-#define MHK__Q_TARGET
-#define MHK__Q_OFFSET_Q8 0
-#define MHK__Q_OFFSET_Q4 1
-#define MHK__Q_STEP_Q8 4
-#define MHK__Q_STEP_Q4 8
-#define MHK__Q_TURN_Q8(R, V) V(MHK__Q_LINE_Q8, R, 0)
-#define MHK__Q_TURN_Q4(R, V) V(MHK__Q_LINE_Q4, R, 0)
-#define MHK__Q_PARTS_Q8 const MHK__Q_INT w0 = MHK__I_RIGHT(MHK__I_LEFT(w, 8), 8), w1 = MHK__I_RIGHT(w, 8);
-#define MHK__Q_PARTS_Q4 \
-  const MHK__Q_INT low = MHK__I_SET(0x000F000F), w0 = MHK__I_AND(w, low), w1 = MHK__I_AND(MHK__I_DOWN(w, 8), low); \
-  const MHK__Q_INT w2 = MHK__I_AND(MHK__I_DOWN(w, 4), low), w3 = MHK__I_DOWN(w, 12);
-#define MHK__Q_DOT(r, v, part, at) d##r##v = MHK__I_DOT(d##r##v, part, MHK__N(mhk__q_pair)(x + (r) * 2 * K + 2 * (at)));
-#define MHK__Q_ROW_Q8(r, v, n) MHK__Q_DOT(r, v, w0, 0) MHK__Q_DOT(r, v, w1, 2)
-#define MHK__Q_ROW_Q4(r, v, n) MHK__Q_ROW_Q8(r, v, n) MHK__Q_DOT(r, v, w2, 4) MHK__Q_DOT(r, v, w3, 6)
+#define MHK__DOTS_TARGET
+#define MHK__DOTS_OFFSET_Q8 0
+#define MHK__DOTS_OFFSET_Q4 1
+#define MHK__DOTS_STEP_Q8 4
+#define MHK__DOTS_STEP_Q4 8
+#define MHK__DOTS_TURN_Q8(R, V) V(MHK__Q_LINE_Q8, R, 0)
+#define MHK__DOTS_TURN_Q4(R, V) V(MHK__Q_LINE_Q4, R, 0)
+#define MHK__DOTS_PARTS_Q8 const MHK__DOTS_INT w0 = MHK__I_RIGHT(MHK__I_LEFT(w, 8), 8), w1 = MHK__I_RIGHT(w, 8);
+#define MHK__DOTS_PARTS_Q4 \
+  const MHK__DOTS_INT low = MHK__I_SET(0x000F000F), w0 = MHK__I_AND(w, low), w1 = MHK__I_AND(MHK__I_DOWN(w, 8), low); \
+  const MHK__DOTS_INT w2 = MHK__I_AND(MHK__I_DOWN(w, 4), low), w3 = MHK__I_DOWN(w, 12);
+#define MHK__DOTS_DOT(r, v, part, at) \
+  d##r##v = MHK__I_DOT(d##r##v, part, MHK__N(mhk__q_pair)(x + (r) * 2 * K + 2 * (at)));
+#define MHK__DOTS_ROW_Q8(r, v, n) MHK__DOTS_DOT(r, v, w0, 0) MHK__DOTS_DOT(r, v, w1, 2)
+#define MHK__DOTS_ROW_Q4(r, v, n) MHK__DOTS_ROW_Q8(r, v, n) MHK__DOTS_DOT(r, v, w2, 4) MHK__DOTS_DOT(r, v, w3, 6)
 #if MHK__W == 8
 MHK__Q_TILE(MHK__N(mhk__q8_1), Q8, 1, MHK__Q_V2, 1, MHK__Q_GROUP)
 MHK__Q_TILE(MHK__N(mhk__q8_2), Q8, 2, MHK__Q_V2, 1, MHK__Q_GROUP)
@@ -21432,17 +21428,13 @@ static void MHK__N(mhk__fill)(mhk__kernels *k) {
 #if defined(MOHAWK_IMPLEMENTATION) && !defined(MHK__PASS)
 /* Code for an instruction set the compiler was not told about. Clang knows no push_options, GCC no
    attribute push. */
-#if defined(__clang__)
 #define MHK__PRAGMA(x) _Pragma(#x)
-#define MHK__PUSH_AVX2 MHK__PRAGMA(clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function))
-#define MHK__PUSH_AVX512 MHK__PRAGMA(clang attribute \
-  push(__attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl"))), apply_to = function))
+#if defined(__clang__)
+#define MHK__PUSH(features) \
+  MHK__PRAGMA(clang attribute push(__attribute__((target(features))), apply_to = function))
 #define MHK__POP MHK__PRAGMA(clang attribute pop)
 #else
-#define MHK__PRAGMA(x) _Pragma(#x)
-#define MHK__PUSH_AVX2 MHK__PRAGMA(GCC push_options) MHK__PRAGMA(GCC target("avx2,fma,f16c"))
-#define MHK__PUSH_AVX512 MHK__PRAGMA(GCC push_options) MHK__PRAGMA(GCC \
-  target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl"))
+#define MHK__PUSH(features) MHK__PRAGMA(GCC push_options) MHK__PRAGMA(GCC target(features))
 #define MHK__POP MHK__PRAGMA(GCC pop_options)
 #endif
 
@@ -21457,7 +21449,7 @@ or version: #define MOHAWK_HEADER_NAME to the name it is included by, in quotes,
 #undef MHK__SUFFIX
 #undef MHK__PASS_DONE
 #ifdef MHK__HAS_X86_PASSES
-MHK__PUSH_AVX2
+MHK__PUSH("avx2,fma,f16c")
 #define MHK__PASS MHK__AVX2
 #define MHK__SUFFIX _avx2
 #include MOHAWK_HEADER_NAME
@@ -21465,7 +21457,7 @@ MHK__PUSH_AVX2
 #undef MHK__SUFFIX
 #undef MHK__PASS_DONE
 MHK__POP
-MHK__PUSH_AVX512
+MHK__PUSH("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")
 #define MHK__PASS MHK__AVX512
 #define MHK__SUFFIX _avx512
 #include MOHAWK_HEADER_NAME
@@ -21494,15 +21486,7 @@ MHK__POP
 /* ---- dot products of bytes: beside the AVX-512 kernels and those of NEON ---- */
 
 #ifdef MHK__HAS_VNNI
-#if defined(__clang__)
-#define MHK__PUSH_VNNI \
-  MHK__PRAGMA(clang attribute \
-    push(__attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni"))), apply_to = function))
-#else
-#define MHK__PUSH_VNNI MHK__PRAGMA(GCC push_options) MHK__PRAGMA(GCC \
-  target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni"))
-#endif
-MHK__PUSH_VNNI
+MHK__PUSH("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")
 /* AVX512-VNNI: both bytes of x against bytes of w made unsigned by adding 128 (MHK_Q4: 8), the same
    integers as everywhere. Measured on Zen 4 for blocks from memory, one core that reads 31 GB/s:
    with the low byte left out (integers of 8 bits) one row takes as long (MHK_Q4 30 GB/s of weights
@@ -21513,66 +21497,47 @@ static inline __m512i mhk__q_four(const signed char *x) {
   memcpy(&four, x, sizeof four);
   return _mm512_set1_epi32(four);
 }
-#undef MHK__Q_LANES
-#undef MHK__Q_INT
-#undef MHK__Q_REAL
-#undef MHK__Q_LOAD
-#undef MHK__Q_SPREAD
-#undef MHK__Q_SCALES
-#undef MHK__Q_SUM
-#undef MHK__Q_NONE
-#undef MHK__Q_TOTAL
-#undef MHK__Q_FMA
-#undef MHK__Q_PUT
-#undef MHK__Q_TARGET
-#undef MHK__Q_OFFSET_Q8
-#undef MHK__Q_STEP_Q8
-#undef MHK__Q_STEP_Q4
-#undef MHK__Q_TURN_Q8
-#undef MHK__Q_TURN_Q4
-#undef MHK__Q_PARTS_Q8
-#undef MHK__Q_PARTS_Q4
-#undef MHK__Q_DOT
-#undef MHK__Q_ROW_Q8
-#undef MHK__Q_ROW_Q4
-#define MHK__Q_TARGET
-#define MHK__Q_LANES 16
-#define MHK__Q_INT __m512i
-#define MHK__Q_REAL __m512
-#define MHK__Q_LOAD(p) _mm512_loadu_si512(p)
-#define MHK__Q_SPREAD(x) _mm512_set1_ps(x)
-#define MHK__Q_FMA(a, b, c) _mm512_fmadd_ps(a, b, c)
-#define MHK__Q_PUT(p, v) _mm512_storeu_ps(p, v)
-#define MHK__Q_ALL ((__mmask16)0xFFFF)
-#define MHK__Q_SCALES(p) _mm512_maskz_cvtph_ps(MHK__Q_ALL, _mm256_loadu_si256((const __m256i *)(const void *)(p)))
+#undef MHK__Q_SET
+#define MHK__Q_SET MHK__VNNI
+#define MHK__VNNI_TARGET
+#define MHK__VNNI_LANES 16
+#define MHK__VNNI_INT __m512i
+#define MHK__VNNI_REAL __m512
+#define MHK__VNNI_LOAD(p) _mm512_loadu_si512(p)
+#define MHK__VNNI_SPREAD(x) _mm512_set1_ps(x)
+#define MHK__VNNI_FMA(a, b, c) _mm512_fmadd_ps(a, b, c)
+#define MHK__VNNI_PUT(p, v) _mm512_storeu_ps(p, v)
+#define MHK__VNNI_ALL ((__mmask16)0xFFFF)
+#define MHK__VNNI_SCALES(p) _mm512_maskz_cvtph_ps(MHK__VNNI_ALL, _mm256_loadu_si256((const __m256i *)(const void *)(p)))
 /* What low and high bytes of x give. One row alone has two sums of each, which would wait for each
    other. */
 typedef struct mhk__vnni_sum { __m512i low[2], high[2]; } mhk__vnni_sum;
-#define MHK__Q_SUM mhk__vnni_sum
-#define MHK__Q_NONE(start) \
+#define MHK__VNNI_SUM mhk__vnni_sum
+#define MHK__VNNI_NONE(start) \
   {{_mm512_set1_epi32(start), _mm512_setzero_si512()}, {_mm512_setzero_si512(), _mm512_setzero_si512()}}
-#define MHK__Q_TOTAL(d, start) _mm512_maskz_cvtepi32_ps(MHK__Q_ALL, _mm512_add_epi32(_mm512_maskz_slli_epi32( \
-  MHK__Q_ALL, _mm512_add_epi32(d.high[0], d.high[1]), 8), _mm512_add_epi32(d.low[0], d.low[1])))
-#define MHK__Q_OFFSET_Q8 1
-#define MHK__Q_STEP_Q8 32
-#define MHK__Q_STEP_Q4 32
-#define MHK__Q_TURN_Q4(R, V) \
+#define MHK__VNNI_TOTAL(d, start) _mm512_maskz_cvtepi32_ps(MHK__VNNI_ALL, _mm512_add_epi32(_mm512_maskz_slli_epi32( \
+  MHK__VNNI_ALL, _mm512_add_epi32(d.high[0], d.high[1]), 8), _mm512_add_epi32(d.low[0], d.low[1])))
+#define MHK__VNNI_OFFSET_Q8 1
+#define MHK__VNNI_OFFSET_Q4 1
+#define MHK__VNNI_STEP_Q8 32
+#define MHK__VNNI_STEP_Q4 32
+#define MHK__VNNI_TURN_Q4(R, V) \
   V(MHK__Q_LINE_Q4, R, 0) V(MHK__Q_LINE_Q4, R, 1) V(MHK__Q_LINE_Q4, R, 2) V(MHK__Q_LINE_Q4, R, 3)
-#define MHK__Q_TURN_Q8(R, V) \
+#define MHK__VNNI_TURN_Q8(R, V) \
   V(MHK__Q_LINE_Q8, R, 0) V(MHK__Q_LINE_Q8, R, 1) V(MHK__Q_LINE_Q8, R, 2) V(MHK__Q_LINE_Q8, R, 3) \
   V(MHK__Q_LINE_Q8, R, 4) V(MHK__Q_LINE_Q8, R, 5) V(MHK__Q_LINE_Q8, R, 6) V(MHK__Q_LINE_Q8, R, 7)
-#define MHK__Q_PARTS_Q8 const __m512i w0 = _mm512_xor_si512(w, _mm512_set1_epi32((int)0x80808080u));
-#define MHK__Q_PARTS_Q4 \
+#define MHK__VNNI_PARTS_Q8 const __m512i w0 = _mm512_xor_si512(w, _mm512_set1_epi32((int)0x80808080u));
+#define MHK__VNNI_PARTS_Q4 \
   const __m512i low = _mm512_set1_epi32(0x0F0F0F0F), w0 = _mm512_and_si512(w, low), \
                 w1 = _mm512_and_si512(_mm512_srli_epi16(w, 4), low);
-#define MHK__Q_DOT(r, v, part, four) { \
+#define MHK__VNNI_DOT(r, v, part, four) { \
     enum { which = rows == 1 ? (four) & 1 : 0 }; \
     d##r##v.low[which] = _mm512_dpbusd_epi32(d##r##v.low[which], part, mhk__q_four(x + (r) * 2 * K + 4 * (four))); \
     d##r##v.high[which] = \
       _mm512_dpbusd_epi32(d##r##v.high[which], part, mhk__q_four(x + (r) * 2 * K + 4 * (four) + 32)); \
   }
-#define MHK__Q_ROW_Q8(r, v, n) MHK__Q_DOT(r, v, w0, n)
-#define MHK__Q_ROW_Q4(r, v, n) MHK__Q_DOT(r, v, w0, 2 * (n)) MHK__Q_DOT(r, v, w1, 2 * (n) + 1)
+#define MHK__VNNI_ROW_Q8(r, v, n) MHK__VNNI_DOT(r, v, w0, n)
+#define MHK__VNNI_ROW_Q4(r, v, n) MHK__VNNI_DOT(r, v, w0, 2 * (n)) MHK__VNNI_DOT(r, v, w1, 2 * (n) + 1)
 MHK__Q_TILE(mhk__vnni_q8_1, Q8, 1, MHK__Q_V1, 1, MHK__Q_GROUP)
 MHK__Q_TILE(mhk__vnni_q8_2, Q8, 2, MHK__Q_V1, 1, MHK__Q_GROUP)
 MHK__Q_TILE(mhk__vnni_q8_4, Q8, 4, MHK__Q_V1, 1, MHK__Q_GROUP)
@@ -21597,71 +21562,52 @@ MHK__POP
    sums wait in memory. Counted in the code of GCC 12, a row takes 140 vector instructions for 256
    bytes of MHK_Q4 in groups of 32 alone, 114 in a tile of two, 104 in one of four; for 512 of
    MHK_Q8 100, 98, 98. */
-#undef MHK__Q_LANES
-#undef MHK__Q_INT
-#undef MHK__Q_REAL
-#undef MHK__Q_LOAD
-#undef MHK__Q_SPREAD
-#undef MHK__Q_SCALES
-#undef MHK__Q_SUM
-#undef MHK__Q_NONE
-#undef MHK__Q_TOTAL
-#undef MHK__Q_FMA
-#undef MHK__Q_PUT
-#undef MHK__Q_TARGET
-#undef MHK__Q_OFFSET_Q8
-#undef MHK__Q_STEP_Q8
-#undef MHK__Q_STEP_Q4
-#undef MHK__Q_TURN_Q8
-#undef MHK__Q_TURN_Q4
-#undef MHK__Q_PARTS_Q8
-#undef MHK__Q_PARTS_Q4
-#undef MHK__Q_DOT
-#undef MHK__Q_ROW_Q8
-#undef MHK__Q_ROW_Q4
-#define MHK__Q_TARGET MHK__TARGET_SDOT
-#define MHK__Q_LANES 4
-#define MHK__Q_INT int8x16_t
-#define MHK__Q_REAL float32x4_t
-#define MHK__Q_LOAD(p) vreinterpretq_s8_u8(vld1q_u8(p))
-#define MHK__Q_SPREAD(x) vdupq_n_f32(x)
-#define MHK__Q_FMA(a, b, c) vfmaq_f32(c, a, b)
-#define MHK__Q_PUT(p, v) vst1q_f32(p, v)
-#define MHK__Q_SCALES(p) vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p)))
+#undef MHK__Q_SET
+#define MHK__Q_SET MHK__SDOT
+#define MHK__SDOT_TARGET MHK__TARGET_SDOT
+#define MHK__SDOT_LANES 4
+#define MHK__SDOT_INT int8x16_t
+#define MHK__SDOT_REAL float32x4_t
+#define MHK__SDOT_LOAD(p) vreinterpretq_s8_u8(vld1q_u8(p))
+#define MHK__SDOT_SPREAD(x) vdupq_n_f32(x)
+#define MHK__SDOT_FMA(a, b, c) vfmaq_f32(c, a, b)
+#define MHK__SDOT_PUT(p, v) vst1q_f32(p, v)
+#define MHK__SDOT_SCALES(p) vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p)))
 /* what low and high bytes of x give */
 typedef struct mhk__sdot_sum { int32x4_t low, high; } mhk__sdot_sum;
-#define MHK__Q_SUM mhk__sdot_sum
-#define MHK__Q_NONE(start) {vdupq_n_s32(start), vdupq_n_s32(0)}
-#define MHK__Q_TOTAL(d, start) vcvtq_f32_s32(vaddq_s32(vshlq_n_s32(d.high, 8), d.low))
-#define MHK__Q_OFFSET_Q8 0
-#define MHK__Q_STEP_Q8 32
-#define MHK__Q_STEP_Q4 32
+#define MHK__SDOT_SUM mhk__sdot_sum
+#define MHK__SDOT_NONE(start) {vdupq_n_s32(start), vdupq_n_s32(0)}
+#define MHK__SDOT_TOTAL(d, start) vcvtq_f32_s32(vaddq_s32(vshlq_n_s32(d.high, 8), d.low))
+#define MHK__SDOT_OFFSET_Q8 0
+#define MHK__SDOT_OFFSET_Q4 1
+#define MHK__SDOT_STEP_Q8 32
+#define MHK__SDOT_STEP_Q4 32
 /* 16 integers of row r of x, of 32: their low bytes, and their high ones */
-#define MHK__Q_TAKE(r, v, at) \
+#define MHK__SDOT_TAKE(r, v, at) \
   const int8x16_t xl##r = vld1q_s8(x + (r) * 2 * K + (at)), xh##r = vld1q_s8(x + (r) * 2 * K + (at) + 32);
-#define MHK__Q_TURN_Q8(R, V) { \
-    MHK__Q_R##R(MHK__Q_TAKE, 0, 0) \
+#define MHK__SDOT_TURN_Q8(R, V) { \
+    MHK__Q_R##R(MHK__SDOT_TAKE, 0, 0) \
     V(MHK__Q_LINE_Q8, R, 0) V(MHK__Q_LINE_Q8, R, 1) V(MHK__Q_LINE_Q8, R, 2) V(MHK__Q_LINE_Q8, R, 3) \
   } { \
-    MHK__Q_R##R(MHK__Q_TAKE, 0, 16) \
+    MHK__Q_R##R(MHK__SDOT_TAKE, 0, 16) \
     V(MHK__Q_LINE_Q8, R, 4) V(MHK__Q_LINE_Q8, R, 5) V(MHK__Q_LINE_Q8, R, 6) V(MHK__Q_LINE_Q8, R, 7) \
   }
-#define MHK__Q_TURN_Q4(R, V) { \
-    MHK__Q_R##R(MHK__Q_TAKE, 0, 0) \
+#define MHK__SDOT_TURN_Q4(R, V) { \
+    MHK__Q_R##R(MHK__SDOT_TAKE, 0, 0) \
     V(MHK__Q_LINE_Q4, R, 0) V(MHK__Q_LINE_Q4, R, 1) \
   } { \
-    MHK__Q_R##R(MHK__Q_TAKE, 0, 16) \
+    MHK__Q_R##R(MHK__SDOT_TAKE, 0, 16) \
     V(MHK__Q_LINE_Q4, R, 2) V(MHK__Q_LINE_Q4, R, 3) \
   }
-#define MHK__Q_PARTS_Q8
-#define MHK__Q_PARTS_Q4 \
+#define MHK__SDOT_PARTS_Q8
+#define MHK__SDOT_PARTS_Q4 \
   const int8x16_t even = vandq_s8(w, vdupq_n_s8(15)), \
                   odd = vreinterpretq_s8_u8(vshrq_n_u8(vreinterpretq_u8_s8(w), 4));
-#define MHK__Q_DOT(r, v, part, four) \
+#define MHK__SDOT_DOT(r, v, part, four) \
   d##r##v.low = vdotq_laneq_s32(d##r##v.low, part, xl##r, (four) & 3); \
   d##r##v.high = vdotq_laneq_s32(d##r##v.high, part, xh##r, (four) & 3);
-#define MHK__Q_ROW_Q8(r, v, n) MHK__Q_DOT(r, v, w, n)
-#define MHK__Q_ROW_Q4(r, v, n) MHK__Q_DOT(r, v, even, 2 * (n)) MHK__Q_DOT(r, v, odd, 2 * (n) + 1)
+#define MHK__SDOT_ROW_Q8(r, v, n) MHK__SDOT_DOT(r, v, w, n)
+#define MHK__SDOT_ROW_Q4(r, v, n) MHK__SDOT_DOT(r, v, even, 2 * (n)) MHK__SDOT_DOT(r, v, odd, 2 * (n) + 1)
 MHK__Q_TILE(mhk__sdot_q8_1, Q8, 1, MHK__Q_V4, 1, MHK__Q_GROUP)
 MHK__Q_TILE(mhk__sdot_q8_2, Q8, 2, MHK__Q_V4, 1, MHK__Q_GROUP)
 MHK__Q_TILE(mhk__sdot_q8_4, Q8, 4, MHK__Q_V4, 1, MHK__Q_HALVES)
@@ -21704,11 +21650,6 @@ static int mhk__cpu_sdot(void) {
 #if __clang_major__ >= 12 && defined(__linux__) && !defined(__ILP32__)
 #define MHK__HAS_AMX
 #endif
-#define MHK__PUSH_BF16 \
-  MHK__PRAGMA(clang attribute \
-    push(__attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16"))), apply_to = function))
-#define MHK__PUSH_AMX MHK__PRAGMA(clang attribute push(__attribute__((target("avx512f,amx-tile,amx-bf16"))), \
-  apply_to = function))
 #else
 #if __GNUC__ >= 10
 #define MHK__HAS_BF16_DOT
@@ -21716,14 +21657,11 @@ static int mhk__cpu_sdot(void) {
 #if __GNUC__ >= 11 && defined(__linux__) && !defined(__ILP32__)
 #define MHK__HAS_AMX
 #endif
-#define MHK__PUSH_BF16 MHK__PRAGMA(GCC push_options) MHK__PRAGMA(GCC \
-  target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16"))
-#define MHK__PUSH_AMX MHK__PRAGMA(GCC push_options) MHK__PRAGMA(GCC target("avx512f,amx-tile,amx-bf16"))
 #endif
 #endif
 
 #ifdef MHK__HAS_BF16_DOT
-MHK__PUSH_BF16
+MHK__PUSH("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")
 /* Packed operands are words of two numbers that follow each other along k, the first in the low
    half: word (p,i) of a panel belongs to row (or column) i and to k = 2p and 2p + 1. */
 
@@ -21961,7 +21899,7 @@ static int mhk__amx_permission(void) {
   return result == 0;
 }
 
-MHK__PUSH_AMX
+MHK__PUSH("avx512f,amx-tile,amx-bf16")
 /* c (32,32), rows ldc apart: four tiles of sums, two of each operand */
 static void mhk__amx_tile(mhk_index words, const uint32_t *a, const uint32_t *b, float *c, mhk_index ldc,
                           int accumulate) {
