@@ -92,7 +92,11 @@ $(BUILD)/arguments.h: tests/arguments.awk tests/test_arguments.c mohawk.h
 $(BUILD)/test_arguments: tests/test_arguments.c $(BUILD)/arguments.h $(BUILD)/mohawk.o $(wildcard tests/*.h)
 	$(call show,$(CC) -std=gnu99 $(WARNINGS) $(CFLAGS) $(OPENMP) -I$(BUILD) $< $(BUILD)/mohawk.o $(LIBS) -o $@)
 
-$(BUILD)/write_models $(BUILD)/encode: $(BUILD)/%: tests/%.c $(BUILD)/mohawk.o
+# some tests include the tools' readers of foreign layouts
+FOREIGN := $(wildcard tools/foreign.[ch]) tools/pytorch.c tools/vocabulary.c
+$(BUILD)/test_archives $(BUILD)/test_sessions $(BUILD)/test_tokenizer $(BUILD)/fuzz/fuzz: $(FOREIGN)
+
+$(BUILD)/write_models $(BUILD)/encode: $(BUILD)/%: tests/%.c $(BUILD)/mohawk.o $(FOREIGN)
 	$(call show,$(CC) -std=gnu99 $(WARNINGS) $(CFLAGS) $(OPENMP) $< $(BUILD)/mohawk.o $(LIBS) -o $@)
 
 demo: $(BUILD)/mohawk

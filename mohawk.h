@@ -113,7 +113,7 @@
       SSD               >>ssd           state-space duality, the mixer of Mamba-2
       Losses            >>losses        cross-entropy, KL, distances, matrix orientation (stage 1)
       Optimizer         >>optimizer     AdamW
-      Files             >>files         JSON, safetensors, PyTorch archives
+      Files             >>files         JSON, safetensors
       Tokenizer         >>tokenizer     byte-level BPE
       Models            >>models        configurations, weights, initialization
       Layers            >>layers        mixers, blocks, forward passes on a tape
@@ -698,6 +698,11 @@ typedef struct mhk_load_desc {
   /* files are read into memory of the context instead of being mapped: what happens to them later
      does not reach the model */
   int read;
+  /* weights in place of the folder's, from another format: see mhk_file_of(). The model takes them
+     over; a load that fails closes them. */
+  struct mhk_file *weights;
+  /* tokenizer in place of the folder's */
+  const struct mhk_tokenizer_desc *tokenizer;
 } mhk_load_desc;
 /* mhk_load() as the description says. */
 MHKDEF mhk_model *mhk_load_with(mhk_context *ctx, const char *path, const mhk_load_desc *desc);
@@ -739,10 +744,8 @@ MHKDEF mhk_result mhk_model_init_mixers(mhk_model *student, mhk_model *teacher, 
 /* ---- files ---- */
 
 /* safetensors (huggingface/safetensors, format of version 0.4): 8 bytes of header length, a JSON
-   header, raw little-endian tensors. PyTorch's own files (torch.save of a state dict, PyTorch 1.6
-   and later: pytorch_model.bin): a zip archive of raw tensors and a pickle that describes them. The
-   pickle is read as data: nothing it names is ever run, and what a state dict does not need is
-   refused. */
+   header, raw little-endian tensors. Other formats are the program's: `mohawk convert` reads
+   PyTorch's own (pytorch_model.bin), and mhk_file_of() takes what such a reader found. */
 typedef struct mhk_file mhk_file;
 typedef struct mhk_stored {
   const char *name;
@@ -754,13 +757,18 @@ typedef struct mhk_stored {
   size_t bytes;
 } mhk_stored;
 #ifndef MOHAWK_NO_STDIO
-/* Opens a file of either kind, an index of shards, or what a folder holds: model.safetensors, its
-   index, pytorch_model.bin, its index, the first of them that is there. All metadata is
-   validated; checksums of mapped tensors are not verified. */
+/* Opens a safetensors file, an index of shards, or what a folder holds: model.safetensors or its
+   index. All metadata is validated. */
 MHKDEF mhk_file *mhk_file_open(mhk_context *ctx, const char *path);
 #endif
-/* The same from memory, which must outlive the file; without stdio: safetensors only. */
+/* The same from memory, which must outlive the file. */
 MHKDEF mhk_file *mhk_file_open_memory(mhk_context *ctx, const void *data, size_t bytes);
+/* A file of n tensors that stand in memory, little-endian, as a reader of another format finds
+   them. name is for messages. The list and names are copied, data must stay until release(user) is
+   called: when the file closes, or before this returns NULL. release may be NULL. */
+typedef void (*mhk_release_fn)(void *user);
+MHKDEF mhk_file *mhk_file_of(mhk_context *ctx, const char *name, int n, const mhk_stored *tensors,
+                             mhk_release_fn release, void *user);
 MHKDEF void mhk_file_close(mhk_file *f);
 MHKDEF int mhk_file_count(const mhk_file *f);
 MHKDEF const mhk_stored *mhk_file_at(const mhk_file *f, int i);            /* sorted by name */
@@ -787,14 +795,23 @@ MHKDEF mhk_result mhk_file_write_bytes(mhk_context *ctx, const char *path, const
 /* ---- tokenizers ---- */
 
 /* Byte-level BPE as GPT-2, Phi and GPT-NeoX (with NFC, which the Mamba-2 models have) use it. path:
-   a folder or file: tokenizer.json, or vocab.json with merges.txt (and added_tokens.json), or
-   encoder.json with vocab.bpe; and the tokenizer_config.json beside them, if there is one: which
-   tokens start and end a text. */
+   tokenizer.json or its folder; the tokenizer_config.json beside it, if there is one, says which
+   tokens start and end a text. Older layouts (vocab.json with merges.txt, encoder.json with
+   vocab.bpe) are read by `mohawk convert`. */
 #ifndef MOHAWK_NO_STDIO
 MHKDEF mhk_tokenizer *mhk_tokenizer_load(mhk_context *ctx, const char *path);
 #endif
 /* A tokenizer.json in memory. */
 MHKDEF mhk_tokenizer *mhk_tokenizer_load_memory(mhk_context *ctx, const char *json, size_t length);
+typedef struct mhk_tokenizer_desc {
+  const char *json; /* a tokenizer.json */
+  size_t length;
+  const char *config; /* a tokenizer_config.json; NULL: none */
+  size_t config_length;
+  const char *name; /* of the tokenizer.json in messages; NULL: "the tokenizer.json in memory" */
+} mhk_tokenizer_desc;
+/* The same with its configuration. */
+MHKDEF mhk_tokenizer *mhk_tokenizer_create(mhk_context *ctx, const mhk_tokenizer_desc *desc);
 MHKDEF void mhk_tokenizer_destroy(mhk_tokenizer *k);
 /* Any bytes in, ids out: writes at most capacity, returns how many there are (call again with more
    room if larger); -1 on error. Added tokens found in the text become their ids; none are put
@@ -9482,7 +9499,7 @@ MHKDEF mhk_result mhk_adamw(mhk_context *ctx, int n, mhk_tensor *const *x, mhk_r
 #endif /* MOHAWK_IMPLEMENTATION */
 #if defined(MOHAWK_IMPLEMENTATION) && !defined(MHK__PASS)
 /* =================================================================================================
-   FILES: JSON, numbers, safetensors, PyTorch's archives                                     >>files
+   FILES: numbers, JSON, safetensors                                                         >>files
    ============================================================================================== */
 
 /* ---- small helpers */
@@ -9739,8 +9756,8 @@ static size_t mhk__format_double(double value, char out[32]) {
                     value);
 }
 
-/* ---- JSON in: strict (RFC 8259), bounded, in one pass; a key that stands twice in an object is an
-   error */
+/* ---- JSON in: strict (RFC 8259), bounded, in one pass; a key that appears twice in an object is
+   an error */
 
 typedef enum mhk__json_type {
   MHK__JSON_NULL = 1,
@@ -10344,13 +10361,6 @@ static uint16_t mhk__pack_f16(float x) {
 }
 #endif
 
-/* a little-endian whole number of up to 8 bytes */
-static uint64_t mhk__little(const unsigned char *p, size_t bytes) {
-  uint64_t x = 0;
-  while (bytes > 0) x = (x << 8) | p[--bytes];
-  return x;
-}
-
 /* reads n elements of a little-endian array as mhk_real */
 static void mhk__unpack(mhk_dtype dtype, const void *data, mhk_index n, mhk_real *out) {
   const unsigned char *p = (const unsigned char *)data;
@@ -10360,7 +10370,7 @@ static void mhk__unpack(mhk_dtype dtype, const void *data, mhk_index n, mhk_real
     return;
   }
   for (mhk_index i = 0; i < n; i++, p += size) {
-    const uint64_t bits = mhk__little(p, size);
+    const uint64_t bits = mhk__get_bytes(p, (int)size);
     switch (dtype) {
       case MHK_F32: out[i] = (mhk_real)mhk__bits_float((uint32_t)bits); break;
       case MHK_F64: {
@@ -10439,10 +10449,13 @@ struct mhk_file {
   int n_shards, n;
   mhk__stored **sorted; /* by name */
   mhk__metadata *metadata, *last_metadata;
+  mhk_release_fn release; /* of what mhk_file_of() was given */
+  void *user;
 };
 
 static void mhk__file_destroy(void *object) {
   mhk_file *f = (mhk_file *)object;
+  if (f->release) f->release(f->user);
   for (int i = 0; i < f->n_shards; i++) mhk__bytes_close(&f->shards[i].bytes);
 }
 
@@ -10460,6 +10473,14 @@ static int mhk__stored_place_order(const void *a, const void *b) {
   const mhk__stored *x = (const mhk__stored *)a, *y = (const mhk__stored *)b;
   if (x->begin != y->begin) return x->begin < y->begin ? -1 : 1;
   return x->end < y->end ? -1 : x->end > y->end;
+}
+
+/* Fails and names the command that reads a file in another layout. */
+static void mhk__needs_convert(mhk_context *ctx, const char *path, const char *what) {
+  mhk_fail(ctx, MHK_ERROR_UNSUPPORTED,
+           "%s is %s, which the library does not read: `mohawk convert --model FOLDER --out OUT` writes a folder that "
+           "it does",
+           path, what);
 }
 
 /* reads one entry of a header */
@@ -10523,15 +10544,18 @@ static int mhk__read_header(mhk_file *f, int shard, mhk__stored **entries, int *
   mhk_index count, i = 0;
   char where[512];
   if (b->size < 8)
-    return mhk__no(ctx, MHK_ERROR_FORMAT,
-                   "%s has %lld bytes: too short for a safetensors file, which starts with 8 bytes of header length",
-                   path, (long long)b->size);
-  const uint64_t length = mhk__little(b->data, 8);
+    return mhk_fail(ctx, MHK_ERROR_FORMAT,
+                    "%s has %lld bytes: too short for a safetensors file, which starts with 8 bytes of header length",
+                    path, (long long)b->size),
+           0;
+  if (memcmp(b->data, "PK\3\4", 4) == 0) return mhk__needs_convert(ctx, path, "an archive of PyTorch"), 0;
+  const uint64_t length = mhk__get_bytes(b->data, 8);
   if (length > MHK__HEADER_MOST || length > b->size - 8)
-    return mhk__no(ctx, MHK_ERROR_FORMAT,
-                   "%s is not a safetensors file (or one of PyTorch 1.6 or later), or it is truncated: its first 8 "
-                   "bytes give a header of %llu bytes, but the file has %lld bytes",
-                   path, (unsigned long long)length, (long long)b->size);
+    return mhk_fail(ctx, MHK_ERROR_FORMAT,
+                    "%s is not a safetensors file, or it is truncated: its first 8 bytes give a header of %llu bytes, "
+                    "but the file has %lld bytes",
+                    path, (unsigned long long)length, (long long)b->size),
+           0;
   room = b->size - 8 - (size_t)length;
   mhk__print(where, sizeof where, "the header of %.480s", path);
   while (at < length && b->data[8 + at] && strchr(" \t\r\n", b->data[8 + at])) at++;
@@ -10591,751 +10615,6 @@ static int mhk__read_header(mhk_file *f, int shard, mhk__stored **entries, int *
   return 1;
 }
 
-#ifndef MOHAWK_NO_STDIO
-/* ---- PyTorch's files in: a zip archive of raw tensors, and a pickle that describes them
-
-   The pickle is a program for a stack machine. This reader knows the 31 instructions that
-   torch.save needs for a dictionary of tensors (protocol 2), and the names of its storages and of
-   four functions, which stand for what is done here; nothing is looked up or called. Its memory and
-   time grow with the bytes of the pickle, whatever these say: no shared value is ever unfolded. */
-
-#define MHK__ZIP_ENTRY 0x04034B50u    /* signatures of APPNOTE.TXT 6.3: a local header, */
-#define MHK__ZIP_DIRECTORY 0x02014B50u /* an entry of the directory, */
-#define MHK__ZIP_END 0x06054B50u       /* its end, */
-#define MHK__ZIP_END64 0x06064B50u     /* its end with sizes of 64 bits */
-#define MHK__ZIP_LOCATOR 0x07064B50u   /* and the position of that end */
-#define MHK__PICKLE_MOST ((size_t)1 << 23) /* bytes: enough for about 50000 tensors */
-
-typedef struct mhk__packed {
-  const unsigned char *name;
-  size_t name_length, header, begin, bytes; /* header: offset of the entry; begin: offset of its bytes */
-  uint32_t crc;                             /* 0: unknown */
-} mhk__packed;
-
-static int mhk__packed_place_order(const void *a, const void *b) {
-  const mhk__packed *x = (const mhk__packed *)a, *y = (const mhk__packed *)b;
-  return x->header < y->header ? -1 : x->header > y->header;
-}
-
-static int mhk__packed_name_order(const void *a, const void *b) {
-  const mhk__packed *x = (const mhk__packed *)a, *y = (const mhk__packed *)b;
-  return mhk__text_order((const char *)x->name, x->name_length, (const char *)y->name, y->name_length);
-}
-
-/* text from a file for a message: '?' replaces what is not printable */
-static const char *mhk__printable(const unsigned char *text, size_t length, char out[64]) {
-  size_t i, n = length < 60 ? length : 60;
-  for (i = 0; i < n; i++) out[i] = (char)(text[i] >= 0x20 && text[i] < 0x7F ? text[i] : '?');
-  strcpy(out + n, length > n ? "..." : "");
-  return out;
-}
-
-/* reads one entry of the directory, `left` bytes before its end; returns its length, or 0 */
-static size_t mhk__zip_entry(mhk_context *ctx, const char *path, const mhk__bytes *b, size_t directory,
-                             const unsigned char *p, size_t left, mhk__packed *out) {
-  size_t at;
-  const unsigned char *x;
-  char shown[64];
-  if (left < 46 || mhk__little(p, 4) != MHK__ZIP_DIRECTORY)
-    return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: its zip directory is damaged", path), (size_t)0;
-  const unsigned flags = (unsigned)mhk__little(p + 8, 2);
-  const unsigned method = (unsigned)mhk__little(p + 10, 2);
-  uint64_t packed = mhk__little(p + 20, 4);
-  uint64_t bytes = mhk__little(p + 24, 4);
-  uint64_t header = mhk__little(p + 42, 4);
-  const size_t name = (size_t)mhk__little(p + 28, 2);
-  const size_t extra = (size_t)mhk__little(p + 30, 2);
-  const size_t whole = 46 + name + extra + (size_t)mhk__little(p + 32, 2);
-  if (whole > left) return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: its zip directory is damaged", path), (size_t)0;
-  mhk__printable(p + 46, name, shown);
-  /* sizes that need 64 bits are in the field with id 1, in this order */
-  for (x = p + 46 + name, at = 0; extra - at >= 4;) {
-    const size_t id = (size_t)mhk__little(x + at, 2), end = at + 4 + (size_t)mhk__little(x + at + 2, 2);
-    if (end > extra) break;
-    at += 4;
-    if (id == 1) {
-      uint64_t *fields[3];
-      fields[0] = &bytes, fields[1] = &packed, fields[2] = &header;
-      for (int i = 0; i < 3; i++)
-        if (*fields[i] == 0xFFFFFFFFu && end - at >= 8) {
-          *fields[i] = mhk__little(x + at, 8);
-          at += 8;
-        }
-    }
-    at = end;
-  }
-  if (flags & 1) return mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "%s: its entry %s is encrypted", path, shown), (size_t)0;
-  if (method != 0)
-    return mhk_fail(ctx, MHK_ERROR_UNSUPPORTED,
-                    "%s: its entry %s is compressed (zip method %u); only uncompressed entries are supported, as "
-                    "torch.save writes them",
-                    path, shown, method),
-           (size_t)0;
-  const unsigned char *local = b->data + (header <= directory ? (size_t)header : 0);
-  if (header > directory || directory - (size_t)header < 30 || mhk__little(local, 4) != MHK__ZIP_ENTRY ||
-      mhk__little(local + 8, 2) != 0 || mhk__little(local + 26, 2) != name)
-    return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: its zip directory places %s at byte %llu, but it is not there",
-                    path, shown, (unsigned long long)header),
-           (size_t)0;
-  out->header = (size_t)header;
-  out->begin = 30 + name + (size_t)mhk__little(local + 28, 2);
-  if (out->begin > directory - out->header || packed != bytes || bytes > directory - out->header - out->begin)
-    return mhk_fail(ctx, MHK_ERROR_FORMAT,
-                    "%s: its entry %s claims %llu bytes from byte %llu; the file has %lld bytes", path, shown,
-                    (unsigned long long)bytes, (unsigned long long)(out->header + out->begin), (long long)b->size),
-           (size_t)0;
-  if (memcmp(local + 30, p + 46, name) != 0)
-    return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: its entry %s has another name in the zip directory", path, shown),
-           (size_t)0;
-  out->begin += out->header;
-  out->bytes = (size_t)bytes;
-  out->name = p + 46;
-  out->name_length = name;
-  out->crc = (uint32_t)mhk__little(p + 16, 4);
-  return whole;
-}
-
-/* Reads the entries of an archive into scratch, sorted by name, without duplicates or overlaps. */
-static const mhk__packed **mhk__zip_entries(mhk_context *ctx, const char *path, const mhk__bytes *b, mhk_index *count) {
-  const size_t least = b->size > 65557 ? b->size - 65557 : 0;
-  size_t end, at, size, whole;
-  mhk__packed *entries;
-  mhk_index i;
-  char shown[64];
-  for (end = b->size >= 22 ? b->size - 22 : 0; b->size >= 22; end--) { /* a comment of any length may follow it */
-    if (mhk__little(b->data + end, 4) == MHK__ZIP_END && mhk__little(b->data + end + 20, 2) == b->size - end - 22)
-      break;
-    if (end == least) break;
-  }
-  const unsigned char *p = b->data + end;
-  if (b->size < 22 || mhk__little(p, 4) != MHK__ZIP_END || mhk__little(p + 20, 2) != b->size - end - 22)
-    return mhk__null(ctx, MHK_ERROR_FORMAT,
-                     "%s starts like a zip archive but has no directory at its end: it is truncated", path);
-  uint64_t n = mhk__little(p + 10, 2);
-  uint64_t length = mhk__little(p + 12, 4);
-  uint64_t start = mhk__little(p + 16, 4);
-  if (end >= 20 && mhk__little(p - 20, 4) == MHK__ZIP_LOCATOR) {
-    const uint64_t record = mhk__little(p - 12, 8);
-    if (end < 76 || record > end - 76 || mhk__little(b->data + (size_t)record, 4) != MHK__ZIP_END64)
-      return mhk__null(ctx, MHK_ERROR_FORMAT, "%s: the end of its zip directory is damaged", path);
-    end = (size_t)record;
-    n = mhk__little(b->data + end + 32, 8);
-    length = mhk__little(b->data + end + 40, 8);
-    start = mhk__little(b->data + end + 48, 8);
-  }
-  if (start > end || length != end - start || n > length / 46)
-    return mhk__null(ctx, MHK_ERROR_FORMAT,
-                     "%s: its zip directory of %llu entries cannot be the %llu bytes from byte %llu", path,
-                     (unsigned long long)n, (unsigned long long)length, (unsigned long long)start);
-  *count = (mhk_index)n;
-  entries = (mhk__packed *)mhk__scratch(ctx, *count, sizeof *entries);
-  const void **order = (const void **)mhk__scratch(ctx, *count, 2 * sizeof(void *));
-  if (!entries || !order) return NULL;
-  for (i = 0, at = (size_t)start, size = (size_t)length; i < *count; i++, at += whole, size -= whole) {
-    whole = mhk__zip_entry(ctx, path, b, (size_t)start, b->data + at, size, &entries[i]);
-    if (whole == 0) return NULL;
-    order[i] = &entries[i];
-  }
-  if (size != 0)
-    return mhk__null(ctx, MHK_ERROR_FORMAT, "%s: its zip directory is damaged", path);
-  mhk__sort(order, order + *count, *count, mhk__packed_place_order);
-  for (i = 1; i < *count; i++) {
-    const mhk__packed *x = (const mhk__packed *)order[i - 1], *y = (const mhk__packed *)order[i];
-    if (x->begin + x->bytes > y->header)
-      return mhk__null(ctx, MHK_ERROR_FORMAT, "%s: its entry %s overlaps the one before it", path,
-                       mhk__printable(y->name, y->name_length, shown));
-  }
-  mhk__sort(order, order + *count, *count, mhk__packed_name_order);
-  for (i = 1; i < *count; i++)
-    if (mhk__packed_name_order(order[i - 1], order[i]) == 0)
-      return mhk__null(
-          ctx, MHK_ERROR_FORMAT, "%s: its entry %s appears twice", path,
-          mhk__printable(((const mhk__packed *)order[i])->name, ((const mhk__packed *)order[i])->name_length, shown));
-  return (const mhk__packed **)order;
-}
-
-/* CRC-32 of zip (ISO 3309) */
-static uint32_t mhk__crc32(const unsigned char *p, size_t n) {
-  uint32_t table[16], crc = 0xFFFFFFFFu, i;
-  for (i = 0; i < 16; i++) {
-    uint32_t x = i;
-    for (int bit = 0; bit < 4; bit++) x = x & 1 ? (x >> 1) ^ 0xEDB88320u : x >> 1;
-    table[i] = x;
-  }
-  for (size_t at = 0; at < n; at++) {
-    crc ^= p[at];
-    crc = (crc >> 4) ^ table[crc & 15];
-    crc = (crc >> 4) ^ table[crc & 15];
-  }
-  return crc ^ 0xFFFFFFFFu;
-}
-
-typedef enum mhk__pickled_type {
-  MHK__PICKLED_OTHER = 1, /* None, lists, floats: values that tensors do not need */
-  MHK__PICKLED_MARK,
-  MHK__PICKLED_BOOL,
-  MHK__PICKLED_INTEGER,
-  MHK__PICKLED_TEXT,
-  MHK__PICKLED_TUPLE,
-  MHK__PICKLED_DICTIONARY,
-  MHK__PICKLED_PAIR, /* of a dictionary */
-  MHK__PICKLED_STORAGE_TYPE,
-  MHK__PICKLED_ORDERED_DICTIONARY, /* functions */
-  MHK__PICKLED_REBUILD_TENSOR,
-  MHK__PICKLED_REBUILD_PARAMETER,
-  MHK__PICKLED_STORAGE,
-  MHK__PICKLED_TENSOR
-} mhk__pickled_type;
-
-typedef struct mhk__pickled {
-  mhk__pickled_type type;
-  mhk_dtype dtype;              /* storages and their types, tensors */
-  int64_t n;                    /* the integer; bytes of the text; items of the tuple; elements of the storage */
-  const unsigned char *bytes;   /* text; storage; first element of the tensor */
-  struct mhk__pickled **items;  /* of the tuple */
-  struct mhk__pickled *first, *last, *next; /* pairs of the dictionary */
-  struct mhk__pickled *key, *value;         /* of the pair */
-  mhk_index shape[MHK_MAX_RANK], stride[MHK_MAX_RANK], count; /* tensors; strides in elements */
-  int rank, gather;             /* gather: the elements are not in order */
-} mhk__pickled;
-
-typedef struct mhk__unpickler {
-  mhk_context *ctx;
-  const char *path;
-  const mhk__bytes *file;
-  const mhk__packed *const *entries;
-  mhk_index n_entries;
-  const unsigned char *prefix; /* of all entries' names */
-  size_t prefix_length;
-  const unsigned char *p;
-  size_t n, at, op; /* op: offset of the instruction */
-  mhk__pickled **stack, **memo;
-  size_t depth, stack_room, memo_room;
-  mhk__pickled *spare;
-  int spares;
-} mhk__unpickler;
-
-#if defined(__GNUC__) || defined(__clang__)
-__attribute__((format(printf, 3, 4)))
-#endif
-static int mhk__pickle_fail(mhk__unpickler *r, mhk_result code, const char *format, ...) {
-  char text[512];
-  va_list args;
-  va_start(args, format);
-  mhk__vprint(text, sizeof text, format, args);
-  va_end(args);
-  return mhk__no(r->ctx, code, "%s, byte %lld of its pickle: %s", r->path, (long long)r->op, text);
-}
-
-static mhk__pickled *mhk__pickle_node(mhk__unpickler *r, mhk__pickled_type type) {
-  mhk__pickled *x;
-  if (r->spares == 0) {
-    r->spare = (mhk__pickled *)mhk__arena_zeros(r->ctx, &r->ctx->scratch, 64, sizeof *x);
-    if (!r->spare) return NULL;
-    r->spares = 64;
-  }
-  x = r->spare++;
-  r->spares--;
-  x->type = type;
-  return x;
-}
-
-/* reserves room for `need` pointers in a list */
-static int mhk__pickle_room(mhk__unpickler *r, mhk__pickled ***list, size_t *room, size_t need) {
-  size_t more = *room ? *room : 64;
-  mhk__pickled **larger;
-  if (need <= *room) return 1;
-  while (more < need) more *= 2;
-  larger = (mhk__pickled **)mhk__arena_zeros(r->ctx, &r->ctx->scratch, (mhk_index)more, sizeof *larger);
-  if (!larger) return 0;
-  if (*room) memcpy(larger, *list, *room * sizeof *larger);
-  *list = larger;
-  *room = more;
-  return 1;
-}
-
-static int mhk__pickle_push(mhk__unpickler *r, mhk__pickled *x) {
-  if (!x || !mhk__pickle_room(r, &r->stack, &r->stack_room, r->depth + 1)) return 0;
-  r->stack[r->depth++] = x;
-  return 1;
-}
-
-/* the top value, which must have a type (0: any except a mark) */
-static mhk__pickled *mhk__pickle_top(mhk__unpickler *r, int type, const char *what) {
-  mhk__pickled *x = r->depth ? r->stack[r->depth - 1] : NULL;
-  if (x && (type ? (int)x->type == type : x->type != MHK__PICKLED_MARK)) return x;
-  mhk__pickle_fail(r, MHK_ERROR_FORMAT, "the instruction needs %s and finds %s", what,
-                   x ? "something else" : "nothing");
-  return NULL;
-}
-
-static mhk__pickled *mhk__pickle_pop(mhk__unpickler *r, int type, const char *what) {
-  mhk__pickled *x = mhk__pickle_top(r, type, what);
-  if (x) r->depth--;
-  return x;
-}
-
-/* pops everything down to the last mark, and the mark; the popped values stay at *items until the
-   next push */
-static int mhk__pickle_marked(mhk__unpickler *r, mhk__pickled ***items, size_t *n) {
-  size_t at = r->depth;
-  while (at > 0 && r->stack[at - 1]->type != MHK__PICKLED_MARK) at--;
-  if (at == 0) return mhk__pickle_fail(r, MHK_ERROR_FORMAT, "the instruction needs a mark and there is none");
-  *items = r->stack + at;
-  *n = r->depth - at;
-  r->depth = at - 1;
-  return 1;
-}
-
-static int mhk__pickle_tuple(mhk__unpickler *r, mhk__pickled **items, size_t n) {
-  mhk__pickled *x = mhk__pickle_node(r, MHK__PICKLED_TUPLE);
-  if (!x) return 0;
-  x->n = (int64_t)n;
-  if (n) {
-    x->items = (mhk__pickled **)mhk__scratch(r->ctx, (mhk_index)n, sizeof *items);
-    if (!x->items) return 0;
-    memcpy(x->items, items, n * sizeof *items);
-  }
-  return mhk__pickle_push(r, x);
-}
-
-static int mhk__pickle_pair(mhk__unpickler *r, mhk__pickled *dictionary, mhk__pickled *key, mhk__pickled *value) {
-  mhk__pickled *x = mhk__pickle_node(r, MHK__PICKLED_PAIR);
-  if (!x) return 0;
-  x->key = key;
-  x->value = value;
-  if (dictionary->last)
-    dictionary->last->next = x;
-  else
-    dictionary->first = x;
-  dictionary->last = x;
-  return 1;
-}
-
-static int mhk__pickled_is(const mhk__pickled *x, const char *text) {
-  return x->type == MHK__PICKLED_TEXT && (size_t)x->n == strlen(text) && memcmp(x->bytes, text, (size_t)x->n) == 0;
-}
-
-static int mhk__pickle_global(mhk__unpickler *r) {
-  static const struct {
-    char name[40]; /* module and name, as in the file */
-    mhk__pickled_type type;
-    mhk_dtype dtype;
-  } known[] = {{"collections\nOrderedDict\n", MHK__PICKLED_ORDERED_DICTIONARY, MHK_F32},
-               {"torch._utils\n_rebuild_tensor_v2\n", MHK__PICKLED_REBUILD_TENSOR, MHK_F32},
-               {"torch._utils\n_rebuild_parameter\n", MHK__PICKLED_REBUILD_PARAMETER, MHK_F32},
-               {"torch\nFloatStorage\n", MHK__PICKLED_STORAGE_TYPE, MHK_F32},
-               {"torch\nHalfStorage\n", MHK__PICKLED_STORAGE_TYPE, MHK_F16},
-               {"torch\nBFloat16Storage\n", MHK__PICKLED_STORAGE_TYPE, MHK_BF16},
-               {"torch\nDoubleStorage\n", MHK__PICKLED_STORAGE_TYPE, MHK_F64},
-               {"torch\nCharStorage\n", MHK__PICKLED_STORAGE_TYPE, MHK_I8},
-               {"torch\nByteStorage\n", MHK__PICKLED_STORAGE_TYPE, MHK_U8},
-               {"torch\nShortStorage\n", MHK__PICKLED_STORAGE_TYPE, MHK_I16},
-               {"torch\nIntStorage\n", MHK__PICKLED_STORAGE_TYPE, MHK_I32},
-               {"torch\nLongStorage\n", MHK__PICKLED_STORAGE_TYPE, MHK_I64},
-               {"torch\nBoolStorage\n", MHK__PICKLED_STORAGE_TYPE, MHK_BOOL}};
-  size_t length = 0, n_lines, i;
-  char shown[64];
-  for (n_lines = 0; n_lines < 2; length++) {
-    if (r->at + length >= r->n) return mhk__pickle_fail(r, MHK_ERROR_FORMAT, "a name does not end");
-    if (r->p[r->at + length] == '\n') n_lines++;
-  }
-  for (i = 0; i < sizeof known / sizeof known[0]; i++)
-    if (length == strlen(known[i].name) && memcmp(r->p + r->at, known[i].name, length) == 0) {
-      mhk__pickled *x = mhk__pickle_node(r, known[i].type);
-      if (!x) return 0;
-      x->dtype = known[i].dtype;
-      r->at += length;
-      return mhk__pickle_push(r, x);
-    }
-  mhk__printable(r->p + r->at, length - 1, shown);
-  for (char *c = shown; *c; c++)
-    if (*c == '?') *c = '.';
-  return mhk__pickle_fail(r, MHK_ERROR_UNSUPPORTED, "it names %s, which a dictionary of tensors does not need: refused",
-                          shown);
-}
-
-/* ("storage", type, key, location, elements): the bytes of entry data/key */
-static int mhk__pickle_storage(mhk__unpickler *r) {
-  mhk__pickled *args = mhk__pickle_pop(r, MHK__PICKLED_TUPLE, "a tuple that describes a storage"), **x, *out;
-  char name[300], shown[64];
-  const mhk__packed *found = NULL;
-  mhk__packed wanted;
-  mhk_index low = 0, high = r->n_entries;
-  if (!args) return 0;
-  x = args->items;
-  if (args->n != 5 || !mhk__pickled_is(x[0], "storage") || x[1]->type != MHK__PICKLED_STORAGE_TYPE ||
-      x[2]->type != MHK__PICKLED_TEXT || x[3]->type != MHK__PICKLED_TEXT || x[4]->type != MHK__PICKLED_INTEGER)
-    return mhk__pickle_fail(r, MHK_ERROR_FORMAT,
-                            "this does not describe a storage: (\"storage\", type, key, location, elements) is needed");
-  if (r->prefix_length + (size_t)x[2]->n > sizeof name - 8)
-    return mhk__pickle_fail(r, MHK_ERROR_FORMAT, "the key of a storage is too long");
-  memcpy(name, r->prefix, r->prefix_length);
-  memcpy(name + r->prefix_length, "data/", 5);
-  memcpy(name + r->prefix_length + 5, x[2]->bytes, (size_t)x[2]->n);
-  wanted.name = (const unsigned char *)name;
-  wanted.name_length = r->prefix_length + 5 + (size_t)x[2]->n;
-  while (low < high) {
-    const mhk_index middle = low + (high - low) / 2;
-    const int order = mhk__packed_name_order(&wanted, r->entries[middle]);
-    if (order == 0) {
-      found = r->entries[middle];
-      break;
-    }
-    if (order < 0)
-      high = middle;
-    else
-      low = middle + 1;
-  }
-  if (!found)
-    return mhk__pickle_fail(r, MHK_ERROR_FORMAT, "the storage %s is not in the archive",
-                            mhk__printable(wanted.name, wanted.name_length, shown));
-  const size_t size = mhk_dtype_bytes(x[1]->dtype);
-  if (x[4]->n < 0 || (uint64_t)x[4]->n > (uint64_t)(found->bytes / size) || (size_t)x[4]->n * size != found->bytes)
-    return mhk__pickle_fail(r, MHK_ERROR_FORMAT,
-                            "the storage %s should have %lld elements of type %s, its entry has %lld bytes",
-                            mhk__printable(wanted.name, wanted.name_length, shown), (long long)x[4]->n,
-                            mhk_dtype_name(x[1]->dtype), (long long)found->bytes);
-  out = mhk__pickle_node(r, MHK__PICKLED_STORAGE);
-  if (!out) return 0;
-  out->dtype = x[1]->dtype;
-  out->n = x[4]->n;
-  out->bytes = r->file->data + found->begin;
-  return mhk__pickle_push(r, out);
-}
-
-/* (storage, offset, shape, strides, requires_grad, hooks) */
-static int mhk__pickle_tensor(mhk__unpickler *r, const mhk__pickled *args) {
-  mhk__pickled **x = args->items, *out;
-  int64_t last, next = 1, count = 1, whole = 1;
-  int i, empty = 0;
-  if (args->n != 6 || x[0]->type != MHK__PICKLED_STORAGE || x[1]->type != MHK__PICKLED_INTEGER ||
-      x[2]->type != MHK__PICKLED_TUPLE || x[3]->type != MHK__PICKLED_TUPLE || x[2]->n != x[3]->n ||
-      x[4]->type != MHK__PICKLED_BOOL || x[5]->type != MHK__PICKLED_DICTIONARY)
-    return mhk__pickle_fail(
-        r, MHK_ERROR_FORMAT,
-        "this does not describe a tensor: (storage, offset, shape, strides, requires_grad, hooks) is needed");
-  if (x[2]->n > MHK_MAX_RANK)
-    return mhk__pickle_fail(r, MHK_ERROR_UNSUPPORTED, "a tensor has %lld axes; this version supports up to %d",
-                            (long long)x[2]->n, MHK_MAX_RANK);
-  out = mhk__pickle_node(r, MHK__PICKLED_TENSOR);
-  if (!out) return 0;
-  out->dtype = x[0]->dtype;
-  out->rank = (int)x[2]->n;
-  for (i = 0; i < MHK_MAX_RANK; i++) out->shape[i] = 1;
-  last = x[1]->n;
-  if (last < 0 || last > x[0]->n)
-    return mhk__pickle_fail(r, MHK_ERROR_FORMAT, "a tensor starts outside its storage of %lld elements",
-                            (long long)x[0]->n);
-  for (i = 0; i < out->rank; i++) {
-    const mhk__pickled *size = x[2]->items[i], *stride = x[3]->items[i];
-    if (size->type != MHK__PICKLED_INTEGER || stride->type != MHK__PICKLED_INTEGER || size->n < 0 || stride->n < 0 ||
-        size->n > PTRDIFF_MAX || stride->n > PTRDIFF_MAX)
-      return mhk__pickle_fail(r, MHK_ERROR_FORMAT, "axis %d of a tensor has an invalid size or stride", i);
-    out->shape[i] = (mhk_index)size->n;
-    out->stride[i] = (mhk_index)stride->n;
-    empty |= size->n == 0;
-    if (size->n > 0 && whole > PTRDIFF_MAX / size->n)
-      return mhk__pickle_fail(r, MHK_ERROR_FORMAT, "axis %d of a tensor has an invalid size or stride", i);
-    if (size->n > 0) whole *= size->n;
-  }
-  for (i = out->rank - 1; i >= 0 && !empty; i--) {
-    const int64_t steps = (int64_t)out->shape[i] - 1, stride = (int64_t)out->stride[i];
-    if (steps > 0 && stride > (x[0]->n - last) / steps)
-      return mhk__pickle_fail(r, MHK_ERROR_FORMAT, "a tensor extends outside its storage of %lld elements",
-                              (long long)x[0]->n);
-    last += steps * stride;
-    out->gather |= steps > 0 && stride != next;
-    if ((int64_t)out->shape[i] > x[0]->n / count)
-      return mhk__pickle_fail(r, MHK_ERROR_UNSUPPORTED,
-                              "a tensor has more elements than its storage (%lld), so it repeats some",
-                              (long long)x[0]->n);
-    count *= (int64_t)out->shape[i];
-    next = count;
-  }
-  if (!empty && last >= x[0]->n)
-    return mhk__pickle_fail(r, MHK_ERROR_FORMAT, "a tensor extends outside its storage of %lld elements",
-                            (long long)x[0]->n);
-  out->count = empty ? 0 : (mhk_index)count;
-  out->bytes = x[0]->bytes + (size_t)x[1]->n * mhk_dtype_bytes(out->dtype);
-  return mhk__pickle_push(r, out);
-}
-
-static int mhk__pickle_reduce(mhk__unpickler *r) {
-  const mhk__pickled *args = mhk__pickle_pop(r, MHK__PICKLED_TUPLE, "a tuple of arguments"), *function;
-  if (!args) return 0;
-  function = mhk__pickle_pop(r, 0, "a function");
-  if (!function) return 0;
-  switch (function->type) {
-    case MHK__PICKLED_REBUILD_TENSOR: return mhk__pickle_tensor(r, args);
-    case MHK__PICKLED_ORDERED_DICTIONARY:
-      if (args->n == 0) return mhk__pickle_push(r, mhk__pickle_node(r, MHK__PICKLED_DICTIONARY));
-      return mhk__pickle_fail(r, MHK_ERROR_UNSUPPORTED, "an OrderedDict made from arguments");
-    case MHK__PICKLED_REBUILD_PARAMETER: /* (tensor, requires_grad, hooks) */
-      if (args->n == 3 && args->items[0]->type == MHK__PICKLED_TENSOR) return mhk__pickle_push(r, args->items[0]);
-      return mhk__pickle_fail(r, MHK_ERROR_FORMAT,
-                              "this does not describe a parameter: (tensor, requires_grad, hooks) is needed");
-    default: return mhk__pickle_fail(r, MHK_ERROR_FORMAT, "it calls something that is not a function");
-  }
-}
-
-/* returns the next n bytes and moves past them */
-static const unsigned char *mhk__pickle_take(mhk__unpickler *r, uint64_t n) {
-  const unsigned char *p = r->p + r->at;
-  if (n > r->n - r->at) {
-    mhk__pickle_fail(r, MHK_ERROR_FORMAT, "the instruction needs %llu bytes, but %lld are left", (unsigned long long)n,
-                     (long long)(r->n - r->at));
-    return NULL;
-  }
-  r->at += (size_t)n;
-  return p;
-}
-
-static int mhk__pickle_integer(mhk__unpickler *r, size_t bytes, int is_signed) {
-  const unsigned char *p = mhk__pickle_take(r, bytes);
-  if (!p) return 0;
-  if (bytes > 8) return mhk__pickle_fail(r, MHK_ERROR_UNSUPPORTED, "a whole number of %lld bytes", (long long)bytes);
-  mhk__pickled *x = mhk__pickle_node(r, MHK__PICKLED_INTEGER);
-  if (!x) return 0;
-  uint64_t bits = mhk__little(p, bytes);
-  if (is_signed && bytes > 0 && (p[bytes - 1] & 0x80)) {
-    if (bytes < 8) bits |= ~(uint64_t)0 << (8 * bytes);
-    x->n = -(int64_t)(~bits) - 1;
-  } else
-    x->n = (int64_t)bits;
-  return mhk__pickle_push(r, x);
-}
-
-static int mhk__pickle_memo(mhk__unpickler *r, size_t bytes, int put) {
-  const unsigned char *p = mhk__pickle_take(r, bytes);
-  if (!p) return 0;
-  const size_t at = (size_t)mhk__little(p, bytes);
-  if (put) { /* memo numbers are assigned in order, so none is above the number of bytes read */
-    mhk__pickled *x = mhk__pickle_top(r, 0, "a value to keep");
-    if (!x) return 0;
-    if (at >= r->at)
-      return mhk__pickle_fail(r, MHK_ERROR_FORMAT, "a value is stored in memo %llu, far above those in use",
-                              (unsigned long long)at);
-    if (!mhk__pickle_room(r, &r->memo, &r->memo_room, at + 1)) return 0;
-    r->memo[at] = x;
-    return 1;
-  }
-  if (at >= r->memo_room || !r->memo[at])
-    return mhk__pickle_fail(r, MHK_ERROR_FORMAT, "memo %llu is empty", (unsigned long long)at);
-  return mhk__pickle_push(r, r->memo[at]);
-}
-
-/* runs one instruction; returns 1 to continue, 0 on errors */
-static int mhk__pickle_step(mhk__unpickler *r, int code) {
-  mhk__pickled *x, *y, **items = NULL;
-  const unsigned char *p;
-  size_t n = 0, i;
-  switch (code) {
-    case '(': return mhk__pickle_push(r, mhk__pickle_node(r, MHK__PICKLED_MARK));
-    case '}': return mhk__pickle_push(r, mhk__pickle_node(r, MHK__PICKLED_DICTIONARY));
-    case ']':
-    case 'N': return mhk__pickle_push(r, mhk__pickle_node(r, MHK__PICKLED_OTHER));
-    case 'G': return mhk__pickle_take(r, 8) && mhk__pickle_push(r, mhk__pickle_node(r, MHK__PICKLED_OTHER));
-    case 0x88:
-    case 0x89: return mhk__pickle_push(r, mhk__pickle_node(r, MHK__PICKLED_BOOL));
-    case 'K': return mhk__pickle_integer(r, 1, 0);
-    case 'M': return mhk__pickle_integer(r, 2, 0);
-    case 'J': return mhk__pickle_integer(r, 4, 1);
-    case 0x8A: return (p = mhk__pickle_take(r, 1)) != NULL && mhk__pickle_integer(r, *p, 1);
-    case 'X':
-      if ((p = mhk__pickle_take(r, 4)) == NULL || (x = mhk__pickle_node(r, MHK__PICKLED_TEXT)) == NULL) return 0;
-      x->n = (int64_t)mhk__little(p, 4);
-      x->bytes = mhk__pickle_take(r, (uint64_t)x->n);
-      return x->bytes && mhk__pickle_push(r, x);
-    case ')': return mhk__pickle_tuple(r, NULL, 0);
-    case 0x85:
-    case 0x86:
-    case 0x87:
-      n = (size_t)(code - 0x84);
-      for (i = 0; i < n; i++)
-        if (i >= r->depth || r->stack[r->depth - 1 - i]->type == MHK__PICKLED_MARK)
-          return mhk__pickle_fail(r, MHK_ERROR_FORMAT, "the instruction needs %d values and there are %d", (int)n,
-                                  (int)i);
-      r->depth -= n;
-      return mhk__pickle_tuple(r, r->stack + r->depth, n);
-    case 't': return mhk__pickle_marked(r, &items, &n) && mhk__pickle_tuple(r, items, n);
-    case 'a': return mhk__pickle_pop(r, 0, "a value") && mhk__pickle_top(r, MHK__PICKLED_OTHER, "a list");
-    case 'e': return mhk__pickle_marked(r, &items, &n) && mhk__pickle_top(r, MHK__PICKLED_OTHER, "a list");
-    case 's':
-      if ((y = mhk__pickle_pop(r, 0, "a value")) == NULL || (x = mhk__pickle_pop(r, 0, "a key")) == NULL) return 0;
-      return mhk__pickle_top(r, MHK__PICKLED_DICTIONARY, "a dictionary") &&
-             mhk__pickle_pair(r, r->stack[r->depth - 1], x, y);
-    case 'u':
-      if (!mhk__pickle_marked(r, &items, &n) ||
-          (x = mhk__pickle_top(r, MHK__PICKLED_DICTIONARY, "a dictionary")) == NULL)
-        return 0;
-      if (n % 2) return mhk__pickle_fail(r, MHK_ERROR_FORMAT, "a key without a value");
-      for (i = 0; i < n; i += 2)
-        if (!mhk__pickle_pair(r, x, items[i], items[i + 1])) return 0;
-      return 1;
-    case 'q': return mhk__pickle_memo(r, 1, 1);
-    case 'r': return mhk__pickle_memo(r, 4, 1);
-    case 'h': return mhk__pickle_memo(r, 1, 0);
-    case 'j': return mhk__pickle_memo(r, 4, 0);
-    case 'c': return mhk__pickle_global(r);
-    case 'Q': return mhk__pickle_storage(r);
-    case 'R': return mhk__pickle_reduce(r);
-    case 'b': /* the attributes of an OrderedDict hold versions of modules */
-      return mhk__pickle_pop(r, 0, "attributes") &&
-             mhk__pickle_top(r, MHK__PICKLED_DICTIONARY, "a dictionary that gets attributes");
-    default:
-      return mhk__pickle_fail(r, MHK_ERROR_UNSUPPORTED,
-                              "instruction 0x%02X, which a dictionary of tensors does not need: refused",
-                              (unsigned)code);
-  }
-}
-
-/* the result of the pickle, or NULL */
-static mhk__pickled *mhk__unpickle(mhk__unpickler *r) {
-  if (r->n < 2 || r->p[0] != 0x80 || r->p[1] != 2) {
-    mhk__pickle_fail(r, MHK_ERROR_UNSUPPORTED, "only protocol 2 is supported, which torch.save writes");
-    return NULL;
-  }
-  for (r->at = 2;;) {
-    r->op = r->at;
-    if (r->at >= r->n) {
-      mhk__pickle_fail(r, MHK_ERROR_FORMAT, "it ends without a STOP instruction");
-      return NULL;
-    }
-    const int code = r->p[r->at++];
-    if (code == '.') break;
-    if (!mhk__pickle_step(r, code)) return NULL;
-  }
-  if (r->depth != 1 || r->at != r->n) {
-    mhk__pickle_fail(r, MHK_ERROR_FORMAT,
-                     "it ends with %lld values on its stack and %lld bytes left; it must end with 1 and 0",
-                     (long long)r->depth, (long long)(r->n - r->at));
-    return NULL;
-  }
-  return mhk__pickle_top(r, MHK__PICKLED_DICTIONARY, "a dictionary of tensors");
-}
-
-/* pairs sorted by key; finds a repeated key at once, so that time does not grow with sharing */
-static int mhk__pickled_key_order(const void *a, const void *b) {
-  const mhk__pickled *x = ((const mhk__pickled *)a)->key, *y = ((const mhk__pickled *)b)->key;
-  return x == y ? 0 : mhk__text_order((const char *)x->bytes, (size_t)x->n, (const char *)y->bytes, (size_t)y->n);
-}
-
-/* copies the elements of a tensor, in order, into the memory of the file */
-static const void *mhk__pickled_gather(mhk_file *f, const mhk__pickled *x) {
-  const size_t size = mhk_dtype_bytes(x->dtype);
-  unsigned char *out = (unsigned char *)mhk__arena_zeros(f->object.ctx, &f->object.arena, x->count, size), *to = out;
-  mhk_index at[MHK_MAX_RANK] = {0}, from = 0, i;
-  for (i = 0; i < x->count && out; i++, to += size) {
-    memcpy(to, x->bytes + (size_t)from * size, size);
-    for (int k = x->rank - 1; k >= 0; k--) {
-      from += x->stride[k];
-      if (++at[k] < x->shape[k]) break;
-      from -= at[k] * x->stride[k];
-      at[k] = 0;
-    }
-  }
-  return out;
-}
-
-/* Reads a PyTorch archive as mhk__read_header() reads a header. The caller rewinds scratch. */
-static int mhk__read_archive(mhk_file *f, int shard, mhk__stored **entries, int *n) {
-  mhk_context *ctx = f->object.ctx;
-  const char *path = f->shards[shard].path;
-  const mhk__bytes *b = &f->shards[shard].bytes;
-  const mhk__packed *pickle = NULL;
-  const mhk__pickled *root, *x, *inner = NULL;
-  mhk__unpickler r;
-  mhk_index i, count = 0;
-  size_t copied = 0;
-  char shown[64];
-  memset(&r, 0, sizeof r);
-  r.ctx = ctx;
-  r.path = path;
-  r.file = b;
-  r.entries = mhk__zip_entries(ctx, path, b, &r.n_entries);
-  if (!r.entries) return 0;
-  for (i = 0; i < r.n_entries; i++) {
-    const mhk__packed *e = r.entries[i];
-    if (e->name_length < 8 || memcmp(e->name + e->name_length - 8, "data.pkl", 8) != 0) continue;
-    if (e->name_length > 8 && e->name[e->name_length - 9] != '/') continue;
-    if (pickle)
-      return mhk__no(ctx, MHK_ERROR_UNSUPPORTED, "%s contains several pickles; it must be one state dict", path);
-    pickle = e;
-  }
-  if (!pickle)
-    return mhk__no(ctx, MHK_ERROR_FORMAT, "%s is a zip archive without data.pkl, so torch.save did not write it", path);
-  if (pickle->bytes > MHK__PICKLE_MOST)
-    return mhk__no(ctx, MHK_ERROR_UNSUPPORTED, "%s: its pickle has %lld bytes; the limit is %lld", path,
-                   (long long)pickle->bytes, (long long)MHK__PICKLE_MOST);
-  r.prefix = pickle->name;
-  r.prefix_length = pickle->name_length - 8;
-  r.p = b->data + pickle->begin;
-  r.n = pickle->bytes;
-  if (pickle->crc && pickle->crc != mhk__crc32(r.p, r.n))
-    return mhk__no(ctx, MHK_ERROR_FORMAT, "%s: the checksum of its pickle is wrong: the file is damaged", path);
-  for (i = 0; i < r.n_entries; i++) {
-    const mhk__packed *e = r.entries[i];
-    if (e->name_length == r.prefix_length + 9 && memcmp(e->name, r.prefix, r.prefix_length) == 0 &&
-        memcmp(e->name + r.prefix_length, "byteorder", 9) == 0 &&
-        (e->bytes != 6 || memcmp(b->data + e->begin, "little", 6) != 0))
-      return mhk__no(ctx, MHK_ERROR_UNSUPPORTED, "%s has byte order \"%s\"; only \"little\" is supported", path,
-                     mhk__printable(b->data + e->begin, e->bytes, shown));
-  }
-  root = mhk__unpickle(&r);
-  if (!root) return 0;
-  for (x = root->first; x; x = x->next) {
-    if (x->value->type == MHK__PICKLED_DICTIONARY && x->value->first && x->key->type == MHK__PICKLED_TEXT && !inner)
-      inner = x;
-    count += x->value->type == MHK__PICKLED_TENSOR;
-  }
-  if (count == 0 && inner)
-    return mhk__no(ctx, MHK_ERROR_UNSUPPORTED,
-                   "%s contains a dictionary \"%s\" instead of named tensors: save only that dictionary", path,
-                   mhk__printable(inner->key->bytes, (size_t)inner->key->n, shown));
-  if (count > INT_MAX / 2) return mhk__no(ctx, MHK_ERROR_UNSUPPORTED, "%s has too many tensors", path);
-  const void **order = (const void **)mhk__scratch(ctx, count, 2 * sizeof(void *));
-  if (!order) return 0;
-  for (x = root->first, i = 0; x; x = x->next) {
-    if (x->value->type != MHK__PICKLED_TENSOR) continue; /* for example a step counter */
-    if (x->key->type != MHK__PICKLED_TEXT || x->key->n == 0 || x->key->n > 4096 ||
-        memchr(x->key->bytes, 0, (size_t)x->key->n) || !mhk__utf8_valid((const char *)x->key->bytes, (size_t)x->key->n))
-      return mhk__no(ctx, MHK_ERROR_FORMAT, "%s: tensor %lld has no usable name", path, (long long)i);
-    order[i++] = x;
-  }
-  mhk__sort(order, order + count, count, mhk__pickled_key_order);
-  for (i = 1; i < count; i++)
-    if (mhk__pickled_key_order(order[i - 1], order[i]) == 0)
-      return mhk__no(ctx, MHK_ERROR_FORMAT, "%s: tensor %s appears twice", path,
-                     mhk__printable(((const mhk__pickled *)order[i])->key->bytes,
-                                    (size_t)((const mhk__pickled *)order[i])->key->n, shown));
-  *entries = (mhk__stored *)mhk__arena_zeros(ctx, &f->object.arena, count, sizeof(mhk__stored));
-  if (!*entries) return 0;
-  *n = (int)count;
-  for (i = 0; i < count; i++) {
-    const mhk__pickled *key = ((const mhk__pickled *)order[i])->key, *t = ((const mhk__pickled *)order[i])->value;
-    mhk__stored *e = *entries + i;
-    e->shard = shard;
-    e->t.name = mhk__arena_text(ctx, &f->object.arena, (const char *)key->bytes, (size_t)key->n);
-    e->t.dtype = t->dtype;
-    e->t.rank = t->rank;
-    memcpy(e->t.shape, t->shape, sizeof t->shape);
-    e->t.count = t->count;
-    e->t.bytes = (size_t)t->count * mhk_dtype_bytes(t->dtype);
-    e->t.data = t->bytes;
-    if (t->gather) {
-      if (e->t.bytes > b->size - copied)
-        return mhk__no(ctx, MHK_ERROR_UNSUPPORTED, "%s: its transposed tensors together are larger than the file",
-                       path);
-      copied += e->t.bytes;
-      e->t.data = mhk__pickled_gather(f, t);
-    }
-    if (!e->t.name || !e->t.data) return 0;
-  }
-  return 1;
-}
-#endif
-
 static mhk_file *mhk__file_new(mhk_context *ctx, const char *path, mhk_index shards) {
   mhk_file *f = (mhk_file *)mhk__object_new(ctx, sizeof *f, mhk__file_destroy);
   if (!f) return NULL;
@@ -11349,41 +10628,37 @@ static mhk_file *mhk__file_new(mhk_context *ctx, const char *path, mhk_index sha
   return f;
 }
 
-/* Reads the headers of all shards, which are mapped, and sorts the names. The caller rewinds
-   scratch. */
-static int mhk__file_finish(mhk_file *f) {
+/* Sorts the tensors of all lists by name and refuses duplicates. The caller rewinds scratch. */
+static int mhk__file_sort(mhk_file *f, mhk__stored *const *lists, const int *counts, int n_lists) {
   mhk_context *ctx = f->object.ctx;
-  mhk__stored **lists = (mhk__stored **)mhk__scratch(ctx, f->n_shards, sizeof(void *));
-  int *counts = (int *)mhk__scratch(ctx, f->n_shards, sizeof(int)), i, j;
-  mhk_index total = 0;
-  if (!lists || !counts) return 0;
-  for (i = 0; i < f->n_shards; i++) {
-#ifndef MOHAWK_NO_STDIO
-    const mhk__bytes *b = &f->shards[i].bytes;
-    const int ok = b->size >= 4 && mhk__little(b->data, 4) == MHK__ZIP_ENTRY
-                       ? mhk__read_archive(f, i, &lists[i], &counts[i])
-                       : mhk__read_header(f, i, &lists[i], &counts[i]);
-#else
-    const int ok = mhk__read_header(f, i, &lists[i], &counts[i]);
-#endif
-    if (!ok) return 0;
-    total += counts[i];
-  }
-  if (total > INT_MAX / 2) return mhk__no(ctx, MHK_ERROR_UNSUPPORTED, "%s has too many tensors", f->path);
-  f->n = (int)total;
+  mhk_index total = 0, at = 0;
+  for (int i = 0; i < n_lists; i++) total += counts[i];
+  if (total > INT_MAX / 2) return mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "%s has too many tensors", f->path), 0;
   f->sorted = (mhk__stored **)mhk__arena_zeros(ctx, &f->object.arena, total, sizeof(void *));
   const void **order = (const void **)mhk__scratch(ctx, total, 2 * sizeof(void *));
   if (!f->sorted || !order) return 0;
-  for (i = 0, total = 0; i < f->n_shards; i++)
-    for (j = 0; j < counts[i]; j++) order[total++] = lists[i] + j;
+  for (int i = 0; i < n_lists; i++)
+    for (int j = 0; j < counts[i]; j++) order[at++] = lists[i] + j;
   mhk__sort(order, order + total, total, mhk__stored_name_order);
   if (total) memcpy(f->sorted, order, (size_t)total * sizeof(void *));
-  for (i = 1; i < f->n; i++)
+  f->n = (int)total;
+  for (int i = 1; i < f->n; i++)
     if (strcmp(f->sorted[i - 1]->t.name, f->sorted[i]->t.name) == 0)
       return mhk__no(ctx, MHK_ERROR_FORMAT, "tensor %.200s appears twice: in %.500s and in %.500s",
                      f->sorted[i]->t.name, f->shards[f->sorted[i - 1]->shard].path,
                      f->shards[f->sorted[i]->shard].path);
   return 1;
+}
+
+/* All shards are mapped: reads their headers. Scratch is the caller's to rewind. */
+static int mhk__file_finish(mhk_file *f) {
+  mhk_context *ctx = f->object.ctx;
+  mhk__stored **lists = (mhk__stored **)mhk__scratch(ctx, f->n_shards, sizeof(void *));
+  int *counts = (int *)mhk__scratch(ctx, f->n_shards, sizeof(int));
+  if (!lists || !counts) return 0;
+  for (int i = 0; i < f->n_shards; i++)
+    if (!mhk__read_header(f, i, &lists[i], &counts[i])) return 0;
+  return mhk__file_sort(f, lists, counts, f->n_shards);
 }
 
 #ifndef MOHAWK_NO_STDIO
@@ -11552,14 +10827,13 @@ static mhk_file *mhk__file_open(mhk_context *ctx, const char *path, int read) {
   if (mhk__is_folder(path)) {
     static const char names[][32] = {"model.safetensors", "model.safetensors.index.json", "pytorch_model.bin",
                                      "pytorch_model.bin.index.json"};
-    for (int i = 0; i < 4; i++) {
-      mhk__join_path(inside, sizeof inside, path, names[i]);
-      if (mhk__is_file(inside))
-        return i % 2 ? mhk__file_open_index(ctx, inside, path, read)
-                     : mhk__file_open_single(ctx, inside, NULL, read != 0);
-    }
-    return mhk__null(ctx, MHK_ERROR_FILE,
-                     "the folder %s has no model.safetensors, no pytorch_model.bin, and no index of either", path);
+    int i = 0;
+    while (i < 4 && (mhk__join_path(inside, sizeof inside, path, names[i]), !mhk__is_file(inside))) i++;
+    if (i == 0) return mhk__file_open_single(ctx, inside, NULL, read != 0);
+    if (i == 1) return mhk__file_open_index(ctx, inside, path, read);
+    if (i < 4) mhk__needs_convert(ctx, inside, "PyTorch's own");
+    mhk_fail(ctx, MHK_ERROR_FILE, "the folder %s has no model.safetensors and no index of one", path);
+    return NULL;
   }
   if (mhk__ends_with(path, ".json")) {
     mhk__folder_of(inside, sizeof inside, path);
@@ -11576,6 +10850,53 @@ MHKDEF mhk_file *mhk_file_open_memory(mhk_context *ctx, const void *data, size_t
   if (!data && bytes)
     return mhk__null(ctx, MHK_ERROR_ARGUMENT, "mhk_file_open_memory: %lld bytes are at NULL", (long long)bytes);
   return mhk__file_open_single(ctx, "the file in memory", data ? data : "", bytes);
+}
+
+/* Is it a tensor that can be written or handed on, whole numbers of elements of a known type? */
+static int mhk__stored_check(mhk_context *ctx, const mhk_stored *x, int i) {
+  mhk_index count = 1;
+  int j = 0;
+  if (!x->name || mhk_dtype_bytes(x->dtype) == 0 || x->rank < 0 || x->rank > MHK_MAX_RANK || x->count < 0 ||
+      (!x->data && x->count))
+    return mhk_fail(ctx, MHK_ERROR_ARGUMENT,
+                    "tensor %d (%.200s) cannot be used: name, type, rank (at most %d) and data are needed", i,
+                    x->name ? x->name : "no name", MHK_MAX_RANK),
+           0;
+  for (; j < x->rank && x->shape[j] >= 0 && (x->shape[j] == 0 || count <= PTRDIFF_MAX / x->shape[j]); j++)
+    count *= x->shape[j];
+  if (j < x->rank || count != x->count) {
+    char text[160];
+    return mhk_fail(ctx, MHK_ERROR_SHAPE, "tensor %.200s of shape %s cannot have %lld elements", x->name,
+                    mhk__shape_text(x->rank, x->shape, text, sizeof text), (long long)x->count),
+           0;
+  }
+  return 1;
+}
+
+MHKDEF mhk_file *mhk_file_of(mhk_context *ctx, const char *name, int n, const mhk_stored *tensors,
+                             mhk_release_fn release, void *user) {
+  mhk_file *f = mhk__file_new(ctx, name ? name : "the tensors in memory", 1);
+  if (!f) {
+    if (release) release(user);
+    return NULL;
+  }
+  const mhk__mark mark = mhk__scratch_mark(ctx);
+  f->release = release;
+  f->user = user;
+  f->shards[0].path = f->path;
+  if (n < 0 || (n && !tensors)) mhk_fail(ctx, MHK_ERROR_ARGUMENT, "mhk_file_of was given %d tensors at NULL", n);
+  mhk__stored *list = (mhk__stored *)mhk__arena_zeros(ctx, &f->object.arena, n, sizeof *list);
+  for (int i = 0; list && i < n && mhk__stored_check(ctx, &tensors[i], i); i++) {
+    list[i].t = tensors[i];
+    for (int k = list[i].t.rank; k < MHK_MAX_RANK; k++) list[i].t.shape[k] = 1;
+    list[i].t.bytes = (size_t)list[i].t.count * mhk_dtype_bytes(list[i].t.dtype);
+    list[i].t.name = mhk__arena_text(ctx, &f->object.arena, tensors[i].name, strlen(tensors[i].name));
+  }
+  const int ok = !mhk_failed(ctx) && mhk__file_sort(f, &list, &n, 1);
+  mhk__scratch_rewind(ctx, mark);
+  if (ok) return f;
+  mhk_file_close(f);
+  return NULL;
 }
 
 MHKDEF void mhk_file_close(mhk_file *f) { mhk__object_free(f); }
@@ -11636,7 +10957,7 @@ MHKDEF mhk_result mhk_file_read_i32(mhk_context *ctx, const mhk_stored *x, int32
   const size_t size = mhk_dtype_bytes(x->dtype);
   const int is_signed = x->dtype == MHK_I8 || x->dtype == MHK_I16 || x->dtype == MHK_I32 || x->dtype == MHK_I64;
   for (mhk_index i = 0; i < x->count; i++, p += size) {
-    uint64_t bits = mhk__little(p, size), magnitude;
+    uint64_t bits = mhk__get_bytes(p, (int)size), magnitude;
     const int negative = is_signed && (p[size - 1] & 0x80);
     if (negative && size < 8) bits |= ~(uint64_t)0 << (8 * size);
     magnitude = negative ? ~bits + 1 : bits;
@@ -11853,7 +11174,6 @@ MHKDEF mhk_result mhk_file_write_bytes(mhk_context *ctx, const char *path, const
 MHKDEF mhk_result mhk_file_write(mhk_context *ctx, const char *path, int n, const mhk_stored *tensors,
                                  int n_metadata, const char *const *metadata) {
   mhk__outgoing *list;
-  int j;
   if (mhk_failed(ctx)) return mhk_error(ctx);
   if (n < 0 || n_metadata < 0 || (n && !tensors) || (n_metadata && !metadata))
     return mhk_fail(ctx, MHK_ERROR_ARGUMENT,
@@ -11863,26 +11183,8 @@ MHKDEF mhk_result mhk_file_write(mhk_context *ctx, const char *path, int n, cons
     if (!metadata[i]) return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "metadata text %d is NULL", i);
   mhk__mark mark = mhk__scratch_mark(ctx);
   list = (mhk__outgoing *)mhk__scratch(ctx, n, sizeof *list);
-  for (int i = 0; i < n && list; i++) {
+  for (int i = 0; i < n && list && mhk__stored_check(ctx, &tensors[i], i); i++) {
     const mhk_stored *x = &tensors[i];
-    mhk_index count = 1;
-    if (!x->name || mhk_dtype_bytes(x->dtype) == 0 || x->rank < 0 || x->rank > MHK_MAX_RANK || x->count < 0 ||
-        (!x->data && x->count)) {
-      mhk_fail(ctx, MHK_ERROR_ARGUMENT,
-               "cannot write tensor %d (%.200s): it needs a name, a type, a rank of at most %d, and data", i,
-               x->name ? x->name : "no name", MHK_MAX_RANK);
-      break;
-    }
-    for (j = 0; j < x->rank; j++) {
-      if (x->shape[j] < 0 || (x->shape[j] > 0 && count > PTRDIFF_MAX / x->shape[j])) break;
-      count *= x->shape[j];
-    }
-    if (j < x->rank || count != x->count) {
-      char text[160];
-      mhk_fail(ctx, MHK_ERROR_SHAPE, "tensor %.200s of shape %s cannot have %lld elements", x->name,
-               mhk__shape_text(x->rank, x->shape, text, sizeof text), (long long)x->count);
-      break;
-    }
     mhk__outgoing_set(list + i, x->name, x->dtype, x->dtype, x->rank, x->shape, x->data);
   }
   if (!mhk_failed(ctx)) mhk__file_write(ctx, path, n, list, n_metadata, metadata, NULL);
@@ -11902,6 +11204,8 @@ MHKDEF mhk_result mhk_file_write(mhk_context *ctx, const char *path, int n, cons
    Between the added tokens that are looked for in raw text and those that are looked for in
    normalized text, it may be normalized (NFC). Vocabulary files write bytes as characters:
    printable Latin-1 as itself, the other 68 bytes as U+0100..U+0143 in order. */
+
+#define MHK__END_TEXT "<|endoftext|>" /* the token between documents */
 
 #define MHK__OTHER 0u
 #define MHK__LETTER 1u
@@ -12245,10 +11549,8 @@ static unsigned mhk__class_at(const mhk_tokenizer *k, const unsigned char *p, si
 
 /* --------------------------------------------------------------------------------------- tables */
 
-static uint32_t mhk__hash_bytes(const char *p, size_t n) { /* FNV-1a, its halves folded */
-  uint64_t h = 0xCBF29CE484222325u;
-  size_t i;
-  for (i = 0; i < n; i++) h = (h ^ (unsigned char)p[i]) * 0x100000001B3u;
+static uint32_t mhk__hash_bytes(const char *p, size_t n) { /* 64 bits folded */
+  const uint64_t h = mhk__hash(MHK__HASH_START, p, n);
   return (uint32_t)(h ^ h >> 32);
 }
 
@@ -12503,15 +11805,12 @@ static size_t mhk__nfc_text(mhk_tokenizer *k, const unsigned char *text, size_t 
 
 /* -------------------------------------------------------------------------------------- reading */
 
-/* The sources of a tokenizer. The vocabulary is an object from text to id. Added tokens are an
-   array of objects (tokenizer.json), an object from text to id (added_tokens.json), an object from
-   id to object (the decoder in tokenizer_config.json), or absent. Merges are an array, or lines of
-   text. */
+/* The sources of a tokenizer; names are for messages. */
 typedef struct mhk__token_source {
-  const char *where, *merges_where, *added_where, *config_where; /* names in errors */
+  const char *where, *config_where;
   const mhk__json *vocabulary, *added, *merges, *post_processor, *config, *decoder;
-  const char *merge_lines, *config_text;
-  size_t merge_lines_length, config_length;
+  const char *config_text;
+  size_t config_length;
 } mhk__token_source;
 
 /* how many of n bytes to show in a message with "%.*s": few, and whole characters */
@@ -12543,35 +11842,26 @@ static int mhk__token_map(const char *text, size_t n, char *out, size_t *length)
   return 1;
 }
 
-/* Reads text and id of an entry of the vocabulary or of the added tokens; returns 0 after an
-   error. */
+/* Reads text and id of an entry of the vocabulary (text: id) or of the added tokens (objects);
+   returns 0 after an error. */
 static int mhk__token_entry(mhk_context *ctx, const mhk__json *x, const char *where, const char **text, size_t *length,
                             int32_t *id) {
-  const mhk__json *value = x;
+  const mhk__json *content = x->key ? x : mhk__json_get(x, "content");
   int64_t number = -1;
-  size_t at = 0;
-  if (x->key && !mhk__json_is(x, MHK__JSON_OBJECT)) {
-    *text = x->key;
-    *length = x->key_length;
-  } else { /* if there is a key, it is the id, as in added_tokens_decoder of tokenizer_config.json */
-    const mhk__json *content = mhk__json_get(x, "content");
-    value = x->key ? NULL : mhk__json_get(x, "id");
-    for (number = 0; x->key && x->key[at] >= '0' && x->key[at] <= '9' && at < 10; at++)
-      number = 10 * number + (x->key[at] - '0');
-    if (x->key && (at == 0 || at < x->key_length)) number = -1;
-    if (!mhk__json_is(content, MHK__JSON_STRING))
-      return mhk__no(ctx, MHK_ERROR_FORMAT, "%s: the added token at byte %lld has no \"content\" string", where,
-                     (long long)x->at);
-    *text = content->text;
-    *length = content->length;
-  }
-  if (value == x && (*length == 0 || memchr(*text, 0, *length)))
-    return mhk__no(ctx, MHK_ERROR_FORMAT, "%s: the token at byte %lld %s", where, (long long)x->at,
-                   *length ? "contains a zero character" : "is empty");
-  if ((value || !x->key) && !mhk__json_integer(value, &number)) number = -1;
-  if (number < 0 || number >= INT32_MAX)
-    return mhk__no(ctx, MHK_ERROR_FORMAT, "%s: the id of token \"%.*s\" must be a whole number from 0 to %ld", where,
-                   mhk__shown(*text, *length), *text, (long)INT32_MAX - 1);
+  if (!x->key && !mhk__json_is(content, MHK__JSON_STRING))
+    return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: the added token at byte %lld has no \"content\" string", where,
+                    (long long)x->at),
+           0;
+  *text = x->key ? x->key : content->text;
+  *length = x->key ? x->key_length : content->length;
+  if (x->key && (*length == 0 || memchr(*text, 0, *length)))
+    return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: the token at byte %lld %s", where, (long long)x->at,
+                    *length ? "contains a zero character" : "is empty"),
+           0;
+  if (!mhk__json_integer(x->key ? x : mhk__json_get(x, "id"), &number) || number < 0 || number >= INT32_MAX)
+    return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: the id of token \"%.*s\" must be a whole number from 0 to %ld", where,
+                    mhk__shown(*text, *length), *text, (long)INT32_MAX - 1),
+           0;
   *id = (int32_t)number;
   return 1;
 }
@@ -12606,11 +11896,13 @@ static int mhk__tokens_read(mhk_tokenizer *k, const mhk__token_source *source, s
   for (int pass = 0; pass < 2; pass++) {
     const mhk__json *list = pass ? source->added : source->vocabulary;
     for (const mhk__json *x = list ? list->first : NULL; x; x = x->next) {
-      if (!mhk__token_entry(ctx, x, pass ? source->added_where : source->where, &text, &length, &id)) return 0;
-      if (!mhk__id_plausible(id, count))
-        return mhk__no(ctx, MHK_ERROR_FORMAT, "%s: id %ld of token \"%.*s\" is far above the number of tokens, %lld",
-                       pass ? source->added_where : source->where, (long)id, mhk__shown(text, length), text,
-                       (long long)count);
+      if (!mhk__token_entry(ctx, x, source->where, &text, &length, &id)) return 0;
+      if (!mhk__id_plausible(id, count)) {
+        mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: id %ld of token \"%.*s\" is far above the number of tokens, %lld",
+                 source->where, (long)id, mhk__shown(text, length), text,
+                 (long long)count);
+        return 0;
+      }
       if (id > top) top = id;
       if (pass == 0 && length > *longest) *longest = length;
       total += length + 1; /* cannot overflow: the text was in memory before */
@@ -12665,14 +11957,9 @@ static void mhk__added_place(mhk_tokenizer *k, const mhk__token_source *source, 
     a->id = there;
   if (a->id != named) {
     const char *why = taken ? "which belongs to another token" : "but another one in the vocabulary";
-    if (!mhk__json_is(source->added, MHK__JSON_ARRAY)) { /* other programs do not read such a file either */
-      mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: added token \"%.*s\" has id %ld, %s", source->added_where,
-               mhk__shown(a->content, a->content_length), a->content, (long)named, why);
-      return;
-    }
     mhk__note(ctx, MHK_LOG_WARNING,
               "%s: added token \"%.*s\" has id %ld, %s: it becomes %ld, as in Hugging Face's tokenizers",
-              source->added_where, mhk__shown(a->content, a->content_length), a->content, (long)named, why,
+              source->where, mhk__shown(a->content, a->content_length), a->content, (long)named, why,
               (long)a->id);
   }
   if (there < 0) { /* its bytes are its literal text */
@@ -12727,26 +12014,23 @@ static int mhk__added_normalize(mhk_tokenizer *k, mhk__added *a) {
   return 1;
 }
 
-/* Builds the sets of added tokens to find in text. The end-of-text token of a plain vocabulary
-   counts as one. */
+/* Builds the sets of added tokens to find in text. */
 static int mhk__added_read(mhk_tokenizer *k, const mhk__token_source *source, size_t used) {
+  static const char end_text[] = MHK__END_TEXT;
   mhk_context *ctx = k->object.ctx;
-  const char end_text[] = "<|endoftext|>";
-  const mhk_index most = 1 + (source->added ? source->added->count : 0);
-  const int bare = !mhk__json_is(source->added, MHK__JSON_ARRAY), flags = !bare || source->added == source->decoder;
+  const mhk_index most = source->added ? source->added->count : 0;
   mhk__added *all = (mhk__added *)mhk__arena_zeros(ctx, &k->object.arena, most, sizeof(mhk__added));
   mhk__added *a = all, *kept = NULL;
-  mhk_index i, n = 0;
+  mhk_index n = 0;
   for (int set = 0; set < 2; set++) { /* twice the room, for sorting */
     k->added[set].tokens = (const mhk__added **)mhk__arena_zeros(ctx, &k->object.arena, most, 2 * sizeof(mhk__added *));
     if (!all || !k->added[set].tokens) return 0;
   }
   mhk__added **order = (mhk__added **)(void *)k->added[0].tokens;
   for (const mhk__json *x = source->added ? source->added->first : NULL; x; x = x->next) {
-    if (!mhk__token_entry(ctx, x, source->added_where, &a->content, &a->content_length, &a->id)) return 0;
+    if (!mhk__token_entry(ctx, x, source->where, &a->content, &a->content_length, &a->id)) return 0;
     if (a->content_length == 0) continue; /* as Hugging Face's tokenizers do */
-    a->normalized = 1;
-    if (flags) mhk__added_flags(ctx, x, source->added_where, a);
+    mhk__added_flags(ctx, x, source->where, a);
     a->content = mhk__arena_text(ctx, &k->object.arena, a->content, a->content_length);
     if (!a->content || mhk_failed(ctx)) return 0;
     a->text = a->content;
@@ -12754,7 +12038,7 @@ static int mhk__added_read(mhk_tokenizer *k, const mhk__token_source *source, si
     order[n++] = a++;
   }
   mhk__sort((const void **)(void *)order, (const void **)(void *)(order + most), n, mhk__added_compare);
-  for (i = 0; i < n; i++)
+  for (mhk_index i = 0; i < n; i++)
     if (kept && mhk__added_compare(kept, order[i]) == 0) { /* a duplicate: the id of the first, the flags of the last */
       const int32_t id = kept->id;
       const char *text = kept->content;
@@ -12765,27 +12049,14 @@ static int mhk__added_read(mhk_tokenizer *k, const mhk__token_source *source, si
     } else
       kept = order[i];
   k->end = mhk__vocabulary_find(k, end_text, sizeof end_text - 1, 1, NULL);
-  for (a = all; n > 0; a++, n--) {
-    const int is_end = a->length == sizeof end_text - 1 && memcmp(a->text, end_text, a->length) == 0;
+  for (mhk_index i = 0; i < n; i++) {
+    a = all + i;
     if (a->id < 0) continue;
     mhk__added_place(k, source, a, &used);
-    if (is_end) k->end = a->id;
-    if (is_end && !flags) { /* also special there */
-      a->normalized = 0;
-      a->special = 1;
-    }
+    if (a->length == sizeof end_text - 1 && memcmp(a->text, end_text, a->length) == 0) k->end = a->id;
     if (mhk_failed(ctx) || (a->normalized && !mhk__added_normalize(k, a))) return 0;
   }
-  n = a - all;
-  if (bare && k->end >= 0 && !(k->kind[k->end] & MHK__TOKEN_ADDED)) {
-    a->text = a->content = k->bytes + k->at[k->end];
-    a->length = a->content_length = sizeof end_text - 1;
-    a->id = k->end;
-    a->special = 1;
-    k->kind[k->end] = (unsigned char)(k->kind[k->end] | MHK__TOKEN_ADDED);
-    n++;
-  }
-  for (i = 0; i < n; i++)
+  for (mhk_index i = 0; i < n; i++)
     if (all[i].id >= 0) k->added[all[i].normalized].tokens[k->added[all[i].normalized].n++] = all + i;
   for (int set = 0; set < 2; set++) mhk__added_sort(&k->added[set], most);
   return !mhk_failed(ctx);
@@ -12812,11 +12083,11 @@ static int mhk__merge_add(mhk_tokenizer *k, const mhk__token_source *source, con
     const size_t length = id[0] < 0 ? n_left : n_right;
     if (id[0] < 0 || id[1] < 0)
       mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: merge %ld names \"%.*s\", which is not in the vocabulary",
-               source->merges_where, (long)k->n_merges + 1, mhk__shown(shown, length), shown);
+               source->where, (long)k->n_merges + 1, mhk__shown(shown, length), shown);
     else
       mhk_fail(ctx, MHK_ERROR_FORMAT,
                "%s: merge %ld of \"%.*s\" and \"%.*s\" makes a token that is not in the vocabulary",
-               source->merges_where, (long)k->n_merges + 1, mhk__shown(left, n_left), left, mhk__shown(right, n_right),
+               source->where, (long)k->n_merges + 1, mhk__shown(left, n_left), left, mhk__shown(right, n_right),
                right);
     return 0;
   }
@@ -12845,47 +12116,26 @@ static int mhk__merge_split(const char *line, size_t n, size_t *n_left) {
 /* room: as for mhk__merge_add */
 static int mhk__merges_read(mhk_tokenizer *k, const mhk__token_source *source, char *room, size_t longest) {
   mhk_context *ctx = k->object.ctx;
-  mhk_index count = 0, i;
-  size_t at, end, n_left = 0;
-  if (source->merges)
-    count = source->merges->count;
-  else
-    for (at = 0; at < source->merge_lines_length; at++)
-      count += source->merge_lines[at] == '\n' || at + 1 == source->merge_lines_length;
-  const uint32_t n_slots = mhk__table_size(ctx, count, source->merges_where);
+  const mhk_index count = source->merges->count;
+  const uint32_t n_slots = mhk__table_size(ctx, count, source->where);
+  size_t n_left = 0;
   if (!n_slots) return 0;
   k->merge_mask = n_slots - 1;
   k->merges = (mhk__merge *)mhk__arena_zeros(ctx, &k->object.arena, (mhk_index)n_slots, sizeof(mhk__merge));
   k->merged = (int32_t *)mhk__arena_zeros(ctx, &k->object.arena, count, sizeof(int32_t));
   if (!k->merged || !k->merges) return 0;
   memset(k->merges, 0xFF, n_slots * sizeof(mhk__merge));
-
-  if (source->merges) {
-    for (const mhk__json *x = source->merges->first; x && !mhk_failed(ctx); x = x->next) {
-      const mhk__json *a = x->first, *b = a ? a->next : NULL;
-      if (mhk__json_is(x, MHK__JSON_STRING) && mhk__merge_split(x->text, x->length, &n_left))
-        mhk__merge_add(k, source, x->text, n_left, x->text + n_left + 1, x->length - n_left - 1, room, longest);
-      else if (mhk__json_is(x, MHK__JSON_ARRAY) && x->count == 2 && mhk__json_is(a, MHK__JSON_STRING) &&
-               mhk__json_is(b, MHK__JSON_STRING))
-        mhk__merge_add(k, source, a->text, a->length, b->text, b->length, room, longest);
-      else
-        mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: the merge at byte %lld must be \"left right\" or [\"left\",\"right\"]",
-                 source->merges_where, (long long)x->at);
-    }
-  } else
-    for (at = 0, i = 1; at < source->merge_lines_length && !mhk_failed(ctx); at = end + 1, i++) {
-      const char *line = source->merge_lines + at,
-                 *stop = (const char *)memchr(line, '\n', source->merge_lines_length - at);
-      size_t n = stop ? (size_t)(stop - line) : source->merge_lines_length - at;
-      end = at + n;
-      if (n > 0 && line[n - 1] == '\r') n--;
-      if (n == 0 || (n >= 8 && memcmp(line, "#version", 8) == 0)) continue;
-      if (mhk__merge_split(line, n, &n_left))
-        mhk__merge_add(k, source, line, n_left, line + n_left + 1, n - n_left - 1, room, longest);
-      else
-        mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: line %lld must be two tokens separated by a space",
-                 source->merges_where, (long long)i);
-    }
+  for (const mhk__json *x = source->merges->first; x && !mhk_failed(ctx); x = x->next) {
+    const mhk__json *a = x->first, *b = a ? a->next : NULL;
+    if (mhk__json_is(x, MHK__JSON_STRING) && mhk__merge_split(x->text, x->length, &n_left))
+      mhk__merge_add(k, source, x->text, n_left, x->text + n_left + 1, x->length - n_left - 1, room, longest);
+    else if (mhk__json_is(x, MHK__JSON_ARRAY) && x->count == 2 && mhk__json_is(a, MHK__JSON_STRING) &&
+             mhk__json_is(b, MHK__JSON_STRING))
+      mhk__merge_add(k, source, a->text, a->length, b->text, b->length, room, longest);
+    else
+      mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: the merge at byte %lld must be \"left right\" or [\"left\",\"right\"]",
+               source->where, (long long)x->at);
+  }
   return !mhk_failed(ctx);
 }
 
@@ -12956,7 +12206,6 @@ static int32_t mhk__post_processor(mhk_tokenizer *k, const mhk__token_source *so
 static void mhk__token_decoder_check(mhk_tokenizer *k, const mhk__token_source *source) {
   const mhk__json *x, *missing = NULL;
   int n = 0;
-  if (source->added == source->decoder) return;
   for (x = source->decoder ? source->decoder->first : NULL; x; x = x->next) {
     const mhk__json *content = mhk__json_get(x, "content");
     if (!mhk__json_is(content, MHK__JSON_STRING) || content->length == 0) continue;
@@ -13152,38 +12401,37 @@ static int mhk__token_settings(mhk_tokenizer *k, const mhk__json *root, const mh
   return !mhk_failed(ctx);
 }
 
-/* config: a tokenizer_config.json, or NULL */
-static mhk_tokenizer *mhk__tokenizer_from_json(mhk_context *ctx, const char *json, size_t length, const char *where,
-                                               const char *config, size_t config_length,
-                                               const char *config_where) {
+/* name and config_name are for errors; desc->name does not count. */
+static mhk_tokenizer *mhk__tokenizer_from(mhk_context *ctx, const mhk_tokenizer_desc *desc, const char *name,
+                                          const char *config_name) {
   mhk_tokenizer *k = (mhk_tokenizer *)mhk__object_new(ctx, sizeof(mhk_tokenizer), NULL);
-  const mhk__json *model;
   mhk__token_source source;
   mhk__arena tree;
   int good = 0;
   if (!k) return NULL;
   memset(&source, 0, sizeof source);
   memset(&tree, 0, sizeof tree);
-  const mhk__json *root = mhk__json_parse(ctx, &tree, json, length, where, 0);
-  if (root && (!config || mhk__token_config_read(ctx, &tree, &source, config, config_length, config_where))) {
-    model = mhk__json_get(root, "model");
+  const mhk__json *root = mhk__json_parse(ctx, &tree, desc->json, desc->length, name, 0);
+  if (root && (!desc->config ||
+               mhk__token_config_read(ctx, &tree, &source, desc->config, desc->config_length, config_name))) {
+    const mhk__json *model = mhk__json_get(root, "model");
     source.post_processor = mhk__json_get(root, "post_processor");
-    source.where = source.merges_where = source.added_where = where;
+    source.where = name;
     source.vocabulary = mhk__json_get(model, "vocab");
     source.merges = mhk__json_get(model, "merges");
     source.added = mhk__json_get(root, "added_tokens");
     if (mhk__json_is(source.added, MHK__JSON_NULL)) source.added = NULL;
     if (!mhk__json_is(model, MHK__JSON_OBJECT))
-      mhk_fail(ctx, MHK_ERROR_FORMAT, "%s has no \"model\": it must be a tokenizer.json", where);
-    else if (mhk__token_settings(k, root, model, where)) {
+      mhk_fail(ctx, MHK_ERROR_FORMAT, "%s has no \"model\": it must be a tokenizer.json", name);
+    else if (mhk__token_settings(k, root, model, name)) {
       if (!mhk__json_is(source.vocabulary, MHK__JSON_OBJECT) || !mhk__json_is(source.merges, MHK__JSON_ARRAY))
         mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: \"model\" must have \"vocab\" {text: id, ...} and \"merges\" [...]",
-                 where);
+                 name);
       else if (source.added && !mhk__json_is(source.added, MHK__JSON_ARRAY))
-        mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: \"added_tokens\" must be an array", where);
+        mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: \"added_tokens\" must be an array", name);
       else if (mhk__tokenizer_build(k, &source)) {
-        k->json = mhk__arena_text(ctx, &k->object.arena, json, length);
-        k->json_length = length;
+        k->json = mhk__arena_text(ctx, &k->object.arena, desc->json, desc->length);
+        k->json_length = desc->length;
         good = k->json != NULL;
       }
     }
@@ -13194,120 +12442,81 @@ static mhk_tokenizer *mhk__tokenizer_from_json(mhk_context *ctx, const char *jso
   return NULL;
 }
 
-MHKDEF mhk_tokenizer *mhk_tokenizer_load_memory(mhk_context *ctx, const char *json, size_t length) {
+MHKDEF mhk_tokenizer *mhk_tokenizer_create(mhk_context *ctx, const mhk_tokenizer_desc *desc) {
   if (mhk_failed(ctx)) return NULL;
-  if (!json)
-    return mhk__null(ctx, MHK_ERROR_ARGUMENT, "mhk_tokenizer_load_memory: the text is missing (NULL)");
-  return mhk__tokenizer_from_json(ctx, json, length, "the tokenizer.json in memory", NULL, 0, NULL);
+  if (!desc || !desc->json) {
+    mhk_fail(ctx, MHK_ERROR_ARGUMENT, "a tokenizer needs a tokenizer.json, but the text is missing (NULL)");
+    return NULL;
+  }
+  return mhk__tokenizer_from(ctx, desc, desc->name ? desc->name : "the tokenizer.json in memory",
+                             "the tokenizer_config.json in memory");
+}
+
+MHKDEF mhk_tokenizer *mhk_tokenizer_load_memory(mhk_context *ctx, const char *json, size_t length) {
+  mhk_tokenizer_desc desc;
+  memset(&desc, 0, sizeof desc);
+  desc.json = json;
+  desc.length = length;
+  return mhk_tokenizer_create(ctx, &desc);
 }
 
 #if !defined(MOHAWK_NO_TRAINING) || !defined(MOHAWK_NO_STDIO)
 /* the same tokenizer in another context */
-static mhk_tokenizer *mhk__tokenizer_copy(mhk_context *ctx, mhk_tokenizer *k) {
-  size_t length = 0;
-  const char *json = mhk_tokenizer_json(k, &length);
-  if (!json)
-    return mhk__null(ctx, mhk_error(k->object.ctx), "cannot copy the tokenizer: %s", mhk_message(k->object.ctx));
-  return mhk__tokenizer_from_json(ctx, json, length, "the tokenizer's copy", k->config, k->config_length,
-                                  "its tokenizer_config.json");
+static mhk_tokenizer *mhk__tokenizer_copy(mhk_context *ctx, const mhk_tokenizer *k) {
+  const mhk_tokenizer_desc desc = {k->json, k->json_length, k->config, k->config_length, NULL};
+  return mhk__tokenizer_from(ctx, &desc, "the tokenizer's copy", "its tokenizer_config.json");
 }
 #endif
 
 #ifndef MOHAWK_NO_STDIO
-/* vocab.json with merges.txt and perhaps added_tokens.json, or encoder.json with vocab.bpe */
-static mhk_tokenizer *mhk__tokenizer_from_pair(mhk_context *ctx, const char *vocabulary, const char *merges,
-                                               const char *added, const mhk__bytes *config,
-                                               const char *config_where) {
-  mhk_tokenizer *k = (mhk_tokenizer *)mhk__object_new(ctx, sizeof(mhk_tokenizer), NULL);
-  mhk__token_source source;
-  mhk__bytes file[3];
-  mhk__arena tree;
-  int good = 0;
-  if (!k) return NULL;
-  memset(&source, 0, sizeof source);
-  memset(file, 0, sizeof file);
-  memset(&tree, 0, sizeof tree);
-  source.where = vocabulary;
-  source.merges_where = merges;
-  source.added_where = added;
-  if (mhk__bytes_open_or_fail(ctx, vocabulary, &file[0]) && mhk__bytes_open_or_fail(ctx, merges, &file[1]) &&
-      (!mhk__is_file(added) || mhk__bytes_open_or_fail(ctx, added, &file[2]))) {
-    source.vocabulary = mhk__json_parse(ctx, &tree, (const char *)file[0].data, file[0].size, vocabulary, 0);
-    source.merge_lines = (const char *)file[1].data;
-    source.merge_lines_length = file[1].size;
-    if (file[2].data) source.added = mhk__json_parse(ctx, &tree, (const char *)file[2].data, file[2].size, added, 0);
-    if (config->data)
-      mhk__token_config_read(ctx, &tree, &source, (const char *)config->data, config->size, config_where);
-    if (!source.added && source.decoder) {
-      source.added = source.decoder;
-      source.added_where = config_where;
-    }
-    k->use_regex = 1;
-    if (!mhk_failed(ctx)) {
-      if (!mhk__json_is(source.vocabulary, MHK__JSON_OBJECT) ||
-          (source.added && !mhk__json_is(source.added, MHK__JSON_OBJECT)))
-        mhk_fail(ctx, MHK_ERROR_FORMAT, "%s must be one JSON object {text: id, ...}",
-                 mhk__json_is(source.vocabulary, MHK__JSON_OBJECT) ? added : vocabulary);
-      else
-        good = mhk__tokenizer_build(k, &source);
-    }
-  }
-  mhk__arena_free(ctx, &tree);
-  mhk__bytes_close(&file[0]);
-  mhk__bytes_close(&file[1]);
-  mhk__bytes_close(&file[2]);
-  if (good) return k;
-  mhk__object_free(k);
-  return NULL;
-}
+/* The files that a folder may have, the first of which counts: tokenizer.json, those of older
+   layouts, and those of unsupported kinds. */
+static const char mhk__tokenizer_files[][20] = {"tokenizer.json", "vocab.json",      "encoder.json", "merges.txt",
+                                                "vocab.bpe",      "tokenizer.model", "vocab.txt"};
+enum { MHK__TOKENIZER_OLD = 1, MHK__TOKENIZER_UNKNOWN = 5, MHK__TOKENIZER_NONE = 7 };
 
-/* the layout of a folder: 1 tokenizer.json, 2 vocab.json and merges.txt, 3 encoder.json and
-   vocab.bpe, 0 none */
-static int mhk__tokenizer_layout(const char *folder) {
-  static const char names[3][16] = {"tokenizer.json", "vocab.json", "encoder.json"};
-  char path[MHK__PATH_MOST + 64];
-  for (int i = 0; i < 3; i++)
-    if (mhk__join_path(path, sizeof path, folder, names[i]) && mhk__is_file(path)) return i + 1;
-  return 0;
+static int mhk__tokenizer_file(const char *folder, char *path, size_t room) {
+  for (int i = 0; i < MHK__TOKENIZER_NONE; i++)
+    if (mhk__join_path(path, room, folder, mhk__tokenizer_files[i]) && mhk__is_file(path)) return i;
+  return MHK__TOKENIZER_NONE;
 }
 
 MHKDEF mhk_tokenizer *mhk_tokenizer_load(mhk_context *ctx, const char *path) {
-  char folder[MHK__PATH_MOST + 64], first[MHK__PATH_MOST + 64], second[MHK__PATH_MOST + 64];
-  char third[MHK__PATH_MOST + 64], fourth[MHK__PATH_MOST + 64];
+  char folder[MHK__PATH_MOST + 64], file[MHK__PATH_MOST + 64], beside[MHK__PATH_MOST + 64];
   mhk_tokenizer *k = NULL;
-  mhk__bytes file, config;
-  int layout;
+  mhk__bytes json, config;
+  mhk_tokenizer_desc desc;
+  int kind = 0;
   if (!mhk__path_fits(ctx, path)) return NULL;
+  strcpy(file, path);
   if (mhk__is_folder(path)) {
-    layout = mhk__tokenizer_layout(path);
-    if (layout == 0)
-      return mhk__null(ctx, MHK_ERROR_FILE,
-                       "%s has no tokenizer.json, vocab.json with merges.txt, or encoder.json with vocab.bpe", path);
     strcpy(folder, path);
-    mhk__join_path(first, sizeof first, folder, "tokenizer.json");
+    kind = mhk__tokenizer_file(path, file, sizeof file);
   } else {
     mhk__folder_of(folder, sizeof folder, path);
-    const char *name = path + strlen(folder);
-    layout = 1;
-    if (!strcmp(name, "vocab.json") || !strcmp(name, "merges.txt")) layout = 2;
-    if (!strcmp(name, "encoder.json") || !strcmp(name, "vocab.bpe")) layout = 3;
-    strcpy(first, path);
+    while (kind < MHK__TOKENIZER_NONE && strcmp(path + strlen(folder), mhk__tokenizer_files[kind]) != 0) kind++;
+    if (kind == MHK__TOKENIZER_NONE) kind = 0; /* a tokenizer.json of another name */
   }
+  if (kind == MHK__TOKENIZER_NONE)
+    mhk_fail(ctx, MHK_ERROR_FILE, "the folder %s has no tokenizer.json", path);
+  else if (kind >= MHK__TOKENIZER_UNKNOWN)
+    mhk_fail(ctx, MHK_ERROR_UNSUPPORTED,
+             "%s is an unsupported kind of tokenizer; byte-level BPE in tokenizer.json is supported", file);
+  else if (kind >= MHK__TOKENIZER_OLD)
+    mhk__needs_convert(ctx, file, "a vocabulary in an old layout");
+  if (mhk_failed(ctx)) return NULL;
   memset(&config, 0, sizeof config);
-  mhk__join_path(fourth, sizeof fourth, folder, "tokenizer_config.json");
-  const int named = mhk__ends_with(first, "tokenizer.json") || layout > 1 || mhk__is_folder(path);
-  if (named && mhk__is_file(fourth) && !mhk__bytes_open_or_fail(ctx, fourth, &config)) return NULL;
-  if (layout == 1) {
-    if (mhk__bytes_open_or_fail(ctx, first, &file)) {
-      k = mhk__tokenizer_from_json(ctx, (const char *)file.data, file.size, first, (const char *)config.data,
-                                   config.size, fourth);
-      mhk__bytes_close(&file);
-    }
-  } else {
-    mhk__join_path(first, sizeof first, folder, layout == 2 ? "vocab.json" : "encoder.json");
-    mhk__join_path(second, sizeof second, folder, layout == 2 ? "merges.txt" : "vocab.bpe");
-    mhk__join_path(third, sizeof third, folder, "added_tokens.json");
-    k = mhk__tokenizer_from_pair(ctx, first, second, third, &config, fourth);
+  mhk__join_path(beside, sizeof beside, folder, "tokenizer_config.json");
+  if (mhk__ends_with(file, "tokenizer.json") && mhk__is_file(beside) && !mhk__bytes_open_or_fail(ctx, beside, &config))
+    return NULL;
+  if (mhk__bytes_open_or_fail(ctx, file, &json)) {
+    memset(&desc, 0, sizeof desc);
+    desc.json = (const char *)json.data;
+    desc.length = json.size;
+    desc.config = (const char *)config.data;
+    desc.config_length = config.size;
+    k = mhk__tokenizer_from(ctx, &desc, file, beside);
+    mhk__bytes_close(&json);
   }
   mhk__bytes_close(&config);
   return k;
@@ -13795,145 +13004,9 @@ MHKDEF int32_t mhk_tokenizer_id(mhk_tokenizer *k, const char *token) {
   return -1;
 }
 
-/* -------------------------------------------------------------------------------------- writing */
-
-/* the text of a token as in a vocabulary, 0-terminated; needs room for twice its bytes + 1 */
-static size_t mhk__token_text(const mhk_tokenizer *k, int32_t id, char *out) {
-  const char *bytes = k->bytes + k->at[id];
-  size_t i, n = 0, length = k->length[id];
-  if (k->kind[id] & MHK__TOKEN_MAPPED)
-    for (i = 0; i < length; i++) n += mhk__byte_character((unsigned char)bytes[i], out + n);
-  else {
-    memcpy(out, bytes, length);
-    n = length;
-  }
-  out[n] = 0;
-  return n;
-}
-
-static void mhk__write_flag(mhk__writer *w, const char *key, int value) {
-  mhk__write_key(w, key);
-  mhk__write_text(w, value ? "true" : "false");
-}
-
-static void mhk__write_byte_level(mhk__writer *w, const char *key, int prefix_space, int use_regex) {
-  mhk__write_key(w, key);
-  mhk__write_open(w, '{');
-  mhk__write_key(w, "type");
-  mhk__write_text(w, "\"ByteLevel\"");
-  mhk__write_flag(w, "add_prefix_space", prefix_space);
-  mhk__write_flag(w, "trim_offsets", 1);
-  mhk__write_flag(w, "use_regex", use_regex);
-  mhk__write_close(w, '}');
-}
-
-/* added tokens in order of id */
-static void mhk__write_added(mhk__writer *w, const mhk_tokenizer *k, const mhk__added **by_id) {
-  for (int set = 0; set < 2; set++)
-    for (mhk_index i = 0; i < k->added[set].n; i++) by_id[k->added[set].tokens[i]->id] = k->added[set].tokens[i];
-  mhk__write_key(w, "added_tokens");
-  mhk__write_open(w, '[');
-  for (mhk_index i = 0; i < k->size; i++) {
-    const mhk__added *a = by_id[i];
-    if (!a) continue;
-    mhk__write_item(w);
-    mhk__write_open(w, '{');
-    mhk__write_key(w, "id");
-    mhk__write_integer(w, a->id);
-    mhk__write_key(w, "content");
-    mhk__write_string(w, a->content, a->content_length);
-    mhk__write_flag(w, "single_word", 0);
-    mhk__write_flag(w, "lstrip", a->lstrip);
-    mhk__write_flag(w, "rstrip", a->rstrip);
-    mhk__write_flag(w, "normalized", a->normalized);
-    mhk__write_flag(w, "special", a->special);
-    mhk__write_close(w, '}');
-  }
-  mhk__write_close(w, ']');
-}
-
-static void mhk__write_tokenizer(mhk__writer *w, const mhk_tokenizer *k, const mhk__added **by_id,
-                                 const mhk__merge **by_rank, char *room) {
-  static const char absent[3][16] = {"truncation", "padding", "normalizer"};
-  static const char unset[4][32] = {"dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix"};
-  mhk__write_open(w, '{');
-  mhk__write_key(w, "version");
-  mhk__write_text(w, "\"1.0\"");
-  for (int i = 0; i < 3; i++) {
-    if (i == 2) mhk__write_added(w, k, by_id);
-    mhk__write_key(w, absent[i]);
-    mhk__write_text(w, "null");
-  }
-  mhk__write_byte_level(w, "pre_tokenizer", k->prefix_space, k->use_regex);
-  mhk__write_byte_level(w, "post_processor", 1, 1);
-  mhk__write_byte_level(w, "decoder", 1, 1);
-  mhk__write_key(w, "model");
-  mhk__write_open(w, '{');
-  mhk__write_key(w, "type");
-  mhk__write_text(w, "\"BPE\"");
-  for (int i = 0; i < 4; i++) {
-    mhk__write_key(w, unset[i]);
-    mhk__write_text(w, "null");
-  }
-  mhk__write_flag(w, "fuse_unk", 0);
-  mhk__write_flag(w, "byte_fallback", 0);
-  mhk__write_flag(w, "ignore_merges", k->ignore_merges);
-  mhk__write_key(w, "vocab");
-  mhk__write_open(w, '{');
-  for (int32_t id = 0; id < k->size; id++)
-    if (k->kind[id] & MHK__TOKEN_VOCABULARY) {
-      mhk__token_text(k, id, room);
-      mhk__write_key(w, room);
-      mhk__write_integer(w, id);
-    }
-  mhk__write_close(w, '}');
-  mhk__write_key(w, "merges");
-  mhk__write_open(w, '[');
-  for (uint32_t s = 0; s <= k->merge_mask; s++)
-    if (k->merges[s].rank != UINT32_MAX) by_rank[k->merges[s].rank] = &k->merges[s];
-  for (uint32_t s = 0; s < k->n_merges; s++)
-    if (by_rank[s]) {
-      size_t n = mhk__token_text(k, (int32_t)by_rank[s]->left, room);
-      room[n++] = ' ';
-      n += mhk__token_text(k, (int32_t)by_rank[s]->right, room + n);
-      mhk__write_item(w);
-      mhk__write_string(w, room, n);
-    }
-  mhk__write_close(w, ']');
-  mhk__write_close(w, '}');
-  mhk__write_close(w, '}');
-}
-
 MHKDEF const char *mhk_tokenizer_json(mhk_tokenizer *k, size_t *length) {
-  mhk_context *ctx = k ? k->object.ctx : NULL;
-  if (length) *length = 0;
-  if (mhk_failed(ctx)) return NULL;
-  if (!k->json) { /* read from another layout: created at the first call */
-    mhk__mark mark = mhk__scratch_mark(ctx);
-    const mhk__added **by_id = (const mhk__added **)mhk__scratch(ctx, k->size, sizeof *by_id);
-    const mhk__merge **by_rank = (const mhk__merge **)mhk__scratch(ctx, (mhk_index)k->n_merges, sizeof *by_rank);
-    mhk__writer w;
-    size_t longest = 0;
-    char *room, *text = NULL;
-    for (int32_t id = 0; id < k->size; id++)
-      if (k->length[id] > longest) longest = k->length[id];
-    room = (char *)mhk__scratch(ctx, (mhk_index)longest + 1, 4);
-    for (int pass = 0; pass < 2 && by_id && by_rank && room; pass++) { /* count, then write */
-      if (pass) text = (char *)mhk__arena_alloc(ctx, &k->object.arena, w.length + 1);
-      if (pass && !text) break;
-      memset(by_id, 0, (size_t)k->size * sizeof *by_id);
-      memset(by_rank, 0, k->n_merges * sizeof *by_rank);
-      mhk__write_into(&w, text, pass ? w.length + 1 : 0);
-      mhk__write_tokenizer(&w, k, by_id, by_rank, room);
-    }
-    if (text) {
-      k->json_length = w.length;
-      k->json = text;
-    }
-    mhk__scratch_rewind(ctx, mark);
-  }
-  if (length && k->json) *length = k->json_length;
-  return k->json;
+  if (length) *length = k ? k->json_length : 0;
+  return k ? k->json : NULL;
 }
 
 /* ------------------------------------------------------------------------------------ streaming */
@@ -15918,9 +14991,8 @@ static void mhk__model_read_ends(mhk_model *m, const char *json, size_t length, 
 }
 
 #ifndef MOHAWK_NO_STDIO
-/* reads the rest of a model folder: the tokenizer, if there is one, and generation_config.json */
-static void mhk__pick_up_rest(mhk_model *m, const char *folder) {
-  static const char names[][20] = {"tokenizer.json", "vocab.json", "encoder.json", "tokenizer.model", "vocab.txt"};
+/* reads the rest of a model folder: generation_config.json and the tokenizer, if there are any */
+static void mhk__pick_up_rest(mhk_model *m, const char *folder, const mhk_tokenizer_desc *tokenizer) {
   mhk_context *ctx = m->object.ctx;
   mhk__mark mark = mhk__scratch_mark(ctx);
   char path[MHK__PATH_MOST + 64];
@@ -15929,15 +15001,11 @@ static void mhk__pick_up_rest(mhk_model *m, const char *folder) {
       mhk__bytes_read_or_fail(ctx, &ctx->scratch, path, &bytes))
     mhk__model_read_ends(m, (const char *)bytes.data, bytes.size, path, 1);
   mhk__scratch_rewind(ctx, mark);
-  for (int i = 0; i < 5 && !mhk_failed(ctx); i++)
-    if (mhk__join_path(path, sizeof path, folder, names[i]) && mhk__is_file(path)) {
-      mhk_tokenizer *k = i < 3 ? mhk_tokenizer_load(ctx, folder[0] ? folder : ".") : NULL;
-      if (i >= 3)
-        mhk_fail(ctx, MHK_ERROR_UNSUPPORTED,
-                 "%s is an unsupported kind of tokenizer; byte-level BPE in tokenizer.json is supported", path);
-      mhk__model_got_tokenizer(m, k);
-      return;
-    }
+  if (mhk_failed(ctx)) return;
+  if (tokenizer)
+    mhk__model_got_tokenizer(m, mhk_tokenizer_create(ctx, tokenizer));
+  else if (mhk__tokenizer_file(folder, path, sizeof path) != MHK__TOKENIZER_NONE)
+    mhk__model_got_tokenizer(m, mhk_tokenizer_load(ctx, folder[0] ? folder : "."));
 }
 #endif
 
@@ -15946,7 +15014,8 @@ static void mhk__pick_up_rest(mhk_model *m, const char *folder) {
 static mhk_model *mhk__model_in_one(mhk_context *ctx, mhk_file *f, const char *path) {
   char where[MHK__PATH_MOST + 64];
   mhk_config config;
-  size_t length = 0, settings_length = 0;
+  mhk_tokenizer_desc tokenizer;
+  size_t length = 0;
   const char *text = mhk_file_metadata(f, "config.json", &length);
   if (!text) return NULL;
   mhk__print(where, sizeof where, "config.json in %s", path);
@@ -15958,11 +15027,12 @@ static mhk_model *mhk__model_in_one(mhk_context *ctx, mhk_file *f, const char *p
   if (m) mhk__model_read_ends(m, text, length, where, 0);
   text = m ? mhk_file_metadata(f, "generation_config.json", &length) : NULL;
   if (text) mhk__model_read_ends(m, text, length, "generation_config.json in the file", 1);
-  text = m ? mhk_file_metadata(f, "tokenizer.json", &length) : NULL;
-  if (text && !mhk_failed(ctx)) {
-    const char *settings = mhk_file_metadata(f, "tokenizer_config.json", &settings_length);
-    mhk__model_got_tokenizer(m, mhk__tokenizer_from_json(ctx, text, length, "tokenizer.json in the file", settings,
-                                                         settings_length, "tokenizer_config.json in the file"));
+  memset(&tokenizer, 0, sizeof tokenizer);
+  tokenizer.json = m ? mhk_file_metadata(f, "tokenizer.json", &tokenizer.length) : NULL;
+  if (tokenizer.json && !mhk_failed(ctx)) {
+    tokenizer.config = mhk_file_metadata(f, "tokenizer_config.json", &tokenizer.config_length);
+    mhk__model_got_tokenizer(m, mhk__tokenizer_from(ctx, &tokenizer, "tokenizer.json in the file",
+                                                    "tokenizer_config.json in the file"));
   }
   if (m && mhk_failed(ctx)) {
     mhk_model_destroy(m);
@@ -15985,48 +15055,59 @@ MHKDEF mhk_model *mhk_load_memory(mhk_context *ctx, const void *data, size_t byt
 }
 
 #ifndef MOHAWK_NO_STDIO
-/* Saving another model to a folder removes config.json first and creates it last. If it is the same
-   before the weights are opened and after everything is read, all files belong to one model. */
-static mhk_model *mhk__load(mhk_context *ctx, const char *path, int read) {
-  char folder[MHK__PATH_MOST + 64], config_path[MHK__PATH_MOST + 64];
-  const mhk__mark mark = mhk__scratch_mark(ctx);
+/* Loads the model of a folder. Saving another model to a folder removes config.json first and
+   creates it last. If it is the same before the weights are opened and after everything is read,
+   all files belong to one model. */
+static mhk_model *mhk__load_folder(mhk_context *ctx, const char *folder, const char *path, const mhk_load_desc *desc) {
+  char config_path[MHK__PATH_MOST + 64];
+  mhk_model *m = NULL;
   mhk_config config;
   mhk__bytes before, after;
-  if (mhk__is_folder(path))
-    strcpy(folder, path);
-  else
-    mhk__folder_of(folder, sizeof folder, path);
   mhk__join_path(config_path, sizeof config_path, folder, "config.json");
   mhk__bytes_read(ctx, &ctx->scratch, config_path, &before); /* errors are reported after the weights are loaded */
-  mhk_file *f = mhk__file_open(ctx, path, read);
-  mhk_model *m = f && !mhk__is_folder(path) ? mhk__model_in_one(ctx, f, path) : NULL;
-  if (f && !m && !mhk_failed(ctx)) {
-    int changed = !before.data && mhk__bytes_read_or_fail(ctx, &ctx->scratch, config_path, &before);
-    if (before.data) mhk_config_parse(ctx, (const char *)before.data, before.size, config_path, &config);
-    if (mhk_failed(ctx))
-      mhk_file_close(f);
-    else
-      m = mhk__model_from_file(ctx, &config, f, path, config_path);
-    if (m) mhk__model_read_ends(m, (const char *)before.data, before.size, config_path, 0);
-    if (m && !mhk_failed(ctx)) mhk__pick_up_rest(m, folder);
-    changed = changed || mhk__bytes_read(ctx, &ctx->scratch, config_path, &after) || after.size != before.size ||
-              memcmp(after.data, before.data, after.size);
-    if (m && !mhk_failed(ctx) && changed)
-      mhk_fail(ctx, MHK_ERROR_FILE, "another model was saved to %s during loading: load it again", folder);
-  }
-  mhk__scratch_rewind(ctx, mark);
-  if (m && mhk_failed(ctx)) {
-    mhk_model_destroy(m);
-    return NULL;
-  }
+  mhk_file *f = desc->weights ? desc->weights : mhk__file_open(ctx, path, desc->read);
+  if (!f) return NULL;
+  int changed = !before.data && mhk__bytes_read_or_fail(ctx, &ctx->scratch, config_path, &before);
+  if (before.data) mhk_config_parse(ctx, (const char *)before.data, before.size, config_path, &config);
+  if (mhk_failed(ctx))
+    mhk_file_close(f);
+  else
+    m = mhk__model_from_file(ctx, &config, f, path, config_path);
+  if (m) mhk__model_read_ends(m, (const char *)before.data, before.size, config_path, 0);
+  if (m && !mhk_failed(ctx)) mhk__pick_up_rest(m, folder, desc->tokenizer);
+  if (!m || mhk_failed(ctx)) return m;
+  changed = changed || mhk__bytes_read(ctx, &ctx->scratch, config_path, &after) || after.size != before.size ||
+            memcmp(after.data, before.data, after.size);
+  if (changed)
+    mhk_fail(ctx, MHK_ERROR_FILE, "another model was saved to %s while this one was read: load it again", folder);
   return m;
 }
 
 MHKDEF mhk_model *mhk_load_with(mhk_context *ctx, const char *path, const mhk_load_desc *desc) {
-  if (!mhk__path_fits(ctx, path)) return NULL;
-  ctx->strict = desc && desc->strict;
-  mhk_model *m = mhk__load(ctx, path, desc && desc->read);
+  static const mhk_load_desc plain = {0, 0, NULL, NULL};
+  char folder[MHK__PATH_MOST + 64];
+  mhk_model *m = NULL;
+  if (!desc) desc = &plain;
+  if (!mhk__path_fits(ctx, path)) {
+    mhk_file_close(desc->weights);
+    return NULL;
+  }
+  const mhk__mark mark = mhk__scratch_mark(ctx);
+  ctx->strict = desc->strict;
+  strcpy(folder, path);
+  if (!mhk__is_folder(path)) {
+    mhk__folder_of(folder, sizeof folder, path);
+    mhk_file *f = desc->weights ? NULL : mhk__file_open(ctx, path, desc->read);
+    if (f) m = mhk__model_in_one(ctx, f, path);
+    if (!m && !mhk_failed(ctx)) mhk_file_close(f); /* opened again once config.json has been read */
+  }
+  if (!m && !mhk_failed(ctx)) m = mhk__load_folder(ctx, folder, path, desc);
+  mhk__scratch_rewind(ctx, mark);
   ctx->strict = 0;
+  if (m && mhk_failed(ctx)) {
+    mhk_model_destroy(m);
+    return NULL;
+  }
   return m;
 }
 
@@ -19163,7 +18244,6 @@ MHKDEF int32_t mhk_speculate(mhk_speculation *x, const mhk_sampling *sampling) {
    weights, moments, random numbers and the place in the corpus: a run that goes on from one
    computes the same bits as one that was never stopped. */
 
-#define MHK__END_TEXT "<|endoftext|>"
 #define MHK__UPDATE_BLOCK 16384 /* numbers per block of the optimizer */
 #define MHK__SAMPLE_BATCH 64    /* sequences that a model samples at once */
 #define MHK__WINDOW 256         /* tokens of a window of a batch or of an evaluation, by default */
@@ -22226,6 +21306,10 @@ MHKDEF const char *mhk_bf16_name(const mhk_context *ctx) { return ctx ? mhk__bf1
           mhk_context_desc.precision now; mhk_learning_rate (mhk_progress() has it).
           Descriptions in place of long lists: mhk_custom_desc, mhk_orientation_desc,
           mhk_evaluate_desc, mhk_stage_loss_desc.
+          Moved to tools/: reading of PyTorch archives and of vocabularies older than
+          tokenizer.json; mohawk convert and the other commands read them. New: mhk_file_of,
+          mhk_release_fn, mhk_load_desc.weights and .tokenizer, mhk_tokenizer_desc,
+          mhk_tokenizer_create.
    0.2.0  Renamed: mhk_quantise, mhk_quantise_desc and mhk_quantised to mhk_quantize,
           mhk_quantize_desc and mhk_quantized. New: mhk_load_with, mhk_model_ends,
           mhk_model_set_ends, mhk_model_tokenizer_error, mhk_encode_prompt, mhk_tokenizer_start,

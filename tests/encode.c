@@ -2,7 +2,7 @@
    end, and their ids on standard output, a line each: those of mhk_encode(), then how many
    mhk_encode_prompt() gives. Arguments: tokenizers' folders or files. A string goes through each of
    them. */
-#include "../mohawk.h"
+#include "foreign.h"
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -14,7 +14,7 @@ int main(int argc, char **argv) {
   char *text = NULL;
   long length;
   int t;
-  for (t = 1; t < argc && t < 64; t++) k[t] = mhk_tokenizer_load(ctx, argv[t]);
+  for (t = 1; t < argc && t < 64; t++) k[t] = foreign_tokenizer_load(ctx, argv[t]);
   while (!mhk_failed(ctx) && scanf("%ld%*c", &length) == 1) {
     if (3 * length + 8 > room) { /* normalized text is at most three times as long */
       room = 3 * length + 8;

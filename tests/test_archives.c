@@ -1,6 +1,37 @@
 /* PyTorch's own files: what torch.save wrote, and archives and pickles that lie. */
 #include "archive.h"
-#include "test.h"
+#include "models.h"
+#define TEST_OWN_PYTORCH
+#include "foreign.h"
+
+/* its memory is counted, and its n-th allocation fails */
+static size_t used_now, used_most;
+static long blocks, fails_at;
+static void *counted(void *old, size_t n, size_t size, int zeros) {
+  size_t *block;
+  if (fails_at > 0 && --fails_at == 0) return NULL;
+  block = (size_t *)realloc(old ? (size_t *)old - 2 : NULL, n * size + 16);
+  if (!block) return NULL;
+  if (old) used_now -= block[0];
+  else blocks++;
+  if (zeros) memset(block + 2, 0, n * size);
+  used_now += block[0] = n * size;
+  if (used_now > used_most) used_most = used_now;
+  return block + 2;
+}
+static void uncounted(void *p) {
+  if (!p) return;
+  used_now -= ((size_t *)p)[-2];
+  blocks--;
+  free((size_t *)p - 2);
+}
+#define calloc(n, size) counted(NULL, n, size, 1)
+#define realloc(old, bytes) counted(old, bytes, 1, 0)
+#define free uncounted
+#include "../tools/pytorch.c"
+#undef calloc
+#undef realloc
+#undef free
 
 static mhk_context *ctx;
 
@@ -74,7 +105,7 @@ static void fixture(const mhk_file *f) {
 }
 
 TEST(what_torch_saved) {
-  mhk_file *f = mhk_file_open(ctx, FIXTURE);
+  mhk_file *f = foreign_file_open(ctx, FIXTURE);
   fixture(f);
   mhk_file_close(f);
   CHECK_OK(ctx);
@@ -83,7 +114,7 @@ TEST(what_torch_saved) {
 TEST(folders_and_shards) {
   size_t n = 0;
   char *bytes = test_read_file(FIXTURE, &n), text[2000], *end = text;
-  mhk_file *f = mhk_file_open(ctx, FIXTURE);
+  mhk_file *f = foreign_file_open(ctx, FIXTURE);
   int i;
   REQUIRE(bytes && f, "%s", mhk_message(ctx));
   end += sprintf(end, "{\"weight_map\":{");
@@ -105,7 +136,7 @@ TEST(folders_and_shards) {
     mhk_file_write(ctx, test_path("pytorch_model-00002-of-00002.bin"), 1, &x, 0, NULL);
   }
   CHECK(test_write_file(test_path("pytorch_model.bin.index.json"), text, strlen(text)), "cannot write");
-  f = mhk_file_open(ctx, test_path(""));
+  f = foreign_file_open(ctx, test_path(""));
   CHECK(mhk_file_count(f) == 18 && mhk_file_find(f, "other") && mhk_file_find(f, "turned"), "%d tensors: %s",
         mhk_file_count(f), mhk_message(ctx));
   mhk_file_close(f);
@@ -123,7 +154,7 @@ static mhk_file *reopen(void) {
   free(exact);
   exact = (unsigned char *)malloc(made_n ? made_n : 1);
   memcpy(exact, made, made_n);
-  opened = mhk_file_open_memory(ctx, exact, made_n);
+  opened = foreign_file_open_memory(ctx, "the file in memory", exact, made_n);
   return opened;
 }
 
@@ -131,7 +162,7 @@ static mhk_file *reopen(void) {
 static const unsigned char numbers[24] = {0, 0, 0x80, 0x3F, 0, 0, 0,    0x40, 0, 0, 0x40, 0x40,
                                           0, 0, 0x80, 0x40, 0, 0, 0xA0, 0x40, 0, 0, 0xC0, 0x40};
 
-static mhk_file *pickled(const char *pickle, size_t n) {
+static mhk_file *opened_pickle(const char *pickle, size_t n) {
   part parts[4] = {
       {"x/data.pkl", NULL, 0}, {"x/byteorder", "little", 6}, {"x/data/0", numbers, 24}, {"x/version", "3\n", 2}};
   parts[0].data = pickle;
@@ -149,10 +180,10 @@ static mhk_file *pickled(const char *pickle, size_t n) {
 #define REBUILD "ctorch._utils\n_rebuild_tensor_v2\n"
 #define TENSOR_OF(storage, offset, shape, strides) REBUILD "(" storage offset shape strides "\x89" HOOKS "tR"
 #define TENSOR TENSOR_OF(FLOATS, "K\0", "K\2K\3\x86", "K\3K\1\x86")
-#define PICKLE(text) pickled(text, sizeof text - 1)
+#define PICKLE(text) opened_pickle(text, sizeof text - 1)
 
 static void refused(int line, const char *text, size_t n, mhk_result code, const char *message) {
-  mhk_file *f = pickled(text, n);
+  mhk_file *f = opened_pickle(text, n);
   CHECK(!f && mhk_error(ctx) == code && strstr(mhk_message(ctx), message),
         "line %d: result %d, \"%s\" does not contain \"%s\"", line, (int)mhk_error(ctx), mhk_message(ctx), message);
   mhk_clear_error(ctx);
@@ -336,16 +367,17 @@ TEST(bombs) {
   mhk_file_close(opened);
   opened = NULL;
   ctx = test_context(&memory, 0, 0);
+  used_most = 0;
   memcpy(text, "\x80\x02}N\x85q\0", 7), n = 7; /* tuples of tuples: 2^120 leaves */
   for (i = 1; i <= 120; i++, n += 7)
     text[n] = 'h', text[n + 1] = (char)(i - 1), text[n + 2] = 'h', text[n + 3] = (char)(i - 1), text[n + 4] = '\x86',
     text[n + 5] = 'q', text[n + 6] = (char)i;
-  CHECK(!pickled(text, n) && mhk_error(ctx) == F, "opened");
+  CHECK(!opened_pickle(text, n) && mhk_error(ctx) == F, "opened");
   mhk_clear_error(ctx);
   memcpy(text, "\x80\x02}", 3), n = 3;
   memset(text + n, '(', 50000), n += 50000; /* marks upon marks */
   text[n++] = '.';
-  CHECK(!pickled(text, n) && mhk_error(ctx) == F, "opened");
+  CHECK(!opened_pickle(text, n) && mhk_error(ctx) == F, "opened");
   mhk_clear_error(ctx);
   /* one long name for thousands of tensors */
   memcpy(text, "\x80\x02}X\xa0\x0f\0\0", 8), n = 8;
@@ -354,7 +386,7 @@ TEST(bombs) {
   memcpy(text + n, TENSOR "q\1s(", sizeof TENSOR + 3), n += sizeof TENSOR + 3;
   for (i = 0; i < 10000; i++) memcpy(text + n, "h\0h\1", 4), n += 4;
   memcpy(text + n, "u.", 2), n += 2;
-  CHECK(!pickled(text, n) && strstr(mhk_message(ctx), "appears twice"), "%s", mhk_message(ctx));
+  CHECK(!opened_pickle(text, n) && strstr(mhk_message(ctx), "appears twice"), "%s", mhk_message(ctx));
   mhk_clear_error(ctx);
   /* the same elements turned again and again: copies larger than the file are refused */
   memcpy(text, START, 4), n = 4;
@@ -365,9 +397,11 @@ TEST(bombs) {
     n += (size_t)sprintf(text + n, "X%c", 4), memcpy(text + n, "\0\0\0", 3), n += 3,
         n += (size_t)sprintf(text + n, "%04dh\1", (int)i);
   memcpy(text + n, "u.", 2), n += 2;
-  CHECK(!pickled(text, n) && strstr(mhk_message(ctx), "transposed tensors together are larger than the file"), "%s",
-        mhk_message(ctx));
-  CHECK(mhk_memory_peak(ctx) < 20000000, "%.1f MB were used", (double)mhk_memory_peak(ctx) * 1e-6);
+  CHECK(!opened_pickle(text, n) && strstr(mhk_message(ctx), "transposed tensors together are larger than the file"),
+        "%s", mhk_message(ctx));
+  CHECK(used_most + mhk_memory_peak(ctx) < 20000000, "%.1f MB were used",
+        (double)(used_most + mhk_memory_peak(ctx)) * 1e-6);
+  CHECK(used_now == 0 && blocks == 0, "%ld blocks are left", blocks);
   mhk_destroy(ctx);
   opened = NULL;
   CHECK(memory.bytes == 0, "%lld bytes are left", (long long)memory.bytes);
@@ -433,8 +467,8 @@ TEST(archives_that_are_wrong) {
   ARCHIVE_REFUSED(F, "it is truncated");
   archive(3, parts, 0), made_n = 4;
   ARCHIVE_REFUSED(F, "it is truncated");
-  archive(3, parts, 0), made_n = 3; /* no archive at all */
-  ARCHIVE_REFUSED(F, "has 3 bytes");
+  archive(3, parts, 0), made_n = 3;
+  ARCHIVE_REFUSED(F, "it is truncated");
   archive(3, parts, 0), entry_of(0)[16] ^= 1;
   ARCHIVE_REFUSED(F, "the checksum of its pickle is wrong");
   archive(3, parts, 0), made[60] ^= 1;
@@ -542,26 +576,182 @@ TEST(cut_and_changed) {
   free(bytes);
 }
 
-/* the n-th allocation fails, for every n: an error, no leak */
-TEST(allocations_that_fail) {
+/* the n-th allocation of the context or of the reader fails, for every n: an error, no leak */
+static void allocations_fail(int in_reader) {
   long n;
   int done = 0;
   size_t length = 0;
   char *bytes = test_read_file(FIXTURE, &length);
   for (n = 1; n < 500 && !done; n++) {
     test_memory memory;
-    mhk_context *c = test_context(&memory, n, 0);
+    mhk_context *c = test_context(&memory, in_reader ? 0 : n, 0);
     if (c) {
-      mhk_file *f = mhk_file_open_memory(c, bytes, length);
+      fails_at = in_reader ? n : 0;
+      mhk_file *f = foreign_file_open_memory(c, "the file in memory", bytes, length);
+      fails_at = 0;
       done = mhk_file_count(f) == 17;
       CHECK(done || mhk_error(c) == MHK_ERROR_MEMORY, "call %ld: %s", n, mhk_message(c));
       mhk_file_close(f);
       mhk_destroy(c);
     }
-    CHECK(memory.bytes == 0 && memory.blocks == 0 && !memory.wrong_size, "call %ld leaks %ld bytes", n,
+    CHECK(memory.bytes == 0 && memory.blocks == 0 && !memory.wrong_size && blocks == 0, "call %ld leaks %ld bytes", n,
           (long)memory.bytes);
   }
   CHECK(done && n > 3, "%ld calls", n);
+  free(bytes);
+}
+TEST(allocations_that_fail) {
+  mhk_file_close(opened);
+  opened = NULL;
+  allocations_fail(0);
+  allocations_fail(1);
+}
+
+/* ---- whole models */
+
+static char warned[400];
+static void listen(void *user, mhk_log_level level, const char *text) {
+  (void)user;
+  if (level == MHK_LOG_WARNING) snprintf(warned, sizeof warned, "%s", text);
+}
+
+static char *whole(char *p, unsigned long number) {
+  int i;
+  *p++ = 'J';
+  for (i = 0; i < 4; i++, number >>= 8) *p++ = (char)(number & 255);
+  return p;
+}
+
+/* all tensors of a model's file in one storage, as a state dict */
+static void archive_model(const mhk_file *f, const char *path) {
+  static char pickle[1 << 16];
+  static unsigned char values[1 << 18];
+  part parts[2] = {{"m/data.pkl", pickle, 0}, {"m/data/0", values, 0}};
+  char *p = pickle, storage[160];
+  size_t n = 0, length;
+  int i, k;
+  for (i = 0; i < mhk_file_count(f); i++) {
+    const mhk_stored *x = mhk_file_at(f, i);
+    REQUIRE(x->dtype == MHK_F32 && 4 * n + x->bytes <= sizeof values, "tensor %d does not fit", i);
+    memcpy(values + 4 * n, x->data, x->bytes);
+    n += (size_t)x->count;
+  }
+#define TAKE(text) (memcpy(p, text, sizeof text - 1), p += sizeof text - 1)
+#define WHOLE(number) (p = whole(p, (unsigned long)(number)))
+  TAKE("\x80\x02}(");
+  parts[1].n = 4 * n;
+  length = sizeof(TEXT("\7", "storage")) - 1;
+  memcpy(storage, TEXT("\7", "storage"), length);
+  for (i = 0, n = 0; i < mhk_file_count(f); i++) {
+    const mhk_stored *x = mhk_file_at(f, i);
+    const char name_length = (char)strlen(x->name);
+    mhk_index stride = x->count;
+    TAKE("X"), *p++ = name_length, TAKE("\0\0\0");
+    memcpy(p, x->name, strlen(x->name)), p += strlen(x->name);
+    TAKE(REBUILD "((");
+    memcpy(p, storage, length), p += length;
+    TAKE("ctorch\nFloatStorage\n" TEXT("\1", "0") TEXT("\3", "cpu"));
+    WHOLE(parts[1].n / 4), TAKE("tQ");
+    WHOLE(n), TAKE("(");
+    for (k = 0; k < x->rank; k++) WHOLE(x->shape[k]);
+    TAKE("t(");
+    for (k = 0; k < x->rank; k++) {
+      stride /= x->shape[k];
+      WHOLE(stride);
+    }
+    TAKE("t\x89" HOOKS "tR");
+    n += (size_t)x->count;
+  }
+  TAKE("u.");
+  parts[0].n = (size_t)(p - pickle);
+  archive(2, parts, 0);
+  CHECK(test_write_file(path, made, made_n), "cannot write %s", path);
+}
+
+/* bytes as the 256 tokens that a vocabulary must have, and one more; the model's vocabulary is
+   larger */
+static void write_vocabulary(const char *vocabulary, const char *merges) {
+  char text[8000], *p = text;
+  int b, next = 256;
+  p += sprintf(p, "{");
+  for (b = 0; b < 256; b++) {
+    const int c = (b > 32 && b < 127) || (b > 160 && b != 173) ? b : next++;
+    p += sprintf(p, "\"\\u%04x\": %d, ", c, b);
+  }
+  sprintf(p, "\"ab\": 256, \"<|endoftext|>\": 257}");
+  CHECK(test_write_file(vocabulary, text, strlen(text)), "cannot write");
+  CHECK(test_write_file(merges, "#version: 0.2\na b\n", 18), "cannot write");
+}
+
+TEST(a_model_of_pytorch_with_an_old_vocabulary_loads_as_its_safetensors_do) {
+  mhk_config config = model_config(PHI_MAMBA);
+  mhk_context_desc d;
+  mhk_load_desc strict;
+  mhk_context *c;
+  mhk_model *m, *again;
+  mhk_file *f;
+  int32_t ids[4];
+  int i;
+  memset(&d, 0, sizeof d);
+  memset(&strict, 0, sizeof strict);
+  d.log = listen;
+  strict.strict = 1;
+  warned[0] = 0;
+  c = mhk_create(&d);
+  config.vocab_size = 258;
+  m = mhk_model_create(c, &config, 1);
+  mhk_save(m, test_path("old"), MHK_F32);
+  f = mhk_file_open(c, test_path("old"));
+  REQUIRE(f, "%s", mhk_message(c));
+  archive_model(f, test_path("old/pytorch_model.bin"));
+  mhk_file_close(f);
+  remove(test_path("old/model.safetensors"));
+  write_vocabulary(test_path("old/vocab.json"), test_path("old/merges.txt"));
+  again = foreign_load(c, test_path("old"), &strict);
+  REQUIRE(again, "%s", mhk_message(c));
+  CHECK(!warned[0], "%s", warned);
+  for (i = 0; i < mhk_model_count(m); i++) {
+    const mhk_tensor *x = mhk_model_at(m, i), *y = mhk_model_at(again, i);
+    CHECK(x->count == y->count && !memcmp(x->data, y->data, (size_t)x->count * sizeof(float)), "tensor %d differs", i);
+  }
+  CHECK(mhk_encode(mhk_model_tokenizer(again), "xab<|endoftext|>", 16, ids, 4) == 3 && ids[0] == 'x' && ids[1] == 256 &&
+            ids[2] == 257 && mhk_tokenizer_end(mhk_model_tokenizer(again)) == 257,
+        "other ids");
+  mhk_model_destroy(again);
+  again = foreign_load(c, test_path("old/pytorch_model.bin"), &strict);
+  CHECK(again && mhk_model_tokenizer(again), "the file beside its config.json: %s", mhk_message(c));
+  /* saved it is a model that the library reads, and still the vocabulary's */
+  mhk_save(again, test_path("new.safetensors"), MHK_F32);
+  mhk_model_destroy(again);
+  again = mhk_load_with(c, test_path("new.safetensors"), &strict);
+  CHECK(again && mhk_tokenizer_size(mhk_model_tokenizer(again)) == 258, "%s", mhk_message(c));
+  mhk_model_destroy(again);
+  /* a vocabulary that cannot be read leaves the model without one, and the sentence names it */
+  remove(test_path("old/merges.txt"));
+  again = foreign_load(c, test_path("old"), NULL);
+  CHECK(again && !mhk_model_tokenizer(again) && strstr(warned, "old/vocab.json without merges.txt"), "%s", warned);
+  CHECK(!foreign_load(c, test_path("old"), &strict), "strict");
+  CHECK_FAILS(c, MHK_ERROR_UNSUPPORTED, "without merges.txt");
+  remove(test_path("old/vocab.json"));
+  mhk_destroy(c);
+  CHECK(used_now == 0 && blocks == 0, "%ld blocks are left", blocks);
+}
+
+/* the library alone says which command reads such files */
+TEST(library_names_the_command) {
+  size_t n = 0;
+  char *bytes = test_read_file(FIXTURE, &n);
+  CHECK(!mhk_file_open(ctx, FIXTURE), "opened");
+  CHECK_FAILS(ctx, MHK_ERROR_UNSUPPORTED,
+              FIXTURE " is an archive of PyTorch, which the library does not read: `mohawk");
+  CHECK(!mhk_file_open_memory(ctx, bytes, n), "opened");
+  CHECK_FAILS(ctx, MHK_ERROR_UNSUPPORTED, "`mohawk convert --model");
+  test_make_folder(test_path("alone"));
+  CHECK(test_write_file(test_path("alone/pytorch_model.bin"), bytes, n), "cannot write");
+  CHECK(!mhk_file_open(ctx, test_path("alone")), "opened");
+  CHECK_FAILS(ctx, MHK_ERROR_UNSUPPORTED, "alone/pytorch_model.bin is");
+  CHECK(!mhk_load(ctx, test_path("alone")), "loaded");
+  CHECK_FAILS(ctx, MHK_ERROR_UNSUPPORTED, "`mohawk convert --model");
   free(bytes);
 }
 
@@ -579,6 +769,8 @@ int main(int argc, char **argv) {
   RUN(archives_that_are_wrong);
   RUN(cut_and_changed);
   RUN(allocations_that_fail);
+  RUN(a_model_of_pytorch_with_an_old_vocabulary_loads_as_its_safetensors_do);
+  RUN(library_names_the_command);
   mhk_file_close(opened);
   result = test_end();
   mhk_destroy(ctx);

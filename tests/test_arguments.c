@@ -325,8 +325,10 @@ static mhk_tensor *to_scalar(mhk_tape *t, void *user) {
   return mhk_sum(t, mhk_square(t, w.tensor[4]));
 }
 static void do_nothing(const mhk_op *op) { (void)op; }
+static void release_nothing(void *user) { (void)user; }
 typedef mhk_tensor *(*scalar_fn)(mhk_tape *t, void *user);
 ARG(mhk_progress_fn, mhk_progress_fn, 2) { return chosen(c, i) ? NULL : stop_at_once; }
+ARG(mhk_release_fn, mhk_release_fn, 2) { return chosen(c, i) ? NULL : release_nothing; }
 ARG(mhk_block_fn, mhk_block_fn, 2) { return chosen(c, i) ? NULL : block; }
 ARG(function_mhk_tensor_p, scalar_fn, 2) { return chosen(c, i) ? NULL : to_scalar; }
 
@@ -336,6 +338,11 @@ BASE(mhk_config) {
   d->vocab_size = 258;
 }
 BASE(mhk_load_desc) { memset(d, 0, sizeof *d); }
+BASE(mhk_tokenizer_desc) {
+  memset(d, 0, sizeof *d);
+  d->json = tokenizer_json;
+  d->length = strlen(tokenizer_json);
+}
 BASE(mhk_quantize_desc) { memset(d, 0, sizeof *d); }
 BASE(mhk_forward_desc) {
   memset(d, 0, sizeof *d);

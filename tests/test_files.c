@@ -736,10 +736,11 @@ TEST(shards) {
   remove(test_path("shards/pytorch_model.bin")), remove(test_path("shards/model.safetensors")),
       remove(test_path(INDEX));
   CHECK(!mhk_file_open(ctx, test_path("shards")), "an empty folder was opened");
-  CHECK_FAILS(ctx, MHK_ERROR_FILE, "has no model.safetensors, no pytorch_model.bin, and no index of either");
-  text_file("shards/pytorch_model.bin", "not an archive");
-  CHECK(!mhk_file_open(ctx, test_path("shards")), "a pickle was opened");
-  CHECK_FAILS(ctx, MHK_ERROR_FORMAT, "pytorch_model.bin is not a safetensors file (or one of PyTorch 1.6 or later)");
+  CHECK_FAILS(ctx, MHK_ERROR_FILE, "has no model.safetensors and no index of one");
+  text_file("shards/model.safetensors", "not a header");
+  CHECK(!mhk_file_open(ctx, test_path("shards")), "twelve letters were opened");
+  CHECK_FAILS(ctx, MHK_ERROR_FORMAT, "model.safetensors is not a safetensors file");
+  remove(test_path("shards/model.safetensors"));
   shard("shards/s1.safetensors", "a", "c");
   shard("shards/s2.safetensors", "b", NULL);
   shard("secret.safetensors", "b", NULL);
@@ -781,6 +782,67 @@ TEST(shards) {
   f = mhk_file_open(ctx, test_path("shards"));
   CHECK(mhk_file_count(f) == 1 && mhk_file_find(f, "whole"), "%s", mhk_message(ctx));
   mhk_file_close(f);
+}
+
+/* ---- tensors that another reader found */
+
+static int released;
+static void release(void *user) { released += *(int *)user; }
+
+/* released exactly once, whatever happens */
+static mhk_file *file_of(int n, const mhk_stored *x) {
+  static int one = 1;
+  mhk_file *f;
+  released = 0;
+  f = mhk_file_of(ctx, "somewhere.else", n, x, release, &one);
+  CHECK(released == !f, "released %d times", released);
+  return f;
+}
+
+TEST(tensors_in_memory_are_a_file) {
+  /* 1 to 6, little-endian */
+  static const unsigned char values[24] = {0, 0, 0x80, 0x3F, 0, 0, 0,    0x40, 0, 0, 0x40, 0x40,
+                                           0, 0, 0x80, 0x40, 0, 0, 0xA0, 0x40, 0, 0, 0xC0, 0x40};
+  mhk_stored x[2];
+  mhk_real got[6];
+  mhk_file *f;
+  int i;
+  memset(x, 0, sizeof x);
+  for (i = 0; i < 2; i++) {
+    x[i].name = i ? "a" : "b";
+    x[i].dtype = MHK_F32;
+    x[i].rank = 2;
+    x[i].shape[0] = 3;
+    x[i].shape[1] = 2;
+    x[i].count = 6;
+    x[i].data = values;
+  }
+  f = file_of(2, x);
+  REQUIRE_OK(ctx);
+  CHECK(mhk_file_count(f) == 2 && !strcmp(mhk_file_at(f, 0)->name, "a") && mhk_file_find(f, "b")->data == values &&
+            mhk_file_find(f, "b")->bytes == 24 && mhk_file_find(f, "b")->shape[2] == 1,
+        "%d tensors", mhk_file_count(f));
+  mhk_file_read(ctx, mhk_file_find(f, "a"), got);
+  CHECK(got[0] == 1 && got[5] == 6, "other values");
+  CHECK(!mhk_file_metadata(f, "format", NULL), "metadata from nowhere");
+  mhk_file_close(f);
+  CHECK(released == 1, "released %d times", released);
+  mhk_file_close(file_of(0, NULL));
+  CHECK(released == 1, "released %d times", released);
+  CHECK_OK(ctx);
+  x[0].name = "a";
+  CHECK(!file_of(2, x), "one name twice");
+  CHECK_FAILS(ctx, MHK_ERROR_FORMAT, "tensor a appears twice: in somewhere.else");
+  x[0].name = NULL;
+  CHECK(!file_of(2, x), "no name");
+  CHECK_FAILS(ctx, MHK_ERROR_ARGUMENT, "tensor 0 (no name)");
+  x[0].name = "b";
+  x[0].count = 7;
+  CHECK(!file_of(2, x), "too many elements");
+  CHECK_FAILS(ctx, MHK_ERROR_SHAPE, "tensor b of shape (3,2) cannot have 7 elements");
+  CHECK(!file_of(-1, x) && mhk_error(ctx) == MHK_ERROR_ARGUMENT, "a negative number");
+  CHECK(!file_of(2, x), "in a context that has failed");
+  mhk_clear_error(ctx);
 }
 
 TEST(paths) {
@@ -855,6 +917,7 @@ int main(int argc, char **argv) {
   RUN(written_and_read);
   RUN(writing_what_cannot_be_written);
   RUN(shards);
+  RUN(tensors_in_memory_are_a_file);
   RUN(paths);
   RUN(allocations_that_fail);
   result = test_end();

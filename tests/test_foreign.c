@@ -828,7 +828,7 @@ TEST(a_tokenizer_that_cannot_be_read_leaves_the_model_without_and_says_why) {
   } cases[] = {{"tokenizer.json", "{", "line 1"},
                {"tokenizer.json", "{\"model\": {\"type\": \"WordPiece\"}}", "WordPiece"},
                {"tokenizer.model", "x", "is an unsupported kind of tokenizer"},
-               {"vocab.json", "{}", "merges.txt"}};
+               {"vocab.json", "{}", "`mohawk convert --model"}};
   size_t i;
   for (i = 0; i < sizeof cases / sizeof *cases; i++) {
     char path[600];

@@ -397,7 +397,8 @@ TEST(every_function_is_tested) {
   static const char *const names[] = {"tests/test_errors.c",    "tests/test_ops.c",         "tests/test_golden.c",
                                       "tests/test_sessions.c",  "tests/test_determinism.c", "tests/test_memory.c",
                                       "tests/test_precision.c", "tests/test_inference.c",   "tests/test_sampling.c",
-                                      "tests/test_quant.c",     "tests/test_foreign.c",     "tests/test_writing.c"};
+                                      "tests/test_quant.c",     "tests/test_foreign.c",     "tests/test_writing.c",
+                                      "tests/test_files.c",     "tests/test_tokenizer.c"};
   enum { FILES = sizeof names / sizeof *names };
   char *tests[FILES];
   const char *p = plain, *end;

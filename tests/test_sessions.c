@@ -2,6 +2,7 @@
    folder of model folders with --dir), and the properties of sessions and sampling. */
 #include "json.h"
 #include "models.h"
+#include "foreign.h"
 #include <dirent.h>
 #include <sys/stat.h>
 
@@ -134,7 +135,7 @@ static void check_model(const char *dir) {
   memset(&cd, 0, sizeof cd);
   cd.threads = -1;
   ctx = mhk_create(&cd);
-  m = mhk_load(ctx, dir);
+  m = foreign_load(ctx, dir, NULL);
   CHECK(m != NULL, "%s: %s", dir, mhk_message(ctx));
   if (!m) {
     mhk_destroy(ctx);

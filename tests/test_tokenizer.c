@@ -1,6 +1,7 @@
 /* The tokenizer: against Hugging Face's answers, against itself, and against files that are
    wrong. */
 #include "test.h"
+#include "foreign.h"
 #include "json.h"
 #include <time.h>
 
@@ -112,7 +113,7 @@ static void check_outside(const char *folder, const char *rows) {
   }
   fclose(f);
   ctx = mhk_create(NULL);
-  k = mhk_tokenizer_load(ctx, path);
+  k = foreign_tokenizer_load(ctx, path);
   if (CHECK_OK(ctx), k) {
     check_rows(k, expected, 40);
     json_text = mhk_tokenizer_json(k, &length);
@@ -598,17 +599,40 @@ static mhk_tokenizer *load_configured(mhk_context *ctx, const char *root, const 
   static const char added[] = TOKEN(256, "<|endoftext|>", "") ", " TOKEN(257, "<s>", "") ", " TOKEN(258, "</s>", "");
   const char *path = test_path("configured/tokenizer.json");
   char folder[512];
+  mhk_tokenizer *k, *in_memory;
+  mhk_tokenizer_desc desc;
+  int warned;
   text t = make_tokenizer(", \"\\u0120a\": 259", "\"\\u0120 a\"", added, NULL, NULL, root);
   snprintf(folder, sizeof folder, "%.*s", (int)(strlen(path) - strlen("/tokenizer.json")), path);
   test_make_folder(folder);
   CHECK(test_write_file(path, t.data, t.n), "cannot write %s", path);
-  free(t.data);
   remove(test_path("configured/tokenizer_config.json"));
   if (config)
     CHECK(test_write_file(test_path("configured/tokenizer_config.json"), config, strlen(config)),
           "cannot write a tokenizer_config.json");
   warnings = 0;
-  return mhk_tokenizer_load(ctx, folder);
+  k = mhk_tokenizer_load(ctx, folder);
+  warned = warnings;
+  if (k) { /* and the same from memory */
+    memset(&desc, 0, sizeof desc);
+    desc.json = t.data;
+    desc.length = t.n;
+    desc.config = config;
+    desc.config_length = config ? strlen(config) : 0;
+    in_memory = mhk_tokenizer_create(ctx, &desc);
+    CHECK(in_memory && mhk_tokenizer_start(k) == mhk_tokenizer_start(in_memory) &&
+              mhk_tokenizer_end(k) == mhk_tokenizer_end(in_memory) && warnings == 2 * warned &&
+              mhk_encode_prompt(k, "x", 1, NULL, 0) == mhk_encode_prompt(in_memory, "x", 1, NULL, 0),
+          "other tokens from memory: %s", mhk_message(ctx));
+    mhk_tokenizer_destroy(in_memory);
+    desc.length = 1;
+    desc.name = "half a file";
+    CHECK(!mhk_tokenizer_create(ctx, &desc), "a bracket");
+    CHECK_FAILS(ctx, MHK_ERROR_FORMAT, "half a file, line 1, byte 1");
+  }
+  warnings = warned;
+  free(t.data);
+  return k;
 }
 
 #define TEMPLATE(before, after) \
@@ -885,8 +909,11 @@ TEST(other_layouts) {
             test_write_file(merges_path, merges.data, merges.n),
         "cannot write %s", vocabulary_path);
   snprintf(folder, sizeof folder, "%.*s", (int)(strlen(vocabulary_path) - strlen("/vocab.json")), vocabulary_path);
-  x = mhk_tokenizer_load(ctx, folder);
+  x = foreign_tokenizer_load(ctx, folder);
   REQUIRE_OK(ctx);
+  CHECK(!mhk_tokenizer_load(ctx, folder), "the library read it");
+  CHECK_FAILS(ctx, MHK_ERROR_UNSUPPORTED,
+              "vocab.json is a vocabulary in an old layout, which the library does not read: `mohawk");
   check_same_ids("vocab.json", k, x, source, sizeof source - 1);
   CHECK(mhk_tokenizer_end(x) == 0 && mhk_tokenizer_id(x, "<|endoftext|>") == 0, "the end-of-text token");
   check_rows(x, TINY "/tokens.json", 40);
@@ -896,7 +923,7 @@ TEST(other_layouts) {
   CHECK_OK(ctx);
 
   CHECK(test_write_file(added_path, "{\"    \": 1030, \"\\t\": 1024}", 26), "cannot write %s", added_path);
-  x = mhk_tokenizer_load(ctx, merges_path);
+  x = foreign_tokenizer_load(ctx, merges_path);
   REQUIRE_OK(ctx);
   CHECK(mhk_tokenizer_size(x) == 1031 && mhk_tokenizer_id(x, "    ") == 1030 && mhk_tokenizer_id(x, "\t") == 1024,
         "added tokens of added_tokens.json");
@@ -907,32 +934,34 @@ TEST(other_layouts) {
   CHECK(mhk_decode(x, &id, 1, NULL, 0) == -1, "a gap was decoded");
   CHECK_FAILS(ctx, MHK_ERROR_ARGUMENT, "id 1027");
   CHECK(test_write_file(added_path, "{\"    \": 7}", 11), "cannot write %s", added_path);
-  CHECK(!mhk_tokenizer_load(ctx, folder), "id 7 is taken");
-  CHECK_FAILS(ctx, MHK_ERROR_FORMAT, "added_tokens.json");
-  CHECK(test_write_file(added_path, "[]", 2) && !mhk_tokenizer_load(ctx, folder),
+  x = foreign_tokenizer_load(ctx, folder);
+  REQUIRE_OK(ctx);
+  CHECK(mhk_tokenizer_id(x, "    ") == 1024, "id 7 is taken, and this is no new one");
+  CHECK(test_write_file(added_path, "[]", 2) && !foreign_tokenizer_load(ctx, folder),
         "added_tokens.json should be an object");
-  CHECK_FAILS(ctx, MHK_ERROR_FORMAT, "added_tokens.json must be one JSON object");
+  CHECK_FAILS(ctx, MHK_ERROR_FORMAT, "with merges.txt and added_tokens.json: \"added_tokens\" must be an array");
   remove(added_path);
 
   good = merges.n;
   put(&merges, "\nTt he\n");
-  CHECK(test_write_file(merges_path, merges.data, merges.n) && !mhk_tokenizer_load(ctx, folder),
+  CHECK(test_write_file(merges_path, merges.data, merges.n) && !foreign_tokenizer_load(ctx, folder),
         "a merge of unknown tokens");
   CHECK_FAILS(ctx, MHK_ERROR_FORMAT, "\"Tt\", which is not in the vocabulary");
   merges.n = good;
   put(&merges, "t h e\n");
-  CHECK(test_write_file(merges_path, merges.data, merges.n) && !mhk_tokenizer_load(ctx, folder), "a merge of three");
-  CHECK_FAILS(ctx, MHK_ERROR_FORMAT, "must be two tokens");
+  CHECK(test_write_file(merges_path, merges.data, merges.n) && !foreign_tokenizer_load(ctx, folder),
+        "a merge of three");
+  CHECK_FAILS(ctx, MHK_ERROR_FORMAT, "must be \"left right\"");
   remove(merges_path);
-  CHECK(!mhk_tokenizer_load(ctx, folder), "merges.txt is gone");
-  CHECK_FAILS(ctx, MHK_ERROR_FILE, "merges.txt");
+  CHECK(!foreign_tokenizer_load(ctx, folder), "merges.txt is gone");
+  CHECK_FAILS(ctx, MHK_ERROR_FORMAT, "vocab.json without merges.txt");
   remove(vocabulary_path);
-  CHECK(!mhk_tokenizer_load(ctx, folder), "nothing there");
-  CHECK_FAILS(ctx, MHK_ERROR_FILE, "encoder.json");
+  CHECK(!foreign_tokenizer_load(ctx, folder), "nothing there");
+  CHECK_FAILS(ctx, MHK_ERROR_FILE, "has no tokenizer.json");
   CHECK(test_write_file(test_path("encoder.json"), vocabulary->start, (size_t)(vocabulary->end - vocabulary->start)) &&
             test_write_file(test_path("vocab.bpe"), merges.data, good),
         "cannot write encoder.json");
-  x = mhk_tokenizer_load(ctx, test_path("vocab.bpe"));
+  x = foreign_tokenizer_load(ctx, test_path("vocab.bpe"));
   CHECK_OK(ctx);
   check_same_ids("encoder.json", k, x, source, sizeof source - 1);
   remove(test_path("encoder.json"));
@@ -1279,7 +1308,7 @@ TEST(out_of_memory) {
     test_memory memory;
     mhk_context *ctx = test_context(&memory, fail_at, 0);
     if (ctx) {
-      mhk_tokenizer *k = mhk_tokenizer_load_memory(ctx, t.data, t.n), *pair = mhk_tokenizer_load(ctx, folder);
+      mhk_tokenizer *k = mhk_tokenizer_load_memory(ctx, t.data, t.n), *pair = foreign_tokenizer_load(ctx, folder);
       int32_t ids[256];
       mhk_index n = mhk_encode(k, word, sizeof word, ids, 256);
       const char *json_text = mhk_tokenizer_json(pair, NULL);

@@ -3,6 +3,7 @@
    for interop.py. write_models --read FOLDER...: reads the model and tokens.safetensors of each
    folder; its logits go to mohawk.safetensors, the model to again/, for test_random_models.py. */
 #include "models.h"
+#include "foreign.h"
 
 /* tokens and logits (B,T,V) of a model as a file */
 static void write_logits(mhk_context *ctx, mhk_tape *t, mhk_model *m, const int32_t *tokens, mhk_index B, mhk_index T,
@@ -38,7 +39,7 @@ static void write_logits(mhk_context *ctx, mhk_tape *t, mhk_model *m, const int3
 static void read_one(mhk_context *ctx, mhk_tape *t, const char *folder) {
   char path[1024];
   int32_t tokens[1024];
-  mhk_model *m = mhk_load(ctx, folder);
+  mhk_model *m = foreign_load(ctx, folder, NULL);
   const mhk_stored *x;
   mhk_file *f;
   snprintf(path, sizeof path, "%s/tokens.safetensors", folder);

@@ -1,5 +1,6 @@
 /* cli.c: see cli.h */
 #include "cli.h"
+#include "foreign.h"
 #include <ctype.h>
 #include <errno.h>
 #include <math.h>
@@ -176,7 +177,7 @@ mhk_model *cli_load(mhk_context *ctx, const char *path) {
   mhk_load_desc desc;
   memset(&desc, 0, sizeof desc);
   desc.strict = cli.strict;
-  return mhk_load_with(ctx, path, &desc);
+  return foreign_load(ctx, path, &desc);
 }
 
 int cli_no_tokenizer(const mhk_model *m, const char *path) {

@@ -97,7 +97,8 @@ CLI_PRINTF(1, 2) void cli_note(const char *format, ...); /* progress: nothing wh
 int cli_context_error(const mhk_context *ctx); /* the context's sentence; returns CLI_FAILED */
 mhk_context *cli_context(int threads);         /* a context whose warnings go to stderr */
 mhk_context *cli_context_on(int threads, mhk_isa isa);
-/* mhk_load, as --strict says: every command that loads models has that option */
+/* A model in any layout that mohawk.h or foreign.h reads, as --strict says: every command that
+   loads models has that option. */
 mhk_model *cli_load(mhk_context *ctx, const char *path);
 int cli_strict(void);
 /* Says that a model has no tokenizer, and why. Returns CLI_FAILED. */

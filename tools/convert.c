@@ -1,5 +1,6 @@
 /* mohawk convert: a model in any layout that is read, written as safetensors. */
 #include "cli.h"
+#include "foreign.h"
 
 typedef struct settings {
   const char *model, *out, *tokenizer;
@@ -39,7 +40,7 @@ static int convert(mhk_context *ctx, void *user) {
   cli_buffer count;
   int i;
   if (!m) return cli_context_error(ctx);
-  if (s->tokenizer && mhk_model_set_tokenizer(m, mhk_tokenizer_load(ctx, s->tokenizer)) != MHK_OK)
+  if (s->tokenizer && mhk_model_set_tokenizer(m, foreign_tokenizer_load(ctx, s->tokenizer)) != MHK_OK)
     return cli_context_error(ctx);
   if (s->no_tokenizer) mhk_model_set_tokenizer(m, NULL);
   if (!s->no_tokenizer && cli_keeps_tokenizer(m, s->out) != CLI_GO) return CLI_FAILED;
@@ -55,8 +56,10 @@ const cli_command command_convert = {
     .name = "convert",
     .summary = "convert a model to safetensors",
     .synopsis = "--model PATH --out PATH [--dtype f32|f16|bf16]",
-    .about = "Converts a model to safetensors. The input may be pytorch_model.bin or safetensors, in one file or in "
-             "shards, with a config.json of Hugging Face's transformers or of the authors.",
+    .about =
+        "Converts a model to safetensors and tokenizer.json. The input may be pytorch_model.bin or safetensors, in "
+        "one file or in shards, with a config.json of Hugging Face's transformers or of the authors, and "
+        "vocab.json with merges.txt.",
     .example = "mohawk convert --model phi-mamba/ --tokenizer phi-1_5/ --out phi-mamba.safetensors",
     CLI_OPTIONS(options),
     CLI_SETTINGS(defaults),

@@ -1,5 +1,6 @@
 /* mohawk inspect: what a checkpoint holds and what running it costs. */
 #include "run.h"
+#include "foreign.h"
 #include <stdlib.h>
 #include <string.h>
 
@@ -282,7 +283,7 @@ static int inspect(mhk_context *ctx, void *user) {
   }
   snprintf(first, sizeof first, "%s", mhk_message(ctx));
   mhk_clear_error(ctx);
-  f = cli_ends_with(path, ".safetensors") || cli_ends_with(path, ".bin") ? mhk_file_open(ctx, path) : NULL;
+  f = cli_ends_with(path, ".safetensors") || cli_ends_with(path, ".bin") ? foreign_file_open(ctx, path) : NULL;
   if (!f || cli_strict()) return cli_error("%s", first);
   show_file(s, f);
   return CLI_OK;

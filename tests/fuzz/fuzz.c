@@ -13,7 +13,9 @@
 #define _XOPEN_SOURCE 700
 #define MOHAWK_IMPLEMENTATION /* here: checksums are made right with its functions */
 #include "../models.h"        /* and mohawk.h */
+#undef MOHAWK_IMPLEMENTATION
 #include "../archive.h"
+#include "../foreign.h"
 #include <dirent.h>
 #include <unistd.h>
 
@@ -304,7 +306,8 @@ static void open_bytes(const char *name, const uint8_t *data, size_t size) {
   mhk_context *ctx = limited_context(0);
   bytes b = {0};
   add_file(&b, name, (const char *)data, size);
-  use_file(ctx, mhk_file_open_memory(ctx, b.data, b.n));
+  use_file(ctx, ends_with(name, ".bin") ? foreign_file_open_memory(ctx, name, b.data, b.n)
+                                        : mhk_file_open_memory(ctx, b.data, b.n));
   mhk_destroy(ctx);
   free(b.data);
 }
@@ -315,7 +318,7 @@ static void target_shards(const uint8_t *data, size_t size) {
   mhk_context *ctx = limited_context(0);
   folder f = read_folder(data, size);
   write_folder(&f);
-  use_file(ctx, mhk_file_open(ctx, scratch));
+  use_file(ctx, foreign_file_open(ctx, scratch));
   mhk_destroy(ctx);
   free_folder(&f);
 }
@@ -379,7 +382,7 @@ static void target_tokenizer(const uint8_t *data, size_t size) {
     k = mhk_tokenizer_load_memory(ctx, (const char *)json->content.data, json->content.n);
   else {
     write_folder(&f);
-    k = mhk_tokenizer_load(ctx, scratch);
+    k = foreign_tokenizer_load(ctx, scratch);
   }
   if (fine(ctx) && k) {
     const char *again = mhk_tokenizer_json(k, NULL);
@@ -782,7 +785,7 @@ static void target_model(const uint8_t *data, size_t size) {
     memset(&how, 0, sizeof how);
     how.read = has(&f, 'r');
     how.strict = has(&f, 't');
-    m = mhk_load_with(ctx, scratch, &how);
+    m = foreign_load(ctx, scratch, &how);
   }
   if (m && tiny(mhk_model_config(m)) && (has(&f, 'q') || has(&f, '4'))) m = edited_model(ctx, m, &f, &file);
   if (fine(ctx)) use_model(ctx, m, (unsigned)size);
