@@ -154,8 +154,8 @@
    * Names. A bare name takes a path, _memory takes bytes. Lists have _count, _at(i), _find(name).
      Sizes end in _bytes: size_t for what exists, double for estimates, which may exceed an address
      space.
-   * Ownership. What _create, _load, _open and _sample return is yours to destroy; it dies with its
-     context at the latest. Other pointers belong to the object that was asked.
+   * Ownership. What _create, _load, _open and mhk_corpus_... return is yours to destroy; it dies
+     with its context at the latest. Other pointers belong to the object that was asked.
    * Errors. A context keeps its first error; from then on every call on it does nothing and returns
      NULL, zero, -1 or the error, as does a call given NULL for an object. Check once, at the end of
      a chain, with mhk_failed().

@@ -29,6 +29,8 @@ code 1 "no such model" "$mohawk" generate --model "$work/nothing"
 says "did you mean --teacher"
 "$mohawk" distill --teacher "$tiny" --length 4M --batch 64 --out "$work/big" >"$work/said" 2>&1
 says "try --length"
+"$mohawk" distill --teacher "$tiny" --tokens 0,0,0 --out "$work/big" >"$work/said" 2>&1
+says "at least one stage needs tokens"
 
 # looking and speaking
 check inspect "$mohawk" inspect "$tiny" --names
@@ -38,6 +40,8 @@ check "inspect of a known shape" "$mohawk" inspect phi-1.5 --json
 "$mohawk" generate --model "$tiny" --prompt "Once upon a time" --tokens 12 --greedy --json >"$work/said"
 says '"stopped": "tokens"'
 said=$(sed -n 's/.*"text": "\([^"]*\)".*/\1/p' "$work/said")
+"$mohawk" generate --model "$tiny" --prompt "Once upon a time" --tokens 12 --temperature 0 --json >"$work/said"
+says "\"text\": \"$said\""
 stop=$(printf '%s' "$said" | cut -c 6-11)
 "$mohawk" generate --model "$tiny" --prompt "<|endoftext|>Once upon a time" --tokens 12 --greedy --json >"$work/said"
 says "\"text\": \"$said\""
