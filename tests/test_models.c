@@ -542,7 +542,7 @@ static double at(mhk_model *m, const char *name, mhk_index i) {
   return (double)mhk_data(x)[i];
 }
 
-TEST(students) {
+TEST(students_start_from_the_teacher) {
   static const int keep[] = {2};
   mhk_config c;
   mhk_student_desc d;
@@ -551,7 +551,6 @@ TEST(students) {
   mhk_distill_desc run;
   mhk_index i, D = 24, E = 24, GN = 4 * 6;
   double bytes;
-  int l;
   test_config(&c, 0);
   teacher = mhk_model_create(ctx, &c, 11);
   REQUIRE(teacher, "%s", mhk_message(ctx));
@@ -610,11 +609,23 @@ TEST(students) {
         mhk_distill_bytes(&run));
   mhk_model_destroy(again);
   mhk_model_destroy(s);
+  mhk_model_destroy(teacher);
+}
+
+TEST(students_of_other_shapes) {
+  mhk_config c;
+  mhk_student_desc d;
+  mhk_model *teacher, *s;
+  mhk_tensor *in;
+  mhk_index i, D = 24, E = 24;
+  test_config(&c, 0);
+  teacher = mhk_model_create(ctx, &c, 11);
+  REQUIRE(teacher, "%s", mhk_message(ctx));
+  memset(&d, 0, sizeof d);
   /* identity, no rotary, its own d_state */
   d.init = MHK_INIT_IDENTITY;
   d.rotary_dim = -1;
   d.d_state = 9;
-  d.n_keep_attention = 0;
   s = mhk_student_create(ctx, teacher, &d);
   REQUIRE(s, "%s", mhk_message(ctx));
   CHECK(mhk_model_config(s)->ssm_rotary_dim == 0 && mhk_model_config(s)->d_state == 9 &&
@@ -634,7 +645,19 @@ TEST(students) {
   mhk_model_init_mixers(s, NULL, MHK_INIT_ATTENTION, 3);
   CHECK_FAILS(ctx, MHK_ERROR_ARGUMENT, "needs the teacher");
   mhk_model_destroy(s);
-  /* what cannot be */
+  mhk_model_destroy(teacher);
+}
+
+TEST(students_that_cannot_be) {
+  mhk_config c;
+  mhk_student_desc d;
+  mhk_model *teacher;
+  int l;
+  test_config(&c, 0);
+  teacher = mhk_model_create(ctx, &c, 11);
+  REQUIRE(teacher, "%s", mhk_message(ctx));
+  memset(&d, 0, sizeof d);
+  d.d_state = 9;
   d.n_keep_attention = 1;
   d.keep_attention = &l;
   l = 3;
@@ -797,7 +820,9 @@ int main(int argc, char **argv) {
   RUN(a_single_file_holds_everything);
   RUN(saving_what_cannot_be_saved);
   RUN(weights_that_do_not_fit);
-  RUN(students);
+  RUN(students_start_from_the_teacher);
+  RUN(students_of_other_shapes);
+  RUN(students_that_cannot_be);
   RUN(recipes);
   RUN(students_of_grouped_and_frozen_teachers);
   RUN(changed_models);

@@ -108,132 +108,146 @@ static int check_greedy(mhk_context *ctx, mhk_model *m, const char *what, const 
   return same;
 }
 
-/* Holds a model folder against its expected.json: texts, tokens, logits, greedy continuations. */
+/* a folder that holds a tokenizer and nothing else */
+static void check_tokenizer(const char *dir) {
+  mhk_context *ctx = mhk_create(NULL);
+  mhk_tokenizer *k = mhk_tokenizer_load(ctx, dir);
+  CHECK(k != NULL, "%s: %s", dir, mhk_message(ctx));
+  if (k) check_tokens(ctx, k, dir, "expected.json");
+  tokenizers_checked++;
+  mhk_destroy(ctx);
+}
+
+/* how far a row of logits is off the expected negative log-likelihood of the token after it */
+static double nll_error(const mhk_real *row, mhk_index V, int32_t next, double want) {
+  double top = -INFINITY, sum = 0;
+  mhk_index v;
+  for (v = 0; v < V; v++) top = fmax(top, (double)row[v]);
+  for (v = 0; v < V; v++) sum += exp((double)row[v] - top);
+  return top + log(sum) - (double)row[next] - want;
+}
+
+/* the logits of all rows of tokens that expected.safetensors holds, and their losses */
+static void check_logits(mhk_context *ctx, mhk_model *m, const mhk_file *f, const char *dir) {
+  const mhk_stored *ft = mhk_file_find(f, "tokens"), *fl = mhk_file_find(f, "logits"), *fn = mhk_file_find(f, "nll"),
+                   *one = mhk_file_find(f, "one_token_logits");
+  const mhk_index V = mhk_model_config(m)->vocab_size;
+  mhk_tape *tape = mhk_tape_create(ctx);
+  mhk_index rows, T, kept = fl ? fl->shape[1] : 0, r, i;
+  double worst = 0, worst_nll = 0, mean = 0;
+  int32_t *tokens;
+  mhk_real *want, *nll;
+  CHECK(ft != NULL, "%s has no tokens: %s", dir, mhk_message(ctx));
+  if (!ft) return;
+  mhk_tape_record(tape, 0);
+  rows = ft->shape[0];
+  T = ft->shape[1];
+  tokens = (int32_t *)malloc(sizeof *tokens * (size_t)ft->count);
+  want = (mhk_real *)malloc(sizeof *want * (size_t)((fl ? fl->count : 1) + V));
+  nll = (mhk_real *)malloc(sizeof *nll * (size_t)(fn ? fn->count : 1));
+  mhk_file_read_i32(ctx, ft, tokens);
+  if (fl) mhk_file_read(ctx, fl, want);
+  if (fn) mhk_file_read(ctx, fn, nll);
+  for (r = 0; r < rows; r++) {
+    const mhk_tensor *logits = mhk_forward(tape, m, tokens + r * T, 1, T, NULL);
+    CHECK(logits != NULL, "%s: %s", dir, mhk_message(ctx));
+    if (!logits) break;
+    if (fl && r < fl->shape[0])
+      worst = fmax(worst,
+                   CHECK_CLOSE("logits", mhk_data(logits) + (T - kept) * V, want + r * kept * V, kept * V, 5e-5));
+    for (i = 0; fn && i < T - 1; i++) {
+      const double off = nll_error(mhk_data(logits) + i * V, V, tokens[r * T + i + 1], (double)nll[r * (T - 1) + i]);
+      worst_nll = fmax(worst_nll, fabs(off));
+      mean += off / (double)(rows * (T - 1));
+    }
+    mhk_tape_reset(tape);
+  }
+  CHECK(worst_nll < 1e-3, "%s: a token's negative log-likelihood is off by %g", dir, worst_nll);
+  CHECK(fabs(mean) < 1e-5, "%s: the mean negative log-likelihood is off by %g", dir, mean);
+  printf("  %-22s logits within %.1e of the largest, nll within %.1e, its mean within %.1e\n", "expected.safetensors",
+         worst, worst_nll, fabs(mean));
+  if (one && one->count == V) {
+    mhk_file_read(ctx, one, want);
+    CHECK_CLOSE("one_token_logits", mhk_data(mhk_forward(tape, m, tokens, 1, 1, NULL)), want, V, 5e-5);
+  }
+  free(tokens), free(want), free(nll);
+  mhk_tape_destroy(tape);
+}
+
+/* the greedy continuation that expected.safetensors holds, if it does */
+static void check_stored_greedy(mhk_context *ctx, mhk_model *m, const mhk_file *f) {
+  const mhk_stored *ft = mhk_file_find(f, "greedy_prompt"), *fl = mhk_file_find(f, "greedy_continuation");
+  int32_t *prompt, *want;
+  if (!ft || !fl) return;
+  prompt = (int32_t *)malloc(sizeof *prompt * (size_t)ft->count);
+  want = (int32_t *)malloc(sizeof *want * (size_t)fl->count);
+  mhk_file_read_i32(ctx, ft, prompt);
+  mhk_file_read_i32(ctx, fl, want);
+  check_greedy(ctx, m, "greedy_continuation", prompt, (int)ft->count, want, (int)fl->count, NULL);
+  free(prompt), free(want);
+}
+
+/* all continuations of greedy.json, and the ids of their prompts */
+static void check_greedy_file(mhk_context *ctx, mhk_model *m, const char *dir) {
+  mhk_tokenizer *k = mhk_model_tokenizer(m);
+  char *text;
+  json *j = open_json(dir, "greedy.json", &text);
+  const json *g;
+  int same = 0, all = 0;
+  if (!j) return;
+  for (g = json_at(j, "greedy") ? json_at(j, "greedy")->child : NULL; g; g = g->next, all++) {
+    int n_prompt, n;
+    int32_t *prompt = json_ids(json_at(g, "prompt_ids"), &n_prompt),
+            *want = json_ids(json_at(g, "continuation_ids"), &n);
+    if (k) { /* text goes in as the teachers were trained: after one end-of-text token */
+      const char *words = json_text(g, "prompt");
+      int32_t ids[512];
+      const mhk_index count = mhk_encode(k, words, strlen(words), ids, 512);
+      CHECK(count == n_prompt - 1 && prompt[0] == mhk_tokenizer_end(k) &&
+                !memcmp(ids, prompt + 1, sizeof *ids * (size_t)count),
+            "the prompt's ids differ: %s", words);
+    }
+    same += check_greedy(ctx, m, json_text(g, "prompt"), prompt, n_prompt, want, n, json_text(g, "text"));
+    free(prompt), free(want);
+  }
+  printf("  %-22s %d of %d continuations to the last token\n", "greedy.json", same, all);
+  json_free(j);
+  free(text);
+}
+
+/* Holds a model folder against what lies beside it: texts, tokens, logits, greedy continuations. */
 static void check_model(const char *dir) {
   mhk_context_desc cd;
   mhk_context *ctx;
   mhk_model *m;
   mhk_tokenizer *k;
-  mhk_tape *tape;
-  mhk_file *f;
-  char path[2048], *text;
-  json *j;
+  char path[2048];
+  if (!exists(dir, "config.json") && !exists(dir, "expected.json")) return;
+  printf("%s\n", dir);
   if (!exists(dir, "config.json")) {
-    if (exists(dir, "expected.json")) { /* a tokenizer alone */
-      printf("%s\n", dir);
-      ctx = mhk_create(NULL);
-      k = mhk_tokenizer_load(ctx, dir);
-      CHECK(k != NULL, "%s: %s", dir, mhk_message(ctx));
-      if (k) check_tokens(ctx, k, dir, "expected.json");
-      tokenizers_checked++;
-      mhk_destroy(ctx);
-    }
+    check_tokenizer(dir);
     return;
   }
-  printf("%s\n", dir);
   models_checked++;
   memset(&cd, 0, sizeof cd);
   cd.threads = -1;
   ctx = mhk_create(&cd);
   m = foreign_load(ctx, dir, NULL);
   CHECK(m != NULL, "%s: %s", dir, mhk_message(ctx));
-  if (!m) {
-    mhk_destroy(ctx);
-    return;
-  }
-  k = mhk_model_tokenizer(m);
-  if (exists(dir, "tokenizer.json")) CHECK(k != NULL, "%s: the tokenizer beside the weights was not loaded", dir);
-  if (k) check_tokens(ctx, k, dir, "tokens.json");
-  tape = mhk_tape_create(ctx);
-  mhk_tape_record(tape, 0);
-  snprintf(path, sizeof path, "%s/expected.safetensors", dir);
-  if (exists(dir, "expected.safetensors")) {
-    const mhk_stored *ft, *fl, *fn;
-    const mhk_index V = mhk_model_config(m)->vocab_size;
-    f = mhk_file_open(ctx, path);
-    ft = mhk_file_find(f, "tokens");
-    fl = mhk_file_find(f, "logits");
-    fn = mhk_file_find(f, "nll");
-    CHECK(ft != NULL, "%s has no tokens %s", path, mhk_message(ctx));
-    if (ft) {
-      const mhk_index rows = ft->shape[0], T = ft->shape[1], kept = fl ? fl->shape[1] : 0;
-      int32_t *tokens = (int32_t *)malloc(sizeof *tokens * (size_t)ft->count);
-      mhk_real *want = (mhk_real *)malloc(sizeof *want * (size_t)(fl ? fl->count : 1)),
-               *nll = (mhk_real *)malloc(sizeof *nll * (size_t)(fn ? fn->count : 1));
-      mhk_index r, i, v;
-      double worst = 0, worst_nll = 0, mean = 0;
-      mhk_file_read_i32(ctx, ft, tokens);
-      if (fl) mhk_file_read(ctx, fl, want);
-      if (fn) mhk_file_read(ctx, fn, nll);
-      for (r = 0; r < rows; r++) {
-        const mhk_tensor *logits = mhk_forward(tape, m, tokens + r * T, 1, T, NULL);
-        CHECK(logits != NULL, "%s: %s", dir, mhk_message(ctx));
-        if (!logits) break;
-        if (fl && r < fl->shape[0]) {
-          const double e =
-              CHECK_CLOSE("logits", mhk_data(logits) + (T - kept) * V, want + r * kept * V, kept * V, 5e-5);
-          worst = fmax(worst, e);
-        }
-        for (i = 0; fn && i < T - 1; i++) {
-          const mhk_real *row = mhk_data(logits) + i * V;
-          double top = -INFINITY, sum = 0, off;
-          for (v = 0; v < V; v++) top = fmax(top, (double)row[v]);
-          for (v = 0; v < V; v++) sum += exp((double)row[v] - top);
-          off = top + log(sum) - (double)row[tokens[r * T + i + 1]] - (double)nll[r * (T - 1) + i];
-          worst_nll = fmax(worst_nll, fabs(off));
-          mean += off / (double)(rows * (T - 1));
-        }
-        mhk_tape_reset(tape);
-      }
-      CHECK(worst_nll < 1e-3, "%s: a token's negative log-likelihood is off by %g", dir, worst_nll);
-      CHECK(fabs(mean) < 1e-5, "%s: the mean negative log-likelihood is off by %g", dir, mean);
-      printf("  %-22s logits within %.1e of the largest, nll within %.1e, its mean within %.1e\n",
-             "expected.safetensors", worst, worst_nll, fabs(mean));
-      if ((fl = mhk_file_find(f, "one_token_logits")) != NULL && fl->count == V) {
-        const mhk_tensor *logits = mhk_forward(tape, m, tokens, 1, 1, NULL);
-        mhk_real *one = (mhk_real *)malloc(sizeof *one * (size_t)V);
-        mhk_file_read(ctx, fl, one);
-        CHECK_CLOSE("one_token_logits", mhk_data(logits), one, V, 5e-5);
-        free(one);
-        mhk_tape_reset(tape);
-      }
-      free(tokens), free(want), free(nll);
+  if (m) {
+    k = mhk_model_tokenizer(m);
+    if (exists(dir, "tokenizer.json")) CHECK(k != NULL, "%s: the tokenizer beside the weights was not loaded", dir);
+    if (k) check_tokens(ctx, k, dir, "tokens.json");
+    if (exists(dir, "expected.safetensors")) {
+      mhk_file *f;
+      snprintf(path, sizeof path, "%s/expected.safetensors", dir);
+      f = mhk_file_open(ctx, path);
+      check_logits(ctx, m, f, dir);
+      check_stored_greedy(ctx, m, f);
     }
-    ft = mhk_file_find(f, "greedy_prompt");
-    fl = mhk_file_find(f, "greedy_continuation");
-    if (ft && fl) {
-      int32_t *prompt = (int32_t *)malloc(sizeof *prompt * (size_t)ft->count),
-              *want = (int32_t *)malloc(sizeof *want * (size_t)fl->count);
-      mhk_file_read_i32(ctx, ft, prompt);
-      mhk_file_read_i32(ctx, fl, want);
-      check_greedy(ctx, m, "greedy_continuation", prompt, (int)ft->count, want, (int)fl->count, NULL);
-      free(prompt), free(want);
-    }
+    check_greedy_file(ctx, m, dir);
+    CHECK_OK(ctx);
   }
-  j = open_json(dir, "greedy.json", &text);
-  if (j) {
-    const json *g;
-    int same = 0, all = 0;
-    for (g = json_at(j, "greedy") ? json_at(j, "greedy")->child : NULL; g; g = g->next, all++) {
-      int n_prompt, n;
-      int32_t *prompt = json_ids(json_at(g, "prompt_ids"), &n_prompt),
-              *want = json_ids(json_at(g, "continuation_ids"), &n);
-      if (k) { /* text goes in as the teachers were trained: after one end-of-text token */
-        const char *words = json_text(g, "prompt");
-        int32_t ids[512];
-        const mhk_index count = mhk_encode(k, words, strlen(words), ids, 512);
-        CHECK(count == n_prompt - 1 && prompt[0] == mhk_tokenizer_end(k) &&
-                  !memcmp(ids, prompt + 1, sizeof *ids * (size_t)count),
-              "the prompt's ids differ: %s", words);
-      }
-      same += check_greedy(ctx, m, json_text(g, "prompt"), prompt, n_prompt, want, n, json_text(g, "text"));
-      free(prompt), free(want);
-    }
-    printf("  %-22s %d of %d continuations to the last token\n", "greedy.json", same, all);
-    json_free(j);
-    free(text);
-  }
-  CHECK_OK(ctx);
   mhk_destroy(ctx);
 }
 
