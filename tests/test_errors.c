@@ -530,27 +530,31 @@ TEST(diverged_training_names_what_was_first) {
     mhk_clear_error(ctx); \
   } while (0)
 
+/* where the numbers of a stage and of a sampler stand */
+typedef struct number {
+  size_t at;
+  const char *name;
+} number;
+static const number fields[] = {{offsetof(mhk_stage_desc, lr), "lr"},
+              {offsetof(mhk_stage_desc, lr_low), "lr_low"},
+              {offsetof(mhk_stage_desc, warmup), "warmup"},
+              {offsetof(mhk_stage_desc, decay), "decay"},
+              {offsetof(mhk_stage_desc, weight_decay), "weight_decay"},
+              {offsetof(mhk_stage_desc, clip), "clip"},
+              {offsetof(mhk_stage_desc, temperature), "temperature"},
+              {offsetof(mhk_stage_desc, hard_labels), "hard_labels"},
+              {offsetof(mhk_stage_desc, own_stream), "own_stream"}};
+static const number settings[] = {{offsetof(mhk_sampling, temperature), "temperature"},
+                {offsetof(mhk_sampling, top_p), "top_p"},
+                {offsetof(mhk_sampling, min_p), "min_p"},
+                {offsetof(mhk_sampling, typical), "typical"},
+                {offsetof(mhk_sampling, repetition), "repetition"},
+                {offsetof(mhk_sampling, frequency), "frequency"},
+                {offsetof(mhk_sampling, presence), "presence"}};
+
 TEST(numbers_that_are_none_are_named) {
   static const double odd[] = {NAN, INFINITY, -INFINITY};
   static const char *const text[] = {"nan", "inf", "-inf"};
-  static const struct { size_t at; const char *name;
-  } fields[] = {{offsetof(mhk_stage_desc, lr), "lr"},
-                {offsetof(mhk_stage_desc, lr_low), "lr_low"},
-                {offsetof(mhk_stage_desc, warmup), "warmup"},
-                {offsetof(mhk_stage_desc, decay), "decay"},
-                {offsetof(mhk_stage_desc, weight_decay), "weight_decay"},
-                {offsetof(mhk_stage_desc, clip), "clip"},
-                {offsetof(mhk_stage_desc, temperature), "temperature"},
-                {offsetof(mhk_stage_desc, hard_labels), "hard_labels"},
-                {offsetof(mhk_stage_desc, own_stream), "own_stream"}};
-  static const struct { size_t at; const char *name;
-  } settings[] = {{offsetof(mhk_sampling, temperature), "temperature"},
-                  {offsetof(mhk_sampling, top_p), "top_p"},
-                  {offsetof(mhk_sampling, min_p), "min_p"},
-                  {offsetof(mhk_sampling, typical), "typical"},
-                  {offsetof(mhk_sampling, repetition), "repetition"},
-                  {offsetof(mhk_sampling, frequency), "frequency"},
-                  {offsetof(mhk_sampling, presence), "presence"}};
   mhk_tensor *x, *row, *p[1];
   mhk_real moments[8] = {0};
   mhk_adamw_desc adamw;
@@ -623,28 +627,12 @@ TEST(numbers_that_are_none_are_named) {
 }
 
 /* Every public function, given nothing. A line each: a new function without one is found by
-   tests/test_header.c. */
-static void all_null(mhk_context *c) {
+   tests/test_header.c. First tapes and ops. */
+static void null_tapes(mhk_context *c) {
   mhk_tape *t = NULL;
   mhk_tensor *x = NULL;
-  mhk_model *m = NULL;
-  mhk_config config;
   mhk_tape_mark mark;
-  mhk_distill_desc distill;
-  mhk_stream stream;
-  char buffer[16];
-  int32_t id = 0;
-  memset(&config, 0, sizeof config);
   memset(&mark, 0, sizeof mark);
-  memset(&distill, 0, sizeof distill);
-  memset(&stream, 0, sizeof stream);
-  mhk_set_threads(c, 1);
-  mhk_threads(c), mhk_isa_name(c), mhk_memory_in_use(c), mhk_memory_peak(c);
-  mhk_clear_error(NULL), mhk_fail(NULL, MHK_ERROR_STATE, "x");
-  CHECK(mhk_failed(NULL) && mhk_error(NULL) != MHK_OK && mhk_message(NULL) != NULL, "no context is a failed context");
-  mhk_destroy(NULL);
-  CHECK(mhk_dtype_bytes((mhk_dtype)99) == 0 && mhk_dtype_name((mhk_dtype)99) != NULL, "an unknown type");
-  CHECK(mhk_data(NULL) == NULL && mhk_value(NULL) != mhk_value(NULL), "not a tensor");
   CHECK(mhk_tape_create(c) == NULL, "a tape");
   mhk_tape_destroy(t), mhk_tape_reset(t), mhk_tape_record(t, 1), mhk_tape_rewind(t, mark);
   mark = mhk_tape_here(t);
@@ -671,6 +659,18 @@ static void all_null(mhk_context *c) {
             !mhk_cross_entropy_soft(t, x, x, 1) && !mhk_kl(t, x, x) && !mhk_hidden_distance(t, x, x) &&
             !mhk_matrix_distance(t, x, x) && !mhk_matrix_orientation(t, NULL),
         "an op of nothing gave something");
+}
+
+/* models, passes through them, files and tokenizers */
+static void null_models(mhk_context *c) {
+  mhk_tape *t = NULL;
+  mhk_tensor *x = NULL;
+  mhk_model *m = NULL;
+  mhk_config config;
+  mhk_stream stream;
+  char buffer[16];
+  memset(&config, 0, sizeof config);
+  memset(&stream, 0, sizeof stream);
   CHECK(mhk_config_preset(c, NULL, &config) != MHK_OK && mhk_config_preset(c, "phi-2", NULL) != MHK_OK &&
             mhk_config_check(c, NULL) != MHK_OK && mhk_config_parse(c, NULL, 0, NULL, NULL) != MHK_OK &&
             mhk_config_format(NULL, NULL, 0) == 0 && mhk_config_parameters(NULL) == 0 &&
@@ -703,6 +703,11 @@ static void all_null(mhk_context *c) {
   CHECK(mhk_stream_push(&stream, NULL, 0, buffer) == 0 && mhk_stream_finish(&stream, buffer) == 0 &&
             mhk_stream_push(NULL, NULL, 0, NULL) == 0 && mhk_stream_finish(NULL, NULL) == 0,
         "a stream of nothing");
+}
+
+static void null_sessions(void) {
+  mhk_model *m = NULL;
+  int32_t id = 0;
   CHECK(!mhk_session_create(m, NULL) && mhk_feed(NULL, NULL, 0) != MHK_OK && mhk_feed_text(NULL, NULL) != MHK_OK &&
             !mhk_logits(NULL, 0) && mhk_sample(NULL, NULL) == -1 && mhk_sample_batch(NULL, NULL, &id) != MHK_OK &&
             mhk_text_out(NULL) != NULL,
@@ -718,6 +723,12 @@ static void all_null(mhk_context *c) {
             mhk_session_rewind(NULL, 0, 0) == -1 && !mhk_session_conv(NULL, 0, 0) && !mhk_session_ssm(NULL, 0, 0),
         "the states of nothing");
   mhk_session_destroy(NULL), mhk_session_reset(NULL, MHK_ALL);
+}
+
+static void null_training(mhk_context *c) {
+  mhk_tape *t = NULL;
+  mhk_model *m = NULL;
+  mhk_distill_desc distill;
   CHECK(!mhk_corpus_load(c, NULL, NULL) && !mhk_corpus_from_tokens(c, NULL, 3, -1) &&
             !mhk_corpus_sample(m, 10, 1, NULL, NULL) && mhk_corpus_tokens(NULL, NULL) == 0,
         "a text of nothing");
@@ -736,6 +747,20 @@ static void all_null(mhk_context *c) {
   }
   mhk_trainer_destroy(NULL);
   CHECK(mhk_evaluate(m, NULL, NULL) != MHK_OK, "an evaluation of nothing");
+}
+
+static void all_null(mhk_context *c) {
+  mhk_set_threads(c, 1);
+  mhk_threads(c), mhk_isa_name(c), mhk_memory_in_use(c), mhk_memory_peak(c);
+  mhk_clear_error(NULL), mhk_fail(NULL, MHK_ERROR_STATE, "x");
+  CHECK(mhk_failed(NULL) && mhk_error(NULL) != MHK_OK && mhk_message(NULL) != NULL, "no context is a failed context");
+  mhk_destroy(NULL);
+  CHECK(mhk_dtype_bytes((mhk_dtype)99) == 0 && mhk_dtype_name((mhk_dtype)99) != NULL, "an unknown type");
+  CHECK(mhk_data(NULL) == NULL && mhk_value(NULL) != mhk_value(NULL), "not a tensor");
+  null_tapes(c);
+  null_models(c);
+  null_sessions();
+  null_training(c);
 }
 
 TEST(nothing_in_nothing_out) {

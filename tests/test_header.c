@@ -114,8 +114,6 @@ enum {
 static const char *const over_budget[] = {
     "examples/web/web.c web_distil: parameters",
     "tests/test_archives.c archives_that_are_wrong: lines",
-    "tests/test_errors.c numbers_that_are_none_are_named: lines",
-    "tests/test_errors.c all_null: lines",
     "tests/test_kernels.c q_case: lines",
     "tests/test_kernels.c q_case: nesting",
     "tests/test_kernels.c quantized: nesting",
