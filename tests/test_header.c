@@ -125,9 +125,6 @@ static const char *const over_budget[] = {
     "tests/test_ops.c values_products_and_norms: nesting",
     "tests/test_ops.c ssd_is_its_matrix: nesting",
     "tests/test_ops.c mixers_are_their_matrices: nesting",
-    "tests/test_quant.c check_product: parameters",
-    "tests/test_quant.c products: nesting",
-    "tests/test_quant.c elements_and_gradients: nesting",
     "tests/test_sampling.c speculation_is_exact: lines",
     "tests/test_tokenizer.c other_layouts: lines",
     "tests/test_tokenizer.c wrong_files: lines"};

@@ -89,20 +89,25 @@ static const mhk_real *product(mhk_context *ctx, mhk_tape *t, const matrix *w, m
                            : mhk_linear(t, in, view, b));
 }
 
-/* one product with everything that may follow it, against sums in double, on two instruction
-   sets */
-static void check_product(mhk_context *ctx, mhk_context *two, mhk_tape *t, mhk_tape *t2, mhk_dtype type, int group,
-                          mhk_index N, mhk_index K, mhk_index rest, mhk_index first, mhk_index M) {
+/* contexts of one and of four threads, with a tape each */
+typedef struct pair {
+  mhk_context *ctx, *four;
+  mhk_tape *t, *t4;
+} pair;
+
+/* one product with everything that may follow it, against sums in double, and on four threads */
+static void check_product(const pair *on, mhk_dtype type, int group, mhk_index N, mhk_index K, mhk_index rest,
+                          mhk_index first, mhk_index M) {
   matrix w;
   const mhk_index rows = N - first;
   mhk_real *x = rows_new(M, K, (uint64_t)(N * K + M)), *residual = rows_new(M, rows, 7), bias[256];
-  const mhk_real *y, *y2;
+  const mhk_real *y, *y4;
   mhk_index i, n, k, g;
-  if (!matrix_new(&w, ctx, type, group, N, K, rest, (uint64_t)(N + 3 * K)) || !x || !residual) return;
+  if (!matrix_new(&w, on->ctx, type, group, N, K, rest, (uint64_t)(N + 3 * K)) || !x || !residual) return;
   test_fill(bias, rows, -1, 1, 3);
-  y = product(ctx, t, &w, first, rows, M, x, bias, residual);
-  y2 = product(two, t2, &w, first, rows, M, x, bias, residual);
-  CHECK_OK(ctx);
+  y = product(on->ctx, on->t, &w, first, rows, M, x, bias, residual);
+  y4 = product(on->four, on->t4, &w, first, rows, M, x, bias, residual);
+  CHECK_OK(on->ctx);
   for (i = 0; i < M && y; i++)
     for (n = 0; n < rows; n++) {
       const double *v = w.values + (first + n) * K;
@@ -120,13 +125,29 @@ static void check_product(mhk_context *ctx, mhk_context *two, mhk_tape *t, mhk_t
       }
       CHECK(fabs((double)y[i * rows + n] - sum) <= room + 1e-6 * size,
             "%s, %s in groups of %d, row %lld of %lld from %lld of %lld, K %lld: %.9g, should be %.9g +- %.2g",
-            mhk_isa_name(ctx), mhk_dtype_name(type), group, (long long)i, (long long)M, (long long)(first + n),
+            mhk_isa_name(on->ctx), mhk_dtype_name(type), group, (long long)i, (long long)M, (long long)(first + n),
             (long long)N, (long long)K, (double)y[i * rows + n], sum, room + 1e-6 * size);
     }
-  if (M && y) CHECK_SAME("four threads", y2, y, M * rows);
+  if (M && y) CHECK_SAME("four threads", y4, y, M * rows);
   matrix_free(&w);
   free(x);
   free(residual);
+}
+
+/* both types in groups of both sizes, whole and from rows further down, some of them numbers */
+static void check_shape(const pair *on, mhk_index N, mhk_index K, mhk_index M) {
+  int type, group;
+  for (type = MHK_Q8; type <= MHK_Q4; type++)
+    for (group = 32; group <= 64; group += 32) {
+      if (K % group) continue;
+      check_product(on, (mhk_dtype)type, group, N, K, 0, 0, M);
+      if (N > 16 && M < 10) {
+        check_product(on, (mhk_dtype)type, group, N, K, 3, 0, M);     /* numbers at the end */
+        /* rows from the middle of a block on */
+        check_product(on, (mhk_dtype)type, group, N, K, 3, 5, M);
+        check_product(on, (mhk_dtype)type, group, N, K, 3, N - 2, M); /* numbers only */
+      }
+    }
 }
 
 TEST(products) {
@@ -134,32 +155,21 @@ TEST(products) {
                          Ms[] = {0, 1, 2, 3, 4, 5, 7, 8, 9, 20};
   size_t s, n, k, m;
   for (s = 0; s < sizeof sets / sizeof *sets; s++) {
-    mhk_context *ctx = test_machine(sets[s], MHK_BF16_BEST, 1), *two = test_machine(sets[s], MHK_BF16_BEST, 4);
-    mhk_tape *t = mhk_tape_create(ctx), *t2 = mhk_tape_create(two);
-    for (n = 0; ctx && n < sizeof Ns / sizeof *Ns; n++)
+    pair on;
+    on.ctx = test_machine(sets[s], MHK_BF16_BEST, 1);
+    on.four = test_machine(sets[s], MHK_BF16_BEST, 4);
+    on.t = mhk_tape_create(on.ctx);
+    on.t4 = mhk_tape_create(on.four);
+    for (n = 0; on.ctx && n < sizeof Ns / sizeof *Ns; n++)
       for (k = 0; k < sizeof Ks / sizeof *Ks; k++)
-        for (m = 0; m < sizeof Ms / sizeof *Ms; m++) {
-          const mhk_index N = Ns[n], K = Ks[k], M = Ms[m];
-          int type, group;
-          if (N * K * M > 400000 && m % 3) continue;
-          for (type = MHK_Q8; type <= MHK_Q4; type++)
-            for (group = 32; group <= 64; group += 32) {
-              if (K % group) continue;
-              check_product(ctx, two, t, t2, (mhk_dtype)type, group, N, K, 0, 0, M);
-              if (N > 16 && M < 10) {
-                check_product(ctx, two, t, t2, (mhk_dtype)type, group, N, K, 3, 0, M);     /* numbers at the end */
-                /* rows from the middle of a block on */
-                check_product(ctx, two, t, t2, (mhk_dtype)type, group, N, K, 3, 5, M);
-                check_product(ctx, two, t, t2, (mhk_dtype)type, group, N, K, 3, N - 2, M); /* numbers only */
-              }
-            }
-        }
-    for (n = 0; ctx && n < 2; n++) { /* about as many rows as are made integers at once, or as are still worth it */
-      check_product(ctx, two, t, t2, n ? MHK_Q4 : MHK_Q8, 32, 40, 64, 3, 5, 65);
-      check_product(ctx, two, t, t2, n ? MHK_Q4 : MHK_Q8, 32, 40, 64, 3, 5, 515);
+        for (m = 0; m < sizeof Ms / sizeof *Ms; m++)
+          if (Ns[n] * Ks[k] * Ms[m] <= 400000 || m % 3 == 0) check_shape(&on, Ns[n], Ks[k], Ms[m]);
+    for (n = 0; on.ctx && n < 2; n++) { /* about as many rows as are made integers at once, or as are still worth it */
+      check_product(&on, n ? MHK_Q4 : MHK_Q8, 32, 40, 64, 3, 5, 65);
+      check_product(&on, n ? MHK_Q4 : MHK_Q8, 32, 40, 64, 3, 5, 515);
     }
-    mhk_destroy(ctx);
-    mhk_destroy(two);
+    mhk_destroy(on.ctx);
+    mhk_destroy(on.four);
   }
 }
 
@@ -197,6 +207,50 @@ TEST(numbers_that_are_none) {
 }
 
 /* reading, looking up and the gradient of x */
+/* a matrix read element by element, through views, as an embedding, and the gradient through it */
+static void elements(mhk_context *ctx, mhk_tape *t, mhk_dtype type, int group) {
+  static const int32_t tokens[4] = {0, 16, 38, 7};
+  const mhk_index N = 39, K = 192, M = 11, xs[2] = {M, K};
+  matrix w;
+  mhk_real *x = rows_new(M, K, 5), row[192], part[20];
+  double *want = (double *)calloc((size_t)(M * K), sizeof *want);
+  mhk_tensor *e, *in, *y, *view;
+  mhk_index i, n, k;
+  REQUIRE(matrix_new(&w, ctx, type, group, N, K, 6, 9) && x && want, "memory");
+  for (n = 0; n < N; n++) {
+    CHECK(mhk_tensor_read(&w.t, n * K, K, row) == MHK_OK, "%s", mhk_message(ctx));
+    CHECK_CLOSE_TO_DOUBLE("a row read", row, w.values + n * K, K, 1e-7);
+  }
+  mhk_tensor_read(&w.t, 5 * K + 100, 20, part);
+  CHECK_CLOSE_TO_DOUBLE("a part of a row", part, w.values + 5 * K + 100, 20, 1e-7);
+  mhk_tape_reset(t);
+  mhk_tape_record(t, 1);
+  view = mhk_rows(t, &w.t, 30, 5);
+  mhk_tensor_read(view, K, K, row);
+  CHECK_CLOSE_TO_DOUBLE("a row of a view", row, w.values + 31 * K, K, 1e-7);
+  mhk_tensor_read(mhk_rows(t, mhk_detach(t, view), 2, 2), K, K, row);
+  CHECK_CLOSE_TO_DOUBLE("a row of a view of a view", row, w.values + 33 * K, K, 1e-7);
+  e = mhk_embedding(t, &w.t, tokens, 2, 2);
+  REQUIRE_OK(ctx);
+  for (i = 0; i < 4; i++)
+    CHECK_CLOSE_TO_DOUBLE("an embedding", mhk_data(e) + i * K, w.values + tokens[i] * K, K, 1e-7);
+  in = mhk_require_grad(t, mhk_tensor_new(t, 2, xs, x));
+  y = mhk_linear(t, in, &w.t, NULL);
+  mhk_backward(t, mhk_sum(t, y));
+  REQUIRE_OK(ctx);
+  for (i = 0; i < M; i++)
+    for (n = 0; n < N; n++)
+      for (k = 0; k < K; k++) want[i * K + k] += w.values[n * K + k];
+  CHECK_CLOSE_TO_DOUBLE("the gradient of x", in->grad, want, M * K, 2e-6);
+  CHECK(mhk_reshape(t, &w.t, 1, &w.t.count) == NULL, "a quantized matrix was given another shape");
+  CHECK_FAILS(ctx, MHK_ERROR_UNSUPPORTED, "quantized row by row");
+  mhk_tensor_read(&w.t, N * K - 3, 4, part);
+  CHECK_FAILS(ctx, MHK_ERROR_ARGUMENT, "4 elements from element 7485 of w: it has 7488");
+  matrix_free(&w);
+  free(x);
+  free(want);
+}
+
 TEST(elements_and_gradients) {
   size_t s;
   int type, group;
@@ -204,48 +258,7 @@ TEST(elements_and_gradients) {
     mhk_context *ctx = test_machine(sets[s], MHK_BF16_BEST, 1);
     mhk_tape *t = mhk_tape_create(ctx);
     for (type = MHK_Q8; ctx && type <= MHK_Q4; type++)
-      for (group = 32; group <= 64; group += 32) {
-        static const int32_t tokens[4] = {0, 16, 38, 7};
-        const mhk_index N = 39, K = 192, M = 11, xs[2] = {M, K};
-        matrix w;
-        mhk_real *x = rows_new(M, K, 5), row[192], part[20];
-        double *want = (double *)calloc((size_t)(M * K), sizeof *want);
-        mhk_tensor *e, *in, *y, *view;
-        mhk_index i, n, k;
-        REQUIRE(matrix_new(&w, ctx, (mhk_dtype)type, group, N, K, 6, 9) && x && want, "memory");
-        for (n = 0; n < N; n++) {
-          CHECK(mhk_tensor_read(&w.t, n * K, K, row) == MHK_OK, "%s", mhk_message(ctx));
-          CHECK_CLOSE_TO_DOUBLE("a row read", row, w.values + n * K, K, 1e-7);
-        }
-        mhk_tensor_read(&w.t, 5 * K + 100, 20, part);
-        CHECK_CLOSE_TO_DOUBLE("a part of a row", part, w.values + 5 * K + 100, 20, 1e-7);
-        mhk_tape_reset(t);
-        mhk_tape_record(t, 1);
-        view = mhk_rows(t, &w.t, 30, 5);
-        mhk_tensor_read(view, K, K, row);
-        CHECK_CLOSE_TO_DOUBLE("a row of a view", row, w.values + 31 * K, K, 1e-7);
-        mhk_tensor_read(mhk_rows(t, mhk_detach(t, view), 2, 2), K, K, row);
-        CHECK_CLOSE_TO_DOUBLE("a row of a view of a view", row, w.values + 33 * K, K, 1e-7);
-        e = mhk_embedding(t, &w.t, tokens, 2, 2);
-        REQUIRE_OK(ctx);
-        for (i = 0; i < 4; i++)
-          CHECK_CLOSE_TO_DOUBLE("an embedding", mhk_data(e) + i * K, w.values + tokens[i] * K, K, 1e-7);
-        in = mhk_require_grad(t, mhk_tensor_new(t, 2, xs, x));
-        y = mhk_linear(t, in, &w.t, NULL);
-        mhk_backward(t, mhk_sum(t, y));
-        REQUIRE_OK(ctx);
-        for (i = 0; i < M; i++)
-          for (n = 0; n < N; n++)
-            for (k = 0; k < K; k++) want[i * K + k] += w.values[n * K + k];
-        CHECK_CLOSE_TO_DOUBLE("the gradient of x", in->grad, want, M * K, 2e-6);
-        CHECK(mhk_reshape(t, &w.t, 1, &w.t.count) == NULL, "a quantized matrix was given another shape");
-        CHECK_FAILS(ctx, MHK_ERROR_UNSUPPORTED, "quantized row by row");
-        mhk_tensor_read(&w.t, N * K - 3, 4, part);
-        CHECK_FAILS(ctx, MHK_ERROR_ARGUMENT, "4 elements from element 7485 of w: it has 7488");
-        matrix_free(&w);
-        free(x);
-        free(want);
-      }
+      for (group = 32; group <= 64; group += 32) elements(ctx, t, (mhk_dtype)type, group);
     mhk_destroy(ctx);
   }
 }
