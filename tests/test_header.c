@@ -125,7 +125,6 @@ static const char *const over_budget[] = {
     "tests/test_ops.c values_products_and_norms: nesting",
     "tests/test_ops.c ssd_is_its_matrix: nesting",
     "tests/test_ops.c mixers_are_their_matrices: nesting",
-    "tests/test_sampling.c speculation_is_exact: lines",
     "tests/test_tokenizer.c other_layouts: lines",
     "tests/test_tokenizer.c wrong_files: lines"};
 enum { OVER_BUDGET = sizeof over_budget / sizeof *over_budget };

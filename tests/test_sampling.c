@@ -733,6 +733,34 @@ static double chi_square(const int *count, const double *p, int n, int draws, in
   return chi + pow(others - rest, 2) / (rest + 1);
 }
 
+/* Probabilities of the second and third token of one round together, and of the fourth: of all that
+   can follow three tokens. by_draft: of the second, if the draft's word were taken for it. */
+static void all_rounds(mhk_session *target, mhk_session *draft, int32_t *path, const mhk_sampling *h, double *pair,
+                       double *third, double *by_draft) {
+  static double p1[31], p2[31], p3[31], p4[31];
+  int a, b, e, v;
+  next_after(target, path, 3, h, p1); /* the first token is the target's own; the next three are drafted */
+  for (a = 0; a < 31; a++) {
+    if (p1[a] <= 0) continue;
+    path[3] = a;
+    next_after(draft, path, 4, h, p2);
+    for (v = 0; v < 31; v++) by_draft[v] += p1[a] * p2[v];
+    next_after(target, path, 4, h, p2);
+    for (b = 0; b < 31; b++) {
+      if (p2[b] <= 0) continue;
+      path[4] = b;
+      next_after(target, path, 5, h, p3);
+      for (e = 0; e < 31; e++) {
+        if (p3[e] <= 0) continue;
+        pair[31 * b + e] += p1[a] * p2[b] * p3[e];
+        path[5] = e;
+        next_after(target, path, 6, h, p4);
+        for (v = 0; v < 31; v++) third[v] += p1[a] * p2[b] * p3[e] * p4[v];
+      }
+    }
+  }
+}
+
 TEST(speculation_is_exact) { /* pairs of tokens of one round, 4000 times, against all that can happen */
   enum { DRAWS = 4000, WAYS = 6 };
   static const int targets[3] = {PHI, PHI_MAMBA, HYBRID}, drafts[3] = {PHI_MAMBA, HYBRID, PHI_MAMBA_ROTARY};
@@ -744,10 +772,10 @@ TEST(speculation_is_exact) { /* pairs of tokens of one round, 4000 times, agains
     mhk_speculation *x = speculate(target, draft, 3);
     const mhk_token_bias bias = {7, 0.5};
     int32_t path[7] = {3, 4, 9};
-    static double pair[31 * 31], by_draft[31], p1[31], p2[31], p3[31], p4[31], third[31];
+    static double pair[31 * 31], by_draft[31], third[31];
     static int counts[31 * 31], thirds[31];
     mhk_sampling h = plain(4);
-    int i, a, b, e, v, cells;
+    int i, b, e, v, cells;
     double chi;
     memset(pair, 0, sizeof pair), memset(third, 0, sizeof third), memset(counts, 0, sizeof counts),
         memset(thirds, 0, sizeof thirds);
@@ -756,26 +784,7 @@ TEST(speculation_is_exact) { /* pairs of tokens of one round, 4000 times, agains
     h.top_k = WAYS;
     if (c == 1) h.top_p = 0.9, h.frequency = 0.5, h.presence = 0.2, h.repetition = 1.1;
     if (c == 2) h.typical = 0.9, h.min_p = 0.02, h.bias = &bias, h.n_bias = 1, h.presence = 0.5, h.penalty_tokens = 2;
-    next_after(target, path, 3, &h, p1); /* the first token is the target's own; the next three are drafted */
-    for (a = 0; a < 31; a++) {
-      if (p1[a] <= 0) continue;
-      path[3] = a;
-      next_after(draft, path, 4, &h, p2);
-      for (v = 0; v < 31; v++) by_draft[v] += p1[a] * p2[v];
-      next_after(target, path, 4, &h, p2);
-      for (b = 0; b < 31; b++) {
-        if (p2[b] <= 0) continue;
-        path[4] = b;
-        next_after(target, path, 5, &h, p3);
-        for (e = 0; e < 31; e++) {
-          if (p3[e] <= 0) continue;
-          pair[31 * b + e] += p1[a] * p2[b] * p3[e];
-          path[5] = e;
-          next_after(target, path, 6, &h, p4);
-          for (v = 0; v < 31; v++) third[v] += p1[a] * p2[b] * p3[e] * p4[v];
-        }
-      }
-    }
+    all_rounds(target, draft, path, &h, pair, third, by_draft);
     REQUIRE_OK(ctx);
     for (i = 0; i < DRAWS; i++) {
       int32_t got[4];
