@@ -2,7 +2,7 @@
 """This tree against another revision of it, measured in turns: `make bench-base BASE=REVISION`.
 
 usage: base.py BASE [--filter TEXT,...] [--threads 1,2] [--isa NAME] [--model PATH,...] [--rounds 3] [--pairs 5]
-               [--limit 3] [--again 2] [--out FILE] [--new PROGRAM]
+               [--seconds 4] [--limit 3] [--again 2] [--out FILE] [--new PROGRAM]
 
 BASE is a revision of this repository, a folder with its sources, or a built `mohawk`. Both trees are built with the
 same compiler and flags (CC, CFLAGS, OPENMP), each with its own header and its own `mohawk bench`. A row is a case at
@@ -19,6 +19,7 @@ import shlex
 import statistics
 import subprocess
 import sys
+import time
 import zlib
 
 from served import Program, environment, say, turns
@@ -35,6 +36,7 @@ parser.add_argument("--isa", default="best")
 parser.add_argument("--model", default="examples/tiny", help="Phi teachers, as for mohawk bench")
 parser.add_argument("--rounds", type=int, default=3)
 parser.add_argument("--pairs", type=int, default=5, help="of turns in a round")
+parser.add_argument("--seconds", type=float, default=4.0, help="for the pairs of a round, after two of them")
 parser.add_argument("--limit", type=float, default=3.0, help="percent that a row may be slower")
 parser.add_argument("--again", type=int, default=2, help="rounds more for rows over the limit")
 parser.add_argument("--wait", type=float, default=300.0, help="seconds that a program may take to answer")
@@ -155,14 +157,17 @@ class Row:
                 "pairs": len(self.base)}
 
 
-def measure(row, base, new, pairs):
+def measure(row, base, new, pairs, seconds):
     """one round of a row: whether both programs have it"""
+    started = time.perf_counter()
     first = [p.ask(row.case, row.threads, 1) for p in (base, new)]
     if not all(first):
         return False
     row.isa = first[1]["isa"]
     rounds = turns(min(a["ours_ms"] for a in first))
     for i in range(pairs):
+        if i >= 2 and time.perf_counter() - started > seconds:
+            break
         order = (base, new) if i % 2 == 0 else (new, base)
         answer = {p: p.ask(row.case, row.threads, rounds) for p in order}
         if not all(answer.values()):
@@ -172,13 +177,13 @@ def measure(row, base, new, pairs):
     return True
 
 
-def run(rows, base, new, pairs, what):
+def run(rows, base, new, pairs, seconds, what):
     """one round of all rows, in their order: those of a case follow each other in the same two processes"""
     for i, row in enumerate(rows):
         if i > 0 and rows[i - 1].case != row.case:
             base.stop()
             new.stop()
-        if measure(row, base, new, pairs):
+        if measure(row, base, new, pairs, seconds):
             low, high = row.spread()
             print(f"{what}  {row.case:<30} {row.threads:>3}  {row.ratio():.3f}  ({low:.3f} to {high:.3f})",
                   file=sys.stderr, flush=True)
@@ -229,10 +234,10 @@ def main():
     rows = [Row(name, n) for name in names for n in threads]
     os.makedirs(os.path.dirname(os.path.abspath(args.out)), exist_ok=True)
     for i in range(args.rounds):
-        run(rows, base, new, args.pairs, f"round {i + 1}")
+        run(rows, base, new, args.pairs, args.seconds, f"round {i + 1}")
     for i in range(args.again):
         slow = [r for r in rows if r.base and r.ratio() > 1 + args.limit / 100]
-        run(slow, base, new, args.pairs, f"again {i + 1}")
+        run(slow, base, new, args.pairs, args.seconds, f"again {i + 1}")
     lost = [f"{r.case} ({r.threads})" for r in rows if not r.base]
     if lost:
         say("not measured: " + ", ".join(lost))
