@@ -438,79 +438,85 @@ static uint16_t to_f16(float f) {
   return (uint16_t)(sign << 15 | (e + 15) << 10 | (int)((a - 1) * 1024));
 }
 
+/* the gradient that goes through a stored weight to x; w: its numbers */
+static void linear_gradient(const char *name, const mhk_tensor *x, const mhk_tensor *w, mhk_tensor *stored,
+                            mhk_tensor *b, mhk_index m, mhk_index n, mhk_index k) {
+  const mhk_index shape[2] = {m, k};
+  mhk_tensor *y, *x2;
+  mhk_real *dy = (mhk_real *)malloc(sizeof *dy * (size_t)(m * n));
+  double *dx = doubles(m * k);
+  mhk_tape_record(tape, 1);
+  x2 = mhk_require_grad(tape, mhk_tensor_new(tape, 2, shape, mhk_data(x)));
+  y = mhk_linear(tape, x2, stored, b);
+  test_fill(dy, m * n, -1, 1, 5);
+  mhk_backward_from(tape, y, dy);
+  mhk__ref_product(m, k, n, mhk__ref_strided(exact(dy, m * n), n, 1),
+                   mhk__ref_strided(exact(mhk_data(w), n * k), k, 1), dx);
+  CHECK_CLOSE_TO_DOUBLE(name, x2 ? x2->grad : NULL, dx, m * k, CLOSE);
+  mhk_tape_record(tape, 0);
+  free(dy);
+  free(dx);
+}
+
+/* a linear layer, with what may follow it; kind: MHK_REAL, F32, F16, BF16; want: room for m x n */
+static void linear_case(mhk_index m, mhk_index n, mhk_index k, int kind, int bias, double *want) {
+  mhk_index shape[2], i;
+  mhk_tensor *x, *b, *w, *r, stored;
+  uint16_t *half = (uint16_t *)malloc(sizeof *half * (size_t)(n * k));
+  float *single = (float *)malloc(sizeof *single * (size_t)(n * k));
+  char name[80];
+  mhk_tape_reset(tape);
+  shape[0] = m, shape[1] = k;
+  x = mhk_tensor_new(tape, 2, shape, NULL);
+  shape[0] = n;
+  w = mhk_tensor_new(tape, 2, shape, NULL);
+  b = mhk_tensor_new(tape, 1, &n, NULL);
+  shape[0] = m, shape[1] = n;
+  r = mhk_tensor_new(tape, 2, shape, NULL);
+  test_fill(mhk_data(x), m * k, -1, 1, 1);
+  test_fill(mhk_data(w), n * k, -1, 1, 2);
+  test_fill(mhk_data(b), n, -1, 1, 3);
+  test_fill(mhk_data(r), m * n, -1, 1, 4);
+  stored = *w;
+  for (i = 0; i < n * k; i++) {
+    mhk_real *v = mhk_data(w) + i;
+    if (kind >= 2) *v = (mhk_real)(floor((double)*v * 256) / 256);
+    single[i] = (float)*v;
+    half[i] = kind == 2 ? to_f16((float)*v) : to_bf16((float)*v);
+    if (kind == 3) *v = (mhk_real)mhk__ref_bf16(half[i]);
+  }
+  if (kind) {
+    stored.dtype = kind == 1 ? MHK_F32 : kind == 2 ? MHK_F16 : MHK_BF16;
+    stored.data = kind == 1 ? (void *)single : (void *)half;
+    stored.requires_grad = 0;
+  }
+  for (i = 0; i < m * n; i++) want[i] = bias ? (double)mhk_data(b)[i % n] : 0;
+  plain_linear(want, mhk_data(x), mhk_data(w), m, n, k);
+  snprintf(name, sizeof name, "linear %lldx%lldx%lld, weights %s, bias %d", (long long)m, (long long)n,
+           (long long)k, mhk_dtype_name(stored.dtype), bias);
+  CHECK_CLOSE_TO_DOUBLE(name, mhk_data(mhk_linear(tape, x, &stored, bias ? b : NULL)), want, m * n, CLOSE);
+  for (i = 0; i < m * n; i++) want[i] += (double)mhk_data(r)[i];
+  CHECK_CLOSE_TO_DOUBLE(name, mhk_data(mhk_linear_add(tape, x, &stored, bias ? b : NULL, r)), want, m * n, CLOSE);
+  for (i = 0; i < m * n; i++) want[i] = mhk__ref_gelu(want[i] - (double)mhk_data(r)[i]);
+  CHECK_CLOSE_TO_DOUBLE(name, mhk_data(mhk_linear_gelu(tape, x, &stored, bias ? b : NULL)), want, m * n, CLOSE);
+  if (k > 1 && kind) linear_gradient(name, x, w, &stored, bias ? b : NULL, m, n, k);
+  free(half);
+  free(single);
+}
+
 TEST(values_linear) {
   static const mhk_index sizes[][3] = {{1, 1, 1},     {1, 5, 3},      {2, 7, 9},     {3, 1, 17},
                                        {5, 33, 64},   {7, 16, 1},     {13, 130, 67}, {65, 31, 129},
                                        {67, 97, 300}, {129, 257, 65}, {1, 301, 515}};
   size_t s;
-  mhk_index i;
   int kind, bias;
   start();
   mhk_tape_record(tape, 0);
   for (s = 0; s < sizeof sizes / sizeof *sizes; s++) {
     const mhk_index m = sizes[s][0], n = sizes[s][1], k = sizes[s][2];
     double *want = doubles(m * n);
-    mhk_index shape[2];
-    for (kind = 0; kind < 4; kind++) /* MHK_REAL, F32, F16, BF16 */
-      for (bias = 0; bias < 2; bias++) {
-        mhk_tensor *x, *b, *w, *r, stored;
-        uint16_t *half = (uint16_t *)malloc(sizeof *half * (size_t)(n * k));
-        float *single = (float *)malloc(sizeof *single * (size_t)(n * k));
-        char name[80];
-        mhk_tape_reset(tape);
-        shape[0] = m, shape[1] = k;
-        x = mhk_tensor_new(tape, 2, shape, NULL);
-        shape[0] = n;
-        w = mhk_tensor_new(tape, 2, shape, NULL);
-        b = mhk_tensor_new(tape, 1, &n, NULL);
-        shape[0] = m, shape[1] = n;
-        r = mhk_tensor_new(tape, 2, shape, NULL);
-        test_fill(mhk_data(x), m * k, -1, 1, 1);
-        test_fill(mhk_data(w), n * k, -1, 1, 2);
-        test_fill(mhk_data(b), n, -1, 1, 3);
-        test_fill(mhk_data(r), m * n, -1, 1, 4);
-        stored = *w;
-        for (i = 0; i < n * k; i++) {
-          mhk_real *v = mhk_data(w) + i;
-          if (kind >= 2) *v = (mhk_real)(floor((double)*v * 256) / 256);
-          single[i] = (float)*v;
-          half[i] = kind == 2 ? to_f16((float)*v) : to_bf16((float)*v);
-          if (kind == 3) *v = (mhk_real)mhk__ref_bf16(half[i]);
-        }
-        if (kind) {
-          stored.dtype = kind == 1 ? MHK_F32 : kind == 2 ? MHK_F16 : MHK_BF16;
-          stored.data = kind == 1 ? (void *)single : (void *)half;
-          stored.requires_grad = 0;
-        }
-        for (i = 0; i < m * n; i++) want[i] = bias ? (double)mhk_data(b)[i % n] : 0;
-        plain_linear(want, mhk_data(x), mhk_data(w), m, n, k);
-        snprintf(name, sizeof name, "linear %lldx%lldx%lld, weights %s, bias %d", (long long)m, (long long)n,
-                 (long long)k, mhk_dtype_name(stored.dtype), bias);
-        CHECK_CLOSE_TO_DOUBLE(name, mhk_data(mhk_linear(tape, x, &stored, bias ? b : NULL)), want, m * n, CLOSE);
-        for (i = 0; i < m * n; i++) want[i] += (double)mhk_data(r)[i];
-        CHECK_CLOSE_TO_DOUBLE(name, mhk_data(mhk_linear_add(tape, x, &stored, bias ? b : NULL, r)), want, m * n, CLOSE);
-        for (i = 0; i < m * n; i++) want[i] = mhk__ref_gelu(want[i] - (double)mhk_data(r)[i]);
-        CHECK_CLOSE_TO_DOUBLE(name, mhk_data(mhk_linear_gelu(tape, x, &stored, bias ? b : NULL)), want, m * n, CLOSE);
-        if (k > 1 && kind) { /* the gradient that goes through a stored weight to x */
-          mhk_tensor *y, *x2;
-          mhk_real *dy = (mhk_real *)malloc(sizeof *dy * (size_t)(m * n));
-          double *dx = doubles(m * k);
-          mhk_tape_record(tape, 1);
-          shape[1] = k;
-          x2 = mhk_require_grad(tape, mhk_tensor_new(tape, 2, shape, mhk_data(x)));
-          y = mhk_linear(tape, x2, &stored, bias ? b : NULL);
-          test_fill(dy, m * n, -1, 1, 5);
-          mhk_backward_from(tape, y, dy);
-          mhk__ref_product(m, k, n, mhk__ref_strided(exact(dy, m * n), n, 1),
-                           mhk__ref_strided(exact(mhk_data(w), n * k), k, 1), dx);
-          CHECK_CLOSE_TO_DOUBLE(name, x2 ? x2->grad : NULL, dx, m * k, CLOSE);
-          mhk_tape_record(tape, 0);
-          free(dy);
-          free(dx);
-        }
-        free(half);
-        free(single);
-      }
+    for (kind = 0; kind < 4; kind++)
+      for (bias = 0; bias < 2; bias++) linear_case(m, n, k, kind, bias, want);
     free(want);
   }
   finish();
@@ -559,83 +565,91 @@ TEST(values_empty) { /* no rows: nothing to do, or an error that says so, but no
   finish();
 }
 
-TEST(values_products_and_norms) {
+TEST(values_products) {
+  static const mhk_index sizes[][4] = {{1, 1, 1, 1}, {2, 3, 5, 7}, {3, 17, 33, 9}, {1, 65, 66, 67}};
+  size_t s;
+  int transposed;
   start();
   mhk_tape_record(tape, 0);
-  {
-    static const mhk_index sizes[][4] = {{1, 1, 1, 1}, {2, 3, 5, 7}, {3, 17, 33, 9}, {1, 65, 66, 67}};
-    size_t s;
-    int transposed;
-    for (s = 0; s < 4; s++)
-      for (transposed = 0; transposed < 2; transposed++) {
-        const mhk_index b = sizes[s][0], m = sizes[s][1], n = sizes[s][2], k = sizes[s][3];
-        mhk_tensor *x = P3(b, m, k, 1), *w = transposed ? P3(b, n, k, 2) : P3(b, k, n, 2);
-        double *want = doubles(b * m * n);
-        for (mhk_index h = 0; h < b; h++) {
-          const double *right = exact(mhk_data(w) + h * k * n, k * n);
-          mhk__ref_product(m, n, k, mhk__ref_strided(exact(mhk_data(x) + h * m * k, m * k), k, 1),
-                           transposed ? mhk__ref_strided(right, 1, k) : mhk__ref_strided(right, n, 1),
-                           want + h * m * n);
-        }
-        CHECK_CLOSE_TO_DOUBLE("matmul", mhk_data(mhk_matmul(tape, x, w, transposed)), want, b * m * n, CLOSE);
-        free(want);
+  for (s = 0; s < 4; s++)
+    for (transposed = 0; transposed < 2; transposed++) {
+      const mhk_index b = sizes[s][0], m = sizes[s][1], n = sizes[s][2], k = sizes[s][3];
+      mhk_tensor *x = P3(b, m, k, 1), *w = transposed ? P3(b, n, k, 2) : P3(b, k, n, 2);
+      double *want = doubles(b * m * n);
+      for (mhk_index h = 0; h < b; h++) {
+        const double *right = exact(mhk_data(w) + h * k * n, k * n);
+        mhk__ref_product(m, n, k, mhk__ref_strided(exact(mhk_data(x) + h * m * k, m * k), k, 1),
+                         transposed ? mhk__ref_strided(right, 1, k) : mhk__ref_strided(right, n, 1),
+                         want + h * m * n);
       }
-  }
-  {
-    static const mhk_index widths[] = {1, 2, 7, 8, 33, 130};
-    size_t s;
-    for (s = 0; s < sizeof widths / sizeof *widths; s++) {
-      const mhk_index n = widths[s], rows = 11;
-      mhk_tensor *x = P2(rows, n, 1), *w = P1(n, 2), *b = P1(n, 3), *z = P2(rows, n, 4);
-      double *want = doubles(rows * n);
-      mhk_index i, j;
-      for (i = 0; i < rows; i++) {
-        double mean;
-        mhk__ref_normalize((int)n, exact(mhk_data(x) + i * n, n), 1e-5, 1, &mean, want + i * n);
-        for (j = 0; j < n; j++) want[i * n + j] = want[i * n + j] * (double)mhk_data(w)[j] + (double)mhk_data(b)[j];
-      }
-      CHECK_CLOSE_TO_DOUBLE("layer_norm", mhk_data(mhk_layer_norm(tape, x, w, b, 1e-5)), want, rows * n,
-                            n == 2 ? 20 * CLOSE : CLOSE);
-      for (i = 0; i < rows; i++) {
-        double mean;
-        mhk__ref_normalize((int)n, exact(mhk_data(x) + i * n, n), 1e-5, 0, &mean, want + i * n);
-        for (j = 0; j < n; j++) want[i * n + j] *= (double)mhk_data(w)[j];
-      }
-      CHECK_CLOSE_TO_DOUBLE("rms_norm", mhk_data(mhk_rms_norm(tape, x, w, 1e-5)), want, rows * n, CLOSE);
-      for (i = 0; i < rows; i++) mhk__ref_softmax((int)n, exact(mhk_data(x) + i * n, n), want + i * n);
-      CHECK_CLOSE_TO_DOUBLE("softmax", mhk_data(mhk_softmax(tape, x)), want, rows * n, CLOSE);
-      for (i = 0; i < rows; i++)
-        for (j = 0; j < n; j++)
-          want[i * n + j] =
-              (double)mhk_data(x)[i * n + j] * mhk__ref_silu((double)mhk_data(z)[i * n + j] + (double)mhk_data(b)[j]);
-      CHECK_CLOSE_TO_DOUBLE("gate", mhk_data(mhk_gate(tape, x, z, b)), want, rows * n, CLOSE);
-      for (i = 0; i < rows; i++)
-        for (j = 0, want[i] = 0; j < n; j++) want[i] += (double)mhk_data(x)[i * n + j];
-      CHECK_CLOSE_TO_DOUBLE("sum_last", mhk_data(mhk_sum_last(tape, x)), want, rows, CLOSE);
+      CHECK_CLOSE_TO_DOUBLE("matmul", mhk_data(mhk_matmul(tape, x, w, transposed)), want, b * m * n, CLOSE);
       free(want);
     }
+  finish();
+}
+
+TEST(values_norms) {
+  static const mhk_index widths[] = {1, 2, 7, 8, 33, 130};
+  size_t s;
+  start();
+  mhk_tape_record(tape, 0);
+  for (s = 0; s < sizeof widths / sizeof *widths; s++) {
+    const mhk_index n = widths[s], rows = 11;
+    mhk_tensor *x = P2(rows, n, 1), *w = P1(n, 2), *b = P1(n, 3), *z = P2(rows, n, 4);
+    double *want = doubles(rows * n);
+    mhk_index i, j;
+    for (i = 0; i < rows; i++) {
+      double mean;
+      mhk__ref_normalize((int)n, exact(mhk_data(x) + i * n, n), 1e-5, 1, &mean, want + i * n);
+      for (j = 0; j < n; j++) want[i * n + j] = want[i * n + j] * (double)mhk_data(w)[j] + (double)mhk_data(b)[j];
+    }
+    CHECK_CLOSE_TO_DOUBLE("layer_norm", mhk_data(mhk_layer_norm(tape, x, w, b, 1e-5)), want, rows * n,
+                          n == 2 ? 20 * CLOSE : CLOSE);
+    for (i = 0; i < rows; i++) {
+      double mean;
+      mhk__ref_normalize((int)n, exact(mhk_data(x) + i * n, n), 1e-5, 0, &mean, want + i * n);
+      for (j = 0; j < n; j++) want[i * n + j] *= (double)mhk_data(w)[j];
+    }
+    CHECK_CLOSE_TO_DOUBLE("rms_norm", mhk_data(mhk_rms_norm(tape, x, w, 1e-5)), want, rows * n, CLOSE);
+    for (i = 0; i < rows; i++) mhk__ref_softmax((int)n, exact(mhk_data(x) + i * n, n), want + i * n);
+    CHECK_CLOSE_TO_DOUBLE("softmax", mhk_data(mhk_softmax(tape, x)), want, rows * n, CLOSE);
+    for (i = 0; i < rows; i++)
+      for (j = 0; j < n; j++)
+        want[i * n + j] =
+            (double)mhk_data(x)[i * n + j] * mhk__ref_silu((double)mhk_data(z)[i * n + j] + (double)mhk_data(b)[j]);
+    CHECK_CLOSE_TO_DOUBLE("gate", mhk_data(mhk_gate(tape, x, z, b)), want, rows * n, CLOSE);
+    for (i = 0; i < rows; i++)
+      for (j = 0, want[i] = 0; j < n; j++) want[i] += (double)mhk_data(x)[i * n + j];
+    CHECK_CLOSE_TO_DOUBLE("sum_last", mhk_data(mhk_sum_last(tape, x)), want, rows, CLOSE);
+    free(want);
   }
-  {
-    static const int32_t ids[6] = {4, 0, 2, 2, 3, 1};
-    mhk_tensor *x = P4(2, 3, 4, 5, 1), *y, *w = P2(5, 7, 2);
-    mhk_index b, i, h, p;
-    int wrong = 0;
-    y = mhk_swap_heads(tape, x);
-    for (b = 0; b < 2; b++)
-      for (i = 0; i < 3; i++)
-        for (h = 0; h < 4; h++)
-          for (p = 0; p < 5; p++)
-            wrong += mhk_data(x)[((b * 3 + i) * 4 + h) * 5 + p] != mhk_data(y)[((b * 4 + h) * 3 + i) * 5 + p];
-    CHECK(!wrong, "swap_heads: %d wrong", wrong);
-    y = mhk_columns(tape, x, 1, 3);
-    for (i = 0, wrong = 0; i < 24; i++)
-      for (p = 0; p < 3; p++) wrong += mhk_data(x)[i * 5 + 1 + p] != mhk_data(y)[i * 3 + p];
-    CHECK(!wrong && y->shape[3] == 3, "columns: %d wrong", wrong);
-    y = mhk_embedding(tape, w, ids, 2, 3);
-    for (i = 0, wrong = 0; i < 6; i++)
-      for (p = 0; p < 7; p++) wrong += mhk_data(w)[ids[i] * 7 + p] != mhk_data(y)[i * 7 + p];
-    CHECK(!wrong && y->rank == 3, "embedding: %d wrong", wrong);
-  }
+  finish();
+}
+
+TEST(values_moves) {
+  static const int32_t ids[6] = {4, 0, 2, 2, 3, 1};
+  mhk_tensor *x, *y, *w;
+  mhk_index b, i, h, p;
+  int wrong = 0;
+  start();
+  mhk_tape_record(tape, 0);
+  x = P4(2, 3, 4, 5, 1);
+  w = P2(5, 7, 2);
+  y = mhk_swap_heads(tape, x);
+  for (b = 0; b < 2; b++)
+    for (i = 0; i < 3; i++)
+      for (h = 0; h < 4; h++)
+        for (p = 0; p < 5; p++)
+          wrong += mhk_data(x)[((b * 3 + i) * 4 + h) * 5 + p] != mhk_data(y)[((b * 4 + h) * 3 + i) * 5 + p];
+  CHECK(!wrong, "swap_heads: %d wrong", wrong);
+  y = mhk_columns(tape, x, 1, 3);
+  for (i = 0, wrong = 0; i < 24; i++)
+    for (p = 0; p < 3; p++) wrong += mhk_data(x)[i * 5 + 1 + p] != mhk_data(y)[i * 3 + p];
+  CHECK(!wrong && y->shape[3] == 3, "columns: %d wrong", wrong);
+  y = mhk_embedding(tape, w, ids, 2, 3);
+  for (i = 0, wrong = 0; i < 6; i++)
+    for (p = 0; p < 7; p++) wrong += mhk_data(w)[ids[i] * 7 + p] != mhk_data(y)[i * 7 + p];
+  CHECK(!wrong && y->rank == 3, "embedding: %d wrong", wrong);
   finish();
 }
 
@@ -946,6 +960,25 @@ static void plain_ssd(const mhk_tensor *x, const mhk_tensor *a, const mhk_tensor
   free(states), free(out), free(again), free(h_again), free(M);
 }
 
+/* the matrix (B,H,T,T) is lower triangular and times x (B,T,H,P) is what is wanted */
+static void check_mixes(const char *name, const mhk_tensor *m, const mhk_tensor *x, const double *want) {
+  const mhk_index T = x->shape[1], all = x->shape[0] * x->shape[2] * T * T;
+  double *md, *mixed;
+  mhk_index i;
+  CHECK(m && m->count == all, "%s: wrong size", name);
+  if (!m || m->count != all) return;
+  md = doubles(all);
+  for (i = 0; i < all; i++) md[i] = (double)mhk_data(m)[i];
+  mixed = plain_mix(md, x, x->shape[2]);
+  for (i = 0; i < x->count; i++)
+    if (!(fabs(mixed[i] - want[i]) <= 40 * CLOSE)) break;
+  CHECK(i == x->count, "%s: M x is %.9g, should be %.9g (element %lld)", name, mixed[i], want[i], (long long)i);
+  for (i = 0; i < all; i++)
+    if (i % T > i / T % T && md[i] != 0) break;
+  CHECK(i == all, "%s: not lower triangular", name);
+  free(md), free(mixed);
+}
+
 TEST(ssd_is_its_matrix) {
   static const mhk_index lengths[] = {1, 2, 3, 5, 7, 13, 15, 16, 17, 31, 53, 63, 64, 65, 97, 127, 128, 129};
   static const mhk_index chunks[] = {0, 1, 3, 16, 64};
@@ -979,23 +1012,8 @@ TEST(ssd_is_its_matrix) {
           CHECK_CLOSE_TO_DOUBLE(name, mhk_data(y), want, B * T * H * P, CLOSE);
           CHECK_CLOSE_TO_DOUBLE(name, mhk_data(final_state), state, B * H * P * N, CLOSE);
         }
-        if (!h0) {
-          mhk_tensor *m = mhk_ssd_matrix(tape, a, Bm, Cm, D, doc);
-          mhk_index i;
-          double *md = doubles(B * H * T * T), *mixed;
-          for (i = 0; m && i < m->count; i++) md[i] = (double)mhk_data(m)[i];
-          mixed = plain_mix(md, x, H);
-          snprintf(name, sizeof name, "ssd_matrix, T %d, shape %d, variant %d", (int)T, (int)g, variant);
-          CHECK(m && m->count == B * H * T * T, "%s: wrong size", name);
-          for (i = 0; i < B * T * H * P; i++)
-            if (!(fabs(mixed[i] - want[i]) <= 40 * CLOSE)) break;
-          CHECK(i == B * T * H * P, "%s: M x is %.9g, should be %.9g (element %lld)", name, mixed[i], want[i],
-                (long long)i);
-          for (i = 0; i < B * H * T * T; i++)
-            if (i % T > i / T % T && md[i] != 0) break;
-          CHECK(i == B * H * T * T, "%s: not lower triangular", name);
-          free(md), free(mixed);
-        }
+        snprintf(name, sizeof name, "ssd_matrix, T %d, shape %d, variant %d", (int)T, (int)g, variant);
+        if (!h0) check_mixes(name, mhk_ssd_matrix(tape, a, Bm, Cm, D, doc), x, want);
         mhk_tape_reset(tape);
         free(want), free(state), free(doc);
       }
@@ -1572,6 +1590,18 @@ static mhk_tensor *layer_tensor(mhk_model *m, int layer, const char *name) {
   return mhk_model_find(m, full);
 }
 
+/* RMSNorm of each n of E features for itself, in place */
+static void norm_groups(mhk_tensor *y, mhk_index E, mhk_index n, double eps, const mhk_tensor *weight) {
+  mhk_real *v = mhk_data(y);
+  mhk_index i, j;
+  for (i = 0; i < y->count; i += n) {
+    double square = 0;
+    for (j = 0; j < n; j++) square += (double)v[i + j] * (double)v[i + j] / (double)n;
+    for (j = 0; j < n; j++)
+      v[i + j] = (mhk_real)((double)v[i + j] / sqrt(square + eps) * (double)mhk_data(weight)[i % E + j]);
+  }
+}
+
 TEST(mixers_are_their_matrices) { /* a mixer's output from its matrix and public ops alone */
   const mhk_index B = 2, T = 19;
   int kind, l;
@@ -1585,7 +1615,7 @@ TEST(mixers_are_their_matrices) { /* a mixer's output from its matrix and public
       const mhk_index E = (mhk_index)c->ssm_heads * c->ssm_head_dim, GN = (mhk_index)c->ssm_groups * c->d_state;
       mhk_tensor *u = P3(B, T, c->d_model, 40 + l), *M = mhk_forward_matrix(tape, m, l, u, NULL), *x, *z = NULL, *y,
                  *out;
-      mhk_index shape[4], i, j;
+      mhk_index shape[4], i;
       double *md, *mixed;
       REQUIRE(M != NULL, "%s: %s", model_kind_name(kind), mhk_message(ctx));
       shape[0] = B, shape[1] = T, shape[2] = attention ? c->n_kv_head : c->ssm_heads,
@@ -1611,17 +1641,7 @@ TEST(mixers_are_their_matrices) { /* a mixer's output from its matrix and public
         out = mhk_linear(tape, y, layer_tensor(m, l, "dense.weight"), layer_tensor(m, l, "dense.bias"));
       else {
         y = mhk_gate(tape, y, z, layer_tensor(m, l, "z_bias"));
-        if (mamba2 && y) { /* RMSNorm of each group for itself */
-          const mhk_index n = E / c->ssm_groups;
-          mhk_real *v = mhk_data(y);
-          for (i = 0; i < y->count; i += n) {
-            double square = 0;
-            for (j = 0; j < n; j++) square += (double)v[i + j] * (double)v[i + j] / (double)n;
-            for (j = 0; j < n; j++)
-              v[i + j] = (mhk_real)((double)v[i + j] / sqrt(square + c->norm_eps) *
-                                    (double)mhk_data(layer_tensor(m, l, "norm.weight"))[i % E + j]);
-          }
-        }
+        if (mamba2 && y) norm_groups(y, E, E / c->ssm_groups, c->norm_eps, layer_tensor(m, l, "norm.weight"));
         out = mhk_linear(tape, y, layer_tensor(m, l, "out_proj.weight"), layer_tensor(m, l, "out_proj.bias"));
       }
       REQUIRE(out != NULL, "%s: %s", model_kind_name(kind), mhk_message(ctx));
@@ -1859,7 +1879,9 @@ int main(int argc, char **argv) {
   RUN(values_linear);
   RUN(values_linear_weight_gradient);
   RUN(values_empty);
-  RUN(values_products_and_norms);
+  RUN(values_products);
+  RUN(values_norms);
+  RUN(values_moves);
   RUN(values_losses);
   RUN(values_rotary);
   RUN(values_attention);
