@@ -247,7 +247,7 @@ static int read_head(const char *text, char *code, char *end, function *f) {
 }
 
 /* All functions that a source defines, and the public ones that it declares. Returns how many, at
-   most `most`. */
+   most `most`, or -1 where a bracket is not closed. */
 static int find_functions(const char *text, function *list, int most) {
   const size_t size = strlen(text);
   char *code = blanked(text, size), *kernel = (char *)calloc(size + 1, 1), *p, *end;
@@ -258,7 +258,10 @@ static int find_functions(const char *text, function *list, int most) {
     if (*p == '(' && closing(p)) p = closing(p);
     if (*p != '{' && *p != ';') continue;
     end = *p == '{' ? closing(p) : p;
-    if (!end) break;
+    if (!end) {
+      n = -1;
+      break;
+    }
     if (read_head(text, code, p, &f) && (f.is_defined || f.is_public)) {
       f.is_kernel = kernel[p - code];
       if (f.is_defined) {
