@@ -2440,9 +2440,9 @@ static unsigned mhk__saved_registers(void) {
   (void)high;
   return low;
 }
-#endif
 
 static int mhk__all_of(unsigned x, unsigned bits) { return (x & bits) == bits; }
+#endif
 
 /* the best instruction set for whose kernels everything is there */
 static mhk_isa mhk__cpu_best(void) {
@@ -4314,33 +4314,36 @@ static void MHK__N(mhk__pack)(mhk_real *dst, mhk_index width, mhk_index rows, mh
 #define MHK__EACH8(M) MHK__EACH6(M) M(6) M(7)
 #define MHK__EACH14(M) MHK__EACH8(M) M(8) M(9) M(10) M(11) M(12) M(13)
 #define MHK__EACH(rows, M) MHK__JOIN(MHK__EACH, rows)(M)
-#if MHK__NV == 2
-#define MHK__DECLARE(i) MHK__V s##i##a = zero, s##i##b = zero;
-#define MHK__STEP(i) x = MHK__SET(a[i]); s##i##a = MHK__FMA(x, ba, s##i##a); s##i##b = MHK__FMA(x, bb, s##i##b);
-#define MHK__WRITE(i) MHK__STORE(c, s##i##a); MHK__STORE(c + MHK__W, s##i##b); c += ldc;
-#define MHK__ADD(i) MHK__STORE(c, MHK__LOAD(c) + s##i##a); MHK__STORE(c + MHK__W, MHK__LOAD(c + MHK__W) + s##i##b); \
-  c += ldc;
-#else
-#define MHK__DECLARE(i) MHK__V s##i##a = zero, s##i##b = zero, s##i##c = zero, s##i##d = zero;
-#define MHK__STEP(i) \
-  x = MHK__SET(a[i]); s##i##a = MHK__FMA(x, ba, s##i##a); s##i##b = MHK__FMA(x, bb, s##i##b); \
-  s##i##c = MHK__FMA(x, bc, s##i##c); s##i##d = MHK__FMA(x, bd, s##i##d);
-#define MHK__WRITE(i) \
-  MHK__STORE(c, s##i##a); MHK__STORE(c + MHK__W, s##i##b); MHK__STORE(c + 2 * MHK__W, s##i##c); \
-    MHK__STORE(c + 3 * MHK__W, s##i##d); c += ldc;
-#define MHK__ADD(i) \
-  MHK__STORE(c, MHK__LOAD(c) + s##i##a); MHK__STORE(c + MHK__W, MHK__LOAD(c + MHK__W) + s##i##b); \
-  MHK__STORE(c + 2 * MHK__W, MHK__LOAD(c + 2 * MHK__W) + s##i##c); \
-    MHK__STORE(c + 3 * MHK__W, MHK__LOAD(c + 3 * MHK__W) + s##i##d); c += ldc;
-#endif
-
-#if MHK__NV == 2
-#define MHK__MORE_B
-#define MHK__LOAD_B
-#else
-#define MHK__MORE_B MHK__V bc, bd;
-#define MHK__LOAD_B bc = MHK__LOAD(b + 2 * MHK__W); bd = MHK__LOAD(b + 3 * MHK__W);
-#endif
+/* What a tile of 1, 2 or 4 vectors does with row i: sums start, are taken from memory, multiplied
+   by f, grow by a number of a times the vectors of b, and are put into c or added to it. */
+#define MHK__SUM2(i) MHK__V s##i##a = zero, s##i##b = zero;
+#define MHK__TAKE2(i) s##i##a = MHK__LOAD(from + (i) * ldc); s##i##b = MHK__LOAD(from + (i) * ldc + MHK__W);
+#define MHK__TIMES2(i) x = MHK__SET(f[(i) * fs]); s##i##a = s##i##a * x; s##i##b = s##i##b * x;
+#define MHK__GO2(i) x = MHK__SET(a[(i) * row]); s##i##a = MHK__FMA(x, ba, s##i##a); s##i##b = MHK__FMA(x, bb, s##i##b);
+#define MHK__PUT2(i) MHK__STORE(c + (i) * ldc, s##i##a); MHK__STORE(c + (i) * ldc + MHK__W, s##i##b);
+#define MHK__B2 ba = MHK__LOAD(b); bb = MHK__LOAD(b + MHK__W);
+#define MHK__SUM4(i) MHK__SUM2(i) MHK__V s##i##c = zero, s##i##d = zero;
+#define MHK__TAKE4(i) MHK__TAKE2(i) s##i##c = MHK__LOAD(from + (i) * ldc + 2 * MHK__W); \
+  s##i##d = MHK__LOAD(from + (i) * ldc + 3 * MHK__W);
+#define MHK__TIMES4(i) MHK__TIMES2(i) s##i##c = s##i##c * x; s##i##d = s##i##d * x;
+#define MHK__GO4(i) MHK__GO2(i) s##i##c = MHK__FMA(x, bc, s##i##c); s##i##d = MHK__FMA(x, bd, s##i##d);
+#define MHK__PUT4(i) MHK__PUT2(i) MHK__STORE(c + (i) * ldc + 2 * MHK__W, s##i##c); \
+  MHK__STORE(c + (i) * ldc + 3 * MHK__W, s##i##d);
+#define MHK__B4 MHK__B2 bc = MHK__LOAD(b + 2 * MHK__W); bd = MHK__LOAD(b + 3 * MHK__W);
+#define MHK__SUM1(i) MHK__V s##i##a = zero;
+#define MHK__TAKE1(i) s##i##a = MHK__LOAD(from + (i) * ldc);
+#define MHK__TIMES1(i) s##i##a = s##i##a * MHK__SET(f[(i) * fs]);
+#define MHK__GO1(i) s##i##a = MHK__FMA(MHK__SET(a[(i) * row]), ba, s##i##a);
+#define MHK__PUT1(i) MHK__STORE(c + (i) * ldc, s##i##a);
+#define MHK__B1 ba = MHK__LOAD(b);
+#define MHK__VARS4 MHK__V x, ba, bb, bc, bd
+#define MHK__VARS2 MHK__V x, ba, bb
+#define MHK__VARS1 MHK__V ba
+#define MHK__PLUS2(i) s##i##a = MHK__LOAD(c + (i) * ldc) + s##i##a; \
+  s##i##b = MHK__LOAD(c + (i) * ldc + MHK__W) + s##i##b;
+#define MHK__PLUS4(i) MHK__PLUS2(i) s##i##c = MHK__LOAD(c + (i) * ldc + 2 * MHK__W) + s##i##c; \
+  s##i##d = MHK__LOAD(c + (i) * ldc + 3 * MHK__W) + s##i##d;
+#define MHK__PANELS(what) MHK__JOIN(what, MHK__NV)
 /* c is asked for before it is needed: 3 to 8 % of large products */
 #define MHK__WANT_C(i) MHK__PREFETCH_WRITE(c + i * ldc); MHK__PREFETCH_WRITE(c + i * ldc + MHK__NR - 1);
 /* one height of the tile; panels of a are MHK__MR wide whatever the height */
@@ -4349,22 +4352,17 @@ static void MHK__N(mhk__pack)(mhk_real *dst, mhk_index width, mhk_index rows, mh
     mhk_real *c, mhk_index ldc, int accumulate) { \
     const MHK__V zero = MHK__SET(MHK__R(0)); \
     const mhk_index next = k * MHK__MR; \
-    MHK__V x, ba, bb; \
-    MHK__MORE_B \
-    MHK__EACH(rows, MHK__DECLARE) \
+    enum { row = 1 }; /* numbers of a lie side by side */ \
+    MHK__PANELS(MHK__VARS); \
+    MHK__EACH(rows, MHK__PANELS(MHK__SUM)) \
     MHK__EACH(rows, MHK__WANT_C) \
     for (; k > 0; k--, a += MHK__MR, b += MHK__NR) { \
-      ba = MHK__LOAD(b); \
-      bb = MHK__LOAD(b + MHK__W); \
-      MHK__LOAD_B \
+      MHK__PANELS(MHK__B) \
       MHK__PREFETCH(a + next); \
-      MHK__EACH(rows, MHK__STEP) \
+      MHK__EACH(rows, MHK__PANELS(MHK__GO)) \
     } \
-    if (accumulate) { \
-      MHK__EACH(rows, MHK__ADD) \
-    } else { \
-      MHK__EACH(rows, MHK__WRITE) \
-    } \
+    if (accumulate) { MHK__EACH(rows, MHK__PANELS(MHK__PLUS)) } \
+    MHK__EACH(rows, MHK__PANELS(MHK__PUT)) \
   }
 MHK__TILE_OF(mhk__tile, MHK__MR)
 MHK__TILE_OF(mhk__tile_half, MHK__HALF)
@@ -4405,26 +4403,6 @@ static void MHK__N(mhk__product)(mhk_index m, mhk_index n, mhk_index k, const mh
 
 /* MHK__TALL rows by two vectors of sums, or by one, and with many registers by four: fewer loads
    for as many sums. Named variables, as above. */
-#define MHK__SUM2(i) MHK__V s##i##a = zero, s##i##b = zero;
-#define MHK__TAKE2(i) s##i##a = MHK__LOAD(from + (i) * ldc); s##i##b = MHK__LOAD(from + (i) * ldc + MHK__W);
-#define MHK__TIMES2(i) x = MHK__SET(f[(i) * fs]); s##i##a = s##i##a * x; s##i##b = s##i##b * x;
-#define MHK__GO2(i) x = MHK__SET(a[(i) * row]); s##i##a = MHK__FMA(x, ba, s##i##a); s##i##b = MHK__FMA(x, bb, s##i##b);
-#define MHK__PUT2(i) MHK__STORE(c + (i) * ldc, s##i##a); MHK__STORE(c + (i) * ldc + MHK__W, s##i##b);
-#define MHK__B2 ba = MHK__LOAD(b); bb = MHK__LOAD(b + MHK__W);
-#define MHK__SUM4(i) MHK__SUM2(i) MHK__V s##i##c = zero, s##i##d = zero;
-#define MHK__TAKE4(i) MHK__TAKE2(i) s##i##c = MHK__LOAD(from + (i) * ldc + 2 * MHK__W); \
-  s##i##d = MHK__LOAD(from + (i) * ldc + 3 * MHK__W);
-#define MHK__TIMES4(i) MHK__TIMES2(i) s##i##c = s##i##c * x; s##i##d = s##i##d * x;
-#define MHK__GO4(i) MHK__GO2(i) s##i##c = MHK__FMA(x, bc, s##i##c); s##i##d = MHK__FMA(x, bd, s##i##d);
-#define MHK__PUT4(i) MHK__PUT2(i) MHK__STORE(c + (i) * ldc + 2 * MHK__W, s##i##c); \
-  MHK__STORE(c + (i) * ldc + 3 * MHK__W, s##i##d);
-#define MHK__B4 MHK__B2 bc = MHK__LOAD(b + 2 * MHK__W); bd = MHK__LOAD(b + 3 * MHK__W);
-#define MHK__SUM1(i) MHK__V s##i##a = zero;
-#define MHK__TAKE1(i) s##i##a = MHK__LOAD(from + (i) * ldc);
-#define MHK__TIMES1(i) s##i##a = s##i##a * MHK__SET(f[(i) * fs]);
-#define MHK__GO1(i) s##i##a = MHK__FMA(MHK__SET(a[(i) * row]), ba, s##i##a);
-#define MHK__PUT1(i) MHK__STORE(c + (i) * ldc, s##i##a);
-#define MHK__B1 ba = MHK__LOAD(b);
 /* k: the range of the second product */
 #define MHK__BLOCK_OF(name, rows, v, VARS) \
   static void MHK__N(name)(const mhk__block *p, mhk_index i, mhk_index j, mhk_index k0, mhk_index k1) { \
@@ -4461,9 +4439,6 @@ static void MHK__N(mhk__product)(mhk_index m, mhk_index n, mhk_index k, const mh
     } \
     MHK__EACH(rows, MHK__JOIN(MHK__PUT, v)) \
   }
-#define MHK__VARS4 MHK__V x, ba, bb, bc, bd
-#define MHK__VARS2 MHK__V x, ba, bb
-#define MHK__VARS1 MHK__V ba
 #ifdef MHK__HAS_BLOCKS_OF_4
 MHK__BLOCK_OF(mhk__block_tall4, MHK__TALL, 4, MHK__VARS4)
 MHK__BLOCK_OF(mhk__block_low4, 4, 4, MHK__VARS4)
@@ -20487,12 +20462,6 @@ static void MHK__N(mhk__fill)(mhk__kernels *k) {
 #undef MHK__FEW_ROWS4
 #undef MHK__PAIR_BF16
 #undef MHK__PAIR_F16
-#undef MHK__DECLARE
-#undef MHK__STEP
-#undef MHK__WRITE
-#undef MHK__ADD
-#undef MHK__MORE_B
-#undef MHK__LOAD_B
 #undef MHK__MR
 #undef MHK__HALF
 #undef MHK__NV
