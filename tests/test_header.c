@@ -102,7 +102,7 @@ TEST(lines_fit) { each_source(check_lines); }
 /* ------------------------------------------------------------------------------------- budgets */
 
 enum {
-  MOST_BYTES = 1033000, /* of the header; it may only become smaller */
+  MOST_BYTES = 988000, /* of the header; it may only become smaller */
   MOST_LINES = 80, /* of a function, */
   MOST_KERNEL_LINES = 120, /* of one that is compiled for each instruction set */
   MOST_NESTING = 5,
@@ -120,12 +120,9 @@ static const char *const over_budget[] = {
     "mohawk.h mhk__linear_op: no comment",
     "mohawk.h mhk__json_read_number: no comment",
     "mohawk.h mhk__json_parse: lines",
-    "mohawk.h mhk__pickle_global: no comment",
-    "mohawk.h mhk__read_archive: lines",
     "mohawk.h mhk__write_outgoing: no comment",
     "mohawk.h mhk__file_put: lines",
     "mohawk.h mhk__encode_word: no comment",
-    "mohawk.h mhk__write_tokenizer: no comment",
     "mohawk.h mhk__config_wrong: lines",
     "mohawk.h mhk__parse_phi_mamba: no comment",
     "mohawk.h mhk__keys_write: no comment",
