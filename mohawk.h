@@ -2720,7 +2720,6 @@ static int mhk__number_wrong(char *out, const char *name, double value, double l
   return 1;
 }
 
-#ifndef MOHAWK_NO_TRAINING
 /* the same, as an error of the function `where` */
 static int mhk__number_fits(mhk_context *ctx, const char *where, const char *name, double value, double low,
                             double high) {
@@ -2729,6 +2728,7 @@ static int mhk__number_fits(mhk_context *ctx, const char *where, const char *nam
   return mhk__no(ctx, MHK_ERROR_ARGUMENT, "%s: %s", where, wrong);
 }
 
+#ifndef MOHAWK_NO_TRAINING
 static int mhk__precision_fits(mhk_context *ctx, mhk_precision precision) {
   if (precision == MHK_PRECISION_FULL || precision == MHK_PRECISION_BF16) return 1;
   return mhk__no(ctx, MHK_ERROR_ARGUMENT, "unknown precision %d: use 0 (full) or 1 (bfloat16)", (int)precision);
@@ -14404,7 +14404,7 @@ static void mhk__model_train(mhk_model *m, mhk_real **data, mhk_real *grads) {
 
 MHKDEF mhk_result mhk_model_make_trainable(mhk_model *m) {
   mhk_context *ctx;
-  mhk_real *grads;
+  mhk_real *grads = NULL;
   if (!m) return MHK_ERROR_ARGUMENT;
   ctx = m->object.ctx;
   if (mhk_failed(ctx) || m->trainable) return mhk_error(ctx);
@@ -14488,7 +14488,7 @@ MHKDEF mhk_model *mhk_model_create(mhk_context *ctx, const mhk_config *config, u
   mhk__rng rng;
   mhk__spec s;
   double bound = 0;
-  mhk_real *grads;
+  mhk_real *grads = NULL;
   if (mhk_config_check(ctx, config) != MHK_OK) return NULL;
   mhk_model *m = mhk__model_new(ctx, config);
   if (!m) return NULL;
@@ -16020,7 +16020,21 @@ MHKDEF mhk_tensor *mhk_forward(mhk_tape *t, mhk_model *m, const int32_t *tokens,
 #if defined(MOHAWK_IMPLEMENTATION) && !defined(MHK__PASS)
 /* =================================================================================================
    SESSIONS: prefill, step, sampling                                                      >>sessions
-   ============================================================================================== */
+   =================================================================================================
+
+   A session runs a model on tokens that arrive over time. Prefill computes a prompt in chunks, all
+   tokens of a chunk at once, by the tiles of >>attention and the chunked scan of >>ssd. A decode
+   step computes one token, by one row of attention and one step of the recurrence. Both give the
+   same numbers but for rounding, and both move on what a sequence keeps:
+
+      state-space layer   the last W - 1 inputs of the convolution (W-1,C) and the state (H,P,N):
+                          constant size
+      attention layer     a KV cache: keys and values (rows,G,P) of all tokens, or with a sliding
+                          window of those that the next tokens can see
+
+   In this order: sampling, the session's one block of memory, a pass through all layers, feeding,
+   what a sequence has seen as a value (snapshots, copies, saved states), drawing tokens, and
+   speculative decoding. */
 
 /* What a session makes of a layer's weights once: the taps of the convolution turned, (W,C), and
    -exp(A_log) of Mamba-2. */
@@ -16048,16 +16062,35 @@ typedef struct mhk__span {
   const int32_t *tokens;
 } mhk__span;
 
-/* ---- sampling: what a session keeps for it, in one piece of memory of known size */
+/* ---- one block of memory, laid out by the code that counts it ---- */
+
+typedef struct mhk__layout { unsigned char *base; size_t used; int fits; } mhk__layout;
+
+/* reserves a * b * size aligned bytes of the block; NULL while counting */
+static void *mhk__place(mhk__layout *p, mhk_index a, mhk_index b, size_t size) {
+  const size_t most = ((size_t)PTRDIFF_MAX / 2 - p->used - MHK__ALIGN) / size;
+  void *at = p->base ? p->base + p->used : NULL;
+  if (!p->fits || a < 0 || b < 0 || (b > 0 && (size_t)a > most / (size_t)b)) {
+    p->fits = 0;
+    return NULL;
+  }
+  p->used += ((size_t)(a * b) * size + MHK__ALIGN - 1) / MHK__ALIGN * MHK__ALIGN;
+  return at;
+}
+
+/* ---- sampling: what a session keeps for it ---- */
 
 /* Room for remembered tokens. It is larger than the window, so tokens rarely move, and the window
    stays full after a rewind. */
 #define MHK__RECENT_ROOM(window) (2 * (window) + 32)
+/* Room for text: what is held back for a stop string, and a token's bytes, each of which may become
+   a U+FFFD of three; and two zeros. */
+#define MHK__TEXT_ROOM(stop_bytes, token_bytes) ((stop_bytes) + 3 * ((token_bytes) + 4) + 2)
 
 typedef struct mhk__sampler {
   uint64_t seed;
   mhk__rng rng;
-  mhk_index rows, vocab, window; /* window: tokens remembered for each row */
+  mhk_index vocab, window;       /* window: tokens remembered for each row */
   double *p;                     /* (V) */
   mhk_index *n_recent;           /* (rows) */
   int32_t *order;                /* (V) */
@@ -16078,33 +16111,23 @@ static void mhk__sampler_reset(mhk__sampler *s, mhk_index row) {
   if (s->text) s->text[0] = 0;
 }
 
-/* Returns the bytes of a sampler's memory, 0 if too large. If memory is given (aligned for double),
-   places the sampler there. longest: bytes of the longest token, 0 for no text. */
-static size_t mhk__sampler_place(mhk__sampler *s, void *memory, mhk_index rows, mhk_index V, mhk_index window,
-                                 size_t longest, size_t stop_bytes) {
-  const size_t text = longest > 0 ? stop_bytes + 3 * (longest + 4) + 2 : 0;
-  const double bytes = 12.0 * (double)V + (double)rows * (8.0 + 4.0 * (double)MHK__RECENT_ROOM(window)) + (double)text;
-  char *at = (char *)memory;
-  if (rows < 1 || V < 1 || window < 1 || bytes > (double)PTRDIFF_MAX / 2 || longest > SIZE_MAX / 8 ||
-      stop_bytes > SIZE_MAX / 8)
-    return 0;
-  if (s && at) {
-    memset(s, 0, sizeof *s);
-    s->rows = rows;
-    s->vocab = V;
-    s->window = window;
-    s->p = (double *)(void *)at;
-    s->n_recent = (mhk_index *)(void *)(at += (size_t)V * sizeof(double));
-    s->order = (int32_t *)(void *)(at += (size_t)rows * sizeof(mhk_index));
-    s->recent = (int32_t *)(void *)(at += (size_t)V * sizeof(int32_t));
-    s->text = text ? at + (size_t)rows * (size_t)MHK__RECENT_ROOM(window) * sizeof(int32_t) : NULL;
-    s->text_room = text;
-    s->stop_bytes = stop_bytes;
-    mhk__rng_seed(&s->rng, 1);
-    for (mhk_index row = 0; row < rows; row++) mhk__sampler_reset(s, row);
-  }
-  return (size_t)V * (sizeof(double) + sizeof(int32_t)) +
-         (size_t)rows * (sizeof(mhk_index) + (size_t)MHK__RECENT_ROOM(window) * sizeof(int32_t)) + text;
+/* Places a sampler, and resets it if there is memory. longest: bytes of the longest token, 0 for no
+   text. */
+static void mhk__sampler_layout(mhk__sampler *s, mhk__layout *at, mhk_index rows, mhk_index V, mhk_index window,
+                                size_t longest, size_t stop_bytes) {
+  memset(s, 0, sizeof *s);
+  if (longest > SIZE_MAX / 8 || stop_bytes > SIZE_MAX / 8) at->fits = 0;
+  s->vocab = V;
+  s->window = window;
+  s->stop_bytes = stop_bytes;
+  s->text_room = longest > 0 && at->fits ? MHK__TEXT_ROOM(stop_bytes, longest) : 0;
+  s->p = (double *)mhk__place(at, V, 1, sizeof(double));
+  s->order = (int32_t *)mhk__place(at, V, 1, sizeof(int32_t));
+  s->n_recent = (mhk_index *)mhk__place(at, rows, 1, sizeof(mhk_index));
+  s->recent = (int32_t *)mhk__place(at, rows, MHK__RECENT_ROOM(window), sizeof(int32_t));
+  s->text = s->text_room ? (char *)mhk__place(at, (mhk_index)s->text_room, 1, 1) : NULL;
+  mhk__rng_seed(&s->rng, 1);
+  for (mhk_index row = 0; at->base && row < rows; row++) mhk__sampler_reset(s, row);
 }
 
 /* the length of a tokenizer's longest token: room for text */
@@ -16301,72 +16324,92 @@ static void mhk__top_k(const double *x, mhk_index V, mhk_index k, int32_t *ids) 
     if (!(x[i] >= least)) ids[n++] = (int32_t)i;
 }
 
+/* The tokens that filters have left: ids[0..n), with weights p[id] of sum total; other p are 0. */
+typedef struct mhk__left {
+  double *p, total;
+  int32_t *ids;
+  mhk_index n;
+} mhk__left;
+
+/* keeps the first ids only */
+static void mhk__left_keep(mhk__left *x, mhk_index kept) {
+  for (; x->n > kept; x->n--) x->p[x->ids[x->n - 1]] = 0;
+  x->total = 0;
+  for (mhk_index i = 0; i < x->n; i++) x->total += x->p[x->ids[i]];
+}
+
+/* Softmax without the division by its sum: logits (V) in p become exp((logit - largest) /
+   temperature). Top-k comes first, so that few exponentials are needed. */
+static void mhk__softmax_weights(mhk__left *x, mhk_index V, mhk_index top_k, double largest, double temperature) {
+  x->n = V;
+  x->total = 0;
+  if (top_k > 0 && top_k < V) {
+    mhk__top_k(x->p, V, x->n = top_k, x->ids);
+    for (mhk_index i = top_k; i < V; i++) x->p[x->ids[i]] = 0;
+  } else
+    for (mhk_index i = 0; i < V; i++) x->ids[i] = (int32_t)i;
+  for (mhk_index i = 0; i < x->n; i++) {
+    double *w = x->p + x->ids[i];
+    x->total += *w = exp((*w - largest) / temperature);
+  }
+}
+
+/* Keeps the nucleus (top-p: the likeliest tokens that together reach top_p) and applies min-p (a
+   share of the likeliest token's weight, which is 1). Tokens so small that all of them together
+   weigh less than what top-p drops are dropped without sorting. */
+static void mhk__nucleus(mhk__left *x, double top_p, double min_p) {
+  const double drop = (1 - top_p) * x->total / (double)(x->n + 1),
+               least = min_p > drop ? (min_p < 1 ? min_p : 1) : drop;
+  mhk_index kept = 0;
+  for (mhk_index i = 0; i < x->n; i++) {
+    const int32_t id = x->ids[i];
+    if (x->p[id] > 0 && x->p[id] >= least)
+      x->ids[kept++] = id;
+    else
+      x->p[id] = 0;
+  }
+  x->n = kept;
+  mhk__left_keep(x, top_p < 1 ? mhk__keep_best(x->p, x->ids, kept, kept, top_p * x->total, 0) : kept);
+}
+
+/* Locally typical sampling: keeps the tokens whose -log p is nearest to the entropy. The weight
+   with exactly that is the weighted geometric mean. */
+static void mhk__typical(mhk__left *x, double typical) {
+  double centre = 0;
+  for (mhk_index i = 0; i < x->n; i++) centre += x->p[x->ids[i]] * log(x->p[x->ids[i]]);
+  mhk__left_keep(x, mhk__keep_best(x->p, x->ids, x->n, x->n, typical * x->total, exp(centre / x->total)));
+}
+
 MHKDEF mhk_index mhk_probabilities(const mhk_real *logits, mhk_index V, const mhk_sampling *how, const int32_t *recent,
                                    mhk_index n_recent, double *p, int32_t *scratch) {
   mhk_sampling usual;
-  mhk_index i, n = V, kept = 0, best = 0;
-  int32_t *ids = scratch;
-  int listed = 0; /* the remaining tokens are ids[0..n); all others have p = 0 */
+  mhk_index best = 0, possible = 0;
   char wrong[MHK__SETTING];
-  double most, total = 0;
   how = mhk__sampling_or(how, &usual);
-  const double temperature = how->temperature;
   if (!logits || V < 1 || V > INT32_MAX || !p || !scratch || (n_recent > 0 && !recent)) return 0;
   mhk__sampling_wrong(how, V, wrong);
   if (*wrong) return 0;
   mhk__penalise(logits, V, how, recent, n_recent, p, scratch);
-  for (i = 0; i < V; i++) {
+  for (mhk_index i = 0; i < V; i++) {
     if (!(p[i] <= DBL_MAX)) return 0;
     if (p[i] > p[best]) best = i;
   }
-  most = p[best];
-  if (most < -DBL_MAX) return 0;
+  if (p[best] < -DBL_MAX) return 0;
   if (how->greedy) {
     memset(p, 0, (size_t)V * sizeof *p);
     p[best] = 1;
     return 1;
   }
-  if (how->top_k > 0 && how->top_k < V) { /* before the exponentials, to compute fewer of them */
-    mhk__top_k(p, V, n = how->top_k, ids);
-    listed = 1;
-    for (i = n; i < V; i++) p[ids[i]] = 0;
-    for (i = 0; i < n; i++) total += p[ids[i]] = exp((p[ids[i]] - most) / temperature);
-  } else
-    for (i = 0; i < V; i++) total += p[i] = exp((p[i] - most) / temperature);
-  if (how->top_p < 1 || how->min_p > 0 || (how->typical > 0 && how->typical < 1)) {
-    const double top_p = how->top_p;
-    /* Drops tokens so unlikely that all of them together weigh less than what top_p drops. The most
-       likely token has weight 1. */
-    const double drop = (1 - top_p) * total / (double)(n + 1),
-                 least = how->min_p > drop ? (how->min_p < 1 ? how->min_p : 1) : drop;
-    for (i = 0; i < n; i++) {
-      const int32_t id = listed ? ids[i] : (int32_t)i;
-      if (p[id] > 0 && p[id] >= least)
-        ids[kept++] = id;
-      else
-        p[id] = 0;
-    }
-    n = kept;
-    listed = 1;
-    if (top_p < 1) {
-      kept = mhk__keep_best(p, ids, n, n, top_p * total, 0);
-      for (; n > kept; n--) p[ids[n - 1]] = 0;
-    }
-    for (total = 0, i = 0; i < n; i++) total += p[ids[i]];
-    if (how->typical > 0 && how->typical < 1) {
-      double centre = 0; /* the weight with -log p equal to the entropy: the weighted geometric mean */
-      for (i = 0; i < n; i++) centre += p[ids[i]] * log(p[ids[i]]);
-      kept = mhk__keep_best(p, ids, n, n, how->typical * total, exp(centre / total));
-      for (; n > kept; n--) p[ids[n - 1]] = 0;
-      for (total = 0, i = 0; i < n; i++) total += p[ids[i]];
-    }
+  mhk__left x = {p, 0, scratch, 0};
+  const int typical = how->typical > 0 && how->typical < 1;
+  mhk__softmax_weights(&x, V, how->top_k, p[best], how->temperature);
+  if (how->top_p < 1 || how->min_p > 0 || typical) mhk__nucleus(&x, how->top_p, how->min_p);
+  if (typical) mhk__typical(&x, how->typical);
+  for (mhk_index i = 0; i < x.n; i++) {
+    p[x.ids[i]] /= x.total;
+    possible += p[x.ids[i]] > 0;
   }
-  for (i = kept = 0; i < n; i++) {
-    double *y = p + (listed ? ids[i] : (int32_t)i);
-    *y /= total;
-    kept += *y > 0;
-  }
-  return kept;
+  return possible;
 }
 
 MHKDEF int32_t mhk_draw(const double *p, mhk_index V, double uniform) {
@@ -16467,21 +16510,7 @@ struct mhk_session {
   mhk__sampler sampler;
 };
 
-/* ---- memory: one block, laid out by the same code that counts it ---- */
-
-typedef struct mhk__layout { unsigned char *base; size_t used; int fits; } mhk__layout;
-
-/* reserves a * b * size aligned bytes of the block; NULL while counting */
-static void *mhk__place(mhk__layout *p, mhk_index a, mhk_index b, size_t size) {
-  const size_t most = ((size_t)PTRDIFF_MAX / 2 - p->used - MHK__ALIGN) / size;
-  void *at = p->base ? p->base + p->used : NULL;
-  if (!p->fits || a < 0 || b < 0 || (b > 0 && (size_t)a > most / (size_t)b)) {
-    p->fits = 0;
-    return NULL;
-  }
-  p->used += ((size_t)(a * b) * size + MHK__ALIGN - 1) / MHK__ALIGN * MHK__ALIGN;
-  return at;
-}
+/* ---- memory of a session ---- */
 
 /* numbers per row of the activations inside a block, with up to eight aligned parts */
 static mhk_index mhk__wide_row(const mhk_config *c, int mixer) {
@@ -16514,15 +16543,16 @@ static mhk_index mhk__span_heads_work(const mhk_session *s) { /* elements of wor
   return most;
 }
 
-/* two weights of the same role are stored the same way */
+/* Returns whether two matrices have the same shape and are stored alike. */
 static int mhk__alike(const mhk_tensor *x, const mhk_tensor *y) {
-  if (!x || !y) return x == y;
-  return x->dtype == y->dtype &&
+  return x->rank == y->rank && x->shape[0] == y->shape[0] && x->shape[1] == y->shape[1] && x->dtype == y->dtype &&
          (!x->quantized || (x->quantized->rows == y->quantized->rows && x->quantized->group == y->quantized->group));
 }
 
-/* Bytes of scratch memory that the drivers use for this session. Calls them for each number of rows
-   on a context whose scratch memory only counts; they do not access their arguments then. */
+/* Bytes of scratch memory that a pass uses: packed operands of products, the workers' tiles of
+   attention and SSD, and the tokenizer's longest word. The drivers say how much: they are called
+   for each number of rows on a context whose scratch memory only counts, and do not access their
+   arguments then. A test checks that this is enough, and that one cache line less is not. */
 static size_t mhk__session_work(const mhk_session *s) {
   const mhk_model *m = s->model;
   mhk_context probe = *m->object.ctx;
@@ -16531,31 +16561,12 @@ static size_t mhk__session_work(const mhk_session *s) {
   memset(&probe.scratch, 0, sizeof probe.scratch);
   probe.scratch.kind = MHK__COUNTS;
   probe.scratch.first = probe.scratch.current = &count;
-  for (mhk_index rows = 1; rows <= mhk__min(s->rows, MHK__GEMM_M); rows++) { /* more rows need no more memory */
-    const mhk__layer *before = NULL;
-    for (int l = 0; l < m->config.n_layer; l++) {
-      const mhk__layer *y = m->layers + l;
-      if (before && before->kind == y->kind && l > 1 && mhk__alike(y->in_w, before->in_w) &&
-          mhk__alike(y->out_w, before->out_w) && mhk__alike(y->q_w, before->q_w) && mhk__alike(y->k_w, before->k_w) &&
-          mhk__alike(y->v_w, before->v_w) && mhk__alike(y->dense_w, before->dense_w) &&
-          mhk__alike(y->fc1_w, before->fc1_w) && mhk__alike(y->fc2_w, before->fc2_w))
-        continue; /* the same products as in the previous layer */
-      before = y;
-      if (y->in_w) {
-        mhk__apply(&probe, rows, NULL, y->in_w, y->in_b, 0, NULL, NULL);
-        mhk__apply(&probe, rows, NULL, y->out_w, y->out_b, 0, NULL, NULL);
-      } else {
-        mhk__apply(&probe, rows, NULL, y->q_w, y->q_b, 0, NULL, NULL);
-        mhk__apply(&probe, rows, NULL, y->k_w, y->k_b, 0, NULL, NULL);
-        mhk__apply(&probe, rows, NULL, y->v_w, y->v_b, 0, NULL, NULL);
-        mhk__apply(&probe, rows, NULL, y->dense_w, y->dense_b, 0, NULL, NULL);
-      }
-      if (y->fc1_w) {
-        mhk__apply(&probe, rows, NULL, y->fc1_w, y->fc1_b, 1, NULL, NULL);
-        mhk__apply(&probe, rows, NULL, y->fc2_w, y->fc2_b, 0, NULL, NULL);
-      }
-    }
-    mhk__apply(&probe, rows, NULL, m->head_w, m->head_b, 0, NULL, NULL);
+  for (int i = 0; i <= m->n_tensors; i++) { /* every matrix, and the head, which may be the embedding */
+    const mhk_tensor *w = i < m->n_tensors ? m->tensors[i] : m->head_w;
+    int known = w->rank != 2 || (i < m->n_tensors && w == m->embedding);
+    for (int j = 0; j < i && !known; j++) known = m->tensors[j] != m->embedding && mhk__alike(m->tensors[j], w);
+    for (mhk_index rows = 1; !known && rows <= mhk__min(s->rows, MHK__GEMM_M); rows++) /* more need no more memory */
+      mhk__apply(&probe, rows, NULL, w, NULL, 0, NULL, NULL);
   }
   mhk__run(&probe, NULL, 1, 1, mhk__span_heads_work(s), 0, NULL);
   if (m->tokenizer) /* plus a long word, because the tokenizer calls the feed */
@@ -16579,7 +16590,7 @@ static void mhk__session_layout(mhk_session *s, mhk__layout *p, size_t work) {
   mhk__snapshot *kept;
   mhk_real *numbers[3];
   mhk_index snapshots;
-  size_t longest = 0, bytes;
+  size_t longest = 0;
   mhk__place(p, 1, 1, sizeof *s);
   s->sequences = (mhk__sequence *)mhk__place(p, s->batch, 1, sizeof *s->sequences);
   s->spans = (mhk__span *)mhk__place(p, s->batch, 1, sizeof *s->spans);
@@ -16630,10 +16641,7 @@ static void mhk__session_layout(mhk_session *s, mhk__layout *p, size_t work) {
     longest = mhk__longest_token(s->model->tokenizer);
     s->ids = (int32_t *)mhk__place(p, s->chunk, 1, sizeof *s->ids);
   }
-  bytes = mhk__sampler_place(NULL, NULL, s->batch, s->vocab, s->recent, longest, s->stop_bytes);
-  if (!bytes) p->fits = 0;
-  void *sampler = mhk__place(p, (mhk_index)bytes, 1, 1);
-  if (sampler) mhk__sampler_place(&s->sampler, sampler, s->batch, s->vocab, s->recent, longest, s->stop_bytes);
+  mhk__sampler_layout(&s->sampler, p, s->batch, s->vocab, s->recent, longest, s->stop_bytes);
   chunk = (mhk__chunk *)mhk__place(p, 1, 1, sizeof *chunk + MHK__ALIGN);
   mhk__place(p, (mhk_index)work, 1, 1);
   if (p->base) {
@@ -16644,37 +16652,39 @@ static void mhk__session_layout(mhk_session *s, mhk__layout *p, size_t work) {
   }
 }
 
+/* Returns whether the numbers of a description are valid, else fails. */
+static int mhk__session_check(mhk_context *ctx, const mhk_session_desc *d) {
+  const double most = (double)mhk__min(INT32_MAX, PTRDIFF_MAX / 64);
+  const struct { const char *name; double value, most; } numbers[] = {
+    {"batch", (double)d->batch, most},
+    {"capacity", (double)d->capacity, DBL_MAX},
+    {"window", (double)d->window, DBL_MAX},
+    {"chunk", (double)d->chunk, most},
+    {"snapshots", (double)d->snapshots, most},
+    {"snapshot_every", (double)d->snapshot_every, DBL_MAX},
+    {"recent", (double)d->recent, most},
+    {"word_bytes", (double)d->word_bytes, INT32_MAX / 64}};
+  for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++)
+    if (!mhk__number_fits(ctx, "session", numbers[i].name, numbers[i].value, 0, numbers[i].most)) return 0;
+  if (d->capacity <= PTRDIFF_MAX / 64 && d->window <= PTRDIFF_MAX / 64) return 1;
+  return mhk__no(
+      ctx, MHK_ERROR_MEMORY,
+      "a session with a capacity of %lld tokens and a window of %lld does not fit in this machine's address space",
+      (long long)d->capacity, (long long)d->window);
+}
+
 /* Resolves a description into s and returns the bytes of a session's block, or 0 with an error if
    the description is invalid. */
 static size_t mhk__session_plan(const mhk_model *m, const mhk_session_desc *desc, mhk_session *s, size_t *work) {
   mhk_context *ctx = m->object.ctx;
   const mhk_config *c = &m->config;
-  const mhk_index most = mhk__min(INT32_MAX, PTRDIFF_MAX / 64);
   mhk_session_desc d;
   mhk__layout p;
   mhk_index wide = c->d_mlp;
   memset(&d, 0, sizeof d);
   memset(s, 0, sizeof *s);
   if (desc) d = *desc;
-  if (d.batch < 0 || d.capacity < 0 || d.window < 0 || d.chunk < 0 || d.snapshots < 0 || d.snapshot_every < 0 ||
-      d.recent < 0 || d.batch > most || d.snapshots > most || d.chunk > most || d.recent > most ||
-      d.word_bytes > INT32_MAX / 64) {
-    mhk_fail(
-        ctx, MHK_ERROR_ARGUMENT,
-        "a session cannot have batch %lld, capacity %lld, window %lld, chunk %lld, snapshots %lld, snapshot_every "
-        "%lld, recent %lld: none may be negative, batch, chunk, snapshots and recent at most %lld, and word_bytes "
-        "(%.0f) at most 2^25",
-        (long long)d.batch, (long long)d.capacity, (long long)d.window, (long long)d.chunk, (long long)d.snapshots,
-        (long long)d.snapshot_every, (long long)d.recent, (long long)most, (double)d.word_bytes);
-    return 0;
-  }
-  if (d.capacity > PTRDIFF_MAX / 64 || d.window > PTRDIFF_MAX / 64) {
-    mhk_fail(ctx, MHK_ERROR_MEMORY,
-             "a session with a capacity of %lld tokens and a window of %lld does not fit in this machine's address "
-             "space",
-             (long long)d.capacity, (long long)d.window);
-    return 0;
-  }
+  if (!mhk__session_check(ctx, &d)) return 0;
   /* the session only reads the weights; a caller may write its own state */
   memcpy(&s->model, &m, sizeof m);
   s->workers = ctx->workers;
@@ -16721,13 +16731,11 @@ static size_t mhk__session_plan(const mhk_model *m, const mhk_session_desc *desc
            (double)s->rows * (double)wide < (double)(PTRDIFF_MAX / 64);
   *work = p.fits ? mhk__session_work(s) : 0;
   if (p.fits) mhk__session_layout(s, &p, *work);
-  if (!p.fits) {
-    mhk_fail(ctx, MHK_ERROR_MEMORY,
-             "a session of %lld sequences with %lld tokens of cache and chunks of %lld does not fit in this machine's "
-             "address space",
-             (long long)s->batch, (long long)s->cache_rows, (long long)s->chunk);
-    return 0;
-  }
+  if (!p.fits)
+    return (size_t)mhk__no(ctx, MHK_ERROR_MEMORY,
+                           "a session of %lld sequences with %lld tokens of cache and chunks of %lld does not fit in "
+                           "this machine's address space",
+                           (long long)s->batch, (long long)s->cache_rows, (long long)s->chunk);
   return sizeof(mhk__chunk) + MHK__ALIGN + p.used;
 }
 
@@ -17927,7 +17935,7 @@ static int mhk__session_say(mhk_session *s, const mhk_sampling *how, int32_t tok
   }
   const char *bytes = k ? mhk_token_bytes(k, token, &length) : NULL;
   if (!bytes) return 1;
-  if (s->sampler.stop_bytes + 3 * (length + 4) + 2 > s->sampler.text_room)
+  if (MHK__TEXT_ROOM(s->sampler.stop_bytes, length) > s->sampler.text_room)
     return mhk__no(s->object.ctx, MHK_ERROR_STATE,
                    "sample: token %d is longer than any token of the session's first tokenizer", (int)token);
   if (mhk__sampler_text(&s->sampler, how, bytes, length, 0)) s->sampler.stop = MHK_STOP_STRING;
@@ -17949,7 +17957,14 @@ MHKDEF int32_t mhk_sample(mhk_session *s, const mhk_sampling *sampling) {
   return mhk_feed(s, &token, 1) == MHK_OK ? token : -1;
 }
 
-/* ---- speculative decoding ---- */
+/* ---- speculative decoding ----
+
+   Leviathan, Kalman and Matias, "Fast Inference from Transformers via Speculative Decoding" (arXiv
+   2211.17192). A small model drafts tokens, drawn from its distribution q, and one pass of the
+   target judges them all. A drafted token x is accepted with probability min(1, p(x) / q(x)), p
+   being the target's distribution there; the first that is refused gives way to a draw from
+   max(0, p - q), scaled to sum to 1, and after the last accepted one comes a draw from p. What
+   comes out is distributed as if the target alone had drawn it. */
 
 #define MHK__MOST_DRAFTED 16
 
@@ -18077,7 +18092,14 @@ static void mhk__judge(void *user, mhk_index sequence, mhk_index index, const mh
   x->round[x->accepted + 1] = mhk_draw(p, t->vocab, mhk__rng_uniform(&t->sampler.rng) * (p == q ? left : 1));
 }
 
-/* runs a round: drafts after the pending token and verifies the drafts */
+/* Notes where both sessions stand at the start of a round, and the target's recurrent numbers. */
+static void mhk__speculation_mark(mhk_speculation *x) {
+  x->target_at = x->target->sequences[0].position;
+  x->draft_at = x->draft->sequences[0].position;
+  mhk__state_keep(x->target, x->target->sequences, 0, x->target_state);
+}
+
+/* Runs a round: drafts after the pending token, and verifies the drafts in one pass. */
 static int mhk__speculation_round(mhk_speculation *x, const mhk_sampling *how) {
   mhk_session *t = x->target, *d = x->draft;
   const mhk_index room = t->attention_layers ? t->capacity - t->sequences[0].position : PTRDIFF_MAX;
@@ -18088,9 +18110,7 @@ static int mhk__speculation_round(mhk_speculation *x, const mhk_sampling *how) {
   x->how = how;
   x->accepted = x->broken = 0;
   x->said = 1;
-  x->target_at = t->sequences[0].position;
-  x->draft_at = d->sequences[0].position;
-  mhk__state_keep(t, t->sequences, 0, x->target_state);
+  mhk__speculation_mark(x);
   seen = mhk__sampler_seen(&t->sampler, 0, &x->n_seen);
   memcpy(x->seen, seen, (size_t)x->n_seen * sizeof *seen);
   x->seen[x->n_seen] = x->round[0];
@@ -18148,38 +18168,39 @@ static void mhk__speculation_settle(mhk_speculation *x) {
   x->round[0] = x->round[known];
 }
 
+/* The first token comes from logits that are there already; it is pending then. */
+static int32_t mhk__speculation_start(mhk_speculation *x, const mhk_sampling *how) {
+  mhk_session *t = x->target, *d = x->draft;
+  int32_t token;
+  if (!t->sequences[0].fed || !d->sequences[0].fed) {
+    mhk_fail(x->object.ctx, MHK_ERROR_STATE, "speculate: feed both sessions the same tokens first, at least one");
+    return -1;
+  }
+  if (!mhk__draw_all(t, how, &token) || !mhk__session_say(t, how, token)) return -1;
+  x->round[0] = token;
+  x->lead = 0;
+  x->n = x->said = 1;
+  mhk__speculation_mark(x);
+  mhk__state_keep(d, d->sequences, 0, x->draft_states);
+  x->counts.tokens++;
+  return token;
+}
+
 MHKDEF int32_t mhk_speculate(mhk_speculation *x, const mhk_sampling *sampling) {
   mhk_sampling usual;
-  int32_t token;
   if (!x) return -1;
   mhk_session *t = x->target;
   mhk__say_nothing(t);
   if (x->object.ctx->result != MHK_OK) return -1;
   sampling = mhk__sampling_or(sampling, &usual);
   if (!mhk__sampling_fits(t, sampling)) return -1;
-  if (x->n == 0) { /* the first token comes from existing logits */
-    if (!t->sequences[0].fed || !x->draft->sequences[0].fed) {
-      mhk_fail(x->object.ctx, MHK_ERROR_STATE, "speculate: feed both sessions the same tokens first, at least one");
-      return -1;
-    }
-    if (!mhk__draw_all(t, sampling, &token)) return -1;
-    if (!mhk__session_say(t, sampling, token)) return -1;
-    x->counts.tokens++;
-    x->round[0] = token;
-    x->lead = 0;
-    x->n = x->said = 1;
-    x->target_at = t->sequences[0].position;
-    x->draft_at = x->draft->sequences[0].position;
-    mhk__state_keep(t, t->sequences, 0, x->target_state);
-    mhk__state_keep(x->draft, x->draft->sequences, 0, x->draft_states);
-    return token;
-  }
-  if (x->said == x->n) {
+  if (x->n == 0) return mhk__speculation_start(x, sampling);
+  if (x->said == x->n) { /* all of the round is said */
     if (!mhk__draw_ready(t, sampling)) return -1;
     if (x->n > 1) mhk__speculation_settle(x);
     if (!mhk__speculation_round(x, sampling)) return -1;
   }
-  token = x->round[x->said];
+  const int32_t token = x->round[x->said];
   if (!mhk__session_say(t, sampling, token)) {
     mhk_speculation_finish(x);
     return -1;
@@ -18494,70 +18515,86 @@ MHKDEF mhk_corpus *mhk_corpus_from_tokens(mhk_context *ctx, const int32_t *token
   return x;
 }
 
+/* The corpus that a model writes, so far: rounds of sequences behind each other. */
+typedef struct mhk__written {
+  mhk_session *session;
+  mhk_sampling how;
+  int32_t end;          /* ends a document, and starts the next */
+  int32_t *tokens;      /* (wanted), done of them there */
+  mhk_index done, wanted;
+  mhk_progress_fn progress;
+  void *user;
+  int stop;             /* progress said so */
+} mhk__written;
+
+/* Samples one round: length tokens of each sequence, by way of grid (length,batch). */
+static void mhk__write_round(mhk__written *w, mhk_index length, int32_t *grid) {
+  mhk_session *s = w->session;
+  mhk_context *ctx = s->object.ctx;
+  const mhk_index batch = s->batch;
+  mhk_index step = 1;
+  mhk_session_reset(s, MHK_ALL);
+  for (mhk_index b = 0; b < batch; b++) grid[b] = w->end;
+  mhk_feed(s, grid, 1);
+  for (; step < length && !w->stop && ctx->result == MHK_OK; step++) {
+    int32_t *row = grid + step * batch;
+    if (!mhk__draw_all(s, &w->how, row)) return;
+    for (mhk_index b = 0; b < batch; b++) /* after an end token other than this one, the next document starts */
+      if (row[b - batch] != w->end && mhk__model_ends_at(s->model, row[b - batch])) row[b] = w->end;
+    mhk_feed(s, row, 1);
+    if (w->progress && step % 16 == 0)
+      w->stop = w->progress(w->user, mhk__min(w->done + (step + 1) * batch, w->wanted), w->wanted);
+  }
+  if (ctx->result != MHK_OK) return;
+  for (mhk_index b = 0; b < batch; b++)
+    for (mhk_index n = 0; n < step && w->done < w->wanted; n++) w->tokens[w->done++] = grid[n * batch + b];
+}
+
 /* Samples rounds of sequences in parallel, each from an end-of-text token. A sequence that ends a
    document continues with the next one, as in the packed text that language models train on, so no
    work is lost. After about 210 to 320 tokens, a new round starts. */
-MHKDEF mhk_corpus *mhk_corpus_sample(mhk_model *m, mhk_index tokens, uint64_t seed, mhk_progress_fn progress,
+MHKDEF mhk_corpus *mhk_corpus_sample(mhk_model *model, mhk_index tokens, uint64_t seed, mhk_progress_fn progress,
                                      void *user) {
   mhk_context *ctx;
   mhk_session_desc sd;
-  mhk_sampling how;
-  mhk__pile all, round;
+  mhk__written w;
+  mhk__pile all, grid;
   mhk__rng r;
   mhk_corpus *x = NULL;
-  mhk_index batch, longest, done = 0;
-  int32_t first[MHK__SAMPLE_BATCH];
-  int stop = 0, i;
-  if (!m || mhk_failed(ctx = m->object.ctx)) return NULL;
+  if (!model || mhk_failed(ctx = model->object.ctx)) return NULL;
   if (tokens <= 0 || tokens > PTRDIFF_MAX / 64)
     return mhk__null(ctx, MHK_ERROR_ARGUMENT, "cannot sample %lld tokens of text: ask for one or more",
                      (long long)tokens);
-  int32_t end = m->tokenizer ? mhk_tokenizer_start(m->tokenizer) : -1;
-  if (end < 0 || end >= m->config.vocab_size) end = 0; /* without an end-of-text token, documents start with token 0 */
-  longest = m->config.max_position > 1 && m->config.max_position < 320 ? m->config.max_position : 320;
-  batch = (tokens + longest - 1) / longest < MHK__SAMPLE_BATCH ? (tokens + longest - 1) / longest : MHK__SAMPLE_BATCH;
+  const mhk_index longest = model->config.max_position > 1 ? mhk__min(model->config.max_position, 320) : 320;
+  const mhk_index batch = mhk__min((tokens + longest - 1) / longest, MHK__SAMPLE_BATCH), low = longest * 2 / 3;
   memset(&all, 0, sizeof all);
-  memset(&round, 0, sizeof round);
-  all.size = round.size = sizeof(int32_t);
+  memset(&grid, 0, sizeof grid);
+  all.size = grid.size = sizeof(int32_t);
   memset(&sd, 0, sizeof sd);
   sd.batch = batch;
   sd.capacity = longest + 1;
-  memset(&how, 0, sizeof how);
-  how.exact = 1;
+  memset(&w, 0, sizeof w);
+  w.how.exact = 1;
+  w.end = model->tokenizer ? mhk_tokenizer_start(model->tokenizer) : -1;
+  if (w.end < 0 || w.end >= model->config.vocab_size) w.end = 0; /* without one, documents start with token 0 */
+  w.wanted = tokens;
+  w.progress = progress;
+  w.user = user;
+  w.session = mhk_session_create(model, &sd);
   mhk__rng_seed(&r, seed);
-  for (i = 0; i < (int)batch; i++) first[i] = end;
-  mhk_session *s = mhk_session_create(m, &sd);
-  if (mhk__pile_room(ctx, &all, tokens) && mhk__pile_room(ctx, &round, batch * longest))
-    while (s && done < tokens && !stop && ctx->result == MHK_OK) {
-      const mhk_index low = longest * 2 / 3, left = (tokens - done + batch - 1) / batch;
-      const mhk_index drawn = low + (mhk_index)mhk__rng_below(&r, (uint64_t)(longest - low) + 1);
-      const mhk_index length = drawn < left ? drawn : left;
-      mhk_index step = 0, b, n;
-      int32_t *grid = (int32_t *)(void *)round.data; /* (length, batch) */
-      mhk_session_reset(s, MHK_ALL);
-      how.seed = mhk__rng_next(&r) | 1u;
-      memcpy(grid, first, (size_t)batch * sizeof(int32_t));
-      mhk_feed(s, first, 1);
-      for (step = 1; step < length && !stop && ctx->result == MHK_OK; step++) {
-        int32_t *row = grid + step * batch;
-        if (!mhk__draw_all(s, &how, row)) break;
-        for (b = 0; b < batch; b++) /* after an end token other than this one, the next document starts */
-          if (row[b - batch] != end && mhk__model_ends_at(m, row[b - batch])) row[b] = end;
-        mhk_feed(s, row, 1);
-        if (progress && step % 16 == 0) {
-          n = done + (step + 1) * batch;
-          stop = progress(user, n < tokens ? n : tokens, tokens);
-        }
-      }
-      if (ctx->result != MHK_OK) break;
-      for (b = 0; b < batch && done < tokens; b++)
-        for (n = 0; n < step && done < tokens; n++) ((int32_t *)(void *)all.data)[done++] = grid[n * batch + b];
+  if (mhk__pile_room(ctx, &all, tokens) && mhk__pile_room(ctx, &grid, batch * longest)) {
+    w.tokens = (int32_t *)(void *)all.data;
+    while (w.session && w.done < tokens && !w.stop && ctx->result == MHK_OK) {
+      const mhk_index length = low + (mhk_index)mhk__rng_below(&r, (uint64_t)(longest - low) + 1);
+      w.how.seed = mhk__rng_next(&r) | 1u;
+      mhk__write_round(&w, mhk__min(length, (tokens - w.done + batch - 1) / batch), (int32_t *)(void *)grid.data);
     }
-  if (progress && !stop && ctx->result == MHK_OK) progress(user, done, tokens);
-  if (s) mhk_session_destroy(s);
-  if (ctx->result == MHK_OK) x = mhk_corpus_from_tokens(ctx, (const int32_t *)(const void *)all.data, done, end);
+  }
+  if (progress && !w.stop && ctx->result == MHK_OK) progress(user, w.done, tokens);
+  mhk_session_destroy(w.session);
+  if (ctx->result == MHK_OK) x = mhk_corpus_from_tokens(ctx, w.tokens, w.done, w.end);
   mhk__pile_free(ctx, &all);
-  mhk__pile_free(ctx, &round);
+  mhk__pile_free(ctx, &grid);
   return x;
 }
 
@@ -18572,25 +18609,30 @@ MHKDEF mhk_index mhk_corpus_tokens(const mhk_corpus *x, const int32_t **tokens) 
 
 /* ------------------------------------------------------------ stages: what they reach and train */
 
-/* Sets flags[i] = 1 for each tensor of the student that the stage trains. These are only tensors
-   that the loss depends on; all others stay unchanged. */
-static void mhk__stage_trains(const mhk_model *m, int stage, mhk_trains trains, unsigned char *flags) {
+/* What a stage trains of a student of this configuration: how many numbers, and in *blocks how many
+   blocks of the optimiser; flags, unless NULL, gets 1 for each tensor of them. Never more than the
+   stage's loss depends on, so that all others stay untouched. */
+static mhk_index mhk__stage_trains(const mhk_config *c, int stage, mhk_trains trains, unsigned char *flags,
+                                   mhk_index *blocks) {
+  static const mhk_trains least[] = {MHK_TRAIN_MATRICES, MHK_TRAIN_MIXERS, MHK_TRAIN_ALL, MHK_TRAIN_ALL};
+  mhk_index numbers = 0;
   mhk__spec s;
-  if (trains == MHK_TRAIN_DEFAULT)
-    trains = stage == 1 ? MHK_TRAIN_MATRICES : stage == 2 ? MHK_TRAIN_MIXERS : MHK_TRAIN_ALL;
   s.role = NULL;
-  for (int i = 0; mhk__spec_next(&m->config, &s); i++) {
-    const int part = s.role->trains, kept = m->config.mixer[s.layer] == MHK_MIXER_ATTENTION,
-              matrix = part == MHK__TRAIN_MATRIX || part == MHK__TRAIN_NORM;
-    if (stage == 3 && trains == MHK_TRAIN_ALL)
-      flags[i] = 1;
-    else if (!mhk__role_layered(s.role) || kept) /* layers that keep attention learn only in stage 3 */
-      flags[i] = stage == 3 && trains == MHK_TRAIN_MIXERS && s.role->owner == MHK__OF_ATTENTION;
-    else
-      flags[i] = (stage > 1 || matrix) && (int)trains >= (part == MHK__TRAIN_MATRIX  ? (int)MHK_TRAIN_MATRICES
-                                                          : part == MHK__TRAIN_MIXER ? (int)MHK_TRAIN_MIXERS
-                                                                                     : (int)MHK_TRAIN_ALL);
+  *blocks = 0;
+  for (int i = 0; mhk__spec_next(c, &s); i++) {
+    const int part = s.role->trains, kept = c->mixer[s.layer] == MHK_MIXER_ATTENTION;
+    int trained = stage == 3 && trains == MHK_TRAIN_ALL;
+    if (!mhk__role_layered(s.role) || kept) /* kept attention has nothing to learn before stage 3 */
+      trained |= stage == 3 && trains == MHK_TRAIN_MIXERS && s.role->owner == MHK__OF_ATTENTION;
+    else if (stage > 1 || part == MHK__TRAIN_MATRIX || part == MHK__TRAIN_NORM)
+      trained |= trains >= least[part];
+    if (flags) flags[i] = (unsigned char)trained;
+    if (!trained) continue;
+    const mhk_index count = s.shape[0] * s.shape[1] * s.shape[2];
+    numbers += count;
+    *blocks += (count + MHK__UPDATE_BLOCK - 1) / MHK__UPDATE_BLOCK;
   }
+  return numbers;
 }
 
 /* Checks that the teacher can teach this student. stage 0: the requirements of all stages. */
@@ -18802,19 +18844,19 @@ static double mhk__stage_along_teacher(mhk__stage_run *run) {
 
 /* The final hidden state (B,T,D) of a model without gradients; the activations of only one block
    are in memory at a time. If outputs is not NULL, it receives the outputs of the L blocks. */
-static mhk_tensor *mhk__residual_stream(mhk_tape *tape, mhk_model *m, const int32_t *tokens, mhk_index B, mhk_index T,
-                                        const int32_t *doc, mhk_tensor **outputs) {
+static mhk_tensor *mhk__residual_stream(mhk_tape *tape, mhk_model *model, const int32_t *tokens, mhk_index B,
+                                        mhk_index T, const int32_t *doc, mhk_tensor **outputs) {
   const int recording = mhk_tape_record(tape, 0);
   mhk_context *ctx = tape->ctx;
   mhk_forward_desc plain;
   memset(&plain, 0, sizeof plain);
   plain.doc = doc;
-  mhk_tensor *x = mhk_forward_embedding(tape, m, tokens, B, T);
-  for (int l = 0; l < m->config.n_layer && x && ctx->result == MHK_OK; l++) {
+  mhk_tensor *x = mhk_forward_embedding(tape, model, tokens, B, T);
+  for (int l = 0; l < model->config.n_layer && x && ctx->result == MHK_OK; l++) {
     mhk_tensor *to = x;
     if (outputs) outputs[l] = to = mhk_tensor_new(tape, x->rank, x->shape, NULL);
     const mhk_tape_mark mark = mhk_tape_here(tape);
-    mhk__copy_values(to, mhk_forward_block(tape, m, l, x, &plain));
+    mhk__copy_values(to, mhk_forward_block(tape, model, l, x, &plain));
     mhk_tape_rewind(tape, mark);
     x = to;
   }
@@ -18894,8 +18936,8 @@ static int mhk__breaks(char *why, const mhk_tensor *x, int decay, const char *wh
 
 /* Layer l of m on x: its norm, the inputs of its mixer and, unless only the matrix is needed, the
    outputs of the mixer and the block; next receives the latter. */
-static int mhk__layer_breaks(mhk__stage_run *run, mhk_model *m, const char *who, int l, mhk_tensor *x, int matrix_only,
-                             mhk_tensor *next) {
+static int mhk__layer_breaks(mhk__stage_run *run, mhk_model *model, const char *who, int l, mhk_tensor *x,
+                             int matrix_only, mhk_tensor *next) {
   mhk_tape *tape = run->tape;
   const mhk_tape_mark mark = mhk_tape_here(tape);
   mhk_forward_desc fd;
@@ -18904,8 +18946,8 @@ static int mhk__layer_breaks(mhk__stage_run *run, mhk_model *m, const char *who,
   memset(&p, 0, sizeof p);
   fd.doc = run->doc;
   p.matrix_only = matrix_only;
-  mhk_tensor *u = mhk_forward_norm(tape, m, l, x);
-  mhk__mixer_parts(tape, m, l, u, run->doc, &p);
+  mhk_tensor *u = mhk_forward_norm(tape, model, l, x);
+  mhk__mixer_parts(tape, model, l, u, run->doc, &p);
   const struct { const mhk_tensor *x; const char *name; int decay; } parts[] = {
     {u, "the norm", 0}, {p.q, "queries", 0}, {p.k, "keys", 0}, {p.v, "values", 0}, {p.log_a, "the log decay", 1},
     {p.Bm, "B", 0}, {p.Cm, "C", 0}, {p.x, "x of the mixer", 0}, {p.z, "z of the mixer", 0}};
@@ -18913,8 +18955,8 @@ static int mhk__layer_breaks(mhk__stage_run *run, mhk_model *m, const char *who,
   for (size_t i = 0; i < sizeof parts / sizeof *parts && !found; i++)
     found = mhk__breaks(run->why, parts[i].x, parts[i].decay, parts[i].name, l, who);
   if (!found && !matrix_only) {
-    found = mhk__breaks(run->why, mhk_forward_mixer(tape, m, l, u, &fd), 0, "the output of the mixer", l, who);
-    mhk_tensor *y = found ? NULL : mhk_forward_block(tape, m, l, x, &fd);
+    found = mhk__breaks(run->why, mhk_forward_mixer(tape, model, l, u, &fd), 0, "the output of the mixer", l, who);
+    mhk_tensor *y = found ? NULL : mhk_forward_block(tape, model, l, x, &fd);
     found = found || mhk__breaks(run->why, y, 0, "the output", l, who);
     if (next) mhk__copy_values(next, y);
   }
@@ -18928,13 +18970,13 @@ enum { MHK__NOBODY, MHK__TEACHER, MHK__STUDENT };
    the student's layers. Returns the model with the first value that is not finite. */
 static int mhk__forward_breaks(mhk__stage_run *run, int whose) {
   mhk_tape *tape = run->tape;
-  mhk_model *m = whose == MHK__TEACHER ? run->teacher : run->student;
+  mhk_model *model = whose == MHK__TEACHER ? run->teacher : run->student;
   const char *who = whose == MHK__TEACHER ? "teacher" : "student";
-  mhk_tensor *x = mhk_forward_embedding(tape, m, run->tokens, run->B, run->T),
+  mhk_tensor *x = mhk_forward_embedding(tape, model, run->tokens, run->B, run->T),
              *next = x ? mhk_tensor_new(tape, x->rank, x->shape, NULL) : NULL;
   if (mhk__breaks(run->why, x, 0, "the embedding", -1, who)) return whose;
-  for (int l = 0; l < m->config.n_layer && next; l++) {
-    if (mhk__layer_breaks(run, m, who, l, x, 0, next)) return whose;
+  for (int l = 0; l < model->config.n_layer && next; l++) {
+    if (mhk__layer_breaks(run, model, who, l, x, 0, next)) return whose;
     if (run->stage != 3 && run->student->layers[l].kind != MHK_MIXER_ATTENTION &&
         mhk__layer_breaks(run, run->student, "student", l, x, run->stage == 1, NULL))
       return MHK__STUDENT;
@@ -18942,7 +18984,7 @@ static int mhk__forward_breaks(mhk__stage_run *run, int whose) {
     x = next;
     next = swap;
   }
-  return run->stage == 3 && mhk__breaks(run->why, mhk_forward_head(tape, m, x), 0, "the logits", -1, who) ? whose
+  return run->stage == 3 && mhk__breaks(run->why, mhk_forward_head(tape, model, x), 0, "the logits", -1, who) ? whose
                                                                                                          : MHK__NOBODY;
 }
 
@@ -18953,10 +18995,10 @@ static int mhk__find_first(mhk__stage_run *run) {
   const int recording = mhk_tape_record(run->tape, 0);
   int whose = MHK__NOBODY;
   for (int k = MHK__TEACHER; k <= MHK__STUDENT && !whose; k++) {
-    const mhk_model *m = k == MHK__TEACHER ? run->teacher : run->student;
-    for (int i = 0; i < m->n_tensors && !whose; i++)
-      if (mhk__breaks(run->why, m->tensors[i], 0, m->tensors[i]->name, -1, k == MHK__TEACHER ? "teacher" : "student"))
-        whose = k;
+    const mhk_model *model = k == MHK__TEACHER ? run->teacher : run->student;
+    const char *who = k == MHK__TEACHER ? "teacher" : "student";
+    for (int i = 0; i < model->n_tensors && !whose; i++)
+      if (mhk__breaks(run->why, model->tensors[i], 0, model->tensors[i]->name, -1, who)) whose = k;
   }
   if (!whose) whose = mhk__forward_breaks(run, MHK__TEACHER);
   if (!whose && run->stage == 3) whose = mhk__forward_breaks(run, MHK__STUDENT);
@@ -19200,18 +19242,6 @@ static void mhk__next_batch(mhk_trainer *tr) {
   }
 }
 
-/* elements and blocks that a stage trains */
-static mhk_index mhk__stage_count(const mhk_model *m, const unsigned char *flags, mhk_index *blocks) {
-  mhk_index n = 0;
-  *blocks = 0;
-  for (int i = 0; i < m->n_tensors; i++)
-    if (flags[i]) {
-      n += m->tensors[i]->count;
-      *blocks += (m->tensors[i]->count + MHK__UPDATE_BLOCK - 1) / MHK__UPDATE_BLOCK;
-    }
-  return n;
-}
-
 /* Bytes of the optimizer's memory: blocks, moments, gradients to exchange. */
 static double mhk__optimizer_bytes(double count, double blocks, int exchange) {
   return blocks * sizeof(mhk__update_block) + count * (exchange ? 3.0 : 2.0) * sizeof(mhk_real);
@@ -19235,33 +19265,31 @@ static int mhk__optimizer_room(mhk_trainer *tr, mhk_index count, mhk_index block
 
 /* Starts the optimizer of a stage: selects its tensors and zeroes the moments. */
 static int mhk__optimizer_start(mhk_trainer *tr, int stage) {
-  mhk_model *m = tr->student;
+  mhk_model *student = tr->student;
   mhk_index count, blocks, at = 0, n = 0, first;
   tr->optimizer_stage = 0;
-  if (!mhk__pair_check(tr->object.ctx, m, tr->desc.teacher, stage)) return 0;
-  mhk__stage_trains(m, stage, tr->desc.stages[stage - 1].trains, tr->flags);
-  count = mhk__stage_count(m, tr->flags, &blocks);
+  if (!mhk__pair_check(tr->object.ctx, student, tr->desc.teacher, stage)) return 0;
+  count = mhk__stage_trains(&student->config, stage, tr->desc.stages[stage - 1].trains, tr->flags, &blocks);
   if (!mhk__optimizer_room(tr, count, blocks)) return 0;
   tr->n_trained = 0;
-  for (int i = 0; i < m->n_tensors; i++)
+  for (int i = 0; i < student->n_tensors; i++)
     if (tr->flags[i]) {
-      tr->trained[tr->n_trained] = m->tensors[i];
+      tr->trained[tr->n_trained] = student->tensors[i];
       tr->trained_at[tr->n_trained] = at;
-      for (first = 0; first < m->tensors[i]->count; first += MHK__UPDATE_BLOCK) {
+      for (first = 0; first < student->tensors[i]->count; first += MHK__UPDATE_BLOCK) {
         tr->blocks[n].tensor = tr->n_trained;
         tr->blocks[n].first = first;
-        tr->blocks[n].n =
-            m->tensors[i]->count - first < MHK__UPDATE_BLOCK ? m->tensors[i]->count - first : MHK__UPDATE_BLOCK;
+        tr->blocks[n].n = mhk__min(student->tensors[i]->count - first, MHK__UPDATE_BLOCK);
         n++;
       }
-      at += m->tensors[i]->count;
+      at += student->tensors[i]->count;
       tr->n_trained++;
     }
   tr->n_blocks = n;
   tr->trained_count = at;
   if (at > 0) memset(tr->moments, 0, (size_t)at * 2 * sizeof(mhk_real));
   if (stage != 3)
-    mhk__stage_same(m, tr->desc.teacher, tr->same);
+    mhk__stage_same(student, tr->desc.teacher, tr->same);
   else
     memset(tr->same, 0, sizeof tr->same);
   tr->optimizer_step = 0;
@@ -19377,21 +19405,21 @@ static double mhk__optimizer_step(mhk_trainer *tr, double loss, double lr, doubl
 static double mhk__update(mhk_trainer *tr, int stage, const int32_t *tokens, mhk_index B, mhk_index T,
                           const int32_t *doc, mhk_index micro, double lr) {
   mhk_context *ctx = tr->object.ctx;
-  mhk_model *m = tr->student;
-  const mhk_index L = m->config.n_layer, cells = L * (mhk_index)m->config.ssm_heads;
+  mhk_model *student = tr->student;
+  const mhk_index L = student->config.n_layer, cells = L * (mhk_index)student->config.ssm_heads;
   double loss = 0.0;
   if (tr->optimizer_stage != stage && !mhk__optimizer_start(tr, stage)) return NAN;
   tr->why[0] = 0;
   tr->teacher_broke = 0;
   for (mhk_index j = 0; j < L; j++) tr->layer_loss[j] = 0.0;
   for (mhk_index j = 0; j < cells; j++) tr->relative[j] = 0.0;
-  for (int i = 0; i < m->n_tensors; i++) {
-    tr->required[i] = (unsigned char)(m->tensors[i]->requires_grad != 0);
-    m->tensors[i]->requires_grad = tr->flags[i];
+  for (int i = 0; i < student->n_tensors; i++) {
+    tr->required[i] = (unsigned char)(student->tensors[i]->requires_grad != 0);
+    student->tensors[i]->requires_grad = tr->flags[i];
   }
   mhk__parallel(ctx, tr->n_blocks, mhk__zero_block, tr);
   mhk__stage_run run =
-      mhk__stage_run_of(tr->tape, m, tr->desc.teacher, stage, &tr->desc.stages[stage - 1], tr->same);
+      mhk__stage_run_of(tr->tape, student, tr->desc.teacher, stage, &tr->desc.stages[stage - 1], tr->same);
   run.tokens = tokens ? tokens : tr->window;
   run.doc = tokens ? doc : tr->window_doc;
   run.B = B;
@@ -19414,7 +19442,7 @@ static double mhk__update(mhk_trainer *tr, int stage, const int32_t *tokens, mhk
     for (mhk_index j = 0; j < L; j++) tr->layer_loss[j] += tr->layer_now[j] / (double)micro;
     for (mhk_index j = 0; j < cells; j++) tr->relative[j] += tr->relative_now[j] / (double)micro;
   }
-  for (int i = 0; i < m->n_tensors; i++) m->tensors[i]->requires_grad = tr->required[i];
+  for (int i = 0; i < student->n_tensors; i++) student->tensors[i]->requires_grad = tr->required[i];
   if (ctx->result != MHK_OK) return NAN;
   const double norm = mhk__optimizer_step(tr, loss, lr, (double)micro);
   if (ctx->result != MHK_OK) return NAN;
@@ -19670,25 +19698,41 @@ static double mhk__double_of(uint64_t v) {
 }
 #endif
 
-/* 64-bit values of a trainer's state, in addition to its tensors; version 1 had one less and no
-   checksum */
-#define MHK__SAVED 15
-
 #ifndef MOHAWK_NO_STDIO
-static void mhk__saved_get(const mhk_trainer *tr, uint64_t v[MHK__SAVED]) {
+/* A trainer's state in addition to its tensors, as a checkpoint stores it. Version 1 had no driven
+   and no checksum. */
+typedef struct mhk__saved {
+  uint64_t stage, step, finished, optimizer_stage, optimizer_step, random[4];
+  uint64_t epoch, document, offset; /* the position in a packed corpus */
+  uint64_t loss, seconds;           /* bits of doubles */
+  uint64_t driven;
+} mhk__saved;
+#define MHK__SAVED (sizeof(mhk__saved) / 8)
+
+static void mhk__saved_get(const mhk_trainer *tr, mhk__saved *v) {
   const double here = tr->started_seconds >= 0.0 && tr->step > 0 ? mhk__seconds() - tr->started_seconds : 0.0;
-  v[0] = (uint64_t)tr->stage;
-  v[1] = (uint64_t)tr->step;
-  v[2] = (uint64_t)tr->finished;
-  v[3] = (uint64_t)tr->optimizer_stage;
-  v[4] = tr->optimizer_stage ? (uint64_t)tr->optimizer_step : 0;
-  for (int i = 0; i < 4; i++) v[5 + i] = tr->rng.s[i];
-  v[9] = tr->epoch;
-  v[10] = (uint64_t)tr->document;
-  v[11] = (uint64_t)tr->offset;
-  v[12] = mhk__bits_of(tr->loss_average);
-  v[13] = mhk__bits_of(tr->seconds_before + here);
-  v[14] = (uint64_t)tr->driven;
+  v->stage = (uint64_t)tr->stage;
+  v->step = (uint64_t)tr->step;
+  v->finished = (uint64_t)tr->finished;
+  v->optimizer_stage = (uint64_t)tr->optimizer_stage;
+  v->optimizer_step = tr->optimizer_stage ? (uint64_t)tr->optimizer_step : 0;
+  for (int i = 0; i < 4; i++) v->random[i] = tr->rng.s[i];
+  v->epoch = tr->epoch;
+  v->document = (uint64_t)tr->document;
+  v->offset = (uint64_t)tr->offset;
+  v->loss = mhk__bits_of(tr->loss_average);
+  v->seconds = mhk__bits_of(tr->seconds_before + here);
+  v->driven = (uint64_t)tr->driven;
+}
+
+/* writes sixteen hexadecimal digits for each value, and a separator */
+static void mhk__saved_format(const mhk__saved *saved, char text[MHK__SAVED * 17]) {
+  uint64_t v[MHK__SAVED];
+  memcpy(v, saved, sizeof v);
+  for (size_t i = 0; i < MHK__SAVED; i++) {
+    mhk__hex(v[i], text + 17 * i);
+    text[17 * i + 16] = i + 1 < MHK__SAVED ? ' ' : 0;
+  }
 }
 
 #define MHK__CHECKPOINT "mohawk checkpoint 2"
@@ -19697,12 +19741,12 @@ static void mhk__saved_get(const mhk_trainer *tr, uint64_t v[MHK__SAVED]) {
    the last */
 static int mhk__checkpoint_tensor(mhk_trainer *tr, int i, mhk__outgoing *o) {
   mhk_context *ctx = tr->object.ctx;
-  const mhk_model *m = tr->student;
-  const int moments = tr->optimizer_stage ? tr->n_trained : 0, own = i < m->n_tensors,
-            second = i >= m->n_tensors + moments;
-  const int at = own ? i : i - m->n_tensors - (second ? moments : 0);
-  if (i >= m->n_tensors + 2 * moments) return 0;
-  const mhk_tensor *x = own ? m->tensors[i] : tr->trained[at];
+  const mhk_model *student = tr->student;
+  const int moments = tr->optimizer_stage ? tr->n_trained : 0, own = i < student->n_tensors,
+            second = i >= student->n_tensors + moments;
+  const int at = own ? i : i - student->n_tensors - (second ? moments : 0);
+  if (i >= student->n_tensors + 2 * moments) return 0;
+  const mhk_tensor *x = own ? student->tensors[i] : tr->trained[at];
   mhk__outgoing_set(o, x->name, MHK_REAL, MHK_REAL, x->rank, x->shape,
                     own ? x->data : tr->moments + 2 * tr->trained_at[at] + (second ? x->count : 0));
   if (own) return 1;
@@ -19718,10 +19762,10 @@ MHKDEF mhk_result mhk_checkpoint(mhk_trainer *tr) {
   mhk_context *ctx = mhk__trainer_context(tr);
   mhk__outgoing *list;
   mhk__output out;
-  uint64_t saved[MHK__SAVED];
-  char state[MHK__SAVED * 17 + 1];
+  mhk__saved saved;
+  char state[MHK__SAVED * 17];
   const char *metadata[6];
-  int i, n = 0;
+  int n = 0;
   if (mhk_failed(ctx)) return mhk_error(ctx);
   if (!tr->path)
     return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "this trainer has no folder for checkpoints: name one in out");
@@ -19732,11 +19776,8 @@ MHKDEF mhk_result mhk_checkpoint(mhk_trainer *tr) {
   while (list && mhk__checkpoint_tensor(tr, n, list + n)) n++;
   if (ctx->result == MHK_OK) {
     mhk__outgoing_set(list + n++, "checksum.xxh64", MHK_U8, MHK_U8, 1, &eight, NULL);
-    mhk__saved_get(tr, saved);
-    for (i = 0; i < MHK__SAVED; i++) {
-      mhk__hex(saved[i], state + 17 * i);
-      state[17 * i + 16] = i + 1 < MHK__SAVED ? ' ' : 0;
-    }
+    mhk__saved_get(tr, &saved);
+    mhk__saved_format(&saved, state);
     metadata[0] = "format";
     metadata[1] = MHK__CHECKPOINT;
     metadata[2] = "state";
@@ -19757,10 +19798,11 @@ MHKDEF mhk_result mhk_checkpoint(mhk_trainer *tr) {
   return ctx->result;
 }
 
-/* reads values of sixteen hexadecimal digits and a separator; returns 0 for any other text */
-static int mhk__saved_parse(const char *text, size_t n, size_t values, uint64_t v[MHK__SAVED]) {
+/* reads the first values of such a text; returns 0 for any other text */
+static int mhk__saved_parse(const char *text, size_t n, size_t values, mhk__saved *saved) {
+  uint64_t v[MHK__SAVED];
   if (!text || n != values * 17 - 1) return 0;
-  for (size_t i = 0; i < MHK__SAVED; i++) v[i] = 0;
+  memcpy(v, saved, sizeof v);
   for (size_t i = 0; i < n; i++) {
     const char c = text[i];
     uint64_t digit;
@@ -19776,28 +19818,32 @@ static int mhk__saved_parse(const char *text, size_t n, size_t values, uint64_t 
       return 0;
     v[i / 17] = v[i / 17] << 4 | digit;
   }
+  memcpy(saved, v, sizeof v);
   return 1;
 }
 
 /* what contradicts a checkpoint of this run, or NULL */
-static const char *mhk__saved_wrong(mhk_trainer *tr, const uint64_t v[MHK__SAVED]) {
-  const double loss = mhk__double_of(v[12]), seconds = mhk__double_of(v[13]);
+static const char *mhk__saved_wrong(mhk_trainer *tr, const mhk__saved *v) {
+  const double loss = mhk__double_of(v->loss), seconds = mhk__double_of(v->seconds);
   const mhk_corpus *x = tr->desc.corpus;
-  if (v[0] < 1 || v[0] > 3 || v[2] > 1 || v[3] > 3 || v[4] > (uint64_t)PTRDIFF_MAX)
+  if (v->stage < 1 || v->stage > 3 || v->finished > 1 || v->optimizer_stage > 3 ||
+      v->optimizer_step > (uint64_t)PTRDIFF_MAX)
     return "its position in the run is invalid";
-  if (v[2] && (v[0] != 3 || v[1] != 0)) return "it says that the run is finished, in the middle of it";
-  if (!v[2] && v[1] >= (uint64_t)tr->S[v[0] - 1]) return "its stage is over";
-  if ((v[3] != 0) != (v[4] != 0)) return "its optimizer belongs to no stage";
-  if (v[14] == 0 && (v[4] != v[1] || (v[3] != 0 && v[3] != v[0])))
+  if (v->finished && (v->stage != 3 || v->step != 0)) return "it says that the run is finished, in the middle of it";
+  if (!v->finished && v->step >= (uint64_t)tr->S[v->stage - 1]) return "its stage is over";
+  if ((v->optimizer_stage != 0) != (v->optimizer_step != 0)) return "its optimizer belongs to no stage";
+  if (v->driven == 0 && (v->optimizer_step != v->step || (v->optimizer_stage != 0 && v->optimizer_stage != v->stage)))
     return "its optimizer and its stage have made different numbers of updates";
-  if ((v[5] | v[6] | v[7] | v[8]) == 0) return "the state of its random generator is invalid";
+  if ((v->random[0] | v->random[1] | v->random[2] | v->random[3]) == 0)
+    return "the state of its random generator is invalid";
   if (!mhk__is_finite(loss) || !(seconds >= 0.0) || !mhk__is_finite(seconds))
     return "its loss or its time is not a number";
-  if (!tr->order) return v[9] | v[10] | v[11] ? "it has a position in the text, but its windows are random" : NULL;
-  if (v[10] >= (uint64_t)x->n_documents) return "its position in the text is invalid";
-  tr->epoch = v[9];
+  if (!tr->order)
+    return v->epoch | v->document | v->offset ? "it has a position in the text, but its windows are random" : NULL;
+  if (v->document >= (uint64_t)x->n_documents) return "its position in the text is invalid";
+  tr->epoch = v->epoch;
   mhk__shuffle_documents(tr);
-  return v[11] < (uint64_t)(x->start[tr->order[v[10]] + 1] - x->start[tr->order[v[10]]])
+  return v->offset < (uint64_t)(x->start[tr->order[v->document] + 1] - x->start[tr->order[v->document]])
              ? NULL
              : "its position in a document is invalid";
 }
@@ -19829,13 +19875,13 @@ static int mhk__resume_tensors(mhk_trainer *tr, const mhk_file *f, int read, cha
 static int mhk__resume_read(mhk_trainer *tr, const mhk_file *f, const char *path, int old, char why[MHK__DAMAGE]) {
   mhk_context *ctx = tr->object.ctx;
   const char *format = mhk_file_metadata(f, "format", NULL), *run = mhk_file_metadata(f, "run", NULL), *state, *wrong;
-  uint64_t v[MHK__SAVED];
+  mhk__saved v;
   size_t n = 0;
   state = mhk_file_metadata(f, "state", &n);
-  memset(v, 0, sizeof v);
-  v[14] = (uint64_t)old; /* it does not contain this */
+  memset(&v, 0, sizeof v);
+  v.driven = (uint64_t)old; /* it does not contain this */
   if (!format || (!old && strcmp(format, MHK__CHECKPOINT) != 0) || !run ||
-      !mhk__saved_parse(state, n, old ? MHK__SAVED - 1 : MHK__SAVED, v)) {
+      !mhk__saved_parse(state, n, old ? MHK__SAVED - 1 : MHK__SAVED, &v)) {
     mhk__print(why, MHK__DAMAGE, "it is not a checkpoint of a training run that this version can read");
     return 0;
   }
@@ -19843,29 +19889,29 @@ static int mhk__resume_read(mhk_trainer *tr, const mhk_file *f, const char *path
     mhk__run_differs(ctx, path, run, tr->run);
     return -1;
   }
-  if (old && v[3] == 0) v[4] = 0;
-  wrong = mhk__saved_wrong(tr, v);
+  if (old && v.optimizer_stage == 0) v.optimizer_step = 0;
+  wrong = mhk__saved_wrong(tr, &v);
   if (wrong) {
     mhk__print(why, MHK__DAMAGE, "it contradicts itself: %s", wrong);
     return 0;
   }
   tr->optimizer_stage = 0;
-  if (v[3] && !mhk__optimizer_start(tr, (int)v[3])) return -1;
+  if (v.optimizer_stage && !mhk__optimizer_start(tr, (int)v.optimizer_stage)) return -1;
   if (!mhk__resume_tensors(tr, f, 0, why)) {
     tr->optimizer_stage = 0;
     return ctx->result == MHK_OK ? 0 : -1;
   }
   if (!mhk__resume_tensors(tr, f, 1, why)) return -1;
-  tr->optimizer_step = (mhk_index)v[4];
-  tr->stage = (int)v[0];
-  tr->step = (mhk_index)v[1];
-  tr->finished = (int)v[2];
-  for (int i = 0; i < 4; i++) tr->rng.s[i] = v[5 + i];
-  tr->document = (mhk_index)v[10];
-  tr->offset = (mhk_index)v[11];
-  tr->driven = (mhk_index)v[14];
-  tr->info.loss_average = tr->loss_average = mhk__double_of(v[12]);
-  tr->seconds_before = mhk__double_of(v[13]);
+  tr->optimizer_step = (mhk_index)v.optimizer_step;
+  tr->stage = (int)v.stage;
+  tr->step = (mhk_index)v.step;
+  tr->finished = (int)v.finished;
+  for (int i = 0; i < 4; i++) tr->rng.s[i] = v.random[i];
+  tr->document = (mhk_index)v.document;
+  tr->offset = (mhk_index)v.offset;
+  tr->driven = (mhk_index)v.driven;
+  tr->info.loss_average = tr->loss_average = mhk__double_of(v.loss);
+  tr->seconds_before = mhk__double_of(v.seconds);
   tr->info.resumed = 1;
   mhk__progress_place(tr, tr->stage, tr->finished ? tr->S[2] : tr->step);
   return 1;
@@ -19942,6 +19988,7 @@ static void mhk__resume(mhk_trainer *tr) {
 
 /* -------------------------------------------------------------------------- trainer: making one */
 
+/* Checks a description, with defaults in place, and that model, text and batches fit each other. */
 static int mhk__distill_check(mhk_context *ctx, const mhk_distill_desc *d) {
   if (!d->teacher)
     return mhk__no(ctx, MHK_ERROR_ARGUMENT, "distillation needs a teacher");
@@ -20056,14 +20103,15 @@ static void mhk__trainer_close(void *object) {
 static void mhk__trainer_fill(mhk_trainer *tr, mhk_context *ctx) {
   mhk__arena *arena = &tr->object.arena;
   mhk_distill_desc *d = &tr->desc;
-  mhk_model *m = tr->student;
-  const mhk_index L = m->config.n_layer, cells = L * (mhk_index)m->config.ssm_heads + 1, window = tr->rows * d->length;
+  mhk_model *student = tr->student;
+  const mhk_index L = student->config.n_layer, cells = L * (mhk_index)student->config.ssm_heads + 1,
+                  window = tr->rows * d->length;
   mhk_index count = 0, blocks = 0, c, b;
-  if (!mhk__pair_check(ctx, m, d->teacher, tr->S[0] > 0 ? 1 : 0)) return;
-  tr->flags = (unsigned char *)mhk__arena_zeros(ctx, arena, m->n_tensors, 1);
-  tr->required = (unsigned char *)mhk__arena_zeros(ctx, arena, m->n_tensors, 1);
-  tr->trained = (mhk_tensor **)mhk__arena_zeros(ctx, arena, m->n_tensors, sizeof(mhk_tensor *));
-  tr->trained_at = (mhk_index *)mhk__arena_zeros(ctx, arena, m->n_tensors, sizeof(mhk_index));
+  if (!mhk__pair_check(ctx, student, d->teacher, tr->S[0] > 0 ? 1 : 0)) return;
+  tr->flags = (unsigned char *)mhk__arena_zeros(ctx, arena, student->n_tensors, 1);
+  tr->required = (unsigned char *)mhk__arena_zeros(ctx, arena, student->n_tensors, 1);
+  tr->trained = (mhk_tensor **)mhk__arena_zeros(ctx, arena, student->n_tensors, sizeof(mhk_tensor *));
+  tr->trained_at = (mhk_index *)mhk__arena_zeros(ctx, arena, student->n_tensors, sizeof(mhk_index));
   tr->layer_loss = (double *)mhk__arena_zeros(ctx, arena, L, sizeof(double));
   tr->layer_now = (double *)mhk__arena_zeros(ctx, arena, L, sizeof(double));
   tr->relative = (double *)mhk__arena_zeros(ctx, arena, cells, sizeof(double));
@@ -20096,8 +20144,7 @@ static void mhk__trainer_fill(mhk_trainer *tr, mhk_context *ctx) {
      because an arena's next block after a large one is as large. */
   for (int i = 1; i <= 3; i++) {
     if (tr->S[i - 1] == 0) continue;
-    mhk__stage_trains(m, i, d->stages[i - 1].trains, tr->flags);
-    c = mhk__stage_count(m, tr->flags, &b);
+    c = mhk__stage_trains(&student->config, i, d->stages[i - 1].trains, NULL, &b);
     if (c > count) count = c;
     if (b > blocks) blocks = b;
   }
@@ -20177,53 +20224,53 @@ static double mhk__arena_bytes(double bytes) {
   return room;
 }
 
+/* Numbers a token that the tape holds at once in a stage. */
+static double mhk__stage_numbers_held(const mhk_distill_desc *d, const mhk_config *teacher, const mhk_config *student,
+                                      int stage) {
+  const double D = student->d_model, L = student->n_layer, teachers = mhk__block_numbers(teacher, 1, 0);
+  double block = 0.0, all = 0.0;
+  for (int l = 0; l < student->n_layer; l++) {
+    const double n = mhk__block_numbers(student, student->mixer[l] == MHK_MIXER_ATTENTION, 0);
+    block = n > block ? n : block;
+    all += n;
+  }
+  if (stage == 1) { /* X_l, and either block's share: queries, keys and values of the teacher's */
+    const double both = 2.0 * (teacher->n_head + 2 * teacher->n_kv_head) * teacher->head_dim +
+                        2.0 * mhk__block_numbers(student, 0, 1);
+    return 2.0 * D + (both > teachers ? both : teachers);
+  }
+  if (stage == 2) return 3.0 * D + (teachers > 2.0 * block ? teachers : 2.0 * block);
+  /* the teacher's stream and logits stay; the student's activations and logits come twice, with
+     their gradients */
+  const double stream = (d->stages[2].own_stream > 0.0 ? L * D : D) + 6.0 * D + 3.0 * student->vocab_size,
+               both = stream + (d->recompute ? 2.6 * block + 2.0 * L * D : 2.0 * all);
+  return both > teachers ? both : teachers;
+}
+
+/* Exact are the student's weights and gradients, the optimiser and the corpus; what the tape and
+   scratch memory hold is estimated, rather too high than too low. */
 MHKDEF double mhk_distill_bytes(const mhk_distill_desc *desc) {
   const double real = sizeof(mhk_real);
-  double rows, D, V, E, model, teacher_block, mixers = 0.0, trained = 0.0, tape = 0.0, scratch, block = 0.0, all = 0.0,
-                                              bytes;
+  double optimizer = 0.0, tape = 0.0;
   if (!desc || !desc->teacher) return 0.0;
-  mhk_distill_desc d = mhk_distill_defaults(desc);
-  mhk_config t = d.teacher->config;
-  mhk_config c = d.student ? d.student->config : mhk__student_config(&t, &d.student_desc);
-  rows = (double)(d.batch / (d.world > 0 ? d.world : 1)) * (double)d.length;
-  D = c.d_model;
-  V = c.vocab_size;
-  E = (double)c.ssm_heads * c.ssm_head_dim;
-  model = mhk_config_parameters(&c);
-  for (int l = 0; l < c.n_layer; l++) {
-    const int attention = c.mixer[l] == MHK_MIXER_ATTENTION;
-    const double n = mhk__block_numbers(&c, attention, 0);
-    if (!attention)
-      mixers +=
-          (2.0 * E + 2.0 * (double)c.ssm_groups * c.d_state + c.ssm_heads + E) * D + 8.0 * (3.0 * E + c.ssm_heads);
-    all += n;
-    if (n > block) block = n;
-  }
-  teacher_block = mhk__block_numbers(&t, 1, 0);
-  scratch = V * D + 4.0 * D * D + rows * D; /* a packed matrix, and scratch memory of ops */
+  const mhk_distill_desc d = mhk_distill_defaults(desc);
+  const mhk_config *teacher = &d.teacher->config;
+  const mhk_config student = d.student ? d.student->config : mhk__student_config(teacher, &d.student_desc);
+  const double rows = (double)(d.batch / (d.world > 0 ? d.world : 1)) * (double)d.length;
+  const double D = student.d_model, V = student.vocab_size;
+  double scratch = V * D + 4.0 * D * D + rows * D; /* a packed matrix, and what ops put aside */
   for (int i = 1; i <= 3; i++) {
-    double count = d.stages[i - 1].trains == MHK_TRAIN_ALL ? model : mixers, stage;
+    mhk_index blocks;
     if (d.stages[i - 1].tokens == 0) continue;
-    if (count > model) count = model;
-    if (count > trained) trained = count;
-    if (i == 1) {
-      stage = 2.0 * D + (double)(t.n_head + 2 * t.n_kv_head) * t.head_dim * 2.0 + 2.0 * mhk__block_numbers(&c, 0, 1);
-      if (stage < 2.0 * D + teacher_block) stage = 2.0 * D + teacher_block;
-    } else if (i == 2) {
-      stage = 3.0 * D + (teacher_block > 2.0 * block ? teacher_block : 2.0 * block);
-    } else {
-      /* hidden states and logits of the teacher stay; activations and logits of the student count
-         twice, with their gradients */
-      stage = (d.stages[2].own_stream > 0.0 ? c.n_layer * D : D) + 6.0 * D + 3.0 * V;
-      stage += d.recompute ? 2.6 * block + 2.0 * c.n_layer * D : 2.0 * all;
-      if (stage < teacher_block) stage = teacher_block;
-      scratch += 2.0 * rows * V;
-    }
-    if (stage > tape) tape = stage;
+    const double numbers = (double)mhk__stage_trains(&student, i, d.stages[i - 1].trains, NULL, &blocks);
+    const double bytes = mhk__optimizer_bytes(numbers, (double)blocks, d.exchange != NULL),
+                 held = mhk__stage_numbers_held(&d, teacher, &student, i);
+    optimizer = bytes > optimizer ? bytes : optimizer;
+    tape = held > tape ? held : tape;
+    if (i == 3) scratch += 2.0 * rows * V;
   }
-  bytes = mhk__arena_bytes(2.0 * model * real) +
-          mhk__optimizer_bytes(trained, trained / MHK__UPDATE_BLOCK + 64.0 * c.n_layer, d.exchange != NULL);
-  bytes += mhk__arena_bytes(1.1 * tape * rows * real) + mhk__arena_bytes(scratch * real);
+  double bytes = mhk__arena_bytes(2.0 * mhk_config_parameters(&student) * real) + optimizer +
+                 mhk__arena_bytes(1.1 * tape * rows * real) + mhk__arena_bytes(scratch * real);
   if (d.corpus)
     bytes +=
         4.0 * (double)d.corpus->n + 8.0 * (double)d.corpus->n_documents * (d.windows == MHK_WINDOWS_PACKED ? 2.0 : 1.0);
@@ -20280,7 +20327,7 @@ static void mhk__window_mean(const double *x, mhk_index n, double *mean, double 
 typedef struct mhk__evaluating {
   mhk_context *ctx;
   mhk_tape *tape;
-  mhk_model *m, *teacher; /* teacher: or NULL */
+  mhk_model *model, *teacher; /* teacher: or NULL */
   const mhk_corpus *corpus;
   mhk_index length, windows, batch;
   double *rows;           /* (3, batch * length) */
@@ -20289,19 +20336,20 @@ typedef struct mhk__evaluating {
 } mhk__evaluating;
 
 /* logits of rows first to first + n of a residual stream x (1,rows,D) */
-static const mhk_real *mhk__logits_of_rows(mhk_tape *tape, mhk_model *m, mhk_tensor *x, mhk_index first, mhk_index n) {
+static const mhk_real *mhk__logits_of_rows(mhk_tape *tape, mhk_model *model, mhk_tensor *x, mhk_index first,
+                                           mhk_index n) {
   mhk_index shape[3] = {1, n, 0};
-  shape[2] = m->config.d_model;
-  return mhk_data(mhk_forward_head(tape, m, mhk_reshape(tape, mhk_rows(tape, x, first, n), 3, shape)));
+  shape[2] = model->config.d_model;
+  return mhk_data(mhk_forward_head(tape, model, mhk_reshape(tape, mhk_rows(tape, x, first, n), 3, shape)));
 }
 
 /* Scores windows w to w + B. The residual streams of all their tokens are held, logits of a piece
    of them at a time. */
 static void mhk__evaluate_batch(mhk__evaluating *e, mhk_index w, mhk_index B) {
-  const mhk_index V = e->m->config.vocab_size, n = B * e->length, all = e->batch * e->length;
+  const mhk_index V = e->model->config.vocab_size, n = B * e->length, all = e->batch * e->length;
   const mhk_index piece = mhk__min(mhk__max(MHK__LOGITS_PIECE / V, 16), all);
   const int32_t *tokens = e->corpus->tokens + w * e->length;
-  mhk_model *models[2] = {e->m, e->teacher};
+  mhk_model *models[2] = {e->model, e->teacher};
   mhk_tensor *x[2] = {NULL, NULL};
   mhk_tape_reset(e->tape);
   for (mhk_index i = 0; i < n; i++) /* the last token of a window has no target */
@@ -20318,7 +20366,7 @@ static void mhk__evaluate_batch(mhk__evaluating *e, mhk_index w, mhk_index B) {
     s.rows = mhk__min(piece, n - from);
     s.V = V;
     s.labels = e->labels + from;
-    s.logits = mhk__logits_of_rows(e->tape, e->m, x[0], from, s.rows);
+    s.logits = mhk__logits_of_rows(e->tape, e->model, x[0], from, s.rows);
     s.target = e->teacher ? mhk__logits_of_rows(e->tape, e->teacher, x[1], from, s.rows) : NULL;
     s.cross_entropy = e->rows + from;
     s.kl = e->rows + all + from;
@@ -20336,23 +20384,24 @@ static void mhk__evaluate_batch(mhk__evaluating *e, mhk_index w, mhk_index B) {
 }
 
 /* what makes an evaluation impossible, as an error */
-static mhk_result mhk__evaluate_check(const mhk_model *m, const mhk_evaluate_desc *desc, const mhk_evaluation *result) {
-  mhk_context *ctx = m->object.ctx;
+static mhk_result mhk__evaluate_check(const mhk_model *model, const mhk_evaluate_desc *desc,
+                                      const mhk_evaluation *result) {
+  mhk_context *ctx = model->object.ctx;
   if (!desc || !desc->corpus || !result || desc->length < 0 || desc->windows < 0 || desc->length == 1)
     return mhk_fail(ctx, MHK_ERROR_ARGUMENT,
                     "an evaluation needs a corpus, a place for the result, and windows of two tokens or more");
   const mhk_model *teacher = desc->teacher;
   const mhk_corpus *corpus = desc->corpus;
   const mhk_index length = desc->length ? desc->length : MHK__WINDOW;
-  if (teacher && teacher->config.vocab_size != m->config.vocab_size)
+  if (teacher && teacher->config.vocab_size != model->config.vocab_size)
     return mhk_fail(ctx, MHK_ERROR_CONFIG,
                     "the model's vocabulary is %d, but the teacher's is %d: their predictions cannot be compared",
-                    m->config.vocab_size, teacher->config.vocab_size);
-  if (corpus->largest >= m->config.vocab_size)
+                    model->config.vocab_size, teacher->config.vocab_size);
+  if (corpus->largest >= model->config.vocab_size)
     return mhk_fail(ctx, MHK_ERROR_ARGUMENT,
                     "the text has token %ld, but the model's vocabulary ends at %d: was it made with another "
                     "tokenizer?",
-                    (long)corpus->largest, m->config.vocab_size - 1);
+                    (long)corpus->largest, model->config.vocab_size - 1);
   if (corpus->n < length)
     return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "the text has %lld tokens, too few for one window of %lld",
                     (long long)corpus->n, (long long)length);
@@ -20360,18 +20409,17 @@ static mhk_result mhk__evaluate_check(const mhk_model *m, const mhk_evaluate_des
 }
 
 /* Windows lie behind each other in the corpus. Those that make 2,048 tokens go together. */
-MHKDEF mhk_result mhk_evaluate(mhk_model *m, const mhk_evaluate_desc *desc, mhk_evaluation *result) {
+MHKDEF mhk_result mhk_evaluate(mhk_model *model, const mhk_evaluate_desc *desc, mhk_evaluation *result) {
   mhk__evaluating e;
   mhk_index done = 0;
   int stop = 0;
   if (result) memset(result, 0, sizeof *result);
-  if (!m) return MHK_ERROR_ARGUMENT;
-  mhk_context *ctx = m->object.ctx;
-  if (ctx->result != MHK_OK || mhk__evaluate_check(m, desc, result) != MHK_OK)
-    return ctx->result;
+  if (!model) return MHK_ERROR_ARGUMENT;
+  mhk_context *ctx = model->object.ctx;
+  if (ctx->result != MHK_OK || mhk__evaluate_check(model, desc, result) != MHK_OK) return ctx->result;
   const mhk__mark scratch = mhk__scratch_mark(ctx);
   e.ctx = ctx;
-  e.m = m;
+  e.model = model;
   e.teacher = desc->teacher;
   e.corpus = desc->corpus;
   e.length = desc->length ? desc->length : MHK__WINDOW;

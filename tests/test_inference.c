@@ -590,11 +590,11 @@ TEST(impossible_descriptions) {
   memset(&d, 0, sizeof d);
   d.batch = -1;
   CHECK(!mhk_session_create(m, &d), "a negative batch");
-  CHECK_FAILS(ctx, MHK_ERROR_ARGUMENT, "batch -1");
+  CHECK_FAILS(ctx, MHK_ERROR_ARGUMENT, "batch is -1");
   d.batch = 0;
   d.window = -3;
   CHECK(mhk_session_bytes(m, &d) == 0, "a negative window");
-  CHECK_FAILS(ctx, MHK_ERROR_ARGUMENT, "window -3");
+  CHECK_FAILS(ctx, MHK_ERROR_ARGUMENT, "window is -3");
   d.window = 0;
   d.capacity = PTRDIFF_MAX / 8;
   CHECK(mhk_session_bytes(m, &d) == 0, "a cache beyond the address space");

@@ -8,7 +8,7 @@
 #define MOHAWK_IMPLEMENTATION
 #define MOHAWK_STATIC
 #define MOHAWK_REFERENCE
-#include "test.h"
+#include "models.h"
 #if defined(__SANITIZE_ADDRESS__)
 #define POISON
 #elif defined(__has_feature)
@@ -1956,6 +1956,58 @@ TEST(adamw) {
   }
 }
 
+/* ------------------------------------------------------------------------------ session's work */
+
+static void take_nothing(void *user, mhk_index sequence, mhk_index index, const mhk_real *logits) {
+  (void)user, (void)sequence, (void)index, (void)logits;
+}
+
+/* How many of the prompts of 1 to longest tokens fail in a session, all their logits wanted. */
+static int prompts_that_fail(mhk_session *s, const int32_t *tokens, mhk_index longest) {
+  int failed = 0;
+  for (mhk_index n = 1; n <= longest; n++) {
+    mhk_feed_desc feed;
+    memset(&feed, 0, sizeof feed);
+    feed.tokens = &tokens;
+    feed.lengths = &n;
+    feed.take = take_nothing;
+    mhk_session_reset(s, 0);
+    failed += mhk_feed_batch(s, &feed) != MHK_OK;
+    mhk_clear_error(s->object.ctx);
+  }
+  return failed;
+}
+
+/* The drivers of a pass take scratch memory as they need it, and mhk_session_bytes() finds how much
+   that is: enough for every prompt, and with one line less some prompt fails. */
+TEST(a_session_reserves_the_work_memory_that_its_passes_take) {
+  static const mhk_index chunks[] = {1, 7, 40};
+  int32_t tokens[40];
+  model_tokens(tokens, 40, 31, 2);
+  for (int isa = 0; isa < n_machines; isa++)
+    for (int kind = 0; kind <= MODEL_KINDS + 1; kind++)
+      for (int i = 0; i < 3; i++) {
+        mhk_context *ctx = contexts[isa];
+        mhk_model *base = kind < MODEL_KINDS ? model_new(ctx, kind, 5) : mhk_load(ctx, "examples/tiny");
+        mhk_model *m = kind > MODEL_KINDS ? mhk_quantize(base, NULL) : base;
+        mhk_session_desc d;
+        memset(&d, 0, sizeof d);
+        d.chunk = chunks[i];
+        d.capacity = 64;
+        mhk_session *s = mhk_session_create(m, &d);
+        REQUIRE_OK(ctx);
+        const size_t word = m->tokenizer ? mhk__word_room(m->tokenizer, s->word_bytes) : 0;
+        CHECK(prompts_that_fail(s, tokens, d.chunk) == 0, "%s, model %d, chunk %d: not enough", mhk_isa_name(ctx), kind,
+              (int)d.chunk);
+        s->work.first->room -= word + MHK__ALIGN;
+        CHECK(prompts_that_fail(s, tokens, d.chunk) > 0, "%s, model %d, chunk %d: more than is taken",
+              mhk_isa_name(ctx), kind, (int)d.chunk);
+        mhk_session_destroy(s);
+        if (m != base) mhk_model_destroy(m);
+        mhk_model_destroy(base);
+      }
+}
+
 /* The header's list of kernels: each entry names a reference (one that does not exist would not
    compile), and the tests above have called each kernel of each instruction set. */
 TEST(every_kernel_has_a_reference_and_a_test) {
@@ -2011,6 +2063,7 @@ int main(int argc, char **argv) {
   RUN(not_numbers);
   RUN(distance);
   RUN(adamw);
+  RUN(a_session_reserves_the_work_memory_that_its_passes_take);
   RUN(every_kernel_has_a_reference_and_a_test);
   for (isa = 0; isa < n_machines; isa++) mhk_destroy(contexts[isa]);
   free(scalar_log);
