@@ -15054,7 +15054,7 @@ static mhk_model *mhk__load_folder(mhk_context *ctx, const char *folder, const c
   changed = changed || mhk__bytes_read(ctx, &ctx->scratch, config_path, &after) || after.size != before.size ||
             memcmp(after.data, before.data, after.size);
   if (changed)
-    mhk_fail(ctx, MHK_ERROR_FILE, "another model was saved to %s while this one was read: load it again", folder);
+    mhk_fail(ctx, MHK_ERROR_FILE, "another model was saved to %s during loading: load it again", folder);
   return m;
 }
 

@@ -944,7 +944,7 @@ static indexed *read_index(pool *kept, const char *path, const foreign_bytes *te
   indexed *list;
   size_t count = 0;
   if (!foreign_json_value(&all, &root) || !foreign_json_find(root, "weight_map", &map) || *map.at != '{') {
-    mhk_fail(kept->ctx, MHK_ERROR_FORMAT, "%s has no \"weight_map\" that says which tensor is in which file", path);
+    mhk_fail(kept->ctx, MHK_ERROR_FORMAT, "%s has no \"weight_map\" from tensors to files", path);
     return NULL;
   }
   for (each = map; foreign_json_member(&each, &key, &value);) count++;
@@ -987,7 +987,7 @@ static int check_index(const pytorch *p, const char *path, indexed *list, size_t
   }
   for (size_t i = 0; i < n; i++)
     if (list[i].file)
-      return mhk_fail(p->ctx, MHK_ERROR_FORMAT, "%s says that tensor %.200s is in %.200s, which does not hold it", path,
+      return mhk_fail(p->ctx, MHK_ERROR_FORMAT, "%s says that tensor %.200s is in %.200s, which does not have it", path,
                       list[i].tensor, list[i].file),
              0;
   return 1;
