@@ -110,6 +110,7 @@
       Rotary            >>rotary        rotary position embedding
       Convolution       >>convolution   causal depthwise convolution
       Attention         >>attention     causal softmax attention in tiles (FlashAttention)
+   (FlashAttention)
       SSD               >>ssd           state-space duality, the mixer of Mamba-2
       Losses            >>losses        cross-entropy, KL, distances, matrix orientation (stage 1)
       Optimizer         >>optimizer     AdamW
@@ -185,15 +186,15 @@
 #define MHK_VERSION_PATCH 0
 #define MHK_VERSION "0.3.0"
 
-/* The arithmetic type: float, or double when MOHAWK_DOUBLE is defined (for checking; slow). It must
-   be the same in every file of a program. */
+/* The arithmetic type: float, or double if MOHAWK_DOUBLE is defined (for checking; slow). It must
+   be the same in all files of a program. */
 #ifdef MOHAWK_DOUBLE
 typedef double mhk_real;
 #else
 typedef float mhk_real;
 #endif
 
-typedef ptrdiff_t mhk_index; /* sizes, positions and loop counters: signed, as wide as a pointer */
+typedef ptrdiff_t mhk_index; /* sizes, positions and loop counters: signed, with the width of a pointer */
 
 typedef struct mhk_context mhk_context;     /* memory, kernels, threads and the first error */
 typedef struct mhk_model mhk_model;         /* a configuration and its weights */
@@ -202,23 +203,23 @@ typedef struct mhk_session mhk_session;     /* a model at work on one or more se
 typedef struct mhk_tensor mhk_tensor;       /* an array with a shape, and its gradient */
 typedef struct mhk_tape mhk_tape;           /* a computation that can be differentiated */
 typedef struct mhk_corpus mhk_corpus;       /* training text, as tokens */
-typedef struct mhk_trainer mhk_trainer;     /* a distillation under way */
+typedef struct mhk_trainer mhk_trainer;     /* a distillation in progress */
 typedef struct mhk_context_desc mhk_context_desc;
 typedef struct mhk_session_desc mhk_session_desc;
 
 typedef enum mhk_result {
   MHK_OK = 0,
-  MHK_ERROR_MEMORY = -1,      /* the allocator returned NULL, or a size does not fit the machine */
-  MHK_ERROR_ARGUMENT = -2,    /* a call makes no sense: NULL, out of range, missing */
-  MHK_ERROR_SHAPE = -3,       /* tensors do not fit each other */
+  MHK_ERROR_MEMORY = -1,      /* the allocator returned NULL, or a size does not fit in the address space */
+  MHK_ERROR_ARGUMENT = -2,    /* an argument is invalid: NULL, out of range, missing */
+  MHK_ERROR_SHAPE = -3,       /* the shapes of tensors do not match */
   MHK_ERROR_FILE = -4,        /* a file cannot be opened, read or written */
-  MHK_ERROR_FORMAT = -5,      /* a file was read and its content is wrong */
+  MHK_ERROR_FORMAT = -5,      /* the content of a file is invalid */
   MHK_ERROR_CONFIG = -6,      /* a model configuration contradicts itself or the weights */
-  MHK_ERROR_UNSUPPORTED = -7, /* well-formed, but not something this version does */
-  MHK_ERROR_STATE = -8        /* right call, wrong time: a full cache, a finished trainer, diverged training */
+  MHK_ERROR_UNSUPPORTED = -7, /* valid, but not supported by this version */
+  MHK_ERROR_STATE = -8        /* not possible in this state: full cache, finished trainer, diverged training */
 } mhk_result;
 
-#define MHK_MAX_RANK 5 /* axes of a tensor at most */
+#define MHK_MAX_RANK 5 /* the most axes of a tensor */
 
 /* types of stored numbers */
 typedef enum mhk_dtype {
@@ -244,29 +245,29 @@ typedef enum mhk_dtype {
 #define MHK_REAL MHK_F32
 #endif
 
-/* Products of linear layers (mhk_linear and its kin) in training, forward and backward. BF16: both
-   operands are rounded to bfloat16 on their way in (to nearest, ties to even, subnormal numbers to
-   zero), the sums are float32; parameters, activations, gradients and all else stay as they are.
-   Speeds up training on CPUs with a bf16 instruction; elsewhere the results are the same but
-   slower. Products of up to four rows (decoding) stay full: there reading the weights takes the
-   time. */
+/* Precision of products in linear layers (mhk_linear and its variants) in training, forward and
+   backward. BF16 rounds both operands to bfloat16 (to nearest, ties to even, subnormal numbers to
+   zero) and sums in float32. Parameters, activations, gradients and everything else stay as they
+   are. It speeds up training on CPUs with a bfloat16 instruction; elsewhere the results are the
+   same but slower. Products of up to four rows (decoding) stay in full precision, because reading
+   the weights takes most of their time. */
 typedef enum mhk_precision { MHK_PRECISION_FULL = 0, MHK_PRECISION_BF16 = 1 } mhk_precision;
 
 /* =================================================================================================
    1  RUN A MODEL
    ============================================================================================== */
 
-/* A context: allocator, kernels, threads and the first error. Returns NULL only when not even the
-   context could be allocated; an impossible description gives a context that has failed and says
-   why. */
+/* Creates a context: allocator, kernels, threads and the first error. Returns NULL only if the
+   context itself cannot be allocated. An invalid description gives a context that has failed and
+   says why. */
 MHKDEF mhk_context *mhk_create(const mhk_context_desc *desc);
-/* Frees the context and everything made from it. */
+/* Frees the context and everything created from it. */
 MHKDEF void mhk_destroy(mhk_context *ctx);
 
-/* Non-zero when ctx is NULL or an error happened since creation or mhk_clear_error(). */
+/* Nonzero if ctx is NULL or an error has occurred since creation or mhk_clear_error(). */
 MHKDEF int mhk_failed(const mhk_context *ctx);
-/* The first error as one sentence that names what is wrong and what would be right; "" when there
-   is none. Valid until the context is destroyed or the error cleared. */
+/* The first error as one sentence that names what is wrong and what would be right; "" if there is
+   none. Valid until the context is destroyed or the error is cleared. */
 MHKDEF const char *mhk_message(const mhk_context *ctx);
 
 #ifndef MOHAWK_NO_STDIO
@@ -283,14 +284,14 @@ MHKDEF mhk_model *mhk_load(mhk_context *ctx, const char *path);
 #endif
 MHKDEF void mhk_model_destroy(mhk_model *m);
 
-/* A session of one sequence by default. The model must outlive it; the model's tokenizer, if you
-   want text, must be there by now. */
+/* Creates a session, by default with one sequence. The model must outlive it. To use text, the
+   model must already have its tokenizer. */
 MHKDEF mhk_session *mhk_session_create(mhk_model *m, const mhk_session_desc *desc);
 MHKDEF void mhk_session_destroy(mhk_session *s);
 
-/* Feeds text (UTF-8) through the model's tokenizer; sessions of one sequence. At the start of a
-   sequence mhk_tokenizer_start() goes first, as the teachers were trained, unless the text begins
-   with it, the tokenizer's files say that none does, or mhk_session_desc.no_start is set. */
+/* Feeds UTF-8 text through the model's tokenizer, in sessions of one sequence. At the start of a
+   sequence, mhk_tokenizer_start() goes first, as in training, unless the text begins with it, the
+   tokenizer's files say that there is none, or mhk_session_desc.no_start is set. */
 MHKDEF mhk_result mhk_feed_text(mhk_session *s, const char *text);
 /* The same for text that may contain zero characters. */
 MHKDEF mhk_result mhk_feed_bytes(mhk_session *s, const char *text, size_t length);
@@ -298,45 +299,46 @@ MHKDEF mhk_result mhk_feed_bytes(mhk_session *s, const char *text, size_t length
 /* added to the token's logit; -INFINITY forbids it */
 typedef struct mhk_token_bias { int32_t token; double value; } mhk_token_bias;
 
-/* How the next token is chosen. The steps run in this order, each filter on what the one before
-   left, scaled to sum to 1 again: bias, penalties, temperature, top_k, top_p, min_p, typical. Ties
-   go to the smaller id. Order and rules are those of Hugging Face's transformers, where it has
-   them. A value outside the range given here is refused. */
+/* How to choose the next token. The steps run in this order: bias, penalties, temperature, top_k,
+   top_p, min_p, typical. Each filter works on the probabilities that the one before left, scaled to
+   sum to 1. Ties go to the smaller id. Order and rules are those of Hugging Face's transformers,
+   where it has them. A value outside the range given here is an error. */
 typedef struct mhk_sampling {
-  double temperature; /* logits are divided by it, >= 0; 0: 0.8, never "greedy", which has its own name: */
-  int greedy;         /* 1: the likeliest token after bias and penalties; temperature and filters are ignored */
+  double temperature; /* divides the logits, >= 0; 0: 0.8, not greedy, which has its own field: */
+  int greedy;         /* 1: the most likely token after bias and penalties; ignores temperature and filters */
   int exact;          /* 1: temperature 0 and top_p 0 mean 1: the model's own distribution unless you say more */
-  int top_k;          /* keep the k likeliest; 0: all */
+  int top_k;          /* keep the k most likely tokens; 0: all */
   double top_p;       /* keep the likeliest that reach this probability, 0 to 1 (Holtzman et al. 2019); 0: 0.95 */
-  double min_p;       /* keep tokens with at least this share, 0 to 1, of the likeliest one's probability; 0: all */
-  uint64_t seed;      /* used when it differs from the session's last; 0: continue */
-  /* keep the tokens whose -log p is nearest its mean, that reach this probability, 0 to 1 (Meister
-     et al. 2022); 0: 1 */
+  double min_p;       /* keep tokens with at least this fraction, 0 to 1, of the highest probability; 0: all */
+  uint64_t seed;      /* reseeds if it differs from the session's last seed; 0: continue */
+  /* keep the tokens with -log p nearest its mean and this total probability, 0 to 1 (Meister et al.
+     2022); 0: 1 */
   double typical;
-  /* a token seen: its logit is divided by this if positive, else multiplied (Keskar et al. 2019);
-     0: 1 */
+  /* divides the logit of a recent token by this if positive, otherwise multiplies it (Keskar et al.
+     2019); 0: 1 */
   double repetition;
-  double frequency;   /* a token's logit loses this each time it was seen, */
-  double presence;    /* and this if it was seen at all */
-  /* how many of the last tokens count as seen, the prompt's too; 0: all that the session remembers
+  double frequency;   /* subtracted from a token's logit for each occurrence, */
+  double presence;    /* and this once if it occurred */
+  /* how many of the last tokens count, including the prompt; 0: all that the session remembers
      (mhk_session_desc.recent) */
   int penalty_tokens;
   const mhk_token_bias *bias;
   int n_bias;
-  const int32_t *stop_tokens; /* mhk_sample() ends at these as at the end-of-text token */
+  const int32_t *stop_tokens; /* mhk_sample() also stops at these tokens */
   int n_stop_tokens;
-  /* mhk_sample() ends where the text shows one of these. mhk_text_out() shows neither it nor what
-     follows: text that may yet become one is held back. */
+  /* mhk_sample() stops at one of these in the text. mhk_text_out() returns neither it nor what
+     follows; text that may become one is held back. */
   const char *const *stop_strings;
   int n_stop_strings;
 } mhk_sampling;
 
-/* Draws the next token from the logits and feeds it; sessions of one sequence. Returns the token,
-   or -1 at a stop (which is not fed) or on failure. */
+/* Draws the next token from the logits and feeds it, in sessions of one sequence. Returns the
+   token, or -1 at a stop (which is not fed) or on failure. */
 MHKDEF int32_t mhk_sample(mhk_session *s, const mhk_sampling *sampling);
-/* The whole characters that the last mhk_sample() finished: 0-terminated, the session's memory. */
+/* The whole characters that the last mhk_sample() completed; 0-terminated, in memory of the
+   session. */
 MHKDEF const char *mhk_text_out(mhk_session *s);
-/* When you end the text yourself: what is still held back; then in mhk_text_out() too. */
+/* Call this to end the text yourself: returns what is still held back, also in mhk_text_out(). */
 MHKDEF const char *mhk_text_rest(mhk_session *s);
 /* Why the last mhk_sample() returned -1 (MHK_STOP_NONE: it did not, or it failed). */
 typedef enum mhk_stop { MHK_STOP_NONE = 0, MHK_STOP_END = 1, MHK_STOP_TOKEN = 2, MHK_STOP_STRING = 3 } mhk_stop;
@@ -367,57 +369,56 @@ MHKDEF mhk_result mhk_save(mhk_model *m, const char *path, mhk_dtype dtype);
 #if !defined(MOHAWK_NO_STDIO) || !defined(MOHAWK_NO_TRAINING)
 typedef struct mhk_quantize_desc {
   mhk_dtype type;  /* MHK_Q8 or MHK_Q4; 0: MHK_Q8 */
-  int group;       /* 32 or 64 neighbours share a scale; 0: 64 for MHK_Q8, 32 for MHK_Q4 */
+  int group;       /* 32 or 64 neighbors share a scale; 0: 64 for MHK_Q8, 32 for MHK_Q4 */
   mhk_dtype ends;  /* type of embedding and head; 0: as type */
 } mhk_quantize_desc;
-/* A frozen copy of m whose embedding, head and projections are quantized. Scales are chosen from
-   the weights alone, group by group: for MHK_Q8 the largest weight over 127, for MHK_Q4 the scale
-   of least squared error. Norms, convolutions, biases and all other vectors become MHK_REAL, and so
-   do the rows of in_proj that set the decay (A_log of discrete Mamba-2, dt of Mamba-2) and matrices
-   whose rows no group divides. A model that has nothing else comes back unquantized, with a
-   warning. */
+/* Returns a frozen copy of m with quantized embedding, head and projections. Scales are chosen from
+   the weights alone, per group: for MHK_Q8 the largest weight divided by 127, for MHK_Q4 the scale
+   with the least squared error. Norms, convolutions, biases and all other vectors become MHK_REAL,
+   and so do the rows of in_proj that set the decay (A_log of discrete Mamba-2, dt of Mamba-2) and
+   matrices with rows that are not a multiple of the group. If no other matrix is left, the copy is
+   not quantized and there is a warning. */
 MHKDEF mhk_model *mhk_quantize(mhk_model *m, const mhk_quantize_desc *desc);
 #endif
 
 #ifndef MOHAWK_NO_TRAINING
 /* ---- training text ---- */
 
-/* Reports progress; a non-zero return stops the work. */
+/* Receives progress; a nonzero return value stops the work. */
 typedef int (*mhk_progress_fn)(void *user, mhk_index done, mhk_index total);
 
-/* One long row of tokens, in which each document starts with mhk_tokenizer_start(). The files are
-   UTF-8 (a byte order mark is skipped), their documents separated by the end-of-text token written
-   out (<|endoftext|>). A file is refused when one byte in a hundred is zero or part of no
-   character; fewer such bytes are a warning. */
+/* Training text: one long row of tokens; each document starts with mhk_tokenizer_start(). Files are
+   UTF-8 (a byte order mark is skipped), and the text <|endoftext|> separates documents. A file is
+   refused if one byte in a hundred is zero or invalid; fewer such bytes cause a warning. */
 typedef struct mhk_corpus_desc {
   int n_files;
   const char *const *files;
-  const int *repeat;             /* file i is used repeat[i] times; NULL: once */
-  size_t max_document;           /* longer documents are cut at line ends once they pass so many bytes; 0: never */
+  const int *repeat;             /* uses file i repeat[i] times; NULL: once */
+  size_t max_document;           /* splits longer documents at the first line end after this many bytes; 0: never */
   const size_t *max_document_of; /* per file, instead of max_document */
-  uint64_t seed;                 /* shuffles the documents; 0: their order is kept */
-  const char *const *texts; /* NULL, or per file: its content, files[i] then only names it; NULL: the file is read */
-  const size_t *lengths;    /* of texts in bytes; NULL: they end with a zero character */
+  uint64_t seed;                 /* shuffles the documents; 0: keeps their order */
+  const char *const *texts; /* NULL, or per file its content; files[i] then only names it; NULL: read the file */
+  const size_t *lengths;    /* of texts, in bytes; NULL: they are 0-terminated */
 } mhk_corpus_desc;
 #ifndef MOHAWK_NO_STDIO
 /* desc must name at least one file. */
 MHKDEF mhk_corpus *mhk_corpus_load(mhk_context *ctx, mhk_tokenizer *k, const mhk_corpus_desc *desc);
 #endif
-/* Copies n tokens of the caller's. end: the id that starts a document, -1: none. */
+/* Copies n tokens of the caller. end: the id that starts a document, -1: none. */
 MHKDEF mhk_corpus *mhk_corpus_from_tokens(mhk_context *ctx, const int32_t *tokens, mhk_index n, int32_t end);
-/* Text that the model itself writes, document after document, from its own distribution: you can
-   distil without a corpus. When progress stops it, the corpus holds what there is. The result
-   depends on seed only, not on threads. */
+/* Samples text from the model, document after document, from its own distribution, to distill
+   without a corpus. If progress stops it, the corpus has the tokens so far. The result depends only
+   on seed, not on threads. */
 MHKDEF mhk_corpus *mhk_corpus_sample(mhk_model *m, mhk_index tokens, uint64_t seed, mhk_progress_fn progress,
                                      void *user);
 MHKDEF void mhk_corpus_destroy(mhk_corpus *x);
-/* How many tokens it has; *tokens (tokens may be NULL) receives where they are. */
+/* The number of tokens; *tokens (tokens may be NULL) receives a pointer to them. */
 MHKDEF mhk_index mhk_corpus_tokens(const mhk_corpus *x, const int32_t **tokens);
 
 /* ---- student ---- */
 
-/* How a student's new mixers start (Bick et al. 2024, section 4; for ATTENTION, the default, Wang
-   et al. 2024, "The Mamba in the Llama", arXiv 2408.15237). */
+/* Initialization of a student's new mixers (Bick et al. 2024, section 4; for ATTENTION, the
+   default, Wang et al. 2024, "The Mamba in the Llama", arXiv 2408.15237). */
 typedef enum mhk_init {
   MHK_INIT_DEFAULT = 0,
   MHK_INIT_IDENTITY = 1,
@@ -425,26 +426,27 @@ typedef enum mhk_init {
   MHK_INIT_RANDOM = 3
 } mhk_init;
 typedef struct mhk_student_desc {
-  const int *keep_attention; /* layers that stay attention: a hybrid */
+  const int *keep_attention; /* layers that keep attention, for a hybrid */
   int n_keep_attention;
   int d_state;               /* 0: the teacher's head size */
-  int rotary_dim;            /* rotary embedding on B and C; 0: the teacher's; -1: none (the released Phi-Mamba) */
+  int rotary_dim;            /* rotary features of B and C; 0: as the teacher; -1: none, as the released Phi-Mamba */
   mhk_init init;             /* 0: attention */
   int chunk_size;            /* 0: 128 */
   uint64_t seed;             /* 0: 1 */
 } mhk_student_desc;
-/* A Phi-Mamba student of a Phi teacher. Embedding, norms, MLPs, head and kept attention layers are
-   taken over (weight transfer); its other mixers are new. */
+/* Creates a Phi-Mamba student of a Phi teacher. It copies embedding, norms, MLPs, head and kept
+   attention layers (weight transfer); its other mixers are new. */
 MHKDEF mhk_model *mhk_student_create(mhk_context *ctx, mhk_model *teacher, const mhk_student_desc *desc);
 
 /* ---- distillation ---- */
 
-/* The defaults of a run. BEST, the best student at equal tokens: attention initialisation, rotary B
-   and C, own-stream alignment in stage 3, the last half of each stage decaying. PAPER, Bick et al.
-   2024: identity initialisation, neither of the two, the last tenth decaying. */
+/* The defaults of a run. BEST gives the best student at equal tokens: initialization from
+   attention, rotary B and C, alignment of hidden states in stage 3 (own_stream), learning rate
+   decay over the last half of each stage. PAPER, Bick et al. 2024: initialization as identity,
+   neither of the two, decay over the last tenth. */
 typedef enum mhk_recipe { MHK_RECIPE_BEST = 0, MHK_RECIPE_PAPER = 1 } mhk_recipe;
-/* Which tensors a stage trains. DEFAULT: MATRICES (in_proj, conv1d and D) in stage 1, MIXERS (those
-   that are not kept attention) in stage 2, ALL in stage 3. */
+/* Which tensors a stage trains. DEFAULT: MATRICES (in_proj, conv1d and D) in stage 1, MIXERS
+   (except kept attention) in stage 2, ALL in stage 3. */
 typedef enum mhk_trains {
   MHK_TRAIN_DEFAULT = 0,
   MHK_TRAIN_MATRICES = 1,
@@ -453,67 +455,67 @@ typedef enum mhk_trains {
 } mhk_trains;
 /* which trained tensors weight decay applies to */
 typedef enum mhk_decays { MHK_DECAY_ALL = 0, MHK_DECAY_MATRICES = 1 } mhk_decays;
-/* windows at random places, or documents packed in order with their boundaries */
+/* windows at random positions, or documents packed in order with boundaries */
 typedef enum mhk_windows { MHK_WINDOWS_RANDOM = 0, MHK_WINDOWS_PACKED = 1 } mhk_windows;
 
-/* One stage. Its learning rate warms up, stays, and decays linearly to lr_low. */
+/* One stage. Its learning rate warms up, stays constant, and decays linearly to lr_low. */
 typedef struct mhk_stage_desc {
-  /* budget, rounded down to whole updates; 0: the stage is skipped, unless all three are 0: then
-     0.5, 1 and 1.5 million */
+  /* budget, rounded down to whole updates; 0 skips the stage; all three 0: 0.5, 1 and 1.5
+     million */
   mhk_index tokens;
-  double lr;             /* top learning rate; 0: by stage and d_model (mhk_distill_defaults) */
-  double lr_low;         /* where the decay ends; 0: 1e-8 */
-  double warmup;         /* share of updates; 0: 0.05; negative: none */
-  double decay;          /* share of updates; 0: 0.5 (PAPER: 0.1); negative: none */
+  double lr;             /* peak learning rate; 0: from stage and d_model (mhk_distill_defaults) */
+  double lr_low;         /* learning rate at the end of the decay; 0: 1e-8 */
+  double warmup;         /* fraction of updates; 0: 0.05; negative: none */
+  double decay;          /* fraction of updates; 0: 0.5 (PAPER: 0.1); negative: none */
   double weight_decay;   /* 0: 0.1; negative: none */
-  double clip;           /* global gradient norm; 0: 1 in stage 3, none else; negative: none */
-  double temperature;    /* stage 3, on the student's logits; 0: 1 */
+  double clip;           /* global gradient norm; 0: 1 in stage 3, none in others; negative: none */
+  double temperature;    /* stage 3: for the student's logits; 0: 1 */
   double hard_labels;    /* stage 3: weight of cross-entropy against the text; 0: none */
-  double own_stream;     /* stage 3: lambda of own-stream alignment; 0: 0.03 (PAPER: none); negative: none */
+  double own_stream;     /* stage 3: weight of the alignment of hidden states; 0: 0.03 (PAPER: none); negative: none */
   mhk_trains trains;
 } mhk_stage_desc;
 
 typedef struct mhk_distill_desc {
   mhk_model *teacher;           /* needed; frozen */
-  mhk_model *student;           /* trainable, from mhk_student_create(); NULL: made from the next line */
+  mhk_model *student;           /* trainable, from mhk_student_create(); NULL: created from student_desc */
   mhk_student_desc student_desc;
   mhk_corpus *corpus;
-  mhk_recipe recipe;            /* where the defaults of stages and student_desc come from */
+  mhk_recipe recipe;            /* the source of the defaults of stages and student_desc */
   /* 1 matrix orientation, 2 hidden-state alignment, 3 knowledge distillation */
   mhk_stage_desc stages[3];
-  mhk_index batch, length;      /* sequences of how many tokens at once; 0: 8 and 256 */
-  mhk_index update_tokens;      /* tokens an update, by gradient accumulation; 0: batch * length */
+  mhk_index batch, length;      /* sequences per batch, tokens per sequence; 0: 8 and 256 */
+  mhk_index update_tokens;      /* tokens per update, by gradient accumulation; 0: batch * length */
   mhk_windows windows;
   double beta1, beta2, eps;     /* AdamW; 0: 0.9, 0.95, 1e-8 */
   mhk_decays decays;
   int recompute;                /* stage 3 recomputes blocks in the backward pass: less memory, a third more time */
-  mhk_precision precision;      /* of the products in updates; evaluation and checkpoints are float32 either way */
+  mhk_precision precision;      /* for products in updates; evaluation and checkpoints are always float32 */
   uint64_t seed;                /* text windows; 0: 1 */
-  /* Folder for checkpoints; NULL: none. The trainer holds a lock on it (out/run.lock): a second
-     trainer for it, here or in another process, is an error that names the process. The lock dies
-     with its process. Systems and network drives without locks lock nothing. */
+  /* Folder for checkpoints; NULL: none. The trainer holds a lock on it (out/run.lock). A second
+     trainer for it, here or in another process, is an error that names the process. The lock ends
+     with its process. Systems and network drives without locks do not lock. */
   const char *out;
   double checkpoint_seconds;    /* between checkpoints; 0: 60; negative: only at the end of a stage and on request */
-  int fresh;                    /* start over even if out holds a checkpoint */
-  /* Sums gradients over the workers of a data-parallel job: called once an update with all
-     gradients of the stage (n numbers); a non-zero return is a failure. world and rank divide the
-     batch's windows. */
+  int fresh;                    /* start over even if out has a checkpoint */
+  /* Sums gradients over the workers of a data-parallel job: called once per update with all
+     gradients of the stage (n numbers); a nonzero return value is a failure. world and rank split
+     the windows of a batch. */
   int (*exchange)(void *user, mhk_real *gradients, size_t n);
   void *exchange_user;
   int world, rank;              /* 0: 1 worker */
 } mhk_distill_desc;
 
-/* The description with every default filled in. */
+/* The description with all defaults filled in. */
 MHKDEF mhk_distill_desc mhk_distill_defaults(const mhk_distill_desc *desc);
-/* Peak memory of the run beyond the teacher's file, in bytes: an estimate from above. */
+/* Peak memory of the run in bytes, without the teacher's file (an upper estimate). */
 MHKDEF double mhk_distill_bytes(const mhk_distill_desc *desc);
-/* A trainer. It resumes when out holds a checkpoint of the same run; another description is an
-   error that names the difference. */
+/* Creates a trainer. It resumes if out has a checkpoint of the same run; if the description
+   differs, the error names the difference. */
 MHKDEF mhk_trainer *mhk_distill(mhk_context *ctx, const mhk_distill_desc *desc);
 MHKDEF void mhk_trainer_destroy(mhk_trainer *tr);
-/* One update. Returns 1 after an update (including the last), 0 when finished or failed. A loss or
-   gradient that is not finite is an error that says where it came from: which layer of teacher or
-   student, and what of it. */
+/* Runs one update. Returns 1 after an update (including the last), 0 when finished or failed. A
+   loss or gradient that is not finite is an error that names the first such value and its layer in
+   teacher or student. */
 MHKDEF int mhk_train_step(mhk_trainer *tr);
 typedef struct mhk_progress_info {
   int stage;                /* 1..3 */
@@ -522,20 +524,20 @@ typedef struct mhk_progress_info {
   mhk_index step, steps;    /* updates done in this stage, and its total */
   mhk_index tokens, total_tokens; /* of this stage */
   double loss;              /* of the last update */
-  double loss_average;      /* running mean over about the last 20 */
-  double lr, grad_norm;     /* grad_norm before clipping; 0 where not computed */
-  double seconds, tokens_per_second, seconds_left; /* this stage; left: this stage, from the rate so far */
+  double loss_average;      /* running mean over about 20 updates */
+  double lr, grad_norm;     /* grad_norm before clipping; 0 if not computed */
+  double seconds, tokens_per_second, seconds_left; /* for this stage; seconds_left at the average rate so far */
   const double *layer_loss; /* stages 1 and 2: L losses, 0 for kept attention; NULL in stage 3 */
   const double *relative;   /* stage 1: (L,H) relative errors; else NULL */
 } mhk_progress_info;
 MHKDEF const mhk_progress_info *mhk_progress(mhk_trainer *tr);
-/* The student. It stays with the context when the trainer is destroyed; one of your own must
-   outlive the trainer. */
+/* The student. If the trainer created it, it belongs to the context and outlives the trainer; a
+   student of yours must outlive the trainer. */
 MHKDEF mhk_model *mhk_student(mhk_trainer *tr);
 #ifndef MOHAWK_NO_STDIO
-/* Writes out/checkpoint.safetensors, with a checksum of everything in it; the one before stays as
-   out/checkpoint.previous.safetensors. mhk_distill() continues from that, with a warning, when the
-   last one is damaged. */
+/* Writes out/checkpoint.safetensors with a checksum; the previous one stays as
+   out/checkpoint.previous.safetensors. If the last one is damaged, mhk_distill() resumes from the
+   previous one with a warning. */
 MHKDEF mhk_result mhk_checkpoint(mhk_trainer *tr);
 #endif
 
@@ -544,16 +546,16 @@ MHKDEF mhk_result mhk_checkpoint(mhk_trainer *tr);
 typedef struct mhk_evaluate_desc {
   mhk_model *teacher;   /* to compare with, or NULL */
   mhk_corpus *corpus;   /* needed */
-  mhk_index length;     /* tokens of a window, whose predictions stay inside it; 0: 256 */
-  mhk_index windows;    /* how many, from the start; 0: all */
+  mhk_index length;     /* tokens per window; predictions stay inside a window; 0: 256 */
+  mhk_index windows;    /* number of windows from the start; 0: all */
   mhk_progress_fn progress;
   void *user;
 } mhk_evaluate_desc;
 typedef struct mhk_evaluation {
-  mhk_index tokens;                            /* predictions that count */
-  double cross_entropy, cross_entropy_error;   /* nats a token, and its standard error over windows */
+  mhk_index tokens;                            /* number of predictions */
+  double cross_entropy, cross_entropy_error;   /* nats per token, and standard error over windows */
   double kl, kl_error;                         /* KL(teacher || model); 0 without teacher */
-  double agreement, agreement_error;           /* share of tokens with the teacher's top-1 */
+  double agreement, agreement_error;           /* fraction of tokens with the teacher's top-1 */
 } mhk_evaluation;
 MHKDEF mhk_result mhk_evaluate(mhk_model *m, const mhk_evaluate_desc *desc, mhk_evaluation *result);
 #endif
@@ -564,9 +566,9 @@ MHKDEF mhk_result mhk_evaluate(mhk_model *m, const mhk_evaluate_desc *desc, mhk_
 
 /* ---- contexts ---- */
 
-/* Where memory comes from. alloc returns NULL when there is none; release gets the size back.
-   Blocks need the alignment of malloc only. Both are called from the thread that uses the
-   context. */
+/* The source of all memory. alloc returns NULL if memory is out; release receives the size that was
+   allocated. Blocks need only the alignment of malloc. Both are called from the thread that uses
+   the context. */
 typedef struct mhk_allocator {
   void *(*alloc)(void *user, size_t bytes);
   void (*release)(void *user, void *block, size_t bytes);
@@ -577,14 +579,14 @@ typedef enum mhk_log_level { MHK_LOG_ERROR = 1, MHK_LOG_WARNING = 2, MHK_LOG_INF
 typedef void (*mhk_log_fn)(void *user, mhk_log_level level, const char *message);
 
 /* Runs body(arg, task, worker) once for each task in [0,tasks), in any order, and returns when all
-   are done; worker is in [0,workers), and no two bodies that run at once share one. */
+   tasks are done. worker is in [0,workers); no two bodies that run at the same time share one. */
 typedef void (*mhk_parallel_fn)(void *user, mhk_index tasks, void (*body)(void *arg, mhk_index task, int worker),
                                 void *arg);
 
-/* Instruction sets of the kernels. MHK_ISA_BEST asks for the best one that processor, compiler and
-   build allow. Where the processor also has dot products of bytes (AVX512-VNNI, ARMv8.2's SDOT),
-   products with quantized weights use them; the results are bit-identical to the other kernels of
-   the set. */
+/* Instruction sets of the kernels. MHK_ISA_BEST is the best one that processor, compiler and build
+   support. If the processor also has dot products of bytes (AVX512-VNNI, SDOT of ARMv8.2), products
+   with quantized weights use them; the results are bit-identical to the other kernels of the
+   set. */
 typedef enum mhk_isa {
   MHK_ISA_BEST = 0,
   MHK_ISA_SCALAR = 1,
@@ -594,11 +596,12 @@ typedef enum mhk_isa {
   MHK_ISA_WASM = 5
 } mhk_isa;
 
-/* Hardware used for bfloat16 products: ordinary FMA on rounded operands, AVX512-BF16's VDPBF16PS,
-   or AMX. BEST: AMX where processor, system (Linux) and compiler have it, else VDPBF16PS on AMD's
-   processors, where it does twice the multiply-adds of float32 (on Intel's it does half as many),
-   else PLAIN. All three round the operands alike and sum in float32; PLAIN and VDPBF16PS agree to
-   the bit under the AVX-512 kernels (subnormal sums excepted), AMX sums in another order. */
+/* Hardware used for bfloat16 products: ordinary FMA on rounded operands (PLAIN), VDPBF16PS of
+   AVX512-BF16, or AMX. BEST is AMX if processor, system (Linux) and compiler have it. Otherwise it
+   is VDPBF16PS on AMD processors, where it is twice as fast as float32 (on Intel it is half as
+   fast), otherwise PLAIN. All three round the operands the same way and sum in float32. With the
+   AVX-512 kernels, PLAIN and VDPBF16PS agree to the bit (except subnormal sums); AMX sums in
+   another order. */
 typedef enum mhk_bf16_unit {
   MHK_BF16_BEST = 0,
   MHK_BF16_PLAIN = 1,
@@ -608,34 +611,34 @@ typedef enum mhk_bf16_unit {
 
 struct mhk_context_desc {
   mhk_allocator allocator;      /* zero: MOHAWK_MALLOC / MOHAWK_FREE */
-  mhk_log_fn log;               /* warnings and notes; NULL: none */
+  mhk_log_fn log;               /* receives warnings and notes; NULL: none */
   void *log_user;
   int threads;                  /* OpenMP threads; 0: one; -1: as many as OpenMP offers. Results do not depend on it. */
-  mhk_parallel_fn parallel_for; /* the caller's own threads in place of OpenMP */
+  mhk_parallel_fn parallel_for; /* the caller's threads instead of OpenMP */
   void *parallel_user;
-  int parallel_workers;         /* how many workers parallel_for has (needed with it) */
-  mhk_isa isa;                  /* the environment variable MHK_ISA (scalar, avx2, ...) comes first */
-  mhk_precision precision;      /* of ops that you call; mhk_distill_desc has its own for training */
-  mhk_bf16_unit bf16_unit;      /* the environment variable MHK_BF16_UNIT (plain, avx512, amx) comes first */
+  int parallel_workers;         /* number of workers of parallel_for (required with it) */
+  mhk_isa isa;                  /* the environment variable MHK_ISA (scalar, avx2, ...) takes precedence */
+  mhk_precision precision;      /* for ops that you call; mhk_distill_desc has its own for training */
+  mhk_bf16_unit bf16_unit;      /* the environment variable MHK_BF16_UNIT (plain, avx512, amx) takes precedence */
 };
 
-MHKDEF mhk_result mhk_error(const mhk_context *ctx); /* the first error's code */
+MHKDEF mhk_result mhk_error(const mhk_context *ctx); /* the code of the first error */
 MHKDEF void mhk_clear_error(mhk_context *ctx);
-/* Makes ctx fail with a message of your own (printf format, conversions d i u x X c s e f g p),
-   from ops and callbacks. An earlier error stays. Returns code. */
+/* Sets an error with your message (printf format, conversions d i u x X c s e f g p), from ops and
+   callbacks. Keeps an earlier error. Returns code. */
 MHKDEF mhk_result mhk_fail(mhk_context *ctx, mhk_result code, const char *format, ...)
 #if defined(__GNUC__) || defined(__clang__)
     __attribute__((format(printf, 3, 4)))
 #endif
     ;
 
-/* The library's version as text: MHK_VERSION of the header that was compiled. */
+/* The version of the library as text: MHK_VERSION of the compiled header. */
 MHKDEF const char *mhk_version(void);
 MHKDEF int mhk_threads(const mhk_context *ctx);                 /* workers in use */
 MHKDEF mhk_result mhk_set_threads(mhk_context *ctx, int threads); /* as mhk_context_desc.threads */
 MHKDEF const char *mhk_isa_name(const mhk_context *ctx);        /* "scalar", "avx2", ... in use */
-MHKDEF size_t mhk_memory_in_use(const mhk_context *ctx);        /* bytes the context holds of its allocator now */
-MHKDEF size_t mhk_memory_peak(const mhk_context *ctx);          /* the most it ever held */
+MHKDEF size_t mhk_memory_in_use(const mhk_context *ctx);        /* bytes that the context has allocated now */
+MHKDEF size_t mhk_memory_peak(const mhk_context *ctx);          /* the most it ever had */
 #ifndef MOHAWK_NO_TRAINING
 /* unit of bfloat16 products: "plain", "avx512", "amx" */
 MHKDEF const char *mhk_bf16_name(const mhk_context *ctx);
@@ -647,20 +650,20 @@ typedef enum mhk_arch { MHK_ARCH_PHI = 1, MHK_ARCH_PHI_MAMBA = 2, MHK_ARCH_MAMBA
 typedef enum mhk_mixer { MHK_MIXER_ATTENTION = 1, MHK_MIXER_DISCRETE_MAMBA2 = 2, MHK_MIXER_MAMBA2 = 3 } mhk_mixer;
 #define MHK_MAX_LAYERS 256
 
-/* What a model is. arch decides block form, names and config.json; mixer[l] the mixer of layer l.
-   Fields that do not concern the mixers in use are zero. */
+/* The shape of a model. arch determines the form of blocks, the names and config.json; mixer[l] is
+   the mixer of layer l. Fields for mixers that are not used are zero. */
 typedef struct mhk_config {
   mhk_arch arch;
   int n_layer, d_model, vocab_size;
   int d_mlp;                     /* width of the MLP; 0 for Mamba-2 */
   double norm_eps;
   int tie_embeddings;            /* lm_head shares the embedding */
-  int max_position;              /* tokens the teacher was made for: informational, not enforced */
+  int max_position;              /* context length of the teacher: informational, not enforced */
   /* attention */
   int n_head, n_kv_head, head_dim, rotary_dim, qk_layernorm;
   double rope_theta;
-  /* state-space mixers: d_inner = ssm_heads * ssm_head_dim; a Mamba-2 normalises each of the
-     ssm_groups parts of d_inner by itself, as mamba_ssm and Hugging Face's library do */
+  /* state-space mixers: d_inner = ssm_heads * ssm_head_dim; a Mamba-2 normalizes each of the
+     ssm_groups parts of d_inner separately, as mamba_ssm and transformers do */
   int ssm_heads, ssm_groups, ssm_head_dim, d_state, d_conv, chunk_size;
   int ssm_rotary_dim;            /* discrete Mamba-2 only; 0: none */
   int conv_silu;                 /* activation after the convolution: 0 identity, 1 silu */
@@ -673,30 +676,30 @@ typedef struct mhk_config {
 /* Named shapes: "phi-1", "phi-1.5", "phi-2", "phi-mamba-1.5b", "hybrid-phi-mamba-1.5b",
    "mamba2-130m", "mamba2-1.3b". */
 MHKDEF mhk_result mhk_config_preset(mhk_context *ctx, const char *name, mhk_config *config);
-/* Checks that a configuration makes sense; the error is a sentence with the numbers in it. */
+/* Checks that a configuration is valid; the error is a sentence with the numbers. */
 MHKDEF mhk_result mhk_config_check(mhk_context *ctx, const mhk_config *config);
-/* Reads the config.json of PhiForCausalLM, Mamba2ForCausalLM, the Mamba-2 of state-spaces'
-   mamba_ssm, or phi-mamba (plain, or under one outer key "config"). where names the text in errors.
-   Unknown settings are a warning. */
+/* Reads the config.json of PhiForCausalLM, Mamba2ForCausalLM, Mamba-2 of mamba_ssm, or phi-mamba
+   (plain, or under an outer key "config"). where names the text in errors. Unknown settings cause a
+   warning. */
 MHKDEF mhk_result mhk_config_parse(mhk_context *ctx, const char *json, size_t length, const char *where,
                                    mhk_config *config);
-/* Writes config.json: at most capacity bytes with a terminating 0. Returns the length without it
-   (call with NULL, 0 to learn it). */
+/* Writes a config.json: at most capacity bytes with a terminating 0. Returns the length without the
+   0 (call with NULL, 0 to get it). */
 MHKDEF size_t mhk_config_format(const mhk_config *config, char *json, size_t capacity);
-MHKDEF double mhk_config_parameters(const mhk_config *config); /* how many numbers the model has */
-/* Size of a sequence's state after so many tokens: constant for state-space layers, keys and values
-   of every token for attention ones. */
+MHKDEF double mhk_config_parameters(const mhk_config *config); /* number of parameters */
+/* Size of a sequence's state after this many tokens: constant for state-space layers, keys and
+   values of all tokens for attention layers. */
 MHKDEF double mhk_config_state_bytes(const mhk_config *config, mhk_index tokens);
 
 /* ---- models ---- */
 
 #ifndef MOHAWK_NO_STDIO
 typedef struct mhk_load_desc {
-  /* what would be a warning is an error: tensors that the model does not use, settings without
-     effect, a tokenizer that cannot be used... */
+  /* warnings are errors: unused tensors, settings without effect, a tokenizer that cannot be
+     used... */
   int strict;
-  /* files are read into memory of the context instead of being mapped: what happens to them later
-     does not reach the model */
+  /* reads files into memory of the context instead of mapping them: later changes to them do not
+     affect the model */
   int read;
   /* weights in place of the folder's, from another format: see mhk_file_of(). The model takes them
      over; a load that fails closes them. */
@@ -704,39 +707,39 @@ typedef struct mhk_load_desc {
   /* tokenizer in place of the folder's */
   const struct mhk_tokenizer_desc *tokenizer;
 } mhk_load_desc;
-/* mhk_load() as the description says. */
+/* mhk_load() with options. */
 MHKDEF mhk_model *mhk_load_with(mhk_context *ctx, const char *path, const mhk_load_desc *desc);
 #endif
-/* A model from a .safetensors file of mhk_save() in memory. Weights stay where they are (data must
-   outlive the model), as far as they are aligned to their type. */
+/* Loads a model from the bytes of a .safetensors file from mhk_save(). Weights that are aligned to
+   their type are used in place, so data must outlive the model. */
 MHKDEF mhk_model *mhk_load_memory(mhk_context *ctx, const void *data, size_t bytes);
 
 MHKDEF const mhk_config *mhk_model_config(const mhk_model *m);
-MHKDEF mhk_tokenizer *mhk_model_tokenizer(const mhk_model *m); /* the model's, or NULL */
-/* Why the tokenizer beside a loaded model is not in use: a sentence; NULL: there is none, or it is
-   in use. */
+MHKDEF mhk_tokenizer *mhk_model_tokenizer(const mhk_model *m); /* the tokenizer of the model, or NULL */
+/* Why a loaded model does not use the tokenizer in its folder: a sentence; NULL: there is no
+   tokenizer, or it is used. */
 MHKDEF const char *mhk_model_tokenizer_error(const mhk_model *m);
-/* k must outlive the model. It may know more tokens than the model has (a warning): feeding one
-   that has no row is an error. */
+/* k must outlive the model. If it has more tokens than the model, there is a warning, and feeding
+   such a token is an error. */
 MHKDEF mhk_result mhk_model_set_tokenizer(mhk_model *m, mhk_tokenizer *k);
 /* The tokens that end a text: mhk_sample() and mhk_speculate() stop at any of them. A loaded model
-   has eos_token_id of generation_config.json, else of config.json; unless the former was written on
-   purpose (has no _from_model_config), mhk_tokenizer_end() of the model's tokenizer is one too.
-   Returns how many there are; *ids (ids may be NULL) is valid until tokenizer or ends change. */
+   uses eos_token_id of generation_config.json, otherwise of config.json. Unless
+   generation_config.json was written explicitly (has no _from_model_config), mhk_tokenizer_end() of
+   the model's tokenizer is another one. Returns their number; *ids (ids may be NULL) is valid until
+   tokenizer or ends change. */
 MHKDEF int mhk_model_ends(const mhk_model *m, const int32_t **ids);
-/* These and no others from now on, n from 0 to 1000; mhk_save() keeps them in
-   generation_config.json. */
+/* Replaces the ends of text; n is 0 to 1000. mhk_save() writes them to generation_config.json. */
 MHKDEF mhk_result mhk_model_set_ends(mhk_model *m, const int32_t *ids, int n);
 MHKDEF int mhk_model_count(const mhk_model *m); /* tensors */
 MHKDEF mhk_tensor *mhk_model_at(const mhk_model *m, int i);
-MHKDEF mhk_tensor *mhk_model_find(const mhk_model *m, const char *name); /* by checkpoint name; NULL if absent */
+MHKDEF mhk_tensor *mhk_model_find(const mhk_model *m, const char *name); /* by checkpoint name, or NULL */
 #ifndef MOHAWK_NO_TRAINING
-/* A new model, trainable, with weights drawn as PyTorch's layers draw them. */
+/* Creates a trainable model, initialized as PyTorch initializes its layers. */
 MHKDEF mhk_model *mhk_model_create(mhk_context *ctx, const mhk_config *config, uint64_t seed);
-/* Turns all parameters into trainable float32 (float64) copies. */
+/* Converts all parameters to trainable float32 (float64) copies. */
 MHKDEF mhk_result mhk_model_make_trainable(mhk_model *m);
-/* The two halves of mhk_student_create(), for students made otherwise. Weight transfer: copies
-   every weight that both have and that is no state-space mixer's. */
+/* The two halves of mhk_student_create(), for students created in other ways. Weight transfer
+   copies all weights that both models have, except those of state-space mixers. */
 MHKDEF mhk_result mhk_model_transfer(mhk_model *student, mhk_model *teacher);
 MHKDEF mhk_result mhk_model_init_mixers(mhk_model *student, mhk_model *teacher, mhk_init init, uint64_t seed);
 #endif
@@ -749,11 +752,11 @@ MHKDEF mhk_result mhk_model_init_mixers(mhk_model *student, mhk_model *teacher, 
 typedef struct mhk_file mhk_file;
 typedef struct mhk_stored {
   const char *name;
-  mhk_dtype dtype; /* 0: a type that is not read here (F8_E4M3, C64...), whose bytes are there all the same */
+  mhk_dtype dtype; /* 0: an unsupported type (F8_E4M3, C64...); its bytes are still available */
   int rank;
-  mhk_index shape[MHK_MAX_RANK]; /* axes beyond the last of these are folded into it */
+  mhk_index shape[MHK_MAX_RANK]; /* further axes are merged into the last one */
   mhk_index count;
-  const void *data; /* in the mapped file: little-endian, aligned to the element or not */
+  const void *data; /* in the mapped file: little-endian, may be unaligned */
   size_t bytes;
 } mhk_stored;
 #ifndef MOHAWK_NO_STDIO
@@ -813,18 +816,18 @@ typedef struct mhk_tokenizer_desc {
 /* The same with its configuration. */
 MHKDEF mhk_tokenizer *mhk_tokenizer_create(mhk_context *ctx, const mhk_tokenizer_desc *desc);
 MHKDEF void mhk_tokenizer_destroy(mhk_tokenizer *k);
-/* Any bytes in, ids out: writes at most capacity, returns how many there are (call again with more
-   room if larger); -1 on error. Added tokens found in the text become their ids; none are put
-   around it. Time is linear in length. mhk_decode() gives the bytes back, unless the tokenizer asks
-   for NFC, add_prefix_space, lstrip or rstrip, which change the text, or has an added token that
+/* Encodes any bytes: writes at most capacity ids and returns their total number (if larger, call
+   again with more room); -1 on error. Added tokens in the text become their ids; no tokens are
+   added around it. Time is linear in length. mhk_decode() restores the bytes, unless the tokenizer
+   uses NFC, add_prefix_space, lstrip or rstrip, which change the text, or has an added token that
    its vocabulary spells in characters for bytes. */
 MHKDEF mhk_index mhk_encode(mhk_tokenizer *k, const char *text, size_t length, int32_t *ids, mhk_index capacity);
-/* The same with mhk_tokenizer_start() before the text, where mhk_feed_text() puts it. */
+/* The same with mhk_tokenizer_start() before the text, if mhk_feed_text() would add it. */
 MHKDEF mhk_index mhk_encode_prompt(mhk_tokenizer *k, const char *text, size_t length, int32_t *ids, mhk_index capacity);
-/* The bytes of ids: writes at most capacity (no terminating 0), returns how many there are; -1 when
-   an id does not exist. */
+/* Decodes ids: writes at most capacity bytes (no terminating 0) and returns their total number; -1
+   if an id does not exist. */
 MHKDEF mhk_index mhk_decode(mhk_tokenizer *k, const int32_t *ids, mhk_index n, char *text, size_t capacity);
-MHKDEF int mhk_tokenizer_size(const mhk_tokenizer *k);                    /* one more than the largest id */
+MHKDEF int mhk_tokenizer_size(const mhk_tokenizer *k);                    /* the largest id + 1 */
 /* The id of an added or special token ("<|endoftext|>"), -1 if absent. */
 MHKDEF int32_t mhk_tokenizer_id(mhk_tokenizer *k, const char *token);
 /* The bytes of one token, NULL if the id does not exist; length may be NULL. */
@@ -842,76 +845,74 @@ MHKDEF const char *mhk_tokenizer_json(mhk_tokenizer *k, size_t *length);
 
 /* A session runs one or more sequences of tokens, numbered from 0, each at its own position.
    State-space layers keep a state of constant size, attention layers the keys and values of the
-   tokens so far. All of it is one block of mhk_session_bytes(): nothing more is asked of the
-   allocator after creation, except for words longer than word_bytes. A sequence's answers do not
-   depend on its neighbours (up to rounding: products of a few rows sum in another order than those
-   of many). */
+   tokens so far. All memory is one block of mhk_session_bytes(); after creation, only words longer
+   than word_bytes allocate more. The output of a sequence does not depend on the other sequences,
+   except for rounding: products of few rows sum in another order than products of many. */
 struct mhk_session_desc {
   mhk_index batch;          /* sequences; 0: 1 */
-  /* tokens an attention layer holds of each sequence; 0: the model's max_position, or 2048. Ignored
-     without attention layers. */
+  /* tokens per sequence that attention layers can hold; 0: the model's max_position, or 2048.
+     Ignored without attention layers. */
   mhk_index capacity;
-  /* attention layers see a token and the window - 1 before it, forget the rest, and are never full
-     (capacity is then ignored; positions go on counting). 0: everything */
+  /* attention layers see only the last `window` tokens and are never full; capacity is then
+     ignored, and positions keep counting. 0: all tokens */
   mhk_index window;
-  mhk_index chunk;          /* tokens of a sequence computed together; more is faster and takes more memory; 0: 256 */
-  mhk_index snapshots;      /* states of each sequence kept to rewind to: the newest ones */
-  mhk_index snapshot_every; /* one is kept every so many tokens; 0: only mhk_session_snapshot() keeps them */
-  mhk_index recent;         /* last tokens of each sequence remembered for the penalties of mhk_sampling; 0: 256 */
-  size_t stop_bytes;        /* bytes of the longest stop string of mhk_sampling; 0: 64 */
+  mhk_index chunk;          /* tokens of a sequence computed together; more is faster but needs more memory; 0: 256 */
+  mhk_index snapshots;      /* number of newest states of each sequence to keep for rewinding */
+  mhk_index snapshot_every; /* tokens between automatic snapshots; 0: only mhk_session_snapshot() takes them */
+  mhk_index recent;         /* number of last tokens remembered for the penalties of mhk_sampling; 0: 256 */
+  size_t stop_bytes;        /* length of the longest stop string of mhk_sampling; 0: 64 */
   void *memory;             /* a block of yours to live in, which must outlast the session; NULL: the context's */
-  size_t memory_bytes;      /* its size: at least mhk_session_bytes(), aligned or not */
-  /* bytes of the longest word (run without a break) of mhk_feed_text() that the block has room for;
-     0: 1024. A longer one takes memory of the context's allocator for as long as it lasts, or is an
-     error where the block is yours. */
+  size_t memory_bytes;      /* its size: at least mhk_session_bytes(); any alignment */
+  /* length of the longest word (text without a break) of mhk_feed_text() that the block has room
+     for; 0: 1024. A longer one temporarily uses the context's allocator, or is an error if the
+     block is yours. */
   size_t word_bytes;
-  int no_start;             /* mhk_feed_text() puts no token before the text */
+  int no_start;             /* mhk_feed_text() adds no start token */
 };
-/* Size of the block that a session of this description takes with this context's threads (with
+/* Size of the block for a session of this description with the context's current threads (with
    fewer later, some stays unused). 0 on error. */
 MHKDEF size_t mhk_session_bytes(const mhk_model *m, const mhk_session_desc *desc);
-/* A sequence back to the start: no tokens seen, no snapshots. MHK_ALL: every sequence. */
+/* Resets a sequence to the start: no tokens seen, no snapshots. MHK_ALL: every sequence. */
 #define MHK_ALL (-1)
 MHKDEF mhk_result mhk_session_reset(mhk_session *s, mhk_index sequence);
 /* Tokens seen; 0 for a sequence that does not exist. */
 MHKDEF mhk_index mhk_session_position(const mhk_session *s, mhk_index sequence);
 
-/* Prefill: n tokens for each sequence, (batch,n); mhk_logits() then has those after the last. A
-   wrong token or a full cache is found before anything is done: the session stays as it was. */
+/* Prefill: feeds n tokens to each sequence, (batch,n). mhk_logits() then has the logits after the
+   last one. An invalid token or a full cache is an error before anything changes. */
 MHKDEF mhk_result mhk_feed(mhk_session *s, const int32_t *tokens, mhk_index n);
-/* Receives the logits (V) after token `index` of what a sequence was fed. They are gone when it
-   returns; it must not use the session. */
+/* Receives the logits (V) after token `index` of a feed. They are valid only during the call, which
+   must not use the session. */
 typedef void (*mhk_logits_fn)(void *user, mhk_index sequence, mhk_index index, const mhk_real *logits);
 typedef struct mhk_feed_desc {
-  const int32_t *const *tokens;       /* needed: for each sequence b lengths[b] ids */
-  const mhk_index *lengths;           /* needed; 0: that sequence stays as it is */
-  mhk_logits_fn take;                 /* called with a sequence's logits in their order; NULL: not wanted */
+  const int32_t *const *tokens;       /* required: for each sequence b, lengths[b] ids */
+  const mhk_index *lengths;           /* required; 0: that sequence does not change */
+  mhk_logits_fn take;                 /* called with the logits of a sequence, in order; NULL: not needed */
   void *user;
-  const unsigned char *const *wanted; /* take is called where wanted[b][index] is not 0; NULL, or NULL for b: always */
+  const unsigned char *const *wanted; /* call take only if wanted[b][index] is not 0; NULL, or NULL for b: always */
 } mhk_feed_desc;
-/* The same with as many tokens for each sequence as it has. Nothing is padded: the work is that of
-   the tokens. */
+/* The same with a separate number of tokens for each sequence. Nothing is padded, so only these
+   tokens cost work. */
 MHKDEF mhk_result mhk_feed_batch(mhk_session *s, const mhk_feed_desc *desc);
-/* Feeds n tokens to one sequence and tells how likely each was after those before it: n natural
-   logarithms of probabilities. The sequence must have seen a token (for text: the end-of-text
-   token). */
+/* Feeds n tokens to one sequence and returns the natural logarithm of the probability of each,
+   given those before it. The sequence must have seen a token (for text: the end-of-text token). */
 MHKDEF mhk_result mhk_score(mhk_session *s, mhk_index sequence, const int32_t *tokens, mhk_index n,
                             double *log_probabilities);
-/* The logits (V) after the last token that a sequence was fed; NULL while it has none. Those of all
-   sequences lie one after the other: (batch,V) from sequence 0 on. */
+/* The logits (V) after the last token of a sequence; NULL if it has none. The logits of all
+   sequences are adjacent: (batch,V) from sequence 0. */
 MHKDEF const mhk_real *mhk_logits(const mhk_session *s, mhk_index sequence);
-/* mhk_sample() for every sequence: tokens (batch). End-of-text and stops are tokens like any
-   other. */
+/* mhk_sample() for every sequence: tokens (batch). Ends of text and stop tokens are treated like
+   any other token. */
 MHKDEF mhk_result mhk_sample_batch(mhk_session *s, const mhk_sampling *sampling, int32_t *tokens);
 
-/* The distribution that sampling draws from, for logits (V) of your own: probabilities p (V), zero
-   for tokens filtered out, sum 1. recent: the tokens that penalties count (the last penalty_tokens
-   of them), may be NULL if n_recent is 0. scratch (V). A logit of -INFINITY is a token that cannot
-   be. Returns how many tokens are left; 0 when a logit is NaN or too large, none is possible, or
-   how is wrong. */
+/* The distribution that sampling draws from, for your logits (V): probabilities p (V), zero for
+   dropped tokens, sum 1. recent: the tokens for penalties (the last penalty_tokens of them count);
+   may be NULL if n_recent is 0. scratch (V). A logit of -INFINITY forbids a token. Returns how many
+   tokens are left; 0 if a logit is NaN or too large, no token is possible, or how is invalid. */
 MHKDEF mhk_index mhk_probabilities(const mhk_real *logits, mhk_index V, const mhk_sampling *how, const int32_t *recent,
                                    mhk_index n_recent, double *p, int32_t *scratch);
-/* The token where the running sum of p (V), by id, passes uniform, which you draw from [0,1). */
+/* Draws a token: the first id where the running sum of p (V) exceeds uniform, which you draw from
+   [0,1). */
 MHKDEF int32_t mhk_draw(const double *p, mhk_index V, double uniform);
 
 /* ---- the state of a sequence as a value: what it has seen, its logits, the tokens that penalties
@@ -921,30 +922,31 @@ MHKDEF int32_t mhk_draw(const double *p, mhk_index V, double uniform);
    and are the same on every machine whose mhk_real has one size. A session with a smaller `recent`
    keeps the last of the tokens that penalties count. ---- */
 
-/* Bytes of the state now: constant without attention, else growing with the position. */
+/* Current size of the state in bytes: constant without attention, otherwise it grows with the
+   position. */
 MHKDEF size_t mhk_session_state_bytes(const mhk_session *s, mhk_index sequence);
-/* state has room for `bytes`, at least mhk_session_state_bytes(). */
+/* state has room for `bytes` bytes, at least mhk_session_state_bytes(). */
 MHKDEF mhk_result mhk_session_save_memory(mhk_session *s, mhk_index sequence, void *state, size_t bytes);
-/* A state of another model, damaged, or longer than the capacity is refused before the sequence is
-   touched. */
+/* Refuses a state of another model, a damaged one, and one that exceeds the capacity, before it
+   changes the sequence. */
 MHKDEF mhk_result mhk_session_load_memory(mhk_session *s, mhk_index sequence, const void *state, size_t bytes);
 #ifndef MOHAWK_NO_STDIO
 MHKDEF mhk_result mhk_session_save(mhk_session *s, mhk_index sequence, const char *path); /* never half a file */
 MHKDEF mhk_result mhk_session_load(mhk_session *s, mhk_index sequence, const char *path);
 #endif
-/* Makes a sequence a copy of another one, of the same session or another of the same model object:
-   one prompt, many continuations. */
+/* Copies a sequence within a session or between sessions of the same model object: one prompt, many
+   continuations. */
 MHKDEF mhk_result mhk_session_copy(mhk_session *to, mhk_index to_sequence, const mhk_session *from,
                                    mhk_index from_sequence);
-/* Keeps the state as it is now, in place of the oldest one when all slots are taken. */
+/* Takes a snapshot of the current state; it replaces the oldest one if all slots are in use. */
 MHKDEF mhk_result mhk_session_snapshot(mhk_session *s, mhk_index sequence);
-/* Goes back to the latest kept state at or before position and returns where that is, for you to
-   feed what came between again; without such a snapshot that is 0, the start. A model of attention
-   layers only (without window) needs none: it goes back to position itself. Logits are gone until
-   the next token. -1 on error. */
+/* Rewinds to the latest snapshot at or before position and returns its position, so you can feed
+   the tokens in between again. Without such a snapshot, this is 0, the start. A model with only
+   attention layers (and no window) needs no snapshots and rewinds to position itself. There are no
+   logits until the next token. -1 on error. */
 MHKDEF mhk_index mhk_session_rewind(mhk_session *s, mhk_index sequence, mhk_index position);
-/* The recurrent numbers themselves, to read or write between calls: a state-space layer's last
-   inputs of the convolution (d_conv-1,channels), oldest first, and its state (H,P,N); NULL for
+/* The recurrent state of a state-space layer, which you may read and write between calls: the last
+   inputs of its convolution (d_conv-1,channels), oldest first, and its state (H,P,N); NULL for
    other layers. */
 MHKDEF mhk_real *mhk_session_conv(mhk_session *s, mhk_index sequence, int layer);
 MHKDEF mhk_real *mhk_session_ssm(mhk_session *s, mhk_index sequence, int layer);
@@ -958,20 +960,20 @@ MHKDEF mhk_real *mhk_session_ssm(mhk_session *s, mhk_index sequence, int layer);
 
 typedef struct mhk_speculation mhk_speculation;
 typedef struct mhk_speculation_desc {
-  /* Needed. Both are of one context, hold one sequence without a window, have been fed the same
-     text, and belong to the speculation until it is finished or destroyed. */
+  /* Required. Both must belong to one context, have one sequence and no window, and have seen the
+     same text. They belong to the speculation until it is finished or destroyed. */
   mhk_session *target, *draft;
-  int tokens; /* drafted for each pass; 0: by how many were accepted before, 1 to 7 (up to 8 rows are cheap) */
+  int tokens; /* tokens to draft per pass; 0: adapts from 1 to 7 to how many were accepted (up to 8 rows are cheap) */
 } mhk_speculation_desc;
 MHKDEF mhk_speculation *mhk_speculation_create(const mhk_speculation_desc *desc);
-/* The sessions stay, as mhk_speculation_finish() leaves them. */
+/* The sessions stay, as after mhk_speculation_finish(). */
 MHKDEF void mhk_speculation_destroy(mhk_speculation *x);
-/* As mhk_sample() on the target: its text and reason to stop are the target's. After -1 the
-   speculation is finished. sampling may change between calls, except that tokens already judged
-   stand. */
+/* Like mhk_sample() on the target, which also has the text and the reason to stop. After -1, the
+   speculation is finished. sampling may change between calls, but tokens that are already verified
+   stay. */
 MHKDEF int32_t mhk_speculate(mhk_speculation *x, const mhk_sampling *sampling);
-/* Brings both sessions to what was returned so far, logits included: use them by themselves, or
-   continue the speculation. */
+/* Brings both sessions to the tokens returned so far, including logits. Then use them separately,
+   or continue the speculation. */
 MHKDEF mhk_result mhk_speculation_finish(mhk_speculation *x);
 /* tokens drawn, passes of the target, tokens drafted and accepted */
 typedef struct mhk_speculation_info { mhk_index tokens, passes, drafted, accepted; } mhk_speculation_info;
@@ -983,8 +985,8 @@ MHKDEF mhk_speculation_info mhk_speculation_progress(const mhk_speculation *x);
 
 /* ---- tensors ---- */
 
-MHKDEF size_t mhk_dtype_bytes(mhk_dtype dtype);     /* of one element; 0 for quantized and unknown types */
-MHKDEF const char *mhk_dtype_name(mhk_dtype dtype); /* as safetensors spells it: "F32", "BF16", ...; "Q8", "Q4" */
+MHKDEF size_t mhk_dtype_bytes(mhk_dtype dtype);     /* bytes per element; 0 for quantized and unknown types */
+MHKDEF const char *mhk_dtype_name(mhk_dtype dtype); /* as in safetensors: "F32", "BF16", ...; "Q8", "Q4" */
 
 /* A quantized matrix (N,K), symmetric: element (n,k) is scale * q, with one scale for each group of
    32 or 64 neighbours k of a row. Rows lie in blocks of 16, filled up with zeros, so that one
@@ -999,91 +1001,95 @@ typedef struct mhk_quantized {
   const void *q;
   const uint16_t *scale;   /* host byte order */
   const mhk_real *rest;    /* (N-rows,K), or NULL */
-  mhk_index rows;          /* how many rows are quantized: N, or fewer */
+  mhk_index rows;          /* number of quantized rows, at most N */
   int group;               /* 32 or 64; divides K */
 } mhk_quantized;
 
-/* A contiguous row-major array. Read the fields freely; write only data and grad. Activations have
-   dtype MHK_REAL; frozen matrices of a model may keep the type they were stored in. */
+/* A contiguous row-major array. You may read all fields; write only data and grad. Activations have
+   dtype MHK_REAL; frozen matrices of a model may keep their stored type. */
 struct mhk_tensor {
-  void *data;                     /* count elements of dtype; of a quantized one quantized->q */
-  mhk_real *grad;                 /* count elements, or NULL before any gradient has arrived */
+  void *data;                     /* count elements of dtype; quantized->q if quantized */
+  mhk_real *grad;                 /* count elements, or NULL before the first gradient arrives */
   mhk_index shape[MHK_MAX_RANK];  /* shape[0..rank-1]; the rest is 1 */
   mhk_index count;                /* product of the shape */
   int rank;                       /* 0 (a scalar) to MHK_MAX_RANK */
   mhk_dtype dtype;
-  int requires_grad;              /* gradients flow into it (parameters being trained, and all that depends on them) */
-  const char *name;               /* parameters: checkpoint name; else NULL */
+  int requires_grad;              /* it gets gradients (trained parameters, and all that depends on them) */
+  const char *name;               /* parameters: name in the checkpoint; otherwise NULL */
   mhk_context *ctx;
-  struct mhk_tensor *base;        /* views: the tensor whose memory this one shows */
-  mhk_index base_offset;          /* views: where in it, in elements */
-  const mhk_quantized *quantized; /* parts of a tensor (or of what a view shows) of MHK_Q8 or MHK_Q4, else NULL */
+  struct mhk_tensor *base;        /* views: the tensor that owns the memory */
+  mhk_index base_offset;          /* views: offset in it, in elements */
+  const mhk_quantized *quantized; /* the parts of a tensor of MHK_Q8 or MHK_Q4 (or of a view's base), otherwise NULL */
 };
 
-/* The data of an MHK_REAL tensor; NULL for NULL or another type. */
+/* The data of an MHK_REAL tensor; NULL for NULL or any other type. */
 MHKDEF mhk_real *mhk_data(const mhk_tensor *x);
-/* A scalar's (or the first element's) value; NaN for NULL. */
+/* The value of a scalar (or of the first element); NaN for NULL. */
 MHKDEF double mhk_value(const mhk_tensor *x);
-/* Elements [first,first+n) of a tensor of any floating-point or quantized type, as numbers. */
+/* Converts elements [first,first+n) of a tensor of any floating-point or quantized type to
+   mhk_real. */
 MHKDEF mhk_result mhk_tensor_read(const mhk_tensor *x, mhk_index first, mhk_index n, mhk_real *out);
 MHKDEF size_t mhk_tensor_bytes(const mhk_tensor *x); /* of its data */
 
-/* UTF-8 in pieces, for loops that decode tokens themselves: gives back only whole characters and
-   holds an unfinished one until the next call; invalid bytes become U+FFFD, one per maximal
+/* UTF-8 decoder, for loops that decode tokens themselves: returns only whole characters and holds
+   back an incomplete one until the next call. Invalid bytes become U+FFFD, one per maximal
    ill-formed prefix (Unicode 3.9). */
 typedef struct mhk_stream { unsigned char held[4]; int n_held; } mhk_stream; /* zero to start */
 /* Returns the bytes written; out has room for 3 * (length + 4). */
 MHKDEF size_t mhk_stream_push(mhk_stream *s, const char *bytes, size_t length, char *out);
-/* At the end: what is held, as U+FFFD (3 bytes) or nothing. */
+/* At the end of the text: an incomplete character becomes U+FFFD (3 bytes). */
 MHKDEF size_t mhk_stream_finish(mhk_stream *s, char *out);
 
 #ifndef MOHAWK_NO_TRAINING
 /* ---- tape ---- */
 
-/* A tape owns the activations of a computation and what is needed to differentiate it. Ops run at
-   once; while recording is on and an input requires a gradient they are also recorded. What is made
-   on a tape lives until the tape is reset, rewound past it, or destroyed. Memory is kept for the
-   next round: a loop of equal steps allocates only in its first one. Ops return NULL on failure. */
+/* A tape owns the activations of a computation and what is needed to differentiate it. Ops run
+   immediately. If recording is on and an input requires a gradient, they are also recorded.
+   Everything on a tape lives until the tape is reset, rewound past it, or destroyed. The tape keeps
+   its memory, so a loop of equal steps allocates only in its first iteration. Ops return NULL on
+   failure. */
 MHKDEF mhk_tape *mhk_tape_create(mhk_context *ctx);
 MHKDEF void mhk_tape_destroy(mhk_tape *t);
 MHKDEF void mhk_tape_reset(mhk_tape *t);
-/* Recording on (1, the default) or off (0, no-grad); returns what it was. */
+/* Turns recording on (1, the default) or off (0, no-grad); returns the previous setting. */
 MHKDEF int mhk_tape_record(mhk_tape *t, int on);
-/* A point to rewind to: tensors and records made after it are dropped, earlier ones stay. */
+/* A point to rewind to: drops tensors and records made after it, keeps earlier ones. */
 typedef struct mhk_tape_mark { size_t chunk, used; mhk_index records; } mhk_tape_mark;
 MHKDEF mhk_tape_mark mhk_tape_here(const mhk_tape *t);
 MHKDEF void mhk_tape_rewind(mhk_tape *t, mhk_tape_mark mark);
 
-/* New tensors on the tape. values may be NULL for zeros; they are copied. */
+/* Creates a tensor on the tape. values are copied; NULL means zeros. */
 MHKDEF mhk_tensor *mhk_tensor_new(mhk_tape *t, int rank, const mhk_index *shape, const mhk_real *values);
-/* The same memory under another shape (same count), or rows [first,first+rows) of the first axis.
-   Gradients are shared too. */
+/* Views: the same memory with another shape (same count), or rows [first,first+rows) of the first
+   axis. Gradients are shared too. */
 MHKDEF mhk_tensor *mhk_reshape(mhk_tape *t, mhk_tensor *x, int rank, const mhk_index *shape);
 MHKDEF mhk_tensor *mhk_rows(mhk_tape *t, mhk_tensor *x, mhk_index first, mhk_index rows);
-/* x's values as a constant: no gradient flows back (shares the memory). */
+/* The values of x as a constant: shares the memory, but no gradient flows back. */
 MHKDEF mhk_tensor *mhk_detach(mhk_tape *t, mhk_tensor *x);
-/* Marks a leaf of this tape, or a parameter, as wanting a gradient and gives it a zeroed one.
+/* Makes a leaf of this tape, or a parameter, require a gradient and sets its gradient to zero.
    Returns x. */
 MHKDEF mhk_tensor *mhk_require_grad(mhk_tape *t, mhk_tensor *x);
-/* A parameter of your own (not on the tape): lives as long as ctx, requires a gradient. values
-   NULL: zeros. */
+/* Creates a parameter of yours, not on the tape: it lives as long as ctx and requires a gradient.
+   values NULL: zeros. */
 MHKDEF mhk_tensor *mhk_parameter(mhk_context *ctx, const char *name, int rank, const mhk_index *shape,
                                  const mhk_real *values);
 MHKDEF void mhk_zero_grad(mhk_tensor *x);
 
-/* Adds d(loss)/dx to x->grad of every x that requires a gradient. loss must be a scalar. Runs each
-   recorded op once, from the last to the first; the records are then spent, the values stay. */
+/* Adds d(loss)/dx to x->grad of every x that requires a gradient. loss must be a scalar. Runs the
+   backward pass of each recorded op once, from the last to the first. This consumes the records;
+   the values stay. */
 MHKDEF mhk_result mhk_backward(mhk_tape *t, mhk_tensor *loss);
-/* The same from y of any shape and its cotangent d(loss)/dy (count of y). */
+/* The same, from y of any shape and its cotangent d(loss)/dy (count of y). */
 MHKDEF mhk_result mhk_backward_from(mhk_tape *t, mhk_tensor *y, const mhk_real *cotangent);
 
 /* Runs f(t,user,x) without keeping its activations, and runs it again when the backward pass needs
-   them: memory for time. f must compute the same each time from x, parameters and user. */
+   them. This trades time for memory. f must compute the same result each time from x, parameters
+   and user. */
 typedef mhk_tensor *(*mhk_block_fn)(mhk_tape *t, void *user, mhk_tensor *x);
 MHKDEF mhk_tensor *mhk_recompute(mhk_tape *t, mhk_block_fn f, void *user, mhk_tensor *x);
 
-/* An op of your own. forward fills out->data; backward reads out->grad and adds to in[i]->grad
-   where mhk_wants_grad(t,in[i]) (which also makes the gradient's memory). */
+/* Your own op. forward fills out->data; backward reads out->grad and adds to in[i]->grad if
+   mhk_wants_grad(t,in[i]), which also allocates the gradient. */
 typedef struct mhk_op {
   mhk_tape *tape;
   mhk_tensor *out;
@@ -1098,32 +1104,31 @@ typedef struct mhk_custom_desc {
   const mhk_index *shape;              /* and its shape */
   void (*forward)(const mhk_op *op);   /* needed */
   void (*backward)(const mhk_op *op);  /* NULL: no gradient flows through */
-  const void *user;                    /* user_bytes of it are copied: a struct on the stack serves */
+  const void *user;                    /* user_bytes of it are copied, so a struct on the stack is fine */
   size_t user_bytes;
 } mhk_custom_desc;
-/* Returns the output. Needs desc. */
+/* Returns the output. desc is required. */
 MHKDEF mhk_tensor *mhk_custom(mhk_tape *t, const mhk_custom_desc *desc);
 MHKDEF int mhk_wants_grad(mhk_tape *t, mhk_tensor *x);
 
-/* Compares the tape's gradient of f with respect to x with central finite differences, element by
-   element (at most 256, evenly spread). f builds a scalar from x and whatever else it likes. error
-   is |analytic - numeric| over the largest |gradient| seen; steps are 1e-2 of x's scale in float32,
-   1e-5 in float64. Returns the error of the worst element (NaN after a failure); report may be
-   NULL. x gets its values back; gradients it held are lost. */
+/* Compares the gradient of f with respect to x with central finite differences, element by element
+   (at most 256, evenly spread). f builds a scalar from x and other inputs. The error is |analytic -
+   numeric| divided by the largest |gradient|. Steps are 1e-2 of the scale of x in float32, 1e-5 in
+   float64. Returns the error of the worst element (NaN on failure); report may be NULL. Restores
+   the values of x, but not its gradient. */
 typedef struct mhk_gradient_report { double error, analytic, numeric; mhk_index at, checked; } mhk_gradient_report;
 MHKDEF double mhk_check_gradient(mhk_tape *t, mhk_tensor *(*f)(mhk_tape *t, void *user), void *user, mhk_tensor *x,
                                  mhk_gradient_report *report);
 
-/* One update of AdamW (Loshchilov & Hutter, arXiv 1711.05101) over n parameters, each element read
-   and written once, for training loops of your own; an mhk_trainer has its own. Parameters without
-   a gradient stay as they are. moments belongs to you: two numbers for each element of all n, zeros
-   before the first step, used with the same list every time. step counts from 1. Gradients are
-   zeroed for the next round unless keep_grad. */
+/* One AdamW update (Loshchilov & Hutter, arXiv 1711.05101) of n parameters, for your own training
+   loops; an mhk_trainer has its own. Parameters without a gradient do not change. moments belongs
+   to you: two numbers for each element of all n parameters, zeros before the first step, always
+   used with the same list. step starts at 1. Gradients are set to zero unless keep_grad is set. */
 typedef struct mhk_adamw_desc {
-  double lr;                /* learning rate, as it is: 0 changes nothing */
+  double lr;                /* learning rate; 0 changes nothing */
   double beta1, beta2, eps; /* 0: 0.9, 0.999, 1e-8 */
-  double weight_decay;      /* decoupled: x loses lr * weight_decay * x */
-  double scale;             /* on the gradients: 1 / batches, a clip; 0: 1 */
+  double weight_decay;      /* decoupled: subtracts lr * weight_decay * x */
+  double scale;             /* factor on the gradients: 1 / batches, a clip; 0: 1 */
   int keep_grad;
 } mhk_adamw_desc;
 MHKDEF mhk_result mhk_adamw(mhk_context *ctx, int n, mhk_tensor *const *x, mhk_real *moments, int64_t step,
@@ -1144,22 +1149,22 @@ MHKDEF mhk_tensor *mhk_log(mhk_tape *t, mhk_tensor *x);
 MHKDEF mhk_tensor *mhk_sigmoid(mhk_tape *t, mhk_tensor *x);
 MHKDEF mhk_tensor *mhk_softplus(mhk_tape *t, mhk_tensor *x);
 MHKDEF mhk_tensor *mhk_silu(mhk_tape *t, mhk_tensor *x);
-MHKDEF mhk_tensor *mhk_gelu(mhk_tape *t, mhk_tensor *x); /* gelu_new, the tanh form Phi uses */
-MHKDEF mhk_tensor *mhk_sum(mhk_tape *t, mhk_tensor *x);  /* over everything: a scalar */
+MHKDEF mhk_tensor *mhk_gelu(mhk_tape *t, mhk_tensor *x); /* gelu_new, the tanh approximation, as in Phi */
+MHKDEF mhk_tensor *mhk_sum(mhk_tape *t, mhk_tensor *x);  /* over all elements: a scalar */
 MHKDEF mhk_tensor *mhk_mean(mhk_tape *t, mhk_tensor *x);
 MHKDEF mhk_tensor *mhk_sum_last(mhk_tape *t, mhk_tensor *x);  /* over the last axis: (...,n) -> (...) */
 MHKDEF mhk_tensor *mhk_softmax(mhk_tape *t, mhk_tensor *x);   /* over the last axis */
 /* (...,m,k) x (...,k,n) -> (...,m,n), leading axes equal; transpose_b: b is (...,n,k) */
 MHKDEF mhk_tensor *mhk_matmul(mhk_tape *t, mhk_tensor *a, mhk_tensor *b, int transpose_b);
-/* Columns [first,first+width) of the last axis, as a copy. */
+/* A copy of columns [first,first+width) of the last axis. */
 MHKDEF mhk_tensor *mhk_columns(mhk_tape *t, mhk_tensor *x, mhk_index first, mhk_index width);
-/* Axes 1 and 2 exchanged, as a copy: (B,T,H,P) -> (B,H,T,P). */
+/* A copy with axes 1 and 2 exchanged: (B,T,H,P) -> (B,H,T,P). */
 MHKDEF mhk_tensor *mhk_swap_heads(mhk_tape *t, mhk_tensor *x);
 
 /* weight (V,D), tokens B*T ids below V -> (B,T,D) */
 MHKDEF mhk_tensor *mhk_embedding(mhk_tape *t, mhk_tensor *weight, const int32_t *tokens, mhk_index B, mhk_index T);
-/* x (...,K), weight (N,K) as PyTorch's Linear, bias (N) or NULL -> (...,N). _gelu applies gelu_new;
-   _add adds residual (...,N). */
+/* x (...,K), weight (N,K) as in PyTorch's Linear, bias (N) or NULL -> (...,N). _gelu applies
+   gelu_new; _add adds residual (...,N). */
 MHKDEF mhk_tensor *mhk_linear(mhk_tape *t, mhk_tensor *x, mhk_tensor *weight, mhk_tensor *bias);
 MHKDEF mhk_tensor *mhk_linear_gelu(mhk_tape *t, mhk_tensor *x, mhk_tensor *weight, mhk_tensor *bias);
 MHKDEF mhk_tensor *mhk_linear_add(mhk_tape *t, mhk_tensor *x, mhk_tensor *weight, mhk_tensor *bias,
@@ -1172,24 +1177,24 @@ MHKDEF mhk_tensor *mhk_gate(mhk_tape *t, mhk_tensor *y, mhk_tensor *z, mhk_tenso
 
 /* ---- mixers ---- */
 
-/* Document boundaries of packed sequences: doc (B,T); a new document starts wherever the value
-   differs from the token before it. NULL: one document a row. Attention does not look across,
-   states restart, rotary positions count from the start of the document. */
+/* Document boundaries of packed sequences: doc (B,T); a new document starts where the value differs
+   from that of the previous token. NULL: one document per row. Attention does not cross a boundary,
+   states restart, and rotary positions count from the start of the document. */
 
-/* Rotary embedding (half-split): x (B,T,H,P), feature i < dim/2 of each head is rotated with
-   feature i + dim/2 by position * theta^(-2i/dim). */
+/* Rotary embedding (half-split): x (B,T,H,P); rotates features i < dim/2 and i + dim/2 of each head
+   by position * theta^(-2i/dim). */
 MHKDEF mhk_tensor *mhk_rotary(mhk_tape *t, mhk_tensor *x, int dim, double theta, const int32_t *doc);
 
 /* Causal softmax attention: q (B,T,H,P), k and v (B,T,G,P), G divides H -> (B,T,H,P), scale
-   1/sqrt(P). Computed in tiles with an online softmax (FlashAttention): no T*T memory. */
+   1/sqrt(P). Works in tiles with an online softmax (FlashAttention), without T*T memory. */
 MHKDEF mhk_tensor *mhk_attention(mhk_tape *t, mhk_tensor *q, mhk_tensor *k, mhk_tensor *v, const int32_t *doc);
-/* Its matrix after softmax: (B,H,T,T), zeros above the diagonal. */
+/* The attention matrix after softmax: (B,H,T,T), zeros above the diagonal. */
 MHKDEF mhk_tensor *mhk_attention_matrix(mhk_tape *t, mhk_tensor *q, mhk_tensor *k, const int32_t *doc);
 
 typedef struct mhk_conv1d_desc {
   const int32_t *doc;
   int silu;                /* 1: silu after the convolution */
-  int parts;               /* the channels are handed out as so many tensors; 0: as one */
+  int parts;               /* number of tensors that the channels are split into; 0: one */
   const mhk_index *widths; /* channels of each part: they add up to C */
   mhk_tensor **out;        /* receives the parts, out[i] (B,T,widths[i]) */
 } mhk_conv1d_desc;
@@ -1200,29 +1205,29 @@ MHKDEF mhk_tensor *mhk_conv1d(mhk_tape *t, mhk_tensor *x, mhk_tensor *weight, mh
 
 /* State-space duality (Dao & Gu 2024, arXiv 2405.21060): h_t = exp(log_a_t) h_{t-1} + x_t B_t^T,
    y_t = h_t C_t (+ D_h x_t). x (B,T,H,P), log_a (B,T,H) <= 0, Bm and Cm (B,T,G,N), head h uses
-   group h/(H/G) -> (B,T,H,P). A log_a of minus infinity forgets the state, whatever it was, if that
-   is finite; a positive one is computed as it is, and NaN gives NaN. */
+   group h/(H/G) -> (B,T,H,P). A log_a of minus infinity forgets any finite state. A positive log_a
+   is allowed, and NaN gives NaN. */
 typedef enum mhk_ssd_form { MHK_SSD_AUTO = 0, MHK_SSD_CHUNKED = 1, MHK_SSD_RECURRENT = 2 } mhk_ssd_form;
 typedef struct mhk_ssd_desc {
   mhk_tensor *D;             /* (H) or NULL */
-  mhk_tensor *initial_state; /* (B,H,P,N) or NULL for zeros; gets a gradient if it wants one */
-  /* if not NULL receives the state (B,H,P,N) after the last token; gradients may flow into it */
+  mhk_tensor *initial_state; /* (B,H,P,N) or NULL for zeros; gets a gradient if it requires one */
+  /* if not NULL, receives the state (B,H,P,N) after the last token; gradients may flow into it */
   mhk_tensor **final_state;
   const int32_t *doc;
-  mhk_index chunk;           /* tokens a chunk; 0: 32. Results differ by rounding only. */
-  mhk_ssd_form form;         /* AUTO: recurrent for a few tokens without gradient, else chunked */
+  mhk_index chunk;           /* tokens per chunk; 0: 32. Results differ only by rounding. */
+  mhk_ssd_form form;         /* AUTO: recurrent for a few tokens without gradient, otherwise chunked */
 } mhk_ssd_desc;
 MHKDEF mhk_tensor *mhk_ssd(mhk_tape *t, mhk_tensor *x, mhk_tensor *log_a, mhk_tensor *Bm, mhk_tensor *Cm,
                            const mhk_ssd_desc *desc);
-/* Its matrix (B,H,T,T): M[t,s] = (C_t . B_s) exp(log_a_{s+1} + ... + log_a_t) for s <= t, plus D_h
-   (or NULL) on the diagonal */
+/* The SSD matrix (B,H,T,T): M[t,s] = (C_t . B_s) exp(log_a_{s+1} + ... + log_a_t) for s <= t, plus
+   D_h on the diagonal (D may be NULL) */
 MHKDEF mhk_tensor *mhk_ssd_matrix(mhk_tape *t, mhk_tensor *log_a, mhk_tensor *Bm, mhk_tensor *Cm, mhk_tensor *D,
                                   const int32_t *doc);
 
 /* ---- losses ---- */
 
-/* Losses: scalars. logits (...,V); labels one id a row, negative: the row does not count. Means
-   over the rows that count. */
+/* Losses are scalars. logits (...,V); labels have one id per row, and a negative label excludes the
+   row. Losses are means over the rows that count. */
 MHKDEF mhk_tensor *mhk_cross_entropy(mhk_tape *t, mhk_tensor *logits, const int32_t *labels);
 /* Knowledge distillation, the loss of stage 3: cross-entropy of softmax(logits / temperature)
    against softmax(target_logits); the target gets no gradient. */
@@ -1242,7 +1247,8 @@ typedef struct mhk_orientation_desc {
   double *relative;                /* (H), if not NULL: || M_s - M_t ||_F / || M_t ||_F of each head, mean over B */
 } mhk_orientation_desc;
 /* Matrix orientation, the loss of stage 1: mhk_matrix_distance(mhk_ssd_matrix(log_a,Bm,Cm,D),
-   mhk_attention_matrix(q,k)) without making either matrix: memory in T, not T*T. Needs desc. */
+   mhk_attention_matrix(q,k)) without computing either matrix, so memory grows with T, not T*T. desc
+   is required. */
 MHKDEF mhk_tensor *mhk_matrix_orientation(mhk_tape *t, const mhk_orientation_desc *desc);
 
 /* ---- layers of a model ---- */
@@ -1250,15 +1256,15 @@ MHKDEF mhk_tensor *mhk_matrix_orientation(mhk_tape *t, const mhk_orientation_des
 typedef struct mhk_forward_desc {
   const int32_t *doc; /* document of each token (B,T), or NULL */
   int recompute;      /* recompute each block in the backward pass instead of keeping its activations */
-  int last_only;      /* logits of the last token only: (B,1,V) */
-  /* if not NULL receives the L+1 residual streams: input of block 0..L-1 and the last block's
-     output */
+  int last_only;      /* logits of only the last token: (B,1,V) */
+  /* if not NULL, receives the L+1 hidden states: the inputs of blocks 0..L-1 and the output of the
+     last block */
   mhk_tensor **residuals;
 } mhk_forward_desc;
 /* tokens (B,T) -> logits (B,T,V) */
 MHKDEF mhk_tensor *mhk_forward(mhk_tape *t, mhk_model *m, const int32_t *tokens, mhk_index B, mhk_index T,
                                const mhk_forward_desc *desc);
-/* Its pieces. x (B,T,D) is the residual stream, u is x after the block's norm. */
+/* Its parts. x (B,T,D) is the hidden state, u is x after the norm of the block. */
 MHKDEF mhk_tensor *mhk_forward_embedding(mhk_tape *t, mhk_model *m, const int32_t *tokens, mhk_index B, mhk_index T);
 MHKDEF mhk_tensor *mhk_forward_norm(mhk_tape *t, mhk_model *m, int layer, mhk_tensor *x);
 MHKDEF mhk_tensor *mhk_forward_mixer(mhk_tape *t, mhk_model *m, int layer, mhk_tensor *u, const mhk_forward_desc *desc);
@@ -1269,9 +1275,8 @@ MHKDEF mhk_tensor *mhk_forward_matrix(mhk_tape *t, mhk_model *m, int layer, mhk_
 
 /* ---- pieces of a distillation ---- */
 
-/* One update of a stage on your tokens (B,T) at your learning rate: the arithmetic of
-   mhk_train_step() without schedule and data, for loops of your own. Returns the loss (NaN on
-   failure). */
+/* Runs one update of a stage on your tokens (B,T) at your learning rate: mhk_train_step() without
+   schedule and data, for your own loops. Returns the loss (NaN on failure). */
 MHKDEF double mhk_train_on(mhk_trainer *tr, int stage, const int32_t *tokens, mhk_index B, mhk_index T,
                            const int32_t *doc, double lr);
 typedef struct mhk_stage_loss_desc {
@@ -1284,8 +1289,8 @@ typedef struct mhk_stage_loss_desc {
   double *layer_loss;             /* receives L values, and */
   double *relative;               /* in stage 1 (L,H) relative errors; either may be NULL */
 } mhk_stage_loss_desc;
-/* Loss of a stage and its gradients (added to the parameters') without an update; NaN on failure.
-   Needs desc. */
+/* The loss of a stage; adds its gradients to those of the parameters, without an update. NaN on
+   failure. desc is required. */
 MHKDEF double mhk_stage_loss(mhk_tape *t, const mhk_stage_loss_desc *desc);
 #endif
 
@@ -1396,7 +1401,8 @@ sums that this code relies on: compile it without them, or define MOHAWK_ALLOW_F
 #ifndef MOHAWK_ASSERT
 #define MOHAWK_ASSERT(condition) ((void)0)
 #endif
-/* the name under which this file includes itself to compile the kernels once per instruction set */
+/* the name under which this file includes itself, to compile the kernels once per instruction
+   set */
 #ifndef MOHAWK_HEADER_NAME
 #define MOHAWK_HEADER_NAME "mohawk.h"
 #endif
@@ -1968,6 +1974,7 @@ static int mhk__replace(const char *from, const char *to) {
   return 0;
 }
 
+/* opens a regular file to read; for anything else it fails at once and never waits */
 static int mhk__handle_open(const char *path, mhk__handle *out, size_t *size) {
   wchar_t wide[MHK__WIDE_PATH];
   LARGE_INTEGER bytes;
@@ -2271,7 +2278,7 @@ static void mhk__xxh64_start(mhk__xxh64 *h) {
   h->lane[3] = 0 - MHK__XXH_1;
 }
 
-/* n more bytes: 32 at a time, the rest waits */
+/* adds n bytes: 32 at a time, the rest is kept */
 static void mhk__xxh64_put(mhk__xxh64 *h, const void *data, size_t n) {
   const unsigned char *p = (const unsigned char *)data;
   const size_t held = (size_t)(h->total % 32);
@@ -2358,7 +2365,7 @@ static void mhk__output_put(mhk__output *o, const void *data, size_t bytes) {
   if (!o->error && bytes) o->error = mhk__write_all(o->file, data, bytes);
 }
 
-/* bytes behind those before: collected in a block, unless they are more than one */
+/* appends bytes: collects them in a block unless they exceed it */
 static void mhk__output_write(mhk__output *o, const void *data, size_t bytes) {
   if (bytes == 0) return;
 #ifndef MOHAWK_NO_TRAINING
@@ -2432,8 +2439,8 @@ enum { MHK__EAX, MHK__EBX, MHK__ECX, MHK__EDX };
 static void mhk__cpuid(unsigned leaf, unsigned sub, unsigned r[4]) {
   __asm__ volatile("cpuid" : "=a"(r[0]), "=b"(r[1]), "=c"(r[2]), "=d"(r[3]) : "a"(leaf), "c"(sub));
 }
-/* XCR0: the registers that the system saves; bits 1 and 2 vectors of 256 bits, 5 to 7 of 512 bits
-   and masks, 17 and 18 tiles */
+/* XCR0, the registers that the system saves: bits 1 and 2 for vectors of 256 bits, 5 to 7 for
+   vectors of 512 bits and masks, 17 and 18 for tiles */
 static unsigned mhk__saved_registers(void) {
   unsigned low, high;
   __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
@@ -2444,7 +2451,7 @@ static unsigned mhk__saved_registers(void) {
 static int mhk__all_of(unsigned x, unsigned bits) { return (x & bits) == bits; }
 #endif
 
-/* the best instruction set for whose kernels everything is there */
+/* the best instruction set that processor and system fully support */
 static mhk_isa mhk__cpu_best(void) {
 #ifdef MHK__X86
   const unsigned fma = 1u << 27 | 1u << 28 | 1u << 12 | 1u << 29;      /* OSXSAVE, AVX, FMA, F16C */
@@ -2703,7 +2710,7 @@ static void mhk__note(mhk_context *ctx, mhk_log_level level, const char *format,
     ctx->log(ctx->log_user, level, text);
 }
 
-/* a number of a description, or its default; NaN stays, to be refused */
+/* a number of a description, or its default; NaN stays, so that it is refused */
 static double mhk__or(double value, double otherwise) { return value == 0.0 ? otherwise : value; }
 
 /* Describes what is wrong with a number that must be between low and high (DBL_MIN: above 0;
@@ -2846,8 +2853,8 @@ static mhk__mark mhk__arena_mark(const mhk__arena *a) {
   return m;
 }
 
-/* What was handed out since the mark may be handed out again; the blocks stay, but with the address
-   sanitizer, which is to see who uses them still. */
+/* Frees everything allocated since the mark for reuse. The blocks stay, except with the address
+   sanitizer, which then detects stale uses. */
 static void mhk__arena_rewind(mhk_context *ctx, mhk__arena *a, mhk__mark m) {
   mhk__chunk *c = a->first, *keep = NULL;
   size_t i = 0;
@@ -2963,8 +2970,8 @@ static void mhk__object_free(void *object) {
   mhk__arena_free(ctx, &arena);
 }
 
-/* body(arg, task, worker) for each task, by the caller's threads, OpenMP's, or one after the
-   other */
+/* runs body(arg, task, worker) for each task with the caller's threads, with OpenMP, or
+   sequentially */
 static void mhk__parallel(mhk_context *ctx, mhk_index tasks, void (*body)(void *arg, mhk_index task, int worker),
                           void *arg) {
   mhk_index i;
@@ -3057,7 +3064,7 @@ static inline void mhk__ref_mix(int T, int S, int P, const double *M, const doub
     }
 }
 
-/* What a half-precision number is: a sign, 5 bits of exponent, 10 of fraction */
+/* a half-precision number: a sign, 5 bits of exponent, 10 of fraction */
 static inline double mhk__ref_f16(uint16_t h) {
   const int exponent = h >> 10 & 31, fraction = h & 1023;
   const double size = exponent == 31 ? (fraction ? NAN : HUGE_VAL)
@@ -3065,7 +3072,7 @@ static inline double mhk__ref_f16(uint16_t h) {
                                      : ldexp(fraction, -24);
   return h >> 15 ? -size : size;
 }
-/* and one of bfloat16: 8 bits of exponent, as float32 has them, 7 of fraction */
+/* a bfloat16 number: 8 bits of exponent, as in float32, 7 of fraction */
 static inline double mhk__ref_bf16(uint16_t h) {
   const int exponent = h >> 7 & 255, fraction = h & 127;
   const double size = exponent == 255 ? (fraction ? NAN : HUGE_VAL)
@@ -3073,8 +3080,8 @@ static inline double mhk__ref_bf16(uint16_t h) {
                                       : ldexp(fraction, -133);
   return h >> 15 ? -size : size;
 }
-/* x rounded to bfloat16: to the nearest number of 8 significant bits, ties to the even one; 0 for
-   what is subnormal in float32 */
+/* x rounded to bfloat16: to the nearest number with 8 significant bits, ties to even; 0 if x is
+   subnormal in float32 */
 static inline double mhk__ref_bf16_round(double x) {
   int exponent;
   const double scaled = ldexp(frexp((double)(float)x, &exponent), 8), down = floor(scaled), part = scaled - down;
@@ -3112,7 +3119,7 @@ static float mhk__bf16_to_f32(uint16_t h) {
   return f;
 }
 #ifndef MOHAWK_NO_TRAINING
-/* x rounded to bfloat16, as VCVTNE2PS2BF16 does it: to nearest, ties to even, subnormal numbers to
+/* x rounded to bfloat16 as VCVTNE2PS2BF16 does: to nearest, ties to even, subnormal numbers to
    zero, NaN stays NaN */
 static uint16_t mhk__bf16_round(mhk_real x) {
   const float f = (float)x;
@@ -3124,8 +3131,7 @@ static uint16_t mhk__bf16_round(mhk_real x) {
 }
 #endif /* MOHAWK_NO_TRAINING */
 
-/* exact for subnormals too: the multiplication by 2^112 renormalises, and leaves infinity and NaN
-   what they are */
+/* exact for subnormals too: the multiplication by 2^112 renormalizes; infinity and NaN stay */
 static float mhk__f16_to_f32(uint16_t h) {
   uint32_t bits = ((uint32_t)h & 0x7FFFu) << 13;
   float f;
@@ -3176,9 +3182,9 @@ static mhk_real mhk__q_element(const mhk_quantized *q, mhk_dtype dtype, mhk_inde
   return (mhk_real)value * (mhk_real)mhk__f16_to_f32(q->scale[(b * (K / q->group) + k / q->group) * MHK__Q_ROWS + r]);
 }
 
-/* A matrix of any strides and stored type: element (i,j) at data[i * row + j * col]. A quantized
-   one lies as q says and has all its columns: one of the strides is 1, the other its rows' length;
-   its rows start at row n0 of q, its columns at k0. */
+/* A matrix of any strides and stored type: element (i,j) is at data[i * row + j * col]. A quantized
+   one has the layout of q and all its columns: one stride is 1, the other is the length of its
+   rows; its rows start at row n0 of q, its columns at k0. */
 typedef struct mhk__matrix {
   const void *data;
   mhk_dtype dtype;
@@ -3198,7 +3204,7 @@ static mhk__matrix mhk__mat(const void *data, mhk_dtype dtype, mhk_index row, mh
   return m;
 }
 
-/* A matrix as it lies in memory: element (i,k) at[i * row + k * col] */
+/* a matrix in memory: element (i,k) is at[i * row + k * col] */
 typedef struct mhk__operand { const mhk_real *at; mhk_index row, col; } mhk__operand;
 static mhk__operand mhk__strided(const mhk_real *at, mhk_index row, mhk_index col) {
   mhk__operand o;
@@ -3207,13 +3213,13 @@ static mhk__operand mhk__strided(const mhk_real *at, mhk_index row, mhk_index co
   o.col = col;
   return o;
 }
-/* in rows ld apart; and the transpose of such a matrix, which is in columns then */
+/* with rows ld apart; and the transpose of such a matrix */
 static mhk__operand mhk__in_rows(const mhk_real *at, mhk_index ld) { return mhk__strided(at, ld, 1); }
 static mhk__operand mhk__in_columns(const mhk_real *at, mhk_index ld) { return mhk__strided(at, 1, ld); }
 
-/* Products of bfloat16 numbers: packed numbers take size bytes each, k counts in steps of kr
-   (padded with zeros), tiles are mr x nr. pack_a takes rows x k numbers as ks->pack does, pack_b
-   the columns of the right operand; product is ks->product on them. */
+/* Products of bfloat16 numbers. A packed number has size bytes, k is padded with zeros to a
+   multiple of kr, and tiles are mr x nr. pack_a packs rows x k numbers like ks->pack, pack_b packs
+   columns of the right operand, and product is like ks->product. */
 typedef struct mhk__narrow {
   int mr, nr, kr, size;
   void (*pack_a)(void *dst, mhk_index rows, mhk_index k, mhk__matrix src);
@@ -3222,7 +3228,7 @@ typedef struct mhk__narrow {
                   int accumulate);
 } mhk__narrow;
 
-/* what the kernels of the chapters below are called with */
+/* arguments of the kernels of the chapters below */
 typedef struct mhk__epilogue mhk__epilogue;
 typedef struct mhk__q_args mhk__q_args;
 typedef struct mhk__attention_args mhk__attention_args;
@@ -3241,7 +3247,8 @@ typedef struct mhk__stream_args mhk__stream_args;
   /* c (m,n) = or += packed a (m,k) times packed b (k,n) */ \
   K(void, product, (mhk_index m, mhk_index n, mhk_index k, const mhk_real *a, const mhk_real *b, mhk_real *c, \
     mhk_index ldc, int accumulate), product) \
-  /* the same of operands as they lie, where they divide into whole tiles; 0: they do not, nothing was done */ \
+  /* the same of operands as they lie, where they divide into whole tiles; 0: they do not, nothing
+     was done */ \
   K(int, product_plain, (mhk_index m, mhk_index n, mhk_index k, mhk__operand a, mhk__operand b, mhk_real *c, \
     mhk_index ldc, int accumulate), product) \
   K(void, epilogue, (mhk_index m, mhk_index n, mhk_real *c, mhk_index ldc, mhk_index offset, \
@@ -3310,8 +3317,8 @@ typedef struct mhk__stream_args mhk__stream_args;
   void (*name)(const mhk__##of##_args *a, mhk_index b, mhk_index h, mhk_real *work);
 struct mhk__kernels {
   int mr, nr; /* the register tile of products: rows of A, columns of B */
-  /* rows of x up to which quantized products by integers are faster than float products of weights
-     made wide: all, where dot products of bytes do twice the work */
+  /* rows of x up to which integer products are faster than float products of dequantized weights:
+     all, if dot products of bytes do twice the work */
   mhk_index q_rows;
 #ifndef MOHAWK_NO_TRAINING
   mhk__narrow narrow;
@@ -3340,8 +3347,8 @@ static mhk_index mhk__max(mhk_index a, mhk_index b) { return a > b ? a : b; }
 #elif !defined(MOHAWK_NO_SIMD) && defined(__AARCH64EL__) && (defined(__GNUC__) || defined(__clang__))
 #define MHK__HAS_NEON_PASS
 #include <arm_neon.h>
-/* the dot product of bytes that ARMv8.2 brought; Clang's arm_neon.h offers it to single functions
-   from version 16 on */
+/* the dot product of bytes of ARMv8.2; Clang's arm_neon.h has it for single functions from version
+   16 */
 #if defined(MOHAWK_DOUBLE)
 #elif defined(__ARM_FEATURE_DOTPROD)
 #define MHK__HAS_SDOT
@@ -3370,8 +3377,7 @@ static mhk_index mhk__max(mhk_index a, mhk_index b) { return a > b ? a : b; }
 /* ---- the template: MHK__PASS is one of the passes above, MHK__SUFFIX the end of its names ---- */
 #define MHK__JOIN2(a, b) a##b
 #define MHK__JOIN(a, b) MHK__JOIN2(a, b)
-/* no MHK__JOIN: names stand inside of its arguments too, and a macro does not expand within
-   itself */
+/* not MHK__JOIN: names occur inside its arguments too, and a macro does not expand within itself */
 #define MHK__N3(a, b) a##b
 #define MHK__N2(a, b) MHK__N3(a, b)
 #define MHK__N(name) MHK__N2(name, MHK__SUFFIX)
@@ -3465,7 +3471,7 @@ static mhk_index mhk__max(mhk_index a, mhk_index b) { return a > b ? a : b; }
 #define MHK__STORE(p, v) _mm512_storeu_ps(p, v)
 #define MHK__SET(x) _mm512_set1_ps(x)
 #define MHK__FMA(a, b, c) _mm512_fmadd_ps(a, b, c)
-/* maskz: GCC 12's plain ones warn inside their own header */
+/* maskz: the plain ones of GCC 12 warn inside their own header */
 #define MHK__MAX(a, b) _mm512_maskz_max_ps((__mmask16)0xFFFF, a, b)
 #define MHK__SQRT(v) _mm512_maskz_sqrt_ps((__mmask16)0xFFFF, v)
 #define MHK__MIN(a, b) _mm512_maskz_min_ps((__mmask16)0xFFFF, a, b)
@@ -3634,7 +3640,7 @@ static inline mhk_real MHK__N(mhk__hmax)(MHK__V v) {
   } while (0)
 
 /* e^x. float32: 2^k times a polynomial of degree 7 (coefficients of Moshier's Cephes expf), about 1
-   ulp; arguments are kept within what float32 holds, so that e^-1000 is 1e-38, not 0. */
+   ulp. Arguments are clamped to the range of float32, so e^-1000 is 1e-38, not 0. */
 static inline MHK__V MHK__N(mhk__vexp)(MHK__V x) {
 #if MHK__W == 1
   return MHK__REXP(x);
@@ -3645,7 +3651,7 @@ static inline MHK__V MHK__N(mhk__vexp)(MHK__V x) {
   return MHK__LOAD(lane);
 #else
   const MHK__V magic = MHK__SET(12582912.0f); /* 1.5 * 2^23: adding it rounds to an integer in the low bits */
-  x = MHK__MIN(MHK__SET(88.3f), MHK__MAX(MHK__SET(-87.3f), x)); /* this order lets NaN through */
+  x = MHK__MIN(MHK__SET(88.3f), MHK__MAX(MHK__SET(-87.3f), x)); /* in this order, NaN stays NaN */
   MHK__V n = MHK__FMA(x, MHK__SET(1.44269504f), magic);
   MHK__V r = n - magic;
   MHK__V p = MHK__FMA(r, MHK__SET(-0.693359375f), x);
@@ -3675,19 +3681,21 @@ static inline MHK__V MHK__N(mhk__silu_of)(MHK__V v) { return v * MHK__N(mhk__vsi
 /* ---- drivers: cut work into tasks, give each worker its memory ---- */
 
 #ifndef MHK__SMALL
-#define MHK__SMALL 1e5 /* multiply-adds that are done before other threads have woken up */
+#define MHK__SMALL 1e5 /* multiply-adds that one thread finishes before others wake up */
 #endif
 
-/* Runs body over tasks with per-worker work memory of the given number of elements; cost is about
-   how many multiply-adds all tasks take. */
+/* Runs body over tasks with work memory per worker of the given number of elements. cost is about
+   the number of multiply-adds of all tasks. */
 typedef struct mhk__job {
   mhk_context *ctx;
   const void *args;
   mhk_real *work;
-  mhk_index each; /* elements of work a worker */
+  mhk_index each; /* elements of work memory per worker */
   mhk_index heads;
 } mhk__job;
 
+/* Runs body over tasks with per-worker work memory of `work` elements each; cost is about the
+   number of multiply-adds of all tasks. */
 static void mhk__run(mhk_context *ctx, const void *args, mhk_index tasks, mhk_index heads, mhk_index work, double cost,
                      void (*body)(void *arg, mhk_index task, int worker)) {
   const mhk__mark mark = mhk__scratch_mark(ctx);
@@ -3707,7 +3715,7 @@ static void mhk__run(mhk_context *ctx, const void *args, mhk_index tasks, mhk_in
   mhk__scratch_rewind(ctx, mark);
 }
 #ifndef MOHAWK_NO_TRAINING
-/* one head, or one group of heads, of one sequence a task */
+/* one head, or one group of heads, of one sequence per task */
 #define MHK__HEAD_TASK(name, of, reference) \
   static void mhk__##name##_task(void *arg, mhk_index task, int worker) { \
     const mhk__job *job = (const mhk__job *)arg; \
@@ -3796,10 +3804,10 @@ static inline double mhk__ref_dequantized(const mhk_quantized *q, mhk_dtype dtyp
 #if defined(MOHAWK_IMPLEMENTATION) && !defined(MHK__PASS)
 /* ---- arguments */
 
-/* y (M,N) = x (M,K) w^T for rows n0.. of a quantized matrix w, of up to q_rows (see the kernels)
-   rows of x. Each group of x is brought to 16-bit integers, so that its dot product with the
-   integers of w is exact; the groups' products are summed in float32 in their order. The integers
-   are off by at most 2^-16 of the group's largest number. */
+/* y (M,N) = x (M,K) w^T for rows n0.. of a quantized matrix w and up to q_rows (see the kernels)
+   rows of x. Each group of x is rounded to 16-bit integers, so its dot product with the integers of
+   w is exact. The products of groups are summed in float32, in order. The integers differ from x by
+   at most 2^-16 of the group's largest number. */
 struct mhk__q_args {
   mhk_index M, N, K;
   const mhk_quantized *q;
@@ -3818,16 +3826,16 @@ struct mhk__q_args {
   mhk_index ldy;
 };
 
-/* Bytes of weights to ask for ahead. Left to the processor, one row of MHK_Q8 on Zen 4 reads 22 to
-   36 GB/s, by where in the program the loop happens to lie; so it is 33. */
+/* Bytes of weights to prefetch. Without it, one row of MHK_Q8 on Zen 4 reads 22 to 36 GB/s,
+   depending on the address of the loop; with it, 33. */
 enum { MHK__Q_AHEAD = 4096 };
-enum { MHK__Q_SLAB = 131072 }; /* bytes of x as integers that pass over the blocks of a task together */
+enum { MHK__Q_SLAB = 131072 }; /* bytes of integers of x that are multiplied with the blocks of a task together */
 /* largest integer of x: times 16 words of 15 * 256 it stays below 2^31, and it is two signed
    bytes */
 enum { MHK__Q_LIMIT = 32512 };
-#define MHK__Q_TINY 1e-30f /* groups of x that are smaller count as zero */
+#define MHK__Q_TINY 1e-30f /* smaller groups of x count as zero */
 
-/* What happens to a product before it is stored, in this order. */
+/* What to do with a product before it is stored, in this order. */
 struct mhk__epilogue {
   int accumulate;           /* c += product instead of c = product */
   const mhk_real *bias;     /* (N), added to each row */
@@ -3836,13 +3844,13 @@ struct mhk__epilogue {
   int gelu;
 };
 
-/* Which part of a product is wanted or not zero: everything; c on and below, or on and above its
-   diagonal; a lower or upper triangular. Whole register tiles are left out, what they would have
-   held is not touched. */
+/* Which part of a product is needed or nonzero: everything; c on and below, or on and above its
+   diagonal; a lower or upper triangular. Skips whole register tiles and does not touch their
+   elements. */
 enum { mhk__whole, mhk__lower_c, mhk__upper_c, mhk__lower_a, mhk__upper_a };
 
-/* Rows that are wanted soon, to be asked for while there is something else to do. Rows of one head
-   lie pages apart, where no hardware looks ahead. */
+/* Rows that are needed soon, to prefetch during other work. Rows of one head are pages apart, where
+   hardware does not prefetch. */
 typedef struct mhk__ahead {
   struct { const mhk_real *at; mhk_index ld, w, rows; } part[8];
   int parts, now;
@@ -3857,11 +3865,10 @@ static void mhk__look_ahead(mhk__ahead *a, const mhk_real *at, mhk_index ld, mhk
   a->parts++;
 }
 
-/* A product of operands as they lie in work memory: c = f (c0 + a1 b1) + a2 b2, where row i is
-   multiplied by f[i * fs]. The numbers of left operands are broadcast one by one, so that they may
-   lie either way; only the right ones must lie row by row. Nothing is packed for one use alone, and
-   edges need no code of their own: rows of b and c are padded to MHK__LD numbers, and what is read
-   beyond a's rows only reaches rows of c beyond its own. */
+/* A product of operands in work memory, without packing: c = f (c0 + a1 b1) + a2 b2, where row i is
+   multiplied by f[i * fs]. The elements of left operands are broadcast one by one, so they may have
+   any strides; right operands must be row-major. Edges need no special code: rows of b and c are
+   padded to MHK__LD numbers, and reads beyond the rows of a only affect rows beyond those of c. */
 typedef struct mhk__block {
   mhk__operand a1, a2; /* a1.at NULL: that product is absent */
   const mhk_real *b1, *b2;
@@ -3873,11 +3880,11 @@ typedef struct mhk__block {
   mhk_index ldc;
   mhk__ahead *ahead;   /* or NULL */
 } mhk__block;
-#define MHK__LD(n) (((n) + 15) / 16 * 16) /* numbers in a padded row: whole vectors of every instruction set */
-enum { MHK__OVER = 8 }; /* rows that a tile may reach beyond the last one */
-/* at which lines are asked for where rows lie too far apart for the processor's own guesses */
+#define MHK__LD(n) (((n) + 15) / 16 * 16) /* the length of a padded row: whole vectors of every instruction set */
+enum { MHK__OVER = 8 }; /* the number of rows that a tile may extend beyond the last one */
+/* prefetch if rows are this far apart, too far for the hardware */
 enum { MHK__ROWS_AHEAD = 16 };
-enum { MHK__WIDEN = 64 }; /* numbers of a row made wide at once */
+enum { MHK__WIDEN = 64 }; /* numbers of a row converted at once */
 
 /* Work memory of a kernel. Its buffers stand in one table, BUFFERS(D, V, M), which makes the struct
    of pointers name##_room, name##_lay(), which hands out the memory, and name##_work(), how much
@@ -3912,11 +3919,11 @@ static mhk_real *mhk__take(mhk_real *work, mhk_index *used, mhk_index n) {
   }
 
 #ifndef MOHAWK_NO_TRAINING
-/* room for a packed operand of that many rows or columns: every register tile divides into it */
+/* room for a packed operand of this many rows or columns: a multiple of every register tile */
 static mhk_index mhk__padded(mhk_index rows) { return rows + 32; }
 #endif /* MOHAWK_NO_TRAINING */
 
-/* y of rows [16 block, 16 block + 16) of w, as far as they are wanted, for rows [i, i + m) of x */
+/* y for rows [16 block, 16 block + 16) of w, as far as they are wanted, and rows [i, i + m) of x */
 static void mhk__q_store(const mhk__q_args *a, mhk_index block, mhk_index i, mhk_index m, const float *sums) {
   const mhk_index n = block * MHK__Q_ROWS - a->n0, from = n < 0 ? -n : 0,
                   to = mhk__min(a->N - n, MHK__Q_ROWS);
@@ -3926,9 +3933,9 @@ static void mhk__q_store(const mhk__q_args *a, mhk_index block, mhk_index i, mhk
 
 #if (defined(MHK__HAS_X86_PASSES) || defined(MHK__HAS_NEON_PASS) || defined(MHK__HAS_WASM_PASS)) && \
     !defined(MOHAWK_DOUBLE)
-/* Blocks [first,last) of quantized weights by tiles of one row of x, of two, and where there are
-   such of four, against one block or against two. The rows go in slabs that stay in the
-   second-level cache while the blocks pass. */
+/* Multiplies blocks [first,last) of quantized weights by tiles of one, two or (if available) four
+   rows of x with one or two blocks. Rows are split into slabs that stay in the second-level
+   cache. */
 typedef void (*mhk__q_tile)(const mhk__q_args *a, mhk_index b, mhk_index i);
 static void mhk__q_tiles(const mhk__q_args *a, mhk_index first, mhk_index last, mhk__q_tile one, mhk__q_tile two,
                          mhk__q_tile four, mhk__q_tile wide) {
@@ -4172,8 +4179,8 @@ static void MHK__N(mhk__widen)(mhk_index n, const void *src, mhk_dtype dtype, mh
     for (; i < n; i++) dst[i] = mhk__element(src, dtype, i);
 }
 
-/* one panel: w of its width rows are there, the rest becomes zero; scale, if given, multiplies
-   column j by scale[j] */
+/* one panel: it has w rows, the rest of its width becomes zero; scale, if given, multiplies column
+   j by scale[j] */
 static void MHK__N(mhk__pack_panel)(mhk_real *MHK__RESTRICT dst, mhk_index width, mhk_index w, mhk_index k,
                                     const mhk_real *MHK__RESTRICT s, mhk_index row, mhk_index col,
                                     const mhk_real *scale) {
@@ -4187,7 +4194,7 @@ static void MHK__N(mhk__pack_panel)(mhk_real *MHK__RESTRICT dst, mhk_index width
         for (i = 0; i + MHK__W <= width; i += MHK__W) MHK__STORE(dst + j * width + i, MHK__LOAD(s + j * col + i) * f);
         if (i < width) {
           const MHK__V v = MHK__LOAD_FIRST(s + j * col + i, width - i) * f;
-          if (j + 1 < k) /* what is written too far is written again: a masked store of AVX2 is slow */
+          if (j + 1 < k) /* writes too much and overwrites it later, because masked stores of AVX2 are slow */
             MHK__STORE(dst + j * width + i, v);
           else
             MHK__STORE_FIRST(dst + j * width + i, v, width - i);
@@ -4270,8 +4277,8 @@ static void MHK__N(mhk__pack_quantized)(mhk_real *dst, mhk_index width, mhk_inde
   }
 }
 
-/* Any matrix into panels. Numbers of a stored type are made wide on the way: of rows that lie one
-   after the other a few columns at a time. */
+/* Packs any matrix into panels and converts stored types on the way: a few columns at a time if
+   rows are contiguous. */
 static void MHK__N(mhk__pack)(mhk_real *dst, mhk_index width, mhk_index rows, mhk_index k, mhk__matrix src) {
   const mhk_index size = (mhk_index)mhk_dtype_bytes(src.dtype);
   mhk_index n;
@@ -4286,7 +4293,7 @@ static void MHK__N(mhk__pack)(mhk_real *dst, mhk_index width, mhk_index rows, mh
   for (mhk_index p = 0; p < rows; p += width, dst += width * k) {
     const mhk_index w = rows - p < width ? rows - p : width;
     const char *from = (const char *)src.data + p * src.row * size;
-    if (src.col == 1) /* some columns of all rows, made wide in the first-level cache and packed from there */
+    if (src.col == 1) /* some columns of all rows, converted in the first-level cache and packed from there */
       for (mhk_index j = 0; j < k; j += n) {
         mhk_real wide[(MHK__NR > MHK__MR ? MHK__NR : MHK__MR) * MHK__WIDEN];
         n = mhk__min(k - j, MHK__WIDEN);
@@ -4344,9 +4351,9 @@ static void MHK__N(mhk__pack)(mhk_real *dst, mhk_index width, mhk_index rows, mh
 #define MHK__PLUS4(i) MHK__PLUS2(i) s##i##c = MHK__LOAD(c + (i) * ldc + 2 * MHK__W) + s##i##c; \
   s##i##d = MHK__LOAD(c + (i) * ldc + 3 * MHK__W) + s##i##d;
 #define MHK__PANELS(what) MHK__JOIN(what, MHK__NV)
-/* c is asked for before it is needed: 3 to 8 % of large products */
+/* prefetch c: 3 to 8 % of large products */
 #define MHK__WANT_C(i) MHK__PREFETCH_WRITE(c + i * ldc); MHK__PREFETCH_WRITE(c + i * ldc + MHK__NR - 1);
-/* one height of the tile; panels of a are MHK__MR wide whatever the height */
+/* one height of the tile; panels of a are always MHK__MR wide */
 #define MHK__TILE_OF(name, rows) \
   static void MHK__N(name)(mhk_index k, const mhk_real *MHK__RESTRICT a, const mhk_real *MHK__RESTRICT b, \
     mhk_real *c, mhk_index ldc, int accumulate) { \
@@ -4367,7 +4374,7 @@ static void MHK__N(mhk__pack)(mhk_real *dst, mhk_index width, mhk_index rows, mh
 MHK__TILE_OF(mhk__tile, MHK__MR)
 MHK__TILE_OF(mhk__tile_half, MHK__HALF)
 
-/* a tile at the edge of c, of which m x n numbers are there */
+/* a tile at the edge of c with m x n numbers */
 static void MHK__N(mhk__tile_edge)(mhk_index m, mhk_index n, mhk_index k, const mhk_real *a, const mhk_real *b,
                                    mhk_real *c, mhk_index ldc, int accumulate) {
   mhk_real edge[MHK__MR * MHK__NR];
@@ -4495,8 +4502,8 @@ static void MHK__N(mhk__blocks)(const mhk__block *p, mhk_index m, mhk_index n, i
   }
 }
 
-/* c (m,n) = f (c0 + a1 b1) + a b with what the block says of c0, a1 and f, which are then
-   forgotten; a (m,k), b (k,n) in rows, rows of c ldc apart */
+/* c (m,n) = f (c0 + a1 b1) + a b with c0, a1 and f of the block, which are then reset; a (m,k) and
+   b (k,n) are row-major, rows of c are ldc apart */
 static void MHK__N(mhk__multiply)(mhk__block *p, mhk_index m, mhk_index n, mhk_index k, mhk__operand a, mhk__operand b,
                                   mhk_real *c, mhk_index ldc, int part) {
   p->k2 = k;
@@ -4509,8 +4516,8 @@ static void MHK__N(mhk__multiply)(mhk__block *p, mhk_index m, mhk_index n, mhk_i
   p->c0 = p->a1.at = p->f = NULL;
 }
 
-/* Rows go in tiles of MHK__TALL and of 4 (see mhk__blocks), columns in vectors: is nothing left
-   over, so that c needs no room for it? */
+/* Returns whether rows divide into tiles of MHK__TALL and 4 (see mhk__blocks) and columns into
+   vectors, so that c needs no extra room. */
 static int MHK__N(mhk__fits)(mhk_index m, mhk_index n) {
   const mhk_index rest = m % MHK__TALL;
   return n % MHK__W == 0 && (rest == 0 || rest == 4 || (m >= MHK__TALL && rest + MHK__TALL == 8));
@@ -4543,8 +4550,8 @@ static void MHK__N(mhk__rows_in)(mhk_index n, mhk_index w, const mhk_real *src, 
   }
 }
 
-/* both at once, plain and times f: rows that lie a multiple of the page apart share few places of
-   the nearest cache and may be gone when read again */
+/* Both at once, plain and times f: rows that are a multiple of the page size apart share few lines
+   of the nearest cache, and may be evicted before a second read. */
 static void MHK__N(mhk__rows_in_twice)(mhk_index n, mhk_index w, const mhk_real *src, mhk_index ld, const mhk_real *f,
                                        mhk_real *dst, mhk_real *scaled) {
   mhk_index j;
@@ -4568,7 +4575,7 @@ static void MHK__N(mhk__rows_in_twice)(mhk_index n, mhk_index w, const mhk_real 
   }
 }
 
-/* the same turned: w rows of MHK__LD(n) */
+/* the same transposed: w rows of MHK__LD(n) */
 static void MHK__N(mhk__turned_in)(mhk_index n, mhk_index w, const mhk_real *src, mhk_index ld, mhk_real *dst) {
   const mhk_index wide = MHK__LD(n);
   mhk_index i, j = 0;
@@ -4586,7 +4593,7 @@ static void MHK__N(mhk__turned_in)(mhk_index n, mhk_index w, const mhk_real *src
   }
 }
 
-/* n padded rows of w numbers, turned: to w rows of n */
+/* n padded rows of w numbers, transposed: to w rows of n */
 static void MHK__N(mhk__turned_out)(mhk_index n, mhk_index w, const mhk_real *src, mhk_real *dst) {
   const mhk_index ld = MHK__LD(w);
   mhk_index i = 0, j;
@@ -4603,8 +4610,8 @@ static void MHK__N(mhk__turned_out)(mhk_index n, mhk_index w, const mhk_real *sr
     for (j = 0; j < w; j++) dst[j * n + i] = src[i * ld + j];
 }
 
-/* n padded rows of w numbers to rows ld apart, added to what is there or not: row i of src times
-   f[i], or plus f[i] times row i of plus */
+/* n padded rows of w numbers to rows ld apart, stored or added: row i of src times f[i], or plus
+   f[i] times row i of plus */
 static void MHK__N(mhk__rows_out)(mhk_index n, mhk_index w, const mhk_real *src, const mhk_real *f,
                                   const mhk_real *plus, mhk_real *dst, mhk_index ld, int add) {
   for (mhk_index i = 0; i < n; i++, src += MHK__LD(w), dst += ld) {
@@ -4630,7 +4637,7 @@ static inline mhk_real MHK__N(mhk__dot)(mhk_index n, const mhk_real *x, const mh
   return MHK__N(mhk__hsum)(sum) + rest;
 }
 #ifndef MOHAWK_NO_TRAINING
-/* one square of MHK__W, turned */
+/* transposes one square of MHK__W */
 static inline void MHK__N(mhk__turn_tile)(const mhk_real *src, mhk_index ld, mhk_real *dst, mhk_index wide) {
 #ifdef MHK__HAS_TRANSPOSE
   MHK__N(mhk__transpose)(src, ld, MHK__W, dst, wide, MHK__W);
@@ -4845,8 +4852,8 @@ static void MHK__N(mhk__rows_times)(mhk_index m, mhk_index n, mhk_index k, const
    AVX512-VNNI further down */
 
 #if defined(MHK__HAS_DECODING) || defined(MHK__HAS_BYTE_DOTS)
-/* Loops of 32 are what compilers turn into vectors without being told to. A number is not finite
-   when its bits, less the sign, reach those of infinity. */
+/* Compilers vectorize loops of 32 on their own. A number is not finite if its bits, without the
+   sign, are at least those of infinity. */
 static inline void MHK__N(mhk__q_round)(const mhk__q_args *a, mhk_index row, mhk_index g, int32_t digits[64]) {
   const mhk_index group = a->q->group, at = row * (a->K / group) + g;
   const mhk_real *MHK__RESTRICT x = a->x + row * a->K + g * group;
@@ -4912,10 +4919,10 @@ static void MHK__N(mhk__q_prepare)(const mhk__q_args *a, mhk_index row) {
 }
 
 #if MHK__PASS != MHK__SCALAR && !defined(MOHAWK_DOUBLE)
-/* 16-bit words of the four bytes of a row, made by shifts, against pairs of x: the same integers as
-   the plain loop below. AVX-VNNI's sum of two products of words (VPDPWSSD) in place of the
-   multiplication and addition of AVX2 was not faster on Sapphire Rapids: it runs on fewer ports and
-   its sums wait longer. */
+/* Multiplies 16-bit words, made from the four bytes of a row by shifts, with pairs of x: the same
+   integers as in the plain loop below. The sum of two products of words of AVX-VNNI (VPDPWSSD) was
+   not faster than multiplication and addition of AVX2 on Sapphire Rapids: it runs on fewer ports
+   and has a longer latency. */
 #define MHK__Q_SET MHK__DOTS
 #define MHK__DOTS_LANES MHK__W
 #define MHK__DOTS_REAL MHK__V
@@ -4943,7 +4950,7 @@ static void MHK__N(mhk__q_prepare)(const mhk__q_args *a, mhk_index row) {
 #define MHK__I_LEFT(a, n) vreinterpretq_s32_s16(vshlq_n_s16(vreinterpretq_s16_s32(a), n))
 #define MHK__I_RIGHT(a, n) vreinterpretq_s32_s16(vshrq_n_s16(vreinterpretq_s16_s32(a), n))
 #define MHK__I_DOWN(a, n) vreinterpretq_s32_u16(vshrq_n_u16(vreinterpretq_u16_s32(a), n))
-/* products of words are added to neighbours once a group, not at every step */
+/* adds products of words to their neighbors once per group, not at every step */
 #define MHK__I_DOT(sum, a, b) mhk__neon_dot(sum, vreinterpretq_s16_s32(a), vreinterpretq_s16_s32(b))
 #define MHK__DOTS_SUM int32x4x2_t
 #define MHK__DOTS_NONE(start) {{vdupq_n_s32(0), vdupq_n_s32(0)}}
@@ -5000,7 +5007,7 @@ static void MHK__N(mhk__q_times)(const mhk__q_args *a, mhk_index first, mhk_inde
   else
     mhk__q_tiles(a, first, last, MHK__N(mhk__q4_1), MHK__N(mhk__q4_2), MHK__N(mhk__q4_4), NULL);
 }
-#else /* the registers of fewer lanes do not hold the sums of four rows */
+#else /* registers with fewer lanes cannot hold the sums of four rows */
 MHK__Q_TILE(MHK__N(mhk__q8_1), Q8, 1, MHK__Q_V4, 1, MHK__Q_GROUP)
 MHK__Q_TILE(MHK__N(mhk__q8_2), Q8, 2, MHK__Q_V4, 1, MHK__Q_GROUP)
 MHK__Q_TILE(MHK__N(mhk__q4_1), Q4, 1, MHK__Q_V4, 1, MHK__Q_GROUP)
@@ -5051,8 +5058,8 @@ static void MHK__N(mhk__q_times)(const mhk__q_args *a, mhk_index first, mhk_inde
 #endif
 #endif
 #ifndef MOHAWK_NO_TRAINING
-/* Products of bfloat16 numbers on registers that know none: packed as ever, then rounded in place.
-   The numbers of a pair along k change places, since VDPBF16PS adds the second product first. */
+/* Products of bfloat16 numbers without hardware for them: packed as usual, then rounded in place.
+   The numbers of a pair along k are swapped, because VDPBF16PS adds the second product first. */
 static void MHK__N(mhk__narrow_pack)(mhk_real *dst, mhk_index width, mhk_index rows, mhk_index k, mhk__matrix src) {
   MHK__N(mhk__pack)(dst, width, rows, k, src);
   for (mhk_index p = 0; p < rows; p += width, dst += width * k)
@@ -5092,7 +5099,7 @@ static mhk__matrix mhk__mat_from(const mhk__matrix *m, mhk_index i, mhk_index j)
   if (m->q) {
     at.n0 += m->col == 1 ? i : j;
     at.k0 += m->col == 1 ? j : i;
-  } else if (m->data) /* there is none while work memory is counted */
+  } else if (m->data) /* NULL while work memory is only counted */
     at.data = (const char *)m->data + (i * m->row + j * m->col) * (mhk_index)mhk_dtype_bytes(m->dtype);
   return at;
 }
@@ -5104,7 +5111,7 @@ static mhk__matrix mhk__mat_turned(mhk__matrix m) {
   return m;
 }
 
-/* A weight (N,K), or its transpose (K,N) as products take it. */
+/* A weight (N,K), or its transpose (K,N) for products. */
 static mhk__matrix mhk__mat_weight(const mhk_tensor *w, int turned) {
   mhk__matrix m = mhk__mat(w->data, w->dtype, w->shape[1], 1);
   if (w->quantized) {
@@ -5116,8 +5123,8 @@ static mhk__matrix mhk__mat_weight(const mhk_tensor *w, int turned) {
 
 typedef struct mhk__gemm_args {
   mhk_index M, N, K, kc, nc;    /* a block of B is kc x nc */
-  mhk_index i0, m, k0, k;       /* this round's rows and part of K: what is packed of A */
-  mhk_index rows;               /* of a task; all divide into panels */
+  mhk_index i0, m, k0, k;       /* rows and part of K of this round: the packed part of A */
+  mhk_index rows;               /* per task; all divide into panels */
   mhk__matrix a, b;
   mhk_real *c, *packed;
   mhk_index ldc;
@@ -5127,16 +5134,14 @@ typedef struct mhk__gemm_args {
 static int mhk__epilogue_works(const mhk__epilogue *e) { return e && (e->bias || e->residual || e->before || e->gelu); }
 
 enum { MHK__PACK_COLUMNS = 64 };
-/* rows of A, MHK__GEMM_K long, that stay in the second-level cache while the columns of a task
-   pass: 168 gain nothing */
+/* rows of A, MHK__GEMM_K long, that stay in the second-level cache; 168 are not faster */
 enum { MHK__ROW_BLOCK = 84 };
-/* with 256 and 384 the sums in C cost 2 to 8 %; with 768 the caches are too small for the blocks */
+/* with 256 and 384, the sums in C cost 2 to 8 %; with 768, the blocks exceed the caches */
 enum { MHK__GEMM_K = 512 };
 enum { MHK__GEMM_N = 256 };
 enum { MHK__GEMM_M = 2048 }; /* rows of A packed at once */
 
-/* packs rows of A for one block of k: panels lie one after the other, blocks of k one after the
-   other */
+/* packs rows of A for one block of k: panels are contiguous, and so are blocks of k */
 static void mhk__gemm_pack(void *arg, mhk_index task, int worker) {
   const mhk__job *job = (const mhk__job *)arg;
   const mhk__gemm_args *g = (const mhk__gemm_args *)job->args;
@@ -5148,8 +5153,8 @@ static void mhk__gemm_pack(void *arg, mhk_index task, int worker) {
            mhk__mat_from(&g->a, g->i0 + i, g->k0 + k0));
 }
 
-/* some columns of some of the packed rows: packs its own block of B, which then stays in the
-   second-level cache */
+/* Computes some columns of some of the packed rows. Packs its own block of B, which stays in the
+   second-level cache. */
 static void mhk__gemm_block(void *arg, mhk_index task, int worker) {
   const mhk__job *job = (const mhk__job *)arg;
   const mhk__gemm_args *g = (const mhk__gemm_args *)job->args;
@@ -5184,7 +5189,7 @@ static void mhk__gemm_few(void *arg, mhk_index task, int worker) {
 typedef struct mhk__q_job {
   mhk__q_args args;
   const mhk__epilogue *e;
-  mhk_index step, first; /* blocks a task; the first of this round's rows */
+  mhk_index step, first; /* blocks per task; first row of this round */
 } mhk__q_job;
 
 static void mhk__q_prepare_task(void *arg, mhk_index task, int worker) {
@@ -5207,7 +5212,7 @@ static void mhk__q_task(void *arg, mhk_index task, int worker) {
   if (mhk__epilogue_works(g->e)) ks->epilogue(a->M, n, a->y + from, a->ldy, g->first * a->ldy + from, g->e, from);
 }
 
-enum { MHK__Q_ROUND = 512 }; /* rows of x made integers at once: the weights are read again for the next */
+enum { MHK__Q_ROUND = 512 }; /* rows of x converted to integers at once; the weights are read again for the next rows */
 
 /* c (M,N) = x (M,K) times the transpose of N quantized rows of w */
 static void mhk__q_gemm(mhk_context *ctx, mhk_index M, mhk_index N, mhk_index K, const mhk_real *x, mhk__matrix w,
@@ -5226,7 +5231,7 @@ static void mhk__q_gemm(mhk_context *ctx, mhk_index M, mhk_index N, mhk_index K,
   g.args.scale = (float *)mhk__scratch(ctx, most * (K / w.q->group), sizeof(float));
   g.args.offset = (int32_t *)mhk__scratch(ctx, most * (K / w.q->group), sizeof(int32_t));
   g.e = e;
-  /* many rows are read again by every task */
+  /* every task reads many rows again */
   g.step = M > 8 ? mhk__max(4, 262144 / bytes) : mhk__max(1, 65536 / bytes);
   for (g.first = 0; g.args.digits && g.args.scale && g.args.offset && g.first < M; g.first += most) {
     g.args.M = mhk__min(most, M - g.first);
@@ -5242,8 +5247,8 @@ static void mhk__q_gemm(mhk_context *ctx, mhk_index M, mhk_index N, mhk_index K,
 static void mhk__gemm(mhk_context *ctx, mhk_index M, mhk_index N, mhk_index K, mhk__matrix a, mhk__matrix b,
                       mhk_real *c, mhk_index ldc, const mhk__epilogue *e);
 
-/* mhk__gemm for a b whose rows from `have` on are not quantized: two products, side by side or one
-   added to the other */
+/* mhk__gemm for a b whose rows from `have` are not quantized: two products, either adjacent or
+   added */
 static void mhk__gemm_mixed(mhk_context *ctx, mhk_index M, mhk_index N, mhk_index K, mhk__matrix a, mhk__matrix b,
                             mhk_real *c, mhk_index ldc, const mhk__epilogue *e, mhk_index have) {
   const mhk_index length = b.col == 1 ? b.row : b.col, skip = mhk__max(0, b.n0 - b.q->rows);
@@ -5269,8 +5274,7 @@ static void mhk__gemm_mixed(mhk_context *ctx, mhk_index M, mhk_index N, mhk_inde
   }
 }
 
-/* so many rows are done sooner by streaming the weights, four rows at a time, than by packing
-   them */
+/* up to this many rows it is faster to read the weights, four rows at a time, than to pack them */
 enum { MHK__FEW = 8 };
 
 /* c (M,N) = a (M,K) b (K,N), then the epilogue (may be NULL). c's rows are ldc apart. b may be
@@ -5316,10 +5320,10 @@ static void mhk__gemm(mhk_context *ctx, mhk_index M, mhk_index N, mhk_index K, m
     mhk__run(ctx, &g, (N + g.nc - 1) / g.nc, 0, (M + 1) * K, (double)M * (double)N * (double)K, mhk__gemm_few);
     return;
   }
-  /* A is packed once for all, in rounds of at most 4 MiB that stay in the last cache, B by the task
-     that uses it: 16 tasks or more where there is work for them. A longer kc reads and writes C
-     less often, a shorter one leaves more room in the caches. Blocks begin at multiples of 64, as
-     groups of quantized weights do. */
+  /* A is packed once, in rounds of at most 4 MiB that stay in the last cache. B is packed by the
+     task that uses it, in 16 tasks or more if there is enough work. A longer kc reads and writes C
+     less often, a shorter one leaves more room in the caches. Blocks begin at multiples of 64, like
+     groups of quantized weights. */
   g.kc = mhk__up((K + (K + MHK__GEMM_K - 1) / MHK__GEMM_K - 1) / ((K + MHK__GEMM_K - 1) / MHK__GEMM_K), 64);
   g.nc = mhk__up(mhk__max(64, mhk__min(MHK__GEMM_N, N / 16)), 64);
   const mhk_index m = mhk__min(M, MHK__GEMM_M / ks->mr * ks->mr);
@@ -5342,10 +5346,10 @@ static void mhk__gemm(mhk_context *ctx, mhk_index M, mhk_index N, mhk_index K, m
   mhk__scratch_rewind(ctx, mark);
 }
 #ifndef MOHAWK_NO_TRAINING
-/* The same with both operands rounded to bfloat16. Packed numbers are half as large where a unit
-   for them exists, and B comes in larger blocks. */
+/* The same with both operands rounded to bfloat16. If there is hardware for it, packed numbers are
+   half as large and blocks of B are larger. */
 typedef struct mhk__narrow_args {
-  mhk_index M, N, K, mc, nc, j0, n; /* this round's columns j0..j0+n */
+  mhk_index M, N, K, mc, nc, j0, n; /* columns j0..j0+n of this round */
   mhk__matrix a, b;
   mhk_real *c;
   unsigned char *packed;
@@ -5387,8 +5391,8 @@ static void mhk__narrow_rows(void *arg, mhk_index task, int worker) {
   if (mhk__epilogue_works(g->e)) ks->epilogue(m, g->n, c, g->ldc, i0 * g->ldc + g->j0, g->e, g->j0);
 }
 
-/* c (M,N) = a b of rounded operands. Few rows, and quantized weights, are done in full precision.
-   */
+/* c (M,N) = a b of rounded operands. Products with few rows or quantized weights use full
+   precision. */
 static void mhk__gemm_narrow(mhk_context *ctx, mhk_index M, mhk_index N, mhk_index K, mhk__matrix a, mhk__matrix b,
                              mhk_real *c, mhk_index ldc, const mhk__epilogue *e) {
   const mhk__narrow *u = &ctx->kernels->narrow;
@@ -5423,7 +5427,7 @@ static void mhk__gemm_narrow(mhk_context *ctx, mhk_index M, mhk_index N, mhk_ind
   mhk__scratch_rewind(ctx, mark);
 }
 
-/* Many small products: one task each, so that threads meet once. Matrix i of the batch lies i *
+/* Many small products, one task each, so threads synchronize once. Matrix i of the batch starts i *
    step_x elements further. */
 typedef struct mhk__batch_args {
   mhk_index M, N, K, step_a, step_b, step_c, ldc;
@@ -5900,7 +5904,8 @@ MHKDEF mhk_result mhk_backward(mhk_tape *t, mhk_tensor *loss) {
 
 typedef struct mhk__recompute_saved { mhk_block_fn f; void *user; } mhk__recompute_saved;
 
-/* builds it again, from a copy of x that shares x's gradient, and unwinds what that recorded */
+/* runs it again on a copy of x that shares the gradient of x, and runs the backward passes that
+   this recorded */
 static void mhk__recompute_op_back(mhk_tape *t, mhk__node *n) {
   const mhk__recompute_saved *s = (const mhk__recompute_saved *)n->saved;
   mhk_tensor *x = n->in[0], *copy, *y;
@@ -6166,6 +6171,7 @@ typedef struct mhk__columns_args {
   const mhk_real *dy, *x, *mean, *rstd; /* dy and x (rows,cols), mean and rstd (rows); x NULL: no norm */
   mhk_real *out;
 } mhk__columns_args;
+/* sums columns [first,last) over all rows; bodies are at most 64 columns wide */
 static void mhk__column_sum_body(mhk_context *ctx, void *args, mhk_index first, mhk_index last) {
   const mhk__columns_args *a = (const mhk__columns_args *)args;
   const mhk_index n = last - first;
@@ -6220,6 +6226,7 @@ static mhk_index *mhk__starts(mhk_tape *t, const int32_t *doc, mhk_index B, mhk_
    A vector or scalar b repeats, and its gradient is the sum over the repetitions. */
 typedef enum mhk__binary_kind { MHK__ADD2, MHK__SUB2, MHK__MUL2 } mhk__binary_kind;
 
+/* the gradients of a and b; b repeats every `wrap` elements, so its gradient is summed */
 static void mhk__binary_op_back(mhk_tape *t, mhk__node *n) {
   const mhk__binary_kind kind = *(const mhk__binary_kind *)n->saved;
   const mhk_index count = n->out[0]->count, wrap = n->in[1]->count;
@@ -6242,6 +6249,8 @@ static void mhk__binary_op_back(mhk_tape *t, mhk__node *n) {
     mhk__axpy(t->ctx, count, kind == MHK__SUB2 ? MHK__R(-1) : MHK__R(1), dy, db);
 }
 
+/* y = a + b, a - b or a b, where b has the shape of a, the shape of its last axis, or one
+   element */
 static mhk_tensor *mhk__binary_op(mhk_tape *t, const char *name, mhk__binary_kind kind, mhk_tensor *a, mhk_tensor *b) {
   if (!mhk__ready(t, name, 2, 2, a, b)) return NULL;
   if (!mhk__fits(t, name,
@@ -6269,7 +6278,7 @@ MHKDEF mhk_tensor *mhk_mul(mhk_tape *t, mhk_tensor *a, mhk_tensor *b) {
   return mhk__binary_op(t, "mul", MHK__MUL2, a, b);
 }
 
-/* y = f(x), dx += dy f'(x): f stands in mhk__unary_body, f' in mhk__unary_back_body */
+/* y = f(x), dx += dy f'(x): f is in mhk__unary_body, f' in mhk__unary_back_body */
 typedef enum mhk__unary_kind {
   MHK__SCALE1, MHK__SQUARE1, MHK__SQRT1, MHK__EXP1, MHK__LOG1, MHK__SIGMOID1, MHK__SOFTPLUS1, MHK__SILU1, MHK__GELU1
 } mhk__unary_kind;
@@ -6284,6 +6293,7 @@ typedef struct mhk__unary_args {
 
 static mhk_real mhk__sigmoid1(mhk_real x) { return MHK__R(1) / (MHK__R(1) + MHK__REXP(-x)); }
 
+/* elements [first,last) of y = f(x) */
 static void mhk__unary_body(mhk_context *ctx, void *args, mhk_index first, mhk_index last) {
   const mhk__unary_args *a = (const mhk__unary_args *)args;
   const mhk_real *x = a->x;
@@ -6301,6 +6311,7 @@ static void mhk__unary_body(mhk_context *ctx, void *args, mhk_index first, mhk_i
   }
 }
 
+/* elements [first,last) of dx += dy f'(x), from x or from y, whichever is cheaper */
 static void mhk__unary_back_body(mhk_context *ctx, void *args, mhk_index first, mhk_index last) {
   const mhk__unary_args *a = (const mhk__unary_args *)args;
   const mhk_real *x = a->x, *y = a->y, *g = a->dy;
@@ -6575,6 +6586,8 @@ static void mhk__gelu_back_body(mhk_context *ctx, void *args, mhk_index first, m
   ctx->kernels->gelu_back(last - first, a->x + first, a->dy + first, a->dx + first);
 }
 
+/* The gradients of residual, bias, weight and x. With gelu, dy is first multiplied by the
+   derivative of gelu. */
 static void mhk__linear_op_back(mhk_tape *t, mhk__node *n) {
   const mhk__linear_saved *s = (const mhk__linear_saved *)n->saved;
   mhk_context *ctx = t->ctx;
@@ -6601,6 +6614,8 @@ static void mhk__linear_op_back(mhk_tape *t, mhk__node *n) {
   mhk__scratch_rewind(ctx, mark);
 }
 
+/* Checks shapes and types, multiplies with the epilogue that adds bias, gelu or residual, and
+   records the op. */
 static mhk_tensor *mhk__linear_op(mhk_tape *t, const char *name, mhk_tensor *x, mhk_tensor *w, mhk_tensor *b, int gelu,
                                   mhk_tensor *residual) {
   if (!w || !mhk__ready(t, name, 1, 3, x, b, residual)) return NULL;
@@ -6774,7 +6789,7 @@ static void MHK__N(mhk__norm)(mhk_index n, const mhk_real *x, const mhk_real *w,
   *rstd = r;
 }
 #ifndef MOHAWK_NO_TRAINING
-/* dx += r (g - mean(g) - xhat mean(g xhat)), g = dy w, xhat = (x - m) r; without centring the
+/* dx += r (g - mean(g) - xhat mean(g xhat)), g = dy w, xhat = (x - m) r; without centering the
    middle term is absent */
 static void MHK__N(mhk__norm_back)(mhk_index n, const mhk_real *x, const mhk_real *w, mhk_real m, mhk_real r,
                                    int centre, const mhk_real *dy, mhk_real *dx) {
@@ -6910,6 +6925,7 @@ static void mhk__norm_op_back(mhk_tape *t, mhk__node *n) {
   if (db) mhk__column_sum(t->ctx, a.rows, a.n, a.dy, db);
 }
 
+/* LayerNorm (center 1, b may be NULL) or RMSNorm (center 0); mean and rstd of each row are saved */
 static mhk_tensor *mhk__norm_op(mhk_tape *t, const char *name, mhk_tensor *x, mhk_tensor *w, mhk_tensor *b, double eps,
                                 int centre) {
   if (!mhk__ready(t, name, 2, 3, x, w, b) || !mhk__number_fits(t->ctx, name, "eps", eps, 0, MHK__REAL_MOST))
@@ -7261,7 +7277,7 @@ static void MHK__N(mhk__conv_taps4)(const mhk__conv_args *a, mhk_index c, mhk_in
   }
 }
 
-/* the taps of n channels, tap by tap, and zeros for what lies outside a document */
+/* the taps of n channels, tap by tap, with zeros for inputs outside a document */
 static void MHK__N(mhk__conv_taps)(const mhk__conv_args *a, mhk_index c0, mhk_index n, mhk_real *taps,
                                    mhk_real *zeros) {
   for (mhk_index w = 0; w < a->W; w++)
@@ -7269,7 +7285,7 @@ static void MHK__N(mhk__conv_taps)(const mhk__conv_args *a, mhk_index c0, mhk_in
   for (mhk_index i = 0; i < n; i++) zeros[i] = 0;
 }
 
-/* channels [c0,c1) of all sequences: in registers where that is possible, else tap by tap */
+/* channels [c0,c1) of all sequences: in registers if possible, otherwise tap by tap */
 static void MHK__N(mhk__conv)(const mhk__conv_args *a, mhk_index c0, mhk_index c1, mhk_real *work) {
   const mhk_index n = c1 - c0, W = a->W;
   mhk_real *taps = work, *zeros = taps + W * MHK__CONV_BLOCK;
@@ -7367,7 +7383,7 @@ static inline const mhk_real *MHK__N(mhk__stream_row)(const mhk__stream_args *a,
   return t < 0 ? a->state + (t + a->W - 1) * a->C + c : a->x + t * a->ldx + c;
 }
 
-/* channels [c0,c1) of T tokens, and of the state behind them */
+/* channels [c0,c1) of T tokens; updates the state */
 static void MHK__N(mhk__conv_stream)(const mhk__stream_args *a, mhk_index c0, mhk_index c1) {
   const mhk_index T = a->T, W = a->W;
   for (mhk_index c = c0; c < c1; c += MHK__W) {
@@ -7553,8 +7569,8 @@ struct mhk__attention_args {
   mhk_real *dq, *dk, *dv;   /* added to; NULL: not needed */
 };
 
-/* Tiles of MHK__TILE queries meet tiles of as many keys. fade: what earlier sums shrink by where
-   the largest score grows. */
+/* Tiles of MHK__TILE queries by tiles of as many keys. fade: the factor on earlier sums when the
+   largest score grows. */
 #define MHK__ATTENTION_BUFFERS(D, V, M) \
   M(keys, S, P) \
   M(values, S, P) \
@@ -7596,8 +7612,8 @@ static void MHK__N(mhk__online_softmax)(const mhk__attention_room *w, mhk_index 
   const MHK__V zero = MHK__SET(MHK__R(0)), lowest = MHK__SET(MHK__R(-3e38)),
                scale = MHK__SET(MHK__R(1.0 / sqrt((double)P)));
   const mhk_index ld = MHK__LD(queries);
-  for (mhk_index i = 0; i < queries; i += MHK__W) { /* a vector of queries at once */
-    /* keys before sure are seen by all of them, keys from to on by none */
+  for (mhk_index i = 0; i < queries; i += MHK__W) { /* one vector of queries at a time */
+    /* all of them see the keys before `sure`, none sees the keys from `to` */
     const mhk_index to = mhk__min(keys, before + i + MHK__W), sure = cut ? 0 : mhk__min(keys, before + i + 1);
     mhk_real *at = w->scores + i;
     MHK__V best = lowest, e, total, old = MHK__LOAD(w->most + i);
@@ -7705,13 +7721,13 @@ static void MHK__N(mhk__attention)(const mhk__attention_args *a, mhk_index b, mh
 /* AVX-512 decodes with AVX2: sums across more lanes cost more than they save (1.2 to 1.6 times the
    time, keys in the caches) */
 #ifdef MHK__HAS_DECODING
-/* y (P) = f times the sum of n rows of v, kv apart, by the weights s */
+/* y (P) = f times the sum of n rows of v, kv apart, weighted by s */
 static void MHK__N(mhk__weighted_rows)(mhk_index n, mhk_index P, const mhk_real *s, const mhk_real *v, mhk_index kv,
                                        mhk_real f, mhk_real *y) {
   const MHK__V zero = MHK__SET(MHK__R(0)), scale = MHK__SET(f);
   const mhk_index ahead = MHK__ROWS_AHEAD * kv;
   mhk_index j, p = 0;
-  /* two rows at a time in sums of their own: eight chains of multiply-adds */
+  /* two rows at a time in separate sums: eight chains of multiply-adds */
   for (; p + 4 * MHK__W <= P; p += 4 * MHK__W) {
     MHK__V a0 = zero, a1 = zero, a2 = zero, a3 = zero, b0 = zero, b1 = zero, b2 = zero, b3 = zero;
     for (j = 0; j + 2 <= n; j += 2) {
@@ -7778,7 +7794,7 @@ static void MHK__N(mhk__attention_step)(const mhk__attention_args *a, mhk_index 
     mhk_real *y = a->y + ((b * a->T + t) * a->H + h) * P, f;
     const mhk_index first = a->start && a->start[b * a->T + t] > 0 ? a->start[b * a->T + t] : 0,
                     last = a->offset + t + 1;
-    for (j = first; j + 4 <= last; j += 4) { /* the sums of four keys do not wait for each other */
+    for (j = first; j + 4 <= last; j += 4) { /* the sums of four keys are independent */
       const mhk_real *k0 = k + j * kv, *k1 = k0 + kv, *k2 = k1 + kv, *k3 = k2 + kv;
       MHK__V d0 = MHK__SET(MHK__R(0)), d1 = d0, d2 = d0, d3 = d0;
       mhk_real r0 = 0, r1 = 0, r2 = 0, r3 = 0;
@@ -7814,10 +7830,10 @@ static void MHK__N(mhk__attention_step)(const mhk__attention_args *a, mhk_index 
 }
 #endif
 #ifndef MOHAWK_NO_TRAINING
-/* One tile of the matrix again from scores, M = exp(score - log-sum-exp), and of dM the gradient of
-   scores, M (dM - mean) / sqrt(P). On the diagonal (corner) rows are made to the end of the
-   register tile that they are in. start: of the tile's queries, counted from its first key; NULL:
-   all keys are seen. */
+/* Recomputes one tile of the matrix from scores, M = exp(score - log-sum-exp), and turns dM into
+   the gradient of scores, M (dM - mean) / sqrt(P). On the diagonal (corner), rows are computed to
+   the end of their register tile. start: the first visible key of each query, counted from the
+   first key of the tile; NULL: all keys are visible. */
 static void MHK__N(mhk__softmax_tile_back)(const mhk__attention_back_room *w, mhk_index rows, mhk_index keys,
                                            mhk_index P, const mhk_real *lse, int corner, const mhk_index *start,
                                            mhk_index j0) {
@@ -8051,13 +8067,13 @@ MHKDEF mhk_tensor *mhk_attention_matrix(mhk_tape *t, mhk_tensor *q, mhk_tensor *
 
 typedef struct mhk__ref_ssd {
   int T, P, N;
-  const double *x, *log_a; /* (T,P), (T); log_a -HUGE_VAL forgets everything before the token, as a new document does */
+  const double *x, *log_a; /* (T,P), (T); log_a -HUGE_VAL forgets everything before the token, like a new document */
   const double *B, *C;     /* (T,N) */
   double D;                /* the skip */
 } mhk__ref_ssd;
 typedef struct mhk__ref_ssd_gradient { double *x, *log_a, *B, *C, *D; } mhk__ref_ssd_gradient; /* D: one number */
 
-/* As a matrix: M[t,s] = (C_t . B_s) exp(log_a_{s+1} + ... + log_a_t) for s <= t, and D more on the
+/* As a matrix: M[t,s] = (C_t . B_s) exp(log_a_{s+1} + ... + log_a_t) for s <= t, plus D on the
    diagonal */
 static inline void mhk__ref_ssd_matrix(const mhk__ref_ssd *a, double *M) {
   for (int t = 0; t < a->T; t++) {
@@ -8100,7 +8116,7 @@ static inline void mhk__ref_ssd_chunked(const mhk__ref_ssd *a, int Q, double *h,
     }
     for (int i = 0; i < P * N; i++) h[i] *= exp(log_decay);
     log_decay = 0;
-    /* what token t leaves in the state after the chunk */
+    /* the contribution of token t to the state after the chunk */
     for (int t = n_tokens - 1; t >= 0; log_decay += chunk.log_a[t--])
       for (int p = 0; p < P; p++)
         for (int n = 0; n < N; n++) h[p * N + n] += exp(log_decay) * chunk.x[t * P + p] * chunk.B[t * N + n];
@@ -8124,7 +8140,7 @@ static inline void mhk__ref_ssd_back(const mhk__ref_ssd *a, const double *states
         d->B[t * N + n] += *gh * a->x[t * P + p];
         d->x[t * P + p] += *gh * a->B[t * N + n];
         d->log_a[t] += *gh * decay * past[p * N + n];
-        *gh *= decay; /* from here on the gradient of h_{t-1} */
+        *gh *= decay; /* from here, the gradient of h_{t-1} */
       }
       d->x[t * P + p] += a->D * dy[t * P + p];
       *d->D += dy[t * P + p] * a->x[t * P + p];
@@ -8167,11 +8183,11 @@ struct mhk__ssd_args {
   mhk_index span;                       /* heads of a task forward, groups backward */
 };
 
-enum { MHK__SSD_CHUNK = 32 }; /* tokens of a chunk of the SSD form, unless the caller says */
-enum { MHK__STEPS = 8 }; /* so many tokens go through the recurrence one by one rather than as a chunk */
+enum { MHK__SSD_CHUNK = 32 }; /* default for the tokens of a chunk */
+enum { MHK__STEPS = 8 }; /* up to this many tokens use the recurrence instead of a chunk */
 
-/* A log decay in a running sum. e^-1000 forgets all there is: minus infinity is a full reset,
-   whose sum with others must keep their digits. NaN stays. */
+/* A log decay for a running sum, clamped at -1000: e^-1000 forgets everything, like minus infinity,
+   and the sum keeps the digits of the others. NaN stays. */
 static double mhk__log_decay(mhk_real x) { return x < -1000 ? -1000.0 : (double)x; }
 
 /* For chunks of Q tokens and the heads of one task */
@@ -8214,12 +8230,12 @@ MHK__ROOM(mhk__ssd, MHK__SSD_BUFFERS, MHK__SSD_SIZES, (Q, N, P, heads))
   M(db, Q, N) \
   M(dc, Q, N) \
   V(dcum, Q) \
-  V(dstates, heads * mhk__matrix_room(N, P)) /* gradients of the heads' states, turned */
+  V(dstates, heads * mhk__matrix_room(N, P)) /* gradients of the states of heads, transposed */
 MHK__ROOM(mhk__ssd_back, MHK__SSD_BACK_BUFFERS, MHK__SSD_SIZES, (Q, N, P, heads))
 #endif /* MOHAWK_NO_TRAINING */
 
-/* Asks for what the kernels read and write of head h in the chunk from t0 on, if there is one, and
-   for B and C of its group where they are read with it. */
+/* Prefetches what the kernels read and write of head h in the chunk from t0, if there is one, and B
+   and C of its group if they are read with it. */
 static void mhk__ssd_ahead(const mhk__ssd_args *a, mhk_index b, mhk_index h, mhk_index t0, int with_bc,
                            mhk__ahead *ahead) {
   const mhk_index n = t0 < 0 ? 0 : mhk__min(a->Q, a->T - t0), chunks = (a->T + a->Q - 1) / a->Q;
@@ -8310,8 +8326,8 @@ static void MHK__N(mhk__decay_tile)(mhk_index n, const double *cum, const mhk_in
   }
 }
 
-/* carry[t] = exp(cum_t) where the state from before the chunk is seen, else 0; tail[s] =
-   exp(cum_last - cum_s) where the last token sees s */
+/* carry[t] = exp(cum_t) if t sees the state from before the chunk, else 0; tail[s] = exp(cum_last -
+   cum_s) if the last token sees s, else 0 */
 static void MHK__N(mhk__decay_edges)(mhk_index n, const double *cum, const mhk_index *start, mhk_index t0,
                                      mhk_real *carry, mhk_real *tail) {
   const mhk_index open = start && start[n - 1] > t0 ? start[n - 1] - t0 : 0;
@@ -8411,7 +8427,7 @@ static void MHK__N(mhk__ssd_step)(const mhk__ssd_args *a, mhk_index b, mhk_index
   mhk_real *state = a->final + (b * a->H + h) * P * N;
   mhk_index i;
   (void)work;
-  if (a->initial && a->initial != a->final) /* the state may be moved on in place */
+  if (a->initial && a->initial != a->final) /* the state may be updated in place */
     memcpy(state, a->initial + (b * a->H + h) * P * N, (size_t)(P * N) * sizeof(mhk_real));
   else if (!a->initial)
     memset(state, 0, (size_t)(P * N) * sizeof(mhk_real));
@@ -8478,7 +8494,7 @@ static void MHK__N(mhk__ssd_back_open)(const mhk__ssd_args *a, mhk_index b, mhk_
   MHK__N(mhk__rows_in_twice)(n, P, a->dy + xy, ldx, w->carry, w->dy, w->carry_dy);
   MHK__N(mhk__multiply)
   (block, n, n, P, mhk__in_rows(w->dy, wide_p), mhk__in_rows(w->xt, wide), w->dcb, wide, mhk__lower_c);
-  for (mhk_index i = 0; i < n; i++) { /* to the end of the tile that row i belongs to */
+  for (mhk_index i = 0; i < n; i++) { /* to the end of the tile of row i */
     mhk_real *m = w->m + i * wide, *dcb = w->dcb + i * wide, *cbt = w->cbt + i * wide;
     for (mhk_index j = 0; j < mhk__min(n, i + MHK__OVER); j += MHK__W) {
       const MHK__V decay = MHK__LOAD(m + j);
@@ -8563,7 +8579,7 @@ static void MHK__N(mhk__ssd_back)(const mhk__ssd_args *a, mhk_index b, mhk_index
     for (mhk_index h = first; h < last; h++) {
       const mhk_index xy = ((b * T + t0) * a->H + h) * P, bc = ((b * T + t0) * a->G + h / group) * N;
       mhk_real *dstate = w.dstates + (h - first) * each;
-      if (h % group == 0) { /* turned from the copy: see mhk__rows_in_twice */
+      if (h % group == 0) { /* transposed from the copy: see mhk__rows_in_twice */
         MHK__N(mhk__rows_in)(n, N, a->c + bc, ldb, NULL, w.c);
         MHK__N(mhk__rows_in)(n, N, a->b + bc, ldb, NULL, w.b);
         MHK__N(mhk__turned_in)(n, N, w.b, wide_n, w.bt);
@@ -8586,7 +8602,7 @@ static void MHK__N(mhk__ssd_back)(const mhk__ssd_args *a, mhk_index b, mhk_index
         MHK__N(mhk__rows_out)(n, P, w.dx, NULL, NULL, a->dx + xy, ldx, 1);
       }
       if (a->dc || a->db || a->dlog_a) MHK__N(mhk__ssd_back_bc)(a, b, h, t0, n, &w, dstate, &block);
-      if (chunk > 0 || a->dinitial) { /* dh0; where nothing is before the sequence, it is not wanted */
+      if (chunk > 0 || a->dinitial) { /* dh0; not needed if nothing precedes the sequence */
         block.c0 = dstate;
         block.f = w.carry + n - 1;
         block.fs = 0;
@@ -8610,9 +8626,9 @@ static void MHK__N(mhk__ssd_back)(const mhk__ssd_args *a, mhk_index b, mhk_index
 static double mhk__ssd_cost(const mhk__ssd_args *a) {
   return 2.0 * (double)(a->B * a->T * a->H) * (double)(a->P * a->N);
 }
-/* Heads, or groups with their heads, side by side in one task: up to 8, where 8 tasks are left. At
-   T 8192 (1,T,32,64) takes 15 % longer with two, and with 64 tokens a chunk in place of 32, which
-   do more products; a chunk of 16 gains nothing more. */
+/* Heads, or groups with their heads, per task: up to 8, if 8 tasks are left. At T 8192, (1,T,32,64)
+   takes 15 % longer with two, and also with chunks of 64 tokens instead of 32, which need more
+   products; chunks of 16 are not faster. */
 static mhk_index mhk__ssd_span(mhk_index B, mhk_index n) { return mhk__max(1, mhk__min(8, B * n / 8)); }
 static void mhk__ssd_forward(mhk_context *ctx, const mhk__ssd_args *args, int recurrent) {
   mhk__ssd_args a = *args;
@@ -8726,7 +8742,7 @@ MHKDEF mhk_tensor *mhk_ssd(mhk_tape *t, mhk_tensor *x, mhk_tensor *la, mhk_tenso
 
 typedef struct mhk__ssd_matrix_saved {
   mhk__ssd_args a;
-  double *cum; /* (B,H,T): log_a_1 + ... + log_a_t; in double, so that long sequences lose nothing */
+  double *cum; /* (B,H,T): log_a_1 + ... + log_a_t; in double, for precision in long sequences */
 } mhk__ssd_matrix_saved;
 
 /* exp(cum_t - cum_s) for s <= t in one document, else 0 */
@@ -8813,7 +8829,7 @@ MHKDEF mhk_tensor *mhk_ssd_matrix(mhk_tape *t, mhk_tensor *la, mhk_tensor *Bm, m
 #if MHK__REFERENCE == 1 && !defined(MHK__PASS)
 /* ---- reference */
 
-/* Cross-entropy of a row of logits against the class that is right: minus the logarithm of its
+/* Cross-entropy of a row of logits against the correct class: minus the logarithm of its
    probability. d (n) receives the gradient, softmax(logits) - one-hot. */
 static inline double mhk__ref_cross_entropy(int n, const double *logits, int label, double *d) {
   const double log_sum_exp = mhk__ref_softmax(n, logits, d);
@@ -8865,8 +8881,8 @@ struct mhk__orientation_args {
   mhk_real *dd;                  /* (B,H) written */
 };
 #ifndef MOHAWK_NO_TRAINING
-/* For both passes; the forward one leaves some alone. Tiles are of the matrices: MHK__TILE rows of
-   tokens t, as many columns of tokens s. */
+/* For both passes; the forward pass uses only some. Tiles of the matrices: MHK__TILE rows of tokens
+   t, as many columns of tokens s. */
 #define MHK__ORIENTATION_BUFFERS(D, V, M) \
   D(cum, T) /* sums of log-decays */ \
   D(dcum, T) \
@@ -9057,7 +9073,7 @@ static void MHK__N(mhk__orientation_tile_back)(mhk_index rows, mhk_index cols, m
     for (mhk_index j = 0; j < to; j += MHK__W) {
       const MHK__V m = MHK__LOAD(student + j), dm = vf * (m - MHK__LOAD(teacher + j));
       MHK__V x = dm * m;
-      if (corner) x = MHK__FROM(zero, x, i - j); /* what stands on the diagonal no decay passes */
+      if (corner) x = MHK__FROM(zero, x, i - j); /* the diagonal has no decay */
       sum = sum + x;
       MHK__STORE(column_sums + j, MHK__LOAD(column_sums + j) + x);
       MHK__STORE(teacher + j, dm * row_decay * MHK__LOAD(decay + j));
@@ -9081,7 +9097,7 @@ static void MHK__N(mhk__orientation_back)(const mhk__orientation_args *a, mhk_in
   MHK__N(mhk__rows_in)(T, N, a->b + (b * T * a->G + g) * N, ldb, NULL, w.b);
   for (mhk_index h = g * group; h < (g + 1) * group; h++) {
     const double norm = sqrt(a->difference[b * a->H + h]);
-    const mhk_real factor = norm > 0 ? MHK__R(a->scale / norm) : 0; /* equal matrices: the subgradient 0 */
+    const mhk_real factor = norm > 0 ? MHK__R(a->scale / norm) : 0; /* equal matrices: subgradient 0 */
     double dd = 0, sum = 0;
     MHK__N(mhk__orientation_pack)(a, b, h, &w);
     for (mhk_index i = 0; i < T; i++) w.dcum[i] = 0;
@@ -9123,7 +9139,7 @@ static void MHK__N(mhk__orientation_back)(const mhk__orientation_args *a, mhk_in
 #ifndef MOHAWK_NO_TRAINING
 /* ---- ops */
 
-/* A mean over rows of what each row adds; the target gets no gradient. */
+/* A loss that is a mean over rows; the target gets no gradient. */
 typedef struct mhk__loss_args mhk__loss_args;
 struct mhk__loss_args {
   mhk__row_fn row, row_back; /* both for one row; row writes loss[r], row_back adds to dx */
@@ -9133,7 +9149,7 @@ struct mhk__loss_args {
   double *loss;               /* (rows) */
   mhk_real *lse, *target_lse; /* (rows): log-sum-exp */
   mhk_real inverse;           /* 1 / temperature */
-  mhk_real share;             /* of a row in the mean; in the backward pass also times the cotangent */
+  mhk_real share;             /* weight of a row in the mean; in the backward pass also times the cotangent */
   int kl;
   mhk_real *dx;
 };
@@ -9188,8 +9204,8 @@ static void mhk__cross_entropy_row_back(mhk_context *ctx, const void *args, mhk_
   if (a->labels) a->dx[r * a->n + a->labels[r]] -= a->share;
 }
 
-/* Mean over rows of cross-entropy against labels, negative ones left out, or against the softmax of
-   a target; of the KL divergence, where `kl`. */
+/* Mean over rows of cross-entropy against labels (negative ones are excluded) or against the
+   softmax of a target, or, if `kl`, of the KL divergence. */
 static mhk_tensor *mhk__cross_entropy_op(mhk_tape *t, const char *name, mhk_tensor *x, const int32_t *labels,
                                          mhk_tensor *target, double temperature, int kl) {
   mhk__loss_args a;
@@ -9349,8 +9365,8 @@ MHKDEF mhk_tensor *mhk_matrix_orientation(mhk_tape *t, const mhk_orientation_des
 #if MHK__REFERENCE == 1 && !defined(MHK__PASS) && !defined(MOHAWK_NO_TRAINING)
 /* ---- reference */
 
-/* Update number `step` (from 1) of n parameters p with moments m and v, by gradients g: the moments
-   are running means, corrected for having started at zero. */
+/* Update number `step` (from 1) of n parameters p with moments m and v and gradients g. The moments
+   are running means, corrected for their start at zero. */
 static inline void mhk__ref_adamw(int n, const mhk_adamw_desc *s, int step, const double *g, double *p, double *m,
                                   double *v) {
   for (int i = 0; i < n; i++) {
@@ -9391,7 +9407,7 @@ static void MHK__N(mhk__adamw)(mhk_index n, mhk_real *MHK__RESTRICT p, const mhk
 #ifndef MOHAWK_NO_TRAINING
 /* ---- ops */
 
-/* the numbers the kernel wants, at update `step` */
+/* the arguments of the kernel at update `step` */
 static void mhk__adamw_factors(double lr, double decay, double beta1, double beta2, double eps, double scale,
                                double step, mhk_real *s) {
   s[0] = MHK__R(lr * decay);
@@ -9403,12 +9419,12 @@ static void mhk__adamw_factors(double lr, double decay, double beta1, double bet
   s[6] = MHK__R(scale);
 }
 
-/* Parameters behind each other, and what AdamW needs of them. */
+/* A sequence of parameters, with all that AdamW needs. */
 typedef struct mhk__adamw_args {
-  int n, keep;           /* keep: gradients stay, else they are zeroed */
-  int decay_matrices;    /* weight decay on tensors of two axes and more only */
+  int n, keep;           /* keep: keep gradients instead of zeroing them */
+  int decay_matrices;    /* weight decay only on tensors of two or more axes */
   mhk_tensor *const *x;
-  mhk_real *moments;     /* of each: its first moments, then its second */
+  mhk_real *moments;     /* for each: first moments, then second moments */
   mhk_real s[7];
 } mhk__adamw_args;
 
@@ -9608,7 +9624,7 @@ static int mhk__ends_with(const char *text, const char *end) {
 }
 #endif
 
-/* ---- numbers: text to double and back, whatever the locale says about decimal points */
+/* ---- numbers: text to double and back, independent of the locale */
 
 /* Compares x with m * 2^e: below 0, 0 or above 0. */
 static int mhk__number_against(const mhk__number *x, uint64_t m, int e) {
@@ -9886,6 +9902,7 @@ static size_t mhk__json_digits(const mhk__json_reader *r, size_t i) {
   return i;
 }
 
+/* reads a number, checks the grammar, and keeps its text; the value is computed on demand */
 static int mhk__json_read_number(mhk__json_reader *r, mhk__json *v) {
   size_t i = r->at, start;
   if (i < r->n && r->s[i] == '-') i++;
@@ -9967,6 +9984,8 @@ static int mhk__json_key_order(const void *a, const void *b) {
   return mhk__text_order(x->key, x->key_length, y->key, y->key_length);
 }
 
+/* Checks that no key of an object appears twice: by comparing all pairs if there are few, by
+   sorting if there are many. */
 static int mhk__json_keys_differ(mhk__json_reader *r, const mhk__json *object) {
   const mhk__json *x, *y, *twice = NULL;
   if (object->count <= 16) {
@@ -10175,6 +10194,8 @@ static void mhk__write_into(mhk__writer *w, char *buffer, size_t room) {
   if (w->room) w->data[0] = 0;
 }
 
+/* appends to a text in an arena, which grows as needed, or to the caller's buffer, where the rest
+   is only counted */
 static void mhk__write_bytes(mhk__writer *w, const char *text, size_t length) {
   if (w->arena) {
     if (mhk_failed(w->ctx)) return;
@@ -10796,6 +10817,7 @@ static int mhk__path_fits(mhk_context *ctx, const char *path) {
   return !mhk_failed(ctx);
 }
 
+/* opens a file of any kind, or the first known one in a folder; read: read it instead of mapping */
 static mhk_file *mhk__file_open(mhk_context *ctx, const char *path, int read) {
   char inside[MHK__PATH_MOST + 64];
   if (!mhk__path_fits(ctx, path)) return NULL;
@@ -10902,6 +10924,8 @@ MHKDEF const char *mhk_file_metadata(const mhk_file *f, const char *key, size_t 
   return NULL;
 }
 
+/* checks that a stored tensor can be converted: it has data, a supported type and a matching
+   size */
 static int mhk__file_tensor_ok(mhk_context *ctx, const mhk_stored *x, const void *out) {
   if (mhk_failed(ctx)) return 0;
   if (!x || !x->data || (!out && x->count))
@@ -10987,6 +11011,8 @@ static int mhk__outgoing_name_order(const void *a, const void *b) {
 
 #define MHK__OUT_BLOCK 4096 /* elements per conversion */
 
+/* writes one tensor: as it is if its type matches and the host is little-endian, otherwise
+   converted block by block */
 static mhk_result mhk__write_outgoing(mhk_context *ctx, mhk__output *out, const mhk__outgoing *x) {
   const size_t from = mhk_dtype_bytes(x->from), to = mhk_dtype_bytes(x->dtype);
   mhk__mark mark = mhk__scratch_mark(ctx);
@@ -11478,6 +11504,7 @@ struct mhk_tokenizer {
 
 /* ---------------------------------------------------------------------------- character classes */
 
+/* unpacks the runs of character classes, and a direct table for ASCII */
 static int mhk__classes_make(mhk_tokenizer *k) {
   mhk_context *ctx = k->object.ctx;
   const mhk_index n = (mhk_index)(sizeof mhk__class_runs / sizeof *mhk__class_runs);
@@ -12250,6 +12277,8 @@ static int mhk__tokenizer_configure(mhk_tokenizer *k, const mhk__token_source *s
   return k->config && !mhk_failed(ctx);
 }
 
+/* Builds a tokenizer from its sources: tokens, merges, added tokens, special tokens. All 256 bytes
+   must have a token. */
 static int mhk__tokenizer_build(mhk_tokenizer *k, const mhk__token_source *source) {
   mhk_context *ctx = k->object.ctx;
   size_t longest = 1, used = 0;
@@ -12666,6 +12695,8 @@ static size_t mhk__word_room(const mhk_tokenizer *k, size_t bytes) {
   return (k->nfc || k->prefix_space ? 36 : 32) * bytes + 12 * MHK__ALIGN;
 }
 
+/* The ids of one word: one byte, from the cache of words, by whole lookup if merges are ignored, or
+   by merging. */
 static void mhk__encode_word(mhk_tokenizer *k, const unsigned char *word, size_t n, mhk__ids *out) {
   uint64_t key[2] = {0, 0};
   if (n == 1) {
@@ -12898,6 +12929,7 @@ static int mhk__starts_text(const mhk_tokenizer *k, const unsigned char *text, s
   return 1;
 }
 
+/* mhk_encode(), and with prompt also the start token if the text does not begin with it */
 static mhk_index mhk__encode(mhk_tokenizer *k, const char *text, size_t length, int32_t *ids, mhk_index capacity,
                              int prompt) {
   mhk_context *ctx = k ? k->object.ctx : NULL;
@@ -13207,6 +13239,7 @@ static mhk_tensor **mhk__slot(mhk_model *m, const mhk__spec *s) {
   return (mhk_tensor **)(void *)(base + s->role->at);
 }
 
+/* whether a layer of this configuration has a tensor of this role */
 static int mhk__has_role(const mhk_config *c, int layer, const mhk__role *r) {
   const int kind = c->mixer[layer];
   if (r->owner == MHK__OF_ATTENTION && kind != MHK_MIXER_ATTENTION) return 0;
@@ -13396,6 +13429,7 @@ static int mhk__in_range(char *out, const char *what, double value, double low, 
   return 0;
 }
 
+/* checks the number of rotary features and theta, for attention or (ssm) for B and C */
 static mhk_result mhk__check_rotary(char *out, int rotary, int size, double theta, int ssm) {
   char factor[32], number[32];
   mhk__format_double((double)rotary / size, factor);
@@ -13961,6 +13995,7 @@ static void mhk__parse_state_spaces(const mhk__settings *s, mhk_config *c) {
                          "sequence_parallel use_mem_eff_path");
 }
 
+/* reads the config.json of a Mamba2ForCausalLM */
 static void mhk__parse_mamba2(const mhk__settings *s, mhk_config *c) {
   c->arch = MHK_ARCH_MAMBA2;
   mhk__refuse_quantized(s);
@@ -14219,6 +14254,7 @@ static void mhk__keys_write(mhk__writer *w, const mhk__key *keys, int n, const m
   }
 }
 
+/* Writes the blocks of a phi-mamba config.json: one for each run of layers with the same mixer. */
 static void mhk__write_blocks(mhk__writer *w, const mhk_config *c) {
   int l = 0, block = 0;
   while (l < c->n_layer) {
@@ -16915,7 +16951,7 @@ static void mhk__pass_norm(mhk_context *ctx, mhk__pass *p, const mhk_real *x, co
   mhk__pass_rows(ctx, p, 4.0 * (double)p->s->model->config.d_model, mhk__norm_task);
 }
 
-/* angles of all rows, in double: one table serves all layers */
+/* angles of all rows in double, one table for all layers */
 static void mhk__pass_turns(const mhk__pass *p) {
   mhk_session *s = p->s;
   for (int kind = 0; kind < 2; kind++) {
@@ -17018,6 +17054,7 @@ static void mhk__attend_task(void *arg, mhk_index task, int worker) {
     job->ctx->kernels->attention(&a, 0, task % c->n_head, job->work + worker * job->each);
 }
 
+/* attention of one layer: projections, caches, all heads of all spans, and the output projection */
 static void mhk__pass_attention(mhk_context *ctx, mhk__pass *p) {
   mhk_session *s = p->s;
   const mhk_config *c = &s->model->config;
@@ -17175,6 +17212,7 @@ static void mhk__gate_task(void *arg, mhk_index task, int worker) {
   }
 }
 
+/* state-space mixer of one layer: projection, convolution, scan, gate, and the output projection */
 static void mhk__pass_scan(mhk_context *ctx, mhk__pass *p) {
   mhk_session *s = p->s;
   const mhk_config *c = &s->model->config;
@@ -17686,6 +17724,7 @@ MHKDEF size_t mhk_session_state_bytes(const mhk_session *s, mhk_index sequence) 
   return (size_t)mhk__state_bytes(s, (double)mhk__rows_needed(s, s->sequences[sequence].position), (double)s->recent);
 }
 
+/* writes head, pieces, logits, remembered tokens and checksum of a sequence */
 static void mhk__state_write(const mhk_session *s, mhk_index sequence, mhk__state_out *o) {
   const mhk__sequence *q = s->sequences + sequence;
   const mhk_index rows = mhk__rows_needed(s, q->position);
@@ -17782,6 +17821,7 @@ static mhk_result mhk__state_check(mhk_session *s, const unsigned char *p, size_
   return mhk__state_fits(s, head->position, head->rows) ? MHK_OK : ctx->result;
 }
 
+/* restores a sequence from a checked state */
 static mhk_result mhk__state_load(mhk_session *s, mhk_index sequence, const void *state, size_t bytes,
                                   const char *where) {
   const unsigned char *p = (const unsigned char *)state;
@@ -18384,6 +18424,7 @@ static int mhk__corpus_check(mhk_context *ctx, const char *path, const unsigned 
   return share < 1;
 }
 
+/* splits a file at <|endoftext|> and adds its documents */
 static void mhk__corpus_read(mhk__corpus_build *b, const char *path, const unsigned char *data, size_t size,
                            size_t longest, int repeat) {
   const size_t mark = sizeof(MHK__END_TEXT) - 1;
@@ -18622,7 +18663,7 @@ static mhk_index mhk__stage_trains(const mhk_config *c, int stage, mhk_trains tr
   for (int i = 0; mhk__spec_next(c, &s); i++) {
     const int part = s.role->trains, kept = c->mixer[s.layer] == MHK_MIXER_ATTENTION;
     int trained = stage == 3 && trains == MHK_TRAIN_ALL;
-    if (!mhk__role_layered(s.role) || kept) /* kept attention has nothing to learn before stage 3 */
+    if (!mhk__role_layered(s.role) || kept) /* layers that keep attention learn only in stage 3 */
       trained |= stage == 3 && trains == MHK_TRAIN_MIXERS && s.role->owner == MHK__OF_ATTENTION;
     else if (stage > 1 || part == MHK__TRAIN_MATRIX || part == MHK__TRAIN_NORM)
       trained |= trains >= least[part];
@@ -19027,6 +19068,7 @@ static double mhk__default_lr(int stage, int d_model) {
   return y[2];
 }
 
+/* the description of a stage with defaults filled in; negative values still mean none */
 static mhk_stage_desc mhk__stage_defaults(const mhk_stage_desc *desc, int stage, int d_model) {
   mhk_stage_desc d;
   if (desc)
@@ -19332,6 +19374,7 @@ static void mhk__exchange(mhk_trainer *tr) {
     memcpy(tr->trained[i]->grad, tr->staging + tr->trained_at[i], (size_t)tr->trained[i]->count * sizeof(mhk_real));
 }
 
+/* sets the error of an update that is not finite: what, where it started, and what to do */
 static void mhk__diverged(mhk_trainer *tr, double value, const char *what, double lr) {
   const char *number = value < 0.0 || value > 0.0 ? "infinite" : "not a number";
   const int stage = tr->optimizer_stage;
@@ -20240,8 +20283,8 @@ static double mhk__stage_numbers_held(const mhk_distill_desc *d, const mhk_confi
     return 2.0 * D + (both > teachers ? both : teachers);
   }
   if (stage == 2) return 3.0 * D + (teachers > 2.0 * block ? teachers : 2.0 * block);
-  /* the teacher's stream and logits stay; the student's activations and logits come twice, with
-     their gradients */
+  /* hidden states and logits of the teacher stay; activations and logits of the student count
+     twice, with their gradients */
   const double stream = (d->stages[2].own_stream > 0.0 ? L * D : D) + 6.0 * D + 3.0 * student->vocab_size,
                both = stream + (d->recompute ? 2.6 * block + 2.0 * L * D : 2.0 * all);
   return both > teachers ? both : teachers;
@@ -20258,7 +20301,7 @@ MHKDEF double mhk_distill_bytes(const mhk_distill_desc *desc) {
   const mhk_config student = d.student ? d.student->config : mhk__student_config(teacher, &d.student_desc);
   const double rows = (double)(d.batch / (d.world > 0 ? d.world : 1)) * (double)d.length;
   const double D = student.d_model, V = student.vocab_size;
-  double scratch = V * D + 4.0 * D * D + rows * D; /* a packed matrix, and what ops put aside */
+  double scratch = V * D + 4.0 * D * D + rows * D; /* a packed matrix, and scratch memory of ops */
   for (int i = 1; i <= 3; i++) {
     mhk_index blocks;
     if (d.stages[i - 1].tokens == 0) continue;
@@ -20296,6 +20339,7 @@ static mhk_index mhk__largest(const mhk_real *x, mhk_index n) {
   return at;
 }
 
+/* cross-entropy, KL and agreement of a task's rows of logits */
 static void mhk__score_rows(void *arg, mhk_index task, int worker) {
   const mhk__scores *s = (const mhk__scores *)arg;
   const mhk_index from = task * MHK__SCORE_ROWS, to = mhk__min(from + MHK__SCORE_ROWS, s->rows), V = s->V;
@@ -20322,8 +20366,8 @@ static void mhk__window_mean(const double *x, mhk_index n, double *mean, double 
   *error = n > 1 ? sqrt(square / (double)(n - 1) / (double)n) : 0.0;
 }
 
-/* An evaluation under way. Cross-entropy, divergence and agreement stand behind each other: of each
-   token of a batch in rows, their means over a window in means. */
+/* An evaluation in progress. rows has cross-entropy, divergence and agreement of each token of a
+   batch, one after the other; means has their means over each window. */
 typedef struct mhk__evaluating {
   mhk_context *ctx;
   mhk_tape *tape;
@@ -20408,7 +20452,7 @@ static mhk_result mhk__evaluate_check(const mhk_model *model, const mhk_evaluate
   return MHK_OK;
 }
 
-/* Windows lie behind each other in the corpus. Those that make 2,048 tokens go together. */
+/* Windows are adjacent in the corpus. Windows with 2,048 tokens in total are scored together. */
 MHKDEF mhk_result mhk_evaluate(mhk_model *model, const mhk_evaluate_desc *desc, mhk_evaluation *result) {
   mhk__evaluating e;
   mhk_index done = 0;
@@ -20523,8 +20567,8 @@ static void MHK__N(mhk__fill)(mhk__kernels *k) {
 #endif /* MHK__TEMPLATE */
 
 #if defined(MOHAWK_IMPLEMENTATION) && !defined(MHK__PASS)
-/* Code for an instruction set the compiler was not told about. Clang knows no push_options, GCC no
-   attribute push. */
+/* Compiles code for an instruction set that the compiler flags do not enable. Clang has no
+   push_options, GCC no attribute push. */
 #define MHK__PRAGMA(x) _Pragma(#x)
 #if defined(__clang__)
 #define MHK__PUSH(features) \
@@ -20580,7 +20624,7 @@ MHK__POP
 #undef MHK__PASS_DONE
 #endif
 
-/* ---- dot products of bytes: beside the AVX-512 kernels and those of NEON ---- */
+/* ---- dot products of bytes, in addition to the kernels of AVX-512 and NEON ---- */
 
 #ifdef MHK__HAS_VNNI
 MHK__PUSH("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")
@@ -20718,8 +20762,7 @@ static void mhk__q_times_sdot(const mhk__q_args *a, mhk_index first, mhk_index l
     mhk__q_tiles(a, first, last, mhk__sdot_q4_1, mhk__sdot_q4_2, mhk__sdot_q4_4, NULL);
 }
 
-/* Told to the compiler, or asked from the system. Where neither is known to answer, the plain
-   kernels run. */
+/* Known from compiler flags, or asked from the system. If neither works, the plain kernels run. */
 static int mhk__cpu_sdot(void) {
 #if defined(__ARM_FEATURE_DOTPROD)
   return 1;
@@ -20737,7 +20780,7 @@ static int mhk__cpu_sdot(void) {
 }
 #endif
 
-/* ---- units for bfloat16: AVX512-BF16 and AMX, beside the AVX-512 kernels ---- */
+/* ---- units for bfloat16: AVX512-BF16 and AMX, in addition to the AVX-512 kernels ---- */
 
 #if defined(MHK__HAS_X86_PASSES) && defined(__x86_64__) && !defined(MOHAWK_DOUBLE) && !defined(MOHAWK_NO_TRAINING)
 #if defined(__clang__)
@@ -20782,7 +20825,7 @@ static inline __m512i mhk__bf16_words(const void *p, mhk_dtype dtype, mhk_index 
                                       mhk__bf16_floats(p, dtype, n));
 }
 
-/* the words of 16 rows, n of them there, from two lines of numbers: k even and odd */
+/* the words of 16 rows, of which n exist, from two lines of numbers: k even and odd */
 static inline __m512i mhk__bf16_lines(const void *even, const void *odd, mhk_dtype dtype, mhk_index n) {
   const __m512i zip = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21,
                                        5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
@@ -20840,7 +20883,7 @@ static inline __m512i mhk__bf16_line(const char *s, mhk_index size, mhk__matrix 
   return k > 0 ? mhk__bf16_lines(s, k > 1 ? s + src.col * size : NULL, src.dtype, rows) : _mm512_setzero_si512();
 }
 
-/* The same for strides and types that the vector code does not know. */
+/* The same for strides and types that the vector code does not support. */
 static void mhk__bf16_any(uint32_t *block, mhk__matrix src, mhk_index rows, mhk_index k) {
   for (mhk_index i = 0; i < 16; i++)
     for (mhk_index p = 0; p < 16; p++) {
@@ -20853,13 +20896,13 @@ static void mhk__bf16_any(uint32_t *block, mhk__matrix src, mhk_index rows, mhk_
     }
 }
 
-/* panels of width rows: word p of all rows, then word p + 1; words: of k, padded */
+/* panels of width rows: word p of all rows, then word p + 1; words: along k, padded */
 static inline void mhk__bf16_panels(uint32_t *dst, mhk_index width, mhk_index rows, mhk_index k, mhk_index words,
                                     mhk__matrix src) {
   const mhk_index size = (mhk_index)mhk_dtype_bytes(src.dtype), wide = mhk__up(width, 16);
   const __mmask16 last = (__mmask16)(0xFFFFu >> (wide - width));
   uint32_t room[16 * 16 + 16], *block = room + (64 - (uintptr_t)room % 64) % 64 / 4;
-  if (src.row == 1 && src.dtype != MHK_F64) { /* along the lines: each is fetched once, however far the next one is */
+  if (src.row == 1 && src.dtype != MHK_F64) { /* along the lines, so each is fetched only once */
     for (mhk_index p = 0; p < words; p++) {
       const char *s = (const char *)src.data + (2 * p < k ? 2 * p * src.col * size : 0);
       uint32_t *to = dst + p * width;
@@ -20987,9 +21030,9 @@ MHK__POP
 #endif
 
 #ifdef MHK__HAS_AMX
-/* Linux lets a process use the tile registers only after it has asked:
-   arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA), a system call that libc does not wrap. Every
-   thread of the process has them from then on. */
+/* On Linux, a process must request the tile registers: arch_prctl(ARCH_REQ_XCOMP_PERM,
+   XFEATURE_XTILEDATA), a system call that libc does not wrap. Then all threads of the process can
+   use them. */
 static int mhk__amx_permission(void) {
   long result;
   __asm__ volatile("syscall" : "=a"(result) : "a"(158L), "D"(0x1023L), "S"(18L) : "rcx", "r11", "memory");
@@ -21040,7 +21083,7 @@ static void mhk__amx_product(mhk_index m, mhk_index n, mhk_index k, const void *
     shape.bytes[i] = 64;
     shape.rows[i] = 16;
   }
-  /* GCC 12 believes that only 8 bytes of it are read, and leaves the rest unwritten */
+  /* GCC 12 assumes that only 8 bytes of it are read and does not write the rest */
   __asm__ volatile("" : : "r"(&shape) : "memory");
   _tile_loadconfig(&shape);
   for (mhk_index j = 0; j < n; j += 32)
@@ -21081,7 +21124,7 @@ static const char *mhk__isa_text(mhk_isa isa) {
 }
 
 #ifdef MHK__HAS_VNNI
-/* asked where AVX-512 is known to be there: CPUID 7, ECX bit 11 */
+/* called only if AVX-512 is available: CPUID 7, ECX bit 11 */
 static int mhk__cpu_vnni(void) {
   unsigned r[4];
   mhk__cpuid(7, 0, r);
@@ -21089,7 +21132,7 @@ static int mhk__cpu_vnni(void) {
 }
 #endif
 
-/* the best set that both processor and build have */
+/* the best set that processor and build support */
 static mhk_isa mhk__isa_best(void) {
   const mhk_isa cpu = mhk__cpu_best();
 #if defined(MHK__HAS_X86_PASSES) || defined(MHK__HAS_NEON_PASS) || defined(MHK__HAS_WASM_PASS)
@@ -21100,8 +21143,9 @@ static mhk_isa mhk__isa_best(void) {
 #endif
 }
 
-/* Puts the kernels of a set into a table. Returns 0 where there is no such set; then nothing of it
-   has run, not even what fills its table: that is compiled for the set as well. */
+/* Puts the kernels of a set into a table. Returns 0 if the set is not available. Then none of its
+   code has run, not even the function that fills the table, which is compiled for the set as
+   well. */
 static int mhk__isa_fill(mhk_isa isa, mhk__kernels *k) {
   const mhk_isa best = mhk__isa_best();
   if (isa != MHK_ISA_SCALAR && isa != best && !(isa == MHK_ISA_AVX2 && best == MHK_ISA_AVX512)) return 0;
@@ -21146,7 +21190,7 @@ static const char *mhk__bf16_text(mhk_bf16_unit unit) {
   return unit == MHK_BF16_PLAIN ? "plain" : unit == MHK_BF16_AVX512 ? "avx512" : unit == MHK_BF16_AMX ? "amx" : "best";
 }
 
-/* Puts a unit for bfloat16 into a table that has the plain one. Returns 0 where there is none such;
+/* Puts a unit for bfloat16 into a table that has the plain one. Returns 0 if it is not available;
    AMX asks the system last. */
 static int mhk__bf16_fill(mhk_isa isa, mhk_bf16_unit unit, mhk__kernels *k) {
   const int units = isa == MHK_ISA_AVX512 ? mhk__cpu_units() : 0;
@@ -21203,8 +21247,8 @@ static void mhk__context_bf16(mhk_context *ctx, mhk_bf16_unit unit, mhk__kernels
 }
 #endif /* MOHAWK_NO_TRAINING */
 
-/* Whether NaN and the order of sums are what the code says. Flags that change that have no macro in
-   every compiler: Clang's -fassociative-math and -fno-honor-nans for two. */
+/* Checks that NaN and the order of sums are as in the code. Some compilers have flags that change
+   this without a macro, such as -fassociative-math and -fno-honor-nans of Clang. */
 static int mhk__exact_math(void) {
 #ifdef MOHAWK_ALLOW_FAST_MATH
   return 1;

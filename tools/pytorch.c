@@ -852,7 +852,7 @@ static const pickled **dictionary_tensors(pool *scratch, const char *path, const
   if (!order) return NULL;
   *n = 0;
   for (const pickled *x = root->first; x; x = x->next) {
-    if (x->value->type != PICKLED_TENSOR) continue; /* a step counter or the like */
+    if (x->value->type != PICKLED_TENSOR) continue; /* for example a step counter */
     if (!pickled_name(x->key)) {
       mhk_fail(scratch->ctx, MHK_ERROR_FORMAT, "%s: tensor %lld has no usable name", path, (long long)*n);
       return NULL;
@@ -973,7 +973,7 @@ static indexed *read_index(pool *kept, const char *path, const foreign_bytes *te
   return list;
 }
 
-/* index and shards must say the same */
+/* index and shards must agree */
 static int check_index(const pytorch *p, const char *path, indexed *list, size_t n) {
   qsort(list, n, sizeof *list, by_tensor);
   for (size_t i = 0; i < p->n; i++) {
