@@ -144,7 +144,7 @@
    =================================================================================================
    In four depths; each uses only what stands above it:
       1  Run a model                          load it, feed it text, let it write
-      2  Distil one                           a corpus, a student, a trainer, a measurement
+      2  Distill one                           a corpus, a student, a trainer, a measurement
       3  Models and sessions in full          contexts, configurations, files, tokenizers, sessions
       4  Tape and ops                         tensors, gradients, layers and losses of your own
 
@@ -989,8 +989,8 @@ MHKDEF size_t mhk_dtype_bytes(mhk_dtype dtype);     /* bytes per element; 0 for 
 MHKDEF const char *mhk_dtype_name(mhk_dtype dtype); /* as in safetensors: "F32", "BF16", ...; "Q8", "Q4" */
 
 /* A quantized matrix (N,K), symmetric: element (n,k) is scale * q, with one scale for each group of
-   32 or 64 neighbours k of a row. Rows lie in blocks of 16, filled up with zeros, so that one
-   vector of a kernel holds the same k of many rows and a block is one stretch of memory:
+   32 or 64 neighbors k of a row. Rows are in blocks of 16, padded with zeros, so that one vector
+   of a kernel holds the same k of many rows and a block is contiguous in memory:
      MHK_Q8   q (blocks,K/4,16,4) signed bytes -128..127; byte (b,c,r,j) is q of row 16 b + r, k = 4
               c + j
      MHK_Q4   q (blocks,K/8,16,4) bytes; the low half of byte (b,c,r,j) is q + 8 of row 16 b + r, k
@@ -3258,7 +3258,7 @@ typedef struct mhk__stream_args mhk__stream_args;
     mhk_real *y, mhk_index ldy, mhk_real *work), product) \
   K(void, conv_stream, (const mhk__stream_args *a, mhk_index c0, mhk_index c1), conv_forward) \
   /* one row each */ \
-  K(void, norm, (mhk_index n, const mhk_real *x, const mhk_real *w, const mhk_real *b, mhk_real eps, int centre, \
+  K(void, norm, (mhk_index n, const mhk_real *x, const mhk_real *w, const mhk_real *b, mhk_real eps, int center, \
     mhk_real *y, mhk_real *mean, mhk_real *rstd), normalize) \
   K(double, log_sum_exp, (mhk_index n, const mhk_real *x, mhk_real scale), softmax) \
   K(void, gelu, (mhk_index n, const mhk_real *x, mhk_real *y), gelu) \
@@ -3292,7 +3292,7 @@ typedef struct mhk__stream_args mhk__stream_args;
 #define MHK__TRAINING_KERNELS(K) \
   K(void, conv, (const mhk__conv_args *a, mhk_index c0, mhk_index c1, mhk_real *work), conv_forward) \
   K(void, conv_back, (const mhk__conv_args *a, mhk_index c0, mhk_index c1, mhk_real *work), conv_back) \
-  K(void, norm_back, (mhk_index n, const mhk_real *x, const mhk_real *w, mhk_real mean, mhk_real rstd, int centre, \
+  K(void, norm_back, (mhk_index n, const mhk_real *x, const mhk_real *w, mhk_real mean, mhk_real rstd, int center, \
     const mhk_real *dy, mhk_real *dx), normalize_back) \
   K(void, softmax, (mhk_index n, const mhk_real *x, mhk_real *y), softmax) \
   K(double, soft_dot, (mhk_index n, const mhk_real *logits, const mhk_real *target, mhk_real target_lse), \
@@ -6682,23 +6682,23 @@ static inline double mhk__ref_softmax(int n, const double *x, double *y) {
   return largest + log(sum);
 }
 
-/* LayerNorm, and RMSNorm where centre is 0: normalized = (x - mean) / sqrt(variance + eps). Returns
+/* LayerNorm, and RMSNorm where center is 0: normalized = (x - mean) / sqrt(variance + eps). Returns
    1 / sqrt(...). */
-static inline double mhk__ref_normalize(int n, const double *x, double eps, int centre, double *mean,
+static inline double mhk__ref_normalize(int n, const double *x, double eps, int center, double *mean,
                                         double *normalized) {
   double variance = 0;
   *mean = 0;
-  for (int i = 0; i < n && centre; i++) *mean += x[i] / n;
+  for (int i = 0; i < n && center; i++) *mean += x[i] / n;
   for (int i = 0; i < n; i++) variance += (x[i] - *mean) * (x[i] - *mean) / n;
   for (int i = 0; i < n; i++) normalized[i] = (x[i] - *mean) / sqrt(variance + eps);
   return 1 / sqrt(variance + eps);
 }
 /* dx from dn, the gradient of the normalized values */
-static inline void mhk__ref_normalize_back(int n, const double *normalized, double rstd, int centre, const double *dn,
+static inline void mhk__ref_normalize_back(int n, const double *normalized, double rstd, int center, const double *dn,
                                            double *dx) {
   double sum = 0, dot = 0;
   for (int i = 0; i < n; i++) {
-    sum += centre ? dn[i] / n : 0;
+    sum += center ? dn[i] / n : 0;
     dot += dn[i] * normalized[i] / n;
   }
   for (int i = 0; i < n; i++) dx[i] += rstd * (dn[i] - sum - normalized[i] * dot);
@@ -6759,13 +6759,13 @@ static double MHK__N(mhk__log_sum_exp)(mhk_index n, const mhk_real *x, mhk_real 
   return (double)most + log(total);
 }
 
-/* y = (x - mean) rstd w + b, and mean and rstd for the backward pass; RMSNorm has centre 0 */
+/* y = (x - mean) rstd w + b, and mean and rstd for the backward pass; RMSNorm has center 0 */
 static void MHK__N(mhk__norm)(mhk_index n, const mhk_real *x, const mhk_real *w, const mhk_real *b, mhk_real eps,
-                              int centre, mhk_real *y, mhk_real *mean, mhk_real *rstd) {
+                              int center, mhk_real *y, mhk_real *mean, mhk_real *rstd) {
   mhk_index i;
   MHK__V total = MHK__SET(MHK__R(0)), vm;
   mhk_real m = 0, r, rest = 0;
-  if (centre) {
+  if (center) {
     for (i = 0; i + MHK__W <= n; i += MHK__W) total = total + MHK__LOAD(x + i);
     for (; i < n; i++) rest += x[i];
     m = (MHK__N(mhk__hsum)(total) + rest) / (mhk_real)n;
@@ -6792,7 +6792,7 @@ static void MHK__N(mhk__norm)(mhk_index n, const mhk_real *x, const mhk_real *w,
 /* dx += r (g - mean(g) - xhat mean(g xhat)), g = dy w, xhat = (x - m) r; without centering the
    middle term is absent */
 static void MHK__N(mhk__norm_back)(mhk_index n, const mhk_real *x, const mhk_real *w, mhk_real m, mhk_real r,
-                                   int centre, const mhk_real *dy, mhk_real *dx) {
+                                   int center, const mhk_real *dy, mhk_real *dx) {
   mhk_index i;
   MHK__V sg = MHK__SET(MHK__R(0)), sx = sg;
   const MHK__V vm = MHK__SET(m), vr = MHK__SET(r);
@@ -6806,7 +6806,7 @@ static void MHK__N(mhk__norm_back)(mhk_index n, const mhk_real *x, const mhk_rea
     a += dy[i] * w[i];
     c += dy[i] * w[i] * (x[i] - m) * r;
   }
-  a = centre ? (a + MHK__N(mhk__hsum)(sg)) / (mhk_real)n : 0;
+  a = center ? (a + MHK__N(mhk__hsum)(sg)) / (mhk_real)n : 0;
   c = (c + MHK__N(mhk__hsum)(sx)) / (mhk_real)n;
   sg = MHK__SET(a);
   sx = MHK__SET(c);
@@ -6851,7 +6851,7 @@ typedef struct mhk__rows_args {
   const mhk_real *x, *z, *w, *b;  /* x and z (rows,n), w and b (n) */
   mhk_real *y, *mean, *rstd;      /* y (rows,n), mean and rstd (rows) */
   mhk_real eps;
-  int centre;
+  int center;
   const mhk_real *dy;
   mhk_real *dx, *dz;              /* added to; NULL: not needed */
 } mhk__rows_args;
@@ -6905,12 +6905,12 @@ MHKDEF mhk_tensor *mhk_softmax(mhk_tape *t, mhk_tensor *x) {
    dw += sum over rows of dy n;  db += sum over rows of dy */
 static void mhk__norm_row(mhk_context *ctx, const void *args, mhk_index r) {
   const mhk__rows_args *a = (const mhk__rows_args *)args;
-  ctx->kernels->norm(a->n, a->x + r * a->n, a->w, a->b, a->eps, a->centre, a->y + r * a->n, a->mean + r, a->rstd + r);
+  ctx->kernels->norm(a->n, a->x + r * a->n, a->w, a->b, a->eps, a->center, a->y + r * a->n, a->mean + r, a->rstd + r);
 }
 
 static void mhk__norm_row_back(mhk_context *ctx, const void *args, mhk_index r) {
   const mhk__rows_args *a = (const mhk__rows_args *)args;
-  ctx->kernels->norm_back(a->n, a->x + r * a->n, a->w, a->mean[r], a->rstd[r], a->centre, a->dy + r * a->n,
+  ctx->kernels->norm_back(a->n, a->x + r * a->n, a->w, a->mean[r], a->rstd[r], a->center, a->dy + r * a->n,
                           a->dx + r * a->n);
 }
 
@@ -6927,7 +6927,7 @@ static void mhk__norm_op_back(mhk_tape *t, mhk__node *n) {
 
 /* LayerNorm (center 1, b may be NULL) or RMSNorm (center 0); mean and rstd of each row are saved */
 static mhk_tensor *mhk__norm_op(mhk_tape *t, const char *name, mhk_tensor *x, mhk_tensor *w, mhk_tensor *b, double eps,
-                                int centre) {
+                                int center) {
   if (!mhk__ready(t, name, 2, 3, x, w, b) || !mhk__number_fits(t->ctx, name, "eps", eps, 0, MHK__REAL_MOST))
     return NULL;
   if (!mhk__fits(t, name, w->rank == 1 && mhk__last(x) == w->shape[0] && mhk__last(x) >= 1, x, w,
@@ -6939,7 +6939,7 @@ static mhk_tensor *mhk__norm_op(mhk_tape *t, const char *name, mhk_tensor *x, mh
   a.w = mhk__d(w);
   a.b = mhk__d(b);
   a.eps = MHK__R(eps);
-  a.centre = centre;
+  a.center = center;
   a.mean = mhk__tape_zeros(t, a.rows);
   a.rstd = mhk__tape_zeros(t, a.rows);
   if (!y || !a.mean || !a.rstd) return NULL;
@@ -11201,7 +11201,7 @@ MHKDEF mhk_result mhk_file_write(mhk_context *ctx, const char *path, int n, cons
    Byte-level BPE (Radford et al. 2019; merges: Sennrich et al. 2016). Text is cut at added tokens,
    the rest into words by the pattern
      's|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+
-   and inside a word the pair of neighbours with the lowest rank is merged until none has a rank.
+   and inside a word the pair of neighbors with the lowest rank is merged until none has a rank.
    Between the added tokens that are looked for in raw text and those that are looked for in
    normalized text, it may be normalized (NFC). Vocabulary files write bytes as characters:
    printable Latin-1 as itself, the other 68 bytes as U+0100..U+0143 in order. */
@@ -13073,7 +13073,7 @@ MHKDEF size_t mhk_stream_finish(mhk_stream *s, char *out) {
 #endif /* MOHAWK_IMPLEMENTATION */
 #if defined(MOHAWK_IMPLEMENTATION) && !defined(MHK__PASS)
 /* =================================================================================================
-   MODELS: configurations, weights, initialisation, transfer                                >>models
+   MODELS: configurations, weights, initialization, transfer                                >>models
    ============================================================================================== */
 
 /* The tensors of a layer. A layer has the tensors of its own mixer; the others are NULL. */
@@ -15556,7 +15556,7 @@ MHKDEF mhk_result mhk_save(mhk_model *m, const char *path, mhk_dtype dtype) {
 #endif
 
 #ifndef MOHAWK_NO_TRAINING
-/* ---- students: weight transfer, initialisation */
+/* ---- students: weight transfer, initialization */
 
 static int mhk__can_train(mhk_model *m, const char *what) {
   if (m->trainable) return 1;
@@ -16294,8 +16294,8 @@ static void mhk__penalise(const mhk_real *logits, mhk_index V, const mhk_samplin
    most `most`. Returns their number. If mass < 0, only the number counts. A large w is good or,
    with a center, a w whose ratio to it is near 1. Quickselect: linear time. */
 static mhk_index mhk__keep_best(const double *w, int32_t *ids, mhk_index n, mhk_index most, double mass,
-                                double centre) {
-#define MHK__GOOD(id) (centre > 0 ? (w[id] < centre ? w[id] / centre : centre / w[id]) : w[id])
+                                double center) {
+#define MHK__GOOD(id) (center > 0 ? (w[id] < center ? w[id] / center : center / w[id]) : w[id])
   const int by_mass = mass >= 0;
   mhk_index low = 0, high = n; /* ids before low are kept, ids from high are dropped */
   uint64_t turn = 1;
@@ -16411,9 +16411,9 @@ static void mhk__nucleus(mhk__left *x, double top_p, double min_p) {
 /* Locally typical sampling: keeps the tokens whose -log p is nearest to the entropy. The weight
    with exactly that is the weighted geometric mean. */
 static void mhk__typical(mhk__left *x, double typical) {
-  double centre = 0;
-  for (mhk_index i = 0; i < x->n; i++) centre += x->p[x->ids[i]] * log(x->p[x->ids[i]]);
-  mhk__left_keep(x, mhk__keep_best(x->p, x->ids, x->n, x->n, typical * x->total, exp(centre / x->total)));
+  double center = 0;
+  for (mhk_index i = 0; i < x->n; i++) center += x->p[x->ids[i]] * log(x->p[x->ids[i]]);
+  mhk__left_keep(x, mhk__keep_best(x->p, x->ids, x->n, x->n, typical * x->total, exp(center / x->total)));
 }
 
 MHKDEF mhk_index mhk_probabilities(const mhk_real *logits, mhk_index V, const mhk_sampling *how, const int32_t *recent,
@@ -18651,7 +18651,7 @@ MHKDEF mhk_index mhk_corpus_tokens(const mhk_corpus *x, const int32_t **tokens) 
 /* ------------------------------------------------------------ stages: what they reach and train */
 
 /* What a stage trains of a student of this configuration: how many numbers, and in *blocks how many
-   blocks of the optimiser; flags, unless NULL, gets 1 for each tensor of them. Never more than the
+   blocks of the optimizer; flags, unless NULL, gets 1 for each tensor of them. Never more than the
    stage's loss depends on, so that all others stay untouched. */
 static mhk_index mhk__stage_trains(const mhk_config *c, int stage, mhk_trains trains, unsigned char *flags,
                                    mhk_index *blocks) {
@@ -19206,7 +19206,7 @@ struct mhk_trainer {
   int stage, finished; /* stage of the next update, 1 to 3 */
   mhk_index step;      /* updates done in this stage */
   mhk_index driven;    /* updates by mhk_train_on() */
-  /* optimiser */
+  /* optimizer */
   int optimizer_stage; /* the stage that the moments belong to; 0: none */
   mhk_index optimizer_step;
   unsigned char *flags;    /* n_tensors: trained in this stage */
@@ -20290,7 +20290,7 @@ static double mhk__stage_numbers_held(const mhk_distill_desc *d, const mhk_confi
   return both > teachers ? both : teachers;
 }
 
-/* Exact are the student's weights and gradients, the optimiser and the corpus; what the tape and
+/* Exact are the student's weights and gradients, the optimizer and the corpus; what the tape and
    scratch memory hold is estimated, rather too high than too low. */
 MHKDEF double mhk_distill_bytes(const mhk_distill_desc *desc) {
   const double real = sizeof(mhk_real);
@@ -21380,7 +21380,7 @@ MHKDEF const char *mhk_bf16_name(const mhk_context *ctx) { return ctx ? mhk__bf1
           in chapters by topic and includes itself at its end.
    0.1.0  The first one.
 
-   mohawk.h is available under two licences. Choose whichever you prefer.
+   mohawk.h is available under two licenses. Choose whichever you prefer.
 
    ------------------------------------------------------------------------------
    ALTERNATIVE A - MIT License

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Kills the command line with SIGKILL at random moments: KILLS times while it distils, half as often each while it converts and quantizes. A run goes on to the
+# Kills the command line with SIGKILL at random moments: KILLS times while it distills, half as often each while it converts and quantizes. A run goes on to the
 # bits of one that nobody disturbed; a file is absent, the old one or the new one; a folder is one of both models or does not load; nothing is left over.
 mohawk=${BUILD:-build}/mohawk
 tiny=examples/tiny
@@ -27,14 +27,14 @@ took() { awk -v a="$1" -v b="$2" 'BEGIN { print b - a }'; }
 nothing_left() { test -z "$(find "$1" -name '*.new*' -o -name '*.lock' -o -name '*.old')"; }
 
 # ---- a run
-distil() { "$mohawk" distill --teacher $tiny --text examples/story.txt --tokens 1k,1k,2k --batch 2 --length 64 --keep-attention 2 --no-eval --threads 1 \
+distill() { "$mohawk" distill --teacher $tiny --text examples/story.txt --tokens 1k,1k,2k --batch 2 --length 64 --keep-attention 2 --no-eval --threads 1 \
   --checkpoint-seconds 0.02 --out "$1"; }
 since=$(now)
-check "a run that nobody disturbs" distil "$work/whole"
+check "a run that nobody disturbs" distill "$work/whole"
 most=$(took "$since" "$(now)")
 killed=0 tries=0 runs=0 resumed=0
 finish() {
-  check "the run after kill $killed" distil "$work/run"
+  check "the run after kill $killed" distill "$work/run"
   check "the same bits after kill $killed" cmp "$work/whole/student/model.safetensors" "$work/run/student/model.safetensors"
   check "nothing is left after kill $killed" nothing_left "$work/run"
   rm -rf "$work/run"

@@ -2,7 +2,7 @@
    mohawk.h and writes build/arguments.h, which calls each function with values from here: ARG(type)
    has those of a parameter, BASE(type) a description that is right, whose fields are then changed
    one at a time. A function that is new is called at once; a parameter of a new type fails the
-   first test, which says what to add. Expected of any call: no crash, no undefined behaviour (where
+   first test, which says what to add. Expected of any call: no crash, no undefined behavior (where
    sanitizers look), no lost memory, an end; and an error code comes with a message. What cannot be
    checked is not asked for: buffers are large enough for what their sizes say. `--calls n` makes n
    calls of a function in place of 250. */

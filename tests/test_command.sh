@@ -20,7 +20,7 @@ done
 
 # mistakes
 code 2 "no command" "$mohawk"
-code 2 "wrong command" "$mohawk" distil
+code 2 "wrong command" "$mohawk" distill
 code 2 "wrong option" "$mohawk" distill --techer "$tiny"
 code 2 "missing option" "$mohawk" eval --model "$tiny"
 code 2 "not a number" "$mohawk" generate --model "$tiny" --tokens many

@@ -597,7 +597,7 @@ TEST(the_layout_of_state_spaces_gives_the_same_logits) {
 }
 
 /* models that look like a Mamba-2 and are none, each with a sentence of its own */
-TEST(neighbours_of_a_mamba2_are_refused_by_name) {
+TEST(neighbors_of_a_mamba2_are_refused_by_name) {
   static const struct { const char *config, *says;
   } cases[] = {{"{\"d_model\":768,\"n_layer\":24,\"vocab_size\":50277,\"ssm_cfg\":{},\"rms_norm\":true,\"residual_in_"
                 "fp32\":true,\"fused_add_norm\":true}",
@@ -879,7 +879,7 @@ int main(int argc, char **argv) {
   RUN(settings_of_any_value_are_refused_or_make_a_configuration);
   RUN(rope_scaling_counts_before_rope_parameters_and_both_before_the_settings_beside_them);
   RUN(the_layout_of_state_spaces_gives_the_same_logits);
-  RUN(neighbours_of_a_mamba2_are_refused_by_name);
+  RUN(neighbors_of_a_mamba2_are_refused_by_name);
   RUN(ends_of_text_come_from_generation_config_then_config_and_the_tokenizer);
   RUN(ends_of_text_can_be_set_and_are_exactly_those);
   RUN(a_text_ends_at_any_of_them);

@@ -542,7 +542,7 @@ TEST(example_programs) {
 
 /* -------------------------------------------------------------------------- what a program sees */
 
-TEST(compiles_strictly) { /* .ci/run does it for more compilers and with their optimisers' warnings */
+TEST(compiles_strictly) { /* .ci/run does it for more compilers and with their optimizers' warnings */
   static const char *const variants[] = {"", "-DMOHAWK_DOUBLE", "-DMOHAWK_STATIC"};
   size_t i;
   write_text("implementation.c", "#define MOHAWK_IMPLEMENTATION\n#include \"mohawk.h\"\n");

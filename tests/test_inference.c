@@ -193,7 +193,7 @@ TEST(ragged_batches) {
     }
 }
 
-TEST(neighbours_change_nothing) { /* the bits of a sequence do not depend on what others hold */
+TEST(neighbors_change_nothing) { /* the bits of a sequence do not depend on what others hold */
   int kind;
   for (kind = 0; kind < MODEL_KINDS; kind++) {
     mhk_context *ctx = mhk_create(NULL);
@@ -1046,7 +1046,7 @@ int main(int argc, char **argv) {
   RUN(the_tape_in_any_cut);
   RUN(stored_types);
   RUN(ragged_batches);
-  RUN(neighbours_change_nothing);
+  RUN(neighbors_change_nothing);
   RUN(sliding_windows);
   RUN(full_caches);
   RUN(scores_and_chosen_positions);

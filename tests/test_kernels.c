@@ -1753,29 +1753,29 @@ TEST(norm) {
     for (i = 1; i < COUNT(row_sizes); i++)
       for (kind = 0; kind < 4; kind++) {
         const mhk_index n = row_sizes[i];
-        const int centre = kind & 1;
+        const int center = kind & 1;
         /* few numbers less their mean are little more than noise */
-        const double few = (n < 8 && centre ? 300 : 24) * EPS;
+        const double few = (n < 8 && center ? 300 : 24) * EPS;
         mhk_real *x = random_room(n, kind & 2 ? 2 : -2, kind & 2 ? 3 : 2), *w = random_room(n, 0.5, 1.5),
                  *b = kind >= 1 ? random_room(n, -1, 1) : NULL;
         mhk_real *dy = random_room(n, -1, 1), *y = room(n), *dx = random_room(n, -1, 1), *mean = room(1),
                  *rstd = room(1);
         double *want = doubles(n), *dwant = as_doubles(dx, n), *normalized = doubles(n), *dn = doubles(n), m, r;
         mhk_index j;
-        set_at("norm of %lld, centre %d", (long long)n, centre);
-        r = mhk__ref_normalize((int)n, as_doubles(x, n), 1e-3, centre, &m, normalized);
+        set_at("norm of %lld, center %d", (long long)n, center);
+        r = mhk__ref_normalize((int)n, as_doubles(x, n), 1e-3, center, &m, normalized);
         for (j = 0; j < n; j++) {
           want[j] = normalized[j] * (double)w[j] + (b ? (double)b[j] : 0);
           dn[j] = (double)dy[j] * (double)w[j];
         }
-        mhk__ref_normalize_back((int)n, normalized, r, centre, dn, dwant);
-        KERNEL(norm)(n, x, w, b, (mhk_real)1e-3, centre, y, mean, rstd);
+        mhk__ref_normalize_back((int)n, normalized, r, center, dn, dwant);
+        KERNEL(norm)(n, x, w, b, (mhk_real)1e-3, center, y, mean, rstd);
         result("y", y, want, n, few);
         CHECK(fabs((double)*mean - m) <= 8 * EPS * 3, "%s: mean %.9g, should be %.9g", at, (double)*mean, m);
         CHECK(fabs((double)*rstd - r) <= 16 * EPS * r, "%s: rstd %.9g, should be %.9g", at, (double)*rstd, r);
         *mean = (mhk_real)m;
         *rstd = (mhk_real)r;
-        KERNEL(norm_back)(n, x, w, *mean, *rstd, centre, dy, dx);
+        KERNEL(norm_back)(n, x, w, *mean, *rstd, center, dy, dx);
         result("dx", dx, dwant, n, few);
         release();
       }
