@@ -2260,7 +2260,7 @@ typedef struct mhk__xxh64 {
 #define MHK__XXH_4 9650029242287828579u
 #define MHK__XXH_5 2870177450012600261u
 
-static uint64_t mhk__turn_left(uint64_t x, int bits) { return x << bits | x >> (64 - bits); }
+static uint64_t mhk__rotate_left(uint64_t x, int bits) { return x << bits | x >> (64 - bits); }
 
 static uint64_t mhk__xxh64_lane(uint64_t lane, const unsigned char *p) {
   uint64_t x = 0;
@@ -2268,7 +2268,7 @@ static uint64_t mhk__xxh64_lane(uint64_t lane, const unsigned char *p) {
     memcpy(&x, p, 8);
   else
     for (int i = 7; i >= 0; i--) x = x << 8 | p[i];
-  return mhk__turn_left(lane + x * MHK__XXH_2, 31) * MHK__XXH_1;
+  return mhk__rotate_left(lane + x * MHK__XXH_2, 31) * MHK__XXH_1;
 }
 
 static void mhk__xxh64_start(mhk__xxh64 *h) {
@@ -2301,19 +2301,19 @@ static void mhk__xxh64_put(mhk__xxh64 *h, const void *data, size_t n) {
 
 /* the hash of all bytes so far */
 static uint64_t mhk__xxh64_end(const mhk__xxh64 *h) {
-  static const int turns[4] = {1, 7, 12, 18};
+  static const int bits[4] = {1, 7, 12, 18};
   const unsigned char *p = h->held, *end = p + h->total % 32;
   uint64_t x = h->total < 32 ? MHK__XXH_5 : 0, word;
-  for (int i = 0; i < 4 && h->total >= 32; i++) x += mhk__turn_left(h->lane[i], turns[i]);
+  for (int i = 0; i < 4 && h->total >= 32; i++) x += mhk__rotate_left(h->lane[i], bits[i]);
   for (int i = 0; i < 4 && h->total >= 32; i++)
-    x = (x ^ mhk__turn_left(h->lane[i] * MHK__XXH_2, 31) * MHK__XXH_1) * MHK__XXH_1 + MHK__XXH_4;
+    x = (x ^ mhk__rotate_left(h->lane[i] * MHK__XXH_2, 31) * MHK__XXH_1) * MHK__XXH_1 + MHK__XXH_4;
   x += h->total;
-  for (; end - p >= 8; p += 8) x = mhk__turn_left(x ^ mhk__xxh64_lane(0, p), 27) * MHK__XXH_1 + MHK__XXH_4;
+  for (; end - p >= 8; p += 8) x = mhk__rotate_left(x ^ mhk__xxh64_lane(0, p), 27) * MHK__XXH_1 + MHK__XXH_4;
   for (; end - p >= 4; p += 4) {
     word = (uint64_t)p[0] | (uint64_t)p[1] << 8 | (uint64_t)p[2] << 16 | (uint64_t)p[3] << 24;
-    x = mhk__turn_left(x ^ word * MHK__XXH_1, 23) * MHK__XXH_2 + MHK__XXH_3;
+    x = mhk__rotate_left(x ^ word * MHK__XXH_1, 23) * MHK__XXH_2 + MHK__XXH_3;
   }
-  for (; p < end; p++) x = mhk__turn_left(x ^ *p * MHK__XXH_5, 11) * MHK__XXH_1;
+  for (; p < end; p++) x = mhk__rotate_left(x ^ *p * MHK__XXH_5, 11) * MHK__XXH_1;
   x = (x ^ x >> 33) * MHK__XXH_2;
   x = (x ^ x >> 29) * MHK__XXH_3;
   return x ^ x >> 32;
@@ -4576,7 +4576,7 @@ static void MHK__N(mhk__rows_in_twice)(mhk_index n, mhk_index w, const mhk_real 
 }
 
 /* the same transposed: w rows of MHK__LD(n) */
-static void MHK__N(mhk__turned_in)(mhk_index n, mhk_index w, const mhk_real *src, mhk_index ld, mhk_real *dst) {
+static void MHK__N(mhk__transposed_in)(mhk_index n, mhk_index w, const mhk_real *src, mhk_index ld, mhk_real *dst) {
   const mhk_index wide = MHK__LD(n);
   mhk_index i, j = 0;
 #ifdef MHK__HAS_TRANSPOSE
@@ -4594,7 +4594,7 @@ static void MHK__N(mhk__turned_in)(mhk_index n, mhk_index w, const mhk_real *src
 }
 
 /* n padded rows of w numbers, transposed: to w rows of n */
-static void MHK__N(mhk__turned_out)(mhk_index n, mhk_index w, const mhk_real *src, mhk_real *dst) {
+static void MHK__N(mhk__transposed_out)(mhk_index n, mhk_index w, const mhk_real *src, mhk_real *dst) {
   const mhk_index ld = MHK__LD(w);
   mhk_index i = 0, j;
 #ifdef MHK__HAS_TRANSPOSE
@@ -4638,7 +4638,7 @@ static inline mhk_real MHK__N(mhk__dot)(mhk_index n, const mhk_real *x, const mh
 }
 #ifndef MOHAWK_NO_TRAINING
 /* transposes one square of MHK__W */
-static inline void MHK__N(mhk__turn_tile)(const mhk_real *src, mhk_index ld, mhk_real *dst, mhk_index wide) {
+static inline void MHK__N(mhk__transpose_tile)(const mhk_real *src, mhk_index ld, mhk_real *dst, mhk_index wide) {
 #ifdef MHK__HAS_TRANSPOSE
   MHK__N(mhk__transpose)(src, ld, MHK__W, dst, wide, MHK__W);
 #else
@@ -4651,10 +4651,10 @@ static inline void MHK__N(mhk__turn_tile)(const mhk_real *src, mhk_index ld, mhk
 static void MHK__N(mhk__row_sums)(mhk_index n, const mhk_real *part, mhk_real *out) {
   for (mhk_index i = 0; i < n; i += MHK__W, part += MHK__W * MHK__W) {
     const mhk_index rows = mhk__min(MHK__W, n - i);
-    mhk_real turned[MHK__W * MHK__W];
-    MHK__N(mhk__turn_tile)(part, MHK__W, turned, MHK__W);
-    MHK__V sum = MHK__LOAD(turned);
-    for (mhk_index l = 1; l < MHK__W; l++) sum = sum + MHK__LOAD(turned + l * MHK__W);
+    mhk_real transposed[MHK__W * MHK__W];
+    MHK__N(mhk__transpose_tile)(part, MHK__W, transposed, MHK__W);
+    MHK__V sum = MHK__LOAD(transposed);
+    for (mhk_index l = 1; l < MHK__W; l++) sum = sum + MHK__LOAD(transposed + l * MHK__W);
     MHK__STOREN(out + i, sum, rows);
   }
 }
@@ -5104,7 +5104,7 @@ static mhk__matrix mhk__mat_from(const mhk__matrix *m, mhk_index i, mhk_index j)
   return at;
 }
 
-static mhk__matrix mhk__mat_turned(mhk__matrix m) {
+static mhk__matrix mhk__mat_transposed(mhk__matrix m) {
   const mhk_index row = m.row;
   m.row = m.col;
   m.col = row;
@@ -5112,13 +5112,13 @@ static mhk__matrix mhk__mat_turned(mhk__matrix m) {
 }
 
 /* A weight (N,K), or its transpose (K,N) for products. */
-static mhk__matrix mhk__mat_weight(const mhk_tensor *w, int turned) {
+static mhk__matrix mhk__mat_weight(const mhk_tensor *w, int transposed) {
   mhk__matrix m = mhk__mat(w->data, w->dtype, w->shape[1], 1);
   if (w->quantized) {
     m.q = w->quantized;
     m.n0 = w->base_offset / w->shape[1];
   }
-  return turned ? mhk__mat_turned(m) : m;
+  return transposed ? mhk__mat_transposed(m) : m;
 }
 
 typedef struct mhk__gemm_args {
@@ -5166,7 +5166,7 @@ static void mhk__gemm_block(void *arg, mhk_index task, int worker) {
   for (mhk_index k0 = 0; k0 < g->k; k0 += g->kc) {
     const mhk_index k = mhk__min(g->kc, g->k - k0);
     const mhk_real *pa = g->packed + mhk__up(g->m, ks->mr) * k0;
-    ks->pack(pb, ks->nr, n, k, mhk__mat_turned(mhk__mat_from(&g->b, g->k0 + k0, j0)));
+    ks->pack(pb, ks->nr, n, k, mhk__mat_transposed(mhk__mat_from(&g->b, g->k0 + k0, j0)));
     for (mhk_index i = from; i < to; i += step) {
       const mhk_index m = mhk__min(step, to - i), at = (g->i0 + i) * g->ldc + j0;
       ks->product(m, n, k, pa + i * k, pb, g->c + at, g->ldc, g->k0 + k0 > 0 || (g->e && g->e->accumulate));
@@ -5372,7 +5372,7 @@ static void mhk__narrow_columns(void *arg, mhk_index task, int worker) {
   const mhk_index k0 = task / groups * MHK__NARROW_K, j = task % groups * step, k = mhk__min(MHK__NARROW_K, g->K - k0);
   (void)worker;
   u->pack_b(g->packed + mhk__narrow_bytes(u, mhk__up(g->n, u->nr), k0) + mhk__narrow_bytes(u, j, k),
-            mhk__min(step, g->n - j), k, mhk__mat_turned(mhk__mat_from(&g->b, k0, g->j0 + j)));
+            mhk__min(step, g->n - j), k, mhk__mat_transposed(mhk__mat_from(&g->b, k0, g->j0 + j)));
 }
 
 static void mhk__narrow_rows(void *arg, mhk_index task, int worker) {
@@ -7001,9 +7001,9 @@ MHKDEF mhk_tensor *mhk_gate(mhk_tape *t, mhk_tensor *x, mhk_tensor *z, mhk_tenso
    ROTARY: positions as rotations                                                           >>rotary
    =================================================================================================
 
-   Rotary embedding (Su et al. 2021, arXiv 2104.09864) turns pairs of features by an angle
+   Rotary embedding (Su et al. 2021, arXiv 2104.09864) rotates pairs of features by an angle
    proportional to the token's position, so that q_t . k_s depends on t - s only. Half-split
-   form: feature i pairs with i + dim/2, and turns by position * theta^(-2i/dim). */
+   form: feature i pairs with i + dim/2, and rotates by position * theta^(-2i/dim). */
 
 #if MHK__REFERENCE == 1 && !defined(MHK__PASS)
 /* ---- reference */
@@ -7020,12 +7020,12 @@ static inline void mhk__ref_rotary(int dim, double theta, double position, const
 #endif /* reference */
 
 #if defined(MOHAWK_IMPLEMENTATION) && !defined(MHK__PASS)
-/* Turns n heads of P numbers where they are. With c and s, cosine and sine of position *
-   theta^(-2i/dim), which lie one after the other in turn, and j = i + dim/2:
+/* Rotates n heads of P numbers in place. rotation has c and s, the cosines and sines of
+   position * theta^(-2i/dim). With j = i + dim/2:
       x_i = x_i c - x_j s    x_j = x_j c + x_i s    features from dim on stay */
-static void mhk__turn_heads(mhk_index n, mhk_index P, mhk_index dim, const mhk_real *turn, mhk_real *x) {
+static void mhk__rotate_heads(mhk_index n, mhk_index P, mhk_index dim, const mhk_real *rotation, mhk_real *x) {
   const mhk_index half = dim / 2;
-  const mhk_real *MHK__RESTRICT c = turn, *MHK__RESTRICT s = turn + half;
+  const mhk_real *MHK__RESTRICT c = rotation, *MHK__RESTRICT s = rotation + half;
   for (mhk_index h = 0; h < n; h++, x += P) {
     mhk_real *MHK__RESTRICT low = x, *MHK__RESTRICT high = x + half;
     for (mhk_index i = 0; i < half; i++) {
@@ -7039,19 +7039,19 @@ static void mhk__turn_heads(mhk_index n, mhk_index P, mhk_index dim, const mhk_r
 #ifndef MOHAWK_NO_TRAINING
 /* ---- ops */
 
-/* The gradient turns the other way:  dx_i += dy_i c + dy_j s    dx_j += dy_j c - dy_i s */
+/* The gradient rotates the other way:  dx_i += dy_i c + dy_j s    dx_j += dy_j c - dy_i s */
 typedef struct mhk__rotary_args {
   mhk_index T, H, P, dim;
-  const mhk_real *x, *turn; /* x (B,T,H,P), turn (T,dim): dim/2 cosines, dim/2 sines */
+  const mhk_real *x, *rotation; /* x (B,T,H,P), rotation (T,dim): dim/2 cosines, dim/2 sines */
   const mhk_index *start;
   mhk_real *y;
   const mhk_real *dy;
   mhk_real *dx;
 } mhk__rotary_args;
 
-static const mhk_real *mhk__turn_at(const mhk__rotary_args *a, mhk_index r) {
+static const mhk_real *mhk__rotation_at(const mhk__rotary_args *a, mhk_index r) {
   const mhk_index from = a->start ? a->start[r] : -1;
-  return a->turn + (r % a->T - (from > 0 ? from : 0)) * a->dim;
+  return a->rotation + (r % a->T - (from > 0 ? from : 0)) * a->dim;
 }
 
 static void mhk__rotary_row(mhk_context *ctx, const void *args, mhk_index r) {
@@ -7059,13 +7059,13 @@ static void mhk__rotary_row(mhk_context *ctx, const void *args, mhk_index r) {
   const mhk_index n = a->H * a->P;
   (void)ctx;
   memcpy(a->y + r * n, a->x + r * n, (size_t)n * sizeof(mhk_real));
-  mhk__turn_heads(a->H, a->P, a->dim, mhk__turn_at(a, r), a->y + r * n);
+  mhk__rotate_heads(a->H, a->P, a->dim, mhk__rotation_at(a, r), a->y + r * n);
 }
 
 static void mhk__rotary_row_back(mhk_context *ctx, const void *args, mhk_index r) {
   const mhk__rotary_args *a = (const mhk__rotary_args *)args;
   const mhk_index half = a->dim / 2;
-  const mhk_real *MHK__RESTRICT c = mhk__turn_at(a, r), *MHK__RESTRICT s = c + half;
+  const mhk_real *MHK__RESTRICT c = mhk__rotation_at(a, r), *MHK__RESTRICT s = c + half;
   (void)ctx;
   for (mhk_index h = 0; h < a->H; h++) {
     const mhk_real *MHK__RESTRICT dy = a->dy + (r * a->H + h) * a->P;
@@ -7097,16 +7097,16 @@ MHKDEF mhk_tensor *mhk_rotary(mhk_tape *t, mhk_tensor *x, int dim, double theta,
   const mhk_index B = x->shape[0], T = x->shape[1], half = dim / 2;
   mhk_tensor *y = mhk__new(t, 4, x->shape);
   const mhk_index *start = mhk__starts(t, doc, B, T);
-  mhk_real *turn = mhk__tape_zeros(t, T * dim);
-  if (!y || !turn || (doc && !start)) return NULL;
+  mhk_real *rotation = mhk__tape_zeros(t, T * dim);
+  if (!y || !rotation || (doc && !start)) return NULL;
   for (mhk_index j = 0; j < half; j++) {
     const double angle = pow(theta, -2.0 * (double)j / dim);
     for (mhk_index i = 0; i < T; i++) {
-      turn[i * dim + j] = MHK__R(cos((double)i * angle));
-      turn[i * dim + half + j] = MHK__R(sin((double)i * angle));
+      rotation[i * dim + j] = MHK__R(cos((double)i * angle));
+      rotation[i * dim + half + j] = MHK__R(sin((double)i * angle));
     }
   }
-  const mhk__rotary_args a = {T, x->shape[2], x->shape[3], dim, mhk__d(x), turn, start, mhk__d(y), NULL, NULL};
+  const mhk__rotary_args a = {T, x->shape[2], x->shape[3], dim, mhk__d(x), rotation, start, mhk__d(y), NULL, NULL};
   mhk__over_rows(t->ctx, B * T, a.H * a.P, mhk__rotary_row, &a);
   return mhk__emit(t, mhk__rotary_op_back, y, &a, sizeof a, 1, x);
 }
@@ -7574,7 +7574,7 @@ struct mhk__attention_args {
 #define MHK__ATTENTION_BUFFERS(D, V, M) \
   M(keys, S, P) \
   M(values, S, P) \
-  M(queries, P, MHK__TILE) /* a tile, turned */ \
+  M(queries, P, MHK__TILE) /* a tile, transposed */ \
   M(scores, MHK__TILE, MHK__TILE) /* keys by queries */ \
   M(out, MHK__TILE, P) /* y, not yet divided by sum */ \
   V(most, MHK__TILE) /* of each query the largest score */ \
@@ -7648,7 +7648,7 @@ static void MHK__N(mhk__online_softmax)(const mhk__attention_room *w, mhk_index 
 
 /* FlashAttention: tiles of queries meet tiles of keys, with online softmax (Dao et al., arXiv
    2205.14135). Beside the reference: the matrix is never there as a whole, so the denominator is
-   known only at the end, and y is divided by it then. Scores are made turned, keys by queries:
+   known only at the end, and y is divided by it then. Scores are made transposed, keys by queries:
    maximum and sum then run down the rows, a vector of queries at once, and the tile is the left
    operand of the product with the values as it stands. Keys and values are copied in once, when the
    first tile of queries reaches them. */
@@ -7678,7 +7678,7 @@ static void MHK__N(mhk__attention)(const mhk__attention_args *a, mhk_index b, mh
       MHK__N(mhk__rows_in)(n, P, k + ready * kv, kv, NULL, w.keys + ready * wide);
       if (v) MHK__N(mhk__rows_in)(n, P, v + ready * kv, kv, NULL, w.values + ready * wide);
     }
-    MHK__N(mhk__turned_in)(rows, P, q + i0 * ldq, ldq, w.queries);
+    MHK__N(mhk__transposed_in)(rows, P, q + i0 * ldq, ldq, w.queries);
     ahead.parts = ahead.now = 0;
     mhk__look_ahead(&ahead, q + i1 * ldq, ldq, P, mhk__min(K, T - i1));
     mhk__look_ahead(&ahead, k + last * kv, kv, P, mhk__min(after, S) - last);
@@ -7875,8 +7875,8 @@ static void MHK__N(mhk__attention_back)(const mhk__attention_args *a, mhk_index 
     const mhk_index first = start && start[i0] > 0 ? start[i0] / K * K : 0;
     const int first_head = h == g * group;
     if (first_head) {
-      MHK__N(mhk__turned_in)(rows, P, k + i0 * kv, kv, w.keys_turned + i0 * P);
-      MHK__N(mhk__turned_in)(rows, P, v + i0 * kv, kv, w.values_turned + i0 * P);
+      MHK__N(mhk__transposed_in)(rows, P, k + i0 * kv, kv, w.keys_turned + i0 * P);
+      MHK__N(mhk__transposed_in)(rows, P, v + i0 * kv, kv, w.values_turned + i0 * P);
       MHK__N(mhk__rows_in)(rows, P, k + i0 * kv, kv, NULL, w.keys + i0 * wide);
     }
     MHK__N(mhk__rows_in)(rows, P, a->q + at, ld, NULL, w.queries);
@@ -8196,14 +8196,14 @@ static double mhk__log_decay(mhk_real x) { return x < -1000 ? -1000.0 : (double)
   V(carry, Q) /* decays from before the chunk to t */ \
   V(tail, Q) /* and from t to its end */ \
   V(hold, 2 * MHK__LD(Q)) /* for mhk__decay_tile() */ \
-  M(ct, N, Q) /* C, turned */ \
+  M(ct, N, Q) /* C, transposed */ \
   M(b, Q, N) \
-  M(bct, Q, Q) /* C B^T, turned */ \
-  M(m, Q, Q) /* decays, then the matrix, turned */ \
+  M(bct, Q, Q) /* C B^T, transposed */ \
+  M(m, Q, Q) /* decays, then the matrix, transposed */ \
   M(x, Q, P) \
   M(tail_x, Q, P) \
   M(y, Q, P) /* where y itself has no room for whole register tiles */ \
-  V(states, heads * mhk__matrix_room(N, P)) /* turned */
+  V(states, heads * mhk__matrix_room(N, P)) /* transposed */
 #define MHK__SSD_SIZES (mhk_index Q, mhk_index N, mhk_index P, mhk_index heads)
 MHK__ROOM(mhk__ssd, MHK__SSD_BUFFERS, MHK__SSD_SIZES, (Q, N, P, heads))
 
@@ -8214,10 +8214,10 @@ MHK__ROOM(mhk__ssd, MHK__SSD_BUFFERS, MHK__SSD_SIZES, (Q, N, P, heads))
   V(tail, Q) \
   V(hold, 2 * MHK__LD(Q)) \
   M(b, Q, N) \
-  M(bt, N, Q) /* turned */ \
+  M(bt, N, Q) /* transposed */ \
   M(c, Q, N) \
   M(x, Q, P) \
-  M(xt, P, Q) /* turned */ \
+  M(xt, P, Q) /* transposed */ \
   M(dy, Q, P) \
   M(carry_dy, Q, P) \
   M(cbt, Q, Q) /* C B^T */ \
@@ -8266,14 +8266,14 @@ static void mhk__ssd_ahead(const mhk__ssd_args *a, mhk_index b, mhk_index h, mhk
 #ifdef MHK__TEMPLATE
 /* ---- kernels */
 
-/* decay[t][s] = exp(cum_t - cum_s) for s <= t inside the document, else 0, in rows of ld; turned:
-   [s][t]. Rows are written as far as any register tile of the triangle reaches. Sums and
-   differences in double: after a strong decay a float sum has no digits left for the weak ones that
-   follow. Where the tile spans less than e^60 the exponentials factor into one number a token,
+/* decay[t][s] = exp(cum_t - cum_s) for s <= t inside the document, else 0, in rows of ld;
+   transposed: [s][t]. Rows are written as far as any register tile of the triangle reaches. Sums
+   and differences in double: after a strong decay a float sum has no digits left for the weak ones
+   that follow. Where the tile spans less than e^60 the exponentials factor into one number a token,
    exp(cum_t) and exp(-cum_s) around cum_0, each with the float rounding of its argument put right:
    2 n exponentials in place of n * n / 2, and as exact. */
-static void MHK__N(mhk__decay_tile)(mhk_index n, const double *cum, const mhk_index *start, mhk_index t0, int turned,
-                                    mhk_real *hold, mhk_real *decay, mhk_index ld) {
+static void MHK__N(mhk__decay_tile)(mhk_index n, const double *cum, const mhk_index *start, mhk_index t0,
+                                    int transposed, mhk_real *hold, mhk_real *decay, mhk_index ld) {
   const MHK__V zero = MHK__SET(MHK__R(0));
   const mhk_index wide = MHK__LD(n);
   mhk_real *row = hold, *lane = hold + wide;
@@ -8295,32 +8295,32 @@ static void MHK__N(mhk__decay_tile)(mhk_index n, const double *cum, const mhk_in
       const MHK__V x = MHK__LOAD(row + i), rest = MHK__LOAD(lane + i), up = MHK__N(mhk__vexp)(x),
                    down = MHK__N(mhk__vexp)(zero - x);
       const MHK__V grow = MHK__FMA(up, rest, up), fall = MHK__FMA(zero - down, rest, down);
-      MHK__STORE((turned ? lane : row) + i, grow);
-      MHK__STORE((turned ? row : lane) + i, fall);
+      MHK__STORE((transposed ? lane : row) + i, grow);
+      MHK__STORE((transposed ? row : lane) + i, fall);
     }
   }
   for (i = 0; i < n; i++, decay += ld) {
-    const mhk_index first = turned ? mhk__max(0, i - MHK__OVER + 1) / MHK__W * MHK__W : 0,
-                    last = turned ? n : mhk__min(n, i + MHK__OVER);
+    const mhk_index first = transposed ? mhk__max(0, i - MHK__OVER + 1) / MHK__W * MHK__W : 0,
+                    last = transposed ? n : mhk__min(n, i + MHK__OVER);
     const MHK__V x = MHK__SET(nearby ? row[i] : MHK__R(0));
     if (!nearby)
-      for (mhk_index j = first; j < last; j++) lane[j] = MHK__R(turned ? cum[j] - cum[i] : cum[i] - cum[j]);
+      for (mhk_index j = first; j < last; j++) lane[j] = MHK__R(transposed ? cum[j] - cum[i] : cum[i] - cum[j]);
     for (mhk_index j = first; j < last; j += MHK__W) {
       MHK__V v = MHK__LOAD(lane + j);
       if (nearby)
         v = x * v;
       else
         v = MHK__N(mhk__vexp)(v);
-      if (turned)
+      if (transposed)
         v = MHK__FROM(v, zero, i - j);
       else
         v = MHK__FROM(zero, v, i + 1 - j);
       MHK__STORE(decay + j, v);
     }
     decay[i] = 1;
-    if (start && !turned)
+    if (start && !transposed)
       for (mhk_index j = 0; j < start[i] - t0; j++) decay[j] = 0;
-    if (start && turned)
+    if (start && transposed)
       for (mhk_index j = i + 1; j < n; j++)
         if (start[j] - t0 > i) decay[j] = 0;
   }
@@ -8345,7 +8345,7 @@ static void MHK__N(mhk__decay_edges)(mhk_index n, const double *cum, const mhk_i
 
 /* The chunked scan, chunk by chunk, the heads of one task in turn: their rows lie side by side, and
    heads of one B/C group share what is made of B and C. Beside the reference: everything is a
-   product of matrices that lie turned as the products want them, the state (N,P) and the matrix
+   product of matrices that lie transposed as the products want them, the state (N,P) and the matrix
    among them; and what token t leaves in the state carries its decay in x, once for all of N. */
 static void MHK__N(mhk__ssd)(const mhk__ssd_args *a, mhk_index b, mhk_index task, mhk_real *work) {
   const mhk_index T = a->T, P = a->P, N = a->N, Q = a->Q, group = a->H / a->G, ldx = a->H * P, ldb = a->G * N,
@@ -8358,7 +8358,7 @@ static void MHK__N(mhk__ssd)(const mhk__ssd_args *a, mhk_index b, mhk_index task
   for (mhk_index h = first; h < last; h++) {
     mhk_real *state = w.states + (h - first) * each;
     if (a->initial)
-      MHK__N(mhk__turned_in)(P, N, a->initial + (b * a->H + h) * P * N, N, state);
+      MHK__N(mhk__transposed_in)(P, N, a->initial + (b * a->H + h) * P * N, N, state);
     else
       memset(state, 0, (size_t)(N * wide_p) * sizeof(mhk_real));
   }
@@ -8382,7 +8382,7 @@ static void MHK__N(mhk__ssd)(const mhk__ssd_args *a, mhk_index b, mhk_index task
       MHK__N(mhk__decay_tile)(n, w.cum, start ? start + t0 : NULL, t0, 1, w.hold, w.m, wide);
       MHK__N(mhk__decay_edges)(n, w.cum, start ? start + t0 : NULL, t0, w.carry, w.tail);
       if (h == first || h % group == 0) {
-        MHK__N(mhk__turned_in)(n, N, a->c + bc, ldb, w.ct);
+        MHK__N(mhk__transposed_in)(n, N, a->c + bc, ldb, w.ct);
         MHK__N(mhk__rows_in)(n, N, a->b + bc, ldb, NULL, w.b);
         MHK__N(mhk__multiply)
         (&block, n, n, N, mhk__in_rows(w.b, wide_n), mhk__in_rows(w.ct, wide), w.bct, wide, mhk__upper_c);
@@ -8396,7 +8396,7 @@ static void MHK__N(mhk__ssd)(const mhk__ssd_args *a, mhk_index b, mhk_index task
         if (a->d) m[i] += a->d[h]; /* y_t += D x_t comes with the product */
       }
       if (a->states) /* (P,N), for the backward pass */
-        MHK__N(mhk__turned_out)(N, P, state, a->states + ((b * a->H + h) * chunks + chunk) * P * N);
+        MHK__N(mhk__transposed_out)(N, P, state, a->states + ((b * a->H + h) * chunks + chunk) * P * N);
       /* y = carry C state + (C B^T o decays + D) x */
       if (chunk > 0 || a->initial) {
         block.k1 = N;
@@ -8418,7 +8418,7 @@ static void MHK__N(mhk__ssd)(const mhk__ssd_args *a, mhk_index b, mhk_index task
     }
   }
   for (mhk_index h = first; h < last; h++)
-    MHK__N(mhk__turned_out)(N, P, w.states + (h - first) * each, a->final + (b * a->H + h) * P * N);
+    MHK__N(mhk__transposed_out)(N, P, w.states + (h - first) * each, a->final + (b * a->H + h) * P * N);
 }
 
 /* the recurrence itself, token by token */
@@ -8490,7 +8490,7 @@ static void MHK__N(mhk__ssd_back_open)(const mhk__ssd_args *a, mhk_index b, mhk_
   MHK__N(mhk__decay_tile)(n, w->cum, start, t0, 0, w->hold, w->m, wide);
   MHK__N(mhk__decay_edges)(n, w->cum, start, t0, w->carry, w->tail);
   MHK__N(mhk__rows_in)(n, P, a->x + xy, ldx, NULL, w->x);
-  MHK__N(mhk__turned_in)(n, P, w->x, wide_p, w->xt);
+  MHK__N(mhk__transposed_in)(n, P, w->x, wide_p, w->xt);
   MHK__N(mhk__rows_in_twice)(n, P, a->dy + xy, ldx, w->carry, w->dy, w->carry_dy);
   MHK__N(mhk__multiply)
   (block, n, n, P, mhk__in_rows(w->dy, wide_p), mhk__in_rows(w->xt, wide), w->dcb, wide, mhk__lower_c);
@@ -8521,7 +8521,7 @@ static void MHK__N(mhk__ssd_back_bc)(const mhk__ssd_args *a, mhk_index b, mhk_in
     MHK__N(mhk__rows_in)(P, N, state, N, NULL, w->state);
     state = w->state;
   }
-  if (after) MHK__N(mhk__turned_in)(N, P, dstate, wide_p, w->dstate);
+  if (after) MHK__N(mhk__transposed_in)(N, P, dstate, wide_p, w->dstate);
   block->k1 = P;
   block->fs = 1;
   block->a1 = mhk__in_rows(before ? w->dy : NULL, wide_p);
@@ -8564,7 +8564,7 @@ static void MHK__N(mhk__ssd_back)(const mhk__ssd_args *a, mhk_index b, mhk_index
   for (mhk_index h = first; h < last; h++) {
     mhk_real *dstate = w.dstates + (h - first) * each;
     if (a->dfinal)
-      MHK__N(mhk__turned_in)(P, N, a->dfinal + (b * a->H + h) * P * N, N, dstate);
+      MHK__N(mhk__transposed_in)(P, N, a->dfinal + (b * a->H + h) * P * N, N, dstate);
     else
       memset(dstate, 0, (size_t)(N * wide_p) * sizeof(mhk_real));
     if (a->dd) a->dd[b * a->H + h] = 0;
@@ -8582,7 +8582,7 @@ static void MHK__N(mhk__ssd_back)(const mhk__ssd_args *a, mhk_index b, mhk_index
       if (h % group == 0) { /* transposed from the copy: see mhk__rows_in_twice */
         MHK__N(mhk__rows_in)(n, N, a->c + bc, ldb, NULL, w.c);
         MHK__N(mhk__rows_in)(n, N, a->b + bc, ldb, NULL, w.b);
-        MHK__N(mhk__turned_in)(n, N, w.b, wide_n, w.bt);
+        MHK__N(mhk__transposed_in)(n, N, w.b, wide_n, w.bt);
         MHK__N(mhk__multiply)
         (&block, n, n, N, mhk__in_rows(w.c, wide_n), mhk__in_rows(w.bt, wide), w.cbt, wide, mhk__lower_c);
       }
@@ -9009,9 +9009,9 @@ static void MHK__N(mhk__orientation_pack)(const mhk__orientation_args *a, mhk_in
   double sum = 0;
   for (mhk_index j0 = 0; j0 < T; j0 += MHK__TILE) {
     const mhk_index n = mhk__min(MHK__TILE, T - j0);
-    MHK__N(mhk__turned_in)
+    MHK__N(mhk__transposed_in)
     (n, a->N, a->b + ((b * T + j0) * a->G + g) * a->N, a->G * a->N, w->b_turned + j0 * a->N);
-    MHK__N(mhk__turned_in)
+    MHK__N(mhk__transposed_in)
     (n, a->PT, a->k + ((b * T + j0) * a->GT + gt) * a->PT, a->GT * a->PT, w->k_turned + j0 * a->PT);
   }
   for (mhk_index t = 0; t < T; t++) w->cum[t] = sum += mhk__log_decay(a->log_a[(b * T + t) * a->H + h]);
@@ -10387,7 +10387,7 @@ static void mhk__unpack(mhk_dtype dtype, const void *data, mhk_index n, mhk_real
 }
 
 /* converts n elements from the byte order of the host to little-endian or back; out may be data */
-static void mhk__turn(const void *data, mhk_index n, size_t size, void *out) {
+static void mhk__byte_swap(const void *data, mhk_index n, size_t size, void *out) {
   const unsigned char *from = (const unsigned char *)data;
   unsigned char *to = (unsigned char *)out;
   if (mhk__little_endian() || size == 1) {
@@ -10395,9 +10395,9 @@ static void mhk__turn(const void *data, mhk_index n, size_t size, void *out) {
     return;
   }
   for (mhk_index i = 0; i < n; i++, from += size, to += size) {
-    unsigned char turned[8];
-    for (size_t k = 0; k < size; k++) turned[k] = from[size - 1 - k];
-    memcpy(to, turned, size);
+    unsigned char swapped[8];
+    for (size_t k = 0; k < size; k++) swapped[k] = from[size - 1 - k];
+    memcpy(to, swapped, size);
   }
 }
 
@@ -10409,9 +10409,9 @@ static void mhk__unpack_host(mhk_dtype dtype, const void *data, mhk_index n, mhk
     mhk__unpack(dtype, data, n, out);
   else
     for (mhk_index i = 0; i < n; i++) {
-      unsigned char turned[8];
-      mhk__turn((const unsigned char *)data + (size_t)i * size, 1, size, turned);
-      mhk__unpack(dtype, turned, 1, out + i);
+      unsigned char swapped[8];
+      mhk__byte_swap((const unsigned char *)data + (size_t)i * size, 1, size, swapped);
+      mhk__unpack(dtype, swapped, 1, out + i);
     }
 }
 #endif
@@ -11059,7 +11059,7 @@ static mhk_result mhk__write_outgoing(mhk_context *ctx, mhk__output *out, const 
         }
       }
     }
-    mhk__turn(bytes, n, to, bytes);
+    mhk__byte_swap(bytes, n, to, bytes);
     mhk__output_write(out, bytes, (size_t)n * to);
   }
   mhk__scratch_rewind(ctx, mark);
@@ -13755,7 +13755,7 @@ enum {               /* what a key's value is */
   MHK__KEY_NONE,     /* written as null; what it may say instead is read by hand */
   /* read by hand, as all that follows from other keys too: */
   MHK__KEY_HEAD_DIM, /* written where the heads do not make up d_model */
-  MHK__KEY_ROTARY,   /* the share of a head's features that turn */
+  MHK__KEY_ROTARY,   /* the share of a head's features that rotate */
   MHK__KEY_EXPAND,   /* d_inner by d_model */
   MHK__KEY_UNUSUAL = 32 /* added: written only where it is not as usual */
 };
@@ -14508,11 +14508,11 @@ static void mhk__draw(mhk__rng *rng, mhk_tensor *x, int start, double *bound) {
 static void mhk__draw_layer(mhk__rng *rng, mhk_model *m, int layer, int owner) {
   mhk__spec s;
   double bound = 0;
-  for (int turn = MHK__START_BIAS; turn < MHK__STARTS; turn++)
+  for (int round = MHK__START_BIAS; round < MHK__STARTS; round++)
     for (int i = 0; i < MHK__ROLES; i++) {
       const mhk__role *r = &mhk__roles[i];
-      const int its_turn = r->start < MHK__START_BIAS ? (int)MHK__START_BIAS : (int)r->start;
-      if (its_turn == turn && mhk__role_layered(r) && (owner < 0 || r->owner == owner) &&
+      const int its_round = r->start < MHK__START_BIAS ? (int)MHK__START_BIAS : (int)r->start;
+      if (its_round == round && mhk__role_layered(r) && (owner < 0 || r->owner == owner) &&
           mhk__spec_of(&m->config, layer, r, &s))
         mhk__draw(rng, *mhk__slot(m, &s), r->start, &bound);
     }
@@ -14848,7 +14848,7 @@ static int mhk__place_tensor(mhk_model *m, mhk_tensor *x, const mhk_stored *from
       return 1;
     }
     x->data = mhk__arena_zeros(ctx, &m->object.arena, x->count, size);
-    if (x->data) mhk__turn(from->data, x->count, size, x->data);
+    if (x->data) mhk__byte_swap(from->data, x->count, size, x->data);
   } else {
     x->dtype = MHK_REAL;
     x->data = mhk__arena_zeros(ctx, &m->object.arena, x->count, sizeof(mhk_real));
@@ -16072,8 +16072,8 @@ MHKDEF mhk_tensor *mhk_forward(mhk_tape *t, mhk_model *m, const int32_t *tokens,
    what a sequence has seen as a value (snapshots, copies, saved states), drawing tokens, and
    speculative decoding. */
 
-/* What a session makes of a layer's weights once: the taps of the convolution turned, (W,C), and
-   -exp(A_log) of Mamba-2. */
+/* What a session makes of a layer's weights once: the taps of the convolution transposed, (W,C),
+   and -exp(A_log) of Mamba-2. */
 typedef struct mhk__prepared { mhk_real *taps, *rate; } mhk__prepared;
 
 /* A stored state of a sequence: the recurrent numbers, and with a window the keys and values that
@@ -16298,12 +16298,12 @@ static mhk_index mhk__keep_best(const double *w, int32_t *ids, mhk_index n, mhk_
 #define MHK__GOOD(id) (center > 0 ? (w[id] < center ? w[id] / center : center / w[id]) : w[id])
   const int by_mass = mass >= 0;
   mhk_index low = 0, high = n; /* ids before low are kept, ids from high are dropped */
-  uint64_t turn = 1;
+  uint64_t seed = 1;
   while (low < high && low < most && (!by_mass || mass > 0)) {
     mhk_index i, m = low;
     double good, sum = 0;
-    turn = turn * 6364136223846793005u + 1442695040888963407u; /* a random pivot, so no input is slow */
-    i = low + (mhk_index)((turn >> 33) % (uint64_t)(high - low));
+    seed = seed * 6364136223846793005u + 1442695040888963407u; /* a random pivot, so no input is slow */
+    i = low + (mhk_index)((seed >> 33) % (uint64_t)(high - low));
     const int32_t pivot = ids[i];
     ids[i] = ids[high - 1];
     good = MHK__GOOD(pivot);
@@ -16535,8 +16535,8 @@ struct mhk_session {
   mhk_real *x, *y, *u;                         /* (rows,D): residual, residual after the mixer, normalized residual */
   mhk_real *wide;                              /* activations inside a block; then logits of many tokens */
   mhk_index wide_numbers;
-  double *turn[2];                             /* rotary angles per position: for attention, for B and C */
-  mhk_real *turned[2];                         /* (rows,dim): cosines, then sines */
+  double *frequencies[2];                             /* rotary angles per position: for attention, for B and C */
+  mhk_real *rotations[2];                         /* (rows,dim): cosines, then sines */
   mhk_index *starts;                           /* (rows): with a window, the first key that a token sees */
   mhk_real *logits;                            /* (batch,V) */
   int32_t *ids;                                /* (chunk) ids of the text being fed; NULL: no tokenizer */
@@ -16668,8 +16668,8 @@ static void mhk__session_layout(mhk_session *s, mhk__layout *p, size_t work) {
   s->wide = (mhk_real *)mhk__place(p, s->wide_numbers, 1, sizeof(mhk_real));
   for (mhk_index i = 0; i < 2; i++) {
     const int dim = i ? c->ssm_rotary_dim : c->rotary_dim, used = i ? s->state_layers > 0 : s->attention_layers > 0;
-    s->turn[i] = (double *)mhk__place(p, used ? dim / 2 : 0, 1, sizeof(double));
-    s->turned[i] = (mhk_real *)mhk__place(p, s->rows, used ? dim : 0, sizeof(mhk_real));
+    s->frequencies[i] = (double *)mhk__place(p, used ? dim / 2 : 0, 1, sizeof(double));
+    s->rotations[i] = (mhk_real *)mhk__place(p, s->rows, used ? dim : 0, sizeof(mhk_real));
   }
   s->starts = (mhk_index *)mhk__place(p, s->window ? s->rows : 0, 1, sizeof *s->starts);
   s->logits = (mhk_real *)mhk__place(p, s->batch, s->vocab, sizeof(mhk_real));
@@ -16831,7 +16831,7 @@ MHKDEF mhk_session *mhk_session_create(mhk_model *m, const mhk_session_desc *des
   for (int i = 0; i < 2; i++) {
     const int dim = i ? m->config.ssm_rotary_dim : m->config.rotary_dim,
               used = i ? s->state_layers > 0 : s->attention_layers > 0;
-    for (int j = 0; used && j < dim / 2; j++) s->turn[i][j] = pow(m->config.rope_theta, -2.0 * (double)j / dim);
+    for (int j = 0; used && j < dim / 2; j++) s->frequencies[i][j] = pow(m->config.rope_theta, -2.0 * (double)j / dim);
   }
   mhk__session_prepare(s);
   return s;
@@ -16952,7 +16952,7 @@ static void mhk__pass_norm(mhk_context *ctx, mhk__pass *p, const mhk_real *x, co
 }
 
 /* angles of all rows in double, one table for all layers */
-static void mhk__pass_turns(const mhk__pass *p) {
+static void mhk__pass_rotations(const mhk__pass *p) {
   mhk_session *s = p->s;
   for (int kind = 0; kind < 2; kind++) {
     const mhk_index dim = kind ? s->model->config.ssm_rotary_dim : s->model->config.rotary_dim;
@@ -16960,10 +16960,10 @@ static void mhk__pass_turns(const mhk__pass *p) {
     for (mhk_index i = 0; i < p->spans; i++)
       for (mhk_index t = 0; t < s->spans[i].n; t++) {
         const double position = (double)(s->sequences[s->spans[i].sequence].position + t);
-        mhk_real *row = s->turned[kind] + (s->spans[i].row + t) * dim;
+        mhk_real *row = s->rotations[kind] + (s->spans[i].row + t) * dim;
         for (mhk_index j = 0; j < dim / 2; j++) {
-          row[j] = MHK__R(cos(position * s->turn[kind][j]));
-          row[j + dim / 2] = MHK__R(sin(position * s->turn[kind][j]));
+          row[j] = MHK__R(cos(position * s->frequencies[kind][j]));
+          row[j + dim / 2] = MHK__R(sin(position * s->frequencies[kind][j]));
         }
       }
   }
@@ -16994,8 +16994,8 @@ static void mhk__queries_task(void *arg, mhk_index task, int worker) {
                                 1, k + h * P, &mean, &rstd);
     }
     if (c->rotary_dim > 1) {
-      mhk__turn_heads(c->n_head, P, c->rotary_dim, p->s->turned[0] + r * c->rotary_dim, q);
-      mhk__turn_heads(c->n_kv_head, P, c->rotary_dim, p->s->turned[0] + r * c->rotary_dim, k);
+      mhk__rotate_heads(c->n_head, P, c->rotary_dim, p->s->rotations[0] + r * c->rotary_dim, q);
+      mhk__rotate_heads(c->n_kv_head, P, c->rotary_dim, p->s->rotations[0] + r * c->rotary_dim, k);
     }
   }
 }
@@ -17149,9 +17149,9 @@ static void mhk__decays_task(void *arg, mhk_index task, int worker) {
     } else {
       for (mhk_index h = 0; h < H; h++) p->decay[r * H + h] = -mhk__softplus(a[h]);
       if (c->ssm_rotary_dim > 1) {
-        mhk__turn_heads(c->ssm_groups, N, c->ssm_rotary_dim, p->s->turned[1] + r * c->ssm_rotary_dim,
+        mhk__rotate_heads(c->ssm_groups, N, c->ssm_rotary_dim, p->s->rotations[1] + r * c->ssm_rotary_dim,
                         p->bm + r * c->ssm_groups * N);
-        mhk__turn_heads(c->ssm_groups, N, c->ssm_rotary_dim, p->s->turned[1] + r * c->ssm_rotary_dim,
+        mhk__rotate_heads(c->ssm_groups, N, c->ssm_rotary_dim, p->s->rotations[1] + r * c->ssm_rotary_dim,
                         p->cm + r * c->ssm_groups * N);
       }
     }
@@ -17255,7 +17255,7 @@ static void mhk__pass_layers(mhk_session *s, mhk_index spans, mhk_index rows) {
   for (mhk_index i = 0; i < spans; i++)
     for (mhk_index t = 0; t < s->spans[i].n; t++)
       mhk_tensor_read(m->embedding, s->spans[i].tokens[t] * D, D, s->x + (s->spans[i].row + t) * D);
-  mhk__pass_turns(&p);
+  mhk__pass_rotations(&p);
   for (int l = 0; l < m->config.n_layer && ctx->result == MHK_OK; l++) {
     const mhk__layer *y = m->layers + l;
     p.layer = y;
@@ -17705,7 +17705,7 @@ static void mhk__state_put_numbers(mhk__state_out *o, const mhk_real *x, mhk_ind
   const mhk_index each = mhk__little_endian() ? n : 64;
   for (mhk_index i = 0, some; i < n; i += some) {
     some = mhk__min(each, n - i);
-    if (!mhk__little_endian()) mhk__turn(x + i, some, sizeof(mhk_real), little);
+    if (!mhk__little_endian()) mhk__byte_swap(x + i, some, sizeof(mhk_real), little);
     mhk__state_put(o, mhk__little_endian() ? x + i : little, (size_t)some * sizeof(mhk_real));
   }
 }
@@ -20252,7 +20252,7 @@ static double mhk__block_numbers(const mhk_config *c, int attention, int matrix)
                H = c->ssm_heads;
   const double A = (double)c->n_head * c->head_dim, KV = (double)c->n_kv_head * c->head_dim;
   if (attention) return D + 2.0 * (A + KV) + KV + A + c->n_head + 2.0 * D + 2.0 * c->d_mlp;
-  if (matrix) return D + 6.0 * GN + 4.0 * H; /* projected, convolved, turned */
+  if (matrix) return D + 6.0 * GN + 4.0 * H; /* projected, convolved, rotated */
   return D + (2.0 * E + 2.0 * GN + H) + (E + 2.0 * GN) + 2.0 * GN + 2.0 * H + E * (2.0 + (double)c->d_state / 64.0) +
          2.0 * D + 2.0 * c->d_mlp;
 }
@@ -20835,7 +20835,7 @@ static inline __m512i mhk__bf16_lines(const void *even, const void *odd, mhk_dty
 
 /* 16 x 16 words transposed: column j of src goes to dst + j * stride, its words of the mask only,
    for the first n columns */
-static void mhk__bf16_turn(const uint32_t *src, uint32_t *dst, mhk_index stride, __mmask16 mask, mhk_index n) {
+static void mhk__bf16_transpose(const uint32_t *src, uint32_t *dst, mhk_index stride, __mmask16 mask, mhk_index n) {
   const __mmask16 all = (__mmask16)0xFFFF;
   __m512i a, b, c, d;
 #define MHK__ROW(i) _mm512_load_si512(src + (i) * 16)
@@ -20924,7 +20924,7 @@ static inline void mhk__bf16_panels(uint32_t *dst, mhk_index width, mhk_index ro
           mhk__bf16_rows(block, s + 2 * p * size, size, src, n, k - 2 * p);
         else
           mhk__bf16_any(block, mhk__mat(s + 2 * p * src.col * size, src.dtype, src.row, src.col), n, k - 2 * p);
-        mhk__bf16_turn(block, dst + p * width + i, width, i + 16 < wide ? (__mmask16)0xFFFF : last, words - p);
+        mhk__bf16_transpose(block, dst + p * width + i, width, i + 16 < wide ? (__mmask16)0xFFFF : last, words - p);
       }
     }
 }
@@ -21018,7 +21018,7 @@ static void mhk__amx_pack_a(void *to, mhk_index rows, mhk_index k, mhk__matrix s
         for (mhk_index q = 0; q < 16; q++)
           _mm512_store_si512(block + 16 * q,
                              mhk__bf16_line(s + 2 * q * src.col * size, size, src, rows - i, k - 2 * (p + q)));
-        mhk__bf16_turn(block, dst, 16, (__mmask16)0xFFFF, 16);
+        mhk__bf16_transpose(block, dst, 16, (__mmask16)0xFFFF, 16);
       }
     }
 }
