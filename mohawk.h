@@ -3235,7 +3235,7 @@ typedef struct mhk__attention_args mhk__attention_args;
 typedef struct mhk__ssd_args mhk__ssd_args;
 typedef struct mhk__orientation_args mhk__orientation_args;
 typedef struct mhk__conv_args mhk__conv_args;
-typedef struct mhk__stream_args mhk__stream_args;
+typedef struct mhk__conv_state_args mhk__conv_state_args;
 
 /* The list of kernels, one entry each: result, name, arguments, and the reference in plain C that
    tests/test_kernels.c holds it to, mhk__ref_<that name>. That test walks this list and calls each
@@ -3253,10 +3253,10 @@ typedef struct mhk__stream_args mhk__stream_args;
     mhk_index ldc, int accumulate), product) \
   K(void, epilogue, (mhk_index m, mhk_index n, mhk_real *c, mhk_index ldc, mhk_index offset, \
     const mhk__epilogue *e, mhk_index column), gelu) \
-  /* y (m,n) = x (m,k) w(n,k)^T for few rows: streams w once; work holds (m + 1) k numbers */ \
+  /* y (m,n) = x (m,k) w(n,k)^T for few rows: reads w once; work holds (m + 1) k numbers */ \
   K(void, rows_times, (mhk_index m, mhk_index n, mhk_index k, const mhk_real *x, const void *w, mhk_dtype dtype, \
     mhk_real *y, mhk_index ldy, mhk_real *work), product) \
-  K(void, conv_stream, (const mhk__stream_args *a, mhk_index c0, mhk_index c1), conv_forward) \
+  K(void, conv_with_state, (const mhk__conv_state_args *a, mhk_index c0, mhk_index c1), conv_forward) \
   /* one row each */ \
   K(void, norm, (mhk_index n, const mhk_real *x, const mhk_real *w, const mhk_real *b, mhk_real eps, int center, \
     mhk_real *y, mhk_real *mean, mhk_real *rstd), normalize) \
@@ -4721,40 +4721,40 @@ static void MHK__N(mhk__epilogue)(mhk_index m, mhk_index n, mhk_real *c, mhk_ind
 
 /* ---- few rows of x against rows of w: as fast as w comes from memory ---- */
 
-/* Sums of products of rows of w (n,k) with m rows of x. Four streams of w, each running straight
+/* Sums of products of rows of w (n,k) with m rows of x. Four cursors in w, each running straight
    through its share of the rows, two where registers are few: it takes that many to read at full
    rate, and lines asked for ahead carry them over page borders. xs holds x in the order in which
    pairs of vectors of w are loaded; what is left of k after the pairs is read from x. Every sum is
    made in the same order, wherever its row stands. */
-#define MHK__FEW_ROWS(name, type, pair, number, m, each_row, streams, each_stream) \
+#define MHK__FEW_ROWS(name, type, pair, number, m, each_row, cursors, each_cursor) \
   static void MHK__N(name)(mhk_index n, mhk_index k, const mhk_real *x, const mhk_real *xs, const type *w, \
     mhk_real *y, mhk_index ldy) { \
-    const mhk_index whole = k / (2 * MHK__W) * (2 * MHK__W), each = (n + streams - 1) / streams, ahead = (m > 1 ? \
+    const mhk_index whole = k / (2 * MHK__W) * (2 * MHK__W), each = (n + cursors - 1) / cursors, ahead = (m > 1 ? \
         2048 : 1024) / sizeof *w; \
     mhk_index t, p, r, i; \
     for (t = 0; t < each; t++) { \
       const MHK__V zero = MHK__SET(MHK__R(0)); \
       MHK__V wa, wb; \
-      mhk_real sum[streams][m]; \
-      each_stream(MHK__STREAM_START, type, each_row) \
-      for (p = 0; p < whole; p += 2 * MHK__W) { each_stream(MHK__STREAM_STEP, pair, each_row) } \
-      each_stream(MHK__STREAM_END, type, each_row) \
-      for (r = 0; r < streams && t + r * each < n; r++) \
+      mhk_real sum[cursors][m]; \
+      each_cursor(MHK__CURSOR_START, type, each_row) \
+      for (p = 0; p < whole; p += 2 * MHK__W) { each_cursor(MHK__CURSOR_STEP, pair, each_row) } \
+      each_cursor(MHK__CURSOR_END, type, each_row) \
+      for (r = 0; r < cursors && t + r * each < n; r++) \
         for (i = 0; i < m; i++) { \
           for (p = whole; p < k; p++) sum[r][i] += number(w[(t + r * each) * k + p]) * x[i * k + p]; \
           y[i * ldy + t + r * each] = sum[r][i]; \
         } \
     } \
   }
-#define MHK__STREAM_START(r, type, each_row) \
+#define MHK__CURSOR_START(r, type, each_row) \
   const type *w##r = w + (t + r * each < n ? t + r * each : t) * k; \
   each_row(MHK__SUM_START, r)
-#define MHK__STREAM_STEP(r, pair, each_row) \
+#define MHK__CURSOR_STEP(r, pair, each_row) \
   if (sizeof *w * 2 * MHK__W >= 32) MHK__PREFETCH(w##r + p + ahead); \
   if (sizeof *w * 2 * MHK__W > 64) MHK__PREFETCH(w##r + p + ahead + MHK__W); \
   pair(w##r + p, wa, wb) \
   each_row(MHK__SUM_STEP, r)
-#define MHK__STREAM_END(r, type, each_row) each_row(MHK__SUM_END, r)
+#define MHK__CURSOR_END(r, type, each_row) each_row(MHK__SUM_END, r)
 #define MHK__SUM_START(r, i) MHK__V s##r##i = zero;
 #define MHK__SUM_STEP(r, i) \
   s##r##i = MHK__FMA(wa, MHK__LOAD(xs + i * k + p), s##r##i); \
@@ -7178,7 +7178,7 @@ struct mhk__conv_args {
 
 /* The convolution in inference: T tokens of one sequence. Rows of x have ldx columns; channels are
    adjacent everywhere. */
-struct mhk__stream_args {
+struct mhk__conv_state_args {
   mhk_index T, W, C, ldx, ldy;
   const mhk_real *x, *taps, *bias; /* taps (W,C); the last one is for the token itself */
   mhk_real *state;                 /* (W-1,C): the previous inputs, oldest first; updated */
@@ -7379,12 +7379,12 @@ static void MHK__N(mhk__conv_back)(const mhk__conv_args *a, mhk_index c0, mhk_in
 #endif /* MOHAWK_NO_TRAINING */
 
 /* input of channels c.. at token t, from x or from the state */
-static inline const mhk_real *MHK__N(mhk__stream_row)(const mhk__stream_args *a, mhk_index t, mhk_index c) {
+static inline const mhk_real *MHK__N(mhk__conv_state_row)(const mhk__conv_state_args *a, mhk_index t, mhk_index c) {
   return t < 0 ? a->state + (t + a->W - 1) * a->C + c : a->x + t * a->ldx + c;
 }
 
 /* channels [c0,c1) of T tokens; updates the state */
-static void MHK__N(mhk__conv_stream)(const mhk__stream_args *a, mhk_index c0, mhk_index c1) {
+static void MHK__N(mhk__conv_with_state)(const mhk__conv_state_args *a, mhk_index c0, mhk_index c1) {
   const mhk_index T = a->T, W = a->W;
   for (mhk_index c = c0; c < c1; c += MHK__W) {
     const mhk_index n = c1 - c;
@@ -7393,14 +7393,14 @@ static void MHK__N(mhk__conv_stream)(const mhk__stream_args *a, mhk_index c0, mh
     for (mhk_index t = 0; t < T; t++, y += a->ldy) {
       MHK__V v = bias;
       for (mhk_index w = 0; w < W; w++) {
-        const mhk_real *x = MHK__N(mhk__stream_row)(a, t - W + 1 + w, c);
+        const mhk_real *x = MHK__N(mhk__conv_state_row)(a, t - W + 1 + w, c);
         v = MHK__FMA(MHK__LOADN(a->taps + w * a->C + c, n), MHK__LOADN(x, n), v);
       }
       if (a->silu) v = MHK__N(mhk__silu_of)(v);
       MHK__STOREN(y, v, n);
     }
     for (mhk_index w = 0; w + 1 < W; w++) {
-      const mhk_real *x = MHK__N(mhk__stream_row)(a, T - W + 1 + w, c);
+      const mhk_real *x = MHK__N(mhk__conv_state_row)(a, T - W + 1 + w, c);
       const MHK__V v = MHK__LOADN(x, n);
       MHK__STOREN(a->state + w * a->C + c, v, n);
     }
@@ -13020,7 +13020,7 @@ MHKDEF const char *mhk_tokenizer_json(mhk_tokenizer *k, size_t *length) {
 
 /* Returns whether the byte can follow the n held ones inside a well-formed character (Unicode 16.0,
    table 3-7). */
-static int mhk__stream_fits(const unsigned char *held, int n, unsigned char byte) {
+static int mhk__utf8_fits(const unsigned char *held, int n, unsigned char byte) {
   if ((byte & 0xC0u) != 0x80) return 0;
   if (n > 1) return 1;
   switch (held[0]) {
@@ -13047,7 +13047,7 @@ MHKDEF size_t mhk_stream_push(mhk_stream *s, const char *bytes, size_t length, c
         s->held[s->n_held++] = byte;
       else
         n += mhk__utf8_put(out + n, 0xFFFD);
-    } else if (mhk__stream_fits(s->held, s->n_held, byte)) {
+    } else if (mhk__utf8_fits(s->held, s->n_held, byte)) {
       const int whole = s->held[0] < 0xE0 ? 2 : s->held[0] < 0xF0 ? 3 : 4;
       i++;
       s->held[s->n_held++] = byte;
@@ -16133,7 +16133,7 @@ typedef struct mhk__sampler {
   int32_t *recent;               /* (rows,MHK__RECENT_ROOM): the last `window` of n_recent[row] tokens count */
   char *text;                    /* the text of the last sample, 0, the text that is held back */
   size_t text_room, stop_bytes, held_at, held;
-  mhk_stream stream;
+  mhk_stream decoder;
   mhk_stop stop;
 } mhk__sampler;
 
@@ -16141,7 +16141,7 @@ typedef struct mhk__sampler {
 static void mhk__sampler_reset(mhk__sampler *s, mhk_index row) {
   s->n_recent[row] = 0;
   if (row > 0) return;
-  memset(&s->stream, 0, sizeof s->stream);
+  memset(&s->decoder, 0, sizeof s->decoder);
   s->held_at = s->held = 0;
   s->stop = MHK_STOP_NONE;
   if (s->text) s->text[0] = 0;
@@ -16209,7 +16209,7 @@ static void mhk__sampler_copy(mhk__sampler *to, mhk_index to_row, const mhk__sam
   to->n_recent[to_row] = 0;
   mhk__sampler_fed(to, to_row, seen, n);
   if (to_row > 0 || from_row > 0) return;
-  to->stream = from->stream;
+  to->decoder = from->decoder;
   to->held = to->text && from->held < to->stop_bytes ? from->held : 0;
   to->held_at = 1;
   if (to->held) memcpy(to->text + 1, from->text + from->held_at, to->held);
@@ -16493,8 +16493,8 @@ static int mhk__sampler_text(mhk__sampler *s, const mhk_sampling *how, const cha
   int k, found = 0;
   if (!s->text) return 0;
   memmove(s->text, s->text + s->held_at, n);
-  n += mhk_stream_push(&s->stream, bytes, length, s->text + n);
-  if (end) n += mhk_stream_finish(&s->stream, s->text + n);
+  n += mhk_stream_push(&s->decoder, bytes, length, s->text + n);
+  if (end) n += mhk_stream_finish(&s->decoder, s->text + n);
   out = n;
   for (k = 0; how && k < how->n_stop_strings; k++) {
     const char *stop = how->stop_strings[k];
@@ -16924,7 +16924,7 @@ typedef struct mhk__pass {
 } mhk__pass;
 
 #define MHK__ROWS_TASK 8    /* rows per task of elementwise work */
-#define MHK__STREAM_BLOCK 256 /* channels per task of the convolution */
+#define MHK__CONV_STATE_BLOCK 256 /* channels per task of the convolution */
 
 static void mhk__pass_rows(mhk_context *ctx, const mhk__pass *p, double cost,
                            void (*body)(void *arg, mhk_index task, int worker)) {
@@ -17096,17 +17096,17 @@ static void mhk__pass_attention(mhk_context *ctx, mhk__pass *p) {
   mhk__apply(ctx, rows, p->o, y->dense_w, y->dense_b, 0, s->x, s->y);
 }
 
-static void mhk__stream_task(void *arg, mhk_index task, int worker) {
+static void mhk__conv_state_task(void *arg, mhk_index task, int worker) {
   const mhk__job *job = (const mhk__job *)arg;
   const mhk__pass *p = (const mhk__pass *)job->args;
   const mhk_session *s = p->s;
   const mhk_config *c = &s->model->config;
   const mhk_index E = mhk__d_inner(c), GN = (mhk_index)c->ssm_groups * c->d_state,
-                  blocks = (E + 2 * GN + MHK__STREAM_BLOCK - 1) / MHK__STREAM_BLOCK;
+                  blocks = (E + 2 * GN + MHK__CONV_STATE_BLOCK - 1) / MHK__CONV_STATE_BLOCK;
   const mhk__span *span = s->spans + task / blocks;
-  const mhk_index c0 = task % blocks * MHK__STREAM_BLOCK, c1 = mhk__min(E + 2 * GN, c0 + MHK__STREAM_BLOCK);
+  const mhk_index c0 = task % blocks * MHK__CONV_STATE_BLOCK, c1 = mhk__min(E + 2 * GN, c0 + MHK__CONV_STATE_BLOCK);
   mhk_index run, at = 0;
-  mhk__stream_args a;
+  mhk__conv_state_args a;
   (void)worker;
   a.T = span->n;
   a.W = c->d_conv;
@@ -17122,7 +17122,8 @@ static void mhk__stream_task(void *arg, mhk_index task, int worker) {
     a.ldy = end - at;
     a.first = at;
     a.y = (run == 0 ? p->xs : run == 1 ? p->bm : p->cm) + span->row * a.ldy;
-    if (mhk__max(c0, at) < mhk__min(c1, end)) job->ctx->kernels->conv_stream(&a, mhk__max(c0, at), mhk__min(c1, end));
+    if (mhk__max(c0, at) < mhk__min(c1, end))
+      job->ctx->kernels->conv_with_state(&a, mhk__max(c0, at), mhk__min(c1, end));
     at = end;
   }
 }
@@ -17232,8 +17233,8 @@ static void mhk__pass_scan(mhk_context *ctx, mhk__pass *p) {
   p->out = mhk__take_part(&at, rows * E);
   p->scaled = mamba2 ? mhk__take_part(&at, rows * E) : NULL;
   mhk__apply(ctx, rows, s->u, y->in_w, y->in_b, 0, NULL, p->in);
-  mhk__run(ctx, p, p->spans * ((E + 2 * GN + MHK__STREAM_BLOCK - 1) / MHK__STREAM_BLOCK), 1, 1,
-           (double)(rows * c->d_conv) * (double)(E + 2 * GN), mhk__stream_task);
+  mhk__run(ctx, p, p->spans * ((E + 2 * GN + MHK__CONV_STATE_BLOCK - 1) / MHK__CONV_STATE_BLOCK), 1, 1,
+           (double)(rows * c->d_conv) * (double)(E + 2 * GN), mhk__conv_state_task);
   mhk__pass_rows(ctx, p, 2.0 * (double)(E + GN), mhk__decays_task);
   mhk__run(ctx, p, p->spans * H, 1, mhk__span_heads_work(s), 2.0 * (double)(rows * E) * c->d_state, mhk__scan_task);
   mhk__pass_rows(ctx, p, 8.0 * (double)E, mhk__gate_task);
@@ -17740,8 +17741,8 @@ static void mhk__state_write(const mhk_session *s, mhk_index sequence, mhk__stat
   mhk__put_bytes(head + 32, (uint64_t)rows, 8);
   head[40] = q->fed != 0;
   if (sequence == 0) {
-    head[41] = (unsigned char)s->sampler.stream.n_held;
-    memcpy(head + 42, s->sampler.stream.held, 4);
+    head[41] = (unsigned char)s->sampler.decoder.n_held;
+    memcpy(head + 42, s->sampler.decoder.held, 4);
   }
   mhk__put_bytes(head + 48, (uint64_t)s->recent, 8);
   mhk__put_bytes(head + 56, (uint64_t)n_seen, 8);
@@ -17836,8 +17837,8 @@ static mhk_result mhk__state_load(mhk_session *s, mhk_index sequence, const void
   q->first = q->position - needed;
   q->fed = p[40];
   if (sequence == 0) {
-    s->sampler.stream.n_held = p[41];
-    memcpy(s->sampler.stream.held, p + 42, 4);
+    s->sampler.decoder.n_held = p[41];
+    memcpy(s->sampler.decoder.held, p + 42, 4);
   }
   p += MHK__STATE_HEAD;
   for (int i = 0; i <= 2 * s->attention_layers; i++) {
@@ -18885,7 +18886,7 @@ static double mhk__stage_along_teacher(mhk__stage_run *run) {
 
 /* The final hidden state (B,T,D) of a model without gradients; the activations of only one block
    are in memory at a time. If outputs is not NULL, it receives the outputs of the L blocks. */
-static mhk_tensor *mhk__residual_stream(mhk_tape *tape, mhk_model *model, const int32_t *tokens, mhk_index B,
+static mhk_tensor *mhk__last_residual(mhk_tape *tape, mhk_model *model, const int32_t *tokens, mhk_index B,
                                         mhk_index T, const int32_t *doc, mhk_tensor **outputs) {
   const int recording = mhk_tape_record(tape, 0);
   mhk_context *ctx = tape->ctx;
@@ -18927,7 +18928,7 @@ static double mhk__stage_predictions(mhk__stage_run *run) {
   for (mhk_index i = 0; labels && i < rows; i++) /* the next token in the same row and document */
     labels[i] = (i + 1) % run->T == 0 || (run->doc && run->doc[i + 1] != run->doc[i]) ? -1 : run->tokens[i + 1];
   if (ctx->result == MHK_OK) {
-    mhk_tensor *target = mhk__residual_stream(tape, run->teacher, run->tokens, run->B, run->T, run->doc, teachers);
+    mhk_tensor *target = mhk__last_residual(tape, run->teacher, run->tokens, run->B, run->T, run->doc, teachers);
     target = mhk_forward_head(tape, run->teacher, target);
     mhk_tape_record(tape, run->record);
     mhk_forward_desc fd;
@@ -20400,7 +20401,7 @@ static void mhk__evaluate_batch(mhk__evaluating *e, mhk_index w, mhk_index B) {
     e->labels[i] = (i + 1) % e->length ? tokens[i + 1] : tokens[i];
   for (int k = 0; k < 2 && models[k]; k++) {
     const mhk_index shape[2] = {n, models[k]->config.d_model};
-    x[k] = mhk__residual_stream(e->tape, models[k], tokens, B, e->length, NULL, NULL);
+    x[k] = mhk__last_residual(e->tape, models[k], tokens, B, e->length, NULL, NULL);
     x[k] = mhk_reshape(e->tape, x[k], 2, shape);
   }
   for (mhk_index from = 0; from < n && e->ctx->result == MHK_OK; from += piece) {

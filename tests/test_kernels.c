@@ -1696,11 +1696,11 @@ TEST(conv) {
 }
 
 /* T tokens that follow the W - 1 inputs of a state, which moves on */
-TEST(conv_stream) {
+TEST(conv_with_state) {
   EACH_MACHINE {
     static const mhk_index runs[] = {1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 33, 63, 64, 65, 129};
     for (int i = 0; i < 5 * COUNT(runs); i++) {
-      mhk__stream_args a;
+      mhk__conv_state_args a;
       const mhk_index n = runs[i % COUNT(runs)], W = 1 + (i + i / COUNT(runs)) % 5, T = 1 + i * 7 % 9,
                       first = i % 3 * 5, C = first + n;
       mhk_real *x = random_room(T * C, -1, 1), *state = random_room((W - 1) * C, -1, 1);
@@ -1718,7 +1718,7 @@ TEST(conv_stream) {
       a.bias = i % 3 ? random_room(C, -1, 1) : NULL;
       a.state = state;
       a.y = room(T * n);
-      set_at("conv_stream T %lld, channels %lld..%lld, width %lld, silu %d", (long long)T, (long long)first,
+      set_at("conv_with_state T %lld, channels %lld..%lld, width %lld, silu %d", (long long)T, (long long)first,
              (long long)C, (long long)W, a.silu);
       for (mhk_index k = 0; k < (W - 1) * C; k++) /* a channel of another run keeps its state */
         next[k] = k % C < first ? past[k] : k + T * C < (W - 1) * C ? past[k + T * C] : x0[k + (T - W + 1) * C];
@@ -1737,7 +1737,7 @@ TEST(conv_stream) {
         for (mhk_index t = 0; t < T; t++) y[t * n + c - first] = a.silu ? mhk__ref_silu(out[t]) : out[t];
         release_from(kept);
       }
-      KERNEL(conv_stream)(&a, first, C);
+      KERNEL(conv_with_state)(&a, first, C);
       result("y", a.y, y, T * n, 6 * EPS);
       result("state", state, next, (W - 1) * C, 0);
       release();
@@ -2056,7 +2056,7 @@ int main(int argc, char **argv) {
   RUN(ssd_back);
   RUN(orientation);
   RUN(conv);
-  RUN(conv_stream);
+  RUN(conv_with_state);
   RUN(norm);
   RUN(softmax);
   RUN(gelu_and_gate);
