@@ -2193,7 +2193,7 @@ typedef struct mhk__lock {
 
 /* Returns 0, EBUSY if another owner has it (also in this process), or errno. wait: wait until it is
    free */
-static int mhk__lock_take(mhk__lock *l, const char *path, int wait) {
+static int mhk__lock_acquire(mhk__lock *l, const char *path, int wait) {
   char who[128];
   l->file = MHK__NO_HANDLE;
   if (strlen(path) >= sizeof l->path) return ENAMETOOLONG;
@@ -2212,7 +2212,7 @@ static int mhk__lock_take(mhk__lock *l, const char *path, int wait) {
   return 0;
 }
 
-static void mhk__lock_give(mhk__lock *l) {
+static void mhk__lock_release(mhk__lock *l) {
   if (l->file == MHK__NO_HANDLE) return;
 #ifdef MHK__POSIX
   unlink(l->path);
@@ -3894,7 +3894,7 @@ enum { MHK__WIDEN = 64 }; /* numbers of a row converted at once */
      M(name, rows, n)  rows of n numbers, padded to MHK__LD(n), and MHK__OVER spare rows, which
                        register tiles may read and write */
 static mhk_index mhk__matrix_room(mhk_index rows, mhk_index n) { return (rows + MHK__OVER) * MHK__LD(n); }
-static mhk_real *mhk__take(mhk_real *work, mhk_index *used, mhk_index n) {
+static mhk_real *mhk__reserve(mhk_real *work, mhk_index *used, mhk_index n) {
   mhk_real *at = work ? work + *used : NULL;
   *used += MHK__LD(n);
   return at;
@@ -3902,15 +3902,15 @@ static mhk_real *mhk__take(mhk_real *work, mhk_index *used, mhk_index n) {
 #define MHK__DOUBLES(name, n) double *name;
 #define MHK__NUMBERS(name, n) mhk_real *name;
 #define MHK__MATRIX(name, rows, n) mhk_real *name;
-#define MHK__TAKE_DOUBLES(name, n) w->name = (double *)mhk__take(work, &used, 2 * (n));
-#define MHK__TAKE_NUMBERS(name, n) w->name = mhk__take(work, &used, n);
-#define MHK__TAKE_MATRIX(name, rows, n) w->name = mhk__take(work, &used, mhk__matrix_room(rows, n));
+#define MHK__RESERVE_DOUBLES(name, n) w->name = (double *)mhk__reserve(work, &used, 2 * (n));
+#define MHK__RESERVE_NUMBERS(name, n) w->name = mhk__reserve(work, &used, n);
+#define MHK__RESERVE_MATRIX(name, rows, n) w->name = mhk__reserve(work, &used, mhk__matrix_room(rows, n));
 #define MHK__LIST(...) __VA_ARGS__
 #define MHK__ROOM(name, BUFFERS, sizes, given) \
   typedef struct name##_room { BUFFERS(MHK__DOUBLES, MHK__NUMBERS, MHK__MATRIX) } name##_room; \
   static mhk_index name##_lay(name##_room *w, mhk_real *work, MHK__LIST sizes) { \
     mhk_index used = 0; \
-    BUFFERS(MHK__TAKE_DOUBLES, MHK__TAKE_NUMBERS, MHK__TAKE_MATRIX) \
+    BUFFERS(MHK__RESERVE_DOUBLES, MHK__RESERVE_NUMBERS, MHK__RESERVE_MATRIX) \
     return used; \
   } \
   static mhk_index name##_work sizes { \
@@ -14615,7 +14615,7 @@ MHKDEF mhk_result mhk_model_set_ends(mhk_model *m, const int32_t *ids, int n) {
 }
 
 /* Gives the model a tokenizer, which the model destroys if it owns it. */
-static void mhk__model_take_tokenizer(mhk_model *m, mhk_tokenizer *k, int owns) {
+static void mhk__model_adopt_tokenizer(mhk_model *m, mhk_tokenizer *k, int owns) {
   if (m->owns_tokenizer && m->tokenizer != k) mhk_tokenizer_destroy(m->tokenizer);
   m->owns_tokenizer = k && (owns || (m->owns_tokenizer && m->tokenizer == k));
   m->tokenizer = k;
@@ -14631,7 +14631,7 @@ static void mhk__model_take_tokenizer(mhk_model *m, mhk_tokenizer *k, int owns) 
 MHKDEF mhk_result mhk_model_set_tokenizer(mhk_model *m, mhk_tokenizer *k) {
   if (!m) return MHK_ERROR_ARGUMENT;
   if (mhk_failed(m->object.ctx)) return mhk_error(m->object.ctx);
-  mhk__model_take_tokenizer(m, k, 0);
+  mhk__model_adopt_tokenizer(m, k, 0);
   return mhk_error(m->object.ctx);
 }
 
@@ -14926,7 +14926,7 @@ static mhk_model *mhk__model_from_file(mhk_context *ctx, const mhk_config *confi
 static void mhk__model_got_tokenizer(mhk_model *m, mhk_tokenizer *k) {
   mhk_context *ctx = m->object.ctx;
   char why[sizeof ctx->message];
-  if (k) mhk__model_take_tokenizer(m, k, 1);
+  if (k) mhk__model_adopt_tokenizer(m, k, 1);
   if (k || mhk_error(ctx) == MHK_ERROR_MEMORY) return;
   mhk__print(why, sizeof why, "%s", ctx->message);
   mhk_clear_error(ctx);
@@ -15458,13 +15458,13 @@ static void mhk__save_folder(mhk_context *ctx, const char *folder, int n, const 
   if (mhk__output_ok(ctx, &weights)) {
     char name[MHK__PATH_MOST + 64];
     mhk__join_path(name, sizeof name, folder, "model.lock"); /* other savers wait */
-    error = mhk__lock_take(&lock, name, 1);
+    error = mhk__lock_acquire(&lock, name, 1);
     if (error)
       mhk_fail(ctx, MHK_ERROR_FILE, "cannot lock the folder %s with %s: %s", folder, name,
                mhk__file_reason(error));
     else
       mhk__folder_replace(ctx, folder, &weights, metadata + 2, lengths + 1);
-    if (!error) mhk__lock_give(&lock);
+    if (!error) mhk__lock_release(&lock);
   }
   mhk__output_close(&weights, 0); /* unless it has been */
 }
@@ -16969,7 +16969,7 @@ static void mhk__pass_rotations(const mhk__pass *p) {
   }
 }
 
-static mhk_real *mhk__take_part(mhk_real **at, mhk_index numbers) {
+static mhk_real *mhk__carve(mhk_real **at, mhk_index numbers) {
   mhk_real *part = *at;
   *at += (numbers + 15) / 16 * 16;
   return part;
@@ -17062,10 +17062,10 @@ static void mhk__pass_attention(mhk_context *ctx, mhk__pass *p) {
   const mhk_index rows = p->rows, kv = (mhk_index)c->n_kv_head * c->head_dim, wide = (mhk_index)c->n_head * c->head_dim;
   mhk_real *at = s->wide;
   mhk_index i, t, longest = 0;
-  p->q = mhk__take_part(&at, rows * wide);
-  p->k = mhk__take_part(&at, rows * kv);
-  p->v = mhk__take_part(&at, rows * kv);
-  p->o = mhk__take_part(&at, rows * wide);
+  p->q = mhk__carve(&at, rows * wide);
+  p->k = mhk__carve(&at, rows * kv);
+  p->v = mhk__carve(&at, rows * kv);
+  p->o = mhk__carve(&at, rows * wide);
   mhk__apply(ctx, rows, s->u, y->q_w, y->q_b, 0, NULL, p->q);
   mhk__apply(ctx, rows, s->u, y->k_w, y->k_b, 0, NULL, p->k);
   mhk__apply(ctx, rows, s->u, y->v_w, y->v_b, 0, NULL, p->v);
@@ -17225,13 +17225,13 @@ static void mhk__pass_scan(mhk_context *ctx, mhk__pass *p) {
   p->at_xbc = mamba2 ? E : 0;
   p->at_z = mamba2 ? 0 : E + 2 * GN;
   p->at_a = 2 * E + 2 * GN;
-  p->in = mhk__take_part(&at, rows * p->width);
-  p->xs = mhk__take_part(&at, rows * E);
-  p->bm = mhk__take_part(&at, rows * GN);
-  p->cm = mhk__take_part(&at, rows * GN);
-  p->decay = mhk__take_part(&at, rows * H);
-  p->out = mhk__take_part(&at, rows * E);
-  p->scaled = mamba2 ? mhk__take_part(&at, rows * E) : NULL;
+  p->in = mhk__carve(&at, rows * p->width);
+  p->xs = mhk__carve(&at, rows * E);
+  p->bm = mhk__carve(&at, rows * GN);
+  p->cm = mhk__carve(&at, rows * GN);
+  p->decay = mhk__carve(&at, rows * H);
+  p->out = mhk__carve(&at, rows * E);
+  p->scaled = mamba2 ? mhk__carve(&at, rows * E) : NULL;
   mhk__apply(ctx, rows, s->u, y->in_w, y->in_b, 0, NULL, p->in);
   mhk__run(ctx, p, p->spans * ((E + 2 * GN + MHK__CONV_STATE_BLOCK - 1) / MHK__CONV_STATE_BLOCK), 1, 1,
            (double)(rows * c->d_conv) * (double)(E + 2 * GN), mhk__conv_state_task);
@@ -17282,8 +17282,8 @@ static void mhk__pass_layers(mhk_session *s, mhk_index spans, mhk_index rows) {
 
 /* ---- logits ---- */
 
-static int mhk__wants(const mhk_feed_desc *take, mhk_index sequence, mhk_index index) {
-  return take && (!take->wanted || !take->wanted[sequence] || take->wanted[sequence][index]);
+static int mhk__wants(const mhk_feed_desc *feed, mhk_index sequence, mhk_index index) {
+  return feed && (!feed->wanted || !feed->wanted[sequence] || feed->wanted[sequence][index]);
 }
 
 /* final norm and head for n rows of x: logits (n,V) */
@@ -17299,46 +17299,46 @@ static void mhk__pass_head(mhk_session *s, mhk_index n, const mhk_real *x, mhk_r
 
 /* Finds the next row of a pass whose logits are needed, from (*i,*t); 0 at the end. done[b]: tokens
    of the feed before this pass. */
-static int mhk__next_wanted(const mhk_session *s, mhk_index spans, const mhk_feed_desc *take, mhk_index *i,
+static int mhk__next_wanted(const mhk_session *s, mhk_index spans, const mhk_feed_desc *feed, mhk_index *i,
                             mhk_index *t) {
   for (; *i < spans; (*i)++, *t = 0)
     for (; *t < s->spans[*i].n; (*t)++) {
       const mhk_index b = s->spans[*i].sequence, index = s->fed[b] + *t;
-      if (index + 1 == s->lengths[b] || mhk__wants(take, b, index)) return 1;
+      if (index + 1 == s->lengths[b] || mhk__wants(feed, b, index)) return 1;
     }
   return 0;
 }
 
 /* Computes the logits of a pass: for the last token of each feed and for those that the callback
    needs, as many at a time as the block has room for. */
-static void mhk__pass_logits(mhk_session *s, mhk_index spans, const mhk_feed_desc *take) {
+static void mhk__pass_logits(mhk_session *s, mhk_index spans, const mhk_feed_desc *feed) {
   const mhk_index D = s->model->config.d_model, V = s->vocab, room = mhk__min(s->rows, s->wide_numbers / V);
   mhk_index i = 0, t = 0;
-  while (s->object.ctx->result == MHK_OK && mhk__next_wanted(s, spans, take, &i, &t)) {
+  while (s->object.ctx->result == MHK_OK && mhk__next_wanted(s, spans, feed, &i, &t)) {
     mhk_index i0 = i, t0 = t, n = 0, b = s->spans[i].sequence;
     mhk_real *logits = s->wide;
-    while (n < room && mhk__next_wanted(s, spans, take, &i, &t)) {
-      if (!take && s->spans[i].sequence != b + n) break;
+    while (n < room && mhk__next_wanted(s, spans, feed, &i, &t)) {
+      if (!feed && s->spans[i].sequence != b + n) break;
       memcpy(s->y + n++ * D, s->x + (s->spans[i].row + t) * D, (size_t)D * sizeof(mhk_real));
       t++;
     }
-    if (!take) logits = s->logits + b * V; /* last tokens of adjacent sequences: write directly to the result */
+    if (!feed) logits = s->logits + b * V; /* last tokens of adjacent sequences: write directly to the result */
     mhk__pass_head(s, n, s->y, logits);
-    for (n = 0; mhk__next_wanted(s, spans, take, &i0, &t0) && (i0 < i || (i0 == i && t0 < t)); n++, t0++) {
+    for (n = 0; mhk__next_wanted(s, spans, feed, &i0, &t0) && (i0 < i || (i0 == i && t0 < t)); n++, t0++) {
       const mhk_index index = s->fed[s->spans[i0].sequence] + t0;
       b = s->spans[i0].sequence;
       if (index + 1 == s->lengths[b]) {
-        if (take) memcpy(s->logits + b * V, logits + n * V, (size_t)V * sizeof(mhk_real));
+        if (feed) memcpy(s->logits + b * V, logits + n * V, (size_t)V * sizeof(mhk_real));
         s->sequences[b].fed = 1;
       }
-      if (mhk__wants(take, b, index)) take->take(take->user, b, index, logits + n * V);
+      if (mhk__wants(feed, b, index)) feed->take(feed->user, b, index, logits + n * V);
     }
   }
 }
 
 /* ---- feeding ---- */
 
-static void mhk__snapshot_take(mhk_session *s, mhk_index sequence);
+static void mhk__snapshot_store(mhk_session *s, mhk_index sequence);
 
 /* Checks everything about a feed before it changes anything. */
 static int mhk__feed_makes_sense(mhk_session *s) {
@@ -17369,7 +17369,7 @@ static int mhk__feed_makes_sense(mhk_session *s) {
 /* Prefill: feeds s->lengths tokens at s->tokens, in a session that has been entered. A sequence is
    split into pieces that depend only on itself (chunk, snapshots), so its results do not depend on
    other sequences. A pass processes as many whole pieces as fit. */
-static void mhk__feed_entered(mhk_session *s, const mhk_feed_desc *take) {
+static void mhk__feed_entered(mhk_session *s, const mhk_feed_desc *feed) {
   mhk_context *ctx = s->object.ctx;
   mhk_index spans, rows;
   if (!mhk__feed_makes_sense(s)) return;
@@ -17390,22 +17390,22 @@ static void mhk__feed_entered(mhk_session *s, const mhk_feed_desc *take) {
     }
     if (spans == 0) break;
     mhk__pass_layers(s, spans, rows);
-    mhk__pass_logits(s, spans, take);
+    mhk__pass_logits(s, spans, feed);
     for (mhk_index i = 0; i < spans; i++) {
       mhk__sequence *q = s->sequences + s->spans[i].sequence;
       q->first = mhk__first_after(s, s->spans + i, s->spans[i].n);
       q->position += s->spans[i].n;
       s->fed[s->spans[i].sequence] += s->spans[i].n;
       mhk__sampler_fed(&s->sampler, s->spans[i].sequence, s->spans[i].tokens, s->spans[i].n);
-      if (s->snapshot_every && q->position % s->snapshot_every == 0) mhk__snapshot_take(s, s->spans[i].sequence);
+      if (s->snapshot_every && q->position % s->snapshot_every == 0) mhk__snapshot_store(s, s->spans[i].sequence);
     }
     if (ctx->result != MHK_OK) break;
   }
 }
 
-static mhk_result mhk__feed(mhk_session *s, const mhk_feed_desc *take) {
+static mhk_result mhk__feed(mhk_session *s, const mhk_feed_desc *feed) {
   const mhk__entered entered = mhk__session_enter(s);
-  mhk__feed_entered(s, take);
+  mhk__feed_entered(s, feed);
   mhk__session_leave(s, entered);
   return s->object.ctx->result;
 }
@@ -17440,7 +17440,7 @@ static void mhk__score_next(const mhk__scoring *x, mhk_index next, const mhk_rea
   x->out[next] =
       (double)logits[x->tokens[next]] - x->s->object.ctx->kernels->log_sum_exp(x->s->vocab, logits, MHK__R(1));
 }
-static void mhk__score_take(void *user, mhk_index sequence, mhk_index index, const mhk_real *logits) {
+static void mhk__score_logits(void *user, mhk_index sequence, mhk_index index, const mhk_real *logits) {
   const mhk__scoring *x = (const mhk__scoring *)user;
   (void)sequence;
   if (index + 1 < x->n) mhk__score_next(x, index + 1, logits);
@@ -17469,7 +17469,7 @@ MHKDEF mhk_result mhk_score(mhk_session *s, mhk_index sequence, const int32_t *t
   x.out = log_probabilities;
   if (tokens[0] < s->vocab) mhk__score_next(&x, 0, s->logits + sequence * s->vocab);
   memset(&take, 0, sizeof take);
-  take.take = mhk__score_take;
+  take.take = mhk__score_logits;
   take.user = &x;
   return mhk__feed(s, &take);
 }
@@ -17582,7 +17582,7 @@ static void mhk__state_back(mhk_session *s, mhk_index sequence, mhk_index positi
 
 /* Takes a snapshot of a sequence: in the slot of the same position, otherwise in a free slot,
    otherwise in place of the oldest. */
-static void mhk__snapshot_take(mhk_session *s, mhk_index sequence) {
+static void mhk__snapshot_store(mhk_session *s, mhk_index sequence) {
   mhk__sequence *q = s->sequences + sequence;
   mhk__snapshot *slot = q->snapshots;
   if (q->position == 0 || s->snapshots == 0) return; /* the start needs no slot */
@@ -17600,7 +17600,7 @@ MHKDEF mhk_result mhk_session_snapshot(mhk_session *s, mhk_index sequence) {
   if (s->snapshots == 0 && (s->state_layers || s->window))
     return mhk_fail(s->object.ctx, MHK_ERROR_STATE,
                     "the session keeps no snapshots: set mhk_session_desc.snapshots");
-  mhk__snapshot_take(s, sequence);
+  mhk__snapshot_store(s, sequence);
   return MHK_OK;
 }
 
@@ -18783,7 +18783,7 @@ static int mhk__copy_values(mhk_tensor *to, const mhk_tensor *from) {
 }
 
 /* Reads a scalar loss and adds its gradients to the parameters. */
-static double mhk__loss_take(mhk__stage_run *run, mhk_tensor *loss) {
+static double mhk__loss_backward(mhk__stage_run *run, mhk_tensor *loss) {
   const double value = mhk_value(loss);
   if (loss && run->record && loss->requires_grad && mhk__is_finite(value)) mhk_backward(run->tape, loss);
   return value;
@@ -18818,7 +18818,7 @@ static double mhk__orient_layer(mhk__stage_run *run, int l, mhk_tensor *x, mhk_t
   const mhk_orientation_desc matrices = {
       ssd.log_a, ssd.Bm, ssd.Cm, layer->D, attention.q, attention.k, run->doc,
       run->relative ? run->relative + l * student->config.ssm_heads : NULL};
-  const double loss = mhk__loss_take(run, mhk_matrix_orientation(tape, &matrices));
+  const double loss = mhk__loss_backward(run, mhk_matrix_orientation(tape, &matrices));
   mhk_tape_record(tape, 0);
   mhk_tape_rewind(tape, mark);
   if (next && run->ctx->result == MHK_OK)
@@ -18847,7 +18847,7 @@ static double mhk__align_layer(mhk__stage_run *run, int l, mhk_tensor *x, mhk_te
                                   : mhk_forward_block(tape, teacher, l, x, &plain));
   mhk_tape_rewind(tape, mark);
   mhk_tape_record(tape, run->record);
-  const double loss = mhk__loss_take(
+  const double loss = mhk__loss_backward(
       run, mhk_hidden_distance(tape, mixers ? mhk_forward_mixer(tape, student, l, u, &own)
                                             : mhk_forward_block(tape, student, l, x, &own), target));
   mhk_tape_record(tape, 0);
@@ -18942,7 +18942,7 @@ static double mhk__stage_predictions(mhk__stage_run *run) {
       loss = mhk_add(tape, loss, mhk_scale(tape, mhk_cross_entropy(tape, logits, labels), d->hard_labels));
     for (int l = 0; own && l < L && ctx->result == MHK_OK; l++)
       loss = mhk_add(tape, loss, mhk_scale(tape, mhk_hidden_distance(tape, own[l + 1], teachers[l]), d->own_stream));
-    value = mhk__loss_take(run, loss);
+    value = mhk__loss_backward(run, loss);
   }
   mhk__scratch_rewind(ctx, scratch);
   return value;
@@ -20120,7 +20120,7 @@ static int mhk__trainer_lock(mhk_trainer *tr) {
   if (!mhk__path_fits(tr->object.ctx, out)) return 0;
   if (tr->desc.rank != 0) return 1;
   mhk__join_path(path, sizeof path, out, "run.lock");
-  const int error = mhk__lock_take(&tr->lock, path, 0);
+  const int error = mhk__lock_acquire(&tr->lock, path, 0);
   tr->locked = !error;
   if (error == EBUSY)
     mhk_fail(tr->object.ctx, MHK_ERROR_STATE,
@@ -20137,7 +20137,7 @@ static int mhk__trainer_lock(mhk_trainer *tr) {
 static void mhk__trainer_close(void *object) {
 #ifndef MOHAWK_NO_STDIO
   mhk_trainer *tr = (mhk_trainer *)object;
-  if (tr->locked) mhk__lock_give(&tr->lock);
+  if (tr->locked) mhk__lock_release(&tr->lock);
 #else
   (void)object;
 #endif
