@@ -8180,7 +8180,7 @@ struct mhk__ssd_args {
   const mhk_real *dy, *dfinal;          /* backward */
   mhk_real *dx, *dlog_a, *db, *dc, *dinitial; /* added to; NULL: not needed */
   mhk_real *dd;                         /* (B,H) written */
-  mhk_index span;                       /* heads of a task forward, groups backward */
+  mhk_index per_task;                       /* heads of a task forward, groups backward */
 };
 
 enum { MHK__SSD_CHUNK = 32 }; /* default for the tokens of a chunk */
@@ -8350,11 +8350,11 @@ static void MHK__N(mhk__decay_edges)(mhk_index n, const double *cum, const mhk_i
 static void MHK__N(mhk__ssd)(const mhk__ssd_args *a, mhk_index b, mhk_index task, mhk_real *work) {
   const mhk_index T = a->T, P = a->P, N = a->N, Q = a->Q, group = a->H / a->G, ldx = a->H * P, ldb = a->G * N,
                   chunks = (T + Q - 1) / Q;
-  const mhk_index wide_n = MHK__LD(N), wide_p = MHK__LD(P), each = mhk__matrix_room(N, P), first = task * a->span,
-                  last = mhk__min(a->H, first + a->span);
+  const mhk_index wide_n = MHK__LD(N), wide_p = MHK__LD(P), each = mhk__matrix_room(N, P), first = task * a->per_task,
+                  last = mhk__min(a->H, first + a->per_task);
   const mhk_index *start = a->start ? a->start + b * T : NULL;
   mhk__ssd_room w;
-  mhk__ssd_lay(&w, work, Q, N, P, a->span);
+  mhk__ssd_lay(&w, work, Q, N, P, a->per_task);
   for (mhk_index h = first; h < last; h++) {
     mhk_real *state = w.states + (h - first) * each;
     if (a->initial)
@@ -8558,9 +8558,9 @@ static void MHK__N(mhk__ssd_back)(const mhk__ssd_args *a, mhk_index b, mhk_index
   const mhk_index T = a->T, P = a->P, N = a->N, Q = a->Q, group = a->H / a->G, ldx = a->H * P, ldb = a->G * N,
                   chunks = (T + Q - 1) / Q;
   const mhk_index wide_n = MHK__LD(N), wide_p = MHK__LD(P), each = mhk__matrix_room(N, P),
-                  first = task * a->span * group, last = mhk__min(a->H, first + a->span * group);
+                  first = task * a->per_task * group, last = mhk__min(a->H, first + a->per_task * group);
   mhk__ssd_back_room w;
-  mhk__ssd_back_lay(&w, work, Q, N, P, a->span * group);
+  mhk__ssd_back_lay(&w, work, Q, N, P, a->per_task * group);
   for (mhk_index h = first; h < last; h++) {
     mhk_real *dstate = w.dstates + (h - first) * each;
     if (a->dfinal)
@@ -8629,19 +8629,19 @@ static double mhk__ssd_cost(const mhk__ssd_args *a) {
 /* Heads, or groups with their heads, per task: up to 8, if 8 tasks are left. At T 8192, (1,T,32,64)
    takes 15 % longer with two, and also with chunks of 64 tokens instead of 32, which need more
    products; chunks of 16 are not faster. */
-static mhk_index mhk__ssd_span(mhk_index B, mhk_index n) { return mhk__max(1, mhk__min(8, B * n / 8)); }
+static mhk_index mhk__ssd_per_task(mhk_index B, mhk_index n) { return mhk__max(1, mhk__min(8, B * n / 8)); }
 static void mhk__ssd_forward(mhk_context *ctx, const mhk__ssd_args *args, int recurrent) {
   mhk__ssd_args a = *args;
-  a.span = recurrent ? 1 : mhk__ssd_span(a.B, a.H);
-  const mhk_index tasks = (a.H + a.span - 1) / a.span;
-  mhk__run(ctx, &a, a.B * tasks, tasks, recurrent ? 1 : mhk__ssd_work(a.Q, a.N, a.P, a.span), mhk__ssd_cost(&a),
+  a.per_task = recurrent ? 1 : mhk__ssd_per_task(a.B, a.H);
+  const mhk_index tasks = (a.H + a.per_task - 1) / a.per_task;
+  mhk__run(ctx, &a, a.B * tasks, tasks, recurrent ? 1 : mhk__ssd_work(a.Q, a.N, a.P, a.per_task), mhk__ssd_cost(&a),
            recurrent ? mhk__ssd_step_task : mhk__ssd_task);
 }
 static void mhk__ssd_backward(mhk_context *ctx, const mhk__ssd_args *args) {
   mhk__ssd_args a = *args;
-  a.span = mhk__ssd_span(a.B, a.G);
-  const mhk_index tasks = (a.G + a.span - 1) / a.span;
-  mhk__run(ctx, &a, a.B * tasks, tasks, mhk__ssd_back_work(a.Q, a.N, a.P, a.span * (a.H / a.G)), mhk__ssd_cost(&a),
+  a.per_task = mhk__ssd_per_task(a.B, a.G);
+  const mhk_index tasks = (a.G + a.per_task - 1) / a.per_task;
+  mhk__run(ctx, &a, a.B * tasks, tasks, mhk__ssd_back_work(a.Q, a.N, a.P, a.per_task * (a.H / a.G)), mhk__ssd_cost(&a),
            mhk__ssd_back_task);
 }
 
@@ -12835,7 +12835,7 @@ static size_t mhk__cut(const mhk_tokenizer *k, const unsigned char *text, size_t
   return n;
 }
 
-static void mhk__encode_span(mhk_tokenizer *k, const unsigned char *text, size_t n, int level, mhk__ids *out);
+static void mhk__encode_part(mhk_tokenizer *k, const unsigned char *text, size_t n, int level, mhk__ids *out);
 
 /* Encodes text between added tokens that are found first: normalizes it if needed, one part at a
    time. */
@@ -12844,7 +12844,7 @@ static void mhk__encode_normalized(mhk_tokenizer *k, const unsigned char *text, 
   const size_t least = out->longest > 0 && out->longest < 1024 ? out->longest / 2 : 512;
   size_t end;
   if (mhk__nfc_fine(k->nfc, text, n)) {
-    mhk__encode_span(k, text, n, 1, out);
+    mhk__encode_part(k, text, n, 1, out);
     return;
   }
   for (size_t at = 0; at < n && !mhk_failed(ctx); at = end) {
@@ -12854,7 +12854,7 @@ static void mhk__encode_normalized(mhk_tokenizer *k, const unsigned char *text, 
     char *normal = (char *)mhk__scratch(ctx, (mhk_index)(end - at), 3);
     if (normal) {
       const size_t length = mhk__nfc_text(k, text + at, end - at, normal);
-      mhk__encode_span(k, (const unsigned char *)normal, length, 1, out);
+      mhk__encode_part(k, (const unsigned char *)normal, length, 1, out);
     }
     mhk__room_close(ctx, &room);
   }
@@ -12885,11 +12885,11 @@ static void mhk__encode_between(mhk_tokenizer *k, const unsigned char *text, siz
   if (level == 0 && k->nfc)
     mhk__encode_normalized(k, text, n, out);
   else
-    mhk__encode_span(k, text, n, level + 1, out);
+    mhk__encode_part(k, text, n, level + 1, out);
 }
 
 /* level 0, 1: split at the added tokens of that set; 2: words */
-static void mhk__encode_span(mhk_tokenizer *k, const unsigned char *text, size_t n, int level, mhk__ids *out) {
+static void mhk__encode_part(mhk_tokenizer *k, const unsigned char *text, size_t n, int level, mhk__ids *out) {
   size_t done = 0, at = 0;
   if (n == 0 || mhk_failed(k->object.ctx)) return;
   if (level == 2) {
@@ -12944,7 +12944,7 @@ static mhk_index mhk__encode(mhk_tokenizer *k, const char *text, size_t length, 
   out.ids = ids;
   out.capacity = capacity;
   if (prompt && mhk__starts_text(k, (const unsigned char *)text, length)) mhk__ids_put(&out, k->start);
-  mhk__encode_span(k, (const unsigned char *)text, length, 0, &out);
+  mhk__encode_part(k, (const unsigned char *)text, length, 0, &out);
   return mhk_failed(ctx) ? -1 : out.n;
 }
 
@@ -16912,7 +16912,7 @@ typedef struct mhk__pass {
   mhk_session *s;
   const mhk__layer *layer;
   const mhk__prepared *prepared;
-  /* from: tokens of each range that attention has processed; part: the most for the next step */
+  /* from: tokens of each span that attention has processed; part: the most for the next step */
   mhk_index spans, rows, state_at, from, part;
   int attention_index;
   mhk_real *q, *k, *v, *o;                       /* attention */
@@ -17013,7 +17013,7 @@ static mhk_index mhk__window_first(const mhk_session *s, mhk_index first, mhk_in
   return mhk__max(first, position - (s->window - 1));
 }
 
-/* the first row of a range's cache after `from` of its tokens: repeats mhk__window_first() part by
+/* the first row of a span's cache after `from` of its tokens: repeats mhk__window_first() part by
    part */
 static mhk_index mhk__first_after(const mhk_session *s, const mhk__span *span, mhk_index from) {
   const mhk__sequence *q = s->sequences + span->sequence;
@@ -17023,7 +17023,7 @@ static mhk_index mhk__first_after(const mhk_session *s, const mhk__span *span, m
   return first;
 }
 
-/* one head of one range's part */
+/* one head of one span's part */
 static void mhk__attend_task(void *arg, mhk_index task, int worker) {
   const mhk__job *job = (const mhk__job *)arg;
   const mhk__pass *p = (const mhk__pass *)job->args;
@@ -17159,7 +17159,7 @@ static void mhk__decays_task(void *arg, mhk_index task, int worker) {
   }
 }
 
-/* one head of one range */
+/* one head of one span */
 static void mhk__scan_task(void *arg, mhk_index task, int worker) {
   const mhk__job *job = (const mhk__job *)arg;
   const mhk__pass *p = (const mhk__pass *)job->args;
@@ -17176,7 +17176,7 @@ static void mhk__scan_task(void *arg, mhk_index task, int worker) {
   a.P = c->ssm_head_dim;
   a.N = c->d_state;
   a.Q = mhk__min(MHK__SSD_CHUNK, span->n);
-  a.span = 1;
+  a.per_task = 1;
   a.x = (p->scaled ? p->scaled : p->xs) + span->row * E;
   a.log_a = p->decay + span->row * a.H;
   a.b = p->bm + span->row * GN;
@@ -17241,7 +17241,7 @@ static void mhk__pass_scan(mhk_context *ctx, mhk__pass *p) {
   mhk__apply(ctx, rows, p->out, y->out_w, y->out_b, 0, s->x, s->y);
 }
 
-/* Runs all layers over the rows of the first ranges; then s->x holds the residual. Updates states
+/* Runs all layers over the rows of the first spans; then s->x holds the residual. Updates states
    and caches, but not the positions. */
 static void mhk__pass_layers(mhk_session *s, mhk_index spans, mhk_index rows) {
   mhk_context *ctx = s->object.ctx;
@@ -17517,7 +17517,7 @@ MHKDEF mhk_result mhk_feed_bytes(mhk_session *s, const char *text, size_t length
   out.grows = !s->given;
   if (s->sequences[0].position == 0 && !s->no_start && mhk__starts_text(k, bytes, length)) mhk__ids_put(&out, k->start);
   mhk__entered entered = mhk__session_enter(s);
-  mhk__encode_span(k, bytes, length, 0, &out);
+  mhk__encode_part(k, bytes, length, 0, &out);
   if (out.n > 0 && ctx->result == MHK_OK) mhk__feed_ids(s, s->ids, out.n);
   mhk__session_leave(s, entered);
   return ctx->result;

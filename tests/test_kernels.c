@@ -1266,7 +1266,7 @@ static void ssd_make(mhk__ssd_args *a, const ssd_case *c) {
   }
   a->b = random_room(c->B * c->T * c->G * c->N, -1, 1);
   a->c = random_room(c->B * c->T * c->G * c->N, -1, 1);
-  a->span = c->span;
+  a->per_task = c->span;
   a->d = c->skip ? random_room(c->H, -1, 1) : NULL;
   a->initial = c->initial ? random_room(c->B * c->H * c->P * c->N, -1, 1) : NULL;
   a->start = documents(c->documents, c->B, c->T);
