@@ -10326,7 +10326,7 @@ static uint32_t mhk__float_bits(float x) {
 
 #ifndef MOHAWK_NO_STDIO
 /* round to nearest, ties to even; NaN stays NaN */
-static uint16_t mhk__pack_bf16(float x) {
+static uint16_t mhk__half_bf16(float x) {
   uint32_t bits = mhk__float_bits(x);
   if ((bits & 0x7FFFFFFFu) > 0x7F800000u) return (uint16_t)((bits >> 16) | 0x40u);
   return (uint16_t)((bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16);
@@ -10335,7 +10335,7 @@ static uint16_t mhk__pack_bf16(float x) {
 #endif
 
 #if !defined(MOHAWK_NO_STDIO) || !defined(MOHAWK_NO_TRAINING)
-static uint16_t mhk__pack_f16(float x) {
+static uint16_t mhk__half_f16(float x) {
   uint32_t bits = mhk__float_bits(x), sign = (bits >> 16) & 0x8000u, rest, half, drop, out;
   bits &= 0x7FFFFFFFu;
   if (bits > 0x7F800000u) return (uint16_t)(sign | 0x7E00u);
@@ -10358,7 +10358,7 @@ static uint16_t mhk__pack_f16(float x) {
 #endif
 
 /* reads n elements of a little-endian array as mhk_real */
-static void mhk__unpack(mhk_dtype dtype, const void *data, mhk_index n, mhk_real *out) {
+static void mhk__from_little(mhk_dtype dtype, const void *data, mhk_index n, mhk_real *out) {
   const unsigned char *p = (const unsigned char *)data;
   const size_t size = mhk_dtype_bytes(dtype);
   if (dtype == MHK_REAL && mhk__little_endian()) {
@@ -10403,15 +10403,15 @@ static void mhk__byte_swap(const void *data, mhk_index n, size_t size, void *out
 
 #ifndef MOHAWK_NO_STDIO
 /* the same from host memory (tensors in use) */
-static void mhk__unpack_host(mhk_dtype dtype, const void *data, mhk_index n, mhk_real *out) {
+static void mhk__from_host(mhk_dtype dtype, const void *data, mhk_index n, mhk_real *out) {
   const size_t size = mhk_dtype_bytes(dtype);
   if (mhk__little_endian())
-    mhk__unpack(dtype, data, n, out);
+    mhk__from_little(dtype, data, n, out);
   else
     for (mhk_index i = 0; i < n; i++) {
       unsigned char swapped[8];
       mhk__byte_swap((const unsigned char *)data + (size_t)i * size, 1, size, swapped);
-      mhk__unpack(dtype, swapped, 1, out + i);
+      mhk__from_little(dtype, swapped, 1, out + i);
     }
 }
 #endif
@@ -10943,7 +10943,7 @@ static int mhk__file_tensor_ok(mhk_context *ctx, const mhk_stored *x, const void
 
 MHKDEF mhk_result mhk_file_read(mhk_context *ctx, const mhk_stored *x, mhk_real *out) {
   if (!mhk__file_tensor_ok(ctx, x, out)) return mhk_error(ctx);
-  mhk__unpack(x->dtype, x->data, x->count, out);
+  mhk__from_little(x->dtype, x->data, x->count, out);
   return MHK_OK;
 }
 
@@ -11039,11 +11039,11 @@ static mhk_result mhk__write_outgoing(mhk_context *ctx, mhk__output *out, const 
       if (mhk__is_quantized(x->from))
         mhk_tensor_read((const mhk_tensor *)x->data, at, n, values);
       else
-        mhk__unpack_host(x->from, data, n, values);
+        mhk__from_host(x->from, data, n, values);
       for (mhk_index i = 0; i < n; i++) {
         const float v = (float)values[i];
         const uint32_t wide = mhk__float_bits(v);
-        const uint16_t narrow = x->dtype == MHK_F16 ? mhk__pack_f16(v) : mhk__pack_bf16(v);
+        const uint16_t narrow = x->dtype == MHK_F16 ? mhk__half_f16(v) : mhk__half_bf16(v);
         if (x->dtype == MHK_F32)
           memcpy(bytes + 4 * (size_t)i, &wide, 4);
         else
@@ -14813,8 +14813,8 @@ static int mhk__same_tensor(mhk_context *ctx, const mhk_stored *x, const mhk_sto
   if (x->dtype == y->dtype) return x->data == y->data || memcmp(x->data, y->data, x->bytes) == 0;
   for (mhk_index i = 0; i < x->count; i += 1024) {
     const mhk_index n = x->count - i < 1024 ? x->count - i : 1024;
-    mhk__unpack(x->dtype, (const char *)x->data + (size_t)i * mhk_dtype_bytes(x->dtype), n, a);
-    mhk__unpack(y->dtype, (const char *)y->data + (size_t)i * mhk_dtype_bytes(y->dtype), n, b);
+    mhk__from_little(x->dtype, (const char *)x->data + (size_t)i * mhk_dtype_bytes(x->dtype), n, a);
+    mhk__from_little(y->dtype, (const char *)y->data + (size_t)i * mhk_dtype_bytes(y->dtype), n, b);
     for (mhk_index k = 0; k < n; k++)
       if (!(a[k] == b[k])) return 0;
   }
@@ -14852,7 +14852,7 @@ static int mhk__place_tensor(mhk_model *m, mhk_tensor *x, const mhk_stored *from
   } else {
     x->dtype = MHK_REAL;
     x->data = mhk__arena_zeros(ctx, &m->object.arena, x->count, sizeof(mhk_real));
-    if (x->data) mhk__unpack(from->dtype, from->data, x->count, (mhk_real *)x->data);
+    if (x->data) mhk__from_little(from->dtype, from->data, x->count, (mhk_real *)x->data);
   }
   return x->data != NULL;
 }
@@ -14880,7 +14880,7 @@ static int mhk__place_quantized(mhk_model *m, mhk_tensor *x, const mhk__q_parts 
   else if (p->rest) {
     mhk_real *copy = (mhk_real *)mhk__arena_zeros(ctx, &m->object.arena, p->rest->count, sizeof *copy);
     if (!copy) return 0;
-    mhk__unpack(MHK_F32, p->rest->data, p->rest->count, copy);
+    mhk__from_little(MHK_F32, p->rest->data, p->rest->count, copy);
     q->rest = copy;
   }
   x->dtype = p->q->dtype == MHK_I8 ? MHK_Q8 : MHK_Q4;
@@ -15174,7 +15174,7 @@ static uint64_t mhk__model_hash(const mhk_model *m) {
 /* ---- quantizing */
 
 static float mhk__half_of(float v, uint16_t *half) {
-  *half = mhk__pack_f16(v);
+  *half = mhk__half_f16(v);
   return mhk__f16_to_f32(*half);
 }
 
@@ -17845,10 +17845,10 @@ static mhk_result mhk__state_load(mhk_session *s, mhk_index sequence, const void
     mhk_index n;
     mhk_real *piece = mhk__state_piece(s, q, i, needed, &n);
     if (i > 0) p += (size_t)((head.rows - needed) * kv) * sizeof(mhk_real);
-    mhk__unpack(MHK_REAL, p, n, piece);
+    mhk__from_little(MHK_REAL, p, n, piece);
     p += (size_t)n * sizeof(mhk_real);
   }
-  mhk__unpack(MHK_REAL, p, s->vocab, s->logits + sequence * s->vocab);
+  mhk__from_little(MHK_REAL, p, s->vocab, s->logits + sequence * s->vocab);
   p += (size_t)s->vocab * sizeof(mhk_real);
   for (mhk_index i = 0; i < head.seen; i++, p += 4) {
     const int32_t token = (int32_t)mhk__get_bytes(p, 4);
@@ -18475,7 +18475,7 @@ static mhk_corpus *mhk__corpus_new(mhk_context *ctx, mhk_index n, mhk_index docu
 #ifndef MOHAWK_NO_STDIO
 /* The documents of a build behind each other, each after the token that starts one (negative:
    none). */
-static mhk_corpus *mhk__corpus_pack(const mhk__corpus_build *b, int32_t start) {
+static mhk_corpus *mhk__corpus_finish(const mhk__corpus_build *b, int32_t start) {
   const mhk_index *piece = (const mhk_index *)(const void *)b->pieces.data;
   mhk_index total = 0, at = 0;
   for (mhk_index i = 0; i < b->pieces.n; i++) {
@@ -18527,7 +18527,7 @@ MHKDEF mhk_corpus *mhk_corpus_load(mhk_context *ctx, mhk_tokenizer *k, const mhk
     mhk_fail(ctx, MHK_ERROR_FORMAT, "there is no text in %s%s", desc->files[0],
              desc->n_files > 1 ? " and the files after it" : "");
   if (desc->seed) mhk__shuffle(desc->seed, b.pieces.data, b.pieces.n, b.pieces.size);
-  if (ctx->result == MHK_OK) x = mhk__corpus_pack(&b, mhk_tokenizer_start(k));
+  if (ctx->result == MHK_OK) x = mhk__corpus_finish(&b, mhk_tokenizer_start(k));
   mhk__pile_free(ctx, &b.ids);
   mhk__pile_free(ctx, &b.pieces);
   return x;
