@@ -353,6 +353,146 @@ TEST(contents) {
         listed < n_sections ? sections[listed].tag : "");
 }
 
+/* ---------------------------------------------------------------------------------------- words */
+
+/* finds a phrase in any case and across line ends; NULL if it is absent */
+static const char *find_phrase(const char *text, const char *end, const char *phrase) {
+  for (; text < end; text++) {
+    const char *p = text, *q = phrase;
+    while (*q && p < end) {
+      if (*q == ' ' && isspace((unsigned char)*p)) {
+        q++;
+        while (p < end && isspace((unsigned char)*p)) p++;
+      } else if (tolower((unsigned char)*p) == tolower((unsigned char)*q)) {
+        p++, q++;
+      } else {
+        break;
+      }
+    }
+    if (!*q) return text;
+  }
+  return NULL;
+}
+
+TEST(chapters_use_the_words_of_the_field) { /* a reader who searches for them arrives */
+  static const char *const words[][2] = {
+      {"products", "GEMM"},
+      {"products", "GEMV"},
+      {"attention", "FlashAttention"},
+      {"attention", "online softmax"},
+      {"ssd", "chunked scan"},
+      {"ssd", "state-space duality"},
+      {"losses", "matrix orientation"},
+      {"losses", "hidden-state alignment"},
+      {"losses", "knowledge distillation"},
+      {"mohawk", "matrix orientation"},
+      {"mohawk", "hidden-state alignment"},
+      {"mohawk", "knowledge distillation"},
+      {"mohawk", "weight transfer"},
+  };
+  size_t w;
+  find_sections();
+  for (w = 0; w < sizeof words / sizeof *words; w++) {
+    int i = 0;
+    while (i < n_sections && strcmp(sections[i].tag, words[w][0])) i++;
+    REQUIRE(i < n_sections, "there is no section >>%s", words[w][0]);
+    CHECK(find_phrase(sections[i].at, i + 1 < n_sections ? sections[i + 1].at : header + length, words[w][1]) != NULL,
+          "the section >>%s does not say \"%s\"", words[w][0], words[w][1]);
+  }
+}
+
+/* Phrases that make a native reader stumble, and British spellings: the project is spelled as its
+   names are. */
+static void check_phrases(const char *path, const char *text) {
+  static const char *const phrases[] = {
+      "be had",       "stands twice",    "in turns",        "makes no sense", "make no sense",  "of no meaning",
+      "was given no", "is no number",    "is no checkpoint", "is no valid",   "not known here", "not done here",
+      "is told.",     "are told",        "lies beside",     "one's own",      "at the place",   "optimiser",
+      "normalis",     "tokenis",                 "neighbour",      "behaviour",      "colour",
+      "licence",      "distils",         "centre",          "is cut off",   "so many others", "in place of the one",
+  };
+  const char *end = text + strlen(text);
+  size_t i;
+  for (i = 0; i < sizeof phrases / sizeof *phrases; i++) {
+    const char *at = find_phrase(text, end, phrases[i]), *p;
+    int line = 1;
+    for (p = text; at && p < at; p++) line += *p == '\n';
+    CHECK(!at, "%s, line %d says \"%s\"", path, line, phrases[i]);
+  }
+}
+static void check_phrases_of_the_product(const char *path, const char *text) {
+  if (strncmp(path, "tests/", 6)) check_phrases(path, text);
+}
+
+TEST(no_words_that_stumble) {
+  static const char *const pages[] = {"README.md", "tools/bench/README.md", "tests/golden/README.md", "tools/mohawk.1"};
+  size_t i;
+  each_source(check_phrases_of_the_product);
+  for (i = 0; i < sizeof pages / sizeof *pages; i++) {
+    char *text = test_read_file(pages[i], NULL);
+    CHECK(text != NULL, "%s is missing", pages[i]);
+    if (text) check_phrases(pages[i], text);
+    free(text);
+  }
+}
+
+/* words from p to the end of its sentence, at most to end; *next: where the following one starts */
+static int words_of_sentence(const char *p, const char *end, const char **next) {
+  int words = 0;
+  while (p < end) {
+    int letters = 0;
+    while (p < end && isspace((unsigned char)*p)) p++;
+    for (; p < end && !isspace((unsigned char)*p); p++) letters |= isalnum((unsigned char)*p) != 0;
+    words += letters;
+    if (p > next[0] && strchr(".!?", p[-1])) break;
+  }
+  *next = p;
+  return words;
+}
+
+/* numbers in a cell of a table that ends at '|' */
+static int numbers_of_cell(const char *p) {
+  int n = 0;
+  while (*p && *p != '|' && *p != '\n') {
+    if (!isdigit((unsigned char)*p++)) continue;
+    n++;
+    while (isdigit((unsigned char)*p) || (*p == '.' && isdigit((unsigned char)p[1]))) p++;
+  }
+  return n;
+}
+
+TEST(readme_is_short_and_plain) { /* lines, words of a sentence, numbers of a cell */
+  char *text = test_read_file("README.md", NULL), *line, *next;
+  int lines = 0, code = 0;
+  REQUIRE(text != NULL, "there is no README.md");
+  for (line = text; *line; line = next) {
+    char *end = line + strcspn(line, "\n");
+    next = *end ? end + 1 : end;
+    lines++;
+    if (!strncmp(line, "```", 3)) code = !code;
+    if (code || *line == '#' || *line == '!' || *line == '`') continue;
+    if (*line == '|') {
+      const char *cell;
+      for (cell = line + 1; cell < end; cell += strcspn(cell, "|\n") + 1)
+        CHECK(numbers_of_cell(cell) <= 2, "README.md, line %d: a cell with %d numbers", lines, numbers_of_cell(cell));
+      continue;
+    }
+    if (line == text || line[-1] != '\n' || (line > text + 1 && line[-2] != '\n' && *line != '*')) continue;
+    {
+      const char *p = line, *stop = line; /* a paragraph, or an item of a list */
+      while (*stop && !(*stop == '\n' && (stop[1] == '\n' || stop[1] == '*' || stop[1] == '#'))) stop++;
+      while (p < stop) {
+        const char *start = p, *after = p;
+        const int words = words_of_sentence(p, stop, &after);
+        p = after;
+        CHECK(words <= 35, "README.md, line %d: a sentence of %d words: %.60s", lines, words, start);
+      }
+    }
+  }
+  CHECK(lines < 140, "README.md has %d lines", lines);
+  free(text);
+}
+
 static int section_of(const char *at_header) {
   int s = n_sections;
   while (s > 0 && sections[s - 1].at > at_header) s--;
@@ -886,6 +1026,9 @@ int main(int argc, char **argv) {
   RUN(no_octal_numbers);
   RUN(version);
   RUN(contents);
+  RUN(chapters_use_the_words_of_the_field);
+  RUN(no_words_that_stumble);
+  RUN(readme_is_short_and_plain);
   RUN(sections_look_upward);
   RUN(every_function_is_tested);
   RUN(quick_start);
