@@ -10856,7 +10856,7 @@ static int mhk__stored_check(mhk_context *ctx, const mhk_stored *x, int i) {
   if (!x->name || mhk_dtype_bytes(x->dtype) == 0 || x->rank < 0 || x->rank > MHK_MAX_RANK || x->count < 0 ||
       (!x->data && x->count))
     return mhk_fail(ctx, MHK_ERROR_ARGUMENT,
-                    "tensor %d (%.200s) cannot be used: name, type, rank (at most %d) and data are needed", i,
+                    "cannot use tensor %d (%.200s): it needs a name, a type, a rank of at most %d, and data", i,
                     x->name ? x->name : "no name", MHK_MAX_RANK),
            0;
   for (; j < x->rank && x->shape[j] >= 0 && (x->shape[j] == 0 || count <= PTRDIFF_MAX / x->shape[j]); j++)
@@ -10881,7 +10881,7 @@ MHKDEF mhk_file *mhk_file_of(mhk_context *ctx, const char *name, int n, const mh
   f->release = release;
   f->user = user;
   f->shards[0].path = f->path;
-  if (n < 0 || (n && !tensors)) mhk_fail(ctx, MHK_ERROR_ARGUMENT, "mhk_file_of was given %d tensors at NULL", n);
+  if (n < 0 || (n && !tensors)) mhk_fail(ctx, MHK_ERROR_ARGUMENT, "mhk_file_of: %d tensors are at NULL", n);
   mhk__stored *list = (mhk__stored *)mhk__arena_zeros(ctx, &f->object.arena, n, sizeof *list);
   for (int i = 0; list && i < n && mhk__stored_check(ctx, &tensors[i], i); i++) {
     list[i].t = tensors[i];
@@ -15715,7 +15715,7 @@ MHKDEF mhk_model *mhk_student_create(mhk_context *ctx, mhk_model *teacher, const
   for (int i = 0; i < d.n_keep_attention; i++) {
     const int l = d.keep_attention[i];
     if (l < 0 || l >= t->n_layer)
-      return mhk__null(ctx, MHK_ERROR_ARGUMENT, "attention cannot be kept in layer %d: the teacher has layers 0 to %d",
+      return mhk__null(ctx, MHK_ERROR_ARGUMENT, "cannot keep attention in layer %d: the teacher has layers 0 to %d",
                        l, t->n_layer - 1);
   }
   const mhk_config c = mhk__student_config(t, &d);
@@ -17096,6 +17096,8 @@ static void mhk__pass_attention(mhk_context *ctx, mhk__pass *p) {
   mhk__apply(ctx, rows, p->o, y->dense_w, y->dense_b, 0, s->x, s->y);
 }
 
+/* The convolution of one block of channels over one span. It writes x, B and C to separate
+   arrays. */
 static void mhk__conv_state_task(void *arg, mhk_index task, int worker) {
   const mhk__job *job = (const mhk__job *)arg;
   const mhk__pass *p = (const mhk__pass *)job->args;
@@ -17495,7 +17497,7 @@ MHKDEF mhk_result mhk_feed_bytes(mhk_session *s, const char *text, size_t length
     return mhk_fail(ctx, MHK_ERROR_STATE, "the model has no tokenizer: %s", s->model->tokenizer_error);
   if (!k)
     return mhk_fail(ctx, MHK_ERROR_STATE,
-                    "the model has no tokenizer: put a tokenizer.json beside it, or feed token ids");
+                    "the model has no tokenizer: put a tokenizer.json in its folder, or feed token ids");
   if (!s->ids)
     return mhk_fail(ctx, MHK_ERROR_STATE,
                     "the model got its tokenizer after this session was created: create the session afterwards");

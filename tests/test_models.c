@@ -662,7 +662,7 @@ TEST(students_that_cannot_be) {
   d.keep_attention = &l;
   l = 3;
   CHECK(!mhk_student_create(ctx, teacher, &d), "made");
-  CHECK_FAILS(ctx, MHK_ERROR_ARGUMENT, "attention cannot be kept in layer 3: the teacher has layers 0 to 2");
+  CHECK_FAILS(ctx, MHK_ERROR_ARGUMENT, "cannot keep attention in layer 3: the teacher has layers 0 to 2");
   d.n_keep_attention = 0;
   d.rotary_dim = 7;
   CHECK(!mhk_student_create(ctx, teacher, &d), "made");

@@ -34,14 +34,14 @@ static const char *map(const char *path, foreign_bytes *out) { /* NULL or what i
   HANDLE file = INVALID_HANDLE_VALUE, mapping = NULL;
   if (wide_path(path, wide))
     file = CreateFileW(wide, GENERIC_READ, FILE_SHARE_READ | FILE_SHARE_DELETE, NULL, OPEN_EXISTING, 0, NULL);
-  if (file == INVALID_HANDLE_VALUE) return "it cannot be opened";
+  if (file == INVALID_HANDLE_VALUE) return "cannot open it";
   const char *why = GetFileSizeEx(file, &size) ? NULL : "its size is unknown";
   if (!why && size.QuadPart > 0) {
     const void *bytes = NULL;
     mapping = CreateFileMappingW(file, NULL, PAGE_READONLY, 0, 0, NULL);
     if (mapping) bytes = MapViewOfFile(mapping, FILE_MAP_READ, 0, 0, 0);
     if (mapping) CloseHandle(mapping);
-    if (!bytes) why = "it cannot be mapped";
+    if (!bytes) why = "cannot map it";
     else out->data = (const unsigned char *)bytes, out->size = (size_t)size.QuadPart;
   }
   CloseHandle(file);

@@ -937,7 +937,7 @@ static int by_tensor(const void *a, const void *b) {
   return strcmp(((const indexed *)a)->tensor, ((const indexed *)b)->tensor);
 }
 
-/* The "weight_map" of an index, sorted by file, or NULL after an error. A shard lies beside its
+/* The "weight_map" of an index, sorted by file, or NULL after an error. A shard is next to its
    index: a name that leads elsewhere is refused. */
 static indexed *read_index(pool *kept, const char *path, const foreign_bytes *text, size_t *n) {
   foreign_json all = {(const char *)text->data, (const char *)text->data + text->size}, root, map, each, key, value;
@@ -962,7 +962,7 @@ static indexed *read_index(pool *kept, const char *path, const foreign_bytes *te
     if (foreign_json_text(key, name) < 0 || foreign_json_text(value, file) < 1 || file[0] == '.' ||
         strpbrk(file, "/\\:")) {
       mhk_fail(kept->ctx, MHK_ERROR_FORMAT,
-               "%s: the file of tensor %.200s must be the plain name of a file beside the index, it is %.*s", path,
+               "%s: the file of tensor %.200s must be a plain file name in the folder of the index, not %.*s", path,
                name, (int)(value.end - value.at < 200 ? value.end - value.at : 200), value.at);
       return NULL;
     }
@@ -980,7 +980,7 @@ static int check_index(const pytorch *p, const char *path, indexed *list, size_t
     indexed wanted = {p->tensors[i].name, NULL, 0}, *found;
     found = (indexed *)bsearch(&wanted, list, n, sizeof *list, by_tensor);
     if (!found || found->shard != p->shard_of[i])
-      return mhk_fail(p->ctx, MHK_ERROR_FORMAT, "%s does not name tensor %.200s for the file that holds it", path,
+      return mhk_fail(p->ctx, MHK_ERROR_FORMAT, "%s does not name tensor %.200s, which its file has", path,
                       wanted.tensor),
              0;
     found->file = NULL; /* seen */
