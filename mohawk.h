@@ -271,15 +271,15 @@ MHKDEF int mhk_failed(const mhk_context *ctx);
 MHKDEF const char *mhk_message(const mhk_context *ctx);
 
 #ifndef MOHAWK_NO_STDIO
-/* Reads a model: a folder with config.json and what mhk_file_open() finds there, and with tokenizer
-   and generation_config.json if it has them; or one .safetensors file that mhk_save() wrote, with
-   all of them in its metadata. The weights are mapped and keep their stored type: the model is
-   frozen. A tokenizer that cannot be read leaves the model without one, with a warning; from
-   generation_config.json only the tokens that end a text are used (mhk_model_ends()).
-   A mapped file must not change while the model lives: bytes that are overwritten are weights at
-   once, and a program that touches bytes that are gone (the file was cut, its disk failed) is ended
-   by the system (SIGBUS). Files that others write should be replaced whole by rename, as mhk_save()
-   does, or loaded with `read`. A folder to which another model is saved meanwhile is an error. */
+/* Loads a model: a folder with config.json, the weights that mhk_file_open() finds there, and
+   optionally a tokenizer and generation_config.json; or one .safetensors file from mhk_save(), with
+   all of these in its metadata. The weights are mapped and keep their stored type: the model is
+   frozen. If the tokenizer cannot be read, the model has none and there is a warning. From
+   generation_config.json only the tokens that end a text are used (mhk_model_ends()). A mapped file
+   must not change while the model lives. Overwritten bytes become weights immediately, and if the
+   file is truncated or its disk fails, the system kills a program that accesses the missing bytes
+   (SIGBUS). Other writers must replace files by rename, as mhk_save() does, or you must load with
+   `read`. If another model is saved to the folder during loading, it is an error. */
 MHKDEF mhk_model *mhk_load(mhk_context *ctx, const char *path);
 #endif
 MHKDEF void mhk_model_destroy(mhk_model *m);
@@ -349,20 +349,18 @@ MHKDEF mhk_stop mhk_stopped(const mhk_session *s);
    ============================================================================================== */
 
 #ifndef MOHAWK_NO_STDIO
-/* Writes a folder: config.json, model.safetensors, tokenizer.json when the model has a tokenizer,
-   and generation_config.json when it knows where a text ends. A path that ends in .safetensors
-   becomes one file with all of them inside. dtype: MHK_F32, MHK_F16, MHK_BF16; 0: MHK_F32. PyTorch
-   reads it.
-   Every file is written as mhk_file_write_bytes() says. A folder holds the old model or the new
-   one, never some of each: a process that is killed while it renames files leaves a folder that
-   does not load until it is saved to again. A tokenizer that the folder held is removed when the
-   model has none; files that mhk_load() would not read stay. Others who save there at the same time
-   wait (model.lock).
-   dtype MHK_Q8 or MHK_Q4: a quantized model is written as it is, bit for bit, any other as
-   mhk_quantize() makes it by default; what is not quantized is MHK_F32. The quantized matrix NAME
-   (N,K) is stored as NAME of type I8 (MHK_Q8) or U8 (MHK_Q4), NAME_scale of type F16, and NAME_rest
-   of type F32 with the rows that stay unquantized, if any; shapes and order are those of
-   mhk_quantized. */
+/* Saves a folder: config.json, model.safetensors, tokenizer.json if the model has a tokenizer, and
+   generation_config.json if its ends of text are known. A path that ends in .safetensors becomes
+   one file with all of these. dtype: MHK_F32, MHK_F16, MHK_BF16; 0: MHK_F32. PyTorch reads the
+   result. Files are written like mhk_file_write_bytes(), so no file is ever incomplete. A folder
+   has the old model or the new one, never a mix. If the process is killed while it renames files,
+   the folder does not load until a model is saved there again. If the model has no tokenizer, an
+   old tokenizer in the folder is removed; files that mhk_load() does not read stay. Other savers to
+   the same folder wait (model.lock). With dtype MHK_Q8 or MHK_Q4, a quantized model is saved
+   unchanged, and any other as mhk_quantize() quantizes it by default; everything that is not
+   quantized is saved as MHK_F32. The quantized matrix NAME (N,K) is stored as NAME of type I8
+   (MHK_Q8) or U8 (MHK_Q4), NAME_scale of type F16, and, for rows that stay unquantized, NAME_rest
+   of type F32; shapes and order are those of mhk_quantized. */
 MHKDEF mhk_result mhk_save(mhk_model *m, const char *path, mhk_dtype dtype);
 #endif
 
@@ -701,10 +699,10 @@ typedef struct mhk_load_desc {
   /* reads files into memory of the context instead of mapping them: later changes to them do not
      affect the model */
   int read;
-  /* weights in place of the folder's, from another format: see mhk_file_of(). The model takes them
-     over; a load that fails closes them. */
+  /* weights from another format instead of those in the folder, see mhk_file_of(). The model takes
+     ownership; a load that fails closes them. */
   struct mhk_file *weights;
-  /* tokenizer in place of the folder's */
+  /* a tokenizer instead of the one in the folder */
   const struct mhk_tokenizer_desc *tokenizer;
 } mhk_load_desc;
 /* mhk_load() with options. */
@@ -747,8 +745,8 @@ MHKDEF mhk_result mhk_model_init_mixers(mhk_model *student, mhk_model *teacher, 
 /* ---- files ---- */
 
 /* safetensors (huggingface/safetensors, format of version 0.4): 8 bytes of header length, a JSON
-   header, raw little-endian tensors. Other formats are the program's: `mohawk convert` reads
-   PyTorch's own (pytorch_model.bin), and mhk_file_of() takes what such a reader found. */
+   header, raw little-endian tensors. Your program can read other formats and pass the tensors to
+   mhk_file_of(), as `mohawk convert` does with PyTorch files (pytorch_model.bin). */
 typedef struct mhk_file mhk_file;
 typedef struct mhk_stored {
   const char *name;
@@ -760,15 +758,15 @@ typedef struct mhk_stored {
   size_t bytes;
 } mhk_stored;
 #ifndef MOHAWK_NO_STDIO
-/* Opens a safetensors file, an index of shards, or what a folder holds: model.safetensors or its
-   index. All metadata is validated. */
+/* Opens a safetensors file, an index of shards, or model.safetensors or its index in a folder. All
+   metadata is validated. */
 MHKDEF mhk_file *mhk_file_open(mhk_context *ctx, const char *path);
 #endif
 /* The same from memory, which must outlive the file. */
 MHKDEF mhk_file *mhk_file_open_memory(mhk_context *ctx, const void *data, size_t bytes);
-/* A file of n tensors that stand in memory, little-endian, as a reader of another format finds
-   them. name is for messages. The list and names are copied, data must stay until release(user) is
-   called: when the file closes, or before this returns NULL. release may be NULL. */
+/* Creates a file from n little-endian tensors in memory, for readers of other formats. name is for
+   messages. The list and names are copied. data must stay valid until release(user) is called: when
+   the file closes, or before this function returns NULL. release may be NULL. */
 typedef void (*mhk_release_fn)(void *user);
 MHKDEF mhk_file *mhk_file_of(mhk_context *ctx, const char *name, int n, const mhk_stored *tensors,
                              mhk_release_fn release, void *user);
@@ -778,29 +776,29 @@ MHKDEF const mhk_stored *mhk_file_at(const mhk_file *f, int i);            /* so
 MHKDEF const mhk_stored *mhk_file_find(const mhk_file *f, const char *name);
 /* The text of a key of __metadata__, or NULL; length may be NULL. */
 MHKDEF const char *mhk_file_metadata(const mhk_file *f, const char *key, size_t *length);
-/* Copies a tensor's numbers, converted from any type of number. */
+/* Copies the elements of a tensor, converted from any number type. */
 MHKDEF mhk_result mhk_file_read(mhk_context *ctx, const mhk_stored *x, mhk_real *out);
-/* The same for integer types; an error when a number does not fit. */
+/* The same for integer types; an error if a value does not fit. */
 MHKDEF mhk_result mhk_file_read_i32(mhk_context *ctx, const mhk_stored *x, int32_t *out);
 #ifndef MOHAWK_NO_STDIO
 /* Writes a safetensors file of n tensors: name, dtype, rank, shape and data (in host byte order) of
    each count. metadata: n_metadata pairs key, value. */
 MHKDEF mhk_result mhk_file_write(mhk_context *ctx, const char *path, int n, const mhk_stored *tensors,
                                  int n_metadata, const char *const *metadata);
-/* Writes any other file. Like all files here it is written as path.new (path.new2 and so on while
-   others write it too), flushed to disk and renamed: readers see the old file or the new one, and a
-   writer that fails or is killed leaves the old one. Leftovers of a killed writer are removed when
-   path is written again. A symbolic link at path is replaced, not followed; the new file keeps the
+/* Writes any other file. Like all files here, it is written as path.new (path.new2 and so on if
+   others write it too), flushed to disk and renamed. Readers see the old file or the new one, and a
+   writer that fails or is killed leaves the old one. The next write of path removes leftovers of
+   killed writers. A symbolic link at path is replaced, not followed. The new file keeps the
    permissions of the old one, as far as the umask allows. */
 MHKDEF mhk_result mhk_file_write_bytes(mhk_context *ctx, const char *path, const void *data, size_t bytes);
 #endif
 
 /* ---- tokenizers ---- */
 
-/* Byte-level BPE as GPT-2, Phi and GPT-NeoX (with NFC, which the Mamba-2 models have) use it. path:
-   tokenizer.json or its folder; the tokenizer_config.json beside it, if there is one, says which
-   tokens start and end a text. Older layouts (vocab.json with merges.txt, encoder.json with
-   vocab.bpe) are read by `mohawk convert`. */
+/* Byte-level BPE as in GPT-2, Phi and GPT-NeoX (with NFC, for the Mamba-2 models). path:
+   tokenizer.json or its folder. tokenizer_config.json in the same folder, if present, names the
+   tokens that start and end a text. `mohawk convert` reads older layouts (vocab.json with
+   merges.txt, encoder.json with vocab.bpe). */
 #ifndef MOHAWK_NO_STDIO
 MHKDEF mhk_tokenizer *mhk_tokenizer_load(mhk_context *ctx, const char *path);
 #endif
@@ -832,11 +830,12 @@ MHKDEF int mhk_tokenizer_size(const mhk_tokenizer *k);                    /* the
 MHKDEF int32_t mhk_tokenizer_id(mhk_tokenizer *k, const char *token);
 /* The bytes of one token, NULL if the id does not exist; length may be NULL. */
 MHKDEF const char *mhk_token_bytes(mhk_tokenizer *k, int32_t id, size_t *length);
-/* The id of the token that ends a text, -1 if there is none: eos_token of the tokenizer_config.json
-   beside tokenizer.json, else <|endoftext|>. */
+/* The id of the token that ends a text, -1 if there is none: eos_token of tokenizer_config.json,
+   otherwise <|endoftext|>. */
 MHKDEF int32_t mhk_tokenizer_end(const mhk_tokenizer *k);
-/* The id of the token that starts a text, and the documents of mhk_corpus_load(): its bos_token,
-   else what tokenizer.json puts before a text, else mhk_tokenizer_end(). */
+/* The id of the token that starts a text, and each document of mhk_corpus_load(): bos_token of
+   tokenizer_config.json, otherwise the token that tokenizer.json adds before a text, otherwise
+   mhk_tokenizer_end(). */
 MHKDEF int32_t mhk_tokenizer_start(const mhk_tokenizer *k);
 /* The tokenizer as a tokenizer.json. */
 MHKDEF const char *mhk_tokenizer_json(mhk_tokenizer *k, size_t *length);
@@ -17023,7 +17022,7 @@ static mhk_index mhk__first_after(const mhk_session *s, const mhk__span *span, m
   return first;
 }
 
-/* one head of one span's part */
+/* one head of one range's part */
 static void mhk__attend_task(void *arg, mhk_index task, int worker) {
   const mhk__job *job = (const mhk__job *)arg;
   const mhk__pass *p = (const mhk__pass *)job->args;
@@ -17161,7 +17160,7 @@ static void mhk__decays_task(void *arg, mhk_index task, int worker) {
   }
 }
 
-/* one head of one span */
+/* one head of one range */
 static void mhk__scan_task(void *arg, mhk_index task, int worker) {
   const mhk__job *job = (const mhk__job *)arg;
   const mhk__pass *p = (const mhk__pass *)job->args;
@@ -18135,7 +18134,8 @@ static void mhk__judge(void *user, mhk_index sequence, mhk_index index, const mh
   x->round[x->accepted + 1] = mhk_draw(p, t->vocab, mhk__rng_uniform(&t->sampler.rng) * (p == q ? left : 1));
 }
 
-/* Notes where both sessions stand at the start of a round, and the target's recurrent numbers. */
+/* Saves the positions of both sessions at the start of a round, and the recurrent numbers of the
+   target. */
 static void mhk__speculation_mark(mhk_speculation *x) {
   x->target_at = x->target->sequences[0].position;
   x->draft_at = x->draft->sequences[0].position;
@@ -18211,7 +18211,7 @@ static void mhk__speculation_settle(mhk_speculation *x) {
   x->round[0] = x->round[known];
 }
 
-/* The first token comes from logits that are there already; it is pending then. */
+/* The first token comes from existing logits; then it is pending. */
 static int32_t mhk__speculation_start(mhk_speculation *x, const mhk_sampling *how) {
   mhk_session *t = x->target, *d = x->draft;
   int32_t token;
