@@ -3140,7 +3140,7 @@ static float mhk__f16_to_f32(uint16_t h) {
   return h & 0x8000u ? -f : f;
 }
 
-static const struct { const char *name; size_t bytes; } mhk__dtypes[] = { /* in the order of mhk_dtype */
+static const struct { char name[16]; size_t bytes; } mhk__dtypes[] = { /* in the order of mhk_dtype */
     {"unknown type", 0}, {"F32", 4}, {"F64", 8}, {"F16", 2}, {"BF16", 2}, {"I8", 1},   {"U8", 1}, {"I16", 2},
     {"U16", 2},          {"I32", 4}, {"U32", 4}, {"I64", 8}, {"U64", 8},  {"BOOL", 1}, {"Q8", 0}, {"Q4", 0}};
 static unsigned mhk__known_dtype(mhk_dtype dtype) {
@@ -4393,15 +4393,15 @@ static void MHK__N(mhk__product)(mhk_index m, mhk_index n, mhk_index k, const mh
                                  mhk_real *c, mhk_index ldc, int accumulate) {
   for (mhk_index j = 0; j < n; j += MHK__NR)
     for (mhk_index i = 0; i < m; i += MHK__MR) {
-      const mhk_index rows = m - i < MHK__MR ? m - i : MHK__MR, columns = n - j < MHK__NR ? n - j : MHK__NR;
+      const mhk_index rows = m - i < MHK__MR ? m - i : MHK__MR, width = n - j < MHK__NR ? n - j : MHK__NR;
       const mhk_real *pa = a + i * k, *pb = b + j * k;
       mhk_real *to = c + i * ldc + j;
-      if (columns == MHK__NR && rows == MHK__MR)
+      if (width == MHK__NR && rows == MHK__MR)
         MHK__N(mhk__tile)(k, pa, pb, to, ldc, accumulate);
-      else if (columns == MHK__NR && rows == MHK__HALF)
+      else if (width == MHK__NR && rows == MHK__HALF)
         MHK__N(mhk__tile_half)(k, pa, pb, to, ldc, accumulate);
       else
-        MHK__N(mhk__tile_edge)(rows, columns, k, pa, pb, to, ldc, accumulate);
+        MHK__N(mhk__tile_edge)(rows, width, k, pa, pb, to, ldc, accumulate);
     }
 }
 
