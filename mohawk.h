@@ -431,6 +431,7 @@ typedef struct mhk_student_desc {
   mhk_init init;             /* 0: attention */
   int chunk_size;            /* 0: 128 */
   uint64_t seed;             /* 0: 1 */
+  const char *mixer;         /* name of a mixer that mhk_mixer_add() was given; NULL: discrete Mamba-2 */
 } mhk_student_desc;
 /* Creates a Phi-Mamba student of a Phi teacher. It copies embedding, norms, MLPs, head and kept
    attention layers (weight transfer); its other mixers are new. */
@@ -645,7 +646,12 @@ MHKDEF const char *mhk_bf16_name(const mhk_context *ctx);
 /* ---- configurations ---- */
 
 typedef enum mhk_arch { MHK_ARCH_PHI = 1, MHK_ARCH_PHI_MAMBA = 2, MHK_ARCH_MAMBA2 = 3 } mhk_arch;
-typedef enum mhk_mixer { MHK_MIXER_ATTENTION = 1, MHK_MIXER_DISCRETE_MAMBA2 = 2, MHK_MIXER_MAMBA2 = 3 } mhk_mixer;
+typedef enum mhk_mixer_kind {
+  MHK_MIXER_ATTENTION = 1,
+  MHK_MIXER_DISCRETE_MAMBA2 = 2,
+  MHK_MIXER_MAMBA2 = 3,
+  MHK_MIXER_OWN = 4 /* mhk_config.own: see mhk_mixer_add() */
+} mhk_mixer_kind;
 #define MHK_MAX_LAYERS 256
 
 /* The shape of a model. arch determines the form of blocks, the names and config.json; mixer[l] is
@@ -668,8 +674,54 @@ typedef struct mhk_config {
   int conv_bias, proj_bias;      /* Mamba-2: use_conv_bias, use_bias */
   double dt_min, dt_max;         /* Mamba-2: time_step_limit; dt_max 0: none */
   int pad_vocab_multiple;        /* phi-mamba: pad_vocab_size_multiple */
-  unsigned char mixer[MHK_MAX_LAYERS]; /* mhk_mixer of each layer */
+  unsigned char mixer[MHK_MAX_LAYERS]; /* mhk_mixer_kind of each layer */
+  const struct mhk_mixer *own;   /* the mixer of layers with MHK_MIXER_OWN, from mhk_mixer_add(); else NULL */
 } mhk_config;
+
+/* A mixer of your own: a causal layer (B,T,D) -> (B,T,D) with a state of fixed size, as the layer
+   of a model (examples/new_mixer.c). It may use all fields of the configuration; those of
+   state-space mixers (ssm_heads, ssm_head_dim, d_state, ...) are set, checked and saved for it. */
+#define MHK_MIXER_TENSORS 16
+typedef enum mhk_start {
+  MHK_START_VALUE = 0,  /* all elements are value */
+  MHK_START_LINEAR = 1, /* uniform in +-1/sqrt(elements of a row), as PyTorch initializes a Linear */
+  MHK_START_BIAS = 2    /* within the bounds of the MHK_START_LINEAR tensor before it */
+} mhk_start;
+typedef struct mhk_mixer_tensor {
+  const char *name; /* 1 to 31 letters, digits, dots and underscores; in files "backbone.layers.3.mixer.NAME" */
+  int rank;         /* 1 to 3 */
+  mhk_index shape[3];
+  mhk_start start;  /* how a new model or student initializes it */
+  double value;
+  int in_matrix;    /* the mixing matrix depends on it, so stage 1 trains it */
+} mhk_mixer_tensor;
+typedef struct mhk_mixer {
+  const char *name; /* in config.json; the characters of a tensor's name, at most 63 */
+  /* Describes tensor i of a layer in *out, which is zeroed before; returns 0 if there is no such
+     tensor. Must depend on config only. All tensors are mhk_real, even in quantized models. */
+  int (*tensor)(const mhk_config *config, int i, mhk_mixer_tensor *out);
+  /* On the tape: u (B,T,D) and the layer's tensors w in their order -> (B,T,D). doc: the document
+     of each token (B,T), or NULL; a token sees no other document. Returns NULL on failure. */
+  mhk_tensor *(*forward)(mhk_tape *t, const mhk_config *config, mhk_tensor *const *w, mhk_tensor *u,
+                         const int32_t *doc);
+  /* The mixing matrix (B,ssm_heads,T,T), which stage 1 compares with the teacher's attention. NULL:
+     there is none, and stage 1 is an error for this mixer. */
+  mhk_tensor *(*matrix)(mhk_tape *t, const mhk_config *config, mhk_tensor *const *w, mhk_tensor *u,
+                        const int32_t *doc);
+  /* In a session: how many numbers a sequence's state in one layer has (zeros before the first
+     token), and how many a step needs as scratch memory (work NULL: none). */
+  mhk_index (*state)(const mhk_config *config);
+  mhk_index (*work)(const mhk_config *config);
+  /* The next token, u (D) -> y (D); updates state. Must be safe to call from several threads, each
+     with another sequence. */
+  void (*step)(const mhk_config *config, const mhk_real *const *w, const mhk_real *u, mhk_real *state,
+               mhk_real *work, mhk_real *y);
+} mhk_mixer;
+/* Makes a mixer known to a context, which must happen before models with it are made or loaded. The
+   context keeps a copy and returns it, for mhk_config.own; it lives as long as the context. A name
+   that is taken is an error. With MOHAWK_NO_TRAINING, forward and matrix may be NULL. NULL on
+   failure. */
+MHKDEF const mhk_mixer *mhk_mixer_add(mhk_context *ctx, const mhk_mixer *mixer);
 
 /* Named shapes: "phi-1", "phi-1.5", "phi-2", "phi-mamba-1.5b", "hybrid-phi-mamba-1.5b",
    "mamba2-130m", "mamba2-1.3b". */
@@ -944,9 +996,9 @@ MHKDEF mhk_result mhk_session_snapshot(mhk_session *s, mhk_index sequence);
    attention layers (and no window) needs no snapshots and rewinds to position itself. There are no
    logits until the next token. -1 on error. */
 MHKDEF mhk_index mhk_session_rewind(mhk_session *s, mhk_index sequence, mhk_index position);
-/* The recurrent state of a state-space layer, which you may read and write between calls: the last
-   inputs of its convolution (d_conv-1,channels), oldest first, and its state (H,P,N); NULL for
-   other layers. */
+/* The recurrent numbers themselves, to read or write between calls: a state-space layer's last
+   inputs of the convolution (d_conv-1,channels), oldest first, and its state (H,P,N); NULL for
+   other layers. Of a mixer of your own mhk_session_ssm() is its state. */
 MHKDEF mhk_real *mhk_session_conv(mhk_session *s, mhk_index sequence, int layer);
 MHKDEF mhk_real *mhk_session_ssm(mhk_session *s, mhk_index sequence, int layer);
 
@@ -2612,6 +2664,7 @@ struct mhk_context {
   mhk_result result;
   int strict; /* set while a model loads strictly: warnings are errors */
   mhk__object *objects;
+  struct mhk__own_mixer *mixers; /* those of mhk_mixer_add(); objects, too */
   mhk__arena scratch; /* every op that uses it rewinds it */
   size_t memory, peak;
   char message[2048];
@@ -13077,11 +13130,12 @@ MHKDEF size_t mhk_stream_finish(mhk_stream *s, char *out) {
 
 /* The tensors of a layer. A layer has the tensors of its own mixer; the others are NULL. */
 typedef struct mhk__layer {
-  mhk_mixer kind;
+  mhk_mixer_kind kind;
   mhk_tensor *norm_w, *norm_b;                                       /* norm_b NULL: RMSNorm (Mamba-2) */
   mhk_tensor *q_w, *q_b, *k_w, *k_b, *v_w, *v_b, *dense_w, *dense_b; /* attention */
   mhk_tensor *qn_w, *qn_b, *kn_w, *kn_b;                             /* LayerNorm of queries and keys, or NULL */
   mhk_tensor *in_w, *in_b, *z_bias, *conv_w, *conv_b, *dt_bias, *A_log, *D, *ssm_norm_w, *out_w, *out_b;
+  mhk_tensor *own[MHK_MIXER_TENSORS];        /* MHK_MIXER_OWN */
   mhk_tensor *fc1_w, *fc1_b, *fc2_w, *fc2_b; /* MLP; NULL: none */
 } mhk__layer;
 
@@ -13111,6 +13165,7 @@ enum {            /* whose it is */
   MHK__OF_BLOCK,  /* tensors of a layer, if it has such a part */
   MHK__OF_ATTENTION,
   MHK__OF_STATE_SPACE,
+  MHK__OF_OWN,    /* one row stands for all tensors that mhk_mixer.tensor describes */
   MHK__OF_MLP,
   MHK__OF_END     /* tensors of the model, after the layers */
 };
@@ -13193,6 +13248,7 @@ static const mhk__role mhk__roles[] = { /* in the order of the checkpoint */
   MHK__ROLE(mhk__layer, ssm_norm_w, STATE_SPACE, PLAIN, "mixer.norm.weight", MAMBA2, INNER, NONE, ONE, MIXER),
   MHK__ROLE(mhk__layer, out_w, STATE_SPACE, PLAIN, "mixer.out_proj.weight", ALWAYS, MODEL, INNER, LINEAR, MIXER),
   MHK__ROLE(mhk__layer, out_b, STATE_SPACE, PLAIN, "mixer.out_proj.bias", PROJ_BIAS, MODEL, NONE, BIAS, MIXER),
+  MHK__ROLE(mhk__layer, own, OWN, PLAIN, "", ALWAYS, NONE, NONE, ZERO, MIXER),
   MHK__ROLE(mhk__layer, fc1_w, MLP, PLAIN, "mlp.fc1.weight", ALWAYS, MLP, MODEL, LINEAR, REST),
   MHK__ROLE(mhk__layer, fc1_b, MLP, PLAIN, "mlp.fc1.bias", ALWAYS, MLP, NONE, BIAS, REST),
   MHK__ROLE(mhk__layer, fc2_w, MLP, PLAIN, "mlp.fc2.weight", ALWAYS, MODEL, MLP, LINEAR, REST),
@@ -13222,8 +13278,10 @@ static const mhk__arch *mhk__arch_of(const mhk_config *c) {
 typedef struct mhk__spec {
   char name[96];
   const mhk__role *role;
-  int layer, rank;
+  int layer, item, rank; /* item: which of the tensors of MHK__OF_OWN, else 0 */
   mhk_index shape[3];
+  int start, trains;     /* as the role, or the own mixer, has it */
+  double value;          /* of MHK__START_ZERO */
 } mhk__spec;
 
 static int mhk__role_layered(const mhk__role *r) { return r->owner != MHK__OF_MODEL && r->owner != MHK__OF_END; }
@@ -13235,7 +13293,7 @@ static int mhk__role_is_matrix(const mhk__role *r) {
 
 static mhk_tensor **mhk__slot(mhk_model *m, const mhk__spec *s) {
   char *base = mhk__role_layered(s->role) ? (char *)&m->layers[s->layer] : (char *)m;
-  return (mhk_tensor **)(void *)(base + s->role->at);
+  return (mhk_tensor **)(void *)(base + s->role->at) + s->item;
 }
 
 /* whether a layer of this configuration has a tensor of this role */
@@ -13243,6 +13301,7 @@ static int mhk__has_role(const mhk_config *c, int layer, const mhk__role *r) {
   const int kind = c->mixer[layer];
   if (r->owner == MHK__OF_ATTENTION && kind != MHK_MIXER_ATTENTION) return 0;
   if (r->owner == MHK__OF_STATE_SPACE && kind != MHK_MIXER_DISCRETE_MAMBA2 && kind != MHK_MIXER_MAMBA2) return 0;
+  if (r->owner == MHK__OF_OWN && kind != MHK_MIXER_OWN) return 0;
   if (r->owner == MHK__OF_MLP && c->d_mlp == 0) return 0;
   switch (r->needs) {
     case MHK__IF_LAYER_NORM: return mhk__arch_of(c)->layer_norm;
@@ -13282,12 +13341,40 @@ static void mhk__role_name(const mhk_config *c, const mhk__role *r, char out[48]
   mhk__print(out, 48, "%s%s", mhk__arch_of(c)->called[r->named], r->name);
 }
 
-/* Name and shape of the tensor of a role in a layer; returns 0 if the model has none. */
-static int mhk__spec_of(const mhk_config *c, int layer, const mhk__role *r, mhk__spec *s) {
+/* what an own mixer says of its item-th tensor; 0: there is none */
+static int mhk__own_tensor(const mhk_config *c, int item, mhk_mixer_tensor *x) {
+  memset(x, 0, sizeof *x);
+  return item < MHK_MIXER_TENSORS && c->own->tensor(c, item, x);
+}
+
+/* the item-th tensor of an own mixer as a tensor of a model; 0: there is none */
+static int mhk__own_spec(const mhk_config *c, int layer, int item, mhk__spec *s) {
+  mhk_mixer_tensor x;
+  if (!mhk__own_tensor(c, item, &x)) return 0;
+  s->layer = layer;
+  s->item = item;
+  s->rank = x.rank;
+  for (int i = 0; i < 3; i++) s->shape[i] = i < x.rank ? x.shape[i] : 1;
+  s->start = x.start == MHK_START_LINEAR ? MHK__START_LINEAR
+             : x.start == MHK_START_BIAS ? MHK__START_BIAS
+                                         : MHK__START_ZERO;
+  s->value = x.value;
+  s->trains = x.in_matrix ? MHK__TRAIN_MATRIX : MHK__TRAIN_MIXER;
+  mhk__print(s->name, sizeof s->name, "%s.layers.%d.mixer.%.40s", mhk__arch_of(c)->root, layer, x.name);
+  return 1;
+}
+
+/* The tensor of a role in a layer, item 0 but for MHK__OF_OWN. 0 when the model has none. */
+static int mhk__spec_of(const mhk_config *c, int layer, const mhk__role *r, int item, mhk__spec *s) {
   char name[48];
   if (!mhk__has_role(c, layer, r)) return 0;
   s->role = r;
+  if (r->owner == MHK__OF_OWN) return mhk__own_spec(c, layer, item, s);
   s->layer = layer;
+  s->item = 0;
+  s->start = r->start;
+  s->trains = r->trains;
+  s->value = 0;
   s->rank = r->across == MHK__SIZE_NONE ? 1 : r->across == MHK__SIZE_TAPS ? 3 : 2;
   s->shape[0] = mhk__size_of(c, r->rows);
   s->shape[1] = mhk__size_of(c, r->across);
@@ -13307,12 +13394,13 @@ enum { MHK__ROLES = (int)(sizeof mhk__roles / sizeof *mhk__roles) };
 /* Iterates over all tensors in the order of the checkpoint: start with s->role NULL, stop at 0. */
 static int mhk__spec_next(const mhk_config *c, mhk__spec *s) {
   if (!s->role) s->layer = 0;
+  if (s->role && s->role->owner == MHK__OF_OWN && mhk__spec_of(c, s->layer, s->role, s->item + 1, s)) return 1;
   for (int i = s->role ? (int)(s->role - mhk__roles) + 1 : 0; i < MHK__ROLES; i++) {
     if (mhk__roles[i].owner == MHK__OF_END && mhk__roles[i - 1].owner != MHK__OF_END && s->layer + 1 < c->n_layer) {
       s->layer++;
       i = 1; /* the first of a layer */
     }
-    if (mhk__spec_of(c, s->layer, &mhk__roles[i], s)) return 1;
+    if (mhk__spec_of(c, s->layer, &mhk__roles[i], 0, s)) return 1;
   }
   return 0;
 }
@@ -13320,6 +13408,10 @@ static int mhk__spec_next(const mhk_config *c, mhk__spec *s) {
 /* the settings that determine the shape of a tensor, for errors */
 static void mhk__spec_reason(const mhk_config *c, const mhk__spec *s, char *out, size_t room) {
   const mhk__role *r = s->role;
+  if (r->owner == MHK__OF_OWN) {
+    mhk__print(out, room, "as the mixer %.60s describes it", c->own->name);
+    return;
+  }
   const int ours = c->arch == MHK_ARCH_PHI_MAMBA, m2 = c->arch == MHK_ARCH_MAMBA2;
   switch (r->rows == MHK__SIZE_MODEL && r->across != MHK__SIZE_NONE ? r->across : r->rows) {
     case MHK__SIZE_VOCAB:
@@ -13340,6 +13432,62 @@ static void mhk__spec_reason(const mhk_config *c, const mhk__spec *s, char *out,
                  m2 ? "num_heads %d, head_dim %d, n_groups %d, state_size %d, conv_kernel %d"
                     : "n_v_heads %d of size %d, n_qk_heads %d, d_state %d, d_conv %d",
                  c->ssm_heads, c->ssm_head_dim, c->ssm_groups, c->d_state, c->d_conv);
+  }
+}
+
+/* ---- mixers of one's own */
+
+typedef struct mhk__own_mixer {
+  mhk__object object;
+  mhk_mixer mixer;
+  char name[64];
+  struct mhk__own_mixer *next;
+} mhk__own_mixer;
+
+static const mhk_mixer *mhk__mixer_named(const mhk_context *ctx, const char *name) {
+  const mhk__own_mixer *x = ctx->mixers;
+  while (x && strcmp(x->name, name) != 0) x = x->next;
+  return x ? &x->mixer : NULL;
+}
+
+/* letters, digits, dots and underscores, from 1 to most of them */
+static int mhk__mixer_name_fits(const char *name, size_t most) {
+  static const char known[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.";
+  const size_t n = name ? strspn(name, known) : 0;
+  return n > 0 && n <= most && name[n] == 0;
+}
+
+/* The copy is an object of the context, in a list that models look names up in. */
+MHKDEF const mhk_mixer *mhk_mixer_add(mhk_context *ctx, const mhk_mixer *mixer) {
+  const char *missing = NULL;
+  if (mhk_failed(ctx)) return NULL;
+  if (mixer)
+    missing = !mixer->tensor ? "tensor" : !mixer->state ? "state" : !mixer->step ? "step" : NULL;
+#ifndef MOHAWK_NO_TRAINING
+  if (mixer && !missing && !mixer->forward) missing = "forward";
+#endif
+  if (!mixer || !mhk__mixer_name_fits(mixer->name, 63))
+    mhk_fail(ctx, MHK_ERROR_ARGUMENT, "a mixer needs a name of 1 to 63 letters, digits, dots and underscores");
+  else if (missing)
+    mhk_fail(ctx, MHK_ERROR_ARGUMENT, "the mixer %s lacks the function %s", mixer->name, missing);
+  else if (mhk__mixer_named(ctx, mixer->name) || strncmp(mixer->name, "modules.mixers.", 15) == 0)
+    mhk_fail(ctx, MHK_ERROR_ARGUMENT, "there is already a mixer with the name %s", mixer->name);
+  mhk__own_mixer *x = (mhk__own_mixer *)mhk__object_new(ctx, sizeof *x, NULL);
+  if (!x) return NULL;
+  strcpy(x->name, mixer->name);
+  x->mixer = *mixer;
+  x->mixer.name = x->name;
+  x->next = ctx->mixers;
+  ctx->mixers = x;
+  return &x->mixer;
+}
+
+/* numbers of a session's state in a layer */
+static double mhk__layer_state(const mhk_config *c, int layer) {
+  switch (c->mixer[layer]) {
+    case MHK_MIXER_ATTENTION: return 0; /* it has a cache instead */
+    case MHK_MIXER_OWN: return (double)c->own->state(c);
+    default: return (double)mhk__conv_channels(c) * (c->d_conv - 1) + (double)mhk__d_inner(c) * c->d_state;
   }
 }
 
@@ -13447,6 +13595,39 @@ static mhk_result mhk__check_rotary(char *out, int rotary, int size, double thet
   return MHK_OK;
 }
 
+/* the same of what a mixer of one's own describes */
+static mhk_result mhk__own_wrong(char *out, const mhk_config *c) {
+  mhk_mixer_tensor x;
+  if (!c->own)
+    return mhk__say(out, MHK_ERROR_CONFIG,
+                    "there are layers with MHK_MIXER_OWN but no mixer: own must be what mhk_mixer_add() returned");
+  const char *name = c->own->name;
+  const double state = (double)c->own->state(c), work = c->own->work ? (double)c->own->work(c) : 0;
+  for (int i = 0; mhk__own_tensor(c, i, &x); i++) {
+    mhk_mixer_tensor other;
+    if (!mhk__mixer_name_fits(x.name, 31))
+      return mhk__say(out, MHK_ERROR_CONFIG,
+                      "tensor %d of the mixer %s needs a name of 1 to 31 letters, digits, dots and underscores", i,
+                      name);
+    for (int k = 0; k < i; k++)
+      if (mhk__own_tensor(c, k, &other) && strcmp(other.name, x.name) == 0)
+        return mhk__say(out, MHK_ERROR_CONFIG, "the mixer %s has two tensors with the name %s", name, x.name);
+    if (x.rank < 1 || x.rank > 3)
+      return mhk__say(out, MHK_ERROR_CONFIG, "%s of the mixer %s has rank %d: it must be between 1 and 3", x.name,
+                      name, x.rank);
+    for (int k = 0; k < x.rank; k++)
+      if (x.shape[k] < 1)
+        return mhk__say(out, MHK_ERROR_CONFIG, "%s of the mixer %s has %lld elements along axis %d", x.name, name,
+                        (long long)x.shape[k], k);
+    if (i + 1 == MHK_MIXER_TENSORS && c->own->tensor(c, MHK_MIXER_TENSORS, &x))
+      return mhk__say(out, MHK_ERROR_CONFIG, "the mixer %s has more than %d tensors", name, MHK_MIXER_TENSORS);
+  }
+  if (!(state >= 0 && state < 1e9 && work >= 0 && work < 1e9))
+    return mhk__say(out, MHK_ERROR_CONFIG, "the mixer %s asks for a state of %.0f numbers and work of %.0f", name,
+                    state, work);
+  return MHK_OK;
+}
+
 /* returns MHK_OK, or an error with a sentence of at most MHK__SENTENCE bytes */
 static mhk_result mhk__config_wrong(char *out, const mhk_config *c) {
   const double most = 1 << 24;
@@ -13470,13 +13651,14 @@ static mhk_result mhk__config_wrong(char *out, const mhk_config *c) {
     const int kind = c->mixer[l];
     const int fits = c->arch == MHK_ARCH_PHI      ? kind == MHK_MIXER_ATTENTION
                      : c->arch == MHK_ARCH_MAMBA2 ? kind == MHK_MIXER_MAMBA2
-                                                  : kind == MHK_MIXER_ATTENTION || kind == MHK_MIXER_DISCRETE_MAMBA2;
+                                                  : kind == MHK_MIXER_ATTENTION ||
+                                                        kind == MHK_MIXER_DISCRETE_MAMBA2 || kind == MHK_MIXER_OWN;
     if (!fits)
       return mhk__say(out, MHK_ERROR_CONFIG, "the mixer of layer %d is %d; %s", l, kind,
                       c->arch == MHK_ARCH_PHI ? "every layer of a Phi has attention (1)"
                       : c->arch == MHK_ARCH_MAMBA2
                           ? "every layer of a Mamba-2 has MHK_MIXER_MAMBA2 (3)"
-                          : "layers of a Phi-Mamba have attention (1) or discrete Mamba-2 (2)");
+                          : "layers of a Phi-Mamba have attention (1), discrete Mamba-2 (2) or your own mixer (4)");
   }
   if (mhk__config_uses(c, MHK_MIXER_ATTENTION)) {
     if (!mhk__in_range(out, "num_attention_heads", c->n_head, 1, 65536)) return MHK_ERROR_CONFIG;
@@ -13491,7 +13673,8 @@ static mhk_result mhk__config_wrong(char *out, const mhk_config *c) {
                       c->n_head, c->n_kv_head);
     if (mhk__check_rotary(out, c->rotary_dim, c->head_dim, c->rope_theta, 0)) return MHK_ERROR_CONFIG;
   }
-  if (mhk__config_uses(c, MHK_MIXER_DISCRETE_MAMBA2) || mhk__config_uses(c, MHK_MIXER_MAMBA2)) {
+  if (mhk__config_uses(c, MHK_MIXER_DISCRETE_MAMBA2) || mhk__config_uses(c, MHK_MIXER_MAMBA2) ||
+      mhk__config_uses(c, MHK_MIXER_OWN)) {
     if (!mhk__in_range(out, "the number of state-space heads", c->ssm_heads, 1, 65536)) return MHK_ERROR_CONFIG;
     if (!mhk__in_range(out, "the number of groups of B and C", c->ssm_groups, 1, 65536)) return MHK_ERROR_CONFIG;
     if (!mhk__in_range(out, "the size of a state-space head", c->ssm_head_dim, 1, 65536)) return MHK_ERROR_CONFIG;
@@ -13523,6 +13706,7 @@ static mhk_result mhk__config_wrong(char *out, const mhk_config *c) {
   if (c->pad_vocab_multiple < 0 || (c->pad_vocab_multiple > 1 && c->vocab_size % c->pad_vocab_multiple))
     return mhk__say(out, MHK_ERROR_CONFIG, "a vocabulary of %d is not a multiple of pad_vocab_size_multiple %d",
                     c->vocab_size, c->pad_vocab_multiple);
+  if (mhk__config_uses(c, MHK_MIXER_OWN) && mhk__own_wrong(out, c)) return MHK_ERROR_CONFIG;
   s.role = NULL;
   while (mhk__spec_next(c, &s))
     if ((double)s.shape[0] * (double)s.shape[1] * (double)s.shape[2] * 16.0 > (double)PTRDIFF_MAX)
@@ -13544,9 +13728,8 @@ MHKDEF double mhk_config_state_bytes(const mhk_config *c, mhk_index tokens) {
   double numbers = 0;
   if (!c || tokens < 0 || mhk__config_wrong(sentence, c) != MHK_OK) return 0;
   for (int l = 0; l < c->n_layer; l++)
-    numbers += c->mixer[l] == MHK_MIXER_ATTENTION
-                   ? 2.0 * (double)tokens * c->n_kv_head * c->head_dim
-                   : (double)mhk__conv_channels(c) * (c->d_conv - 1) + (double)mhk__d_inner(c) * c->d_state;
+    numbers += c->mixer[l] == MHK_MIXER_ATTENTION ? 2.0 * (double)tokens * c->n_kv_head * c->head_dim
+                                                  : mhk__layer_state(c, l);
   return numbers * (double)sizeof(mhk_real);
 }
 
@@ -14042,9 +14225,16 @@ static void mhk__parse_block(const mhk__settings *block, mhk_config *c, mhk__blo
   const mhk__settings input = mhk__settings_of(ctx, mhk__json_get(block->object, "core_input"), block->where, part);
   if (type && !mhk__json_equals(type, "modules.phi_block"))
     mhk__setting_refuse(block, "BlockType", type->text ? type->text : "?", "\"modules.phi_block\"");
-  if (!attention && !mhk__json_equals(core, "modules.mixers.discrete_mamba2"))
+  const int discrete = mhk__json_equals(core, "modules.mixers.discrete_mamba2");
+  const mhk_mixer *own = attention || discrete || !mhk__json_string(core) ? NULL : mhk__mixer_named(ctx, core->text);
+  if (!attention && !discrete && !own)
     mhk__setting_refuse(block, "CoreType", core && core->text ? core->text : "missing",
-                        "\"modules.mixers.discrete_mamba2\" and \"modules.mixers.phi_attention\"");
+                        "\"modules.mixers.discrete_mamba2\", \"modules.mixers.phi_attention\" and what "
+                        "mhk_mixer_add() was given before");
+  if (own && c->own && c->own != own)
+    mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "%s has the mixers %s and %s: a model can have one of your own", block->where,
+             c->own->name, own->name);
+  if (own) c->own = own;
   if (n > MHK_MAX_LAYERS - found->layers)
     mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "%s: more than %d layers", block->where, MHK_MAX_LAYERS);
   if (mhk_failed(ctx)) return;
@@ -14072,7 +14262,7 @@ static void mhk__parse_block(const mhk__settings *block, mhk_config *c, mhk__blo
              "%s: %s differs from an earlier block of its kind; this version supports one value for all of them",
              block->where, part);
   while (n-- > 0 && !mhk_failed(ctx))
-    c->mixer[found->layers++] = attention ? MHK_MIXER_ATTENTION : MHK_MIXER_DISCRETE_MAMBA2;
+    c->mixer[found->layers++] = attention ? MHK_MIXER_ATTENTION : own ? MHK_MIXER_OWN : MHK_MIXER_DISCRETE_MAMBA2;
 }
 
 static void mhk__parse_phi_mamba(mhk_context *ctx, const mhk__json *root, const char *where, mhk_config *c) {
@@ -14270,7 +14460,10 @@ static void mhk__write_blocks(mhk__writer *w, const mhk_config *c) {
     mhk__write_open(w, '{');
     mhk__write_double_key(w, "resid_dropout", 0.0);
     mhk__write_close(w, '}');
-    mhk__write_string_key(w, "CoreType", attention ? "modules.mixers.phi_attention" : "modules.mixers.discrete_mamba2");
+    mhk__write_string_key(w, "CoreType",
+                          attention                          ? "modules.mixers.phi_attention"
+                          : c->mixer[l] == MHK_MIXER_OWN && c->own ? c->own->name
+                                                             : "modules.mixers.discrete_mamba2");
     mhk__write_key(w, "core_input");
     mhk__write_open(w, '{');
     if (attention) {
@@ -14386,7 +14579,7 @@ static mhk_model *mhk__model_new(mhk_context *ctx, const mhk_config *config) {
   m->layers = (mhk__layer *)mhk__arena_zeros(ctx, &m->object.arena, config->n_layer, sizeof(mhk__layer));
   m->tensors = (mhk_tensor **)mhk__arena_zeros(ctx, &m->object.arena, m->n_tensors, sizeof(mhk_tensor *));
   mhk_tensor *tensors = (mhk_tensor *)mhk__arena_zeros(ctx, &m->object.arena, m->n_tensors, sizeof(mhk_tensor));
-  for (int l = 0; l < config->n_layer && m->layers; l++) m->layers[l].kind = (mhk_mixer)config->mixer[l];
+  for (int l = 0; l < config->n_layer && m->layers; l++) m->layers[l].kind = (mhk_mixer_kind)config->mixer[l];
   s.role = NULL;
   for (int i = 0; !mhk_failed(ctx) && mhk__spec_next(config, &s); i++) {
     mhk_tensor *x = m->tensors[i] = *mhk__slot(m, &s) = &tensors[i];
@@ -14477,7 +14670,7 @@ static double mhk__fill_linear(mhk__rng *rng, mhk_tensor *weight) {
 }
 
 /* Initializes a tensor as its role says. *bound passes from a weight to the bias after it. */
-static void mhk__draw(mhk__rng *rng, mhk_tensor *x, int start, double *bound) {
+static void mhk__draw(mhk__rng *rng, mhk_tensor *x, int start, double value, double *bound) {
   mhk_real *at = (mhk_real *)x->data;
   switch (start) {
     case MHK__START_ONE: mhk__set_all(x, 1); break;
@@ -14498,7 +14691,7 @@ static void mhk__draw(mhk__rng *rng, mhk_tensor *x, int start, double *bound) {
         at[i] = (mhk_real)(dt + log(-expm1(-dt)));
       }
       break;
-    default: mhk__set_all(x, 0); break;
+    default: mhk__set_all(x, value); break;
   }
 }
 
@@ -14510,10 +14703,12 @@ static void mhk__draw_layer(mhk__rng *rng, mhk_model *m, int layer, int owner) {
   for (int round = MHK__START_BIAS; round < MHK__STARTS; round++)
     for (int i = 0; i < MHK__ROLES; i++) {
       const mhk__role *r = &mhk__roles[i];
-      const int its_round = r->start < MHK__START_BIAS ? (int)MHK__START_BIAS : (int)r->start;
-      if (its_round == round && mhk__role_layered(r) && (owner < 0 || r->owner == owner) &&
-          mhk__spec_of(&m->config, layer, r, &s))
-        mhk__draw(rng, *mhk__slot(m, &s), r->start, &bound);
+      if (!mhk__role_layered(r) || (owner >= 0 && r->owner != owner)) continue;
+      for (int item = 0; mhk__spec_of(&m->config, layer, r, item, &s); item++) {
+        if (round == (s.start < MHK__START_BIAS ? (int)MHK__START_BIAS : s.start))
+          mhk__draw(rng, *mhk__slot(m, &s), s.start, s.value, &bound);
+        if (r->owner != MHK__OF_OWN) break;
+      }
     }
 }
 
@@ -14537,11 +14732,11 @@ MHKDEF mhk_model *mhk_model_create(mhk_context *ctx, const mhk_config *config, u
   mhk__model_train(m, data, grads);
   mhk__scratch_rewind(ctx, mark);
   mhk__rng_seed(&rng, seed);
-  mhk__draw(&rng, m->embedding, MHK__START_NORMAL, &bound);
+  mhk__draw(&rng, m->embedding, MHK__START_NORMAL, 0, &bound);
   for (int l = 0; l < config->n_layer; l++) mhk__draw_layer(&rng, m, l, -1);
   s.role = NULL;
   while (mhk__spec_next(config, &s))
-    if (s.role->owner == MHK__OF_END) mhk__draw(&rng, *mhk__slot(m, &s), s.role->start, &bound);
+    if (s.role->owner == MHK__OF_END) mhk__draw(&rng, *mhk__slot(m, &s), s.start, 0, &bound);
   return m;
 }
 #endif
@@ -14826,7 +15021,7 @@ static void mhk__untie_head(mhk_context *ctx, mhk_config *c, const mhk_file *f, 
                             const char *config_path) {
   const mhk_stored *head = mhk_file_find(f, "lm_head.weight"), *embedding;
   mhk__spec s;
-  if (!c->tie_embeddings || !head || !mhk__spec_of(c, 0, mhk__roles, &s)) return;
+  if (!c->tie_embeddings || !head || !mhk__spec_of(c, 0, mhk__roles, 0, &s)) return;
   mhk__spec_in_file(f, c, &s);
   embedding = mhk_file_find(f, s.name);
   if (!embedding || mhk__same_tensor(ctx, head, embedding)) return;
@@ -15591,7 +15786,8 @@ MHKDEF mhk_result mhk_model_transfer(mhk_model *student, mhk_model *teacher) {
   if (!mhk__can_train(student, "mhk_model_transfer") || !mhk__same_depth(student, teacher))
     return mhk_error(student->object.ctx);
   for (s.role = NULL; mhk__spec_next(&student->config, &s);)
-    if (s.role->owner != MHK__OF_STATE_SPACE && !mhk__transfer(*mhk__slot(student, &s), *mhk__slot(teacher, &s))) break;
+    if (s.role->owner != MHK__OF_STATE_SPACE && s.role->owner != MHK__OF_OWN &&
+        !mhk__transfer(*mhk__slot(student, &s), *mhk__slot(teacher, &s))) break;
   return mhk_error(student->object.ctx);
 }
 
@@ -15650,7 +15846,9 @@ MHKDEF mhk_result mhk_model_init_mixers(mhk_model *student, mhk_model *teacher, 
   for (int l = 0; l < student->config.n_layer; l++) {
     mhk__layer *y = &student->layers[l];
     if (y->kind == MHK_MIXER_ATTENTION) continue;
-    if (y->kind == MHK_MIXER_MAMBA2 || init == MHK_INIT_RANDOM)
+    if (y->kind == MHK_MIXER_OWN)
+      mhk__draw_layer(&rng, student, l, MHK__OF_OWN);
+    else if (y->kind == MHK_MIXER_MAMBA2 || init == MHK_INIT_RANDOM)
       mhk__draw_layer(&rng, student, l, MHK__OF_STATE_SPACE);
     else
       mhk__init_mixer(&rng, &student->config, y, teacher ? &teacher->layers[l] : NULL,
@@ -15659,21 +15857,22 @@ MHKDEF mhk_result mhk_model_init_mixers(mhk_model *student, mhk_model *teacher, 
   return MHK_OK;
 }
 
-/* The configuration of a student: discrete Mamba-2 replaces all attention that is not kept, with as
-   many heads of the same size as the teacher. Ignores kept layers that the teacher does not
-   have. */
-static mhk_config mhk__student_config(const mhk_config *teacher, const mhk_student_desc *d) {
+/* The configuration of a student: discrete Mamba-2, or own, replaces all attention that is not
+   kept, with as many heads of the same size as the teacher. Ignores kept layers that the teacher
+   does not have. */
+static mhk_config mhk__student_config(const mhk_config *teacher, const mhk_student_desc *d, const mhk_mixer *own) {
   const mhk_config *t = teacher;
   mhk_config c;
   memcpy(&c, t, sizeof c);
   c.arch = MHK_ARCH_PHI_MAMBA;
   c.tie_embeddings = 0;
   c.pad_vocab_multiple = c.vocab_size % 8 == 0 ? 8 : 1; /* no padding: the same vocabulary as the teacher */
-  for (int l = 0; l < c.n_layer; l++) c.mixer[l] = MHK_MIXER_DISCRETE_MAMBA2;
+  c.own = own;
+  for (int l = 0; l < c.n_layer; l++) c.mixer[l] = own ? MHK_MIXER_OWN : MHK_MIXER_DISCRETE_MAMBA2;
   for (int i = 0; i < d->n_keep_attention && d->keep_attention; i++)
     if (d->keep_attention[i] >= 0 && d->keep_attention[i] < c.n_layer)
       c.mixer[d->keep_attention[i]] = MHK_MIXER_ATTENTION;
-  if (mhk__config_uses(&c, MHK_MIXER_DISCRETE_MAMBA2)) {
+  if (mhk__config_uses(&c, own ? MHK_MIXER_OWN : MHK_MIXER_DISCRETE_MAMBA2)) {
     c.ssm_heads = c.ssm_groups = t->n_head;
     c.ssm_head_dim = t->head_dim;
     c.d_state = d->d_state > 0 ? d->d_state : t->head_dim;
@@ -15717,7 +15916,12 @@ MHKDEF mhk_model *mhk_student_create(mhk_context *ctx, mhk_model *teacher, const
       return mhk__null(ctx, MHK_ERROR_ARGUMENT, "cannot keep attention in layer %d: the teacher has layers 0 to %d",
                        l, t->n_layer - 1);
   }
-  const mhk_config c = mhk__student_config(t, &d);
+  const mhk_mixer *own = d.mixer ? mhk__mixer_named(ctx, d.mixer) : NULL;
+  if (d.mixer && !own) {
+    mhk_fail(ctx, MHK_ERROR_ARGUMENT, "there is no mixer %.63s: give it to mhk_mixer_add() first", d.mixer);
+    return NULL;
+  }
+  const mhk_config c = mhk__student_config(t, &d, own);
   mhk_model *m = mhk_model_create(ctx, &c, d.seed ? d.seed : 1);
   if (!m) return NULL;
   mhk_model_transfer(m, teacher);
@@ -15858,6 +16062,7 @@ static int mhk__mixer_parts(mhk_tape *t, mhk_model *m, int layer, mhk_tensor *u,
   if (!mhk__layer_ready(t, m, layer, u)) return 0;
   const mhk_config *c = &m->config;
   mhk__layer *y = m->layers + layer;
+  if (y->kind == MHK_MIXER_OWN) return 1; /* it is one piece */
   if (y->kind == MHK_MIXER_ATTENTION) {
     out->q = mhk__heads(t, mhk_linear(t, u, y->q_w, y->q_b), c->n_head);
     out->k = mhk__heads(t, mhk_linear(t, u, y->k_w, y->k_b), c->n_kv_head);
@@ -15927,6 +16132,18 @@ static mhk_tensor *mhk__group_norm(mhk_tape *t, mhk_tensor *x, mhk_tensor *w, mh
   return mhk_mul(t, y ? mhk_reshape(t, y, x->rank, x->shape) : NULL, w);
 }
 
+/* What a mixer of one's own made must be of this shape. */
+static mhk_tensor *mhk__own_checked(mhk_tape *t, const mhk_config *c, const char *function, mhk_tensor *x, int rank,
+                                    const mhk_index *shape) {
+  char is[128], must[128];
+  if (mhk_failed(t->ctx)) return NULL;
+  if (x && x->rank == rank && memcmp(x->shape, shape, (size_t)rank * sizeof *shape) == 0) return x;
+  mhk_fail(t->ctx, MHK_ERROR_SHAPE, "%s of the mixer %s returned %s, it must return %s", function, c->own->name,
+           x ? mhk__shape_text(x->rank, x->shape, is, sizeof is) : "NULL",
+           mhk__shape_text(rank, shape, must, sizeof must));
+  return NULL;
+}
+
 /* The output of a mixer from its parts, through the output projection, plus the residual if there
    is one. */
 static mhk_tensor *mhk__mixer_output(mhk_tape *t, mhk_model *m, int layer, const mhk__parts *p, const int32_t *doc,
@@ -15956,6 +16173,13 @@ static mhk_tensor *mhk__mixer(mhk_tape *t, mhk_model *m, int layer, mhk_tensor *
                               mhk_tensor *residual) {
   mhk__parts p;
   memset(&p, 0, sizeof p);
+  if (m && u && layer >= 0 && layer < m->config.n_layer && m->layers[layer].kind == MHK_MIXER_OWN) {
+    const mhk_config *c = &m->config;
+    if (!mhk__layer_ready(t, m, layer, u)) return NULL;
+    mhk_tensor *y = c->own->forward(t, c, m->layers[layer].own, u, doc);
+    y = mhk__own_checked(t, c, "forward", y, u->rank, u->shape);
+    return residual ? mhk_add(t, y, residual) : y;
+  }
   return mhk__mixer_parts(t, m, layer, u, doc, &p) ? mhk__mixer_output(t, m, layer, &p, doc, residual) : NULL;
 }
 
@@ -16002,6 +16226,14 @@ MHKDEF mhk_tensor *mhk_forward_matrix(mhk_tape *t, mhk_model *m, int layer, mhk_
   p.matrix_only = 1;
   if (!mhk__mixer_parts(t, m, layer, u, doc, &p)) return NULL;
   if (p.q) return mhk_attention_matrix(t, p.q, p.k, doc);
+  if (m->layers[layer].kind == MHK_MIXER_OWN) {
+    const mhk_config *c = &m->config;
+    const mhk_index shape[4] = {u->shape[0], c->ssm_heads, u->shape[1], u->shape[1]};
+    if (c->own->matrix)
+      return mhk__own_checked(t, c, "matrix", c->own->matrix(t, c, m->layers[layer].own, u, doc), 4, shape);
+    mhk_fail(t->ctx, MHK_ERROR_UNSUPPORTED, "the mixer %s has no matrix", c->own->name);
+    return NULL;
+  }
   if (p.dt) { /* the step size scales the input of a token */
     p.Bm = mhk__scale_rows(t, mhk__spread(t, p.Bm, m->config.ssm_heads), p.dt);
     p.Cm = mhk__spread(t, p.Cm, m->config.ssm_heads);
@@ -16550,6 +16782,7 @@ struct mhk_session {
 /* numbers per row of the activations inside a block, with up to eight aligned parts */
 static mhk_index mhk__wide_row(const mhk_config *c, int mixer) {
   if (mixer == MHK_MIXER_ATTENTION) return 2 * (mhk_index)c->head_dim * (c->n_head + c->n_kv_head);
+  if (mixer == MHK_MIXER_OWN) return c->d_model;
   return 4 * mhk__d_inner(c) + mhk__d_inner(c) + 4 * (mhk_index)c->ssm_groups * c->d_state +
          2 * (mhk_index)c->ssm_heads;
 }
@@ -16575,6 +16808,7 @@ static mhk_index mhk__span_heads_work(const mhk_session *s) { /* elements of wor
   }
   if (s->state_layers && s->rows > MHK__STEPS)
     most = mhk__max(most, mhk__ssd_work(MHK__SSD_CHUNK, c->d_state, c->ssm_head_dim, 1));
+  if (mhk__config_uses(c, MHK_MIXER_OWN) && c->own->work) most = mhk__max(most, c->own->work(c));
   return most;
 }
 
@@ -16635,7 +16869,7 @@ static void mhk__session_layout(mhk_session *s, mhk__layout *p, size_t work) {
   s->layers = (mhk__prepared *)mhk__place(p, c->n_layer, 1, sizeof *s->layers);
   for (int l = 0; l < c->n_layer; l++) {
     mhk_real *taps = NULL, *rate = NULL;
-    if (c->mixer[l] != MHK_MIXER_ATTENTION)
+    if (c->mixer[l] == MHK_MIXER_DISCRETE_MAMBA2 || c->mixer[l] == MHK_MIXER_MAMBA2)
       taps = (mhk_real *)mhk__place(p, c->d_conv, mhk__conv_channels(c), sizeof(mhk_real));
     if (c->mixer[l] == MHK_MIXER_MAMBA2) rate = (mhk_real *)mhk__place(p, c->ssm_heads, 1, sizeof(mhk_real));
     if (p->base) {
@@ -16749,8 +16983,8 @@ static size_t mhk__session_plan(const mhk_model *m, const mhk_session_desc *desc
   }
   if (!s->piece) s->piece = s->chunk;
   s->rows = mhk__max(s->chunk, s->batch);
-  const double state = (double)s->state_layers *
-                       ((double)mhk__conv_channels(c) * (c->d_conv - 1) + (double)mhk__d_inner(c) * c->d_state);
+  double state = 0;
+  for (int l = 0; l < c->n_layer; l++) state += mhk__layer_state(c, l);
   s->state_numbers = s->state_layers ? mhk__at_most(state) : 0;
   s->snapshots = s->state_layers || s->window ? d.snapshots : 0;
   s->snapshot_every = s->snapshots ? d.snapshot_every : 0;
@@ -16785,7 +17019,7 @@ static void mhk__session_prepare(mhk_session *s) {
   for (int l = 0; l < c->n_layer; l++) {
     const mhk__layer *y = s->model->layers + l;
     const mhk_index C = mhk__conv_channels(c);
-    if (y->kind == MHK_MIXER_ATTENTION) continue;
+    if (!y->conv_w) continue;
     for (mhk_index w = 0; w < c->d_conv; w++)
       for (mhk_index i = 0; i < C; i++) s->layers[l].taps[w * C + i] = mhk_data(y->conv_w)[i * c->d_conv + w];
     for (mhk_index i = 0; y->kind == MHK_MIXER_MAMBA2 && i < c->ssm_heads; i++)
@@ -16868,23 +17102,24 @@ MHKDEF mhk_index mhk_session_position(const mhk_session *s, mhk_index sequence) 
   return s && sequence >= 0 && sequence < s->batch ? s->sequences[sequence].position : 0;
 }
 
-/* offset of a state-space layer in the recurrent numbers of its sequence; -1 if it has none */
-static mhk_index mhk__state_at(const mhk_session *s, int layer) {
-  const mhk_config *c = &s->model->config;
-  const mhk_index each = mhk__conv_channels(c) * (c->d_conv - 1) + mhk__d_inner(c) * c->d_state;
-  mhk_index at = 0;
-  if (layer < 0 || layer >= c->n_layer || c->mixer[layer] == MHK_MIXER_ATTENTION) return -1;
-  for (int l = 0; l < layer; l++)
-    if (c->mixer[l] != MHK_MIXER_ATTENTION) at += each;
-  return at;
+/* where a layer's numbers start among its sequence's; NULL: it has none */
+static mhk_real *mhk__state_of(mhk_session *s, mhk_index sequence, int layer) {
+  const mhk_config *c = s ? &s->model->config : NULL;
+  double at = 0;
+  if (!s || sequence < 0 || sequence >= s->batch || layer < 0 || layer >= c->n_layer ||
+      c->mixer[layer] == MHK_MIXER_ATTENTION)
+    return NULL;
+  for (int l = 0; l < layer; l++) at += mhk__layer_state(c, l);
+  return s->sequences[sequence].state + (mhk_index)at;
 }
 MHKDEF mhk_real *mhk_session_conv(mhk_session *s, mhk_index sequence, int layer) {
-  const mhk_index at = s && sequence >= 0 && sequence < s->batch ? mhk__state_at(s, layer) : -1;
-  return at < 0 ? NULL : s->sequences[sequence].state + at;
+  mhk_real *state = mhk__state_of(s, sequence, layer);
+  return state && s->model->config.mixer[layer] != MHK_MIXER_OWN ? state : NULL;
 }
 MHKDEF mhk_real *mhk_session_ssm(mhk_session *s, mhk_index sequence, int layer) {
-  mhk_real *conv = mhk_session_conv(s, sequence, layer);
-  return conv ? conv + mhk__conv_channels(&s->model->config) * (s->model->config.d_conv - 1) : NULL;
+  mhk_real *state = mhk__state_of(s, sequence, layer);
+  if (!state || s->model->config.mixer[layer] == MHK_MIXER_OWN) return state;
+  return state + mhk__conv_channels(&s->model->config) * (s->model->config.d_conv - 1);
 }
 
 /* ---- a pass: all layers over the rows of some spans ---- */
@@ -17242,13 +17477,29 @@ static void mhk__pass_scan(mhk_context *ctx, mhk__pass *p) {
   mhk__apply(ctx, rows, p->out, y->out_w, y->out_b, 0, s->x, s->y);
 }
 
+/* one span, token after token, through a mixer of one's own */
+static void mhk__own_task(void *arg, mhk_index task, int worker) {
+  const mhk__job *job = (const mhk__job *)arg;
+  const mhk__pass *p = (const mhk__pass *)job->args;
+  const mhk_config *c = &p->s->model->config;
+  const mhk__span *span = p->s->spans + task;
+  const mhk_real *w[MHK_MIXER_TENSORS];
+  for (int i = 0; i < MHK_MIXER_TENSORS; i++) w[i] = p->layer->own[i] ? mhk_data(p->layer->own[i]) : NULL;
+  for (mhk_index r = span->row; r < span->row + span->n; r++) {
+    const mhk_real *x = p->s->x + r * c->d_model;
+    mhk_real *y = p->s->y + r * c->d_model;
+    c->own->step(c, w, p->s->u + r * c->d_model, p->s->sequences[span->sequence].state + p->state_at,
+                 job->work + worker * job->each, y);
+    for (mhk_index i = 0; i < c->d_model; i++) y[i] += x[i];
+  }
+}
+
 /* Runs all layers over the rows of the first spans; then s->x holds the residual. Updates states
    and caches, but not the positions. */
 static void mhk__pass_layers(mhk_session *s, mhk_index spans, mhk_index rows) {
   mhk_context *ctx = s->object.ctx;
   const mhk_model *m = s->model;
-  const mhk_index D = m->config.d_model, each = mhk__conv_channels(&m->config) * (m->config.d_conv - 1) +
-                                                mhk__d_inner(&m->config) * m->config.d_state;
+  const mhk_index D = m->config.d_model;
   mhk__pass p;
   memset(&p, 0, sizeof p);
   p.s = s;
@@ -17266,10 +17517,11 @@ static void mhk__pass_layers(mhk_session *s, mhk_index spans, mhk_index rows) {
     if (y->kind == MHK_MIXER_ATTENTION) {
       mhk__pass_attention(ctx, &p);
       p.attention_index++;
-    } else {
+    } else if (y->kind == MHK_MIXER_OWN)
+      mhk__run(ctx, &p, spans, 1, mhk__span_heads_work(s), (double)(rows * D) * (double)D, mhk__own_task);
+    else
       mhk__pass_scan(ctx, &p);
-      p.state_at += each;
-    }
+    p.state_at += (mhk_index)mhk__layer_state(&m->config, l);
     if (y->fc1_w) {
       mhk__apply(ctx, rows, s->u, y->fc1_w, y->fc1_b, 1, NULL, s->wide);
       mhk__apply(ctx, rows, s->wide, y->fc2_w, y->fc2_b, 0, s->y, s->x);
@@ -18664,7 +18916,7 @@ static mhk_index mhk__stage_trains(const mhk_config *c, int stage, mhk_trains tr
   s.role = NULL;
   *blocks = 0;
   for (int i = 0; mhk__spec_next(c, &s); i++) {
-    const int part = s.role->trains, kept = c->mixer[s.layer] == MHK_MIXER_ATTENTION;
+    const int part = s.trains, kept = c->mixer[s.layer] == MHK_MIXER_ATTENTION;
     int trained = stage == 3 && trains == MHK_TRAIN_ALL;
     if (!mhk__role_layered(s.role) || kept) /* layers that keep attention learn only in stage 3 */
       trained |= stage == 3 && trains == MHK_TRAIN_MIXERS && s.role->owner == MHK__OF_ATTENTION;
@@ -18692,7 +18944,11 @@ static int mhk__pair_check(mhk_context *ctx, const mhk_model *s, const mhk_model
                    t->config.vocab_size);
   for (int l = 0; stage == 1 && l < s->config.n_layer; l++) {
     if (s->layers[l].kind == MHK_MIXER_ATTENTION) continue;
-    if (s->layers[l].kind != MHK_MIXER_DISCRETE_MAMBA2 || t->layers[l].kind != MHK_MIXER_ATTENTION)
+    if (s->layers[l].kind == MHK_MIXER_OWN && !s->config.own->matrix)
+      return mhk__no(ctx, MHK_ERROR_CONFIG, "stage 1 compares matrices, and the mixer %s has none: skip the stage",
+                     s->config.own->name);
+    if ((s->layers[l].kind != MHK_MIXER_DISCRETE_MAMBA2 && s->layers[l].kind != MHK_MIXER_OWN) ||
+        t->layers[l].kind != MHK_MIXER_ATTENTION)
       return mhk__no(ctx, MHK_ERROR_CONFIG,
                      "stage 1 compares a discrete Mamba-2 mixer with attention; layer %d has another pair: skip the "
                      "stage",
@@ -18816,11 +19072,16 @@ static double mhk__orient_layer(mhk__stage_run *run, int l, mhk_tensor *x, mhk_t
   mhk_tape_record(tape, run->record);
   if (!(run->same[l] & MHK__SAME_NORM) || (run->record && (mhk__trains(layer->norm_w) || mhk__trains(layer->norm_b))))
     own = mhk_forward_norm(tape, student, l, x);
+  const int whole = layer->kind == MHK_MIXER_OWN; /* its matrix is known as a whole only */
   mhk__mixer_parts(tape, student, l, own, run->doc, &ssd);
   const mhk_orientation_desc matrices = {
       ssd.log_a, ssd.Bm, ssd.Cm, layer->D, attention.q, attention.k, run->doc,
       run->relative ? run->relative + l * student->config.ssm_heads : NULL};
-  const double loss = mhk__loss_backward(run, mhk_matrix_orientation(tape, &matrices));
+  mhk_tensor *distance =
+      whole ? mhk_matrix_distance(tape, mhk_forward_matrix(tape, student, l, own, run->doc),
+                                  mhk_attention_matrix(tape, attention.q, attention.k, run->doc))
+            : mhk_matrix_orientation(tape, &matrices);
+  const double loss = mhk__loss_backward(run, distance);
   mhk_tape_record(tape, 0);
   mhk_tape_rewind(tape, mark);
   if (next && run->ctx->result == MHK_OK)
@@ -20228,6 +20489,7 @@ MHKDEF mhk_trainer *mhk_distill(mhk_context *ctx, const mhk_distill_desc *desc) 
   tr->desc.out = NULL; /* memory of the caller; path is our copy */
   tr->desc.student_desc.keep_attention = NULL;
   tr->desc.student_desc.n_keep_attention = 0;
+  tr->desc.student_desc.mixer = NULL;
   tr->checkpoint_clock = mhk__seconds();
   if (ctx->result != MHK_OK) {
     mhk_model *made = d.student ? NULL : tr->student;
@@ -20301,7 +20563,9 @@ MHKDEF double mhk_distill_bytes(const mhk_distill_desc *desc) {
   if (!desc || !desc->teacher) return 0.0;
   const mhk_distill_desc d = mhk_distill_defaults(desc);
   const mhk_config *teacher = &d.teacher->config;
-  const mhk_config student = d.student ? d.student->config : mhk__student_config(teacher, &d.student_desc);
+  const mhk_mixer *own =
+      d.student_desc.mixer ? mhk__mixer_named(d.teacher->object.ctx, d.student_desc.mixer) : NULL;
+  const mhk_config student = d.student ? d.student->config : mhk__student_config(teacher, &d.student_desc, own);
   const double rows = (double)(d.batch / (d.world > 0 ? d.world : 1)) * (double)d.length;
   const double D = student.d_model, V = student.vocab_size;
   double scratch = V * D + 4.0 * D * D + rows * D; /* a packed matrix, and scratch memory of ops */
@@ -21355,7 +21619,8 @@ MHKDEF const char *mhk_bf16_name(const mhk_context *ctx) { return ctx ? mhk__bf1
           mhk_model_at; mhk_speculation_count and the type mhk_speculation_counts, which is no list,
           to mhk_speculation_progress and mhk_speculation_info. Sizes end in _bytes:
           mhk_session_size to mhk_session_bytes, mhk_session_state_size to
-          mhk_session_state_bytes, mhk_dtype_size to mhk_dtype_bytes.
+          mhk_session_state_bytes, mhk_dtype_size to mhk_dtype_bytes. The enum mhk_mixer to
+          mhk_mixer_kind: mhk_mixer describes a mixer of your own.
           Merged: mhk_feed_many and mhk_feed_logits into mhk_feed_batch with an mhk_feed_desc;
           mhk_logits and mhk_logits_of into mhk_logits(s, sequence); mhk_session_reset and
           mhk_session_reset_one into mhk_session_reset(s, sequence or MHK_ALL); mhk_conv1d and

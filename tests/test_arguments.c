@@ -330,6 +330,23 @@ typedef mhk_tensor *(*scalar_fn)(mhk_tape *t, void *user);
 ARG(mhk_progress_fn, mhk_progress_fn, 2) { return chosen(c, i) ? NULL : stop_at_once; }
 ARG(mhk_release_fn, mhk_release_fn, 2) { return chosen(c, i) ? NULL : release_nothing; }
 ARG(mhk_block_fn, mhk_block_fn, 2) { return chosen(c, i) ? NULL : block; }
+static int no_tensor(const mhk_config *c, int n, mhk_mixer_tensor *x) { return !c + !x + n < 0; }
+static mhk_tensor *same_tensor(mhk_tape *t, const mhk_config *c, mhk_tensor *const *x, mhk_tensor *u,
+                               const int32_t *doc) {
+  return t && c && x && !doc ? u : NULL;
+}
+static mhk_index no_state(const mhk_config *c) { return !c; }
+static void no_step(const mhk_config *c, const mhk_real *const *x, const mhk_real *u, mhk_real *state, mhk_real *room,
+                    mhk_real *y) {
+  (void)c, (void)x, (void)u, (void)state, (void)room, (void)y;
+}
+ARG(const_mhk_mixer_p, const mhk_mixer *, 4) {
+  static mhk_mixer m;
+  memset(&m, 0, sizeof m);
+  if (chosen(c, i) < 2) m.name = chosen(c, i) ? "" : "a_mixer", m.tensor = no_tensor;
+  m.forward = same_tensor, m.state = no_state, m.step = no_step;
+  return chosen(c, i) == 3 ? NULL : &m;
+}
 ARG(function_mhk_tensor_p, scalar_fn, 2) { return chosen(c, i) ? NULL : to_scalar; }
 
 BASE(mhk_context_desc) { memset(d, 0, sizeof *d); }

@@ -665,6 +665,11 @@ TEST(example_programs) {
      itself */
   SHELL("%s -std=c99 -O1 -I. examples/prefix.c -o %s -lm && %s examples/tiny 'Once upon a time' %s >%s", compiler(),
         test_path("prefix"), test_path("prefix"), test_path("prefix.state"), test_path("prefix.txt"));
+  /* a mixer of one's own, from its definition to the text of a distilled student */
+  SHELL("%s -std=c99 -O1 -I. examples/new_mixer.c -o %s -lm && %s examples/tiny %s >%s", compiler(),
+        test_path("new_mixer"), test_path("new_mixer"), test_path("new_mixer_student"), test_path("new_mixer.txt"));
+  SHELL("grep -q 'stage 3  update 5 of 5' %s && grep -q 'examples.capped_ssd' %s/config.json",
+        test_path("new_mixer.txt"), test_path("new_mixer_student"));
   SHELL(
       "grep -q '^1: ...' %s && grep -q '^3: ...' %s && grep -q '^loaded: ....*[a-z]' %s && grep -q 'tokens: fed in' %s",
       test_path("prefix.txt"), test_path("prefix.txt"), test_path("prefix.txt"), test_path("prefix.txt"));

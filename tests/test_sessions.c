@@ -597,6 +597,329 @@ TEST(one_file) { /* a model, its configuration and its tokenizer in one file */
   mhk_destroy(ctx);
 }
 
+/* ---- a mixer of one's own: heads of decaying sums, S_t = a_t S_t-1 + x_t B_t^T, y_t = S_t C_t */
+
+static int own_tensor(const mhk_config *c, int i, mhk_mixer_tensor *x) {
+  const mhk_index H = c->ssm_heads, E = H * c->ssm_head_dim, N = c->d_state;
+  if (i == 0) x->name = "in_proj.weight", x->shape[0] = E + 2 * H * N + H, x->shape[1] = c->d_model, x->in_matrix = 1;
+  if (i == 1) x->name = "out_proj.weight", x->shape[0] = c->d_model, x->shape[1] = E;
+  if (i == 2) x->name = "out_proj.bias", x->shape[0] = c->d_model;
+  if (i == 3) x->name = "scale", x->shape[0] = E, x->value = 0.75;
+  x->rank = i < 2 ? 2 : 1;
+  x->start = i < 2 ? MHK_START_LINEAR : i == 2 ? MHK_START_BIAS : MHK_START_VALUE;
+  return i < 4;
+}
+
+static mhk_tensor *own_part(mhk_tape *t, mhk_tensor *x, mhk_index first, mhk_index heads, mhk_index each) {
+  mhk_index shape[4];
+  if (!x) return NULL;
+  shape[0] = x->shape[0], shape[1] = x->shape[1], shape[2] = heads, shape[3] = each;
+  return mhk_reshape(t, mhk_columns(t, x, first, heads * each), each > 1 ? 4 : 3, shape);
+}
+
+static mhk_tensor *own_forward(mhk_tape *t, const mhk_config *c, mhk_tensor *const *w, mhk_tensor *u,
+                               const int32_t *doc) {
+  const mhk_index H = c->ssm_heads, P = c->ssm_head_dim, N = c->d_state;
+  mhk_tensor *in = mhk_linear(t, u, w[0], NULL), *y;
+  mhk_ssd_desc d;
+  mhk_index shape[3];
+  memset(&d, 0, sizeof d);
+  d.doc = doc;
+  y = mhk_ssd(t, own_part(t, in, 0, H, P), mhk_scale(t, mhk_softplus(t, own_part(t, in, H * (P + 2 * N), H, 1)), -1),
+              own_part(t, in, H * P, H, N), own_part(t, in, H * (P + N), H, N), &d);
+  if (!y) return NULL;
+  shape[0] = y->shape[0], shape[1] = y->shape[1], shape[2] = H * P;
+  return mhk_linear(t, mhk_mul(t, mhk_reshape(t, y, 3, shape), w[3]), w[1], w[2]);
+}
+
+static mhk_tensor *own_matrix(mhk_tape *t, const mhk_config *c, mhk_tensor *const *w, mhk_tensor *u,
+                              const int32_t *doc) {
+  const mhk_index H = c->ssm_heads, P = c->ssm_head_dim, N = c->d_state;
+  mhk_tensor *in = mhk_linear(t, u, w[0], NULL);
+  return mhk_ssd_matrix(t, mhk_scale(t, mhk_softplus(t, own_part(t, in, H * (P + 2 * N), H, 1)), -1),
+                        own_part(t, in, H * P, H, N), own_part(t, in, H * (P + N), H, N), NULL, doc);
+}
+
+static mhk_index own_state(const mhk_config *c) { return (mhk_index)c->ssm_heads * c->ssm_head_dim * c->d_state; }
+static mhk_index own_work(const mhk_config *c) {
+  return (mhk_index)c->ssm_heads * (2 * c->ssm_head_dim + 2 * c->d_state + 1);
+}
+
+static void own_rows(mhk_index rows, mhk_index columns, const mhk_real *w, const mhk_real *x, mhk_real *y) {
+  mhk_index i, k;
+  for (i = 0; i < rows; i++)
+    for (y[i] = 0, k = 0; k < columns; k++) y[i] += w[i * columns + k] * x[k];
+}
+
+static void own_step(const mhk_config *c, const mhk_real *const *w, const mhk_real *u, mhk_real *state, mhk_real *work,
+                     mhk_real *y) {
+  const mhk_index H = c->ssm_heads, P = c->ssm_head_dim, N = c->d_state;
+  mhk_real *x = work, *B = x + H * P, *C = B + H * N, *decay = C + H * N, *o = decay + H;
+  mhk_index h, p, n;
+  own_rows(H * (P + 2 * N + 1), c->d_model, w[0], u, x);
+  for (h = 0; h < H; h++) {
+    const mhk_real a = (mhk_real)(1 / (1 + exp((double)decay[h]))); /* exp(-softplus) */
+    for (p = 0; p < P; p++) {
+      mhk_real *s = state + (h * P + p) * N, sum = 0;
+      for (n = 0; n < N; n++) {
+        s[n] = a * s[n] + x[h * P + p] * B[h * N + n];
+        sum += s[n] * C[h * N + n];
+      }
+      o[h * P + p] = sum * w[3][h * P + p];
+    }
+  }
+  own_rows(c->d_model, H * P, w[1], o, y);
+  for (h = 0; h < c->d_model; h++) y[h] += w[2][h];
+}
+
+static mhk_mixer own_mixer(void) {
+  mhk_mixer m;
+  memset(&m, 0, sizeof m);
+  m.name = "tests.decaying_sums";
+  m.tensor = own_tensor;
+  m.forward = own_forward;
+  m.matrix = own_matrix;
+  m.state = own_state;
+  m.work = own_work;
+  m.step = own_step;
+  return m;
+}
+
+/* a run of all three stages: 3 updates each */
+static mhk_distill_desc own_run(mhk_model *teacher, mhk_corpus *corpus) {
+  static const int keep[] = {1};
+  mhk_distill_desc d;
+  int i;
+  memset(&d, 0, sizeof d);
+  d.teacher = teacher;
+  d.corpus = corpus;
+  d.student_desc.mixer = "tests.decaying_sums";
+  d.student_desc.keep_attention = keep;
+  d.student_desc.n_keep_attention = 1;
+  d.batch = 2;
+  d.length = 16;
+  d.checkpoint_seconds = -1;
+  for (i = 0; i < 3; i++) d.stages[i].tokens = 3 * 32;
+  return d;
+}
+
+static mhk_corpus *own_corpus(mhk_context *ctx) {
+  int32_t tokens[500];
+  uint64_t random = 5;
+  int i;
+  for (i = 0; i < 500; i++) tokens[i] = (int32_t)(test_random(&random) % 31);
+  return mhk_corpus_from_tokens(ctx, tokens, 500, -1);
+}
+
+static mhk_model *own_teacher(mhk_context *ctx) {
+  mhk_config c = model_config(PHI);
+  c.n_layer = 3;
+  c.mixer[2] = MHK_MIXER_ATTENTION;
+  return mhk_model_create(ctx, &c, 3);
+}
+
+TEST(a_mixer_of_ones_own_trains_and_resumes_to_the_same_bits) {
+  mhk_context *ctx = mhk_create(NULL);
+  const mhk_mixer mine = own_mixer();
+  mhk_model *teacher = own_teacher(ctx), *whole, *resumed, *start;
+  mhk_corpus *corpus = own_corpus(ctx);
+  mhk_distill_desc d = own_run(teacher, corpus);
+  mhk_trainer *tr;
+  int i, n, moved = 0;
+  CHECK(!mhk_distill(ctx, &d), "trained a mixer that nobody knows");
+  CHECK_FAILS(ctx, MHK_ERROR_ARGUMENT, "there is no mixer tests.decaying_sums: give it to mhk_mixer_add() first");
+  REQUIRE(mhk_mixer_add(ctx, &mine), "%s", mhk_message(ctx));
+  start = mhk_student_create(ctx, teacher, &d.student_desc);
+  tr = mhk_distill(ctx, &d);
+  for (n = 0; mhk_train_step(tr); n++) CHECK(mhk_progress(tr)->loss > 0, "a loss of %g", mhk_progress(tr)->loss);
+  REQUIRE(n == 9 && !mhk_failed(ctx), "%d updates: %s", n, mhk_message(ctx));
+  whole = mhk_student(tr);
+  CHECK(mhk_model_config(whole)->mixer[0] == MHK_MIXER_OWN && mhk_model_config(whole)->mixer[1] == MHK_MIXER_ATTENTION,
+        "mixers of the student");
+  for (i = 0; i < mhk_model_count(whole); i++)
+    moved += memcmp(mhk_data(mhk_model_at(whole, i)), mhk_data(mhk_model_at(start, i)),
+                    mhk_tensor_bytes(mhk_model_at(whole, i))) != 0;
+  CHECK(moved == mhk_model_count(whole), "%d of %d tensors changed", moved, mhk_model_count(whole));
+  mhk_trainer_destroy(tr);
+  d.out = test_path("own_run");
+  d.fresh = 1;
+  tr = mhk_distill(ctx, &d);
+  for (i = 0; i < 4; i++) mhk_train_step(tr); /* into the second stage */
+  REQUIRE(mhk_checkpoint(tr) == MHK_OK, "%s", mhk_message(ctx));
+  mhk_trainer_destroy(tr);
+  d.fresh = 0;
+  tr = mhk_distill(ctx, &d);
+  REQUIRE(tr && mhk_progress(tr)->resumed, "not resumed: %s", mhk_message(ctx));
+  while (mhk_train_step(tr)) {}
+  REQUIRE_OK(ctx);
+  resumed = mhk_student(tr);
+  for (i = 0; i < mhk_model_count(whole); i++)
+    CHECK_SAME(mhk_model_at(whole, i)->name, mhk_data(mhk_model_at(resumed, i)),
+               mhk_data(mhk_model_at(whole, i)), mhk_model_at(whole, i)->count);
+  mhk_destroy(ctx);
+}
+
+TEST(a_mixer_of_ones_own_is_saved_loaded_and_runs_as_on_the_tape) {
+  static const int lengths[] = {1, 15, 17, 31, 53};
+  mhk_context *ctx = mhk_create(NULL), *other = mhk_create(NULL);
+  const mhk_mixer mine = own_mixer();
+  mhk_model *teacher, *m, *small;
+  mhk_distill_desc d;
+  mhk_session_desc sd;
+  mhk_session *s, *whole;
+  mhk_tape *t;
+  int32_t tokens[53];
+  mhk_real kept[31];
+  char *state;
+  size_t bytes;
+  int i, k;
+  mhk_mixer_add(ctx, &mine);
+  teacher = own_teacher(ctx);
+  d = own_run(teacher, NULL);
+  m = mhk_student_create(ctx, teacher, &d.student_desc);
+  REQUIRE(mhk_save(m, test_path("own"), MHK_F32) == MHK_OK, "%s", mhk_message(ctx));
+  CHECK(!mhk_load(other, test_path("own")), "loaded without the mixer");
+  CHECK_FAILS(other, MHK_ERROR_UNSUPPORTED, "CoreType is \"tests.decaying_sums\"");
+  CHECK(!mhk_load(other, test_path("own")), "loaded without the mixer");
+  CHECK_FAILS(other, MHK_ERROR_UNSUPPORTED, "mhk_mixer_add()");
+  m = mhk_load(ctx, test_path("own"));
+  REQUIRE(m && mhk_model_config(m)->own, "%s", mhk_message(ctx));
+  for (i = 0; i < 53; i++) tokens[i] = (i * i + 7) % 31;
+  memset(&sd, 0, sizeof sd);
+  sd.chunk = 16;
+  sd.snapshots = 2;
+  t = mhk_tape_create(ctx);
+  for (k = 0; k < 5; k++) {
+    const int n = lengths[k];
+    mhk_tensor *y = mhk_forward(t, m, tokens, 1, n, NULL);
+    s = mhk_session_create(m, &sd);
+    whole = mhk_session_create(m, &sd);
+    REQUIRE_OK(ctx);
+    mhk_feed(whole, tokens, n);
+    for (i = 0; i < n; i++) mhk_feed(s, tokens + i, 1);
+    CHECK_CLOSE("prefill", mhk_logits(whole, 0), mhk_data(y) + (n - 1) * 31, 31, 2e-5);
+    CHECK_CLOSE("steps", mhk_logits(s, 0), mhk_logits(whole, 0), 31, 2e-5);
+    mhk_session_destroy(s);
+    mhk_session_destroy(whole);
+    mhk_tape_reset(t);
+  }
+  /* the state as a value: saved, loaded, copied, gone back to */
+  s = mhk_session_create(m, &sd);
+  whole = mhk_session_create(m, &sd);
+  mhk_feed(s, tokens, 20);
+  mhk_session_snapshot(s, 0);
+  bytes = mhk_session_state_bytes(s, 0);
+  state = (char *)malloc(bytes);
+  mhk_session_save_memory(s, 0, state, bytes);
+  mhk_feed(s, tokens + 20, 3);
+  REQUIRE_OK(ctx);
+  memcpy(kept, mhk_logits(s, 0), sizeof kept);
+  mhk_session_load_memory(whole, 0, state, bytes);
+  mhk_feed(whole, tokens + 20, 3);
+  CHECK_SAME("loaded", mhk_logits(whole, 0), kept, 31);
+  CHECK(mhk_session_rewind(s, 0, 20) == 20, "%s", mhk_message(ctx));
+  mhk_feed(s, tokens + 20, 3);
+  CHECK_SAME("rewound", mhk_logits(s, 0), kept, 31);
+  mhk_session_reset(whole, 0);
+  mhk_session_copy(whole, 0, s, 0);
+  CHECK_SAME("copied", mhk_logits(whole, 0), kept, 31);
+  CHECK(mhk_session_ssm(s, 0, 0) && !mhk_session_conv(s, 0, 0) && !mhk_session_ssm(s, 0, 1), "its numbers");
+  free(state);
+  /* quantized: its own tensors stay numbers */
+  small = mhk_quantize(m, NULL);
+  REQUIRE(small, "%s", mhk_message(ctx));
+  CHECK(mhk_model_find(small, "backbone.layers.0.mixer.in_proj.weight")->dtype == MHK_REAL, "quantized");
+  s = mhk_session_create(small, NULL);
+  mhk_feed(s, tokens, 20);
+  CHECK_OK(ctx);
+  mhk_destroy(other);
+  mhk_destroy(ctx);
+}
+
+static int own_flat_tensor(const mhk_config *c, int i, mhk_mixer_tensor *x) {
+  (void)c;
+  x->name = "w";
+  x->rank = 2;
+  x->shape[0] = 3;
+  return i == 0;
+}
+static int own_endless_tensor(const mhk_config *c, int i, mhk_mixer_tensor *x) {
+  static const char *const names[] = {"a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k", "l", "m", "n", "o", "p"};
+  (void)c;
+  x->name = names[i % 16];
+  x->rank = x->shape[0] = 1;
+  return 1;
+}
+static int own_twins_tensor(const mhk_config *c, int i, mhk_mixer_tensor *x) {
+  own_endless_tensor(c, 0, x);
+  return i < 2;
+}
+static mhk_tensor *own_narrow(mhk_tape *t, const mhk_config *c, mhk_tensor *const *w, mhk_tensor *u,
+                              const int32_t *doc) {
+  (void)c, (void)w, (void)doc;
+  return mhk_columns(t, u, 0, 3);
+}
+
+TEST(a_mixer_of_ones_own_that_makes_no_sense) {
+  mhk_context *ctx = mhk_create(NULL);
+  mhk_model *teacher = own_teacher(ctx), *m;
+  mhk_corpus *corpus = own_corpus(ctx);
+  mhk_distill_desc d = own_run(teacher, corpus);
+  mhk_tape *t = mhk_tape_create(ctx);
+  const int32_t tokens[2] = {1, 2};
+  mhk_mixer mine = own_mixer();
+  mhk_config c = model_config(PHI_MAMBA);
+  CHECK(!mhk_mixer_add(ctx, NULL), "added nothing");
+  CHECK_FAILS(ctx, MHK_ERROR_ARGUMENT, "a mixer needs a name");
+  mine.name = "with blanks";
+  CHECK(!mhk_mixer_add(ctx, &mine), "added");
+  CHECK_FAILS(ctx, MHK_ERROR_ARGUMENT, "a mixer needs a name of 1 to 63 letters");
+  mine = own_mixer();
+  mine.step = NULL;
+  CHECK(!mhk_mixer_add(ctx, &mine), "added");
+  CHECK_FAILS(ctx, MHK_ERROR_ARGUMENT, "the mixer tests.decaying_sums lacks the function step");
+  mine = own_mixer();
+  mine.forward = NULL;
+  CHECK(!mhk_mixer_add(ctx, &mine), "added");
+  CHECK_FAILS(ctx, MHK_ERROR_ARGUMENT, "lacks the function forward");
+  mine = own_mixer();
+  mine.name = "modules.mixers.phi_attention";
+  CHECK(!mhk_mixer_add(ctx, &mine), "added");
+  CHECK_FAILS(ctx, MHK_ERROR_ARGUMENT, "there is already a mixer with the name modules.mixers.phi_attention");
+  /* without a matrix there is no stage 1 */
+  mine = own_mixer();
+  mine.matrix = NULL;
+  mhk_mixer_add(ctx, &mine);
+  CHECK(!mhk_mixer_add(ctx, &mine), "added twice");
+  CHECK_FAILS(ctx, MHK_ERROR_ARGUMENT, "there is already a mixer with the name tests.decaying_sums");
+  mhk_train_step(mhk_distill(ctx, &d));
+  CHECK_FAILS(ctx, MHK_ERROR_CONFIG, "stage 1 compares matrices, and the mixer tests.decaying_sums has none: skip");
+  /* configurations and shapes */
+  c.mixer[0] = MHK_MIXER_OWN;
+  mhk_config_check(ctx, &c);
+  CHECK_FAILS(ctx, MHK_ERROR_CONFIG, "own must be what mhk_mixer_add() returned");
+  mine.name = "flat", mine.tensor = own_flat_tensor;
+  c.own = mhk_mixer_add(ctx, &mine);
+  mhk_config_check(ctx, &c);
+  CHECK_FAILS(ctx, MHK_ERROR_CONFIG, "w of the mixer flat has 0 elements along axis 1");
+  mine.name = "endless", mine.tensor = own_endless_tensor;
+  c.own = mhk_mixer_add(ctx, &mine);
+  mhk_config_check(ctx, &c);
+  CHECK_FAILS(ctx, MHK_ERROR_CONFIG, "the mixer endless has more than 16 tensors");
+  mine.name = "twins", mine.tensor = own_twins_tensor;
+  c.own = mhk_mixer_add(ctx, &mine);
+  mhk_config_check(ctx, &c);
+  CHECK_FAILS(ctx, MHK_ERROR_CONFIG, "the mixer twins has two tensors with the name a");
+  mine = own_mixer();
+  mine.name = "narrow", mine.forward = own_narrow;
+  c.own = mhk_mixer_add(ctx, &mine);
+  m = mhk_model_create(ctx, &c, 1);
+  REQUIRE_OK(ctx);
+  CHECK(!mhk_forward(t, m, tokens, 1, 2, NULL), "forward");
+  CHECK_FAILS(ctx, MHK_ERROR_SHAPE, "forward of the mixer narrow returned (1,2,3), it must return (1,2,24)");
+  mhk_destroy(ctx);
+}
+
 int main(int argc, char **argv) {
   int i;
   test_begin(argc, argv);
@@ -613,5 +936,8 @@ int main(int argc, char **argv) {
   RUN(text_in_text_out);
   RUN(end_of_text);
   RUN(one_file);
+  RUN(a_mixer_of_ones_own_trains_and_resumes_to_the_same_bits);
+  RUN(a_mixer_of_ones_own_is_saved_loaded_and_runs_as_on_the_tape);
+  RUN(a_mixer_of_ones_own_that_makes_no_sense);
   return test_end();
 }
