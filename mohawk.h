@@ -42,8 +42,9 @@
    THE IDEA. A sequence mixer is a lower triangular matrix: y_t = sum over s <= t of M[t,s] x_s.
    In attention, M[t,s] is the softmax over q_t . k_s. It needs all pairs of tokens, so time grows
    with T^2, and generation keeps a cache of every key and value. In a state-space layer,
-   M[t,s] = (C_t . B_s) a_{s+1} ... a_t, with decays a between 0 and 1. There is no need to compute
-   this M, because the same y comes from a recurrence over a state h of fixed size:
+   M[t,s] = (C_t . B_s) a_{s+1} ... a_t: C_t is the query, B_s the key, and decays a between 0 and 1
+   stand in for the softmax. There is no need to compute this M, because the same y comes from a
+   recurrence over a state h of fixed size:
 
       h_t = a_t h_{t-1} + x_t B_t^T          y_t = h_t C_t
 
@@ -53,13 +54,14 @@
 
       stage 1   matrix orientation       each student mixer's M learns to match the teacher's
                                          attention matrix
-      stage 2   hidden-state alignment   each student mixer's output learns to match the teacher's,
+      stage 2   hidden-state alignment   each student block's output learns to match the teacher's,
                                          on the teacher's inputs
-      stage 3   knowledge distillation   the student copies the teacher's MLPs, norms, embedding and
-                                         head (weight transfer), then the whole student learns the
-                                         teacher's predictions
+      stage 3   knowledge distillation   the whole student learns the teacher's predictions
 
-   HOW TO READ THIS FILE. For SSD in twenty minutes, read >>ssd: the idea, then recurrence, matrix,
+   Everything but the mixers (MLPs, norms, embedding, head) is a copy of the teacher's from the
+   start (weight transfer).
+
+   HOW TO READ THIS FILE. For SSD in twenty minutes, read >>ssd: the idea, then matrix, recurrence,
    chunked scan and gradients in plain C, then the fast form. >>attention, >>losses (with stage 1)
    and the other chapters from >>products to >>optimizer have the same structure. >>kernels says how
    the fast form is compiled once per instruction set. >>tape and >>ops are the autograd. >>layers
@@ -110,7 +112,6 @@
       Rotary            >>rotary        rotary position embedding
       Convolution       >>convolution   causal depthwise convolution
       Attention         >>attention     causal softmax attention in tiles (FlashAttention)
-   (FlashAttention)
       SSD               >>ssd           state-space duality, the mixer of Mamba-2
       Losses            >>losses        cross-entropy, KL, distances, matrix orientation (stage 1)
       Optimizer         >>optimizer     AdamW
@@ -3324,8 +3325,8 @@ typedef struct mhk__conv_state_args mhk__conv_state_args;
   /* blocks [first,last) of w, which reach into the rows wanted */ \
   K(void, q_times, (const mhk__q_args *a, mhk_index first, mhk_index last), product)
 
-/* One head h, or one group g of heads, of sequence b. H(name, arguments, reference). The step is
-   none of AVX-512's either. */
+/* Part h of sequence b: a head, a group of heads, or for SSD a task of several. H(name, arguments,
+   reference). AVX-512 has no attention step of its own: it uses AVX2's. */
 #define MHK__STEP_KERNELS(H) H(attention_step, attention, attention_matrix)
 #define MHK__HEAD_KERNELS(H) \
   H(attention, attention, attention_matrix) \
@@ -3767,7 +3768,7 @@ static void mhk__run(mhk_context *ctx, const void *args, mhk_index tasks, mhk_in
   mhk__scratch_rewind(ctx, mark);
 }
 #ifndef MOHAWK_NO_TRAINING
-/* one head, or one group of heads, of one sequence per task */
+/* makes mhk__<name>_task(): one part of one sequence per task, see MHK__HEAD_KERNELS */
 #define MHK__HEAD_TASK(name, of, reference) \
   static void mhk__##name##_task(void *arg, mhk_index task, int worker) { \
     const mhk__job *job = (const mhk__job *)arg; \
@@ -7699,7 +7700,7 @@ static void MHK__N(mhk__online_softmax)(const mhk__attention_room *w, mhk_index 
 }
 
 /* FlashAttention: tiles of queries meet tiles of keys, with online softmax (Dao et al., arXiv
-   2205.14135). Beside the reference: the matrix is never there as a whole, so the denominator is
+   2205.14135). Unlike the reference: the matrix is never there as a whole, so the denominator is
    known only at the end, and y is divided by it then. Scores are made transposed, keys by queries:
    maximum and sum then run down the rows, a vector of queries at once, and the tile is the left
    operand of the product with the values as it stands. Keys and values are copied in once, when the
@@ -7907,7 +7908,7 @@ static void MHK__N(mhk__softmax_tile_back)(const mhk__attention_back_room *w, mh
 }
 
 /* All query heads of one key/value head, tile by tile: dv += M^T dy; dM = dy v^T; dscore = M (dM -
-   mean) / sqrt(P); dq += dscore k; dk += dscore^T q. Beside the reference: the mean, the sum over
+   mean) / sqrt(P); dq += dscore k; dk += dscore^T q. Unlike the reference: the mean, the sum over
    keys of M dM, is dy . y, so that one pass over the tiles does. */
 static void MHK__N(mhk__attention_back)(const mhk__attention_args *a, mhk_index b, mhk_index g, mhk_real *work) {
   const mhk_index T = a->T, P = a->P, kv = a->G * P, ld = a->H * P, K = MHK__TILE, group = a->H / a->G,
@@ -8101,14 +8102,18 @@ MHKDEF mhk_tensor *mhk_attention_matrix(mhk_tape *t, mhk_tensor *q, mhk_tensor *
    SSD: state-space duality, the mixer of Mamba-2                                              >>ssd
    =================================================================================================
 
-   One mixer in three forms (Dao & Gu 2024, arXiv 2405.21060), with decays a_t = exp(log_a_t):
+   C_t (N) is the query of token t, B_t (N) its key, x_t (P) its value; the decay a_t = exp(log_a_t)
+   takes the place of the softmax. All four are computed from the token (mhk__mixer_parts). One
+   mixer in three forms (Dao & Gu 2024, arXiv 2405.21060):
       recurrence    h_t = a_t h_{t-1} + x_t B_t^T,  y_t = h_t C_t + D x_t. The state h (P,N) is all
                     that is kept of the past.
       matrix        y = M x,  M[t,s] = (C_t . B_s) a_{s+1} ... a_t for s <= t, D more on the
                     diagonal: attention without softmax, masked by decays. M is semi-separable:
                     below its diagonal no block has a rank above N.
       chunked scan  inside chunks of Q tokens by the matrix, that is by fast products; from chunk to
-                    chunk by the state, linear in T. Training and prefill use this form.
+                    chunk by the state, linear in T. Training and prefill use this form. No matrix
+                    is larger than (Q,Q), Q = 32 unless told, and the backward pass keeps T/Q states
+                    of P N numbers per head.
    The logarithms of decays are summed in double from the start of a chunk (segment sums); a decay
    from one token to another is the exponential of a difference of two such sums. log_a = -infinity
    forgets everything before its token, and so does a new document. Gradients run through the chunks
@@ -8175,24 +8180,28 @@ static inline void mhk__ref_ssd_chunked(const mhk__ref_ssd *a, int Q, double *h,
   }
 }
 
-/* Its gradients, from the last token to the first. g (P,N) is the gradient of the state: at the
-   start of the state after the last token (zeros where nothing asks for it), at the end of h_{-1}.
-   Each h_t gets what y_t gives it, and a_{t+1} times what h_{t+1} got. states as
-   mhk__ref_ssd_recurrent() leaves them. */
-static inline void mhk__ref_ssd_back(const mhk__ref_ssd *a, const double *states, const double *dy, double *g,
+/* Its gradients, from the last token to the first, with dh_t (P,N) the gradient of h_t:
+
+      dh_t = dy_t C_t^T + a_{t+1} dh_{t+1}    dx_t += dh_t B_t + D dy_t    dB_t += dh_t^T x_t
+      dC_t += h_t^T dy_t                      dlog_a_t += a_t <dh_t, h_{t-1}>    dD += dy_t . x_t
+
+   dh starts as the gradient of the state after the last token (zeros where nothing depends on it)
+   and ends as that of the initial state, a_0 dh_0. states as mhk__ref_ssd_recurrent() leaves
+   them. */
+static inline void mhk__ref_ssd_back(const mhk__ref_ssd *a, const double *states, const double *dy, double *dh,
                                      const mhk__ref_ssd_gradient *d) {
   const int P = a->P, N = a->N;
   for (int t = a->T - 1; t >= 0; t--) {
     const double *past = states + t * P * N, *h = past + P * N, decay = exp(a->log_a[t]);
     for (int p = 0; p < P; p++) {
       for (int n = 0; n < N; n++) {
-        double *gh = &g[p * N + n];
-        *gh += dy[t * P + p] * a->C[t * N + n];
+        double *dh_pn = &dh[p * N + n];
+        *dh_pn += dy[t * P + p] * a->C[t * N + n];
         d->C[t * N + n] += dy[t * P + p] * h[p * N + n];
-        d->B[t * N + n] += *gh * a->x[t * P + p];
-        d->x[t * P + p] += *gh * a->B[t * N + n];
-        d->log_a[t] += *gh * decay * past[p * N + n];
-        *gh *= decay; /* from here, the gradient of h_{t-1} */
+        d->B[t * N + n] += *dh_pn * a->x[t * P + p];
+        d->x[t * P + p] += *dh_pn * a->B[t * N + n];
+        d->log_a[t] += *dh_pn * decay * past[p * N + n];
+        *dh_pn *= decay; /* from here, what h_{t-1} gets through the recurrence */
       }
       d->x[t * P + p] += a->D * dy[t * P + p];
       *d->D += dy[t * P + p] * a->x[t * P + p];
@@ -8200,8 +8209,8 @@ static inline void mhk__ref_ssd_back(const mhk__ref_ssd *a, const double *states
   }
 }
 
-/* Gradients from dM (T,T), that of the matrix M. log_a_{s+1} is a factor of every element that
-   leads from a token at or before s to a later one. */
+/* Gradients from dM (T,T), that of the matrix M: stage 1 trains the matrix itself. exp(log_a_r) is
+   a factor of every M[t,s] with s < r <= t; through sums dM o M along row t up to s = r - 1. */
 static inline void mhk__ref_ssd_matrix_back(const mhk__ref_ssd *a, const double *M, const double *dM,
                                             const mhk__ref_ssd_gradient *d) {
   for (int t = 0; t < a->T; t++) {
@@ -8211,7 +8220,10 @@ static inline void mhk__ref_ssd_matrix_back(const mhk__ref_ssd *a, const double 
         d->C[t * a->N + n] += dM[t * a->T + s] * exp(log_decay) * a->B[s * a->N + n];
         d->B[s * a->N + n] += dM[t * a->T + s] * exp(log_decay) * a->C[t * a->N + n];
       }
-    for (int s = 0; s < t; s++) d->log_a[s + 1] += through += dM[t * a->T + s] * M[t * a->T + s];
+    for (int s = 0; s < t; s++) {
+      through += dM[t * a->T + s] * M[t * a->T + s];
+      d->log_a[s + 1] += through;
+    }
     *d->D += dM[t * a->T + t];
   }
 }
@@ -8396,7 +8408,7 @@ static void MHK__N(mhk__decay_edges)(mhk_index n, const double *cum, const mhk_i
 }
 
 /* The chunked scan, chunk by chunk, the heads of one task in turn: their rows lie side by side, and
-   heads of one B/C group share what is made of B and C. Beside the reference: everything is a
+   heads of one B/C group share what is made of B and C. Unlike the reference: everything is a
    product of matrices that lie transposed as the products want them, the state (N,P) and the matrix
    among them; and what token t leaves in the state carries its decay in x, once for all of N. */
 static void MHK__N(mhk__ssd)(const mhk__ssd_args *a, mhk_index b, mhk_index task, mhk_real *work) {
@@ -8509,29 +8521,35 @@ static void MHK__N(mhk__ssd_step)(const mhk__ssd_args *a, mhk_index b, mhk_index
 #ifndef MOHAWK_NO_TRAINING
 /* ---- the backward kernel
 
-   Chunks from the last to the first, and in each the heads of a B/C group in turn. Inside a chunk
-   of n tokens, with L the decays (L[t,s] = exp(cum_t - cum_s) for s <= t), M = C B^T o L + D, h0
-   the state before the chunk and dh its gradient after it, the forward pass is
+   Chunks run from the last to the first, and in each the heads of a B/C group in turn. In a chunk
+   of n tokens, x and dy are (n,P), B and C (n,N). h0 (P,N) is the state before the chunk, h1 the
+   state after it, dh0 and dh1 their gradients. cum_t sums log_a from the start of the chunk to t.
+   L[t,s] = exp(cum_t - cum_s) for s <= t holds the decays inside the chunk, carry_t = exp(cum_t)
+   those from before it to t, tail_s = exp(cum_last - cum_s) those from s to its end. With
+   M = C B^T o L + D on the diagonal, the forward pass is
 
-      y = M x + carry C h0              the state after = carry_last h0 + (tail x)^T B
+      y  = M x + carry C h0^T                       h1 = carry_last h0 + (tail x)^T B
 
-   so that, every line one or two products of matrices,
+   and each gradient is one product of matrices, or two:
 
       dCB = dy x^T o L                              dM, masked by decays
-      dx  = M^T dy + tail B dh
-      dC  = dCB B + carry dy h0                     dB = dCB^T C + tail x dh
-      dh0 = carry_last dh + (carry dy)^T C          which is dh of the chunk before
+      dx  = M^T dy + tail B dh1^T
+      dC  = dCB B + carry dy h0                     dB = dCB^T C + tail x dh1
+      dh0 = carry_last dh1 + (carry dy)^T C         which is dh1 of the chunk before
 
-   The gradient of log_a needs no products of its own. exp(cum_t) only comes with C_t, exp(-cum_s)
-   with B_s, and exp(cum_last) with the state after: dcum_t = C_t . dC_t - B_t . dB_t, and h . dh of
-   the state after for the last token. log_a_r stands in every cum_t with t >= r: sums from the end.
-   What a token gives itself passes no decay, is in C . dC and in B . dB alike, and would leave
-   rounding errors where 0 is right: it is kept apart (same) until rows are written. */
+   The gradient of log_a needs no products of its own. The loss depends on exp(cum_t) and C_t only
+   through their product, and scaling either does the same: dcum_t = C_t . dC_t. In the same way
+   exp(-cum_s) comes only with B_s and gives -B_s . dB_s, and exp(cum_last), a factor of all of h1,
+   adds <h1, dh1> to dcum of the last token. log_a_r is in every cum_t with t >= r, so its gradient
+   is the sum of dcum_t over them.
+   The diagonal of dM passes no decay. Its parts of C . dC and B . dB are equal, and subtracting one
+   from the other would leave rounding errors in place of 0. So it is kept apart (same) and joins
+   dC and dB only when their rows are written. */
 
 /* Decays, rows and products of head h in the chunk from t0 on that the gradients are made of: cum,
    carry, tail, x, dy, carry dy, M and dCB, and the gradient of D, which is the sum of dM's
    diagonal. */
-static void MHK__N(mhk__ssd_back_open)(const mhk__ssd_args *a, mhk_index b, mhk_index h, mhk_index t0, mhk_index n,
+static void MHK__N(mhk__ssd_back_prepare)(const mhk__ssd_args *a, mhk_index b, mhk_index h, mhk_index t0, mhk_index n,
                                        const mhk__ssd_back_room *w, mhk__block *block) {
   const mhk_index P = a->P, ldx = a->H * P, wide = MHK__LD(n), wide_p = MHK__LD(P),
                   xy = ((b * a->T + t0) * a->H + h) * P;
@@ -8561,7 +8579,8 @@ static void MHK__N(mhk__ssd_back_open)(const mhk__ssd_args *a, mhk_index b, mhk_
   if (a->dd) a->dd[b * a->H + h] += MHK__R(dd);
 }
 
-/* dB, dC and dlog_a of that head; dstate: of the state after the chunk (N,P) */
+/* dB, dC and dlog_a of that head; dstate (N,P): dh1, transposed. mhk__multiply() clears c0, a1 and
+   f of the block, so they are set before each product; k1 and fs stay. */
 static void MHK__N(mhk__ssd_back_bc)(const mhk__ssd_args *a, mhk_index b, mhk_index h, mhk_index t0, mhk_index n,
                                      const mhk__ssd_back_room *w, const mhk_real *dstate, mhk__block *block) {
   const mhk_index P = a->P, N = a->N, chunk = t0 / a->Q, chunks = (a->T + a->Q - 1) / a->Q, ldb = a->G * N;
@@ -8642,7 +8661,7 @@ static void MHK__N(mhk__ssd_back)(const mhk__ssd_args *a, mhk_index b, mhk_index
         mhk__ssd_ahead(a, b, h + 1, t0, (h + 1) % group == 0, &ahead);
       else
         mhk__ssd_ahead(a, b, first, t0 - Q, 1, &ahead);
-      MHK__N(mhk__ssd_back_open)(a, b, h, t0, n, &w, &block);
+      MHK__N(mhk__ssd_back_prepare)(a, b, h, t0, n, &w, &block);
       if (a->dx) { /* M^T dy + tail B dh */
         block.k1 = N;
         block.a1 = mhk__in_rows(chunk < chunks - 1 || a->dfinal ? w.b : NULL, wide_n);
@@ -8678,9 +8697,9 @@ static void MHK__N(mhk__ssd_back)(const mhk__ssd_args *a, mhk_index b, mhk_index
 static double mhk__ssd_cost(const mhk__ssd_args *a) {
   return 2.0 * (double)(a->B * a->T * a->H) * (double)(a->P * a->N);
 }
-/* Heads, or groups with their heads, per task: up to 8, if 8 tasks are left. At T 8192, (1,T,32,64)
-   takes 15 % longer with two, and also with chunks of 64 tokens instead of 32, which need more
-   products; chunks of 16 are not faster. */
+/* Heads, or groups with their heads, per task: up to 8, as long as at least 8 tasks remain. At
+   T 8192, (1,T,32,64) takes 15 % longer with two heads per task. Chunks of 64 tokens instead of 32
+   cost as much more, because they need more products; chunks of 16 are not faster. */
 static mhk_index mhk__ssd_per_task(mhk_index B, mhk_index n) { return mhk__max(1, mhk__min(8, B * n / 8)); }
 static void mhk__ssd_forward(mhk_context *ctx, const mhk__ssd_args *args, int recurrent) {
   mhk__ssd_args a = *args;
@@ -8705,10 +8724,7 @@ static void mhk__sum_batches(mhk_index B, mhk_index H, const mhk_real *from, mhk
     for (mhk_index b = 0; b < B; b++) to[h] += from[b * H + h];
 }
 
-/* h_t = a_t h_{t-1} + x_t B_t^T, y_t = h_t C_t + D x_t. With e_t, the gradient of h_t, from behind:
-      e_t = dy_t C_t^T + a_{t+1} e_{t+1}    dx_t += e_t B_t + D dy_t    dB_t += e_t^T x_t
-      dC_t += h_t^T dy_t                    dlog_a_t += a_t (e_t . h_{t-1})    dD += dy_t . x_t
-   The gradient of the final state starts e, and e_0 a_0 is that of the initial one. */
+/* The formulas are those of mhk__ref_ssd_back() and of the backward kernel. */
 static void mhk__ssd_op_back(mhk_tape *t, mhk__node *n) {
   mhk__ssd_args a = *(const mhk__ssd_args *)n->saved;
   const mhk__mark mark = mhk__scratch_mark(t->ctx);
@@ -9007,7 +9023,8 @@ static double MHK__N(mhk__distance)(mhk_index n, const mhk_real *x, const mhk_re
 }
 
 /* One tile of both matrices, rows i0.., columns j0.. of head h. On the diagonal decays are a tile,
-   off it row_decay_i column_decay_j: the factors around the tile's corner, all at most 1. On the
+   off it row_decay_i column_decay_j: the factors around the tile's corner, at most 1 where
+   log_a <= 0. On the
    diagonal each row is made to the end of its register tile. */
 static void MHK__N(mhk__two_tiles)(const mhk__orientation_args *a, mhk_index b, mhk_index h, mhk_index i0,
                                    mhk_index j0, const mhk__orientation_room *w) {
@@ -9077,7 +9094,7 @@ static void MHK__N(mhk__orientation_rows)(const mhk__orientation_args *a, mhk_in
   MHK__N(mhk__rows_in)(rows, a->PT, a->q + ((b * T + i0) * a->HT + h) * a->PT, a->HT * a->PT, NULL, w->q);
 }
 
-/* Sums of squares of student - teacher and of the teacher. Beside the reference: neither matrix is
+/* Sums of squares of student - teacher and of the teacher. Unlike the reference: neither matrix is
    there as a whole, tiles of both are made, compared and forgotten. */
 static void MHK__N(mhk__orientation)(const mhk__orientation_args *a, mhk_index b, mhk_index h, mhk_real *work) {
   const mhk_index T = a->T, K = MHK__TILE;
@@ -13435,7 +13452,7 @@ static void mhk__spec_reason(const mhk_config *c, const mhk__spec *s, char *out,
   }
 }
 
-/* ---- mixers of one's own */
+/* ---- the caller's mixers */
 
 typedef struct mhk__own_mixer {
   mhk__object object;
@@ -13595,7 +13612,7 @@ static mhk_result mhk__check_rotary(char *out, int rotary, int size, double thet
   return MHK_OK;
 }
 
-/* the same of what a mixer of one's own describes */
+/* the same for what a mixer of the caller describes */
 static mhk_result mhk__own_wrong(char *out, const mhk_config *c) {
   mhk_mixer_tensor x;
   if (!c->own)
@@ -16132,7 +16149,7 @@ static mhk_tensor *mhk__group_norm(mhk_tape *t, mhk_tensor *x, mhk_tensor *w, mh
   return mhk_mul(t, y ? mhk_reshape(t, y, x->rank, x->shape) : NULL, w);
 }
 
-/* What a mixer of one's own made must be of this shape. */
+/* What the caller's mixer made must have this shape. */
 static mhk_tensor *mhk__own_checked(mhk_tape *t, const mhk_config *c, const char *function, mhk_tensor *x, int rank,
                                     const mhk_index *shape) {
   char is[128], must[128];
@@ -17477,7 +17494,7 @@ static void mhk__pass_scan(mhk_context *ctx, mhk__pass *p) {
   mhk__apply(ctx, rows, p->out, y->out_w, y->out_b, 0, s->x, s->y);
 }
 
-/* one span, token after token, through a mixer of one's own */
+/* one span, token after token, through the caller's mixer */
 static void mhk__own_task(void *arg, mhk_index task, int worker) {
   const mhk__job *job = (const mhk__job *)arg;
   const mhk__pass *p = (const mhk__pass *)job->args;
@@ -18514,16 +18531,19 @@ MHKDEF int32_t mhk_speculate(mhk_speculation *x, const mhk_sampling *sampling) {
    SSMs: Distilling Quadratic Knowledge to Subquadratic Models" (arXiv 2408.10189), section 4. The
    student has the teacher's blocks with another mixer in them, and comes near the teacher in three
    stages, each starting from the weights of the one before. X_l is the teacher's residual stream
-   before block l, u_l = norm(X_l), and phi is what a stage trains:
+   before block l, u_l = norm(X_l), and w is what a stage trains:
 
-     1 matrix orientation       min_phi  sum_l || softmax(Q_l K_l^T / sqrt(P)) - M_phi(u_l) ||_F
-       head by head, M being the mixing matrix of >>ssd. phi: what M depends on, which is the
-       in-projection, the convolution and D.
-     2 hidden-state alignment   min_phi  sum_l || block_l(X_l) - block_phi(X_l) ||_2
-       token by token. phi: the mixers.
-     3 knowledge distillation   min_phi  CE(softmax(teacher(x)), softmax(student_phi(x) / tau))
-       end to end. phi: everything. MLPs, norms, embedding and head have been the teacher's from the
-       start: mhk_student_create() copies them (weight transfer).
+     1 matrix orientation       min_w  sum_l || softmax(Q_l K_l^T / sqrt(P)) - M_w(u_l) ||_F
+       head by head, M being the mixing matrix of >>ssd. w: what M depends on, which is the
+       in-projection, the convolution and D. See mhk__orient_layer().
+     2 hidden-state alignment   min_w  sum_l || block_l(X_l) - block_w(X_l) ||_2
+       token by token. w: the mixers. While norm and MLP are the teacher's, only the mixers' outputs
+       differ. See mhk__align_layer().
+     3 knowledge distillation   min_w  CE(softmax(teacher(x)), softmax(student_w(x) / tau))
+       end to end. w: everything. By default own_stream times the distance of the hidden states is
+       added (not in the paper's recipe). See mhk__stage_predictions(). MLPs, norms, embedding and
+       head have been the teacher's from the start: mhk_student_create() copies them (weight
+       transfer).
 
    In stages 1 and 2 each layer is given the teacher's X_l, not what the student's layers before it
    make of the tokens. So layers learn independently of each other in one pass of the teacher, and

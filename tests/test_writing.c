@@ -22,7 +22,7 @@ static place at(const char *name) {
 }
 
 static void shell(const char *command, const char *path) {
-  char text[700];
+  char text[1200];
   snprintf(text, sizeof text, command, path);
   CHECK(system(text) == 0, "%s", text);
 }
