@@ -415,9 +415,9 @@ BASE(mhk_speculation_desc) {
   d->tokens = 2;
 }
 BASE(mhk_custom_desc) {
-  static mhk_tensor *in[2];
+  static mhk_tensor *in[16]; /* more than the most that an op may have */
   static const mhk_index shape[8] = {2, 3, 1, 1, 1, 1, 1, 1};
-  in[0] = in[1] = w.tensor[4];
+  for (int i = 0; i < 16; i++) in[i] = w.tensor[4];
   memset(d, 0, sizeof *d);
   d->inputs = 2;
   d->in = in;

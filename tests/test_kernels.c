@@ -2019,6 +2019,9 @@ TEST(every_kernel_has_a_reference_and_a_test) {
   CHECK(COUNT(list) == N_KERNELS, "the list has %d kernels", COUNT(list));
   for (k = 0; k < N_KERNELS; k++) {
     CHECK(list[k].reference != NULL, "%s has no reference", list[k].name);
+#ifdef MOHAWK_DOUBLE /* the tests of quantized weights are in float */
+    if (strncmp(list[k].name, "q_", 2) == 0) continue;
+#endif
     for (i = 0; i < n_machines && !test_state.filter && !test_state.skipped; i++)
       CHECK(taken[i][k], "no test calls the kernel %s of %s", list[k].name, mhk_isa_name(contexts[i]));
   }
