@@ -1785,7 +1785,9 @@ static const char *mhk__file_reason(int error) {
   return error == MHK__NOT_REGULAR ? "it is not a regular file" : strerror(error);
 }
 
+#ifndef MHK__WINDOWS
 static int mhk__errno(void) { return errno ? errno : EIO; }
+#endif
 
 #ifdef MHK__POSIX
 typedef int mhk__handle;
@@ -17824,9 +17826,11 @@ static mhk_real *mhk__state_piece(const mhk_session *s, const mhk__sequence *q, 
 /* Copies what the next tokens see to numbers, piece by piece. */
 static void mhk__state_keep(const mhk_session *s, const mhk__sequence *q, mhk_index rows, mhk_real *numbers) {
   mhk_index n;
-  for (int i = 0; i <= 2 * s->attention_layers; i++, numbers += n) {
+  for (int i = 0; i <= 2 * s->attention_layers; i++) {
     const mhk_real *piece = mhk__state_piece(s, q, i, rows, &n);
-    if (n > 0) memcpy(numbers, piece, (size_t)n * sizeof(mhk_real));
+    if (n == 0) continue; /* numbers may be NULL where there are none */
+    memcpy(numbers, piece, (size_t)n * sizeof(mhk_real));
+    numbers += n;
   }
 }
 
@@ -17842,9 +17846,11 @@ static void mhk__state_back(mhk_session *s, mhk_index sequence, mhk_index positi
   q->position = position;
   if (s->window) q->first = position - rows;
   q->fed = 0;
-  for (int i = 0; i <= 2 * s->attention_layers; i++, numbers += n) {
+  for (int i = 0; i <= 2 * s->attention_layers; i++) {
     mhk_real *piece = mhk__state_piece(s, q, i, rows, &n);
-    if (n > 0) memcpy(piece, numbers, (size_t)n * sizeof(mhk_real));
+    if (n == 0) continue; /* numbers may be NULL where there are none */
+    memcpy(piece, numbers, (size_t)n * sizeof(mhk_real));
+    numbers += n;
   }
 }
 
