@@ -4927,7 +4927,7 @@ static inline void MHK__N(mhk__q_round)(const mhk__q_args *a, mhk_index row, mhk
     return;
   }
   memcpy(&most, &top, sizeof most);
-  const float up = most > MHK__Q_TINY ? MHK__Q_LIMIT / most : 0;
+  const float up = most > MHK__Q_TINY ? (float)MHK__Q_LIMIT / most : 0;
   for (mhk_index i = 0; i < group; i += 32)
     for (mhk_index j = 0; j < 32; j++) {
       const float v = size[i + j] * up;
@@ -4935,7 +4935,7 @@ static inline void MHK__N(mhk__q_round)(const mhk__q_args *a, mhk_index row, mhk
       digits[i + j] = digit;
       sum += digit;
     }
-  a->scale[at] = most > MHK__Q_TINY ? most / MHK__Q_LIMIT : 0;
+  a->scale[at] = most > MHK__Q_TINY ? most / (float)MHK__Q_LIMIT : 0;
   a->offset[at] = -8 * sum;
 }
 

@@ -172,8 +172,8 @@ static mhk_file *opened_pickle(const char *pickle, size_t n) {
 }
 
 #define START "\x80\x02}("
-#define TEXT(length, text) "X" length "\0\0\0" text
-#define STORAGE(type, key, count) "(" TEXT("\7", "storage") "ctorch\n" type "\n" TEXT("\1", key) TEXT("\3", \
+#define UTF8(length, text) "X" length "\0\0\0" text
+#define STORAGE(type, key, count) "(" UTF8("\7", "storage") "ctorch\n" type "\n" UTF8("\1", key) UTF8("\3", \
   "cpu") count "tQ"
 #define FLOATS STORAGE("FloatStorage", "0", "K\6")
 #define HOOKS "ccollections\nOrderedDict\n)R"
@@ -194,24 +194,24 @@ static void refused(int line, const char *text, size_t n, mhk_result code, const
 
 TEST(pickles_that_are_right) {
   static const double all[] = {1, 2, 3, 4, 5, 6}, column[] = {2, 5}, rest[] = {3, 4, 5};
-  const mhk_file *f = PICKLE(START TEXT("\1", "a") TENSOR "u.");
+  const mhk_file *f = PICKLE(START UTF8("\1", "a") TENSOR "u.");
   values(f, "a", MHK_F32, 2, 2, 6, all);
-  f = PICKLE("\x80\x02}" TEXT("\1", "a") TENSOR "s.");
+  f = PICKLE("\x80\x02}" UTF8("\1", "a") TENSOR "s.");
   values(f, "a", MHK_F32, 2, 2, 6, all);
-  f = PICKLE("\x80\x02" HOOKS "(" TEXT("\1", "a") "ctorch._utils\n_rebuild_parameter\n" TENSOR "\x88" HOOKS
+  f = PICKLE("\x80\x02" HOOKS "(" UTF8("\1", "a") "ctorch._utils\n_rebuild_parameter\n" TENSOR "\x88" HOOKS
                                                   "\x87R"
-                                                  "u}" TEXT("\1", "m") "Nsb.");
+                                                  "u}" UTF8("\1", "m") "Nsb.");
   values(f, "a", MHK_F32, 2, 2, 6, all);
-  f = PICKLE(START TEXT("\1", "a") TENSOR_OF(FLOATS, "K\1", "K\2\x85", "K\3\x85") TEXT("\1", "b")
+  f = PICKLE(START UTF8("\1", "a") TENSOR_OF(FLOATS, "K\1", "K\2\x85", "K\3\x85") UTF8("\1", "b")
                  TENSOR_OF(FLOATS, "K\2", "K\3\x85", "K\1\x85") "u.");
   values(f, "a", MHK_F32, 1, 2, 2, column);
   values(f, "b", MHK_F32, 1, 3, 3, rest);
   /* an axis of one element may have any stride; kept and recalled values; whole numbers of every
      width; lists and floats that are no tensors */
-  f = PICKLE(START TEXT("\1", "a") "q\0" TENSOR_OF(FLOATS "r\1\0\0\0", "\x8a\0", "M\1\0J\6\0\0\0\x86",
-                                                   "\x8a\x02\0\1\x8a\1\1\x86") TEXT("\1", "b") REBUILD
+  f = PICKLE(START UTF8("\1", "a") "q\0" TENSOR_OF(FLOATS "r\1\0\0\0", "\x8a\0", "M\1\0J\6\0\0\0\x86",
+                                                   "\x8a\x02\0\1\x8a\1\1\x86") UTF8("\1", "b") REBUILD
              "(j\1\0\0\0K\0K\3\x85K\1\x85\x88" HOOKS
-             "tR" TEXT("\1", "l") "](K\1h\0e" TEXT("\1", "m") "]K\1a" TEXT("\1", "f") "G?\xf0\0\0\0\0\0\0K\5Nu.");
+             "tR" UTF8("\1", "l") "](K\1h\0e" UTF8("\1", "m") "]K\1a" UTF8("\1", "f") "G?\xf0\0\0\0\0\0\0K\5Nu.");
   values(f, "a", MHK_F32, 2, 1, 6, all);
   values(f, "b", MHK_F32, 1, 3, 3, all);
   CHECK(mhk_file_count(f) == 2, "%d tensors", mhk_file_count(f));
@@ -224,7 +224,7 @@ TEST(pickles_that_are_wrong) {
   /* what would be run elsewhere */
   REFUSED(
       "\x80\x02"
-      "cos\nsystem\n" TEXT("\2", "ls") "\x85R.",
+      "cos\nsystem\n" UTF8("\2", "ls") "\x85R.",
       U, "byte 2 of its pickle: it names os.system, which a dictionary of tensors does not need: refused");
   REFUSED("\x80\x02" "c__builtin__\neval\n.", U, "__builtin__.eval");
   REFUSED("\x80\x02" "ctorch\nFloatStorage2\n.", U, "torch.FloatStorage2");
@@ -285,75 +285,75 @@ TEST(pickles_that_are_wrong) {
 
 TEST(tensors_that_are_wrong) {
   /* storages */
-  REFUSED(START TEXT("\1", "a") TENSOR_OF(STORAGE("FloatStorage", "1", "K\6"), "K\0", "K\6\x85", "K\1\x85") "u.", F,
+  REFUSED(START UTF8("\1", "a") TENSOR_OF(STORAGE("FloatStorage", "1", "K\6"), "K\0", "K\6\x85", "K\1\x85") "u.", F,
           "the storage x/data/1 is not in the archive");
-  REFUSED(START TEXT("\1", "a") TENSOR_OF(STORAGE("FloatStorage", "0", "K\7"), "K\0", "K\6\x85", "K\1\x85") "u.", F,
+  REFUSED(START UTF8("\1", "a") TENSOR_OF(STORAGE("FloatStorage", "0", "K\7"), "K\0", "K\6\x85", "K\1\x85") "u.", F,
           "7 elements of type F32, its entry has 24 bytes");
-  REFUSED(START TEXT("\1", "a") TENSOR_OF(STORAGE("FloatStorage", "0", "K\5"), "K\0", "K\5\x85", "K\1\x85") "u.", F,
+  REFUSED(START UTF8("\1", "a") TENSOR_OF(STORAGE("FloatStorage", "0", "K\5"), "K\0", "K\5\x85", "K\1\x85") "u.", F,
           "5 elements of type F32");
-  REFUSED(START TEXT("\1", "a") TENSOR_OF(STORAGE("HalfStorage", "0", "K\6"), "K\0", "K\6\x85", "K\1\x85") "u.", F,
+  REFUSED(START UTF8("\1", "a") TENSOR_OF(STORAGE("HalfStorage", "0", "K\6"), "K\0", "K\6\x85", "K\1\x85") "u.", F,
           "6 elements of type F16");
-  REFUSED(START TEXT("\1", "a")
+  REFUSED(START UTF8("\1", "a")
               TENSOR_OF(STORAGE("FloatStorage", "0", "J\xff\xff\xff\xff"), "K\0", "K\6\x85", "K\1\x85") "u.",
           F, "-1 elements");
-  REFUSED(START TEXT("\1", "a") TENSOR_OF(STORAGE("FloatStorage", "0", "\x8a\x08\xff\xff\xff\xff\xff\xff\xff\x7f"),
+  REFUSED(START UTF8("\1", "a") TENSOR_OF(STORAGE("FloatStorage", "0", "\x8a\x08\xff\xff\xff\xff\xff\xff\xff\x7f"),
                                           "K\0", "K\6\x85", "K\1\x85") "u.",
           F, "9223372036854775807 elements");
-  REFUSED(START TEXT("\1", "a")
+  REFUSED(START UTF8("\1", "a")
               TENSOR_OF(STORAGE("FloatStorage", "0", "\x8a\x08\6\0\0\0\0\0\0\x40"), "K\0", "K\6\x85", "K\1\x85") "u.",
           F, "4611686018427387910 elements");
-  REFUSED(START "(" TEXT("\7", "storagx") "ctorch\nFloatStorage\n" TEXT("\1", "0") TEXT("\3", "cpu") "K\6tQNu.", F,
+  REFUSED(START "(" UTF8("\7", "storagx") "ctorch\nFloatStorage\n" UTF8("\1", "0") UTF8("\3", "cpu") "K\6tQNu.", F,
           "does not describe a storage");
-  REFUSED(START "(" TEXT("\7", "storage") "N" TEXT("\1", "0") TEXT("\3", "cpu") "K\6tQNu.", F,
+  REFUSED(START "(" UTF8("\7", "storage") "N" UTF8("\1", "0") UTF8("\3", "cpu") "K\6tQNu.", F,
           "does not describe a storage");
-  REFUSED(START "(" TEXT("\7", "storage") "ctorch\nFloatStorage\nK\0" TEXT("\3", "cpu") "K\6tQNu.", F,
+  REFUSED(START "(" UTF8("\7", "storage") "ctorch\nFloatStorage\nK\0" UTF8("\3", "cpu") "K\6tQNu.", F,
           "does not describe a storage");
-  REFUSED(START "(" TEXT("\7", "storage") "ctorch\nFloatStorage\n" TEXT("\1", "0") TEXT("\3", "cpu") "tQNu.", F,
+  REFUSED(START "(" UTF8("\7", "storage") "ctorch\nFloatStorage\n" UTF8("\1", "0") UTF8("\3", "cpu") "tQNu.", F,
           "does not describe a storage");
   REFUSED(START ")QNu.", F, "does not describe a storage");
   /* tensors of a storage of 6 elements */
-  REFUSED(START TEXT("\1", "a") TENSOR_OF(FLOATS, "K\1", "K\6\x85", "K\1\x85") "u.", F,
+  REFUSED(START UTF8("\1", "a") TENSOR_OF(FLOATS, "K\1", "K\6\x85", "K\1\x85") "u.", F,
           "extends outside its storage of 6 elements");
-  REFUSED(START TEXT("\1", "a") TENSOR_OF(FLOATS, "K\0", "K\6\x85", "K\2\x85") "u.", F, "extends outside");
-  REFUSED(START TEXT("\1", "a") TENSOR_OF(FLOATS, "K\6", "K\1\x85", "K\1\x85") "u.", F, "extends outside");
-  REFUSED(START TEXT("\1", "a") TENSOR_OF(FLOATS, "K\6", ")", ")") "u.", F, "extends outside");
-  REFUSED(START TEXT("\1", "a") TENSOR_OF(FLOATS, "K\7", "K\0\x85", "K\1\x85") "u.", F, "starts outside");
-  REFUSED(START TEXT("\1", "a") TENSOR_OF(FLOATS, "J\xff\xff\xff\xff", "K\1\x85", "K\1\x85") "u.", F, "starts outside");
-  REFUSED(START TEXT("\1", "a") TENSOR_OF(FLOATS, "K\0", "J\xff\xff\xff\xff\x85", "K\1\x85") "u.", F,
+  REFUSED(START UTF8("\1", "a") TENSOR_OF(FLOATS, "K\0", "K\6\x85", "K\2\x85") "u.", F, "extends outside");
+  REFUSED(START UTF8("\1", "a") TENSOR_OF(FLOATS, "K\6", "K\1\x85", "K\1\x85") "u.", F, "extends outside");
+  REFUSED(START UTF8("\1", "a") TENSOR_OF(FLOATS, "K\6", ")", ")") "u.", F, "extends outside");
+  REFUSED(START UTF8("\1", "a") TENSOR_OF(FLOATS, "K\7", "K\0\x85", "K\1\x85") "u.", F, "starts outside");
+  REFUSED(START UTF8("\1", "a") TENSOR_OF(FLOATS, "J\xff\xff\xff\xff", "K\1\x85", "K\1\x85") "u.", F, "starts outside");
+  REFUSED(START UTF8("\1", "a") TENSOR_OF(FLOATS, "K\0", "J\xff\xff\xff\xff\x85", "K\1\x85") "u.", F,
           "invalid size or stride");
-  REFUSED(START TEXT("\1", "a") TENSOR_OF(FLOATS, "K\0", "K\2\x85", "J\xff\xff\xff\xff\x85") "u.", F,
+  REFUSED(START UTF8("\1", "a") TENSOR_OF(FLOATS, "K\0", "K\2\x85", "J\xff\xff\xff\xff\x85") "u.", F,
           "invalid size or stride");
-  REFUSED(START TEXT("\1", "a")
+  REFUSED(START UTF8("\1", "a")
               TENSOR_OF(FLOATS, "K\0", "K\2\x85", "\x8a\x08\xff\xff\xff\xff\xff\xff\xff\x7f\x85") "u.",
           F, "");
-  REFUSED(START TEXT("\1", "a")
+  REFUSED(START UTF8("\1", "a")
               TENSOR_OF(FLOATS, "K\0", "\x8a\x08\xff\xff\xff\xff\xff\xff\xff\x3fK\5\x86", "K\1K\1\x86") "u.",
           F, "");
-  REFUSED(START TEXT("\1", "a") TENSOR_OF(
+  REFUSED(START UTF8("\1", "a") TENSOR_OF(
               FLOATS, "K\0", "K\0\x8a\x08\xff\xff\xff\xff\xff\xff\xff\x3f\x8a\x08\xff\xff\xff\xff\xff\xff\xff\x3f\x87",
               "K\1K\1K\1\x87") "u.",
           F, "invalid size");
-  REFUSED(START TEXT("\1", "a") TENSOR_OF(FLOATS, "K\0", "M\0\x10M\0\x10\x86", "K\0K\0\x86") "u.", U,
+  REFUSED(START UTF8("\1", "a") TENSOR_OF(FLOATS, "K\0", "M\0\x10M\0\x10\x86", "K\0K\0\x86") "u.", U,
           "more elements than its storage (6), so it repeats some");
-  REFUSED(START TEXT("\1", "a") TENSOR_OF(FLOATS, "K\0", "K\7\x85", "K\0\x85") "u.", U, "repeats some");
-  REFUSED(START TEXT("\1", "a") TENSOR_OF(FLOATS, "K\0", "(K\1K\1K\1K\1K\1K\1t", "(K\1K\1K\1K\1K\1K\1t") "u.", U,
+  REFUSED(START UTF8("\1", "a") TENSOR_OF(FLOATS, "K\0", "K\7\x85", "K\0\x85") "u.", U, "repeats some");
+  REFUSED(START UTF8("\1", "a") TENSOR_OF(FLOATS, "K\0", "(K\1K\1K\1K\1K\1K\1t", "(K\1K\1K\1K\1K\1K\1t") "u.", U,
           "6 axes");
-  REFUSED(START TEXT("\1", "a") TENSOR_OF(FLOATS, "K\0", "K\6\x85", "K\6K\1\x86") "u.", F,
+  REFUSED(START UTF8("\1", "a") TENSOR_OF(FLOATS, "K\0", "K\6\x85", "K\6K\1\x86") "u.", F,
           "does not describe a tensor");
-  REFUSED(START TEXT("\1", "a") TENSOR_OF(FLOATS, "K\0", "K\6", "K\1") "u.", F, "does not describe a tensor");
-  REFUSED(START TEXT("\1", "a") TENSOR_OF("N", "K\0", "K\6\x85", "K\1\x85") "u.", F, "does not describe a tensor");
-  REFUSED(START TEXT("\1", "a") TENSOR_OF(FLOATS, "N", "K\6\x85", "K\1\x85") "u.", F, "does not describe a tensor");
-  REFUSED(START TEXT("\1", "a") TENSOR_OF(FLOATS, "K\0", "N\x85", "K\1\x85") "u.", F, "invalid size or stride");
-  REFUSED(START TEXT("\1", "a") REBUILD ")Ru.", F, "does not describe a tensor");
-  REFUSED(START TEXT("\1", "a") "ctorch._utils\n_rebuild_parameter\n)Ru.", F, "does not describe a parameter");
-  REFUSED(START TEXT("\1", "a") "ctorch._utils\n_rebuild_parameter\n(NNNtRu.", F, "does not describe a parameter");
+  REFUSED(START UTF8("\1", "a") TENSOR_OF(FLOATS, "K\0", "K\6", "K\1") "u.", F, "does not describe a tensor");
+  REFUSED(START UTF8("\1", "a") TENSOR_OF("N", "K\0", "K\6\x85", "K\1\x85") "u.", F, "does not describe a tensor");
+  REFUSED(START UTF8("\1", "a") TENSOR_OF(FLOATS, "N", "K\6\x85", "K\1\x85") "u.", F, "does not describe a tensor");
+  REFUSED(START UTF8("\1", "a") TENSOR_OF(FLOATS, "K\0", "N\x85", "K\1\x85") "u.", F, "invalid size or stride");
+  REFUSED(START UTF8("\1", "a") REBUILD ")Ru.", F, "does not describe a tensor");
+  REFUSED(START UTF8("\1", "a") "ctorch._utils\n_rebuild_parameter\n)Ru.", F, "does not describe a parameter");
+  REFUSED(START UTF8("\1", "a") "ctorch._utils\n_rebuild_parameter\n(NNNtRu.", F, "does not describe a parameter");
   /* names */
-  REFUSED(START TEXT("\1", "a") TENSOR TEXT("\1", "a") TENSOR "u.", F, "tensor a appears twice");
-  REFUSED(START TEXT("\0", "") TENSOR "u.", F, "tensor 0 has no usable name");
-  REFUSED(START TEXT("\1", "\xff") TENSOR "u.", F, "no usable name");
-  REFUSED(START TEXT("\1", "\0") TENSOR "u.", F, "no usable name");
+  REFUSED(START UTF8("\1", "a") TENSOR UTF8("\1", "a") TENSOR "u.", F, "tensor a appears twice");
+  REFUSED(START UTF8("\0", "") TENSOR "u.", F, "tensor 0 has no usable name");
+  REFUSED(START UTF8("\1", "\xff") TENSOR "u.", F, "no usable name");
+  REFUSED(START UTF8("\1", "\0") TENSOR "u.", F, "no usable name");
   REFUSED(START "K\1" TENSOR "u.", F, "no usable name");
-  REFUSED(START TEXT("\5", "model") "}" TEXT("\1", "a") TENSOR "su.", U,
+  REFUSED(START UTF8("\5", "model") "}" UTF8("\1", "a") TENSOR "su.", U,
           "contains a dictionary \"model\" instead of named tensors: save only that dictionary");
 }
 
@@ -390,9 +390,9 @@ TEST(bombs) {
   mhk_clear_error(ctx);
   /* the same elements turned again and again: copies larger than the file are refused */
   memcpy(text, START, 4), n = 4;
-  memcpy(text + n, TEXT("\1", "a") TENSOR_OF(FLOATS, "K\0", "K\3K\2\x86", "K\1K\3\x86") "q\1",
-         sizeof(TEXT("\1", "a") TENSOR_OF(FLOATS, "K\0", "K\3K\2\x86", "K\1K\3\x86") "q\1") - 1);
-  n += sizeof(TEXT("\1", "a") TENSOR_OF(FLOATS, "K\0", "K\3K\2\x86", "K\1K\3\x86") "q\1") - 1;
+  memcpy(text + n, UTF8("\1", "a") TENSOR_OF(FLOATS, "K\0", "K\3K\2\x86", "K\1K\3\x86") "q\1",
+         sizeof(UTF8("\1", "a") TENSOR_OF(FLOATS, "K\0", "K\3K\2\x86", "K\1K\3\x86") "q\1") - 1);
+  n += sizeof(UTF8("\1", "a") TENSOR_OF(FLOATS, "K\0", "K\3K\2\x86", "K\1K\3\x86") "q\1") - 1;
   for (i = 0; i < 2000; i++)
     n += (size_t)sprintf(text + n, "X%c", 4), memcpy(text + n, "\0\0\0", 3), n += 3,
         n += (size_t)sprintf(text + n, "%04dh\1", (int)i);
@@ -426,7 +426,7 @@ static unsigned char *entry_of(int i) { /* in the directory */
 
 TEST(archives_that_are_right) {
   static const double all[] = {1, 2, 3, 4, 5, 6};
-  static const char pickle[] = START TEXT("\1", "a") TENSOR "u.";
+  static const char pickle[] = START UTF8("\1", "a") TENSOR "u.";
   const part flat[2] = {{"data.pkl", pickle, sizeof pickle - 1}, {"data/0", numbers, 24}};
   const part deep[2] = {{"a/b/data.pkl", pickle, sizeof pickle - 1}, {"a/b/data/0", numbers, 24}};
   archive(2, flat, 0);
@@ -443,7 +443,7 @@ TEST(archives_that_are_right) {
 }
 
 TEST(archives_that_are_wrong) {
-  static const char pickle[] = START TEXT("\1", "a") TENSOR "u.";
+  static const char pickle[] = START UTF8("\1", "a") TENSOR "u.";
   const part parts[3] = {
       {"x/data.pkl", pickle, sizeof pickle - 1}, {"x/data/0", numbers, 24}, {"x/byteorder", "little", 6}};
   const part big[3] = {{"x/data.pkl", pickle, sizeof pickle - 1}, {"x/data/0", numbers, 24}, {"x/byteorder", "big", 3}};
@@ -640,8 +640,8 @@ static void archive_model(const mhk_file *f, const char *path) {
 #define WHOLE(number) (p = whole(p, (unsigned long)(number)))
   TAKE("\x80\x02}(");
   parts[1].n = 4 * n;
-  length = sizeof(TEXT("\7", "storage")) - 1;
-  memcpy(storage, TEXT("\7", "storage"), length);
+  length = sizeof(UTF8("\7", "storage")) - 1;
+  memcpy(storage, UTF8("\7", "storage"), length);
   for (i = 0, n = 0; i < mhk_file_count(f); i++) {
     const mhk_stored *x = mhk_file_at(f, i);
     const char name_length = (char)strlen(x->name);
@@ -650,7 +650,7 @@ static void archive_model(const mhk_file *f, const char *path) {
     memcpy(p, x->name, strlen(x->name)), p += strlen(x->name);
     TAKE(REBUILD "((");
     memcpy(p, storage, length), p += length;
-    TAKE("ctorch\nFloatStorage\n" TEXT("\1", "0") TEXT("\3", "cpu"));
+    TAKE("ctorch\nFloatStorage\n" UTF8("\1", "0") UTF8("\3", "cpu"));
     WHOLE(parts[1].n / 4), TAKE("tQ");
     WHOLE(n), TAKE("(");
     for (k = 0; k < x->rank; k++) WHOLE(x->shape[k]);
