@@ -556,7 +556,13 @@ typedef struct mhk_evaluation {
   double cross_entropy, cross_entropy_error;   /* nats per token, and standard error over windows */
   double kl, kl_error;                         /* KL(teacher || model); 0 without teacher */
   double agreement, agreement_error;           /* fraction of tokens with the teacher's top-1 */
+  /* The same means by the position of a prediction in its window: quarter i has those of tokens
+     i * length / 4 and after. A student that relies on what it sees exactly is worse later. */
+  double cross_entropy_quarter[4], kl_quarter[4], agreement_quarter[4];
+  double state_bytes; /* mhk_config_state_bytes() of the model after length tokens */
 } mhk_evaluation;
+/* Measures a model on text, in adjacent windows from its start; every window stands alone. desc and
+   result are required. */
 MHKDEF mhk_result mhk_evaluate(mhk_model *m, const mhk_evaluate_desc *desc, mhk_evaluation *result);
 #endif
 
@@ -20669,6 +20675,7 @@ typedef struct mhk__evaluating {
   mhk_index length, windows, batch;
   double *rows;           /* (3, batch * length) */
   double *means;          /* (3, windows) */
+  double quarters[3][4];  /* sums of rows over all windows, by quarter of the window */
   int32_t *labels;        /* (batch * length) */
 } mhk__evaluating;
 
@@ -20715,9 +20722,23 @@ static void mhk__evaluate_batch(mhk__evaluating *e, mhk_index w, mhk_index B) {
   for (mhk_index i = 0; i < 3 * B; i++) {
     const double *row = e->rows + i / B * all + i % B * e->length;
     double sum = 0.0;
-    for (mhk_index j = 0; j + 1 < e->length; j++) sum += row[j];
+    for (mhk_index j = 0; j + 1 < e->length; j++) {
+      sum += row[j];
+      e->quarters[i / B][4 * j / e->length] += row[j];
+    }
     e->means[i / B * e->windows + w + i % B] = sum / (double)(e->length - 1);
   }
+}
+
+/* Means by quarter of the window from their sums over a number of windows. Windows shorter than
+   five tokens have quarters without a prediction, which stay 0. */
+static void mhk__quarter_means(const mhk__evaluating *e, mhk_index windows, mhk_evaluation *out) {
+  double *const means[3] = {out->cross_entropy_quarter, out->kl_quarter, out->agreement_quarter};
+  mhk_index predictions[4] = {0, 0, 0, 0};
+  for (mhk_index j = 0; j + 1 < e->length; j++) predictions[4 * j / e->length] += windows;
+  for (int i = 0; i < 3; i++)
+    for (int k = 0; k < 4; k++)
+      if (predictions[k] > 0) means[i][k] = e->quarters[i][k] / (double)predictions[k];
 }
 
 /* what makes an evaluation impossible, as an error */
@@ -20765,6 +20786,7 @@ MHKDEF mhk_result mhk_evaluate(mhk_model *model, const mhk_evaluate_desc *desc, 
   e.batch = mhk__min(mhk__max(2048 / e.length, 1), e.windows);
   e.means = (double *)mhk__scratch(ctx, 3 * e.windows, sizeof(double));
   e.rows = (double *)mhk__scratch(ctx, 3 * e.batch * e.length, sizeof(double));
+  memset(e.quarters, 0, sizeof e.quarters);
   e.labels = (int32_t *)mhk__scratch(ctx, e.batch * e.length, sizeof(int32_t));
   e.tape = mhk_tape_create(ctx);
   mhk_tape_record(e.tape, 0);
@@ -20776,6 +20798,8 @@ MHKDEF mhk_result mhk_evaluate(mhk_model *model, const mhk_evaluate_desc *desc, 
   }
   if (ctx->result == MHK_OK) {
     result->tokens = done * (e.length - 1);
+    result->state_bytes = mhk_config_state_bytes(&model->config, e.length);
+    mhk__quarter_means(&e, done, result);
     mhk__window_mean(e.means, done, &result->cross_entropy, &result->cross_entropy_error);
     if (e.teacher) {
       mhk__window_mean(e.means + e.windows, done, &result->kl, &result->kl_error);

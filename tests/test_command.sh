@@ -61,6 +61,11 @@ code 2 "a stop token that is none" "$mohawk" generate --model "$tiny" --stop-tok
 "$mohawk" eval --model "$tiny" --teacher "$tiny" --text examples/story.txt --windows 2 --json >"$work/said"
 says '"kl": 0,'
 says '"agreement": 1,'
+says '"kl_by_quarter": [0, 0, 0, 0]'
+says '"state_bytes": 1048576, "teacher_state_bytes": 1048576'
+"$mohawk" eval --model "$tiny" --text examples/story.txt --windows 2 --length 64 >"$work/said"
+says "      0-15      16-31      32-47      48-63"
+says "262 kB after 64 tokens"
 
 # texts and prompts from pipes, in other encodings, and with odd characters
 generate() { "$mohawk" generate --model "$tiny" --tokens 4 --greedy --json "$@" 2>"$work/errors" >"$work/said"; }

@@ -612,6 +612,80 @@ TEST(students_start_from_the_teacher) {
   mhk_model_destroy(teacher);
 }
 
+/* log-probabilities of one row of logits */
+static void log_softmax(const mhk_real *x, int n, double *out) {
+  double most = x[0], sum = 0;
+  for (int i = 1; i < n; i++) most = x[i] > most ? x[i] : most;
+  for (int i = 0; i < n; i++) sum += exp((double)x[i] - most);
+  for (int i = 0; i < n; i++) out[i] = (double)x[i] - most - log(sum);
+}
+
+static int largest_of(const double *x, int n) {
+  int at = 0;
+  for (int i = 1; i < n; i++) at = x[i] > x[at] ? i : at;
+  return at;
+}
+
+/* what mhk_evaluate() says of each quarter, from whole forward passes: sums[measure][quarter] and
+   the number of predictions */
+static void sum_quarters(mhk_model *m, mhk_model *teacher, const int32_t *tokens, mhk_index B, mhk_index T,
+                         double sums[3][4], double *predictions) {
+  const int V = mhk_model_config(m)->vocab_size;
+  double p[64], q[64];
+  mhk_tape *t = mhk_tape_create(ctx);
+  const mhk_real *x = mhk_data(mhk_forward(t, m, tokens, B, T, NULL));
+  const mhk_real *y = mhk_data(mhk_forward(t, teacher, tokens, B, T, NULL));
+  for (mhk_index row = 0; row < B * T; row++) {
+    const mhk_index j = row % T, quarter = j * 4 / T;
+    if (j + 1 == T) continue;
+    log_softmax(x + row * V, V, q);
+    log_softmax(y + row * V, V, p);
+    predictions[quarter]++;
+    sums[0][quarter] -= q[tokens[row + 1]];
+    for (int i = 0; i < V; i++) sums[1][quarter] += exp(p[i]) * (p[i] - q[i]);
+    sums[2][quarter] += largest_of(p, V) == largest_of(q, V);
+  }
+  mhk_tape_destroy(t);
+}
+
+TEST(evaluations_by_quarter_of_the_window_are_what_forward_passes_say_and_add_up) {
+  enum { T = 9, WINDOWS = 5 };
+  int32_t tokens[T * WINDOWS];
+  mhk_config c;
+  mhk_evaluate_desc d;
+  mhk_evaluation e;
+  double sums[3][4] = {{0}}, predictions[4] = {0}, whole[3] = {0};
+  test_config(&c, 0);
+  mhk_model *teacher = mhk_model_create(ctx, &c, 11), *m = mhk_model_create(ctx, &c, 12);
+  REQUIRE(teacher && m, "%s", mhk_message(ctx));
+  for (int i = 0; i < T * WINDOWS; i++) tokens[i] = i * 7 % 37;
+  memset(&d, 0, sizeof d);
+  d.teacher = teacher;
+  d.corpus = mhk_corpus_from_tokens(ctx, tokens, T * WINDOWS, -1);
+  d.length = T;
+  CHECK(mhk_evaluate(m, &d, &e) == MHK_OK, "%s", mhk_message(ctx));
+  sum_quarters(m, teacher, tokens, WINDOWS, T, sums, predictions);
+  const double *quarters[3] = {e.cross_entropy_quarter, e.kl_quarter, e.agreement_quarter};
+  const double means[3] = {e.cross_entropy, e.kl, e.agreement};
+  for (int i = 0; i < 3; i++) {
+    for (int k = 0; k < 4; k++) {
+      CHECK(fabs(quarters[i][k] - sums[i][k] / predictions[k]) < 1e-5, "measure %d, quarter %d: %.7f, not %.7f", i, k,
+            quarters[i][k], sums[i][k] / predictions[k]);
+      whole[i] += quarters[i][k] * predictions[k] / (double)e.tokens;
+    }
+    CHECK(fabs(whole[i] - means[i]) < 1e-9, "measure %d: quarters make %.9f, the whole is %.9f", i, whole[i], means[i]);
+  }
+  CHECK(e.kl_quarter[3] > 0 && e.state_bytes == mhk_config_state_bytes(&c, T), "%.0f bytes of state", e.state_bytes);
+  /* windows of two tokens have one prediction, in the first quarter */
+  d.length = 2;
+  CHECK(mhk_evaluate(m, &d, &e) == MHK_OK && fabs(e.kl_quarter[0] - e.kl) < 1e-9 && e.kl_quarter[1] == 0 &&
+            e.kl_quarter[3] == 0,
+        "windows of two tokens");
+  mhk_corpus_destroy(d.corpus);
+  mhk_model_destroy(m);
+  mhk_model_destroy(teacher);
+}
+
 TEST(students_of_other_shapes) {
   mhk_config c;
   mhk_student_desc d;
@@ -821,6 +895,7 @@ int main(int argc, char **argv) {
   RUN(saving_what_cannot_be_saved);
   RUN(weights_that_do_not_fit);
   RUN(students_start_from_the_teacher);
+  RUN(evaluations_by_quarter_of_the_window_are_what_forward_passes_say_and_add_up);
   RUN(students_of_other_shapes);
   RUN(students_that_cannot_be);
   RUN(recipes);

@@ -109,11 +109,16 @@ static mhk_distill_desc description(mhk_context *ctx, mhk_precision precision, c
 static int distill(mhk_context *ctx, mhk_precision precision, double *loss, double *kl) {
   mhk_distill_desc d = description(ctx, precision, NULL);
   mhk_trainer *tr = mhk_distill(ctx, &d);
-  const mhk_evaluate_desc measured = {d.teacher, d.corpus, 48, 20, NULL, NULL};
+  mhk_evaluate_desc measured;
   mhk_evaluation e;
   int n = 0;
   while (n < MOST && mhk_train_step(tr)) loss[n++] = mhk_progress(tr)->loss;
   memset(&e, 0, sizeof e);
+  memset(&measured, 0, sizeof measured);
+  measured.teacher = d.teacher;
+  measured.corpus = d.corpus;
+  measured.length = 48;
+  measured.windows = 20;
   mhk_evaluate(mhk_student(tr), &measured, &e);
   CHECK_OK(ctx);
   *kl = e.kl;

@@ -252,13 +252,14 @@ static int measure_all(demo *d) {
   int i;
   for (i = 0; i < DEMO_MODELS; i++) {
     demo_model *m = &d->r.models[i];
+    const mhk_evaluate_desc samples = {.teacher = d->teacher, .corpus = d->samples, .length = LENGTH},
+                            story = {.teacher = d->teacher, .corpus = d->story, .length = LENGTH};
     m->is = entries[i];
     m->tokens = trained_on(d, &m->is);
     if (m->is.run >= 0) d->model[i] = load_stage(d, &m->is);
     if (!d->model[i]) return CLI_FAILED;
-    if (run_evaluate(d->ctx, d->model[i], d->teacher, d->samples, LENGTH, 0, m->is.name, &m->samples) != CLI_GO)
-      return CLI_FAILED;
-    if (run_evaluate(d->ctx, d->model[i], d->teacher, d->story, LENGTH, 0, m->is.name, &m->story) != CLI_GO)
+    if (run_evaluate(d->ctx, d->model[i], &samples, m->is.name, &m->samples) != CLI_GO ||
+        run_evaluate(d->ctx, d->model[i], &story, m->is.name, &m->story) != CLI_GO)
       return CLI_FAILED;
     m->all = run_join(&m->samples, &m->story);
   }

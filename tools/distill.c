@@ -287,10 +287,13 @@ static void print_measure(distillation *d, int stage) {
 
 static int measure(distillation *d, int stage, mhk_model *student) {
   const settings *s = d->s;
-  mhk_index length = s->eval_length ? s->eval_length : mhk_distill_defaults(&d->r.desc).length;
-  if (run_evaluate(d->ctx, student, d->teacher, d->eval_text, length, s->eval_windows, "student", &d->after[stage]) !=
-      CLI_GO)
-    return CLI_FAILED;
+  const mhk_evaluate_desc desc = {
+      .teacher = d->teacher,
+      .corpus = d->eval_text,
+      .length = s->eval_length ? s->eval_length : mhk_distill_defaults(&d->r.desc).length,
+      .windows = s->eval_windows,
+  };
+  if (run_evaluate(d->ctx, student, &desc, "student", &d->after[stage]) != CLI_GO) return CLI_FAILED;
   if (!s->json && !d->measured[0] && !d->measured[1] && !d->measured[2]) run_print_header(stdout);
   d->measured[stage] = 1;
   print_measure(d, stage);

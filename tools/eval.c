@@ -30,8 +30,33 @@ static const cli_option options[] = {
     {"json", NULL, CLI_FLAG, CLI_AT(json), 0, 0, "print one JSON object instead of text"},
 };
 
-static void print(const settings *s, const mhk_evaluation *e) {
+/* a measure at the four quarters of a window, times scale */
+static void print_quarters(const char *name, const double *quarters, double scale) {
+  int i;
+  printf("  %-15s", name);
+  for (i = 0; i < 4; i++) printf(" %10.4f", scale * quarters[i]);
+  putchar('\n');
+}
+
+static void print_positions(const settings *s, const mhk_evaluation *e) {
+  char range[64];
+  int i;
+  printf("at tokens        ");
+  for (i = 0; i < 4; i++) {
+    snprintf(range, sizeof range, "%lld-%lld", (long long)((s->length * i + 3) / 4),
+             (long long)((s->length * (i + 1) + 3) / 4 - 1));
+    printf(" %10s", range);
+  }
+  putchar('\n');
+  print_quarters("cross-entropy", e->cross_entropy_quarter, 1);
+  if (!s->teacher) return;
+  print_quarters("KL to teacher", e->kl_quarter, 1);
+  print_quarters("same next, %", e->agreement_quarter, 100);
+}
+
+static void print(const settings *s, const mhk_evaluation *e, double teacher_bytes) {
   const double perplexity = exp(e->cross_entropy);
+  cli_buffer bytes, other;
   printf("cross-entropy    %8.4f +- %.4f nats per token\n", e->cross_entropy, e->cross_entropy_error);
   printf("perplexity       %8.3f +- %.3f\n", perplexity, perplexity * e->cross_entropy_error);
   if (s->teacher) {
@@ -39,14 +64,19 @@ static void print(const settings *s, const mhk_evaluation *e) {
     printf("same next token  %8.2f +- %.2f %%\n", 100 * e->agreement, 100 * e->agreement_error);
   }
   printf("over             %8lld predictions in windows of %lld tokens\n", (long long)e->tokens, (long long)s->length);
+  print_positions(s, e);
+  printf("state            %8s after %lld tokens", cli_bytes(e->state_bytes, &bytes), (long long)s->length);
+  printf(s->teacher ? "; the teacher's: %s\n" : "\n", cli_bytes(teacher_bytes, &other));
 }
 
+/* from the models to the printed figures */
 static int evaluate(mhk_context *ctx, void *user) {
   const settings *s = (const settings *)user;
   mhk_model *m = cli_load(ctx, s->model), *teacher = s->teacher ? cli_load(ctx, s->teacher) : NULL;
+  mhk_evaluate_desc measured = {.teacher = teacher, .length = s->length, .windows = s->windows};
   mhk_corpus_desc desc;
-  mhk_corpus *text;
   mhk_evaluation e;
+  double teacher_bytes;
   cli_quiet(s->json);
   cli_catch_signals();
   if (mhk_failed(ctx)) return cli_context_error(ctx);
@@ -54,8 +84,9 @@ static int evaluate(mhk_context *ctx, void *user) {
   desc.n_files = s->text.n;
   desc.files = s->text.path;
   desc.max_document = (size_t)s->max_document;
-  text = run_load_text(ctx, m, teacher, &desc, s->encoding);
-  if (!text || run_evaluate(ctx, m, teacher, text, s->length, s->windows, s->model, &e) != CLI_GO) return CLI_FAILED;
+  measured.corpus = run_load_text(ctx, m, teacher, &desc, s->encoding);
+  if (!measured.corpus || run_evaluate(ctx, m, &measured, s->model, &e) != CLI_GO) return CLI_FAILED;
+  teacher_bytes = teacher ? mhk_config_state_bytes(mhk_model_config(teacher), s->length) : 0;
   if (s->json) {
     cli_json j;
     json_start(&j, stdout, 0);
@@ -63,10 +94,11 @@ static int evaluate(mhk_context *ctx, void *user) {
     json_text(&j, "model", s->model);
     if (s->teacher) json_text(&j, "teacher", s->teacher);
     run_json_evaluation(&j, &e, s->teacher != NULL);
+    if (s->teacher) json_count(&j, "teacher_state_bytes", teacher_bytes);
     json_count(&j, "length", (double)s->length);
     json_close(&j);
   } else {
-    print(s, &e);
+    print(s, &e, teacher_bytes);
   }
   return CLI_OK;
 }
@@ -76,7 +108,8 @@ const cli_command command_eval = {
     .summary = "measure cross-entropy, perplexity, agreement and KL on text",
     .synopsis = "--model PATH --text FILE... [options]",
     .about = "Measures cross-entropy and perplexity on text, and with --teacher the distance from the teacher, each "
-             "with its standard error over windows.",
+             "with its standard error over windows, also by position in a window, and beside the bytes of state that "
+             "the model keeps.",
     .example = "mohawk eval --model run1/student --teacher phi-1_5/ --text heldout.txt",
     CLI_OPTIONS(options),
     CLI_SETTINGS(defaults),

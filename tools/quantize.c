@@ -62,15 +62,15 @@ static double relative_error(const mhk_tensor *x, const mhk_tensor *y) {
 
 static int measure(mhk_context *ctx, const settings *s, mhk_model *m, mhk_model *q) {
   mhk_corpus_desc desc;
-  mhk_corpus *text;
+  mhk_evaluate_desc measured = {.length = s->length, .windows = s->windows};
   mhk_evaluation before, after;
   memset(&desc, 0, sizeof desc);
   desc.n_files = s->text.n;
   desc.files = s->text.path;
-  text = run_load_text(ctx, m, NULL, &desc, s->encoding);
-  if (!text || run_evaluate(ctx, m, NULL, text, s->length, s->windows, "before", &before) != CLI_GO ||
-      run_evaluate(ctx, q, m, text, s->length, s->windows, "after", &after) != CLI_GO)
-    return CLI_FAILED;
+  measured.corpus = run_load_text(ctx, m, NULL, &desc, s->encoding);
+  if (!measured.corpus || run_evaluate(ctx, m, &measured, "before", &before) != CLI_GO) return CLI_FAILED;
+  measured.teacher = m;
+  if (run_evaluate(ctx, q, &measured, "after", &after) != CLI_GO) return CLI_FAILED;
   printf("cross-entropy    %8.4f +- %.4f nats per token, before %.4f: %+.4f\n", after.cross_entropy,
          after.cross_entropy_error, before.cross_entropy, after.cross_entropy - before.cross_entropy);
   printf("KL to the model  %8.5f +- %.5f nats per token\n", after.kl, after.kl_error);

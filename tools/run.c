@@ -342,13 +342,14 @@ run_result run_distill(mhk_context *ctx, const run *r, mhk_trainer **trainer) {
 
 /* ---------------------------------------------------------------- evaluation */
 
-int run_evaluate(mhk_context *ctx, mhk_model *m, mhk_model *teacher, mhk_corpus *text, mhk_index length,
-                 mhk_index windows, const char *title, mhk_evaluation *result) {
+int run_evaluate(mhk_context *ctx, mhk_model *m, const mhk_evaluate_desc *desc, const char *title,
+                 mhk_evaluation *result) {
   cli_task task;
-  const mhk_evaluate_desc desc = {teacher, text, length, windows, cli_task_report, &task};
-  cli_task_start(&task, "measuring", title, (double)length);
-  if (mhk_evaluate(m, &desc, result) != MHK_OK)
-    return cli_context_error(ctx);
+  mhk_evaluate_desc d = *desc;
+  d.progress = cli_task_report;
+  d.user = &task;
+  cli_task_start(&task, "measuring", title, (double)d.length);
+  if (mhk_evaluate(m, &d, result) != MHK_OK) return cli_context_error(ctx);
   cli_progress_clear();
   return cli_stopped() ? CLI_FAILED : CLI_GO;
 }
@@ -362,7 +363,14 @@ static void join(double na, double a, double ea, double nb, double b, double eb,
 mhk_evaluation run_join(const mhk_evaluation *a, const mhk_evaluation *b) {
   mhk_evaluation r;
   double na = (double)a->tokens, nb = (double)b->tokens;
+  int i;
   memset(&r, 0, sizeof r);
+  for (i = 0; i < 4; i++) {
+    r.cross_entropy_quarter[i] = (na * a->cross_entropy_quarter[i] + nb * b->cross_entropy_quarter[i]) / (na + nb);
+    r.kl_quarter[i] = (na * a->kl_quarter[i] + nb * b->kl_quarter[i]) / (na + nb);
+    r.agreement_quarter[i] = (na * a->agreement_quarter[i] + nb * b->agreement_quarter[i]) / (na + nb);
+  }
+  r.state_bytes = a->state_bytes;
   r.tokens = a->tokens + b->tokens;
   join(na, a->cross_entropy, a->cross_entropy_error, nb, b->cross_entropy, b->cross_entropy_error, &r.cross_entropy,
        &r.cross_entropy_error);
@@ -372,16 +380,27 @@ mhk_evaluation run_join(const mhk_evaluation *a, const mhk_evaluation *b) {
 }
 
 void run_print_header(FILE *out) {
-  fprintf(out, "%s%-24s %17s   %17s   %17s%s\n", cli_bold(out), "", "cross-entropy", "KL to teacher", "same next token",
-          cli_plain(out));
+  fprintf(out, "%s%-24s %17s   %17s   %17s   %8s%s\n", cli_bold(out), "", "cross-entropy", "KL to teacher",
+          "same next token", "state", cli_plain(out));
 }
 
 void run_print_row(FILE *out, const char *name, const mhk_evaluation *e, int with_teacher) {
+  cli_buffer bytes;
   fprintf(out, "%-24s %8.3f +- %5.3f", name, e->cross_entropy, e->cross_entropy_error);
-  if (with_teacher)
+  if (with_teacher) {
     fprintf(out, "   %8.3f +- %5.3f   %6.1f +- %4.1f %%", e->kl, e->kl_error, 100 * e->agreement,
             100 * e->agreement_error);
-  fputc('\n', out);
+  } else {
+    fprintf(out, "%40s", "");
+  }
+  fprintf(out, "   %8s\n", cli_bytes(e->state_bytes, &bytes));
+}
+
+static void json_quarters(cli_json *j, const char *key, const double *quarters) {
+  int i;
+  json_open(j, key, '[');
+  for (i = 0; i < 4; i++) json_real(j, NULL, quarters[i]);
+  json_close(j);
 }
 
 void run_json_evaluation(cli_json *j, const mhk_evaluation *e, int with_teacher) {
@@ -395,6 +414,12 @@ void run_json_evaluation(cli_json *j, const mhk_evaluation *e, int with_teacher)
     json_real(j, "agreement", e->agreement);
     json_real(j, "agreement_error", e->agreement_error);
   }
+  json_quarters(j, "cross_entropy_by_quarter", e->cross_entropy_quarter);
+  if (with_teacher) {
+    json_quarters(j, "kl_by_quarter", e->kl_quarter);
+    json_quarters(j, "agreement_by_quarter", e->agreement_quarter);
+  }
+  json_count(j, "state_bytes", e->state_bytes);
   json_count(j, "predictions", (double)e->tokens);
 }
 

@@ -33,10 +33,10 @@ typedef struct run_point {
    many. NULL when there are none. */
 run_point *run_read_log(const char *folder, int stage, double step, int *n);
 
-/* mhk_evaluate with a progress line. Returns CLI_GO, or CLI_FAILED after a message (none after
-   Ctrl-C). */
-int run_evaluate(mhk_context *ctx, mhk_model *m, mhk_model *teacher, mhk_corpus *text, mhk_index length,
-                 mhk_index windows, const char *title, mhk_evaluation *result);
+/* mhk_evaluate of what desc says, with a progress line. Returns CLI_GO, or CLI_FAILED after a
+   message (none after Ctrl-C). */
+int run_evaluate(mhk_context *ctx, mhk_model *m, const mhk_evaluate_desc *desc, const char *title,
+                 mhk_evaluation *result);
 /* a and b as one evaluation over the text of both */
 mhk_evaluation run_join(const mhk_evaluation *a, const mhk_evaluation *b);
 void run_print_header(FILE *out);
