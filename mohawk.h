@@ -1,4 +1,4 @@
-/* mohawk.h - v0.3.0 - turn a Transformer into a linear-time state-space model, in one C header
+/* mohawk.h - v0.4.0 - turn a Transformer into a linear-time state-space model, in one C header
 
    No warranty. Use it under the MIT license or as public domain, as you choose; both texts are at
    the end of the file.
@@ -127,7 +127,7 @@
 /* The version of this text, 10000 major + 100 minor + patch. The implementation includes this file
    again and must find itself, not another version. */
 #undef MHK__TEXT
-#define MHK__TEXT 300
+#define MHK__TEXT 400
 
 /* Set during a pass: compile only the parts that exist once per instruction set. If the versions
    differ, the including file reports it. */
@@ -183,9 +183,9 @@
 #endif
 
 #define MHK_VERSION_MAJOR 0
-#define MHK_VERSION_MINOR 3
+#define MHK_VERSION_MINOR 4
 #define MHK_VERSION_PATCH 0
-#define MHK_VERSION "0.3.0"
+#define MHK_VERSION "0.4.0"
 
 /* The arithmetic type: float, or double if MOHAWK_DOUBLE is defined (for checking; slow). It must
    be the same in all files of a program. */
@@ -660,6 +660,9 @@ typedef enum mhk_mixer_kind {
   MHK_MIXER_OWN = 4 /* mhk_config.own: see mhk_mixer_add() */
 } mhk_mixer_kind;
 #define MHK_MAX_LAYERS 256
+
+/* How many tokens a head sees, of windows of attention: everything before it. */
+#define MHK_WINDOW_ALL (-1)
 
 /* The shape of a model. arch determines the form of blocks, the names and config.json; mixer[l] is
    the mixer of layer l. Fields for mixers that are not used are zero. */
@@ -1243,11 +1246,26 @@ MHKDEF mhk_tensor *mhk_gate(mhk_tape *t, mhk_tensor *y, mhk_tensor *z, mhk_tenso
    by position * theta^(-2i/dim). */
 MHKDEF mhk_tensor *mhk_rotary(mhk_tape *t, mhk_tensor *x, int dim, double theta, const int32_t *doc);
 
-/* Causal softmax attention: q (B,T,H,P), k and v (B,T,G,P), G divides H -> (B,T,H,P), scale
-   1/sqrt(P). Works in tiles with an online softmax (FlashAttention), without T*T memory. */
-MHKDEF mhk_tensor *mhk_attention(mhk_tape *t, mhk_tensor *q, mhk_tensor *k, mhk_tensor *v, const int32_t *doc);
-/* The attention matrix after softmax: (B,H,T,T), zeros above the diagonal. */
-MHKDEF mhk_tensor *mhk_attention_matrix(mhk_tape *t, mhk_tensor *q, mhk_tensor *k, const int32_t *doc);
+typedef struct mhk_attention_desc {
+  const int32_t *doc;
+  /* (H): head h sees windows[h] tokens, itself and those just before. 0: the head is absent, its
+     output and its gradients are 0. MHK_WINDOW_ALL: everything, and scale and rest do not count.
+     NULL: everything. */
+  const int32_t *windows;
+  mhk_tensor *scale; /* (H): any number in place of 1/sqrt(N); NULL: that */
+  /* (B,T,H): one more logit in the denominator of each softmax, for what is worth no token that is
+     seen (an attention sink); NULL: none */
+  mhk_tensor *rest;
+} mhk_attention_desc;
+/* Causal softmax attention: q (B,T,H,N), k (B,T,G,N), v (B,T,G,P), G divides H -> (B,T,H,P),
+   y_t = sum over s of e_ts v_s / (sum over s of e_ts + exp(rest_t)), e_ts = exp(scale q_t . k_s).
+   Works in tiles with an online softmax (FlashAttention), without T*T memory, in time that grows
+   with the window. desc NULL: everything is seen, scale 1/sqrt(N), no rest. q, k, v, scale and rest
+   get gradients. */
+MHKDEF mhk_tensor *mhk_attention(mhk_tape *t, mhk_tensor *q, mhk_tensor *k, mhk_tensor *v,
+                                 const mhk_attention_desc *desc);
+/* The attention matrix after softmax: (B,H,T,T), zeros where nothing is seen. */
+MHKDEF mhk_tensor *mhk_attention_matrix(mhk_tape *t, mhk_tensor *q, mhk_tensor *k, const mhk_attention_desc *desc);
 
 typedef struct mhk_conv1d_desc {
   const int32_t *doc;
@@ -8041,8 +8059,12 @@ static int mhk__attention_sizes(mhk_tape *t, const char *name, mhk_tensor *q, mh
   return t->ctx->result == MHK_OK;
 }
 
-MHKDEF mhk_tensor *mhk_attention(mhk_tape *t, mhk_tensor *q, mhk_tensor *k, mhk_tensor *v, const int32_t *doc) {
+MHKDEF mhk_tensor *mhk_attention(mhk_tape *t, mhk_tensor *q, mhk_tensor *k, mhk_tensor *v,
+                                 const mhk_attention_desc *desc) {
   mhk__attention_args a;
+  const int32_t *doc = desc ? desc->doc : NULL;
+  if (desc && (desc->windows || desc->scale || desc->rest) && mhk__tape_ready(t))
+    return mhk__null(t->ctx, MHK_ERROR_UNSUPPORTED, "attention: windows, scale and rest are not there yet");
   if (!mhk__ready(t, "attention", 3, 3, q, k, v) || !mhk__attention_sizes(t, "attention", q, k, doc, &a) ||
       !mhk__fits(t, "attention", mhk__same_shape(k, v), k, v, "keys and values must have the same shape"))
     return NULL;
@@ -8083,8 +8105,11 @@ static void mhk__attention_matrix_op_back(mhk_tape *t, mhk__node *n) {
   mhk__scratch_rewind(t->ctx, mark);
 }
 
-MHKDEF mhk_tensor *mhk_attention_matrix(mhk_tape *t, mhk_tensor *q, mhk_tensor *k, const int32_t *doc) {
+MHKDEF mhk_tensor *mhk_attention_matrix(mhk_tape *t, mhk_tensor *q, mhk_tensor *k, const mhk_attention_desc *desc) {
   mhk__attention_args a;
+  const int32_t *doc = desc ? desc->doc : NULL;
+  if (desc && (desc->windows || desc->scale || desc->rest) && mhk__tape_ready(t))
+    return mhk__null(t->ctx, MHK_ERROR_UNSUPPORTED, "attention_matrix: windows, scale and rest are not there yet");
   if (!mhk__attention_sizes(t, "attention_matrix", q, k, doc, &a)) return NULL;
   const mhk_index T = a.T, P = a.P, shape[4] = {a.B, a.H, T, T};
   mhk_tensor *y = mhk__new(t, 4, shape);
@@ -16179,7 +16204,10 @@ static mhk_tensor *mhk__mixer_output(mhk_tape *t, mhk_model *m, int layer, const
   memset(&desc, 0, sizeof desc);
   desc.doc = doc;
   if (y->kind == MHK_MIXER_ATTENTION) {
-    o = mhk__flat(t, mhk_attention(t, p->q, p->k, p->v, doc));
+    mhk_attention_desc seen;
+    memset(&seen, 0, sizeof seen);
+    seen.doc = doc;
+    o = mhk__flat(t, mhk_attention(t, p->q, p->k, p->v, &seen));
     w = y->dense_w;
     b = y->dense_b;
   } else if (y->kind == MHK_MIXER_MAMBA2) {
@@ -16250,7 +16278,12 @@ MHKDEF mhk_tensor *mhk_forward_matrix(mhk_tape *t, mhk_model *m, int layer, mhk_
   memset(&p, 0, sizeof p);
   p.matrix_only = 1;
   if (!mhk__mixer_parts(t, m, layer, u, doc, &p)) return NULL;
-  if (p.q) return mhk_attention_matrix(t, p.q, p.k, doc);
+  if (p.q) {
+    mhk_attention_desc seen;
+    memset(&seen, 0, sizeof seen);
+    seen.doc = doc;
+    return mhk_attention_matrix(t, p.q, p.k, &seen);
+  }
   if (m->layers[layer].kind == MHK_MIXER_OWN) {
     const mhk_config *c = &m->config;
     const mhk_index shape[4] = {u->shape[0], c->ssm_heads, u->shape[1], u->shape[1]};
@@ -19109,9 +19142,10 @@ static double mhk__orient_layer(mhk__stage_run *run, int l, mhk_tensor *x, mhk_t
   const mhk_orientation_desc matrices = {
       ssd.log_a, ssd.Bm, ssd.Cm, layer->D, attention.q, attention.k, run->doc,
       run->relative ? run->relative + l * student->config.ssm_heads : NULL};
+  const mhk_attention_desc seen = {run->doc, NULL, NULL, NULL};
   mhk_tensor *distance =
       whole ? mhk_matrix_distance(tape, mhk_forward_matrix(tape, student, l, own, run->doc),
-                                  mhk_attention_matrix(tape, attention.q, attention.k, run->doc))
+                                  mhk_attention_matrix(tape, attention.q, attention.k, &seen))
             : mhk_matrix_orientation(tape, &matrices);
   const double loss = mhk__loss_backward(run, distance);
   mhk_tape_record(tape, 0);
@@ -21659,6 +21693,9 @@ MHKDEF const char *mhk_bf16_name(const mhk_context *ctx) { return ctx ? mhk__bf1
 #undef MHK__TEXT
 /*
    REVISIONS
+   0.4.0  mhk_attention and mhk_attention_matrix take an mhk_attention_desc in place of doc: windows
+          by head, a scale, one more logit in the denominator; values may have another size than
+          keys. New: MHK_WINDOW_ALL.
    0.3.0  Renamed. A corpus: mhk_text, mhk_text_desc and mhk_text_load, _from_tokens, _sample,
           _destroy and _tokens to mhk_corpus...; mhk_distill_desc.text to .corpus. A bare name takes
           a path, _memory takes bytes: mhk_session_save and _load to mhk_session_save_memory and

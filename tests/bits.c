@@ -8,7 +8,7 @@
 
 #if MHK_VERSION_MINOR < 3 /* names and arguments of older headers */
 #define mhk_rotary(t, x, dim, theta, doc) mhk_rotary(t, x, dim, theta, doc, 0)
-#define mhk_attention(t, q, k, v, doc) mhk_attention(t, q, k, v, doc, NULL)
+#define mhk_attention(t, q, k, v, d) mhk_attention(t, q, k, v, (d)->doc, NULL)
 #define mhk_conv1d(t, x, w, bias, d) mhk_conv1d(t, x, w, bias, (d)->silu, (d)->doc, NULL)
 #define mhk_matrix_orientation(t, d) \
   mhk_matrix_orientation(t, (d)->log_a, (d)->Bm, (d)->Cm, (d)->D, (d)->q, (d)->k, (d)->doc, (d)->relative)
@@ -34,6 +34,13 @@ typedef struct mhk_evaluate_desc {
 #define mhk_session_state_bytes mhk_session_state_size
 #define mhk_session_save_memory mhk_session_save
 #define mhk_logits mhk_logits_of
+#endif
+#if MHK_VERSION_MINOR == 3
+#define mhk_attention(t, q, k, v, d) mhk_attention(t, q, k, v, (d)->doc)
+#endif
+#if MHK_VERSION_MINOR < 4
+#define mhk_attention_matrix(t, q, k, d) mhk_attention_matrix(t, q, k, (d)->doc)
+typedef struct mhk_attention_desc { const int32_t *doc; } mhk_attention_desc;
 #endif
 #if MHK_VERSION_MINOR < 2
 #define mhk_quantize mhk_quantise
@@ -178,12 +185,14 @@ static void mixers(mhk_index T, mhk_index H, mhk_index G, mhk_index P, mhk_index
   const mhk_index B = 2;
   const int32_t *doc = packed ? documents(B, T) : NULL;
   mhk_ssd_desc d;
+  mhk_attention_desc seen;
   memset(&d, 0, sizeof d);
-  d.doc = doc;
+  memset(&seen, 0, sizeof seen);
+  d.doc = seen.doc = doc;
   out("rotary", size, mhk_rotary(t, in4(B, T, H, P), (int)P / 4 * 2, 10000, doc));
   out("swap_heads", size, mhk_swap_heads(t, in4(B, T, H, P)));
-  out("attention", size, mhk_attention(t, in4(B, T, H, P), in4(B, T, G, P), in4(B, T, G, P), doc));
-  out("attention_matrix", size, mhk_attention_matrix(t, in4(B, T, H, P), in4(B, T, G, P), doc));
+  out("attention", size, mhk_attention(t, in4(B, T, H, P), in4(B, T, G, P), in4(B, T, G, P), &seen));
+  out("attention_matrix", size, mhk_attention_matrix(t, in4(B, T, H, P), in4(B, T, G, P), &seen));
   for (int silu = 0; silu < 2; silu++) {
     const mhk_index w[3] = {H * P, 1, 4};
     mhk_conv1d_desc conv;

@@ -427,6 +427,14 @@ BASE(mhk_custom_desc) {
   d->user = zeros;
   d->user_bytes = 8;
 }
+BASE(mhk_attention_desc) {
+  static const int32_t windows[8] = {2, MHK_WINDOW_ALL, 0, 1, 1, 1, 1, 1};
+  memset(d, 0, sizeof *d);
+  d->doc = documents;
+  d->windows = windows;
+  d->scale = w.tensor[13];
+  d->rest = w.tensor[5];
+}
 BASE(mhk_conv1d_desc) {
   static const mhk_index widths[8] = {2, 1, 1, 1, 1, 1, 1, 1};
   memset(d, 0, sizeof *d);

@@ -123,8 +123,22 @@ BUILD(b_layer_norm, mhk_layer_norm(t, c->in[0], c->in[1], c->in[2], 1e-5))
 BUILD(b_rms_norm, mhk_rms_norm(t, c->in[0], c->in[1], 1e-5))
 BUILD(b_gate, mhk_gate(t, c->in[0], c->in[1], c->in[2]))
 BUILD(b_rotary, mhk_rotary(t, c->in[0], 4, 100, c->doc))
-BUILD(b_attention, mhk_attention(t, c->in[0], c->in[1], c->in[2], c->doc))
-BUILD(b_attention_matrix, mhk_attention_matrix(t, c->in[0], c->in[1], c->doc))
+static mhk_attention_desc within(const int32_t *doc) { /* documents */
+  mhk_attention_desc d;
+  memset(&d, 0, sizeof d);
+  d.doc = doc;
+  return d;
+}
+static mhk_tensor *attention(mhk_tape *t, mhk_tensor *q, mhk_tensor *k, mhk_tensor *v, const int32_t *doc) {
+  const mhk_attention_desc d = within(doc);
+  return mhk_attention(t, q, k, v, &d);
+}
+static mhk_tensor *attention_matrix(mhk_tape *t, mhk_tensor *q, mhk_tensor *k, const int32_t *doc) {
+  const mhk_attention_desc d = within(doc);
+  return mhk_attention_matrix(t, q, k, &d);
+}
+BUILD(b_attention, attention(t, c->in[0], c->in[1], c->in[2], c->doc))
+BUILD(b_attention_matrix, attention_matrix(t, c->in[0], c->in[1], c->doc))
 static mhk_tensor *conv(mhk_tape *t, mhk_tensor *x, mhk_tensor *w, mhk_tensor *b, int silu, const int32_t *doc) {
   const mhk_conv1d_desc d = {doc, silu, 0, NULL, NULL};
   return mhk_conv1d(t, x, w, b, &d);
@@ -823,8 +837,8 @@ TEST(values_attention) {
         char name[80];
         snprintf(name, sizeof name, "attention, T %d, heads %d/%d of %d, packed %d", (int)T, (int)H, (int)G, (int)P,
                  packed);
-        CHECK_CLOSE_TO_DOUBLE(name, mhk_data(mhk_attention_matrix(tape, q, k, doc)), m, B * H * T * T, CLOSE);
-        CHECK_CLOSE_TO_DOUBLE(name, mhk_data(mhk_attention(tape, q, k, v, doc)), y, B * T * H * P, CLOSE);
+        CHECK_CLOSE_TO_DOUBLE(name, mhk_data(attention_matrix(tape, q, k, doc)), m, B * H * T * T, CLOSE);
+        CHECK_CLOSE_TO_DOUBLE(name, mhk_data(attention(tape, q, k, v, doc)), y, B * T * H * P, CLOSE);
         mhk_tape_reset(tape);
         free(m), free(y), free(doc);
       }
@@ -846,14 +860,14 @@ TEST(attention_is_its_matrix) {
       int i;
       in[0] = q, in[1] = k, in[2] = v;
       test_fill(dy, B * T * H * P, -1, 1, 4);
-      y = mhk_attention(tape, q, k, v, doc);
+      y = attention(tape, q, k, v, doc);
       mhk_backward_from(tape, y, dy);
       for (i = 0; i < 3; i++) {
         grads[i] = (mhk_real *)malloc(sizeof **grads * (size_t)in[i]->count);
         memcpy(grads[i], in[i]->grad, sizeof **grads * (size_t)in[i]->count);
         mhk_zero_grad(in[i]);
       }
-      m = mhk_attention_matrix(tape, q, k, doc);
+      m = attention_matrix(tape, q, k, doc);
       y = mhk_swap_heads(tape, mhk_matmul(tape, m, mhk_swap_heads(tape, v), 0));
       mhk_backward_from(tape, y, dy);
       for (i = 0; i < 3; i++)
@@ -1118,7 +1132,7 @@ TEST(matrix_orientation_is_fused) {
         mhk_zero_grad(in[i]);
       }
       student = mhk_ssd_matrix(tape, in[0], in[1], in[2], in[3], doc);
-      teacher = mhk_attention_matrix(tape, q, k, doc);
+      teacher = attention_matrix(tape, q, k, doc);
       loss = mhk_matrix_distance(tape, student, teacher);
       CHECK(fabs(value - mhk_value(loss)) <= 10 * CLOSE * value, "T %d, variant %d: fused %.9g, from the matrices %.9g",
             (int)T, variant, value, mhk_value(loss));
