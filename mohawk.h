@@ -13532,7 +13532,13 @@ MHKDEF const mhk_mixer *mhk_mixer_add(mhk_context *ctx, const mhk_mixer *mixer) 
   return &x->mixer;
 }
 
-/* numbers of a session's state in a layer */
+/* numbers of keys, and of values, that a session's cache keeps of each token in a layer */
+static mhk_index mhk__layer_keys(const mhk_config *c, int layer) {
+  return c->mixer[layer] == MHK_MIXER_ATTENTION ? (mhk_index)c->n_kv_head * c->head_dim : 0;
+}
+static mhk_index mhk__layer_values(const mhk_config *c, int layer) { return mhk__layer_keys(c, layer); }
+
+/* numbers of a session's state in a layer, constant in the tokens */
 static double mhk__layer_state(const mhk_config *c, int layer) {
   switch (c->mixer[layer]) {
     case MHK_MIXER_ATTENTION: return 0; /* it has a cache instead */
@@ -13778,8 +13784,7 @@ MHKDEF double mhk_config_state_bytes(const mhk_config *c, mhk_index tokens) {
   double numbers = 0;
   if (!c || tokens < 0 || mhk__config_wrong(sentence, c) != MHK_OK) return 0;
   for (int l = 0; l < c->n_layer; l++)
-    numbers += c->mixer[l] == MHK_MIXER_ATTENTION ? 2.0 * (double)tokens * c->n_kv_head * c->head_dim
-                                                  : mhk__layer_state(c, l);
+    numbers += (double)tokens * (double)(mhk__layer_keys(c, l) + mhk__layer_values(c, l)) + mhk__layer_state(c, l);
   return numbers * (double)sizeof(mhk_real);
 }
 
@@ -16361,9 +16366,13 @@ MHKDEF mhk_tensor *mhk_forward(mhk_tape *t, mhk_model *m, const int32_t *tokens,
    what a sequence has seen as a value (snapshots, copies, saved states), drawing tokens, and
    speculative decoding. */
 
-/* What a session makes of a layer's weights once: the taps of the convolution transposed, (W,C),
-   and -exp(A_log) of Mamba-2. */
-typedef struct mhk__prepared { mhk_real *taps, *rate; } mhk__prepared;
+/* What a session knows of a layer: the taps of the convolution transposed, (W,C), and -exp(A_log)
+   of Mamba-2, made once from the weights; and where the layer's part of a sequence's memory is. */
+typedef struct mhk__prepared {
+  mhk_real *taps, *rate;
+  mhk_index state_at;               /* of the recurrent numbers */
+  mhk_index cache_at, keys, values; /* of the numbers that caches keep of a token: keys, then values */
+} mhk__prepared;
 
 /* A stored state of a sequence: the recurrent numbers, and with a window the keys and values that
    the next tokens see. */
@@ -16377,7 +16386,7 @@ typedef struct mhk__sequence {
   mhk_index position, first;
   int fed;           /* its logits are valid */
   mhk_real *state;   /* for each state-space layer: inputs of the convolution (W-1,C), then the state (H,P,N) */
-  mhk_real *cache;   /* for each attention layer: keys (rows,G,P), then values */
+  mhk_real *cache;   /* for each layer with a cache: keys (rows,G,P), then values */
   mhk__snapshot *snapshots;
 } mhk__sequence;
 
@@ -16813,6 +16822,7 @@ struct mhk_session {
   mhk_index batch, vocab, rows, chunk, capacity, window, snapshots, snapshot_every;
   mhk_index piece, cache_rows;                 /* tokens that a cache stores at once; rows of each cache */
   mhk_index state_numbers, kept_numbers;       /* numbers per sequence; per snapshot */
+  mhk_index cache_width;                       /* numbers that all caches keep of a token; 0: there are none */
   int attention_layers, state_layers, workers; /* the number of workers that work memory has room for */
   mhk__sequence *sequences;
   mhk__span *spans;
@@ -16906,13 +16916,34 @@ static mhk_index mhk__at_most(double numbers) {
   return numbers < (double)(PTRDIFF_MAX / 2 / (ptrdiff_t)sizeof(double)) ? (mhk_index)numbers : PTRDIFF_MIN / 2;
 }
 
+/* places what a session knows of its layers, and fills it if there is memory */
+static void mhk__layers_layout(mhk_session *s, mhk__layout *p) {
+  const mhk_config *c = &s->model->config;
+  mhk_index state_at = 0, cache_at = 0;
+  s->layers = (mhk__prepared *)mhk__place(p, c->n_layer, 1, sizeof *s->layers);
+  for (int l = 0; l < c->n_layer; l++) {
+    mhk__prepared x;
+    memset(&x, 0, sizeof x);
+    if (c->mixer[l] == MHK_MIXER_DISCRETE_MAMBA2 || c->mixer[l] == MHK_MIXER_MAMBA2)
+      x.taps = (mhk_real *)mhk__place(p, c->d_conv, mhk__conv_channels(c), sizeof(mhk_real));
+    if (c->mixer[l] == MHK_MIXER_MAMBA2) x.rate = (mhk_real *)mhk__place(p, c->ssm_heads, 1, sizeof(mhk_real));
+    x.state_at = state_at;
+    x.cache_at = cache_at;
+    x.keys = mhk__layer_keys(c, l);
+    x.values = mhk__layer_values(c, l);
+    if (p->base) s->layers[l] = x;
+    state_at += (mhk_index)mhk__layer_state(c, l);
+    cache_at += x.keys + x.values;
+  }
+}
+
 /* Computes the sizes of a session from a description and lays it out after its struct; if base is
    NULL, only counts. */
 static void mhk__session_layout(mhk_session *s, mhk__layout *p, size_t work) {
   const mhk_config *c = &s->model->config;
-  const mhk_index D = c->d_model, kv = (mhk_index)c->n_kv_head * c->head_dim;
+  const mhk_index D = c->d_model;
   const mhk_index state = MHK__LD(s->state_numbers), each = MHK__LD(s->kept_numbers); /* whole cache lines */
-  const mhk_index cache = MHK__LD(mhk__at_most(2.0 * (double)s->cache_rows * (double)(s->attention_layers * kv)));
+  const mhk_index cache = MHK__LD(mhk__at_most((double)s->cache_rows * (double)s->cache_width));
   mhk__chunk *chunk;
   mhk__snapshot *kept;
   mhk_real *numbers[3];
@@ -16924,17 +16955,7 @@ static void mhk__session_layout(mhk_session *s, mhk__layout *p, size_t work) {
   s->fed = (mhk_index *)mhk__place(p, s->batch, 1, sizeof *s->fed);
   s->lengths = (mhk_index *)mhk__place(p, s->batch, 1, sizeof *s->lengths);
   s->tokens = (const int32_t **)mhk__place(p, s->batch, 1, sizeof *s->tokens);
-  s->layers = (mhk__prepared *)mhk__place(p, c->n_layer, 1, sizeof *s->layers);
-  for (int l = 0; l < c->n_layer; l++) {
-    mhk_real *taps = NULL, *rate = NULL;
-    if (c->mixer[l] == MHK_MIXER_DISCRETE_MAMBA2 || c->mixer[l] == MHK_MIXER_MAMBA2)
-      taps = (mhk_real *)mhk__place(p, c->d_conv, mhk__conv_channels(c), sizeof(mhk_real));
-    if (c->mixer[l] == MHK_MIXER_MAMBA2) rate = (mhk_real *)mhk__place(p, c->ssm_heads, 1, sizeof(mhk_real));
-    if (p->base) {
-      s->layers[l].taps = taps;
-      s->layers[l].rate = rate;
-    }
-  }
+  mhk__layers_layout(s, p);
   snapshots = mhk__at_most((double)s->batch * (double)s->snapshots);
   kept = (mhk__snapshot *)mhk__place(p, snapshots, 1, sizeof *kept);
   numbers[0] = (mhk_real *)mhk__place(p, s->batch, state, sizeof(mhk_real));
@@ -17023,6 +17044,7 @@ static size_t mhk__session_plan(const mhk_model *m, const mhk_session_desc *desc
     else
       s->state_layers++;
     wide = mhk__max(wide, mhk__wide_row(c, c->mixer[l]));
+    s->cache_width += mhk__layer_keys(c, l) + mhk__layer_values(c, l);
   }
   s->recent = d.recent ? d.recent : 256;
   s->stop_bytes = d.stop_bytes ? d.stop_bytes : 64;
@@ -17030,7 +17052,7 @@ static size_t mhk__session_plan(const mhk_model *m, const mhk_session_desc *desc
   s->no_start = d.no_start;
   s->given = d.memory != NULL;
   s->chunk = d.chunk ? d.chunk : 256;
-  if (s->attention_layers) {
+  if (s->cache_width) {
     s->window = d.window;
     s->capacity = d.capacity ? d.capacity : c->max_position > 0 ? c->max_position : 2048;
     if (s->window)
@@ -17046,9 +17068,8 @@ static size_t mhk__session_plan(const mhk_model *m, const mhk_session_desc *desc
   s->state_numbers = s->state_layers ? mhk__at_most(state) : 0;
   s->snapshots = s->state_layers || s->window ? d.snapshots : 0;
   s->snapshot_every = s->snapshots ? d.snapshot_every : 0;
-  s->kept_numbers =
-      mhk__at_most((double)s->state_numbers +
-                   (s->window ? 2.0 * (double)(s->window - 1) * s->attention_layers * c->n_kv_head * c->head_dim : 0));
+  s->kept_numbers = mhk__at_most((double)s->state_numbers +
+                                 (s->window ? (double)(s->window - 1) * (double)s->cache_width : 0));
   s->wide_numbers = mhk__at_most((double)s->rows * ((double)wide + 1) + 16 * 8);
   if (s->wide_numbers >= 0) s->wide_numbers = mhk__max(s->wide_numbers, s->vocab);
   memset(&p, 0, sizeof p);
@@ -17163,12 +17184,10 @@ MHKDEF mhk_index mhk_session_position(const mhk_session *s, mhk_index sequence) 
 /* where a layer's numbers start among its sequence's; NULL: it has none */
 static mhk_real *mhk__state_of(mhk_session *s, mhk_index sequence, int layer) {
   const mhk_config *c = s ? &s->model->config : NULL;
-  double at = 0;
   if (!s || sequence < 0 || sequence >= s->batch || layer < 0 || layer >= c->n_layer ||
       c->mixer[layer] == MHK_MIXER_ATTENTION)
     return NULL;
-  for (int l = 0; l < layer; l++) at += mhk__layer_state(c, l);
-  return s->sequences[sequence].state + (mhk_index)at;
+  return s->sequences[sequence].state + s->layers[layer].state_at;
 }
 MHKDEF mhk_real *mhk_session_conv(mhk_session *s, mhk_index sequence, int layer) {
   mhk_real *state = mhk__state_of(s, sequence, layer);
@@ -17205,9 +17224,11 @@ typedef struct mhk__pass {
   const mhk__layer *layer;
   const mhk__prepared *prepared;
   /* from: tokens of each span that attention has processed; part: the most for the next step */
-  mhk_index spans, rows, state_at, from, part;
-  int attention_index;
-  mhk_real *q, *k, *v, *o;                       /* attention */
+  mhk_index spans, rows, from, part;
+  /* attention: heads of queries and of keys, numbers of a query and of a value; what it reads and
+     gives */
+  mhk_index heads, groups, key_size, value_size;
+  mhk_real *q, *k, *v, *o;
   /* state-space: the projection; x, B, C after the convolution; log-decays; y; x times dt */
   mhk_real *in, *xs, *bm, *cm, *decay, *out, *scaled;
   mhk_index width, at_xbc, at_z, at_a;           /* columns of in */
@@ -17292,10 +17313,12 @@ static void mhk__queries_task(void *arg, mhk_index task, int worker) {
   }
 }
 
-/* the cache of an attention layer: keys; the values follow after cache_rows rows */
-static mhk_real *mhk__cache_of(const mhk_session *s, mhk_index sequence, int attention_index) {
-  const mhk_index kv = (mhk_index)s->model->config.n_kv_head * s->model->config.head_dim;
-  return s->sequences[sequence].cache + 2 * s->cache_rows * kv * attention_index;
+/* the cache of the pass's layer: keys; and the values, which follow after cache_rows rows */
+static mhk_real *mhk__keys_of(const mhk__pass *p, mhk_index sequence) {
+  return p->s->sequences[sequence].cache + p->s->cache_rows * p->prepared->cache_at;
+}
+static mhk_real *mhk__values_of(const mhk__pass *p, mhk_index sequence) {
+  return mhk__keys_of(p, sequence) + p->s->cache_rows * p->prepared->keys;
 }
 
 /* With a window: the position of the first row that stays when n tokens are added to a cache of
@@ -17320,30 +17343,64 @@ static void mhk__attend_task(void *arg, mhk_index task, int worker) {
   const mhk__job *job = (const mhk__job *)arg;
   const mhk__pass *p = (const mhk__pass *)job->args;
   const mhk_session *s = p->s;
-  const mhk_config *c = &s->model->config;
-  const mhk__span *span = s->spans + task / c->n_head;
-  const mhk_index n = mhk__min(p->part, span->n - p->from), row = span->row + p->from,
-                  kv = (mhk_index)c->n_kv_head * c->head_dim;
+  const mhk__span *span = s->spans + task / p->heads;
+  const mhk_index n = mhk__min(p->part, span->n - p->from), row = span->row + p->from;
   mhk__attention_args a;
   if (n <= 0) return;
   memset(&a, 0, sizeof a);
   a.B = 1;
   a.T = n;
-  a.H = c->n_head;
-  a.G = c->n_kv_head;
-  a.P = c->head_dim;
+  a.H = p->heads;
+  a.G = p->groups;
+  a.P = p->value_size;
   a.offset = s->sequences[span->sequence].position + p->from - mhk__first_after(s, span, p->from + n);
   a.S = a.offset + n;
   a.q = p->q + row * a.H * a.P;
   a.y = p->o + row * a.H * a.P;
-  a.k = mhk__cache_of(s, span->sequence, p->attention_index);
-  a.v = a.k + s->cache_rows * kv;
-  a.kv_batch = s->cache_rows * kv;
+  a.k = mhk__keys_of(p, span->sequence);
+  a.v = mhk__values_of(p, span->sequence);
+  a.kv_batch = s->cache_rows * p->prepared->keys;
   a.start = s->window ? s->starts + row : NULL;
   if (n <= 4)
-    job->ctx->kernels->attention_step(&a, 0, task % c->n_head, job->work + worker * job->each);
+    job->ctx->kernels->attention_step(&a, 0, task % a.H, job->work + worker * job->each);
   else
-    job->ctx->kernels->attention(&a, 0, task % c->n_head, job->work + worker * job->each);
+    job->ctx->kernels->attention(&a, 0, task % a.H, job->work + worker * job->each);
+}
+
+/* stores n rows at row `at` of a cache, after its first rows have been dropped */
+static void mhk__cache_rows(mhk_real *cache, mhk_index width, mhk_index dropped, mhk_index at, mhk_index n,
+                            const mhk_real *rows) {
+  if (dropped > 0 && at > 0)
+    memmove(cache, cache + dropped * width, (size_t)(at * width) * sizeof(mhk_real));
+  memcpy(cache + at * width, rows, (size_t)(n * width) * sizeof(mhk_real));
+}
+
+/* attention of the rows of a pass through the caches of its layer: their keys and values join the
+   caches, part by part with a window, and all heads of all spans read them */
+static void mhk__pass_caches(mhk_context *ctx, mhk__pass *p) {
+  mhk_session *s = p->s;
+  mhk_index i, longest = 0;
+  for (i = 0; i < p->spans; i++) longest = mhk__max(longest, s->spans[i].n);
+  p->part = s->window ? s->piece : s->rows;
+  for (p->from = 0; p->from < longest; p->from += p->part) {
+    double cost = 0;
+    for (i = 0; i < p->spans; i++) {
+      const mhk__span *span = s->spans + i;
+      const mhk_index n = mhk__min(p->part, span->n - p->from),
+                      position = s->sequences[span->sequence].position + p->from, row = span->row + p->from;
+      if (n <= 0) continue;
+      const mhk_index before = mhk__first_after(s, span, p->from);
+      const mhk_index first = mhk__window_first(s, before, position, n);
+      mhk__cache_rows(mhk__keys_of(p, span->sequence), p->prepared->keys, first - before, position - first, n,
+                      p->k + row * p->prepared->keys);
+      mhk__cache_rows(mhk__values_of(p, span->sequence), p->prepared->values, first - before, position - first, n,
+                      p->v + row * p->prepared->values);
+      for (mhk_index t = 0; s->window && t < n; t++)
+        s->starts[row + t] = mhk__max(0, position + t - (s->window - 1) - first);
+      cost += (double)(n * (position - first + n)) * (double)(p->heads * p->value_size);
+    }
+    mhk__run(ctx, p, p->spans * p->heads, 1, mhk__span_heads_work(s), cost, mhk__attend_task);
+  }
 }
 
 /* attention of one layer: projections, caches, all heads of all spans, and the output projection */
@@ -17353,7 +17410,9 @@ static void mhk__pass_attention(mhk_context *ctx, mhk__pass *p) {
   const mhk__layer *y = p->layer;
   const mhk_index rows = p->rows, kv = (mhk_index)c->n_kv_head * c->head_dim, wide = (mhk_index)c->n_head * c->head_dim;
   mhk_real *at = s->wide;
-  mhk_index i, t, longest = 0;
+  p->heads = c->n_head;
+  p->groups = c->n_kv_head;
+  p->key_size = p->value_size = c->head_dim;
   p->q = mhk__carve(&at, rows * wide);
   p->k = mhk__carve(&at, rows * kv);
   p->v = mhk__carve(&at, rows * kv);
@@ -17362,29 +17421,7 @@ static void mhk__pass_attention(mhk_context *ctx, mhk__pass *p) {
   mhk__apply(ctx, rows, s->u, y->k_w, y->k_b, 0, NULL, p->k);
   mhk__apply(ctx, rows, s->u, y->v_w, y->v_b, 0, NULL, p->v);
   mhk__pass_rows(ctx, p, 2.0 * (double)(wide + kv), mhk__queries_task);
-  for (i = 0; i < p->spans; i++) longest = mhk__max(longest, s->spans[i].n);
-  p->part = s->window ? s->piece : s->rows;
-  for (p->from = 0; p->from < longest; p->from += p->part) {
-    double cost = 0;
-    for (i = 0; i < p->spans; i++) {
-      const mhk__span *span = s->spans + i;
-      const mhk_index n = mhk__min(p->part, span->n - p->from),
-                      position = s->sequences[span->sequence].position + p->from, row = span->row + p->from;
-      mhk_real *keys = mhk__cache_of(s, span->sequence, p->attention_index), *values = keys + s->cache_rows * kv;
-      if (n <= 0) continue;
-      const mhk_index before = mhk__first_after(s, span, p->from);
-      const mhk_index first = mhk__window_first(s, before, position, n);
-      if (first > before && position > first) { /* makes room by dropping the rows that left the window */
-        memmove(keys, keys + (first - before) * kv, (size_t)((position - first) * kv) * sizeof(mhk_real));
-        memmove(values, values + (first - before) * kv, (size_t)((position - first) * kv) * sizeof(mhk_real));
-      }
-      memcpy(keys + (position - first) * kv, p->k + row * kv, (size_t)(n * kv) * sizeof(mhk_real));
-      memcpy(values + (position - first) * kv, p->v + row * kv, (size_t)(n * kv) * sizeof(mhk_real));
-      for (t = 0; s->window && t < n; t++) s->starts[row + t] = mhk__max(0, position + t - (s->window - 1) - first);
-      cost += (double)(n * (position - first + n)) * (double)wide;
-    }
-    mhk__run(ctx, p, p->spans * c->n_head, 1, mhk__span_heads_work(s), cost, mhk__attend_task);
-  }
+  mhk__pass_caches(ctx, p);
   mhk__apply(ctx, rows, p->o, y->dense_w, y->dense_b, 0, s->x, s->y);
 }
 
@@ -17409,7 +17446,7 @@ static void mhk__conv_state_task(void *arg, mhk_index task, int worker) {
   a.x = p->in + span->row * p->width + p->at_xbc;
   a.taps = p->prepared->taps;
   a.bias = p->layer->conv_b ? mhk_data(p->layer->conv_b) : NULL;
-  a.state = s->sequences[span->sequence].state + p->state_at;
+  a.state = s->sequences[span->sequence].state + p->prepared->state_at;
   a.silu = c->conv_silu;
   for (run = 0; run < 3; run++) { /* x, B, C get separate arrays */
     const mhk_index end = at + (run ? GN : E);
@@ -17476,7 +17513,7 @@ static void mhk__scan_task(void *arg, mhk_index task, int worker) {
   a.b = p->bm + span->row * GN;
   a.c = p->cm + span->row * GN;
   a.d = p->scaled ? NULL : mhk_data(p->layer->D);
-  a.final = s->sequences[span->sequence].state + p->state_at + mhk__conv_channels(c) * (c->d_conv - 1);
+  a.final = s->sequences[span->sequence].state + p->prepared->state_at + mhk__conv_channels(c) * (c->d_conv - 1);
   a.initial = a.final;
   a.y = p->out + span->row * E;
   if (span->n <= MHK__STEPS)
@@ -17546,7 +17583,7 @@ static void mhk__own_task(void *arg, mhk_index task, int worker) {
   for (mhk_index r = span->row; r < span->row + span->n; r++) {
     const mhk_real *x = p->s->x + r * c->d_model;
     mhk_real *y = p->s->y + r * c->d_model;
-    c->own->step(c, w, p->s->u + r * c->d_model, p->s->sequences[span->sequence].state + p->state_at,
+    c->own->step(c, w, p->s->u + r * c->d_model, p->s->sequences[span->sequence].state + p->prepared->state_at,
                  job->work + worker * job->each, y);
     for (mhk_index i = 0; i < c->d_model; i++) y[i] += x[i];
   }
@@ -17572,14 +17609,12 @@ static void mhk__pass_layers(mhk_session *s, mhk_index spans, mhk_index rows) {
     p.layer = y;
     p.prepared = s->layers + l;
     mhk__pass_norm(ctx, &p, s->x, y->norm_w, y->norm_b, s->u);
-    if (y->kind == MHK_MIXER_ATTENTION) {
+    if (y->kind == MHK_MIXER_ATTENTION)
       mhk__pass_attention(ctx, &p);
-      p.attention_index++;
-    } else if (y->kind == MHK_MIXER_OWN)
+    else if (y->kind == MHK_MIXER_OWN)
       mhk__run(ctx, &p, spans, 1, mhk__span_heads_work(s), (double)(rows * D) * (double)D, mhk__own_task);
     else
       mhk__pass_scan(ctx, &p);
-    p.state_at += (mhk_index)mhk__layer_state(&m->config, l);
     if (y->fc1_w) {
       mhk__apply(ctx, rows, s->u, y->fc1_w, y->fc1_b, 1, NULL, s->wide);
       mhk__apply(ctx, rows, s->wide, y->fc2_w, y->fc2_b, 0, s->y, s->x);
@@ -17660,7 +17695,7 @@ static int mhk__feed_makes_sense(mhk_session *s) {
     if (s->lengths[b] < 0 || (s->lengths[b] > 0 && !s->tokens[b]))
       return mhk__no(ctx, MHK_ERROR_ARGUMENT, "cannot feed sequence %lld %lld tokens%s", (long long)b,
                      (long long)s->lengths[b], s->lengths[b] > 0 ? " at NULL" : "");
-    if (s->attention_layers && !s->window && s->lengths[b] > s->capacity - q->position)
+    if (s->cache_width && !s->window && s->lengths[b] > s->capacity - q->position)
       return mhk__no(
           ctx, MHK_ERROR_STATE,
           "the key/value cache of sequence %lld is full: it holds %lld of %lld tokens and %lld more do not fit; "
@@ -17849,23 +17884,34 @@ MHKDEF const mhk_real *mhk_logits(const mhk_session *s, mhk_index sequence) {
 
 /* the number of last keys and values that the next tokens of a sequence at position see */
 static mhk_index mhk__rows_needed(const mhk_session *s, mhk_index position) {
-  return !s->attention_layers ? 0 : s->window ? mhk__min(position, s->window - 1) : position;
+  return !s->cache_width ? 0 : s->window ? mhk__min(position, s->window - 1) : position;
 }
 
-/* The memory that the next tokens of a sequence read, in the order of snapshots and saved states.
-   Piece 0 has all recurrent numbers, pieces 1 to 2 * attention_layers have the last rows of each
-   cache, keys before values. *n: the length of the piece. */
+/* What the next tokens of a sequence read, in the order of snapshots and saved states: piece 0 has
+   all recurrent numbers, then two pieces for each layer have the last rows of its cache, keys
+   before values. They are empty where a layer has no cache. */
+static int mhk__state_pieces(const mhk_session *s) { return 1 + 2 * s->model->config.n_layer; }
+
+/* numbers of a piece in each row of keys or values; 0 for piece 0 */
+static mhk_index mhk__piece_width(const mhk_session *s, int piece) {
+  const mhk__prepared *x = s->layers + (piece - 1) / 2;
+  return piece == 0 ? 0 : piece % 2 ? x->keys : x->values;
+}
+
+/* where a piece starts; *n: its length */
 static mhk_real *mhk__state_piece(const mhk_session *s, const mhk__sequence *q, int piece, mhk_index rows,
                                   mhk_index *n) {
-  const mhk_index kv = (mhk_index)s->model->config.n_kv_head * s->model->config.head_dim;
-  *n = piece ? rows * kv : s->state_numbers;
-  return piece ? q->cache + (s->cache_rows * (piece - 1) + q->position - q->first - rows) * kv : q->state;
+  const mhk_index width = mhk__piece_width(s, piece);
+  const mhk__prepared *x = s->layers + (piece - 1) / 2;
+  *n = piece ? rows * width : s->state_numbers;
+  if (piece == 0) return q->state;
+  return q->cache + s->cache_rows * (x->cache_at + (piece % 2 ? 0 : x->keys)) + (q->position - q->first - rows) * width;
 }
 
 /* Copies what the next tokens see to numbers, piece by piece. */
 static void mhk__state_keep(const mhk_session *s, const mhk__sequence *q, mhk_index rows, mhk_real *numbers) {
   mhk_index n;
-  for (int i = 0; i <= 2 * s->attention_layers; i++) {
+  for (int i = 0; i < mhk__state_pieces(s); i++) {
     const mhk_real *piece = mhk__state_piece(s, q, i, rows, &n);
     if (n == 0) continue; /* numbers may be NULL where there are none */
     memcpy(numbers, piece, (size_t)n * sizeof(mhk_real));
@@ -17885,7 +17931,7 @@ static void mhk__state_back(mhk_session *s, mhk_index sequence, mhk_index positi
   q->position = position;
   if (s->window) q->first = position - rows;
   q->fed = 0;
-  for (int i = 0; i <= 2 * s->attention_layers; i++) {
+  for (int i = 0; i < mhk__state_pieces(s); i++) {
     mhk_real *piece = mhk__state_piece(s, q, i, rows, &n);
     if (n == 0) continue; /* numbers may be NULL where there are none */
     memcpy(piece, numbers, (size_t)n * sizeof(mhk_real));
@@ -17948,7 +17994,7 @@ MHKDEF mhk_index mhk_session_rewind(mhk_session *s, mhk_index sequence, mhk_inde
    s. */
 static int mhk__state_fits(mhk_session *s, mhk_index position, mhk_index rows) {
   const mhk_index needed = mhk__rows_needed(s, position);
-  if (s->attention_layers && !s->window && position > s->capacity)
+  if (s->cache_width && !s->window && position > s->capacity)
     return mhk__no(s->object.ctx, MHK_ERROR_STATE, "the state has seen %lld tokens, but the session's cache holds %lld",
                    (long long)position, (long long)s->capacity);
   if (rows < needed)
@@ -17971,14 +18017,14 @@ MHKDEF mhk_result mhk_session_copy(mhk_session *to, mhk_index to_sequence, const
   const mhk__sequence *a = from->sequences + from_sequence;
   mhk__sequence *b = to->sequences + to_sequence;
   if (a == b) return MHK_OK;
-  const mhk_index rows = from->attention_layers ? a->position - a->first : 0;
+  const mhk_index rows = from->cache_width ? a->position - a->first : 0;
   if (!mhk__state_fits(to, a->position, rows)) return to->object.ctx->result;
   const mhk_index needed = mhk__rows_needed(to, a->position);
   mhk__sequence_reset(to, to_sequence);
   b->position = a->position;
   b->first = a->position - needed;
   b->fed = a->fed;
-  for (int i = 0; i <= 2 * to->attention_layers; i++) {
+  for (int i = 0; i < mhk__state_pieces(to); i++) {
     mhk_index n;
     mhk_real *piece = mhk__state_piece(to, b, i, needed, &n);
     if (n > 0) memcpy(piece, mhk__state_piece(from, a, i, needed, &n), (size_t)n * sizeof(mhk_real));
@@ -18029,10 +18075,8 @@ static void mhk__state_put_numbers(mhk__state_out *o, const mhk_real *x, mhk_ind
 /* bytes of a state with these numbers of rows of keys and values and of tokens; a double, because
    the numbers may come from a file */
 static double mhk__state_bytes(const mhk_session *s, double rows, double tokens) {
-  const mhk_config *c = &s->model->config;
   return MHK__STATE_HEAD + 8 + 4.0 * tokens +
-         ((double)s->state_numbers + 2.0 * rows * s->attention_layers * c->n_kv_head * c->head_dim + (double)s->vocab) *
-             (double)sizeof(mhk_real);
+         ((double)s->state_numbers + rows * (double)s->cache_width + (double)s->vocab) * (double)sizeof(mhk_real);
 }
 
 MHKDEF size_t mhk_session_state_bytes(const mhk_session *s, mhk_index sequence) {
@@ -18063,7 +18107,7 @@ static void mhk__state_write(const mhk_session *s, mhk_index sequence, mhk__stat
   mhk__put_bytes(head + 56, (uint64_t)n_seen, 8);
   o->sum = MHK__HASH_START;
   mhk__state_put(o, head, sizeof head);
-  for (int i = 0; i <= 2 * s->attention_layers; i++) {
+  for (int i = 0; i < mhk__state_pieces(s); i++) {
     mhk_index n;
     const mhk_real *piece = mhk__state_piece(s, q, i, rows, &n);
     mhk__state_put_numbers(o, piece, n);
@@ -18141,7 +18185,6 @@ static mhk_result mhk__state_check(mhk_session *s, const unsigned char *p, size_
 static mhk_result mhk__state_load(mhk_session *s, mhk_index sequence, const void *state, size_t bytes,
                                   const char *where) {
   const unsigned char *p = (const unsigned char *)state;
-  const mhk_index kv = (mhk_index)s->model->config.n_kv_head * s->model->config.head_dim;
   mhk__sequence *q = s->sequences + sequence;
   mhk__state_head head;
   memset(&head, 0, sizeof head);
@@ -18156,10 +18199,10 @@ static mhk_result mhk__state_load(mhk_session *s, mhk_index sequence, const void
     memcpy(s->sampler.decoder.held, p + 42, 4);
   }
   p += MHK__STATE_HEAD;
-  for (int i = 0; i <= 2 * s->attention_layers; i++) {
+  for (int i = 0; i < mhk__state_pieces(s); i++) {
     mhk_index n;
     mhk_real *piece = mhk__state_piece(s, q, i, needed, &n);
-    if (i > 0) p += (size_t)((head.rows - needed) * kv) * sizeof(mhk_real);
+    p += (size_t)((head.rows - needed) * mhk__piece_width(s, i)) * sizeof(mhk_real);
     mhk__from_little(MHK_REAL, p, n, piece);
     p += (size_t)n * sizeof(mhk_real);
   }
@@ -18459,8 +18502,8 @@ static void mhk__speculation_mark(mhk_speculation *x) {
 /* Runs a round: drafts after the pending token, and verifies the drafts in one pass. */
 static int mhk__speculation_round(mhk_speculation *x, const mhk_sampling *how) {
   mhk_session *t = x->target, *d = x->draft;
-  const mhk_index room = t->attention_layers ? t->capacity - t->sequences[0].position : PTRDIFF_MAX;
-  const mhk_index draft_room = d->attention_layers ? d->capacity - d->sequences[0].position : PTRDIFF_MAX;
+  const mhk_index room = t->cache_width ? t->capacity - t->sequences[0].position : PTRDIFF_MAX;
+  const mhk_index draft_room = d->cache_width ? d->capacity - d->sequences[0].position : PTRDIFF_MAX;
   const int32_t *tokens = x->round, *seen;
   mhk_feed_desc feed;
   x->drafted = (int)mhk__min(x->next, mhk__max(0, mhk__min(room - 1, draft_room - x->lead)));
