@@ -660,9 +660,7 @@ typedef enum mhk_mixer_kind {
   MHK_MIXER_OWN = 4 /* mhk_config.own: see mhk_mixer_add() */
 } mhk_mixer_kind;
 #define MHK_MAX_LAYERS 256
-
-/* How many tokens a head sees, of windows of attention: everything before it. */
-#define MHK_WINDOW_ALL (-1)
+#define MHK_WINDOW_ALL (-1) /* the window of a head that sees everything before it */
 
 /* The shape of a model. arch determines the form of blocks, the names and config.json; mixer[l] is
    the mixer of layer l. Fields for mixers that are not used are zero. */
@@ -681,9 +679,18 @@ typedef struct mhk_config {
   int ssm_heads, ssm_groups, ssm_head_dim, d_state, d_conv, chunk_size;
   int ssm_rotary_dim;            /* discrete Mamba-2 only; 0: none */
   int conv_silu;                 /* activation after the convolution: 0 identity, 1 silu */
-  int conv_bias, proj_bias;      /* Mamba-2: use_conv_bias, use_bias */
+  int conv_bias;                 /* Mamba-2: use_conv_bias */
+  int proj_bias;                 /* in_proj and out_proj have biases (Mamba-2: use_bias) */
   double dt_min, dt_max;         /* Mamba-2: time_step_limit; dt_max 0: none */
   int pad_vocab_multiple;        /* phi-mamba: pad_vocab_size_multiple */
+  /* Beyond the paper, discrete Mamba-2 only. A head with a window of w tokens sees a token and the
+     w - 1 before it exactly, by softmax, and everything older through its state; with
+     MHK_WINDOW_ALL it is a kept attention head, without state. */
+  int gates;                     /* each token scales its B and C by a number between 0 and 2 */
+  int window;                    /* of all state-space heads; 0: none */
+  /* (n_layer,ssm_heads): the window of each head, in place of window; NULL: all alike. Models keep
+     a copy. */
+  const int32_t *windows;
   unsigned char mixer[MHK_MAX_LAYERS]; /* mhk_mixer_kind of each layer */
   const struct mhk_mixer *own;   /* the mixer of layers with MHK_MIXER_OWN, from mhk_mixer_add(); else NULL */
 } mhk_config;
@@ -2692,6 +2699,7 @@ struct mhk_context {
   int strict; /* set while a model loads strictly: warnings are errors */
   mhk__object *objects;
   struct mhk__own_mixer *mixers; /* those of mhk_mixer_add(); objects, too */
+  struct mhk__window_list *window_lists; /* of configurations that were read; objects, too */
   mhk__arena scratch; /* every op that uses it rewinds it */
   size_t memory, peak;
   char message[2048];
@@ -13185,6 +13193,8 @@ typedef struct mhk__layer {
   mhk_tensor *q_w, *q_b, *k_w, *k_b, *v_w, *v_b, *dense_w, *dense_b; /* attention */
   mhk_tensor *qn_w, *qn_b, *kn_w, *kn_b;                             /* LayerNorm of queries and keys, or NULL */
   mhk_tensor *in_w, *in_b, *z_bias, *conv_w, *conv_b, *dt_bias, *A_log, *D, *ssm_norm_w, *out_w, *out_b;
+  mhk_tensor *gates_w;                                               /* with gates, else NULL */
+  mhk_tensor *window_scale, *rest_w, *rest_b, *state_gain;           /* with windows, else NULL */
   mhk_tensor *own[MHK_MIXER_TENSORS];        /* MHK_MIXER_OWN */
   mhk_tensor *fc1_w, *fc1_b, *fc2_w, *fc2_b; /* MLP; NULL: none */
 } mhk__layer;
@@ -13228,6 +13238,8 @@ enum { /* what a configuration must have, besides the owner */
   MHK__IF_CONV_BIAS,
   MHK__IF_DISCRETE,
   MHK__IF_MAMBA2,
+  MHK__IF_GATES,
+  MHK__IF_WINDOW, /* a head of the layer sees some tokens exactly */
   MHK__IF_UNTIED
 };
 enum {                 /* sizes of axes */
@@ -13239,6 +13251,7 @@ enum {                 /* sizes of axes */
   MHK__SIZE_KEYS,      /* the same for keys and values */
   MHK__SIZE_HEAD,
   MHK__SIZE_HEADS,     /* state-space heads */
+  MHK__SIZE_GATES,     /* two for each of them */
   MHK__SIZE_INNER,     /* the same times their size */
   MHK__SIZE_CHANNELS,  /* x, B and C: the input of the convolution */
   MHK__SIZE_PROJECTED, /* the output of in_proj: channels, gate and decays */
@@ -13264,7 +13277,7 @@ enum {               /* the smallest mhk_trains that trains it, if the loss of t
 typedef struct mhk__role {
   size_t at; /* its offset in mhk_model or mhk__layer */
   unsigned char owner, named;
-  char name[24];
+  char name[28];
   unsigned char needs, rows, across, start, trains;
 } mhk__role;
 
@@ -13295,6 +13308,11 @@ static const mhk__role mhk__roles[] = { /* in the order of the checkpoint */
   MHK__ROLE(mhk__layer, dt_bias, STATE_SPACE, PLAIN, "mixer.dt_bias", MAMBA2, HEADS, NONE, DT_BIAS, MIXER),
   MHK__ROLE(mhk__layer, A_log, STATE_SPACE, PLAIN, "mixer.A_log", MAMBA2, HEADS, NONE, A_LOG, MIXER),
   MHK__ROLE(mhk__layer, D, STATE_SPACE, PLAIN, "mixer.D", ALWAYS, HEADS, NONE, ONE, MATRIX),
+  MHK__ROLE(mhk__layer, gates_w, STATE_SPACE, PLAIN, "mixer.gates.weight", GATES, GATES, MODEL, ZERO, MATRIX),
+  MHK__ROLE(mhk__layer, window_scale, STATE_SPACE, PLAIN, "mixer.window_scale", WINDOW, HEADS, NONE, ONE, MATRIX),
+  MHK__ROLE(mhk__layer, rest_w, STATE_SPACE, PLAIN, "mixer.window_rest.weight", WINDOW, HEADS, MODEL, ZERO, MATRIX),
+  MHK__ROLE(mhk__layer, rest_b, STATE_SPACE, PLAIN, "mixer.window_rest.bias", WINDOW, HEADS, NONE, ZERO, MATRIX),
+  MHK__ROLE(mhk__layer, state_gain, STATE_SPACE, PLAIN, "mixer.state_gain", WINDOW, HEADS, NONE, ONE, MATRIX),
   MHK__ROLE(mhk__layer, ssm_norm_w, STATE_SPACE, PLAIN, "mixer.norm.weight", MAMBA2, INNER, NONE, ONE, MIXER),
   MHK__ROLE(mhk__layer, out_w, STATE_SPACE, PLAIN, "mixer.out_proj.weight", ALWAYS, MODEL, INNER, LINEAR, MIXER),
   MHK__ROLE(mhk__layer, out_b, STATE_SPACE, PLAIN, "mixer.out_proj.bias", PROJ_BIAS, MODEL, NONE, BIAS, MIXER),
@@ -13346,6 +13364,25 @@ static mhk_tensor **mhk__slot(mhk_model *m, const mhk__spec *s) {
   return (mhk_tensor **)(void *)(base + s->role->at) + s->item;
 }
 
+/* ---- windows of heads */
+
+/* how many tokens a state-space head sees exactly: 0, a number, or MHK_WINDOW_ALL */
+static mhk_index mhk__window(const mhk_config *c, int layer, mhk_index head) {
+  return c->windows ? c->windows[layer * c->ssm_heads + head] : c->window;
+}
+
+/* How many heads of a layer have a window of some tokens, and how many are kept attention. Both are
+   0 in layers without a discrete Mamba-2. */
+typedef struct mhk__head_kinds { mhk_index windowed, kept; } mhk__head_kinds;
+static mhk__head_kinds mhk__head_kinds_of(const mhk_config *c, int layer) {
+  mhk__head_kinds n = {0, 0};
+  for (mhk_index h = 0; c->mixer[layer] == MHK_MIXER_DISCRETE_MAMBA2 && h < c->ssm_heads; h++) {
+    n.windowed += mhk__window(c, layer, h) > 0;
+    n.kept += mhk__window(c, layer, h) == MHK_WINDOW_ALL;
+  }
+  return n;
+}
+
 /* whether a layer of this configuration has a tensor of this role */
 static int mhk__has_role(const mhk_config *c, int layer, const mhk__role *r) {
   const int kind = c->mixer[layer];
@@ -13360,6 +13397,8 @@ static int mhk__has_role(const mhk_config *c, int layer, const mhk__role *r) {
     case MHK__IF_CONV_BIAS: return c->conv_bias != 0;
     case MHK__IF_DISCRETE: return kind == MHK_MIXER_DISCRETE_MAMBA2;
     case MHK__IF_MAMBA2: return kind == MHK_MIXER_MAMBA2;
+    case MHK__IF_GATES: return kind == MHK_MIXER_DISCRETE_MAMBA2 && c->gates;
+    case MHK__IF_WINDOW: return mhk__head_kinds_of(c, layer).windowed > 0;
     case MHK__IF_UNTIED: return !c->tie_embeddings;
     default: return 1;
   }
@@ -13379,6 +13418,7 @@ static mhk_index mhk__size_of(const mhk_config *c, int size) {
     case MHK__SIZE_KEYS: return (mhk_index)c->n_kv_head * c->head_dim;
     case MHK__SIZE_HEAD: return c->head_dim;
     case MHK__SIZE_HEADS: return c->ssm_heads;
+    case MHK__SIZE_GATES: return 2 * (mhk_index)c->ssm_heads;
     case MHK__SIZE_INNER: return mhk__d_inner(c);
     case MHK__SIZE_CHANNELS: return mhk__conv_channels(c);
     case MHK__SIZE_PROJECTED: return mhk__d_inner(c) + mhk__conv_channels(c) + c->ssm_heads;
@@ -13532,19 +13572,53 @@ MHKDEF const mhk_mixer *mhk_mixer_add(mhk_context *ctx, const mhk_mixer *mixer) 
   return &x->mixer;
 }
 
-/* numbers of keys, and of values, that a session's cache keeps of each token in a layer */
+/* numbers of keys, and of values, that a session's cache keeps of each token in a layer: of whole
+   attention layers and of kept heads */
 static mhk_index mhk__layer_keys(const mhk_config *c, int layer) {
-  return c->mixer[layer] == MHK_MIXER_ATTENTION ? (mhk_index)c->n_kv_head * c->head_dim : 0;
+  return c->mixer[layer] == MHK_MIXER_ATTENTION ? (mhk_index)c->n_kv_head * c->head_dim
+                                                : mhk__head_kinds_of(c, layer).kept * c->d_state;
 }
-static mhk_index mhk__layer_values(const mhk_config *c, int layer) { return mhk__layer_keys(c, layer); }
+static mhk_index mhk__layer_values(const mhk_config *c, int layer) {
+  return c->mixer[layer] == MHK_MIXER_ATTENTION ? (mhk_index)c->n_kv_head * c->head_dim
+                                                : mhk__head_kinds_of(c, layer).kept * c->ssm_head_dim;
+}
 
-/* numbers of a session's state in a layer, constant in the tokens */
+/* numbers of a session's state in a layer, constant in the tokens: the columns before the
+   convolution, and a state a head, plus B, x and the gate of the tokens in its window; kept heads
+   have a cache instead */
 static double mhk__layer_state(const mhk_config *c, int layer) {
-  switch (c->mixer[layer]) {
-    case MHK_MIXER_ATTENTION: return 0; /* it has a cache instead */
-    case MHK_MIXER_OWN: return (double)c->own->state(c);
-    default: return (double)mhk__conv_channels(c) * (c->d_conv - 1) + (double)mhk__d_inner(c) * c->d_state;
+  if (c->mixer[layer] == MHK_MIXER_ATTENTION) return 0; /* it has a cache instead */
+  if (c->mixer[layer] == MHK_MIXER_OWN) return (double)c->own->state(c);
+  double n = (double)mhk__conv_channels(c) * (c->d_conv - 1) + (double)mhk__d_inner(c) * c->d_state;
+  for (mhk_index h = 0; h < c->ssm_heads && (c->window || c->windows); h++) {
+    const mhk_index w = mhk__window(c, layer, h);
+    if (w > 0) n += (double)w * (c->d_state + c->ssm_head_dim + (c->gates != 0));
+    if (w == MHK_WINDOW_ALL) n -= (double)c->ssm_head_dim * c->d_state;
   }
+  return n;
+}
+
+/* A list of windows as an object of the context, so that configurations that were read can point to
+   it; equal lists are kept once. NULL on failure. */
+typedef struct mhk__window_list {
+  mhk__object object;
+  struct mhk__window_list *next;
+  mhk_index n;
+  int32_t *windows;
+} mhk__window_list;
+static const int32_t *mhk__windows_keep(mhk_context *ctx, const int32_t *windows, mhk_index n) {
+  mhk__window_list *x = ctx->window_lists;
+  while (x && (x->n != n || memcmp(x->windows, windows, (size_t)n * sizeof *windows) != 0)) x = x->next;
+  if (x) return x->windows;
+  x = (mhk__window_list *)mhk__object_new(ctx, sizeof *x, NULL);
+  if (!x) return NULL;
+  x->windows = (int32_t *)mhk__arena_zeros(ctx, &x->object.arena, n, sizeof *windows);
+  if (!x->windows) return NULL;
+  memcpy(x->windows, windows, (size_t)n * sizeof *windows);
+  x->n = n;
+  x->next = ctx->window_lists;
+  ctx->window_lists = x;
+  return x->windows;
 }
 
 /* ---- configurations: presets, check */
@@ -13684,6 +13758,21 @@ static mhk_result mhk__own_wrong(char *out, const mhk_config *c) {
   return MHK_OK;
 }
 
+/* the same for gates and windows */
+static mhk_result mhk__windows_wrong(char *out, const mhk_config *c) {
+  if ((c->gates || c->window || c->windows) && !mhk__config_uses(c, MHK_MIXER_DISCRETE_MAMBA2))
+    return mhk__say(out, MHK_ERROR_CONFIG, "%s: only layers of discrete Mamba-2 can have %s",
+                    c->gates ? "gates is set" : "there is a window", c->gates ? "them" : "one");
+  if (!mhk__in_range(out, "window", c->window, 0, 1 << 24)) return MHK_ERROR_CONFIG;
+  for (int l = 0; c->windows && l < c->n_layer; l++)
+    for (int h = 0; c->mixer[l] == MHK_MIXER_DISCRETE_MAMBA2 && h < c->ssm_heads; h++)
+      if (mhk__window(c, l, h) < MHK_WINDOW_ALL || mhk__window(c, l, h) > 1 << 24)
+        return mhk__say(out, MHK_ERROR_CONFIG,
+                        "the window of head %d in layer %d is %d: it must be between 0 and %d, or MHK_WINDOW_ALL (%d)",
+                        h, l, (int)mhk__window(c, l, h), 1 << 24, MHK_WINDOW_ALL);
+  return MHK_OK;
+}
+
 /* returns MHK_OK, or an error with a sentence of at most MHK__SENTENCE bytes */
 static mhk_result mhk__config_wrong(char *out, const mhk_config *c) {
   const double most = 1 << 24;
@@ -13763,6 +13852,7 @@ static mhk_result mhk__config_wrong(char *out, const mhk_config *c) {
     return mhk__say(out, MHK_ERROR_CONFIG, "a vocabulary of %d is not a multiple of pad_vocab_size_multiple %d",
                     c->vocab_size, c->pad_vocab_multiple);
   if (mhk__config_uses(c, MHK_MIXER_OWN) && mhk__own_wrong(out, c)) return MHK_ERROR_CONFIG;
+  if (mhk__windows_wrong(out, c)) return MHK_ERROR_CONFIG;
   s.role = NULL;
   while (mhk__spec_next(c, &s))
     if ((double)s.shape[0] * (double)s.shape[1] * (double)s.shape[2] * 16.0 > (double)PTRDIFF_MAX)
@@ -14080,7 +14170,8 @@ static const mhk__key mhk__discrete_keys[] = { /* core_input of its state-space 
   MHK__KEY("chunk_size", INT, chunk_size, 128),
   MHK__KEY("activation", SILU, conv_silu, 0),
   MHK__KEY("bias", FLAG, proj_bias, 0),
-  MHK__KEY("rotary_dim", INT + MHK__KEY_UNUSUAL, ssm_rotary_dim, 0)};
+  MHK__KEY("rotary_dim", INT + MHK__KEY_UNUSUAL, ssm_rotary_dim, 0),
+  MHK__KEY("gates", FLAG + MHK__KEY_UNUSUAL, gates, 0)};
 
 /* Reads what can be read without other keys. */
 static void mhk__keys_read(const mhk__settings *s, const mhk__key *keys, int n, mhk_config *c) {
@@ -14258,7 +14349,45 @@ static void mhk__parse_discrete(const mhk__settings *s, mhk_config *c) {
   if (c->ssm_rotary_dim) c->rope_theta = mhk__setting_double(s, "rope_theta", 10000.0);
   const int inner = mhk__parse_inner(s, c, 1, c->ssm_heads, "n_v_heads");
   if (c->ssm_heads > 0) c->ssm_head_dim = inner / c->ssm_heads;
-  mhk__warn_unseen(s, "d_model device dtype layer_idx rope_theta");
+  mhk__warn_unseen(s, "d_model device dtype layer_idx rope_theta window windows attention_heads");
+}
+
+/* a list of at most `most` whole numbers from 0 to high; returns how many */
+static int mhk__setting_list(const mhk__settings *s, const char *key, int most, int high, int32_t *out) {
+  const mhk__json *list = mhk__setting(s, key);
+  int64_t value;
+  int n = 0;
+  if (!list) return 0;
+  for (const mhk__json *x = mhk__json_is(list, MHK__JSON_ARRAY) ? list->first : NULL; x; x = x->next)
+    if (n < most && mhk__json_integer(x, &value) && value >= 0 && value <= high)
+      out[n++] = (int32_t)value;
+    else
+      n = most + 1; /* an error, below */
+  if (n >= 1 && n <= most) return n;
+  mhk_fail(s->ctx, MHK_ERROR_CONFIG, "%s: %s.%s must be a list of 1 to %d whole numbers from 0 to %d", s->where,
+           s->part, key, most, high);
+  return 0;
+}
+
+/* The windows of the heads of one block: window, or windows with one for each head, and
+   attention_heads, which are kept attention. Returns whether there is one. */
+static int mhk__parse_windows(const mhk__settings *s, int heads, int32_t *out) {
+  const mhk__mark mark = mhk__scratch_mark(s->ctx);
+  const int window = mhk__setting_int(s, "window", 0);
+  int any = 0;
+  int32_t *kept = (int32_t *)mhk__scratch(s->ctx, heads, sizeof *kept);
+  for (int h = 0; h < heads; h++) out[h] = window;
+  if (kept && mhk__setting(s, "windows")) {
+    const int n = mhk__setting_list(s, "windows", heads, INT32_MAX, out);
+    if (n != heads)
+      mhk_fail(s->ctx, MHK_ERROR_CONFIG, "%s: %s.windows has %d numbers: it must have one for each of n_v_heads %d",
+               s->where, s->part, n, heads);
+  }
+  for (int i = kept ? mhk__setting_list(s, "attention_heads", heads, heads - 1, kept) : 0; i > 0; i--)
+    out[kept[i - 1]] = MHK_WINDOW_ALL;
+  for (int h = 0; h < heads; h++) any |= out[h] != 0;
+  mhk__scratch_rewind(s->ctx, mark);
+  return any;
 }
 
 /* What a phi-mamba's blocks have said so far: the settings of their two kinds, one each for all
@@ -14266,7 +14395,45 @@ static void mhk__parse_discrete(const mhk__settings *s, mhk_config *c) {
 typedef struct mhk__blocks {
   mhk_config attention, ssm; /* with zeros between the fields: they are compared as bytes */
   int have_attention, have_ssm, layers;
+  int32_t *windows; /* (n_layer,ssm_heads); NULL: none so far */
 } mhk__blocks;
+
+/* the windows of n layers from found->layers on, which the settings of this block have */
+static void mhk__block_windows(const mhk__settings *s, const mhk_config *c, int n, mhk__blocks *found) {
+  const int heads = found->ssm.ssm_heads;
+  if (heads < 1 || heads > 65536 || c->n_layer < found->layers + n) return; /* errors that come later */
+  const mhk__mark mark = mhk__scratch_mark(s->ctx);
+  int32_t *row = (int32_t *)mhk__scratch(s->ctx, heads, sizeof *row);
+  const int any = row && mhk__parse_windows(s, heads, row);
+  if (any && !found->windows) { /* below what this function needs only for itself */
+    mhk__scratch_rewind(s->ctx, mark);
+    found->windows = (int32_t *)mhk__scratch(s->ctx, (mhk_index)c->n_layer * heads, sizeof *found->windows);
+    if (!found->windows) return;
+    memset(found->windows, 0, (size_t)c->n_layer * (size_t)heads * sizeof *found->windows);
+    mhk__block_windows(s, c, n, found);
+    return;
+  }
+  for (int i = 0; any && i < n; i++)
+    memcpy(found->windows + (found->layers + i) * heads, row, (size_t)heads * sizeof *row);
+  mhk__scratch_rewind(s->ctx, mark);
+}
+
+/* one number for all heads where that is enough, otherwise a list that the context keeps */
+static void mhk__blocks_windows(mhk_context *ctx, const mhk__blocks *found, mhk_config *c) {
+  const int32_t *x = found->windows;
+  const mhk_index heads = c->ssm_heads;
+  int32_t first = INT32_MIN;
+  int alike = 1;
+  for (int l = 0; l < c->n_layer; l++)
+    for (mhk_index h = 0; c->mixer[l] == MHK_MIXER_DISCRETE_MAMBA2 && h < heads; h++) {
+      if (first == INT32_MIN) first = x[l * heads + h];
+      alike &= x[l * heads + h] == first && first >= 0;
+    }
+  if (alike)
+    c->window = first;
+  else
+    c->windows = mhk__windows_keep(ctx, x, c->n_layer * heads);
+}
 
 /* one block of a phi-mamba: a number of layers with one mixer */
 static void mhk__parse_block(const mhk__settings *block, mhk_config *c, mhk__blocks *found) {
@@ -14316,6 +14483,7 @@ static void mhk__parse_block(const mhk__settings *block, mhk_config *c, mhk__blo
     mhk_fail(ctx, MHK_ERROR_UNSUPPORTED,
              "%s: %s differs from an earlier block of its kind; this version supports one value for all of them",
              block->where, part);
+  if (discrete && !mhk_failed(ctx)) mhk__block_windows(&input, c, n, found);
   while (n-- > 0 && !mhk_failed(ctx))
     c->mixer[found->layers++] = attention ? MHK_MIXER_ATTENTION : own ? MHK_MIXER_OWN : MHK_MIXER_DISCRETE_MAMBA2;
 }
@@ -14352,6 +14520,7 @@ static void mhk__parse_phi_mamba(mhk_context *ctx, const mhk__json *root, const 
                "%s: rope_theta differs between attention and state-space blocks; this version supports one value for "
                "both", where);
     if (c->ssm_rotary_dim) c->rope_theta = found.ssm.rope_theta;
+    if (found.windows) mhk__blocks_windows(ctx, &found, c);
   }
 }
 
@@ -14479,7 +14648,9 @@ static void mhk__keys_write(mhk__writer *w, const mhk__key *keys, int n, const m
       case MHK__KEY_REAL:
         if (!unusual || real < k->usual || real > k->usual) mhk__write_double_key(w, k->name, real);
         break;
-      case MHK__KEY_FLAG: mhk__write_flag_key(w, k->name, whole); break;
+      case MHK__KEY_FLAG:
+        if (!unusual || whole != (int)k->usual) mhk__write_flag_key(w, k->name, whole);
+        break;
       case MHK__KEY_ON: mhk__write_flag_key(w, k->name, 1); break;
       case MHK__KEY_ZERO: mhk__write_double_key(w, k->name, 0.0); break;
       case MHK__KEY_NONE: mhk__write_word_key(w, k->name, "null"); break;
@@ -14498,6 +14669,38 @@ static void mhk__keys_write(mhk__writer *w, const mhk__key *keys, int n, const m
   }
 }
 
+/* the keys that mhk__parse_windows() reads, where a head has a window */
+static void mhk__write_windows(mhk__writer *w, const mhk_config *c, int layer) {
+  mhk_index common = MHK_WINDOW_ALL; /* the window of the heads that are not kept */
+  int alike = 1, kept = 0;
+  for (mhk_index h = 0; h < c->ssm_heads; h++) {
+    const mhk_index window = mhk__window(c, layer, h);
+    if (common == MHK_WINDOW_ALL) common = window;
+    kept += window == MHK_WINDOW_ALL;
+    alike &= window == common || window == MHK_WINDOW_ALL;
+  }
+  if (alike && common > 0) mhk__write_int_key(w, "window", common);
+  for (int list = 0; list < 2; list++) {
+    if (list ? !kept : alike) continue;
+    mhk__write_key(w, list ? "attention_heads" : "windows");
+    mhk__write_open(w, '[');
+    for (mhk_index h = 0; h < c->ssm_heads; h++) {
+      const mhk_index window = mhk__window(c, layer, h);
+      if (list && window != MHK_WINDOW_ALL) continue;
+      mhk__write_item(w);
+      mhk__write_integer(w, list ? h : mhk__max(window, 0));
+    }
+    mhk__write_close(w, ']');
+  }
+}
+
+static int mhk__same_mixers(const mhk_config *c, int layer, int other) {
+  if (c->mixer[layer] != c->mixer[other]) return 0;
+  for (mhk_index h = 0; c->mixer[layer] == MHK_MIXER_DISCRETE_MAMBA2 && h < c->ssm_heads; h++)
+    if (mhk__window(c, layer, h) != mhk__window(c, other, h)) return 0;
+  return 1;
+}
+
 /* Writes the blocks of a phi-mamba config.json: one for each run of layers with the same mixer. */
 static void mhk__write_blocks(mhk__writer *w, const mhk_config *c) {
   int l = 0, block = 0;
@@ -14505,7 +14708,7 @@ static void mhk__write_blocks(mhk__writer *w, const mhk_config *c) {
     const int attention = c->mixer[l] == MHK_MIXER_ATTENTION;
     int end = l;
     char name[32];
-    while (end < c->n_layer && c->mixer[end] == c->mixer[l]) end++;
+    while (end < c->n_layer && mhk__same_mixers(c, l, end)) end++;
     mhk__print(name, sizeof name, "Block%d", ++block);
     mhk__write_key(w, name);
     mhk__write_open(w, '{');
@@ -14527,6 +14730,7 @@ static void mhk__write_blocks(mhk__writer *w, const mhk_config *c) {
     } else {
       mhk__keys_write(w, MHK__KEYS(mhk__discrete_keys), c);
       if (c->ssm_rotary_dim) mhk__write_double_key(w, "rope_theta", c->rope_theta);
+      if (c->mixer[l] == MHK_MIXER_DISCRETE_MAMBA2) mhk__write_windows(w, c, l);
     }
     mhk__write_close(w, '}');
     mhk__write_close(w, '}');
@@ -14629,6 +14833,12 @@ static mhk_model *mhk__model_new(mhk_context *ctx, const mhk_config *config) {
   mhk__spec s;
   if (!m) return NULL;
   m->config = *config;
+  if (config->windows) { /* a copy, which lives as long as the model */
+    const mhk_index n = (mhk_index)config->n_layer * config->ssm_heads;
+    int32_t *windows = (int32_t *)mhk__arena_zeros(ctx, &m->object.arena, n, sizeof *windows);
+    m->config.windows = windows;
+    if (windows) memcpy(windows, config->windows, (size_t)n * sizeof *windows);
+  }
   s.role = NULL;
   while (mhk__spec_next(config, &s)) m->n_tensors++;
   m->layers = (mhk__layer *)mhk__arena_zeros(ctx, &m->object.arena, config->n_layer, sizeof(mhk__layer));
@@ -15396,6 +15606,10 @@ static uint64_t mhk__model_hash(const mhk_model *m) {
     h = mhk__hash(h, bytes, 8);
   }
   h = mhk__hash(h, c->mixer, (size_t)c->n_layer);
+  for (mhk_index i = 0; (c->window || c->windows) && i < (mhk_index)c->n_layer * c->ssm_heads; i++) {
+    mhk__put_bytes(bytes, (uint64_t)mhk__window(c, (int)(i / c->ssm_heads), i % c->ssm_heads), 8);
+    h = mhk__hash(h, bytes, 8);
+  }
   for (int i = 0; i < m->n_tensors; i++) {
     const mhk_tensor *x = m->tensors[i];
     const size_t size = mhk_dtype_bytes(x->dtype);
@@ -15567,8 +15781,9 @@ MHKDEF mhk_model *mhk_quantize(mhk_model *m, const mhk_quantize_desc *desc) {
     const mhk_tensor *from = m->tensors[i];
     mhk_tensor *x = out->tensors[i];
     const mhk_dtype type = s.role->rows == MHK__SIZE_VOCAB ? d.ends : d.type;
-    /* the rows that compute decays stay floats */
-    const mhk_index rows = s.shape[0] - (s.role->rows == MHK__SIZE_PROJECTED ? m->config.ssm_heads : 0);
+    /* the rows that compute decays stay floats, and so do the few that compute gates and rests */
+    const int few = s.role->needs == MHK__IF_GATES || s.role->needs == MHK__IF_WINDOW;
+    const mhk_index rows = few ? 0 : s.shape[0] - (s.role->rows == MHK__SIZE_PROJECTED ? m->config.ssm_heads : 0);
     int group = d.group ? d.group : type == MHK_Q8 ? 64 : 32;
     if (mhk__role_is_matrix(s.role) && s.shape[1] % group) group = 32;
     if (mhk__role_is_matrix(s.role) && s.shape[1] % group == 0 && s.shape[1] > 0 && rows > 0)

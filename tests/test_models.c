@@ -27,8 +27,10 @@ static int same_config(const mhk_config *a, const mhk_config *b) {
          a->ssm_head_dim == b->ssm_head_dim && a->d_state == b->d_state && a->d_conv == b->d_conv &&
          a->chunk_size == b->chunk_size && a->ssm_rotary_dim == b->ssm_rotary_dim && a->conv_silu == b->conv_silu &&
          a->conv_bias == b->conv_bias && a->proj_bias == b->proj_bias && a->dt_min == b->dt_min &&
-         a->dt_max == b->dt_max && a->pad_vocab_multiple == b->pad_vocab_multiple &&
-         memcmp(a->mixer, b->mixer, sizeof a->mixer) == 0;
+         a->dt_max == b->dt_max && a->pad_vocab_multiple == b->pad_vocab_multiple && a->gates == b->gates &&
+         a->window == b->window && memcmp(a->mixer, b->mixer, sizeof a->mixer) == 0 && !a->windows == !b->windows &&
+         (!a->windows ||
+          memcmp(a->windows, b->windows, sizeof *a->windows * (size_t)a->n_layer * (size_t)a->ssm_heads) == 0);
 }
 
 /* out and in again */
@@ -249,6 +251,61 @@ TEST(phi_mamba_as_released) {
       U, "lm_head_prenorm is \"rms\"");
   config_bad("{\"MixerModel\":{}}", C,
              "LanguageModel.input.vocab_size must be a whole number from 0 to 2147483647, but is missing");
+}
+
+TEST(gates_and_windows_in_config_json) {
+  static const int32_t by_head[] = {16, 0, 3, 16, 9, 9, MHK_WINDOW_ALL, 9};
+  static const int32_t kept_only[] = {0, 0, 0, 0, 0, MHK_WINDOW_ALL, MHK_WINDOW_ALL, 0};
+  static const int32_t all_kept[] = {-1, -1, -1, -1, 1, 2, 3, 4};
+  const char *text =
+      MIXER(1024, 3, "\"Block1\":{\"n_layers\":1," DISCRETE(",\"window\":16") "},"
+                     "\"Block2\":{\"n_layers\":2," DISCRETE(
+                         ",\"windows\":[3,9,0,17],\"attention_heads\":[2,1]") "}");
+  const mhk_result C = MHK_ERROR_CONFIG;
+  mhk_config c, d;
+  char json[4096];
+  REQUIRE(parse(text, &c) == MHK_OK && c.windows && !c.gates, "%s", mhk_message(ctx));
+  static const int32_t wanted[] = {16, 16, 16, 16, 3, -1, -1, 17, 3, -1, -1, 17};
+  CHECK(memcmp(c.windows, wanted, sizeof wanted) == 0, "the windows are not those of the file");
+  round_trip("windows by head", &c);
+  REQUIRE(parse(text, &d) == MHK_OK && d.windows == c.windows, "equal lists are kept once");
+  c.windows = NULL;
+  c.window = 12;
+  c.gates = c.proj_bias = 1;
+  round_trip("one window", &c);
+  mhk_config_format(&c, json, sizeof json);
+  CHECK(strstr(json, "\"window\": 12") && strstr(json, "\"gates\": true") && strstr(json, "\"bias\": true"), "%s",
+        json);
+  c.n_layer = 2;
+  c.mixer[2] = 0;
+  c.window = 0;
+  c.windows = by_head;
+  round_trip("some heads", &c);
+  const double state = mhk_config_state_bytes(&c, 10);
+  c.windows = kept_only;
+  round_trip("kept heads", &c);
+  CHECK(state - mhk_config_state_bytes(&c, 10) ==
+            (double)sizeof(mhk_real) * ((16 + 3 + 16 + 3 * 9) * 65.0 + 32 * 32 - 10 * 64.0),
+        "bytes of state with windows and with kept heads");
+  CHECK(mhk_config_state_bytes(&c, 11) - mhk_config_state_bytes(&c, 10) == 2 * 64.0 * (double)sizeof(mhk_real),
+        "two kept heads keep a key and a value of each token");
+  c.windows = all_kept;
+  round_trip("a layer of kept heads", &c);
+  config_bad(MIXER(1024, 1, "\"Block1\":{\"n_layers\":1," DISCRETE(",\"windows\":[3,9]") "}"), C,
+             "Block1.core_input.windows has 2 numbers: it must have one for each of n_v_heads 4");
+  config_bad(MIXER(1024, 1, "\"Block1\":{\"n_layers\":1," DISCRETE(",\"windows\":[3,9,-1,2]") "}"), C,
+             "windows must be a list of 1 to 4 whole numbers from 0 to");
+  config_bad(MIXER(1024, 1, "\"Block1\":{\"n_layers\":1," DISCRETE(",\"attention_heads\":[4]") "}"), C,
+             "attention_heads must be a list of 1 to 4 whole numbers from 0 to 3");
+  config_bad(MIXER(1024, 1, "\"Block1\":{\"n_layers\":1," DISCRETE(",\"window\":99999999") "}"), C,
+             "window is 99999999: it must be between 0 and 16777216");
+  config_bad(MIXER(1024, 1, "\"Block1\":{\"n_layers\":1," DISCRETE(",\"gates\":1") "}"), C,
+             "gates must be true or false");
+  mhk_config_preset(ctx, "phi-1.5", &c);
+  c.window = 16;
+  mhk_config_check(ctx, &c);
+  CHECK_FAILS(ctx, MHK_ERROR_CONFIG, "only layers of discrete Mamba-2 can have one");
+  mhk_clear_error(ctx);
 }
 
 TEST(mamba2_as_written_by_libraries) {
@@ -888,6 +945,7 @@ int main(int argc, char **argv) {
   RUN(phi_that_is_not_supported);
   RUN(config_check_says_what_is_wrong);
   RUN(phi_mamba_as_released);
+  RUN(gates_and_windows_in_config_json);
   RUN(mamba2_as_written_by_libraries);
   RUN(the_bundled_teacher);
   RUN(saved_and_loaded);
