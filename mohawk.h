@@ -1328,10 +1328,21 @@ typedef struct mhk_orientation_desc {
   mhk_tensor *q, *k;               /* the teacher's, as for mhk_attention_matrix(); no gradient */
   const int32_t *doc;
   double *relative;                /* (H), if not NULL: || M_s - M_t ||_F / || M_t ||_F of each head, mean over B */
+  /* the student's options: zeros are a plain SSD mixer. (B,T,H) or NULL for ones: factors of C_t
+     and of B_s in what the state holds. A gain of the state is a factor of row_gain. */
+  mhk_tensor *row_gain, *column_gain;
+  /* (H): tokens that each head sees exactly, itself and those before it; 0: none; MHK_WINDOW_ALL: a
+     kept attention head. NULL: 0 for all heads. Copied. */
+  const int32_t *windows;
+  mhk_tensor *scale, *rest;        /* (H) and (B,T,H), needed where a head has a window above 0, see below */
 } mhk_orientation_desc;
-/* Matrix orientation, the loss of stage 1: mhk_matrix_distance(mhk_ssd_matrix(log_a,Bm,Cm,D),
-   mhk_attention_matrix(q,k)) without computing either matrix, so memory grows with T, not T*T. desc
-   is required. */
+/* Matrix orientation, the loss of stage 1: mhk_matrix_distance(M, mhk_attention_matrix(q,k))
+   without computing either matrix, so memory grows with T, not T*T. desc is required. Without
+   options M is mhk_ssd_matrix(log_a,Bm,Cm,D). With a window w, in the token's document,
+      M[t,s] = exp(scale C_t . B_s) / Z_t         for t - s < w, plus D on the diagonal; Z_t is the
+                                                  sum of these exponentials and exp(rest_t)
+      M[t,s] = row_gain_t (C_t . B_s) column_gain_s exp(log_a_{s+w+1} + ... + log_a_t)   for others
+   A kept attention head is softmax over s <= t of C_t . B_s / sqrt(N), and nothing else. */
 MHKDEF mhk_tensor *mhk_matrix_orientation(mhk_tape *t, const mhk_orientation_desc *desc);
 
 /* ---- layers of a model ---- */
@@ -8933,7 +8944,10 @@ MHKDEF mhk_tensor *mhk_ssd_matrix(mhk_tape *t, mhk_tensor *la, mhk_tensor *Bm, m
       stage 3, knowledge distillation  cross-entropy of the student's predictions against the
                                        teacher's
    Stage 1 needs no memory in T^2: both matrices are made tile by tile and compared on the fly, in
-   one pass for the distance, and in a second one for its gradient. */
+   one pass for the distance, and in a second one for its gradient. Where a head of the student sees
+   its last tokens exactly, M is the sum of a softmax over the window and of what the state holds of
+   the tokens before it: both come from one product of C and B, and a tile that the window's edge
+   runs through takes each row's numbers from the one or the other. */
 
 #if MHK__REFERENCE == 1 && !defined(MHK__PASS)
 /* ---- reference */
@@ -8973,21 +8987,107 @@ static inline double mhk__ref_distance(int n, const double *x, const double *y, 
   for (int i = 0; d && i < n; i++) d[i] = sum > 0 ? (x[i] - y[i]) / sqrt(sum) : 0;
   return sqrt(sum);
 }
+
+/* The student's mixer with everything that a head may have: the last `window` tokens seen exactly,
+   older ones through a state with gains. A kept attention head has a window of T tokens, the scale
+   1/sqrt(N), no rest and no D. */
+typedef struct mhk__ref_mixer {
+  mhk__ref_ssd ssd;                     /* x is not used */
+  const double *row_gain, *column_gain; /* (T), factors of C and of B in the state; NULL: ones */
+  int window;
+  double scale;
+  const double *rest;                   /* (T), one more logit in the softmax of the window; NULL: none */
+  const int *first;                     /* (T), the first token of each token's document; NULL: 0 */
+} mhk__ref_mixer;
+typedef struct mhk__ref_mixer_gradient {
+  mhk__ref_ssd_gradient ssd;
+  double *row_gain, *column_gain, *scale, *rest; /* scale: one number */
+} mhk__ref_mixer_gradient;
+
+/* M = near + far + D on the diagonal: inside the window softmax(scale C_t . B_s, rest_t), before it
+   row_gain_t (C_t . B_s) column_gain_s exp(log_a_{s+w+1} + ... + log_a_t): a token enters the state
+   when it leaves the window, and decays from then on */
+static inline void mhk__ref_mixer_matrix(const mhk__ref_mixer *a, double *M) {
+  const int T = a->ssd.T, N = a->ssd.N, w = a->window;
+  for (int t = 0; t < T; t++) {
+    const int first = a->first && a->first[t] > 0 ? a->first[t] : 0;
+    double *row = M + t * T, log_decay = 0, largest = w > 0 && a->rest ? a->rest[t] : -HUGE_VAL, sum = 0;
+    for (int s = 0; s < T; s++)
+      row[s] = s < first || s > t ? 0 : mhk__ref_dot(N, a->ssd.C + t * N, a->ssd.B + s * N);
+    const int from = t - w + 1 > first ? t - w + 1 : first; /* the first token inside the window */
+    for (int s = from; s <= t; s++) largest = fmax(largest, row[s] *= a->scale);
+    if (w > 0 && a->rest) sum = exp(a->rest[t] - largest);
+    for (int s = from; s <= t; s++) sum += row[s] = exp(row[s] - largest);
+    for (int s = from; s <= t; s++) row[s] /= sum;
+    for (int s = t - w; s >= first; log_decay += a->ssd.log_a[w + s--])
+      row[s] *= (a->row_gain ? a->row_gain[t] : 1) * (a->column_gain ? a->column_gain[s] : 1) * exp(log_decay);
+    row[t] += a->ssd.D;
+  }
+}
+
+/* Gradients from dM (T,T), that of M. Inside the window through a softmax, with the mean over the
+   row of dM; exp(rest_t) holds what the row lacks to 1, and belongs to an M of 0. Outside as in
+   mhk__ref_ssd_matrix_back(), with log_a from s + w + 1 on. */
+static inline void mhk__ref_mixer_back(const mhk__ref_mixer *a, const double *M, const double *dM,
+                                       const mhk__ref_mixer_gradient *d) {
+  const int T = a->ssd.T, N = a->ssd.N, w = a->window;
+  for (int t = 0; t < T; t++) {
+    const int first = a->first && a->first[t] > 0 ? a->first[t] : 0;
+    double log_decay = 0, through = 0, mean = 0, mass = 0;
+    for (int s = first; s <= t; s++)
+      if (t - s < w) {
+        const double seen = M[t * T + s] - (s == t ? a->ssd.D : 0);
+        mass += seen;
+        mean += seen * dM[t * T + s];
+      }
+    if (w > 0 && a->rest) d->rest[t] -= (1 - mass) * mean;
+    for (int s = t; s >= first; s--) {
+      const double *C = a->ssd.C + t * N, *B = a->ssd.B + s * N, score = mhk__ref_dot(N, C, B),
+                   row_gain = a->row_gain ? a->row_gain[t] : 1, column_gain = a->column_gain ? a->column_gain[s] : 1;
+      double dscore;
+      if (t - s < w) {
+        const double dlogit = (M[t * T + s] - (s == t ? a->ssd.D : 0)) * (dM[t * T + s] - mean);
+        *d->scale += dlogit * score;
+        dscore = dlogit * a->scale;
+      } else {
+        const double decay = exp(log_decay), dfar = dM[t * T + s] * decay;
+        dscore = dfar * row_gain * column_gain;
+        if (d->row_gain) d->row_gain[t] += dfar * score * column_gain;
+        if (d->column_gain) d->column_gain[s] += dfar * score * row_gain;
+        log_decay += a->ssd.log_a[s + w];
+      }
+      for (int n = 0; n < N; n++) {
+        d->ssd.C[t * N + n] += dscore * B[n];
+        d->ssd.B[s * N + n] += dscore * C[n];
+      }
+    }
+    for (int s = first; s < t - w; s++) {
+      through += dM[t * T + s] * M[t * T + s];
+      d->ssd.log_a[s + w + 1] += through;
+    }
+    *d->ssd.D += dM[t * T + t];
+  }
+}
 #endif /* reference */
 
 #if defined(MOHAWK_IMPLEMENTATION) && !defined(MHK__PASS)
 /* ---- arguments */
 
-/* The stage-1 loss of one layer: the SSD matrix against the attention matrix, tile by tile. */
+/* The stage-1 loss of one layer: the student's matrix against the teacher's, tile by tile. */
 struct mhk__orientation_args {
   mhk_index B, T, H, G, P, N, HT, GT, PT; /* ..T: the teacher's heads, key heads and head size; HT == H */
   const mhk_real *log_a, *b, *c, *d, *q, *k;
   const mhk_index *start;
-  mhk_real *lse;                 /* (B,H,T) written by forward, read by backward */
+  const int32_t *windows;        /* (H) or NULL: 0 */
+  const mhk_real *row_gain, *column_gain; /* (B,T,H) or NULL: 1 */
+  const mhk_real *near_scale, *rest; /* (H), (B,T,H); read for heads with a window, but not for kept ones */
+  mhk_real *lse;                 /* (B,H,T) of the teacher, from the attention kernel */
+  mhk_real *near_lse, *near_mean; /* (B,H,T) written by forward, read by backward, where windows are not NULL */
   double *difference, *norm;     /* (B,H): sums of squares of M_s - M_t and of M_t */
   double scale;                  /* backward: cotangent / (B H) */
   mhk_real *dlog_a, *db, *dc;    /* added to; NULL: not needed */
-  mhk_real *dd;                  /* (B,H) written */
+  mhk_real *drow_gain, *dcolumn_gain, *drest;
+  mhk_real *dd, *dnear_scale;    /* (B,H) written */
 };
 #ifndef MOHAWK_NO_TRAINING
 /* For both passes; the forward pass uses only some. Tiles of the matrices: MHK__TILE rows of tokens
@@ -9009,8 +9109,38 @@ struct mhk__orientation_args {
   V(column_decay, MHK__TILE) /* around the tile's corner */ \
   V(row_sums, MHK__TILE) /* of gradient times matrix */ \
   V(column_sums, MHK__TILE) \
-  M(part, MHK__TILE, 1) /* one vector a row */
+  M(part, MHK__TILE, 1) /* one vector a row */ \
+  M(scores, MHK__TILE, MHK__TILE) /* C B^T, where windows or gains need it beside the student's numbers */ \
+  M(seen, MHK__TILE, MHK__TILE) /* what is seen exactly */ \
+  V(row_gain, T) \
+  V(column_gain, T) \
+  V(drow_gain, T) \
+  V(dcolumn_gain, T)
 MHK__ROOM(mhk__orientation, MHK__ORIENTATION_BUFFERS, (mhk_index T, mhk_index N, mhk_index P), (T, N, P))
+
+/* what head h of the student is */
+typedef struct mhk__orientation_head {
+  mhk_index b, h, at;       /* at: of (b,h) in (B,H) */
+  mhk_index window;         /* tokens it sees exactly, at most T */
+  int kept, gains;          /* kept: attention, nothing else */
+  mhk_real scale;           /* of the scores inside the window */
+  const mhk_real *rest;     /* (T) numbers H apart, or NULL */
+  double dd, dscale;        /* gradients of D and of scale */
+} mhk__orientation_head;
+static mhk__orientation_head mhk__orientation_head_of(const mhk__orientation_args *a, mhk_index b, mhk_index h) {
+  const int32_t window = a->windows ? a->windows[h] : 0;
+  mhk__orientation_head o;
+  memset(&o, 0, sizeof o);
+  o.b = b;
+  o.h = h;
+  o.at = b * a->H + h;
+  o.kept = window == MHK_WINDOW_ALL;
+  o.window = o.kept ? a->T : mhk__min(a->T, window);
+  o.gains = !o.kept && (a->row_gain || a->column_gain);
+  o.scale = o.kept ? MHK__R(1.0 / sqrt((double)a->N)) : window > 0 ? a->near_scale[h] : 0;
+  o.rest = o.kept || window == 0 ? NULL : a->rest + b * a->T * a->H + h;
+  return o;
+}
 #endif /* MOHAWK_NO_TRAINING */
 #endif /* MOHAWK_IMPLEMENTATION */
 
@@ -9063,44 +9193,110 @@ static double MHK__N(mhk__distance)(mhk_index n, const mhk_real *x, const mhk_re
   return total;
 }
 
-/* One tile of both matrices, rows i0.., columns j0.. of head h. On the diagonal decays are a tile,
-   off it row_decay_i column_decay_j: the factors around the tile's corner, at most 1 where
-   log_a <= 0. On the
-   diagonal each row is made to the end of its register tile. */
-static void MHK__N(mhk__two_tiles)(const mhk__orientation_args *a, mhk_index b, mhk_index h, mhk_index i0,
-                                   mhk_index j0, const mhk__orientation_room *w) {
-  const MHK__V zero = MHK__SET(MHK__R(0)), scale = MHK__SET(MHK__R(1.0 / sqrt((double)a->PT)));
+/* The decays of one tile, rows i0.., columns j0..: of a head without a window on the diagonal, and
+   wherever a tile reaches into a window, a tile of them; elsewhere row_decay_i column_decay_j, the
+   factors around a token between those from which and to which they run, at most 1 where
+   log_a <= 0. With a window w, decays run from s + w to t. Returns whether it is a tile. */
+static int MHK__N(mhk__orientation_decays)(const mhk__orientation_args *a, const mhk__orientation_head *o,
+                                           mhk_index i0, mhk_index j0, const mhk__orientation_room *w) {
   const mhk_index K = MHK__TILE, rows = mhk__min(K, a->T - i0), cols = mhk__min(K, a->T - j0);
-  const mhk_index *start = a->start ? a->start + b * a->T + i0 : NULL;
-  const mhk_real *lse = a->lse + (b * a->H + h) * a->T + i0;
-  const double *cum = w->cum;
-  const int corner = i0 == j0, cut = start && start[rows - 1] > j0, part = corner ? mhk__lower_c : mhk__whole;
+  const double *cum = w->cum, *late = w->cum + o->window;
+  if (j0 + cols + o->window <= i0) {
+    for (mhk_index i = 0; i < rows; i++) w->row_decay[i] = MHK__R(cum[i0 + i] - cum[i0 - 1]);
+    for (mhk_index j = 0; j < cols; j++) w->column_decay[j] = MHK__R(cum[i0 - 1] - late[j0 + j]);
+    MHK__N(mhk__row_exp)(rows, w->row_decay, MHK__R(1), 0, w->row_decay);
+    MHK__N(mhk__row_exp)(cols, w->column_decay, MHK__R(1), 0, w->column_decay);
+    return 0;
+  }
+  if (o->window == 0) {
+    mhk_real hold[2 * MHK__TILE];
+    MHK__N(mhk__decay_tile)
+    (rows, cum + i0, a->start ? a->start + o->b * a->T + i0 : NULL, i0, 0, hold, w->decay, K);
+    return 1;
+  }
+  for (mhk_index i = 0; i < rows; i++) {
+    const mhk_index n = mhk__max(0, mhk__min(cols, i0 + i + 1 - o->window - j0)); /* the tokens before the window */
+    mhk_real *decay = w->decay + i * K;
+    for (mhk_index j = 0; j < n; j++) decay[j] = MHK__R(cum[i0 + i] - late[j0 + j]);
+    MHK__N(mhk__row_exp)(n, decay, MHK__R(1), 0, decay);
+    for (mhk_index j = n; j < MHK__LD(cols); j++) decay[j] = 0;
+  }
+  return 1;
+}
+
+/* C B^T of one tile; on the diagonal each row is made to the end of its register tile */
+static void MHK__N(mhk__orientation_scores)(const mhk__orientation_args *a, mhk_index i0, mhk_index j0,
+                                            const mhk__orientation_room *w, mhk_real *scores) {
+  const mhk_index K = MHK__TILE, rows = mhk__min(K, a->T - i0), cols = mhk__min(K, a->T - j0);
   mhk__block block;
   memset(&block, 0, sizeof block);
   MHK__N(mhk__multiply)
   (&block, rows, cols, a->N, mhk__in_rows(w->c, MHK__LD(a->N)), mhk__in_rows(w->b_turned + j0 * a->N, MHK__LD(cols)),
-   w->student, K, part);
+   scores, K, i0 == j0 ? mhk__lower_c : mhk__whole);
+}
+
+/* Of rows i0.. the logarithms of the denominators inside the window. Tiles of scores are made once
+   for them and again for the comparison. */
+static void MHK__N(mhk__near_denominators)(const mhk__orientation_args *a, const mhk__orientation_head *o,
+                                           mhk_index i0, const mhk__orientation_room *w) {
+  const mhk_index T = a->T, K = MHK__TILE, rows = mhk__min(K, T - i0);
+  const MHK__V scale = MHK__SET(o->scale);
+  double lse[MHK__TILE];
+  for (mhk_index i = 0; i < rows; i++) lse[i] = o->rest ? (double)o->rest[(i0 + i) * a->H] : -HUGE_VAL;
+  for (mhk_index j0 = mhk__max(0, i0 - o->window + 1) / K * K; j0 <= i0; j0 += K) {
+    const mhk_index cols = mhk__min(K, T - j0);
+    MHK__N(mhk__orientation_scores)(a, i0, j0, w, w->scores);
+    for (mhk_index i = 0; i < rows; i++) {
+      const mhk_index t = i0 + i, first = mhk__max(t - o->window + 1, a->start ? a->start[o->b * T + t] : 0),
+                      from = mhk__max(0, first - j0), to = mhk__min(cols, t + 1 - j0);
+      mhk_real *row = w->scores + i * K;
+      if (from >= to) continue;
+      for (mhk_index j = from / MHK__W * MHK__W; j < to; j += MHK__W) MHK__STORE(row + j, MHK__LOAD(row + j) * scale);
+      const double more = MHK__N(mhk__log_sum_exp)(to - from, row + from, MHK__R(1)),
+                   most = lse[i] > more ? lse[i] : more;
+      lse[i] = most + log(exp(lse[i] - most) + exp(more - most));
+    }
+  }
+  for (mhk_index i = 0; i < rows; i++) a->near_lse[o->at * T + i0 + i] = MHK__R(lse[i]);
+}
+
+/* One tile of both matrices, rows i0.., columns j0... In row i the columns before `border` are
+   what the state holds, those from it on what the window holds. */
+static void MHK__N(mhk__two_tiles)(const mhk__orientation_args *a, const mhk__orientation_head *o, mhk_index i0,
+                                   mhk_index j0, const mhk__orientation_room *w) {
+  const MHK__V zero = MHK__SET(MHK__R(0)), one = MHK__SET(MHK__R(1)),
+               scale = MHK__SET(MHK__R(1.0 / sqrt((double)a->PT))), near_scale = MHK__SET(o->scale);
+  const mhk_index K = MHK__TILE, rows = mhk__min(K, a->T - i0), cols = mhk__min(K, a->T - j0);
+  const mhk_index *start = a->start ? a->start + o->b * a->T + i0 : NULL;
+  const mhk_real *lse = a->lse + o->at * a->T + i0;
+  const int corner = i0 == j0, cut = start && start[rows - 1] > j0;
+  mhk_real *scores = o->window > 0 || o->gains ? w->scores : w->student;
+  mhk__block block;
+  memset(&block, 0, sizeof block);
+  MHK__N(mhk__orientation_scores)(a, i0, j0, w, scores);
   MHK__N(mhk__multiply)
   (&block, rows, cols, a->PT, mhk__in_rows(w->q, MHK__LD(a->PT)),
-   mhk__in_rows(w->k_turned + j0 * a->PT, MHK__LD(cols)), w->teacher, K, part);
-  if (corner) {
-    mhk_real hold[2 * MHK__TILE];
-    MHK__N(mhk__decay_tile)(rows, cum + i0, start, i0, 0, hold, w->decay, K);
-    for (mhk_index i = 0; a->d && i < rows; i++) w->student[i * K + i] += a->d[h];
-  } else {
-    for (mhk_index i = 0; i < rows; i++) w->row_decay[i] = MHK__R(cum[i0 + i] - cum[i0 - 1]);
-    for (mhk_index j = 0; j < cols; j++) w->column_decay[j] = MHK__R(cum[i0 - 1] - cum[j0 + j]);
-    MHK__N(mhk__row_exp)(rows, w->row_decay, MHK__R(1), 0, w->row_decay);
-    MHK__N(mhk__row_exp)(cols, w->column_decay, MHK__R(1), 0, w->column_decay);
-  }
+   mhk__in_rows(w->k_turned + j0 * a->PT, MHK__LD(cols)), w->teacher, K, corner ? mhk__lower_c : mhk__whole);
+  const int tile = MHK__N(mhk__orientation_decays)(a, o, i0, j0, w), inside = tile && o->window > 0;
   for (mhk_index i = 0; i < rows; i++) {
-    const MHK__V shift = MHK__SET(-lse[i]), row_decay = MHK__SET(corner ? MHK__R(1) : w->row_decay[i]);
-    const mhk_real *decay = corner ? w->decay + i * K : w->column_decay;
-    const mhk_index to = corner ? mhk__min(cols, i + MHK__OVER) : cols;
+    const MHK__V shift = MHK__SET(-lse[i]), row_decay = tile ? one : MHK__SET(w->row_decay[i]),
+                 near_shift = inside ? MHK__SET(-a->near_lse[o->at * a->T + i0 + i]) : zero,
+                 row_gain = o->gains ? MHK__SET(w->row_gain[i0 + i]) : one;
+    const mhk_real *decay = tile ? w->decay + i * K : w->column_decay;
+    const mhk_index to = corner ? mhk__min(cols, i + MHK__OVER) : cols, border = i0 + i + 1 - o->window - j0;
     mhk_real *to_student = w->student + i * K, *to_teacher = w->teacher + i * K;
     for (mhk_index j = 0; j < to; j += MHK__W) {
-      MHK__V student = MHK__LOAD(to_student + j) * row_decay * MHK__LOAD(decay + j),
+      const MHK__V score = MHK__LOAD(scores + i * K + j);
+      MHK__V student = score * row_decay * MHK__LOAD(decay + j),
              teacher = MHK__N(mhk__vexp)(MHK__FMA(MHK__LOAD(to_teacher + j), scale, shift));
+      if (o->gains) student = student * (row_gain * MHK__LOAD(w->column_gain + j0 + j));
+      if (inside) {
+        MHK__V exact = MHK__N(mhk__vexp)(MHK__FMA(score, near_scale, near_shift));
+        if (corner) exact = MHK__FROM(zero, exact, i + 1 - j);
+        if (cut) exact = MHK__FROM(exact, zero, start[i] - j0 - j);
+        student = MHK__FROM(exact, student, border - j);
+        MHK__STORE(w->seen + i * K + j, MHK__FROM(exact, zero, border - j));
+      }
       if (corner) teacher = MHK__FROM(zero, teacher, i + 1 - j);
       if (cut) {
         student = MHK__FROM(student, zero, start[i] - j0 - j);
@@ -9109,13 +9305,14 @@ static void MHK__N(mhk__two_tiles)(const mhk__orientation_args *a, mhk_index b, 
       MHK__STORE(to_student + j, student);
       MHK__STORE(to_teacher + j, teacher);
     }
+    if (corner && a->d && !o->kept) to_student[i] += a->d[o->h];
   }
 }
 
-/* what both passes need of one head: columns of B and k in tiles, sums of the log-decays */
-static void MHK__N(mhk__orientation_pack)(const mhk__orientation_args *a, mhk_index b, mhk_index h,
+/* what both passes need of one head: columns of B and k in tiles, sums of the log-decays, gains */
+static void MHK__N(mhk__orientation_pack)(const mhk__orientation_args *a, const mhk__orientation_head *o,
                                           const mhk__orientation_room *w) {
-  const mhk_index T = a->T, g = h / (a->H / a->G), gt = h / (a->HT / a->GT);
+  const mhk_index T = a->T, b = o->b, h = o->h, g = h / (a->H / a->G), gt = h / (a->HT / a->GT);
   double sum = 0;
   for (mhk_index j0 = 0; j0 < T; j0 += MHK__TILE) {
     const mhk_index n = mhk__min(MHK__TILE, T - j0);
@@ -9125,6 +9322,11 @@ static void MHK__N(mhk__orientation_pack)(const mhk__orientation_args *a, mhk_in
     (n, a->PT, a->k + ((b * T + j0) * a->GT + gt) * a->PT, a->GT * a->PT, w->k_turned + j0 * a->PT);
   }
   for (mhk_index t = 0; t < T; t++) w->cum[t] = sum += mhk__log_decay(a->log_a[(b * T + t) * a->H + h]);
+  for (mhk_index t = 0; o->gains && t < MHK__LD(T); t++) {
+    const mhk_index at = (b * T + t) * a->H + h;
+    w->row_gain[t] = t >= T ? 0 : a->row_gain ? a->row_gain[at] : 1;
+    w->column_gain[t] = t >= T ? 0 : a->column_gain ? a->column_gain[at] : 1;
+  }
 }
 
 /* and of MHK__TILE tokens from i0 on: rows of C and q */
@@ -9135,69 +9337,118 @@ static void MHK__N(mhk__orientation_rows)(const mhk__orientation_args *a, mhk_in
   MHK__N(mhk__rows_in)(rows, a->PT, a->q + ((b * T + i0) * a->HT + h) * a->PT, a->HT * a->PT, NULL, w->q);
 }
 
-/* Sums of squares of student - teacher and of the teacher. Unlike the reference: neither matrix is
-   there as a whole, tiles of both are made, compared and forgotten. */
+/* Sums of squares of student - teacher and of the teacher; and of each row, for the backward pass,
+   the sum of near times student - teacher. Unlike the reference: neither matrix is there as a
+   whole, tiles of both are made, compared and forgotten. */
 static void MHK__N(mhk__orientation)(const mhk__orientation_args *a, mhk_index b, mhk_index h, mhk_real *work) {
   const mhk_index T = a->T, K = MHK__TILE;
+  const mhk__orientation_head o = mhk__orientation_head_of(a, b, h);
   double difference = 0, norm = 0;
   mhk__orientation_room w;
   mhk__orientation_lay(&w, work, T, a->N, a->PT);
-  MHK__N(mhk__orientation_pack)(a, b, h, &w);
+  MHK__N(mhk__orientation_pack)(a, &o, &w);
+  for (mhk_index i = 0; o.window > 0 && i < T; i++) a->near_mean[o.at * T + i] = 0;
   for (mhk_index i0 = 0; i0 < T; i0 += K) {
     const mhk_index rows = mhk__min(K, T - i0);
     MHK__N(mhk__orientation_rows)(a, b, h, i0, &w);
+    if (o.window > 0) MHK__N(mhk__near_denominators)(a, &o, i0, &w);
     for (mhk_index j0 = 0; j0 <= i0; j0 += K) {
       const mhk_index cols = mhk__min(K, T - j0);
+      const int inside = o.window > 0 && j0 + cols + o.window > i0;
       MHK__V d2 = MHK__SET(MHK__R(0)), n2 = d2;
-      MHK__N(mhk__two_tiles)(a, b, h, i0, j0, &w);
-      for (mhk_index i = 0; i < rows; i++)
+      MHK__N(mhk__two_tiles)(a, &o, i0, j0, &w);
+      for (mhk_index i = 0; i < rows; i++) {
+        MHK__V mean = MHK__SET(MHK__R(0));
         for (mhk_index j = 0; j < (i0 == j0 ? i + 1 : cols); j += MHK__W) {
           const MHK__V t = MHK__LOAD(w.teacher + i * K + j), d = MHK__LOAD(w.student + i * K + j) - t;
           d2 = MHK__FMA(d, d, d2);
           n2 = MHK__FMA(t, t, n2);
+          if (inside) mean = MHK__FMA(MHK__LOAD(w.seen + i * K + j), d, mean);
         }
+        if (inside) a->near_mean[o.at * T + i0 + i] += MHK__N(mhk__hsum)(mean);
+      }
       difference += (double)MHK__N(mhk__hsum)(d2);
       norm += (double)MHK__N(mhk__hsum)(n2);
     }
   }
-  a->difference[b * a->H + h] = difference;
-  a->norm[b * a->H + h] = norm;
+  a->difference[o.at] = difference;
+  a->norm[o.at] = norm;
 }
 
-/* Of one tile: dM = factor (student - teacher), with decays the gradient of C B^T, in place of the
-   teacher's numbers; dM o M into the sums that are the gradients of cum; and dM's diagonal into dd,
-   the gradient of D. */
-static void MHK__N(mhk__orientation_tile_back)(mhk_index rows, mhk_index cols, mhk_index i0, mhk_index j0,
-                                               mhk_real factor, const mhk__orientation_room *w, double *dd) {
-  const MHK__V zero = MHK__SET(MHK__R(0)), vf = MHK__SET(factor);
-  const mhk_index K = MHK__TILE;
-  const int corner = i0 == j0;
+/* Of one tile: dM = factor (student - teacher), and from it, in place of the teacher's numbers, the
+   gradient of C B^T, in the state with decays and gains, in the window through its softmax; dM o M
+   of what the state holds into the sums that are the gradients of cum; and the sums of the other
+   gradients. */
+static void MHK__N(mhk__orientation_tile_back)(const mhk__orientation_args *a, mhk__orientation_head *o, mhk_index i0,
+                                               mhk_index j0, mhk_real factor, const mhk__orientation_room *w) {
+  const MHK__V zero = MHK__SET(MHK__R(0)), one = MHK__SET(MHK__R(1)), vf = MHK__SET(factor),
+               near_scale = MHK__SET(o->scale);
+  const mhk_index K = MHK__TILE, rows = mhk__min(K, a->T - i0), cols = mhk__min(K, a->T - j0);
+  const int corner = i0 == j0, tile = j0 + cols + o->window > i0, inside = tile && o->window > 0;
   mhk_real *column_sums = w->column_sums;
+  MHK__V dscale = zero;
   for (mhk_index j = 0; j < MHK__LD(cols); j += MHK__W) MHK__STORE(column_sums + j, zero);
   for (mhk_index i = 0; i < rows; i++) {
-    const MHK__V row_decay = MHK__SET(corner ? MHK__R(1) : w->row_decay[i]);
-    const mhk_real *decay = corner ? w->decay + i * K : w->column_decay, *student = w->student + i * K;
+    const MHK__V row_decay = tile ? one : MHK__SET(w->row_decay[i]),
+                 mean = inside ? MHK__SET(factor * a->near_mean[o->at * a->T + i0 + i]) : zero,
+                 row_gain = o->gains ? MHK__SET(w->row_gain[i0 + i]) : one;
+    const mhk_real *decay = tile ? w->decay + i * K : w->column_decay, *student = w->student + i * K,
+                   *scores = w->scores + i * K;
     mhk_real *teacher = w->teacher + i * K;
-    const mhk_index to = corner ? mhk__min(cols, i + MHK__OVER) : cols;
-    MHK__V sum = zero;
+    const mhk_index to = corner ? mhk__min(cols, i + MHK__OVER) : cols, border = i0 + i + 1 - o->window - j0;
+    MHK__V sum = zero, gain_sum = zero;
+    if (corner && !o->kept) o->dd += (double)(factor * (student[i] - teacher[i]));
     for (mhk_index j = 0; j < to; j += MHK__W) {
       const MHK__V m = MHK__LOAD(student + j), dm = vf * (m - MHK__LOAD(teacher + j));
-      MHK__V x = dm * m;
-      if (corner) x = MHK__FROM(zero, x, i - j); /* the diagonal has no decay */
+      MHK__V x = dm * m, dscore = dm * row_decay * MHK__LOAD(decay + j);
+      if (tile) x = MHK__FROM(zero, x, border - 1 - j); /* the last token of the state has no decay yet */
       sum = sum + x;
       MHK__STORE(column_sums + j, MHK__LOAD(column_sums + j) + x);
-      MHK__STORE(teacher + j, dm * row_decay * MHK__LOAD(decay + j));
+      if (o->gains) {
+        mhk_real *dcolumn_gain = w->dcolumn_gain + j0 + j;
+        const MHK__V gain = MHK__LOAD(w->column_gain + j0 + j);
+        x = MHK__FROM(zero, dscore * MHK__LOAD(scores + j), border - j);
+        gain_sum = MHK__FMA(x, gain, gain_sum);
+        MHK__STORE(dcolumn_gain, MHK__FMA(x, row_gain, MHK__LOAD(dcolumn_gain)));
+        dscore = dscore * (row_gain * gain);
+      }
+      if (inside) {
+        x = MHK__LOAD(w->seen + i * K + j) * (dm - mean);
+        const MHK__V dlogit = x * MHK__LOAD(scores + j);
+        dscale = dscale + (corner ? MHK__FROM(zero, dlogit, i + 1 - j) : dlogit);
+        dscore = MHK__FROM(x * near_scale, dscore, border - j);
+      }
+      MHK__STORE(teacher + j, dscore);
     }
     MHK__STORE(w->part + i * MHK__W, sum);
-    if (corner) *dd += (double)teacher[i];
+    if (o->gains) w->drow_gain[i0 + i] += MHK__N(mhk__hsum)(gain_sum);
   }
+  if (inside) o->dscale += (double)MHK__N(mhk__hsum)(dscale);
   MHK__N(mhk__row_sums)(rows, w->part, w->row_sums);
   for (mhk_index i = 0; i < rows; i++) w->dcum[i0 + i] += (double)w->row_sums[i];
-  for (mhk_index j = 0; j < cols; j++) w->dcum[j0 + j] -= (double)column_sums[j];
+  for (mhk_index j = 0; j < mhk__min(cols, a->T - o->window - j0); j++)
+    w->dcum[j0 + j + o->window] -= (double)column_sums[j];
 }
 
-/* The tiles again, for all heads of a B/C group: dC += dCB B, dB += dCB^T C. The gradient of a log
-   decay is summed from the end: it stands in every cum_t from its token on. */
+/* The gradients of a head's own numbers. That of a log decay is summed from the end: it stands in
+   every cum_t from its token on. */
+static void MHK__N(mhk__orientation_head_out)(const mhk__orientation_args *a, const mhk__orientation_head *o,
+                                              mhk_real factor, const mhk__orientation_room *w) {
+  const mhk_index T = a->T;
+  double sum = 0;
+  for (mhk_index t = T - 1; t >= 0; t--) {
+    const mhk_index at = (o->b * T + t) * a->H + o->h;
+    if (a->dlog_a) a->dlog_a[at] += MHK__R(sum += w->dcum[t]);
+    if (a->drow_gain && o->gains) a->drow_gain[at] += w->drow_gain[t];
+    if (a->dcolumn_gain && o->gains) a->dcolumn_gain[at] += w->dcolumn_gain[t];
+    if (a->drest && o->rest)
+      a->drest[at] -= MHK__REXP(a->rest[at] - a->near_lse[o->at * T + t]) * factor * a->near_mean[o->at * T + t];
+  }
+  if (a->dd) a->dd[o->at] = MHK__R(o->dd);
+  if (a->dnear_scale) a->dnear_scale[o->at] = o->kept ? 0 : MHK__R(o->dscale);
+}
+
+/* The tiles again, for all heads of a B/C group: dC += dCB B, dB += dCB^T C. */
 static void MHK__N(mhk__orientation_back)(const mhk__orientation_args *a, mhk_index b, mhk_index g, mhk_real *work) {
   const mhk_index T = a->T, K = MHK__TILE, N = a->N, group = a->H / a->G, ldb = a->G * N, wide = MHK__LD(N);
   mhk__orientation_room w;
@@ -9206,19 +9457,20 @@ static void MHK__N(mhk__orientation_back)(const mhk__orientation_args *a, mhk_in
   memset(&block, 0, sizeof block);
   MHK__N(mhk__rows_in)(T, N, a->b + (b * T * a->G + g) * N, ldb, NULL, w.b);
   for (mhk_index h = g * group; h < (g + 1) * group; h++) {
-    const double norm = sqrt(a->difference[b * a->H + h]);
+    mhk__orientation_head o = mhk__orientation_head_of(a, b, h);
+    const double norm = sqrt(a->difference[o.at]);
     const mhk_real factor = norm > 0 ? MHK__R(a->scale / norm) : 0; /* equal matrices: subgradient 0 */
-    double dd = 0, sum = 0;
-    MHK__N(mhk__orientation_pack)(a, b, h, &w);
+    MHK__N(mhk__orientation_pack)(a, &o, &w);
     for (mhk_index i = 0; i < T; i++) w.dcum[i] = 0;
+    for (mhk_index i = 0; i < MHK__LD(T); i++) w.drow_gain[i] = w.dcolumn_gain[i] = 0;
     for (mhk_index i0 = 0; i0 < T; i0 += K) {
       const mhk_index rows = mhk__min(K, T - i0);
       MHK__N(mhk__orientation_rows)(a, b, h, i0, &w);
       for (mhk_index j0 = 0; j0 <= i0; j0 += K) {
         const mhk_index cols = mhk__min(K, T - j0);
         const int corner = i0 == j0;
-        MHK__N(mhk__two_tiles)(a, b, h, i0, j0, &w);
-        MHK__N(mhk__orientation_tile_back)(rows, cols, i0, j0, factor, &w, &dd);
+        MHK__N(mhk__two_tiles)(a, &o, i0, j0, &w);
+        MHK__N(mhk__orientation_tile_back)(a, &o, i0, j0, factor, &w);
         if (a->db) {
           block.c0 = corner && h == g * group ? NULL : w.db + j0 * wide;
           MHK__N(mhk__multiply)
@@ -9234,11 +9486,7 @@ static void MHK__N(mhk__orientation_back)(const mhk__orientation_args *a, mhk_in
       }
       if (a->dc) MHK__N(mhk__rows_out)(rows, N, w.dc, NULL, NULL, a->dc + ((b * T + i0) * a->G + g) * N, ldb, 1);
     }
-    for (mhk_index i = T - 1; a->dlog_a && i >= 0; i--) {
-      sum += w.dcum[i];
-      a->dlog_a[(b * T + i) * a->H + h] += MHK__R(sum);
-    }
-    if (a->dd) a->dd[b * a->H + h] = MHK__R(dd);
+    MHK__N(mhk__orientation_head_out)(a, &o, factor, &w);
   }
   if (a->db) MHK__N(mhk__rows_out)(T, N, w.db, NULL, NULL, a->db + (b * T * a->G + g) * N, ldb, 1);
 }
@@ -9399,21 +9647,64 @@ MHKDEF mhk_tensor *mhk_matrix_distance(mhk_tape *t, mhk_tensor *x, mhk_tensor *t
   return mhk__distance_op(t, "matrix_distance", x, target, 2);
 }
 
-/* loss = mean over b and h of || M - A ||_F, M of SSD, A of attention    dM = (M - A) /
-   || M - A ||_F, and from there as in mhk__ssd_matrix_op_back(), tile by tile */
+/* loss = mean over b and h of || M - A ||_F, M of the student, A of attention    dM = (M - A) /
+   || M - A ||_F, and from there as in mhk__ref_mixer_back(), tile by tile */
 static void mhk__orientation_op_back(mhk_tape *t, mhk__node *n) {
   mhk__orientation_args a = *(const mhk__orientation_args *)n->saved;
   const mhk__mark mark = mhk__scratch_mark(t->ctx);
-  mhk_real *dd = mhk__into(t, n->in[3]);
+  mhk_real *dd = mhk__into(t, n->in[3]), *dscale = mhk__into(t, n->in[6]);
   a.dlog_a = mhk__into(t, n->in[0]);
   a.db = mhk__into(t, n->in[1]);
   a.dc = mhk__into(t, n->in[2]);
+  a.drow_gain = mhk__into(t, n->in[4]);
+  a.dcolumn_gain = mhk__into(t, n->in[5]);
+  a.drest = mhk__into(t, n->in[7]);
   a.scale *= (double)n->out[0]->grad[0];
   if (dd) a.dd = mhk__scratch_reals(t->ctx, a.B * a.H);
+  if (dscale) a.dnear_scale = mhk__scratch_reals(t->ctx, a.B * a.H);
   mhk__run(t->ctx, &a, a.B * a.G, a.G, mhk__orientation_work(a.T, a.N, a.PT),
            (double)(a.B * a.H * a.N) * (double)(a.T * a.T), mhk__orientation_back_task);
   if (dd && t->ctx->result == MHK_OK) mhk__sum_batches(a.B, a.H, a.dd, dd);
+  if (dscale && t->ctx->result == MHK_OK) mhk__sum_batches(a.B, a.H, a.dnear_scale, dscale);
   mhk__scratch_rewind(t->ctx, mark);
+}
+
+/* checks the student's options against log_a (B,T,H) and fills them in */
+static int mhk__orientation_options(mhk_tape *t, const char *name, const mhk_orientation_desc *d,
+                                    mhk__orientation_args *a) {
+  mhk_context *ctx = t->ctx;
+  const mhk_index heads = a->B * a->H;
+  int windowed = 0;
+  if (!mhk__ready(t, name, 0, 4, d->row_gain, d->column_gain, d->scale, d->rest)) return 0;
+  for (mhk_index h = 0; d->windows && h < a->H; h++) {
+    windowed |= d->windows[h] > 0;
+    if (d->windows[h] < MHK_WINDOW_ALL)
+      return mhk__no(ctx, MHK_ERROR_ARGUMENT, "%s: the window of head %lld is %d: it must be 0 or more, or "
+                     "MHK_WINDOW_ALL (%d)", name, (long long)h, (int)d->windows[h], MHK_WINDOW_ALL);
+  }
+  if (windowed && (!d->scale || !d->rest))
+    return mhk__no(ctx, MHK_ERROR_ARGUMENT, "%s: %s is missing (NULL): heads with a window need scale (H) and "
+                   "rest (B,T,H)", name, d->scale ? "rest" : "scale");
+  mhk_tensor *const wide[3] = {d->row_gain, d->column_gain, d->rest};
+  for (int i = 0; i < 3; i++)
+    if (wide[i] && !mhk__fits(t, name, mhk__same_shape(wide[i], d->log_a), wide[i], d->log_a,
+                              "row_gain, column_gain and rest must be (B,T,H), as log_a"))
+      return 0;
+  if (d->scale && !mhk__fits(t, name, d->scale->rank == 1 && d->scale->shape[0] == a->H, d->scale, d->log_a,
+                             "scale must have one element per head"))
+    return 0;
+  a->row_gain = mhk__d(d->row_gain);
+  a->column_gain = mhk__d(d->column_gain);
+  a->near_scale = mhk__d(d->scale);
+  a->rest = mhk__d(d->rest);
+  if (!d->windows) return 1;
+  int32_t *windows = (int32_t *)mhk__arena_zeros(ctx, &t->arena, a->H, sizeof(int32_t));
+  a->near_lse = mhk__tape_zeros(t, heads * a->T);
+  a->near_mean = mhk__tape_zeros(t, heads * a->T);
+  if (!windows || !a->near_lse || !a->near_mean) return 0;
+  for (mhk_index h = 0; h < a->H; h++) windows[h] = d->windows[h];
+  a->windows = windows;
+  return 1;
 }
 
 MHKDEF mhk_tensor *mhk_matrix_orientation(mhk_tape *t, const mhk_orientation_desc *d) {
@@ -9421,13 +9712,13 @@ MHKDEF mhk_tensor *mhk_matrix_orientation(mhk_tape *t, const mhk_orientation_des
   mhk__ssd_args s;
   mhk__attention_args teacher;
   mhk__orientation_args a;
+  memset(&a, 0, sizeof a);
   if (!d || !mhk__ready(t, name, 2, 2, d->q, d->k) ||
       !mhk__ssd_sizes(t, name, d->log_a, d->Bm, d->Cm, d->D, NULL, &s) ||
       !mhk__attention_sizes(t, name, d->q, d->k, d->doc, &teacher) ||
       !mhk__fits(t, name, teacher.B == s.B && teacher.T == s.T && teacher.H == s.H, d->log_a, d->q,
                  "both mixers must have the same batch, length and number of heads"))
     return NULL;
-  memset(&a, 0, sizeof a);
   a.B = s.B;
   a.T = s.T;
   a.H = a.HT = s.H;
@@ -9442,6 +9733,7 @@ MHKDEF mhk_tensor *mhk_matrix_orientation(mhk_tape *t, const mhk_orientation_des
   a.q = teacher.q;
   a.k = teacher.k;
   a.start = teacher.start;
+  if (!mhk__orientation_options(t, name, d, &a)) return NULL;
   const mhk_index heads = a.B * a.H;
   mhk_tensor *y = mhk__new(t, 0, NULL);
   a.lse = teacher.lse = mhk__tape_zeros(t, heads * a.T);
@@ -9460,7 +9752,8 @@ MHKDEF mhk_tensor *mhk_matrix_orientation(mhk_tape *t, const mhk_orientation_des
     d->relative[h] = 0;
     for (mhk_index i = h; i < heads; i += a.H) d->relative[h] += sqrt(a.difference[i] / a.norm[i]) / (double)a.B;
   }
-  return mhk__emit(t, mhk__orientation_op_back, y, &a, sizeof a, 4, d->log_a, d->Bm, d->Cm, d->D);
+  return mhk__emit(t, mhk__orientation_op_back, y, &a, sizeof a, 8, d->log_a, d->Bm, d->Cm, d->D, d->row_gain,
+                   d->column_gain, d->scale, d->rest);
 }
 #endif /* MOHAWK_NO_TRAINING */
 #endif /* MOHAWK_IMPLEMENTATION */
@@ -19399,7 +19692,7 @@ static double mhk__orient_layer(mhk__stage_run *run, int l, mhk_tensor *x, mhk_t
   mhk__mixer_parts(tape, student, l, own, run->doc, &ssd);
   const mhk_orientation_desc matrices = {
       ssd.log_a, ssd.Bm, ssd.Cm, layer->D, attention.q, attention.k, run->doc,
-      run->relative ? run->relative + l * student->config.ssm_heads : NULL};
+      run->relative ? run->relative + l * student->config.ssm_heads : NULL, NULL, NULL, NULL, NULL, NULL};
   const mhk_attention_desc seen = {run->doc, NULL, NULL, NULL};
   mhk_tensor *distance =
       whole ? mhk_matrix_distance(tape, mhk_forward_matrix(tape, student, l, own, run->doc),

@@ -214,7 +214,10 @@ static void mixers(mhk_index T, mhk_index H, mhk_index G, mhk_index P, mhk_index
     double relative[16] = {0};
     mhk_tensor *log_a = decays(B, T, H), *b = in4(B, T, G, N), *c = in4(B, T, G, N), *D = in1(H);
     mhk_tensor *q = mhk_detach(t, in4(B, T, H, P)), *k = mhk_detach(t, in4(B, T, G, P));
-    const mhk_orientation_desc matrices = {log_a, b, c, D, q, k, doc, relative};
+    mhk_orientation_desc matrices;
+    memset(&matrices, 0, sizeof matrices);
+    matrices.log_a = log_a, matrices.Bm = b, matrices.Cm = c, matrices.D = D, matrices.q = q, matrices.k = k;
+    matrices.doc = doc, matrices.relative = relative;
     out("matrix_orientation", size, mhk_matrix_orientation(t, &matrices));
     say("matrix_orientation_relative", size, hash_of(hash_start(), relative, sizeof relative));
   }

@@ -126,7 +126,6 @@ static const char *const over_budget[] = {
     "tests/test_kernels.c q_case: nesting",
     "tests/test_kernels.c quantized: nesting",
     "tests/test_kernels.c gemm: lines",
-    "tests/test_kernels.c orientation: lines",
     "tests/test_kernels.c conv: lines",
     "tests/test_tokenizer.c other_layouts: lines",
     "tests/test_tokenizer.c wrong_files: lines"};

@@ -1479,113 +1479,201 @@ TEST(ssd_back) {
 
 /* ---- the stage-1 loss ---- */
 
-TEST(orientation) {
+/* gradients of everything that the student has, (B,T,H) unless said */
+typedef struct orientation_gradients {
+  double *log_a, *b, *c; /* b and c (B,T,G,N) */
+  double *row_gain, *column_gain, *rest;
+  double *d, *scale;     /* (B,H) */
+} orientation_gradients;
+
+/* case i: inputs, and the teacher's matrices; every third case is the SSD mixer alone */
+static double *orientation_make(int i, mhk__orientation_args *a) {
   static const mhk_index lengths[] = {1, 2, 7, 14, 15, 17, 63, 64, 65, 97, 127, 128, 129, 131};
-  EACH_MACHINE {
-    int i;
-    for (i = 0; i < 2 * COUNT(lengths); i++) {
-      mhk__orientation_args a;
-      attention_case c;
-      mhk__attention_args at_args;
-      mhk__ssd_args ssd;
-      mhk_index nb, nl, b, h, g, n;
-      double *lse, *probability, *difference, *norm, *dl, *db, *dc, *dd, *got_difference, *got_norm;
-      mhk_real *rlse, *dl0, *db0, *dc0, *d;
-      const int without = i % 5; /* 1 dlog_a, 2 db, 3 dc is not wanted */
-      memset(&a, 0, sizeof a);
-      a.B = c.B = 1 + i % 2;
-      a.T = c.T = c.S = lengths[i % COUNT(lengths)];
-      a.H = a.HT = c.H = i % 3 == 0 ? 4 : 2;
-      a.GT = c.G = i % 2 ? 2 : 1;
-      a.G = i % 3 == 0 ? 2 : i % 3;
-      a.PT = c.P = head_sizes[(i * 5 + 2) % COUNT(head_sizes)];
-      a.P = 4;
-      a.N = head_sizes[(i * 3 + 1) % COUNT(head_sizes)];
-      a.P = a.PT;
-      c.offset = 0;
-      c.documents = (i + i / 5) % 5;
-      c.scale = 2;
-      attention_make(&at_args, &c);
-      at_args.kv_batch = c.T * c.G * c.P;
-      at_args.k = random_room(c.B * c.T * c.G * c.P, -1, 1);
-      set_at("stage 1: B %lld, T %lld, H %lld, G %lld, N %lld, teacher G %lld, P %lld, documents %d", (long long)a.B,
-             (long long)a.T, (long long)a.H, (long long)a.G, (long long)a.N, (long long)a.GT, (long long)a.PT,
-             c.documents);
-      nl = a.B * a.H * a.T;
-      nb = a.B * a.T * a.G * a.N;
-      lse = doubles(nl);
-      probability = doubles(nl * a.T);
-      attention_reference(&at_args, NULL, lse, probability);
-      rlse = room(nl);
-      for (n = 0; n < nl; n++) rlse[n] = (mhk_real)lse[n];
-      a.q = at_args.q;
-      a.k = at_args.k;
-      a.start = at_args.start;
-      a.lse = rlse;
-      a.log_a = random_room(a.B * a.T * a.H, i % 9 == 8 ? -9 : -0.3, 0);
-      a.b = random_room(nb, -0.5, 0.5);
-      a.c = random_room(nb, -0.5, 0.5);
-      d = random_room(a.H, -0.5, 0.5);
-      a.d = i % 4 == 3 ? NULL : d;
-      a.difference = got_difference = doubles(a.B * a.H);
-      a.norm = got_norm = doubles(a.B * a.H);
-      a.scale = 0.7 / (double)(a.B * a.H);
-      dl0 = random_room(a.B * a.T * a.H, -0.1, 0.1);
-      db0 = random_room(nb, -0.1, 0.1);
-      dc0 = random_room(nb, -0.1, 0.1);
-      dl = as_doubles(dl0, a.B * a.T * a.H);
-      db = as_doubles(db0, nb);
-      dc = as_doubles(dc0, nb);
-      dd = doubles(a.B * a.H);
-      difference = doubles(a.B * a.H);
-      norm = doubles(a.B * a.H);
-      memset(&ssd, 0, sizeof ssd); /* the student's numbers, as the SSD has them */
-      ssd.B = a.B, ssd.T = a.T, ssd.H = a.H, ssd.G = a.G, ssd.N = a.N;
-      ssd.log_a = a.log_a, ssd.b = a.b, ssd.c = a.c, ssd.d = a.d, ssd.start = a.start;
-      for (b = 0; b < a.B; b++)
-        for (h = 0; h < a.H; h++) {
-          const int kept = n_blocks;
-          const mhk_index b_at = (b * a.T * a.G + h / (a.H / a.G)) * a.N;
-          const double *teacher = probability + (b * a.H + h) * a.T * a.T;
-          const mhk__ref_ssd r = ssd_head(&ssd, b, h);
-          const mhk__ref_ssd_gradient d = {NULL, doubles(a.T), doubles(a.T * a.N), doubles(a.T * a.N),
-                                           dd + b * a.H + h};
-          double *student = doubles(a.T * a.T), *dM = doubles(a.T * a.T), distance;
-          mhk__ref_ssd_matrix(&r, student);
-          distance = mhk__ref_distance(r.T * r.T, student, teacher, dM);
-          difference[b * a.H + h] = distance * distance;
-          for (n = 0; n < a.T * a.T; n++) norm[b * a.H + h] += teacher[n] * teacher[n];
-          for (n = 0; n < a.T * a.T; n++) dM[n] *= a.scale;
-          mhk__ref_ssd_matrix_back(&r, student, dM, &d);
-          scattered(d.log_a, a.T, 1, a.H, dl + b * a.T * a.H + h);
-          scattered(d.B, a.T, a.N, a.G * a.N, db + b_at);
-          scattered(d.C, a.T, a.N, a.G * a.N, dc + b_at);
-          release_from(kept);
-        }
-      for (b = a.B - 1; b >= 0; b--)
-        for (h = a.H - 1; h >= 0; h--) {
-          const int kept = n_blocks;
-          KERNEL(orientation)(&a, b, h, work_room(mhk__orientation_work(a.T, a.N, a.PT)));
-          release_from(kept);
-        }
-      for (n = 0; n < a.B * a.H; n++) {
-        result_number("difference", got_difference[n], difference[n], difference[n] + 1e-3 * norm[n], 20 * EPS);
-        result_number("norm", got_norm[n], norm[n], norm[n], 20 * EPS);
+  static const int32_t sizes[] = {0, 16, 2, MHK_WINDOW_ALL, 33, 1, 100, 7, 64, 31, 65, 1000};
+  mhk__attention_args teacher;
+  attention_case c;
+  const int options = i % 3;
+  mhk_index nl, nb, n;
+  memset(a, 0, sizeof *a);
+  a->B = c.B = 1 + i % 2;
+  a->T = c.T = c.S = lengths[i % COUNT(lengths)];
+  a->H = a->HT = c.H = i / 2 % 3 == 0 ? 4 : 2;
+  a->GT = c.G = i % 2 ? 2 : 1;
+  a->G = i / 3 % 2 ? 2 : 1;
+  a->PT = c.P = a->P = head_sizes[(i * 5 + 2) % COUNT(head_sizes)];
+  a->N = head_sizes[(i * 3 + 1) % COUNT(head_sizes)];
+  c.offset = 0;
+  c.documents = (i + i / 5) % 5;
+  c.scale = 2;
+  attention_make(&teacher, &c);
+  teacher.kv_batch = c.T * c.G * c.P;
+  teacher.k = random_room(c.B * c.T * c.G * c.P, -1, 1);
+  nl = a->B * a->H * a->T;
+  nb = a->B * a->T * a->G * a->N;
+  double *lse = doubles(nl), *probability = doubles(nl * a->T);
+  attention_reference(&teacher, NULL, lse, probability);
+  a->lse = room(nl);
+  for (n = 0; n < nl; n++) a->lse[n] = (mhk_real)lse[n];
+  a->q = teacher.q;
+  a->k = teacher.k;
+  a->start = teacher.start;
+  mhk_real *log_a = random_room(nl, i % 9 == 8 ? -9 : -0.3, 0);
+  for (n = 0; i % 4 == 2 && n < nl; n += 37) log_a[n] = -(mhk_real)INFINITY;
+  a->log_a = log_a;
+  a->b = random_room(nb, -0.5, 0.5);
+  a->c = random_room(nb, -0.5, 0.5);
+  if (i % 4 != 3) a->d = random_room(a->H, -0.5, 0.5);
+  if (options && i % 5 != 1) a->row_gain = random_room(nl, -0.5, 2);
+  if (options && i % 5 != 2) a->column_gain = random_room(nl, 0, 2);
+  if (options && i % 7) {
+    int32_t *windows = (int32_t *)raw_room(a->H, sizeof *windows, 0);
+    for (n = 0; n < a->H; n++) windows[n] = sizes[(i + (options == 1) * 5 * n) % COUNT(sizes)];
+    a->windows = windows;
+    a->near_lse = room(nl);
+    a->near_mean = room(nl);
+    a->near_scale = random_room(a->H, -0.5, 1);
+    a->rest = random_room(nl, -2, 2);
+  }
+  a->difference = doubles(a->B * a->H);
+  a->norm = doubles(a->B * a->H);
+  a->scale = 0.7 / (double)(a->B * a->H);
+  set_at("stage 1, case %d: B %lld, T %lld, H %lld, G %lld, N %lld, teacher G %lld, P %lld, documents %d, windows %d "
+         "%d, gains %d %d", i, (long long)a->B, (long long)a->T, (long long)a->H, (long long)a->G, (long long)a->N,
+         (long long)a->GT, (long long)a->PT, c.documents, a->windows ? (int)a->windows[0] : 0,
+         a->windows ? (int)a->windows[1] : 0, a->row_gain != NULL, a->column_gain != NULL);
+  return probability;
+}
+
+/* head h of the student for the reference; first has room for T numbers */
+static mhk__ref_mixer mixer_head(const mhk__orientation_args *a, mhk_index b, mhk_index h, int *first) {
+  const mhk_index at = b * a->T * a->H + h, at_b = (b * a->T * a->G + h / (a->H / a->G)) * a->N;
+  const int32_t window = a->windows ? a->windows[h] : 0;
+  const int attends = window == MHK_WINDOW_ALL;
+  mhk__ref_mixer r;
+  memset(&r, 0, sizeof r);
+  r.ssd.T = (int)a->T;
+  r.ssd.N = (int)a->N;
+  r.ssd.log_a = gathered(a->log_a + at, a->T, 1, a->H);
+  r.ssd.B = gathered(a->b + at_b, a->T, a->N, a->G * a->N);
+  r.ssd.C = gathered(a->c + at_b, a->T, a->N, a->G * a->N);
+  r.ssd.D = a->d && !attends ? (double)a->d[h] : 0;
+  r.row_gain = a->row_gain ? gathered(a->row_gain + at, a->T, 1, a->H) : NULL;
+  r.column_gain = a->column_gain ? gathered(a->column_gain + at, a->T, 1, a->H) : NULL;
+  r.window = attends ? (int)a->T : (int)window;
+  r.scale = attends ? 1 / sqrt((double)a->N) : window > 0 ? (double)a->near_scale[h] : 0;
+  r.rest = attends || window == 0 ? NULL : gathered(a->rest + at, a->T, 1, a->H);
+  r.first = first;
+  for (mhk_index t = 0; t < a->T; t++) first[t] = a->start ? (int)a->start[b * a->T + t] : 0;
+  return r;
+}
+
+/* the matrix of a head without options, and its gradients, are those of SSD */
+static void check_plain_mixer(const mhk__orientation_args *a, mhk_index b, mhk_index h, const double *student,
+                              const double *dM, const mhk__ref_mixer_gradient *d) {
+  const mhk_index T = a->T, N = a->N;
+  double dd = 0, *M = doubles(T * T);
+  mhk__ref_ssd_gradient plain = {NULL, doubles(T), doubles(T * N), doubles(T * N), &dd};
+  mhk__ssd_args ssd;
+  memset(&ssd, 0, sizeof ssd);
+  ssd.B = a->B, ssd.T = T, ssd.H = a->H, ssd.G = a->G, ssd.N = N;
+  ssd.log_a = a->log_a, ssd.b = a->b, ssd.c = a->c, ssd.d = a->d, ssd.start = a->start;
+  const mhk__ref_ssd r = ssd_head(&ssd, b, h);
+  mhk__ref_ssd_matrix(&r, M);
+  mhk__ref_ssd_matrix_back(&r, M, dM, &plain);
+  for (mhk_index n = 0; n < T * T; n++) result_number("reference M", student[n], M[n], 1, 1e-15);
+  for (mhk_index n = 0; n < T; n++) result_number("reference dlog_a", d->ssd.log_a[n], plain.log_a[n], 1, 1e-14);
+  for (mhk_index n = 0; n < T * N; n++) {
+    result_number("reference dB", d->ssd.B[n], plain.B[n], 1, 1e-14);
+    result_number("reference dC", d->ssd.C[n], plain.C[n], 1, 1e-14);
+  }
+  result_number("reference dD", *d->ssd.D, dd, 1, 1e-14);
+}
+
+/* sums of squares, and gradients added to what `want` holds */
+static void orientation_reference(const mhk__orientation_args *a, const double *probability, double *difference,
+                                  double *norm, const orientation_gradients *want) {
+  for (mhk_index b = 0; b < a->B; b++)
+    for (mhk_index h = 0; h < a->H; h++) {
+      const int from = n_blocks;
+      const mhk_index T = a->T, at = b * a->H + h, at_t = b * T * a->H + h,
+                      at_b = (b * T * a->G + h / (a->H / a->G)) * a->N;
+      const double *teacher = probability + at * T * T;
+      int first[LONGEST];
+      const mhk__ref_mixer r = mixer_head(a, b, h, first);
+      const mhk__ref_mixer_gradient d = {{NULL, doubles(T), doubles(T * a->N), doubles(T * a->N), doubles(1)},
+                                         doubles(T), doubles(T), doubles(1), doubles(T)};
+      double *student = doubles(T * T), *dM = doubles(T * T);
+      mhk__ref_mixer_matrix(&r, student);
+      const double distance = mhk__ref_distance((int)(T * T), student, teacher, dM);
+      difference[at] = distance * distance;
+      for (mhk_index n = 0; n < T * T; n++) norm[at] += teacher[n] * teacher[n];
+      for (mhk_index n = 0; n < T * T; n++) dM[n] *= a->scale;
+      mhk__ref_mixer_back(&r, student, dM, &d);
+      if (r.window == 0 && !a->row_gain && !a->column_gain) check_plain_mixer(a, b, h, student, dM, &d);
+      scattered(d.ssd.log_a, T, 1, a->H, want->log_a + at_t);
+      scattered(d.ssd.B, T, a->N, a->G * a->N, want->b + at_b);
+      scattered(d.ssd.C, T, a->N, a->G * a->N, want->c + at_b);
+      scattered(d.row_gain, T, 1, a->H, want->row_gain + at_t);
+      scattered(d.column_gain, T, 1, a->H, want->column_gain + at_t);
+      scattered(d.rest, T, 1, a->H, want->rest + at_t);
+      if (!a->windows || a->windows[h] != MHK_WINDOW_ALL) { /* kept attention has neither */
+        want->d[at] = *d.ssd.D;
+        want->scale[at] = *d.scale;
       }
-      a.dlog_a = without == 1 ? NULL : copy_room(dl0, a.B * a.T * a.H);
-      a.db = without == 2 ? NULL : copy_room(db0, nb);
-      a.dc = without == 3 ? NULL : copy_room(dc0, nb);
-      a.dd = a.d ? room(a.B * a.H) : NULL;
-      for (b = a.B - 1; b >= 0; b--)
-        for (g = a.G - 1; g >= 0; g--) {
-          const int kept = n_blocks;
-          KERNEL(orientation_back)(&a, b, g, work_room(mhk__orientation_work(a.T, a.N, a.PT)));
-          release_from(kept);
-        }
-      if (a.dlog_a) result("dlog_a", a.dlog_a, dl, a.B * a.T * a.H, 20 * EPS);
-      if (a.db) result("db", a.db, db, nb, 20 * EPS);
-      if (a.dc) result("dc", a.dc, dc, nb, 20 * EPS);
-      if (a.dd) result("dd", a.dd, dd, a.B * a.H, 20 * EPS);
+      release_from(from);
+    }
+}
+
+/* n numbers that a gradient is added to, and the same for the reference; NULL: not wanted */
+static mhk_real *added_to(mhk_index n, int wanted, double **reference) {
+  mhk_real *x = random_room(n, -0.1, 0.1);
+  *reference = as_doubles(x, n);
+  return wanted ? x : NULL;
+}
+
+TEST(orientation) {
+  EACH_MACHINE {
+    for (int i = 0; i < 3 * 2 * 14; i++) {
+      mhk__orientation_args a;
+      orientation_gradients want;
+      double *probability = orientation_make(i, &a);
+      const mhk_index nl = a.B * a.T * a.H, nb = a.B * a.T * a.G * a.N, heads = a.B * a.H;
+      const mhk_index work = mhk__orientation_work(a.T, a.N, a.PT);
+      const int without = i % 8; /* one of the gradients is not wanted */
+      double *difference = doubles(heads), *norm = doubles(heads);
+      a.dlog_a = added_to(nl, without != 1, &want.log_a);
+      a.db = added_to(nb, without != 2, &want.b);
+      a.dc = added_to(nb, without != 3, &want.c);
+      a.drow_gain = added_to(nl, without != 4 && a.row_gain, &want.row_gain);
+      a.dcolumn_gain = added_to(nl, without != 5 && a.column_gain, &want.column_gain);
+      a.drest = added_to(nl, without != 6 && a.rest, &want.rest);
+      a.dd = a.d ? room(heads) : NULL;
+      a.dnear_scale = a.near_scale ? room(heads) : NULL;
+      want.d = doubles(heads);
+      want.scale = doubles(heads);
+      orientation_reference(&a, probability, difference, norm, &want);
+      for (mhk_index n = heads - 1; n >= 0; n--) {
+        const int from = n_blocks;
+        KERNEL(orientation)(&a, n / a.H, n % a.H, work_room(work));
+        release_from(from);
+      }
+      for (mhk_index n = 0; n < heads; n++) {
+        result_number("difference", a.difference[n], difference[n], difference[n] + 1e-3 * norm[n], 20 * EPS);
+        result_number("norm", a.norm[n], norm[n], norm[n], 20 * EPS);
+      }
+      for (mhk_index n = a.B * a.G - 1; n >= 0; n--) {
+        const int from = n_blocks;
+        KERNEL(orientation_back)(&a, n / a.G, n % a.G, work_room(work));
+        release_from(from);
+      }
+      if (a.dlog_a) result("dlog_a", a.dlog_a, want.log_a, nl, 20 * EPS);
+      if (a.db) result("db", a.db, want.b, nb, 20 * EPS);
+      if (a.dc) result("dc", a.dc, want.c, nb, 20 * EPS);
+      if (a.drow_gain) result("drow_gain", a.drow_gain, want.row_gain, nl, 20 * EPS);
+      if (a.dcolumn_gain) result("dcolumn_gain", a.dcolumn_gain, want.column_gain, nl, 20 * EPS);
+      if (a.drest) result("drest", a.drest, want.rest, nl, 20 * EPS);
+      if (a.dd) result("dd", a.dd, want.d, heads, 20 * EPS);
+      if (a.dnear_scale) result("dscale", a.dnear_scale, want.scale, heads, 60 * EPS);
       release();
     }
   }

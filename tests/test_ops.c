@@ -65,7 +65,7 @@ static mhk_tensor *weighted_sum(mhk_tape *t, mhk_tensor *x, uint64_t seed) {
 typedef struct op_case op_case;
 struct op_case {
   mhk_tensor *(*build)(mhk_tape *t, op_case *c);
-  mhk_tensor *in[8];
+  mhk_tensor *in[10];
   const int32_t *ids;
   const int32_t *doc;
   double number;
@@ -80,7 +80,7 @@ static mhk_tensor *scalar_of(mhk_tape *t, void *user) {
 
 static void check_gradients(const char *name, op_case *c) {
   int i;
-  for (i = 0; i < 8; i++)
+  for (i = 0; i < (int)(sizeof c->in / sizeof *c->in); i++)
     if (c->in[i] && c->in[i]->requires_grad) {
       mhk_gradient_report r;
       double error;
@@ -150,12 +150,28 @@ BUILD(b_kl, mhk_kl(t, c->in[0], c->in[1]))
 BUILD(b_hidden, mhk_hidden_distance(t, c->in[0], c->in[1]))
 BUILD(b_matrix_distance, mhk_matrix_distance(t, c->in[0], c->in[1]))
 BUILD(b_ssd_matrix, mhk_ssd_matrix(t, c->in[0], c->in[1], c->in[2], c->in[3], c->doc))
-/* in: log_a, B, C, D, q, k */
+/* in: log_a, B, C, D, q, k; and with windows row_gain, column_gain, scale, rest */
+static mhk_orientation_desc orientation_of(mhk_tensor *const *in, const int32_t *doc) {
+  mhk_orientation_desc d;
+  memset(&d, 0, sizeof d);
+  d.log_a = in[0], d.Bm = in[1], d.Cm = in[2], d.D = in[3], d.q = in[4], d.k = in[5], d.doc = doc;
+  return d;
+}
+static mhk_orientation_desc orientation_with(mhk_tensor *const *in, const int32_t *windows, const int32_t *doc) {
+  mhk_orientation_desc d = orientation_of(in, doc);
+  d.row_gain = in[6], d.column_gain = in[7], d.scale = in[8], d.rest = in[9], d.windows = windows;
+  return d;
+}
 static mhk_tensor *orientation(mhk_tape *t, mhk_tensor *const *in, const int32_t *doc, double *relative) {
-  const mhk_orientation_desc d = {in[0], in[1], in[2], in[3], in[4], in[5], doc, relative};
+  mhk_orientation_desc d = orientation_of(in, doc);
+  d.relative = relative;
   return mhk_matrix_orientation(t, &d);
 }
 BUILD(b_orientation, orientation(t, c->in, c->doc, NULL))
+static mhk_tensor *b_orientation_with(mhk_tape *t, op_case *c) {
+  const mhk_orientation_desc d = orientation_with(c->in, c->ids, c->doc);
+  return mhk_matrix_orientation(t, &d);
+}
 BUILD(b_reshape, mhk_square(t, mhk_reshape(t, c->in[0], 1, &c->in[0]->count)))
 BUILD(b_rows, mhk_square(t, mhk_rows(t, c->in[0], 1, 2)))
 
@@ -268,7 +284,7 @@ static const int32_t doc_2x9[18] = {4, 4, 4, 7, 7, 4, 4, 4, 4, 0, 1, 1, 1, 1, 1,
 
 TEST(gradients_mixers) {
   op_case c;
-  int packed, form, chunk;
+  int packed, form, chunk, kind;
   start();
   for (packed = 0; packed < 2; packed++) {
     const int32_t *doc = packed ? doc_2x9 : NULL;
@@ -311,6 +327,17 @@ TEST(gradients_mixers) {
     c.in[4] = P4(2, 9, 4, 6, 7), c.in[5] = P4(2, 9, 2, 6, 8);
     frozen(c.in[4]), frozen(c.in[5]);
     check_gradients("matrix_orientation", &c);
+    for (kind = 0; kind < 4; kind++) { /* every kind of head, together and alone */
+      static const int32_t windows[4][4] = {{0, 3, MHK_WINDOW_ALL, 20}, {1, 1, 1, 1}, {2, 4, 5, 7}, {0, 0, 0, 0}};
+      char name[80];
+      snprintf(name, sizeof name, "matrix_orientation of windows, kind %d, packed %d", kind, packed);
+      c.build = b_orientation_with;
+      c.ids = windows[kind];
+      c.in[6] = parameter5(3, 2, 9, 4, 1, -0.5, 2, 9);
+      c.in[7] = kind == 1 ? NULL : parameter5(3, 2, 9, 4, 1, 0.2, 2, 10);
+      c.in[8] = P1(4, 11), c.in[9] = P3(2, 9, 4, 12);
+      check_gradients(name, &c);
+    }
   }
   finish();
 }
