@@ -550,6 +550,7 @@ typedef struct mhk_evaluate_desc {
   mhk_index windows;    /* number of windows from the start; 0: all */
   mhk_progress_fn progress;
   void *user;
+  const int32_t *head_windows; /* of the model, not of the teacher: windows of mhk_forward_desc */
 } mhk_evaluate_desc;
 typedef struct mhk_evaluation {
   mhk_index tokens;                            /* number of predictions */
@@ -1354,6 +1355,9 @@ typedef struct mhk_forward_desc {
   /* if not NULL, receives the L+1 hidden states: the inputs of blocks 0..L-1 and the output of the
      last block */
   mhk_tensor **residuals;
+  /* (n_layer,n_head): heads of attention layers see only their last tokens, as many as here; see
+     mhk_attention_desc. How much a model loses says which heads look far. NULL: everything. */
+  const int32_t *windows;
 } mhk_forward_desc;
 /* tokens (B,T) -> logits (B,T,V) */
 MHKDEF mhk_tensor *mhk_forward(mhk_tape *t, mhk_model *m, const int32_t *tokens, mhk_index B, mhk_index T,
@@ -16709,17 +16713,18 @@ static mhk_tensor *mhk__own_checked(mhk_tape *t, const mhk_config *c, const char
 
 /* The output of a mixer from its parts, through the output projection, plus the residual if there
    is one. */
-static mhk_tensor *mhk__mixer_output(mhk_tape *t, mhk_model *m, int layer, const mhk__parts *p, const int32_t *doc,
-                                     mhk_tensor *residual) {
+static mhk_tensor *mhk__mixer_output(mhk_tape *t, mhk_model *m, int layer, const mhk__parts *p,
+                                     const mhk_forward_desc *d, mhk_tensor *residual) {
   const mhk__layer *y = m->layers + layer;
   mhk_tensor *o, *w = y->out_w, *b = y->out_b;
   mhk_ssd_desc desc;
   memset(&desc, 0, sizeof desc);
-  desc.doc = doc;
+  desc.doc = d->doc;
   if (y->kind == MHK_MIXER_ATTENTION) {
     mhk_attention_desc seen;
     memset(&seen, 0, sizeof seen);
-    seen.doc = doc;
+    seen.doc = d->doc;
+    if (d->windows) seen.windows = d->windows + (mhk_index)layer * m->config.n_head;
     o = mhk__flat(t, mhk_attention(t, p->q, p->k, p->v, &seen));
     w = y->dense_w;
     b = y->dense_b;
@@ -16735,22 +16740,26 @@ static mhk_tensor *mhk__mixer_output(mhk_tape *t, mhk_model *m, int layer, const
   return residual ? mhk_linear_add(t, o, w, b, residual) : mhk_linear(t, o, w, b);
 }
 
-static mhk_tensor *mhk__mixer(mhk_tape *t, mhk_model *m, int layer, mhk_tensor *u, const int32_t *doc,
+/* desc as in mhk_forward_mixer(): NULL is one of zeros. */
+static mhk_tensor *mhk__mixer(mhk_tape *t, mhk_model *m, int layer, mhk_tensor *u, const mhk_forward_desc *desc,
                               mhk_tensor *residual) {
   mhk__parts p;
+  mhk_forward_desc d;
   memset(&p, 0, sizeof p);
+  memset(&d, 0, sizeof d);
+  if (desc) d = *desc;
   if (m && u && layer >= 0 && layer < m->config.n_layer && m->layers[layer].kind == MHK_MIXER_OWN) {
     const mhk_config *c = &m->config;
     if (!mhk__layer_ready(t, m, layer, u)) return NULL;
-    mhk_tensor *y = c->own->forward(t, c, m->layers[layer].own, u, doc);
+    mhk_tensor *y = c->own->forward(t, c, m->layers[layer].own, u, d.doc);
     y = mhk__own_checked(t, c, "forward", y, u->rank, u->shape);
     return residual ? mhk_add(t, y, residual) : y;
   }
-  return mhk__mixer_parts(t, m, layer, u, doc, &p) ? mhk__mixer_output(t, m, layer, &p, doc, residual) : NULL;
+  return mhk__mixer_parts(t, m, layer, u, d.doc, &p) ? mhk__mixer_output(t, m, layer, &p, &d, residual) : NULL;
 }
 
 MHKDEF mhk_tensor *mhk_forward_mixer(mhk_tape *t, mhk_model *m, int layer, mhk_tensor *u, const mhk_forward_desc *d) {
-  return mhk__mixer(t, m, layer, u, d ? d->doc : NULL, NULL);
+  return mhk__mixer(t, m, layer, u, d, NULL);
 }
 
 MHKDEF mhk_tensor *mhk_forward_norm(mhk_tape *t, mhk_model *m, int layer, mhk_tensor *x) {
@@ -16764,7 +16773,7 @@ MHKDEF mhk_tensor *mhk_forward_norm(mhk_tape *t, mhk_model *m, int layer, mhk_te
    mixer(norm(x)). */
 MHKDEF mhk_tensor *mhk_forward_block(mhk_tape *t, mhk_model *m, int layer, mhk_tensor *x, const mhk_forward_desc *d) {
   mhk_tensor *u = mhk_forward_norm(t, m, layer, x);
-  mhk_tensor *y = mhk__mixer(t, m, layer, u, d ? d->doc : NULL, x);
+  mhk_tensor *y = mhk__mixer(t, m, layer, u, d, x);
   if (!y) return NULL;
   mhk__layer *w = m->layers + layer;
   return w->fc1_w ? mhk_linear_add(t, mhk_linear_gelu(t, u, w->fc1_w, w->fc1_b), w->fc2_w, w->fc2_b, y) : y;
@@ -16812,6 +16821,17 @@ MHKDEF mhk_tensor *mhk_forward_matrix(mhk_tape *t, mhk_model *m, int layer, mhk_
   return mhk_ssd_matrix(t, p.log_a, p.Bm, p.Cm, m->layers[layer].D, doc);
 }
 
+/* Copies a list that the backward pass reads again to the tape; NULL stays NULL. Non-zero on
+   success. */
+static int mhk__tape_keep(mhk_tape *t, const int32_t *list, mhk_index n, const int32_t **out) {
+  *out = NULL;
+  if (!list || n == 0) return 1;
+  int32_t *copy = (int32_t *)mhk__arena_zeros(t->ctx, &t->arena, n, sizeof *copy);
+  if (copy) memcpy(copy, list, (size_t)n * sizeof *copy);
+  *out = copy;
+  return copy != NULL;
+}
+
 typedef struct mhk__block_user { mhk_model *m; mhk_forward_desc d; int layer; } mhk__block_user;
 static mhk_tensor *mhk__block_again(mhk_tape *t, void *user, mhk_tensor *x) {
   const mhk__block_user *b = (const mhk__block_user *)user;
@@ -16829,15 +16849,11 @@ MHKDEF mhk_tensor *mhk_forward(mhk_tape *t, mhk_model *m, const int32_t *tokens,
     if (d.residuals) d.residuals[l] = x;
     if (d.recompute && t->recording) {
       mhk__block_user *u = (mhk__block_user *)mhk__arena_zeros(t->ctx, &t->arena, 1, sizeof *u);
-      int32_t *doc = NULL;
-      if (u && d.doc) { /* kept, because the backward pass reads it again */
-        doc = (int32_t *)mhk__arena_zeros(t->ctx, &t->arena, B * T, sizeof(int32_t));
-        if (doc) memcpy(doc, d.doc, (size_t)(B * T) * sizeof(int32_t));
-      }
-      if (!u || (d.doc && !doc)) return NULL;
+      if (!u || !mhk__tape_keep(t, d.doc, B * T, &u->d.doc) ||
+          !mhk__tape_keep(t, d.windows, (mhk_index)m->config.n_layer * m->config.n_head, &u->d.windows))
+        return NULL;
       u->m = m;
       u->layer = l;
-      u->d.doc = doc;
       x = mhk_recompute(t, mhk__block_again, u, x);
     } else
       x = mhk_forward_block(t, m, l, x, &d);
@@ -19701,8 +19717,12 @@ static double mhk__orient_layer(mhk__stage_run *run, int l, mhk_tensor *x, mhk_t
   const double loss = mhk__loss_backward(run, distance);
   mhk_tape_record(tape, 0);
   mhk_tape_rewind(tape, mark);
-  if (next && run->ctx->result == MHK_OK)
-    *next = mhk__teacher_mlp(run, l, u, mhk__mixer_output(tape, teacher, l, &attention, run->doc, x));
+  if (next && run->ctx->result == MHK_OK) {
+    mhk_forward_desc plain;
+    memset(&plain, 0, sizeof plain);
+    plain.doc = run->doc;
+    *next = mhk__teacher_mlp(run, l, u, mhk__mixer_output(tape, teacher, l, &attention, &plain, x));
+  }
   return loss;
 }
 
@@ -19767,18 +19787,15 @@ static double mhk__stage_along_teacher(mhk__stage_run *run) {
 /* The final hidden state (B,T,D) of a model without gradients; the activations of only one block
    are in memory at a time. If outputs is not NULL, it receives the outputs of the L blocks. */
 static mhk_tensor *mhk__last_residual(mhk_tape *tape, mhk_model *model, const int32_t *tokens, mhk_index B,
-                                        mhk_index T, const int32_t *doc, mhk_tensor **outputs) {
+                                        mhk_index T, const mhk_forward_desc *desc, mhk_tensor **outputs) {
   const int recording = mhk_tape_record(tape, 0);
   mhk_context *ctx = tape->ctx;
-  mhk_forward_desc plain;
-  memset(&plain, 0, sizeof plain);
-  plain.doc = doc;
   mhk_tensor *x = mhk_forward_embedding(tape, model, tokens, B, T);
   for (int l = 0; l < model->config.n_layer && x && ctx->result == MHK_OK; l++) {
     mhk_tensor *to = x;
     if (outputs) outputs[l] = to = mhk_tensor_new(tape, x->rank, x->shape, NULL);
     const mhk_tape_mark mark = mhk_tape_here(tape);
-    mhk__copy_values(to, mhk_forward_block(tape, model, l, x, &plain));
+    mhk__copy_values(to, mhk_forward_block(tape, model, l, x, desc));
     mhk_tape_rewind(tape, mark);
     x = to;
   }
@@ -19808,7 +19825,10 @@ static double mhk__stage_predictions(mhk__stage_run *run) {
   for (mhk_index i = 0; labels && i < rows; i++) /* the next token in the same row and document */
     labels[i] = (i + 1) % run->T == 0 || (run->doc && run->doc[i + 1] != run->doc[i]) ? -1 : run->tokens[i + 1];
   if (ctx->result == MHK_OK) {
-    mhk_tensor *target = mhk__last_residual(tape, run->teacher, run->tokens, run->B, run->T, run->doc, teachers);
+    mhk_forward_desc plain;
+    memset(&plain, 0, sizeof plain);
+    plain.doc = run->doc;
+    mhk_tensor *target = mhk__last_residual(tape, run->teacher, run->tokens, run->B, run->T, &plain, teachers);
     target = mhk_forward_head(tape, run->teacher, target);
     mhk_tape_record(tape, run->record);
     mhk_forward_desc fd;
@@ -21258,6 +21278,7 @@ typedef struct mhk__evaluating {
   mhk_model *model, *teacher; /* teacher: or NULL */
   const mhk_corpus *corpus;
   mhk_index length, windows, batch;
+  mhk_forward_desc how;   /* of the model, which may be limited */
   double *rows;           /* (3, batch * length) */
   double *means;          /* (3, windows) */
   double quarters[3][4];  /* sums of rows over all windows, by quarter of the window */
@@ -21285,7 +21306,7 @@ static void mhk__evaluate_batch(mhk__evaluating *e, mhk_index w, mhk_index B) {
     e->labels[i] = (i + 1) % e->length ? tokens[i + 1] : tokens[i];
   for (int k = 0; k < 2 && models[k]; k++) {
     const mhk_index shape[2] = {n, models[k]->config.d_model};
-    x[k] = mhk__last_residual(e->tape, models[k], tokens, B, e->length, NULL, NULL);
+    x[k] = mhk__last_residual(e->tape, models[k], tokens, B, e->length, k == 0 ? &e->how : NULL, NULL);
     x[k] = mhk_reshape(e->tape, x[k], 2, shape);
   }
   for (mhk_index from = 0; from < n && e->ctx->result == MHK_OK; from += piece) {
@@ -21371,6 +21392,8 @@ MHKDEF mhk_result mhk_evaluate(mhk_model *model, const mhk_evaluate_desc *desc, 
   e.batch = mhk__min(mhk__max(2048 / e.length, 1), e.windows);
   e.means = (double *)mhk__scratch(ctx, 3 * e.windows, sizeof(double));
   e.rows = (double *)mhk__scratch(ctx, 3 * e.batch * e.length, sizeof(double));
+  memset(&e.how, 0, sizeof e.how);
+  e.how.windows = desc->head_windows;
   memset(e.quarters, 0, sizeof e.quarters);
   e.labels = (int32_t *)mhk__scratch(ctx, e.batch * e.length, sizeof(int32_t));
   e.tape = mhk_tape_create(ctx);
