@@ -6320,6 +6320,12 @@ static mhk_index *mhk__starts(mhk_tape *t, const int32_t *doc, mhk_index B, mhk_
   return start;
 }
 
+/* to (H) += sum over batches of from (B,H) */
+static void mhk__sum_batches(mhk_index B, mhk_index H, const mhk_real *from, mhk_real *to) {
+  for (mhk_index h = 0; h < H; h++)
+    for (mhk_index b = 0; b < B; b++) to[h] += from[b * H + h];
+}
+
 /* ---- elementwise ---- */
 
 /*    y = a + b    da += dy      db += dy
@@ -7601,55 +7607,79 @@ MHKDEF mhk_tensor *mhk_conv1d(mhk_tape *t, mhk_tensor *x, mhk_tensor *w, mhk_ten
    ATTENTION: causal softmax attention in tiles                                          >>attention
    =================================================================================================
 
-   y_t = sum over s <= t of M[t,s] v_s, M[t,s] = softmax over s of q_t . k_s / sqrt(P), head by
+   y_t = sum over s <= t of M[t,s] v_s, M[t,s] = softmax over s of q_t . k_s / sqrt(N), head by
    head; H heads of queries share G heads of keys and values (grouped-query attention). M has T^2
    elements and is never made: tiles of queries meet tiles of keys, and as each comes by, a
    running maximum and sum correct what was added up before (online softmax, FlashAttention: Dao
    et al. 2022, arXiv 2205.14135). The backward pass makes each tile of M again from q, k and the
    log-sum-exp of its rows. A single query, as in decoding, walks down the cache of keys and
-   values once. */
+   values once.
+
+   A head may see only a window, the last w tokens (sliding-window attention). Softmax then shares
+   out everything among those few, even where what matters lies further back. One more logit in the
+   denominator, the rest, takes that part and gives it to no value: a learned attention sink. Work
+   grows with the window: where it is small, a tile has few queries and one tile of keys, all that
+   any of them sees. */
 
 #if MHK__REFERENCE == 1 && !defined(MHK__PASS)
 /* ---- reference */
 
 typedef struct mhk__ref_attention {
-  int T, S, P;             /* queries, keys and values, numbers of each; query t is token S - T + t */
-  const double *q, *k, *v; /* (T,P), (S,P), (S,P) */
-  const int *first;        /* (T) the first key that a query sees; NULL: 0 */
+  int T, S;                /* queries, and keys and values; query t is token S - T + t */
+  int N, P;                /* numbers of a query or key, and of a value */
+  const double *q, *k, *v; /* (T,N), (S,N), (S,P) */
+  const int *first;        /* (T) the first token of each query's document; NULL: 0 */
+  int window;              /* tokens a query sees, itself and those before; 0: none; MHK_WINDOW_ALL */
+  double scale;            /* of scores */
+  const double *rest;      /* (T) one more logit in the denominator; NULL: none */
 } mhk__ref_attention;
 
-/* M[t,s] = softmax over the s that t sees of q_t . k_s / sqrt(P); log_sum_exp (T), if not NULL: the
-   logarithm of each softmax's denominator */
+/* the first key that query t sees */
+static inline int mhk__ref_first(const mhk__ref_attention *a, int t) {
+  const int first = a->first && a->first[t] > 0 ? a->first[t] : 0, window = a->S - a->T + t + 1 - a->window;
+  return a->window == MHK_WINDOW_ALL || window < first ? first : window;
+}
+
+/* M[t,s] = softmax over the s that t sees of scale q_t . k_s, less the part of the rest;
+   log_sum_exp (T), if not NULL: the logarithm of each softmax's denominator, 0 if nothing is
+   seen */
 static inline void mhk__ref_attention_matrix(const mhk__ref_attention *a, double *M, double *log_sum_exp) {
   for (int t = 0; t < a->T; t++) {
-    const int first = a->first && a->first[t] > 0 ? a->first[t] : 0, last = a->S - a->T + t;
-    double *row = M + t * a->S, largest = -HUGE_VAL, sum = 0;
+    const int first = mhk__ref_first(a, t), last = a->S - a->T + t;
+    double *row = M + t * a->S, largest = a->rest ? a->rest[t] : -HUGE_VAL, sum = 0;
     for (int s = first; s <= last; s++) {
-      row[s] = mhk__ref_dot(a->P, a->q + t * a->P, a->k + s * a->P) / sqrt((double)a->P);
+      row[s] = a->scale * mhk__ref_dot(a->N, a->q + t * a->N, a->k + s * a->N);
       largest = fmax(largest, row[s]);
     }
     for (int s = first; s <= last; s++) sum += exp(row[s] - largest);
+    if (a->rest) sum += exp(a->rest[t] - largest);
     for (int s = 0; s < a->S; s++) row[s] = s < first || s > last ? 0 : exp(row[s] - largest) / sum;
-    if (log_sum_exp) log_sum_exp[t] = largest + log(sum);
+    if (log_sum_exp) log_sum_exp[t] = a->window == 0 ? 0 : largest + log(sum);
   }
 }
 
 /* From dy, the gradient of y = M v. Through the softmax: dscore = M (dM - sum over s of M dM),
-   where dM = dy v^T. */
+   where dM = dy v^T. The rest has the part of M that is missing from 1, and a value of 0. drest (T)
+   and dscale (1) may be NULL. */
 static inline void mhk__ref_attention_back(const mhk__ref_attention *a, const double *M, const double *dy, double *dq,
-                                           double *dk, double *dv) {
-  const int P = a->P;
+                                           double *dk, double *dv, double *drest, double *dscale) {
+  const int N = a->N, P = a->P;
   for (int t = 0; t < a->T; t++) {
     const double *row = M + t * a->S;
-    double mean = 0;
-    for (int s = 0; s < a->S; s++) mean += row[s] * mhk__ref_dot(P, dy + t * P, a->v + s * P);
+    double mean = 0, outside = 1;
     for (int s = 0; s < a->S; s++) {
-      const double dscore = row[s] * (mhk__ref_dot(P, dy + t * P, a->v + s * P) - mean) / sqrt((double)P);
-      for (int p = 0; p < P; p++) {
-        dv[s * P + p] += row[s] * dy[t * P + p];
-        dq[t * P + p] += dscore * a->k[s * P + p];
-        dk[s * P + p] += dscore * a->q[t * P + p];
+      mean += row[s] * mhk__ref_dot(P, dy + t * P, a->v + s * P);
+      outside -= row[s];
+    }
+    if (drest) drest[t] -= outside * mean;
+    for (int s = 0; s < a->S; s++) {
+      const double dscore = row[s] * (mhk__ref_dot(P, dy + t * P, a->v + s * P) - mean);
+      for (int p = 0; p < P; p++) dv[s * P + p] += row[s] * dy[t * P + p];
+      for (int n = 0; n < N; n++) {
+        dq[t * N + n] += dscore * a->scale * a->k[s * N + n];
+        dk[s * N + n] += dscore * a->scale * a->q[t * N + n];
       }
+      if (dscale) *dscale += dscore * mhk__ref_dot(N, a->q + t * N, a->k + s * N);
     }
   }
 }
@@ -7658,46 +7688,111 @@ static inline void mhk__ref_attention_back(const mhk__ref_attention *a, const do
 #if defined(MOHAWK_IMPLEMENTATION) && !defined(MHK__PASS)
 /* ---- arguments */
 
-/* Attention over (B,T,H,P) queries and (B,S,G,P) keys and values; query t stands at position offset
-   + t. */
+/* Attention of (B,T,H,N) queries over (B,S,G,N) keys and (B,S,G,P) values; query t stands at
+   position offset + t. */
 struct mhk__attention_args {
-  mhk_index B, T, S, H, G, P, offset;
-  mhk_index kv_batch;       /* elements between the batches of k and v */
+  mhk_index B, T, S, H, G, N, P, offset;
+  mhk_index k_batch, v_batch; /* numbers between the batches of k and of v */
   const mhk_real *q, *k, *v;
-  const mhk_index *start;   /* (B,T) first key a query sees, or NULL */
-  mhk_real *y;              /* (B,T,H,P) */
-  mhk_real *lse;            /* (B,H,T): log of the softmax's denominator, scores scaled; NULL in no-grad */
-  const mhk_real *dy, *yy;  /* backward: cotangent and output */
-  mhk_real *dq, *dk, *dv;   /* added to; NULL: not needed */
+  const mhk_index *start;     /* (B,T) first key a query may see, or NULL */
+  const int32_t *windows;     /* (H) as in mhk_attention_desc; NULL: everything is seen, with scale and rest */
+  const mhk_real *scale;      /* (H), or NULL: 1/sqrt(N) */
+  const mhk_real *rest;       /* (B,T,H), or NULL */
+  mhk_real *y;                /* (B,T,H,P); NULL, with v: not needed */
+  mhk_real *lse;              /* (B,H,T): log of the softmax's denominator, 0 of absent heads; NULL in no-grad */
+  const mhk_real *dy, *yy;    /* backward: cotangent and output */
+  mhk_real *dq, *dk, *dv;     /* added to; NULL: not needed */
+  mhk_real *drest, *dscale;   /* (B,T,H) added to, (B,H) written; NULL: not needed */
 };
 
-/* Tiles of MHK__TILE queries by tiles of as many keys. fade: the factor on earlier sums when the
-   largest score grows. */
+/* What head h sees, and in which tiles. */
+typedef struct mhk__sight {
+  mhk_index window;     /* tokens, at most S; 0: the head is absent */
+  mhk_index queries;    /* of a tile */
+  mhk_index keys;       /* of a tile at most: all that its queries see, where the window is small */
+  const mhk_real *rest; /* of sequence 0, H apart, or NULL */
+  int own_scale;        /* scale is not 1/sqrt(N) but a number that may be 0 or negative */
+  mhk_real scale;
+} mhk__sight;
+
+enum { MHK__MOST_KEYS = 256 }; /* keys of a tile of 16 queries; fewer the more queries */
+static mhk__sight mhk__sight_of(const mhk__attention_args *a, mhk_index h) {
+  mhk__sight s;
+  const int all = !a->windows || a->windows[h] == MHK_WINDOW_ALL, plain = a->windows && all;
+  s.window = all ? a->S : mhk__min(a->S, a->windows[h]);
+  s.queries = all || s.window > 96 ? MHK__TILE : s.window > 32 ? 32 : 16;
+  s.keys = MHK__MOST_KEYS * 16 / s.queries;
+  s.rest = a->rest && !plain ? a->rest + h : NULL;
+  s.own_scale = a->scale && !plain;
+  s.scale = s.own_scale ? a->scale[h] : MHK__R(1.0 / sqrt((double)a->N));
+  return s;
+}
+
+/* the first key that query t of sequence b sees */
+static mhk_index mhk__first_key(const mhk__attention_args *a, const mhk__sight *sight, mhk_index b, mhk_index t) {
+  const mhk_index start = a->start ? mhk__max(0, a->start[b * a->T + t]) : 0;
+  return mhk__max(start, a->offset + t + 1 - sight->window);
+}
+
+/* Which of a tile of keys each of a tile of queries sees: query i those from first[i] (counted over
+   all keys) to key before + i of the tile. Where `cut`, some queries see less than what came before
+   them: only queries before until[j] see key j. */
+typedef struct mhk__seen {
+  mhk_index queries, keys, j0, before, first[MHK__TILE], until[MHK__MOST_KEYS];
+  int cut;
+} mhk__seen;
+
+/* Queries [i0,i0+rows) of sequence b; returns where tiles of keys start. */
+static mhk_index mhk__see_queries(mhk__seen *seen, const mhk__attention_args *a, const mhk__sight *sight, mhk_index b,
+                                  mhk_index i0, mhk_index rows) {
+  seen->queries = rows;
+  for (mhk_index i = 0; i < rows; i++) seen->first[i] = mhk__first_key(a, sight, b, i0 + i);
+  return sight->queries == MHK__TILE ? seen->first[0] / MHK__TILE * MHK__TILE : seen->first[0];
+}
+
+/* Keys [j0,j0+n), before those queries, the first of which stands at `position`. */
+static void mhk__see_keys(mhk__seen *seen, mhk_index j0, mhk_index n, mhk_index position) {
+  const mhk_index rows = seen->queries;
+  seen->j0 = j0;
+  seen->keys = n;
+  seen->before = position - j0;
+  seen->cut = seen->first[rows - 1] > j0;
+  for (mhk_index j = 0, i = 0; seen->cut && j < n; j++) {
+    while (i < rows && seen->first[i] <= j0 + j) i++;
+    seen->until[j] = i;
+  }
+}
+
+/* Tiles of queries by tiles of keys. fade: the factor on earlier sums when the largest score
+   grows. */
 #define MHK__ATTENTION_BUFFERS(D, V, M) \
-  M(keys, S, P) \
+  M(keys, S, N) \
   M(values, S, P) \
-  M(queries, P, MHK__TILE) /* a tile, transposed */ \
+  M(queries, N, MHK__TILE) /* a tile, transposed */ \
   M(scores, MHK__TILE, MHK__TILE) /* keys by queries */ \
   M(out, MHK__TILE, P) /* y, not yet divided by sum */ \
   V(most, MHK__TILE) /* of each query the largest score */ \
   V(sum, MHK__TILE) /* and the denominator so far */ \
   V(fade, MHK__TILE)
-MHK__ROOM(mhk__attention, MHK__ATTENTION_BUFFERS, (mhk_index S, mhk_index P), (S, P))
+MHK__ROOM(mhk__attention, MHK__ATTENTION_BUFFERS, (mhk_index S, mhk_index N, mhk_index P), (S, N, P))
 
 #ifndef MOHAWK_NO_TRAINING
 #define MHK__ATTENTION_BACK_BUFFERS(D, V, M) \
-  M(keys_turned, P, T) /* tile after tile */ \
-  M(values_turned, P, T) \
-  M(keys, T, P) \
-  M(dk, T, P) /* sums over queries and heads */ \
+  M(keys, T, N) \
+  M(values, T, P) \
+  M(dk, T, N) /* sums over queries and heads */ \
   M(dv, T, P) \
-  M(queries, MHK__TILE, P) \
+  M(queries, MHK__TILE, N) \
+  M(queries_turned, N, MHK__TILE) \
+  M(dq, MHK__TILE, N) \
   M(dy, MHK__TILE, P) \
-  M(dq, MHK__TILE, P) \
-  M(m, MHK__TILE, MHK__TILE) /* the matrix, queries by keys here */ \
+  M(dy_turned, P, MHK__TILE) \
+  M(y, MHK__TILE, P) \
+  M(m, MHK__TILE, MHK__TILE) /* the matrix, keys by queries */ \
   M(dscore, MHK__TILE, MHK__TILE) /* dM, then the gradient of scores */ \
-  V(mean, MHK__TILE) /* the sum over keys of M dM, which is dy . y */
-MHK__ROOM(mhk__attention_back, MHK__ATTENTION_BACK_BUFFERS, (mhk_index T, mhk_index P), (T, P))
+  V(mean, MHK__TILE) /* the sum over keys of M dM, which is dy . y */ \
+  V(rest, MHK__TILE)
+MHK__ROOM(mhk__attention_back, MHK__ATTENTION_BACK_BUFFERS, (mhk_index T, mhk_index N, mhk_index P), (T, N, P))
 #endif /* MOHAWK_NO_TRAINING */
 #endif /* MOHAWK_IMPLEMENTATION */
 
@@ -7706,24 +7801,24 @@ MHK__ROOM(mhk__attention_back, MHK__ATTENTION_BACK_BUFFERS, (mhk_index T, mhk_in
 
 /* Online softmax of one tile of scores, keys by queries. The largest score of each query so far and
    the sum of exp(score - largest) run on from tile to tile; where the largest grows, what was added
-   up before shrinks by fade. Leaves exp(score - largest) in the tile. Query i sees the keys j <=
-   before + i; where `cut`, documents follow each other, and only queries before until[j] see key
-   j. */
-static void MHK__N(mhk__online_softmax)(const mhk__attention_room *w, mhk_index keys, mhk_index queries, mhk_index P,
-                                        mhk_index before, int cut, const mhk_index *until) {
-  const MHK__V zero = MHK__SET(MHK__R(0)), lowest = MHK__SET(MHK__R(-3e38)),
-               scale = MHK__SET(MHK__R(1.0 / sqrt((double)P)));
-  const mhk_index ld = MHK__LD(queries);
-  for (mhk_index i = 0; i < queries; i += MHK__W) { /* one vector of queries at a time */
-    /* all of them see the keys before `sure`, none sees the keys from `to` */
-    const mhk_index to = mhk__min(keys, before + i + MHK__W), sure = cut ? 0 : mhk__min(keys, before + i + 1);
+   up before shrinks by fade. Leaves exp(score - largest) in the tile, 0 where a query does not see
+   a key. */
+static void MHK__N(mhk__online_softmax)(const mhk__attention_room *w, const mhk__seen *s, mhk_real factor) {
+  const MHK__V zero = MHK__SET(MHK__R(0)), lowest = MHK__SET(MHK__R(-3e38)), scale = MHK__SET(factor);
+  const mhk_index ld = MHK__LD(s->queries);
+  for (mhk_index i = 0; i < s->queries; i += MHK__W) { /* one vector of queries at a time */
+    /* none of them sees the keys before `from` and from `to` on, all of them those before `sure` */
+    const mhk_index to = mhk__min(s->keys, s->before + i + MHK__W),
+                    from = s->cut ? mhk__min(to, mhk__max(0, s->first[i] - s->j0)) : 0,
+                    sure = s->cut ? from : mhk__min(s->keys, s->before + i + 1);
     mhk_real *at = w->scores + i;
     MHK__V best = lowest, e, total, old = MHK__LOAD(w->most + i);
     mhk_index j;
-    for (j = 0; j < sure; j++) best = MHK__MAX(best, MHK__LOAD(at + j * ld));
+    for (j = 0; j < from; j++) MHK__STORE(at + j * ld, zero);
+    for (; j < sure; j++) best = MHK__MAX(best, MHK__LOAD(at + j * ld));
     for (; j < to; j++) {
-      e = MHK__FROM(MHK__LOAD(at + j * ld), lowest, j - before - i);
-      if (cut) e = MHK__FROM(lowest, e, until[j] - i);
+      e = MHK__FROM(MHK__LOAD(at + j * ld), lowest, j - s->before - i);
+      if (s->cut) e = MHK__FROM(lowest, e, s->until[j] - i);
       best = MHK__MAX(best, e);
     }
     best = MHK__MAX(old, best * scale);
@@ -7732,19 +7827,38 @@ static void MHK__N(mhk__online_softmax)(const mhk__attention_room *w, mhk_index 
     MHK__STORE(w->fade + i, old);
     total = MHK__LOAD(w->sum + i) * old;
     best = zero - best;
-    for (j = 0; j < sure; j++) {
+    for (j = from; j < sure; j++) {
       e = MHK__N(mhk__vexp)(MHK__FMA(MHK__LOAD(at + j * ld), scale, best));
       MHK__STORE(at + j * ld, e);
       total = total + e;
     }
     for (; j < to; j++) {
-      e = MHK__FROM(MHK__N(mhk__vexp)(MHK__FMA(MHK__LOAD(at + j * ld), scale, best)), zero, j - before - i);
-      if (cut) e = MHK__FROM(zero, e, until[j] - i);
+      e = MHK__FROM(MHK__N(mhk__vexp)(MHK__FMA(MHK__LOAD(at + j * ld), scale, best)), zero, j - s->before - i);
+      if (s->cut) e = MHK__FROM(zero, e, s->until[j] - i);
       MHK__STORE(at + j * ld, e);
       total = total + e;
     }
-    for (; j < keys; j++) MHK__STORE(at + j * ld, zero);
+    for (; j < s->keys; j++) MHK__STORE(at + j * ld, zero);
     MHK__STORE(w->sum + i, total);
+  }
+}
+
+/* A tile of queries, transposed, and the start of its softmax: nothing, or the rest. A scale of the
+   head's own goes into the queries, so that the largest score is found whatever its sign. */
+static void MHK__N(mhk__attention_begin)(const mhk__attention_args *a, const mhk__sight *sight,
+                                         const mhk__attention_room *w, const mhk_real *q, mhk_index row,
+                                         mhk_index rows) {
+  const mhk_index wide = MHK__LD(rows);
+  MHK__N(mhk__transposed_in)(rows, a->N, q, a->H * a->N, w->queries);
+  for (mhk_index i = 0; sight->own_scale && i < a->N * wide; i += MHK__W)
+    MHK__STORE(w->queries + i, MHK__LOAD(w->queries + i) * MHK__SET(sight->scale));
+  for (mhk_index i = 0; i < wide; i += MHK__W) {
+    MHK__STORE(w->most + i, MHK__SET(MHK__R(-3e38)));
+    MHK__STORE(w->sum + i, MHK__SET(MHK__R(0)));
+  }
+  for (mhk_index i = 0; sight->rest && i < rows; i++) {
+    w->most[i] = sight->rest[(row + i) * a->H];
+    w->sum[i] = 1;
   }
 }
 
@@ -7755,68 +7869,65 @@ static void MHK__N(mhk__online_softmax)(const mhk__attention_room *w, mhk_index 
    operand of the product with the values as it stands. Keys and values are copied in once, when the
    first tile of queries reaches them. */
 static void MHK__N(mhk__attention)(const mhk__attention_args *a, mhk_index b, mhk_index h, mhk_real *work) {
-  const mhk_index T = a->T, S = a->S, P = a->P, g = h / (a->H / a->G), kv = a->G * P, ldq = a->H * P, K = MHK__TILE,
-                  wide = MHK__LD(P);
-  const mhk_real *q = a->q + (b * T * a->H + h) * P, *k = a->k + b * a->kv_batch + g * P,
-                 *v = a->v ? a->v + b * a->kv_batch + g * P : NULL;
-  const mhk_index *start = a->start ? a->start + b * T : NULL;
-  mhk_index i1, ready = 0, until[MHK__TILE];
+  const mhk__sight sight = mhk__sight_of(a, h);
+  const mhk_index T = a->T, S = a->S, N = a->N, P = a->P, g = h / (a->H / a->G), ldk = a->G * N, ldv = a->G * P,
+                  ldq = a->H * N, ldy = a->H * P, K = sight.queries, wide = MHK__LD(N), wide_v = MHK__LD(P);
+  const mhk_real *q = a->q + (b * T * a->H + h) * N, *k = a->k + b * a->k_batch + g * N,
+                 *v = a->v ? a->v + b * a->v_batch + g * P : NULL;
+  mhk_real *lse = a->lse ? a->lse + (b * a->H + h) * T : NULL;
+  mhk_index i1, ready = 0;
   mhk__attention_room w;
+  mhk__seen seen;
   mhk__ahead ahead;
   mhk__block block;
-  mhk__attention_lay(&w, work, S, P);
+  mhk__attention_lay(&w, work, S, N, P);
   memset(&block, 0, sizeof block);
   block.ahead = &ahead;
   for (mhk_index i0 = 0; i0 < T; i0 = i1) {
     /* tiles of queries end where tiles of keys do */
     const mhk_index rows = mhk__min(T - i0, K - (a->offset + i0) % K), wide_q = MHK__LD(rows),
-                    last = a->offset + i0 + rows, after = last + K;
-    const mhk_index first = start && start[i0] > 0 ? start[i0] / K * K : 0;
+                    last = a->offset + i0 + rows, next = mhk__min(last + K, S) - last;
     mhk_real *y = a->y ? a->y + ((b * T + i0) * a->H + h) * P : NULL;
     i1 = i0 + rows;
+    if (sight.window == 0) { /* the head is absent */
+      for (mhk_index i = 0; y && i < rows; i++) memset(y + i * ldy, 0, (size_t)P * sizeof *y);
+      if (lse) memset(lse + i0, 0, (size_t)rows * sizeof *lse);
+      continue;
+    }
+    const mhk_index first = mhk__see_queries(&seen, a, &sight, b, i0, rows);
     for (; ready < last; ready += K) {
       const mhk_index n = mhk__min(K, S - ready);
       if (ready + K <= first) continue;
-      MHK__N(mhk__rows_in)(n, P, k + ready * kv, kv, NULL, w.keys + ready * wide);
-      if (v) MHK__N(mhk__rows_in)(n, P, v + ready * kv, kv, NULL, w.values + ready * wide);
+      MHK__N(mhk__rows_in)(n, N, k + ready * ldk, ldk, NULL, w.keys + ready * wide);
+      if (v) MHK__N(mhk__rows_in)(n, P, v + ready * ldv, ldv, NULL, w.values + ready * wide_v);
     }
-    MHK__N(mhk__transposed_in)(rows, P, q + i0 * ldq, ldq, w.queries);
+    MHK__N(mhk__attention_begin)(a, &sight, &w, q + i0 * ldq, b * T + i0, rows);
     ahead.parts = ahead.now = 0;
-    mhk__look_ahead(&ahead, q + i1 * ldq, ldq, P, mhk__min(K, T - i1));
-    mhk__look_ahead(&ahead, k + last * kv, kv, P, mhk__min(after, S) - last);
-    mhk__look_ahead(&ahead, v ? v + last * kv : NULL, kv, P, mhk__min(after, S) - last);
-    mhk__look_ahead(&ahead, y, ldq, P, rows);
-    for (mhk_index i = 0; i < wide_q; i += MHK__W) {
-      MHK__STORE(w.most + i, MHK__SET(MHK__R(-3e38)));
-      MHK__STORE(w.sum + i, MHK__SET(MHK__R(0)));
-    }
-    for (mhk_index j0 = first; j0 < last; j0 += K) {
-      /* query i sees key j <= before + i of the tile */
-      const mhk_index n = mhk__min(K, last - j0), before = a->offset + i0 - j0;
-      const int corner = before == 0, cut = start && start[i1 - 1] > j0;
-      for (mhk_index j = 0, i = 0; cut && j < n; j++) {
-        while (i < rows && start[i0 + i] <= j0 + j) i++;
-        until[j] = i;
-      }
+    mhk__look_ahead(&ahead, q + i1 * ldq, ldq, N, mhk__min(K, T - i1));
+    mhk__look_ahead(&ahead, k + last * ldk, ldk, N, next);
+    mhk__look_ahead(&ahead, v ? v + last * ldv : NULL, ldv, P, next);
+    mhk__look_ahead(&ahead, y, ldy, P, rows);
+    for (mhk_index j0 = first; j0 < last; j0 += sight.keys) {
+      const mhk_index n = mhk__min(sight.keys, last - j0);
+      const int corner = j0 == a->offset + i0;
+      mhk__see_keys(&seen, j0, n, a->offset + i0);
       MHK__N(mhk__multiply)
-      (&block, n, rows, P, mhk__in_rows(w.keys + j0 * wide, wide), mhk__in_rows(w.queries, wide_q), w.scores, wide_q,
+      (&block, n, rows, N, mhk__in_rows(w.keys + j0 * wide, wide), mhk__in_rows(w.queries, wide_q), w.scores, wide_q,
        corner ? mhk__upper_c : mhk__whole);
-      MHK__N(mhk__online_softmax)(&w, n, rows, P, before, cut, until);
+      MHK__N(mhk__online_softmax)(&w, &seen, sight.own_scale ? MHK__R(1) : sight.scale);
       if (!v) continue;
       block.c0 = j0 > first ? w.out : NULL;
       block.f = j0 > first ? w.fade : NULL;
       block.fs = 1;
       MHK__N(mhk__multiply)
-      (&block, rows, P, n, mhk__in_columns(w.scores, wide_q), mhk__in_rows(w.values + j0 * wide, wide), w.out, wide,
-       corner ? mhk__lower_a : mhk__whole);
+      (&block, rows, P, n, mhk__in_columns(w.scores, wide_q), mhk__in_rows(w.values + j0 * wide_v, wide_v), w.out,
+       wide_v, corner ? mhk__lower_a : mhk__whole);
     }
     if (y) {
       for (mhk_index i = 0; i < rows; i++) w.fade[i] = MHK__R(1) / w.sum[i];
-      MHK__N(mhk__rows_out)(rows, P, w.out, w.fade, NULL, y, ldq, 0);
+      MHK__N(mhk__rows_out)(rows, P, w.out, w.fade, NULL, y, ldy, 0);
     }
-    if (a->lse)
-      for (mhk_index i = 0; i < rows; i++)
-        a->lse[(b * a->H + h) * T + i0 + i] = w.most[i] + MHK__R(log((double)w.sum[i]));
+    for (mhk_index i = 0; lse && i < rows; i++) lse[i0 + i] = w.most[i] + MHK__R(log((double)w.sum[i]));
   }
 }
 
@@ -7886,34 +7997,37 @@ static void MHK__N(mhk__weighted_rows)(mhk_index n, mhk_index P, const mhk_real 
 
 /* a few queries over many keys: decoding */
 static void MHK__N(mhk__attention_step)(const mhk__attention_args *a, mhk_index b, mhk_index h, mhk_real *s) {
-  const mhk_index P = a->P, g = h / (a->H / a->G), kv = a->G * P, ahead = MHK__ROWS_AHEAD * kv,
-                  line = 64 / (mhk_index)sizeof(mhk_real);
-  const mhk_real *k = a->k + b * a->kv_batch + g * P, *v = a->v + b * a->kv_batch + g * P,
-                 scale = MHK__R(1.0 / sqrt((double)P));
+  const mhk__sight sight = mhk__sight_of(a, h);
+  const mhk_index N = a->N, P = a->P, g = h / (a->H / a->G), ldk = a->G * N, ldv = a->G * P,
+                  ahead = MHK__ROWS_AHEAD * ldk, line = 64 / (mhk_index)sizeof(mhk_real);
+  const mhk_real *k = a->k + b * a->k_batch + g * N, *v = a->v + b * a->v_batch + g * P;
   mhk_index j, p;
   for (mhk_index t = 0; t < a->T; t++) {
-    const mhk_real *q = a->q + ((b * a->T + t) * a->H + h) * P;
-    mhk_real *y = a->y + ((b * a->T + t) * a->H + h) * P, f;
-    const mhk_index first = a->start && a->start[b * a->T + t] > 0 ? a->start[b * a->T + t] : 0,
-                    last = a->offset + t + 1;
+    const mhk_real *q = a->q + ((b * a->T + t) * a->H + h) * N;
+    mhk_real *y = a->y + ((b * a->T + t) * a->H + h) * P, scale = sight.scale, most, sum;
+    const mhk_index first = mhk__first_key(a, &sight, b, t), last = a->offset + t + 1;
+    if (first == last) { /* the head is absent */
+      memset(y, 0, (size_t)P * sizeof *y);
+      continue;
+    }
     for (j = first; j + 4 <= last; j += 4) { /* the sums of four keys are independent */
-      const mhk_real *k0 = k + j * kv, *k1 = k0 + kv, *k2 = k1 + kv, *k3 = k2 + kv;
+      const mhk_real *k0 = k + j * ldk, *k1 = k0 + ldk, *k2 = k1 + ldk, *k3 = k2 + ldk;
       MHK__V d0 = MHK__SET(MHK__R(0)), d1 = d0, d2 = d0, d3 = d0;
       mhk_real r0 = 0, r1 = 0, r2 = 0, r3 = 0;
-      for (p = 0; p < P; p += line) {
+      for (p = 0; p < N; p += line) {
         MHK__PREFETCH(k0 + ahead + p);
         MHK__PREFETCH(k1 + ahead + p);
         MHK__PREFETCH(k2 + ahead + p);
         MHK__PREFETCH(k3 + ahead + p);
       }
-      for (p = 0; p + MHK__W <= P; p += MHK__W) {
+      for (p = 0; p + MHK__W <= N; p += MHK__W) {
         const MHK__V x = MHK__LOAD(q + p);
         d0 = MHK__FMA(x, MHK__LOAD(k0 + p), d0);
         d1 = MHK__FMA(x, MHK__LOAD(k1 + p), d1);
         d2 = MHK__FMA(x, MHK__LOAD(k2 + p), d2);
         d3 = MHK__FMA(x, MHK__LOAD(k3 + p), d3);
       }
-      for (; p < P; p++) {
+      for (; p < N; p++) {
         r0 += q[p] * k0[p];
         r1 += q[p] * k1[p];
         r2 += q[p] * k2[p];
@@ -7924,106 +8038,154 @@ static void MHK__N(mhk__attention_step)(const mhk__attention_args *a, mhk_index 
       s[j - first + 2] = MHK__N(mhk__hsum)(d2) + r2;
       s[j - first + 3] = MHK__N(mhk__hsum)(d3) + r3;
     }
-    for (; j < last; j++) s[j - first] = MHK__N(mhk__dot)(P, q, k + j * kv);
-    f = MHK__N(mhk__row_max)(last - first, s) * scale;
-    f = MHK__R(1) / MHK__N(mhk__row_exp)(last - first, s, scale, f, s);
-    MHK__N(mhk__weighted_rows)(last - first, P, s, v + first * kv, kv, f, y);
+    for (; j < last; j++) s[j - first] = MHK__N(mhk__dot)(N, q, k + j * ldk);
+    for (j = 0; sight.own_scale && j < last - first; j++) s[j] *= scale; /* of any sign */
+    if (sight.own_scale) scale = 1;
+    most = MHK__N(mhk__row_max)(last - first, s) * scale;
+    if (sight.rest) {
+      const mhk_real rest = sight.rest[(b * a->T + t) * a->H];
+      most = rest > most ? rest : most;
+      sum = MHK__N(mhk__row_exp)(last - first, s, scale, most, s) + MHK__R(exp((double)(rest - most)));
+    } else
+      sum = MHK__N(mhk__row_exp)(last - first, s, scale, most, s);
+    MHK__N(mhk__weighted_rows)(last - first, P, s, v + first * ldv, ldv, MHK__R(1) / sum, y);
   }
 }
 #endif
 #ifndef MOHAWK_NO_TRAINING
 /* Recomputes one tile of the matrix from scores, M = exp(score - log-sum-exp), and turns dM into
-   the gradient of scores, M (dM - mean) / sqrt(P). On the diagonal (corner), rows are computed to
-   the end of their register tile. start: the first visible key of each query, counted from the
-   first key of the tile; NULL: all keys are visible. */
-static void MHK__N(mhk__softmax_tile_back)(const mhk__attention_back_room *w, mhk_index rows, mhk_index keys,
-                                           mhk_index P, const mhk_real *lse, int corner, const mhk_index *start,
-                                           mhk_index j0) {
-  const MHK__V zero = MHK__SET(MHK__R(0)), scale = MHK__SET(MHK__R(1.0 / sqrt((double)P)));
-  const mhk_index ld = MHK__LD(keys);
-  for (mhk_index i = 0; i < rows; i++) {
-    const MHK__V shift = MHK__SET(-lse[i]), mean = MHK__SET(w->mean[i]);
-    const mhk_index to = corner ? mhk__min(keys, i + MHK__OVER) : keys;
-    mhk_real *m = w->m + i * ld, *dscore = w->dscore + i * ld;
-    for (mhk_index j = 0; j < to; j += MHK__W) {
-      MHK__V e = MHK__N(mhk__vexp)(MHK__FMA(MHK__LOAD(m + j), scale, shift)), d;
-      if (corner && j + MHK__W > i) e = MHK__FROM(zero, e, i + 1 - j);
-      if (start) e = MHK__FROM(e, zero, start[i] - j0 - j);
-      d = e * (MHK__LOAD(dscore + j) - mean) * scale;
-      MHK__STORE(m + j, e);
-      MHK__STORE(dscore + j, d);
+   the gradient of scores, scale M (dM - mean), both 0 where a query does not see a key, and in the
+   spare rows after the last key. Returns the tile's sum of M (dM - mean) q . k, the gradient of the
+   scale, if it is `wanted`. */
+static mhk_real MHK__N(mhk__softmax_tile_back)(const mhk__attention_back_room *w, const mhk__seen *s, mhk_real factor,
+                                               const mhk_real *lse, int wanted) {
+  const MHK__V zero = MHK__SET(MHK__R(0)), scale = MHK__SET(factor);
+  const mhk_index ld = MHK__LD(s->queries);
+  MHK__V sum = zero;
+  for (mhk_index i = 0; i < s->queries; i += MHK__W) { /* as in mhk__online_softmax */
+    const mhk_index to = mhk__min(s->keys, s->before + i + MHK__W),
+                    from = s->cut ? mhk__min(to, mhk__max(0, s->first[i] - s->j0)) : 0,
+                    sure = s->cut ? from : mhk__min(s->keys, s->before + i + 1), n = s->queries - i;
+    const MHK__V shift = zero - MHK__LOADN(lse + i, n), mean = MHK__LOADN(w->mean + i, n);
+    mhk_real *m = w->m + i, *d = w->dscore + i;
+    for (mhk_index j = 0; j < s->keys + MHK__OVER; j++, m += ld, d += ld) {
+      if (j < from || j >= to) {
+        MHK__STORE(m, zero);
+        MHK__STORE(d, zero);
+        continue;
+      }
+      const MHK__V score = MHK__LOAD(m);
+      MHK__V e = MHK__N(mhk__vexp)(MHK__FMA(score, scale, shift)), slope;
+      if (j >= sure) {
+        e = MHK__FROM(e, zero, j - s->before - i);
+        if (s->cut) e = MHK__FROM(zero, e, s->until[j] - i);
+      }
+      slope = e * (MHK__LOAD(d) - mean);
+      if (wanted) sum = MHK__FMA(slope, score, sum);
+      MHK__STORE(m, e);
+      MHK__STORE(d, slope * scale);
     }
   }
+  return MHK__N(mhk__hsum)(sum);
 }
 
-/* All query heads of one key/value head, tile by tile: dv += M^T dy; dM = dy v^T; dscore = M (dM -
-   mean) / sqrt(P); dq += dscore k; dk += dscore^T q. Unlike the reference: the mean, the sum over
-   keys of M dM, is dy . y, so that one pass over the tiles does. */
+/* drest -= part mean, where part = exp(rest - log-sum-exp) is what the rest takes: its value
+   is 0. rest and drest of the tile's first query, H apart. */
+static void MHK__N(mhk__rest_back)(const mhk__attention_back_room *w, mhk_index rows, mhk_index H, const mhk_real *rest,
+                                   const mhk_real *lse, mhk_real *drest) {
+  for (mhk_index i = 0; i < rows; i++) w->rest[i] = rest[i * H];
+  for (mhk_index i = 0; i < rows; i += MHK__W) {
+    const MHK__V part = MHK__N(mhk__vexp)(MHK__LOADN(w->rest + i, rows - i) - MHK__LOADN(lse + i, rows - i));
+    MHK__STORE(w->rest + i, part * MHK__LOADN(w->mean + i, rows - i));
+  }
+  for (mhk_index i = 0; i < rows; i++) drest[i * H] -= w->rest[i];
+}
+
+/* All query heads of one key/value head, tile by tile: dv += M^T dy; dM = dy v^T; dscore = scale M
+   (dM - mean); dq += dscore k; dk += dscore^T q. Tiles are made transposed, keys by queries, as in
+   the forward pass. Unlike the reference: the mean, the sum over keys of M dM, is dy . y, so that
+   one pass over the tiles does. */
 static void MHK__N(mhk__attention_back)(const mhk__attention_args *a, mhk_index b, mhk_index g, mhk_real *work) {
-  const mhk_index T = a->T, P = a->P, kv = a->G * P, ld = a->H * P, K = MHK__TILE, group = a->H / a->G,
-                  wide = MHK__LD(P), from_k = b * a->kv_batch + g * P;
-  const mhk_real *k = a->k + from_k, *v = a->v + from_k;
-  const mhk_index *start = a->start ? a->start + b * T : NULL;
+  const mhk_index T = a->T, N = a->N, P = a->P, H = a->H, ldk = a->G * N, ldv = a->G * P, ldq = H * N, ldy = H * P,
+                  group = H / a->G, wide = MHK__LD(N), wide_v = MHK__LD(P), from_k = b * a->k_batch + g * N,
+                  from_v = b * a->v_batch + g * P;
+  const mhk_real *k = a->k + from_k, *v = a->v + from_v;
+  int copied = 0; /* keys and values */
   mhk__attention_back_room w;
+  mhk__seen seen;
   mhk__ahead ahead;
   mhk__block block;
-  mhk__attention_back_lay(&w, work, T, P);
+  mhk__attention_back_lay(&w, work, T, N, P);
   memset(&block, 0, sizeof block);
   block.ahead = &ahead;
-  for (mhk_index task = 0; task < group * ((T + K - 1) / K); task++) { /* head after head, tile after tile of queries */
-    const mhk_index h = g * group + task / ((T + K - 1) / K), i0 = task % ((T + K - 1) / K) * K;
-    const mhk_index rows = mhk__min(K, T - i0), last = i0 + rows, at = ((b * T + i0) * a->H + h) * P,
-                    next = mhk__min(K, T - last);
-    const mhk_index first = start && start[i0] > 0 ? start[i0] / K * K : 0;
-    const int first_head = h == g * group;
-    if (first_head) {
-      MHK__N(mhk__transposed_in)(rows, P, k + i0 * kv, kv, w.keys_turned + i0 * P);
-      MHK__N(mhk__transposed_in)(rows, P, v + i0 * kv, kv, w.values_turned + i0 * P);
-      MHK__N(mhk__rows_in)(rows, P, k + i0 * kv, kv, NULL, w.keys + i0 * wide);
+  memset(w.dk, 0, (size_t)(T * wide) * sizeof(mhk_real));
+  memset(w.dv, 0, (size_t)(T * wide_v) * sizeof(mhk_real));
+  for (mhk_index h = g * group; h < (g + 1) * group; h++) {
+    const mhk__sight sight = mhk__sight_of(a, h);
+    const mhk_index K = sight.queries;
+    double dscale = 0;
+    for (mhk_index i0 = 0; i0 < T && sight.window > 0; i0 += K) {
+      const mhk_index rows = mhk__min(K, T - i0), last = i0 + rows, row = b * T + i0, next = mhk__min(K, T - last),
+                      at = (row * H + h) * N, at_y = (row * H + h) * P, wide_q = MHK__LD(rows);
+      const mhk_index first = mhk__see_queries(&seen, a, &sight, b, i0, rows);
+      const mhk_real *lse = a->lse + (b * H + h) * T + i0;
+      if (!copied) {
+        MHK__N(mhk__rows_in)(rows, N, k + i0 * ldk, ldk, NULL, w.keys + i0 * wide);
+        MHK__N(mhk__rows_in)(rows, P, v + i0 * ldv, ldv, NULL, w.values + i0 * wide_v);
+      }
+      MHK__N(mhk__rows_in)(rows, N, a->q + at, ldq, NULL, w.queries);
+      MHK__N(mhk__transposed_in)(rows, N, w.queries, wide, w.queries_turned);
+      MHK__N(mhk__rows_in)(rows, P, a->dy + at_y, ldy, NULL, w.dy);
+      MHK__N(mhk__transposed_in)(rows, P, w.dy, wide_v, w.dy_turned);
+      MHK__N(mhk__rows_in)(rows, P, a->yy + at_y, ldy, NULL, w.y);
+      MHK__N(mhk__row_dots)(rows, P, w.dy, w.y, NULL, NULL, w.mean);
+      if (a->drest && sight.rest)
+        MHK__N(mhk__rest_back)(&w, rows, H, sight.rest + row * H, lse, a->drest + row * H + h);
+      ahead.parts = ahead.now = 0;
+      mhk__look_ahead(&ahead, a->dq ? a->dq + at : NULL, ldq, N, rows);
+      mhk__look_ahead(&ahead, a->q + at + rows * ldq, ldq, N, next);
+      mhk__look_ahead(&ahead, a->dy + at_y + rows * ldy, ldy, P, next);
+      mhk__look_ahead(&ahead, a->yy + at_y + rows * ldy, ldy, P, next);
+      mhk__look_ahead(&ahead, copied ? NULL : k + last * ldk, ldk, N, next);
+      mhk__look_ahead(&ahead, copied ? NULL : v + last * ldv, ldv, P, next);
+      for (mhk_index j0 = first; j0 < last; j0 += sight.keys) {
+        const mhk_index n = mhk__min(sight.keys, last - j0);
+        const int corner = i0 == j0, part = corner ? mhk__upper_c : mhk__whole,
+                  left_part = corner ? mhk__upper_a : mhk__whole;
+        mhk__see_keys(&seen, j0, n, i0);
+        MHK__N(mhk__multiply)
+        (&block, n, rows, N, mhk__in_rows(w.keys + j0 * wide, wide), mhk__in_rows(w.queries_turned, wide_q), w.m,
+         wide_q, part);
+        MHK__N(mhk__multiply)
+        (&block, n, rows, P, mhk__in_rows(w.values + j0 * wide_v, wide_v), mhk__in_rows(w.dy_turned, wide_q), w.dscore,
+         wide_q, part);
+        dscale += (double)MHK__N(mhk__softmax_tile_back)(&w, &seen, sight.scale, lse, sight.own_scale && a->dscale);
+        if (a->dv) {
+          block.c0 = w.dv + j0 * wide_v;
+          MHK__N(mhk__multiply)
+          (&block, n, P, rows, mhk__in_rows(w.m, wide_q), mhk__in_rows(w.dy, wide_v), w.dv + j0 * wide_v, wide_v,
+           left_part);
+        }
+        if (a->dk) {
+          block.c0 = w.dk + j0 * wide;
+          MHK__N(mhk__multiply)
+          (&block, n, N, rows, mhk__in_rows(w.dscore, wide_q), mhk__in_rows(w.queries, wide), w.dk + j0 * wide, wide,
+           left_part);
+        }
+        if (a->dq) {
+          block.c0 = j0 > first ? w.dq : NULL;
+          MHK__N(mhk__multiply)
+          (&block, rows, N, n, mhk__in_columns(w.dscore, wide_q), mhk__in_rows(w.keys + j0 * wide, wide), w.dq, wide,
+           corner ? mhk__lower_a : mhk__whole);
+        }
+      }
+      if (a->dq) MHK__N(mhk__rows_out)(rows, N, w.dq, NULL, NULL, a->dq + at, ldq, 1);
     }
-    MHK__N(mhk__rows_in)(rows, P, a->q + at, ld, NULL, w.queries);
-    MHK__N(mhk__rows_in)(rows, P, a->dy + at, ld, NULL, w.dy);
-    MHK__N(mhk__rows_in)(rows, P, a->yy + at, ld, NULL, w.dq);
-    MHK__N(mhk__row_dots)(rows, P, w.dy, w.dq, NULL, NULL, w.mean);
-    ahead.parts = ahead.now = 0;
-    mhk__look_ahead(&ahead, a->dq ? a->dq + at : NULL, ld, P, rows);
-    mhk__look_ahead(&ahead, a->q + at + rows * ld, ld, P, next);
-    mhk__look_ahead(&ahead, a->dy + at + rows * ld, ld, P, next);
-    mhk__look_ahead(&ahead, a->yy + at + rows * ld, ld, P, next);
-    mhk__look_ahead(&ahead, first_head ? k + last * kv : NULL, kv, P, next);
-    mhk__look_ahead(&ahead, first_head ? v + last * kv : NULL, kv, P, next);
-    for (mhk_index j0 = first; j0 < last; j0 += K) {
-      const mhk_index n = mhk__min(K, T - j0), wide_k = MHK__LD(n);
-      const int corner = i0 == j0, fresh = corner && first_head;
-      const mhk__operand queries = mhk__in_rows(w.queries, wide), dy = mhk__in_rows(w.dy, wide);
-      const int part = corner ? mhk__lower_c : mhk__whole, turned_part = corner ? mhk__upper_a : mhk__whole;
-      MHK__N(mhk__multiply)
-      (&block, rows, n, P, queries, mhk__in_rows(w.keys_turned + j0 * P, wide_k), w.m, wide_k, part);
-      MHK__N(mhk__multiply)
-      (&block, rows, n, P, dy, mhk__in_rows(w.values_turned + j0 * P, wide_k), w.dscore, wide_k, part);
-      MHK__N(mhk__softmax_tile_back)
-      (&w, rows, n, P, a->lse + (b * a->H + h) * T + i0, corner, start && start[last - 1] > j0 ? start + i0 : NULL, j0);
-      if (a->dv) {
-        block.c0 = fresh ? NULL : w.dv + j0 * wide;
-        MHK__N(mhk__multiply)
-        (&block, n, P, rows, mhk__in_columns(w.m, wide_k), dy, w.dv + j0 * wide, wide, turned_part);
-      }
-      if (a->dk) {
-        block.c0 = fresh ? NULL : w.dk + j0 * wide;
-        MHK__N(mhk__multiply)
-        (&block, n, P, rows, mhk__in_columns(w.dscore, wide_k), queries, w.dk + j0 * wide, wide, turned_part);
-      }
-      if (a->dq) {
-        block.c0 = j0 > first ? w.dq : NULL;
-        MHK__N(mhk__multiply)
-        (&block, rows, P, n, mhk__in_rows(w.dscore, wide_k), mhk__in_rows(w.keys + j0 * wide, wide), w.dq, wide,
-         corner ? mhk__lower_a : mhk__whole);
-      }
-    }
-    if (a->dq) MHK__N(mhk__rows_out)(rows, P, w.dq, NULL, NULL, a->dq + at, ld, 1);
+    copied |= sight.window > 0;
+    if (a->dscale) a->dscale[b * H + h] = MHK__R(dscale);
   }
-  if (a->dk) MHK__N(mhk__rows_out)(T, P, w.dk, NULL, NULL, a->dk + from_k, kv, 1);
-  if (a->dv) MHK__N(mhk__rows_out)(T, P, w.dv, NULL, NULL, a->dv + from_k, kv, 1);
+  if (a->dk) MHK__N(mhk__rows_out)(T, N, w.dk, NULL, NULL, a->dk + from_k, ldk, 1);
+  if (a->dv) MHK__N(mhk__rows_out)(T, P, w.dv, NULL, NULL, a->dv + from_v, ldv, 1);
 }
 #endif /* MOHAWK_NO_TRAINING */
 #endif /* MHK__TEMPLATE */
@@ -8033,69 +8195,103 @@ static void MHK__N(mhk__attention_back)(const mhk__attention_args *a, mhk_index 
 /* ---- drivers */
 
 static double mhk__attention_cost(const mhk__attention_args *a) {
-  return (double)(a->B * a->H * a->P) * (double)(a->T * a->S);
+  double keys = 0; /* that a token sees, over all heads */
+  for (mhk_index h = 0; h < a->H; h++) keys += (double)mhk__sight_of(a, h).window;
+  return keys * (double)(a->B * a->T) * (double)(a->N + a->P) / 2;
 }
 static void mhk__attention_forward(mhk_context *ctx, const mhk__attention_args *a) {
   if (a->T <= 4 && a->y && !a->lse)
     mhk__run(ctx, a, a->B * a->H, a->H, a->S + 16, mhk__attention_cost(a), mhk__attention_step_task);
   else
-    mhk__run(ctx, a, a->B * a->H, a->H, mhk__attention_work(a->S, a->P), mhk__attention_cost(a), mhk__attention_task);
+    mhk__run(ctx, a, a->B * a->H, a->H, mhk__attention_work(a->S, a->N, a->P), mhk__attention_cost(a),
+             mhk__attention_task);
 }
 static void mhk__attention_backward(mhk_context *ctx, const mhk__attention_args *a) {
-  mhk__run(ctx, a, a->B * a->G, a->G, mhk__attention_back_work(a->T, a->P), mhk__attention_cost(a),
+  mhk__run(ctx, a, a->B * a->G, a->G, mhk__attention_back_work(a->T, a->N, a->P), mhk__attention_cost(a),
            mhk__attention_back_task);
 }
 
 /* ---- ops */
 
-/* y = M v    dv += M^T dy;  through the softmax, dS = M (dM - sum over keys of M dM), dM = dy v^T:
-              dq += dS k / sqrt(P),  dk += dS^T q / sqrt(P) */
-static void mhk__attention_op_back(mhk_tape *t, mhk__node *n) {
-  mhk__attention_args a = *(const mhk__attention_args *)n->saved;
-  a.dq = mhk__into(t, n->in[0]);
-  a.dk = mhk__into(t, n->in[1]);
-  a.dv = mhk__into(t, n->in[2]);
-  a.dy = n->out[0]->grad;
-  a.yy = mhk__d(n->out[0]);
-  mhk__attention_backward(t->ctx, &a);
-}
-
-/* checks q (B,T,H,P) against k (B,T,G,P) and fills the sizes */
-static int mhk__attention_sizes(mhk_tape *t, const char *name, mhk_tensor *q, mhk_tensor *k, const int32_t *doc,
-                                mhk__attention_args *a) {
+/* Checks q (B,T,H,N) against k (B,T,G,N), and windows, scale and rest, and fills in what they
+   give. */
+static int mhk__attention_sizes(mhk_tape *t, const char *name, mhk_tensor *q, mhk_tensor *k,
+                                const mhk_attention_desc *desc, mhk__attention_args *a) {
+  mhk_attention_desc d;
   memset(a, 0, sizeof *a);
-  if (!mhk__ready(t, name, 2, 2, q, k) ||
+  memset(&d, 0, sizeof d);
+  if (desc) d = *desc;
+  if (!mhk__ready(t, name, 2, 4, q, k, d.scale, d.rest) ||
       !mhk__fits(t, name,
                  q->rank == 4 && k->rank == 4 && q->shape[0] == k->shape[0] && q->shape[1] == k->shape[1] &&
                      q->shape[3] == k->shape[3] && k->shape[2] >= 1 && q->shape[2] % k->shape[2] == 0,
-                 q, k, "they must be (B,T,H,P) and (B,T,G,P), and G must divide H"))
+                 q, k, "they must be (B,T,H,N) and (B,T,G,N), and G must divide H") ||
+      (d.scale && !mhk__fits(t, name, d.scale->rank == 1 && d.scale->shape[0] == q->shape[2], q, d.scale,
+                             "queries must be (B,T,H,N) and the scale (H)")) ||
+      (d.rest && !mhk__fits(t, name, d.rest->rank == 3 && memcmp(d.rest->shape, q->shape, 3 * sizeof *q->shape) == 0,
+                            q, d.rest, "queries must be (B,T,H,N) and the rest (B,T,H)")))
     return 0;
   a->B = q->shape[0];
   a->T = a->S = q->shape[1];
   a->H = q->shape[2];
   a->G = k->shape[2];
-  a->P = q->shape[3];
-  a->kv_batch = a->S * a->G * a->P;
+  a->N = a->P = q->shape[3];
+  a->k_batch = a->S * a->G * a->N;
   a->q = mhk__d(q);
   a->k = mhk__d(k);
-  a->start = mhk__starts(t, doc, a->B, a->T);
+  a->start = mhk__starts(t, d.doc, a->B, a->T);
+  a->scale = mhk__d(d.scale);
+  a->rest = mhk__d(d.rest);
+  if (!d.windows) return t->ctx->result == MHK_OK;
+  int32_t *windows = (int32_t *)mhk__arena_zeros(t->ctx, &t->arena, a->H, sizeof *windows);
+  for (mhk_index h = 0; windows && h < a->H; h++) {
+    if (d.windows[h] < MHK_WINDOW_ALL)
+      return mhk__no(t->ctx, MHK_ERROR_ARGUMENT,
+                     "%s: the window of head %lld is %d: it must be a number of tokens, 0 for no head, or "
+                     "MHK_WINDOW_ALL (-1)",
+                     name, (long long)h, (int)d.windows[h]);
+    windows[h] = d.windows[h];
+  }
+  a->windows = windows;
   return t->ctx->result == MHK_OK;
+}
+
+/* y = M v    dv += M^T dy;  through the softmax, dS = M (dM - mean), dM = dy v^T, mean = sum over
+              keys of M dM = dy . y:
+              dq += scale dS k,  dk += scale dS^T q,  dscale += sum of dS q k^T,
+              drest -= exp(rest - log-sum-exp) mean */
+static void mhk__attention_op_back(mhk_tape *t, mhk__node *n) {
+  mhk__attention_args a = *(const mhk__attention_args *)n->saved;
+  const mhk__mark mark = mhk__scratch_mark(t->ctx);
+  mhk_real *dscale = mhk__into(t, n->in[3]);
+  a.dq = mhk__into(t, n->in[0]);
+  a.dk = mhk__into(t, n->in[1]);
+  a.dv = mhk__into(t, n->in[2]);
+  a.drest = mhk__into(t, n->in[4]);
+  if (dscale) a.dscale = mhk__scratch_reals(t->ctx, a.B * a.H);
+  a.dy = n->out[0]->grad;
+  a.yy = mhk__d(n->out[0]);
+  mhk__attention_backward(t->ctx, &a);
+  if (dscale && t->ctx->result == MHK_OK) mhk__sum_batches(a.B, a.H, a.dscale, dscale);
+  mhk__scratch_rewind(t->ctx, mark);
 }
 
 MHKDEF mhk_tensor *mhk_attention(mhk_tape *t, mhk_tensor *q, mhk_tensor *k, mhk_tensor *v,
                                  const mhk_attention_desc *desc) {
   mhk__attention_args a;
-  const int32_t *doc = desc ? desc->doc : NULL;
-  if (desc && (desc->windows || desc->scale || desc->rest) && mhk__tape_ready(t))
-    return mhk__null(t->ctx, MHK_ERROR_UNSUPPORTED, "attention: windows, scale and rest are not there yet");
-  if (!mhk__ready(t, "attention", 3, 3, q, k, v) || !mhk__attention_sizes(t, "attention", q, k, doc, &a) ||
-      !mhk__fits(t, "attention", mhk__same_shape(k, v), k, v, "keys and values must have the same shape"))
+  if (!mhk__ready(t, "attention", 3, 3, q, k, v) || !mhk__attention_sizes(t, "attention", q, k, desc, &a) ||
+      !mhk__fits(t, "attention", v->rank == 4 && memcmp(v->shape, k->shape, 3 * sizeof *k->shape) == 0, k, v,
+                 "keys must be (B,T,G,N) and values (B,T,G,P)"))
     return NULL;
-  mhk_tensor *y = mhk__new(t, 4, q->shape), *const in[3] = {q, k, v};
+  a.P = v->shape[3];
+  a.v_batch = a.S * a.G * a.P;
+  const mhk_index shape[4] = {a.B, a.T, a.H, a.P};
+  mhk_tensor *y = mhk__new(t, 4, shape),
+             *const in[5] = {q, k, v, desc ? desc->scale : NULL, desc ? desc->rest : NULL};
   if (!y) return NULL;
   a.v = mhk__d(v);
   a.y = mhk__d(y);
-  mhk__node *n = mhk__record(t, mhk__attention_op_back, 3, in, 1, &y, sizeof a);
+  mhk__node *n = mhk__record(t, mhk__attention_op_back, 5, in, 1, &y, sizeof a);
   if (n) {
     a.lse = mhk__tape_zeros(t, a.B * a.H * a.T);
     if (!a.lse) return NULL;
@@ -8105,51 +8301,76 @@ MHKDEF mhk_tensor *mhk_attention(mhk_tape *t, mhk_tensor *q, mhk_tensor *k, mhk_
   return t->ctx->result == MHK_OK ? y : NULL;
 }
 
-/* M = softmax(S), S = q k^T / sqrt(P)    dS = M (dM - sum over keys of M dM),
-   dq += dS k / sqrt(P),  dk += dS^T q / sqrt(P) */
+/* what the matrix op saves: `rest` is the part (B,H,T) that the rest takes of each row's softmax */
+typedef struct mhk__attention_matrix_args { mhk__attention_args a; mhk_real *rest; } mhk__attention_matrix_args;
+
+/* M = softmax(S), S = scale q k^T    dS = M (dM - mean), mean = sum over keys of M dM,
+   dq += scale dS k,  dk += scale dS^T q,  dscale += sum over tokens of q . dS k,
+   drest -= its part mean */
 static void mhk__attention_matrix_op_back(mhk_tape *t, mhk__node *n) {
-  const mhk__attention_args *a = (const mhk__attention_args *)n->saved;
-  const mhk_index T = a->T, P = a->P;
-  const mhk_real scale = MHK__R(1.0 / sqrt((double)P));
+  const mhk__attention_matrix_args *saved = (const mhk__attention_matrix_args *)n->saved;
+  const mhk__attention_args *a = &saved->a;
+  const mhk_index T = a->T, N = a->N;
   const mhk__mark mark = mhk__scratch_mark(t->ctx);
-  mhk_real *dq = mhk__into(t, n->in[0]), *dk = mhk__into(t, n->in[1]),
-           *ds = mhk__scratch_reals(t->ctx, T * T);
+  mhk_real *dq = mhk__into(t, n->in[0]), *dk = mhk__into(t, n->in[1]), *dscale = mhk__into(t, n->in[2]),
+           *drest = mhk__into(t, n->in[3]), *ds = mhk__scratch_reals(t->ctx, T * T),
+           *product = mhk__scratch_reals(t->ctx, dscale ? T * N : 0);
   const mhk__epilogue e = mhk__accumulate();
-  for (mhk_index i = 0; ds && i < a->B * a->H; i++) {
-    const mhk_index b = i / a->H, h = i % a->H, ldq = a->H * P, ldk = a->G * P, atq = b * T * ldq + h * P,
-                    atk = b * T * ldk + h / (a->H / a->G) * P, at = i * T * T;
+  for (mhk_index i = 0; t->ctx->result == MHK_OK && i < a->B * a->H; i++) {
+    const mhk_index b = i / a->H, h = i % a->H, ldq = a->H * N, ldk = a->G * N, atq = b * T * ldq + h * N,
+                    atk = b * T * ldk + h / (a->H / a->G) * N, at = i * T * T;
+    const mhk__sight sight = mhk__sight_of(a, h);
+    const mhk_real *m = mhk__d(n->out[0]) + at, *dm = n->out[0]->grad + at;
+    const int apart = dscale && sight.own_scale; /* the scale, which may be 0, comes last */
     memset(ds, 0, (size_t)(T * T) * sizeof(mhk_real));
-    for (mhk_index row = 0; row < T; row++)
-      mhk__through_softmax(row + 1, mhk__d(n->out[0]) + at + row * T, n->out[0]->grad + at + row * T, scale,
-                           ds + row * T);
-    if (dq) mhk__gemm(t->ctx, T, P, T, mhk__real_mat(ds, T, 1), mhk__real_mat(a->k + atk, ldk, 1), dq + atq, ldq, &e);
-    if (dk) mhk__gemm(t->ctx, T, P, T, mhk__real_mat(ds, 1, T), mhk__real_mat(a->q + atq, ldq, 1), dk + atk, ldk, &e);
+    for (mhk_index row = 0; row < T; row++) {
+      double mean = 0;
+      mhk__through_softmax(row + 1, m + row * T, dm + row * T, apart ? MHK__R(1) : sight.scale, ds + row * T);
+      for (mhk_index j = 0; drest && sight.rest && j <= row; j++) mean += (double)(m[row * T + j] * dm[row * T + j]);
+      if (drest && sight.rest) drest[(b * T + row) * a->H + h] -= saved->rest[i * T + row] * MHK__R(mean);
+    }
+    if (apart) {
+      double sum = 0;
+      mhk__gemm(t->ctx, T, N, T, mhk__real_mat(ds, T, 1), mhk__real_mat(a->k + atk, ldk, 1), product, N, NULL);
+      for (mhk_index j = 0; j < T * N; j++) sum += (double)(product[j] * a->q[atq + j / N * ldq + j % N]);
+      dscale[h] += MHK__R(sum);
+      for (mhk_index j = 0; j < T * T; j++) ds[j] *= sight.scale;
+    }
+    if (dq) mhk__gemm(t->ctx, T, N, T, mhk__real_mat(ds, T, 1), mhk__real_mat(a->k + atk, ldk, 1), dq + atq, ldq, &e);
+    if (dk) mhk__gemm(t->ctx, T, N, T, mhk__real_mat(ds, 1, T), mhk__real_mat(a->q + atq, ldq, 1), dk + atk, ldk, &e);
   }
   mhk__scratch_rewind(t->ctx, mark);
 }
 
 MHKDEF mhk_tensor *mhk_attention_matrix(mhk_tape *t, mhk_tensor *q, mhk_tensor *k, const mhk_attention_desc *desc) {
-  mhk__attention_args a;
-  const int32_t *doc = desc ? desc->doc : NULL;
-  if (desc && (desc->windows || desc->scale || desc->rest) && mhk__tape_ready(t))
-    return mhk__null(t->ctx, MHK_ERROR_UNSUPPORTED, "attention_matrix: windows, scale and rest are not there yet");
-  if (!mhk__attention_sizes(t, "attention_matrix", q, k, doc, &a)) return NULL;
-  const mhk_index T = a.T, P = a.P, shape[4] = {a.B, a.H, T, T};
+  mhk__attention_matrix_args saved;
+  mhk__attention_args *const a = &saved.a;
+  if (!mhk__attention_sizes(t, "attention_matrix", q, k, desc, a)) return NULL;
+  const mhk_index T = a->T, N = a->N, shape[4] = {a->B, a->H, T, T};
+  const mhk__mark mark = mhk__scratch_mark(t->ctx);
+  mhk_real *logits = mhk__scratch_reals(t->ctx, T + 1); /* of a row, and the rest */
   mhk_tensor *y = mhk__new(t, 4, shape);
-  for (mhk_index i = 0; y && i < a.B * a.H; i++) {
-    const mhk_index b = i / a.H, h = i % a.H;
+  saved.rest = mhk__tape_zeros(t, a->rest ? a->B * a->H * T : 0);
+  for (mhk_index i = 0; t->ctx->result == MHK_OK && i < a->B * a->H; i++) {
+    const mhk_index b = i / a->H, h = i % a->H;
+    const mhk__sight sight = mhk__sight_of(a, h);
     mhk_real *m = mhk__d(y) + i * T * T;
-    mhk__gemm(t->ctx, T, T, P, mhk__real_mat(a.q + (b * T * a.H + h) * P, a.H * P, 1),
-              mhk__real_mat(a.k + (b * T * a.G + h / (a.H / a.G)) * P, 1, a.G * P), m, T, NULL);
+    mhk__gemm(t->ctx, T, T, N, mhk__real_mat(a->q + (b * T * a->H + h) * N, a->H * N, 1),
+              mhk__real_mat(a->k + (b * T * a->G + h / (a->H / a->G)) * N, 1, a->G * N), m, T, NULL);
     for (mhk_index t1 = 0; t1 < T; t1++) {
       mhk_real *row = m + t1 * T;
-      const mhk_index from = a.start && a.start[b * T + t1] > 0 ? a.start[b * T + t1] : 0;
-      for (mhk_index j = from; j <= t1; j++) row[j] *= MHK__R(1.0 / sqrt((double)P));
-      t->ctx->kernels->softmax(t1 + 1 - from, row + from, row + from);
-      for (mhk_index j = 0; j < T; j++) row[j] = j < from || j > t1 ? 0 : row[j];
+      const mhk_index from = mhk__first_key(a, &sight, b, t1), n = t1 + 1 - from;
+      for (mhk_index j = 0; j < n; j++) logits[j] = row[from + j] * sight.scale;
+      if (sight.rest) logits[n] = sight.rest[(b * T + t1) * a->H];
+      if (n > 0) t->ctx->kernels->softmax(n + (sight.rest != NULL), logits, logits);
+      for (mhk_index j = 0; j < T; j++) row[j] = j < from || j > t1 ? 0 : logits[j - from];
+      if (sight.rest && n > 0) saved.rest[i * T + t1] = logits[n];
     }
   }
-  return y ? mhk__emit(t, mhk__attention_matrix_op_back, y, &a, sizeof a, 2, q, k) : NULL;
+  mhk__scratch_rewind(t->ctx, mark);
+  return t->ctx->result == MHK_OK ? mhk__emit(t, mhk__attention_matrix_op_back, y, &saved, sizeof saved, 4, q, k,
+                                              desc ? desc->scale : NULL, desc ? desc->rest : NULL)
+                                  : NULL;
 }
 #endif /* MOHAWK_NO_TRAINING */
 #endif /* MOHAWK_IMPLEMENTATION */
@@ -8773,12 +8994,6 @@ static void mhk__ssd_backward(mhk_context *ctx, const mhk__ssd_args *args) {
 }
 
 /* ---- ops */
-
-/* to (H) += sum over batches of from (B,H) */
-static void mhk__sum_batches(mhk_index B, mhk_index H, const mhk_real *from, mhk_real *to) {
-  for (mhk_index h = 0; h < H; h++)
-    for (mhk_index b = 0; b < B; b++) to[h] += from[b * H + h];
-}
 
 /* The formulas are those of mhk__ref_ssd_back() and of the backward kernel. */
 static void mhk__ssd_op_back(mhk_tape *t, mhk__node *n) {
@@ -9716,10 +9931,13 @@ MHKDEF mhk_tensor *mhk_matrix_orientation(mhk_tape *t, const mhk_orientation_des
   mhk__ssd_args s;
   mhk__attention_args teacher;
   mhk__orientation_args a;
+  mhk_attention_desc seen;
   memset(&a, 0, sizeof a);
+  memset(&seen, 0, sizeof seen);
+  if (d) seen.doc = d->doc;
   if (!d || !mhk__ready(t, name, 2, 2, d->q, d->k) ||
       !mhk__ssd_sizes(t, name, d->log_a, d->Bm, d->Cm, d->D, NULL, &s) ||
-      !mhk__attention_sizes(t, name, d->q, d->k, d->doc, &teacher) ||
+      !mhk__attention_sizes(t, name, d->q, d->k, &seen, &teacher) ||
       !mhk__fits(t, name, teacher.B == s.B && teacher.T == s.T && teacher.H == s.H, d->log_a, d->q,
                  "both mixers must have the same batch, length and number of heads"))
     return NULL;
@@ -9729,7 +9947,7 @@ MHKDEF mhk_tensor *mhk_matrix_orientation(mhk_tape *t, const mhk_orientation_des
   a.G = s.G;
   a.N = s.N;
   a.GT = teacher.G;
-  a.PT = teacher.P;
+  a.PT = teacher.N;
   a.log_a = s.log_a;
   a.b = s.b;
   a.c = s.c;
@@ -17396,7 +17614,7 @@ static mhk_index mhk__span_heads_work(const mhk_session *s) { /* elements of wor
   mhk_index most = 1;
   if (s->attention_layers) {
     most = s->cache_rows + 16;
-    if (s->rows > 4) most = mhk__max(most, mhk__attention_work(s->cache_rows, c->head_dim));
+    if (s->rows > 4) most = mhk__max(most, mhk__attention_work(s->cache_rows, c->head_dim, c->head_dim));
   }
   if (s->state_layers && s->rows > MHK__STEPS)
     most = mhk__max(most, mhk__ssd_work(MHK__SSD_CHUNK, c->d_state, c->ssm_head_dim, 1));
@@ -17876,14 +18094,16 @@ static void mhk__attend_task(void *arg, mhk_index task, int worker) {
   a.T = n;
   a.H = p->heads;
   a.G = p->groups;
+  a.N = p->key_size;
   a.P = p->value_size;
   a.offset = s->sequences[span->sequence].position + p->from - mhk__first_after(s, span, p->from + n);
   a.S = a.offset + n;
-  a.q = p->q + row * a.H * a.P;
+  a.q = p->q + row * a.H * a.N;
   a.y = p->o + row * a.H * a.P;
   a.k = mhk__keys_of(p, span->sequence);
   a.v = mhk__values_of(p, span->sequence);
-  a.kv_batch = s->cache_rows * p->prepared->keys;
+  a.k_batch = s->cache_rows * p->prepared->keys;
+  a.v_batch = s->cache_rows * p->prepared->values;
   a.start = s->window ? s->starts + row : NULL;
   if (n <= 4)
     job->ctx->kernels->attention_step(&a, 0, task % a.H, job->work + worker * job->each);

@@ -205,6 +205,24 @@ TEST(ops_name_the_shapes) {
   finish();
 }
 
+TEST(attention_names_what_is_wrong_with_its_description) {
+  start();
+  CHECK(mhk_attention(tape, zeros(4, 1, 3, 2, 4), zeros(4, 1, 3, 2, 4), zeros(4, 1, 3, 1, 4), NULL) == NULL,
+        "values of 1 head for keys of 2");
+  CHECK_FAILS(ctx, MHK_ERROR_SHAPE, "values (B,T,G,P)");
+  for (int wrong = 0; wrong < 3; wrong++) {
+    const int32_t windows[2] = {5, wrong == 0 ? -2 : 0};
+    const mhk_attention_desc d = {NULL, windows, zeros(1, wrong == 1 ? 3 : 2, 1, 1, 1),
+                                  wrong == 2 ? zeros(3, 1, 2, 3, 1) : zeros(3, 1, 3, 2, 1)};
+    CHECK(mhk_attention_matrix(tape, zeros(4, 1, 3, 2, 4), zeros(4, 1, 3, 2, 4), &d) == NULL, "wrong %d", wrong);
+    CHECK_FAILS(ctx, wrong ? MHK_ERROR_SHAPE : MHK_ERROR_ARGUMENT,
+                wrong == 0   ? "the window of head 1 is -2"
+                : wrong == 1 ? "the scale (H)"
+                             : "the rest (B,T,H)");
+  }
+  finish();
+}
+
 static mhk_config changed(const char *preset) {
   mhk_config c;
   CHECK(mhk_config_preset(ctx, preset, &c) == MHK_OK, "%s: %s", preset, mhk_message(ctx));
@@ -864,6 +882,7 @@ int main(int argc, char **argv) {
   RUN(contexts);
   RUN(asking_for_what_the_processor_lacks);
   RUN(ops_name_the_shapes);
+  RUN(attention_names_what_is_wrong_with_its_description);
   RUN(configurations);
   RUN(configurations_as_text);
   RUN(models_that_do_not_fit);

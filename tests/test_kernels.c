@@ -970,9 +970,11 @@ TEST(narrow_gemm) {
 enum { LONGEST = 131 }; /* tokens of a case */
 
 typedef struct attention_case {
-  mhk_index B, T, S, H, G, P, offset;
+  mhk_index B, T, S, H, G, N, P, offset; /* N 0: as P */
   int documents;
   double scale; /* of queries */
+  int window;   /* 0: no windows; otherwise that of some heads, others have others, see all or are absent */
+  int own;      /* with a scale (1), a rest (2) or both (3) */
 } attention_case;
 
 /* rows of n numbers, row r at x + r * stride, as doubles one after another */
@@ -994,17 +996,21 @@ static void scattered(const double *x, mhk_index rows, mhk_index n, mhk_index st
 /* one head of one sequence for the reference, in blocks() of its own; first has room for T
    numbers */
 static mhk__ref_attention attention_head(const mhk__attention_args *a, mhk_index b, mhk_index h, int *first) {
-  const mhk_index at_q = (b * a->T * a->H + h) * a->P, at_k = b * a->kv_batch + h / (a->H / a->G) * a->P,
-                  S = a->offset + a->T;
+  const mhk_index at_q = (b * a->T * a->H + h) * a->N, g = h / (a->H / a->G), S = a->offset + a->T;
+  const int plain = a->windows && a->windows[h] == MHK_WINDOW_ALL;
   mhk__ref_attention r;
   mhk_index t;
   r.T = (int)a->T;
   r.S = (int)S;
+  r.N = (int)a->N;
   r.P = (int)a->P;
-  r.q = gathered(a->q + at_q, a->T, a->P, a->H * a->P);
-  r.k = gathered(a->k + at_k, S, a->P, a->G * a->P);
-  r.v = a->v ? gathered(a->v + at_k, S, a->P, a->G * a->P) : NULL;
+  r.q = gathered(a->q + at_q, a->T, a->N, a->H * a->N);
+  r.k = gathered(a->k + b * a->k_batch + g * a->N, S, a->N, a->G * a->N);
+  r.v = a->v ? gathered(a->v + b * a->v_batch + g * a->P, S, a->P, a->G * a->P) : NULL;
   r.first = first;
+  r.window = a->windows ? (int)a->windows[h] : MHK_WINDOW_ALL;
+  r.scale = a->scale && !plain ? (double)a->scale[h] : 1 / sqrt((double)a->N);
+  r.rest = a->rest && !plain ? gathered(a->rest + b * a->T * a->H + h, a->T, 1, a->H) : NULL;
   for (t = 0; t < a->T; t++) first[t] = a->start ? (int)a->start[b * a->T + t] : 0;
   return r;
 }
@@ -1028,6 +1034,17 @@ static void attention_reference(const mhk__attention_args *a, double *y, double 
     }
 }
 
+/* keys or values of n numbers; those nobody sees yet, and what lies between the batches, are not
+   numbers */
+static const mhk_real *attention_cache(const attention_case *c, mhk_index n, mhk_index batch) {
+  const mhk_index all = (c->B - 1) * batch + c->S * c->G * n;
+  mhk_real *x = random_room(all, -1, 1);
+  mhk_index b, i;
+  for (b = 0; b < c->B; b++)
+    for (i = (c->offset + c->T) * c->G * n; i < batch && b * batch + i < all; i++) x[b * batch + i] = hole();
+  return x;
+}
+
 /* inputs of a case, with holes where nothing may be read */
 static void attention_make(mhk__attention_args *a, const attention_case *c) {
   mhk_index b, i;
@@ -1037,19 +1054,30 @@ static void attention_make(mhk__attention_args *a, const attention_case *c) {
   a->S = c->S;
   a->H = c->H;
   a->G = c->G;
+  a->N = c->N ? c->N : c->P;
   a->P = c->P;
   a->offset = c->offset;
-  a->kv_batch = c->S * c->G * c->P + (c->B > 1 ? 5 : 0);
-  a->q = random_room(c->B * c->T * c->H * c->P, -c->scale, c->scale);
-  {
-    const mhk_index n = (c->B - 1) * a->kv_batch + c->S * c->G * c->P, used = (c->offset + c->T) * c->G * c->P;
-    mhk_real *k = random_room(n, -1, 1), *v = random_room(n, -1, 1);
-    for (b = 0; b < c->B; b++) /* keys nobody sees yet, and what lies between the batches, are not numbers */
-      for (i = used; i < a->kv_batch && b * a->kv_batch + i < n; i++)
-        k[b * a->kv_batch + i] = v[b * a->kv_batch + i] = hole();
-    a->k = k;
-    a->v = v;
+  a->k_batch = c->S * c->G * a->N + (c->B > 1 ? 5 : 0);
+  a->v_batch = c->S * c->G * c->P + (c->B > 1 ? 5 : 0);
+  a->q = random_room(c->B * c->T * c->H * a->N, -c->scale, c->scale);
+  a->k = attention_cache(c, a->N, a->k_batch);
+  a->v = attention_cache(c, c->P, a->v_batch);
+  if (c->window) {
+    int32_t *windows = (int32_t *)raw_room(c->H, sizeof *windows, 1);
+    for (i = 0; i < c->H; i++)
+      windows[i] = (i + c->window) % 4 == 0   ? MHK_WINDOW_ALL
+                   : (i + c->window) % 4 == 2 ? 0
+                   : i > 1                    ? (int32_t)(c->T / 2 + 1)
+                                              : (int32_t)c->window;
+    if (c->H == 1) windows[0] = (int32_t)c->window;
+    a->windows = windows;
   }
+  if (c->own & 1) { /* one of them is 0, one is negative */
+    mhk_real *scale = random_room(c->H, -0.5, 0.9);
+    if (c->H > 1) scale[c->window % c->H] = 0;
+    a->scale = scale;
+  }
+  if (c->own & 2) a->rest = random_room(c->B * c->T * c->H, -3, 3);
   {
     mhk_index *start = documents(c->documents, c->B, c->T);
     if (start)
@@ -1060,9 +1088,9 @@ static void attention_make(mhk__attention_args *a, const attention_case *c) {
         for (i = 0; i < c->T && start[b * c->T + i] < 0; i++) start[b * c->T + i] = c->offset * 2 / 3;
     a->start = start;
   }
-  set_at("B %lld, T %lld, S %lld, H %lld, G %lld, P %lld, offset %lld, documents %d, scale %g", (long long)c->B,
-         (long long)c->T, (long long)c->S, (long long)c->H, (long long)c->G, (long long)c->P, (long long)c->offset,
-         c->documents, c->scale);
+  set_at("B %lld, T %lld, S %lld, H %lld, G %lld, N %lld, P %lld, offset %lld, documents %d, scale %g, window %d, "
+         "own %d", (long long)c->B, (long long)c->T, (long long)c->S, (long long)c->H, (long long)c->G, (long long)a->N,
+         (long long)c->P, (long long)c->offset, c->documents, c->scale, c->window, c->own);
 }
 
 static const mhk_index attention_lengths[] = {1,  2,  5,  6,  7,  13, 14, 15, 16,  17,  55,  56,
@@ -1088,11 +1116,11 @@ static void attention_forward_case(const attention_case *c) {
     for (b = c->B - 1; b >= 0; b--) /* from the last to the first, so that what is written too far shows */
       for (h = c->H - 1; h >= 0; h--) {
         const int kept = n_blocks;
-        KERNEL(attention)(&a, b, h, work_room(mhk__attention_work(c->S, c->P)));
+        KERNEL(attention)(&a, b, h, work_room(mhk__attention_work(c->S, a.N, c->P)));
         release_from(kept);
       }
     if (a.y) result("attention y", a.y, y, ny, 10 * EPS * (1 + c->scale));
-    if (a.lse) result("attention lse", a.lse, lse, nl, 6 * EPS);
+    if (a.lse) result("attention lse", a.lse, lse, nl, (c->window ? 10 : 6) * EPS);
     a.v = v;
   }
   release();
@@ -1102,7 +1130,7 @@ TEST(attention) {
   EACH_MACHINE {
     int i;
     for (i = 0; i < 2 * COUNT(attention_lengths); i++) {
-      attention_case c;
+      attention_case c = {0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0};
       c.B = 1 + i % 2;
       c.T = c.S = attention_lengths[i % COUNT(attention_lengths)];
       c.H = i % 3 == 0 ? 4 : 2;
@@ -1118,7 +1146,7 @@ TEST(attention) {
       attention_forward_case(&c);
     }
     for (i = 0; i < COUNT(head_sizes); i++) {
-      attention_case c;
+      attention_case c = {0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0};
       c.B = 1;
       c.T = 17;
       c.S = 80;
@@ -1132,15 +1160,66 @@ TEST(attention) {
   }
 }
 
+static const int windows_of_cases[] = {1, 2, 7, 16, 17, 31, 33, 64, 97, 500};
+
+/* the number-th case with windows: every length, every window, and what else there is in turn */
+static attention_case windowed_case(int number) {
+  attention_case c = {0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0};
+  c.B = 1 + number % 2;
+  c.T = c.S = attention_lengths[number % COUNT(attention_lengths)];
+  c.window = windows_of_cases[number / 2 % COUNT(windows_of_cases)];
+  c.H = number % 3 == 0 ? 1 : 4;
+  c.G = number % 3 == 1 ? 2 : c.H;
+  c.N = head_sizes[(number * 5 + 3) % COUNT(head_sizes)];
+  c.P = head_sizes[(number * 3 + 1) % COUNT(head_sizes)];
+  c.documents = (number + number / 5) % 5;
+  c.own = number / 3 % 4;
+  return c;
+}
+
+TEST(attention_windows) {
+  EACH_MACHINE {
+    int i;
+    for (i = 0; i < 120; i++) {
+      attention_case c = windowed_case(i);
+      attention_forward_case(&c);
+      if (i % 10 == 9) { /* without windows */
+        c.window = 0;
+        c.own = 3;
+        attention_forward_case(&c);
+      }
+      if (c.T > 65) continue;
+      c.offset = 1 + i * 7 % 70; /* a cache with room left */
+      c.S = c.offset + c.T + i % 4 * 9;
+      attention_forward_case(&c);
+    }
+  }
+}
+
+static void attention_step_case(const attention_case *c) {
+  mhk__attention_args a;
+  mhk_index ny = c->B * c->T * c->H * c->P, b, h;
+  double *y, *probability;
+  attention_make(&a, c);
+  y = doubles(ny);
+  probability = doubles(c->B * c->H * c->T * c->S);
+  attention_reference(&a, y, NULL, probability);
+  a.y = room(ny);
+  for (b = c->B - 1; b >= 0; b--)
+    for (h = c->H - 1; h >= 0; h--) {
+      const int kept = n_blocks;
+      KERNEL(attention_step)(&a, b, h, work_room(c->S + 16));
+      release_from(kept);
+    }
+  result("step y", a.y, y, ny, 10 * EPS * (1 + c->scale));
+  release();
+}
+
 TEST(attention_step) {
   EACH_MACHINE {
     int i;
-    mhk_index b, h;
     for (i = 0; i < 4 * COUNT(head_sizes); i++) {
-      attention_case c;
-      mhk__attention_args a;
-      mhk_index ny;
-      double *y, *probability;
+      attention_case c = {0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0};
       c.B = 1 + i % 2;
       c.T = 1 + i / COUNT(head_sizes);
       c.offset = i % 5 == 0 ? 0 : row_sizes[1 + i * 3 % 41];
@@ -1150,90 +1229,92 @@ TEST(attention_step) {
       c.P = head_sizes[i % COUNT(head_sizes)];
       c.documents = i % 7 < 5 ? i % 7 : 0;
       c.scale = i % 6 == 0 ? 40 : 1;
-      attention_make(&a, &c);
-      ny = c.B * c.T * c.H * c.P;
-      y = doubles(ny);
-      probability = doubles(c.B * c.H * c.T * c.S);
-      attention_reference(&a, y, NULL, probability);
-      a.y = room(ny);
-      for (b = c.B - 1; b >= 0; b--)
-        for (h = c.H - 1; h >= 0; h--) {
-          const int kept = n_blocks;
-          KERNEL(attention_step)(&a, b, h, work_room(c.S + 16));
-          release_from(kept);
-        }
-      result("step y", a.y, y, ny, 10 * EPS * (1 + c.scale));
-      release();
+      attention_step_case(&c);
+      c.N = head_sizes[(i * 3 + 1) % COUNT(head_sizes)];
+      c.window = i % 4 == 3 ? 0 : windows_of_cases[i % COUNT(windows_of_cases)];
+      c.own = i / 2 % 4;
+      if (i % 5 == 1) c.H = c.G = 1;
+      attention_step_case(&c);
     }
   }
+}
+
+/* without: 1 dq, 2 dk, 3 dv is not wanted */
+static void attention_back_case(const attention_case *c, int without) {
+  mhk__attention_args a;
+  attention_make(&a, c);
+  const mhk_index ny = c->B * c->T * c->H * c->P, nq = c->B * c->T * c->H * a.N, nl = c->B * c->H * c->T,
+                  nk = (c->B - 1) * a.k_batch + c->T * c->G * a.N, nv = (c->B - 1) * a.v_batch + c->T * c->G * c->P;
+  double *y = doubles(ny), *lse = doubles(nl), *probability = doubles(nl * c->S);
+  mhk_index b, h, g, j;
+  attention_reference(&a, y, lse, probability);
+  mhk_real *yy = room(ny), *rlse = room(nl);
+  for (j = 0; j < ny; j++) yy[j] = (mhk_real)y[j];
+  for (j = 0; j < nl; j++) rlse[j] = (mhk_real)lse[j];
+  a.yy = yy;
+  a.lse = rlse;
+  a.dy = random_room(ny, -1, 1);
+  const mhk_real *q0 = random_room(nq, -1, 1), *k0 = random_room(nk, -1, 1), *v0 = random_room(nv, -1, 1),
+                 *rest0 = random_room(nl, -1, 1);
+  double *dq = as_doubles(q0, nq), *dk = as_doubles(k0, nk), *dv = as_doubles(v0, nv), *drest = as_doubles(rest0, nl),
+         *dscale = doubles(c->B * c->H);
+  for (b = 0; b < c->B; b++)
+    for (h = 0; h < c->H; h++) {
+      const int kept = n_blocks;
+      const mhk_index at_q = (b * c->T * c->H + h) * a.N, at_y = (b * c->T * c->H + h) * c->P, of = h / (c->H / c->G),
+                      at_k = b * a.k_batch + of * a.N, at_v = b * a.v_batch + of * c->P;
+      int first[LONGEST];
+      const mhk__ref_attention r = attention_head(&a, b, h, first);
+      double *one_dq = doubles(c->T * a.N), *one_dk = doubles(c->T * a.N), *one_dv = doubles(c->T * c->P),
+             *one_drest = doubles(c->T);
+      const int scaled = a.scale && !(a.windows && a.windows[h] == MHK_WINDOW_ALL);
+      mhk__ref_attention_back(&r, probability + (b * c->H + h) * c->T * c->T,
+                              gathered(a.dy + at_y, c->T, c->P, c->H * c->P), one_dq, one_dk, one_dv,
+                              r.rest ? one_drest : NULL, scaled ? dscale + b * c->H + h : NULL);
+      scattered(one_dq, c->T, a.N, c->H * a.N, dq + at_q);
+      scattered(one_dk, c->T, a.N, c->G * a.N, dk + at_k);
+      scattered(one_dv, c->T, c->P, c->G * c->P, dv + at_v);
+      scattered(one_drest, c->T, 1, c->H, drest + b * c->T * c->H + h);
+      release_from(kept);
+    }
+  a.dq = without == 1 ? NULL : copy_room(q0, nq);
+  a.dk = without == 2 ? NULL : copy_room(k0, nk);
+  a.dv = without == 3 ? NULL : copy_room(v0, nv);
+  a.drest = c->own & 2 ? copy_room(rest0, nl) : NULL;
+  a.dscale = c->own & 1 ? room(c->B * c->H) : NULL;
+  for (b = c->B - 1; b >= 0; b--)
+    for (g = c->G - 1; g >= 0; g--) {
+      const int kept = n_blocks;
+      KERNEL(attention_back)(&a, b, g, work_room(mhk__attention_back_work(c->T, a.N, c->P)));
+      release_from(kept);
+    }
+  const double tolerance = (c->own & 1 ? 20 : 10) * EPS;
+  if (a.dq) result("dq", a.dq, dq, nq, tolerance);
+  if (a.dk) result("dk", a.dk, dk, nk, tolerance);
+  if (a.dv) result("dv", a.dv, dv, nv, tolerance);
+  if (a.drest) result("drest", a.drest, drest, nl, tolerance);
+  for (j = 0; a.dscale && j < c->B * c->H; j++) /* a sum of numbers of this size, which may cancel */
+    result_number("dscale", (double)a.dscale[j], dscale[j], 1 + sqrt((double)(c->T * a.N * c->P)), 2 * EPS);
+  release();
 }
 
 TEST(attention_back) {
   EACH_MACHINE {
     int i;
     for (i = 0; i < 2 * COUNT(attention_lengths); i++) {
-      attention_case c;
-      mhk__attention_args a;
-      mhk_index ny, nk, nl, b, h, g, j;
-      double *y, *lse, *probability, *dq, *dk, *dv;
-      mhk_real *yy, *rlse, *q0, *k0, *v0;
-      const int without = i % 4; /* which gradient is not wanted */
+      attention_case c = {0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0};
       c.B = 1 + i % 2;
       c.T = c.S = attention_lengths[i % COUNT(attention_lengths)];
       c.H = i % 3 == 0 ? 4 : 2;
       c.G = i % 3 == 0 ? 2 : i % 3;
       c.P = head_sizes[(i * 7 + 5) % COUNT(head_sizes)];
-      c.offset = 0;
       c.documents = (i + i / 5) % 5;
-      c.scale = 1;
-      attention_make(&a, &c);
-      ny = c.B * c.T * c.H * c.P;
-      nk = (c.B - 1) * a.kv_batch + c.T * c.G * c.P;
-      nl = c.B * c.H * c.T;
-      y = doubles(ny);
-      lse = doubles(nl);
-      probability = doubles(nl * c.S);
-      attention_reference(&a, y, lse, probability);
-      yy = room(ny);
-      for (j = 0; j < ny; j++) yy[j] = (mhk_real)y[j];
-      rlse = room(nl);
-      for (j = 0; j < nl; j++) rlse[j] = (mhk_real)lse[j];
-      a.yy = yy;
-      a.lse = rlse;
-      a.dy = random_room(ny, -1, 1);
-      q0 = random_room(ny, -1, 1);
-      k0 = random_room(nk, -1, 1);
-      v0 = random_room(nk, -1, 1);
-      dq = as_doubles(q0, ny);
-      dk = as_doubles(k0, nk);
-      dv = as_doubles(v0, nk);
-      for (b = 0; b < c.B; b++)
-        for (h = 0; h < c.H; h++) {
-          const int kept = n_blocks;
-          const mhk_index at_q = (b * c.T * c.H + h) * c.P, at_k = b * a.kv_batch + h / (c.H / c.G) * c.P;
-          int first[LONGEST];
-          const mhk__ref_attention r = attention_head(&a, b, h, first);
-          double *one_dq = doubles(c.T * c.P), *one_dk = doubles(c.T * c.P), *one_dv = doubles(c.T * c.P);
-          mhk__ref_attention_back(&r, probability + (b * c.H + h) * c.T * c.T,
-                                  gathered(a.dy + at_q, c.T, c.P, c.H * c.P), one_dq, one_dk, one_dv);
-          scattered(one_dq, c.T, c.P, c.H * c.P, dq + at_q);
-          scattered(one_dk, c.T, c.P, c.G * c.P, dk + at_k);
-          scattered(one_dv, c.T, c.P, c.G * c.P, dv + at_k);
-          release_from(kept);
-        }
-      a.dq = without == 1 ? NULL : copy_room(q0, ny);
-      a.dk = without == 2 ? NULL : copy_room(k0, nk);
-      a.dv = without == 3 ? NULL : copy_room(v0, nk);
-      for (b = c.B - 1; b >= 0; b--)
-        for (g = c.G - 1; g >= 0; g--) {
-          const int kept = n_blocks;
-          KERNEL(attention_back)(&a, b, g, work_room(mhk__attention_back_work(c.T, c.P)));
-          release_from(kept);
-        }
-      if (a.dq) result("dq", a.dq, dq, ny, 10 * EPS);
-      if (a.dk) result("dk", a.dk, dk, nk, 10 * EPS);
-      if (a.dv) result("dv", a.dv, dv, nk, 10 * EPS);
-      release();
+      attention_back_case(&c, i % 4);
+    }
+    for (i = 0; i < 120; i++) {
+      attention_case c = windowed_case(i);
+      if (i % 10 == 9) c.window = 0, c.own = 3;
+      attention_back_case(&c, i % 4);
     }
   }
 }
@@ -1492,6 +1573,7 @@ static double *orientation_make(int i, mhk__orientation_args *a) {
   static const int32_t sizes[] = {0, 16, 2, MHK_WINDOW_ALL, 33, 1, 100, 7, 64, 31, 65, 1000};
   mhk__attention_args teacher;
   attention_case c;
+  memset(&c, 0, sizeof c);
   const int options = i % 3;
   mhk_index nl, nb, n;
   memset(a, 0, sizeof *a);
@@ -1506,7 +1588,7 @@ static double *orientation_make(int i, mhk__orientation_args *a) {
   c.documents = (i + i / 5) % 5;
   c.scale = 2;
   attention_make(&teacher, &c);
-  teacher.kv_batch = c.T * c.G * c.P;
+  teacher.k_batch = c.T * c.G * c.P;
   teacher.k = random_room(c.B * c.T * c.G * c.P, -1, 1);
   nl = a->B * a->H * a->T;
   nb = a->B * a->T * a->G * a->N;
@@ -2140,6 +2222,7 @@ int main(int argc, char **argv) {
   RUN(narrow_product);
   RUN(narrow_gemm);
   RUN(attention);
+  RUN(attention_windows);
   RUN(attention_step);
   RUN(attention_back);
   RUN(ssd);

@@ -139,6 +139,12 @@ static mhk_tensor *attention_matrix(mhk_tape *t, mhk_tensor *q, mhk_tensor *k, c
 }
 BUILD(b_attention, attention(t, c->in[0], c->in[1], c->in[2], c->doc))
 BUILD(b_attention_matrix, attention_matrix(t, c->in[0], c->in[1], c->doc))
+/* in: q, k, v, scale, rest; ids: the windows */
+static mhk_tensor *b_windows(mhk_tape *t, op_case *c) {
+  const mhk_attention_desc d = {c->doc, c->ids, c->in[3], c->in[4]};
+  return c->in[2] ? mhk_attention(t, c->in[0], c->in[1], c->in[2], &d)
+                  : mhk_attention_matrix(t, c->in[0], c->in[1], &d);
+}
 static mhk_tensor *conv(mhk_tape *t, mhk_tensor *x, mhk_tensor *w, mhk_tensor *b, int silu, const int32_t *doc) {
   const mhk_conv1d_desc d = {doc, silu, 0, NULL, NULL};
   return mhk_conv1d(t, x, w, b, &d);
@@ -295,6 +301,17 @@ TEST(gradients_mixers) {
     check_gradients("attention, grouped", &c);
     c = op(b_attention_matrix, P4(2, 9, 4, 5, 1), P4(2, 9, 2, 5, 2), NULL, NULL), c.doc = doc,
     check_gradients("attention_matrix", &c);
+    {
+      static const int32_t windows[4] = {3, MHK_WINDOW_ALL, 0, 20};
+      c = op(b_windows, P4(2, 9, 4, 5, 1), P4(2, 9, 2, 5, 2), P4(2, 9, 2, 3, 3), P1(4, 4)), c.doc = doc;
+      c.ids = windows, c.in[4] = P3(2, 9, 4, 5);
+      check_gradients("attention with windows, scale and rest", &c);
+      c.in[2] = NULL, check_gradients("attention_matrix with windows, scale and rest", &c);
+      mhk_data(c.in[3])[0] = 0, check_gradients("attention_matrix with a scale of 0", &c);
+      c.in[2] = P4(2, 9, 2, 3, 3), check_gradients("attention with a scale of 0", &c);
+      c.ids = NULL, check_gradients("attention with scale and rest", &c);
+      c.ids = windows, c.in[3] = c.in[4] = NULL, check_gradients("attention with windows", &c);
+    }
     c = op(b_conv, P3(2, 9, 7, 1), P3(7, 1, 4, 2), P1(7, 3), NULL), c.doc = doc, check_gradients("conv1d", &c);
     c.flag = 1, check_gradients("conv1d with silu", &c);
     c = op(b_conv, P3(2, 9, 7, 1), P3(7, 1, 2, 2), NULL, NULL), c.doc = doc,
@@ -814,20 +831,28 @@ static int *firsts_of(const int32_t *doc, mhk_index B, mhk_index T) {
 }
 
 /* the attention matrix (B,H,T,T) */
-static double *plain_attention_matrix(const mhk_tensor *q, const mhk_tensor *k, const int32_t *doc) {
-  const mhk_index B = q->shape[0], T = q->shape[1], H = q->shape[2], P = q->shape[3], G = k->shape[2];
+static double *plain_windows_matrix(const mhk_tensor *q, const mhk_tensor *k, const mhk_attention_desc *d) {
+  const mhk_index B = q->shape[0], T = q->shape[1], H = q->shape[2], N = q->shape[3], G = k->shape[2];
   double *m = doubles(B * H * T * T);
-  int *first = firsts_of(doc, B, T);
+  int *first = firsts_of(d->doc, B, T);
   mhk_index b, h;
   for (b = 0; b < B; b++)
     for (h = 0; h < H; h++) {
-      double *one_q = head_of(q, H, P, b, h), *one_k = head_of(k, G, P, b, h / (H / G));
-      const mhk__ref_attention r = {(int)T, (int)T, (int)P, one_q, one_k, NULL, first + b * T};
+      const int window = d->windows ? (int)d->windows[h] : MHK_WINDOW_ALL, plain = d->windows && window < 0;
+      double *one_q = head_of(q, H, N, b, h), *one_k = head_of(k, G, N, b, h / (H / G)),
+             *rest = d->rest && !plain ? head_of(d->rest, H, 1, b, h) : NULL;
+      const double scale = d->scale && !plain ? (double)mhk_data(d->scale)[h] : 1 / sqrt((double)N);
+      const mhk__ref_attention r = {(int)T, (int)T,        (int)N, 0,     one_q, one_k,
+                                    NULL,   first + b * T, window, scale, rest};
       mhk__ref_attention_matrix(&r, m + (b * H + h) * T * T, NULL);
-      free(one_q), free(one_k);
+      free(one_q), free(one_k), free(rest);
     }
   free(first);
   return m;
+}
+static double *plain_attention_matrix(const mhk_tensor *q, const mhk_tensor *k, const int32_t *doc) {
+  const mhk_attention_desc d = within(doc);
+  return plain_windows_matrix(q, k, &d);
 }
 
 /* matrix (B,H,T,T) times x (B,T,G,P), heads grouped -> (B,T,H,P) */
@@ -869,6 +894,118 @@ TEST(values_attention) {
         mhk_tape_reset(tape);
         free(m), free(y), free(doc);
       }
+  finish();
+}
+
+enum { WINDOWS = 8 };
+/* list number n of windows for four heads: each size, and heads that are absent or see all */
+static const int32_t *windows_of(int n, mhk_index T) {
+  static int32_t list[4];
+  const int32_t sizes[WINDOWS] = {1, 2, 7, 16, 31, 33, 64, (int32_t)T + 5};
+  list[0] = sizes[n];
+  list[1] = n % 3 == 0 ? 0 : sizes[(n + 3) % WINDOWS];
+  list[2] = sizes[(n + 5) % WINDOWS];
+  list[3] = n % 3 == 2 ? sizes[n] : MHK_WINDOW_ALL;
+  return list;
+}
+
+TEST(values_attention_in_windows) {
+  static const mhk_index lengths[] = {1, 2, 3, 4, 5, 15, 17, 31, 32, 47, 64, 65, 97, 130, 200};
+  int s, n;
+  start();
+  mhk_tape_record(tape, 0);
+  for (s = 0; s < (int)(sizeof lengths / sizeof *lengths); s++)
+    for (n = 0; n < WINDOWS; n++) {
+      const mhk_index B = 2, T = lengths[s], H = 4, G = n % 2 ? 4 : 2, N = n % 3 ? 16 : 5, P = n % 4 ? 9 : 32;
+      int32_t *doc = n % 2 ? random_documents(B, T, (uint64_t)s) : NULL;
+      mhk_tensor *q = parameter5(4, B, T, H, N, -3, 3, 1), *k = parameter5(4, B, T, G, N, -3, 3, 2),
+                 *v = P4(B, T, G, P, 3);
+      const mhk_attention_desc d = {doc, windows_of(n, T), (n + s) % 3 ? P1(H, 4) : NULL,
+                                    (n + s) % 4 ? parameter5(3, B, T, H, 1, -4, 4, 5) : NULL};
+      double *m = plain_windows_matrix(q, k, &d), *y = plain_mix(m, v, H);
+      char name[80];
+      snprintf(name, sizeof name, "attention in windows, T %d, list %d", (int)T, n);
+      CHECK_CLOSE_TO_DOUBLE(name, mhk_data(mhk_attention_matrix(tape, q, k, &d)), m, B * H * T * T, CLOSE);
+      CHECK_CLOSE_TO_DOUBLE(name, mhk_data(mhk_attention(tape, q, k, v, &d)), y, B * T * H * P, CLOSE);
+      mhk_tape_reset(tape);
+      free(m), free(y), free(doc);
+    }
+  finish();
+}
+
+/* the output and all gradients of attention in windows: (B,T,H,P), and those of q, k, v, scale,
+   rest; by tiles or, matrix, as a product of the matrix and v */
+static void windows_results(mhk_tensor *const *in, const mhk_attention_desc *d, int matrix, mhk_real **out) {
+  const mhk_index H = in[0]->shape[2];
+  mhk_tensor *y;
+  mhk_real *dy;
+  int i;
+  y = matrix ? mhk_swap_heads(tape, mhk_matmul(tape, mhk_attention_matrix(tape, in[0], in[1], d),
+                                               mhk_swap_heads(tape, in[2]), 0))
+             : mhk_attention(tape, in[0], in[1], in[2], d);
+  CHECK(y && y->shape[2] == H, "%s", mhk_message(ctx));
+  dy = (mhk_real *)malloc(sizeof *dy * (size_t)y->count);
+  test_fill(dy, y->count, -1, 1, 4);
+  mhk_backward_from(tape, y, dy);
+  out[5] = (mhk_real *)malloc(sizeof **out * (size_t)y->count);
+  memcpy(out[5], mhk_data(y), sizeof **out * (size_t)y->count);
+  for (i = 0; i < 5; i++) {
+    out[i] = (mhk_real *)malloc(sizeof **out * (size_t)in[i]->count);
+    memcpy(out[i], in[i]->grad, sizeof **out * (size_t)in[i]->count);
+    mhk_zero_grad(in[i]);
+  }
+  free(dy);
+  mhk_tape_reset(tape);
+}
+
+TEST(attention_in_windows_is_its_matrix_on_any_number_of_threads) {
+  static const mhk_index lengths[] = {2, 33, 64, 65, 130};
+  static const char *const names[6] = {"q", "k", "v", "scale", "rest", "y"};
+  int s, n, i;
+  start();
+  for (s = 0; s < 5; s++)
+    for (n = 0; n < WINDOWS; n++) {
+      const mhk_index B = 2, T = lengths[s], H = 4, N = 7, P = 12;
+      int32_t *doc = n % 2 ? random_documents(B, T, 7) : NULL;
+      mhk_tensor *const in[5] = {P4(B, T, H, N, 1), P4(B, T, H, N, 2), P4(B, T, H, P, 3), P1(H, 4), P3(B, T, H, 5)};
+      const mhk_attention_desc d = {doc, windows_of(n, T), in[3], in[4]};
+      const mhk_index counts[6] = {in[0]->count, in[1]->count, in[2]->count, H, B * T * H, B * T * H * P};
+      mhk_real *tiles[6], *matrix[6], *again[6];
+      windows_results(in, &d, 0, tiles);
+      windows_results(in, &d, 1, matrix);
+      mhk_set_threads(ctx, 3);
+      windows_results(in, &d, 0, again);
+      mhk_set_threads(ctx, 1);
+      for (i = 0; i < 6; i++) {
+        char name[80];
+        snprintf(name, sizeof name, "%s of attention in windows, T %d, list %d", names[i], (int)T, n);
+        CHECK_CLOSE(name, tiles[i], matrix[i], counts[i], CLOSE_GRAD);
+        CHECK_SAME(name, again[i], tiles[i], counts[i]);
+        free(tiles[i]), free(matrix[i]), free(again[i]);
+      }
+      free(doc);
+    }
+  finish();
+}
+
+/* What a description does not limit is plain attention, to the bit. */
+TEST(a_window_of_everything_is_plain_attention) {
+  static const int32_t all[4] = {MHK_WINDOW_ALL, MHK_WINDOW_ALL, MHK_WINDOW_ALL, MHK_WINDOW_ALL};
+  int form;
+  start();
+  for (form = 0; form < 2; form++) {
+    mhk_tensor *q = P4(2, 70, 4, 16, 1), *k = P4(2, 70, 2, 16, 2), *v = P4(2, 70, 2, 16, 3);
+    const mhk_attention_desc d = {NULL, all, P1(4, 4), P3(2, 70, 4, 5)};
+    mhk_tensor *plain = form ? mhk_attention_matrix(tape, q, k, NULL) : mhk_attention(tape, q, k, v, NULL),
+               *wide = form ? mhk_attention_matrix(tape, q, k, &d) : mhk_attention(tape, q, k, v, &d);
+    CHECK_SAME("a window of everything", mhk_data(wide), mhk_data(plain), plain->count);
+    mhk_backward(tape, weighted_sum(tape, wide, 9));
+    for (mhk_index i = 0; i < d.rest->count; i++)
+      CHECK(!d.rest->grad || d.rest->grad[i] == 0, "a rest that does not count has a gradient");
+    for (mhk_index i = 0; i < 4; i++)
+      CHECK(!d.scale->grad || d.scale->grad[i] == 0, "a scale that does not count has a gradient");
+    mhk_tape_reset(tape);
+  }
   finish();
 }
 
@@ -1926,6 +2063,9 @@ int main(int argc, char **argv) {
   RUN(values_losses);
   RUN(values_rotary);
   RUN(values_attention);
+  RUN(values_attention_in_windows);
+  RUN(attention_in_windows_is_its_matrix_on_any_number_of_threads);
+  RUN(a_window_of_everything_is_plain_attention);
   RUN(attention_is_its_matrix);
   RUN(values_conv1d);
   RUN(ssd_is_its_matrix);
