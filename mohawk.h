@@ -913,17 +913,18 @@ MHKDEF const char *mhk_tokenizer_json(mhk_tokenizer *k, size_t *length);
 /* ---- sessions ---- */
 
 /* A session runs one or more sequences of tokens, numbered from 0, each at its own position.
-   State-space layers keep a state of constant size, attention layers the keys and values of the
-   tokens so far. All memory is one block of mhk_session_bytes(); after creation, only words longer
-   than word_bytes allocate more. The output of a sequence does not depend on the other sequences,
-   except for rounding: products of few rows sum in another order than products of many. */
+   State-space layers keep a state of constant size and the tokens in their windows, attention
+   layers and kept heads the keys and values of the tokens so far. All memory is one block of
+   mhk_session_bytes(); after creation, only words longer than word_bytes allocate more. The output
+   of a sequence does not depend on the other sequences, except for rounding: products of few rows
+   sum in another order than products of many. */
 struct mhk_session_desc {
   mhk_index batch;          /* sequences; 0: 1 */
-  /* tokens per sequence that attention layers can hold; 0: the model's max_position, or 2048.
-     Ignored without attention layers. */
+  /* tokens per sequence that attention layers and kept heads can hold; 0: the model's max_position,
+     or 2048. Ignored without either. */
   mhk_index capacity;
-  /* attention layers see only the last `window` tokens and are never full; capacity is then
-     ignored, and positions keep counting. 0: all tokens */
+  /* attention layers and kept heads see only the last `window` tokens and are never full; capacity
+     is then ignored, and positions keep counting. 0: all tokens. Windows of mhk_config stay. */
   mhk_index window;
   mhk_index chunk;          /* tokens of a sequence computed together; more is faster but needs more memory; 0: 256 */
   mhk_index snapshots;      /* number of newest states of each sequence to keep for rewinding */
@@ -1015,8 +1016,9 @@ MHKDEF mhk_result mhk_session_snapshot(mhk_session *s, mhk_index sequence);
    logits until the next token. -1 on error. */
 MHKDEF mhk_index mhk_session_rewind(mhk_session *s, mhk_index sequence, mhk_index position);
 /* The recurrent numbers themselves, to read or write between calls: a state-space layer's last
-   inputs of the convolution (d_conv-1,channels), oldest first, and its state (H,P,N); NULL for
-   other layers. Of a mixer of your own mhk_session_ssm() is its state. */
+   inputs of the convolution (d_conv-1,channels), oldest first, and the states (H,P,N) of its heads,
+   those of kept heads left out; NULL for other layers. Of a mixer of your own mhk_session_ssm() is
+   its state. */
 MHKDEF mhk_real *mhk_session_conv(mhk_session *s, mhk_index sequence, int layer);
 MHKDEF mhk_real *mhk_session_ssm(mhk_session *s, mhk_index sequence, int layer);
 
@@ -6208,6 +6210,7 @@ static inline double mhk__ref_gelu_slope(double x) {
 
 #if defined(MOHAWK_IMPLEMENTATION) && !defined(MHK__PASS)
 /* log(1 + e^x), for sessions too */
+static mhk_real mhk__sigmoid1(mhk_real x) { return MHK__R(1) / (MHK__R(1) + MHK__REXP(-x)); }
 static mhk_real mhk__softplus(mhk_real x) { return (x > 0 ? x : 0) + MHK__R(log1p(exp(-fabs((double)x)))); }
 
 #ifndef MOHAWK_NO_TRAINING
@@ -6398,8 +6401,6 @@ typedef struct mhk__unary_args {
   const mhk_real *dy;
   mhk_real *dx;
 } mhk__unary_args;
-
-static mhk_real mhk__sigmoid1(mhk_real x) { return MHK__R(1) / (MHK__R(1) + MHK__REXP(-x)); }
 
 /* elements [first,last) of y = f(x) */
 static void mhk__unary_body(mhk_context *ctx, void *args, mhk_index first, mhk_index last) {
@@ -17099,10 +17100,11 @@ MHKDEF mhk_tensor *mhk_forward(mhk_tape *t, mhk_model *m, const int32_t *tokens,
    step computes one token, by one row of attention and one step of the recurrence. Both give the
    same numbers but for rounding, and both move on what a sequence keeps:
 
-      state-space layer   the last W - 1 inputs of the convolution (W-1,C) and the state (H,P,N):
-                          constant size
+      state-space layer   the last W - 1 inputs of the convolution (W-1,C), the state (P,N) of each
+                          head, and B, x and gate of the tokens in a head's window: constant size
       attention layer     a KV cache: keys and values (rows,G,P) of all tokens, or with a sliding
-                          window of those that the next tokens can see
+                          window of those that the next tokens can see; the same for kept heads of
+                          a state-space layer, whose keys are their B and whose values their x
 
    In this order: sampling, the session's one block of memory, a pass through all layers, feeding,
    what a sequence has seen as a value (snapshots, copies, saved states), drawing tokens, and
@@ -17127,7 +17129,7 @@ typedef struct mhk__snapshot {
 typedef struct mhk__sequence {
   mhk_index position, first;
   int fed;           /* its logits are valid */
-  mhk_real *state;   /* for each state-space layer: inputs of the convolution (W-1,C), then the state (H,P,N) */
+  mhk_real *state;   /* for each state-space layer: inputs of the convolution (W-1,C), states (P,N), rings */
   mhk_real *cache;   /* for each layer with a cache: keys (rows,G,P), then values */
   mhk__snapshot *snapshots;
 } mhk__sequence;
@@ -17565,6 +17567,7 @@ struct mhk_session {
   mhk_index piece, cache_rows;                 /* tokens that a cache stores at once; rows of each cache */
   mhk_index state_numbers, kept_numbers;       /* numbers per sequence; per snapshot */
   mhk_index cache_width;                       /* numbers that all caches keep of a token; 0: there are none */
+  mhk_index span_work;                         /* numbers of work memory for one head of one span */
   int attention_layers, state_layers, workers; /* the number of workers that work memory has room for */
   mhk__sequence *sequences;
   mhk__span *spans;
@@ -17589,12 +17592,17 @@ struct mhk_session {
 
 /* ---- memory of a session ---- */
 
-/* numbers per row of the activations inside a block, with up to eight aligned parts */
-static mhk_index mhk__wide_row(const mhk_config *c, int mixer) {
-  if (mixer == MHK_MIXER_ATTENTION) return 2 * (mhk_index)c->head_dim * (c->n_head + c->n_kv_head);
-  if (mixer == MHK_MIXER_OWN) return c->d_model;
+/* Numbers per row of the activations inside a block: those of mhk__pass_attention() or
+   mhk__pass_scan(), which carves them as up to MHK__WIDE_PARTS aligned parts. */
+enum { MHK__WIDE_PARTS = 13 };
+static mhk_index mhk__wide_row(const mhk_config *c, int layer) {
+  const int kind = c->mixer[layer];
+  const mhk__head_kinds heads = mhk__head_kinds_of(c, layer);
+  if (kind == MHK_MIXER_ATTENTION) return 2 * (mhk_index)c->head_dim * (c->n_head + c->n_kv_head);
+  if (kind == MHK_MIXER_OWN) return c->d_model;
   return 4 * mhk__d_inner(c) + mhk__d_inner(c) + 4 * (mhk_index)c->ssm_groups * c->d_state +
-         2 * (mhk_index)c->ssm_heads;
+         2 * (mhk_index)c->ssm_heads + 2 * heads.kept * (c->d_state + c->ssm_head_dim) +
+         (c->gates ? 2 * (mhk_index)c->ssm_heads : 0) + (heads.windowed ? c->ssm_heads : 0);
 }
 
 /* y (rows,N) = x (rows,K) w^T + bias, then gelu or plus residual */
@@ -17609,15 +17617,59 @@ static void mhk__apply(mhk_context *ctx, mhk_index rows, const mhk_real *x, cons
             w->shape[0], &e);
 }
 
-static mhk_index mhk__span_heads_work(const mhk_session *s) { /* elements of work memory for the kernel of a head */
+/* the longest window of a head that sees some tokens exactly; 0: there is none */
+static mhk_index mhk__longest_window(const mhk_config *c, int layer) {
+  mhk_index longest = 0;
+  for (mhk_index h = 0; c->mixer[layer] == MHK_MIXER_DISCRETE_MAMBA2 && h < c->ssm_heads; h++)
+    longest = mhk__max(longest, mhk__window(c, layer, h));
+  return longest;
+}
+
+/* Work memory for steps of a head with gates or a window. */
+#define MHK__HEAD_STEP_BUFFERS(D, V, M) \
+  V(b, N) /* B and C of a token, times their gates */ \
+  V(c, N) \
+  V(from_window, P) /* what the token gets from its window, */ \
+  V(from_state, P) /* and from its head's state */ \
+  V(scores, window + 16)
+MHK__ROOM(mhk__head_step, MHK__HEAD_STEP_BUFFERS, (mhk_index window, mhk_index N, mhk_index P), (window, N, P))
+
+/* The same for n tokens at once. */
+#define MHK__HEAD_CHUNK_BUFFERS(D, V, M) \
+  V(b, (window + n) * N) /* of the tokens in the window before the new ones, then of those */ \
+  V(x, (window + n) * P) \
+  V(c, n * N) \
+  V(gated_b, n * N) /* the first n of b, and c, times their gates */ \
+  V(gated_c, n * N) \
+  V(decay, n) \
+  V(rest, n) \
+  V(from_window, n * P) \
+  V(from_state, n * P) \
+  V(kernel, mhk__max(mhk__attention_work(window + n, N, P), mhk__ssd_work(MHK__SSD_CHUNK, N, P, 1)))
+MHK__ROOM(mhk__head_chunk, MHK__HEAD_CHUNK_BUFFERS, (mhk_index window, mhk_index n, mhk_index N, mhk_index P),
+          (window, n, N, P))
+
+/* work memory of an attention kernel over the rows of caches */
+static mhk_index mhk__cached_work(const mhk_session *s, mhk_index N, mhk_index P) {
+  const mhk_index step = s->cache_rows + 16;
+  return s->rows > 4 ? mhk__max(step, mhk__attention_work(s->cache_rows, N, P)) : step;
+}
+
+/* numbers of work memory for the kernel of a head over a span */
+static mhk_index mhk__span_heads_work(const mhk_session *s) {
   const mhk_config *c = &s->model->config;
+  const mhk_index N = c->d_state, P = c->ssm_head_dim;
   mhk_index most = 1;
-  if (s->attention_layers) {
-    most = s->cache_rows + 16;
-    if (s->rows > 4) most = mhk__max(most, mhk__attention_work(s->cache_rows, c->head_dim, c->head_dim));
+  if (s->attention_layers) most = mhk__cached_work(s, c->head_dim, c->head_dim);
+  if (s->state_layers && s->rows > MHK__STEPS) most = mhk__max(most, mhk__ssd_work(MHK__SSD_CHUNK, N, P, 1));
+  for (int l = 0; l < c->n_layer; l++) {
+    const mhk__head_kinds heads = mhk__head_kinds_of(c, l);
+    if (heads.kept) most = mhk__max(most, mhk__cached_work(s, N, P));
+    if (!heads.windowed && !(c->gates && c->mixer[l] == MHK_MIXER_DISCRETE_MAMBA2)) continue;
+    const mhk_index w = mhk__longest_window(c, l);
+    most = mhk__max(most, mhk__head_step_work(w, N, P));
+    if (s->chunk > MHK__STEPS) most = mhk__max(most, mhk__head_chunk_work(w, s->chunk, N, P));
   }
-  if (s->state_layers && s->rows > MHK__STEPS)
-    most = mhk__max(most, mhk__ssd_work(MHK__SSD_CHUNK, c->d_state, c->ssm_head_dim, 1));
   if (mhk__config_uses(c, MHK_MIXER_OWN) && c->own->work) most = mhk__max(most, c->own->work(c));
   return most;
 }
@@ -17647,7 +17699,7 @@ static size_t mhk__session_work(const mhk_session *s) {
     for (mhk_index rows = 1; !known && rows <= mhk__min(s->rows, MHK__GEMM_M); rows++) /* more need no more memory */
       mhk__apply(&probe, rows, NULL, w, NULL, 0, NULL, NULL);
   }
-  mhk__run(&probe, NULL, 1, 1, mhk__span_heads_work(s), 0, NULL);
+  mhk__run(&probe, NULL, 1, 1, s->span_work, 0, NULL);
   if (m->tokenizer) /* plus a long word, because the tokenizer calls the feed */
     count.room += mhk__word_room(m->tokenizer, s->word_bytes);
   return count.room;
@@ -17763,6 +17815,48 @@ static int mhk__session_check(mhk_context *ctx, const mhk_session_desc *d) {
       (long long)d->capacity, (long long)d->window);
 }
 
+/* How many tokens a session's caches hold and a pass computes. */
+static void mhk__session_plan_rows(mhk_session *s, const mhk_session_desc *d) {
+  const mhk_config *c = &s->model->config;
+  s->chunk = d->chunk ? d->chunk : 256;
+  if (s->cache_width) {
+    s->window = d->window;
+    s->capacity = d->capacity ? d->capacity : c->max_position > 0 ? c->max_position : 2048;
+    if (s->window)
+      s->piece = mhk__min(s->chunk, mhk__max(32, s->window));
+    else
+      s->chunk = mhk__min(s->chunk, s->capacity);
+    s->cache_rows = s->window ? s->window - 1 + s->piece : s->capacity;
+  }
+  if (!s->piece) s->piece = s->chunk;
+  s->rows = mhk__max(s->chunk, s->batch);
+}
+
+/* How many numbers the parts of a session have. Returns whether they fit in the address space. */
+static int mhk__session_plan_numbers(mhk_session *s) {
+  const mhk_config *c = &s->model->config;
+  mhk_index wide = c->d_mlp, w = 0;
+  double state = 0;
+  for (int l = 0; l < c->n_layer; l++) {
+    wide = mhk__max(wide, mhk__wide_row(c, l));
+    w = mhk__max(w, mhk__longest_window(c, l));
+    state += mhk__layer_state(c, l);
+  }
+  s->state_numbers = s->state_layers ? mhk__at_most(state) : 0;
+  s->kept_numbers = mhk__at_most((double)s->state_numbers +
+                                 (s->window ? (double)(s->window - 1) * (double)s->cache_width : 0));
+  s->wide_numbers = mhk__at_most((double)s->rows * ((double)wide + 1) + 16 * MHK__WIDE_PARTS);
+  if (s->wide_numbers >= 0) s->wide_numbers = mhk__max(s->wide_numbers, s->vocab);
+  const double head = MHK__LD(c->head_dim) + (w || s->cache_width ? MHK__LD(c->d_state) + MHK__LD(c->ssm_head_dim) : 0);
+  const double work = ((double)s->cache_rows + (w ? (double)w + (double)s->chunk : 0)) * (4.0 * head + 16);
+  if (s->state_numbers < 0 || s->kept_numbers < 0 || s->wide_numbers < 0 ||
+      !(work * (double)sizeof(mhk_real) * s->workers < (double)(PTRDIFF_MAX / 2)) ||
+      !((double)s->rows * (double)wide < (double)(PTRDIFF_MAX / 64)))
+    return 0;
+  s->span_work = mhk__span_heads_work(s);
+  return 1;
+}
+
 /* Resolves a description into s and returns the bytes of a session's block, or 0 with an error if
    the description is invalid. */
 static size_t mhk__session_plan(const mhk_model *m, const mhk_session_desc *desc, mhk_session *s, size_t *work) {
@@ -17770,7 +17864,6 @@ static size_t mhk__session_plan(const mhk_model *m, const mhk_session_desc *desc
   const mhk_config *c = &m->config;
   mhk_session_desc d;
   mhk__layout p;
-  mhk_index wide = c->d_mlp;
   memset(&d, 0, sizeof d);
   memset(s, 0, sizeof *s);
   if (desc) d = *desc;
@@ -17785,7 +17878,6 @@ static size_t mhk__session_plan(const mhk_model *m, const mhk_session_desc *desc
       s->attention_layers++;
     else
       s->state_layers++;
-    wide = mhk__max(wide, mhk__wide_row(c, c->mixer[l]));
     s->cache_width += mhk__layer_keys(c, l) + mhk__layer_values(c, l);
   }
   s->recent = d.recent ? d.recent : 256;
@@ -17793,32 +17885,11 @@ static size_t mhk__session_plan(const mhk_model *m, const mhk_session_desc *desc
   s->word_bytes = d.word_bytes ? d.word_bytes : MHK__TEXT_WORD;
   s->no_start = d.no_start;
   s->given = d.memory != NULL;
-  s->chunk = d.chunk ? d.chunk : 256;
-  if (s->cache_width) {
-    s->window = d.window;
-    s->capacity = d.capacity ? d.capacity : c->max_position > 0 ? c->max_position : 2048;
-    if (s->window)
-      s->piece = mhk__min(s->chunk, mhk__max(32, s->window));
-    else
-      s->chunk = mhk__min(s->chunk, s->capacity);
-    s->cache_rows = s->window ? s->window - 1 + s->piece : s->capacity;
-  }
-  if (!s->piece) s->piece = s->chunk;
-  s->rows = mhk__max(s->chunk, s->batch);
-  double state = 0;
-  for (int l = 0; l < c->n_layer; l++) state += mhk__layer_state(c, l);
-  s->state_numbers = s->state_layers ? mhk__at_most(state) : 0;
+  mhk__session_plan_rows(s, &d);
   s->snapshots = s->state_layers || s->window ? d.snapshots : 0;
   s->snapshot_every = s->snapshots ? d.snapshot_every : 0;
-  s->kept_numbers = mhk__at_most((double)s->state_numbers +
-                                 (s->window ? (double)(s->window - 1) * (double)s->cache_width : 0));
-  s->wide_numbers = mhk__at_most((double)s->rows * ((double)wide + 1) + 16 * 8);
-  if (s->wide_numbers >= 0) s->wide_numbers = mhk__max(s->wide_numbers, s->vocab);
   memset(&p, 0, sizeof p);
-  p.fits = s->state_numbers >= 0 && s->kept_numbers >= 0 && s->wide_numbers >= 0 &&
-           (double)s->cache_rows * (2.0 * MHK__LD(c->head_dim) + 16) * (double)sizeof(mhk_real) * s->workers <
-               (double)(PTRDIFF_MAX / 2) &&
-           (double)s->rows * (double)wide < (double)(PTRDIFF_MAX / 64);
+  p.fits = mhk__session_plan_numbers(s);
   *work = p.fits ? mhk__session_work(s) : 0;
   if (p.fits) mhk__session_layout(s, &p, *work);
   if (!p.fits)
@@ -17963,6 +18034,7 @@ static void mhk__session_leave(mhk_session *s, mhk__entered e) {
 
 typedef struct mhk__pass {
   mhk_session *s;
+  int index;                                     /* of the layer */
   const mhk__layer *layer;
   const mhk__prepared *prepared;
   /* from: tokens of each span that attention has processed; part: the most for the next step */
@@ -17973,6 +18045,7 @@ typedef struct mhk__pass {
   mhk_real *q, *k, *v, *o;
   /* state-space: the projection; x, B, C after the convolution; log-decays; y; x times dt */
   mhk_real *in, *xs, *bm, *cm, *decay, *out, *scaled;
+  mhk_real *gates, *rest;                        /* (rows,2H) of C, then of B; (rows,H); or NULL */
   mhk_index width, at_xbc, at_z, at_a;           /* columns of in */
   const mhk_real *norm_x, *norm_w, *norm_b;
   mhk_real *norm_y;
@@ -18102,8 +18175,6 @@ static void mhk__attend_task(void *arg, mhk_index task, int worker) {
   a.y = p->o + row * a.H * a.P;
   a.k = mhk__keys_of(p, span->sequence);
   a.v = mhk__values_of(p, span->sequence);
-  a.k_batch = s->cache_rows * p->prepared->keys;
-  a.v_batch = s->cache_rows * p->prepared->values;
   a.start = s->window ? s->starts + row : NULL;
   if (n <= 4)
     job->ctx->kernels->attention_step(&a, 0, task % a.H, job->work + worker * job->each);
@@ -18143,7 +18214,7 @@ static void mhk__pass_caches(mhk_context *ctx, mhk__pass *p) {
         s->starts[row + t] = mhk__max(0, position + t - (s->window - 1) - first);
       cost += (double)(n * (position - first + n)) * (double)(p->heads * p->value_size);
     }
-    mhk__run(ctx, p, p->spans * p->heads, 1, mhk__span_heads_work(s), cost, mhk__attend_task);
+    mhk__run(ctx, p, p->spans * p->heads, 1, s->span_work, cost, mhk__attend_task);
   }
 }
 
@@ -18266,6 +18337,269 @@ static void mhk__scan_task(void *arg, mhk_index task, int worker) {
     job->ctx->kernels->ssd(&a, 0, task % a.H, job->work + worker * job->each);
 }
 
+/* ---- state-space heads with gates, windows, or a cache of their own
+
+   y_t = near + gain far + D x_t. near is the attention of C_t over the last w tokens, with the rest
+   in its denominator. far is SSD's recurrence over tokens that are w old: x_{t-w} and B_{t-w} enter
+   the state at t, so that what has left the window is in the state. */
+
+/* B (w,N), x (w,P) and, where there are gates, that of B (w) of the last w tokens of a head; token
+   t is in row t mod w. Rows from before the text are zeros. */
+typedef struct mhk__ring { mhk_real *b, *x, *gate; } mhk__ring;
+
+/* One head over one span. */
+typedef struct mhk__span_head {
+  const mhk__pass *p;
+  const mhk__span *span;
+  mhk_index h, N, P, position; /* position: of the span's first token */
+  int32_t window;
+  mhk_real gain;               /* of far */
+  mhk_real *state;             /* (P,N) */
+  mhk__ring ring;
+} mhk__span_head;
+
+/* Rows of a token in the arrays of a pass: B and C of its head's group, x and y of its head, the
+   gates of C and of B. */
+static const mhk_real *mhk__row_b(const mhk__span_head *x, const mhk_real *b, mhk_index row) {
+  const mhk_config *c = &x->p->s->model->config;
+  return b + (row * c->ssm_groups + x->h / (c->ssm_heads / c->ssm_groups)) * x->N;
+}
+static mhk_index mhk__row_x(const mhk__span_head *x, mhk_index row) {
+  return (row * x->p->s->model->config.ssm_heads + x->h) * x->P;
+}
+static mhk_real mhk__row_gate(const mhk__span_head *x, int of_b, mhk_index row) {
+  const mhk_index H = x->p->s->model->config.ssm_heads;
+  return x->p->gates ? x->p->gates[row * 2 * H + (of_b ? H : 0) + x->h] : 1;
+}
+static mhk_real mhk__ring_gate(const mhk__span_head *x, mhk_index slot) {
+  return x->ring.gate ? x->ring.gate[slot] : 1;
+}
+
+/* Fills the rest of x: where the head's state and ring lie behind the inputs of the convolution.
+   All states come first, then all rings; kept heads have neither. */
+static void mhk__span_head_find(mhk__span_head *x) {
+  const mhk__pass *p = x->p;
+  const mhk_config *c = &p->s->model->config;
+  mhk_real *numbers = p->s->sequences[x->span->sequence].state + p->prepared->state_at +
+                      mhk__conv_channels(c) * (c->d_conv - 1);
+  mhk_index states = 0, rows = 0, before = 0;
+  x->N = c->d_state;
+  x->P = c->ssm_head_dim;
+  x->window = (int32_t)mhk__window(c, p->index, x->h);
+  x->gain = x->window ? mhk_data(p->layer->state_gain)[x->h] : 1;
+  x->position = p->s->sequences[x->span->sequence].position;
+  for (mhk_index h = 0; h < c->ssm_heads; h++) {
+    const mhk_index w = mhk__window(c, p->index, h);
+    if (h == x->h) {
+      x->state = numbers + states * x->P * x->N;
+      before = rows;
+    }
+    states += w != MHK_WINDOW_ALL;
+    rows += mhk__max(w, 0);
+  }
+  x->ring.b = numbers + states * x->P * x->N + before * (x->N + x->P + (p->gates != NULL));
+  x->ring.x = x->ring.b + x->window * x->N;
+  x->ring.gate = p->gates ? x->ring.x + x->window * x->P : NULL;
+}
+
+/* puts a token into the ring, where the one w before it was */
+static void mhk__ring_put(const mhk__span_head *x, mhk_index row, mhk_index slot) {
+  memcpy(x->ring.b + slot * x->N, mhk__row_b(x, x->p->bm, row), (size_t)x->N * sizeof(mhk_real));
+  memcpy(x->ring.x + slot * x->P, x->p->xs + mhk__row_x(x, row), (size_t)x->P * sizeof(mhk_real));
+  if (x->ring.gate) x->ring.gate[slot] = mhk__row_gate(x, 1, row);
+}
+
+/* what attention over a window of this head and SSD have in common for all its tokens */
+static void mhk__span_head_args(const mhk__span_head *x, mhk__attention_args *attend, mhk__ssd_args *scan) {
+  memset(attend, 0, sizeof *attend);
+  memset(scan, 0, sizeof *scan);
+  attend->B = attend->H = attend->G = scan->B = scan->H = scan->G = scan->per_task = 1;
+  attend->N = scan->N = x->N;
+  attend->P = scan->P = x->P;
+  attend->windows = &x->window;
+  attend->scale = x->window > 0 ? mhk_data(x->p->layer->window_scale) + x->h : NULL;
+  scan->initial = scan->final = x->state;
+}
+
+/* to (N) = from times f */
+static void mhk__times(mhk_index n, const mhk_real *from, mhk_real f, mhk_real *to) {
+  for (mhk_index i = 0; i < n; i++) to[i] = from[i] * f;
+}
+
+/* y = near + gain far + D x of one token; without a window there is no near */
+static void mhk__span_head_sum(const mhk__span_head *x, mhk_index row, const mhk_real *from_window,
+                               const mhk_real *from_state) {
+  const mhk_real d = mhk_data(x->p->layer->D)[x->h];
+  const mhk_real *from = x->p->xs + mhk__row_x(x, row);
+  mhk_real *y = x->p->out + mhk__row_x(x, row);
+  for (mhk_index i = 0; i < x->P; i++) y[i] = x->gain * from_state[i] + d * from[i] + (x->window ? from_window[i] : 0);
+}
+
+/* a few tokens, one after the other: the ring as it stands is what the attention reads */
+static void mhk__span_head_steps(const mhk__kernels *kernels, const mhk__span_head *x, mhk_real *work) {
+  const mhk__pass *p = x->p;
+  const mhk_index w = x->window, H = p->s->model->config.ssm_heads;
+  mhk__head_step_room room;
+  mhk__attention_args attend;
+  mhk__ssd_args scan;
+  mhk__head_step_lay(&room, work, w, x->N, x->P);
+  mhk__span_head_args(x, &attend, &scan);
+  attend.T = scan.T = scan.Q = 1;
+  attend.k = x->ring.b;
+  attend.v = x->ring.x;
+  attend.y = room.from_window;
+  scan.b = room.b;
+  scan.c = room.c;
+  scan.y = room.from_state;
+  for (mhk_index t = 0; t < x->span->n; t++) {
+    const mhk_index row = x->span->row + t, slot = w ? (x->position + t) % w : 0;
+    attend.q = mhk__row_b(x, p->cm, row);
+    scan.log_a = p->decay + row * H + x->h;
+    /* the token that enters the state: the one that leaves the window, or this one */
+    scan.x = w ? x->ring.x + slot * x->P : p->xs + mhk__row_x(x, row);
+    mhk__times(x->N, w ? x->ring.b + slot * x->N : mhk__row_b(x, p->bm, row),
+               w ? mhk__ring_gate(x, slot) : mhk__row_gate(x, 1, row), room.b);
+    mhk__times(x->N, attend.q, mhk__row_gate(x, 0, row), room.c);
+    kernels->ssd_step(&scan, 0, 0, NULL);
+    if (w) {
+      mhk__ring_put(x, row, slot);
+      attend.S = mhk__min(x->position + t + 1, w);
+      attend.offset = attend.S - 1;
+      attend.rest = p->rest + row * H + x->h;
+      kernels->attention_step(&attend, 0, 0, room.scores);
+    }
+    mhk__span_head_sum(x, row, room.from_window, room.from_state);
+  }
+}
+
+/* Many tokens at once: the w before them and they themselves in a row, oldest first. Attention sees
+   the rows of the text only, SSD gets the first n rows at the times of the new tokens. */
+static void mhk__span_head_chunk(const mhk__kernels *kernels, const mhk__span_head *x, mhk_real *work) {
+  const mhk__pass *p = x->p;
+  const mhk_index w = x->window, n = x->span->n, N = x->N, P = x->P, H = p->s->model->config.ssm_heads,
+                  old = mhk__min(w, x->position); /* tokens of the text before these */
+  mhk__head_chunk_room room;
+  mhk__attention_args attend;
+  mhk__ssd_args scan;
+  mhk__head_chunk_lay(&room, work, w, n, N, P);
+  for (mhk_index i = 0; i < w; i++) {
+    const mhk_index slot = (x->position + i) % w;
+    memcpy(room.b + i * N, x->ring.b + slot * N, (size_t)N * sizeof(mhk_real));
+    memcpy(room.x + i * P, x->ring.x + slot * P, (size_t)P * sizeof(mhk_real));
+  }
+  for (mhk_index t = 0; t < n; t++) {
+    const mhk_index row = x->span->row + t;
+    memcpy(room.b + (w + t) * N, mhk__row_b(x, p->bm, row), (size_t)N * sizeof(mhk_real));
+    memcpy(room.c + t * N, mhk__row_b(x, p->cm, row), (size_t)N * sizeof(mhk_real));
+    memcpy(room.x + (w + t) * P, p->xs + mhk__row_x(x, row), (size_t)P * sizeof(mhk_real));
+    room.decay[t] = p->decay[row * H + x->h];
+    if (w) room.rest[t] = p->rest[row * H + x->h];
+  }
+  for (mhk_index t = 0; x->p->gates && t < n; t++) {
+    const mhk_index row = x->span->row + t;
+    mhk__times(N, room.c + t * N, mhk__row_gate(x, 0, row), room.gated_c + t * N);
+    mhk__times(N, room.b + t * N, t < w ? mhk__ring_gate(x, (x->position + t) % w) : mhk__row_gate(x, 1, row - w),
+               room.gated_b + t * N);
+  }
+  mhk__span_head_args(x, &attend, &scan);
+  scan.T = attend.T = n;
+  scan.Q = mhk__min(MHK__SSD_CHUNK, n);
+  scan.x = room.x;
+  scan.b = p->gates ? room.gated_b : room.b;
+  scan.c = p->gates ? room.gated_c : room.c;
+  scan.log_a = room.decay;
+  scan.y = room.from_state;
+  kernels->ssd(&scan, 0, 0, room.kernel);
+  attend.offset = old;
+  attend.S = old + n;
+  attend.q = room.c;
+  attend.k = room.b + (w - old) * N;
+  attend.v = room.x + (w - old) * P;
+  attend.rest = room.rest;
+  attend.y = room.from_window;
+  if (w) kernels->attention(&attend, 0, 0, room.kernel);
+  for (mhk_index t = 0; t < n; t++) {
+    mhk__span_head_sum(x, x->span->row + t, room.from_window + t * P, room.from_state + t * P);
+    if (t >= n - w) mhk__ring_put(x, x->span->row + t, (x->position + t) % w);
+  }
+}
+
+/* one head of one span; what a kept head gives has come out of its cache already */
+static void mhk__span_head_task(void *arg, mhk_index task, int worker) {
+  const mhk__job *job = (const mhk__job *)arg;
+  const mhk__pass *p = (const mhk__pass *)job->args;
+  const mhk_config *c = &p->s->model->config;
+  mhk_real *work = job->work + worker * job->each;
+  mhk__span_head x;
+  mhk_index kept = 0;
+  memset(&x, 0, sizeof x);
+  x.p = p;
+  x.span = p->s->spans + task / c->ssm_heads;
+  x.h = task % c->ssm_heads;
+  x.P = c->ssm_head_dim;
+  if (mhk__window(c, p->index, x.h) == MHK_WINDOW_ALL) {
+    for (mhk_index h = 0; h < x.h; h++) kept += mhk__window(c, p->index, h) == MHK_WINDOW_ALL;
+    for (mhk_index row = x.span->row; row < x.span->row + x.span->n; row++)
+      memcpy(p->out + mhk__row_x(&x, row), p->o + (row * p->heads + kept) * x.P, (size_t)x.P * sizeof(mhk_real));
+    return;
+  }
+  mhk__span_head_find(&x);
+  if (x.span->n <= MHK__STEPS)
+    mhk__span_head_steps(job->ctx->kernels, &x, work);
+  else
+    mhk__span_head_chunk(job->ctx->kernels, &x, work);
+}
+
+/* gates from what their projection gave, and queries, keys and values of kept heads side by side */
+static void mhk__options_task(void *arg, mhk_index task, int worker) {
+  const mhk__job *job = (const mhk__job *)arg;
+  const mhk__pass *p = (const mhk__pass *)job->args;
+  const mhk_config *c = &p->s->model->config;
+  const mhk_index H = c->ssm_heads, last = mhk__min(p->rows, (task + 1) * MHK__ROWS_TASK);
+  mhk__span_head x;
+  (void)worker;
+  memset(&x, 0, sizeof x);
+  x.p = p;
+  x.N = c->d_state;
+  x.P = c->ssm_head_dim;
+  for (mhk_index r = task * MHK__ROWS_TASK; r < last; r++) {
+    mhk_index at = r * p->heads;
+    for (mhk_index i = 0; p->gates && i < 2 * H; i++)
+      p->gates[r * 2 * H + i] = 2 * mhk__sigmoid1(p->gates[r * 2 * H + i]);
+    for (x.h = 0; p->heads && x.h < H; x.h++) {
+      if (mhk__window(c, p->index, x.h) != MHK_WINDOW_ALL) continue;
+      memcpy(p->q + at * x.N, mhk__row_b(&x, p->cm, r), (size_t)x.N * sizeof(mhk_real));
+      memcpy(p->k + at * x.N, mhk__row_b(&x, p->bm, r), (size_t)x.N * sizeof(mhk_real));
+      memcpy(p->v + at++ * x.P, p->xs + mhk__row_x(&x, r), (size_t)x.P * sizeof(mhk_real));
+    }
+  }
+}
+
+/* The heads of a layer with such options: gates and rests from their projections, kept heads
+   through their caches, then all heads of all spans. at: free room for activations. */
+static void mhk__pass_options(mhk_context *ctx, mhk__pass *p, mhk_real *at) {
+  mhk_session *s = p->s;
+  const mhk_config *c = &s->model->config;
+  const mhk_index rows = p->rows, H = c->ssm_heads, N = c->d_state, P = c->ssm_head_dim;
+  const mhk__layer *y = p->layer;
+  p->gates = y->gates_w ? mhk__carve(&at, rows * 2 * H) : NULL;
+  p->rest = y->rest_w ? mhk__carve(&at, rows * H) : NULL;
+  p->heads = p->groups = p->prepared->keys / N;
+  p->key_size = N;
+  p->value_size = P;
+  p->q = mhk__carve(&at, rows * p->heads * N);
+  p->k = mhk__carve(&at, rows * p->heads * N);
+  p->v = mhk__carve(&at, rows * p->heads * P);
+  p->o = mhk__carve(&at, rows * p->heads * P);
+  if (p->gates) mhk__apply(ctx, rows, s->u, y->gates_w, NULL, 0, NULL, p->gates);
+  if (p->rest) mhk__apply(ctx, rows, s->u, y->rest_w, y->rest_b, 0, NULL, p->rest);
+  mhk__pass_rows(ctx, p, 16.0 * (double)H + 2.0 * (double)(p->heads * (N + P)), mhk__options_task);
+  if (p->heads) mhk__pass_caches(ctx, p);
+  mhk__run(ctx, p, p->spans * H, 1, s->span_work,
+           2.0 * (double)(rows * H) * ((double)(N * P) + (double)mhk__longest_window(c, p->index) * (double)(N + P)),
+           mhk__span_head_task);
+}
+
 /* state-space: D of Mamba-2, gate, its norm */
 static void mhk__gate_task(void *arg, mhk_index task, int worker) {
   const mhk__job *job = (const mhk__job *)arg;
@@ -18311,7 +18645,10 @@ static void mhk__pass_scan(mhk_context *ctx, mhk__pass *p) {
   mhk__run(ctx, p, p->spans * ((E + 2 * GN + MHK__CONV_STATE_BLOCK - 1) / MHK__CONV_STATE_BLOCK), 1, 1,
            (double)(rows * c->d_conv) * (double)(E + 2 * GN), mhk__conv_state_task);
   mhk__pass_rows(ctx, p, 2.0 * (double)(E + GN), mhk__decays_task);
-  mhk__run(ctx, p, p->spans * H, 1, mhk__span_heads_work(s), 2.0 * (double)(rows * E) * c->d_state, mhk__scan_task);
+  if (y->gates_w || y->rest_w || p->prepared->keys)
+    mhk__pass_options(ctx, p, at);
+  else
+    mhk__run(ctx, p, p->spans * H, 1, s->span_work, 2.0 * (double)(rows * E) * c->d_state, mhk__scan_task);
   mhk__pass_rows(ctx, p, 8.0 * (double)E, mhk__gate_task);
   mhk__apply(ctx, rows, p->out, y->out_w, y->out_b, 0, s->x, s->y);
 }
@@ -18350,13 +18687,14 @@ static void mhk__pass_layers(mhk_session *s, mhk_index spans, mhk_index rows) {
   mhk__pass_rotations(&p);
   for (int l = 0; l < m->config.n_layer && ctx->result == MHK_OK; l++) {
     const mhk__layer *y = m->layers + l;
+    p.index = l;
     p.layer = y;
     p.prepared = s->layers + l;
     mhk__pass_norm(ctx, &p, s->x, y->norm_w, y->norm_b, s->u);
     if (y->kind == MHK_MIXER_ATTENTION)
       mhk__pass_attention(ctx, &p);
     else if (y->kind == MHK_MIXER_OWN)
-      mhk__run(ctx, &p, spans, 1, mhk__span_heads_work(s), (double)(rows * D) * (double)D, mhk__own_task);
+      mhk__run(ctx, &p, spans, 1, s->span_work, (double)(rows * D) * (double)D, mhk__own_task);
     else
       mhk__pass_scan(ctx, &p);
     if (y->fc1_w) {

@@ -375,6 +375,22 @@ static void mixer_config(golden *g, const char *path, mhk_config *c) {
   c->conv_bias = 1;
   c->pad_vocab_multiple = 1;
   c->rope_theta = json_number(j, "rope_theta", c->rope_theta > 0 ? c->rope_theta : c->ssm_rotary_dim ? 10000 : 0);
+  c->proj_bias = (int)json_number(j, "bias", 0);
+  c->gates = (int)json_number(j, "gates", 0);
+  c->window = (int)json_number(j, "window", 0);
+}
+
+/* The windows of the heads of one layer, where they are not all alike, in room for 64. */
+static void mixer_windows(golden *g, const char *path, mhk_config *c, int32_t *room) {
+  const json *j = json_at(g->settings, path), *list = json_at(j, "windows"), *kept = json_at(j, "attention_heads"), *x;
+  int h;
+  if (!list && !kept) return;
+  for (h = 0; h < c->ssm_heads && h < 64; h++) room[h] = c->window;
+  for (x = list ? list->child : NULL, h = 0; x && h < 64; x = x->next) room[h++] = (int32_t)x->number;
+  for (x = kept ? kept->child : NULL; x; x = x->next)
+    if (x->number >= 0 && x->number < 64) room[(int)x->number] = MHK_WINDOW_ALL;
+  c->window = 0;
+  c->windows = room;
 }
 
 /* (B,n,D) of u (B,all,D), from token first on */
@@ -404,18 +420,35 @@ static void compare_grad_u(golden *g, const char *name, const mhk_stored *f, con
   free(padded);
 }
 
+#define SMALL 1e-4 /* the stream of carrier(), beside the epsilon of its norms */
+
+/* a tensor of the mixer of a model with one layer; NULL: it has none */
+static mhk_tensor *mixer_tensor(const mhk_model *m, const char *name) {
+  char full[128];
+  snprintf(full, sizeof full, "backbone.layers.0.mixer.%s", name);
+  return mhk_model_find(m, full);
+}
+/* x (rows,D) in the first columns of to (rows,4 D) */
+static void carry_rows(const mhk_tensor *x, mhk_tensor *to) {
+  mhk_index i, j;
+  for (i = 0; x && to && i < x->shape[0]; i++)
+    for (j = 0; j < x->shape[1]; j++) mhk_data(to)[i * to->shape[1] + j] = mhk_data(x)[i * x->shape[1] + j];
+}
+
 /* A session runs whole models. One whose only layer is the mixer of m, around it nothing that
    matters: the stream is [u, -u, y, -y], token i has row i of u, norms divide by the square root of
    their epsilon (next to it the variance vanishes) and multiply by it, the MLP is zero, the head
    reads y. */
-#define SMALL 1e-4
 static mhk_model *carrier(golden *g, const mhk_model *m, const mhk_real *u, mhk_index rows) {
   mhk_config c = *mhk_model_config(m);
   const mhk_index D = c.d_model;
-  const char *const plain[] = {"z_bias", "conv1d.weight", "conv1d.bias", "D"};
+  const char *const plain[] = {"z_bias",           "conv1d.weight", "conv1d.bias",  "D",
+                               "window_rest.bias", "state_gain",    "in_proj.bias", "window_scale"},
+             *const wide[] = {"in_proj.weight", "gates.weight", "window_rest.weight"};
   mhk_model *n;
-  mhk_real *in, *out, *embedding, *head;
-  const mhk_real *in1, *out1;
+  mhk_real *out, *embedding, *head;
+  const mhk_real *out1;
+  mhk_tensor *bias;
   mhk_index i, j, E;
   size_t k;
   c.d_model = (int)(4 * D);
@@ -430,26 +463,26 @@ static mhk_model *carrier(golden *g, const mhk_model *m, const mhk_real *u, mhk_
       mhk_data(x)[j] = strstr(x->name, "norm.weight") ? (mhk_real)(sqrt(c.norm_eps) / SMALL) : 0;
   }
   for (k = 0; k < sizeof plain / sizeof *plain; k++) {
-    char full[128];
-    snprintf(full, sizeof full, "backbone.layers.0.mixer.%s", plain[k]);
-    memcpy(mhk_data(mhk_model_find(n, full)), mhk_data(mhk_model_find(m, full)),
-           sizeof *u * (size_t)mhk_model_find(m, full)->count);
+    const mhk_tensor *x = mixer_tensor(m, plain[k]);
+    if (x) memcpy(mhk_data(mixer_tensor(n, plain[k])), mhk_data(x), sizeof *u * (size_t)x->count);
   }
-  E = mhk_model_find(m, "backbone.layers.0.mixer.out_proj.weight")->shape[1];
-  in = mhk_data(mhk_model_find(n, "backbone.layers.0.mixer.in_proj.weight"));
-  in1 = mhk_data(mhk_model_find(m, "backbone.layers.0.mixer.in_proj.weight"));
-  out = mhk_data(mhk_model_find(n, "backbone.layers.0.mixer.out_proj.weight"));
-  out1 = mhk_data(mhk_model_find(m, "backbone.layers.0.mixer.out_proj.weight"));
+  for (k = 0; k < sizeof wide / sizeof *wide; k++) carry_rows(mixer_tensor(m, wide[k]), mixer_tensor(n, wide[k]));
+  E = mixer_tensor(m, "out_proj.weight")->shape[1];
+  out = mhk_data(mixer_tensor(n, "out_proj.weight"));
+  out1 = mhk_data(mixer_tensor(m, "out_proj.weight"));
+  bias = mixer_tensor(n, "out_proj.bias");
   embedding = mhk_data(mhk_model_at(n, 0));
   head = mhk_data(mhk_model_find(n, "lm_head.weight"));
-  CHECK(strstr(mhk_model_at(n, 0)->name, "embedding") && head && in && out, "the carrier has other names");
-  for (i = 0; i < mhk_model_find(m, "backbone.layers.0.mixer.in_proj.weight")->shape[0]; i++)
-    for (j = 0; j < D; j++) in[i * 4 * D + j] = in1[i * D + j];
-  for (i = 0; i < D; i++)
+  CHECK(strstr(mhk_model_at(n, 0)->name, "embedding") && head && out, "the carrier has other names");
+  for (i = 0; i < D; i++) {
     for (j = 0; j < E; j++) {
       out[(2 * D + i) * E + j] = (mhk_real)SMALL * out1[i * E + j];
       out[(3 * D + i) * E + j] = -(mhk_real)SMALL * out1[i * E + j];
     }
+    if (!bias) continue;
+    mhk_data(bias)[2 * D + i] = (mhk_real)SMALL * mhk_data(mixer_tensor(m, "out_proj.bias"))[i];
+    mhk_data(bias)[3 * D + i] = -mhk_data(bias)[2 * D + i];
+  }
   for (i = 0; i < rows; i++)
     for (j = 0; j < D; j++) {
       embedding[i * 4 * D + j] = (mhk_real)SMALL * u[i * D + j];
@@ -470,19 +503,26 @@ static void compare_states(golden *g, mhk_session *s, const mhk_config *c, mhk_i
                            const char *ssm_name) {
   const mhk_index channels = (mhk_index)c->ssm_heads * c->ssm_head_dim + 2 * (mhk_index)c->ssm_groups * c->d_state,
                   W = c->d_conv - 1;
-  const mhk_index each = (mhk_index)c->ssm_heads * c->ssm_head_dim * c->d_state;
+  const mhk_index each = (mhk_index)c->ssm_head_dim * c->d_state, H = c->ssm_heads;
   mhk_real *conv = (mhk_real *)calloc((size_t)(B * channels * W), sizeof *conv),
-           *ssm = (mhk_real *)calloc((size_t)(B * each), sizeof *ssm);
-  mhk_index b, i, w;
+           *ssm = (mhk_real *)calloc((size_t)(B * H * each), sizeof *ssm),
+           *want = values(g, "", ssm_name, NULL);
+  mhk_index b, i, w, states;
   for (b = 0; b < B && mhk_session_conv(s, b, 0); b++) {
     for (i = 0; i < channels; i++)
       for (w = 0; w < W; w++) conv[(b * channels + i) * W + w] = mhk_session_conv(s, b, 0)[w * channels + i];
-    memcpy(ssm + b * each, mhk_session_ssm(s, b, 0), sizeof *ssm * (size_t)each);
+    for (i = states = 0; want && i < H; i++) { /* kept heads have none */
+      const int kept = c->windows && c->windows[i] == MHK_WINDOW_ALL;
+      const mhk_real *from = kept ? want + (b * H + i) * each : mhk_session_ssm(s, b, 0) + states * each;
+      memcpy(ssm + (b * H + i) * each, from, sizeof *ssm * (size_t)each);
+      states += !kept;
+    }
   }
   compare(g, "", conv_name, conv, B * channels * W);
-  compare(g, "", ssm_name, ssm, B * each);
+  compare(g, "", ssm_name, ssm, B * H * each);
   free(conv);
   free(ssm);
+  free(want);
 }
 
 /* the mixer in a session: a prefill, then single steps */
@@ -564,22 +604,22 @@ static void forward_and_back(golden *g, mhk_model *m, const mhk_stored *fu, cons
   free(cotangent);
 }
 
-/* the mixer on tokens, as a matrix, over packed documents, and step by step in a session */
-static void discrete_mamba2(const char *name) {
-  static const char *const names[] = {"in_proj.weight", "z_bias", "conv1d.weight",
-                                      "conv1d.bias",    "D",      "out_proj.weight"};
+/* The mixer on tokens, as a matrix, over packed documents, and step by step in a session; session
+   1: only in one. */
+static void discrete_mamba2(const char *name, int session) {
   golden g;
   mhk_config config;
   mhk_model *m;
   const mhk_stored *fu;
   mhk_real *v;
   mhk_forward_desc forward;
-  int32_t *doc;
+  int32_t *doc, windows[64];
   mhk_index B, prefill, steps;
-  size_t i;
+  int i;
   if (!open_golden(&g, name)) return;
   memset(&config, 0, sizeof config);
   mixer_config(&g, "config", &config);
+  mixer_windows(&g, "config", &config, windows);
   config.n_layer = 1;
   config.vocab_size = 8;
   config.d_mlp = 4 * config.d_model;
@@ -592,14 +632,13 @@ static void discrete_mamba2(const char *name) {
     close_golden(&g);
     return;
   }
-  for (i = 0; i < sizeof names / sizeof *names; i++) {
-    char full[128];
-    mhk_tensor *x;
-    const mhk_stored *f = find(&g, "param.", names[i]);
-    snprintf(full, sizeof full, "backbone.layers.0.mixer.%s", names[i]);
-    x = mhk_model_find(m, full);
-    CHECK(x && f && x->count == f->count, "param.%s does not fit %s", names[i], full);
-    if (x && f && x->count == f->count) mhk_file_read(g.ctx, f, mhk_data(x));
+  for (i = 0; i < mhk_model_count(m); i++) {
+    static const char mixer[] = "backbone.layers.0.mixer.";
+    mhk_tensor *x = mhk_model_at(m, i);
+    const mhk_stored *f = strncmp(x->name, mixer, sizeof mixer - 1) ? NULL
+                                                                    : find(&g, "param.", x->name + sizeof mixer - 1);
+    CHECK(strncmp(x->name, mixer, sizeof mixer - 1) || (f && x->count == f->count), "no param. fits %s", x->name);
+    if (f && x->count == f->count) mhk_file_read(g.ctx, f, mhk_data(x));
   }
   v = values(&g, "", "u", NULL);
   B = fu->shape[0];
@@ -608,12 +647,14 @@ static void discrete_mamba2(const char *name) {
   CHECK(prefill + steps == fu->shape[1], "u holds %lld tokens, prefill and steps are %lld", (long long)fu->shape[1],
         (long long)(prefill + steps));
 
-  forward_and_back(&g, m, fu, v, prefill, "output");
-  forward_and_back(&g, m, fu, v, prefill, "matrix");
+  if (!session) {
+    forward_and_back(&g, m, fu, v, prefill, "output");
+    forward_and_back(&g, m, fu, v, prefill, "matrix");
+  }
 
   mhk_tape_reset(g.tape);
   mhk_tape_record(g.tape, 0);
-  doc = integers(&g, "doc");
+  doc = session ? NULL : integers(&g, "doc");
   if (doc) {
     memset(&forward, 0, sizeof forward);
     forward.doc = doc;
@@ -627,9 +668,14 @@ static void discrete_mamba2(const char *name) {
   close_golden(&g);
 }
 
-TEST(discrete_mamba2) { discrete_mamba2("discrete_mamba2"); }
-TEST(discrete_mamba2_grouped) { discrete_mamba2("discrete_mamba2_grouped"); }
-TEST(discrete_mamba2_rotary) { discrete_mamba2("discrete_mamba2_rotary"); }
+TEST(discrete_mamba2) { discrete_mamba2("discrete_mamba2", 0); }
+TEST(discrete_mamba2_grouped) { discrete_mamba2("discrete_mamba2_grouped", 0); }
+TEST(discrete_mamba2_rotary) { discrete_mamba2("discrete_mamba2_rotary", 0); }
+TEST(discrete_mamba2_bias) { discrete_mamba2("discrete_mamba2_bias", 1); }
+TEST(discrete_mamba2_gates) { discrete_mamba2("discrete_mamba2_gates", 1); }
+TEST(discrete_mamba2_window) { discrete_mamba2("discrete_mamba2_window", 1); }
+TEST(discrete_mamba2_heads) { discrete_mamba2("discrete_mamba2_heads", 1); }
+TEST(discrete_mamba2_windows) { discrete_mamba2("discrete_mamba2_windows", 1); }
 
 /* --------------------------------------------------------------------------------------- stages */
 
@@ -901,6 +947,11 @@ int main(int argc, char **argv) {
   RUN(discrete_mamba2);
   RUN(discrete_mamba2_grouped);
   RUN(discrete_mamba2_rotary);
+  RUN(discrete_mamba2_bias);
+  RUN(discrete_mamba2_gates);
+  RUN(discrete_mamba2_window);
+  RUN(discrete_mamba2_heads);
+  RUN(discrete_mamba2_windows);
   RUN(stages);
   RUN(stages_hybrid);
   RUN(run);
