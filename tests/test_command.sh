@@ -66,6 +66,16 @@ says '"state_bytes": 1048576, "teacher_state_bytes": 1048576'
 "$mohawk" eval --model "$tiny" --text examples/story.txt --windows 2 --length 64 >"$work/said"
 says "      0-15      16-31      32-47      48-63"
 says "262 kB after 64 tokens"
+probes() { "$mohawk" eval --model "$tiny" --text examples/story.txt --windows 2 --length 40 --probes --threads 1 --json "$@" >"$work/said" 2>/dev/null; }
+probes --teacher "$tiny"
+says '"needle_50": {"accuracy":'
+check "a teacher is asked what the model is asked" sh -c "sed 's/.*\"probes\": \(.*\), \"teacher_probes\": \(.*\)}\$/\1 = \2/' '$work/said' | grep -qx '\(.*\) = \1'"
+sed 's/.*"probes": \(.*\), "teacher_probes.*/\1/' "$work/said" >"$work/a"
+probes
+check "the same probes again" grep -qF -- "$(cat "$work/a")" "$work/said"
+probes --seed 2
+check "other probes from another seed" sh -c "! grep -qF -- '$(cat "$work/a")' '$work/said'"
+code 2 "probes in a short window" "$mohawk" eval --model "$tiny" --text examples/story.txt --probes --length 39
 
 # texts and prompts from pipes, in other encodings, and with odd characters
 generate() { "$mohawk" generate --model "$tiny" --tokens 4 --greedy --json "$@" 2>"$work/errors" >"$work/said"; }

@@ -1,4 +1,5 @@
 /* mohawk eval: how well a model predicts text, and how close it is to its teacher. */
+#include "probes.h"
 #include "run.h"
 #include <math.h>
 #include <string.h>
@@ -7,10 +8,10 @@ typedef struct settings {
   const char *model, *teacher;
   cli_files text;
   mhk_index length, windows, max_document;
-  int threads, json, encoding;
+  int threads, json, encoding, probes, seed;
 } settings;
 
-static const settings defaults = {.length = 256};
+static const settings defaults = {.length = 256, .seed = 1};
 
 static const cli_option options[] = {
     {"model", "PATH", CLI_TEXT, CLI_AT(model), 1, 0,
@@ -25,10 +26,22 @@ static const cli_option options[] = {
      "number of windows from the start of the text; 0: all (default 0)"},
     {"max-document", "BYTES", CLI_COUNT, CLI_AT(max_document), 0, 1e15,
      "split documents at the first line end after this many bytes; 0: never (default 0)"},
+    {"probes", NULL, CLI_FLAG, CLI_AT(probes), 0, 0,
+     "also let the model generate what only its context can tell it, made from words of its vocabulary: copy a "
+     "passage, recall the value of a key, find a pair at a depth of a text of --length tokens; with --teacher, let "
+     "both"},
+    {"seed", "N", CLI_INT, CLI_AT(seed), 1, 2e9, "seed of the probes (default 1)"},
     {"threads", "N", CLI_INT, CLI_AT(threads), 1, 4096, "number of threads (default: all CPUs)"},
     CLI_STRICT,
     {"json", NULL, CLI_FLAG, CLI_AT(json), 0, 0, "print one JSON object instead of text"},
 };
+
+static int check(void *user) {
+  const settings *s = (const settings *)user;
+  if (!s->probes || s->length >= 40) return CLI_GO;
+  cli_error("--probes needs windows that a passage fits into: --length 40 or more");
+  return CLI_USAGE;
+}
 
 /* a measure at the four quarters of a window, times scale */
 static void print_quarters(const char *name, const double *quarters, double scale) {
@@ -69,11 +82,38 @@ static void print(const settings *s, const mhk_evaluation *e, double teacher_byt
   printf(s->teacher ? "; the teacher's: %s\n" : "\n", cli_bytes(teacher_bytes, &other));
 }
 
+/* the scores of model and teacher; teacher NULL: none */
+static void print_probes(const probe_score *model, const probe_score *teacher) {
+  int i;
+  printf("%-24s %8s %14s%s\n", "probes, accuracy in %", "chance", "model", teacher ? "          teacher" : "");
+  for (i = 0; probe_at(i); i++) {
+    printf("  %-22s %8.1f %8.1f +- %3.1f", probe_at(i)->name, 100 * probe_chance(probe_at(i)), 100 * model[i].accuracy,
+           100 * model[i].error);
+    if (teacher) printf("   %7.1f +- %3.1f", 100 * teacher[i].accuracy, 100 * teacher[i].error);
+    putchar('\n');
+  }
+}
+
+static void json_probes(cli_json *j, const char *key, const probe_score *scores) {
+  int i;
+  json_open(j, key, '{');
+  for (i = 0; probe_at(i); i++) {
+    json_open(j, probe_at(i)->key, '{');
+    json_real(j, "accuracy", scores[i].accuracy);
+    json_real(j, "error", scores[i].error);
+    json_real(j, "chance", probe_chance(probe_at(i)));
+    json_close(j);
+  }
+  json_close(j);
+}
+
 /* from the models to the printed figures */
 static int evaluate(mhk_context *ctx, void *user) {
   const settings *s = (const settings *)user;
   mhk_model *m = cli_load(ctx, s->model), *teacher = s->teacher ? cli_load(ctx, s->teacher) : NULL;
   mhk_evaluate_desc measured = {.teacher = teacher, .length = s->length, .windows = s->windows};
+  probe_source source = {.length = s->length, .seed = (uint64_t)s->seed};
+  probe_score scores[PROBE_MOST], teachers[PROBE_MOST];
   mhk_corpus_desc desc;
   mhk_evaluation e;
   double teacher_bytes;
@@ -86,6 +126,11 @@ static int evaluate(mhk_context *ctx, void *user) {
   desc.max_document = (size_t)s->max_document;
   measured.corpus = run_load_text(ctx, m, teacher, &desc, s->encoding);
   if (!measured.corpus || run_evaluate(ctx, m, &measured, s->model, &e) != CLI_GO) return CLI_FAILED;
+  source.tokenizer = mhk_model_tokenizer(m) ? mhk_model_tokenizer(m) : mhk_model_tokenizer(teacher);
+  source.text = measured.corpus;
+  if (s->probes && (probe_run(ctx, m, &source, "model", scores) != CLI_GO ||
+                    (teacher && probe_run(ctx, teacher, &source, "teacher", teachers) != CLI_GO)))
+    return CLI_FAILED;
   teacher_bytes = teacher ? mhk_config_state_bytes(mhk_model_config(teacher), s->length) : 0;
   if (s->json) {
     cli_json j;
@@ -96,9 +141,12 @@ static int evaluate(mhk_context *ctx, void *user) {
     run_json_evaluation(&j, &e, s->teacher != NULL);
     if (s->teacher) json_count(&j, "teacher_state_bytes", teacher_bytes);
     json_count(&j, "length", (double)s->length);
+    if (s->probes) json_probes(&j, "probes", scores);
+    if (s->probes && teacher) json_probes(&j, "teacher_probes", teachers);
     json_close(&j);
   } else {
     print(s, &e, teacher_bytes);
+    if (s->probes) print_probes(scores, teacher ? teachers : NULL);
   }
   return CLI_OK;
 }
@@ -113,5 +161,6 @@ const cli_command command_eval = {
     .example = "mohawk eval --model run1/student --teacher phi-1_5/ --text heldout.txt",
     CLI_OPTIONS(options),
     CLI_SETTINGS(defaults),
+    .check = check,
     .body = evaluate,
 };
