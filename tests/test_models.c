@@ -743,6 +743,102 @@ TEST(evaluations_by_quarter_of_the_window_are_what_forward_passes_say_and_add_up
   mhk_model_destroy(teacher);
 }
 
+/* the last row of the mixer of a teacher's only layer, on rows `from` to T of u (T,D), with these
+   windows of its heads */
+static void last_row(mhk_model *m, const mhk_real *u, mhk_index from, mhk_index T, const int32_t *windows,
+                     mhk_real *out) {
+  mhk_forward_desc d;
+  mhk_tape *t = mhk_tape_create(ctx);
+  const mhk_index D = mhk_model_config(m)->d_model, shape[3] = {1, T - from, D};
+  mhk_tensor *y;
+  memset(&d, 0, sizeof d);
+  d.windows = windows;
+  y = mhk_forward_mixer(t, m, 0, mhk_tensor_new(t, 3, shape, u + from * D), &d);
+  REQUIRE(y, "%s", mhk_message(ctx));
+  memcpy(out, mhk_data(y) + (T - from - 1) * D, (size_t)D * sizeof *out);
+  mhk_tape_destroy(t);
+}
+
+/* A head that sees w tokens is one that was given no more than w; heads add up in a mixer. */
+TEST(heads_of_a_forward_pass_that_see_their_last_tokens_only) {
+  enum { T = 13, D = 24, H = 4, W = 5 };
+  static const int32_t all_of_them[H] = {W, W, W, W}, none[H] = {0, 0, 0, 0}, one[H] = {-1, -1, W, -1};
+  static const int32_t others[H] = {W, W, -1, W}, no_limit[H] = {-1, -1, -1, T};
+  mhk_real u[T * D], plain[D], want[D], x[D], y[D];
+  mhk_config c;
+  mhk_model *m;
+  int i;
+  test_config(&c, 0);
+  c.n_layer = 1;
+  m = mhk_model_create(ctx, &c, 11);
+  REQUIRE(m && c.d_model == D && c.n_head == H, "%s", mhk_message(ctx));
+  for (i = 0; i < T * D; i++) u[i] = (mhk_real)sin(1.7 * i);
+  last_row(m, u, 0, T, NULL, plain);
+  last_row(m, u, 0, T, no_limit, x);
+  CHECK_CLOSE("windows that hold everything", x, plain, D, 1e-5);
+  last_row(m, u, T - W, T, NULL, want);
+  last_row(m, u, 0, T, all_of_them, x);
+  CHECK_CLOSE("all heads limited", x, want, D, 1e-5);
+  last_row(m, u, 0, T, one, x);
+  last_row(m, u, 0, T, others, y);
+  for (i = 0; i < D; i++) x[i] += y[i] - plain[i];
+  CHECK_CLOSE("one head limited, and the others", x, want, D, 1e-5);
+  CHECK(fabs((double)(y[0] - plain[0])) > 1e-4 && fabs((double)(y[0] - want[0])) > 1e-4,
+        "three heads make a difference");
+  last_row(m, u, 0, T, none, x);
+  CHECK_CLOSE("no heads at all", x, mhk_data(mhk_model_find(m, "model.layers.0.self_attn.dense.bias")), D, 1e-6);
+  mhk_model_destroy(m);
+}
+
+/* in whole passes: in evaluations, the same when blocks are computed again for gradients */
+TEST(limited_heads_in_evaluations_and_recomputed_blocks) {
+  enum { T = 12, V = 37 };
+  int32_t tokens[2 * T], windows[2][3 * 4];
+  mhk_config c;
+  mhk_evaluate_desc d;
+  mhk_evaluation whole, limited, self;
+  mhk_real *gradients[2];
+  test_config(&c, 0);
+  mhk_model *m = mhk_model_create(ctx, &c, 11);
+  REQUIRE(m && c.n_layer == 3 && c.vocab_size == V, "%s", mhk_message(ctx));
+  for (int i = 0; i < 2 * T; i++) tokens[i] = i * i % V;
+  memset(&d, 0, sizeof d);
+  d.teacher = m;
+  d.corpus = mhk_corpus_from_tokens(ctx, tokens, 2 * T, -1);
+  d.length = T;
+  for (int i = 0; i < 12; i++) windows[0][i] = 2, windows[1][i] = i == 7 ? 2 : MHK_WINDOW_ALL;
+  mhk_evaluate(m, &d, &self);
+  d.head_windows = windows[0];
+  mhk_evaluate(m, &d, &whole);
+  d.head_windows = windows[1];
+  mhk_evaluate(m, &d, &limited);
+  REQUIRE_OK(ctx);
+  CHECK(self.kl == 0 && limited.kl > 1e-9 && whole.kl > 2 * limited.kl, "KL %g of all heads, %g of one", whole.kl,
+        limited.kl);
+  for (int k = 0; k < 2; k++) {
+    mhk_tape *t = mhk_tape_create(ctx);
+    mhk_forward_desc f;
+    mhk_tensor *w = mhk_model_find(m, "model.layers.0.self_attn.k_proj.weight");
+    int32_t list[12];
+    memset(&f, 0, sizeof f);
+    memcpy(list, windows[0], sizeof list);
+    f.windows = list;
+    f.recompute = k;
+    mhk_zero_grad(w);
+    mhk_tensor *loss = mhk_mean(t, mhk_square(t, mhk_forward(t, m, tokens, 2, T, &f)));
+    memset(list, 0, sizeof list); /* it is the caller's again */
+    mhk_backward(t, loss);
+    gradients[k] = (mhk_real *)malloc((size_t)w->count * sizeof(mhk_real));
+    memcpy(gradients[k], w->grad, (size_t)w->count * sizeof(mhk_real));
+    if (k) CHECK_SAME("gradients", gradients[0], gradients[1], w->count);
+    mhk_tape_destroy(t);
+  }
+  free(gradients[0]);
+  free(gradients[1]);
+  mhk_corpus_destroy(d.corpus);
+  mhk_model_destroy(m);
+}
+
 TEST(students_of_other_shapes) {
   mhk_config c;
   mhk_student_desc d;
@@ -954,6 +1050,8 @@ int main(int argc, char **argv) {
   RUN(weights_that_do_not_fit);
   RUN(students_start_from_the_teacher);
   RUN(evaluations_by_quarter_of_the_window_are_what_forward_passes_say_and_add_up);
+  RUN(heads_of_a_forward_pass_that_see_their_last_tokens_only);
+  RUN(limited_heads_in_evaluations_and_recomputed_blocks);
   RUN(students_of_other_shapes);
   RUN(students_that_cannot_be);
   RUN(recipes);

@@ -36,7 +36,7 @@ static uint64_t draw(uint64_t *state) {
 
 static mhk_index draw_below(uint64_t *state, mhk_index n) { return (mhk_index)((draw(state) >> 16) % (uint64_t)n); }
 
-/* whether a token is a whole word of letters after a space, which nothing but the context suggests */
+/* whether a token is a whole word of letters after a space, which only the context suggests */
 static int is_word(mhk_tokenizer *k, int32_t id) {
   size_t n, i;
   const char *text = mhk_token_bytes(k, id, &n);
@@ -77,9 +77,9 @@ static void draw_words(uint64_t *state, int32_t *words, mhk_index n_words, mhk_i
 
 /* ---------------------------------------------------------------- trials */
 
-/* All trials of one probe: texts (trials,length + answer), of which the model is given length tokens
-   and must find the others, and the words to choose from (trials,choice); no choice: the whole
-   vocabulary, V. */
+/* All trials of one probe: texts (trials,length + answer), of which the model is given length
+   tokens and must find the others, and the words to choose from (trials,choice); no choice: the
+   whole vocabulary, V. */
 typedef struct quiz {
   mhk_index length, answer, choice;
   int V, writes; /* writes: what the model has found is its context, not what is right */

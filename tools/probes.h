@@ -5,9 +5,9 @@
 
 #include "cli.h"
 
-/* A task that only the context can solve, about words of the vocabulary, drawn by seed. A passage is
-   written without help; elsewhere the model chooses among words, all of the passage, all values, or
-   eight, so that small models show something above chance too. */
+/* A task that only the context can solve, about words of the vocabulary, drawn by seed. A passage
+   is written without help; elsewhere the model chooses among words, all of the passage, all values,
+   or eight, so that small models show something above chance too. */
 typedef enum probe_task {
   PROBE_PASSAGE, /* `size` tokens of the text, then its first four: the model writes on */
   PROBE_COPY,    /* `size` words, then the first two: each next one, given those before it */
