@@ -3949,9 +3949,9 @@ struct mhk__epilogue {
 };
 
 /* Which part of a product is needed or nonzero: everything; c on and below, or on and above its
-   diagonal; a lower or upper triangular. Skips whole register tiles and does not touch their
-   elements. */
-enum { mhk__whole, mhk__lower_c, mhk__upper_c, mhk__lower_a, mhk__upper_a };
+   diagonal; a lower or upper triangular, or nonzero in row i from column i + band_first to i +
+   band_last. Skips whole register tiles and does not touch their elements. */
+enum { mhk__whole, mhk__lower_c, mhk__upper_c, mhk__lower_a, mhk__upper_a, mhk__band_a };
 
 /* Rows that are needed soon, to prefetch during other work. Rows of one head are pages apart, where
    hardware does not prefetch. */
@@ -3982,6 +3982,7 @@ typedef struct mhk__block {
   mhk_index fs;
   mhk_real *c;
   mhk_index ldc;
+  mhk_index band_first, band_last;
   mhk__ahead *ahead;   /* or NULL */
 } mhk__block;
 #define MHK__LD(n) (((n) + 15) / 16 * 16) /* the length of a padded row: whole vectors of every instruction set */
@@ -4583,6 +4584,10 @@ static void MHK__N(mhk__blocks)(const mhk__block *p, mhk_index m, mhk_index n, i
     if (part == mhk__upper_c) first = i / MHK__W * MHK__W;
     if (part == mhk__lower_a) to = mhk__min(to, i + (tall ? MHK__TALL : 4));
     if (part == mhk__upper_a) from = i;
+    if (part == mhk__band_a) {
+      from = mhk__max(0, i + p->band_first);
+      to = mhk__max(from, mhk__min(to, i + (tall ? MHK__TALL : 4) + p->band_last));
+    }
     if (p->ahead) MHK__N(mhk__fetch)(p->ahead, 16); /* more would fill the queue of misses, fewer come too late */
     j = first;
 #ifdef MHK__HAS_BLOCKS_OF_4
@@ -7716,13 +7721,15 @@ typedef struct mhk__sight {
   mhk_real scale;
 } mhk__sight;
 
-enum { MHK__MOST_KEYS = 256 }; /* keys of a tile of 16 queries; fewer the more queries */
+/* Queries of a tile where the window is small, a vector of AVX-512: the more, the more keys meet
+   queries that do not see them. Keys of a tile at most. */
+enum { MHK__FEW_QUERIES = 16, MHK__MOST_KEYS = MHK__TILE * MHK__TILE / MHK__FEW_QUERIES };
 static mhk__sight mhk__sight_of(const mhk__attention_args *a, mhk_index h) {
   mhk__sight s;
   const int all = !a->windows || a->windows[h] == MHK_WINDOW_ALL, plain = a->windows && all;
   s.window = all ? a->S : mhk__min(a->S, a->windows[h]);
-  s.queries = all || s.window > 96 ? MHK__TILE : s.window > 32 ? 32 : 16;
-  s.keys = MHK__MOST_KEYS * 16 / s.queries;
+  s.queries = all || s.window > 128 ? MHK__TILE : MHK__FEW_QUERIES;
+  s.keys = MHK__TILE * MHK__TILE / s.queries;
   s.rest = a->rest && !plain ? a->rest + h : NULL;
   s.own_scale = a->scale && !plain;
   s.scale = s.own_scale ? a->scale[h] : MHK__R(1.0 / sqrt((double)a->N));
@@ -7920,9 +7927,11 @@ static void MHK__N(mhk__attention)(const mhk__attention_args *a, mhk_index b, mh
       block.c0 = j0 > first ? w.out : NULL;
       block.f = j0 > first ? w.fade : NULL;
       block.fs = 1;
+      block.band_first = seen.before + 1 - sight.window;
+      block.band_last = seen.before;
       MHK__N(mhk__multiply)
       (&block, rows, P, n, mhk__in_columns(w.scores, wide_q), mhk__in_rows(w.values + j0 * wide_v, wide_v), w.out,
-       wide_v, corner ? mhk__lower_a : mhk__whole);
+       wide_v, mhk__band_a);
     }
     if (y) {
       for (mhk_index i = 0; i < rows; i++) w.fade[i] = MHK__R(1) / w.sum[i];
@@ -8151,8 +8160,7 @@ static void MHK__N(mhk__attention_back)(const mhk__attention_args *a, mhk_index 
       mhk__look_ahead(&ahead, copied ? NULL : v + last * ldv, ldv, P, next);
       for (mhk_index j0 = first; j0 < last; j0 += sight.keys) {
         const mhk_index n = mhk__min(sight.keys, last - j0);
-        const int corner = i0 == j0, part = corner ? mhk__upper_c : mhk__whole,
-                  left_part = corner ? mhk__upper_a : mhk__whole;
+        const int part = i0 == j0 ? mhk__upper_c : mhk__whole;
         mhk__see_keys(&seen, j0, n, i0);
         MHK__N(mhk__multiply)
         (&block, n, rows, N, mhk__in_rows(w.keys + j0 * wide, wide), mhk__in_rows(w.queries_turned, wide_q), w.m,
@@ -8161,23 +8169,27 @@ static void MHK__N(mhk__attention_back)(const mhk__attention_args *a, mhk_index 
         (&block, n, rows, P, mhk__in_rows(w.values + j0 * wide_v, wide_v), mhk__in_rows(w.dy_turned, wide_q), w.dscore,
          wide_q, part);
         dscale += (double)MHK__N(mhk__softmax_tile_back)(&w, &seen, sight.scale, lse, sight.own_scale && a->dscale);
+        block.band_first = -seen.before;
+        block.band_last = sight.window - 1 - seen.before;
         if (a->dv) {
           block.c0 = w.dv + j0 * wide_v;
           MHK__N(mhk__multiply)
           (&block, n, P, rows, mhk__in_rows(w.m, wide_q), mhk__in_rows(w.dy, wide_v), w.dv + j0 * wide_v, wide_v,
-           left_part);
+           mhk__band_a);
         }
         if (a->dk) {
           block.c0 = w.dk + j0 * wide;
           MHK__N(mhk__multiply)
           (&block, n, N, rows, mhk__in_rows(w.dscore, wide_q), mhk__in_rows(w.queries, wide), w.dk + j0 * wide, wide,
-           left_part);
+           mhk__band_a);
         }
         if (a->dq) {
           block.c0 = j0 > first ? w.dq : NULL;
+          block.band_first = seen.before + 1 - sight.window;
+          block.band_last = seen.before;
           MHK__N(mhk__multiply)
           (&block, rows, N, n, mhk__in_columns(w.dscore, wide_q), mhk__in_rows(w.keys + j0 * wide, wide), w.dq, wide,
-           corner ? mhk__lower_a : mhk__whole);
+           mhk__band_a);
         }
       }
       if (a->dq) MHK__N(mhk__rows_out)(rows, N, w.dq, NULL, NULL, a->dq + at, ldq, 1);
