@@ -9342,6 +9342,7 @@ struct mhk__orientation_args {
   V(row_sums, MHK__TILE) /* of gradient times matrix */ \
   V(column_sums, MHK__TILE) \
   M(part, MHK__TILE, 1) /* one vector a row */ \
+  V(dm, MHK__TILE) /* a row of dM, on the diagonal */ \
   M(scores, MHK__TILE, MHK__TILE) /* C B^T, where windows or gains need it beside the student's numbers */ \
   M(seen, MHK__TILE, MHK__TILE) /* what is seen exactly */ \
   V(row_gain, T) \
@@ -9629,10 +9630,10 @@ static void MHK__N(mhk__orientation_tile_back)(const mhk__orientation_args *a, m
     mhk_real *teacher = w->teacher + i * K;
     const mhk_index to = corner ? mhk__min(cols, i + MHK__OVER) : cols, border = i0 + i + 1 - o->window - j0;
     MHK__V sum = zero, gain_sum = zero;
-    if (corner && !o->kept) o->dd += (double)(factor * (student[i] - teacher[i]));
     for (mhk_index j = 0; j < to; j += MHK__W) {
       const MHK__V m = MHK__LOAD(student + j), dm = vf * (m - MHK__LOAD(teacher + j));
       MHK__V x = dm * m, dscore = dm * row_decay * MHK__LOAD(decay + j);
+      if (corner) MHK__STORE(w->dm + j, dm);
       if (tile) x = MHK__FROM(zero, x, border - 1 - j); /* the last token of the state has no decay yet */
       sum = sum + x;
       MHK__STORE(column_sums + j, MHK__LOAD(column_sums + j) + x);
@@ -9654,6 +9655,7 @@ static void MHK__N(mhk__orientation_tile_back)(const mhk__orientation_args *a, m
     }
     MHK__STORE(w->part + i * MHK__W, sum);
     if (o->gains) w->drow_gain[i0 + i] += MHK__N(mhk__hsum)(gain_sum);
+    if (corner && !o->kept) o->dd += (double)w->dm[i];
   }
   if (inside) o->dscale += (double)MHK__N(mhk__hsum)(dscale);
   MHK__N(mhk__row_sums)(rows, w->part, w->row_sums);
