@@ -1331,13 +1331,14 @@ typedef struct mhk_orientation_desc {
   mhk_tensor *q, *k;               /* the teacher's, as for mhk_attention_matrix(); no gradient */
   const int32_t *doc;
   double *relative;                /* (H), if not NULL: || M_s - M_t ||_F / || M_t ||_F of each head, mean over B */
-  /* the student's options: zeros are a plain SSD mixer. (B,T,H) or NULL for ones: factors of C_t
-     and of B_s in what the state holds. A gain of the state is a factor of row_gain. */
+  /* options of the student's mixer; all zeros: SSD alone. Gains (B,T,H), or NULL for ones, are
+     factors of C_t and of B_s in what the state holds; one of the whole state joins row_gain. */
   mhk_tensor *row_gain, *column_gain;
-  /* (H): tokens that each head sees exactly, itself and those before it; 0: none; MHK_WINDOW_ALL: a
-     kept attention head. NULL: 0 for all heads. Copied. */
+  /* As in mhk_attention_desc: the tokens that each head sees exactly, before it hands them to its
+     state. 0, and NULL for all heads: none. MHK_WINDOW_ALL: a kept attention head, which has
+     neither state nor D. */
   const int32_t *windows;
-  mhk_tensor *scale, *rest;        /* (H) and (B,T,H), needed where a head has a window above 0, see below */
+  mhk_tensor *scale, *rest;
 } mhk_orientation_desc;
 /* Matrix orientation, the loss of stage 1: mhk_matrix_distance(M, mhk_attention_matrix(q,k))
    without computing either matrix, so memory grows with T, not T*T. desc is required. Without
@@ -9312,7 +9313,7 @@ struct mhk__orientation_args {
   const mhk_index *start;
   const int32_t *windows;        /* (H) or NULL: 0 */
   const mhk_real *row_gain, *column_gain; /* (B,T,H) or NULL: 1 */
-  const mhk_real *near_scale, *rest; /* (H), (B,T,H); read for heads with a window, but not for kept ones */
+  const mhk_real *near_scale, *rest; /* (H) or NULL: 1/sqrt(N); (B,T,H) or NULL: none */
   mhk_real *lse;                 /* (B,H,T) of the teacher, from the attention kernel */
   mhk_real *near_lse, *near_mean; /* (B,H,T) written by forward, read by backward, where windows are not NULL */
   double *difference, *norm;     /* (B,H): sums of squares of M_s - M_t and of M_t */
@@ -9370,8 +9371,8 @@ static mhk__orientation_head mhk__orientation_head_of(const mhk__orientation_arg
   o.kept = window == MHK_WINDOW_ALL;
   o.window = o.kept ? a->T : mhk__min(a->T, window);
   o.gains = !o.kept && (a->row_gain || a->column_gain);
-  o.scale = o.kept ? MHK__R(1.0 / sqrt((double)a->N)) : window > 0 ? a->near_scale[h] : 0;
-  o.rest = o.kept || window == 0 ? NULL : a->rest + b * a->T * a->H + h;
+  o.scale = o.kept || !a->near_scale ? MHK__R(1.0 / sqrt((double)a->N)) : a->near_scale[h];
+  o.rest = o.kept || window == 0 || !a->rest ? NULL : a->rest + b * a->T * a->H + h;
   return o;
 }
 #endif /* MOHAWK_NO_TRAINING */
@@ -9903,58 +9904,29 @@ static void mhk__orientation_op_back(mhk_tape *t, mhk__node *n) {
   mhk__scratch_rewind(t->ctx, mark);
 }
 
-/* checks the student's options against log_a (B,T,H) and fills them in */
-static int mhk__orientation_options(mhk_tape *t, const char *name, const mhk_orientation_desc *d,
-                                    mhk__orientation_args *a) {
-  mhk_context *ctx = t->ctx;
-  const mhk_index heads = a->B * a->H;
-  int windowed = 0;
-  if (!mhk__ready(t, name, 0, 4, d->row_gain, d->column_gain, d->scale, d->rest)) return 0;
-  for (mhk_index h = 0; d->windows && h < a->H; h++) {
-    windowed |= d->windows[h] > 0;
-    if (d->windows[h] < MHK_WINDOW_ALL)
-      return mhk__no(ctx, MHK_ERROR_ARGUMENT, "%s: the window of head %lld is %d: it must be 0 or more, or "
-                     "MHK_WINDOW_ALL (%d)", name, (long long)h, (int)d->windows[h], MHK_WINDOW_ALL);
-  }
-  if (windowed && (!d->scale || !d->rest))
-    return mhk__no(ctx, MHK_ERROR_ARGUMENT, "%s: %s is missing (NULL): heads with a window need scale (H) and "
-                   "rest (B,T,H)", name, d->scale ? "rest" : "scale");
-  mhk_tensor *const wide[3] = {d->row_gain, d->column_gain, d->rest};
-  for (int i = 0; i < 3; i++)
-    if (wide[i] && !mhk__fits(t, name, mhk__same_shape(wide[i], d->log_a), wide[i], d->log_a,
-                              "row_gain, column_gain and rest must be (B,T,H), as log_a"))
-      return 0;
-  if (d->scale && !mhk__fits(t, name, d->scale->rank == 1 && d->scale->shape[0] == a->H, d->scale, d->log_a,
-                             "scale must have one element per head"))
-    return 0;
-  a->row_gain = mhk__d(d->row_gain);
-  a->column_gain = mhk__d(d->column_gain);
-  a->near_scale = mhk__d(d->scale);
-  a->rest = mhk__d(d->rest);
-  if (!d->windows) return 1;
-  int32_t *windows = (int32_t *)mhk__arena_zeros(ctx, &t->arena, a->H, sizeof(int32_t));
-  a->near_lse = mhk__tape_zeros(t, heads * a->T);
-  a->near_mean = mhk__tape_zeros(t, heads * a->T);
-  if (!windows || !a->near_lse || !a->near_mean) return 0;
-  for (mhk_index h = 0; h < a->H; h++) windows[h] = d->windows[h];
-  a->windows = windows;
-  return 1;
-}
-
 MHKDEF mhk_tensor *mhk_matrix_orientation(mhk_tape *t, const mhk_orientation_desc *d) {
   static const char name[] = "matrix_orientation";
   mhk__ssd_args s;
   mhk__attention_args teacher;
   mhk__orientation_args a;
-  mhk_attention_desc seen;
+  mhk_attention_desc seen; /* windows, scale and rest are the student's, checked with the teacher's sizes */
   memset(&a, 0, sizeof a);
   memset(&seen, 0, sizeof seen);
-  if (d) seen.doc = d->doc;
-  if (!d || !mhk__ready(t, name, 2, 2, d->q, d->k) ||
+  if (d) {
+    seen.doc = d->doc;
+    seen.windows = d->windows;
+    seen.scale = d->scale;
+    seen.rest = d->rest;
+  }
+  if (!d || !mhk__ready(t, name, 2, 4, d->q, d->k, d->row_gain, d->column_gain) ||
       !mhk__ssd_sizes(t, name, d->log_a, d->Bm, d->Cm, d->D, NULL, &s) ||
       !mhk__attention_sizes(t, name, d->q, d->k, &seen, &teacher) ||
       !mhk__fits(t, name, teacher.B == s.B && teacher.T == s.T && teacher.H == s.H, d->log_a, d->q,
-                 "both mixers must have the same batch, length and number of heads"))
+                 "both mixers must have the same batch, length and number of heads") ||
+      (d->row_gain && !mhk__fits(t, name, mhk__same_shape(d->row_gain, d->log_a), d->row_gain, d->log_a,
+                                 "row_gain must be (B,T,H), as log_a")) ||
+      (d->column_gain && !mhk__fits(t, name, mhk__same_shape(d->column_gain, d->log_a), d->column_gain, d->log_a,
+                                    "column_gain must be (B,T,H), as log_a")))
     return NULL;
   a.B = s.B;
   a.T = s.T;
@@ -9970,13 +9942,21 @@ MHKDEF mhk_tensor *mhk_matrix_orientation(mhk_tape *t, const mhk_orientation_des
   a.q = teacher.q;
   a.k = teacher.k;
   a.start = teacher.start;
-  if (!mhk__orientation_options(t, name, d, &a)) return NULL;
-  const mhk_index heads = a.B * a.H;
+  a.row_gain = mhk__d(d->row_gain);
+  a.column_gain = mhk__d(d->column_gain);
+  a.windows = teacher.windows;
+  a.near_scale = teacher.scale;
+  a.rest = teacher.rest;
+  teacher.windows = NULL; /* it sees everything */
+  teacher.scale = teacher.rest = NULL;
+  const mhk_index heads = a.B * a.H, seen_rows = a.windows ? heads * a.T : 0;
   mhk_tensor *y = mhk__new(t, 0, NULL);
   a.lse = teacher.lse = mhk__tape_zeros(t, heads * a.T);
+  a.near_lse = mhk__tape_zeros(t, seen_rows);
+  a.near_mean = mhk__tape_zeros(t, seen_rows);
   a.difference = (double *)mhk__arena_zeros(t->ctx, &t->arena, heads, sizeof(double));
   a.norm = (double *)mhk__arena_zeros(t->ctx, &t->arena, heads, sizeof(double));
-  if (!y || !a.lse || !a.difference || !a.norm) return NULL;
+  if (t->ctx->result != MHK_OK) return NULL;
   mhk__attention_forward(t->ctx, &teacher); /* denominators only */
   mhk__run(t->ctx, &a, heads, a.H, mhk__orientation_work(a.T, a.N, a.PT),
            (double)(heads * a.N) * (double)(a.T * a.T), mhk__orientation_task);

@@ -223,6 +223,27 @@ TEST(attention_names_what_is_wrong_with_its_description) {
   finish();
 }
 
+TEST(orientation_names_what_is_wrong_with_its_description) {
+  static const char *const wanted[5] = {"the window of head 1 is -2", "the scale (H)", "the rest (B,T,H)",
+                                        "row_gain must be (B,T,H)", "column_gain must be (B,T,H)"};
+  start();
+  for (int wrong = 0; wrong < 5; wrong++) {
+    const int32_t windows[2] = {5, wrong == 0 ? -2 : 0};
+    mhk_orientation_desc d;
+    memset(&d, 0, sizeof d);
+    d.q = d.k = d.Bm = d.Cm = zeros(4, 1, 3, 2, 4);
+    d.log_a = zeros(3, 1, 3, 2, 1);
+    d.windows = windows;
+    d.scale = zeros(1, wrong == 1 ? 3 : 2, 1, 1, 1);
+    d.rest = wrong == 2 ? zeros(3, 1, 2, 3, 1) : d.log_a;
+    d.row_gain = wrong == 3 ? zeros(3, 1, 3, 1, 1) : d.log_a;
+    d.column_gain = wrong == 4 ? zeros(2, 3, 2, 1, 1) : NULL;
+    CHECK(mhk_matrix_orientation(tape, &d) == NULL, "wrong %d", wrong);
+    CHECK_FAILS(ctx, wrong ? MHK_ERROR_SHAPE : MHK_ERROR_ARGUMENT, wanted[wrong]);
+  }
+  finish();
+}
+
 static mhk_config changed(const char *preset) {
   mhk_config c;
   CHECK(mhk_config_preset(ctx, preset, &c) == MHK_OK, "%s: %s", preset, mhk_message(ctx));
@@ -883,6 +904,7 @@ int main(int argc, char **argv) {
   RUN(asking_for_what_the_processor_lacks);
   RUN(ops_name_the_shapes);
   RUN(attention_names_what_is_wrong_with_its_description);
+  RUN(orientation_names_what_is_wrong_with_its_description);
   RUN(configurations);
   RUN(configurations_as_text);
   RUN(models_that_do_not_fit);

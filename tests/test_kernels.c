@@ -1613,8 +1613,8 @@ static double *orientation_make(int i, mhk__orientation_args *a) {
     a->windows = windows;
     a->near_lse = room(nl);
     a->near_mean = room(nl);
-    a->near_scale = random_room(a->H, -0.5, 1);
-    a->rest = random_room(nl, -2, 2);
+    if (i % 4) a->near_scale = random_room(a->H, -0.5, 1);
+    if (i % 11) a->rest = random_room(nl, -2, 2);
   }
   a->difference = doubles(a->B * a->H);
   a->norm = doubles(a->B * a->H);
@@ -1642,8 +1642,8 @@ static mhk__ref_mixer mixer_head(const mhk__orientation_args *a, mhk_index b, mh
   r.row_gain = a->row_gain ? gathered(a->row_gain + at, a->T, 1, a->H) : NULL;
   r.column_gain = a->column_gain ? gathered(a->column_gain + at, a->T, 1, a->H) : NULL;
   r.window = attends ? (int)a->T : (int)window;
-  r.scale = attends ? 1 / sqrt((double)a->N) : window > 0 ? (double)a->near_scale[h] : 0;
-  r.rest = attends || window == 0 ? NULL : gathered(a->rest + at, a->T, 1, a->H);
+  r.scale = attends || !a->near_scale ? 1 / sqrt((double)a->N) : (double)a->near_scale[h];
+  r.rest = attends || !a->rest ? NULL : gathered(a->rest + at, a->T, 1, a->H);
   r.first = first;
   for (mhk_index t = 0; t < a->T; t++) first[t] = a->start ? (int)a->start[b * a->T + t] : 0;
   return r;
@@ -1740,8 +1740,8 @@ TEST(orientation) {
         release_from(from);
       }
       for (mhk_index n = 0; n < heads; n++) {
-        result_number("difference", a.difference[n], difference[n], difference[n] + 1e-3 * norm[n], 20 * EPS);
-        result_number("norm", a.norm[n], norm[n], norm[n], 20 * EPS);
+        result_number("difference", a.difference[n], difference[n], difference[n] + 1e-3 * norm[n], 40 * EPS);
+        result_number("norm", a.norm[n], norm[n], norm[n], 40 * EPS);
       }
       for (mhk_index n = a.B * a.G - 1; n >= 0; n--) {
         const int from = n_blocks;
@@ -1755,7 +1755,8 @@ TEST(orientation) {
       if (a.dcolumn_gain) result("dcolumn_gain", a.dcolumn_gain, want.column_gain, nl, 20 * EPS);
       if (a.drest) result("drest", a.drest, want.rest, nl, 20 * EPS);
       if (a.dd) result("dd", a.dd, want.d, heads, 20 * EPS);
-      if (a.dnear_scale) result("dscale", a.dnear_scale, want.scale, heads, 60 * EPS);
+      for (mhk_index n = 0; a.dnear_scale && n < heads; n++) /* its parts may cancel: it counts as if of dM's size */
+        result_number("dscale", (double)a.dnear_scale[n], want.scale[n], a.scale, 20 * EPS);
       release();
     }
   }

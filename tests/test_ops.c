@@ -1327,6 +1327,88 @@ TEST(matrix_orientation_is_fused) {
   finish();
 }
 
+/* gradients of n inputs from a loss; they are zeroed */
+static void loss_gradients(mhk_tensor *loss, mhk_tensor *const *in, int n, mhk_real **out) {
+  mhk_backward(tape, loss);
+  for (int i = 0; i < n; i++) {
+    out[i] = (mhk_real *)calloc((size_t)in[i]->count, sizeof **out);
+    if (in[i]->grad) memcpy(out[i], in[i]->grad, sizeof **out * (size_t)in[i]->count);
+    mhk_zero_grad(in[i]);
+  }
+}
+
+/* Where no state is, the student is attention in windows; where nothing is seen exactly, gains are
+   factors of B and C. On three threads the bits are those of one. */
+TEST(orientation_of_a_whole_mixer_is_that_of_its_parts) {
+  static const int32_t lists[2][4] = {{1, 5, MHK_WINDOW_ALL, 40}, {70, 1000, 64, 2}};
+  start();
+  for (int s = 0; s < 3; s++) { /* two lists of windows, and gains */
+    const mhk_index B = 2, T = 130, H = 4, N = 7;
+    int32_t *doc = s == 1 ? random_documents(B, T, 7) : NULL;
+    mhk_tensor *in[10] = {parameter5(3, B, T, H, 1, -1, -0.001, 2), P4(B, T, H, N, 3), P4(B, T, H, N, 4), NULL,
+                          P4(B, T, H, 9, 5), P4(B, T, 2, 9, 6), P3(B, T, H, 7), P3(B, T, H, 8), P1(H, 9),
+                          P3(B, T, H, 10)};
+    mhk_tensor *const both[4] = {in[1], in[2], s < 2 ? in[8] : in[0], s < 2 ? in[9] : in[0]};
+    mhk_tensor *teacher, *student, *loss[2];
+    mhk_real *grads[3][4];
+    const mhk_attention_desc seen = {doc, lists[s % 2], in[8], in[9]};
+    mhk_orientation_desc d = orientation_with(in, s < 2 ? lists[s] : NULL, doc);
+    double relative[4];
+    frozen(in[4]), frozen(in[5]);
+    d.relative = relative;
+    if (s < 2) {
+      memset(mhk_data(in[7]), 0, sizeof(mhk_real) * (size_t)in[7]->count);
+      student = mhk_attention_matrix(tape, in[2], in[1], &seen);
+    } else {
+      mhk_tensor *scaled[2];
+      for (int i = 0; i < 2; i++) {
+        scaled[i] = P4(B, T, H, N, 3 + (uint64_t)i);
+        for (mhk_index j = 0; j < scaled[i]->count; j++)
+          mhk_data(scaled[i])[j] *= mhk_data(in[7 - i])[j / N];
+      }
+      student = mhk_ssd_matrix(tape, in[0], scaled[0], scaled[1], NULL, NULL);
+    }
+    teacher = mhk_detach(tape, attention_matrix(tape, in[4], in[5], doc));
+    loss[1] = mhk_matrix_distance(tape, student, teacher);
+    loss_gradients(loss[1], both, 4, grads[1]);
+    for (int threads = 1; threads <= 3; threads += 2) {
+      mhk_set_threads(ctx, threads);
+      loss[0] = mhk_matrix_orientation(tape, &d);
+      loss_gradients(loss[0], both, 4, grads[threads - 1]);
+      CHECK(fabs(mhk_value(loss[0]) - mhk_value(loss[1])) <= 10 * CLOSE * mhk_value(loss[1]),
+            "case %d: fused %.9g, from the matrices %.9g", s, mhk_value(loss[0]), mhk_value(loss[1]));
+    }
+    mhk_set_threads(ctx, 1);
+    for (int i = 0; i < 4; i++) {
+      if (s < 2 || i >= 2)
+        CHECK_CLOSE("gradient of a whole mixer", grads[0][i], grads[1][i], both[i]->count, CLOSE_GRAD);
+      CHECK_SAME("gradient on three threads", grads[2][i], grads[0][i], both[i]->count);
+      for (int k = 0; k < 3; k++) free(grads[k][i]);
+    }
+    free(doc);
+    mhk_tape_reset(tape);
+  }
+  finish();
+}
+
+TEST(memory_of_matrix_orientation_grows_with_the_text_only) {
+  static const int32_t windows[2] = {33, MHK_WINDOW_ALL};
+  for (int with = 0; with < 2; with++) {
+    const mhk_index T = 2048, all = T * T * (mhk_index)sizeof(mhk_real);
+    start();
+    mhk_set_threads(ctx, 1);
+    mhk_tensor *in[10] = {parameter5(3, 1, T, 2, 1, -1, -0.001, 2), P4(1, T, 2, 4, 3), P4(1, T, 2, 4, 4), P1(2, 5),
+                          P4(1, T, 2, 4, 6), P4(1, T, 2, 4, 7), P3(1, T, 2, 8), P3(1, T, 2, 9), P1(2, 10),
+                          P3(1, T, 2, 11)};
+    const mhk_orientation_desc d = with ? orientation_with(in, windows, NULL) : orientation_of(in, NULL);
+    frozen(in[4]), frozen(in[5]);
+    mhk_backward(tape, mhk_matrix_orientation(tape, &d));
+    CHECK(mhk_memory_peak(ctx) < (size_t)all / 4, "%lld bytes, one matrix has %lld", (long long)mhk_memory_peak(ctx),
+          (long long)all);
+    finish();
+  }
+}
+
 /* ---------------------------------------------------------------------------------------- tape */
 
 typedef struct cube_user {
@@ -2073,6 +2155,8 @@ int main(int argc, char **argv) {
   RUN(ssd_long);
   RUN(decays_that_forget);
   RUN(matrix_orientation_is_fused);
+  RUN(orientation_of_a_whole_mixer_is_that_of_its_parts);
+  RUN(memory_of_matrix_orientation_grows_with_the_text_only);
   RUN(custom_ops);
   RUN(checker_sees_a_wrong_gradient);
   RUN(checker_finds_the_element);
