@@ -1351,6 +1351,8 @@ MHKDEF mhk_tensor *mhk_matrix_orientation(mhk_tape *t, const mhk_orientation_des
 
 /* ---- layers of a model ---- */
 
+/* parts of mixers with windows that a forward pass leaves out, to measure what each contributes */
+typedef enum mhk_without { MHK_WITHOUT_NONE = 0, MHK_WITHOUT_STATE = 1, MHK_WITHOUT_WINDOW = 2 } mhk_without;
 typedef struct mhk_forward_desc {
   const int32_t *doc; /* document of each token (B,T), or NULL */
   int recompute;      /* recompute each block in the backward pass instead of keeping its activations */
@@ -1361,6 +1363,7 @@ typedef struct mhk_forward_desc {
   /* (n_layer,n_head): heads of attention layers see only their last tokens, as many as here; see
      mhk_attention_desc. How much a model loses says which heads look far. NULL: everything. */
   const int32_t *windows;
+  mhk_without without;
 } mhk_forward_desc;
 /* tokens (B,T) -> logits (B,T,V) */
 MHKDEF mhk_tensor *mhk_forward(mhk_tape *t, mhk_model *m, const int32_t *tokens, mhk_index B, mhk_index T,
@@ -16729,6 +16732,10 @@ typedef struct mhk__parts {
   int matrix_only;
   mhk_tensor *x, *log_a, *Bm, *Cm, *z, *dt;
   mhk_tensor *q, *k, *v;
+  /* beyond the paper: the factors (B,T,H) on C and B of what goes through the state, the windows
+     (H) of the heads and the rest (B,T,H) of their softmax; NULL: none */
+  mhk_tensor *row_gain, *column_gain, *rest;
+  const int32_t *windows;
 } mhk__parts;
 
 static mhk_tensor *mhk__heads(mhk_tape *t, mhk_tensor *x, mhk_index heads) {
@@ -16821,6 +16828,233 @@ static mhk_tensor *mhk__spread(mhk_tape *t, mhk_tensor *x, mhk_index heads) {
   return mhk_custom(t, &op);
 }
 
+/* ---- heads with a window: near + far ----
+
+   Beyond the paper, a head sees the last w tokens exactly, by softmax (near: attention with a
+   window), and what is older through its state (far: SSD on tokens that are w steps late):
+      M = near + far + D on the diagonal
+   near_ts = exp(window_scale C_t . B_s) / (the sum of these over the window + exp(rest_t)), where
+   the learned rest_t stands for all that lies outside the window. Two gates of each token, between 0
+   and 2, scale its C and its B in far only. The same kernels compute both parts as elsewhere. */
+
+/* y[t,h] = s[t-w,h] x[t-w,g]: rows of x (B,T,G,N) for the head h of each group g, w tokens late, so
+   that SSD meets a token when it leaves the head's window; zeros before the document's first token
+   and in kept heads */
+typedef struct mhk__late_args {
+  mhk_index B, T, H, G, N;
+  const int32_t *windows;  /* (H); NULL: 0, no delay */
+  const mhk_index *start;  /* (B,T), or NULL */
+  const mhk_real *x, *s;   /* s (B,T,H); NULL: 1 */
+  mhk_real *y;             /* (B,T,H,N) */
+  const mhk_real *dy;
+  mhk_real *dx, *ds;       /* added to; NULL: not needed */
+} mhk__late_args;
+
+/* the row in (B*T) of the token that the head meets at row r's token t, or -1 */
+static mhk_index mhk__late_row(const mhk__late_args *a, mhk_index r, mhk_index h) {
+  const mhk_index w = a->windows ? a->windows[h] : 0, t = r % a->T;
+  if (w < 0 || w > t || (a->start && a->start[r] > t - w)) return -1;
+  return r - w;
+}
+
+static void mhk__late_forward(mhk_context *ctx, const void *args, mhk_index r) {
+  const mhk__late_args *a = (const mhk__late_args *)args;
+  (void)ctx;
+  for (mhk_index h = 0; h < a->H; h++) {
+    const mhk_index from = mhk__late_row(a, r, h);
+    mhk_real *y = a->y + (r * a->H + h) * a->N;
+    if (from < 0)
+      memset(y, 0, (size_t)a->N * sizeof(mhk_real));
+    else {
+      const mhk_real *x = a->x + (from * a->G + h / (a->H / a->G)) * a->N, s = a->s ? a->s[from * a->H + h] : 1;
+      for (mhk_index i = 0; i < a->N; i++) y[i] = s * x[i];
+    }
+  }
+}
+
+/* a dot product in eight sums, which compilers keep in vectors */
+static mhk_real mhk__eight_sums(mhk_index n, const mhk_real *x, const mhk_real *y) {
+  mhk_real sum[8] = {0, 0, 0, 0, 0, 0, 0, 0};
+  mhk_index i = 0;
+  for (; i + 8 <= n; i += 8)
+    for (int k = 0; k < 8; k++) sum[k] += x[i + k] * y[i + k];
+  for (; i < n; i++) sum[i % 8] += x[i] * y[i];
+  return ((sum[0] + sum[1]) + (sum[2] + sum[3])) + ((sum[4] + sum[5]) + (sum[6] + sum[7]));
+}
+
+/* what the token of row r gets from where the heads meet it */
+static void mhk__late_back(mhk_context *ctx, const void *args, mhk_index r) {
+  const mhk__late_args *a = (const mhk__late_args *)args;
+  (void)ctx;
+  for (mhk_index h = 0; h < a->H; h++) {
+    const mhk_index w = a->windows ? a->windows[h] : 0, g = h / (a->H / a->G);
+    if (w < 0 || w >= a->T - r % a->T || mhk__late_row(a, r + w, h) != r) continue;
+    const mhk_real *dy = a->dy + ((r + w) * a->H + h) * a->N, *x = a->x + (r * a->G + g) * a->N,
+                   s = a->s ? a->s[r * a->H + h] : 1;
+    mhk_real *dx = a->dx ? a->dx + (r * a->G + g) * a->N : NULL;
+    for (mhk_index i = 0; dx && i < a->N; i++) dx[i] += s * dy[i];
+    if (a->ds) a->ds[r * a->H + h] += mhk__eight_sums(a->N, dy, x);
+  }
+}
+
+static void mhk__late_op_back(mhk_tape *t, mhk__node *n) {
+  mhk__late_args a = *(const mhk__late_args *)n->saved;
+  a.dx = mhk__into(t, n->in[0]);
+  a.ds = mhk__into(t, n->in[1]);
+  a.dy = n->out[0]->grad;
+  mhk__over_rows(t->ctx, a.B * a.T, a.H * a.N, mhk__late_back, &a);
+}
+
+static mhk_tensor *mhk__late(mhk_tape *t, mhk_tensor *x, mhk_tensor *s, mhk_index heads, const int32_t *windows,
+                             const int32_t *doc) {
+  mhk__late_args a;
+  if (!x || t->ctx->result != MHK_OK) return NULL;
+  memset(&a, 0, sizeof a);
+  const mhk_index shape[4] = {a.B = x->shape[0], a.T = x->shape[1], a.H = heads, a.N = x->shape[3]};
+  mhk_tensor *y = mhk__new(t, 4, shape);
+  if (!y) return NULL;
+  a.G = x->shape[2];
+  a.windows = windows;
+  a.start = windows ? mhk__starts(t, doc, a.B, a.T) : NULL;
+  a.x = mhk__d(x);
+  a.s = mhk__d(s);
+  a.y = mhk__d(y);
+  mhk__over_rows(t->ctx, a.B * a.T, a.H * a.N, mhk__late_forward, &a);
+  return mhk__emit(t, mhk__late_op_back, y, &a, sizeof a, 2, x, s);
+}
+
+/* y = near + far + D_h x, D in heads that are not kept. dnear += dy, dfar += dy, dx += D_h dy, and
+   dD_h is the sum of dy . x over all tokens. */
+typedef struct mhk__both_args {
+  mhk_index rows, H, P;
+  const int32_t *windows;
+  const mhk_real *near_part, *far_part, *d, *x;
+  mhk_real *y;
+} mhk__both_args;
+
+static void mhk__both_row(mhk_context *ctx, const void *args, mhk_index r) {
+  const mhk__both_args *a = (const mhk__both_args *)args;
+  (void)ctx;
+  for (mhk_index h = 0; h < a->H; h++) {
+    const mhk_index at = (r * a->H + h) * a->P;
+    const mhk_real d = a->windows[h] < 0 || !a->d ? 0 : a->d[h];
+    for (mhk_index i = at; i < at + a->P; i++)
+      a->y[i] = (a->near_part ? a->near_part[i] : 0) + (a->far_part ? a->far_part[i] : 0) + d * a->x[i];
+  }
+}
+
+static void mhk__both_op_back(mhk_tape *t, mhk__node *n) {
+  const mhk__both_args *a = (const mhk__both_args *)n->saved;
+  const mhk_index count = n->out[0]->count;
+  const mhk_real *dy = n->out[0]->grad;
+  mhk_real *part[2] = {mhk__into(t, n->in[0]), mhk__into(t, n->in[1])}, *dd = mhk__into(t, n->in[2]),
+           *dx = mhk__into(t, n->in[3]);
+  for (int k = 0; k < 2; k++)
+    for (mhk_index i = 0; part[k] && i < count; i++) part[k][i] += dy[i];
+  for (mhk_index h = 0; a->d && h < a->H; h++) {
+    double sum = 0;
+    for (mhk_index r = 0; a->windows[h] >= 0 && r < a->rows; r++) {
+      const mhk_index at = (r * a->H + h) * a->P;
+      for (mhk_index i = at; dx && i < at + a->P; i++) dx[i] += a->d[h] * dy[i];
+      if (dd) sum += (double)mhk__eight_sums(a->P, dy + at, a->x + at);
+    }
+    if (dd) dd[h] += MHK__R(sum);
+  }
+}
+
+static mhk_tensor *mhk__both(mhk_tape *t, mhk_tensor *near_part, mhk_tensor *far_part, mhk_tensor *D, mhk_tensor *x,
+                             const int32_t *windows) {
+  mhk__both_args a;
+  if (!x || t->ctx->result != MHK_OK) return NULL;
+  mhk_tensor *y = mhk__new(t, 4, x->shape);
+  if (!y) return NULL;
+  memset(&a, 0, sizeof a);
+  a.rows = x->shape[0] * x->shape[1];
+  a.H = x->shape[2];
+  a.P = x->shape[3];
+  a.windows = windows;
+  a.near_part = mhk__d(near_part);
+  a.far_part = mhk__d(far_part);
+  a.d = mhk__d(D);
+  a.x = mhk__d(x);
+  a.y = mhk__d(y);
+  mhk__over_rows(t->ctx, a.rows, a.H * a.P, mhk__both_row, &a);
+  return mhk__emit(t, mhk__both_op_back, y, &a, sizeof a, 4, near_part, far_part, D, x);
+}
+
+/* The windows (H) of a layer's heads, on the tape where one number stands for all; NULL: the layer
+   has neither windows nor kept heads. */
+static const int32_t *mhk__layer_windows(mhk_tape *t, const mhk_config *c, int layer) {
+  const mhk__head_kinds kinds = mhk__head_kinds_of(c, layer);
+  if (!kinds.windowed && !kinds.kept) return NULL;
+  if (c->windows) return c->windows + (mhk_index)layer * c->ssm_heads;
+  int32_t *windows = (int32_t *)mhk__arena_zeros(t->ctx, &t->arena, c->ssm_heads, sizeof *windows);
+  for (int h = 0; windows && h < c->ssm_heads; h++) windows[h] = c->window;
+  return windows;
+}
+
+/* state_gain where a head has a window, otherwise 1: what scales the state's part */
+static void mhk__gains_forward(const mhk_op *op) {
+  const int32_t *windows = *(const int32_t *const *)op->user;
+  for (mhk_index h = 0; h < op->out->count; h++)
+    mhk__d(op->out)[h] = windows[h] > 0 ? mhk__d(op->in[0])[h] : 1;
+}
+static void mhk__gains_back(const mhk_op *op) {
+  const int32_t *windows = *(const int32_t *const *)op->user;
+  for (mhk_index h = 0; mhk_wants_grad(op->tape, op->in[0]) && h < op->out->count; h++)
+    if (windows[h] > 0) op->in[0]->grad[h] += op->out->grad[h];
+}
+
+/* gates, windows, rest: whatever the layer has of them. Non-zero on success. */
+static int mhk__window_parts(mhk_tape *t, const mhk_model *m, int layer, mhk_tensor *u, mhk__parts *out) {
+  const mhk_config *c = &m->config;
+  const mhk__layer *y = m->layers + layer;
+  const mhk_index H = c->ssm_heads, shape[3] = {u->shape[0], u->shape[1], H};
+  if (y->gates_w) {
+    mhk_tensor *gates = mhk_scale(t, mhk_sigmoid(t, mhk_linear(t, u, y->gates_w, NULL)), 2);
+    out->row_gain = mhk_columns(t, gates, 0, H);
+    out->column_gain = mhk_columns(t, gates, H, H);
+  }
+  out->windows = mhk__layer_windows(t, c, layer);
+  if (y->state_gain && out->windows) {
+    if (!out->row_gain) {
+      out->row_gain = mhk_tensor_new(t, 3, shape, NULL);
+      for (mhk_index i = 0; out->row_gain && i < out->row_gain->count; i++) mhk_data(out->row_gain)[i] = 1;
+    }
+    const mhk_custom_desc gains = {1, &y->state_gain, 1, &H, mhk__gains_forward, mhk__gains_back, &out->windows,
+                                   sizeof out->windows};
+    out->row_gain = mhk_mul(t, out->row_gain, mhk_custom(t, &gains));
+    out->rest = mhk_linear(t, u, y->rest_w, y->rest_b);
+  }
+  return t->ctx->result == MHK_OK;
+}
+
+/* What the heads of a discrete Mamba-2 make of x (B,T,H,P), before the gate: SSD, or near + far. */
+static mhk_tensor *mhk__heads_output(mhk_tape *t, const mhk__layer *y, const mhk__parts *p,
+                                     const mhk_forward_desc *d) {
+  mhk_ssd_desc ssd;
+  mhk_tensor *near_part = NULL, *far_part = NULL, *Bm = p->Bm, *Cm = p->Cm;
+  memset(&ssd, 0, sizeof ssd);
+  ssd.doc = d->doc;
+  if (!p->windows) ssd.D = y->D;
+  if (!p->windows && !p->row_gain) return mhk_ssd(t, p->x, p->log_a, Bm, Cm, &ssd);
+  const mhk_index H = p->x->shape[2];
+  if (d->without != MHK_WITHOUT_STATE || !p->windows)
+    far_part = mhk_ssd(t, p->windows ? mhk__late(t, p->x, NULL, H, p->windows, d->doc) : p->x, p->log_a,
+                       mhk__late(t, Bm, p->column_gain, H, p->windows, d->doc),
+                       mhk__late(t, Cm, p->row_gain, H, NULL, NULL), &ssd);
+  if (!p->windows) return far_part;
+  if (d->without != MHK_WITHOUT_WINDOW) {
+    const mhk_attention_desc seen = {d->doc, p->windows, y->window_scale, p->rest};
+    if (Bm->shape[2] != H) {
+      Bm = mhk__late(t, Bm, NULL, H, NULL, NULL);
+      Cm = mhk__late(t, Cm, NULL, H, NULL, NULL);
+    }
+    near_part = mhk_attention(t, Cm, Bm, p->x, &seen);
+  }
+  return mhk__both(t, near_part, far_part, y->D, p->x, p->windows);
+}
+
 static int mhk__layer_ready(mhk_tape *t, const mhk_model *m, int layer, const mhk_tensor *u) {
   if (!mhk__tape_ready(t) || !m || !u || m->object.ctx != t->ctx) return 0;
   if (layer < 0 || layer >= m->config.n_layer)
@@ -16894,6 +17128,7 @@ static int mhk__mixer_parts(mhk_tape *t, mhk_model *m, int layer, mhk_tensor *u,
         out->Bm = mhk_rotary(t, out->Bm, c->ssm_rotary_dim, c->rope_theta, doc);
         out->Cm = mhk_rotary(t, out->Cm, c->ssm_rotary_dim, c->rope_theta, doc);
       }
+      if (!mhk__window_parts(t, m, layer, u, out)) return 0;
     }
   }
   return t->ctx->result == MHK_OK && out->log_a && out->Bm && out->Cm;
@@ -16930,9 +17165,6 @@ static mhk_tensor *mhk__mixer_output(mhk_tape *t, mhk_model *m, int layer, const
                                      const mhk_forward_desc *d, mhk_tensor *residual) {
   const mhk__layer *y = m->layers + layer;
   mhk_tensor *o, *w = y->out_w, *b = y->out_b;
-  mhk_ssd_desc desc;
-  memset(&desc, 0, sizeof desc);
-  desc.doc = d->doc;
   if (y->kind == MHK_MIXER_ATTENTION) {
     mhk_attention_desc seen;
     memset(&seen, 0, sizeof seen);
@@ -16942,14 +17174,15 @@ static mhk_tensor *mhk__mixer_output(mhk_tape *t, mhk_model *m, int layer, const
     w = y->dense_w;
     b = y->dense_b;
   } else if (y->kind == MHK_MIXER_MAMBA2) {
+    mhk_ssd_desc desc;
+    memset(&desc, 0, sizeof desc);
+    desc.doc = d->doc;
     o = mhk_ssd(t, mhk__scale_rows(t, p->x, p->dt), p->log_a, p->Bm, p->Cm, &desc);
     o = mhk_add(t, o, mhk__scale_rows(t, p->x, y->D));
     o = mhk__group_norm(t, mhk_gate(t, mhk__flat(t, o), p->z, NULL), y->ssm_norm_w, m->config.ssm_groups,
                         m->config.norm_eps);
-  } else {
-    desc.D = y->D;
-    o = mhk_gate(t, mhk__flat(t, mhk_ssd(t, p->x, p->log_a, p->Bm, p->Cm, &desc)), p->z, y->z_bias);
-  }
+  } else
+    o = mhk_gate(t, mhk__flat(t, mhk__heads_output(t, y, p, d)), p->z, y->z_bias);
   return residual ? mhk_linear_add(t, o, w, b, residual) : mhk_linear(t, o, w, b);
 }
 
@@ -17008,6 +17241,47 @@ MHKDEF mhk_tensor *mhk_forward_head(mhk_tape *t, mhk_model *m, mhk_tensor *x) {
   return mhk_linear(t, x, m->head_w, m->head_b);
 }
 
+/* M[t,s] = near[t,s] + far[t,s+w] + D where s = t: far was made of tokens that are w steps late */
+static void mhk__both_matrix_forward(const mhk_op *op) {
+  const int32_t *windows = *(const int32_t *const *)op->user;
+  const mhk_index T = op->out->shape[2], H = op->out->shape[1];
+  for (mhk_index i = 0; i < op->out->count; i++) {
+    const mhk_index s = i % T, t = i / T % T, h = i / T / T % H, w = windows[h];
+    mhk_real m = mhk__d(op->in[0])[i];
+    if (w >= 0 && w <= t - s) m += mhk__d(op->in[1])[i + w];
+    if (w >= 0 && s == t) m += mhk__d(op->in[2])[h];
+    mhk__d(op->out)[i] = m;
+  }
+}
+static void mhk__both_matrix_back(const mhk_op *op) {
+  const int32_t *windows = *(const int32_t *const *)op->user;
+  const mhk_index T = op->out->shape[2], H = op->out->shape[1];
+  const int dnear = mhk_wants_grad(op->tape, op->in[0]), dfar = mhk_wants_grad(op->tape, op->in[1]),
+            dd = mhk_wants_grad(op->tape, op->in[2]);
+  for (mhk_index i = 0; i < op->out->count; i++) {
+    const mhk_index s = i % T, t = i / T % T, h = i / T / T % H, w = windows[h];
+    if (dnear) op->in[0]->grad[i] += op->out->grad[i];
+    if (dfar && w >= 0 && w <= t - s) op->in[1]->grad[i + w] += op->out->grad[i];
+    if (dd && w >= 0 && s == t) op->in[2]->grad[h] += op->out->grad[i];
+  }
+}
+
+/* the matrix of a discrete Mamba-2 with all it may have: the reference that the other forms match */
+static mhk_tensor *mhk__heads_matrix(mhk_tape *t, const mhk__layer *y, const mhk__parts *p, const int32_t *doc) {
+  if (!p->windows && !p->row_gain) return mhk_ssd_matrix(t, p->log_a, p->Bm, p->Cm, y->D, doc);
+  const mhk_index H = p->log_a->shape[2];
+  mhk_tensor *far_part = mhk_ssd_matrix(t, p->log_a, mhk__late(t, p->Bm, p->column_gain, H, p->windows, doc),
+                                        mhk__late(t, p->Cm, p->row_gain, H, NULL, NULL), p->windows ? NULL : y->D, doc);
+  if (!p->windows || !far_part) return far_part;
+  const mhk_attention_desc seen = {doc, p->windows, y->window_scale, p->rest};
+  mhk_tensor *const in[3] = {mhk_attention_matrix(t, mhk__late(t, p->Cm, NULL, H, NULL, NULL),
+                                                  mhk__late(t, p->Bm, NULL, H, NULL, NULL), &seen),
+                             far_part, y->D};
+  const mhk_custom_desc op = {3, in, 4, far_part->shape, mhk__both_matrix_forward, mhk__both_matrix_back, &p->windows,
+                              sizeof p->windows};
+  return in[0] ? mhk_custom(t, &op) : NULL;
+}
+
 MHKDEF mhk_tensor *mhk_forward_matrix(mhk_tape *t, mhk_model *m, int layer, mhk_tensor *u, const int32_t *doc) {
   mhk__parts p;
   memset(&p, 0, sizeof p);
@@ -17031,7 +17305,9 @@ MHKDEF mhk_tensor *mhk_forward_matrix(mhk_tape *t, mhk_model *m, int layer, mhk_
     p.Bm = mhk__scale_rows(t, mhk__spread(t, p.Bm, m->config.ssm_heads), p.dt);
     p.Cm = mhk__spread(t, p.Cm, m->config.ssm_heads);
   }
-  return mhk_ssd_matrix(t, p.log_a, p.Bm, p.Cm, m->layers[layer].D, doc);
+  return m->layers[layer].kind == MHK_MIXER_MAMBA2
+             ? mhk_ssd_matrix(t, p.log_a, p.Bm, p.Cm, m->layers[layer].D, doc)
+             : mhk__heads_matrix(t, m->layers + layer, &p, doc);
 }
 
 /* Copies a list that the backward pass reads again to the tape; NULL stays NULL. Non-zero on
@@ -17067,6 +17343,7 @@ MHKDEF mhk_tensor *mhk_forward(mhk_tape *t, mhk_model *m, const int32_t *tokens,
         return NULL;
       u->m = m;
       u->layer = l;
+      u->d.without = d.without;
       x = mhk_recompute(t, mhk__block_again, u, x);
     } else
       x = mhk_forward_block(t, m, l, x, &d);
