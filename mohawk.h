@@ -427,6 +427,12 @@ typedef enum mhk_init {
 typedef struct mhk_student_desc {
   const int *keep_attention; /* layers that keep attention, for a hybrid */
   int n_keep_attention;
+  /* what the heads of the new mixers see exactly, as in mhk_config: a window for all, or
+     (n_layer,n_head of the teacher) for each, where MHK_WINDOW_ALL keeps a head's attention */
+  int window;
+  const int32_t *windows;
+  int gates, bias;           /* of the new mixers; 0: on (PAPER: off); -1: off */
+  int calibrate;             /* the calibrated start in mhk_distill(); 0: on (PAPER: off); -1: off */
   int d_state;               /* 0: the teacher's head size */
   int rotary_dim;            /* rotary features of B and C; 0: as the teacher; -1: none, as the released Phi-Mamba */
   mhk_init init;             /* 0: attention */
@@ -437,13 +443,21 @@ typedef struct mhk_student_desc {
 /* Creates a Phi-Mamba student of a Phi teacher. It copies embedding, norms, MLPs, head and kept
    attention layers (weight transfer); its other mixers are new. */
 MHKDEF mhk_model *mhk_student_create(mhk_context *ctx, mhk_model *teacher, const mhk_student_desc *desc);
+/* The calibrated start: fits a new student's decays and sizes to the teacher's attention on one
+   batch of text, tokens (B,T), in closed form. A head's decay halves over the mean distance that
+   the teacher's head looks back; its C rows, or with a window its state_gain, get the factor with
+   the least squared distance between both matrices; D becomes 0. Without it the student's matrix
+   starts 50 to 200 times too large. Needs as many heads as the teacher has. */
+MHKDEF mhk_result mhk_student_calibrate(mhk_model *student, mhk_model *teacher, const int32_t *tokens, mhk_index B,
+                                        mhk_index T);
 
 /* ---- distillation ---- */
 
-/* The defaults of a run. BEST gives the best student at equal tokens: initialization from
-   attention, rotary B and C, alignment of hidden states in stage 3 (own_stream), learning rate
-   decay over the last half of each stage. PAPER, Bick et al. 2024: initialization as identity,
-   neither of the two, decay over the last tenth. */
+/* The defaults of a run. BEST gives the best student at equal tokens and equal memory:
+   initialization from attention, calibrated on a batch of text, rotary B and C, biases and gates,
+   alignment of hidden states in stage 3 (own_stream), learning rate decay over the last half of
+   each stage. PAPER, Bick et al. 2024: initialization as identity, none of the others, decay over
+   the last tenth. */
 typedef enum mhk_recipe { MHK_RECIPE_BEST = 0, MHK_RECIPE_PAPER = 1 } mhk_recipe;
 /* Which tensors a stage trains. DEFAULT: MATRICES (in_proj, conv1d and D) in stage 1, MIXERS
    (except kept attention) in stage 2, ALL in stage 3. */
@@ -1331,6 +1345,7 @@ typedef struct mhk_orientation_desc {
   mhk_tensor *q, *k;               /* the teacher's, as for mhk_attention_matrix(); no gradient */
   const int32_t *doc;
   double *relative;                /* (H), if not NULL: || M_s - M_t ||_F / || M_t ||_F of each head, mean over B */
+  double *squares;                 /* (B,H), if not NULL: || M_s - M_t ||_F^2 */
   /* options of the student's mixer; all zeros: SSD alone. Gains (B,T,H), or NULL for ones, are
      factors of C_t and of B_s in what the state holds; one of the whole state joins row_gain. */
   mhk_tensor *row_gain, *column_gain;
@@ -9968,6 +9983,7 @@ MHKDEF mhk_tensor *mhk_matrix_orientation(mhk_tape *t, const mhk_orientation_des
   for (mhk_index i = 0; i < heads; i++) sum += sqrt(a.difference[i]);
   a.scale = heads > 0 ? 1.0 / (double)heads : 0;
   mhk__d(y)[0] = MHK__R(sum * a.scale);
+  if (d->squares) memcpy(d->squares, a.difference, (size_t)heads * sizeof *d->squares);
   for (mhk_index h = 0; d->relative && h < a.H; h++) {
     d->relative[h] = 0;
     for (mhk_index i = h; i < heads; i += a.H) d->relative[h] += sqrt(a.difference[i] / a.norm[i]) / (double)a.B;
@@ -16574,18 +16590,20 @@ MHKDEF mhk_result mhk_model_transfer(mhk_model *student, mhk_model *teacher) {
   return mhk_error(student->object.ctx);
 }
 
-/* Copies the heads of a teacher's projection to rows of `to` from `first`: `heads` blocks of `size`
-   rows each. If the teacher has fewer heads, each goes to several. Returns 0 and does nothing if
+/* Copies the heads of a teacher's projection, or of its bias, to rows of `to` from `first`: `heads`
+   blocks of `size` rows each. If the teacher has fewer heads, each goes to several. If a block is
+   larger than the teacher's, the rest of its rows shrink to 0.3 of what they were. Does nothing if
    the sizes do not match. */
-static int mhk__copy_heads(mhk_tensor *to, mhk_index first, int heads, int size, const mhk_tensor *from, int from_heads,
-                           int from_size) {
-  const mhk_index D = to->shape[1];
-  if (!from || size != from_size || from_heads < 1 || heads % from_heads || from->shape[1] != D) return 0;
+static void mhk__copy_heads(mhk_tensor *to, mhk_index first, int heads, int size, const mhk_tensor *from,
+                            int from_heads, int from_size) {
+  if (!to || !from || size < from_size || from_heads < 1 || heads % from_heads || from->shape[1] != to->shape[1])
+    return;
+  const mhk_index D = to->shape[1], copied = (mhk_index)from_size * D;
   for (int h = 0; h < heads; h++) {
-    const mhk_index source = (mhk_index)(h / (heads / from_heads)) * size * D;
-    mhk_tensor_read(from, source, size * D, (mhk_real *)to->data + (first + (mhk_index)h * size) * D);
+    mhk_real *block = (mhk_real *)to->data + (first + (mhk_index)h * size) * D;
+    mhk_tensor_read(from, (mhk_index)(h / (heads / from_heads)) * copied, copied, block);
+    for (mhk_index i = copied; i < size * D; i++) block[i] *= MHK__R(0.3);
   }
-  return 1;
 }
 
 #define MHK__OPEN_GATE 1.278464542761 /* silu of this is 1 */
@@ -16604,12 +16622,24 @@ static void mhk__init_mixer(mhk__rng *rng, const mhk_config *c, mhk__layer *y, c
   mhk__set_all(y->D, 1);
   mhk__fill_linear(rng, y->out_w);
   mhk__set_all(y->out_b, 0);
+  mhk__set_all(y->gates_w, 0);
+  mhk__set_all(y->window_scale, 1 / sqrt((double)c->d_state));
+  mhk__set_all(y->rest_w, 0);
+  mhk__set_all(y->rest_b, -6); /* nearly nothing, next to a window of scores around 0 */
+  mhk__set_all(y->state_gain, 0.01);
   if (!attention || teacher->kind != MHK_MIXER_ATTENTION) return;
-  mhk__copy_heads(y->in_w, 0, c->ssm_heads, c->ssm_head_dim, teacher->v_w, tc->n_kv_head, tc->head_dim);
-  mhk__copy_heads(y->in_w, E, c->ssm_groups, c->d_state, teacher->k_w, tc->n_kv_head, tc->head_dim);
-  mhk__copy_heads(y->in_w, E + GN, c->ssm_groups, c->d_state, teacher->q_w, tc->n_head, tc->head_dim);
-  if (y->out_w->shape[0] == teacher->dense_w->shape[0] && y->out_w->shape[1] == teacher->dense_w->shape[1])
+  for (int bias = 0; bias < 2; bias++) {
+    mhk_tensor *in = bias ? y->in_b : y->in_w;
+    mhk__copy_heads(in, 0, c->ssm_heads, c->ssm_head_dim, bias ? teacher->v_b : teacher->v_w, tc->n_kv_head,
+                    tc->head_dim);
+    mhk__copy_heads(in, E, c->ssm_groups, c->d_state, bias ? teacher->k_b : teacher->k_w, tc->n_kv_head, tc->head_dim);
+    mhk__copy_heads(in, E + GN, c->ssm_groups, c->d_state, bias ? teacher->q_b : teacher->q_w, tc->n_head,
+                    tc->head_dim);
+  }
+  if (y->out_w->shape[0] == teacher->dense_w->shape[0] && y->out_w->shape[1] == teacher->dense_w->shape[1]) {
     mhk__transfer(y->out_w, teacher->dense_w);
+    if (y->out_b) mhk__transfer(y->out_b, teacher->dense_b);
+  }
 }
 
 MHKDEF mhk_result mhk_model_init_mixers(mhk_model *student, mhk_model *teacher, mhk_init init, uint64_t seed) {
@@ -16638,82 +16668,6 @@ MHKDEF mhk_result mhk_model_init_mixers(mhk_model *student, mhk_model *teacher, 
                       teacher ? &teacher->config : NULL, init == MHK_INIT_ATTENTION);
   }
   return MHK_OK;
-}
-
-/* The configuration of a student: discrete Mamba-2, or own, replaces all attention that is not
-   kept, with as many heads of the same size as the teacher. Ignores kept layers that the teacher
-   does not have. */
-static mhk_config mhk__student_config(const mhk_config *teacher, const mhk_student_desc *d, const mhk_mixer *own) {
-  const mhk_config *t = teacher;
-  mhk_config c;
-  memcpy(&c, t, sizeof c);
-  c.arch = MHK_ARCH_PHI_MAMBA;
-  c.tie_embeddings = 0;
-  c.pad_vocab_multiple = c.vocab_size % 8 == 0 ? 8 : 1; /* no padding: the same vocabulary as the teacher */
-  c.own = own;
-  for (int l = 0; l < c.n_layer; l++) c.mixer[l] = own ? MHK_MIXER_OWN : MHK_MIXER_DISCRETE_MAMBA2;
-  for (int i = 0; i < d->n_keep_attention && d->keep_attention; i++)
-    if (d->keep_attention[i] >= 0 && d->keep_attention[i] < c.n_layer)
-      c.mixer[d->keep_attention[i]] = MHK_MIXER_ATTENTION;
-  if (mhk__config_uses(&c, own ? MHK_MIXER_OWN : MHK_MIXER_DISCRETE_MAMBA2)) {
-    c.ssm_heads = c.ssm_groups = t->n_head;
-    c.ssm_head_dim = t->head_dim;
-    c.d_state = d->d_state > 0 ? d->d_state : t->head_dim;
-    c.d_conv = 4;
-    c.chunk_size = d->chunk_size > 0 ? d->chunk_size : 128;
-    c.conv_bias = 1;
-    c.ssm_rotary_dim = d->rotary_dim < 0            ? 0
-                       : d->rotary_dim              ? d->rotary_dim
-                       : t->rotary_dim <= c.d_state ? t->rotary_dim
-                                                    : c.d_state / 2 * 2;
-  }
-  if (!mhk__config_uses(&c, MHK_MIXER_ATTENTION)) {
-    c.n_head = c.n_kv_head = c.head_dim = c.rotary_dim = c.qk_layernorm = 0;
-    if (c.ssm_rotary_dim == 0) c.rope_theta = 0;
-  }
-  if (c.ssm_rotary_dim && t->rope_theta <= 0) c.rope_theta = 10000.0;
-  return c;
-}
-
-MHKDEF mhk_model *mhk_student_create(mhk_context *ctx, mhk_model *teacher, const mhk_student_desc *desc) {
-  mhk_student_desc d;
-  if (mhk_failed(ctx)) return NULL;
-  if (!teacher || mhk_failed(teacher->object.ctx))
-    return mhk__null(ctx, MHK_ERROR_ARGUMENT, "mhk_student_create needs a teacher%s%s", teacher ? ": " : "",
-                     teacher ? mhk_message(teacher->object.ctx) : "");
-  memset(&d, 0, sizeof d);
-  if (desc) d = *desc;
-  const mhk_config *t = &teacher->config;
-  if (t->arch != MHK_ARCH_PHI)
-    return mhk__null(ctx, MHK_ERROR_UNSUPPORTED, "a student needs a Phi teacher; this one is a %s",
-                     mhk__arch_of(t)->name);
-  if (d.n_keep_attention < 0 || (d.n_keep_attention > 0 && !d.keep_attention) || d.d_state < 0 || d.rotary_dim < -1 ||
-      d.chunk_size < 0)
-    return mhk__null(ctx, MHK_ERROR_ARGUMENT,
-                     "a student cannot have n_keep_attention %d%s, d_state %d, rotary_dim %d, chunk_size %d",
-                     d.n_keep_attention, d.n_keep_attention > 0 && !d.keep_attention ? " with no list" : "", d.d_state,
-                     d.rotary_dim, d.chunk_size);
-  for (int i = 0; i < d.n_keep_attention; i++) {
-    const int l = d.keep_attention[i];
-    if (l < 0 || l >= t->n_layer)
-      return mhk__null(ctx, MHK_ERROR_ARGUMENT, "cannot keep attention in layer %d: the teacher has layers 0 to %d",
-                       l, t->n_layer - 1);
-  }
-  const mhk_mixer *own = d.mixer ? mhk__mixer_named(ctx, d.mixer) : NULL;
-  if (d.mixer && !own) {
-    mhk_fail(ctx, MHK_ERROR_ARGUMENT, "there is no mixer %.63s: give it to mhk_mixer_add() first", d.mixer);
-    return NULL;
-  }
-  const mhk_config c = mhk__student_config(t, &d, own);
-  mhk_model *m = mhk_model_create(ctx, &c, d.seed ? d.seed : 1);
-  if (!m) return NULL;
-  mhk_model_transfer(m, teacher);
-  mhk_model_init_mixers(m, teacher, d.init, d.seed ? d.seed : 1);
-  if (!mhk__model_follow(m, teacher)) { /* copies, so the teacher may be destroyed */
-    mhk_model_destroy(m);
-    return NULL;
-  }
-  return m;
 }
 #endif
 #endif /* MOHAWK_IMPLEMENTATION */
@@ -16834,8 +16788,8 @@ static mhk_tensor *mhk__spread(mhk_tape *t, mhk_tensor *x, mhk_index heads) {
    window), and what is older through its state (far: SSD on tokens that are w steps late):
       M = near + far + D on the diagonal
    near_ts = exp(window_scale C_t . B_s) / (the sum of these over the window + exp(rest_t)), where
-   the learned rest_t stands for all that lies outside the window. Two gates of each token, between 0
-   and 2, scale its C and its B in far only. The same kernels compute both parts as elsewhere. */
+   the learned rest_t stands for all that lies outside the window. Two gates of each token, between
+   0 and 2, scale its C and its B in far only. The kernels are those of attention and SSD. */
 
 /* y[t,h] = s[t-w,h] x[t-w,g]: rows of x (B,T,G,N) for the head h of each group g, w tokens late, so
    that SSD meets a token when it leaves the head's window; zeros before the document's first token
@@ -17266,7 +17220,7 @@ static void mhk__both_matrix_back(const mhk_op *op) {
   }
 }
 
-/* the matrix of a discrete Mamba-2 with all it may have: the reference that the other forms match */
+/* the matrix of a discrete Mamba-2 with all it may have, which the other forms must match */
 static mhk_tensor *mhk__heads_matrix(mhk_tape *t, const mhk__layer *y, const mhk__parts *p, const int32_t *doc) {
   if (!p->windows && !p->row_gain) return mhk_ssd_matrix(t, p->log_a, p->Bm, p->Cm, y->D, doc);
   const mhk_index H = p->log_a->shape[2];
@@ -20515,6 +20469,25 @@ static mhk_tensor *mhk__teacher_mlp(mhk__stage_run *run, int l, mhk_tensor *u, m
                         layer->fc2_b, y);
 }
 
+/* what stage 1 compares: both mixers, from their parts */
+static mhk_orientation_desc mhk__orientation_of(const mhk__layer *y, const mhk__parts *student,
+                                                const mhk__parts *teacher) {
+  mhk_orientation_desc d;
+  memset(&d, 0, sizeof d);
+  d.log_a = student->log_a;
+  d.Bm = student->Bm;
+  d.Cm = student->Cm;
+  d.D = y->D;
+  d.row_gain = student->row_gain;
+  d.column_gain = student->column_gain;
+  d.windows = student->windows;
+  d.scale = y->window_scale;
+  d.rest = student->rest;
+  d.q = teacher->q;
+  d.k = teacher->k;
+  return d;
+}
+
 /* Stage 1, matrix orientation, of layer l: the mean over batch and heads of || softmax(Q K^T /
    sqrt(P)) - M ||_F on the teacher's X_l. It runs in tiles (>>losses), so neither matrix is ever in
    memory as a whole. If next is not NULL, it receives X_{l+1}. */
@@ -20535,9 +20508,9 @@ static double mhk__orient_layer(mhk__stage_run *run, int l, mhk_tensor *x, mhk_t
     own = mhk_forward_norm(tape, student, l, x);
   const int whole = layer->kind == MHK_MIXER_OWN; /* its matrix is known as a whole only */
   mhk__mixer_parts(tape, student, l, own, run->doc, &ssd);
-  const mhk_orientation_desc matrices = {
-      ssd.log_a, ssd.Bm, ssd.Cm, layer->D, attention.q, attention.k, run->doc,
-      run->relative ? run->relative + l * student->config.ssm_heads : NULL, NULL, NULL, NULL, NULL, NULL};
+  mhk_orientation_desc matrices = mhk__orientation_of(layer, &ssd, &attention);
+  matrices.doc = run->doc;
+  matrices.relative = run->relative ? run->relative + l * student->config.ssm_heads : NULL;
   const mhk_attention_desc seen = {run->doc, NULL, NULL, NULL};
   mhk_tensor *distance =
       whole ? mhk_matrix_distance(tape, mhk_forward_matrix(tape, student, l, own, run->doc),
@@ -20780,6 +20753,227 @@ static int mhk__find_first(mhk__stage_run *run) {
   return whose == MHK__TEACHER;
 }
 
+/* ------------------------------------------------------------------------------------ students */
+
+/* The configuration of a student: discrete Mamba-2, or own, replaces all attention that is not
+   kept, with as many heads of the same size as the teacher. Ignores kept layers that the teacher
+   does not have. */
+static mhk_config mhk__student_config(const mhk_config *teacher, const mhk_student_desc *d, const mhk_mixer *own) {
+  const mhk_config *t = teacher;
+  mhk_config c;
+  memcpy(&c, t, sizeof c);
+  c.arch = MHK_ARCH_PHI_MAMBA;
+  c.tie_embeddings = 0;
+  c.pad_vocab_multiple = c.vocab_size % 8 == 0 ? 8 : 1; /* no padding: the same vocabulary as the teacher */
+  c.own = own;
+  for (int l = 0; l < c.n_layer; l++) c.mixer[l] = own ? MHK_MIXER_OWN : MHK_MIXER_DISCRETE_MAMBA2;
+  for (int i = 0; i < d->n_keep_attention && d->keep_attention; i++)
+    if (d->keep_attention[i] >= 0 && d->keep_attention[i] < c.n_layer)
+      c.mixer[d->keep_attention[i]] = MHK_MIXER_ATTENTION;
+  if (mhk__config_uses(&c, own ? MHK_MIXER_OWN : MHK_MIXER_DISCRETE_MAMBA2)) {
+    c.ssm_heads = c.ssm_groups = t->n_head;
+    c.ssm_head_dim = t->head_dim;
+    c.d_state = d->d_state > 0 ? d->d_state : t->head_dim;
+    c.d_conv = 4;
+    c.chunk_size = d->chunk_size > 0 ? d->chunk_size : 128;
+    c.conv_bias = 1;
+    c.proj_bias = !own && d->bias >= 0;
+    c.gates = !own && d->gates >= 0;
+    c.window = own ? 0 : d->window;
+    c.windows = own ? NULL : d->windows;
+    c.ssm_rotary_dim = d->rotary_dim < 0            ? 0
+                       : d->rotary_dim              ? d->rotary_dim
+                       : t->rotary_dim <= c.d_state ? t->rotary_dim
+                                                    : c.d_state / 2 * 2;
+  }
+  if (!mhk__config_uses(&c, MHK_MIXER_ATTENTION)) {
+    c.n_head = c.n_kv_head = c.head_dim = c.rotary_dim = c.qk_layernorm = 0;
+    if (c.ssm_rotary_dim == 0) c.rope_theta = 0;
+  }
+  if (c.ssm_rotary_dim && t->rope_theta <= 0) c.rope_theta = 10000.0;
+  return c;
+}
+
+MHKDEF mhk_model *mhk_student_create(mhk_context *ctx, mhk_model *teacher, const mhk_student_desc *desc) {
+  mhk_student_desc d;
+  if (mhk_failed(ctx)) return NULL;
+  if (!teacher || mhk_failed(teacher->object.ctx))
+    return mhk__null(ctx, MHK_ERROR_ARGUMENT, "mhk_student_create needs a teacher%s%s", teacher ? ": " : "",
+                     teacher ? mhk_message(teacher->object.ctx) : "");
+  memset(&d, 0, sizeof d);
+  if (desc) d = *desc;
+  const mhk_config *t = &teacher->config;
+  if (t->arch != MHK_ARCH_PHI)
+    return mhk__null(ctx, MHK_ERROR_UNSUPPORTED, "a student needs a Phi teacher; this one is a %s",
+                     mhk__arch_of(t)->name);
+  if (d.n_keep_attention < 0 || (d.n_keep_attention > 0 && !d.keep_attention) || d.d_state < 0 || d.rotary_dim < -1 ||
+      d.chunk_size < 0)
+    return mhk__null(ctx, MHK_ERROR_ARGUMENT,
+                     "a student cannot have n_keep_attention %d%s, d_state %d, rotary_dim %d, chunk_size %d",
+                     d.n_keep_attention, d.n_keep_attention > 0 && !d.keep_attention ? " with no list" : "", d.d_state,
+                     d.rotary_dim, d.chunk_size);
+  for (int i = 0; i < d.n_keep_attention; i++) {
+    const int l = d.keep_attention[i];
+    if (l < 0 || l >= t->n_layer)
+      return mhk__null(ctx, MHK_ERROR_ARGUMENT, "cannot keep attention in layer %d: the teacher has layers 0 to %d",
+                       l, t->n_layer - 1);
+  }
+  const mhk_mixer *own = d.mixer ? mhk__mixer_named(ctx, d.mixer) : NULL;
+  if (d.mixer && !own) {
+    mhk_fail(ctx, MHK_ERROR_ARGUMENT, "there is no mixer %.63s: give it to mhk_mixer_add() first", d.mixer);
+    return NULL;
+  }
+  const mhk_config c = mhk__student_config(t, &d, own);
+  mhk_model *m = mhk_model_create(ctx, &c, d.seed ? d.seed : 1);
+  if (!m) return NULL;
+  mhk_model_transfer(m, teacher);
+  mhk_model_init_mixers(m, teacher, d.init, d.seed ? d.seed : 1);
+  if (!mhk__model_follow(m, teacher)) { /* copies, so the teacher may be destroyed */
+    mhk_model_destroy(m);
+    return NULL;
+  }
+  return m;
+}
+
+/* A batch of the teacher's hidden states at one layer, x (B,T,D), row after row on the tape: memory
+   is that of one row. */
+typedef struct mhk__calibration {
+  mhk_tape *tape;
+  mhk_model *student, *teacher;
+  mhk_index B, T;
+  mhk_real *x;
+  double *distance; /* (H): how far each head of the teacher looks back */
+  double *squares;  /* (3,H): distances of the matrices, squared, with the state's part times -1, 0 and 1 */
+} mhk__calibration;
+
+/* the teacher's queries and keys of one row, and the student's parts unless ours is NULL */
+static int mhk__calibration_parts(const mhk__calibration *a, int l, mhk_index b, mhk__parts *theirs, mhk__parts *ours) {
+  const mhk_index D = a->student->config.d_model, shape[3] = {1, a->T, D};
+  mhk_tensor *x = mhk_tensor_new(a->tape, 3, shape, a->x + b * a->T * D);
+  memset(theirs, 0, sizeof *theirs);
+  theirs->matrix_only = 1;
+  if (!mhk__mixer_parts(a->tape, a->teacher, l, mhk_forward_norm(a->tape, a->teacher, l, x), NULL, theirs)) return 0;
+  if (!ours) return 1;
+  memset(ours, 0, sizeof *ours);
+  ours->matrix_only = 1;
+  return mhk__mixer_parts(a->tape, a->student, l, mhk_forward_norm(a->tape, a->student, l, x), NULL, ours);
+}
+
+/* The mean over the later half of the rows of the attention-weighted distance: t less what
+   attention makes of the positions as values. */
+static void mhk__look_back(const mhk__calibration *a, int l) {
+  const mhk_index H = a->student->config.ssm_heads, T = a->T;
+  for (mhk_index h = 0; h < H; h++) a->distance[h] = 0;
+  for (mhk_index b = 0; b < a->B; b++) {
+    const mhk_tape_mark mark = mhk_tape_here(a->tape);
+    mhk__parts theirs;
+    if (!mhk__calibration_parts(a, l, b, &theirs, NULL)) return;
+    const mhk_index G = theirs.k->shape[2], shape[4] = {1, T, G, 1};
+    mhk_tensor *position = mhk_tensor_new(a->tape, 4, shape, NULL);
+    for (mhk_index i = 0; position && i < T * G; i++) mhk_data(position)[i] = (mhk_real)(i / G);
+    const mhk_tensor *seen = mhk_attention(a->tape, theirs.q, theirs.k, position, NULL);
+    for (mhk_index h = 0; seen && h < H; h++)
+      for (mhk_index t = T / 2; t < T; t++)
+        a->distance[h] += ((double)t - (double)mhk_data(seen)[t * H + h]) / (double)(a->B * (T - T / 2));
+    mhk_tape_rewind(a->tape, mark);
+  }
+}
+
+static void mhk__distances_of_gains(const mhk__calibration *a, int l) {
+  const mhk_index H = a->student->config.ssm_heads;
+  const mhk__mark mark = mhk__scratch_mark(a->tape->ctx);
+  double *each = (double *)mhk__scratch(a->tape->ctx, H, sizeof *each);
+  for (mhk_index i = 0; i < 3 * H; i++) a->squares[i] = 0;
+  for (mhk_index b = 0; b < a->B && each; b++) {
+    const mhk_tape_mark here = mhk_tape_here(a->tape);
+    mhk__parts theirs, ours;
+    if (!mhk__calibration_parts(a, l, b, &theirs, &ours)) return;
+    mhk_tensor *gain = ours.row_gain;
+    if (!gain) {
+      gain = mhk_tensor_new(a->tape, 3, ours.log_a->shape, NULL);
+      for (mhk_index i = 0; gain && i < gain->count; i++) mhk_data(gain)[i] = 1;
+    }
+    for (int k = 0; k < 3; k++) {
+      mhk_orientation_desc d = mhk__orientation_of(a->student->layers + l, &ours, &theirs);
+      d.row_gain = mhk_scale(a->tape, gain, k - 1);
+      d.squares = each;
+      if (!mhk_matrix_orientation(a->tape, &d)) return;
+      for (mhk_index h = 0; h < H; h++) a->squares[k * H + h] += each[h];
+    }
+    mhk_tape_rewind(a->tape, here);
+  }
+  mhk__scratch_rewind(a->tape->ctx, mark);
+}
+
+/* One layer: first the decays, a_h = 2^(-1/distance), with A_log nearly independent of the token;
+   then the sizes. With a gain g, the squared distance is a parabola in g, and its values at -1, 0
+   and 1 say where it is least. */
+static void mhk__calibrate_layer(const mhk__calibration *a, int l) {
+  const mhk_config *c = &a->student->config;
+  mhk__layer *y = a->student->layers + l;
+  const mhk_index E = mhk__d_inner(c), GN = (mhk_index)c->ssm_groups * c->d_state, H = c->ssm_heads, D = c->d_model,
+                  from_a = 2 * (E + GN), each = H / c->ssm_groups;
+  mhk__look_back(a, l);
+  for (mhk_index i = 0; y->in_b && i < H; i++) {
+    for (mhk_index j = 0; j < D; j++) mhk_data(y->in_w)[(from_a + i) * D + j] *= MHK__R(0.01);
+    mhk_data(y->in_b)[from_a + i] = MHK__R(log(expm1(log(2.0) / fmax(0.5, a->distance[i]))));
+  }
+  mhk__set_all(y->D, 0);
+  mhk__set_all(y->state_gain, 1);
+  mhk__distances_of_gains(a, l);
+  if (mhk_failed(a->tape->ctx)) return;
+  for (mhk_index g = 0; g < c->ssm_groups; g++) {
+    double slope = 0, bend = 0;
+    int plain = 1; /* no head of the group uses C for a window */
+    for (mhk_index h = g * each; h < (g + 1) * each; h++) {
+      const double *at = a->squares + h, down = at[0] - at[2 * H], up = 2 * (at[0] + at[2 * H] - 2 * at[H]);
+      const mhk_index w = mhk__window(c, l, h);
+      plain &= w == 0;
+      slope += down;
+      bend += up;
+      if (w > 0) mhk_data(y->state_gain)[h] = up > 0 ? MHK__R(fmax(-1, fmin(1, down / up))) : 0;
+    }
+    const mhk_real factor = bend > 0 ? MHK__R(slope / bend) : 1;
+    for (mhk_index i = E + GN + g * c->d_state; plain && i < E + GN + (g + 1) * c->d_state; i++) { /* rows of C */
+      for (mhk_index j = 0; j < D; j++) mhk_data(y->in_w)[i * D + j] *= factor;
+      if (y->in_b) mhk_data(y->in_b)[i] *= factor;
+    }
+  }
+}
+
+MHKDEF mhk_result mhk_student_calibrate(mhk_model *student, mhk_model *teacher, const int32_t *tokens, mhk_index B,
+                                        mhk_index T) {
+  if (!student) return MHK_ERROR_ARGUMENT;
+  mhk_context *ctx = student->object.ctx;
+  if (mhk_failed(ctx) || !mhk__can_train(student, "mhk_student_calibrate")) return mhk_error(ctx);
+  if (!teacher || !tokens || B < 1 || T < 2)
+    return mhk_fail(ctx, MHK_ERROR_ARGUMENT,
+                    "mhk_student_calibrate needs a teacher and a batch of at least two tokens");
+  if (!mhk__pair_check(ctx, student, teacher, 1)) return mhk_error(ctx);
+  const mhk__mark mark = mhk__scratch_mark(ctx);
+  const mhk_index H = student->config.ssm_heads, D = student->config.d_model, row = T * D, shape[3] = {1, T, D};
+  mhk__calibration a = {mhk_tape_create(ctx), student, teacher, B, T, NULL, NULL, NULL};
+  if (!a.tape) return mhk_error(ctx);
+  mhk_tape_record(a.tape, 0);
+  const mhk_tensor *x = mhk_forward_embedding(a.tape, teacher, tokens, B, T);
+  a.x = mhk_data(x);
+  a.distance = (double *)mhk__scratch(ctx, H, sizeof *a.distance);
+  a.squares = (double *)mhk__scratch(ctx, 3 * H, sizeof *a.squares);
+  for (int l = 0; l < student->config.n_layer && !mhk_failed(ctx); l++) {
+    if (student->layers[l].kind == MHK_MIXER_DISCRETE_MAMBA2) mhk__calibrate_layer(&a, l);
+    for (mhk_index b = 0; b < B && !mhk_failed(ctx); b++) {
+      const mhk_tape_mark here = mhk_tape_here(a.tape);
+      const mhk_tensor *next =
+          mhk_forward_block(a.tape, teacher, l, mhk_tensor_new(a.tape, 3, shape, a.x + b * row), NULL);
+      if (next) memcpy(a.x + b * row, mhk_data(next), (size_t)row * sizeof(mhk_real));
+      mhk_tape_rewind(a.tape, here);
+    }
+  }
+  mhk_tape_destroy(a.tape);
+  mhk__scratch_rewind(ctx, mark);
+  return mhk_error(ctx);
+}
+
 /* -------------------------------------------------------------------------- stages: description */
 
 /* Measured peak learning rates: small teachers at d_model 128 and 256, and those of Bick et al.
@@ -20846,6 +21040,9 @@ static void mhk__recipe_paper(mhk_distill_desc *d) {
   d->stages[2].own_stream = mhk__or(d->stages[2].own_stream, -1.0);
   if (d->student_desc.init == MHK_INIT_DEFAULT) d->student_desc.init = MHK_INIT_IDENTITY;
   if (d->student_desc.rotary_dim == 0) d->student_desc.rotary_dim = -1;
+  if (d->student_desc.bias == 0) d->student_desc.bias = -1;
+  if (d->student_desc.gates == 0) d->student_desc.gates = -1;
+  if (d->student_desc.calibrate == 0) d->student_desc.calibrate = -1;
 }
 
 MHKDEF mhk_distill_desc mhk_distill_defaults(const mhk_distill_desc *desc) {
@@ -20872,6 +21069,7 @@ MHKDEF mhk_distill_desc mhk_distill_defaults(const mhk_distill_desc *desc) {
   if (d.student_desc.init == MHK_INIT_DEFAULT) d.student_desc.init = MHK_INIT_ATTENTION;
   if (d.student_desc.chunk_size == 0) d.student_desc.chunk_size = 128;
   if (d.student_desc.seed == 0) d.student_desc.seed = 1;
+  if (d.student_desc.mixer) d.student_desc.calibrate = -1;
   d.checkpoint_seconds = mhk__or(d.checkpoint_seconds, 60.0);
   if (d.world == 0) d.world = 1;
   return d;
@@ -21424,6 +21622,7 @@ static char *mhk__run_text(mhk_trainer *tr) {
     mhk__hex(d->student_desc.seed, hex);
     mhk__fact_integer(&w, 0, "student's initialisation", (mhk_index)d->student_desc.init);
     mhk__fact_text(&w, 0, "student's seed", hex);
+    if (d->student_desc.calibrate >= 0) mhk__fact_text(&w, 0, "student's start", "calibrated");
   }
   char *json = (char *)mhk__arena_alloc(ctx, &tr->object.arena, config + 1);
   if (!json) return NULL;
@@ -21924,6 +22123,21 @@ static void mhk__trainer_fill(mhk_trainer *tr, mhk_context *ctx) {
   if (ctx->result == MHK_OK) mhk__optimizer_room(tr, count, blocks);
 }
 
+/* The calibrated start on up to eight rows of text, in equal distances over the corpus. */
+static void mhk__trainer_calibrate(mhk_trainer *tr) {
+  mhk_context *ctx = tr->object.ctx;
+  const mhk_distill_desc *d = &tr->desc;
+  if (ctx->result != MHK_OK) return;
+  const mhk__mark mark = mhk__scratch_mark(ctx);
+  const mhk_index B = mhk__min(8, d->update_tokens / d->length), T = mhk__min(d->length, d->corpus->n);
+  int32_t *tokens = (int32_t *)mhk__scratch(ctx, B * T, sizeof *tokens);
+  for (mhk_index b = 0; tokens && b < B; b++)
+    memcpy(tokens + b * T, d->corpus->tokens + (mhk_index)((double)(d->corpus->n - T) * (double)b / (double)B),
+           (size_t)T * sizeof *tokens);
+  if (tokens) mhk_student_calibrate(tr->student, d->teacher, tokens, B, T);
+  mhk__scratch_rewind(ctx, mark);
+}
+
 MHKDEF mhk_trainer *mhk_distill(mhk_context *ctx, const mhk_distill_desc *desc) {
   int i, first = 0;
   if (mhk_failed(ctx)) return NULL;
@@ -21952,10 +22166,12 @@ MHKDEF mhk_trainer *mhk_distill(mhk_context *ctx, const mhk_distill_desc *desc) 
     if (tr->path && !d.fresh) mhk__resume(tr);
 #endif
   }
+  if (!d.student && d.student_desc.calibrate >= 0 && !tr->info.resumed) mhk__trainer_calibrate(tr);
   tr->desc.out = NULL; /* memory of the caller; path is our copy */
   tr->desc.student_desc.keep_attention = NULL;
   tr->desc.student_desc.n_keep_attention = 0;
   tr->desc.student_desc.mixer = NULL;
+  tr->desc.student_desc.windows = NULL;
   tr->checkpoint_clock = mhk__seconds();
   if (ctx->result != MHK_OK) {
     mhk_model *made = d.student ? NULL : tr->student;
@@ -21983,9 +22199,12 @@ static double mhk__block_numbers(const mhk_config *c, int attention, int matrix)
                H = c->ssm_heads;
   const double A = (double)c->n_head * c->head_dim, KV = (double)c->n_kv_head * c->head_dim;
   if (attention) return D + 2.0 * (A + KV) + KV + A + c->n_head + 2.0 * D + 2.0 * c->d_mlp;
-  if (matrix) return D + 6.0 * GN + 4.0 * H; /* projected, convolved, rotated */
+  /* beyond the paper: B, C and x in heads of their own, late or scaled, both parts and their sum */
+  const double more = (c->gates ? 2.0 * H * c->d_state + 6.0 * H : 0.0) +
+                      (c->window || c->windows ? 4.0 * E + 4.0 * H * c->d_state + 4.0 * H : 0.0);
+  if (matrix) return D + 6.0 * GN + 4.0 * H + more; /* projected, convolved, rotated */
   return D + (2.0 * E + 2.0 * GN + H) + (E + 2.0 * GN) + 2.0 * GN + 2.0 * H + E * (2.0 + (double)c->d_state / 64.0) +
-         2.0 * D + 2.0 * c->d_mlp;
+         2.0 * D + 2.0 * c->d_mlp + more;
 }
 
 /* memory that an arena needs for this many bytes: its blocks double up to 32 MB, then stay that

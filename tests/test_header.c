@@ -544,7 +544,7 @@ TEST(every_function_is_tested) {
                                       "tests/test_sessions.c",  "tests/test_determinism.c", "tests/test_memory.c",
                                       "tests/test_precision.c", "tests/test_inference.c",   "tests/test_sampling.c",
                                       "tests/test_quant.c",     "tests/test_foreign.c",     "tests/test_writing.c",
-                                      "tests/test_files.c",     "tests/test_tokenizer.c"};
+                                      "tests/test_files.c",     "tests/test_tokenizer.c",   "tests/test_models.c"};
   enum { FILES = sizeof names / sizeof *names };
   char *tests[FILES];
   const char *p = plain, *end;

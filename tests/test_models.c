@@ -839,6 +839,88 @@ TEST(limited_heads_in_evaluations_and_recomputed_blocks) {
   mhk_model_destroy(m);
 }
 
+/* the sum over a head's matrices (B,H,T,T) of x times y */
+static double inner_product(const mhk_tensor *x, const mhk_tensor *y, mhk_index h) {
+  const mhk_index H = x->shape[1], each = x->shape[2] * x->shape[3];
+  double sum = 0;
+  for (mhk_index b = 0; b < x->shape[0]; b++)
+    for (mhk_index i = 0; i < each; i++)
+      sum += (double)mhk_data(x)[(b * H + h) * each + i] * (double)mhk_data(y)[(b * H + h) * each + i];
+  return sum;
+}
+
+/* the calibrated start against the matrices themselves, which it never makes */
+TEST(a_calibrated_student_fits_the_teachers_matrices) {
+  enum { L = 3, H = 4, B = 2, T = 37, D = 24, P = 6, A_LOG = 4 * D };
+  static const int32_t windows[L * H] = {0, 0, 0, 0, 5, 0, MHK_WINDOW_ALL, 9, 3, 3, 3, 3};
+  int32_t tokens[B * T];
+  mhk_config c;
+  mhk_student_desc d;
+  mhk_forward_desc forward;
+  mhk_tensor *hidden[L + 1];
+  mhk_tape *tape = mhk_tape_create(ctx);
+  test_config(&c, 0);
+  mhk_model *teacher = mhk_model_create(ctx, &c, 11);
+  for (int i = 0; i < mhk_model_count(teacher); i++) { /* attention that looks somewhere */
+    mhk_tensor *x = mhk_model_at(teacher, i);
+    for (mhk_index k = 0; strstr(x->name, "q_proj") && k < x->count; k++) mhk_data(x)[k] *= 4;
+  }
+  memset(&d, 0, sizeof d);
+  d.windows = windows;
+  mhk_model *s = mhk_student_create(ctx, teacher, &d), *other = mhk_student_create(ctx, teacher, &d);
+  REQUIRE(s && other, "%s", mhk_message(ctx));
+  for (int i = 0; i < B * T; i++) tokens[i] = (i * i + 3 * i) % 31;
+  mhk_tape_record(tape, 0);
+  memset(&forward, 0, sizeof forward);
+  forward.residuals = hidden;
+  mhk_forward(tape, teacher, tokens, B, T, &forward);
+  CHECK(mhk_student_calibrate(s, teacher, tokens, B, T) == MHK_OK, "%s", mhk_message(ctx));
+  mhk_set_threads(ctx, 3);
+  mhk_student_calibrate(other, teacher, tokens, B, T);
+  mhk_set_threads(ctx, 1);
+  same_model("calibrated by three threads", s, other);
+  for (int l = 0; l < L; l++) {
+    char name[96];
+    snprintf(name, sizeof name, "backbone.layers.%d.mixer.state_gain", l);
+    mhk_tensor *u = mhk_forward_norm(tape, teacher, l, hidden[l]), *gain = mhk_model_find(s, name), *without = NULL,
+               *M = mhk_forward_matrix(tape, s, l, u, NULL), *A = mhk_forward_matrix(tape, teacher, l, u, NULL);
+    mhk_real gains[H];
+    REQUIRE(M && A && (l == 0) == !gain, "%s", mhk_message(ctx));
+    snprintf(name, sizeof name, "backbone.layers.%d.mixer.in_proj.bias", l);
+    if (gain) {
+      memcpy(gains, mhk_data(gain), sizeof gains);
+      memset(mhk_data(gain), 0, sizeof gains);
+      without = mhk_forward_matrix(tape, s, l, u, NULL);
+      memcpy(mhk_data(gain), gains, sizeof gains);
+    }
+    for (int h = 0; h < H; h++) {
+      const int w = windows[l * H + h];
+      double distance = 0;
+      for (int b = 0; b < B; b++)
+        for (int t = T / 2; t < T; t++)
+          for (int i = 0; i <= t; i++)
+            distance += (t - i) * (double)mhk_data(A)[((b * H + h) * T + t) * T + i] / (B * (T - T / 2));
+      const double decay = 1 / (1 + exp(at(s, name, A_LOG + h)));
+      CHECK(fabs(decay - pow(2, -1 / fmax(0.5, distance))) < 1e-4, "layer %d, head %d: the decay is %g", l, h, decay);
+      CHECK(w != MHK_WINDOW_ALL || inner_product(A, A, h) - inner_product(A, M, h) < 1e-4 * inner_product(A, A, h),
+            "layer %d, head %d is kept and differs from the teacher's", l, h);
+      if (w == MHK_WINDOW_ALL || (gain && w > 0 && fabs((double)gains[h]) >= 1)) continue;
+      /* at the least distance, what is left is orthogonal to what is scaled */
+      const double scaled = inner_product(M, M, h) - (w > 0 ? inner_product(M, without, h) : 0),
+                   left = inner_product(A, M, h) - inner_product(M, M, h) -
+                          (w > 0 ? inner_product(A, without, h) - inner_product(M, without, h) : 0);
+      CHECK(fabs(left) < 2e-3 * fabs(scaled) + 1e-4 * inner_product(A, A, h),
+            "layer %d, head %d, window %d: the matrix is not the nearest, %g of %g", l, h, w, left, scaled);
+    }
+  }
+  mhk_student_calibrate(s, teacher, NULL, B, T);
+  CHECK_FAILS(ctx, MHK_ERROR_ARGUMENT, "needs a teacher and a batch of at least two tokens");
+  mhk_tape_destroy(tape);
+  mhk_model_destroy(s);
+  mhk_model_destroy(other);
+  mhk_model_destroy(teacher);
+}
+
 TEST(students_of_other_shapes) {
   mhk_config c;
   mhk_student_desc d;
@@ -916,6 +998,8 @@ TEST(recipes) {
           "the recipes' stage %d", i + 1);
   CHECK(best.stages[2].own_stream == 0.03 && paper.stages[2].own_stream < 0, "own-stream alignment");
   CHECK(best.student_desc.init == MHK_INIT_ATTENTION && paper.student_desc.init == MHK_INIT_IDENTITY, "the start");
+  CHECK(paper.student_desc.gates < 0 && paper.student_desc.bias < 0 && paper.student_desc.calibrate < 0,
+        "what goes beyond the paper");
   tr = mhk_distill(ctx, &d);
   REQUIRE(tr, "%s", mhk_message(ctx));
   CHECK(mhk_model_config(mhk_student(tr))->ssm_rotary_dim == 0, "the paper's student has rotary B and C");
@@ -1052,6 +1136,7 @@ int main(int argc, char **argv) {
   RUN(evaluations_by_quarter_of_the_window_are_what_forward_passes_say_and_add_up);
   RUN(heads_of_a_forward_pass_that_see_their_last_tokens_only);
   RUN(limited_heads_in_evaluations_and_recomputed_blocks);
+  RUN(a_calibrated_student_fits_the_teachers_matrices);
   RUN(students_of_other_shapes);
   RUN(students_that_cannot_be);
   RUN(recipes);
