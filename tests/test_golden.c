@@ -604,9 +604,26 @@ static void forward_and_back(golden *g, mhk_model *m, const mhk_stored *fu, cons
   free(cotangent);
 }
 
-/* The mixer on tokens, as a matrix, over packed documents, and step by step in a session; session
-   1: only in one. */
-static void discrete_mamba2(const char *name, int session) {
+/* the loss of stage 1 against a matrix of the teacher, and its gradients */
+static void matrix_to_teacher(golden *g, mhk_model *m, const mhk_stored *fu, const mhk_real *v, mhk_index prefill) {
+  const mhk_stored *f = find(g, "", "teacher_matrix");
+  mhk_real *target = values(g, "", "teacher_matrix", NULL);
+  mhk_tensor *loss;
+  zero_grads(m);
+  mhk_tape_reset(g->tape);
+  loss = mhk_matrix_distance(g->tape, mhk_forward_matrix(g->tape, m, 0, part(g, fu, v, 0, prefill), NULL),
+                             mhk_tensor_new(g->tape, f->rank, f->shape, target));
+  mhk_backward(g->tape, loss);
+  group(g, "stage 1", TOLERANCE);
+  compare_tensor(g, "", "stage1_loss", loss);
+  group(g, "stage 1, gradients", TOLERANCE);
+  compare_grads(g, m, "stage1.grad.", "backbone.layers.0.mixer.");
+  free(target);
+}
+
+/* The mixer on tokens, as a matrix, in the loss of stage 1, over packed documents, and step by step
+   in a session. */
+static void discrete_mamba2(const char *name) {
   golden g;
   mhk_config config;
   mhk_model *m;
@@ -647,14 +664,13 @@ static void discrete_mamba2(const char *name, int session) {
   CHECK(prefill + steps == fu->shape[1], "u holds %lld tokens, prefill and steps are %lld", (long long)fu->shape[1],
         (long long)(prefill + steps));
 
-  if (!session) {
-    forward_and_back(&g, m, fu, v, prefill, "output");
-    forward_and_back(&g, m, fu, v, prefill, "matrix");
-  }
+  forward_and_back(&g, m, fu, v, prefill, "output");
+  forward_and_back(&g, m, fu, v, prefill, "matrix");
+  if (find(&g, "", "teacher_matrix")) matrix_to_teacher(&g, m, fu, v, prefill);
 
   mhk_tape_reset(g.tape);
   mhk_tape_record(g.tape, 0);
-  doc = session ? NULL : integers(&g, "doc");
+  doc = integers(&g, "doc");
   if (doc) {
     memset(&forward, 0, sizeof forward);
     forward.doc = doc;
@@ -668,14 +684,14 @@ static void discrete_mamba2(const char *name, int session) {
   close_golden(&g);
 }
 
-TEST(discrete_mamba2) { discrete_mamba2("discrete_mamba2", 0); }
-TEST(discrete_mamba2_grouped) { discrete_mamba2("discrete_mamba2_grouped", 0); }
-TEST(discrete_mamba2_rotary) { discrete_mamba2("discrete_mamba2_rotary", 0); }
-TEST(discrete_mamba2_bias) { discrete_mamba2("discrete_mamba2_bias", 1); }
-TEST(discrete_mamba2_gates) { discrete_mamba2("discrete_mamba2_gates", 1); }
-TEST(discrete_mamba2_window) { discrete_mamba2("discrete_mamba2_window", 1); }
-TEST(discrete_mamba2_heads) { discrete_mamba2("discrete_mamba2_heads", 1); }
-TEST(discrete_mamba2_windows) { discrete_mamba2("discrete_mamba2_windows", 1); }
+TEST(discrete_mamba2) { discrete_mamba2("discrete_mamba2"); }
+TEST(discrete_mamba2_grouped) { discrete_mamba2("discrete_mamba2_grouped"); }
+TEST(discrete_mamba2_rotary) { discrete_mamba2("discrete_mamba2_rotary"); }
+TEST(discrete_mamba2_bias) { discrete_mamba2("discrete_mamba2_bias"); }
+TEST(discrete_mamba2_gates) { discrete_mamba2("discrete_mamba2_gates"); }
+TEST(discrete_mamba2_window) { discrete_mamba2("discrete_mamba2_window"); }
+TEST(discrete_mamba2_heads) { discrete_mamba2("discrete_mamba2_heads"); }
+TEST(discrete_mamba2_windows) { discrete_mamba2("discrete_mamba2_windows"); }
 
 /* --------------------------------------------------------------------------------------- stages */
 
