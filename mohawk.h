@@ -9493,8 +9493,12 @@ static void MHK__N(mhk__near_denominators)(const mhk__orientation_args *a, const
                                            mhk_index i0, const mhk__orientation_room *w) {
   const mhk_index T = a->T, K = MHK__TILE, rows = mhk__min(K, T - i0);
   const MHK__V scale = MHK__SET(o->scale);
-  double lse[MHK__TILE];
-  for (mhk_index i = 0; i < rows; i++) lse[i] = o->rest ? (double)o->rest[(i0 + i) * a->H] : -HUGE_VAL;
+  mhk_real most[MHK__TILE]; /* of each row, the largest score so far, and the sum of exp(score - most) */
+  double sum[MHK__TILE];
+  for (mhk_index i = 0; i < rows; i++) {
+    most[i] = o->rest ? o->rest[(i0 + i) * a->H] : -(mhk_real)HUGE_VAL;
+    sum[i] = o->rest ? 1 : 0;
+  }
   for (mhk_index j0 = mhk__max(0, i0 - o->window + 1) / K * K; j0 <= i0; j0 += K) {
     const mhk_index cols = mhk__min(K, T - j0);
     MHK__N(mhk__orientation_scores)(a, i0, j0, w, w->scores);
@@ -9504,12 +9508,15 @@ static void MHK__N(mhk__near_denominators)(const mhk__orientation_args *a, const
       mhk_real *row = w->scores + i * K;
       if (from >= to) continue;
       for (mhk_index j = from / MHK__W * MHK__W; j < to; j += MHK__W) MHK__STORE(row + j, MHK__LOAD(row + j) * scale);
-      const double more = MHK__N(mhk__log_sum_exp)(to - from, row + from, MHK__R(1)),
-                   most = lse[i] > more ? lse[i] : more;
-      lse[i] = most + log(exp(lse[i] - most) + exp(more - most));
+      const mhk_real largest = MHK__N(mhk__row_max)(to - from, row + from);
+      if (largest > most[i]) {
+        sum[i] *= (double)MHK__REXP(most[i] - largest);
+        most[i] = largest;
+      }
+      sum[i] += (double)MHK__N(mhk__row_exp)(to - from, row + from, MHK__R(1), most[i], row + from);
     }
   }
-  for (mhk_index i = 0; i < rows; i++) a->near_lse[o->at * T + i0 + i] = MHK__R(lse[i]);
+  for (mhk_index i = 0; i < rows; i++) a->near_lse[o->at * T + i0 + i] = MHK__R((double)most[i] + log(sum[i]));
 }
 
 /* One tile of both matrices, rows i0.., columns j0... In row i the columns before `border` are
