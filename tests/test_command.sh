@@ -10,7 +10,7 @@ mkdir -p "$work"
 says() { check "it says \"$1\"" grep -qF -- "$1" "$work/said"; }
 
 # help and the manual page name the same options
-for command in distill generate eval inspect matrix convert quantize demo bench; do
+for command in distill generate eval inspect matrix heads convert quantize demo bench; do
   check "$command --help" "$mohawk" "$command" --help
   for option in $("$mohawk" "$command" --help | sed -n 's/^  --\([a-z0-9-]*\).*/\1/p' | grep -vx help); do
     check "mohawk.1: $command --$option" sh -c "sed -n '/^\\.Ss $command\$/,/^\\.S[sh] /p;' tools/mohawk.1 |
@@ -76,6 +76,27 @@ check "the same probes again" grep -qF -- "$(cat "$work/a")" "$work/said"
 probes --seed 2
 check "other probes from another seed" sh -c "! grep -qF -- '$(cat "$work/a")' '$work/said'"
 code 2 "probes in a short window" "$mohawk" eval --model "$tiny" --text examples/story.txt --probes --length 39
+
+# which heads look far: the same numbers in every form, the same for any number of threads
+heads() { "$mohawk" heads "$tiny" --batch 2 --length 128 "$@" >"$work/said" 2>&1; }
+heads --greedy 16 --bytes 150k --threads 1 --svg "$work/heads.svg"
+says "layer     head 0    head 1    head 2    head 3   whole layer"
+says "all heads limited to         8       16       32       64      128"
+says "freed one by one"
+check "all limited is where freeing starts" [ "$(awk '/^  KL/ { print $3 } /^  none/ { print $2 }' "$work/said" | uniq | wc -l)" -eq 1 ]
+check "all freed is the teacher" sh -c "grep -A 17 'freed one by one' '$work/said' | tail -n 1 | grep -q ' 0.0000\$'"
+says "mohawk distill --teacher $tiny --windows"
+check "the map has a cell for every head and layer" [ "$(grep -c '<rect' "$work/heads.svg")" -eq 20 ]
+cp "$work/said" "$work/a"
+heads --greedy 16 --bytes 150k --threads 3
+check "heads on more threads" sh -c "grep -v '^heads ' '$work/a' >'$work/b'; grep -v '^heads ' '$work/said' | cmp - '$work/b'"
+heads --json --bytes 200M --window 128
+says '"heads": [[0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]], "layers": [0, 0, 0, 0]'
+heads --bytes 10k
+says "10.0 kB of state are too few"
+code 2 "heads of nothing" "$mohawk" heads
+heads --length 1M
+says "the text is too short"
 
 # texts and prompts from pipes, in other encodings, and with odd characters
 generate() { "$mohawk" generate --model "$tiny" --tokens 4 --greedy --json "$@" 2>"$work/errors" >"$work/said"; }

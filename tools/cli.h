@@ -197,7 +197,7 @@ void json_count(cli_json *j, const char *key, double value);
 
 /* ---- the subcommands, one file each */
 extern const cli_command command_distill, command_generate, command_eval, command_inspect, command_matrix,
-    command_convert, command_quantize, command_demo, command_bench;
+    command_heads, command_convert, command_quantize, command_demo, command_bench;
 
 #define CLI_COUNT_OF(array) ((int)(sizeof(array) / sizeof((array)[0])))
 

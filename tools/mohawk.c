@@ -5,7 +5,7 @@
 
 static const cli_command *const commands[] = {
     &command_distill, &command_generate, &command_eval, &command_inspect, &command_matrix,
-    &command_convert, &command_quantize, &command_demo, &command_bench,
+    &command_heads,   &command_convert, &command_quantize, &command_demo, &command_bench,
 };
 
 static void print_help(FILE *out) {

@@ -355,6 +355,63 @@ void picture_svg(FILE *out, const picture_panel *panels, int n, mhk_index T) {
   fputs("</g>\n</svg>\n", out);
 }
 
+/* ---------------------------------------------------------------- maps of heads */
+
+enum { MAP_LEFT = 44, MAP_TOP = 62, MAP_GAP = 14, MAP_LEAST = 400, MAP_MOST_NUMBERS = 12 };
+
+/* One cell, colored by its share of the largest; its number in it where cells are wide enough, else
+   for the pointer only. */
+static void draw_cell(FILE *out, double x, double y, int wide, int high, double value, double largest,
+                      const char *name) {
+  const double share = largest > 0 && value > 0 ? value / largest : 0;
+  unsigned char rgb[3];
+  char text[32];
+  color_of(color_index(share), rgb);
+  fprintf(out,
+          "<g><title>%s: %.4f</title><rect x=\"%.0f\" y=\"%.0f\" width=\"%d\" height=\"%d\" fill=\"#%02x%02x%02x\"/>",
+          name, value, x, y, wide - 1, high - 1, rgb[0], rgb[1], rgb[2]);
+  if (wide > 30) {
+    snprintf(text, sizeof text, "%.3f", value);
+    text_at(out, x + wide / 2.0, y + high / 2.0 + 4, "middle", share > 0.35 ? " fill=\"#000\"" : " fill=\"#fff\"",
+            text);
+  }
+  fputs("</g>\n", out);
+}
+
+void picture_heads_svg(FILE *out, const picture_heads *p) {
+  const int numbers = p->heads <= MAP_MOST_NUMBERS, wide = numbers ? 46 : 20, high = numbers ? 26 : 18;
+  const int right = MAP_LEFT + p->heads * wide + MAP_GAP, width = right + 62 > MAP_LEAST ? right + 62 : MAP_LEAST;
+  double most = 0, most_layer = 0;
+  char name[64];
+  int l, h;
+  for (l = 0; l < p->layers; l++) {
+    if (p->layer_kl[l] > most_layer) most_layer = p->layer_kl[l];
+    for (h = 0; h < p->heads; h++)
+      if (p->kl[l * p->heads + h] > most) most = p->kl[l * p->heads + h];
+  }
+  file_start(out, width, MAP_TOP + p->layers * high + 12, p->title);
+  text_at(out, 10, 20, "start", " font-weight=\"600\" font-size=\"13\"", p->title);
+  text_at(out, 10, 37, "start", "", "in nats; dark: nothing, yellow: the most; whole layers have their own scale");
+  text_at(out, 10, MAP_TOP - 8, "start", "", "layer");
+  for (h = 0; h < p->heads; h++) {
+    snprintf(name, sizeof name, numbers ? "head %d" : "%d", h);
+    if (numbers || h % 4 == 0) text_at(out, MAP_LEFT + h * wide + wide / 2.0, MAP_TOP - 8, "middle", "", name);
+  }
+  text_at(out, right + 23, MAP_TOP - 8, "middle", "", "whole layer");
+  for (l = 0; l < p->layers; l++) {
+    const double y = MAP_TOP + l * high;
+    snprintf(name, sizeof name, "%d", l);
+    text_at(out, MAP_LEFT - 8, y + high / 2.0 + 4, "end", "", name);
+    for (h = 0; h < p->heads; h++) {
+      snprintf(name, sizeof name, "layer %d, head %d", l, h);
+      draw_cell(out, MAP_LEFT + h * wide, y, wide, high, p->kl[l * p->heads + h], most, name);
+    }
+    snprintf(name, sizeof name, "layer %d", l);
+    draw_cell(out, right, y, 46, high, p->layer_kl[l], most_layer, name);
+  }
+  fputs("</svg>\n", out);
+}
+
 /* ---------------------------------------------------------------- curves */
 
 enum { CHART_WIDTH = 420, CHART_HEIGHT = 264, CHART_LEFT = 46, CHART_TOP = 28, CHART_RIGHT = 408, CHART_BOTTOM = 208 };

@@ -46,6 +46,15 @@ typedef struct picture_chart {
    to a logarithmic scale, with marks at powers of four: 64, 256, 1k, ... */
 void picture_charts_svg(FILE *out, const picture_chart *charts, int n);
 
+/* What each head of a model loses without sight of the distance, as a map of layers and heads. */
+typedef struct picture_heads {
+  const char *title;
+  int layers, heads;
+  const double *kl, *layer_kl; /* (layers,heads), and of whole layers (layers) */
+} picture_heads;
+/* A file of its own, readable on light and dark. */
+void picture_heads_svg(FILE *out, const picture_heads *p);
+
 void picture_escape(FILE *out, const char *text); /* for XML and HTML */
 
 #endif
