@@ -557,6 +557,8 @@ MHKDEF mhk_result mhk_checkpoint(mhk_trainer *tr);
 
 /* ---- evaluation ---- */
 
+/* parts of mixers with windows that a forward pass leaves out, to measure what each contributes */
+typedef enum mhk_without { MHK_WITHOUT_NONE = 0, MHK_WITHOUT_STATE = 1, MHK_WITHOUT_WINDOW = 2 } mhk_without;
 typedef struct mhk_evaluate_desc {
   mhk_model *teacher;   /* to compare with, or NULL */
   mhk_corpus *corpus;   /* needed */
@@ -564,7 +566,9 @@ typedef struct mhk_evaluate_desc {
   mhk_index windows;    /* number of windows from the start; 0: all */
   mhk_progress_fn progress;
   void *user;
-  const int32_t *head_windows; /* of the model, not of the teacher: windows of mhk_forward_desc */
+  /* of the model, not of the teacher: as in mhk_forward_desc */
+  const int32_t *head_windows;
+  mhk_without without;
 } mhk_evaluate_desc;
 typedef struct mhk_evaluation {
   mhk_index tokens;                            /* number of predictions */
@@ -1366,8 +1370,6 @@ MHKDEF mhk_tensor *mhk_matrix_orientation(mhk_tape *t, const mhk_orientation_des
 
 /* ---- layers of a model ---- */
 
-/* parts of mixers with windows that a forward pass leaves out, to measure what each contributes */
-typedef enum mhk_without { MHK_WITHOUT_NONE = 0, MHK_WITHOUT_STATE = 1, MHK_WITHOUT_WINDOW = 2 } mhk_without;
 typedef struct mhk_forward_desc {
   const int32_t *doc; /* document of each token (B,T), or NULL */
   int recompute;      /* recompute each block in the backward pass instead of keeping its activations */
@@ -21651,17 +21653,22 @@ static const char *mhk__line_next(const char *text) {
   return *text ? text + 1 : text;
 }
 
+/* Names the first line that differs, and the list that it stands in, if any. */
 static void mhk__run_differs(mhk_context *ctx, const char *path, const char *was, const char *is) {
+  const char *list = NULL;
   while (*was && *is) {
     const char *a = mhk__line_next(was), *b = mhk__line_next(is);
     if (a - was != b - is || memcmp(was, is, (size_t)(a - was)) != 0) break;
+    if (memchr(was, '[', (size_t)(a - was))) list = was + strspn(was, " ");
+    if (memchr(was, ']', (size_t)(a - was))) list = NULL;
     was = a;
     is = b;
   }
   mhk_fail(ctx, MHK_ERROR_STATE,
-           "%s belongs to another run: it has \"%.*s\" where this one has \"%.*s\". Use the same settings, use "
+           "%s belongs to another run: %s%.*s%sit has \"%.*s\" where this one has \"%.*s\". Use the same settings, use "
            "another folder, or set fresh to start over",
-           path, mhk__line_length(was), was, mhk__line_length(is), is);
+           path, list ? "in " : "", list ? mhk__line_length(list) : 0, list ? list : "", list ? " " : "",
+           mhk__line_length(was), was, mhk__line_length(is), is);
 }
 
 static uint64_t mhk__bits_of(double x) {
@@ -22449,6 +22456,7 @@ MHKDEF mhk_result mhk_evaluate(mhk_model *model, const mhk_evaluate_desc *desc, 
   e.rows = (double *)mhk__scratch(ctx, 3 * e.batch * e.length, sizeof(double));
   memset(&e.how, 0, sizeof e.how);
   e.how.windows = desc->head_windows;
+  e.how.without = desc->without;
   memset(e.quarters, 0, sizeof e.quarters);
   e.labels = (int32_t *)mhk__scratch(ctx, e.batch * e.length, sizeof(int32_t));
   e.tape = mhk_tape_create(ctx);
@@ -23324,7 +23332,8 @@ MHKDEF const char *mhk_bf16_name(const mhk_context *ctx) { return ctx ? mhk__bf1
    REVISIONS
    0.4.0  mhk_attention and mhk_attention_matrix take an mhk_attention_desc in place of doc: windows
           by head, a scale, one more logit in the denominator; values may have another size than
-          keys. New: MHK_WINDOW_ALL.
+          keys. New: MHK_WINDOW_ALL; windows of mhk_forward_desc; an evaluation by quarter of the
+          window, with bytes of state, head_windows and without.
    0.3.0  Renamed. A corpus: mhk_text, mhk_text_desc and mhk_text_load, _from_tokens, _sample,
           _destroy and _tokens to mhk_corpus...; mhk_distill_desc.text to .corpus. A bare name takes
           a path, _memory takes bytes: mhk_session_save and _load to mhk_session_save_memory and

@@ -187,6 +187,58 @@ code 2 "quantize to what it cannot" "$mohawk" quantize --model "$tiny" --out "$w
 code 1 "convert a file that is no model" "$mohawk" convert --model tests/golden/pytorch_model.bin --out "$work/no"
 code 2 "convert to what it cannot" "$mohawk" convert --model "$tiny" --out "$work/no" --dtype f8
 
+# heads that see some tokens exactly, and heads that keep attention
+distill() { "$mohawk" distill --teacher "$tiny" --text examples/story.txt --tokens 256,256,256 --batch 2 --length 64 --no-eval --threads 1 --fresh "$@" >"$work/said" 2>&1; }
+distill --window 8 --out "$work/window"
+says "the student leaves the authors' layout, with keys of its own for rotary B and C, gates and windows of heads"
+"$mohawk" inspect "$work/window/student" >"$work/said"
+says "rotary on 16 features, gates"
+says "discrete Mamba-2, window of its heads 8"
+distill --window 8 --keep-heads 2.1,0.0,0.1,0.2,0.3 --no-gates --no-bias --no-calibrate --out "$work/heads"
+"$mohawk" inspect "$work/heads/student" --json >"$work/said"
+says '"gates": 0, "windows": [[], [8, 8, 8, 8], [8, -1, 8, 8], [8, 8, 8, 8]],'
+says '"mixers": ["attention", "discrete Mamba-2"'
+distill --windows 2.1=24,1.1=16,4 --keep-attention 3 --d-state 40 --out "$work/by"
+"$mohawk" inspect "$work/by/student" --json >"$work/said"
+says '"d_state": 40, "gates": 1, "windows": [[4, 4, 4, 4], [4, 16, 4, 4], [4, 24, 4, 4], []]'
+code 1 "a resumed run with another window" "$mohawk" distill --teacher "$tiny" --text examples/story.txt --tokens 256,256,256 --batch 2 --length 64 --no-eval \
+  --windows 2.1=32,1.1=16,4 --keep-attention 3 --d-state 40 --out "$work/by"
+cp "$work/output" "$work/said"
+says 'in "windows": [ it has "        24," where this one has "        32,"'
+distill --windows auto:8 --out "$work/auto"
+says "chosen from the text: --windows"
+flags=$(sed -n 's/.*chosen from the text: \(--windows [^ ]*\),.*/\1/p' "$work/said")
+check "as many tokens as a window of 8" [ "$(echo "$flags" | awk '{ n = split($2, part, ","); common = part[n]; sum = 16 * common
+  for (i = 1; i < n; i++) { split(part[i], x, "="); sum += x[2] - common } print sum }')" -eq 128 ]
+distill $flags --out "$work/said_again"
+check "the same student by name" cmp "$work/auto/student/model.safetensors" "$work/said_again/student/model.safetensors"
+bytes=200000
+distill --keep auto:$bytes --window 8 --context 200 --out "$work/kept"
+says "--keep-heads"
+"$mohawk" inspect "$work/kept/student" --context 200 --json >"$work/said"
+state=$(sed -n 's/.*"state_bytes": \([0-9]*\),.*/\1/p' "$work/said")
+check "kept heads fit" [ "$state" -le $bytes ]
+check "one more would not" [ "$state" -gt $((bytes - 2 * 4 * 32 * 200)) ]
+distill --keep auto:10k --out "$work/none"
+says "10.0 kB of state are too few"
+distill --recipe paper --out "$work/paper"
+check "the paper's student has no keys of its own" sh -c "! grep -q \"authors' layout\" '$work/said' && ! grep -qE 'gates|window|rotary' '$work/paper/student/config.json'"
+distill --windows packed --out "$work/packed"
+check "what --windows was" [ -f "$work/packed/student/config.json" ]
+code 2 "two windows" "$mohawk" distill --teacher "$tiny" --window 8 --windows 2.1=4,8
+code 2 "gates and none" "$mohawk" distill --teacher "$tiny" --gates --no-gates
+code 2 "kept by what" "$mohawk" distill --teacher "$tiny" --keep 2.1
+for wrong in 9.1=4,8 2.1=x,8 2.1 8,2.1=4; do
+  code 1 "--windows $wrong" "$mohawk" distill --teacher "$tiny" --text examples/story.txt --windows $wrong --out "$work/wrong"
+done
+code 1 "a head that is not there" "$mohawk" distill --teacher "$tiny" --text examples/story.txt --keep-heads 2.4 --out "$work/wrong"
+for part in state window; do
+  "$mohawk" eval --model "$work/window/student" --teacher "$tiny" --text examples/story.txt --windows 2 --without $part --json >"$work/said"
+  says "\"without\": \"$part\""
+  sed -n 's/.*"kl": \([^,]*\),.*/\1/p' "$work/said" >>"$work/parts"
+done
+check "without state and without window are not alike" [ "$(sort -u "$work/parts" | wc -l)" -eq 2 ]
+
 # a run in one piece and one that is stopped end with the same bits
 run="$mohawk distill --teacher $tiny --text examples/story.txt --tokens 3k,3k,6k --batch 2 --length 64 --keep-attention 2 --no-eval --every 0.1"
 check "a small run" $run --out "$work/whole"

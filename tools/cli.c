@@ -321,8 +321,7 @@ static void print_command_help(FILE *out, const cli_command *c) {
           c->example);
 }
 
-/* a number with an optional k, M or G; returns what follows it, or NULL */
-static const char *read_number(const char *text, double *value) {
+const char *cli_read_number(const char *text, double *value) {
   char *end;
   double x = strtod(text, &end);
   if (end == text || !isfinite(x)) return NULL;
@@ -361,7 +360,7 @@ static int set_numbers(const cli_option *o, cli_numbers *list, const char *text)
   list->n = 0;
   for (;;) {
     double x = NAN;
-    const char *end = *p == '-' && (p[1] == ',' || p[1] == 0) ? p + 1 : read_number(p, &x);
+    const char *end = *p == '-' && (p[1] == ',' || p[1] == 0) ? p + 1 : cli_read_number(p, &x);
     if (!end || (*end != ',' && *end != 0) || list->n == CLI_MAX_LIST || (!isnan(x) && !in_bounds(o, x)))
       return bad_value(o, text);
     list->value[list->n++] = x;
@@ -388,7 +387,7 @@ static int set_choice(const cli_option *o, int *value, const char *text) {
 
 static int set_number(const cli_option *o, void *value, const char *text) {
   double x = 0;
-  const char *end = read_number(text, &x);
+  const char *end = cli_read_number(text, &x);
   if (!end || *end || !in_bounds(o, x)) return bad_value(o, text);
   if (o->kind == CLI_REAL) {
     *(double *)value = x;

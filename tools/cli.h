@@ -80,6 +80,8 @@ typedef struct cli_command {
 int cli_run(const cli_command *command, int argc, char **argv);
 /* Complains that an option is missing. Returns CLI_USAGE. */
 int cli_missing(const cli_command *command, const char *option);
+/* A number with an optional k, M or G; returns what follows it, or NULL. */
+const char *cli_read_number(const char *text, double *value);
 /* The word in list (n of them) nearest to what was typed, or NULL when none is near. */
 const char *cli_nearest(const char *typed, const char *const *list, int n);
 /* Entry i of numbers that are given once for all or once for each; otherwise where nothing was

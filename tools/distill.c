@@ -1,17 +1,18 @@
 /* mohawk distill: teacher in, state-space student out. */
-#include "run.h"
+#include "heads.h"
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
 typedef struct settings {
-  const char *teacher, *out, *rotary;
+  const char *teacher, *out, *rotary, *windows, *keep_heads, *keep_auto;
   cli_files text, eval;
   cli_numbers keep, tokens, lr, warmup, decay, weight_decay, clip, repeat, max_document;
   double temperature, hard_labels, own_stream, seconds, every;
-  mhk_index batch, length, update_tokens, sample_tokens, eval_windows, eval_length, eval_max_document;
-  int d_state, chunk, recipe, init, train, decays, windows, dtype, seed, threads;
+  mhk_index batch, length, update_tokens, sample_tokens, eval_windows, eval_length, eval_max_document, context;
+  int d_state, chunk, recipe, init, train, decays, placement, dtype, seed, threads, window;
   int precision, recompute, fresh, force, no_eval, json, encoding;
+  int gates, no_gates, bias, no_bias, calibrate, no_calibrate;
 } settings;
 
 /* a run being prepared and carried out */
@@ -20,7 +21,11 @@ typedef struct distillation {
   mhk_context *ctx;
   mhk_model *teacher;
   mhk_corpus *eval_text;
-  int keep[CLI_MAX_LIST];
+  int keep[MHK_MAX_LAYERS];
+  int32_t *windows; /* (n_layer,n_head), MHK_WINDOW_ALL in kept layers too; */
+  int32_t *others;  /* the same for the student's description, which has kept layers apart */
+  double auto_bytes; /* --keep auto:BYTES; 0: no */
+  int auto_mean;    /* --windows auto:MEAN; 0: no */
   run r;
   cli_json json;
   mhk_evaluation after[4]; /* index: stage */
@@ -42,12 +47,30 @@ static const cli_option options[] = {
      "held-out text to evaluate on after each stage. Without it, the final student is evaluated on new samples of the "
      "teacher"},
     {"recipe", "best|paper", CLI_CHOICE, CLI_AT(recipe), 0, 0,
-     "best (default): initialization from attention, rotary B and C, alignment of hidden states in stage 3, learning "
-     "rate decay over the second half of each stage; paper: initialization as identity, none of these additions, "
-     "decay over the last tenth. The options below override single settings"},
+     "best (default): initialization from attention, calibrated, gates, biases, rotary B and C, alignment of hidden "
+     "states in stage 3, learning rate decay over the second half of each stage; paper: initialization as identity, "
+     "none of these additions, decay over the last tenth. The options below override single settings"},
     {NULL, NULL, CLI_HEADING, 0, 0, 0, "student"},
     {"keep-attention", "L,...", CLI_NUMBERS, CLI_AT(keep), 0, 255,
      "layers that keep attention, counted from 0: the student becomes a hybrid"},
+    {"keep-heads", "L.H,...", CLI_TEXT, CLI_AT(keep_heads), 0, 0,
+     "heads that keep attention, layer and head counted from 0; their keys and values grow with the text"},
+    {"keep", "auto:BYTES", CLI_TEXT, CLI_AT(keep_auto), 0, 0,
+     "keep the heads that look furthest, as many as this much state per sequence has room for after --context tokens"},
+    {"context", "T", CLI_COUNT, CLI_AT(context), 1, 1e12,
+     "tokens after which --keep counts the state (default: --length)"},
+    {"window", "W", CLI_INT, CLI_AT(window), 0, 1 << 24,
+     "tokens that every head sees exactly, beside its state: constant memory (default 0)"},
+    {"windows", "L.H=W,...,W", CLI_TEXT, CLI_AT(windows), 0, 0,
+     "the same by head, the last number for all others; or auto:MEAN, in all as many tokens as MEAN for each head has, "
+     "more for heads that look far"},
+    {"gates", NULL, CLI_FLAG, CLI_AT(gates), 0, 0, "gates on B and C (default: from --recipe), or"},
+    {"no-gates", NULL, CLI_FLAG, CLI_AT(no_gates), 0, 0, "none"},
+    {"bias", NULL, CLI_FLAG, CLI_AT(bias), 0, 0, "biases in the mixers' projections (default: from --recipe), or"},
+    {"no-bias", NULL, CLI_FLAG, CLI_AT(no_bias), 0, 0, "none"},
+    {"calibrate", NULL, CLI_FLAG, CLI_AT(calibrate), 0, 0,
+     "start with the decays and sizes that a batch of the teacher's matrices has (default: from --recipe), or"},
+    {"no-calibrate", NULL, CLI_FLAG, CLI_AT(no_calibrate), 0, 0, "do not"},
     {"init", "default|identity|attention|random", CLI_CHOICE, CLI_AT(init), 0, 0,
      "initialization of the new mixers (default: from --recipe)"},
     {"rotary", "teacher|none|N", CLI_TEXT, CLI_AT(rotary), 0, 0,
@@ -80,8 +103,8 @@ static const cli_option options[] = {
     {"length", "N", CLI_COUNT, CLI_AT(length), 2, 1e7, "tokens per sequence (default 256)"},
     {"update-tokens", "N", CLI_COUNT, CLI_AT(update_tokens), 1, 1e12,
      "tokens per update, by accumulating gradients (default batch x length)"},
-    {"windows", "random|packed", CLI_CHOICE, CLI_AT(windows), 0, 0,
-     "windows at random positions, or documents packed in order with boundaries (default random)"},
+    {"placement", "random|packed", CLI_CHOICE, CLI_AT(placement), 0, 0,
+     "sequences at random positions, or documents packed in order with boundaries (default random)"},
     {"repeat", "N,...", CLI_NUMBERS, CLI_AT(repeat), 1, 1000, "how many times each file of --text is used (default 1)"},
     {"max-document", "BYTES,...", CLI_NUMBERS, CLI_AT(max_document), 0, 1e15,
      "split documents at the first line end after this many bytes; one value for each file of --text; 0: never "
@@ -133,19 +156,73 @@ static void fill_stage(const settings *s, int i, mhk_stage_desc *stage) {
   stage->trains = s->train == 1 ? MHK_TRAIN_MIXERS : MHK_TRAIN_DEFAULT;
 }
 
+/* in a description 0 is the recipe's choice */
+static int switched(int on, int off) { return on ? 1 : off ? -1 : 0; }
+
+/* the number in "auto:NUMBER"; 0 where text says something else, -1 after a message */
+static double automatic(const char *option, const char *text) {
+  double x = 0;
+  const char *end;
+  if (!text || strncmp(text, "auto:", 5) != 0) return 0;
+  end = cli_read_number(text + 5, &x);
+  if (end && *end == 0 && x >= 1) return x;
+  cli_error("--%s %s: auto: needs a number of 1 or more behind it", option, text);
+  return -1;
+}
+
+/* Windows, heads and layers as they were given; what is chosen from the text follows later. */
+static int fill_windows(distillation *d) {
+  const settings *s = d->s;
+  const mhk_config *teacher = mhk_model_config(d->teacher);
+  const mhk_index heads = (mhk_index)teacher->n_layer * teacher->n_head;
+  mhk_index i;
+  int h;
+  d->auto_bytes = automatic("keep", s->keep_auto);
+  d->auto_mean = (int)automatic("windows", s->windows);
+  if (d->auto_bytes < 0 || d->auto_mean < 0) return CLI_FAILED;
+  d->windows = (int32_t *)calloc((size_t)heads, sizeof *d->windows);
+  d->others = (int32_t *)calloc((size_t)heads, sizeof *d->others);
+  if (!d->windows || !d->others) return cli_error("out of memory for %lld heads", (long long)heads);
+  for (i = 0; i < heads; i++) d->windows[i] = d->auto_mean ? d->auto_mean : s->window;
+  if (s->windows && !d->auto_mean && head_parse_windows(s->windows, teacher, d->windows) != CLI_GO) return CLI_FAILED;
+  if (s->keep_heads && head_parse_kept(s->keep_heads, teacher, d->windows) != CLI_GO) return CLI_FAILED;
+  for (i = 0; i < s->keep.n; i++) {
+    const int l = (int)cli_number_at(&s->keep, (int)i, -1);
+    if (l < 0 || l >= teacher->n_layer)
+      return cli_error("--keep-attention: there is no layer %d; the teacher has layers 0 to %d", l,
+                       teacher->n_layer - 1);
+    for (h = 0; h < teacher->n_head; h++) d->windows[l * teacher->n_head + h] = MHK_WINDOW_ALL;
+  }
+  return CLI_GO;
+}
+
+/* Says the windows in the description. A layer that keeps all its heads is kept attention. */
+static void use_windows(distillation *d) {
+  mhk_student_desc *student = &d->r.desc.student_desc;
+  const mhk_config *teacher = mhk_model_config(d->teacher);
+  const int heads = teacher->n_head;
+  int l, h, same = 1;
+  student->n_keep_attention = 0;
+  for (l = 0; l < teacher->n_layer; l++) {
+    const int kept = head_keeps_layer(d->windows, l, heads);
+    if (kept) d->keep[student->n_keep_attention++] = l;
+    for (h = l * heads; h < (l + 1) * heads; h++) {
+      d->others[h] = kept ? d->s->window : d->windows[h];
+      same &= d->others[h] == d->s->window;
+    }
+  }
+  student->keep_attention = d->keep;
+  student->window = d->s->window;
+  student->windows = same ? NULL : d->others;
+}
+
 static int fill_student(distillation *d, mhk_student_desc *student) {
   const settings *s = d->s;
   const mhk_config *teacher = mhk_model_config(d->teacher);
-  int i;
-  for (i = 0; i < s->keep.n; i++) {
-    d->keep[i] = (int)cli_number_at(&s->keep, i, -1);
-    if (d->keep[i] < 0 || d->keep[i] >= teacher->n_layer)
-      return cli_error("--keep-attention: there is no layer %d; the teacher has layers 0 to %d", d->keep[i],
-                       teacher->n_layer - 1);
-  }
-  student->keep_attention = d->keep;
-  student->n_keep_attention = s->keep.n;
   student->d_state = s->d_state;
+  student->gates = switched(s->gates, s->no_gates);
+  student->bias = switched(s->bias, s->no_bias);
+  student->calibrate = switched(s->calibrate, s->no_calibrate);
   student->chunk_size = s->chunk;
   student->seed = (uint64_t)s->seed;
   student->init = (mhk_init)s->init;
@@ -158,7 +235,64 @@ static int fill_student(distillation *d, mhk_student_desc *student) {
     if (student->rotary_dim <= 0)
       return cli_error("--rotary %s is not teacher, none or a number of features", s->rotary);
   }
+  if (fill_windows(d) != CLI_GO) return CLI_FAILED;
+  use_windows(d);
   return CLI_GO;
+}
+
+/* the student without windows, for what its state takes */
+static mhk_config shape_of(const distillation *d) {
+  const mhk_student_desc *student = &d->r.desc.student_desc;
+  mhk_config c = head_student_shape(mhk_model_config(d->teacher));
+  if (student->d_state) c.d_state = student->d_state;
+  c.gates = student->gates > 0 || (student->gates == 0 && d->r.desc.recipe == MHK_RECIPE_BEST);
+  return c;
+}
+
+/* Chooses heads and windows from the first sequences of the text, as `mohawk heads` does. */
+static int choose(distillation *d) {
+  const mhk_index length = mhk_distill_defaults(&d->r.desc).length;
+  const int window = d->auto_mean ? d->auto_mean : d->s->window;
+  head_budget b = {.shape = shape_of(d), .context = d->s->context ? d->s->context : length, .bytes = d->auto_bytes};
+  head_scan *scan;
+  char flags[4096];
+  cli_buffer bytes;
+  int code = CLI_GO;
+  if (!d->auto_mean && d->auto_bytes <= 0) return CLI_GO;
+  scan = head_scan_open(d->ctx, d->teacher, d->r.desc.corpus, 8, length);
+  if (!scan) return CLI_FAILED;
+  b.least = b.largest = window;
+  b.keeps = 1;
+  if (d->auto_bytes > 0) code = head_choose(scan, &b, d->windows);
+  if (code == CLI_GO && d->auto_mean) {
+    b.bytes = head_bytes(&b.shape, d->windows, b.context);
+    b.least = window > 1 ? window / 2 : 1;
+    b.largest = (int)(length / 2);
+    b.keeps = 0;
+    code = head_choose(scan, &b, d->windows);
+  }
+  head_scan_close(scan);
+  if (code != CLI_GO) return code;
+  head_flags(mhk_model_config(d->teacher), d->windows, flags, sizeof flags);
+  cli_note("chosen from the text: %s, %s of state after %lld tokens", flags[0] ? flags : "nothing to keep",
+           cli_bytes(head_bytes(&b.shape, d->windows, b.context), &bytes), (long long)b.context);
+  use_windows(d);
+  return CLI_GO;
+}
+
+/* says once what of the student that comes only mohawk reads */
+static void say_layout(const distillation *d) {
+  const mhk_student_desc *student = &d->r.desc.student_desc;
+  const int best = d->r.desc.recipe == MHK_RECIPE_BEST;
+  const char *said[3] = {NULL, NULL, NULL};
+  int n = 0;
+  if (student->rotary_dim > 0 || (best && student->rotary_dim == 0)) said[n++] = "rotary B and C";
+  if (student->gates > 0 || (best && student->gates == 0)) said[n++] = "gates";
+  if (student->window || student->windows) said[n++] = "windows of heads";
+  if (n > 0)
+    cli_note("the student leaves the authors' layout, with keys of its own for %s%s%s%s%s; --recipe paper keeps it",
+             said[0], n == 3 ? ", " : n == 2 ? " and " : "", n > 1 ? said[1] : "", n == 3 ? " and " : "",
+             n == 3 ? said[2] : "");
 }
 
 static int fill(distillation *d) {
@@ -176,7 +310,7 @@ static int fill(distillation *d) {
   desc->batch = s->batch;
   desc->length = s->length;
   desc->update_tokens = s->update_tokens;
-  desc->windows = (mhk_windows)s->windows;
+  desc->windows = (mhk_windows)s->placement;
   desc->decays = (mhk_decays)s->decays;
   desc->recompute = s->recompute;
   desc->precision = (mhk_precision)s->precision;
@@ -359,6 +493,7 @@ static void json_begin(distillation *d) {
   json_close(&d->json);
 }
 
+/* from the description to the saved student */
 static int train(distillation *d) {
   const settings *s = d->s;
   mhk_trainer *trainer = NULL;
@@ -370,6 +505,8 @@ static int train(distillation *d) {
     if (cli_stopped()) say_resume(d);
     return CLI_FAILED;
   }
+  if (choose(d) != CLI_GO) return CLI_FAILED;
+  say_layout(d);
   if (s->json) json_begin(d);
   d->r.after_stage = after_stage;
   d->r.user = d;
@@ -383,6 +520,7 @@ static int train(distillation *d) {
 static int distill(mhk_context *ctx, void *user) {
   distillation d;
   cli_buffer n;
+  int code;
   memset(&d, 0, sizeof d);
   d.s = (const settings *)user;
   d.ctx = ctx;
@@ -392,7 +530,35 @@ static int distill(mhk_context *ctx, void *user) {
   if (!d.teacher) return cli_context_error(ctx);
   cli_note("teacher %s, %s parameters", d.s->teacher,
            cli_count(mhk_config_parameters(mhk_model_config(d.teacher)), &n));
-  return train(&d);
+  code = train(&d);
+  free(d.windows);
+  free(d.others);
+  return code;
+}
+
+/* "--windows packed" was --placement before heads had windows; it still means that */
+static int check(void *user) {
+  settings *s = (settings *)user;
+  const int packed = s->windows && strcmp(s->windows, "packed") == 0;
+  const char *both = s->gates && s->no_gates ? "gates" : s->bias && s->no_bias ? "bias" : NULL;
+  if (s->calibrate && s->no_calibrate) both = "calibrate";
+  if (packed || (s->windows && strcmp(s->windows, "random") == 0)) {
+    s->placement = packed;
+    s->windows = NULL;
+  }
+  if (both) {
+    cli_error("--%s and --no-%s contradict each other", both, both);
+  } else if (s->window > 0 && s->windows) {
+    cli_error("--window is for all heads, --windows for each: give one of the two, the last number of --windows is "
+              "for all others");
+  } else if (s->keep_auto && strncmp(s->keep_auto, "auto:", 5) != 0) {
+    cli_error("--keep %s is not auto:BYTES; --keep-heads and --keep-attention name heads and layers", s->keep_auto);
+  } else if (s->keep_auto && s->windows && strncmp(s->windows, "auto:", 5) != 0) {
+    cli_error("--keep auto: chooses among heads with one window: give --window, or --windows auto:MEAN");
+  } else {
+    return CLI_GO;
+  }
+  return CLI_USAGE;
 }
 
 const cli_command command_distill = {
@@ -404,5 +570,6 @@ const cli_command command_distill = {
     .example = "mohawk distill --teacher phi-1_5/ --text corpus.txt --keep-attention 4,10,16,22 --out run1",
     CLI_OPTIONS(options),
     CLI_SETTINGS(defaults),
+    .check = check,
     .body = distill,
 };

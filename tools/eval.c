@@ -8,7 +8,7 @@ typedef struct settings {
   const char *model, *teacher;
   cli_files text;
   mhk_index length, windows, max_document;
-  int threads, json, encoding, probes, seed;
+  int threads, json, encoding, probes, seed, without;
 } settings;
 
 static const settings defaults = {.length = 256, .seed = 1};
@@ -26,6 +26,9 @@ static const cli_option options[] = {
      "number of windows from the start of the text; 0: all (default 0)"},
     {"max-document", "BYTES", CLI_COUNT, CLI_AT(max_document), 0, 1e15,
      "split documents at the first line end after this many bytes; 0: never (default 0)"},
+    {"without", "nothing|state|window", CLI_CHOICE, CLI_AT(without), 0, 0,
+     "leave out what heads with windows keep in their state, or what they see exactly: how much of the model each part "
+     "is"},
     {"probes", NULL, CLI_FLAG, CLI_AT(probes), 0, 0,
      "also let the model generate what only its context can tell it, made from words of its vocabulary: copy a "
      "passage, recall the value of a key, find a pair at a depth of a text of --length tokens; with --teacher, let "
@@ -36,10 +39,13 @@ static const cli_option options[] = {
     {"json", NULL, CLI_FLAG, CLI_AT(json), 0, 0, "print one JSON object instead of text"},
 };
 
+static const char *const parts[] = {"nothing", "state", "window"}; /* as mhk_without */
+
 static int check(void *user) {
   const settings *s = (const settings *)user;
-  if (!s->probes || s->length >= 40) return CLI_GO;
-  cli_error("--probes needs windows that a passage fits into: --length 40 or more");
+  if (!s->probes || (s->length >= 40 && !s->without)) return CLI_GO;
+  cli_error(s->without ? "--probes asks the whole model: it cannot be limited by --without"
+                       : "--probes needs windows that a passage fits into: --length 40 or more");
   return CLI_USAGE;
 }
 
@@ -111,7 +117,8 @@ static void json_probes(cli_json *j, const char *key, const probe_score *scores)
 static int evaluate(mhk_context *ctx, void *user) {
   const settings *s = (const settings *)user;
   mhk_model *m = cli_load(ctx, s->model), *teacher = s->teacher ? cli_load(ctx, s->teacher) : NULL;
-  mhk_evaluate_desc measured = {.teacher = teacher, .length = s->length, .windows = s->windows};
+  mhk_evaluate_desc measured = {.teacher = teacher, .length = s->length, .windows = s->windows,
+                                .without = (mhk_without)s->without};
   probe_source source = {.length = s->length, .seed = (uint64_t)s->seed};
   probe_score scores[PROBE_MOST], teachers[PROBE_MOST];
   mhk_corpus_desc desc;
@@ -141,10 +148,12 @@ static int evaluate(mhk_context *ctx, void *user) {
     run_json_evaluation(&j, &e, s->teacher != NULL);
     if (s->teacher) json_count(&j, "teacher_state_bytes", teacher_bytes);
     json_count(&j, "length", (double)s->length);
+    if (s->without) json_text(&j, "without", parts[s->without]);
     if (s->probes) json_probes(&j, "probes", scores);
     if (s->probes && teacher) json_probes(&j, "teacher_probes", teachers);
     json_close(&j);
   } else {
+    if (s->without) printf("without the %s\n", parts[s->without]);
     print(s, &e, teacher_bytes);
     if (s->probes) print_probes(scores, teacher ? teachers : NULL);
   }

@@ -150,8 +150,7 @@ mhk_config head_student_shape(const mhk_config *teacher) {
   return c;
 }
 
-/* whether a layer keeps all its heads */
-static int keeps_layer(const int32_t *windows, int layer, int heads) {
+int head_keeps_layer(const int32_t *windows, int layer, int heads) {
   int h = 0;
   while (h < heads && windows[layer * heads + h] == MHK_WINDOW_ALL) h++;
   return h == heads;
@@ -162,13 +161,12 @@ double head_bytes(const mhk_config *shape, const int32_t *windows, mhk_index con
   int l, states = 0;
   c.windows = windows;
   for (l = 0; l < c.n_layer; l++) {
-    if (keeps_layer(windows, l, shape->ssm_heads)) c.mixer[l] = MHK_MIXER_ATTENTION;
+    if (head_keeps_layer(windows, l, shape->ssm_heads)) c.mixer[l] = MHK_MIXER_ATTENTION;
     states += c.mixer[l] != MHK_MIXER_ATTENTION;
   }
-  if (states == 0) { /* it is the teacher, whose configuration has nothing of state-space mixers */
-    c.arch = MHK_ARCH_PHI;
+  if (states == 0) { /* without state-space mixers there is nothing that gates and windows are of */
+    c.gates = 0;
     c.windows = NULL;
-    c.gates = c.ssm_heads = c.ssm_groups = c.ssm_head_dim = c.d_state = c.d_conv = c.chunk_size = 0;
   }
   return mhk_config_state_bytes(&c, context);
 }
@@ -186,21 +184,22 @@ typedef struct head_sizes {
 /* the sizes a budget allows, below the length of the text that they are measured on */
 static void list_sizes(const head_scan *s, const head_budget *b, head_sizes *z) {
   const mhk_index heads = heads_of(mhk_model_config(s->teacher));
-  int w = b->least, i, first = 0;
-  while (b->shape.mixer[first] == MHK_MIXER_ATTENTION && first + 1 < b->shape.n_layer) first++;
+  int w = b->least, i;
   z->window[z->n++] = w;
   for (w = w ? 2 * w : 4; w <= b->largest && w < s->T && z->n + 1 < MOST_SIZES; w *= 2) z->window[z->n++] = w;
   if (b->keeps) z->window[z->n++] = MHK_WINDOW_ALL;
   memset(s->trial, 0, (size_t)heads * sizeof *s->trial);
   for (i = 0; i < z->n; i++) {
-    s->trial[first * b->shape.ssm_heads] = z->window[i];
+    s->trial[0] = z->window[i];
     z->bytes[i] = head_bytes(&b->shape, s->trial, b->context);
   }
   for (i = z->n - 1; i >= 0; i--) z->bytes[i] -= z->bytes[0];
 }
 
-/* KL of every head at every size; without a window a head still sees its own token */
-static int measure_sizes(head_scan *s, const head_budget *b, const int32_t *windows, head_sizes *z) {
+/* KL of every head at every size. A head without window is one that sees its own token only, which
+   makes the first few tokens worth their bytes; where the choice is between that and everything, it
+   is one that sees 16, since near ones are what a state keeps. */
+static int measure_sizes(head_scan *s, const int32_t *windows, head_sizes *z) {
   const mhk_index heads = heads_of(mhk_model_config(s->teacher));
   cli_task task;
   mhk_index i, k;
@@ -211,11 +210,9 @@ static int measure_sizes(head_scan *s, const head_budget *b, const int32_t *wind
     const mhk_index h = i / z->n;
     const int w = z->window[i % z->n];
     if (cli_task_report(&task, i, heads * z->n)) return CLI_FAILED;
-    if (w == MHK_WINDOW_ALL || windows[h] == MHK_WINDOW_ALL ||
-        b->shape.mixer[h / b->shape.ssm_heads] == MHK_MIXER_ATTENTION)
-      continue;
+    if (w == MHK_WINDOW_ALL || windows[h] == MHK_WINDOW_ALL) continue;
     for (k = 0; k < heads; k++) s->trial[k] = MHK_WINDOW_ALL;
-    s->trial[h] = w ? w : 1;
+    s->trial[h] = w ? w : z->n == 2 ? 16 : 1;
     z->kl[i] = head_scan_kl(s, s->trial);
     if (isnan(z->kl[i])) return CLI_FAILED;
   }
@@ -254,9 +251,7 @@ int head_choose(head_scan *s, const head_budget *budget, int32_t *windows) {
   memset(&z, 0, sizeof z);
   list_sizes(s, budget, &z);
   for (h = 0; at && h < heads; h++) {
-    at[h] = windows[h] == MHK_WINDOW_ALL || budget->shape.mixer[h / budget->shape.ssm_heads] == MHK_MIXER_ATTENTION
-                ? -1
-                : 0;
+    at[h] = windows[h] == MHK_WINDOW_ALL ? -1 : 0;
     if (at[h] == 0) windows[h] = budget->least;
   }
   bytes = head_bytes(&budget->shape, windows, budget->context);
@@ -265,7 +260,7 @@ int head_choose(head_scan *s, const head_budget *budget, int32_t *windows) {
   } else if (bytes > budget->bytes) {
     cli_error("%s of state are too few: without more for any head, a student has %s after %lld tokens",
               cli_bytes(budget->bytes, &asked), cli_bytes(bytes, &needed), (long long)budget->context);
-  } else if (measure_sizes(s, budget, windows, &z) == CLI_GO) {
+  } else if (measure_sizes(s, windows, &z) == CLI_GO) {
     spend(&z, heads, budget->bytes - bytes, at);
     for (h = 0; h < heads; h++)
       if (at[h] >= 0) windows[h] = z.window[at[h]];
@@ -346,9 +341,9 @@ void head_flags(const mhk_config *teacher, const int32_t *windows, char *text, s
   for (i = 0; i < heads_of(teacher); i++) exceptions += windows[i] != MHK_WINDOW_ALL && windows[i] != common;
 #define SAY(...) n += n < capacity ? (size_t)snprintf(text + n, capacity - n, __VA_ARGS__) : 0
   for (l = 0; l < teacher->n_layer; l++)
-    if (keeps_layer(windows, l, teacher->n_head)) SAY("%s%d", said++ ? "," : "--keep-attention ", l);
+    if (head_keeps_layer(windows, l, teacher->n_head)) SAY("%s%d", said++ ? "," : "--keep-attention ", l);
   for (said = 0, i = 0; i < heads_of(teacher); i++)
-    if (windows[i] == MHK_WINDOW_ALL && !keeps_layer(windows, (int)(i / teacher->n_head), teacher->n_head))
+    if (windows[i] == MHK_WINDOW_ALL && !head_keeps_layer(windows, (int)(i / teacher->n_head), teacher->n_head))
       SAY("%s%d.%d", said++ ? "," : n ? " --keep-heads " : "--keep-heads ", (int)(i / teacher->n_head),
           (int)(i % teacher->n_head));
   if (exceptions) {
@@ -583,6 +578,7 @@ static void json_proposal(cli_json *j, const report *r) {
   json_close(j);
 }
 
+/* all that was measured, as one object */
 static void print_json(const report *r, const head_scan *s) {
   char name[32];
   cli_json j;

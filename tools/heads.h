@@ -20,9 +20,9 @@ int head_scan_base(head_scan *s, const int32_t *windows); /* CLI_GO, or CLI_FAIL
 
 /* ---- choosing */
 
-/* What to spend state on. Heads in layers of shape.mixer that are attention are left out. */
+/* What to spend state on. */
 typedef struct head_budget {
-  mhk_config shape;     /* the student without windows */
+  mhk_config shape;     /* the student without windows and kept layers */
   mhk_index context;    /* tokens at which bytes are counted */
   double bytes;         /* of the whole state of a sequence */
   int least;            /* every head has this window at least, and */
@@ -30,18 +30,20 @@ typedef struct head_budget {
   int keeps;            /* heads may see everything: kept attention */
 } head_budget;
 /* Gives windows where they lower KL most per byte, each head measured alone. windows
-   (n_layer,n_head) receives them. CLI_GO, or CLI_FAILED after a message (none after Ctrl-C). */
+   (n_layer,n_head) receives them; heads that are MHK_WINDOW_ALL before stay so. CLI_GO, or
+   CLI_FAILED after a message (none after Ctrl-C). */
 int head_choose(head_scan *s, const head_budget *budget, int32_t *windows);
 /* Bytes of state of a student of this shape with these windows; a layer that keeps all its heads is
    attention. */
 double head_bytes(const mhk_config *shape, const int32_t *windows, mhk_index context);
-/* The shape of a student of this teacher that run.h's defaults make. */
+int head_keeps_layer(const int32_t *windows, int layer, int heads); /* all its heads see everything */
+/* The shape of a student of this teacher: no gates, no windows. */
 mhk_config head_student_shape(const mhk_config *teacher);
 
 /* ---- windows as options: "2.1=64,0.2=32,8", "2.1,1.1" */
 
-/* Sets the heads that text names, and with a bare number all others that are 0. CLI_GO, or
-   CLI_FAILED after a message. */
+/* The windows of all heads, 0 where text says nothing; and those kept, the others as they were.
+   CLI_GO, or CLI_FAILED after a message. */
 int head_parse_windows(const char *text, const mhk_config *teacher, int32_t *windows);
 int head_parse_kept(const char *text, const mhk_config *teacher, int32_t *windows);
 /* The options of `mohawk distill` that say these windows. */

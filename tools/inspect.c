@@ -1,5 +1,5 @@
 /* mohawk inspect: what a checkpoint holds and what running it costs. */
-#include "run.h"
+#include "heads.h"
 #include "foreign.h"
 #include <stdlib.h>
 #include <string.h>
@@ -39,6 +39,8 @@ static mhk_config with_attention(const mhk_config *c) {
     a.head_dim = a.ssm_head_dim;
   }
   if (a.n_kv_head == 0) a.n_kv_head = a.n_head;
+  a.gates = a.window = 0;
+  a.windows = NULL;
   /* no architecture that is known has no MLP beside attention; its width changes no state */
   if (a.arch == MHK_ARCH_MAMBA2) {
     a.arch = MHK_ARCH_PHI;
@@ -48,17 +50,9 @@ static mhk_config with_attention(const mhk_config *c) {
   return a;
 }
 
-/* The same model with state-space mixers in every layer, as a student of default shape has them. */
-static mhk_config with_states(const mhk_config *c) {
-  mhk_config m = *c;
-  int l;
-  m.arch = MHK_ARCH_PHI_MAMBA;
-  m.ssm_heads = m.ssm_groups = c->n_head;
-  m.ssm_head_dim = m.d_state = c->head_dim;
-  m.d_conv = 4;
-  m.chunk_size = 128;
-  for (l = 0; l < m.n_layer; l++) m.mixer[l] = MHK_MIXER_DISCRETE_MAMBA2;
-  return m;
+/* how many tokens a head of a state-space layer sees exactly, or MHK_WINDOW_ALL */
+static int window_of(const mhk_config *c, int layer, int head) {
+  return c->windows ? (int)c->windows[layer * c->ssm_heads + head] : c->window;
 }
 
 static double stored_bytes(const mhk_model *m) {
@@ -74,23 +68,43 @@ static mhk_index context_of(const settings *s, const mhk_config *c) {
   return s->context ? s->context : c->max_position ? c->max_position : 2048;
 }
 
+static int same_layers(const mhk_config *c, int a, int b) {
+  int h;
+  for (h = 0; c->mixer[a] == MHK_MIXER_DISCRETE_MAMBA2 && h < c->ssm_heads; h++)
+    if (window_of(c, a, h) != window_of(c, b, h)) return 0;
+  return c->mixer[a] == c->mixer[b];
+}
+
+/* ", windows 8, 64, 8, all", or what is shorter when heads are alike */
+static void print_windows(const mhk_config *c, int layer) {
+  int h, same = 1;
+  if (c->mixer[layer] != MHK_MIXER_DISCRETE_MAMBA2) return;
+  for (h = 1; h < c->ssm_heads; h++) same &= window_of(c, layer, h) == window_of(c, layer, 0);
+  if (same && window_of(c, layer, 0) == 0) return;
+  printf(", window%s of its heads", same ? "" : "s");
+  for (h = 0; h < (same ? 1 : c->ssm_heads); h++) {
+    if (window_of(c, layer, h) == MHK_WINDOW_ALL) printf("%s all", h ? "," : "");
+    else printf("%s %d", h ? "," : "", window_of(c, layer, h));
+  }
+}
+
+/* layers that follow each other and are alike on one line */
 static void print_mixers(const mhk_config *c) {
   int l = 0;
   printf("layers          %d\n", c->n_layer);
   while (l < c->n_layer) {
     int first = l;
-    while (l < c->n_layer && c->mixer[l] == c->mixer[first]) l++;
-    if (l - first == 1) {
-      printf("  %-13d %s\n", first, mixer_name(c->mixer[first]));
-    } else {
-      printf("  %2d to %-7d %s\n", first, l - 1, mixer_name(c->mixer[first]));
-    }
+    while (l < c->n_layer && same_layers(c, first, l)) l++;
+    if (l - first == 1) printf("  %-13d %s", first, mixer_name(c->mixer[first]));
+    else printf("  %2d to %-7d %s", first, l - 1, mixer_name(c->mixer[first]));
+    print_windows(c, first);
+    printf("\n");
   }
 }
 
 static void print_state(const settings *s, const mhk_config *c) {
   const mhk_index T = context_of(s, c), contexts[2] = {T, 8 * T};
-  const mhk_config attention = with_attention(c), student = with_states(c);
+  const mhk_config attention = with_attention(c), student = head_student_shape(c);
   cli_buffer here, there;
   int i;
   printf("decoding memory (float32), one sequence\n");
@@ -125,6 +139,7 @@ static void print_config(const settings *s, const char *path, const mhk_config *
     printf("state space     %d heads of %d, state %d, %d groups of B and C, convolution of %d%s", c->ssm_heads,
            c->ssm_head_dim, c->d_state, c->ssm_groups, c->d_conv, c->conv_silu ? " with silu" : "");
     if (c->ssm_rotary_dim) printf(", rotary on %d features", c->ssm_rotary_dim);
+    if (c->gates) printf(", gates");
     printf("\n");
   }
   if (c->max_position) printf("context         %d tokens\n", c->max_position);
@@ -150,11 +165,12 @@ static void json_tensor(cli_json *j, const char *name, mhk_dtype dtype, int rank
   json_close(j);
 }
 
+/* windows by layer: -1 where a head sees everything */
 static void json_config(cli_json *j, const settings *s, const mhk_config *c) {
   const mhk_config attention = with_attention(c);
   const mhk_index T = context_of(s, c);
   char kind[256];
-  int l;
+  int l, h;
   json_text(j, "model", run_mixers(c, kind, sizeof kind));
   json_count(j, "parameters", mhk_config_parameters(c));
   json_count(j, "d_model", c->d_model);
@@ -163,6 +179,15 @@ static void json_config(cli_json *j, const settings *s, const mhk_config *c) {
   json_count(j, "heads", c->n_head ? c->n_head : c->ssm_heads);
   json_count(j, "head_dim", c->n_head ? c->head_dim : c->ssm_head_dim);
   json_count(j, "d_state", c->d_state);
+  json_count(j, "gates", c->gates);
+  json_open(j, "windows", '[');
+  for (l = 0; l < c->n_layer; l++) {
+    json_open(j, NULL, '[');
+    for (h = 0; c->mixer[l] == MHK_MIXER_DISCRETE_MAMBA2 && h < c->ssm_heads; h++)
+      json_count(j, NULL, window_of(c, l, h));
+    json_close(j);
+  }
+  json_close(j);
   json_count(j, "max_position", c->max_position);
   json_open(j, "mixers", '[');
   for (l = 0; l < c->n_layer; l++) json_text(j, NULL, mixer_name(c->mixer[l]));
