@@ -474,8 +474,8 @@ typedef enum mhk_windows { MHK_WINDOWS_RANDOM = 0, MHK_WINDOWS_PACKED = 1 } mhk_
 
 /* One stage. Its learning rate warms up, stays constant, and decays linearly to lr_low. */
 typedef struct mhk_stage_desc {
-  /* budget, rounded down to whole updates; 0 skips the stage; all three 0: 0.5, 1 and 1.5
-     million */
+  /* budget, rounded down to whole updates; 0 skips the stage; all three 0: 0.25, 0.75 and 2 million
+     (PAPER: 0.5, 1 and 1.5 million) */
   mhk_index tokens;
   double lr;             /* peak learning rate; 0: from stage and d_model (mhk_distill_defaults) */
   double lr_low;         /* learning rate at the end of the decay; 0: 1e-8 */
@@ -485,7 +485,9 @@ typedef struct mhk_stage_desc {
   double clip;           /* global gradient norm; 0: 1 in stage 3, none in others; negative: none */
   double temperature;    /* stage 3: for the student's logits; 0: 1 */
   double hard_labels;    /* stage 3: weight of cross-entropy against the text; 0: none */
-  double own_stream;     /* stage 3: weight of the alignment of hidden states; 0: 0.03 (PAPER: none); negative: none */
+  /* stage 3: weight of the alignment of hidden states, which falls linearly to 0 over the stage (in
+     mhk_train_on() and mhk_stage_loss() it stays); 0: 0.06 (PAPER: none); negative: none */
+  double own_stream;
   mhk_trains trains;
 } mhk_stage_desc;
 
@@ -497,7 +499,7 @@ typedef struct mhk_distill_desc {
   mhk_recipe recipe;            /* the source of the defaults of stages and student_desc */
   /* 1 matrix orientation, 2 hidden-state alignment, 3 knowledge distillation */
   mhk_stage_desc stages[3];
-  mhk_index batch, length;      /* sequences per batch, tokens per sequence; 0: 8 and 256 */
+  mhk_index batch, length;      /* sequences per batch, tokens per sequence; 0: 4 (PAPER: 8) and 256 */
   mhk_index update_tokens;      /* tokens per update, by gradient accumulation; 0: batch * length */
   mhk_windows windows;
   double beta1, beta2, eps;     /* AdamW; 0: 0.9, 0.95, 1e-8 */
@@ -20435,6 +20437,7 @@ typedef struct mhk__stage_run {
   mhk_model *student, *teacher;
   int stage;                   /* 1..3 */
   const mhk_stage_desc *desc;  /* defaults resolved */
+  double own_stream;           /* the weight in this update */
   const unsigned char *same;   /* (L): MHK__SAME_NORM, MHK__SAME_MLP */
   const int32_t *tokens, *doc; /* (B,T) */
   mhk_index B, T;
@@ -20454,6 +20457,7 @@ static mhk__stage_run mhk__stage_run_of(mhk_tape *tape, mhk_model *student, mhk_
   run.teacher = teacher;
   run.stage = stage;
   run.desc = desc;
+  run.own_stream = desc->own_stream;
   run.same = same;
   return run;
 }
@@ -20628,7 +20632,7 @@ static double mhk__stage_predictions(mhk__stage_run *run) {
   mhk_tensor **teachers = NULL, **own = NULL; /* residual streams */
   int32_t *labels = NULL;
   double value = NAN;
-  if (d->own_stream > 0.0) {
+  if (run->own_stream > 0.0) {
     teachers = (mhk_tensor **)mhk__scratch(ctx, L, sizeof *teachers);
     own = (mhk_tensor **)mhk__scratch(ctx, L + 1, sizeof *own);
   }
@@ -20652,7 +20656,7 @@ static double mhk__stage_predictions(mhk__stage_run *run) {
     if (labels && ctx->result == MHK_OK)
       loss = mhk_add(tape, loss, mhk_scale(tape, mhk_cross_entropy(tape, logits, labels), d->hard_labels));
     for (int l = 0; own && l < L && ctx->result == MHK_OK; l++)
-      loss = mhk_add(tape, loss, mhk_scale(tape, mhk_hidden_distance(tape, own[l + 1], teachers[l]), d->own_stream));
+      loss = mhk_add(tape, loss, mhk_scale(tape, mhk_hidden_distance(tape, own[l + 1], teachers[l]), run->own_stream));
     value = mhk__loss_backward(run, loss);
   }
   mhk__scratch_rewind(ctx, scratch);
@@ -20987,11 +20991,12 @@ MHKDEF mhk_result mhk_student_calibrate(mhk_model *student, mhk_model *teacher, 
 
 /* Measured peak learning rates: small teachers at d_model 128 and 256, and those of Bick et al.
    2024 at 2048; linear in the logarithms in between. */
-static double mhk__default_lr(int stage, int d_model) {
+static double mhk__default_lr(int stage, int d_model, mhk_recipe recipe) {
   static const double at[3] = {128.0, 256.0, 2048.0};
-  static const double lr[3][3] = {{1e-2, 1e-2, 2e-4}, {5e-3, 3e-3, 1e-4}, {1e-3, 5e-4, 1e-4}};
+  static const double lr[4][3] = {
+    {1e-2, 1e-2, 2e-4}, {5e-3, 3e-3, 1e-4}, {5e-4, 3.5e-4, 1e-4}, /* and for stage 3 of PAPER */ {1e-3, 5e-4, 1e-4}};
   const double d = (double)d_model;
-  const double *y = lr[stage - 1];
+  const double *y = lr[stage == 3 && recipe == MHK_RECIPE_PAPER ? 3 : stage - 1];
   if (d <= at[0]) return y[0];
   for (int i = 0; i < 2; i++)
     if (d <= at[i + 1]) {
@@ -21008,14 +21013,14 @@ static mhk_stage_desc mhk__stage_defaults(const mhk_stage_desc *desc, int stage,
     d = *desc;
   else
     memset(&d, 0, sizeof d);
-  d.lr = mhk__or(d.lr, mhk__default_lr(stage, d_model));
+  d.lr = mhk__or(d.lr, mhk__default_lr(stage, d_model, MHK_RECIPE_BEST));
   d.lr_low = mhk__or(d.lr_low, 1e-8);
   d.warmup = mhk__or(d.warmup, 0.05);
   d.decay = mhk__or(d.decay, 0.5);
   d.weight_decay = mhk__or(d.weight_decay, 0.1);
   d.clip = mhk__or(d.clip, stage == 3 ? 1.0 : -1.0);
   d.temperature = mhk__or(d.temperature, 1.0);
-  d.own_stream = mhk__or(d.own_stream, stage == 3 ? 0.03 : -1.0);
+  d.own_stream = mhk__or(d.own_stream, stage == 3 ? 0.06 : -1.0);
   if (d.trains == MHK_TRAIN_DEFAULT)
     d.trains = stage == 1 ? MHK_TRAIN_MATRICES : stage == 2 ? MHK_TRAIN_MIXERS : MHK_TRAIN_ALL;
   return d;
@@ -21044,8 +21049,11 @@ static int mhk__stage_numbers(mhk_context *ctx, const mhk_stage_desc *d, int sta
 }
 
 /* what the zeros of a description mean where the paper's recipe differs */
-static void mhk__recipe_paper(mhk_distill_desc *d) {
-  for (int i = 0; i < 3; i++) d->stages[i].decay = mhk__or(d->stages[i].decay, 0.1);
+static void mhk__recipe_paper(mhk_distill_desc *d, int d_model) {
+  for (int i = 0; i < 3; i++) {
+    d->stages[i].decay = mhk__or(d->stages[i].decay, 0.1);
+    d->stages[i].lr = mhk__or(d->stages[i].lr, mhk__default_lr(i + 1, d_model, MHK_RECIPE_PAPER));
+  }
   d->stages[2].own_stream = mhk__or(d->stages[2].own_stream, -1.0);
   if (d->student_desc.init == MHK_INIT_DEFAULT) d->student_desc.init = MHK_INIT_IDENTITY;
   if (d->student_desc.rotary_dim == 0) d->student_desc.rotary_dim = -1;
@@ -21055,7 +21063,7 @@ static void mhk__recipe_paper(mhk_distill_desc *d) {
 }
 
 MHKDEF mhk_distill_desc mhk_distill_defaults(const mhk_distill_desc *desc) {
-  static const mhk_index tokens[3] = {500000, 1000000, 1500000};
+  static const mhk_index tokens[2][3] = {{250000, 750000, 2000000}, {500000, 1000000, 1500000}}; /* by recipe */
   mhk_distill_desc d;
   int d_model;
   if (desc)
@@ -21063,11 +21071,12 @@ MHKDEF mhk_distill_desc mhk_distill_defaults(const mhk_distill_desc *desc) {
   else
     memset(&d, 0, sizeof d);
   d_model = d.teacher ? d.teacher->config.d_model : d.student ? d.student->config.d_model : 128;
-  if (d.recipe == MHK_RECIPE_PAPER) mhk__recipe_paper(&d);
+  const int paper = d.recipe == MHK_RECIPE_PAPER;
+  if (paper) mhk__recipe_paper(&d, d_model);
   if (d.stages[0].tokens == 0 && d.stages[1].tokens == 0 && d.stages[2].tokens == 0)
-    for (int i = 0; i < 3; i++) d.stages[i].tokens = tokens[i];
+    for (int i = 0; i < 3; i++) d.stages[i].tokens = tokens[paper][i];
   for (int i = 0; i < 3; i++) d.stages[i] = mhk__stage_defaults(&d.stages[i], i + 1, d_model);
-  if (d.batch == 0) d.batch = 8;
+  if (d.batch == 0) d.batch = paper ? 8 : 4;
   if (d.length == 0) d.length = MHK__WINDOW;
   if (d.update_tokens == 0 && d.batch > 0 && d.length > 0 && d.batch <= PTRDIFF_MAX / d.length)
     d.update_tokens = d.batch * d.length;
@@ -21405,6 +21414,7 @@ static double mhk__update(mhk_trainer *tr, int stage, const int32_t *tokens, mhk
   run.B = B;
   run.T = T;
   run.recompute = stage == 3 && tr->desc.recompute;
+  if (!tokens && tr->S[stage - 1] > 1) run.own_stream *= 1.0 - (double)tr->step / (double)(tr->S[stage - 1] - 1);
   run.layer_loss = tr->layer_now;
   run.relative = tr->relative_now;
   run.why = tr->why;
