@@ -3,25 +3,63 @@
 #define TEST_MODELS_H
 #include "test.h"
 
-enum { PHI, PHI_GROUPED, PHI_MAMBA, PHI_MAMBA_ROTARY, HYBRID, MAMBA2, MAMBA2_BIASES, MODEL_KINDS };
+enum {
+  PHI,
+  PHI_GROUPED,
+  PHI_MAMBA,
+  PHI_MAMBA_ROTARY,
+  HYBRID,
+  MAMBA2,
+  MAMBA2_BIASES,
+#ifdef MHK_WINDOW_ALL /* bits.c compiles with headers that had no such heads */
+  GATED,
+  WINDOWED,
+  WINDOWS_BY_HEAD,
+  KEPT_HEADS,
+#endif
+  MODEL_KINDS
+};
 
 static inline const char *model_kind_name(int kind) {
   static const char *const names[] = {"phi",    "phi, grouped heads",       "phi-mamba", "phi-mamba, rotary", "hybrid",
-                                      "mamba2", "mamba2, groups and biases"};
+                                      "mamba2", "mamba2, groups and biases",
+                                      "gated",  "windowed, gated",          "windows by head", "kept heads, hybrid"};
   return names[kind];
 }
+
+#ifdef MHK_WINDOW_ALL
+/* What the heads of a student have beyond the paper's: every option alone and beside others,
+   windows of 0, 1 and more tokens than any test has, fewer groups of B and C than heads, states
+   narrower and wider than a head. */
+static inline void model_options(mhk_config *c, int kind) {
+  static const int32_t windows[] = {0, 9, 1, 4, 1000, 16},
+                       kept[] = {5, MHK_WINDOW_ALL, 0, 0, 0, 0, MHK_WINDOW_ALL, 3, MHK_WINDOW_ALL};
+  c->proj_bias = kind != WINDOWS_BY_HEAD;
+  c->gates = kind == GATED || kind == WINDOWED;
+  c->window = kind == WINDOWED ? 7 : 0;
+  c->windows = kind == WINDOWS_BY_HEAD ? windows : kind == KEPT_HEADS ? kept : NULL;
+  if (kind == GATED || kind == KEPT_HEADS) c->ssm_groups = 1;
+  c->d_state = kind == GATED ? 13 : kind == WINDOWED ? 8 : kind == WINDOWS_BY_HEAD ? 6 : 11;
+  if (kind == GATED) return;
+  c->ssm_rotary_dim = 4;
+  c->rope_theta = 10000;
+}
+#endif
 
 /* A small configuration of a kind: two or three layers, 24 wide, 31 tokens. */
 static inline mhk_config model_config(int kind) {
   mhk_config c;
-  int l;
+  int l, mamba2 = kind == MAMBA2 || kind == MAMBA2_BIASES, hybrid = kind == HYBRID;
+#ifdef MHK_WINDOW_ALL
+  hybrid |= kind == KEPT_HEADS;
+#endif
   memset(&c, 0, sizeof c);
-  c.n_layer = kind == HYBRID ? 3 : 2;
+  c.n_layer = hybrid ? 3 : 2;
   c.d_model = 24;
   c.vocab_size = 31;
   c.norm_eps = 1e-5;
   c.max_position = 512;
-  if (kind == PHI || kind == PHI_GROUPED || kind == HYBRID) {
+  if (kind == PHI || kind == PHI_GROUPED || hybrid) {
     c.n_head = kind == PHI_GROUPED ? 4 : 3;
     c.n_kv_head = kind == PHI_GROUPED ? 2 : 3;
     c.head_dim = c.d_model / c.n_head;
@@ -29,10 +67,10 @@ static inline mhk_config model_config(int kind) {
     c.qk_layernorm = kind == PHI_GROUPED;
     c.rope_theta = 10000;
   }
-  if (kind < MAMBA2) c.d_mlp = kind == PHI_GROUPED ? 53 : 4 * c.d_model;
+  if (!mamba2) c.d_mlp = kind == PHI_GROUPED ? 53 : 4 * c.d_model;
   if (kind == PHI || kind == PHI_GROUPED)
     c.arch = MHK_ARCH_PHI;
-  else if (kind < MAMBA2) {
+  else if (!mamba2) {
     c.arch = MHK_ARCH_PHI_MAMBA;
     c.ssm_heads = 3;
     c.ssm_groups = kind == PHI_MAMBA ? 1 : 3;
@@ -46,6 +84,9 @@ static inline mhk_config model_config(int kind) {
       c.ssm_rotary_dim = 4;
       c.rope_theta = 10000;
     }
+#ifdef MHK_WINDOW_ALL
+    if (kind >= GATED) model_options(&c, kind);
+#endif
   } else {
     c.arch = MHK_ARCH_MAMBA2;
     c.tie_embeddings = kind == MAMBA2;
@@ -60,16 +101,15 @@ static inline mhk_config model_config(int kind) {
     c.proj_bias = kind == MAMBA2_BIASES;
   }
   for (l = 0; l < c.n_layer; l++)
-    c.mixer[l] = (unsigned char)(c.arch == MHK_ARCH_PHI || (kind == HYBRID && l == 1) ? MHK_MIXER_ATTENTION
-                                 : c.arch == MHK_ARCH_MAMBA2                          ? MHK_MIXER_MAMBA2
-                                                                                      : MHK_MIXER_DISCRETE_MAMBA2);
+    c.mixer[l] = (unsigned char)(c.arch == MHK_ARCH_PHI || (hybrid && l == 1) ? MHK_MIXER_ATTENTION
+                                 : mamba2                                     ? MHK_MIXER_MAMBA2
+                                                                              : MHK_MIXER_DISCRETE_MAMBA2);
   return c;
 }
 
 /* A trainable model whose biases and norms are not at their neutral values. */
-static inline mhk_model *model_new(mhk_context *ctx, int kind, uint64_t seed) {
-  const mhk_config c = model_config(kind);
-  mhk_model *m = mhk_model_create(ctx, &c, seed);
+static inline mhk_model *model_from(mhk_context *ctx, const mhk_config *c, uint64_t seed) {
+  mhk_model *m = mhk_model_create(ctx, c, seed);
   int i;
   for (i = 0; i < mhk_model_count(m); i++) {
     mhk_tensor *x = mhk_model_at(m, i);
@@ -78,6 +118,11 @@ static inline mhk_model *model_new(mhk_context *ctx, int kind, uint64_t seed) {
     for (j = 0; j < x->count; j++) mhk_data(x)[j] += (mhk_real)(float)test_uniform(&s, -0.2, 0.2);
   }
   return m;
+}
+
+static inline mhk_model *model_new(mhk_context *ctx, int kind, uint64_t seed) {
+  const mhk_config c = model_config(kind);
+  return model_from(ctx, &c, seed);
 }
 
 static inline void model_tokens(int32_t *tokens, mhk_index n, int vocabulary, uint64_t seed) {

@@ -106,6 +106,55 @@ TEST(the_tape_in_any_cut) {
   }
 }
 
+/* Gates, biases, windows and kept heads in every combination, with as many groups of B and C as
+   heads and fewer, states narrower and wider than a head: logits of all positions, a window of 5
+   filled, slid and far behind, in parts that end before, at and after its edges. */
+TEST(options_in_every_combination) {
+  enum { T = 149, W = 5 };
+  static const int32_t windows[][6] = {{0, 0, 0, 0, 0, 0}, {W, W, W, W, W, W}, {1, W, 0, 300, 2, W},
+                                       {MHK_WINDOW_ALL, 0, W, MHK_WINDOW_ALL, MHK_WINDOW_ALL, 1},
+                                       {MHK_WINDOW_ALL, 0, 0, MHK_WINDOW_ALL, MHK_WINDOW_ALL, MHK_WINDOW_ALL}};
+  static const mhk_index parts[] = {T, 1, W - 1, W, W + 1, 9, 64}, chunks[] = {0, 10};
+  static const int states[] = {3, 8, 19};
+  static mhk_real got[T * V];
+  int32_t tokens[T];
+  size_t i, j;
+  int k;
+  model_tokens(tokens, T, V, 1);
+  for (k = 0; k < 2 * 2 * 2 * 3 * 5; k++) {
+    const int32_t *heads = windows[k / 24];
+    mhk_context *ctx = mhk_create(NULL);
+    mhk_config c = model_config(PHI_MAMBA_ROTARY);
+    mhk_model *m;
+    mhk_tape *tape = mhk_tape_create(ctx);
+    mhk_tensor *want;
+    c.gates = k % 2;
+    c.proj_bias = k / 2 % 2;
+    c.ssm_groups = k / 4 % 2 ? 1 : 3;
+    c.d_state = states[k / 8 % 3];
+    c.ssm_rotary_dim = 2;
+    c.windows = heads;
+    m = model_from(ctx, &c, 3);
+    mhk_tape_record(tape, 0);
+    want = mhk_forward(tape, m, tokens, 1, T, NULL);
+    REQUIRE(want != NULL, "combination %d: %s", k, mhk_message(ctx));
+    for (i = 0; i < sizeof chunks / sizeof *chunks; i++) {
+      mhk_session *s = session_of(m, 1, T, chunks[i]);
+      for (j = 0; j < sizeof parts / sizeof *parts; j++) {
+        char name[100];
+        collected all;
+        collecting(&all, got, 1, T);
+        mhk_session_reset(s, MHK_ALL);
+        feed_parts(s, tokens, T, parts[j], &all);
+        snprintf(name, sizeof name, "combination %d, chunks of %d, fed by %d", k, (int)chunks[i], (int)parts[j]);
+        CHECK_CLOSE(name, got, mhk_data(want), T * V, CLOSE);
+      }
+    }
+    CHECK_OK(ctx);
+    mhk_destroy(ctx);
+  }
+}
+
 TEST(stored_types) { /* 16-bit weights: the same numbers as their float32 copies */
   static const mhk_dtype types[] = {MHK_BF16, MHK_F16};
   int kind, i;
@@ -351,9 +400,9 @@ TEST(sliding_windows) {
 }
 
 TEST(full_caches) {
-  static const int kinds[] = {PHI, HYBRID};
+  static const int kinds[] = {PHI, HYBRID, KEPT_HEADS};
   int i;
-  for (i = 0; i < 2; i++) {
+  for (i = 0; i < 3; i++) {
     mhk_context *ctx = mhk_create(NULL);
     mhk_model *m = model_new(ctx, kinds[i], 5);
     mhk_session *s = session_of(m, 2, 10, 4), *same = session_of(m, 2, 10, 4);
@@ -781,6 +830,8 @@ static void damage(mhk_context *ctx, mhk_session *b, unsigned char *state, size_
   }
 }
 
+static int has_caches(int kind) { return kind <= PHI_GROUPED || kind == HYBRID || kind == KEPT_HEADS; }
+
 /* Another model, another layout, other weights: d describes a session of m that could take the
    state, which is the one of sequence 1 of a. */
 static void refuse_elsewhere(mhk_context *ctx, int kind, mhk_model *m, mhk_session *a, mhk_session_desc d,
@@ -796,14 +847,14 @@ static void refuse_elsewhere(mhk_context *ctx, int kind, mhk_model *m, mhk_sessi
     mhk_session_copy(t, 0, a, 1);
     CHECK_FAILS(ctx, MHK_ERROR_STATE, "the same model");
   }
-  if (!windowed && (kind <= PHI_GROUPED || kind == HYBRID)) { /* too long for the cache there */
+  if (!windowed && has_caches(kind)) { /* too long for the cache there */
     mhk_session *s = session_of(m, 1, 22, 0);
     mhk_session_load_memory(s, 0, state, bytes);
     CHECK_FAILS(ctx, MHK_ERROR_STATE, "holds 22");
     mhk_session_copy(s, 0, a, 1);
     CHECK_FAILS(ctx, MHK_ERROR_STATE, "holds 22");
   }
-  if (windowed && (kind <= PHI_GROUPED || kind == HYBRID)) { /* a larger window wants keys that are gone */
+  if (windowed && has_caches(kind)) { /* a larger window wants keys that are gone */
     mhk_session *s;
     d.window = 17;
     s = mhk_session_create(m, &d);
@@ -888,6 +939,52 @@ TEST(states_are_values) {
     state_is_a_value(kind, 0);
     state_is_a_value(kind, 9);
   }
+}
+
+TEST(a_state_has_the_bytes_of_its_configuration) { /* besides head, logits, remembered tokens and checksum */
+  int kind, n;
+  for (kind = 0; kind < MODEL_KINDS; kind++)
+    for (n = 0; n < 40; n += 13) {
+      mhk_context *ctx = mhk_create(NULL);
+      mhk_model *m = model_new(ctx, kind, 5);
+      mhk_session *s = session_of(m, 1, 64, 0);
+      int32_t tokens[40];
+      model_tokens(tokens, 40, V, 2);
+      mhk_feed(s, tokens, n);
+      REQUIRE_OK(ctx);
+      CHECK((double)mhk_session_state_bytes(s, 0) - (64 + 8 + 4 * 256 + V * (double)sizeof(mhk_real)) ==
+                mhk_config_state_bytes(mhk_model_config(m), n),
+            "%s, %d tokens: %.0f bytes, the configuration says %.0f", model_kind_name(kind), n,
+            (double)mhk_session_state_bytes(s, 0), mhk_config_state_bytes(mhk_model_config(m), n));
+      mhk_destroy(ctx);
+    }
+}
+
+/* the same tensors and as many bytes, but heads have changed windows: another model */
+TEST(states_of_other_windows_are_refused) {
+  static const int32_t swapped[] = {9, 0, 1, 4, 1000, 16};
+  mhk_context *ctx = mhk_create(NULL);
+  mhk_config c = model_config(WINDOWS_BY_HEAD);
+  mhk_model *m = model_new(ctx, WINDOWS_BY_HEAD, 5), *other;
+  mhk_session *a = session_of(m, 1, 0, 0), *b;
+  int32_t tokens[20];
+  unsigned char *state;
+  size_t bytes;
+  c.windows = swapped;
+  other = model_from(ctx, &c, 5);
+  b = session_of(other, 1, 0, 0);
+  model_tokens(tokens, 20, V, 2);
+  mhk_feed(a, tokens, 20);
+  REQUIRE_OK(ctx);
+  bytes = mhk_session_state_bytes(a, 0);
+  CHECK(bytes == mhk_session_state_bytes(b, 0), "the sizes differ already");
+  state = (unsigned char *)malloc(bytes);
+  mhk_session_save_memory(a, 0, state, bytes);
+  mhk_session_load_memory(b, 0, state, bytes);
+  CHECK_FAILS(ctx, MHK_ERROR_STATE, "another model");
+  CHECK(mhk_session_position(b, 0) == 0, "a refused state changed the position");
+  free(state);
+  mhk_destroy(ctx);
 }
 
 TEST(snapshots_and_rewinding) {
@@ -1044,6 +1141,7 @@ TEST(from_memory) {
 int main(int argc, char **argv) {
   test_begin(argc, argv);
   RUN(the_tape_in_any_cut);
+  RUN(options_in_every_combination);
   RUN(stored_types);
   RUN(ragged_batches);
   RUN(neighbors_change_nothing);
@@ -1057,6 +1155,8 @@ int main(int argc, char **argv) {
   RUN(normalized_prompts_in_the_callers_memory);
   RUN(start_token);
   RUN(states_are_values);
+  RUN(a_state_has_the_bytes_of_its_configuration);
+  RUN(states_of_other_windows_are_refused);
   RUN(snapshots_and_rewinding);
   RUN(threads_change_no_bit);
   RUN(a_model_in_training);

@@ -709,6 +709,45 @@ TEST(greedy_speculation) {
   mhk_destroy(ctx);
 }
 
+/* Refused drafts are taken back out of windows and caches of kept heads: token for token what the
+   target writes alone. */
+TEST(greedy_speculation_takes_back_windows) {
+  enum { N = 60 };
+  static const int lengths[] = {1, 3, 12};
+  int kind, c, k;
+  for (kind = GATED; kind <= KEPT_HEADS; kind++) {
+    mhk_context *ctx = mhk_create(NULL);
+    mhk_model *m = model_new(ctx, kind, 5), *other = model_new(ctx, WINDOWED, 6);
+    mhk_session *target = mhk_session_create(m, NULL), *draft = mhk_session_create(other, NULL);
+    mhk_sampling h = plain(-1);
+    int32_t prompt[11], want[N];
+    model_tokens(prompt, 11, 31, 2);
+    mhk_feed(target, prompt, 11);
+    for (k = 0; k < N; k++) want[k] = mhk_sample(target, &h);
+    for (c = 0; c < 3; c++) {
+      mhk_speculation *x;
+      mhk_speculation_info count;
+      mhk_session_reset(target, MHK_ALL);
+      mhk_session_reset(draft, MHK_ALL);
+      mhk_feed(target, prompt, 11);
+      mhk_feed(draft, prompt, 11);
+      x = speculate(target, draft, lengths[c]);
+      for (k = 0; k < N; k++) {
+        const int32_t id = mhk_speculate(x, &h);
+        CHECK(id == want[k], "%s, %d drafted: token %d is %d, should be %d", model_kind_name(kind), lengths[c], k,
+              (int)id, (int)want[k]);
+      }
+      count = mhk_speculation_progress(x);
+      CHECK(count.accepted < count.drafted, "no draft was refused");
+      REQUIRE_OK(ctx);
+      mhk_speculation_destroy(x);
+      CHECK(mhk_session_position(target, 0) == 11 + N && mhk_session_position(draft, 0) == 11 + N, "positions");
+    }
+    CHECK_OK(ctx);
+    mhk_destroy(ctx);
+  }
+}
+
 /* Feeds path (n tokens) after the prompt and gives the distribution of the next token by the
    reference. */
 static void next_after(mhk_session *s, const int32_t *path, int n, const mhk_sampling *h, double *p) {
@@ -1001,6 +1040,7 @@ int main(int argc, char **argv) {
   RUN(stop_tokens);
   RUN(characters_stay_whole);
   RUN(greedy_speculation);
+  RUN(greedy_speculation_takes_back_windows);
   RUN(speculation_is_exact);
   RUN(speculation_stops);
   RUN(speculation_at_the_edges);
