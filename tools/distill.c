@@ -81,7 +81,7 @@ static const cli_option options[] = {
     {NULL, NULL, CLI_HEADING, 0, 0, 0, "stages; one value for all three stages, or A,B,C for each; - is the default"},
     {"tokens", "A,B,C", CLI_NUMBERS, CLI_AT(tokens), 0, 1e15,
      "tokens for matrix orientation, hidden-state alignment, knowledge distillation; 0 skips a stage (default "
-     "0.5M,1M,1.5M)"},
+     "0.25M,0.75M,2M; paper: 0.5M,1M,1.5M)"},
     {"lr", "A,B,C", CLI_NUMBERS, CLI_AT(lr), 0, 10, "peak learning rates (default: from stage and model width)"},
     {"warmup", "A,B,C", CLI_NUMBERS, CLI_AT(warmup), 0, 1,
      "fraction of a stage for the warmup of the learning rate (default 0.05)"},
@@ -96,10 +96,11 @@ static const cli_option options[] = {
     {"hard-labels", "X", CLI_REAL, CLI_AT(hard_labels), 0, 1000,
      "stage 3: weight of cross-entropy against the text (default 0)"},
     {"own-stream", "X", CLI_REAL, CLI_AT(own_stream), 0, 1000,
-     "stage 3: weight of the alignment of hidden states on the student's own inputs; 0: none (default 0.03)"},
+     "stage 3: weight of the alignment of hidden states on the student's own inputs, which falls to 0 over the stage; "
+     "0: none (default 0.06; paper: 0)"},
     {"train", "all|mixers", CLI_CHOICE, CLI_AT(train), 0, 0, "stage 3: which parts train (default all)"},
     {NULL, NULL, CLI_HEADING, 0, 0, 0, "data"},
-    {"batch", "N", CLI_COUNT, CLI_AT(batch), 1, 1e6, "sequences per batch (default 8)"},
+    {"batch", "N", CLI_COUNT, CLI_AT(batch), 1, 1e6, "sequences per batch (default 4; paper: 8)"},
     {"length", "N", CLI_COUNT, CLI_AT(length), 2, 1e7, "tokens per sequence (default 256)"},
     {"update-tokens", "N", CLI_COUNT, CLI_AT(update_tokens), 1, 1e12,
      "tokens per update, by accumulating gradients (default batch x length)"},
@@ -143,7 +144,10 @@ static double given(const cli_numbers *numbers, int i) {
 }
 
 static void fill_stage(const settings *s, int i, mhk_stage_desc *stage) {
-  stage->tokens = (mhk_index)cli_number_at(&s->tokens, i, (double)mhk_distill_defaults(NULL).stages[i].tokens);
+  mhk_distill_desc recipe;
+  memset(&recipe, 0, sizeof recipe);
+  recipe.recipe = (mhk_recipe)s->recipe;
+  stage->tokens = (mhk_index)cli_number_at(&s->tokens, i, (double)mhk_distill_defaults(&recipe).stages[i].tokens);
   stage->lr = cli_number_at(&s->lr, i, 0);
   stage->warmup = given(&s->warmup, i);
   stage->decay = given(&s->decay, i);
