@@ -133,7 +133,7 @@ double head_scan_kl(head_scan *s, const int32_t *windows) {
     if (kl) sum += (double)mhk_data(kl)[0];
     mhk_tape_rewind(s->tape, mark);
   }
-  return failed(s) == CLI_GO ? sum / (double)s->B : NAN;
+  return failed(s) == CLI_GO ? fmax(sum / (double)s->B, 0) : NAN; /* rounding may leave it below */
 }
 
 /* ---------------------------------------------------------------- choosing */
