@@ -22151,7 +22151,7 @@ static void mhk__trainer_fill(mhk_trainer *tr, mhk_context *ctx) {
 static void mhk__trainer_calibrate(mhk_trainer *tr) {
   mhk_context *ctx = tr->object.ctx;
   const mhk_distill_desc *d = &tr->desc;
-  if (ctx->result != MHK_OK) return;
+  if (ctx->result != MHK_OK || !d->corpus || d->corpus->n == 0) return; /* text may come with mhk_train_on() */
   const mhk__mark mark = mhk__scratch_mark(ctx);
   const mhk_index B = mhk__min(8, d->update_tokens / d->length), T = mhk__min(d->length, d->corpus->n);
   int32_t *tokens = (int32_t *)mhk__scratch(ctx, B * T, sizeof *tokens);

@@ -796,7 +796,7 @@ TEST(limited_heads_in_evaluations_and_recomputed_blocks) {
   int32_t tokens[2 * T], windows[2][3 * 4];
   mhk_config c;
   mhk_evaluate_desc d;
-  mhk_evaluation whole, limited, self;
+  mhk_evaluation whole, limited, self, part;
   mhk_real *gradients[2];
   test_config(&c, 0);
   mhk_model *m = mhk_model_create(ctx, &c, 11);
@@ -813,6 +813,9 @@ TEST(limited_heads_in_evaluations_and_recomputed_blocks) {
   d.head_windows = windows[1];
   mhk_evaluate(m, &d, &limited);
   REQUIRE_OK(ctx);
+  d.head_windows = NULL;
+  d.without = MHK_WITHOUT_WINDOW; /* layers of attention have no such parts */
+  CHECK(mhk_evaluate(m, &d, &part) == MHK_OK && part.kl == 0, "a teacher without what it does not have");
   CHECK(self.kl == 0 && limited.kl > 1e-9 && whole.kl > 2 * limited.kl, "KL %g of all heads, %g of one", whole.kl,
         limited.kl);
   for (int k = 0; k < 2; k++) {
@@ -918,6 +921,48 @@ TEST(a_calibrated_student_fits_the_teachers_matrices) {
   mhk_tape_destroy(tape);
   mhk_model_destroy(s);
   mhk_model_destroy(other);
+  mhk_model_destroy(teacher);
+}
+
+/* an evaluation leaves out what a forward pass leaves out */
+TEST(evaluations_without_state_or_window) {
+  enum { T = 16 };
+  int32_t tokens[3 * T];
+  mhk_config c;
+  mhk_student_desc desc;
+  mhk_evaluate_desc d;
+  mhk_evaluation e;
+  test_config(&c, 0);
+  memset(&desc, 0, sizeof desc);
+  desc.window = 3;
+  mhk_model *teacher = mhk_model_create(ctx, &c, 11), *m = mhk_student_create(ctx, teacher, &desc);
+  REQUIRE(m, "%s", mhk_message(ctx));
+  for (int i = 0; i < 3 * T; i++) tokens[i] = i * 5 % 37;
+  memset(&d, 0, sizeof d);
+  d.corpus = mhk_corpus_from_tokens(ctx, tokens, 3 * T, -1);
+  d.length = T;
+  double entropy[3];
+  for (int k = 0; k < 3; k++) {
+    static const mhk_without parts[3] = {MHK_WITHOUT_NONE, MHK_WITHOUT_STATE, MHK_WITHOUT_WINDOW};
+    mhk_forward_desc f;
+    mhk_tape *t = mhk_tape_create(ctx);
+    double sum = 0, p[64];
+    memset(&f, 0, sizeof f);
+    f.without = d.without = parts[k];
+    const mhk_real *logits = mhk_data(mhk_forward(t, m, tokens, 3, T, &f));
+    REQUIRE(logits && mhk_evaluate(m, &d, &e) == MHK_OK, "%s", mhk_message(ctx));
+    for (int i = 0; i < 3 * T; i++) {
+      if (i % T + 1 == T) continue;
+      log_softmax(logits + i * 37, 37, p);
+      sum -= p[tokens[i + 1]] / (3 * (T - 1));
+    }
+    CHECK(fabs(sum - e.cross_entropy) < 1e-5, "without %d: %.7f, a forward pass says %.7f", k, e.cross_entropy, sum);
+    entropy[k] = sum;
+    mhk_tape_destroy(t);
+  }
+  CHECK(entropy[0] != entropy[1] && entropy[0] != entropy[2] && entropy[1] != entropy[2], "parts make no difference");
+  mhk_corpus_destroy(d.corpus);
+  mhk_model_destroy(m);
   mhk_model_destroy(teacher);
 }
 
@@ -1140,6 +1185,7 @@ int main(int argc, char **argv) {
   RUN(heads_of_a_forward_pass_that_see_their_last_tokens_only);
   RUN(limited_heads_in_evaluations_and_recomputed_blocks);
   RUN(a_calibrated_student_fits_the_teachers_matrices);
+  RUN(evaluations_without_state_or_window);
   RUN(students_of_other_shapes);
   RUN(students_that_cannot_be);
   RUN(recipes);

@@ -93,7 +93,8 @@ static void print_probes(const probe_score *model, const probe_score *teacher) {
   int i;
   printf("%-24s %8s %14s%s\n", "probes, accuracy in %", "chance", "model", teacher ? "          teacher" : "");
   for (i = 0; probe_at(i); i++) {
-    printf("  %-22s %8.1f %8.1f +- %3.1f", probe_at(i)->name, 100 * probe_chance(probe_at(i)), 100 * model[i].accuracy,
+    const double chance = 100 * probe_chance(probe_at(i));
+    printf("  %-22s %8.*f %8.1f +- %3.1f", probe_at(i)->name, chance > 0, chance, 100 * model[i].accuracy,
            100 * model[i].error);
     if (teacher) printf("   %7.1f +- %3.1f", 100 * teacher[i].accuracy, 100 * teacher[i].error);
     putchar('\n');

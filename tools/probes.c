@@ -6,7 +6,9 @@
 #include <string.h>
 
 static const probe probes[] = {
-    {PROBE_PASSAGE, 32, "writing a passage again", "passage_32"},
+    {PROBE_FIRST, 32, "a passage, first read", "first_32"},
+    {PROBE_AGAIN, 32, "the same, read again", "again_32"},
+    {PROBE_PASSAGE, 32, "the same, written", "passage_32"},
     {PROBE_COPY, 16, "copying 16 words", "copy_16"},
     {PROBE_COPY, 64, "copying 64 words", "copy_64"},
     {PROBE_PAIRS, 8, "value of 1 of 8 keys", "pairs_8"},
@@ -21,7 +23,7 @@ const probe *probe_at(int i) { return i >= 0 && i < CLI_COUNT_OF(probes) ? &prob
 enum { GIVEN = 4, CHOICES = 8 }; /* tokens of a passage that are given again; words to choose a needle from */
 
 double probe_chance(const probe *p) {
-  return p->task == PROBE_PASSAGE ? 0 : 1.0 / (p->task == PROBE_NEEDLE ? CHOICES : p->size);
+  return p->task <= PROBE_PASSAGE ? 0 : 1.0 / (p->task == PROBE_NEEDLE ? CHOICES : p->size);
 }
 
 /* ---------------------------------------------------------------- words */
@@ -100,11 +102,12 @@ static void write_trial(const probe *p, const probe_source *s, uint64_t *state, 
   int32_t pair[1 + CHOICES];
   mhk_index i;
   *prompt++ = start >= 0 ? start : 0;
-  if (p->task == PROBE_PASSAGE) {
-    const mhk_index all = mhk_corpus_tokens(s->text, &text);
-    memcpy(prompt, text + draw_below(state, all - p->size), (size_t)p->size * sizeof *prompt);
-    memcpy(prompt + p->size, prompt, GIVEN * sizeof *prompt);
-    memcpy(answer, prompt + GIVEN, (size_t)q->answer * sizeof *answer);
+  if (p->task <= PROBE_PASSAGE) {
+    const mhk_index all = mhk_corpus_tokens(s->text, &text), before = p->task == PROBE_FIRST ? 0 : p->size;
+    text += draw_below(state, all - p->size);
+    memcpy(prompt, text, (size_t)before * sizeof *prompt);
+    memcpy(prompt + before, text, GIVEN * sizeof *prompt);
+    memcpy(answer, text + GIVEN, (size_t)q->answer * sizeof *answer);
   } else if (p->task == PROBE_COPY) {
     draw_words(state, words, n_words, p->size, prompt);
     memcpy(prompt + p->size, prompt, 2 * sizeof *prompt);
@@ -130,14 +133,15 @@ static void write_trial(const probe *p, const probe_source *s, uint64_t *state, 
 }
 
 static int write_quiz(const probe *p, const probe_source *s, int32_t *words, mhk_index n_words, quiz *q) {
-  uint64_t state = s->seed * 0x9E3779B97F4A7C15ull + (uint64_t)p->task * 1000 + (uint64_t)p->size + 1;
+  static const int given[] = {GIVEN, GIVEN, GIVEN, 2, 1, 1};
+  const int passage = p->task <= PROBE_PASSAGE; /* three probes of the same passages */
+  uint64_t state = s->seed * 0x9E3779B97F4A7C15ull + (passage ? 0 : (uint64_t)p->task * 1000) + (uint64_t)p->size + 1;
   int i;
-  static const int given[] = {GIVEN, 2, 1, 1};
   q->writes = p->task == PROBE_PASSAGE;
-  q->answer = p->task == PROBE_PASSAGE || p->task == PROBE_COPY ? p->size - given[p->task] : 1;
-  q->length = 1 + (p->task == PROBE_PAIRS ? 2 * p->size : p->size) + given[p->task];
+  q->answer = passage || p->task == PROBE_COPY ? p->size - given[p->task] : 1;
+  q->length = 1 + (p->task == PROBE_PAIRS ? 2 * p->size : p->task == PROBE_FIRST ? 0 : p->size) + given[p->task];
   if (p->task == PROBE_NEEDLE) q->length = s->length;
-  q->choice = p->task == PROBE_PASSAGE ? 0 : p->task == PROBE_NEEDLE ? CHOICES : p->size;
+  q->choice = passage ? 0 : p->task == PROBE_NEEDLE ? CHOICES : p->size;
   q->choices = (int32_t *)malloc((size_t)(PROBE_TRIALS * q->choice) * sizeof(int32_t) + 1);
   q->texts = (int32_t *)malloc((size_t)(PROBE_TRIALS * (q->length + q->answer)) * sizeof(int32_t));
   if (!q->texts || !q->choices) return cli_error("out of memory for the probes");

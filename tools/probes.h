@@ -5,11 +5,13 @@
 
 #include "cli.h"
 
-/* A task that only the context can solve, about words of the vocabulary, drawn by seed. A passage
-   is written without help; elsewhere the model chooses among words, all of the passage, all values,
-   or eight, so that small models show something above chance too. */
+/* A task that only the context can solve. Passages come from the text, words from the vocabulary,
+   both drawn by seed. About words the model chooses, among all of a passage, all values, or eight,
+   so that small models show something above chance too. */
 typedef enum probe_task {
-  PROBE_PASSAGE, /* `size` tokens of the text, then its first four: the model writes on */
+  PROBE_FIRST,   /* the first four of `size` tokens of the text: each next one, given those before it */
+  PROBE_AGAIN,   /* the same after all of them: what reading them before is worth */
+  PROBE_PASSAGE, /* the same, but the model writes on alone */
   PROBE_COPY,    /* `size` words, then the first two: each next one, given those before it */
   PROBE_PAIRS,   /* `size` pairs of key and value, then one of the keys: its value */
   PROBE_NEEDLE   /* one pair in a text of the given length, `size` percent of the way to its end, then the key */
@@ -22,7 +24,7 @@ typedef struct probe {
 } probe;
 /* Probe i, or NULL behind the last. */
 const probe *probe_at(int i);
-enum { PROBE_MOST = 8, PROBE_TRIALS = 64 /* of each probe */ };
+enum { PROBE_MOST = 16, PROBE_TRIALS = 64 /* of each probe */ };
 
 typedef struct probe_score {
   double accuracy, error; /* mean share of right tokens over trials, its standard error */
