@@ -339,7 +339,14 @@ static void distillation(int hybrid) {
     d.student_desc.keep_attention = kept;
     d.student_desc.n_keep_attention = 1;
   }
-  for (int i = 0; i < 3; i++) d.stages[i].tokens = 20 * d.batch * d.length;
+#ifdef MHK_WINDOW_ALL /* headers without such heads start students plainly */
+  d.student_desc.gates = d.student_desc.bias = d.student_desc.calibrate = -1;
+#endif
+  for (int i = 0; i < 3; i++) { /* no defaults, which recipes may change */
+    d.stages[i].tokens = 20 * d.batch * d.length;
+    d.stages[i].lr = 1e-3;
+    d.stages[i].own_stream = -1;
+  }
   tr = mhk_distill(run.ctx, &d);
   while (mhk_train_step(tr) && n < 60) losses[n++] = mhk_progress(tr)->loss;
   say("losses", hybrid ? "hybrid" : "pure", hash_of(hash_start(), losses, sizeof losses));

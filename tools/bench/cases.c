@@ -201,6 +201,29 @@ static void list_layers(bench_case *list, int *n) {
   for (T = 512; T <= 2048; T *= 4) add(list, n, BENCH_STAGE1, "stage1_layer_%d", T)->m = T;
 }
 
+/* gates and windows of a student against one without */
+static void list_options(bench_case *list, int *n) {
+  static const struct {
+    const char *name;
+    int gates, window;
+  } options[] = {{"gates", 1, 0}, {"window_16", 0, 16}, {"window_32", 0, 32}, {"window_16_gates", 1, 16}};
+  static const char *const of[] = {"tokens_student", "prefill_2048", "step_phi_mamba"};
+  int i, j;
+  add(list, n, BENCH_TOKENS, "%s", of[0])->m = 128;
+  for (i = 0; i < CLI_COUNT_OF(of); i++)
+    for (j = 0; j < CLI_COUNT_OF(options); j++) {
+      const bench_case *base = bench_find(list, *n, of[i]);
+      bench_case *c = add(list, n, base->kind, "%s_%s", of[i], options[j].name);
+      c->m = base->m;
+      c->wide = base->wide;
+      c->gates = options[j].gates;
+      c->window = options[j].window;
+      snprintf(c->other, sizeof c->other, "%s", of[i]);
+      c->scale = 1;
+      c->why = "mohawk without";
+    }
+}
+
 /* cases of ours against cases of ours */
 static void list_comparisons(bench_case *list, int *n) {
   int T;
@@ -240,6 +263,7 @@ int bench_list(bench_case *list, const char *const *models, int n_models) {
   list_products(list, &n);
   list_decoding(list, &n);
   list_layers(list, &n);
+  list_options(list, &n);
   list_narrow(list, &n);
   list_comparisons(list, &n);
   for (k = 0; k < n_models; k++) {
@@ -379,6 +403,8 @@ static mhk_model *model(bench_work *w, int attention, int layers, int width, int
     c.ssm_heads = c.ssm_groups = heads;
     c.ssm_head_dim = width / heads;
     c.d_state = 64;
+    c.gates = w->c.gates;
+    c.window = w->c.window;
   }
   return mhk_model_create(w->ctx, &c, 1);
 }
@@ -508,6 +534,9 @@ static int prepare(bench_work *w) {
       return cotangent(w, c->m * HEADS * HEAD);
     case BENCH_PREFILL: return prepare_prefill(w);
     case BENCH_START: return 1;
+    case BENCH_TOKENS:
+      w->student = model(w, 0, 6, 256, 8, 1024, 4096);
+      return tokens(w, c->m, 4096);
     case BENCH_STEP:
       w->student = model(w, c->wide, 6, 256, 8, 1024, 4096);
       if (w->student)
@@ -707,6 +736,16 @@ static double run_model(bench_work *w) {
   return start;
 }
 
+static double run_tokens(bench_work *w) {
+  double start;
+  mhk_index i;
+  if (!w->session) w->session = mhk_session_create(w->student, NULL);
+  mhk_session_reset(w->session, MHK_ALL);
+  start = cli_clock();
+  for (i = 0; i < w->c.m; i++) mhk_feed(w->session, w->tokens + i, 1);
+  return cli_clock() - start;
+}
+
 static double run_prefill(bench_work *w) {
   double start;
   if (!w->session) w->session = mhk_session_create(w->student, NULL);
@@ -747,6 +786,7 @@ double bench_run(bench_work *w) {
     case BENCH_MIXER: seconds = run_layer(w); break;
     case BENCH_PREFILL: seconds = run_prefill(w); break;
     case BENCH_START: seconds = run_start(w); break;
+    case BENCH_TOKENS: seconds = run_tokens(w); break;
     case BENCH_STEP: seconds = run_step(w); break;
     case BENCH_STAGE1:
       start = cli_clock();
