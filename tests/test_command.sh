@@ -96,6 +96,8 @@ check "a window that holds the text is no limit" [ "$(grep -c '^    [0-3]      0
 heads --json --bytes 200M
 says '"heads": [['
 says '"proposal": {"options": "--keep-attention 0,1,2,3", "budget_bytes": 200000000, "state_bytes": 524288, "context": 128'
+heads --bytes 200k --d-state 48
+says "mohawk distill --teacher $tiny --d-state 48 --"
 heads --bytes 10k
 says "10.0 kB of state are too few"
 code 2 "heads of nothing" "$mohawk" heads

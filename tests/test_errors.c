@@ -773,8 +773,8 @@ static void null_training(mhk_context *c) {
         "a text of nothing");
   mhk_corpus_destroy(NULL);
   distill = mhk_distill_defaults(NULL);
-  CHECK(distill.batch > 0 && distill.length > 0 && distill.stages[0].tokens == 500000 &&
-            distill.stages[1].tokens == 1000000 && distill.stages[2].tokens == 1500000,
+  CHECK(distill.batch > 0 && distill.length > 0 && distill.stages[0].tokens == 250000 &&
+            distill.stages[1].tokens == 750000 && distill.stages[2].tokens == 2000000,
         "defaults of nothing");
   CHECK(mhk_distill_bytes(NULL) == 0 && !mhk_distill(c, NULL) && mhk_train_step(NULL) == 0 && !mhk_progress(NULL) &&
             !mhk_student(NULL) && mhk_checkpoint(NULL) != MHK_OK,

@@ -241,27 +241,33 @@ static void spend(const head_sizes *z, mhk_index heads, double bytes, int *at) {
   }
 }
 
+/* Bytes that are left of a budget with these windows; negative after a message, when it has too
+   few. */
+static double bytes_left(const head_budget *b, const int32_t *windows) {
+  const double bytes = head_bytes(&b->shape, windows, b->context);
+  cli_buffer asked, needed;
+  if (bytes > b->bytes)
+    cli_error("%s of state are too few: without more for any head, a student has %s after %lld tokens",
+              cli_bytes(b->bytes, &asked), cli_bytes(bytes, &needed), (long long)b->context);
+  return b->bytes - bytes;
+}
+
 int head_choose(head_scan *s, const head_budget *budget, int32_t *windows) {
   const mhk_index heads = heads_of(mhk_model_config(s->teacher));
   int *at = (int *)malloc((size_t)heads * sizeof *at), code = CLI_FAILED; /* -1: decided */
   head_sizes z;
   mhk_index h;
-  cli_buffer asked, needed;
-  double bytes;
+  double left;
   memset(&z, 0, sizeof z);
   list_sizes(s, budget, &z);
   for (h = 0; at && h < heads; h++) {
     at[h] = windows[h] == MHK_WINDOW_ALL ? -1 : 0;
     if (at[h] == 0) windows[h] = budget->least;
   }
-  bytes = head_bytes(&budget->shape, windows, budget->context);
   if (!at) {
     cli_error("out of memory for %lld heads", (long long)heads);
-  } else if (bytes > budget->bytes) {
-    cli_error("%s of state are too few: without more for any head, a student has %s after %lld tokens",
-              cli_bytes(budget->bytes, &asked), cli_bytes(bytes, &needed), (long long)budget->context);
-  } else if (measure_sizes(s, windows, &z) == CLI_GO) {
-    spend(&z, heads, budget->bytes - bytes, at);
+  } else if ((left = bytes_left(budget, windows)) >= 0 && measure_sizes(s, windows, &z) == CLI_GO) {
+    spend(&z, heads, left, at);
     for (h = 0; h < heads; h++)
       if (at[h] >= 0) windows[h] = z.window[at[h]];
     code = CLI_GO;
@@ -478,21 +484,23 @@ static mhk_config shape_of(const report *r) {
 
 static mhk_index context_of(const report *r) { return r->s->context ? r->s->context : r->s->length; }
 
-static int propose(report *r, head_scan *s) {
+static head_budget budget_of(const report *r) {
   head_budget b = {.shape = shape_of(r), .context = context_of(r), .bytes = r->s->bytes, .keeps = 1};
   b.largest = (int)(r->s->length / 2);
-  return head_choose(s, &b, r->windows);
+  return b;
 }
 
 static int measure_all(report *r, head_scan *s) {
   const mhk_index heads = heads_of(r->c);
+  const head_budget budget = budget_of(r);
   mhk_index i;
+  if (r->s->bytes > 0 && bytes_left(&budget, r->windows) < 0) return CLI_FAILED; /* before the work */
   r->total = heads + r->c->n_layer + LIMITS;
   for (i = 0; i < r->s->greedy && i < heads; i++) r->total += heads - i;
   cli_task_start(&r->task, "heads", "limited", (double)(s->B * s->T));
   if (measure_alone(r, s) != CLI_GO || (r->s->greedy && measure_greedy(r, s) != CLI_GO)) return CLI_FAILED;
   cli_progress_clear();
-  return r->s->bytes > 0 ? propose(r, s) : CLI_GO;
+  return r->s->bytes > 0 ? head_choose(s, &budget, r->windows) : CLI_GO;
 }
 
 /* ---------------------------------------------------------------- what it says */
@@ -531,6 +539,12 @@ static void print_table(const report *r) {
   }
 }
 
+/* the proposal as options of `mohawk distill` */
+static void say_options(const report *r, char *text, size_t capacity) {
+  const int n = r->s->d_state ? snprintf(text, capacity, "--d-state %d ", r->s->d_state) : 0;
+  head_flags(r->c, r->windows, text + n, capacity - (size_t)n);
+}
+
 static void print_report(const report *r, const head_scan *s) {
   char flags[4096];
   cli_buffer asked, has;
@@ -548,7 +562,7 @@ static void print_report(const report *r, const head_scan *s) {
   for (i = 0; i < r->n_freed; i++)
     printf("  %d.%-10d %7.4f\n", r->freed[i] / r->c->n_head, r->freed[i] % r->c->n_head, r->kl[i + 1]);
   if (r->s->bytes <= 0) return;
-  head_flags(r->c, r->windows, flags, sizeof flags);
+  say_options(r, flags, sizeof flags);
   printf("\nfor %s of state after %lld tokens, of which this student has %s:\n  mohawk distill --teacher %s%s%s\n",
          cli_bytes(r->s->bytes, &asked), (long long)context_of(r),
          cli_bytes(head_bytes(&shape, r->windows, context_of(r)), &has), r->s->paths.path[0], flags[0] ? " " : "",
@@ -566,7 +580,7 @@ static void json_proposal(cli_json *j, const report *r) {
   const mhk_config shape = shape_of(r);
   char flags[4096];
   mhk_index i;
-  head_flags(r->c, r->windows, flags, sizeof flags);
+  say_options(r, flags, sizeof flags);
   json_open(j, "proposal", '{');
   json_text(j, "options", flags);
   json_count(j, "budget_bytes", r->s->bytes);
