@@ -775,8 +775,8 @@ MHKDEF mhk_result mhk_config_parse(mhk_context *ctx, const char *json, size_t le
    0 (call with NULL, 0 to get it). */
 MHKDEF size_t mhk_config_format(const mhk_config *config, char *json, size_t capacity);
 MHKDEF double mhk_config_parameters(const mhk_config *config); /* number of parameters */
-/* Size of a sequence's state after this many tokens: constant for state-space layers, keys and
-   values of all tokens for attention layers. */
+/* Size of a sequence's state after this many tokens: constant for state-space layers, windows
+   included; keys and values of all tokens for attention layers and kept heads. */
 MHKDEF double mhk_config_state_bytes(const mhk_config *config, mhk_index tokens);
 
 /* ---- models ---- */

@@ -110,6 +110,7 @@ int main(void) {
   model = mhk_load_memory(ctx, model_file, model_file_bytes); /* the weights stay in flash */
   memset(&small, 0, sizeof small);
   small.chunk = 4; /* tokens of the prompt that a layer processes at once */
+  small.capacity = TOKENS + 64; /* only a model with kept attention has a use for it */
   session = mhk_session_create(model, &small);
   memset(&greedy, 0, sizeof greedy);
   greedy.greedy = 1;
