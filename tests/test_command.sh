@@ -221,6 +221,9 @@ check "the same student by name" cmp "$work/auto/student/model.safetensors" "$wo
 bytes=200000
 distill --keep auto:$bytes --window 8 --context 200 --out "$work/kept"
 says "--keep-heads"
+flags=$(sed -n 's/.*chosen from the text: \(.*\), [0-9].*/\1/p' "$work/said")
+distill --keep auto:$bytes --window 8 --context 200 --json --out "$work/kept"
+says "\"heads\": \"$flags\""
 "$mohawk" inspect "$work/kept/student" --context 200 --json >"$work/said"
 state=$(sed -n 's/.*"state_bytes": \([0-9]*\),.*/\1/p' "$work/said")
 check "kept heads fit" [ "$state" -le $bytes ]

@@ -485,6 +485,7 @@ static int finish(distillation *d, mhk_model *student) {
 }
 
 static void json_begin(distillation *d) {
+  char flags[4096];
   json_start(&d->json, stdout, 0);
   d->r.json = &d->json;
   json_open(&d->json, NULL, '{');
@@ -494,6 +495,8 @@ static void json_begin(distillation *d) {
   json_real(&d->json, "teacher_parameters", mhk_config_parameters(mhk_model_config(d->teacher)));
   json_count(&d->json, "text_tokens", (double)mhk_corpus_tokens(d->r.desc.corpus, NULL));
   json_real(&d->json, "memory_bytes", mhk_distill_bytes(&d->r.desc));
+  head_flags(mhk_model_config(d->teacher), d->windows, flags, sizeof flags);
+  json_text(&d->json, "heads", flags); /* what was given or chosen, as options */
   json_close(&d->json);
 }
 
