@@ -199,11 +199,13 @@ distill --window 8 --out "$work/window"
 says "the student leaves the authors' layout, with keys of its own for rotary B and C, gates and windows of heads"
 "$mohawk" inspect "$work/window/student" >"$work/said"
 says "rotary on 16 features, gates"
-says "discrete Mamba-2, window of its heads 8"
+says "discrete Mamba-2, each head sees 8 tokens exactly"
 distill --window 8 --keep-heads 2.1,0.0,0.1,0.2,0.3 --no-gates --no-bias --no-calibrate --out "$work/heads"
 "$mohawk" inspect "$work/heads/student" --json >"$work/said"
 says '"gates": 0, "windows": [[], [8, 8, 8, 8], [8, -1, 8, 8], [8, 8, 8, 8]],'
 says '"mixers": ["attention", "discrete Mamba-2"'
+"$mohawk" inspect "$work/heads/student" >"$work/said"
+says "discrete Mamba-2, heads see 8, all, 8, 8 tokens exactly"
 distill --windows 2.1=24,1.1=16,4 --keep-attention 3 --d-state 40 --out "$work/by"
 "$mohawk" inspect "$work/by/student" --json >"$work/said"
 says '"d_state": 40, "gates": 1, "windows": [[4, 4, 4, 4], [4, 16, 4, 4], [4, 24, 4, 4], []]'

@@ -75,17 +75,18 @@ static int same_layers(const mhk_config *c, int a, int b) {
   return c->mixer[a] == c->mixer[b];
 }
 
-/* ", windows 8, 64, 8, all", or what is shorter when heads are alike */
+/* ", heads see 8, 64, 8, all tokens exactly", or what is shorter when heads are alike */
 static void print_windows(const mhk_config *c, int layer) {
   int h, same = 1;
   if (c->mixer[layer] != MHK_MIXER_DISCRETE_MAMBA2) return;
   for (h = 1; h < c->ssm_heads; h++) same &= window_of(c, layer, h) == window_of(c, layer, 0);
   if (same && window_of(c, layer, 0) == 0) return;
-  printf(", window%s of its heads", same ? "" : "s");
+  printf(same ? ", each head sees" : ", heads see");
   for (h = 0; h < (same ? 1 : c->ssm_heads); h++) {
     if (window_of(c, layer, h) == MHK_WINDOW_ALL) printf("%s all", h ? "," : "");
     else printf("%s %d", h ? "," : "", window_of(c, layer, h));
   }
+  printf(" tokens exactly");
 }
 
 /* layers that follow each other and are alike on one line */
