@@ -391,7 +391,7 @@ void picture_heads_svg(FILE *out, const picture_heads *p) {
   }
   file_start(out, width, MAP_TOP + p->layers * high + 12, p->title);
   text_at(out, 10, 20, "start", " font-weight=\"600\" font-size=\"13\"", p->title);
-  text_at(out, 10, 37, "start", "", "in nats; dark: nothing, yellow: the most; whole layers have their own scale");
+  text_at(out, 10, 37, "start", "", "in nats; yellow: the most; whole layers have their own scale");
   text_at(out, 10, MAP_TOP - 8, "start", "", "layer");
   for (h = 0; h < p->heads; h++) {
     snprintf(name, sizeof name, numbers ? "head %d" : "%d", h);
