@@ -5,8 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Budgets in tokens; --budget multiplies them. The student that distills alone and the hybrid get
-   the same in all. */
+/* Budgets in tokens; --budget multiplies them. All students get the same in all. */
 #define STAGE_1 150000
 #define STAGE_2 300000
 #define STAGE_3 450000
@@ -23,6 +22,7 @@
 #define BATCH 4
 #define LENGTH 256
 #define HYBRID_LAYER 2 /* keeps its attention in the hybrid */
+#define WINDOW 16      /* tokens that the student with a window sees exactly */
 #define PICTURE_LAYER 0
 #define PICTURE_HEAD 1
 #define PICTURE_TOKENS 64
@@ -33,15 +33,19 @@
 
 static const demo_entry entries[DEMO_MODELS] = {
     {"teacher", "the Phi that is distilled", -1, 0},
-    {"untrained", "embedding, MLPs, norms and head of the teacher; mixers initialized from its attention weights", -1,
-     0},
+    {"untrained",
+     "embedding, MLPs, norms and head of the teacher; mixers initialized from its attention weights and calibrated on "
+     "a few windows of text",
+     -1, 0},
     {"after stage 1", "matrix orientation: mixing matrices match, layer by layer", 0, 1},
     {"after stage 2", "hidden-state alignment: block outputs match, layer by layer", 0, 2},
     {"after stage 3", "knowledge distillation: the finished student", 0, 3},
     {"stage 3 alone", "the same student with the whole budget in stage 3", 1, 3},
     {"hybrid", "all three stages, with one layer that keeps attention", 2, 3},
+    {"window 16", "all three stages; each head also sees the last 16 tokens exactly", 3, 3},
 };
-enum { TEACHER, UNTRAINED, STUDENT = 4, HYBRID = 6 };
+enum { TEACHER, UNTRAINED, STAGE_1_DONE, STUDENT = 4, WINDOWED = 7 };
+enum { THREE_STAGES, ALONE, HYBRID, WITH_WINDOW }; /* the runs */
 
 typedef struct settings {
   const char *teacher, *out, *story;
@@ -113,9 +117,9 @@ static int make_plan(demo *d) {
   FILE *f;
   snprintf(plan, sizeof plan,
            "mohawk %s teacher %s tokens %.0f %.0f %.0f of %.0f, rates %g %g %g %g, batch %d x %d, attention in %d, "
-           "seed %d\n",
+           "window %d, seed %d\n",
            mhk_version(), d->s->teacher, b[0], b[1], b[2], d->r.text_tokens, LR_1, LR_2, LR_3, LR_ALONE, BATCH, LENGTH,
-           HYBRID_LAYER, TRAIN_SEED);
+           HYBRID_LAYER, WINDOW, TRAIN_SEED);
   if (cli_make_folders(d->s->out) != CLI_GO || out_path(d, path, sizeof path, "plan.txt") != CLI_GO) return CLI_FAILED;
   f = cli_open(path, "rb");
   if (f) {
@@ -141,7 +145,7 @@ static void fill_run(const demo *d, int number, mhk_distill_desc *desc) {
   desc->length = LENGTH;
   desc->seed = TRAIN_SEED;
   desc->student_desc.seed = TRAIN_SEED;
-  if (number == 1) {
+  if (number == ALONE) {
     desc->stages[2].tokens = (mhk_index)(b[0] + b[1] + b[2]);
     desc->stages[2].lr = LR_ALONE;
     desc->stages[2].own_stream = -1; /* predictions and nothing else */
@@ -151,9 +155,11 @@ static void fill_run(const demo *d, int number, mhk_distill_desc *desc) {
     desc->stages[i].tokens = (mhk_index)b[i];
     desc->stages[i].lr = rates[i];
   }
-  if (number == 2) {
+  if (number == HYBRID) {
     desc->student_desc.keep_attention = keep;
     desc->student_desc.n_keep_attention = 1;
+  } else if (number == WITH_WINDOW) {
+    desc->student_desc.window = WINDOW;
   }
 }
 
@@ -211,12 +217,14 @@ static int train_all(demo *d) {
   run_result result = RUN_DONE;
   int i;
   for (i = 0; i < DEMO_RUNS && result == RUN_DONE; i++) {
-    const mhk_config *c = i == 2 ? d->r.hybrid : d->r.student;
-    if (i == 1) {
-      printf("alone     the same student with stage 3 only, %s tokens\n", cli_count(all, &n));
+    static const char *const labels[DEMO_RUNS] = {"student", "alone", "hybrid", "window"};
+    const mhk_config *c = d->r.runs[i].student;
+    if (i == ALONE) {
+      printf("%-9s the same student with stage 3 only, %s tokens\n", labels[i], cli_count(all, &n));
     } else {
-      printf("%-9s %s, %d layers, %s parameters\n", i == 0 ? "student" : "hybrid", run_mixers(c, mixers, sizeof mixers),
-             c->n_layer, cli_count(mhk_config_parameters(c), &n));
+      printf("%-9s %s%s, %d layers, %s parameters\n", labels[i], run_mixers(c, mixers, sizeof mixers),
+             i == WITH_WINDOW ? " that sees 16 tokens exactly" : "", c->n_layer,
+             cli_count(mhk_config_parameters(c), &n));
     }
     result = train(d, i);
   }
@@ -248,8 +256,22 @@ static double trained_on(const demo *d, const demo_entry *e) {
   return tokens;
 }
 
+/* the student as its training starts */
+static mhk_model *start(demo *d) {
+  mhk_distill_desc desc;
+  mhk_trainer *trainer;
+  mhk_model *student;
+  fill_run(d, THREE_STAGES, &desc);
+  trainer = mhk_distill(d->ctx, &desc);
+  student = mhk_student(trainer);
+  mhk_trainer_destroy(trainer);
+  if (!student) cli_context_error(d->ctx);
+  return student;
+}
+
 static int measure_all(demo *d) {
   int i;
+  d->model[UNTRAINED] = start(d);
   for (i = 0; i < DEMO_MODELS; i++) {
     demo_model *m = &d->r.models[i];
     const mhk_evaluate_desc samples = {.teacher = d->teacher, .corpus = d->samples, .length = LENGTH},
@@ -319,12 +341,12 @@ static int speak_all(demo *d) {
   return CLI_GO;
 }
 
-/* matrices of the teacher and of the student at three points of its life, and how far all their
-   heads are from the teacher's */
+/* matrices of the teacher, of the student at three points of its life and of the student with a
+   window, and how far all their heads are from the teacher's */
 static int draw(demo *d) {
   static const char *const titles[DEMO_PANELS] = {"teacher", "student, untrained", "student, after stage 1",
-                                                  "student, after stage 3"};
-  static const int sources[DEMO_PANELS] = {TEACHER, UNTRAINED, 2, STUDENT};
+                                                  "student, after stage 3", "student, window 16"};
+  static const int sources[DEMO_PANELS] = {TEACHER, UNTRAINED, STAGE_1_DONE, STUDENT, WINDOWED};
   const int layers = d->r.teacher->n_layer, heads = d->r.teacher->n_head;
   const int32_t *tokens;
   char path[1024];
@@ -335,7 +357,7 @@ static int draw(demo *d) {
   d->r.distance = (double *)calloc((size_t)(DEMO_PANELS * layers * heads), sizeof *d->r.distance);
   if (!d->r.distance) return cli_error("out of memory");
   for (l = 0; l < layers; l++) {
-    float *m[DEMO_PANELS] = {NULL, NULL, NULL, NULL};
+    float *m[DEMO_PANELS] = {NULL};
     for (i = 0; i < DEMO_PANELS; i++) {
       m[i] = picture_matrices(d->ctx, d->model[sources[i]], d->teacher, l, tokens, d->r.T);
       for (h = 0; m[0] && m[i] && h < heads; h++)
@@ -363,15 +385,13 @@ static int draw(demo *d) {
 
 /* ---------------------------------------------------------------- all of it */
 
-/* teacher, budgets, the two students' shapes, and the plan that they make */
+/* teacher, budgets, the students' shapes, and the plan that they make */
 static int prepare(demo *d) {
-  static const char *const names[DEMO_RUNS] = {"three stages", "stage 3 alone", "hybrid"}, *const folders[] = {
-                                                                                                    "pure", "alone",
-                                                                                                    "hybrid"};
+  static const char *const names[DEMO_RUNS] = {"three stages", "stage 3 alone", "hybrid", "window 16"};
+  static const char *const folders[DEMO_RUNS] = {"pure", "alone", "hybrid", "window"};
   static const double budget[3] = {STAGE_1, STAGE_2, STAGE_3};
   const double x = scale(d->s), update = BATCH * LENGTH;
-  mhk_distill_desc hybrid;
-  mhk_model *m;
+  mhk_distill_desc run;
   cli_buffer n;
   char mixers[64];
   int i;
@@ -381,7 +401,7 @@ static int prepare(demo *d) {
   d->r.teacher_path = d->s->teacher;
   d->r.prompt = PROMPT;
   d->r.short_run = d->s->short_run;
-  d->r.window = LENGTH;
+  d->r.length = LENGTH;
   d->r.hybrid_layer = HYBRID_LAYER;
   d->r.layer = PICTURE_LAYER;
   d->r.head = PICTURE_HEAD;
@@ -395,15 +415,11 @@ static int prepare(demo *d) {
   for (i = 0; i < DEMO_RUNS; i++) {
     d->r.runs[i].name = names[i];
     d->r.runs[i].folder = folders[i];
+    fill_run(d, i, &run);
+    d->r.runs[i].student = mhk_model_config(mhk_student_create(d->ctx, d->teacher, &run.student_desc));
   }
-  fill_run(d, 0, &hybrid);
   d->model[TEACHER] = d->teacher;
-  d->model[UNTRAINED] = mhk_student_create(d->ctx, d->teacher, &hybrid.student_desc);
-  fill_run(d, 2, &hybrid);
-  m = mhk_student_create(d->ctx, d->teacher, &hybrid.student_desc);
   if (mhk_failed(d->ctx)) return cli_context_error(d->ctx);
-  d->r.student = mhk_model_config(d->model[UNTRAINED]);
-  d->r.hybrid = mhk_model_config(m);
   printf("teacher   %s, %d layers, d_model %d, %s parameters (%s)\n", run_mixers(d->r.teacher, mixers, sizeof mixers),
          d->r.teacher->n_layer, d->r.teacher->d_model, cli_count(mhk_config_parameters(d->r.teacher), &n),
          d->s->teacher);
@@ -476,9 +492,9 @@ const cli_command command_demo = {
     .name = "demo",
     .summary = "distill and measure a small teacher in a few minutes",
     .synopsis = "[options]",
-    .about = "Distills the bundled teacher into three students: one in three stages, one with stage 3 only, and a "
-             "hybrid. Measures them on held-out text and writes a report. Ctrl-C saves; run the same command again to "
-             "resume.",
+    .about = "Distills the bundled teacher into four students: one in three stages, one with stage 3 only, a hybrid, "
+             "and one that also sees the last 16 tokens exactly. Measures them on held-out text and writes a report. "
+             "Ctrl-C saves; run the same command again to resume.",
     .example = "make demo",
     CLI_OPTIONS(options),
     CLI_SETTINGS(defaults),

@@ -6,7 +6,7 @@
 #include "picture.h"
 #include "run.h"
 
-enum { DEMO_MODELS = 7, DEMO_RUNS = 3, DEMO_PANELS = 4 };
+enum { DEMO_MODELS = 8, DEMO_RUNS = 4, DEMO_PANELS = 5 };
 
 typedef struct demo_entry {
   const char *name;    /* as in results.json */
@@ -23,19 +23,20 @@ typedef struct demo_model {
 
 typedef struct demo_training {
   const char *name, *folder;
+  const mhk_config *student;
   run_point *points;
   int n_points;
 } demo_training;
 
 typedef struct demo_results {
   const char *out, *teacher_path, *prompt;
-  const mhk_config *teacher, *student, *hybrid;
+  const mhk_config *teacher;
   double text_tokens, story_tokens, sample_tokens, budget[3], seconds; /* seconds: 0 when the run was done in pieces */
-  int short_run, window, hybrid_layer;
+  int short_run, length, hybrid_layer;
   demo_model models[DEMO_MODELS];
   demo_training runs[DEMO_RUNS];
   /* matrices of layer and head over T tokens: teacher, student untrained, after stage 1, after
-     stage 3 */
+     stage 3, student with a window */
   int layer, head;
   mhk_index T;
   picture_panel panels[DEMO_PANELS];

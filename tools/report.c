@@ -41,9 +41,9 @@ static const char head[] =
     "<style>\n"
     ":root{color-scheme:light "
     "dark;--ink:#1f2328;--soft:#57606a;--line:#d0d7de;--page:#fff;--card:#f6f8fa;--c0:#0b62c4;--"
-    "c1:#b35900;--c2:#1a7f4b}\n"
+    "c1:#b35900;--c2:#1a7f4b;--c3:#8546c4}\n"
     "@media(prefers-color-scheme:dark){:root{--ink:#e6e8eb;--soft:#a0a8b2;--line:#3a4048;--page:"
-    "#14161a;--card:#1d2026;--c0:#6db1ff;--c1:#f0a35a;--c2:#5fd39a}}\n"
+    "#14161a;--card:#1d2026;--c0:#6db1ff;--c1:#f0a35a;--c2:#5fd39a;--c3:#c79bff}}\n"
     "*{box-sizing:border-box}body{margin:0;background:var(--page);color:var(--ink);font:16px/"
     "1.55 system-ui,sans-serif}\n"
     "main{max-width:66rem;margin:0 auto;padding:1.5rem 1rem "
@@ -53,17 +53,17 @@ static const char head[] =
     "0}.soft,figcaption{color:var(--soft);font-size:.9rem}figure{margin:0}figcaption{max-width:"
     "46rem;margin-top:.4rem}\n"
     ".scroll{overflow-x:auto}table{border-collapse:collapse;font-variant-numeric:tabular-nums;"
-    "margin:.6rem 0;min-width:38rem;width:100%}\n"
+    "margin:.6rem 0;min-width:46rem;width:100%}\n"
     "th,td{padding:.4rem .6rem;border-bottom:1px solid "
     "var(--line);text-align:right;vertical-align:top;white-space:nowrap}th{font-weight:600}\n"
     "th:first-child,td:first-child{text-align:left;padding-left:0;white-space:normal}td "
-    "small{color:var(--soft)}td:first-child small{display:block;max-width:19rem}\n"
+    "small{color:var(--soft)}td:first-child small{display:block;min-width:11rem;max-width:19rem}\n"
     ".best td{background:var(--card)}\n"
     ".grid{display:grid;gap:1.2rem "
     "2rem;grid-template-columns:repeat(auto-fit,minmax(min(100%,25rem),1fr));margin:.8rem 0}\n"
-    ".four{grid-template-columns:repeat(auto-fit,minmax(min(100%,14.5rem),1fr))}svg{display:"
+    ".three{grid-template-columns:repeat(auto-fill,minmax(min(100%,17rem),1fr))}svg{display:"
     "block;width:100%;height:auto}.legend{max-width:22rem}\n"
-    ".c0{color:var(--c0)}.c1{color:var(--c1)}.c2{color:var(--c2)}\n"
+    ".c0{color:var(--c0)}.c1{color:var(--c1)}.c2{color:var(--c2)}.c3{color:var(--c3)}\n"
     "dl{margin:.6rem 0;display:grid;gap:.2rem 1rem;grid-template-columns:minmax(7rem,11rem) "
     "minmax(0,1fr)}dt{font-weight:600}dd{margin:0 0 .7rem;max-width:46rem;overflow-wrap:anywhere}\n"
     "@media(max-width:36rem){dl{grid-template-columns:minmax(0,1fr)}dd{margin-bottom:.9rem}table{min-"
@@ -81,9 +81,10 @@ static const demo_model *find(const demo_results *r, const char *name) {
   return &r->models[0];
 }
 
+/* what was done, and in one sentence what came of it */
 static void write_opening(FILE *f, const demo_results *r) {
   const demo_model *student = find(r, "after stage 3"), *alone = find(r, "stage 3 alone"),
-                   *hybrid = find(r, "hybrid");
+                   *hybrid = find(r, "hybrid"), *window = find(r, "window 16");
   const double spread =
       2 * sqrt(student->all.kl_error * student->all.kl_error + alone->all.kl_error * alone->all.kl_error);
   const double gain = alone->all.kl - student->all.kl;
@@ -105,25 +106,47 @@ static void write_opening(FILE *f, const demo_results *r) {
           fabs(gain) < spread ? " (no clear difference)"
           : gain > 0          ? ""
                               : " (the first two stages did not help here)");
-  fprintf(f, "</strong> If layer %d keeps attention, it is %.3f.</p>\n", r->hybrid_layer, hybrid->all.kl);
+  fprintf(f,
+          "</strong> If layer %d keeps attention, it is %.3f. If each head also sees the last 16 tokens exactly, it is "
+          "%.3f, with a memory that still does not grow.</p>\n",
+          r->hybrid_layer, hybrid->all.kl, window->all.kl);
   if (r->short_run)
     fputs("<p class=\"soft\">This was a short run: it checks that everything works, not how good the student "
           "gets.</p>\n", f);
 }
 
 static void write_row(FILE *f, const demo_model *m, int is_teacher) {
-  cli_buffer n;
+  cli_buffer n, bytes;
   fprintf(f, "<tr%s><td>%s<small>%s</small></td>", strcmp(m->is.name, "after stage 3") == 0 ? " class=\"best\"" : "",
           m->is.name, m->is.meaning);
   fprintf(f, "<td>%.3f <small>&plusmn; %.3f</small></td>", m->all.cross_entropy, m->all.cross_entropy_error);
   if (is_teacher) {
-    fputs("<td></td><td></td><td></td><td></td></tr>\n", f);
+    fprintf(f, "<td></td><td></td><td></td><td>%s</td><td></td></tr>\n", cli_bytes(m->all.state_bytes, &bytes));
     return;
   }
   fprintf(f, "<td>%.3f <small>&plusmn; %.3f</small></td>", m->all.kl, m->all.kl_error);
   fprintf(f, "<td>%.1f <small>&plusmn; %.1f %%</small></td>", 100 * m->all.agreement, 100 * m->all.agreement_error);
   fprintf(f, "<td>%.3f <small>&plusmn; %.3f</small></td>", m->story.kl, m->story.kl_error);
-  fprintf(f, "<td>%s</td></tr>\n", cli_count(m->tokens, &n));
+  fprintf(f, "<td>%s</td><td>%s</td></tr>\n", cli_bytes(m->all.state_bytes, &bytes), cli_count(m->tokens, &n));
+}
+
+/* how far finished students are from the teacher early and late in a window */
+static void write_quarters(FILE *f, const demo_results *r) {
+  int i, q;
+  fputs("<figure><div class=\"scroll\"><table class=\"small\"><thead><tr><th>KL by position</th>", f);
+  for (q = 0; q < 4; q++) fprintf(f, "<th>%d to %d</th>", q * r->length / 4, (q + 1) * r->length / 4 - 1);
+  fputs("</tr></thead><tbody>\n", f);
+  for (i = 0; i < DEMO_MODELS; i++) {
+    const demo_model *m = &r->models[i];
+    if (m->is.stage < 3) continue;
+    fprintf(f, "<tr><td>%s</td>", m->is.name);
+    for (q = 0; q < 4; q++) fprintf(f, "<td>%.3f</td>", m->all.kl_quarter[q]);
+    fputs("</tr>\n", f);
+  }
+  fputs("</tbody></table></div><figcaption>KL to the teacher by the position of the token in its window. What a window "
+        "shows exactly is a smaller part of a longer text, so a student with a window is best at the "
+        "start.</figcaption></figure>\n",
+        f);
 }
 
 static void write_table(FILE *f, const demo_results *r) {
@@ -131,15 +154,18 @@ static void write_table(FILE *f, const demo_results *r) {
   int i;
   fputs("<h2>Measured on held-out text</h2>\n<figure><div "
         "class=\"scroll\"><table><thead><tr><th>model</th><th>cross-entropy</th><th>KL to teacher</th><th>same next "
-        "token</th><th>KL on the story</th><th>training tokens</th></tr></thead><tbody>\n",
+        "token</th><th>KL on the story</th>"
+        "<th>memory</th><th>tokens</th></tr></thead><tbody>\n",
         f);
   for (i = 0; i < DEMO_MODELS; i++) write_row(f, &r->models[i], i == 0);
   fprintf(f,
           "</tbody></table></div><figcaption>Nats per token, over %s tokens that the teacher generated with another "
           "seed and a story of %s tokens written for this project, in windows of %d; &plusmn; is one standard error "
           "over windows. The first three columns cover both texts. Same next token: how often student and teacher "
-          "rank the same token first. One seed.</figcaption></figure>\n",
-          cli_count(r->sample_tokens, &a), cli_count(r->story_tokens, &b), r->window);
+          "rank the same token first. Memory: what decoding keeps of a text of %d tokens, in float32. "
+          "Tokens: trained on. One seed.</figcaption></figure>\n",
+          cli_count(r->sample_tokens, &a), cli_count(r->story_tokens, &b), r->length, r->length);
+  write_quarters(f, r);
 }
 
 /* ---- curves */
@@ -196,10 +222,10 @@ static void write_curves(FILE *f, const demo_results *r) {
   write_chart(f, r, "Stage 3: loss", 3, LOSS);
   fprintf(f,
           "</div><figcaption>Each point is a mean over updates. Stages 1 and 2 sum over the layers that train. In the "
-          "hybrid these are three of %d, so its curves are lower. The loss of stage 3 is the cross-entropy plus 0.03 "
-          "times the distance between the hidden states. The student with stage 3 alone trains without that term, so "
-          "its loss is not comparable and not shown. A curve may leave the top of its chart during its first "
-          "updates.</figcaption></figure>\n",
+          "hybrid these are three of %d, so its curves are lower. The loss of stage 3 is the cross-entropy plus "
+          "the distance between the hidden states, weighted with 0.06 falling to 0. The student with stage "
+          "3 alone trains without that term, so its loss is not comparable and not shown. A curve may leave the top of "
+          "its chart during its first updates.</figcaption></figure>\n",
           r->teacher->n_layer);
 }
 
@@ -209,7 +235,7 @@ static void write_curves(FILE *f, const demo_results *r) {
 static void write_matrices(FILE *f, const demo_results *r) {
   const int layers = r->teacher->n_layer, heads = r->teacher->n_head;
   int i, l, h;
-  fprintf(f, "<h2>Mixing matrix of layer %d, head %d</h2>\n<figure><div class=\"grid four\">\n", r->layer,
+  fprintf(f, "<h2>Mixing matrix of layer %d, head %d</h2>\n<figure><div class=\"grid three\">\n", r->layer,
           r->head);
   for (i = 0; i < DEMO_PANELS; i++) picture_panel_svg(f, &r->panels[i], r->T);
   fputs("</div><div class=\"legend\">\n", f);
@@ -256,21 +282,37 @@ static void write_texts(FILE *f, const demo_results *r) {
         f);
 }
 
-static void write_end(FILE *f, const demo_results *r) {
-  const mhk_index contexts[3] = {256, 2048, 16384};
-  cli_buffer n, a, b, c;
+/* one model: what its mixers are, and its memory by length of the text */
+static void write_model(FILE *f, const char *name, const mhk_config *c, const mhk_index *contexts) {
+  char mixers[128], window[32] = "none";
+  cli_buffer n, bytes;
   int i;
-  fputs(
-      "<h2>Decoding memory</h2>\n<figure><div class=\"scroll\"><table "
-      "class=\"small\"><thead><tr><th>after</th><th>teacher</th><th>student</th><th>hybrid</th></tr></thead><tbody>\n",
-      f);
-  for (i = 0; i < 3; i++)
-    fprintf(f, "<tr><td>%lld tokens</td><td>%s</td><td>%s</td><td>%s</td></tr>\n", (long long)contexts[i],
-            cli_bytes(mhk_config_state_bytes(r->teacher, contexts[i]), &a),
-            cli_bytes(mhk_config_state_bytes(r->student, contexts[i]), &b),
-            cli_bytes(mhk_config_state_bytes(r->hybrid, contexts[i]), &c));
-  fputs("</tbody></table></div><figcaption>Computed from the shapes, one sequence, float32.</figcaption></figure>\n",
+  if (c->window > 0) snprintf(window, sizeof window, "%d tokens", c->window);
+  fprintf(f, "<tr><td>%s</td><td>%s</td><td>%s</td><td>%s</td><td>%s</td>", name,
+          run_mixers(c, mixers, sizeof mixers), c->arch == MHK_ARCH_PHI ? "" : window,
+          c->arch == MHK_ARCH_PHI ? "" : c->gates ? "yes" : "no", cli_count(mhk_config_parameters(c), &n));
+  for (i = 0; i < 3; i++) fprintf(f, "<td>%s</td>", cli_bytes(mhk_config_state_bytes(c, contexts[i]), &bytes));
+  fputs("</tr>\n", f);
+}
+
+static void write_models(FILE *f, const demo_results *r) {
+  const mhk_index contexts[3] = {256, 2048, 16384};
+  int i;
+  fputs("<h2>Mixers and decoding memory</h2>\n<figure><div class=\"scroll\"><table class=\"small\"><thead><tr>"
+        "<th>model</th><th>mixers</th><th>window</th><th>gates</th><th>parameters</th>",
         f);
+  for (i = 0; i < 3; i++) fprintf(f, "<th>after %lld tokens</th>", (long long)contexts[i]);
+  fputs("</tr></thead><tbody>\n", f);
+  write_model(f, "teacher", r->teacher, contexts);
+  for (i = 0; i < DEMO_RUNS; i++) write_model(f, r->runs[i].name, r->runs[i].student, contexts);
+  fputs("</tbody></table></div><figcaption>Window: how many of the last tokens each head sees exactly. Gates: learned "
+        "weights for what enters and leaves the state. Memory is computed from the shapes, one sequence, "
+        "float32.</figcaption></figure>\n",
+        f);
+}
+
+static void write_end(FILE *f, const demo_results *r) {
+  cli_buffer n;
   fprintf(f,
           "<h2>Next steps</h2>\n<pre>build/mohawk generate --model %s/student --prompt \"The little "
           "rabbit\"\nbuild/mohawk inspect %s/student\nbuild/mohawk eval --model %s/student --teacher %s --text "
@@ -291,6 +333,7 @@ int report_html(const demo_results *r, const char *path) {
   write_curves(o.file, r);
   write_matrices(o.file, r);
   write_texts(o.file, r);
+  write_models(o.file, r);
   write_end(o.file, r);
   return cli_output_close(&o);
 }
