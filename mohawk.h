@@ -3429,6 +3429,12 @@ typedef struct mhk__conv_state_args mhk__conv_state_args;
   K(void, gelu_back, (mhk_index n, const mhk_real *x, const mhk_real *dy, mhk_real *dx), gelu_slope) \
   K(void, gate_back, (mhk_index n, const mhk_real *y, const mhk_real *z, const mhk_real *bias, const mhk_real *g, \
     mhk_real *dy, mhk_real *dz), silu_slope) \
+  /* y = s x + near_part + far_part, which may be NULL */ \
+  K(void, scale, (mhk_index n, mhk_real s, const mhk_real *x, const mhk_real *near_part, const mhk_real *far_part, \
+    mhk_real *y), add_scaled) \
+  K(mhk_real, scale_back, (mhk_index n, mhk_real s, const mhk_real *x, const mhk_real *dy, mhk_real *dx), add_scaled) \
+  /* the sums of n columns of dy, whose rows are ld apart */ \
+  K(void, column_sum, (mhk_index rows, mhk_index n, mhk_index ld, const mhk_real *dy, mhk_real *sum), add_scaled) \
   K(double, distance, (mhk_index n, const mhk_real *x, const mhk_real *y), distance) \
   K(void, adamw, (mhk_index n, mhk_real *p, const mhk_real *g, mhk_real *m, mhk_real *v, const mhk_real *s), \
     adamw)
@@ -6304,27 +6310,25 @@ typedef struct mhk__columns_args {
   const mhk_real *dy, *x, *mean, *rstd; /* dy and x (rows,cols), mean and rstd (rows); x NULL: no norm */
   mhk_real *out;
 } mhk__columns_args;
-/* sums columns [first,last) over all rows; bodies are at most 64 columns wide */
+enum { MHK__COLUMNS = 128 }; /* of one task */
+/* sums columns [first,last) over all rows */
 static void mhk__column_sum_body(mhk_context *ctx, void *args, mhk_index first, mhk_index last) {
   const mhk__columns_args *a = (const mhk__columns_args *)args;
   const mhk_index n = last - first;
-  mhk_real sum[64], *MHK__RESTRICT s = sum;
-  (void)ctx;
-  for (mhk_index j = 0; j < n; j++) s[j] = 0;
-  for (mhk_index r = 0; r < a->rows; r++) {
-    const mhk_real *dy = a->dy + r * a->cols + first;
-    if (a->x) {
-      const mhk_real *x = a->x + r * a->cols + first, mean = a->mean[r], rstd = a->rstd[r];
-      for (mhk_index j = 0; j < n; j++) s[j] += dy[j] * (x[j] - mean) * rstd;
-    } else
-      for (mhk_index j = 0; j < n; j++) s[j] += dy[j];
+  mhk_real sum[MHK__COLUMNS], *MHK__RESTRICT s = sum;
+  if (!a->x) ctx->kernels->column_sum(a->rows, n, a->cols, a->dy + first, sum);
+  for (mhk_index j = 0; a->x && j < n; j++) s[j] = 0;
+  for (mhk_index r = 0; a->x && r < a->rows; r++) {
+    const mhk_real *dy = a->dy + r * a->cols + first, *x = a->x + r * a->cols + first;
+    const mhk_real mean = a->mean[r], rstd = a->rstd[r];
+    for (mhk_index j = 0; j < n; j++) s[j] += dy[j] * (x[j] - mean) * rstd;
   }
   for (mhk_index j = 0; j < n; j++) a->out[first + j] += s[j];
 }
 /* out (cols) += sum over rows of dy */
 static void mhk__column_sum(mhk_context *ctx, mhk_index rows, mhk_index cols, const mhk_real *dy, mhk_real *out) {
   mhk__columns_args a = {rows, cols, dy, NULL, NULL, NULL, out};
-  mhk__over(ctx, cols, 64, mhk__column_sum_body, &a);
+  mhk__over(ctx, cols, MHK__COLUMNS, mhk__column_sum_body, &a);
 }
 
 /* calls row(ctx, args, r) for each of `rows` rows of n elements, split among the workers */
@@ -6810,6 +6814,11 @@ MHKDEF mhk_tensor *mhk_linear_add(mhk_tape *t, mhk_tensor *x, mhk_tensor *w, mhk
 #if MHK__REFERENCE == 1 && !defined(MHK__PASS)
 /* ---- reference */
 
+/* y += s x */
+static inline void mhk__ref_add_scaled(int n, double s, const double *x, double *y) {
+  for (int i = 0; i < n; i++) y[i] += s * x[i];
+}
+
 /* y = softmax(x); returns log sum exp(x) */
 static inline double mhk__ref_softmax(int n, const double *x, double *y) {
   double largest = -HUGE_VAL, sum = 0;
@@ -6975,6 +6984,45 @@ static void MHK__N(mhk__gate_back)(mhk_index n, const mhk_real *y, const mhk_rea
     if (dz) MHK__STOREN(dz + i, gi * MHK__LOADN(y + i, left) * e * MHK__FMA(s, one - e, one), left);
   }
 }
+
+static void MHK__N(mhk__scale)(mhk_index n, mhk_real s, const mhk_real *x, const mhk_real *near_part,
+                               const mhk_real *far_part, mhk_real *y) {
+  const MHK__V vs = MHK__SET(s), zero = MHK__SET(MHK__R(0));
+  for (mhk_index i = 0; i < n; i += MHK__W) {
+    const mhk_index left = n - i;
+    MHK__V v = MHK__FMA(vs, MHK__LOADN(x + i, left), near_part ? MHK__LOADN(near_part + i, left) : zero);
+    if (far_part) v = v + MHK__LOADN(far_part + i, left);
+    MHK__STOREN(y + i, v, left);
+  }
+}
+/* dx += s dy, unless dx is NULL; returns ds = dy . x */
+static mhk_real MHK__N(mhk__scale_back)(mhk_index n, mhk_real s, const mhk_real *x, const mhk_real *dy, mhk_real *dx) {
+  const MHK__V vs = MHK__SET(s);
+  MHK__V ds = MHK__SET(MHK__R(0));
+  for (mhk_index i = 0; i < n; i += MHK__W) {
+    const mhk_index left = n - i;
+    const MHK__V g = MHK__LOADN(dy + i, left);
+    ds = MHK__FMA(g, MHK__LOADN(x + i, left), ds);
+    if (dx) MHK__STOREN(dx + i, MHK__FMA(vs, g, MHK__LOADN(dx + i, left)), left);
+  }
+  return MHK__N(mhk__hsum)(ds);
+}
+
+/* Four rows at a time, one after the other, so the sums are those of single rows. */
+static void MHK__N(mhk__column_sum)(mhk_index rows, mhk_index n, mhk_index ld, const mhk_real *dy, mhk_real *sum) {
+  mhk_index r = 0;
+  for (mhk_index j = 0; j < n; j++) sum[j] = 0;
+  for (; r + 4 <= rows; r += 4, dy += 4 * ld)
+    for (mhk_index j = 0; j < n; j += MHK__W) {
+      const mhk_index left = n - j;
+      MHK__V s = MHK__LOADN(sum + j, left) + MHK__LOADN(dy + j, left);
+      s = s + MHK__LOADN(dy + ld + j, left);
+      s = s + MHK__LOADN(dy + 2 * ld + j, left);
+      MHK__STOREN(sum + j, s + MHK__LOADN(dy + 3 * ld + j, left), left);
+    }
+  for (; r < rows; r++, dy += ld)
+    for (mhk_index j = 0; j < n; j++) sum[j] += dy[j];
+}
 #endif /* MOHAWK_NO_TRAINING */
 #endif /* MHK__TEMPLATE */
 
@@ -7058,7 +7106,7 @@ static void mhk__norm_op_back(mhk_tape *t, mhk__node *n) {
   a.dy = n->out[0]->grad;
   a.dx = mhk__into(t, n->in[0]);
   if (a.dx) mhk__over_rows(t->ctx, a.rows, a.n, mhk__norm_row_back, &a);
-  if (dw) mhk__over(t->ctx, a.n, 64, mhk__column_sum_body, &c);
+  if (dw) mhk__over(t->ctx, a.n, MHK__COLUMNS, mhk__column_sum_body, &c);
   if (db) mhk__column_sum(t->ctx, a.rows, a.n, a.dy, db);
 }
 
@@ -16815,51 +16863,34 @@ typedef struct mhk__late_args {
   mhk_real *dx, *ds;       /* added to; NULL: not needed */
 } mhk__late_args;
 
-/* the row in (B*T) of the token that the head meets at row r's token t, or -1 */
-static mhk_index mhk__late_row(const mhk__late_args *a, mhk_index r, mhk_index h) {
-  const mhk_index w = a->windows ? a->windows[h] : 0, t = r % a->T;
-  if (w < 0 || w > t || (a->start && a->start[r] > t - w)) return -1;
-  return r - w;
-}
+static mhk_index mhk__late_by(const mhk__late_args *a, mhk_index h) { return a->windows ? a->windows[h] : 0; }
 
 static void mhk__late_forward(mhk_context *ctx, const void *args, mhk_index r) {
   const mhk__late_args *a = (const mhk__late_args *)args;
-  (void)ctx;
-  for (mhk_index h = 0; h < a->H; h++) {
-    const mhk_index from = mhk__late_row(a, r, h);
-    mhk_real *y = a->y + (r * a->H + h) * a->N;
-    if (from < 0)
-      memset(y, 0, (size_t)a->N * sizeof(mhk_real));
-    else {
-      const mhk_real *x = a->x + (from * a->G + h / (a->H / a->G)) * a->N, s = a->s ? a->s[from * a->H + h] : 1;
-      for (mhk_index i = 0; i < a->N; i++) y[i] = s * x[i];
+  const mhk_index each = a->H / a->G, past = r % a->T - (a->start && a->start[r] > 0 ? a->start[r] : 0);
+  mhk_real *y = a->y + r * a->H * a->N;
+  for (mhk_index g = 0, h = 0; g < a->G; g++)
+    for (mhk_index k = 0; k < each; k++, h++, y += a->N) {
+      const mhk_index w = mhk__late_by(a, h), from = r - w;
+      if (w < 0 || w > past)
+        memset(y, 0, (size_t)a->N * sizeof(mhk_real));
+      else
+        ctx->kernels->scale(a->N, a->s ? a->s[from * a->H + h] : 1, a->x + (from * a->G + g) * a->N, NULL, NULL, y);
     }
-  }
-}
-
-/* a dot product in eight sums, which compilers keep in vectors */
-static mhk_real mhk__eight_sums(mhk_index n, const mhk_real *x, const mhk_real *y) {
-  mhk_real sum[8] = {0, 0, 0, 0, 0, 0, 0, 0};
-  mhk_index i = 0;
-  for (; i + 8 <= n; i += 8)
-    for (int k = 0; k < 8; k++) sum[k] += x[i + k] * y[i + k];
-  for (; i < n; i++) sum[i % 8] += x[i] * y[i];
-  return ((sum[0] + sum[1]) + (sum[2] + sum[3])) + ((sum[4] + sum[5]) + (sum[6] + sum[7]));
 }
 
 /* what the token of row r gets from where the heads meet it */
 static void mhk__late_back(mhk_context *ctx, const void *args, mhk_index r) {
   const mhk__late_args *a = (const mhk__late_args *)args;
-  (void)ctx;
-  for (mhk_index h = 0; h < a->H; h++) {
-    const mhk_index w = a->windows ? a->windows[h] : 0, g = h / (a->H / a->G);
-    if (w < 0 || w >= a->T - r % a->T || mhk__late_row(a, r + w, h) != r) continue;
-    const mhk_real *dy = a->dy + ((r + w) * a->H + h) * a->N, *x = a->x + (r * a->G + g) * a->N,
-                   s = a->s ? a->s[r * a->H + h] : 1;
-    mhk_real *dx = a->dx ? a->dx + (r * a->G + g) * a->N : NULL;
-    for (mhk_index i = 0; dx && i < a->N; i++) dx[i] += s * dy[i];
-    if (a->ds) a->ds[r * a->H + h] += mhk__eight_sums(a->N, dy, x);
-  }
+  const mhk_index each = a->H / a->G, t = r % a->T;
+  for (mhk_index g = 0, h = 0; g < a->G; g++)
+    for (mhk_index k = 0; k < each; k++, h++) {
+      const mhk_index w = mhk__late_by(a, h), at = (r * a->G + g) * a->N;
+      if (w < 0 || w >= a->T - t || (a->start && a->start[r + w] > t)) continue;
+      const mhk_real ds = ctx->kernels->scale_back(a->N, a->s ? a->s[r * a->H + h] : 1, a->x + at,
+                                                   a->dy + ((r + w) * a->H + h) * a->N, a->dx ? a->dx + at : NULL);
+      if (a->ds) a->ds[r * a->H + h] += ds;
+    }
 }
 
 static void mhk__late_op_back(mhk_tape *t, mhk__node *n) {
@@ -16889,42 +16920,60 @@ static mhk_tensor *mhk__late(mhk_tape *t, mhk_tensor *x, mhk_tensor *s, mhk_inde
 }
 
 /* y = near + far + D_h x, D in heads that are not kept. dnear += dy, dfar += dy, dx += D_h dy, and
-   dD_h is the sum of dy . x over all tokens. */
+   dD_h is the sum of dy . x over all tokens: over blocks of MHK__BOTH_ROWS, then over blocks. */
+enum { MHK__BOTH_ROWS = 64 };
 typedef struct mhk__both_args {
   mhk_index rows, H, P;
   const int32_t *windows;
   const mhk_real *near_part, *far_part, *d, *x;
   mhk_real *y;
+  const mhk_real *dy;
+  mhk_real *dx; /* added to; NULL: not needed */
+  double *dd;   /* (blocks,H) */
 } mhk__both_args;
 
 static void mhk__both_row(mhk_context *ctx, const void *args, mhk_index r) {
   const mhk__both_args *a = (const mhk__both_args *)args;
-  (void)ctx;
   for (mhk_index h = 0; h < a->H; h++) {
     const mhk_index at = (r * a->H + h) * a->P;
-    const mhk_real d = a->windows[h] < 0 || !a->d ? 0 : a->d[h];
-    for (mhk_index i = at; i < at + a->P; i++)
-      a->y[i] = (a->near_part ? a->near_part[i] : 0) + (a->far_part ? a->far_part[i] : 0) + d * a->x[i];
+    ctx->kernels->scale(a->P, a->windows[h] < 0 || !a->d ? 0 : a->d[h], a->x + at,
+                        a->near_part ? a->near_part + at : NULL, a->far_part ? a->far_part + at : NULL, a->y + at);
   }
 }
 
-static void mhk__both_op_back(mhk_tape *t, mhk__node *n) {
-  const mhk__both_args *a = (const mhk__both_args *)n->saved;
-  const mhk_index count = n->out[0]->count;
-  const mhk_real *dy = n->out[0]->grad;
-  mhk_real *part[2] = {mhk__into(t, n->in[0]), mhk__into(t, n->in[1])}, *dd = mhk__into(t, n->in[2]),
-           *dx = mhk__into(t, n->in[3]);
-  for (int k = 0; k < 2; k++)
-    for (mhk_index i = 0; part[k] && i < count; i++) part[k][i] += dy[i];
-  for (mhk_index h = 0; a->d && h < a->H; h++) {
-    double sum = 0;
-    for (mhk_index r = 0; a->windows[h] >= 0 && r < a->rows; r++) {
+static void mhk__both_block_back(mhk_context *ctx, const void *args, mhk_index block) {
+  const mhk__both_args *a = (const mhk__both_args *)args;
+  const mhk_index first = block * MHK__BOTH_ROWS, last = mhk__min(first + MHK__BOTH_ROWS, a->rows);
+  for (mhk_index r = first; r < last; r++)
+    for (mhk_index h = 0; h < a->H; h++) {
       const mhk_index at = (r * a->H + h) * a->P;
-      for (mhk_index i = at; dx && i < at + a->P; i++) dx[i] += a->d[h] * dy[i];
-      if (dd) sum += (double)mhk__eight_sums(a->P, dy + at, a->x + at);
+      if (a->windows[h] >= 0)
+        a->dd[block * a->H + h] += (double)ctx->kernels->scale_back(a->P, a->d[h], a->x + at, a->dy + at,
+                                                                    a->dx ? a->dx + at : NULL);
     }
-    if (dd) dd[h] += MHK__R(sum);
+}
+
+static void mhk__both_op_back(mhk_tape *t, mhk__node *n) {
+  mhk__both_args a = *(const mhk__both_args *)n->saved;
+  const mhk__mark mark = mhk__scratch_mark(t->ctx);
+  const mhk_index blocks = (a.rows + MHK__BOTH_ROWS - 1) / MHK__BOTH_ROWS;
+  mhk_real *dd = mhk__into(t, n->in[2]);
+  a.dx = mhk__into(t, n->in[3]);
+  a.dy = n->out[0]->grad;
+  for (int k = 0; k < 2; k++) { /* nothing else uses near and far: their gradient is that of y */
+    if (n->in[k] && n->in[k]->requires_grad) n->in[k]->grad = n->out[0]->grad;
   }
+  if (!a.d || (!a.dx && !dd)) return;
+  a.dd = (double *)mhk__scratch(t->ctx, blocks * a.H, sizeof(double));
+  if (!a.dd) return;
+  memset(a.dd, 0, (size_t)(blocks * a.H) * sizeof(double));
+  mhk__over_rows(t->ctx, blocks, MHK__BOTH_ROWS * a.H * a.P, mhk__both_block_back, &a);
+  for (mhk_index h = 0; dd && h < a.H; h++) {
+    double sum = 0;
+    for (mhk_index i = 0; i < blocks; i++) sum += a.dd[i * a.H + h];
+    dd[h] += MHK__R(sum);
+  }
+  mhk__scratch_rewind(t->ctx, mark);
 }
 
 static mhk_tensor *mhk__both(mhk_tape *t, mhk_tensor *near_part, mhk_tensor *far_part, mhk_tensor *D, mhk_tensor *x,

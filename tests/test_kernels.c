@@ -2053,6 +2053,60 @@ TEST(gelu_and_gate) {
   }
 }
 
+TEST(scaled_rows_and_their_sums) {
+  EACH_MACHINE {
+    int i, kind;
+    for (i = 0; i < COUNT(row_sizes); i++)
+      for (kind = 0; kind < 4; kind++) {
+        const mhk_index n = row_sizes[i];
+        const mhk_real s = (mhk_real)(kind < 2 ? 0.7 : -1.3);
+        mhk_real *x = random_room(n, -1, 1), *dy = random_room(n, -1, 1), *y = room(n), *d = random_room(n, -1, 1), ds,
+                 *near_part = kind & 1 ? random_room(n, -1, 1) : NULL,
+                 *far_part = kind & 2 ? random_room(n, -1, 1) : NULL;
+        double *exact = as_doubles(x, n), *exact_dy = as_doubles(dy, n), *want = doubles(n), *dwant = as_doubles(d, n),
+               dot = mhk__ref_dot((int)n, exact, exact_dy);
+        mhk_index j;
+        set_at("%lld numbers scaled by %g", (long long)n, (double)s);
+        for (j = 0; j < n; j++)
+          want[j] = (near_part ? (double)near_part[j] : 0) + (far_part ? (double)far_part[j] : 0);
+        mhk__ref_add_scaled((int)n, (double)s, exact, want);
+        mhk__ref_add_scaled((int)n, (double)s, exact_dy, dwant);
+        KERNEL(scale)(n, s, x, near_part, far_part, y);
+        result("scale", y, want, n, 4 * EPS);
+        ds = KERNEL(scale_back)(n, s, x, dy, NULL);
+        CHECK(fabs((double)ds - dot) <= 4 * EPS * (1 + (double)n), "%s: ds alone is %g, not %g", at, (double)ds, dot);
+        CHECK(KERNEL(scale_back)(n, s, x, dy, d) == ds, "%s: ds differs beside dx", at);
+        result("scale_back", d, dwant, n, 4 * EPS);
+        release();
+      }
+  }
+}
+
+/* the sums are those of a plain loop over the rows, to the bit */
+TEST(column_sums) {
+  EACH_MACHINE {
+    static const mhk_index rows[] = {0, 1, 2, 3, 4, 5, 7, 8, 9, 31};
+    int i, k;
+    for (i = 0; i < COUNT(row_sizes); i++)
+      for (k = 0; k < COUNT(rows); k++) {
+        const mhk_index n = row_sizes[i], ld = n + (k & 1) * 3;
+        mhk_real *dy = random_room(rows[k] * ld, -1, 1), *sum = room(n), *plain = room(n);
+        double *want = doubles(n), *exact = as_doubles(dy, rows[k] * ld);
+        mhk_index r, j;
+        set_at("%lld rows of %lld numbers", (long long)rows[k], (long long)n);
+        for (j = 0; j < n; j++) plain[j] = 0, want[j] = 0;
+        for (r = 0; r < rows[k]; r++) {
+          for (j = 0; j < n; j++) plain[j] += dy[r * ld + j];
+          mhk__ref_add_scaled((int)n, 1, exact + r * ld, want);
+        }
+        KERNEL(column_sum)(rows[k], n, ld, dy, sum);
+        result("column_sum", sum, want, n, 32 * EPS);
+        CHECK_SAME(at, sum, plain, n);
+        release();
+      }
+  }
+}
+
 /* what is no number stays none, and infinities do what they should */
 TEST(not_numbers) {
   EACH_MACHINE {
@@ -2235,6 +2289,8 @@ int main(int argc, char **argv) {
   RUN(norm);
   RUN(softmax);
   RUN(gelu_and_gate);
+  RUN(scaled_rows_and_their_sums);
+  RUN(column_sums);
   RUN(not_numbers);
   RUN(distance);
   RUN(adamw);

@@ -1804,6 +1804,39 @@ TEST(models_gradients) { /* the whole model against finite differences, a few pa
   finish();
 }
 
+static mhk_model *mixer_of;
+static mhk_tensor *b_mixer(mhk_tape *t, op_case *c) {
+  mhk_forward_desc d;
+  memset(&d, 0, sizeof d);
+  d.doc = c->doc;
+  return mhk_forward_mixer(t, mixer_of, 1, c->in[0], &d);
+}
+
+/* gates, windows, kept heads: every number of what comes in and of the layer's parameters */
+TEST(gradients_of_mixers_with_options) {
+  static const int32_t doc[18] = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2};
+  int kind, packed, i;
+  start();
+  for (kind = GATED; kind < MODEL_KINDS; kind++)
+    for (packed = 0; packed < 2; packed++) {
+      mhk_model *m = mixer_of = model_new(ctx, kind, 3);
+      op_case c = op(b_mixer, P3(packed ? 1 : 2, packed ? 18 : 9, mhk_model_config(m)->d_model, 1), NULL, NULL, NULL);
+      if (packed) c.doc = doc;
+      check_gradients(model_kind_name(kind), &c);
+      for (i = 0; i < mhk_model_count(m); i++) {
+        mhk_gradient_report r;
+        mhk_tensor *x = mhk_model_at(m, i);
+        if (!strstr(x->name, "layers.1.mixer")) continue;
+        CHECK(mhk_check_gradient(tape, scalar_of, &c, x, &r) <= NUMERIC,
+              "%s, %s: gradient of element %lld is %.9g, finite differences give %.9g %s", model_kind_name(kind),
+              x->name, (long long)r.at, r.analytic, r.numeric, mhk_message(ctx));
+        mhk_tape_reset(tape);
+      }
+      mhk_model_destroy(m);
+    }
+  finish();
+}
+
 TEST(residuals_and_pieces) { /* mhk_forward is its pieces */
   int kind, l;
   start();
@@ -2170,6 +2203,7 @@ int main(int argc, char **argv) {
   RUN(recompute_with_frozen_layers_below);
   RUN(models_packed_is_separate);
   RUN(models_gradients);
+  RUN(gradients_of_mixers_with_options);
   RUN(residuals_and_pieces);
   RUN(mixers_are_their_matrices);
   RUN(instruction_sets_agree);
