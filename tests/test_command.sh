@@ -213,11 +213,11 @@ code 1 "a resumed run with another window" "$mohawk" distill --teacher "$tiny" -
   --windows 2.1=32,1.1=16,4 --keep-attention 3 --d-state 40 --out "$work/by"
 cp "$work/output" "$work/said"
 says 'in "windows": [ it has "        24," where this one has "        32,"'
-distill --windows auto:8 --out "$work/auto"
+distill --windows auto:16 --out "$work/auto"
 says "chosen from the text: --windows"
 flags=$(sed -n 's/.*chosen from the text: \(--windows [^ ]*\),.*/\1/p' "$work/said")
-check "as many tokens as a window of 8" [ "$(echo "$flags" | awk '{ n = split($2, part, ","); common = part[n]; sum = 16 * common
-  for (i = 1; i < n; i++) { split(part[i], x, "="); sum += x[2] - common } print sum }')" -eq 128 ]
+check "as many tokens as a window of 16" [ "$(echo "$flags" | awk '{ n = split($2, part, ","); common = part[n]; sum = 16 * common
+  for (i = 1; i < n; i++) { split(part[i], x, "="); sum += x[2] - common } print sum }')" -eq 256 ]
 distill $flags --out "$work/said_again"
 check "the same student by name" cmp "$work/auto/student/model.safetensors" "$work/said_again/student/model.safetensors"
 bytes=200000

@@ -29,9 +29,9 @@ typedef struct head_budget {
   int largest;          /* this one at most, besides everything; least: nothing between */
   int keeps;            /* heads may see everything: kept attention */
 } head_budget;
-/* Gives windows where they lower KL most per byte, each head measured alone. windows
-   (n_layer,n_head) receives them; heads that are MHK_WINDOW_ALL before stay so. CLI_GO, or
-   CLI_FAILED after a message (none after Ctrl-C). */
+/* Keeps heads where that lowers KL most per byte, each head measured alone, and shares what is left
+   as windows among the others. windows (n_layer,n_head) receives them; heads that are
+   MHK_WINDOW_ALL before stay so. CLI_GO, or CLI_FAILED after a message (none after Ctrl-C). */
 int head_choose(head_scan *s, const head_budget *budget, int32_t *windows);
 /* Bytes of state of a student of this shape with these windows; a layer that keeps all its heads is
    attention. */
