@@ -3390,7 +3390,10 @@ typedef struct mhk__conv_state_args mhk__conv_state_args;
   K(double, log_sum_exp, (mhk_index n, const mhk_real *x, mhk_real scale), softmax) \
   K(void, gelu, (mhk_index n, const mhk_real *x, mhk_real *y), gelu) \
   K(void, gate, (mhk_index n, const mhk_real *y, const mhk_real *z, const mhk_real *bias, mhk_real *out), \
-    silu)
+    silu) \
+  /* y = s x + near_part + far_part, which may be NULL and y itself */ \
+  K(void, scale, (mhk_index n, mhk_real s, const mhk_real *x, const mhk_real *near_part, const mhk_real *far_part, \
+    mhk_real *y), add_scaled)
 
 /* Products with quantized weights: AVX-512 has none of its own, see mhk__isa_fill(). */
 #define MHK__QUANTIZED_KERNELS(K) \
@@ -3429,9 +3432,6 @@ typedef struct mhk__conv_state_args mhk__conv_state_args;
   K(void, gelu_back, (mhk_index n, const mhk_real *x, const mhk_real *dy, mhk_real *dx), gelu_slope) \
   K(void, gate_back, (mhk_index n, const mhk_real *y, const mhk_real *z, const mhk_real *bias, const mhk_real *g, \
     mhk_real *dy, mhk_real *dz), silu_slope) \
-  /* y = s x + near_part + far_part, which may be NULL */ \
-  K(void, scale, (mhk_index n, mhk_real s, const mhk_real *x, const mhk_real *near_part, const mhk_real *far_part, \
-    mhk_real *y), add_scaled) \
   K(mhk_real, scale_back, (mhk_index n, mhk_real s, const mhk_real *x, const mhk_real *dy, mhk_real *dx), add_scaled) \
   /* the sums of n columns of dy, whose rows are ld apart */ \
   K(void, column_sum, (mhk_index rows, mhk_index n, mhk_index ld, const mhk_real *dy, mhk_real *sum), add_scaled) \
@@ -6970,6 +6970,17 @@ static void MHK__N(mhk__gate)(mhk_index n, const mhk_real *y, const mhk_real *z,
     MHK__STOREN(out + i, MHK__LOADN(y + i, n - i) * s * MHK__N(mhk__vsigmoid)(s), n - i);
   }
 }
+
+static void MHK__N(mhk__scale)(mhk_index n, mhk_real s, const mhk_real *x, const mhk_real *near_part,
+                               const mhk_real *far_part, mhk_real *y) {
+  const MHK__V vs = MHK__SET(s), zero = MHK__SET(MHK__R(0));
+  for (mhk_index i = 0; i < n; i += MHK__W) {
+    const mhk_index left = n - i;
+    MHK__V v = MHK__FMA(vs, MHK__LOADN(x + i, left), near_part ? MHK__LOADN(near_part + i, left) : zero);
+    if (far_part) v = v + MHK__LOADN(far_part + i, left);
+    MHK__STOREN(y + i, v, left);
+  }
+}
 #ifndef MOHAWK_NO_TRAINING
 /* dy += g silu(s); dz = g y silu'(s) is written, and the caller adds it up */
 static void MHK__N(mhk__gate_back)(mhk_index n, const mhk_real *y, const mhk_real *z, const mhk_real *bias,
@@ -6985,16 +6996,6 @@ static void MHK__N(mhk__gate_back)(mhk_index n, const mhk_real *y, const mhk_rea
   }
 }
 
-static void MHK__N(mhk__scale)(mhk_index n, mhk_real s, const mhk_real *x, const mhk_real *near_part,
-                               const mhk_real *far_part, mhk_real *y) {
-  const MHK__V vs = MHK__SET(s), zero = MHK__SET(MHK__R(0));
-  for (mhk_index i = 0; i < n; i += MHK__W) {
-    const mhk_index left = n - i;
-    MHK__V v = MHK__FMA(vs, MHK__LOADN(x + i, left), near_part ? MHK__LOADN(near_part + i, left) : zero);
-    if (far_part) v = v + MHK__LOADN(far_part + i, left);
-    MHK__STOREN(y + i, v, left);
-  }
-}
 /* dx += s dy, unless dx is NULL; returns ds = dy . x */
 static mhk_real MHK__N(mhk__scale_back)(mhk_index n, mhk_real s, const mhk_real *x, const mhk_real *dy, mhk_real *dx) {
   const MHK__V vs = MHK__SET(s);
@@ -18706,18 +18707,13 @@ static void mhk__span_head_args(const mhk__span_head *x, mhk__attention_args *at
   scan->initial = scan->final = x->state;
 }
 
-/* to (N) = from times f */
-static void mhk__times(mhk_index n, const mhk_real *from, mhk_real f, mhk_real *to) {
-  for (mhk_index i = 0; i < n; i++) to[i] = from[i] * f;
-}
-
 /* y = near + gain far + D x of one token; without a window there is no near */
-static void mhk__span_head_sum(const mhk__span_head *x, mhk_index row, const mhk_real *from_window,
-                               const mhk_real *from_state) {
-  const mhk_real d = mhk_data(x->p->layer->D)[x->h];
-  const mhk_real *from = x->p->xs + mhk__row_x(x, row);
-  mhk_real *y = x->p->out + mhk__row_x(x, row);
-  for (mhk_index i = 0; i < x->P; i++) y[i] = x->gain * from_state[i] + d * from[i] + (x->window ? from_window[i] : 0);
+static void mhk__span_head_sum(const mhk__kernels *kernels, const mhk__span_head *x, mhk_index row,
+                               const mhk_real *from_window, const mhk_real *from_state) {
+  const mhk_index at = mhk__row_x(x, row);
+  mhk_real *y = x->p->out + at;
+  kernels->scale(x->P, mhk_data(x->p->layer->D)[x->h], x->p->xs + at, x->window ? from_window : NULL, NULL, y);
+  kernels->scale(x->P, x->gain, from_state, y, NULL, y);
 }
 
 /* a few tokens, one after the other: the ring as it stands is what the attention reads */
@@ -18742,9 +18738,9 @@ static void mhk__span_head_steps(const mhk__kernels *kernels, const mhk__span_he
     scan.log_a = p->decay + row * H + x->h;
     /* the token that enters the state: the one that leaves the window, or this one */
     scan.x = w ? x->ring.x + slot * x->P : p->xs + mhk__row_x(x, row);
-    mhk__times(x->N, w ? x->ring.b + slot * x->N : mhk__row_b(x, p->bm, row),
-               w ? mhk__ring_gate(x, slot) : mhk__row_gate(x, 1, row), room.b);
-    mhk__times(x->N, attend.q, mhk__row_gate(x, 0, row), room.c);
+    kernels->scale(x->N, w ? mhk__ring_gate(x, slot) : mhk__row_gate(x, 1, row),
+                   w ? x->ring.b + slot * x->N : mhk__row_b(x, p->bm, row), NULL, NULL, room.b);
+    kernels->scale(x->N, mhk__row_gate(x, 0, row), attend.q, NULL, NULL, room.c);
     kernels->ssd_step(&scan, 0, 0, NULL);
     if (w) {
       mhk__ring_put(x, row, slot);
@@ -18753,7 +18749,7 @@ static void mhk__span_head_steps(const mhk__kernels *kernels, const mhk__span_he
       attend.rest = p->rest + row * H + x->h;
       kernels->attention_step(&attend, 0, 0, room.scores);
     }
-    mhk__span_head_sum(x, row, room.from_window, room.from_state);
+    mhk__span_head_sum(kernels, x, row, room.from_window, room.from_state);
   }
 }
 
@@ -18782,9 +18778,9 @@ static void mhk__span_head_chunk(const mhk__kernels *kernels, const mhk__span_he
   }
   for (mhk_index t = 0; x->p->gates && t < n; t++) {
     const mhk_index row = x->span->row + t;
-    mhk__times(N, room.c + t * N, mhk__row_gate(x, 0, row), room.gated_c + t * N);
-    mhk__times(N, room.b + t * N, t < w ? mhk__ring_gate(x, (x->position + t) % w) : mhk__row_gate(x, 1, row - w),
-               room.gated_b + t * N);
+    kernels->scale(N, mhk__row_gate(x, 0, row), room.c + t * N, NULL, NULL, room.gated_c + t * N);
+    kernels->scale(N, t < w ? mhk__ring_gate(x, (x->position + t) % w) : mhk__row_gate(x, 1, row - w),
+                   room.b + t * N, NULL, NULL, room.gated_b + t * N);
   }
   mhk__span_head_args(x, &attend, &scan);
   scan.T = attend.T = n;
@@ -18804,7 +18800,7 @@ static void mhk__span_head_chunk(const mhk__kernels *kernels, const mhk__span_he
   attend.y = room.from_window;
   if (w) kernels->attention(&attend, 0, 0, room.kernel);
   for (mhk_index t = 0; t < n; t++) {
-    mhk__span_head_sum(x, x->span->row + t, room.from_window + t * P, room.from_state + t * P);
+    mhk__span_head_sum(kernels, x, x->span->row + t, room.from_window + t * P, room.from_state + t * P);
     if (t >= n - w) mhk__ring_put(x, x->span->row + t, (x->position + t) % w);
   }
 }

@@ -2073,6 +2073,10 @@ TEST(scaled_rows_and_their_sums) {
         mhk__ref_add_scaled((int)n, (double)s, exact_dy, dwant);
         KERNEL(scale)(n, s, x, near_part, far_part, y);
         result("scale", y, want, n, 4 * EPS);
+        if (near_part) {
+          KERNEL(scale)(n, s, x, near_part, far_part, near_part);
+          result("scale in place", near_part, want, n, 4 * EPS);
+        }
         ds = KERNEL(scale_back)(n, s, x, dy, NULL);
         CHECK(fabs((double)ds - dot) <= 4 * EPS * (1 + (double)n), "%s: ds alone is %g, not %g", at, (double)ds, dot);
         CHECK(KERNEL(scale_back)(n, s, x, dy, d) == ds, "%s: ds differs beside dx", at);
