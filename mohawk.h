@@ -61,6 +61,12 @@
    Everything but the mixers (MLPs, norms, embedding, head) is a copy of the teacher's from the
    start (weight transfer).
 
+   A state of fixed size blurs what attention sees sharply, most of all the last words. So a head
+   may have a window: M = near + far, softmax over the last few tokens and a state for all older
+   ones. Memory stays constant, and a window of 16 tokens brings a small student more than twice as
+   close to its teacher as a state alone. A head that looks far may be a kept head: attention over
+   everything, with a cache that grows.
+
    HOW TO READ THIS FILE. For SSD in twenty minutes, read >>ssd: the idea, then matrix, recurrence,
    chunked scan and gradients in plain C, then the fast form. >>attention, >>losses (with stage 1)
    and the other chapters from >>products to >>optimizer have the same structure. >>kernels says how
@@ -13773,7 +13779,14 @@ MHKDEF size_t mhk_stream_finish(mhk_stream *s, char *out) {
 #if defined(MOHAWK_IMPLEMENTATION) && !defined(MHK__PASS)
 /* =================================================================================================
    MODELS: configurations, weights, initialization, transfer                                >>models
-   ============================================================================================== */
+   =================================================================================================
+
+   A model is a configuration and the tensors that follow from it. One table of roles says of each
+   tensor what it is called in files, when a layer has it, its shape, how it starts and in which
+   stage it trains; reading, writing, creation and transfer walk along it. Layers of one model may
+   differ: attention or a state-space mixer, and in a discrete Mamba-2 head by head a window, a
+   state, or both (>>layers). What is beyond the layout of the released Phi-Mamba (biases, gates,
+   windows) has keys of its own in config.json, which are written only where it is used. */
 
 /* The tensors of a layer. A layer has the tensors of its own mixer; the others are NULL. */
 typedef struct mhk__layer {
@@ -16734,7 +16747,12 @@ MHKDEF mhk_result mhk_model_init_mixers(mhk_model *student, mhk_model *teacher, 
 #if defined(MOHAWK_IMPLEMENTATION) && !defined(MHK__PASS) && !defined(MOHAWK_NO_TRAINING)
 /* =================================================================================================
    LAYERS: mixers, blocks, whole forward passes                                             >>layers
-   ============================================================================================== */
+   =================================================================================================
+
+   Models as programs of ops on a tape. A mixer is made in two steps: its parts, such as q, k, v or
+   x, B, C and the decays, computed from the tokens; then what mixes them, attention or SSD. The
+   forward pass takes both, stage 1 the parts alone (mhk_matrix_orientation). A block adds mixer and
+   MLP to the residual stream. Heads with a window join the two kinds: "near + far", below. */
 
 /* ---- pieces of a mixer ---- */
 
@@ -19992,9 +20010,14 @@ MHKDEF int32_t mhk_speculate(mhk_speculation *x, const mhk_sampling *sampling) {
        differ. See mhk__align_layer().
      3 knowledge distillation   min_w  CE(softmax(teacher(x)), softmax(student_w(x) / tau))
        end to end. w: everything. By default own_stream times the distance of the hidden states is
-       added (not in the paper's recipe). See mhk__stage_predictions(). MLPs, norms, embedding and
-       head have been the teacher's from the start: mhk_student_create() copies them (weight
-       transfer).
+       added, with a weight that falls to 0 (not in the paper's recipe). See
+       mhk__stage_predictions(). MLPs, norms, embedding and head have been the teacher's from the
+       start: mhk_student_create() copies them (weight transfer).
+
+   The student's q, k and v projections become C, B and x. What attention has no name for, decays
+   and the size of a matrix without softmax, a calibrated start takes from one batch of text instead
+   of chance: how far each head of the teacher looks back gives its decay, and least squares its
+   size. Both are in closed form. See mhk_student_calibrate().
 
    In stages 1 and 2 each layer is given the teacher's X_l, not what the student's layers before it
    make of the tokens. So layers learn independently of each other in one pass of the teacher, and
@@ -23385,10 +23408,20 @@ MHKDEF const char *mhk_bf16_name(const mhk_context *ctx) { return ctx ? mhk__bf1
 #undef MHK__TEXT
 /*
    REVISIONS
-   0.4.0  mhk_attention and mhk_attention_matrix take an mhk_attention_desc in place of doc: windows
-          by head, a scale, one more logit in the denominator; values may have another size than
-          keys. New: MHK_WINDOW_ALL; windows of mhk_forward_desc; an evaluation by quarter of the
-          window, with bytes of state, head_windows and without.
+   0.4.0  New, beyond the paper: heads with a window beside their state, kept heads, gates, biases
+          of discrete Mamba-2 (gates, window, windows and proj_bias of mhk_config; window, windows,
+          gates and bias of mhk_student_desc; MHK_WINDOW_ALL); the calibrated start (calibrate,
+          mhk_student_calibrate). Stage 1 takes them all: windows, scale, rest, row_gain and
+          column_gain of mhk_orientation_desc, and squares. Which heads look far, and what a part
+          does: windows and without of mhk_forward_desc, head_windows and without of
+          mhk_evaluate_desc (mhk_without). mhk_evaluation says all means by quarter of the window,
+          and state_bytes.
+          Changed: mhk_attention and mhk_attention_matrix take an mhk_attention_desc in place of doc
+          (windows by head, a scale, a rest in the denominator); values may have another size than
+          keys. The default recipe has gates, biases and the calibrated start, batches of 4, budgets
+          of 0.25, 0.75 and 2 million tokens, and own_stream 0.06, which falls to 0 over stage 3; a
+          run of 0.3.0 needs them set to go on. PAPER is as it was. In the tools: mohawk heads is
+          new; mohawk distill --windows are windows by head, and random or packed is --placement.
    0.3.0  Renamed. A corpus: mhk_text, mhk_text_desc and mhk_text_load, _from_tokens, _sample,
           _destroy and _tokens to mhk_corpus...; mhk_distill_desc.text to .corpus. A bare name takes
           a path, _memory takes bytes: mhk_session_save and _load to mhk_session_save_memory and
