@@ -13978,7 +13978,9 @@ static mhk_index mhk__window(const mhk_config *c, int layer, mhk_index head) {
 typedef struct mhk__head_kinds { mhk_index windowed, kept; } mhk__head_kinds;
 static mhk__head_kinds mhk__head_kinds_of(const mhk_config *c, int layer) {
   mhk__head_kinds n = {0, 0};
-  for (mhk_index h = 0; c->mixer[layer] == MHK_MIXER_DISCRETE_MAMBA2 && h < c->ssm_heads; h++) {
+  if (c->mixer[layer] != MHK_MIXER_DISCRETE_MAMBA2) return n;
+  if (!c->windows && c->window > 0) n.windowed = c->ssm_heads;
+  for (mhk_index h = 0; c->windows && h < c->ssm_heads; h++) {
     n.windowed += mhk__window(c, layer, h) > 0;
     n.kept += mhk__window(c, layer, h) == MHK_WINDOW_ALL;
   }
@@ -15273,9 +15275,9 @@ static void mhk__keys_write(mhk__writer *w, const mhk__key *keys, int n, const m
 
 /* the keys that mhk__parse_windows() reads, where a head has a window */
 static void mhk__write_windows(mhk__writer *w, const mhk_config *c, int layer) {
-  mhk_index common = MHK_WINDOW_ALL; /* the window of the heads that are not kept */
+  mhk_index common = c->windows ? MHK_WINDOW_ALL : c->window; /* the window of the heads that are not kept */
   int alike = 1, kept = 0;
-  for (mhk_index h = 0; h < c->ssm_heads; h++) {
+  for (mhk_index h = 0; c->windows && h < c->ssm_heads; h++) {
     const mhk_index window = mhk__window(c, layer, h);
     if (common == MHK_WINDOW_ALL) common = window;
     kept += window == MHK_WINDOW_ALL;
@@ -15298,7 +15300,7 @@ static void mhk__write_windows(mhk__writer *w, const mhk_config *c, int layer) {
 
 static int mhk__same_mixers(const mhk_config *c, int layer, int other) {
   if (c->mixer[layer] != c->mixer[other]) return 0;
-  for (mhk_index h = 0; c->mixer[layer] == MHK_MIXER_DISCRETE_MAMBA2 && h < c->ssm_heads; h++)
+  for (mhk_index h = 0; c->windows && c->mixer[layer] == MHK_MIXER_DISCRETE_MAMBA2 && h < c->ssm_heads; h++)
     if (mhk__window(c, layer, h) != mhk__window(c, other, h)) return 0;
   return 1;
 }
@@ -15415,7 +15417,9 @@ static void mhk__write_config(mhk__writer *w, const mhk_config *c, mhk_dtype dty
 
 MHKDEF size_t mhk_config_format(const mhk_config *config, char *json, size_t capacity) {
   mhk__writer w;
+  char sentence[MHK__SENTENCE];
   mhk__write_into(&w, json, capacity);
+  if (config && config->windows && mhk__config_wrong(sentence, config) != MHK_OK) return 0; /* their number, too */
   if (config && config->d_model > 0 && config->n_layer >= 0 && config->n_layer <= MHK_MAX_LAYERS &&
       (config->head_dim > 0 || !mhk__config_uses(config, MHK_MIXER_ATTENTION)))
     mhk__write_config(&w, config, (mhk_dtype)0, NULL);
