@@ -80,7 +80,7 @@ code 2 "probes in a short window" "$mohawk" eval --model "$tiny" --text examples
 
 # which heads look far: the same numbers in every form, the same for any number of threads
 heads() { "$mohawk" heads "$tiny" --batch 2 --length 128 "$@" >"$work/said" 2>&1; }
-heads --greedy 16 --bytes 150k --threads 1 --svg "$work/heads.svg"
+heads --greedy 16 --bytes 160k --threads 1 --svg "$work/heads.svg"
 says "layer     head 0    head 1    head 2    head 3   whole layer"
 says "all heads limited to         8       16       32       64      128"
 says "freed one by one"
@@ -89,7 +89,7 @@ check "all freed is the teacher" sh -c "grep -A 17 'freed one by one' '$work/sai
 says "mohawk distill --teacher $tiny --windows"
 check "the map has a cell for every head and layer" [ "$(grep -c '<rect' "$work/heads.svg")" -eq 20 ]
 cp "$work/said" "$work/a"
-heads --greedy 16 --bytes 150k --threads 3
+heads --greedy 16 --bytes 160k --threads 3
 check "heads on more threads" sh -c "grep -v '^heads ' '$work/a' >'$work/b'; grep -v '^heads ' '$work/said' | cmp - '$work/b'"
 heads --window 128
 check "a window that holds the text is no limit" [ "$(grep -c '^    [0-3]      0.0000    0.0000    0.0000    0.0000       0.0000$' "$work/said")" -eq 4 ]
