@@ -38,7 +38,7 @@ def rotate(x, features, theta):
 
 
 def phi_mamba(config, w, tokens):
-    """Logits of a Phi-Mamba or hybrid: a parallel block with one LayerNorm, the mixer a recurrence over tokens."""
+    """Logits of a Phi-Mamba or hybrid: a parallel block with one LayerNorm, the mixer a recurrence over tokens and what its heads see exactly."""
     blocks = [b for key in config if key.startswith("Block") for b in [config[key]] * config[key]["n_layers"]]
     x = w["backbone.embedding.weight"][tokens]
     B, T, D = x.shape
@@ -61,7 +61,7 @@ def phi_mamba(config, w, tokens):
             m = p + "mixer."
             H, G, N = c["n_v_heads"], c["n_qk_heads"], c["d_state"]
             E = int(c["expand"] * D)
-            xbc, z, a_log = F.linear(u, w[m + "in_proj.weight"]).split([E + 2 * G * N, E, H], -1)
+            xbc, z, a_log = F.linear(u, w[m + "in_proj.weight"], w.get(m + "in_proj.bias")).split([E + 2 * G * N, E, H], -1)
             xbc = F.conv1d(F.pad(xbc.transpose(1, 2), (c["d_conv"] - 1, 0)), w[m + "conv1d.weight"], w[m + "conv1d.bias"], groups=xbc.shape[-1]).transpose(1, 2)
             if c["activation"] in ("silu", "swish"):
                 xbc = F.silu(xbc)
@@ -69,14 +69,34 @@ def phi_mamba(config, w, tokens):
             v, b, cc = v.view(B, T, H, -1), b.view(B, T, G, N), cc.view(B, T, G, N)
             R = c.get("rotary_dim", 0)
             b, cc = (rotate(t, R, c.get("rope_theta", 10000.0)).repeat_interleave(H // G, 2) for t in (b, cc))
+            windows = list(c.get("windows") or [c.get("window", 0)] * H)
+            for h in c.get("attention_heads", []):
+                windows[h] = T
+            kept = torch.tensor([h in c.get("attention_heads", []) for h in range(H)])
+            gates = 2 * torch.sigmoid(F.linear(u, w[m + "gates.weight"])) if c.get("gates") else torch.ones(B, T, 2 * H).to(x)
+            gain = torch.where(torch.tensor([0 < n for n in windows]), w.get(m + "state_gain", torch.ones(H)), 1.0).to(x)
+            late = lambda t: torch.stack([F.pad(t[:, :, h], (0, 0, n, 0))[:, :T] for h, n in enumerate(windows)], 2)
+            v_late, b_late = late(v), late(b * gates[..., H:, None])
             decay = torch.sigmoid(-a_log)
             state = torch.zeros(B, H, v.shape[-1], N, dtype=x.dtype)
             steps = []
             for t in range(T):
-                state = decay[:, t, :, None, None] * state + v[:, t, :, :, None] * b[:, t, :, None, :]
-                steps.append(torch.einsum("bhpn,bhn->bhp", state, cc[:, t]) + w[m + "D"][:, None] * v[:, t])
-            y = torch.stack(steps, 1).reshape(B, T, E)
-            y = F.linear(y * F.silu(z + w[m + "z_bias"]), w[m + "out_proj.weight"])
+                state = decay[:, t, :, None, None] * state + v_late[:, t, :, :, None] * b_late[:, t, :, None, :]
+                steps.append(torch.einsum("bhpn,bhn->bhp", state, cc[:, t] * gates[:, t, :H, None]))
+            y = torch.stack(steps, 1) * torch.where(kept, 0.0, gain)[:, None] + (~kept * w[m + "D"])[:, None] * v
+            if any(windows):
+                scale = torch.where(kept, N**-0.5, w.get(m + "window_scale", torch.ones(H)))
+                back = torch.arange(T)[:, None] - torch.arange(T)
+                hidden = torch.stack([(back < 0) | (back >= n) for n in windows])
+                score = (torch.einsum("bthn,bshn->bhts", cc, b) * scale[:, None, None]).masked_fill(hidden, -torch.inf)
+                rest = torch.full((B, T, H), -torch.inf).to(x)
+                if m + "window_rest.weight" in w:
+                    rest = F.linear(u, w[m + "window_rest.weight"], w[m + "window_rest.bias"])
+                rest = torch.where(kept, -torch.inf, rest).transpose(1, 2)[..., None]
+                near = torch.cat([score, rest], -1).softmax(-1)[..., :-1]
+                y = y + torch.einsum("bhts,bshp->bthp", near.nan_to_num(0), v)  # a head without a window sees nothing here
+            y = y.reshape(B, T, E)
+            y = F.linear(y * F.silu(z + w[m + "z_bias"]), w[m + "out_proj.weight"], w.get(m + "out_proj.bias"))
         h = F.gelu(F.linear(u, w[p + "mlp.fc1.weight"], w[p + "mlp.fc1.bias"]), approximate="tanh")
         x = x + y + F.linear(h, w[p + "mlp.fc2.weight"], w[p + "mlp.fc2.bias"])
     x = F.layer_norm(x, (D,), w["backbone.final_layernorm.weight"], w["backbone.final_layernorm.bias"], 1e-5)

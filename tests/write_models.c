@@ -59,7 +59,8 @@ static void read_one(mhk_context *ctx, mhk_tape *t, const char *folder) {
 
 int main(int argc, char **argv) {
   static const char *const names[] = {"phi",    "phi_grouped", "phi_mamba",    "phi_mamba_rotary",
-                                      "hybrid", "mamba2",      "mamba2_biases"};
+                                      "hybrid", "mamba2",      "mamba2_biases", "gated",
+                                      "windowed", "windows_by_head", "kept_heads"};
   const char *folder = argc > 1 ? argv[1] : "build/interop";
   mhk_context *ctx = mhk_create(NULL);
   mhk_tape *t = mhk_tape_create(ctx);
