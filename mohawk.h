@@ -16464,7 +16464,10 @@ static void mhk__beside_write(mhk_context *ctx, mhk__beside *b, char *path) {
     mhk__bytes_close(&old);
   } else
     b->changes = 1;
-  if (!b->text || !b->changes || mhk_failed(ctx)) return;
+  if (!b->text || !b->changes || mhk_failed(ctx)) {
+    mhk__remove_temporaries(path); /* of a writer that was killed; opening for writing does so, too */
+    return;
+  }
   mhk__output_open(&b->out, path);
   mhk__output_write(&b->out, b->text, b->length);
   mhk__output_flush(&b->out);

@@ -482,6 +482,22 @@ TEST(saved_and_loaded) {
   CHECK_OK(ctx);
 }
 
+TEST(what_a_killed_save_left_goes_with_the_next) {
+  mhk_config c;
+  FILE *f;
+  test_config(&c, 0);
+  mhk_model *m = mhk_model_create(ctx, &c, 11);
+  mhk_save(m, test_path("left"), MHK_F32);
+  f = fopen(test_path("left/config.json.new"), "wb"); /* of a model that was not to be */
+  REQUIRE(f, "no file");
+  fclose(f);
+  CHECK(mhk_save(m, test_path("left"), MHK_F32) == MHK_OK, "%s", mhk_message(ctx));
+  f = fopen(test_path("left/config.json.new"), "rb");
+  CHECK(!f, "config.json.new is still there");
+  if (f) fclose(f);
+  mhk_model_destroy(m);
+}
+
 TEST(a_single_file_holds_everything) {
   mhk_model *m = mhk_load(ctx, TINY), *back;
   size_t a = 0, b = 0;
@@ -1177,6 +1193,7 @@ int main(int argc, char **argv) {
   RUN(mamba2_as_written_by_libraries);
   RUN(the_bundled_teacher);
   RUN(saved_and_loaded);
+  RUN(what_a_killed_save_left_goes_with_the_next);
   RUN(a_single_file_holds_everything);
   RUN(saving_what_cannot_be_saved);
   RUN(weights_that_do_not_fit);
