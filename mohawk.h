@@ -14974,11 +14974,10 @@ static int mhk__setting_list(const mhk__settings *s, const char *key, int most, 
 }
 
 /* The windows of the heads of one block: window, or windows with one for each head, and
-   attention_heads, which are kept attention. Returns whether there is one. */
-static int mhk__parse_windows(const mhk__settings *s, int heads, int32_t *out) {
+   attention_heads, which are kept attention. */
+static void mhk__parse_windows(const mhk__settings *s, int heads, int32_t *out) {
   const mhk__mark mark = mhk__scratch_mark(s->ctx);
   const int window = mhk__setting_int(s, "window", 0);
-  int any = 0;
   int32_t *kept = (int32_t *)mhk__scratch(s->ctx, heads, sizeof *kept);
   for (int h = 0; h < heads; h++) out[h] = window;
   if (kept && mhk__setting(s, "windows")) {
@@ -14989,9 +14988,7 @@ static int mhk__parse_windows(const mhk__settings *s, int heads, int32_t *out) {
   }
   for (int i = kept ? mhk__setting_list(s, "attention_heads", heads, heads - 1, kept) : 0; i > 0; i--)
     out[kept[i - 1]] = MHK_WINDOW_ALL;
-  for (int h = 0; h < heads; h++) any |= out[h] != 0;
   mhk__scratch_rewind(s->ctx, mark);
-  return any;
 }
 
 /* What a phi-mamba's blocks have said so far: the settings of their two kinds, one each for all
@@ -15005,21 +15002,17 @@ typedef struct mhk__blocks {
 /* the windows of n layers from found->layers on, which the settings of this block have */
 static void mhk__block_windows(const mhk__settings *s, const mhk_config *c, int n, mhk__blocks *found) {
   const int heads = found->ssm.ssm_heads;
-  if (heads < 1 || heads > 65536 || c->n_layer < found->layers + n) return; /* errors that come later */
-  const mhk__mark mark = mhk__scratch_mark(s->ctx);
-  int32_t *row = (int32_t *)mhk__scratch(s->ctx, heads, sizeof *row);
-  const int any = row && mhk__parse_windows(s, heads, row);
-  if (any && !found->windows) { /* below what this function needs only for itself */
-    mhk__scratch_rewind(s->ctx, mark);
+  if (heads < 1 || heads > 65536 || n < 1 || c->n_layer < found->layers + n) return; /* errors that come later */
+  const size_t row = (size_t)heads * sizeof *found->windows;
+  if (!found->windows) {
+    if (!mhk__setting(s, "window") && !mhk__setting(s, "windows") && !mhk__setting(s, "attention_heads")) return;
     found->windows = (int32_t *)mhk__scratch(s->ctx, (mhk_index)c->n_layer * heads, sizeof *found->windows);
     if (!found->windows) return;
-    memset(found->windows, 0, (size_t)c->n_layer * (size_t)heads * sizeof *found->windows);
-    mhk__block_windows(s, c, n, found);
-    return;
+    memset(found->windows, 0, (size_t)c->n_layer * row);
   }
-  for (int i = 0; any && i < n; i++)
-    memcpy(found->windows + (found->layers + i) * heads, row, (size_t)heads * sizeof *row);
-  mhk__scratch_rewind(s->ctx, mark);
+  int32_t *first = found->windows + found->layers * heads;
+  mhk__parse_windows(s, heads, first);
+  for (int i = 1; i < n; i++) memcpy(first + i * heads, first, row);
 }
 
 /* one number for all heads where that is enough, otherwise a list that the context keeps */
@@ -16796,6 +16789,12 @@ static mhk_tensor *mhk__flat(mhk_tape *t, mhk_tensor *x) {
   return mhk_reshape(t, x, 3, shape);
 }
 
+static mhk_tensor *mhk__ones(mhk_tape *t, int rank, const mhk_index *shape) {
+  mhk_tensor *x = mhk_tensor_new(t, rank, shape, NULL);
+  for (mhk_index i = 0; x && i < x->count; i++) mhk_data(x)[i] = 1;
+  return x;
+}
+
 static mhk_tensor *mhk__linear_rows(mhk_tape *t, mhk_tensor *u, mhk_tensor *w, mhk_tensor *b, mhk_index first,
                                     mhk_index rows) {
   return mhk_linear(t, u, mhk_rows(t, w, first, rows), b ? mhk_rows(t, b, first, rows) : NULL);
@@ -16845,28 +16844,6 @@ static mhk_tensor *mhk__scale_rows(mhk_tape *t, mhk_tensor *x, mhk_tensor *s) {
   return mhk_custom(t, &op);
 }
 
-/* (B,T,G,N) -> (B,T,H,N): repeats the row of each group for every head that uses it */
-static void mhk__spread_forward(const mhk_op *op) {
-  const mhk_index n = mhk__last(op->out), rows = mhk__row_count(op->out),
-                  each = op->out->shape[2] / op->in[0]->shape[2];
-  for (mhk_index r = 0; r < rows; r++)
-    memcpy(mhk__d(op->out) + r * n, mhk__d(op->in[0]) + r / each * n, (size_t)n * sizeof(mhk_real));
-}
-static void mhk__spread_back(const mhk_op *op) {
-  const mhk_index n = mhk__last(op->out), rows = mhk__row_count(op->out),
-                  each = op->out->shape[2] / op->in[0]->shape[2];
-  for (mhk_index r = 0; mhk_wants_grad(op->tape, op->in[0]) && r < rows; r++)
-    for (mhk_index j = 0; j < n; j++) op->in[0]->grad[r / each * n + j] += op->out->grad[r * n + j];
-}
-static mhk_tensor *mhk__spread(mhk_tape *t, mhk_tensor *x, mhk_index heads) {
-  mhk_index shape[4];
-  if (!x) return NULL;
-  memcpy(shape, x->shape, sizeof shape);
-  shape[2] = heads;
-  const mhk_custom_desc op = {1, &x, 4, shape, mhk__spread_forward, mhk__spread_back, NULL, 0};
-  return mhk_custom(t, &op);
-}
-
 /* ---- heads with a window: near + far ----
 
    Beyond the paper, a head sees the last w tokens exactly, by softmax (near: attention with a
@@ -16878,7 +16855,7 @@ static mhk_tensor *mhk__spread(mhk_tape *t, mhk_tensor *x, mhk_index heads) {
 
 /* y[t,h] = s[t-w,h] x[t-w,g]: rows of x (B,T,G,N) for the head h of each group g, w tokens late, so
    that SSD meets a token when it leaves the head's window; zeros before the document's first token
-   and in kept heads */
+   and in kept heads. Without windows and s: the rows of groups, repeated for their heads. */
 typedef struct mhk__late_args {
   mhk_index B, T, H, G, N;
   const int32_t *windows;  /* (H); NULL: 0, no delay */
@@ -17057,10 +17034,7 @@ static int mhk__window_parts(mhk_tape *t, const mhk_model *m, int layer, mhk_ten
   }
   out->windows = mhk__layer_windows(t, c, layer);
   if (y->state_gain && out->windows) {
-    if (!out->row_gain) {
-      out->row_gain = mhk_tensor_new(t, 3, shape, NULL);
-      for (mhk_index i = 0; out->row_gain && i < out->row_gain->count; i++) mhk_data(out->row_gain)[i] = 1;
-    }
+    if (!out->row_gain) out->row_gain = mhk__ones(t, 3, shape);
     const mhk_custom_desc gains = {1, &y->state_gain, 1, &H, mhk__gains_forward, mhk__gains_back, &out->windows,
                                    sizeof out->windows};
     out->row_gain = mhk_mul(t, out->row_gain, mhk_custom(t, &gains));
@@ -17180,9 +17154,8 @@ static mhk_tensor *mhk__group_norm(mhk_tape *t, mhk_tensor *x, mhk_tensor *w, mh
   if (!x || !w || groups <= 1) return mhk_rms_norm(t, x, w, eps);
   shape[1] = mhk__last(x) / groups;
   shape[0] = x->count / shape[1];
-  mhk_tensor *ones = mhk_tensor_new(t, 1, shape + 1, NULL);
+  mhk_tensor *ones = mhk__ones(t, 1, shape + 1);
   if (!ones) return NULL;
-  for (mhk_index i = 0; i < shape[1]; i++) mhk_data(ones)[i] = 1;
   mhk_tensor *y = mhk_rms_norm(t, mhk_reshape(t, x, 2, shape), ones, eps);
   return mhk_mul(t, y ? mhk_reshape(t, y, x->rank, x->shape) : NULL, w);
 }
@@ -17342,8 +17315,8 @@ MHKDEF mhk_tensor *mhk_forward_matrix(mhk_tape *t, mhk_model *m, int layer, mhk_
     return NULL;
   }
   if (p.dt) { /* the step size scales the input of a token */
-    p.Bm = mhk__scale_rows(t, mhk__spread(t, p.Bm, m->config.ssm_heads), p.dt);
-    p.Cm = mhk__spread(t, p.Cm, m->config.ssm_heads);
+    p.Bm = mhk__scale_rows(t, mhk__late(t, p.Bm, NULL, m->config.ssm_heads, NULL, NULL), p.dt);
+    p.Cm = mhk__late(t, p.Cm, NULL, m->config.ssm_heads, NULL, NULL);
   }
   return m->layers[layer].kind == MHK_MIXER_MAMBA2
              ? mhk_ssd_matrix(t, p.log_a, p.Bm, p.Cm, m->layers[layer].D, doc)
@@ -20976,11 +20949,7 @@ static void mhk__distances_of_gains(const mhk__calibration *a, int l) {
     const mhk_tape_mark here = mhk_tape_here(a->tape);
     mhk__parts theirs, ours;
     if (!mhk__calibration_parts(a, l, b, &theirs, &ours)) return;
-    mhk_tensor *gain = ours.row_gain;
-    if (!gain) {
-      gain = mhk_tensor_new(a->tape, 3, ours.log_a->shape, NULL);
-      for (mhk_index i = 0; gain && i < gain->count; i++) mhk_data(gain)[i] = 1;
-    }
+    mhk_tensor *gain = ours.row_gain ? ours.row_gain : mhk__ones(a->tape, 3, ours.log_a->shape);
     for (int k = 0; k < 3; k++) {
       mhk_orientation_desc d = mhk__orientation_of(a->student->layers + l, &ours, &theirs);
       d.row_gain = mhk_scale(a->tape, gain, k - 1);

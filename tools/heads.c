@@ -138,6 +138,13 @@ double head_scan_kl(head_scan *s, const int32_t *windows) {
 
 /* ---------------------------------------------------------------- choosing */
 
+/* from these heads on n heads see w tokens and the others what the base says */
+static void limit(head_scan *s, mhk_index first, mhk_index n, int w) {
+  mhk_index i;
+  memcpy(s->trial, s->base, (size_t)heads_of(mhk_model_config(s->teacher)) * sizeof *s->trial);
+  for (i = first; i < first + n; i++) s->trial[i] = w;
+}
+
 mhk_config head_student_shape(const mhk_config *teacher) {
   mhk_config c = *teacher;
   int l;
@@ -202,7 +209,7 @@ static void list_sizes(const head_scan *s, const head_budget *b, head_sizes *z) 
 static int measure_sizes(head_scan *s, const int32_t *windows, head_sizes *z) {
   const mhk_index heads = heads_of(mhk_model_config(s->teacher));
   cli_task task;
-  mhk_index i, k;
+  mhk_index i;
   z->kl = (double *)calloc((size_t)(heads * z->n), sizeof *z->kl);
   if (!z->kl) return cli_error("out of memory for %lld heads", (long long)heads);
   cli_task_start(&task, "heads", "how far they look", (double)(s->B * s->T));
@@ -211,8 +218,7 @@ static int measure_sizes(head_scan *s, const int32_t *windows, head_sizes *z) {
     const int w = z->window[i % z->n];
     if (cli_task_report(&task, i, heads * z->n)) return CLI_FAILED;
     if (w == MHK_WINDOW_ALL || windows[h] == MHK_WINDOW_ALL) continue;
-    for (k = 0; k < heads; k++) s->trial[k] = MHK_WINDOW_ALL;
-    s->trial[h] = w ? w : z->n == 2 ? 16 : 1;
+    limit(s, h, 1, w ? w : z->n == 2 ? 16 : 1);
     z->kl[i] = head_scan_kl(s, s->trial);
     if (isnan(z->kl[i])) return CLI_FAILED;
   }
@@ -252,7 +258,8 @@ static double bytes_left(const head_budget *b, const int32_t *windows) {
   return b->bytes - bytes;
 }
 
-/* Heads that keep their attention, one window for the others: where that is all a budget allows. */
+/* Which heads keep their attention, and one of the sizes for each of the others, which
+   share_tokens() replaces where the budget has room for windows of their own. */
 static int choose_sizes(head_scan *s, const head_budget *budget, double bytes, int32_t *windows) {
   const mhk_index heads = heads_of(mhk_model_config(s->teacher));
   int *at = (int *)malloc((size_t)heads * sizeof *at), code; /* -1: decided */
@@ -304,7 +311,7 @@ static int share_tokens(head_scan *s, double tokens, int32_t *windows) {
   const mhk_index heads = heads_of(mhk_model_config(s->teacher));
   const int32_t most = (int32_t)(3 * s->T / 4);
   double *kl = (double *)calloc((size_t)heads, sizeof *kl), sum = 0, mean;
-  mhk_index h, k, n = 0, rest;
+  mhk_index h, n = 0, rest;
   cli_task task;
   if (!kl) return cli_error("out of memory for %lld heads", (long long)heads);
   for (h = 0; h < heads; h++) n += windows[h] != MHK_WINDOW_ALL;
@@ -312,9 +319,8 @@ static int share_tokens(head_scan *s, double tokens, int32_t *windows) {
   cli_task_start(&task, "heads", "how far they look", (double)(s->B * s->T));
   for (h = 0; mean >= 16 && h < heads; h++) {
     if (cli_task_report(&task, h, heads)) break;
-    for (k = 0; k < heads; k++) s->trial[k] = MHK_WINDOW_ALL;
     if (windows[h] == MHK_WINDOW_ALL) continue;
-    s->trial[h] = (int32_t)(s->T < 8 ? 2 : s->T / 4);
+    limit(s, h, 1, (int)(s->T < 8 ? 2 : s->T / 4));
     kl[h] = head_scan_kl(s, s->trial);
     if (isnan(kl[h])) break;
     sum += kl[h];
@@ -496,13 +502,6 @@ typedef struct report {
 static double measure(report *r, head_scan *s) {
   if (cli_task_report(&r->task, r->done++, r->total)) return NAN;
   return head_scan_kl(s, s->trial);
-}
-
-/* from these heads on n heads see w tokens and the others what the base says */
-static void limit(head_scan *s, mhk_index first, mhk_index n, int w) {
-  mhk_index i;
-  memcpy(s->trial, s->base, (size_t)heads_of(mhk_model_config(s->teacher)) * sizeof *s->trial);
-  for (i = first; i < first + n; i++) s->trial[i] = w;
 }
 
 /* each head, each layer, and all */
