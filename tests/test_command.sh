@@ -279,6 +279,53 @@ says "model_decode_student_int8_student"
 check "decoding of a second model" sh -c "$mohawk bench --model $tiny,$tiny/ --filter model_decode_teacher_tiny --threads 1 --seconds 0.01 --json --out $work/bench.json | grep -q '\"case\": \"model_decode_teacher_tiny\"'"
 check "a picture as PNG" "$mohawk" matrix --teacher "$tiny" --prompt "Once upon a time" --out "$work/matrix.png"
 
+"$mohawk" bench --list --filter scaling,=core_ssd_forward_512 --model "$tiny" >"$work/said"
+check "cases by a word for many and by their names" sh -c "[ \$(wc -l <'$work/said') = 10 ] && grep -qx distill_tiny '$work/said' && ! grep -q bf16 '$work/said'"
+check "updates of a model made here" sh -c "$mohawk bench --filter =stage1_update_small --threads 1 --seconds 0.001 --json --out $work/bench.json | grep -q '\"case\": \"stage1_update_small\"'"
+
+# bench-peers: programs that answer with given times stand for mohawk and for PyTorch
+if command -v "${PYTHON:-python3}" >/dev/null 2>&1; then
+  mkdir -p "$work/stub"
+  cat >"$work/served" <<'END'
+#!/bin/sh
+case " $* " in
+*" --list "*) echo one && echo ssd_other && exit ;;
+*" --serve "*)
+  while read -r name threads rounds; do
+    echo "{\"case\": \"$name\", \"threads\": $threads, \"isa\": \"none\", \"ours_ms\": $((60 / threads)), \"gflops\": 1, \"percent_of_limit\": 50," \
+      "\"limit\": \"fma\", \"ours_min_ms\": 1, \"ours_memory\": 0}"
+  done ;;
+*" --filter =ssd_other --threads 1,4,2 "*)
+  while [ "$1" != --out ]; do shift; done
+  echo '[{"case": "ssd_other", "threads": 1, "isa": "none", "ours_ms": 5, "gflops": null, "percent_of_limit": null, "limit": null, "peer": null, "peer_ms": null, "ratio": null}]' >"$2" ;;
+esac
+END
+  cat >"$work/stub/torch.py" <<'END'
+import json, sys
+compile = None
+if "peer_torch" in sys.argv[0]:
+    for line in sys.stdin:
+        name, threads, rounds, mode = line.split()
+        ms = (120 if mode == "eager" else 90) / (2 if threads == "4" else 1)
+        print(json.dumps({"ms": ms, "min_ms": ms}), flush=True)
+    sys.exit()
+END
+  chmod +x "$work/served"
+  peers() {
+    PYTHONPATH=$work/stub BUILD=$work "${PYTHON:-python3}" tools/bench/peers.py --bench "$work/served" --no-install --threads 1,4,2 --pairs 2 --seconds 0.01 \
+      --out "$work/peers.json" "$@" >"$work/said" 2>&1
+  }
+  row() { check "$1" grep -qE "\"case\": \"$2\", \"threads\": $3, .*\"ours_ms\": $4(\.0)?, .*\"peer\": $5, \"peer_ms\": $6, \"ratio\": $7" "$work/peers.json"; }
+  peers --peers torch --compile-jobs 2
+  row "the faster way of PyTorch" one 1 60 '"PyTorch compile"' 90.0 1.5
+  row "as many threads on both sides" one 4 15 '"PyTorch compile"' 45.0 3.0
+  row "a case that PyTorch does not have" ssd_other 1 5 null null null
+  check "thread counts as given" sh -c "sed -n 's/.*\"threads\": \([0-9]*\).*/\1/p' '$work/peers.json' | tr '\n' ' ' | grep -qx '1 4 2 1 '"
+  peers --peers torch --no-compile
+  row "without torch.compile" one 2 30 '"PyTorch eager"' 120.0 4.0
+  code 2 "a peer that there is not" "${PYTHON:-python3}" tools/bench/peers.py --peers torhc
+fi
+
 # bench-base: programs that answer with given times stand for two builds
 if command -v "${PYTHON:-python3}" >/dev/null 2>&1; then
   build_of() { # PROGRAM, then CASE MILLISECONDS ...: a program that serves these cases

@@ -39,7 +39,9 @@ static const settings defaults = {
     .isa = "best", .out = "build/bench.json", .model = "examples/tiny", .seconds = 1, .most = 1 << 20};
 
 static const cli_option options[] = {
-    {"filter", "TEXT,...", CLI_TEXT, CLI_AT(filter), 0, 0, "run only cases whose name contains one of these"},
+    {"filter", "TEXT,...", CLI_TEXT, CLI_AT(filter), 0, 0,
+     "run only cases whose name contains one of these; =NAME: the one of that name; scaling: those that show what more "
+     "threads bring"},
     {"threads", "N,...", CLI_NUMBERS, CLI_AT(threads), 1, 256, "thread counts (default: 1 and all CPUs)"},
     {"isa", "NAME,...", CLI_TEXT, CLI_AT(isa), 0, 0,
      "instruction sets: best, scalar, avx2, avx512, neon, wasm (default best); MHK_ISA takes precedence"},
@@ -54,7 +56,7 @@ static const cli_option options[] = {
     {"context-most", "N", CLI_REAL, CLI_AT(most), 64, 1 << 26, "the longest context for --context (default 1M)"},
     CLI_STRICT,
     {"json", NULL, CLI_FLAG, CLI_AT(json), 0, 0, "print one JSON object per row instead of the table"},
-    {"list", NULL, CLI_FLAG, CLI_AT(list), 0, 0, "list the cases and measure nothing"},
+    {"list", NULL, CLI_FLAG, CLI_AT(list), 0, 0, "list the cases (that --filter leaves) and measure nothing"},
     {"serve", NULL, CLI_FLAG, CLI_AT(serve), 0, 0,
      "read lines \"CASE THREADS ROUNDS\" and answer each with a JSON object, for measuring alternately with other "
      "libraries"},
@@ -62,13 +64,18 @@ static const cli_option options[] = {
 
 /* ---------------------------------------------------------------- names */
 
-/* whether name contains one of the words of a list separated by commas */
-static int matches(const char *name, const char *words) {
+static int matches_word(const bench_case *c, const char *word) {
+  if (strcmp(word, "scaling") == 0) return c->scaling;
+  return *word == '=' ? strcmp(c->name, word + 1) == 0 : strstr(c->name, word) != NULL;
+}
+
+/* whether one of the words of --filter, separated by commas, is for a case */
+static int matches(const bench_case *c, const char *words) {
   while (words && *words) {
     char word[64];
     size_t n = strcspn(words, ",");
     snprintf(word, sizeof word, "%.*s", n > 63 ? 63 : (int)n, words);
-    if (n > 0 && strstr(name, word)) return 1;
+    if (n > 0 && matches_word(c, word)) return 1;
     words += n + (words[n] == ',');
   }
   return 0;
@@ -257,7 +264,7 @@ static int measure(bench *b) {
   for (i = 0; i < b->n && code == CLI_GO && !cli_stopped(); i++) {
     const char *words = s->isa;
     mhk_isa isa;
-    if (s->filter && !matches(b->list[i].name, s->filter)) continue;
+    if (s->filter && !matches(&b->list[i], s->filter)) continue;
     while (code == CLI_GO && next_isa(&words, &isa) > 0)
       code = measure_case(b, &b->list[i], isa, rows, s->threads.n);
   }
@@ -276,7 +283,7 @@ static int check_names(const bench *b) {
   if (more < 0) return CLI_USAGE;
   if (!b->s->filter) return CLI_GO;
   for (i = 0; i < b->n; i++)
-    if (matches(b->list[i].name, b->s->filter)) return CLI_GO;
+    if (matches(&b->list[i], b->s->filter)) return CLI_GO;
   cli_error("--filter %s matches no case: --list names them", b->s->filter);
   return CLI_USAGE;
 }
@@ -392,7 +399,8 @@ static int context(const bench *b) {
 
 static int list(bench *b) {
   int i;
-  for (i = 0; i < b->n; i++) printf("%s\n", b->list[i].name);
+  for (i = 0; i < b->n; i++)
+    if (!b->s->filter || matches(&b->list[i], b->s->filter)) printf("%s\n", b->list[i].name);
   return CLI_OK;
 }
 

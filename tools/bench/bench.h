@@ -20,6 +20,7 @@ typedef enum bench_kind {
   BENCH_TOKENS,      /* m tokens one by one through a session of six layers of that size */
   BENCH_STAGE1,      /* one stage-1 loss and its gradients, m tokens */
   BENCH_DISTILL,     /* the updates of one small distillation, from one update of each stage */
+  BENCH_UPDATE,      /* one update of stage m: 8 x 256 tokens, a teacher of 8 layers of 256 */
   BENCH_MODEL        /* of a given teacher and its student: m 0 to 4, see cases.c */
 } bench_kind;
 
@@ -30,6 +31,7 @@ typedef struct bench_case {
   int back, wide;
   int narrow;      /* linear layers with bfloat16 operands */
   int gates, window; /* of state-space layers, as in mhk_config */
+  int scaling;     /* one of those that show what more threads bring */
   mhk_dtype type;  /* of the weights, BENCH_DECODE */
   double flop;     /* products only, causal ones counted half; 0: not counted */
   double bytes;    /* weights read, where reading is what takes the time */

@@ -199,6 +199,7 @@ static void list_layers(bench_case *list, int *n) {
     c->flop = step_flop(wide);
   }
   for (T = 512; T <= 2048; T *= 4) add(list, n, BENCH_STAGE1, "stage1_layer_%d", T)->m = T;
+  for (T = 1; T <= 3; T += 2) add(list, n, BENCH_UPDATE, "stage%d_update_small", T)->m = T;
 }
 
 /* gates and windows of a student against one without */
@@ -256,6 +257,16 @@ static void short_name(const char *path, char *name, size_t size) {
   name[i] = 0;
 }
 
+/* the cases by which many cores are judged */
+static void mark_scaling(bench_case *list, int n) {
+  static const char *const names[] = {"sgemm_2048_2048_2048",   "core_attention_forward_2048", "core_ssd_forward_2048",
+                                      "core_ssd_backward_2048", "step_phi",                    "step_phi_mamba",
+                                      "stage1_update_small",    "stage3_update_small",         "distill_tiny"};
+  int i, k;
+  for (i = 0; i < n; i++)
+    for (k = 0; k < CLI_COUNT_OF(names); k++) list[i].scaling |= strcmp(list[i].name, names[k]) == 0;
+}
+
 int bench_list(bench_case *list, const char *const *models, int n_models) {
   static const char *const parts[] = {"model_forward_teacher", "model_forward_student", "model_decode_teacher",
                                       "model_decode_student",  "model_decode_student_int8"};
@@ -279,6 +290,7 @@ int bench_list(bench_case *list, const char *const *models, int n_models) {
     }
     for (; given < n; given++) list[given].model = models[k];
   }
+  mark_scaling(list, n);
   return n;
 }
 
@@ -493,9 +505,10 @@ static int prepare_decode(bench_work *w) {
   return 1;
 }
 
+/* of distill_tiny, or of one update */
 static int prepare_distill(bench_work *w) {
   mhk_distill_desc d;
-  w->teacher = cli_load(w->ctx, w->c.model);
+  w->teacher = w->c.kind == BENCH_UPDATE ? model(w, 1, 8, 256, 8, 1024, 4096) : cli_load(w->ctx, w->c.model);
   if (!w->teacher || !tokens(w, 8 * 256, mhk_model_config(w->teacher)->vocab_size)) return 0;
   memset(&d, 0, sizeof d);
   d.teacher = w->teacher;
@@ -550,6 +563,7 @@ static int prepare(bench_work *w) {
       s.rotary_dim = -1;
       w->student = mhk_student_create(w->ctx, w->teacher, &s);
       return tokens(w, c->m, 64);
+    case BENCH_UPDATE:
     case BENCH_DISTILL: return prepare_distill(w);
     case BENCH_MODEL:
       w->teacher = cli_load(w->ctx, w->c.model);
@@ -713,6 +727,12 @@ static double run_distill(bench_work *w) {
   return seconds;
 }
 
+static double run_update(bench_work *w) {
+  double start = cli_clock();
+  mhk_train_on(w->trainer, (int)w->c.m, w->tokens, 8, 256, NULL, 1e-4);
+  return cli_clock() - start;
+}
+
 /* 0 and 1: logits of 8 x 256 tokens by teacher and student; 2 and 3: 128 tokens one by one; 4: by
    the student in int8 */
 static double run_model(bench_work *w) {
@@ -795,6 +815,7 @@ double bench_run(bench_work *w) {
       seconds = cli_clock() - start;
       break;
     case BENCH_DISTILL: seconds = run_distill(w); break;
+    case BENCH_UPDATE: seconds = run_update(w); break;
     case BENCH_MODEL: seconds = run_model(w); break;
   }
   mhk_tape_rewind(w->tape, w->start);

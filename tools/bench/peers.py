@@ -2,10 +2,11 @@
 """mohawk against other libraries, measured in turns: `make bench-peers`.
 
 usage: peers.py [--filter TEXT,...] [--threads 1,2] [--isa NAME] [--model PATH,...] [--pairs 5] [--seconds 2]
-                [--no-install] [--no-compile] [--out FILE]
+                [--peers NAME,...] [--bench PROGRAM] [--no-install] [--no-compile] [--compile-jobs N] [--out FILE]
 
 Peers: OpenBLAS and oneDNN (Debian packages libopenblas-dev and libdnnl-dev), PyTorch (of this Python, or installed into
-build/venv), and ggml where GGML_DIR names its source tree. Those that cannot be installed or built are left out. Each
+build/venv), and ggml where GGML_DIR names its source tree. Those that cannot be installed or built are left out;
+--peers openblas,onednn,torch,ggml chooses some. --bench is a mohawk that is there, instead of build/mohawk. Each
 case first runs with every peer and mode; then ours, the best of the first three and ggml take turns, and a ratio is
 the median over these rounds of the peer's time over ours: above 1, mohawk is faster. Results go to build/bench.json,
 one row a peer, with the cases that have none.
@@ -20,6 +21,7 @@ import statistics
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 from served import Program, say, turns
 
@@ -39,10 +41,17 @@ parser.add_argument("--model", default="examples/tiny", help="Phi teachers, as f
 parser.add_argument("--pairs", type=int, default=5)
 parser.add_argument("--seconds", type=float, default=2.0, help="for the pairs of a row, at least two of them")
 parser.add_argument("--limit", type=float, default=300.0, help="seconds that a peer may take to answer")
+parser.add_argument("--peers", default="openblas,onednn,torch,ggml", help="those to compare with")
+parser.add_argument("--bench", default=os.path.join(BUILD, "mohawk"), help="the program mohawk")
+parser.add_argument("--compile-jobs", type=int, default=0,
+                    help="first compile all cases with torch.compile, that many at a time, so that measuring finds them")
 parser.add_argument("--no-install", action="store_true")
 parser.add_argument("--no-compile", action="store_true", help="PyTorch without torch.compile")
 parser.add_argument("--out", default=os.path.join(BUILD, "bench.json"))
 args = parser.parse_args()
+args.peers = [p for p in args.peers.split(",") if p]
+for unknown in set(args.peers) - {"openblas", "onednn", "torch", "ggml"}:
+    parser.error(f"--peers {unknown} is not one of openblas, onednn, torch, ggml")
 
 
 def quiet(command, **more):
@@ -58,7 +67,8 @@ def quiet(command, **more):
 def install_packages():
     if args.no_install or not shutil.which("apt-get") or not shutil.which("dpkg"):
         return
-    wanted = [p for p in ("libopenblas-dev", "libdnnl-dev") if quiet(["dpkg", "-s", p]).returncode != 0]
+    packages = {"openblas": "libopenblas-dev", "onednn": "libdnnl-dev"}
+    wanted = [p for name, p in packages.items() if name in args.peers and quiet(["dpkg", "-s", p]).returncode != 0]
     if not wanted:
         return
     say("installing " + " and ".join(wanted))
@@ -73,6 +83,8 @@ def install_packages():
 
 
 def python_with_torch():
+    if "torch" not in args.peers:
+        return None
     for python in (sys.executable, os.path.join(BUILD, "venv/bin/python"), "/usr/bin/python3"):
         if os.path.exists(python) and quiet([python, "-c", "import torch; torch.compile"]).returncode == 0:
             return python
@@ -90,6 +102,8 @@ def python_with_torch():
 
 def build(name, source, *flags):
     """a peer's program, or None"""
+    if name.removeprefix("peer_") not in args.peers:
+        return None
     out = os.path.join(BUILD, "peers", name)
     os.makedirs(os.path.dirname(out), exist_ok=True)
     compiler = os.environ.get("CXX", "c++") if source.endswith("cpp") else os.environ.get("CC", "cc")
@@ -102,7 +116,7 @@ def build(name, source, *flags):
 
 def build_ggml():
     source = os.environ.get("GGML_DIR")
-    if not source:
+    if not source or "ggml" not in args.peers:
         return None
     work = os.path.join(BUILD, "peers", "ggml")
     for command in (["cmake", "-S", source, "-B", work, "-DCMAKE_BUILD_TYPE=Release", "-DGGML_NATIVE=ON",
@@ -169,7 +183,8 @@ def fastest(case, threads, peers):
                 answer = peer.ask(case, threads, 5, mode) or answer
             if answer:
                 first[peer, mode] = answer["min_ms"]
-        peer.stop()
+        if len(peers) > 1:
+            peer.stop()
     return first
 
 
@@ -183,7 +198,8 @@ def compare(case, threads, ours, peers):
         return []
 
     for peer, mode in chosen:
-        peer.ask(case, threads, 1, mode)
+        if len(peers) > 1 or len(peer.modes) > 1:
+            peer.ask(case, threads, 1, mode)
     mine, theirs, started = [], [[] for _ in chosen], time.perf_counter()
     while len(mine) < args.pairs or time.perf_counter() - started < args.seconds:
         if len(mine) >= 200 or (len(mine) >= 2 and time.perf_counter() - started > 5 * args.seconds):
@@ -196,7 +212,8 @@ def compare(case, threads, ours, peers):
         for their, answer in zip(theirs, answers):
             their.append(answer)
     for peer, _ in chosen:
-        peer.stop()
+        if len(peers) > 1:
+            peer.stop()
     return [summary(mine, their, peer, mode, first) for their, (peer, mode) in zip(theirs, chosen)] if mine else []
 
 
@@ -218,49 +235,78 @@ def summary(mine, theirs, peer, mode, first):
     return row
 
 
-def main():
-    mohawk = os.path.join(BUILD, "mohawk")
-    names = subprocess.run([mohawk, "bench", "--list", "--model", args.model], cwd=ROOT, stdout=subprocess.PIPE, text=True,
-                           check=True).stdout.split()
-    words = [w for w in args.filter.split(",") if w]
-    names = [n for n in names if not words or any(w in n for w in words)]
-    threads = [int(x) for x in args.threads.split(",") if x] or sorted({1, min(2, os.cpu_count() or 1)})
-    peers = programs()
-    ours = program("mohawk", [mohawk, "bench", "--serve", "--isa", args.isa, "--model", args.model])
-    for p in [ours, *peers]:
-        atexit.register(p.stop)
-    rows, alone = [], []
-    print(FORMAT.format("case", "thr", "isa", "ms", "GFLOP/s", "of limit   ", "best peer", "ms", "ratio"))
-    for name in names:
-        if name.startswith(("ssd_", "model_forward_")):
-            alone.append(name)
+def compile_all(peers, names, threads):
+    """each case and number of threads in a process of its own; what torch.compile makes stays on disk"""
+    def one(job):
+        alone = {**peer.environment, "TORCHINDUCTOR_COMPILE_THREADS": "1"}
+        torch = Program(peer.name, peer.command, ROOT, args.limit, **alone)
+        torch.ask(*job, 1, "compile")
+        torch.stop()
+
+    for peer in peers:
+        if "compile" in peer.modes and args.compile_jobs:
+            with ThreadPoolExecutor(args.compile_jobs) as pool:
+                list(pool.map(one, [(name, n) for n in threads for name in names]))
+
+
+def alone(names, threads, ours):
+    """rows of cases that no peer has"""
+    part = args.out + ".alone"
+    command = [args.bench, "bench", "--filter", ",".join("=" + name for name in names), "--threads",
+               ",".join(map(str, threads)), "--isa", args.isa, "--model", args.model, "--out", part, "--json"]
+    subprocess.run(command, cwd=ROOT, env=ours.environment, stdout=subprocess.DEVNULL, check=True)
+    with open(part) as file:
+        rows = json.load(file)
+    os.remove(part)
+    return rows
+
+
+def processor():
+    try:
+        with open("/proc/cpuinfo") as file:
+            name = next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
+    except (OSError, StopIteration):
+        name = "a processor without a name"
+    return f"{name}, {os.cpu_count()} CPUs"
+
+
+def keep(rows, more, machine):
+    """adds rows, shows them, and writes all there are, so that what is measured survives what comes"""
+    done = {(row["case"], row["threads"]) for row in rows}
+    for row in more:
+        if (row["case"], row["threads"]) in done:
             continue
-        for n in threads:
-            found = compare(name, n, ours, peers)
-            for row in found:
-                rows.append(row)
-                show(row)
-            if not found and name not in alone:
-                alone.append(name)
-        ours.stop()
-    for p in [ours, *peers]:
-        p.stop()
-    if alone:
-        part = args.out + ".alone"
-        command = [mohawk, "bench", "--filter", ",".join(alone), "--threads", ",".join(map(str, threads))]
-        command += ["--isa", args.isa, "--model", args.model, "--out", part, "--json"]
-        subprocess.run(command, cwd=ROOT, env=ours.environment, stdout=subprocess.DEVNULL, check=True)
-        with open(part) as file:
-            more = [r for r in json.load(file) if r["case"] in alone]
-        os.remove(part)
-        done = {(r["case"], r["threads"]) for r in rows}
-        for row in more:
-            if (row["case"], row["threads"]) not in done:
-                rows.append(row)
-                show(row)
+        row["machine"] = machine
+        rows.append(row)
+        show(row)
     with open(args.out + ".new", "w") as file:
         file.write("[\n" + ",\n".join("  " + json.dumps(r) for r in rows) + "\n]\n")
     os.replace(args.out + ".new", args.out)
+
+
+def main():
+    args.bench, args.out = os.path.abspath(args.bench), os.path.abspath(args.out)
+    listing = [args.bench, "bench", "--list", "--model", args.model] + (["--filter", args.filter] if args.filter else [])
+    names = subprocess.run(listing, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True).stdout.split()
+    threads = [int(x) for x in args.threads.split(",") if x] or sorted({1, min(2, os.cpu_count() or 1)})
+    os.makedirs(os.path.dirname(args.out), exist_ok=True)
+    peers = programs()
+    ours = program("mohawk", [args.bench, "bench", "--serve", "--isa", args.isa, "--model", args.model])
+    for p in [ours, *peers]:
+        atexit.register(p.stop)
+    compile_all(peers, names, threads)
+    rows, left, machine = [], [], processor()
+    print(FORMAT.format("case", "thr", "isa", "ms", "GFLOP/s", "of limit   ", "best peer", "ms", "ratio"))
+    for name in names:
+        own = name.startswith(("ssd_", "model_forward_"))
+        found = [] if own else [compare(name, n, ours, peers) for n in threads]
+        keep(rows, [row for each in found for row in each], machine)
+        if own or not all(found):
+            left.append(name)
+        for p in [ours, *peers]:
+            p.stop()
+    if left:
+        keep(rows, alone(left, threads, ours), machine)
     print("written: " + os.path.relpath(args.out))
 
 
