@@ -586,3 +586,140 @@ void picture_charts_svg(FILE *out, const picture_chart *charts, int n) {
   }
   fputs("</svg>\n", out);
 }
+/* ---------------------------------------------------------------- threads */
+
+enum {
+  THREADS_WIDE = 300,
+  THREADS_HIGH = 232,
+  THREADS_LEFT = 34,
+  THREADS_TOP = 30,
+  THREADS_SIDE = 172,
+  THREADS_HEAD = 50
+};
+
+/* powers of two from 2^x0, 2^y0 on */
+typedef struct threads_scale {
+  double x0, x1, y0, y1, most;
+} threads_scale;
+
+static double threads_x(const threads_scale *s, double x) {
+  return THREADS_LEFT + THREADS_SIDE * (log2(x) - s->x0) / (s->x1 - s->x0);
+}
+static double threads_y(const threads_scale *s, double y) {
+  return THREADS_TOP + THREADS_SIDE * (s->y1 - log2(y)) / (s->y1 - s->y0);
+}
+
+static threads_scale threads_range(const picture_chart *charts, int n) {
+  threads_scale s = {0, 1, 0, 1, 1};
+  int i, j, k;
+  for (i = 0; i < n; i++)
+    for (j = 0; j < charts[i].n; j++)
+      for (k = 0; k < charts[i].curves[j].n; k++) {
+        const double x = charts[i].curves[j].x[k], y = charts[i].curves[j].y[k];
+        if (!isfinite(y)) continue;
+        s.most = fmax(s.most, x);
+        s.y0 = fmin(s.y0, log2(y));
+        s.y1 = fmax(s.y1, log2(y));
+      }
+  s.x1 = fmax(s.x1, log2(s.most));
+  s.y1 = fmax(s.y1, s.x1) + 0.1;
+  s.y0 -= 0.2;
+  return s;
+}
+
+/* marks at powers of two, and the ideal line */
+static void threads_grid(FILE *out, const threads_scale *s) {
+  char label[32];
+  int i;
+  for (i = (int)ceil(s->y0); i <= (int)floor(s->y1); i++) {
+    const double y = threads_y(s, pow(2, i));
+    fprintf(out, "<path d=\"M%d %.1fh%d\" stroke=\"currentColor\" stroke-opacity=\".15\"/>", THREADS_LEFT, y,
+            THREADS_SIDE);
+    snprintf(label, sizeof label, "%g", pow(2, i));
+    text_at(out, THREADS_LEFT - 6, y + 4, "end", "", label);
+  }
+  for (i = 0; i <= (int)floor(s->x1); i++) {
+    snprintf(label, sizeof label, "%g", pow(2, i));
+    text_at(out, threads_x(s, pow(2, i)), THREADS_TOP + THREADS_SIDE + 15, "middle", "", label);
+  }
+  text_at(out, THREADS_LEFT + THREADS_SIDE + 14, THREADS_TOP + THREADS_SIDE + 15, "start", "", "threads");
+  fprintf(out,
+          "<path d=\"M%.1f %.1fL%.1f %.1f\" stroke=\"currentColor\" stroke-opacity=\".6\" stroke-dasharray=\"2 3\"/>",
+          threads_x(s, 1), threads_y(s, 1), threads_x(s, s->most), threads_y(s, s->most));
+}
+
+static void threads_curve(FILE *out, const threads_scale *s, const picture_curve *curve, int number) {
+  int k, pen = 0;
+  fprintf(out, "<g class=\"c%d\"><path fill=\"none\" stroke=\"currentColor\" stroke-width=\"1.8\" d=\"", number);
+  for (k = 0; k < curve->n; k++)
+    if (isfinite(curve->y[k]))
+      fprintf(out, "%c%.1f %.1f", pen++ ? 'L' : 'M', threads_x(s, curve->x[k]), threads_y(s, curve->y[k]));
+  fputs("\"/>", out);
+  for (k = 0; k < curve->n; k++)
+    if (isfinite(curve->y[k]))
+      fprintf(out, "<circle cx=\"%.1f\" cy=\"%.1f\" r=\"2.5\" fill=\"currentColor\"/>", threads_x(s, curve->x[k]),
+              threads_y(s, curve->y[k]));
+  fputs("</g>", out);
+}
+
+/* a name at the end of a line */
+typedef struct threads_label {
+  double y;
+  char text[48];
+  const char *color;
+} threads_label;
+
+/* Names from the top down, none over another. */
+static void threads_labels(FILE *out, threads_label *labels, int n) {
+  int i, k;
+  for (i = 1; i < n; i++)
+    for (k = i; k > 0 && labels[k].y < labels[k - 1].y; k--) {
+      const threads_label upper = labels[k];
+      labels[k] = labels[k - 1];
+      labels[k - 1] = upper;
+    }
+  for (i = 0; i < n; i++) {
+    if (i > 0 && labels[i].y < labels[i - 1].y + 12) labels[i].y = labels[i - 1].y + 12;
+    text_at(out, THREADS_LEFT + THREADS_SIDE + 8, labels[i].y + 4, "start", labels[i].color, labels[i].text);
+  }
+}
+
+static void threads_chart(FILE *out, const threads_scale *s, const picture_chart *p) {
+  threads_label labels[4];
+  int i, k, n = 0;
+  text_at(out, THREADS_LEFT, 18, "start", " font-weight=\"600\" font-size=\"12\"", p->title);
+  threads_grid(out, s);
+  labels[n].y = threads_y(s, s->most);
+  strcpy(labels[n].text, "ideal");
+  labels[n++].color = "";
+  for (i = 0; i < p->n && n < CLI_COUNT_OF(labels); i++) {
+    const picture_curve *c = &p->curves[i];
+    for (k = c->n - 1; k >= 0 && !isfinite(c->y[k]); k--) {}
+    if (k < 0) continue;
+    threads_curve(out, s, c, i);
+    labels[n].y = threads_y(s, c->y[k]);
+    snprintf(labels[n].text, sizeof labels[n].text, "%.30s %.*f", c->name, c->y[k] < 9.95 ? 1 : 0, c->y[k]);
+    labels[n++].color = i ? " class=\"t1\"" : " class=\"t0\"";
+  }
+  threads_labels(out, labels, n);
+}
+
+void picture_threads_svg(FILE *out, const char *title, const char *below, const picture_chart *charts, int n) {
+  const threads_scale s = threads_range(charts, n);
+  const int across = n < 3 ? n : 3;
+  int i;
+  file_start(out, across * THREADS_WIDE, THREADS_HEAD + (n + 2) / 3 * THREADS_HIGH, title);
+  fputs(
+      "<style>.c0{color:#0969da}.c1{color:#bc4c00}.t0{fill:#0969da}.t1{fill:#bc4c00}"
+      "@media(prefers-color-scheme:dark){.c0{color:#6cb6ff}.c1{color:#f0a35a}.t0{fill:#6cb6ff}.t1{fill:#f0a35a}}"
+      "</style>\n",
+      out);
+  text_at(out, 10, 20, "start", " font-weight=\"600\" font-size=\"13\"", title);
+  text_at(out, 10, 37, "start", "", below);
+  for (i = 0; i < n; i++) {
+    fprintf(out, "\n<g transform=\"translate(%d %d)\">", i % 3 * THREADS_WIDE, THREADS_HEAD + i / 3 * THREADS_HIGH);
+    threads_chart(out, &s, &charts[i]);
+    fputs("</g>", out);
+  }
+  fputs("\n</svg>\n", out);
+}

@@ -46,6 +46,11 @@ typedef struct picture_chart {
    to a logarithmic scale, with marks at powers of four: 64, 256, 1k, ... */
 void picture_charts_svg(FILE *out, const picture_chart *charts, int n);
 
+/* Charts of what more threads bring, three in a row, as a file of its own: x counts threads, y is a
+   speed, both above 0. Their scales are logarithmic and the same in all charts, with a line for x
+   times the speed 1 and the curves' names at their ends. below: a line under the title. */
+void picture_threads_svg(FILE *out, const char *title, const char *below, const picture_chart *charts, int n);
+
 /* What each head of a model loses without sight of the distance, as a map of layers and heads. */
 typedef struct picture_heads {
   const char *title;

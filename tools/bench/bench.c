@@ -9,7 +9,7 @@
 #define MAX_MODELS 8
 
 typedef struct settings {
-  const char *filter, *isa, *out, *model, *context;
+  const char *filter, *isa, *out, *model, *context, *curve, *rows;
   cli_numbers threads;
   double seconds, most;
   int json, list, serve;
@@ -35,8 +35,12 @@ typedef struct bench {
   int printed;
 } bench;
 
-static const settings defaults = {
-    .isa = "best", .out = "build/bench.json", .model = "examples/tiny", .seconds = 1, .most = 1 << 20};
+static const settings defaults = {.isa = "best",
+                                  .out = "build/bench.json",
+                                  .model = "examples/tiny",
+                                  .rows = "build/bench.json",
+                                  .seconds = 1,
+                                  .most = 1 << 20};
 
 static const cli_option options[] = {
     {"filter", "TEXT,...", CLI_TEXT, CLI_AT(filter), 0, 0,
@@ -54,6 +58,9 @@ static const cli_option options[] = {
      "draw the time and memory of a token against the length of the context, for the first model and a student of its "
      "shape, as SVG, and measure nothing else"},
     {"context-most", "N", CLI_REAL, CLI_AT(most), 64, 1 << 26, "the longest context for --context (default 1M)"},
+    {"curve", "FILE", CLI_TEXT, CLI_AT(curve), 0, 0,
+     "draw the speed of each row in --rows against the number of threads, as SVG, print a table, and measure nothing"},
+    {"rows", "FILE", CLI_TEXT, CLI_AT(rows), 0, 0, "results for --curve (default build/bench.json)"},
     CLI_STRICT,
     {"json", NULL, CLI_FLAG, CLI_AT(json), 0, 0, "print one JSON object per row instead of the table"},
     {"list", NULL, CLI_FLAG, CLI_AT(list), 0, 0, "list the cases (that --filter leaves) and measure nothing"},
@@ -415,7 +422,11 @@ static int run(mhk_context *ctx, void *user) {
   b->n = bench_list(b->list, b->models, b->n_models);
   b->table = s->json ? NULL : stdout;
   json_start(&b->lines, stdout, 0);
-  code = s->context ? context(b) : s->list ? list(b) : s->serve ? serve(b) : to_file(b);
+  code = s->curve     ? bench_curve(s->curve, s->rows)
+         : s->context ? context(b)
+         : s->list    ? list(b)
+         : s->serve   ? serve(b)
+                      : to_file(b);
   free(b);
   return code;
 }

@@ -72,5 +72,8 @@ double bench_median(const double *x, int n); /* NAN where there is nothing or no
    most, of a teacher and a student of its shape: a table or JSON lines, and a picture of both at
    path. Ends with an exit code. */
 int bench_context(const char *path, const char *model, int threads, mhk_isa isa, double most, int json);
+/* What more threads bring, drawn at path from rows of `mohawk bench` or peers.py, and as a table.
+   Ends with an exit code. */
+int bench_curve(const char *path, const char *rows);
 
 #endif
