@@ -3805,9 +3805,9 @@ static inline MHK__V MHK__N(mhk__vexp)(MHK__V x) {
 #endif
 }
 
-/* The exponential of softmax, in its own unit of logarithms: e^(x / MHK__UNIT) = 2^x with vectors of
-   float32, whose factor log2 e the scale of scores takes along; half the work of e^x, and as exact.
-   For x up to 127 where the result is used; 2^-1000 is 1e-38. Coefficients: minimax on [-1/2,1/2]. */
+/* The exponential of softmax: e^(x / MHK__UNIT), which is 2^x in vectors of float32, as exact as e^x
+   for two thirds of the work; the scale of scores takes the unit along. x up to 127 where the result
+   is used. Coefficients: minimax on [-1/2,1/2]. */
 #if MHK__W == 1 || defined(MOHAWK_DOUBLE)
 #define MHK__UNIT MHK__R(1)
 #define MHK__VPOWER MHK__N(mhk__vexp)
@@ -4365,11 +4365,14 @@ static void MHK__N(mhk__pack_panel)(mhk_real *MHK__RESTRICT dst, mhk_index width
   }
 #ifdef MHK__HAS_TRANSPOSE
   else if (col == 1 && !scale)
-    for (; j + MHK__W <= k; j += MHK__W)
-      for (i = 0; i < width; i += MHK__W) {
-        for (mhk_index r = i; r < i + MHK__W && r < width; r++) MHK__PREFETCH(s + (width + r) * row + j);
-        MHK__N(mhk__transpose)(s + i * row + j, row, w - i, dst + j * width + i, width, width - i);
-      }
+    for (; j + MHK__W <= k; j += MHK__W) {
+      for (i = 0; j % (64 / (mhk_index)sizeof *s) == 0 && i < width; i++) MHK__PREFETCH(s + (width + i) * row + j);
+      if (w == MHK__MR && width == MHK__MR && MHK__MR <= MHK__W) /* the same with constants */
+        MHK__N(mhk__transpose)(s + j, row, MHK__MR, dst + j * MHK__MR, MHK__MR, MHK__MR);
+      else
+        for (i = 0; i < width; i += MHK__W)
+          MHK__N(mhk__transpose)(s + i * row + j, row, w - i, dst + j * width + i, width, width - i);
+    }
 #endif
   for (; j < k; j++) {
     for (i = 0; i < w; i++) dst[j * width + i] = scale ? s[i * row + j * col] * scale[j] : s[i * row + j * col];
