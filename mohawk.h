@@ -511,6 +511,16 @@ typedef struct mhk_distill_desc {
   double beta1, beta2, eps;     /* AdamW; 0: 0.9, 0.95, 1e-8 */
   mhk_decays decays;
   int recompute;                /* stage 3 recomputes blocks in the backward pass: less memory, a third more time */
+  /* The student that the trainer creates keeps what no stage trains in the teacher's memory: same
+     bits, less memory, smaller checkpoints. The teacher must outlive it, or
+     mhk_model_make_trainable() must give it copies. */
+  int share;
+  /* Stages 1 and 2 train one layer on all their tokens, then the next: same bits, with gradients
+     and moments of one layer in memory. What goes into the next layer is kept, in files
+     out/stream.* or, without out, in memory: mhk_distill_stream_bytes(). Not with clip in these
+     stages, which needs all gradients at once, nor with mhk_train_on() in them. */
+  int layer_by_layer;
+  mhk_dtype teacher_type;       /* MHK_Q8 or MHK_Q4: targets from a copy of the teacher in this type; 0: as it is */
   mhk_precision precision;      /* for products in updates; evaluation and checkpoints are always float32 */
   uint64_t seed;                /* text windows; 0: 1 */
   /* Folder for checkpoints; NULL: none. The trainer holds a lock on it (out/run.lock). A second
@@ -531,6 +541,8 @@ typedef struct mhk_distill_desc {
 MHKDEF mhk_distill_desc mhk_distill_defaults(const mhk_distill_desc *desc);
 /* Peak memory of the run in bytes, without the teacher's file (an upper estimate). */
 MHKDEF double mhk_distill_bytes(const mhk_distill_desc *desc);
+/* Bytes of the hidden states that layer_by_layer keeps; 0 without it. */
+MHKDEF double mhk_distill_stream_bytes(const mhk_distill_desc *desc);
 /* Creates a trainer. It resumes if out has a checkpoint of the same run; if the description
    differs, the error names the difference. */
 MHKDEF mhk_trainer *mhk_distill(mhk_context *ctx, const mhk_distill_desc *desc);
@@ -13836,6 +13848,7 @@ struct mhk_model {
   mhk_tensor **tensors; /* all tensors, in the order of the checkpoint */
   int n_tensors;
   int trainable;
+  int shares; /* some tensors are memory of the teacher, and none has a gradient: mhk__student_sharing() */
   int owns_tokenizer;
   const char *tokenizer_error; /* error of the tokenizer next to it, or NULL */
   int32_t *ends;               /* n_ends, and room for that of the tokenizer; NULL: none */
@@ -15517,6 +15530,7 @@ static void mhk__model_train(mhk_model *m, mhk_real **data, mhk_real *grads) {
     grads += x->count;
   }
   m->trainable = 1;
+  m->shares = 0;
 }
 
 MHKDEF mhk_result mhk_model_make_trainable(mhk_model *m) {
@@ -15524,7 +15538,7 @@ MHKDEF mhk_result mhk_model_make_trainable(mhk_model *m) {
   mhk_real *grads = NULL;
   if (!m) return MHK_ERROR_ARGUMENT;
   ctx = m->object.ctx;
-  if (mhk_failed(ctx) || m->trainable) return mhk_error(ctx);
+  if (mhk_failed(ctx) || (m->trainable && !m->shares)) return mhk_error(ctx);
   mhk__mark mark = mhk__scratch_mark(ctx);
   mhk_real **data = (mhk_real **)mhk__scratch(ctx, m->n_tensors, sizeof(mhk_real *));
   if (data && mhk__model_memory(m, data, &grads)) {
@@ -16682,6 +16696,9 @@ MHKDEF mhk_result mhk_model_transfer(mhk_model *student, mhk_model *teacher) {
   if (mhk_failed(student->object.ctx)) return mhk_error(student->object.ctx);
   if (!mhk__can_train(student, "mhk_model_transfer") || !mhk__same_depth(student, teacher))
     return mhk_error(student->object.ctx);
+  if (student->shares)
+    return mhk_fail(student->object.ctx, MHK_ERROR_STATE,
+                    "mhk_model_transfer changes what the student shares: call mhk_model_make_trainable() first");
   for (s.role = NULL; mhk__spec_next(&student->config, &s);)
     if (s.role->owner != MHK__OF_STATE_SPACE && s.role->owner != MHK__OF_OWN &&
         !mhk__transfer(*mhk__slot(student, &s), *mhk__slot(teacher, &s))) break;
@@ -20404,23 +20421,29 @@ MHKDEF mhk_index mhk_corpus_tokens(const mhk_corpus *x, const int32_t **tokens) 
 
 /* ------------------------------------------------------------ stages: what they reach and train */
 
-/* What a stage trains of a student of this configuration: how many numbers, and in *blocks how many
-   blocks of the optimizer; flags, unless NULL, gets 1 for each tensor of them. Never more than the
-   stage's loss depends on, so that all others stay untouched. */
-static mhk_index mhk__stage_trains(const mhk_config *c, int stage, mhk_trains trains, unsigned char *flags,
-                                   mhk_index *blocks) {
+/* Whether a stage trains a tensor of a student. */
+static int mhk__stage_trains_spec(const mhk_config *c, const mhk__spec *s, int stage, mhk_trains trains) {
   static const mhk_trains least[] = {MHK_TRAIN_MATRICES, MHK_TRAIN_MIXERS, MHK_TRAIN_ALL, MHK_TRAIN_ALL};
+  const int part = s->trains, kept = c->mixer[s->layer] == MHK_MIXER_ATTENTION;
+  if (stage == 3 && trains == MHK_TRAIN_ALL) return 1;
+  if (!mhk__role_layered(s->role) || kept) /* layers that keep attention learn only in stage 3 */
+    return stage == 3 && trains == MHK_TRAIN_MIXERS && s->role->owner == MHK__OF_ATTENTION;
+  return (stage > 1 || part == MHK__TRAIN_MATRIX || part == MHK__TRAIN_NORM) && trains >= least[part];
+}
+
+/* What a stage trains of a student of this configuration: how many numbers, and in *blocks how many
+   blocks of the optimizer; flags, unless NULL, gets 1 for each tensor of them. layer: only what is
+   in this one; negative: all. Never more than the stage's loss depends on, so that all others stay
+   untouched. */
+static mhk_index mhk__stage_trains(const mhk_config *c, int stage, mhk_trains trains, int layer, unsigned char *flags,
+                                   mhk_index *blocks) {
   mhk_index numbers = 0;
   mhk__spec s;
   s.role = NULL;
   *blocks = 0;
   for (int i = 0; mhk__spec_next(c, &s); i++) {
-    const int part = s.trains, kept = c->mixer[s.layer] == MHK_MIXER_ATTENTION;
-    int trained = stage == 3 && trains == MHK_TRAIN_ALL;
-    if (!mhk__role_layered(s.role) || kept) /* layers that keep attention learn only in stage 3 */
-      trained |= stage == 3 && trains == MHK_TRAIN_MIXERS && s.role->owner == MHK__OF_ATTENTION;
-    else if (stage > 1 || part == MHK__TRAIN_MATRIX || part == MHK__TRAIN_NORM)
-      trained |= trains >= least[part];
+    const int trained = mhk__stage_trains_spec(c, &s, stage, trains) &&
+                        (layer < 0 || (mhk__role_layered(s.role) && s.layer == layer));
     if (flags) flags[i] = (unsigned char)trained;
     if (!trained) continue;
     const mhk_index count = s.shape[0] * s.shape[1] * s.shape[2];
@@ -20468,6 +20491,7 @@ static int mhk__pair_check(mhk_context *ctx, const mhk_model *s, const mhk_model
    type */
 static int mhk__same_values(const mhk_tensor *a, const mhk_tensor *b) {
   if (!a || !b) return a == b;
+  if (a->data == b->data) return 1; /* shared */
   if (a->count != b->count || a->dtype != MHK_REAL) return 0;
   if (b->dtype == MHK_REAL) return memcmp(a->data, b->data, (size_t)a->count * sizeof(mhk_real)) == 0;
   for (mhk_index i = 0; i < b->count; i++) {
@@ -20514,6 +20538,9 @@ typedef struct mhk__stage_run {
   const unsigned char *same;   /* (L): MHK__SAME_NORM, MHK__SAME_MLP */
   const int32_t *tokens, *doc; /* (B,T) */
   mhk_index B, T;
+  int layer;                   /* stages 1 and 2: the only one to train; negative: all */
+  const mhk_real *input;       /* its X_l (B,T,D); NULL: from the tokens */
+  mhk_real *output;            /* receives the input of the next new mixer's layer, unless NULL */
   int record, recompute;
   double *layer_loss;          /* (L) or NULL */
   double *relative;            /* (L,H), stage 1, or NULL */
@@ -20532,6 +20559,7 @@ static mhk__stage_run mhk__stage_run_of(mhk_tape *tape, mhk_model *student, mhk_
   run.desc = desc;
   run.own_stream = desc->own_stream;
   run.same = same;
+  run.layer = -1;
   return run;
 }
 
@@ -20646,7 +20674,7 @@ static double mhk__align_layer(mhk__stage_run *run, int l, mhk_tensor *x, mhk_te
 
 /* Stages 1 and 2: one pass of the teacher, with the loss of each student layer on the input X_l of
    the teacher's block. Layers learn independently, so the activations of only one block are in
-   memory at a time. Returns the sum over all layers with a new mixer. */
+   memory at a time. Returns the sum over all layers with a new mixer, or the loss of run->layer. */
 static double mhk__stage_along_teacher(mhk__stage_run *run) {
   const mhk__layer *layers = run->student->layers;
   int last = run->student->config.n_layer - 1;
@@ -20655,8 +20683,11 @@ static double mhk__stage_along_teacher(mhk__stage_run *run) {
   memset(&plain, 0, sizeof plain);
   plain.doc = run->doc;
   while (last >= 0 && layers[last].kind == MHK_MIXER_ATTENTION) last--;
-  mhk_tensor *x = mhk_forward_embedding(run->tape, run->teacher, run->tokens, run->B, run->T);
-  for (int l = 0; l <= last && run->ctx->result == MHK_OK; l++) {
+  const mhk_index shape[3] = {run->B, run->T, run->teacher->config.d_model};
+  mhk_tensor *x = run->input ? mhk_tensor_new(run->tape, 3, shape, run->input)
+                             : mhk_forward_embedding(run->tape, run->teacher, run->tokens, run->B, run->T);
+  for (int l = run->input ? run->layer : 0; l <= last && run->ctx->result == MHK_OK; l++) {
+    if (run->layer >= 0 && l > run->layer && layers[l].kind != MHK_MIXER_ATTENTION) break;
     const mhk_tape_mark mark = mhk_tape_here(run->tape);
     mhk_tensor *next = NULL, **wanted = l < last ? &next : NULL;
     if (layers[l].kind == MHK_MIXER_ATTENTION)
@@ -20669,6 +20700,7 @@ static double mhk__stage_along_teacher(mhk__stage_run *run) {
     mhk__copy_values(x, next);
     mhk_tape_rewind(run->tape, mark);
   }
+  if (run->output && x) memcpy(run->output, x->data, (size_t)x->count * sizeof(mhk_real));
   return total;
 }
 
@@ -20880,7 +20912,52 @@ static mhk_config mhk__student_config(const mhk_config *teacher, const mhk_stude
   return c;
 }
 
-MHKDEF mhk_model *mhk_student_create(mhk_context *ctx, mhk_model *teacher, const mhk_student_desc *desc) {
+/* Whether a student that shares has a tensor of its own: new, or trained by a stage of the run. */
+static int mhk__run_owns(const mhk_config *c, const mhk__spec *s, const mhk_distill_desc *run) {
+  int ours = s->role->owner == MHK__OF_STATE_SPACE || s->role->owner == MHK__OF_OWN;
+  for (int i = 0; i < 3; i++)
+    ours |= run->stages[i].tokens > 0 && mhk__stage_trains_spec(c, s, i + 1, run->stages[i].trains);
+  return ours;
+}
+
+/* A student without gradients. What no stage of the run trains and the teacher has stays the
+   teacher's own memory, in its stored type. */
+static mhk_model *mhk__student_sharing(mhk_context *ctx, const mhk_config *c, mhk_model *teacher,
+                                       const mhk_distill_desc *run) {
+  mhk_model *m = mhk_config_check(ctx, c) == MHK_OK ? mhk__model_new(ctx, c) : NULL;
+  const mhk_index align = MHK__ALIGN / sizeof(mhk_real);
+  mhk_real *at = NULL;
+  for (int place = 0; place < 2 && m; place++) { /* its own tensors are one block: first the size, then the content */
+    mhk__spec s;
+    mhk_index total = 0;
+    s.role = NULL;
+    for (int i = 0; mhk__spec_next(c, &s); i++) {
+      mhk_tensor *x = m->tensors[i];
+      const mhk_tensor *y = *mhk__slot(teacher, &s);
+      if (y && !mhk__run_owns(c, &s, run)) {
+        x->data = y->data;
+        x->dtype = y->dtype;
+        x->quantized = y->quantized;
+        continue;
+      }
+      if (place) x->data = at + total;
+      if (place && y) mhk__transfer(x, y);
+      total += (x->count + align - 1) / align * align;
+    }
+    if (!place && mhk__model_follow(m, teacher)) /* before: an arena's next block is as large */
+      at = (mhk_real *)mhk__arena_zeros(ctx, &m->object.arena, total, sizeof(mhk_real));
+    if (mhk_failed(ctx)) {
+      mhk_model_destroy(m);
+      m = NULL;
+    }
+  }
+  if (m) m->trainable = m->shares = 1;
+  return m;
+}
+
+/* mhk_student_create(), and the student that shares its teacher's memory in a run (or NULL). */
+static mhk_model *mhk__student_make(mhk_context *ctx, mhk_model *teacher, const mhk_student_desc *desc,
+                                    const mhk_distill_desc *run) {
   mhk_student_desc d;
   if (mhk_failed(ctx)) return NULL;
   if (!teacher || mhk_failed(teacher->object.ctx))
@@ -20910,15 +20987,22 @@ MHKDEF mhk_model *mhk_student_create(mhk_context *ctx, mhk_model *teacher, const
     return NULL;
   }
   const mhk_config c = mhk__student_config(t, &d, own);
-  mhk_model *m = mhk_model_create(ctx, &c, d.seed ? d.seed : 1);
+  mhk_model *m = NULL;
+  if (run && run->share)
+    m = mhk__student_sharing(ctx, &c, teacher, run);
+  else if ((m = mhk_model_create(ctx, &c, d.seed ? d.seed : 1)) != NULL)
+    mhk_model_transfer(m, teacher);
   if (!m) return NULL;
-  mhk_model_transfer(m, teacher);
   mhk_model_init_mixers(m, teacher, d.init, d.seed ? d.seed : 1);
-  if (!mhk__model_follow(m, teacher)) { /* copies, so the teacher may be destroyed */
+  if (!m->shares && !mhk__model_follow(m, teacher)) { /* copies, so the teacher may be destroyed */
     mhk_model_destroy(m);
     return NULL;
   }
   return m;
+}
+
+MHKDEF mhk_model *mhk_student_create(mhk_context *ctx, mhk_model *teacher, const mhk_student_desc *desc) {
+  return mhk__student_make(ctx, teacher, desc, NULL);
 }
 
 /* A batch of the teacher's hidden states at one layer, x (B,T,D), row after row on the tape: memory
@@ -21205,6 +21289,7 @@ struct mhk_trainer {
   mhk__object object;
   mhk_distill_desc desc; /* defaults resolved */
   mhk_model *student;
+  mhk_model *targets; /* the teacher in teacher_type, or the teacher itself */
   mhk_tape *tape;
   char *path, *previous; /* of the last two checkpoints, or NULL */
 #ifndef MOHAWK_NO_STDIO
@@ -21215,7 +21300,8 @@ struct mhk_trainer {
   int locked;
 #endif
   char *run;  /* the description as text, one setting per line */
-  mhk_index S[3];      /* number of updates of each stage */
+  mhk_index S[3];      /* number of updates of each stage; layer by layer, of all layers together */
+  mhk_index each[3];   /* number of updates of each stage that see other text */
   mhk_index micro;     /* batches an update */
   mhk_index rows;      /* sequences of this worker in a batch */
   int stage, finished; /* stage of the next update, 1 to 3 */
@@ -21223,14 +21309,18 @@ struct mhk_trainer {
   mhk_index driven;    /* updates by mhk_train_on() */
   /* optimizer */
   int optimizer_stage; /* the stage that the moments belong to; 0: none */
+  int optimizer_layer; /* and the layer; negative: all */
   mhk_index optimizer_step;
   unsigned char *flags;    /* n_tensors: trained in this stage */
   unsigned char *required; /* n_tensors: requires_grad as the caller set it */
+  mhk_tensor **own;        /* n_own tensors of the student, without those that are the teacher's */
+  int n_own;
   mhk_tensor **trained;
   mhk_index *trained_at; /* offset of each trained tensor */
   int n_trained;
   mhk_index trained_count, moment_room;
   mhk_real *moments, *staging; /* moments: first, then second, per tensor; staging: gradients */
+  mhk_real *gradients;         /* of a student that has none of its own, else NULL */
   mhk__update_block *blocks;
   mhk_index n_blocks, block_room;
   unsigned char same[MHK_MAX_LAYERS];
@@ -21242,6 +21332,8 @@ struct mhk_trainer {
   mhk_index *order; /* order of the documents in this epoch */
   uint64_t epoch;
   mhk_index document, offset; /* packed: next document and its next token */
+  mhk_real *stream;           /* layer by layer: a batch of hidden states; without a folder, of all batches */
+  mhk_index unsaved;          /* updates since the last checkpoint */
   /* progress */
   mhk_progress_info info;
   double loss_average; /* average of the current stage: 0 at its start, while info still shows that of the last stage */
@@ -21299,37 +21391,73 @@ static void mhk__next_batch(mhk_trainer *tr) {
   }
 }
 
-/* Bytes of the optimizer's memory: blocks, moments, gradients to exchange. */
-static double mhk__optimizer_bytes(double count, double blocks, int exchange) {
-  return blocks * sizeof(mhk__update_block) + count * (exchange ? 3.0 : 2.0) * sizeof(mhk_real);
+/* Starts the text of a stage again, as it was after the stages before it. */
+static void mhk__text_rewind(mhk_trainer *tr, int stage) {
+  mhk__rng_seed(&tr->rng, tr->desc.seed);
+  tr->epoch = 0;
+  tr->document = tr->offset = 0;
+  if (tr->order) mhk__shuffle_documents(tr);
+  for (int i = 1; i < stage; i++)
+    for (mhk_index k = 0; k < tr->each[i - 1] * tr->micro; k++) mhk__next_batch(tr);
+}
+
+/* the layer that update `step` of a stage trains, one with a new mixer; -1: all */
+static int mhk__layer_at(const mhk_trainer *tr, int stage, mhk_index step) {
+  if (!tr->desc.layer_by_layer || stage == 3) return -1;
+  mhk_index pass = step / mhk__max(tr->each[stage - 1], 1);
+  int l = 0;
+  while (l < tr->student->config.n_layer && (tr->student->layers[l].kind == MHK_MIXER_ATTENTION || pass-- > 0)) l++;
+  return l;
+}
+
+/* Bytes of the optimizer: blocks, moments, gradients, gradients to exchange. */
+static double mhk__optimizer_bytes(const mhk_distill_desc *d, int gradients, double count, double blocks) {
+  return blocks * sizeof(mhk__update_block) + count * (2 + (gradients != 0) + (d->exchange != NULL)) * sizeof(mhk_real);
 }
 
 /* Allocates optimizer memory for the largest of the given stages in one piece; keeps existing
    memory if it is large enough. */
 static int mhk__optimizer_room(mhk_trainer *tr, mhk_index count, mhk_index blocks) {
   if (count <= tr->moment_room && blocks <= tr->block_room) return 1;
-  const double bytes = mhk__optimizer_bytes((double)count, (double)blocks, tr->desc.exchange != NULL);
+  const int gradients = tr->student->shares;
+  const double bytes = mhk__optimizer_bytes(&tr->desc, gradients, (double)count, (double)blocks);
   const size_t most = (size_t)PTRDIFF_MAX; /* the arena sets the error if this is too much */
   char *at = (char *)mhk__arena_alloc(tr->object.ctx, &tr->object.arena, bytes < (double)most ? (size_t)bytes : most);
   if (!at) return 0;
   tr->blocks = (mhk__update_block *)(void *)at;
   tr->moments = (mhk_real *)(void *)(at + (size_t)blocks * sizeof *tr->blocks);
-  tr->staging = tr->desc.exchange ? tr->moments + 2 * count : NULL;
+  tr->gradients = gradients ? tr->moments + 2 * count : NULL;
+  tr->staging = tr->desc.exchange ? tr->moments + (gradients ? 3 : 2) * count : NULL;
   tr->moment_room = count;
   tr->block_room = blocks;
   return 1;
 }
 
-/* Starts the optimizer of a stage: selects its tensors and zeroes the moments. */
-static int mhk__optimizer_start(mhk_trainer *tr, int stage) {
+/* Gradients of a student that has none of its own are in memory of the trainer. */
+static void mhk__gradients_place(mhk_trainer *tr, mhk_real *gradients) {
+  for (int i = 0; i < tr->n_trained && tr->student->shares; i++)
+    tr->trained[i]->grad = gradients ? gradients + tr->trained_at[i] : NULL;
+}
+
+/* Starts the optimizer of a stage, or of one layer in it: selects its tensors and zeroes the
+   moments. */
+static int mhk__optimizer_start(mhk_trainer *tr, int stage, int layer) {
   mhk_model *student = tr->student;
   mhk_index count, blocks, at = 0, n = 0, first;
+  int own = 0;
   tr->optimizer_stage = 0;
   if (!mhk__pair_check(tr->object.ctx, student, tr->desc.teacher, stage)) return 0;
-  count = mhk__stage_trains(&student->config, stage, tr->desc.stages[stage - 1].trains, tr->flags, &blocks);
+  count = mhk__stage_trains(&student->config, stage, tr->desc.stages[stage - 1].trains, layer, tr->flags, &blocks);
+  mhk__gradients_place(tr, NULL);
   if (!mhk__optimizer_room(tr, count, blocks)) return 0;
   tr->n_trained = 0;
-  for (int i = 0; i < student->n_tensors; i++)
+  for (int i = 0; i < student->n_tensors; i++) {
+    const int ours = own < tr->n_own && tr->own[own] == student->tensors[i];
+    own += ours;
+    if (tr->flags[i] && !ours)
+      return mhk__no(tr->object.ctx, MHK_ERROR_STATE,
+                     "stage %d trains %s, which is the teacher's own: call mhk_model_make_trainable() on the student",
+                     stage, student->tensors[i]->name);
     if (tr->flags[i]) {
       tr->trained[tr->n_trained] = student->tensors[i];
       tr->trained_at[tr->n_trained] = at;
@@ -21342,6 +21470,8 @@ static int mhk__optimizer_start(mhk_trainer *tr, int stage) {
       at += student->tensors[i]->count;
       tr->n_trained++;
     }
+  }
+  mhk__gradients_place(tr, tr->gradients);
   tr->n_blocks = n;
   tr->trained_count = at;
   if (at > 0) memset(tr->moments, 0, (size_t)at * 2 * sizeof(mhk_real));
@@ -21351,6 +21481,7 @@ static int mhk__optimizer_start(mhk_trainer *tr, int stage) {
     memset(tr->same, 0, sizeof tr->same);
   tr->optimizer_step = 0;
   tr->optimizer_stage = stage;
+  tr->optimizer_layer = layer;
   return tr->object.ctx->result == MHK_OK;
 }
 
@@ -21459,25 +21590,82 @@ static double mhk__optimizer_step(mhk_trainer *tr, double loss, double lr, doubl
   return norm;
 }
 
+/* how many updates lie at most between two checkpoints while hidden states are in files */
+static mhk_index mhk__stream_half(mhk_index each) { return each / 16 + 1; }
+
+#ifndef MOHAWK_NO_STDIO
+/* The file of a batch of hidden states. There are more files than batches: what goes into the next
+   layer replaces not its own batch but one that far before it. So a run that goes on from one of
+   its last two checkpoints finds all that it needs. */
+static const char *mhk__stream_path(const mhk_trainer *tr, int stage, mhk_index pass, mhk_index batch, char *path) {
+  const mhk_index each = tr->each[stage - 1], spare = 2 * mhk__stream_half(each) * tr->micro,
+                  all = each * tr->micro + spare, slot = (batch + pass * (all - spare)) % all;
+  mhk__print(path, MHK__PATH_MOST + 64, "%.*sstream.%d.%lld", (int)mhk__folder_length(tr->path), tr->path,
+             tr->desc.rank, (long long)slot);
+  return path;
+}
+
+/* Removes the hidden states of a stage that is over. With a second checkpoint neither of the two
+   needs them. */
+static void mhk__stream_end(mhk_trainer *tr, int stage) {
+  char path[MHK__PATH_MOST + 64];
+  const mhk_index each = tr->each[stage - 1], all = (each + 2 * mhk__stream_half(each)) * tr->micro;
+  if (mhk_checkpoint(tr) != MHK_OK) return;
+  for (mhk_index i = 0; i < all; i++) {
+    mhk__remove(mhk__stream_path(tr, stage, 0, i, path));
+    mhk__remove_temporaries(path);
+  }
+}
+#endif
+
+/* The hidden states of one batch, in files or in memory: those that go into the layer of this pass
+   or, if `write`, those for the next are kept. NULL: failed. */
+static mhk_real *mhk__stream_batch(mhk_trainer *tr, mhk_index pass, mhk_index batch, int write) {
+  const mhk_index n = tr->rows * tr->desc.length * tr->student->config.d_model;
+  if (!tr->path) return tr->stream + batch * n;
+#ifdef MOHAWK_NO_STDIO
+  (void)pass, (void)write;
+#else
+  mhk_context *ctx = tr->object.ctx;
+  const size_t bytes = (size_t)n * sizeof(mhk_real);
+  char path[MHK__PATH_MOST + 64];
+  mhk__bytes b;
+  mhk__stream_path(tr, tr->stage, pass + write, batch, path);
+  if (write) return mhk_file_write_bytes(ctx, path, tr->stream, bytes) == MHK_OK ? tr->stream : NULL;
+  const int error = mhk__bytes_open(path, &b), fits = !error && b.size == bytes;
+  if (fits) memcpy(tr->stream, b.data, bytes);
+  mhk__bytes_close(&b);
+  if (!fits)
+    return (mhk_real *)mhk__null(ctx, MHK_ERROR_FILE, "the run needs the hidden states in %s: %s. Set fresh (--fresh) "
+                                 "to start over", path, error ? mhk__file_reason(error) : "the file has another size");
+#endif
+  return tr->stream;
+}
+
 /* One update of a stage: `micro` batches from the text, or one batch of the caller. */
 static double mhk__update(mhk_trainer *tr, int stage, const int32_t *tokens, mhk_index B, mhk_index T,
                           const int32_t *doc, mhk_index micro, double lr) {
   mhk_context *ctx = tr->object.ctx;
   mhk_model *student = tr->student;
-  const mhk_index L = student->config.n_layer, cells = L * (mhk_index)student->config.ssm_heads;
+  const mhk_index L = student->config.n_layer, cells = L * (mhk_index)student->config.ssm_heads,
+                  each = tr->each[stage - 1], pass = each > 0 ? tr->step / each : 0;
+  const int layer = mhk__layer_at(tr, stage, tr->step), kept = layer >= 0;
   double loss = 0.0;
-  if (tr->optimizer_stage != stage && !mhk__optimizer_start(tr, stage)) return NAN;
+  if ((tr->optimizer_stage != stage || tr->optimizer_layer != layer) && !mhk__optimizer_start(tr, stage, layer))
+    return NAN;
+  if (kept && tr->step % each == 0) mhk__text_rewind(tr, stage);
   tr->why[0] = 0;
   tr->teacher_broke = 0;
-  for (mhk_index j = 0; j < L; j++) tr->layer_loss[j] = 0.0;
-  for (mhk_index j = 0; j < cells; j++) tr->relative[j] = 0.0;
+  for (mhk_index j = 0; j < L; j++) tr->layer_loss[j] = kept && j != layer ? tr->layer_loss[j] : 0.0;
+  for (mhk_index j = 0; j < cells; j++)
+    tr->relative[j] = kept && j / student->config.ssm_heads != layer ? tr->relative[j] : 0.0;
   for (int i = 0; i < student->n_tensors; i++) {
     tr->required[i] = (unsigned char)(student->tensors[i]->requires_grad != 0);
     student->tensors[i]->requires_grad = tr->flags[i];
   }
   mhk__parallel(ctx, tr->n_blocks, mhk__zero_block, tr);
-  mhk__stage_run run =
-      mhk__stage_run_of(tr->tape, student, tr->desc.teacher, stage, &tr->desc.stages[stage - 1], tr->same);
+  mhk__stage_run run = mhk__stage_run_of(tr->tape, student, tr->targets, stage, &tr->desc.stages[stage - 1], tr->same);
+  run.layer = layer;
   run.tokens = tokens ? tokens : tr->window;
   run.doc = tokens ? doc : tr->window_doc;
   run.B = B;
@@ -21491,6 +21679,11 @@ static double mhk__update(mhk_trainer *tr, int stage, const int32_t *tokens, mhk
     if (!tokens) mhk__next_batch(tr);
     for (mhk_index j = 0; j < L; j++) tr->layer_now[j] = 0.0;
     for (mhk_index j = 0; j < cells; j++) tr->relative_now[j] = 0.0;
+    const mhk_index batch = kept ? (tr->step % each) * micro + k : 0;
+    const int more = kept && tr->step < tr->S[stage - 1] - each; /* another layer follows */
+    if (kept && pass > 0) run.input = mhk__stream_batch(tr, pass, batch, 0);
+    if (more) run.output = tr->path ? tr->stream : mhk__stream_batch(tr, pass, batch, 0);
+    if (ctx->result != MHK_OK) break;
     const mhk_precision before = ctx->precision;
     ctx->precision = tr->desc.precision;
     const double value = mhk__stage_loss(&run);
@@ -21498,6 +21691,7 @@ static double mhk__update(mhk_trainer *tr, int stage, const int32_t *tokens, mhk
     if (!mhk__is_finite(value) && ctx->result == MHK_OK && !tr->why[0]) tr->teacher_broke = mhk__find_first(&run);
     ctx->precision = before;
     mhk_tape_reset(tr->tape);
+    if (more) mhk__stream_batch(tr, pass, batch, 1);
     for (mhk_index j = 0; j < L; j++) tr->layer_loss[j] += tr->layer_now[j] / (double)micro;
     for (mhk_index j = 0; j < cells; j++) tr->relative[j] += tr->relative_now[j] / (double)micro;
   }
@@ -21544,8 +21738,8 @@ static void mhk__progress_place(mhk_trainer *tr, int stage, mhk_index step) {
   p->stage = stage;
   p->step = step;
   p->steps = tr->S[stage - 1];
-  p->tokens = step * tr->desc.update_tokens;
-  p->total_tokens = p->steps * tr->desc.update_tokens;
+  p->total_tokens = tr->each[stage - 1] * tr->desc.update_tokens;
+  p->tokens = p->steps > 0 ? step / (p->steps / tr->each[stage - 1]) * tr->desc.update_tokens : 0;
   p->layer_loss = stage == 3 ? NULL : tr->layer_loss;
   p->relative = stage == 1 ? tr->relative : NULL;
 }
@@ -21569,30 +21763,37 @@ MHKDEF int mhk_train_step(mhk_trainer *tr) {
     tr->started_seconds = mhk__seconds();
     tr->step_before = tr->step;
   }
-  lr = mhk__learning_rate(d, tr->step, S);
+  const mhk_index each = tr->each[stage - 1];
+  lr = mhk__learning_rate(d, tr->step % each, each);
+  if (tr->step % each == 0) tr->loss_average = 0.0;
   const double loss = mhk__update(tr, stage, NULL, tr->rows, tr->desc.length, NULL, tr->micro, lr);
   if (ctx->result != MHK_OK) return 0;
   tr->step++;
+  tr->unsaved++;
   const double now = mhk__seconds();
+  const mhk_index at = (tr->step - 1) % each + 1;
   mhk__progress_place(tr, stage, tr->step);
   p->loss = loss;
-  p->loss_average = tr->loss_average += (loss - tr->loss_average) / (double)(tr->step < 20 ? tr->step : 20);
+  p->loss_average = tr->loss_average += (loss - tr->loss_average) / (double)(at < 20 ? at : 20);
   p->lr = lr;
   {
     const double here = now > tr->started_seconds ? now - tr->started_seconds : 0.0;
-    const double tokens = (double)(tr->step - tr->step_before) * (double)tr->desc.update_tokens;
+    const double tokens = (double)(tr->step - tr->step_before) / (double)S * (double)p->total_tokens;
     p->seconds = tr->seconds_before + here;
     p->tokens_per_second = here > 0.0 ? tokens / here : 0.0;
     p->seconds_left = p->tokens_per_second > 0.0 ? (double)(p->total_tokens - p->tokens) / p->tokens_per_second : 0.0;
   }
+  if (at == each) tr->optimizer_stage = 0;
   if (tr->step >= S) {
     p->stage_done = 1;
     mhk__stage_seek(tr);
   }
 #ifndef MOHAWK_NO_STDIO
-  if (tr->path && (p->stage_done ||
+  const int kept = tr->desc.layer_by_layer && stage < 3;
+  if (tr->path && (p->stage_done || (kept && tr->unsaved >= mhk__stream_half(each)) ||
                    (tr->desc.checkpoint_seconds > 0.0 && now - tr->checkpoint_clock >= tr->desc.checkpoint_seconds)))
     mhk_checkpoint(tr);
+  if (kept && tr->path && p->stage_done) mhk__stream_end(tr, stage);
 #endif
   return ctx->result == MHK_OK;
 }
@@ -21608,6 +21809,10 @@ MHKDEF double mhk_train_on(mhk_trainer *tr, int stage, const int32_t *tokens, mh
   if (!mhk__number_fits(ctx, "mhk_train_on", "the learning rate (lr)", lr, 0, MHK__REAL_MOST) ||
       !mhk__size3(ctx, B, T, 64))
     return NAN;
+  if (mhk__layer_at(tr, stage, 0) >= 0) {
+    mhk_fail(ctx, MHK_ERROR_STATE, "layer by layer, stage %d trains on the corpus, not by mhk_train_on()", stage);
+    return NAN;
+  }
   const double loss = mhk__update(tr, stage, tokens, B, T, doc, 1, lr);
   if (ctx->result != MHK_OK) return NAN;
   tr->driven++;
@@ -21681,7 +21886,7 @@ static char *mhk__run_text(mhk_trainer *tr) {
   mhk__fact_text(&w, 0, "text", hex);
   for (int i = 1; i <= 3; i++) {
     const mhk_stage_desc *s = &d->stages[i - 1];
-    mhk__fact_integer(&w, i, "tokens", tr->S[i - 1] * d->update_tokens);
+    mhk__fact_integer(&w, i, "tokens", tr->each[i - 1] * d->update_tokens);
     if (tr->S[i - 1] == 0) continue;
     mhk__fact_number(&w, i, "learning rate", s->lr);
     mhk__fact_number(&w, i, "lowest learning rate", s->lr_low);
@@ -21706,6 +21911,8 @@ static char *mhk__run_text(mhk_trainer *tr) {
   mhk__hex(d->seed, hex);
   mhk__fact_text(&w, 0, "seed", hex);
   mhk__fact_integer(&w, 0, "workers", d->world);
+  if (d->layer_by_layer) mhk__fact_text(&w, 0, "order", "layer by layer");
+  if (d->teacher_type) mhk__fact_text(&w, 0, "teacher's type", mhk_dtype_name(d->teacher_type));
   if (!d->student) {
     mhk__hex(d->student_desc.seed, hex);
     mhk__fact_integer(&w, 0, "student's initialisation", (mhk_index)d->student_desc.init);
@@ -21802,16 +22009,15 @@ static void mhk__saved_format(const mhk__saved *saved, char text[MHK__SAVED * 17
 
 #define MHK__CHECKPOINT "mohawk checkpoint 2"
 
-/* Tensor i of a checkpoint: the student's, then first moments, then second moments; returns 0 after
-   the last */
+/* Tensor i of a checkpoint: the student's own, then first moments, then second moments; returns 0
+   after the last */
 static int mhk__checkpoint_tensor(mhk_trainer *tr, int i, mhk__outgoing *o) {
   mhk_context *ctx = tr->object.ctx;
-  const mhk_model *student = tr->student;
-  const int moments = tr->optimizer_stage ? tr->n_trained : 0, own = i < student->n_tensors,
-            second = i >= student->n_tensors + moments;
-  const int at = own ? i : i - student->n_tensors - (second ? moments : 0);
-  if (i >= student->n_tensors + 2 * moments) return 0;
-  const mhk_tensor *x = own ? student->tensors[i] : tr->trained[at];
+  const int moments = tr->optimizer_stage ? tr->n_trained : 0, own = i < tr->n_own,
+            second = i >= tr->n_own + moments;
+  const int at = own ? i : i - tr->n_own - (second ? moments : 0);
+  if (i >= tr->n_own + 2 * moments) return 0;
+  const mhk_tensor *x = own ? tr->own[i] : tr->trained[at];
   mhk__outgoing_set(o, x->name, MHK_REAL, MHK_REAL, x->rank, x->shape,
                     own ? x->data : tr->moments + 2 * tr->trained_at[at] + (second ? x->count : 0));
   if (own) return 1;
@@ -21835,6 +22041,7 @@ MHKDEF mhk_result mhk_checkpoint(mhk_trainer *tr) {
   if (!tr->path)
     return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "this trainer has no folder for checkpoints: name one in out");
   tr->checkpoint_clock = mhk__seconds();
+  tr->unsaved = 0;
   if (tr->desc.rank != 0) return MHK_OK; /* all workers have the same state, so the first one writes */
   mhk__mark mark = mhk__scratch_mark(ctx);
   list = (mhk__outgoing *)mhk__scratch(ctx, 3 * (mhk_index)tr->student->n_tensors + 1, sizeof *list);
@@ -21897,7 +22104,9 @@ static const char *mhk__saved_wrong(mhk_trainer *tr, const mhk__saved *v) {
   if (v->finished && (v->stage != 3 || v->step != 0)) return "it says that the run is finished, in the middle of it";
   if (!v->finished && v->step >= (uint64_t)tr->S[v->stage - 1]) return "its stage is over";
   if ((v->optimizer_stage != 0) != (v->optimizer_step != 0)) return "its optimizer belongs to no stage";
-  if (v->driven == 0 && (v->optimizer_step != v->step || (v->optimizer_stage != 0 && v->optimizer_stage != v->stage)))
+  const uint64_t each = (uint64_t)mhk__max(tr->each[v->stage - 1], 1);
+  if (v->driven == 0 &&
+      (v->optimizer_step != v->step % each || (v->optimizer_stage != 0 && v->optimizer_stage != v->stage)))
     return "its optimizer and its stage have made different numbers of updates";
   if ((v->random[0] | v->random[1] | v->random[2] | v->random[3]) == 0)
     return "the state of its random generator is invalid";
@@ -21961,7 +22170,9 @@ static int mhk__resume_read(mhk_trainer *tr, const mhk_file *f, const char *path
     return 0;
   }
   tr->optimizer_stage = 0;
-  if (v.optimizer_stage && !mhk__optimizer_start(tr, (int)v.optimizer_stage)) return -1;
+  if (v.optimizer_stage && !mhk__optimizer_start(tr, (int)v.optimizer_stage,
+                                                 mhk__layer_at(tr, (int)v.optimizer_stage, (mhk_index)v.step)))
+    return -1;
   if (!mhk__resume_tensors(tr, f, 0, why)) {
     tr->optimizer_stage = 0;
     return ctx->result == MHK_OK ? 0 : -1;
@@ -22096,6 +22307,12 @@ static int mhk__distill_check(mhk_context *ctx, const mhk_distill_desc *d) {
                    d->beta1, d->beta2, d->eps);
   if (!mhk__number_fits(ctx, "distillation", "checkpoint_seconds", d->checkpoint_seconds, -DBL_MAX, DBL_MAX)) return 0;
   if (!mhk__precision_fits(ctx, d->precision)) return 0;
+  for (int i = 0; i < 2 && d->layer_by_layer; i++)
+    if (d->stages[i].tokens > 0 && d->stages[i].clip > 0)
+      return mhk__no(ctx, MHK_ERROR_ARGUMENT,
+                     "stage %d clips by the norm of all gradients, and layer by layer there are only those of one: set "
+                     "clip to none",
+                     i + 1);
   if (d->recipe != MHK_RECIPE_BEST && d->recipe != MHK_RECIPE_PAPER)
     return mhk__no(ctx, MHK_ERROR_ARGUMENT, "unknown recipe %d: use 0 (the best one known) or 1 (the paper's)",
                    (int)d->recipe);
@@ -22164,6 +22381,28 @@ static void mhk__trainer_close(void *object) {
 #endif
 }
 
+/* The most numbers, and blocks of the optimizer, that a run trains at once. */
+static mhk_index mhk__run_most(const mhk_config *student, const mhk_distill_desc *d, mhk_index *blocks) {
+  mhk_index most = 0;
+  *blocks = 0;
+  for (int i = 1; i <= 3; i++) {
+    const int by_layer = d->layer_by_layer && i < 3;
+    for (int l = by_layer ? 0 : -1; l < (by_layer ? student->n_layer : 0) && d->stages[i - 1].tokens > 0; l++) {
+      mhk_index b;
+      most = mhk__max(most, mhk__stage_trains(student, i, d->stages[i - 1].trains, l, NULL, &b));
+      *blocks = mhk__max(*blocks, b);
+    }
+  }
+  return most;
+}
+
+/* The layers with a new mixer. */
+static int mhk__new_layers(const mhk_config *student) {
+  int n = 0;
+  for (int l = 0; l < student->n_layer; l++) n += student->mixer[l] != MHK_MIXER_ATTENTION;
+  return n;
+}
+
 /* Allocates the parts of a trainer. */
 static void mhk__trainer_fill(mhk_trainer *tr, mhk_context *ctx) {
   mhk__arena *arena = &tr->object.arena;
@@ -22171,11 +22410,12 @@ static void mhk__trainer_fill(mhk_trainer *tr, mhk_context *ctx) {
   mhk_model *student = tr->student;
   const mhk_index L = student->config.n_layer, cells = L * (mhk_index)student->config.ssm_heads + 1,
                   window = tr->rows * d->length;
-  mhk_index count = 0, blocks = 0, c, b;
+  mhk_index count, blocks;
   if (!mhk__pair_check(ctx, student, d->teacher, tr->S[0] > 0 ? 1 : 0)) return;
   tr->flags = (unsigned char *)mhk__arena_zeros(ctx, arena, student->n_tensors, 1);
   tr->required = (unsigned char *)mhk__arena_zeros(ctx, arena, student->n_tensors, 1);
   tr->trained = (mhk_tensor **)mhk__arena_zeros(ctx, arena, student->n_tensors, sizeof(mhk_tensor *));
+  tr->own = (mhk_tensor **)mhk__arena_zeros(ctx, arena, student->n_tensors, sizeof(mhk_tensor *));
   tr->trained_at = (mhk_index *)mhk__arena_zeros(ctx, arena, student->n_tensors, sizeof(mhk_index));
   tr->layer_loss = (double *)mhk__arena_zeros(ctx, arena, L, sizeof(double));
   tr->layer_now = (double *)mhk__arena_zeros(ctx, arena, L, sizeof(double));
@@ -22187,10 +22427,22 @@ static void mhk__trainer_fill(mhk_trainer *tr, mhk_context *ctx) {
     if (d->corpus) tr->order = (mhk_index *)mhk__arena_zeros(ctx, arena, d->corpus->n_documents, sizeof(mhk_index));
   }
   if (ctx->result != MHK_OK) return;
+  mhk__spec s;
+  s.role = NULL;
+  for (int i = 0; mhk__spec_next(&student->config, &s); i++) {
+    const mhk_tensor *theirs = *mhk__slot(d->teacher, &s);
+    if (!theirs || theirs->data != student->tensors[i]->data) tr->own[tr->n_own++] = student->tensors[i];
+  }
   mhk__rng_seed(&tr->rng, d->seed);
   if (tr->order) mhk__shuffle_documents(tr);
   tr->run = mhk__run_text(tr);
   tr->tape = mhk_tape_create(ctx);
+  if (d->teacher_type) {
+    mhk_quantize_desc q;
+    memset(&q, 0, sizeof q);
+    q.type = d->teacher_type;
+    tr->targets = mhk_quantize(d->teacher, &q);
+  }
 #ifndef MOHAWK_NO_STDIO
   if (d->out && ctx->result == MHK_OK) {
     const size_t room = strlen(d->out) + 40;
@@ -22207,12 +22459,12 @@ static void mhk__trainer_fill(mhk_trainer *tr, mhk_context *ctx) {
 #endif
   /* Allocates the optimizer of the largest stage now, not in the middle of the run. It comes last
      because an arena's next block after a large one is as large. */
-  for (int i = 1; i <= 3; i++) {
-    if (tr->S[i - 1] == 0) continue;
-    c = mhk__stage_trains(&student->config, i, d->stages[i - 1].trains, NULL, &b);
-    if (c > count) count = c;
-    if (b > blocks) blocks = b;
+  if (d->layer_by_layer) {
+    const mhk_index batches = d->out ? 1 : mhk__max(tr->each[0], tr->each[1]) * tr->micro;
+    tr->stream = (mhk_real *)mhk__arena_alloc(ctx, arena, mhk__size3(ctx, batches * window, student->config.d_model,
+                                                                     sizeof(mhk_real)));
   }
+  count = mhk__run_most(&student->config, d, &blocks);
   if (ctx->result == MHK_OK) mhk__optimizer_room(tr, count, blocks);
 }
 
@@ -22241,11 +22493,13 @@ MHKDEF mhk_trainer *mhk_distill(mhk_context *ctx, const mhk_distill_desc *desc) 
   mhk_trainer *tr = (mhk_trainer *)mhk__object_new(ctx, sizeof(mhk_trainer), mhk__trainer_close);
   if (!tr) return NULL;
   tr->desc = d;
-  tr->student = d.student ? d.student : mhk_student_create(ctx, d.teacher, &d.student_desc);
+  tr->student = d.student ? d.student : mhk__student_make(ctx, d.teacher, &d.student_desc, &d);
+  tr->targets = d.teacher;
   tr->micro = d.update_tokens / (d.batch * d.length);
   tr->rows = d.batch / d.world;
   for (i = 2; i >= 0; i--) {
-    tr->S[i] = d.stages[i].tokens / d.update_tokens;
+    tr->S[i] = tr->each[i] = d.stages[i].tokens / d.update_tokens;
+    if (d.layer_by_layer && i < 2 && tr->student) tr->S[i] *= mhk__new_layers(&tr->student->config);
     if (tr->S[i] > 0) first = i + 1;
   }
   tr->stage = 1;
@@ -22279,6 +22533,8 @@ MHKDEF void mhk_trainer_destroy(mhk_trainer *tr) {
   mhk_tape *tape;
   if (!tr) return;
   tape = tr->tape;
+  if (tr->student) mhk__gradients_place(tr, NULL);
+  if (tr->targets != tr->desc.teacher) mhk_model_destroy(tr->targets);
   mhk__object_free(tr);
   if (tape) mhk_tape_destroy(tape);
 }
@@ -22333,36 +22589,65 @@ static double mhk__stage_numbers_held(const mhk_distill_desc *d, const mhk_confi
   return both > teachers ? both : teachers;
 }
 
+static mhk_config mhk__run_student(const mhk_distill_desc *d) {
+  const char *mixer = d->student_desc.mixer;
+  if (d->student) return d->student->config;
+  return mhk__student_config(&d->teacher->config, &d->student_desc,
+                             mixer ? mhk__mixer_named(d->teacher->object.ctx, mixer) : NULL);
+}
+
+/* weights and gradients; of a student that shares, the weights of its own */
+static double mhk__student_bytes(const mhk_config *student, const mhk_distill_desc *d, int shares) {
+  const double all = mhk_config_parameters(student);
+  if (!shares) return mhk__arena_bytes(2.0 * all * sizeof(mhk_real));
+  mhk__spec s;
+  double own = 0.0;
+  s.role = NULL;
+  while (mhk__spec_next(student, &s)) {
+    if (mhk__run_owns(student, &s, d)) own += (double)(s.shape[0] * s.shape[1] * s.shape[2]);
+  }
+  return mhk__arena_bytes(own * sizeof(mhk_real));
+}
+
+MHKDEF double mhk_distill_stream_bytes(const mhk_distill_desc *desc) {
+  if (!desc || !desc->teacher || !desc->layer_by_layer) return 0.0;
+  const mhk_distill_desc d = mhk_distill_defaults(desc);
+  const double tokens = (double)mhk__max(d.stages[0].tokens, d.stages[1].tokens), update = (double)d.update_tokens,
+               spare = d.out ? 2.0 * update * (double)mhk__stream_half((mhk_index)(tokens / update)) : 0.0;
+  return (tokens + spare) * d.teacher->config.d_model * sizeof(mhk_real) / d.world;
+}
+
 /* Exact are the student's weights and gradients, the optimizer and the corpus; what the tape and
    scratch memory hold is estimated, rather too high than too low. */
 MHKDEF double mhk_distill_bytes(const mhk_distill_desc *desc) {
   const double real = sizeof(mhk_real);
-  double optimizer = 0.0, tape = 0.0;
+  double tape = 0.0;
   if (!desc || !desc->teacher) return 0.0;
   const mhk_distill_desc d = mhk_distill_defaults(desc);
   const mhk_config *teacher = &d.teacher->config;
-  const mhk_mixer *own =
-      d.student_desc.mixer ? mhk__mixer_named(d.teacher->object.ctx, d.student_desc.mixer) : NULL;
-  const mhk_config student = d.student ? d.student->config : mhk__student_config(teacher, &d.student_desc, own);
+  const mhk_config student = mhk__run_student(&d);
   const double rows = (double)(d.batch / (d.world > 0 ? d.world : 1)) * (double)d.length;
   const double D = student.d_model, V = student.vocab_size;
-  double scratch = V * D + 4.0 * D * D + rows * D; /* a packed matrix, and scratch memory of ops */
+  double scratch = 4.0 * D * D + rows * D; /* a packed matrix, and scratch memory of ops */
   for (int i = 1; i <= 3; i++) {
-    mhk_index blocks;
     if (d.stages[i - 1].tokens == 0) continue;
-    const double numbers = (double)mhk__stage_trains(&student, i, d.stages[i - 1].trains, NULL, &blocks);
-    const double bytes = mhk__optimizer_bytes(numbers, (double)blocks, d.exchange != NULL),
-                 held = mhk__stage_numbers_held(&d, teacher, &student, i);
-    optimizer = bytes > optimizer ? bytes : optimizer;
+    const double held = mhk__stage_numbers_held(&d, teacher, &student, i);
     tape = held > tape ? held : tape;
-    if (i == 3) scratch += 2.0 * rows * V;
+    if (i == 3) scratch += V * D + 2.0 * rows * V;
   }
-  double bytes = mhk__arena_bytes(2.0 * mhk_config_parameters(&student) * real) + optimizer +
-                 mhk__arena_bytes(1.1 * tape * rows * real) + mhk__arena_bytes(scratch * real);
+  const int shares = d.student ? d.student->shares : d.share;
+  mhk_index blocks;
+  const double numbers = (double)mhk__run_most(&student, &d, &blocks),
+               optimizer = mhk__optimizer_bytes(&d, shares, numbers, (double)blocks);
+  double bytes = mhk__student_bytes(&student, &d, shares) + optimizer + mhk__arena_bytes(1.1 * tape * rows * real) +
+                 mhk__arena_bytes(scratch * real);
+  if (d.layer_by_layer) bytes += mhk__arena_bytes(d.out ? rows * D * real : mhk_distill_stream_bytes(&d));
+  if (d.teacher_type)
+    bytes += mhk__arena_bytes(mhk_config_parameters(teacher) * (d.teacher_type == MHK_Q4 ? 0.5625 : 1.03125));
   if (d.corpus)
     bytes +=
         4.0 * (double)d.corpus->n + 8.0 * (double)d.corpus->n_documents * (d.windows == MHK_WINDOWS_PACKED ? 2.0 : 1.0);
-  return bytes + 2e6;
+  return bytes + 2.5e6;
 }
 
 /* ----------------------------------------------------------------------------------- evaluation */

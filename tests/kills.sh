@@ -24,11 +24,13 @@ kill_during() {
   [ $? -eq 137 ]
 }
 took() { awk -v a="$1" -v b="$2" 'BEGIN { print b - a }'; }
-nothing_left() { test -z "$(find "$1" -name '*.new*' -o -name '*.lock' -o -name '*.old')"; }
+nothing_left() { test -z "$(find "$1" -name '*.new*' -o -name 'stream.*' -o -name '*.lock' -o -name '*.old')"; }
 
 # ---- a run
+for order in "" --one-layer-at-a-time; do
 distill() { "$mohawk" distill --teacher $tiny --text examples/story.txt --tokens 1k,1k,2k --batch 2 --length 64 --keep-attention 2 --no-eval --threads 1 \
-  --checkpoint-seconds 0.02 --out "$1"; }
+  --checkpoint-seconds 0.02 $order --out "$1"; }
+rm -rf "$work/whole"
 since=$(now)
 check "a run that nobody disturbs" distill "$work/whole"
 most=$(took "$since" "$(now)")
@@ -43,7 +45,7 @@ finish() {
 while [ $killed -lt "$kills" ] && [ $tries -lt $((3 * kills)) ]; do
   tries=$((tries + 1))
   if kill_during "$(some_time "$most" $tries)" "$mohawk" distill --teacher $tiny --text examples/story.txt --tokens 1k,1k,2k --batch 2 --length 64 --keep-attention 2 \
-    --no-eval --threads 1 --checkpoint-seconds 0.02 --out "$work/run"; then
+    --no-eval --threads 1 --checkpoint-seconds 0.02 $order --out "$work/run"; then
     killed=$((killed + 1))
     grep -q "resuming from the checkpoint" "$work/said" && resumed=$((resumed + 1))
     grep -q "warning" "$work/said" && cat "$work/said"
@@ -54,7 +56,8 @@ while [ $killed -lt "$kills" ] && [ $tries -lt $((3 * kills)) ]; do
 done
 finish
 check "kills of distill: $killed of $kills" test "$killed" -eq "$kills"
-echo "distill: $killed kills, $resumed of them in a run that had been resumed, $runs runs to the end"
+echo "distill $order: $killed kills, $resumed of them in a run that had been resumed, $runs runs to the end"
+done
 
 # ---- one file: A and B in turn
 same_as_one() { [ ! -e "$1" ] || cmp -s "$1" "$work/a.safetensors" || cmp -s "$1" "$work/b.safetensors"; }

@@ -146,8 +146,10 @@ static inline mhk_real *model_numbers(const mhk_model *m, int gradients, mhk_ind
   *count = n;
   for (i = 0, n = 0; i < mhk_model_count(m); i++) {
     const mhk_tensor *x = mhk_model_at(m, i);
-    const mhk_real *from = gradients ? x->grad : mhk_data(x);
-    if (from) memcpy(v + n, from, sizeof *v * (size_t)x->count);
+    if (!gradients)
+      mhk_tensor_read(x, 0, x->count, v + n);
+    else if (x->grad)
+      memcpy(v + n, x->grad, sizeof *v * (size_t)x->count);
     n += x->count;
   }
   return v;

@@ -28,7 +28,7 @@ code 1 "no such model" "$mohawk" generate --model "$work/nothing"
 "$mohawk" distill --techer "$tiny" >"$work/said" 2>&1
 says "did you mean --teacher"
 "$mohawk" distill --teacher "$tiny" --length 4M --batch 64 --out "$work/big" >"$work/said" 2>&1
-says "try --length"
+says " --length "
 "$mohawk" distill --teacher "$tiny" --tokens 0,0,0 --out "$work/big" >"$work/said" 2>&1
 says "at least one stage needs tokens"
 
@@ -236,6 +236,13 @@ distill --recipe paper --out "$work/paper"
 check "the paper's student has no keys of its own" sh -c "! grep -q \"authors' layout\" '$work/said' && ! grep -qE 'gates|window|rotary' '$work/paper/student/config.json'"
 distill --windows packed --out "$work/packed"
 check "what --windows was" [ -f "$work/packed/student/config.json" ]
+distill --train mixers --keep-attention 1 --out "$work/usual"
+distill --train mixers --keep-attention 1 --one-layer-at-a-time --out "$work/by_layer"
+says "hidden states of all tokens of a stage take"
+check "one layer at a time: the same bits" cmp "$work/usual/student/model.safetensors" "$work/by_layer/student/model.safetensors"
+distill --teacher-type int8 --out "$work/int8"
+check "targets of int8: a student" test -s "$work/int8/student/model.safetensors"
+code 1 "targets of int8: other bits" cmp -s "$work/packed/student/model.safetensors" "$work/int8/student/model.safetensors"
 code 2 "two windows" "$mohawk" distill --teacher "$tiny" --window 8 --windows 2.1=4,8
 code 2 "gates and none" "$mohawk" distill --teacher "$tiny" --gates --no-gates
 code 2 "kept by what" "$mohawk" distill --teacher "$tiny" --keep 2.1

@@ -443,6 +443,141 @@ TEST(exchange) {
   mhk_destroy(ctx);
 }
 
+/* ------------------------------------------------------- shared memory, and layer after layer */
+
+typedef struct order {
+  const char *name, *out;
+  int share, layer_by_layer, way, updates; /* updates of a stage */
+} order;
+
+/* A run in which stage 3 trains mixers, of a student that keeps attention in the `keep` layers
+   given. It ends without another checkpoint after `stop` updates; 0: never; -1: with its stage. */
+static mhk_real *ordered(const order *o, const int *keep, int n_keep, mhk_windows windows, int stop, mhk_index *n) {
+  mhk_context *ctx = context(o->way);
+  mhk_distill_desc d = description(ctx, 3000);
+  mhk_trainer *tr;
+  mhk_real *weights = NULL;
+  int i, done = 0;
+  d.batch = 1;
+  d.length = 24;
+  d.update_tokens = 48;
+  for (i = 0; i < 3; i++) d.stages[i].tokens = o->updates * 48;
+  if (o->updates > 9) d.stages[2].tokens = 48;
+  d.stages[2].trains = MHK_TRAIN_MIXERS;
+  d.windows = windows;
+  d.student_desc.keep_attention = keep;
+  d.student_desc.n_keep_attention = n_keep;
+  d.share = o->share;
+  d.layer_by_layer = o->layer_by_layer;
+  d.out = o->out;
+  d.checkpoint_seconds = -1;
+  tr = mhk_distill(ctx, &d);
+  while (mhk_train_step(tr) && ++done != stop && !(stop < 0 && mhk_progress(tr)->stage_done && d.out)) {}
+  CHECK(!mhk_failed(ctx), "%s: %s", o->name, mhk_message(ctx));
+  if (!mhk_failed(ctx)) weights = model_numbers(mhk_student(tr), 0, n);
+  mhk_destroy(ctx);
+  return weights;
+}
+
+TEST(shared_and_layer_by_layer_are_the_same_bits) {
+  static const int keep[][2] = {{0, 0}, {0, 3}, {1, 2}};
+  char out[600];
+  int k, i;
+  snprintf(out, sizeof out, "%s", test_path("ordered"));
+  for (k = 0; k < 3; k++) {
+    const order orders[] = {{"as usual", NULL, 0, 0, 0, 3},      {"shared", NULL, 1, 0, 0, 3},
+                            {"layer by layer", NULL, 0, 1, 0, 3}, {"both", NULL, 1, 1, 1, 3},
+                            {"both, in files", out, 1, 1, WAYS - 1, 3}};
+    mhk_real *want = NULL;
+    mhk_index n = 0, m = 0;
+    for (i = 0; i < 5; i++) {
+      mhk_real *got;
+      remove_folder(out);
+      got = ordered(&orders[i], keep[k], k ? 2 : 0, k == 1 ? MHK_WINDOWS_PACKED : MHK_WINDOWS_RANDOM, 0, &m);
+      REQUIRE(got != NULL && (i == 0 || m == n), "%s: no weights", orders[i].name);
+      if (i == 0) {
+        want = got;
+        n = m;
+        continue;
+      }
+      CHECK_SAME(orders[i].name, got, want, n);
+      free(got);
+    }
+    free(want);
+  }
+}
+
+static int stream_files(const char *out) {
+  char command[700];
+  int n = -1;
+  FILE *f;
+  snprintf(command, sizeof command, "ls '%s' | grep -c '^stream'", out);
+  f = popen(command, "r");
+  if (f && fscanf(f, "%d", &n) != 1) n = -1;
+  if (f) pclose(f);
+  return n;
+}
+
+/* Layer by layer, a run that ends anywhere goes on to the same bits from its last checkpoint, and
+   from the one before when that is damaged. */
+TEST(layer_by_layer_goes_on) {
+  static const int stops[] = {7, 1, 33, 50, 3, 38, 41, 2, 46, -1, 29, -1};
+  char out[600], path[700];
+  order o = {"undisturbed", NULL, 1, 1, 0, 40};
+  mhk_index n, m;
+  mhk_real *want = ordered(&o, NULL, 0, MHK_WINDOWS_RANDOM, 0, &n), *got;
+  size_t i;
+  snprintf(out, sizeof out, "%s", test_path("by_layer"));
+  snprintf(path, sizeof path, "%s/checkpoint.safetensors", out);
+  remove_folder(out);
+  o.name = "in pieces";
+  o.out = out;
+  for (i = 0; i < sizeof stops / sizeof *stops; i++) {
+    free(ordered(&o, NULL, 0, MHK_WINDOWS_RANDOM, stops[i], &m));
+    CHECK(stream_files(out) <= 2 * (40 + 6), "%d files of hidden states", stream_files(out));
+    if (i % 2) test_write_file(path, "damaged", 7);
+  }
+  got = ordered(&o, NULL, 0, MHK_WINDOWS_RANDOM, 0, &m);
+  REQUIRE(want && got && m == n, "no weights");
+  CHECK_SAME("a run in pieces", got, want, n);
+  CHECK(stream_files(out) == 0, "%d files of hidden states are left", stream_files(out));
+  free(want);
+  free(got);
+}
+
+TEST(layer_by_layer_refuses) {
+  mhk_context *ctx = mhk_create(NULL);
+  mhk_distill_desc d = description(ctx, 3000);
+  mhk_trainer *tr;
+  const int32_t tokens[4] = {1, 2, 3, 4};
+  d.layer_by_layer = d.share = 1;
+  d.stages[1].clip = 1;
+  CHECK(!mhk_distill(ctx, &d) && strstr(mhk_message(ctx), "stage 2 clips"), "clip: %s", mhk_message(ctx));
+  mhk_clear_error(ctx);
+  d.stages[1].clip = 0;
+  d.stages[2].tokens = 0;
+  tr = mhk_distill(ctx, &d);
+  mhk_train_on(tr, 1, tokens, 1, 4, NULL, 1e-3);
+  CHECK(strstr(mhk_message(ctx), "trains on the corpus"), "a batch of one's own: %s", mhk_message(ctx));
+  mhk_clear_error(ctx);
+  mhk_train_on(tr, 3, tokens, 1, 4, NULL, 1e-3); /* what it trains is the teacher's */
+  CHECK(strstr(mhk_message(ctx), "mhk_model_make_trainable()"), "stage 3: %s", mhk_message(ctx));
+  mhk_clear_error(ctx);
+  mhk_model_transfer(mhk_student(tr), d.teacher);
+  CHECK(strstr(mhk_message(ctx), "mhk_model_make_trainable()"), "transfer: %s", mhk_message(ctx));
+  mhk_clear_error(ctx);
+  {
+    mhk_model *student = mhk_student(tr);
+    mhk_trainer_destroy(tr);
+    CHECK(mhk_model_make_trainable(student) == MHK_OK && mhk_model_transfer(student, d.teacher) == MHK_OK, "%s",
+          mhk_message(ctx));
+    mhk_model_destroy(d.teacher); /* nothing is shared any more */
+    mhk_save(student, test_path("own"), MHK_F32);
+    CHECK_OK(ctx);
+  }
+  mhk_destroy(ctx);
+}
+
 int main(int argc, char **argv) {
   test_begin(argc, argv);
   RUN(killed_and_resumed); /* forks: before any threads are started */
@@ -453,6 +588,9 @@ int main(int argc, char **argv) {
   RUN(save_and_load);
   RUN(models_from_seeds);
   RUN(stop_and_resume);
+  RUN(shared_and_layer_by_layer_are_the_same_bits);
+  RUN(layer_by_layer_goes_on);
+  RUN(layer_by_layer_refuses);
   RUN(another_description_does_not_resume);
   RUN(accumulation);
   RUN(exchange);

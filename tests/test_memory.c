@@ -307,13 +307,16 @@ static void *peak_alloc(void *user, size_t bytes) {
   if (peak_memory.bytes > peak_seen) peak_seen = peak_memory.bytes;
   return p;
 }
-TEST(peak_and_estimate) {
+/* way 0: as usual; 1: sharing, mixers only, recomputed; 2: and layer by layer, stages 1 and 2; 3:
+   with targets of int8 */
+static size_t peak_of(int way) {
   mhk_context_desc d;
   mhk_context *ctx;
   mhk_distill_desc run;
   mhk_trainer *tr;
-  double estimate;
+  double estimate, took;
   size_t before;
+  int i;
   memset(&d, 0, sizeof d);
   memset(&peak_memory, 0, sizeof peak_memory);
   peak_seen = 0;
@@ -325,26 +328,36 @@ TEST(peak_and_estimate) {
   run.teacher = mhk_load(ctx, "examples/tiny");
   run.batch = 4;
   run.length = 64;
-  {
-    int i;
-    for (i = 0; i < 3; i++) run.stages[i].tokens = 4 * 64;
-  }
+  for (i = 0; i < 3; i++) run.stages[i].tokens = way >= 2 && i == 2 ? 0 : 4 * 64;
+  run.share = run.recompute = way > 0;
+  run.stages[2].trains = way > 0 ? MHK_TRAIN_MIXERS : MHK_TRAIN_DEFAULT;
+  run.layer_by_layer = way >= 2;
+  run.teacher_type = way == 3 ? MHK_Q8 : (mhk_dtype)0;
   CHECK_OK(ctx);
   before = mhk_memory_in_use(ctx);
   estimate = mhk_distill_bytes(&run);
+  CHECK(mhk_distill_stream_bytes(&run) == (way >= 2 ? 4. * 64 * 128 * sizeof(mhk_real) : 0),
+        "way %d: hidden states of %.0f bytes", way, mhk_distill_stream_bytes(&run));
   tr = mhk_distill(ctx, &run);
   while (mhk_train_step(tr)) {}
   CHECK_OK(ctx);
   CHECK(mhk_memory_peak(ctx) == peak_seen, "the context says its peak was %lld bytes, it was %lld",
         (long long)mhk_memory_peak(ctx), (long long)peak_seen);
   CHECK(mhk_memory_in_use(ctx) == peak_memory.bytes, "in use");
+  took = (double)(peak_seen - before);
 #ifndef ONE_BLOCK_EACH
-  CHECK(estimate >= (double)(peak_seen - before), "the run was estimated at %.2f MB and took %.2f", estimate * 1e-6,
-        (double)(peak_seen - before) * 1e-6);
+  CHECK(estimate >= took, "way %d was estimated at %.2f MB and took %.2f", way, estimate * 1e-6, took * 1e-6);
 #endif
-  CHECK(estimate <= 4 * (double)(peak_seen - before), "the run was estimated at %.2f MB and took only %.2f",
-        estimate * 1e-6, (double)(peak_seen - before) * 1e-6);
+  CHECK(estimate <= 4 * took, "way %d was estimated at %.2f MB and took only %.2f", way, estimate * 1e-6, took * 1e-6);
   mhk_destroy(ctx);
+  return (size_t)took;
+}
+
+TEST(peak_and_estimate) {
+  const size_t usual = peak_of(0), mixers = peak_of(1), layers = peak_of(2);
+  peak_of(3);
+  CHECK(mixers < usual && layers < mixers, "%lld bytes as usual, %lld for mixers, %lld layer by layer",
+        (long long)usual, (long long)mixers, (long long)layers);
 }
 
 TEST(a_model_costs_its_file) { /* loading maps: almost nothing is allocated */

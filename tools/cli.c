@@ -24,6 +24,7 @@
 #define FOLDER_ENDS "/"
 #include <sys/ioctl.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 #endif
 
@@ -649,6 +650,27 @@ double cli_memory_free(void) {
 #endif
   if (limit > 0 && used >= 0 && (bytes < 0 || limit - used < bytes)) bytes = limit - used;
   return bytes > 0 ? bytes : 0;
+}
+
+double cli_disk_free(const char *path) {
+#if defined(_WIN32)
+  (void)path;
+  return 0;
+#else
+  char folder[1024];
+  struct statvfs info;
+  size_t n = strlen(path);
+  if (n == 0 || n >= sizeof folder) return 0;
+  memcpy(folder, path, n + 1);
+  while (statvfs(folder, &info) != 0) { /* a folder that does not exist yet will be on the disk of the one above */
+    while (n > 0 && folder[n - 1] == '/') n--;
+    while (n > 0 && folder[n - 1] != '/') n--;
+    if (n == 0) strcpy(folder, ".");
+    else folder[n] = 0;
+    if (n == 0) return statvfs(folder, &info) == 0 ? (double)info.f_bavail * (double)info.f_frsize : 0;
+  }
+  return (double)info.f_bavail * (double)info.f_frsize;
+#endif
 }
 
 int cli_exists(const char *path) {

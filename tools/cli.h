@@ -128,6 +128,7 @@ const char *cli_time(double seconds, cli_buffer *b); /* 1:02:03 */
 /* ---- time, memory, files, signals */
 double cli_clock(void);
 double cli_memory_free(void); /* bytes; 0: unknown */
+double cli_disk_free(const char *path); /* bytes of the disk where path is, or will be; 0: unknown */
 int cli_exists(const char *path);
 int cli_ends_with(const char *text, const char *end);
 int cli_make_folders(const char *path); /* CLI_GO, or CLI_FAILED after a message */

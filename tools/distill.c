@@ -11,7 +11,7 @@ typedef struct settings {
   double temperature, hard_labels, own_stream, seconds, every;
   mhk_index batch, length, update_tokens, sample_tokens, eval_windows, eval_length, eval_max_document, context;
   int d_state, chunk, recipe, init, train, decays, placement, dtype, seed, threads, window;
-  int precision, recompute, fresh, force, no_eval, json, encoding;
+  int precision, recompute, one_layer, teacher_type, fresh, force, no_eval, json, encoding;
   int gates, no_gates, bias, no_bias, calibrate, no_calibrate;
 } settings;
 
@@ -127,6 +127,11 @@ static const cli_option options[] = {
      "(AMD) or AMX and slower elsewhere; sums, weights and everything else stay float32 (default f32)"},
     {"recompute", NULL, CLI_FLAG, CLI_AT(recompute), 0, 0,
      "stage 3 recomputes blocks in the backward pass: less memory, a third more time"},
+    {"one-layer-at-a-time", NULL, CLI_FLAG, CLI_AT(one_layer), 0, 0,
+     "stages 1 and 2 train one layer on all their tokens, then the next: the same bits, with gradients and moments of "
+     "one layer in memory and the hidden states of all tokens in files in --out"},
+    {"teacher-type", "stored|int8|int4", CLI_CHOICE, CLI_AT(teacher_type), 0, 0,
+     "type of the weights that compute the teacher's targets; int8 and int4 are copies in memory (default stored)"},
     {"checkpoint-seconds", "N", CLI_REAL, CLI_AT(seconds), 0.01, 1e9,
      "seconds between checkpoints; the last two are kept (default 60)"},
     {"fresh", NULL, CLI_FLAG, CLI_AT(fresh), 0, 0, "start over even if --out has a checkpoint"},
@@ -317,6 +322,9 @@ static int fill(distillation *d) {
   desc->windows = (mhk_windows)s->placement;
   desc->decays = (mhk_decays)s->decays;
   desc->recompute = s->recompute;
+  desc->share = 1; /* the teacher stays loaded */
+  desc->layer_by_layer = s->one_layer;
+  desc->teacher_type = s->teacher_type == 1 ? MHK_Q8 : s->teacher_type == 2 ? MHK_Q4 : (mhk_dtype)0;
   desc->precision = (mhk_precision)s->precision;
   desc->seed = (uint64_t)s->seed;
   desc->out = s->out;
@@ -325,33 +333,66 @@ static int fill(distillation *d) {
   return fill_student(d, &desc->student_desc);
 }
 
+/* One change after the other that makes a run smaller, those first that change the result least;
+   appends the options of those that help to `options`. Returns what the run then needs. */
+static double smaller_run(mhk_distill_desc d, double have, char *options, size_t room) {
+  enum { LAYERS, RECOMPUTE, BATCH, LENGTH, MIXERS, WAYS };
+  double need = mhk_distill_bytes(&d);
+  int way;
+  for (way = 0; way < WAYS && need > have; way++) {
+    mhk_distill_desc changed = d;
+    char option[64];
+    double less;
+    changed.update_tokens = 0;
+    snprintf(option, sizeof option, " --one-layer-at-a-time");
+    if (way == LAYERS && (d.stages[0].clip > 0 || d.stages[1].clip > 0)) continue;
+    if (way == LAYERS) changed.layer_by_layer = 1;
+    if (way == RECOMPUTE) changed.recompute = 1, snprintf(option, sizeof option, " --recompute");
+    if (way == BATCH) {
+      while (changed.batch > 1 && mhk_distill_bytes(&changed) > have) changed.batch /= 2;
+      snprintf(option, sizeof option, " --batch %lld", (long long)changed.batch);
+    }
+    if (way == LENGTH) {
+      while (changed.length > 32 && mhk_distill_bytes(&changed) > have) changed.length /= 2;
+      snprintf(option, sizeof option, " --length %lld", (long long)changed.length);
+    }
+    if (way == MIXERS) changed.stages[2].trains = MHK_TRAIN_MIXERS, snprintf(option, sizeof option, " --train mixers");
+    less = mhk_distill_bytes(&changed);
+    if (less >= need) continue;
+    d = changed;
+    need = less;
+    snprintf(options + strlen(options), room - strlen(options), "%s", option);
+  }
+  return need;
+}
+
 /* Says what the run needs; refuses, with the remedy, when the machine has less. */
 static int check_memory(const distillation *d) {
-  mhk_distill_desc smaller = mhk_distill_defaults(&d->r.desc);
-  const double need = mhk_distill_bytes(&d->r.desc), have = cli_memory_free();
+  const double need = mhk_distill_bytes(&d->r.desc), have = cli_memory_free(),
+               files = mhk_distill_stream_bytes(&d->r.desc), disk = cli_disk_free(d->s->out);
+  char options[256] = "";
+  double less;
   cli_buffer a, b, c;
   if (mhk_failed(d->ctx)) return cli_context_error(d->ctx);
+  if (files > 0)
+    cli_note("hidden states of all tokens of a stage take %s on the disk of %s while it runs; %s free there",
+             cli_bytes(files, &a), d->s->out, disk > 0 ? cli_bytes(disk, &b) : "an unknown amount");
+  if (disk > 0 && files > disk && !d->s->force)
+    return cli_error("%s is on a disk with %s free, but --one-layer-at-a-time needs %s for %lld tokens: try fewer "
+                     "--tokens for stages 1 and 2, or another --out",
+                     d->s->out, cli_bytes(disk, &b), cli_bytes(files, &a),
+                     (long long)(files / (double)sizeof(mhk_real) / mhk_model_config(d->teacher)->d_model));
   if (have <= 0 || need <= have || d->s->force) {
     cli_note("%s needs up to %s of memory; %s free here", d->s->out, cli_bytes(need, &a),
              have > 0 ? cli_bytes(have, &b) : "an unknown amount");
     return CLI_GO;
   }
-  while (smaller.length > 32) {
-    smaller.length /= 2;
-    if (mhk_distill_bytes(&smaller) <= have)
-      return cli_error("%s needs %s of memory, but %s are free: try --length %lld (%s)", d->s->out,
-                       cli_bytes(need, &a), cli_bytes(have, &b), (long long)smaller.length,
-                       cli_bytes(mhk_distill_bytes(&smaller), &c));
-  }
-  smaller = mhk_distill_defaults(&d->r.desc);
-  smaller.recompute = 1;
-  while (smaller.batch > 1 && mhk_distill_bytes(&smaller) > have) smaller.batch /= 2;
-  if (mhk_distill_bytes(&smaller) <= have)
-    return cli_error("%s needs %s of memory, but %s are free: try --recompute --batch %lld (%s)", d->s->out,
-                     cli_bytes(need, &a), cli_bytes(have, &b), (long long)smaller.batch,
-                     cli_bytes(mhk_distill_bytes(&smaller), &c));
-  return cli_error("%s needs %s of memory, but %s are free: no --length or --batch fits for this teacher",
-                   d->s->out, cli_bytes(need, &a), cli_bytes(have, &b));
+  less = smaller_run(mhk_distill_defaults(&d->r.desc), have, options, sizeof options);
+  if (less <= have)
+    return cli_error("%s needs %s of memory, but %s are free: try%s (%s)", d->s->out, cli_bytes(need, &a),
+                     cli_bytes(have, &b), options, cli_bytes(less, &c));
+  return cli_error("%s needs %s of memory, but %s are free; with%s it still needs %s", d->s->out, cli_bytes(need, &a),
+                   cli_bytes(have, &b), options, cli_bytes(less, &c));
 }
 
 static mhk_corpus *load_files(distillation *d) {
