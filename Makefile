@@ -97,6 +97,8 @@ $(BUILD)/test_arguments: tests/test_arguments.c $(BUILD)/arguments.h $(BUILD)/mo
 FOREIGN := $(wildcard tools/foreign.[ch]) tools/pytorch.c tools/vocabulary.c
 $(BUILD)/test_archives $(BUILD)/test_sessions $(BUILD)/test_tokenizer $(BUILD)/fuzz/fuzz: $(FOREIGN)
 
+$(BUILD)/test_threads: tools/threads.c tools/cli.h
+
 $(BUILD)/write_models $(BUILD)/encode: $(BUILD)/%: tests/%.c $(BUILD)/mohawk.o $(FOREIGN)
 	$(call show,$(CC) -std=gnu99 $(WARNINGS) $(CFLAGS) $(OPENMP) $< $(BUILD)/mohawk.o $(LIBS) -o $@)
 

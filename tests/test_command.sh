@@ -286,6 +286,18 @@ says "model_decode_student_int8_student"
 check "decoding of a second model" sh -c "$mohawk bench --model $tiny,$tiny/ --filter model_decode_teacher_tiny --threads 1 --seconds 0.01 --json --out $work/bench.json | grep -q '\"case\": \"model_decode_teacher_tiny\"'"
 check "a picture as PNG" "$mohawk" matrix --teacher "$tiny" --prompt "Once upon a time" --out "$work/matrix.png"
 
+says_threads() { # WHAT ENVIRONMENT... OPTIONS: how many threads the first line names
+  want=$1
+  shift
+  env "$@" "$mohawk" distill --teacher "$tiny" --text "$work/nothing" --out "$work/none" $options >"$work/said" 2>&1
+  check "$want with $* $options" sh -c "head -n 1 '$work/said' | grep -qE '; $want\$'"
+}
+if "$mohawk" distill --teacher "$tiny" --text "$work/nothing" --out "$work/none" --threads 3 2>&1 | grep -q '; 3 threads$'; then # it has OpenMP
+  options= says_threads "3 threads" OMP_NUM_THREADS=3
+  options="--threads 2" says_threads "2 threads" OMP_NUM_THREADS=3
+  options="--threads 1" says_threads "1 thread" OMP_NUM_THREADS=3
+  options= says_threads "[1-9][0-9]* threads?" -u OMP_NUM_THREADS
+fi
 "$mohawk" bench --list --filter scaling,=core_ssd_forward_512 --model "$tiny" >"$work/said"
 check "cases by a word for many and by their names" sh -c "[ \$(wc -l <'$work/said') = 10 ] && grep -qx distill_tiny '$work/said' && ! grep -q bf16 '$work/said'"
 check "updates of a model made here" sh -c "$mohawk bench --filter =stage1_update_small --threads 1 --seconds 0.001 --json --out $work/bench.json | grep -q '\"case\": \"stage1_update_small\"'"

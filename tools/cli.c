@@ -156,12 +156,18 @@ static void log_message(void *user, mhk_log_level level, const char *text) {
 
 mhk_context *cli_context(int threads) { return cli_context_on(threads, MHK_ISA_BEST); }
 
+static int default_threads(void) {
+  const char *given = getenv("OMP_NUM_THREADS");
+  const int cores = given && *given ? 0 : cli_cores("");
+  return cores > 0 ? cores : -1;
+}
+
 mhk_context *cli_context_on(int threads, mhk_isa isa) {
   mhk_context_desc desc;
   mhk_context *ctx;
   memset(&desc, 0, sizeof desc);
   desc.log = log_message;
-  desc.threads = threads == 0 ? -1 : threads;
+  desc.threads = threads ? threads : default_threads();
   desc.isa = isa;
   ctx = mhk_create(&desc);
   if (mhk_failed(ctx)) {
@@ -555,7 +561,7 @@ static int read_options(reading *r) {
   return code == CLI_GO ? check_given(r) : code;
 }
 
-/* what --threads says; 0: all the machine has */
+/* what --threads says; 0: nothing */
 static int threads_of(const reading *r) {
   const cli_option *o = find_option(r->command, "threads", strlen("threads"));
   return o && o->kind == CLI_INT ? *(const int *)value_of(r, o) : 0;
@@ -591,6 +597,11 @@ static const char *scaled(double n, const char *const *units, cli_buffer *b) {
     i++;
   }
   snprintf(b->text, sizeof b->text, "%.*f%s", i == 0 ? 0 : fabs(n) < 9.995 ? 2 : fabs(n) < 99.95 ? 1 : 0, n, units[i]);
+  return b->text;
+}
+
+const char *cli_threads(const mhk_context *ctx, cli_buffer *b) {
+  snprintf(b->text, sizeof b->text, "%d thread%s", mhk_threads(ctx), mhk_threads(ctx) == 1 ? "" : "s");
   return b->text;
 }
 

@@ -65,7 +65,7 @@ typedef struct cli_command {
   /* What the table cannot say of the settings. Returns CLI_GO, or CLI_USAGE after a message. NULL:
      nothing. */
   int (*check)(void *settings);
-  /* Does the work, with a context that has --threads threads (all the machine has where there is
+  /* Does the work, with a context that has --threads threads (cli_context(0) where there is
      no such option) and goes afterwards with all that it holds. Returns an exit code. */
   int (*body)(mhk_context *ctx, void *settings);
 } cli_command;
@@ -97,8 +97,12 @@ CLI_PRINTF(1, 2) int cli_error(const char *format, ...); /* returns CLI_FAILED *
 CLI_PRINTF(1, 2) void cli_warning(const char *format, ...);
 CLI_PRINTF(1, 2) void cli_note(const char *format, ...); /* progress: nothing where that is quiet */
 int cli_context_error(const mhk_context *ctx); /* the context's sentence; returns CLI_FAILED */
-mhk_context *cli_context(int threads);         /* a context whose warnings go to stderr */
+/* A context whose warnings go to stderr. threads 0: OMP_NUM_THREADS, otherwise one a core. */
+mhk_context *cli_context(int threads);
 mhk_context *cli_context_on(int threads, mhk_isa isa);
+/* Cores that this process may use, by its CPUs and its quota of time, rounded down; 0: unknown.
+   root: what the paths of the system's files start with ("" but in tests). */
+int cli_cores(const char *root);
 /* A model in any layout that mohawk.h or foreign.h reads, as --strict says: every command that
    loads models has that option. */
 mhk_model *cli_load(mhk_context *ctx, const char *path);
@@ -124,6 +128,7 @@ typedef struct cli_buffer {
 const char *cli_count(double n, cli_buffer *b);      /* 1.06 M */
 const char *cli_bytes(double n, cli_buffer *b);      /* 31.2 GB */
 const char *cli_time(double seconds, cli_buffer *b); /* 1:02:03 */
+const char *cli_threads(const mhk_context *ctx, cli_buffer *b); /* 8 threads */
 
 /* ---- time, memory, files, signals */
 double cli_clock(void);

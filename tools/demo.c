@@ -78,7 +78,7 @@ static const cli_option options[] = {
     CLI_STRICT,
     {"fresh", NULL, CLI_FLAG, CLI_AT(fresh), 0, 0, "start over instead of resuming"},
     {"threads", "N", CLI_INT, CLI_AT(threads), 1, 4096,
-     "number of threads (default: all CPUs; results do not depend on it)"},
+     "number of threads (default: one per core; results do not depend on it)"},
 };
 
 static int out_path(const demo *d, char *path, size_t capacity, const char *name) {
@@ -392,7 +392,7 @@ static int prepare(demo *d) {
   static const double budget[3] = {STAGE_1, STAGE_2, STAGE_3};
   const double x = scale(d->s), update = BATCH * LENGTH;
   mhk_distill_desc run;
-  cli_buffer n;
+  cli_buffer n, threads;
   char mixers[64];
   int i;
   d->teacher = cli_load(d->ctx, d->s->teacher);
@@ -420,9 +420,9 @@ static int prepare(demo *d) {
   }
   d->model[TEACHER] = d->teacher;
   if (mhk_failed(d->ctx)) return cli_context_error(d->ctx);
-  printf("teacher   %s, %d layers, d_model %d, %s parameters (%s)\n", run_mixers(d->r.teacher, mixers, sizeof mixers),
-         d->r.teacher->n_layer, d->r.teacher->d_model, cli_count(mhk_config_parameters(d->r.teacher), &n),
-         d->s->teacher);
+  printf("teacher   %s, %d layers, d_model %d, %s parameters (%s); %s\n",
+         run_mixers(d->r.teacher, mixers, sizeof mixers), d->r.teacher->n_layer, d->r.teacher->d_model,
+         cli_count(mhk_config_parameters(d->r.teacher), &n), d->s->teacher, cli_threads(d->ctx, &threads));
   return make_plan(d);
 }
 

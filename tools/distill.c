@@ -121,7 +121,7 @@ static const cli_option options[] = {
     {NULL, NULL, CLI_HEADING, 0, 0, 0, "run"},
     {"seed", "N", CLI_INT, CLI_AT(seed), 1, 2e9, "seed of the new mixers, the windows and the samples (default 1)"},
     {"threads", "N", CLI_INT, CLI_AT(threads), 1, 4096,
-     "number of threads (default: all CPUs; results do not depend on it)"},
+     "number of threads (default: one per core; results do not depend on it)"},
     {"precision", "f32|bf16", CLI_CHOICE, CLI_AT(precision), 0, 0,
      "operands of the matrix products in linear layers during training. bf16 is faster on processors with AVX512-BF16 "
      "(AMD) or AMX and slower elsewhere; sums, weights and everything else stay float32 (default f32)"},
@@ -536,6 +536,7 @@ static void json_begin(distillation *d) {
   json_real(&d->json, "teacher_parameters", mhk_config_parameters(mhk_model_config(d->teacher)));
   json_count(&d->json, "text_tokens", (double)mhk_corpus_tokens(d->r.desc.corpus, NULL));
   json_real(&d->json, "memory_bytes", mhk_distill_bytes(&d->r.desc));
+  json_count(&d->json, "threads", mhk_threads(d->ctx));
   head_flags(mhk_model_config(d->teacher), d->windows, flags, sizeof flags);
   json_text(&d->json, "heads", flags); /* what was given or chosen, as options */
   json_close(&d->json);
@@ -567,7 +568,7 @@ static int train(distillation *d) {
 
 static int distill(mhk_context *ctx, void *user) {
   distillation d;
-  cli_buffer n;
+  cli_buffer n, threads;
   int code;
   memset(&d, 0, sizeof d);
   d.s = (const settings *)user;
@@ -576,8 +577,8 @@ static int distill(mhk_context *ctx, void *user) {
   cli_every(d.s->every);
   d.teacher = cli_load(ctx, d.s->teacher);
   if (!d.teacher) return cli_context_error(ctx);
-  cli_note("teacher %s, %s parameters", d.s->teacher,
-           cli_count(mhk_config_parameters(mhk_model_config(d.teacher)), &n));
+  cli_note("teacher %s, %s parameters; %s", d.s->teacher,
+           cli_count(mhk_config_parameters(mhk_model_config(d.teacher)), &n), cli_threads(ctx, &threads));
   code = train(&d);
   free(d.windows);
   free(d.others);

@@ -34,7 +34,7 @@ static const cli_option options[] = {
      "passage, recall the value of a key, find a pair at a depth of a text of --length tokens; with --teacher, let "
      "both"},
     {"seed", "N", CLI_INT, CLI_AT(seed), 1, 2e9, "seed of the probes (default 1)"},
-    {"threads", "N", CLI_INT, CLI_AT(threads), 1, 4096, "number of threads (default: all CPUs)"},
+    {"threads", "N", CLI_INT, CLI_AT(threads), 1, 4096, "number of threads (default: one per core)"},
     CLI_STRICT,
     {"json", NULL, CLI_FLAG, CLI_AT(json), 0, 0, "print one JSON object instead of text"},
 };

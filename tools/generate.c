@@ -97,7 +97,7 @@ static const cli_option options[] = {
      "same"},
     {"draft-tokens", "N", CLI_INT, CLI_AT(draft_tokens), 1, 16,
      "tokens per draft (default: adapts to how many were accepted)"},
-    {"threads", "N", CLI_INT, CLI_AT(threads), 1, 4096, "number of threads (default: all CPUs)"},
+    {"threads", "N", CLI_INT, CLI_AT(threads), 1, 4096, "number of threads (default: one per core)"},
     CLI_STRICT,
     {"json", NULL, CLI_FLAG, CLI_AT(json), 0, 0, "print one JSON object at the end instead of text"},
     {"verbose", NULL, CLI_FLAG, CLI_AT(verbose), 0, 0,

@@ -476,7 +476,7 @@ static const cli_option options[] = {
     {"svg", "FILE", CLI_TEXT, CLI_AT(svg), 0, 0, "draw layers and heads"},
     CLI_ENCODING(CLI_AT(encoding)),
     {"threads", "N", CLI_INT, CLI_AT(threads), 1, 4096,
-     "number of threads (default: all CPUs; results do not depend on it)"},
+     "number of threads (default: one per core; results do not depend on it)"},
     CLI_STRICT,
     {"json", NULL, CLI_FLAG, CLI_AT(json), 0, 0, "print one JSON object instead of text"},
 };

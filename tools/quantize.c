@@ -29,7 +29,7 @@ static const cli_option options[] = {
     {"length", "N", CLI_COUNT, CLI_AT(length), 2, 1e7, "tokens per window of the text (default 256)"},
     {"windows", "N", CLI_COUNT, CLI_AT(windows), 0, 1e12,
      "number of windows from the start of the text; 0: all (default 128)"},
-    {"threads", "N", CLI_INT, CLI_AT(threads), 1, 4096, "number of threads (default: all CPUs)"},
+    {"threads", "N", CLI_INT, CLI_AT(threads), 1, 4096, "number of threads (default: one per core)"},
     {"no-tokenizer", NULL, CLI_FLAG, CLI_AT(no_tokenizer), 0, 0, "write no tokenizer, even if the model has one"},
     CLI_STRICT,
 };

@@ -46,7 +46,7 @@ static const cli_option options[] = {
     {"filter", "TEXT,...", CLI_TEXT, CLI_AT(filter), 0, 0,
      "run only cases whose name contains one of these; =NAME: the one of that name; scaling: those that show what more "
      "threads bring"},
-    {"threads", "N,...", CLI_NUMBERS, CLI_AT(threads), 1, 256, "thread counts (default: 1 and all CPUs)"},
+    {"threads", "N,...", CLI_NUMBERS, CLI_AT(threads), 1, 256, "thread counts (default: 1 and one per core)"},
     {"isa", "NAME,...", CLI_TEXT, CLI_AT(isa), 0, 0,
      "instruction sets: best, scalar, avx2, avx512, neon, wasm (default best); MHK_ISA takes precedence"},
     {"seconds", "X", CLI_REAL, CLI_AT(seconds), 0.001, 1000, "time for each row, at least three rounds (default 1)"},
