@@ -430,7 +430,7 @@ def prepare(name, mode):
 
 def memory(field):
     with open("/proc/self/status") as file:
-        return next(1024 * int(line.split()[1]) for line in file if line.startswith(field))
+        return next((1024 * int(line.split()[1]) for line in file if line.startswith(field)), 0)
 
 
 def forget_peak():
