@@ -7824,7 +7824,17 @@ struct mhk__attention_args {
   const mhk_real *dy, *yy;    /* backward: cotangent and output */
   mhk_real *dq, *dk, *dv;     /* added to; NULL: not needed */
   mhk_real *drest, *dscale;   /* (B,T,H) added to, (B,H) written; NULL: not needed */
+  mhk_index step_heads;       /* heads of a task of attention_step; 0: one */
 };
+
+/* attention_step: heads of a task at most, and numbers of the cache in the rows it reads at a time */
+enum { MHK__STEP_HEADS = 32, MHK__STEP_READ = 16384 };
+/* Heads of a task: as many as leave each worker one. No sum runs over heads. */
+static mhk_index mhk__step_heads(const mhk_context *ctx, mhk_index H) {
+  return mhk__min(MHK__STEP_HEADS, (H + ctx->workers - 1) / ctx->workers);
+}
+/* numbers of work memory for each: scores of S keys, four sums of P numbers, and a factor */
+static mhk_index mhk__step_room(mhk_index S, mhk_index P) { return MHK__LD(S + 16) + 4 * MHK__LD(P) + 16; }
 
 /* What head h sees, and in which tiles. */
 typedef struct mhk__sight {
@@ -8059,121 +8069,159 @@ static void MHK__N(mhk__attention)(const mhk__attention_args *a, mhk_index b, mh
 /* AVX-512 decodes with AVX2: sums across more lanes cost more than they save (1.2 to 1.6 times the
    time, keys in the caches) */
 #ifdef MHK__HAS_DECODING
-/* y (P) = f times the sum of n rows of v, kv apart, weighted by s */
-static void MHK__N(mhk__weighted_rows)(mhk_index n, mhk_index P, const mhk_real *s, const mhk_real *v, mhk_index kv,
-                                       mhk_real f, mhk_real *y) {
-  const MHK__V zero = MHK__SET(MHK__R(0)), scale = MHK__SET(f);
-  const mhk_index ahead = MHK__ROWS_AHEAD * kv;
+/* scores of n keys, ldk apart, with a query */
+static void MHK__N(mhk__step_scores)(mhk_index n, mhk_index N, const mhk_real *q, const mhk_real *k, mhk_index ldk,
+                                     mhk_real *s) {
+  const mhk_index ahead = MHK__ROWS_AHEAD * ldk, line = 64 / (mhk_index)sizeof(mhk_real);
+  mhk_index j, p;
+  for (j = 0; j + 4 <= n; j += 4) { /* the sums of four keys are independent */
+    const mhk_real *k0 = k + j * ldk, *k1 = k0 + ldk, *k2 = k1 + ldk, *k3 = k2 + ldk;
+    MHK__V d0 = MHK__SET(MHK__R(0)), d1 = d0, d2 = d0, d3 = d0;
+    mhk_real r0 = 0, r1 = 0, r2 = 0, r3 = 0;
+    for (p = 0; p < N; p += line) {
+      MHK__PREFETCH(k0 + ahead + p);
+      MHK__PREFETCH(k1 + ahead + p);
+      MHK__PREFETCH(k2 + ahead + p);
+      MHK__PREFETCH(k3 + ahead + p);
+    }
+    for (p = 0; p + MHK__W <= N; p += MHK__W) {
+      const MHK__V x = MHK__LOAD(q + p);
+      d0 = MHK__FMA(x, MHK__LOAD(k0 + p), d0);
+      d1 = MHK__FMA(x, MHK__LOAD(k1 + p), d1);
+      d2 = MHK__FMA(x, MHK__LOAD(k2 + p), d2);
+      d3 = MHK__FMA(x, MHK__LOAD(k3 + p), d3);
+    }
+    for (; p < N; p++) {
+      r0 += q[p] * k0[p];
+      r1 += q[p] * k1[p];
+      r2 += q[p] * k2[p];
+      r3 += q[p] * k3[p];
+    }
+    s[j] = MHK__N(mhk__hsum)(d0) + r0;
+    s[j + 1] = MHK__N(mhk__hsum)(d1) + r1;
+    s[j + 2] = MHK__N(mhk__hsum)(d2) + r2;
+    s[j + 3] = MHK__N(mhk__hsum)(d3) + r3;
+  }
+  for (; j < n; j++) s[j] = MHK__N(mhk__dot)(N, q, k + j * ldk);
+}
+
+/* sums (4,P) += n rows of v, ldv apart, weighted by s: row i to sum i % 4, or where vectors suffice
+   for eight chains of multiply-adds, i % 2 */
+static void MHK__N(mhk__step_values)(mhk_index n, mhk_index P, const mhk_real *s, const mhk_real *v, mhk_index ldv,
+                                     mhk_real *sums) {
+  const mhk_index ahead = MHK__ROWS_AHEAD * ldv, ld = MHK__LD(P);
   mhk_index j, p = 0;
-  /* two rows at a time in separate sums: eight chains of multiply-adds */
   for (; p + 4 * MHK__W <= P; p += 4 * MHK__W) {
-    MHK__V a0 = zero, a1 = zero, a2 = zero, a3 = zero, b0 = zero, b1 = zero, b2 = zero, b3 = zero;
-    for (j = 0; j + 2 <= n; j += 2) {
-      const mhk_real *x = v + j * kv + p, *z = x + kv;
-      const MHK__V w = MHK__SET(s[j]), u = MHK__SET(s[j + 1]);
+    mhk_real *to = sums + p, *too = to + ld;
+    MHK__V a0 = MHK__LOAD(to), a1 = MHK__LOAD(to + MHK__W), a2 = MHK__LOAD(to + 2 * MHK__W),
+           a3 = MHK__LOAD(to + 3 * MHK__W), b0 = MHK__LOAD(too), b1 = MHK__LOAD(too + MHK__W),
+           b2 = MHK__LOAD(too + 2 * MHK__W), b3 = MHK__LOAD(too + 3 * MHK__W);
+    for (j = 0; j < n; j += 2) {
+      const mhk_real *x = v + j * ldv + p, *z = x + ldv;
+      const MHK__V w = MHK__SET(s[j]);
       MHK__PREFETCH(x + ahead);
       MHK__PREFETCH(x + ahead + 2 * MHK__W);
-      MHK__PREFETCH(z + ahead);
-      MHK__PREFETCH(z + ahead + 2 * MHK__W);
       a0 = MHK__FMA(w, MHK__LOAD(x), a0);
       a1 = MHK__FMA(w, MHK__LOAD(x + MHK__W), a1);
       a2 = MHK__FMA(w, MHK__LOAD(x + 2 * MHK__W), a2);
       a3 = MHK__FMA(w, MHK__LOAD(x + 3 * MHK__W), a3);
+      if (j + 1 == n) break;
+      const MHK__V u = MHK__SET(s[j + 1]);
+      MHK__PREFETCH(z + ahead);
+      MHK__PREFETCH(z + ahead + 2 * MHK__W);
       b0 = MHK__FMA(u, MHK__LOAD(z), b0);
       b1 = MHK__FMA(u, MHK__LOAD(z + MHK__W), b1);
       b2 = MHK__FMA(u, MHK__LOAD(z + 2 * MHK__W), b2);
       b3 = MHK__FMA(u, MHK__LOAD(z + 3 * MHK__W), b3);
     }
-    if (j < n) {
-      const mhk_real *x = v + j * kv + p;
-      const MHK__V w = MHK__SET(s[j]);
-      a0 = MHK__FMA(w, MHK__LOAD(x), a0);
-      a1 = MHK__FMA(w, MHK__LOAD(x + MHK__W), a1);
-      a2 = MHK__FMA(w, MHK__LOAD(x + 2 * MHK__W), a2);
-      a3 = MHK__FMA(w, MHK__LOAD(x + 3 * MHK__W), a3);
-    }
-    MHK__STORE(y + p, (a0 + b0) * scale);
-    MHK__STORE(y + p + MHK__W, (a1 + b1) * scale);
-    MHK__STORE(y + p + 2 * MHK__W, (a2 + b2) * scale);
-    MHK__STORE(y + p + 3 * MHK__W, (a3 + b3) * scale);
+    MHK__STORE(to, a0);
+    MHK__STORE(to + MHK__W, a1);
+    MHK__STORE(to + 2 * MHK__W, a2);
+    MHK__STORE(to + 3 * MHK__W, a3);
+    MHK__STORE(too, b0);
+    MHK__STORE(too + MHK__W, b1);
+    MHK__STORE(too + 2 * MHK__W, b2);
+    MHK__STORE(too + 3 * MHK__W, b3);
   }
   for (; p + MHK__W <= P; p += MHK__W) {
-    MHK__V a = zero, b = zero, c = zero, d = zero;
+    mhk_real *to = sums + p;
+    MHK__V a = MHK__LOAD(to), b = MHK__LOAD(to + ld), c = MHK__LOAD(to + 2 * ld), d = MHK__LOAD(to + 3 * ld);
     for (j = 0; j + 4 <= n; j += 4) {
-      const mhk_real *x = v + j * kv + p;
+      const mhk_real *x = v + j * ldv + p;
       MHK__PREFETCH(x + ahead);
-      MHK__PREFETCH(x + ahead + kv);
-      MHK__PREFETCH(x + ahead + 2 * kv);
-      MHK__PREFETCH(x + ahead + 3 * kv);
+      MHK__PREFETCH(x + ahead + ldv);
+      MHK__PREFETCH(x + ahead + 2 * ldv);
+      MHK__PREFETCH(x + ahead + 3 * ldv);
       a = MHK__FMA(MHK__SET(s[j]), MHK__LOAD(x), a);
-      b = MHK__FMA(MHK__SET(s[j + 1]), MHK__LOAD(x + kv), b);
-      c = MHK__FMA(MHK__SET(s[j + 2]), MHK__LOAD(x + 2 * kv), c);
-      d = MHK__FMA(MHK__SET(s[j + 3]), MHK__LOAD(x + 3 * kv), d);
+      b = MHK__FMA(MHK__SET(s[j + 1]), MHK__LOAD(x + ldv), b);
+      c = MHK__FMA(MHK__SET(s[j + 2]), MHK__LOAD(x + 2 * ldv), c);
+      d = MHK__FMA(MHK__SET(s[j + 3]), MHK__LOAD(x + 3 * ldv), d);
     }
-    for (; j < n; j++) a = MHK__FMA(MHK__SET(s[j]), MHK__LOAD(v + j * kv + p), a);
-    MHK__STORE(y + p, ((a + b) + (c + d)) * scale);
+    for (; j < n; j++) a = MHK__FMA(MHK__SET(s[j]), MHK__LOAD(v + j * ldv + p), a);
+    MHK__STORE(to, a);
+    MHK__STORE(to + ld, b);
+    MHK__STORE(to + 2 * ld, c);
+    MHK__STORE(to + 3 * ld, d);
   }
-  for (; p < P; p++) {
-    mhk_real sum = 0;
-    for (j = 0; j < n; j++) sum += s[j] * v[j * kv + p];
-    y[p] = sum * f;
-  }
+  for (; p < P; p++)
+    for (j = 0; j < n; j++) sums[p] += s[j] * v[j * ldv + p];
 }
 
-/* a few queries over many keys: decoding */
-static void MHK__N(mhk__attention_step)(const mhk__attention_args *a, mhk_index b, mhk_index h, mhk_real *s) {
-  const mhk__sight sight = mhk__sight_of(a, h);
-  const mhk_index N = a->N, P = a->P, g = h / (a->H / a->G), ldk = a->G * N, ldv = a->G * P,
-                  ahead = MHK__ROWS_AHEAD * ldk, line = 64 / (mhk_index)sizeof(mhk_real);
-  const mhk_real *k = a->k + b * a->k_batch + g * N, *v = a->v + b * a->v_batch + g * P;
-  mhk_index j, p;
+/* the scores of head h become weights; returns 1 over their sum */
+static mhk_real MHK__N(mhk__step_softmax)(const mhk__sight *sight, mhk_index n, const mhk_real *rest, mhk_real *s) {
+  mhk_real scale = sight->scale, most;
+  for (mhk_index j = 0; sight->own_scale && j < n; j++) s[j] *= scale; /* of any sign */
+  if (sight->own_scale) scale = 1;
+  most = MHK__N(mhk__row_max)(n, s) * scale;
+  if (!rest) return MHK__R(1) / MHK__N(mhk__row_exp)(n, s, scale, most, s);
+  most = *rest > most ? *rest : most;
+  return MHK__R(1) / (MHK__N(mhk__row_exp)(n, s, scale, most, s) + MHK__R(exp((double)(*rest - most))));
+}
+
+/* A few queries over many keys: decoding. The task of the first of every step_heads heads does them
+   all, some rows of the cache at a time: heads lie side by side, so that memory is read almost in
+   order. One head alone would read a few lines of every row, which hardware does not fetch ahead,
+   and every page of the cache again. */
+static void MHK__N(mhk__attention_step)(const mhk__attention_args *a, mhk_index b, mhk_index h0, mhk_real *work) {
+  const mhk_index N = a->N, P = a->P, group = a->H / a->G, ldk = a->G * N, ldv = a->G * P, ld = MHK__LD(P),
+                  R = mhk__max(8, MHK__STEP_READ / mhk__max(1, ldk) / 4 * 4), each = mhk__step_room(a->S, P),
+                  h1 = mhk__min(a->H, h0 + mhk__max(1, a->step_heads));
+  const mhk_real *k = a->k + b * a->k_batch, *v = a->v + b * a->v_batch;
+  if (a->step_heads > 1 && h0 % a->step_heads != 0) return;
   for (mhk_index t = 0; t < a->T; t++) {
-    const mhk_real *q = a->q + ((b * a->T + t) * a->H + h) * N;
-    mhk_real *y = a->y + ((b * a->T + t) * a->H + h) * P, scale = sight.scale, most, sum;
-    const mhk_index first = mhk__first_key(a, &sight, b, t), last = a->offset + t + 1;
-    if (first == last) { /* the head is absent */
-      memset(y, 0, (size_t)P * sizeof *y);
-      continue;
+    const mhk_index row = (b * a->T + t) * a->H, last = a->offset + t + 1;
+    mhk_index longest = 0, first[MHK__STEP_HEADS];
+    for (mhk_index h = h0; h < h1; h++) {
+      const mhk__sight sight = mhk__sight_of(a, h);
+      first[h - h0] = mhk__first_key(a, &sight, b, t);
+      longest = mhk__max(longest, last - first[h - h0]);
     }
-    for (j = first; j + 4 <= last; j += 4) { /* the sums of four keys are independent */
-      const mhk_real *k0 = k + j * ldk, *k1 = k0 + ldk, *k2 = k1 + ldk, *k3 = k2 + ldk;
-      MHK__V d0 = MHK__SET(MHK__R(0)), d1 = d0, d2 = d0, d3 = d0;
-      mhk_real r0 = 0, r1 = 0, r2 = 0, r3 = 0;
-      for (p = 0; p < N; p += line) {
-        MHK__PREFETCH(k0 + ahead + p);
-        MHK__PREFETCH(k1 + ahead + p);
-        MHK__PREFETCH(k2 + ahead + p);
-        MHK__PREFETCH(k3 + ahead + p);
+    for (mhk_index j = 0; j < longest; j += R)
+      for (mhk_index h = h0; h < h1; h++) {
+        const mhk_index at = first[h - h0] + j;
+        MHK__N(mhk__step_scores)
+        (mhk__min(R, last - at), N, a->q + (row + h) * N, k + h / group * N + at * ldk, ldk,
+         work + (h - h0) * each + j);
       }
-      for (p = 0; p + MHK__W <= N; p += MHK__W) {
-        const MHK__V x = MHK__LOAD(q + p);
-        d0 = MHK__FMA(x, MHK__LOAD(k0 + p), d0);
-        d1 = MHK__FMA(x, MHK__LOAD(k1 + p), d1);
-        d2 = MHK__FMA(x, MHK__LOAD(k2 + p), d2);
-        d3 = MHK__FMA(x, MHK__LOAD(k3 + p), d3);
-      }
-      for (; p < N; p++) {
-        r0 += q[p] * k0[p];
-        r1 += q[p] * k1[p];
-        r2 += q[p] * k2[p];
-        r3 += q[p] * k3[p];
-      }
-      s[j - first] = MHK__N(mhk__hsum)(d0) + r0;
-      s[j - first + 1] = MHK__N(mhk__hsum)(d1) + r1;
-      s[j - first + 2] = MHK__N(mhk__hsum)(d2) + r2;
-      s[j - first + 3] = MHK__N(mhk__hsum)(d3) + r3;
+    for (mhk_index h = h0; h < h1; h++) {
+      const mhk__sight sight = mhk__sight_of(a, h);
+      mhk_real *s = work + (h - h0) * each, *sums = s + MHK__LD(a->S + 16);
+      memset(sums, 0, (size_t)(4 * ld) * sizeof *sums);
+      if (first[h - h0] < last)
+        sums[4 * ld] = MHK__N(mhk__step_softmax)(&sight, last - first[h - h0], sight.rest ? sight.rest + row : NULL, s);
     }
-    for (; j < last; j++) s[j - first] = MHK__N(mhk__dot)(N, q, k + j * ldk);
-    for (j = 0; sight.own_scale && j < last - first; j++) s[j] *= scale; /* of any sign */
-    if (sight.own_scale) scale = 1;
-    most = MHK__N(mhk__row_max)(last - first, s) * scale;
-    if (sight.rest) {
-      const mhk_real rest = sight.rest[(b * a->T + t) * a->H];
-      most = rest > most ? rest : most;
-      sum = MHK__N(mhk__row_exp)(last - first, s, scale, most, s) + MHK__R(exp((double)(rest - most)));
-    } else
-      sum = MHK__N(mhk__row_exp)(last - first, s, scale, most, s);
-    MHK__N(mhk__weighted_rows)(last - first, P, s, v + first * ldv, ldv, MHK__R(1) / sum, y);
+    for (mhk_index j = 0; j < longest; j += R)
+      for (mhk_index h = h0; h < h1; h++) {
+        const mhk_index at = first[h - h0] + j;
+        mhk_real *s = work + (h - h0) * each;
+        MHK__N(mhk__step_values)
+        (mhk__min(R, last - at), P, s + j, v + h / group * P + at * ldv, ldv, s + MHK__LD(a->S + 16));
+      }
+    for (mhk_index h = h0; h < h1; h++) {
+      const mhk_real *x = work + (h - h0) * each + MHK__LD(a->S + 16), by = first[h - h0] < last ? x[4 * ld] : 0;
+      for (mhk_index p = 0; p < P; p++)
+        a->y[(row + h) * P + p] = ((x[p] + x[ld + p]) + (x[2 * ld + p] + x[3 * ld + p])) * by;
+    }
   }
 }
 #endif
@@ -8328,9 +8376,12 @@ static double mhk__attention_cost(const mhk__attention_args *a) {
   return keys * (double)(a->B * a->T) * (double)(a->N + a->P) / 2;
 }
 static void mhk__attention_forward(mhk_context *ctx, const mhk__attention_args *a) {
-  if (a->T <= 4 && a->y && !a->lse)
-    mhk__run(ctx, a, a->B * a->H, a->H, a->S + 16, mhk__attention_cost(a), mhk__attention_step_task);
-  else
+  if (a->T <= 4 && a->y && !a->lse) {
+    mhk__attention_args step = *a;
+    step.step_heads = mhk__step_heads(ctx, a->H);
+    mhk__run(ctx, &step, a->B * a->H, a->H, step.step_heads * mhk__step_room(a->S, a->P), mhk__attention_cost(a),
+             mhk__attention_step_task);
+  } else
     mhk__run(ctx, a, a->B * a->H, a->H, mhk__attention_work(a->S, a->N, a->P), mhk__attention_cost(a),
              mhk__attention_task);
 }
@@ -17957,7 +18008,7 @@ static mhk_index mhk__longest_window(const mhk_config *c, int layer) {
   V(c, N) \
   V(from_window, P) /* what the token gets from its window, */ \
   V(from_state, P) /* and from its head's state */ \
-  V(scores, window + 16)
+  V(scores, mhk__step_room(window, P))
 MHK__ROOM(mhk__head_step, MHK__HEAD_STEP_BUFFERS, (mhk_index window, mhk_index N, mhk_index P), (window, N, P))
 
 /* The same for n tokens at once. */
@@ -17976,8 +18027,8 @@ MHK__ROOM(mhk__head_chunk, MHK__HEAD_CHUNK_BUFFERS, (mhk_index window, mhk_index
           (window, n, N, P))
 
 /* work memory of an attention kernel over the rows of caches */
-static mhk_index mhk__cached_work(const mhk_session *s, mhk_index N, mhk_index P) {
-  const mhk_index step = s->cache_rows + 16;
+static mhk_index mhk__cached_work(const mhk_session *s, mhk_index heads, mhk_index N, mhk_index P) {
+  const mhk_index step = mhk__min(MHK__STEP_HEADS, heads) * mhk__step_room(s->cache_rows, P);
   return s->rows > 4 ? mhk__max(step, mhk__attention_work(s->cache_rows, N, P)) : step;
 }
 
@@ -17986,11 +18037,11 @@ static mhk_index mhk__span_heads_work(const mhk_session *s) {
   const mhk_config *c = &s->model->config;
   const mhk_index N = c->d_state, P = c->ssm_head_dim;
   mhk_index most = 1;
-  if (s->attention_layers) most = mhk__cached_work(s, c->head_dim, c->head_dim);
+  if (s->attention_layers) most = mhk__cached_work(s, c->n_head, c->head_dim, c->head_dim);
   if (s->state_layers && s->rows > MHK__STEPS) most = mhk__max(most, mhk__ssd_work(MHK__SSD_CHUNK, N, P, 1));
   for (int l = 0; l < c->n_layer; l++) {
     const mhk__head_kinds heads = mhk__head_kinds_of(c, l);
-    if (heads.kept) most = mhk__max(most, mhk__cached_work(s, N, P));
+    if (heads.kept) most = mhk__max(most, mhk__cached_work(s, c->ssm_heads, N, P));
     if (!heads.windowed && !(c->gates && c->mixer[l] == MHK_MIXER_DISCRETE_MAMBA2)) continue;
     const mhk_index w = mhk__longest_window(c, l);
     most = mhk__max(most, mhk__head_step_work(w, N, P));
@@ -18502,6 +18553,7 @@ static void mhk__attend_task(void *arg, mhk_index task, int worker) {
   a.k = mhk__keys_of(p, span->sequence);
   a.v = mhk__values_of(p, span->sequence);
   a.start = s->window ? s->starts + row : NULL;
+  a.step_heads = mhk__step_heads(job->ctx, a.H);
   if (n <= 4)
     job->ctx->kernels->attention_step(&a, 0, task % a.H, job->work + worker * job->each);
   else

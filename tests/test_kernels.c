@@ -975,6 +975,7 @@ typedef struct attention_case {
   double scale; /* of queries */
   int window;   /* 0: no windows; otherwise that of some heads, others have others, see all or are absent */
   int own;      /* with a scale (1), a rest (2) or both (3) */
+  int step_heads;
 } attention_case;
 
 /* rows of n numbers, row r at x + r * stride, as doubles one after another */
@@ -1057,6 +1058,7 @@ static void attention_make(mhk__attention_args *a, const attention_case *c) {
   a->N = c->N ? c->N : c->P;
   a->P = c->P;
   a->offset = c->offset;
+  a->step_heads = c->step_heads;
   a->k_batch = c->S * c->G * a->N + (c->B > 1 ? 5 : 0);
   a->v_batch = c->S * c->G * c->P + (c->B > 1 ? 5 : 0);
   a->q = random_room(c->B * c->T * c->H * a->N, -c->scale, c->scale);
@@ -1089,8 +1091,9 @@ static void attention_make(mhk__attention_args *a, const attention_case *c) {
     a->start = start;
   }
   set_at("B %lld, T %lld, S %lld, H %lld, G %lld, N %lld, P %lld, offset %lld, documents %d, scale %g, window %d, "
-         "own %d", (long long)c->B, (long long)c->T, (long long)c->S, (long long)c->H, (long long)c->G, (long long)a->N,
-         (long long)c->P, (long long)c->offset, c->documents, c->scale, c->window, c->own);
+         "own %d, step_heads %d", (long long)c->B, (long long)c->T, (long long)c->S, (long long)c->H, (long long)c->G, (long long)a->N,
+         (long long)c->P, (long long)c->offset, c->documents, c->scale, c->window, c->own,
+         c->step_heads);
 }
 
 static const mhk_index attention_lengths[] = {1,  2,  5,  6,  7,  13, 14, 15, 16,  17,  55,  56,
@@ -1130,7 +1133,7 @@ TEST(attention) {
   EACH_MACHINE {
     int i;
     for (i = 0; i < 2 * COUNT(attention_lengths); i++) {
-      attention_case c = {0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0};
+      attention_case c = {0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0};
       c.B = 1 + i % 2;
       c.T = c.S = attention_lengths[i % COUNT(attention_lengths)];
       c.H = i % 3 == 0 ? 4 : 2;
@@ -1146,7 +1149,7 @@ TEST(attention) {
       attention_forward_case(&c);
     }
     for (i = 0; i < COUNT(head_sizes); i++) {
-      attention_case c = {0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0};
+      attention_case c = {0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0};
       c.B = 1;
       c.T = 17;
       c.S = 80;
@@ -1164,7 +1167,7 @@ static const int windows_of_cases[] = {1, 2, 7, 16, 17, 31, 33, 64, 97, 500};
 
 /* the number-th case with windows: every length, every window, and what else there is in turn */
 static attention_case windowed_case(int number) {
-  attention_case c = {0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0};
+  attention_case c = {0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0};
   c.B = 1 + number % 2;
   c.T = c.S = attention_lengths[number % COUNT(attention_lengths)];
   c.window = windows_of_cases[number / 2 % COUNT(windows_of_cases)];
@@ -1208,7 +1211,7 @@ static void attention_step_case(const attention_case *c) {
   for (b = c->B - 1; b >= 0; b--)
     for (h = c->H - 1; h >= 0; h--) {
       const int kept = n_blocks;
-      KERNEL(attention_step)(&a, b, h, work_room(c->S + 16));
+      KERNEL(attention_step)(&a, b, h, work_room(mhk__max(1, c->step_heads) * mhk__step_room(c->S, c->P)));
       release_from(kept);
     }
   result("step y", a.y, y, ny, 10 * EPS * (1 + c->scale));
@@ -1219,7 +1222,7 @@ TEST(attention_step) {
   EACH_MACHINE {
     int i;
     for (i = 0; i < 4 * COUNT(head_sizes); i++) {
-      attention_case c = {0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0};
+      attention_case c = {0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0};
       c.B = 1 + i % 2;
       c.T = 1 + i / COUNT(head_sizes);
       c.offset = i % 5 == 0 ? 0 : row_sizes[1 + i * 3 % 41];
@@ -1229,6 +1232,7 @@ TEST(attention_step) {
       c.P = head_sizes[i % COUNT(head_sizes)];
       c.documents = i % 7 < 5 ? i % 7 : 0;
       c.scale = i % 6 == 0 ? 40 : 1;
+      c.step_heads = i % 8; /* more than there are, too */
       attention_step_case(&c);
       c.N = head_sizes[(i * 3 + 1) % COUNT(head_sizes)];
       c.window = i % 4 == 3 ? 0 : windows_of_cases[i % COUNT(windows_of_cases)];
@@ -1302,7 +1306,7 @@ TEST(attention_back) {
   EACH_MACHINE {
     int i;
     for (i = 0; i < 2 * COUNT(attention_lengths); i++) {
-      attention_case c = {0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0};
+      attention_case c = {0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0};
       c.B = 1 + i % 2;
       c.T = c.S = attention_lengths[i % COUNT(attention_lengths)];
       c.H = i % 3 == 0 ? 4 : 2;
