@@ -3817,9 +3817,9 @@ static inline MHK__V MHK__N(mhk__vexp)(MHK__V x) {
 #endif
 }
 
-/* The exponential of softmax: e^(x / MHK__UNIT), which is 2^x in vectors of float32, as exact as e^x
-   for two thirds of the work; the scale of scores takes the unit along. x up to 127 where the result
-   is used. Coefficients: minimax on [-1/2,1/2]. */
+/* The exponential of softmax: e^(x / MHK__UNIT), in vectors of float32 2^x, as exact as e^x for two
+   thirds of the work; the scale of scores takes the unit along. x up to 127 where the result is
+   used. Coefficients: minimax on [-1/2,1/2]. */
 #if MHK__W == 1 || defined(MOHAWK_DOUBLE)
 #define MHK__UNIT MHK__R(1)
 #define MHK__VPOWER MHK__N(mhk__vexp)
@@ -7827,7 +7827,7 @@ struct mhk__attention_args {
   mhk_index step_heads;       /* heads of a task of attention_step; 0: one */
 };
 
-/* attention_step: heads of a task at most, and numbers of the cache in the rows it reads at a time */
+/* attention_step: heads of a task at most, and numbers of the cache that are read at a time */
 enum { MHK__STEP_HEADS = 32, MHK__STEP_READ = 16384 };
 /* Heads of a task: as many as leave each worker one. No sum runs over heads. */
 static mhk_index mhk__step_heads(const mhk_context *ctx, mhk_index H) {
