@@ -20105,7 +20105,8 @@ MHKDEF int32_t mhk_speculate(mhk_speculation *x, const mhk_sampling *sampling) {
 
    In stages 1 and 2 each layer is given the teacher's X_l, not what the student's layers before it
    make of the tokens. So layers learn independently of each other in one pass of the teacher, and
-   the activations of one block at a time are in memory.
+   the activations of one block at a time are in memory. They may also learn one after the other
+   (layer_by_layer): X_l of all tokens is kept, and gradients and moments are those of one layer.
 
    Each stage has its own budget of tokens and its own learning rate, which follows a
    warmup-stable-decay schedule: up along a straight line, constant, down along a straight line.
@@ -23765,7 +23766,8 @@ MHKDEF const char *mhk_bf16_name(const mhk_context *ctx) { return ctx ? mhk__bf1
           column_gain of mhk_orientation_desc, and squares. Which heads look far, and what a part
           does: windows and without of mhk_forward_desc, head_windows and without of
           mhk_evaluate_desc (mhk_without). mhk_evaluation says all means by quarter of the window,
-          and state_bytes.
+          and state_bytes. Large teachers on small machines: share, layer_by_layer and teacher_type
+          of mhk_distill_desc, mhk_distill_stream_bytes.
           Changed: mhk_attention and mhk_attention_matrix take an mhk_attention_desc in place of doc
           (windows by head, a scale, a rest in the denominator); values may have another size than
           keys. The default recipe has gates, biases and the calibrated start, batches of 4, budgets

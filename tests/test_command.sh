@@ -240,6 +240,17 @@ distill --train mixers --keep-attention 1 --out "$work/usual"
 distill --train mixers --keep-attention 1 --one-layer-at-a-time --out "$work/by_layer"
 says "hidden states of all tokens of a stage take"
 check "one layer at a time: the same bits" cmp "$work/usual/student/model.safetensors" "$work/by_layer/student/model.safetensors"
+# what a dry run says beforehand is what the run takes
+number_of() { sed -n "s/.*\"$1\": \([0-9.e+]*\).*/\1/p" "$2" | tail -1; }
+within() { awk -v a="$(number_of memory_bytes "$work/dry")" -v b="$(number_of memory_peak_bytes "$work/said")" \
+  'BEGIN { exit !(a > 0 && b > 0 && a / b > 0.95 && a / b < 1.05) }'; }
+for way in "" "--train mixers --one-layer-at-a-time --keep-attention 1"; do
+  distill $way --json --dry-run --out "$work/dry_run"
+  cp "$work/said" "$work/dry"
+  check "a dry run leaves nothing" [ ! -e "$work/dry_run" ]
+  distill $way --json --out "$work/wet_run"
+  check "memory of a dry run: distill $way" within
+done
 distill --teacher-type int8 --out "$work/int8"
 check "targets of int8: a student" test -s "$work/int8/student/model.safetensors"
 code 1 "targets of int8: other bits" cmp -s "$work/packed/student/model.safetensors" "$work/int8/student/model.safetensors"

@@ -26,6 +26,9 @@
 #include <sys/stat.h>
 #include <sys/statvfs.h>
 #include <unistd.h>
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
 #endif
 
 static struct {
@@ -646,7 +649,7 @@ static double number_in_file(const char *path, const char *key) {
   FILE *f = fopen(path, "r");
   if (!f) return -1;
   while (x < 0 && fgets(line, sizeof line, f))
-    if (strncmp(line, key, strlen(key)) == 0 && (isdigit((unsigned char)line[strlen(key)]) || line[strlen(key)] == ' '))
+    if (strncmp(line, key, strlen(key)) == 0 && memchr("0123456789 \t", line[strlen(key)], 12))
       x = strtod(line + strlen(key), NULL);
   fclose(f);
   return x;
@@ -661,6 +664,15 @@ double cli_memory_free(void) {
 #endif
   if (limit > 0 && used >= 0 && (bytes < 0 || limit - used < bytes)) bytes = limit - used;
   return bytes > 0 ? bytes : 0;
+}
+
+double cli_memory_touched(void) {
+  double kilobytes;
+#if defined(__GLIBC__)
+  malloc_trim(0); /* what was freed is not used */
+#endif
+  kilobytes = number_in_file("/proc/self/status", "RssAnon:");
+  return kilobytes > 0 ? kilobytes * 1024 : 0;
 }
 
 double cli_disk_free(const char *path) {

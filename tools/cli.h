@@ -133,6 +133,7 @@ const char *cli_threads(const mhk_context *ctx, cli_buffer *b); /* 8 threads */
 /* ---- time, memory, files, signals */
 double cli_clock(void);
 double cli_memory_free(void); /* bytes; 0: unknown */
+double cli_memory_touched(void); /* bytes of memory of its own that the process uses; 0: unknown */
 double cli_disk_free(const char *path); /* bytes of the disk where path is, or will be; 0: unknown */
 int cli_exists(const char *path);
 int cli_ends_with(const char *text, const char *end);

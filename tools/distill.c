@@ -1,4 +1,5 @@
 /* mohawk distill: teacher in, state-space student out. */
+#include "dryrun.h"
 #include "heads.h"
 #include <math.h>
 #include <stdlib.h>
@@ -11,7 +12,7 @@ typedef struct settings {
   double temperature, hard_labels, own_stream, seconds, every;
   mhk_index batch, length, update_tokens, sample_tokens, eval_windows, eval_length, eval_max_document, context;
   int d_state, chunk, recipe, init, train, decays, placement, dtype, seed, threads, window;
-  int precision, recompute, one_layer, teacher_type, fresh, force, no_eval, json, encoding;
+  int precision, recompute, one_layer, teacher_type, dry_run, fresh, force, no_eval, json, encoding;
   int gates, no_gates, bias, no_bias, calibrate, no_calibrate;
 } settings;
 
@@ -134,6 +135,9 @@ static const cli_option options[] = {
      "type of the weights that compute the teacher's targets; int8 and int4 are copies in memory (default stored)"},
     {"checkpoint-seconds", "N", CLI_REAL, CLI_AT(seconds), 0.01, 1e9,
      "seconds between checkpoints; the last two are kept (default 60)"},
+    {"dry-run", NULL, CLI_FLAG, CLI_AT(dry_run), 0, 0,
+     "only say what memory and time each stage will take here, from a few updates of a teacher with one and two "
+     "layers, and what to change if it does not fit"},
     {"fresh", NULL, CLI_FLAG, CLI_AT(fresh), 0, 0, "start over even if --out has a checkpoint"},
     {"force", NULL, CLI_FLAG, CLI_AT(force), 0, 0, "start even if there seems to be too little memory"},
     {"every", "SECONDS", CLI_REAL, CLI_AT(every), 0.1, 1e6,
@@ -366,14 +370,10 @@ static double smaller_run(mhk_distill_desc d, double have, char *options, size_t
   return need;
 }
 
-/* Says what the run needs; refuses, with the remedy, when the machine has less. */
-static int check_memory(const distillation *d) {
-  const double need = mhk_distill_bytes(&d->r.desc), have = cli_memory_free(),
-               files = mhk_distill_stream_bytes(&d->r.desc), disk = cli_disk_free(d->s->out);
-  char options[256] = "";
-  double less;
-  cli_buffer a, b, c;
-  if (mhk_failed(d->ctx)) return cli_context_error(d->ctx);
+/* Says what --one-layer-at-a-time needs on the disk; refuses when there is less. */
+static int check_disk(const distillation *d) {
+  const double files = mhk_distill_stream_bytes(&d->r.desc), disk = cli_disk_free(d->s->out);
+  cli_buffer a, b;
   if (files > 0)
     cli_note("hidden states of all tokens of a stage take %s on the disk of %s while it runs; %s free there",
              cli_bytes(files, &a), d->s->out, disk > 0 ? cli_bytes(disk, &b) : "an unknown amount");
@@ -382,6 +382,17 @@ static int check_memory(const distillation *d) {
                      "--tokens for stages 1 and 2, or another --out",
                      d->s->out, cli_bytes(disk, &b), cli_bytes(files, &a),
                      (long long)(files / (double)sizeof(mhk_real) / mhk_model_config(d->teacher)->d_model));
+  return CLI_GO;
+}
+
+/* Says what the run needs; refuses, with the remedy, when the machine has less. */
+static int check_memory(const distillation *d) {
+  const double need = mhk_distill_bytes(&d->r.desc), have = cli_memory_free();
+  char options[256] = "";
+  double less;
+  cli_buffer a, b, c;
+  if (mhk_failed(d->ctx)) return cli_context_error(d->ctx);
+  if (check_disk(d) != CLI_GO) return CLI_FAILED;
   if (have <= 0 || need <= have || d->s->force) {
     cli_note("%s needs up to %s of memory; %s free here", d->s->out, cli_bytes(need, &a),
              have > 0 ? cli_bytes(have, &b) : "an unknown amount");
@@ -393,6 +404,51 @@ static int check_memory(const distillation *d) {
                      cli_bytes(have, &b), options, cli_bytes(less, &c));
   return cli_error("%s needs %s of memory, but %s are free; with%s it still needs %s", d->s->out, cli_bytes(need, &a),
                    cli_bytes(have, &b), options, cli_bytes(less, &c));
+}
+
+static void print_cost(const distillation *d, int stage, const dry_cost *c) {
+  const double tokens = (double)(c->updates * mhk_distill_defaults(&d->r.desc).update_tokens);
+  cli_buffer memory, count, speed, time;
+  if (d->s->json) {
+    cli_json j = d->json;
+    json_open(&j, NULL, '{');
+    json_text(&j, "event", "dry_run");
+    json_count(&j, "stage", stage);
+    json_real(&j, "memory_bytes", c->bytes);
+    json_count(&j, "tokens", tokens);
+    json_real(&j, "seconds", c->seconds);
+    json_close(&j);
+  } else
+    printf("stage %d   %s of memory, %s tokens at %s tokens/s in %s\n", stage, cli_bytes(c->bytes, &memory),
+           cli_count(tokens, &count), cli_count(tokens / c->seconds, &speed), cli_time(c->seconds, &time));
+}
+
+/* Measures what the run will take, and says what to change where that is more than there is. */
+static int dry_run(distillation *d) {
+  const double have = cli_memory_free();
+  char path[1024], options[256] = "";
+  dry_cost cost[3];
+  cli_buffer a, b;
+  double need = 0;
+  int i, code;
+  if (check_disk(d) != CLI_GO || cli_join(path, sizeof path, d->s->out, "dry-run") != CLI_GO ||
+      cli_make_folders(path) != CLI_GO)
+    return CLI_FAILED;
+  if (d->s->json) json_start(&d->json, stdout, 0);
+  code = dry_measure(&d->r.desc, mhk_threads(d->ctx), path, cost);
+  remove(path);
+  remove(d->s->out); /* stays unless it is empty */
+  if (code != CLI_GO) return CLI_FAILED;
+  for (i = 0; i < 3; i++) {
+    if (cost[i].updates == 0) continue;
+    cost[i].bytes += (double)mhk_memory_in_use(d->ctx); /* of the teacher: what is not mapped */
+    print_cost(d, i + 1, &cost[i]);
+    need = cost[i].bytes > need ? cost[i].bytes : need;
+  }
+  if (have <= 0 || need <= have) return CLI_OK;
+  smaller_run(mhk_distill_defaults(&d->r.desc), have, options, sizeof options);
+  return cli_error("%s needs %s of memory, but %s are free: try%s", d->s->out, cli_bytes(need, &a), cli_bytes(have, &b),
+                   options[0] ? options : " a smaller teacher");
 }
 
 static mhk_corpus *load_files(distillation *d) {
@@ -505,6 +561,7 @@ static int save(distillation *d, mhk_model *student) {
     json_open(&d->json, NULL, '{');
     json_text(&d->json, "event", "saved");
     json_text(&d->json, "path", path);
+    json_real(&d->json, "memory_peak_bytes", (double)mhk_memory_peak(d->ctx));
     json_close(&d->json);
   } else {
     printf("saved     %s (safetensors, config.json, tokenizer.json)\n", path);
@@ -548,7 +605,9 @@ static int train(distillation *d) {
   mhk_trainer *trainer = NULL;
   run_result result;
   int code;
-  if (fill(d) != CLI_GO || check_memory(d) != CLI_GO || cli_make_folders(s->out) != CLI_GO) return CLI_FAILED;
+  if (fill(d) != CLI_GO) return CLI_FAILED;
+  if (s->dry_run) return dry_run(d);
+  if (check_memory(d) != CLI_GO || cli_make_folders(s->out) != CLI_GO) return CLI_FAILED;
   cli_catch_signals();
   if (load_text(d) != CLI_GO) {
     if (cli_stopped()) say_resume(d);

@@ -1,0 +1,15 @@
+/* dryrun.h: what a run will need, measured on a teacher of the same width with few layers. */
+#ifndef MOHAWK_DRYRUN_H
+#define MOHAWK_DRYRUN_H
+#include "cli.h"
+
+typedef struct dry_cost {
+  double bytes;   /* the most memory that the run had by the end of this stage, beyond the mapped teacher */
+  double seconds; /* of all updates of the stage, without checkpoints and evaluations */
+  mhk_index updates;
+} dry_cost;
+
+/* Measures the stages of a run with a few updates in contexts of its own. `folder` exists and
+   receives a file for as long as this takes. Returns CLI_GO, or CLI_FAILED after a message. */
+int dry_measure(const mhk_distill_desc *run, int threads, const char *folder, dry_cost cost[3]);
+#endif
