@@ -97,6 +97,15 @@ static int training(mhk_context *ctx) { /* one update of each stage */
   while (mhk_train_step(tr)) {}
   return tr && !mhk_failed(ctx);
 }
+static int training_by_layer(mhk_context *ctx) {
+  mhk_distill_desc d = small_run(ctx, test_path("by_layer"));
+  mhk_trainer *tr;
+  d.share = d.layer_by_layer = 1;
+  d.stages[2].trains = MHK_TRAIN_MIXERS;
+  tr = mhk_distill(ctx, &d);
+  while (mhk_train_step(tr)) {}
+  return tr && !mhk_failed(ctx);
+}
 static int training_with_checkpoints(mhk_context *ctx) {
   mhk_distill_desc d = small_run(ctx, test_path("run"));
   mhk_trainer *tr = mhk_distill(ctx, &d);
@@ -182,6 +191,7 @@ TEST(failing_text) { fail_everywhere("text", text); }
 TEST(failing_training) {
   fail_everywhere("forward and backward", forward_backward);
   fail_everywhere("training", training);
+  fail_everywhere("training layer by layer", training_by_layer);
   fail_everywhere("training with checkpoints", training_with_checkpoints);
 }
 
