@@ -1494,6 +1494,12 @@ sums that this code relies on: compile it without them, or define MOHAWK_ALLOW_F
 #endif
 #ifdef _OPENMP
 #include <omp.h>
+#if defined(__GNUC__) && defined(__SIZEOF_POINTER__) && __SIZEOF_POINTER__ == 8
+#define MHK__TEAM /* with atomic operations on 64 bits */
+#if defined(__unix__) || defined(__APPLE__)
+#include <sched.h>
+#endif
+#endif
 #endif
 #if (defined(__unix__) || defined(__APPLE__) || defined(__wasi__)) && !defined(MOHAWK_NO_TRAINING)
 #include <sys/time.h>
@@ -2742,6 +2748,24 @@ typedef struct mhk__object {
 
 typedef struct mhk__kernels mhk__kernels;
 
+#ifdef MHK__TEAM
+/* What a team of threads works on, see mhk__parallel(). Numbers that several threads write are far
+   enough apart that no two share a cache line, nor a pair of lines that is fetched at once. */
+enum { MHK__APART = 128 / 8 };
+typedef struct mhk__team {
+  int size, open, closing;
+  struct {
+    void (*body)(void *arg, mhk_index task, int worker);
+    void *arg;
+    mhk_index tasks;
+    int workers;
+  } job[2];                      /* of odd and even generations: a thread may be late by one */
+  uint64_t generation[MHK__APART]; /* the first of each array is used */
+  uint64_t done[MHK__APART];     /* tasks of this generation */
+  uint64_t (*next)[MHK__APART];  /* for each worker the next task of its share, below the generation */
+} mhk__team;
+#endif
+
 struct mhk_context {
   mhk_allocator allocator;
   mhk_log_fn log;
@@ -2749,6 +2773,9 @@ struct mhk_context {
   mhk_parallel_fn parallel_for;
   void *parallel_user;
   int workers;
+#ifdef MHK__TEAM
+  mhk__team *team; /* NULL with one worker */
+#endif
   mhk_isa isa;
   mhk_bf16_unit bf16_unit;
   mhk_precision precision;
@@ -3115,8 +3142,122 @@ static void mhk__object_free(void *object) {
   mhk__arena_free(ctx, &arena);
 }
 
-/* runs body(arg, task, worker) for each task with the caller's threads, with OpenMP, or
-   sequentially */
+/* ---- threads: the caller's, or a team from OpenMP */
+
+#ifdef MHK__TEAM
+/* Waits a little. A thread that has waited for long lets others have its processor. */
+static void mhk__pause(int *times) {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  __asm__ volatile("yield");
+#endif
+#if defined(__unix__) || defined(__APPLE__)
+  if (++*times > 2000) sched_yield();
+#else
+  (void)times;
+#endif
+}
+
+/* Works on the job of this generation: first on the worker's own share of the tasks, then on what
+   is left of the others'. A task is taken by moving the number of the next one, which has the
+   generation above it, so a thread that comes too late takes nothing. */
+static void mhk__team_work(mhk__team *team, uint64_t generation, int worker) {
+  const int workers = __atomic_load_n(&team->job[generation & 1].workers, __ATOMIC_RELAXED);
+  const mhk_index tasks = __atomic_load_n(&team->job[generation & 1].tasks, __ATOMIC_RELAXED);
+  void (*body)(void *, mhk_index, int) = __atomic_load_n(&team->job[generation & 1].body, __ATOMIC_RELAXED);
+  void *arg = __atomic_load_n(&team->job[generation & 1].arg, __ATOMIC_RELAXED);
+  for (int k = 0; k < workers; k++) {
+    const int share = (worker + k) % workers;
+    const uint64_t end = generation << 32 | (uint64_t)((share + 1) * tasks / workers);
+    uint64_t next = __atomic_load_n(team->next[share], __ATOMIC_RELAXED), done = 0;
+    while (next >> 32 == (generation & 0xffffffff) && (next & 0xffffffff) < (end & 0xffffffff))
+      if (__atomic_compare_exchange_n(team->next[share], &next, next + 1, 0, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED)) {
+        body(arg, (mhk_index)(next & 0xffffffff), worker);
+        done++;
+        next++;
+      }
+    if (done) __atomic_fetch_add(team->done, done, __ATOMIC_RELEASE);
+  }
+}
+
+/* Offers a job to the team and takes part. Returns when all tasks are done, but does not wait for
+   threads that have not come, as they do not on a busy machine. */
+static void mhk__team_job(mhk__team *team, int workers, mhk_index tasks,
+                          void (*body)(void *arg, mhk_index task, int worker), void *arg) {
+  const uint64_t generation = team->generation[0] + 1;
+  int times = 0;
+  __atomic_store_n(&team->job[generation & 1].body, body, __ATOMIC_RELAXED);
+  __atomic_store_n(&team->job[generation & 1].arg, arg, __ATOMIC_RELAXED);
+  __atomic_store_n(&team->job[generation & 1].tasks, tasks, __ATOMIC_RELAXED);
+  __atomic_store_n(&team->job[generation & 1].workers, workers, __ATOMIC_RELAXED);
+  __atomic_store_n(team->done, 0, __ATOMIC_RELAXED);
+  for (int i = 0; i < workers; i++)
+    __atomic_store_n(team->next[i], generation << 32 | (uint64_t)(i * tasks / workers), __ATOMIC_RELEASE);
+  __atomic_store_n(team->generation, generation, __ATOMIC_RELEASE);
+  mhk__team_work(team, generation, 0);
+  while (__atomic_load_n(team->done, __ATOMIC_ACQUIRE) < (uint64_t)tasks) mhk__pause(&times);
+}
+
+/* what a thread of the team does until it is closed */
+static void mhk__team_join(mhk__team *team, uint64_t seen, int workers, int worker) {
+  int times = 0;
+  while (!__atomic_load_n(&team->closing, __ATOMIC_ACQUIRE)) {
+    const uint64_t generation = __atomic_load_n(team->generation, __ATOMIC_ACQUIRE);
+    if (generation == seen) {
+      mhk__pause(&times);
+    } else {
+      seen = generation;
+      times = 0;
+      if (worker < workers) mhk__team_work(team, generation, worker);
+    }
+  }
+}
+#endif
+
+#if defined(MHK__TEAM) || !defined(MOHAWK_NO_TRAINING)
+/* Calls f with a team of threads at hand, so that the jobs of f do not each have to call one
+   together. Results do not depend on it. */
+static void mhk__with_team(mhk_context *ctx, void (*f)(void *arg), void *arg) {
+#ifdef MHK__TEAM
+  mhk__team *team = ctx->team;
+  if (team && ctx->workers > 1 && !team->open) {
+    const uint64_t seen = team->generation[0];
+    const int workers = ctx->workers;
+    team->open = 1;
+    team->closing = 0;
+#pragma omp parallel num_threads(workers)
+    if (omp_get_thread_num() > 0) {
+      mhk__team_join(team, seen, workers, omp_get_thread_num());
+    } else {
+      f(arg);
+      __atomic_store_n(&team->closing, 1, __ATOMIC_RELEASE);
+    }
+    team->open = 0;
+    return;
+  }
+#endif
+  (void)ctx;
+  f(arg);
+}
+#endif
+
+#ifdef MHK__TEAM
+typedef struct mhk__one_job {
+  mhk_context *ctx;
+  mhk_index tasks;
+  void (*body)(void *arg, mhk_index task, int worker);
+  void *arg;
+} mhk__one_job;
+static void mhk__team_once(void *arg) {
+  const mhk__one_job *job = (const mhk__one_job *)arg;
+  mhk__team_job(job->ctx->team, job->ctx->workers, job->tasks, job->body, job->arg);
+}
+#endif
+
+/* Runs body(arg, task, worker) for each task with the caller's threads, with OpenMP, or
+   sequentially. A worker begins with a share of the tasks that lie side by side, so that jobs over
+   the same rows, one after the other, find them in the caches of the same processor. */
 static void mhk__parallel(mhk_context *ctx, mhk_index tasks, void (*body)(void *arg, mhk_index task, int worker),
                           void *arg) {
   mhk_index i;
@@ -3125,9 +3266,15 @@ static void mhk__parallel(mhk_context *ctx, mhk_index tasks, void (*body)(void *
       ctx->parallel_for(ctx->parallel_user, tasks, body, arg);
       return;
     }
-#ifdef _OPENMP
+#if defined(MHK__TEAM)
+    if (tasks <= INT32_MAX) {
+      mhk__one_job job = {ctx, tasks, body, arg};
+      mhk__with_team(ctx, mhk__team_once, &job);
+      return;
+    }
+#elif defined(_OPENMP)
     {
-      const int threads = ctx->workers < tasks ? ctx->workers : (int)tasks;
+      const int threads = ctx->workers; /* a number that changes makes OpenMP start threads anew */
 #pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
       for (i = 0; i < tasks; i++) body(arg, i, omp_get_thread_num());
       return;
@@ -3136,6 +3283,16 @@ static void mhk__parallel(mhk_context *ctx, mhk_index tasks, void (*body)(void *
   }
   for (i = 0; i < tasks; i++) body(arg, i, 0);
 }
+
+#ifdef MHK__TEAM
+static size_t mhk__team_bytes(int size) {
+  return sizeof(mhk__team) + (size_t)size * MHK__APART * sizeof(uint64_t);
+}
+static void mhk__team_free(mhk_context *ctx) {
+  if (ctx->team) mhk__raw_release(ctx, ctx->team, mhk__team_bytes(ctx->team->size));
+  ctx->team = NULL;
+}
+#endif
 
 MHKDEF const char *mhk_version(void) { return MHK_VERSION; }
 
@@ -3160,6 +3317,19 @@ MHKDEF mhk_result mhk_set_threads(mhk_context *ctx, int threads) {
                     threads);
 #ifdef _OPENMP
   ctx->workers = threads == -1 ? omp_get_max_threads() : threads == 0 ? 1 : threads;
+#ifdef MHK__TEAM
+  mhk__team_free(ctx);
+  if (ctx->workers > 1) {
+    ctx->team = (mhk__team *)mhk__raw_alloc(ctx, mhk__team_bytes(ctx->workers));
+    if (!ctx->team) {
+      ctx->workers = 1;
+      return ctx->result;
+    }
+    memset(ctx->team, 0, mhk__team_bytes(ctx->workers));
+    ctx->team->next = (uint64_t(*)[MHK__APART])(void *)(ctx->team + 1);
+    ctx->team->size = ctx->workers;
+  }
+#endif
 #else
   ctx->workers = 1;
 #endif
@@ -3921,6 +4091,11 @@ static void mhk__over(mhk_context *ctx, mhk_index n, mhk_index step,
   r.n = n;
   r.step = step < 1 ? 1 : step;
   mhk__parallel(ctx, (n + r.step - 1) / r.step, mhk__range_task, &r);
+}
+/* The columns of a task that computes each column on its own: at most `most`, fewer if there would
+   be no task for some workers, but whole cache lines. */
+static mhk_index mhk__columns_step(const mhk_context *ctx, mhk_index n, mhk_index most) {
+  return mhk__min(most, mhk__up(mhk__max(1, n / ctx->workers), 64 / (mhk_index)sizeof(mhk_real)));
 }
 #endif /* MOHAWK_NO_TRAINING */
 #endif /* MOHAWK_IMPLEMENTATION */
@@ -5317,8 +5492,9 @@ typedef struct mhk__gemm_args {
   mhk_index i0, m, k0, k;       /* rows and part of K of this round: the packed part of A */
   mhk_index rows;               /* per task; all divide into panels */
   mhk__matrix a, b;
-  mhk_real *c, *packed;
+  mhk_real *c, *packed, *packed_b; /* NULL: each task packs its own block of A or of B */
   mhk_index ldc;
+  int by_columns; /* the order of the tasks */
   const mhk__epilogue *e;
 } mhk__gemm_args;
 
@@ -5331,39 +5507,129 @@ enum { MHK__ROW_BLOCK = 84 };
 enum { MHK__GEMM_K = 512 };
 enum { MHK__GEMM_N = 256 };
 enum { MHK__GEMM_M = 2048 }; /* rows of A packed at once */
+enum { MHK__GEMM_PACKED = 1 << 20 }; /* numbers packed at once, of A or of B */
 
-/* packs rows of A for one block of k: panels are contiguous, and so are blocks of k */
+static mhk_index mhk__gemm_groups(mhk_index n, mhk_index width) {
+  const mhk_index step = mhk__up(MHK__PACK_COLUMNS, width);
+  return (n + step - 1) / step;
+}
+
+/* Packs one group of rows of A, or of columns of B, for one block of k: panels are contiguous, and
+   so are blocks of k. Groups of A lie evenly between those of B, so that a worker packs about the
+   rows that it wrote in the job before. */
 static void mhk__gemm_pack(void *arg, mhk_index task, int worker) {
   const mhk__job *job = (const mhk__job *)arg;
   const mhk__gemm_args *g = (const mhk__gemm_args *)job->args;
   const mhk__kernels *ks = job->ctx->kernels;
-  const mhk_index step = mhk__up(MHK__PACK_COLUMNS, ks->mr), groups = (g->m + step - 1) / step;
-  const mhk_index k0 = task / groups * g->kc, i = task % groups * step, k = mhk__min(g->kc, g->k - k0);
+  const mhk_index rows = g->packed ? mhk__gemm_groups(g->m, ks->mr) : 0,
+                  strips = g->packed_b ? mhk__gemm_groups(g->N, ks->nr) : 0,
+                  blocks = (g->k + g->kc - 1) / g->kc, group = task / blocks, k0 = task % blocks * g->kc,
+                  k = mhk__min(g->kc, g->k - k0), before = group * rows / (rows + strips);
   (void)worker;
-  ks->pack(g->packed + mhk__up(g->m, ks->mr) * k0 + i * k, ks->mr, mhk__min(step, g->m - i), k,
-           mhk__mat_from(&g->a, g->i0 + i, g->k0 + k0));
+  if ((group + 1) * rows / (rows + strips) > before) {
+    const mhk_index step = mhk__up(MHK__PACK_COLUMNS, ks->mr), i = before * step;
+    ks->pack(g->packed + mhk__up(g->m, ks->mr) * k0 + i * k, ks->mr, mhk__min(step, g->m - i), k,
+             mhk__mat_from(&g->a, g->i0 + i, g->k0 + k0));
+  } else {
+    const mhk_index step = mhk__up(MHK__PACK_COLUMNS, ks->nr), j = (group - before) * step;
+    ks->pack(g->packed_b + mhk__up(g->N, ks->nr) * k0 + j * k, ks->nr, mhk__min(step, g->N - j), k,
+             mhk__mat_transposed(mhk__mat_from(&g->b, g->k0 + k0, j)));
+  }
 }
 
-/* Computes some columns of some of the packed rows. Packs its own block of B, which stays in the
+/* Computes some columns of some rows. Packs what is not packed before; that stays in the
    second-level cache. */
 static void mhk__gemm_block(void *arg, mhk_index task, int worker) {
   const mhk__job *job = (const mhk__job *)arg;
   const mhk__gemm_args *g = (const mhk__gemm_args *)job->args;
   const mhk__kernels *ks = job->ctx->kernels;
-  const mhk_index parts = (g->m + g->rows - 1) / g->rows, j0 = task / parts * g->nc, n = mhk__min(g->nc, g->N - j0);
-  const mhk_index from = task % parts * g->rows, to = mhk__min(g->m, from + g->rows),
+  const mhk_index parts = (g->m + g->rows - 1) / g->rows, strips = (g->N + g->nc - 1) / g->nc,
+                  j0 = (g->by_columns ? task / parts : task % strips) * g->nc, n = mhk__min(g->nc, g->N - j0);
+  const mhk_index from = (g->by_columns ? task % parts : task / strips) * g->rows, to = mhk__min(g->m, from + g->rows),
                   step = MHK__ROW_BLOCK / ks->mr * ks->mr;
-  mhk_real *pb = job->work + worker * job->each;
+  mhk_real *const own = job->work + worker * job->each;
   for (mhk_index k0 = 0; k0 < g->k; k0 += g->kc) {
     const mhk_index k = mhk__min(g->kc, g->k - k0);
-    const mhk_real *pa = g->packed + mhk__up(g->m, ks->mr) * k0;
-    ks->pack(pb, ks->nr, n, k, mhk__mat_transposed(mhk__mat_from(&g->b, g->k0 + k0, j0)));
+    const mhk_real *pa = own, *pb = own;
+    if (g->packed_b)
+      pb = g->packed_b + mhk__up(g->N, ks->nr) * k0 + j0 * k;
+    else
+      ks->pack(own, ks->nr, n, k, mhk__mat_transposed(mhk__mat_from(&g->b, g->k0 + k0, j0)));
     for (mhk_index i = from; i < to; i += step) {
       const mhk_index m = mhk__min(step, to - i), at = (g->i0 + i) * g->ldc + j0;
-      ks->product(m, n, k, pa + i * k, pb, g->c + at, g->ldc, g->k0 + k0 > 0 || (g->e && g->e->accumulate));
+      if (g->packed)
+        pa = g->packed + mhk__up(g->m, ks->mr) * k0 + i * k;
+      else
+        ks->pack(own, ks->mr, m, k, mhk__mat_from(&g->a, g->i0 + i, g->k0 + k0));
+      ks->product(m, n, k, pa, pb, g->c + at, g->ldc, g->k0 + k0 > 0 || (g->e && g->e->accumulate));
       if (g->k0 + k0 + k == g->K && mhk__epilogue_works(g->e)) ks->epilogue(m, n, g->c + at, g->ldc, at, g->e, j0);
     }
   }
+}
+
+/* Cuts a product whose B is packed before into rows and columns of a task, so that no thread is
+   without work for long, and returns whether A is packed before, too. Sums do not depend on it.
+   Costs are in multiply-adds of one k: to pack a number costs as much as 32, to load one of B for
+   another task as much as 8. */
+static int mhk__gemm_cut(const mhk_context *ctx, mhk__gemm_args *g) {
+  const mhk_index mr = ctx->kernels->mr, panels = (g->m + mr - 1) / mr, workers = ctx->workers, pack = 32, load = 8;
+  double least = 0;
+  int before = 0;
+  for (mhk_index nc = 64; nc < 2 * g->N || nc == 64; nc *= 2)
+    for (mhk_index p = 1; p <= MHK__ROW_BLOCK / mr; p++) {
+      const mhk_index tasks = (panels + p - 1) / p * ((g->N + nc - 1) / nc);
+      const double rounds = (double)((tasks + workers - 1) / workers) + 0.25,
+                   task = (double)((p * mr + load) * mhk__min(nc, g->N)) + 65536.0 / (double)g->K,
+                   own = rounds * (task + (double)(p * mr * pack)),
+                   shared = rounds * task + (double)(g->m * 2 * pack) / (double)workers;
+      if (least == 0 || (own < shared ? own : shared) < least) {
+        least = own < shared ? own : shared;
+        before = shared < own;
+        g->nc = nc;
+        g->rows = p * mr;
+      }
+    }
+  return before;
+}
+
+/* The product by packed panels. The smaller operand of most products is B, the weights. It is
+   packed once, in rounds of at most 4 MiB that stay in the last cache, and A by the task that uses
+   it, or before, too. If B is larger, A is packed before and B by the task. A longer kc reads and
+   writes C less often, a shorter one leaves more room in the caches. Blocks begin at multiples of
+   64, like groups of quantized weights. */
+static void mhk__gemm_packed(mhk_context *ctx, mhk__gemm_args *g) {
+  const mhk__kernels *ks = ctx->kernels;
+  const mhk__mark mark = mhk__scratch_mark(ctx);
+  const mhk_index M = g->M, N = g->N, K = g->K, most = (K + MHK__GEMM_K - 1) / MHK__GEMM_K;
+  const mhk_index m = mhk__min(M, MHK__GEMM_M / ks->mr * ks->mr);
+  g->kc = mhk__up((K + most - 1) / most, 64);
+  const mhk_index k = mhk__min(K, mhk__max(1, MHK__GEMM_PACKED / m / g->kc) * g->kc);
+  const int b_before = m >= 2 * MHK__PACK_COLUMNS && N <= MHK__GEMM_PACKED / k;
+  int a_before = 1;
+  g->m = m;
+  g->by_columns = !b_before || N > m; /* a worker reads again as little as it can */
+  if (b_before) {
+    a_before = mhk__gemm_cut(ctx, g);
+  } else {
+    g->nc = mhk__up(mhk__max(64, mhk__min(MHK__GEMM_N, N / 16)), 64);
+    g->rows = mhk__up(mhk__max(256, (m * ((N + g->nc - 1) / g->nc) + 15) / 16), ks->mr);
+  }
+  g->packed = a_before ? (mhk_real *)mhk__scratch(ctx, mhk__up(m, ks->mr) * k, sizeof(mhk_real)) : NULL;
+  g->packed_b = b_before ? (mhk_real *)mhk__scratch(ctx, mhk__up(N, ks->nr) * k, sizeof(mhk_real)) : NULL;
+  const mhk_index own = !b_before ? mhk__up(mhk__min(g->nc, N), ks->nr) * g->kc : a_before ? 1 : g->rows * g->kc;
+  for (g->i0 = 0; g->i0 < M; g->i0 += g->m) {
+    g->m = mhk__min(m, M - g->i0);
+    for (g->k0 = 0; g->k0 < K && ctx->result == MHK_OK; g->k0 += g->k) {
+      g->k = mhk__min(k, K - g->k0);
+      const mhk_index blocks = (g->k + g->kc - 1) / g->kc, parts = (g->m + g->rows - 1) / g->rows;
+      const mhk_index groups =
+          (a_before ? mhk__gemm_groups(g->m, ks->mr) : 0) + (b_before ? mhk__gemm_groups(N, ks->nr) : 0);
+      mhk__run(ctx, g, blocks * groups, 0, 1, (double)(g->m + N) * (double)g->k, mhk__gemm_pack);
+      mhk__run(ctx, g, (N + g->nc - 1) / g->nc * parts, 0, own, (double)g->m * (double)N * (double)g->k,
+               mhk__gemm_block);
+    }
+  }
+  mhk__scratch_rewind(ctx, mark);
 }
 
 static void mhk__gemm_few(void *arg, mhk_index task, int worker) {
@@ -5473,7 +5739,6 @@ enum { MHK__FEW = 8 };
 static void mhk__gemm(mhk_context *ctx, mhk_index M, mhk_index N, mhk_index K, mhk__matrix a, mhk__matrix b,
                       mhk_real *c, mhk_index ldc, const mhk__epilogue *e) {
   const mhk__kernels *ks = ctx->kernels;
-  mhk_index k;
   mhk__gemm_args g;
   if (ctx->result != MHK_OK || M <= 0 || N <= 0) return;
   if (b.q) {
@@ -5511,30 +5776,7 @@ static void mhk__gemm(mhk_context *ctx, mhk_index M, mhk_index N, mhk_index K, m
     mhk__run(ctx, &g, (N + g.nc - 1) / g.nc, 0, (M + 1) * K, (double)M * (double)N * (double)K, mhk__gemm_few);
     return;
   }
-  /* A is packed once, in rounds of at most 4 MiB that stay in the last cache. B is packed by the
-     task that uses it, in 16 tasks or more if there is enough work. A longer kc reads and writes C
-     less often, a shorter one leaves more room in the caches. Blocks begin at multiples of 64, like
-     groups of quantized weights. */
-  g.kc = mhk__up((K + (K + MHK__GEMM_K - 1) / MHK__GEMM_K - 1) / ((K + MHK__GEMM_K - 1) / MHK__GEMM_K), 64);
-  g.nc = mhk__up(mhk__max(64, mhk__min(MHK__GEMM_N, N / 16)), 64);
-  const mhk_index m = mhk__min(M, MHK__GEMM_M / ks->mr * ks->mr);
-  k = mhk__min(K, mhk__max(1, ((mhk_index)1 << 20) / m / g.kc) * g.kc);
-  const mhk_index n_columns = (N + g.nc - 1) / g.nc;
-  g.rows = mhk__up(mhk__max(256, (m * n_columns + 15) / 16), ks->mr);
-  mhk__mark mark = mhk__scratch_mark(ctx);
-  g.packed = (mhk_real *)mhk__scratch(ctx, mhk__up(m, ks->mr) * k, sizeof(mhk_real));
-  for (g.i0 = 0; g.packed && g.i0 < M; g.i0 += g.m) {
-    g.m = mhk__min(m, M - g.i0);
-    for (g.k0 = 0; g.k0 < K && ctx->result == MHK_OK; g.k0 += g.k) {
-      const mhk_index step = mhk__up(MHK__PACK_COLUMNS, ks->mr);
-      g.k = mhk__min(k, K - g.k0);
-      mhk__run(ctx, &g, (g.k + g.kc - 1) / g.kc * ((g.m + step - 1) / step), 0, 1, (double)g.m * (double)g.k,
-               mhk__gemm_pack);
-      mhk__run(ctx, &g, n_columns * ((g.m + g.rows - 1) / g.rows), 0, mhk__up(mhk__min(g.nc, N), ks->nr) * g.kc,
-               (double)g.m * (double)N * (double)g.k, mhk__gemm_block);
-    }
-  }
-  mhk__scratch_rewind(ctx, mark);
+  mhk__gemm_packed(ctx, &g);
 }
 #ifndef MOHAWK_NO_TRAINING
 /* The same with both operands rounded to bfloat16. If there is hardware for it, packed numbers are
@@ -5873,8 +6115,15 @@ MHKDEF void mhk_tape_reset(mhk_tape *t) {
 
 static int mhk__tape_ready(const mhk_tape *t) { return t && t->ctx->result == MHK_OK; }
 
+enum { MHK__GRAIN = 8192 }; /* elements per task of an elementwise op */
+static void mhk__zero_body(mhk_context *ctx, void *args, mhk_index first, mhk_index last) {
+  (void)ctx;
+  memset((mhk_real *)args + first, 0, (size_t)(last - first) * sizeof(mhk_real));
+}
 static mhk_real *mhk__tape_zeros(mhk_tape *t, mhk_index n) {
-  return (mhk_real *)mhk__arena_zeros(t->ctx, &t->arena, n, sizeof(mhk_real));
+  mhk_real *x = (mhk_real *)mhk__arena_alloc(t->ctx, &t->arena, mhk__size3(t->ctx, n, 1, sizeof(mhk_real)));
+  if (x) mhk__over(t->ctx, n, 4 * MHK__GRAIN, mhk__zero_body, x);
+  return x;
 }
 
 /* the gradient of x, allocated and zeroed on first use; NULL only if memory is out */
@@ -6026,11 +6275,13 @@ MHKDEF mhk_tensor *mhk_require_grad(mhk_tape *t, mhk_tensor *x) {
   return mhk__grad(t, x) ? x : NULL;
 }
 
-/* runs the backward passes from the last record down to index stop */
-static void mhk__unwind(mhk_tape *t, mhk_index stop) {
+typedef struct mhk__unwinding { mhk_tape *t; mhk_index stop; } mhk__unwinding;
+static void mhk__unwind_to(void *arg) {
+  const mhk__unwinding *u = (const mhk__unwinding *)arg;
+  mhk_tape *t = u->t;
   const int was = t->recording;
   t->recording = 0;
-  while (t->last && t->last->index >= stop && t->ctx->result == MHK_OK) {
+  while (t->last && t->last->index >= u->stop && t->ctx->result == MHK_OK) {
     mhk__node *n = t->last;
     int i, reached = 0;
     t->last = n->previous; /* the number of records keeps growing, so earlier marks stay valid */
@@ -6039,8 +6290,11 @@ static void mhk__unwind(mhk_tape *t, mhk_index stop) {
   }
   t->recording = was;
 }
-
-enum { MHK__GRAIN = 8192 }; /* elements per task of an elementwise op */
+/* runs the backward passes from the last record down to index stop */
+static void mhk__unwind(mhk_tape *t, mhk_index stop) {
+  mhk__unwinding u = {t, stop};
+  mhk__with_team(t->ctx, mhk__unwind_to, &u);
+}
 
 typedef struct mhk__axpy_args { mhk_real *y; const mhk_real *x; mhk_real f; } mhk__axpy_args;
 static void mhk__axpy_body(mhk_context *ctx, void *args, mhk_index first, mhk_index last) {
@@ -6381,7 +6635,7 @@ static void mhk__column_sum_body(mhk_context *ctx, void *args, mhk_index first, 
 /* out (cols) += sum over rows of dy */
 static void mhk__column_sum(mhk_context *ctx, mhk_index rows, mhk_index cols, const mhk_real *dy, mhk_real *out) {
   mhk__columns_args a = {rows, cols, dy, NULL, NULL, NULL, out};
-  mhk__over(ctx, cols, MHK__COLUMNS, mhk__column_sum_body, &a);
+  mhk__over(ctx, cols, mhk__columns_step(ctx, cols, MHK__COLUMNS), mhk__column_sum_body, &a);
 }
 
 /* calls row(ctx, args, r) for each of `rows` rows of n elements, split among the workers */
@@ -6539,7 +6793,7 @@ static void mhk__unary_op_back(mhk_tape *t, mhk__node *n) {
   mhk__unary_args a = *(const mhk__unary_args *)n->saved;
   a.dx = mhk__into(t, n->in[0]);
   a.dy = n->out[0]->grad;
-  if (a.dx) mhk__over(t->ctx, n->in[0]->count, MHK__GRAIN, mhk__unary_back_body, &a);
+  if (a.dx) mhk__over(t->ctx, n->in[0]->count, MHK__GRAIN / 8, mhk__unary_back_body, &a);
 }
 
 static mhk_tensor *mhk__unary_op(mhk_tape *t, const char *name, mhk__unary_kind kind, double factor, mhk_tensor *x) {
@@ -6547,7 +6801,7 @@ static mhk_tensor *mhk__unary_op(mhk_tape *t, const char *name, mhk__unary_kind 
   mhk_tensor *y = mhk__new(t, x->rank, x->shape);
   if (!y) return NULL;
   mhk__unary_args a = {kind, MHK__R(factor), mhk__d(x), mhk__d(y), NULL, NULL};
-  mhk__over(t->ctx, x->count, MHK__GRAIN, mhk__unary_body, &a);
+  mhk__over(t->ctx, x->count, MHK__GRAIN / 8, mhk__unary_body, &a);
   return mhk__emit(t, mhk__unary_op_back, y, &a, sizeof a, 1, x);
 }
 MHKDEF mhk_tensor *mhk_scale(mhk_tape *t, mhk_tensor *x, double factor) {
@@ -6713,9 +6967,17 @@ MHKDEF mhk_tensor *mhk_swap_heads(mhk_tape *t, mhk_tensor *x) {
 typedef struct mhk__embedding_args {
   const int32_t *tokens;
   mhk_index rows, d;
+  mhk_tensor *w;
+  mhk_real *y;
   const mhk_real *dy;
   mhk_real *dw;
 } mhk__embedding_args;
+
+static void mhk__embedding_row(mhk_context *ctx, const void *args, mhk_index r) {
+  const mhk__embedding_args *a = (const mhk__embedding_args *)args;
+  (void)ctx;
+  mhk_tensor_read(a->w, a->tokens[r] * a->d, a->d, a->y + r * a->d);
+}
 
 static void mhk__embedding_back_body(mhk_context *ctx, void *args, mhk_index first, mhk_index last) {
   const mhk__embedding_args *a = (const mhk__embedding_args *)args;
@@ -6731,7 +6993,8 @@ static void mhk__embedding_op_back(mhk_tape *t, mhk__node *n) {
   mhk__embedding_args a = *(const mhk__embedding_args *)n->saved;
   a.dw = mhk__into(t, n->in[0]);
   a.dy = n->out[0]->grad;
-  if (a.dw) mhk__over(t->ctx, a.d, 64, mhk__embedding_back_body, &a); /* columns: two rows may be of one token */
+  if (a.dw) /* columns: two rows may be of one token */
+    mhk__over(t->ctx, a.d, mhk__columns_step(t->ctx, a.d, 64), mhk__embedding_back_body, &a);
 }
 
 MHKDEF mhk_tensor *mhk_embedding(mhk_tape *t, mhk_tensor *w, const int32_t *tokens, mhk_index B, mhk_index T) {
@@ -6751,9 +7014,9 @@ MHKDEF mhk_tensor *mhk_embedding(mhk_tape *t, mhk_tensor *w, const int32_t *toke
       return mhk__null(t->ctx, MHK_ERROR_ARGUMENT, "token %lld of the input is %d: the vocabulary has ids 0 to %lld",
                        (long long)r, (int)tokens[r], (long long)w->shape[0] - 1);
     copy[r] = tokens[r];
-    mhk_tensor_read(w, tokens[r] * w->shape[1], w->shape[1], mhk__d(y) + r * w->shape[1]);
   }
-  const mhk__embedding_args a = {copy, B * T, w->shape[1], NULL, NULL};
+  const mhk__embedding_args a = {copy, B * T, w->shape[1], w, mhk__d(y), NULL, NULL};
+  mhk__over_rows(t->ctx, a.rows, a.d, mhk__embedding_row, &a);
   return mhk__emit(t, mhk__embedding_op_back, y, &a, sizeof a, 1, w);
 }
 
@@ -7160,7 +7423,7 @@ static void mhk__norm_op_back(mhk_tape *t, mhk__node *n) {
   a.dy = n->out[0]->grad;
   a.dx = mhk__into(t, n->in[0]);
   if (a.dx) mhk__over_rows(t->ctx, a.rows, a.n, mhk__norm_row_back, &a);
-  if (dw) mhk__over(t->ctx, a.n, MHK__COLUMNS, mhk__column_sum_body, &c);
+  if (dw) mhk__over(t->ctx, a.n, mhk__columns_step(t->ctx, a.n, MHK__COLUMNS), mhk__column_sum_body, &c);
   if (db) mhk__column_sum(t->ctx, a.rows, a.n, a.dy, db);
 }
 
@@ -7317,6 +7580,18 @@ static void mhk__rotary_row_back(mhk_context *ctx, const void *args, mhk_index r
   }
 }
 
+/* cosines, then sines of the angles at position i */
+typedef struct mhk__angles_args { mhk_index half; double *step; mhk_real *rotation; } mhk__angles_args;
+static void mhk__angles_row(mhk_context *ctx, const void *args, mhk_index i) {
+  const mhk__angles_args *a = (const mhk__angles_args *)args;
+  mhk_real *row = a->rotation + 2 * i * a->half;
+  (void)ctx;
+  for (mhk_index j = 0; j < a->half; j++) {
+    row[j] = MHK__R(cos((double)i * a->step[j]));
+    row[a->half + j] = MHK__R(sin((double)i * a->step[j]));
+  }
+}
+
 static void mhk__rotary_op_back(mhk_tape *t, mhk__node *n) {
   mhk__rotary_args a = *(const mhk__rotary_args *)n->saved;
   a.dx = mhk__into(t, n->in[0]);
@@ -7336,16 +7611,15 @@ MHKDEF mhk_tensor *mhk_rotary(mhk_tape *t, mhk_tensor *x, int dim, double theta,
   const mhk_index B = x->shape[0], T = x->shape[1], half = dim / 2;
   mhk_tensor *y = mhk__new(t, 4, x->shape);
   const mhk_index *start = mhk__starts(t, doc, B, T);
-  mhk_real *rotation = mhk__tape_zeros(t, T * dim);
-  if (!y || !rotation || (doc && !start)) return NULL;
-  for (mhk_index j = 0; j < half; j++) {
-    const double angle = pow(theta, -2.0 * (double)j / dim);
-    for (mhk_index i = 0; i < T; i++) {
-      rotation[i * dim + j] = MHK__R(cos((double)i * angle));
-      rotation[i * dim + half + j] = MHK__R(sin((double)i * angle));
-    }
-  }
-  const mhk__rotary_args a = {T, x->shape[2], x->shape[3], dim, mhk__d(x), rotation, start, mhk__d(y), NULL, NULL};
+  mhk__angles_args angles = {half, NULL, mhk__tape_zeros(t, T * dim)};
+  const mhk__mark mark = mhk__scratch_mark(t->ctx);
+  angles.step = (double *)mhk__scratch(t->ctx, half, sizeof(double));
+  if (!y || !angles.rotation || !angles.step || (doc && !start)) return NULL;
+  for (mhk_index j = 0; j < half; j++) angles.step[j] = pow(theta, -2.0 * (double)j / dim);
+  mhk__over_rows(t->ctx, T, 32 * dim, mhk__angles_row, &angles); /* a sine costs as much as 32 products */
+  mhk__scratch_rewind(t->ctx, mark);
+  const mhk__rotary_args a = {T, x->shape[2], x->shape[3], dim, mhk__d(x), angles.rotation, start, mhk__d(y), NULL,
+                                NULL};
   mhk__over_rows(t->ctx, B * T, a.H * a.P, mhk__rotary_row, &a);
   return mhk__emit(t, mhk__rotary_op_back, y, &a, sizeof a, 1, x);
 }
@@ -7654,7 +7928,8 @@ static void MHK__N(mhk__conv_with_state)(const mhk__conv_state_args *a, mhk_inde
 static void mhk__conv_task(void *arg, mhk_index task, int worker) {
   const mhk__job *job = (const mhk__job *)arg;
   const mhk__conv_args *a = (const mhk__conv_args *)job->args;
-  const mhk_index c0 = a->first + task * MHK__CONV_BLOCK, c1 = mhk__min(c0 + MHK__CONV_BLOCK, a->first + a->ldy);
+  const mhk_index step = mhk__columns_step(job->ctx, a->ldy, MHK__CONV_BLOCK), c0 = a->first + task * step,
+                  c1 = mhk__min(c0 + step, a->first + a->ldy);
   mhk_real *work = job->work + worker * job->each;
   if (a->dy)
     job->ctx->kernels->conv_back(a, c0, c1, work);
@@ -7662,7 +7937,8 @@ static void mhk__conv_task(void *arg, mhk_index task, int worker) {
     job->ctx->kernels->conv(a, c0, c1, work);
 }
 static void mhk__conv_run(mhk_context *ctx, const mhk__conv_args *a) {
-  mhk__run(ctx, a, (a->ldy + MHK__CONV_BLOCK - 1) / MHK__CONV_BLOCK, 0, mhk__conv_work(a->W),
+  const mhk_index step = mhk__columns_step(ctx, a->ldy, MHK__CONV_BLOCK);
+  mhk__run(ctx, a, (a->ldy + step - 1) / step, 0, mhk__conv_work(a->W),
            (double)(a->B * a->T * a->W) * (double)a->ldy, mhk__conv_task);
 }
 
@@ -9163,20 +9439,22 @@ static void MHK__N(mhk__ssd_back)(const mhk__ssd_args *a, mhk_index b, mhk_index
 static double mhk__ssd_cost(const mhk__ssd_args *a) {
   return 2.0 * (double)(a->B * a->T * a->H) * (double)(a->P * a->N);
 }
-/* Heads, or groups with their heads, per task: up to 8, as long as at least 8 tasks remain. At
+/* Heads, or groups with their heads, per task: up to 8, as long as two tasks a worker remain. At
    T 8192, (1,T,32,64) takes 15 % longer with two heads per task. Chunks of 64 tokens instead of 32
    cost as much more, because they need more products; chunks of 16 are not faster. */
-static mhk_index mhk__ssd_per_task(mhk_index B, mhk_index n) { return mhk__max(1, mhk__min(8, B * n / 8)); }
+static mhk_index mhk__ssd_per_task(const mhk_context *ctx, mhk_index B, mhk_index n) {
+  return mhk__max(1, mhk__min(8, B * n / mhk__max(8, 2 * ctx->workers)));
+}
 static void mhk__ssd_forward(mhk_context *ctx, const mhk__ssd_args *args, int recurrent) {
   mhk__ssd_args a = *args;
-  a.per_task = recurrent ? 1 : mhk__ssd_per_task(a.B, a.H);
+  a.per_task = recurrent ? 1 : mhk__ssd_per_task(ctx, a.B, a.H);
   const mhk_index tasks = (a.H + a.per_task - 1) / a.per_task;
   mhk__run(ctx, &a, a.B * tasks, tasks, recurrent ? 1 : mhk__ssd_work(a.Q, a.N, a.P, a.per_task), mhk__ssd_cost(&a),
            recurrent ? mhk__ssd_step_task : mhk__ssd_task);
 }
 static void mhk__ssd_backward(mhk_context *ctx, const mhk__ssd_args *args) {
   mhk__ssd_args a = *args;
-  a.per_task = mhk__ssd_per_task(a.B, a.G);
+  a.per_task = mhk__ssd_per_task(ctx, a.B, a.G);
   const mhk_index tasks = (a.G + a.per_task - 1) / a.per_task;
   mhk__run(ctx, &a, a.B * tasks, tasks, mhk__ssd_back_work(a.Q, a.N, a.P, a.per_task * (a.H / a.G)), mhk__ssd_cost(&a),
            mhk__ssd_back_task);
@@ -17443,20 +17721,30 @@ static mhk_tensor *mhk__block_again(mhk_tape *t, void *user, mhk_tensor *x) {
   return mhk_forward_block(t, b->m, b->layer, x, &b->d);
 }
 
-MHKDEF mhk_tensor *mhk_forward(mhk_tape *t, mhk_model *m, const int32_t *tokens, mhk_index B, mhk_index T,
-                               const mhk_forward_desc *desc) {
-  mhk_tensor *x = mhk_forward_embedding(t, m, tokens, B, T);
+typedef struct mhk__forward_args {
+  mhk_tape *t;
+  mhk_model *m;
+  const int32_t *tokens;
+  mhk_index B, T;
   mhk_forward_desc d;
-  if (!x) return NULL;
-  memset(&d, 0, sizeof d);
-  if (desc) d = *desc;
+  mhk_tensor *logits;
+} mhk__forward_args;
+/* all layers and the head, see mhk__with_team() */
+static void mhk__forward(void *args) {
+  mhk__forward_args *a = (mhk__forward_args *)args;
+  mhk_tape *t = a->t;
+  mhk_model *m = a->m;
+  const mhk_index B = a->B, T = a->T;
+  const mhk_forward_desc d = a->d;
+  mhk_tensor *x = mhk_forward_embedding(t, m, a->tokens, B, T);
+  if (!x) return;
   for (int l = 0; x && l < m->config.n_layer; l++) {
     if (d.residuals) d.residuals[l] = x;
     if (d.recompute && t->recording) {
       mhk__block_user *u = (mhk__block_user *)mhk__arena_zeros(t->ctx, &t->arena, 1, sizeof *u);
       if (!u || !mhk__tape_keep(t, d.doc, B * T, &u->d.doc) ||
           !mhk__tape_keep(t, d.windows, (mhk_index)m->config.n_layer * m->config.n_head, &u->d.windows))
-        return NULL;
+        return;
       u->m = m;
       u->layer = l;
       u->d.without = d.without;
@@ -17474,7 +17762,21 @@ MHKDEF mhk_tensor *mhk_forward(mhk_tape *t, mhk_model *m, const int32_t *tokens,
     shape[2] = m->config.d_model;
     x = mhk_reshape(t, x, 3, shape);
   }
-  return mhk_forward_head(t, m, x);
+  a->logits = mhk_forward_head(t, m, x);
+}
+MHKDEF mhk_tensor *mhk_forward(mhk_tape *t, mhk_model *m, const int32_t *tokens, mhk_index B, mhk_index T,
+                               const mhk_forward_desc *desc) {
+  mhk__forward_args a;
+  if (!mhk__tape_ready(t)) return NULL;
+  memset(&a, 0, sizeof a);
+  if (desc) a.d = *desc;
+  a.t = t;
+  a.m = m;
+  a.tokens = tokens;
+  a.B = B;
+  a.T = T;
+  mhk__with_team(t->ctx, mhk__forward, &a);
+  return a.logits;
 }
 #endif /* MOHAWK_IMPLEMENTATION */
 #if defined(MOHAWK_IMPLEMENTATION) && !defined(MHK__PASS)
@@ -21706,8 +22008,8 @@ static mhk_real *mhk__stream_batch(mhk_trainer *tr, mhk_index pass, mhk_index ba
 }
 
 /* One update of a stage: `micro` batches from the text, or one batch of the caller. */
-static double mhk__update(mhk_trainer *tr, int stage, const int32_t *tokens, mhk_index B, mhk_index T,
-                          const int32_t *doc, mhk_index micro, double lr) {
+static double mhk__update_now(mhk_trainer *tr, int stage, const int32_t *tokens, mhk_index B, mhk_index T,
+                              const int32_t *doc, mhk_index micro, double lr) {
   mhk_context *ctx = tr->object.ctx;
   mhk_model *student = tr->student;
   const mhk_index L = student->config.n_layer, cells = L * (mhk_index)student->config.ssm_heads,
@@ -21764,6 +22066,23 @@ static double mhk__update(mhk_trainer *tr, int stage, const int32_t *tokens, mhk
   if (ctx->result != MHK_OK) return NAN;
   tr->info.grad_norm = norm;
   return loss;
+}
+typedef struct mhk__update_args {
+  mhk_trainer *tr;
+  int stage;
+  const int32_t *tokens, *doc;
+  mhk_index B, T, micro;
+  double lr, loss;
+} mhk__update_args;
+static void mhk__update_in_team(void *arg) {
+  mhk__update_args *a = (mhk__update_args *)arg;
+  a->loss = mhk__update_now(a->tr, a->stage, a->tokens, a->B, a->T, a->doc, a->micro, a->lr);
+}
+static double mhk__update(mhk_trainer *tr, int stage, const int32_t *tokens, mhk_index B, mhk_index T,
+                          const int32_t *doc, mhk_index micro, double lr) {
+  mhk__update_args a = {tr, stage, tokens, doc, B, T, micro, lr, 0.0};
+  mhk__with_team(tr->object.ctx, mhk__update_in_team, &a);
+  return a.loss;
 }
 
 static mhk_index mhk__share(double share, mhk_index S) {
@@ -22766,7 +23085,7 @@ typedef struct mhk__evaluating {
   mhk_tape *tape;
   mhk_model *model, *teacher; /* teacher: or NULL */
   const mhk_corpus *corpus;
-  mhk_index length, windows, batch;
+  mhk_index length, windows, batch, done;
   mhk_forward_desc how;   /* of the model, which may be limited */
   double *rows;           /* (3, batch * length) */
   double *means;          /* (3, windows) */
@@ -22782,9 +23101,11 @@ static const mhk_real *mhk__logits_of_rows(mhk_tape *tape, mhk_model *model, mhk
   return mhk_data(mhk_forward_head(tape, model, mhk_reshape(tape, mhk_rows(tape, x, first, n), 3, shape)));
 }
 
-/* Scores windows w to w + B. The residual streams of all their tokens are held, logits of a piece
-   of them at a time. */
-static void mhk__evaluate_batch(mhk__evaluating *e, mhk_index w, mhk_index B) {
+/* Scores the next windows, w to w + B. The residual streams of all their tokens are held, logits of
+   a piece of them at a time. */
+static void mhk__evaluate_batch(void *arg) {
+  mhk__evaluating *e = (mhk__evaluating *)arg;
+  const mhk_index w = e->done, B = mhk__min(e->batch, e->windows - w);
   const mhk_index V = e->model->config.vocab_size, n = B * e->length, all = e->batch * e->length;
   const mhk_index piece = mhk__min(mhk__max(MHK__LOGITS_PIECE / V, 16), all);
   const int32_t *tokens = e->corpus->tokens + w * e->length;
@@ -22864,13 +23185,13 @@ static mhk_result mhk__evaluate_check(const mhk_model *model, const mhk_evaluate
 /* Windows are adjacent in the corpus. Windows with 2,048 tokens in total are scored together. */
 MHKDEF mhk_result mhk_evaluate(mhk_model *model, const mhk_evaluate_desc *desc, mhk_evaluation *result) {
   mhk__evaluating e;
-  mhk_index done = 0;
   int stop = 0;
   if (result) memset(result, 0, sizeof *result);
   if (!model) return MHK_ERROR_ARGUMENT;
   mhk_context *ctx = model->object.ctx;
   if (ctx->result != MHK_OK || mhk__evaluate_check(model, desc, result) != MHK_OK) return ctx->result;
   const mhk__mark scratch = mhk__scratch_mark(ctx);
+  e.done = 0;
   e.ctx = ctx;
   e.model = model;
   e.teacher = desc->teacher;
@@ -22888,20 +23209,19 @@ MHKDEF mhk_result mhk_evaluate(mhk_model *model, const mhk_evaluate_desc *desc, 
   e.labels = (int32_t *)mhk__scratch(ctx, e.batch * e.length, sizeof(int32_t));
   e.tape = mhk_tape_create(ctx);
   mhk_tape_record(e.tape, 0);
-  while (done < e.windows && !stop && ctx->result == MHK_OK) {
-    const mhk_index B = mhk__min(e.batch, e.windows - done);
-    mhk__evaluate_batch(&e, done, B);
-    done += B;
-    if (desc->progress && ctx->result == MHK_OK) stop = desc->progress(desc->user, done, e.windows);
+  while (e.done < e.windows && !stop && ctx->result == MHK_OK) {
+    mhk__with_team(ctx, mhk__evaluate_batch, &e);
+    e.done += mhk__min(e.batch, e.windows - e.done);
+    if (desc->progress && ctx->result == MHK_OK) stop = desc->progress(desc->user, e.done, e.windows);
   }
   if (ctx->result == MHK_OK) {
-    result->tokens = done * (e.length - 1);
+    result->tokens = e.done * (e.length - 1);
     result->state_bytes = mhk_config_state_bytes(&model->config, e.length);
-    mhk__quarter_means(&e, done, result);
-    mhk__window_mean(e.means, done, &result->cross_entropy, &result->cross_entropy_error);
+    mhk__quarter_means(&e, e.done, result);
+    mhk__window_mean(e.means, e.done, &result->cross_entropy, &result->cross_entropy_error);
     if (e.teacher) {
-      mhk__window_mean(e.means + e.windows, done, &result->kl, &result->kl_error);
-      mhk__window_mean(e.means + 2 * e.windows, done, &result->agreement, &result->agreement_error);
+      mhk__window_mean(e.means + e.windows, e.done, &result->kl, &result->kl_error);
+      mhk__window_mean(e.means + 2 * e.windows, e.done, &result->agreement, &result->agreement_error);
     }
   }
   mhk_tape_destroy(e.tape);
@@ -23745,6 +24065,9 @@ MHKDEF void mhk_destroy(mhk_context *ctx) {
   if (!ctx) return;
   while (ctx->objects) mhk__object_free(ctx->objects);
   mhk__arena_free(ctx, &ctx->scratch);
+#ifdef MHK__TEAM
+  mhk__team_free(ctx);
+#endif
   allocator = ctx->allocator;
   allocator.release(allocator.user, ctx, sizeof(mhk__context_block));
 }
