@@ -2243,6 +2243,51 @@ TEST(a_session_reserves_the_work_memory_that_its_passes_take) {
 
 /* The header's list of kernels: each entry names a reference (one that does not exist would not
    compile), and the tests above have called each kernel of each instruction set. */
+/* ---- jobs of a team of threads */
+
+enum { MOST_TASKS = 1000, MOST_WORKERS = 5 };
+typedef struct tasks {
+  unsigned char times[MOST_TASKS]; /* how often each task ran; each is one thread's */
+  int within[MOST_WORKERS];        /* tasks of a worker that run now; is 1 at most */
+  int wrong;
+} tasks;
+static void count_task(void *arg, mhk_index task, int worker) {
+  tasks *t = (tasks *)arg;
+  volatile double x = 0;
+  if (worker < 0 || worker >= MOST_WORKERS || ++t->within[worker] != 1) t->wrong = 1;
+  for (int i = 0; i < (int)(task % 7) * 100; i++) x = x + i;
+  t->times[task]++;
+  t->within[worker]--;
+}
+typedef struct jobs { mhk_context *ctx; mhk_index n; int wrong; } jobs;
+static void run_jobs(void *arg) {
+  jobs *j = (jobs *)arg;
+  for (mhk_index n = 0; n <= j->n; n++) {
+    static tasks t;
+    memset(&t, 0, sizeof t);
+    mhk__parallel(j->ctx, n, count_task, &t);
+    for (mhk_index i = 0; i < MOST_TASKS; i++) t.wrong |= t.times[i] != (i < n);
+    j->wrong |= t.wrong;
+  }
+}
+/* one after the other in one team, and each in a team of its own; fewer tasks than workers, too */
+TEST(each_task_of_a_job_runs_once) {
+  for (int workers = 1; workers <= MOST_WORKERS; workers++) {
+    mhk_context_desc d;
+    jobs j;
+    memset(&d, 0, sizeof d);
+    memset(&j, 0, sizeof j);
+    d.threads = workers;
+    j.ctx = mhk_create(&d);
+    j.n = MOST_TASKS;
+    mhk__with_team(j.ctx, run_jobs, &j);
+    j.n = 12;
+    run_jobs(&j);
+    CHECK(!j.wrong, "%d workers", workers);
+    mhk_destroy(j.ctx);
+  }
+}
+
 TEST(every_kernel_has_a_reference_and_a_test) {
 #define ROW(result, name, arguments, reference) {#name, (void (*)(void))mhk__ref_##reference},
 #define HEAD_ROW(name, of, reference) {#name, (void (*)(void))mhk__ref_##reference},
@@ -2303,6 +2348,7 @@ int main(int argc, char **argv) {
   RUN(distance);
   RUN(adamw);
   RUN(a_session_reserves_the_work_memory_that_its_passes_take);
+  RUN(each_task_of_a_job_runs_once);
   RUN(every_kernel_has_a_reference_and_a_test);
   for (isa = 0; isa < n_machines; isa++) mhk_destroy(contexts[isa]);
   free(scalar_log);
