@@ -1091,8 +1091,8 @@ static void attention_make(mhk__attention_args *a, const attention_case *c) {
     a->start = start;
   }
   set_at("B %lld, T %lld, S %lld, H %lld, G %lld, N %lld, P %lld, offset %lld, documents %d, scale %g, window %d, "
-         "own %d, step_heads %d", (long long)c->B, (long long)c->T, (long long)c->S, (long long)c->H, (long long)c->G, (long long)a->N,
-         (long long)c->P, (long long)c->offset, c->documents, c->scale, c->window, c->own,
+         "own %d, step_heads %d", (long long)c->B, (long long)c->T, (long long)c->S, (long long)c->H, (long long)c->G,
+         (long long)a->N, (long long)c->P, (long long)c->offset, c->documents, c->scale, c->window, c->own,
          c->step_heads);
 }
 
