@@ -96,9 +96,9 @@
    between steps, so a loop allocates only in its first iteration. All sizes from files and callers
    are checked before use.
 
-   THREADS. The size of the problem decides how work is split, never the number of threads, and sums
-   have a fixed order. The same build on the same instruction set gives the same bits on any number
-   of threads. Threads come from OpenMP if compiled with it, or from the caller
+   THREADS. The size of the problem decides how sums are split and in which order they are added,
+   never the number of threads. The same build on the same instruction set gives the same bits on
+   any number of threads. Threads come from OpenMP if compiled with it, or from the caller
    (mhk_context_desc.parallel_for). Contexts share nothing. Use a context from one thread at a time.
 
    ERRORS. Nothing here prints, exits or aborts. A context keeps its first error as a code and a
@@ -3350,9 +3350,9 @@ MHKDEF size_t mhk_memory_peak(const mhk_context *ctx) { return ctx ? ctx->peak :
    names of the pass: MHK__N(mhk__ssd) is mhk__ssd_avx2 in one of them. Plain C is a pass too,
    with vectors of one number.
 
-   Drivers cut the work into tasks by the problem's size, never by the number of threads, so that
-   results do not depend on it, and call the kernels. OpenMP stands in drivers only: inside a
-   function with a target of its own, Clang would lose the target.
+   Drivers cut the work into tasks and call the kernels. Where a sum runs over several tasks, the
+   problem's size cuts it, so that results do not depend on the number of threads. OpenMP stands in
+   drivers only: inside a function with a target of its own, Clang would lose the target.
 
    The chapters from here to >>optimizer hold, in this order: the reference, which is the
    mathematics in plain C, one head of one sequence at a time (T,P) row-major in double, compiled
