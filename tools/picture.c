@@ -591,7 +591,7 @@ void picture_charts_svg(FILE *out, const picture_chart *charts, int n) {
 enum {
   THREADS_WIDE = 300,
   THREADS_HIGH = 232,
-  THREADS_LEFT = 34,
+  THREADS_LEFT = 42,
   THREADS_TOP = 30,
   THREADS_SIDE = 172,
   THREADS_HEAD = 50
