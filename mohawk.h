@@ -3315,6 +3315,10 @@ MHKDEF mhk_result mhk_set_threads(mhk_context *ctx, int threads) {
   if (threads < -1 || threads > 4096)
     return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "the number of threads cannot be %d: use 1 or more, or -1 for all",
                     threads);
+#ifdef MHK__TEAM
+  if (ctx->team && ctx->team->open)
+    return mhk_fail(ctx, MHK_ERROR_STATE, "cannot set the number of threads while they work: set it between calls");
+#endif
 #ifdef _OPENMP
   ctx->workers = threads == -1 ? omp_get_max_threads() : threads == 0 ? 1 : threads;
 #ifdef MHK__TEAM

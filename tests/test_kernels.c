@@ -2270,6 +2270,8 @@ static void run_jobs(void *arg) {
     j->wrong |= t.wrong;
   }
 }
+static void more_threads(void *arg) { mhk_set_threads((mhk_context *)arg, 9); }
+
 /* one after the other in one team, and each in a team of its own; fewer tasks than workers, too */
 TEST(each_task_of_a_job_runs_once) {
   for (int workers = 1; workers <= MOST_WORKERS; workers++) {
@@ -2284,6 +2286,12 @@ TEST(each_task_of_a_job_runs_once) {
     j.n = 12;
     run_jobs(&j);
     CHECK(!j.wrong, "%d workers", workers);
+#ifdef MHK__TEAM
+    mhk__with_team(j.ctx, more_threads, j.ctx);
+    CHECK(workers == 1 ? mhk_threads(j.ctx) == 9 : mhk_error(j.ctx) == MHK_ERROR_STATE, "%d workers", workers);
+#else
+    (void)more_threads;
+#endif
     mhk_destroy(j.ctx);
   }
 }
