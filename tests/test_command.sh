@@ -356,7 +356,7 @@ END
   "$mohawk" bench --curve "$work/threads.svg" --rows "$work/peers.json" >"$work/said"
   says "| one | 2.0 | 4.0 | 2.0 | 2.0 | 4.0 |"
   check "one chart, a line for each program" sh -c "[ \$(grep -c '<circle.*<circle' '$work/threads.svg') = 1 ] && grep -q '>mohawk 4.0<.*>PyTorch 1.0<' '$work/threads.svg'"
-  check "threads in order" grep -q 'd="M34.0 [0-9.]*L120.0 [0-9.]*L206.0' "$work/threads.svg"
+  check "threads in order" grep -q 'd="M42.0 [0-9.]*L128.0 [0-9.]*L214.0' "$work/threads.svg"
   grep -v '"threads": [24]' "$work/peers.json" >"$work/one.json"
   code 1 "nothing on more threads" "$mohawk" bench --curve "$work/threads.svg" --rows "$work/one.json"
   code 2 "a peer that there is not" "${PYTHON:-python3}" tools/bench/peers.py --peers torhc
