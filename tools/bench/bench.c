@@ -72,7 +72,7 @@ static const cli_option options[] = {
 /* ---------------------------------------------------------------- names */
 
 static int matches_word(const bench_case *c, const char *word) {
-  if (strcmp(word, "scaling") == 0) return c->scaling;
+  if (strcmp(word, "scaling") == 0) return bench_scaling_title(c->name) != NULL;
   return *word == '=' ? strcmp(c->name, word + 1) == 0 : strstr(c->name, word) != NULL;
 }
 

@@ -31,7 +31,6 @@ typedef struct bench_case {
   int back, wide;
   int narrow;      /* linear layers with bfloat16 operands */
   int gates, window; /* of state-space layers, as in mhk_config */
-  int scaling;     /* one of those that show what more threads bring */
   mhk_dtype type;  /* of the weights, BENCH_DECODE */
   double flop;     /* products only, causal ones counted half; 0: not counted */
   double bytes;    /* weights read, where reading is what takes the time */
@@ -72,6 +71,8 @@ double bench_median(const double *x, int n); /* NAN where there is nothing or no
    most, of a teacher and a student of its shape: a table or JSON lines, and a picture of both at
    path. Ends with an exit code. */
 int bench_context(const char *path, const char *model, int threads, mhk_isa isa, double most, int json);
+/* The title of a case by which many cores are judged; NULL: of any other. */
+const char *bench_scaling_title(const char *name);
 /* What more threads bring, drawn at path from rows of `mohawk bench` or peers.py, and as a table.
    Ends with an exit code. */
 int bench_curve(const char *path, const char *rows);

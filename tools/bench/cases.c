@@ -257,14 +257,21 @@ static void short_name(const char *path, char *name, size_t size) {
   name[i] = 0;
 }
 
-/* the cases by which many cores are judged */
-static void mark_scaling(bench_case *list, int n) {
-  static const char *const names[] = {"sgemm_2048_2048_2048",   "core_attention_forward_2048", "core_ssd_forward_2048",
-                                      "core_ssd_backward_2048", "step_phi",                    "step_phi_mamba",
-                                      "stage1_update_small",    "stage3_update_small",         "distill_tiny"};
-  int i, k;
-  for (i = 0; i < n; i++)
-    for (k = 0; k < CLI_COUNT_OF(names); k++) list[i].scaling |= strcmp(list[i].name, names[k]) == 0;
+const char *bench_scaling_title(const char *name) {
+  static const char *const titles[][2] = {
+      {"sgemm_2048_2048_2048", "product of 2048 x 2048 x 2048"},
+      {"core_attention_forward_2048", "attention, T 2048"},
+      {"core_ssd_forward_2048", "SSD, T 2048"},
+      {"core_ssd_backward_2048", "SSD with backward, T 2048"},
+      {"step_phi", "training step: Phi"},
+      {"step_phi_mamba", "training step: Phi-Mamba"},
+      {"stage1_update_small", "stage 1: one update, 8 layers of 256"},
+      {"stage3_update_small", "stage 3: one update, 8 layers of 256"},
+      {"distill_tiny", "distilling the bundled teacher"}};
+  int i;
+  for (i = 0; i < CLI_COUNT_OF(titles); i++)
+    if (strcmp(name, titles[i][0]) == 0) return titles[i][1];
+  return NULL;
 }
 
 int bench_list(bench_case *list, const char *const *models, int n_models) {
@@ -290,7 +297,6 @@ int bench_list(bench_case *list, const char *const *models, int n_models) {
     }
     for (; given < n; given++) list[given].model = models[k];
   }
-  mark_scaling(list, n);
   return n;
 }
 
@@ -714,23 +720,19 @@ static double run_step(bench_work *w) {
   return cli_clock() - start;
 }
 
+static double run_update(bench_work *w, int stage) {
+  double start = cli_clock();
+  mhk_train_on(w->trainer, stage, w->tokens, 8, 256, NULL, 1e-4);
+  return cli_clock() - start;
+}
+
 /* all updates of 0.5 + 1 + 1.5 M tokens, as long as one of each stage times their number */
 static double run_distill(bench_work *w) {
   static const double tokens_of[] = {0.5e6, 1e6, 1.5e6};
   double seconds = 0;
   int stage;
-  for (stage = 1; stage <= 3; stage++) {
-    double start = cli_clock();
-    mhk_train_on(w->trainer, stage, w->tokens, 8, 256, NULL, 1e-4);
-    seconds += (cli_clock() - start) * floor(tokens_of[stage - 1] / (8 * 256));
-  }
+  for (stage = 1; stage <= 3; stage++) seconds += run_update(w, stage) * floor(tokens_of[stage - 1] / (8 * 256));
   return seconds;
-}
-
-static double run_update(bench_work *w) {
-  double start = cli_clock();
-  mhk_train_on(w->trainer, (int)w->c.m, w->tokens, 8, 256, NULL, 1e-4);
-  return cli_clock() - start;
 }
 
 /* 0 and 1: logits of 8 x 256 tokens by teacher and student; 2 and 3: 128 tokens one by one; 4: by
@@ -815,7 +817,7 @@ double bench_run(bench_work *w) {
       seconds = cli_clock() - start;
       break;
     case BENCH_DISTILL: seconds = run_distill(w); break;
-    case BENCH_UPDATE: seconds = run_update(w); break;
+    case BENCH_UPDATE: seconds = run_update(w, (int)w->c.m); break;
     case BENCH_MODEL: seconds = run_model(w); break;
   }
   mhk_tape_rewind(w->tape, w->start);

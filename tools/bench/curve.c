@@ -109,20 +109,8 @@ static int read_rows(measured *m, const char *path) {
 /* ---------------------------------------------------------------- drawing */
 
 static const char *title_of(const char *name) {
-  static const char *const titles[][2] = {
-      {"sgemm_2048_2048_2048", "product of 2048 x 2048 x 2048"},
-      {"core_attention_forward_2048", "attention, T 2048"},
-      {"core_ssd_forward_2048", "SSD, T 2048"},
-      {"core_ssd_backward_2048", "SSD with backward, T 2048"},
-      {"step_phi", "training step: Phi"},
-      {"step_phi_mamba", "training step: Phi-Mamba"},
-      {"stage1_update_small", "stage 1: one update, 8 layers of 256"},
-      {"stage3_update_small", "stage 3: one update, 8 layers of 256"},
-      {"distill_tiny", "distilling the bundled teacher"}};
-  int i;
-  for (i = 0; i < CLI_COUNT_OF(titles); i++)
-    if (strcmp(name, titles[i][0]) == 0) return titles[i][1];
-  return name;
+  const char *title = bench_scaling_title(name);
+  return title ? title : name;
 }
 
 /* a cell of the table: a speed, or - */
