@@ -23105,8 +23105,8 @@ static const mhk_real *mhk__logits_of_rows(mhk_tape *tape, mhk_model *model, mhk
   return mhk_data(mhk_forward_head(tape, model, mhk_reshape(tape, mhk_rows(tape, x, first, n), 3, shape)));
 }
 
-/* Scores the next windows, w to w + B. The residual streams of all their tokens are held, logits of
-   a piece of them at a time. */
+/* Scores the next windows, w to w + B, and counts them as done. The residual streams of all their
+   tokens are held, logits of a piece of them at a time. */
 static void mhk__evaluate_batch(void *arg) {
   mhk__evaluating *e = (mhk__evaluating *)arg;
   const mhk_index w = e->done, B = mhk__min(e->batch, e->windows - w);
@@ -23148,6 +23148,7 @@ static void mhk__evaluate_batch(void *arg) {
     }
     e->means[i / B * e->windows + w + i % B] = sum / (double)(e->length - 1);
   }
+  e->done += B;
 }
 
 /* Means by quarter of the window from their sums over a number of windows. Windows shorter than
@@ -23215,7 +23216,6 @@ MHKDEF mhk_result mhk_evaluate(mhk_model *model, const mhk_evaluate_desc *desc, 
   mhk_tape_record(e.tape, 0);
   while (e.done < e.windows && !stop && ctx->result == MHK_OK) {
     mhk__with_team(ctx, mhk__evaluate_batch, &e);
-    e.done += mhk__min(e.batch, e.windows - e.done);
     if (desc->progress && ctx->result == MHK_OK) stop = desc->progress(desc->user, e.done, e.windows);
   }
   if (ctx->result == MHK_OK) {
