@@ -498,7 +498,9 @@ typedef struct mhk_stage_desc {
 } mhk_stage_desc;
 
 typedef struct mhk_distill_desc {
-  mhk_model *teacher;           /* needed; frozen */
+  /* Frozen. NULL: stage 3 alone trains student (of mhk_model_create(), or any other) to predict the
+     text: the loss is hard_labels (0: 1) times the cross-entropy of next tokens. */
+  mhk_model *teacher;
   mhk_model *student;           /* trainable, from mhk_student_create(); NULL: created from student_desc */
   mhk_student_desc student_desc;
   mhk_corpus *corpus;
@@ -945,6 +947,9 @@ MHKDEF int32_t mhk_tokenizer_end(const mhk_tokenizer *k);
    tokenizer_config.json, otherwise the token that tokenizer.json adds before a text, otherwise
    mhk_tokenizer_end(). */
 MHKDEF int32_t mhk_tokenizer_start(const mhk_tokenizer *k);
+/* Bytes of the word that a text of n bytes without added tokens starts with. No merge crosses the
+   end of a word. */
+MHKDEF size_t mhk_tokenizer_word(const mhk_tokenizer *k, const char *text, size_t n);
 /* The tokenizer as a tokenizer.json. */
 MHKDEF const char *mhk_tokenizer_json(mhk_tokenizer *k, size_t *length);
 
@@ -1421,7 +1426,7 @@ MHKDEF mhk_tensor *mhk_forward_matrix(mhk_tape *t, mhk_model *m, int layer, mhk_
 MHKDEF double mhk_train_on(mhk_trainer *tr, int stage, const int32_t *tokens, mhk_index B, mhk_index T,
                            const int32_t *doc, double lr);
 typedef struct mhk_stage_loss_desc {
-  mhk_model *student, *teacher;
+  mhk_model *student, *teacher;   /* teacher NULL in stage 3: as in mhk_distill_desc */
   int stage;                      /* 1..3 */
   const int32_t *tokens;          /* (B,T) */
   mhk_index B, T;
@@ -13825,42 +13830,36 @@ static void mhk__encode_word(mhk_tokenizer *k, const unsigned char *word, size_t
   for (mhk_index i = 0; i < slot->n; i++) mhk__ids_put(out, slot->ids[i]);
 }
 
-/* Splits text without added tokens into words. */
-static void mhk__encode_words(mhk_tokenizer *k, const unsigned char *text, size_t n, mhk__ids *out) {
-  size_t at = 0, end, step = 0, last;
-  if (!k->use_regex) {
-    mhk__encode_word(k, text, n, out);
-    return;
+MHKDEF size_t mhk_tokenizer_word(const mhk_tokenizer *k, const char *characters, size_t n) {
+  const unsigned char *text = (const unsigned char *)characters;
+  size_t end = 0, step = 0, last = 0; /* last: start of the last character of the run */
+  if (!k || !text || n == 0 || !k->use_regex) return k && text ? n : 0;
+  unsigned kind = mhk__class_at(k, text, n, &end);
+  if (*text == '\'' && end < n) { /* 's 't 'm 'd 're 've 'll */
+    const unsigned char a = text[end], b = end + 1 < n ? text[end + 1] : 0;
+    if (a == 's' || a == 't' || a == 'm' || a == 'd') return 2;
+    if (((a == 'r' || a == 'v') && b == 'e') || (a == 'l' && b == 'l')) return 3;
   }
-  while (at < n && !mhk_failed(k->object.ctx)) {
-    unsigned kind = mhk__class_at(k, text + at, n - at, &step);
-    end = at + step;
-    if (text[at] == '\'' && end < n) { /* 's 't 'm 'd 're 've 'll */
-      const unsigned char a = text[end], b = end + 1 < n ? text[end + 1] : 0;
-      size_t more = a == 's' || a == 't' || a == 'm' || a == 'd' ? 1u : 0u;
-      if (((a == 'r' || a == 'v') && b == 'e') || (a == 'l' && b == 'l')) more = 2;
-      if (more) {
-        mhk__encode_word(k, text + at, 1 + more, out);
-        at = end + more;
-        continue;
-      }
-    }
-    if (text[at] == ' ' && end < n) { /* one space belongs to the word after it */
-      const unsigned following = mhk__class_at(k, text + end, n - end, &step);
-      if (following != MHK__SPACE) {
-        kind = following;
-        end += step;
-      }
-    }
-    last = at; /* start of the last character of the run */
-    while (end < n && mhk__class_at(k, text + end, n - end, &step) == kind) {
-      last = end;
+  if (*text == ' ' && end < n) { /* one space belongs to the word after it */
+    const unsigned following = mhk__class_at(k, text + end, n - end, &step);
+    if (following != MHK__SPACE) {
+      kind = following;
       end += step;
     }
-    /* the last of several spaces belongs to the next word */
-    if (kind == MHK__SPACE && end < n && last > at) end = last;
-    mhk__encode_word(k, text + at, end - at, out);
-    at = end;
+  }
+  while (end < n && mhk__class_at(k, text + end, n - end, &step) == kind) {
+    last = end;
+    end += step;
+  }
+  /* the last of several spaces belongs to the next word */
+  return kind == MHK__SPACE && end < n && last > 0 ? last : end;
+}
+
+/* Splits text without added tokens into words. */
+static void mhk__encode_words(mhk_tokenizer *k, const unsigned char *text, size_t n, mhk__ids *out) {
+  for (size_t at = 0, length; at < n && !mhk_failed(k->object.ctx); at += length) {
+    length = mhk_tokenizer_word(k, (const char *)text + at, n - at);
+    mhk__encode_word(k, text + at, length, out);
   }
 }
 
@@ -20824,8 +20823,9 @@ static mhk_index mhk__stage_trains(const mhk_config *c, int stage, mhk_trains tr
 
 /* Checks that the teacher can teach this student. stage 0: the requirements of all stages. */
 static int mhk__pair_check(mhk_context *ctx, const mhk_model *s, const mhk_model *t, int stage) {
-  if (s->object.ctx != ctx || t->object.ctx != ctx)
+  if (s->object.ctx != ctx || (t && t->object.ctx != ctx))
     return mhk__no(ctx, MHK_ERROR_ARGUMENT, "teacher and student must belong to the context of the training");
+  if (!t) return stage % 3 == 0 || mhk__no(ctx, MHK_ERROR_ARGUMENT, "stage %d needs a teacher", stage);
   if (s->config.n_layer != t->config.n_layer || s->config.d_model != t->config.d_model ||
       s->config.vocab_size != t->config.vocab_size)
     return mhk__no(ctx, MHK_ERROR_CONFIG,
@@ -21093,9 +21093,9 @@ static mhk_tensor *mhk__last_residual(mhk_tape *tape, mhk_model *model, const in
 }
 
 /* Stage 3, knowledge distillation: the cross-entropy of the whole student's predictions against the
-   teacher's, plus hard_labels times the cross-entropy against the text, plus own_stream times the
-   distance between each student block's output and the teacher's, each computed on its own
-   inputs. */
+   teacher's, if there is one, plus hard_labels times the cross-entropy against the text, plus
+   own_stream times the distance between each student block's output and the teacher's, each
+   computed on its own inputs. */
 static double mhk__stage_predictions(mhk__stage_run *run) {
   mhk_context *ctx = run->ctx;
   mhk_tape *tape = run->tape;
@@ -21117,8 +21117,10 @@ static double mhk__stage_predictions(mhk__stage_run *run) {
     mhk_forward_desc plain;
     memset(&plain, 0, sizeof plain);
     plain.doc = run->doc;
-    mhk_tensor *target = mhk__last_residual(tape, run->teacher, run->tokens, run->B, run->T, &plain, teachers);
-    target = mhk_forward_head(tape, run->teacher, target);
+    mhk_tensor *target = NULL, *loss = NULL;
+    if (run->teacher)
+      target = mhk_forward_head(tape, run->teacher, mhk__last_residual(tape, run->teacher, run->tokens, run->B, run->T,
+                                                                       &plain, teachers));
     mhk_tape_record(tape, run->record);
     mhk_forward_desc fd;
     memset(&fd, 0, sizeof fd);
@@ -21126,9 +21128,11 @@ static double mhk__stage_predictions(mhk__stage_run *run) {
     fd.recompute = run->recompute;
     fd.residuals = own;
     mhk_tensor *logits = mhk_forward(tape, run->student, run->tokens, run->B, run->T, &fd);
-    mhk_tensor *loss = mhk_cross_entropy_soft(tape, logits, target, d->temperature);
-    if (labels && ctx->result == MHK_OK)
-      loss = mhk_add(tape, loss, mhk_scale(tape, mhk_cross_entropy(tape, logits, labels), d->hard_labels));
+    if (run->teacher) loss = mhk_cross_entropy_soft(tape, logits, target, d->temperature);
+    if (labels && ctx->result == MHK_OK) {
+      mhk_tensor *text = mhk_scale(tape, mhk_cross_entropy(tape, logits, labels), d->hard_labels);
+      loss = loss ? mhk_add(tape, loss, text) : text;
+    }
     for (int l = 0; own && l < L && ctx->result == MHK_OK; l++)
       loss = mhk_add(tape, loss, mhk_scale(tape, mhk_hidden_distance(tape, own[l + 1], teachers[l]), run->own_stream));
     value = mhk__loss_backward(run, loss);
@@ -21225,13 +21229,13 @@ static int mhk__find_first(mhk__stage_run *run) {
   const mhk_tape_mark mark = mhk_tape_here(run->tape);
   const int recording = mhk_tape_record(run->tape, 0);
   int whose = MHK__NOBODY;
-  for (int k = MHK__TEACHER; k <= MHK__STUDENT && !whose; k++) {
+  for (int k = run->teacher ? MHK__TEACHER : MHK__STUDENT; k <= MHK__STUDENT && !whose; k++) {
     const mhk_model *model = k == MHK__TEACHER ? run->teacher : run->student;
     const char *who = k == MHK__TEACHER ? "teacher" : "student";
     for (int i = 0; i < model->n_tensors && !whose; i++)
       if (mhk__breaks(run->why, model->tensors[i], 0, model->tensors[i]->name, -1, who)) whose = k;
   }
-  if (!whose) whose = mhk__forward_breaks(run, MHK__TEACHER);
+  if (!whose && run->teacher) whose = mhk__forward_breaks(run, MHK__TEACHER);
   if (!whose && run->stage == 3) whose = mhk__forward_breaks(run, MHK__STUDENT);
   mhk_tape_record(run->tape, recording);
   mhk_tape_rewind(run->tape, mark);
@@ -21528,8 +21532,9 @@ static double mhk__default_lr(int stage, int d_model, mhk_recipe recipe) {
   return y[2];
 }
 
-/* the description of a stage with defaults filled in; negative values still mean none */
-static mhk_stage_desc mhk__stage_defaults(const mhk_stage_desc *desc, int stage, int d_model) {
+/* the description of a stage with defaults filled in; negative values still mean none. alone:
+   without a teacher */
+static mhk_stage_desc mhk__stage_defaults(const mhk_stage_desc *desc, int stage, int d_model, int alone) {
   mhk_stage_desc d;
   if (desc)
     d = *desc;
@@ -21542,14 +21547,15 @@ static mhk_stage_desc mhk__stage_defaults(const mhk_stage_desc *desc, int stage,
   d.weight_decay = mhk__or(d.weight_decay, 0.1);
   d.clip = mhk__or(d.clip, stage == 3 ? 1.0 : -1.0);
   d.temperature = mhk__or(d.temperature, 1.0);
-  d.own_stream = mhk__or(d.own_stream, stage == 3 ? 0.06 : -1.0);
+  d.hard_labels = mhk__or(d.hard_labels, stage == 3 && alone ? 1.0 : 0.0);
+  d.own_stream = mhk__or(d.own_stream, stage == 3 && !alone ? 0.06 : -1.0);
   if (d.trains == MHK_TRAIN_DEFAULT)
     d.trains = stage == 1 ? MHK_TRAIN_MATRICES : stage == 2 ? MHK_TRAIN_MIXERS : MHK_TRAIN_ALL;
   return d;
 }
 
 /* the numbers of a stage's description, with defaults filled in */
-static int mhk__stage_numbers(mhk_context *ctx, const mhk_stage_desc *d, int stage) {
+static int mhk__stage_numbers(mhk_context *ctx, const mhk_stage_desc *d, int stage, int alone) {
   const double most = MHK__REAL_MOST;
   const struct { const char *name; double value, low, high; } numbers[] = {
     {"the learning rate (lr)", d->lr, DBL_MIN, most},
@@ -21560,7 +21566,7 @@ static int mhk__stage_numbers(mhk_context *ctx, const mhk_stage_desc *d, int sta
     {"clip", d->clip, -most, most},
     {"temperature", d->temperature, MHK__REAL_LEAST, most},
     {"hard_labels", d->hard_labels, 0, most},
-    {"own_stream", d->own_stream, -most, most},
+    {"own_stream", d->own_stream, -most, alone ? 0 : most},
     {"tokens", (double)d->tokens, 0, DBL_MAX},
     {"trains (one of mhk_trains)", (double)(int)d->trains, MHK_TRAIN_MATRICES, MHK_TRAIN_ALL}};
   char where[24];
@@ -21593,11 +21599,11 @@ MHKDEF mhk_distill_desc mhk_distill_defaults(const mhk_distill_desc *desc) {
   else
     memset(&d, 0, sizeof d);
   d_model = d.teacher ? d.teacher->config.d_model : d.student ? d.student->config.d_model : 128;
-  const int paper = d.recipe == MHK_RECIPE_PAPER;
+  const int paper = d.recipe == MHK_RECIPE_PAPER, alone = d.student && !d.teacher;
   if (paper) mhk__recipe_paper(&d, d_model);
   if (d.stages[0].tokens == 0 && d.stages[1].tokens == 0 && d.stages[2].tokens == 0)
-    for (int i = 0; i < 3; i++) d.stages[i].tokens = tokens[paper][i];
-  for (int i = 0; i < 3; i++) d.stages[i] = mhk__stage_defaults(&d.stages[i], i + 1, d_model);
+    for (int i = alone ? 2 : 0; i < 3; i++) d.stages[i].tokens = tokens[paper][i];
+  for (int i = 0; i < 3; i++) d.stages[i] = mhk__stage_defaults(&d.stages[i], i + 1, d_model, alone);
   if (d.batch == 0) d.batch = paper ? 8 : 4;
   if (d.length == 0) d.length = MHK__WINDOW;
   if (d.update_tokens == 0 && d.batch > 0 && d.length > 0 && d.batch <= PTRDIFF_MAX / d.length)
@@ -21621,15 +21627,15 @@ MHKDEF double mhk_stage_loss(mhk_tape *t, const mhk_stage_loss_desc *desc) {
   const int stage = desc ? desc->stage : 0;
   unsigned char same[MHK_MAX_LAYERS];
   if (mhk_failed(ctx)) return NAN;
-  if (!student || !teacher || !desc->tokens || stage < 1 || stage > 3 || desc->B <= 0 || desc->T <= 0) {
+  if (!student || (!teacher && stage != 3) || !desc->tokens || stage < 1 || stage > 3 || desc->B <= 0 || desc->T <= 0) {
     mhk_fail(ctx, MHK_ERROR_ARGUMENT,
              "the loss of a stage needs student, teacher, a stage from 1 to 3 (not %d) and at least one token",
              stage);
     return NAN;
   }
   if (!mhk__pair_check(ctx, student, teacher, stage)) return NAN;
-  mhk_stage_desc d = mhk__stage_defaults(desc->settings, stage, student->config.d_model);
-  if (!mhk__stage_numbers(ctx, &d, stage) || !mhk__size3(ctx, desc->B, desc->T, 64)) return NAN;
+  mhk_stage_desc d = mhk__stage_defaults(desc->settings, stage, student->config.d_model, !teacher);
+  if (!mhk__stage_numbers(ctx, &d, stage, !teacher) || !mhk__size3(ctx, desc->B, desc->T, 64)) return NAN;
   if (stage != 3) mhk__stage_same(student, teacher, same);
   if (desc->layer_loss) memset(desc->layer_loss, 0, (size_t)student->config.n_layer * sizeof(double));
   if (desc->relative && stage == 1)
@@ -22265,7 +22271,7 @@ static char *mhk__run_text(mhk_trainer *tr) {
   mhk__write_to(&w, ctx, &tr->object.arena);
   mhk__fact_text(&w, 0, "arithmetic",
                  d->precision == MHK_PRECISION_BF16 ? MHK__REAL_TEXT " with products of BF16" : MHK__REAL_TEXT);
-  mhk__hex(mhk__model_hash(d->teacher), hex);
+  mhk__hex(d->teacher ? mhk__model_hash(d->teacher) : 0, hex);
   mhk__fact_text(&w, 0, "teacher's weights", hex);
   mhk__fact_integer(&w, 0, "tokens of text", d->corpus ? d->corpus->n : 0);
   mhk__hex(d->corpus ? mhk__hash(MHK__HASH_START, d->corpus->tokens, (size_t)d->corpus->n * sizeof(int32_t)) : 0, hex);
@@ -22652,8 +22658,12 @@ static void mhk__resume(mhk_trainer *tr) {
 
 /* Checks a description, with defaults in place, and that model, text and batches fit each other. */
 static int mhk__distill_check(mhk_context *ctx, const mhk_distill_desc *d) {
-  if (!d->teacher)
+  const mhk_model *reader = d->teacher ? d->teacher : d->student;
+  if (!reader)
     return mhk__no(ctx, MHK_ERROR_ARGUMENT, "distillation needs a teacher");
+  if (!d->teacher && (d->stages[0].tokens > 0 || d->stages[1].tokens > 0 || d->teacher_type))
+    return mhk__no(ctx, MHK_ERROR_ARGUMENT,
+                   "stages 1 and 2 and teacher_type need a teacher: without one, only stage 3 runs");
 #ifdef MOHAWK_NO_STDIO
   if (d->out)
     return mhk__no(ctx, MHK_ERROR_UNSUPPORTED,
@@ -22704,17 +22714,17 @@ static int mhk__distill_check(mhk_context *ctx, const mhk_distill_desc *d) {
                    (int)d->recipe);
   for (int i = 0; i < 3; i++) {
     const mhk_stage_desc *s = &d->stages[i];
-    if (!mhk__stage_numbers(ctx, s, i + 1)) return 0;
+    if (!mhk__stage_numbers(ctx, s, i + 1, !d->teacher)) return 0;
     if (s->tokens > 0 && s->tokens < d->update_tokens)
       return mhk__no(ctx, MHK_ERROR_ARGUMENT,
                      "stage %d has a budget of %lld tokens, less than one update of %lld: raise it, or set it to 0 to "
                      "skip the stage",
                      i + 1, (long long)s->tokens, (long long)d->update_tokens);
-    if (s->tokens > 0 && d->corpus && d->corpus->largest >= d->teacher->config.vocab_size)
+    if (s->tokens > 0 && d->corpus && d->corpus->largest >= reader->config.vocab_size)
       return mhk__no(
           ctx, MHK_ERROR_ARGUMENT,
-          "the text has token %ld, but the teacher's vocabulary ends at %d: was it made with another tokenizer?",
-          (long)d->corpus->largest, d->teacher->config.vocab_size - 1);
+          "the text has token %ld, but the %s's vocabulary ends at %d: was it made with another tokenizer?",
+          (long)d->corpus->largest, d->teacher ? "teacher" : "student", reader->config.vocab_size - 1);
     if (s->tokens > 0 && d->corpus && d->windows == MHK_WINDOWS_RANDOM && d->corpus->n < d->length)
       return mhk__no(ctx, MHK_ERROR_ARGUMENT, "the text has %lld tokens, too few for one window of %lld",
                      (long long)d->corpus->n, (long long)d->length);
@@ -22816,7 +22826,7 @@ static void mhk__trainer_fill(mhk_trainer *tr, mhk_context *ctx) {
   mhk__spec s;
   s.role = NULL;
   for (int i = 0; mhk__spec_next(&student->config, &s); i++) {
-    const mhk_tensor *theirs = *mhk__slot(d->teacher, &s);
+    const mhk_tensor *theirs = d->teacher ? *mhk__slot(d->teacher, &s) : NULL;
     if (!theirs || theirs->data != student->tensors[i]->data) tr->own[tr->n_own++] = student->tensors[i];
   }
   mhk__rng_seed(&tr->rng, d->seed);
@@ -22970,7 +22980,8 @@ static double mhk__stage_numbers_held(const mhk_distill_desc *d, const mhk_confi
   if (stage == 2) return 3.0 * D + (teachers > 2.0 * block ? teachers : 2.0 * block);
   /* hidden states and logits of the teacher stay; activations and logits of the student count
      twice, with their gradients */
-  const double stream = (d->stages[2].own_stream > 0.0 ? L * D : D) + 6.0 * D + 3.0 * student->vocab_size,
+  const double stream = (d->stages[2].own_stream > 0.0 ? L * D : D) + 6.0 * D +
+                        (d->teacher ? 3.0 : 2.0) * student->vocab_size,
                both = stream + (d->recompute ? 2.6 * block + 2.0 * L * D : 2.0 * all);
   return both > teachers ? both : teachers;
 }
@@ -23008,10 +23019,9 @@ MHKDEF double mhk_distill_stream_bytes(const mhk_distill_desc *desc) {
 MHKDEF double mhk_distill_bytes(const mhk_distill_desc *desc) {
   const double real = sizeof(mhk_real);
   double tape = 0.0;
-  if (!desc || !desc->teacher) return 0.0;
+  if (!desc || (!desc->teacher && !desc->student)) return 0.0;
   const mhk_distill_desc d = mhk_distill_defaults(desc);
-  const mhk_config *teacher = &d.teacher->config;
-  const mhk_config student = mhk__run_student(&d);
+  const mhk_config student = mhk__run_student(&d), *teacher = d.teacher ? &d.teacher->config : &student;
   const double rows = (double)(d.batch / (d.world > 0 ? d.world : 1)) * (double)d.length;
   const double D = student.d_model, V = student.vocab_size;
   double scratch = 4.0 * D * D + rows * D; /* a packed matrix, and scratch memory of ops */

@@ -302,6 +302,40 @@ TEST(words) {
   mhk_destroy(ctx);
 }
 
+/* words follow each other without a gap, and their ids are those of the text */
+static void check_words(mhk_tokenizer *k, const char *text, size_t n) {
+  mhk_index want_n, got_n = 0, count;
+  int32_t *want = encode(k, text, n, &want_n), *got = (int32_t *)malloc((n + 1) * sizeof *got);
+  size_t at, length;
+  for (at = 0; at < n; at += length, got_n += count) {
+    length = mhk_tokenizer_word(k, text + at, n - at);
+    REQUIRE(length > 0 && length <= n - at, "%zu bytes of %zu", length, n - at);
+    count = mhk_encode(k, text + at, length, got + got_n, (mhk_index)(n - at));
+  }
+  CHECK(got_n == want_n && !memcmp(got, want, (size_t)want_n * sizeof *got), "%lld ids of words, %lld of the text",
+        (long long)got_n, (long long)want_n);
+  free(want), free(got);
+}
+
+TEST(words_by_words) {
+  static const char text[] = "I'll say: 'it''s  12 o\'clock',\n\n  we've\tgone \xC3\xA9t\xC3\xA9\xE2\x80\x83 x\xC3 ";
+  static const size_t want[] = {1, 3, 4, 1, 2, 2, 2, 1, 1, 3, 2, 1, 5, 2, 3, 3, 3, 1, 4, 6, 3, 2, 1, 1};
+  mhk_context *ctx = mhk_create(NULL);
+  mhk_tokenizer *k = mhk_tokenizer_load(ctx, TINY);
+  size_t at, n;
+  char *story = test_read_file("examples/story.txt", &n);
+  at = 0;
+  for (size_t i = 0; i < sizeof want / sizeof *want; at += want[i++])
+    CHECK(mhk_tokenizer_word(k, text + at, sizeof text - 1 - at) == want[i], "word %zu has %zu bytes, not %zu", i,
+          mhk_tokenizer_word(k, text + at, sizeof text - 1 - at), want[i]);
+  CHECK(at == sizeof text - 1, "words of %zu bytes, text of %zu", at, sizeof text - 1);
+  check_words(k, text, sizeof text - 1);
+  if (story) check_words(k, story, n);
+  free(story);
+  CHECK(mhk_tokenizer_word(k, text, 0) == 0 && mhk_tokenizer_word(NULL, text, 3) == 0, "words of nothing");
+  mhk_destroy(ctx);
+}
+
 TEST(added_tokens) {
 #define ADDED(id, content, strip, normalized) \
   "{\"id\": " #id ", \"content\": \"" content "\", \"single_word\": false, \"lstrip\": " #strip ", \"rstrip\": " \
@@ -1337,6 +1371,7 @@ int main(int argc, char **argv) {
   RUN(gpt2_and_phi);
   RUN(classes);
   RUN(words);
+  RUN(words_by_words);
   RUN(added_tokens);
   RUN(normalization_of_every_code_point_and_of_sequences);
   RUN(added_tokens_and_normalization);
