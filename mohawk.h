@@ -14314,14 +14314,38 @@ typedef struct mhk__arch {
   char name[12], root[12];  /* root: prefix of the names, except for the head */
   char called[5][20];       /* by MHK__NAMED_... */
   int layer_norm;           /* norms are LayerNorm, not RMSNorm; the head has a bias */
+  char mixers[96];          /* which of mhk__mixer_of() its layers can have, for errors */
 } mhk__arch;
 
 static const mhk__arch *mhk__arch_of(const mhk_config *c) {
   static const mhk__arch archs[] = {
-    {"Phi", "model", {"", "embed_tokens", "input_layernorm", "final_layernorm", "self_attn"}, 1},
-    {"Phi-Mamba", "backbone", {"", "embedding", "input_layernorm", "final_layernorm", "mixer.self_attn"}, 1},
-    {"Mamba-2", "backbone", {"", "embeddings", "norm", "norm_f", "mixer.self_attn"}, 0}};
+    {"Phi", "model", {"", "embed_tokens", "input_layernorm", "final_layernorm", "self_attn"}, 1,
+     "every layer of a Phi has attention (1)"},
+    {"Phi-Mamba", "backbone", {"", "embedding", "input_layernorm", "final_layernorm", "mixer.self_attn"}, 1,
+     "layers of a Phi-Mamba have attention (1), discrete Mamba-2 (2) or your own mixer (4)"},
+    {"Mamba-2", "backbone", {"", "embeddings", "norm", "norm_f", "mixer.self_attn"}, 0,
+     "every layer of a Mamba-2 has MHK_MIXER_MAMBA2 (3)"}};
   return &archs[(int)c->arch - 1];
+}
+
+/* A kind of mixer, as far as the configuration determines it. The entries of how it computes are
+   mhk__tape_mixer_of() (>>layers) and mhk__session_mixer_of() (>>sessions): these three and its
+   rows in mhk__roles are all that a new kind needs. */
+typedef struct mhk__mixer_entry {
+  char core[32];             /* CoreType in the config.json of a Phi-Mamba; "": the name of the caller's mixer */
+  unsigned char archs;       /* the architectures whose layers can have it: bits 1 << mhk_arch */
+  unsigned char owner;       /* of its rows in mhk__roles */
+  unsigned char state_space; /* it has the settings of state-space mixers: ssm_heads, d_state, ... */
+} mhk__mixer_entry;
+
+static const mhk__mixer_entry *mhk__mixer_of(int kind) {
+  static const mhk__mixer_entry mixers[] = {
+    {"", 0, 0, 0}, /* not a kind */
+    {"modules.mixers.phi_attention", 1 << MHK_ARCH_PHI | 1 << MHK_ARCH_PHI_MAMBA, MHK__OF_ATTENTION, 0},
+    {"modules.mixers.discrete_mamba2", 1 << MHK_ARCH_PHI_MAMBA, MHK__OF_STATE_SPACE, 1},
+    {"", 1 << MHK_ARCH_MAMBA2, MHK__OF_STATE_SPACE, 1},
+    {"", 1 << MHK_ARCH_PHI_MAMBA, MHK__OF_OWN, 1}};
+  return &mixers[kind >= MHK_MIXER_ATTENTION && kind <= MHK_MIXER_OWN ? kind : 0];
 }
 
 /* A tensor of a model: a role in one layer, with its full name and its shape. */
@@ -14370,9 +14394,7 @@ static mhk__head_kinds mhk__head_kinds_of(const mhk_config *c, int layer) {
 /* whether a layer of this configuration has a tensor of this role */
 static int mhk__has_role(const mhk_config *c, int layer, const mhk__role *r) {
   const int kind = c->mixer[layer];
-  if (r->owner == MHK__OF_ATTENTION && kind != MHK_MIXER_ATTENTION) return 0;
-  if (r->owner == MHK__OF_STATE_SPACE && kind != MHK_MIXER_DISCRETE_MAMBA2 && kind != MHK_MIXER_MAMBA2) return 0;
-  if (r->owner == MHK__OF_OWN && kind != MHK_MIXER_OWN) return 0;
+  if (r->owner >= MHK__OF_ATTENTION && r->owner <= MHK__OF_OWN && r->owner != mhk__mixer_of(kind)->owner) return 0;
   if (r->owner == MHK__OF_MLP && c->d_mlp == 0) return 0;
   switch (r->needs) {
     case MHK__IF_LAYER_NORM: return mhk__arch_of(c)->layer_norm;
@@ -14761,6 +14783,7 @@ static mhk_result mhk__windows_wrong(char *out, const mhk_config *c) {
 static mhk_result mhk__config_wrong(char *out, const mhk_config *c) {
   const double most = 1 << 24;
   char number[32];
+  int state_space = 0;
   mhk__spec s;
   if (c->arch != MHK_ARCH_PHI && c->arch != MHK_ARCH_PHI_MAMBA && c->arch != MHK_ARCH_MAMBA2)
     return mhk__say(out, MHK_ERROR_CONFIG, "unknown architecture %d: use Phi (1), Phi-Mamba (2) or Mamba-2 (3)",
@@ -14777,17 +14800,10 @@ static mhk_result mhk__config_wrong(char *out, const mhk_config *c) {
     return mhk__say(out, MHK_ERROR_CONFIG, "the eps of the norms is %s: it must be between 0 and 1; 1e-05 is usual",
                     number);
   for (int l = 0; l < c->n_layer; l++) {
-    const int kind = c->mixer[l];
-    const int fits = c->arch == MHK_ARCH_PHI      ? kind == MHK_MIXER_ATTENTION
-                     : c->arch == MHK_ARCH_MAMBA2 ? kind == MHK_MIXER_MAMBA2
-                                                  : kind == MHK_MIXER_ATTENTION ||
-                                                        kind == MHK_MIXER_DISCRETE_MAMBA2 || kind == MHK_MIXER_OWN;
-    if (!fits)
-      return mhk__say(out, MHK_ERROR_CONFIG, "the mixer of layer %d is %d; %s", l, kind,
-                      c->arch == MHK_ARCH_PHI ? "every layer of a Phi has attention (1)"
-                      : c->arch == MHK_ARCH_MAMBA2
-                          ? "every layer of a Mamba-2 has MHK_MIXER_MAMBA2 (3)"
-                          : "layers of a Phi-Mamba have attention (1), discrete Mamba-2 (2) or your own mixer (4)");
+    if (!(mhk__mixer_of(c->mixer[l])->archs & 1 << c->arch))
+      return mhk__say(out, MHK_ERROR_CONFIG, "the mixer of layer %d is %d; %s", l, c->mixer[l],
+                      mhk__arch_of(c)->mixers);
+    state_space |= mhk__mixer_of(c->mixer[l])->state_space;
   }
   if (mhk__config_uses(c, MHK_MIXER_ATTENTION)) {
     if (!mhk__in_range(out, "num_attention_heads", c->n_head, 1, 65536)) return MHK_ERROR_CONFIG;
@@ -14802,8 +14818,7 @@ static mhk_result mhk__config_wrong(char *out, const mhk_config *c) {
                       c->n_head, c->n_kv_head);
     if (mhk__check_rotary(out, c->rotary_dim, c->head_dim, c->rope_theta, 0)) return MHK_ERROR_CONFIG;
   }
-  if (mhk__config_uses(c, MHK_MIXER_DISCRETE_MAMBA2) || mhk__config_uses(c, MHK_MIXER_MAMBA2) ||
-      mhk__config_uses(c, MHK_MIXER_OWN)) {
+  if (state_space) {
     if (!mhk__in_range(out, "the number of state-space heads", c->ssm_heads, 1, 65536)) return MHK_ERROR_CONFIG;
     if (!mhk__in_range(out, "the number of groups of B and C", c->ssm_groups, 1, 65536)) return MHK_ERROR_CONFIG;
     if (!mhk__in_range(out, "the size of a state-space head", c->ssm_head_dim, 1, 65536)) return MHK_ERROR_CONFIG;
@@ -15412,11 +15427,20 @@ static void mhk__blocks_windows(mhk_context *ctx, const mhk__blocks *found, mhk_
     c->windows = mhk__windows_keep(ctx, x, c->n_layer * heads);
 }
 
+/* The kind of mixer that a CoreType names, and in *own the caller's mixer of that name; 0: none. */
+static int mhk__parse_core(const mhk_context *ctx, const mhk__json *core, const mhk_mixer **own) {
+  for (int kind = MHK_MIXER_ATTENTION; kind < MHK_MIXER_OWN; kind++)
+    if (mhk__mixer_of(kind)->core[0] && mhk__json_equals(core, mhk__mixer_of(kind)->core)) return kind;
+  *own = mhk__json_string(core) ? mhk__mixer_named(ctx, core->text) : NULL;
+  return *own ? MHK_MIXER_OWN : 0;
+}
+
 /* one block of a phi-mamba: a number of layers with one mixer */
 static void mhk__parse_block(const mhk__settings *block, mhk_config *c, mhk__blocks *found) {
   mhk_context *ctx = block->ctx;
   const mhk__json *core = mhk__setting(block, "CoreType"), *type = mhk__setting(block, "BlockType");
-  const int attention = mhk__json_equals(core, "modules.mixers.phi_attention");
+  const mhk_mixer *own = NULL;
+  const int kind = mhk__parse_core(ctx, core, &own), attention = kind == MHK_MIXER_ATTENTION;
   mhk_config one, *first = attention ? &found->attention : &found->ssm;
   int n = mhk__setting_int(block, "n_layers", 1), *have = attention ? &found->have_attention : &found->have_ssm;
   char part[64];
@@ -15424,9 +15448,7 @@ static void mhk__parse_block(const mhk__settings *block, mhk_config *c, mhk__blo
   const mhk__settings input = mhk__settings_of(ctx, mhk__json_get(block->object, "core_input"), block->where, part);
   if (type && !mhk__json_equals(type, "modules.phi_block"))
     mhk__setting_refuse(block, "BlockType", type->text ? type->text : "?", "\"modules.phi_block\"");
-  const int discrete = mhk__json_equals(core, "modules.mixers.discrete_mamba2");
-  const mhk_mixer *own = attention || discrete || !mhk__json_string(core) ? NULL : mhk__mixer_named(ctx, core->text);
-  if (!attention && !discrete && !own)
+  if (!kind)
     mhk__setting_refuse(block, "CoreType", core && core->text ? core->text : "missing",
                         "\"modules.mixers.discrete_mamba2\", \"modules.mixers.phi_attention\" and what "
                         "mhk_mixer_add() was given before");
@@ -15460,9 +15482,8 @@ static void mhk__parse_block(const mhk__settings *block, mhk_config *c, mhk__blo
     mhk_fail(ctx, MHK_ERROR_UNSUPPORTED,
              "%s: %s differs from an earlier block of its kind; this version supports one value for all of them",
              block->where, part);
-  if (discrete && !mhk_failed(ctx)) mhk__block_windows(&input, c, n, found);
-  while (n-- > 0 && !mhk_failed(ctx))
-    c->mixer[found->layers++] = attention ? MHK_MIXER_ATTENTION : own ? MHK_MIXER_OWN : MHK_MIXER_DISCRETE_MAMBA2;
+  if (kind == MHK_MIXER_DISCRETE_MAMBA2 && !mhk_failed(ctx)) mhk__block_windows(&input, c, n, found);
+  while (n-- > 0 && !mhk_failed(ctx)) c->mixer[found->layers++] = (unsigned char)kind;
 }
 
 static void mhk__parse_phi_mamba(mhk_context *ctx, const mhk__json *root, const char *where, mhk_config *c) {
@@ -15696,9 +15717,7 @@ static void mhk__write_blocks(mhk__writer *w, const mhk_config *c) {
     mhk__write_double_key(w, "resid_dropout", 0.0);
     mhk__write_close(w, '}');
     mhk__write_string_key(w, "CoreType",
-                          attention                          ? "modules.mixers.phi_attention"
-                          : c->mixer[l] == MHK_MIXER_OWN && c->own ? c->own->name
-                                                             : "modules.mixers.discrete_mamba2");
+                          c->mixer[l] == MHK_MIXER_OWN && c->own ? c->own->name : mhk__mixer_of(c->mixer[l])->core);
     mhk__write_key(w, "core_input");
     mhk__write_open(w, '{');
     if (attention) {
@@ -17148,6 +17167,7 @@ typedef struct mhk__parts {
   int matrix_only;
   mhk_tensor *x, *log_a, *Bm, *Cm, *z, *dt;
   mhk_tensor *q, *k, *v;
+  mhk_tensor *u; /* the caller's mixers: the tokens themselves */
   /* beyond the paper: the factors (B,T,H) on C and B of what goes through the state, the windows
      (H) of the heads and the rest (B,T,H) of their softmax; NULL: none */
   mhk_tensor *row_gain, *column_gain, *rest;
@@ -17466,70 +17486,79 @@ static int mhk__layer_ready(mhk_tape *t, const mhk_model *m, int layer, const mh
   return 1;
 }
 
-/* Non-zero on success. */
-static int mhk__mixer_parts(mhk_tape *t, mhk_model *m, int layer, mhk_tensor *u, const int32_t *doc, mhk__parts *out) {
-  const int matrix_only = out->matrix_only;
-  memset(out, 0, sizeof *out);
-  out->matrix_only = matrix_only;
-  if (!mhk__layer_ready(t, m, layer, u)) return 0;
+/* ---- what mixers are made of: mhk__tape_mixer.parts ---- */
+
+static int mhk__attention_parts(mhk_tape *t, const mhk_model *m, int layer, mhk_tensor *u, const int32_t *doc,
+                                mhk__parts *out) {
   const mhk_config *c = &m->config;
-  mhk__layer *y = m->layers + layer;
-  if (y->kind == MHK_MIXER_OWN) return 1; /* it is one piece */
-  if (y->kind == MHK_MIXER_ATTENTION) {
-    out->q = mhk__heads(t, mhk_linear(t, u, y->q_w, y->q_b), c->n_head);
-    out->k = mhk__heads(t, mhk_linear(t, u, y->k_w, y->k_b), c->n_kv_head);
-    if (!matrix_only) out->v = mhk__heads(t, mhk_linear(t, u, y->v_w, y->v_b), c->n_kv_head);
-    if (y->qn_w) {
-      out->q = mhk_layer_norm(t, out->q, y->qn_w, y->qn_b, c->norm_eps);
-      out->k = mhk_layer_norm(t, out->k, y->kn_w, y->kn_b, c->norm_eps);
-    }
-    out->q = mhk_rotary(t, out->q, c->rotary_dim, c->rope_theta, doc);
-    out->k = mhk_rotary(t, out->k, c->rotary_dim, c->rope_theta, doc);
-    return out->q && out->k && (matrix_only || out->v);
+  const mhk__layer *y = m->layers + layer;
+  out->q = mhk__heads(t, mhk_linear(t, u, y->q_w, y->q_b), c->n_head);
+  out->k = mhk__heads(t, mhk_linear(t, u, y->k_w, y->k_b), c->n_kv_head);
+  if (!out->matrix_only) out->v = mhk__heads(t, mhk_linear(t, u, y->v_w, y->v_b), c->n_kv_head);
+  if (y->qn_w) {
+    out->q = mhk_layer_norm(t, out->q, y->qn_w, y->qn_b, c->norm_eps);
+    out->k = mhk_layer_norm(t, out->k, y->kn_w, y->kn_b, c->norm_eps);
   }
-  const mhk_index E = mhk__d_inner(c);
-  const mhk_index GN = (mhk_index)c->ssm_groups * c->d_state;
-  const mhk_index H = c->ssm_heads;
-  {
-    const int mamba2 = y->kind == MHK_MIXER_MAMBA2, skip_x = matrix_only;
-    const mhk_index at_xbc = mamba2 ? E : 0, at_z = mamba2 ? 0 : E + 2 * GN, at_a = 2 * E + 2 * GN,
-                    first = skip_x ? E : 0, channels = E + 2 * GN - first;
-    mhk_index widths[3];
-    mhk_tensor *parts[3], *xbc = mhk__linear_rows(t, u, y->in_w, y->in_b, at_xbc + first, channels), *a;
-    widths[0] = E;
-    widths[1] = widths[2] = GN;
-    parts[0] = NULL;
-    const mhk_conv1d_desc conv = {doc, c->conv_silu, skip_x ? 2 : 3, skip_x ? widths + 1 : widths,
-                                  skip_x ? parts + 1 : parts};
-    mhk_conv1d(t, xbc, mhk_rows(t, y->conv_w, first, channels),
-               y->conv_b ? mhk_rows(t, y->conv_b, first, channels) : NULL, &conv);
-    if (!xbc || t->ctx->result != MHK_OK) return 0;
-    a = mhk__linear_rows(t, u, y->in_w, y->in_b, at_a, H);
-    out->x = skip_x ? NULL : mhk__heads(t, parts[0], H);
-    out->Bm = mhk__heads(t, parts[1], c->ssm_groups);
-    out->Cm = mhk__heads(t, parts[2], c->ssm_groups);
-    if (!matrix_only) out->z = mhk__linear_rows(t, u, y->in_w, y->in_b, at_z, E);
-    if (mamba2) {
-      out->dt = mhk_softplus(t, mhk_add(t, a, y->dt_bias));
-      if (out->dt && (c->dt_min > 0 || c->dt_max > 0)) {
-        mhk__clamp limits;
-        limits.low = MHK__R(c->dt_min);
-        limits.high = c->dt_max > 0 ? MHK__R(c->dt_max) : MHK__R(FLT_MAX);
-        const mhk_custom_desc clamp = {1, &out->dt, out->dt->rank, out->dt->shape, mhk__clamp_forward,
-                                       mhk__clamp_back, &limits, sizeof limits};
-        out->dt = mhk_custom(t, &clamp);
-      }
-      out->log_a = mhk_mul(t, out->dt, mhk_scale(t, mhk_exp(t, y->A_log), -1));
-    } else {
-      out->log_a = mhk_scale(t, mhk_softplus(t, a), -1);
-      if (c->ssm_rotary_dim > 0) {
-        out->Bm = mhk_rotary(t, out->Bm, c->ssm_rotary_dim, c->rope_theta, doc);
-        out->Cm = mhk_rotary(t, out->Cm, c->ssm_rotary_dim, c->rope_theta, doc);
-      }
-      if (!mhk__window_parts(t, m, layer, u, out)) return 0;
+  out->q = mhk_rotary(t, out->q, c->rotary_dim, c->rope_theta, doc);
+  out->k = mhk_rotary(t, out->k, c->rotary_dim, c->rope_theta, doc);
+  return out->q && out->k && (out->matrix_only || out->v);
+}
+
+/* The step sizes of Mamba-2 from their projection a (B,T,H), and the decays, which follow. */
+static void mhk__step_sizes(mhk_tape *t, const mhk_config *c, const mhk__layer *y, mhk_tensor *a, mhk__parts *out) {
+  out->dt = mhk_softplus(t, mhk_add(t, a, y->dt_bias));
+  if (out->dt && (c->dt_min > 0 || c->dt_max > 0)) {
+    mhk__clamp limits;
+    limits.low = MHK__R(c->dt_min);
+    limits.high = c->dt_max > 0 ? MHK__R(c->dt_max) : MHK__R(FLT_MAX);
+    const mhk_custom_desc clamp = {1, &out->dt, out->dt->rank, out->dt->shape, mhk__clamp_forward,
+                                   mhk__clamp_back, &limits, sizeof limits};
+    out->dt = mhk_custom(t, &clamp);
+  }
+  out->log_a = mhk_mul(t, out->dt, mhk_scale(t, mhk_exp(t, y->A_log), -1));
+}
+
+/* both Mamba-2: one projection for all, and a convolution of x, B and C */
+static int mhk__state_space_parts(mhk_tape *t, const mhk_model *m, int layer, mhk_tensor *u, const int32_t *doc,
+                                  mhk__parts *out) {
+  const mhk_config *c = &m->config;
+  const mhk__layer *y = m->layers + layer;
+  const mhk_index E = mhk__d_inner(c), GN = (mhk_index)c->ssm_groups * c->d_state, H = c->ssm_heads;
+  const int mamba2 = y->kind == MHK_MIXER_MAMBA2, skip_x = out->matrix_only;
+  const mhk_index at_xbc = mamba2 ? E : 0, at_z = mamba2 ? 0 : E + 2 * GN, at_a = 2 * E + 2 * GN,
+                  first = skip_x ? E : 0, channels = E + 2 * GN - first;
+  const mhk_index widths[3] = {E, GN, GN};
+  mhk_tensor *parts[3] = {NULL, NULL, NULL},
+             *xbc = mhk__linear_rows(t, u, y->in_w, y->in_b, at_xbc + first, channels), *a;
+  const mhk_conv1d_desc conv = {doc, c->conv_silu, skip_x ? 2 : 3, skip_x ? widths + 1 : widths,
+                                skip_x ? parts + 1 : parts};
+  mhk_conv1d(t, xbc, mhk_rows(t, y->conv_w, first, channels),
+             y->conv_b ? mhk_rows(t, y->conv_b, first, channels) : NULL, &conv);
+  if (!xbc || t->ctx->result != MHK_OK) return 0;
+  a = mhk__linear_rows(t, u, y->in_w, y->in_b, at_a, H);
+  out->x = skip_x ? NULL : mhk__heads(t, parts[0], H);
+  out->Bm = mhk__heads(t, parts[1], c->ssm_groups);
+  out->Cm = mhk__heads(t, parts[2], c->ssm_groups);
+  if (!skip_x) out->z = mhk__linear_rows(t, u, y->in_w, y->in_b, at_z, E);
+  if (mamba2)
+    mhk__step_sizes(t, c, y, a, out);
+  else {
+    out->log_a = mhk_scale(t, mhk_softplus(t, a), -1);
+    if (c->ssm_rotary_dim > 0) {
+      out->Bm = mhk_rotary(t, out->Bm, c->ssm_rotary_dim, c->rope_theta, doc);
+      out->Cm = mhk_rotary(t, out->Cm, c->ssm_rotary_dim, c->rope_theta, doc);
     }
+    if (!mhk__window_parts(t, m, layer, u, out)) return 0;
   }
   return t->ctx->result == MHK_OK && out->log_a && out->Bm && out->Cm;
+}
+
+/* the caller's mixer is one piece */
+static int mhk__own_parts(mhk_tape *t, const mhk_model *m, int layer, mhk_tensor *u, const int32_t *doc,
+                          mhk__parts *out) {
+  (void)t, (void)m, (void)layer, (void)doc;
+  out->u = u;
+  return 1;
 }
 
 /* RMSNorm over each group of the last axis separately, as in Mamba-2 */
@@ -17556,31 +17585,164 @@ static mhk_tensor *mhk__own_checked(mhk_tape *t, const mhk_config *c, const char
   return NULL;
 }
 
-/* The output of a mixer from its parts, through the output projection, plus the residual if there
-   is one. */
-static mhk_tensor *mhk__mixer_output(mhk_tape *t, mhk_model *m, int layer, const mhk__parts *p,
-                                     const mhk_forward_desc *d, mhk_tensor *residual) {
-  const mhk__layer *y = m->layers + layer;
-  mhk_tensor *o, *w = y->out_w, *b = y->out_b;
-  if (y->kind == MHK_MIXER_ATTENTION) {
-    mhk_attention_desc seen;
-    memset(&seen, 0, sizeof seen);
-    seen.doc = d->doc;
-    if (d->windows) seen.windows = d->windows + (mhk_index)layer * m->config.n_head;
-    o = mhk__flat(t, mhk_attention(t, p->q, p->k, p->v, &seen));
-    w = y->dense_w;
-    b = y->dense_b;
-  } else if (y->kind == MHK_MIXER_MAMBA2) {
-    mhk_ssd_desc desc;
-    memset(&desc, 0, sizeof desc);
-    desc.doc = d->doc;
-    o = mhk_ssd(t, mhk__scale_rows(t, p->x, p->dt), p->log_a, p->Bm, p->Cm, &desc);
-    o = mhk_add(t, o, mhk__scale_rows(t, p->x, y->D));
-    o = mhk__group_norm(t, mhk_gate(t, mhk__flat(t, o), p->z, NULL), y->ssm_norm_w, m->config.ssm_groups,
-                        m->config.norm_eps);
-  } else
-    o = mhk_gate(t, mhk__flat(t, mhk__heads_output(t, y, p, d)), p->z, y->z_bias);
+/* ---- what mixes them: mhk__tape_mixer.output ---- */
+
+/* through the output projection, plus the residual if there is one */
+static mhk_tensor *mhk__projected(mhk_tape *t, mhk_tensor *o, mhk_tensor *w, mhk_tensor *b, mhk_tensor *residual) {
   return residual ? mhk_linear_add(t, o, w, b, residual) : mhk_linear(t, o, w, b);
+}
+
+static mhk_tensor *mhk__attention_output(mhk_tape *t, mhk_model *m, int layer, const mhk__parts *p,
+                                         const mhk_forward_desc *d, mhk_tensor *residual) {
+  const mhk__layer *y = m->layers + layer;
+  mhk_attention_desc seen;
+  memset(&seen, 0, sizeof seen);
+  seen.doc = d->doc;
+  if (d->windows) seen.windows = d->windows + (mhk_index)layer * m->config.n_head;
+  mhk_tensor *o = mhk__flat(t, mhk_attention(t, p->q, p->k, p->v, &seen));
+  return mhk__projected(t, o, y->dense_w, y->dense_b, residual);
+}
+
+static mhk_tensor *mhk__discrete_output(mhk_tape *t, mhk_model *m, int layer, const mhk__parts *p,
+                                        const mhk_forward_desc *d, mhk_tensor *residual) {
+  const mhk__layer *y = m->layers + layer;
+  mhk_tensor *o = mhk_gate(t, mhk__flat(t, mhk__heads_output(t, y, p, d)), p->z, y->z_bias);
+  return mhk__projected(t, o, y->out_w, y->out_b, residual);
+}
+
+static mhk_tensor *mhk__mamba2_output(mhk_tape *t, mhk_model *m, int layer, const mhk__parts *p,
+                                      const mhk_forward_desc *d, mhk_tensor *residual) {
+  const mhk__layer *y = m->layers + layer;
+  mhk_ssd_desc desc;
+  memset(&desc, 0, sizeof desc);
+  desc.doc = d->doc;
+  mhk_tensor *o = mhk_ssd(t, mhk__scale_rows(t, p->x, p->dt), p->log_a, p->Bm, p->Cm, &desc);
+  o = mhk_add(t, o, mhk__scale_rows(t, p->x, y->D));
+  o = mhk__group_norm(t, mhk_gate(t, mhk__flat(t, o), p->z, NULL), y->ssm_norm_w, m->config.ssm_groups,
+                      m->config.norm_eps);
+  return mhk__projected(t, o, y->out_w, y->out_b, residual);
+}
+
+static mhk_tensor *mhk__own_output(mhk_tape *t, mhk_model *m, int layer, const mhk__parts *p,
+                                   const mhk_forward_desc *d, mhk_tensor *residual) {
+  const mhk_config *c = &m->config;
+  mhk_tensor *y = c->own->forward(t, c, m->layers[layer].own, p->u, d->doc);
+  y = mhk__own_checked(t, c, "forward", y, p->u->rank, p->u->shape);
+  return residual ? mhk_add(t, y, residual) : y;
+}
+
+/* ---- the matrices that they are: mhk__tape_mixer.matrix ---- */
+
+/* M[t,s] = near[t,s] + far[t,s+w] + D where s = t: far was made of tokens that are w steps late */
+static void mhk__both_matrix_forward(const mhk_op *op) {
+  const int32_t *windows = *(const int32_t *const *)op->user;
+  const mhk_index T = op->out->shape[2], H = op->out->shape[1];
+  for (mhk_index i = 0; i < op->out->count; i++) {
+    const mhk_index s = i % T, t = i / T % T, h = i / T / T % H, w = windows[h];
+    mhk_real m = mhk__d(op->in[0])[i];
+    if (w >= 0 && w <= t - s) m += mhk__d(op->in[1])[i + w];
+    if (w >= 0 && s == t) m += mhk__d(op->in[2])[h];
+    mhk__d(op->out)[i] = m;
+  }
+}
+static void mhk__both_matrix_back(const mhk_op *op) {
+  const int32_t *windows = *(const int32_t *const *)op->user;
+  const mhk_index T = op->out->shape[2], H = op->out->shape[1];
+  const int dnear = mhk_wants_grad(op->tape, op->in[0]), dfar = mhk_wants_grad(op->tape, op->in[1]),
+            dd = mhk_wants_grad(op->tape, op->in[2]);
+  for (mhk_index i = 0; i < op->out->count; i++) {
+    const mhk_index s = i % T, t = i / T % T, h = i / T / T % H, w = windows[h];
+    if (dnear) op->in[0]->grad[i] += op->out->grad[i];
+    if (dfar && w >= 0 && w <= t - s) op->in[1]->grad[i + w] += op->out->grad[i];
+    if (dd && w >= 0 && s == t) op->in[2]->grad[h] += op->out->grad[i];
+  }
+}
+
+static mhk_tensor *mhk__attention_mixing(mhk_tape *t, mhk_model *m, int layer, mhk__parts *p, const int32_t *doc) {
+  const mhk_attention_desc seen = {doc, NULL, NULL, NULL};
+  (void)m, (void)layer;
+  return mhk_attention_matrix(t, p->q, p->k, &seen);
+}
+
+/* with all that a discrete Mamba-2 may have */
+static mhk_tensor *mhk__discrete_mixing(mhk_tape *t, mhk_model *m, int layer, mhk__parts *p, const int32_t *doc) {
+  const mhk__layer *y = m->layers + layer;
+  if (!p->windows && !p->row_gain) return mhk_ssd_matrix(t, p->log_a, p->Bm, p->Cm, y->D, doc);
+  const mhk_index H = p->log_a->shape[2];
+  mhk_tensor *far_part = mhk_ssd_matrix(t, p->log_a, mhk__late(t, p->Bm, p->column_gain, H, p->windows, doc),
+                                        mhk__late(t, p->Cm, p->row_gain, H, NULL, NULL), p->windows ? NULL : y->D, doc);
+  if (!p->windows || !far_part) return far_part;
+  const mhk_attention_desc seen = {doc, p->windows, y->window_scale, p->rest};
+  mhk_tensor *const in[3] = {mhk_attention_matrix(t, mhk__late(t, p->Cm, NULL, H, NULL, NULL),
+                                                  mhk__late(t, p->Bm, NULL, H, NULL, NULL), &seen),
+                             far_part, y->D};
+  const mhk_custom_desc op = {3, in, 4, far_part->shape, mhk__both_matrix_forward, mhk__both_matrix_back, &p->windows,
+                              sizeof p->windows};
+  return in[0] ? mhk_custom(t, &op) : NULL;
+}
+
+static mhk_tensor *mhk__mamba2_mixing(mhk_tape *t, mhk_model *m, int layer, mhk__parts *p, const int32_t *doc) {
+  const mhk_index H = m->config.ssm_heads;
+  /* the step size scales the input of a token */
+  p->Bm = mhk__scale_rows(t, mhk__late(t, p->Bm, NULL, H, NULL, NULL), p->dt);
+  p->Cm = mhk__late(t, p->Cm, NULL, H, NULL, NULL);
+  return mhk_ssd_matrix(t, p->log_a, p->Bm, p->Cm, m->layers[layer].D, doc);
+}
+
+static mhk_tensor *mhk__own_mixing(mhk_tape *t, mhk_model *m, int layer, mhk__parts *p, const int32_t *doc) {
+  const mhk_config *c = &m->config;
+  const mhk_tensor *u = p->u;
+  const mhk_index shape[4] = {u->shape[0], c->ssm_heads, u->shape[1], u->shape[1]};
+  if (c->own->matrix)
+    return mhk__own_checked(t, c, "matrix", c->own->matrix(t, c, m->layers[layer].own, p->u, doc), 4, shape);
+  return mhk__null(t->ctx, MHK_ERROR_UNSUPPORTED, "the mixer %s has no matrix", c->own->name);
+}
+
+/* ---- one entry for each kind of mixer ---- */
+
+typedef struct mhk__tape_mixer {
+  /* parts of the mixer from its input u; non-zero on success */
+  int (*parts)(mhk_tape *t, const mhk_model *m, int layer, mhk_tensor *u, const int32_t *doc, mhk__parts *out);
+  /* (B,T,D): what the mixer makes of its parts, plus the residual if there is one */
+  mhk_tensor *(*output)(mhk_tape *t, mhk_model *m, int layer, const mhk__parts *p, const mhk_forward_desc *d,
+                        mhk_tensor *residual);
+  /* (B,H,T,T): its mixing matrix, which the other forms must match */
+  mhk_tensor *(*matrix)(mhk_tape *t, mhk_model *m, int layer, mhk__parts *p, const int32_t *doc);
+} mhk__tape_mixer;
+
+/* a function and not a table, because addresses in data are relocated when a program starts */
+static mhk__tape_mixer mhk__tape_mixer_of(mhk_mixer_kind kind) {
+  mhk__tape_mixer x;
+  switch (kind) {
+    case MHK_MIXER_ATTENTION:
+      x.parts = mhk__attention_parts;
+      x.output = mhk__attention_output;
+      x.matrix = mhk__attention_mixing;
+      break;
+    case MHK_MIXER_MAMBA2:
+      x.parts = mhk__state_space_parts;
+      x.output = mhk__mamba2_output;
+      x.matrix = mhk__mamba2_mixing;
+      break;
+    case MHK_MIXER_OWN:
+      x.parts = mhk__own_parts;
+      x.output = mhk__own_output;
+      x.matrix = mhk__own_mixing;
+      break;
+    default:
+      x.parts = mhk__state_space_parts;
+      x.output = mhk__discrete_output;
+      x.matrix = mhk__discrete_mixing;
+  }
+  return x;
+}
+
+/* Non-zero on success. */
+static int mhk__mixer_parts(mhk_tape *t, mhk_model *m, int layer, mhk_tensor *u, const int32_t *doc, mhk__parts *out) {
+  const int matrix_only = out->matrix_only;
+  memset(out, 0, sizeof *out);
+  out->matrix_only = matrix_only;
+  return mhk__layer_ready(t, m, layer, u) && mhk__tape_mixer_of(m->layers[layer].kind).parts(t, m, layer, u, doc, out);
 }
 
 /* desc as in mhk_forward_mixer(): NULL is one of zeros. */
@@ -17591,18 +17753,22 @@ static mhk_tensor *mhk__mixer(mhk_tape *t, mhk_model *m, int layer, mhk_tensor *
   memset(&p, 0, sizeof p);
   memset(&d, 0, sizeof d);
   if (desc) d = *desc;
-  if (m && u && layer >= 0 && layer < m->config.n_layer && m->layers[layer].kind == MHK_MIXER_OWN) {
-    const mhk_config *c = &m->config;
-    if (!mhk__layer_ready(t, m, layer, u)) return NULL;
-    mhk_tensor *y = c->own->forward(t, c, m->layers[layer].own, u, d.doc);
-    y = mhk__own_checked(t, c, "forward", y, u->rank, u->shape);
-    return residual ? mhk_add(t, y, residual) : y;
-  }
-  return mhk__mixer_parts(t, m, layer, u, d.doc, &p) ? mhk__mixer_output(t, m, layer, &p, &d, residual) : NULL;
+  return mhk__mixer_parts(t, m, layer, u, d.doc, &p)
+             ? mhk__tape_mixer_of(m->layers[layer].kind).output(t, m, layer, &p, &d, residual)
+             : NULL;
 }
 
 MHKDEF mhk_tensor *mhk_forward_mixer(mhk_tape *t, mhk_model *m, int layer, mhk_tensor *u, const mhk_forward_desc *d) {
   return mhk__mixer(t, m, layer, u, d, NULL);
+}
+
+MHKDEF mhk_tensor *mhk_forward_matrix(mhk_tape *t, mhk_model *m, int layer, mhk_tensor *u, const int32_t *doc) {
+  mhk__parts p;
+  memset(&p, 0, sizeof p);
+  p.matrix_only = 1;
+  return mhk__mixer_parts(t, m, layer, u, doc, &p)
+             ? mhk__tape_mixer_of(m->layers[layer].kind).matrix(t, m, layer, &p, doc)
+             : NULL;
 }
 
 MHKDEF mhk_tensor *mhk_forward_norm(mhk_tape *t, mhk_model *m, int layer, mhk_tensor *x) {
@@ -17636,75 +17802,6 @@ MHKDEF mhk_tensor *mhk_forward_head(mhk_tape *t, mhk_model *m, mhk_tensor *x) {
   x = m->norm_b ? mhk_layer_norm(t, x, m->norm_w, m->norm_b, m->config.norm_eps)
                 : mhk_rms_norm(t, x, m->norm_w, m->config.norm_eps);
   return mhk_linear(t, x, m->head_w, m->head_b);
-}
-
-/* M[t,s] = near[t,s] + far[t,s+w] + D where s = t: far was made of tokens that are w steps late */
-static void mhk__both_matrix_forward(const mhk_op *op) {
-  const int32_t *windows = *(const int32_t *const *)op->user;
-  const mhk_index T = op->out->shape[2], H = op->out->shape[1];
-  for (mhk_index i = 0; i < op->out->count; i++) {
-    const mhk_index s = i % T, t = i / T % T, h = i / T / T % H, w = windows[h];
-    mhk_real m = mhk__d(op->in[0])[i];
-    if (w >= 0 && w <= t - s) m += mhk__d(op->in[1])[i + w];
-    if (w >= 0 && s == t) m += mhk__d(op->in[2])[h];
-    mhk__d(op->out)[i] = m;
-  }
-}
-static void mhk__both_matrix_back(const mhk_op *op) {
-  const int32_t *windows = *(const int32_t *const *)op->user;
-  const mhk_index T = op->out->shape[2], H = op->out->shape[1];
-  const int dnear = mhk_wants_grad(op->tape, op->in[0]), dfar = mhk_wants_grad(op->tape, op->in[1]),
-            dd = mhk_wants_grad(op->tape, op->in[2]);
-  for (mhk_index i = 0; i < op->out->count; i++) {
-    const mhk_index s = i % T, t = i / T % T, h = i / T / T % H, w = windows[h];
-    if (dnear) op->in[0]->grad[i] += op->out->grad[i];
-    if (dfar && w >= 0 && w <= t - s) op->in[1]->grad[i + w] += op->out->grad[i];
-    if (dd && w >= 0 && s == t) op->in[2]->grad[h] += op->out->grad[i];
-  }
-}
-
-/* the matrix of a discrete Mamba-2 with all it may have, which the other forms must match */
-static mhk_tensor *mhk__heads_matrix(mhk_tape *t, const mhk__layer *y, const mhk__parts *p, const int32_t *doc) {
-  if (!p->windows && !p->row_gain) return mhk_ssd_matrix(t, p->log_a, p->Bm, p->Cm, y->D, doc);
-  const mhk_index H = p->log_a->shape[2];
-  mhk_tensor *far_part = mhk_ssd_matrix(t, p->log_a, mhk__late(t, p->Bm, p->column_gain, H, p->windows, doc),
-                                        mhk__late(t, p->Cm, p->row_gain, H, NULL, NULL), p->windows ? NULL : y->D, doc);
-  if (!p->windows || !far_part) return far_part;
-  const mhk_attention_desc seen = {doc, p->windows, y->window_scale, p->rest};
-  mhk_tensor *const in[3] = {mhk_attention_matrix(t, mhk__late(t, p->Cm, NULL, H, NULL, NULL),
-                                                  mhk__late(t, p->Bm, NULL, H, NULL, NULL), &seen),
-                             far_part, y->D};
-  const mhk_custom_desc op = {3, in, 4, far_part->shape, mhk__both_matrix_forward, mhk__both_matrix_back, &p->windows,
-                              sizeof p->windows};
-  return in[0] ? mhk_custom(t, &op) : NULL;
-}
-
-MHKDEF mhk_tensor *mhk_forward_matrix(mhk_tape *t, mhk_model *m, int layer, mhk_tensor *u, const int32_t *doc) {
-  mhk__parts p;
-  memset(&p, 0, sizeof p);
-  p.matrix_only = 1;
-  if (!mhk__mixer_parts(t, m, layer, u, doc, &p)) return NULL;
-  if (p.q) {
-    mhk_attention_desc seen;
-    memset(&seen, 0, sizeof seen);
-    seen.doc = doc;
-    return mhk_attention_matrix(t, p.q, p.k, &seen);
-  }
-  if (m->layers[layer].kind == MHK_MIXER_OWN) {
-    const mhk_config *c = &m->config;
-    const mhk_index shape[4] = {u->shape[0], c->ssm_heads, u->shape[1], u->shape[1]};
-    if (c->own->matrix)
-      return mhk__own_checked(t, c, "matrix", c->own->matrix(t, c, m->layers[layer].own, u, doc), 4, shape);
-    mhk_fail(t->ctx, MHK_ERROR_UNSUPPORTED, "the mixer %s has no matrix", c->own->name);
-    return NULL;
-  }
-  if (p.dt) { /* the step size scales the input of a token */
-    p.Bm = mhk__scale_rows(t, mhk__late(t, p.Bm, NULL, m->config.ssm_heads, NULL, NULL), p.dt);
-    p.Cm = mhk__late(t, p.Cm, NULL, m->config.ssm_heads, NULL, NULL);
-  }
-  return m->layers[layer].kind == MHK_MIXER_MAMBA2
-             ? mhk_ssd_matrix(t, p.log_a, p.Bm, p.Cm, m->layers[layer].D, doc)
-             : mhk__heads_matrix(t, m->layers + layer, &p, doc);
 }
 
 /* Copies a list that the backward pass reads again to the tape; NULL stays NULL. Non-zero on
@@ -18284,14 +18381,30 @@ struct mhk_session {
 
 /* ---- memory of a session ---- */
 
-/* Numbers per row of the activations inside a block: those of mhk__pass_attention() or
-   mhk__pass_scan(), which carves them as up to MHK__WIDE_PARTS aligned parts. */
+/* What a kind of mixer is in a session. */
+struct mhk__pass;
+typedef struct mhk__session_mixer {
+  /* the layer of a pass: from s->u and the residual s->x to s->y; updates states and caches */
+  void (*pass)(mhk_context *ctx, struct mhk__pass *p);
+  /* numbers a row of activations inside the layer, which pass carves as up to MHK__WIDE_PARTS
+     aligned parts */
+  mhk_index (*row)(const mhk_config *c, int layer);
+  /* numbers of work memory of a task in pass */
+  mhk_index (*work)(const mhk_session *s, int layer);
+} mhk__session_mixer;
+static mhk__session_mixer mhk__session_mixer_of(int kind); /* behind its functions */
+
 enum { MHK__WIDE_PARTS = 13 };
-static mhk_index mhk__wide_row(const mhk_config *c, int layer) {
-  const int kind = c->mixer[layer];
+static mhk_index mhk__attention_row(const mhk_config *c, int layer) {
+  (void)layer;
+  return 2 * (mhk_index)c->head_dim * (c->n_head + c->n_kv_head);
+}
+static mhk_index mhk__own_row(const mhk_config *c, int layer) {
+  (void)layer;
+  return c->d_model;
+}
+static mhk_index mhk__state_space_row(const mhk_config *c, int layer) {
   const mhk__head_kinds heads = mhk__head_kinds_of(c, layer);
-  if (kind == MHK_MIXER_ATTENTION) return 2 * (mhk_index)c->head_dim * (c->n_head + c->n_kv_head);
-  if (kind == MHK_MIXER_OWN) return c->d_model;
   return 4 * mhk__d_inner(c) + mhk__d_inner(c) + 4 * (mhk_index)c->ssm_groups * c->d_state +
          2 * (mhk_index)c->ssm_heads + 2 * heads.kept * (c->d_state + c->ssm_head_dim) +
          (c->gates ? 2 * (mhk_index)c->ssm_heads : 0) + (heads.windowed ? c->ssm_heads : 0);
@@ -18347,23 +18460,27 @@ static mhk_index mhk__cached_work(const mhk_session *s, mhk_index heads, mhk_ind
   return s->rows > 4 ? mhk__max(step, mhk__attention_work(s->cache_rows, N, P)) : step;
 }
 
-/* numbers of work memory for the kernel of a head over a span */
-static mhk_index mhk__span_heads_work(const mhk_session *s) {
+static mhk_index mhk__attention_task_work(const mhk_session *s, int layer) {
   const mhk_config *c = &s->model->config;
-  const mhk_index N = c->d_state, P = c->ssm_head_dim;
-  mhk_index most = 1;
-  if (s->attention_layers) most = mhk__cached_work(s, c->n_head, c->head_dim, c->head_dim);
-  if (s->state_layers && s->rows > MHK__STEPS) most = mhk__max(most, mhk__ssd_work(MHK__SSD_CHUNK, N, P, 1));
-  for (int l = 0; l < c->n_layer; l++) {
-    const mhk__head_kinds heads = mhk__head_kinds_of(c, l);
-    if (heads.kept) most = mhk__max(most, mhk__cached_work(s, c->ssm_heads, N, P));
-    if (!heads.windowed && !(c->gates && c->mixer[l] == MHK_MIXER_DISCRETE_MAMBA2)) continue;
-    const mhk_index w = mhk__longest_window(c, l);
-    most = mhk__max(most, mhk__head_step_work(w, N, P));
-    if (s->chunk > MHK__STEPS) most = mhk__max(most, mhk__head_chunk_work(w, s->chunk, N, P));
-  }
-  if (mhk__config_uses(c, MHK_MIXER_OWN) && c->own->work) most = mhk__max(most, c->own->work(c));
-  return most;
+  (void)layer;
+  return mhk__cached_work(s, c->n_head, c->head_dim, c->head_dim);
+}
+
+static mhk_index mhk__state_space_task_work(const mhk_session *s, int layer) {
+  const mhk_config *c = &s->model->config;
+  const mhk_index N = c->d_state, P = c->ssm_head_dim, w = mhk__longest_window(c, layer);
+  const mhk__head_kinds heads = mhk__head_kinds_of(c, layer);
+  mhk_index most = s->rows > MHK__STEPS ? mhk__ssd_work(MHK__SSD_CHUNK, N, P, 1) : 1;
+  if (heads.kept) most = mhk__max(most, mhk__cached_work(s, c->ssm_heads, N, P));
+  if (!heads.windowed && !c->gates) return most;
+  most = mhk__max(most, mhk__head_step_work(w, N, P));
+  return s->chunk > MHK__STEPS ? mhk__max(most, mhk__head_chunk_work(w, s->chunk, N, P)) : most;
+}
+
+static mhk_index mhk__own_task_work(const mhk_session *s, int layer) {
+  const mhk_config *c = &s->model->config;
+  (void)layer;
+  return c->own->work ? c->own->work(c) : 1;
 }
 
 /* Returns whether two matrices have the same shape and are stored alike. */
@@ -18530,7 +18647,7 @@ static int mhk__session_plan_numbers(mhk_session *s) {
   mhk_index wide = c->d_mlp, w = 0;
   double state = 0;
   for (int l = 0; l < c->n_layer; l++) {
-    wide = mhk__max(wide, mhk__wide_row(c, l));
+    wide = mhk__max(wide, mhk__session_mixer_of(c->mixer[l]).row(c, l));
     w = mhk__max(w, mhk__longest_window(c, l));
     state += mhk__layer_state(c, l);
   }
@@ -18545,7 +18662,9 @@ static int mhk__session_plan_numbers(mhk_session *s) {
       !(work * (double)sizeof(mhk_real) * s->workers < (double)(PTRDIFF_MAX / 2)) ||
       !((double)s->rows * (double)wide < (double)(PTRDIFF_MAX / 64)))
     return 0;
-  s->span_work = mhk__span_heads_work(s);
+  s->span_work = 1;
+  for (int l = 0; l < c->n_layer; l++)
+    s->span_work = mhk__max(s->span_work, mhk__session_mixer_of(c->mixer[l]).work(s, l));
   return 1;
 }
 
@@ -19358,6 +19477,32 @@ static void mhk__own_task(void *arg, mhk_index task, int worker) {
   }
 }
 
+static void mhk__pass_own(mhk_context *ctx, mhk__pass *p) {
+  const mhk_index D = p->s->model->config.d_model;
+  mhk__run(ctx, p, p->spans, 1, p->s->span_work, (double)(p->rows * D) * (double)D, mhk__own_task);
+}
+
+static mhk__session_mixer mhk__session_mixer_of(int kind) {
+  mhk__session_mixer x;
+  switch (kind) {
+    case MHK_MIXER_ATTENTION:
+      x.pass = mhk__pass_attention;
+      x.row = mhk__attention_row;
+      x.work = mhk__attention_task_work;
+      break;
+    case MHK_MIXER_OWN:
+      x.pass = mhk__pass_own;
+      x.row = mhk__own_row;
+      x.work = mhk__own_task_work;
+      break;
+    default:
+      x.pass = mhk__pass_scan;
+      x.row = mhk__state_space_row;
+      x.work = mhk__state_space_task_work;
+  }
+  return x;
+}
+
 /* Runs all layers over the rows of the first spans; then s->x holds the residual. Updates states
    and caches, but not the positions. */
 static void mhk__pass_layers(mhk_session *s, mhk_index spans, mhk_index rows) {
@@ -19379,12 +19524,7 @@ static void mhk__pass_layers(mhk_session *s, mhk_index spans, mhk_index rows) {
     p.layer = y;
     p.prepared = s->layers + l;
     mhk__pass_norm(ctx, &p, s->x, y->norm_w, y->norm_b, s->u);
-    if (y->kind == MHK_MIXER_ATTENTION)
-      mhk__pass_attention(ctx, &p);
-    else if (y->kind == MHK_MIXER_OWN)
-      mhk__run(ctx, &p, spans, 1, s->span_work, (double)(rows * D) * (double)D, mhk__own_task);
-    else
-      mhk__pass_scan(ctx, &p);
+    mhk__session_mixer_of(y->kind).pass(ctx, &p);
     if (y->fc1_w) {
       mhk__apply(ctx, rows, s->u, y->fc1_w, y->fc1_b, 1, NULL, s->wide);
       mhk__apply(ctx, rows, s->wide, y->fc2_w, y->fc2_b, 0, s->y, s->x);
@@ -21006,7 +21146,7 @@ static double mhk__orient_layer(mhk__stage_run *run, int l, mhk_tensor *x, mhk_t
     mhk_forward_desc plain;
     memset(&plain, 0, sizeof plain);
     plain.doc = run->doc;
-    *next = mhk__teacher_mlp(run, l, u, mhk__mixer_output(tape, teacher, l, &attention, &plain, x));
+    *next = mhk__teacher_mlp(run, l, u, mhk__attention_output(tape, teacher, l, &attention, &plain, x));
   }
   return loss;
 }
