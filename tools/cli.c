@@ -854,7 +854,7 @@ int cli_read(const char *path, cli_content *c) {
   return CLI_FAILED;
 }
 
-static size_t put_utf8(char *out, unsigned long c) {
+size_t cli_put_utf8(char *out, unsigned long c) {
   const int more = c < 0x80 ? 0 : c < 0x800 ? 1 : c < 0x10000 ? 2 : 3;
   int i;
   out[0] = (char)(more == 0 ? c : (0xFF00ul >> (more + 1) & 0xFF) | c >> 6 * more);
@@ -894,7 +894,7 @@ int cli_to_utf8(cli_content *c, int encoding, const char *name) {
         bad++;
       }
     }
-    if (cli_add(&out, text, put_utf8(text, x)) != CLI_GO) {
+    if (cli_add(&out, text, cli_put_utf8(text, x)) != CLI_GO) {
       free(out.text);
       return CLI_FAILED;
     }

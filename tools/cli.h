@@ -163,6 +163,7 @@ enum { CLI_UTF8, CLI_LATIN1, CLI_UTF16 };
 int cli_is_stream(const char *path);              /* a pipe, or - for standard input */
 int cli_read(const char *path, cli_content *c);   /* the same */
 int cli_to_utf8(cli_content *c, int encoding, const char *name); /* the same */
+size_t cli_put_utf8(char *out, unsigned long c); /* the bytes (4 at most) of a character; returns how many */
 void cli_catch_signals(void); /* from now on Ctrl-C only sets cli_stopped(); a second one ends the program */
 int cli_stopped(void);
 

@@ -1,27 +1,33 @@
 /* mohawk eval: how well a model predicts text, and how close it is to its teacher. */
 #include "probes.h"
 #include "run.h"
+#include "tasks.h"
 #include <math.h>
 #include <string.h>
 
 typedef struct settings {
-  const char *model, *teacher;
-  cli_files text;
-  mhk_index length, windows, max_document;
-  int threads, json, encoding, probes, seed, without;
+  const char *teacher, *delimiter, *rows;
+  cli_files models, text, tasks;
+  mhk_index length, windows, max_document, limit, batch;
+  int threads, json, encoding, probes, seed, without, start;
 } settings;
 
-static const settings defaults = {.length = 256, .seed = 1};
+static const settings defaults = {.seed = 1, .batch = 16};
 
 static const cli_option options[] = {
-    {"model", "PATH", CLI_TEXT, CLI_AT(model), 1, 0,
-     "the model to evaluate: a folder or a .safetensors file (required)"},
-    {"text", "FILE...", CLI_FILES, CLI_AT(text), 1, 0,
-     "text to evaluate on, - for standard input; <|endoftext|> separates documents (required)"},
+    {"model", "PATH...", CLI_FILES, CLI_AT(models), 1, 0,
+     "the model to evaluate, a folder or a .safetensors file; with --task, one or more of them (required)"},
+    {"length", "N", CLI_COUNT, CLI_AT(length), 2, 1e7,
+     "tokens per window (default 256); with --task, the most tokens that a model sees (default: its own limit)"},
+    {"threads", "N", CLI_INT, CLI_AT(threads), 1, 4096, "number of threads (default: one per core)"},
+    CLI_STRICT,
+    {"json", NULL, CLI_FLAG, CLI_AT(json), 0, 0, "print one JSON object instead of text"},
+    {NULL, NULL, CLI_HEADING, 0, 0, 0, "on text"},
+    {"text", "FILE...", CLI_FILES, CLI_AT(text), 0, 0,
+     "text to evaluate on, - for standard input; <|endoftext|> separates documents"},
     CLI_ENCODING(CLI_AT(encoding)),
     {"teacher", "PATH", CLI_TEXT, CLI_AT(teacher), 0, 0,
      "compare with this model: KL(teacher, model) and how often the next tokens agree"},
-    {"length", "N", CLI_COUNT, CLI_AT(length), 2, 1e7, "tokens per window (default 256)"},
     {"windows", "N", CLI_COUNT, CLI_AT(windows), 0, 1e12,
      "number of windows from the start of the text; 0: all (default 0)"},
     {"max-document", "BYTES", CLI_COUNT, CLI_AT(max_document), 0, 1e15,
@@ -34,15 +40,39 @@ static const cli_option options[] = {
      "passage, recall the value of a key, find a pair at a depth of a text of --length tokens; with --teacher, let "
      "both"},
     {"seed", "N", CLI_INT, CLI_AT(seed), 1, 2e9, "seed of the probes (default 1)"},
-    {"threads", "N", CLI_INT, CLI_AT(threads), 1, 4096, "number of threads (default: one per core)"},
-    CLI_STRICT,
-    {"json", NULL, CLI_FLAG, CLI_AT(json), 0, 0, "print one JSON object instead of text"},
+    {NULL, NULL, CLI_HEADING, 0, 0, 0, "on tasks, by log-likelihood, counted as lm-evaluation-harness does"},
+    {"task", "FILE...", CLI_FILES, CLI_AT(tasks), 0, 0,
+     "JSONL files, - for standard input, each with rows of one form: context and continuation (right: greedy decoding "
+     "gives exactly the continuation), query, choices and gold (right: the likeliest choice is number gold; acc_norm "
+     "divides log-likelihoods by the characters of the choice), or context_options, continuation and gold (right: "
+     "the continuation is likeliest after context number gold)"},
+    {"delimiter", "TEXT", CLI_TEXT, CLI_AT(delimiter), 0, 0,
+     "what stands between context and continuation, with \\n, \\t and \\\\ (default: a space, unless one stands "
+     "there); for example '\\nAnswer: '"},
+    {"limit", "N", CLI_COUNT, CLI_AT(limit), 0, 1e12, "rows of each file, from its start; 0: all (default 0)"},
+    {"batch", "N", CLI_COUNT, CLI_AT(batch), 1, 4096, "sequences that are scored together (default 16)"},
+    {"start-token", NULL, CLI_FLAG, CLI_AT(start), 0, 0,
+     "put the token that starts a text before each context; otherwise it stands only for an empty one"},
+    {"rows", "FILE", CLI_TEXT, CLI_AT(rows), 0, 0, "write the log-likelihoods of every row, one JSON object a line"},
 };
 
 static const char *const parts[] = {"nothing", "state", "window"}; /* as mhk_without */
 
 static int check(void *user) {
-  const settings *s = (const settings *)user;
+  settings *s = (settings *)user;
+  const char *wrong = s->teacher ? "--teacher" : s->probes ? "--probes" : s->without ? "--without" : "--windows";
+  if (s->tasks.n == 0 && s->text.n == 0) return cli_missing(&command_eval, "--text FILE... or --task FILE...");
+  if (s->tasks.n > 0) {
+    if (s->text.n == 0 && !s->teacher && !s->probes && !s->without && !s->windows) return CLI_GO;
+    if (s->text.n > 0) cli_error("--text and --task exclude each other");
+    else cli_error("%s belongs to --text: it means nothing with --task", wrong);
+    return CLI_USAGE;
+  }
+  if (s->models.n > 1) {
+    cli_error("--text is evaluated with one --model, not with %d", s->models.n);
+    return CLI_USAGE;
+  }
+  if (s->length == 0) s->length = 256;
   if (!s->probes || (s->length >= 40 && !s->without)) return CLI_GO;
   cli_error(s->without ? "--probes asks the whole model: it cannot be limited by --without"
                        : "--probes needs windows that a passage fits into: --length 40 or more");
@@ -115,9 +145,9 @@ static void json_probes(cli_json *j, const char *key, const probe_score *scores)
 }
 
 /* from the models to the printed figures */
-static int evaluate(mhk_context *ctx, void *user) {
-  const settings *s = (const settings *)user;
-  mhk_model *m = cli_load(ctx, s->model), *teacher = s->teacher ? cli_load(ctx, s->teacher) : NULL;
+static int evaluate_text(mhk_context *ctx, const settings *s) {
+  const char *path = s->models.path[0];
+  mhk_model *m = cli_load(ctx, path), *teacher = s->teacher ? cli_load(ctx, s->teacher) : NULL;
   mhk_evaluate_desc measured = {.teacher = teacher, .length = s->length, .windows = s->windows,
                                 .without = (mhk_without)s->without};
   probe_source source = {.length = s->length, .seed = (uint64_t)s->seed};
@@ -125,15 +155,13 @@ static int evaluate(mhk_context *ctx, void *user) {
   mhk_corpus_desc desc;
   mhk_evaluation e;
   double teacher_bytes;
-  cli_quiet(s->json);
-  cli_catch_signals();
   if (mhk_failed(ctx)) return cli_context_error(ctx);
   memset(&desc, 0, sizeof desc);
   desc.n_files = s->text.n;
   desc.files = s->text.path;
   desc.max_document = (size_t)s->max_document;
   measured.corpus = run_load_text(ctx, m, teacher, &desc, s->encoding);
-  if (!measured.corpus || run_evaluate(ctx, m, &measured, s->model, &e) != CLI_GO) return CLI_FAILED;
+  if (!measured.corpus || run_evaluate(ctx, m, &measured, path, &e) != CLI_GO) return CLI_FAILED;
   source.tokenizer = mhk_model_tokenizer(m) ? mhk_model_tokenizer(m) : mhk_model_tokenizer(teacher);
   source.text = measured.corpus;
   if (s->probes && (probe_run(ctx, m, &source, "model", scores) != CLI_GO ||
@@ -144,7 +172,7 @@ static int evaluate(mhk_context *ctx, void *user) {
     cli_json j;
     json_start(&j, stdout, 0);
     json_open(&j, NULL, '{');
-    json_text(&j, "model", s->model);
+    json_text(&j, "model", path);
     if (s->teacher) json_text(&j, "teacher", s->teacher);
     run_json_evaluation(&j, &e, s->teacher != NULL);
     if (s->teacher) json_count(&j, "teacher_state_bytes", teacher_bytes);
@@ -161,13 +189,23 @@ static int evaluate(mhk_context *ctx, void *user) {
   return CLI_OK;
 }
 
+static int evaluate(mhk_context *ctx, void *user) {
+  const settings *s = (const settings *)user;
+  const task_desc d = {.models = &s->models, .tasks = &s->tasks, .delimiter = s->delimiter, .rows = s->rows,
+                       .limit = s->limit, .length = s->length, .batch = s->batch, .start = s->start, .json = s->json};
+  cli_quiet(s->json);
+  cli_catch_signals();
+  return s->tasks.n > 0 ? task_run(ctx, &d) : evaluate_text(ctx, s);
+}
+
 const cli_command command_eval = {
     .name = "eval",
-    .summary = "measure cross-entropy, perplexity, agreement and KL on text",
-    .synopsis = "--model PATH --text FILE... [options]",
+    .summary = "measure cross-entropy, perplexity, agreement and KL on text, or accuracy on tasks",
+    .synopsis = "--model PATH --text FILE... [options]\n       mohawk eval --model PATH... --task FILE... [options]",
     .about = "Measures cross-entropy and perplexity on text, and with --teacher the distance from the teacher, each "
              "with its standard error over windows, also by position in a window, and beside the bytes of state that "
-             "the model keeps.",
+             "the model keeps. With --task, measures accuracy on tasks with its standard error over rows, for one or "
+             "more models in one table.",
     .example = "mohawk eval --model run1/student --teacher phi-1_5/ --text heldout.txt",
     CLI_OPTIONS(options),
     CLI_SETTINGS(defaults),
