@@ -337,39 +337,6 @@ static int fill(distillation *d) {
   return fill_student(d, &desc->student_desc);
 }
 
-/* One change after the other that makes a run smaller, those first that change the result least;
-   appends the options of those that help to `options`. Returns what the run then needs. */
-static double smaller_run(mhk_distill_desc d, double have, char *options, size_t room) {
-  enum { LAYERS, RECOMPUTE, BATCH, LENGTH, MIXERS, WAYS };
-  double need = mhk_distill_bytes(&d);
-  int way;
-  for (way = 0; way < WAYS && need > have; way++) {
-    mhk_distill_desc changed = d;
-    char option[64];
-    double less;
-    changed.update_tokens = 0;
-    snprintf(option, sizeof option, " --one-layer-at-a-time");
-    if (way == LAYERS && (d.stages[0].clip > 0 || d.stages[1].clip > 0)) continue;
-    if (way == LAYERS) changed.layer_by_layer = 1;
-    if (way == RECOMPUTE) changed.recompute = 1, snprintf(option, sizeof option, " --recompute");
-    if (way == BATCH) {
-      while (changed.batch > 1 && mhk_distill_bytes(&changed) > have) changed.batch /= 2;
-      snprintf(option, sizeof option, " --batch %lld", (long long)changed.batch);
-    }
-    if (way == LENGTH) {
-      while (changed.length > 32 && mhk_distill_bytes(&changed) > have) changed.length /= 2;
-      snprintf(option, sizeof option, " --length %lld", (long long)changed.length);
-    }
-    if (way == MIXERS) changed.stages[2].trains = MHK_TRAIN_MIXERS, snprintf(option, sizeof option, " --train mixers");
-    less = mhk_distill_bytes(&changed);
-    if (less >= need) continue;
-    d = changed;
-    need = less;
-    snprintf(options + strlen(options), room - strlen(options), "%s", option);
-  }
-  return need;
-}
-
 /* Says what --one-layer-at-a-time needs on the disk; refuses when there is less. */
 static int check_disk(const distillation *d) {
   const double files = mhk_distill_stream_bytes(&d->r.desc), disk = cli_disk_free(d->s->out);
@@ -387,46 +354,13 @@ static int check_disk(const distillation *d) {
 
 /* Says what the run needs; refuses, with the remedy, when the machine has less. */
 static int check_memory(const distillation *d) {
-  const double need = mhk_distill_bytes(&d->r.desc), have = cli_memory_free();
-  char options[256] = "";
-  double less;
-  cli_buffer a, b, c;
-  if (mhk_failed(d->ctx)) return cli_context_error(d->ctx);
-  if (check_disk(d) != CLI_GO) return CLI_FAILED;
-  if (have <= 0 || need <= have || d->s->force) {
-    cli_note("%s needs up to %s of memory; %s free here", d->s->out, cli_bytes(need, &a),
-             have > 0 ? cli_bytes(have, &b) : "an unknown amount");
-    return CLI_GO;
-  }
-  less = smaller_run(mhk_distill_defaults(&d->r.desc), have, options, sizeof options);
-  if (less <= have)
-    return cli_error("%s needs %s of memory, but %s are free: try%s (%s)", d->s->out, cli_bytes(need, &a),
-                     cli_bytes(have, &b), options, cli_bytes(less, &c));
-  return cli_error("%s needs %s of memory, but %s are free; with%s it still needs %s", d->s->out, cli_bytes(need, &a),
-                   cli_bytes(have, &b), options, cli_bytes(less, &c));
-}
-
-static void print_cost(const distillation *d, int stage, const dry_cost *c) {
-  const double tokens = (double)(c->updates * mhk_distill_defaults(&d->r.desc).update_tokens);
-  cli_buffer memory, count, speed, time;
-  if (d->s->json) {
-    cli_json j = d->json;
-    json_open(&j, NULL, '{');
-    json_text(&j, "event", "dry_run");
-    json_count(&j, "stage", stage);
-    json_real(&j, "memory_bytes", c->bytes);
-    json_count(&j, "tokens", tokens);
-    json_real(&j, "seconds", c->seconds);
-    json_close(&j);
-  } else
-    printf("stage %d   %s of memory, %s tokens at %s tokens/s in %s\n", stage, cli_bytes(c->bytes, &memory),
-           cli_count(tokens, &count), cli_count(tokens / c->seconds, &speed), cli_time(c->seconds, &time));
+  return check_disk(d) == CLI_GO ? run_check_memory(d->ctx, &d->r.desc, d->s->force) : CLI_FAILED;
 }
 
 /* Measures what the run will take, and says what to change where that is more than there is. */
 static int dry_run(distillation *d) {
   const double have = cli_memory_free();
-  char path[1024], options[256] = "";
+  char path[1024], stage[16], options[256] = "";
   dry_cost cost[3];
   cli_buffer a, b;
   double need = 0;
@@ -434,7 +368,6 @@ static int dry_run(distillation *d) {
   if (check_disk(d) != CLI_GO || cli_join(path, sizeof path, d->s->out, "dry-run") != CLI_GO ||
       cli_make_folders(path) != CLI_GO)
     return CLI_FAILED;
-  if (d->s->json) json_start(&d->json, stdout, 0);
   code = dry_measure(&d->r.desc, mhk_threads(d->ctx), path, cost);
   remove(path);
   remove(d->s->out); /* stays unless it is empty */
@@ -442,11 +375,12 @@ static int dry_run(distillation *d) {
   for (i = 0; i < 3; i++) {
     if (cost[i].updates == 0) continue;
     cost[i].bytes += (double)mhk_memory_in_use(d->ctx); /* of the teacher: what is not mapped */
-    print_cost(d, i + 1, &cost[i]);
+    snprintf(stage, sizeof stage, "stage %d", i + 1);
+    dry_print(stage, i + 1, &cost[i], (double)mhk_distill_defaults(&d->r.desc).update_tokens, d->s->json);
     need = cost[i].bytes > need ? cost[i].bytes : need;
   }
   if (have <= 0 || need <= have) return CLI_OK;
-  smaller_run(mhk_distill_defaults(&d->r.desc), have, options, sizeof options);
+  run_smaller(mhk_distill_defaults(&d->r.desc), have, options, sizeof options);
   return cli_error("%s needs %s of memory, but %s are free: try%s", d->s->out, cli_bytes(need, &a), cli_bytes(have, &b),
                    options[0] ? options : " a smaller teacher");
 }
@@ -541,34 +475,6 @@ static run_result after_stage(void *user, int stage, mhk_model *student) {
   return cli_stopped() ? RUN_STOPPED : RUN_FAILED;
 }
 
-static void say_resume(const distillation *d) {
-  cli_say_resume(d->s->out);
-  if (d->s->json) {
-    cli_json j = d->json;
-    json_open(&j, NULL, '{');
-    json_text(&j, "event", "stopped");
-    json_text(&j, "out", d->s->out);
-    json_close(&j);
-  }
-}
-
-static int save(distillation *d, mhk_model *student) {
-  static const mhk_dtype types[] = {MHK_F32, MHK_F16, MHK_BF16};
-  char path[1024];
-  if (cli_join(path, sizeof path, d->s->out, "student") != CLI_GO) return CLI_FAILED;
-  if (mhk_save(student, path, types[d->s->dtype]) != MHK_OK) return cli_context_error(d->ctx);
-  if (d->s->json) {
-    json_open(&d->json, NULL, '{');
-    json_text(&d->json, "event", "saved");
-    json_text(&d->json, "path", path);
-    json_real(&d->json, "memory_peak_bytes", (double)mhk_memory_peak(d->ctx));
-    json_close(&d->json);
-  } else {
-    printf("saved     %s (safetensors, config.json, tokenizer.json)\n", path);
-  }
-  return CLI_OK;
-}
-
 /* from the last update to the saved student */
 static int finish(distillation *d, mhk_model *student) {
   const mhk_stage_desc *stages = d->r.desc.stages;
@@ -579,7 +485,7 @@ static int finish(distillation *d, mhk_model *student) {
     if (!d->eval_text) return CLI_FAILED;
   }
   if (!d->s->no_eval && !d->measured[last] && measure(d, last, student) != CLI_GO) return CLI_FAILED;
-  return save(d, student);
+  return run_save(d->ctx, student, d->s->out, "student", d->s->dtype, d->s->json ? &d->json : NULL);
 }
 
 static void json_begin(distillation *d) {
@@ -610,7 +516,7 @@ static int train(distillation *d) {
   if (check_memory(d) != CLI_GO || cli_make_folders(s->out) != CLI_GO) return CLI_FAILED;
   cli_catch_signals();
   if (load_text(d) != CLI_GO) {
-    if (cli_stopped()) say_resume(d);
+    if (cli_stopped()) run_say_stopped(d->s->out, d->s->json ? &d->json : NULL);
     return CLI_FAILED;
   }
   if (choose(d) != CLI_GO) return CLI_FAILED;
@@ -621,7 +527,7 @@ static int train(distillation *d) {
   result = run_distill(d->ctx, &d->r, &trainer);
   if (result == RUN_FAILED) return CLI_FAILED;
   code = result == RUN_DONE ? finish(d, mhk_student(trainer)) : CLI_FAILED;
-  if (code != CLI_OK && cli_stopped()) say_resume(d);
+  if (code != CLI_OK && cli_stopped()) run_say_stopped(d->s->out, d->s->json ? &d->json : NULL);
   return code;
 }
 

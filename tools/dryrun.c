@@ -164,3 +164,21 @@ int dry_measure(const mhk_distill_desc *run, int threads, const char *folder, dr
   extend(cost, kept, more, one);
   return CLI_GO;
 }
+
+void dry_print(const char *name, int stage, const dry_cost *c, double update_tokens, int json) {
+  const double tokens = (double)c->updates * update_tokens;
+  cli_buffer memory, count, speed, time;
+  if (json) {
+    cli_json j;
+    json_start(&j, stdout, 0);
+    json_open(&j, NULL, '{');
+    json_text(&j, "event", "dry_run");
+    json_count(&j, "stage", stage);
+    json_real(&j, "memory_bytes", c->bytes);
+    json_count(&j, "tokens", tokens);
+    json_real(&j, "seconds", c->seconds);
+    json_close(&j);
+  } else
+    printf("%s   %s of memory, %s tokens at %s tokens/s in %s\n", name, cli_bytes(c->bytes, &memory),
+           cli_count(tokens, &count), cli_count(tokens / c->seconds, &speed), cli_time(c->seconds, &time));
+}

@@ -12,4 +12,6 @@ typedef struct dry_cost {
 /* Measures the stages of a run with a few updates in contexts of its own. `folder` exists and
    receives a file for as long as this takes. Returns CLI_GO, or CLI_FAILED after a message. */
 int dry_measure(const mhk_distill_desc *run, int threads, const char *folder, dry_cost cost[3]);
+/* Says what one stage will need, name before it, as a line of text or of JSON. */
+void dry_print(const char *name, int stage, const dry_cost *cost, double update_tokens, int json);
 #endif

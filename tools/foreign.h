@@ -57,5 +57,8 @@ int vocabulary_find(const char *path, char *file, size_t room);
 /* It as a tokenizer.json (malloc), with its tokenizer_config.json as config; NULL after an error.
    What is wrong in it mhk_tokenizer_create() will say. */
 char *vocabulary_text(mhk_context *ctx, const char *file, mhk_tokenizer_desc *desc, foreign_bytes *config);
+/* A vocab.json and a merges.txt in memory as a tokenizer.json (malloc, with a 0 behind it); NULL
+   when memory is out. */
+char *vocabulary_join(const foreign_bytes *vocabulary, const foreign_bytes *merges, size_t *length);
 
 #endif

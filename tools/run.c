@@ -126,36 +126,49 @@ mhk_corpus *run_sampled_text(mhk_context *ctx, mhk_model *teacher, const char *p
   return text;
 }
 
+int run_read_texts(run_texts *t, int n, const char *const *files, int encoding, int all) {
+  int i, good = 1;
+  memset(t, 0, sizeof *t);
+  t->n = n;
+  for (i = 0; good && i < n; i++) {
+    if (all || encoding != CLI_UTF8 || cli_is_stream(files[i]))
+      good = cli_read(files[i], &t->read[i]) == CLI_GO && cli_to_utf8(&t->read[i], encoding, files[i]) == CLI_GO;
+    t->text[i] = t->read[i].text;
+    t->length[i] = t->read[i].n;
+  }
+  return good ? CLI_GO : CLI_FAILED;
+}
+
+void run_free_texts(run_texts *t) {
+  int i;
+  for (i = 0; i < t->n; i++) free(t->read[i].text);
+}
+
+mhk_corpus *run_encode_texts(mhk_context *ctx, mhk_tokenizer *k, const run_texts *t, const mhk_corpus_desc *desc) {
+  mhk_corpus_desc d = *desc;
+  mhk_corpus *text;
+  d.texts = t->text;
+  d.lengths = t->length;
+  text = mhk_corpus_load(ctx, k, &d);
+  if (text) return text;
+  cli_context_error(ctx);
+  if (strstr(mhk_message(ctx), "looks like UTF-16")) cli_error("use --encoding utf16");
+  if (strstr(mhk_message(ctx), "may be Latin-1")) cli_error("use --encoding latin1");
+  return NULL;
+}
+
 mhk_corpus *run_load_text(mhk_context *ctx, mhk_model *model, mhk_model *other_model, const mhk_corpus_desc *desc,
                         int encoding) {
   mhk_tokenizer *k = mhk_model_tokenizer(model);
-  mhk_corpus_desc d = *desc;
-  cli_content read[CLI_MAX_LIST];
-  const char *texts[CLI_MAX_LIST];
-  size_t lengths[CLI_MAX_LIST];
   mhk_corpus *text = NULL;
-  int i, good = 1;
+  run_texts t;
   if (!k && other_model) k = mhk_model_tokenizer(other_model);
   if (!k) {
     cli_no_tokenizer(model, "the model");
     return NULL;
   }
-  memset(read, 0, sizeof read);
-  for (i = 0; good && i < d.n_files; i++) {
-    if (encoding != CLI_UTF8 || cli_is_stream(d.files[i]))
-      good = cli_read(d.files[i], &read[i]) == CLI_GO && cli_to_utf8(&read[i], encoding, d.files[i]) == CLI_GO;
-    texts[i] = read[i].text;
-    lengths[i] = read[i].n;
-  }
-  d.texts = texts;
-  d.lengths = lengths;
-  if (good) text = mhk_corpus_load(ctx, k, &d);
-  for (i = 0; i < d.n_files; i++) free(read[i].text);
-  if (good && !text) {
-    cli_context_error(ctx);
-    if (strstr(mhk_message(ctx), "looks like UTF-16")) cli_error("use --encoding utf16");
-    if (strstr(mhk_message(ctx), "may be Latin-1")) cli_error("use --encoding latin1");
-  }
+  if (run_read_texts(&t, desc->n_files, desc->files, encoding, 0) == CLI_GO) text = run_encode_texts(ctx, k, &t, desc);
+  run_free_texts(&t);
   return text;
 }
 
@@ -226,17 +239,19 @@ static double mean_relative(const mhk_progress_info *info, const mhk_config *c) 
   return n ? sum / n : NAN;
 }
 
-static void show_progress(cli_progress *line, const mhk_progress_info *info, double relative, int last) {
+static void show_progress(cli_progress *line, const mhk_progress_info *info, double relative, int taught,
+                          int last) {
   static const char *const names[] = {"", "matrices", "hidden states", "predictions"};
   static const char *const losses[] = {"", "||dM||", "||dX||", "loss"};
   cli_buffer bar, speed, left;
-  char closeness[48] = "";
+  char closeness[48] = "", stage[16] = "training";
   double share = info->steps > 0 ? (double)info->step / (double)info->steps : 1;
   if (!cli_progress_due(line, last)) return;
   if (!isnan(relative)) snprintf(closeness, sizeof closeness, "   relative %.3f", relative);
-  cli_progress_show(line, last, "stage %d   %-18s %s  %3.0f %%   %s %-6.4g%s   %s tokens/s   %s %s", info->stage,
-                    names[info->stage], cli_bar(share, &bar), 100 * share, losses[info->stage], info->loss_average,
-                    closeness, cli_count(info->tokens_per_second, &speed),
+  if (taught) snprintf(stage, sizeof stage, "stage %d", info->stage);
+  cli_progress_show(line, last, "%s   %-18s %s  %3.0f %%   %s %-6.4g%s   %s tokens/s   %s %s", stage,
+                    taught ? names[info->stage] : "next token", cli_bar(share, &bar), 100 * share, losses[info->stage],
+                    info->loss_average, closeness, cli_count(info->tokens_per_second, &speed),
                     cli_time(last ? info->seconds : info->seconds_left, &left), last ? "in all" : "left");
 }
 
@@ -280,7 +295,7 @@ static void report(reporter *p, const run *r, mhk_trainer *tr, const mhk_progres
     write_point(p->log, &point);
     fflush(p->log); /* a checkpoint may follow at any time */
   }
-  show_progress(&p->line, info, relative, last);
+  show_progress(&p->line, info, relative, r->desc.teacher != NULL, last);
   if (r->json && (last || cli_clock() - p->json_shown >= 1)) {
     json_progress(r->json, info, relative);
     p->json_shown = cli_clock();
@@ -338,6 +353,83 @@ run_result run_distill(mhk_context *ctx, const run *r, mhk_trainer **trainer) {
   if (p.log && (ferror(p.log) | fclose(p.log)) != 0)
     cli_warning("%s/log.csv is incomplete: %s", r->desc.out, strerror(errno));
   return result;
+}
+
+double run_smaller(mhk_distill_desc d, double have, char *options, size_t room) {
+  enum { LAYERS, RECOMPUTE, BATCH, LENGTH, MIXERS, WAYS };
+  double need = mhk_distill_bytes(&d);
+  int way;
+  for (way = 0; way < WAYS && need > have; way++) {
+    mhk_distill_desc changed = d;
+    char option[64];
+    double less;
+    changed.update_tokens = 0;
+    snprintf(option, sizeof option, " --one-layer-at-a-time");
+    if (way == MIXERS && !d.teacher) continue;
+    if (way == LAYERS && (d.stages[0].clip > 0 || d.stages[1].clip > 0)) continue;
+    if (way == LAYERS) changed.layer_by_layer = 1;
+    if (way == RECOMPUTE) changed.recompute = 1, snprintf(option, sizeof option, " --recompute");
+    if (way == BATCH) {
+      while (changed.batch > 1 && mhk_distill_bytes(&changed) > have) changed.batch /= 2;
+      snprintf(option, sizeof option, " --batch %lld", (long long)changed.batch);
+    }
+    if (way == LENGTH) {
+      while (changed.length > 32 && mhk_distill_bytes(&changed) > have) changed.length /= 2;
+      snprintf(option, sizeof option, " --length %lld", (long long)changed.length);
+    }
+    if (way == MIXERS) changed.stages[2].trains = MHK_TRAIN_MIXERS, snprintf(option, sizeof option, " --train mixers");
+    less = mhk_distill_bytes(&changed);
+    if (less >= need) continue;
+    d = changed;
+    need = less;
+    snprintf(options + strlen(options), room - strlen(options), "%s", option);
+  }
+  return need;
+}
+
+int run_check_memory(mhk_context *ctx, const mhk_distill_desc *desc, int force) {
+  const double need = mhk_distill_bytes(desc), have = cli_memory_free();
+  char options[256] = "";
+  double less;
+  cli_buffer a, b, c;
+  if (mhk_failed(ctx)) return cli_context_error(ctx);
+  if (have <= 0 || need <= have || force) {
+    cli_note("%s needs up to %s of memory; %s free here", desc->out, cli_bytes(need, &a),
+             have > 0 ? cli_bytes(have, &b) : "an unknown amount");
+    return CLI_GO;
+  }
+  less = run_smaller(mhk_distill_defaults(desc), have, options, sizeof options);
+  if (less <= have)
+    return cli_error("%s needs %s of memory, but %s are free: try%s (%s)", desc->out, cli_bytes(need, &a),
+                     cli_bytes(have, &b), options, cli_bytes(less, &c));
+  return cli_error("%s needs %s of memory, but %s are free; with%s it still needs %s", desc->out, cli_bytes(need, &a),
+                   cli_bytes(have, &b), options[0] ? options : " no option", cli_bytes(less, &c));
+}
+
+void run_say_stopped(const char *out, cli_json *json) {
+  cli_say_resume(out);
+  if (!json) return;
+  json_open(json, NULL, '{');
+  json_text(json, "event", "stopped");
+  json_text(json, "out", out);
+  json_close(json);
+}
+
+int run_save(mhk_context *ctx, mhk_model *m, const char *out, const char *name, int dtype, cli_json *json) {
+  static const mhk_dtype types[] = {MHK_F32, MHK_F16, MHK_BF16};
+  char path[1024];
+  if (cli_join(path, sizeof path, out, name) != CLI_GO) return CLI_FAILED;
+  if (mhk_save(m, path, types[dtype]) != MHK_OK) return cli_context_error(ctx);
+  if (json) {
+    json_open(json, NULL, '{');
+    json_text(json, "event", "saved");
+    json_text(json, "path", path);
+    json_real(json, "memory_peak_bytes", (double)mhk_memory_peak(ctx));
+    json_close(json);
+  } else {
+    printf("saved     %s (safetensors, config.json, tokenizer.json)\n", path);
+  }
+  return CLI_OK;
 }
 
 /* ---------------------------------------------------------------- evaluation */

@@ -24,6 +24,18 @@ typedef struct run {
    be NULL after a failure. */
 run_result run_distill(mhk_context *ctx, const run *r, mhk_trainer **trainer);
 
+/* Says what the run needs; refuses, with the remedy, when the machine has less and force is 0.
+   CLI_GO, or CLI_FAILED after a message. */
+int run_check_memory(mhk_context *ctx, const mhk_distill_desc *desc, int force);
+/* One change after the other that makes a run smaller, those first that change the result least;
+   appends the options of those that help to `options`. Returns what the run then needs. */
+double run_smaller(mhk_distill_desc d, double have, char *options, size_t room);
+/* After Ctrl-C: how the run goes on; json NULL: none. */
+void run_say_stopped(const char *out, cli_json *json);
+/* Saves the result as the folder out/name, and says so. dtype: 0 f32, 1 f16, 2 bf16. Returns an
+   exit code. */
+int run_save(mhk_context *ctx, mhk_model *m, const char *out, const char *name, int dtype, cli_json *json);
+
 /* One line of desc.out/log.csv. */
 typedef struct run_point {
   int stage;
@@ -43,8 +55,21 @@ void run_print_header(FILE *out);
 void run_print_row(FILE *out, const char *name, const mhk_evaluation *e, int with_teacher);
 void run_json_evaluation(cli_json *j, const mhk_evaluation *e, int with_teacher);
 
+/* The contents of text files, pipes or standard input, in UTF-8. */
+typedef struct run_texts {
+  cli_content read[CLI_MAX_LIST];
+  const char *text[CLI_MAX_LIST];
+  size_t length[CLI_MAX_LIST];
+  int n;
+} run_texts;
+/* encoding: CLI_UTF8 and so on. all: also of plain files, which mhk_corpus_load() could map itself.
+   Returns CLI_GO, or CLI_FAILED after a message; free in either case. */
+int run_read_texts(run_texts *t, int n, const char *const *files, int encoding, int all);
+void run_free_texts(run_texts *t);
+/* Such contents with a tokenizer; desc names the files. NULL after a message. */
+mhk_corpus *run_encode_texts(mhk_context *ctx, mhk_tokenizer *k, const run_texts *t, const mhk_corpus_desc *desc);
 /* The text in files, pipes or standard input with a model's tokenizer, or with other_model's when
-   it has none. encoding: CLI_UTF8 and so on. NULL after a message. */
+   it has none. NULL after a message. */
 mhk_corpus *run_load_text(mhk_context *ctx, mhk_model *model, mhk_model *other_model, const mhk_corpus_desc *desc,
                         int encoding);
 const char *run_mixers(const mhk_config *c, char *text,

@@ -207,6 +207,16 @@ static void vocab_write(vocab_text *t, const foreign_bytes *vocabulary, const fo
   vocab_put(t, "}}");
 }
 
+char *vocabulary_join(const foreign_bytes *vocabulary, const foreign_bytes *merges, size_t *length) {
+  const foreign_bytes none = {NULL, 0};
+  vocab_text t = {NULL, 0, 0, 0};
+  vocab_write(&t, vocabulary, merges, &none, &none);
+  *length = t.n;
+  if (!t.failed) return t.data;
+  free(t.data);
+  return NULL;
+}
+
 int vocabulary_find(const char *path, char *file, size_t room) {
   static const char first[2][16] = {"vocab.json", "encoder.json"}, second[2][16] = {"merges.txt", "vocab.bpe"};
   char folder[VOCAB_PATH];
