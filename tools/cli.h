@@ -207,7 +207,8 @@ void json_count(cli_json *j, const char *key, double value);
 
 /* ---- the subcommands, one file each */
 extern const cli_command command_train, command_distill, command_generate, command_eval, command_inspect,
-    command_matrix, command_heads, command_convert, command_quantize, command_tokenizer, command_demo, command_bench;
+    command_matrix, command_matrices, command_heads, command_convert, command_quantize, command_tokenizer,
+    command_demo, command_bench;
 
 #define CLI_COUNT_OF(array) ((int)(sizeof(array) / sizeof((array)[0])))
 

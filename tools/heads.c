@@ -383,7 +383,7 @@ int head_parse_kept(const char *text, const mhk_config *teacher, int32_t *window
     if (h < 0) return CLI_FAILED;
     windows[h] = MHK_WINDOW_ALL;
     if (*end == 0) return CLI_GO;
-    if (*end != ',') return cli_error("--keep-heads: \"%s\" does not end a list of heads like 2.1,1.1", end);
+    if (*end != ',') return cli_error("\"%s\" does not end a list of heads like 2.1,1.1", end);
   }
 }
 
@@ -716,24 +716,6 @@ static int draw(const report *r) {
 
 /* ---------------------------------------------------------------- from options to report */
 
-/* the files that were given, or the bundled text, or what the teacher writes itself */
-static mhk_corpus *load_text(mhk_context *ctx, const settings *s, mhk_model *teacher) {
-  static const char *const bundled[] = {"examples/story.txt"};
-  mhk_corpus_desc desc = {.n_files = s->paths.n - 1, .files = s->paths.path + 1};
-  mhk_corpus *text;
-  cli_task task;
-  if (desc.n_files == 0 && mhk_model_tokenizer(teacher) && cli_exists(bundled[0])) {
-    desc.n_files = 1;
-    desc.files = bundled;
-  }
-  if (desc.n_files > 0) return run_load_text(ctx, teacher, NULL, &desc, s->encoding);
-  cli_task_start(&task, "text", "sampling", 1);
-  text = mhk_corpus_sample(teacher, s->batch * s->length, 1, cli_task_report, &task);
-  cli_progress_clear();
-  if (!text) cli_context_error(ctx);
-  return text;
-}
-
 static int report_on(report *r, head_scan *s) {
   const size_t heads = (size_t)heads_of(r->c), greedy = (size_t)r->s->greedy;
   int code = CLI_FAILED;
@@ -767,7 +749,7 @@ static int heads(mhk_context *ctx, void *user) {
   cli_quiet(r.s->json);
   cli_catch_signals();
   r.c = mhk_model_config(teacher);
-  text = load_text(ctx, r.s, teacher);
+  text = run_some_text(ctx, teacher, r.s->paths.n - 1, r.s->paths.path + 1, r.s->encoding, r.s->batch * r.s->length);
   s = text && !cli_stopped() ? head_scan_open(ctx, teacher, text, r.s->batch, r.s->length) : NULL;
   if (!s) return CLI_FAILED;
   code = report_on(&r, s);

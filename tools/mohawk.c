@@ -4,8 +4,9 @@
 #include <string.h>
 
 static const cli_command *const commands[] = {
-    &command_train,   &command_distill, &command_generate, &command_eval, &command_inspect, &command_matrix,
-    &command_heads,   &command_convert, &command_quantize, &command_tokenizer, &command_demo, &command_bench,
+    &command_train,    &command_distill, &command_generate, &command_eval,     &command_inspect,   &command_matrix,
+    &command_matrices, &command_heads,   &command_convert,  &command_quantize, &command_tokenizer, &command_demo,
+    &command_bench,
 };
 
 static void print_help(FILE *out) {

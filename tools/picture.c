@@ -723,3 +723,111 @@ void picture_threads_svg(FILE *out, const char *title, const char *below, const 
   }
   fputs("\n</svg>\n", out);
 }
+
+/* ---------------------------------------------------------------- means with whiskers */
+
+enum {
+  WHISKER_WIDE = 300,
+  WHISKER_HIGH = 236,
+  WHISKER_LEFT = 46,
+  WHISKER_TOP = 28,
+  WHISKER_ACROSS = 236,
+  WHISKER_DOWN = 166,
+  WHISKER_HEAD = 74
+};
+static const double whisker_low = -3; /* decades of y, from here to 1 */
+
+/* marks that differ without color: circle, square, triangle, diamond, hexagon, none */
+static void whisker_mark(FILE *out, int curve, double x, double y) {
+  static const char *const shapes[] = {"", "m-2.6-2.6h5.2v5.2h-5.2z", "m0-3.4l3.2 5.6h-6.4z",
+                                       "m0-3.6l3.6 3.6-3.6 3.6-3.6-3.6z", "m-3 0l1.5-2.8h3l1.5 2.8-1.5 2.8h-3z"};
+  if (curve == 0) fprintf(out, "<circle cx=\"%.1f\" cy=\"%.1f\" r=\"2.7\" fill=\"currentColor\"/>", x, y);
+  else if (curve < 5) fprintf(out, "<path d=\"M%.1f %.1f%s\" fill=\"currentColor\"/>", x, y, shapes[curve]);
+}
+
+static double whisker_x(const picture_whisker_page *p, double x) {
+  const double first = log2(p->x[0]), last = log2(p->x[p->n - 1]);
+  return WHISKER_LEFT + (last > first ? WHISKER_ACROSS * (log2(x) - first) / (last - first) : WHISKER_ACROSS / 2.0);
+}
+
+/* any value down to 1e-9, which lies far below the edge */
+static double whisker_y(double y) {
+  return WHISKER_TOP + WHISKER_DOWN * log10(fmin(fmax(y, 1e-9), 1)) / whisker_low;
+}
+
+/* A curve, cut where it leaves the chart at the bottom; whiskers and marks where it is inside. */
+static void whisker_curve(FILE *out, const picture_whisker_page *p, const picture_whiskers *c, int curve) {
+  const double *mean = c->mean + curve * p->n, *error = c->error + curve * p->n, edge = WHISKER_TOP + WHISKER_DOWN;
+  int k, pen = 0;
+  fprintf(out, "<g class=\"f%d\"><title>", curve);
+  picture_escape(out, p->names[curve]);
+  fprintf(out, "</title><path fill=\"none\" stroke=\"currentColor\" stroke-width=\"1.8\"%s d=\"",
+          curve == p->curves - 1 ? " stroke-dasharray=\"4 3\"" : "");
+  for (k = 0; k < p->n; k++) {
+    const double x = whisker_x(p, p->x[k]), y = whisker_y(mean[k]);
+    if (k > 0 && (y > edge) != (whisker_y(mean[k - 1]) > edge)) {
+      const double x0 = whisker_x(p, p->x[k - 1]), y0 = whisker_y(mean[k - 1]);
+      fprintf(out, "%c%.1f %.1f", pen ? 'L' : 'M', x0 + (x - x0) * (edge - y0) / (y - y0), edge);
+      pen = 1;
+    }
+    if (y > edge) pen = 0;
+    else fprintf(out, "%c%.1f %.1f", pen++ ? 'L' : 'M', x, y);
+  }
+  fputs("\"/>", out);
+  for (k = 0; k < p->n; k++) {
+    const double x = whisker_x(p, p->x[k]), y = whisker_y(mean[k]);
+    if (y > edge) continue;
+    fprintf(out, "<path d=\"M%.1f %.1fV%.1f\" stroke=\"currentColor\"/>", x, whisker_y(mean[k] + 2 * error[k]),
+            fmin(edge, whisker_y(mean[k] - 2 * error[k])));
+    whisker_mark(out, curve, x, y);
+  }
+  fputs("</g>\n", out);
+}
+
+static void whisker_chart(FILE *out, const picture_whisker_page *p, const picture_whiskers *c) {
+  char label[32];
+  int i, k;
+  text_at(out, WHISKER_LEFT, 18, "start", " font-weight=\"600\" font-size=\"12\"", c->title);
+  for (i = 0; i >= (int)whisker_low; i--) {
+    const double y = whisker_y(pow(10, i));
+    fprintf(out, "<path d=\"M%d %.1fh%d\" stroke=\"currentColor\" stroke-opacity=\"%s\"/>", WHISKER_LEFT, y,
+            WHISKER_ACROSS, i == (int)whisker_low ? ".6" : ".15");
+    snprintf(label, sizeof label, "%g", pow(10, i));
+    text_at(out, WHISKER_LEFT - 6, y + 4, "end", "", label);
+  }
+  for (k = 0; k < p->n; k++) {
+    snprintf(label, sizeof label, "%g", p->x[k]);
+    text_at(out, whisker_x(p, p->x[k]), WHISKER_TOP + WHISKER_DOWN + 15, "middle", "", label);
+  }
+  text_at(out, WHISKER_LEFT + WHISKER_ACROSS / 2.0, WHISKER_TOP + WHISKER_DOWN + 30, "middle", "", p->x_label);
+  for (k = p->curves - 1; k >= 0; k--) whisker_curve(out, p, c, k);
+}
+
+void picture_whiskers_svg(FILE *out, const picture_whisker_page *p) {
+  const int across = p->n_charts < 3 ? p->n_charts : 3, least = 2;
+  double x = 10;
+  int i;
+  file_start(out, (across < least ? least : across) * WHISKER_WIDE, WHISKER_HEAD + (p->n_charts + 2) / 3 * WHISKER_HIGH,
+             p->title);
+  fputs(
+      "<style>.f0{color:#8250df}.f1{color:#57606a}.f2{color:#bc4c00}.f3{color:#0969da}.f4{color:#1a7f37}"
+      "@media(prefers-color-scheme:dark){.f0{color:#c297ff}.f1{color:#9aa4ae}.f2{color:#f0a35a}.f3{color:#6cb6ff}"
+      ".f4{color:#57c173}}</style>\n",
+      out);
+  text_at(out, 10, 20, "start", " font-weight=\"600\" font-size=\"13\"", p->title);
+  text_at(out, 10, 37, "start", "", p->below);
+  for (i = 0; i < p->curves; i++) {
+    fprintf(out, "<g class=\"f%d\"><path d=\"M%.1f 56h22\" stroke=\"currentColor\" stroke-width=\"1.8\"%s/>", i, x,
+            i == p->curves - 1 ? " stroke-dasharray=\"4 3\"" : "");
+    whisker_mark(out, i, x + 11, 56);
+    fputs("</g>", out);
+    text_at(out, x + 27, 60, "start", "", p->names[i]);
+    x += 42 + 6.2 * (double)strlen(p->names[i]);
+  }
+  for (i = 0; i < p->n_charts; i++) {
+    fprintf(out, "\n<g transform=\"translate(%d %d)\">", i % 3 * WHISKER_WIDE, WHISKER_HEAD + i / 3 * WHISKER_HIGH);
+    whisker_chart(out, p, &p->charts[i]);
+    fputs("</g>", out);
+  }
+  fputs("\n</svg>\n", out);
+}

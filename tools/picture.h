@@ -51,6 +51,24 @@ void picture_charts_svg(FILE *out, const picture_chart *charts, int n);
    times the speed 1 and the curves' names at their ends. below: a line under the title. */
 void picture_threads_svg(FILE *out, const char *title, const char *below, const picture_chart *charts, int n);
 
+/* One chart: mean and standard error of each curve at each x, both (curves,n). */
+typedef struct picture_whiskers {
+  const char *title;
+  const double *mean, *error;
+} picture_whiskers;
+/* Charts of the same curves, six at most, three charts in a row. x: powers of two, or between. The
+   last curve is dashed, as a bound of the others. */
+typedef struct picture_whisker_page {
+  const char *title, *below, *x_label;
+  const char *const *names;
+  const double *x;
+  const picture_whiskers *charts;
+  int curves, n, n_charts;
+} picture_whisker_page;
+/* A file of its own, readable on light and dark. Both scales are logarithmic, y from 0.001 to 1;
+   where a curve falls below, it ends at the edge. */
+void picture_whiskers_svg(FILE *out, const picture_whisker_page *p);
+
 /* What each head of a model loses without sight of the distance, as a map of layers and heads. */
 typedef struct picture_heads {
   const char *title;

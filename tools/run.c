@@ -172,6 +172,24 @@ mhk_corpus *run_load_text(mhk_context *ctx, mhk_model *model, mhk_model *other_m
   return text;
 }
 
+mhk_corpus *run_some_text(mhk_context *ctx, mhk_model *model, int n, const char *const *files, int encoding,
+                          mhk_index tokens) {
+  static const char *const bundled[] = {"examples/story.txt"};
+  mhk_corpus_desc desc = {.n_files = n, .files = files};
+  mhk_corpus *text;
+  cli_task task;
+  if (n == 0 && mhk_model_tokenizer(model) && cli_exists(bundled[0])) {
+    desc.n_files = 1;
+    desc.files = bundled;
+  }
+  if (desc.n_files > 0) return run_load_text(ctx, model, NULL, &desc, encoding);
+  cli_task_start(&task, "text", "sampling", 1);
+  text = mhk_corpus_sample(model, tokens, 1, cli_task_report, &task);
+  cli_progress_clear();
+  if (!text) cli_context_error(ctx);
+  return text;
+}
+
 /* ---------------------------------------------------------------- log */
 
 static const char log_header[] = "stage,step,tokens,loss,relative,learning_rate,grad_norm,tokens_per_second\n";

@@ -72,6 +72,10 @@ mhk_corpus *run_encode_texts(mhk_context *ctx, mhk_tokenizer *k, const run_texts
    it has none. NULL after a message. */
 mhk_corpus *run_load_text(mhk_context *ctx, mhk_model *model, mhk_model *other_model, const mhk_corpus_desc *desc,
                         int encoding);
+/* The text in n files, else examples/story.txt if it is there, else this many tokens that the model
+   writes itself. NULL after a message. */
+mhk_corpus *run_some_text(mhk_context *ctx, mhk_model *model, int n, const char *const *files, int encoding,
+                          mhk_index tokens);
 const char *run_mixers(const mhk_config *c, char *text,
                        size_t capacity); /* "Phi-Mamba with attention in layers 2 and 4" */
 
