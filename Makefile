@@ -36,7 +36,7 @@ show = @mkdir -p $(@D); if $(1); then printf 'building  %-18s %s ... ok\n' '$(@F
   printf 'building  %-18s %s ... failed\n' '$(@F)' '$(CC) $(CFLAGS) $(OPENMP)$(2)'; exit 1; fi
 endif
 
-.PHONY: help all demo test golden models fuzz bench bench-peers bench-base bits interop mcu web test-web install uninstall clean
+.PHONY: help all docs demo test golden models fuzz bench bench-peers bench-base bits interop mcu web test-web install uninstall clean
 .DELETE_ON_ERROR:
 
 help:
@@ -58,7 +58,8 @@ help:
 	@echo 'make mcu               run the microcontroller example in qemu-system-arm (needs gcc-arm-none-eabi)'
 	@echo 'make web               build the page of examples/web, ready to serve: $(WEB) (needs emscripten)'
 	@echo 'make test-web          test that page in a headless Chromium'
-	@echo 'make install           install header, pkg-config file, mohawk and its manual page; PREFIX=$(PREFIX) DESTDIR=$(DESTDIR)'
+	@echo 'make docs              write a manual page for each command, and completion for bash and zsh: $(BUILD)/docs'
+	@echo 'make install           install header, pkg-config file, mohawk, its manual pages and completion; PREFIX=$(PREFIX) DESTDIR=$(DESTDIR)'
 	@echo 'make uninstall         remove what install installed'
 	@echo 'make clean             remove $(BUILD)'
 	@echo
@@ -197,19 +198,32 @@ $(MCU)/mohawk.elf: $(MCU)/model.c $(wildcard examples/mcu/*) mohawk.h
 $(MCU)/host: $(MCU)/model.c $(wildcard examples/mcu/*) mohawk.h
 	$(call show,$(CC) $(WARNINGS) -std=gnu99 -O2 -I. -Iexamples/mcu examples/mcu/main.c examples/mcu/board_host.c $(MCU)/model.c $(LIBS) -o $@)
 
-install: $(BUILD)/mohawk
-	@mkdir -p '$(DESTDIR)$(PREFIX)/include' '$(DESTDIR)$(PREFIX)/bin' '$(DESTDIR)$(PREFIX)/lib/pkgconfig' '$(DESTDIR)$(PREFIX)/share/man/man1'
+# From the tables of options: a page for each command, completion for two shells.
+docs: $(BUILD)/mohawk
+	@mkdir -p $(BUILD)/docs && for command in $$($(BUILD)/mohawk completion man); do \
+	  $(BUILD)/mohawk completion man $$command >$(BUILD)/docs/mohawk-$$command.1 || exit 1; done
+	@$(BUILD)/mohawk completion bash >$(BUILD)/docs/mohawk.bash && $(BUILD)/mohawk completion zsh >$(BUILD)/docs/_mohawk
+
+SHARE = $(DESTDIR)$(PREFIX)/share
+BASH_COMPLETION = $(SHARE)/bash-completion/completions
+ZSH_COMPLETION = $(SHARE)/zsh/site-functions
+install: $(BUILD)/mohawk docs
+	@mkdir -p '$(DESTDIR)$(PREFIX)/include' '$(DESTDIR)$(PREFIX)/bin' '$(DESTDIR)$(PREFIX)/lib/pkgconfig' '$(SHARE)/man/man1' \
+	  '$(BASH_COMPLETION)' '$(ZSH_COMPLETION)'
 	@cp mohawk.h '$(DESTDIR)$(PREFIX)/include/mohawk.h'
 	@cp $(BUILD)/mohawk '$(DESTDIR)$(PREFIX)/bin/mohawk'
-	@cp tools/mohawk.1 '$(DESTDIR)$(PREFIX)/share/man/man1/mohawk.1'
+	@cp tools/mohawk.1 $(BUILD)/docs/mohawk-*.1 '$(SHARE)/man/man1'
+	@cp $(BUILD)/docs/mohawk.bash '$(BASH_COMPLETION)/mohawk'
+	@cp $(BUILD)/docs/_mohawk '$(ZSH_COMPLETION)/_mohawk'
 	@printf 'prefix=%s\nincludedir=$${prefix}/include\n\nName: mohawk\nDescription: distills Transformers into state-space models; single header\nVersion: %s\nCflags: -I$${includedir}\nLibs: -lm\n' \
 	  '$(PREFIX)' '$(VERSION)' >'$(DESTDIR)$(PREFIX)/lib/pkgconfig/mohawk.pc'
-	@chmod 644 '$(DESTDIR)$(PREFIX)/include/mohawk.h' '$(DESTDIR)$(PREFIX)/share/man/man1/mohawk.1' '$(DESTDIR)$(PREFIX)/lib/pkgconfig/mohawk.pc'
-	@echo 'installed mohawk.h, mohawk.pc, mohawk and mohawk.1 under $(DESTDIR)$(PREFIX)'
+	@chmod 644 '$(DESTDIR)$(PREFIX)/include/mohawk.h' '$(SHARE)/man/man1'/mohawk*.1 '$(BASH_COMPLETION)/mohawk' '$(ZSH_COMPLETION)/_mohawk' \
+	  '$(DESTDIR)$(PREFIX)/lib/pkgconfig/mohawk.pc'
+	@echo 'installed mohawk.h, mohawk.pc, mohawk, its manual pages and completion under $(DESTDIR)$(PREFIX)'
 
 uninstall:
 	@rm -f '$(DESTDIR)$(PREFIX)/include/mohawk.h' '$(DESTDIR)$(PREFIX)/bin/mohawk' '$(DESTDIR)$(PREFIX)/lib/pkgconfig/mohawk.pc' \
-	  '$(DESTDIR)$(PREFIX)/share/man/man1/mohawk.1'
+	  '$(SHARE)/man/man1/mohawk.1' '$(SHARE)/man/man1'/mohawk-*.1 '$(BASH_COMPLETION)/mohawk' '$(ZSH_COMPLETION)/_mohawk'
 	@echo 'removed mohawk from $(DESTDIR)$(PREFIX)'
 
 clean:

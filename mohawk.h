@@ -546,7 +546,7 @@ MHKDEF double mhk_distill_bytes(const mhk_distill_desc *desc);
 /* Bytes of the hidden states that layer_by_layer keeps; 0 without it. */
 MHKDEF double mhk_distill_stream_bytes(const mhk_distill_desc *desc);
 /* Creates a trainer. It resumes if out has a checkpoint of the same run; if the description
-   differs, the error names the difference. */
+   differs, the error names the difference. Stages that have not begun may differ. */
 MHKDEF mhk_trainer *mhk_distill(mhk_context *ctx, const mhk_distill_desc *desc);
 MHKDEF void mhk_trainer_destroy(mhk_trainer *tr);
 /* Runs one update. Returns 1 after an update (including the last), 0 when finished or failed. A
@@ -22471,10 +22471,20 @@ static const char *mhk__line_next(const char *text) {
   return *text ? text + 1 : text;
 }
 
-/* Names the first line that differs, and the list that it stands in, if any. */
-static void mhk__run_differs(mhk_context *ctx, const char *path, const char *was, const char *is) {
+/* The text without the lines at its start that are of stages after the first `begun`. */
+static const char *mhk__line_begun(const char *text, int begun) {
+  while (strncmp(text, "stage ", 6) == 0 && text[6] - '0' > begun) text = mhk__line_next(text);
+  return text;
+}
+
+/* Whether both are the same run as far as its first `begun` stages go. Otherwise names the first
+   line that differs, and the list that it stands in, if any. */
+static int mhk__run_same(mhk_context *ctx, const char *path, const char *was, const char *is, int begun) {
   const char *list = NULL;
-  while (*was && *is) {
+  for (;;) {
+    was = mhk__line_begun(was, begun);
+    is = mhk__line_begun(is, begun);
+    if (!*was && !*is) return 1;
     const char *a = mhk__line_next(was), *b = mhk__line_next(is);
     if (a - was != b - is || memcmp(was, is, (size_t)(a - was)) != 0) break;
     if (memchr(was, '[', (size_t)(a - was))) list = was + strspn(was, " ");
@@ -22487,6 +22497,7 @@ static void mhk__run_differs(mhk_context *ctx, const char *path, const char *was
            "another folder, or set fresh to start over",
            path, list ? "in " : "", list ? mhk__line_length(list) : 0, list ? list : "", list ? " " : "",
            mhk__line_length(was), was, mhk__line_length(is), is);
+  return 0;
 }
 
 static uint64_t mhk__bits_of(double x) {
@@ -22634,7 +22645,7 @@ static const char *mhk__saved_wrong(mhk_trainer *tr, const mhk__saved *v) {
       v->optimizer_step > (uint64_t)PTRDIFF_MAX)
     return "its position in the run is invalid";
   if (v->finished && (v->stage != 3 || v->step != 0)) return "it says that the run is finished, in the middle of it";
-  if (!v->finished && v->step >= (uint64_t)tr->S[v->stage - 1]) return "its stage is over";
+  if (!v->finished && v->step > 0 && v->step >= (uint64_t)tr->S[v->stage - 1]) return "its stage is over";
   if ((v->optimizer_stage != 0) != (v->optimizer_step != 0)) return "its optimizer belongs to no stage";
   const uint64_t each = (uint64_t)mhk__max(tr->each[v->stage - 1], 1);
   if (v->driven == 0 &&
@@ -22691,10 +22702,9 @@ static int mhk__resume_read(mhk_trainer *tr, const mhk_file *f, const char *path
     mhk__print(why, MHK__DAMAGE, "it is not a checkpoint of a training run that this version can read");
     return 0;
   }
-  if (strcmp(run, tr->run) != 0) {
-    mhk__run_differs(ctx, path, run, tr->run);
+  /* what a stage that has not begun will do may have changed */
+  if (!mhk__run_same(ctx, path, run, tr->run, v.finished || v.driven ? 3 : (int)(v.stage & 3) - (v.step == 0)))
     return -1;
-  }
   if (old && v.optimizer_stage == 0) v.optimizer_step = 0;
   wrong = mhk__saved_wrong(tr, &v);
   if (wrong) {
@@ -22714,6 +22724,7 @@ static int mhk__resume_read(mhk_trainer *tr, const mhk_file *f, const char *path
   tr->stage = (int)v.stage;
   tr->step = (mhk_index)v.step;
   tr->finished = (int)v.finished;
+  if (!v.finished) mhk__stage_seek(tr); /* a stage that was to come may now be skipped */
   for (int i = 0; i < 4; i++) tr->rng.s[i] = v.random[i];
   tr->document = (mhk_index)v.document;
   tr->offset = (mhk_index)v.offset;

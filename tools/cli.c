@@ -1,6 +1,7 @@
 /* cli.c: see cli.h */
 #include "cli.h"
 #include "foreign.h"
+#include "settings.h"
 #include <ctype.h>
 #include <errno.h>
 #include <math.h>
@@ -327,8 +328,14 @@ static void print_command_help(FILE *out, const cli_command *c) {
   print_wrapped(out, c->about, 0);
   if (c->options[0].kind != CLI_HEADING) fprintf(out, "\n%soptions%s\n", cli_bold(out), cli_plain(out));
   for (i = 0; i < c->n_options; i++) print_option(out, &c->options[i]);
-  fprintf(out, "  --help                     this text\n\n%sexample%s\n  %s\n", cli_bold(out), cli_plain(out),
-          c->example);
+  if (c->others) {
+    fprintf(out, "\nand all options of mohawk %s\n", c->others->name);
+  }
+  fprintf(out,
+          "  --settings FILE            options from a file: lines \"name = value\", or a run.json; the command line "
+          "wins\n"
+          "  --help                     this text\n\n%sexample%s\n  %s\n",
+          cli_bold(out), cli_plain(out), c->example);
 }
 
 const char *cli_read_number(const char *text, double *value) {
@@ -437,13 +444,55 @@ static int add_file(cli_files *files, const char *path, const char *what) {
   return CLI_GO;
 }
 
-static int unknown_option(const cli_command *c, const char *typed, size_t length) {
-  const char *names[128], *near;
+/* a flag given a word instead of by its name alone */
+static int set_flag(const cli_option *o, int *value, const char *text) {
+  static const char *const words[] = {"no", "false", "0", "yes", "true", "1"};
+  int i;
+  for (i = 0; i < CLI_COUNT_OF(words); i++)
+    if (strcmp(text, words[i]) == 0) {
+      *value = i >= 3;
+      return CLI_GO;
+    }
+  cli_error("--%s %s: it is yes or no", o->name, text);
+  return CLI_USAGE;
+}
+
+int cli_set_option(const cli_option *o, void *settings, const char *text) {
+  void *value = (char *)settings + o->at;
+  if (o->kind == CLI_FLAG) return set_flag(o, (int *)value, text);
+  if (o->kind == CLI_STRICTLY) return set_flag(o, &cli.strict, text);
+  if (o->kind == CLI_FILES) return add_file((cli_files *)value, text, o->name);
+  return set_option(o, value, text);
+}
+
+int cli_has_value(const cli_option *o, const void *settings) {
+  const void *value = (const char *)settings + o->at;
+  switch (o->kind) {
+    case CLI_TEXT: return *(const char *const *)value != NULL;
+    case CLI_FILES: return ((const cli_files *)value)->n > 0;
+    case CLI_NUMBERS: return ((const cli_numbers *)value)->n > 0;
+    case CLI_FLAG: return *(const int *)value != 0;
+    case CLI_STRICTLY: return cli.strict;
+    case CLI_INT: return in_bounds(o, *(const int *)value);
+    case CLI_COUNT: return in_bounds(o, (double)*(const mhk_index *)value);
+    case CLI_REAL: return in_bounds(o, *(const double *)value);
+    case CLI_CHOICE: return 1;
+    case CLI_REST:
+    case CLI_HEADING: break;
+  }
+  return 0;
+}
+
+int cli_unknown_option(const cli_command *c, const char *typed, size_t length) {
+  const char *names[256], *near;
   char word[128];
   int i, n = 0;
-  for (i = 0; i < c->n_options && n < 127; i++)
+  for (i = 0; i < c->n_options && n < 254; i++)
     if (c->options[i].name) names[n++] = c->options[i].name;
+  for (i = 0; c->others && i < c->others->n_options && n < 254; i++)
+    if (c->others->options[i].name) names[n++] = c->others->options[i].name;
   names[n++] = "help";
+  names[n++] = "settings";
   if (length >= sizeof word) length = sizeof word - 1;
   memcpy(word, typed, length);
   word[length] = 0;
@@ -467,22 +516,32 @@ typedef struct reading {
   char *settings;
   int argc, at; /* at: the argument that is read */
   char **argv;
+  unsigned char filed[CLI_MAX_OPTIONS]; /* options that a settings file gave and no word since */
+  char *others; /* settings of command->others, only to check */
 } reading;
 
 static void *value_of(const reading *r, const cli_option *o) { return r->settings + o->at; }
+
+/* What a settings file said of this option, or of its opposite, no longer counts. */
+static void forget_filed(reading *r, const cli_option *o) {
+  const int negative = strncmp(o->name, "no-", 3) == 0;
+  char name[64];
+  const cli_option *opposite;
+  if (o->kind == CLI_FILES && r->filed[o - r->command->options]) ((cli_files *)value_of(r, o))->n = 0;
+  r->filed[o - r->command->options] = 0;
+  if (o->kind != CLI_FLAG) return;
+  snprintf(name, sizeof name, "%s%.50s", negative ? "" : "no-", o->name + (negative ? 3 : 0));
+  opposite = cli_find_option(r->command, name, strlen(name));
+  if (opposite && opposite->kind == CLI_FLAG && r->filed[opposite - r->command->options])
+    *(int *)value_of(r, opposite) = 0;
+}
 
 /* The argument that is read belongs to option o; text is what stood after "=", or NULL. Returns
    CLI_GO or the exit code, at the last argument that belongs to it. */
 static int take_option(reading *r, const cli_option *o, const char *text) {
   void *value = value_of(r, o);
-  if (o->kind == CLI_FLAG || o->kind == CLI_STRICTLY) {
-    if (text) {
-      cli_error("--%s takes no value", o->name);
-      return CLI_USAGE;
-    }
-    *(o->kind == CLI_FLAG ? (int *)value : &cli.strict) = 1;
-    return CLI_GO;
-  }
+  forget_filed(r, o);
+  if (o->kind == CLI_FLAG || o->kind == CLI_STRICTLY) return cli_set_option(o, r->settings, text ? text : "yes");
   if (!text) {
     if (r->at + 1 >= r->argc || strncmp(r->argv[r->at + 1], "--", 2) == 0) {
       cli_error("--%s needs a value: --%s %s, or --%s=%s if it starts with --", o->name, o->name, o->argument,
@@ -500,8 +559,7 @@ static int take_option(reading *r, const cli_option *o, const char *text) {
   return set_option(o, value, text);
 }
 
-/* the option whose name are the first length characters of typed, or NULL */
-static const cli_option *find_option(const cli_command *c, const char *typed, size_t length) {
+const cli_option *cli_find_option(const cli_command *c, const char *typed, size_t length) {
   int i;
   for (i = 0; i < c->n_options; i++) {
     const char *name = c->options[i].name;
@@ -542,9 +600,51 @@ static int check_given(const reading *r) {
   return CLI_GO;
 }
 
+/* An option of the other command: checked, and its words kept. */
+static int pass_on(reading *r, const cli_option *o, const char *text) {
+  cli_words *words = (cli_words *)(r->settings + r->command->others_at);
+  reading other = {r->command->others, r->others, r->argc, r->at, r->argv, {0}, NULL};
+  const int code = take_option(&other, o, text);
+  for (; code == CLI_GO && r->at <= other.at; r->at++) {
+    if (words->n == CLI_COUNT_OF(words->word)) return cli_error("more than %d words of options", words->n);
+    words->word[words->n++] = r->argv[r->at];
+  }
+  r->at = other.at;
+  return code;
+}
+
+/* The option that the argument at r->at, without its dashes, names. */
+static int read_option(reading *r, const char *word) {
+  const size_t length = strcspn(word, "=");
+  const char *text = word[length] == '=' ? word + length + 1 : NULL;
+  const cli_option *o = cli_find_option(r->command, word, length);
+  if (o) return take_option(r, o, text);
+  if (length == 8 && strncmp(word, "settings", length) == 0) { /* has been read */
+    r->at += !text;
+    return CLI_GO;
+  }
+  o = r->others ? cli_find_option(r->command->others, word, length) : NULL;
+  return o ? pass_on(r, o, text) : cli_unknown_option(r->command, word, length);
+}
+
+/* Reads what --settings names: before all other options, which win. */
+static int read_settings(reading *r) {
+  int i, code = CLI_GO;
+  for (i = 0; i < r->argc && code == CLI_GO && strcmp(r->argv[i], "--") != 0; i++) {
+    const char *path = NULL;
+    if (strncmp(r->argv[i], "--settings=", 11) == 0) path = r->argv[i] + 11;
+    if (strcmp(r->argv[i], "--settings") == 0) {
+      path = i + 1 < r->argc ? r->argv[i + 1] : NULL;
+      if (!path || strncmp(path, "--", 2) == 0) return cli_missing(r->command, "a file behind --settings");
+    }
+    if (path) code = settings_read(r->command, r->settings, path, r->filed);
+  }
+  return code;
+}
+
 /* Reads the whole command line into the settings. Returns CLI_GO, or the exit code. */
 static int read_options(reading *r) {
-  int code = CLI_GO, options = 1;
+  int code = read_settings(r), options = 1;
   for (; r->at < r->argc && code == CLI_GO; r->at++) {
     const char *word = r->argv[r->at];
     if (options && strcmp(word, "--") == 0) {
@@ -555,39 +655,48 @@ static int read_options(reading *r) {
     } else if (!options || strncmp(word, "--", 2) != 0) {
       code = take_rest(r, word);
     } else {
-      const size_t length = strcspn(word += 2, "=");
-      const cli_option *o = find_option(r->command, word, length);
-      if (!o) return unknown_option(r->command, word, length);
-      code = take_option(r, o, word[length] == '=' ? word + length + 1 : NULL);
+      code = read_option(r, word + 2);
     }
   }
   return code == CLI_GO ? check_given(r) : code;
 }
 
+int cli_read_options(const cli_command *c, void *settings, int argc, char **argv) {
+  reading r = {c, (char *)settings, argc, 0, argv, {0}, NULL};
+  int code;
+  if (c->others) {
+    r.others = (char *)malloc(c->others->size);
+    if (!r.others) return cli_error("out of memory");
+    memcpy(r.others, c->others->defaults, c->others->size);
+  }
+  code = read_options(&r);
+  free(r.others);
+  return code;
+}
+
 /* what --threads says; 0: nothing */
-static int threads_of(const reading *r) {
-  const cli_option *o = find_option(r->command, "threads", strlen("threads"));
-  return o && o->kind == CLI_INT ? *(const int *)value_of(r, o) : 0;
+static int threads_of(const cli_command *c, const void *settings) {
+  const cli_option *o = cli_find_option(c, "threads", strlen("threads"));
+  return o && o->kind == CLI_INT ? *(const int *)(const void *)((const char *)settings + o->at) : 0;
 }
 
 int cli_run(const cli_command *c, int argc, char **argv) {
-  reading r = {c, NULL, argc, 0, argv};
+  void *settings = malloc(c->size);
   mhk_context *ctx;
   int code;
-  r.settings = (char *)malloc(c->size);
-  if (!r.settings) return cli_error("out of memory");
-  memcpy(r.settings, c->defaults, c->size);
-  code = read_options(&r);
-  if (code == CLI_GO && c->check) code = c->check(r.settings);
+  if (!settings) return cli_error("out of memory");
+  memcpy(settings, c->defaults, c->size);
+  code = cli_read_options(c, settings, argc, argv);
+  if (code == CLI_GO && c->check) code = c->check(settings);
   if (code == CLI_GO) {
     cli.command = c;
     cli.argc = argc;
     cli.argv = argv;
-    ctx = cli_context(threads_of(&r));
-    code = ctx ? c->body(ctx, r.settings) : CLI_FAILED;
+    ctx = cli_context(threads_of(c, settings));
+    code = ctx ? c->body(ctx, settings) : CLI_FAILED;
     mhk_destroy(ctx);
   }
-  free(r.settings);
+  free(settings);
   return code;
 }
 
@@ -757,14 +866,14 @@ static int may_write(const char *folder) {
 /* what is written is collected first: in memory, or in a file without a name */
 int cli_output_open(cli_output *o, const char *path) {
   char folder[1024];
-  size_t n = strlen(path);
+  size_t n = path ? strlen(path) : 0;
   memset(o, 0, sizeof *o);
   if (n >= sizeof o->path) return cli_error("the path %s is too long", path);
-  strcpy(o->path, path);
-  strcpy(folder, path);
+  strcpy(o->path, path ? path : "");
+  strcpy(folder, o->path);
   while (n > 0 && !strchr(FOLDER_ENDS, folder[n - 1])) n--;
   folder[n] = 0;
-  if (!may_write(n ? folder : ".")) return cli_error("cannot write %s: %s", path, strerror(errno));
+  if (path && !may_write(n ? folder : ".")) return cli_error("cannot write %s: %s", path, strerror(errno));
 #if defined(_WIN32)
   {
     char *name = _tempnam(NULL, "mohawk");
@@ -774,22 +883,27 @@ int cli_output_open(cli_output *o, const char *path) {
 #else
   o->file = open_memstream(&o->data, &o->size);
 #endif
-  return o->file ? CLI_GO : cli_error("cannot write %s: %s", path, strerror(errno));
+  return o->file ? CLI_GO : cli_error("cannot write %s: %s", o->path, strerror(errno));
 }
 
-int cli_output_close(cli_output *o) {
-  mhk_context *ctx;
-  int code = CLI_GO, bad = ferror(o->file);
+/* what was written, in o->data; whether something went wrong */
+static int output_end(cli_output *o) {
+  int bad = ferror(o->file);
 #if defined(_WIN32)
   if (!bad && fseek(o->file, 0, SEEK_END) == 0) {
     o->size = (size_t)ftell(o->file);
     o->data = (char *)malloc(o->size + 1);
     rewind(o->file);
     bad = !o->data || fread(o->data, 1, o->size, o->file) != o->size;
+    if (!bad) o->data[o->size] = 0;
   }
 #endif
-  if (fclose(o->file) != 0) bad = 1;
-  ctx = bad ? NULL : cli_context(1);
+  return fclose(o->file) != 0 || bad;
+}
+
+int cli_output_close(cli_output *o) {
+  int code = CLI_GO;
+  mhk_context *ctx = output_end(o) ? NULL : cli_context(1);
   if (!ctx)
     code = cli_error("cannot write %s: out of memory", o->path);
   else if (mhk_file_write_bytes(ctx, o->path, o->data, o->size) != MHK_OK)
@@ -797,6 +911,13 @@ int cli_output_close(cli_output *o) {
   mhk_destroy(ctx);
   free(o->data);
   return code;
+}
+
+char *cli_output_text(cli_output *o) {
+  if (!output_end(o) && o->data) return o->data;
+  cli_error("out of memory for a text");
+  free(o->data);
+  return NULL;
 }
 
 void cli_output_drop(cli_output *o) {
@@ -1070,4 +1191,9 @@ void json_real(cli_json *j, const char *key, double value) {
 void json_count(cli_json *j, const char *key, double value) {
   json_key(j, key);
   fprintf(j->out, "%.0f", value);
+}
+
+void json_raw(cli_json *j, const char *key, const char *text) {
+  json_key(j, key);
+  fputs(text, j->out);
 }

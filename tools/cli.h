@@ -23,6 +23,7 @@ enum { CLI_GO = -1, CLI_OK = 0, CLI_FAILED = 1, CLI_USAGE = 2 };
 /* ---- options */
 
 #define CLI_MAX_LIST 64
+#define CLI_MAX_OPTIONS 128 /* of a command */
 typedef struct cli_files {
   const char *path[CLI_MAX_LIST];
   int n;
@@ -31,6 +32,12 @@ typedef struct cli_numbers {
   double value[CLI_MAX_LIST];
   int n;
 } cli_numbers; /* NaN where "-" was written */
+
+/* words of a command line, as they stand there */
+typedef struct cli_words {
+  const char *word[256];
+  int n;
+} cli_words;
 
 typedef enum cli_kind {
   CLI_HEADING, /* no option: a heading in the help */
@@ -68,6 +75,10 @@ typedef struct cli_command {
   /* Does the work, with a context that has --threads threads (cli_context(0) where there is
      no such option) and goes afterwards with all that it holds. Returns an exit code. */
   int (*body)(mhk_context *ctx, void *settings);
+  /* Options that only this command has are checked as its own, and their words kept in the
+     cli_words at others_at: for a command that runs another. NULL: none. */
+  const struct cli_command *others;
+  size_t others_at;
 } cli_command;
 
 /* In the file of a command: a field of its type `settings`, and members of its description. */
@@ -78,6 +89,18 @@ typedef struct cli_command {
 /* Reads the options and does what the command does. Returns its exit code: CLI_OK after --help,
    CLI_USAGE after a mistake, which has been explained. */
 int cli_run(const cli_command *command, int argc, char **argv);
+/* Reads a command line over settings that hold something already. Returns CLI_GO, CLI_OK after
+   --help, or CLI_USAGE after a message. */
+int cli_read_options(const cli_command *command, void *settings, int argc, char **argv);
+/* the option whose name are the first length characters of typed, or NULL */
+const cli_option *cli_find_option(const cli_command *command, const char *typed, size_t length);
+/* Says that there is no such option, and which one is near. Returns CLI_USAGE. */
+int cli_unknown_option(const cli_command *command, const char *typed, size_t length);
+/* Gives an option in settings one value, as after --NAME=. A flag is yes or no, files are added one
+   by one. Returns CLI_GO, or CLI_USAGE after a message. */
+int cli_set_option(const cli_option *o, void *settings, const char *text);
+/* whether settings hold a value that the option may have */
+int cli_has_value(const cli_option *o, const void *settings);
 /* Complains that an option is missing. Returns CLI_USAGE. */
 int cli_missing(const cli_command *command, const char *option);
 /* A number with an optional k, M or G; returns what follows it, or NULL. */
@@ -145,8 +168,10 @@ typedef struct cli_output {
   char path[1024], *data;
   size_t size;
 } cli_output;
-int cli_output_open(cli_output *o, const char *path); /* CLI_GO, or CLI_FAILED after a message */
+/* CLI_GO, or CLI_FAILED after a message. path NULL: text for cli_output_text(), in no file. */
+int cli_output_open(cli_output *o, const char *path);
 int cli_output_close(cli_output *o);
+char *cli_output_text(cli_output *o); /* in place of closing: malloc'ed; NULL after a message */
 void cli_output_drop(cli_output *o); /* in place of closing: nothing is written */
 FILE *cli_open(const char *path, const char *mode); /* fopen, whatever characters the path has */
 
@@ -204,11 +229,15 @@ void json_text(cli_json *j, const char *key, const char *text);
 void json_bytes(cli_json *j, const char *key, const char *text, size_t length);
 void json_real(cli_json *j, const char *key, double value);
 void json_count(cli_json *j, const char *key, double value);
+void json_raw(cli_json *j, const char *key, const char *text); /* text is JSON already */
 
 /* ---- the subcommands, one file each */
 extern const cli_command command_train, command_distill, command_generate, command_eval, command_inspect,
     command_matrix, command_matrices, command_heads, command_convert, command_quantize, command_tokenizer,
-    command_demo, command_bench;
+    command_demo, command_bench, command_rerun, command_ablate, command_completion;
+/* all of them, in the order of the help: in mohawk.c */
+extern const cli_command *const cli_commands[];
+extern const int cli_n_commands;
 
 #define CLI_COUNT_OF(array) ((int)(sizeof(array) / sizeof((array)[0])))
 

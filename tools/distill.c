@@ -1,18 +1,20 @@
 /* mohawk distill: teacher in, state-space student out. */
 #include "dryrun.h"
 #include "heads.h"
+#include "record.h"
+#include "settings.h"
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
 typedef struct settings {
-  const char *teacher, *out, *rotary, *windows, *keep_heads, *keep_auto;
+  const char *teacher, *from, *out, *rotary, *windows, *keep_heads, *keep_auto;
   cli_files text, eval;
   cli_numbers keep, tokens, lr, warmup, decay, weight_decay, clip, repeat, max_document;
   double temperature, hard_labels, own_stream, seconds, every;
   mhk_index batch, length, update_tokens, sample_tokens, eval_windows, eval_length, eval_max_document, context;
   int d_state, chunk, recipe, init, train, decays, placement, dtype, seed, threads, window;
-  int precision, recompute, one_layer, teacher_type, dry_run, fresh, force, no_eval, json, encoding;
+  int precision, recompute, one_layer, teacher_type, dry_run, keep_stages, fresh, force, no_eval, json, encoding;
   int gates, no_gates, bias, no_bias, calibrate, no_calibrate;
 } settings;
 
@@ -31,6 +33,9 @@ typedef struct distillation {
   cli_json json;
   mhk_evaluation after[4]; /* index: stage */
   int measured[4];
+  record_inputs inputs;
+  settings effective; /* with the values of all defaults, and where they are texts: */
+  char rotary[16];
 } distillation;
 
 static const settings defaults = {.out = "mohawk-out", .own_stream = -1, .eval_windows = 128, .seed = 1, .every = 10};
@@ -40,13 +45,17 @@ static const cli_option options[] = {
     {"teacher", "DIR", CLI_TEXT, CLI_AT(teacher), 1, 0,
      "the teacher: a folder with config.json, safetensors and tokenizer.json (required)"},
     {"text", "FILE...", CLI_FILES, CLI_AT(text), 0, 0,
-     "training text; <|endoftext|> separates documents. Without it, the teacher generates the text"},
+     "training text; <|endoftext|> separates documents; or the text.safetensors of a run. Without it, the teacher "
+     "generates the text"},
     CLI_ENCODING(CLI_AT(encoding)),
     {"out", "DIR", CLI_TEXT, CLI_AT(out), 0, 0,
      "output folder for checkpoints, log.csv and the student (default mohawk-out)"},
     {"eval", "FILE...", CLI_FILES, CLI_AT(eval), 0, 0,
      "held-out text to evaluate on after each stage. Without it, the final student is evaluated on new samples of the "
      "teacher"},
+    {"from", "DIR", CLI_TEXT, CLI_AT(from), 0, 0,
+     "start from this student, as another run saved it, instead of a new one; stages that it has behind it get 0 "
+     "--tokens"},
     {"recipe", "best|paper", CLI_CHOICE, CLI_AT(recipe), 0, 0,
      "best (default): initialization from attention, calibrated, gates, biases, rotary B and C, alignment of hidden "
      "states in stage 3, learning rate decay over the second half of each stage; paper: initialization as identity, "
@@ -133,6 +142,8 @@ static const cli_option options[] = {
      "one layer in memory and the hidden states of all tokens in files in --out"},
     {"teacher-type", "stored|int8|int4", CLI_CHOICE, CLI_AT(teacher_type), 0, 0,
      "type of the weights that compute the teacher's targets; int8 and int4 are copies in memory (default stored)"},
+    {"keep-stages", NULL, CLI_FLAG, CLI_AT(keep_stages), 0, 0,
+     "also keep the students after stages 1 and 2, in stage1 and stage2 of --out, with the checkpoint of that moment"},
     {"checkpoint-seconds", "N", CLI_REAL, CLI_AT(seconds), 0.01, 1e9,
      "seconds between checkpoints; the last two are kept (default 60)"},
     {"dry-run", NULL, CLI_FLAG, CLI_AT(dry_run), 0, 0,
@@ -232,6 +243,11 @@ static void use_windows(distillation *d) {
 static int fill_student(distillation *d, mhk_student_desc *student) {
   const settings *s = d->s;
   const mhk_config *teacher = mhk_model_config(d->teacher);
+  if (s->from) {
+    d->r.desc.student = cli_load(d->ctx, s->from);
+    if (!d->r.desc.student || mhk_model_make_trainable(d->r.desc.student) != MHK_OK) return cli_context_error(d->ctx);
+    return fill_windows(d);
+  }
   student->d_state = s->d_state;
   student->gates = switched(s->gates, s->no_gates);
   student->bias = switched(s->bias, s->no_bias);
@@ -336,6 +352,179 @@ static int fill(distillation *d) {
   desc->fresh = s->fresh;
   return fill_student(d, &desc->student_desc);
 }
+
+/* ---------------------------------------------------------------- what a run was */
+
+/* in a description a negative number is none, at the command line 0 */
+static double none_is_0(double x) { return x > 0 ? x : 0; }
+
+/* one number for each stage */
+static void take_stages(const mhk_distill_desc *r, cli_numbers *list, size_t at) {
+  int i;
+  list->n = 3;
+  for (i = 0; i < 3; i++)
+    list->value[i] = none_is_0(*(const double *)(const void *)((const char *)&r->stages[i] + at));
+}
+
+/* a switch of the recipe, as one of its two options */
+static void take_switch(int value, int best, int *on, int *off) {
+  *on = value > 0 || (value == 0 && best);
+  *off = !*on;
+}
+
+/* The options with which this run, and a later version with other defaults, does the same. */
+static void resolve(distillation *d) {
+  const mhk_distill_desc r = mhk_distill_defaults(&d->r.desc);
+  const mhk_student_desc *student = &r.student_desc;
+  const mhk_stage_desc *last = &r.stages[2];
+  const int best = r.recipe == MHK_RECIPE_BEST;
+  settings *e = &d->effective;
+  int i;
+  *e = *d->s;
+  take_stages(&r, &e->lr, offsetof(mhk_stage_desc, lr));
+  take_stages(&r, &e->warmup, offsetof(mhk_stage_desc, warmup));
+  take_stages(&r, &e->decay, offsetof(mhk_stage_desc, decay));
+  take_stages(&r, &e->weight_decay, offsetof(mhk_stage_desc, weight_decay));
+  take_stages(&r, &e->clip, offsetof(mhk_stage_desc, clip));
+  e->tokens.n = 3;
+  for (i = 0; i < 3; i++) e->tokens.value[i] = (double)r.stages[i].tokens;
+  e->temperature = last->temperature;
+  e->hard_labels = last->hard_labels;
+  e->own_stream = none_is_0(last->own_stream);
+  e->batch = r.batch;
+  e->length = r.length;
+  e->update_tokens = r.update_tokens;
+  e->seconds = r.checkpoint_seconds;
+  e->eval_length = e->eval_length ? e->eval_length : r.length;
+  if (e->text.n == 0 && e->sample_tokens == 0) {
+    double budget = 0;
+    for (i = 0; i < 3; i++) budget += (double)r.stages[i].tokens;
+    e->sample_tokens = (mhk_index)fmin(budget, 2e6);
+  }
+  if (e->from) return;
+  take_switch(student->gates, best, &e->gates, &e->no_gates);
+  take_switch(student->bias, best, &e->bias, &e->no_bias);
+  take_switch(student->calibrate, best, &e->calibrate, &e->no_calibrate);
+  e->init = (int)student->init;
+  e->chunk = student->chunk_size;
+  e->d_state = student->d_state ? student->d_state : mhk_model_config(d->teacher)->head_dim;
+  snprintf(d->rotary, sizeof d->rotary, "%d", student->rotary_dim);
+  e->rotary = student->rotary_dim < 0 ? "none" : d->rotary;
+  if (student->rotary_dim == 0 || student->rotary_dim == mhk_model_config(d->teacher)->rotary_dim)
+    e->rotary = "teacher";
+}
+
+static int hash_inputs(distillation *d) {
+  const settings *s = d->s;
+  int i, code = record_add(&d->inputs, d->ctx, "teacher", s->teacher);
+  if (code == CLI_GO && s->from) code = record_add(&d->inputs, d->ctx, "from", s->from);
+  for (i = 0; i < s->text.n && code == CLI_GO; i++) code = record_add(&d->inputs, d->ctx, "text", s->text.path[i]);
+  for (i = 0; i < s->eval.n && code == CLI_GO; i++) code = record_add(&d->inputs, d->ctx, "eval", s->eval.path[i]);
+  return code == CLI_GO ? record_check(&d->inputs, d->ctx) : code;
+}
+
+/* the trainer is there, so the folder is this run's */
+static run_result started(void *user) {
+  static const char *const not[] = {"dry-run", "fresh", "force", "every", "strict", "json", NULL};
+  distillation *d = (distillation *)user;
+  return record_write(d->s->out, d->ctx, &command_distill, &d->effective, not, &d->inputs) == CLI_GO ? RUN_DONE
+                                                                                                   : RUN_FAILED;
+}
+
+/* what is known of the run so far, in out/results.json */
+static int results_path(const distillation *d, char *path, size_t room) {
+  return cli_join(path, room, d->s->out, "results.json");
+}
+
+/* Evaluations of stages before this one, which an earlier start of the run made, as they stand
+   there. */
+static void json_earlier(const distillation *d, cli_json *j, foreign_json found, int stage) {
+  foreign_json list, value;
+  char text[2048];
+  if (!foreign_json_find(found, "evaluations", &list) || *list.at != '[') return;
+  for (list.at++; foreign_json_value(&list, &value);) {
+    const double of = settings_number(value, "stage", 4);
+    const size_t n = (size_t)(value.end - value.at);
+    while (list.at < list.end && strchr(", \n", *list.at)) list.at++;
+    if (of >= stage || d->measured[(int)of] || n >= sizeof text) continue;
+    memcpy(text, value.at, n);
+    text[n] = 0;
+    json_raw(j, NULL, text);
+  }
+}
+
+static int write_results(const distillation *d, int stage, int finished) {
+  char path[1024];
+  foreign_json found = {NULL, NULL};
+  cli_output o;
+  cli_json j;
+  int i;
+  if (results_path(d, path, sizeof path) != CLI_GO) return CLI_FAILED;
+  if (cli_exists(path) && settings_json_file(path, &found) != CLI_GO) return CLI_FAILED;
+  if (cli_output_open(&o, path) != CLI_GO) return CLI_FAILED;
+  json_start(&j, o.file, 1);
+  json_open(&j, NULL, '{');
+  json_open(&j, "tokens", '[');
+  for (i = 0; i < 3; i++) json_count(&j, NULL, d->effective.tokens.value[i]);
+  json_close(&j);
+  json_open(&j, "evaluations", '[');
+  json_earlier(d, &j, found, stage);
+  for (i = 0; i <= stage; i++) {
+    if (!d->measured[i]) continue;
+    json_open(&j, NULL, '{');
+    json_count(&j, "stage", i);
+    run_json_evaluation(&j, &d->after[i], 1);
+    json_close(&j);
+  }
+  json_close(&j);
+  json_raw(&j, "finished", finished ? "true" : "false");
+  json_close(&j);
+  return cli_output_close(&o);
+}
+
+/* Results of another run in the folder are forgotten. A finished run with other budgets is an
+   error that says why. */
+static int check_finished(const distillation *d) {
+  char path[1024], results[1024];
+  foreign_json found, list, value;
+  int i, more = 0;
+  if (cli_join(path, sizeof path, d->s->out, "checkpoint.safetensors") != CLI_GO ||
+      results_path(d, results, sizeof results) != CLI_GO)
+    return CLI_FAILED;
+  if (!cli_exists(results)) return CLI_GO;
+  if (d->s->fresh || !cli_exists(path)) return remove(results) == 0 ? CLI_GO : cli_error("cannot remove %s", results);
+  if (settings_json_file(results, &found) != CLI_GO) return CLI_FAILED;
+  if (!foreign_json_find(found, "finished", &value) || *value.at != 't') return CLI_GO;
+  if (!foreign_json_find(found, "tokens", &list) || *list.at != '[') return CLI_GO;
+  list.at++;
+  for (i = 0; i < 3 && foreign_json_value(&list, &value); i++) {
+    more |= d->effective.tokens.value[i] != strtod(value.at, NULL);
+    while (list.at < list.end && strchr(", ", *list.at)) list.at++;
+  }
+  if (!more) return CLI_GO;
+  return cli_error("the run in %s is finished, with other --tokens. Its learning rate has come down to its end, and "
+                   "with more tokens it would have been another from the start of the stage, so it cannot go on. To "
+                   "train its student further: --from %s/student --tokens 0,0,N --out NEW; to start over: --fresh",
+                   d->s->out, d->s->out);
+}
+
+/* The student after a stage, and the checkpoint at its end. */
+static int keep_stage(const distillation *d, int stage, mhk_model *student) {
+  char name[16], folder[1024], from[1024], to[1024];
+  foreign_bytes b;
+  int code;
+  snprintf(name, sizeof name, "stage%d", stage);
+  if (cli_join(folder, sizeof folder, d->s->out, name) != CLI_GO ||
+      cli_join(from, sizeof from, d->s->out, "checkpoint.safetensors") != CLI_GO ||
+      cli_join(to, sizeof to, folder, "checkpoint.safetensors") != CLI_GO)
+    return CLI_FAILED;
+  if (mhk_save(student, folder, MHK_F32) != MHK_OK || !foreign_map(d->ctx, from, &b)) return cli_context_error(d->ctx);
+  code = mhk_file_write_bytes(d->ctx, to, b.data, b.size) == MHK_OK ? CLI_GO : cli_context_error(d->ctx);
+  foreign_unmap(&b);
+  return code;
+}
+
+/* ---------------------------------------------------------------- before the run */
 
 /* Says what --one-layer-at-a-time needs on the disk; refuses when there is less. */
 static int check_disk(const distillation *d) {
@@ -471,7 +660,9 @@ static int measure(distillation *d, int stage, mhk_model *student) {
 
 static run_result after_stage(void *user, int stage, mhk_model *student) {
   distillation *d = (distillation *)user;
-  if (!d->eval_text || measure(d, stage, student) == CLI_GO) return RUN_DONE;
+  if (d->s->keep_stages && stage < 3 && keep_stage(d, stage, student) != CLI_GO) return RUN_FAILED;
+  if (!d->eval_text) return RUN_DONE;
+  if (measure(d, stage, student) == CLI_GO) return write_results(d, stage, 0) == CLI_GO ? RUN_DONE : RUN_FAILED;
   return cli_stopped() ? RUN_STOPPED : RUN_FAILED;
 }
 
@@ -485,7 +676,9 @@ static int finish(distillation *d, mhk_model *student) {
     if (!d->eval_text) return CLI_FAILED;
   }
   if (!d->s->no_eval && !d->measured[last] && measure(d, last, student) != CLI_GO) return CLI_FAILED;
-  return run_save(d->ctx, student, d->s->out, "student", d->s->dtype, d->s->json ? &d->json : NULL);
+  if (run_save(d->ctx, student, d->s->out, "student", d->s->dtype, d->s->json ? &d->json : NULL) != CLI_OK)
+    return CLI_FAILED;
+  return write_results(d, last, 1) == CLI_GO ? CLI_OK : CLI_FAILED;
 }
 
 static void json_begin(distillation *d) {
@@ -514,14 +707,17 @@ static int train(distillation *d) {
   if (fill(d) != CLI_GO) return CLI_FAILED;
   if (s->dry_run) return dry_run(d);
   if (check_memory(d) != CLI_GO || cli_make_folders(s->out) != CLI_GO) return CLI_FAILED;
+  resolve(d);
+  if (hash_inputs(d) != CLI_GO || check_finished(d) != CLI_GO) return CLI_FAILED;
   cli_catch_signals();
   if (load_text(d) != CLI_GO) {
     if (cli_stopped()) run_say_stopped(d->s->out, d->s->json ? &d->json : NULL);
     return CLI_FAILED;
   }
   if (choose(d) != CLI_GO) return CLI_FAILED;
-  say_layout(d);
+  if (!s->from) say_layout(d);
   if (s->json) json_begin(d);
+  d->r.started = started;
   d->r.after_stage = after_stage;
   d->r.user = d;
   result = run_distill(d->ctx, &d->r, &trainer);
@@ -545,9 +741,29 @@ static int distill(mhk_context *ctx, void *user) {
   cli_note("teacher %s, %s parameters; %s", d.s->teacher,
            cli_count(mhk_config_parameters(mhk_model_config(d.teacher)), &n), cli_threads(ctx, &threads));
   code = train(&d);
+  record_inputs_free(&d.inputs);
   free(d.windows);
   free(d.others);
   return code;
+}
+
+/* the first option of those that make a new student, or NULL */
+static const char *makes_student(const settings *s) {
+  const struct {
+    const char *name;
+    int given;
+  } all[] = {{"keep-attention", s->keep.n > 0},    {"keep-heads", s->keep_heads != NULL},
+             {"keep", s->keep_auto != NULL},       {"window", s->window > 0},
+             {"windows", s->windows != NULL},      {"gates", s->gates},
+             {"no-gates", s->no_gates},            {"bias", s->bias},
+             {"no-bias", s->no_bias},              {"calibrate", s->calibrate},
+             {"no-calibrate", s->no_calibrate},    {"init", s->init != 0},
+             {"rotary", s->rotary != NULL},        {"d-state", s->d_state > 0},
+             {"chunk", s->chunk > 0}};
+  int i;
+  for (i = 0; i < CLI_COUNT_OF(all); i++)
+    if (all[i].given) return all[i].name;
+  return NULL;
 }
 
 /* "--windows packed" was --placement before heads had windows; it still means that */
@@ -560,7 +776,10 @@ static int check(void *user) {
     s->placement = packed;
     s->windows = NULL;
   }
-  if (both) {
+  if (s->from && makes_student(s)) {
+    cli_error("--%s is for a new student, but --from names one that is there: leave one of the two out",
+              makes_student(s));
+  } else if (both) {
     cli_error("--%s and --no-%s contradict each other", both, both);
   } else if (s->window > 0 && s->windows) {
     cli_error("--window is for all heads, --windows for each: give one of the two, the last number of --windows is "

@@ -831,3 +831,81 @@ void picture_whiskers_svg(FILE *out, const picture_whisker_page *p) {
   }
   fputs("\n</svg>\n", out);
 }
+
+/* ---------------------------------------------------------------- bars */
+
+enum { BARS_WIDE = 720, BARS_LEFT = 190, BARS_RIGHT = 620, BARS_TOP = 52, BARS_ROW = 24, BARS_BELOW = 34 };
+
+/* mean, least and most of the values that are there; returns how many */
+static int spread_of(const double *values, int n, double *mean, double *least, double *most) {
+  double sum = 0;
+  int i, k = 0;
+  *least = INFINITY;
+  *most = -INFINITY;
+  for (i = 0; i < n; i++) {
+    if (!isfinite(values[i])) continue;
+    sum += values[i];
+    *least = fmin(*least, values[i]);
+    *most = fmax(*most, values[i]);
+    k++;
+  }
+  *mean = k ? sum / k : NAN;
+  return k;
+}
+
+static void draw_bar(FILE *out, const picture_bars *p, int i, double largest) {
+  const double *values = p->values + i * p->seeds;
+  const double y = BARS_TOP + i * BARS_ROW, scale = (BARS_RIGHT - BARS_LEFT) / largest;
+  double mean, least, most;
+  char text[32];
+  int k;
+  text_at(out, BARS_LEFT - 8, y + 14, "end", "", p->names[i]);
+  if (spread_of(values, p->seeds, &mean, &least, &most) == 0) return;
+  fprintf(out, "<rect class=\"c0\" x=\"%d\" y=\"%.0f\" width=\"%.1f\" height=\"16\" fill=\"currentColor\" "
+               "fill-opacity=\".55\"/>",
+          BARS_LEFT, y + 2, scale * mean);
+  if (most > least)
+    fprintf(out, "<path d=\"M%.1f %.0fH%.1f\" stroke=\"currentColor\" stroke-width=\"1.5\"/>",
+            BARS_LEFT + scale * least, y + 10, BARS_LEFT + scale * most);
+  for (k = 0; k < p->seeds; k++)
+    if (isfinite(values[k]))
+      fprintf(out, "<circle cx=\"%.1f\" cy=\"%.0f\" r=\"2.5\" fill=\"currentColor\"/>",
+              BARS_LEFT + scale * values[k], y + 10);
+  snprintf(text, sizeof text, "%.3f", mean);
+  text_at(out, BARS_LEFT + scale * most + 8, y + 14, "start", "", text);
+}
+
+/* Returns its height. */
+static int draw_bars(FILE *out, const picture_bars *p) {
+  double mean, least, most, largest = 0, step, v;
+  char label[32];
+  int i;
+  for (i = 0; i < p->n; i++)
+    if (spread_of(p->values + i * p->seeds, p->seeds, &mean, &least, &most) > 0) largest = fmax(largest, most);
+  if (!(largest > 0)) largest = 1;
+  text_at(out, 10, 20, "start", " font-weight=\"600\" font-size=\"13\"", p->title);
+  text_at(out, 10, 37, "start", "", p->below);
+  step = tick_step(largest);
+  for (v = 0; v <= largest * 1.0001; v += step) {
+    const double x = BARS_LEFT + (BARS_RIGHT - BARS_LEFT) * v / largest;
+    fprintf(out, "<path d=\"M%.1f %dV%d\" stroke=\"currentColor\" stroke-opacity=\".15\"/>", x, BARS_TOP,
+            BARS_TOP + p->n * BARS_ROW);
+    snprintf(label, sizeof label, "%g", v);
+    text_at(out, x, BARS_TOP + p->n * BARS_ROW + 14, "middle", "", label);
+  }
+  for (i = 0; i < p->n; i++) draw_bar(out, p, i, largest);
+  return BARS_TOP + p->n * BARS_ROW + BARS_BELOW;
+}
+
+void picture_bars_svg(FILE *out, const picture_bars *charts, int n) {
+  int i, high = 0;
+  for (i = 0; i < n; i++) high += BARS_TOP + charts[i].n * BARS_ROW + BARS_BELOW;
+  file_start(out, BARS_WIDE, high, charts[0].title);
+  fputs("<style>.c0{color:#8250df}@media(prefers-color-scheme:dark){.c0{color:#c297ff}}</style>\n", out);
+  for (i = high = 0; i < n; i++) {
+    fprintf(out, "<g transform=\"translate(0 %d)\">", high);
+    high += draw_bars(out, &charts[i]);
+    fputs("</g>\n", out);
+  }
+  fputs("</svg>\n", out);
+}

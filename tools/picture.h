@@ -69,6 +69,17 @@ typedef struct picture_whisker_page {
    where a curve falls below, it ends at the edge. */
 void picture_whiskers_svg(FILE *out, const picture_whisker_page *p);
 
+/* What each of some things reached, once for each seed, as bars: the mean, with a line from the
+   least to the most and a dot for each seed. */
+typedef struct picture_bars {
+  const char *title, *below; /* below: a line under the title */
+  const char *const *names; /* n */
+  const double *values;     /* (n,seeds); NaN: none */
+  int n, seeds;
+} picture_bars;
+/* Charts below each other as a file of its own, readable on light and dark. */
+void picture_bars_svg(FILE *out, const picture_bars *charts, int n);
+
 /* What each head of a model loses without sight of the distance, as a map of layers and heads. */
 typedef struct picture_heads {
   const char *title;

@@ -157,11 +157,41 @@ mhk_corpus *run_encode_texts(mhk_context *ctx, mhk_tokenizer *k, const run_texts
   return NULL;
 }
 
+mhk_corpus *run_token_file(mhk_context *ctx, mhk_model *model, const char *path) {
+  const int vocabulary = mhk_model_config(model)->vocab_size;
+  mhk_file *f = mhk_file_open(ctx, path);
+  const mhk_stored *x = f ? mhk_file_find(f, "tokens") : NULL;
+  int32_t *ids = x ? (int32_t *)malloc((size_t)x->count * sizeof *ids + 1) : NULL;
+  mhk_corpus *text = NULL;
+  mhk_index i = 0;
+  if (f && (!x || x->dtype != MHK_I32 || x->rank != 1))
+    cli_error("%s has no list of tokens: it is not a text.safetensors of mohawk distill", path);
+  else if (x && !ids)
+    cli_error("out of memory for %lld tokens of %s", (long long)x->count, path);
+  else if (x && mhk_file_read_i32(ctx, x, ids) == MHK_OK) {
+    while (i < x->count && ids[i] >= 0 && ids[i] < vocabulary) i++;
+    if (i < x->count)
+      cli_error("%s: token %lld is %d, but the model has %d: it is from another teacher", path, (long long)i, ids[i],
+                vocabulary);
+    else
+      text = mhk_corpus_from_tokens(ctx, ids, x->count, mhk_tokenizer_start(mhk_model_tokenizer(model)));
+  }
+  if (mhk_failed(ctx)) cli_context_error(ctx);
+  free(ids);
+  mhk_file_close(f);
+  return text;
+}
+
 mhk_corpus *run_load_text(mhk_context *ctx, mhk_model *model, mhk_model *other_model, const mhk_corpus_desc *desc,
                         int encoding) {
   mhk_tokenizer *k = mhk_model_tokenizer(model);
   mhk_corpus *text = NULL;
   run_texts t;
+  if (desc->n_files == 1 && cli_ends_with(desc->files[0], ".safetensors")) {
+    if (!desc->repeat || desc->repeat[0] == 1) return run_token_file(ctx, model, desc->files[0]);
+    cli_error("%s has tokens, which are used once: --repeat is for text files", desc->files[0]);
+    return NULL;
+  }
   if (!k && other_model) k = mhk_model_tokenizer(other_model);
   if (!k) {
     cli_no_tokenizer(model, "the model");
@@ -347,6 +377,7 @@ run_result run_distill(mhk_context *ctx, const run *r, mhk_trainer **trainer) {
   if (info->resumed && info->step < info->steps)
     cli_note("resuming from the checkpoint in %s: stage %d, update %lld of %lld", r->desc.out, info->stage,
              (long long)info->step, (long long)info->steps);
+  if (r->started && (result = r->started(r->user)) != RUN_DONE) return result;
   if (r->desc.out) p.log = open_log(r->desc.out, info);
   stage = stage_before(r, info); /* what follows a stage may not have happened: do it again */
   if (stage > 0 && r->after_stage) result = r->after_stage(r->user, stage, mhk_student(tr));

@@ -14,7 +14,11 @@ typedef enum run_result { RUN_DONE, RUN_STOPPED, RUN_FAILED } run_result;
 typedef struct run {
   mhk_distill_desc desc;
   cli_json *json; /* where progress goes as JSON lines; NULL: none */
-  /* called when a stage has ended; anything but RUN_DONE ends the run */
+  /* called when the trainer is there, which may go on from a checkpoint, and before its first
+     update; the same for what it returns */
+  run_result (*started)(void *user);
+  /* called when a stage has ended, whose checkpoint is the last one; anything but RUN_DONE ends the
+     run */
   run_result (*after_stage)(void *user, int stage, mhk_model *student);
   void *user;
 } run;
@@ -68,8 +72,11 @@ int run_read_texts(run_texts *t, int n, const char *const *files, int encoding, 
 void run_free_texts(run_texts *t);
 /* Such contents with a tokenizer; desc names the files. NULL after a message. */
 mhk_corpus *run_encode_texts(mhk_context *ctx, mhk_tokenizer *k, const run_texts *t, const mhk_corpus_desc *desc);
+/* The tokens of a file that run_sampled_text() wrote. NULL after a message. */
+mhk_corpus *run_token_file(mhk_context *ctx, mhk_model *model, const char *path);
 /* The text in files, pipes or standard input with a model's tokenizer, or with other_model's when
-   it has none. NULL after a message. */
+   it has none; one .safetensors file: its tokens. encoding: CLI_UTF8 and so on. NULL after a
+   message. */
 mhk_corpus *run_load_text(mhk_context *ctx, mhk_model *model, mhk_model *other_model, const mhk_corpus_desc *desc,
                         int encoding);
 /* The text in n files, else examples/story.txt if it is there, else this many tokens that the model
