@@ -440,14 +440,16 @@ typedef struct mhk_student_desc {
   int gates, bias;           /* of the new mixers; 0: on (PAPER: off); -1: off */
   int calibrate;             /* the calibrated start in mhk_distill(); 0: on (PAPER: off); -1: off */
   int d_state;               /* 0: the teacher's head size */
+  int groups;                /* of heads that share B and C; 0: none do, also where the teacher's heads share keys */
   int rotary_dim;            /* rotary features of B and C; 0: as the teacher; -1: none, as the released Phi-Mamba */
   mhk_init init;             /* 0: attention */
   int chunk_size;            /* 0: 128 */
   uint64_t seed;             /* 0: 1 */
   const char *mixer;         /* name of a mixer that mhk_mixer_add() was given; NULL: discrete Mamba-2 */
 } mhk_student_desc;
-/* Creates a Phi-Mamba student of a Phi teacher. It copies embedding, norms, MLPs, head and kept
-   attention layers (weight transfer); its other mixers are new. */
+/* Creates a Phi-Mamba student of a Phi teacher, or a Llama-Mamba student of a Llama. It copies
+   embedding, norms, MLPs, head and kept attention layers (weight transfer); its other mixers are
+   new. */
 MHKDEF mhk_model *mhk_student_create(mhk_context *ctx, mhk_model *teacher, const mhk_student_desc *desc);
 /* The calibrated start: fits a new student's decays and sizes to the teacher's attention on one
    batch of text, tokens (B,T), in closed form. A head's decay halves over the mean distance that
@@ -693,7 +695,15 @@ MHKDEF const char *mhk_bf16_name(const mhk_context *ctx);
 
 /* ---- configurations ---- */
 
-typedef enum mhk_arch { MHK_ARCH_PHI = 1, MHK_ARCH_PHI_MAMBA = 2, MHK_ARCH_MAMBA2 = 3 } mhk_arch;
+typedef enum mhk_arch {
+  MHK_ARCH_PHI = 1,
+  MHK_ARCH_PHI_MAMBA = 2,   /* students of a Phi */
+  MHK_ARCH_MAMBA2 = 3,
+  MHK_ARCH_LLAMA = 4,       /* Llama, Mistral, Qwen2 and Qwen3: one block with options */
+  MHK_ARCH_LLAMA_MAMBA = 5  /* students of a Llama */
+} mhk_arch;
+/* how rotary frequencies are scaled to longer contexts: as transformers' rope_type of this name */
+typedef enum mhk_rope { MHK_ROPE_DEFAULT = 0, MHK_ROPE_LINEAR = 1, MHK_ROPE_LLAMA3 = 2 } mhk_rope;
 typedef enum mhk_mixer_kind {
   MHK_MIXER_ATTENTION = 1,
   MHK_MIXER_DISCRETE_MAMBA2 = 2,
@@ -715,6 +725,12 @@ typedef struct mhk_config {
   /* attention */
   int n_head, n_kv_head, head_dim, rotary_dim, qk_layernorm;
   double rope_theta;
+  /* Llama and its students (a Phi has all biases, no scaling and no window) */
+  int qkv_bias, out_bias, mlp_bias;
+  int attention_window;          /* tokens that attention layers see, the own one included; 0: all */
+  mhk_rope rope;
+  double rope_factor, rope_low, rope_high; /* low, high: MHK_ROPE_LLAMA3's low_freq_factor, high_freq_factor */
+  int rope_original;             /* its original_max_position_embeddings */
   /* state-space mixers: d_inner = ssm_heads * ssm_head_dim; a Mamba-2 normalizes each of the
      ssm_groups parts of d_inner separately, as mamba_ssm and transformers do */
   int ssm_heads, ssm_groups, ssm_head_dim, d_state, d_conv, chunk_size;
@@ -786,8 +802,9 @@ MHKDEF const mhk_mixer *mhk_mixer_add(mhk_context *ctx, const mhk_mixer *mixer);
 MHKDEF mhk_result mhk_config_preset(mhk_context *ctx, const char *name, mhk_config *config);
 /* Checks that a configuration is valid; the error is a sentence with the numbers. */
 MHKDEF mhk_result mhk_config_check(mhk_context *ctx, const mhk_config *config);
-/* Reads the config.json of PhiForCausalLM, Mamba2ForCausalLM, Mamba-2 of mamba_ssm, or phi-mamba
-   (plain, or under an outer key "config"). where names the text in errors. Unknown settings cause a
+/* Reads the config.json of PhiForCausalLM, LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM,
+   Qwen3ForCausalLM, Mamba2ForCausalLM, Mamba-2 of mamba_ssm, phi-mamba or llama-mamba (students;
+   plain, or under an outer key "config"). where names the text in errors. Unknown settings cause a
    warning. */
 MHKDEF mhk_result mhk_config_parse(mhk_context *ctx, const char *json, size_t length, const char *where,
                                    mhk_config *config);
@@ -796,7 +813,8 @@ MHKDEF mhk_result mhk_config_parse(mhk_context *ctx, const char *json, size_t le
 MHKDEF size_t mhk_config_format(const mhk_config *config, char *json, size_t capacity);
 MHKDEF double mhk_config_parameters(const mhk_config *config); /* number of parameters */
 /* Size of a sequence's state after this many tokens: constant for state-space layers, windows
-   included; keys and values of all tokens for attention layers and kept heads. */
+   included; keys and values of all tokens that a next one sees for attention layers and kept
+   heads. */
 MHKDEF double mhk_config_state_bytes(const mhk_config *config, mhk_index tokens);
 
 /* ---- models ---- */
@@ -7608,7 +7626,9 @@ static void mhk__rotary_op_back(mhk_tape *t, mhk__node *n) {
   if (a.dx) mhk__over_rows(t->ctx, n->in[0]->shape[0] * a.T, a.H * a.P, mhk__rotary_row_back, &a);
 }
 
-MHKDEF mhk_tensor *mhk_rotary(mhk_tape *t, mhk_tensor *x, int dim, double theta, const int32_t *doc) {
+/* step (dim/2): the angle from one position to the next, of each pair; NULL: from theta */
+static mhk_tensor *mhk__rotary(mhk_tape *t, mhk_tensor *x, int dim, double theta, const double *step,
+                               const int32_t *doc) {
   char text[128];
   if (!mhk__ready(t, "rotary", 1, 1, x)) return NULL;
   if (x->rank != 4 || dim < 0 || dim % 2 || dim > x->shape[3])
@@ -7624,13 +7644,17 @@ MHKDEF mhk_tensor *mhk_rotary(mhk_tape *t, mhk_tensor *x, int dim, double theta,
   const mhk__mark mark = mhk__scratch_mark(t->ctx);
   angles.step = (double *)mhk__scratch(t->ctx, half, sizeof(double));
   if (!y || !angles.rotation || !angles.step || (doc && !start)) return NULL;
-  for (mhk_index j = 0; j < half; j++) angles.step[j] = pow(theta, -2.0 * (double)j / dim);
+  for (mhk_index j = 0; j < half; j++) angles.step[j] = step ? step[j] : pow(theta, -2.0 * (double)j / dim);
   mhk__over_rows(t->ctx, T, 32 * dim, mhk__angles_row, &angles); /* a sine costs as much as 32 products */
   mhk__scratch_rewind(t->ctx, mark);
   const mhk__rotary_args a = {T, x->shape[2], x->shape[3], dim, mhk__d(x), angles.rotation, start, mhk__d(y), NULL,
                                 NULL};
   mhk__over_rows(t->ctx, B * T, a.H * a.P, mhk__rotary_row, &a);
   return mhk__emit(t, mhk__rotary_op_back, y, &a, sizeof a, 1, x);
+}
+
+MHKDEF mhk_tensor *mhk_rotary(mhk_tape *t, mhk_tensor *x, int dim, double theta, const int32_t *doc) {
+  return mhk__rotary(t, x, dim, theta, NULL, doc);
 }
 #endif /* MOHAWK_NO_TRAINING */
 #endif /* MOHAWK_IMPLEMENTATION */
@@ -14170,7 +14194,8 @@ MHKDEF size_t mhk_stream_finish(mhk_stream *s, char *out) {
 /* The tensors of a layer. A layer has the tensors of its own mixer; the others are NULL. */
 typedef struct mhk__layer {
   mhk_mixer_kind kind;
-  mhk_tensor *norm_w, *norm_b;                                       /* norm_b NULL: RMSNorm (Mamba-2) */
+  mhk_tensor *norm_w, *norm_b;                                       /* norm_b NULL: RMSNorm */
+  mhk_tensor *mlp_norm_w;                                            /* of a sequential block, else NULL */
   mhk_tensor *q_w, *q_b, *k_w, *k_b, *v_w, *v_b, *dense_w, *dense_b; /* attention */
   mhk_tensor *qn_w, *qn_b, *kn_w, *kn_b;                             /* LayerNorm of queries and keys, or NULL */
   mhk_tensor *in_w, *in_b, *z_bias, *conv_w, *conv_b, *dt_bias, *A_log, *D, *ssm_norm_w, *out_w, *out_b;
@@ -14178,6 +14203,7 @@ typedef struct mhk__layer {
   mhk_tensor *window_scale, *rest_w, *rest_b, *state_gain;           /* with windows, else NULL */
   mhk_tensor *own[MHK_MIXER_TENSORS];        /* MHK_MIXER_OWN */
   mhk_tensor *fc1_w, *fc1_b, *fc2_w, *fc2_b; /* MLP; NULL: none */
+  mhk_tensor *gate_w, *gate_b;               /* of a gated MLP, else NULL */
 } mhk__layer;
 
 struct mhk_model {
@@ -14211,11 +14237,29 @@ enum {            /* whose it is */
   MHK__OF_MLP,
   MHK__OF_END     /* tensors of the model, after the layers */
 };
-enum { MHK__NAMED_PLAIN, MHK__NAMED_EMBEDDING, MHK__NAMED_NORM, MHK__NAMED_FINAL, MHK__NAMED_ATTENTION };
+enum {
+  MHK__NAMED_PLAIN,
+  MHK__NAMED_EMBEDDING,
+  MHK__NAMED_NORM,
+  MHK__NAMED_FINAL,
+  MHK__NAMED_ATTENTION,
+  MHK__NAMED_DENSE,    /* the projections out of attention, into the MLP and out of it */
+  MHK__NAMED_QUERY,  /* the norms of queries and keys */
+  MHK__NAMED_KEY,
+  MHK__NAMED_UP,
+  MHK__NAMED_DOWN,
+  MHK__NAMES
+};
 enum { /* what a configuration must have, besides the owner */
   MHK__IF_ALWAYS,
   MHK__IF_LAYER_NORM,
   MHK__IF_QK_NORM,
+  MHK__IF_QK_LAYER_NORM,
+  MHK__IF_QKV_BIAS,
+  MHK__IF_OUT_BIAS,
+  MHK__IF_SEQUENTIAL,
+  MHK__IF_MLP_BIAS,
+  MHK__IF_MLP_GATE_BIAS,
   MHK__IF_PROJ_BIAS,
   MHK__IF_CONV_BIAS,
   MHK__IF_DISCRETE,
@@ -14259,7 +14303,7 @@ enum {               /* the smallest mhk_trains that trains it, if the loss of t
 typedef struct mhk__role {
   size_t at; /* its offset in mhk_model or mhk__layer */
   unsigned char owner, named;
-  char name[28];
+  char name[32];
   unsigned char needs, rows, across, start, trains;
 } mhk__role;
 
@@ -14270,18 +14314,19 @@ static const mhk__role mhk__roles[] = { /* in the order of the checkpoint */
   MHK__ROLE(mhk_model, embedding, MODEL, EMBEDDING, ".weight", ALWAYS, VOCAB, MODEL, NORMAL, REST),
   MHK__ROLE(mhk__layer, norm_w, BLOCK, NORM, ".weight", ALWAYS, MODEL, NONE, ONE, NORM),
   MHK__ROLE(mhk__layer, norm_b, BLOCK, NORM, ".bias", LAYER_NORM, MODEL, NONE, ZERO, NORM),
+  MHK__ROLE(mhk__layer, mlp_norm_w, MLP, PLAIN, "post_attention_layernorm.weight", SEQUENTIAL, MODEL, NONE, ONE, REST),
   MHK__ROLE(mhk__layer, q_w, ATTENTION, ATTENTION, ".q_proj.weight", ALWAYS, QUERIES, MODEL, LINEAR, MIXER),
-  MHK__ROLE(mhk__layer, q_b, ATTENTION, ATTENTION, ".q_proj.bias", ALWAYS, QUERIES, NONE, BIAS, MIXER),
+  MHK__ROLE(mhk__layer, q_b, ATTENTION, ATTENTION, ".q_proj.bias", QKV_BIAS, QUERIES, NONE, BIAS, MIXER),
   MHK__ROLE(mhk__layer, k_w, ATTENTION, ATTENTION, ".k_proj.weight", ALWAYS, KEYS, MODEL, LINEAR, MIXER),
-  MHK__ROLE(mhk__layer, k_b, ATTENTION, ATTENTION, ".k_proj.bias", ALWAYS, KEYS, NONE, BIAS, MIXER),
+  MHK__ROLE(mhk__layer, k_b, ATTENTION, ATTENTION, ".k_proj.bias", QKV_BIAS, KEYS, NONE, BIAS, MIXER),
   MHK__ROLE(mhk__layer, v_w, ATTENTION, ATTENTION, ".v_proj.weight", ALWAYS, KEYS, MODEL, LINEAR, MIXER),
-  MHK__ROLE(mhk__layer, v_b, ATTENTION, ATTENTION, ".v_proj.bias", ALWAYS, KEYS, NONE, BIAS, MIXER),
-  MHK__ROLE(mhk__layer, dense_w, ATTENTION, ATTENTION, ".dense.weight", ALWAYS, MODEL, QUERIES, LINEAR, MIXER),
-  MHK__ROLE(mhk__layer, dense_b, ATTENTION, ATTENTION, ".dense.bias", ALWAYS, MODEL, NONE, BIAS, MIXER),
-  MHK__ROLE(mhk__layer, qn_w, ATTENTION, ATTENTION, ".q_layernorm.weight", QK_NORM, HEAD, NONE, ONE, MIXER),
-  MHK__ROLE(mhk__layer, qn_b, ATTENTION, ATTENTION, ".q_layernorm.bias", QK_NORM, HEAD, NONE, ZERO, MIXER),
-  MHK__ROLE(mhk__layer, kn_w, ATTENTION, ATTENTION, ".k_layernorm.weight", QK_NORM, HEAD, NONE, ONE, MIXER),
-  MHK__ROLE(mhk__layer, kn_b, ATTENTION, ATTENTION, ".k_layernorm.bias", QK_NORM, HEAD, NONE, ZERO, MIXER),
+  MHK__ROLE(mhk__layer, v_b, ATTENTION, ATTENTION, ".v_proj.bias", QKV_BIAS, KEYS, NONE, BIAS, MIXER),
+  MHK__ROLE(mhk__layer, dense_w, ATTENTION, DENSE, ".weight", ALWAYS, MODEL, QUERIES, LINEAR, MIXER),
+  MHK__ROLE(mhk__layer, dense_b, ATTENTION, DENSE, ".bias", OUT_BIAS, MODEL, NONE, BIAS, MIXER),
+  MHK__ROLE(mhk__layer, qn_w, ATTENTION, QUERY, ".weight", QK_NORM, HEAD, NONE, ONE, MIXER),
+  MHK__ROLE(mhk__layer, qn_b, ATTENTION, QUERY, ".bias", QK_LAYER_NORM, HEAD, NONE, ZERO, MIXER),
+  MHK__ROLE(mhk__layer, kn_w, ATTENTION, KEY, ".weight", QK_NORM, HEAD, NONE, ONE, MIXER),
+  MHK__ROLE(mhk__layer, kn_b, ATTENTION, KEY, ".bias", QK_LAYER_NORM, HEAD, NONE, ZERO, MIXER),
   MHK__ROLE(mhk__layer, in_w, STATE_SPACE, PLAIN, "mixer.in_proj.weight", ALWAYS, PROJECTED, MODEL, LINEAR, MATRIX),
   MHK__ROLE(mhk__layer, in_b, STATE_SPACE, PLAIN, "mixer.in_proj.bias", PROJ_BIAS, PROJECTED, NONE, BIAS, MATRIX),
   MHK__ROLE(mhk__layer, z_bias, STATE_SPACE, PLAIN, "mixer.z_bias", DISCRETE, INNER, NONE, ZERO, MIXER),
@@ -14299,32 +14344,54 @@ static const mhk__role mhk__roles[] = { /* in the order of the checkpoint */
   MHK__ROLE(mhk__layer, out_w, STATE_SPACE, PLAIN, "mixer.out_proj.weight", ALWAYS, MODEL, INNER, LINEAR, MIXER),
   MHK__ROLE(mhk__layer, out_b, STATE_SPACE, PLAIN, "mixer.out_proj.bias", PROJ_BIAS, MODEL, NONE, BIAS, MIXER),
   MHK__ROLE(mhk__layer, own, OWN, PLAIN, "", ALWAYS, NONE, NONE, ZERO, MIXER),
-  MHK__ROLE(mhk__layer, fc1_w, MLP, PLAIN, "mlp.fc1.weight", ALWAYS, MLP, MODEL, LINEAR, REST),
-  MHK__ROLE(mhk__layer, fc1_b, MLP, PLAIN, "mlp.fc1.bias", ALWAYS, MLP, NONE, BIAS, REST),
-  MHK__ROLE(mhk__layer, fc2_w, MLP, PLAIN, "mlp.fc2.weight", ALWAYS, MODEL, MLP, LINEAR, REST),
-  MHK__ROLE(mhk__layer, fc2_b, MLP, PLAIN, "mlp.fc2.bias", ALWAYS, MODEL, NONE, BIAS, REST),
+  MHK__ROLE(mhk__layer, gate_w, MLP, PLAIN, "mlp.gate_proj.weight", SEQUENTIAL, MLP, MODEL, LINEAR, REST),
+  MHK__ROLE(mhk__layer, gate_b, MLP, PLAIN, "mlp.gate_proj.bias", MLP_GATE_BIAS, MLP, NONE, BIAS, REST),
+  MHK__ROLE(mhk__layer, fc1_w, MLP, UP, ".weight", ALWAYS, MLP, MODEL, LINEAR, REST),
+  MHK__ROLE(mhk__layer, fc1_b, MLP, UP, ".bias", MLP_BIAS, MLP, NONE, BIAS, REST),
+  MHK__ROLE(mhk__layer, fc2_w, MLP, DOWN, ".weight", ALWAYS, MODEL, MLP, LINEAR, REST),
+  MHK__ROLE(mhk__layer, fc2_b, MLP, DOWN, ".bias", MLP_BIAS, MODEL, NONE, BIAS, REST),
   MHK__ROLE(mhk_model, norm_w, END, FINAL, ".weight", ALWAYS, MODEL, NONE, ONE, REST),
   MHK__ROLE(mhk_model, norm_b, END, FINAL, ".bias", LAYER_NORM, MODEL, NONE, ZERO, REST),
   MHK__ROLE(mhk_model, head_w, END, PLAIN, "lm_head.weight", UNTIED, VOCAB, MODEL, LINEAR, REST),
   MHK__ROLE(mhk_model, head_b, END, PLAIN, "lm_head.bias", LAYER_NORM, VOCAB, NONE, BIAS, REST)};
 #undef MHK__ROLE
 
-/* An architecture: the parts of its blocks and the names of its tensors. */
+/* An architecture: what its blocks are made of and how its tensors are called. With the rows of
+   mhk__roles that only it has, and its keys of config.json, this is all that a new block needs. */
 typedef struct mhk__arch {
-  char name[12], root[12];  /* root: prefix of the names, except for the head */
-  char called[5][20];       /* by MHK__NAMED_... */
-  int layer_norm;           /* norms are LayerNorm, not RMSNorm; the head has a bias */
-  char mixers[96];          /* which of mhk__mixer_of() its layers can have, for errors */
+  char name[12], root[12];       /* root: prefix of the names, except for the head */
+  char called[MHK__NAMES][28];   /* by MHK__NAMED_... */
+  /* Norms are LayerNorm, not RMSNorm; projections, MLP and head have biases. */
+  int layer_norm;
+  /* x + mixer(norm(x)), then its norm and a gated MLP (SwiGLU); otherwise both on the same norm */
+  int sequential;
+  int has_mlp, student;          /* student: mhk_arch of its students; 0: it cannot teach */
+  char block[24], attention[32]; /* BlockType and CoreType in config.json, "": they have none */
+  char mixers[96];               /* which of mhk__mixer_of() its layers can have, for errors */
 } mhk__arch;
 
 static const mhk__arch *mhk__arch_of(const mhk_config *c) {
   static const mhk__arch archs[] = {
-    {"Phi", "model", {"", "embed_tokens", "input_layernorm", "final_layernorm", "self_attn"}, 1,
-     "every layer of a Phi has attention (1)"},
-    {"Phi-Mamba", "backbone", {"", "embedding", "input_layernorm", "final_layernorm", "mixer.self_attn"}, 1,
+    {"Phi", "model",
+     {"", "embed_tokens", "input_layernorm", "final_layernorm", "self_attn", "self_attn.dense",
+      "self_attn.q_layernorm", "self_attn.k_layernorm", "mlp.fc1", "mlp.fc2"},
+     1, 0, 1, MHK_ARCH_PHI_MAMBA, "", "", "every layer of a Phi has attention (1)"},
+    {"Phi-Mamba", "backbone",
+     {"", "embedding", "input_layernorm", "final_layernorm", "mixer.self_attn", "mixer.self_attn.dense",
+      "mixer.self_attn.q_layernorm", "mixer.self_attn.k_layernorm", "mlp.fc1", "mlp.fc2"},
+     1, 0, 1, 0, "modules.phi_block", "modules.mixers.phi_attention",
      "layers of a Phi-Mamba have attention (1), discrete Mamba-2 (2) or your own mixer (4)"},
-    {"Mamba-2", "backbone", {"", "embeddings", "norm", "norm_f", "mixer.self_attn"}, 0,
-     "every layer of a Mamba-2 has MHK_MIXER_MAMBA2 (3)"}};
+    {"Mamba-2", "backbone", {"", "embeddings", "norm", "norm_f", "mixer.self_attn", "", "", "", "", ""}, 0, 0, 0, 0,
+     "", "", "every layer of a Mamba-2 has MHK_MIXER_MAMBA2 (3)"},
+    {"Llama", "model",
+     {"", "embed_tokens", "input_layernorm", "norm", "self_attn", "self_attn.o_proj", "self_attn.q_norm",
+      "self_attn.k_norm", "mlp.up_proj", "mlp.down_proj"},
+     0, 1, 1, MHK_ARCH_LLAMA_MAMBA, "", "", "every layer of a Llama has attention (1)"},
+    {"Llama-Mamba", "backbone",
+     {"", "embedding", "input_layernorm", "final_layernorm", "mixer.self_attn", "mixer.self_attn.o_proj",
+      "mixer.self_attn.q_norm", "mixer.self_attn.k_norm", "mlp.up_proj", "mlp.down_proj"},
+     0, 1, 1, 0, "modules.llama_block", "modules.mixers.llama_attention",
+     "layers of a Llama-Mamba have attention (1), discrete Mamba-2 (2) or your own mixer (4)"}};
   return &archs[(int)c->arch - 1];
 }
 
@@ -14332,19 +14399,20 @@ static const mhk__arch *mhk__arch_of(const mhk_config *c) {
    mhk__tape_mixer_of() (>>layers) and mhk__session_mixer_of() (>>sessions): these three and its
    rows in mhk__roles are all that a new kind needs. */
 typedef struct mhk__mixer_entry {
-  char core[32];             /* CoreType in the config.json of a Phi-Mamba; "": the name of the caller's mixer */
+  char core[32];             /* CoreType in the config.json of a student; "": as the block or the caller has it */
   unsigned char archs;       /* the architectures whose layers can have it: bits 1 << mhk_arch */
   unsigned char owner;       /* of its rows in mhk__roles */
   unsigned char state_space; /* it has the settings of state-space mixers: ssm_heads, d_state, ... */
 } mhk__mixer_entry;
 
+enum { MHK__STUDENTS = 1 << MHK_ARCH_PHI_MAMBA | 1 << MHK_ARCH_LLAMA_MAMBA };
 static const mhk__mixer_entry *mhk__mixer_of(int kind) {
   static const mhk__mixer_entry mixers[] = {
     {"", 0, 0, 0}, /* not a kind */
-    {"modules.mixers.phi_attention", 1 << MHK_ARCH_PHI | 1 << MHK_ARCH_PHI_MAMBA, MHK__OF_ATTENTION, 0},
-    {"modules.mixers.discrete_mamba2", 1 << MHK_ARCH_PHI_MAMBA, MHK__OF_STATE_SPACE, 1},
+    {"", 1 << MHK_ARCH_PHI | 1 << MHK_ARCH_LLAMA | MHK__STUDENTS, MHK__OF_ATTENTION, 0},
+    {"modules.mixers.discrete_mamba2", MHK__STUDENTS, MHK__OF_STATE_SPACE, 1},
     {"", 1 << MHK_ARCH_MAMBA2, MHK__OF_STATE_SPACE, 1},
-    {"", 1 << MHK_ARCH_PHI_MAMBA, MHK__OF_OWN, 1}};
+    {"", MHK__STUDENTS, MHK__OF_OWN, 1}};
   return &mixers[kind >= MHK_MIXER_ATTENTION && kind <= MHK_MIXER_OWN ? kind : 0];
 }
 
@@ -14399,6 +14467,12 @@ static int mhk__has_role(const mhk_config *c, int layer, const mhk__role *r) {
   switch (r->needs) {
     case MHK__IF_LAYER_NORM: return mhk__arch_of(c)->layer_norm;
     case MHK__IF_QK_NORM: return c->qk_layernorm != 0;
+    case MHK__IF_QK_LAYER_NORM: return c->qk_layernorm && mhk__arch_of(c)->layer_norm;
+    case MHK__IF_QKV_BIAS: return c->qkv_bias || mhk__arch_of(c)->layer_norm;
+    case MHK__IF_OUT_BIAS: return c->out_bias || mhk__arch_of(c)->layer_norm;
+    case MHK__IF_SEQUENTIAL: return mhk__arch_of(c)->sequential;
+    case MHK__IF_MLP_BIAS: return c->mlp_bias || mhk__arch_of(c)->layer_norm;
+    case MHK__IF_MLP_GATE_BIAS: return c->mlp_bias && mhk__arch_of(c)->sequential;
     case MHK__IF_PROJ_BIAS: return c->proj_bias != 0;
     case MHK__IF_CONV_BIAS: return c->conv_bias != 0;
     case MHK__IF_DISCRETE: return kind == MHK_MIXER_DISCRETE_MAMBA2;
@@ -14508,7 +14582,7 @@ static void mhk__spec_reason(const mhk_config *c, const mhk__spec *s, char *out,
     mhk__print(out, room, "as the mixer %.60s describes it", c->own->name);
     return;
   }
-  const int ours = c->arch == MHK_ARCH_PHI_MAMBA, m2 = c->arch == MHK_ARCH_MAMBA2;
+  const int ours = mhk__arch_of(c)->block[0] != 0, m2 = c->arch == MHK_ARCH_MAMBA2;
   switch (r->rows == MHK__SIZE_MODEL && r->across != MHK__SIZE_NONE ? r->across : r->rows) {
     case MHK__SIZE_VOCAB:
       if (r->across == MHK__SIZE_NONE)
@@ -14779,21 +14853,96 @@ static mhk_result mhk__windows_wrong(char *out, const mhk_config *c) {
   return MHK_OK;
 }
 
+/* the name in transformers of a Llama with these options; NULL: it has none */
+static const char *mhk__llama_class(const mhk_config *c) {
+  if (c->qk_layernorm) return c->qkv_bias == c->out_bias && !c->mlp_bias ? "Qwen3ForCausalLM" : NULL;
+  if (c->qkv_bias && !c->out_bias) return c->mlp_bias ? NULL : "Qwen2ForCausalLM";
+  if (c->attention_window) return c->qkv_bias || c->out_bias || c->mlp_bias ? NULL : "MistralForCausalLM";
+  return c->qkv_bias == c->out_bias ? "LlamaForCausalLM" : NULL;
+}
+
+/* the same for what only Llama and its students have */
+static mhk_result mhk__llama_wrong(char *out, const mhk_config *c) {
+  const int set = c->qkv_bias || c->out_bias || c->mlp_bias || c->attention_window || c->rope != MHK_ROPE_DEFAULT;
+  char number[32];
+  if (set && !mhk__arch_of(c)->sequential)
+    return mhk__say(out, MHK_ERROR_CONFIG,
+                    "a %s has no qkv_bias, out_bias, mlp_bias, attention_window and rope: they belong to a Llama",
+                    mhk__arch_of(c)->name);
+  if (!mhk__in_range(out, "attention_window", c->attention_window, 0, 1 << 24)) return MHK_ERROR_CONFIG;
+  if (mhk__arch_of(c)->sequential && c->rotary_dim != c->head_dim)
+    return mhk__say(out, MHK_ERROR_CONFIG, "rotary_dim is %d: in a Llama, all %d features of a head rotate",
+                    c->rotary_dim, c->head_dim);
+  if (c->arch == MHK_ARCH_LLAMA && !mhk__llama_class(c))
+    return mhk__say(out, MHK_ERROR_CONFIG,
+                    "no Llama, Mistral, Qwen2 or Qwen3 has qkv_bias %d, out_bias %d, mlp_bias %d, qk_layernorm %d and "
+                    "attention_window %d together",
+                    c->qkv_bias, c->out_bias, c->mlp_bias, c->qk_layernorm, c->attention_window);
+  if ((int)c->rope < 0 || c->rope > MHK_ROPE_LLAMA3)
+    return mhk__say(out, MHK_ERROR_CONFIG, "unknown rotary scaling %d: use none (0), linear (1) or Llama 3's (2)",
+                    (int)c->rope);
+  mhk__format_double(c->rope_factor, number);
+  if (c->rope != MHK_ROPE_DEFAULT && !(c->rope_factor >= 1 && c->rope_factor <= 1e9))
+    return mhk__say(out, MHK_ERROR_CONFIG, "the factor of the rotary scaling is %s: it must be at least 1", number);
+  if (c->rope == MHK_ROPE_LLAMA3 && !(c->rope_low > 0 && c->rope_high > c->rope_low && c->rope_high <= 1e9))
+    return mhk__say(out, MHK_ERROR_CONFIG,
+                    "the rotary scaling of Llama 3 needs a low_freq_factor above 0 and a larger high_freq_factor");
+  if (c->rope == MHK_ROPE_LLAMA3 &&
+      !mhk__in_range(out, "original_max_position_embeddings", c->rope_original, 1, 1 << 30))
+    return MHK_ERROR_CONFIG;
+  for (int l = 0; c->attention_window && l < c->n_layer; l++)
+    if (mhk__head_kinds_of(c, l).kept)
+      return mhk__say(out, MHK_ERROR_CONFIG, "layer %d keeps heads that see all tokens beside attention_window %d", l,
+                      c->attention_window);
+  return MHK_OK;
+}
+
+/* The angle of pair j of dim rotary features from one position to the next. Llama 3's scaling:
+   slow pairs turn `factor` times slower, fast ones as before, those between in proportion
+   (transformers, modeling_rope_utils.py). */
+static double mhk__rope_step(const mhk_config *c, int dim, int j) {
+  const double step = pow(c->rope_theta, -2.0 * (double)j / dim);
+  if (c->rope == MHK_ROPE_DEFAULT) return step;
+  if (c->rope == MHK_ROPE_LINEAR) return step / c->rope_factor;
+  const double turns = c->rope_original * step / 6.283185307179586; /* over the original context */
+  if (turns < c->rope_low) return step / c->rope_factor;
+  if (turns > c->rope_high) return step;
+  const double fast = (turns - c->rope_low) / (c->rope_high - c->rope_low);
+  return (1.0 - fast) * step / c->rope_factor + fast * step;
+}
+
+/* the same for attention */
+static mhk_result mhk__attention_wrong(char *out, const mhk_config *c) {
+  const double most = 1 << 24;
+  if (!mhk__in_range(out, "num_attention_heads", c->n_head, 1, 65536)) return MHK_ERROR_CONFIG;
+  if (!mhk__in_range(out, "num_key_value_heads", c->n_kv_head, 1, 65536)) return MHK_ERROR_CONFIG;
+  if (!mhk__in_range(out, "the size of an attention head", c->head_dim, 1, 65536)) return MHK_ERROR_CONFIG;
+  if (!mhk__in_range(out, "num_attention_heads times their size", (double)c->n_head * c->head_dim, 1, most))
+    return MHK_ERROR_CONFIG;
+  if (c->n_head % c->n_kv_head)
+    return mhk__say(out, MHK_ERROR_CONFIG,
+                    "%d attention heads cannot share %d key/value heads evenly: num_attention_heads must be a "
+                    "multiple of num_key_value_heads",
+                    c->n_head, c->n_kv_head);
+  return mhk__check_rotary(out, c->rotary_dim, c->head_dim, c->rope_theta, 0);
+}
+
 /* returns MHK_OK, or an error with a sentence of at most MHK__SENTENCE bytes */
 static mhk_result mhk__config_wrong(char *out, const mhk_config *c) {
   const double most = 1 << 24;
   char number[32];
   int state_space = 0;
   mhk__spec s;
-  if (c->arch != MHK_ARCH_PHI && c->arch != MHK_ARCH_PHI_MAMBA && c->arch != MHK_ARCH_MAMBA2)
-    return mhk__say(out, MHK_ERROR_CONFIG, "unknown architecture %d: use Phi (1), Phi-Mamba (2) or Mamba-2 (3)",
+  if ((int)c->arch < MHK_ARCH_PHI || (int)c->arch > MHK_ARCH_LLAMA_MAMBA)
+    return mhk__say(out, MHK_ERROR_CONFIG,
+                    "unknown architecture %d: use Phi (1), Phi-Mamba (2), Mamba-2 (3), Llama (4) or Llama-Mamba (5)",
                     (int)c->arch);
   if (!mhk__in_range(out, "the number of layers", c->n_layer, 1, MHK_MAX_LAYERS)) return MHK_ERROR_CONFIG;
-  if (!mhk__in_range(out, c->arch == MHK_ARCH_PHI_MAMBA ? "d_model" : "hidden_size", c->d_model, 1, most))
+  if (!mhk__in_range(out, mhk__arch_of(c)->block[0] ? "d_model" : "hidden_size", c->d_model, 1, most))
     return MHK_ERROR_CONFIG;
   if (!mhk__in_range(out, "vocab_size", c->vocab_size, 1, most * 16)) return MHK_ERROR_CONFIG;
-  if (!mhk__in_range(out, "the width of the MLP", c->d_mlp, c->arch == MHK_ARCH_MAMBA2 ? 0 : 1,
-                     c->arch == MHK_ARCH_MAMBA2 ? 0 : most))
+  if (!mhk__in_range(out, "the width of the MLP", c->d_mlp, mhk__arch_of(c)->has_mlp,
+                     mhk__arch_of(c)->has_mlp ? most : 0))
     return MHK_ERROR_CONFIG;
   mhk__format_double(c->norm_eps, number);
   if (!(c->norm_eps > 0 && c->norm_eps < 1))
@@ -14805,19 +14954,8 @@ static mhk_result mhk__config_wrong(char *out, const mhk_config *c) {
                       mhk__arch_of(c)->mixers);
     state_space |= mhk__mixer_of(c->mixer[l])->state_space;
   }
-  if (mhk__config_uses(c, MHK_MIXER_ATTENTION)) {
-    if (!mhk__in_range(out, "num_attention_heads", c->n_head, 1, 65536)) return MHK_ERROR_CONFIG;
-    if (!mhk__in_range(out, "num_key_value_heads", c->n_kv_head, 1, 65536)) return MHK_ERROR_CONFIG;
-    if (!mhk__in_range(out, "the size of an attention head", c->head_dim, 1, 65536)) return MHK_ERROR_CONFIG;
-    if (!mhk__in_range(out, "num_attention_heads times their size", (double)c->n_head * c->head_dim, 1, most))
-      return MHK_ERROR_CONFIG;
-    if (c->n_head % c->n_kv_head)
-      return mhk__say(out, MHK_ERROR_CONFIG,
-                      "%d attention heads cannot share %d key/value heads evenly: num_attention_heads must be a "
-                      "multiple of num_key_value_heads",
-                      c->n_head, c->n_kv_head);
-    if (mhk__check_rotary(out, c->rotary_dim, c->head_dim, c->rope_theta, 0)) return MHK_ERROR_CONFIG;
-  }
+  if (mhk__config_uses(c, MHK_MIXER_ATTENTION) && mhk__attention_wrong(out, c)) return MHK_ERROR_CONFIG;
+  if (mhk__llama_wrong(out, c)) return MHK_ERROR_CONFIG;
   if (state_space) {
     if (!mhk__in_range(out, "the number of state-space heads", c->ssm_heads, 1, 65536)) return MHK_ERROR_CONFIG;
     if (!mhk__in_range(out, "the number of groups of B and C", c->ssm_groups, 1, 65536)) return MHK_ERROR_CONFIG;
@@ -14835,7 +14973,7 @@ static mhk_result mhk__config_wrong(char *out, const mhk_config *c) {
                       c->arch == MHK_ARCH_MAMBA2 ? "num_heads must be a multiple of n_groups"
                                                  : "n_v_heads must be a multiple of n_qk_heads");
     if (c->ssm_rotary_dim && c->arch == MHK_ARCH_MAMBA2)
-      return mhk__say(out, MHK_ERROR_CONFIG, "rotary_dim is %d: only Phi-Mamba has rotary features of B and C",
+      return mhk__say(out, MHK_ERROR_CONFIG, "rotary_dim is %d: only students have rotary features of B and C",
                       c->ssm_rotary_dim);
     if (mhk__check_rotary(out, c->ssm_rotary_dim, c->d_state, c->rope_theta, 1)) return MHK_ERROR_CONFIG;
     if (!(c->dt_min >= 0 && c->dt_min < 1e300) || (c->dt_max != 0 && !(c->dt_max > c->dt_min))) {
@@ -14873,7 +15011,9 @@ MHKDEF double mhk_config_state_bytes(const mhk_config *c, mhk_index tokens) {
   double numbers = 0;
   if (!c || tokens < 0 || mhk__config_wrong(sentence, c) != MHK_OK) return 0;
   for (int l = 0; l < c->n_layer; l++)
-    numbers += (double)tokens * (double)(mhk__layer_keys(c, l) + mhk__layer_values(c, l)) + mhk__layer_state(c, l);
+    numbers += (double)(c->attention_window ? mhk__min(tokens, c->attention_window - 1) : tokens) *
+                   (double)(mhk__layer_keys(c, l) + mhk__layer_values(c, l)) +
+               mhk__layer_state(c, l);
   return numbers * (double)sizeof(mhk_real);
 }
 
@@ -15032,8 +15172,9 @@ static void mhk__refuse_quantized(const mhk__settings *s) {
 }
 
 /* rope_parameters, or rope_scaling, its name in older versions of transformers, which takes
-   precedence. Either may say that nothing is scaled. */
-static mhk__settings mhk__parse_rope(const mhk__settings *s) {
+   precedence. Either may say that nothing is scaled. c receives the scaling; NULL: none is
+   supported. */
+static mhk__settings mhk__parse_rope(const mhk__settings *s, mhk_config *c) {
   const mhk__json *old = mhk__setting(s, "rope_scaling"), *parameters = mhk__setting(s, "rope_parameters");
   const char *key = old && old->count ? "rope_scaling" : "rope_parameters";
   const mhk__json *x = old && old->count ? old : parameters;
@@ -15042,8 +15183,17 @@ static mhk__settings mhk__parse_rope(const mhk__settings *s) {
   if (!type) type = older;
   if (x && x->type != MHK__JSON_OBJECT)
     mhk__setting_wrong(s, x, key, "an object");
-  else if (type && !mhk__json_equals(type, "default"))
-    mhk__setting_refuse(s, key, type->text ? type->text : "?", "the plain rotary embedding (\"default\")");
+  else if (type && c && (mhk__json_equals(type, "linear") || mhk__json_equals(type, "llama3"))) {
+    c->rope = mhk__json_equals(type, "linear") ? MHK_ROPE_LINEAR : MHK_ROPE_LLAMA3;
+    c->rope_factor = mhk__setting_double(&r, "factor", 0);
+    if (c->rope == MHK_ROPE_LLAMA3) {
+      c->rope_low = mhk__setting_double(&r, "low_freq_factor", 0);
+      c->rope_high = mhk__setting_double(&r, "high_freq_factor", 0);
+      c->rope_original = mhk__setting_int(&r, "original_max_position_embeddings", 0);
+    }
+  } else if (type && !mhk__json_equals(type, "default"))
+    mhk__setting_refuse(s, key, type->text ? type->text : "?",
+                        c ? "\"default\", \"linear\" and \"llama3\"" : "the plain rotary embedding (\"default\")");
   else if (!type && mhk__setting(&r, "factor"))
     mhk__setting_refuse(s, key, "scaled", "the plain rotary embedding");
   return r;
@@ -15118,6 +15268,33 @@ static const mhk__key mhk__phi_keys[] = { /* those of attention come after the f
   MHK__KEY_OF("embd_pdrop", ZERO, ""),
   MHK__KEY_OF("resid_pdrop", ZERO, ""),
   MHK__KEY("tie_word_embeddings", FLAG, tie_embeddings, 0)};
+static const mhk__key mhk__llama_attention_keys[] = { /* Llama's, and those of attention in a llama-mamba */
+  MHK__KEY("hidden_size", INT, d_model, MHK__NEEDED),
+  MHK__KEY("num_attention_heads", INT, n_head, 32),
+  MHK__KEY("num_key_value_heads", INT, n_kv_head, 0), /* missing: as many as queries */
+  MHK__KEY("head_dim", INT, head_dim, 0),             /* missing: by the class */
+  MHK__KEY("max_position_embeddings", INT, max_position, 2048),
+  MHK__KEY("rms_norm_eps", REAL, norm_eps, 1e-6),
+  MHK__KEY("rope_theta", REAL, rope_theta, 10000)};
+static const mhk__key mhk__llama_keys[] = {
+  MHK__KEY("num_hidden_layers", INT, n_layer, MHK__NEEDED),
+  MHK__KEY("intermediate_size", INT, d_mlp, MHK__NEEDED),
+  MHK__KEY_OF("hidden_act", WORD, "silu swish"),
+  MHK__KEY("mlp_bias", FLAG + MHK__KEY_UNUSUAL, mlp_bias, 0),
+  MHK__KEY_OF("attention_dropout", ZERO, ""),
+  MHK__KEY("tie_word_embeddings", FLAG, tie_embeddings, 0)};
+static const mhk__key mhk__llama_core_keys[] = { /* what the class of a Llama says, in a llama-mamba */
+  MHK__KEY("qkv_bias", FLAG, qkv_bias, 0),
+  MHK__KEY("out_bias", FLAG, out_bias, 0),
+  MHK__KEY("qk_norm", FLAG, qk_layernorm, 0),
+  MHK__KEY("sliding_window", INT + MHK__KEY_UNUSUAL, attention_window, 0)};
+static const mhk__key mhk__llama_model_keys[] = { /* MixerModel of a llama-mamba */
+  MHK__KEY("d_model", INT, d_model, MHK__NEEDED),
+  MHK__KEY("n_layer", INT, n_layer, MHK__NEEDED),
+  MHK__KEY_OF("lm_head_prenorm", WORD, "rms"),
+  MHK__KEY("d_mlp", INT, d_mlp, MHK__NEEDED),
+  MHK__KEY("mlp_bias", FLAG + MHK__KEY_UNUSUAL, mlp_bias, 0),
+  MHK__KEY("rms_norm_eps", REAL, norm_eps, 1e-6)};
 static const mhk__key mhk__mamba2_keys[] = { /* Mamba-2 of transformers */
   MHK__KEY("num_hidden_layers", INT, n_layer, MHK__NEEDED),
   MHK__KEY("hidden_size", INT, d_model, MHK__NEEDED),
@@ -15217,7 +15394,7 @@ static void mhk__keys_copy(const mhk__key *keys, int n, const mhk_config *from, 
 /* the attention settings of a Phi, in config.json or in a phi_attention block */
 static void mhk__parse_attention(const mhk__settings *s, mhk_config *c) {
   const mhk__json *head_dim = mhk__setting(s, "head_dim");
-  const mhk__settings r = mhk__parse_rope(s);
+  const mhk__settings r = mhk__parse_rope(s, NULL);
   mhk__keys_read(s, MHK__KEYS(mhk__attention_keys), c);
   if (!mhk__setting(s, "num_key_value_heads")) c->n_kv_head = c->n_head;
   if (mhk__setting(&r, "rope_theta")) c->rope_theta = mhk__setting_double(&r, "rope_theta", 0);
@@ -15250,6 +15427,12 @@ static void mhk__parse_attention(const mhk__settings *s, mhk_config *c) {
   "return_dict " \
   "torch_dtype transformers_version use_cache "
 
+/* models of transformers: architectures and model_type */
+enum { MHK__CLASSES = 6 };
+static const char mhk__classes[MHK__CLASSES][2][24] = {
+  {"PhiForCausalLM", "phi"},     {"Mamba2ForCausalLM", "mamba2"}, {"LlamaForCausalLM", "llama"},
+  {"MistralForCausalLM", "mistral"}, {"Qwen2ForCausalLM", "qwen2"},   {"Qwen3ForCausalLM", "qwen3"}};
+
 static void mhk__parse_phi(const mhk__settings *s, mhk_config *c) {
   c->arch = MHK_ARCH_PHI;
   mhk__refuse_quantized(s);
@@ -15259,6 +15442,68 @@ static void mhk__parse_phi(const mhk__settings *s, mhk_config *c) {
   mhk__keys_read(s, MHK__KEYS(mhk__phi_keys), c);
   for (int l = 0; l < c->n_layer && l < MHK_MAX_LAYERS; l++) c->mixer[l] = MHK_MIXER_ATTENTION;
   mhk__warn_unseen(s, MHK__QUIET);
+}
+
+/* the attention settings of a Llama, in config.json or in a llama_attention block */
+static void mhk__parse_llama_attention(const mhk__settings *s, mhk_config *c) {
+  const mhk__settings r = mhk__parse_rope(s, c);
+  mhk__keys_read(s, MHK__KEYS(mhk__llama_attention_keys), c);
+  if (mhk__setting(&r, "rope_theta")) c->rope_theta = mhk__setting_double(&r, "rope_theta", 0);
+  mhk__warn_unseen(&r, "");
+  if (!mhk__setting(s, "num_key_value_heads")) c->n_kv_head = c->n_head;
+  if (c->head_dim == 0) {
+    if (c->n_head < 1 || c->d_model % c->n_head)
+      mhk_fail(s->ctx, MHK_ERROR_CONFIG,
+               "%s: hidden_size %d cannot be divided into %d attention heads (num_attention_heads)", s->where,
+               c->d_model, c->n_head);
+    else
+      c->head_dim = c->d_model / c->n_head;
+  }
+  c->rotary_dim = c->head_dim;
+}
+
+/* The sliding window of a Mistral, or of a Qwen2 or Qwen3: the same in all layers. */
+static void mhk__parse_sliding(const mhk__settings *s, int mistral, mhk_config *c) {
+  const mhk__json *types = mhk__setting(s, "layer_types");
+  int from = 0, window = mhk__setting_int(s, "sliding_window", mhk__json_get(s->object, "sliding_window") ? 0 : 4096);
+  if (!mistral) {
+    from = mhk__setting_int(s, "max_window_layers", 28);
+    if (!mhk__setting_flag(s, "use_sliding_window", 0)) window = 0;
+  }
+  if (types && types->type == MHK__JSON_ARRAY && types->count == c->n_layer) {
+    from = c->n_layer;
+    int i = 0, sliding = 0;
+    for (const mhk__json *x = types->first; x; x = x->next, i++) {
+      if (!mhk__json_equals(x, "sliding_attention") && !mhk__json_equals(x, "full_attention"))
+        mhk__setting_wrong(s, x, "layer_types", "a list of \"full_attention\" and \"sliding_attention\"");
+      sliding += mhk__json_equals(x, "sliding_attention");
+    }
+    if (sliding) from = sliding == c->n_layer ? 0 : 1;
+    if (!sliding) window = 0;
+  }
+  if (window && from > 0 && from < c->n_layer)
+    mhk_fail(s->ctx, MHK_ERROR_UNSUPPORTED,
+             "%s: some layers have a sliding window of %d and others not; supported are models where all have it or none",
+             s->where, window);
+  c->attention_window = from < c->n_layer ? window : 0;
+}
+
+static void mhk__parse_llama(const mhk__settings *s, const char *type, mhk_config *c) {
+  const int qwen2 = strcmp(type, "qwen2") == 0, qwen3 = strcmp(type, "qwen3") == 0,
+            mistral = strcmp(type, "mistral") == 0;
+  c->arch = MHK_ARCH_LLAMA;
+  mhk__refuse_quantized(s);
+  if (qwen3) c->head_dim = 128; /* where the key is missing */
+  mhk__keys_read(s, MHK__KEYS(mhk__llama_keys), c);
+  mhk__parse_llama_attention(s, c);
+  c->vocab_size = mhk__setting_int(s, "vocab_size", -1);
+  c->qk_layernorm = qwen3;
+  c->qkv_bias = c->out_bias = mistral || qwen2 ? 0 : mhk__setting_flag(s, "attention_bias", 0);
+  if (qwen2) c->qkv_bias = 1;
+  if (mistral || qwen2 || qwen3) mhk__parse_sliding(s, mistral, c);
+  for (int l = 0; l < c->n_layer && l < MHK_MAX_LAYERS; l++) c->mixer[l] = MHK_MIXER_ATTENTION;
+  mhk__warn_unseen(s, MHK__QUIET "attention_bias is_llama_config max_window_layers pretraining_tp rope_interleaved "
+                                 "sliding_window transformers.js_config use_sliding_window");
 }
 
 /* d_inner = expand * d_model, a whole number that is divisible by `by`, the setting named what;
@@ -15342,13 +15587,15 @@ static void mhk__parse_mamba2(const mhk__settings *s, mhk_config *c) {
       "rescale_prenorm_residual residual_in_fp32 time_step_floor time_step_max time_step_min time_step_rank");
 }
 
-/* reads the core_input of one block into c, which already has the settings of the blocks before */
-static void mhk__parse_discrete(const mhk__settings *s, mhk_config *c) {
+/* Reads the core_input of one block into c, which already has the settings of the blocks before.
+   llama: of a llama-mamba, whose rotary frequencies may be scaled. */
+static void mhk__parse_discrete(const mhk__settings *s, int llama, mhk_config *c) {
   mhk__keys_read(s, MHK__KEYS(mhk__discrete_keys), c);
+  if (llama) mhk__parse_rope(s, c);
   if (c->ssm_rotary_dim) c->rope_theta = mhk__setting_double(s, "rope_theta", 10000.0);
   const int inner = mhk__parse_inner(s, c, 1, c->ssm_heads, "n_v_heads");
   if (c->ssm_heads > 0) c->ssm_head_dim = inner / c->ssm_heads;
-  mhk__warn_unseen(s, "d_model device dtype layer_idx rope_theta window windows attention_heads");
+  mhk__warn_unseen(s, "d_model device dtype layer_idx rope_scaling rope_theta window windows attention_heads");
 }
 
 /* a list of at most `most` whole numbers from 0 to high; returns how many */
@@ -15428,7 +15675,9 @@ static void mhk__blocks_windows(mhk_context *ctx, const mhk__blocks *found, mhk_
 }
 
 /* The kind of mixer that a CoreType names, and in *own the caller's mixer of that name; 0: none. */
-static int mhk__parse_core(const mhk_context *ctx, const mhk__json *core, const mhk_mixer **own) {
+static int mhk__parse_core(const mhk_context *ctx, const mhk_config *c, const mhk__json *core,
+                           const mhk_mixer **own) {
+  if (mhk__json_equals(core, mhk__arch_of(c)->attention)) return MHK_MIXER_ATTENTION;
   for (int kind = MHK_MIXER_ATTENTION; kind < MHK_MIXER_OWN; kind++)
     if (mhk__mixer_of(kind)->core[0] && mhk__json_equals(core, mhk__mixer_of(kind)->core)) return kind;
   *own = mhk__json_string(core) ? mhk__mixer_named(ctx, core->text) : NULL;
@@ -15440,18 +15689,22 @@ static void mhk__parse_block(const mhk__settings *block, mhk_config *c, mhk__blo
   mhk_context *ctx = block->ctx;
   const mhk__json *core = mhk__setting(block, "CoreType"), *type = mhk__setting(block, "BlockType");
   const mhk_mixer *own = NULL;
-  const int kind = mhk__parse_core(ctx, core, &own), attention = kind == MHK_MIXER_ATTENTION;
+  const int llama = mhk__arch_of(c)->sequential, kind = mhk__parse_core(ctx, c, core, &own),
+            attention = kind == MHK_MIXER_ATTENTION;
   mhk_config one, *first = attention ? &found->attention : &found->ssm;
   int n = mhk__setting_int(block, "n_layers", 1), *have = attention ? &found->have_attention : &found->have_ssm;
   char part[64];
   mhk__print(part, sizeof part, "%.40s.core_input", block->part);
   const mhk__settings input = mhk__settings_of(ctx, mhk__json_get(block->object, "core_input"), block->where, part);
-  if (type && !mhk__json_equals(type, "modules.phi_block"))
-    mhk__setting_refuse(block, "BlockType", type->text ? type->text : "?", "\"modules.phi_block\"");
+  if (type && !mhk__json_equals(type, mhk__arch_of(c)->block))
+    mhk__setting_refuse(block, "BlockType", type->text ? type->text : "?",
+                        llama ? "\"modules.llama_block\"" : "\"modules.phi_block\"");
   if (!kind)
     mhk__setting_refuse(block, "CoreType", core && core->text ? core->text : "missing",
-                        "\"modules.mixers.discrete_mamba2\", \"modules.mixers.phi_attention\" and what "
-                        "mhk_mixer_add() was given before");
+                        llama ? "\"modules.mixers.discrete_mamba2\", \"modules.mixers.llama_attention\" and what "
+                                "mhk_mixer_add() was given before"
+                              : "\"modules.mixers.discrete_mamba2\", \"modules.mixers.phi_attention\" and what "
+                                "mhk_mixer_add() was given before");
   if (own && c->own && c->own != own)
     mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "%s has the mixers %s and %s: a model can have one of your own", block->where,
              c->own->name, own->name);
@@ -15463,18 +15716,23 @@ static void mhk__parse_block(const mhk__settings *block, mhk_config *c, mhk__blo
   one.d_model = c->d_model;
   if (attention) {
     one.norm_eps = c->norm_eps;
-    mhk__parse_attention(&input, &one);
+    if (llama) {
+      mhk__parse_llama_attention(&input, &one);
+      mhk__keys_read(&input, MHK__KEYS(mhk__llama_core_keys), &one);
+    } else
+      mhk__parse_attention(&input, &one);
     if (one.d_model != c->d_model)
       mhk_fail(ctx, MHK_ERROR_CONFIG, "%s: %s.hidden_size is %d, d_model is %d: they must be equal", block->where,
                part, one.d_model, c->d_model);
     if (one.qk_layernorm && one.norm_eps != c->norm_eps)
-      mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "%s: %s.layer_norm_eps differs from the other norms'", block->where, part);
+      mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "%s: %s.%s differs from the other norms'", block->where, part,
+               llama ? "rms_norm_eps" : "layer_norm_eps");
     if (!c->max_position) c->max_position = mhk__setting_int(&input, "max_position_embeddings", 0);
     one.norm_eps = c->norm_eps; /* these need not be those of other blocks */
     one.max_position = c->max_position;
     mhk__warn_unseen(&input, MHK__QUIET "attn_type layer_idx");
   } else
-    mhk__parse_discrete(&input, &one);
+    mhk__parse_discrete(&input, llama, &one);
   if (!*have) memcpy(first, &one, sizeof one);
   *have = 1;
   mhk__warn_unseen(block, "block_input core_input");
@@ -15486,16 +15744,35 @@ static void mhk__parse_block(const mhk__settings *block, mhk_config *c, mhk__blo
   while (n-- > 0 && !mhk_failed(ctx)) c->mixer[found->layers++] = (unsigned char)kind;
 }
 
+static void mhk__rope_copy(const mhk_config *from, mhk_config *to) {
+  to->rope = from->rope;
+  to->rope_factor = from->rope_factor;
+  to->rope_low = from->rope_low;
+  to->rope_high = from->rope_high;
+  to->rope_original = from->rope_original;
+}
+
+/* whether two configurations scale their rotary frequencies alike, theta apart */
+static int mhk__same_rope(const mhk_config *a, const mhk_config *b) {
+  return a->rope == b->rope && memcmp(&a->rope_factor, &b->rope_factor, 3 * sizeof(double)) == 0 &&
+         a->rope_original == b->rope_original;
+}
+
+/* phi-mamba, or llama-mamba, which differs in its blocks and in the keys that come with them */
 static void mhk__parse_phi_mamba(mhk_context *ctx, const mhk__json *root, const char *where, mhk_config *c) {
   const mhk__json *language = mhk__json_get(mhk__json_get(root, "LanguageModel"), "input"),
                   *mixer = mhk__json_get(mhk__json_get(root, "MixerModel"), "input");
   const mhk__settings lm = mhk__settings_of(ctx, language, where, "LanguageModel.input"),
                       mm = mhk__settings_of(ctx, mixer, where, "MixerModel.input");
   mhk__blocks found;
-  c->arch = MHK_ARCH_PHI_MAMBA;
+  const int llama = mhk__json_equals(mhk__json_get(mhk__json_get(root, "Block1"), "BlockType"), "modules.llama_block");
+  c->arch = llama ? MHK_ARCH_LLAMA_MAMBA : MHK_ARCH_PHI_MAMBA;
   mhk__parse_vocabulary(&lm, 1, c);
   c->tie_embeddings = mhk__setting_flag(&lm, "tie_embeddings", 0);
-  mhk__keys_read(&mm, MHK__KEYS(mhk__mixer_model_keys), c);
+  if (llama)
+    mhk__keys_read(&mm, MHK__KEYS(mhk__llama_model_keys), c);
+  else
+    mhk__keys_read(&mm, MHK__KEYS(mhk__mixer_model_keys), c);
   c->max_position = mhk__setting_int(&mm, "max_position_embeddings", 0);
   mhk__warn_unseen(&lm, "");
   mhk__warn_unseen(&mm, "");
@@ -15510,14 +15787,24 @@ static void mhk__parse_phi_mamba(mhk_context *ctx, const mhk__json *root, const 
              found.layers, c->n_layer);
     return;
   }
-  if (found.have_attention) mhk__keys_copy(MHK__KEYS(mhk__attention_keys), &found.attention, c);
+  if (found.have_attention && llama) {
+    mhk__keys_copy(MHK__KEYS(mhk__llama_attention_keys), &found.attention, c);
+    mhk__keys_copy(MHK__KEYS(mhk__llama_core_keys), &found.attention, c);
+    c->rotary_dim = found.attention.rotary_dim;
+    mhk__rope_copy(&found.attention, c);
+  } else if (found.have_attention)
+    mhk__keys_copy(MHK__KEYS(mhk__attention_keys), &found.attention, c);
   if (found.have_ssm) {
     mhk__keys_copy(MHK__KEYS(mhk__discrete_keys), &found.ssm, c);
-    if (c->ssm_rotary_dim && found.have_attention && c->rotary_dim && found.ssm.rope_theta != c->rope_theta)
+    if (c->ssm_rotary_dim && found.have_attention && c->rotary_dim &&
+        (found.ssm.rope_theta != c->rope_theta || !mhk__same_rope(&found.ssm, c)))
       mhk_fail(ctx, MHK_ERROR_UNSUPPORTED,
-               "%s: rope_theta differs between attention and state-space blocks; this version supports one value for "
-               "both", where);
-    if (c->ssm_rotary_dim) c->rope_theta = found.ssm.rope_theta;
+               "%s: rope_theta or rope_scaling differs between attention and state-space blocks; this version supports "
+               "one value for both", where);
+    if (c->ssm_rotary_dim) {
+      c->rope_theta = found.ssm.rope_theta;
+      mhk__rope_copy(&found.ssm, c);
+    }
     if (found.windows) mhk__blocks_windows(ctx, &found, c);
   }
 }
@@ -15547,21 +15834,31 @@ MHKDEF mhk_result mhk_config_parse(mhk_context *ctx, const char *json, size_t le
     else if (mhk__json_get(root, "ssm_cfg") ||
              (!type && !architecture && mhk__json_get(root, "d_model") && mhk__json_get(root, "n_layer")))
       mhk__parse_state_spaces(&s, &c);
-    else if (mhk__json_string(type) &&
-             ((mhk__json_equals(architecture, "PhiForCausalLM") && !mhk__json_equals(type, "phi")) ||
-              (mhk__json_equals(architecture, "Mamba2ForCausalLM") && !mhk__json_equals(type, "mamba2"))))
-      mhk_fail(ctx, MHK_ERROR_CONFIG, "%s: architectures says \"%.60s\", model_type \"%.60s\": two different models",
-               where, architecture->text, type->text);
-    else if (mhk__json_equals(architecture, "PhiForCausalLM") || (!architecture && mhk__json_equals(type, "phi")))
-      mhk__parse_phi(&s, &c);
-    else if (mhk__json_equals(architecture, "Mamba2ForCausalLM") || (!architecture && mhk__json_equals(type, "mamba2")))
-      mhk__parse_mamba2(&s, &c);
     else {
+      int known = 0;
+      while (known < MHK__CLASSES && !mhk__json_equals(architecture ? architecture : type,
+                                                       mhk__classes[known][architecture ? 0 : 1]))
+        known++;
+      if (known < MHK__CLASSES) {
+        const char *name = mhk__classes[known][1];
+        if (mhk__json_string(type) && !mhk__json_equals(type, name))
+          mhk_fail(ctx, MHK_ERROR_CONFIG,
+                   "%s: architectures says \"%.60s\", model_type \"%.60s\": two different models", where,
+                   architecture->text, type->text);
+        else if (strcmp(name, "phi") == 0)
+          mhk__parse_phi(&s, &c);
+        else if (strcmp(name, "mamba2") == 0)
+          mhk__parse_mamba2(&s, &c);
+        else
+          mhk__parse_llama(&s, name, &c);
+      } else {
       const char *is = mhk__json_string(architecture) ? architecture->text : mhk__json_string(type) ? type->text : NULL;
       mhk_fail(ctx, MHK_ERROR_UNSUPPORTED,
-               "%s describes %s%.60s%s; supported are PhiForCausalLM, Mamba2ForCausalLM, Mamba-2 of mamba_ssm "
-               "(ssm_cfg) and phi-mamba (MixerModel, Block1, ...)",
+               "%s describes %s%.60s%s; supported are PhiForCausalLM, LlamaForCausalLM, MistralForCausalLM, "
+               "Qwen2ForCausalLM, Qwen3ForCausalLM, Mamba2ForCausalLM, Mamba-2 of mamba_ssm (ssm_cfg), phi-mamba and "
+               "llama-mamba (MixerModel, Block1, ...)",
                where, is ? "\"" : "a model without naming it", is ? is : "", is ? "\"" : "");
+      }
     }
   }
   mhk__scratch_rewind(ctx, mark);
@@ -15699,6 +15996,36 @@ static int mhk__same_mixers(const mhk_config *c, int layer, int other) {
   return 1;
 }
 
+/* rope_type and what belongs to it, as transformers has it from version 5 (rope_parameters) or had
+   it before (rope_scaling) */
+static void mhk__write_rope(mhk__writer *w, const char *key, const mhk_config *c) {
+  static const char types[][8] = {"default", "linear", "llama3"};
+  mhk__write_key(w, key);
+  mhk__write_open(w, '{');
+  mhk__write_double_key(w, "rope_theta", c->rope_theta);
+  mhk__write_string_key(w, "rope_type", types[c->rope]);
+  if (c->rope != MHK_ROPE_DEFAULT) mhk__write_double_key(w, "factor", c->rope_factor);
+  if (c->rope == MHK_ROPE_LLAMA3) {
+    mhk__write_double_key(w, "low_freq_factor", c->rope_low);
+    mhk__write_double_key(w, "high_freq_factor", c->rope_high);
+    mhk__write_int_key(w, "original_max_position_embeddings", c->rope_original);
+  }
+  mhk__write_close(w, '}');
+}
+
+/* the settings of a Llama, in the words of its class */
+static void mhk__write_llama(mhk__writer *w, const mhk_config *c, const char *type) {
+  const int qwen = strncmp(type, "qwen", 4) == 0;
+  mhk__keys_write(w, MHK__KEYS(mhk__llama_keys), c);
+  mhk__keys_write(w, MHK__KEYS(mhk__llama_attention_keys), c);
+  if (strcmp(type, "llama") == 0 || strcmp(type, "qwen3") == 0) mhk__write_flag_key(w, "attention_bias", c->qkv_bias);
+  if (qwen) mhk__write_flag_key(w, "use_sliding_window", c->attention_window != 0);
+  if (qwen) mhk__write_int_key(w, "max_window_layers", c->attention_window ? 0 : c->n_layer);
+  if (c->attention_window) mhk__write_int_key(w, "sliding_window", c->attention_window);
+  if (c->rope != MHK_ROPE_DEFAULT) mhk__write_rope(w, "rope_scaling", c);
+  mhk__write_rope(w, "rope_parameters", c);
+}
+
 /* Writes the blocks of a phi-mamba config.json: one for each run of layers with the same mixer. */
 static void mhk__write_blocks(mhk__writer *w, const mhk_config *c) {
   int l = 0, block = 0;
@@ -15711,21 +16038,28 @@ static void mhk__write_blocks(mhk__writer *w, const mhk_config *c) {
     mhk__write_key(w, name);
     mhk__write_open(w, '{');
     mhk__write_int_key(w, "n_layers", end - l);
-    mhk__write_string_key(w, "BlockType", "modules.phi_block");
+    mhk__write_string_key(w, "BlockType", mhk__arch_of(c)->block);
     mhk__write_key(w, "block_input");
     mhk__write_open(w, '{');
     mhk__write_double_key(w, "resid_dropout", 0.0);
     mhk__write_close(w, '}');
     mhk__write_string_key(w, "CoreType",
-                          c->mixer[l] == MHK_MIXER_OWN && c->own ? c->own->name : mhk__mixer_of(c->mixer[l])->core);
+                          attention                                ? mhk__arch_of(c)->attention
+                          : c->mixer[l] == MHK_MIXER_OWN && c->own ? c->own->name
+                                                                   : mhk__mixer_of(c->mixer[l])->core);
     mhk__write_key(w, "core_input");
     mhk__write_open(w, '{');
-    if (attention) {
+    if (attention && mhk__arch_of(c)->sequential) {
+      mhk__keys_write(w, MHK__KEYS(mhk__llama_attention_keys), c);
+      mhk__keys_write(w, MHK__KEYS(mhk__llama_core_keys), c);
+      if (c->rope != MHK_ROPE_DEFAULT) mhk__write_rope(w, "rope_scaling", c);
+    } else if (attention) {
       mhk__keys_write(w, MHK__KEYS(mhk__attention_keys), c);
       mhk__write_string_key(w, "attn_type", "eager");
     } else {
       mhk__keys_write(w, MHK__KEYS(mhk__discrete_keys), c);
       if (c->ssm_rotary_dim) mhk__write_double_key(w, "rope_theta", c->rope_theta);
+      if (c->ssm_rotary_dim && c->rope != MHK_ROPE_DEFAULT) mhk__write_rope(w, "rope_scaling", c);
       if (c->mixer[l] == MHK_MIXER_DISCRETE_MAMBA2) mhk__write_windows(w, c, l);
     }
     mhk__write_close(w, '}');
@@ -15748,7 +16082,8 @@ static void mhk__write_ends(mhk__writer *w, const int32_t *ends, int n) {
    NULL */
 static void mhk__write_config(mhk__writer *w, const mhk_config *c, mhk_dtype dtype, const mhk_model *m) {
   mhk__write_open(w, '{');
-  if (c->arch == MHK_ARCH_PHI_MAMBA) {
+  if (mhk__arch_of(c)->block[0]) {
+    if (c->arch == MHK_ARCH_LLAMA_MAMBA) mhk__write_string_key(w, "model_type", "llama-mamba");
     mhk__write_key(w, "LanguageModel");
     mhk__write_open(w, '{');
     mhk__write_key(w, "input");
@@ -15764,7 +16099,10 @@ static void mhk__write_config(mhk__writer *w, const mhk_config *c, mhk_dtype dty
     mhk__write_open(w, '{');
     mhk__write_key(w, "input");
     mhk__write_open(w, '{');
-    mhk__keys_write(w, MHK__KEYS(mhk__mixer_model_keys), c);
+    if (c->arch == MHK_ARCH_LLAMA_MAMBA)
+      mhk__keys_write(w, MHK__KEYS(mhk__llama_model_keys), c);
+    else
+      mhk__keys_write(w, MHK__KEYS(mhk__mixer_model_keys), c);
     if (c->max_position > 0 && !mhk__config_uses(c, MHK_MIXER_ATTENTION))
       mhk__write_int_key(w, "max_position_embeddings", c->max_position);
     mhk__write_close(w, '}');
@@ -15772,12 +16110,15 @@ static void mhk__write_config(mhk__writer *w, const mhk_config *c, mhk_dtype dty
     mhk__write_blocks(w, c);
   } else {
     const int phi = c->arch == MHK_ARCH_PHI;
+    const char *name = phi ? mhk__classes[0][0] : c->arch == MHK_ARCH_MAMBA2 ? mhk__classes[1][0] : mhk__llama_class(c);
+    int known = 0;
+    while (name && known < MHK__CLASSES - 1 && strcmp(name, mhk__classes[known][0]) != 0) known++;
     mhk__write_key(w, "architectures");
     mhk__write_open(w, '[');
     mhk__write_item(w);
-    mhk__write_text(w, phi ? "\"PhiForCausalLM\"" : "\"Mamba2ForCausalLM\"");
+    mhk__write_string(w, mhk__classes[known][0], strlen(mhk__classes[known][0]));
     mhk__write_close(w, ']');
-    mhk__write_string_key(w, "model_type", phi ? "phi" : "mamba2");
+    mhk__write_string_key(w, "model_type", mhk__classes[known][1]);
     mhk__write_int_key(w, "vocab_size", c->vocab_size);
     if (phi) {
       mhk__keys_write(w, mhk__phi_keys, 1, c);
@@ -15789,7 +16130,9 @@ static void mhk__write_config(mhk__writer *w, const mhk_config *c, mhk_dtype dty
       mhk__write_string_key(w, "rope_type", "default");
       mhk__write_close(w, '}');
       mhk__keys_write(w, mhk__phi_keys + 1, (int)(sizeof mhk__phi_keys / sizeof *mhk__phi_keys) - 1, c);
-    } else
+    } else if (c->arch == MHK_ARCH_LLAMA)
+      mhk__write_llama(w, c, mhk__classes[known][1]);
+    else
       mhk__keys_write(w, MHK__KEYS(mhk__mamba2_keys), c);
     if (m && mhk_tokenizer_start(m->tokenizer) >= 0)
       mhk__write_int_key(w, "bos_token_id", mhk_tokenizer_start(m->tokenizer));
@@ -16599,6 +16942,14 @@ static uint64_t mhk__model_hash(const mhk_model *m) {
     mhk__put_bytes(bytes, (uint64_t)(int64_t)numbers[n], 8);
     h = mhk__hash(h, bytes, 8);
   }
+  const double llama[] = {(double)c->qkv_bias, (double)c->out_bias, (double)c->mlp_bias, (double)c->attention_window,
+                          (double)c->rope,     c->rope_factor,      c->rope_low,         c->rope_high,
+                          (double)c->rope_original};
+  for (size_t n = 0; mhk__arch_of(c)->sequential && n < sizeof llama / sizeof *llama; n++) {
+    memcpy(&bits, &llama[n], sizeof bits);
+    mhk__put_bytes(bytes, bits, 8);
+    h = mhk__hash(h, bytes, 8);
+  }
   for (size_t n = 0; n < sizeof reals / sizeof *reals; n++) {
     memcpy(&bits, &reals[n], sizeof bits);
     mhk__put_bytes(bytes, bits, 8);
@@ -17067,17 +17418,20 @@ MHKDEF mhk_result mhk_model_transfer(mhk_model *student, mhk_model *teacher) {
 }
 
 /* Copies the heads of a teacher's projection, or of its bias, to rows of `to` from `first`: `heads`
-   blocks of `size` rows each. If the teacher has fewer heads, each goes to several. If a block is
-   larger than the teacher's, the rest of its rows shrink to 0.3 of what they were. Does nothing if
-   the sizes do not match. */
+   blocks of `size` rows each. If the teacher has fewer heads, each goes to several; if it has more,
+   the first of several is copied. If a block is larger than the teacher's, the rest of its rows
+   shrink to 0.3 of what they were. gains: of the norm that follows in the teacher (row i of a head
+   times element i), or NULL. Does nothing if the sizes do not match. */
 static void mhk__copy_heads(mhk_tensor *to, mhk_index first, int heads, int size, const mhk_tensor *from,
-                            int from_heads, int from_size) {
-  if (!to || !from || size < from_size || from_heads < 1 || heads % from_heads || from->shape[1] != to->shape[1])
+                            const mhk_tensor *gains, int from_heads, int from_size) {
+  if (!to || !from || size < from_size || from_heads < 1 || (heads % from_heads && from_heads % heads) ||
+      from->shape[1] != to->shape[1])
     return;
   const mhk_index D = to->shape[1], copied = (mhk_index)from_size * D;
   for (int h = 0; h < heads; h++) {
     mhk_real *block = (mhk_real *)to->data + (first + (mhk_index)h * size) * D;
-    mhk_tensor_read(from, (mhk_index)(h / (heads / from_heads)) * copied, copied, block);
+    mhk_tensor_read(from, (mhk_index)h * from_heads / heads * copied, copied, block);
+    for (mhk_index i = 0; gains && i < copied; i++) block[i] *= mhk__tensor_element(gains, i / D);
     for (mhk_index i = copied; i < size * D; i++) block[i] *= MHK__R(0.3);
   }
 }
@@ -17106,15 +17460,17 @@ static void mhk__init_mixer(mhk__rng *rng, const mhk_config *c, mhk__layer *y, c
   if (!attention || teacher->kind != MHK_MIXER_ATTENTION) return;
   for (int bias = 0; bias < 2; bias++) {
     mhk_tensor *in = bias ? y->in_b : y->in_w;
-    mhk__copy_heads(in, 0, c->ssm_heads, c->ssm_head_dim, bias ? teacher->v_b : teacher->v_w, tc->n_kv_head,
+    if (bias && !teacher->q_b) break;
+    mhk__copy_heads(in, 0, c->ssm_heads, c->ssm_head_dim, bias ? teacher->v_b : teacher->v_w, NULL, tc->n_kv_head,
                     tc->head_dim);
-    mhk__copy_heads(in, E, c->ssm_groups, c->d_state, bias ? teacher->k_b : teacher->k_w, tc->n_kv_head, tc->head_dim);
-    mhk__copy_heads(in, E + GN, c->ssm_groups, c->d_state, bias ? teacher->q_b : teacher->q_w, tc->n_head,
+    mhk__copy_heads(in, E, c->ssm_groups, c->d_state, bias ? teacher->k_b : teacher->k_w, teacher->kn_w, tc->n_kv_head,
                     tc->head_dim);
+    mhk__copy_heads(in, E + GN, c->ssm_groups, c->d_state, bias ? teacher->q_b : teacher->q_w, teacher->qn_w,
+                    tc->n_head, tc->head_dim);
   }
   if (y->out_w->shape[0] == teacher->dense_w->shape[0] && y->out_w->shape[1] == teacher->dense_w->shape[1]) {
     mhk__transfer(y->out_w, teacher->dense_w);
-    if (y->out_b) mhk__transfer(y->out_b, teacher->dense_b);
+    if (y->out_b && teacher->dense_b) mhk__transfer(y->out_b, teacher->dense_b);
   }
 }
 
@@ -17488,6 +17844,21 @@ static int mhk__layer_ready(mhk_tape *t, const mhk_model *m, int layer, const mh
 
 /* ---- what mixers are made of: mhk__tape_mixer.parts ---- */
 
+static mhk_tensor *mhk__norm(mhk_tape *t, mhk_tensor *x, mhk_tensor *w, mhk_tensor *b, double eps) {
+  return b ? mhk_layer_norm(t, x, w, b, eps) : mhk_rms_norm(t, x, w, eps);
+}
+
+/* rotary of dim features with the frequencies of a configuration */
+static mhk_tensor *mhk__rotated(mhk_tape *t, mhk_tensor *x, const mhk_config *c, int dim, const int32_t *doc) {
+  if (c->rope == MHK_ROPE_DEFAULT) return mhk_rotary(t, x, dim, c->rope_theta, doc);
+  const mhk__mark mark = mhk__scratch_mark(t->ctx);
+  double *step = (double *)mhk__scratch(t->ctx, dim / 2, sizeof *step);
+  for (int j = 0; step && j < dim / 2; j++) step[j] = mhk__rope_step(c, dim, j);
+  mhk_tensor *y = step ? mhk__rotary(t, x, dim, c->rope_theta, step, doc) : NULL;
+  mhk__scratch_rewind(t->ctx, mark);
+  return y;
+}
+
 static int mhk__attention_parts(mhk_tape *t, const mhk_model *m, int layer, mhk_tensor *u, const int32_t *doc,
                                 mhk__parts *out) {
   const mhk_config *c = &m->config;
@@ -17496,11 +17867,11 @@ static int mhk__attention_parts(mhk_tape *t, const mhk_model *m, int layer, mhk_
   out->k = mhk__heads(t, mhk_linear(t, u, y->k_w, y->k_b), c->n_kv_head);
   if (!out->matrix_only) out->v = mhk__heads(t, mhk_linear(t, u, y->v_w, y->v_b), c->n_kv_head);
   if (y->qn_w) {
-    out->q = mhk_layer_norm(t, out->q, y->qn_w, y->qn_b, c->norm_eps);
-    out->k = mhk_layer_norm(t, out->k, y->kn_w, y->kn_b, c->norm_eps);
+    out->q = mhk__norm(t, out->q, y->qn_w, y->qn_b, c->norm_eps);
+    out->k = mhk__norm(t, out->k, y->kn_w, y->kn_b, c->norm_eps);
   }
-  out->q = mhk_rotary(t, out->q, c->rotary_dim, c->rope_theta, doc);
-  out->k = mhk_rotary(t, out->k, c->rotary_dim, c->rope_theta, doc);
+  out->q = mhk__rotated(t, out->q, c, c->rotary_dim, doc);
+  out->k = mhk__rotated(t, out->k, c, c->rotary_dim, doc);
   return out->q && out->k && (out->matrix_only || out->v);
 }
 
@@ -17545,8 +17916,8 @@ static int mhk__state_space_parts(mhk_tape *t, const mhk_model *m, int layer, mh
   else {
     out->log_a = mhk_scale(t, mhk_softplus(t, a), -1);
     if (c->ssm_rotary_dim > 0) {
-      out->Bm = mhk_rotary(t, out->Bm, c->ssm_rotary_dim, c->rope_theta, doc);
-      out->Cm = mhk_rotary(t, out->Cm, c->ssm_rotary_dim, c->rope_theta, doc);
+      out->Bm = mhk__rotated(t, out->Bm, c, c->ssm_rotary_dim, doc);
+      out->Cm = mhk__rotated(t, out->Cm, c, c->ssm_rotary_dim, doc);
     }
     if (!mhk__window_parts(t, m, layer, u, out)) return 0;
   }
@@ -17592,12 +17963,18 @@ static mhk_tensor *mhk__projected(mhk_tape *t, mhk_tensor *o, mhk_tensor *w, mhk
   return residual ? mhk_linear_add(t, o, w, b, residual) : mhk_linear(t, o, w, b);
 }
 
+/* the windows (n_head) of the heads of attention layers, on the tape; NULL: they see all tokens */
+static const int32_t *mhk__attention_windows(mhk_tape *t, const mhk_config *c) {
+  if (!c->attention_window) return NULL;
+  int32_t *windows = (int32_t *)mhk__arena_zeros(t->ctx, &t->arena, c->n_head, sizeof *windows);
+  for (int h = 0; windows && h < c->n_head; h++) windows[h] = c->attention_window;
+  return windows;
+}
+
 static mhk_tensor *mhk__attention_output(mhk_tape *t, mhk_model *m, int layer, const mhk__parts *p,
                                          const mhk_forward_desc *d, mhk_tensor *residual) {
   const mhk__layer *y = m->layers + layer;
-  mhk_attention_desc seen;
-  memset(&seen, 0, sizeof seen);
-  seen.doc = d->doc;
+  mhk_attention_desc seen = {d->doc, mhk__attention_windows(t, &m->config), NULL, NULL};
   if (d->windows) seen.windows = d->windows + (mhk_index)layer * m->config.n_head;
   mhk_tensor *o = mhk__flat(t, mhk_attention(t, p->q, p->k, p->v, &seen));
   return mhk__projected(t, o, y->dense_w, y->dense_b, residual);
@@ -17659,8 +18036,8 @@ static void mhk__both_matrix_back(const mhk_op *op) {
 }
 
 static mhk_tensor *mhk__attention_mixing(mhk_tape *t, mhk_model *m, int layer, mhk__parts *p, const int32_t *doc) {
-  const mhk_attention_desc seen = {doc, NULL, NULL, NULL};
-  (void)m, (void)layer;
+  const mhk_attention_desc seen = {doc, mhk__attention_windows(t, &m->config), NULL, NULL};
+  (void)layer;
   return mhk_attention_matrix(t, p->q, p->k, &seen);
 }
 
@@ -17774,18 +18151,28 @@ MHKDEF mhk_tensor *mhk_forward_matrix(mhk_tape *t, mhk_model *m, int layer, mhk_
 MHKDEF mhk_tensor *mhk_forward_norm(mhk_tape *t, mhk_model *m, int layer, mhk_tensor *x) {
   if (!mhk__layer_ready(t, m, layer, x)) return NULL;
   mhk__layer *y = m->layers + layer;
-  return y->norm_b ? mhk_layer_norm(t, x, y->norm_w, y->norm_b, m->config.norm_eps)
-                   : mhk_rms_norm(t, x, y->norm_w, m->config.norm_eps);
+  return mhk__norm(t, x, y->norm_w, y->norm_b, m->config.norm_eps);
 }
 
-/* Phi and Phi-Mamba: x + mixer(norm(x)) + mlp(norm(x)), in parallel. Mamba-2: x +
-   mixer(norm(x)). */
+/* The part of a block after its mixer: y + mlp(u), where y = x + mixer(u). A sequential block has
+   its own norm there: y + mlp(norm(y)), gated. */
+static mhk_tensor *mhk__block_mlp(mhk_tape *t, const mhk_model *m, int layer, mhk_tensor *u, mhk_tensor *y) {
+  const mhk__layer *w = m->layers + layer;
+  mhk_tensor *wide;
+  if (!w->fc1_w || !y) return y;
+  if (w->gate_w) {
+    u = mhk_rms_norm(t, y, w->mlp_norm_w, m->config.norm_eps);
+    wide = mhk_gate(t, mhk_linear(t, u, w->fc1_w, w->fc1_b), mhk_linear(t, u, w->gate_w, w->gate_b), NULL);
+  } else
+    wide = mhk_linear_gelu(t, u, w->fc1_w, w->fc1_b);
+  return mhk_linear_add(t, wide, w->fc2_w, w->fc2_b, y);
+}
+
+/* Phi and Phi-Mamba: x + mixer(norm(x)) + mlp(norm(x)), in parallel. Llama and Llama-Mamba: y = x +
+   mixer(norm(x)), then y + mlp(norm(y)). Mamba-2: x + mixer(norm(x)). */
 MHKDEF mhk_tensor *mhk_forward_block(mhk_tape *t, mhk_model *m, int layer, mhk_tensor *x, const mhk_forward_desc *d) {
   mhk_tensor *u = mhk_forward_norm(t, m, layer, x);
-  mhk_tensor *y = mhk__mixer(t, m, layer, u, d, x);
-  if (!y) return NULL;
-  mhk__layer *w = m->layers + layer;
-  return w->fc1_w ? mhk_linear_add(t, mhk_linear_gelu(t, u, w->fc1_w, w->fc1_b), w->fc2_w, w->fc2_b, y) : y;
+  return mhk__block_mlp(t, m, layer, u, mhk__mixer(t, m, layer, u, d, x));
 }
 
 MHKDEF mhk_tensor *mhk_forward_embedding(mhk_tape *t, mhk_model *m, const int32_t *tokens, mhk_index B, mhk_index T) {
@@ -17799,9 +18186,7 @@ MHKDEF mhk_tensor *mhk_forward_embedding(mhk_tape *t, mhk_model *m, const int32_
 
 MHKDEF mhk_tensor *mhk_forward_head(mhk_tape *t, mhk_model *m, mhk_tensor *x) {
   if (!mhk__tape_ready(t) || !m || !x) return NULL;
-  x = m->norm_b ? mhk_layer_norm(t, x, m->norm_w, m->norm_b, m->config.norm_eps)
-                : mhk_rms_norm(t, x, m->norm_w, m->config.norm_eps);
-  return mhk_linear(t, x, m->head_w, m->head_b);
+  return mhk_linear(t, mhk__norm(t, x, m->norm_w, m->norm_b, m->config.norm_eps), m->head_w, m->head_b);
 }
 
 /* Copies a list that the backward pass reads again to the tape; NULL stays NULL. Non-zero on
@@ -18629,7 +19014,8 @@ static void mhk__session_plan_rows(mhk_session *s, const mhk_session_desc *d) {
   const mhk_config *c = &s->model->config;
   s->chunk = d->chunk ? d->chunk : 256;
   if (s->cache_width) {
-    s->window = d->window;
+    s->window = c->attention_window && (!d->window || d->window > c->attention_window) ? c->attention_window
+                                                                                        : d->window;
     s->capacity = d->capacity ? d->capacity : c->max_position > 0 ? c->max_position : 2048;
     if (s->window)
       s->piece = mhk__min(s->chunk, mhk__max(32, s->window));
@@ -18644,7 +19030,7 @@ static void mhk__session_plan_rows(mhk_session *s, const mhk_session_desc *d) {
 /* How many numbers the parts of a session have. Returns whether they fit in the address space. */
 static int mhk__session_plan_numbers(mhk_session *s) {
   const mhk_config *c = &s->model->config;
-  mhk_index wide = c->d_mlp, w = 0;
+  mhk_index wide = (mhk__arch_of(c)->sequential ? 2 : 1) * (mhk_index)c->d_mlp, w = 0;
   double state = 0;
   for (int l = 0; l < c->n_layer; l++) {
     wide = mhk__max(wide, mhk__session_mixer_of(c->mixer[l]).row(c, l));
@@ -18767,7 +19153,7 @@ MHKDEF mhk_session *mhk_session_create(mhk_model *m, const mhk_session_desc *des
   for (int i = 0; i < 2; i++) {
     const int dim = i ? m->config.ssm_rotary_dim : m->config.rotary_dim,
               used = i ? s->state_layers > 0 : s->attention_layers > 0;
-    for (int j = 0; used && j < dim / 2; j++) s->frequencies[i][j] = pow(m->config.rope_theta, -2.0 * (double)j / dim);
+    for (int j = 0; used && j < dim / 2; j++) s->frequencies[i][j] = mhk__rope_step(&m->config, dim, j);
   }
   mhk__session_prepare(s);
   return s;
@@ -18920,17 +19306,19 @@ static void mhk__queries_task(void *arg, mhk_index task, int worker) {
   const mhk__pass *p = (const mhk__pass *)job->args;
   const mhk_config *c = &p->s->model->config;
   const mhk_index P = c->head_dim, last = mhk__min(p->rows, (task + 1) * MHK__ROWS_TASK);
+  const mhk_real *qb = p->layer->qn_b ? mhk_data(p->layer->qn_b) : NULL,
+                 *kb = p->layer->kn_b ? mhk_data(p->layer->kn_b) : NULL;
   mhk_real mean, rstd;
   (void)worker;
   for (mhk_index r = task * MHK__ROWS_TASK; r < last; r++) {
     mhk_real *q = p->q + r * c->n_head * P, *k = p->k + r * c->n_kv_head * P;
     if (p->layer->qn_w) {
       for (mhk_index h = 0; h < c->n_head; h++)
-        job->ctx->kernels->norm(P, q + h * P, mhk_data(p->layer->qn_w), mhk_data(p->layer->qn_b), MHK__R(c->norm_eps),
-                                1, q + h * P, &mean, &rstd);
+        job->ctx->kernels->norm(P, q + h * P, mhk_data(p->layer->qn_w), qb, MHK__R(c->norm_eps), qb != NULL, q + h * P,
+                                &mean, &rstd);
       for (mhk_index h = 0; h < c->n_kv_head; h++)
-        job->ctx->kernels->norm(P, k + h * P, mhk_data(p->layer->kn_w), mhk_data(p->layer->kn_b), MHK__R(c->norm_eps),
-                                1, k + h * P, &mean, &rstd);
+        job->ctx->kernels->norm(P, k + h * P, mhk_data(p->layer->kn_w), kb, MHK__R(c->norm_eps), kb != NULL, k + h * P,
+                                &mean, &rstd);
     }
     if (c->rotary_dim > 1) {
       mhk__rotate_heads(c->n_head, P, c->rotary_dim, p->s->rotations[0] + r * c->rotary_dim, q);
@@ -19503,6 +19891,27 @@ static mhk__session_mixer mhk__session_mixer_of(int kind) {
   return x;
 }
 
+/* a gated MLP up to its last product: up * silu(gate), from the norm of s->y to s->wide */
+static void mhk__mlp_gate_task(void *arg, mhk_index task, int worker) {
+  const mhk__job *job = (const mhk__job *)arg;
+  const mhk__pass *p = (const mhk__pass *)job->args;
+  const mhk_index N = p->s->model->config.d_mlp, last = mhk__min(p->rows, (task + 1) * MHK__ROWS_TASK);
+  (void)worker;
+  for (mhk_index r = task * MHK__ROWS_TASK; r < last; r++)
+    job->ctx->kernels->gate(N, p->s->wide + r * N, p->out + r * N, NULL, p->s->wide + r * N);
+}
+static void mhk__pass_gated(mhk_context *ctx, mhk__pass *p) {
+  mhk_session *s = p->s;
+  const mhk__layer *y = p->layer;
+  mhk_real *at = s->wide;
+  mhk__carve(&at, p->rows * s->model->config.d_mlp);
+  p->out = mhk__carve(&at, p->rows * s->model->config.d_mlp);
+  mhk__pass_norm(ctx, p, s->y, y->mlp_norm_w, NULL, s->u);
+  mhk__apply(ctx, p->rows, s->u, y->fc1_w, y->fc1_b, 0, NULL, s->wide);
+  mhk__apply(ctx, p->rows, s->u, y->gate_w, y->gate_b, 0, NULL, p->out);
+  mhk__pass_rows(ctx, p, 8.0 * (double)s->model->config.d_mlp, mhk__mlp_gate_task);
+}
+
 /* Runs all layers over the rows of the first spans; then s->x holds the residual. Updates states
    and caches, but not the positions. */
 static void mhk__pass_layers(mhk_session *s, mhk_index spans, mhk_index rows) {
@@ -19526,7 +19935,10 @@ static void mhk__pass_layers(mhk_session *s, mhk_index spans, mhk_index rows) {
     mhk__pass_norm(ctx, &p, s->x, y->norm_w, y->norm_b, s->u);
     mhk__session_mixer_of(y->kind).pass(ctx, &p);
     if (y->fc1_w) {
-      mhk__apply(ctx, rows, s->u, y->fc1_w, y->fc1_b, 1, NULL, s->wide);
+      if (y->gate_w)
+        mhk__pass_gated(ctx, &p);
+      else
+        mhk__apply(ctx, rows, s->u, y->fc1_w, y->fc1_b, 1, NULL, s->wide);
       mhk__apply(ctx, rows, s->wide, y->fc2_w, y->fc2_b, 0, s->y, s->x);
     } else {
       mhk_real *x = s->x;
@@ -21085,13 +21497,6 @@ static double mhk__loss_backward(mhk__stage_run *run, mhk_tensor *loss) {
   return value;
 }
 
-/* The teacher's block after its mixer: y + MLP(u), where y = X + mixer(u). */
-static mhk_tensor *mhk__teacher_mlp(mhk__stage_run *run, int l, mhk_tensor *u, mhk_tensor *y) {
-  const mhk__layer *layer = run->teacher->layers + l;
-  return mhk_linear_add(run->tape, mhk_linear_gelu(run->tape, u, layer->fc1_w, layer->fc1_b), layer->fc2_w,
-                        layer->fc2_b, y);
-}
-
 /* what stage 1 compares: both mixers, from their parts */
 static mhk_orientation_desc mhk__orientation_of(const mhk__layer *y, const mhk__parts *student,
                                                 const mhk__parts *teacher) {
@@ -21134,7 +21539,12 @@ static double mhk__orient_layer(mhk__stage_run *run, int l, mhk_tensor *x, mhk_t
   mhk_orientation_desc matrices = mhk__orientation_of(layer, &ssd, &attention);
   matrices.doc = run->doc;
   matrices.relative = run->relative ? run->relative + l * student->config.ssm_heads : NULL;
-  const mhk_attention_desc seen = {run->doc, NULL, NULL, NULL};
+  const mhk_attention_desc seen = {run->doc, mhk__attention_windows(tape, &teacher->config), NULL, NULL};
+  if (seen.windows && !whole && run->T > teacher->config.attention_window)
+    return mhk__no(run->ctx, MHK_ERROR_UNSUPPORTED,
+                   "stage 1 compares whole rows of attention, and the teacher sees %d tokens: use sequences of at most "
+                   "as many, not %lld",
+                   teacher->config.attention_window, (long long)run->T);
   mhk_tensor *distance =
       whole ? mhk_matrix_distance(tape, mhk_forward_matrix(tape, student, l, own, run->doc),
                                   mhk_attention_matrix(tape, attention.q, attention.k, &seen))
@@ -21146,38 +21556,42 @@ static double mhk__orient_layer(mhk__stage_run *run, int l, mhk_tensor *x, mhk_t
     mhk_forward_desc plain;
     memset(&plain, 0, sizeof plain);
     plain.doc = run->doc;
-    *next = mhk__teacher_mlp(run, l, u, mhk__attention_output(tape, teacher, l, &attention, &plain, x));
+    *next = mhk__block_mlp(tape, teacher, l, u, mhk__attention_output(tape, teacher, l, &attention, &plain, x));
   }
   return loss;
 }
 
 /* Stage 2, hidden-state alignment, of layer l: the mean over batch and tokens of ||
    block_teacher(X_l) - block_student(X_l) ||_2. While norm and MLP are frozen copies of the
-   teacher's, they cancel in the difference, and only the mixers are compared. If next is not NULL,
-   it receives X_{l+1}. */
+   teacher's, they cancel in the difference, and only the mixers are compared. In a sequential block
+   the MLP follows the mixer and does not cancel: the mixers are compared there, and the blocks if
+   the stage trains all. If next is not NULL, it receives X_{l+1}. */
 static double mhk__align_layer(mhk__stage_run *run, int l, mhk_tensor *x, mhk_tensor **next) {
   mhk_tape *tape = run->tape;
   mhk_model *student = run->student, *teacher = run->teacher;
-  const int both = MHK__SAME_NORM | MHK__SAME_MLP;
-  const int mixers = (run->same[l] & both) == both && !(run->record && mhk__trains_rest(student->layers + l));
+  const int both = MHK__SAME_NORM | MHK__SAME_MLP, sequential = mhk__arch_of(&student->config)->sequential;
+  const int mixers = sequential ? run->desc->trains != MHK_TRAIN_ALL
+                                : (run->same[l] & both) == both &&
+                                      !(run->record && mhk__trains_rest(student->layers + l));
   mhk_forward_desc plain, own;
   memset(&plain, 0, sizeof plain);
   plain.doc = run->doc;
   own = plain;
   own.recompute = run->recompute;
   mhk_tensor *u = mixers ? mhk_forward_norm(tape, teacher, l, x) : x;
-  mhk_tensor *target = u ? mhk_tensor_new(tape, u->rank, u->shape, NULL) : NULL;
+  mhk_tensor *target = u ? mhk_tensor_new(tape, u->rank, u->shape, NULL) : NULL, *ours = u;
   const mhk_tape_mark mark = mhk_tape_here(tape);
   mhk__copy_values(target, mixers ? mhk_forward_mixer(tape, teacher, l, u, &plain)
                                   : mhk_forward_block(tape, teacher, l, x, &plain));
   mhk_tape_rewind(tape, mark);
   mhk_tape_record(tape, run->record);
+  if (mixers && !(run->same[l] & MHK__SAME_NORM)) ours = mhk_forward_norm(tape, student, l, x);
   const double loss = mhk__loss_backward(
-      run, mhk_hidden_distance(tape, mixers ? mhk_forward_mixer(tape, student, l, u, &own)
+      run, mhk_hidden_distance(tape, mixers ? mhk_forward_mixer(tape, student, l, ours, &own)
                                             : mhk_forward_block(tape, student, l, x, &own), target));
   mhk_tape_record(tape, 0);
   mhk_tape_rewind(tape, mark);
-  if (next) *next = mixers ? mhk__teacher_mlp(run, l, u, mhk_add(tape, x, target)) : target;
+  if (next) *next = mixers ? mhk__block_mlp(tape, teacher, l, u, mhk_add(tape, x, target)) : target;
   return loss;
 }
 
@@ -21393,8 +21807,8 @@ static mhk_config mhk__student_config(const mhk_config *teacher, const mhk_stude
   const mhk_config *t = teacher;
   mhk_config c;
   memcpy(&c, t, sizeof c);
-  c.arch = MHK_ARCH_PHI_MAMBA;
-  c.tie_embeddings = 0;
+  c.arch = (mhk_arch)mhk__arch_of(t)->student;
+  if (c.arch == MHK_ARCH_PHI_MAMBA) c.tie_embeddings = 0;
   c.pad_vocab_multiple = c.vocab_size % 8 == 0 ? 8 : 1; /* no padding: the same vocabulary as the teacher */
   c.own = own;
   for (int l = 0; l < c.n_layer; l++) c.mixer[l] = own ? MHK_MIXER_OWN : MHK_MIXER_DISCRETE_MAMBA2;
@@ -21402,7 +21816,8 @@ static mhk_config mhk__student_config(const mhk_config *teacher, const mhk_stude
     if (d->keep_attention[i] >= 0 && d->keep_attention[i] < c.n_layer)
       c.mixer[d->keep_attention[i]] = MHK_MIXER_ATTENTION;
   if (mhk__config_uses(&c, own ? MHK_MIXER_OWN : MHK_MIXER_DISCRETE_MAMBA2)) {
-    c.ssm_heads = c.ssm_groups = t->n_head;
+    c.ssm_heads = t->n_head;
+    c.ssm_groups = d->groups > 0 ? d->groups : t->n_head;
     c.ssm_head_dim = t->head_dim;
     c.d_state = d->d_state > 0 ? d->d_state : t->head_dim;
     c.d_conv = 4;
@@ -21419,7 +21834,9 @@ static mhk_config mhk__student_config(const mhk_config *teacher, const mhk_stude
   }
   if (!mhk__config_uses(&c, MHK_MIXER_ATTENTION)) {
     c.n_head = c.n_kv_head = c.head_dim = c.rotary_dim = c.qk_layernorm = 0;
+    c.qkv_bias = c.out_bias = c.attention_window = 0;
     if (c.ssm_rotary_dim == 0) c.rope_theta = 0;
+    if (c.ssm_rotary_dim == 0) c.rope = MHK_ROPE_DEFAULT;
   }
   if (c.ssm_rotary_dim && t->rope_theta <= 0) c.rope_theta = 10000.0;
   return c;
@@ -21479,15 +21896,15 @@ static mhk_model *mhk__student_make(mhk_context *ctx, mhk_model *teacher, const 
   memset(&d, 0, sizeof d);
   if (desc) d = *desc;
   const mhk_config *t = &teacher->config;
-  if (t->arch != MHK_ARCH_PHI)
-    return mhk__null(ctx, MHK_ERROR_UNSUPPORTED, "a student needs a Phi teacher; this one is a %s",
+  if (!mhk__arch_of(t)->student)
+    return mhk__null(ctx, MHK_ERROR_UNSUPPORTED, "a student needs a Phi or Llama teacher; this one is a %s",
                      mhk__arch_of(t)->name);
   if (d.n_keep_attention < 0 || (d.n_keep_attention > 0 && !d.keep_attention) || d.d_state < 0 || d.rotary_dim < -1 ||
-      d.chunk_size < 0)
+      d.chunk_size < 0 || d.groups < 0)
     return mhk__null(ctx, MHK_ERROR_ARGUMENT,
-                     "a student cannot have n_keep_attention %d%s, d_state %d, rotary_dim %d, chunk_size %d",
+                     "a student cannot have n_keep_attention %d%s, d_state %d, rotary_dim %d, chunk_size %d, groups %d",
                      d.n_keep_attention, d.n_keep_attention > 0 && !d.keep_attention ? " with no list" : "", d.d_state,
-                     d.rotary_dim, d.chunk_size);
+                     d.rotary_dim, d.chunk_size, d.groups);
   for (int i = 0; i < d.n_keep_attention; i++) {
     const int l = d.keep_attention[i];
     if (l < 0 || l >= t->n_layer)
@@ -21554,7 +21971,8 @@ static void mhk__look_back(const mhk__calibration *a, int l) {
     const mhk_index G = theirs.k->shape[2], shape[4] = {1, T, G, 1};
     mhk_tensor *position = mhk_tensor_new(a->tape, 4, shape, NULL);
     for (mhk_index i = 0; position && i < T * G; i++) mhk_data(position)[i] = (mhk_real)(i / G);
-    const mhk_tensor *seen = mhk_attention(a->tape, theirs.q, theirs.k, position, NULL);
+    const mhk_attention_desc all = {NULL, mhk__attention_windows(a->tape, &a->teacher->config), NULL, NULL};
+    const mhk_tensor *seen = mhk_attention(a->tape, theirs.q, theirs.k, position, &all);
     for (mhk_index h = 0; seen && h < H; h++)
       for (mhk_index t = T / 2; t < T; t++)
         a->distance[h] += ((double)t - (double)mhk_data(seen)[t * H + h]) / (double)(a->B * (T - T / 2));
@@ -23093,14 +23511,15 @@ MHKDEF void mhk_trainer_destroy(mhk_trainer *tr) {
 static double mhk__block_numbers(const mhk_config *c, int attention, int matrix) {
   const double D = c->d_model, E = (double)c->ssm_heads * c->ssm_head_dim, GN = (double)c->ssm_groups * c->d_state,
                H = c->ssm_heads;
-  const double A = (double)c->n_head * c->head_dim, KV = (double)c->n_kv_head * c->head_dim;
-  if (attention) return D + 2.0 * (A + KV) + KV + A + c->n_head + 2.0 * D + 2.0 * c->d_mlp;
+  const double A = (double)c->n_head * c->head_dim, KV = (double)c->n_kv_head * c->head_dim,
+               mlp = mhk__arch_of(c)->sequential ? D + 3.0 * c->d_mlp : 2.0 * c->d_mlp;
+  if (attention) return D + 2.0 * (A + KV) + KV + A + c->n_head + 2.0 * D + mlp;
   /* beyond the paper: B, C and x in heads of their own, late or scaled, both parts and their sum */
   const double more = (c->gates ? 2.0 * H * c->d_state + 6.0 * H : 0.0) +
                       (c->window || c->windows ? 4.0 * E + 4.0 * H * c->d_state + 4.0 * H : 0.0);
   if (matrix) return D + 6.0 * GN + 4.0 * H + more; /* projected, convolved, rotated */
   return D + (2.0 * E + 2.0 * GN + H) + (E + 2.0 * GN) + 2.0 * GN + 2.0 * H + E * (2.0 + (double)c->d_state / 64.0) +
-         2.0 * D + 2.0 * c->d_mlp + more;
+         2.0 * D + mlp + more;
 }
 
 /* memory that an arena needs for this many bytes: its blocks double up to 32 MB, then stay that

@@ -17,13 +17,20 @@ enum {
   WINDOWS_BY_HEAD,
   KEPT_HEADS,
 #endif
+#ifndef TEST_NO_LLAMA /* the same for this family */
+  LLAMA,
+  QWEN3,
+  MISTRAL,
+  LLAMA_MAMBA,
+#endif
   MODEL_KINDS
 };
 
 static inline const char *model_kind_name(int kind) {
   static const char *const names[] = {"phi",    "phi, grouped heads",       "phi-mamba", "phi-mamba, rotary", "hybrid",
                                       "mamba2", "mamba2, groups and biases",
-                                      "gated",  "windowed, gated",          "windows by head", "kept heads, hybrid"};
+                                      "gated",  "windowed, gated",          "windows by head", "kept heads, hybrid",
+                                      "llama, biases, scaled", "qwen3, scaled", "mistral", "llama-mamba, windowed"};
   return names[kind];
 }
 
@@ -46,12 +53,62 @@ static inline void model_options(mhk_config *c, int kind) {
 }
 #endif
 
+#ifndef TEST_NO_LLAMA
+/* What the Llama family has beyond a Phi, each somewhere: biases, both scalings of rotary
+   frequencies, norms of queries and keys, heads that do not make up d_model, a window shorter than
+   the tests' texts, and a student with all that the student of a Phi has. */
+static inline mhk_config llama_config(int kind) {
+  mhk_config c;
+  int l;
+  memset(&c, 0, sizeof c);
+  c.arch = kind == LLAMA_MAMBA ? MHK_ARCH_LLAMA_MAMBA : MHK_ARCH_LLAMA;
+  c.n_layer = kind == LLAMA_MAMBA ? 3 : 2;
+  c.d_model = 24;
+  c.vocab_size = 31;
+  c.norm_eps = 1e-5;
+  c.max_position = 512;
+  c.d_mlp = 53;
+  c.n_head = 4;
+  c.n_kv_head = 2;
+  c.head_dim = c.rotary_dim = kind == QWEN3 ? 10 : 6;
+  c.rope_theta = 10000;
+  c.tie_embeddings = kind == QWEN3 || kind == LLAMA_MAMBA;
+  c.qk_layernorm = kind == QWEN3;
+  c.qkv_bias = c.out_bias = c.mlp_bias = kind == LLAMA;
+  c.attention_window = kind == MISTRAL ? 5 : 0;
+  if (kind == LLAMA || kind == LLAMA_MAMBA) {
+    c.rope = MHK_ROPE_LLAMA3;
+    c.rope_low = 1;
+    c.rope_high = 4;
+    c.rope_original = 32;
+  } else if (kind == QWEN3)
+    c.rope = MHK_ROPE_LINEAR;
+  c.rope_factor = c.rope ? 2.5 : 0;
+  for (l = 0; l < c.n_layer; l++) c.mixer[l] = MHK_MIXER_ATTENTION;
+  if (kind != LLAMA_MAMBA) return c;
+  c.qkv_bias = 1;
+  c.mixer[0] = c.mixer[2] = MHK_MIXER_DISCRETE_MAMBA2;
+  c.ssm_heads = 4;
+  c.ssm_groups = 2;
+  c.ssm_head_dim = c.d_state = c.ssm_rotary_dim = 6;
+  c.d_conv = 4;
+  c.chunk_size = 16;
+  c.conv_bias = c.proj_bias = c.gates = 1;
+  c.window = 7;
+  c.pad_vocab_multiple = 1;
+  return c;
+}
+#endif
+
 /* A small configuration of a kind: two or three layers, 24 wide, 31 tokens. */
 static inline mhk_config model_config(int kind) {
   mhk_config c;
   int l, mamba2 = kind == MAMBA2 || kind == MAMBA2_BIASES, hybrid = kind == HYBRID;
 #ifdef MHK_WINDOW_ALL
   hybrid |= kind == KEPT_HEADS;
+#endif
+#ifndef TEST_NO_LLAMA
+  if (kind >= LLAMA) return llama_config(kind);
 #endif
   memset(&c, 0, sizeof c);
   c.n_layer = hybrid ? 3 : 2;

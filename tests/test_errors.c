@@ -328,7 +328,7 @@ TEST(configurations_as_text) {
   parse_fails("{", MHK_ERROR_FORMAT, "that.json");
   parse_fails("[1,2]", MHK_OK, "that.json");
   parse_fails("{\"model_type\": \"phi\",}", MHK_ERROR_FORMAT, "that.json");
-  parse_fails("{\"model_type\": \"llama\"}", MHK_OK, "llama");
+  parse_fails("{\"model_type\": \"gemma\"}", MHK_OK, "gemma");
   parse_fails("{\"model_type\": \"phi\"}", MHK_OK, "num_hidden_layers");
   parse_fails("{\"model_type\": \"phi\", \"num_hidden_layers\": 2, \"hidden_size\": \"many\"}", MHK_OK, "hidden_size");
   parse_fails("{\"model_type\": \"phi\", \"num_hidden_layers\": 2, \"hidden_size\": 1e99}", MHK_OK, "hidden_size");

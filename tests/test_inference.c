@@ -830,7 +830,10 @@ static void damage(mhk_context *ctx, mhk_session *b, unsigned char *state, size_
   }
 }
 
-static int has_caches(int kind) { return kind <= PHI_GROUPED || kind == HYBRID || kind == KEPT_HEADS; }
+static int has_caches(int kind) {
+  return kind <= PHI_GROUPED || kind == HYBRID || kind == KEPT_HEADS || kind == LLAMA || kind == QWEN3 ||
+         kind == LLAMA_MAMBA;
+}
 
 /* Another model, another layout, other weights: d describes a session of m that could take the
    state, which is the one of sequence 1 of a. */
@@ -993,7 +996,7 @@ TEST(snapshots_and_rewinding) {
     for (window = 0; window < 2; window++) {
       mhk_context *ctx = mhk_create(NULL);
       mhk_model *m = model_new(ctx, kind, 5);
-      const int attention_only = kind <= PHI_GROUPED && !window;
+      const int attention_only = (kind <= PHI_GROUPED || kind == LLAMA || kind == QWEN3) && !window;
       mhk_session_desc d;
       mhk_session *s;
       int32_t tokens[64];

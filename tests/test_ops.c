@@ -1876,7 +1876,7 @@ TEST(residuals_and_pieces) { /* mhk_forward is its pieces */
 static mhk_tensor *layer_tensor(mhk_model *m, int layer, const char *name) {
   const int attention = mhk_model_config(m)->mixer[layer] == MHK_MIXER_ATTENTION;
   char full[160];
-  if (mhk_model_config(m)->arch == MHK_ARCH_PHI)
+  if (mhk_model_config(m)->arch == MHK_ARCH_PHI || mhk_model_config(m)->arch == MHK_ARCH_LLAMA)
     snprintf(full, sizeof full, "model.layers.%d.self_attn.%s", layer, name);
   else
     snprintf(full, sizeof full, "backbone.layers.%d.mixer.%s%s", layer, attention ? "self_attn." : "", name);
@@ -1931,7 +1931,8 @@ TEST(mixers_are_their_matrices) { /* a mixer's output from its matrix and public
       y = mhk_tensor_new(tape, 3, shape, NULL);
       for (i = 0; y && i < y->count; i++) mhk_data(y)[i] = (mhk_real)mixed[i];
       if (attention)
-        out = mhk_linear(tape, y, layer_tensor(m, l, "dense.weight"), layer_tensor(m, l, "dense.bias"));
+        out = mhk_linear(tape, y, layer_tensor(m, l, kind < LLAMA ? "dense.weight" : "o_proj.weight"),
+                          layer_tensor(m, l, kind < LLAMA ? "dense.bias" : "o_proj.bias"));
       else {
         y = mhk_gate(tape, y, z, layer_tensor(m, l, "z_bias"));
         if (mamba2 && y) norm_groups(y, E, E / c->ssm_groups, c->norm_eps, layer_tensor(m, l, "norm.weight"));

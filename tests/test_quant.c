@@ -273,6 +273,7 @@ static mhk_model *model_wide(mhk_context *ctx, int kind, int factor, uint64_t se
   int i;
   c.d_model = 96 * factor;
   if (c.n_head) c.head_dim = c.d_model / c.n_head;
+  if (kind >= LLAMA) c.rotary_dim = c.head_dim;
   if (c.ssm_heads) c.ssm_head_dim = 32 * factor;
   if (c.d_mlp && kind != PHI_GROUPED) c.d_mlp = 4 * c.d_model;
   m = mhk_model_create(ctx, &c, seed);

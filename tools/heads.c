@@ -148,7 +148,8 @@ static void limit(head_scan *s, mhk_index first, mhk_index n, int w) {
 mhk_config head_student_shape(const mhk_config *teacher) {
   mhk_config c = *teacher;
   int l;
-  c.arch = MHK_ARCH_PHI_MAMBA;
+  c.arch = teacher->arch == MHK_ARCH_LLAMA ? MHK_ARCH_LLAMA_MAMBA : MHK_ARCH_PHI_MAMBA;
+  c.attention_window = 0;
   c.ssm_heads = c.ssm_groups = teacher->n_head;
   c.ssm_head_dim = c.d_state = teacher->head_dim;
   c.d_conv = 4;

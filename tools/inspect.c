@@ -111,8 +111,9 @@ static void print_state(const settings *s, const mhk_config *c) {
   printf("decoding memory (float32), one sequence\n");
   for (i = 0; i < 2; i++) {
     printf("  after %-7lld %10s", (long long)contexts[i], cli_bytes(mhk_config_state_bytes(c, contexts[i]), &here));
-    if (c->arch == MHK_ARCH_PHI) {
-      printf("; as a Phi-Mamba student: %s\n", cli_bytes(mhk_config_state_bytes(&student, contexts[i]), &there));
+    if (c->arch == MHK_ARCH_PHI || c->arch == MHK_ARCH_LLAMA) {
+      printf("; as a %s-Mamba student: %s\n", c->arch == MHK_ARCH_PHI ? "Phi" : "Llama",
+             cli_bytes(mhk_config_state_bytes(&student, contexts[i]), &there));
     } else {
       printf("; with attention in every layer: %s\n",
              cli_bytes(mhk_config_state_bytes(&attention, contexts[i]), &there));
@@ -134,7 +135,7 @@ static void print_config(const settings *s, const char *path, const mhk_config *
     printf("attention       %d heads of %d", c->n_head, c->head_dim);
     if (c->n_kv_head != c->n_head) printf(", %d for keys and values", c->n_kv_head);
     printf(", rotary on %d features, theta %g%s\n", c->rotary_dim, c->rope_theta,
-           c->qk_layernorm ? ", LayerNorm on q and k" : "");
+           c->qk_layernorm ? ", norms on q and k" : "");
   }
   if (c->ssm_heads) {
     printf("state space     %d heads of %d, state %d, %d groups of B and C, convolution of %d%s", c->ssm_heads,

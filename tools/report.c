@@ -284,13 +284,14 @@ static void write_texts(FILE *f, const demo_results *r) {
 
 /* one model: what its mixers are, and its memory by length of the text */
 static void write_model(FILE *f, const char *name, const mhk_config *c, const mhk_index *contexts) {
+  const int teacher = c->arch == MHK_ARCH_PHI || c->arch == MHK_ARCH_LLAMA;
   char mixers[128], window[32] = "none";
   cli_buffer n, bytes;
   int i;
   if (c->window > 0) snprintf(window, sizeof window, "%d tokens", c->window);
   fprintf(f, "<tr><td>%s</td><td>%s</td><td>%s</td><td>%s</td><td>%s</td>", name,
-          run_mixers(c, mixers, sizeof mixers), c->arch == MHK_ARCH_PHI ? "" : window,
-          c->arch == MHK_ARCH_PHI ? "" : c->gates ? "yes" : "no", cli_count(mhk_config_parameters(c), &n));
+          run_mixers(c, mixers, sizeof mixers), teacher ? "" : window,
+          teacher ? "" : c->gates ? "yes" : "no", cli_count(mhk_config_parameters(c), &n));
   for (i = 0; i < 3; i++) fprintf(f, "<td>%s</td>", cli_bytes(mhk_config_state_bytes(c, contexts[i]), &bytes));
   fputs("</tr>\n", f);
 }

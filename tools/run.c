@@ -565,14 +565,12 @@ void run_json_evaluation(cli_json *j, const mhk_evaluation *e, int with_teacher)
 }
 
 const char *run_mixers(const mhk_config *c, char *text, size_t capacity) {
+  static const char *const names[] = {"", "Phi", "Phi-Mamba", "Mamba-2", "Llama", "Llama-Mamba"}; /* by mhk_arch */
   int l, kept = 0, said = 0;
   size_t used;
   for (l = 0; l < c->n_layer; l++) kept += c->mixer[l] == MHK_MIXER_ATTENTION;
-  snprintf(text, capacity, "%s",
-           c->arch == MHK_ARCH_PHI      ? "Phi"
-           : c->arch == MHK_ARCH_MAMBA2 ? "Mamba-2"
-                                        : "Phi-Mamba");
-  if (c->arch != MHK_ARCH_PHI_MAMBA || kept == 0) return text;
+  snprintf(text, capacity, "%s", names[c->arch]);
+  if (kept == 0 || c->arch == MHK_ARCH_PHI || c->arch == MHK_ARCH_LLAMA) return text;
   used = strlen(text);
   used += (size_t)snprintf(text + used, capacity - used, " with attention in layer%s", kept > 1 ? "s" : "");
   for (l = 0; l < c->n_layer && used < capacity; l++)
