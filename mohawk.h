@@ -15483,7 +15483,7 @@ static void mhk__parse_sliding(const mhk__settings *s, int mistral, mhk_config *
   }
   if (window && from > 0 && from < c->n_layer)
     mhk_fail(s->ctx, MHK_ERROR_UNSUPPORTED,
-             "%s: some layers have a sliding window of %d and others not; supported are models where all have it or none",
+             "%s: some layers have a sliding window of %d and others not; supported is one window for all layers",
              s->where, window);
   c->attention_window = from < c->n_layer ? window : 0;
 }
