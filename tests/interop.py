@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Reads models that mohawk wrote with PyTorch and compares logits: PhiForCausalLM and Mamba2ForCausalLM through transformers, Phi-Mamba and
-its hybrid through the plain model below. Needs torch, safetensors and, for the first two, transformers; says so and ends well without."""
+"""Reads models that mohawk wrote with PyTorch and compares logits: Phi, Llama, Mistral, Qwen3 and Mamba-2 through transformers, Phi-Mamba,
+Llama-Mamba and their hybrids through the plain model below. Needs torch, safetensors and, for the first two, transformers; says so and ends well without."""
 import json
 import math
 import os
@@ -26,41 +26,65 @@ except ImportError as error:
 F = torch.nn.functional
 
 
-def rotate(x, features, theta):
-    """Half-split rotary embedding of the first features of x (B,T,H,P)."""
+def rotate(x, features, c):
+    """Half-split rotary embedding of the first features of x (B,T,H,P), scaled as c says."""
     if not features:
         return x
     half = features // 2
-    angle = torch.arange(x.shape[1]).double()[:, None] * theta ** (-torch.arange(half).double() * 2 / features)
+    step = c.get("rope_theta", 10000.0) ** (-torch.arange(half).double() * 2 / features)
+    scaling = c.get("rope_scaling") or {}
+    if scaling.get("rope_type") == "linear":
+        step = step / scaling["factor"]
+    elif scaling.get("rope_type") == "llama3":
+        turns = scaling["original_max_position_embeddings"] * step / (2 * math.pi)
+        low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+        fast = ((turns - low) / (high - low)).clamp(0, 1)
+        step = (1 - fast) * step / scaling["factor"] + fast * step
+    angle = torch.arange(x.shape[1]).double()[:, None] * step
     cos, sin = angle.cos().to(x)[:, None], angle.sin().to(x)[:, None]
     a, b, rest = x[..., :half], x[..., half:features], x[..., features:]
     return torch.cat([a * cos - b * sin, b * cos + a * sin, rest], -1)
 
 
-def phi_mamba(config, w, tokens):
-    """Logits of a Phi-Mamba or hybrid: a parallel block with one LayerNorm, the mixer a recurrence over tokens and what its heads see exactly."""
+def student(config, w, tokens):
+    """Logits of a Phi-Mamba (a parallel block with one LayerNorm), a Llama-Mamba (a sequential block with RMSNorm and a gated MLP) or a
+    hybrid of attention and one of them: the mixer is a recurrence over tokens and what its heads see exactly."""
+    whole = config["MixerModel"]["input"]
+    llama = config["Block1"]["BlockType"] == "modules.llama_block"
+
+    def norm(x, name):
+        weight = w[name + ".weight"]
+        if llama:
+            return F.rms_norm(x, weight.shape, weight, whole["rms_norm_eps"])
+        return F.layer_norm(x, weight.shape, weight, w[name + ".bias"], 1e-5)
+
+    linear = lambda x, name: F.linear(x, w[name + ".weight"], w.get(name + ".bias"))
     blocks = [b for key in config if key.startswith("Block") for b in [config[key]] * config[key]["n_layers"]]
     x = w["backbone.embedding.weight"][tokens]
     B, T, D = x.shape
     for i, block in enumerate(blocks):
         p = f"backbone.layers.{i}."
         c = block["core_input"]
-        u = F.layer_norm(x, (D,), w[p + "input_layernorm.weight"], w[p + "input_layernorm.bias"], 1e-5)
-        if block["CoreType"].endswith("phi_attention"):
+        u = norm(x, p + "input_layernorm")
+        if block["CoreType"].endswith("_attention"):
             a = p + "mixer.self_attn."
             H = c["num_attention_heads"]
-            q, k, v = (F.linear(u, w[a + n + "_proj.weight"], w[a + n + "_proj.bias"]).view(B, T, H, -1) for n in "qkv")
+            G = c.get("num_key_value_heads", H)
+            q, k, v = (linear(u, a + n + "_proj").view(B, T, H if n == "q" else G, -1) for n in "qkv")
             P = q.shape[-1]
-            R = int(c["partial_rotary_factor"] * P)
-            q, k = rotate(q, R, c["rope_theta"]), rotate(k, R, c["rope_theta"])
+            if c.get("qk_norm"):
+                q, k = norm(q, a + "q_norm"), norm(k, a + "k_norm")
+            R = int(c.get("partial_rotary_factor", 1) * P)
+            q, k = rotate(q, R, c), rotate(k, R, c)
+            k, v = k.repeat_interleave(H // G, 2), v.repeat_interleave(H // G, 2)
+            back = torch.arange(T)[:, None] - torch.arange(T)
             s = torch.einsum("bthp,bshp->bhts", q, k) / math.sqrt(P)
-            s = s.masked_fill(torch.ones(T, T).triu(1).bool(), -torch.inf).softmax(-1)
-            y = torch.einsum("bhts,bshp->bthp", s, v).reshape(B, T, D)
-            y = F.linear(y, w[a + "dense.weight"], w[a + "dense.bias"])
+            s = s.masked_fill((back < 0) | (back >= (c.get("sliding_window") or T)), -torch.inf).softmax(-1)
+            y = linear(torch.einsum("bhts,bshp->bthp", s, v).reshape(B, T, -1), a + ("o_proj" if llama else "dense"))
         else:
             m = p + "mixer."
             H, G, N = c["n_v_heads"], c["n_qk_heads"], c["d_state"]
-            E = int(c["expand"] * D)
+            E = round(c["expand"] * D)
             xbc, z, a_log = F.linear(u, w[m + "in_proj.weight"], w.get(m + "in_proj.bias")).split([E + 2 * G * N, E, H], -1)
             xbc = F.conv1d(F.pad(xbc.transpose(1, 2), (c["d_conv"] - 1, 0)), w[m + "conv1d.weight"], w[m + "conv1d.bias"], groups=xbc.shape[-1]).transpose(1, 2)
             if c["activation"] in ("silu", "swish"):
@@ -68,7 +92,7 @@ def phi_mamba(config, w, tokens):
             v, b, cc = xbc.split([E, G * N, G * N], -1)
             v, b, cc = v.view(B, T, H, -1), b.view(B, T, G, N), cc.view(B, T, G, N)
             R = c.get("rotary_dim", 0)
-            b, cc = (rotate(t, R, c.get("rope_theta", 10000.0)).repeat_interleave(H // G, 2) for t in (b, cc))
+            b, cc = (rotate(t, R, c).repeat_interleave(H // G, 2) for t in (b, cc))
             windows = list(c.get("windows") or [c.get("window", 0)] * H)
             for h in c.get("attention_heads", []):
                 windows[h] = T
@@ -97,10 +121,14 @@ def phi_mamba(config, w, tokens):
                 y = y + torch.einsum("bhts,bshp->bthp", near.nan_to_num(0), v)  # a head without a window sees nothing here
             y = y.reshape(B, T, E)
             y = F.linear(y * F.silu(z + w[m + "z_bias"]), w[m + "out_proj.weight"], w.get(m + "out_proj.bias"))
-        h = F.gelu(F.linear(u, w[p + "mlp.fc1.weight"], w[p + "mlp.fc1.bias"]), approximate="tanh")
-        x = x + y + F.linear(h, w[p + "mlp.fc2.weight"], w[p + "mlp.fc2.bias"])
-    x = F.layer_norm(x, (D,), w["backbone.final_layernorm.weight"], w["backbone.final_layernorm.bias"], 1e-5)
-    return F.linear(x, w["lm_head.weight"], w["lm_head.bias"])
+        x = x + y
+        if llama:
+            u = norm(x, p + "post_attention_layernorm")
+            x = x + linear(F.silu(linear(u, p + "mlp.gate_proj")) * linear(u, p + "mlp.up_proj"), p + "mlp.down_proj")
+        else:
+            x = x + linear(F.gelu(linear(u, p + "mlp.fc1"), approximate="tanh"), p + "mlp.fc2")
+    head = w["backbone.embedding.weight"] if config["LanguageModel"]["input"].get("tie_embeddings") else w["lm_head.weight"]
+    return F.linear(norm(x, "backbone.final_layernorm"), head, w.get("lm_head.bias"))
 
 
 def transformers_model(folder):
@@ -109,8 +137,7 @@ def transformers_model(folder):
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     config = json.loads((folder / "config.json").read_text())
-    kind = {"phi": "PhiForCausalLM", "mamba2": "Mamba2ForCausalLM"}[config["model_type"]]
-    model, report = getattr(transformers, kind).from_pretrained(folder, torch_dtype=torch.float32, output_loading_info=True)
+    model, report = getattr(transformers, config["architectures"][0]).from_pretrained(folder, torch_dtype=torch.float32, output_loading_info=True)
     assert not report["missing_keys"] and not report["unexpected_keys"] and not report["mismatched_keys"], report
     return model.eval()
 
@@ -126,11 +153,11 @@ def main():
         tokens, want = expected["tokens"].long(), expected["logits"].double()
         try:
             with torch.no_grad():
-                if "model_type" in config and config["model_type"] in ("phi", "mamba2"):
+                if "architectures" in config:
                     got = transformers_model(path)(tokens, use_cache=False).logits
                 else:
                     weights = {k: v.double() for k, v in load_file(path / "model.safetensors").items()}
-                    got = phi_mamba(config.get("config", config), weights, tokens)[..., : want.shape[-1]]
+                    got = student(config.get("config", config), weights, tokens)[..., : want.shape[-1]]
         except ImportError as error:
             print(f"  {path.name:20s} skipped: no {error.name}")
             skipped += 1

@@ -60,7 +60,8 @@ static void read_one(mhk_context *ctx, mhk_tape *t, const char *folder) {
 int main(int argc, char **argv) {
   static const char *const names[] = {"phi",    "phi_grouped", "phi_mamba",    "phi_mamba_rotary",
                                       "hybrid", "mamba2",      "mamba2_biases", "gated",
-                                      "windowed", "windows_by_head", "kept_heads"};
+                                      "windowed", "windows_by_head", "kept_heads", "llama",
+                                      "qwen3",  "mistral",     "llama_mamba",  "qwen2"};
   const char *folder = argc > 1 ? argv[1] : "build/interop";
   mhk_context *ctx = mhk_create(NULL);
   mhk_tape *t = mhk_tape_create(ctx);
@@ -72,8 +73,11 @@ int main(int argc, char **argv) {
     mhk_destroy(ctx);
     return 0;
   }
-  for (kind = 0; kind < MODEL_KINDS && !mhk_failed(ctx); kind++) {
-    mhk_model *m = model_new(ctx, kind, 11);
+  for (kind = 0; kind <= MODEL_KINDS && !mhk_failed(ctx); kind++) {
+    mhk_config c = model_config(kind < MODEL_KINDS ? kind : MISTRAL);
+    mhk_model *m;
+    if (kind == MODEL_KINDS) c.qkv_bias = 1; /* which makes it a Qwen2 */
+    m = model_from(ctx, &c, 11);
     int32_t tokens[2 * 37];
     model_tokens(tokens, 2 * 37, 31, 12);
     snprintf(path, sizeof path, "%s/%s", folder, names[kind]);
