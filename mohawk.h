@@ -923,10 +923,11 @@ MHKDEF mhk_result mhk_file_write_bytes(mhk_context *ctx, const char *path, const
 
 /* ---- tokenizers ---- */
 
-/* Byte-level BPE as in GPT-2, Phi and GPT-NeoX (with NFC, for the Mamba-2 models). path:
-   tokenizer.json or its folder. tokenizer_config.json in the same folder, if present, names the
-   tokens that start and end a text. `mohawk convert` reads older layouts (vocab.json with
-   merges.txt, encoder.json with vocab.bpe). */
+/* Byte-level BPE as in GPT-2, Phi, GPT-NeoX (with NFC, for the Mamba-2 models), Llama 3, Qwen2 to
+   Qwen3 and SmolLM2: other patterns of words are refused. path: tokenizer.json or its folder.
+   tokenizer_config.json in the same folder, if present, names the tokens that start and end a
+   text. `mohawk convert` reads older layouts (vocab.json with merges.txt, encoder.json with
+   vocab.bpe). */
 #ifndef MOHAWK_NO_STDIO
 MHKDEF mhk_tokenizer *mhk_tokenizer_load(mhk_context *ctx, const char *path);
 #endif
@@ -12313,14 +12314,24 @@ MHKDEF mhk_result mhk_file_write(mhk_context *ctx, const char *path, int n, cons
    TOKENIZER: byte-level BPE, Unicode classes, streaming decode                          >>tokenizer
    =================================================================================================
    Byte-level BPE (Radford et al. 2019; merges: Sennrich et al. 2016). Text is cut at added tokens,
-   the rest into words by the pattern
-     's|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+
-   and inside a word the pair of neighbors with the lowest rank is merged until none has a rank.
+   the rest into words by one of the patterns in mhk__patterns, and inside a word the pair of
+   neighbors with the lowest rank is merged until none has a rank.
    Between the added tokens that are looked for in raw text and those that are looked for in
    normalized text, it may be normalized (NFC). Vocabulary files write bytes as characters:
    printable Latin-1 as itself, the other 68 bytes as U+0100..U+0143 in order. */
 
 #define MHK__END_TEXT "<|endoftext|>" /* the token between documents */
+
+/* The patterns of words, as tokenizer.json spells them: of GPT-2, then of Qwen2 (also Qwen2.5 and
+   Qwen3) and of Llama 3, which differ in how many numbers make a word. SmolLM2's, the last, is
+   GPT-2's after numbers are cut off one by one ("Digits"). 0: text is not cut. */
+enum { MHK__WORDS_GPT2 = 1, MHK__WORDS_QWEN2, MHK__WORDS_LLAMA3, MHK__WORDS_DIGITS };
+#define MHK__QWEN2_PATTERN(numbers) \
+  "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|" numbers \
+  "| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"
+static const char mhk__patterns[3][144] = {
+    "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+",
+    MHK__QWEN2_PATTERN("\\p{N}"), MHK__QWEN2_PATTERN("\\p{N}{1,3}")};
 
 #define MHK__OTHER 0u
 #define MHK__LETTER 1u
@@ -12608,7 +12619,7 @@ struct mhk_tokenizer {
   mhk__added_set added[2]; /* tokens to find first (not normalized), and tokens to find in the rest */
   mhk__word *words;
   mhk__nfc *nfc; /* NULL: text is not normalized */
-  int prefix_space, use_regex, ignore_merges;
+  int prefix_space, pattern, ignore_merges;
   int cuts; /* text may be split before any space that follows another character */
   int32_t end, start;
   int puts_start; /* start goes before prompts */
@@ -13353,8 +13364,9 @@ static void mhk__special_tokens_check(mhk_tokenizer *k, const mhk__token_source 
    neither decides, prompts begin with the start token, except for tokenizer classes that are known
    to omit it. */
 static int mhk__tokenizer_configure(mhk_tokenizer *k, const mhk__token_source *source) {
-  static const char without[6][24] = {"GPT2Tokenizer",         "GPT2TokenizerFast", "CodeGenTokenizer",
-                                      "CodeGenTokenizerFast",  "GPTNeoXTokenizer",  "GPTNeoXTokenizerFast"};
+  static const char without[8][24] = {"GPT2Tokenizer",        "GPT2TokenizerFast", "CodeGenTokenizer",
+                                      "CodeGenTokenizerFast", "GPTNeoXTokenizer",  "GPTNeoXTokenizerFast",
+                                      "Qwen2Tokenizer",       "Qwen2TokenizerFast"};
   static const char warned[3][32] = {"add_eos_token", "split_special_tokens", "clean_up_tokenization_spaces"};
   mhk_context *ctx = k->object.ctx;
   const mhk__json *c = source->config, *add = mhk__json_get(c, "add_bos_token");
@@ -13366,7 +13378,7 @@ static int mhk__tokenizer_configure(mhk_tokenizer *k, const mhk__token_source *s
   if (says) k->puts_start = id >= 0;
   if (id >= 0) k->start = id;
   if (!c || mhk_failed(ctx)) return !mhk_failed(ctx);
-  for (i = 0; i < 6; i++)
+  for (i = 0; i < 8; i++)
     if (mhk__json_equals(mhk__json_get(c, "tokenizer_class"), without[i])) without_start = 1;
   id = mhk__named_token(k, source, "bos_token");
   if (id >= 0 && (k->start == k->end || mhk__json_is(add, MHK__JSON_TRUE))) k->start = id;
@@ -13380,6 +13392,9 @@ static int mhk__tokenizer_configure(mhk_tokenizer *k, const mhk__token_source *s
   if (without_start && prefix && !mhk__json_is(prefix, MHK__JSON_NULL))
     /* transformers builds these tokenizers from this setting */
     k->prefix_space = mhk__token_flag(ctx, c, "add_prefix_space", 0, source->config_where);
+  if (k->prefix_space && k->pattern > MHK__WORDS_GPT2)
+    return mhk__no(ctx, MHK_ERROR_UNSUPPORTED, "%s: add_prefix_space is supported with GPT-2's pattern only",
+                   source->config_where);
   for (i = 0; i < 3; i++)
     if (mhk__json_is(mhk__json_get(c, warned[i]), MHK__JSON_TRUE))
       mhk__note(ctx, MHK_LOG_WARNING, "%s: %s is not supported and is ignored", source->config_where, warned[i]);
@@ -13396,7 +13411,7 @@ static int mhk__tokenizer_configure(mhk_tokenizer *k, const mhk__token_source *s
 static int mhk__tokenizer_build(mhk_tokenizer *k, const mhk__token_source *source) {
   mhk_context *ctx = k->object.ctx;
   size_t longest = 1, used = 0;
-  k->cuts = k->use_regex;
+  k->cuts = k->pattern != 0;
   if (!mhk__classes_make(k) || !mhk__tokens_read(k, source, &longest, &used)) return 0;
   for (int b = 0; b < 256; b++) {
     const char byte = (char)(unsigned char)b;
@@ -13450,12 +13465,45 @@ static const mhk__json *mhk__token_part(const mhk__json *root, const char *name)
   return x;
 }
 
-static void mhk__token_part_refused(mhk_context *ctx, const mhk__json *part, const char *name, const char *where) {
+/* Names the part, and of a sequence its first member; a pattern, too. Returns 0. */
+static int mhk__token_part_refused(mhk_context *ctx, const mhk__json *part, const char *name, const char *where) {
+  const mhk__json *list = mhk__json_get(part, "pretokenizers"), *first = list && list->first ? list->first : part;
   const char *type = mhk__json_string(mhk__json_get(part, "type"));
-  mhk_fail(ctx, MHK_ERROR_UNSUPPORTED,
-           "%s: %s %.60s is not supported: this version reads byte-level BPE with GPT-2's pattern and NFC or no "
-           "normalizer",
-           where, name, type ? type : part ? "without a type" : "null");
+  const char *inner = first != part ? mhk__json_string(mhk__json_get(first, "type")) : NULL;
+  const char *regex = mhk__json_string(mhk__json_get(mhk__json_get(first, "pattern"), "Regex"));
+  return mhk__no(ctx, MHK_ERROR_UNSUPPORTED,
+                 "%s: %s %.60s%s%.60s%s%.200s is not supported: this version reads byte-level BPE with the pattern of "
+                 "GPT-2, Qwen2, Llama 3 or SmolLM2 (Digits, then ByteLevel), and NFC or no normalizer",
+                 where, name, type ? type : part ? "without a type" : "null", inner ? " of " : "", inner ? inner : "",
+                 regex ? " with the pattern " : "", regex ? regex : "");
+}
+
+/* Reads how text is cut into words: ByteLevel, whose pattern is GPT-2's, alone or after Digits; or
+   a Split at one of the patterns, and then ByteLevel for the bytes only. */
+static int mhk__pre_tokenizer_read(mhk_tokenizer *k, const mhk__json *x, const char *where) {
+  mhk_context *ctx = k->object.ctx;
+  const mhk__json *list = mhk__json_get(x, "pretokenizers"), *level = x, *cut = NULL;
+  int known = 0;
+  if (mhk__json_is(list, MHK__JSON_ARRAY) && list->count == 2) {
+    cut = list->first;
+    level = cut->next;
+  }
+  k->pattern = mhk__token_flag(ctx, level, "use_regex", 1, where) ? MHK__WORDS_GPT2 : 0;
+  k->prefix_space = mhk__token_flag(ctx, level, "add_prefix_space", 0, where);
+  if (!cut)
+    known = 1;
+  else if (mhk__json_equals(mhk__json_get(cut, "type"), "Digits") && k->pattern) {
+    k->pattern = MHK__WORDS_DIGITS;
+    known = mhk__token_flag(ctx, cut, "individual_digits", 0, where);
+  } else if (mhk__json_equals(mhk__json_get(cut, "type"), "Split") && !k->pattern &&
+             mhk__json_equals(mhk__json_get(cut, "behavior"), "Isolated") &&
+             !mhk__token_flag(ctx, cut, "invert", 0, where)) {
+    const mhk__json *regex = mhk__json_get(mhk__json_get(cut, "pattern"), "Regex");
+    while (k->pattern < MHK__WORDS_LLAMA3 && !known) known = mhk__json_equals(regex, mhk__patterns[k->pattern++]);
+  }
+  if (!known || (cut && k->prefix_space) || !mhk__json_equals(mhk__json_get(level, "type"), "ByteLevel"))
+    return mhk__token_part_refused(ctx, x, "pre_tokenizer", where);
+  return !mhk_failed(ctx);
 }
 
 /* Refuses unsupported parts that would change ids. Padding, truncation and the tokens that a
@@ -13463,11 +13511,8 @@ static void mhk__token_part_refused(mhk_context *ctx, const mhk__json *part, con
 static int mhk__token_settings(mhk_tokenizer *k, const mhk__json *root, const mhk__json *model, const char *where) {
   static const char affixes[2][32] = {"continuing_subword_prefix", "end_of_word_suffix"};
   mhk_context *ctx = k->object.ctx;
-  const mhk__json *x = mhk__json_get(model, "type"), *list;
-  if (x && !mhk__json_equals(x, "BPE")) {
-    mhk__token_part_refused(ctx, model, "model", where);
-    return 0;
-  }
+  const mhk__json *x = mhk__json_get(model, "type");
+  if (x && !mhk__json_equals(x, "BPE")) return mhk__token_part_refused(ctx, model, "model", where);
   x = mhk__json_get(root, "version");
   if (x && !mhk__json_equals(x, "1.0"))
     return mhk__no(ctx, MHK_ERROR_UNSUPPORTED, "%s: \"version\" of the file is not 1.0", where);
@@ -13483,40 +13528,13 @@ static int mhk__token_settings(mhk_tokenizer *k, const mhk__json *root, const mh
   k->ignore_merges = mhk__token_flag(ctx, model, "ignore_merges", 0, where);
 
   x = mhk__token_part(root, "normalizer");
-  if (x && !mhk__json_equals(mhk__json_get(x, "type"), "NFC")) {
-    mhk__token_part_refused(ctx, x, "normalizer", where);
-    return 0;
-  }
+  if (x && !mhk__json_equals(mhk__json_get(x, "type"), "NFC"))
+    return mhk__token_part_refused(ctx, x, "normalizer", where);
   if (x && !mhk__nfc_make(k)) return 0;
   x = mhk__token_part(root, "decoder");
-  if (x && !mhk__json_equals(mhk__json_get(x, "type"), "ByteLevel")) {
-    mhk__token_part_refused(ctx, x, "decoder", where);
-    return 0;
-  }
-  x = mhk__token_part(root, "pre_tokenizer");
-  list = mhk__json_get(x, "pretokenizers");
-  /* the explicit pattern, then ByteLevel for the bytes only */
-  if (mhk__json_is(list, MHK__JSON_ARRAY) && list->count == 2) {
-    const mhk__json *split = list->first, *level = split->next;
-    if (mhk__json_equals(mhk__json_get(split, "type"), "Split") &&
-        mhk__json_equals(mhk__json_get(split, "behavior"), "Isolated") &&
-        !mhk__token_flag(ctx, split, "invert", 0, where) &&
-        mhk__json_equals(mhk__json_get(mhk__json_get(split, "pattern"), "Regex"),
-                         "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+") &&
-        mhk__json_equals(mhk__json_get(level, "type"), "ByteLevel") &&
-        !mhk__token_flag(ctx, level, "use_regex", 1, where) &&
-        !mhk__token_flag(ctx, level, "add_prefix_space", 0, where)) {
-      k->use_regex = 1;
-      return !mhk_failed(ctx);
-    }
-  }
-  if (!mhk__json_equals(mhk__json_get(x, "type"), "ByteLevel")) {
-    mhk__token_part_refused(ctx, x, "pre_tokenizer", where);
-    return 0;
-  }
-  k->use_regex = mhk__token_flag(ctx, x, "use_regex", 1, where);
-  k->prefix_space = mhk__token_flag(ctx, x, "add_prefix_space", 0, where);
-  return !mhk_failed(ctx);
+  if (x && !mhk__json_equals(mhk__json_get(x, "type"), "ByteLevel"))
+    return mhk__token_part_refused(ctx, x, "decoder", where);
+  return mhk__pre_tokenizer_read(k, mhk__token_part(root, "pre_tokenizer"), where);
 }
 
 /* name and config_name are for errors; desc->name does not count. */
@@ -13854,28 +13872,47 @@ static void mhk__encode_word(mhk_tokenizer *k, const unsigned char *word, size_t
   for (mhk_index i = 0; i < slot->n; i++) mhk__ids_put(out, slot->ids[i]);
 }
 
+/* Bytes of 's 't 'm 'd 're 've 'll at the start of the text, or 0. any_case: capitals, too, and the
+   long s, U+017F, whose capital is S. */
+static size_t mhk__contraction(const unsigned char *text, size_t n, int any_case) {
+  if (*text != '\'' || n < 2) return 0;
+  const int fold = any_case ? 32 : 0, a = text[1] | fold, b = n > 2 ? text[2] | fold : 0;
+  if (a == 's' || a == 't' || a == 'm' || a == 'd') return 2;
+  if (((a == 'r' || a == 'v') && b == 'e') || (a == 'l' && b == 'l')) return 3;
+  return any_case && n > 2 && text[1] == 0xC5 && text[2] == 0xBF ? 3 : 0;
+}
+
+static unsigned mhk__line_end(unsigned char c) { return c == '\n' || c == '\r'; }
+
 MHKDEF size_t mhk_tokenizer_word(const mhk_tokenizer *k, const char *characters, size_t n) {
+  static const size_t numbers[] = {0, SIZE_MAX, 1, 3, 1}; /* the most in a word, by pattern */
   const unsigned char *text = (const unsigned char *)characters;
-  size_t end = 0, step = 0, last = 0; /* last: start of the last character of the run */
-  if (!k || !text || n == 0 || !k->use_regex) return k && text ? n : 0;
+  size_t end, step = 0, last = 0, lined; /* last: start of the last character of the run; lined: end of its lines */
+  unsigned following = MHK__OTHER;
+  if (!k || !text || n == 0 || !k->pattern) return k && text ? n : 0;
+  const int qwen2 = k->pattern == MHK__WORDS_QWEN2 || k->pattern == MHK__WORDS_LLAMA3;
+  if ((end = mhk__contraction(text, n, qwen2)) != 0) return end;
   unsigned kind = mhk__class_at(k, text, n, &end);
-  if (*text == '\'' && end < n) { /* 's 't 'm 'd 're 've 'll */
-    const unsigned char a = text[end], b = end + 1 < n ? text[end + 1] : 0;
-    if (a == 's' || a == 't' || a == 'm' || a == 'd') return 2;
-    if (((a == 'r' || a == 'v') && b == 'e') || (a == 'l' && b == 'l')) return 3;
-  }
-  if (*text == ' ' && end < n) { /* one space belongs to the word after it */
-    const unsigned following = mhk__class_at(k, text + end, n - end, &step);
-    if (following != MHK__SPACE) {
+  lined = mhk__line_end(*text);
+  if (end < n && (*text == ' ' || (qwen2 && !lined && kind != MHK__LETTER && kind != MHK__NUMBER))) {
+    /* one space belongs to the word after it; in Qwen2's pattern any character does to letters */
+    following = mhk__class_at(k, text + end, n - end, &step);
+    if (following == MHK__LETTER || (*text == ' ' && following == MHK__OTHER) ||
+        (following == MHK__NUMBER && k->pattern == MHK__WORDS_GPT2)) {
       kind = following;
       end += step;
     }
   }
-  while (end < n && mhk__class_at(k, text + end, n - end, &step) == kind) {
+  size_t most = kind == MHK__NUMBER ? numbers[k->pattern] : SIZE_MAX;
+  for (; end < n && --most > 0 && (following = mhk__class_at(k, text + end, n - end, &step)) == kind; end += step) {
     last = end;
-    end += step;
+    if (mhk__line_end(text[end])) lined = end + 1;
   }
-  /* the last of several spaces belongs to the next word */
+  if (qwen2 && kind == MHK__SPACE && lined > 0) return lined;
+  if (qwen2 && kind == MHK__OTHER)
+    while (end < n && mhk__line_end(text[end])) end++;
+  /* the last of several spaces belongs to the next word, unless numbers are cut off first */
+  if (k->pattern == MHK__WORDS_DIGITS && following == MHK__NUMBER) return end;
   return kind == MHK__SPACE && end < n && last > 0 ? last : end;
 }
 
@@ -13937,7 +13974,7 @@ static size_t mhk__space_before(const mhk_tokenizer *k, const unsigned char *tex
    before a space that follows another character. No word crosses it, and nothing composes across
    it. Returns n if there is none. */
 static size_t mhk__cut(const mhk_tokenizer *k, const unsigned char *text, size_t n, size_t least) {
-  if (!k->use_regex) return n;
+  if (!k->pattern) return n;
   for (; least < n; least++)
     if (text[least] == ' ' && text[least - 1] != ' ' && !mhk__one_space_before(k, text, least)) return least;
   return n;

@@ -127,10 +127,13 @@ static void check_outside(const char *folder, const char *rows) {
   mhk_destroy(ctx);
 }
 
-TEST(gpt2_and_phi) {
+TEST(outside) {
   check_outside("data/tokenizers/gpt2", "expected.json");
   check_outside("data/tokenizers/phi", "expected.json");
   check_outside("models/small", "tokens.json");
+  check_outside("models/tiny_llama", "tokens.json");
+  check_outside("models/tiny_qwen2", "tokens.json");
+  check_outside("models/tiny_qwen3", "tokens.json");
 }
 
 /* ---- small tokenizers made here */
@@ -333,6 +336,99 @@ TEST(words_by_words) {
   if (story) check_words(k, story, n);
   free(story);
   CHECK(mhk_tokenizer_word(k, text, 0) == 0 && mhk_tokenizer_word(NULL, text, 3) == 0, "words of nothing");
+  mhk_destroy(ctx);
+}
+
+/* Pre-tokenizers of two members, as JSON: a pattern, which JSON escapes once more, and ByteLevel
+   with these settings. */
+#define PAIR(first, settings) \
+  "{\"type\": \"Sequence\", \"pretokenizers\": [" first ", {\"type\": \"ByteLevel\", \"trim_offsets\": true" settings \
+    "}]}"
+#define SPLIT(pattern) \
+  PAIR("{\"type\": \"Split\", \"pattern\": {\"Regex\": \"" pattern \
+         "\"}, \"behavior\": \"Isolated\", \"invert\": false}", \
+       ", \"add_prefix_space\": false, \"use_regex\": false")
+#define GPT2 "'s|'t|'re|'ve|'m|'ll|'d| ?\\\\p{L}+| ?\\\\p{N}+| ?[^\\\\s\\\\p{L}\\\\p{N}]+|\\\\s+(?!\\\\S)|\\\\s+"
+#define QWEN2(numbers) \
+  "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\\\r\\\\n\\\\p{L}\\\\p{N}]?\\\\p{L}+|" numbers \
+  "| ?[^\\\\s\\\\p{L}\\\\p{N}]+[\\\\r\\\\n]*|\\\\s*[\\\\r\\\\n]+|\\\\s+(?!\\\\S)|\\\\s+"
+#define SMOLLM2 PAIR("{\"type\": \"Digits\", \"individual_digits\": true}", ", \"add_prefix_space\": false")
+
+/* Each pattern: a text with | between its words, and a checksum of the words of every text of up to
+   four of 15 signs, both as Hugging Face's pre-tokenizers cut them. */
+TEST(patterns) {
+  static const struct pattern {
+    const char *pre_tokenizer;
+    uint64_t hash;
+    const char *words;
+  } patterns[] = {
+      {SPLIT(GPT2), UINT64_C(0xFC6845D593F1159D),
+       "it|'s| we|'|LL| don|'|T| '|\305\277x|'|Re| \t|\t|b|\302\240|c|\343\200\200| \344\275\240| 1234| "
+       "5\342\205\247\302\275| | 6|!!!|\r\n\n| a| !?|\n | !|b| \n\n \r | x|\t|7|\t|!|  | (|ab|()|c| '"},
+      {SPLIT(QWEN2("\\\\p{N}")), UINT64_C(0xE8B9335CEAF37BCF),
+       "it|'s| we|'LL| don|'T| '|\305\277x|'Re| \t|\tb|\302\240c|\343\200\200| \344\275\240| |1|2|3|4| "
+       "|5|\342\205\247|\302\275| | |6|!!!\r\n\n| a| !?\n| | !|b| \n\n \r| | x|\t|7|\t|!|  | (|ab|()|c| '"},
+      {SPLIT(QWEN2("\\\\p{N}{1,3}")), UINT64_C(0x297EF254A9EE224B),
+       "it|'s| we|'LL| don|'T| '|\305\277x|'Re| \t|\tb|\302\240c|\343\200\200| \344\275\240| |123|4| "
+       "|5\342\205\247\302\275| | |6|!!!\r\n\n| a| !?\n| | !|b| \n\n \r| | x|\t|7|\t|!|  | (|ab|()|c| '"},
+      {SMOLLM2, UINT64_C(0xDC5F404C95BE1E3D),
+       "it|'s| we|'|LL| don|'|T| '|\305\277x|'|Re| \t|\t|b|\302\240|c|\343\200\200| \344\275\240| |1|2|3|4| "
+       "|5|\342\205\247|\302\275|  |6|!!!|\r\n\n| a| !?|\n | !|b| \n\n \r | x|\t|7|\t|!|  | (|ab|()|c| '"}};
+  static const char *const signs[] = {"a",  "S", "t",        "1", "\xD9\xA3", " ",        "\n",          "\r",
+                                      "\t", "\xC2\xA0", "!", "'", "\xC5\xBF", "\xCC\x81", "\xE4\xBD\xA0"};
+  mhk_context *ctx = mhk_create(NULL);
+  size_t p, n, at, length;
+  for (p = 0; p < sizeof patterns / sizeof *patterns; p++) {
+    mhk_tokenizer *k = parse_and_free(ctx, make_tokenizer(NULL, NULL, NULL, patterns[p].pre_tokenizer, NULL, NULL));
+    const char *words = patterns[p].words;
+    char source[300];
+    uint64_t hash = UINT64_C(0xCBF29CE484222325);
+    long i, left, most = 15;
+    REQUIRE_OK(ctx);
+    for (n = 0; *words; words++)
+      if (*words != '|') source[n++] = *words;
+    words = patterns[p].words;
+    for (at = 0; at < n; at += length, words += length + 1) {
+      length = mhk_tokenizer_word(k, source + at, n - at);
+      CHECK(length == strcspn(words, "|"), "pattern %d: the word at byte %d has %d bytes, not %d", (int)p, (int)at,
+            (int)length, (int)strcspn(words, "|"));
+      length = strcspn(words, "|");
+    }
+    for (; most <= 15 * 15 * 15 * 15; most *= 15)
+      for (i = 0; i < most; i++) { /* the digits of i to base 15, the first sign in the highest */
+        long place = most / 15;
+        for (n = 0, left = i; place > 0; left %= place, place /= 15) {
+          strcpy(source + n, signs[left / place]);
+          n += strlen(source + n);
+        }
+        for (at = 0; at < n; at += length) {
+          length = mhk_tokenizer_word(k, source + at, n - at);
+          hash = (hash ^ length) * UINT64_C(0x100000001B3);
+        }
+        hash *= UINT64_C(0x100000001B3);
+      }
+    CHECK(hash == patterns[p].hash, "pattern %d cuts some text elsewhere", (int)p);
+    check_round_trip(k, "a pattern", patterns[p].words, strlen(patterns[p].words));
+  }
+  mhk_destroy(ctx);
+}
+
+/* Parts as Qwen2 and Llama 3 ship them: NFC comes before words; a word that is a token is one, even
+   if no merge makes it; special tokens stand between words. */
+TEST(patterns_with_the_rest_of_a_tokenizer) {
+  static const char added[] = "{\"id\": 300, \"content\": \"<|eot_id|>\", \"special\": true, \"normalized\": false}";
+  mhk_context *ctx = mhk_create(NULL);
+  mhk_tokenizer *qwen = parse_and_free(
+      ctx, make_tokenizer(", \"\\u00c3\\u00a9\": 256, \"!\\u010a\": 257, \"12\": 258",
+                          "\"\\u00c3 \\u00a9\", \"! \\u010a\", \"1 2\"", added, SPLIT(QWEN2("\\\\p{N}")), NULL,
+                          "\"normalizer\": {\"type\": \"NFC\"},"));
+  mhk_tokenizer *llama =
+      parse_and_free(ctx, make_tokenizer(", \"123\": 256, \"'LL\": 257, \"\\u0120x\": 258", NULL, added,
+                                         SPLIT(QWEN2("\\\\p{N}{1,3}")), "\"ignore_merges\": true,", NULL));
+  REQUIRE_OK(ctx);
+  check_ids(qwen, "e\xCC\x81!\n12", 4, (const int[]){256, 257, '1', '2'});
+  check_ids(qwen, "!<|eot_id|>\n", 3, (const int[]){'!', 300, '\n'});
+  check_ids(llama, "1234'LL x<|eot_id|>123", 6, (const int[]){256, '4', 257, 258, 300, 256});
   mhk_destroy(ctx);
 }
 
@@ -1213,9 +1309,33 @@ TEST(wrong_files) {
       {NULL, NULL, NULL, "null", NULL, NULL, MHK_ERROR_UNSUPPORTED, "pre_tokenizer null"},
       {NULL, NULL, NULL, "3", NULL, NULL, MHK_ERROR_UNSUPPORTED, "pre_tokenizer without a type"},
       {NULL, NULL, NULL, "{\"type\": \"Whitespace\"}", NULL, NULL, MHK_ERROR_UNSUPPORTED, "pre_tokenizer Whitespace"},
+      {NULL, NULL, NULL, PAIR("{\"type\": \"Digits\"}", ""), NULL, NULL, MHK_ERROR_UNSUPPORTED,
+       "pre_tokenizer Sequence of Digits is"},
+      {NULL, NULL, NULL, PAIR("{\"type\": \"Digits\", \"individual_digits\": false}", ""), NULL, NULL,
+       MHK_ERROR_UNSUPPORTED, "pre_tokenizer Sequence of Digits is"},
+      {NULL, NULL, NULL, PAIR("{\"type\": \"Digits\", \"individual_digits\": 1}", ""), NULL, NULL, MHK_ERROR_FORMAT,
+       "\"individual_digits\""},
+      {NULL, NULL, NULL, PAIR("{\"type\": \"Digits\", \"individual_digits\": true}", ", \"use_regex\": false"), NULL,
+       NULL, MHK_ERROR_UNSUPPORTED, "pre_tokenizer Sequence of Digits is"},
+      {NULL, NULL, NULL, PAIR("{\"type\": \"Digits\", \"individual_digits\": true}", ", \"add_prefix_space\": true"),
+       NULL, NULL, MHK_ERROR_UNSUPPORTED, "pre_tokenizer Sequence of Digits is"},
+      {NULL, NULL, NULL, PAIR("{}", ""), NULL, NULL, MHK_ERROR_UNSUPPORTED, "pre_tokenizer Sequence is"},
+      {NULL, NULL, NULL, PAIR("null", ""), NULL, NULL, MHK_ERROR_UNSUPPORTED, "pre_tokenizer Sequence is"},
+      {NULL, NULL, NULL, SPLIT(QWEN2("\\\\p{N}{1,2}")), NULL, NULL, MHK_ERROR_UNSUPPORTED,
+       "Sequence of Split with the pattern (?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,2}| ?"},
+      {NULL, NULL, NULL, SPLIT(QWEN2("\\\\p{N}") "|"), NULL, NULL, MHK_ERROR_UNSUPPORTED, "Qwen2, Llama 3 or SmolLM2"},
+      {NULL, NULL, NULL, SPLIT(""), NULL, NULL, MHK_ERROR_UNSUPPORTED, "Sequence of Split with the pattern  is"},
       {NULL, NULL, NULL,
-       "{\"type\": \"Sequence\", \"pretokenizers\": [{\"type\": \"Digits\"}, {\"type\": \"ByteLevel\"}]}", NULL, NULL,
-       MHK_ERROR_UNSUPPORTED, "pre_tokenizer Sequence"},
+       PAIR("{\"type\": \"Split\", \"pattern\": {\"Regex\": \"" GPT2 "\"}, \"behavior\": \"Removed\"}",
+            ", \"use_regex\": false"),
+       NULL, NULL, MHK_ERROR_UNSUPPORTED, "Sequence of Split"},
+      {NULL, NULL, NULL,
+       PAIR("{\"type\": \"Split\", \"pattern\": {\"Regex\": \"" GPT2 "\"}, \"behavior\": \"Isolated\"}", ""),
+       NULL, NULL, MHK_ERROR_UNSUPPORTED, "Sequence of Split"},
+      {NULL, NULL, NULL,
+       PAIR("{\"type\": \"Split\", \"pattern\": {\"String\": \"" GPT2 "\"}, \"behavior\": \"Isolated\"}",
+            ", \"use_regex\": false"),
+       NULL, NULL, MHK_ERROR_UNSUPPORTED, "Sequence of Split is"},
       {NULL, NULL, NULL, "{\"type\": \"ByteLevel\", \"use_regex\": 0}", NULL, NULL, MHK_ERROR_FORMAT, "\"use_regex\""},
       {NULL, NULL, NULL, NULL, "\"byte_fallback\": true,", NULL, MHK_ERROR_UNSUPPORTED, "byte_fallback"},
       {NULL, NULL, NULL, NULL, "\"dropout\": 0.1,", NULL, MHK_ERROR_UNSUPPORTED, "dropout"},
@@ -1368,10 +1488,12 @@ TEST(out_of_memory) {
 int main(int argc, char **argv) {
   test_begin(argc, argv);
   RUN(bundled);
-  RUN(gpt2_and_phi);
+  RUN(outside);
   RUN(classes);
   RUN(words);
   RUN(words_by_words);
+  RUN(patterns);
+  RUN(patterns_with_the_rest_of_a_tokenizer);
   RUN(added_tokens);
   RUN(normalization_of_every_code_point_and_of_sequences);
   RUN(added_tokens_and_normalization);

@@ -325,13 +325,18 @@ static void target_shards(const uint8_t *data, size_t size) {
 
 /* ----------------------------------------------------------------------------------- tokenizers */
 
+/* Words of a text, its ids and the way back, whole and in pieces. exact: the text comes back. */
 static void use_tokenizer(mhk_context *ctx, mhk_tokenizer *k, const char *text, size_t n, int exact) {
   int32_t *ids = (int32_t *)malloc(sizeof *ids * (2 * n + 8)), id;
   const size_t room = 64 * n + 64;
   char *back = (char *)malloc(room), *out = (char *)malloc(3 * (room + 4) + 16);
   mhk_stream stream;
   mhk_index count, length;
-  size_t bytes_of;
+  size_t bytes_of, at;
+  for (at = 0; at < n; at += bytes_of) {
+    bytes_of = mhk_tokenizer_word(k, text + at, n - at);
+    PROMISE(ctx, bytes_of > 0 && bytes_of <= n - at);
+  }
   memset(&stream, 0, sizeof stream);
   count = mhk_encode(k, text, n, ids, (mhk_index)(2 * n + 8));
   PROMISE(ctx, count < 0 || mhk_encode(k, text, n, NULL, 0) == count);
