@@ -4,16 +4,79 @@
 #include <string.h>
 
 typedef struct settings {
-  const char *model, *prompt, *bias_text, *draft;
+  const char *model, *prompt, *system, *bias_text, *draft;
   mhk_index tokens;
   mhk_sampling sampling;
   mhk_token_bias bias[CLI_MAX_LIST];
   cli_numbers stop_numbers;
-  int32_t stop_tokens[CLI_MAX_LIST];
+  int32_t stop_tokens[CLI_MAX_LIST + 1]; /* and the end of a turn */
   cli_files stops; /* not files: texts */
-  int seed, greedy, draft_tokens, threads, json, verbose, no_start, encoding;
+  int chat, seed, greedy, draft_tokens, threads, json, verbose, no_start, encoding;
   size_t prompt_bytes;
 } settings;
+
+/* How models that were trained on conversations expect them: start, then for each turn
+   open ROLE close TEXT end after, and open assistant close where the answer goes. tokens: the
+   special tokens it is made of, the first of which ends a turn. trims: no white space around a
+   turn's text. */
+typedef struct chat_format {
+  const char *name, *start, *open, *close, *end, *after, *tokens[4];
+  int trims;
+} chat_format;
+static const chat_format formats[] = {
+    {"chatml", "", "<|im_start|>", "\n", "<|im_end|>", "\n", {"<|im_end|>", "<|im_start|>", NULL, NULL}, 0},
+    {"llama3",
+     "<|begin_of_text|>",
+     "<|start_header_id|>",
+     "<|end_header_id|>\n\n",
+     "<|eot_id|>",
+     "",
+     {"<|eot_id|>", "<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>"},
+     1}};
+/* NULL without --chat */
+static const chat_format *chat_of(const settings *s) { return s->chat ? &formats[s->chat - 1] : NULL; }
+
+static int add_words(cli_content *c, const char *text) { return cli_add(c, text, strlen(text)); }
+
+static int is_white(char c) { return c == ' ' || (c >= '\t' && c <= '\r'); }
+
+static int add_turn(cli_content *c, const chat_format *f, const char *role, const char *text, size_t n) {
+  while (f->trims && n > 0 && is_white(text[n - 1])) n--;
+  for (; f->trims && n > 0 && is_white(*text); n--) text++;
+  if (add_words(c, f->open) != CLI_GO || add_words(c, role) != CLI_GO || add_words(c, f->close) != CLI_GO ||
+      cli_add(c, text, n) != CLI_GO || add_words(c, f->end) != CLI_GO)
+    return CLI_FAILED;
+  return add_words(c, f->after);
+}
+
+/* Makes the prompt a conversation of one turn that the assistant answers. */
+static int wrap_prompt(settings *s, cli_content *c) {
+  const chat_format *f = chat_of(s);
+  if (!f) return CLI_GO;
+  if (s->prompt_bytes == 0) return cli_error("--chat needs the user's words: --prompt TEXT");
+  if (add_words(c, f->start) != CLI_GO ||
+      (s->system && add_turn(c, f, "system", s->system, strlen(s->system)) != CLI_GO) ||
+      add_turn(c, f, "user", s->prompt, s->prompt_bytes) != CLI_GO || add_words(c, f->open) != CLI_GO ||
+      add_words(c, "assistant") != CLI_GO || add_words(c, f->close) != CLI_GO)
+    return CLI_FAILED;
+  s->prompt = c->text;
+  s->prompt_bytes = c->n;
+  return CLI_GO;
+}
+
+/* The format's special tokens must be those of the tokenizer; generation stops at the end of the
+   turn. */
+static int stop_at_turn(settings *s, mhk_tokenizer *k) {
+  const chat_format *f = chat_of(s);
+  size_t i;
+  for (i = 0; f && i < sizeof f->tokens / sizeof *f->tokens && f->tokens[i]; i++)
+    if (mhk_tokenizer_id(k, f->tokens[i]) < 0)
+      return cli_error("--chat %s needs the special token %s, which the tokenizer of %s does not have: its model was "
+                       "not trained on conversations of this format",
+                       f->name, f->tokens[i], s->model);
+  if (f) s->stop_tokens[s->sampling.n_stop_tokens++] = mhk_tokenizer_id(k, f->tokens[0]);
+  return CLI_GO;
+}
 
 /* ID:VALUE,... */
 static int parse_bias(settings *s) {
@@ -40,6 +103,10 @@ static int parse_bias(settings *s) {
 static int check(void *user) {
   settings *s = (settings *)user;
   int i;
+  if (s->system && !s->chat) {
+    cli_error("--system is the system turn of a conversation: it needs --chat chatml or --chat llama3");
+    return CLI_USAGE;
+  }
   for (i = 0; i < s->stop_numbers.n; i++) {
     const double x = s->stop_numbers.value[i];
     if (!(x >= 0 && x <= INT32_MAX)) {
@@ -66,6 +133,11 @@ static const cli_option options[] = {
     {"prompt", "TEXT", CLI_TEXT, CLI_AT(prompt), 0, 0,
      "the text to continue, as --prompt=TEXT if it starts with --; - reads standard input and drops its last newline "
      "(default: empty, the start of a text)"},
+    {"chat", "none|chatml|llama3", CLI_CHOICE, CLI_AT(chat), 0, 0,
+     "the prompt is the user's turn of a conversation in the format of ChatML (Qwen, SmolLM2) or Llama 3, which starts "
+     "its text itself; prints the answer alone, up to the end of its turn (default none)"},
+    {"system", "TEXT", CLI_TEXT, CLI_AT(system), 0, 0,
+     "with --chat: the system turn before the user's (default: there is none)"},
     CLI_ENCODING(CLI_AT(encoding)),
     {"no-start", NULL, CLI_FLAG, CLI_AT(no_start), 0, 0,
      "add no start token before the prompt (default: add one, unless the tokenizer's files say that there is none)"},
@@ -179,7 +251,7 @@ static int show(const settings *s, const char *text, cli_content *out) {
 }
 
 /* Continues the prompt: to standard output as it comes, or into out for JSON. */
-static int go_on(mhk_context *ctx, const settings *s, const char *prompt, cli_content *out) {
+static int go_on(mhk_context *ctx, settings *s, const char *prompt, cli_content *out) {
   static const char *const reasons[] = {"failure", "end of text", "stop token", "stop text"};
   mhk_model *m = cli_load(ctx, s->model), *student = s->draft ? cli_load(ctx, s->draft) : NULL;
   mhk_tokenizer *k = mhk_model_tokenizer(m);
@@ -191,11 +263,12 @@ static int go_on(mhk_context *ctx, const settings *s, const char *prompt, cli_co
   int i;
   if (!m || (s->draft && !student)) return cli_context_error(ctx);
   if (!k) return cli_no_tokenizer(m, s->model);
+  if (stop_at_turn(s, k) != CLI_GO) return CLI_FAILED;
   memset(&o, 0, sizeof o);
   o.reason = "tokens";
   memset(&desc, 0, sizeof desc);
   desc.capacity = mhk_encode_prompt(k, prompt, s->prompt_bytes, NULL, 0) + s->tokens + 2;
-  desc.no_start = s->no_start;
+  desc.no_start = s->no_start || s->chat;
   desc.recent = s->sampling.penalty_tokens > 256 ? s->sampling.penalty_tokens : 256;
   for (i = 0; i < s->stops.n; i++)
     if (strlen(s->stops.path[i]) > desc.stop_bytes) desc.stop_bytes = strlen(s->stops.path[i]);
@@ -209,14 +282,16 @@ static int go_on(mhk_context *ctx, const settings *s, const char *prompt, cli_co
     x = mhk_speculation_create(&d);
     mhk_feed_bytes(d.draft, prompt, s->prompt_bytes);
   }
-  if (!s->json) fwrite(prompt, 1, s->prompt_bytes, stdout);
+  if (!s->json && !s->chat) fwrite(prompt, 1, s->prompt_bytes, stdout);
   mhk_feed_bytes(session, prompt, s->prompt_bytes);
   start = cli_clock();
   while (o.tokens < s->tokens) {
     const int32_t token = next_token(session, x, &s->sampling);
     if (show(s, mhk_text_out(session), out) != CLI_GO) return CLI_FAILED;
     if (token < 0) {
-      o.reason = reasons[mhk_stopped(session)];
+      o.reason = s->chat && mhk_stopped(session) == MHK_STOP_TOKEN && s->stop_numbers.n == 0
+                     ? "end of turn"
+                     : reasons[mhk_stopped(session)];
       break;
     }
     o.tokens++;
@@ -248,15 +323,18 @@ static int go_on(mhk_context *ctx, const settings *s, const char *prompt, cli_co
 
 static int generate(mhk_context *ctx, void *user) {
   settings *s = (settings *)user;
-  cli_content input, out;
+  cli_content input, talk, out;
   int code;
+  memset(&talk, 0, sizeof talk);
   memset(&input, 0, sizeof input);
   memset(&out, 0, sizeof out);
   s->prompt_bytes = strlen(s->prompt);
   code = strcmp(s->prompt, "-") == 0 ? read_prompt(s, &input) : CLI_GO;
+  if (code == CLI_GO) code = wrap_prompt(s, &talk);
   cli_catch_signals();
   if (code == CLI_GO) code = go_on(ctx, s, s->prompt, &out);
   free(input.text);
+  free(talk.text);
   free(out.text);
   return code;
 }
