@@ -62,9 +62,12 @@ code 1 "a folder without one" train --tokenizer tests
 says "has no tokenizer.json"
 code 1 "a short text" train --length 4096
 says "give more --text, a smaller --length, or --no-eval"
-code 1 "fewer tokens than an update" train --tokens 10 --out "$work/none"
-says "less than one update"
-code 1 "no memory for it" train --length 1M --batch 1k --no-eval --out "$work/none"
+code 2 "fewer tokens than an update" train --tokens 63 --out "$work/none"
+says "--tokens 63 are fewer than the 64 of one update"
+code 1 "no memory for it" train --length 1M --batch 1k --tokens 4G --no-eval --out "$work/none"
+says "try --recompute --batch 1 "
+code 1 "no learning rate" train --tokens 20k --lr 9 --out "$work/diverged"
+says "--fresh and a lower --lr, for example --lr 2.2"
 code 1 "an odd update" train --update-tokens 100 --out "$work/none"
 says "not a whole number of batches"
 
@@ -75,7 +78,7 @@ says "saved     $work/phi/model"
 loss() { sed -n 's/.*cross-entropy \([0-9.]*\).*/\1/p' "$1"; }
 check "it learned" awk -v x="$(loss "$work/said")" 'BEGIN { exit !(x > 2 && x < 5.2) }' # log 300 is 5.7
 check "the log has every update" [ "$(wc -l <"$work/phi/log.csv")" -eq 251 ]
-check "the first loss is that of knowing nothing" awk -F, 'NR == 2 { exit !($4 > 5.6 && $4 < 5.8) }' "$work/phi/log.csv"
+check "the first loss is that of knowing nothing" awk -F, 'NR == 2 { exit !($4 > 5.5 && $4 < 6) }' "$work/phi/log.csv"
 check "again, on more threads" train --tokens 16k --lr 5e-3 --out "$work/again" --threads 3 --json
 check "the same bits" cmp "$work/phi/model/model.safetensors" "$work/again/model/model.safetensors"
 says '"event": "start", "out": "'"$work/again"'", "model": "Phi", "parameters": '
@@ -104,7 +107,8 @@ for signal in INT KILL; do
   check "going on after $signal" train --tokens 16k --lr 5e-3 --out "$work/stopped"
   says "resuming from the checkpoint"
   check "the same bits after $signal" cmp "$work/phi/model/model.safetensors" "$work/stopped/model/model.safetensors"
-  check "the same log after $signal" sh -c "cut -d, -f1-7 '$work/phi/log.csv' >'$work/x'; cut -d, -f1-7 '$work/stopped/log.csv' | cmp - '$work/x'"
+  # a kill may come between a checkpoint and the line of its update
+  [ $signal = KILL ] || check "the same log after $signal" sh -c "cut -d, -f1-7 '$work/phi/log.csv' >'$work/x'; cut -d, -f1-7 '$work/stopped/log.csv' | cmp - '$work/x'"
   rm -rf "$work/stopped"
 done
 
