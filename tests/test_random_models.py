@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Random small configurations of Phi and Mamba-2 with random weights, as transformers saves them and as mamba_ssm lays them out: this library's logits
+"""Random small configurations of Phi, the Llama family and Mamba-2 with random weights, as transformers saves them and as mamba_ssm lays them out: this library's logits
 must be transformers' within 1e-4 of the largest, and what it saves must be the same model there. Also holds tests/keys.h against transformers' own classes.
 RANDOM_MODELS: how many of each kind (30). Needs torch, safetensors and transformers; says so and ends well without."""
 import json
@@ -69,6 +69,39 @@ def mamba2(r):
     return Mamba2ForCausalLM(Mamba2Config(**settings))
 
 
+def llama(r, name):
+    """One of Llama, Mistral, Qwen2 and Qwen3, with what its configuration can ask for."""
+    heads = r.choice([1, 2, 3, 4, 6])
+    size = r.choice([2, 4, 6, 8, 12, 16])
+    layers = r.randint(1, 3)
+    settings = dict(
+        vocab_size=r.randint(3, 90), hidden_size=heads * size, intermediate_size=r.randint(1, 70), num_hidden_layers=layers, num_attention_heads=heads,
+        num_key_value_heads=r.choice([k for k in range(1, heads + 1) if heads % k == 0]), tie_word_embeddings=r.random() < 0.5,
+        hidden_act=r.choice(["silu", "silu", "swish"]), rms_norm_eps=r.choice([1e-6, 1e-5, 1e-3]), max_position_embeddings=r.choice([64, 2048]))
+    if name != "Qwen2" and r.random() < 0.5:
+        settings["head_dim"] = r.choice([2, 4, 10, 16])
+    elif name == "Qwen3":
+        settings["head_dim"] = size
+    if name == "Llama":
+        settings |= dict(attention_bias=r.random() < 0.5, mlp_bias=r.random() < 0.5)
+    if name == "Qwen3":
+        settings["attention_bias"] = r.random() < 0.5
+    window = r.choice([None, 1, 3, 8, 100])
+    if name == "Mistral":
+        settings["sliding_window"] = window
+    elif name != "Llama":
+        settings |= dict(use_sliding_window=window is not None, sliding_window=window, max_window_layers=0 if r.random() < 0.7 else layers)
+    rope = dict(rope_theta=r.choice([10000.0, 500.0, 77.7, 1000000.0]), rope_type=r.choice(["default", "linear", "llama3"]))
+    if rope["rope_type"] != "default":
+        rope["factor"] = r.choice([2.0, 8.0, 1.5])
+    if rope["rope_type"] == "llama3":
+        low = r.choice([1.0, 0.5])
+        rope |= dict(low_freq_factor=low, high_freq_factor=low * r.choice([4.0, 2.0]), original_max_position_embeddings=r.choice([16, 64, 1000]))
+    config = getattr(transformers, name + "Config")(rope_parameters=rope, **settings)
+    config._attn_implementation = "eager"
+    return getattr(transformers, name + "ForCausalLM")(config)
+
+
 def randomise(model, r):
     """Weights of a size that keeps every part alive; norms, biases and decays away from their neutral values."""
     g = torch.Generator().manual_seed(r.randrange(2**31))
@@ -112,9 +145,10 @@ def distance(got, want):
 
 def random_models(top):
     cases = []
-    for kind, make in (("phi", phi), ("mamba2", mamba2)):
+    family = [(name.lower(), lambda r, name=name: llama(r, name)) for name in ("Llama", "Mistral", "Qwen2", "Qwen3")]
+    for seed, (kind, make) in enumerate([("mamba2", mamba2), ("phi", phi), *family]):
         for i in range(COUNT):
-            r = random.Random(1000 * (kind == "phi") + i)
+            r = random.Random(1000 * seed + i)
             folder = top / f"{kind}_{i}"
             model = randomise(make(r), r)
             tokens = torch.randint(model.config.vocab_size, (2, r.randint(1, 40)), generator=torch.Generator().manual_seed(i), dtype=torch.int32)
