@@ -40,7 +40,7 @@ endif
 .DELETE_ON_ERROR:
 
 help:
-	@echo 'make demo              distill the bundled teacher into a state-space model, under 5 minutes'
+	@echo 'make demo              distill the bundled teacher into a state-space model, under 5 minutes; TEACHER=DIR another one'
 	@echo 'make all               build the command line: $(BUILD)/mohawk'
 	@echo 'make test              build and run all tests'
 	@echo 'make golden DIR=path   compare the header with reference values in path (default tests/golden)'
@@ -104,7 +104,7 @@ $(BUILD)/write_models $(BUILD)/encode: $(BUILD)/%: tests/%.c $(BUILD)/mohawk.o $
 	$(call show,$(CC) -std=gnu99 $(WARNINGS) $(CFLAGS) $(OPENMP) $< $(BUILD)/mohawk.o $(LIBS) -o $@)
 
 demo: $(BUILD)/mohawk
-	@$(BUILD)/mohawk demo
+	@$(BUILD)/mohawk demo $(if $(TEACHER),--teacher '$(TEACHER)')
 
 test:
 	@$(MAKE) --no-print-directory -j$(JOBS) $(PROGRAMS) $(BUILD)/mohawk $(BUILD)/write_models $(BUILD)/encode

@@ -32,7 +32,7 @@
 #define PROMPT "Once upon a time, there was a boy called"
 
 static const demo_entry entries[DEMO_MODELS] = {
-    {"teacher", "the Phi that is distilled", -1, 0},
+    {"teacher", "the Transformer that is distilled", -1, 0},
     {"untrained",
      "embedding, MLPs, norms and head of the teacher; mixers initialized from its attention weights and calibrated on "
      "a few windows of text",
@@ -69,7 +69,7 @@ static const settings defaults = {
     .teacher = "examples/tiny", .out = "build/demo", .story = "examples/story.txt", .budget = 1};
 
 static const cli_option options[] = {
-    {"teacher", "DIR", CLI_TEXT, CLI_AT(teacher), 0, 0, "a small Phi (default examples/tiny, the bundled teacher)"},
+    {"teacher", "DIR", CLI_TEXT, CLI_AT(teacher), 0, 0, "a small teacher (default examples/tiny, the bundled one)"},
     {"out", "DIR", CLI_TEXT, CLI_AT(out), 0, 0, "output folder (default build/demo)"},
     {"story", "FILE", CLI_TEXT, CLI_AT(story), 0, 0, "text for the evaluation (default examples/story.txt)"},
     {"short", NULL, CLI_FLAG, CLI_AT(short_run), 0, 0,

@@ -715,7 +715,7 @@ static int train(distillation *d) {
     return CLI_FAILED;
   }
   if (choose(d) != CLI_GO) return CLI_FAILED;
-  if (!s->from) say_layout(d);
+  if (!s->from && mhk_model_config(d->r.desc.teacher)->arch == MHK_ARCH_PHI) say_layout(d);
   if (s->json) json_begin(d);
   d->r.started = started;
   d->r.after_stage = after_stage;
@@ -796,10 +796,10 @@ static int check(void *user) {
 
 const cli_command command_distill = {
     .name = "distill",
-    .summary = "distill a Phi into a state-space model",
+    .summary = "distill a Transformer into a state-space model",
     .synopsis = "--teacher DIR [--text FILE...] [options]",
-    .about = "Distills a Phi into a Phi-Mamba state-space model in the three stages of MOHAWK. Ctrl-C saves; run the "
-             "same command again to resume.",
+    .about = "Distills a Phi, or a Llama, Mistral, Qwen2 or Qwen3, into a state-space model of the same blocks in the "
+             "three stages of MOHAWK. Ctrl-C saves; run the same command again to resume.",
     .example = "mohawk distill --teacher phi-1_5/ --text corpus.txt --keep-attention 4,10,16,22 --out run1",
     CLI_OPTIONS(options),
     CLI_SETTINGS(defaults),
