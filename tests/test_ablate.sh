@@ -171,16 +171,19 @@ kill_after() {
   "$mohawk" ablate --table "$work/table" --teacher $tiny --text examples/story.txt --eval examples/story.txt --eval-windows 4 --batch 2 --length 64 --seeds 1,2 \
     --out "$work/killed" >"$work/said" 2>&1 &
   process=$!
+  # as soon as a run trains, and a little later
+  while kill -0 $process 2>/dev/null && [ -z "$(find "$work/killed" -name log.csv 2>/dev/null)" ]; do sleep 0.02; done
   sleep "$2"
   kill -"$1" $process 2>/dev/null
   wait $process 2>/dev/null
   ended=$?
 }
-for moment in 0.4 0.7 0.9; do kill_after KILL $moment; done
-check "it was killed" test $ended -eq 137
-kill_after TERM 0.8
+kill_after TERM 0
 check "it stopped" test $ended -eq 1
 says "To resume, run:"
+kill_after KILL 0
+check "it was killed" test $ended -eq 137
+for moment in 0.4 0.7; do kill_after KILL $moment; done # it may have ended by then
 ablate killed >"$work/killed.txt" 2>"$work/said"
 table killed
 check "the same table after kills" cmp "$work/one.table" "$work/killed.table"
