@@ -12601,6 +12601,7 @@ typedef struct mhk__nfc {
   uint16_t *pairs;            /* indices + 1 of the pairs that compose, hashed by both parts; 0: empty */
 } mhk__nfc;
 
+#define MHK__NO_BYTE UINT32_MAX
 struct mhk_tokenizer {
   mhk__object object;
   uint32_t *classes; /* starts of the runs of mhk__class_runs, each 4 * first code point + class */
@@ -12615,7 +12616,7 @@ struct mhk_tokenizer {
   mhk__merge *merges;
   uint32_t merge_mask, n_merges;
   int32_t *merged; /* by rank */
-  uint32_t byte_ids[256];
+  uint32_t byte_ids[256]; /* MHK__NO_BYTE: it has none */
   mhk__added_set added[2]; /* tokens to find first (not normalized), and tokens to find in the rest */
   mhk__word *words;
   mhk__nfc *nfc; /* NULL: text is not normalized */
@@ -13406,8 +13407,9 @@ static int mhk__tokenizer_configure(mhk_tokenizer *k, const mhk__token_source *s
   return k->config && !mhk_failed(ctx);
 }
 
-/* Builds a tokenizer from its sources: tokens, merges, added tokens, special tokens. All 256 bytes
-   must have a token. */
+/* Builds a tokenizer from its sources: tokens, merges, added tokens, special tokens. Printable
+   ASCII must have tokens. Other bytes need not: those that the training text did not have are
+   missing in some vocabularies (SmolLM2's), and text loses them, as in Hugging Face's library. */
 static int mhk__tokenizer_build(mhk_tokenizer *k, const mhk__token_source *source) {
   mhk_context *ctx = k->object.ctx;
   size_t longest = 1, used = 0;
@@ -13416,15 +13418,15 @@ static int mhk__tokenizer_build(mhk_tokenizer *k, const mhk__token_source *sourc
   for (int b = 0; b < 256; b++) {
     const char byte = (char)(unsigned char)b;
     const int32_t id = mhk__vocabulary_find(k, &byte, 1, 1, NULL);
-    if (id < 0) {
+    if (id < 0 && b >= ' ' && b < 127) {
       char text[3] = {0, 0, 0};
       mhk__byte_character((unsigned char)b, text);
       return mhk__no(
           ctx, MHK_ERROR_FORMAT,
-          "%s has no token for byte 0x%02X (\"%s\"): a byte-level vocabulary has one for each of the 256 bytes",
+          "%s has no token for byte 0x%02X (\"%s\"): a byte-level vocabulary has one for each character of ASCII",
           source->where, (unsigned)b, text);
     }
-    k->byte_ids[b] = (uint32_t)id;
+    k->byte_ids[b] = id < 0 ? MHK__NO_BYTE : (uint32_t)id;
   }
   if (!mhk__added_read(k, source, used)) return 0;
   mhk__mark mark = mhk__scratch_mark(ctx);
@@ -13713,6 +13715,16 @@ static void mhk__ids_put(mhk__ids *out, int32_t id) {
   out->n++;
 }
 
+/* the ids of n bytes; returns how many have one */
+static size_t mhk__byte_tokens(const mhk_tokenizer *k, const unsigned char *word, size_t n, uint32_t *id) {
+  size_t kept = 0;
+  for (size_t i = 0; i < n; i++) {
+    id[kept] = k->byte_ids[word[i]];
+    kept += id[kept] != MHK__NO_BYTE;
+  }
+  return kept;
+}
+
 #define MHK__SHORT_WORD 32
 #define MHK__TEXT_WORD 1024 /* default for the longest word, in bytes, that a session's block has room for */
 
@@ -13720,7 +13732,7 @@ static void mhk__ids_put(mhk__ids *out, int32_t id) {
 static void mhk__encode_short(const mhk_tokenizer *k, const unsigned char *word, size_t n, mhk__ids *out) {
   uint32_t id[MHK__SHORT_WORD], rank[MHK__SHORT_WORD]; /* rank[i]: of the pair i, i + 1 */
   size_t i, at;
-  for (i = 0; i < n; i++) id[i] = k->byte_ids[word[i]];
+  n = mhk__byte_tokens(k, word, n, id);
   for (i = 0; i + 1 < n; i++) rank[i] = mhk__merge_rank(k, id[i], id[i + 1]);
   for (;;) {
     uint32_t best = UINT32_MAX;
@@ -13783,9 +13795,8 @@ static void mhk__encode_long(const mhk_tokenizer *k, const unsigned char *word, 
   uint32_t *next = (uint32_t *)mhk__scratch(ctx, (mhk_index)n, sizeof(uint32_t)); /* n: the end */
   uint64_t *heap = (uint64_t *)mhk__scratch(ctx, (mhk_index)n, 2 * sizeof(uint64_t));
   if (id && rank && previous && next && heap) {
-    const uint32_t end = (uint32_t)n;
+    const uint32_t end = (uint32_t)mhk__byte_tokens(k, word, n, id);
     for (i = 0; i < end; i++) {
-      id[i] = k->byte_ids[word[i]];
       previous[i] = i - 1; /* of the first symbol: never used */
       next[i] = i + 1;
     }
@@ -13832,7 +13843,7 @@ static size_t mhk__word_room(const mhk_tokenizer *k, size_t bytes) {
 static void mhk__encode_word(mhk_tokenizer *k, const unsigned char *word, size_t n, mhk__ids *out) {
   uint64_t key[2] = {0, 0};
   if (n == 1) {
-    mhk__ids_put(out, (int32_t)k->byte_ids[word[0]]);
+    if (k->byte_ids[word[0]] != MHK__NO_BYTE) mhk__ids_put(out, (int32_t)k->byte_ids[word[0]]);
     return;
   }
   if (n > MHK__WORD_BYTES) {
@@ -16194,8 +16205,9 @@ MHKDEF size_t mhk_config_format(const mhk_config *config, char *json, size_t cap
   char sentence[MHK__SENTENCE];
   mhk__write_into(&w, json, capacity);
   if (config && config->windows && mhk__config_wrong(sentence, config) != MHK_OK) return 0; /* their number, too */
-  if (config && config->d_model > 0 && config->n_layer >= 0 && config->n_layer <= MHK_MAX_LAYERS &&
-      (config->head_dim > 0 || !mhk__config_uses(config, MHK_MIXER_ATTENTION)))
+  if (config && config->arch >= MHK_ARCH_PHI && config->arch <= MHK_ARCH_LLAMA_MAMBA && (int)config->rope >= 0 &&
+      config->rope <= MHK_ROPE_LLAMA3 && config->d_model > 0 && config->n_layer >= 0 &&
+      config->n_layer <= MHK_MAX_LAYERS && (config->head_dim > 0 || !mhk__config_uses(config, MHK_MIXER_ATTENTION)))
     mhk__write_config(&w, config, (mhk_dtype)0, NULL);
   return w.length;
 }
@@ -18196,9 +18208,10 @@ MHKDEF mhk_tensor *mhk_forward_norm(mhk_tape *t, mhk_model *m, int layer, mhk_te
 /* The part of a block after its mixer: y + mlp(u), where y = x + mixer(u). A sequential block has
    its own norm there: y + mlp(norm(y)), gated. */
 static mhk_tensor *mhk__block_mlp(mhk_tape *t, const mhk_model *m, int layer, mhk_tensor *u, mhk_tensor *y) {
+  if (!y) return NULL;
   const mhk__layer *w = m->layers + layer;
   mhk_tensor *wide;
-  if (!w->fc1_w || !y) return y;
+  if (!w->fc1_w) return y;
   if (w->gate_w) {
     u = mhk_rms_norm(t, y, w->mlp_norm_w, m->config.norm_eps);
     wide = mhk_gate(t, mhk_linear(t, u, w->fc1_w, w->fc1_b), mhk_linear(t, u, w->gate_w, w->gate_b), NULL);

@@ -44,15 +44,16 @@ def check(good, what):
 # ---- tokenizers
 
 
-def trained(normalizer=None, prefix=False, added=(), size=700, words=None):
-    """A byte-level BPE trained on what lies here."""
+def trained(normalizer=None, prefix=False, added=(), size=700, words=None, alphabet=True):
+    """A byte-level BPE trained on what lies here. Without the alphabet, it has tokens for the bytes of that text only, as SmolLM2."""
     t = Tokenizer(models.BPE())
     t.normalizer = normalizer
     t.pre_tokenizer = words or pre_tokenizers.ByteLevel(add_prefix_space=prefix)
     t.decoder = decoders.ByteLevel()
     text = [pathlib.Path(p).read_text(encoding="utf-8") for p in ("README.md", "examples/story.txt", "tests/test_random_text.py")]
     text += ["caf\u00e9 na\u00efve \u00fcber \u4f60\u597d\u4e16\u754c \ud55c\uad6d\uc5b4 \u0434\u0435\u043d\u044c 12345 2024 don't we'll they're    \n\n\t"] * 20
-    t.train_from_iterator(text, trainers.BpeTrainer(vocab_size=size, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), special_tokens=["<|endoftext|>"], show_progress=False))
+    text += ["".join(map(chr, range(32, 127)))]
+    t.train_from_iterator(text, trainers.BpeTrainer(vocab_size=size, initial_alphabet=pre_tokenizers.ByteLevel.alphabet() if alphabet else [], special_tokens=["<|endoftext|>"], show_progress=False))
     for token in added:
         t.add_tokens([token])
     return t

@@ -1354,7 +1354,7 @@ TEST(wrong_files) {
       {"{\"pre_tokenizer\": {\"type\": \"ByteLevel\"}, \"model\": {\"vocab\": [], \"merges\": []}}", "\"vocab\""},
       {"{\"pre_tokenizer\": {\"type\": \"ByteLevel\"}, \"model\": {\"vocab\": {}}}", "\"merges\""},
       {"{\"pre_tokenizer\": {\"type\": \"ByteLevel\"}, \"model\": {\"vocab\": {}, \"merges\": []}}",
-       "no token for byte 0x00"},
+       "no token for byte 0x20"},
       {"{\"pre_tokenizer\": {\"type\": \"ByteLevel\"}, \"model\": {\"vocab\": {}, \"merges\": []}, \"added_tokens\": "
        "{}}",
        "added_tokens"}};
