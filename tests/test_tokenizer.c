@@ -312,7 +312,7 @@ static void check_words(mhk_tokenizer *k, const char *text, size_t n) {
   size_t at, length;
   for (at = 0; at < n; at += length, got_n += count) {
     length = mhk_tokenizer_word(k, text + at, n - at);
-    REQUIRE(length > 0 && length <= n - at, "%zu bytes of %zu", length, n - at);
+    REQUIRE(length > 0 && length <= n - at, "%d bytes of %d", (int)length, (int)(n - at));
     count = mhk_encode(k, text + at, length, got + got_n, (mhk_index)(n - at));
   }
   CHECK(got_n == want_n && !memcmp(got, want, (size_t)want_n * sizeof *got), "%lld ids of words, %lld of the text",
@@ -329,9 +329,9 @@ TEST(words_by_words) {
   char *story = test_read_file("examples/story.txt", &n);
   at = 0;
   for (size_t i = 0; i < sizeof want / sizeof *want; at += want[i++])
-    CHECK(mhk_tokenizer_word(k, text + at, sizeof text - 1 - at) == want[i], "word %zu has %zu bytes, not %zu", i,
-          mhk_tokenizer_word(k, text + at, sizeof text - 1 - at), want[i]);
-  CHECK(at == sizeof text - 1, "words of %zu bytes, text of %zu", at, sizeof text - 1);
+    CHECK(mhk_tokenizer_word(k, text + at, sizeof text - 1 - at) == want[i], "word %d has %d bytes, not %d", (int)i,
+          (int)mhk_tokenizer_word(k, text + at, sizeof text - 1 - at), (int)want[i]);
+  CHECK(at == sizeof text - 1, "words of %d bytes, text of %d", (int)at, (int)sizeof text - 1);
   check_words(k, text, sizeof text - 1);
   if (story) check_words(k, story, n);
   free(story);

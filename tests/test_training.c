@@ -130,8 +130,8 @@ TEST(memory_is_foreseen_and_nothing_is_spent_on_targets) {
   tr = mhk_distill(ctx, &d);
   while (mhk_train_step(tr)) continue;
   CHECK_OK(ctx);
-  CHECK((double)(mhk_memory_peak(ctx) - before) <= alone, "%zu bytes, %g were foreseen", mhk_memory_peak(ctx) - before,
-        alone);
+  CHECK((double)(mhk_memory_peak(ctx) - before) <= alone, "%.0f bytes, %g were foreseen",
+        (double)(mhk_memory_peak(ctx) - before), alone);
   d.batch = 4096;
   alone = mhk_distill_bytes(&d);
   d.teacher = model_new(ctx, PHI, 1);
