@@ -325,7 +325,7 @@ TEST(words_by_words) {
   static const size_t want[] = {1, 3, 4, 1, 2, 2, 2, 1, 1, 3, 2, 1, 5, 2, 3, 3, 3, 1, 4, 6, 3, 2, 1, 1};
   mhk_context *ctx = mhk_create(NULL);
   mhk_tokenizer *k = mhk_tokenizer_load(ctx, TINY);
-  size_t at, n;
+  size_t at, n = 0;
   char *story = test_read_file("examples/story.txt", &n);
   at = 0;
   for (size_t i = 0; i < sizeof want / sizeof *want; at += want[i++])
