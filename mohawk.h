@@ -15441,24 +15441,30 @@ static void mhk__keys_copy(const mhk__key *keys, int n, const mhk_config *from, 
              k->kind % MHK__KEY_UNUSUAL == MHK__KEY_REAL ? sizeof(double) : sizeof(int));
 }
 
+/* What follows once the keys of attention have been read: theta from the rotary settings r, the
+   heads of keys and values, and where their size is not given, the heads that make up d_model. */
+static void mhk__parse_heads(const mhk__settings *s, const mhk__settings *r, int given, mhk_config *c) {
+  if (!mhk__setting(s, "num_key_value_heads")) c->n_kv_head = c->n_head;
+  if (mhk__setting(r, "rope_theta")) c->rope_theta = mhk__setting_double(r, "rope_theta", 0);
+  if (given) return;
+  if (c->n_head < 1 || c->d_model % c->n_head)
+    mhk_fail(s->ctx, MHK_ERROR_CONFIG,
+             "%s: hidden_size %d cannot be divided into %d attention heads (num_attention_heads)", s->where,
+             c->d_model, c->n_head);
+  else
+    c->head_dim = c->d_model / c->n_head;
+}
+
 /* the attention settings of a Phi, in config.json or in a phi_attention block */
 static void mhk__parse_attention(const mhk__settings *s, mhk_config *c) {
   const mhk__json *head_dim = mhk__setting(s, "head_dim");
   const mhk__settings r = mhk__parse_rope(s, NULL);
   mhk__keys_read(s, MHK__KEYS(mhk__attention_keys), c);
-  if (!mhk__setting(s, "num_key_value_heads")) c->n_kv_head = c->n_head;
-  if (mhk__setting(&r, "rope_theta")) c->rope_theta = mhk__setting_double(&r, "rope_theta", 0);
+  if (head_dim) c->head_dim = mhk__setting_int(s, "head_dim", -1);
+  mhk__parse_heads(s, &r, head_dim != NULL, c);
   double factor = mhk__setting_double(s, "partial_rotary_factor", 0.5);
   if (mhk__setting(&r, "partial_rotary_factor")) factor = mhk__setting_double(&r, "partial_rotary_factor", 0);
   mhk__warn_unseen(&r, "");
-  if (head_dim)
-    c->head_dim = mhk__setting_int(s, "head_dim", -1);
-  else if (c->n_head < 1 || c->d_model % c->n_head)
-    mhk_fail(s->ctx, MHK_ERROR_CONFIG,
-             "%s: hidden_size %d cannot be divided into %d attention heads (num_attention_heads)",
-             s->where, c->d_model, c->n_head);
-  else
-    c->head_dim = c->d_model / c->n_head;
   if (!(factor >= 0 && factor <= 1)) {
     char number[32];
     mhk__format_double(factor, number);
@@ -15498,17 +15504,8 @@ static void mhk__parse_phi(const mhk__settings *s, mhk_config *c) {
 static void mhk__parse_llama_attention(const mhk__settings *s, mhk_config *c) {
   const mhk__settings r = mhk__parse_rope(s, c);
   mhk__keys_read(s, MHK__KEYS(mhk__llama_attention_keys), c);
-  if (mhk__setting(&r, "rope_theta")) c->rope_theta = mhk__setting_double(&r, "rope_theta", 0);
+  mhk__parse_heads(s, &r, c->head_dim != 0, c);
   mhk__warn_unseen(&r, "");
-  if (!mhk__setting(s, "num_key_value_heads")) c->n_kv_head = c->n_head;
-  if (c->head_dim == 0) {
-    if (c->n_head < 1 || c->d_model % c->n_head)
-      mhk_fail(s->ctx, MHK_ERROR_CONFIG,
-               "%s: hidden_size %d cannot be divided into %d attention heads (num_attention_heads)", s->where,
-               c->d_model, c->n_head);
-    else
-      c->head_dim = c->d_model / c->n_head;
-  }
   c->rotary_dim = c->head_dim;
 }
 
@@ -15743,18 +15740,18 @@ static void mhk__parse_block(const mhk__settings *block, mhk_config *c, mhk__blo
             attention = kind == MHK_MIXER_ATTENTION;
   mhk_config one, *first = attention ? &found->attention : &found->ssm;
   int n = mhk__setting_int(block, "n_layers", 1), *have = attention ? &found->have_attention : &found->have_ssm;
-  char part[64];
+  char part[64], known[160];
   mhk__print(part, sizeof part, "%.40s.core_input", block->part);
   const mhk__settings input = mhk__settings_of(ctx, mhk__json_get(block->object, "core_input"), block->where, part);
-  if (type && !mhk__json_equals(type, mhk__arch_of(c)->block))
-    mhk__setting_refuse(block, "BlockType", type->text ? type->text : "?",
-                        llama ? "\"modules.llama_block\"" : "\"modules.phi_block\"");
-  if (!kind)
-    mhk__setting_refuse(block, "CoreType", core && core->text ? core->text : "missing",
-                        llama ? "\"modules.mixers.discrete_mamba2\", \"modules.mixers.llama_attention\" and what "
-                                "mhk_mixer_add() was given before"
-                              : "\"modules.mixers.discrete_mamba2\", \"modules.mixers.phi_attention\" and what "
-                                "mhk_mixer_add() was given before");
+  if (type && !mhk__json_equals(type, mhk__arch_of(c)->block)) {
+    mhk__print(known, sizeof known, "\"%s\"", mhk__arch_of(c)->block);
+    mhk__setting_refuse(block, "BlockType", type->text ? type->text : "?", known);
+  }
+  if (!kind) {
+    mhk__print(known, sizeof known, "\"%s\", \"%s\" and what mhk_mixer_add() was given before",
+               mhk__mixer_of(MHK_MIXER_DISCRETE_MAMBA2)->core, mhk__arch_of(c)->attention);
+    mhk__setting_refuse(block, "CoreType", core && core->text ? core->text : "missing", known);
+  }
   if (own && c->own && c->own != own)
     mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "%s has the mixers %s and %s: a model can have one of your own", block->where,
              c->own->name, own->name);
