@@ -6,16 +6,10 @@ import math
 import os
 import pathlib
 import subprocess
-import sys
+
+from check import check, end, left_out, skip
 
 BUILD = os.environ.get("BUILD", "build")
-NAME = "interop.py"
-
-
-def skip(why):
-    print(f"{NAME}: 0 passed, 0 failed (skipped: {why})")
-    sys.exit(0)
-
 
 try:
     import torch
@@ -146,7 +140,6 @@ def main():
     folder = pathlib.Path(BUILD) / "interop"
     folder.mkdir(parents=True, exist_ok=True)
     subprocess.run([f"{BUILD}/write_models", str(folder)], check=True)
-    passed = failed = skipped = 0
     for path in sorted(p for p in folder.iterdir() if (p / "logits.safetensors").exists()):
         config = json.loads((path / "config.json").read_text())
         expected = load_file(path / "logits.safetensors")
@@ -159,15 +152,12 @@ def main():
                     weights = {k: v.double() for k, v in load_file(path / "model.safetensors").items()}
                     got = student(config.get("config", config), weights, tokens)[..., : want.shape[-1]]
         except ImportError as error:
-            print(f"  {path.name:20s} skipped: no {error.name}")
-            skipped += 1
+            left_out(f"{path.name}: no {error.name}")
             continue
         off = ((got.double() - want).abs().max() / want.abs().max()).item()
-        good = off < 2e-5
-        print(f"  {path.name:20s} logits within {off:.1e} of the largest{'' if good else '  TOO FAR'}")
-        passed, failed = passed + good, failed + (not good)
-    print(f"{NAME}: {passed} passed, {failed} failed" + (f" ({skipped} skipped)" if skipped else ""))
-    sys.exit(failed != 0)
+        if check(off < 2e-5, f"{path.name:20s} logits within {off:.1e} of the largest  TOO FAR"):
+            print(f"  {path.name:20s} logits within {off:.1e} of the largest")
+    end()
 
 
 main()

@@ -7,8 +7,9 @@ import pathlib
 import shutil
 import subprocess
 
+from check import check, end
+
 BUILD = os.environ.get("BUILD", "build")
-NAME = "test_chat.py"
 TOKENS = {"chatml": ["<|im_start|>", "<|im_end|>"], "llama3": ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]}
 TEMPLATES = {
     "chatml": "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
@@ -22,14 +23,6 @@ KNOWN = {
     "llama3": "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nBe brief.<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nHello<|eot_id|>"
               "<|start_header_id|>assistant<|end_header_id|>\n\n",
 }
-passed, failed = 0, 0
-
-
-def check(good, what):
-    global passed, failed
-    passed, failed = passed + bool(good), failed + (not good)
-    if not good:
-        print(f"  {what}"[:600])
 
 
 def model(name):
@@ -93,8 +86,7 @@ def main():
                                  (1, b"<|im_end|>", ("--prompt", "x", "--chat", "chatml")), (1, b"<|eot_id|>", ("--prompt", "x", "--chat", "llama3"))):
         done = generate(tiny, *arguments)
         check(done.returncode == code and why in done.stderr, f"{arguments}: {done.returncode}, {done.stderr!r}")
-    print(f"{NAME}: {passed} passed, {failed} failed")
-    raise SystemExit(failed != 0)
+    end()
 
 
 main()

@@ -5,18 +5,12 @@ import json
 import os
 import pathlib
 import subprocess
-import sys
 import xml.dom.minidom
 
+from check import check, end, skip
+
 BUILD = os.environ.get("BUILD", "build")
-NAME = "test_matrices.py"
 ORDERS = [1, 2, 4, 8, 16]
-
-
-def skip(why):
-    print(f"{NAME}: 0 passed, 0 failed (skipped: {why})")
-    sys.exit(0)
-
 
 try:
     import numpy as np
@@ -24,15 +18,7 @@ try:
 except ImportError as error:
     skip(f"no {error.name}")
 
-passed = failed = 0
 folder = pathlib.Path(BUILD) / "test" / "matrices.py"
-
-
-def check(good, what):
-    global passed, failed
-    passed, failed = passed + bool(good), failed + (not good)
-    if not good:
-        print(f"  {what}"[:300])
 
 
 def matrices(*arguments):
@@ -107,5 +93,4 @@ def exact():
 folder.mkdir(parents=True, exist_ok=True)
 real()
 exact()
-print(f"{NAME}: {passed} passed, {failed} failed")
-sys.exit(failed != 0)
+end()

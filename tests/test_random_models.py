@@ -9,11 +9,11 @@ import random
 import re
 import shutil
 import subprocess
-import sys
+
+from check import check, end, skip
 
 BUILD = os.environ.get("BUILD", "build")
 COUNT = int(os.environ.get("RANDOM_MODELS", "30"))
-NAME = "test_random_models.py"
 
 try:
     import torch
@@ -21,20 +21,11 @@ try:
     from safetensors.torch import load_file, save_file
     from transformers import GenerationConfig, Mamba2Config, Mamba2ForCausalLM, PhiConfig, PhiForCausalLM
 except ImportError as error:
-    print(f"{NAME}: 0 passed, 0 failed (skipped: no {error.name})")
-    sys.exit(0)
+    skip(f"no {error.name}")
 
 torch.set_num_threads(1)
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
-passed = failed = 0
-
-
-def check(good, what):
-    global passed, failed
-    passed, failed = passed + bool(good), failed + (not good)
-    if not good:
-        print(f"  {what}")
 
 
 def phi(r):
@@ -204,8 +195,7 @@ def main():
     shutil.rmtree(top, ignore_errors=True)
     keys()
     random_models(top)
-    print(f"{NAME}: {passed} passed, {failed} failed")
-    sys.exit(failed != 0)
+    end()
 
 
 main()

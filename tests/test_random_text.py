@@ -12,17 +12,12 @@ import re
 import subprocess
 import sys
 
+from check import check, end, skip
+
 BUILD = os.environ.get("BUILD", "build")
 SHARED = pathlib.Path(os.environ.get("MOHAWK_SHARED", "../shared"))
-NAME = "test_random_text.py"
 SEED = int(sys.argv[1]) if len(sys.argv) > 1 else 1
 STRINGS = int(sys.argv[2]) if len(sys.argv) > 2 else 4000
-
-
-def skip(why):
-    print(f"{NAME}: 0 passed, 0 failed (skipped: {why})")
-    sys.exit(0)
-
 
 try:
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -30,15 +25,6 @@ except ImportError as error:
     skip(f"no {error.name}")
 if not pathlib.Path(f"{BUILD}/encode").exists():
     skip(f"no {BUILD}/encode")
-
-failures = []
-
-
-def check(good, what):
-    if not good:
-        failures.append(what)
-        print(f"  {what}"[:400])
-    return bool(good)
 
 
 # ---- tokenizers
@@ -267,15 +253,13 @@ def main():
                 if wrong[name] <= 3:
                     at = next((j for j, (a, b) in enumerate(zip(got, want[i].ids)) if a != b), min(len(got), len(want[i].ids)))
                     print(f"  {name}: {s[:60]!a}: id {at} is {got[at:at + 3]} instead of {want[i].ids[at:at + 3]}")
-    passed = 0
     for name, count in wrong.items():
         print(f"  {name:20s} {len(strings)} strings{'' if count == 0 else f', {count} WRONG'}")
-        passed += check(count == 0, f"{name}: {count} of {len(strings)} strings have other ids")
+        check(count == 0, f"{name}: {count} of {len(strings)} strings have other ids")
     check_words(folder, strings)
     check_keys()
     check_prompts(folder)
-    print(f"{NAME}: {passed + 1 - (len(failures) > 0)} passed, {len(failures)} failed")
-    sys.exit(len(failures) != 0)
+    end()
 
 
 main()

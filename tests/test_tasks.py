@@ -8,18 +8,12 @@ import pathlib
 import random
 import re
 import subprocess
-import sys
+
+from check import check, end, skip
 
 BUILD = os.environ.get("BUILD", "build")
 SHARED = pathlib.Path(os.environ.get("MOHAWK_SHARED", "../shared"))
 TINY = pathlib.Path("examples/tiny")
-NAME = "test_tasks.py"
-
-
-def skip(why):
-    print(f"{NAME}: 0 passed, 0 failed (skipped: {why})")
-    sys.exit(0)
-
 
 try:
     import torch
@@ -31,14 +25,6 @@ except ImportError as error:
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
 torch.set_num_threads(1)
-passed = failed = 0
-
-
-def check(good, what):
-    global passed, failed
-    passed, failed = passed + bool(good), failed + (not good)
-    if not good:
-        print(f"  {what}"[:300])
 
 
 # ---- rows of every form, from the bundled story
@@ -155,8 +141,7 @@ def main():
     found = sorted((SHARED / "data" / "eval").glob("*.jsonl"))
     for path in found:
         compare(reference, path, [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()[:24]])
-    print(f"{NAME}: {passed} passed, {failed} failed" + ("" if found else f" ({SHARED}/data/eval is not there)"))
-    sys.exit(failed != 0)
+    end("" if found else f" ({SHARED}/data/eval is not there)")
 
 
 main()

@@ -7,40 +7,18 @@ import os
 import pathlib
 import random
 import subprocess
-import sys
+
+from check import check, end, left_out, skip
 
 BUILD = os.environ.get("BUILD", "build")
 SHARED = pathlib.Path(os.environ.get("MOHAWK_SHARED", "../shared"))
-NAME = "test_train.py"
 WORK = pathlib.Path(BUILD) / "test" / "train_py"
 MOHAWK = f"{BUILD}/mohawk"
-
-
-def skip(why):
-    print(f"{NAME}: 0 passed, 0 failed (skipped: {why})")
-    sys.exit(0)
-
 
 try:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 except ImportError as error:
     skip(f"no {error.name}")
-
-passed = failed = skipped = 0
-
-
-def check(good, what):
-    global passed, failed
-    passed, failed = passed + bool(good), failed + (not good)
-    if not good:
-        print(f"{NAME}: {what}")
-    return good
-
-
-def left_out(why):
-    global skipped
-    skipped += 1
-    print(f"  skipped: {why}")
 
 
 def texts():
@@ -140,8 +118,7 @@ def main():
     for name, text in texts().items():
         compare(name, text, 1000)
     teacher()
-    print(f"{NAME}: {passed} passed, {failed} failed" + (f" ({skipped} skipped)" if skipped else ""))
-    sys.exit(failed != 0)
+    end()
 
 
 main()
