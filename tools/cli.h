@@ -135,6 +135,9 @@ int cli_no_tokenizer(const mhk_model *m, const char *path);
 /* Before a model is written: one whose tokenizer could not be read must not lose it unnoticed.
    CLI_GO, or CLI_FAILED after a message. */
 int cli_keeps_tokenizer(const mhk_model *m, const char *path);
+#define CLI_THREADS(at) \
+  {"threads", "N", CLI_INT, at, 1, 4096, "number of threads (default: one per core; results do not depend on it)"}
+#define CLI_JSON(at) {"json", NULL, CLI_FLAG, at, 0, 0, "print one JSON object instead of text"}
 #define CLI_STRICT \
   {"strict", NULL, CLI_STRICTLY, 0, 0, 0, \
     "treat warnings during loading as errors, for example parts of a model that are not used"}

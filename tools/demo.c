@@ -77,8 +77,7 @@ static const cli_option options[] = {
     {"budget", "X", CLI_REAL, CLI_AT(budget), 0.01, 1000, "multiply the number of training tokens by X (default 1)"},
     CLI_STRICT,
     {"fresh", NULL, CLI_FLAG, CLI_AT(fresh), 0, 0, "start over instead of resuming"},
-    {"threads", "N", CLI_INT, CLI_AT(threads), 1, 4096,
-     "number of threads (default: one per core; results do not depend on it)"},
+    CLI_THREADS(CLI_AT(threads)),
 };
 
 static int out_path(const demo *d, char *path, size_t capacity, const char *name) {

@@ -130,8 +130,7 @@ static const cli_option options[] = {
     {"no-eval", NULL, CLI_FLAG, CLI_AT(no_eval), 0, 0, "do not evaluate"},
     {NULL, NULL, CLI_HEADING, 0, 0, 0, "run"},
     {"seed", "N", CLI_INT, CLI_AT(seed), 1, 2e9, "seed of the new mixers, the windows and the samples (default 1)"},
-    {"threads", "N", CLI_INT, CLI_AT(threads), 1, 4096,
-     "number of threads (default: one per core; results do not depend on it)"},
+    CLI_THREADS(CLI_AT(threads)),
     {"precision", "f32|bf16", CLI_CHOICE, CLI_AT(precision), 0, 0,
      "operands of the matrix products in linear layers during training. bf16 is faster on processors with AVX512-BF16 "
      "(AMD) or AMX and slower elsewhere; sums, weights and everything else stay float32 (default f32)"},

@@ -21,7 +21,7 @@ static const cli_option options[] = {
      "tokens per window (default 256); with --task, the most tokens that a model sees (default: its own limit)"},
     {"threads", "N", CLI_INT, CLI_AT(threads), 1, 4096, "number of threads (default: one per core)"},
     CLI_STRICT,
-    {"json", NULL, CLI_FLAG, CLI_AT(json), 0, 0, "print one JSON object instead of text"},
+    CLI_JSON(CLI_AT(json)),
     {NULL, NULL, CLI_HEADING, 0, 0, 0, "on text"},
     {"text", "FILE...", CLI_FILES, CLI_AT(text), 0, 0,
      "text to evaluate on, - for standard input; <|endoftext|> separates documents"},

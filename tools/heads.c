@@ -476,10 +476,9 @@ static const cli_option options[] = {
     {"length", "N", CLI_COUNT, CLI_AT(length), 2, 1e7, "tokens per sequence (default 256)"},
     {"svg", "FILE", CLI_TEXT, CLI_AT(svg), 0, 0, "draw layers and heads"},
     CLI_ENCODING(CLI_AT(encoding)),
-    {"threads", "N", CLI_INT, CLI_AT(threads), 1, 4096,
-     "number of threads (default: one per core; results do not depend on it)"},
+    CLI_THREADS(CLI_AT(threads)),
     CLI_STRICT,
-    {"json", NULL, CLI_FLAG, CLI_AT(json), 0, 0, "print one JSON object instead of text"},
+    CLI_JSON(CLI_AT(json)),
 };
 
 enum { LIMITS = 5 };

@@ -18,7 +18,7 @@ static const cli_option options[] = {
     {"context", "T", CLI_COUNT, CLI_AT(context), 1, 1e12,
      "report the decoding memory after T tokens (default: the context length of the model)"},
     CLI_STRICT,
-    {"json", NULL, CLI_FLAG, CLI_AT(json), 0, 0, "print one JSON object instead of text"},
+    CLI_JSON(CLI_AT(json)),
 };
 
 static const char *mixer_name(int kind) {

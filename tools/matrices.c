@@ -34,10 +34,9 @@ static const cli_option options[] = {
     {"svg", "FILE", CLI_TEXT, CLI_AT(svg), 0, 0, "draw the distances against the order, for all heads and each layer"},
     {"save", "FILE", CLI_TEXT, CLI_AT(save), 0, 0, "write the matrices as safetensors, in the form that --from reads"},
     CLI_ENCODING(CLI_AT(encoding)),
-    {"threads", "N", CLI_INT, CLI_AT(threads), 1, 4096,
-     "number of threads (default: one per core; results do not depend on it)"},
+    CLI_THREADS(CLI_AT(threads)),
     CLI_STRICT,
-    {"json", NULL, CLI_FLAG, CLI_AT(json), 0, 0, "print one JSON object instead of text"},
+    CLI_JSON(CLI_AT(json)),
 };
 
 /* Matrices that belong together: a layer, or a tensor of a file. Those of a window are adjacent. */

@@ -25,7 +25,7 @@ static const cli_option options[] = {
      "how many times a pair must occur in the text to become a token (default 2)"},
     {"out", "PATH", CLI_TEXT, CLI_AT(out), 0, 0,
      "file to write, or a folder to write tokenizer.json into (default tokenizer.json)"},
-    {"json", NULL, CLI_FLAG, CLI_AT(json), 0, 0, "print one JSON object instead of text"},
+    CLI_JSON(CLI_AT(json)),
 };
 
 static int print_result(const settings *s, const char *path, int size, mhk_index tokens, double bytes) {
