@@ -19982,7 +19982,7 @@ static void mhk__pass_layers(mhk_session *s, mhk_index spans, mhk_index rows) {
     p.layer = y;
     p.prepared = s->layers + l;
     mhk__pass_norm(ctx, &p, s->x, y->norm_w, y->norm_b, s->u);
-    mhk__session_mixer_of(y->kind).pass(ctx, &p);
+    mhk__session_mixer_of((int)y->kind).pass(ctx, &p);
     if (y->fc1_w) {
       if (y->gate_w)
         mhk__pass_gated(ctx, &p);
@@ -22587,16 +22587,27 @@ static const char *mhk__stream_path(const mhk_trainer *tr, int stage, mhk_index 
   return path;
 }
 
-/* Removes the hidden states of a stage that is over. With a second checkpoint neither of the two
-   needs them. */
-static void mhk__stream_end(mhk_trainer *tr, int stage) {
+/* how many files the hidden states of a stage can take */
+static mhk_index mhk__stream_files(const mhk_trainer *tr, int stage) {
+  const mhk_index each = tr->each[stage - 1];
+  return stage < 3 && each > 0 && tr->desc.layer_by_layer ? (each + 2 * mhk__stream_half(each)) * tr->micro : 0;
+}
+
+/* Removes the hidden states of stages that are over, but not what the stage that runs now writes
+   under the same names. With a second checkpoint neither of the two needs them. Also where a run
+   goes on: it may have been killed between a checkpoint and this. */
+static void mhk__stream_end(mhk_trainer *tr) {
   char path[MHK__PATH_MOST + 64];
-  const mhk_index each = tr->each[stage - 1], all = (each + 2 * mhk__stream_half(each)) * tr->micro;
-  if (mhk_checkpoint(tr) != MHK_OK) return;
-  for (mhk_index i = 0; i < all; i++) {
-    mhk__remove(mhk__stream_path(tr, stage, 0, i, path));
-    mhk__remove_temporaries(path);
-  }
+  const int now = tr->stage < 3 && tr->step > 0 ? tr->stage : 3;
+  int saved = 0;
+  for (int stage = 1; stage < tr->stage && stage < 3; stage++)
+    for (mhk_index i = mhk__stream_files(tr, now); i < mhk__stream_files(tr, stage); i++) {
+      mhk__stream_path(tr, stage, 0, i, path);
+      if (!saved && mhk__is_file(path) && mhk_checkpoint(tr) != MHK_OK) return;
+      saved |= mhk__is_file(path);
+      mhk__remove(path);
+      mhk__remove_temporaries(path);
+    }
 }
 #endif
 
@@ -22792,7 +22803,7 @@ MHKDEF int mhk_train_step(mhk_trainer *tr) {
   if (tr->path && (p->stage_done || (kept && tr->unsaved >= mhk__stream_half(each)) ||
                    (tr->desc.checkpoint_seconds > 0.0 && now - tr->checkpoint_clock >= tr->desc.checkpoint_seconds)))
     mhk_checkpoint(tr);
-  if (kept && tr->path && p->stage_done) mhk__stream_end(tr, stage);
+  if (kept && tr->path && p->stage_done) mhk__stream_end(tr);
 #endif
   return ctx->result == MHK_OK;
 }
@@ -23525,6 +23536,7 @@ MHKDEF mhk_trainer *mhk_distill(mhk_context *ctx, const mhk_distill_desc *desc) 
 #ifndef MOHAWK_NO_STDIO
     if (tr->locked) mhk__remove_temporaries(tr->path);
     if (tr->path && !d.fresh) mhk__resume(tr);
+    if (tr->info.resumed && d.layer_by_layer) mhk__stream_end(tr);
 #endif
   }
   if (!d.student && d.student_desc.calibrate >= 0 && !tr->info.resumed) mhk__trainer_calibrate(tr);

@@ -541,6 +541,13 @@ TEST(layer_by_layer_goes_on) {
   REQUIRE(want && got && m == n, "no weights");
   CHECK_SAME("a run in pieces", got, want, n);
   CHECK(stream_files(out) == 0, "%d files of hidden states are left", stream_files(out));
+  /* as a kill leaves them between the checkpoint of a stage's end and their removal */
+  for (i = 0; i < 85; i += 12) {
+    snprintf(path, sizeof path, "%s/stream.0.%d", out, (int)i);
+    test_write_file(path, "hidden", 6);
+  }
+  free(ordered(&o, NULL, 0, MHK_WINDOWS_RANDOM, 0, &m));
+  CHECK(stream_files(out) == 0, "%d files of hidden states are left by a kill", stream_files(out));
   free(want);
   free(got);
 }
