@@ -100,6 +100,9 @@
    never the number of threads. The same build on the same instruction set gives the same bits on
    any number of threads. Threads come from OpenMP if compiled with it, or from the caller
    (mhk_context_desc.parallel_for). Contexts share nothing. Use a context from one thread at a time.
+   OpenMP's threads spin between calls: 20 tokens a second on two threads take nine times the CPU
+   time of one. If your loop sleeps, use one thread, parallel_for, or OMP_WAIT_POLICY=passive in the
+   environment, which OpenMP reads before main() (`mohawk` starts itself once more for it).
 
    ERRORS. Nothing here prints, exits or aborts. A context keeps its first error as a code and a
    sentence. After that, every call on the context does nothing, so one check at the end of a chain
@@ -596,7 +599,7 @@ typedef struct mhk_evaluate_desc {
 } mhk_evaluate_desc;
 typedef struct mhk_evaluation {
   mhk_index tokens;                            /* number of predictions */
-  double cross_entropy, cross_entropy_error;   /* nats per token, and standard error over windows */
+  double cross_entropy, cross_entropy_error;   /* nats per token; standard error over windows, NaN for one */
   double kl, kl_error;                         /* KL(teacher || model); 0 without teacher */
   double agreement, agreement_error;           /* fraction of tokens with the teacher's top-1 */
   /* The same means by the position of a prediction in its window: quarter i has those of tokens
@@ -629,8 +632,8 @@ typedef void (*mhk_log_fn)(void *user, mhk_log_level level, const char *message)
 
 /* Runs body(arg, task, worker) once for each task in [0,tasks), in any order, and returns when all
    tasks are done. worker is in [0,workers); no two bodies that run at the same time share one. */
-typedef void (*mhk_parallel_fn)(void *user, mhk_index tasks, void (*body)(void *arg, mhk_index task, int worker),
-                                void *arg);
+typedef void (*mhk_task_fn)(void *arg, mhk_index task, int worker);
+typedef void (*mhk_parallel_fn)(void *user, mhk_index tasks, mhk_task_fn body, void *arg);
 
 /* Instruction sets of the kernels. MHK_ISA_BEST is the best one that processor, compiler and build
    support. If the processor also has dot products of bytes (AVX512-VNNI, SDOT of ARMv8.2), products
@@ -1243,12 +1246,19 @@ typedef struct mhk_custom_desc {
 /* Returns the output. desc is required. */
 MHKDEF mhk_tensor *mhk_custom(mhk_tape *t, const mhk_custom_desc *desc);
 MHKDEF int mhk_wants_grad(mhk_tape *t, mhk_tensor *x);
+/* For forward and backward of your op: memory, aligned to 64 bytes, that goes when it returns (NULL:
+   an error is set); and body for each task on the threads of the context, see mhk_parallel_fn, with
+   mhk_threads() workers. Let one task make all of a result: then threads do not change it. */
+MHKDEF void *mhk_scratch(const mhk_op *op, size_t bytes);
+MHKDEF void mhk_parallel(const mhk_op *op, mhk_index tasks, mhk_task_fn body, void *arg);
 
 /* Compares the gradient of f with respect to x with central finite differences, element by element
    (at most 256, evenly spread). f builds a scalar from x and other inputs. The error is |analytic -
    numeric| divided by the largest |gradient|. Steps are 1e-2 of the scale of x in float32, 1e-5 in
-   float64. Returns the error of the worst element (NaN on failure); report may be NULL. Restores
-   the values of x, but not its gradient. */
+   float64. x has a gradient beforehand, so an op that writes = for += is found. Correct gradients
+   have errors up to 1e-3 in float32, or 4e-2 where f bends a lot, and 1e-6 in float64
+   (MOHAWK_DOUBLE), which finds also a forgotten factor near 1. Returns the error of the worst
+   element (NaN on failure); report may be NULL. Restores the values of x, but not its gradient. */
 typedef struct mhk_gradient_report { double error, analytic, numeric; mhk_index at, checked; } mhk_gradient_report;
 MHKDEF double mhk_check_gradient(mhk_tape *t, mhk_tensor *(*f)(mhk_tape *t, void *user), void *user, mhk_tensor *x,
                                  mhk_gradient_report *report);
@@ -1434,6 +1444,8 @@ MHKDEF mhk_tensor *mhk_forward_embedding(mhk_tape *t, mhk_model *m, const int32_
 MHKDEF mhk_tensor *mhk_forward_norm(mhk_tape *t, mhk_model *m, int layer, mhk_tensor *x);
 MHKDEF mhk_tensor *mhk_forward_mixer(mhk_tape *t, mhk_model *m, int layer, mhk_tensor *u, const mhk_forward_desc *desc);
 MHKDEF mhk_tensor *mhk_forward_block(mhk_tape *t, mhk_model *m, int layer, mhk_tensor *x, const mhk_forward_desc *desc);
+/* What a block adds after its mixer: y + mlp(u), where y = x + mixer(u), the u of Llama is of y. */
+MHKDEF mhk_tensor *mhk_forward_mlp(mhk_tape *t, mhk_model *m, int layer, mhk_tensor *u, mhk_tensor *y);
 MHKDEF mhk_tensor *mhk_forward_head(mhk_tape *t, mhk_model *m, mhk_tensor *x);
 /* The mixing matrix of a layer: (B,H,T,T). */
 MHKDEF mhk_tensor *mhk_forward_matrix(mhk_tape *t, mhk_model *m, int layer, mhk_tensor *u, const int32_t *doc);
@@ -6440,10 +6452,22 @@ typedef struct mhk__custom_saved {
   void *user;
 } mhk__custom_saved;
 
+static void mhk__custom_run(const mhk_op *op, void (*pass)(const mhk_op *op)) {
+  const mhk__mark mark = mhk__scratch_mark(op->tape->ctx);
+  pass(op);
+  mhk__scratch_rewind(op->tape->ctx, mark);
+}
 static void mhk__custom_op_back(mhk_tape *t, mhk__node *n) {
   const mhk__custom_saved *s = (const mhk__custom_saved *)n->saved;
   const mhk_op op = {t, n->out[0], n->in, n->inputs, s->user};
-  s->backward(&op);
+  mhk__custom_run(&op, s->backward);
+}
+
+MHKDEF void *mhk_scratch(const mhk_op *op, size_t bytes) {
+  return op && mhk__tape_ready(op->tape) ? mhk__arena_alloc(op->tape->ctx, &op->tape->ctx->scratch, bytes) : NULL;
+}
+MHKDEF void mhk_parallel(const mhk_op *op, mhk_index tasks, mhk_task_fn body, void *arg) {
+  if (op && body && mhk__tape_ready(op->tape)) mhk__parallel(op->tape->ctx, tasks, body, arg);
 }
 
 MHKDEF mhk_tensor *mhk_custom(mhk_tape *t, const mhk_custom_desc *d) {
@@ -6462,7 +6486,7 @@ MHKDEF mhk_tensor *mhk_custom(mhk_tape *t, const mhk_custom_desc *d) {
   mhk_tensor *out = mhk_tensor_new(t, d->rank, d->shape, NULL);
   if (!out) return NULL;
   const mhk_op op = {t, out, d->in, d->inputs, copy};
-  d->forward(&op);
+  mhk__custom_run(&op, d->forward);
   const mhk__custom_saved s = {d->backward, copy};
   mhk__node *n = d->backward ? mhk__record(t, mhk__custom_op_back, d->inputs, d->in, 1, &out, sizeof s) : NULL;
   if (n) *(mhk__custom_saved *)n->saved = s;
@@ -15081,7 +15105,7 @@ MHKDEF double mhk_config_parameters(const mhk_config *config) {
 
 typedef struct mhk__list {
   mhk__writer text;
-  int n, left_out;
+  int n, left_out, alike;
 } mhk__list;
 
 static void mhk__list_start(mhk__list *list, mhk_context *ctx) {
@@ -15101,6 +15125,11 @@ static const char *mhk__list_end(mhk__list *list) {
     mhk__write_text(&list->text, " and ");
     mhk__write_integer(&list->text, list->left_out);
     mhk__write_text(&list->text, " more");
+  }
+  if (list->alike) {
+    mhk__write_text(&list->text, ", as ");
+    mhk__write_integer(&list->text, list->alike);
+    mhk__write_text(&list->text, " more do");
   }
   return list->text.data ? list->text.data : "";
 }
@@ -16588,10 +16617,14 @@ static void mhk__match_one(mhk_model *m, const mhk_file *f, const mhk__spec *s, 
   }
   for (k = 0, ok = x->rank == s->rank; k < s->rank && ok; k++) ok = x->shape[k] == s->shape[k];
   if (ok && (x->dtype == MHK_F32 || x->dtype == MHK_F64 || x->dtype == MHK_F16 || x->dtype == MHK_BF16)) return;
+  mhk__spec_reason(&m->config, s, reason, sizeof reason);
+  if (!ok && wrong->text.data && strstr(wrong->text.data, reason)) { /* one wrong number is told once */
+    wrong->alike++;
+    return;
+  }
   if (!mhk__list_room(wrong)) return;
   const char *shard = mhk__file_path_of(f, x);
   shard += mhk__folder_length(shard);
-  mhk__spec_reason(&m->config, s, reason, sizeof reason);
   if (ok)
     mhk__print(line, sizeof line, "%s has type %s in %.200s; weights must be F32, F16, BF16 or F64", s->name,
                x->dtype ? mhk_dtype_name(x->dtype) : ((const mhk__stored *)(const void *)x)->type, shard);
@@ -16925,10 +16958,12 @@ static mhk_model *mhk__load_folder(mhk_context *ctx, const char *folder, const c
   mhk__bytes before, after;
   mhk__join_path(config_path, sizeof config_path, folder, "config.json");
   mhk__bytes_read(ctx, &ctx->scratch, config_path, &before); /* errors are reported after the weights are loaded */
+  int changed = !before.data; /* a model of a kind that is not known has weights that are not known either */
+  if (before.data) mhk_config_parse(ctx, (const char *)before.data, before.size, config_path, &config);
   mhk_file *f = desc->weights ? desc->weights : mhk__file_open(ctx, path, desc->read);
   if (!f) return NULL;
-  int changed = !before.data && mhk__bytes_read_or_fail(ctx, &ctx->scratch, config_path, &before);
-  if (before.data) mhk_config_parse(ctx, (const char *)before.data, before.size, config_path, &config);
+  if (changed && mhk__bytes_read_or_fail(ctx, &ctx->scratch, config_path, &before))
+    mhk_config_parse(ctx, (const char *)before.data, before.size, config_path, &config);
   if (mhk_failed(ctx))
     mhk_file_close(f);
   else
@@ -17535,6 +17570,11 @@ MHKDEF mhk_result mhk_model_init_mixers(mhk_model *student, mhk_model *teacher, 
   if (init == MHK_INIT_ATTENTION && !teacher)
     return mhk_fail(ctx, MHK_ERROR_ARGUMENT, "initialization from attention needs the teacher");
   if (init == MHK_INIT_ATTENTION && !mhk__same_depth(student, teacher)) return mhk_error(ctx);
+  if (init == MHK_INIT_ATTENTION && student->config.d_state > 0 && student->config.d_state < teacher->config.head_dim)
+    mhk__note(ctx, MHK_LOG_WARNING,
+              "a state of %d is smaller than the teacher's heads of %d: B and C start at random, not as a copy of keys "
+              "and queries",
+              student->config.d_state, teacher->config.head_dim);
   mhk__rng_seed(&rng, seed);
   for (int l = 0; l < student->config.n_layer; l++) {
     mhk__layer *y = &student->layers[l];
@@ -18215,6 +18255,10 @@ static mhk_tensor *mhk__block_mlp(mhk_tape *t, const mhk_model *m, int layer, mh
   } else
     wide = mhk_linear_gelu(t, u, w->fc1_w, w->fc1_b);
   return mhk_linear_add(t, wide, w->fc2_w, w->fc2_b, y);
+}
+
+MHKDEF mhk_tensor *mhk_forward_mlp(mhk_tape *t, mhk_model *m, int layer, mhk_tensor *u, mhk_tensor *y) {
+  return mhk__layer_ready(t, m, layer, u) && mhk__layer_ready(t, m, layer, y) ? mhk__block_mlp(t, m, layer, u, y) : NULL;
 }
 
 /* Phi and Phi-Mamba: x + mixer(norm(x)) + mlp(norm(x)), in parallel. Llama and Llama-Mamba: y = x +
@@ -22972,7 +23016,7 @@ static int mhk__run_same(mhk_context *ctx, const char *path, const char *was, co
   }
   mhk_fail(ctx, MHK_ERROR_STATE,
            "%s belongs to another run: %s%.*s%sit has \"%.*s\" where this one has \"%.*s\". Use the same settings, use "
-           "another folder, or set fresh to start over",
+           "another folder, or start over (fresh: --fresh)",
            path, list ? "in " : "", list ? mhk__line_length(list) : 0, list ? list : "", list ? " " : "",
            mhk__line_length(was), was, mhk__line_length(is), is);
   return 0;
@@ -23720,7 +23764,7 @@ static void mhk__window_mean(const double *x, mhk_index n, double *mean, double 
   for (mhk_index i = 0; i < n; i++) sum += x[i];
   *mean = n > 0 ? sum / (double)n : 0.0;
   for (mhk_index i = 0; i < n; i++) square += (x[i] - *mean) * (x[i] - *mean);
-  *error = n > 1 ? sqrt(square / (double)(n - 1) / (double)n) : 0.0;
+  *error = n > 1 ? sqrt(square / (double)(n - 1) / (double)n) : (double)NAN;
 }
 
 /* An evaluation in progress. rows has cross-entropy, divergence and agreement of each token of a
@@ -24734,7 +24778,8 @@ MHKDEF const char *mhk_bf16_name(const mhk_context *ctx) { return ctx ? mhk__bf1
           column_gain of mhk_orientation_desc, and squares. Which heads look far, and what a part
           does: windows and without of mhk_forward_desc, head_windows and without of
           mhk_evaluate_desc (mhk_without). mhk_evaluation says all means by quarter of the window,
-          and state_bytes. Large teachers on small machines: share, layer_by_layer and teacher_type
+          and state_bytes; its errors are NaN for one window. Ops and layers of your own: mhk_scratch,
+          mhk_parallel, mhk_forward_mlp. Large teachers on small machines: share, layer_by_layer and teacher_type
           of mhk_distill_desc, mhk_distill_stream_bytes.
           Changed: mhk_attention and mhk_attention_matrix take an mhk_attention_desc in place of doc
           (windows by head, a scale, a rest in the denominator); values may have another size than

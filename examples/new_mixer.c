@@ -5,6 +5,10 @@
      cc -O3 -I. examples/new_mixer.c -lm -o new_mixer
      ./new_mixer [TEACHER [OUT]]
 
+   While you write it, -O0 -DMOHAWK_NO_SIMD in place of -O3 compiles in two seconds, and
+   -DMOHAWK_DOUBLE checks gradients to 1e-6. Once they are right, -fopenmp gives it threads; an op
+   runs its loops on them with mhk_parallel() and has room with mhk_scratch().
+
    The mixer is a state-space layer whose output passes a soft cap x / sqrt(1 + x^2). With H heads
    of P values, states of N, and x, B, C and decay projected from the input u:
 
@@ -49,7 +53,8 @@ static mhk_tensor *cap(mhk_tape *t, mhk_tensor *x) {
   return mhk_custom(t, &d);
 }
 
-/* an op of your own is checked by finite differences */
+/* An op of your own is checked by finite differences; the checker presets the gradient of x, so = in
+   place of += is found, too. */
 static mhk_tensor *cap_squared(mhk_tape *t, void *x) { return mhk_mean(t, mhk_square(t, cap(t, (mhk_tensor *)x))); }
 static double cap_error(mhk_context *ctx) {
   mhk_index shape = 12, i;
@@ -242,7 +247,7 @@ int main(int argc, char **argv) {
     printf("\ntape and session differ by %.1e of the largest logit\n", error);
   }
   if (mhk_failed(ctx)) fprintf(stderr, "%s\n", mhk_message(ctx));
-  i = mhk_failed(ctx) || !(error < 1e-4) || !(gradient < 0.02);
+  i = mhk_failed(ctx) || !(error < 1e-4) || !(gradient < (sizeof(mhk_real) == 8 ? 1e-6 : 1e-3));
   mhk_destroy(ctx);
   return i;
 }

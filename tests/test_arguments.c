@@ -73,6 +73,7 @@ static void make_tokenizer(void) { /* the 256 bytes, a word and the end of the t
    that reads its array so far is to be added here. */
 static int is_size(const char *owner, const char *name) {
   static const char *const sizes[] = {"mhk_adamw n",
+                                      "mhk_parallel tasks",
                                       "mhk_encode capacity",
                                       "mhk_encode_prompt capacity",
                                       "mhk_decode n",
@@ -325,11 +326,22 @@ static mhk_tensor *to_scalar(mhk_tape *t, void *user) {
   return mhk_sum(t, mhk_square(t, w.tensor[4]));
 }
 static void do_nothing(const mhk_op *op) { (void)op; }
+static void no_task(void *arg, mhk_index task, int worker) {
+  (void)arg;
+  (void)task;
+  (void)worker;
+}
 static void release_nothing(void *user) { (void)user; }
 typedef mhk_tensor *(*scalar_fn)(mhk_tape *t, void *user);
 ARG(mhk_progress_fn, mhk_progress_fn, 2) { return chosen(c, i) ? NULL : stop_at_once; }
 ARG(mhk_release_fn, mhk_release_fn, 2) { return chosen(c, i) ? NULL : release_nothing; }
 ARG(mhk_block_fn, mhk_block_fn, 2) { return chosen(c, i) ? NULL : block; }
+ARG(mhk_task_fn, mhk_task_fn, 2) { return chosen(c, i) ? NULL : no_task; }
+ARG(const_mhk_op_p, const mhk_op *, 3) {
+  static mhk_op op;
+  op.tape = chosen(c, i) == 1 ? NULL : w.tape;
+  return chosen(c, i) == 2 ? NULL : &op;
+}
 static int no_tensor(const mhk_config *c, int n, mhk_mixer_tensor *x) { return !c + !x + n < 0; }
 static mhk_tensor *same_tensor(mhk_tape *t, const mhk_config *c, mhk_tensor *const *x, mhk_tensor *u,
                                const int32_t *doc) {

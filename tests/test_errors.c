@@ -724,7 +724,8 @@ static void null_models(mhk_context *c) {
   mhk_model_destroy(m);
   CHECK(!mhk_forward(t, m, NULL, 1, 1, NULL) && !mhk_forward_embedding(t, m, NULL, 1, 1) &&
             !mhk_forward_norm(t, m, 0, x) && !mhk_forward_mixer(t, m, 0, x, NULL) &&
-            !mhk_forward_block(t, m, 0, x, NULL) && !mhk_forward_head(t, m, x) && !mhk_forward_matrix(t, m, 0, x, NULL),
+            !mhk_forward_block(t, m, 0, x, NULL) && !mhk_forward_head(t, m, x) && !mhk_forward_mlp(t, m, 0, x, x) &&
+            !mhk_scratch(NULL, 8) && !mhk_forward_matrix(t, m, 0, x, NULL),
         "a pass through nothing");
   CHECK(!mhk_file_open(c, NULL) && !mhk_file_open_memory(c, NULL, 0) && mhk_file_count(NULL) == 0 &&
             !mhk_file_at(NULL, 0) && !mhk_file_find(NULL, NULL) && !mhk_file_metadata(NULL, NULL, NULL) &&

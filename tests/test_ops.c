@@ -1456,6 +1456,60 @@ TEST(custom_ops) {
   finish();
 }
 
+/* y = x^2, with the squares in scratch memory and one task a row */
+typedef struct rows {
+  const mhk_op *op;
+  mhk_real *square;
+  mhk_index wide;
+  int backward;
+} rows;
+static void row_task(void *arg, mhk_index task, int worker) {
+  const rows *r = (const rows *)arg;
+  const mhk_real *x = mhk_data(r->op->in[0]) + task * r->wide;
+  mhk_real *mine = r->square + worker * r->wide;
+  mhk_index i;
+  for (i = 0; i < r->wide; i++) mine[i] = r->backward ? 2 * x[i] : x[i] * x[i];
+  for (i = 0; i < r->wide; i++) {
+    if (r->backward) r->op->in[0]->grad[task * r->wide + i] += mine[i] * r->op->out->grad[task * r->wide + i];
+    else mhk_data(r->op->out)[task * r->wide + i] = mine[i];
+  }
+}
+static void rows_run(const mhk_op *op, int backward) {
+  rows r = {op, NULL, op->out->shape[1], backward};
+  r.square = (mhk_real *)mhk_scratch(op, (size_t)mhk_threads(op->out->ctx) * (size_t)r.wide * sizeof(mhk_real));
+  if (r.square) mhk_parallel(op, op->out->shape[0], row_task, &r);
+}
+static void rows_forward(const mhk_op *op) { rows_run(op, 0); }
+static void rows_backward(const mhk_op *op) {
+  if (mhk_wants_grad(op->tape, op->in[0])) rows_run(op, 1);
+}
+static mhk_tensor *rows_op(mhk_tape *t, mhk_tensor *x) {
+  const mhk_custom_desc d = {1, &x, 2, x->shape, rows_forward, rows_backward, NULL, 0};
+  return mhk_custom(t, &d);
+}
+BUILD(b_own_rows, rows_op(t, c->in[0]))
+
+TEST(custom_ops_on_threads_with_scratch_memory) {
+  op_case c;
+  mhk_tensor *x, *y;
+  size_t peak = 0;
+  int i;
+  start();
+  mhk_set_threads(ctx, 3);
+  x = P2(70, 40, 1);
+  c = op(b_own_rows, x, NULL, NULL, NULL), check_gradients("rows on threads", &c);
+  for (i = 0; i < 300; i++) {
+    y = rows_op(tape, x);
+    REQUIRE(y, "%s", mhk_message(ctx));
+    CHECK(mhk_data(y)[2799] == mhk_data(x)[2799] * mhk_data(x)[2799], "wrong value");
+    mhk_tape_reset(tape);
+    if (i == 1) peak = mhk_memory_peak(ctx);
+  }
+  CHECK(mhk_memory_peak(ctx) == peak, "scratch memory grows from %lld to %lld bytes", (long long)peak,
+        (long long)mhk_memory_peak(ctx));
+  finish();
+}
+
 TEST(checker_sees_a_wrong_gradient) { /* the checker itself: a backward that is 1 % off is found, and where */
   op_case c;
   mhk_gradient_report r;
@@ -1863,7 +1917,10 @@ TEST(residuals_and_pieces) { /* mhk_forward is its pieces */
       M = mhk_forward_matrix(tape, m, l, u, NULL);
       CHECK(M && M->rank == 4 && M->shape[2] == 7 && M->shape[3] == 7, "%s: shape of the matrix: %s",
             model_kind_name(kind), mhk_message(ctx));
+      y = mhk_forward_mlp(tape, m, l, u, mhk_add(tape, x, y));
       x = mhk_forward_block(tape, m, l, x, NULL);
+      REQUIRE(x && y, "%s: %s", model_kind_name(kind), mhk_message(ctx));
+      CHECK_CLOSE(model_kind_name(kind), mhk_data(y), mhk_data(x), x->count, IS_DOUBLE ? 1e-12 : 1e-5);
     }
     CHECK_SAME(model_kind_name(kind), mhk_data(residuals[c->n_layer]), mhk_data(x), x->count);
     CHECK_SAME(model_kind_name(kind), mhk_data(mhk_forward_head(tape, m, x)), mhk_data(logits), logits->count);
@@ -2192,6 +2249,7 @@ int main(int argc, char **argv) {
   RUN(orientation_of_a_whole_mixer_is_that_of_its_parts);
   RUN(memory_of_matrix_orientation_grows_with_the_text_only);
   RUN(custom_ops);
+  RUN(custom_ops_on_threads_with_scratch_memory);
   RUN(checker_sees_a_wrong_gradient);
   RUN(checker_finds_the_element);
   RUN(checker_finds_a_gradient_that_is_written_and_not_added_to);

@@ -53,9 +53,15 @@ static volatile sig_atomic_t cli_signalled;
    work needs. OpenMP reads its environment before main, hence the second start. */
 static void wait_asleep(char **argv) {
 #if defined(__linux__) && defined(_OPENMP)
+  char path[4096]; /* its own name: a process that was started as /proc/self/exe is called exe */
+  const ssize_t n = readlink("/proc/self/exe", path, sizeof path - 1);
   if (getenv("OMP_WAIT_POLICY") || getenv("GOMP_SPINCOUNT") || getenv("KMP_BLOCKTIME")) return;
-  if (setenv("GOMP_SPINCOUNT", "20000", 1) == 0 && setenv("KMP_BLOCKTIME", "1", 1) == 0)
-    execv("/proc/self/exe", argv); /* returns only if it fails */
+  if (setenv("GOMP_SPINCOUNT", "20000", 1) != 0 || setenv("KMP_BLOCKTIME", "1", 1) != 0) return;
+  if (n > 0) {
+    path[n] = 0;
+    execv(path, argv); /* returns only if it fails */
+  }
+  execv("/proc/self/exe", argv);
 #else
   (void)argv;
 #endif
@@ -186,15 +192,24 @@ int cli_strict(void) { return cli.strict; }
 
 mhk_model *cli_load(mhk_context *ctx, const char *path) {
   mhk_load_desc desc;
+  mhk_config shape;
   memset(&desc, 0, sizeof desc);
   desc.strict = cli.strict;
+  if (path && !mhk_failed(ctx) && !cli_exists(path)) {
+    const int named = mhk_config_preset(ctx, path, &shape) == MHK_OK;
+    mhk_clear_error(ctx);
+    if (named)
+      mhk_fail(ctx, MHK_ERROR_FILE,
+               "%s is the name of a shape, for `mohawk inspect`, and not a folder with weights: download the model, for "
+               "example with `hf download microsoft/phi-1_5 --local-dir phi-1_5`, and name its folder", path);
+  }
   return foreign_load(ctx, path, &desc);
 }
 
 int cli_no_tokenizer(const mhk_model *m, const char *path) {
   const char *why = mhk_model_tokenizer_error(m);
   if (why) return cli_error("%s has no tokenizer: %s", path, why);
-  return cli_error("%s has no tokenizer: put the tokenizer.json of its teacher next to it", path);
+  return cli_error("%s has no tokenizer: put the tokenizer.json that it was trained with next to its weights", path);
 }
 
 int cli_keeps_tokenizer(const mhk_model *m, const char *path) {

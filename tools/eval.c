@@ -105,14 +105,16 @@ static void print_positions(const settings *s, const mhk_evaluation *e) {
 
 static void print(const settings *s, const mhk_evaluation *e, double teacher_bytes) {
   const double perplexity = exp(e->cross_entropy);
-  cli_buffer bytes, other;
-  printf("cross-entropy    %8.4f +- %.4f nats per token\n", e->cross_entropy, e->cross_entropy_error);
-  printf("perplexity       %8.3f +- %.3f\n", perplexity, perplexity * e->cross_entropy_error);
+  const int one = isnan(e->cross_entropy_error);
+  cli_buffer bytes, other, b;
+  printf("cross-entropy    %8.4f%s nats per token\n", e->cross_entropy, run_error(e->cross_entropy_error, 0, 4, &b));
+  printf("perplexity       %8.3f%s\n", perplexity, run_error(perplexity * e->cross_entropy_error, 0, 3, &b));
   if (s->teacher) {
-    printf("KL to teacher    %8.4f +- %.4f nats per token\n", e->kl, e->kl_error);
-    printf("same next token  %8.2f +- %.2f %%\n", 100 * e->agreement, 100 * e->agreement_error);
+    printf("KL to teacher    %8.4f%s nats per token\n", e->kl, run_error(e->kl_error, 0, 4, &b));
+    printf("same next token  %8.2f%s %%\n", 100 * e->agreement, run_error(100 * e->agreement_error, 0, 2, &b));
   }
-  printf("over             %8lld predictions in windows of %lld tokens\n", (long long)e->tokens, (long long)s->length);
+  printf("over             %8lld predictions in %s of %lld tokens%s\n", (long long)e->tokens,
+         one ? "one window" : "windows", (long long)s->length, one ? ": too few for a standard error" : "");
   print_positions(s, e);
   printf("state            %8s after %lld tokens", cli_bytes(e->state_bytes, &bytes), (long long)s->length);
   printf(s->teacher ? "; the teacher's: %s\n" : "\n", cli_bytes(teacher_bytes, &other));
@@ -155,11 +157,16 @@ static int evaluate_text(mhk_context *ctx, const settings *s) {
   mhk_corpus_desc desc;
   mhk_evaluation e;
   double teacher_bytes;
+  int i;
   if (mhk_failed(ctx)) return cli_context_error(ctx);
   memset(&desc, 0, sizeof desc);
   desc.n_files = s->text.n;
   desc.files = s->text.path;
   desc.max_document = (size_t)s->max_document;
+  for (i = 0; i < s->text.n; i++)
+    if (cli_ends_with(s->text.path[i], ".jsonl"))
+      cli_warning("%s is read as plain text, with its braces and keys; for rows of a task: --task %s", s->text.path[i],
+                  s->text.path[i]);
   measured.corpus = run_load_text(ctx, m, teacher, &desc, s->encoding);
   if (!measured.corpus || run_evaluate(ctx, m, &measured, path, &e) != CLI_GO) return CLI_FAILED;
   source.tokenizer = mhk_model_tokenizer(m) ? mhk_model_tokenizer(m) : mhk_model_tokenizer(teacher);

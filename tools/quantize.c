@@ -21,7 +21,7 @@ static const cli_option options[] = {
      "a name ending in .safetensors for one file with configuration and tokenizer, or a folder (required)"},
     {"type", "int8|int4", CLI_CHOICE, CLI_AT(type), 0, 0, "bits per weight (default int8)"},
     {"ends", "int8|int4", CLI_CHOICE, CLI_AT(ends), 0, 0, "bits per weight of embedding and head (default: as --type)"},
-    {"group", "N", CLI_INT, CLI_AT(group), 32, 64,
+    {"group", "N", CLI_INT, CLI_AT(group), 1, 1e9,
      "neighbors in a row that share a scale: 32 or 64 (default 64 for int8, 32 for int4)"},
     {"text", "FILE...", CLI_FILES, CLI_AT(text), 0, 0,
      "held-out text: measure cross-entropy before and after, and the KL between the two"},
@@ -37,7 +37,7 @@ static const cli_option options[] = {
 static int check(void *user) {
   const settings *s = (const settings *)user;
   if (s->group == 0 || s->group == 32 || s->group == 64) return CLI_GO;
-  cli_error("--group is %d: it must be 32 or 64", s->group);
+  cli_error("--group %d: it must be 32 or 64", s->group);
   return CLI_USAGE;
 }
 
@@ -64,6 +64,7 @@ static int measure(mhk_context *ctx, const settings *s, mhk_model *m, mhk_model 
   mhk_corpus_desc desc;
   mhk_evaluate_desc measured = {.length = s->length, .windows = s->windows};
   mhk_evaluation before, after;
+  cli_buffer b;
   memset(&desc, 0, sizeof desc);
   desc.n_files = s->text.n;
   desc.files = s->text.path;
@@ -71,10 +72,11 @@ static int measure(mhk_context *ctx, const settings *s, mhk_model *m, mhk_model 
   if (!measured.corpus || run_evaluate(ctx, m, &measured, "before", &before) != CLI_GO) return CLI_FAILED;
   measured.teacher = m;
   if (run_evaluate(ctx, q, &measured, "after", &after) != CLI_GO) return CLI_FAILED;
-  printf("cross-entropy    %8.4f +- %.4f nats per token, before %.4f: %+.4f\n", after.cross_entropy,
-         after.cross_entropy_error, before.cross_entropy, after.cross_entropy - before.cross_entropy);
-  printf("KL to the model  %8.5f +- %.5f nats per token\n", after.kl, after.kl_error);
-  printf("same next token  %8.2f +- %.2f %%\n", 100 * after.agreement, 100 * after.agreement_error);
+  printf("cross-entropy    %8.4f%s nats per token, before %.4f: %+.4f\n", after.cross_entropy,
+         run_error(after.cross_entropy_error, 0, 4, &b), before.cross_entropy,
+         after.cross_entropy - before.cross_entropy);
+  printf("KL to the model  %8.5f%s nats per token\n", after.kl, run_error(after.kl_error, 0, 5, &b));
+  printf("same next token  %8.2f%s %%\n", 100 * after.agreement, run_error(100 * after.agreement_error, 0, 2, &b));
   printf("over             %8lld predictions in windows of %lld tokens\n", (long long)after.tokens,
          (long long)s->length);
   return CLI_OK;

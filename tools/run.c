@@ -520,17 +520,23 @@ mhk_evaluation run_join(const mhk_evaluation *a, const mhk_evaluation *b) {
   return r;
 }
 
+const char *run_error(double error, int width, int digits, cli_buffer *b) {
+  if (isnan(error)) snprintf(b->text, sizeof b->text, "%*s", width > 0 ? width + 4 : 0, "");
+  else snprintf(b->text, sizeof b->text, " +- %*.*f", width, digits, error);
+  return b->text;
+}
+
 void run_print_header(FILE *out) {
   fprintf(out, "%s%-24s %17s   %17s   %17s   %8s%s\n", cli_bold(out), "", "cross-entropy", "KL to teacher",
           "same next token", "state", cli_plain(out));
 }
 
 void run_print_row(FILE *out, const char *name, const mhk_evaluation *e, int with_teacher) {
-  cli_buffer bytes;
-  fprintf(out, "%-24s %8.3f +- %5.3f", name, e->cross_entropy, e->cross_entropy_error);
+  cli_buffer bytes, a, b;
+  fprintf(out, "%-24s %8.3f%s", name, e->cross_entropy, run_error(e->cross_entropy_error, 5, 3, &a));
   if (with_teacher) {
-    fprintf(out, "   %8.3f +- %5.3f   %6.1f +- %4.1f %%", e->kl, e->kl_error, 100 * e->agreement,
-            100 * e->agreement_error);
+    fprintf(out, "   %8.3f%s   %6.1f%s %%", e->kl, run_error(e->kl_error, 5, 3, &a), 100 * e->agreement,
+            run_error(100 * e->agreement_error, 4, 1, &b));
   } else {
     fprintf(out, "%40s", "");
   }

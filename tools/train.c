@@ -304,6 +304,7 @@ static int measure(training *t, mhk_model *m) {
                                   .length = s->eval_length ? s->eval_length : s->length,
                                   .windows = s->eval_windows};
   mhk_evaluation e;
+  cli_buffer b;
   char mixers[4096];
   if (run_evaluate(t->ctx, m, &desc, "model", &e) != CLI_GO) return CLI_FAILED;
   if (s->json) {
@@ -313,8 +314,8 @@ static int measure(training *t, mhk_model *m) {
     json_close(&t->json);
   } else {
     run_mixers(mhk_model_config(m), mixers, sizeof mixers);
-    printf("%s: cross-entropy %.3f +- %.3f, perplexity %.2f, on %lld held-out tokens\n", mixers, e.cross_entropy,
-           e.cross_entropy_error, exp(e.cross_entropy), (long long)e.tokens);
+    printf("%s: cross-entropy %.3f%s, perplexity %.2f, on %lld held-out tokens\n", mixers, e.cross_entropy,
+           run_error(e.cross_entropy_error, 0, 3, &b), exp(e.cross_entropy), (long long)e.tokens);
     fflush(stdout);
   }
   return CLI_GO;
