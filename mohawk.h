@@ -1246,9 +1246,10 @@ typedef struct mhk_custom_desc {
 /* Returns the output. desc is required. */
 MHKDEF mhk_tensor *mhk_custom(mhk_tape *t, const mhk_custom_desc *desc);
 MHKDEF int mhk_wants_grad(mhk_tape *t, mhk_tensor *x);
-/* For forward and backward of your op: memory, aligned to 64 bytes, that goes when it returns (NULL:
-   an error is set); and body for each task on the threads of the context, see mhk_parallel_fn, with
-   mhk_threads() workers. Let one task make all of a result: then threads do not change it. */
+/* For forward and backward of your op: memory, aligned to 64 bytes, that goes when it returns
+   (NULL: an error is set); and body for each task on the threads of the context, see
+   mhk_parallel_fn, with mhk_threads() workers. One task makes all of a result, so that threads do
+   not change it. */
 MHKDEF void *mhk_scratch(const mhk_op *op, size_t bytes);
 MHKDEF void mhk_parallel(const mhk_op *op, mhk_index tasks, mhk_task_fn body, void *arg);
 
@@ -18258,7 +18259,8 @@ static mhk_tensor *mhk__block_mlp(mhk_tape *t, const mhk_model *m, int layer, mh
 }
 
 MHKDEF mhk_tensor *mhk_forward_mlp(mhk_tape *t, mhk_model *m, int layer, mhk_tensor *u, mhk_tensor *y) {
-  return mhk__layer_ready(t, m, layer, u) && mhk__layer_ready(t, m, layer, y) ? mhk__block_mlp(t, m, layer, u, y) : NULL;
+  if (!mhk__layer_ready(t, m, layer, u) || !mhk__layer_ready(t, m, layer, y)) return NULL;
+  return mhk__block_mlp(t, m, layer, u, y);
 }
 
 /* Phi and Phi-Mamba: x + mixer(norm(x)) + mlp(norm(x)), in parallel. Llama and Llama-Mamba: y = x +
@@ -24778,9 +24780,9 @@ MHKDEF const char *mhk_bf16_name(const mhk_context *ctx) { return ctx ? mhk__bf1
           column_gain of mhk_orientation_desc, and squares. Which heads look far, and what a part
           does: windows and without of mhk_forward_desc, head_windows and without of
           mhk_evaluate_desc (mhk_without). mhk_evaluation says all means by quarter of the window,
-          and state_bytes; its errors are NaN for one window. Ops and layers of your own: mhk_scratch,
-          mhk_parallel, mhk_forward_mlp. Large teachers on small machines: share, layer_by_layer and teacher_type
-          of mhk_distill_desc, mhk_distill_stream_bytes.
+          and state_bytes; an error of one window is NaN. Large teachers on small machines: share,
+          layer_by_layer and teacher_type of mhk_distill_desc, mhk_distill_stream_bytes. For ops and
+          loops of your own: mhk_scratch, mhk_parallel, mhk_forward_mlp.
           Changed: mhk_attention and mhk_attention_matrix take an mhk_attention_desc in place of doc
           (windows by head, a scale, a rest in the denominator); values may have another size than
           keys. The default recipe has gates, biases and the calibrated start, batches of 4, budgets

@@ -53,8 +53,8 @@ static mhk_tensor *cap(mhk_tape *t, mhk_tensor *x) {
   return mhk_custom(t, &d);
 }
 
-/* An op of your own is checked by finite differences; the checker presets the gradient of x, so = in
-   place of += is found, too. */
+/* An op of your own is checked by finite differences. The checker presets the gradient of x, so =
+   in place of += is found, too. */
 static mhk_tensor *cap_squared(mhk_tape *t, void *x) { return mhk_mean(t, mhk_square(t, cap(t, (mhk_tensor *)x))); }
 static double cap_error(mhk_context *ctx) {
   mhk_index shape = 12, i;

@@ -200,8 +200,9 @@ mhk_model *cli_load(mhk_context *ctx, const char *path) {
     mhk_clear_error(ctx);
     if (named)
       mhk_fail(ctx, MHK_ERROR_FILE,
-               "%s is the name of a shape, for `mohawk inspect`, and not a folder with weights: download the model, for "
-               "example with `hf download microsoft/phi-1_5 --local-dir phi-1_5`, and name its folder", path);
+               "%s is the name of a shape, for `mohawk inspect`, and not a folder with weights: download the model, "
+               "for example with `hf download microsoft/phi-1_5 --local-dir phi-1_5`, and name its folder",
+               path);
   }
   return foreign_load(ctx, path, &desc);
 }

@@ -27,8 +27,8 @@ static const cli_option options[] = {
     {"out", "FILE", CLI_TEXT, CLI_AT(out), 0, 0,
      "an .svg with axes and legend, or a .png of the matrices only (default matrix.svg)"},
     {"save", "FILE", CLI_TEXT, CLI_AT(save), 0, 0,
-     "also write the matrices of all layers and heads as numbers: an .npy for NumPy, float32 (model, layer, head, token, "
-     "source) with the teacher as model 0, or a .csv with a line for each weight"},
+     "also write the matrices of all layers and heads as numbers: an .npy for NumPy, float32 (model, layer, head, "
+     "token, source) with the teacher as model 0, or a .csv with a line for each weight"},
     {"scale", "N", CLI_INT, CLI_AT(scale), 1, 64, "pixels per entry in a .png (default 4)"},
     CLI_STRICT,
     {"json", NULL, CLI_FLAG, CLI_AT(json), 0, 0, "print the distances as one JSON object instead of text"},
@@ -113,7 +113,8 @@ static int add_model(mhk_context *ctx, const numbers *x, int i, mhk_model *m, mh
 static void write_npy(FILE *f, const numbers *x) {
   const uint32_t one = 1;
   char text[256];
-  int used = snprintf(text, sizeof text, "{'descr': '%cf4', 'fortran_order': False, 'shape': (%d, %d, %d, %lld, %lld), }",
+  int used = snprintf(text, sizeof text,
+                      "{'descr': '%cf4', 'fortran_order': False, 'shape': (%d, %d, %d, %lld, %lld), }",
                       *(const char *)&one ? '<' : '>', x->n, x->layers, x->heads, (long long)x->T, (long long)x->T);
   const int length = (10 + used + 1 + 63) / 64 * 64 - 10;
   fprintf(f, "\223NUMPY\1%c%c%c%s%*s\n", 0, length % 256, length / 256, text, length - used - 1, "");
@@ -152,28 +153,33 @@ static void json_heads(cli_json *j, const numbers *x, int i) {
   }
 }
 
-static void tell(const settings *s, const picture_panel *panels, const numbers *all, int n, mhk_index T) {
+static void tell_json(const settings *s, const picture_panel *panels, const numbers *all, int n, mhk_index T) {
   cli_json j;
   int i;
-  if (s->json) {
-    json_start(&j, stdout, 0);
-    json_open(&j, NULL, '{');
-    json_text(&j, "out", s->out);
-    json_count(&j, "tokens", (double)T);
-    json_open(&j, "relative_error", '{');
-    for (i = 1; i < n; i++) json_real(&j, panels[i].title, picture_distance(panels[i].matrix, panels[0].matrix, T));
-    json_close(&j);
-    if (s->save) {
-      json_text(&j, "save", s->save);
-      json_open(&j, "relative_error_of_heads", '{');
-      for (i = 1; i < n; i++) {
-        json_open(&j, panels[i].title, '[');
-        json_heads(&j, all, i);
-        json_close(&j);
-      }
+  json_start(&j, stdout, 0);
+  json_open(&j, NULL, '{');
+  json_text(&j, "out", s->out);
+  json_count(&j, "tokens", (double)T);
+  json_open(&j, "relative_error", '{');
+  for (i = 1; i < n; i++) json_real(&j, panels[i].title, picture_distance(panels[i].matrix, panels[0].matrix, T));
+  json_close(&j);
+  if (s->save) {
+    json_text(&j, "save", s->save);
+    json_open(&j, "relative_error_of_heads", '{');
+    for (i = 1; i < n; i++) {
+      json_open(&j, panels[i].title, '[');
+      json_heads(&j, all, i);
       json_close(&j);
     }
     json_close(&j);
+  }
+  json_close(&j);
+}
+
+static void tell(const settings *s, const picture_panel *panels, const numbers *all, int n, mhk_index T) {
+  int i;
+  if (s->json) {
+    tell_json(s, panels, all, n, T);
     return;
   }
   for (i = 1; i < n; i++)

@@ -55,7 +55,8 @@ int run_evaluate(mhk_context *ctx, mhk_model *m, const mhk_evaluate_desc *desc, 
                  mhk_evaluation *result);
 /* a and b as one evaluation over the text of both */
 mhk_evaluation run_join(const mhk_evaluation *a, const mhk_evaluation *b);
-/* " +- 0.018" with that many digits; where one window has no standard error, blanks, none of width 0 */
+/* " +- 0.018" with that many digits; where one window has no standard error, blanks, none of width
+   0 */
 const char *run_error(double error, int width, int digits, cli_buffer *b);
 void run_print_header(FILE *out);
 void run_print_row(FILE *out, const char *name, const mhk_evaluation *e, int with_teacher);
