@@ -675,6 +675,7 @@ struct mhk_context_desc {
 };
 
 MHKDEF mhk_result mhk_error(const mhk_context *ctx); /* the code of the first error */
+/* Forgets the error, so that calls work again. Objects made before it stay as they are. */
 MHKDEF void mhk_clear_error(mhk_context *ctx);
 /* Sets an error with your message (printf format, conversions d i u x X c s e f g p), from ops and
    callbacks. Keeps an earlier error. Returns code. */
@@ -843,6 +844,7 @@ MHKDEF mhk_model *mhk_load_with(mhk_context *ctx, const char *path, const mhk_lo
    their type are used in place, so data must outlive the model. */
 MHKDEF mhk_model *mhk_load_memory(mhk_context *ctx, const void *data, size_t bytes);
 
+/* What the model is made of; owned by the model. NULL if m is NULL. */
 MHKDEF const mhk_config *mhk_model_config(const mhk_model *m);
 MHKDEF mhk_tokenizer *mhk_model_tokenizer(const mhk_model *m); /* the tokenizer of the model, or NULL */
 /* Why a loaded model does not use the tokenizer in its folder: a sentence; NULL: there is no
@@ -10928,7 +10930,8 @@ typedef struct mhk__json_reader {
   int nodes_left, block;
 } mhk__json_reader;
 
-static void mhk__json_fail(mhk__json_reader *r, size_t at, const char *expected) {
+/* Fails with what was expected at a byte; always returns 0. */
+static int mhk__json_fail(mhk__json_reader *r, size_t at, const char *expected) {
   char found[32];
   long long line = 1;
   for (size_t i = 0; i < at && i < r->n; i++) line += r->s[i] == '\n';
@@ -10940,6 +10943,7 @@ static void mhk__json_fail(mhk__json_reader *r, size_t at, const char *expected)
     mhk__print(found, sizeof found, "the byte 0x%02X", (unsigned)r->s[at]);
   mhk_fail(r->ctx, MHK_ERROR_FORMAT, "%s, line %lld, byte %lld: expected %s, found %s", r->where, line, (long long)at,
            expected, found);
+  return 0;
 }
 
 static void mhk__json_space(mhk__json_reader *r) {
@@ -10968,16 +10972,10 @@ static int mhk__json_text(mhk__json_reader *r, const char **text, size_t *length
   char *start = r->pool, *out = r->pool;
   size_t i = r->at + 1;
   for (;;) {
-    if (i >= r->n) {
-      mhk__json_fail(r, i, "the closing quote of a string");
-      return 0;
-    }
+    if (i >= r->n) return mhk__json_fail(r, i, "the closing quote of a string");
     const unsigned c = r->s[i];
     if (c == '"') break;
-    if (c < 0x20) {
-      mhk__json_fail(r, i, "no control character inside a string (it must be escaped)");
-      return 0;
-    }
+    if (c < 0x20) return mhk__json_fail(r, i, "no control character inside a string (it must be escaped)");
     if (c == '\\') {
       uint32_t code = 0, low = 0;
       unsigned e = i + 1 < r->n ? r->s[i + 1] : 0;
@@ -10995,22 +10993,16 @@ static int mhk__json_text(mhk__json_reader *r, const char **text, size_t *length
         i += 2;
         continue;
       }
-      if (e != 'u' || !mhk__json_hex4(r, i + 2, &code)) {
-        mhk__json_fail(r, e == 'u' ? i + 2 : i + 1,
+      if (e != 'u' || !mhk__json_hex4(r, i + 2, &code))
+        return mhk__json_fail(r, e == 'u' ? i + 2 : i + 1,
                        e == 'u' ? "four hexadecimal digits after \\u" : "one of \"\\/bfnrtu after a backslash");
-        return 0;
-      }
       i += 6;
-      if (code >= 0xDC00 && code < 0xE000) {
-        mhk__json_fail(r, i - 6, "no low surrogate without a high surrogate before it");
-        return 0;
-      }
+      if (code >= 0xDC00 && code < 0xE000)
+        return mhk__json_fail(r, i - 6, "no low surrogate without a high surrogate before it");
       if (code >= 0xD800 && code < 0xDC00) {
         if (r->n - i < 6 || r->s[i] != '\\' || r->s[i + 1] != 'u' || !mhk__json_hex4(r, i + 2, &low) || low < 0xDC00 ||
-            low > 0xDFFF) {
-          mhk__json_fail(r, i, "the low surrogate of a pair");
-          return 0;
-        }
+            low > 0xDFFF)
+          return mhk__json_fail(r, i, "the low surrogate of a pair");
         i += 6;
         code = 0x10000 + ((code - 0xD800) << 10) + (low - 0xDC00);
       }
@@ -11020,10 +11012,7 @@ static int mhk__json_text(mhk__json_reader *r, const char **text, size_t *length
       i++;
     } else {
       size_t k = mhk__utf8_length(r->s + i, r->n - i);
-      if (k == 0) {
-        mhk__json_fail(r, i, "valid UTF-8");
-        return 0;
-      }
+      if (k == 0) return mhk__json_fail(r, i, "valid UTF-8");
       memcpy(out, r->s + i, k);
       out += k;
       i += k;
@@ -11051,31 +11040,19 @@ static int mhk__json_read_number(mhk__json_reader *r, mhk__json *v) {
   else {
     start = i;
     i = mhk__json_digits(r, i);
-    if (i == start) {
-      mhk__json_fail(r, i, i == r->at ? "a value" : "a digit");
-      return 0;
-    }
-    if (r->s[start] == '0' && i > start + 1) {
-      mhk__json_fail(r, start + 1, "no digit after a leading zero");
-      return 0;
-    }
+    if (i == start) return mhk__json_fail(r, i, i == r->at ? "a value" : "a digit");
+    if (r->s[start] == '0' && i > start + 1) return mhk__json_fail(r, start + 1, "no digit after a leading zero");
     if (i < r->n && r->s[i] == '.') {
       start = ++i;
       i = mhk__json_digits(r, i);
-      if (i == start) {
-        mhk__json_fail(r, i, "a digit after the decimal point");
-        return 0;
-      }
+      if (i == start) return mhk__json_fail(r, i, "a digit after the decimal point");
     }
     if (i < r->n && (r->s[i] == 'e' || r->s[i] == 'E')) {
       i++;
       if (i < r->n && (r->s[i] == '+' || r->s[i] == '-')) i++;
       start = i;
       i = mhk__json_digits(r, i);
-      if (i == start) {
-        mhk__json_fail(r, i, "a digit of the exponent");
-        return 0;
-      }
+      if (i == start) return mhk__json_fail(r, i, "a digit of the exponent");
     }
   }
   v->type = MHK__JSON_NUMBER;
@@ -11152,15 +11129,90 @@ static int mhk__json_keys_differ(mhk__json_reader *r, const mhk__json *object) {
   return twice == NULL;
 }
 
+/* the open brackets around the next value, the last value in each, and the key before the next */
+typedef struct mhk__json_nest {
+  mhk__json *in[MHK__JSON_DEPTH], *last[MHK__JSON_DEPTH];
+  int depth;
+  const char *key;
+  size_t key_length;
+} mhk__json_nest;
+
+/* A value that begins here, in its place in the tree; NULL: no memory. */
+static mhk__json *mhk__json_begin(mhk__json_reader *r, mhk__json_nest *nest) {
+  mhk__json *v = mhk__json_new(r);
+  if (!v) return NULL;
+  mhk__json_space(r);
+  v->at = r->at;
+  v->key = nest->key;
+  v->key_length = nest->key_length;
+  nest->key = NULL;
+  nest->key_length = 0;
+  if (nest->depth > 0) {
+    mhk__json **last = &nest->last[nest->depth - 1], *in = nest->in[nest->depth - 1];
+    *(*last ? &(*last)->next : &in->first) = v;
+    *last = v;
+    in->count++;
+  }
+  return v;
+}
+
+/* Reads a value up to its end or, of an object or array, its bracket. */
+static int mhk__json_value(mhk__json_reader *r, mhk__json_nest *nest, mhk__json *v) {
+  const int c = r->at < r->n ? r->s[r->at] : -1;
+  if (c == '"') {
+    v->type = MHK__JSON_STRING;
+    return mhk__json_text(r, &v->text, &v->length);
+  }
+  if (c == 'n') return mhk__json_word(r, v, "null", MHK__JSON_NULL);
+  if (c == 't') return mhk__json_word(r, v, "true", MHK__JSON_TRUE);
+  if (c == 'f') return mhk__json_word(r, v, "false", MHK__JSON_FALSE);
+  if (c != '{' && c != '[') return mhk__json_read_number(r, v);
+  if (nest->depth == MHK__JSON_DEPTH) return mhk__json_fail(r, r->at, "no more than 100 nested brackets");
+  v->type = c == '{' ? MHK__JSON_OBJECT : MHK__JSON_ARRAY;
+  nest->in[nest->depth] = v;
+  nest->last[nest->depth++] = NULL;
+  r->at++;
+  return 1;
+}
+
+/* Reads commas, closing brackets and a key, up to the start of the next value. first: an object or
+   array has just been opened. */
+static int mhk__json_between(mhk__json_reader *r, mhk__json_nest *nest, int first) {
+  for (; nest->depth > 0; first = 0) {
+    const mhk__json *in = nest->in[nest->depth - 1];
+    const int object = in->type == MHK__JSON_OBJECT;
+    mhk__json_space(r);
+    const int c = r->at < r->n ? r->s[r->at] : -1;
+    if (c == (object ? '}' : ']')) {
+      r->at++;
+      if (object && !mhk__json_keys_differ(r, in)) return 0;
+      nest->depth--;
+      continue;
+    }
+    if (!first) {
+      if (c != ',') return mhk__json_fail(r, r->at, object ? "',' or '}'" : "',' or ']'");
+      r->at++;
+      mhk__json_space(r);
+    }
+    if (!object) return 1;
+    if (r->at >= r->n || r->s[r->at] != '"')
+      return mhk__json_fail(r, r->at, first ? "a key in quotes or '}'" : "a key in quotes");
+    if (!mhk__json_text(r, &nest->key, &nest->key_length)) return 0;
+    mhk__json_space(r);
+    if (r->at >= r->n || r->s[r->at] != ':') return mhk__json_fail(r, r->at, "':' after a key");
+    r->at++;
+    return 1;
+  }
+  return 1;
+}
+
 /* Parses a text into a tree in the arena, which does not refer to the text. where names the text in
    errors. */
 static mhk__json *mhk__json_parse(mhk_context *ctx, mhk__arena *a, const char *json, size_t length, const char *where,
                                   int flags) {
   mhk__json_reader r;
-  mhk__json *stack[MHK__JSON_DEPTH], *last[MHK__JSON_DEPTH], *root = NULL;
-  const char *key = NULL;
-  size_t key_length = 0;
-  int depth = 0;
+  mhk__json_nest nest;
+  mhk__json *root = NULL;
   if (mhk_failed(ctx)) return NULL;
   memset(&r, 0, sizeof r);
   r.ctx = ctx;
@@ -11169,93 +11221,19 @@ static mhk__json *mhk__json_parse(mhk_context *ctx, mhk__arena *a, const char *j
   r.n = length;
   r.where = where;
   r.flags = flags;
+  nest.depth = 0;
+  nest.key = NULL;
+  nest.key_length = 0;
   if (length > (size_t)PTRDIFF_MAX - 1)
     return mhk__null(ctx, MHK_ERROR_FORMAT, "%s is too long", where);
   r.pool = (char *)mhk__arena_alloc(ctx, a, length + 1);
   if (!r.pool) return NULL;
-  for (;;) { /* one value per iteration, with what follows it */
-    mhk__json *v = mhk__json_new(&r);
-    int c, open = 0;
-    if (!v) return NULL;
-    mhk__json_space(&r);
-    v->at = r.at;
-    v->key = key;
-    v->key_length = key_length;
-    key = NULL;
-    key_length = 0;
-    if (depth == 0)
-      root = v;
-    else {
-      if (last[depth - 1])
-        last[depth - 1]->next = v;
-      else
-        stack[depth - 1]->first = v;
-      last[depth - 1] = v;
-      stack[depth - 1]->count++;
-    }
-    c = r.at < r.n ? r.s[r.at] : -1;
-    if (c == '{' || c == '[') {
-      if (depth == MHK__JSON_DEPTH) {
-        mhk__json_fail(&r, r.at, "no more than 100 nested brackets");
-        return NULL;
-      }
-      v->type = c == '{' ? MHK__JSON_OBJECT : MHK__JSON_ARRAY;
-      stack[depth] = v;
-      last[depth++] = NULL;
-      r.at++;
-      open = 1;
-    } else if (c == '"') {
-      v->type = MHK__JSON_STRING;
-      if (!mhk__json_text(&r, &v->text, &v->length)) return NULL;
-    } else if (c == 'n' || c == 't' || c == 'f') {
-      if (!mhk__json_word(&r, v,
-                          c == 'n'   ? "null"
-                          : c == 't' ? "true"
-                                     : "false",
-                          c == 'n'   ? MHK__JSON_NULL
-                          : c == 't' ? MHK__JSON_TRUE
-                                     : MHK__JSON_FALSE))
-        return NULL;
-    } else if (!mhk__json_read_number(&r, v))
-      return NULL;
-    while (depth > 0) { /* commas and closing brackets up to the start of the next value */
-      const int object = stack[depth - 1]->type == MHK__JSON_OBJECT;
-      int comma = 0;
-      mhk__json_space(&r);
-      c = r.at < r.n ? r.s[r.at] : -1;
-      if (c == (object ? '}' : ']')) {
-        r.at++;
-        if (object && !mhk__json_keys_differ(&r, stack[depth - 1])) return NULL;
-        depth--;
-        open = 0;
-        continue;
-      }
-      if (!open) {
-        if (c != ',') {
-          mhk__json_fail(&r, r.at, object ? "',' or '}'" : "',' or ']'");
-          return NULL;
-        }
-        r.at++;
-        comma = 1;
-        mhk__json_space(&r);
-      }
-      if (object) {
-        if (r.at >= r.n || r.s[r.at] != '"') {
-          mhk__json_fail(&r, r.at, comma ? "a key in quotes" : "a key in quotes or '}'");
-          return NULL;
-        }
-        if (!mhk__json_text(&r, &key, &key_length)) return NULL;
-        mhk__json_space(&r);
-        if (r.at >= r.n || r.s[r.at] != ':') {
-          mhk__json_fail(&r, r.at, "':' after a key");
-          return NULL;
-        }
-        r.at++;
-      }
-      break;
-    }
-    if (depth == 0) break;
-  }
+  do {
+    mhk__json *v = mhk__json_begin(&r, &nest);
+    const int before = nest.depth;
+    if (!root) root = v;
+    if (!v || !mhk__json_value(&r, &nest, v) || !mhk__json_between(&r, &nest, nest.depth > before)) return NULL;
+  } while (nest.depth > 0);
   mhk__json_space(&r);
   if (r.at < r.n) {
     mhk__json_fail(&r, r.at, "nothing more after the value");
@@ -11434,6 +11412,11 @@ static void mhk__write_key(mhk__writer *w, const char *key) {
   mhk__write_item(w);
   mhk__write_string(w, key, strlen(key));
   mhk__write_text(w, w->compact ? ":" : ": ");
+}
+
+static void mhk__write_string_key(mhk__writer *w, const char *key, const char *text) {
+  mhk__write_key(w, key);
+  mhk__write_string(w, text, strlen(text));
 }
 
 /* opens '{' or '[' as a value; closes '}' or ']' */
@@ -12206,6 +12189,49 @@ static mhk_result mhk__write_outgoing(mhk_context *ctx, mhk__output *out, const 
   return mhk_error(ctx);
 }
 
+/* Writes the entry __metadata__ of a header: pairs of key and value. */
+static void mhk__put_metadata(mhk_context *ctx, mhk__writer *w, int n, const char *const *metadata,
+                              const size_t *lengths) {
+  mhk__write_key(w, "__metadata__");
+  mhk__write_open(w, '{');
+  for (int i = 0; i < n; i++) {
+    const char *key = metadata[2 * i], *value = metadata[2 * i + 1];
+    const size_t length = lengths ? lengths[i] : strlen(value);
+    for (int j = 0; j < i; j++)
+      if (strcmp(metadata[2 * j], key) == 0)
+        mhk_fail(ctx, MHK_ERROR_ARGUMENT, "the metadata key \"%.100s\" is given twice", key);
+    if (!mhk__utf8_valid(key, strlen(key)) || !mhk__utf8_valid(value, length))
+      mhk_fail(ctx, MHK_ERROR_ARGUMENT, "the metadata \"%.100s\" is not valid UTF-8", key);
+    mhk__write_key(w, key);
+    mhk__write_string(w, value, length);
+  }
+  mhk__write_close(w, '}');
+}
+
+/* Writes a tensor's entry of a header. at: where its numbers start; returns where they end. */
+static size_t mhk__put_entry(mhk_context *ctx, mhk__writer *w, const mhk__outgoing *x, size_t at) {
+  const size_t end = at + mhk__size3(ctx, x->count, 1, mhk_dtype_bytes(x->dtype));
+  mhk__write_key(w, x->name);
+  mhk__write_open(w, '{');
+  mhk__write_string_key(w, "dtype", mhk_dtype_name(x->dtype));
+  mhk__write_key(w, "shape");
+  mhk__write_open(w, '[');
+  for (int j = 0; j < x->rank; j++) {
+    mhk__write_item(w);
+    mhk__write_integer(w, (int64_t)x->shape[j]);
+  }
+  mhk__write_close(w, ']');
+  mhk__write_key(w, "data_offsets");
+  mhk__write_open(w, '[');
+  mhk__write_item(w);
+  mhk__write_integer(w, (int64_t)at);
+  mhk__write_item(w);
+  mhk__write_integer(w, (int64_t)end);
+  mhk__write_close(w, ']');
+  mhk__write_close(w, '}');
+  return end;
+}
+
 /* Writes everything into out, which the caller closes in any case. metadata: n_metadata pairs of
    key and value; lengths: of the values, or NULL if they are 0-terminated */
 static mhk_result mhk__file_put(mhk_context *ctx, mhk__output *out, const char *path, int n,
@@ -12235,45 +12261,8 @@ static mhk_result mhk__file_put(mhk_context *ctx, mhk__output *out, const char *
   mhk__write_to(&w, ctx, &ctx->scratch);
   w.compact = 1;
   mhk__write_open(&w, '{');
-  if (n_metadata > 0) {
-    mhk__write_key(&w, "__metadata__");
-    mhk__write_open(&w, '{');
-    for (int i = 0; i < n_metadata; i++) {
-      const size_t length = lengths ? lengths[i] : strlen(metadata[2 * i + 1]);
-      for (int j = 0; j < i; j++)
-        if (strcmp(metadata[2 * j], metadata[2 * i]) == 0)
-          mhk_fail(ctx, MHK_ERROR_ARGUMENT, "the metadata key \"%.100s\" is given twice", metadata[2 * i]);
-      if (!mhk__utf8_valid(metadata[2 * i], strlen(metadata[2 * i])) || !mhk__utf8_valid(metadata[2 * i + 1], length))
-        mhk_fail(ctx, MHK_ERROR_ARGUMENT, "the metadata \"%.100s\" is not valid UTF-8", metadata[2 * i]);
-      mhk__write_key(&w, metadata[2 * i]);
-      mhk__write_string(&w, metadata[2 * i + 1], length);
-    }
-    mhk__write_close(&w, '}');
-  }
-  for (int i = 0; i < n; i++) {
-    const mhk__outgoing *x = (const mhk__outgoing *)order[i];
-    const size_t bytes = mhk__size3(ctx, x->count, 1, mhk_dtype_bytes(x->dtype));
-    mhk__write_key(&w, x->name);
-    mhk__write_open(&w, '{');
-    mhk__write_key(&w, "dtype");
-    mhk__write_string(&w, mhk_dtype_name(x->dtype), strlen(mhk_dtype_name(x->dtype)));
-    mhk__write_key(&w, "shape");
-    mhk__write_open(&w, '[');
-    for (int j = 0; j < x->rank; j++) {
-      mhk__write_item(&w);
-      mhk__write_integer(&w, (int64_t)x->shape[j]);
-    }
-    mhk__write_close(&w, ']');
-    mhk__write_key(&w, "data_offsets");
-    mhk__write_open(&w, '[');
-    mhk__write_item(&w);
-    mhk__write_integer(&w, (int64_t)at);
-    at += bytes;
-    mhk__write_item(&w);
-    mhk__write_integer(&w, (int64_t)at);
-    mhk__write_close(&w, ']');
-    mhk__write_close(&w, '}');
-  }
+  if (n_metadata > 0) mhk__put_metadata(ctx, &w, n_metadata, metadata, lengths);
+  for (int i = 0; i < n; i++) at = mhk__put_entry(ctx, &w, (const mhk__outgoing *)order[i], at);
   mhk__write_close(&w, '}');
   while (!mhk_failed(ctx) && (w.length + 8) % MHK__ALIGN != 0) mhk__write_bytes(&w, " ", 1);
   if (!mhk_failed(ctx) && w.length > MHK__HEADER_MOST)
@@ -15964,11 +15953,6 @@ static void mhk__write_word_key(mhk__writer *w, const char *key, const char *wor
   mhk__write_text(w, word);
 }
 
-static void mhk__write_string_key(mhk__writer *w, const char *key, const char *text) {
-  mhk__write_key(w, key);
-  mhk__write_string(w, text, strlen(text));
-}
-
 static void mhk__write_flag_key(mhk__writer *w, const char *key, int on) {
   mhk__write_word_key(w, key, on ? "true" : "false");
 }
@@ -16001,6 +15985,7 @@ static void mhk__write_limit(mhk__writer *w, const char *key, const mhk_config *
   mhk__write_close(w, ']');
 }
 
+/* Writes the keys of a table as the configuration has them, without those it has by default. */
 static void mhk__keys_write(mhk__writer *w, const mhk__key *keys, int n, const mhk_config *c) {
   for (const mhk__key *k = keys; k < keys + n; k++) {
     const int kind = k->kind % MHK__KEY_UNUSUAL, unusual = k->kind >= MHK__KEY_UNUSUAL;

@@ -518,61 +518,84 @@ static int q_all(q_kernels *all) {
   return n;
 }
 
-/* way 0: numbers of all sizes, 1: the largest ones, whose sums are the largest integers, 2:
+/* one product of quantized weights: rows n0 .. n0 + N of dtype in groups, with M rows of x.
+   way 0: numbers of all sizes, 1: the largest ones, whose sums are the largest integers, 2:
    integers of x whose bytes turn over */
-static void q_case(const q_kernels *all, int n_all, mhk_dtype dtype, int group, mhk_index n0, mhk_index N, mhk_index K,
-                   mhk_index M, int way) {
-  const mhk_index blocks = mhk__q_blocks(n0 + N), first = n0 / 16, bytes = mhk__q_block_bytes(dtype, K),
-                  groups = K / group, ldy = N + 3;
-  unsigned char *w = (unsigned char *)raw_room(blocks * bytes, 1, 0);
-  uint16_t *scale = (uint16_t *)raw_room(blocks * groups * 16, 2, 0);
-  mhk_real *x = random_room(M * K, -3, 3), *same = NULL;
-  double *want = doubles(M * N), most = 0, off = 0;
-  mhk_quantized q;
-  mhk__q_args a;
-  mhk_index i, j, k, p;
-  int v;
-  for (i = 0; i < blocks * bytes; i++)
-    w[i] = (unsigned char)(way == 1 ? dtype == MHK_Q8 ? 0x80 : 0xFF : test_random(&seed));
-  for (i = 0; i < blocks * groups * 16; i++)
+typedef struct q_case {
+  mhk_dtype dtype;
+  int group, way;
+  mhk_index n0, N, K, M;
+} q_case;
+
+/* Random weights in q, and x made as the way says. */
+static void q_inputs(const q_case *c, mhk_quantized *q, mhk_real *x) {
+  const mhk_index blocks = mhk__q_blocks(c->n0 + c->N), bytes = blocks * mhk__q_block_bytes(c->dtype, c->K),
+                  scales = blocks * (c->K / c->group) * 16;
+  unsigned char *w = (unsigned char *)raw_room(bytes, 1, 0);
+  uint16_t *scale = (uint16_t *)raw_room(scales, 2, 0);
+  mhk_index i;
+  for (i = 0; i < bytes; i++)
+    w[i] = (unsigned char)(c->way == 1 ? c->dtype == MHK_Q8 ? 0x80 : 0xFF : test_random(&seed));
+  for (i = 0; i < scales; i++)
     scale[i] = (uint16_t)((test_random(&seed) & 0x83FF) | (uint64_t)(8 + test_random(&seed) % 6) << 10);
-  for (i = 0; i < M * K; i++) {
-    if (way == 0) x[i] *= (mhk_real)ldexp(1, (int)(test_random(&seed) % 12) - 6);
-    if (way == 1) x[i] = i / K % 2 ? -2 : 2;
-    if (way == 2)
-      x[i] = i % group == 0
+  for (i = 0; i < c->M * c->K; i++) {
+    if (c->way == 0) x[i] *= (mhk_real)ldexp(1, (int)(test_random(&seed) % 12) - 6);
+    if (c->way == 1) x[i] = i / c->K % 2 ? -2 : 2;
+    if (c->way == 2)
+      x[i] = i % c->group == 0
                  ? 32512
                  : (mhk_real)((int)(test_random(&seed) % 255 - 127) * 256 + (int)(test_random(&seed) % 3) + 126);
   }
-  memset(&q, 0, sizeof q);
-  q.q = w;
-  q.scale = scale;
-  q.rows = blocks * 16;
-  q.group = group;
+  memset(q, 0, sizeof *q);
+  q->q = w;
+  q->scale = scale;
+  q->rows = blocks * 16;
+  q->group = c->group;
+}
+
+/* the product in double; returns how much of its largest number rounding may change */
+static double q_want(const q_case *c, const mhk_quantized *q, const mhk_real *x, double *want) {
+  double most = 0, off = 0;
+  mhk_index i, j, k, p;
+  for (i = 0; i < c->M; i++)
+    for (j = 0; j < c->N; j++) {
+      double room_for = 0, size = 0, largest = 0, sum = 0;
+      for (k = 0; k < c->K; k++) {
+        const double e = mhk__ref_dequantized(q, c->dtype, c->K, c->n0 + j, k), at_k = (double)x[i * c->K + k];
+        if (k % c->group == 0)
+          for (largest = 0, p = k; p < k + c->group; p++) largest = fmax(largest, fabs((double)x[i * c->K + p]));
+        sum += e * at_k;
+        size += fabs(e * at_k);
+        room_for += fabs(e) * largest * 0.51 / 32512;
+      }
+      want[i * c->N + j] = sum;
+      most = fmax(most, fabs(sum));
+      off = fmax(off, room_for + 4 * EPS * size);
+    }
+  return off / most;
+}
+
+/* Each kernel: within rounding, a row alone, and the same bits of all that are exact. */
+static void check_q_case(const q_kernels *all, int n_all, const q_case *c) {
+  const mhk_index blocks = mhk__q_blocks(c->n0 + c->N), first = c->n0 / 16, groups = c->K / c->group, M = c->M,
+                  N = c->N, K = c->K, ldy = N + 3;
+  mhk_real *x = random_room(M * K, -3, 3), *same = NULL;
+  double *want = doubles(M * N), off;
+  mhk_quantized q;
+  mhk__q_args a;
+  mhk_index i;
+  int v;
+  q_inputs(c, &q, x);
+  off = q_want(c, &q, x, want);
   memset(&a, 0, sizeof a);
   a.M = M;
   a.N = N;
   a.K = K;
   a.q = &q;
-  a.dtype = dtype;
-  a.n0 = n0;
+  a.dtype = c->dtype;
+  a.n0 = c->n0;
   a.x = x;
   a.ldy = ldy;
-  for (i = 0; i < M; i++)
-    for (j = 0; j < N; j++) {
-      double room_for = 0, size = 0, largest = 0;
-      for (k = 0; k < K; k++) {
-        const double e = mhk__ref_dequantized(&q, dtype, K, n0 + j, k);
-        if (k % group == 0)
-          for (largest = 0, p = k; p < k + group; p++)
-            if (fabs((double)x[i * K + p]) > largest) largest = fabs((double)x[i * K + p]);
-        want[i * N + j] += e * (double)x[i * K + k];
-        size += fabs(e * (double)x[i * K + k]);
-        room_for += fabs(e) * largest * 0.51 / 32512;
-      }
-      if (fabs(want[i * N + j]) > most) most = fabs(want[i * N + j]);
-      if (room_for + 4 * EPS * size > off) off = room_for + 4 * EPS * size;
-    }
   for (v = 0; v < n_all; v++) {
     mhk_real *y = rows_room(M, ldy, N), *rows;
     a.y = y;
@@ -581,11 +604,12 @@ static void q_case(const q_kernels *all, int n_all, mhk_dtype dtype, int group, 
     a.offset = (int32_t *)raw_room(M * groups, sizeof *a.offset, 1);
     machine = 8;
     set_at("%s, %s in groups of %d, %lld x %lld x %lld from %lld, way %d", all[v].name,
-           dtype == MHK_Q8 ? "int8" : "int4", group, (long long)M, (long long)N, (long long)K, (long long)n0, way);
+           c->dtype == MHK_Q8 ? "int8" : "int4", c->group, (long long)M, (long long)N, (long long)K, (long long)c->n0,
+           c->way);
     for (i = 0; i < M; i++) all[v].prepare(&a, i);
     all[v].times(&a, first, blocks);
     rows = dense(y, M, N, ldy);
-    CHECK_CLOSE_TO_DOUBLE(at, rows, want, M * N, off / most);
+    CHECK_CLOSE_TO_DOUBLE(at, rows, want, M * N, off);
     if (M > 1) { /* a row alone has the same bits, whatever tile it was in */
       mhk_real *alone = rows_room(1, ldy, N);
       mhk__q_args b = a;
@@ -606,22 +630,26 @@ static void q_case(const q_kernels *all, int n_all, mhk_dtype dtype, int group, 
 TEST(quantized) {
   static const mhk_index depths[] = {32, 64, 96, 128, 320}, widths[] = {1, 15, 16, 17, 40},
                          firsts[] = {0, 0, 5, 16, 30};
+  enum { ROWS = 9, KINDS = 2 * 2 * 3 }; /* of x; groups of 32 or 64, int8 or int4, ways */
   q_kernels all[16];
   const int n_all = q_all(all);
-  int d, n, way, group, type;
-  mhk_index m;
-  for (d = 0; d < COUNT(depths); d++)
-    for (n = 0; n < COUNT(widths); n++)
-      for (m = 1; m <= 9; m++)
-        for (group = 32; group <= 64; group += 32)
-          for (type = MHK_Q8; type <= MHK_Q4; type++)
-            for (way = 0; way < 3; way++)
-              if (depths[d] % group == 0)
-                q_case(all, n_all, (mhk_dtype)type, group, firsts[(d + n) % COUNT(firsts)], widths[n], depths[d], m,
-                       way);
+  int i, type;
+  for (i = 0; i < COUNT(depths) * COUNT(widths) * ROWS * KINDS; i++) {
+    const int kind = i % KINDS, n = i / KINDS / ROWS % COUNT(widths), d = i / KINDS / ROWS / COUNT(widths);
+    q_case c;
+    c.group = kind % 2 ? 64 : 32;
+    c.dtype = kind / 2 % 2 ? MHK_Q4 : MHK_Q8;
+    c.way = kind / 4;
+    c.n0 = firsts[(d + n) % COUNT(firsts)];
+    c.N = widths[n];
+    c.K = depths[d];
+    c.M = 1 + i / KINDS % ROWS;
+    if (c.K % c.group == 0) check_q_case(all, n_all, &c);
+  }
   for (type = MHK_Q8; type <= MHK_Q4; type++) { /* more rows than pass over the blocks together */
-    q_case(all, n_all, (mhk_dtype)type, 32, 5, 50, 8192, 13, 0);
-    q_case(all, n_all, (mhk_dtype)type, 64, 0, 33, 1024, 131, 2);
+    const q_case c[] = {{(mhk_dtype)type, 32, 0, 5, 50, 8192, 13}, {(mhk_dtype)type, 64, 2, 0, 33, 1024, 131}};
+    check_q_case(all, n_all, &c[0]);
+    check_q_case(all, n_all, &c[1]);
   }
 }
 #endif
@@ -666,92 +694,78 @@ TEST(product_plain) {
 }
 
 /* the driver, with all ways the operands may lie and everything that may follow */
-TEST(gemm) {
-  static const mhk_index sizes[][3] = {{0, 3, 3},
-                                       {3, 0, 3},
-                                       {3, 5, 0},
-                                       {1, 1, 1},
-                                       {1, 7, 5},
-                                       {1, 65, 131},
-                                       {2, 33, 64},
-                                       {3, 17, 97},
-                                       {4, 129, 65},
-                                       {5, 5, 5},
-                                       {7, 31, 383},
-                                       {13, 33, 2},
-                                       {14, 32, 384},
-                                       {15, 31, 385},
-                                       {16, 16, 769},
-                                       {64, 64, 64},
-                                       {65, 63, 67},
-                                       {167, 13, 11},
-                                       {169, 65, 29},
-                                       {337, 31, 7},
-                                       {97, 257, 41},
-                                       {1, 1031, 16},
-                                       {4, 37, 1031},
-                                       /* several blocks of k, parts of rows, rounds of both */ {150, 70, 1031},
-                                       {520, 33, 67},
-                                       {2100, 3, 530}};
+static const mhk_index gemm_sizes[][3] = {
+    {0, 3, 3}, {3, 0, 3}, {3, 5, 0}, {1, 1, 1}, {1, 7, 5}, {1, 65, 131}, {2, 33, 64}, {3, 17, 97},
+    {4, 129, 65}, {5, 5, 5}, {7, 31, 383}, {13, 33, 2}, {14, 32, 384}, {15, 31, 385}, {16, 16, 769},
+    {64, 64, 64}, {65, 63, 67}, {167, 13, 11}, {169, 65, 29}, {337, 31, 7}, {97, 257, 41}, {1, 1031, 16},
+    {4, 37, 1031},
+    /* several blocks of k, parts of rows, rounds of both */
+    {150, 70, 1031}, {520, 33, 67}, {2100, 3, 530}};
+
+/* way 0 .. 7: which operands are transposed, and whether rows have gaps between them */
+static void check_gemm(mhk_context *ctx, int s, int way) {
   static const mhk_dtype types[] = {MHK_F32, MHK_BF16, MHK_F16, MHK_F64};
+  const mhk_index M = gemm_sizes[s][0], N = gemm_sizes[s][1], K = gemm_sizes[s][2], gap = way >= 4 ? 3 : 0,
+                  ldc = N + gap;
+  const mhk_index ar = way & 1 ? 1 : K + gap, ac = way & 1 ? M + gap : 1, br = way & 2 ? 1 : N + gap,
+                  bc = way & 2 ? K + gap : 1;
+  const mhk_dtype type = way == 2 ? types[s % 4] : types[(s + way) % 4];
+  const mhk_index na = M * K > 0 ? (M - 1) * ar + (K - 1) * ac + 1 : 0,
+                  nb = N * K > 0 ? (N - 1) * bc + (K - 1) * br + 1 : 0;
+  double *values;
+  void *b = stored(type, nb, &values);
+  mhk_real *a = random_room(na, -1, 1), *bias = random_room(N, -1, 1), *residual = random_room(M * ldc, -1, 1),
+           *first = NULL;
+  double *want = doubles(M * N), *want_before = doubles(M * N);
+  mhk__epilogue e;
+  mhk_index i, j;
+  const int kind = (s + 5 * way) % 11;
+  int threads;
+  memset(&e, 0, sizeof e);
+  e.accumulate = kind & 1;
+  e.bias = kind & 2 ? bias : NULL;
+  e.residual = kind & 4 ? residual : NULL;
+  e.gelu = kind >> 3;
+  set_at("gemm %lld x %lld x %lld, %s, way %d, epilogue %d", (long long)M, (long long)N, (long long)K,
+         type_name(type), way, kind);
+  for (i = 0; i < nb; i++) values[i] = (double)(mhk_real)values[i];
+  for (i = 0; i < M * N; i++) want[i] = e.accumulate ? (double)(i % N % 5 - 2) : 0;
+  mhk__ref_product(M, N, K, mhk__ref_strided(as_doubles(a, na), ar, ac), mhk__ref_strided(values, br, bc), want);
+  for (i = 0; i < M; i++)
+    for (j = 0; j < N; j++) {
+      double sum = want[i * N + j];
+      if (e.bias) sum += (double)bias[j];
+      if (e.residual) sum += (double)residual[i * ldc + j];
+      want_before[i * N + j] = sum;
+      want[i * N + j] = e.gelu ? mhk__ref_gelu(sum) : sum;
+    }
+  for (threads = 1; threads <= 3; threads += 2) {
+    mhk_real *c = rows_room(M, ldc, N), *before = e.gelu ? rows_room(M, ldc, N) : NULL, *got;
+    if (e.accumulate)
+      for (i = 0; i < M; i++)
+        for (j = 0; j < N; j++) c[i * ldc + j] = (mhk_real)(j % 5 - 2);
+    e.before = before;
+    mhk_set_threads(ctx, threads);
+    mhk__gemm(ctx, M, N, K, mhk__mat(a, MHK_REAL, ar, ac), mhk__mat(b, type, br, bc), c, ldc,
+              kind == 0 ? NULL : &e);
+    CHECK_OK(ctx);
+    got = dense(c, M, N, ldc);
+    if (threads == 1) {
+      result("c", got, want, M * N, 10 * EPS);
+      if (before) result("before", dense(before, M, N, ldc), want_before, M * N, 10 * EPS);
+      first = got;
+    } else if (M * N > 0)
+      CHECK_SAME("gemm on other numbers of threads", got, first, M * N);
+  }
+  mhk_set_threads(ctx, 1);
+  release();
+}
+
+TEST(gemm) {
   EACH_MACHINE {
-    mhk_context *ctx = contexts[machine];
-    int s, way, threads;
-    for (s = 0; s < COUNT(sizes); s++)
-      for (way = 0; way < 8; way++) {
-        const mhk_index M = sizes[s][0], N = sizes[s][1], K = sizes[s][2], gap = way >= 4 ? 3 : 0, ldc = N + gap;
-        const mhk_index ar = way & 1 ? 1 : K + gap, ac = way & 1 ? M + gap : 1, br = way & 2 ? 1 : N + gap,
-                        bc = way & 2 ? K + gap : 1;
-        const mhk_dtype type = way == 2 ? types[s % 4] : types[(s + way) % 4];
-        const mhk_index na = M * K > 0 ? (M - 1) * ar + (K - 1) * ac + 1 : 0,
-                        nb = N * K > 0 ? (N - 1) * bc + (K - 1) * br + 1 : 0;
-        double *values;
-        void *b = stored(type, nb, &values);
-        mhk_real *a = random_room(na, -1, 1), *bias = random_room(N, -1, 1), *residual = random_room(M * ldc, -1, 1),
-                 *first = NULL;
-        double *want = doubles(M * N), *want_before = doubles(M * N);
-        mhk__epilogue e;
-        mhk_index i, j;
-        const int kind = (s + 5 * way) % 11;
-        memset(&e, 0, sizeof e);
-        e.accumulate = kind & 1;
-        e.bias = kind & 2 ? bias : NULL;
-        e.residual = kind & 4 ? residual : NULL;
-        e.gelu = kind >> 3;
-        set_at("gemm %lld x %lld x %lld, %s, way %d, epilogue %d", (long long)M, (long long)N, (long long)K,
-               type_name(type), way, kind);
-        for (i = 0; i < nb; i++) values[i] = (double)(mhk_real)values[i];
-        for (i = 0; i < M * N; i++) want[i] = e.accumulate ? (double)(i % N % 5 - 2) : 0;
-        mhk__ref_product(M, N, K, mhk__ref_strided(as_doubles(a, na), ar, ac), mhk__ref_strided(values, br, bc), want);
-        for (i = 0; i < M; i++)
-          for (j = 0; j < N; j++) {
-            double sum = want[i * N + j];
-            if (e.bias) sum += (double)bias[j];
-            if (e.residual) sum += (double)residual[i * ldc + j];
-            want_before[i * N + j] = sum;
-            want[i * N + j] = e.gelu ? mhk__ref_gelu(sum) : sum;
-          }
-        for (threads = 1; threads <= 3; threads += 2) {
-          mhk_real *c = rows_room(M, ldc, N), *before = e.gelu ? rows_room(M, ldc, N) : NULL, *got;
-          if (e.accumulate)
-            for (i = 0; i < M; i++)
-              for (j = 0; j < N; j++) c[i * ldc + j] = (mhk_real)(j % 5 - 2);
-          e.before = before;
-          mhk_set_threads(ctx, threads);
-          mhk__gemm(ctx, M, N, K, mhk__mat(a, MHK_REAL, ar, ac), mhk__mat(b, type, br, bc), c, ldc,
-                    kind == 0 ? NULL : &e);
-          CHECK_OK(ctx);
-          got = dense(c, M, N, ldc);
-          if (threads == 1) {
-            result("c", got, want, M * N, 10 * EPS);
-            if (before) result("before", dense(before, M, N, ldc), want_before, M * N, 10 * EPS);
-            first = got;
-          } else if (M * N > 0)
-            CHECK_SAME("gemm on other numbers of threads", got, first, M * N);
-        }
-        mhk_set_threads(ctx, 1);
-        release();
-      }
+    int s, way;
+    for (s = 0; s < COUNT(gemm_sizes); s++)
+      for (way = 0; way < 8; way++) check_gemm(contexts[machine], s, way);
   }
 }
 
@@ -1770,103 +1784,134 @@ TEST(orientation) {
 
 enum { CHANNELS = 64 }; /* of one call, as the driver cuts them */
 
+/* n channels from `first` of a convolution, and what it should give, in double: y before and after
+   the activation, and the gradients */
+typedef struct conv_case {
+  mhk__conv_args a;
+  mhk_index first, n;
+  mhk_real *before; /* y before the activation, all channels */
+  double *y, *z, *dx, *dw, *db;
+} conv_case;
+
+/* the reference, channel by channel, with dy as the gradient of y */
+static void conv_want(conv_case *w, const mhk_real *dy) {
+  const mhk__conv_args *a = &w->a;
+  const mhk_index B = a->B, T = a->T, C = a->C, W = a->W;
+  mhk_index b, t, c;
+  for (b = 0; b < B; b++)
+    for (c = w->first; c < w->first + w->n; c++) {
+      const int kept = n_blocks;
+      mhk__ref_conv r;
+      int starts[23];
+      double *out = doubles(T), *dz = doubles(T), *one_dx = doubles(T);
+      for (t = 0; t < T; t++) starts[t] = a->start ? (int)a->start[b * T + t] : -1;
+      r.T = (int)T;
+      r.W = (int)W;
+      r.x = gathered(a->x + b * T * C + c, T, 1, C);
+      r.past = NULL;
+      r.taps = gathered(a->weight + c * W, W, 1, 1);
+      r.bias = a->bias ? (double)a->bias[c] : 0;
+      r.first = starts;
+      mhk__ref_conv_forward(&r, out);
+      for (t = 0; t < T; t++) {
+        const mhk_index yi = (b * T + t) * w->n + c - w->first;
+        w->z[(b * T + t) * C + c] = out[t];
+        w->before[(b * T + t) * C + c] = (mhk_real)out[t];
+        w->y[yi] = a->silu ? mhk__ref_silu(out[t]) : out[t];
+        dz[t] = (a->silu ? mhk__ref_silu_slope(out[t]) : 1) * (double)dy[yi];
+      }
+      mhk__ref_conv_back(&r, dz, one_dx, w->dw + c * W, w->db + c);
+      scattered(one_dx, T, 1, C, w->dx + b * T * C + c);
+      release_from(kept);
+    }
+}
+
+/* runs the kernel on its channels, the last ones first, as the driver cuts them */
+static void conv_run(conv_case *w, void (*kernel)(const mhk__conv_args *, mhk_index, mhk_index, mhk_real *)) {
+  mhk_index k;
+  for (k = (w->n - 1) / CHANNELS; k >= 0; k--) {
+    const mhk_index c0 = w->first + k * CHANNELS, c1 = mhk__min(c0 + CHANNELS, w->first + w->n);
+    const int kept = n_blocks;
+    kernel(&w->a, c0, c1, work_room(mhk__conv_work(w->a.W)));
+    release_from(kept);
+  }
+}
+
+/* y before the activation: these channels, and nothing written in the others */
+static void check_before(const conv_case *w) {
+  const mhk_index C = w->a.C;
+  mhk_index k, c;
+  for (k = 0; k < w->a.B * w->a.T; k++) {
+    for (c = 0; c < C; c++)
+      if ((c < w->first || c >= w->first + w->n) && !is_hole(w->a.before[k * C + c]))
+        CHECK(0, "%s: before is written in channel %lld", at, (long long)c);
+    result("before", w->a.before + k * C + w->first, w->z + k * C + w->first, w->n, 6 * EPS);
+  }
+}
+
+/* The i-th case: forward and back, with documents, with gradients left out. */
+static void check_conv(int i) {
+  static const mhk_index runs[] = {1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 33, 63, 64, 65, 129};
+  const mhk_index n = runs[i % COUNT(runs)], W = 1 + (i + i / COUNT(runs)) % 5, T = 1 + i * 7 % 23, B = 1 + i % 2,
+                  first = i % 3 * 5, C = first + n + i % 4;
+  const mhk_index ny = B * T * n, nx = B * T * C;
+  mhk_real *x = random_room(nx, -1, 1), *dx0 = random_room(nx, -1, 1), *before, *dw0, *db0;
+  mhk_real *weight = random_room(C * W, -1, 1), *bias = random_room(C, -1, 1), *dy = random_room(ny, -1, 1);
+  const int without = i % 5; /* 1 dx, 2 dweight, 3 dbias is not wanted */
+  conv_case w;
+  mhk__conv_args *a = &w.a;
+  mhk_index c, k;
+  memset(&w, 0, sizeof w);
+  before = room(nx);
+  w.before = room(nx);
+  w.first = first;
+  w.n = n;
+  w.y = doubles(ny);
+  w.z = doubles(nx);
+  a->B = B;
+  a->T = T;
+  a->C = C;
+  a->W = W;
+  a->ldy = n;
+  a->first = first;
+  a->silu = i / 2 % 2;
+  set_at("conv B %lld, T %lld, channels %lld..%lld of %lld, width %lld, silu %d", (long long)B, (long long)T,
+         (long long)first, (long long)(first + n), (long long)C, (long long)W, a->silu);
+  for (k = 0; k < B * T; k++) /* the other channels are none of its business */
+    for (c = 0; c < C; c++)
+      if (c < first || c >= first + n) x[k * C + c] = hole();
+  dw0 = random_room(C * W, -1, 1);
+  db0 = random_room(C, -1, 1);
+  w.dx = as_doubles(dx0, nx);
+  w.dw = as_doubles(dw0, C * W);
+  w.db = as_doubles(db0, C);
+  a->x = x;
+  a->weight = weight;
+  a->bias = i % 3 ? bias : NULL;
+  a->start = documents(i % 5, B, T);
+  conv_want(&w, dy);
+  a->y = room(ny);
+  a->before = a->silu ? before : NULL;
+  conv_run(&w, KERNEL(conv));
+  result("y", a->y, w.y, ny, 6 * EPS);
+  if (a->before) check_before(&w);
+  a->y = NULL;
+  a->before = a->silu ? w.before : NULL;
+  a->dy = dy;
+  a->dx = without == 1 ? NULL : copy_room(dx0, nx);
+  a->dweight = without == 2 ? NULL : copy_room(dw0, C * W);
+  a->dbias = without == 3 ? NULL : copy_room(db0, C);
+  conv_run(&w, KERNEL(conv_back));
+  if (a->dx) result("dx", a->dx, w.dx, nx, 8 * EPS);
+  if (a->dweight) result("dweight", a->dweight, w.dw, C * W, 10 * EPS);
+  if (a->dbias) result("dbias", a->dbias, w.db, C, 10 * EPS);
+  release();
+}
+
 TEST(conv) {
   EACH_MACHINE {
-    static const mhk_index runs[] = {1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 33, 63, 64, 65, 129};
     int i;
-    for (i = 0; i < 5 * COUNT(runs); i++) {
-      mhk__conv_args a;
-      const mhk_index n = runs[i % COUNT(runs)], W = 1 + (i + i / COUNT(runs)) % 5, T = 1 + i * 7 % 23, B = 1 + i % 2,
-                      first = i % 3 * 5, C = first + n + i % 4;
-      const mhk_index ny = B * T * n, nx = B * T * C;
-      mhk_real *x = random_room(nx, -1, 1), *dx0 = random_room(nx, -1, 1), *before, *given_before, *dw0, *db0;
-      mhk_real *weight = random_room(C * W, -1, 1), *bias = random_room(C, -1, 1), *dy = random_room(ny, -1, 1);
-      double *y = doubles(ny), *z = doubles(nx), *dx, *dw, *db;
-      mhk_index b, t, c, k;
-      const int without = i % 5; /* 1 dx, 2 dweight, 3 dbias is not wanted */
-      memset(&a, 0, sizeof a);
-      before = room(nx);
-      given_before = room(nx);
-      a.B = B;
-      a.T = T;
-      a.C = C;
-      a.W = W;
-      a.ldy = n;
-      a.first = first;
-      a.silu = i / 2 % 2;
-      set_at("conv B %lld, T %lld, channels %lld..%lld of %lld, width %lld, silu %d", (long long)B, (long long)T,
-             (long long)first, (long long)(first + n), (long long)C, (long long)W, a.silu);
-      for (k = 0; k < B * T; k++) /* the other channels are none of its business */
-        for (c = 0; c < C; c++)
-          if (c < first || c >= first + n) x[k * C + c] = hole();
-      dw0 = random_room(C * W, -1, 1);
-      db0 = random_room(C, -1, 1);
-      dx = as_doubles(dx0, nx);
-      dw = as_doubles(dw0, C * W);
-      db = as_doubles(db0, C);
-      a.x = x;
-      a.weight = weight;
-      a.bias = i % 3 ? bias : NULL;
-      a.start = documents(i % 5, B, T);
-      for (b = 0; b < B; b++)
-        for (c = first; c < first + n; c++) {
-          const int kept = n_blocks;
-          mhk__ref_conv r;
-          int starts[23];
-          double *out = doubles(T), *dz = doubles(T), *one_dx = doubles(T);
-          for (t = 0; t < T; t++) starts[t] = a.start ? (int)a.start[b * T + t] : -1;
-          r.T = (int)T;
-          r.W = (int)W;
-          r.x = gathered(x + b * T * C + c, T, 1, C);
-          r.past = NULL;
-          r.taps = gathered(weight + c * W, W, 1, 1);
-          r.bias = a.bias ? (double)bias[c] : 0;
-          r.first = starts;
-          mhk__ref_conv_forward(&r, out);
-          for (t = 0; t < T; t++) {
-            const mhk_index yi = (b * T + t) * n + c - first;
-            z[(b * T + t) * C + c] = out[t];
-            given_before[(b * T + t) * C + c] = (mhk_real)out[t];
-            y[yi] = a.silu ? mhk__ref_silu(out[t]) : out[t];
-            dz[t] = (a.silu ? mhk__ref_silu_slope(out[t]) : 1) * (double)dy[yi];
-          }
-          mhk__ref_conv_back(&r, dz, one_dx, dw + c * W, db + c);
-          scattered(one_dx, T, 1, C, dx + b * T * C + c);
-          release_from(kept);
-        }
-      a.y = room(ny);
-      a.before = a.silu ? before : NULL;
-      for (k = (n - 1) / CHANNELS; k >= 0; k--) {
-        const mhk_index c0 = first + k * CHANNELS, c1 = mhk__min(c0 + CHANNELS, first + n);
-        const int kept = n_blocks;
-        KERNEL(conv)(&a, c0, c1, work_room(mhk__conv_work(W)));
-        release_from(kept);
-      }
-      result("y", a.y, y, ny, 6 * EPS);
-      if (a.before)
-        for (k = 0; k < B * T; k++) {
-          for (c = 0; c < C; c++)
-            if ((c < first || c >= first + n) && !is_hole(before[k * C + c]))
-              CHECK(0, "%s: before is written in channel %lld", at, (long long)c);
-          result("before", before + k * C + first, z + k * C + first, n, 6 * EPS);
-        }
-      a.y = NULL;
-      a.before = a.silu ? given_before : NULL;
-      a.dy = dy;
-      a.dx = without == 1 ? NULL : copy_room(dx0, nx);
-      a.dweight = without == 2 ? NULL : copy_room(dw0, C * W);
-      a.dbias = without == 3 ? NULL : copy_room(db0, C);
-      for (k = (n - 1) / CHANNELS; k >= 0; k--) {
-        const mhk_index c0 = first + k * CHANNELS, c1 = mhk__min(c0 + CHANNELS, first + n);
-        const int kept = n_blocks;
-        KERNEL(conv_back)(&a, c0, c1, work_room(mhk__conv_work(W)));
-        release_from(kept);
-      }
-      if (a.dx) result("dx", a.dx, dx, nx, 8 * EPS);
-      if (a.dweight) result("dweight", a.dweight, dw, C * W, 10 * EPS);
-      if (a.dbias) result("dbias", a.dbias, db, C, 10 * EPS);
-      release();
-    }
+    for (i = 0; i < 75; i++) check_conv(i); /* five times each number of channels */
   }
 }
 

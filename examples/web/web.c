@@ -118,19 +118,22 @@ EXPORT mhk_corpus *web_text_from(mhk_context *ctx, mhk_model *teacher, const int
   return mhk_corpus_from_tokens(ctx, ids, n, mhk_tokenizer_start(mhk_model_tokenizer(teacher)));
 }
 
-/* a run of the three stages, of so many tokens each; a stage of 0 tokens is skipped. lr3: top
-   learning rate of stage 3, 0: the library's */
-EXPORT mhk_trainer *web_distil(mhk_context *ctx, mhk_model *teacher, mhk_model *student, mhk_corpus *text, int stage1,
-                               int stage2, int stage3, double lr3, int batch, int length, int seed) {
+/* what the next run does in stage 1, 2 or 3: tokens, 0: skipped; top learning rate, 0: the
+   library's */
+static mhk_stage_desc stages[3];
+EXPORT void web_stage(int stage, int tokens, double lr) {
+  if (stage < 1 || stage > 3) return;
+  stages[stage - 1].tokens = tokens;
+  stages[stage - 1].lr = lr;
+}
+EXPORT mhk_trainer *web_distil(mhk_context *ctx, mhk_model *teacher, mhk_model *student, mhk_corpus *text, int batch,
+                               int length, int seed) {
   mhk_distill_desc d;
   memset(&d, 0, sizeof d);
   d.teacher = teacher;
   d.student = student;
   d.corpus = text;
-  d.stages[0].tokens = stage1;
-  d.stages[1].tokens = stage2;
-  d.stages[2].tokens = stage3;
-  d.stages[2].lr = lr3;
+  memcpy(d.stages, stages, sizeof stages);
   d.batch = batch;
   d.length = length;
   d.seed = (uint64_t)(unsigned)seed;

@@ -241,7 +241,8 @@ async function distil({ stages, text: wanted, rate3, batch, length, prompt, head
     await breathe();
   }
   if (!stop) {
-    const trainer = call('distil', context, teacher, run.student, call('text_from', context, teacher, ids, n), stages[0], stages[1], stages[2], rate3, batch, length, 1);
+    stages.forEach((tokens, i) => call('stage', i + 1, tokens, i === 2 ? rate3 : 0));
+    const trainer = call('distil', context, teacher, run.student, call('text_from', context, teacher, ids, n), batch, length, 1);
     wasm._free(ids);
     let stage = 0, seconds = 0, told = 0, moments = [], points = [];
     while (!stop) {
