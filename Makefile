@@ -95,8 +95,8 @@ $(BUILD)/test_arguments: tests/test_arguments.c $(BUILD)/arguments.h $(BUILD)/mo
 	$(call show,$(CC) -std=gnu99 $(WARNINGS) $(CFLAGS) $(OPENMP) -I$(BUILD) $< $(BUILD)/mohawk.o $(LIBS) -o $@)
 
 # some tests include the tools' readers of foreign layouts
-FOREIGN := $(wildcard tools/foreign.[ch]) tools/pytorch.c tools/vocabulary.c
-$(BUILD)/test_archives $(BUILD)/test_sessions $(BUILD)/test_tokenizer $(BUILD)/fuzz/fuzz: $(FOREIGN)
+FOREIGN := $(wildcard tools/foreign.[ch] tools/gguf.[ch]) tools/pytorch.c tools/vocabulary.c
+$(BUILD)/test_archives $(BUILD)/test_gguf $(BUILD)/test_sessions $(BUILD)/test_tokenizer $(BUILD)/fuzz/fuzz: $(FOREIGN)
 
 $(BUILD)/test_threads: tools/threads.c tools/cli.h
 

@@ -13,6 +13,7 @@
 #ifndef NOMINMAX
 #define NOMINMAX
 #endif
+#include <io.h>
 #include <windows.h>
 #else
 #include <fcntl.h>
@@ -34,13 +35,9 @@ static int kind_of(const char *path) { /* 1 file, 2 folder, 0 neither */
   const DWORD found = wide_path(path, wide) ? GetFileAttributesW(wide) : INVALID_FILE_ATTRIBUTES;
   return found == INVALID_FILE_ATTRIBUTES ? 0 : found & FILE_ATTRIBUTE_DIRECTORY ? 2 : 1;
 }
-static const char *map(const char *path, foreign_bytes *out) { /* NULL or what is wrong */
-  wchar_t wide[PATH_MOST];
+static const char *map_handle(HANDLE file, foreign_bytes *out) { /* NULL or what is wrong */
   LARGE_INTEGER size;
-  HANDLE file = INVALID_HANDLE_VALUE, mapping = NULL;
-  if (wide_path(path, wide))
-    file = CreateFileW(wide, GENERIC_READ, FILE_SHARE_READ | FILE_SHARE_DELETE, NULL, OPEN_EXISTING, 0, NULL);
-  if (file == INVALID_HANDLE_VALUE) return "cannot open it";
+  HANDLE mapping = NULL;
   const char *why = GetFileSizeEx(file, &size) ? NULL : "its size is unknown";
   if (!why && size.QuadPart > 0) {
     const void *bytes = NULL;
@@ -50,9 +47,28 @@ static const char *map(const char *path, foreign_bytes *out) { /* NULL or what i
     if (!bytes) why = "cannot map it";
     else out->data = (const unsigned char *)bytes, out->size = (size_t)size.QuadPart;
   }
+  return why;
+}
+static const char *map(const char *path, foreign_bytes *out) {
+  wchar_t wide[PATH_MOST];
+  HANDLE file = INVALID_HANDLE_VALUE;
+  if (wide_path(path, wide))
+    file = CreateFileW(wide, GENERIC_READ, FILE_SHARE_READ | FILE_SHARE_DELETE, NULL, OPEN_EXISTING, 0, NULL);
+  if (file == INVALID_HANDLE_VALUE) return "cannot open it";
+  const char *why = map_handle(file, out);
   CloseHandle(file);
   return why;
 }
+static FILE *scratch_open(const char *path) { /* D: deleted when it is closed */
+  wchar_t wide[PATH_MOST];
+  if (wide_path(path, wide) && GetFileAttributesW(wide) == INVALID_FILE_ATTRIBUTES) return _wfopen(wide, L"w+bTD");
+  errno = EEXIST;
+  return NULL;
+}
+static const char *scratch_map(FILE *file, foreign_bytes *out) {
+  return map_handle((HANDLE)_get_osfhandle(_fileno(file)), out);
+}
+static long process_id(void) { return (long)GetCurrentProcessId(); }
 void foreign_unmap(foreign_bytes *b) {
   if (b->size) UnmapViewOfFile((void *)(uintptr_t)b->data);
   memset(b, 0, sizeof *b);
@@ -63,11 +79,9 @@ static int kind_of(const char *path) { /* 1 file, 2 folder, 0 neither */
   if (stat(path, &info) != 0) return 0;
   return S_ISREG(info.st_mode) ? 1 : S_ISDIR(info.st_mode) ? 2 : 0;
 }
-static const char *map(const char *path, foreign_bytes *out) { /* NULL or what is wrong */
+static const char *map_handle(int file, foreign_bytes *out) { /* NULL or what is wrong */
   struct stat info;
   const char *why = NULL;
-  const int file = open(path, O_RDONLY | O_NONBLOCK);
-  if (file < 0) return strerror(errno);
   if (fstat(file, &info) != 0)
     why = strerror(errno);
   else if (!S_ISREG(info.st_mode))
@@ -81,9 +95,24 @@ static const char *map(const char *path, foreign_bytes *out) { /* NULL or what i
       out->size = (size_t)info.st_size;
     }
   }
+  return why;
+}
+static const char *map(const char *path, foreign_bytes *out) {
+  const int file = open(path, O_RDONLY | O_NONBLOCK);
+  if (file < 0) return strerror(errno);
+  const char *why = map_handle(file, out);
   close(file);
   return why;
 }
+static FILE *scratch_open(const char *path) {
+  const int file = open(path, O_RDWR | O_CREAT | O_EXCL, 0600);
+  FILE *out = file < 0 ? NULL : fdopen(file, "w+b");
+  if (file >= 0) unlink(path); /* what is open stays there until it is closed */
+  if (file >= 0 && !out) close(file);
+  return out;
+}
+static const char *scratch_map(FILE *file, foreign_bytes *out) { return map_handle(fileno(file), out); }
+static long process_id(void) { return (long)getpid(); }
 void foreign_unmap(foreign_bytes *b) {
   if (b->size) munmap((void *)(uintptr_t)b->data, b->size);
   memset(b, 0, sizeof *b);
@@ -98,6 +127,35 @@ int foreign_map(mhk_context *ctx, const char *path, foreign_bytes *out) {
   why = map(path, out);
   if (why) mhk_fail(ctx, MHK_ERROR_FILE, "cannot read %s: %s", path, why);
   return !why;
+}
+
+FILE *foreign_scratch(mhk_context *ctx, const char *folder) {
+  char path[PATH_MOST], name[40];
+  FILE *file = NULL;
+  if (mhk_failed(ctx)) return NULL;
+  errno = 0;
+  for (int i = 0; i < 100 && !file && (i == 0 || errno == EEXIST); i++) {
+    snprintf(name, sizeof name, "mohawk-%ld-%d.new", process_id(), i);
+    if (!foreign_join(path, sizeof path, folder, name)) break;
+    file = scratch_open(path);
+  }
+  if (!file) mhk_fail(ctx, MHK_ERROR_FILE, "cannot create a file in %s: %s", folder[0] ? folder : ".", strerror(errno));
+  return file;
+}
+
+int foreign_map_scratch(mhk_context *ctx, FILE *file, foreign_bytes *out) {
+  memset(out, 0, sizeof *out);
+  const char *why = fflush(file) ? strerror(errno) : scratch_map(file, out);
+  if (why) mhk_fail(ctx, MHK_ERROR_FILE, "cannot read a file that was just written: %s", why);
+  return !why;
+}
+
+int foreign_starts(const char *path, const char *bytes) {
+  const size_t n = strlen(bytes);
+  foreign_bytes b = {NULL, 0};
+  const int found = !map(path, &b) && b.size >= n && memcmp(b.data, bytes, n) == 0;
+  foreign_unmap(&b);
+  return found;
 }
 
 int foreign_is_file(const char *path) { return kind_of(path) == 1; }
@@ -123,6 +181,13 @@ void foreign_folder_of(char *out, size_t room, const char *path) {
   if (n >= room) n = 0;
   memcpy(out, path, n);
   out[n] = 0;
+}
+
+const char *foreign_printable(const unsigned char *text, size_t length, char out[64]) {
+  size_t i, n = length < 60 ? length : 60;
+  for (i = 0; i < n; i++) out[i] = (char)(text[i] >= 0x20 && text[i] < 0x7F ? text[i] : '?');
+  strcpy(out + n, length > n ? "..." : "");
+  return out;
 }
 
 /* ---------------------------------------------------------------- JSON */
@@ -249,10 +314,7 @@ static int is_pytorch(const char *path, char *file, size_t room, int *is_index) 
   strcpy(file, path);
   *is_index = n >= 15 && strcmp(path + n - 15, ".bin.index.json") == 0;
   if (*is_index) return 1;
-  foreign_bytes b = {NULL, 0};
-  const int found = !map(path, &b) && b.size >= 4 && memcmp(b.data, "PK\3\4", 4) == 0;
-  foreign_unmap(&b);
-  return found;
+  return foreign_starts(path, "PK\3\4");
 }
 
 mhk_file *foreign_file_open(mhk_context *ctx, const char *path) {
@@ -286,6 +348,9 @@ mhk_model *foreign_load(mhk_context *ctx, const char *path, const mhk_load_desc 
   mhk_model *m = NULL;
   int is_index;
   if (desc) d = *desc;
+  if (path && !mhk_failed(ctx) && foreign_starts(path, "GGUF"))
+    mhk_fail(ctx, MHK_ERROR_UNSUPPORTED,
+             "%s is GGUF: `mohawk convert --model %s --out FOLDER` makes it a folder", path, path);
   if (path && !mhk_failed(ctx) && is_pytorch(path, file, sizeof file, &is_index))
     d.weights = pytorch_open(ctx, file, is_index);
   if (path && strlen(path) < sizeof folder) {

@@ -5,6 +5,7 @@
 #define MOHAWK_FOREIGN_H
 
 #include "../mohawk.h"
+#include <stdio.h>
 
 /* mhk_file_open() that opens PyTorch's files too: one archive, pytorch_model.bin.index.json, or a
    folder with either. Tensors are mapped; only those that do not stand in order are copied. */
@@ -29,10 +30,28 @@ int foreign_map(mhk_context *ctx, const char *path, foreign_bytes *out); /* 0 af
 void foreign_unmap(foreign_bytes *b);
 int foreign_is_file(const char *path);
 int foreign_is_folder(const char *path);
+int foreign_starts(const char *path, const char *bytes); /* whether it is a file with these first */
+/* A new file in a folder (with its slash, or "") that goes when it is closed or the process ends;
+   NULL after an error. */
+FILE *foreign_scratch(mhk_context *ctx, const char *folder);
+int foreign_map_scratch(mhk_context *ctx, FILE *file, foreign_bytes *out); /* until it is closed; 0 after an error */
 /* folder/name; 0 when it does not fit */
 int foreign_join(char *out, size_t room, const char *folder, const char *name);
 /* the folder of a path with its slash, or "" */
 void foreign_folder_of(char *out, size_t room, const char *path);
+
+/* text from a file for a message: '?' replaces what is not printable */
+const char *foreign_printable(const unsigned char *text, size_t length, char out[64]);
+
+/* Text that grows; zero to start. failed: memory is out. */
+typedef struct foreign_text {
+  char *data; /* a 0 stands behind it; the caller frees it */
+  size_t n, room;
+  int failed;
+} foreign_text;
+void foreign_add(foreign_text *t, const char *data, size_t n);
+void foreign_put(foreign_text *t, const char *text);
+void foreign_add_string(foreign_text *t, const char *s, size_t n); /* bytes as a JSON string */
 
 /* JSON, as far as it must be understood here: values are found, not converted. */
 typedef struct foreign_json {

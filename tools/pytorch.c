@@ -90,14 +90,6 @@ static int zip_part_name_order(const void *a, const void *b) {
   return text_order((const char *)x->name, x->name_length, (const char *)y->name, y->name_length);
 }
 
-/* text from a file for a message: '?' replaces what is not printable */
-static const char *printable(const unsigned char *text, size_t length, char out[64]) {
-  size_t i, n = length < 60 ? length : 60;
-  for (i = 0; i < n; i++) out[i] = (char)(text[i] >= 0x20 && text[i] < 0x7F ? text[i] : '?');
-  strcpy(out + n, length > n ? "..." : "");
-  return out;
-}
-
 /* reads one entry of the directory, `left` bytes before its end; returns its length, or 0 */
 static size_t zip_entry(mhk_context *ctx, const char *path, const foreign_bytes *b, size_t directory,
                              const unsigned char *p, size_t left, zip_part *out) {
@@ -115,7 +107,7 @@ static size_t zip_entry(mhk_context *ctx, const char *path, const foreign_bytes 
   const size_t extra = (size_t)little(p + 30, 2);
   const size_t whole = 46 + name + extra + (size_t)little(p + 32, 2);
   if (whole > left) return mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: its zip directory is damaged", path), (size_t)0;
-  printable(p + 46, name, shown);
+  foreign_printable(p + 46, name, shown);
   /* sizes that need 64 bits are in the field with id 1, in this order */
   for (x = p + 46 + name, at = 0; extra - at >= 4;) {
     const size_t id = (size_t)little(x + at, 2), end = at + 4 + (size_t)little(x + at + 2, 2);
@@ -218,14 +210,14 @@ static const zip_part **zip_entries(pool *scratch, const char *path, const forei
   for (i = 1; i < *count; i++)
     if (order[i - 1]->begin + order[i - 1]->bytes > order[i]->header) {
       mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: its entry %s overlaps the one before it", path,
-               printable(order[i]->name, order[i]->name_length, shown));
+               foreign_printable(order[i]->name, order[i]->name_length, shown));
       return NULL;
     }
   qsort(order, *count, sizeof *order, zip_part_name_order);
   for (i = 1; i < *count; i++)
     if (zip_part_name_order(&order[i - 1], &order[i]) == 0) {
       mhk_fail(ctx, MHK_ERROR_FORMAT, "%s: its entry %s appears twice", path,
-               printable(order[i]->name, order[i]->name_length, shown));
+               foreign_printable(order[i]->name, order[i]->name_length, shown));
       return NULL;
     }
   return order;
@@ -428,7 +420,7 @@ static int pickle_global(unpickler *r) {
       r->at += length;
       return pickle_push(r, x);
     }
-  printable(r->p + r->at, length - 1, shown);
+  foreign_printable(r->p + r->at, length - 1, shown);
   for (char *c = shown; *c; c++)
     if (*c == '?') *c = '.';
   return pickle_fail(r, MHK_ERROR_UNSUPPORTED, "it names %s, which a dictionary of tensors does not need: refused",
@@ -459,12 +451,12 @@ static int pickle_storage(unpickler *r) {
   if (entry) found = *entry;
   if (!found)
     return pickle_fail(r, MHK_ERROR_FORMAT, "the storage %s is not in the archive",
-                            printable(wanted.name, wanted.name_length, shown));
+                            foreign_printable(wanted.name, wanted.name_length, shown));
   const size_t size = mhk_dtype_bytes(x[1]->dtype);
   if (x[4]->n < 0 || (uint64_t)x[4]->n > (uint64_t)(found->bytes / size) || (size_t)x[4]->n * size != found->bytes)
     return pickle_fail(r, MHK_ERROR_FORMAT,
                             "the storage %s should have %lld elements of type %s, its entry has %lld bytes",
-                            printable(wanted.name, wanted.name_length, shown), (long long)x[4]->n,
+                            foreign_printable(wanted.name, wanted.name_length, shown), (long long)x[4]->n,
                             mhk_dtype_name(x[1]->dtype), (long long)found->bytes);
   out = pickle_node(r, PICKLED_STORAGE);
   if (!out) return 0;
@@ -826,7 +818,7 @@ static const zip_part *find_pickle(unpickler *r) {
         memcmp(e->name + r->prefix_length, "byteorder", 9) == 0 &&
         (e->bytes != 6 || memcmp(b->data + e->begin, "little", 6) != 0)) {
       mhk_fail(ctx, MHK_ERROR_UNSUPPORTED, "%s has byte order \"%s\"; only \"little\" is supported", r->path,
-               printable(b->data + e->begin, e->bytes, shown));
+               foreign_printable(b->data + e->begin, e->bytes, shown));
       return NULL;
     }
   }
@@ -845,7 +837,7 @@ static const pickled **dictionary_tensors(pool *scratch, const char *path, const
   if (count == 0 && inner) {
     mhk_fail(scratch->ctx, MHK_ERROR_UNSUPPORTED,
              "%s contains a dictionary \"%s\" instead of named tensors: save only that dictionary", path,
-             printable(inner->key->bytes, (size_t)inner->key->n, shown));
+             foreign_printable(inner->key->bytes, (size_t)inner->key->n, shown));
     return NULL;
   }
   order = (const pickled **)pool_take(scratch, count, sizeof *order);
@@ -863,7 +855,7 @@ static const pickled **dictionary_tensors(pool *scratch, const char *path, const
   for (size_t i = 1; i < count; i++)
     if (pickled_key_order(&order[i - 1], &order[i]) == 0) {
       mhk_fail(scratch->ctx, MHK_ERROR_FORMAT, "%s: tensor %s appears twice", path,
-               printable(order[i]->key->bytes, (size_t)order[i]->key->n, shown));
+               foreign_printable(order[i]->key->bytes, (size_t)order[i]->key->n, shown));
       return NULL;
     }
   return order;

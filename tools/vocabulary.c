@@ -11,13 +11,7 @@ static const char vocab_end[] = "\"<|endoftext|>\"";
 
 /* ---------------------------------------------------------------- text that grows */
 
-typedef struct vocab_text {
-  char *data;
-  size_t n, room;
-  int failed;
-} vocab_text;
-
-static void vocab_add(vocab_text *t, const char *data, size_t n) {
+void foreign_add(foreign_text *t, const char *data, size_t n) {
   if (t->n + n + 1 > t->room && !t->failed) {
     const size_t room = 2 * (t->n + n) + 1024;
     char *larger = (char *)realloc(t->data, room);
@@ -29,22 +23,21 @@ static void vocab_add(vocab_text *t, const char *data, size_t n) {
   t->n += n;
   t->data[t->n] = 0;
 }
-static void vocab_put(vocab_text *t, const char *text) { vocab_add(t, text, strlen(text)); }
-static void vocab_raw(vocab_text *t, foreign_json x) { vocab_add(t, x.at, (size_t)(x.end - x.at)); }
+void foreign_put(foreign_text *t, const char *text) { foreign_add(t, text, strlen(text)); }
+static void vocab_raw(foreign_text *t, foreign_json x) { foreign_add(t, x.at, (size_t)(x.end - x.at)); }
 
-/* bytes as a JSON string */
-static void vocab_string(vocab_text *t, const char *s, size_t n) {
+void foreign_add_string(foreign_text *t, const char *s, size_t n) {
   char code[8];
-  vocab_put(t, "\"");
+  foreign_put(t, "\"");
   for (size_t i = 0; i < n; i++) {
     if ((unsigned char)s[i] >= 0x20 && s[i] != '"' && s[i] != '\\') {
-      vocab_add(t, s + i, 1);
+      foreign_add(t, s + i, 1);
       continue;
     }
     snprintf(code, sizeof code, "\\u%04x", (unsigned)(unsigned char)s[i]);
-    vocab_put(t, code);
+    foreign_put(t, code);
   }
-  vocab_put(t, "\"");
+  foreign_put(t, "\"");
 }
 
 /* ---------------------------------------------------------------- added tokens */
@@ -74,34 +67,34 @@ static double vocab_number(foreign_json x) {
   return *end || n == 0 || !(id >= 0) ? -1 : id; /* below 0: refused when the text is read */
 }
 
-static void vocab_added(vocab_text *t, const vocab_token *x) {
+static void vocab_added(foreign_text *t, const vocab_token *x) {
   const int end = vocab_is(x->content, vocab_end);
   char id[40];
   snprintf(id, sizeof id, "{\"id\":%.15g", x->id);
-  vocab_put(t, id);
+  foreign_put(t, id);
   if (x->settings.at) { /* { with the rest of its members */
     foreign_json rest = x->settings, key, value;
-    if (foreign_json_member(&rest, &key, &value)) vocab_put(t, ",");
-    vocab_add(t, x->settings.at + 1, (size_t)(x->settings.end - x->settings.at) - 1);
+    if (foreign_json_member(&rest, &key, &value)) foreign_put(t, ",");
+    foreign_add(t, x->settings.at + 1, (size_t)(x->settings.end - x->settings.at) - 1);
     return;
   }
-  vocab_put(t, ",\"content\":");
+  foreign_put(t, ",\"content\":");
   vocab_raw(t, x->content);
-  vocab_put(t, ",\"single_word\":false,\"lstrip\":false,\"rstrip\":false,\"normalized\":");
-  vocab_put(t, end ? "false,\"special\":true}" : "true,\"special\":false}");
+  foreign_put(t, ",\"single_word\":false,\"lstrip\":false,\"rstrip\":false,\"normalized\":");
+  foreign_put(t, end ? "false,\"special\":true}" : "true,\"special\":false}");
 }
 
 /* The added tokens: those of added_tokens.json (text: id), else of added_tokens_decoder (id:
    object); and the vocabulary's end of text, which counts as one. In the order of their ids, as
    Hugging Face's tokenizers want them. */
-static void vocab_all_added(vocab_text *t, foreign_json vocabulary, foreign_json added, foreign_json decoder) {
+static void vocab_all_added(foreign_text *t, foreign_json vocabulary, foreign_json added, foreign_json decoder) {
   foreign_json list = added.at ? added : decoder, each = list, key, value, end;
   size_t n = 0, room = 1;
   int has_end = 0;
   vocab_token *all;
   while (list.at && foreign_json_member(&each, &key, &value)) room++;
   if (list.at && !each.at) {
-    vocab_put(t, "false"); /* no list: the text is refused */
+    foreign_put(t, "false"); /* no list: the text is refused */
     return;
   }
   all = (vocab_token *)calloc(room, sizeof *all);
@@ -126,32 +119,32 @@ static void vocab_all_added(vocab_text *t, foreign_json vocabulary, foreign_json
     all[n++].content.end = vocab_end + sizeof vocab_end - 1;
   }
   qsort(all, n, sizeof *all, vocab_by_id);
-  vocab_put(t, "[");
+  foreign_put(t, "[");
   for (size_t i = 0; i < n; i++) {
-    if (i) vocab_put(t, ",");
+    if (i) foreign_put(t, ",");
     vocab_added(t, &all[i]);
   }
-  vocab_put(t, "]");
+  foreign_put(t, "]");
   free(all);
 }
 
 /* ---------------------------------------------------------------- all of it */
 
 /* lines "left right" as a list */
-static void vocab_merges(vocab_text *t, const char *p, size_t size) {
+static void vocab_merges(foreign_text *t, const char *p, size_t size) {
   const char *const end = p + size, *stop;
   int n = 0;
-  vocab_put(t, "[");
+  foreign_put(t, "[");
   for (; p < end; p = stop + 1) {
     stop = (const char *)memchr(p, '\n', (size_t)(end - p));
     if (!stop) stop = end;
     size_t length = (size_t)(stop - p);
     if (length > 0 && p[length - 1] == '\r') length--;
     if (length == 0 || (length >= 8 && memcmp(p, "#version", 8) == 0)) continue;
-    if (n++) vocab_put(t, ",");
-    vocab_string(t, p, length);
+    if (n++) foreign_put(t, ",");
+    foreign_add_string(t, p, length);
   }
-  vocab_put(t, "]");
+  foreign_put(t, "]");
 }
 
 /* the value that is all of a text, an object; at NULL: it is not */
@@ -166,7 +159,7 @@ static foreign_json vocab_object(const foreign_bytes *b) {
 
 /* The tokenizer.json; where a part is damaged, null or false stands for it, which is refused
    later. */
-static void vocab_write(vocab_text *t, const foreign_bytes *vocabulary, const foreign_bytes *merges,
+static void vocab_write(foreign_text *t, const foreign_bytes *vocabulary, const foreign_bytes *merges,
                         const foreign_bytes *added, const foreign_bytes *config) {
   static const char level[] =
       "{\"type\":\"ByteLevel\",\"add_prefix_space\":%s,\"trim_offsets\":true,\"use_regex\":true}";
@@ -179,37 +172,37 @@ static void vocab_write(vocab_text *t, const foreign_bytes *vocabulary, const fo
   }
   if (!settings.at || !foreign_json_find(settings, "added_tokens_decoder", &decoder) || *decoder.at != '{')
     decoder.at = NULL;
-  vocab_put(t, "{\"version\":\"1.0\",\"truncation\":null,\"padding\":null,\"added_tokens\":");
+  foreign_put(t, "{\"version\":\"1.0\",\"truncation\":null,\"padding\":null,\"added_tokens\":");
   if (list.at && list.at == list.end)
-    vocab_put(t, "false"); /* added_tokens.json is no object */
+    foreign_put(t, "false"); /* added_tokens.json is no object */
   else
     vocab_all_added(t, vocab, list, decoder);
-  vocab_put(t, ",\"normalizer\":null,\"pre_tokenizer\":");
+  foreign_put(t, ",\"normalizer\":null,\"pre_tokenizer\":");
   snprintf(part, sizeof part, level, "false");
-  vocab_put(t, part);
-  vocab_put(t, ",\"post_processor\":");
+  foreign_put(t, part);
+  foreign_put(t, ",\"post_processor\":");
   snprintf(part, sizeof part, level, "true");
-  vocab_put(t, part);
-  vocab_put(t, ",\"decoder\":");
-  vocab_put(t, part);
-  vocab_put(t, ",\"model\":{\"type\":\"BPE\",\"dropout\":null,\"unk_token\":null,\"continuing_subword_prefix\":null,"
+  foreign_put(t, part);
+  foreign_put(t, ",\"decoder\":");
+  foreign_put(t, part);
+  foreign_put(t, ",\"model\":{\"type\":\"BPE\",\"dropout\":null,\"unk_token\":null,\"continuing_subword_prefix\":null,"
                "\"end_of_word_suffix\":null,\"fuse_unk\":false,\"byte_fallback\":false,\"ignore_merges\":false,"
                "\"vocab\":");
   if (vocab.at)
     vocab_raw(t, vocab);
   else
-    vocab_put(t, "null");
-  vocab_put(t, ",\"merges\":");
+    foreign_put(t, "null");
+  foreign_put(t, ",\"merges\":");
   if (merges->data)
     vocab_merges(t, (const char *)merges->data, merges->size);
   else
-    vocab_put(t, "null");
-  vocab_put(t, "}}");
+    foreign_put(t, "null");
+  foreign_put(t, "}}");
 }
 
 char *vocabulary_join(const foreign_bytes *vocabulary, const foreign_bytes *merges, size_t *length) {
   const foreign_bytes none = {NULL, 0};
-  vocab_text t = {NULL, 0, 0, 0};
+  foreign_text t = {NULL, 0, 0, 0};
   vocab_write(&t, vocabulary, merges, &none, &none);
   *length = t.n;
   if (!t.failed) return t.data;
@@ -238,7 +231,7 @@ char *vocabulary_text(mhk_context *ctx, const char *file, mhk_tokenizer_desc *de
   const char *merges_name = "merges.txt";
   char folder[VOCAB_PATH], path[VOCAB_PATH + 32];
   foreign_bytes vocabulary, merges = {NULL, 0}, added = {NULL, 0};
-  vocab_text t = {NULL, 0, 0, 0};
+  foreign_text t = {NULL, 0, 0, 0};
   size_t length;
   int good;
   memset(desc, 0, sizeof *desc);
@@ -255,11 +248,11 @@ char *vocabulary_text(mhk_context *ctx, const char *file, mhk_tokenizer_desc *de
   if (good) {
     vocab_write(&t, &vocabulary, &merges, &added, config);
     length = t.n;
-    vocab_add(&t, "", 1);
-    vocab_put(&t, file);
-    vocab_put(&t, merges.data ? " with " : " without ");
-    vocab_put(&t, merges_name);
-    if (added.data) vocab_put(&t, " and added_tokens.json");
+    foreign_add(&t, "", 1);
+    foreign_put(&t, file);
+    foreign_put(&t, merges.data ? " with " : " without ");
+    foreign_put(&t, merges_name);
+    if (added.data) foreign_put(&t, " and added_tokens.json");
     if (t.failed) mhk_fail(ctx, MHK_ERROR_MEMORY, "out of memory for the vocabulary in %s", file);
     good = !t.failed;
   }

@@ -799,6 +799,36 @@ static void target_model(const uint8_t *data, size_t size) {
   free_folder(&f);
 }
 
+static int add_piece(void *b, const void *data, size_t n) {
+  add((bytes *)b, data, n);
+  return 1;
+}
+
+/* a GGUF file: what it becomes is a file, and perhaps a model that runs */
+static void target_gguf(const uint8_t *data, size_t size) {
+  mhk_context *ctx = limited_context(0);
+  bytes file = {0};
+  gguf_desc desc;
+  memset(&desc, 0, sizeof desc);
+  desc.name = "a.gguf";
+  desc.file.data = data;
+  desc.file.size = size;
+  desc.no_tokenizer = (int)(size % 2);
+  desc.put = add_piece;
+  desc.user = &file;
+  if (gguf_unpack(ctx, &desc)) {
+    mhk_file *f = mhk_file_open_memory(ctx, file.data, file.n);
+    PROMISE(ctx, f || starved(ctx));
+    mhk_file_close(f);
+    mhk_model *m = mhk_load_memory(ctx, file.data, file.n);
+    if (fine(ctx)) use_model(ctx, m, (unsigned)size);
+  } else
+    PROMISE(ctx, mhk_failed(ctx));
+  fine(ctx);
+  mhk_destroy(ctx);
+  free(file.data);
+}
+
 /* ----------------------------------------------------------------------- states and checkpoints */
 
 /* The first byte chooses the model and how much it has seen, the rest are edits. */
@@ -1049,6 +1079,7 @@ static void target_sampling(const uint8_t *data, size_t size) {
 static const struct { const char *name; void (*run)(const uint8_t *data, size_t size); } targets[] = {
     {"safetensors", target_safetensors}, {"archive", target_archive}, {"shards", target_shards},
     {"tokenizer", target_tokenizer},     {"config", target_config},   {"model", target_model},
+    {"gguf", target_gguf},
     {"state", target_state},             {"checkpoint", target_checkpoint},
     {"text", target_text},               {"sampling", target_sampling}};
 enum { TARGETS = sizeof targets / sizeof *targets };
