@@ -502,6 +502,25 @@ typedef struct mhk_stage_desc {
   mhk_trains trains;
 } mhk_stage_desc;
 
+/* What stages 2 and 3 use of a teacher, for a batch of windows of text: one call of
+   mhk_distill_desc.outputs for each part. */
+typedef enum mhk_part {
+  MHK_PART_START = 0,  /* before all others of a batch: no numbers */
+  MHK_PART_HIDDEN = 1, /* (B,T,D) what goes into block `layer`; with layer == L what the last one gives */
+  MHK_PART_MIXER = 2,  /* (B,T,D) stage 2: the output of block `layer`'s mixer */
+  MHK_PART_BLOCK = 3,  /* (B,T,D) stage 2, in place of MIXER if the whole block is aligned: its output */
+  MHK_PART_LOGITS = 4, /* (B,T,V) stage 3 */
+  MHK_PART_END = 5     /* after all others: no numbers */
+} mhk_part;
+typedef struct mhk_output {
+  mhk_part part;
+  int stage, layer;
+  mhk_index batch;                /* number of the batch in its stage, from 0 */
+  const int32_t *tokens, *doc;    /* the batch's text (B,T), and documents (NULL: random windows) */
+  mhk_index B, T, n;              /* n numbers at x */
+  mhk_real *x;
+} mhk_output;
+
 typedef struct mhk_distill_desc {
   /* Frozen. NULL: stage 3 alone trains student (of mhk_model_create(), or any other) to predict the
      text: the loss is hard_labels (0: 1) times the cross-entropy of next tokens. */
@@ -542,6 +561,19 @@ typedef struct mhk_distill_desc {
   int (*exchange)(void *user, mhk_real *gradients, size_t n);
   void *exchange_user;
   int world, rank;              /* 0: 1 worker */
+  /* The teacher's outputs from a file, say, in place of its weights. outputs fills x with each part
+     that stage 2 or 3 needs, in the order of mhk_part's values for each layer. A negative return
+     value is a failure, with the message of mhk_fail() if it called that. Same numbers, same bits as
+     with the teacher. teacher is then needed only for stage 1 and to create a student; without it
+     student's norms and MLPs count as the teacher's. outputs_id names the source, so that a
+     checkpoint knows it. Not with layer_by_layer, teacher_type, several workers or mhk_train_on().
+     record: nothing is trained; the teacher's outputs for the run of this description are in x, for
+     outputs to keep. A positive return value at MHK_PART_START skips the batch. Without out; share
+     and stages[2].trains = MHK_TRAIN_MIXERS need the least memory. */
+  int (*outputs)(void *user, const mhk_output *o);
+  void *outputs_user;
+  uint64_t outputs_id;
+  int record;
 } mhk_distill_desc;
 
 /* The description with all defaults filled in. */
@@ -924,6 +956,10 @@ MHKDEF mhk_result mhk_file_write(mhk_context *ctx, const char *path, int n, cons
    killed writers. A symbolic link at path is replaced, not followed. The new file keeps the
    permissions of the old one, as far as the umask allows. */
 MHKDEF mhk_result mhk_file_write_bytes(mhk_context *ctx, const char *path, const void *data, size_t bytes);
+#endif
+#ifndef MOHAWK_NO_TRAINING
+/* XXH64 with seed 0, as the program xxh64sum computes it: the checksum of checkpoints. */
+MHKDEF uint64_t mhk_xxh64(const void *data, size_t bytes);
 #endif
 
 /* ---- tokenizers ---- */
@@ -2505,6 +2541,13 @@ static uint64_t mhk__xxh64_end(const mhk__xxh64 *h) {
   x = (x ^ x >> 33) * MHK__XXH_2;
   x = (x ^ x >> 29) * MHK__XXH_3;
   return x ^ x >> 32;
+}
+
+MHKDEF uint64_t mhk_xxh64(const void *data, size_t bytes) {
+  mhk__xxh64 h;
+  mhk__xxh64_start(&h);
+  if (data) mhk__xxh64_put(&h, data, bytes);
+  return mhk__xxh64_end(&h);
 }
 #endif
 /* A file that is being written under a temporary name (path.new, path.new2...). At the end it is
@@ -21546,7 +21589,25 @@ typedef struct mhk__stage_run {
   double *layer_loss;          /* (L) or NULL */
   double *relative;            /* (L,H), stage 1, or NULL */
   char *why;                   /* mhk__find_first() writes here what was the first value that is not finite */
+  const mhk_distill_desc *source; /* of the teacher's outputs, or where they go; NULL: neither */
+  mhk_index batch;
 } mhk__stage_run;
+
+/* Whether the teacher's outputs come from elsewhere, or go there. */
+static int mhk__plays(const mhk__stage_run *run) { return run->source && !run->source->record; }
+static int mhk__records(const mhk__stage_run *run) { return run->source && run->source->record; }
+
+/* One part of them. Returns 0 after a failure, 1, or 2: the batch is not wanted. */
+static int mhk__output_part(mhk__stage_run *run, mhk_part part, int layer, mhk_tensor *x) {
+  if (run->ctx->result != MHK_OK || (!x && part != MHK_PART_START && part != MHK_PART_END)) return 0;
+  const mhk_output o = {part, run->stage, layer, run->batch, run->tokens, run->doc, run->B, run->T,
+                        x ? x->count : 0, x ? (mhk_real *)x->data : NULL};
+  const int answer = run->source->outputs(run->source->outputs_user, &o);
+  if (answer < 0)
+    return mhk__no(run->ctx, MHK_ERROR_STATE, "the teacher's outputs failed with %d in batch %lld of stage %d", answer,
+                   (long long)run->batch, run->stage);
+  return answer > 0 ? 2 : 1;
+}
 
 static mhk__stage_run mhk__stage_run_of(mhk_tape *tape, mhk_model *student, mhk_model *teacher, int stage,
                                         const mhk_stage_desc *desc, const unsigned char *same) {
@@ -21653,17 +21714,24 @@ static double mhk__align_layer(mhk__stage_run *run, int l, mhk_tensor *x, mhk_te
   const int mixers = sequential ? run->desc->trains != MHK_TRAIN_ALL
                                 : (run->same[l] & both) == both &&
                                       !(run->record && mhk__trains_rest(student->layers + l));
+  const mhk_part part = mixers ? MHK_PART_MIXER : MHK_PART_BLOCK;
   mhk_forward_desc plain, own;
   memset(&plain, 0, sizeof plain);
   plain.doc = run->doc;
   own = plain;
   own.recompute = run->recompute;
-  mhk_tensor *u = mixers ? mhk_forward_norm(tape, teacher, l, x) : x;
+  mhk_tensor *u = mixers ? mhk_forward_norm(tape, teacher ? teacher : student, l, x) : x;
   mhk_tensor *target = u ? mhk_tensor_new(tape, u->rank, u->shape, NULL) : NULL, *ours = u;
   const mhk_tape_mark mark = mhk_tape_here(tape);
-  mhk__copy_values(target, mixers ? mhk_forward_mixer(tape, teacher, l, u, &plain)
-                                  : mhk_forward_block(tape, teacher, l, x, &plain));
+  if (teacher)
+    mhk__copy_values(target, mixers ? mhk_forward_mixer(tape, teacher, l, u, &plain)
+                                    : mhk_forward_block(tape, teacher, l, x, &plain));
   mhk_tape_rewind(tape, mark);
+  if (run->source) mhk__output_part(run, part, l, target);
+  if (mhk__records(run)) {
+    if (next) *next = mixers ? mhk__block_mlp(tape, teacher, l, u, mhk_add(tape, x, target)) : target;
+    return 0.0;
+  }
   mhk_tape_record(tape, run->record);
   if (mixers && !(run->same[l] & MHK__SAME_NORM)) ours = mhk_forward_norm(tape, student, l, x);
   const double loss = mhk__loss_backward(
@@ -21686,13 +21754,16 @@ static double mhk__stage_along_teacher(mhk__stage_run *run) {
   memset(&plain, 0, sizeof plain);
   plain.doc = run->doc;
   while (last >= 0 && layers[last].kind == MHK_MIXER_ATTENTION) last--;
-  const mhk_index shape[3] = {run->B, run->T, run->teacher->config.d_model};
-  mhk_tensor *x = run->input ? mhk_tensor_new(run->tape, 3, shape, run->input)
+  const int plays = mhk__plays(run);
+  const mhk_index shape[3] = {run->B, run->T, run->student->config.d_model};
+  mhk_tensor *x = run->input || plays ? mhk_tensor_new(run->tape, 3, shape, run->input)
                              : mhk_forward_embedding(run->tape, run->teacher, run->tokens, run->B, run->T);
   for (int l = run->input ? run->layer : 0; l <= last && run->ctx->result == MHK_OK; l++) {
     if (run->layer >= 0 && l > run->layer && layers[l].kind != MHK_MIXER_ATTENTION) break;
     const mhk_tape_mark mark = mhk_tape_here(run->tape);
-    mhk_tensor *next = NULL, **wanted = l < last ? &next : NULL;
+    mhk_tensor *next = NULL, **wanted = l < last && !plays ? &next : NULL;
+    if (layers[l].kind == MHK_MIXER_ATTENTION && plays) continue;
+    if (layers[l].kind != MHK_MIXER_ATTENTION && run->source && !mhk__output_part(run, MHK_PART_HIDDEN, l, x)) break;
     if (layers[l].kind == MHK_MIXER_ATTENTION)
       next = mhk_forward_block(run->tape, run->teacher, l, x, &plain);
     else {
@@ -21755,6 +21826,19 @@ static double mhk__stage_predictions(mhk__stage_run *run) {
     if (run->teacher)
       target = mhk_forward_head(tape, run->teacher, mhk__last_residual(tape, run->teacher, run->tokens, run->B, run->T,
                                                                        &plain, teachers));
+    if (mhk__plays(run)) {
+      mhk_index shape[3] = {run->B, run->T, run->student->config.d_model};
+      for (int l = 0; teachers && l < L; l++) teachers[l] = mhk_tensor_new(tape, 3, shape, NULL);
+      shape[2] = run->student->head_w->shape[0];
+      target = mhk_tensor_new(tape, 3, shape, NULL);
+    }
+    for (int l = 0; run->source && teachers && l < L; l++)
+      mhk__output_part(run, MHK_PART_HIDDEN, l + 1, teachers[l]);
+    if (run->source) mhk__output_part(run, MHK_PART_LOGITS, 0, target);
+    if (mhk__records(run)) {
+      mhk__scratch_rewind(ctx, scratch);
+      return 0.0;
+    }
     mhk_tape_record(tape, run->record);
     mhk_forward_desc fd;
     memset(&fd, 0, sizeof fd);
@@ -21762,7 +21846,7 @@ static double mhk__stage_predictions(mhk__stage_run *run) {
     fd.recompute = run->recompute;
     fd.residuals = own;
     mhk_tensor *logits = mhk_forward(tape, run->student, run->tokens, run->B, run->T, &fd);
-    if (run->teacher) loss = mhk_cross_entropy_soft(tape, logits, target, d->temperature);
+    if (target) loss = mhk_cross_entropy_soft(tape, logits, target, d->temperature);
     if (labels && ctx->result == MHK_OK) {
       mhk_tensor *text = mhk_scale(tape, mhk_cross_entropy(tape, logits, labels), d->hard_labels);
       loss = loss ? mhk_add(tape, loss, text) : text;
@@ -21777,9 +21861,14 @@ static double mhk__stage_predictions(mhk__stage_run *run) {
 
 /* The loss of a stage; NaN on failure. Rewinds the tape to where it was. */
 static double mhk__stage_loss(mhk__stage_run *run) {
+  if (run->source) {
+    const int wanted = mhk__output_part(run, MHK_PART_START, 0, NULL);
+    if (wanted != 1) return wanted ? 0.0 : (double)NAN;
+  }
   const mhk_tape_mark mark = mhk_tape_here(run->tape);
   run->record = mhk_tape_record(run->tape, 0);
   const double value = run->stage == 3 ? mhk__stage_predictions(run) : mhk__stage_along_teacher(run);
+  if (run->source) mhk__output_part(run, MHK_PART_END, 0, NULL);
   mhk_tape_record(run->tape, run->record);
   mhk_tape_rewind(run->tape, mark);
   return run->ctx->result == MHK_OK ? value : (double)NAN;
@@ -22237,7 +22326,7 @@ MHKDEF mhk_distill_desc mhk_distill_defaults(const mhk_distill_desc *desc) {
   else
     memset(&d, 0, sizeof d);
   d_model = d.teacher ? d.teacher->config.d_model : d.student ? d.student->config.d_model : 128;
-  const int paper = d.recipe == MHK_RECIPE_PAPER, alone = d.student && !d.teacher;
+  const int paper = d.recipe == MHK_RECIPE_PAPER, alone = d.student && !d.teacher && !d.outputs;
   if (paper) mhk__recipe_paper(&d, d_model);
   if (d.stages[0].tokens == 0 && d.stages[1].tokens == 0 && d.stages[2].tokens == 0)
     for (int i = alone ? 2 : 0; i < 3; i++) d.stages[i].tokens = tokens[paper][i];
@@ -22459,9 +22548,21 @@ static int mhk__optimizer_start(mhk_trainer *tr, int stage, int layer) {
   mhk_index count, blocks, at = 0, n = 0, first;
   int own = 0;
   tr->optimizer_stage = 0;
-  if (!mhk__pair_check(tr->object.ctx, student, tr->desc.teacher, stage)) return 0;
+  const int plays = tr->desc.outputs && !tr->desc.record && stage != 1;
+  if (!mhk__pair_check(tr->object.ctx, student, tr->desc.teacher, plays ? 0 : stage)) return 0;
   count = mhk__stage_trains(&student->config, stage, tr->desc.stages[stage - 1].trains, layer, tr->flags, &blocks);
   mhk__gradients_place(tr, NULL);
+  tr->optimizer_layer = layer;
+  if (stage == 2 && !tr->desc.teacher)
+    memset(tr->same, MHK__SAME_NORM | MHK__SAME_MLP, sizeof tr->same);
+  else if (stage != 3)
+    mhk__stage_same(student, tr->desc.teacher, tr->same);
+  else
+    memset(tr->same, 0, sizeof tr->same);
+  if (tr->desc.record) {
+    tr->optimizer_stage = stage;
+    return 1;
+  }
   if (!mhk__optimizer_room(tr, count, blocks)) return 0;
   tr->n_trained = 0;
   for (int i = 0; i < student->n_tensors; i++) {
@@ -22488,13 +22589,8 @@ static int mhk__optimizer_start(mhk_trainer *tr, int stage, int layer) {
   tr->n_blocks = n;
   tr->trained_count = at;
   if (at > 0) memset(tr->moments, 0, (size_t)at * 2 * sizeof(mhk_real));
-  if (stage != 3)
-    mhk__stage_same(student, tr->desc.teacher, tr->same);
-  else
-    memset(tr->same, 0, sizeof tr->same);
   tr->optimizer_step = 0;
   tr->optimizer_stage = stage;
-  tr->optimizer_layer = layer;
   return tr->object.ctx->result == MHK_OK;
 }
 
@@ -22699,8 +22795,14 @@ static double mhk__update_now(mhk_trainer *tr, int stage, const int32_t *tokens,
   run.layer_loss = tr->layer_now;
   run.relative = tr->relative_now;
   run.why = tr->why;
+  if (stage != 1 && tr->desc.outputs) {
+    run.source = &tr->desc;
+    if (!tr->desc.record) run.teacher = NULL;
+  }
   for (mhk_index k = 0; k < micro && ctx->result == MHK_OK; k++) {
     if (!tokens) mhk__next_batch(tr);
+    if (tr->desc.record && stage == 1) continue;
+    run.batch = tr->step * micro + k;
     for (mhk_index j = 0; j < L; j++) tr->layer_now[j] = 0.0;
     for (mhk_index j = 0; j < cells; j++) tr->relative_now[j] = 0.0;
     const mhk_index batch = kept ? (tr->step % each) * micro + k : 0;
@@ -22721,6 +22823,7 @@ static double mhk__update_now(mhk_trainer *tr, int stage, const int32_t *tokens,
   }
   for (int i = 0; i < student->n_tensors; i++) student->tensors[i]->requires_grad = tr->required[i];
   if (ctx->result != MHK_OK) return NAN;
+  if (tr->desc.record) return 0.0;
   const double norm = mhk__optimizer_step(tr, loss, lr, (double)micro);
   if (ctx->result != MHK_OK) return NAN;
   tr->info.grad_norm = norm;
@@ -22850,6 +22953,10 @@ MHKDEF double mhk_train_on(mhk_trainer *tr, int stage, const int32_t *tokens, mh
   if (!mhk__number_fits(ctx, "mhk_train_on", "the learning rate (lr)", lr, 0, MHK__REAL_MOST) ||
       !mhk__size3(ctx, B, T, 64))
     return NAN;
+  if (tr->desc.outputs) {
+    mhk_fail(ctx, MHK_ERROR_STATE, "mhk_train_on() needs a teacher's weights: outputs are those of a corpus");
+    return NAN;
+  }
   if (mhk__layer_at(tr, stage, 0) >= 0) {
     mhk_fail(ctx, MHK_ERROR_STATE, "layer by layer, stage %d trains on the corpus, not by mhk_train_on()", stage);
     return NAN;
@@ -22953,6 +23060,8 @@ static char *mhk__run_text(mhk_trainer *tr) {
   mhk__fact_text(&w, 0, "seed", hex);
   mhk__fact_integer(&w, 0, "workers", d->world);
   if (d->layer_by_layer) mhk__fact_text(&w, 0, "order", "layer by layer");
+  mhk__hex(d->outputs_id, hex);
+  if (d->outputs) mhk__fact_text(&w, 0, "teacher's outputs", hex);
   if (d->teacher_type) mhk__fact_text(&w, 0, "teacher's type", mhk_dtype_name(d->teacher_type));
   if (!d->student) {
     mhk__hex(d->student_desc.seed, hex);
@@ -23321,9 +23430,14 @@ static int mhk__distill_check(mhk_context *ctx, const mhk_distill_desc *d) {
   const mhk_model *reader = d->teacher ? d->teacher : d->student;
   if (!reader)
     return mhk__no(ctx, MHK_ERROR_ARGUMENT, "distillation needs a teacher");
-  if (!d->teacher && (d->stages[0].tokens > 0 || d->stages[1].tokens > 0 || d->teacher_type))
+  if (!d->teacher && (d->stages[0].tokens > 0 || (d->stages[1].tokens > 0 && !d->outputs) || d->teacher_type))
     return mhk__no(ctx, MHK_ERROR_ARGUMENT,
                    "stages 1 and 2 and teacher_type need a teacher: without one, only stage 3 runs");
+  if (d->outputs && (d->layer_by_layer || d->world > 1 || (d->teacher_type && !d->record)))
+    return mhk__no(ctx, MHK_ERROR_ARGUMENT,
+                   "a teacher's outputs from elsewhere go with neither layer_by_layer, teacher_type nor several workers");
+  if (d->record && (!d->outputs || !d->teacher || !d->corpus || d->out))
+    return mhk__no(ctx, MHK_ERROR_ARGUMENT, "to record a teacher's outputs needs teacher, corpus and outputs, and no out");
 #ifdef MOHAWK_NO_STDIO
   if (d->out)
     return mhk__no(ctx, MHK_ERROR_UNSUPPORTED,
@@ -23374,7 +23488,7 @@ static int mhk__distill_check(mhk_context *ctx, const mhk_distill_desc *d) {
                    (int)d->recipe);
   for (int i = 0; i < 3; i++) {
     const mhk_stage_desc *s = &d->stages[i];
-    if (!mhk__stage_numbers(ctx, s, i + 1, !d->teacher)) return 0;
+    if (!mhk__stage_numbers(ctx, s, i + 1, !d->teacher && !d->outputs)) return 0;
     if (s->tokens > 0 && s->tokens < d->update_tokens)
       return mhk__no(ctx, MHK_ERROR_ARGUMENT,
                      "stage %d has a budget of %lld tokens, less than one update of %lld: raise it, or set it to 0 to "
@@ -23521,7 +23635,7 @@ static void mhk__trainer_fill(mhk_trainer *tr, mhk_context *ctx) {
                                                                      sizeof(mhk_real)));
   }
   count = mhk__run_most(&student->config, d, &blocks);
-  if (ctx->result == MHK_OK) mhk__optimizer_room(tr, count, blocks);
+  if (ctx->result == MHK_OK && !d->record) mhk__optimizer_room(tr, count, blocks);
 }
 
 /* The calibrated start on up to eight rows of text, in equal distances over the corpus. */
@@ -23643,7 +23757,7 @@ static double mhk__stage_numbers_held(const mhk_distill_desc *d, const mhk_confi
   /* hidden states and logits of the teacher stay; activations and logits of the student count
      twice, with their gradients */
   const double stream = (d->stages[2].own_stream > 0.0 ? L * D : D) + 6.0 * D +
-                        (d->teacher ? 3.0 : 2.0) * student->vocab_size,
+                        (d->teacher || d->outputs ? 3.0 : 2.0) * student->vocab_size,
                both = stream + (d->recompute ? 2.6 * block + 2.0 * L * D : 2.0 * all);
   return both > teachers ? both : teachers;
 }

@@ -2,13 +2,14 @@
 #include "dryrun.h"
 #include "heads.h"
 #include "record.h"
+#include "recording.h"
 #include "settings.h"
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
 typedef struct settings {
-  const char *teacher, *from, *out, *rotary, *windows, *keep_heads, *keep_auto;
+  const char *teacher, *from, *recording, *out, *rotary, *windows, *keep_heads, *keep_auto;
   cli_files text, eval;
   cli_numbers keep, tokens, lr, warmup, decay, weight_decay, clip, repeat, max_document;
   double temperature, hard_labels, own_stream, seconds, every;
@@ -34,6 +35,7 @@ typedef struct distillation {
   mhk_evaluation after[4]; /* index: stage */
   int measured[4];
   record_inputs inputs;
+  recording played; /* --recording */
   settings effective; /* with the values of all defaults, and where they are texts: */
   char rotary[16];
 } distillation;
@@ -42,8 +44,9 @@ static const settings defaults = {.out = "mohawk-out", .own_stream = -1, .eval_w
 
 static const cli_option options[] = {
     {NULL, NULL, CLI_HEADING, 0, 0, 0, "what"},
-    {"teacher", "DIR", CLI_TEXT, CLI_AT(teacher), 1, 0,
-     "the teacher: a folder with config.json, safetensors and tokenizer.json (required)"},
+    {"teacher", "DIR", CLI_TEXT, CLI_AT(teacher), 0, 0,
+     "the teacher: a folder with config.json, safetensors and tokenizer.json (required, but not with --recording and "
+     "--from)"},
     {"text", "FILE...", CLI_FILES, CLI_AT(text), 0, 0,
      "training text; <|endoftext|> separates documents; or the text.safetensors of a run. Without it, the teacher "
      "generates the text"},
@@ -56,6 +59,10 @@ static const cli_option options[] = {
     {"from", "DIR", CLI_TEXT, CLI_AT(from), 0, 0,
      "start from this student, as another run saved it, instead of a new one; stages that it has behind it get 0 "
      "--tokens"},
+    {"recording", "DIR", CLI_TEXT, CLI_AT(recording), 0, 0,
+     "the teacher's outputs for stages 2 and 3, from `mohawk record` with the same text, seed and sizes, in place of "
+     "its weights. The teacher is then needed for stage 1 and for a new student, but not with --from, a student that "
+     "still has its norms and MLPs, such as one after stage 1"},
     {"recipe", "best|paper", CLI_CHOICE, CLI_AT(recipe), 0, 0,
      "best (default): initialization from attention, calibrated, gates, biases, rotary B and C, alignment of hidden "
      "states in stage 3, learning rate decay over the second half of each stage; paper: initialization as identity, "
@@ -167,6 +174,7 @@ static void fill_stage(const settings *s, int i, mhk_stage_desc *stage) {
   memset(&recipe, 0, sizeof recipe);
   recipe.recipe = (mhk_recipe)s->recipe;
   stage->tokens = (mhk_index)cli_number_at(&s->tokens, i, (double)mhk_distill_defaults(&recipe).stages[i].tokens);
+  if (i == 0 && s->tokens.n == 0 && !s->teacher) stage->tokens = 0;
   stage->lr = cli_number_at(&s->lr, i, 0);
   stage->warmup = given(&s->warmup, i);
   stage->decay = given(&s->decay, i);
@@ -193,18 +201,21 @@ static double automatic(const char *option, const char *text) {
   return -1;
 }
 
+/* whose sizes and tokenizer count: the teacher, or with a recording of one the student */
+static mhk_model *shaped(const distillation *d) { return d->teacher ? d->teacher : d->r.desc.student; }
+
 /* Windows, heads and layers as they were given; what is chosen from the text follows later. */
 static int fill_windows(distillation *d) {
   const settings *s = d->s;
-  const mhk_config *teacher = mhk_model_config(d->teacher);
+  const mhk_config *teacher = mhk_model_config(shaped(d));
   const mhk_index heads = (mhk_index)teacher->n_layer * teacher->n_head;
   mhk_index i;
   int h;
   d->auto_bytes = automatic("keep", s->keep_auto);
   d->auto_mean = (int)automatic("windows", s->windows);
   if (d->auto_bytes < 0 || d->auto_mean < 0) return CLI_FAILED;
-  d->windows = (int32_t *)calloc((size_t)heads, sizeof *d->windows);
-  d->others = (int32_t *)calloc((size_t)heads, sizeof *d->others);
+  d->windows = (int32_t *)calloc((size_t)heads + 1, sizeof *d->windows);
+  d->others = (int32_t *)calloc((size_t)heads + 1, sizeof *d->others);
   if (!d->windows || !d->others) return cli_error("out of memory for %lld heads", (long long)heads);
   for (i = 0; i < heads; i++) d->windows[i] = d->auto_mean ? d->auto_mean : s->window;
   if (s->windows && !d->auto_mean && head_parse_windows(s->windows, teacher, d->windows) != CLI_GO) return CLI_FAILED;
@@ -222,7 +233,7 @@ static int fill_windows(distillation *d) {
 /* Says the windows in the description. A layer that keeps all its heads is kept attention. */
 static void use_windows(distillation *d) {
   mhk_student_desc *student = &d->r.desc.student_desc;
-  const mhk_config *teacher = mhk_model_config(d->teacher);
+  const mhk_config *teacher = mhk_model_config(shaped(d));
   const int heads = teacher->n_head;
   int l, h, same = 1;
   student->n_keep_attention = 0;
@@ -241,7 +252,7 @@ static void use_windows(distillation *d) {
 
 static int fill_student(distillation *d, mhk_student_desc *student) {
   const settings *s = d->s;
-  const mhk_config *teacher = mhk_model_config(d->teacher);
+  const mhk_config *teacher = mhk_model_config(shaped(d));
   if (s->from) {
     d->r.desc.student = cli_load(d->ctx, s->from);
     if (!d->r.desc.student || mhk_model_make_trainable(d->r.desc.student) != MHK_OK) return cli_context_error(d->ctx);
@@ -271,7 +282,7 @@ static int fill_student(distillation *d, mhk_student_desc *student) {
 /* the student without windows, for what its state takes */
 static mhk_config shape_of(const distillation *d) {
   const mhk_student_desc *student = &d->r.desc.student_desc;
-  mhk_config c = head_student_shape(mhk_model_config(d->teacher));
+  mhk_config c = head_student_shape(mhk_model_config(shaped(d)));
   if (student->d_state) c.d_state = student->d_state;
   c.gates = student->gates > 0 || (student->gates == 0 && d->r.desc.recipe == MHK_RECIPE_BEST);
   return c;
@@ -415,7 +426,12 @@ static void resolve(distillation *d) {
 
 static int hash_inputs(distillation *d) {
   const settings *s = d->s;
-  int i, code = record_add(&d->inputs, d->ctx, "teacher", s->teacher);
+  char path[1024];
+  int i, code = s->teacher ? record_add(&d->inputs, d->ctx, "teacher", s->teacher) : CLI_GO;
+  if (code == CLI_GO && s->recording) code = cli_join(path, sizeof path, s->recording, "recording.json");
+  if (code == CLI_GO && s->recording && !cli_exists(path))
+    return cli_error("%s is no recording: it has no recording.json, which `mohawk record` writes", s->recording);
+  if (code == CLI_GO && s->recording) code = record_add(&d->inputs, d->ctx, "recording", path);
   if (code == CLI_GO && s->from) code = record_add(&d->inputs, d->ctx, "from", s->from);
   for (i = 0; i < s->text.n && code == CLI_GO; i++) code = record_add(&d->inputs, d->ctx, "text", s->text.path[i]);
   for (i = 0; i < s->eval.n && code == CLI_GO; i++) code = record_add(&d->inputs, d->ctx, "eval", s->eval.path[i]);
@@ -472,7 +488,7 @@ static int write_results(const distillation *d, int stage, int finished) {
     if (!d->measured[i]) continue;
     json_open(&j, NULL, '{');
     json_count(&j, "stage", i);
-    run_json_evaluation(&j, &d->after[i], 1);
+    run_json_evaluation(&j, &d->after[i], d->teacher != NULL);
     json_close(&j);
   }
   json_close(&j);
@@ -536,7 +552,7 @@ static int check_disk(const distillation *d) {
     return cli_error("%s is on a disk with %s free, but --one-layer-at-a-time needs %s for %lld tokens: try fewer "
                      "--tokens for stages 1 and 2, or another --out",
                      d->s->out, cli_bytes(disk, &b), cli_bytes(files, &a),
-                     (long long)(files / (double)sizeof(mhk_real) / mhk_model_config(d->teacher)->d_model));
+                     (long long)(files / (double)sizeof(mhk_real) / mhk_model_config(shaped(d))->d_model));
   return CLI_GO;
 }
 
@@ -573,30 +589,6 @@ static int dry_run(distillation *d) {
                    options[0] ? options : " a smaller teacher");
 }
 
-static mhk_corpus *load_files(distillation *d) {
-  const settings *s = d->s;
-  mhk_corpus_desc desc;
-  int repeat[CLI_MAX_LIST], i;
-  size_t most[CLI_MAX_LIST];
-  if (s->repeat.n > s->text.n || s->max_document.n > s->text.n) {
-    cli_error("--text has %d files, but --%s has %d values", s->text.n,
-              s->repeat.n > s->text.n ? "repeat" : "max-document",
-              s->repeat.n > s->text.n ? s->repeat.n : s->max_document.n);
-    return NULL;
-  }
-  memset(&desc, 0, sizeof desc);
-  for (i = 0; i < s->text.n; i++) {
-    repeat[i] = (int)cli_number_at(&s->repeat, i, 1);
-    most[i] = (size_t)cli_number_at(&s->max_document, i, 0);
-  }
-  desc.n_files = s->text.n;
-  desc.files = s->text.path;
-  desc.repeat = repeat;
-  desc.max_document_of = most;
-  desc.seed = (uint64_t)s->seed;
-  return run_load_text(d->ctx, d->teacher, NULL, &desc, s->encoding);
-}
-
 static mhk_corpus *sample(distillation *d, const char *name, mhk_index tokens, uint64_t seed) {
   char path[1024];
   if (cli_join(path, sizeof path, d->s->out, name) != CLI_GO) return NULL;
@@ -612,7 +604,7 @@ static int load_text(distillation *d) {
   int i;
   for (i = 0; i < 3; i++) budget += (double)desc->stages[i].tokens;
   if (s->text.n > 0) {
-    desc->corpus = load_files(d);
+    desc->corpus = run_load_files(d->ctx, shaped(d), &s->text, &s->repeat, &s->max_document, s->seed, s->encoding);
     if (desc->corpus) cli_note("%s tokens of text", cli_count((double)mhk_corpus_tokens(desc->corpus, NULL), &amount));
   } else {
     mhk_index n = s->sample_tokens ? s->sample_tokens : (mhk_index)(budget < 2e6 ? budget : 2e6);
@@ -624,7 +616,7 @@ static int load_text(distillation *d) {
   eval.n_files = s->eval.n;
   eval.files = s->eval.path;
   eval.max_document = (size_t)s->eval_max_document;
-  d->eval_text = run_load_text(d->ctx, d->teacher, NULL, &eval, s->encoding);
+  d->eval_text = run_load_text(d->ctx, shaped(d), NULL, &eval, s->encoding);
   return d->eval_text ? CLI_GO : CLI_FAILED;
 }
 
@@ -634,10 +626,10 @@ static void print_measure(distillation *d, int stage) {
     json_open(&d->json, NULL, '{');
     json_text(&d->json, "event", "evaluation");
     json_count(&d->json, "stage", stage);
-    run_json_evaluation(&d->json, &d->after[stage], 1);
+    run_json_evaluation(&d->json, &d->after[stage], d->teacher != NULL);
     json_close(&d->json);
   } else {
-    run_print_row(stdout, names[stage], &d->after[stage], 1);
+    run_print_row(stdout, names[stage], &d->after[stage], d->teacher != NULL);
     fflush(stdout);
   }
 }
@@ -669,12 +661,12 @@ static run_result after_stage(void *user, int stage, mhk_model *student) {
 static int finish(distillation *d, mhk_model *student) {
   const mhk_stage_desc *stages = d->r.desc.stages;
   int last = stages[2].tokens > 0 ? 3 : stages[1].tokens > 0 ? 2 : stages[0].tokens > 0 ? 1 : 0;
-  if (!d->eval_text && !d->s->no_eval) {
+  if (!d->eval_text && !d->s->no_eval && d->teacher) {
     mhk_index length = mhk_distill_defaults(&d->r.desc).length;
     d->eval_text = sample(d, "eval.safetensors", 32 * length, (uint64_t)d->s->seed + 1000003u);
     if (!d->eval_text) return CLI_FAILED;
   }
-  if (!d->s->no_eval && !d->measured[last] && measure(d, last, student) != CLI_GO) return CLI_FAILED;
+  if (d->eval_text && !d->measured[last] && measure(d, last, student) != CLI_GO) return CLI_FAILED;
   if (run_save(d->ctx, student, d->s->out, "student", d->s->dtype, d->s->json ? &d->json : NULL) != CLI_OK)
     return CLI_FAILED;
   return write_results(d, last, 1) == CLI_GO ? CLI_OK : CLI_FAILED;
@@ -686,15 +678,27 @@ static void json_begin(distillation *d) {
   d->r.json = &d->json;
   json_open(&d->json, NULL, '{');
   json_text(&d->json, "event", "start");
-  json_text(&d->json, "teacher", d->s->teacher);
+  if (d->teacher) json_text(&d->json, "teacher", d->s->teacher);
+  if (d->s->recording) json_text(&d->json, "recording", d->s->recording);
   json_text(&d->json, "out", d->s->out);
-  json_real(&d->json, "teacher_parameters", mhk_config_parameters(mhk_model_config(d->teacher)));
+  if (d->teacher) json_real(&d->json, "teacher_parameters", mhk_config_parameters(mhk_model_config(d->teacher)));
   json_count(&d->json, "text_tokens", (double)mhk_corpus_tokens(d->r.desc.corpus, NULL));
   json_real(&d->json, "memory_bytes", mhk_distill_bytes(&d->r.desc));
   json_count(&d->json, "threads", mhk_threads(d->ctx));
-  head_flags(mhk_model_config(d->teacher), d->windows, flags, sizeof flags);
+  head_flags(mhk_model_config(shaped(d)), d->windows, flags, sizeof flags);
   json_text(&d->json, "heads", flags); /* what was given or chosen, as options */
   json_close(&d->json);
+}
+
+/* Opens --recording, for the run that the description says. */
+static int play(distillation *d) {
+  const mhk_distill_desc whole = mhk_distill_defaults(&d->r.desc);
+  const recording_use use = {.desc = &whole, .teacher = d->teacher};
+  if (recording_open(&d->played, d->ctx, d->s->recording, &use) != CLI_GO) return CLI_FAILED;
+  d->r.desc.outputs = recording_read;
+  d->r.desc.outputs_user = &d->played;
+  d->r.desc.outputs_id = recording_number(&d->played);
+  return CLI_GO;
 }
 
 /* from the description to the saved student */
@@ -704,6 +708,7 @@ static int train(distillation *d) {
   run_result result;
   int code;
   if (fill(d) != CLI_GO) return CLI_FAILED;
+  if (s->recording) d->r.desc.outputs = recording_read; /* for the defaults; play() gives it one */
   if (s->dry_run) return dry_run(d);
   if (check_memory(d) != CLI_GO || cli_make_folders(s->out) != CLI_GO) return CLI_FAILED;
   resolve(d);
@@ -713,7 +718,7 @@ static int train(distillation *d) {
     if (cli_stopped()) run_say_stopped(d->s->out, d->s->json ? &d->json : NULL);
     return CLI_FAILED;
   }
-  if (choose(d) != CLI_GO) return CLI_FAILED;
+  if (choose(d) != CLI_GO || (s->recording && play(d) != CLI_GO)) return CLI_FAILED;
   if (!s->from && mhk_model_config(d->r.desc.teacher)->arch == MHK_ARCH_PHI) say_layout(d);
   if (s->json) json_begin(d);
   d->r.started = started;
@@ -735,12 +740,14 @@ static int distill(mhk_context *ctx, void *user) {
   d.ctx = ctx;
   cli_quiet(d.s->json);
   cli_every(d.s->every);
-  d.teacher = cli_load(ctx, d.s->teacher);
-  if (!d.teacher) return cli_context_error(ctx);
-  cli_note("teacher %s, %s parameters; %s", d.s->teacher,
-           cli_count(mhk_config_parameters(mhk_model_config(d.teacher)), &n), cli_threads(ctx, &threads));
+  if (d.s->teacher) d.teacher = cli_load(ctx, d.s->teacher);
+  if (mhk_failed(ctx)) return cli_context_error(ctx);
+  if (d.teacher)
+    cli_note("teacher %s, %s parameters; %s", d.s->teacher,
+             cli_count(mhk_config_parameters(mhk_model_config(d.teacher)), &n), cli_threads(ctx, &threads));
   code = train(&d);
   record_inputs_free(&d.inputs);
+  recording_close(&d.played);
   free(d.windows);
   free(d.others);
   return code;
@@ -775,7 +782,12 @@ static int check(void *user) {
     s->placement = packed;
     s->windows = NULL;
   }
-  if (s->from && makes_student(s)) {
+  if (!s->teacher && !(s->recording && s->from))
+    return cli_missing(&command_distill, s->recording ? "--teacher DIR or --from DIR" : "--teacher DIR");
+  if (s->recording && (s->text.n == 0 || s->dry_run || s->one_layer || s->teacher_type)) {
+    cli_error(s->text.n == 0 ? "--recording needs the --text that it was made of"
+                             : "--recording goes with none of --dry-run, --one-layer-at-a-time and --teacher-type");
+  } else if (s->from && makes_student(s)) {
     cli_error("--%s is for a new student, but --from names one that is there: leave one of the two out",
               makes_student(s));
   } else if (both) {

@@ -5,47 +5,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* ---------------------------------------------------------------- XXH64 (Yann Collet's xxHash) */
-
-#define P1 11400714785074694791u
-#define P2 14029467366897019727u
-#define P3 1609587929392839161u
-#define P4 9650029242287828579u
-#define P5 2870177450012600261u
-
-static uint64_t rotate(uint64_t x, int n) { return x << n | x >> (64 - n); }
-
-static uint64_t little(const unsigned char *p, int n) {
-  uint64_t x = 0;
-  int i;
-  for (i = n - 1; i >= 0; i--) x = x << 8 | p[i];
-  return x;
-}
-
-static uint64_t lane(uint64_t sum, uint64_t x) { return rotate(sum + x * P2, 31) * P1; }
-
-uint64_t record_hash(const void *data, size_t n) {
-  const unsigned char *p = (const unsigned char *)data, *end = p + n;
-  uint64_t v[4] = {P1 + P2, P2, 0, 0 - P1}, h = P5;
-  int i;
-  if (n >= 32) {
-    for (; end - p >= 32; p += 32)
-      for (i = 0; i < 4; i++) v[i] = lane(v[i], little(p + 8 * i, 8));
-    h = rotate(v[0], 1) + rotate(v[1], 7) + rotate(v[2], 12) + rotate(v[3], 18);
-    for (i = 0; i < 4; i++) h = (h ^ lane(0, v[i])) * P1 + P4;
-  }
-  h += n;
-  for (; end - p >= 8; p += 8) h = rotate(h ^ lane(0, little(p, 8)), 27) * P1 + P4;
-  if (end - p >= 4) {
-    h = rotate(h ^ little(p, 4) * P1, 23) * P2 + P3;
-    p += 4;
-  }
-  for (; p < end; p++) h = rotate(h ^ *p * P5, 11) * P1;
-  h = (h ^ h >> 33) * P2;
-  h = (h ^ h >> 29) * P3;
-  return h ^ h >> 32;
-}
-
 /* ---------------------------------------------------------------- inputs */
 
 static int add_file(record_inputs *in, mhk_context *ctx, const char *option, const char *path) {
@@ -62,7 +21,7 @@ static int add_file(record_inputs *in, mhk_context *ctx, const char *option, con
   if (!cli_is_stream(path)) {
     if (!foreign_map(ctx, path, &bytes)) return cli_context_error(ctx);
     x->bytes = (double)bytes.size;
-    x->hash = record_hash(bytes.data, bytes.size);
+    x->hash = mhk_xxh64(bytes.data, bytes.size);
     foreign_unmap(&bytes);
   }
   in->n++;

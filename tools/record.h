@@ -4,9 +4,6 @@
 
 #include "cli.h"
 
-/* XXH64 with seed 0, as the program xxh64sum computes it */
-uint64_t record_hash(const void *data, size_t n);
-
 /* A file that decides a run's result. A folder stands for the files in it that a model is read
    from. */
 typedef struct record_input {

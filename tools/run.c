@@ -202,6 +202,29 @@ mhk_corpus *run_load_text(mhk_context *ctx, mhk_model *model, mhk_model *other_m
   return text;
 }
 
+mhk_corpus *run_load_files(mhk_context *ctx, mhk_model *model, const cli_files *text, const cli_numbers *repeat,
+                           const cli_numbers *max_document, int seed, int encoding) {
+  mhk_corpus_desc desc;
+  int times[CLI_MAX_LIST], i;
+  size_t most[CLI_MAX_LIST];
+  if (repeat->n > text->n || max_document->n > text->n) {
+    cli_error("--text has %d files, but --%s has %d values", text->n,
+              repeat->n > text->n ? "repeat" : "max-document", repeat->n > text->n ? repeat->n : max_document->n);
+    return NULL;
+  }
+  memset(&desc, 0, sizeof desc);
+  for (i = 0; i < text->n; i++) {
+    times[i] = (int)cli_number_at(repeat, i, 1);
+    most[i] = (size_t)cli_number_at(max_document, i, 0);
+  }
+  desc.n_files = text->n;
+  desc.files = text->path;
+  desc.repeat = times;
+  desc.max_document_of = most;
+  desc.seed = (uint64_t)seed;
+  return run_load_text(ctx, model, NULL, &desc, encoding);
+}
+
 mhk_corpus *run_some_text(mhk_context *ctx, mhk_model *model, int n, const char *const *files, int encoding,
                           mhk_index tokens) {
   static const char *const bundled[] = {"examples/story.txt"};
@@ -343,7 +366,7 @@ static void report(reporter *p, const run *r, mhk_trainer *tr, const mhk_progres
     write_point(p->log, &point);
     fflush(p->log); /* a checkpoint may follow at any time */
   }
-  show_progress(&p->line, info, relative, r->desc.teacher != NULL, last);
+  show_progress(&p->line, info, relative, r->desc.teacher || r->desc.outputs, last);
   if (r->json && (last || cli_clock() - p->json_shown >= 1)) {
     json_progress(r->json, info, relative);
     p->json_shown = cli_clock();

@@ -82,6 +82,11 @@ mhk_corpus *run_token_file(mhk_context *ctx, mhk_model *model, const char *path)
    message. */
 mhk_corpus *run_load_text(mhk_context *ctx, mhk_model *model, mhk_model *other_model, const mhk_corpus_desc *desc,
                         int encoding);
+/* The text in training files: used as often as `repeat` says, documents split after max_document
+   bytes, in the order of the seed; each has one value for all files or one for each. NULL after a
+   message. */
+mhk_corpus *run_load_files(mhk_context *ctx, mhk_model *model, const cli_files *text, const cli_numbers *repeat,
+                           const cli_numbers *max_document, int seed, int encoding);
 /* The text in n files, else examples/story.txt if it is there, else this many tokens that the model
    writes itself. NULL after a message. */
 mhk_corpus *run_some_text(mhk_context *ctx, mhk_model *model, int n, const char *const *files, int encoding,
