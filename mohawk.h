@@ -562,12 +562,12 @@ typedef struct mhk_distill_desc {
   void *exchange_user;
   int world, rank;              /* 0: 1 worker */
   /* The teacher's outputs from a file, say, in place of its weights. outputs fills x with each part
-     that stage 2 or 3 needs, in the order of mhk_part's values for each layer. A negative return
-     value is a failure, with the message of mhk_fail() if it called that. Same numbers, same bits as
-     with the teacher. teacher is then needed only for stage 1 and to create a student; without it
-     student's norms and MLPs count as the teacher's. outputs_id names the source, so that a
-     checkpoint knows it. Not with layer_by_layer, teacher_type, several workers or mhk_train_on().
-     record: nothing is trained; the teacher's outputs for the run of this description are in x, for
+     that stages 2 and 3 need; a negative return value is a failure, with the message of mhk_fail()
+     if it called that. Same numbers, same bits as with the teacher, which is then needed only for
+     stage 1 and to create a student; without it the student's norms and MLPs count as the
+     teacher's. outputs_id names the source, for checkpoints. Not with layer_by_layer, teacher_type,
+     several workers or mhk_train_on().
+     record: nothing is trained; x has the teacher's outputs for the run that is described, for
      outputs to keep. A positive return value at MHK_PART_START skips the batch. Without out; share
      and stages[2].trains = MHK_TRAIN_MIXERS need the least memory. */
   int (*outputs)(void *user, const mhk_output *o);
@@ -956,10 +956,10 @@ MHKDEF mhk_result mhk_file_write(mhk_context *ctx, const char *path, int n, cons
    killed writers. A symbolic link at path is replaced, not followed. The new file keeps the
    permissions of the old one, as far as the umask allows. */
 MHKDEF mhk_result mhk_file_write_bytes(mhk_context *ctx, const char *path, const void *data, size_t bytes);
-#endif
 #ifndef MOHAWK_NO_TRAINING
 /* XXH64 with seed 0, as the program xxh64sum computes it: the checksum of checkpoints. */
 MHKDEF uint64_t mhk_xxh64(const void *data, size_t bytes);
+#endif
 #endif
 
 /* ---- tokenizers ---- */
@@ -23425,6 +23425,17 @@ static void mhk__resume(mhk_trainer *tr) {
 
 /* -------------------------------------------------------------------------- trainer: making one */
 
+static int mhk__outputs_check(mhk_context *ctx, const mhk_distill_desc *d) {
+  if (d->outputs && (d->layer_by_layer || d->world > 1 || (d->teacher_type && !d->record)))
+    return mhk__no(ctx, MHK_ERROR_ARGUMENT,
+                   "a teacher's outputs from elsewhere go with neither layer_by_layer, teacher_type nor several "
+                   "workers");
+  if (d->record && (!d->outputs || !d->teacher || !d->corpus || d->out))
+    return mhk__no(ctx, MHK_ERROR_ARGUMENT,
+                   "to record a teacher's outputs needs teacher, corpus and outputs, and no out");
+  return 1;
+}
+
 /* Checks a description, with defaults in place, and that model, text and batches fit each other. */
 static int mhk__distill_check(mhk_context *ctx, const mhk_distill_desc *d) {
   const mhk_model *reader = d->teacher ? d->teacher : d->student;
@@ -23433,11 +23444,6 @@ static int mhk__distill_check(mhk_context *ctx, const mhk_distill_desc *d) {
   if (!d->teacher && (d->stages[0].tokens > 0 || (d->stages[1].tokens > 0 && !d->outputs) || d->teacher_type))
     return mhk__no(ctx, MHK_ERROR_ARGUMENT,
                    "stages 1 and 2 and teacher_type need a teacher: without one, only stage 3 runs");
-  if (d->outputs && (d->layer_by_layer || d->world > 1 || (d->teacher_type && !d->record)))
-    return mhk__no(ctx, MHK_ERROR_ARGUMENT,
-                   "a teacher's outputs from elsewhere go with neither layer_by_layer, teacher_type nor several workers");
-  if (d->record && (!d->outputs || !d->teacher || !d->corpus || d->out))
-    return mhk__no(ctx, MHK_ERROR_ARGUMENT, "to record a teacher's outputs needs teacher, corpus and outputs, and no out");
 #ifdef MOHAWK_NO_STDIO
   if (d->out)
     return mhk__no(ctx, MHK_ERROR_UNSUPPORTED,
@@ -23476,7 +23482,7 @@ static int mhk__distill_check(mhk_context *ctx, const mhk_distill_desc *d) {
                    "AdamW with beta1 %g, beta2 %g, eps %g: betas must be in (0,1), eps must be positive and finite",
                    d->beta1, d->beta2, d->eps);
   if (!mhk__number_fits(ctx, "distillation", "checkpoint_seconds", d->checkpoint_seconds, -DBL_MAX, DBL_MAX)) return 0;
-  if (!mhk__precision_fits(ctx, d->precision)) return 0;
+  if (!mhk__precision_fits(ctx, d->precision) || !mhk__outputs_check(ctx, d)) return 0;
   for (int i = 0; i < 2 && d->layer_by_layer; i++)
     if (d->stages[i].tokens > 0 && d->stages[i].clip > 0)
       return mhk__no(ctx, MHK_ERROR_ARGUMENT,

@@ -31,8 +31,8 @@ static const cli_option options[] = {
     {"keep-attention", "L,...", CLI_NUMBERS, CLI_AT(keep), 0, 255,
      "layers that keep attention, counted from 0: they are left out of stage 2"},
     {"tokens", "A,B,C", CLI_NUMBERS, CLI_AT(tokens), 0, 1e15,
-     "tokens of the stages. Of stage 1, which needs the teacher itself, nothing is recorded (default 0,0.75M,2M; paper: "
-     "0,1M,1.5M)"},
+     "tokens of the stages. Of stage 1, which needs the teacher itself, nothing is recorded (default 0,0.75M,2M; "
+     "paper: 0,1M,1.5M)"},
     {"own-stream", "X", CLI_REAL, CLI_AT(own_stream), 0, 1000,
      "0: no hidden states for stage 3, which takes less room; the run then needs --own-stream 0 (default 0.06; "
      "paper: 0)"},
@@ -165,6 +165,7 @@ static void say(const settings *s, const recording *r) {
   printf("\n");
 }
 
+/* the command: what it needs, room for it, and all batches */
 static int record_outputs(mhk_context *ctx, void *user) {
   const settings *s = (const settings *)user;
   mhk_distill_desc d, whole;
@@ -203,10 +204,10 @@ const cli_command command_record = {
     .name = "record",
     .summary = "record a teacher's outputs, to distill without it elsewhere",
     .synopsis = "--teacher DIR --text FILE... [options]",
-    .about = "Computes what stages 2 and 3 of `mohawk distill` need of a teacher, each new layer's input and output and "
-             "the logits, once, for the windows of text that a run with the same options sees. `mohawk distill "
-             "--recording DIR --from STUDENT` then trains without the teacher. Ctrl-C stops; run the same command again "
-             "to go on.",
+    .about = "Computes what stages 2 and 3 of `mohawk distill` need of a teacher, each new layer's input and output "
+             "and the logits, once, for the windows of text that a run with the same options sees. `mohawk distill "
+             "--recording DIR --from STUDENT` then trains without the teacher. Ctrl-C stops; run the same command "
+             "again to go on.",
     .example = "mohawk record --teacher phi-1_5/ --text corpus.txt --tokens 0,1M,2M --out recording",
     CLI_OPTIONS(options),
     CLI_SETTINGS(defaults),

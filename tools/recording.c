@@ -42,9 +42,11 @@ typedef struct fact {
   char value[64];
 } fact;
 enum {
-  TEACHER, TEXT, TOKENS, SEED, WINDOWS, BATCH, LENGTH, UPDATE, LAYERS, WIDTH, VOCABULARY, TOP, OWN, PRECISION, TYPE, FACTS
+  TEACHER, TEXT, TOKENS, SEED, WINDOWS, BATCH, LENGTH, UPDATE, LAYERS, WIDTH, VOCABULARY, TOP, OWN, PRECISION, TYPE,
+  KEPT, FACTS
 };
 
+/* Both sides of the comparison: what is not known stays empty. */
 static void take_facts(const recording_use *u, fact f[FACTS]) {
   static const char *const names[FACTS][2] = {{"teacher_xxh64", "teacher weights with XXH64"},
                                               {"text_xxh64", "--text whose tokens have XXH64"},
@@ -60,12 +62,13 @@ static void take_facts(const recording_use *u, fact f[FACTS]) {
                                               {"top", "--top"},
                                               {"own_stream", "hidden states in stage 3 (--own-stream):"},
                                               {"precision", "--precision"},
-                                              {"teacher_type", "--teacher-type"}};
+                                              {"teacher_type", "--teacher-type"},
+                                              {"keep_attention", "--keep-attention"}};
   const mhk_distill_desc *d = u->desc;
   const mhk_config *c = mhk_model_config(u->teacher ? u->teacher : d->teacher ? d->teacher : d->student);
   const int32_t *tokens;
   const mhk_index n = mhk_corpus_tokens(d->corpus, &tokens);
-  int i;
+  int i, n_kept = 0;
   memset(f, 0, FACTS * sizeof *f);
   for (i = 0; i < FACTS; i++) f[i].name = names[i][0], f[i].what = names[i][1];
   if (u->teacher) hex(weights_hash(u->teacher), f[TEACHER].value);
@@ -85,6 +88,10 @@ static void take_facts(const recording_use *u, fact f[FACTS]) {
 #undef PUT
   snprintf(f[PRECISION].value, sizeof f[PRECISION].value, "%s", d->precision == MHK_PRECISION_BF16 ? "bf16" : "f32");
   snprintf(f[TYPE].value, sizeof f[TYPE].value, "%s", d->teacher_type ? mhk_dtype_name(d->teacher_type) : "stored");
+  snprintf(f[KEPT].value, sizeof f[KEPT].value, "none");
+  for (i = 0; i < d->student_desc.n_keep_attention && n_kept < 56; i++)
+    n_kept += snprintf(f[KEPT].value + n_kept, 60 - (size_t)n_kept, "%s%d", i ? "," : "",
+                       d->student_desc.keep_attention[i]);
 }
 
 /* tokens of a stage in whole updates */
@@ -137,8 +144,8 @@ static int check_facts(recording *r, const fact f[FACTS], const recording_use *u
                      text);
   for (i = 0; i < FACTS; i++) {
     const char *was = member(found, f[i].name, text);
-    if (!f[i].value[0]) continue; /* not known here */
-    if (reading && (i == PRECISION || i == TYPE)) continue;
+    if (!f[i].value[0]) continue;
+    if (reading && (i == PRECISION || i == TYPE || i == KEPT)) continue;
     if (reading && i == OWN && (u->desc->stages[2].tokens == 0 || strcmp(was, "yes") == 0)) continue;
     if (strcmp(was, f[i].value) != 0)
       return cli_error("%s was recorded with %s %s, but this run has %s%s", r->folder, f[i].what, was[0] ? was : "?",
