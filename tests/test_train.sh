@@ -112,6 +112,25 @@ for signal in INT KILL; do
   rm -rf "$work/stopped"
 done
 
+# the same again, from what it wrote down
+rerun() { "$mohawk" rerun "$@" >"$work/said" 2>&1; }
+check "rerun" rerun "$work/again" --threads 1
+check "the same bits from run.json" cmp "$work/phi/model/model.safetensors" "$work/again.rerun/model/model.safetensors"
+check "another width" rerun "$work/again" --d-model 48 --tokens 1k --out "$work/wide"
+check "is in its run.json" grep -q '"d-model": 48' "$work/wide/run.json"
+cp "$story" "$work/story.txt"
+check "a run on a copy" "$mohawk" train --text "$work/story.txt" $small --tokens 1k --out "$work/copy"
+printf 'One more.' >>"$work/story.txt"
+code 1 "a text that changed" rerun "$work/copy"
+says "story.txt is not what it was"
+check "anyway" rerun "$work/copy" --anyway
+check "a tokenizer of its own" "$mohawk" train --text "$story" $small --tokenizer "$work/phi/model" --tokens 1k --out "$work/given"
+check "is an input" grep -q '"option": "tokenizer", "path": "[^"]*tokenizer.json"' "$work/given/run.json"
+check "that again" rerun "$work/given"
+check "the same bits" cmp "$work/given/model/model.safetensors" "$work/given.rerun/model/model.safetensors"
+code 2 "an option of neither" rerun "$work/again" --d-mode 4
+says "did you mean --d-model?"
+
 # a teacher of its own
 check "a student of it" "$mohawk" distill --teacher "$work/phi/model" --text "$story" --tokens 1k,1k,2k --batch 2 --length 32 --eval "$story" --eval-windows 8 \
   --out "$work/student"

@@ -345,7 +345,8 @@ static void print_command_help(FILE *out, const cli_command *c) {
   if (c->options[0].kind != CLI_HEADING) fprintf(out, "\n%soptions%s\n", cli_bold(out), cli_plain(out));
   for (i = 0; i < c->n_options; i++) print_option(out, &c->options[i]);
   if (c->others) {
-    fprintf(out, "\nand all options of mohawk %s\n", c->others->name);
+    fprintf(out, "\nand all options of mohawk %s%s%s\n", c->others->name, c->also ? " or mohawk " : "",
+            c->also ? c->also->name : "");
   }
   fprintf(out,
           "  --settings FILE            options from a file: lines \"name = value\", or a run.json; the command line "
@@ -507,6 +508,8 @@ int cli_unknown_option(const cli_command *c, const char *typed, size_t length) {
     if (c->options[i].name) names[n++] = c->options[i].name;
   for (i = 0; c->others && i < c->others->n_options && n < 254; i++)
     if (c->others->options[i].name) names[n++] = c->others->options[i].name;
+  for (i = 0; c->also && i < c->also->n_options && n < 254; i++)
+    if (c->also->options[i].name) names[n++] = c->also->options[i].name;
   names[n++] = "help";
   names[n++] = "settings";
   if (length >= sizeof word) length = sizeof word - 1;
@@ -616,10 +619,10 @@ static int check_given(const reading *r) {
   return CLI_GO;
 }
 
-/* An option of the other command: checked, and its words kept. */
-static int pass_on(reading *r, const cli_option *o, const char *text) {
+/* An option of another command: checked, and its words kept. */
+static int pass_on(reading *r, const cli_command *command, const cli_option *o, const char *text) {
   cli_words *words = (cli_words *)(r->settings + r->command->others_at);
-  reading other = {r->command->others, r->others, r->argc, r->at, r->argv, {0}, NULL};
+  reading other = {command, r->others, r->argc, r->at, r->argv, {0}, NULL};
   const int code = take_option(&other, o, text);
   for (; code == CLI_GO && r->at <= other.at; r->at++) {
     if (words->n == CLI_COUNT_OF(words->word)) return cli_error("more than %d words of options", words->n);
@@ -640,7 +643,9 @@ static int read_option(reading *r, const char *word) {
     return CLI_GO;
   }
   o = r->others ? cli_find_option(r->command->others, word, length) : NULL;
-  return o ? pass_on(r, o, text) : cli_unknown_option(r->command, word, length);
+  if (o) return pass_on(r, r->command->others, o, text);
+  o = r->command->also ? cli_find_option(r->command->also, word, length) : NULL;
+  return o ? pass_on(r, r->command->also, o, text) : cli_unknown_option(r->command, word, length);
 }
 
 /* Reads what --settings names: before all other options, which win. */
@@ -681,7 +686,8 @@ int cli_read_options(const cli_command *c, void *settings, int argc, char **argv
   reading r = {c, (char *)settings, argc, 0, argv, {0}, NULL};
   int code;
   if (c->others) {
-    r.others = (char *)malloc(c->others->size);
+    const size_t size = c->also && c->also->size > c->others->size ? c->also->size : c->others->size;
+    r.others = (char *)calloc(1, size);
     if (!r.others) return cli_error("out of memory");
     memcpy(r.others, c->others->defaults, c->others->size);
   }

@@ -77,7 +77,7 @@ typedef struct cli_command {
   int (*body)(mhk_context *ctx, void *settings);
   /* Options that only this command has are checked as its own, and their words kept in the
      cli_words at others_at: for a command that runs another. NULL: none. */
-  const struct cli_command *others;
+  const struct cli_command *others, *also; /* also: another one, for what `others` has no option of that name */
   size_t others_at;
 } cli_command;
 

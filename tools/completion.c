@@ -15,7 +15,7 @@ static const cli_option options[] = {
 
 /* ---------------------------------------------------------------- options of a command */
 
-/* Calls each for every option of a command, and of the other command whose options it passes on. */
+/* Calls each for every option of a command, and of the other commands whose options it passes on. */
 static void each_option(const cli_command *c, void (*each)(const cli_option *o)) {
   int i;
   for (i = 0; i < c->n_options; i++)
@@ -23,6 +23,11 @@ static void each_option(const cli_command *c, void (*each)(const cli_option *o))
   for (i = 0; c->others && i < c->others->n_options; i++) {
     const cli_option *o = &c->others->options[i];
     if (o->name && !cli_find_option(c, o->name, strlen(o->name))) each(o);
+  }
+  for (i = 0; c->also && i < c->also->n_options; i++) {
+    const cli_option *o = &c->also->options[i];
+    const size_t n = o->name ? strlen(o->name) : 0;
+    if (n && !cli_find_option(c, o->name, n) && !cli_find_option(c->others, o->name, n)) each(o);
   }
 }
 
@@ -224,7 +229,11 @@ static void man(const cli_command *c) {
   man_text(c->about);
   printf("\n.Pp\nThe options are:\n");
   man_options(c);
-  if (c->others) printf("All options of\n.Xr mohawk\\-%s 1\nmay be given too.\n", c->others->name);
+  if (c->others && c->also)
+    printf("All options of\n.Xr mohawk\\-%s 1\nor\n.Xr mohawk\\-%s 1\nmay be given too.\n", c->others->name,
+           c->also->name);
+  else if (c->others)
+    printf("All options of\n.Xr mohawk\\-%s 1\nmay be given too.\n", c->others->name);
   printf(".Pp\nOptions may also come from a file:\n.Bl -tag -width Ds\n.It Fl \\-settings Ar FILE\n"
          "Lines\n.Dq name = value ,\nor a run.json; the command line wins.\n.El\n"
          ".Sh EXIT STATUS\n0 after success, 1 after an error or Ctrl\\-C, 2 after an invalid command line.\n"

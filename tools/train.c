@@ -2,6 +2,7 @@
 #include "bpe.h"
 #include "dryrun.h"
 #include "foreign.h"
+#include "record.h"
 #include "run.h"
 #include <math.h>
 #include <stdlib.h>
@@ -28,6 +29,7 @@ typedef struct training {
   mhk_corpus *eval_text; /* NULL: none */
   run r;
   cli_json json;
+  record_inputs inputs;
 } training;
 
 static const settings defaults = {.out = "mohawk-train", .d_model = 128, .layers = 4, .vocab_size = 2048,
@@ -321,6 +323,33 @@ static int measure(training *t, mhk_model *m) {
   return CLI_GO;
 }
 
+/* ---------------------------------------------------------------- what a run was */
+
+static int hash_inputs(training *t) {
+  const settings *s = t->s;
+  int i, code = s->tokenizer ? record_add(&t->inputs, t->ctx, "tokenizer", s->tokenizer) : CLI_GO;
+  for (i = 0; i < s->text.n && code == CLI_GO; i++) code = record_add(&t->inputs, t->ctx, "text", s->text.path[i]);
+  for (i = 0; i < s->eval.n && code == CLI_GO; i++) code = record_add(&t->inputs, t->ctx, "eval", s->eval.path[i]);
+  return code == CLI_GO ? record_check(&t->inputs, t->ctx) : code;
+}
+
+/* The trainer is there, so the folder is this run's: writes the options with which it, and a later
+   version with other defaults, does the same. */
+static run_result started(void *user) {
+  static const char *const not[] = {"dry-run", "fresh", "force", "every", "json", NULL};
+  training *t = (training *)user;
+  const mhk_distill_desc r = mhk_distill_defaults(&t->r.desc);
+  const mhk_config c = phi_config(t->s, BPE_LEAST);
+  settings e = *t->s;
+  e.lr = r.stages[2].lr;
+  e.update_tokens = r.update_tokens;
+  e.seconds = r.checkpoint_seconds;
+  e.heads = c.n_head;
+  e.d_mlp = c.d_mlp;
+  if (!e.eval_length) e.eval_length = e.length;
+  return record_write(t->s->out, t->ctx, &command_train, &e, not, &t->inputs) == CLI_GO ? RUN_DONE : RUN_FAILED;
+}
+
 /* from the model to the saved model */
 static int run_training(training *t, mhk_model *m) {
   mhk_trainer *trainer = NULL;
@@ -329,6 +358,8 @@ static int run_training(training *t, mhk_model *m) {
   if (run_check_memory(t->ctx, &t->r.desc, t->s->force) != CLI_GO || cli_make_folders(t->s->out) != CLI_GO)
     return CLI_FAILED;
   if (t->s->json) json_begin(t, m);
+  t->r.started = started;
+  t->r.user = t;
   result = run_distill(t->ctx, &t->r, &trainer);
   if (result == RUN_FAILED && strstr(mhk_message(t->ctx), " diverged "))
     cli_error("start again with --fresh and a lower --lr, for example --lr %.2g", t->r.desc.stages[2].lr / 4);
@@ -345,20 +376,24 @@ static int train(mhk_context *ctx, void *user) {
   mhk_model *m;
   char mixers[4096];
   cli_buffer n, threads;
+  int code;
   memset(&t, 0, sizeof t);
   t.s = (const settings *)user;
   t.ctx = ctx;
   cli_quiet(t.s->json);
   cli_every(t.s->every);
   cli_catch_signals();
-  if (load_text(&t) != CLI_GO) return CLI_FAILED;
-  m = make_model(&t);
-  if (!m) return CLI_FAILED;
+  if (load_text(&t) != CLI_GO || (!t.s->dry_run && hash_inputs(&t) != CLI_GO) || !(m = make_model(&t))) {
+    record_inputs_free(&t.inputs);
+    return CLI_FAILED;
+  }
   fill(&t, m);
   cli_note("%s, %s parameters; learning rate %.2g; %s", run_mixers(mhk_model_config(m), mixers, sizeof mixers),
            cli_count(mhk_config_parameters(mhk_model_config(m)), &n), t.r.desc.stages[2].lr,
            cli_threads(ctx, &threads));
-  return t.s->dry_run ? dry_run(&t) : run_training(&t, m);
+  code = t.s->dry_run ? dry_run(&t) : run_training(&t, m);
+  record_inputs_free(&t.inputs);
+  return code;
 }
 
 static int check(void *user) {
