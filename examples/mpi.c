@@ -87,7 +87,8 @@ static int sum_over_processes(mhk_real *g, size_t n) {
   if (MPI_Alltoall(job.sent, (int)piece, type, job.received, (int)piece, type, MPI_COMM_WORLD) != MPI_SUCCESS) return 4;
   for (step = 1; step < processes; step *= 2)
     for (i = 0; i < processes; i += 2 * step) add(job.received + i * piece, job.received + (i + step) * piece, piece);
-  if (MPI_Allgather(job.received, (int)piece, type, job.sent, (int)piece, type, MPI_COMM_WORLD) != MPI_SUCCESS) return 5;
+  if (MPI_Allgather(job.received, (int)piece, type, job.sent, (int)piece, type, MPI_COMM_WORLD) != MPI_SUCCESS)
+    return 5;
   memcpy(g, job.sent, n * sizeof *g);
   return 0;
 }

@@ -24,6 +24,21 @@ else
   skipped="$skipped, no C++ compiler"
 fi
 
+# what a reader copies: a loss, a training loop, the mixing matrices
+cc=${CC:-cc}
+for example in new_loss draw matrices; do
+  check "$example.c is built" $cc -std=c99 -Wall -Wextra -Wpedantic -Wshadow -Wconversion -Wsign-conversion -Werror -O1 -I. examples/$example.c -lm -o "$work/$example"
+done
+check "new_loss.c: its gradient is right, and the loss falls" "$work/new_loss"
+check "the last update is said" grep -q '^update  40 of 40  KL(student || teacher) [0-9]' "$work/output"
+check "draw.c trains" "$work/draw" examples/tiny examples/story.txt "$work/progress.svg"
+check "and draws three curves" test "$(grep -c '<polyline' "$work/progress.svg")" -eq 3
+check "draw.c says what is wrong" sh -c "'$work/draw' '$work/nothing' examples/story.txt '$work/none.svg' 2>&1 | grep -q '$work/nothing'"
+check "matrices.c" "$work/matrices" examples/tiny "Once upon a time there was a fox." "$work/matrices.pgm"
+cp "$work/output" "$work/heads.txt"
+check "sixteen heads" test "$(grep -c '^ *[0-3] *[0-3] .* %$' "$work/heads.txt")" -eq 16
+check "their picture" sh -c "head -n 1 '$work/matrices.pgm' | grep -q '^P5 [0-9]* [0-9]* 255'"
+
 check "libmohawk.so is built" make CFLAGS=-O1 BUILD="$build" "$build/libmohawk.so"
 if [ -e "$build/libmohawk.so" ] && command -v nm >/dev/null 2>&1; then
   check "it exports the interface" sh -c "nm -D --defined-only '$build/libmohawk.so' | grep -q ' T mhk_load\$'"
