@@ -1,12 +1,12 @@
-/* matrices.c: the mixing matrix of every layer and head of a model, read as numbers: how far each head
-   looks back, how much of a row is on the token itself, and a picture of all of them.
+/* matrices.c: the mixing matrix of every layer and head of a model, read as numbers: how far each
+   head looks back, how much of a row is on the token itself, and a picture of all of them.
 
      cc -O3 -I. examples/matrices.c -lm -o matrices
      ./matrices examples/tiny "Once upon a time there was a fox." matrices.pgm
 
-   M[t,s] says how much token s counts at token t. In attention it is a softmax, whose rows sum to 1;
-   in a state-space layer a product of decays, B and C, of either sign. mhk_forward_matrix() computes
-   (B,H,T,T) for both, on the hidden state that reaches the layer. */
+   M[t,s] says how much token s counts at token t. In attention it is a softmax, whose rows sum to
+   1; in a state-space layer a product of decays, B and C, of either sign. mhk_forward_matrix()
+   computes (B,H,T,T) for both, on the hidden state that reaches the layer. */
 #define MOHAWK_IMPLEMENTATION
 #include "mohawk.h"
 #include <math.h>

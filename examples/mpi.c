@@ -1,9 +1,9 @@
 /* mpi.c: distill on several machines, with MPI. The same bits at any number of processes.
 
      mpicc -O3 -I. examples/mpi.c -lm -pthread -o mpi
-     mpirun -n 2 ./mpi examples/tiny corpus.txt run1            (run again to resume from run1)
-     mpirun -n 8 --hostfile hosts ./mpi phi/ corpus.txt run1    (hosts: one "name slots=CORES" a line)
-     srun -n 8 --cpus-per-task=1 ./mpi phi/ corpus.txt run1     (Slurm)
+     mpirun -n 2 ./mpi examples/tiny corpus.txt run1           (run again to resume from run1)
+     mpirun -n 8 --hostfile hosts ./mpi phi/ corpus.txt run1   (hosts: a line "name slots=CORES" each)
+     srun -n 8 --cpus-per-task=1 ./mpi phi/ corpus.txt run1    (Slurm)
 
    A batch is cut into as many equal shares as SHARES says (default 4). A process computes one or
    several of them, each in a thread of its own with one core, a trainer and a student. After each

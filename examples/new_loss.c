@@ -1,6 +1,7 @@
-/* new_loss.c: a loss of your own. Distillation with the reverse KL divergence, KL(student || teacher),
-   in place of the cross-entropy that mohawk.h trains with: the student avoids what the teacher finds
-   unlikely, where the usual direction makes it cover all that the teacher finds likely.
+/* new_loss.c: a loss of your own. Distillation with the reverse KL divergence, KL(student ||
+   teacher), in place of the cross-entropy that mohawk.h trains with: the student avoids what the
+   teacher finds unlikely, where the usual direction makes it cover all that the teacher finds
+   likely.
 
      cc -O3 -I. examples/new_loss.c -lm -o new_loss
      ./new_loss [TEACHER [TEXT]]
@@ -91,7 +92,7 @@ static mhk_tensor *checked(mhk_tape *t, void *user) {
   return reverse_kl(t, both[0], both[1]);
 }
 
-/* One update of the student on a batch of windows at random places of the text. Returns the loss. */
+/* One update of the student on windows at random places of the text. Returns the loss. */
 static double update(mhk_tape *tape, mhk_model *student, mhk_model *teacher, const mhk_corpus *corpus,
                      uint32_t *random) {
   const int32_t *text;

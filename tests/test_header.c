@@ -631,8 +631,8 @@ TEST(readme_examples) {
 
 TEST(example_programs) {
   SHELL(
-      "for f in examples/*.c; do [ -e \"$f\" ] && [ $f != examples/mpi.c ] || continue; %s -std=c99 -Wall -Wextra -O0 -I. \"$f\" -o %s -lm || exit "
-      "1; done",
+      "for f in examples/*.c; do [ -e \"$f\" ] && [ $f != examples/mpi.c ] || continue; %s -std=c99 -Wall -Wextra "
+      "-O0 -I. \"$f\" -o %s -lm || exit 1; done",
       compiler(), test_path("example"));
   /* one prompt, its state copied, saved and loaded: the greedy continuation is that of the prompt
      itself */

@@ -15,7 +15,7 @@ static const cli_option options[] = {
 
 /* ---------------------------------------------------------------- options of a command */
 
-/* Calls each for every option of a command, and of the other commands whose options it passes on. */
+/* Calls each for every option of a command, and of those whose options it passes on. */
 static void each_option(const cli_command *c, void (*each)(const cli_option *o)) {
   int i;
   for (i = 0; i < c->n_options; i++)
