@@ -2,7 +2,7 @@
 
      mpicc -O3 -I. examples/mpi.c -lm -pthread -o mpi
      mpirun -n 2 ./mpi examples/tiny corpus.txt run1           (run again to resume from run1)
-     mpirun -n 8 --hostfile hosts ./mpi phi/ corpus.txt run1   (hosts: a line "name slots=CORES" each)
+     mpirun -n 8 --hostfile hosts ./mpi phi/ corpus.txt run1   (hosts: lines "name slots=CORES")
      srun -n 8 --cpus-per-task=1 ./mpi phi/ corpus.txt run1    (Slurm)
 
    A batch is cut into as many equal shares as SHARES says (default 4). A process computes one or
