@@ -456,9 +456,10 @@ typedef struct mhk_student_desc {
 MHKDEF mhk_model *mhk_student_create(mhk_context *ctx, mhk_model *teacher, const mhk_student_desc *desc);
 /* The calibrated start: fits a new student's decays and sizes to the teacher's attention on one
    batch of text, tokens (B,T), in closed form. A head's decay halves over the mean distance that
-   the teacher's head looks back; its C rows, or with a window its state_gain, get the factor with
-   the least squared distance between both matrices; D becomes 0. Without it the student's matrix
-   starts 50 to 200 times too large. Needs as many heads as the teacher has. */
+   the teacher's head looks back; its C rows (B and C alike in a Llama's student), or with a window
+   its state_gain, get the factor with the least squared distance between both matrices; D is 0.
+   Without it the student's matrix starts 50 to 200 times too large. Needs as many heads as the
+   teacher has. */
 MHKDEF mhk_result mhk_student_calibrate(mhk_model *student, mhk_model *teacher, const int32_t *tokens, mhk_index B,
                                         mhk_index T);
 
@@ -488,7 +489,9 @@ typedef struct mhk_stage_desc {
   /* budget, rounded down to whole updates; 0 skips the stage; all three 0: 0.25, 0.75 and 2 million
      (PAPER: 0.5, 1 and 1.5 million) */
   mhk_index tokens;
-  double lr;             /* peak learning rate; 0: from stage and d_model (mhk_distill_defaults) */
+  /* peak learning rate; 0: from stage and d_model, less in runs of wide teachers with fewer than 64
+     updates (mhk_distill_defaults) */
+  double lr;
   double lr_low;         /* learning rate at the end of the decay; 0: 1e-8 */
   double warmup;         /* fraction of updates; 0: 0.05; negative: none */
   double decay;          /* fraction of updates; 0: 0.5 (PAPER: 0.1); negative: none */
@@ -22171,6 +22174,11 @@ static void mhk__distances_of_gains(const mhk__calibration *a, int l) {
   mhk__scratch_rewind(a->tape->ctx, mark);
 }
 
+static void mhk__scale_row(mhk__layer *y, mhk_index i, mhk_index D, mhk_real by) {
+  for (mhk_index j = 0; j < D; j++) mhk_data(y->in_w)[i * D + j] *= by;
+  if (y->in_b) mhk_data(y->in_b)[i] *= by;
+}
+
 /* One layer: first the decays, a_h = 2^(-1/distance), with A_log nearly independent of the token;
    then the sizes. With a gain g, the squared distance is a parabola in g, and its values at -1, 0
    and 1 say where it is least. */
@@ -22200,9 +22208,12 @@ static void mhk__calibrate_layer(const mhk__calibration *a, int l) {
       if (w > 0) mhk_data(y->state_gain)[h] = up > 0 ? MHK__R(fmax(-1, fmin(1, down / up))) : 0;
     }
     const mhk_real factor = bend > 0 ? MHK__R(slope / bend) : 1;
-    for (mhk_index i = E + GN + g * c->d_state; plain && i < E + GN + (g + 1) * c->d_state; i++) { /* rows of C */
-      for (mhk_index j = 0; j < D; j++) mhk_data(y->in_w)[i * D + j] *= factor;
-      if (y->in_b) mhk_data(y->in_b)[i] *= factor;
+    /* B gets the root of it in a Llama's student: AdamW's first steps, of one size for all, would
+       turn rows of C that are hundreds of times smaller than B's into anything */
+    const mhk_real root = mhk__arch_of(c)->sequential && factor != 0 ? MHK__R(sqrt(fabs((double)factor))) : 1;
+    for (mhk_index i = E + g * c->d_state; plain && i < E + (g + 1) * c->d_state; i++) { /* rows of B, then of C */
+      mhk__scale_row(y, i, D, root);
+      mhk__scale_row(y, i + GN, D, factor / root);
     }
   }
 }
@@ -22330,11 +22341,17 @@ MHKDEF mhk_distill_desc mhk_distill_defaults(const mhk_distill_desc *desc) {
   if (paper) mhk__recipe_paper(&d, d_model);
   if (d.stages[0].tokens == 0 && d.stages[1].tokens == 0 && d.stages[2].tokens == 0)
     for (int i = alone ? 2 : 0; i < 3; i++) d.stages[i].tokens = tokens[paper][i];
-  for (int i = 0; i < 3; i++) d.stages[i] = mhk__stage_defaults(&d.stages[i], i + 1, d_model, alone);
   if (d.batch == 0) d.batch = paper ? 8 : 4;
   if (d.length == 0) d.length = MHK__WINDOW;
   if (d.update_tokens == 0 && d.batch > 0 && d.length > 0 && d.batch <= PTRDIFF_MAX / d.length)
     d.update_tokens = d.batch * d.length;
+  for (int i = 0; i < 3; i++) {
+    const double few = d.update_tokens > 0 ? (double)d.stages[i].tokens / (double)d.update_tokens / 64 : 1;
+    const int asked = d.stages[i].lr < 0 || d.stages[i].lr > 0;
+    d.stages[i] = mhk__stage_defaults(&d.stages[i], i + 1, d_model, alone);
+    /* too few updates to settle: no wide model was measured with as few */
+    if (!asked && d.teacher && d_model > 256 && few > 0 && few < 1) d.stages[i].lr *= few;
+  }
   d.beta1 = mhk__or(d.beta1, 0.9);
   d.beta2 = mhk__or(d.beta2, 0.95);
   d.eps = mhk__or(d.eps, 1e-8);

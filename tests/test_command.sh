@@ -209,6 +209,10 @@ says "discrete Mamba-2, heads see 8, all, 8, 8 tokens exactly"
 distill --windows 2.1=24,1.1=16,4 --keep-attention 3 --d-state 40 --out "$work/by"
 "$mohawk" inspect "$work/by/student" --json >"$work/said"
 says '"d_state": 40, "gates": 1, "windows": [[4, 4, 4, 4], [4, 16, 4, 4], [4, 24, 4, 4], []]'
+distill --groups 2 --out "$work/groups"
+"$mohawk" inspect "$work/groups/student" >"$work/said"
+says "2 groups of B and C"
+code 1 "groups that heads cannot share" "$mohawk" distill --teacher "$tiny" --text examples/story.txt --tokens 256,256,256 --groups 3 --no-eval --out "$work/three"
 code 1 "a resumed run with another window" "$mohawk" distill --teacher "$tiny" --text examples/story.txt --tokens 256,256,256 --batch 2 --length 64 --no-eval \
   --windows 2.1=32,1.1=16,4 --keep-attention 3 --d-state 40 --out "$work/by"
 cp "$work/output" "$work/said"

@@ -1,7 +1,8 @@
 /* Small models for the comparisons with PyTorch. write_models [FOLDER]: writes one of each kind
    with its tokens and logits, FOLDER/NAME/config.json, model.safetensors and logits.safetensors,
    for interop.py. write_models --read FOLDER...: reads the model and tokens.safetensors of each
-   folder; its logits go to mohawk.safetensors, the model to again/, for test_random_models.py. */
+   folder; its logits go to mohawk.safetensors, the model to again/, and the gradients of the loss
+   of next tokens to gradients.safetensors, for test_random_models.py. */
 #include "models.h"
 #include "foreign.h"
 
@@ -36,6 +37,37 @@ static void write_logits(mhk_context *ctx, mhk_tape *t, mhk_model *m, const int3
   mhk_tape_reset(t);
 }
 
+/* the gradients of all parameters, of the mean cross-entropy of next tokens */
+static void write_gradients(mhk_context *ctx, mhk_tape *t, mhk_model *m, const int32_t *tokens, mhk_index B,
+                            mhk_index T, const char *path) {
+  int32_t labels[1024];
+  const int n = mhk_model_count(m);
+  int k = 0;
+  mhk_stored *out = (mhk_stored *)calloc((size_t)n, sizeof *out);
+  if (!out || T < 2 || mhk_model_make_trainable(m) != MHK_OK) {
+    free(out);
+    return;
+  }
+  for (mhk_index i = 0; i < B * T; i++) labels[i] = i % T == T - 1 ? -1 : tokens[i + 1];
+  mhk_tape_record(t, 1);
+  mhk_backward(t, mhk_cross_entropy(t, mhk_forward(t, m, tokens, B, T, NULL), labels));
+  for (int i = 0; i < n && !mhk_failed(ctx); i++) {
+    const mhk_tensor *x = mhk_model_at(m, i);
+    if (!x->grad) continue;
+    out[k].name = x->name;
+    out[k].dtype = MHK_F32;
+    out[k].rank = x->rank;
+    memcpy(out[k].shape, x->shape, sizeof x->shape);
+    out[k].count = x->count;
+    out[k].data = x->grad;
+    out[k++].bytes = (size_t)x->count * sizeof(float);
+  }
+  mhk_file_write(ctx, path, k, out, 0, NULL);
+  mhk_tape_record(t, 0);
+  mhk_tape_reset(t);
+  free(out);
+}
+
 static void read_one(mhk_context *ctx, mhk_tape *t, const char *folder) {
   char path[1024];
   int32_t tokens[1024];
@@ -50,6 +82,8 @@ static void read_one(mhk_context *ctx, mhk_tape *t, const char *folder) {
     write_logits(ctx, t, m, tokens, x->shape[0], x->shape[1], path);
     snprintf(path, sizeof path, "%s/again", folder);
     mhk_save(m, path, MHK_F32);
+    snprintf(path, sizeof path, "%s/gradients.safetensors", folder);
+    write_gradients(ctx, t, m, tokens, x->shape[0], x->shape[1], path);
   }
   mhk_file_close(f);
   mhk_model_destroy(m);

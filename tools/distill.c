@@ -14,7 +14,7 @@ typedef struct settings {
   cli_numbers keep, tokens, lr, warmup, decay, weight_decay, clip, repeat, max_document;
   double temperature, hard_labels, own_stream, seconds, every;
   mhk_index batch, length, update_tokens, sample_tokens, eval_windows, eval_length, eval_max_document, context;
-  int d_state, chunk, recipe, init, train, decays, placement, dtype, seed, threads, window;
+  int d_state, groups, chunk, recipe, init, train, decays, placement, dtype, seed, threads, window;
   int precision, recompute, one_layer, teacher_type, dry_run, keep_stages, fresh, force, no_eval, json, encoding;
   int gates, no_gates, bias, no_bias, calibrate, no_calibrate;
 } settings;
@@ -93,6 +93,8 @@ static const cli_option options[] = {
     {"rotary", "teacher|none|N", CLI_TEXT, CLI_AT(rotary), 0, 0,
      "rotary embedding on the first N features of B and C (default: from --recipe)"},
     {"d-state", "N", CLI_INT, CLI_AT(d_state), 1, 4096, "state size (default: the teacher's head size)"},
+    {"groups", "N", CLI_INT, CLI_AT(groups), 1, 65536,
+     "groups of heads that share B and C, as a teacher's heads share keys (default: one for each head)"},
     {"chunk", "N", CLI_INT, CLI_AT(chunk), 1, 65536, "chunk_size in the student's config.json (default 128)"},
     {"dtype", "f32|f16|bf16", CLI_CHOICE, CLI_AT(dtype), 0, 0, "type of the saved weights (default f32)"},
     {NULL, NULL, CLI_HEADING, 0, 0, 0, "stages; one value for all three stages, or A,B,C for each; - is the default"},
@@ -259,6 +261,7 @@ static int fill_student(distillation *d, mhk_student_desc *student) {
     return fill_windows(d);
   }
   student->d_state = s->d_state;
+  student->groups = s->groups;
   student->gates = switched(s->gates, s->no_gates);
   student->bias = switched(s->bias, s->no_bias);
   student->calibrate = switched(s->calibrate, s->no_calibrate);
@@ -284,6 +287,7 @@ static mhk_config shape_of(const distillation *d) {
   const mhk_student_desc *student = &d->r.desc.student_desc;
   mhk_config c = head_student_shape(mhk_model_config(shaped(d)));
   if (student->d_state) c.d_state = student->d_state;
+  if (student->groups) c.ssm_groups = student->groups;
   c.gates = student->gates > 0 || (student->gates == 0 && d->r.desc.recipe == MHK_RECIPE_BEST);
   return c;
 }
@@ -417,6 +421,7 @@ static void resolve(distillation *d) {
   take_switch(student->calibrate, best, &e->calibrate, &e->no_calibrate);
   e->init = (int)student->init;
   e->chunk = student->chunk_size;
+  e->groups = student->groups ? student->groups : mhk_model_config(d->teacher)->n_head;
   e->d_state = student->d_state ? student->d_state : mhk_model_config(d->teacher)->head_dim;
   snprintf(d->rotary, sizeof d->rotary, "%d", student->rotary_dim);
   e->rotary = student->rotary_dim < 0 ? "none" : d->rotary;
@@ -765,7 +770,7 @@ static const char *makes_student(const settings *s) {
              {"no-bias", s->no_bias},              {"calibrate", s->calibrate},
              {"no-calibrate", s->no_calibrate},    {"init", s->init != 0},
              {"rotary", s->rotary != NULL},        {"d-state", s->d_state > 0},
-             {"chunk", s->chunk > 0}};
+             {"groups", s->groups > 0},            {"chunk", s->chunk > 0}};
   int i;
   for (i = 0; i < CLI_COUNT_OF(all); i++)
     if (all[i].given) return all[i].name;
