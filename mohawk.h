@@ -24904,8 +24904,8 @@ MHKDEF const char *mhk_bf16_name(const mhk_context *ctx) { return ctx ? mhk__bf1
           mhk_evaluate_desc (mhk_without). mhk_evaluation says all means by quarter of the window,
           and state_bytes; an error of one window is NaN. Large teachers on small machines: share,
           layer_by_layer and teacher_type of mhk_distill_desc, mhk_distill_stream_bytes. For ops and
-          loops of your own: mhk_scratch, mhk_parallel, mhk_forward_mlp. Recorded teachers: outputs and record
-          of mhk_distill_desc. mhk_xxh64.
+          loops of your own: mhk_scratch, mhk_parallel, mhk_forward_mlp. Recorded teachers:
+          outputs and record of mhk_distill_desc. mhk_xxh64.
           Changed: mhk_attention and mhk_attention_matrix take an mhk_attention_desc in place of doc
           (windows by head, a scale, a rest in the denominator); values may have another size than
           keys. The default recipe has gates, biases and the calibrated start, batches of 4, budgets
