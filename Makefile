@@ -36,7 +36,7 @@ show = @mkdir -p $(@D); if $(1); then printf 'building  %-18s %s ... ok\n' '$(@F
   printf 'building  %-18s %s ... failed\n' '$(@F)' '$(CC) $(CFLAGS) $(OPENMP)$(2)'; exit 1; fi
 endif
 
-.PHONY: help all docs demo test golden models fuzz bench bench-peers bench-base bits interop mcu web test-web install uninstall clean
+.PHONY: help all docs demo test golden models fuzz bench bench-peers bench-base bits interop mcu web test-web test-report install uninstall clean
 .DELETE_ON_ERROR:
 
 help:
@@ -58,6 +58,7 @@ help:
 	@echo 'make mcu               run the microcontroller example in qemu-system-arm (needs gcc-arm-none-eabi)'
 	@echo 'make web               build the page of examples/web, ready to serve: $(WEB) (needs emscripten)'
 	@echo 'make test-web          test that page in a headless Chromium'
+	@echo 'make test-report       the same for the page of mohawk report'
 	@echo 'make docs              write a manual page for each command, and completion for bash and zsh: $(BUILD)/docs'
 	@echo 'make install           install header, pkg-config file, mohawk, its manual pages and completion; PREFIX=$(PREFIX) DESTDIR=$(DESTDIR)'
 	@echo 'make uninstall         remove what install installed'
@@ -159,6 +160,9 @@ web: $(WEB)/mohawk.js $(WEB)/teacher.safetensors $(WEB)/student.safetensors
 
 test-web: $(BUILD)/mohawk web
 	@BUILD='$(BUILD)' $(PYTHON) tests/web.py
+
+test-report: $(BUILD)/mohawk
+	@BUILD='$(BUILD)' $(PYTHON) tests/report.py
 
 # NODE_PATH: where Debian keeps the modules that its emcc asks node for
 $(WEB)/mohawk.js: mohawk.h examples/web/web.c

@@ -237,7 +237,7 @@ void json_raw(cli_json *j, const char *key, const char *text); /* text is JSON a
 /* ---- the subcommands, one file each */
 extern const cli_command command_train, command_distill, command_generate, command_eval, command_inspect,
     command_matrix, command_matrices, command_heads, command_convert, command_quantize, command_tokenizer,
-    command_demo, command_bench, command_rerun, command_record, command_ablate, command_completion;
+    command_demo, command_bench, command_rerun, command_record, command_ablate, command_report, command_completion;
 /* all of them, in the order of the help: in mohawk.c */
 extern const cli_command *const cli_commands[];
 extern const int cli_n_commands;

@@ -1,6 +1,8 @@
 /* mohawk demo: a small trained Phi becomes a state-space model in three stages, measured and
    drawn. */
-#include "demo.h"
+#include "picture.h"
+#include "record.h"
+#include "report.h"
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -23,26 +25,33 @@
 #define LENGTH 256
 #define HYBRID_LAYER 2 /* keeps its attention in the hybrid */
 #define WINDOW 16      /* tokens that the student with a window sees exactly */
-#define PICTURE_LAYER 0
-#define PICTURE_HEAD 1
-#define PICTURE_TOKENS 64
 #define TRAIN_SEED 1
 #define EVAL_SEED 1000003
 #define SPEAK_TOKENS 60
 #define PROMPT "Once upon a time, there was a boy called"
 
+enum { DEMO_MODELS = 8, DEMO_RUNS = 4, DEMO_PANELS = 5, DEMO_MARKS = 2 };
+
+typedef struct demo_entry {
+  const char *name;    /* as in results.json */
+  int run, stage;      /* where it comes from; run -1: no training */
+} demo_entry;
+
+typedef struct demo_model {
+  demo_entry is;
+  double tokens; /* trained on */
+  mhk_evaluation all, samples, story;
+  char *text; /* the prompt continued, malloc'ed */
+} demo_model;
+
+typedef struct demo_training {
+  const char *name, *folder;
+  const mhk_config *student;
+} demo_training;
+
 static const demo_entry entries[DEMO_MODELS] = {
-    {"teacher", "the Transformer that is distilled", -1, 0},
-    {"untrained",
-     "embedding, MLPs, norms and head of the teacher; mixers initialized from its attention weights and calibrated on "
-     "a few windows of text",
-     -1, 0},
-    {"after stage 1", "matrix orientation: mixing matrices match, layer by layer", 0, 1},
-    {"after stage 2", "hidden-state alignment: block outputs match, layer by layer", 0, 2},
-    {"after stage 3", "knowledge distillation: the finished student", 0, 3},
-    {"stage 3 alone", "the same student with the whole budget in stage 3", 1, 3},
-    {"hybrid", "all three stages, with one layer that keeps attention", 2, 3},
-    {"window 16", "all three stages; each head also sees the last 16 tokens exactly", 3, 3},
+    {"teacher", -1, 0},      {"untrained", -1, 0},    {"after stage 1", 0, 1}, {"after stage 2", 0, 2},
+    {"after stage 3", 0, 3}, {"stage 3 alone", 1, 3}, {"hybrid", 2, 3},        {"window 16", 3, 3},
 };
 enum { TEACHER, UNTRAINED, STAGE_1_DONE, STUDENT = 4, WINDOWED = 7 };
 enum { THREE_STAGES, ALONE, HYBRID, WITH_WINDOW }; /* the runs */
@@ -59,10 +68,13 @@ typedef struct demo {
   mhk_model *teacher;
   mhk_model *model[DEMO_MODELS];
   mhk_corpus *text, *samples, *story;
-  float *matrices[DEMO_PANELS];
   const char *saving; /* folder of the run in progress */
-  double started;
-  demo_results r;
+  int number;         /* its place */
+  double started; /* 0: the demo was done in pieces */
+  double text_tokens, story_tokens, sample_tokens, budget[3];
+  demo_model models[DEMO_MODELS];
+  demo_training runs[DEMO_RUNS];
+  mhk_evaluation marks[DEMO_MARKS]; /* stage 3 alone, where the others end their stages 1 and 2 */
 } demo;
 
 static const settings defaults = {
@@ -94,14 +106,22 @@ static int stage_path(char *path, size_t capacity, const char *folder, int stage
   return cli_join(path, capacity, folder, name);
 }
 
+static int mark_path(char *path, size_t capacity, const char *folder, int mark) {
+  char name[32];
+  snprintf(name, sizeof name, "mark%d.safetensors", mark + 1);
+  return cli_join(path, capacity, folder, name);
+}
+
 /* takes away what earlier calls trained */
 static void forget(const demo *d) {
   char folder[1024], path[1024];
   int i, k;
   for (i = 0; i < DEMO_RUNS; i++) {
-    if (out_path(d, folder, sizeof folder, d->r.runs[i].folder) != CLI_GO) continue;
+    if (out_path(d, folder, sizeof folder, d->runs[i].folder) != CLI_GO) continue;
     for (k = 1; k <= 3; k++)
       if (stage_path(path, sizeof path, folder, k) == CLI_GO) remove(path);
+    for (k = 0; k < DEMO_MARKS; k++)
+      if (mark_path(path, sizeof path, folder, k) == CLI_GO) remove(path);
     if (cli_join(path, sizeof path, folder, "checkpoint.safetensors") == CLI_GO) remove(path);
     if (cli_join(path, sizeof path, folder, "checkpoint.previous.safetensors") == CLI_GO) remove(path);
   }
@@ -110,15 +130,15 @@ static void forget(const demo *d) {
 /* What decides the results. When the folder holds results of another plan they are not used. */
 static int make_plan(demo *d) {
   char path[1024], plan[512], found[512] = "";
-  const double *b = d->r.budget;
+  const double *b = d->budget;
   cli_output o;
   size_t n = 0;
   FILE *f;
   snprintf(plan, sizeof plan,
            "mohawk %s teacher %s tokens %.0f %.0f %.0f of %.0f, rates %g %g %g %g, batch %d x %d, attention in %d, "
-           "window %d, seed %d\n",
-           mhk_version(), d->s->teacher, b[0], b[1], b[2], d->r.text_tokens, LR_1, LR_2, LR_3, LR_ALONE, BATCH, LENGTH,
-           HYBRID_LAYER, WINDOW, TRAIN_SEED);
+           "window %d, seed %d, marks %d\n",
+           mhk_version(), d->s->teacher, b[0], b[1], b[2], d->text_tokens, LR_1, LR_2, LR_3, LR_ALONE, BATCH, LENGTH,
+           HYBRID_LAYER, WINDOW, TRAIN_SEED, DEMO_MARKS);
   if (cli_make_folders(d->s->out) != CLI_GO || out_path(d, path, sizeof path, "plan.txt") != CLI_GO) return CLI_FAILED;
   f = cli_open(path, "rb");
   if (f) {
@@ -135,7 +155,7 @@ static int make_plan(demo *d) {
 
 static void fill_run(const demo *d, int number, mhk_distill_desc *desc) {
   static const int keep[] = {HYBRID_LAYER};
-  const double *b = d->r.budget, rates[3] = {LR_1, LR_2, LR_3};
+  const double *b = d->budget, rates[3] = {LR_1, LR_2, LR_3};
   int i;
   memset(desc, 0, sizeof *desc);
   desc->teacher = d->teacher;
@@ -173,6 +193,72 @@ static run_result after_stage(void *user, int stage, mhk_model *student) {
   return RUN_FAILED;
 }
 
+/* tokens of the first stages, as many as that mark says */
+static double mark_tokens(const demo *d, int mark) { return d->budget[0] + (mark > 0 ? d->budget[1] : 0); }
+
+/* stage 3 alone leaves a student where the others end a stage, so that its path is known too */
+static run_result after_update(void *user, const mhk_progress_info *info, mhk_model *student) {
+  demo *d = (demo *)user;
+  char path[1024];
+  int i;
+  for (i = 0; i < DEMO_MARKS; i++) {
+    if ((double)info->tokens != mark_tokens(d, i)) continue;
+    if (mark_path(path, sizeof path, d->saving, i) != CLI_GO) return RUN_FAILED;
+    if (mhk_save(student, path, MHK_F32) != MHK_OK) {
+      cli_context_error(d->ctx);
+      return RUN_FAILED;
+    }
+  }
+  return RUN_DONE;
+}
+
+/* run.json, with the options of mohawk distill that do the same as this run */
+static int write_record(const demo *d, int number) {
+  static const char *const not[] = {"dry-run", "fresh", "force", "every", "strict", "json", NULL};
+  mhk_distill_desc desc;
+  char text[1024], tokens[96], lr[96], batch[16], length[16], seed[16], layer[16], window[16];
+  const char *words[] = {"--teacher", d->s->teacher, "--text", text, "--out", d->saving, "--tokens", tokens, "--lr", lr,
+                         "--batch", batch, "--length", length, "--seed", seed, "--eval", d->s->story,
+                         "--eval-windows", "0", NULL, NULL};
+  char *argv[CLI_COUNT_OF(words)];
+  record_inputs inputs;
+  void *options_of = malloc(command_distill.size);
+  int i, code, argc = CLI_COUNT_OF(words) - 2;
+  memset(&inputs, 0, sizeof inputs);
+  fill_run(d, number, &desc);
+  if (!options_of) return cli_error("out of memory");
+  memcpy(options_of, command_distill.defaults, command_distill.size);
+  code = out_path(d, text, sizeof text, "text.safetensors");
+  snprintf(tokens, sizeof tokens, "%lld,%lld,%lld", (long long)desc.stages[0].tokens, (long long)desc.stages[1].tokens,
+           (long long)desc.stages[2].tokens);
+  snprintf(lr, sizeof lr, "%g,%g,%g", LR_1, LR_2, desc.stages[2].lr);
+  snprintf(batch, sizeof batch, "%d", BATCH);
+  snprintf(length, sizeof length, "%d", LENGTH);
+  snprintf(seed, sizeof seed, "%d", TRAIN_SEED);
+  snprintf(layer, sizeof layer, "%d", HYBRID_LAYER);
+  snprintf(window, sizeof window, "%d", WINDOW);
+  if (number != THREE_STAGES) {
+    words[argc++] = number == ALONE ? "--own-stream" : number == HYBRID ? "--keep-attention" : "--window";
+    words[argc++] = number == ALONE ? "0" : number == HYBRID ? layer : window;
+  }
+  for (i = 0; i < argc; i++) argv[i] = (char *)words[i];
+  if (code == CLI_GO) code = cli_read_options(&command_distill, options_of, argc, argv);
+  if (code == CLI_GO) code = record_add(&inputs, d->ctx, "teacher", d->s->teacher);
+  if (code == CLI_GO) code = record_add(&inputs, d->ctx, "text", text);
+  if (code == CLI_GO) code = record_add(&inputs, d->ctx, "eval", d->s->story);
+  if (code == CLI_GO) code = record_write(d->saving, d->ctx, &command_distill, options_of, not, &inputs);
+  record_inputs_free(&inputs);
+  free(options_of);
+  return code;
+}
+
+static run_result started(void *user, const mhk_progress_info *info, mhk_model *student) {
+  const demo *d = (const demo *)user;
+  (void)info;
+  (void)student;
+  return write_record(d, d->number) == CLI_GO ? RUN_DONE : RUN_FAILED;
+}
+
 /* every student that this run leaves behind is there */
 static int run_complete(const mhk_distill_desc *desc) {
   char path[1024];
@@ -191,10 +277,14 @@ static run_result train(demo *d, int number) {
   run_result result;
   memset(&r, 0, sizeof r);
   fill_run(d, number, &r.desc);
-  if (out_path(d, folder, sizeof folder, d->r.runs[number].folder) != CLI_GO || cli_make_folders(folder) != CLI_GO)
+  if (out_path(d, folder, sizeof folder, d->runs[number].folder) != CLI_GO || cli_make_folders(folder) != CLI_GO)
     return RUN_FAILED;
   r.desc.out = d->saving = folder;
+  d->number = number;
+  r.watched = d->story;
+  r.started = started;
   r.after_stage = after_stage;
+  if (number == ALONE) r.after_update = after_update;
   r.user = d;
   if (run_complete(&r.desc)) {
     printf("          already trained, in %s\n", folder);
@@ -212,12 +302,12 @@ static run_result train(demo *d, int number) {
 static int train_all(demo *d) {
   char mixers[128];
   cli_buffer n;
-  double all = d->r.budget[0] + d->r.budget[1] + d->r.budget[2];
+  double all = d->budget[0] + d->budget[1] + d->budget[2];
   run_result result = RUN_DONE;
   int i;
   for (i = 0; i < DEMO_RUNS && result == RUN_DONE; i++) {
     static const char *const labels[DEMO_RUNS] = {"student", "alone", "hybrid", "window"};
-    const mhk_config *c = d->r.runs[i].student;
+    const mhk_config *c = d->runs[i].student;
     if (i == ALONE) {
       printf("%-9s the same student with stage 3 only, %s tokens\n", labels[i], cli_count(all, &n));
     } else {
@@ -235,7 +325,7 @@ static int train_all(demo *d) {
 static mhk_model *load_stage(demo *d, const demo_entry *e) {
   char folder[1024], path[1024];
   mhk_model *m;
-  if (out_path(d, folder, sizeof folder, d->r.runs[e->run].folder) != CLI_GO ||
+  if (out_path(d, folder, sizeof folder, d->runs[e->run].folder) != CLI_GO ||
       stage_path(path, sizeof path, folder, e->stage) != CLI_GO)
     return NULL;
   m = cli_load(d->ctx, path);
@@ -268,22 +358,46 @@ static mhk_model *start(demo *d) {
   return student;
 }
 
+/* both texts as one evaluation, and each alone where it is wanted */
+static int measure(demo *d, mhk_model *m, const char *name, mhk_evaluation *all, mhk_evaluation *samples,
+                   mhk_evaluation *story) {
+  const mhk_evaluate_desc of_samples = {.teacher = d->teacher, .corpus = d->samples, .length = LENGTH},
+                          of_story = {.teacher = d->teacher, .corpus = d->story, .length = LENGTH};
+  if (run_evaluate(d->ctx, m, &of_samples, name, samples) != CLI_GO ||
+      run_evaluate(d->ctx, m, &of_story, name, story) != CLI_GO)
+    return CLI_FAILED;
+  *all = run_join(samples, story);
+  return CLI_GO;
+}
+
+static int measure_mark(demo *d, int mark) {
+  char folder[1024], path[1024];
+  mhk_evaluation samples, story;
+  mhk_model *m;
+  int code;
+  if (out_path(d, folder, sizeof folder, d->runs[ALONE].folder) != CLI_GO ||
+      mark_path(path, sizeof path, folder, mark) != CLI_GO)
+    return CLI_FAILED;
+  m = cli_load(d->ctx, path);
+  if (!m) return cli_context_error(d->ctx);
+  code = measure(d, m, "stage 3 alone", &d->marks[mark], &samples, &story);
+  mhk_model_destroy(m);
+  return code;
+}
+
 static int measure_all(demo *d) {
   int i;
   d->model[UNTRAINED] = start(d);
   for (i = 0; i < DEMO_MODELS; i++) {
-    demo_model *m = &d->r.models[i];
-    const mhk_evaluate_desc samples = {.teacher = d->teacher, .corpus = d->samples, .length = LENGTH},
-                            story = {.teacher = d->teacher, .corpus = d->story, .length = LENGTH};
+    demo_model *m = &d->models[i];
     m->is = entries[i];
     m->tokens = trained_on(d, &m->is);
     if (m->is.run >= 0) d->model[i] = load_stage(d, &m->is);
     if (!d->model[i]) return CLI_FAILED;
-    if (run_evaluate(d->ctx, d->model[i], &samples, m->is.name, &m->samples) != CLI_GO ||
-        run_evaluate(d->ctx, d->model[i], &story, m->is.name, &m->story) != CLI_GO)
-      return CLI_FAILED;
-    m->all = run_join(&m->samples, &m->story);
+    if (measure(d, d->model[i], m->is.name, &m->all, &m->samples, &m->story) != CLI_GO) return CLI_FAILED;
   }
+  for (i = 0; i < DEMO_MARKS; i++)
+    if (measure_mark(d, i) != CLI_GO) return CLI_FAILED;
   return CLI_GO;
 }
 
@@ -291,35 +405,12 @@ static void print_table(const demo *d) {
   int i;
   cli_buffer a, b;
   printf("\nmeasured on held-out text: %s tokens of teacher samples, %s of %s\n",
-         cli_count(d->r.sample_tokens, &a), cli_count(d->r.story_tokens, &b), d->s->story);
+         cli_count(d->sample_tokens, &a), cli_count(d->story_tokens, &b), d->s->story);
   run_print_header(stdout);
-  for (i = 0; i < DEMO_MODELS; i++) run_print_row(stdout, d->r.models[i].is.name, &d->r.models[i].all, i > 0);
+  for (i = 0; i < DEMO_MODELS; i++) run_print_row(stdout, d->models[i].is.name, &d->models[i].all, i > 0);
 }
 
 /* ---------------------------------------------------------------- speaking and drawing */
-
-static char *speak(mhk_model *m) {
-  enum { ROOM = SPEAK_TOKENS * 64 };
-  mhk_sampling sampling;
-  mhk_session *session = mhk_session_create(m, NULL);
-  char *text = (char *)calloc(1, ROOM);
-  size_t used = 0;
-  int i;
-  memset(&sampling, 0, sizeof sampling);
-  sampling.temperature = 0.7;
-  sampling.top_p = 0.9;
-  sampling.seed = 7;
-  mhk_feed_text(session, PROMPT);
-  for (i = 0; text && i < SPEAK_TOKENS && mhk_sample(session, &sampling) >= 0; i++) {
-    const char *more = mhk_text_out(session);
-    size_t n = strlen(more);
-    if (used + n >= ROOM) break;
-    memcpy(text + used, more, n);
-    used += n;
-  }
-  mhk_session_destroy(session);
-  return text;
-}
 
 /* on the screen: one line of text */
 static void print_spoken(const char *name, const char *text) {
@@ -332,54 +423,81 @@ static int speak_all(demo *d) {
   int i;
   printf("\n\"%s ...\"\n", PROMPT);
   for (i = 0; i < DEMO_MODELS; i++) {
-    d->r.models[i].text = speak(d->model[i]);
-    if (mhk_failed(d->ctx)) return cli_context_error(d->ctx);
-    if (i == TEACHER || i >= STUDENT) print_spoken(d->r.models[i].is.name, d->r.models[i].text);
+    d->models[i].text = run_speak(d->ctx, d->model[i], PROMPT, SPEAK_TOKENS);
+    if (!d->models[i].text) return CLI_FAILED;
+    if (i == TEACHER || i >= STUDENT) print_spoken(d->models[i].is.name, d->models[i].text);
   }
   printf("\n");
   return CLI_GO;
 }
 
-/* matrices of the teacher, of the student at three points of its life and of the student with a
-   window, and how far all their heads are from the teacher's */
+typedef struct ranked {
+  double error;
+  int layer, head;
+} ranked;
+
+static int by_error(const void *a, const void *b) {
+  const double x = ((const ranked *)a)->error, y = ((const ranked *)b)->error;
+  return (x > y) - (x < y);
+}
+
+/* The finished student's head whose relative error is the median of all. */
+static int median_head(demo *d, const int32_t *tokens, mhk_index T, ranked *median) {
+  const int layers = mhk_model_config(d->teacher)->n_layer, heads = mhk_model_config(d->teacher)->n_head;
+  ranked *all = (ranked *)malloc((size_t)(layers * heads) * sizeof *all);
+  int l, h, good = all != NULL;
+  for (l = 0; l < layers && good; l++) {
+    float *teacher = picture_matrices(d->ctx, d->teacher, d->teacher, l, tokens, T),
+          *student = teacher ? picture_matrices(d->ctx, d->model[STUDENT], d->teacher, l, tokens, T) : NULL;
+    good = student != NULL;
+    for (h = 0; good && h < heads; h++) {
+      ranked *x = &all[l * heads + h];
+      x->error = picture_distance(student + h * T * T, teacher + h * T * T, T);
+      x->layer = l;
+      x->head = h;
+    }
+    free(teacher);
+    free(student);
+  }
+  if (good) {
+    qsort(all, (size_t)(layers * heads), sizeof *all, by_error);
+    *median = all[(layers * heads - 1) / 2];
+  }
+  free(all);
+  return good ? CLI_GO : CLI_FAILED;
+}
+
+/* matrices.svg: one head of the teacher, of the student at three points of its life and of the
+   student with a window */
 static int draw(demo *d) {
-  static const char *const titles[DEMO_PANELS] = {"teacher", "student, untrained", "student, after stage 1",
+  static const char *const titles[DEMO_PANELS] = {NULL, "student, untrained", "student, after stage 1",
                                                   "student, after stage 3", "student, window 16"};
   static const int sources[DEMO_PANELS] = {TEACHER, UNTRAINED, STAGE_1_DONE, STUDENT, WINDOWED};
-  const int layers = d->r.teacher->n_layer, heads = d->r.teacher->n_head;
   const int32_t *tokens;
-  char path[1024];
+  picture_panel panels[DEMO_PANELS];
+  float *m[DEMO_PANELS] = {NULL};
+  char path[1024], title[64];
+  ranked median;
   cli_output o;
-  int i, l, h;
-  d->r.T = mhk_corpus_tokens(d->story, &tokens);
-  if (d->r.T > PICTURE_TOKENS) d->r.T = PICTURE_TOKENS;
-  d->r.distance = (double *)calloc((size_t)(DEMO_PANELS * layers * heads), sizeof *d->r.distance);
-  if (!d->r.distance) return cli_error("out of memory");
-  for (l = 0; l < layers; l++) {
-    float *m[DEMO_PANELS] = {NULL};
-    for (i = 0; i < DEMO_PANELS; i++) {
-      m[i] = picture_matrices(d->ctx, d->model[sources[i]], d->teacher, l, tokens, d->r.T);
-      for (h = 0; m[0] && m[i] && h < heads; h++)
-        d->r.distance[(i * layers + l) * heads + h] =
-            picture_distance(m[i] + h * d->r.T * d->r.T, m[0] + h * d->r.T * d->r.T, d->r.T);
-    }
-    for (i = 0; i < DEMO_PANELS; i++) {
-      if (l == d->r.layer) {
-        d->matrices[i] = m[i];
-      } else {
-        free(m[i]);
-      }
-    }
+  mhk_index T = mhk_corpus_tokens(d->story, &tokens);
+  int i, code;
+  if (T > WATCH_TOKENS) T = WATCH_TOKENS;
+  code = median_head(d, tokens, T, &median);
+  if (code == CLI_GO) snprintf(title, sizeof title, "teacher, layer %d, head %d (median)", median.layer, median.head);
+  for (i = 0; i < DEMO_PANELS && code == CLI_GO; i++) {
+    m[i] = picture_matrices(d->ctx, d->model[sources[i]], d->teacher, median.layer, tokens, T);
+    panels[i].title = i ? titles[i] : title;
+    panels[i].matrix = m[i] ? m[i] + median.head * T * T : NULL;
+    if (!m[i]) code = CLI_FAILED;
   }
-  for (i = 0; i < DEMO_PANELS; i++) {
-    if (!d->matrices[i]) return CLI_FAILED;
-    d->r.panels[i].title = titles[i];
-    d->r.panels[i].matrix = d->matrices[i] + d->r.head * d->r.T * d->r.T;
+  if (code == CLI_GO) code = out_path(d, path, sizeof path, "matrices.svg");
+  if (code == CLI_GO) code = cli_output_open(&o, path);
+  if (code == CLI_GO) {
+    picture_svg(o.file, panels, DEMO_PANELS, T);
+    code = cli_output_close(&o);
   }
-  if (out_path(d, path, sizeof path, "matrices.svg") != CLI_GO || cli_output_open(&o, path) != CLI_GO)
-    return CLI_FAILED;
-  picture_svg(o.file, d->r.panels, DEMO_PANELS, d->r.T);
-  return cli_output_close(&o);
+  for (i = 0; i < DEMO_PANELS; i++) free(m[i]);
+  return code;
 }
 
 /* ---------------------------------------------------------------- all of it */
@@ -390,38 +508,31 @@ static int prepare(demo *d) {
   static const char *const folders[DEMO_RUNS] = {"pure", "alone", "hybrid", "window"};
   static const double budget[3] = {STAGE_1, STAGE_2, STAGE_3};
   const double x = scale(d->s), update = BATCH * LENGTH;
+  const mhk_config *c;
   mhk_distill_desc run;
   cli_buffer n, threads;
   char mixers[64];
   int i;
   d->teacher = cli_load(d->ctx, d->s->teacher);
   if (!d->teacher) return cli_context_error(d->ctx);
-  d->r.out = d->s->out;
-  d->r.teacher_path = d->s->teacher;
-  d->r.prompt = PROMPT;
-  d->r.short_run = d->s->short_run;
-  d->r.length = LENGTH;
-  d->r.hybrid_layer = HYBRID_LAYER;
-  d->r.layer = PICTURE_LAYER;
-  d->r.head = PICTURE_HEAD;
-  d->r.teacher = mhk_model_config(d->teacher);
-  if (d->r.teacher->n_layer <= HYBRID_LAYER)
+  c = mhk_model_config(d->teacher);
+  if (c->n_layer <= HYBRID_LAYER)
     return cli_error("the demo needs a teacher with at least %d layers; %s has %d", HYBRID_LAYER + 1, d->s->teacher,
-                     d->r.teacher->n_layer);
-  for (i = 0; i < 3; i++) d->r.budget[i] = fmax(update, floor(budget[i] * x / update + 0.5) * update);
-  d->r.text_tokens = fmax(16 * LENGTH, floor(TEXT_TOKENS * x));
-  d->r.sample_tokens = fmax(8 * LENGTH, floor(EVAL_TOKENS * (d->s->short_run ? SHORT : 1)));
+                     c->n_layer);
+  for (i = 0; i < 3; i++) d->budget[i] = fmax(update, floor(budget[i] * x / update + 0.5) * update);
+  d->text_tokens = fmax(16 * LENGTH, floor(TEXT_TOKENS * x));
+  d->sample_tokens = fmax(8 * LENGTH, floor(EVAL_TOKENS * (d->s->short_run ? SHORT : 1)));
   for (i = 0; i < DEMO_RUNS; i++) {
-    d->r.runs[i].name = names[i];
-    d->r.runs[i].folder = folders[i];
+    d->runs[i].name = names[i];
+    d->runs[i].folder = folders[i];
     fill_run(d, i, &run);
-    d->r.runs[i].student = mhk_model_config(mhk_student_create(d->ctx, d->teacher, &run.student_desc));
+    d->runs[i].student = mhk_model_config(mhk_student_create(d->ctx, d->teacher, &run.student_desc));
   }
   d->model[TEACHER] = d->teacher;
   if (mhk_failed(d->ctx)) return cli_context_error(d->ctx);
   printf("teacher   %s, %d layers, d_model %d, %s parameters (%s); %s\n",
-         run_mixers(d->r.teacher, mixers, sizeof mixers), d->r.teacher->n_layer, d->r.teacher->d_model,
-         cli_count(mhk_config_parameters(d->r.teacher), &n), d->s->teacher, cli_threads(d->ctx, &threads));
+         run_mixers(c, mixers, sizeof mixers), c->n_layer, c->d_model,
+         cli_count(mhk_config_parameters(c), &n), d->s->teacher, cli_threads(d->ctx, &threads));
   return make_plan(d);
 }
 
@@ -433,32 +544,110 @@ static int load_texts(demo *d) {
   desc.files = &d->s->story;
   d->story = run_load_text(d->ctx, d->teacher, NULL, &desc, CLI_UTF8);
   if (!d->story || out_path(d, path, sizeof path, "text.safetensors") != CLI_GO) return CLI_FAILED;
-  d->r.story_tokens = (double)mhk_corpus_tokens(d->story, NULL);
-  d->text = run_sampled_text(d->ctx, d->teacher, path, (mhk_index)d->r.text_tokens, TRAIN_SEED);
+  d->story_tokens = (double)mhk_corpus_tokens(d->story, NULL);
+  d->text = run_sampled_text(d->ctx, d->teacher, path, (mhk_index)d->text_tokens, TRAIN_SEED);
   if (!d->text || out_path(d, path, sizeof path, "eval.safetensors") != CLI_GO) return CLI_FAILED;
-  d->samples = run_sampled_text(d->ctx, d->teacher, path, (mhk_index)d->r.sample_tokens, EVAL_SEED);
+  d->samples = run_sampled_text(d->ctx, d->teacher, path, (mhk_index)d->sample_tokens, EVAL_SEED);
   return d->samples ? CLI_GO : CLI_FAILED;
 }
 
+/* all models, for programs */
+static int write_json(const demo *d, const char *path) {
+  cli_output o;
+  cli_json j;
+  int i;
+  if (cli_output_open(&o, path) != CLI_GO) return CLI_FAILED;
+  json_start(&j, o.file, 1);
+  json_open(&j, NULL, '[');
+  for (i = 0; i < DEMO_MODELS; i++) {
+    const demo_model *m = &d->models[i];
+    json_open(&j, NULL, '{');
+    json_text(&j, "name", m->is.name);
+    json_count(&j, "tokens", m->tokens);
+    run_json_evaluation(&j, &m->all, 1);
+    json_open(&j, "samples", '{');
+    run_json_evaluation(&j, &m->samples, 1);
+    json_close(&j);
+    json_open(&j, "story", '{');
+    run_json_evaluation(&j, &m->story, 1);
+    json_close(&j);
+    json_close(&j);
+  }
+  json_close(&j);
+  return cli_output_close(&o);
+}
+
+/* results.json of one run, as mohawk distill writes it */
+static int write_run(const demo *d, int number, const char *folder) {
+  char path[1024];
+  mhk_distill_desc desc;
+  cli_output o;
+  cli_json j;
+  int i;
+  if (cli_join(path, sizeof path, folder, "results.json") != CLI_GO || cli_output_open(&o, path) != CLI_GO)
+    return CLI_FAILED;
+  fill_run(d, number, &desc);
+  json_start(&j, o.file, 1);
+  json_open(&j, NULL, '{');
+  json_open(&j, "tokens", '[');
+  for (i = 0; i < 3; i++) json_count(&j, NULL, (double)desc.stages[i].tokens);
+  json_close(&j);
+  run_json_models(&j, mhk_model_config(d->teacher), d->runs[number].student);
+  json_text(&j, "prompt", PROMPT);
+  json_open(&j, "teacher", '{');
+  run_json_evaluation(&j, &d->models[TEACHER].all, 0);
+  json_text(&j, "sample", d->models[TEACHER].text);
+  json_close(&j);
+  json_open(&j, "evaluations", '[');
+  if (number <= ALONE) /* both start as the same student */
+    run_json_milestone(&j, 0, 0, &d->models[UNTRAINED].all, 1, number == ALONE ? NULL : d->models[UNTRAINED].text);
+  for (i = 0; number == ALONE && i < DEMO_MARKS; i++)
+    run_json_milestone(&j, 3, mark_tokens(d, i), &d->marks[i], 1, NULL);
+  for (i = 0; i < DEMO_MODELS; i++)
+    if (d->models[i].is.run == number)
+      run_json_milestone(&j, d->models[i].is.stage, d->models[i].tokens, &d->models[i].all, 1,
+                         d->models[i].text);
+  json_close(&j);
+  json_raw(&j, "finished", "true");
+  json_close(&j);
+  return cli_output_close(&o);
+}
+
+/* What programs and people read: results.json, those of the runs, the student, report.html. */
 static int write_results(demo *d) {
-  char student[1024], json[1024], html[1024], folder[1024];
-  cli_buffer b;
+  static char folders[DEMO_RUNS][1024];
+  const char *paths[DEMO_RUNS], *names[DEMO_RUNS];
+  char student[1024], json[1024], html[1024], note[512];
+  report_about about = {.names = names, .note = note};
+  cli_buffer b, n;
   int i;
   if (out_path(d, student, sizeof student, "student") != CLI_GO ||
       out_path(d, json, sizeof json, "results.json") != CLI_GO ||
       out_path(d, html, sizeof html, "report.html") != CLI_GO)
     return CLI_FAILED;
   for (i = 0; i < DEMO_RUNS; i++) {
-    demo_training *t = &d->r.runs[i];
-    if (out_path(d, folder, sizeof folder, t->folder) != CLI_GO) return CLI_FAILED;
-    t->points = run_read_log(folder, 4, 0, &t->n_points);
+    paths[i] = folders[i];
+    names[i] = d->runs[i].name;
+    if (out_path(d, folders[i], sizeof folders[i], d->runs[i].folder) != CLI_GO ||
+        write_run(d, i, folders[i]) != CLI_GO)
+      return CLI_FAILED;
   }
-  if (d->started > 0) d->r.seconds = cli_clock() - d->started;
+  snprintf(note, sizeof note,
+           "The text to learn from is %s tokens that the teacher generated. Held-out text is %s more, generated with "
+           "another seed, and a story written for this project.%s%s",
+           cli_count(d->text_tokens, &b), cli_count(d->sample_tokens, &n),
+           d->s->short_run ? " This was a short run: it checks that everything works, not how good the student gets."
+                           : "",
+           strcmp(d->s->teacher, defaults.teacher) == 0
+               ? " The bundled teacher was trained on stories by Pratham Books and African Storybook, CC-BY, and "
+                 "public-domain books; do not expect more from a million parameters."
+               : "");
   if (mhk_save(d->model[STUDENT], student, MHK_F32) != MHK_OK) return cli_context_error(d->ctx);
-  if (report_json(&d->r, json) != CLI_GO || report_html(&d->r, html) != CLI_GO) return CLI_FAILED;
+  if (write_json(d, json) != CLI_GO || report_write(d->ctx, html, DEMO_RUNS, paths, &about) != CLI_GO)
+    return CLI_FAILED;
   printf("saved     %s (safetensors, config.json, tokenizer.json),\n          %s, %s, %s/matrices.svg\n", student, html,
          json, d->s->out);
-  if (d->r.seconds > 0) printf("took      %s\n", cli_time(d->r.seconds, &b));
+  if (d->started > 0) printf("took      %s\n", cli_time(cli_clock() - d->started, &b));
   return CLI_GO;
 }
 
@@ -480,10 +669,7 @@ static int run_demo(mhk_context *ctx, void *user) {
   d.ctx = ctx;
   code = distil_and_report(&d);
   if (code != CLI_OK && cli_stopped()) cli_say_resume(d.s->out);
-  for (i = 0; i < DEMO_MODELS; i++) free(d.r.models[i].text);
-  for (i = 0; i < DEMO_RUNS; i++) free(d.r.runs[i].points);
-  for (i = 0; i < DEMO_PANELS; i++) free(d.matrices[i]);
-  free(d.r.distance);
+  for (i = 0; i < DEMO_MODELS; i++) free(d.models[i].text);
   return code;
 }
 

@@ -3,6 +3,7 @@
 #include "heads.h"
 #include "record.h"
 #include "recording.h"
+#include "report.h"
 #include "settings.h"
 #include <math.h>
 #include <stdlib.h>
@@ -16,6 +17,7 @@ typedef struct settings {
   mhk_index batch, length, update_tokens, sample_tokens, eval_windows, eval_length, eval_max_document, context;
   int d_state, groups, chunk, recipe, init, train, decays, placement, dtype, seed, threads, window;
   int precision, recompute, one_layer, teacher_type, dry_run, keep_stages, fresh, force, no_eval, json, encoding;
+  int report;
   int gates, no_gates, bias, no_bias, calibrate, no_calibrate;
 } settings;
 
@@ -34,6 +36,12 @@ typedef struct distillation {
   cli_json json;
   mhk_evaluation after[4]; /* index: stage */
   int measured[4];
+  const mhk_config *student; /* of the trainer's; NULL: not there yet */
+  /* for --report */
+  mhk_evaluation of_teacher;
+  int teacher_measured;
+  char *samples[4], *teacher_sample, prompt[512];
+  double report_due;
   record_inputs inputs;
   recording played; /* --recording */
   settings effective; /* with the values of all defaults, and where they are texts: */
@@ -152,6 +160,9 @@ static const cli_option options[] = {
      "type of the weights that compute the teacher's targets; int8 and int4 are copies in memory (default stored)"},
     {"keep-stages", NULL, CLI_FLAG, CLI_AT(keep_stages), 0, 0,
      "also keep the students after stages 1 and 2, in stage1 and stage2 of --out, with the checkpoint of that moment"},
+    {"report", NULL, CLI_FLAG, CLI_AT(report), 0, 0,
+     "write report.html into --out every ten seconds, to be watched in a browser, and once more at the end; also "
+     "evaluate the teacher, the student before the training and after each stage, and let all of them continue a text"},
     {"checkpoint-seconds", "N", CLI_REAL, CLI_AT(seconds), 0.01, 1e9,
      "seconds between checkpoints; the last two are kept (default 60)"},
     {"dry-run", NULL, CLI_FLAG, CLI_AT(dry_run), 0, 0,
@@ -443,14 +454,6 @@ static int hash_inputs(distillation *d) {
   return code == CLI_GO ? record_check(&d->inputs, d->ctx) : code;
 }
 
-/* the trainer is there, so the folder is this run's */
-static run_result started(void *user) {
-  static const char *const not[] = {"dry-run", "fresh", "force", "every", "strict", "json", NULL};
-  distillation *d = (distillation *)user;
-  return record_write(d->s->out, d->ctx, &command_distill, &d->effective, not, &d->inputs) == CLI_GO ? RUN_DONE
-                                                                                                   : RUN_FAILED;
-}
-
 /* what is known of the run so far, in out/results.json */
 static int results_path(const distillation *d, char *path, size_t room) {
   return cli_join(path, room, d->s->out, "results.json");
@@ -460,7 +463,7 @@ static int results_path(const distillation *d, char *path, size_t room) {
    there. */
 static void json_earlier(const distillation *d, cli_json *j, foreign_json found, int stage) {
   foreign_json list, value;
-  char text[2048];
+  static char text[65536]; /* with what the student wrote */
   if (!foreign_json_find(found, "evaluations", &list) || *list.at != '[') return;
   for (list.at++; foreign_json_value(&list, &value);) {
     const double of = settings_number(value, "stage", 4);
@@ -471,6 +474,41 @@ static void json_earlier(const distillation *d, cli_json *j, foreign_json found,
     text[n] = 0;
     json_raw(j, NULL, text);
   }
+}
+
+/* a member of the results as an earlier start of the run left it */
+static void json_kept(cli_json *j, foreign_json found, const char *name) {
+  foreign_json value;
+  char *text;
+  if (!found.at || !foreign_json_find(found, name, &value)) return;
+  text = (char *)calloc(1, (size_t)(value.end - value.at) + 1);
+  if (!text) return;
+  memcpy(text, value.at, (size_t)(value.end - value.at));
+  json_raw(j, name, text);
+  free(text);
+}
+
+/* for --report: what the teacher is measured against, and what all models continue */
+static void json_teacher(const distillation *d, cli_json *j, foreign_json found) {
+  if (!d->teacher_measured) {
+    json_kept(j, found, "prompt");
+    json_kept(j, found, "teacher");
+    return;
+  }
+  json_text(j, "prompt", d->prompt);
+  json_open(j, "teacher", '{');
+  run_json_evaluation(j, &d->of_teacher, 0);
+  if (d->teacher_sample) json_text(j, "sample", d->teacher_sample);
+  json_close(j);
+}
+
+/* tokens of whole updates up to the end of a stage */
+static double trained_on(const distillation *d, int stage) {
+  const mhk_distill_desc r = mhk_distill_defaults(&d->r.desc);
+  double tokens = 0;
+  int i;
+  for (i = 0; i < stage; i++) tokens += (double)(r.stages[i].tokens / r.update_tokens * r.update_tokens);
+  return tokens;
 }
 
 static int write_results(const distillation *d, int stage, int finished) {
@@ -487,14 +525,13 @@ static int write_results(const distillation *d, int stage, int finished) {
   json_open(&j, "tokens", '[');
   for (i = 0; i < 3; i++) json_count(&j, NULL, d->effective.tokens.value[i]);
   json_close(&j);
+  if (d->student && d->teacher) run_json_models(&j, mhk_model_config(d->teacher), d->student);
+  json_teacher(d, &j, found);
   json_open(&j, "evaluations", '[');
   json_earlier(d, &j, found, stage);
   for (i = 0; i <= stage; i++) {
     if (!d->measured[i]) continue;
-    json_open(&j, NULL, '{');
-    json_count(&j, "stage", i);
-    run_json_evaluation(&j, &d->after[i], d->teacher != NULL);
-    json_close(&j);
+    run_json_milestone(&j, i, trained_on(d, i), &d->after[i], d->teacher != NULL, d->samples[i]);
   }
   json_close(&j);
   json_raw(&j, "finished", finished ? "true" : "false");
@@ -600,6 +637,13 @@ static mhk_corpus *sample(distillation *d, const char *name, mhk_index tokens, u
   return run_sampled_text(d->ctx, d->teacher, path, tokens, seed);
 }
 
+/* held-out text that the teacher writes */
+static int sample_eval(distillation *d) {
+  const mhk_index length = mhk_distill_defaults(&d->r.desc).length;
+  d->eval_text = sample(d, "eval.safetensors", 32 * length, (uint64_t)d->s->seed + 1000003u);
+  return d->eval_text ? CLI_GO : CLI_FAILED;
+}
+
 static int load_text(distillation *d) {
   const settings *s = d->s;
   mhk_distill_desc *desc = &d->r.desc;
@@ -616,7 +660,7 @@ static int load_text(distillation *d) {
     desc->corpus = sample(d, "text.safetensors", n, (uint64_t)s->seed);
   }
   if (!desc->corpus || s->no_eval) return desc->corpus ? CLI_GO : CLI_FAILED;
-  if (s->eval.n == 0) return CLI_GO;
+  if (s->eval.n == 0) return s->report && d->teacher ? sample_eval(d) : CLI_GO; /* otherwise at the end */
   memset(&eval, 0, sizeof eval);
   eval.n_files = s->eval.n;
   eval.files = s->eval.path;
@@ -639,6 +683,25 @@ static void print_measure(distillation *d, int stage) {
   }
 }
 
+/* Text that a model writes after the first tokens of the held-out text; nothing without a
+   tokenizer. */
+static int speak(distillation *d, mhk_model *m, char **text) {
+  enum { PROMPT = 12, TOKENS = 60 };
+  mhk_tokenizer *k = mhk_model_tokenizer(d->teacher);
+  const int32_t *tokens;
+  const mhk_index n = mhk_corpus_tokens(d->eval_text, &tokens), first = n > 0 && tokens[0] == mhk_tokenizer_start(k);
+  mhk_index size;
+  if (!k) return CLI_GO;
+  if (!d->prompt[0]) {
+    size = mhk_decode(k, tokens + first, n - first < PROMPT ? n - first : PROMPT, d->prompt, sizeof d->prompt);
+    if (size < 0 || size >= (mhk_index)sizeof d->prompt) d->prompt[0] = 0;
+  }
+  if (!d->prompt[0]) return mhk_failed(d->ctx) ? cli_context_error(d->ctx) : CLI_GO;
+  free(*text);
+  *text = run_speak(d->ctx, m, d->prompt, TOKENS);
+  return *text ? CLI_GO : CLI_FAILED;
+}
+
 static int measure(distillation *d, int stage, mhk_model *student) {
   const settings *s = d->s;
   const mhk_evaluate_desc desc = {
@@ -648,29 +711,78 @@ static int measure(distillation *d, int stage, mhk_model *student) {
       .windows = s->eval_windows,
   };
   if (run_evaluate(d->ctx, student, &desc, "student", &d->after[stage]) != CLI_GO) return CLI_FAILED;
+  if (s->report && d->teacher && speak(d, student, &d->samples[stage]) != CLI_GO) return CLI_FAILED;
   if (!s->json && !d->measured[0] && !d->measured[1] && !d->measured[2]) run_print_header(stdout);
   d->measured[stage] = 1;
   print_measure(d, stage);
   return CLI_GO;
 }
 
+/* for --report: the teacher, and the student before it is trained */
+static int measure_start(distillation *d, mhk_model *student) {
+  const settings *s = d->s;
+  const mhk_evaluate_desc desc = {
+      .corpus = d->eval_text,
+      .length = s->eval_length ? s->eval_length : mhk_distill_defaults(&d->r.desc).length,
+      .windows = s->eval_windows,
+  };
+  if (run_evaluate(d->ctx, d->teacher, &desc, "teacher", &d->of_teacher) != CLI_GO ||
+      speak(d, d->teacher, &d->teacher_sample) != CLI_GO)
+    return CLI_FAILED;
+  d->teacher_measured = 1;
+  return measure(d, 0, student) == CLI_GO ? write_results(d, 0, 0) : CLI_FAILED;
+}
+
 static run_result after_stage(void *user, int stage, mhk_model *student) {
   distillation *d = (distillation *)user;
   if (d->s->keep_stages && stage < 3 && keep_stage(d, stage, student) != CLI_GO) return RUN_FAILED;
   if (!d->eval_text) return RUN_DONE;
+  d->report_due = fmin(d->report_due, 0); /* the next report is of this */
   if (measure(d, stage, student) == CLI_GO) return write_results(d, stage, 0) == CLI_GO ? RUN_DONE : RUN_FAILED;
   return cli_stopped() ? RUN_STOPPED : RUN_FAILED;
+}
+
+/* the trainer is there, so the folder is this run's */
+static run_result started(void *user, const mhk_progress_info *info, mhk_model *student) {
+  static const char *const not[] = {"dry-run", "fresh", "force", "every", "strict", "json", "report", NULL};
+  distillation *d = (distillation *)user;
+  d->student = mhk_model_config(student);
+  if (record_write(d->s->out, d->ctx, &command_distill, &d->effective, not, &d->inputs) != CLI_GO) return RUN_FAILED;
+  if (!d->s->report) return RUN_DONE;
+  if (d->eval_text && d->teacher && !info->resumed && measure_start(d, student) != CLI_GO)
+    return cli_stopped() ? RUN_STOPPED : RUN_FAILED;
+  return RUN_DONE;
+}
+
+/* The report as things stand. What goes wrong with it does not end a run: it is said once. */
+static void write_report(distillation *d, const mhk_progress_info *info) {
+  const double start = cli_clock();
+  const report_live live = {info ? info->stage : 0,
+                            info && info->steps > 0 ? (double)info->step / (double)info->steps : 0,
+                            info && info->step > 0 ? info->seconds_left : -1};
+  const report_about about = {.live = info ? &live : NULL};
+  char path[1024];
+  if (!d->s->report || d->report_due < 0 || (info && start < d->report_due)) return;
+  if (cli_join(path, sizeof path, d->s->out, "report.html") != CLI_GO ||
+      report_write(d->ctx, path, 1, &d->s->out, &about) != CLI_GO) {
+    mhk_clear_error(d->ctx);
+    d->report_due = -1;
+    return;
+  }
+  d->report_due = cli_clock() + fmax(10, 20 * (cli_clock() - start)); /* a twentieth of the time at most */
+}
+
+static run_result after_update(void *user, const mhk_progress_info *info, mhk_model *student) {
+  (void)student;
+  write_report((distillation *)user, info);
+  return RUN_DONE;
 }
 
 /* from the last update to the saved student */
 static int finish(distillation *d, mhk_model *student) {
   const mhk_stage_desc *stages = d->r.desc.stages;
   int last = stages[2].tokens > 0 ? 3 : stages[1].tokens > 0 ? 2 : stages[0].tokens > 0 ? 1 : 0;
-  if (!d->eval_text && !d->s->no_eval && d->teacher) {
-    mhk_index length = mhk_distill_defaults(&d->r.desc).length;
-    d->eval_text = sample(d, "eval.safetensors", 32 * length, (uint64_t)d->s->seed + 1000003u);
-    if (!d->eval_text) return CLI_FAILED;
-  }
+  if (!d->eval_text && !d->s->no_eval && d->teacher && sample_eval(d) != CLI_GO) return CLI_FAILED;
   if (d->eval_text && !d->measured[last] && measure(d, last, student) != CLI_GO) return CLI_FAILED;
   if (run_save(d->ctx, student, d->s->out, "student", d->s->dtype, d->s->json ? &d->json : NULL) != CLI_OK)
     return CLI_FAILED;
@@ -728,10 +840,17 @@ static int train(distillation *d) {
   if (s->json) json_begin(d);
   d->r.started = started;
   d->r.after_stage = after_stage;
+  if (s->report) d->r.after_update = after_update;
+  d->r.watched = d->eval_text;
   d->r.user = d;
   result = run_distill(d->ctx, &d->r, &trainer);
-  if (result == RUN_FAILED) return CLI_FAILED;
+  if (result == RUN_FAILED) {
+    mhk_clear_error(d->ctx); /* it has been told; the report no longer says that the run goes on */
+    write_report(d, NULL);
+    return CLI_FAILED;
+  }
   code = result == RUN_DONE ? finish(d, mhk_student(trainer)) : CLI_FAILED;
+  write_report(d, NULL);
   if (code != CLI_OK && cli_stopped()) run_say_stopped(d->s->out, d->s->json ? &d->json : NULL);
   return code;
 }
@@ -739,7 +858,7 @@ static int train(distillation *d) {
 static int distill(mhk_context *ctx, void *user) {
   distillation d;
   cli_buffer n, threads;
-  int code;
+  int code, i;
   memset(&d, 0, sizeof d);
   d.s = (const settings *)user;
   d.ctx = ctx;
@@ -753,6 +872,8 @@ static int distill(mhk_context *ctx, void *user) {
   code = train(&d);
   record_inputs_free(&d.inputs);
   recording_close(&d.played);
+  for (i = 0; i < 4; i++) free(d.samples[i]);
+  free(d.teacher_sample);
   free(d.windows);
   free(d.others);
   return code;

@@ -4,9 +4,9 @@
 #include <string.h>
 
 const cli_command *const cli_commands[] = {
-    &command_train,    &command_distill,  &command_record,   &command_rerun,     &command_ablate, &command_generate,
-    &command_eval,     &command_inspect,  &command_matrix,   &command_matrices,  &command_heads,  &command_convert,
-    &command_quantize, &command_tokenizer, &command_demo,    &command_bench,     &command_completion,
+    &command_train,    &command_distill,   &command_record, &command_rerun,  &command_ablate,   &command_report,
+    &command_generate, &command_eval,      &command_inspect, &command_matrix, &command_matrices, &command_heads,
+    &command_convert,  &command_quantize,  &command_tokenizer, &command_demo, &command_bench,    &command_completion,
 };
 const int cli_n_commands = CLI_COUNT_OF(cli_commands);
 

@@ -44,9 +44,10 @@ double picture_distance(const float *a, const float *b, mhk_index T) {
 
 /* ---------------------------------------------------------------- colors */
 
-/* Entries are colored by the signed root of their value, so that small weights stay visible: 0 is
-   dark, 1 yellow, negative ones turn red. Lightness grows evenly (OKLab, Ottosson 2020), so that
-   the picture also reads without color. */
+/* Entries are colored by the signed root of their value, so that small weights stay visible: 0
+   is dark, positive ones go over brown to yellow, negative ones to blue. Lightness grows evenly
+   (OKLab, Ottosson 2020), so that the size is seen without color; v and -v stay apart for
+   color-blind readers, which the test of `mohawk report` measures. */
 enum { ZERO = 127, STEPS = 255, NOTHING = 255 };
 
 static int color_index(double value) {
@@ -61,18 +62,40 @@ static unsigned char gamma_byte(double x) {
   return (unsigned char)floor(255 * (y < 0 ? 0 : y > 1 ? 1 : y) + 0.5);
 }
 
-static void color_of(int index, unsigned char rgb[3]) {
-  const double u = (double)(index - ZERO) / ZERO, s = fabs(u), degree = 0.017453292519943295;
-  const double lightness = u < 0 ? 0.21 + 0.52 * s : 0.21 + 0.74 * s;
-  const double chroma = u < 0 ? 0.07 + 0.13 * s : 0.07 + 0.08 * s;
-  const double hue = degree * (u < 0 ? 285 + 100 * s : 285 - 180 * s);
+/* linear sRGB of a color in OKLCh */
+static void linear_of(double lightness, double chroma, double hue, double rgb[3]) {
   const double a = chroma * cos(hue), b = chroma * sin(hue);
   const double l = pow(lightness + 0.3963377774 * a + 0.2158037573 * b, 3);
   const double m = pow(lightness - 0.1055613458 * a - 0.0638541728 * b, 3);
   const double k = pow(lightness - 0.0894841775 * a - 1.2914855480 * b, 3);
-  rgb[0] = gamma_byte(4.0767416621 * l - 3.3077115913 * m + 0.2309699292 * k);
-  rgb[1] = gamma_byte(-1.2684380046 * l + 2.6097574011 * m - 0.3413193965 * k);
-  rgb[2] = gamma_byte(-0.0041960863 * l - 0.7034186147 * m + 1.7076147010 * k);
+  rgb[0] = 4.0767416621 * l - 3.3077115913 * m + 0.2309699292 * k;
+  rgb[1] = -1.2684380046 * l + 2.6097574011 * m - 0.3413193965 * k;
+  rgb[2] = -0.0041960863 * l - 0.7034186147 * m + 1.7076147010 * k;
+}
+
+static int in_gamut(const double rgb[3]) {
+  return fmin(rgb[0], fmin(rgb[1], rgb[2])) >= 0 && fmax(rgb[0], fmax(rgb[1], rgb[2])) <= 1;
+}
+
+static void color_of(int index, unsigned char rgb[3]) {
+  const double u = (double)(index - ZERO) / ZERO, s = fabs(u), degree = 0.017453292519943295;
+  const double lightness = 0.21 + (u < 0 ? 0.62 : 0.74) * s, hue = degree * (u < 0 ? 262 - 22 * s : 45 + 55 * s);
+  double chroma = 0.02 + (u < 0 ? 0.15 : 0.16) * pow(s, 0.7), x[3];
+  int i;
+  linear_of(lightness, chroma, hue, x);
+  for (; !in_gamut(x) && chroma > 1e-3; linear_of(lightness, chroma, hue, x)) chroma *= 0.99;
+  for (i = 0; i < 3; i++) rgb[i] = gamma_byte(x[i]);
+}
+
+int picture_index(double value) { return color_index(value); }
+double picture_value(int index) {
+  const double u = (double)(index - ZERO) / ZERO;
+  return u < 0 ? -u * u : u * u;
+}
+void picture_color(int index, char text[8]) {
+  unsigned char rgb[3];
+  color_of(index, rgb);
+  snprintf(text, 8, "#%02x%02x%02x", rgb[0], rgb[1], rgb[2]);
 }
 
 /* ------------------------------------------------ PNG: a palette, stored blocks, no compression */
@@ -223,7 +246,7 @@ void picture_escape(FILE *out, const char *text) {
   }
 }
 
-static void put_base64(FILE *out, const unsigned char *p, size_t n) {
+void picture_base64(FILE *out, const unsigned char *p, size_t n) {
   static const char digits[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
   size_t i;
   for (i = 0; i < n; i += 3) {
@@ -236,7 +259,7 @@ static void put_base64(FILE *out, const unsigned char *p, size_t n) {
   }
 }
 
-static void text_at(FILE *out, double x, double y, const char *anchor, const char *more, const char *text) {
+void picture_text(FILE *out, double x, double y, const char *anchor, const char *more, const char *text) {
   fprintf(out, "<text x=\"%.1f\" y=\"%.1f\" text-anchor=\"%s\"%s>", x, y, anchor, more);
   picture_escape(out, text);
   fputs("</text>", out);
@@ -265,7 +288,7 @@ static void draw_image(FILE *out, const float *matrix, mhk_index T) {
             "<image x=\"%d\" y=\"%d\" width=\"%d\" height=\"%d\" style=\"image-rendering:pixelated\" "
             "href=\"data:image/png;base64,",
             LEFT, TOP, SIDE, SIDE);
-    put_base64(out, png.data, png.n);
+    picture_base64(out, png.data, png.n);
     fputs("\"/>", out);
   }
   free(index);
@@ -275,43 +298,42 @@ static void draw_image(FILE *out, const float *matrix, mhk_index T) {
 static void draw_panel(FILE *out, const picture_panel *panel, mhk_index T) {
   char label[32], turn[64];
   int i;
-  text_at(out, LEFT, 15, "start", " font-weight=\"600\" font-size=\"13\"", panel->title);
+  picture_text(out, LEFT, 15, "start", " font-weight=\"600\" font-size=\"13\"", panel->title);
   draw_image(out, panel->matrix, T);
   fprintf(out, "<path d=\"M%d %dV%dH%d\" fill=\"none\" stroke=\"currentColor\" stroke-opacity=\".6\"/>", LEFT, TOP,
           TOP + SIDE, LEFT + SIDE);
   for (i = 0; i <= 4; i++) {
     double at = SIDE * (double)i / 4;
-    snprintf(label, sizeof label, "%lld", (long long)(T * i / 4));
-    text_at(out, LEFT + at, TOP + SIDE + 14, i == 4 ? "end" : i ? "middle" : "start", "", label);
-    if (i) text_at(out, LEFT - 5, TOP + at + (i == 4 ? 0 : 4), "end", "", label);
+    snprintf(label, sizeof label, "%lld", (long long)(i == 4 ? T - 1 : T * i / 4));
+    picture_text(out, LEFT + at, TOP + SIDE + 14, i == 4 ? "end" : i ? "middle" : "start", "", label);
+    if (i) picture_text(out, LEFT - 5, TOP + at + (i == 4 ? 0 : 4), "end", "", label);
   }
-  text_at(out, LEFT + SIDE / 2, TOP + SIDE + 30, "middle", "", "source token");
+  picture_text(out, LEFT + SIDE / 2, TOP + SIDE + 30, "middle", "", "column: token that is read");
   snprintf(turn, sizeof turn, " transform=\"rotate(-90 %d %d)\"", 10, TOP + SIDE / 2);
-  text_at(out, 10, TOP + SIDE / 2 + 4, "middle", turn, "output token");
+  picture_text(out, 10, TOP + SIDE / 2 + 4, "middle", turn, "row: token that writes");
 }
 
+/* All colors there are. Entries beyond 1 have the colors of the ends, which the labels say. */
 static void draw_legend(FILE *out) {
-  static const double ticks[] = {-0.5, -0.1, 0, 0.1, 0.5, 1};
-  const double low = -sqrt(0.5), x0 = 20, width = 280;
-  unsigned char rgb[3];
-  char label[32];
-  int i, n = 70;
+  static const double ticks[] = {-1, -0.5, -0.1, 0, 0.1, 0.5, 1};
+  const double x0 = 30, width = 260;
+  char label[32], color[8];
+  int i, n = 64;
   for (i = 0; i < n; i++) {
-    double u = low + (1 - low) * (i + 0.5) / n;
-    color_of((int)floor(ZERO + ZERO * u + 0.5), rgb);
-    fprintf(out, "<rect x=\"%.2f\" y=\"18\" width=\"%.2f\" height=\"12\" fill=\"#%02x%02x%02x\"/>", x0 + width * i / n,
-            width / n + 0.3, rgb[0], rgb[1], rgb[2]);
+    picture_color((int)floor(2.0 * ZERO * (i + 0.5) / n + 0.5), color);
+    fprintf(out, "<rect x=\"%.2f\" y=\"18\" width=\"%.2f\" height=\"12\" fill=\"%s\"/>", x0 + width * i / n,
+            width / n + 0.3, color);
   }
   for (i = 0; i < CLI_COUNT_OF(ticks); i++) {
-    double u = ticks[i] < 0 ? -sqrt(-ticks[i]) : sqrt(ticks[i]), x = x0 + width * (u - low) / (1 - low);
+    const double x = x0 + width * color_index(ticks[i]) / (2.0 * ZERO);
     fprintf(out, "<path d=\"M%.1f 30v4\" stroke=\"currentColor\"/>", x);
-    snprintf(label, sizeof label, "%g", ticks[i]);
-    text_at(out, x, 46, "middle", "", label);
+    snprintf(label, sizeof label, "%s%g", ticks[i] == -1 ? "\u2264 " : ticks[i] == 1 ? "\u2265 " : "", ticks[i]);
+    picture_text(out, x, 46, "middle", "", label);
   }
-  text_at(out, x0, 12, "start", "", "weight of the source token");
+  picture_text(out, x0, 12, "start", "", "weight: row writes, column is read");
 }
 
-static void svg_start(FILE *out, int width, int height, const char *label) {
+void picture_start(FILE *out, int width, int height, const char *label) {
   fprintf(out, "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 %d %d\" role=\"img\" aria-label=\"", width,
           height);
   picture_escape(out, label);
@@ -319,14 +341,15 @@ static void svg_start(FILE *out, int width, int height, const char *label) {
 }
 
 void picture_panel_svg(FILE *out, const picture_panel *panel, mhk_index T) {
-  svg_start(out, PANEL_WIDTH, PANEL_HEIGHT, panel->title);
+  picture_start(out, PANEL_WIDTH, PANEL_HEIGHT, panel->title);
   fputs(">", out);
   draw_panel(out, panel, T);
   fputs("</svg>\n", out);
 }
 
 void picture_legend_svg(FILE *out) {
-  svg_start(out, LEGEND_WIDTH, LEGEND_HEIGHT, "color scale from -0.5 over 0 to 1");
+  picture_start(out, LEGEND_WIDTH, LEGEND_HEIGHT,
+                "color scale from -1 over 0 to 1; entries beyond have the colors of the ends");
   fputs(">", out);
   draw_legend(out);
   fputs("</svg>\n", out);
@@ -334,7 +357,7 @@ void picture_legend_svg(FILE *out) {
 
 /* the start of a file of its own, readable on light and dark */
 static void file_start(FILE *out, int wide, int high, const char *title) {
-  svg_start(out, wide, high, title);
+  picture_start(out, wide, high, title);
   fprintf(out, " width=\"%d\" height=\"%d\">\n", wide, high);
   fputs("<style>svg{color:#1f2328;background:#fff}@media(prefers-color-scheme:dark){svg{color:#e6e6e6;background:#"
         "14161a}}</style>\n",
@@ -372,7 +395,7 @@ static void draw_cell(FILE *out, double x, double y, int wide, int high, double 
           name, value, x, y, wide - 1, high - 1, rgb[0], rgb[1], rgb[2]);
   if (wide > 30) {
     snprintf(text, sizeof text, "%.3f", value);
-    text_at(out, x + wide / 2.0, y + high / 2.0 + 4, "middle", share > 0.35 ? " fill=\"#000\"" : " fill=\"#fff\"",
+    picture_text(out, x + wide / 2.0, y + high / 2.0 + 4, "middle", share > 0.35 ? " fill=\"#000\"" : " fill=\"#fff\"",
             text);
   }
   fputs("</g>\n", out);
@@ -390,18 +413,18 @@ void picture_heads_svg(FILE *out, const picture_heads *p) {
       if (p->kl[l * p->heads + h] > most) most = p->kl[l * p->heads + h];
   }
   file_start(out, width, MAP_TOP + p->layers * high + 12, p->title);
-  text_at(out, 10, 20, "start", " font-weight=\"600\" font-size=\"13\"", p->title);
-  text_at(out, 10, 37, "start", "", "in nats; yellow: the most; whole layers have their own scale");
-  text_at(out, 10, MAP_TOP - 8, "start", "", "layer");
+  picture_text(out, 10, 20, "start", " font-weight=\"600\" font-size=\"13\"", p->title);
+  picture_text(out, 10, 37, "start", "", "in nats; yellow: the most; whole layers have their own scale");
+  picture_text(out, 10, MAP_TOP - 8, "start", "", "layer");
   for (h = 0; h < p->heads; h++) {
     snprintf(name, sizeof name, numbers ? "head %d" : "%d", h);
-    if (numbers || h % 4 == 0) text_at(out, MAP_LEFT + h * wide + wide / 2.0, MAP_TOP - 8, "middle", "", name);
+    if (numbers || h % 4 == 0) picture_text(out, MAP_LEFT + h * wide + wide / 2.0, MAP_TOP - 8, "middle", "", name);
   }
-  text_at(out, right + 23, MAP_TOP - 8, "middle", "", "whole layer");
+  picture_text(out, right + 23, MAP_TOP - 8, "middle", "", "whole layer");
   for (l = 0; l < p->layers; l++) {
     const double y = MAP_TOP + l * high;
     snprintf(name, sizeof name, "%d", l);
-    text_at(out, MAP_LEFT - 8, y + high / 2.0 + 4, "end", "", name);
+    picture_text(out, MAP_LEFT - 8, y + high / 2.0 + 4, "end", "", name);
     for (h = 0; h < p->heads; h++) {
       snprintf(name, sizeof name, "layer %d, head %d", l, h);
       draw_cell(out, MAP_LEFT + h * wide, y, wide, high, p->kl[l * p->heads + h], most, name);
@@ -479,7 +502,7 @@ static chart chart_range(const picture_curve *curves, int n, int log_x) {
 }
 
 /* 250000 as "250 k", by thousands or by 1024 */
-static void round_number(char *text, size_t capacity, double v, double thousand) {
+void picture_round(char *text, size_t capacity, double v, double thousand) {
   const int power = v >= thousand * thousand - 0.5 ? 2 : v >= thousand - 0.5 ? 1 : 0;
   static const char *const units[] = {"", " k", " M"};
   snprintf(text, capacity, "%g%s", v / pow(thousand, power), units[power]);
@@ -487,7 +510,7 @@ static void round_number(char *text, size_t capacity, double v, double thousand)
 
 static void draw_mark(FILE *out, const chart *c, double v, const char *label) {
   const double at = chart_x(c, v);
-  text_at(out, at, CHART_BOTTOM + 15, at > CHART_RIGHT - 12 ? "end" : "middle", "", label);
+  picture_text(out, at, CHART_BOTTOM + 15, at > CHART_RIGHT - 12 ? "end" : "middle", "", label);
 }
 
 /* a line across the chart at y */
@@ -496,7 +519,7 @@ static void draw_line(FILE *out, const chart *c, double y) {
   fprintf(out, "<path d=\"M%d %.1fH%d\" stroke=\"currentColor\" stroke-opacity=\".15\"/>", CHART_LEFT, chart_y(c, y),
           CHART_RIGHT);
   snprintf(label, sizeof label, "%g", y);
-  text_at(out, CHART_LEFT - 6, chart_y(c, y) + 4, "end", "", label);
+  picture_text(out, CHART_LEFT - 6, chart_y(c, y) + 4, "end", "", label);
 }
 
 static void draw_grid(FILE *out, const chart *c, const char *x_label) {
@@ -515,18 +538,18 @@ static void draw_grid(FILE *out, const chart *c, const char *x_label) {
   }
   if (c->log_x) {
     for (i = (int)ceil(c->x0 / 2); i <= (int)floor(c->x1 / 2); i++) {
-      round_number(label, sizeof label, pow(4, i), 1024);
+      picture_round(label, sizeof label, pow(4, i), 1024);
       draw_mark(out, c, pow(4, i), label);
     }
   } else {
     for (v = ceil(c->x0 / dx) * dx; v <= c->x1 * 1.0001; v += dx) {
-      round_number(label, sizeof label, v, 1000);
+      picture_round(label, sizeof label, v, 1000);
       draw_mark(out, c, v, label);
     }
   }
   fprintf(out, "<path d=\"M%d %dH%d\" stroke=\"currentColor\" stroke-opacity=\".6\"/>", CHART_LEFT, CHART_BOTTOM,
           CHART_RIGHT);
-  text_at(out, (CHART_LEFT + CHART_RIGHT) / 2.0, CHART_BOTTOM + 30, "middle", "", x_label);
+  picture_text(out, (CHART_LEFT + CHART_RIGHT) / 2.0, CHART_BOTTOM + 30, "middle", "", x_label);
 }
 
 static void draw_curve(FILE *out, const chart *c, const picture_curve *curve, int number) {
@@ -547,28 +570,16 @@ static void draw_chart(FILE *out, const picture_chart *p, int log_x) {
   const chart c = chart_range(p->curves, p->n, log_x);
   double x = CHART_LEFT;
   int i;
-  text_at(out, CHART_LEFT, 16, "start", " font-weight=\"600\" font-size=\"13\"", p->title);
+  picture_text(out, CHART_LEFT, 16, "start", " font-weight=\"600\" font-size=\"13\"", p->title);
   draw_grid(out, &c, p->x_label);
   for (i = 0; i < p->n; i++) draw_curve(out, &c, &p->curves[i], i);
   for (i = 0; p->n > 1 && i < p->n; i++) {
     if (p->curves[i].n == 0) continue;
     fprintf(out, "<path class=\"c%d\" d=\"M%.1f %dh16\" stroke=\"currentColor\" stroke-width=\"3\"/>", i, x,
             CHART_HEIGHT - 10);
-    text_at(out, x + 20, CHART_HEIGHT - 6, "start", "", p->curves[i].name);
+    picture_text(out, x + 20, CHART_HEIGHT - 6, "start", "", p->curves[i].name);
     x += 34 + 6.2 * (double)strlen(p->curves[i].name);
   }
-}
-
-void picture_curves_svg(FILE *out, const char *title, const char *x_label, const picture_curve *curves, int n) {
-  picture_chart p;
-  p.title = title;
-  p.x_label = x_label;
-  p.curves = curves;
-  p.n = n;
-  svg_start(out, CHART_WIDTH, CHART_HEIGHT, title);
-  fputs(">", out);
-  draw_chart(out, &p, 0);
-  fputs("</svg>\n", out);
 }
 
 void picture_charts_svg(FILE *out, const picture_chart *charts, int n) {
@@ -636,13 +647,13 @@ static void threads_grid(FILE *out, const threads_scale *s) {
     fprintf(out, "<path d=\"M%d %.1fh%d\" stroke=\"currentColor\" stroke-opacity=\".15\"/>", THREADS_LEFT, y,
             THREADS_SIDE);
     snprintf(label, sizeof label, "%g", pow(2, i));
-    text_at(out, THREADS_LEFT - 6, y + 4, "end", "", label);
+    picture_text(out, THREADS_LEFT - 6, y + 4, "end", "", label);
   }
   for (i = 0; i <= (int)floor(s->x1); i++) {
     snprintf(label, sizeof label, "%g", pow(2, i));
-    text_at(out, threads_x(s, pow(2, i)), THREADS_TOP + THREADS_SIDE + 15, "middle", "", label);
+    picture_text(out, threads_x(s, pow(2, i)), THREADS_TOP + THREADS_SIDE + 15, "middle", "", label);
   }
-  text_at(out, THREADS_LEFT + THREADS_SIDE + 14, THREADS_TOP + THREADS_SIDE + 15, "start", "", "threads");
+  picture_text(out, THREADS_LEFT + THREADS_SIDE + 14, THREADS_TOP + THREADS_SIDE + 15, "start", "", "threads");
   fprintf(out,
           "<path d=\"M%.1f %.1fL%.1f %.1f\" stroke=\"currentColor\" stroke-opacity=\".6\" stroke-dasharray=\"2 3\"/>",
           threads_x(s, 1), threads_y(s, 1), threads_x(s, s->most), threads_y(s, s->most));
@@ -680,14 +691,14 @@ static void threads_labels(FILE *out, threads_label *labels, int n) {
     }
   for (i = 0; i < n; i++) {
     if (i > 0 && labels[i].y < labels[i - 1].y + 12) labels[i].y = labels[i - 1].y + 12;
-    text_at(out, THREADS_LEFT + THREADS_SIDE + 8, labels[i].y + 4, "start", labels[i].color, labels[i].text);
+    picture_text(out, THREADS_LEFT + THREADS_SIDE + 8, labels[i].y + 4, "start", labels[i].color, labels[i].text);
   }
 }
 
 static void threads_chart(FILE *out, const threads_scale *s, const picture_chart *p) {
   threads_label labels[4];
   int i, k, n = 0;
-  text_at(out, THREADS_LEFT, 18, "start", " font-weight=\"600\" font-size=\"12\"", p->title);
+  picture_text(out, THREADS_LEFT, 18, "start", " font-weight=\"600\" font-size=\"12\"", p->title);
   threads_grid(out, s);
   labels[n].y = threads_y(s, s->most);
   strcpy(labels[n].text, "ideal");
@@ -714,8 +725,8 @@ void picture_threads_svg(FILE *out, const char *title, const char *below, const 
       "@media(prefers-color-scheme:dark){.c0{color:#6cb6ff}.c1{color:#f0a35a}.t0{fill:#6cb6ff}.t1{fill:#f0a35a}}"
       "</style>\n",
       out);
-  text_at(out, 10, 20, "start", " font-weight=\"600\" font-size=\"13\"", title);
-  text_at(out, 10, 37, "start", "", below);
+  picture_text(out, 10, 20, "start", " font-weight=\"600\" font-size=\"13\"", title);
+  picture_text(out, 10, 37, "start", "", below);
   for (i = 0; i < n; i++) {
     fprintf(out, "\n<g transform=\"translate(%d %d)\">", i % 3 * THREADS_WIDE, THREADS_HEAD + i / 3 * THREADS_HIGH);
     threads_chart(out, &s, &charts[i]);
@@ -787,19 +798,19 @@ static void whisker_curve(FILE *out, const picture_whisker_page *p, const pictur
 static void whisker_chart(FILE *out, const picture_whisker_page *p, const picture_whiskers *c) {
   char label[32];
   int i, k;
-  text_at(out, WHISKER_LEFT, 18, "start", " font-weight=\"600\" font-size=\"12\"", c->title);
+  picture_text(out, WHISKER_LEFT, 18, "start", " font-weight=\"600\" font-size=\"12\"", c->title);
   for (i = 0; i >= (int)whisker_low; i--) {
     const double y = whisker_y(pow(10, i));
     fprintf(out, "<path d=\"M%d %.1fh%d\" stroke=\"currentColor\" stroke-opacity=\"%s\"/>", WHISKER_LEFT, y,
             WHISKER_ACROSS, i == (int)whisker_low ? ".6" : ".15");
     snprintf(label, sizeof label, "%g", pow(10, i));
-    text_at(out, WHISKER_LEFT - 6, y + 4, "end", "", label);
+    picture_text(out, WHISKER_LEFT - 6, y + 4, "end", "", label);
   }
   for (k = 0; k < p->n; k++) {
     snprintf(label, sizeof label, "%g", p->x[k]);
-    text_at(out, whisker_x(p, p->x[k]), WHISKER_TOP + WHISKER_DOWN + 15, "middle", "", label);
+    picture_text(out, whisker_x(p, p->x[k]), WHISKER_TOP + WHISKER_DOWN + 15, "middle", "", label);
   }
-  text_at(out, WHISKER_LEFT + WHISKER_ACROSS / 2.0, WHISKER_TOP + WHISKER_DOWN + 30, "middle", "", p->x_label);
+  picture_text(out, WHISKER_LEFT + WHISKER_ACROSS / 2.0, WHISKER_TOP + WHISKER_DOWN + 30, "middle", "", p->x_label);
   for (k = p->curves - 1; k >= 0; k--) whisker_curve(out, p, c, k);
 }
 
@@ -814,14 +825,14 @@ void picture_whiskers_svg(FILE *out, const picture_whisker_page *p) {
       "@media(prefers-color-scheme:dark){.f0{color:#c297ff}.f1{color:#9aa4ae}.f2{color:#f0a35a}.f3{color:#6cb6ff}"
       ".f4{color:#57c173}}</style>\n",
       out);
-  text_at(out, 10, 20, "start", " font-weight=\"600\" font-size=\"13\"", p->title);
-  text_at(out, 10, 37, "start", "", p->below);
+  picture_text(out, 10, 20, "start", " font-weight=\"600\" font-size=\"13\"", p->title);
+  picture_text(out, 10, 37, "start", "", p->below);
   for (i = 0; i < p->curves; i++) {
     fprintf(out, "<g class=\"f%d\"><path d=\"M%.1f 56h22\" stroke=\"currentColor\" stroke-width=\"1.8\"%s/>", i, x,
             i == p->curves - 1 ? " stroke-dasharray=\"4 3\"" : "");
     whisker_mark(out, i, x + 11, 56);
     fputs("</g>", out);
-    text_at(out, x + 27, 60, "start", "", p->names[i]);
+    picture_text(out, x + 27, 60, "start", "", p->names[i]);
     x += 42 + 6.2 * (double)strlen(p->names[i]);
   }
   for (i = 0; i < p->n_charts; i++) {
@@ -859,7 +870,7 @@ static void draw_bar(FILE *out, const picture_bars *p, int i, double largest) {
   double mean, least, most;
   char text[32];
   int k;
-  text_at(out, BARS_LEFT - 8, y + 14, "end", "", p->names[i]);
+  picture_text(out, BARS_LEFT - 8, y + 14, "end", "", p->names[i]);
   if (spread_of(values, p->seeds, &mean, &least, &most) == 0) return;
   fprintf(out, "<rect class=\"c0\" x=\"%d\" y=\"%.0f\" width=\"%.1f\" height=\"16\" fill=\"currentColor\" "
                "fill-opacity=\".55\"/>",
@@ -872,7 +883,7 @@ static void draw_bar(FILE *out, const picture_bars *p, int i, double largest) {
       fprintf(out, "<circle cx=\"%.1f\" cy=\"%.0f\" r=\"2.5\" fill=\"currentColor\"/>",
               BARS_LEFT + scale * values[k], y + 10);
   snprintf(text, sizeof text, "%.3f", mean);
-  text_at(out, BARS_LEFT + scale * most + 8, y + 14, "start", "", text);
+  picture_text(out, BARS_LEFT + scale * most + 8, y + 14, "start", "", text);
 }
 
 /* Returns its height. */
@@ -883,15 +894,15 @@ static int draw_bars(FILE *out, const picture_bars *p) {
   for (i = 0; i < p->n; i++)
     if (spread_of(p->values + i * p->seeds, p->seeds, &mean, &least, &most) > 0) largest = fmax(largest, most);
   if (!(largest > 0)) largest = 1;
-  text_at(out, 10, 20, "start", " font-weight=\"600\" font-size=\"13\"", p->title);
-  text_at(out, 10, 37, "start", "", p->below);
+  picture_text(out, 10, 20, "start", " font-weight=\"600\" font-size=\"13\"", p->title);
+  picture_text(out, 10, 37, "start", "", p->below);
   step = tick_step(largest);
   for (v = 0; v <= largest * 1.0001; v += step) {
     const double x = BARS_LEFT + (BARS_RIGHT - BARS_LEFT) * v / largest;
     fprintf(out, "<path d=\"M%.1f %dV%d\" stroke=\"currentColor\" stroke-opacity=\".15\"/>", x, BARS_TOP,
             BARS_TOP + p->n * BARS_ROW);
     snprintf(label, sizeof label, "%g", v);
-    text_at(out, x, BARS_TOP + p->n * BARS_ROW + 14, "middle", "", label);
+    picture_text(out, x, BARS_TOP + p->n * BARS_ROW + 14, "middle", "", label);
   }
   for (i = 0; i < p->n; i++) draw_bar(out, p, i, largest);
   return BARS_TOP + p->n * BARS_ROW + BARS_BELOW;

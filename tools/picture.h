@@ -28,14 +28,16 @@ void picture_svg(FILE *out, const picture_panel *panels, int n, mhk_index T);
    suffice. */
 int picture_png(FILE *out, const picture_panel *panels, int n, mhk_index T, int scale);
 
+/* An entry's color: one of 255, 127 for 0. */
+int picture_index(double value);
+double picture_value(int index);
+void picture_color(int index, char text[8]); /* "#rrggbb" */
+
 typedef struct picture_curve {
   const char *name;
   const double *x, *y;
   int n;
 } picture_curve;
-/* Curves in one chart, as an <svg> element; colors are the classes c0, c1, ... of the page.
-   Non-finite points are left out. */
-void picture_curves_svg(FILE *out, const char *title, const char *x_label, const picture_curve *curves, int n);
 
 typedef struct picture_chart {
   const char *title, *x_label;
@@ -89,6 +91,12 @@ typedef struct picture_heads {
 /* A file of its own, readable on light and dark. */
 void picture_heads_svg(FILE *out, const picture_heads *p);
 
+/* ---- what pictures are made of, for those elsewhere */
 void picture_escape(FILE *out, const char *text); /* for XML and HTML */
+void picture_start(FILE *out, int width, int height, const char *label); /* an <svg, whose > is still to come */
+void picture_text(FILE *out, double x, double y, const char *anchor, const char *more, const char *text);
+void picture_base64(FILE *out, const unsigned char *p, size_t n);
+/* 250000 as "250 k", by thousands or by 1024 */
+void picture_round(char *text, size_t capacity, double v, double thousand);
 
 #endif

@@ -1,5 +1,6 @@
 /* run.c: see run.h */
 #include "run.h"
+#include "watch.h"
 #include <errno.h>
 #include <math.h>
 #include <stdlib.h>
@@ -346,6 +347,7 @@ static void json_progress(cli_json *j, const mhk_progress_info *info, double rel
 /* everything that one update leaves behind: the log, the progress line, the JSON line */
 typedef struct reporter {
   FILE *log;
+  watch *watch;
   cli_progress line;
   double json_shown;
 } reporter;
@@ -400,10 +402,15 @@ run_result run_distill(mhk_context *ctx, const run *r, mhk_trainer **trainer) {
   if (info->resumed && info->step < info->steps)
     cli_note("resuming from the checkpoint in %s: stage %d, update %lld of %lld", r->desc.out, info->stage,
              (long long)info->step, (long long)info->steps);
-  if (r->started && (result = r->started(r->user)) != RUN_DONE) return result;
+  if (r->started && (result = r->started(r->user, info, mhk_student(tr))) != RUN_DONE) return result;
   if (r->desc.out) p.log = open_log(r->desc.out, info);
+  if (r->desc.out && r->desc.teacher) {
+    p.watch = watch_open(ctx, r->desc.out, r->desc.teacher, mhk_student(tr), r->watched ? r->watched : r->desc.corpus,
+                         info);
+    if (!p.watch) result = RUN_FAILED;
+  }
   stage = stage_before(r, info); /* what follows a stage may not have happened: do it again */
-  if (stage > 0 && r->after_stage) result = r->after_stage(r->user, stage, mhk_student(tr));
+  if (result == RUN_DONE && stage > 0 && r->after_stage) result = r->after_stage(r->user, stage, mhk_student(tr));
   while (more && result == RUN_DONE) {
     stage = info->stage;
     step = info->step;
@@ -414,7 +421,10 @@ run_result run_distill(mhk_context *ctx, const run *r, mhk_trainer **trainer) {
       result = RUN_FAILED;
     } else if (info->stage != stage || info->step != step) {
       report(&p, r, tr, info);
-      if (info->stage_done && r->after_stage) result = r->after_stage(r->user, info->stage, mhk_student(tr));
+      if (p.watch && watch_update(p.watch, info, mhk_student(tr)) != CLI_GO) result = RUN_FAILED;
+      if (result == RUN_DONE && r->after_update) result = r->after_update(r->user, info, mhk_student(tr));
+      if (result == RUN_DONE && info->stage_done && r->after_stage)
+        result = r->after_stage(r->user, info->stage, mhk_student(tr));
     }
     if (result == RUN_DONE && more && cli_stopped()) result = RUN_STOPPED;
     if (result == RUN_STOPPED && r->desc.out && mhk_checkpoint(tr) != MHK_OK) {
@@ -422,6 +432,7 @@ run_result run_distill(mhk_context *ctx, const run *r, mhk_trainer **trainer) {
       result = RUN_FAILED;
     }
   }
+  watch_close(p.watch);
   if (p.log && (ferror(p.log) | fclose(p.log)) != 0)
     cli_warning("%s/log.csv is incomplete: %s", r->desc.out, strerror(errno));
   return result;
@@ -591,6 +602,63 @@ void run_json_evaluation(cli_json *j, const mhk_evaluation *e, int with_teacher)
   }
   json_count(j, "state_bytes", e->state_bytes);
   json_count(j, "predictions", (double)e->tokens);
+}
+
+void run_json_milestone(cli_json *j, int stage, double tokens, const mhk_evaluation *e, int with_teacher,
+                        const char *sample) {
+  json_open(j, NULL, '{');
+  json_count(j, "stage", stage);
+  json_count(j, "tokens", tokens);
+  run_json_evaluation(j, e, with_teacher);
+  if (sample) json_text(j, "sample", sample);
+  json_close(j);
+}
+
+static void json_model(cli_json *j, const char *key, const mhk_config *c) {
+  static const mhk_index contexts[3] = {256, 2048, 16384};
+  char mixers[4096];
+  int i;
+  json_open(j, key, '{');
+  json_text(j, "mixers", run_mixers(c, mixers, sizeof mixers));
+  json_count(j, "layers", c->n_layer);
+  json_count(j, "width", c->d_model);
+  json_count(j, "parameters", mhk_config_parameters(c));
+  json_open(j, "state_bytes", '[');
+  for (i = 0; i < 3; i++) json_count(j, NULL, mhk_config_state_bytes(c, contexts[i]));
+  json_close(j);
+  json_close(j);
+}
+
+void run_json_models(cli_json *j, const mhk_config *teacher, const mhk_config *student) {
+  json_open(j, "models", '{');
+  json_model(j, "teacher", teacher);
+  json_model(j, "student", student);
+  json_close(j);
+}
+
+char *run_speak(mhk_context *ctx, mhk_model *m, const char *prompt, int tokens) {
+  const mhk_sampling sampling = {.temperature = 0.7, .top_p = 0.9, .seed = 7};
+  mhk_session *session = mhk_session_create(m, NULL);
+  const size_t room = (size_t)tokens * 64;
+  char *text = (char *)calloc(1, room);
+  size_t used = 0;
+  int i;
+  mhk_feed_text(session, prompt);
+  for (i = 0; text && i < tokens && mhk_sample(session, &sampling) >= 0; i++) {
+    const char *more = mhk_text_out(session);
+    const size_t n = strlen(more);
+    if (used + n >= room) break;
+    memcpy(text + used, more, n);
+    used += n;
+  }
+  if (!text) cli_error("out of memory");
+  else if (mhk_failed(ctx)) {
+    free(text);
+    text = NULL;
+    cli_context_error(ctx);
+  }
+  mhk_session_destroy(session);
+  return text;
 }
 
 const char *run_mixers(const mhk_config *c, char *text, size_t capacity) {

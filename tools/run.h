@@ -16,16 +16,19 @@ typedef struct run {
   cli_json *json; /* where progress goes as JSON lines; NULL: none */
   /* called when the trainer is there, which may go on from a checkpoint, and before its first
      update; the same for what it returns */
-  run_result (*started)(void *user);
+  run_result (*started)(void *user, const mhk_progress_info *info, mhk_model *student);
   /* called when a stage has ended, whose checkpoint is the last one; anything but RUN_DONE ends the
      run */
   run_result (*after_stage)(void *user, int stage, mhk_model *student);
+  /* called after each update; the same for what it returns; NULL: not wanted */
+  run_result (*after_update)(void *user, const mhk_progress_info *info, mhk_model *student);
   void *user;
+  mhk_corpus *watched; /* its first tokens are those whose matrices are kept; NULL: those of the training text */
 } run;
 
 /* Trains to the end, to Ctrl-C (with a checkpoint written) or to an error that has been told.
-   desc.out also receives log.csv, one line an update. *trainer holds the student afterwards; it may
-   be NULL after a failure. */
+   desc.out also receives log.csv, one line an update, and with a teacher what watch.h says.
+   *trainer holds the student afterwards; it may be NULL after a failure. */
 run_result run_distill(mhk_context *ctx, const run *r, mhk_trainer **trainer);
 
 /* Says what the run needs; refuses, with the remedy, when the machine has less and force is 0.
@@ -61,6 +64,14 @@ const char *run_error(double error, int width, int digits, cli_buffer *b);
 void run_print_header(FILE *out);
 void run_print_row(FILE *out, const char *name, const mhk_evaluation *e, int with_teacher);
 void run_json_evaluation(cli_json *j, const mhk_evaluation *e, int with_teacher);
+/* An evaluation of a student after these tokens of all stages, as an object of results.json.
+   sample: text that it wrote, or NULL. */
+void run_json_milestone(cli_json *j, int stage, double tokens, const mhk_evaluation *e, int with_teacher,
+                        const char *sample);
+/* What teacher and student are, as a member of results.json. */
+void run_json_models(cli_json *j, const mhk_config *teacher, const mhk_config *student);
+/* The prompt continued by this many tokens, with one seed, malloc'ed; NULL after a message. */
+char *run_speak(mhk_context *ctx, mhk_model *m, const char *prompt, int tokens);
 
 /* The contents of text files, pipes or standard input, in UTF-8. */
 typedef struct run_texts {

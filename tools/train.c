@@ -300,6 +300,53 @@ static void json_begin(training *t, const mhk_model *m) {
   json_close(&t->json);
 }
 
+/* run.json, as mohawk distill writes it */
+static run_result started(void *user, const mhk_progress_info *info, mhk_model *student) {
+  static const char *const not[] = {"dry-run", "fresh", "force", "every", "json", NULL};
+  const training *t = (const training *)user;
+  const settings *s = t->s;
+  record_inputs inputs;
+  int i, code = CLI_GO;
+  (void)info;
+  (void)student;
+  memset(&inputs, 0, sizeof inputs);
+  for (i = 0; i < s->text.n && code == CLI_GO; i++) code = record_add(&inputs, t->ctx, "text", s->text.path[i]);
+  for (i = 0; i < s->eval.n && code == CLI_GO; i++) code = record_add(&inputs, t->ctx, "eval", s->eval.path[i]);
+  if (code == CLI_GO && s->tokenizer) code = record_add(&inputs, t->ctx, "tokenizer", s->tokenizer);
+  if (code == CLI_GO) code = record_write(s->out, t->ctx, &command_train, s, not, &inputs);
+  record_inputs_free(&inputs);
+  return code == CLI_GO ? RUN_DONE : RUN_FAILED;
+}
+
+/* results.json: the same, with what was measured; e NULL: nothing */
+static int write_results(const training *t, const mhk_evaluation *e) {
+  const mhk_index update = t->r.desc.update_tokens, tokens = t->r.desc.stages[2].tokens / update * update;
+  char path[1024];
+  cli_output o;
+  cli_json j;
+  if (cli_join(path, sizeof path, t->s->out, "results.json") != CLI_GO || cli_output_open(&o, path) != CLI_GO)
+    return CLI_FAILED;
+  json_start(&j, o.file, 1);
+  json_open(&j, NULL, '{');
+  json_open(&j, "tokens", '[');
+  json_count(&j, NULL, 0);
+  json_count(&j, NULL, 0);
+  json_count(&j, NULL, (double)tokens);
+  json_close(&j);
+  json_open(&j, "evaluations", '[');
+  if (e) {
+    json_open(&j, NULL, '{');
+    json_count(&j, "stage", 3);
+    json_count(&j, "tokens", (double)tokens);
+    run_json_evaluation(&j, e, 0);
+    json_close(&j);
+  }
+  json_close(&j);
+  json_raw(&j, "finished", "true");
+  json_close(&j);
+  return cli_output_close(&o);
+}
+
 static int measure(training *t, mhk_model *m) {
   const settings *s = t->s;
   const mhk_evaluate_desc desc = {.corpus = t->eval_text,
@@ -320,7 +367,7 @@ static int measure(training *t, mhk_model *m) {
            run_error(e.cross_entropy_error, 0, 3, &b), exp(e.cross_entropy), (long long)e.tokens);
     fflush(stdout);
   }
-  return CLI_GO;
+  return write_results(t, &e);
 }
 
 /* ---------------------------------------------------------------- what a run was */
@@ -364,7 +411,7 @@ static int run_training(training *t, mhk_model *m) {
   if (result == RUN_FAILED && strstr(mhk_message(t->ctx), " diverged "))
     cli_error("start again with --fresh and a lower --lr, for example --lr %.2g", t->r.desc.stages[2].lr / 4);
   if (result == RUN_FAILED) return CLI_FAILED;
-  code = result == RUN_DONE && (!t->eval_text || measure(t, m) == CLI_GO)
+  code = result == RUN_DONE && (t->eval_text ? measure(t, m) : write_results(t, NULL)) == CLI_GO
              ? run_save(t->ctx, m, t->s->out, "model", t->s->dtype, t->r.json)
              : CLI_FAILED;
   if (code != CLI_OK && cli_stopped()) run_say_stopped(t->s->out, t->r.json);
