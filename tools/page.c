@@ -41,8 +41,8 @@ static const char style[] =
     "td small{color:var(--soft);white-space:nowrap}tr.best>*{background:var(--card)}\n"
     "th[scope=row]{font-weight:400}tr.best th{font-weight:600}\n"
     ".grid{display:grid;gap:1.2rem "
-    "2rem;grid-template-columns:repeat(auto-fit,minmax(min(100%,24rem),1fr));margin:.6rem 0}"
-    ".grid>*{margin:0;min-width:0}.three{grid-template-columns:repeat(auto-fit,minmax(min(100%,15rem),1fr))}"
+    "2rem;grid-template-columns:repeat(auto-fit,minmax(min(100%,20rem),1fr));margin:.6rem 0}"
+    ".grid>*{margin:0;min-width:0}.three{grid-template-columns:repeat(auto-fit,minmax(min(100%,13rem),1fr))}"
     ".three>*{max-width:26rem}.heats{gap:.2rem "
     "1.2rem;grid-template-columns:repeat(auto-fill,minmax(min(100%,14rem),1fr))}\n"
     "svg{display:block;width:100%;height:auto}.legend{max-width:24rem}.wide{max-width:60rem}.narrow{display:none}"
@@ -55,7 +55,8 @@ static const char style[] =
     ".k5{color:var(--k5)}.k6{color:var(--k6)}.k7{color:var(--k7)}g[class^=k]{fill:currentColor}\n"
     ".heat{width:auto;border-spacing:0}.heat td{min-width:2.4rem;text-align:center;border:1px solid "
     "var(--page);padding:.3rem "
-    ".2rem}.heat .tiny{min-width:.5rem;width:.8rem;height:.8rem;padding:0}.heat th{font-weight:400;color:var(--soft);"
+    ".2rem}.heat .tiny{min-width:.5rem;width:.8rem;height:.8rem;padding:0}.heat th{white-space:nowrap;"
+    "font-weight:400;color:var(--soft);"
     "text-align:center;border:0;padding:.2rem .3rem}.over{background-image:repeating-linear-gradient(45deg,transparent "
     "0 4px,"
     "rgba(255,255,255,.28) 4px 6px)}.heat td.over b{background:#0b2d5c}.heat td b{font-weight:400}td.on{outline:3px "
@@ -90,8 +91,10 @@ static const char style[] =
     "Highlight}.verdict,.banner{border-color:CanvasText}tr.best th{text-decoration:underline}}\n"
     "@media print{body{font-size:10pt}main{max-width:none;padding:0}.scroll{overflow:visible}figure,svg,tr,dd,.heatbox{"
     "break-inside:avoid}h2,h3{break-after:avoid}.pick,#say{display:none}.fixed{display:grid}.js .still{display:grid}"
-    ".grid{grid-template-columns:1fr 1fr}.three{grid-template-columns:1fr 1fr 1fr}*{print-color-adjust:exact;"
-    "-webkit-print-color-adjust:exact}.heat td{min-width:0;font-size:8pt;padding:.15rem}th,td{padding:.2rem .3rem}}\n";
+    ".grid{grid-template-columns:1fr 1fr}.heats{gap:.2rem .5rem}.three,.heats{grid-template-columns:repeat(4,1fr)}"
+    ".fixed>div,.still>div{break-inside:avoid}*{print-color-adjust:exact;"
+    "-webkit-print-color-adjust:exact}.heat td,.heat th{min-width:0;font-size:8pt;padding:.12rem}"
+    "th,td{padding:.2rem .3rem}}\n";
 
 /* what the reader chose is kept in the address, for a page that is written anew while a run goes
    on */

@@ -439,14 +439,14 @@ void picture_heads_svg(FILE *out, const picture_heads *p) {
 
 enum { CHART_WIDTH = 420, CHART_HEIGHT = 264, CHART_LEFT = 46, CHART_TOP = 28, CHART_RIGHT = 408, CHART_BOTTOM = 208 };
 
-/* logarithmic: y0 and y1 are powers of ten; log_x: x0 and x1 are powers of two */
+/* x0 and x1 are powers of two; logarithmic: y0 and y1 are powers of ten */
 typedef struct chart {
   double x0, x1, y0, y1;
-  int logarithmic, log_x;
+  int logarithmic;
 } chart;
 
 static double chart_x(const chart *c, double x) {
-  return CHART_LEFT + (CHART_RIGHT - CHART_LEFT) * ((c->log_x ? log2(x) : x) - c->x0) / (c->x1 - c->x0);
+  return CHART_LEFT + (CHART_RIGHT - CHART_LEFT) * (log2(x) - c->x0) / (c->x1 - c->x0);
 }
 static double chart_y(const chart *c, double y) {
   const double v = c->logarithmic ? log10(y) : y;
@@ -461,7 +461,7 @@ static double tick_step(double range) {
 
 /* The range that shows every curve, logarithmic where it is wide. On a linear scale the first
    points may leave it at the top, for losses fall steeply at first. */
-static chart chart_range(const picture_curve *curves, int n, int log_x) {
+static chart chart_range(const picture_curve *curves, int n) {
   double top = -INFINITY;
   chart c;
   int i, k;
@@ -479,14 +479,9 @@ static chart chart_range(const picture_curve *curves, int n, int log_x) {
       if (y < c.y0) c.y0 = y;
       if (y > c.y1 && k >= curves[i].n / 20) c.y1 = y;
     }
-  c.log_x = log_x;
-  if (log_x) {
-    c.x0 = log2(c.x0);
-    c.x1 = log2(c.x1);
-    if (!(c.x1 > c.x0)) c.x0 = c.x1 - 1;
-  } else if (!(c.x0 > 0.2 * c.x1 && c.x0 < c.x1)) {
-    c.x0 = 0;
-  }
+  c.x0 = log2(c.x0);
+  c.x1 = log2(c.x1);
+  if (!(c.x1 > c.x0)) c.x0 = c.x1 - 1;
   if (!(c.y1 > c.y0)) {
     c.y0 = isfinite(c.y0) ? c.y0 - 0.5 : 0;
     c.y1 = c.y0 + 1;
@@ -523,7 +518,7 @@ static void draw_line(FILE *out, const chart *c, double y) {
 }
 
 static void draw_grid(FILE *out, const chart *c, const char *x_label) {
-  const double dy = tick_step(c->y1 - c->y0), dx = tick_step(c->x1 - c->x0);
+  const double dy = tick_step(c->y1 - c->y0);
   static const double steps[3] = {1, 2, 5};
   char label[64];
   double v;
@@ -536,16 +531,9 @@ static void draw_grid(FILE *out, const chart *c, const char *x_label) {
   } else {
     for (v = ceil(c->y0 / dy) * dy; v <= c->y1; v += dy) draw_line(out, c, fabs(v) < dy * 1e-6 ? 0 : v);
   }
-  if (c->log_x) {
-    for (i = (int)ceil(c->x0 / 2); i <= (int)floor(c->x1 / 2); i++) {
-      picture_round(label, sizeof label, pow(4, i), 1024);
-      draw_mark(out, c, pow(4, i), label);
-    }
-  } else {
-    for (v = ceil(c->x0 / dx) * dx; v <= c->x1 * 1.0001; v += dx) {
-      picture_round(label, sizeof label, v, 1000);
-      draw_mark(out, c, v, label);
-    }
+  for (i = (int)ceil(c->x0 / 2); i <= (int)floor(c->x1 / 2); i++) {
+    picture_round(label, sizeof label, pow(4, i), 1024);
+    draw_mark(out, c, pow(4, i), label);
   }
   fprintf(out, "<path d=\"M%d %dH%d\" stroke=\"currentColor\" stroke-opacity=\".6\"/>", CHART_LEFT, CHART_BOTTOM,
           CHART_RIGHT);
@@ -566,8 +554,8 @@ static void draw_curve(FILE *out, const chart *c, const picture_curve *curve, in
   fputs("\"/>", out);
 }
 
-static void draw_chart(FILE *out, const picture_chart *p, int log_x) {
-  const chart c = chart_range(p->curves, p->n, log_x);
+static void draw_chart(FILE *out, const picture_chart *p) {
+  const chart c = chart_range(p->curves, p->n);
   double x = CHART_LEFT;
   int i;
   picture_text(out, CHART_LEFT, 16, "start", " font-weight=\"600\" font-size=\"13\"", p->title);
@@ -592,7 +580,7 @@ void picture_charts_svg(FILE *out, const picture_chart *charts, int n) {
       out);
   for (i = 0; i < n; i++) {
     fprintf(out, "<g transform=\"translate(%d 0)\">", i * CHART_WIDTH);
-    draw_chart(out, &charts[i], 1);
+    draw_chart(out, &charts[i]);
     fputs("</g>\n", out);
   }
   fputs("</svg>\n", out);
