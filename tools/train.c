@@ -300,25 +300,7 @@ static void json_begin(training *t, const mhk_model *m) {
   json_close(&t->json);
 }
 
-/* run.json, as mohawk distill writes it */
-static run_result started(void *user, const mhk_progress_info *info, mhk_model *student) {
-  static const char *const not[] = {"dry-run", "fresh", "force", "every", "json", NULL};
-  const training *t = (const training *)user;
-  const settings *s = t->s;
-  record_inputs inputs;
-  int i, code = CLI_GO;
-  (void)info;
-  (void)student;
-  memset(&inputs, 0, sizeof inputs);
-  for (i = 0; i < s->text.n && code == CLI_GO; i++) code = record_add(&inputs, t->ctx, "text", s->text.path[i]);
-  for (i = 0; i < s->eval.n && code == CLI_GO; i++) code = record_add(&inputs, t->ctx, "eval", s->eval.path[i]);
-  if (code == CLI_GO && s->tokenizer) code = record_add(&inputs, t->ctx, "tokenizer", s->tokenizer);
-  if (code == CLI_GO) code = record_write(s->out, t->ctx, &command_train, s, not, &inputs);
-  record_inputs_free(&inputs);
-  return code == CLI_GO ? RUN_DONE : RUN_FAILED;
-}
-
-/* results.json: the same, with what was measured; e NULL: nothing */
+/* results.json, as mohawk distill writes it; e NULL: nothing was measured */
 static int write_results(const training *t, const mhk_evaluation *e) {
   const mhk_index update = t->r.desc.update_tokens, tokens = t->r.desc.stages[2].tokens / update * update;
   char path[1024];
@@ -382,12 +364,14 @@ static int hash_inputs(training *t) {
 
 /* The trainer is there, so the folder is this run's: writes the options with which it, and a later
    version with other defaults, does the same. */
-static run_result started(void *user) {
+static run_result started(void *user, const mhk_progress_info *info, mhk_model *student) {
   static const char *const not[] = {"dry-run", "fresh", "force", "every", "json", NULL};
   training *t = (training *)user;
   const mhk_distill_desc r = mhk_distill_defaults(&t->r.desc);
   const mhk_config c = phi_config(t->s, BPE_LEAST);
   settings e = *t->s;
+  (void)info;
+  (void)student;
   e.lr = r.stages[2].lr;
   e.update_tokens = r.update_tokens;
   e.seconds = r.checkpoint_seconds;
