@@ -32,7 +32,7 @@ typedef struct gguf_tensor {
 
 /* a tensor of the model that is written */
 typedef struct gguf_wanted {
-  char name[80];
+  char name[96];
   gguf_tensor *x;
   int rank, heads; /* heads: of rotated rows, which are stored in another order; 0: rows as they are */
   uint64_t rows, columns;
@@ -870,7 +870,7 @@ static void gguf_write_generation(gguf *g, foreign_text *t) {
 static void gguf_want(gguf *g, int layer, const char *name, const char *stored, uint64_t rows, uint64_t columns,
                       int heads) {
   gguf_wanted *w = &g->wanted[g->n_wanted];
-  char at[64];
+  char at[96];
   if (mhk_failed(g->ctx)) return;
   if (layer < 0) {
     snprintf(w->name, sizeof w->name, "%s", name);
