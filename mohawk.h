@@ -12323,8 +12323,16 @@ static mhk_result mhk__file_put(mhk_context *ctx, mhk__output *out, const char *
 #endif
     mhk__output_write(out, size, 8);
     mhk__output_write(out, w.data, w.length);
-    for (int i = 0; i < n && !out->error && !mhk_failed(ctx); i++)
-      mhk__write_outgoing(ctx, out, (const mhk__outgoing *)order[i]);
+    size_t done = 0, said = 0;
+    for (int i = 0; i < n && !out->error && !mhk_failed(ctx); i++) {
+      const mhk__outgoing *x = (const mhk__outgoing *)order[i];
+      mhk__write_outgoing(ctx, out, x);
+      done += mhk__size3(ctx, x->count, 1, mhk_dtype_bytes(x->dtype));
+      if (done - said < (size_t)1 << 26) continue;
+      mhk__note(ctx, MHK_LOG_INFO, "writing %s: %lld of %lld MB", path, (long long)(done / 1000000),
+                (long long)(at / 1000000));
+      said = done;
+    }
   }
   mhk__scratch_rewind(ctx, mark);
   return mhk_error(ctx);

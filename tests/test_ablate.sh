@@ -246,7 +246,7 @@ try 1 "another shell" "$mohawk" completion fish
 for command in $("$mohawk" completion man); do
   check "zsh: $command" grep -qF "    $command)" "$work/zsh"
   "$mohawk" completion man $command >"$work/page"
-  "$mohawk" $command --help >"$work/help"
+  "$mohawk" $command --help all >"$work/help"
   if command -v groff >/dev/null; then
     check "page of $command" sh -c "groff -mdoc -ww -z '$work/page' 2>&1 | (! grep .)"
   fi

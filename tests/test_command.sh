@@ -12,7 +12,7 @@ says() { check "it says \"$1\"" grep -qF -- "$1" "$work/said"; }
 # help and the manual page name the same options
 for command in $("$mohawk" completion man); do
   check "$command --help" "$mohawk" "$command" --help
-  for option in $("$mohawk" "$command" --help | sed -n 's/^  --\([a-z0-9-]*\).*/\1/p' | grep -vxE 'help|settings'); do
+  for option in $("$mohawk" "$command" --help all | sed -n 's/^  --\([a-z0-9-]*\).*/\1/p' | grep -vxE 'help|settings'); do
     check "mohawk.1: $command --$option" sh -c "sed -n '/^\\.Ss $command\$/,/^\\.S[sh] /p;' tools/mohawk.1 |
       sed 's/\\\\-/-/g' | grep -qE -- '^\\.It Fl -$option( |\$)'"
   done

@@ -638,6 +638,44 @@ TEST(written_and_read) {
   CHECK_OK(ctx);
 }
 
+/* a file that takes long to write says how far it is */
+static int writing_said;
+static char writing_last[200];
+static void writing_log(void *user, mhk_log_level level, const char *text) {
+  (void)user;
+  writing_said += level == MHK_LOG_INFO;
+  snprintf(writing_last, sizeof writing_last, "%.199s", text);
+}
+TEST(long_writes_tell_their_progress) {
+  enum { PARTS = 18, PART = 1 << 22 }; /* 18 x 4 MiB, the same memory again and again */
+  static const char names[PARTS][2] = {"a", "b", "c", "d", "e", "f", "g", "h", "i",
+                                       "j", "k", "l", "m", "n", "o", "p", "q", "r"};
+  char *part = (char *)calloc(PART, 1);
+  mhk_stored x[PARTS];
+  mhk_context_desc desc;
+  mhk_context *c;
+  int i;
+  memset(&desc, 0, sizeof desc);
+  desc.log = writing_log;
+  c = mhk_create(&desc);
+  memset(x, 0, sizeof x);
+  for (i = 0; i < PARTS; i++) {
+    x[i].name = names[i];
+    x[i].dtype = MHK_U8;
+    x[i].rank = 1;
+    x[i].shape[0] = x[i].count = PART;
+    x[i].data = part;
+  }
+  REQUIRE(part && mhk_file_write(c, test_path("long.safetensors"), 15, x, 0, NULL) == MHK_OK, "%s", mhk_message(c));
+  CHECK(writing_said == 0, "a file of 63 MB is told of %d times", writing_said);
+  CHECK(mhk_file_write(c, test_path("long.safetensors"), PARTS, x, 0, NULL) == MHK_OK, "%s", mhk_message(c));
+  CHECK(writing_said == 1 && strstr(writing_last, "long.safetensors: 67 of 75 MB"), "%d times: %s", writing_said,
+        writing_last);
+  remove(test_path("long.safetensors"));
+  mhk_destroy(c);
+  free(part);
+}
+
 TEST(writing_what_cannot_be_written) {
   static const float a[2] = {1, 2};
   static const char *const metadata[] = {"a", "1", "a", "2", "b", "\xff", "c", NULL};
@@ -915,6 +953,7 @@ int main(int argc, char **argv) {
   RUN(number_types);
   RUN(integers_must_fit);
   RUN(written_and_read);
+  RUN(long_writes_tell_their_progress);
   RUN(writing_what_cannot_be_written);
   RUN(shards);
   RUN(tensors_in_memory_are_a_file);

@@ -94,5 +94,56 @@ says "B and C start at random"
 run distill --teacher "$tiny" --text examples/story.txt --out "$work/large" --tokens 256,0,0 --batch 2 --length 64 --no-eval --d-state 40 --threads 1
 silent "start at random"
 
+# what a run says beforehand, and what it keeps
+small="--teacher $tiny --text examples/story.txt --batch 2 --length 64 --threads 1"
+run distill $small --tokens 1k,0,0 --lr 2e-4,-,- --out "$work/plan" --eval examples/story.txt --eval-windows 8
+says "student Phi-Mamba, 1.14 M parameters, 84.0 kB of state after 64 tokens"
+says "stage 1: 7 updates of 128 tokens, 896 in all of the 1000 asked for: whole updates; learning rate 0.0002"
+silent "stage 2:"
+silent "further from its teacher"
+silent "in all on 1 thread"
+check "teacher, student at the start and after the stage" [ "$(grep -cE '^(teacher|untrained|after stage 1)  .* \+- ' "$work/said")" -eq 3 ]
+check "they are kept" sh -c "grep -q '\"teacher\": {\"cross_entropy\": [0-9]' '$work/plan/results.json' &&
+  [ \$(grep -o '\"stage\": [01],' '$work/plan/results.json' | wc -l) -eq 2 ]"
+run distill $small --tokens 1k,1k,0 --lr 2e-4,-,- --out "$work/plan" --eval examples/story.txt --eval-windows 8
+check "a finished run is not another one" grep -q -- "--from $work/plan/student" "$work/said"
+run distill $small --tokens 1k,0,0 --lr 2e-4,-,- --out "$work/plan" --eval examples/story.txt --eval-windows 8
+check "the teacher is not measured again, and not forgotten" sh -c "! grep -q ^teacher '$work/said' && grep -q '\"teacher\": {\"cross' '$work/plan/results.json'"
+"$mohawk" distill $small --tokens 1k,0,0 --lr 2e-4,-,- --out "$work/json" --json >"$work/said" 2>&1
+says '"student_parameters": 1135904, "stages": [{"updates": 7, "tokens": 896, "learning_rate": 0.0002}, {"updates": 0,'
+says '{"event": "teacher", "cross_entropy": '
+says '{"event": "evaluation", "stage": 0, '
+says '{"event": "evaluation", "stage": 1, '
+run distill $small --tokens 0,40k,0 --no-eval --out "$work/long" --every 0.1 --dry-run
+check "a dry run that is as long" grep -q '^stage 2 .* of memory, 39.9 k tokens at ' "$work/said"
+run distill --from "$work/plan/student" $small --tokens 0,2k,0 --dry-run --out "$work/dry"
+check "a dry run of a student that is there" grep -q '^stage 2 ' "$work/said"
+
+# a stage that does harm says so, and one that diverges fails, also at the next start
+run distill $small --tokens 1k,0,0 --lr 1e-2,-,- --out "$work/worse" --eval examples/story.txt --eval-windows 8
+says "stage 1 left its loss higher than it found it"
+says "stage 1 left the student further from its teacher than it was: KL "
+for start in first second; do
+  code 1 "a learning rate of 10, $start start" "$mohawk" distill $small --tokens 3k,3k,3k --lr 10 --no-eval --out "$work/diverged"
+  cp "$work/output" "$work/said"
+  says "stage 1 diverged: its loss was "
+  says "for example 0.01"
+  check "nothing is saved" [ ! -e "$work/diverged/student" ]
+done
+
+# runs that change nothing
+code 1 "nothing trains in stage 1" "$mohawk" distill $small --tokens 1k,0,0 --keep-attention 0,1,2,3 --no-eval --out "$work/nothing"
+code 1 "nothing trains in stage 3" "$mohawk" distill $small --tokens 1k,0,1k --train mixers --keep-attention 0,1,2,3 --no-eval --out "$work/nothing"
+check "attention trains in stage 3" "$mohawk" distill $small --tokens 1k,0,1k --keep-attention 0,1,2,3 --no-eval --out "$work/attention"
+code 1 "nothing trains in a student of attention" "$mohawk" distill $small --tokens 1k,0,0 --from "$work/attention/student" --no-eval --out "$work/nothing"
+
+# the help of a command with many options
+run distill --help
+says "--help all"
+silent "--hard-labels"
+check "it fits on a screen or two" [ "$(wc -l <"$work/said")" -lt 60 ]
+run distill --help all
+says "--hard-labels"
+
 echo "$name: $passed passed, $failed failed"
 [ "$failed" -eq 0 ]

@@ -48,7 +48,7 @@ for kl in $(grep -o '"kl": [0-9.]*' "$work/a/results.json" | cut -c 7-); do
   has a.html "$(printf '<td data-label="KL to teacher">%.3f' "$kl")"
   n=$((n + 1))
 done
-check "an evaluation for each stage" test $n -eq 3
+check "an evaluation at the start and for each stage" test $n -eq 4
 check "heads: 16 at the start, and at the end of each of 7, 15 and 7 updates" test "$(wc -l <"$work/a/heads.csv")" -eq $((1 + 16 + 16 * (7 + 15 + 7)))
 tail -n 16 "$work/a/heads.csv" | while IFS=, read -r stage tokens layer head error; do
   printf 'data-h="0.%s.%s" data-m="stage3"[^>]*>  *<b>%.2f\n' "$layer" "$head" "$error" | sed 's/>  \*</></'

@@ -14,7 +14,7 @@ train() { "$mohawk" train --text "$story" $small "$@" >"$work/said" 2>&1; }
 # help and the manual page name the same options
 for command in train tokenizer; do
   check "$command --help" "$mohawk" $command --help
-  for option in $("$mohawk" $command --help | sed -n 's/^  --\([a-z0-9-]*\).*/\1/p' | grep -vxE 'help|settings'); do
+  for option in $("$mohawk" $command --help all | sed -n 's/^  --\([a-z0-9-]*\).*/\1/p' | grep -vxE 'help|settings'); do
     check "mohawk.1: $command --$option" sh -c "sed -n '/^\\.Ss $command\$/,/^\\.S[sh] /p;' tools/mohawk.1 | sed 's/\\\\-/-/g' | grep -qE -- '^\\.It Fl -$option( |\$)'"
   done
 done

@@ -160,7 +160,10 @@ void cli_note(const char *format, ...) {
 int cli_context_error(const mhk_context *ctx) { return cli_error("%s", mhk_message(ctx)); }
 
 static void log_message(void *user, mhk_log_level level, const char *text) {
+  static cli_progress writing; /* of large files: rare lines where there is no terminal */
   (void)user;
+  if (level == MHK_LOG_INFO && strncmp(text, "writing ", 8) == 0 && cli_progress_due(&writing, 0))
+    cli_progress_show(&writing, 0, "%s", text);
   if (level == MHK_LOG_WARNING) cli_warning("%s", text); /* errors are reported once, by the caller */
 }
 
@@ -338,12 +341,24 @@ static void print_option(FILE *out, const cli_option *o) {
   print_wrapped(out, o->help, 29);
 }
 
-static void print_command_help(FILE *out, const cli_command *c) {
-  int i;
+/* whether the short help shows an option */
+static int used_often(const cli_command *c, const char *name) {
+  char word[64];
+  snprintf(word, sizeof word, " %s ", name);
+  return strstr(c->often, word) != NULL;
+}
+
+static void print_command_help(FILE *out, const cli_command *c, int all) {
+  const int some = c->often && !all;
+  int i, left_out = 0;
   fprintf(out, "usage: mohawk %s %s\n\n", c->name, c->synopsis);
   print_wrapped(out, c->about, 0);
-  if (c->options[0].kind != CLI_HEADING) fprintf(out, "\n%soptions%s\n", cli_bold(out), cli_plain(out));
-  for (i = 0; i < c->n_options; i++) print_option(out, &c->options[i]);
+  if (some || c->options[0].kind != CLI_HEADING) fprintf(out, "\n%soptions%s\n", cli_bold(out), cli_plain(out));
+  for (i = 0; i < c->n_options; i++) {
+    const cli_option *o = &c->options[i];
+    if (!some || (o->kind != CLI_HEADING && used_often(c, o->name))) print_option(out, o);
+    else left_out += o->kind != CLI_HEADING;
+  }
   if (c->others) {
     fprintf(out, "\nand all options of mohawk %s%s%s\n", c->others->name, c->also ? " or mohawk " : "",
             c->also ? c->also->name : "");
@@ -351,8 +366,9 @@ static void print_command_help(FILE *out, const cli_command *c) {
   fprintf(out,
           "  --settings FILE            options from a file: lines \"name = value\", or a run.json; the command line "
           "wins\n"
-          "  --help                     this text\n\n%sexample%s\n  %s\n",
-          cli_bold(out), cli_plain(out), c->example);
+          "  --help                     this text\n");
+  if (left_out > 0) fprintf(out, "  --help all                 the same with all options, %d more\n", left_out);
+  fprintf(out, "\n%sexample%s\n  %s\n", cli_bold(out), cli_plain(out), c->example);
 }
 
 const char *cli_read_number(const char *text, double *value) {
@@ -671,7 +687,7 @@ static int read_options(reading *r) {
     if (options && strcmp(word, "--") == 0) {
       options = 0;
     } else if (options && (strcmp(word, "--help") == 0 || strcmp(word, "-h") == 0)) {
-      print_command_help(stdout, r->command);
+      print_command_help(stdout, r->command, r->at + 1 < r->argc && strcmp(r->argv[r->at + 1], "all") == 0);
       return CLI_OK;
     } else if (!options || strncmp(word, "--", 2) != 0) {
       code = take_rest(r, word);

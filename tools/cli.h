@@ -65,6 +65,7 @@ typedef struct cli_option {
 /* A command is its settings, a table of options that fill them, and what it does with them. */
 typedef struct cli_command {
   const char *name, *summary, *synopsis, *about, *example;
+  const char *often; /* the options that --help shows, " a b c "; --help all shows all. NULL: there are few */
   const cli_option *options;
   int n_options;
   const void *defaults; /* the settings before options are read, size bytes */

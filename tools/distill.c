@@ -42,6 +42,7 @@ typedef struct distillation {
   int teacher_measured;
   char *samples[4], *teacher_sample, prompt[512];
   double report_due;
+  int header; /* of the table of evaluations: it is there */
   record_inputs inputs;
   recording played; /* --recording */
   settings effective; /* with the values of all defaults, and where they are texts: */
@@ -62,8 +63,8 @@ static const cli_option options[] = {
     {"out", "DIR", CLI_TEXT, CLI_AT(out), 0, 0,
      "output folder for checkpoints, log.csv and the student (default mohawk-out)"},
     {"eval", "FILE...", CLI_FILES, CLI_AT(eval), 0, 0,
-     "held-out text to evaluate on after each stage. Without it, the final student is evaluated on new samples of the "
-     "teacher"},
+     "held-out text to evaluate teacher and student on, at the start and after each stage (default: new samples of the "
+     "teacher)"},
     {"from", "DIR", CLI_TEXT, CLI_AT(from), 0, 0,
      "start from this student, as another run saved it, instead of a new one; stages that it has behind it get 0 "
      "--tokens"},
@@ -488,7 +489,7 @@ static void json_kept(cli_json *j, foreign_json found, const char *name) {
   free(text);
 }
 
-/* for --report: what the teacher is measured against, and what all models continue */
+/* the teacher's own evaluation, and for --report what all models continue */
 static void json_teacher(const distillation *d, cli_json *j, foreign_json found) {
   if (!d->teacher_measured) {
     json_kept(j, found, "prompt");
@@ -603,8 +604,30 @@ static int check_memory(const distillation *d) {
   return check_disk(d) == CLI_GO ? run_check_memory(d->ctx, &d->r.desc, d->s->force) : CLI_FAILED;
 }
 
+/* The run as dryrun.h measures it, with new mixers in place of those of a student that is there. */
+static mhk_distill_desc to_measure(distillation *d) {
+  mhk_distill_desc r = mhk_distill_defaults(&d->r.desc);
+  mhk_student_desc *student = &r.student_desc;
+  const mhk_config *c = mhk_model_config(r.student);
+  int l;
+  if (!c) return r;
+  r.student = NULL;
+  student->n_keep_attention = 0;
+  for (l = 0; l < c->n_layer; l++)
+    if (c->mixer[l] == MHK_MIXER_ATTENTION) d->keep[student->n_keep_attention++] = l;
+  student->keep_attention = d->keep;
+  student->window = c->window;
+  student->windows = c->windows;
+  student->gates = c->gates ? 1 : -1;
+  student->bias = c->proj_bias ? 1 : -1;
+  student->rotary_dim = c->ssm_rotary_dim ? c->ssm_rotary_dim : -1;
+  student->d_state = c->d_state;
+  return r;
+}
+
 /* Measures what the run will take, and says what to change where that is more than there is. */
 static int dry_run(distillation *d) {
+  const mhk_distill_desc r = to_measure(d);
   const double have = cli_memory_free();
   char path[1024], stage[16], options[256] = "";
   dry_cost cost[3];
@@ -614,7 +637,7 @@ static int dry_run(distillation *d) {
   if (check_disk(d) != CLI_GO || cli_join(path, sizeof path, d->s->out, "dry-run") != CLI_GO ||
       cli_make_folders(path) != CLI_GO)
     return CLI_FAILED;
-  code = dry_measure(&d->r.desc, mhk_threads(d->ctx), path, cost);
+  code = dry_measure(&r, mhk_threads(d->ctx), path, cost);
   remove(path);
   remove(d->s->out); /* stays unless it is empty */
   if (code != CLI_GO) return CLI_FAILED;
@@ -660,7 +683,7 @@ static int load_text(distillation *d) {
     desc->corpus = sample(d, "text.safetensors", n, (uint64_t)s->seed);
   }
   if (!desc->corpus || s->no_eval) return desc->corpus ? CLI_GO : CLI_FAILED;
-  if (s->eval.n == 0) return s->report && d->teacher ? sample_eval(d) : CLI_GO; /* otherwise at the end */
+  if (s->eval.n == 0) return d->teacher ? sample_eval(d) : CLI_GO;
   memset(&eval, 0, sizeof eval);
   eval.n_files = s->eval.n;
   eval.files = s->eval.path;
@@ -669,18 +692,25 @@ static int load_text(distillation *d) {
   return d->eval_text ? CLI_GO : CLI_FAILED;
 }
 
+/* ---------------------------------------------------------------- evaluations */
+
+/* stage -1: of the teacher itself */
 static void print_measure(distillation *d, int stage) {
-  static const char *const names[] = {"untrained", "after stage 1", "after stage 2", "after stage 3"};
+  static const char *const names[] = {"teacher", "untrained", "after stage 1", "after stage 2", "after stage 3"};
+  const mhk_evaluation *e = stage < 0 ? &d->of_teacher : &d->after[stage];
   if (d->s->json) {
     json_open(&d->json, NULL, '{');
-    json_text(&d->json, "event", "evaluation");
-    json_count(&d->json, "stage", stage);
-    run_json_evaluation(&d->json, &d->after[stage], d->teacher != NULL);
+    json_text(&d->json, "event", stage < 0 ? "teacher" : "evaluation");
+    if (stage >= 0) json_count(&d->json, "stage", stage);
+    run_json_evaluation(&d->json, e, stage >= 0 && d->teacher);
     json_close(&d->json);
-  } else {
-    run_print_row(stdout, names[stage], &d->after[stage], d->teacher != NULL);
-    fflush(stdout);
+    return;
   }
+  if (!d->header) run_print_header(stdout);
+  d->header = 1;
+  run_print_row(stdout, d->s->from && stage == 0 ? "at the start" : names[stage + 1], e,
+                stage >= 0 && d->teacher);
+  fflush(stdout);
 }
 
 /* Text that a model writes after the first tokens of the held-out text; nothing without a
@@ -702,56 +732,73 @@ static int speak(distillation *d, mhk_model *m, char **text) {
   return *text ? CLI_GO : CLI_FAILED;
 }
 
+/* KL after the last stage before this one that was measured, also by an earlier start; 0: none
+   was */
+static int measured_before(const distillation *d, int stage, double *kl, double *error) {
+  char path[1024];
+  foreign_json found, list, value;
+  double at = -1;
+  int i;
+  if (results_path(d, path, sizeof path) == CLI_GO && cli_exists(path) && settings_json_file(path, &found) == CLI_GO &&
+      foreign_json_find(found, "evaluations", &list) && *list.at == '[') {
+    for (list.at++; foreign_json_value(&list, &value);) {
+      const double of = settings_number(value, "stage", 4);
+      if (of < stage && of > at) {
+        at = of;
+        *kl = settings_number(value, "kl", 0);
+        *error = settings_number(value, "kl_error", 0);
+      }
+      while (list.at < list.end && strchr(", \n", *list.at)) list.at++;
+    }
+  }
+  for (i = (int)at + 1; i < stage; i++)
+    if (d->measured[i]) at = i, *kl = d->after[i].kl, *error = d->after[i].kl_error;
+  return at >= 0;
+}
+
+/* a stage never leaves a student worse in silence */
+static void compare(const distillation *d, int stage) {
+  const mhk_evaluation *now = &d->after[stage];
+  double kl = 0, error = 0;
+  if (stage == 0 || !measured_before(d, stage, &kl, &error)) return;
+  if (now->kl <= kl + 2 * sqrt(error * error + (isnan(now->kl_error) ? 0 : now->kl_error * now->kl_error))) return;
+  cli_warning("stage %d left the student further from its teacher than it was: KL %.3f before, %.3f after. It may need "
+              "more --tokens or a lower --lr; 0 --tokens leave it out",
+              stage, kl, now->kl);
+}
+
+/* stage -1: of the teacher itself */
 static int measure(distillation *d, int stage, mhk_model *student) {
   const settings *s = d->s;
   const mhk_evaluate_desc desc = {
-      .teacher = d->teacher,
+      .teacher = stage < 0 ? NULL : d->teacher,
       .corpus = d->eval_text,
       .length = s->eval_length ? s->eval_length : mhk_distill_defaults(&d->r.desc).length,
       .windows = s->eval_windows,
   };
-  if (run_evaluate(d->ctx, student, &desc, "student", &d->after[stage]) != CLI_GO) return CLI_FAILED;
-  if (s->report && d->teacher && speak(d, student, &d->samples[stage]) != CLI_GO) return CLI_FAILED;
-  if (!s->json && !d->measured[0] && !d->measured[1] && !d->measured[2]) run_print_header(stdout);
-  d->measured[stage] = 1;
+  mhk_evaluation *e = stage < 0 ? &d->of_teacher : &d->after[stage];
+  if (run_evaluate(d->ctx, student, &desc, stage < 0 ? "teacher" : "student", e) != CLI_GO) return CLI_FAILED;
+  if (s->report && d->teacher && speak(d, student, stage < 0 ? &d->teacher_sample : &d->samples[stage]) != CLI_GO)
+    return CLI_FAILED;
+  *(stage < 0 ? &d->teacher_measured : &d->measured[stage]) = 1;
   print_measure(d, stage);
+  if (stage >= 0 && d->teacher) compare(d, stage);
   return CLI_GO;
 }
 
-/* for --report: the teacher, and the student before it is trained */
+/* the teacher, and the student before it is trained */
 static int measure_start(distillation *d, mhk_model *student) {
-  const settings *s = d->s;
-  const mhk_evaluate_desc desc = {
-      .corpus = d->eval_text,
-      .length = s->eval_length ? s->eval_length : mhk_distill_defaults(&d->r.desc).length,
-      .windows = s->eval_windows,
-  };
-  if (run_evaluate(d->ctx, d->teacher, &desc, "teacher", &d->of_teacher) != CLI_GO ||
-      speak(d, d->teacher, &d->teacher_sample) != CLI_GO)
-    return CLI_FAILED;
-  d->teacher_measured = 1;
-  return measure(d, 0, student) == CLI_GO ? write_results(d, 0, 0) : CLI_FAILED;
+  if (measure(d, -1, d->teacher) != CLI_GO || measure(d, 0, student) != CLI_GO) return CLI_FAILED;
+  return write_results(d, 0, 0);
 }
 
 static run_result after_stage(void *user, int stage, mhk_model *student) {
   distillation *d = (distillation *)user;
-  if (d->s->keep_stages && stage < 3 && keep_stage(d, stage, student) != CLI_GO) return RUN_FAILED;
+  if (d->s->keep_stages && stage > 0 && stage < 3 && keep_stage(d, stage, student) != CLI_GO) return RUN_FAILED;
   if (!d->eval_text) return RUN_DONE;
   d->report_due = fmin(d->report_due, 0); /* the next report is of this */
   if (measure(d, stage, student) == CLI_GO) return write_results(d, stage, 0) == CLI_GO ? RUN_DONE : RUN_FAILED;
   return cli_stopped() ? RUN_STOPPED : RUN_FAILED;
-}
-
-/* the trainer is there, so the folder is this run's */
-static run_result started(void *user, const mhk_progress_info *info, mhk_model *student) {
-  static const char *const not[] = {"dry-run", "fresh", "force", "every", "strict", "json", "report", NULL};
-  distillation *d = (distillation *)user;
-  d->student = mhk_model_config(student);
-  if (record_write(d->s->out, d->ctx, &command_distill, &d->effective, not, &d->inputs) != CLI_GO) return RUN_FAILED;
-  if (!d->s->report) return RUN_DONE;
-  if (d->eval_text && d->teacher && !info->resumed && measure_start(d, student) != CLI_GO)
-    return cli_stopped() ? RUN_STOPPED : RUN_FAILED;
-  return RUN_DONE;
 }
 
 /* The report as things stand. What goes wrong with it does not end a run: it is said once. */
@@ -782,24 +829,38 @@ static run_result after_update(void *user, const mhk_progress_info *info, mhk_mo
 static int finish(distillation *d, mhk_model *student) {
   const mhk_stage_desc *stages = d->r.desc.stages;
   int last = stages[2].tokens > 0 ? 3 : stages[1].tokens > 0 ? 2 : stages[0].tokens > 0 ? 1 : 0;
-  if (!d->eval_text && !d->s->no_eval && d->teacher && sample_eval(d) != CLI_GO) return CLI_FAILED;
   if (d->eval_text && !d->measured[last] && measure(d, last, student) != CLI_GO) return CLI_FAILED;
   if (run_save(d->ctx, student, d->s->out, "student", d->s->dtype, d->s->json ? &d->json : NULL) != CLI_OK)
     return CLI_FAILED;
   return write_results(d, last, 1) == CLI_GO ? CLI_OK : CLI_FAILED;
 }
 
-static void json_begin(distillation *d) {
+/* ---------------------------------------------------------------- the start */
+
+/* updates of a stage, and the tokens that they take of what was asked for */
+static mhk_index updates_of(const mhk_distill_desc *r, int i) { return r->stages[i].tokens / r->update_tokens; }
+
+static void json_begin(distillation *d, const mhk_model *student) {
+  const mhk_distill_desc r = mhk_distill_defaults(&d->r.desc);
   char flags[4096];
-  json_start(&d->json, stdout, 0);
-  d->r.json = &d->json;
+  int i;
   json_open(&d->json, NULL, '{');
   json_text(&d->json, "event", "start");
   if (d->teacher) json_text(&d->json, "teacher", d->s->teacher);
   if (d->s->recording) json_text(&d->json, "recording", d->s->recording);
   json_text(&d->json, "out", d->s->out);
   if (d->teacher) json_real(&d->json, "teacher_parameters", mhk_config_parameters(mhk_model_config(d->teacher)));
-  json_count(&d->json, "text_tokens", (double)mhk_corpus_tokens(d->r.desc.corpus, NULL));
+  json_real(&d->json, "student_parameters", mhk_config_parameters(mhk_model_config(student)));
+  json_open(&d->json, "stages", '[');
+  for (i = 0; i < 3; i++) {
+    json_open(&d->json, NULL, '{');
+    json_count(&d->json, "updates", (double)updates_of(&r, i));
+    json_count(&d->json, "tokens", (double)(updates_of(&r, i) * r.update_tokens));
+    json_real(&d->json, "learning_rate", r.stages[i].lr);
+    json_close(&d->json);
+  }
+  json_close(&d->json);
+  json_count(&d->json, "text_tokens", (double)mhk_corpus_tokens(r.corpus, NULL));
   json_real(&d->json, "memory_bytes", mhk_distill_bytes(&d->r.desc));
   json_count(&d->json, "threads", mhk_threads(d->ctx));
   head_flags(mhk_model_config(shaped(d)), d->windows, flags, sizeof flags);
@@ -818,6 +879,76 @@ static int play(distillation *d) {
   return CLI_GO;
 }
 
+/* what will be trained, and for how long */
+static void say_plan(const distillation *d, const mhk_model *student) {
+  const mhk_distill_desc r = mhk_distill_defaults(&d->r.desc);
+  const mhk_config *c = mhk_model_config(student);
+  char mixers[4096], asked[64];
+  cli_buffer n, state;
+  int i;
+  cli_note("student %s, %s parameters, %s of state after %lld tokens", run_mixers(c, mixers, sizeof mixers),
+           cli_count(mhk_config_parameters(c), &n), cli_bytes(mhk_config_state_bytes(c, r.length), &state),
+           (long long)r.length);
+  for (i = 0; i < 3; i++) {
+    const mhk_index updates = updates_of(&r, i), tokens = updates * r.update_tokens;
+    if (updates == 0) continue;
+    snprintf(asked, sizeof asked, tokens < r.stages[i].tokens ? " of the %lld asked for: whole updates" : "",
+             (long long)r.stages[i].tokens);
+    cli_note("stage %d: %lld updates of %lld tokens, %lld in all%s; learning rate %.2g", i + 1, (long long)updates,
+             (long long)r.update_tokens, (long long)tokens, asked, r.stages[i].lr);
+  }
+}
+
+/* How long the run will take, by a few updates of each stage, where these are a small part of it.
+   CLI_GO, or CLI_FAILED after a message. */
+static int say_time(distillation *d) {
+  enum { WORTH = 300 }; /* updates */
+  const mhk_distill_desc r = to_measure(d);
+  char path[1024];
+  dry_cost cost[3];
+  cli_buffer time, threads;
+  double seconds = 0;
+  mhk_index updates = 0;
+  int i, code;
+  for (i = 0; i < 3; i++) updates += updates_of(&r, i);
+  if (d->s->json || d->s->recording || updates < WORTH ||
+      cli_join(path, sizeof path, d->s->out, "checkpoint.safetensors") != CLI_GO ||
+      (cli_exists(path) && !d->s->fresh))
+    return CLI_GO;
+  if (cli_join(path, sizeof path, d->s->out, "dry-run") != CLI_GO || cli_make_folders(path) != CLI_GO)
+    return CLI_FAILED;
+  code = dry_measure(&r, mhk_threads(d->ctx), path, cost);
+  remove(path);
+  if (code != CLI_GO) return CLI_FAILED;
+  for (i = 0; i < 3; i++) seconds += cost[i].updates > 0 ? cost[i].seconds : 0;
+  cli_note("about %s in all on %s, and evaluations", cli_time(seconds, &time), cli_threads(d->ctx, &threads));
+  return CLI_GO;
+}
+
+/* the trainer is there, so the folder is this run's */
+static run_result started(void *user, const mhk_progress_info *info, mhk_model *student) {
+  static const char *const not[] = {"dry-run", "fresh", "force", "every", "strict", "json", "report", NULL};
+  distillation *d = (distillation *)user;
+  d->student = mhk_model_config(student);
+  if (record_write(d->s->out, d->ctx, &command_distill, &d->effective, not, &d->inputs) != CLI_GO) return RUN_FAILED;
+  if (d->s->json) json_begin(d, student);
+  else say_plan(d, student);
+  if (d->eval_text && d->teacher && !info->resumed && measure_start(d, student) != CLI_GO)
+    return cli_stopped() ? RUN_STOPPED : RUN_FAILED;
+  return RUN_DONE;
+}
+
+/* Refuses a run that would change nothing: one where all that stages 1 and 2 train is attention. */
+static int check_trains(const distillation *d) {
+  const mhk_distill_desc *r = &d->r.desc;
+  const mhk_config *c = mhk_model_config(r->student ? r->student : d->teacher);
+  int l, kept = r->student ? 0 : r->student_desc.n_keep_attention;
+  for (l = 0; r->student && l < c->n_layer; l++) kept += c->mixer[l] == MHK_MIXER_ATTENTION;
+  if (kept < c->n_layer || (r->stages[2].tokens > 0 && r->stages[2].trains != MHK_TRAIN_MIXERS)) return CLI_GO;
+  return cli_error("nothing would be trained: every layer keeps its attention, so there are no new mixers; keep fewer, "
+                   "or give stage 3 --tokens without --train mixers");
+}
+
 /* from the description to the saved student */
 static int train(distillation *d) {
   const settings *s = d->s;
@@ -831,13 +962,17 @@ static int train(distillation *d) {
   resolve(d);
   if (hash_inputs(d) != CLI_GO || check_finished(d) != CLI_GO) return CLI_FAILED;
   cli_catch_signals();
+  if (s->json) {
+    json_start(&d->json, stdout, 0);
+    d->r.json = &d->json;
+  }
   if (load_text(d) != CLI_GO) {
     if (cli_stopped()) run_say_stopped(d->s->out, d->s->json ? &d->json : NULL);
     return CLI_FAILED;
   }
-  if (choose(d) != CLI_GO || (s->recording && play(d) != CLI_GO)) return CLI_FAILED;
+  if (choose(d) != CLI_GO || check_trains(d) != CLI_GO || (s->recording && play(d) != CLI_GO)) return CLI_FAILED;
   if (!s->from && mhk_model_config(d->r.desc.teacher)->arch == MHK_ARCH_PHI) say_layout(d);
-  if (s->json) json_begin(d);
+  if (say_time(d) != CLI_GO) return CLI_FAILED;
   d->r.started = started;
   d->r.after_stage = after_stage;
   if (s->report) d->r.after_update = after_update;
@@ -938,6 +1073,8 @@ const cli_command command_distill = {
     .about = "Distills a Phi, or a Llama, Mistral, Qwen2 or Qwen3, into a state-space model of the same blocks in the "
              "three stages of MOHAWK. Ctrl-C saves; run the same command again to resume.",
     .example = "mohawk distill --teacher phi-1_5/ --text corpus.txt --keep-attention 4,10,16,22 --out run1",
+    .often = " teacher text eval out from tokens lr window windows keep-attention keep batch length threads dry-run "
+             "keep-stages fresh json ",
     CLI_OPTIONS(options),
     CLI_SETTINGS(defaults),
     .check = check,

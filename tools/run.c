@@ -387,6 +387,52 @@ static int stage_before(const run *r, const mhk_progress_info *info) {
   return stage;
 }
 
+/* The loss above which a stage of n updates has diverged. In its first updates it may get many
+   times worse before it gets better. Predictions are then worse than those of every token alike. */
+static double most_loss(const mhk_config *c, int stage, double first, int n) {
+  if (stage == 3) return fmax(2 * first, 1.5 * log((double)c->vocab_size));
+  return (n < 20 ? 100 : stage == 1 ? 20 : 2) * first;
+}
+
+/* Whether a stage that has ended brought its loss down, by the log. One that left it higher than it
+   found it is warned about; one that diverged is a failure, which says what to change. */
+static run_result judge_stage(const run *r, int stage, const mhk_model *student) {
+  double first = 0, last = 0;
+  mhk_distill_desc plain = r->desc;
+  const double used = mhk_distill_defaults(&r->desc).stages[stage - 1].lr;
+  double lower = used / 4;
+  char what[16] = "the training";
+  int i, n, of = 0, tenth;
+  run_point *points = r->desc.out ? run_read_log(r->desc.out, stage, HUGE_VAL, &n) : NULL;
+  if (!points) return RUN_DONE;
+  for (i = 0; i < n; i++) of += points[i].stage == stage;
+  tenth = of / 10 > 1 ? of / 10 : 1;
+  for (i = 0; i < tenth; i++) {
+    first += points[n - of + i].loss / tenth;
+    last += points[n - 1 - i].loss / tenth;
+  }
+  free(points);
+  plain.stages[stage - 1].lr = 0;
+  if (plain.teacher && used > mhk_distill_defaults(&plain).stages[stage - 1].lr)
+    lower = mhk_distill_defaults(&plain).stages[stage - 1].lr;
+  if (of < 2 || last <= 1.02 * first) return RUN_DONE;
+  if (plain.teacher || plain.outputs) snprintf(what, sizeof what, "stage %d", stage);
+  if (last <= most_loss(mhk_model_config(student), stage, first, of)) {
+    cli_warning("%s left its loss higher than it found it: %.4g at first, %.4g at the end", what, first, last);
+    return RUN_DONE;
+  }
+  cli_error("%s diverged: its loss was %.4g at first and %.4g at the end, at a learning rate of up to %.2g. Start "
+            "again with --fresh and a lower --lr%s, for example %.2g",
+            what, first, last, used, plain.teacher ? " for this stage" : "", lower);
+  return RUN_FAILED;
+}
+
+/* What follows a stage, which may have been trained by an earlier start. */
+static run_result end_stage(const run *r, int stage, mhk_model *student) {
+  const run_result result = judge_stage(r, stage, student);
+  return result == RUN_DONE && r->after_stage ? r->after_stage(r->user, stage, student) : result;
+}
+
 run_result run_distill(mhk_context *ctx, const run *r, mhk_trainer **trainer) {
   mhk_trainer *tr = *trainer = mhk_distill(ctx, &r->desc);
   const mhk_progress_info *info = mhk_progress(tr);
@@ -410,7 +456,7 @@ run_result run_distill(mhk_context *ctx, const run *r, mhk_trainer **trainer) {
     if (!p.watch) result = RUN_FAILED;
   }
   stage = stage_before(r, info); /* what follows a stage may not have happened: do it again */
-  if (result == RUN_DONE && stage > 0 && r->after_stage) result = r->after_stage(r->user, stage, mhk_student(tr));
+  if (result == RUN_DONE && stage > 0) result = end_stage(r, stage, mhk_student(tr));
   while (more && result == RUN_DONE) {
     stage = info->stage;
     step = info->step;
@@ -423,8 +469,7 @@ run_result run_distill(mhk_context *ctx, const run *r, mhk_trainer **trainer) {
       report(&p, r, tr, info);
       if (p.watch && watch_update(p.watch, info, mhk_student(tr)) != CLI_GO) result = RUN_FAILED;
       if (result == RUN_DONE && r->after_update) result = r->after_update(r->user, info, mhk_student(tr));
-      if (result == RUN_DONE && info->stage_done && r->after_stage)
-        result = r->after_stage(r->user, info->stage, mhk_student(tr));
+      if (result == RUN_DONE && info->stage_done) result = end_stage(r, info->stage, mhk_student(tr));
     }
     if (result == RUN_DONE && more && cli_stopped()) result = RUN_STOPPED;
     if (result == RUN_STOPPED && r->desc.out && mhk_checkpoint(tr) != MHK_OK) {
