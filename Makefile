@@ -32,8 +32,8 @@ comma := ,
 ifeq ($(V),1)
 show = @mkdir -p $(@D); echo '$(1)'; $(1)
 else
-show = @mkdir -p $(@D); if $(1); then printf 'building  %-18s %s ... ok\n' '$(@F)' '$(CC) $(CFLAGS) $(OPENMP)$(2)'; else \
-  printf 'building  %-18s %s ... failed\n' '$(@F)' '$(CC) $(CFLAGS) $(OPENMP)$(2)'; exit 1; fi
+show = @mkdir -p $(@D); if $(1); then printf 'building  %-18s %s ... ok\n' '$(@F)' '$(or $(3),$(CC) $(CFLAGS) $(OPENMP))$(2)'; else \
+  printf 'building  %-18s %s ... failed\n' '$(@F)' '$(or $(3),$(CC) $(CFLAGS) $(OPENMP))$(2)'; exit 1; fi
 endif
 
 .PHONY: help all docs demo test golden models fuzz bench bench-peers bench-base bits interop mcu web test-web test-report install uninstall clean
@@ -189,7 +189,7 @@ mcu: $(MCU)/mohawk.elf
 	@$(QEMU_ARM) -M mps2-an500 -nographic -semihosting -kernel $<
 
 $(MCU)/array: examples/mcu/array.c
-	$(call show,$(CC) $(WARNINGS) $(CFLAGS) $< -o $@)
+	$(call show,$(CC) $(WARNINGS) $(CFLAGS) $< -o $@,,$(CC) $(CFLAGS))
 
 $(MCU)/model.c: $(MCU_MODEL) $(MCU)/array | $(BUILD)/mohawk
 	$(BUILD)/mohawk quantize --model $(MCU_MODEL) --out $(MCU)/model.safetensors --type int8
@@ -197,10 +197,10 @@ $(MCU)/model.c: $(MCU_MODEL) $(MCU)/array | $(BUILD)/mohawk
 
 $(MCU)/mohawk.elf: $(MCU)/model.c $(wildcard examples/mcu/*) mohawk.h
 	$(call show,$(ARM_CC) $(ARM_FLAGS) $(WARNINGS) -I. -Iexamples/mcu -Wl$(comma)--gc-sections -nostartfiles -T examples/mcu/an500.ld \
-	  examples/mcu/main.c examples/mcu/board_an500.c $(MCU)/model.c -lm -o $@)
+	  examples/mcu/main.c examples/mcu/board_an500.c $(MCU)/model.c -lm -o $@,,$(ARM_CC) $(ARM_FLAGS))
 
 $(MCU)/host: $(MCU)/model.c $(wildcard examples/mcu/*) mohawk.h
-	$(call show,$(CC) $(WARNINGS) -std=gnu99 -O2 -I. -Iexamples/mcu examples/mcu/main.c examples/mcu/board_host.c $(MCU)/model.c $(LIBS) -o $@)
+	$(call show,$(CC) $(WARNINGS) -std=gnu99 -O2 -I. -Iexamples/mcu examples/mcu/main.c examples/mcu/board_host.c $(MCU)/model.c $(LIBS) -o $@,,$(CC) -O2)
 
 # From the tables of options: a page for each command, completion for two shells.
 docs: $(BUILD)/mohawk

@@ -493,7 +493,7 @@ typedef struct mhk_stage_desc {
      updates (mhk_distill_defaults) */
   double lr;
   double lr_low;         /* learning rate at the end of the decay; 0: 1e-8 */
-  double warmup;         /* fraction of updates; 0: 0.05; negative: none */
+  double warmup;         /* fraction of updates, of which the first has rate 0; 0: 0.05; negative: none */
   double decay;          /* fraction of updates; 0: 0.5 (PAPER: 0.1); negative: none */
   double weight_decay;   /* 0: 0.1; negative: none */
   double clip;           /* global gradient norm; 0: 1 in stage 3, none in others; negative: none */

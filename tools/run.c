@@ -483,41 +483,70 @@ run_result run_distill(mhk_context *ctx, const run *r, mhk_trainer **trainer) {
   return result;
 }
 
+/* Changes a run in one way, as far as it must to need no more than `have`; writes the option. Returns
+   0 where that way is not open. */
+enum { LAYERS, RECOMPUTE, BATCH, MIXERS, LENGTH, WAYS }; /* those first that change the result least */
+static int change(mhk_distill_desc *d, int way, double have, char option[64]) {
+  d->update_tokens = 0;
+  if (way == MIXERS && !d->teacher) return 0;
+  if (way == LAYERS && (d->stages[0].clip > 0 || d->stages[1].clip > 0)) return 0;
+  if (way == LAYERS) d->layer_by_layer = 1, snprintf(option, 64, " --one-layer-at-a-time");
+  if (way == RECOMPUTE) d->recompute = 1, snprintf(option, 64, " --recompute");
+  if (way == MIXERS) d->stages[2].trains = MHK_TRAIN_MIXERS, snprintf(option, 64, " --train mixers");
+  if (way == BATCH) {
+    while (d->batch > 1 && mhk_distill_bytes(d) > have) d->batch /= 2;
+    snprintf(option, 64, " --batch %lld", (long long)d->batch);
+  }
+  if (way == LENGTH) {
+    while (d->length > 32 && mhk_distill_bytes(d) > have) d->length /= 2;
+    snprintf(option, 64, " --length %lld", (long long)d->length);
+  }
+  return 1;
+}
+
 double run_smaller(mhk_distill_desc d, double have, char *options, size_t room) {
-  enum { LAYERS, RECOMPUTE, BATCH, LENGTH, MIXERS, WAYS };
-  double need = mhk_distill_bytes(&d);
-  int way;
+  const mhk_distill_desc whole = d;
+  double need = mhk_distill_bytes(&d), less;
+  int way, other, used[WAYS] = {0};
+  char option[WAYS][64];
   for (way = 0; way < WAYS && need > have; way++) {
     mhk_distill_desc changed = d;
-    char option[64];
-    double less;
-    changed.update_tokens = 0;
-    snprintf(option, sizeof option, " --one-layer-at-a-time");
-    if (way == MIXERS && !d.teacher) continue;
-    if (way == LAYERS && (d.stages[0].clip > 0 || d.stages[1].clip > 0)) continue;
-    if (way == LAYERS) changed.layer_by_layer = 1;
-    if (way == RECOMPUTE) changed.recompute = 1, snprintf(option, sizeof option, " --recompute");
-    if (way == BATCH) {
-      while (changed.batch > 1 && mhk_distill_bytes(&changed) > have) changed.batch /= 2;
-      snprintf(option, sizeof option, " --batch %lld", (long long)changed.batch);
-    }
-    if (way == LENGTH) {
-      while (changed.length > 32 && mhk_distill_bytes(&changed) > have) changed.length /= 2;
-      snprintf(option, sizeof option, " --length %lld", (long long)changed.length);
-    }
-    if (way == MIXERS) changed.stages[2].trains = MHK_TRAIN_MIXERS, snprintf(option, sizeof option, " --train mixers");
-    less = mhk_distill_bytes(&changed);
-    if (less >= need) continue;
+    if (!change(&changed, way, have, option[way]) || (less = mhk_distill_bytes(&changed)) >= need) continue;
+    used[way] = 1;
     d = changed;
     need = less;
-    snprintf(options + strlen(options), room - strlen(options), "%s", option);
   }
+  for (way = 0; way < WAYS && need <= have; way++) { /* what a later way has made needless */
+    mhk_distill_desc without = whole;
+    if (!used[way]) continue;
+    for (other = 0; other < WAYS; other++)
+      if (used[other] && other != way) change(&without, other, have, option[other]);
+    used[way] = (less = mhk_distill_bytes(&without)) > have;
+    if (!used[way]) need = less;
+  }
+  for (way = 0; way < WAYS; way++)
+    if (used[way]) snprintf(options + strlen(options), room - strlen(options), "%s", option[way]);
   return need;
+}
+
+/* Says of stages 1 and 2 whether they fit without stage 3, which then is a run of its own; "" where
+   they do not or are none. */
+static const char *first_stages(const mhk_distill_desc *desc, double have, char text[160]) {
+  mhk_distill_desc d = *desc;
+  cli_buffer bytes;
+  text[0] = 0;
+  if (d.stages[2].tokens == 0 || d.stages[0].tokens + d.stages[1].tokens == 0) return text;
+  d.stages[2].tokens = 0;
+  if (mhk_distill_bytes(&d) <= have)
+    snprintf(text, 160, ", or stages 1 and 2 alone: --tokens %lld,%lld,0 (%s)", (long long)d.stages[0].tokens,
+             (long long)d.stages[1].tokens, cli_bytes(mhk_distill_bytes(&d), &bytes));
+  return text;
 }
 
 int run_check_memory(mhk_context *ctx, const mhk_distill_desc *desc, int force) {
   const double need = mhk_distill_bytes(desc), have = cli_memory_free();
-  char options[256] = "";
+  const mhk_distill_desc whole = mhk_distill_defaults(desc);
+  char options[256] = "", alone[160];
   double less;
   cli_buffer a, b, c;
   if (mhk_failed(ctx)) return cli_context_error(ctx);
@@ -526,12 +555,13 @@ int run_check_memory(mhk_context *ctx, const mhk_distill_desc *desc, int force) 
              have > 0 ? cli_bytes(have, &b) : "an unknown amount");
     return CLI_GO;
   }
-  less = run_smaller(mhk_distill_defaults(desc), have, options, sizeof options);
+  less = run_smaller(whole, have, options, sizeof options);
+  first_stages(&whole, have, alone);
   if (less <= have)
-    return cli_error("%s needs %s of memory, but %s are free: try%s (%s)", desc->out, cli_bytes(need, &a),
-                     cli_bytes(have, &b), options, cli_bytes(less, &c));
-  return cli_error("%s needs %s of memory, but %s are free; with%s it still needs %s", desc->out, cli_bytes(need, &a),
-                   cli_bytes(have, &b), options[0] ? options : " no option", cli_bytes(less, &c));
+    return cli_error("%s needs %s of memory, but %s are free: try%s (%s)%s", desc->out, cli_bytes(need, &a),
+                     cli_bytes(have, &b), options, cli_bytes(less, &c), alone);
+  return cli_error("%s needs %s of memory, but %s are free; with%s it still needs %s%s", desc->out, cli_bytes(need, &a),
+                   cli_bytes(have, &b), options[0] ? options : " no option", cli_bytes(less, &c), alone);
 }
 
 void run_say_stopped(const char *out, cli_json *json) {
