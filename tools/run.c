@@ -483,8 +483,8 @@ run_result run_distill(mhk_context *ctx, const run *r, mhk_trainer **trainer) {
   return result;
 }
 
-/* Changes a run in one way, as far as it must to need no more than `have`; writes the option. Returns
-   0 where that way is not open. */
+/* Changes a run in one way, as far as it must to need no more than `have`; writes the option.
+   Returns 0 where that way is not open. */
 enum { LAYERS, RECOMPUTE, BATCH, MIXERS, LENGTH, WAYS }; /* those first that change the result least */
 static int change(mhk_distill_desc *d, int way, double have, char option[64]) {
   d->update_tokens = 0;
