@@ -92,7 +92,7 @@ static const cli_option options[] = {
     {"seed", "N", CLI_INT, CLI_AT(seed), 1, 2e9, "seed of the weights and of the sequences (default 1)"},
     CLI_THREADS(CLI_AT(threads)),
     {"precision", "f32|bf16", CLI_CHOICE, CLI_AT(precision), 0, 0,
-     "operands of the matrix products in linear layers during training (default f32; see `mohawk distill --help`)"},
+     "operands of the matrix products in linear layers during training (default f32; see `mohawk distill --help all`)"},
     {"recompute", NULL, CLI_FLAG, CLI_AT(recompute), 0, 0,
      "recompute blocks in the backward pass: less memory, a third more time"},
     {"checkpoint-seconds", "N", CLI_REAL, CLI_AT(seconds), 0.01, 1e9,
