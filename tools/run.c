@@ -507,7 +507,7 @@ static int change(mhk_distill_desc *d, int way, double have, char option[64]) {
 double run_smaller(mhk_distill_desc d, double have, char *options, size_t room) {
   const mhk_distill_desc whole = d;
   double need = mhk_distill_bytes(&d), less;
-  int way, other, used[WAYS] = {0};
+  int way, used[WAYS] = {0};
   char option[WAYS][64];
   for (way = 0; way < WAYS && need > have; way++) {
     mhk_distill_desc changed = d;
@@ -516,13 +516,16 @@ double run_smaller(mhk_distill_desc d, double have, char *options, size_t room) 
     d = changed;
     need = less;
   }
-  for (way = 0; way < WAYS && need <= have; way++) { /* what a later way has made needless */
-    mhk_distill_desc without = whole;
-    if (!used[way]) continue;
-    for (other = 0; other < WAYS; other++)
-      if (used[other] && other != way) change(&without, other, have, option[other]);
-    used[way] = (less = mhk_distill_bytes(&without)) > have;
-    if (!used[way]) need = less;
+  for (way = 0; way < LENGTH && need <= have; way++) { /* what a later way has made needless */
+    mhk_distill_desc without = d;
+    if (way == LAYERS) without.layer_by_layer = whole.layer_by_layer;
+    if (way == RECOMPUTE) without.recompute = whole.recompute;
+    if (way == BATCH) without.batch = whole.batch;
+    if (way == MIXERS) without.stages[2].trains = whole.stages[2].trains;
+    if (!used[way] || (less = mhk_distill_bytes(&without)) > have) continue;
+    used[way] = 0;
+    d = without;
+    need = less;
   }
   for (way = 0; way < WAYS; way++)
     if (used[way]) snprintf(options + strlen(options), room - strlen(options), "%s", option[way]);
