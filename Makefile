@@ -107,9 +107,11 @@ $(BUILD)/write_models $(BUILD)/encode: $(BUILD)/%: tests/%.c $(BUILD)/mohawk.o $
 demo: $(BUILD)/mohawk
 	@$(BUILD)/mohawk demo $(if $(TEACHER),--teacher '$(TEACHER)')
 
+# tests of the command line
+SCRIPTS := $(wildcard tests/test_*.sh)
 test:
 	@$(MAKE) --no-print-directory -j$(JOBS) $(PROGRAMS) $(BUILD)/mohawk $(BUILD)/write_models $(BUILD)/encode
-	@PYTHON='$(PYTHON)' sh tests/run.sh $(PROGRAMS) $(sort $(wildcard tests/test_*.sh)) tests/interop.py $(sort $(wildcard tests/test_*.py))
+	@PYTHON='$(PYTHON)' sh tests/run.sh $(PROGRAMS) $(sort $(SCRIPTS)) tests/interop.py $(sort $(wildcard tests/test_*.py))
 
 golden: $(BUILD)/test_golden $(BUILD)/test_golden64
 	@status=0; echo 'float32:'; $(BUILD)/test_golden --report --dir '$(or $(DIR),tests/golden)' || status=1; \
