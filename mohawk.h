@@ -17127,9 +17127,9 @@ static uint16_t mhk__q_group(mhk_dtype dtype, int n, const mhk_real *x, signed c
   const int low = dtype == MHK_Q8 ? -127 : -8, high = dtype == MHK_Q8 ? 127 : 7;
   float extreme = 0, scale;
   uint16_t half;
+  memset(out, 0, (size_t)n);
   for (int i = 0; i < n; i++) {
     if (fabsf((float)x[i]) > fabsf(extreme)) extreme = (float)x[i];
-    out[i] = 0;
     if (!(x[i] - x[i] == 0)) return 0x7C00u;
   }
   scale = fabsf(extreme) / 127.0f;

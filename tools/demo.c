@@ -617,13 +617,13 @@ static int write_run(const demo *d, int number, const char *folder) {
 static int write_results(demo *d) {
   static char folders[DEMO_RUNS][1024];
   const char *paths[DEMO_RUNS], *names[DEMO_RUNS];
-  char student[1024], json[1024], html[1024], note[512];
-  report_about about = {.names = names, .note = note};
+  char student[1024], json[1024], html[1024], svg[1024], note[512];
+  report_about about = {.names = names, .note = note, .svg = svg};
   cli_buffer b, n;
   int i;
   if (out_path(d, student, sizeof student, "student") != CLI_GO ||
       out_path(d, json, sizeof json, "results.json") != CLI_GO ||
-      out_path(d, html, sizeof html, "report.html") != CLI_GO)
+      out_path(d, html, sizeof html, "report.html") != CLI_GO || out_path(d, svg, sizeof svg, "stages.svg") != CLI_GO)
     return CLI_FAILED;
   for (i = 0; i < DEMO_RUNS; i++) {
     paths[i] = folders[i];
@@ -645,8 +645,8 @@ static int write_results(demo *d) {
   if (mhk_save(d->model[STUDENT], student, MHK_F32) != MHK_OK) return cli_context_error(d->ctx);
   if (write_json(d, json) != CLI_GO || report_write(d->ctx, html, DEMO_RUNS, paths, &about) != CLI_GO)
     return CLI_FAILED;
-  printf("saved     %s (safetensors, config.json, tokenizer.json),\n          %s, %s, %s/matrices.svg\n", student, html,
-         json, d->s->out);
+  printf("saved     %s (safetensors, config.json, tokenizer.json),\n          %s, %s, %s, %s/matrices.svg\n", student,
+         html, json, svg, d->s->out);
   if (d->started > 0) printf("took      %s\n", cli_time(cli_clock() - d->started, &b));
   return CLI_GO;
 }

@@ -133,7 +133,9 @@ static void stage_line(FILE *f, const plot *p, const figure_line *l) {
   fputs("</g>", f);
 }
 
-void figure_stages(FILE *f, const figure_line *lines, int n, const double bounds[3], int wide) {
+void figure_stages(FILE *f, const figure_line *lines, int n, const double bounds[3], figure_form form,
+                   const char *colors, const char *marks) {
+  const int wide = form != FIGURE_NARROW;
   const int width = wide ? 760 : 380, height = wide ? 330 : 360;
   plot p = {44, wide ? 520 : 360, 30, wide ? 280 : 250, 0, 1, INFINITY, 0};
   label labels[16];
@@ -151,7 +153,11 @@ void figure_stages(FILE *f, const figure_line *lines, int n, const double bounds
   widen(&p);
   picture_start(f, width, wide ? height : 300 + 17 * n,
                 "KL from the teacher against tokens of training, stage by stage");
-  fprintf(f, " class=\"%s\">", wide ? "wide" : "narrow");
+  if (form == FIGURE_FILE)
+    fprintf(f, " width=\"%d\" height=\"%d\">\n<style>%s%ssvg{color:var(--ink);background:var(--page)}</style>\n", width,
+            height, colors, marks);
+  else
+    fprintf(f, " class=\"%s\">", wide ? "wide" : "narrow");
   bands(f, &p, bounds, wide);
   grid_y(f, &p);
   picture_text(f, (p.left + p.right) / 2, p.bottom + 34, "middle", " class=\"soft\"", "tokens of training");

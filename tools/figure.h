@@ -13,9 +13,13 @@ typedef struct figure_line {
   int n;
 } figure_line;
 
+/* for a page, and one on a telephone; a file of its own */
+typedef enum figure_form { FIGURE_WIDE, FIGURE_NARROW, FIGURE_FILE } figure_form;
+
 /* What each stage bought: KL against tokens, both of the evaluations. bounds: where the stages end;
-   0 at its place: there is none. wide: 0 for a telephone. */
-void figure_stages(FILE *f, const figure_line *lines, int n, const double bounds[3], int wide);
+   0 at its place: there is none. colors, marks: style of a file of its own. */
+void figure_stages(FILE *f, const figure_line *lines, int n, const double bounds[3], figure_form form,
+                   const char *colors, const char *marks);
 
 typedef struct figure_chart {
   const char *title, *y_label;

@@ -12,7 +12,8 @@ enum { COLORS = 8 };
 
 /* ---------------------------------------------------------------- style and script */
 
-static const char style[] =
+/* of page and figures */
+static const char colors[] =
     ":root{color-scheme:light "
     "dark;--ink:#1f2328;--soft:#57606a;--line:#d9dde2;--axis:#8a929b;--page:#fff;--card:#f6f8fa;"
     "--band:#f0f2f5;--k0:#b0440a;--k1:#57606a;--k2:#1a7f4b;--k3:#8546c4;--k4:#0b62c4;--k5:#a3246b;--k6:#7a6200;--k7:#"
@@ -23,13 +24,22 @@ static const char style[] =
     "--k7:#5fd0d8}}\n"
     "@media print{:root{color-scheme:light;--ink:#000;--soft:#444;--line:#ccc;--axis:#777;--page:#fff;--card:#f4f4f4;"
     "--band:#eee;--k0:#b0440a;--k1:#57606a;--k2:#1a7f4b;--k3:#8546c4;--k4:#0b62c4;--k5:#a3246b;--k6:#7a6200;--k7:#"
-    "00727a}}\n"
+    "00727a}}\n";
+static const char marks[] =
+    "svg .soft{fill:var(--soft)}\n"
+    ".line{stroke:var(--line)}.axis{stroke:var(--axis)}.curve{fill:none;stroke:currentColor;stroke-width:2;"
+    "stroke-linejoin:round}.thin{fill:none;stroke:currentColor;stroke-width:.8;opacity:.4}.faint{fill:currentColor;"
+    "opacity:.16}.whisker,.mean{stroke:currentColor;stroke-width:1.5;fill:none}.mean{stroke-width:2.5}.level{"
+    "stroke:var(--axis);stroke-dasharray:2 3}.rate{fill:var(--line)}.band0{fill:var(--band)}.band1{fill:var(--page)}\n"
+    ".k0{color:var(--k0)}.k1{color:var(--k1)}.k2{color:var(--k2)}.k3{color:var(--k3)}.k4{color:var(--k4)}"
+    ".k5{color:var(--k5)}.k6{color:var(--k6)}.k7{color:var(--k7)}g[class^=k]{fill:currentColor}\n";
+static const char style[] =
     "*{box-sizing:border-box}body{margin:0;background:var(--page);color:var(--ink);font:1rem/1.55 "
     "system-ui,sans-serif}\n"
     "main{max-width:66rem;margin:0 auto;padding:1.5rem 1rem 4rem}h1{font-size:1.7rem;line-height:1.2;margin:.5rem 0;"
     "overflow-wrap:anywhere}h2{font-size:1.2rem;margin:2.6rem 0 .4rem}h3{font-size:1rem;margin:1.2rem 0 .3rem}\n"
-    "p{max-width:46rem;margin:.5rem 0}.soft,figcaption{color:var(--soft);font-size:.9rem}svg .soft{fill:var(--soft);"
-    "font-size:inherit}figure{margin:.6rem 0}figcaption{max-width:46rem;margin-top:.4rem}\n"
+    "p{max-width:46rem;margin:.5rem 0}.soft,figcaption{color:var(--soft);font-size:.9rem}svg "
+    ".soft{font-size:inherit}figure{margin:.6rem 0}figcaption{max-width:46rem;margin-top:.4rem}\n"
     ".verdict{font-size:1.12rem}.banner{border:2px solid var(--k4);border-radius:.4rem;padding:.5rem .8rem}\n"
     ".scroll{overflow-x:auto}.scroll:focus-visible,canvas:focus-visible{outline:2px solid "
     "var(--k4);outline-offset:2px}\n"
@@ -47,12 +57,6 @@ static const char style[] =
     "1.2rem;grid-template-columns:repeat(auto-fill,minmax(min(100%,14rem),1fr))}\n"
     "svg{display:block;width:100%;height:auto}.legend{max-width:24rem}.wide{max-width:60rem}.narrow{display:none}"
     ".dots{max-width:36rem}@media(max-width:40rem){.wide{display:none}.narrow{display:block}}\n"
-    ".line{stroke:var(--line)}.axis{stroke:var(--axis)}.curve{fill:none;stroke:currentColor;stroke-width:2;"
-    "stroke-linejoin:round}.thin{fill:none;stroke:currentColor;stroke-width:.8;opacity:.4}.faint{fill:currentColor;"
-    "opacity:.16}.whisker,.mean{stroke:currentColor;stroke-width:1.5;fill:none}.mean{stroke-width:2.5}.level{"
-    "stroke:var(--axis);stroke-dasharray:2 3}.rate{fill:var(--line)}.band0{fill:var(--band)}.band1{fill:var(--page)}\n"
-    ".k0{color:var(--k0)}.k1{color:var(--k1)}.k2{color:var(--k2)}.k3{color:var(--k3)}.k4{color:var(--k4)}"
-    ".k5{color:var(--k5)}.k6{color:var(--k6)}.k7{color:var(--k7)}g[class^=k]{fill:currentColor}\n"
     ".heat{width:auto;border-spacing:0}.heat td{min-width:2.4rem;text-align:center;border:1px solid "
     "var(--page);padding:.3rem "
     ".2rem}.heat .tiny{min-width:.5rem;width:.8rem;height:.8rem;padding:0}.heat th{white-space:nowrap;"
@@ -326,7 +330,8 @@ static void write_head(FILE *f, const report *r) {
   if (r->about.live) fputs("<meta http-equiv=\"refresh\" content=\"10\">\n", f);
   fputs("<title>mohawk report: ", f);
   put(f, r->n ? r->run[0].name : "experiments");
-  fprintf(f, "</title><link rel=\"icon\" href=\"data:,\">\n<style>\n%s</style></head><body><main>\n", style);
+  fprintf(f, "</title><link rel=\"icon\" href=\"data:,\">\n<style>\n%s%s%s</style></head><body><main>\n", colors,
+          style, marks);
 }
 
 static void write_banner(FILE *f, const report_live *live) {
@@ -448,25 +453,44 @@ static int line_of(const report *r, int run, figure_line *l, double *x, double *
   return l->n;
 }
 
-static void write_stages(FILE *f, const report *r) {
-  static double x[REPORT_RUNS][REPORT_MEASURES], y[REPORT_RUNS][REPORT_MEASURES], e[REPORT_RUNS][REPORT_MEASURES];
+/* what the figure shows */
+typedef struct stages {
   figure_line lines[REPORT_RUNS];
-  double bounds[3] = {0, 0, 0};
-  int i, wide, any = 0, alone = 0;
+  double x[REPORT_RUNS][REPORT_MEASURES], y[REPORT_RUNS][REPORT_MEASURES], e[REPORT_RUNS][REPORT_MEASURES], bounds[3];
+  int alone; /* runs measured once */
+} stages;
+
+/* 0: nothing was measured */
+static int find_stages(const report *r, stages *s) {
+  int i, any = 0;
+  memset(s, 0, sizeof *s);
   for (i = 0; i < r->n; i++) {
-    any += line_of(r, i, &lines[i], x[i], y[i], e[i]);
-    alone += lines[i].n == 1;
+    any += line_of(r, i, &s->lines[i], s->x[i], s->y[i], s->e[i]);
+    s->alone += s->lines[i].n == 1;
   }
-  if (any == 0) return;
-  for (i = 0; i < 3; i++) bounds[i] = report_before(&r->run[0], i + 1) + r->run[0].tokens[i];
+  for (i = 0; i < 3 && r->n; i++) s->bounds[i] = report_before(&r->run[0], i + 1) + r->run[0].tokens[i];
+  return any;
+}
+
+int page_figure(FILE *f, const report *r) {
+  static stages s;
+  if (!find_stages(r, &s)) return 0;
+  figure_stages(f, s.lines, r->n, s.bounds, FIGURE_FILE, colors, marks);
+  return 1;
+}
+
+static void write_stages(FILE *f, const report *r) {
+  static stages s;
+  if (!find_stages(r, &s)) return;
   fputs("<section><h2>What each stage bought</h2>\n<figure>", f);
-  for (wide = 1; wide >= 0; wide--) figure_stages(f, lines, r->n, bounds, wide);
+  figure_stages(f, s.lines, r->n, s.bounds, FIGURE_WIDE, NULL, NULL);
+  figure_stages(f, s.lines, r->n, s.bounds, FIGURE_NARROW, NULL, NULL);
   fprintf(
       f,
       "<figcaption>KL divergence from the teacher on held-out text, in nats per token, logarithmic; lines across the "
       "marks: two standard errors over windows of text, each way. Marks are measured, lines between them only join "
       "them.%s%s</figcaption></figure></section>\n",
-      alone ? " A single mark: measured only at the end." : "",
+      s.alone ? " A single mark: measured only at the end." : "",
       r->n > 1 ? " The bands are the stages of the first run." : "");
 }
 

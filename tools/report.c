@@ -307,6 +307,13 @@ int report_write(mhk_context *ctx, const char *path, int n, const char *const *f
     page_write(o.file, r);
     code = cli_output_close(&o);
   }
+  if (code == CLI_GO && r->about.svg) code = cli_output_open(&o, r->about.svg);
+  if (code == CLI_GO && r->about.svg) {
+    const int any = page_figure(o.file, r);
+    code = cli_output_close(&o);
+    if (code == CLI_GO && !any)
+      code = cli_error("%s is empty: no run was measured during training (see mohawk distill --eval)", r->about.svg);
+  }
   for (i = 0; r && i < r->n; i++) free_run(&r->run[i]);
   for (i = 0; r && i < r->n_tables; i++) free(r->table[i].text.text);
   free(r);
@@ -315,7 +322,7 @@ int report_write(mhk_context *ctx, const char *path, int n, const char *const *f
 
 typedef struct settings {
   cli_files folders;
-  const char *out;
+  const char *out, *svg;
 } settings;
 
 static const settings defaults = {.out = "report.html"};
@@ -323,19 +330,23 @@ static const settings defaults = {.out = "report.html"};
 static const cli_option options[] = {
     {NULL, "FOLDER...", CLI_REST, CLI_AT(folders), 1, 0, NULL},
     {"out", "FILE", CLI_TEXT, CLI_AT(out), 0, 0, "the report (default report.html)"},
+    {"svg", "FILE", CLI_TEXT, CLI_AT(svg), 0, 0, "also the figure of what each stage bought, alone"},
 };
 
 static int report_command(mhk_context *ctx, void *user) {
   const settings *s = (const settings *)user;
-  if (report_write(ctx, s->out, s->folders.n, s->folders.path, NULL) != CLI_GO) return CLI_FAILED;
-  printf("saved     %s\n", s->out);
+  report_about about;
+  memset(&about, 0, sizeof about);
+  about.svg = s->svg;
+  if (report_write(ctx, s->out, s->folders.n, s->folders.path, &about) != CLI_GO) return CLI_FAILED;
+  printf("saved     %s%s%s\n", s->out, s->svg ? ", " : "", s->svg ? s->svg : "");
   return CLI_OK;
 }
 
 const cli_command command_report = {
     .name = "report",
     .summary = "write a page about runs: what each stage bought, losses, matrices",
-    .synopsis = "FOLDER... [--out FILE]",
+    .synopsis = "FOLDER... [--out FILE] [--svg FILE]",
     .about =
         "Writes one HTML file about folders that mohawk distill, mohawk train and mohawk ablate wrote, finished or "
         "not: what came out, what each stage bought, losses, relative errors of all heads, mixing matrices, "

@@ -68,6 +68,7 @@ typedef struct report_live {
 typedef struct report_about {
   const char *const *names; /* of the runs */
   const char *note; /* a sentence under the first one */
+  const char *svg; /* a file for the figure of what each stage bought; NULL: none */
   const report_live *live;
 } report_about;
 
@@ -83,6 +84,8 @@ typedef struct report {
 int report_write(mhk_context *ctx, const char *path, int n, const char *const *folders, const report_about *about);
 
 void page_write(FILE *f, const report *r); /* page.c */
+/* The figure of what each stage bought, as a file of its own; 0: nothing was measured. */
+int page_figure(FILE *f, const report *r);
 double report_before(const report_run *r, int stage); /* tokens of the stages before this one */
 /* A string member, malloc'ed; NULL: there is none. */
 char *report_string(foreign_json object, const char *name);
