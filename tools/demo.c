@@ -483,7 +483,7 @@ static int draw(demo *d) {
   int i, code;
   if (T > WATCH_TOKENS) T = WATCH_TOKENS;
   code = median_head(d, tokens, T, &median);
-  if (code == CLI_GO) snprintf(title, sizeof title, "teacher, layer %d, head %d (median)", median.layer, median.head);
+  if (code == CLI_GO) snprintf(title, sizeof title, "teacher, head %d.%d (median)", median.layer, median.head);
   for (i = 0; i < DEMO_PANELS && code == CLI_GO; i++) {
     m[i] = picture_matrices(d->ctx, d->model[sources[i]], d->teacher, median.layer, tokens, T);
     panels[i].title = i ? titles[i] : title;
