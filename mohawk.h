@@ -22755,8 +22755,9 @@ static void mhk__stream_end(mhk_trainer *tr) {
   for (int stage = 1; stage < tr->stage && stage < 3; stage++)
     for (mhk_index i = mhk__stream_files(tr, now); i < mhk__stream_files(tr, stage); i++) {
       mhk__stream_path(tr, stage, 0, i, path);
-      if (!saved && mhk__is_file(path) && mhk_checkpoint(tr) != MHK_OK) return;
-      saved |= mhk__is_file(path);
+      const int there = mhk__is_file(path);
+      if (there && !saved && mhk_checkpoint(tr) != MHK_OK) return;
+      saved |= there;
       mhk__remove(path);
       mhk__remove_temporaries(path);
     }

@@ -22,61 +22,69 @@ static void hex(uint64_t x, char text[17]) {
   text[16] = 0;
 }
 
+/* a hash of what came before and of more */
+static uint64_t chained(uint64_t sum, const void *data, size_t bytes) {
+  const uint64_t sums[2] = {sum, mhk_xxh64(data, bytes)};
+  return mhk_xxh64(sums, sizeof sums);
+}
+
+/* the same with a tensor's name and numbers */
+static uint64_t chained_tensor(uint64_t sum, const mhk_stored *x) {
+  const uint64_t sums[3] = {sum, mhk_xxh64(x->name, strlen(x->name)), mhk_xxh64(x->data, x->bytes)};
+  return mhk_xxh64(sums, sizeof sums);
+}
+
 /* ---------------------------------------------------------------- what it is for */
 
 /* A hash of all weights, as they are stored. */
 static uint64_t weights_hash(const mhk_model *m) {
-  uint64_t sums[2] = {0, 0};
+  uint64_t sum = 0;
   int i;
   for (i = 0; i < mhk_model_count(m); i++) {
     const mhk_tensor *x = mhk_model_at(m, i);
-    sums[1] = mhk_xxh64(x->data, (size_t)x->count * mhk_dtype_bytes(x->dtype));
-    sums[0] = mhk_xxh64(sums, sizeof sums);
+    sum = chained(sum, x->data, (size_t)x->count * mhk_dtype_bytes(x->dtype));
   }
-  return sums[0];
+  return sum;
 }
 
-/* One thing that a recording and a run must have in common, as text. */
-typedef struct fact {
-  const char *name, *what; /* what: as messages call it */
-  char value[64];
-} fact;
+/* What a recording and a run must have in common, as text: names in recording.json, and what
+   messages call it. */
 enum {
   TEACHER, TEXT, TOKENS, SEED, WINDOWS, BATCH, LENGTH, UPDATE, LAYERS, WIDTH, VOCABULARY, TOP, OWN, PRECISION, TYPE,
-  KEPT, FACTS
+  KEPT
 };
+static const char *const facts[RECORDING_FACTS][2] = {
+    {"teacher_xxh64", "teacher weights with XXH64"},
+    {"text_xxh64", "--text whose tokens have XXH64"},
+    {"text_tokens", "--text with as many tokens as"},
+    {"seed", "--seed"},
+    {"windows", "--placement"},
+    {"batch", "--batch"},
+    {"length", "--length"},
+    {"update_tokens", "--update-tokens"},
+    {"layers", "a teacher with as many layers as"},
+    {"d_model", "a teacher of d_model"},
+    {"vocabulary", "a vocabulary of"},
+    {"top", "--top"},
+    {"own_stream", "hidden states in stage 3 (--own-stream):"},
+    {"precision", "--precision"},
+    {"teacher_type", "--teacher-type"},
+    {"keep_attention", "--keep-attention"}};
 
 /* Both sides of the comparison: what is not known stays empty. */
-static void take_facts(const recording_use *u, fact f[FACTS]) {
-  static const char *const names[FACTS][2] = {{"teacher_xxh64", "teacher weights with XXH64"},
-                                              {"text_xxh64", "--text whose tokens have XXH64"},
-                                              {"text_tokens", "--text with as many tokens as"},
-                                              {"seed", "--seed"},
-                                              {"windows", "--placement"},
-                                              {"batch", "--batch"},
-                                              {"length", "--length"},
-                                              {"update_tokens", "--update-tokens"},
-                                              {"layers", "a teacher with as many layers as"},
-                                              {"d_model", "a teacher of d_model"},
-                                              {"vocabulary", "a vocabulary of"},
-                                              {"top", "--top"},
-                                              {"own_stream", "hidden states in stage 3 (--own-stream):"},
-                                              {"precision", "--precision"},
-                                              {"teacher_type", "--teacher-type"},
-                                              {"keep_attention", "--keep-attention"}};
+static void take_facts(const recording_use *u, char f[RECORDING_FACTS][64]) {
   const mhk_distill_desc *d = u->desc;
   const mhk_config *c = mhk_model_config(u->teacher ? u->teacher : d->teacher ? d->teacher : d->student);
   const int32_t *tokens;
   const mhk_index n = mhk_corpus_tokens(d->corpus, &tokens);
   int i, n_kept = 0;
-  memset(f, 0, FACTS * sizeof *f);
-  for (i = 0; i < FACTS; i++) f[i].name = names[i][0], f[i].what = names[i][1];
-  if (u->teacher) hex(weights_hash(u->teacher), f[TEACHER].value);
-  hex(mhk_xxh64(tokens, (size_t)n * sizeof *tokens), f[TEXT].value);
-#define PUT(at, x) snprintf(f[at].value, sizeof f[at].value, "%lld", (long long)(x))
+  memset(f, 0, RECORDING_FACTS * sizeof *f);
+  if (u->teacher) hex(weights_hash(u->teacher), f[TEACHER]);
+  hex(mhk_xxh64(tokens, (size_t)n * sizeof *tokens), f[TEXT]);
+#define PUT(at, x) snprintf(f[at], sizeof f[at], "%lld", (long long)(x))
   PUT(TOKENS, n);
   PUT(SEED, d->seed);
-  snprintf(f[WINDOWS].value, sizeof f[WINDOWS].value, "%s", d->windows == MHK_WINDOWS_PACKED ? "packed" : "random");
+  snprintf(f[WINDOWS], sizeof f[WINDOWS], "%s", d->windows == MHK_WINDOWS_PACKED ? "packed" : "random");
   PUT(BATCH, d->batch);
   PUT(LENGTH, d->length);
   PUT(UPDATE, d->update_tokens);
@@ -84,13 +92,13 @@ static void take_facts(const recording_use *u, fact f[FACTS]) {
   PUT(WIDTH, c->d_model);
   PUT(VOCABULARY, c->vocab_size);
   if (u->top) PUT(TOP, u->top);
-  snprintf(f[OWN].value, sizeof f[OWN].value, "%s", d->stages[2].own_stream > 0 ? "yes" : "no");
+  snprintf(f[OWN], sizeof f[OWN], "%s", d->stages[2].own_stream > 0 ? "yes" : "no");
 #undef PUT
-  snprintf(f[PRECISION].value, sizeof f[PRECISION].value, "%s", d->precision == MHK_PRECISION_BF16 ? "bf16" : "f32");
-  snprintf(f[TYPE].value, sizeof f[TYPE].value, "%s", d->teacher_type ? mhk_dtype_name(d->teacher_type) : "stored");
-  snprintf(f[KEPT].value, sizeof f[KEPT].value, "none");
+  snprintf(f[PRECISION], sizeof f[PRECISION], "%s", d->precision == MHK_PRECISION_BF16 ? "bf16" : "f32");
+  snprintf(f[TYPE], sizeof f[TYPE], "%s", d->teacher_type ? mhk_dtype_name(d->teacher_type) : "stored");
+  snprintf(f[KEPT], sizeof f[KEPT], "none");
   for (i = 0; i < d->student_desc.n_keep_attention && n_kept < 56; i++)
-    n_kept += snprintf(f[KEPT].value + n_kept, 60 - (size_t)n_kept, "%s%d", i ? "," : "",
+    n_kept += snprintf(f[KEPT] + n_kept, 60 - (size_t)n_kept, "%s%d", i ? "," : "",
                        d->student_desc.keep_attention[i]);
 }
 
@@ -100,7 +108,7 @@ static double stage_tokens(const mhk_distill_desc *d, int i) {
 }
 
 /* recording.json. finished: with what the logits leave out. */
-static int write_facts(const recording *r, const fact f[FACTS], const recording_use *u, int finished) {
+static int write_facts(const recording *r, const recording_use *u, int finished) {
   char path[1024];
   cli_output o;
   cli_json j;
@@ -112,7 +120,7 @@ static int write_facts(const recording *r, const fact f[FACTS], const recording_
   json_text(&j, "format", FORMAT);
   json_text(&j, "mohawk", mhk_version());
   json_text(&j, "id", r->id);
-  for (i = 0; i < FACTS; i++) json_text(&j, f[i].name, f[i].value);
+  for (i = 0; i < RECORDING_FACTS; i++) json_text(&j, facts[i][0], r->fact[i]);
   json_open(&j, "tokens", '[');
   for (i = 0; i < 3; i++) json_count(&j, NULL, stage_tokens(u->desc, i));
   json_close(&j);
@@ -133,7 +141,7 @@ static const char *member(foreign_json object, const char *name, char text[64]) 
 
 /* Reads recording.json and holds it against a use. reading: a run may see less than was recorded,
    and what decides how outputs were computed is the recording's. */
-static int check_facts(recording *r, const fact f[FACTS], const recording_use *u, int reading) {
+static int check_facts(recording *r, const recording_use *u, int reading) {
   char path[1024], text[64];
   foreign_json found, list, value;
   int i;
@@ -142,14 +150,14 @@ static int check_facts(recording *r, const fact f[FACTS], const recording_use *u
   if (strcmp(member(found, "format", text), FORMAT) != 0)
     return cli_error("%s is no recording that this version reads: its format is \"%s\", not \"" FORMAT "\"", path,
                      text);
-  for (i = 0; i < FACTS; i++) {
-    const char *was = member(found, f[i].name, text);
-    if (!f[i].value[0]) continue;
+  for (i = 0; i < RECORDING_FACTS; i++) {
+    const char *was = member(found, facts[i][0], text);
+    if (!r->fact[i][0]) continue;
     if (reading && (i == PRECISION || i == TYPE || i == KEPT)) continue;
     if (reading && i == OWN && (u->desc->stages[2].tokens == 0 || strcmp(was, "yes") == 0)) continue;
-    if (strcmp(was, f[i].value) != 0)
-      return cli_error("%s was recorded with %s %s, but this run has %s%s", r->folder, f[i].what, was[0] ? was : "?",
-                       f[i].value, i == OWN ? ": give --own-stream 0, or record without it" : "");
+    if (strcmp(was, r->fact[i]) != 0)
+      return cli_error("%s was recorded with %s %s, but this run has %s%s", r->folder, facts[i][1], was[0] ? was : "?",
+                       r->fact[i], i == OWN ? ": give --own-stream 0, or record without it" : "");
   }
   if (!foreign_json_find(found, "tokens", &list) || *list.at != '[') return cli_error("%s names no tokens", path);
   list.at++;
@@ -185,43 +193,31 @@ static int start(recording *r, mhk_context *ctx, const char *folder, const recor
   r->folder = folder;
   r->top = u->top;
   r->vocabulary = c->vocab_size;
+  take_facts(u, r->fact);
   return CLI_GO;
 }
 
 int recording_create(recording *r, mhk_context *ctx, const char *folder, const recording_use *u) {
-  fact f[FACTS];
   char path[1024];
-  uint64_t sums[2] = {0, 0};
+  uint64_t sum = 0;
   int i;
   if (start(r, ctx, folder, u) != CLI_GO) return CLI_FAILED;
-  take_facts(u, f);
-  for (i = 0; i < FACTS; i++) {
-    sums[1] = mhk_xxh64(f[i].value, strlen(f[i].value));
-    sums[0] = mhk_xxh64(sums, sizeof sums);
-  }
+  for (i = 0; i < RECORDING_FACTS; i++) sum = chained(sum, r->fact[i], strlen(r->fact[i]));
   for (i = 0; i < 3; i++) {
     const double n = stage_tokens(u->desc, i);
-    sums[1] = mhk_xxh64(&n, sizeof n);
-    sums[0] = mhk_xxh64(sums, sizeof sums);
+    sum = chained(sum, &n, sizeof n);
   }
-  hex(sums[0], r->id);
+  hex(sum, r->id);
   if (cli_make_folders(folder) != CLI_GO || cli_join(path, sizeof path, folder, "recording.json") != CLI_GO)
     return CLI_FAILED;
-  if (cli_exists(path)) return check_facts(r, f, u, 0);
-  return write_facts(r, f, u, 0);
+  if (cli_exists(path)) return check_facts(r, u, 0);
+  return write_facts(r, u, 0);
 }
 
-int recording_finish(recording *r, const recording_use *u) {
-  fact f[FACTS];
-  take_facts(u, f);
-  return write_facts(r, f, u, 1);
-}
+int recording_finish(recording *r, const recording_use *u) { return write_facts(r, u, 1); }
 
 int recording_open(recording *r, mhk_context *ctx, const char *folder, const recording_use *u) {
-  fact f[FACTS];
-  if (start(r, ctx, folder, u) != CLI_GO) return CLI_FAILED;
-  take_facts(u, f);
-  return check_facts(r, f, u, 1);
+  return start(r, ctx, folder, u) == CLI_GO ? check_facts(r, u, 1) : CLI_FAILED;
 }
 
 void recording_close(recording *r) {
@@ -255,15 +251,10 @@ static const char *batch_path(recording *r, const mhk_output *o) {
 
 /* over names and data of all tensors, sorted by name */
 static uint64_t checksum(const mhk_file *f) {
-  uint64_t sums[3] = {0, 0, 0};
+  uint64_t sum = 0;
   int i;
-  for (i = 0; i < mhk_file_count(f); i++) {
-    const mhk_stored *x = mhk_file_at(f, i);
-    sums[1] = mhk_xxh64(x->name, strlen(x->name));
-    sums[2] = mhk_xxh64(x->data, x->bytes);
-    sums[0] = mhk_xxh64(sums, sizeof sums);
-  }
-  return sums[0];
+  for (i = 0; i < mhk_file_count(f); i++) sum = chained_tensor(sum, mhk_file_at(f, i));
+  return sum;
 }
 
 static int fail(recording *r, const char *why) {
@@ -410,9 +401,9 @@ static int by_part(const void *a, const void *b) {
 
 static int write_batch(recording *r, const mhk_output *o, double left_out) {
   mhk_stored list[3 * MHK_MAX_LAYERS + 8];
-  char sum[17], mass[32];
-  const char *metadata[6] = {"mohawk.recording", r->id, "checksum", sum, "mass_left_out", mass};
-  uint64_t sums[3] = {0, 0, 0};
+  char text[17], mass[32];
+  const char *metadata[6] = {"mohawk.recording", r->id, "checksum", text, "mass_left_out", mass};
+  uint64_t sum = 0;
   int i;
   for (i = 0; i < r->n_parts; i++) {
     list[i] = r->parts[i].stored;
@@ -420,12 +411,8 @@ static int write_batch(recording *r, const mhk_output *o, double left_out) {
     list[i].data = r->parts[i].data;
   }
   qsort(list, (size_t)r->n_parts, sizeof *list, by_part);
-  for (i = 0; i < r->n_parts; i++) {
-    sums[1] = mhk_xxh64(list[i].name, strlen(list[i].name));
-    sums[2] = mhk_xxh64(list[i].data, list[i].bytes);
-    sums[0] = mhk_xxh64(sums, sizeof sums);
-  }
-  hex(sums[0], sum);
+  for (i = 0; i < r->n_parts; i++) sum = chained_tensor(sum, &list[i]);
+  hex(sum, text);
   snprintf(mass, sizeof mass, "%.17g", left_out);
   return mhk_file_write(r->ctx, batch_path(r, o), r->n_parts, list, 3, metadata) == MHK_OK ? 0 : -1;
 }

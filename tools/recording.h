@@ -10,9 +10,12 @@
 
 #include "cli.h"
 
+enum { RECORDING_FACTS = 16 };
+
 typedef struct recording {
   mhk_context *ctx;
   const char *folder;
+  char fact[RECORDING_FACTS][64]; /* what it is recorded for, or what a run has */
   char id[17];       /* of what it was recorded for */
   int top;           /* logits of each token; as many as the vocabulary: all of them */
   int vocabulary;
